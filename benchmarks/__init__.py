@@ -1,0 +1,1 @@
+"""How fast Trapgate is, beside what else could do the work: `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""Trapgate: a virtual-machine environment with control over every fault."""

@@ -1,0 +1,40 @@
+"""What a profile's processor has beyond what Intel ships; for software that wants to ask."""
+
+from dataclasses import dataclass
+
+from trapgate.errors import ExtensionError
+from trapgate.rules import SCHEMES
+from trapgate.sdm.fields import EXTENSION_FIELDS, RESERVED_FIELDS, Field
+from trapgate.vmcsfile import PROFILES, Profile
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a profile's processor has beyond what Intel ships.
+
+    `fields` are the extension fields that may be set; `schemes` the names of the
+    control-transfer rules that can be selected (`rules.SCHEMES`).
+    """
+
+    profile: Profile
+    fields: frozenset[Field]
+    schemes: tuple[str, ...]
+
+    def has(self, extension: Field | str) -> bool:
+        """Whether an extension field, or a scheme by its name, may be used."""
+        if isinstance(extension, Field):
+            return extension in self.fields
+        return extension in self.schemes or extension in {field.name for field in self.fields}
+
+
+def capabilities(profile: Profile) -> Capabilities:
+    """The extensions that `profile` has.
+
+    Raises:
+        ExtensionError: there is no such profile.
+    """
+    if profile == "vt-x":
+        return Capabilities(profile, frozenset(), ("figure-3",))
+    if profile == "seed":
+        return Capabilities(profile, EXTENSION_FIELDS - RESERVED_FIELDS, tuple(SCHEMES))
+    raise ExtensionError(f"{profile!r} is no profile; use one of {', '.join(PROFILES)}")

@@ -1,0 +1,109 @@
+"""Where Unicorn 2.1.4 keeps the state of an x86 processor.
+
+The offsets are into its CPU state, of which a saved context holds a plain copy.
+`trapgate.engine.calibration` proves each of them on the running library before
+anything relies on them.
+"""
+
+REGS = 0
+EIP = 128
+EFLAGS = 136
+CC_SRC = 152
+CC_OP = 168
+DF = 172
+HFLAGS = 176
+HFLAGS2 = 180
+SEGMENTS = 184
+"""ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR: selector, base, limit, flags each."""
+SEGMENT_SIZE = 24
+SELECTOR = 0
+BASE = 8
+LIMIT = 16
+FLAGS = 20
+CR0 = 424
+CR2 = CR0 + 16
+CR3 = CR0 + 24
+CR4 = CR0 + 32
+CR8 = CR0 + 64
+EFER = 592
+SYSENTER_CS = 4800
+SYSENTER_ESP = 4808
+SYSENTER_EIP = 4816
+STAR = 4824
+LSTAR = 4840
+CSTAR = 4848
+FMASK = 4856
+KERNEL_GS_BASE = 4864
+TSC_AUX = 4896
+PAT = 5280
+MACHINE = 5360
+"""A cell of the engine that only KVM uses: the address of the machine's cells."""
+ERROR_CODE = 5384
+EXCEPTION_IS_INT = 5388
+DR0 = 5400
+DR6 = DR0 + 48
+DR7 = DR0 + 56
+OLD_EXCEPTION = DR0 + 96
+VM_VMCB = DR0 + 104
+INTERCEPT = DR0 + 120
+INTERCEPT_CR_READ = DR0 + 128
+INTERCEPT_CR_WRITE = DR0 + 130
+INTERCEPT_DR_READ = DR0 + 132
+INTERCEPT_DR_WRITE = DR0 + 134
+INTERCEPT_EXCEPTIONS = DR0 + 136
+CONTEXT_SIZE = 5568
+CPU_SIZE = 35408
+"""From the CPU to its x86 state (native path only)."""
+FEATURES = 5632
+"""Beyond the saved context: CPUID feature words, 64 bits each (1.EDX, 1.ECX, 7.EBX, ...)."""
+
+CC_OP_EFLAGS = 1
+
+# Bits of hflags, which select the code that the translator makes.
+HF_INHIBIT_IRQ = 1 << 3
+HF_CS32 = 1 << 4
+HF_SS32 = 1 << 5
+HF_ADDSEG = 1 << 6
+HF_PE = 1 << 7
+HF_LMA = 1 << 14
+HF_CS64 = 1 << 15
+HF_GUEST = 1 << 21
+HF_OSFXSR = 1 << 22
+HF_SMAP = 1 << 23
+HF_IOBPT = 1 << 24
+HF_KEPT = 7 << 24
+"""I/O breakpoints and MPX: the engine's own business."""
+
+# Exception numbers of the execution loop.
+EXCP_INTERRUPT = 0x10000
+EXCP_VMEXIT = 0x100
+
+# The scratch page that interception writes fault addresses to, and its MSR bitmap.
+VMCB = 0xF_FFFF_0000_0000 >> 4
+VMCB_PAGES = 8
+VMCB_EXIT_INFO_2 = 0x80
+VMCB_MSRPM_BASE = 0x48
+
+# Codes of intercepted events, as EXCP_VMEXIT + code (AMD64 Manual, volume 2, "SVM Intercept Codes").
+SVM_READ_CR = 0x00
+SVM_WRITE_CR = 0x10
+SVM_READ_DR = 0x20
+SVM_WRITE_DR = 0x30
+SVM_EXCEPTION = 0x40
+SVM_IDTR_READ = 0x66
+SVM_RDTSC = 0x6E
+SVM_RDPMC = 0x6F
+SVM_CPUID = 0x72
+SVM_IRET = 0x74
+SVM_SOFTWARE_INTERRUPT = 0x75
+SVM_INVD = 0x76
+SVM_PAUSE = 0x77
+SVM_HLT = 0x78
+SVM_INVLPG = 0x79
+SVM_IO = 0x7B
+SVM_MSR = 0x7C
+SVM_SHUTDOWN = 0x7F
+SVM_ICEBP = 0x88
+SVM_WBINVD = 0x89
+SVM_MONITOR = 0x8A
+SVM_MWAIT = 0x8B

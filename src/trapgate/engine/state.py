@@ -1,0 +1,303 @@
+"""Copying the state of the guest between the engine and a VMCS, as VM entries and exits do.
+
+Compiled only. `env` is the address of the engine's CPU state: the live one on the
+native path, the copy inside a saved context on the portable one.
+"""
+
+from numba import carray
+
+from trapgate.core import Cells
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.engine.compiled import jit
+from trapgate.engine.raw import call, peek16, peek32, peek64, pointer, poke16, poke32, poke64
+from trapgate.sdm import cells as f
+from trapgate.sdm import registers as reg
+
+_CC = 0x8D5
+_DF = 0x400
+_UNUSABLE = 0x10000
+_BLOCKED = 3
+"""Blocking by STI and by MOV SS: the engine has one flag for both."""
+
+_R_OF_MSR = (
+    (reg.STAR, at.STAR),
+    (reg.LSTAR, at.LSTAR),
+    (reg.CSTAR, at.CSTAR),
+    (reg.FMASK, at.FMASK),
+    (reg.KERNEL_GS_BASE, at.KERNEL_GS_BASE),
+    (reg.TSC_AUX, at.TSC_AUX),
+    (reg.CR8, at.CR8),
+)
+
+
+@jit
+def v_of(m: Cells) -> Cells:
+    return carray(pointer(m[mc.V]), m[mc.V_CELLS])
+
+
+@jit
+def r_of(m: Cells) -> Cells:
+    return carray(pointer(m[mc.R]), m[mc.R_CELLS])
+
+
+@jit
+def mem_of(m: Cells) -> Cells:
+    return carray(pointer(m[mc.MEM]), m[mc.MEM_CELLS])
+
+
+@jit
+def rows_of(m: Cells) -> Cells:
+    return carray(pointer(m[mc.ROWS]), (m[mc.ROWS_CAPACITY], 20))
+
+
+@jit
+def head_of(m: Cells) -> Cells:
+    return carray(pointer(m[mc.HEAD]), m[mc.HEAD_CELLS])
+
+
+@jit
+def rflags_of(m: Cells, env: int) -> int:
+    """RFLAGS, the lazily evaluated bits included."""
+    flags = peek64(env + at.EFLAGS) & ~(_CC | _DF)
+    op = peek32(env + at.CC_OP)
+    if op == at.CC_OP_EFLAGS:
+        flags |= peek64(env + at.CC_SRC) & _CC
+    elif m[mc.NATIVE] != 0:
+        flags |= call(m[mc.CC_COMPUTE_ALL], (env, op)) & _CC
+    return flags | (peek32(env + at.DF) & _DF) | 2
+
+
+@jit
+def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
+    """Save the guest's state from `env` into the VMCS `v` and the register file `r`."""
+    for n in range(16):
+        r[n] = peek64(env + at.REGS + 8 * n)
+    v[f.GUEST_RSP] = r[reg.RSP]
+    v[f.GUEST_RIP] = peek64(env + at.EIP)
+    v[f.GUEST_RFLAGS] = rflags_of(m, env)
+    for n in range(8):
+        segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
+        v[f.GUEST_ES_SELECTOR + n] = peek16(segment + at.SELECTOR)
+        v[f.GUEST_ES_BASE + n] = peek64(segment + at.BASE)
+        v[f.GUEST_ES_LIMIT + n] = peek32(segment + at.LIMIT)
+        rights = (peek32(segment + at.FLAGS) >> 8) & 0xF0FF
+        if rights & 0x80 == 0:
+            rights |= _UNUSABLE
+        v[f.GUEST_ES_ACCESS_RIGHTS + n] = rights
+    # The engine knows only available TSSs: the busy bit lives in memory.
+    v[f.GUEST_TR_ACCESS_RIGHTS] |= 2
+    # The engine keeps CPL in SS's DPL only where the guest loaded SS itself.
+    cpl = peek32(env + at.HFLAGS) & 3
+    v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~0x60) | cpl << 5
+    gdt = env + at.SEGMENTS + at.SEGMENT_SIZE * 8
+    v[f.GUEST_GDTR_BASE] = peek64(gdt + at.BASE)
+    v[f.GUEST_GDTR_LIMIT] = peek32(gdt + at.LIMIT)
+    v[f.GUEST_IDTR_BASE] = peek64(gdt + at.SEGMENT_SIZE + at.BASE)
+    v[f.GUEST_IDTR_LIMIT] = peek32(gdt + at.SEGMENT_SIZE + at.LIMIT)
+    v[f.GUEST_CR0] = peek64(env + at.CR0)
+    v[f.GUEST_CR3] = peek64(env + at.CR3)
+    v[f.GUEST_CR4] = peek64(env + at.CR4)
+    v[f.GUEST_IA32_EFER] = peek64(env + at.EFER)
+    v[f.GUEST_IA32_SYSENTER_CS] = peek32(env + at.SYSENTER_CS)
+    v[f.GUEST_IA32_SYSENTER_ESP] = peek64(env + at.SYSENTER_ESP)
+    v[f.GUEST_IA32_SYSENTER_EIP] = peek64(env + at.SYSENTER_EIP)
+    v[f.GUEST_IA32_PAT] = peek64(env + at.PAT)
+    if peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
+        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~_BLOCKED
+    elif v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED == 0:
+        v[f.GUEST_INTERRUPTIBILITY_STATE] |= 1
+    r[reg.CR2] = peek64(env + at.CR2)
+    for n in range(4):
+        r[reg.DR0 + n] = peek64(env + at.DR0 + 8 * n)
+    r[reg.STAR] = peek64(env + at.STAR)
+    r[reg.LSTAR] = peek64(env + at.LSTAR)
+    r[reg.CSTAR] = peek64(env + at.CSTAR)
+    r[reg.FMASK] = peek64(env + at.FMASK)
+    r[reg.KERNEL_GS_BASE] = peek64(env + at.KERNEL_GS_BASE)
+    r[reg.TSC_AUX] = peek64(env + at.TSC_AUX)
+    r[reg.CR8] = peek64(env + at.CR8)
+
+
+@jit
+def hflags_of(v: Cells, old: int) -> int:
+    """The translator's flags for the state in `v`; `old` gives the bits that are not state."""
+    cr0 = v[f.GUEST_CR0]
+    cr4 = v[f.GUEST_CR4]
+    rflags = v[f.GUEST_RFLAGS]
+    cs = v[f.GUEST_CS_ACCESS_RIGHTS]
+    ss = v[f.GUEST_SS_ACCESS_RIGHTS]
+    flags = (old & at.HF_KEPT) | at.HF_GUEST
+    flags |= (cr0 & 0xE) << 8
+    if cr4 & 1 << 9:
+        flags |= at.HF_OSFXSR
+    if cr4 & 1 << 21:
+        flags |= at.HF_SMAP
+    if v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED:
+        flags |= at.HF_INHIBIT_IRQ
+    if cr0 & 1 == 0:
+        return flags | at.HF_ADDSEG
+    flags |= at.HF_PE
+    if rflags & 1 << 17:
+        return flags | 3 | at.HF_ADDSEG
+    flags |= (ss >> 5) & 3
+    lma = v[f.GUEST_IA32_EFER] & 1 << 10
+    if lma:
+        flags |= at.HF_LMA
+        if cs & 1 << 13:
+            return flags | at.HF_CS32 | at.HF_SS32 | at.HF_CS64
+    if cs & 1 << 14:
+        flags |= at.HF_CS32
+    if ss & 1 << 14:
+        flags |= at.HF_SS32
+    bases = v[f.GUEST_DS_BASE] | v[f.GUEST_ES_BASE] | v[f.GUEST_SS_BASE]
+    if cs & 1 << 14 == 0 or bases != 0:
+        flags |= at.HF_ADDSEG
+    return flags
+
+
+@jit
+def load_debug_registers(m: Cells, env: int, v: Cells, r: Cells) -> None:
+    """DR0-DR3, and of DR7 what the engine can do: breakpoints on execution.
+
+    Guests never see the engine's DR6 and DR7; its DR6 only collects new causes.
+    """
+    old = peek64(env + at.DR7)
+    new = 0x400
+    for n in range(4):
+        if (v[f.GUEST_DR7] >> (16 + 4 * n)) & 3 == 0:
+            new |= v[f.GUEST_DR7] & (3 << (2 * n))
+    moved = 0
+    for n in range(4):
+        moved |= peek64(env + at.DR0 + 8 * n) ^ r[reg.DR0 + n]
+    if m[mc.NATIVE] != 0 and ((moved | (old ^ new)) != 0) and (old | new) & 0xFF:
+        # The old breakpoints go out under the addresses that they were put in with.
+        call(m[mc.UPDATE_DR7], (env, 0x400))
+        for n in range(4):
+            poke64(env + at.DR0 + 8 * n, r[reg.DR0 + n])
+        call(m[mc.UPDATE_DR7], (env, new))
+    else:
+        for n in range(4):
+            poke64(env + at.DR0 + 8 * n, r[reg.DR0 + n])
+        poke64(env + at.DR7, new)
+    poke64(env + at.DR6, 0xFFFF0FF0)
+
+
+@jit
+def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
+    """Load the guest's state from `v` and `r` into `env`; flush what became stale."""
+    stale = (
+        ((peek64(env + at.CR0) ^ v[f.GUEST_CR0]) & 0x80010001)
+        | (peek64(env + at.CR3) ^ v[f.GUEST_CR3])
+        | ((peek64(env + at.CR4) ^ v[f.GUEST_CR4]) & 0x7210B0)
+        | ((peek64(env + at.EFER) ^ v[f.GUEST_IA32_EFER]) & 0xD00)
+    )
+    r[reg.RSP] = v[f.GUEST_RSP]
+    for n in range(16):
+        poke64(env + at.REGS + 8 * n, r[n])
+    poke64(env + at.EIP, v[f.GUEST_RIP])
+    rflags = v[f.GUEST_RFLAGS]
+    poke64(env + at.EFLAGS, rflags & ~(_CC | _DF))
+    poke64(env + at.CC_SRC, rflags & _CC)
+    poke32(env + at.CC_OP, at.CC_OP_EFLAGS)
+    poke32(env + at.DF, 1 - 2 * ((rflags >> 10) & 1))
+    for n in range(8):
+        segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
+        poke32(segment + at.SELECTOR, v[f.GUEST_ES_SELECTOR + n])
+        poke64(segment + at.BASE, v[f.GUEST_ES_BASE + n])
+        limit = v[f.GUEST_ES_LIMIT + n]
+        poke32(segment + at.LIMIT, limit)
+        rights = v[f.GUEST_ES_ACCESS_RIGHTS + n]
+        if rights & _UNUSABLE:
+            rights &= ~0x80
+        if n == 6 and rights & 0x80 == 0:
+            poke32(segment + at.LIMIT, 0)
+        if n == 7:
+            # Anything but an available TSS that is present makes the engine abort().
+            rights = (rights & ~2) | 0x80
+        high = (v[f.GUEST_ES_BASE + n] & 0xFF000000) | ((v[f.GUEST_ES_BASE + n] >> 16) & 0xFF)
+        poke32(segment + at.FLAGS, (rights & 0xF0FF) << 8 | (limit & 0xF0000) | high)
+    gdt = env + at.SEGMENTS + at.SEGMENT_SIZE * 8
+    poke64(gdt + at.BASE, v[f.GUEST_GDTR_BASE])
+    poke32(gdt + at.LIMIT, v[f.GUEST_GDTR_LIMIT])
+    poke64(gdt + at.SEGMENT_SIZE + at.BASE, v[f.GUEST_IDTR_BASE])
+    poke32(gdt + at.SEGMENT_SIZE + at.LIMIT, v[f.GUEST_IDTR_LIMIT])
+    poke64(env + at.CR0, v[f.GUEST_CR0])
+    poke64(env + at.CR2, r[reg.CR2])
+    poke64(env + at.CR3, v[f.GUEST_CR3])
+    poke64(env + at.CR4, v[f.GUEST_CR4])
+    poke64(env + at.CR8, r[reg.CR8])
+    poke64(env + at.EFER, v[f.GUEST_IA32_EFER])
+    poke32(env + at.SYSENTER_CS, v[f.GUEST_IA32_SYSENTER_CS])
+    poke64(env + at.SYSENTER_ESP, v[f.GUEST_IA32_SYSENTER_ESP])
+    poke64(env + at.SYSENTER_EIP, v[f.GUEST_IA32_SYSENTER_EIP])
+    poke64(env + at.PAT, v[f.GUEST_IA32_PAT])
+    poke64(env + at.STAR, r[reg.STAR])
+    poke64(env + at.LSTAR, r[reg.LSTAR])
+    poke64(env + at.CSTAR, r[reg.CSTAR])
+    poke64(env + at.FMASK, r[reg.FMASK])
+    poke64(env + at.KERNEL_GS_BASE, r[reg.KERNEL_GS_BASE])
+    poke64(env + at.TSC_AUX, r[reg.TSC_AUX])
+    poke32(env + at.HFLAGS, hflags_of(v, peek32(env + at.HFLAGS)))
+    poke32(env + at.OLD_EXCEPTION, -1)
+    poke32(env + at.EXCEPTION_IS_INT, 0)
+    load_debug_registers(m, env, v, r)
+    if stale:
+        m[mc.FLUSHES] += 1
+        if m[mc.NATIVE] != 0:
+            call(m[mc.TLB_FLUSH], (m[mc.CPU],))
+
+
+@jit
+def arm(m: Cells, env: int, v: Cells) -> None:
+    """Tell the engine what to intercept, from the controls in `v`."""
+    primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+    secondary = v[f.SECONDARY_PROCESSOR_BASED_CONTROLS]
+    # Always: SHUTDOWN(1F) HLT(18) CPUID(12) SWINT(15) RDTSC(E) INVD(16) MSR(1C) ICEBP(28h-> 64-bit word)
+    words = (
+        1 << (0x78 - 0x60)
+        | 1 << (0x72 - 0x60)
+        | 1 << (0x75 - 0x60)
+        | 1 << (0x6E - 0x60)
+        | 1 << (0x76 - 0x60)
+        | 1 << (0x7C - 0x60)
+        | 1 << (0x7F - 0x60)
+        | 1 << (0x88 - 0x60)
+        | 1 << (0x8A - 0x60)
+        | 1 << (0x8B - 0x60)
+        | 1 << (0x8C - 0x60)
+        | 1 << (0x89 - 0x60)
+        | 1 << (0x6F - 0x60)
+    )
+    if primary & 1 << 9:
+        words |= 1 << (0x79 - 0x60)
+    if primary & 1 << 30:
+        words |= 1 << (0x77 - 0x60)
+    if v[f.GUEST_INTERRUPTIBILITY_STATE] & 8:
+        words |= 1 << (0x74 - 0x60)
+    if secondary & 1 << 2:
+        # Descriptor-table exiting: reads and writes of IDTR, GDTR, LDTR, TR.
+        words |= 0xFF << (0x66 - 0x60)
+    poke64(env + at.INTERCEPT, words)
+    read = 0
+    write = 1 | 1 << 4
+    if v[f.CR0_GUEST_HOST_MASK]:
+        read |= 1
+    if v[f.CR4_GUEST_HOST_MASK]:
+        read |= 1 << 4
+    if primary & 1 << 15:
+        write |= 1 << 3
+    if primary & 1 << 16:
+        read |= 1 << 3
+    if primary & 1 << 19:
+        write |= 1 << 8
+    if primary & 1 << 20:
+        read |= 1 << 8
+    poke16(env + at.INTERCEPT_CR_READ, read)
+    poke16(env + at.INTERCEPT_CR_WRITE, write)
+    # DR6 always, for the engine's own collects causes; DR7 because of GD.
+    debug = 0xFF if primary & 1 << 23 or v[f.GUEST_DR7] & 1 << 13 else 0xF0
+    poke16(env + at.INTERCEPT_DR_READ, debug)
+    poke16(env + at.INTERCEPT_DR_WRITE, debug)
+    poke32(env + at.INTERCEPT_EXCEPTIONS, -1)
+    poke64(env + at.VM_VMCB, at.VMCB)

@@ -1,0 +1,272 @@
+"""One Unicorn instance as an engine: memory, state, running until something needs Python."""
+
+import ctypes
+import mmap
+from typing import Any
+
+import numpy as np
+import unicorn
+from numba import carray
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const
+from unicorn.unicorn_py3.unicorn import uclib
+
+from trapgate.core import Cells
+from trapgate.engine import hooks, native
+from trapgate.engine import react
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.engine.compiled import compiled, jit
+from trapgate.engine.raw import call, peek64, pointer, poke64
+from trapgate.engine.state import arm, head_of, load, mem_of, r_of, rows_of, save, v_of
+from trapgate.errors import EngineError
+from trapgate.sdm import cells as f
+from trapgate.sdm import registers
+
+_CODE_BUFFER = 64 << 20
+"""The translation buffer, in bytes: the default lets memory grow past a gigabyte."""
+_PAGE = 4096
+_EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
+
+_enter = compiled("enter")
+
+
+@jit
+def go(machine: int, emu_start: int) -> int:
+    """Run the guest whose state lies in the VMCS until the engine stops; the engine's error."""
+    m = carray(pointer(machine), mc.CELLS)
+    v = v_of(m)
+    r = r_of(m)
+    env = m[mc.ENV]
+    m[mc.STOP] = mc.RUNNING
+    load(m, env, v, r)
+    # Between runs the engine keeps all flags in one word, and takes them apart itself.
+    poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
+    arm(m, env, v)
+    react.state_end(m)
+    error = call(emu_start, (m[mc.UC], peek64(env + at.EIP), 0, 0, 0))
+    if m[mc.STOP] >= mc.TIMER or m[mc.STOP] == mc.RUNNING:
+        save(m, react.state_begin(m), v, r)
+    return error
+
+
+@jit
+def enter_and_go(machine: int, emu_start: int) -> int:
+    """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
+    m = carray(pointer(machine), mc.CELLS)
+    head = head_of(m)
+    head[2] = m[mc.TIME]
+    outcome = _enter(v_of(m), r_of(m), mem_of(m), rows_of(m), head)
+    if outcome != 0:
+        m[mc.STOP] = mc.EXITED
+        m[mc.STOP_CODE] = outcome
+        return -1
+    return go(machine, emu_start)
+
+
+@jit
+def flush(machine: int) -> int:
+    """Flush the engine's TLB; 0."""
+    m = carray(pointer(machine), mc.CELLS)
+    return call(m[mc.TLB_FLUSH], (m[mc.CPU],))
+
+
+@jit
+def invalidate_code(machine: int, start: int, end: int) -> int:
+    """Drop what was translated from physical [start, end); 0."""
+    m = carray(pointer(machine), mc.CELLS)
+    pages = carray(pointer(m[mc.PAGES]), m[mc.MEM_CELLS] >> 9)
+    for page in range(start >> 12, min((end + 0xFFF) >> 12, len(pages))):
+        if pages[page] & 1:
+            call(m[mc.TB_INVALIDATE], (m[mc.UC], page << 12, (page + 1) << 12))
+    return 0
+
+
+def _address(array: Cells) -> int:
+    return int(array.ctypes.data)
+
+
+class UnicornEngine:
+    """A processor core with `memory_bytes` of RAM from physical address 0.
+
+    `native` asks for the live CPU state (Linux x86-64 wheel only). Arrays handed in
+    through `attach` are used in place, so their owner keeps them alive.
+    Raises EngineError where Unicorn is not the version that was calibrated.
+    """
+
+    def __init__(self, memory_bytes: int, *, native_path: bool) -> None:
+        self.uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+        self.uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_NEHALEM)
+        self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
+        self.uc.ctl_exits_enabled(True)
+        self.uc.ctl_set_exits([])
+        self.cells: Cells = np.zeros(mc.CELLS, np.int64)
+        self._machine = _address(self.cells)
+        self._keep: list[object] = []
+        self._map_memory(memory_bytes)
+        self._emu_start = self._symbol("uc_emu_start")
+        c = self.cells
+        c[mc.UC] = self.uc._uch.value
+        c[mc.EMU_STOP] = self._symbol("uc_emu_stop")
+        c[mc.REG_READ] = self._symbol("uc_reg_read")
+        c[mc.REG_WRITE] = self._symbol("uc_reg_write")
+        c[mc.CONTEXT_SAVE] = self._symbol("uc_context_save")
+        c[mc.CONTEXT_RESTORE] = self._symbol("uc_context_restore")
+        blocks = np.zeros(2 * mc.BLOCK_SLOTS, np.int64)
+        pages = np.zeros(memory_bytes // _PAGE, np.int64)
+        self._keep += [blocks, pages]
+        c[mc.BLOCKS] = _address(blocks)
+        c[mc.PAGES] = _address(pages)
+        if native_path:
+            self._open_insides()
+        self._add_hooks()
+
+    def _map_memory(self, size: int) -> None:
+        if size <= 0 or size % _PAGE:
+            raise EngineError(f"memory of {size} bytes is not a multiple of {_PAGE}")
+        self._ram = mmap.mmap(-1, size)
+        self.memory: Cells = np.frombuffer(self._ram, np.int64)
+        self.uc.mem_map_ptr(0, size, uc_const.UC_PROT_ALL, _address(self.memory))
+        scratch = mmap.mmap(-1, at.VMCB_PAGES * _PAGE)
+        self.scratch: Cells = np.frombuffer(scratch, np.int64)
+        self._keep.append(scratch)
+        self.uc.mem_map_ptr(
+            at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
+        )
+        top = at.VMCB + at.VMCB_PAGES * _PAGE
+        for start, end in ((size, at.VMCB), (top, 1 << 52)):
+            self._check(
+                uclib.uc_mmio_map(
+                    self.uc._uch,
+                    ctypes.c_uint64(start),
+                    ctypes.c_size_t(end - start),
+                    ctypes.c_void_p(hooks.on_absent_read.address),
+                    None,
+                    ctypes.c_void_p(hooks.on_absent_write.address),
+                    None,
+                )
+            )
+        c = self.cells
+        c[mc.MEM] = _address(self.memory)
+        c[mc.MEM_CELLS] = size // 8
+        c[mc.SCRATCH] = _address(self.scratch)
+        # Every MSR is intercepted: its bitmap, in the scratch pages, is all ones.
+        self.scratch[512:] = -1
+        self.scratch[at.VMCB_MSRPM_BASE // 8] = at.VMCB + _PAGE
+
+    def _open_insides(self) -> None:
+        inside = native.find(self.uc)
+        c = self.cells
+        c[mc.NATIVE] = 1
+        c[mc.CPU] = inside.cpu
+        c[mc.ENV] = inside.env
+        c[mc.EXCEPTION_INDEX] = inside.exception_index
+        for cell, name in (
+            (mc.CC_COMPUTE_ALL, "cpu_cc_compute_all"),
+            (mc.CPU_LOOP_EXIT, "cpu_loop_exit"),
+            (mc.CPU_LOOP_EXIT_RESTORE, "cpu_loop_exit_restore"),
+            (mc.CPU_RESTORE_STATE, "cpu_restore_state"),
+            (mc.UPDATE_DR7, "cpu_x86_update_dr7"),
+            (mc.TB_INVALIDATE, "tb_invalidate_phys_range"),
+            (mc.TLB_FLUSH, "tlb_flush"),
+            (mc.TLB_SET_PAGE, "tlb_set_page"),
+        ):
+            c[cell] = inside.symbols[name]
+        ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
+        ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
+
+    def _add_hooks(self) -> None:
+        self._hook(uc_const.UC_HOOK_INTR, hooks.on_interrupt)
+        self._hook(uc_const.UC_HOOK_BLOCK, hooks.on_block)
+        self._hook(uc_const.UC_HOOK_EDGE_GENERATED, hooks.on_new_block)
+        for instruction, hook in (
+            (x86_const.UC_X86_INS_IN, hooks.on_in),
+            (x86_const.UC_X86_INS_OUT, hooks.on_out),
+            (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
+            (x86_const.UC_X86_INS_SYSENTER, hooks.on_sysenter),
+        ):
+            self._hook(uc_const.UC_HOOK_INSN, hook, instruction)
+
+    def _hook(self, kind: int, function: Any, *instruction: int) -> None:
+        handle = ctypes.c_size_t()
+        self._check(
+            uclib.uc_hook_add(
+                self.uc._uch,
+                ctypes.byref(handle),
+                kind,
+                ctypes.c_void_p(function.address),
+                ctypes.c_void_p(self._machine),
+                ctypes.c_uint64(1),
+                ctypes.c_uint64(0),
+                *(ctypes.c_int(number) for number in instruction),
+            )
+        )
+
+    @staticmethod
+    def _symbol(name: str) -> int:
+        address = ctypes.cast(getattr(uclib, name), ctypes.c_void_p).value
+        assert address is not None
+        return address
+
+    @staticmethod
+    def _check(error: int) -> None:
+        if error != uc_const.UC_ERR_OK:
+            raise EngineError(f"Unicorn: {unicorn.UcError(error)}")
+
+    def attach(self, v: Cells, r: Cells, rows: Cells, head: Cells) -> None:
+        """Let `v` be the current VMCS, `r` the register file, `rows` and `head` the journal."""
+        self._arrays = (v, r, rows, head)
+        c = self.cells
+        for (where, cells), array in zip(
+            ((mc.V, mc.V_CELLS), (mc.R, mc.R_CELLS), (mc.ROWS, None), (mc.HEAD, mc.HEAD_CELLS)),
+            self._arrays,
+            strict=True,
+        ):
+            c[where] = _address(array)
+            if cells is not None:
+                c[cells] = len(array)
+        c[mc.ROWS_CAPACITY] = len(rows)
+        assert len(r) == len(registers.NAMES)
+
+    def enter_and_go(self) -> int:
+        """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
+        return int(enter_and_go(self._machine, self._emu_start))
+
+    def go(self) -> int:
+        """Go on with the guest after an assist."""
+        return int(go(self._machine, self._emu_start))
+
+    def forget_code(self, start: int, size: int) -> None:
+        """Drop translations of the code in [start, start + size) after a store from outside."""
+        if size <= 0:
+            return
+        if self.cells[mc.NATIVE]:
+            invalidate_code(self._machine, start, start + size)
+        else:
+            self.uc.ctl_flush_tb()
+
+    def flush_translations(self) -> None:
+        """Forget cached translations of linear addresses, as a VM entry without VPID does."""
+        if self.cells[mc.NATIVE]:
+            flush(self._machine)
+        else:
+            self.uc.ctl_flush_tlb()
+
+    def explain_break(self) -> None:
+        """Raise EngineError about an engine that stopped for no reason that it should."""
+        code = int(self.cells[mc.STOP_CODE])
+        raise EngineError(f"the engine stopped by itself (last event {code:#x}); report this guest")
+
+
+def open_engine(memory_bytes: int, kind: str) -> UnicornEngine:
+    """An engine of `kind` "native", "portable" or "auto" (native where it checks out)."""
+    if kind not in ("native", "portable", "auto"):
+        raise EngineError(f"no engine {kind!r}; ask for native, portable or auto")
+    if kind == "portable":
+        return UnicornEngine(memory_bytes, native_path=False)
+    try:
+        return UnicornEngine(memory_bytes, native_path=True)
+    except EngineError:
+        if kind == "native":
+            raise
+        return UnicornEngine(memory_bytes, native_path=False)

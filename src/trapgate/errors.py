@@ -1,0 +1,60 @@
+"""Trapgate's exceptions: misuse by a caller, or a broken engine. A guest's fault is a value.
+
+Each says in one line what is wrong, where, and how to mend it.
+"""
+
+
+class TrapgateError(Exception):
+    """Something was asked that cannot be done, or an engine is broken.
+
+    Never a guest's doing: a guest's fault is a value. Each subclass says what caused it and
+    what to do, in one line.
+    """
+
+
+class EngineError(TrapgateError):
+    """The execution engine failed or is not what was measured; use `engine="portable"`."""
+
+
+class VmcsError(TrapgateError):
+    """Something is wrong with a VMCS; the subclasses say what.
+
+    `field` is the name concerned, `path` the file it was read from; both may be empty.
+    """
+
+    def __init__(self, problem: str, field: str = "", path: str = "") -> None:
+        """`problem` is what is wrong and what to do about it, on one line."""
+        self.problem = " ".join(problem.split())
+        self.field = field
+        self.path = path
+        super().__init__(self.problem, field, path)
+
+    def __str__(self) -> str:
+        """File, field and problem on one line."""
+        return ": ".join(part for part in (self.path, self.field, self.problem) if part)
+
+
+class UnknownFieldError(VmcsError, KeyError):
+    """No VMCS field (or control, or exception) has this name or encoding; mend the name."""
+
+    __str__ = VmcsError.__str__
+
+
+class FieldValueError(VmcsError, ValueError):
+    """The value does not fit the field or its type; give an unsigned integer of its width."""
+
+
+class ReadOnlyFieldError(VmcsError):
+    """The field holds VM-exit information, which only the processor writes; don't set it."""
+
+
+class ExtensionError(VmcsError):
+    """The field is an extension and the profile has none; use the profile "seed"."""
+
+
+class NotImplementedFieldError(VmcsError):
+    """The field is reserved for what this version does not carry out; leave it 0."""
+
+
+class VmcsFileError(VmcsError):
+    """The VMCS file cannot be read or is not what a VMCS file looks like; mend the file."""

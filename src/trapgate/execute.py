@@ -1,0 +1,330 @@
+"""Sensitive instructions: decoding, permission, interception, effect, in that order.
+
+The engine stops before each of these; what they do is decided here (`intercepts`) and
+done here (`effects`), so that every engine does the same. Forms with a memory operand,
+which are rare, are left to `instructions`, which has a whole decoder.
+"""
+
+from trapgate.core import Cells, core
+from trapgate.effects import (
+    clear_task_switched,
+    halt,
+    in_64_bit_mode,
+    load_machine_status,
+    read_cr,
+    read_dr,
+    read_msr,
+    time_stamp,
+    write_cr,
+    write_dr,
+    write_msr,
+)
+from trapgate.intercepts import (
+    EXITED,
+    GO_ON,
+    RAISE_GP,
+    RAISE_UD,
+    intercept_clts,
+    intercept_cpuid,
+    intercept_hlt,
+    intercept_invd,
+    intercept_io,
+    intercept_lmsw,
+    intercept_monitor,
+    intercept_mov_dr,
+    intercept_mov_from_cr,
+    intercept_mov_to_cr,
+    intercept_mwait,
+    intercept_pause,
+    intercept_rdmsr,
+    intercept_rdpmc,
+    intercept_rdtsc,
+    intercept_rdtscp,
+    intercept_vmx,
+    intercept_wbinvd,
+    intercept_wrmsr,
+    intercept_xsetbv,
+    io_permission,
+    privilege_level,
+)
+from trapgate.sdm.cells import (
+    GUEST_CS_ACCESS_RIGHTS,
+    GUEST_INTERRUPTIBILITY_STATE,
+    GUEST_RFLAGS,
+    GUEST_RIP,
+    GUEST_RSP,
+)
+from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
+from trapgate.sdm.state import AR_DB, RFLAGS_RF
+
+UNKNOWN = 6
+"""Not one of the forms that are known here; nothing has changed."""
+HALTED = 7
+"""HLT was carried out; RIP is past it."""
+
+_LOW = 0xFFFFFFFF
+_NOTHING_TO_SAY = 0
+
+
+@core
+def prefix_length(word: int, long: bool) -> int:
+    """How many prefix bytes (REX included if `long`) start the code in `word`."""
+    n = 0
+    while n < 6:
+        byte = (word >> (8 * n)) & 0xFF
+        legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
+        if not (legacy or (long and byte & 0xF0 == 0x40)):
+            break
+        n += 1
+    return n
+
+
+@core
+def advance(v: Cells, length: int) -> None:
+    """Move RIP past an instruction of `length` bytes; RF and the shadow of STI or MOV SS end."""
+    rip = v[GUEST_RIP] + length
+    if not in_64_bit_mode(v):
+        rip = rip & (_LOW if v[GUEST_CS_ACCESS_RIGHTS] & AR_DB else 0xFFFF)
+    v[GUEST_RIP] = rip
+    v[GUEST_RFLAGS] = v[GUEST_RFLAGS] & ~RFLAGS_RF
+    v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~3
+
+
+@core
+def general(v: Cells, r: Cells, number: int) -> int:
+    """The general register of that encoding."""
+    return int(v[GUEST_RSP]) if number == RSP else int(r[number])
+
+
+@core
+def set_general(v: Cells, r: Cells, number: int, value: int) -> None:
+    """Write the general register of that encoding, all 64 bits."""
+    if number == RSP:
+        v[GUEST_RSP] = value
+    r[number] = value
+
+
+@core
+def set_pair(r: Cells, value: int) -> None:
+    """EDX:EAX, zero-extended, as RDMSR and RDTSC give 64 bits."""
+    r[RAX] = value & _LOW
+    r[RDX] = (value >> 32) & _LOW
+
+
+@core
+def execute(v: Cells, r: Cells, mem: Cells, word: int, time: int) -> int:
+    """Carry out the sensitive instruction whose first eight bytes are `word`, at GUEST_RIP.
+
+    `time` is the virtual clock. Answers GO_ON (done, RIP is past it), EXITED, HALTED,
+    RAISE_* of `intercepts` (RIP still at it), or UNKNOWN.
+    """
+    long = in_64_bit_mode(v)
+    start = prefix_length(word, long)
+    rex = (word >> (8 * (start - 1))) & 0xFF if start > 0 and long else 0
+    if rex & 0xF0 != 0x40:
+        rex = 0
+    opcode = (word >> (8 * start)) & 0xFF
+    second = (word >> (8 * start + 8)) & 0xFF
+    third = (word >> (8 * start + 16)) & 0xFF
+    if opcode == 0x0F:
+        return execute_two_byte(v, r, mem, time, long, rex, start, second, third, word)
+    if opcode == 0xF4:
+        outcome = intercept_hlt(v, start + 1)
+        if outcome == GO_ON:
+            advance(v, start + 1)
+            halt(v)
+            return HALTED
+        return outcome
+    if opcode == 0x90:
+        outcome = intercept_pause(v, start + 1)
+        if outcome == GO_ON:
+            advance(v, start + 1)
+        return outcome
+    if opcode & 0xF4 == 0xE4:
+        return execute_io(v, r, mem, word, start, opcode, second)
+    return UNKNOWN
+
+
+@core
+def execute_io(
+    v: Cells, r: Cells, mem: Cells, word: int, start: int, opcode: int, second: int
+) -> int:
+    """IN and OUT (E4H-E7H, ECH-EFH); a port that nobody intercepts has nothing behind it."""
+    immediate = 0 if opcode & 8 else 1
+    length = start + 1 + immediate
+    port = second if immediate else r[RDX] & 0xFFFF
+    small = v[GUEST_CS_ACCESS_RIGHTS] & AR_DB == 0 and not in_64_bit_mode(v)
+    for n in range(start):
+        if (word >> (8 * n)) & 0xFF == 0x66:
+            small = not small
+    size = 1
+    if opcode & 1:
+        size = 2 if small else 4
+    outcome, _, _ = io_permission(v, mem, port, size)
+    if outcome != GO_ON:
+        return outcome
+    is_in = 0 if opcode & 2 else 1
+    outcome = intercept_io(v, mem, port, size, is_in, 0, 0, immediate, length)
+    if outcome == GO_ON:
+        if is_in:
+            if size == 4:
+                r[RAX] = _LOW
+            else:
+                r[RAX] = r[RAX] | (0xFF if size == 1 else 0xFFFF)
+        advance(v, length)
+    return outcome
+
+
+@core
+def execute_two_byte(
+    v: Cells,
+    r: Cells,
+    mem: Cells,
+    time: int,
+    long: bool,
+    rex: int,
+    start: int,
+    second: int,
+    third: int,
+    word: int,
+) -> int:
+    """The opcodes behind 0FH."""
+    length = start + 2
+    outcome = UNKNOWN
+    value = 0
+    if second == 0xA2:
+        return intercept_cpuid(v, length)
+    if second == 0x01 and third >= 0xC0:
+        return execute_group_7(v, r, time, long, start, third)
+    if second in (0x20, 0x22):
+        return execute_mov_cr(v, r, long, rex, start, second, third, word)
+    if second in (0x21, 0x23):
+        return execute_mov_dr(v, r, long, rex, start, second, third)
+    if second == 0x31:
+        outcome = intercept_rdtsc(v, length)
+        if outcome == GO_ON:
+            set_pair(r, time_stamp(v, time))
+    elif second == 0x32:
+        outcome = intercept_rdmsr(v, mem, r[RCX] & _LOW, length)
+        if outcome == GO_ON:
+            outcome, value = read_msr(v, r, r[RCX] & _LOW, time)
+            if outcome == GO_ON:
+                set_pair(r, value)
+    elif second == 0x30:
+        outcome = intercept_wrmsr(v, mem, r[RCX] & _LOW, length)
+        if outcome == GO_ON:
+            value = (r[RDX] & _LOW) << 32 | (r[RAX] & _LOW)
+            outcome = write_msr(v, r, r[RCX] & _LOW, value)
+    elif second == 0x06:
+        outcome = intercept_clts(v, length)
+        if outcome == GO_ON:
+            clear_task_switched(v)
+    elif second == 0x08:
+        outcome = intercept_invd(v, length)
+    elif second == 0x09:
+        outcome = intercept_wbinvd(v, length)
+    elif second == 0x33:
+        outcome = intercept_rdpmc(v, length)
+    elif second == 0x0B:
+        return RAISE_UD
+    if outcome == GO_ON:
+        advance(v, length)
+    return outcome
+
+
+@core
+def execute_group_7(v: Cells, r: Cells, time: int, long: bool, start: int, third: int) -> int:
+    """0FH 01H with a register form: VMX, MONITOR, XSETBV, RDTSCP, CLAC, LMSW."""
+    length = start + 3
+    outcome = UNKNOWN
+    if third == 0xC1:
+        return intercept_vmx(v, 18, _NOTHING_TO_SAY, 0, length)
+    if third == 0xC2:
+        return intercept_vmx(v, 20, _NOTHING_TO_SAY, 0, length)
+    if third == 0xC3:
+        return intercept_vmx(v, 24, _NOTHING_TO_SAY, 0, length)
+    if third == 0xC4:
+        return intercept_vmx(v, 26, _NOTHING_TO_SAY, 0, length)
+    if third == 0xC8:
+        outcome = intercept_monitor(v, length)
+    elif third == 0xC9:
+        outcome = intercept_mwait(v, 0, length)
+    elif third in (0xCA, 0xCB):
+        # CLAC and STAC, which the engine's processor model may not have.
+        if privilege_level(v) != 0:
+            return RAISE_UD
+        flags = v[GUEST_RFLAGS] & ~(1 << 18)
+        v[GUEST_RFLAGS] = flags | ((third & 1) << 18)
+        outcome = GO_ON
+    elif third == 0xD1:
+        outcome = intercept_xsetbv(v, length)
+    elif third == 0xF9:
+        outcome = intercept_rdtscp(v, length)
+        if outcome == GO_ON:
+            set_pair(r, time_stamp(v, time))
+            r[RCX] = r[TSC_AUX] & _LOW
+    elif 0xF0 <= third <= 0xF7:
+        source = general(v, r, third & 7) & 0xFFFF
+        outcome = intercept_lmsw(v, source, 0, 0, length)
+        if outcome == GO_ON:
+            load_machine_status(v, source)
+    if outcome == GO_ON:
+        advance(v, length)
+    return outcome
+
+
+@core
+def execute_mov_cr(
+    v: Cells, r: Cells, long: bool, rex: int, start: int, second: int, third: int, word: int
+) -> int:
+    """MOV to and from control registers; LOCK makes CR0 mean CR8."""
+    length = start + 3
+    number = ((third >> 3) & 7) | (rex & 4) << 1
+    register = (third & 7) | (rex & 1) << 3
+    for n in range(start):
+        if (word >> (8 * n)) & 0xFF == 0xF0:
+            return RAISE_UD
+    if second == 0x22:
+        value = general(v, r, register)
+        if not long:
+            value = value & _LOW
+        outcome = intercept_mov_to_cr(v, number, register, value, length)
+        if outcome == GO_ON:
+            if number == 3:
+                # Bit 63 asks to keep translations (PCIDs); it is not part of CR3.
+                value = value & 0x7FFFFFFFFFFFFFFF
+            outcome = write_cr(v, r, number, value)
+    else:
+        outcome = intercept_mov_from_cr(v, number, register, length)
+        if outcome == GO_ON:
+            value = read_cr(v, r, number)
+            set_general(v, r, register, value if long else value & _LOW)
+    if outcome == GO_ON:
+        advance(v, length)
+    return outcome
+
+
+@core
+def execute_mov_dr(
+    v: Cells, r: Cells, long: bool, rex: int, start: int, second: int, third: int
+) -> int:
+    """MOV to and from debug registers."""
+    length = start + 3
+    number = ((third >> 3) & 7) | (rex & 4) << 1
+    register = (third & 7) | (rex & 1) << 3
+    outcome = intercept_mov_dr(v, number, 1 - ((second >> 1) & 1), register, length)
+    if outcome != GO_ON:
+        return outcome
+    if second == 0x23:
+        value = general(v, r, register)
+        outcome = write_dr(v, r, number, value if long else value & _LOW)
+    else:
+        outcome, value = read_dr(v, r, number)
+        if outcome == GO_ON:
+            set_general(v, r, register, value if long else value & _LOW)
+    if outcome == GO_ON:
+        advance(v, length)
+    return outcome
+
+
+__all__ = ["EXITED", "GO_ON", "HALTED", "RAISE_GP", "UNKNOWN", "advance", "execute"]

@@ -1,0 +1,63 @@
+"""The guest that comes with the package: a small 32-bit kernel that lives on page faults.
+
+Its source is in `guests/` of the repository, `guests/README.md` says what it does, and a
+test rebuilds it and compares bytes. It is a multiboot 1 ELF for 1 MiB and wants 8 MiB of
+memory, a 16550 at 3F8H, and, unless its command line has `timer=off`, PICs and a PIT.
+"""
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+__all__ = ["EXIT_PORT", "IMAGE_PATH", "WORKLOADS", "Workload", "command_line", "image"]
+
+IMAGE_PATH: Final = Path(__file__).with_name("guest.elf")
+"""Where the built image is."""
+
+EXIT_PORT: Final = 0xF4
+"""I/O port to which the guest writes one byte to leave: 0 success, 1 a workload failed or
+the command line was wrong, 2 panic."""
+
+SCALE_LIMIT: Final = 10_000
+
+
+class Workload(NamedTuple):
+    """One of the guest's workloads: its name on the command line, and what it does."""
+
+    name: str
+    summary: str
+
+
+WORKLOADS: Final = (
+    Workload("demand", "demand paging: fault in, use and unmap 4 MiB, again and again"),
+    Workload("fork", "copy-on-write fork: two children at a time write to shared pages"),
+    Workload("storm", "map and unmap small regions all over 256 MiB"),
+    Workload("protect", "a garbage collector's write barrier: protect all, unprotect on fault"),
+    Workload("aging", "a clock that clears accessed and dirty bits behind a working set"),
+    Workload("swap", "swap-out by age to a disk in memory, swap-in on fault"),
+    Workload("faults", "each exception from ring 3 and ring 0, checked by its handler"),
+)
+"""The workloads in the order in which the guest runs them, whatever the order asked for."""
+
+
+def image() -> bytes:
+    """The built image: a multiboot 1 ELF, 32-bit, linked and loaded at 1 MiB."""
+    return IMAGE_PATH.read_bytes()
+
+
+def command_line(*workloads: str, scale: int = 1, timer: bool = True) -> str:
+    """The kernel command line that runs these workloads, all of them if none is named.
+
+    `scale` multiplies the rounds of each workload. Without `timer` the guest leaves the
+    PIT alone and masks all interrupts; what it prints of its workloads stays the same.
+
+    Raises:
+        ValueError: a name that is no workload, or a scale outside 1 to 10,000.
+    """
+    names = [workload.name for workload in WORKLOADS]
+    for name in workloads:
+        if name not in names:
+            raise ValueError(f"unknown workload {name!r}: choose from {', '.join(names)}")
+    if not 1 <= scale <= SCALE_LIMIT:
+        raise ValueError(f"scale {scale} is out of range: choose from 1 to {SCALE_LIMIT}")
+    words = [f"workload={','.join(workloads or ['all'])}", f"scale={scale}"]
+    return " ".join(words if timer else [*words, "timer=off"])

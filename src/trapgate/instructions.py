@@ -1,0 +1,274 @@
+"""Instructions that the compiled core leaves to Python: those with a memory operand.
+
+They are rare, so a whole decoder (iced-x86) reads them; what they do is `intercepts`'
+and `effects`' business, as for the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import iced_x86 as iced
+from iced_x86 import Mnemonic, OpKind, Register
+
+from trapgate import intercepts as ix
+from trapgate.core import Cells
+from trapgate.effects import in_64_bit_mode, load_machine_status, read_cr
+from trapgate.engine.compiled import compiled
+from trapgate.execute import advance
+from trapgate.memory import load8, store8
+from trapgate.sdm import cells as f
+from trapgate.sdm import registers
+
+if TYPE_CHECKING:
+    from trapgate.processor import Processor
+
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_SEGMENTS = {
+    Register.ES: 0,
+    Register.CS: 1,
+    Register.SS: 2,
+    Register.DS: 3,
+    Register.FS: 4,
+    Register.GS: 5,
+}
+_VMX_REASONS = {
+    Mnemonic.VMCLEAR: 19,
+    Mnemonic.VMPTRLD: 21,
+    Mnemonic.VMPTRST: 22,
+    Mnemonic.VMREAD: 23,
+    Mnemonic.VMWRITE: 25,
+    Mnemonic.VMXON: 27,
+    Mnemonic.INVEPT: 50,
+    Mnemonic.INVVPID: 53,
+}
+_STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
+_OUT_STRINGS = {Mnemonic.OUTSB, Mnemonic.OUTSW, Mnemonic.OUTSD}
+_WIDTH = {
+    Mnemonic.INSB: 1,
+    Mnemonic.INSW: 2,
+    Mnemonic.INSD: 4,
+    Mnemonic.OUTSB: 1,
+    Mnemonic.OUTSW: 2,
+    Mnemonic.OUTSD: 4,
+}
+
+
+class _PageFault(Exception):
+    """A memory operand could not be reached: error code and linear address."""
+
+    def __init__(self, error_code: int, address: int) -> None:
+        super().__init__()
+        self.error_code = error_code
+        self.address = address
+
+
+class Operand:
+    """The guest as an instruction's operands see it."""
+
+    def __init__(self, processor: Processor, v: Cells) -> None:
+        self.v = v
+        self.r = processor.registers.cells
+        self.mem = processor.memory.cells
+        self.long = in_64_bit_mode(v)
+        self.bits = 64 if self.long else 32 if v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 14 else 16
+
+    def physical(self, linear: int, access: int) -> int:
+        """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
+        v = self.v
+        user = 1 if ix.privilege_level(v) == 3 else 0
+        signed = linear - (1 << 64) if linear >> 63 else linear
+        physical, code, _, _ = _walk(
+            v[f.GUEST_CR0],
+            v[f.GUEST_CR3],
+            v[f.GUEST_CR4],
+            v[f.GUEST_IA32_EFER],
+            v[f.GUEST_RFLAGS],
+            self.mem,
+            signed,
+            access,
+            user,
+        )
+        if code >= 0:
+            raise _PageFault(int(code), signed)
+        return int(physical)
+
+    def read(self, linear: int, size: int, access: int = 0) -> int:
+        """`size` bytes at a linear address."""
+        value = 0
+        for n in range(size):
+            at = self.physical(self.wrap(linear + n), access)
+            value |= int(load8(self.mem, at)) << (8 * n)
+        return value
+
+    def write(self, linear: int, size: int, value: int) -> None:
+        """Store `size` bytes at a linear address."""
+        places = [self.physical(self.wrap(linear + n), 1) for n in range(size)]
+        for n, at in enumerate(places):
+            store8(self.mem, at, value >> (8 * n) & 0xFF)
+
+    def wrap(self, linear: int) -> int:
+        """A linear address as wide as the mode makes it."""
+        return linear & (_MASK if self.long else 0xFFFF_FFFF)
+
+    def decode(self) -> iced.Instruction:
+        """The instruction at RIP."""
+        rip = int(self.v[f.GUEST_RIP])
+        base = 0 if self.long else int(self.v[f.GUEST_CS_BASE])
+        code = bytearray()
+        for n in range(15):
+            try:
+                code.append(self.read(self.wrap(base + rip + n), 1, 2))
+            except _PageFault:
+                break
+        return iced.Decoder(self.bits, bytes(code), ip=rip & _MASK).decode()
+
+    def register(self, register: int) -> int:
+        """A general register, whatever its width."""
+        if register == Register.NONE:
+            return 0
+        if register in (Register.RIP, Register.EIP):
+            return 0
+        info = iced.RegisterInfo(register)
+        number = info.full_register - Register.RAX
+        value = self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number]
+        return int(value) & ((1 << (8 * info.size)) - 1)
+
+    def set_register(self, register: int, value: int) -> None:
+        """Write a general register; 32-bit writes clear the upper half."""
+        info = iced.RegisterInfo(register)
+        number = info.full_register - Register.RAX
+        kept = 0
+        if info.size < 4:
+            old = int(self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number])
+            kept = old & ~((1 << (8 * info.size)) - 1)
+        new = (kept | value & ((1 << (8 * info.size)) - 1)) & _MASK
+        new -= (new >> 63) << 64
+        if number == registers.RSP:
+            self.v[f.GUEST_RSP] = new
+        self.r[number] = new
+
+    def linear(self, instruction: iced.Instruction) -> int:
+        """The linear address of the memory operand."""
+        width = (1 << (8 * _address_size(instruction, self.bits))) - 1
+        offset = (
+            self.register(instruction.memory_base)
+            + self.register(instruction.memory_index) * instruction.memory_index_scale
+            + instruction.memory_displacement
+        ) & width
+        segment = _SEGMENTS.get(instruction.memory_segment, 3)
+        if self.long and segment < 4:
+            return self.wrap(offset)
+        return self.wrap(offset + int(self.v[f.GUEST_ES_BASE + segment]))
+
+
+def _address_size(instruction: iced.Instruction, bits: int) -> int:
+    for register in (instruction.memory_base, instruction.memory_index):
+        if register not in (Register.NONE, Register.RIP, Register.EIP):
+            return int(iced.RegisterInfo(register).size)
+    return {16: 2, 32: 4, 64: 8}[bits] if not instruction.memory_displ_size else max(
+        instruction.memory_displ_size, 2
+    )
+
+
+def assist(processor: Processor, v: Cells) -> bool:
+    """Carry out the instruction at RIP, or raise what it raises; whether that was a VM exit."""
+    guest = Operand(processor, v)
+    instruction = guest.decode()
+    try:
+        outcome = _carry_out(processor, guest, instruction)
+    except _PageFault as fault:
+        return processor.raise_fault(14, fault.error_code, fault.address)
+    if outcome == ix.GO_ON:
+        advance(v, instruction.len)
+        return False
+    if outcome == ix.EXITED:
+        return True
+    if outcome == ix.RAISE_GP:
+        return processor.raise_fault(13, 0)
+    if outcome == ix.RAISE_PF:
+        _, error_code, address = ix.io_permission(v, guest.mem, guest.register(Register.DX), 1)
+        return processor.raise_fault(14, int(error_code), int(address))
+    return processor.raise_fault(6, -1)
+
+
+def _carry_out(processor: Processor, guest: Operand, instruction: iced.Instruction) -> int:
+    v = guest.v
+    mnemonic = instruction.mnemonic
+    length = instruction.len
+    if mnemonic == Mnemonic.INVLPG:
+        linear = guest.linear(instruction)
+        signed = linear - (1 << 64) if linear >> 63 else linear
+        outcome = ix.intercept_invlpg(v, signed, length)
+        if outcome == ix.GO_ON:
+            processor.engine.flush_translations()
+        return outcome
+    if mnemonic == Mnemonic.LMSW:
+        linear = guest.linear(instruction)
+        source = guest.read(linear, 2)
+        outcome = ix.intercept_lmsw(v, source, 1, linear, length)
+        if outcome == ix.GO_ON:
+            load_machine_status(v, source)
+        return outcome
+    if mnemonic == Mnemonic.SMSW:
+        value = int(read_cr(v, guest.r, 0)) & _MASK
+        if instruction.op0_kind == OpKind.REGISTER:
+            guest.set_register(instruction.op0_register, value)
+        else:
+            guest.write(guest.linear(instruction), 2, value)
+        return ix.GO_ON
+    if mnemonic in _WIDTH:
+        return _string_io(guest, instruction)
+    if mnemonic in _VMX_REASONS:
+        displacement = instruction.memory_displacement
+        return ix.intercept_vmx(v, _VMX_REASONS[mnemonic], displacement, 0, length)
+    return ix.RAISE_UD
+
+
+def _string_io(guest: Operand, instruction: iced.Instruction) -> int:
+    """One iteration of INS or OUTS; with REP, RIP stays until RCX is 0."""
+    v = guest.v
+    size = _WIDTH[instruction.mnemonic]
+    port = guest.register(Register.DX)
+    is_in = 1 if instruction.mnemonic in _STRINGS else 0
+    rep = 1 if instruction.has_rep_prefix or instruction.has_repne_prefix else 0
+    kind = instruction.op0_kind if is_in else instruction.op1_kind
+    address_size, pointer, counter = _STRING_OPERANDS[kind]
+    if rep and guest.register(counter) == 0:
+        return ix.GO_ON
+    outcome, _, _ = ix.io_permission(v, guest.mem, port, size)
+    if outcome != ix.GO_ON:
+        return int(outcome)
+    segment = 0 if is_in else _SEGMENTS.get(instruction.memory_segment, 3)
+    linear = guest.register(pointer)
+    if not guest.long or segment >= 4:
+        linear += int(v[f.GUEST_ES_BASE + segment])
+    linear = guest.wrap(linear)
+    outcome = ix.intercept_io(v, guest.mem, port, size, is_in, 1, rep, 0, instruction.len)
+    if outcome != ix.GO_ON:
+        signed = linear - (1 << 64) if linear >> 63 else linear
+        ix.record_string_io(v, signed, address_size, segment)
+        return outcome
+    if is_in:
+        guest.write(linear, size, (1 << 8 * size) - 1)
+    else:
+        guest.read(linear, size)
+    step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
+    guest.set_register(pointer, guest.register(pointer) + step)
+    if rep:
+        guest.set_register(counter, guest.register(counter) - 1)
+        if guest.register(counter) != 0:
+            v[f.GUEST_RIP] -= instruction.len
+    return ix.GO_ON
+
+
+_STRING_OPERANDS = {
+    OpKind.MEMORY_ESDI: (0, Register.DI, Register.CX),
+    OpKind.MEMORY_ESEDI: (1, Register.EDI, Register.ECX),
+    OpKind.MEMORY_ESRDI: (2, Register.RDI, Register.RCX),
+    OpKind.MEMORY_SEG_SI: (0, Register.SI, Register.CX),
+    OpKind.MEMORY_SEG_ESI: (1, Register.ESI, Register.ECX),
+    OpKind.MEMORY_SEG_RSI: (2, Register.RSI, Register.RCX),
+}
+
+_walk = compiled("walk")

@@ -1,0 +1,112 @@
+"""The journal: one row of integers for every event that was arbitrated.
+
+The core writes it, the engine drains it into the trace. It is a ring: once full,
+the oldest row is overwritten, so that whoever does not trace pays for no more than
+the writing. A capacity of 0 keeps only the counts.
+"""
+
+from trapgate.core import Cells, core
+from trapgate.decide import DELIVER
+from trapgate.sdm.cells import (
+    GUEST_CR3,
+    GUEST_RIP,
+    GUEST_SS_ACCESS_RIGHTS,
+)
+
+ROW_WIDTH = 20
+(
+    ROW_SEQUENCE,
+    ROW_TIME,
+    ROW_VM,
+    ROW_VECTOR,
+    ROW_TYPE,
+    ROW_ERROR_CODE,
+    ROW_RIP,
+    ROW_CPL,
+    ROW_CR3,
+    ROW_ADDRESS,
+    ROW_DATA,
+    ROW_HAS_DATA,
+    ROW_DISPOSITION,
+    ROW_REASON,
+    ROW_DEPTH,
+    ROW_INJECTED,
+    ROW_VMCS,
+    ROW_OLD_VALUE,
+) = range(18)
+
+(
+    HEAD_USED,
+    HEAD_CAPACITY,
+    HEAD_TIME,
+    HEAD_VM,
+    HEAD_SEQUENCE,
+    HEAD_GENERATION,
+) = range(6)
+HEAD_COUNTS = 16
+"""From here on, 3 counts for each of 256 vectors: how often each disposition was taken."""
+HEAD_LENGTH = HEAD_COUNTS + 3 * 256
+
+
+@core
+def record(
+    v: Cells,
+    rows: Cells,
+    head: Cells,
+    vector: int,
+    kind: int,
+    error_code: int,
+    address: int,
+    disposition: int,
+    reason: int,
+    depth: int,
+    injected: int,
+) -> None:
+    """Write one row about an event that has just been decided, and count it.
+
+    `kind` is its interruption type, `error_code` -1 if it has none, `address` the
+    linear address of a page fault (else 0), `depth` how many events it is nested in.
+    """
+    head[HEAD_COUNTS + (vector & 0xFF) * 3 + disposition] += 1
+    sequence = head[HEAD_SEQUENCE]
+    head[HEAD_SEQUENCE] = sequence + 1
+    capacity = head[HEAD_CAPACITY]
+    if capacity <= 0:
+        return
+    if head[HEAD_USED] < capacity:
+        head[HEAD_USED] += 1
+    row = rows[sequence % capacity]
+    row[ROW_SEQUENCE] = sequence
+    row[ROW_TIME] = head[HEAD_TIME]
+    row[ROW_VM] = head[HEAD_VM]
+    row[ROW_VECTOR] = vector
+    row[ROW_TYPE] = kind
+    row[ROW_ERROR_CODE] = error_code
+    row[ROW_RIP] = v[GUEST_RIP]
+    row[ROW_CPL] = (v[GUEST_SS_ACCESS_RIGHTS] >> 5) & 3
+    row[ROW_CR3] = v[GUEST_CR3]
+    row[ROW_ADDRESS] = address
+    row[ROW_DATA] = 0
+    row[ROW_HAS_DATA] = 0
+    row[ROW_DISPOSITION] = disposition
+    row[ROW_REASON] = reason
+    row[ROW_DEPTH] = depth
+    row[ROW_INJECTED] = injected
+    row[ROW_VMCS] = head[HEAD_GENERATION]
+    row[ROW_OLD_VALUE] = 0
+    row[18] = 0
+    row[19] = 0
+
+
+@core
+def amend(rows: Cells, head: Cells, vector: int, disposition: int, reason: int) -> None:
+    """Correct the row just written: the delivery of `vector` ends as `disposition` after all."""
+    counts = HEAD_COUNTS + (vector & 0xFF) * 3
+    head[counts + DELIVER] -= 1
+    head[counts + disposition] += 1
+    capacity = head[HEAD_CAPACITY]
+    if capacity <= 0:
+        return
+    row = rows[(head[HEAD_SEQUENCE] - 1) % capacity]
+    row[ROW_DISPOSITION] = disposition
+    row[ROW_REASON] = reason

@@ -1,0 +1,1 @@
+"""The SDM's vocabulary: names and numbers, no behaviour."""

@@ -1,0 +1,88 @@
+"""The names of VMCS fields, and what an encoding says about a field.
+
+Source: SDM, "VMCS Field Encoding": bit 0 access to the high half of a 64-bit field,
+bits 9:1 index, 11:10 type, 14:13 width. Indexes from 100H up are our extensions.
+"""
+
+from enum import EnumMeta, IntEnum
+from typing import TYPE_CHECKING
+
+from trapgate.sdm.cells import ENCODINGS
+
+EXTENSION_INDEX = 0x100
+"""The first index of extension fields."""
+
+RESERVED_FOR_FILTERS = ("FAULT_FILTER", "FAULT_FILTER_ORDER", "PTBASE")
+"""Extension fields of the fault filters (figures 6-8, ¶60-80): not carried out yet, must be 0.
+
+FAULT_FILTER: 0 none, 1 figure 7, 2 figure 8, 3 ¶80. FAULT_FILTER_ORDER: 0 figure 6,
+1 ¶60, 2 ¶66, 3 ¶67. PTBASE: linear address of the self-mapped tables (¶74).
+"""
+
+RESERVED_FOR_VMX = ("EXIT_THROUGH_IDT",)
+"""The extension field of ¶26 (a VM exit vectors through the host's IDT): must be 0 yet.
+
+It means something only to a VMM that is x86 code itself.
+"""
+
+_WIDTHS = (16, 64, 32, 64)
+_KINDS = ("control", "exit information", "guest state", "host state")
+
+if TYPE_CHECKING:
+
+    class _Named(EnumMeta):
+        def __getattr__(cls, name: str) -> "Field": ...
+
+else:
+    _Named = EnumMeta
+
+
+class Field(IntEnum, metaclass=_Named):
+    """A VMCS field; the value is its encoding, the members are those of `cells.ENCODINGS`."""
+
+    _ignore_ = ["members", "label", "number"]  # noqa: RUF012  enum reads and drops it
+
+    members = vars()
+    for label, number in ENCODINGS.items():
+        members[label] = number
+
+    @property
+    def cell(self) -> int:
+        """Its place in a VMCS's array of cells."""
+        return _CELLS[self.name]
+
+    @property
+    def width(self) -> int:
+        """Bits: 16, 32 or 64 (natural-width fields are 64)."""
+        return _WIDTHS[self >> 13 & 3]
+
+    @property
+    def kind(self) -> str:
+        """`control`, `exit information`, `guest state` or `host state`."""
+        return _KINDS[self >> 10 & 3]
+
+    @property
+    def read_only(self) -> bool:
+        """Whether VMWRITE refuses it (VM-exit information)."""
+        return self >> 10 & 3 == 1
+
+    @property
+    def extension(self) -> bool:
+        """Whether it is one of ours that no shipped processor has."""
+        return (self >> 1 & 0x1FF) >= EXTENSION_INDEX
+
+    @property
+    def high(self) -> int | None:
+        """The encoding of its upper half, for fields of exactly 64 bits."""
+        return self | 1 if self >> 13 & 3 == 1 else None
+
+
+_CELLS: dict[str, int] = {name: cell for cell, name in enumerate(ENCODINGS)}
+
+EXTENSION_FIELDS: frozenset[Field] = frozenset(field for field in Field if field.extension)
+"""The extension fields."""
+
+RESERVED_FIELDS: frozenset[Field] = frozenset(
+    Field[name] for name in (*RESERVED_FOR_FILTERS, *RESERVED_FOR_VMX)
+)
+"""The extension fields that must be 0 in this version."""

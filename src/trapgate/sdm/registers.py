@@ -1,0 +1,48 @@
+"""Where the registers that no VMCS field holds lie in a register file.
+
+VM entries and VM exits leave these alone (SDM, "Guest-State Area" lists what they
+do load and save), so a logical processor has one file of them: an array of 64-bit
+integers, a cell a register. RSP's cell only mirrors GUEST_RSP's place in the
+encoding of general registers; its value lives in the VMCS.
+"""
+
+GENERAL = (
+    *("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI"),
+    *(f"R{n}" for n in range(8, 16)),
+)
+"""General registers in the order of their encoding in instructions."""
+
+OTHER = (
+    "CR2",
+    "DR0",
+    "DR1",
+    "DR2",
+    "DR3",
+    "DR6",
+    "STAR",
+    "LSTAR",
+    "CSTAR",
+    "FMASK",
+    "KERNEL_GS_BASE",
+    "TSC_AUX",
+    "CR8",
+)
+
+NAMES = GENERAL + OTHER
+
+(RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15) = range(16)
+(
+    CR2,
+    DR0,
+    DR1,
+    DR2,
+    DR3,
+    DR6,
+    STAR,
+    LSTAR,
+    CSTAR,
+    FMASK,
+    KERNEL_GS_BASE,
+    TSC_AUX,
+    CR8,
+) = range(16, 29)

@@ -1,0 +1,150 @@
+"""Reading a fault trace: open, check, stream."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trapgate.trace.schema import (
+    COMPLETE_KEY,
+    RUN_PREFIX,
+    SCHEMA,
+    VERSION,
+    VERSION_KEY,
+    TraceError,
+)
+
+
+class Trace:
+    """A fault trace in a file; a context manager.
+
+    `run` holds the facts about the run that its writer noted, `complete` is False if the
+    writer was killed or stopped at a limit. Columns beyond those of `schema.SCHEMA` are
+    allowed.
+
+    Raises: TraceError if the file is missing, damaged, no trace, of a later version, or
+    lacks a column.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file = self._open()
+        self.schema: pa.Schema = self._file.schema_arrow
+        try:
+            self.version = self._check()
+        except TraceError:
+            self._file.close()
+            raise
+        stored: dict[bytes, bytes] = self.schema.metadata
+        self.complete = stored.get(COMPLETE_KEY) == b"yes"
+        self.run = {
+            key.removeprefix(RUN_PREFIX).decode(): value.decode()
+            for key, value in stored.items()
+            if key.startswith(RUN_PREFIX)
+        }
+
+    def __len__(self) -> int:
+        """The number of rows, one per fault."""
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def row_groups(self) -> int:
+        """The number of row groups, the pieces in which a trace was written."""
+        return int(self._file.metadata.num_row_groups)
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, rows: int = 65536
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows in order, at most `rows` at a time; memory stays flat.
+
+        Raises: TraceError if the data turn out to be damaged.
+        """
+        batches = self._file.iter_batches(
+            batch_size=rows, columns=None if columns is None else list(columns)
+        )
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                raise self._damaged(error) from error
+            if batch is None:
+                return
+            yield batch
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows at once.
+
+        Raises: TraceError if the data turn out to be damaged.
+        """
+        wanted = self.schema if columns is None else pa.schema(map(self.schema.field, columns))
+        table = pa.Table.from_batches(list(self.batches(columns)), schema=wanted)
+        return table.unify_dictionaries()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> pq.ParquetFile:
+        if not self.path.exists():
+            raise self._error("no such file", "give the trace that `--trace` wrote")
+        if not self.path.is_file():
+            raise self._error("not a regular file", "give the trace that `--trace` wrote")
+        if self.path.stat().st_size == 0:
+            raise self._error("the file is empty", "record the trace again")
+        try:
+            return pq.ParquetFile(self.path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(error) from error
+
+    def _check(self) -> int:
+        stored: dict[bytes, bytes] = self.schema.metadata or {}
+        if VERSION_KEY not in stored:
+            raise self._error(
+                f"no metadata key {VERSION_KEY.decode()}, so not a fault trace",
+                "give a file that `--trace` wrote",
+            )
+        text = stored[VERSION_KEY].decode(errors="replace")
+        if not text.isdecimal() or not 1 <= int(text) <= VERSION:
+            raise self._error(
+                f"version {text} of the trace schema, and this program knows 1 to {VERSION}",
+                "read it with the Trapgate that wrote it",
+            )
+        missing = [name for name in SCHEMA.names if name not in self.schema.names]
+        if missing:
+            raise self._error(f"missing {', '.join(missing)}", "record the trace again")
+        for expected in SCHEMA:
+            found = self.schema.field(expected.name).type
+            if _plain(found) != _plain(expected.type):
+                raise self._error(
+                    f"column {expected.name} has type {found}, not {expected.type}",
+                    "record the trace again",
+                )
+        return int(text)
+
+    def _damaged(self, error: Exception) -> TraceError:
+        detail = (str(error).splitlines() or ["unreadable"])[0].rstrip(". ")
+        return self._error(f"not readable as Parquet ({detail})", "record the trace again")
+
+    def _error(self, problem: str, remedy: str) -> TraceError:
+        return TraceError(str(self.path), problem, remedy)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    # Whether names are stored as a dictionary, and how wide its indices are, is the
+    # writer's business.
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

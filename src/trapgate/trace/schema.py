@@ -1,0 +1,147 @@
+"""What a fault trace is made of: one row per fault, its columns and their types.
+
+The processor's journal is an array of 64-bit integers (one row a fault, see
+`JOURNAL_COLUMNS`); a trace is the same facts with names, widths and nulls, so that any
+Parquet reader can answer questions about them. Addresses are unsigned 64-bit values.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from trapgate.errors import TrapgateError
+
+VERSION: Final = 1
+"""The version of the schema; a reader refuses traces of a later one."""
+
+JOURNAL_COLUMNS: Final = 20
+"""Cells in one row of the processor's journal."""
+
+DISPOSITIONS: Final = ("EXIT", "DELIVER", "COMPLETE")
+"""Names of the dispositions, in the order of their numbers in the journal."""
+
+KEY_PREFIX: Final = b"trapgate."
+"""Every metadata key of a trace begins so; foreign keys are left alone."""
+
+VERSION_KEY: Final = KEY_PREFIX + b"version"
+COMPLETE_KEY: Final = KEY_PREFIX + b"complete"
+RUN_PREFIX: Final = KEY_PREFIX + b"run."
+
+# The journal's columns, by the meaning they have there.
+_SEQUENCE, _TIME, _VM, _VECTOR, _TYPE, _ERROR_CODE, _RIP, _CPL, _CR3, _LINEAR = range(10)
+_DATA, _HAS_DATA, _DISPOSITION, _REASON, _DEPTH, _INJECTED, _VMCS, _OLD_VALUE = range(10, 18)
+
+_DEBUG, _PAGE_FAULT = 1, 14
+_HARDWARE_EXCEPTION = 3
+
+_NAMES = pa.dictionary(pa.int8(), pa.string())
+
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("sequence", pa.uint64(), nullable=False),
+        pa.field("time", pa.uint64(), nullable=False),
+        pa.field("vm", pa.uint32(), nullable=False),
+        pa.field("vmcs", pa.uint32(), nullable=False),
+        pa.field("vector", pa.uint8(), nullable=False),
+        pa.field("type", pa.uint8(), nullable=False),
+        pa.field("error_code", pa.uint32(), nullable=True),
+        pa.field("rip", pa.uint64(), nullable=False),
+        pa.field("cpl", pa.uint8(), nullable=False),
+        pa.field("cr3", pa.uint64(), nullable=False),
+        pa.field("linear_address", pa.uint64(), nullable=True),
+        pa.field("data", pa.uint64(), nullable=True),
+        pa.field("old_value", pa.uint64(), nullable=True),
+        pa.field("disposition", _NAMES, nullable=False),
+        pa.field("reason", _NAMES, nullable=False),
+        pa.field("depth", pa.uint8(), nullable=False),
+        pa.field("injected", pa.bool_(), nullable=False),
+    ]
+)
+"""The columns of a trace.
+
+`time` counts virtual instructions; `type` is the SDM's interruption type ("Format of the
+VM-Exit Interruption-Information Field"); `data` and `old_value` are the value being
+written and the one it replaces (¶29), where the fault was a write that carries them;
+`disposition` and `reason` say what was decided and by which criterion; `depth` counts
+nested faults from 0; `injected` marks events delivered at VM entry.
+"""
+
+
+class TraceError(TrapgateError):
+    """A trace cannot be written or read.
+
+    Caused by a path that cannot be used, a file that is no trace of this version or is
+    damaged, or a disk that refuses a write. The message names the file, what is wrong or
+    missing and the remedy; `path` and `problem` carry the first two.
+    """
+
+    def __init__(self, path: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{path}: {problem}; {remedy}")
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+
+
+def metadata_of(run: Mapping[str, str], *, complete: bool) -> dict[bytes, bytes]:
+    """The schema metadata of a trace: version, completeness, and facts about the run.
+
+    `run` is free: profile, seed, guest, command line. Keys are stored sorted, so that
+    equal facts give equal bytes.
+    """
+    stored = {
+        VERSION_KEY: str(VERSION).encode(),
+        COMPLETE_KEY: b"yes" if complete else b"no",
+    }
+    for key in sorted(run):
+        stored[RUN_PREFIX + key.encode()] = run[key].encode()
+    return stored
+
+
+def batch_of(rows: NDArray[np.int64], reasons: Sequence[str]) -> pa.RecordBatch:
+    """The journal rows (n x 20) as typed columns; `reasons` names the journal's numbers.
+
+    Raises: IndexError for a disposition or reason without a name, which only a broken
+    journal holds.
+    """
+    columns = np.ascontiguousarray(rows.T)
+    vector, kind, address = columns[_VECTOR], columns[_TYPE], columns[_LINEAR]
+    injected = columns[_INJECTED] != 0
+    # A page fault may well be at address 0; every other event without an address has 0
+    # there, and what a debug exception carries is bits for DR6.
+    page_fault = (vector == _PAGE_FAULT) & (kind == _HARDWARE_EXCEPTION) & ~injected
+    no_address = ~(page_fault | ((address != 0) & (vector != _DEBUG)))
+    no_data = columns[_HAS_DATA] == 0
+    no_code = columns[_ERROR_CODE] < 0
+    arrays = [
+        _unsigned(columns[_SEQUENCE]),
+        _unsigned(columns[_TIME]),
+        pa.array(columns[_VM].astype(np.uint32)),
+        pa.array(columns[_VMCS].astype(np.uint32)),
+        pa.array(vector.astype(np.uint8)),
+        pa.array(kind.astype(np.uint8)),
+        pa.array(columns[_ERROR_CODE].astype(np.uint32), mask=no_code),
+        _unsigned(columns[_RIP]),
+        pa.array(columns[_CPL].astype(np.uint8)),
+        _unsigned(columns[_CR3]),
+        _unsigned(address, no_address),
+        _unsigned(columns[_DATA], no_data),
+        _unsigned(columns[_OLD_VALUE], no_data),
+        _named(columns[_DISPOSITION], DISPOSITIONS),
+        _named(columns[_REASON], reasons),
+        pa.array(columns[_DEPTH].astype(np.uint8)),
+        pa.array(injected),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _unsigned(cells: NDArray[np.int64], null: NDArray[np.bool_] | None = None) -> pa.Array:
+    return pa.array(cells.view(np.uint64), mask=null)
+
+
+def _named(cells: NDArray[np.int64], names: Sequence[str]) -> pa.Array:
+    if cells.size and not 0 <= cells.min() <= cells.max() < len(names):
+        raise IndexError(f"journal value outside {list(names)}")
+    return pa.DictionaryArray.from_arrays(cells.astype(np.int8), pa.array(names, pa.string()))

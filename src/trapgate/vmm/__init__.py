@@ -1,0 +1,1 @@
+"""A VMM in Python: exit handlers, devices, guest loaders and the console."""

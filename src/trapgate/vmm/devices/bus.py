@@ -1,0 +1,164 @@
+"""The I/O port space: which device answers which port.
+
+Every IN and OUT of a guest is a VM exit that ends here, so the common case, one byte
+at a claimed port, is one dictionary look-up and one call. Ports that nobody claims
+read as all ones and swallow writes, as a PC's floating bus does.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from trapgate.vmm.devices.clock import VirtualClock
+
+Reader = Callable[[int, int, int], int]
+Writer = Callable[[int, int, int, int], None]
+
+
+class MachineEventKind(Enum):
+    """What a device asks of the whole machine."""
+
+    RESET = "reset"
+    DEBUG_EXIT = "debug exit"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineEvent:
+    """A device's wish to end or restart the machine.
+
+    `status` is the exit status a debug exit asks for (0 for a reset); `source` names
+    the device and the port, for the summary.
+    """
+
+    kind: MachineEventKind
+    source: str
+    status: int = 0
+
+
+class EventSink(Protocol):
+    """Where a device leaves a machine event."""
+
+    def signal(self, event: MachineEvent) -> None:
+        """Leave `event` for whoever runs the machine."""
+
+
+class Line(Protocol):
+    """An interrupt request line as the device sees it."""
+
+    def set(self, level: bool) -> None:
+        """Drive the line high or low."""
+
+
+class Device(Protocol):
+    """Something that answers I/O ports.
+
+    `now` is virtual time in instructions and never decreases. A device with `wide`
+    set is given 2- and 4-byte accesses whole; for all others the bus splits them into
+    bytes at consecutive ports, lowest first.
+    """
+
+    @property
+    def ports(self) -> Iterable[int]:
+        """The ports it answers."""
+
+    @property
+    def wide(self) -> bool:
+        """Does it want 2- and 4-byte accesses whole?"""
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """Answer IN: `size` bytes (1, 2, 4) from `port`, zero-extended."""
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """Take OUT: `size` bytes (1, 2, 4) of `value` to `port`."""
+
+    def next_deadline(self, now: int) -> int | None:
+        """The instruction, later than `now`, at which an interrupt line may change by itself."""
+
+    def advance(self, now: int) -> None:
+        """Bring interrupt lines up to date with virtual time `now`."""
+
+
+class UntimedDevice:
+    """The half of `Device` that is empty for devices without a clock."""
+
+    wide = False
+
+    def next_deadline(self, now: int) -> int | None:
+        """No deadline: nothing happens without an access."""
+        return None
+
+    def advance(self, now: int) -> None:
+        """Nothing to do: time means nothing here."""
+
+
+class Bus:
+    """Route port accesses to devices, and collect their deadlines and machine events."""
+
+    def __init__(self, clock: VirtualClock | None = None) -> None:
+        self.clock = VirtualClock() if clock is None else clock
+        self.devices: list[Device] = []
+        self.event: MachineEvent | None = None
+        self._timed: list[Device] = []
+        self._readers: dict[int, Reader] = {}
+        self._writers: dict[int, Writer] = {}
+        self._wide: set[int] = set()
+
+    def attach(self, device: Device) -> None:
+        """Let `device` answer its ports. Raises ValueError if a port is taken."""
+        ports = tuple(device.ports)
+        for port in ports:
+            if port in self._readers:
+                raise ValueError(f"port {port:#x} is claimed twice")
+        for port in ports:
+            self._readers[port] = device.read
+            self._writers[port] = device.write
+            if device.wide:
+                self._wide.add(port)
+        self.devices.append(device)
+        if not isinstance(device, UntimedDevice):
+            self._timed.append(device)
+
+    def signal(self, event: MachineEvent) -> None:
+        """Keep the first machine event; the VMM looks at `event` after each write."""
+        if self.event is None:
+            self.event = event
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """IN of `size` bytes (1, 2 or 4) from `port` at instruction `now`."""
+        if size == 1:
+            reader = self._readers.get(port)
+            return 0xFF if reader is None else reader(port, 1, now)
+        if port in self._wide:
+            return self._readers[port](port, size, now)
+        value = 0
+        for i in range(size):
+            value |= self.read((port + i) & 0xFFFF, 1, now) << (8 * i)
+        return value
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """OUT of `size` bytes (1, 2 or 4) of `value` to `port` at instruction `now`."""
+        if size == 1:
+            writer = self._writers.get(port)
+            if writer is not None:
+                writer(port, 1, value & 0xFF, now)
+            return
+        if port in self._wide:
+            self._writers[port](port, size, value & ((1 << (8 * size)) - 1), now)
+            return
+        for i in range(size):
+            self.write((port + i) & 0xFFFF, 1, value >> (8 * i), now)
+
+    def next_deadline(self, now: int) -> int | None:
+        """The earliest instruction, later than `now`, at which a device wants `advance`."""
+        earliest: int | None = None
+        for device in self._timed:
+            deadline = device.next_deadline(now)
+            if deadline is not None and (earliest is None or deadline < earliest):
+                earliest = deadline
+        return earliest
+
+    def advance(self, now: int) -> None:
+        """Bring all interrupt lines up to date with virtual time `now`."""
+        for device in self._timed:
+            device.advance(now)

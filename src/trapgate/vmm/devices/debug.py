@@ -1,0 +1,81 @@
+"""Ports for tests and firmware: debug exit, debug console, POST codes, and no PCI."""
+
+from collections.abc import Callable
+
+from trapgate.vmm.devices.bus import EventSink, MachineEvent, MachineEventKind, UntimedDevice
+
+
+class DebugExit(UntimedDevice):
+    """Ends the machine with exit status `value << 1 | 1`, as QEMU's isa-debug-exit does."""
+
+    wide = True
+
+    def __init__(self, events: EventSink, port: int = 0xF4) -> None:
+        self.ports = range(port, port + 4)
+        self._events = events
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """Nothing to read: zero."""
+        return 0
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """End the machine; the exit status is kept to the 8 bits a process can return."""
+        status = (value << 1 | 1) & 0xFF
+        event = MachineEvent(MachineEventKind.DEBUG_EXIT, f"debug exit port {port:#x}", status)
+        self._events.signal(event)
+
+
+class DebugConsole(UntimedDevice):
+    """Port E9h: every byte written goes to the sink; reads answer E9h, as Bochs does."""
+
+    def __init__(self, emit: Callable[[int], None], port: int = 0xE9) -> None:
+        self.ports = (port,)
+        self._emit = emit
+        self._answer = 0xE9
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """Tell the guest that the console is there."""
+        return self._answer
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """Send one byte to the sink."""
+        self._emit(value)
+
+
+class PostPort(UntimedDevice):
+    """Port 80h: remembers the last power-on self-test code; guests write it to wait."""
+
+    ports = (0x80,)
+
+    def __init__(self) -> None:
+        self.code = 0
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """The last code written."""
+        return self.code
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """Remember a code."""
+        self.code = value
+
+
+class NoPci(UntimedDevice):
+    """The PCI configuration ports of a machine without PCI, and its reset port CF9h.
+
+    Reads answer all ones, so that a guest's probe of either access mechanism fails.
+    """
+
+    wide = True
+    ports = range(0xCF8, 0xD00)
+
+    def __init__(self, events: EventSink) -> None:
+        self._events = events
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """All ones."""
+        return (1 << (8 * size)) - 1
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """Ignored, but for a reset asked for at CF9h with bit 2."""
+        if port == 0xCF9 and size == 1 and value & 0x04:
+            self._events.signal(MachineEvent(MachineEventKind.RESET, "reset port cf9h"))

@@ -1,0 +1,88 @@
+"""Guest files: read them, tell by their contents what they are, and make images of them."""
+
+import os
+import stat
+from pathlib import Path
+
+from trapgate.vmm.loaders.elf import is_elf, load_elf
+from trapgate.vmm.loaders.flat import is_boot_sector, load_boot_sector, load_flat
+from trapgate.vmm.loaders.image import GuestImage, GuestImageError, mebibytes
+from trapgate.vmm.loaders.linux import is_bzimage, load_linux
+from trapgate.vmm.loaders.multiboot import find_header, load_multiboot
+
+_LARGEST = 1 << 32
+
+
+def parse_guest(
+    data: bytes,
+    *,
+    file: str,
+    memory: int,
+    append: str = "",
+    initrd: bytes | None = None,
+    initrd_name: str = "initrd",
+) -> GuestImage:
+    """Make a guest of a file's contents.
+
+    `file` names it in messages (and, its last part, to a multiboot kernel); `memory` is the
+    machine's RAM in bytes. Raises GuestImageError if this is no guest or does not fit.
+    """
+    if not data:
+        raise GuestImageError(file, "size", "the file is empty; give a kernel or flat code")
+    if initrd is not None and not initrd:
+        raise GuestImageError(initrd_name, "size", "the file is empty; leave out --initrd")
+    if is_bzimage(data):
+        return load_linux(data, file, memory, append, initrd)
+    header = find_header(data)
+    if header is not None:
+        return load_multiboot(data, header, file, memory, append, initrd, initrd_name)
+    if is_elf(data):
+        return load_elf(data, file, memory, append, initrd)
+    if is_boot_sector(data):
+        return load_boot_sector(data, file, memory, append, initrd)
+    return load_flat(data, file, memory, append, initrd)
+
+
+def load_guest(
+    path: str | os.PathLike[str],
+    *,
+    memory: int,
+    append: str = "",
+    initrd: str | os.PathLike[str] | None = None,
+) -> GuestImage:
+    """Read a guest file, and its initial RAM disk if there is one, and make a guest of it.
+
+    `memory` is the machine's RAM in bytes; `append` the command line. Raises
+    GuestImageError naming file, field and remedy if it can't be booted.
+    """
+    data = _read(path)
+    disk = None if initrd is None else _read(initrd)
+    return parse_guest(
+        data,
+        file=os.fspath(path),
+        memory=memory,
+        append=append,
+        initrd=disk,
+        initrd_name="initrd" if initrd is None else Path(initrd).name,
+    )
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    file = os.fspath(path)
+    try:
+        status = Path(file).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise GuestImageError(file, "file", "this is a directory; name a file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise GuestImageError(file, "file", "not a regular file; give a file on disk")
+        # Any size fits some memory, so only the absurd is refused before reading.
+        if status.st_size > _LARGEST:
+            raise GuestImageError(
+                file, "size", f"{mebibytes(status.st_size)} is more than any guest; give a kernel"
+            )
+        return Path(file).read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise GuestImageError(file, "file", f"{reason}; check the path") from error
+    except ValueError as error:
+        raise GuestImageError(file, "file", "no such name is possible; check the path") from error

@@ -1,0 +1,213 @@
+import pytest
+
+from trapgate.decide import (
+    REASONS,
+    Decision,
+    Disposition,
+    Reason,
+    decide,
+    decide_fault,
+    extension_fields_valid,
+)
+from trapgate.faults import FaultInformation
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.pagefault import PageFaultCode
+from trapgate.vmcs import Vmcs
+
+EXIT, DELIVER = Disposition.EXIT, Disposition.DELIVER
+
+
+def vmcs(**fields: int) -> Vmcs:
+    made = Vmcs()
+    for name, value in fields.items():
+        made[name] = value
+    return made
+
+
+def exiting(made: Vmcs, vector: int, codes: range) -> list[int]:
+    return [
+        code for code in codes if decide(FaultInformation(vector, code), made).disposition is EXIT
+    ]
+
+
+def test_page_faults_by_figure_3_as_vt_x() -> None:
+    made = vmcs(
+        EXCEPTION_BITMAP=1 << 14,
+        PAGE_FAULT_ERROR_CODE_MASK=0xF,
+        PAGE_FAULT_ERROR_CODE_MATCH=PageFaultCode.P | PageFaultCode.W,
+    )
+    assert exiting(made, 14, range(32)) == [3, 16 + 3]
+    made["EXCEPTION_BITMAP"] = 0
+    assert exiting(made, 14, range(8)) == [0, 1, 2, 4, 5, 6, 7]
+    assert decide(FaultInformation(14, 3), made) == Decision(DELIVER, Reason.FIGURE_3_MATCH)
+    assert decide(FaultInformation(14, 2), made) == Decision(EXIT, Reason.FIGURE_3_MISMATCH)
+
+
+def test_the_mask_and_match_are_for_page_faults_only() -> None:
+    made = vmcs(PAGE_FAULT_ERROR_CODE_MASK=0, PAGE_FAULT_ERROR_CODE_MATCH=1)
+    assert decide(FaultInformation(13, 0), made) == Decision(DELIVER, Reason.CONTROL_BIT)
+    made["EXCEPTION_BITMAP"] = 1 << 13
+    assert decide(FaultInformation(13, 0), made) == Decision(EXIT, Reason.CONTROL_BIT)
+
+
+@pytest.mark.parametrize(
+    ("vector", "kind", "disposition"),
+    [
+        (3, InterruptionType.SOFTWARE_EXCEPTION, EXIT),
+        (1, InterruptionType.PRIVILEGED_SOFTWARE_EXCEPTION, EXIT),
+        (3, InterruptionType.SOFTWARE_INTERRUPT, DELIVER),
+        (14, InterruptionType.SOFTWARE_INTERRUPT, DELIVER),
+        (14, InterruptionType.EXTERNAL_INTERRUPT, DELIVER),
+        (2, InterruptionType.NMI, DELIVER),
+    ],
+)
+def test_what_the_exception_bitmap_governs(
+    vector: int, kind: InterruptionType, disposition: Disposition
+) -> None:
+    fault = FaultInformation(vector, type=kind)
+    assert decide(fault, vmcs(EXCEPTION_BITMAP=0xFFFFFFFF)).disposition is disposition
+
+
+def test_interrupts_and_nmis_by_the_pin_based_controls() -> None:
+    external = FaultInformation(0x30, type=InterruptionType.EXTERNAL_INTERRUPT)
+    nmi = FaultInformation(2, type=InterruptionType.NMI)
+    made = vmcs(PIN_BASED_CONTROLS=0x16 | 1)
+    assert decide(external, made) == Decision(EXIT, Reason.EXTERNAL_INTERRUPT_EXITING)
+    assert decide(nmi, made) == Decision(DELIVER, Reason.NMI_EXITING)
+    made["PIN_BASED_CONTROLS"] = 0x16 | 8
+    assert decide(external, made).disposition is DELIVER
+    assert decide(nmi, made).disposition is EXIT
+
+
+def test_figure_3_for_any_vector_with_an_error_code() -> None:
+    # Only those #GP exit whose selector is one of the IDT: bit 1 of the code.
+    made = vmcs(
+        TRANSFER_CRITERION_VECTORS=1 << 13,
+        EXCEPTION_BITMAP=1 << 13,
+        VECTOR_13_ERROR_CODE_MASK=2,
+        VECTOR_13_ERROR_CODE_MATCH=2,
+    )
+    assert exiting(made, 13, range(8)) == [2, 3, 6, 7]
+    assert exiting(made, 12, range(8)) == []
+
+
+@pytest.mark.parametrize("vector", [8, 10, 11, 12, 13, 14, 17, 21])
+def test_each_vector_has_its_own_pair(vector: int) -> None:
+    pair = "PAGE_FAULT" if vector == 14 else f"VECTOR_{vector}"
+    made = vmcs(
+        TRANSFER_CRITERION_VECTORS=1 << vector,
+        TRANSFER_CRITERION=2,
+        **{f"{pair}_ERROR_CODE_MASK": 3, f"{pair}_ERROR_CODE_MATCH": 1},
+    )
+    assert exiting(made, vector, range(8)) == [0, 2, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted", "reason"),
+    [
+        ({"TRANSFER_CRITERION": 1}, [1, 5], Reason.EXCHANGED),
+        ({"TRANSFER_CRITERION": 2}, [0, 2, 3, 4, 6, 7], Reason.WITHOUT_CONTROL),
+        (
+            {
+                "TRANSFER_CRITERION": 3,
+                "SECOND_ERROR_CODE_MASK": 7,
+                "SECOND_ERROR_CODE_MATCH": 6,
+            },
+            [1, 5, 6],
+            Reason.FIGURE_4,
+        ),
+        ({"TRANSFER_CRITERION": 4, "ANY_BIT_MASK": 4}, [0, 2, 3], Reason.FIGURE_5),
+        ({"TRANSFER_CRITERION": 5, "ANY_BIT_MASK": 4}, [1, 4, 5, 6, 7], Reason.ANY_OR_MATCH),
+        ({"TRANSFER_CRITERION": 6, "COMPARISON_VALUE": 3}, [3], Reason.COMPARISON),
+        (
+            {"TRANSFER_CRITERION": 6, "COMPARISON_OPERATOR": 1, "COMPARISON_VALUE": 3},
+            [0, 1, 2, 4, 5, 6, 7],
+            Reason.COMPARISON,
+        ),
+        (
+            {"TRANSFER_CRITERION": 6, "COMPARISON_OPERATOR": 2, "COMPARISON_VALUE": 3},
+            [0, 1, 2],
+            Reason.COMPARISON,
+        ),
+        (
+            {"TRANSFER_CRITERION": 6, "COMPARISON_OPERATOR": 3, "COMPARISON_VALUE": 3},
+            [0, 1, 2, 3],
+            Reason.COMPARISON,
+        ),
+        (
+            {"TRANSFER_CRITERION": 6, "COMPARISON_OPERATOR": 4, "COMPARISON_VALUE": 3},
+            [4, 5, 6, 7],
+            Reason.COMPARISON,
+        ),
+        (
+            {"TRANSFER_CRITERION": 6, "COMPARISON_OPERATOR": 5, "COMPARISON_VALUE": 3},
+            [3, 4, 5, 6, 7],
+            Reason.COMPARISON,
+        ),
+        (
+            {"TRANSFER_CRITERION": 7, "MEMBERS_USED": 0x83, "MEMBER_0": 2, "MEMBER_7": 7},
+            [0, 2, 7],
+            Reason.MEMBER,
+        ),
+        # ¶41: two-bit fields that stand for bits 2:1.
+        (
+            {"TRANSFER_CRITERION": 2, "ERROR_CODE_FIELD_WIDTH": 2, "ERROR_CODE_FIELD_SHIFT": 1},
+            [0, 1, 4, 5, 6, 7],
+            Reason.WITHOUT_CONTROL,
+        ),
+    ],
+)
+def test_the_other_criteria_through_the_extension_fields(
+    fields: dict[str, int], wanted: list[int], reason: Reason
+) -> None:
+    made = vmcs(
+        TRANSFER_CRITERION_VECTORS=1 << 14,
+        PAGE_FAULT_ERROR_CODE_MASK=3,
+        PAGE_FAULT_ERROR_CODE_MATCH=1,
+        **fields,
+    )
+    assert exiting(made, 14, range(8)) == wanted
+    assert decide(FaultInformation(14, 0), made).reason is reason
+    assert extension_fields_valid(made.cells)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TRANSFER_CRITERION", 8),
+        ("COMPARISON_OPERATOR", 6),
+        ("TRANSFER_CRITERION_VECTORS", 1 << 6),
+        ("MEMBERS_USED", 0x100),
+        ("ERROR_CODE_FIELD_WIDTH", 33),
+        ("ERROR_CODE_FIELD_SHIFT", 32),
+    ],
+)
+def test_values_that_vm_entry_refuses(name: str, value: int) -> None:
+    made = vmcs(**{name: value})
+    assert not extension_fields_valid(made.cells)
+    # Nothing breaks all the same.
+    made["TRANSFER_CRITERION_VECTORS"] = 0xFFFFFFFF
+    assert decide_fault(made.cells, 14, 3, 3)[0] in (0, 1)
+
+
+def test_a_field_must_lie_within_the_error_code() -> None:
+    assert extension_fields_valid(vmcs(ERROR_CODE_FIELD_WIDTH=2, ERROR_CODE_FIELD_SHIFT=30).cells)
+    assert not extension_fields_valid(
+        vmcs(ERROR_CODE_FIELD_WIDTH=3, ERROR_CODE_FIELD_SHIFT=30).cells
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["FAULT_FILTER", "FAULT_FILTER_ORDER", "PTBASE", "EXIT_THROUGH_IDT"]
+)
+def test_reserved_fields_must_be_0(name: str) -> None:
+    from trapgate.sdm import cells
+
+    made = Vmcs()
+    made.cells[getattr(cells, name)] = 1
+    assert not extension_fields_valid(made.cells)
+
+
+def test_reasons_have_names() -> None:
+    assert REASONS[1] == "FIGURE_3_MATCH"
+    assert set(REASONS.values()) == set(Reason.__members__)

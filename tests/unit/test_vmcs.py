@@ -1,0 +1,235 @@
+import pickle
+from pathlib import Path
+
+import pytest
+
+from trapgate.capabilities import capabilities
+from trapgate.errors import (
+    ExtensionError,
+    FieldValueError,
+    NotImplementedFieldError,
+    ReadOnlyFieldError,
+    TrapgateError,
+    UnknownFieldError,
+    VmcsError,
+    VmcsFileError,
+)
+from trapgate.sdm.fields import EXTENSION_FIELDS, RESERVED_FIELDS, Field
+from trapgate.vmcs import Vmcs
+from trapgate.vmcsfile import parse_settings
+
+
+def test_names_members_and_encodings_are_the_same_field() -> None:
+    vmcs = Vmcs()
+    vmcs["GUEST_CR3"] = 0x1000
+    assert vmcs[Field.GUEST_CR3] == vmcs.read(0x6802) == 0x1000
+    vmcs.write(0x6802, 0x2000)
+    assert vmcs["GUEST_CR3"] == 0x2000
+
+
+def test_values_are_unsigned_and_cells_are_signed() -> None:
+    vmcs = Vmcs()
+    vmcs["GUEST_RIP"] = 0xFFFF800000000000
+    assert vmcs["GUEST_RIP"] == 0xFFFF800000000000
+    assert vmcs.cells[Field.GUEST_RIP.cell] == -(1 << 47)
+    vmcs["EXCEPTION_BITMAP"] = 0xFFFFFFFF
+    assert vmcs.cells[Field.EXCEPTION_BITMAP.cell] == 0xFFFFFFFF
+
+
+def test_the_high_half_of_a_64_bit_field() -> None:
+    vmcs = Vmcs()
+    vmcs["TSC_OFFSET"] = 0x11111111_22222222
+    vmcs.write(0x2011, 0x33333333)
+    assert vmcs["TSC_OFFSET"] == 0x33333333_22222222
+    assert vmcs.read(0x2011) == 0x33333333
+    with pytest.raises(FieldValueError):
+        vmcs.write(0x2011, 1 << 32)
+    for encoding in (0x6803, 0x4005, 0x7000, 0x1_0000):
+        with pytest.raises(UnknownFieldError, match="encoding"):
+            vmcs.read(encoding)
+
+
+def test_the_initial_guest_is_at_the_reset_vector() -> None:
+    vmcs = Vmcs()
+    assert vmcs["GUEST_CS_BASE"] + vmcs["GUEST_RIP"] == 0xFFFFFFF0
+    assert vmcs["GUEST_RFLAGS"] == 2
+    assert vmcs["VMCS_LINK_POINTER"] == 0xFFFFFFFFFFFFFFFF
+    vmcs["GUEST_RIP"] = 5
+    vmcs.launched = True
+    vmcs.reset()
+    assert vmcs == Vmcs()
+    assert vmcs.launched is False
+
+
+def test_a_copy_is_independent() -> None:
+    vmcs = Vmcs("vt-x")
+    twin = vmcs.copy()
+    assert twin == vmcs
+    twin["GUEST_RSP"] = 8
+    assert twin != vmcs
+    assert vmcs != "a VMCS"
+    assert "vt-x" in repr(vmcs)
+
+
+@pytest.mark.parametrize(("name", "value"), [("GUEST_CS_SELECTOR", 1 << 16), ("GUEST_RIP", -1)])
+def test_a_value_must_fit(name: str, value: int) -> None:
+    with pytest.raises(FieldValueError, match=rf"^{name}: .* unsigned number of"):
+        Vmcs()[name] = value
+
+
+def test_exit_information_is_the_processors() -> None:
+    with pytest.raises(ReadOnlyFieldError, match=r"^EXIT_REASON: "):
+        Vmcs()["EXIT_REASON"] = 0
+
+
+def test_an_unknown_field_and_the_nearest_name() -> None:
+    with pytest.raises(UnknownFieldError, match="did you mean GUEST_RFLAGS"):
+        Vmcs()["GUEST_RFLAG"]
+    with pytest.raises(KeyError):
+        Vmcs()["xyzzy"]
+
+
+def test_vt_x_has_no_extensions() -> None:
+    vmcs = Vmcs("vt-x")
+    for field in EXTENSION_FIELDS:
+        with pytest.raises(ExtensionError, match="seed"):
+            vmcs[field] = 0
+        with pytest.raises(ExtensionError):
+            vmcs.read(field)
+    assert not set(vmcs) & EXTENSION_FIELDS
+    assert set(Vmcs()) == set(Field)
+    with pytest.raises(ExtensionError, match="no profile"):
+        Vmcs("amd-v")  # type: ignore[arg-type]
+
+
+def test_what_is_reserved_takes_only_0() -> None:
+    vmcs = Vmcs()
+    for field in RESERVED_FIELDS:
+        vmcs[field] = 0
+        with pytest.raises(NotImplementedFieldError, match="leave it 0"):
+            vmcs[field] = 1
+
+
+def test_capabilities() -> None:
+    seed, shipped = capabilities("seed"), capabilities("vt-x")
+    assert seed.has(Field.ANY_BIT_MASK)
+    assert seed.has("figure-5")
+    assert seed.has("ANY_BIT_MASK")
+    assert not seed.has("PTBASE")
+    assert shipped.has("figure-3")
+    assert not shipped.has("figure-4")
+    assert not shipped.has(Field.ANY_BIT_MASK)
+    with pytest.raises(ExtensionError):
+        capabilities("svm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("bits", "code"), [(32, 0xC09B), (64, 0xA09B)])
+def test_flat_segments(bits: int, code: int) -> None:
+    vmcs = Vmcs()
+    vmcs.flat(bits)  # type: ignore[arg-type]
+    assert vmcs["GUEST_CS_ACCESS_RIGHTS"] == code
+    assert vmcs["GUEST_SS_ACCESS_RIGHTS"] == 0xC093
+    assert (vmcs["GUEST_CS_SELECTOR"], vmcs["GUEST_DS_SELECTOR"]) == (8, 16)
+    assert bool(vmcs["VM_ENTRY_CONTROLS"] & 1 << 9) == (bits == 64)
+    vmcs.flat(32, user=True)
+    assert vmcs["GUEST_CS_ACCESS_RIGHTS"] == 0xC0FB
+    assert (vmcs["GUEST_CS_SELECTOR"], vmcs["GUEST_SS_SELECTOR"]) == (0x1B, 0x23)
+
+
+POLICY = """
+profile = "vt-x"
+[controls]
+pin = ["NMI_EXITING"]
+primary = ["HLT_EXITING", "-SECONDARY_CONTROLS"]
+exceptions = ["PF", "GP"]
+[fields]
+PAGE_FAULT_ERROR_CODE_MASK = 0x9
+PAGE_FAULT_ERROR_CODE_MATCH = "0x1"
+GUEST_CR3 = "0xFFFF800000000000"
+"""
+
+
+def test_a_file_of_settings(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(POLICY)
+    vmcs = Vmcs.load(path)
+    assert vmcs.profile == "vt-x"
+    assert vmcs["PIN_BASED_CONTROLS"] == 0x16 | 8
+    assert vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] == 0x04006172 | 1 << 7
+    assert vmcs["EXCEPTION_BITMAP"] == 1 << 14 | 1 << 13
+    assert vmcs["PAGE_FAULT_ERROR_CODE_MASK"] == 9
+    assert vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] == 1
+    assert vmcs["GUEST_CR3"] == 0xFFFF800000000000
+    assert Vmcs.from_toml(vmcs.to_toml()) == vmcs
+
+
+def test_applied_settings_leave_the_rest_alone() -> None:
+    vmcs = Vmcs()
+    vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= 1 << 24
+    vmcs["EXCEPTION_BITMAP"] = 1
+    vmcs.apply(parse_settings('[controls]\nprimary = ["HLT_EXITING"]\nexceptions = ["PF"]'))
+    assert vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] >> 24 & 1
+    assert vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] >> 7 & 1
+    assert vmcs["EXCEPTION_BITMAP"] == 1 | 1 << 14
+
+
+def test_settings_apply_as_a_whole_or_not_at_all() -> None:
+    vmcs = Vmcs()
+    with pytest.raises(ReadOnlyFieldError):
+        vmcs.apply(parse_settings("[fields]\nGUEST_RIP = 1\nEXIT_REASON = 1"))
+    assert vmcs == Vmcs()
+
+
+BAD = [
+    ("= 1", VmcsFileError, "is not TOML"),
+    ("[fields]\nGUEST_RIPP = 1", UnknownFieldError, "did you mean GUEST_RIP"),
+    ("[fields]\nGUEST_RIP = true", FieldValueError, "not an integer"),
+    ("[fields]\nGUEST_RIP = 1.5", FieldValueError, "not an integer"),
+    ("[fields]\nGUEST_RIP = 'many'", FieldValueError, "not an integer"),
+    ("[fields]\nGUEST_CS_SELECTOR = 0x10000", FieldValueError, "16 bits"),
+    ("[fields]\nGUEST_RIP = -1", FieldValueError, "unsigned"),
+    ("[fields]\nEXIT_REASON = 1", ReadOnlyFieldError, "leave it out"),
+    ("[fields]\nFAULT_FILTER = 1", NotImplementedFieldError, "leave it 0"),
+    ("profile = 'vt-x'\n[fields]\nANY_BIT_MASK = 1", ExtensionError, "profile"),
+    ("profile = 'svm'", VmcsFileError, "no profile"),
+    ("profile = ['seed']", VmcsFileError, "no profile"),
+    ("field = 1", VmcsFileError, "unknown key"),
+    ("fields = 1", VmcsFileError, r"write \[fields\]"),
+    ("[controls]\nping = []", UnknownFieldError, "group of controls"),
+    ("[controls]\npin = 3", VmcsFileError, "list of names"),
+    ("[controls]\npin = [3]", VmcsFileError, "list of names"),
+    ("[controls]\npin = ['NMI_EXITIN']", UnknownFieldError, "did you mean NMI_EXITING"),
+    ("[controls]\nexceptions = ['PG']", UnknownFieldError, "no control 'PG'"),
+    ("[controls]\npin = ['NMI_EXITING', '-NMI_EXITING']", FieldValueError, "both on and off"),
+]
+
+
+@pytest.mark.parametrize(("text", "error", "says"), BAD)
+def test_bad_files_say_on_one_line_what_and_where(
+    tmp_path: Path, text: str, error: type[VmcsError], says: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(error, match=says) as caught:
+        Vmcs.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert isinstance(caught.value, TrapgateError)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(VmcsFileError, match="No such file"):
+        Vmcs.load(tmp_path / "absent.toml")
+    with pytest.raises(VmcsFileError, match="cannot be read"):
+        Vmcs.load(tmp_path)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(VmcsFileError, match="not UTF-8"):
+        Vmcs.load(binary)
+
+
+def test_a_seed_file_does_not_apply_to_a_vt_x_vmcs() -> None:
+    with pytest.raises(VmcsFileError, match='asks for "seed"'):
+        Vmcs("vt-x").apply(parse_settings('profile = "seed"'))
