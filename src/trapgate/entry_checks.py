@@ -37,6 +37,7 @@ from trapgate.sdm.cells import (
     PIN_BASED_CONTROLS,
     PRIMARY_PROCESSOR_BASED_CONTROLS,
     SECONDARY_PROCESSOR_BASED_CONTROLS,
+    VIRTUAL_PROCESSOR_IDENTIFIER,
     VM_ENTRY_CONTROLS,
     VM_ENTRY_EXCEPTION_ERROR_CODE,
     VM_ENTRY_INSTRUCTION_LENGTH,
@@ -71,6 +72,7 @@ from trapgate.sdm.controls import (
     SECONDARY_ALLOWED_0,
     SECONDARY_ALLOWED_1,
     SECONDARY_UNRESTRICTED_GUEST,
+    SECONDARY_VPID,
 )
 from trapgate.sdm.interruption import (
     INFO_DELIVER_ERROR_CODE,
@@ -115,7 +117,6 @@ from trapgate.sdm.state import (
     CR4_SMAP,
     CR4_SMEP,
     CR4_TSD,
-    CR4_UMIP,
     CR4_VME,
     CR4_VMXE,
     EFER_DEFINED,
@@ -144,7 +145,6 @@ CR4_ALLOWED_1 = (
     | CR4_PCE
     | CR4_OSFXSR
     | CR4_OSXMMEXCPT
-    | CR4_UMIP
     | CR4_VMXE
     | CR4_FSGSBASE
     | CR4_OSXSAVE
@@ -189,6 +189,10 @@ def check_entry(v: Cells) -> int:
         legal = False
     if exit_controls & EXIT_SAVE_PREEMPTION_TIMER and pin & PIN_PREEMPTION_TIMER == 0:
         legal = False
+    secondary = v[SECONDARY_PROCESSOR_BASED_CONTROLS]
+    if primary & PRIMARY_SECONDARY_CONTROLS and secondary & SECONDARY_VPID:
+        # VPID 0 is the host's.
+        legal = legal and v[VIRTUAL_PROCESSOR_IDENTIFIER] != 0
     if v[CR3_TARGET_COUNT] > 4:
         legal = False
     if primary & PRIMARY_USE_IO_BITMAPS and not (

@@ -195,7 +195,7 @@ def execute_two_byte(
     if second == 0xA2:
         return intercept_cpuid(v, length)
     if second == 0x01 and third >= 0xC0:
-        return execute_group_7(v, r, time, long, start, third)
+        return execute_group_7(v, r, time, start, third)
     if second in (0x20, 0x22):
         return execute_mov_cr(v, r, long, rex, start, second, third, word)
     if second in (0x21, 0x23):
@@ -233,7 +233,7 @@ def execute_two_byte(
 
 
 @core
-def execute_group_7(v: Cells, r: Cells, time: int, long: bool, start: int, third: int) -> int:
+def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> int:
     """0FH 01H with a register form: VMX, MONITOR, XSETBV, RDTSCP, CLAC, LMSW."""
     length = start + 3
     outcome = UNKNOWN

@@ -6,6 +6,7 @@ and `effects`' business, as for the others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import iced_x86 as iced
@@ -54,7 +55,7 @@ _WIDTH = {
 }
 
 
-class _PageFault(Exception):
+class _PageFaultError(Exception):
     """A memory operand could not be reached: error code and linear address."""
 
     def __init__(self, error_code: int, address: int) -> None:
@@ -90,7 +91,7 @@ class Operand:
             user,
         )
         if code >= 0:
-            raise _PageFault(int(code), signed)
+            raise _PageFaultError(int(code), signed)
         return int(physical)
 
     def read(self, linear: int, size: int, access: int = 0) -> int:
@@ -111,17 +112,21 @@ class Operand:
         """A linear address as wide as the mode makes it."""
         return linear & (_MASK if self.long else 0xFFFF_FFFF)
 
+    def code(self, linear: int, size: int) -> bytes:
+        """Up to `size` bytes of code at a linear address: as many as can be fetched."""
+        found = bytearray()
+        for n in range(size):
+            try:
+                found.append(self.read(self.wrap(linear + n), 1, 2))
+            except _PageFaultError:
+                break
+        return bytes(found)
+
     def decode(self) -> iced.Instruction:
         """The instruction at RIP."""
         rip = int(self.v[f.GUEST_RIP])
         base = 0 if self.long else int(self.v[f.GUEST_CS_BASE])
-        code = bytearray()
-        for n in range(15):
-            try:
-                code.append(self.read(self.wrap(base + rip + n), 1, 2))
-            except _PageFault:
-                break
-        return iced.Decoder(self.bits, bytes(code), ip=rip & _MASK).decode()
+        return iced.Decoder(self.bits, self.code(base + rip, 15), ip=rip & _MASK).decode()
 
     def register(self, register: int) -> int:
         """A general register, whatever its width."""
@@ -130,14 +135,14 @@ class Operand:
         if register in (Register.RIP, Register.EIP):
             return 0
         info = iced.RegisterInfo(register)
-        number = info.full_register - Register.RAX
+        number = int(info.full_register) - int(Register.RAX)
         value = self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number]
-        return int(value) & ((1 << (8 * info.size)) - 1)
+        return int(value) & ((1 << (8 * int(info.size))) - 1)
 
     def set_register(self, register: int, value: int) -> None:
         """Write a general register; 32-bit writes clear the upper half."""
         info = iced.RegisterInfo(register)
-        number = info.full_register - Register.RAX
+        number = int(info.full_register) - int(Register.RAX)
         kept = 0
         if info.size < 4:
             old = int(self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number])
@@ -147,6 +152,40 @@ class Operand:
         if number == registers.RSP:
             self.v[f.GUEST_RSP] = new
         self.r[number] = new
+
+    def string_step(
+        self,
+        instruction: iced.Instruction,
+        linear: int,
+        source: Callable[[], int] | None,
+        sink: Callable[[int], None],
+    ) -> tuple[int, int] | None:
+        """One iteration of INS (from `source`) or OUTS (to `sink`), RIP included.
+
+        With REP, RIP stays until the counter is 0. The error code and linear address of
+        a page fault, if there is one: then nothing has happened.
+        """
+        v = self.v
+        size = _WIDTH[instruction.mnemonic]
+        is_in = instruction.mnemonic in _STRINGS
+        kind = instruction.op0_kind if is_in else instruction.op1_kind
+        _, pointer, counter = _STRING_OPERANDS[kind]
+        try:
+            if source is None:
+                sink(self.read(linear, size))
+            else:
+                self.physical(linear, 1)
+                self.write(linear, size, source())
+        except _PageFaultError as fault:
+            return fault.error_code, fault.address
+        step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
+        self.set_register(pointer, self.register(pointer) + step)
+        if instruction.has_rep_prefix or instruction.has_repne_prefix:
+            self.set_register(counter, self.register(counter) - 1)
+            if self.register(counter) != 0:
+                return None
+        advance(v, instruction.len)
+        return None
 
     def linear(self, instruction: iced.Instruction) -> int:
         """The linear address of the memory operand."""
@@ -166,8 +205,10 @@ def _address_size(instruction: iced.Instruction, bits: int) -> int:
     for register in (instruction.memory_base, instruction.memory_index):
         if register not in (Register.NONE, Register.RIP, Register.EIP):
             return int(iced.RegisterInfo(register).size)
-    return {16: 2, 32: 4, 64: 8}[bits] if not instruction.memory_displ_size else max(
-        instruction.memory_displ_size, 2
+    return (
+        {16: 2, 32: 4, 64: 8}[bits]
+        if not instruction.memory_displ_size
+        else max(instruction.memory_displ_size, 2)
     )
 
 
@@ -177,10 +218,12 @@ def assist(processor: Processor, v: Cells) -> bool:
     instruction = guest.decode()
     try:
         outcome = _carry_out(processor, guest, instruction)
-    except _PageFault as fault:
+    except _PageFaultError as fault:
         return processor.raise_fault(14, fault.error_code, fault.address)
     if outcome == ix.GO_ON:
         advance(v, instruction.len)
+        return False
+    if outcome == NEXT_ALREADY:
         return False
     if outcome == ix.EXITED:
         return True
@@ -221,6 +264,7 @@ def _carry_out(processor: Processor, guest: Operand, instruction: iced.Instructi
         return _string_io(guest, instruction)
     if mnemonic in _VMX_REASONS:
         displacement = instruction.memory_displacement
+        displacement -= displacement >> 63 << 64
         return ix.intercept_vmx(v, _VMX_REASONS[mnemonic], displacement, 0, length)
     return ix.RAISE_UD
 
@@ -249,17 +293,16 @@ def _string_io(guest: Operand, instruction: iced.Instruction) -> int:
         signed = linear - (1 << 64) if linear >> 63 else linear
         ix.record_string_io(v, signed, address_size, segment)
         return outcome
-    if is_in:
-        guest.write(linear, size, (1 << 8 * size) - 1)
-    else:
-        guest.read(linear, size)
-    step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
-    guest.set_register(pointer, guest.register(pointer) + step)
-    if rep:
-        guest.set_register(counter, guest.register(counter) - 1)
-        if guest.register(counter) != 0:
-            v[f.GUEST_RIP] -= instruction.len
-    return ix.GO_ON
+    fault = guest.string_step(
+        instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None
+    )
+    if fault is not None:
+        raise _PageFaultError(*fault)
+    return NEXT_ALREADY
+
+
+NEXT_ALREADY = -1
+"""The instruction was carried out and RIP has moved (or stays, for the next iteration)."""
 
 
 _STRING_OPERANDS = {

@@ -7,19 +7,29 @@ figure 2).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from trapgate import instructions
+from trapgate import checked, instructions
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
-from trapgate.engine.compiled import compiled
 from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
+from trapgate.exits import vm_exit
 from trapgate.faults import Interruption
-from trapgate.journal import HEAD_CAPACITY, HEAD_GENERATION, HEAD_LENGTH, HEAD_TIME, HEAD_VM, ROW_WIDTH
+from trapgate.intercepts import GO_ON, window_exit
+from trapgate.journal import (
+    HEAD_CAPACITY,
+    HEAD_GENERATION,
+    HEAD_LENGTH,
+    HEAD_SEQUENCE,
+    HEAD_TIME,
+    HEAD_VM,
+    ROW_WIDTH,
+)
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
@@ -73,7 +83,7 @@ class Memory:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._bytes = memoryview(engine.memory.view(np.uint8))
+        self._bytes = memoryview(engine.memory.view(np.uint8).data)
         self.cells: Cells = engine.memory
         self.size = len(self._bytes)
 
@@ -146,18 +156,22 @@ class Processor:
         self.rows: Cells = np.zeros((max(journal, 1), ROW_WIDTH), np.int64)
         self.head: Cells = np.zeros(HEAD_LENGTH, np.int64)
         self.head[HEAD_CAPACITY] = journal
+        # Plain integers, and quicker to reach from Python than the arrays.
+        self._words = memoryview(self.engine.cells.data)
+        self._head = memoryview(self.head.data)
         self._vmcs: Vmcs | None = None
         self._numbers: dict[int, int] = {}
         self._interrupt: int | None = None
         self._nmi = False
         self._init = False
         self._smi = False
-        self._stop = False
+        self._sink: Callable[[Cells], None] | None = None
+        self._drained = 0
 
     @property
     def time(self) -> int:
         """The virtual clock: instructions executed so far."""
-        return int(self.engine.cells[stops.TIME])
+        return self._words[stops.TIME]
 
     @property
     def vmcs(self) -> Vmcs | None:
@@ -167,6 +181,44 @@ class Processor:
     def name_vm(self, number: int) -> None:
         """Let the journal say that what happens from now on happens in VM `number`."""
         self.head[HEAD_VM] = number
+
+    def skip_to(self, time: int) -> None:
+        """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
+        c = self.engine.cells
+        c[stops.TIME] = max(int(c[stops.TIME]), time)
+
+    def trace_to(self, sink: Callable[[Cells], None]) -> None:
+        """Give every event's row to `sink`, in order, in batches (n x 20)."""
+        self._sink = sink
+        self._drained = int(self.head[HEAD_SEQUENCE])
+
+    def drain(self) -> None:
+        """Give the sink what it has not seen."""
+        if self._sink is None:
+            return
+        sequence = int(self.head[HEAD_SEQUENCE])
+        capacity = len(self.rows)
+        while self._drained < sequence:
+            start = self._drained % capacity
+            count = min(sequence - self._drained, capacity - start)
+            self._sink(self.rows[start : start + count])
+            self._drained += count
+
+    def _make_room(self) -> None:
+        """Drain the journal in time; the engine stops at JOURNAL_LIMIT for this."""
+        if self._sink is None:
+            self._words[stops.JOURNAL_LIMIT] = _FOREVER
+            return
+        if self._head[HEAD_SEQUENCE] - self._drained >= len(self.rows) // 2:
+            self.drain()
+        # Up to half a journal's events may come between the limit and the stop.
+        self._words[stops.JOURNAL_LIMIT] = self._drained + len(self.rows) // 2
+
+    def last_events(self) -> Iterator[Cells]:
+        """The rows of the journal, the latest first."""
+        sequence = int(self.head[HEAD_SEQUENCE])
+        for n in range(min(sequence, len(self.rows))):
+            yield self.rows[(sequence - 1 - n) % len(self.rows)]
 
     # Events at the processor's pins (¶21-22: interrupts and platform events).
 
@@ -211,44 +263,44 @@ class Processor:
         return VmFail(error)
 
     def _run(self, vmcs: Vmcs) -> VmExit | VmFail:
-        v = vmcs.cells
+        v = vmcs.words
         engine = self.engine
-        c = engine.cells
+        c = self._words
         if vmcs is not self._vmcs:
             self._attach(vmcs)
         elif not v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID:
             engine.flush_translations()
+        self._make_room()
         self._set_clock(v)
         engine.enter_and_go()
         while c[stops.STOP] != stops.EXITED:
-            if not self._settle(v):
+            if not self.settle(vmcs.cells):
                 engine.go()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
-            return VmFail(int(v[f.VM_INSTRUCTION_ERROR]))
+            return VmFail(v[f.VM_INSTRUCTION_ERROR])
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:
-            left = max(int(c[stops.TIMER_END]) - int(c[stops.TIME]), 0)
+            left = max(c[stops.TIMER_END] - c[stops.TIME], 0)
             v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
         return self._exit(vmcs)
 
     def _exit(self, vmcs: Vmcs) -> VmExit:
-        v = vmcs.cells
-        reason = int(v[f.EXIT_REASON])
+        v = vmcs.words
+        reason = v[f.EXIT_REASON]
         interruption = vectoring = None
         if v[f.VM_EXIT_INTERRUPTION_INFORMATION]:
             interruption = Interruption.decode(
-                int(v[f.VM_EXIT_INTERRUPTION_INFORMATION]),
-                int(v[f.VM_EXIT_INTERRUPTION_ERROR_CODE]),
+                v[f.VM_EXIT_INTERRUPTION_INFORMATION], v[f.VM_EXIT_INTERRUPTION_ERROR_CODE]
             )
         if v[f.IDT_VECTORING_INFORMATION]:
             vectoring = Interruption.decode(
-                int(v[f.IDT_VECTORING_INFORMATION]), int(v[f.IDT_VECTORING_ERROR_CODE])
+                v[f.IDT_VECTORING_INFORMATION], v[f.IDT_VECTORING_ERROR_CODE]
             )
         return VmExit(
             _REASONS[reason & 0xFFFF],
-            int(v[f.EXIT_QUALIFICATION]) & 0xFFFF_FFFF_FFFF_FFFF,
+            v[f.EXIT_QUALIFICATION] & 0xFFFF_FFFF_FFFF_FFFF,
             interruption,
             vectoring,
-            int(v[f.VM_EXIT_INSTRUCTION_LENGTH]),
+            v[f.VM_EXIT_INSTRUCTION_LENGTH],
             bool(reason & _FAILED),
             vmcs,
         )
@@ -260,34 +312,39 @@ class Processor:
         self.engine.attach(vmcs.cells, self.registers.cells, self.rows, self.head)
         self.engine.flush_translations()
 
-    def _set_clock(self, v: Cells) -> None:
+    def _set_clock(self, v: memoryview[int]) -> None:
         """Arm the preemption timer, and say when the engine has to stop and look."""
-        c = self.engine.cells
-        now = int(c[stops.TIME])
+        c = self._words
+        now = c[stops.TIME]
+        pin = v[f.PIN_BASED_CONTROLS]
         timer = _FOREVER
-        if v[f.PIN_BASED_CONTROLS] & ct.PIN_PREEMPTION_TIMER:
-            timer = now + int(v[f.VMX_PREEMPTION_TIMER_VALUE])
+        if pin & ct.PIN_PREEMPTION_TIMER:
+            timer = now + v[f.VMX_PREEMPTION_TIMER_VALUE]
         c[stops.TIMER_END] = timer
         c[stops.BUDGET_END] = now + _SLICE
         waiting = 0
         if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
             waiting = stops.WHEN_INTERRUPTIBLE
         if self._interrupt is not None:
-            exiting = v[f.PIN_BASED_CONTROLS] & ct.PIN_EXTERNAL_INTERRUPT_EXITING
+            exiting = pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING
             waiting |= stops.AT_ONCE if exiting else stops.WHEN_INTERRUPTIBLE
+        if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_NMI_WINDOW_EXITING:
+            waiting |= stops.AT_ONCE
         if self._nmi or self._init or self._smi:
             waiting |= stops.AT_ONCE
         c[stops.ATTENTION] = waiting
         c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
 
-    def _settle(self, v: Cells) -> bool:
+    def settle(self, v: Cells) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit."""
         c = self.engine.cells
         stop = c[stops.STOP]
         if stop == stops.ASSIST:
             exited = instructions.assist(self, v)
+        elif stop == stops.CHECKED:
+            exited = checked.step(self, v)
         elif stop == stops.TIMER:
-            _vm_exit(v, ExitReason.VMX_PREEMPTION_TIMER, 0, 0)
+            vm_exit(v, ExitReason.PREEMPTION_TIMER, 0, 0)
             exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
@@ -304,9 +361,13 @@ class Processor:
         c = self.engine.cells
         exited = self._take(v)
         if not exited:
+            # What is pending may stay blocked: let the guest execute a block before the next look.
+            c[stops.PATIENCE] = 1
+            self._make_room()
             now = int(c[stops.TIME])
             timer = int(c[stops.TIMER_END])
-            self._set_clock(v)
+            assert self._vmcs is not None
+            self._set_clock(self._vmcs.words)
             c[stops.TIMER_END] = timer
             c[stops.BUDGET_END] = now + _SLICE
             if c[stops.DEADLINE]:
@@ -318,49 +379,50 @@ class Processor:
         state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
         if self._init:
             self._init = False
-            _vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
+            vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
             return True
         if self._smi:
             self._smi = False
-            _vm_exit(v, ExitReason.OTHER_SMI, 0, 0)
+            vm_exit(v, ExitReason.OTHER_SMI, 0, 0)
             return True
         if self._nmi and not state & _BLOCKED_BY_STI_OR_SS:
             blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
             if not blocked:
                 self._nmi = False
-                return self._raise(v, 2, 2)
-        interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
-        primary = int(v[f.PRIMARY_PROCESSOR_BASED_CONTROLS])
-        if interruptible and primary & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
-            _vm_exit(v, ExitReason.INTERRUPT_WINDOW, 0, 0)
+                return self._wake(v, 2, 2)
+        if window_exit(v) != GO_ON:
             return True
+        interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
         if self._interrupt is not None:
             vector = self._interrupt
             if pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING:
-                self._interrupt = None
-                _vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
+                vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
                 if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
+                    self._interrupt = None
                     word, _ = Interruption(vector, 0).encode()  # type: ignore[arg-type]
                     v[f.VM_EXIT_INTERRUPTION_INFORMATION] = word
                 return True
             if interruptible:
                 self._interrupt = None
-                v[f.GUEST_ACTIVITY_STATE] = 0
-                return self._raise(v, vector, 0)
+                return self._wake(v, vector, 0)
         return False
+
+    def _wake(self, v: Cells, vector: int, kind: int) -> bool:
+        """An interrupt or NMI: what it does not exit for, it wakes from HLT."""
+        halted = int(v[f.GUEST_ACTIVITY_STATE])
+        v[f.GUEST_ACTIVITY_STATE] = 0
+        exited = self._raise(vector, kind)
+        if exited:
+            v[f.GUEST_ACTIVITY_STATE] = halted
+        return exited
 
     def raise_fault(self, vector: int, error_code: int, address: int = 0) -> bool:
         """Arbitrate a hardware exception of the guest's; whether it caused a VM exit."""
-        assert self._vmcs is not None
-        return self._raise(self._vmcs.cells, vector, 3, error_code, address)
+        return self._raise(vector, 3, error_code, address)
 
-    def _raise(
-        self, v: Cells, vector: int, kind: int, error_code: int = -1, address: int = 0
-    ) -> bool:
+    def _raise(self, vector: int, kind: int, error_code: int = -1, address: int = 0) -> bool:
         self.head[HEAD_TIME] = self.time
-        event = (vector, kind, error_code, address, 0, 0)
-        r = self.registers.cells
-        return bool(_raise_event(v, r, self.memory.cells, self.rows, self.head, *event))
+        return self.engine.raise_event(vector, kind, error_code, address) != 0
 
     def _halted(self, v: Cells) -> bool:
         """HLT without HLT exiting: the virtual clock jumps to what wakes the guest."""
@@ -375,10 +437,8 @@ class Processor:
                 "VMX-preemption timer, or assert an event"
             )
         c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
-        _vm_exit(v, ExitReason.VMX_PREEMPTION_TIMER, 0, 0)
+        vm_exit(v, ExitReason.PREEMPTION_TIMER, 0, 0)
         return True
 
 
-_vm_exit = compiled("vm_exit")
-_raise_event = compiled("raise_event")
 _REASONS = {int(reason): reason for reason in ExitReason}

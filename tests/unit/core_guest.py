@@ -40,7 +40,8 @@ def descriptor(access: int, *, base: int = 0, limit: int = 0xFFFFF, flags: int =
 def gate(
     offset: int, selector: int, *, access: int = 0xEE, ist: int = 0, long: bool = False
 ) -> bytes:
-    low = offset & 0xFFFF | selector << 16 | ist << 32 | access << 40 | (offset >> 16 & 0xFFFF) << 48
+    low = offset & 0xFFFF | (offset >> 16 & 0xFFFF) << 48
+    low |= selector << 16 | ist << 32 | access << 40
     return low.to_bytes(8, "little") + (offset >> 32).to_bytes(8, "little") * long
 
 

@@ -35,21 +35,46 @@ MODULES = (
     "trapgate.intercepts",
     "trapgate.effects",
     "trapgate.execute",
+    "trapgate.readmodifywrite",
 )
 """The modules that define core functions."""
 
+OUT_OF_LINE = frozenset(
+    {
+        "walk",
+        "raise_event",
+        "enter",
+        "check_entry",
+        "check_guest_state",
+        "decide_fault",
+        "transfer_by_extension",
+        "execute",
+    }
+)
+"""Core functions that stay functions in machine code; the others become part of their callers."""
+
 _twins: dict[str, Any] = {}
+_callable: dict[str, Any] = {}
 
 
 @functools.cache
 def cache_folder() -> Path:
     """Where compiled code of these very sources is kept (`XDG_CACHE_HOME`, or ~/.cache)."""
-    package = Path(__file__).resolve().parent.parent
+    _import_core()
+    here = Path(__file__).resolve().parent
+    sources = {Path(function.__code__.co_filename) for function in CORE.values()}
+    sources.update(here.glob("*.py"), (here.parent / "sdm").glob("*.py"))
     digest = hashlib.sha256()
-    for source in sorted(package.rglob("*.py")):
+    for source in sorted(sources):
         digest.update(source.read_bytes())
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "trapgate" / digest.hexdigest()[:16]
+
+
+@functools.cache
+def _import_core() -> None:
+    for module in MODULES:
+        importlib.import_module(module)
 
 
 @contextmanager
@@ -64,28 +89,46 @@ def cached_here() -> Iterator[None]:
 
 
 def compiled(name: str) -> Any:
-    """The compiled twin of the core function `name`; KeyError if there is none."""
+    """The compiled twin of the core function `name`, for Python to call; KeyError if none."""
+    _import_core()
+    if name not in _callable:
+        _callable[name] = _link(CORE[name], python=True)
+    return _callable[name]
+
+
+def linked(name: str) -> Any:
+    """The compiled twin of the core function `name`, for other compiled functions to call."""
+    _import_core()
     if name not in _twins:
-        for module in MODULES:
-            importlib.import_module(module)
-        _twins[name] = _link(CORE[name])
+        _twins[name] = _link(CORE[name], python=False)
     return _twins[name]
 
 
-def _link(function: Callable[..., object]) -> Any:
+def _link(function: Callable[..., object], *, python: bool) -> Any:
     assert isinstance(function, FunctionType)
     scope = dict(function.__globals__)
     for used in _names(function.__code__):
         if scope.get(used) is CORE.get(used) is not None:
-            scope[used] = compiled(used)
-    twin = FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-    )
+            scope[used] = linked(used)
+    name = f"{function.__name__}_for_python" if python else function.__name__
+    twin = FunctionType(function.__code__, scope, name, function.__defaults__, function.__closure__)
     twin.__module__ = function.__module__
-    twin.__qualname__ = function.__qualname__
+    # The cache tells functions apart by this name.
+    twin.__qualname__ = name
     assert inspect.getsourcefile(twin)
     with cached_here():
-        return numba.njit(_arguments(function), cache=True, error_model="numpy")(twin)
+        inline = function.__name__ not in OUT_OF_LINE
+        return _make(twin, _arguments(function), inline=inline, python=python)
+
+
+def _make(function: Any, arguments: Any, *, inline: bool, python: bool) -> Any:
+    # Without the runtime numba does not count references to arrays, which costs more
+    # than most of these functions; nothing here allocates. A wrapper for callers in
+    # Python costs more to compile than many a function.
+    options = {"forceinline": True} if inline else {}
+    if not python:
+        options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(arguments, cache=True, error_model="numpy", _nrt=False, **options)(function)
 
 
 def _arguments(function: Callable[..., object]) -> tuple[Any, ...] | None:
@@ -112,9 +155,19 @@ def _names(code: CodeType) -> set[str]:
 
 
 def jit(function: F) -> F:
-    """Compile a function of the engine's own, as `compiled` does core functions."""
+    """Compile a function of the engine's own, for other compiled functions to call.
+
+    It has no wrapper for Python: called from Python it crashes the process.
+    """
     with cached_here():
-        twin: F = numba.njit(_arguments(function), cache=True, error_model="numpy")(function)
+        twin: F = _make(function, _arguments(function), inline=False, python=False)
+    return twin
+
+
+def jit_for_python(function: F) -> F:
+    """Compile a function of the engine's own, for Python to call."""
+    with cached_here():
+        twin: F = _make(function, _arguments(function), inline=False, python=True)
     return twin
 
 

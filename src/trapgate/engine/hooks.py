@@ -1,14 +1,14 @@
 """What the engine calls while a guest runs: compiled callbacks, thin shells of `react`."""
 
-from numba import carray, types
+from numba import types
 
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import callback
-from trapgate.engine.raw import call, peek16, peek32, peek64, poke32, pointer
+from trapgate.engine.blocks import due, note_block, take_care
+from trapgate.engine.compiled import callback, jit
+from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine.react import (
     dispatch,
-    due,
     flat,
     instead,
     share,
@@ -16,20 +16,20 @@ from trapgate.engine.react import (
     state_end,
     walk,
 )
-from trapgate.engine.state import load, mem_of, r_of, save, v_of
+from trapgate.engine.state import load, save
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 
 
-@callback(types.void, types.int64, types.uint32, types.int64)
-def on_interrupt(uc, number, user):
-    """UC_HOOK_INTR: every exception and every intercepted instruction arrives here."""
-    m = carray(pointer(user), mc.CELLS)
+@jit
+def happen(machine: int, number: int) -> None:
+    """Deal with the engine's exception `number`, and let the guest go on or stop the engine."""
+    m = cells(machine, mc.CELLS)
     env = state_begin(m)
     poke32(env + at.EXCEPTION_IS_INT, 0)
-    code = types.int64(number) - at.EXCP_VMEXIT
-    v = v_of(m)
-    r = r_of(m)
+    code = number - at.EXCP_VMEXIT
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    r = cells(m[mc.R], m[mc.R_CELLS])
     save(m, env, v, r)
     stop = mc.BROKEN
     if code >= 0:
@@ -38,57 +38,77 @@ def on_interrupt(uc, number, user):
     if stop == mc.RUNNING:
         load(m, env, v, r)
         state_end(m)
-    else:
+        # Deliveries alone can go on for ever, where no handler can be fetched; no block
+        # begins then, so the clock has to move and be looked at here.
+        if m[mc.TIME] == m[mc.EVENT_TIME]:
+            m[mc.TIME] += 1
+            if m[mc.TIME] >= min(m[mc.TIMER_END], m[mc.BUDGET_END]):
+                stop = mc.TIMER if m[mc.TIME] >= m[mc.TIMER_END] else mc.LIMIT
+        m[mc.EVENT_TIME] = m[mc.TIME]
+    if stop != mc.RUNNING:
         m[mc.STOP] = stop
         call(m[mc.EMU_STOP], (m[mc.UC],))
 
 
+@callback(types.void, types.int64, types.uint32, types.int64)
+def on_interrupt(uc: int, number: int, user: int) -> None:
+    """UC_HOOK_INTR: every exception and every intercepted instruction arrives here."""
+    happen(user, number)
+
+
 @callback(types.void, types.int64, types.int64, types.uint32, types.int64)
-def on_block(uc, address, size, user):
+def on_block(uc: int, address: int, size: int, user: int) -> None:
     """UC_HOOK_BLOCK: the virtual clock, and the one place where time can run out."""
-    m = carray(pointer(user), mc.CELLS)
+    m = cells(user, mc.CELLS)
     if m[mc.TIME] >= m[mc.DEADLINE] and due(m):
         call(m[mc.EMU_STOP], (uc,))
         return
-    blocks = carray(pointer(m[mc.BLOCKS]), 2 * mc.BLOCK_SLOTS)
+    blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     slot = ((address ^ address >> 16) & (mc.BLOCK_SLOTS - 1)) * 2
     if blocks[slot] == address ^ types.int64(size) << 48:
         m[mc.TIME] += blocks[slot + 1]
-    else:
-        m[mc.TIME] += (types.int64(size) + 3) >> 2
+    elif take_care(m, address, types.int64(size), slot):
+        call(m[mc.EMU_STOP], (uc,))
 
 
 @callback(types.void, types.int64, types.int64, types.int64, types.int64)
-def on_new_block(uc, block, previous, user):
+def on_new_block(uc: int, block: int, previous: int, user: int) -> None:
     """UC_HOOK_EDGE_GENERATED: how many instructions a new block has."""
-    m = carray(pointer(user), mc.CELLS)
-    address = peek64(block)
-    blocks = carray(pointer(m[mc.BLOCKS]), 2 * mc.BLOCK_SLOTS)
-    slot = ((address ^ address >> 16) & (mc.BLOCK_SLOTS - 1)) * 2
-    blocks[slot] = address ^ peek16(block + 10) << 48
-    blocks[slot + 1] = peek16(block + 8)
+    m = cells(user, mc.CELLS)
+    note_block(m, peek64(block), peek16(block + 10), peek16(block + 8))
+
+
+@callback(types.void, types.int64, types.int64, types.uint32, types.int64)
+def on_port(uc: int, address: int, size: int, user: int) -> None:
+    """UC_HOOK_CODE, at instructions of input and output: stop before them (portable only)."""
+    m = cells(user, mc.CELLS)
+    if m[mc.SKIP] == address + 1:
+        m[mc.SKIP] = 0
+        return
+    m[mc.STOP] = mc.PORT
+    call(m[mc.EMU_STOP], (uc,))
 
 
 @callback(types.uint32, types.int64, types.uint32, types.int32, types.int64)
-def on_in(uc, port, size, user):
+def on_in(uc: int, port: int, size: int, user: int) -> int:
     """UC_HOOK_INSN, IN and INS: instead of the engine's doing."""
-    instead(carray(pointer(user), mc.CELLS))
+    instead(cells(user, mc.CELLS))
     return 0
 
 
 @callback(types.void, types.int64, types.uint32, types.int32, types.uint32, types.int64)
-def on_out(uc, port, size, value, user):
+def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     """UC_HOOK_INSN, OUT and OUTS: instead of the engine's doing."""
-    instead(carray(pointer(user), mc.CELLS))
+    instead(cells(user, mc.CELLS))
 
 
 @callback(types.void, types.int64, types.int64)
-def on_syscall(uc, user):
+def on_syscall(uc: int, user: int) -> None:
     """UC_HOOK_INSN, SYSCALL (SDM, "SYSCALL - Fast System Call"); the engine adds 2 to RIP."""
-    m = carray(pointer(user), mc.CELLS)
+    m = cells(user, mc.CELLS)
     env = state_begin(m)
-    v = v_of(m)
-    r = r_of(m)
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    r = cells(m[mc.R], m[mc.R_CELLS])
     save(m, env, v, r)
     star = r[reg.STAR] >> 32
     code64 = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
@@ -109,12 +129,12 @@ def on_syscall(uc, user):
 
 
 @callback(types.void, types.int64, types.int64)
-def on_sysenter(uc, user):
+def on_sysenter(uc: int, user: int) -> None:
     """UC_HOOK_INSN, SYSENTER (SDM, "SYSENTER - Fast System Call"); the engine adds 2 to RIP."""
-    m = carray(pointer(user), mc.CELLS)
+    m = cells(user, mc.CELLS)
     env = state_begin(m)
-    v = v_of(m)
-    r = r_of(m)
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    r = cells(m[mc.R], m[mc.R_CELLS])
     save(m, env, v, r)
     selector = v[f.GUEST_IA32_SYSENTER_CS] & 0xFFFC
     long = v[f.GUEST_IA32_EFER] & 1 << 10 != 0
@@ -127,26 +147,19 @@ def on_sysenter(uc, user):
     state_end(m)
 
 
-@callback(
-    types.uint64,
-    types.int64,
-    types.int64,
-    types.int32,
-    types.int32,
-    types.int32,
-    types.boolean,
-    types.int64,
-)
-def on_tlb_fill(cpu, address, size, access, mmu_index, probe, return_address):
+@jit
+def refill(
+    cpu: int, address: int, access: int, mmu_index: int, probe: int, return_address: int
+) -> int:
     """The MMU's refill: our own page walk, one choke point for translation and protection.
 
     Each physical page is kept either code or fast-writable data, because the engine
     takes every store to an executable page down its slow path.
     """
     env = cpu + at.CPU_SIZE
-    m = carray(pointer(peek64(env + at.MACHINE)), mc.CELLS)
-    mem = mem_of(m)
-    access_kind = types.int64(access)
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    access_kind = access
     cr0 = peek64(env + at.CR0)
     efer = peek64(env + at.EFER)
     user = 1 if mmu_index == 1 else 0
@@ -169,17 +182,34 @@ def on_tlb_fill(cpu, address, size, access, mmu_index, probe, return_address):
             access_kind,
             user,
         )
+    if code < 0 and access_kind == 2 and physical >> 3 >= m[mc.MEM_CELLS]:
+        # Nothing there reads as all ones, and that is no instruction.
+        vector = 6
+        code = 0
     if code < 0:
         page = physical >> 12
         if 0 <= page < m[mc.MEM_CELLS] >> 9:
             prot = share(m, page, access_kind, prot)
         call(
             m[mc.TLB_SET_PAGE],
-            (cpu, address & ~0xFFF, physical & ~0xFFF, prot, types.int64(mmu_index), page_size),
+            (cpu, address & ~0xFFF, physical & ~0xFFF, prot, mmu_index, page_size),
         )
         return 1
     if probe:
         return 0
+    if access_kind == 2:
+        rip = peek64(env + at.EIP)
+        linear = rip + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)
+        if (linear ^ address) & 0xFFFFF000 != 0 and m[mc.CRAWL] != linear + 1:
+            # Instructions of the block come before the one that cannot be fetched.
+            m[mc.CRAWL] = linear + 1
+            poke32(cpu + at.CFLAGS_NEXT_TB, 1)
+            poke32(m[mc.EXCEPTION_INDEX], -1)
+            call(m[mc.CPU_LOOP_EXIT], (cpu,))
+        m[mc.CRAWL] = 0
+        m[mc.FAULT_KIND] = mc.FAULT_OF_FETCH
+    else:
+        m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL if vector == 13 else 0
     m[mc.FAULT_ADDRESS] = address
     poke32(env + at.ERROR_CODE, code)
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + 0x40 + vector)
@@ -187,12 +217,70 @@ def on_tlb_fill(cpu, address, size, access, mmu_index, probe, return_address):
     return 0
 
 
+@callback(
+    types.uint64,
+    types.int64,
+    types.int64,
+    types.int32,
+    types.int32,
+    types.int32,
+    types.boolean,
+    types.int64,
+)
+def on_tlb_fill(
+    cpu: int,
+    address: int,
+    size: int,
+    access: int,
+    mmu_index: int,
+    probe: int,
+    return_address: int,
+) -> int:
+    """CPUClass.tlb_fill: see `refill`."""
+    return refill(cpu, address, access, mmu_index, probe, return_address)
+
+
 @callback(types.uint64, types.int64, types.int64, types.uint32, types.int64)
-def on_absent_read(uc, offset, size, user):
+def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
     """Physical memory that isn't there reads as all ones."""
     return (1 << (8 * types.int64(size))) - 1 if size < 8 else -1
 
 
 @callback(types.void, types.int64, types.int64, types.uint32, types.uint64, types.int64)
-def on_absent_write(uc, offset, size, value, user):
+def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
     """Stores to physical memory that isn't there are dropped."""
+
+
+@jit
+def breakpoint_hit(cpu: int) -> None:
+    """A breakpoint on execution: #DB with its causes.
+
+    The engine's own handler compares DR0-DR3 with the offset in CS, not with the linear
+    address, and where CS has a base it lets the processor go round for ever.
+    """
+    env = cpu + at.CPU_SIZE
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    linear = peek64(env + at.EIP)
+    hflags = peek32(env + at.HFLAGS)
+    if hflags & at.HF_CS64 == 0:
+        linear = (linear + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
+    dr7 = peek64(env + at.DR7)
+    causes = 0
+    for n in range(4):
+        if dr7 & 3 << (2 * n) and peek64(env + at.DR0 + 8 * n) == linear:
+            causes |= 1 << n
+    poke64(env + at.DR6, 0xFFFF0FF0 | causes)
+    poke32(env + at.ERROR_CODE, 0)
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + 1)
+    if causes == 0:
+        m[mc.STOP] = mc.BROKEN
+        m[mc.STOP_CODE] = at.SVM_EXCEPTION + 1
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        poke32(m[mc.EXCEPTION_INDEX], at.EXCP_INTERRUPT)
+    call(m[mc.CPU_LOOP_EXIT], (cpu,))
+
+
+@callback(types.void, types.int64)
+def on_breakpoint(cpu: int) -> None:
+    """CPUClass.debug_excp_handler: see `breakpoint_hit`."""
+    breakpoint_hit(cpu)

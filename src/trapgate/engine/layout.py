@@ -26,6 +26,11 @@ CR3 = CR0 + 24
 CR4 = CR0 + 32
 CR8 = CR0 + 64
 EFER = 592
+FPU = 600
+"""From here to SYSENTER_CS: the x87, MMX and SSE state."""
+SSE_FLAGS = 810
+"""The exception flags that SSE instructions raised; they stay until someone clears them."""
+MXCSR = 816
 SYSENTER_CS = 4800
 SYSENTER_ESP = 4808
 SYSENTER_EIP = 4816
@@ -54,6 +59,8 @@ INTERCEPT_EXCEPTIONS = DR0 + 136
 CONTEXT_SIZE = 5568
 CPU_SIZE = 35408
 """From the CPU to its x86 state (native path only)."""
+CFLAGS_NEXT_TB = 24
+"""In the CPU: how the next block is to be translated; the low bits limit its instructions."""
 FEATURES = 5632
 """Beyond the saved context: CPUID feature words, 64 bits each (1.EDX, 1.ECX, 7.EBX, ...)."""
 
@@ -84,12 +91,15 @@ VMCB_PAGES = 8
 VMCB_EXIT_INFO_2 = 0x80
 VMCB_MSRPM_BASE = 0x48
 
-# Codes of intercepted events, as EXCP_VMEXIT + code (AMD64 Manual, volume 2, "SVM Intercept Codes").
+# Codes of intercepted events, as EXCP_VMEXIT + code (AMD64 Manual, volume 2, appendix
+# "SVM Intercept Exit Codes").
 SVM_READ_CR = 0x00
 SVM_WRITE_CR = 0x10
 SVM_READ_DR = 0x20
 SVM_WRITE_DR = 0x30
 SVM_EXCEPTION = 0x40
+SVM_BASE = 0x60
+"""The event of bit 0 of INTERCEPT."""
 SVM_IDTR_READ = 0x66
 SVM_RDTSC = 0x6E
 SVM_RDPMC = 0x6F

@@ -50,9 +50,26 @@ journal, the virtual clock, and why the engine stopped.
     REG_WRITE,
     FLUSHES,
     STEPPING,
+    STEP_CAUSES,
+    FAULT_KIND,
+    CHECKS,
+    TRUSTED,
+    CUT,
+    CRAWL,
     FEATURES,
+    JOURNAL_LIMIT,
+    SKIP,
+    NEW_BLOCK,
+    NEW_BLOCK_SIZE,
+    SEEN,
+    UC_CTL,
+    PATIENCE,
+    SELF,
+    RAISE_EVENT,
+    EXECUTE,
+    EVENT_TIME,
     CELLS,
-) = range(46)
+) = range(63)
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
@@ -70,6 +87,32 @@ BROKEN = 6
 """The engine did what it must never do; STOP_CODE says what."""
 HALTED = 7
 """HLT was executed and does not exit."""
+CHECKED = 8
+"""The next instruction needs checks that the engine does not do (`trapgate.checked`)."""
+STEPPED = 9
+"""One instruction was executed, or the event that it caused was dealt with."""
+PORT = 10
+"""An instruction of input or output is about to be executed (portable path only)."""
+
+# What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
+CHECK_NEXT = 0
+CHECK_BLOCK = 1
+"""A new block, NEW_BLOCK, may hold input or output (portable path only)."""
+
+# What STEPPING may hold: not at all, about to, on the way; an event ended the instruction.
+STEP_DUE = 1
+STEP_RUNNING = 2
+STEP_EVENT = 3
+
+# What FAULT_KIND may hold, about the latest fault of the MMU.
+FAULT_OF_FETCH = 2
+FAULT_NON_CANONICAL = 4
+
+# What CHECKS may hold: which conditions make `trapgate.checked` take over.
+CHECK_WATCHPOINTS = 1
+CHECK_ALIGNMENT = 2
+CHECK_SSE = 4
+CHECK_LIMITS = 8
 
 FAILED_VALID = 2
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""

@@ -7,15 +7,20 @@ is used; whatever does not check out is an `EngineError`, and the portable path 
 
 import ctypes
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import unicorn
+from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.engine import layout
 from trapgate.errors import EngineError
+from trapgate.sdm.registers import GENERAL
 
 SYMBOLS = (
+    "breakpoint_handler",
     "cpu_cc_compute_all",
     "cpu_loop_exit",
     "cpu_loop_exit_restore",
@@ -38,13 +43,15 @@ class Insides:
     """Addresses inside one engine instance.
 
     `cpu` is its CPUState, `env` the x86 state within, `tlb_fill` the slot in the CPU
-    class that holds the MMU's refill function, `symbols` the internal functions.
+    class that holds the MMU's refill function, `debug` the one with the handler of hits on
+    breakpoints, `symbols` the internal functions.
     """
 
     cpu: int
     env: int
     exception_index: int
     tlb_fill: int
+    debug: int
     symbols: dict[str, int]
 
 
@@ -55,9 +62,12 @@ def find(uc: unicorn.Uc) -> Insides:
     """
     symbols = _symbols()
     handle = _handle(uc)
-    with open("/proc/self/mem", "rb", buffering=0) as memory:
-        env = _state(uc, memory, handle)
-        return _class_of(memory, handle, env, symbols)
+    with Path("/proc/self/mem").open("rb", buffering=0) as memory:
+        for env in _states(uc, memory, handle):
+            found = _class_of(memory, handle, env, symbols)
+            if found is not None:
+                return found
+    raise EngineError("the CPU state was not found near the engine's handle")
 
 
 def _handle(uc: unicorn.Uc) -> int:
@@ -89,13 +99,12 @@ def _read(memory: object, address: int, size: int) -> bytes:
     return data
 
 
-def _state(uc: unicorn.Uc, memory: object, handle: int) -> int:
-    """The address of the x86 state: sixteen general registers of magic values."""
-    from unicorn import x86_const
+def _states(uc: unicorn.Uc, memory: object, handle: int) -> Iterator[int]:
+    """Where the x86 state may be: sixteen general registers of magic values lie there.
 
-    names = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")
-    names += tuple(f"R{n}" for n in range(8, 16))
-    ids = [getattr(x86_const, f"UC_X86_REG_{name}") for name in names]
+    Copies of them lie about in memory, so each place has to be looked at more closely.
+    """
+    ids = [getattr(x86_const, f"UC_X86_REG_{name}") for name in GENERAL]
     before = [uc.reg_read(register) for register in ids]
     magic = [0x7A9_0000_0000_0000 + (handle * (n + 1) & 0xFFFF_FFFF_FFFF) for n in range(16)]
     try:
@@ -106,16 +115,16 @@ def _state(uc: unicorn.Uc, memory: object, handle: int) -> int:
         for pointer in dict.fromkeys(word for word in words if 0x10000 < word < 1 << 47):
             data = _read(memory, pointer, _REACH)
             at = data.find(pattern)
-            if at >= 0:
-                return pointer + at
+            while at >= 0:
+                yield int(pointer) + at
+                at = data.find(pattern, at + 1)
     finally:
         for register, value in zip(ids, before, strict=True):
             uc.reg_write(register, value)
-    raise EngineError("the CPU state was not found near the engine's handle")
 
 
-def _class_of(memory: object, handle: int, env: int, symbols: dict[str, int]) -> Insides:
-    """The CPU and its class, recognised by its handle and its `do_interrupt`."""
+def _class_of(memory: object, handle: int, env: int, symbols: dict[str, int]) -> Insides | None:
+    """The CPU and its class, recognised by its handle and its functions; None if they are not."""
     reach = 0x12000
     data = _read(memory, env - reach, reach)
     needle = struct.pack("<Q", handle)
@@ -124,17 +133,12 @@ def _class_of(memory: object, handle: int, env: int, symbols: dict[str, int]) ->
         (cpu_class,) = struct.unpack_from("<Q", data, at + 8)
         functions = _read(memory, cpu_class, 24 * 8)
         words = struct.unpack(f"<{len(functions) // 8}Q", functions)
-        if symbols["x86_cpu_do_interrupt"] in words and symbols["x86_cpu_tlb_fill"] in words:
-            slot = cpu_class + 8 * words.index(symbols["x86_cpu_tlb_fill"])
-            uc_field = env - reach + at
-            return Insides(_cpu(memory, env), env, uc_field - 8, slot, symbols)
+        wanted = ("x86_cpu_do_interrupt", "x86_cpu_tlb_fill", "breakpoint_handler")
+        # The CPU lies a fixed distance before the x86 state, whose address it holds.
+        cpu = env - layout.CPU_SIZE
+        inside = struct.pack("<Q", env) in _read(memory, cpu, 0x400)
+        if inside and all(symbols[name] in words for name in wanted):
+            fill, debug = (cpu_class + 8 * words.index(symbols[name]) for name in wanted[1:])
+            return Insides(cpu, env, env - reach + at - 8, fill, debug, symbols)
         at = data.rfind(needle, 0, at)
-    raise EngineError("the CPU class was not found before the CPU state")
-
-
-def _cpu(memory: object, env: int) -> int:
-    """CPUState's start, a fixed distance before the x86 state, whose address it holds."""
-    cpu = env - layout.CPU_SIZE
-    if struct.pack("<Q", env) not in _read(memory, cpu, 0x400):
-        raise EngineError("no pointer to the CPU state inside the CPU")
-    return cpu
+    return None

@@ -4,11 +4,18 @@ Each is a numba intrinsic: one machine instruction, or one call. Addresses and
 values are 64-bit integers; narrower loads are zero-extended.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
+
+from trapgate.core import Cells
+
+Peek = Callable[[int], int]
+Poke = Callable[[int, int], None]
 
 
 def _load(width: int) -> Any:
@@ -38,13 +45,17 @@ def _store(width: int) -> Any:
     return intrinsic(poke)
 
 
-peek8, peek16, peek32, peek64 = (_load(width) for width in (8, 16, 32, 64))
-poke8, poke16, poke32, poke64 = (_store(width) for width in (8, 16, 32, 64))
+peek8: Peek = _load(8)
+peek16: Peek = _load(16)
+peek32: Peek = _load(32)
+peek64: Peek = _load(64)
+poke8: Poke = _store(8)
+poke16: Poke = _store(16)
+poke32: Poke = _store(32)
+poke64: Poke = _store(64)
 
 
-@intrinsic
-def call(typingctx: Any, address: Any, arguments: Any) -> Any:
-    """Call the C function at `address` with a tuple of integers; its result as an integer."""
+def _call(typingctx: Any, address: Any, arguments: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         word = ir.IntType(64)
@@ -56,11 +67,45 @@ def call(typingctx: Any, address: Any, arguments: Any) -> Any:
     return types.int64(types.int64, types.UniTuple(types.int64, len(arguments))), codegen
 
 
-@intrinsic
-def pointer(typingctx: Any, address: Any) -> Any:
-    """`address` as a pointer to 64-bit integers, for `numba.carray`."""
+call: Callable[[int, tuple[int, ...]], int] = intrinsic(_call)
+"""Call the C function at an address with a tuple of integers; its result as an integer."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
 
-    return types.CPointer(types.int64)(types.int64), codegen
+def _array(dimensions: int) -> Any:
+    """An intrinsic that makes an array of 64-bit integers from an address and a shape."""
+
+    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, *shape = arguments
+        array = make_array(signature.return_type)(context, builder)
+        word = context.get_constant(types.intp, 8)
+        strides = [word]
+        for length in reversed(shape[1:]):
+            strides.insert(0, builder.mul(strides[0], length))
+        populate_array(
+            array,
+            data=builder.inttoptr(address, array.data.type),
+            shape=shape,
+            strides=strides,
+            itemsize=word,
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    result = types.Array(types.int64, dimensions, "C")
+    if dimensions == 1:
+
+        def cells(typingctx: Any, address: Any, count: Any) -> Any:
+            return result(types.int64, types.int64), make
+
+        return intrinsic(cells)
+
+    def table(typingctx: Any, address: Any, count: Any, width: Any) -> Any:
+        return result(types.int64, types.int64, types.int64), make
+
+    return intrinsic(table)
+
+
+cells: Callable[[int, int], Cells] = _array(1)
+"""`cells(address, count)`: an array over memory, which somebody else keeps alive."""
+table: Callable[[int, int, int], Cells] = _array(2)
+"""`table(address, count, width)`: the same with two dimensions."""

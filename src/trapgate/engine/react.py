@@ -5,32 +5,25 @@ goes on at its handler; only VM exits and instructions that Python must decode s
 the engine.
 """
 
-from numba import carray
-
 from trapgate import execute as ex
 from trapgate import intercepts as ix
 from trapgate.core import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import compiled, jit
-from trapgate.engine.raw import call, peek32, peek64, pointer, poke32, poke64
+from trapgate.engine.compiled import jit, linked
+from trapgate.engine.raw import call, cells, peek64, poke32, poke64
 from trapgate.engine.state import (
-    load,
     arm,
-    head_of,
-    mem_of,
-    r_of,
-    rows_of,
+    load,
     save,
-    v_of,
 )
 from trapgate.sdm import cells as f
 
-_raise_event = compiled("raise_event")
-_execute = compiled("execute")
-_prefix_length = compiled("prefix_length")
-walk = compiled("walk")
-_load8 = compiled("load8")
+_prefix_length = linked("prefix_length")
+walk = linked("walk")
+_load8 = linked("load8")
+_load64 = linked("load64")
+_writes_what_it_reads = linked("writes_what_it_reads")
 
 _HAS_CODE = 0x27D00
 """Exceptions with an error code: 8, 10-14, 17 (SDM, "Exception and Interrupt Reference")."""
@@ -39,18 +32,30 @@ _DEBUG_CAUSES = 0xE00F
 _SINGLE_STEP = 1 << 14
 _GENERAL_DETECT = 1 << 13
 _TF = 1 << 8
+_WRITE = 2
+_FETCH = 16
 _MIXED = 16
 """How often a page may turn between code and data before it counts as both."""
 
 
 @jit
+def is_long(v: Cells) -> bool:
+    """Whether the guest executes 64-bit code."""
+    return bool(v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10)
+
+
+@jit
+def linear_rip(v: Cells) -> int:
+    """The linear address of the next instruction."""
+    rip = int(v[f.GUEST_RIP])
+    return rip if is_long(v) else int(v[f.GUEST_CS_BASE] + rip) & 0xFFFFFFFF
+
+
+@jit
 def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
     """Up to eight bytes of code at RIP, little endian, and how many of them are readable."""
-    mem = mem_of(m)
-    rip = v[f.GUEST_RIP]
-    linear = rip
-    if v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 == 0 or v[f.GUEST_IA32_EFER] & 1 << 10 == 0:
-        linear = (v[f.GUEST_CS_BASE] + rip) & 0xFFFFFFFF
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    linear = linear_rip(v)
     user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
     word = 0
     page = -1
@@ -73,6 +78,8 @@ def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
                 return word, n
             page = here >> 12
             physical &= ~0xFFF
+            if count == 8 and n == 0 and page == (here + 7) >> 12:
+                return _load64(mem, physical | (here & 0xFFF)), 8
         word |= _load8(mem, physical | (here & 0xFFF)) << (8 * n)
     return word, count
 
@@ -89,14 +96,14 @@ def forget_code_under_stack(m: Cells, v: Cells) -> None:
         v[f.GUEST_CR4],
         v[f.GUEST_IA32_EFER],
         0x40000,
-        mem_of(m),
+        cells(m[mc.MEM], m[mc.MEM_CELLS]),
         linear,
         0,
         0,
     )
     page = physical >> 12
     if code < 0 and 0 <= page < m[mc.MEM_CELLS] >> 9:
-        pages = carray(pointer(m[mc.PAGES]), m[mc.MEM_CELLS] >> 9)
+        pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
         if pages[page] & 1:
             call(m[mc.TB_INVALIDATE], (m[mc.UC], page << 12, (page + 1) << 12))
 
@@ -106,13 +113,18 @@ def arbitrate(
     m: Cells, v: Cells, r: Cells, vector: int, kind: int, error_code: int, address: int, length: int
 ) -> int:
     """One event of the guest's; what the run does next."""
-    head = head_of(m)
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     head[2] = m[mc.TIME]
-    outcome = _raise_event(
-        v, r, mem_of(m), rows_of(m), head, vector, kind, error_code, address, length, 0
-    )
+    if m[mc.STEPPING] != 0:
+        m[mc.STEPPING] = mc.STEP_EVENT
+    event = (m[mc.SELF], vector, kind, error_code, address, length)
+    outcome = call(m[mc.RAISE_EVENT], event)
     if outcome != 0:
         return mc.EXITED
+    if head[4] >= m[mc.JOURNAL_LIMIT]:
+        # Somebody reads the journal: stop at the next block, before rows are overwritten.
+        m[mc.ATTENTION] |= mc.AT_ONCE
+        m[mc.DEADLINE] = 0
     if m[mc.NATIVE] != 0:
         forget_code_under_stack(m, v)
     return mc.RUNNING
@@ -122,7 +134,7 @@ def arbitrate(
 def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """A sensitive instruction; what the run does next."""
     stepping = v[f.GUEST_RFLAGS] & _TF
-    outcome = _execute(v, r, mem_of(m), word, m[mc.TIME])
+    outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.GO_ON:
         if stepping:
             return arbitrate(m, v, r, 1, 3, -1, _SINGLE_STEP, 0)
@@ -167,6 +179,12 @@ def interrupted(m: Cells, v: Cells, r: Cells) -> int:
 
 
 @jit
+def transfers_string(v: Cells, word: int) -> bool:
+    """Whether the instruction is INS or OUTS."""
+    return bool((word >> (8 * _prefix_length(word, is_long(v)))) & 0xFC == 0x6C)
+
+
+@jit
 def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
     """What to do about the engine's event `code`: RUNNING, or why to stop."""
     m[mc.STOP_CODE] = code
@@ -178,12 +196,34 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
                 address = m[mc.FAULT_ADDRESS]
             else:
                 address = peek64(m[mc.SCRATCH] + at.VMCB_EXIT_INFO_2)
-            return arbitrate(m, v, r, 14, 3, info & 0xFFFF, address, 0)
+            info &= 0xFFFF
+            fetched = m[mc.FAULT_KIND] == mc.FAULT_OF_FETCH
+            if m[mc.NATIVE] == 0:
+                # Which it was can only be told from where it was.
+                distance = address - linear_rip(v)
+                fetched = distance == 0 or (0 < distance < 15 and address & 0xFFF == 0)
+            if info & _FETCH == 0 and not fetched:
+                word, count = fetch(m, v, 8)
+                if count == 8 and transfers_string(v, word):
+                    # Whether there is a VM exit is decided before memory is accessed.
+                    return carry_out(m, v, r, word)
+                if info & _WRITE == 0 and count == 8 and _writes_what_it_reads(v, word):
+                    info |= _WRITE
+            return arbitrate(m, v, r, 14, 3, info, address, 0)
+        if vector == 13 and m[mc.NATIVE] == 0 and info & 0xFFFF == 0 and is_long(v):
+            m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL
+        if vector == 13 and m[mc.FAULT_KIND] == mc.FAULT_NON_CANONICAL:
+            m[mc.FAULT_KIND] = 0
+            return mc.CHECKED
         if vector == 6:
             return undefined(m, v, r)
         if vector == 1:
             causes = peek64(env + at.DR6) & _DEBUG_CAUSES
             poke64(env + at.DR6, 0xFFFF0FF0)
+            if m[mc.STEPPING] != 0 and causes & _SINGLE_STEP:
+                # `trapgate.checked` may have more to report together with this.
+                m[mc.STEP_CAUSES] = causes
+                return mc.STEPPED
             return arbitrate(m, v, r, 1, 3, -1, causes, 0)
         error_code = info & 0xFFFF if (_HAS_CODE >> vector) & 1 else -1
         return arbitrate(m, v, r, vector, 3, error_code, 0, 0)
@@ -191,6 +231,8 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
         return interrupted(m, v, r)
     if code == at.SVM_IRET:
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~8
+        # NMIs are unblocked behind the IRET, not before it.
+        m[mc.PATIENCE] = 1
         arm(m, env, v)
         return mc.RUNNING
     word, _ = fetch(m, v, 8)
@@ -198,16 +240,28 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
 
 
 @jit
+def port(m: Cells, env: int, v: Cells, r: Cells) -> int:
+    """An instruction of input or output, if it is one: the same address may have others."""
+    word, _ = fetch(m, v, 8)
+    start = _prefix_length(word, is_long(v))
+    byte = (word >> (8 * start)) & 0xFF
+    if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
+        return dispatch(m, env, v, r, at.SVM_IO, 0)
+    m[mc.SKIP] = linear_rip(v) + 1
+    return mc.RUNNING
+
+
+@jit
 def state_begin(m: Cells) -> int:
     """The address of the CPU state: live, or saved for the portable path."""
     if m[mc.NATIVE] != 0:
-        return m[mc.ENV]
+        return int(m[mc.ENV])
     # Reading and writing the flags makes the engine evaluate them.
     flags = m[mc.STOP_VALUE :]
     call(m[mc.REG_READ], (m[mc.UC], 25, flags.ctypes.data))
     call(m[mc.REG_WRITE], (m[mc.UC], 25, flags.ctypes.data))
     call(m[mc.CONTEXT_SAVE], (m[mc.UC], m[mc.CONTEXT]))
-    return m[mc.ENV]
+    return int(m[mc.ENV])
 
 
 @jit
@@ -218,39 +272,19 @@ def state_end(m: Cells) -> None:
 
 
 @jit
-def due(m: Cells) -> bool:
-    """Whether the run has to stop at this block's start; STOP says why."""
-    if m[mc.TIME] >= m[mc.BUDGET_END]:
-        m[mc.STOP] = mc.LIMIT
-        return True
-    if m[mc.TIME] >= m[mc.TIMER_END]:
-        m[mc.STOP] = mc.TIMER
-        return True
-    attention = m[mc.ATTENTION]
-    if attention & 1:
-        m[mc.STOP] = mc.ATTEND
-        return True
-    if attention & 2 and m[mc.NATIVE] != 0:
-        # Something waits for the guest to be interruptible.
-        env = m[mc.ENV]
-        if peek64(env + at.EFLAGS) & 0x200 and peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
-            m[mc.STOP] = mc.ATTEND
-            return True
-    elif attention & 2:
-        flags = m[mc.STOP_VALUE :]
-        call(m[mc.REG_READ], (m[mc.UC], 25, flags.ctypes.data))
-        if m[mc.STOP_VALUE] & 0x200:
-            m[mc.STOP] = mc.ATTEND
-            return True
-    return False
-
-
-@jit
 def instead(m: Cells) -> None:
-    """Carry out the instruction at RIP here, and leave the engine's attempt (native only)."""
+    """Carry out the instruction at RIP here, and leave the engine's attempt.
+
+    On the portable path nobody should come here: `port` comes first.
+    """
+    if m[mc.NATIVE] == 0:
+        m[mc.STOP] = mc.BROKEN
+        m[mc.STOP_CODE] = at.SVM_IO
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        return
     env = m[mc.ENV]
-    v = v_of(m)
-    r = r_of(m)
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    r = cells(m[mc.R], m[mc.R_CELLS])
     save(m, env, v, r)
     stop = dispatch(m, env, v, r, at.SVM_IO, 0)
     if stop == mc.RUNNING:
@@ -265,6 +299,7 @@ def instead(m: Cells) -> None:
 
 @jit
 def flat(v: Cells, n: int, selector: int, rights: int) -> None:
+    """Make segment `n` flat, as SYSCALL and SYSENTER do."""
     v[f.GUEST_ES_SELECTOR + n] = selector
     v[f.GUEST_ES_BASE + n] = 0
     v[f.GUEST_ES_LIMIT + n] = 0xFFFFFFFF
@@ -277,7 +312,7 @@ def share(m: Cells, page: int, access: int, prot: int) -> int:
 
     Cells of PAGES: bit 0 code, bit 1 fast-writable data, from bit 8 how often it turned.
     """
-    pages = carray(pointer(m[mc.PAGES]), m[mc.MEM_CELLS] >> 9)
+    pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
     state = pages[page]
     if state >> 8 >= _MIXED:
         pages[page] = state | 1
@@ -303,6 +338,6 @@ def share(m: Cells, page: int, access: int, prot: int) -> int:
 @jit
 def save_guest(machine: int) -> int:
     """Save the state of the guest into the VMCS and registers; 0."""
-    m = carray(pointer(machine), mc.CELLS)
-    save(m, state_begin(m), v_of(m), r_of(m))
+    m = cells(machine, mc.CELLS)
+    save(m, state_begin(m), cells(m[mc.V], m[mc.V_CELLS]), cells(m[mc.R], m[mc.R_CELLS]))
     return 0

@@ -4,19 +4,24 @@ Compiled only. `env` is the address of the engine's CPU state: the live one on t
 native path, the copy inside a saved context on the portable one.
 """
 
-from numba import carray
-
 from trapgate.core import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import jit
-from trapgate.engine.raw import call, peek16, peek32, peek64, pointer, poke16, poke32, poke64
+from trapgate.engine.compiled import jit, jit_for_python
+from trapgate.engine.raw import call, peek16, peek32, peek64, poke16, poke32, poke64
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 
 _CC = 0x8D5
 _DF = 0x400
 _UNUSABLE = 0x10000
+_AC = 1 << 18
+_VM = 1 << 17
+_AM = 1 << 18
+_DPL = 0x60
+_MXCSR_MASKS = 0x1F80
+_FLUSH_TLB = 1 << 30 | 11
+"""Unicorn's control of that name, to be written, without arguments."""
 _BLOCKED = 3
 """Blocking by STI and by MOV SS: the engine has one flag for both."""
 
@@ -29,31 +34,6 @@ _R_OF_MSR = (
     (reg.TSC_AUX, at.TSC_AUX),
     (reg.CR8, at.CR8),
 )
-
-
-@jit
-def v_of(m: Cells) -> Cells:
-    return carray(pointer(m[mc.V]), m[mc.V_CELLS])
-
-
-@jit
-def r_of(m: Cells) -> Cells:
-    return carray(pointer(m[mc.R]), m[mc.R_CELLS])
-
-
-@jit
-def mem_of(m: Cells) -> Cells:
-    return carray(pointer(m[mc.MEM]), m[mc.MEM_CELLS])
-
-
-@jit
-def rows_of(m: Cells) -> Cells:
-    return carray(pointer(m[mc.ROWS]), (m[mc.ROWS_CAPACITY], 20))
-
-
-@jit
-def head_of(m: Cells) -> Cells:
-    return carray(pointer(m[mc.HEAD]), m[mc.HEAD_CELLS])
 
 
 @jit
@@ -84,6 +64,9 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
         rights = (peek32(segment + at.FLAGS) >> 8) & 0xF0FF
         if rights & 0x80 == 0:
             rights |= _UNUSABLE
+        elif n < 6:
+            # Loading a segment marks it accessed; the engine does so in memory only.
+            rights |= 1
         v[f.GUEST_ES_ACCESS_RIGHTS + n] = rights
     # The engine knows only available TSSs: the busy bit lives in memory.
     v[f.GUEST_TR_ACCESS_RIGHTS] |= 2
@@ -122,11 +105,11 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
 @jit
 def hflags_of(v: Cells, old: int) -> int:
     """The translator's flags for the state in `v`; `old` gives the bits that are not state."""
-    cr0 = v[f.GUEST_CR0]
-    cr4 = v[f.GUEST_CR4]
+    cr0 = int(v[f.GUEST_CR0])
+    cr4 = int(v[f.GUEST_CR4])
     rflags = v[f.GUEST_RFLAGS]
     cs = v[f.GUEST_CS_ACCESS_RIGHTS]
-    ss = v[f.GUEST_SS_ACCESS_RIGHTS]
+    ss = int(v[f.GUEST_SS_ACCESS_RIGHTS])
     flags = (old & at.HF_KEPT) | at.HF_GUEST
     flags |= (cr0 & 0xE) << 8
     if cr4 & 1 << 9:
@@ -165,7 +148,7 @@ def load_debug_registers(m: Cells, env: int, v: Cells, r: Cells) -> None:
     old = peek64(env + at.DR7)
     new = 0x400
     for n in range(4):
-        if (v[f.GUEST_DR7] >> (16 + 4 * n)) & 3 == 0:
+        if (v[f.GUEST_DR7] >> (16 + 4 * n)) & 3 == 0 and m[mc.NATIVE] != 0:
             new |= v[f.GUEST_DR7] & (3 << (2 * n))
     moved = 0
     for n in range(4):
@@ -181,6 +164,48 @@ def load_debug_registers(m: Cells, env: int, v: Cells, r: Cells) -> None:
             poke64(env + at.DR0 + 8 * n, r[reg.DR0 + n])
         poke64(env + at.DR7, new)
     poke64(env + at.DR6, 0xFFFF0FF0)
+
+
+@jit
+def checks_of(m: Cells, env: int, v: Cells) -> int:
+    """What the next instructions need that the engine does not do; bits of CHECKS."""
+    checks = 0
+    dr7 = v[f.GUEST_DR7]
+    if dr7 & 0xFF:
+        for n in range(4):
+            kind = (dr7 >> (16 + 4 * n)) & 3
+            # The portable path can put no breakpoints on execution into the engine.
+            mine = kind in (1, 3) or (kind == 0 and m[mc.NATIVE] == 0)
+            if (dr7 >> (2 * n)) & 3 != 0 and mine:
+                checks |= mc.CHECK_WATCHPOINTS
+    if (
+        v[f.GUEST_RFLAGS] & _AC
+        and v[f.GUEST_CR0] & _AM
+        and v[f.GUEST_SS_ACCESS_RIGHTS] & _DPL == _DPL
+    ):
+        checks |= mc.CHECK_ALIGNMENT
+    if ~peek32(env + at.MXCSR) & _MXCSR_MASKS:
+        checks |= mc.CHECK_SSE
+    return checks
+
+
+@jit_for_python
+def segment_shape(v: Cells) -> int:
+    """A number for the limits of ES, CS, SS and DS; 0 where none of them can be exceeded."""
+    shape = 0
+    if v[f.GUEST_CR0] & 1 == 0 or v[f.GUEST_RFLAGS] & _VM:
+        return shape
+    if v[f.GUEST_IA32_EFER] & 1 << 10 and v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13:
+        return shape
+    for n in range(4):
+        limit = v[f.GUEST_ES_LIMIT + n]
+        rights = v[f.GUEST_ES_ACCESS_RIGHTS + n]
+        # Usable, code or writable data that expands up, to the end of the address space.
+        flat = n == 1 or rights & (_UNUSABLE | 0xE) == 2
+        if not flat or limit & 0xFFFFFFFF != 0xFFFFFFFF:
+            shape = (shape * 0x9E3779B1 + (limit ^ rights << 33)) | 1
+        shape = shape * 5
+    return shape
 
 
 @jit
@@ -242,10 +267,15 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke32(env + at.OLD_EXCEPTION, -1)
     poke32(env + at.EXCEPTION_IS_INT, 0)
     load_debug_registers(m, env, v, r)
+    m[mc.CHECKS] = checks_of(m, env, v)
+    if m[mc.CHECKS] != 0:
+        m[mc.DEADLINE] = 0
     if stale:
         m[mc.FLUSHES] += 1
         if m[mc.NATIVE] != 0:
             call(m[mc.TLB_FLUSH], (m[mc.CPU],))
+        else:
+            call(m[mc.UC_CTL], (m[mc.UC], _FLUSH_TLB))
 
 
 @jit
@@ -253,34 +283,34 @@ def arm(m: Cells, env: int, v: Cells) -> None:
     """Tell the engine what to intercept, from the controls in `v`."""
     primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
     secondary = v[f.SECONDARY_PROCESSOR_BASED_CONTROLS]
-    # Always: SHUTDOWN(1F) HLT(18) CPUID(12) SWINT(15) RDTSC(E) INVD(16) MSR(1C) ICEBP(28h-> 64-bit word)
+    # These always stop the engine; whether they exit is decided afterwards.
     words = (
-        1 << (0x78 - 0x60)
-        | 1 << (0x72 - 0x60)
-        | 1 << (0x75 - 0x60)
-        | 1 << (0x6E - 0x60)
-        | 1 << (0x76 - 0x60)
-        | 1 << (0x7C - 0x60)
-        | 1 << (0x7F - 0x60)
-        | 1 << (0x88 - 0x60)
-        | 1 << (0x8A - 0x60)
-        | 1 << (0x8B - 0x60)
-        | 1 << (0x8C - 0x60)
-        | 1 << (0x89 - 0x60)
-        | 1 << (0x6F - 0x60)
+        1 << (at.SVM_SHUTDOWN - at.SVM_BASE)
+        | 1 << (at.SVM_HLT - at.SVM_BASE)
+        | 1 << (at.SVM_CPUID - at.SVM_BASE)
+        | 1 << (at.SVM_SOFTWARE_INTERRUPT - at.SVM_BASE)
+        | 1 << (at.SVM_RDTSC - at.SVM_BASE)
+        | 1 << (at.SVM_INVD - at.SVM_BASE)
+        | 1 << (at.SVM_MSR - at.SVM_BASE)
+        | 1 << (at.SVM_ICEBP - at.SVM_BASE)
+        | 1 << (at.SVM_MONITOR - at.SVM_BASE)
+        | 1 << (at.SVM_MWAIT - at.SVM_BASE)
+        | 1 << (at.SVM_WBINVD - at.SVM_BASE)
+        | 1 << (at.SVM_RDPMC - at.SVM_BASE)
     )
     if primary & 1 << 9:
-        words |= 1 << (0x79 - 0x60)
+        words |= 1 << (at.SVM_INVLPG - at.SVM_BASE)
     if primary & 1 << 30:
-        words |= 1 << (0x77 - 0x60)
+        words |= 1 << (at.SVM_PAUSE - at.SVM_BASE)
     if v[f.GUEST_INTERRUPTIBILITY_STATE] & 8:
-        words |= 1 << (0x74 - 0x60)
+        words |= 1 << (at.SVM_IRET - at.SVM_BASE)
     if secondary & 1 << 2:
         # Descriptor-table exiting: reads and writes of IDTR, GDTR, LDTR, TR.
-        words |= 0xFF << (0x66 - 0x60)
+        words |= 0xFF << (at.SVM_IDTR_READ - at.SVM_BASE)
     poke64(env + at.INTERCEPT, words)
-    read = 0
-    write = 1 | 1 << 4
+    # CR0 and CR4 have bits of the host's and reserved ones; CR8 is not where the engine keeps it.
+    read = 1 << 8
+    write = 1 | 1 << 4 | 1 << 8
     if v[f.CR0_GUEST_HOST_MASK]:
         read |= 1
     if v[f.CR4_GUEST_HOST_MASK]:
@@ -289,10 +319,6 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         write |= 1 << 3
     if primary & 1 << 16:
         read |= 1 << 3
-    if primary & 1 << 19:
-        write |= 1 << 8
-    if primary & 1 << 20:
-        read |= 1 << 8
     poke16(env + at.INTERCEPT_CR_READ, read)
     poke16(env + at.INTERCEPT_CR_WRITE, write)
     # DR6 always, for the engine's own collects causes; DR7 because of GD.

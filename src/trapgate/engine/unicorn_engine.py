@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 import unicorn
-from numba import carray
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.core import Cells
-from trapgate.engine import hooks, native
-from trapgate.engine import react
+from trapgate.engine import calibration, core_calls, hooks, native, react
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import compiled, jit
-from trapgate.engine.raw import call, peek64, pointer, poke64
-from trapgate.engine.state import arm, head_of, load, mem_of, r_of, rows_of, save, v_of
+from trapgate.engine.compiled import jit, jit_for_python, linked
+from trapgate.engine.raw import call, cells, peek64, poke32, poke64, table
+from trapgate.engine.state import arm, load, save, segment_shape
 from trapgate.errors import EngineError
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
@@ -26,37 +24,93 @@ from trapgate.sdm import registers
 _CODE_BUFFER = 64 << 20
 """The translation buffer, in bytes: the default lets memory grow past a gigabyte."""
 _PAGE = 4096
+_MASK = (1 << 64) - 1
 _EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
 
-_enter = compiled("enter")
+_enter = linked("enter")
 
 
 @jit
-def go(machine: int, emu_start: int) -> int:
-    """Run the guest whose state lies in the VMCS until the engine stops; the engine's error."""
-    m = carray(pointer(machine), mc.CELLS)
-    v = v_of(m)
-    r = r_of(m)
-    env = m[mc.ENV]
+def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
+    """Let the engine run from the state in `v` and `r`; the engine's error."""
     m[mc.STOP] = mc.RUNNING
     load(m, env, v, r)
     # Between runs the engine keeps all flags in one word, and takes them apart itself.
     poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
     arm(m, env, v)
+    shape = segment_shape(v)
+    if shape != 0 and shape != m[mc.TRUSTED]:
+        m[mc.CHECKS] |= mc.CHECK_LIMITS
+        m[mc.DEADLINE] = 0
     react.state_end(m)
-    error = call(emu_start, (m[mc.UC], peek64(env + at.EIP), 0, 0, 0))
-    if m[mc.STOP] >= mc.TIMER or m[mc.STOP] == mc.RUNNING:
+    count = 1 if m[mc.STEPPING] != 0 and m[mc.NATIVE] == 0 else 0
+    return call(emu_start, (m[mc.UC], peek64(env + at.EIP), 0, 0, count))
+
+
+@jit_for_python
+def go(machine: int, emu_start: int) -> int:
+    """Run the guest whose state lies in the VMCS until the engine stops; the engine's error."""
+    m = cells(machine, mc.CELLS)
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    r = cells(m[mc.R], m[mc.R_CELLS])
+    env = m[mc.ENV]
+    m[mc.STOP] = mc.PORT
+    error = 0
+    while m[mc.STOP] == mc.PORT:
+        error = run(m, env, v, r, emu_start)
+        if m[mc.STOP] == mc.PORT:
+            save(m, react.state_begin(m), v, r)
+            stop = react.port(m, env, v, r)
+            if stop != mc.RUNNING:
+                m[mc.STOP] = stop
+            elif m[mc.STEPPING] != 0 and m[mc.SKIP] == 0:
+                m[mc.STOP] = mc.STEPPED
+                return error
+    stop = m[mc.STOP]
+    if stop == mc.RUNNING or (stop >= mc.TIMER and stop != mc.HALTED):
         save(m, react.state_begin(m), v, r)
+    if stop == mc.RUNNING:
+        if m[mc.STEPPING] != 0 and error == 0:
+            m[mc.STOP] = mc.STEPPED
+        else:
+            m[mc.STOP] = mc.BROKEN
+            m[mc.STOP_INFO] = error
     return error
 
 
-@jit
+@jit_for_python
+def step(machine: int, emu_start: int) -> int:
+    """Execute one instruction; whether it was (1), or an event was dealt with instead (0).
+
+    STOP is STEPPED, or what else stopped the engine.
+    """
+    m = cells(machine, mc.CELLS)
+    m[mc.STEPPING] = mc.STEP_DUE
+    m[mc.STEP_CAUSES] = 0
+    m[mc.DEADLINE] = 0
+    time = m[mc.TIME]
+    if m[mc.NATIVE] != 0:
+        poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
+    go(machine, emu_start)
+    done = m[mc.STEPPING] != mc.STEP_EVENT
+    m[mc.STEPPING] = 0
+    m[mc.TIME] = time + 1
+    return 1 if done else 0
+
+
+@jit_for_python
 def enter_and_go(machine: int, emu_start: int) -> int:
     """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
-    m = carray(pointer(machine), mc.CELLS)
-    head = head_of(m)
+    m = cells(machine, mc.CELLS)
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     head[2] = m[mc.TIME]
-    outcome = _enter(v_of(m), r_of(m), mem_of(m), rows_of(m), head)
+    outcome = _enter(
+        cells(m[mc.V], m[mc.V_CELLS]),
+        cells(m[mc.R], m[mc.R_CELLS]),
+        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
+        head,
+    )
     if outcome != 0:
         m[mc.STOP] = mc.EXITED
         m[mc.STOP_CODE] = outcome
@@ -64,18 +118,25 @@ def enter_and_go(machine: int, emu_start: int) -> int:
     return go(machine, emu_start)
 
 
-@jit
+@jit_for_python
+def shape_now(machine: int) -> int:
+    """`segment_shape` of the current VMCS."""
+    m = cells(machine, mc.CELLS)
+    return segment_shape(cells(m[mc.V], m[mc.V_CELLS]))
+
+
+@jit_for_python
 def flush(machine: int) -> int:
     """Flush the engine's TLB; 0."""
-    m = carray(pointer(machine), mc.CELLS)
+    m = cells(machine, mc.CELLS)
     return call(m[mc.TLB_FLUSH], (m[mc.CPU],))
 
 
-@jit
+@jit_for_python
 def invalidate_code(machine: int, start: int, end: int) -> int:
     """Drop what was translated from physical [start, end); 0."""
-    m = carray(pointer(machine), mc.CELLS)
-    pages = carray(pointer(m[mc.PAGES]), m[mc.MEM_CELLS] >> 9)
+    m = cells(machine, mc.CELLS)
+    pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
     for page in range(start >> 12, min((end + 0xFFF) >> 12, len(pages))):
         if pages[page] & 1:
             call(m[mc.TB_INVALIDATE], (m[mc.UC], page << 12, (page + 1) << 12))
@@ -95,18 +156,28 @@ class UnicornEngine:
     """
 
     def __init__(self, memory_bytes: int, *, native_path: bool) -> None:
+        calibration.check_version()
         self.uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
         self.uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_NEHALEM)
         self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
         self.uc.ctl_exits_enabled(True)
         self.uc.ctl_set_exits([])
+        # As FNINIT and a reset leave them; the engine starts with zeros.
+        self.uc.reg_write(x86_const.UC_X86_REG_FPCW, 0x37F)
+        self.uc.reg_write(x86_const.UC_X86_REG_MXCSR, 0x1F80)
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
         self._keep: list[object] = []
+        self.why_not_native = "" if native_path else "the portable engine was asked for"
+        self.patience: dict[int, int] = {}
+        """Instructions checked so far, by the shape of the segments (`trapgate.checked`)."""
         self._map_memory(memory_bytes)
         self._emu_start = self._symbol("uc_emu_start")
         c = self.cells
         c[mc.UC] = self.uc._uch.value
+        c[mc.SELF] = self._machine
+        c[mc.RAISE_EVENT] = core_calls.raise_event_c.address
+        c[mc.EXECUTE] = core_calls.execute_c.address
         c[mc.EMU_STOP] = self._symbol("uc_emu_stop")
         c[mc.REG_READ] = self._symbol("uc_reg_read")
         c[mc.REG_WRITE] = self._symbol("uc_reg_write")
@@ -119,6 +190,8 @@ class UnicornEngine:
         c[mc.PAGES] = _address(pages)
         if native_path:
             self._open_insides()
+        else:
+            self._open_context()
         self._add_hooks()
 
     def _map_memory(self, size: int) -> None:
@@ -156,6 +229,7 @@ class UnicornEngine:
 
     def _open_insides(self) -> None:
         inside = native.find(self.uc)
+        calibration.check_native(self.uc, inside.cpu, inside.env)
         c = self.cells
         c[mc.NATIVE] = 1
         c[mc.CPU] = inside.cpu
@@ -174,6 +248,32 @@ class UnicornEngine:
             c[cell] = inside.symbols[name]
         ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
         ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
+        ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
+
+    def _open_context(self) -> None:
+        """The portable path: the state is a copy, saved and restored at every event."""
+        seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
+        context = ctypes.c_void_p()
+        self._check(uclib.uc_context_alloc(self.uc._uch, ctypes.byref(context)))
+        assert context.value is not None
+        self._keep.append(seen)
+        c = self.cells
+        c[mc.SEEN] = _address(seen)
+        c[mc.CONTEXT] = context.value
+        c[mc.ENV] = context.value + calibration.context_data(self.uc, context.value)
+        c[mc.UC_CTL] = self._symbol("uc_ctl")
+        self._ports: set[int] = set()
+        self._check(uclib.uc_context_save(self.uc._uch, context))
+
+    def watch_port(self, address: int, block: int, size: int) -> None:
+        """Stop before the instruction of input or output at linear `address` (portable only).
+
+        It is part of a block of `size` bytes that was translated already.
+        """
+        if address not in self._ports:
+            self._ports.add(address)
+            self._hook(uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address)
+        self.uc.ctl_remove_cache(block & _MASK, (block + size) & _MASK)
 
     def _add_hooks(self) -> None:
         self._hook(uc_const.UC_HOOK_INTR, hooks.on_interrupt)
@@ -187,7 +287,9 @@ class UnicornEngine:
         ):
             self._hook(uc_const.UC_HOOK_INSN, hook, instruction)
 
-    def _hook(self, kind: int, function: Any, *instruction: int) -> None:
+    def _hook(
+        self, kind: int, function: Any, *instruction: int, begin: int = 1, end: int = 0
+    ) -> None:
         handle = ctypes.c_size_t()
         self._check(
             uclib.uc_hook_add(
@@ -196,8 +298,8 @@ class UnicornEngine:
                 kind,
                 ctypes.c_void_p(function.address),
                 ctypes.c_void_p(self._machine),
-                ctypes.c_uint64(1),
-                ctypes.c_uint64(0),
+                ctypes.c_uint64(begin),
+                ctypes.c_uint64(end),
                 *(ctypes.c_int(number) for number in instruction),
             )
         )
@@ -217,14 +319,14 @@ class UnicornEngine:
         """Let `v` be the current VMCS, `r` the register file, `rows` and `head` the journal."""
         self._arrays = (v, r, rows, head)
         c = self.cells
-        for (where, cells), array in zip(
+        for (where, count), array in zip(
             ((mc.V, mc.V_CELLS), (mc.R, mc.R_CELLS), (mc.ROWS, None), (mc.HEAD, mc.HEAD_CELLS)),
             self._arrays,
             strict=True,
         ):
             c[where] = _address(array)
-            if cells is not None:
-                c[cells] = len(array)
+            if count is not None:
+                c[count] = len(array)
         c[mc.ROWS_CAPACITY] = len(rows)
         assert len(r) == len(registers.NAMES)
 
@@ -236,6 +338,46 @@ class UnicornEngine:
         """Go on with the guest after an assist."""
         return int(go(self._machine, self._emu_start))
 
+    def step(self) -> bool:
+        """Execute one instruction; False if an event was dealt with instead of it.
+
+        Cell STOP is STEPPED, or why else the engine stopped.
+        """
+        if not self.cells[mc.NATIVE]:
+            # Only new translations look at the count.
+            self.uc.ctl_flush_tb()
+        return bool(step(self._machine, self._emu_start))
+
+    def segment_shape(self) -> int:
+        """A number for the limits of ES, SS and DS; 0 where none of them can be exceeded."""
+        return int(shape_now(self._machine))
+
+    @property
+    def mxcsr(self) -> int:
+        """MXCSR, while the engine stands."""
+        return ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value
+
+    @mxcsr.setter
+    def mxcsr(self, value: int) -> None:
+        ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value = value
+
+    def take_sse_flags(self) -> int:
+        """The exceptions that SSE instructions met since the last call, as flags of MXCSR.
+
+        Never that of a denormal operand, which the engine does not know.
+        """
+        cell = ctypes.c_uint8.from_address(int(self.cells[mc.ENV]) + at.SSE_FLAGS)
+        found, cell.value = cell.value, 0
+        return int(found) & 0x3D
+
+    def save_registers(self) -> bytes:
+        """The state of the x87, MMX and SSE registers."""
+        return ctypes.string_at(int(self.cells[mc.ENV]) + at.FPU, at.SYSENTER_CS - at.FPU)
+
+    def restore_registers(self, saved: bytes) -> None:
+        """Undo what happened to them since `saved`."""
+        ctypes.memmove(int(self.cells[mc.ENV]) + at.FPU, saved, len(saved))
+
     def forget_code(self, start: int, size: int) -> None:
         """Drop translations of the code in [start, start + size) after a store from outside."""
         if size <= 0:
@@ -245,17 +387,26 @@ class UnicornEngine:
         else:
             self.uc.ctl_flush_tb()
 
+    def raise_event(self, vector: int, kind: int, error_code: int, address: int) -> int:
+        """Arbitrate an event at GUEST_RIP; not 0 if it exited. See `delivery.raise_event`."""
+        event = (self._machine, vector, kind, error_code, address, 0)
+        return int(core_calls.raise_event_c.ctypes(*event))
+
     def flush_translations(self) -> None:
         """Forget cached translations of linear addresses, as a VM entry without VPID does."""
         if self.cells[mc.NATIVE]:
             flush(self._machine)
         else:
-            self.uc.ctl_flush_tlb()
+            self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
 
     def explain_break(self) -> None:
         """Raise EngineError about an engine that stopped for no reason that it should."""
-        code = int(self.cells[mc.STOP_CODE])
-        raise EngineError(f"the engine stopped by itself (last event {code:#x}); report this guest")
+        code, error = int(self.cells[mc.STOP_CODE]), int(self.cells[mc.STOP_INFO])
+        rip = int(self._arrays[0][f.GUEST_RIP]) & _MASK
+        raise EngineError(
+            f"the engine stopped by itself at RIP {rip:#x} (last event {code:#x}, "
+            f"error {error}); report this guest"
+        )
 
 
 def open_engine(memory_bytes: int, kind: str) -> UnicornEngine:
@@ -266,7 +417,9 @@ def open_engine(memory_bytes: int, kind: str) -> UnicornEngine:
         return UnicornEngine(memory_bytes, native_path=False)
     try:
         return UnicornEngine(memory_bytes, native_path=True)
-    except EngineError:
+    except EngineError as reason:
         if kind == "native":
             raise
-        return UnicornEngine(memory_bytes, native_path=False)
+        engine = UnicornEngine(memory_bytes, native_path=False)
+        engine.why_not_native = str(reason)
+        return engine

@@ -1,0 +1,211 @@
+"""What happens where a block of translated code begins: time, stops, and blocks that need care.
+
+Compiled only. A block is known by a slot of a table: its key, and its count of
+instructions. What needs care has the complement of its key there, so that all others
+cost one comparison.
+"""
+
+from trapgate.core import Cells
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.engine.compiled import jit, linked
+from trapgate.engine.raw import call, cells, peek32, peek64, poke32
+
+_walk = linked("walk")
+_load8 = linked("load8")
+
+_AC = 1 << 18
+"""Of RFLAGS, and AM of CR0."""
+
+# Why a block needs care; low bits of its count, which is negative then.
+_CARE_MXCSR = 1
+_CARE_ALIGNMENT = 2
+_CARE_PORT = 4
+
+
+@jit
+def flags_now(m: Cells) -> int:
+    """EFLAGS between two blocks; those of arithmetic are not evaluated."""
+    if m[mc.NATIVE] != 0:
+        return peek64(m[mc.ENV] + at.EFLAGS)
+    flags = m[mc.STOP_VALUE :]
+    call(m[mc.REG_READ], (m[mc.UC], 25, flags.ctypes.data))
+    return int(m[mc.STOP_VALUE])
+
+
+@jit
+def alignment_is_checked(m: Cells) -> bool:
+    """Whether the live state says that unaligned accesses fault (native only)."""
+    env = m[mc.ENV]
+    return (
+        peek64(env + at.EFLAGS) & _AC != 0
+        and peek32(env + at.HFLAGS) & 3 == 3
+        and peek64(env + at.CR0) & _AC != 0
+    )
+
+
+@jit
+def due(m: Cells) -> bool:
+    """Whether the run has to stop at this block's start; STOP says why."""
+    if m[mc.NEW_BLOCK_SIZE] != 0:
+        m[mc.STOP] = mc.CHECKED
+        m[mc.STOP_CODE] = mc.CHECK_BLOCK
+        return True
+    if m[mc.STEPPING] == mc.STEP_DUE:
+        m[mc.STEPPING] = mc.STEP_RUNNING
+        return False
+    if m[mc.STEPPING] != 0:
+        m[mc.STOP] = mc.STEPPED
+        return True
+    if m[mc.TIME] >= m[mc.BUDGET_END]:
+        m[mc.STOP] = mc.LIMIT
+        return True
+    if m[mc.TIME] >= m[mc.TIMER_END]:
+        m[mc.STOP] = mc.TIMER
+        return True
+    attention = m[mc.ATTENTION]
+    if m[mc.PATIENCE] != 0:
+        # Python has just looked and could take nothing: the guest must get on.
+        m[mc.PATIENCE] = 0
+        attention = 0
+    if attention & 1:
+        m[mc.STOP] = mc.ATTEND
+        return True
+    if attention & 2 and m[mc.NATIVE] != 0:
+        # Something waits for the guest to be interruptible.
+        env = m[mc.ENV]
+        if peek64(env + at.EFLAGS) & 0x200 and peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
+            m[mc.STOP] = mc.ATTEND
+            return True
+    elif attention & 2:
+        flags = m[mc.STOP_VALUE :]
+        call(m[mc.REG_READ], (m[mc.UC], 25, flags.ctypes.data))
+        if m[mc.STOP_VALUE] & 0x200:
+            m[mc.STOP] = mc.ATTEND
+            return True
+    if m[mc.CHECKS] != 0 or (
+        m[mc.NATIVE] != 0
+        and (~peek32(m[mc.ENV] + at.MXCSR) & 0x1F80 != 0 or alignment_is_checked(m))
+    ):
+        m[mc.STOP] = mc.CHECKED
+        m[mc.STOP_CODE] = mc.CHECK_NEXT
+        return True
+    if m[mc.ATTENTION] == 0:
+        m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.BUDGET_END])
+    return False
+
+
+@jit
+def peculiarities(m: Cells, linear: int, size: int) -> tuple[int, int]:
+    """What the bytes of a block may need care for, and a digest of them.
+
+    For LDMXCSR and FXRSTOR (0FH AEH, memory form /1 or /2) and, where the engine's own
+    state is out of reach, for input and output. False alarms cost time only.
+    """
+    env = m[mc.ENV]
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    page = -1
+    physical = 0
+    word = 0
+    care = 0
+    digest = linear * 31 + size
+    for n in range(size):
+        here = linear + n
+        if here >> 12 != page:
+            physical, code, _, _ = _walk(
+                peek64(env + at.CR0),
+                peek64(env + at.CR3),
+                peek64(env + at.CR4),
+                peek64(env + at.EFER),
+                0x40000,
+                mem,
+                here,
+                0,
+                0,
+            )
+            if code >= 0:
+                return care, digest
+            page = here >> 12
+            physical &= ~0xFFF
+        byte = _load8(mem, physical | (here & 0xFFF))
+        word = (word << 8 | byte) & 0xFFFFFF
+        digest = digest * 0x100000001B3 + byte
+        if word >> 8 == 0x0FAE and word & 0xC0 != 0xC0 and (word >> 3) & 7 in (1, 2):
+            care |= _CARE_MXCSR
+        if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
+            care |= _CARE_PORT
+    return care, digest
+
+
+@jit
+def note_block(m: Cells, address: int, size: int, count: int) -> None:
+    """Remember how many instructions a block has.
+
+    Under the complement of its key if it needs care: what needs none stays fast. A
+    block that needs care is not forgotten for another that shares its slot.
+    """
+    if m[mc.STEPPING] != 0 or m[mc.CUT] == address + 1:
+        return
+    blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
+    slot = ((address ^ address >> 16) & (mc.BLOCK_SLOTS - 1)) * 2
+    key = address ^ size << 48
+    care, digest = peculiarities(m, address, size)
+    if m[mc.NATIVE] == 0 and care & _CARE_PORT:
+        seen = cells(m[mc.SEEN], mc.BLOCK_SLOTS)
+        if seen[slot >> 1] != digest:
+            seen[slot >> 1] = digest
+            m[mc.NEW_BLOCK] = address
+            m[mc.NEW_BLOCK_SIZE] = size
+            m[mc.DEADLINE] = 0
+    care &= _CARE_MXCSR
+    if flags_now(m) & _AC:
+        # The engine keeps blocks apart by this flag, so this one is new, too.
+        care |= _CARE_ALIGNMENT
+    if blocks[slot + 1] < 0:
+        if blocks[slot] == ~key:
+            care |= -blocks[slot + 1] & _CARE_ALIGNMENT
+        elif care == 0 and (blocks[slot] ^ ~address) & 0xFFFFFFFFFFFF != 0:
+            return
+    if care != 0:
+        blocks[slot] = ~key
+        blocks[slot + 1] = -(count << 2 | care)
+    else:
+        blocks[slot] = key
+        blocks[slot + 1] = count
+
+
+@jit
+def take_care(m: Cells, address: int, size: int, slot: int) -> bool:
+    """A block that is not in its slot, or needs care; whether the run has to stop.
+
+    Where alignment is checked, `trapgate.checked` executes the block. Where the block
+    may change MXCSR it is cut: executed one instruction at a time, until the one after
+    which exceptions may be unmasked.
+    """
+    if m[mc.CUT] == address + 1:
+        # This is the one instruction.
+        m[mc.CUT] = 0
+        m[mc.TIME] += 1
+        m[mc.DEADLINE] = 0
+        return False
+    blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
+    key = address ^ size << 48
+    if blocks[slot] == 0:
+        note_block(m, address, size, (size + 3) >> 2)
+        if m[mc.NEW_BLOCK_SIZE] != 0:
+            return due(m)
+    if blocks[slot] != ~key or m[mc.STEPPING] != 0:
+        m[mc.TIME] += (size + 3) >> 2
+        return False
+    if m[mc.NATIVE] == 0 or alignment_is_checked(m):
+        m[mc.STOP] = mc.CHECKED
+        m[mc.STOP_CODE] = mc.CHECK_NEXT
+        return True
+    if -blocks[slot + 1] & _CARE_MXCSR == 0:
+        m[mc.TIME] += -blocks[slot + 1] >> 2
+        return False
+    m[mc.CUT] = address + 1
+    poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
+    poke32(m[mc.EXCEPTION_INDEX], -1)
+    call(m[mc.CPU_LOOP_EXIT], (m[mc.CPU],))
+    return False

@@ -1,0 +1,197 @@
+"""What is known to be wrong, in a few bytes of guest code each; docs/limits.md has the reasons.
+
+Each test says what the SDM wants and fails today. They are strict: one that passes has
+to go, and its line in docs/limits.md with it.
+"""
+
+from struct import pack
+
+import pytest
+
+from tests.conformance.tiny_guest import (
+    CODE,
+    CODE_32,
+    DATA,
+    GDT,
+    OTHER_TASK,
+    OTHER_TSS,
+    READABLE,
+    STACK,
+    TABLES,
+    TF,
+    TSS,
+    Run,
+    Tiny,
+    begin,
+    descriptor,
+)
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.vectors import DB, GP, SS, UD
+
+pytestmark = pytest.mark.conformance
+
+MONITOR_VMCS = {"EXCEPTION_BITMAP": 0xFFFFFFFF}
+HLT_EXITING = {"PRIMARY_PROCESSOR_BASED_CONTROLS": 1 << 7}
+BYTES = 0x58
+"""Selector of a segment of our own."""
+AT_DATA = pack("<I", DATA)
+CR4_DE, CR4_UMIP = 1 << 3, 1 << 11
+BTF = 2
+NT = 1 << 14
+
+
+def limit(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+
+
+def run(guest: Tiny) -> Run:
+    """Every exception exits; a guest that meets none leaves by VMCALL."""
+    return begin(guest, MONITOR_VMCS)
+
+
+def faulted(guest: Tiny) -> tuple[int, int | None] | str:
+    """The vector and error code of the guest's first exception, or its other exit."""
+    end = run(guest).exit
+    event = end.interruption
+    return end.reason.name if event is None else (event.vector, event.error_code)
+
+
+def load_segment(register: int, selector: int) -> bytes:
+    """Mov eax, selector; mov segment, ax (0 ES, 3 DS, 4 FS, 5 GS)."""
+    return b"\xb8" + pack("<I", selector) + b"\x8e" + bytes([0xC0 | register << 3])
+
+
+# Checks on data accesses: Unicorn makes none. Those of CS, SS, DS and ES are mended for
+# segments that a VM entry finds, not for those that the guest has loaded since.
+
+
+@limit("limits of FS and GS are not checked")
+@pytest.mark.parametrize(("name", "prefix"), [("FS", b"\x64"), ("GS", b"\x65")])
+def test_limit_of_fs_and_gs(name: str, prefix: bytes) -> None:
+    fields = {f"GUEST_{name}_LIMIT": 0xFFF, f"GUEST_{name}_ACCESS_RIGHTS": 0x4093}
+    assert faulted(Tiny("p32", code=prefix + b"\xa1" + AT_DATA, fields=fields)) == (GP, 0)
+
+
+@limit("segments are looked at on VM entry, and this one is loaded later")
+@pytest.mark.parametrize(("register", "prefix"), [(3, b""), (0, b"\x26"), (2, b"\x36")])
+def test_limit_of_a_segment_that_the_guest_has_just_loaded(register: int, prefix: bytes) -> None:
+    small = {GDT + BYTES: pack("<Q", descriptor(0, 0xFFF, 0x4093))}
+    code = load_segment(register, BYTES) + prefix + b"\xa1" + AT_DATA
+    vector = SS if register == 2 else GP
+    assert faulted(Tiny("p32", code=code, memory=small)) == (vector, 0)
+
+
+@limit("null selectors are not checked on use")
+@pytest.mark.parametrize(("register", "prefix"), [(3, b""), (0, b"\x26"), (4, b"\x64")])
+def test_read_through_a_null_selector(register: int, prefix: bytes) -> None:
+    code = load_segment(register, 0) + prefix + b"\xa1" + AT_DATA
+    assert faulted(Tiny("p32", code=code)) == (GP, 0)
+
+
+@limit("segment types are not checked on use")
+def test_read_of_an_execute_only_code_segment() -> None:
+    fields = {"GUEST_CS_ACCESS_RIGHTS": 0xC099}
+    assert faulted(Tiny("p32", code=b"\x2e\xa1" + AT_DATA, fields=fields)) == (GP, 0)
+
+
+@limit("segment types are not checked on use")
+def test_write_to_a_code_segment() -> None:
+    assert faulted(Tiny("p32", code=b"\x2e\xa3" + AT_DATA)) == (GP, 0)
+
+
+@limit("segment types are not checked on use")
+@pytest.mark.parametrize(("register", "prefix"), [(3, b""), (5, b"\x65")])
+def test_write_to_a_read_only_data_segment(register: int, prefix: bytes) -> None:
+    code = load_segment(register, READABLE) + prefix + b"\xa3" + AT_DATA
+    assert faulted(Tiny("p32", code=code)) == (GP, 0)
+
+
+@limit("SSE operands are not checked for alignment to 16 bytes")
+def test_unaligned_movaps() -> None:
+    code = b"\x0f\x28\x04\x25" + pack("<I", DATA + 1)
+    assert faulted(Tiny("l64", code=code)) == (GP, 0)
+
+
+# Control transfers.
+
+
+@limit("the engine jumps first, and faults at the target")
+def test_jump_to_a_non_canonical_address_faults_at_the_jump() -> None:
+    code = b"\x48\xb8" + pack("<Q", 1 << 48) + b"\xff\xe0"
+    done = run(Tiny("l64", code=code))
+    assert done.exit.interruption is not None
+    assert done.exit.interruption.vector == GP
+    assert done.vmcs["GUEST_RIP"] == CODE + 10
+
+
+@limit("the engine switches tasks by itself")
+@pytest.mark.parametrize("opcode", [b"\xea", b"\x9a"], ids=["jmp", "call"])
+def test_task_switch_by_jump_or_call(opcode: bytes) -> None:
+    code = opcode + pack("<IH", 0, OTHER_TASK)
+    assert run(Tiny("p32", code=code)).exit.reason == ExitReason.TASK_SWITCH
+
+
+@limit("the engine switches tasks by itself")
+def test_task_switch_by_iret() -> None:
+    memory = {TSS: pack("<III", OTHER_TASK, STACK, 0x10), OTHER_TSS: bytes(0x68)}
+    guest = Tiny("p32", code=b"\xcf", fields={"GUEST_RFLAGS": 2 | NT}, memory=memory)
+    assert run(guest).exit.reason == ExitReason.TASK_SWITCH
+
+
+# Instructions.
+
+
+@limit("code that changes the next instruction of its own block runs the old one")
+def test_self_modifying_code_within_a_block() -> None:
+    code = b"\xc6\x05" + pack("<I", CODE + 7) + b"\xf4" + b"\x90"
+    done = begin(Tiny("p32", code=code), HLT_EXITING)
+    assert done.exit.reason == ExitReason.HLT
+
+
+@limit("some VEX encodings run as their legacy twins, though CPUID shows no AVX")
+def test_vzeroupper_is_undefined() -> None:
+    assert faulted(Tiny("p32", code=b"\xc5\xf8\x77")) == (UD, None)
+
+
+@limit("CR4.UMIP can be set and prevents nothing")
+def test_umip() -> None:
+    fields = {"GUEST_CR4": 0x2000 | 0x610 | CR4_UMIP}
+    code = b"\x0f\x01\x05" + AT_DATA  # sgdt
+    assert faulted(Tiny("p32", ring=3, code=code, fields=fields)) == (GP, 0)
+
+
+# Paging.
+
+
+@limit("PAE's four pointers are read from memory at each walk")
+def test_page_directory_pointers_are_loaded_with_cr3() -> None:
+    invlpg = b"\x0f\x01\x3d" + AT_DATA
+    code = b"\xc7\x05" + pack("<II", TABLES, 0) + invlpg + b"\xa1" + AT_DATA
+    # The page of code stays in the TLB, or not: a fault on either means the new pointer.
+    assert run(Tiny("pae", code=code)).exit.reason == ExitReason.VMCALL
+
+
+# Debugging.
+
+
+@limit("DEBUGCTL.BTF is kept and has no effect")
+def test_single_step_on_branches() -> None:
+    fields = {"GUEST_RFLAGS": 2 | TF, "GUEST_IA32_DEBUGCTL": BTF}
+    done = run(Tiny("p32", code=b"\x90\xeb\x00\x90", fields=fields))
+    assert done.exit.interruption is not None
+    assert done.exit.interruption.vector == DB
+    assert done.vmcs["GUEST_RIP"] == CODE + 3
+
+
+@limit("breakpoints on I/O ports never match")
+def test_io_breakpoint() -> None:
+    fields = {"GUEST_DR7": 0x400 | 2 | 2 << 16, "GUEST_CR4": 0x2000 | 0x610 | CR4_DE}
+    guest = Tiny("p32", code=b"\xe4\x80\x90", fields=fields, registers={"dr0": 0x80})
+    assert faulted(guest) == (DB, None)
+
+
+def test_the_judge() -> None:
+    """The xfails above must not fail for a reason of their own: here everything is as it should."""
+    assert faulted(Tiny("p32", code=b"\x0f\x0b")) == (UD, None)
+    assert faulted(Tiny("p32", code=b"\xa1" + AT_DATA)) == "VMCALL"
+    assert faulted(Tiny("p32", code=load_segment(3, CODE_32) + b"\xa1" + AT_DATA)) == "VMCALL"
