@@ -19,5 +19,5 @@ def test_qemu_boots_them_to_a_shell(kernel: str, initrd: str) -> None:
         qemu.version()
     except SkipSide as why:
         pytest.skip(f"qemu {why}")
-    seconds = qemu.seconds_to(PROMPT, LINUX / kernel, LINUX / initrd, APPEND)
+    seconds = qemu.seconds_to(PROMPT.encode(), LINUX / kernel, LINUX / initrd, APPEND)
     assert seconds > 0

@@ -3,9 +3,10 @@
 Transmission takes no time: the transmitter is always empty, and a byte written goes to
 the sink at once. Reception is lossless: input waits in a queue until the guest shows
 that it is listening, and then enters the FIFO. A guest listens when it has enabled the
-receive interrupt, or when it reads the line status twice with nothing between, which no
+receive interrupt, or when it keeps reading the line status without sending, which no
 transmitting driver does since the first answer already says "ready to send". Input
-given on the command line therefore survives the FIFO resets of a driver that starts.
+given on the command line therefore survives the FIFO resets and the reads "for luck"
+of a driver that starts.
 """
 
 from collections import deque
@@ -26,6 +27,9 @@ _FIFO_SIZE = 16
 _TRIGGERS = (1, 4, 8, 14)
 _LOOPBACK = 0x10
 _CONNECTED = 0xB0  # DCD, DSR and CTS: somebody is at the other end
+
+_POLLS = 4
+"""Line-status reads in a row that tell a receiver from Linux' starting driver, which does two."""
 
 BURST_MICROSECONDS = 100
 """Virtual time between two FIFO loads to a guest that receives by interrupt."""
@@ -82,7 +86,7 @@ class Uart16550:
         register = port - self._base
         if register == 5:
             self._status_reads += 1
-            if self._status_reads > 1 and self.incoming and not self._fifo:
+            if self._status_reads >= _POLLS and self.incoming and not self._fifo:
                 self._load()
             status = _TRANSMITTER_EMPTY
             if self._fifo:
@@ -92,11 +96,11 @@ class Uart16550:
                 status |= 0x02
                 self._update()
             return status
-        self._status_reads = 0
         if register == 0:
             if self._line_control & 0x80:
                 return self._divisor & 0xFF
             return self._receive_byte(now)
+        self._status_reads = 0
         if register == 1:
             if self._line_control & 0x80:
                 return self._divisor >> 8
@@ -116,9 +120,12 @@ class Uart16550:
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Write one of the eight registers."""
-        self._status_reads = 0
         register = port - self._base
+        if register != 0:
+            self._status_reads = 0
         if register == 0:
+            if self._status_reads:
+                self._status_reads -= 1  # that read asked whether it may send
             if self._line_control & 0x80:
                 self._divisor = (self._divisor & 0xFF00) | value
                 return
@@ -220,6 +227,9 @@ class Uart16550:
     def _control_fifo(self, value: int) -> None:
         enabled = bool(value & 0x01)
         if enabled != self._fifo_enabled or value & 0x02:
+            if not self._modem_control & _LOOPBACK:
+                # The other end repeats what a starting driver throws away unread.
+                self.incoming.extendleft(reversed(self._fifo))
             self._fifo.clear()
         if value & 0x04 or enabled != self._fifo_enabled:
             self._transmit_pending = True

@@ -1,0 +1,166 @@
+"""`trapgate replay`: what other policies would have done to a recorded trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from trapgate.cli.terminal import complaints, fail, terminal
+
+if TYPE_CHECKING:
+    from trapgate.replay import CostModel, Outcome, Replay
+    from trapgate.replay.replay import Tally
+
+EXAMPLES = """
+Examples:
+
+  trapgate replay host.parquet --policy writes.toml --policy none.toml
+
+  trapgate replay *.parquet --policy writes.toml --sweep P,W,U --keep 3:3
+
+  trapgate replay *.parquet --policy writes.toml --cluster local
+"""
+
+
+def replay(
+    trace: Annotated[list[Path], typer.Argument(help="Traces, taken together.")],
+    policy: Annotated[
+        list[Path] | None, typer.Option(help="VMCS file of a policy (repeatable).")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Bits of page faults' error codes (P,W,U or 0x7): try all masks."),
+    ] = None,
+    both: Annotated[
+        bool, typer.Option("--both", help="Sweep with bit 14 of the bitmap clear, too.")
+    ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="MASK:MATCH of page faults that must go on exiting in a sweep."),
+    ] = None,
+    cost: Annotated[
+        str | None,
+        typer.Option(help="LOW:TYPICAL:HIGH ns of an exit, if the trace has no latencies."),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Count with Ray: `local`, or ray://HOST:PORT.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Policies of a sweep to show.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Replay recorded faults under other policies: exits saved and added, and time saved."""
+    if not policy and sweep is None:
+        raise fail("no policy: give --policy FILE, or --sweep BITS")
+    model = _model(cost)
+    bits = None if sweep is None else _bits(sweep)
+    kept = None if keep is None else _pair(keep)
+    if kept is not None and bits is None:
+        raise fail("--keep is for --sweep: give both")
+    with complaints():
+        from trapgate import replay as replaying
+        from trapgate.replay.cluster import on_cluster
+
+        policies = [replaying.Policy.load(path) for path in policy or ()]
+        tallied: Tally | None = None
+        if cluster is not None:
+            if cluster != "local" and not cluster.startswith("ray://"):
+                raise fail(f"--cluster: {cluster!r} is neither local nor ray://HOST:PORT")
+            tallied = on_cluster(cluster)
+        if bits is not None:
+            base = policies[0] if policies else replaying.Policy.of("base", vectors=[14])
+            try:
+                family = replaying.Family(bits, base, both)
+            except ValueError as error:
+                raise fail(f"--sweep: {error}") from None
+            result = replaying.sweep(trace, family, keep=kept, model=model, tallied=tallied)
+        else:
+            result = replaying.replay(trace, policies, model=model, tallied=tallied)
+    if as_json:
+        print(json.dumps(result.as_json(), indent=2))
+    else:
+        _show(result, top)
+
+
+def _numbers(text: str, count: int) -> list[int] | None:
+    try:
+        found = [int(part, 0) for part in text.split(":")]
+    except ValueError:
+        return None
+    return found if len(found) == count else None
+
+
+def _model(text: str | None) -> CostModel | None:
+    from trapgate.replay.result import CostModel
+
+    if text is None:
+        return None
+    try:
+        return CostModel(*_numbers(text, 3) or (1, 0, 0))
+    except ValueError:
+        raise fail(
+            f"--cost: {text!r} is not LOW:TYPICAL:HIGH in nanoseconds, like 800:1500:6000"
+        ) from None
+
+
+def _pair(text: str) -> tuple[int, int]:
+    found = _numbers(text, 2)
+    if found is None or not all(0 <= number < 1 << 32 for number in found):
+        raise fail(f"--keep: {text!r} is not MASK:MATCH, like 0x3:0x3")
+    return found[0], found[1]
+
+
+def _bits(text: str) -> int:
+    from trapgate.sdm.pagefault import PageFaultCode
+
+    try:
+        return int(text, 0)
+    except ValueError:
+        pass
+    bits = 0
+    for name in text.upper().split(","):
+        if name.strip() not in PageFaultCode.__members__:
+            known = ",".join(PageFaultCode.__members__)
+            raise fail(f"--sweep: no bit {name!r}; give some of {known}, or a number")
+        bits |= PageFaultCode[name.strip()]
+    return bits
+
+
+def _show(result: Replay, top: int) -> None:
+    out = terminal()
+    first = result.outcomes[0]
+    out.print(f"{first.rows:,} events in {len(result.traces)} trace(s)")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy", overflow="fold")
+    lost = first.lost is not None
+    completes = any(outcome.completions for outcome in result.outcomes)
+    titles = ["exits", "delivered", *(["completed"] if completes else []), "unjudged", "saved"]
+    titles += ["added", *(["lost"] if lost else []), f"time saved ({first.time.unit})", "interval"]
+    for title in titles:
+        table.add_column(title, justify="right")
+    for outcome in result.outcomes[:top]:
+        table.add_row(*_cells(outcome, lost=lost, completes=completes))
+    out.print(table)
+    if len(result.outcomes) > top:
+        out.print(f"({len(result.outcomes) - top:,} more; --top shows them)")
+    basis = {
+        "latencies": "time by the trace's own latencies; the interval holds 95 %",
+        "cost model": "the trace has no latencies: time by the cost model (--cost)",
+    }
+    out.print(f"\nrecorded: {first.recorded_exits:,} exits of judged events; {first.outside:,} ")
+    out.print(f"events are none that a policy judges ({first.outside_exits:,} of them exits)")
+    out.print(basis[first.time.basis])
+
+
+def _cells(outcome: Outcome, *, lost: bool, completes: bool) -> list[str]:
+    time = outcome.time
+    cells = [outcome.policy, f"{outcome.exits:,}", f"{outcome.deliveries:,}"]
+    if completes:
+        cells.append(f"{outcome.completions:,}")
+    cells += [f"{outcome.unjudged:,}", f"{outcome.saved:,}", f"{outcome.added:,}"]
+    if lost:
+        cells.append(f"{outcome.lost:,}")
+    return [*cells, f"{time.estimate:,.0f}", f"{time.low:,.0f} to {time.high:,.0f}"]

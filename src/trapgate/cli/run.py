@@ -1,0 +1,203 @@
+"""`trapgate run`: a guest with the terminal as its console."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console as Terminal
+from rich.table import Table
+
+from trapgate.cli.terminal import EngineKind, complaints, fail, prepared, terminal, vector_name
+
+if TYPE_CHECKING:
+    from trapgate.vmm.machine import Summary
+
+_SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_LIMITS = 1 << 20, 3 << 30
+
+
+def memory_size(text: str) -> int:
+    """Bytes of a size like 128M, 1G or 65536K; a bare number counts MiB."""
+    match = re.fullmatch(r"(\d{1,9})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise fail(f"--memory: {text!r} is no size; write it as 128M or 1G")
+    size = int(match[1]) * _SUFFIXES[match[2].upper()] & ~0xFFF
+    low, high = _LIMITS
+    if not low <= size <= high:
+        raise fail(f"--memory: {text} is out of range; choose from 1M to 3G")
+    return size
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """A run's summary as JSON has it."""
+    return {
+        "instructions": summary.instructions,
+        "seconds": round(summary.seconds, 6),
+        "faults": {
+            str(vector): {
+                **{disposition.name: count for disposition, count in counts.items()},
+                "injected": summary.injected.get(vector, 0),
+            }
+            for vector, counts in summary.faults.items()
+        },
+        "exits": {reason.name: count for reason, count in summary.exits.items()},
+    }
+
+
+def show_summary(summary: Summary, out: Terminal) -> None:
+    """Tables of faults and exits."""
+    from trapgate.decide import Disposition
+
+    faults = Table(title="faults and interrupts", title_justify="left", box=None, pad_edge=False)
+    for title in ("vector", "exited", "delivered", "of these injected"):
+        faults.add_column(title, justify="left" if title == "vector" else "right")
+    for vector in summary.faults:
+        faults.add_row(
+            vector_name(vector),
+            f"{summary.count(Disposition.EXIT, vector):,}",
+            f"{summary.count(Disposition.DELIVER, vector):,}",
+            f"{summary.injected.get(vector, 0):,}",
+        )
+    exits = Table(title="VM exits", title_justify="left", box=None, pad_edge=False)
+    exits.add_column("reason")
+    exits.add_column("count", justify="right")
+    for reason, count in sorted(summary.exits.items(), key=lambda item: -item[1]):
+        exits.add_row(reason.name.replace("_", " ").lower(), f"{count:,}")
+    out.print(faults)
+    out.print(exits)
+    speed = summary.instructions / summary.seconds / 1e6 if summary.seconds else 0.0
+    out.print(
+        f"{summary.instructions:,} instructions in {summary.seconds:.2f} s ({speed:.0f} million/s)"
+    )
+
+
+EXAMPLES = """
+Examples:
+
+  trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0"
+
+  trapgate run boot.bin --memory 16M --until "login:" --json
+
+  trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
+
+Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
+"""
+
+
+def run(
+    guest: Annotated[
+        Path, typer.Argument(help="bzImage, ELF, multiboot, flat binary or boot sector.")
+    ],
+    memory: Annotated[str, typer.Option(help="RAM of the guest.")] = "128M",
+    append: Annotated[str, typer.Option(help="Kernel command line.")] = "",
+    initrd: Annotated[Path | None, typer.Option(help="Initial RAM disk, or module.")] = None,
+    vmcs: Annotated[
+        Path | None, typer.Option(help="TOML file of VMCS fields and controls to set.")
+    ] = None,
+    text: Annotated[
+        str, typer.Option("--input", help=r"Text to type at the serial port; \n is Enter.")
+    ] = "",
+    until: Annotated[
+        str | None, typer.Option(help="Stop when this regular expression appears.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write every fault to this Parquet file.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Start of the time-stamp counter.")] = 0,
+    max_instructions: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many instructions.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, help="Stop after so many seconds.")
+    ] = None,
+    engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
+    ] = False,
+) -> None:
+    """Run a guest with the terminal as its console."""
+    with complaints(), prepared():
+        raise typer.Exit(
+            _run(
+                guest,
+                memory_size(memory),
+                append,
+                initrd,
+                vmcs,
+                text,
+                until,
+                trace,
+                seed,
+                max_instructions,
+                timeout,
+                engine.value,
+                as_json,
+            )
+        )
+
+
+def _run(
+    guest: Path,
+    memory: int,
+    append: str,
+    initrd: Path | None,
+    vmcs: Path | None,
+    text: str,
+    until: str | None,
+    trace: Path | None,
+    seed: int,
+    max_instructions: int | None,
+    timeout: float | None,
+    engine: str,
+    as_json: bool,
+) -> int:
+    from trapgate.trace import TraceWriter
+    from trapgate.vmcsfile import read_settings
+    from trapgate.vmm.console import Console, input_bytes
+    from trapgate.vmm.loaders import load_guest
+    from trapgate.vmm.machine import VirtualMachine
+
+    settings = None if vmcs is None else read_settings(vmcs)
+    image = load_guest(guest, memory=memory, append=append, initrd=initrd)
+    screen = sys.stderr.buffer if as_json else sys.stdout.buffer
+    console = Console(screen, source=sys.stdin.fileno() if sys.stdin else None, until=until)
+    writer = None if trace is None else TraceWriter(trace, metadata={"guest": guest.name})
+    try:
+        vm = VirtualMachine(
+            memory,
+            engine=engine,
+            console=console,
+            trace=writer,
+            seed=seed,
+            profile="vt-x" if settings is not None and settings.profile == "vt-x" else "seed",
+        )
+        vm.load(image)
+        if settings is not None:
+            vm.apply(settings)
+        if text:
+            vm.type(input_bytes(text))
+        with console:
+            stop = vm.run(max_instructions=max_instructions, timeout=timeout)
+    finally:
+        if writer is not None:
+            writer.close()
+    summary = vm.summary()
+    if as_json:
+        answer = {
+            "guest": image.description,
+            "end": stop.end.value,
+            "message": stop.message,
+            "status": stop.status,
+            **summary_json(summary),
+        }
+        print(json.dumps(answer, indent=2))
+        return stop.status
+    out = terminal(error=True)
+    print(f"\n{stop.message}", file=sys.stderr)
+    show_summary(summary, out)
+    return stop.status

@@ -1,0 +1,62 @@
+"""What all commands share: where words go, and how complaints look."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+import typer
+from rich.console import Console as Terminal
+
+from trapgate.errors import TrapgateError
+from trapgate.sdm.vectors import ROWS
+
+
+class EngineKind(StrEnum):
+    """Which way into the engine."""
+
+    auto = "auto"
+    native = "native"
+    portable = "portable"
+
+
+def fail(line: str) -> typer.Exit:
+    """One line on standard error, and exit status 2."""
+    print(f"trapgate: {' '.join(line.split())}", file=sys.stderr)
+    return typer.Exit(2)
+
+
+@contextmanager
+def complaints() -> Iterator[None]:
+    """Turn what a user can mend into one line and exit status 2."""
+    try:
+        yield
+    except TrapgateError as error:
+        raise fail(str(error)) from None
+
+
+def terminal(*, error: bool = False) -> Terminal:
+    """Where tables go: colours only on a terminal."""
+    stream = sys.stderr if error else sys.stdout
+    return Terminal(file=stream, highlight=False, width=None if stream.isatty() else 110)
+
+
+@contextmanager
+def prepared() -> Iterator[None]:
+    """Compile the core, and say so if that takes its time (the first run after an install)."""
+    from trapgate.engine.compiled import cache_folder
+
+    if cache_folder().is_dir():
+        yield
+        return
+    note = terminal(error=True)
+    with note.status("compiling the processor's core, once: about half a minute"):
+        import trapgate.processor  # noqa: F401  the import compiles
+    yield
+
+
+def vector_name(vector: int) -> str:
+    """#PF for 14, and so on."""
+    return f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"

@@ -1,0 +1,223 @@
+"""`trapgate trace`: import, look at and export fault traces."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from trapgate.cli.terminal import complaints, fail, terminal
+
+if TYPE_CHECKING:
+    from trapgate.trace.stat import Line, Stat
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Import, show, export traces.")
+
+
+class Format(StrEnum):
+    """Formats of foreign traces."""
+
+    auto = "auto"
+    trace_cmd = "trace-cmd"
+    ftrace = "ftrace"
+    perf_script = "perf-script"
+    qemu = "qemu"
+    bochs = "bochs"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+IMPORT_EXAMPLES = """
+Examples:
+
+  trace-cmd record -e kvm && trace-cmd report > host.txt
+
+  trapgate trace import host.txt -o host.parquet
+"""
+
+
+@contextmanager
+def _progress(size: int) -> Iterator[Callable[[int], None] | None]:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    console = terminal(error=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(
+        BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("", total=size)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@app.command("import", epilog=IMPORT_EXAMPLES)
+def import_command(
+    file: Annotated[Path, typer.Argument(help="Trace as text, or log, to read.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    format: Annotated[Format, typer.Option(help="What FILE is.")] = Format.auto,  # noqa: A002
+    as_json: AsJson = False,
+) -> None:
+    """Read a trace of a real host (KVM), or a log of QEMU or Bochs, into a fault trace."""
+    from trapgate.trace.imports import import_trace
+
+    with complaints():
+        size = file.stat().st_size if file.is_file() else 0
+        with _progress(size) as progress:
+            result = import_trace(file, output, format=format.value, progress=progress)
+        if as_json:
+            print(json.dumps(result.as_json(), indent=2))
+            return
+        counters = result.counters
+        out = terminal()
+        out.print(
+            f"{output}: {counters.rows:,} rows from {counters.lines:,} lines ({result.format})",
+            markup=False,
+        )
+        for count, words in (
+            (counters.foreign, "foreign lines left out"),
+            (counters.unreadable, "lines name an event but cannot be read"),
+            (counters.truncated, "line without an end left out"),
+            (counters.gaps, f"gaps in the recording, {counters.lost:,} events lost at least"),
+            (counters.unpaired, "exits without a latency: no entry of their vCPU follows"),
+        ):
+            if count:
+                out.print(f"  {count:,} {words}")
+
+
+@app.command()
+def stat(
+    trace: Annotated[list[Path], typer.Argument(help="Traces to count together.")],
+    symbols: Annotated[
+        Path | None, typer.Option(help="System.map or ELF of the guest's kernel.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Lines of each table.")] = 15,
+    as_json: AsJson = False,
+) -> None:
+    """Count and time events per reason, vector, error code and symbol."""
+    with complaints():
+        from trapgate.trace.stat import statistics
+        from trapgate.trace.symbols import Symbols
+
+        table = None if symbols is None else Symbols(symbols)
+        result = statistics(trace, symbols=table)
+        if as_json:
+            print(json.dumps(result.as_json(), indent=2))
+            return
+        _show(result, top)
+
+
+def _show(result: Stat, top: int) -> None:
+    out = terminal()
+    out.print(f"{result.events:,} events; times in {result.time_unit}")
+    timed = any(line.timed for lines in result.tables.values() for line in lines)
+    for name, lines in result.tables.items():
+        if not lines:
+            continue
+        table = Table(title=f"\nper {name}", title_justify="left", box=None, pad_edge=False)
+        table.add_column(name, overflow="fold")
+        times = ("total", "min", "mean", "p50", "p99", "max") if timed else ()
+        for column in ("count", "share", "exits", *times):
+            table.add_column(column, justify="right")
+        for line in lines[:top]:
+            table.add_row(
+                line.key,
+                f"{line.count:,}",
+                f"{line.share:.1%}",
+                f"{line.exits:,}",
+                *(_times(line) if timed else ()),
+            )
+        out.print(table)
+        if len(lines) > top:
+            out.print(f"({len(lines) - top:,} more; --top shows them)")
+
+
+def _times(line: Line) -> tuple[str, ...]:
+    values = (line.total, line.least, line.mean, line.p50, line.p99, line.most)
+    return tuple("" if value is None else f"{value:,.0f}" for value in values)
+
+
+@app.command()
+def head(
+    trace: Annotated[Path, typer.Argument(help="Trace to look at.")],
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show the first rows of a trace, and the facts about its run."""
+    from trapgate.trace import Trace
+
+    with complaints(), Trace(trace) as opened:
+        shown: list[dict[str, Any]] = []
+        for batch in opened.batches(rows=rows):
+            shown += batch.to_pylist()
+            if len(shown) >= rows:
+                break
+        shown = shown[:rows]
+        if as_json:
+            for row in shown:
+                print(json.dumps(row))
+            return
+        out = terminal()
+        complete = "" if opened.complete else ", incomplete"
+        out.print(
+            f"{trace}: {len(opened):,} rows, version {opened.version}{complete}, "
+            f"times in {opened.time_unit}",
+            markup=False,
+        )
+        for key, value in opened.run.items():
+            out.print(f"  {key}: {value}", markup=False)
+        _show_rows(shown)
+
+
+_HEXADECIMAL = frozenset({"rip", "linear_address", "guest_physical", "error_code"})
+_SHOWN = (
+    *("time", "vm", "vcpu", "vector", "error_code", "rip", "linear_address", "guest_physical"),
+    *("disposition", "reason", "exit_reason", "latency", "depth", "injected"),
+)
+
+
+def _show_rows(rows: list[dict[str, Any]]) -> None:
+    names = [name for name in _SHOWN if any(row.get(name) not in (None, False) for row in rows)]
+    lines = [[_cell(name, row[name]) for name in names] for row in rows]
+    titles = [name.replace("_", " ") for name in names]
+    widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
+    for line in (titles, *lines):
+        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None or value is False:
+        return ""
+    if name in _HEXADECIMAL and isinstance(value, int):
+        return f"{value:x}"
+    return "yes" if value is True else str(value)
+
+
+@app.command()
+def export(
+    trace: Annotated[Path, typer.Argument(help="Trace to export.")],
+    perfetto: Annotated[
+        Path | None, typer.Option(help="Write JSON that the Perfetto UI opens.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write CSV.")] = None,
+) -> None:
+    """Write a trace for other programs; DuckDB and others read the Parquet as it is."""
+    from trapgate.trace import Trace
+    from trapgate.trace.export import to_csv, to_perfetto
+
+    if perfetto is None and csv is None:
+        raise fail("nothing to write: give --perfetto FILE or --csv FILE")
+    with complaints(), Trace(trace) as opened:
+        if perfetto is not None:
+            count = to_perfetto(opened, perfetto)
+            print(f"{perfetto}: {count:,} slices", file=sys.stderr)
+        if csv is not None:
+            count = to_csv(opened, csv)
+            print(f"{csv}: {count:,} rows", file=sys.stderr)

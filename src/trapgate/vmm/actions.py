@@ -1,0 +1,58 @@
+"""What a VMM's handler wants done about a VM exit: values, carried out by the machine."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from trapgate.faults import Interruption
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on at GUEST_RIP as it stands; an event that was being delivered is delivered anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emulated:
+    """The handler did the instruction's work: go on behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inject:
+    """Deliver `event` to the guest on VM entry (second seed, claim 1).
+
+    `length` is the instruction's in bytes, for software interrupts and exceptions.
+    """
+
+    event: Interruption
+    length: int = 0
+
+
+class End(Enum):
+    """Why a machine stopped for good."""
+
+    DEBUG_EXIT = "debug exit"
+    RESET = "reset"
+    HALTED = "halted"
+    TRIPLE_FAULT = "triple fault"
+    ENTRY_FAILED = "VM entry failed"
+    UNHANDLED = "unhandled VM exit"
+    UNTIL = "expression found"
+    LEFT = "left"
+    INTERRUPTED = "interrupted"
+    LIMIT = "limit reached"
+    ASKED = "stopped by the VMM"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The machine stops: `end` says why, `message` in a line, `status` as exit status."""
+
+    end: End
+    message: str
+    status: int = 0
+
+
+Action = Resume | Emulated | Inject | Stop
+
+RESUME = Resume()
+EMULATED = Emulated()

@@ -1,0 +1,305 @@
+"""A VMM's handlers: plain functions from a VM exit to an action.
+
+Each gets the exit and the machine it happened in. These are the ones a machine starts
+with; `Vmm` takes others, by exit reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from trapgate import effects
+from trapgate.faults import Interruption
+from trapgate.intercepts import GO_ON, RAISE_UD
+from trapgate.processor import VmExit, signed
+from trapgate.sdm import cells as f
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
+from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
+from trapgate.vmm.identity import MSRS, WRITABLE_MSRS, cpuid
+
+if TYPE_CHECKING:
+    from trapgate.vmm.machine import VirtualMachine
+
+Handler = Callable[[VmExit, "VirtualMachine"], Action]
+
+_LOW = 0xFFFF_FFFF
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_DF, _PF = 8, 14
+_INVALID_OPCODE = Inject(Interruption(6, InterruptionType.HARDWARE_EXCEPTION))
+_GENERAL_PROTECTION = Inject(Interruption(13, InterruptionType.HARDWARE_EXCEPTION, 0))
+_SIZES = {0: 1, 1: 2, 3: 4}
+_REGISTERS = (
+    "rax",
+    "rcx",
+    "rdx",
+    "rbx",
+    "rsp",
+    "rbp",
+    "rsi",
+    "rdi",
+    *(f"r{n}" for n in range(8, 16)),
+)
+
+
+def reflect(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """Give the guest the event that is its own: what a filter would have saved (¶4).
+
+    An exception met while another was being delivered is combined with it first (SDM,
+    "Interrupt 8 - Double Fault Exception").
+    """
+    event = vmexit.interruption
+    if event is None:
+        return unhandled(vmexit, vm)
+    first = vmexit.idt_vectoring
+    if first is not None and first.type == InterruptionType.HARDWARE_EXCEPTION:
+        if first.vector == _DF:
+            return triple_fault(vmexit, vm)
+        if _escalates(first.vector, event.vector):
+            return Inject(Interruption(_DF, InterruptionType.HARDWARE_EXCEPTION, 0))
+    if event.type == InterruptionType.HARDWARE_EXCEPTION:
+        if event.vector == _PF:
+            vm.processor.registers.cr2 = vmexit.qualification
+        elif event.vector == 1:
+            registers = vm.processor.registers
+            registers.dr6 = registers.dr6 & ~0xF | vmexit.qualification
+    return Inject(event, vmexit.instruction_length)
+
+
+def _escalates(first: int, second: int) -> bool:
+    contributory = CONTRIBUTORY_VECTORS >> second & 1
+    if PAGE_FAULT_VECTORS >> first & 1:
+        return bool(contributory or PAGE_FAULT_VECTORS >> second & 1)
+    return bool(CONTRIBUTORY_VECTORS >> first & 1 and contributory)
+
+
+def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """CPUID."""
+    registers = vm.processor.registers
+    leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
+    registers.rax, registers.rbx, registers.rcx, registers.rdx = cpuid(leaf, subleaf)
+    return EMULATED
+
+
+def port(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """IN, OUT, INS, OUTS: the devices' business."""
+    qualification = vmexit.qualification
+    size = _SIZES[qualification & 7]
+    number = qualification >> 16 & 0xFFFF
+    processor = vm.processor
+    if qualification & 0x10:
+        return vm.string_io(number, size, is_in=bool(qualification & 8))
+    cells = processor.registers.cells
+    value = int(cells[0]) & _MASK
+    if qualification & 8:
+        mask = (1 << 8 * size) - 1
+        got = vm.devices.read(number, size, processor.time) & mask
+        cells[0] = got if size == 4 else signed(value & ~mask | got)
+    else:
+        vm.devices.write(number, size, value, processor.time)
+    return vm.after_device() or EMULATED
+
+
+def halt(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """HLT: virtual time jumps to the next thing that could wake the guest."""
+    vm.advance(vmexit)
+    return vm.idle()
+
+
+def read_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """RDMSR."""
+    registers = vm.processor.registers
+    index = registers.rcx & _LOW
+    outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
+    if outcome != GO_ON:
+        if index not in MSRS:
+            return _GENERAL_PROTECTION
+        value = MSRS[index]
+    registers.rax = int(value) & _LOW
+    registers.rdx = int(value) >> 32 & _LOW
+    return EMULATED
+
+
+def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """WRMSR."""
+    registers = vm.processor.registers
+    index = registers.rcx & _LOW
+    value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
+    if index in MSRS:
+        allowed = index in WRITABLE_MSRS or MSRS[index] == value
+        return EMULATED if allowed else _GENERAL_PROTECTION
+    if index == 0x10:
+        return EMULATED  # the time-stamp counter is virtual time, which nobody sets
+    outcome = effects.write_msr(vmexit.vmcs.cells, registers.cells, index, signed(value))
+    return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
+
+
+def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """MOV to CR0 or CR4 that changes a bit of the host's: the shadow takes what the guest wrote."""
+    qualification = vmexit.qualification
+    number = qualification & 0xF
+    access = qualification >> 4 & 3
+    v = vmexit.vmcs.cells
+    r = vm.processor.registers.cells
+    if access == 1:
+        vm.set_general(qualification >> 8 & 0xF, int(effects.read_cr(v, r, number)))
+        return EMULATED
+    if access == 0 and number in (3, 8):
+        value = signed(vm.general(qualification >> 8 & 0xF) & ~(1 << 63))
+        outcome = effects.write_cr(v, r, number, value)
+        return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
+    mask, shadow = (
+        (f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW)
+        if number == 0
+        else (f.CR4_GUEST_HOST_MASK, f.CR4_READ_SHADOW)
+    )
+    if access == 2:
+        v[shadow] &= ~8
+        return EMULATED
+    if access == 3:
+        seen = int(effects.cr0_seen(v))
+        value = seen & ~0xE | qualification >> 16 & 0xF
+    else:
+        value = vm.general(qualification >> 8 & 0xF)
+        if not effects.in_64_bit_mode(v):
+            value &= _LOW
+    before = int(v[shadow])
+    v[shadow] = (v[shadow] & ~v[mask]) | (value & int(v[mask]))
+    outcome = effects.write_cr(v, r, number, signed(value))
+    if outcome != GO_ON:
+        v[shadow] = before
+        return _GENERAL_PROTECTION
+    return EMULATED
+
+
+def debug_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """MOV DR."""
+    qualification = vmexit.qualification
+    v = vmexit.vmcs.cells
+    r = vm.processor.registers.cells
+    number, register = qualification & 7, qualification >> 8 & 0xF
+    if qualification & 0x10:
+        outcome, value = effects.read_dr(v, r, number)
+        if outcome == GO_ON:
+            vm.set_general(register, int(value))
+    else:
+        outcome = effects.write_dr(v, r, number, signed(vm.general(register)))
+    if outcome == RAISE_UD:
+        return _INVALID_OPCODE
+    return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
+
+
+def time_stamp(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """RDTSC and RDTSCP."""
+    registers = vm.processor.registers
+    now = int(effects.time_stamp(vmexit.vmcs.cells, vm.processor.time)) & _MASK
+    registers.rax, registers.rdx = now & _LOW, now >> 32
+    if vmexit.reason == ExitReason.RDTSCP:
+        registers.rcx = registers.tsc_aux & _LOW
+    return EMULATED
+
+
+def undefined(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """VMX instructions of the guest's: it is not told that there are any, so #UD."""
+    return _INVALID_OPCODE
+
+
+def nothing(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """An instruction without effect here (PAUSE, WBINVD, INVD, MONITOR, MWAIT)."""
+    return EMULATED
+
+
+def flush(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """INVLPG."""
+    vm.processor.engine.flush_translations()
+    return EMULATED
+
+
+def again(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """An exit that only gives the VMM a turn (windows, timer, external interrupt)."""
+    return RESUME
+
+
+def triple_fault(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """The guest is beyond help: the machine stops, and says how it came to this."""
+    chain = "; ".join(vm.fault_chain())
+    return Stop(End.TRIPLE_FAULT, f"triple fault: {chain}" if chain else "triple fault", 1)
+
+
+def task_switch(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """Hardware task switching is refused, in words."""
+    source = ("CALL", "IRET", "JMP", "a task gate")[vmexit.qualification >> 30 & 3]
+    selector = vmexit.qualification & 0xFFFF
+    return Stop(
+        End.UNHANDLED,
+        f"the guest switches tasks by {source} to selector {selector:04X}H, which this VMM "
+        "does not emulate; use an interrupt gate",
+        1,
+    )
+
+
+def entry_failure(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """The guest's state was refused at VM entry."""
+    return Stop(
+        End.ENTRY_FAILED,
+        f"VM entry failed: {vmexit.reason.name.lower().replace('_', ' ')}, "
+        f"qualification {vmexit.qualification}; check the guest-state fields of the VMCS",
+        1,
+    )
+
+
+def unhandled(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """No handler: the machine stops."""
+    return Stop(
+        End.UNHANDLED,
+        f"no handler for VM exit {vmexit.reason.name} at RIP {vmexit.vmcs['GUEST_RIP']:#x}; "
+        "give the Vmm one",
+        1,
+    )
+
+
+HANDLERS: dict[ExitReason, Handler] = {
+    ExitReason.EXCEPTION_OR_NMI: reflect,
+    ExitReason.EXTERNAL_INTERRUPT: again,
+    ExitReason.TRIPLE_FAULT: triple_fault,
+    ExitReason.INTERRUPT_WINDOW: again,
+    ExitReason.NMI_WINDOW: again,
+    ExitReason.TASK_SWITCH: task_switch,
+    ExitReason.CPUID: identify,
+    ExitReason.HLT: halt,
+    ExitReason.INVD: nothing,
+    ExitReason.INVLPG: flush,
+    ExitReason.RDTSC: time_stamp,
+    ExitReason.RDTSCP: time_stamp,
+    ExitReason.CONTROL_REGISTER_ACCESS: control_register,
+    ExitReason.MOV_DR: debug_register,
+    ExitReason.IO_INSTRUCTION: port,
+    ExitReason.RDMSR: read_msr,
+    ExitReason.WRMSR: write_msr,
+    ExitReason.ENTRY_FAILURE_GUEST_STATE: entry_failure,
+    ExitReason.MWAIT: nothing,
+    ExitReason.MONITOR: nothing,
+    ExitReason.PAUSE: nothing,
+    ExitReason.WBINVD: nothing,
+    ExitReason.PREEMPTION_TIMER: again,
+    **dict.fromkeys(
+        (
+            ExitReason.VMCALL,
+            ExitReason.VMCLEAR,
+            ExitReason.VMLAUNCH,
+            ExitReason.VMPTRLD,
+            ExitReason.VMPTRST,
+            ExitReason.VMREAD,
+            ExitReason.VMRESUME,
+            ExitReason.VMWRITE,
+            ExitReason.VMXOFF,
+            ExitReason.VMXON,
+            ExitReason.INVEPT,
+            ExitReason.INVVPID,
+        ),
+        undefined,
+    ),
+}
+"""What a `Vmm` does about each exit unless it is told otherwise."""

@@ -1,0 +1,112 @@
+"""What processor guests find: CPUID leaves and the model-specific registers beside the VMCS's.
+
+It is a plain processor of the Nehalem kind, with what the engine can do and no more:
+no APIC, no AVX, no RDRAND. The time-stamp counter runs at the virtual clock's rate, and
+leaf 15H says so, so that guests need not measure it.
+"""
+
+from collections.abc import Mapping
+
+from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
+
+_FEATURES_EDX = (
+    1 << 0  # FPU
+    | 1 << 2  # DE
+    | 1 << 3  # PSE
+    | 1 << 4  # TSC
+    | 1 << 5  # MSR
+    | 1 << 6  # PAE
+    | 1 << 8  # CX8
+    | 1 << 11  # SEP
+    | 1 << 13  # PGE
+    | 1 << 15  # CMOV
+    | 1 << 16  # PAT
+    | 1 << 19  # CLFSH
+    | 1 << 23  # MMX
+    | 1 << 24  # FXSR
+    | 1 << 25  # SSE
+    | 1 << 26  # SSE2
+)
+_FEATURES_ECX = (
+    1 << 0  # SSE3
+    | 1 << 9  # SSSE3
+    | 1 << 13  # CX16
+    | 1 << 19  # SSE4.1
+    | 1 << 20  # SSE4.2
+    | 1 << 23  # POPCNT
+    | 1 << 31  # a hypervisor is present
+)
+_SMEP = 1 << 7
+_EXTENDED_EDX = (
+    1 << 11  # SYSCALL
+    | 1 << 20  # NX
+    | 1 << 29  # long mode
+)
+_SIGNATURE = 0x106A5
+_HIGHEST_LEAF = 0x16
+_HYPERVISOR = 0x4000_0000
+_HIGHEST_EXTENDED = 0x8000_0008
+Leaf = tuple[int, int, int, int]
+
+_VENDOR = b"GenuineIntel"
+_MONITOR = b"TrapgateVMM\0"
+_BRAND = b"Trapgate virtual processor".ljust(48, b"\0")
+
+
+def _word(text: bytes, n: int) -> int:
+    return int.from_bytes(text[4 * n : 4 * n + 4], "little")
+
+
+def _brand(n: int) -> Leaf:
+    """The `n`th third of the processor's name."""
+    a, b, c, d = (_word(_BRAND, 4 * n + i) for i in range(4))
+    return a, b, c, d
+
+
+_MEGAHERTZ = INSTRUCTIONS_PER_MICROSECOND
+
+_LEAVES: dict[int, Leaf] = {
+    0x0: (_HIGHEST_LEAF, _word(_VENDOR, 0), _word(_VENDOR, 2), _word(_VENDOR, 1)),
+    0x1: (_SIGNATURE, 0x0000_0800, _FEATURES_ECX, _FEATURES_EDX),
+    0x2: (0x0000_0001, 0, 0, 0),
+    0x7: (0, _SMEP, 0, 0),
+    # Crystal clock 1 MHz, TSC = crystal * megahertz.
+    0x15: (1, _MEGAHERTZ, 1_000_000, 0),
+    0x16: (_MEGAHERTZ, _MEGAHERTZ, 1, 0),
+    _HYPERVISOR: (_HYPERVISOR, _word(_MONITOR, 0), _word(_MONITOR, 1), _word(_MONITOR, 2)),
+    0x8000_0000: (_HIGHEST_EXTENDED, 0, 0, 0),
+    0x8000_0001: (0, 0, 1, _EXTENDED_EDX),
+    0x8000_0002: _brand(0),
+    0x8000_0003: _brand(1),
+    0x8000_0004: _brand(2),
+    0x8000_0007: (0, 0, 0, 1 << 8),
+    0x8000_0008: (40 | 48 << 8, 0, 0, 0),
+}
+
+_NOTHING: Leaf = (0, 0, 0, 0)
+
+
+def cpuid(leaf: int, subleaf: int) -> Leaf:
+    """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`; or zeros."""
+    if subleaf and leaf == 0x7:
+        return _NOTHING
+    return _LEAVES.get(leaf, _NOTHING)
+
+
+MSRS: Mapping[int, int] = {
+    0x017: 0,  # IA32_PLATFORM_ID
+    0x01B: 0,  # IA32_APIC_BASE: disabled
+    0x03A: 1,  # IA32_FEATURE_CONTROL: locked, no VMX
+    0x08B: 0,  # IA32_BIOS_SIGN_ID
+    0x0CE: 0,  # MSR_PLATFORM_INFO
+    0x0FE: 0,  # IA32_MTRRCAP
+    0x140: 0,  # MISC_FEATURES_ENABLES
+    0x179: 0,  # IA32_MCG_CAP
+    0x17A: 0,  # IA32_MCG_STATUS
+    0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
+    0x2FF: 0,  # IA32_MTRR_DEF_TYPE
+}
+"""MSRs that read as constants; writing back what they hold is allowed."""
+
+WRITABLE_MSRS = frozenset({0x08B, 0x140, 0x1A0})
+"""Those of them that take any write without effect."""

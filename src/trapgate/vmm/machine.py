@@ -1,0 +1,446 @@
+"""A virtual machine: a processor, a VMCS, a PC around it, and the VMM's turn between runs.
+
+The VMM gets the processor back at every VM exit and asks its handlers; interrupts of the
+devices enter the guest by event injection, and the VMX-preemption timer brings the
+processor back when a device wants time (SDM, "VM-Entry Controls for Event Injection").
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trapgate.decide import Disposition
+from trapgate.faults import Interruption
+from trapgate.journal import (
+    HEAD_COUNTS,
+    ROW_ADDRESS,
+    ROW_DEPTH,
+    ROW_ERROR_CODE,
+    ROW_RIP,
+    ROW_VECTOR,
+)
+from trapgate.processor import Processor, VmExit, VmFail, signed
+from trapgate.sdm import cells as f
+from trapgate.sdm import controls as ct
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.vectors import ROWS
+from trapgate.trace import TraceWriter
+from trapgate.vmcs import Vmcs
+from trapgate.vmcsfile import Profile, Settings
+from trapgate.vmm.actions import (
+    Action,
+    Emulated,
+    End,
+    Inject,
+    Resume,
+    Stop,
+)
+from trapgate.vmm.console import Console
+from trapgate.vmm.devices import MachineEventKind, Pc
+from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
+from trapgate.vmm.loaders import GuestImage
+
+_IF = 1 << 9
+_NE = 1 << 5
+_TIMER_MAX = 0xFFFF_FFFF
+_POLL = 2_000_000
+"""Instructions between two looks at the terminal."""
+_VALID = 1 << 31
+_NEVER = 1 << 62
+
+
+class Vmm:
+    """A virtual-machine monitor: a table from exit reasons to handlers.
+
+    A handler is a plain function of the exit and the machine that gives an action. Those
+    in `handlers` replace the usual ones (`vmm.handlers.HANDLERS`).
+    """
+
+    def __init__(self, handlers: Mapping[ExitReason, Handler] | None = None) -> None:
+        self.handlers: dict[ExitReason, Handler] = {**HANDLERS, **(handlers or {})}
+
+    def handle(self, vmexit: VmExit, vm: VirtualMachine) -> Action:
+        """What to do about `vmexit`."""
+        return self.handlers.get(vmexit.reason, unhandled)(vmexit, vm)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: counts by vector and disposition, and by exit reason.
+
+    `instructions` is virtual time, `seconds` the host's. `injected` counts, by vector,
+    the deliveries that the VMM asked for at VM entry.
+    """
+
+    instructions: int
+    seconds: float
+    faults: Mapping[int, Mapping[Disposition, int]]
+    injected: Mapping[int, int]
+    exits: Mapping[ExitReason, int]
+    stop: Stop | None = None
+
+    def count(self, disposition: Disposition, vector: int | None = None) -> int:
+        """How many faults (of `vector`, if given) went that way."""
+        chosen = self.faults if vector is None else {vector: self.faults.get(vector, {})}
+        return sum(counts.get(disposition, 0) for counts in chosen.values())
+
+    def delivered_directly(self, vector: int) -> int:
+        """How many events of `vector` reached the guest without the VMM's doing."""
+        return self.count(Disposition.DELIVER, vector) - self.injected.get(vector, 0)
+
+
+@dataclass
+class _Tally:
+    seconds: float = 0.0
+    exits: Counter[ExitReason] = field(default_factory=Counter)
+    injected: Counter[int] = field(default_factory=Counter)
+
+
+class VirtualMachine:
+    """A PC with one virtual processor, ready for `load` and `run`.
+
+    `memory` is RAM in bytes, `engine` as for `Processor`. `console` takes the serial
+    port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
+    the trace. `seed` moves the time-stamp counter's start, the one thing about a run
+    that a guest could take for random. `profile` is the VMCS's.
+
+    Raises EngineError as `Processor` does.
+    """
+
+    def __init__(
+        self,
+        memory: int = 128 << 20,
+        *,
+        engine: str = "auto",
+        vmm: Vmm | None = None,
+        console: Console | None = None,
+        trace: TraceWriter | None = None,
+        number: int = 0,
+        seed: int = 0,
+        profile: Profile = "seed",
+    ) -> None:
+        self.processor = Processor(memory, engine=engine, journal=1 << 15)
+        self.processor.name_vm(number)
+        self.vmm = vmm or Vmm()
+        self.console = console
+        self.output = bytearray()
+        self.devices = Pc(memory, self._emit)
+        self.vmcs = Vmcs(profile)
+        self.stopped: Stop | None = None
+        self._tally = _Tally()
+        self._next_poll = 0
+        self._device_due = 0
+        if trace is not None:
+            self.processor.trace_to(trace.append)
+        self._set_controls(seed)
+
+    def _set_controls(self, seed: int) -> None:
+        """The controls of a VMM that emulates a PC and leaves all faults to the guest."""
+        vmcs = self.vmcs
+        vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
+        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= (
+            ct.PRIMARY_HLT_EXITING | ct.PRIMARY_UNCONDITIONAL_IO_EXITING | ct.PRIMARY_TSC_OFFSETTING
+        )
+        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID
+        vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
+        vmcs["TSC_OFFSET"] = seed * 0x9E37_79B9 & 0xFFFF_FFFF_FFFF
+        # VMX fixes CR0.NE to 1; the guest sees what it wrote.
+        vmcs["CR0_GUEST_HOST_MASK"] = _NE
+
+    def load(self, image: GuestImage) -> None:
+        """Put a guest into memory and its first state into the VMCS."""
+        for segment in image.segments:
+            self.processor.memory.write(segment.address, segment.data)
+        for name, value in image.fields.items():
+            self.vmcs[name] = value
+        for name, value in image.registers.items():
+            setattr(self.processor.registers, name.lower(), value)
+        vmcs = self.vmcs
+        vmcs["CR0_READ_SHADOW"] = vmcs["GUEST_CR0"]
+        vmcs["GUEST_CR0"] |= _NE
+        vmcs["CR4_READ_SHADOW"] = vmcs["GUEST_CR4"]
+        vmcs["GUEST_CR4"] |= 1 << 13
+        entry = vmcs["VM_ENTRY_CONTROLS"] & ~ct.ENTRY_IA32E_MODE_GUEST
+        vmcs["VM_ENTRY_CONTROLS"] = entry | (ct.ENTRY_IA32E_MODE_GUEST if image.long_mode else 0)
+
+    def apply(self, settings: Settings) -> None:
+        """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
+
+        What the machine itself lives on stays: I/O exits, the preemption timer, and the
+        bits of CR0 and CR4 that VMX fixes.
+        """
+        vmcs = self.vmcs
+        vmcs.apply(settings)
+        vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
+        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
+
+    # What handlers use.
+
+    def general(self, number: int) -> int:
+        """The general register of that encoding, unsigned."""
+        if number == 4:
+            return self.vmcs["GUEST_RSP"]
+        return int(self.processor.registers.cells[number]) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def set_general(self, number: int, value: int) -> None:
+        """Write the general register of that encoding; as wide as the mode makes it."""
+        if not self.vmcs["GUEST_CS_ACCESS_RIGHTS"] & 1 << 13:
+            value &= 0xFFFF_FFFF
+        if number == 4:
+            self.vmcs["GUEST_RSP"] = value & 0xFFFF_FFFF_FFFF_FFFF
+        else:
+            self.processor.registers.cells[number] = signed(value)
+
+    def advance(self, vmexit: VmExit) -> None:
+        """Move RIP past the instruction that exited."""
+        v = self.vmcs.words
+        rip = v[f.GUEST_RIP] + vmexit.instruction_length
+        rights = v[f.GUEST_CS_ACCESS_RIGHTS]
+        if not (rights & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10):
+            rip &= 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
+        v[f.GUEST_RIP] = rip
+        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
+        v[f.GUEST_RFLAGS] &= ~(1 << 16)
+
+    def after_device(self) -> Stop | None:
+        """A device was used: the end of the machine, if it or the console asked for it."""
+        self._device_due = 0
+        event = self.devices.bus.event
+        if event is not None:
+            if event.kind is MachineEventKind.DEBUG_EXIT:
+                guest = event.status >> 1
+                return Stop(End.DEBUG_EXIT, f"the guest left with {guest}", 0 if guest == 0 else 1)
+            return Stop(End.RESET, f"the guest reset the machine ({event.source})")
+        console = self.console
+        if console is not None:
+            if console.found:
+                return Stop(End.UNTIL, "the expression appeared")
+            if console.left:
+                return Stop(End.LEFT, "left the console")
+        return None
+
+    def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
+        """One iteration of INS or OUTS; the exit says where its memory operand is."""
+        from trapgate.instructions import Operand
+
+        v = self.vmcs.cells
+        guest = Operand(self.processor, v)
+        instruction = guest.decode()
+        linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
+        now = self.processor.time
+        fault = guest.string_step(
+            instruction,
+            linear,
+            (lambda: self.devices.read(port, size, now)) if is_in else None,
+            lambda value: self.devices.write(port, size, value, now),
+        )
+        if fault is not None:
+            error_code, address = fault
+            self.processor.registers.cells[16] = address
+            return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
+        return self.after_device() or Resume()
+
+    def idle(self) -> Action:
+        """The guest waits: let virtual time jump to what could wake it."""
+        devices, processor = self.devices, self.processor
+        awake = bool(self.vmcs["GUEST_RFLAGS"] & _IF)
+        while True:
+            now = processor.time
+            devices.advance(now)
+            if awake and devices.pending():
+                return Resume()
+            stop = self.after_device()
+            if stop is not None:
+                return stop
+            deadline = devices.next_deadline(now) if awake else None
+            console = self.console
+            interactive = console is not None and console.interactive
+            if deadline is None and not (awake and interactive):
+                why = "for good: no device will wake it" if awake else "with interrupts disabled"
+                return Stop(End.HALTED, f"the guest halted {why}")
+            if interactive:
+                assert console is not None
+                seconds = 1.0 if deadline is None else (deadline - now) / devices.bus.clock.hertz
+                keys = console.wait(min(seconds, 1.0))
+                if keys:
+                    devices.uart.receive(keys)
+                    devices.advance(now)
+                    if devices.pending():
+                        return Resume()
+            if deadline is not None:
+                processor.skip_to(deadline)
+
+    def fault_chain(self) -> Iterator[str]:
+        """The last chain of nested faults, the first first: RIP, error code and CR2 of each."""
+        rows = []
+        for row in self.processor.last_events():
+            rows.append(row)
+            if row[ROW_DEPTH] == 0:
+                break
+        doubled = False
+        for depth, row in enumerate(reversed(rows)):
+            vector = int(row[ROW_VECTOR])
+            name = f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"
+            what = "third fault" if doubled else "nested fault" if depth else "fault"
+            if vector == 8 and depth:
+                what, doubled = "double fault", True
+            code = int(row[ROW_ERROR_CODE])
+            text = f"{what} {name} at RIP {int(row[ROW_RIP]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
+            if code >= 0:
+                text += f", error code {code:#x}"
+            if vector == 14:
+                text += f", CR2 {int(row[ROW_ADDRESS]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
+            yield text
+
+    def type(self, text: bytes) -> None:
+        """Let `text` come in at the serial port, as fast as the guest takes it."""
+        self.devices.uart.receive(text)
+        self._device_due = 0
+
+    # Running.
+
+    def run(self, *, max_instructions: int | None = None, timeout: float | None = None) -> Stop:
+        """Run until the machine stops, has executed so many instructions, or seconds passed."""
+        end = None if max_instructions is None else self.processor.time + max_instructions
+        expires = None if timeout is None else time.monotonic() + timeout
+        started = time.perf_counter()
+        try:
+            while self.stopped is None:
+                self._turn(end, expires)
+        except KeyboardInterrupt:
+            self.stopped = Stop(End.INTERRUPTED, "interrupted", 1)
+        finally:
+            self._tally.seconds += time.perf_counter() - started
+            self.processor.drain()
+            if self.console is not None:
+                self.console.flush()
+        assert self.stopped is not None
+        return self.stopped
+
+    def step(self, budget: int) -> Stop | None:
+        """Run for about `budget` instructions (to the end of a block); what stopped it for good."""
+        end = self.processor.time + budget
+        started = time.perf_counter()
+        while self.stopped is None and self.processor.time < end:
+            self._turn(None, None, until=end)
+        self._tally.seconds += time.perf_counter() - started
+        if self.stopped is not None:
+            self.processor.drain()
+            if self.console is not None:
+                self.console.flush()
+        return self.stopped
+
+    def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
+        """One VM entry, and what its exit asks for."""
+        processor, devices, vmcs = self.processor, self.devices, self.vmcs
+        now = processor.time
+        if end is not None and now >= end:
+            self.stopped = Stop(End.LIMIT, f"{now} instructions executed", 1)
+            return
+        if expires is not None and time.monotonic() >= expires:
+            self.stopped = Stop(End.LIMIT, "out of time", 1)
+            return
+        console = self.console
+        if console is not None and now >= self._next_poll:
+            self._next_poll = now + _POLL
+            keys = console.poll()
+            if keys:
+                devices.uart.receive(keys)
+            self.stopped = self.after_device()
+            if self.stopped is not None:
+                return
+        v = vmcs.words
+        if now >= self._device_due:
+            devices.advance(now)
+            due = devices.next_deadline(now)
+            self._device_due = _NEVER if due is None else due
+        self._offer_interrupt(v)
+        limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
+        for other in (self._device_due, end, until):
+            if other is not None and other < limit:
+                limit = other
+        v[f.VMX_PREEMPTION_TIMER_VALUE] = max(min(limit - now, _TIMER_MAX), 0)
+        outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
+        if isinstance(outcome, VmFail):
+            self.stopped = Stop(
+                End.ENTRY_FAILED,
+                f"VM entry failed: VM-instruction error {outcome.error}; check the control fields",
+                1,
+            )
+            return
+        self._tally.exits[outcome.reason] += 1
+        self._carry_out(outcome, self.vmm.handle(outcome, self))
+
+    def _offer_interrupt(self, v: memoryview[int]) -> None:
+        """Inject a pending interrupt if the guest takes one now, else ask for the window."""
+        primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        window = ct.PRIMARY_INTERRUPT_WINDOW_EXITING
+        wanted = 0
+        if self.devices.pending():
+            open_now = (
+                v[f.GUEST_RFLAGS] & _IF
+                and not v[f.GUEST_INTERRUPTIBILITY_STATE] & 3
+                and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
+            )
+            if open_now:
+                vector = self.devices.acknowledge()
+                v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _VALID | vector
+                self._tally.injected[vector] += 1
+                if self.devices.pending():
+                    wanted = window
+            else:
+                wanted = window
+        if primary & window != wanted:
+            v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary & ~window | wanted
+
+    def _carry_out(self, vmexit: VmExit, action: Action) -> None:
+        v = self.vmcs.words
+        if isinstance(action, Emulated):
+            self.advance(vmexit)
+        elif isinstance(action, Inject):
+            self._inject(action)
+        elif isinstance(action, Stop):
+            self.stopped = action
+        if vmexit.idt_vectoring is not None and isinstance(action, Resume):
+            vectoring = vmexit.idt_vectoring
+            self._inject(Inject(vectoring, v[f.VM_EXIT_INSTRUCTION_LENGTH]))
+
+    def _inject(self, action: Inject) -> None:
+        v = self.vmcs.words
+        self._tally.injected[action.event.vector] += 1
+        word, code = action.event.encode()
+        v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = word
+        v[f.VM_ENTRY_EXCEPTION_ERROR_CODE] = code
+        v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length
+
+    def _emit(self, byte: int) -> None:
+        if self.console is not None:
+            self.console.emit(byte)
+        elif len(self.output) < 1 << 20:
+            self.output.append(byte)
+
+    def summary(self) -> Summary:
+        """What has happened so far."""
+        counts = self.processor.head[HEAD_COUNTS : HEAD_COUNTS + 768].reshape(256, 3)
+        faults = {
+            int(vector): {
+                disposition: int(counts[vector, disposition])
+                for disposition in Disposition
+                if counts[vector, disposition]
+            }
+            for vector in np.flatnonzero(counts.any(axis=1))
+        }
+        return Summary(
+            self.processor.time,
+            self._tally.seconds,
+            faults,
+            dict(self._tally.injected),
+            dict(self._tally.exits),
+            self.stopped,
+        )

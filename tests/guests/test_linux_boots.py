@@ -1,0 +1,84 @@
+"""Unmodified Debian kernels boot to a shell, take a typed command, and do so the same each time."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import pytest
+
+from benchmarks.suite import APPEND, LINUX
+from trapgate.decide import Disposition
+from trapgate.sdm.vectors import PF
+from trapgate.vmm.actions import End
+from trapgate.vmm.console import Console
+from trapgate.vmm.loaders import load_guest
+from trapgate.vmm.machine import VirtualMachine
+
+pytestmark = pytest.mark.linux
+
+MEMORY = 128 << 20
+PROMPT = b"/ # "
+ENOUGH = 20_000_000_000
+KERNELS = {
+    "amd64": ("vmlinuz-amd64", "initrd-amd64.cpio", b"x86_64"),
+    "i386": ("vmlinuz-686", "initrd-i386.cpio", b"i686"),
+}
+
+
+def paths(name: str) -> tuple[Path, Path]:
+    kernel, initrd, _ = KERNELS[name]
+    if not (LINUX / kernel).exists() or not (LINUX / initrd).exists():
+        pytest.skip(f"no {kernel}: run tools/fetch-linux")
+    return LINUX / kernel, LINUX / initrd
+
+
+def until(vm: VirtualMachine, output: io.BytesIO, text: bytes, start: int) -> int:
+    """Run until `text` appears behind `start` in the output; where it ends."""
+    while True:
+        found = output.getvalue().find(text, start)
+        if found >= 0:
+            return found + len(text)
+        assert vm.step(5_000_000) is None, vm.stopped
+        assert vm.processor.time < ENOUGH, output.getvalue()[-2000:].decode(errors="replace")
+        assert vm.console is not None
+        vm.console.flush()
+
+
+def booted(name: str) -> tuple[VirtualMachine, io.BytesIO]:
+    """A machine whose guest shows the shell's prompt."""
+    kernel, initrd = paths(name)
+    output = io.BytesIO()
+    vm = VirtualMachine(MEMORY, console=Console(output))
+    vm.load(load_guest(kernel, memory=MEMORY, append=APPEND, initrd=initrd))
+    until(vm, output, PROMPT, 0)
+    return vm, output
+
+
+@pytest.mark.parametrize("name", ["amd64", pytest.param("i386", marks=pytest.mark.slow)])
+def test_a_kernel_boots_to_a_shell_and_runs_what_is_typed(name: str) -> None:
+    vm, output = booted(name)
+    assert b"Linux version 6.1." in output.getvalue()
+    typed = len(output.getvalue())
+    vm.type(b"uname -m; echo $((6 * 7))0\n")
+    place = until(vm, output, KERNELS[name][2] + b"\r\n", typed)
+    place = until(vm, output, b"420\r\n", place)
+    until(vm, output, PROMPT, place)
+    summary = vm.summary()
+    assert summary.count(Disposition.DELIVER, PF) > 100
+    assert summary.count(Disposition.EXIT, PF) == 0
+    vm.type(b"poweroff -f\n")
+    while vm.step(5_000_000) is None:
+        assert vm.processor.time < ENOUGH
+    assert vm.stopped is not None
+    assert vm.stopped.end in (End.RESET, End.HALTED)
+
+
+@pytest.mark.slow
+def test_two_boots_are_alike() -> None:
+    runs = []
+    for _ in range(2):
+        vm, output = booted("amd64")
+        summary = vm.summary()
+        digest = hashlib.sha256(output.getvalue()).hexdigest()
+        runs.append((summary.instructions, summary.faults, summary.exits, digest))
+    assert runs[0] == runs[1]
