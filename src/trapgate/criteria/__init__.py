@@ -1,0 +1,61 @@
+"""The criteria compiler: from wishes to VMCS fields, with a proof (figure 9, ¶86-87).
+
+`define` compiles wishes, `merge` several filters into one, `learn` a trace; `explain` says
+in words what fields do, `check` whether they do what is wished. What these functions say
+is verified on the rules that the processor runs (`trapgate.rules`).
+"""
+
+from trapgate.criteria.answer import Definition, VectorAnswer
+from trapgate.criteria.check import Verdict, check
+from trapgate.criteria.complaints import (
+    ContradictionError,
+    CriteriaError,
+    InexpressibleError,
+    MissingSolverError,
+    ProofError,
+    SpecError,
+    UndecidedError,
+    UnknownSchemeError,
+)
+from trapgate.criteria.define import define
+from trapgate.criteria.explain import Explanation, Warn, compare, explain
+from trapgate.criteria.filters import Filter, filter_in
+from trapgate.criteria.learn import Learned, learn, weights_in
+from trapgate.criteria.merge import Merged, Party, Share, merge
+from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
+from trapgate.criteria.spec import Spec, parse_spec, read_spec
+
+__all__ = [
+    "FILTER_SCHEMES",
+    "OPERATORS",
+    "ContradictionError",
+    "CriteriaError",
+    "Definition",
+    "Explanation",
+    "Filter",
+    "InexpressibleError",
+    "Learned",
+    "Merged",
+    "MissingSolverError",
+    "Party",
+    "ProofError",
+    "Share",
+    "Spec",
+    "SpecError",
+    "UndecidedError",
+    "UnknownSchemeError",
+    "VectorAnswer",
+    "Verdict",
+    "Warn",
+    "check",
+    "compare",
+    "define",
+    "explain",
+    "filter_in",
+    "learn",
+    "merge",
+    "parse_spec",
+    "read_spec",
+    "scheme_names",
+    "weights_in",
+]

@@ -1,0 +1,181 @@
+"""Answers: field values, what they promise, and their forms (TOML, C, VMWRITE, JSON)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trapgate.criteria.codes import Layout, vector_label
+from trapgate.criteria.complaints import listed
+from trapgate.criteria.cover import Remedy
+from trapgate.criteria.filters import Filter
+from trapgate.criteria.proof import Proof
+from trapgate.sdm.fields import Field
+from trapgate.vmcsfile import write_settings
+
+_MANY = 1024
+"""JSON lists so many needless codes; beyond, only their number."""
+
+
+@dataclass(frozen=True)
+class WhyNot:
+    """Why no exact filter exists: these must exit, those be delivered, none to spare."""
+
+    exits: tuple[int, ...]
+    delivers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VectorAnswer:
+    """The answer for one vector.
+
+    `needless` are the codes that exit though they should not, `weight` what they count
+    together, `minimal` whether that is proved the least possible for the scheme (it is
+    not where several vectors would need fields that they share). `remedies` say how
+    many fields would make it exact; empty if it is, or None if that is unknown.
+    """
+
+    vector: int
+    layout: Layout | None
+    scheme: str
+    filter: Filter
+    must_count: int
+    needless: tuple[int, ...] = ()
+    weight: int = 0
+    minimal: bool = True
+    proof: Proof | None = None
+    why_not: WhyNot | None = None
+    remedies: tuple[Remedy, ...] | None = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether no code exits that should not."""
+        return not self.needless
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        words = None if self.why_not is None else vars(self.why_not)
+        return {
+            "vector": self.vector,
+            "name": vector_label(self.vector),
+            "scheme": self.scheme,
+            "control_bit": int(self.filter.control),
+            "exact": self.exact,
+            "minimal": self.minimal,
+            "must_exit": self.must_count,
+            "needless": [f"{code:#x}" for code in self.needless[:_MANY]],
+            "needless_count": len(self.needless),
+            "needless_weight": self.weight,
+            "verified": None if self.proof is None else vars(self.proof),
+            "why_not_exact": None
+            if words is None
+            else {key: [f"{code:#x}" for code in codes] for key, codes in words.items()},
+            "exact_with": None
+            if self.remedies is None
+            else [vars(remedy) for remedy in self.remedies],
+        }
+
+    def lines(self) -> list[str]:
+        """In words."""
+        name = vector_label(self.vector)
+        if self.exact:
+            told = [f"{name}: exact ({self.scheme})"]
+        else:
+            count = len(self.needless)
+            told = [
+                f"{name}: sound, not exact ({self.scheme}): {count} needless "
+                f"{'code exits' if count == 1 else 'codes exit'}, weight {self.weight}"
+                + ("" if self.minimal else "; not proved minimal: shared fields serve one vector")
+            ]
+            told.append(f"  needless: {self._named(self.needless, 6)}")
+        if self.why_not is not None:
+            told.append(
+                f"  no exact filter: {self._named(self.why_not.exits, 6) or 'nothing'} must exit "
+                f"while {self._named(self.why_not.delivers, 6) or 'nothing'} must not"
+            )
+        if self.remedies is None:
+            told.append("  how many fields would be exact: unknown (out of time, or too many bits)")
+        for remedy in self.remedies or ():
+            where = f" ({remedy.scheme})" if remedy.scheme else " (no scheme here has as many)"
+            told.append(f"  exact with {remedy.fields} fields: {remedy.kind}{where}")
+        return told
+
+    def _named(self, codes: tuple[int, ...], most: int) -> str:
+        if self.layout is None:
+            return listed(codes, most)
+        shown = [f"{code:#x} ({self.layout.describe(code)})" for code in codes[:most]]
+        more = len(codes) - most
+        return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Field values for all vectors, ready for a VMCS, and what they promise.
+
+    `profile` is the least that a processor must have: "vt-x" or "seed".
+    """
+
+    scheme: str
+    profile: str
+    fields: Mapping[Field, int]
+    answers: tuple[VectorAnswer, ...]
+    notes: tuple[str, ...] = ()
+    name: str = field(default="", compare=False)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing exits that should not."""
+        return all(answer.exact for answer in self.answers)
+
+    @property
+    def weight(self) -> int:
+        """What all needless exits count together."""
+        return sum(answer.weight for answer in self.answers)
+
+    def lines(self) -> list[str]:
+        """In words; vectors about which there is nothing to say but their bit come last."""
+        plain = [one for one in self.answers if one.exact and not one.filter.scheme]
+        told = [line for one in self.answers if one not in plain for line in one.lines()]
+        if plain:
+            names = ", ".join(vector_label(one.vector) for one in plain)
+            told.append(f"{names}: exact, by the exception bitmap alone")
+        return told + list(self.notes)
+
+    def toml(self) -> str:
+        """A VMCS file, for `trapgate run --vmcs`."""
+        head = [f"# {line}" for line in self.lines()]
+        return "\n".join(head) + "\n" + write_settings(self.profile, self.fields)
+
+    def c(self) -> str:
+        """A C table of encodings and values."""
+        rows = [
+            f"    {{ 0x{int(field):04X}, 0x{value:08X} }}, /* {field.name} */"
+            for field, value in self.fields.items()
+        ]
+        opening = "static const struct { unsigned int encoding; unsigned long long value; }"
+        return "\n".join([opening, "vmcs_fields[] = {", *rows, "};"]) + "\n"
+
+    def vmwrites(self) -> str:
+        """A list of VMWRITEs: encoding, value, name."""
+        rows = [
+            f"vmwrite {int(field):04X}H, {value:08X}H  ; {field.name}"
+            for field, value in self.fields.items()
+        ]
+        return "\n".join(rows) + "\n"
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "scheme": self.scheme,
+            "profile": self.profile,
+            "exact": self.exact,
+            "needless_weight": self.weight,
+            "fields": [
+                {"name": field.name, "encoding": f"{int(field):#06x}", "value": f"{value:#x}"}
+                for field, value in self.fields.items()
+            ],
+            "vectors": [answer.document() for answer in self.answers],
+            "notes": list(self.notes),
+            "toml": self.toml(),
+            "c": self.c(),
+            "vmwrite": self.vmwrites(),
+        }

@@ -1,0 +1,126 @@
+"""Does a VMCS do what a SPEC wishes? A proof, or a counterexample."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trapgate.criteria.codes import Layout, vector_label
+from trapgate.criteria.complaints import ProofError
+from trapgate.criteria.filters import filter_in
+from trapgate.criteria.problem import Deadline
+from trapgate.criteria.proof import counterexample, within
+from trapgate.criteria.solvers import z3_module
+from trapgate.criteria.spec import DELIVER, EXIT, Spec
+from trapgate.criteria.tasks import Task, tasks_of
+from trapgate.vmcs import Vmcs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is true of one vector.
+
+    `missed` is a code that must exit and does not, `needless` one that exits and should
+    not, each None if there is none; the counts are of all such codes. A vector without
+    an error code has code 0 for itself. `wishes` are the lines of the wishes broken.
+    """
+
+    vector: int
+    layout: Layout | None
+    missed: int | None
+    needless: int | None
+    missed_count: int
+    needless_count: int
+    wishes: tuple[int, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether all exits that must."""
+        return self.missed is None
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing else exits either."""
+        return self.sound and self.needless is None
+
+    def line(self) -> str:
+        """In words."""
+        name = vector_label(self.vector)
+        if self.exact:
+            return f"{name}: holds"
+        told = []
+        for code, words, count in (
+            (self.missed, "must exit and does not", self.missed_count),
+            (self.needless, "should not exit and does", self.needless_count),
+        ):
+            if code is None:
+                continue
+            if self.layout is None:
+                told.append(f"it {words}")
+            else:
+                more = f" (one of {count})" if count > 1 else ""
+                told.append(f"{code:#x} ({self.layout.describe(code)}) {words}{more}")
+        where = f" [wished in line {', '.join(map(str, self.wishes))}]" if self.wishes else ""
+        return f"{name}: counterexample: {'; '.join(told)}{where}"
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "vector": self.vector,
+            "name": vector_label(self.vector),
+            "sound": self.sound,
+            "exact": self.exact,
+            "missed": None if self.missed is None else f"{self.missed:#x}",
+            "missed_count": self.missed_count,
+            "needless": None if self.needless is None else f"{self.needless:#x}",
+            "needless_count": self.needless_count,
+            "lines": list(self.wishes),
+        }
+
+
+def check(spec: Spec, vmcs: Vmcs, *, timeout: float | None = None) -> list[Verdict]:
+    """The verdicts on `vmcs`, a vector of `spec` each; by z3 and by trying all codes.
+
+    Raises:
+        UndecidedError: z3 has no answer within `timeout` seconds.
+        MissingSolverError: z3-solver is not installed.
+    """
+    deadline = Deadline(timeout)
+    return [_verdict(task, spec, vmcs, deadline) for task in tasks_of(spec)]
+
+
+def _verdict(task: Task, spec: Spec, vmcs: Vmcs, deadline: Deadline) -> Verdict:
+    filter_ = filter_in(vmcs, task.vector)
+    if task.layout is None:
+        goal = int(task.goals[0])
+        missed = 0 if goal == EXIT and not filter_.control else None
+        needless = 0 if goal == DELIVER and filter_.control else None
+        counts = int(missed is not None), int(needless is not None)
+        return Verdict(task.vector, None, missed, needless, *counts)
+    codes = task.codes()
+    exits = filter_.exits(codes)
+    tried_missed = codes[(task.goals == EXIT) & ~exits]
+    tried_needless = codes[(task.goals == DELIVER) & exits]
+    z3 = z3_module()
+    code = z3.BitVec("code", 32)
+    term, inside = filter_.term(code), within(code, task.layout)
+    missed = counterexample(z3.And(inside, task.must(code), z3.Not(term)), code, deadline)
+    needless = counterexample(z3.And(inside, task.spare(code), term), code, deadline)
+    for one, tried in ((missed, tried_missed), (needless, tried_needless)):
+        if (one is None) != (len(tried) == 0) or (one is not None and one not in tried):
+            raise ProofError("z3 and the trial of all codes disagree; please report this")
+    broken = np.array([c for c in (missed, needless) if c is not None], dtype=np.int64)
+    lines = {
+        wish.line
+        for wish in spec.vectors[task.vector].wishes
+        if wish.line and len(broken) and wish.names(broken).any()
+    }
+    return Verdict(
+        task.vector,
+        task.layout,
+        missed,
+        needless,
+        len(tried_missed),
+        len(tried_needless),
+        tuple(sorted(lines)),
+    )

@@ -1,0 +1,300 @@
+"""From wishes to field values (figure 9, ¶86-87): the best sound filter, verified twice."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trapgate.criteria.answer import Definition, VectorAnswer, WhyNot
+from trapgate.criteria.codes import Truths, vector_label
+from trapgate.criteria.complaints import InexpressibleError, ProofError, UndecidedError
+from trapgate.criteria.cover import Remedy, remedies
+from trapgate.criteria.filters import Filter, filter_in, simplified
+from trapgate.criteria.problem import NEVER, Deadline, weight_and_count
+from trapgate.criteria.proof import Claim, Proof, prove, try_all
+from trapgate.criteria.schemes import (
+    EVERYTHING,
+    FilterScheme,
+    Found,
+    Limits,
+    best,
+    exactness_core,
+    limits_of,
+    schemes_named,
+)
+from trapgate.criteria.spec import DELIVER, EXIT, FREE, Spec
+from trapgate.criteria.tasks import Task, Weights, hopeless, tasks_of
+from trapgate.sdm.fields import Field
+from trapgate.sdm.vectors import PF, TABLE, Vector
+from trapgate.vmcs import Vmcs
+
+_REASON_SECONDS = 5.0
+"""Explanations (why not exact, what would be) may take so long, each; then they are left out."""
+
+_BIT_ONLY = "control bit"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One vector's filter, its packed cost, and whether no filter of the scheme is better."""
+
+    task: Task
+    filter: Filter
+    cost: int
+    scheme: str
+    minimal: bool = True
+
+
+def define(
+    spec: Spec,
+    scheme: str = "",
+    *,
+    weights: Weights | None = None,
+    fields: int | None = None,
+    operators: Collection[str] | None = None,
+    timeout: float | None = None,
+) -> Definition:
+    """Field values that make exit what `spec` wants, and nothing else if that can be.
+
+    `scheme` is one of `schemes.scheme_names()`; if empty, the SPEC's, or vt-x. `auto`
+    takes the best that `fields` (at most so many) and `operators` allow. `weights` says
+    how often each code occurs; if not given, all codes count the same. `timeout` is in
+    seconds.
+
+    Raises:
+        UnknownSchemeError: no such scheme or operator.
+        InexpressibleError: the scheme cannot make all exit that must.
+        UndecidedError: out of time: the answer is unknown.
+        MissingSolverError: z3-solver or python-sat is not installed.
+    """
+    notes = [
+        f"line {line}: names only error codes that the processor cannot raise"
+        for wishes in spec.vectors.values()
+        for line in hopeless(wishes)
+    ]
+    return compiled(
+        tasks_of(spec, weights),
+        scheme or spec.scheme or "vt-x",
+        others=spec.others,
+        limits=limits_of(fields, operators),
+        deadline=Deadline(timeout),
+        notes=notes,
+        path=spec.path,
+    )
+
+
+def compiled(
+    tasks: Sequence[Task],
+    scheme: str = "vt-x",
+    *,
+    others: str = "deliver",
+    limits: Limits = EVERYTHING,
+    deadline: Deadline = NEVER,
+    notes: Sequence[str] = (),
+    path: str = "",
+    explain: bool = True,
+) -> Definition:
+    """The same from tasks. Without `explain`, it is not said why it is not exact."""
+    named = schemes_named(scheme, path)
+    best_choices: tuple[tuple[int, int], FilterScheme, list[_Choice]] | None = None
+    first_refusal: InexpressibleError | None = None
+    for one in named:
+        if len(named) > 1 and not one.within(limits):
+            continue
+        try:
+            choices = _choices(tasks, one, limits, deadline)
+        except InexpressibleError as refusal:
+            first_refusal = first_refusal or refusal
+            continue
+        rank = (sum(choice.cost for choice in choices), _fields_used(choices))
+        if best_choices is None or rank < best_choices[0]:
+            best_choices = rank, one, choices
+    if best_choices is None:
+        if first_refusal is None:
+            raise InexpressibleError(
+                f"no scheme has at most {limits.fields} fields and only the operators "
+                f"{', '.join(sorted(limits.operators))}; allow more",
+                (),
+                path=path,
+            )
+        raise first_refusal
+    _, chosen, choices = best_choices
+    values, profile = _field_values(choices, others)
+    answers = [_answer(choice) for choice in choices]
+    definition = Definition(chosen.name, profile, values, tuple(answers), tuple(notes))
+    # What is verified is what the TOML says, read back as `trapgate run --vmcs` reads it.
+    vmcs = Vmcs.from_toml(definition.toml())
+    verified = [
+        replace(answer, proof=_verified(choice, filter_in(vmcs, answer.vector), deadline))
+        for choice, answer in zip(choices, answers, strict=True)
+    ]
+    if explain:
+        verified = [
+            _explained(choice, answer, chosen, limits)
+            for choice, answer in zip(choices, verified, strict=True)
+        ]
+    return replace(definition, answers=tuple(verified))
+
+
+def _fields_used(choices: Sequence[_Choice]) -> int:
+    return sum(len(choice.filter.values) for choice in choices)
+
+
+def _choices(
+    tasks: Sequence[Task], scheme: FilterScheme, limits: Limits, deadline: Deadline
+) -> list[_Choice]:
+    plain = [_plain(task) for task in tasks]
+    found: list[tuple[int, Found]] = []
+    for number, choice in enumerate(plain):
+        task = choice.task
+        served = task.vector == PF or scheme.profile != "vt-x"
+        if task.layout is None or choice.cost == 0 or not served:
+            continue
+        try:
+            found.append((number, best(task.problem(), scheme, limits, deadline)))
+        except InexpressibleError as error:
+            raise _in_words(error, task) from None
+    choices = list(plain)
+    if scheme.shared and len(found) > 1:
+        # One set of fields: it serves the vector that gains most; page faults keep their pair.
+        found.sort(key=lambda item: plain[item[0]].cost - item[1].cost, reverse=True)
+        for number, _ in found[1:]:
+            task = plain[number].task
+            if task.vector == PF:
+                other = best(task.problem(), schemes_named("figure-3")[0], EVERYTHING, deadline)
+                choices[number] = _Choice(task, other.filter, other.cost, "figure-3", False)
+            else:
+                choices[number] = replace(plain[number], minimal=False)
+        found = found[:1]
+    for number, one in found:
+        choices[number] = _Choice(plain[number].task, one.filter, one.cost, scheme.name)
+    return [replace(choice, filter=_tidy(choice)) for choice in choices]
+
+
+def _tidy(choice: _Choice) -> Filter:
+    """Without mask bits that tell apart only codes that nobody asks about and none raises."""
+    task = choice.task
+    if task.layout is None or not choice.filter.scheme:
+        return choice.filter
+    codes = task.codes()
+    occurs = np.asarray(task.layout.occurs(codes), dtype=np.bool_)
+    return simplified(choice.filter, codes, occurs | (task.goals != FREE))
+
+
+def _in_words(error: InexpressibleError, task: Task) -> InexpressibleError:
+    assert task.layout is not None
+    told = " and ".join(f"{code:#x} ({task.layout.describe(code)})" for code in error.core)
+    verb = "exit" if len(error.core) == 1 else "exit together"
+    return InexpressibleError(
+        f"cannot make {vector_label(task.vector)} {told} {verb}, whatever its fields hold; "
+        "use another scheme",
+        error.core,
+        field=error.field,
+    )
+
+
+def _plain(task: Task) -> _Choice:
+    """What the control bit alone can do."""
+    exits = bool((task.goals == EXIT).any())
+    cost = 0
+    if exits and task.layout is not None:
+        cost = int(task.problem().cost.sum())
+    return _Choice(task, Filter("", exits), cost, _BIT_ONLY)
+
+
+def _field_values(choices: Sequence[_Choice], others: str) -> tuple[dict[Field, int], str]:
+    bitmap = 0
+    named = {choice.task.vector: choice for choice in choices}
+    for row in TABLE:
+        vector = int(row.vector)
+        if vector == Vector.NMI:
+            continue
+        if vector not in named or not (named[vector].task.goals != 0).any():
+            bitmap |= (others == "exit") << vector
+    extended = 0
+    values: dict[Field, int] = {
+        Field.EXCEPTION_BITMAP: 0,
+        Field.PAGE_FAULT_ERROR_CODE_MASK: 0,
+        Field.PAGE_FAULT_ERROR_CODE_MATCH: 0,
+    }
+    extension: dict[Field, int] = {}
+    for choice in choices:
+        vector, rule = choice.task.vector, choice.filter.rule
+        if (choice.task.goals != 0).any():
+            bitmap |= choice.filter.control << vector
+        if rule is None:
+            continue
+        if rule.name != "figure-3" or vector != PF:
+            extended |= 1 << vector
+            extension[Field.TRANSFER_CRITERION] = rule.criterion
+            if rule.fields == ("COMPARISON_VALUE",):
+                extension[Field.COMPARISON_OPERATOR] = rule.operator
+        for name, value in zip(rule.fields_for(vector), choice.filter.values, strict=True):
+            (values if Field[name] in values else extension)[Field[name]] = value
+    values[Field.EXCEPTION_BITMAP] = bitmap
+    if not extended:
+        return values, "vt-x"
+    values[Field.TRANSFER_CRITERION_VECTORS] = extended
+    values[Field.ERROR_CODE_FIELD_WIDTH] = 0
+    return values | extension, "seed"
+
+
+def _answer(choice: _Choice) -> VectorAnswer:
+    task = choice.task
+    must = int((task.goals == EXIT).sum())
+    if task.layout is None:
+        return VectorAnswer(task.vector, None, choice.scheme, choice.filter, must)
+    codes = task.codes()
+    needless = codes[_needless(task, choice.filter)]
+    weight, _ = weight_and_count(choice.cost)
+    return VectorAnswer(
+        task.vector,
+        task.layout,
+        choice.scheme,
+        choice.filter,
+        must,
+        tuple(needless.tolist()),
+        weight,
+        choice.minimal,
+    )
+
+
+def _needless(task: Task, filter_: Filter) -> Truths:
+    needless: Truths = filter_.exits(task.codes()) & (task.goals == DELIVER)
+    return needless
+
+
+def _verified(choice: _Choice, filter_: Filter, deadline: Deadline) -> Proof | None:
+    task = choice.task
+    if task.layout is None:
+        if task.goals[0] and filter_.control != (task.goals[0] == EXIT):
+            raise ProofError(f"{vector_label(task.vector)} goes the wrong way; please report this")
+        return Proof(False, True, 1)
+    if not task.goals.any():
+        return None
+    needless = _needless(task, choice.filter)
+    if weight_and_count(choice.cost)[1] != int(needless.sum()):
+        raise ProofError("the needless exits were miscounted; please report this")
+    try_all(filter_, task.codes(), task.goals, needless)
+    return prove(filter_, Claim(task.layout, task.must, task.spare, needless), deadline)
+
+
+def _explained(
+    choice: _Choice, answer: VectorAnswer, scheme: FilterScheme, limits: Limits
+) -> VectorAnswer:
+    if answer.exact:
+        return answer
+    problem = choice.task.problem()
+    why: WhyNot | None = None
+    if choice.minimal and choice.scheme == scheme.name:
+        try:
+            exits, delivers = exactness_core(problem, scheme, limits, Deadline(_REASON_SECONDS))
+            why = WhyNot(tuple(exits), tuple(delivers))
+        except UndecidedError:
+            why = None
+    ways: tuple[Remedy, ...] | None
+    try:
+        ways = tuple(remedies(problem, Deadline(_REASON_SECONDS)))
+    except UndecidedError:
+        ways = None
+    return replace(answer, why_not=why, remedies=ways)

@@ -1,0 +1,146 @@
+"""A filter: a rule of `rules.py` with values for its fields, and its place in a VMCS."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from trapgate.criteria.codes import Codes, Truths, has_error_code
+from trapgate.rules import SCHEMES, Scheme, control_bit, mapped_code, mapped_field
+from trapgate.sdm.vectors import PF
+from trapgate.vmcs import Vmcs
+
+_BY_SELECTOR = {(scheme.criterion, scheme.operator): scheme for scheme in SCHEMES.values()}
+_COMPARISON = SCHEMES["equal"].criterion
+
+_NOT_CODES = ("MEMBERS_USED",)
+"""Fields of a scheme that hold no error-code bits, and so are not mapped (¶41)."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which error codes of one vector exit.
+
+    `scheme` is a key of `rules.SCHEMES`, or empty: then the control bit decides alone.
+    `control` is the vector's bit in the exception bitmap, `values` those of the
+    scheme's fields in their order (32 bits each). `window` and `scale` map narrow
+    fields as `rules.mapped_field` has it (¶41).
+    """
+
+    scheme: str
+    control: bool
+    values: tuple[int, ...] = ()
+    window: int = 0xFFFFFFFF
+    scale: int = 1
+
+    @property
+    def rule(self) -> Scheme | None:
+        """Its rule; None if the control bit decides alone."""
+        return SCHEMES[self.scheme] if self.scheme else None
+
+    def exits(self, codes: Codes) -> Truths:
+        """Which of `codes` exit."""
+        if not self.scheme:
+            return np.full(codes.shape, self.control)
+        control = np.full(codes.shape, self.control)
+        return np.asarray(self._apply(control, np.True_, codes), dtype=np.bool_)
+
+    def exits_one(self, code: int) -> bool:
+        """Whether `code` exits."""
+        return self.control if not self.scheme else bool(self._apply(self.control, True, code))
+
+    def term(self, code: Any) -> Any:
+        """A z3 term that is true for the codes that exit; `code` is a bit-vector of 32 bits."""
+        import z3
+
+        if not self.scheme:
+            return z3.BoolVal(self.control)
+        return self._apply(z3.BoolVal(self.control), z3.BoolVal(True), code)
+
+    def _apply(self, control: Any, has_code: Any, code: Any) -> Any:
+        rule = SCHEMES[self.scheme]
+        narrow = (self.window, self.scale) != (0xFFFFFFFF, 1)
+        values = [
+            value
+            if not narrow or name in _NOT_CODES
+            else mapped_field(value, self.window, self.scale)
+            for name, value in zip(rule.fields, self.values, strict=True)
+        ]
+        seen = mapped_code(code, self.window, self.scale) if narrow else code
+        return rule.function(control, has_code, seen, *values)
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Its pairs of mask and match, in the error code's bits."""
+        named = self.named()
+        found = []
+        for mask, match in (
+            ("{}_ERROR_CODE_MASK", "{}_ERROR_CODE_MATCH"),
+            ("SECOND_ERROR_CODE_MASK", "SECOND_ERROR_CODE_MATCH"),
+        ):
+            if mask in named:
+                found.append((named[mask], named[match]))
+        return tuple(found)
+
+    def named(self) -> dict[str, int]:
+        """Its fields (as `Scheme.fields` names them) and values in the error code's bits."""
+        if not self.scheme:
+            return {}
+        return {
+            name: value if name in _NOT_CODES else int(mapped_field(value, self.window, self.scale))
+            for name, value in zip(SCHEMES[self.scheme].fields, self.values, strict=True)
+        }
+
+
+def filter_in(vmcs: Vmcs, vector: int) -> Filter:
+    """The filter that a VMCS has for `vector`; what `decide.decide_fault` would apply."""
+    control = bool(control_bit(vmcs["EXCEPTION_BITMAP"], 1 << vector))
+    if not has_error_code(vector):
+        return Filter("", control)
+    extended = vmcs.profile == "seed" and vmcs["TRANSFER_CRITERION_VECTORS"] >> vector & 1
+    if not extended:
+        if vector != PF:
+            return Filter("", control)
+        pair = vmcs["PAGE_FAULT_ERROR_CODE_MASK"], vmcs["PAGE_FAULT_ERROR_CODE_MATCH"]
+        return Filter("figure-3", control, pair)
+    criterion = vmcs["TRANSFER_CRITERION"]
+    operator = vmcs["COMPARISON_OPERATOR"] if criterion == _COMPARISON else 0
+    # VM entry refuses what is not in the table.
+    scheme = _BY_SELECTOR.get((criterion, operator), SCHEMES["figure-3"])
+    values = tuple(vmcs[name] for name in scheme.fields_for(vector))
+    width = vmcs["ERROR_CODE_FIELD_WIDTH"]
+    if not width:
+        return Filter(scheme.name, control, values)
+    width = min(width, 32)
+    shift = min(vmcs["ERROR_CODE_FIELD_SHIFT"], 32 - width)
+    return Filter(scheme.name, control, values, (1 << width) - 1, 1 << shift)
+
+
+def without_one_bit(filter_: Filter) -> Iterator[tuple[int, int, Filter]]:
+    """Every filter that has one bit less in one of its masks: (field's place, bit, filter)."""
+    if filter_.rule is None:
+        return
+    for place, name in enumerate(filter_.rule.fields):
+        if not name.endswith("_MASK"):
+            continue
+        for bit in range(32):
+            weight = 1 << bit
+            if filter_.values[place] & weight:
+                values = list(filter_.values)
+                values[place] &= ~weight
+                if name != "ANY_BIT_MASK":
+                    values[place + 1] &= ~weight
+                yield place, bit, replace(filter_, values=tuple(values))
+
+
+def simplified(filter_: Filter, codes: Codes, matters: Truths) -> Filter:
+    """The same on the codes that matter, without mask bits that decide only others."""
+    wanted = filter_.exits(codes)[matters]
+    found = True
+    while found:
+        found = False
+        for _, _, simpler in without_one_bit(filter_):
+            if np.array_equal(simpler.exits(codes)[matters], wanted):
+                filter_, found = simpler, True
+                break
+    return filter_

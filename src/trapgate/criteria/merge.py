@@ -1,0 +1,188 @@
+"""Merging: the tightest fields that exit whenever one of several VMCSs would.
+
+What a hypervisor needs that runs another one: both have their filters, one processor
+has to serve both. Afterwards each exit belongs to whoever asked for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trapgate.criteria.answer import Definition
+from trapgate.criteria.codes import (
+    SEED_BITS,
+    Codes,
+    Layout,
+    has_error_code,
+    layout_of,
+    plain_layout,
+    vector_label,
+)
+from trapgate.criteria.complaints import CriteriaError, suggestion
+from trapgate.criteria.define import compiled
+from trapgate.criteria.filters import filter_in
+from trapgate.criteria.problem import Deadline
+from trapgate.criteria.solvers import z3_module
+from trapgate.criteria.spec import DELIVER, EXIT, FREE
+from trapgate.criteria.tasks import Goals, Task, Weights, weights_of
+from trapgate.criteria.words import in_words, ranges
+from trapgate.sdm.vectors import PF, TABLE, Vector
+from trapgate.vmcs import Vmcs
+
+
+@dataclass(frozen=True)
+class Party:
+    """Somebody whose filter is to be honoured: a name and a VMCS."""
+
+    name: str
+    vmcs: Vmcs
+
+
+@dataclass(frozen=True)
+class Share:
+    """Codes of one vector that the same parties asked for.
+
+    `codes` is empty for a vector without an error code. `exits` says whether they exit
+    under the merged fields, `words` names the codes. What exits is to be reflected, as
+    a VM exit, to all in `asked`; if nobody asked, to the guest, by event injection.
+    """
+
+    vector: int
+    codes: tuple[int, ...]
+    asked: tuple[str, ...]
+    exits: bool
+    words: str
+
+    @property
+    def reflect(self) -> str:
+        """What the VMM must do with such a fault."""
+        if not self.exits:
+            return "nothing: it does not exit"
+        if not self.asked:
+            return "inject it into the guest: nobody asked"
+        return f"give the exit to {' and '.join(self.asked)}"
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "vector": self.vector,
+            "name": vector_label(self.vector),
+            "codes": [f"{code:#x}" for code in self.codes],
+            "words": self.words,
+            "asked_by": list(self.asked),
+            "exits": self.exits,
+            "reflect_to": list(self.asked) or (["guest"] if self.exits else []),
+        }
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The merged fields, and who asked for what."""
+
+    definition: Definition
+    shares: tuple[Share, ...]
+
+
+def page_fault_layout(bits: str) -> Layout:
+    """The layout that `sdm`, `seed` or a number of bits (1 to 16) stands for.
+
+    Raises:
+        CriteriaError: it is none of them.
+    """
+    layout = layout_of(PF)
+    if bits == "sdm":
+        return layout
+    if bits == "seed":
+        return Layout(SEED_BITS, layout.occurs)
+    if bits.isdecimal():
+        return plain_layout(int(bits))
+    raise CriteriaError(f"{bits!r}: {suggestion(bits, ('sdm', 'seed'))}", field="bits")
+
+
+def merge(
+    parties: Sequence[Party],
+    scheme: str = "vt-x",
+    *,
+    bits: str = "sdm",
+    weights: Weights | None = None,
+    timeout: float | None = None,
+) -> Merged:
+    """The tightest fields of `scheme` that exit whenever a party's VMCS would.
+
+    `bits` says which bits a page fault's error code may have: `sdm`, `seed` or a number.
+
+    Raises:
+        CriteriaError: fewer than two parties, or two of one name.
+        InexpressibleError, UndecidedError, MissingSolverError: as `define`.
+    """
+    if len(parties) < 2:
+        raise CriteriaError("merging takes at least two VMCS files; name another")
+    names = [party.name for party in parties]
+    if len(set(names)) != len(names):
+        raise CriteriaError(f"two files have one name ({', '.join(names)}); rename one")
+    vectors = [int(row.vector) for row in TABLE if row.vector != Vector.NMI]
+    layouts: dict[int, Layout | None] = {
+        vector: layout_of(vector) if has_error_code(vector) else None for vector in vectors
+    }
+    layouts[PF] = page_fault_layout(bits)
+    tasks = [_task(parties, vector, layouts[vector], weights) for vector in vectors]
+    definition = compiled(tasks, scheme, deadline=Deadline(timeout))
+    shares = [share for task in tasks for share in _shares(parties, task, definition)]
+    return Merged(definition, tuple(shares))
+
+
+def _task(
+    parties: Sequence[Party], vector: int, layout: Layout | None, weights: Weights | None
+) -> Task:
+    filters = [filter_in(party.vmcs, vector) for party in parties]
+
+    def anybody(code: Any) -> Any:
+        return z3_module().Or([one.term(code) for one in filters])
+
+    if layout is None:
+        wanted = any(one.control for one in filters)
+        goal = np.array([EXIT if wanted else DELIVER], dtype=np.uint8)
+        return Task(vector, None, goal, anybody, anybody)
+    codes = layout.codes()
+    occurs = np.asarray(layout.occurs(codes), dtype=np.bool_)
+    exits = np.logical_or.reduce([one.exits(codes) for one in filters])
+    goals: Goals = np.where(occurs, np.where(exits, EXIT, DELIVER), FREE).astype(np.uint8)
+
+    def must(code: Any) -> Any:
+        return z3_module().And(layout.occurs(code), anybody(code))
+
+    def spare(code: Any) -> Any:
+        z3 = z3_module()
+        return z3.And(layout.occurs(code), z3.Not(anybody(code)))
+
+    return Task(vector, layout, goals, must, spare, weights_of(vector, codes, weights))
+
+
+def _shares(parties: Sequence[Party], task: Task, definition: Definition) -> list[Share]:
+    merged = next(one.filter for one in definition.answers if one.vector == task.vector)
+    filters = [filter_in(party.vmcs, task.vector) for party in parties]
+    if task.layout is None:
+        asked = tuple(
+            party.name for party, one in zip(parties, filters, strict=True) if one.control
+        )
+        return [Share(task.vector, (), asked, True, "always")] if merged.control else []
+    codes: Codes = task.codes()
+    occurs = task.goals != FREE
+    exits = merged.exits(codes)
+    table = np.stack([one.exits(codes) for one in filters])
+    keys = np.zeros(len(codes), dtype=np.int64)
+    for number, row in enumerate(table):
+        keys |= row.astype(np.int64) << number
+    shares = []
+    for key in np.unique(keys[occurs]).tolist():
+        for goes in (True, False):
+            chosen = (keys == key) & (exits == goes) & occurs
+            if not chosen.any() or (not goes and not key):
+                continue
+            asked = tuple(party.name for number, party in enumerate(parties) if key >> number & 1)
+            told = in_words(task.layout, chosen, occurs)
+            words = "; or ".join(told) if 0 < len(told) <= 6 else ranges(codes[chosen], 12)
+            shares.append(Share(task.vector, tuple(codes[chosen].tolist()), asked, goes, words))
+    return shares

@@ -1,0 +1,339 @@
+"""Wishes: which faults must exit, which must be delivered, which are free (¶87, block 902).
+
+```toml
+scheme = "vt-x"                 # optional, as are the next four
+bits = "sdm"                    # a page fault's: "sdm", "seed", a list of names, or 1 to 16
+impossible = "free"             # codes that the processor cannot raise; or "kept"
+others = "deliver"              # what vectors do that are not named here
+name = "tracker"                # who wishes, for messages
+
+[PF]                            # a vector: a mnemonic, or a number
+exit = ["write and present and not user", 0x1F]
+deliver = ["not present"]
+free = ["fetch"]
+default = "free"                # codes that no wish names
+
+[vectors]                       # whole vectors, in short
+BP = "exit"
+GP = "deliver"
+```
+
+A string is a condition (`condition.py`), an integer an error code, a table
+`{from = 4, to = 7}` a range. A code that is both `free` and something else is the
+other thing; one that must both exit and be delivered is a contradiction.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trapgate.criteria.codes import (
+    SEED_BITS,
+    CodeBit,
+    Codes,
+    Layout,
+    demand_within,
+    has_error_code,
+    layout_of,
+    narrowed,
+    plain_layout,
+    vector_label,
+    vector_named,
+)
+from trapgate.criteria.complaints import ContradictionError, SpecError, listed, suggestion
+from trapgate.criteria.condition import Condition, condition
+from trapgate.criteria.lines import lines_of
+from trapgate.sdm.vectors import PF
+
+Goal = Literal["exit", "deliver", "free"]
+GOALS: tuple[Goal, ...] = ("exit", "deliver", "free")
+
+FREE, EXIT, DELIVER = 0, 1, 2
+"""What is wished for one code, as arrays hold it."""
+
+_KEYS = ("scheme", "bits", "impossible", "others", "name", "vectors")
+_MOST_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One wish: a goal for the codes that `what` names; `line` is where it stands."""
+
+    goal: Goal
+    what: Condition | tuple[int, int]
+    line: int
+
+    def names(self, codes: Codes) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of `codes` it is about."""
+        if isinstance(self.what, Condition):
+            return self.what.holds(codes)
+        low, high = self.what
+        return (codes >= low) & (codes <= high)
+
+    @property
+    def text(self) -> str:
+        """As it was written."""
+        if isinstance(self.what, Condition):
+            return self.what.text
+        low, high = self.what
+        return f"{low:#x}" if low == high else f"{low:#x} to {high:#x}"
+
+
+@dataclass(frozen=True)
+class VectorWishes:
+    """All wishes about one vector. `layout` is None for one without an error code.
+
+    `default` is the goal of codes that no wish names, `keep_impossible` whether wishes
+    count for codes that the processor cannot raise.
+    """
+
+    vector: int
+    layout: Layout | None
+    wishes: tuple[Wish, ...]
+    default: Goal
+    keep_impossible: bool = False
+
+    def goals(self) -> tuple[Codes, np.ndarray[Any, np.dtype[np.uint8]]]:
+        """Every code (ascending) and what is wished for it: FREE, EXIT or DELIVER."""
+        assert self.layout is not None
+        codes = self.layout.codes()
+        goals = np.full(len(codes), GOAL_NUMBERS[self.default], dtype=np.uint8)
+        for goal in ("free", "deliver", "exit"):
+            for wish in self.wishes:
+                if wish.goal == goal:
+                    goals[wish.names(codes)] = GOAL_NUMBERS[goal]
+        if not self.keep_impossible:
+            goals[~np.asarray(self.layout.occurs(codes), dtype=np.bool_)] = FREE
+        return codes, goals
+
+
+GOAL_NUMBERS: dict[Goal, int] = {"free": FREE, "exit": EXIT, "deliver": DELIVER}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What somebody wishes of the control-transfer criteria.
+
+    `vectors` holds the wishes by vector, `others` is what vectors do that are not named,
+    `scheme` the one asked for (empty: none), `path` the file, for messages.
+    """
+
+    vectors: Mapping[int, VectorWishes]
+    others: Literal["exit", "deliver"] = "deliver"
+    scheme: str = ""
+    name: str = ""
+    path: str = ""
+
+
+def read_spec(path: Path) -> Spec:
+    """The wishes in a file; raises SpecError as `parse_spec`, or if it cannot be read."""
+    try:
+        if path.is_file() and path.stat().st_size > _MOST_BYTES:
+            raise SpecError("is larger than 4 MiB; write conditions, not codes", path=str(path))
+        text = path.read_bytes().decode()
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); give an existing TOML file"
+        raise SpecError(problem, path=str(path)) from None
+    except UnicodeDecodeError:
+        raise SpecError("is not UTF-8 text; give a TOML file", path=str(path)) from None
+    return parse_spec(text, str(path))
+
+
+def parse_spec(text: str, path: str = "") -> Spec:
+    """The wishes in TOML `text`; `path` is for messages.
+
+    Raises:
+        SpecError: it is no TOML, or names what is not known, or a number does not fit.
+        ContradictionError: codes are both to exit and to be delivered.
+    """
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise SpecError(f"is not TOML: {error}; mend that line", path=path) from None
+    return _Reader(document, lines_of(text.replace("\r\n", "\n")), path).spec()
+
+
+class _Reader:
+    def __init__(
+        self, document: Mapping[str, Any], lines: Mapping[tuple[str | int, ...], int], path: str
+    ) -> None:
+        self._document = document
+        self._lines = lines
+        self._path = path
+
+    def _wrong(self, problem: str, *where: str | int) -> SpecError:
+        field = ".".join(str(part) for part in where if isinstance(part, str))
+        return SpecError(problem, path=self._path, line=self._line(*where), field=field)
+
+    def _line(self, *where: str | int) -> int:
+        while where and where not in self._lines:
+            where = where[:-1]
+        return self._lines.get(where, 0)
+
+    def _one_of(self, value: object, known: tuple[str, ...], *where: str) -> str:
+        if value not in known:
+            raise self._wrong(f"{value!r} is not known; {suggestion(str(value), known)}", *where)
+        return str(value)
+
+    def spec(self) -> Spec:
+        document = self._document
+        impossible = self._one_of(
+            document.get("impossible", "free"), ("free", "kept"), "impossible"
+        )
+        others = self._one_of(document.get("others", "deliver"), ("deliver", "exit"), "others")
+        for key in ("scheme", "name"):
+            if not isinstance(document.get(key, ""), str):
+                raise self._wrong("must be text in quotes", key)
+        vectors: dict[int, VectorWishes] = {}
+        for key, value in document.items():
+            if key in _KEYS:
+                continue
+            if not isinstance(value, dict | str):
+                vectors_and_keys = (*_KEYS, "PF")
+                raise self._wrong(f"unknown key; {suggestion(key, vectors_and_keys)}", key)
+            self._add(vectors, value, impossible == "kept", key)
+        short = document.get("vectors", {})
+        if not isinstance(short, dict):
+            raise self._wrong("must be a table; write [vectors]", "vectors")
+        for key, value in short.items():
+            self._add(vectors, value, impossible == "kept", "vectors", key)
+        if not vectors:
+            raise SpecError("wishes nothing; add a table like [PF]", path=self._path)
+        return Spec(
+            vectors,
+            "exit" if others == "exit" else "deliver",
+            str(document.get("scheme", "")),
+            str(document.get("name", "")),
+            self._path,
+        )
+
+    def _add(
+        self, vectors: dict[int, VectorWishes], value: object, keep: bool, *where: str
+    ) -> None:
+        vector = vector_named(where[-1], self._path, self._line(*where))
+        if vector in vectors:
+            raise self._wrong(f"{vector_label(vector)} has wishes already; join them", *where)
+        layout = self._layout(vector, *where) if has_error_code(vector) else None
+        if isinstance(value, str):
+            goal = self._goal(value, *where)
+            vectors[vector] = VectorWishes(vector, layout, (), goal, keep)
+            return
+        if not isinstance(value, dict):
+            raise self._wrong('must be a table, or one of "exit", "deliver", "free"', *where)
+        if layout is None and set(value) - {"default"}:
+            raise self._wrong(
+                f'{vector_label(vector)} has no error code; write it as {where[-1]} = "exit"',
+                *where,
+            )
+        known = (*GOALS, "default")
+        for key in value:
+            if key not in known:
+                raise self._wrong(f"unknown key; {suggestion(key, known)}", *where, key)
+        default = self._goal(value.get("default", "free"), *where, "default")
+        wishes = tuple(
+            wish
+            for goal in GOALS
+            if goal in value and layout is not None
+            for wish in self._wishes(goal, value[goal], layout, *where)
+        )
+        vectors[vector] = VectorWishes(vector, layout, wishes, default, keep)
+        self._agree(vectors[vector], where)
+
+    def _goal(self, value: object, *where: str) -> Goal:
+        for goal in GOALS:
+            if value == goal:
+                return goal
+        raise self._wrong(f"{value!r} is no goal; {suggestion(str(value), GOALS)}", *where)
+
+    def _layout(self, vector: int, *where: str) -> Layout:
+        layout = layout_of(vector)
+        bits = self._document.get("bits", "sdm")
+        if vector != PF or bits == "sdm":
+            return layout
+        line = self._line("bits")
+        if bits == "seed":
+            kept: tuple[CodeBit, ...] = SEED_BITS
+            return Layout(kept, layout.occurs)
+        if type(bits) is int:
+            return plain_layout(bits, self._path, line)
+        if isinstance(bits, list) and all(isinstance(name, str) for name in bits):
+            return narrowed(layout, bits, self._path, line)
+        raise self._wrong(
+            f'{bits!r} is not known; use "sdm", "seed", a list of names or 1 to 16', "bits"
+        )
+
+    def _wishes(self, goal: Goal, value: object, layout: Layout, *where: str) -> list[Wish]:
+        items = value if isinstance(value, list) else [value]
+        wishes = []
+        for number, item in enumerate(items):
+            line = self._line(*where, goal, number)
+            field = ".".join((*where, goal))
+            what: Condition | tuple[int, int]
+            if isinstance(item, str):
+                what = condition(item, layout, self._path, line, field)
+            elif type(item) is int:
+                demand_within(layout, item, self._path, line, field)
+                what = (item, item)
+            elif isinstance(item, dict) and set(item) == {"from", "to"}:
+                if not all(type(end) is int for end in item.values()):
+                    raise self._wrong("a range is {from = 4, to = 7}", *where, goal, number)
+                low, high = item["from"], item["to"]
+                if not 0 <= low <= high <= layout.window:
+                    raise self._wrong(
+                        f"no code lies from {low:#x} to {high:#x}; codes go up to "
+                        f"{layout.window:#x}",
+                        *where,
+                        goal,
+                        number,
+                    )
+                what = (low, high)
+            else:
+                raise self._wrong(
+                    f"{item!r} is no wish; write a condition in quotes, a code, or a range",
+                    *where,
+                    goal,
+                    number,
+                )
+            wishes.append(Wish(goal, what, line))
+        return wishes
+
+    def _agree(self, wishes: VectorWishes, where: tuple[str, ...]) -> None:
+        assert wishes.layout is not None or not wishes.wishes
+        if wishes.layout is None:
+            return
+        codes = wishes.layout.codes()
+        if not wishes.keep_impossible:
+            codes = codes[np.asarray(wishes.layout.occurs(codes), dtype=np.bool_)]
+        told = [(wish, wish.names(codes)) for wish in wishes.wishes if wish.goal != "free"]
+        both = np.zeros(len(codes), dtype=np.bool_)
+        lines: list[int] = []
+        pairs: list[str] = []
+        for wish, named in told:
+            if wish.goal != "exit":
+                continue
+            for other, others in told:
+                if other.goal != "deliver" or not (named & others).any():
+                    continue
+                both |= named & others
+                lines += [wish.line, other.line]
+                pairs.append(
+                    f"exit {wish.text!r} (line {wish.line}) and "
+                    f"deliver {other.text!r} (line {other.line})"
+                )
+        if both.any():
+            clash = [int(code) for code in codes[both]]
+            more = f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
+            raise ContradictionError(
+                f"contradiction about {listed(clash)} "
+                f"({wishes.layout.describe(clash[0])}): {pairs[0]}{more}; "
+                "change one of these wishes",
+                clash,
+                sorted(set(lines)),
+                path=self._path,
+                line=lines[0],
+                field=".".join(where),
+            )

@@ -1,0 +1,99 @@
+"""`trapgate criteria`: statuses, JSON, one-line complaints."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from trapgate.cli import app
+
+WISHES = '[PF]\nexit = ["write and present and not user"]\ndefault = "deliver"\n'
+FIELDS = 'profile = "vt-x"\n[fields]\nEXCEPTION_BITMAP = 0x4000\nPAGE_FAULT_ERROR_CODE_MASK = {}\n\
+PAGE_FAULT_ERROR_CODE_MATCH = {}\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("wishes.toml").write_text(WISHES)
+    Path("a.toml").write_text(FIELDS.format(3, 3))
+    Path("b.toml").write_text(FIELDS.format(0x14, 0x14))
+    return tmp_path
+
+
+def trapgate(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["criteria", *arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_define_check_explain(folder: Path) -> None:
+    status, out, _ = trapgate("define", "wishes.toml", "-o", "f.toml")
+    assert status == 0
+    assert "#PF: exact (vt-x)" in out
+    assert "vmwrite 4006H, 00000007H" in out
+    assert trapgate("check", "wishes.toml", "f.toml")[:2] == (0, "#PF: holds\n")
+    status, out, _ = trapgate("check", "wishes.toml", "a.toml", "--json")
+    assert (status, json.loads(out)["holds"]) == (1, False)
+    assert trapgate("check", "wishes.toml", "a.toml", "--sound")[0] == 0
+    status, out, _ = trapgate("explain", "f.toml", "--json", "--vector", "PF")
+    told = json.loads(out)["files"][0]["vectors"][0]
+    assert (status, told["warnings"], len(told["table"])) == (0, [], 68)
+    status, out, _ = trapgate("explain", "a.toml", "b.toml")
+    assert status == 0
+    assert "0x0003  exit  present page, write, supervisor" in out
+
+
+def test_printed_toml_is_a_vmcs_file(folder: Path) -> None:
+    status, out, _ = trapgate("define", "wishes.toml", "--format", "toml")
+    assert status == 0
+    Path("again.toml").write_text(out)
+    assert trapgate("check", "wishes.toml", "again.toml")[0] == 0
+
+
+def test_merge(folder: Path) -> None:
+    status, out, _ = trapgate("merge", "a.toml", "b.toml", "-o", "m.toml")
+    assert status == 0
+    assert "asked by a; give the exit to a" in out
+    assert "asked by nobody; inject it into the guest" in out
+    status, out, _ = trapgate("merge", "a.toml", "b.toml", "--scheme", "figure-4", "--json")
+    answer = json.loads(out)
+    assert (status, answer["exact"], answer["profile"]) == (0, True, "seed")
+    assert {tuple(share["reflect_to"]) for share in answer["shares"]} == {("a",), ("b",)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["define", "none.toml"], 2, "none.toml: cannot be read (No such file or directory)"),
+        (["define", "wishes.toml", "--scheme", "figure-6"], 2, "figure-6: no such scheme; did"),
+        (["define", "wishes.toml", "--scheme", "equal"], 1, "equal: cannot make #PF 0x3"),
+        (["define", "wishes.toml", "--scheme", "auto", "--operator", "nor"], 2, "nor: no such op"),
+        (["define", "wishes.toml", "-o", "no/f.toml"], 2, "no/f.toml: cannot be written"),
+        (["check", "wishes.toml", "wishes.toml"], 2, "wishes.toml: PF: unknown key"),
+        (["merge", "a.toml"], 2, "merging takes at least two VMCS files"),
+        (["merge", "a.toml", "b.toml", "--bits", "99"], 2, "bits: 99 bits; choose from 1 to 16"),
+        (["explain", "a.toml", "--vector", "PQ"], 2, "PQ: no such vector; did you mean"),
+        (["learn", "a.toml"], 2, "a.toml: not readable as Parquet"),
+    ],
+)
+def test_complaints(folder: Path, arguments: list[str], status: int, message: str) -> None:
+    got, out, error = trapgate(*arguments)
+    assert got == status
+    assert error.startswith("trapgate: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert out == ""
+
+
+def test_no_answer_in_json(folder: Path) -> None:
+    status, out, error = trapgate("define", "wishes.toml", "--scheme", "equal", "--json")
+    assert (status, error.count("\n")) == (1, 1)
+    answer = json.loads(out)
+    assert (answer["error"], len(answer["core"])) == ("inexpressible", 2)
+    Path("bad.toml").write_text("[PF]\nexit = [3]\ndeliver = [\n3]\n")
+    status, out, _ = trapgate("define", "bad.toml", "--json")
+    answer = json.loads(out)
+    assert (status, answer["error"]) == (2, "contradiction")
+    assert (answer["codes"], answer["lines"]) == (["0x3"], [2, 4])
