@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 
 from trapgate.trace.schema import (
     COMPLETE_KEY,
+    FAULT_VERSION,
+    HOST_COLUMNS,
     RUN_PREFIX,
     SCHEMA,
+    TIME_UNIT,
     VERSION,
     VERSION_KEY,
     TraceError,
@@ -34,12 +37,17 @@ class Trace:
         self.path = Path(path)
         self._file = self._open()
         self.schema: pa.Schema = self._file.schema_arrow
+        # pyarrow keeps a schema's metadata twice, and what a writer adds later once.
+        self._stored: dict[bytes, bytes] = {
+            **(self.schema.metadata or {}),
+            **(self._file.metadata.metadata or {}),
+        }
         try:
             self.version = self._check()
         except TraceError:
             self._file.close()
             raise
-        stored: dict[bytes, bytes] = self.schema.metadata
+        stored = self._stored
         self.complete = stored.get(COMPLETE_KEY) == b"yes"
         self.run = {
             key.removeprefix(RUN_PREFIX).decode(): value.decode()
@@ -52,9 +60,23 @@ class Trace:
         return int(self._file.metadata.num_rows)
 
     @property
+    def time_unit(self) -> str:
+        """What `time` and `latency` count: instructions, ns, ticks or events."""
+        return self.run.get(TIME_UNIT, "instructions")
+
+    @property
     def row_groups(self) -> int:
         """The number of row groups, the pieces in which a trace was written."""
         return int(self._file.metadata.num_row_groups)
+
+    @property
+    def group_starts(self) -> list[int]:
+        """The number of the first row of each row group, and after them that of all rows."""
+        described = self._file.metadata
+        starts = [0]
+        for group in range(self.row_groups):
+            starts.append(starts[-1] + described.row_group(group).num_rows)
+        return starts
 
     def batches(
         self, columns: Sequence[str] | None = None, *, rows: int = 65536
@@ -84,6 +106,11 @@ class Trace:
         table = pa.Table.from_batches(list(self.batches(columns)), schema=wanted)
         return table.unify_dictionaries()
 
+    def _repr_html_(self) -> str:
+        from trapgate.trace.notebook import trace_html
+
+        return trace_html(self)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -112,7 +139,7 @@ class Trace:
             raise self._damaged(error) from error
 
     def _check(self) -> int:
-        stored: dict[bytes, bytes] = self.schema.metadata or {}
+        stored = self._stored
         if VERSION_KEY not in stored:
             raise self._error(
                 f"no metadata key {VERSION_KEY.decode()}, so not a fault trace",
@@ -127,7 +154,9 @@ class Trace:
         missing = [name for name in SCHEMA.names if name not in self.schema.names]
         if missing:
             raise self._error(f"missing {', '.join(missing)}", "record the trace again")
-        for expected in SCHEMA:
+        hosts = HOST_COLUMNS if int(text) > FAULT_VERSION else ()
+        present = (field for field in hosts if field.name in self.schema.names)
+        for expected in (*SCHEMA, *present):
             found = self.schema.field(expected.name).type
             if _plain(found) != _plain(expected.type):
                 raise self._error(

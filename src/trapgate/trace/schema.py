@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from trapgate.errors import TrapgateError
 
-VERSION: Final = 1
-"""The version of the schema; a reader refuses traces of a later one."""
+VERSION: Final = 2
+"""The latest version of the schema; a reader refuses traces of a later one."""
+
+FAULT_VERSION: Final = 1
+"""The version of traces with the columns of `SCHEMA` alone, which the processor writes."""
 
 JOURNAL_COLUMNS: Final = 20
 """Cells in one row of the processor's journal."""
@@ -62,12 +65,51 @@ SCHEMA: Final = pa.schema(
 )
 """The columns of a trace.
 
-`time` counts virtual instructions; `type` is the SDM's interruption type ("Format of the
-VM-Exit Interruption-Information Field"); `data` and `old_value` are the value being
-written and the one it replaces (¶29), where the fault was a write that carries them;
+`time` counts virtual instructions (unless the run's `time-unit` says otherwise); `type` is
+the SDM's interruption type ("Format of the VM-Exit Interruption-Information Field"); `data`
+and `old_value` are the value being written and the one it replaces (¶29), where the fault
+was a write that carries them;
 `disposition` and `reason` say what was decided and by which criterion; `depth` counts
 nested faults from 0; `injected` marks events delivered at VM entry.
 """
+
+_REASONS = pa.dictionary(pa.int16(), pa.string())
+
+HOST_COLUMNS: Final = (
+    pa.field("vcpu", pa.uint32()),
+    pa.field("thread", pa.uint32()),
+    pa.field("exit_reason", _REASONS),
+    pa.field("latency", pa.uint64()),
+    pa.field("guest_physical", pa.uint64()),
+    pa.field("level", pa.uint8()),
+    pa.field("reflected", pa.bool_()),
+    pa.field("code_missing", pa.bool_()),
+)
+"""Columns that version 2 adds, for traces of real hosts and of other emulators.
+
+All may be null, and all may be absent, which is the same. `vcpu` and `thread` say whose
+event it was (`thread` is the host's thread, which tells the vCPUs of several guests
+apart); `exit_reason` is the host's own word for an exit; `latency` the time from an exit
+to the next entry of the same vCPU; `guest_physical` the address of a nested page fault;
+`level` 1 for a guest, 2 for a guest's guest; `reflected` whether the guest hypervisor
+was given the exit; `code_missing` whether the event has an error code that the trace
+does not tell (where it is not true, a null `error_code` means that there is none).
+"""
+
+_UNKNOWN_TO_HOSTS = frozenset({"vector", "type", "rip", "cpl", "cr3"})
+
+HOST_SCHEMA: Final = pa.schema(
+    [
+        *(pa.field(f.name, f.type, f.nullable or f.name in _UNKNOWN_TO_HOSTS) for f in SCHEMA),
+        *HOST_COLUMNS,
+    ]
+)
+"""The columns of an imported trace: those of `SCHEMA`, of which a host does not know all
+(its exits need not be faults), and `HOST_COLUMNS`."""
+
+TIME_UNIT: Final = "time-unit"
+"""The fact about a run that says what `time` and `latency` count: `instructions` (the
+default), `ns`, `ticks` or `events`."""
 
 
 class TraceError(TrapgateError):
@@ -84,15 +126,21 @@ class TraceError(TrapgateError):
         self.problem = problem
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type["TraceError"], tuple[str, str, str]]:
+        """What it is made of, so that it survives the way from another process."""
+        return type(self), (self.path, self.problem, self.remedy)
 
-def metadata_of(run: Mapping[str, str], *, complete: bool) -> dict[bytes, bytes]:
+
+def metadata_of(
+    run: Mapping[str, str], *, complete: bool, version: int = FAULT_VERSION
+) -> dict[bytes, bytes]:
     """The schema metadata of a trace: version, completeness, and facts about the run.
 
     `run` is free: profile, seed, guest, command line. Keys are stored sorted, so that
     equal facts give equal bytes.
     """
     stored = {
-        VERSION_KEY: str(VERSION).encode(),
+        VERSION_KEY: str(version).encode(),
         COMPLETE_KEY: b"yes" if complete else b"no",
     }
     for key in sorted(run):

@@ -1,0 +1,8 @@
+"""What another policy would have done to a recorded trace."""
+
+from trapgate.replay.policy import Policy
+from trapgate.replay.replay import replay
+from trapgate.replay.result import CostModel, Outcome, Replay, TimeSaved
+from trapgate.replay.sweep import Family, sweep
+
+__all__ = ["CostModel", "Family", "Outcome", "Policy", "Replay", "TimeSaved", "replay", "sweep"]

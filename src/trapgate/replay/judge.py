@@ -1,0 +1,200 @@
+"""A policy as Polars expressions over a trace's columns.
+
+The control-transfer rules are those of `trapgate.rules`, called with columns in place of
+numbers. What surrounds them says only which rows they are asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, Final
+
+from trapgate.decide import REASON_TASK_GATE, REASON_TRIPLE_FAULT, REASONS
+from trapgate.replay import filters
+from trapgate.replay.policy import (
+    FILTER_FIGURE_7,
+    FILTER_FIGURE_8,
+    FILTER_NONE,
+    ORDER_PARAGRAPH_66,
+    ORDER_PARAGRAPH_67,
+    Policy,
+)
+from trapgate.rules import mapped_code, mapped_field
+from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
+from trapgate.sdm.interruption import (
+    TYPE_EXTERNAL_INTERRUPT,
+    TYPE_HARDWARE_EXCEPTION,
+    TYPE_NMI,
+    TYPE_PRIVILEGED_SOFTWARE_EXCEPTION,
+    TYPE_SOFTWARE_EXCEPTION,
+)
+from trapgate.sdm.pagefault import PFEC_P, PFEC_W
+from trapgate.sdm.vectors import PF
+from trapgate.trace.frames import polars
+
+if TYPE_CHECKING:
+    from polars import Expr
+
+EXCEPTIONS: Final = (
+    TYPE_HARDWARE_EXCEPTION,
+    TYPE_PRIVILEGED_SOFTWARE_EXCEPTION,
+    TYPE_SOFTWARE_EXCEPTION,
+)
+"""The interruption types that the exception bitmap speaks of."""
+
+ALWAYS_EXIT: Final = (REASONS[REASON_TASK_GATE], REASONS[REASON_TRIPLE_FAULT])
+"""Recorded reasons of exits that no criterion can prevent."""
+
+_WRITE: Final = PFEC_P | PFEC_W
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a policy says about each row, as boolean columns.
+
+    `judged` rows either `exits`, or `completes`, or go to the guest. `unjudged` rows are
+    events that it speaks of, but the trace lacks what it asks for. All others are no
+    faults, or were injected, or the policy does not speak of them.
+    """
+
+    judged: Expr
+    unjudged: Expr
+    exits: Expr
+    completes: Expr
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns a frame of rows has beyond the criteria's own.
+
+    `codes_missing`: a trace may lack error codes. `completes` names, for each
+    (filter, PTBASE), two columns that were computed before rows were counted together:
+    what the filter says, and whether it cannot be asked.
+    """
+
+    codes_missing: bool = True
+    completes: dict[tuple[int, int], tuple[str, str]] | None = None
+
+
+def recorded_exit() -> Expr:
+    """Whether the recorded run exited."""
+    was: Expr = polars().col("disposition") == "EXIT"
+    return was
+
+
+def exceptions() -> Expr:
+    """Rows that the exception bitmap speaks of: exceptions that were not injected."""
+    pl = polars()
+    kind = pl.col("type")
+    asked: Expr = _any(kind == number for number in EXCEPTIONS) & ~pl.col("injected")
+    return asked
+
+
+def always_exits() -> Expr:
+    """Rows that exit under every policy: triple faults and task switches."""
+    pl = polars()
+    return _any(pl.col("reason") == name for name in ALWAYS_EXIT)
+
+
+def verdict(policy: Policy, columns: Columns) -> Verdict:
+    """The expressions of `policy` for frames with those `columns`."""
+    pl = polars()
+    vector = pl.col("vector")
+    asked = exceptions()
+    exits = transfers(policy) | always_exits()
+    unjudged = pl.lit(value=False)
+    readers = [number for number in range(32) if policy.reads_code(number)]
+    if columns.codes_missing and readers:
+        unjudged = _any(vector == number for number in readers) & pl.col("code_missing").fill_null(
+            value=False
+        )
+    completes = pl.lit(value=False)
+    if policy.fault_filter != FILTER_NONE:
+        filtered, unknown = _filter_columns(policy, columns)
+        if policy.order == ORDER_PARAGRAPH_67:
+            filtered, unknown = filtered & ~exits, unknown & ~exits
+        elif policy.order == ORDER_PARAGRAPH_66:
+            exits = exits | ((vector == PF) & ~filtered)
+        unjudged = unjudged | unknown
+        completes = filtered
+        exits = exits & ~filtered
+    unjudged = asked & unjudged
+    judged = asked & ~unjudged
+    if policy.judges_interrupts:
+        pins = policy.vmcs["PIN_BASED_CONTROLS"]
+        kind = pl.col("type")
+        for number, bit in (
+            (TYPE_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT_EXITING),
+            (TYPE_NMI, PIN_NMI_EXITING),
+        ):
+            event = (kind == number) & ~pl.col("injected")
+            judged = judged | event
+            exits = (exits & (kind != number)) | (event & bool(pins & bit))
+    return Verdict(judged, unjudged, judged & exits, judged & completes)
+
+
+def transfers(policy: Policy) -> Expr:
+    """Whether the control-transfer criteria send an exception to the VMM."""
+    pl = polars()
+    vector, column = pl.col("vector"), pl.col("error_code")
+    code, has_code = column.fill_null(0), column.is_not_null()
+    parts: list[Expr] = []
+    constant: list[int] = []
+    for number in range(32):
+        control, scheme = policy.control(number), policy.scheme(number)
+        if scheme is None:
+            if control:
+                constant.append(number)
+            continue
+        window, scale = policy.window(number)
+        values: list[Any] = list(policy.values(number))
+        asked: Any = code
+        if (window, scale) != (0xFFFFFFFF, 1):
+            asked = mapped_code(code, window, scale)
+            # MEMBERS_USED is a set of fields, not bits of an error code.
+            values = [
+                value if field == "MEMBERS_USED" else mapped_field(value, window, scale)
+                for field, value in zip(scheme.fields, values, strict=True)
+            ]
+        words = [pl.lit(value, dtype=pl.UInt32) for value in values]
+        parts.append((vector == number) & scheme.function(control, has_code, asked, *words))
+    if len(constant) > 4:
+        parts.append(vector.is_in(constant))
+    else:
+        parts += [vector == number for number in constant]
+    return _any(parts) if parts else pl.lit(value=False)
+
+
+def filter_verdict(kind: int, ptbase: int) -> tuple[Expr, Expr]:
+    """(the write completes, it cannot be told) for a fault filter at `ptbase`."""
+    pl = polars()
+    address = pl.col("linear_address").fill_null(0)
+    data, old = pl.col("data"), pl.col("old_value")
+    code = pl.col("error_code").fill_null(0)
+    # Only what the tables' read-only mapping stopped can complete: a write, page present.
+    write = exceptions() & (pl.col("vector") == PF) & ((code & _WRITE) == _WRITE)
+    if kind == FILTER_FIGURE_7:
+        says = filters.figure_7(address, data.fill_null(0), ptbase)
+    elif kind == FILTER_FIGURE_8:
+        says = filters.figure_8(address, data.fill_null(0), old.fill_null(0), ptbase)
+    else:
+        says = filters.paragraph_80(address, data.fill_null(0), ptbase)
+    missing = data.is_null() | (old.is_null() if kind == FILTER_FIGURE_8 else pl.lit(value=False))
+    known = pl.col("linear_address").is_not_null()
+    unknown = write & (~known | (filters.in_tables(address, ptbase) & missing))
+    return write & known & ~missing & says, unknown
+
+
+def _filter_columns(policy: Policy, columns: Columns) -> tuple[Expr, Expr]:
+    pl = polars()
+    if columns.completes is None:
+        return filter_verdict(policy.fault_filter, policy.ptbase)
+    filtered, unknown = columns.completes[policy.fault_filter, policy.ptbase]
+    return pl.col(filtered), pl.col(unknown)
+
+
+def _any(parts: Iterable[Expr]) -> Expr:
+    return reduce(or_, parts)

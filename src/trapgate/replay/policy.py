@@ -1,0 +1,171 @@
+"""A policy: the fields of a VMCS that say where faults go, by a name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from trapgate.decide import extension_fields_valid
+from trapgate.errors import VmcsFileError
+from trapgate.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
+from trapgate.sdm.fields import Field
+from trapgate.sdm.vectors import PF, ROWS
+from trapgate.vmcs import Vmcs
+from trapgate.vmcsfile import Settings, read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FILTER_NONE, FILTER_FIGURE_7, FILTER_FIGURE_8, FILTER_PARAGRAPH_80 = range(4)
+ORDER_FIGURE_6, ORDER_PARAGRAPH_60, ORDER_PARAGRAPH_66, ORDER_PARAGRAPH_67 = range(4)
+"""Values of the extension fields FAULT_FILTER and FAULT_FILTER_ORDER."""
+
+_FILTER_FIELDS: Final = (Field.FAULT_FILTER, Field.FAULT_FILTER_ORDER, Field.PTBASE)
+_SCHEME: Final = {(s.criterion, s.operator): s for s in SCHEMES.values()}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The criteria of one VMCS.
+
+    `judges_interrupts` tells whether external interrupts and NMIs are judged by its
+    pin-based controls, or are left as recorded. `fault_filter`, `order` and `ptbase` are
+    the fault filter's fields (figures 7 and 8, ¶60-80), which need not be ones that the
+    processor carries out.
+    """
+
+    name: str
+    vmcs: Vmcs
+    judges_interrupts: bool = False
+    fault_filter: int = FILTER_NONE
+    order: int = ORDER_FIGURE_6
+    ptbase: int = 0
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The policy in a VMCS file, named after the file.
+
+        Raises: VmcsError for a file that is none, or asks for what cannot be replayed.
+        """
+        return cls.from_settings(path.stem, read_settings(path))
+
+    @classmethod
+    def from_settings(cls, name: str, settings: Settings) -> Self:
+        """The policy that `settings` describe; raises as `load`."""
+        kind, order, ptbase = (settings.fields.get(field, 0) for field in _FILTER_FIELDS)
+        others = {f: v for f, v in settings.fields.items() if f not in _FILTER_FIELDS}
+        vmcs = Vmcs("vt-x" if settings.profile == "vt-x" else "seed")
+        vmcs.apply(replace(settings, fields=others))
+        if settings.profile == "vt-x" and kind:
+            raise VmcsFileError(
+                'is an extension; use profile "seed"', field="FAULT_FILTER", path=settings.path
+            )
+        if not extension_fields_valid(vmcs.cells):
+            raise VmcsFileError(
+                "the extension fields hold what a VM entry refuses; check TRANSFER_CRITERION "
+                "and the fields that it reads",
+                path=settings.path,
+            )
+        _check_filter(kind, order, ptbase, settings.path)
+        named = Field.PIN_BASED_CONTROLS
+        judges = named in settings.bits or named in settings.fields
+        return cls(name, vmcs, judges, kind, order, ptbase)
+
+    @classmethod
+    def of(cls, name: str, *, vectors: Iterable[int] = (), mask: int = 0, match: int = 0) -> Self:
+        """A VT-x policy: the exception bitmap's vectors and the page-fault mask and match."""
+        vmcs = Vmcs("vt-x")
+        vmcs["EXCEPTION_BITMAP"] = sum(1 << vector for vector in set(vectors))
+        vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = mask
+        vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = match
+        return cls(name, vmcs)
+
+    def control(self, vector: int) -> bool:
+        """The exception bitmap's bit of `vector` (0 to 31)."""
+        return bool(control_bit(self.vmcs["EXCEPTION_BITMAP"], 1 << vector))
+
+    def scheme(self, vector: int) -> Scheme | None:
+        """The criterion for faults of `vector` that have an error code; None: the bit alone."""
+        if vector not in PAIR:
+            return None
+        if self.vmcs.profile == "seed" and self._value("TRANSFER_CRITERION_VECTORS") >> vector & 1:
+            criterion = self._value("TRANSFER_CRITERION")
+            compares = criterion == CRITERION_COMPARISON
+            return _SCHEME[criterion, self._value("COMPARISON_OPERATOR") if compares else 0]
+        return SCHEMES["figure-3"] if vector == PF else None
+
+    def values(self, vector: int) -> tuple[int, ...]:
+        """The values of the fields that `scheme(vector)` reads, in its order."""
+        scheme = self.scheme(vector)
+        return () if scheme is None else tuple(map(self._value, scheme.fields_for(vector)))
+
+    def window(self, vector: int) -> tuple[int, int]:
+        """`window` and `scale` of narrow fields (¶41; see `rules.mapped_code`)."""
+        extended = self.vmcs.profile == "seed" and (
+            self._value("TRANSFER_CRITERION_VECTORS") >> vector & 1
+        )
+        width = self._value("ERROR_CODE_FIELD_WIDTH") if extended else 0
+        if not width:
+            return 0xFFFFFFFF, 1
+        return (1 << width) - 1, 1 << self._value("ERROR_CODE_FIELD_SHIFT")
+
+    def reads_code(self, vector: int) -> bool:
+        """Whether the error code has a say about `vector`.
+
+        It has none where nothing is masked: then all codes match, or none does.
+        """
+        scheme = self.scheme(vector)
+        if scheme is None:
+            return False
+        return scheme is not SCHEMES["figure-3"] or self.values(vector)[0] != 0
+
+    def _value(self, name: str) -> int:
+        return self.vmcs[name]
+
+    @property
+    def summary(self) -> str:
+        """Its criteria on one line."""
+        on = [row.vector.name for row in ROWS.values() if self.control(int(row.vector))]
+        parts = [f"exceptions {', '.join(on) or 'none'}"]
+        for vector in PAIR:
+            scheme = self.scheme(vector)
+            if scheme is None or (vector == PF and not any(self.values(vector))):
+                continue
+            named = zip(scheme.fields_for(vector), self.values(vector), strict=True)
+            shown = ", ".join(f"{_short(name)} {value:#x}" for name, value in named)
+            parts.append(f"#{ROWS[vector].vector.name} {scheme.name} ({shown})")
+        if self.fault_filter:
+            name = ("", "figure 7", "figure 8", "¶80")[self.fault_filter]
+            parts.append(f"fault filter {name}, PTBASE {self.ptbase:#x}")
+        return "; ".join(parts)
+
+    def _repr_html_(self) -> str:
+        from trapgate.replay.notebook import policy_html
+
+        return policy_html(self)
+
+
+def _short(field: str) -> str:
+    return field.rpartition("ERROR_CODE_")[2].lower().replace("_", " ")
+
+
+def _check_filter(kind: int, order: int, ptbase: int, path: str) -> None:
+    if kind > FILTER_PARAGRAPH_80:
+        raise VmcsFileError(
+            f"{kind} is no fault filter; 1 is figure 7, 2 figure 8, 3 ¶80",
+            field="FAULT_FILTER",
+            path=path,
+        )
+    if order not in {ORDER_FIGURE_6, ORDER_PARAGRAPH_66, ORDER_PARAGRAPH_67}:
+        raise VmcsFileError(
+            f"{order} cannot be replayed; 0 is figure 6, 2 is ¶66, 3 is ¶67",
+            field="FAULT_FILTER_ORDER",
+            path=path,
+        )
+    if kind and (ptbase & 0x3FFFFF or ptbase >> 32):
+        raise VmcsFileError(
+            f"{ptbase:#x} is no multiple of 4 MB below 4 GB; give the tables' linear address",
+            field="PTBASE",
+            path=path,
+        )

@@ -1,0 +1,110 @@
+"""A whole family of policies in one pass: all masks and matches over some bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+from trapgate.replay.policy import Policy
+from trapgate.replay.replay import Tally, demand_rows, here, judged
+from trapgate.replay.result import CostModel, Outcome, Replay
+from trapgate.replay.tally import filters_of
+from trapgate.sdm.pagefault import PageFaultCode
+from trapgate.sdm.vectors import PF
+from trapgate.trace.frames import time_unit
+
+MOST_BITS: Final = 8
+_AT_ONCE: Final = 256
+
+
+@dataclass(frozen=True)
+class Family:
+    """All page-fault masks and matches over `bits` (of an error code), on top of `base`.
+
+    A bit that is not masked does not matter, so there are 3 to the number of bits; with
+    `both` polarities (bit 14 of the exception bitmap set, and clear), twice as many.
+    """
+
+    bits: int
+    base: Policy
+    both: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse families that are too large, and bits that are none."""
+        if not 0 < self.bits < 1 << 32:
+            raise ValueError(f"bits {self.bits:#x}; give some of an error code's 32")
+        if self.bits.bit_count() > MOST_BITS:
+            raise ValueError(
+                f"{self.bits.bit_count()} bits make too many policies; give at most {MOST_BITS}"
+            )
+
+    def __iter__(self) -> Iterator[Policy]:
+        """Every policy of the family, named by its bits."""
+        numbers = [bit for bit in range(32) if self.bits >> bit & 1]
+        for control in (True, False) if self.both else (True,):
+            for states in product((None, 0, 1), repeat=len(numbers)):
+                mask = match = 0
+                for bit, state in zip(numbers, states, strict=True):
+                    if state is not None:
+                        mask |= 1 << bit
+                        match |= state << bit
+                yield self._policy(control, mask, match)
+
+    def _policy(self, control: bool, mask: int, match: int) -> Policy:
+        vmcs = self.base.vmcs.copy()
+        bitmap = vmcs["EXCEPTION_BITMAP"] & ~(1 << PF)
+        vmcs["EXCEPTION_BITMAP"] = bitmap | control << PF
+        vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = mask
+        vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = match
+        return Policy(
+            _name(control, mask, match),
+            vmcs,
+            self.base.judges_interrupts,
+            self.base.fault_filter,
+            self.base.order,
+            self.base.ptbase,
+        )
+
+
+def _name(control: bool, mask: int, match: int) -> str:
+    parts = [f"{'' if match & flag else '!'}{flag.name}" for flag in PageFaultCode if mask & flag]
+    rest = mask & ~sum(PageFaultCode)
+    parts += [f"{'' if match >> b & 1 else '!'}bit{b}" for b in range(32) if rest >> b & 1]
+    shown = " ".join(parts)
+    if control:
+        return f"exit on {shown or 'all'}"
+    return f"exit unless {shown}" if shown else "no exit"
+
+
+def sweep(
+    traces: Sequence[Path],
+    family: Family,
+    *,
+    keep: tuple[int, int] | None = None,
+    model: CostModel | None = None,
+    tallied: Tally | None = None,
+) -> Replay:
+    """Every policy of `family` on `traces`, best first; rows are read once.
+
+    Best is what saves most time; of equals, the simplest mask. With `keep` (mask, match),
+    policies that let a recorded page fault with such an error code go to the guest come
+    last, however much they save. Raises as `replay.replay`.
+    """
+    unit = time_unit(traces)
+    pairs = filters_of([family.base])
+    kinds = (tallied or here)(traces, pairs)
+    members = list(family)
+    outcomes: list[Outcome] = []
+    for start in range(0, len(members), _AT_ONCE):
+        part = members[start : start + _AT_ONCE]
+        outcomes += judged(kinds, part, pairs, unit=unit, model=model, keep=keep)
+    demand_rows(outcomes[0].rows, traces)
+    bits = [policy.vmcs["PAGE_FAULT_ERROR_CODE_MASK"].bit_count() for policy in members]
+    order = sorted(
+        range(len(members)),
+        key=lambda n: (outcomes[n].lost or 0, -outcomes[n].time.estimate, bits[n], n),
+    )
+    return Replay(tuple(map(str, traces)), unit, tuple(outcomes[number] for number in order))

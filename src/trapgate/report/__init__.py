@@ -1,0 +1,5 @@
+"""Pages and pictures made from traces."""
+
+from trapgate.report.page import report
+
+__all__ = ["report"]

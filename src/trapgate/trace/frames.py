@@ -1,0 +1,120 @@
+"""Traces as Polars frames: one lazy frame over any number of files, all columns present."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from trapgate.errors import TrapgateError
+from trapgate.trace.reader import Trace
+from trapgate.trace.schema import FAULT_VERSION, HOST_COLUMNS, SCHEMA, TraceError
+
+if TYPE_CHECKING:
+    from polars import DataType, LazyFrame
+
+COLUMNS: Final = (*SCHEMA.names, *(field.name for field in HOST_COLUMNS))
+"""The columns of every frame, in order."""
+
+
+class MissingExtraError(TrapgateError):
+    """A package of an optional extra is not installed; the message names the extra."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}; install it: pip install 'trapgate[{extra}]'")
+        self.extra = extra
+
+
+def optional(package: str, extra: str, purpose: str) -> ModuleType:
+    """Import `package`, which comes with `extra`.
+
+    Raises: MissingExtraError if it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError:
+        raise MissingExtraError(package, extra, purpose) from None
+
+
+def polars() -> ModuleType:
+    """The polars module.
+
+    Raises: MissingExtraError if it is not installed.
+    """
+    return optional("polars", "replay", "this")
+
+
+def time_unit(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """Check that all `paths` are traces that count time in one unit; return it.
+
+    Raises: TraceError for a file that is no trace, for none, and for mixed units.
+    """
+    unit = ""
+    first = ""
+    for path in paths:
+        with Trace(path) as trace:
+            if unit and trace.time_unit != unit:
+                problem = f"counts time in {trace.time_unit}, and {first} in {unit}"
+                raise TraceError(str(path), problem, "give traces of one kind at a time")
+            unit, first = trace.time_unit, first or str(path)
+    if not unit:
+        raise TraceError("(no file)", "no trace given", "give at least one")
+    return unit
+
+
+def scan(paths: Sequence[str | os.PathLike[str]]) -> LazyFrame:
+    """All rows of the traces, in order, with every column of `COLUMNS`.
+
+    Columns that a file lacks are null. Nothing is read yet.
+
+    Raises: TraceError for a file that is no trace; MissingExtraError without polars.
+    """
+    frames = [_scan(Path(path)) for path in paths]
+    lazy: LazyFrame = polars().concat(frames)
+    return lazy
+
+
+@contextmanager
+def reading(paths: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
+    """Turn what Polars says about damaged data into a complaint that names the file.
+
+    Raises: TraceError in place of Polars' errors.
+    """
+    pl = polars()
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        for path in paths:
+            with Trace(path) as trace:
+                for _ in trace.batches():
+                    pass
+        detail = (str(error).splitlines() or ["unreadable"])[0].rstrip(". ")
+        names = ", ".join(map(str, paths))
+        problem = f"not readable as Parquet ({detail})"
+        raise TraceError(names, problem, "record the trace again") from None
+
+
+def _scan(path: Path) -> LazyFrame:
+    pl = polars()
+    with Trace(path) as trace:
+        known = list(SCHEMA.names)
+        if trace.version > FAULT_VERSION:
+            known += [f.name for f in HOST_COLUMNS if f.name in trace.schema.names]
+    types = _types()
+    lazy = pl.scan_parquet(path, glob=False)
+    absent = [pl.lit(None, types[name]).alias(name) for name in COLUMNS if name not in known]
+    frame: LazyFrame = lazy.select(known).with_columns(absent).select(COLUMNS)
+    return frame
+
+
+def _types() -> dict[str, DataType]:
+    pl = polars()
+    empty = pl.from_arrow(pa.schema([*SCHEMA, *HOST_COLUMNS]).empty_table())
+    types: dict[str, DataType] = dict(empty.schema)
+    return types

@@ -1,0 +1,146 @@
+"""Rows of an imported trace, from their first mention to the Parquet file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trapgate.trace.schema import HOST_SCHEMA, VERSION, metadata_of
+
+ROW_GROUP: Final = 65536
+"""Rows in a row group of an imported trace."""
+
+
+@dataclass(slots=True)
+class Event:
+    """One row that is being put together: the columns of `HOST_SCHEMA` by name.
+
+    `sequence` is the number of its line among the lines that made rows; the row is
+    written once nothing more can become known about it.
+    """
+
+    sequence: int
+    time: int
+    disposition: str
+    reason: str
+    vm: int = 0
+    vmcs: int = 0
+    vector: int | None = None
+    type: int | None = None
+    error_code: int | None = None
+    rip: int | None = None
+    cpl: int | None = None
+    cr3: int | None = None
+    linear_address: int | None = None
+    data: int | None = None
+    old_value: int | None = None
+    depth: int = 0
+    injected: bool = False
+    vcpu: int | None = None
+    thread: int | None = None
+    exit_reason: str | None = None
+    latency: int | None = None
+    guest_physical: int | None = None
+    level: int | None = None
+    reflected: bool | None = None
+    code_missing: bool | None = None
+
+
+@dataclass
+class Counters:
+    """What became of the lines of a foreign trace.
+
+    `rows` were written. `foreign` lines are not about the guest's events (other trace
+    points, comments, register dumps); `unreadable` ones name an event but lack its
+    fields; `truncated` is 1 if the last line has no end. `lost` counts events that the
+    recorder itself says it dropped, `gaps` how often it says so; `unpaired` exits have no
+    latency because no entry of their vCPU follows, or events were lost before it.
+    """
+
+    lines: int = 0
+    rows: int = 0
+    foreign: int = 0
+    unreadable: int = 0
+    truncated: int = 0
+    lost: int = 0
+    gaps: int = 0
+    unpaired: int = 0
+
+    def facts(self) -> dict[str, str]:
+        """The counts that are not 0, for a trace's metadata."""
+        return {
+            f"import-{field.name}": str(getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name)
+        }
+
+
+_COLUMNS = tuple(HOST_SCHEMA.names)
+
+
+class RowWriter:
+    """Writes events to a Parquet file, sorted by sequence within each row group."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows = 0
+        self._events: list[Event] = []
+        self._writer = pq.ParquetWriter(
+            path,
+            HOST_SCHEMA,
+            compression="zstd",
+            compression_level=1,
+            write_page_checksum=True,
+        )
+
+    def add(self, event: Event) -> None:
+        """Take an event about which everything is known."""
+        self._events.append(event)
+        if len(self._events) >= ROW_GROUP:
+            self._flush()
+
+    @property
+    def taken(self) -> int:
+        """Events so far, written or not."""
+        return self.rows + len(self._events)
+
+    def finish(self, run: dict[str, str]) -> None:
+        """Write what is left, and the facts about the run."""
+        if self._events:
+            self._flush()
+        self._writer.add_key_value_metadata(metadata_of(run, complete=True, version=VERSION))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def _flush(self) -> None:
+        events, self._events = self._events, []
+        events.sort(key=lambda event: event.sequence)
+        arrays = [
+            _column([getattr(event, name) for event in events], HOST_SCHEMA.field(name).type)
+            for name in _COLUMNS
+        ]
+        self.rows += len(events)
+        self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=HOST_SCHEMA))
+
+
+def _column(values: list[object], kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_dictionary(kind):
+        return pa.array(values, kind)
+    encoded = pa.array(values, pa.string()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(encoded.indices.cast(kind.index_type), encoded.dictionary)
+
+
+Sink = Callable[[Event], None]
+"""Takes an event about which everything is known."""

@@ -1,0 +1,165 @@
+"""What a trace holds: per reason, vector, error code and symbol, with times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trapgate.sdm.vectors import ROWS
+from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.symbols import Symbols
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from polars import DataFrame, Expr, LazyFrame, Series
+
+UNNAMED: Final = "(no symbol)"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: a key, its events, and the times of its exits (in `time_unit`).
+
+    `exits`, `delivered` and `completed` add up to `count`; `share` is of all events.
+    Times are None where the trace has none: `timed` exits have one, `total` is their sum.
+    """
+
+    key: str
+    count: int
+    share: float
+    exits: int
+    delivered: int
+    completed: int
+    timed: int
+    total: int | None
+    least: int | None
+    mean: float | None
+    p50: float | None
+    p99: float | None
+    most: int | None
+
+
+@dataclass(frozen=True)
+class Stat:
+    """All tables of a trace, by name; `events` is the number of rows."""
+
+    events: int
+    time_unit: str
+    tables: dict[str, list[Line]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "events": self.events,
+            "time_unit": self.time_unit,
+            "tables": {name: [vars(line) for line in lines] for name, lines in self.tables.items()},
+        }
+
+
+def vector_label(vector: int | None) -> str:
+    """#PF for 14, `vector 32` for 32, a dash for an event that has none."""
+    if vector is None:
+        return "-"
+    return f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"
+
+
+def symbol_indices(column: Series, symbols: Symbols) -> Series:
+    """For a series of addresses the indices of their symbols, null where there is none."""
+    pl = polars()
+    found = symbols.indices(column.fill_null(0).to_numpy())
+    indices: Series = pl.Series(column.name, found).replace(-1, None)
+    return indices
+
+
+def check_symbols(lazy: LazyFrame, symbols: Symbols) -> None:
+    """Raise TraceError if the first thousands of addresses have no symbol at all."""
+    pl = polars()
+    some = lazy.select(pl.col("rip").drop_nulls()).head(100_000).collect(engine="streaming")
+    addresses: NDArray[np.uint64] = some["rip"].to_numpy()
+    if not len(addresses) or (symbols.indices(addresses) >= 0).any():
+        return
+    rest = lazy.select(pl.col("rip").drop_nulls().unique()).collect(engine="streaming")
+    symbols.demand_match(rest["rip"].to_numpy())
+
+
+def statistics(paths: Sequence[Path], *, symbols: Symbols | None = None) -> Stat:
+    """The tables of one or more traces together; `symbols` adds one per function.
+
+    Raises: TraceError for files that are no traces, or symbols that do not match.
+    """
+    unit = time_unit(paths)
+    with reading(paths):
+        return _statistics(paths, unit, symbols)
+
+
+def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> Stat:
+    pl = polars()
+    lazy = scan(paths)
+    words = pl.coalesce(pl.col("exit_reason").cast(pl.String), pl.col("reason").cast(pl.String))
+    keys: dict[str, list[Expr]] = {
+        "reason": [words.alias("reason")],
+        "vector": [pl.col("vector")],
+        "error code": [pl.col("vector"), pl.col("error_code")],
+    }
+    if symbols is not None:
+        check_symbols(lazy, symbols)
+        named = pl.col("rip").map_batches(
+            lambda column: symbol_indices(column, symbols), return_dtype=pl.Int32
+        )
+        keys["symbol"] = [named.alias("symbol")]
+    frames = pl.collect_all(
+        [lazy.group_by(key).agg(_measures()) for key in keys.values()], engine="streaming"
+    )
+    tables = {}
+    events = 0
+    for (name, key), frame in zip(keys.items(), frames, strict=True):
+        events = int(frame["count"].sum())
+        if name == "error code":
+            frame = frame.filter(pl.col("error_code").is_not_null())
+        tables[name] = _lines(frame, len(key), events, name, symbols)
+    return Stat(events, unit, tables)
+
+
+def _measures() -> list[Expr]:
+    pl = polars()
+    word = pl.col("disposition").cast(pl.String)
+    latency = pl.col("latency")
+    return [
+        pl.len().cast(pl.Int64).alias("count"),
+        (word == "EXIT").sum().cast(pl.Int64).alias("exits"),
+        (word == "DELIVER").sum().cast(pl.Int64).alias("delivered"),
+        (word == "COMPLETE").sum().cast(pl.Int64).alias("completed"),
+        latency.count().cast(pl.Int64).alias("timed"),
+        latency.sum().alias("total"),
+        latency.min().alias("least"),
+        latency.mean().alias("mean"),
+        latency.quantile(0.5).alias("p50"),
+        latency.quantile(0.99).alias("p99"),
+        latency.max().alias("most"),
+    ]
+
+
+def _lines(
+    frame: DataFrame, keys: int, events: int, table: str, symbols: Symbols | None
+) -> list[Line]:
+    lines = []
+    for row in frame.iter_rows(named=True):
+        values = list(row.values())[:keys]
+        if table == "vector":
+            key = vector_label(values[0])
+        elif table == "error code":
+            key = f"{vector_label(values[0])} {values[1]:#x}"
+        elif table == "symbol":
+            assert symbols is not None
+            key = UNNAMED if values[0] is None else symbols.names[values[0]]
+        else:
+            key = str(values[0])
+        measured = {name: row[name] for name in list(row)[keys:]}
+        if not measured["timed"]:
+            measured["total"] = None
+        lines.append(Line(key=key, share=row["count"] / events, **measured))
+    return sorted(lines, key=lambda line: (-(line.total or 0), -line.count, line.key))

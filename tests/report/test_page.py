@@ -1,0 +1,339 @@
+"""The report in a real browser: drawn, filterable, offline, and by keyboard."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.replay.traces import journal, write
+from tests.trace.foreign_text import Host, workload
+from trapgate.cli import app
+from trapgate.replay import Policy, replay
+from trapgate.report import report
+from trapgate.report.chains import chains
+from trapgate.report.cube import cube_of
+from trapgate.report.page import truth
+from trapgate.sdm.vectors import PF
+from trapgate.trace import Trace, TraceError
+from trapgate.trace.imports import import_trace
+from trapgate.trace.symbols import Symbols
+
+pytest.importorskip("polars")
+
+MAP = "ffffffff81000000 T first\nffffffff81000100 T second\nffffffff81000200 T <third>\n"
+POLICIES = [
+    Policy.of("writes", vectors=[PF], mask=3, match=3),
+    Policy.of("</script><b>none", vectors=[]),
+]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("host")
+    (folder / "host.txt").write_text("".join(workload(Host(), 2000)))
+    (folder / "System.map").write_text(MAP)
+    return import_trace(folder / "host.txt", folder / "host.parquet").path
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = journal(5000)
+    rows[:, 14] = 0
+    for start in range(100, 4000, 50):
+        rows[start : start + 3, 3] = 14, 14, 8
+        rows[start : start + 3, 4] = 3
+        rows[start : start + 3, 5] = 2, 2, 0
+        rows[start : start + 3, 12] = 1
+        rows[start : start + 3, 14] = 0, 1, 2
+        rows[start : start + 3, 15] = 0
+    return write(tmp_path_factory.mktemp("own") / "nested.parquet", rows, row_group=101)
+
+
+def test_the_cube_counts_every_event(host: Path) -> None:
+    cube = cube_of([host], POLICIES, symbols=Symbols(host.parent / "System.map"))
+    assert sum(cube.cells["count"]) == cube.events == 2800
+    with Trace(host) as trace:
+        rows = trace.table().to_pylist()
+    assert sum(cube.cells["spent"]) == sum(row["latency"] or 0 for row in rows)
+    assert set(cube.labels["symbol"]) == {"first", "second", "<third>", "(none)"}
+    spans = [(row["time"] - cube.start) // cube.step for row in rows]
+    assert (
+        np.bincount(cube.cells["bin"], cube.cells["count"]).tolist() == np.bincount(spans).tolist()
+    )
+    for n, outcome in enumerate(replay([host], POLICIES).outcomes):
+        exits = sum(
+            count
+            for kind, count in zip(cube.cells["kind"], cube.cells["count"], strict=True)
+            if cube.verdicts[n][kind] == 0
+        )
+        assert exits == outcome.exits
+
+
+@pytest.mark.parametrize("most", [2000, 1000, 600])
+def test_the_cube_gets_coarser_not_larger(nested: Path, most: int) -> None:
+    whole = cube_of([nested])
+    assert len(whole.cells["count"]) > 1000
+    cube = cube_of([nested], POLICIES[:1], most=most)
+    assert len(cube.cells["count"]) <= most
+    assert sum(cube.cells["count"]) == 5000
+    pairs = zip(cube.cells["kind"], cube.cells["count"], strict=True)
+    exits = sum(count for kind, count in pairs if cube.verdicts[0][kind] == 0)
+    assert exits == replay([nested], POLICIES[:1]).outcomes[0].exits
+
+
+def test_chains_of_nested_faults(nested: Path) -> None:
+    (found,) = chains([nested])
+    assert found["count"] == 78
+    assert [(step["vector"], step["code"], step["disposition"]) for step in found["steps"]] == [
+        ("#PF", "0x2", "deliver"),
+        ("#PF", "0x2", "deliver"),
+        ("#DF", "0x0", "deliver"),
+    ]
+
+
+def test_chains_of_several_machines_do_not_mix(tmp_path: Path) -> None:
+    rows = np.zeros((6, 20), np.int64)
+    rows[:, 0] = range(6)
+    rows[:, 2] = 0, 1, 0, 1, 0, 1
+    rows[:, 3] = 14, 13, 11, 12, 6, 6
+    rows[:, 4] = 3
+    rows[:, 5] = -1
+    rows[:, 14] = 0, 0, 1, 1, 0, 2
+    path = write(tmp_path / "t.parquet", rows)
+    steps = {tuple(step["vector"] for step in c["steps"]): c["count"] for c in chains([path])}
+    assert steps == {("#PF", "#NP"): 1, ("#GP", "#SS", "#UD"): 1}
+
+
+def test_the_truth_table_is_the_rule() -> None:
+    rows = truth([Policy.of("p", vectors=[PF, 13], mask=3, match=3)])
+    faults = [row for row in rows if row["code"]]
+    assert len(faults) == 32
+    for row in faults:
+        assert row["said"] == [0 if int(row["code"], 16) & 3 == 3 else 1]
+    assert {row["vector"] for row in rows if not row["code"] and row["said"] == [0]} == {"#GP"}
+
+
+def test_a_page_has_a_bounded_size_and_asks_for_nothing(host: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    size = report([host], out, policies=POLICIES, symbols=Symbols(host.parent / "System.map"))
+    text = out.read_text()
+    assert size == out.stat().st_size < 5_000_000
+    assert "http:" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "https:" not in text
+    assert text.count("</script>") == 2
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_report_on_nothing_leaves_nothing(tmp_path: Path) -> None:
+    empty = write(tmp_path / "empty.parquet", journal(0))
+    with pytest.raises(TraceError, match="no event in it"):
+        report([empty], tmp_path / "r.html")
+    result = CliRunner().invoke(app, ["report", str(empty), "-o", str(tmp_path / "r.html")])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    result = CliRunner().invoke(app, ["report", str(empty), "-o", str(tmp_path / "no" / "r.html")])
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == [empty]
+
+
+@pytest.mark.slow
+def test_ten_million_rows_stay_below_five_megabytes(tmp_path: Path) -> None:
+    from trapgate.trace import TraceWriter
+
+    path = tmp_path / "long.parquet"
+    with TraceWriter(path) as writer:
+        for part in range(20):
+            rows = journal(500_000, seed=part)
+            rows[:, 0] += part * 500_000
+            rows[:, 1] += part * 125_000_000
+            rows[:, 5] = np.where(rows[:, 3] == 13, rows[:, 6] % 65536, rows[:, 5])
+            writer.append(rows)
+    assert report([path], tmp_path / "r.html", policies=POLICIES) < 5_000_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium or no chromedriver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1400"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    opened = webdriver.Chrome(options=options, service=service)
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(host: Path, nested: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    symbols = Symbols(host.parent / "System.map")
+    report([host], folder / "host.html", policies=POLICIES, symbols=symbols, title="<i>Host</i>")
+    report([nested], folder / "nested.html", policies=POLICIES[:1])
+    return {"host": folder / "host.html", "nested": folder / "nested.html"}
+
+
+def shown(browser: Any) -> tuple[int, int]:
+    count = browser.find_element("id", "count")
+    return int(count.get_attribute("data-events")), int(count.get_attribute("data-exits"))
+
+
+def opened(browser: Any, page: Path) -> None:
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get(page.as_uri())
+
+
+def test_charts_are_drawn(browser: Any, pages: dict[str, Path]) -> None:
+    opened(browser, pages["host"])
+    assert shown(browser) == (2800, 2000)
+    assert browser.find_element("id", "title").text == "<i>Host</i>"
+    assert len(browser.find_elements("css selector", "#timeline rect.exit")) > 50
+    for chart in ("reason", "vector", "code", "symbol"):
+        assert browser.find_elements("css selector", f"#by-{chart} button"), chart
+    assert len(browser.find_elements("css selector", "#heat tbody tr")) == 4
+    assert len(browser.find_elements("css selector", "#policies tbody tr")) == 3
+    assert len(browser.find_elements("css selector", "#truth tbody tr")) == 32 + 19
+    assert "</script><b>none" in browser.find_element("id", "policies").text
+
+
+def test_a_filter_changes_the_counts(browser: Any, pages: dict[str, Path], host: Path) -> None:
+    opened(browser, pages["host"])
+    browser.find_element("css selector", "#by-vector [data-value='#GP']").click()
+    assert shown(browser) == (800, 400)
+    policies = browser.find_elements("css selector", "#policies tbody tr")
+    assert [cell.text for cell in policies[1].find_elements("tag name", "td")][:2] == [
+        "writes",
+        "0",
+    ]
+    browser.find_element("css selector", "#by-symbol [data-value='first']").click()
+    with Trace(host) as trace:
+        rows = trace.table().to_pylist()
+    at = [r for r in rows if r["vector"] == 13 and r["rip"] and r["rip"] & 0xFFF < 0x100]
+    assert shown(browser) == (len(at), len(at))
+    browser.find_element("id", "reset").click()
+    assert shown(browser) == (2800, 2000)
+    browser.execute_script(
+        "const f = document.getElementById('from'); f.value = 48;"
+        "f.dispatchEvent(new Event('input'))"
+    )
+    events, exits = shown(browser)
+    assert 1200 < events < 1600
+    assert exits < events
+    browser.find_element("id", "reset").click()
+    browser.find_element("css selector", "#heat td button").click()
+    assert 0 < shown(browser)[0] < 2800
+
+
+def test_nested_faults_are_shown(browser: Any, pages: dict[str, Path]) -> None:
+    opened(browser, pages["nested"])
+    assert "78 ×" in browser.find_element("id", "chains").text
+    assert len(browser.find_elements("css selector", ".chain .step")) == 3
+    browser.find_element("css selector", "#by-vector [data-value='#UD']").click()
+    assert "no chain" in browser.find_element("id", "chains").text
+    assert browser.find_element("id", "symbol-title").text == "By address"
+
+
+def test_nothing_is_asked_for_and_nothing_complains(browser: Any, pages: dict[str, Path]) -> None:
+    for page in pages.values():
+        opened(browser, page)
+        browser.find_element("id", "theme").click()
+        assert browser.get_log("browser") == []
+        requests = []
+        for entry in browser.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                requests.append(message["params"]["request"]["url"])
+        assert set(requests) <= {page.as_uri(), "data:,"}
+
+
+def test_light_and_dark_are_legible(browser: Any, pages: dict[str, Path]) -> None:
+    opened(browser, pages["host"])
+    colours = set()
+    for _ in range(2):
+        browser.find_element("id", "theme").click()
+        for selector in ("body", "#policies th", ".note"):
+            ink, paper = browser.execute_script(
+                "const s = getComputedStyle(document.querySelector(arguments[0]));"
+                "return [s.color, getComputedStyle(document.body).backgroundColor]",
+                selector,
+            )
+            assert contrast(ink, paper) >= 4.5, (selector, ink, paper)
+            colours.add((ink, paper))
+    assert len({paper for _, paper in colours}) == 2
+    for scheme in ("light", "dark"):
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
+        opened(browser, pages["host"])
+        pressed = browser.find_element("id", "theme").get_attribute("aria-pressed")
+        assert pressed == str(scheme == "dark").lower()
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast of two CSS colours, as WCAG defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = colour[colour.index("(") + 1 : -1].split(",")
+        scaled = [float(part) / 255 for part in parts[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in scaled]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_keyboard_does_everything(browser: Any, pages: dict[str, Path]) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, pages["host"])
+    body = browser.find_element("tag name", "body")
+    body.send_keys(Keys.TAB)
+    assert browser.switch_to.active_element.get_attribute("class") == "skip"
+    reached = None
+    for _ in range(80):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        active = browser.switch_to.active_element
+        if active.get_attribute("data-dimension") == "vector" and active.tag_name == "button":
+            reached = active
+            break
+    assert reached is not None
+    value = reached.get_attribute("data-value")
+    reached.send_keys(Keys.SPACE)
+    filtered = shown(browser)
+    assert filtered[0] < 2800
+    active = browser.switch_to.active_element
+    assert active.get_attribute("data-value") == value, "the focus stays where it was"
+    assert active.get_attribute("aria-pressed") == "true"
+    active.send_keys(Keys.ENTER)
+    assert shown(browser) == (2800, 2000)
+
+
+def test_the_command(host: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "writes.toml"
+    policy.write_text('[controls]\nexceptions = ["PF"]\n')
+    out = tmp_path / "r.html"
+    arguments = [
+        "report",
+        host,
+        "-o",
+        out,
+        "--policy",
+        policy,
+        "--symbols",
+        host.parent / "System.map",
+    ]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.stderr
+    assert f"{out}: {out.stat().st_size:,} bytes" in result.stdout
