@@ -16,6 +16,7 @@ from benchmarks import qemu
 from benchmarks.measure import Benchmark, Outcome, SkipSide, measure, ratios
 from benchmarks.suite import SUITE
 
+_WIDTH = 140
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -118,7 +119,8 @@ def main() -> int:
         with progress.status(f"{benchmark.name}: {benchmark.what}"):
             outcomes = measure(benchmark, runs=options.runs, warm_up=options.warm_up)
         measured.append((benchmark, outcomes))
-    Console().print(table_of(measured))
+    # Into a file there is room for lines that would fold on a terminal.
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table_of(measured))
     if options.json:
         options.json.write_text(json.dumps(document(measured), indent=2) + "\n")
     return 0

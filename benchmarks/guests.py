@@ -20,6 +20,10 @@ ABSENT = 0x40000000
 """A linear address without a page."""
 
 _CODE, _DATA = 0x08, 0x10
+_USER_CODE, _USER_DATA, _TASK = 0x1B, 0x23, 0x28
+_TSS_AT = 0x200
+_TSS_SIZE = 104
+_IOPL_3 = 0x3002
 _MULTIBOOT_MAGIC = 0x1BADB002
 _ELF_HEADER, _PROGRAM_HEADER, _MULTIBOOT_HEADER = 52, 32, 12
 _FILE_OFFSET = 0x1000
@@ -27,6 +31,10 @@ _FILE_OFFSET = 0x1000
 
 def _u32(value: int) -> bytes:
     return struct.pack("<I", value)
+
+
+def _u16(value: int) -> bytes:
+    return struct.pack("<H", value)
 
 
 @dataclass(frozen=True)
@@ -67,36 +75,71 @@ def fault_loop(count: int) -> Loop:
     return _counted(b"\xbb" + _u32(ABSENT), b"\x8b\x03", 1, count)
 
 
-def multiboot_guest(loop: Loop) -> bytes:
-    """An ELF that runs `loop` in ring 0, paging on, and ends the machine.
+def vmcall_loop(count: int) -> Loop:
+    """`count` times: vmcall; dec ecx; jnz."""
+    return _counted(b"", b"\x0f\x01\xc1", 1, count)
+
+
+def cpuid_loop(count: int) -> Loop:
+    """`count` times: mov edi, ecx; xor eax, eax; cpuid; mov ecx, edi; dec ecx; jnz."""
+    return _counted(b"", bytes.fromhex("89cf 31c0 0fa2 89f9"), 4, count)
+
+
+def port_loop(count: int) -> Loop:
+    """`count` times a byte to port 80H, where a PC has nothing that answers; dec ecx; jnz."""
+    return _counted(b"", b"\xe6\x80", 1, count)
+
+
+def multiboot_guest(loop: Loop, *, user: bool = False) -> bytes:
+    """An ELF that runs `loop`, paging on, in ring 0 (3 if `user`), and ends the machine.
 
     The first 4 MB are mapped by one large page, nothing else is. The page-fault handler
-    (an interrupt gate) drops the error code, adds 2 to the saved EIP and returns.
+    (an interrupt gate to ring 0) drops the error code, adds 2 to the saved EIP and returns.
     """
     handler = bytes.fromhex("83c404 83042402 cf")  # add esp, 4; add dword [esp], 2; iret
     handler_at = LOAD + _MULTIBOOT_HEADER
     entry = handler_at + len(handler)
-    gdtr, idtr, gdt, idt = TABLES, TABLES + 8, TABLES + 16, TABLES + 64
+    gdtr, idtr, gdt, idt, tss = TABLES, TABLES + 8, TABLES + 16, TABLES + 64, TABLES + _TSS_AT
     start = b"\xfa\xbc" + _u32(STACK)  # cli; mov esp, STACK
     start += b"\x0f\x01\x15" + _u32(gdtr) + b"\x0f\x01\x1d" + _u32(idtr)  # lgdt, lidt
-    start += b"\xea" + _u32(entry + len(start) + 7) + struct.pack("<H", _CODE)  # jmp far
-    start += b"\x66\xb8" + struct.pack("<H", _DATA)  # mov ax, data; mov ds, es, ss, ax
+    start += b"\xea" + _u32(entry + len(start) + 7) + _u16(_CODE)  # jmp far
+    start += b"\x66\xb8" + _u16(_DATA)  # mov ax, data; mov ds, es, ss, ax
     start += bytes.fromhex("8ed8 8ec0 8ed0")
     start += bytes.fromhex("0f20e0 83c810 0f22e0")  # CR4.PSE
     start += b"\xb8" + _u32(DIRECTORY) + bytes.fromhex("0f22d8")  # CR3
     start += b"\x0f\x20\xc0\x0d" + _u32(0x80010001) + b"\x0f\x22\xc0"  # CR0.PG, WP, PE
+    if user:
+        start += _to_ring_3(entry + len(start))
     stop = bytes.fromhex("31c0 e6f4 fa f4 ebfc")  # xor eax, eax; out F4H, al; cli; hlt; again
     header = struct.pack("<III", _MULTIBOOT_MAGIC, 0, -_MULTIBOOT_MAGIC & 0xFFFFFFFF)
     code = header + handler + start + loop.code + stop
-    flat = struct.pack("<QQQ", 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
+    flat = struct.pack(
+        "<6Q",
+        *(0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFFB000000FFFF, 0x00CFF3000000FFFF),
+        # Base and limit of the TSS lie in several pieces.
+        _TSS_SIZE - 1 | (tss & 0xFFFFFF) << 16 | 0x89 << 40 | tss >> 24 << 56,
+    )
     gate = struct.pack("<HHHH", handler_at & 0xFFFF, _CODE, 0x8E00, handler_at >> 16)
     tables = struct.pack("<HI2x", len(flat) - 1, gdt) + struct.pack("<HI2x", 8 * 15 - 1, idt)
     tables = (tables + flat).ljust(idt - TABLES, b"\0") + bytes(8 * 14) + gate
-    directory = _u32(0x83)  # 4 MB page at 0: present, writable, large
+    stacks = struct.pack("<III", 0, STACK, _DATA).ljust(_TSS_SIZE - 4, b"\0")
+    tables = tables.ljust(_TSS_AT, b"\0") + stacks + _u32(_TSS_SIZE << 16)
+    directory = _u32(0x87)  # 4 MB page at 0: present, writable, user, large
     segment = (
         code.ljust(0x1000, b"\0") + tables.ljust(0x1000, b"\0") + directory.ljust(0x1000, b"\0")
     )
     return _elf(segment, entry)
+
+
+def _to_ring_3(here: int) -> bytes:
+    """Code at `here` that goes on behind itself in ring 3, which may use all I/O ports."""
+    # mov ax, task; ltr ax; mov ax, user data; mov ds, es, ax
+    code = b"\x66\xb8" + _u16(_TASK) + bytes.fromhex("0f00d8")
+    code += b"\x66\xb8" + _u16(_USER_DATA) + bytes.fromhex("8ed8 8ec0")
+    frame = (_USER_DATA, STACK - 0x1000, _IOPL_3, _USER_CODE)
+    pushes = b"".join(b"\x68" + _u32(value) for value in frame)
+    behind = here + len(code) + len(pushes) + 6
+    return code + pushes + b"\x68" + _u32(behind) + b"\xcf"  # push; iret
 
 
 def _elf(segment: bytes, entry: int) -> bytes:

@@ -71,6 +71,9 @@ def measure(benchmark: Benchmark, *, runs: int, warm_up: int = 1) -> list[Outcom
             except SkipSide as why:
                 skipped[name] = str(why)
                 continue
+            except Exception as error:  # noqa: BLE001 (the other sides still have their say)
+                skipped[name] = f"failed, {type(error).__name__}: {error}"
+                continue
             if turn >= warm_up:
                 results[name].append(result)
     return [

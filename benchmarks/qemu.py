@@ -28,12 +28,12 @@ def version() -> str:
     return done.stdout.splitlines()[0].removeprefix("QEMU emulator version ")
 
 
-def seconds_of(loop: Loop) -> float:
+def seconds_of(loop: Loop, *, user: bool = False) -> float:
     """Wall seconds from QEMU's start until the loop's guest ends the machine."""
     version()
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder, "guest.elf")
-        image.write_bytes(multiboot_guest(loop))
+        image.write_bytes(multiboot_guest(loop, user=user))
         began = time.perf_counter()
         try:
             done = subprocess.run(
