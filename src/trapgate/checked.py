@@ -21,16 +21,13 @@ from trapgate.engine import machine as stops
 from trapgate.engine.compiled import compiled
 from trapgate.instructions import Operand
 from trapgate.sdm import cells as f
+from trapgate.sdm.state import AR_UNUSABLE, CR0_AM, CR4_OSXMMEXCPT, RFLAGS_AC, RFLAGS_RF
 
 if TYPE_CHECKING:
     from trapgate.processor import Processor
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SS = 2
-_UNUSABLE = 1 << 16
-_AC = 1 << 18
-_RF = 1 << 16
-_OSXMMEXCPT = 1 << 10
 _MASKS = 0x1F80
 _BEFORE = 0x07
 """Invalid operand, denormal and divide-by-zero: what is found before the result."""
@@ -123,7 +120,7 @@ def step(processor: Processor, v: Cells) -> bool:
             v[:], processor.registers.cells[:] = before[:2]
             engine.restore_registers(before[2])
             engine.mxcsr |= flags & _BEFORE if raised & _BEFORE else flags
-            if v[f.GUEST_CR4] & _OSXMMEXCPT:
+            if v[f.GUEST_CR4] & CR4_OSXMMEXCPT:
                 return processor.raise_fault(19, -1)
             return processor.raise_fault(6, -1)
         engine.mxcsr |= flags
@@ -176,7 +173,7 @@ def _linear_rip(guest: Operand) -> int:
 def _breakpoints(processor: Processor, guest: Operand) -> int:
     """The breakpoints on execution at RIP, as bits of DR6; none while RF is set."""
     v = guest.v
-    if v[f.GUEST_RFLAGS] & _RF:
+    if v[f.GUEST_RFLAGS] & RFLAGS_RF:
         return 0
     linear = _linear_rip(guest)
     dr7 = int(v[f.GUEST_DR7])
@@ -273,7 +270,7 @@ def _is_allowed(v: Cells, access: Access) -> bool:
     """Whether a segment's descriptor allows an access (SDM, "Limit Checking", "Type Checking")."""
     rights = int(v[f.GUEST_ES_ACCESS_RIGHTS + access.segment])
     limit = int(v[f.GUEST_ES_LIMIT + access.segment]) & 0xFFFF_FFFF
-    if rights & _UNUSABLE:
+    if rights & AR_UNUSABLE:
         return False
     end = access.offset + access.size - 1
     if rights & 8:
@@ -301,7 +298,9 @@ def _is_misaligned(guest: Operand, accesses: list[Access]) -> bool:
     A page fault comes first, and the engine will find it.
     """
     v = guest.v
-    if not (v[f.GUEST_RFLAGS] & _AC and v[f.GUEST_CR0] & _AC and ix.privilege_level(v) == 3):
+    if not (
+        v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM and ix.privilege_level(v) == 3
+    ):
         return False
     wrong = [access for access in accesses if access.linear & _alignment(access) - 1]
     return bool(wrong) and all(_is_mapped(guest, access) for access in accesses)

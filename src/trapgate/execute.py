@@ -20,9 +20,7 @@ from trapgate.effects import (
     write_msr,
 )
 from trapgate.intercepts import (
-    EXITED,
     GO_ON,
-    RAISE_GP,
     RAISE_UD,
     intercept_clts,
     intercept_cpuid,
@@ -63,7 +61,6 @@ HALTED = 7
 """HLT was carried out; RIP is past it."""
 
 _LOW = 0xFFFFFFFF
-_NOTHING_TO_SAY = 0
 
 
 @core
@@ -238,13 +235,13 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
     length = start + 3
     outcome = UNKNOWN
     if third == 0xC1:
-        return intercept_vmx(v, 18, _NOTHING_TO_SAY, 0, length)
+        return intercept_vmx(v, 18, 0, 0, length)
     if third == 0xC2:
-        return intercept_vmx(v, 20, _NOTHING_TO_SAY, 0, length)
+        return intercept_vmx(v, 20, 0, 0, length)
     if third == 0xC3:
-        return intercept_vmx(v, 24, _NOTHING_TO_SAY, 0, length)
+        return intercept_vmx(v, 24, 0, 0, length)
     if third == 0xC4:
-        return intercept_vmx(v, 26, _NOTHING_TO_SAY, 0, length)
+        return intercept_vmx(v, 26, 0, 0, length)
     if third == 0xC8:
         outcome = intercept_monitor(v, length)
     elif third == 0xC9:
@@ -325,6 +322,3 @@ def execute_mov_dr(
     if outcome == GO_ON:
         advance(v, length)
     return outcome
-
-
-__all__ = ["EXITED", "GO_ON", "HALTED", "RAISE_GP", "UNKNOWN", "advance", "execute"]

@@ -61,8 +61,6 @@ CPU_SIZE = 35408
 """From the CPU to its x86 state (native path only)."""
 CFLAGS_NEXT_TB = 24
 """In the CPU: how the next block is to be translated; the low bits limit its instructions."""
-FEATURES = 5632
-"""Beyond the saved context: CPUID feature words, 64 bits each (1.EDX, 1.ECX, 7.EBX, ...)."""
 
 CC_OP_EFLAGS = 1
 

@@ -135,11 +135,11 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """A sensitive instruction; what the run does next."""
     stepping = v[f.GUEST_RFLAGS] & _TF
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
-    if outcome == ex.GO_ON:
+    if outcome == ix.GO_ON:
         if stepping:
             return arbitrate(m, v, r, 1, 3, -1, _SINGLE_STEP, 0)
         return mc.RUNNING
-    if outcome == ex.EXITED:
+    if outcome == ix.EXITED:
         return mc.EXITED
     if outcome == ex.HALTED:
         return mc.HALTED
@@ -333,11 +333,3 @@ def share(m: Cells, page: int, access: int, prot: int) -> int:
         state |= 2
     pages[page] = state
     return prot & ~4
-
-
-@jit
-def save_guest(machine: int) -> int:
-    """Save the state of the guest into the VMCS and registers; 0."""
-    m = cells(machine, mc.CELLS)
-    save(m, state_begin(m), cells(m[mc.V], m[mc.V_CELLS]), cells(m[mc.R], m[mc.R_CELLS]))
-    return 0
