@@ -25,7 +25,9 @@ from numba.core import config
 from trapgate.core import CORE, Cells, F
 
 MODULES = (
+    "trapgate.ptfilter",
     "trapgate.rules",
+    "trapgate.selfmap",
     "trapgate.exits",
     "trapgate.decide",
     "trapgate.memory",
@@ -47,6 +49,9 @@ OUT_OF_LINE = frozenset(
         "check_entry",
         "check_guest_state",
         "decide_fault",
+        "decide_filtered",
+        "entry_at",
+        "admits_write",
         "transfer_by_extension",
         "execute",
     }
