@@ -55,7 +55,7 @@ _WIDTH = {
 }
 
 
-class _PageFaultError(Exception):
+class PageFaultError(Exception):
     """A memory operand could not be reached: error code and linear address."""
 
     def __init__(self, error_code: int, address: int) -> None:
@@ -91,7 +91,7 @@ class Operand:
             user,
         )
         if code >= 0:
-            raise _PageFaultError(int(code), signed)
+            raise PageFaultError(int(code), signed)
         return int(physical)
 
     def read(self, linear: int, size: int, access: int = 0) -> int:
@@ -118,7 +118,7 @@ class Operand:
         for n in range(size):
             try:
                 found.append(self.read(self.wrap(linear + n), 1, 2))
-            except _PageFaultError:
+            except PageFaultError:
                 break
         return bytes(found)
 
@@ -176,7 +176,7 @@ class Operand:
             else:
                 self.physical(linear, 1)
                 self.write(linear, size, source())
-        except _PageFaultError as fault:
+        except PageFaultError as fault:
             return fault.error_code, fault.address
         step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
         self.set_register(pointer, self.register(pointer) + step)
@@ -218,7 +218,7 @@ def assist(processor: Processor, v: Cells) -> bool:
     instruction = guest.decode()
     try:
         outcome = _carry_out(processor, guest, instruction)
-    except _PageFaultError as fault:
+    except PageFaultError as fault:
         return processor.raise_fault(14, fault.error_code, fault.address)
     if outcome == ix.GO_ON:
         advance(v, instruction.len)
@@ -297,7 +297,7 @@ def _string_io(guest: Operand, instruction: iced.Instruction) -> int:
         instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None
     )
     if fault is not None:
-        raise _PageFaultError(*fault)
+        raise PageFaultError(*fault)
     return NEXT_ALREADY
 
 

@@ -1,4 +1,4 @@
-"""A processor of a few lines for direct paging: filters, orders, a VMM, and a TLB of the worst kind.
+"""A processor of a few lines for direct paging: filters, orders, and a TLB of the worst kind.
 
 It executes single accesses, not instructions. Its TLB and its cache of directory entries keep
 everything until they are told to forget it, and are used before memory is: whoever relies on
@@ -16,7 +16,7 @@ from tests.direct.walk_everything import Words, violations
 from trapgate import ptfilter as pt
 from trapgate.decide import Disposition
 from trapgate.vmm.frames import FRAME_SIZE, VMM, Frames
-from trapgate.vmm.tables import GuestTables
+from trapgate.vmm.tables import GuestTables, Refusal
 
 FRAMES = 3 << 10
 """4 MiB of the VMM's, and 4 MiB of each of two VMs'."""
@@ -271,30 +271,12 @@ class Model:
 
     def _exit(self, s: Space, pieces: list[tuple[int, bytes, tuple[int, int] | int]]) -> None:
         """A page fault on a write of the supervisor's exits."""
-        edits = []
-        for start, part, _ in pieces:
-            s.directory_cache.clear()  # a VMM walks memory, and the worst cache may forget too
-            frame, rights, _ = self._walk(s, start)
-            if not rights & P or (not s.tables.is_table(frame) and not rights & W):
-                return  # the guest's own fault: it gets it
-            edits.append((frame << 12 | start & 0xFFF, part))
-        done: list[tuple[int, bytes]] = []
-        for address, part in edits:
-            before = self.memory.view(np.uint8)[address : address + len(part)].tobytes()
-            if s.tables.is_table(address >> 12):
-                if s.tables.edit(address, part) is not None:
-                    self.refused += 1
-                    for at, old in reversed(done):
-                        if s.tables.is_table(at >> 12):
-                            assert s.tables.edit(at, old) is None
-                        else:
-                            self._store(at, old)
-                    break
-            else:
-                self._store(address, part)
-            done.append((address, before))
-        else:
+        linear, data = pieces[0][0], b"".join(part for _, part, _ in pieces)
+        outcome = s.tables.store(linear, data, write_protect=True)
+        if outcome is None:
             self.carried_out += 1
+        elif isinstance(outcome, Refusal):
+            self.refused += 1
         self._after_exit(s)
 
     def _after_exit(self, s: Space) -> None:

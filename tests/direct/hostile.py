@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.direct.fast_model import (
     FILTERS,
     ORDERS,
+    PS,
     PTBASE,
     SELF,
     Completes,
@@ -32,7 +33,7 @@ numbers = st.integers(0, POOL - 1)
 slots = st.sampled_from(SLOTS)
 indexes = st.sampled_from(INDEXES)
 low_bits = st.one_of(
-    st.sampled_from((0, P, P | W, P | W | U, P | U, 0x80 | P | W, 0x80 | P | W | U)),
+    st.sampled_from((0, P, P | W, P | W | U, P | U, PS | P | W, PS | P | W | U)),
     st.integers(0, 0xFFF),
 )
 users = st.sampled_from((False, False, False, True))
@@ -138,6 +139,12 @@ class HostileGuests(RuleBasedStateMachine):
     ) -> None:
         data = (entry(vm) | entry(vm) + 0x1000 << 32).to_bytes(8, "little")[:width]
         self.model.write(self.space(vm), at - shift & 0xFFFF_FFFF, data)
+
+    @rule(vm=vms, slot=slots, page=numbers, through_window=st.booleans())
+    def flip_page_size(self, vm: int, slot: int, page: int, through_window: bool) -> None:
+        """Make a page table a 4-MByte page, or the other way round, by one bit of a PDE."""
+        at = (DIRECTORY if through_window else page << 12) | slot << 2
+        self.read_modify_write(vm, at, PS)
 
     @rule(vm=vms, at=places(), user=users)
     def look(self, vm: int, at: int, user: bool) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.direct.fast_model import FILTERS, PTBASE, SELF, Attempt, P, U, W
+from tests.direct.fast_model import FILTERS, PTBASE, SELF, Attempt, P, W
 from tests.direct.hostile import HostileGuests
 
 QUICK = settings(

@@ -41,6 +41,7 @@ class End(Enum):
     INTERRUPTED = "interrupted"
     LIMIT = "limit reached"
     ASKED = "stopped by the VMM"
+    REFUSED = "refused by the VMM"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,17 +22,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trapgate.vmm.frames import DATA, PAGE_DIRECTORY, PAGE_TABLE, Frames
+from trapgate.vmm.frames import DATA, FRAME_SIZE, PAGE_DIRECTORY, PAGE_TABLE, Frames
 
 Words = NDArray[np.uint32]
 
 ENTRIES = 1024
 P, W, PS = 1, 2, 0x80
 ACCESSED_AND_DIRTY = 0x60
+_LINEAR = 0xFFFF_FFFF
 _FRAME = 0xFFFF_F000
 _LARGE_FRAME = 0xFFC0_0000
 _LARGE_MUST_BE_ZERO = 0x3F_E000
@@ -44,6 +46,13 @@ class Refusal:
     """Why something that the guest wants of its page tables is not done."""
 
     reason: str
+
+
+class Fault(NamedTuple):
+    """A page fault that is the guest's own: the linear address and the error code."""
+
+    address: int
+    error_code: int
 
 
 class GuestTables:
@@ -117,6 +126,70 @@ class GuestTables:
     def is_table(self, frame: int) -> bool:
         """Whether the frame is a page table or page directory."""
         return 0 <= frame < len(self._type) and self._type[frame] >= PAGE_TABLE
+
+    def store(self, linear: int, data: bytes, *, write_protect: bool) -> Refusal | Fault | None:
+        """Carry out a store of the supervisor's at `linear`, all of it or nothing.
+
+        `write_protect` is the guest's own idea of CR0.WP. The processor would set accessed
+        and dirty bits, so they are set.
+        """
+        pieces: list[tuple[int, bytes]] = []
+        leaves = []
+        room = FRAME_SIZE - (linear & FRAME_SIZE - 1)
+        for start, part in ((linear, data[:room]), (linear + room & _LINEAR, data[room:])):
+            if not part:
+                continue
+            leaf, frame, writable = self.look_up(start)
+            if leaf < 0:
+                return Fault(start, W)
+            if write_protect and not writable and not self.is_table(frame):
+                return Fault(start, P | W)
+            pieces.append((frame << 12 | start & FRAME_SIZE - 1, part))
+            leaves.append(leaf)
+        done: list[tuple[int, bytes]] = []
+        memory = memoryview(self._memory.data).cast("B")
+        for address, part in pieces:
+            before = bytes(memory[address : address + len(part)])
+            if self.is_table(address >> 12):
+                refusal = self.edit(address, part)
+                if refusal is not None:
+                    for at, old in reversed(done):
+                        self._undo(at, old)
+                    return refusal
+            else:
+                memory[address : address + len(part)] = part
+            done.append((address, before))
+        for leaf in leaves:
+            self._word[leaf] |= ACCESSED_AND_DIRTY
+        return None
+
+    def _undo(self, address: int, data: bytes) -> None:
+        if self.is_table(address >> 12):
+            back = self.edit(address, data)
+            assert back is None, back
+        else:
+            self._memory.view(np.uint8)[address : address + len(data)] = np.frombuffer(
+                data, np.uint8
+            )
+
+    def look_up(self, linear: int) -> tuple[int, int, bool]:
+        """Where the current directory leads: which word of memory says so, the frame, R/W.
+
+        The first is -1 where nothing is mapped.
+        """
+        if self.directory is None:
+            return -1, 0, False
+        upper = self.directory << 10 | linear >> 22
+        pde = self._word[upper]
+        if not pde & P:
+            return -1, 0, False
+        if self._is_large(pde):
+            return upper, pde >> 12 & ~0x3FF | linear >> 12 & 0x3FF, bool(pde & W)
+        lower = pde >> 12 << 10 | linear >> 12 & 0x3FF
+        pte = self._word[lower]
+        if not pte & P:
+            return -1, 0, False
+        return lower, pte >> 12, bool(pde & pte & W)
 
     def edit(self, address: int, data: bytes) -> Refusal | None:
         """Store `data` at a machine address inside one table or directory of this VM's."""

@@ -27,11 +27,15 @@ _BIOS_DATA = 0x400
 
 
 class Layout:
-    """The memory of a machine of `memory` bytes while `file` is being placed in it."""
+    """The memory of a machine of `memory` bytes while `file` is being placed in it.
 
-    def __init__(self, file: str, memory: int) -> None:
+    All addresses are the guest's own. Only `map` says where they are in the machine.
+    """
+
+    def __init__(self, file: str, memory: int, base: int = 0) -> None:
         self.file = file
         self.memory = memory
+        self.base = base
         self._taken: list[tuple[int, int, str]] = []
         if memory < MEGABYTE:
             raise GuestImageError(
@@ -59,7 +63,7 @@ class Layout:
             entries.append((MEGABYTE, self.top - MEGABYTE, RAM))
         if self.memory > 1 << 32:
             entries.append((1 << 32, self.memory - (1 << 32), RAM))
-        return entries
+        return [(self.base + start, length, kind) for start, length, kind in entries]
 
     def claim(self, start: int, size: int, field: str) -> None:
         """Take `size` bytes at `start`. Raises GuestImageError if they are not there or taken."""
