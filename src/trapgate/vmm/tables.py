@@ -77,7 +77,7 @@ class GuestTables:
         self._type = memoryview(frames.type.data)
         self._references = memoryview(frames.references.data)
         self._writable = memoryview(frames.writable.data)
-        self._seen: Words = np.zeros((16, ENTRIES), np.uint32)
+        self._seen: Words = np.zeros((4, ENTRIES), np.uint32)
         self._rows: dict[int, int] = {}
         self._unused = list(range(len(self._seen)))
         self._busy = -1
@@ -326,7 +326,8 @@ class GuestTables:
                 self._type[frame] = DATA
                 return refusal
             np.add.at(self.frames.writable, writable, 1)
-            self._seen[self._new_row(frame)] = entries
+            row = self._new_row(frame)
+            self._seen[row] = entries
         self._references[frame] += 1
         return None
 
@@ -341,7 +342,8 @@ class GuestTables:
         if not new:
             return None
         entries = self._memory[frame << 10 : frame + 1 << 10]
-        self._seen[self._new_row(frame)] = np.where(entries & P, 0, entries)
+        row = self._new_row(frame)
+        self._seen[row] = np.where(entries & P, 0, entries)
         self._busy = frame
         for index in np.flatnonzero(entries & P).tolist():
             entry = self._tame(frame, int(entries[index]))
