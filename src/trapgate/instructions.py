@@ -96,6 +96,12 @@ class Operand:
 
     def read(self, linear: int, size: int, access: int = 0) -> int:
         """`size` bytes at a linear address."""
+        if linear & 0xFFF <= 0x1000 - size:
+            at = self.physical(linear, access)
+            first, last = at >> 3, at + size - 1 >> 3
+            if last < len(self.mem):
+                found = self.mem[first : last + 1].tobytes()[at & 7 : (at & 7) + size]
+                return int.from_bytes(found, "little")
         value = 0
         for n in range(size):
             at = self.physical(self.wrap(linear + n), access)
