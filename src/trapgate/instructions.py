@@ -120,13 +120,17 @@ class Operand:
 
     def code(self, linear: int, size: int) -> bytes:
         """Up to `size` bytes of code at a linear address: as many as can be fetched."""
-        found = bytearray()
-        for n in range(size):
+        found = b""
+        while len(found) < size:
+            start = self.wrap(linear + len(found))
+            count = min(size - len(found), 0x1000 - start % 0x1000)
             try:
-                found.append(self.read(self.wrap(linear + n), 1, 2))
+                at = self.physical(start, 2)
             except PageFaultError:
                 break
-        return bytes(found)
+            words = self.mem[at >> 3 : (at + count + 7) >> 3].tobytes()
+            found += words[at & 7 :][:count].ljust(count, b"\xff")
+        return found
 
     def decode(self) -> iced.Instruction:
         """The instruction at RIP."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trapgate import checked, instructions
+from trapgate import checked, instructions, tablewrite
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
 from trapgate.engine.unicorn_engine import UnicornEngine as Engine
@@ -343,6 +343,8 @@ class Processor:
             exited = instructions.assist(self, v)
         elif stop == stops.CHECKED:
             exited = checked.step(self, v)
+        elif stop == stops.TABLE_WRITE:
+            exited = tablewrite.step(self, v)
         elif stop == stops.TIMER:
             vm_exit(v, ExitReason.PREEMPTION_TIMER, 0, 0)
             exited = True

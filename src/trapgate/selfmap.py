@@ -69,7 +69,7 @@ def self_mapped(cr0: int, cr3: int, cr4: int, efer: int, mem: Cells, ptbase: int
         entry = load32(mem, (cr3 & FRAME) + ((ptbase >> 22) << 2))
         return entry & PRESENT != 0 and (entry ^ cr3) & FRAME == 0 and not is_large(cr4, entry)
     # Canonical: bits 63:47 are all alike.
-    if efer & EFER_LMA == 0 or ptbase & SPAN_64 or (ptbase >> 47) + 1 >> 1 != 0:
+    if efer & EFER_LMA == 0 or ptbase & SPAN_64 or ((ptbase >> 47) + 1) >> 1 != 0:
         return False
     entry = load64(mem, (cr3 & FRAME_64) + (((ptbase >> 39) & 0x1FF) << 3))
     return entry & PRESENT != 0 and (entry ^ cr3) & FRAME_64 == 0 and not is_large(cr4, entry)
@@ -130,7 +130,7 @@ def entry_at(
                 return ABSENT, 0
             rights &= entry
             table = entry & FRAME_64
-    if rights & WRITABLE:
+    if rights & WRITABLE or table >> 3 >= len(mem):
         return ABSENT, 0
     if user:
         if rights & _USER == 0:
@@ -163,22 +163,29 @@ def admits(fault_filter: int, cr4: int, kind: int, data: int, old: int) -> bool:
 
 
 @core
-def admits_write(
+def refused_entry(
     fault_filter: int, cr4: int, kind: int, mem: Cells, physical: int, size: int, data: int
-) -> bool:
-    """Whether the filter lets `size` bytes (1 to 8) be written at `physical`, little endian.
+) -> int:
+    """The first entry that the filter forbids a write to change: its physical address, or -1.
 
-    Each entry that the write touches is judged by its old and its new value, bytes that
-    stay included. All of them must lie in the page that `kind` was found for.
+    The write is of `size` bytes (1 to 8) at `physical`, little endian, all of them in the
+    page that `kind` was found for. Each entry that it touches is judged whole, as it lies
+    there and as it would be.
     """
     width = entry_size(cr4)
     at = physical & ~(width - 1)
     while at < physical + size:
-        old = load64(mem, at) if width == 8 else load32(mem, at)
+        old = entry_of(mem, at, width)
         if not admits(fault_filter, cr4, kind, merged(old, at - physical, width, size, data), old):
-            return False
+            return at
         at += width
-    return True
+    return -1
+
+
+@core
+def entry_of(mem: Cells, at: int, width: int) -> int:
+    """The entry of `width` bytes at physical address `at`."""
+    return load64(mem, at) if width == 8 else load32(mem, at)
 
 
 @core

@@ -32,6 +32,7 @@ MODULES = (
     "trapgate.decide",
     "trapgate.memory",
     "trapgate.paging",
+    "trapgate.journal",
     "trapgate.delivery",
     "trapgate.entry",
     "trapgate.intercepts",
@@ -51,7 +52,7 @@ OUT_OF_LINE = frozenset(
         "decide_fault",
         "decide_filtered",
         "entry_at",
-        "admits_write",
+        "refused_entry",
         "transfer_by_extension",
         "execute",
     }

@@ -68,8 +68,16 @@ journal, the virtual clock, and why the engine stopped.
     RAISE_EVENT,
     EXECUTE,
     EVENT_TIME,
+    GATE_LINEAR,
+    GATE_PHYSICAL,
+    GATE_KIND,
+    GATE_SIZE,
+    GATE_CODE,
+    GATE_RETURN,
+    GATE_INDEX,
+    GATE_LOW,
     CELLS,
-) = range(63)
+) = range(71)
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
@@ -93,6 +101,8 @@ STEPPED = 9
 """One instruction was executed, or the event that it caused was dealt with."""
 PORT = 10
 """An instruction of input or output is about to be executed (portable path only)."""
+TABLE_WRITE = 11
+"""A write to page tables, for `trapgate.tablewrite` to judge; STOP_INFO is its error code."""
 
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0
@@ -107,6 +117,8 @@ STEP_EVENT = 3
 # What FAULT_KIND may hold, about the latest fault of the MMU.
 FAULT_OF_FETCH = 2
 FAULT_NON_CANONICAL = 4
+FAULT_JUDGED = 8
+"""A write to page tables that no filter lets through."""
 
 # What CHECKS may hold: which conditions make `trapgate.checked` take over.
 CHECK_WATCHPOINTS = 1

@@ -206,8 +206,11 @@ class UnicornEngine:
         self.uc.mem_map_ptr(
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
-        top = at.VMCB + at.VMCB_PAGES * _PAGE
-        for start, end in ((size, at.VMCB), (top, 1 << 52)):
+        for start, end, write in (
+            (size, at.VMCB, hooks.on_absent_write),
+            (at.GATE, at.GATE + _PAGE, hooks.on_gate_write),
+            (at.GATE + _PAGE, 1 << 52, hooks.on_absent_write),
+        ):
             self._check(
                 uclib.uc_mmio_map(
                     self.uc._uch,
@@ -215,8 +218,8 @@ class UnicornEngine:
                     ctypes.c_size_t(end - start),
                     ctypes.c_void_p(hooks.on_absent_read.address),
                     None,
-                    ctypes.c_void_p(hooks.on_absent_write.address),
-                    None,
+                    ctypes.c_void_p(write.address),
+                    ctypes.c_void_p(self._machine),
                 )
             )
         c = self.cells

@@ -14,7 +14,6 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate.instructions import Operand
-from trapgate.paging import FETCH
 from trapgate.sdm import cells as f
 
 _CF, _PF, _AF, _ZF, _SF, _OF, _DF = 1, 4, 0x10, 0x40, 0x80, 0x800, 0x400
@@ -66,21 +65,13 @@ _decoded: dict[tuple[int, bytes], iced.Instruction] = {}
 def _instruction(guest: Operand) -> iced.Instruction:
     """The instruction at RIP; kernels edit their tables in few places, so these are remembered."""
     rip = int(guest.v[f.GUEST_CS_BASE] + guest.v[f.GUEST_RIP])
-    code = _fetch(guest, rip & 0xFFFF_FFFF)
+    code = guest.code(rip & 0xFFFF_FFFF, _LONGEST)
     found = _decoded.get((guest.bits, code))
     if found is None:
         if len(_decoded) >= _REMEMBERED:
             _decoded.clear()
         found = _decoded[guest.bits, code] = iced.Decoder(guest.bits, code).decode()
     return found
-
-
-def _fetch(guest: Operand, linear: int) -> bytes:
-    if linear & 0xFFF > 0x1000 - _LONGEST:
-        return guest.code(linear, _LONGEST)
-    start = guest.physical(linear, FETCH)
-    first, last = start >> 3, start + _LONGEST - 1 >> 3
-    return guest.mem[first : last + 1].tobytes()[start & 7 : (start & 7) + _LONGEST]
 
 
 _MEMORY = OpKind.MEMORY
