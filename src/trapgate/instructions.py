@@ -7,6 +7,7 @@ and `effects`' business, as for the others.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import iced_x86 as iced
@@ -144,14 +145,14 @@ class Operand:
             return 0
         if register in (Register.RIP, Register.EIP):
             return 0
-        info = iced.RegisterInfo(register)
+        info = _info(register)
         number = int(info.full_register) - int(Register.RAX)
         value = self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number]
         return int(value) & ((1 << (8 * int(info.size))) - 1)
 
     def set_register(self, register: int, value: int) -> None:
         """Write a general register; 32-bit writes clear the upper half."""
-        info = iced.RegisterInfo(register)
+        info = _info(register)
         number = int(info.full_register) - int(Register.RAX)
         kept = 0
         if info.size < 4:
@@ -211,10 +212,15 @@ class Operand:
         return self.wrap(offset + int(self.v[f.GUEST_ES_BASE + segment]))
 
 
+@cache
+def _info(register: int) -> iced.RegisterInfo:
+    return iced.RegisterInfo(register)
+
+
 def _address_size(instruction: iced.Instruction, bits: int) -> int:
     for register in (instruction.memory_base, instruction.memory_index):
         if register not in (Register.NONE, Register.RIP, Register.EIP):
-            return int(iced.RegisterInfo(register).size)
+            return int(_info(register).size)
     return (
         {16: 2, 32: 4, 64: 8}[bits]
         if not instruction.memory_displ_size

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.direct.hostile import PS, PTBASE, SELF, P, U, W
 from tests.direct.walk_everything import Words, violations
 from trapgate import ptfilter as pt
 from trapgate.decide import Disposition
@@ -20,9 +21,7 @@ from trapgate.vmm.tables import GuestTables, Refusal
 
 FRAMES = 3 << 10
 """4 MiB of the VMM's, and 4 MiB of each of two VMs'."""
-P, W, U, A, D, PS = 1, 2, 4, 0x20, 0x40, 0x80
-PTBASE = 0xC000_0000
-SELF = PTBASE >> 22
+A, D = 0x20, 0x40
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,12 @@ def paragraph_80(a: Attempt) -> bool:
     return bool(pt.paragraph_80(write, bool(pt.in_page_table(a.address, PTBASE)), a.data))
 
 
-FILTERS: dict[str, Completes] = {
+COMPLETES: dict[str, Completes] = {
     "none": none,
     "figure 7": figure_7,
     "figure 8": figure_8,
     "paragraph 80": paragraph_80,
 }
-ORDERS = ("figure 6", "paragraph 60", "paragraph 66", "paragraph 67")
 
 
 @dataclass
@@ -87,11 +85,6 @@ class Space:
     """Page number to (frame, rights): P, W, U and D of the translation."""
     directory_cache: dict[int, int] = field(default_factory=dict)
 
-    @property
-    def first(self) -> int:
-        """Its first frame."""
-        return self.number << 10
-
     def forget(self) -> None:
         self.tlb.clear()
         self.directory_cache.clear()
@@ -100,26 +93,33 @@ class Space:
 class Model:
     """Two VMs in one memory; `step`s are the methods, `check` looks at everything."""
 
-    def __init__(self) -> None:
+    bases, vmms, beyond = (1 << 10, 2 << 10), 0, FRAMES
+
+    def __init__(self, more: dict[str, Completes] | None = None) -> None:
         self.memory: Words = np.zeros(FRAMES * 1024, np.uint32)
         self.frames = Frames(FRAMES)
         self.frames.give(VMM, 0, 1024)
         self.spaces: list[Space] = []
+        self._completes = COMPLETES | (more or {})
         self.completed = self.refused = self.carried_out = 0
 
-    def add(self, completes: Completes, order: str, bitmap: int, mask: int, match: int) -> Space:
-        number = len(self.spaces) + 1
-        self.frames.give(number, number << 10, 1024)
-        slot = None if completes is none else SELF
+    def start(
+        self, vm: int, name: str, order: str, transfer: tuple[int, int, int], pse: bool, cr3: int
+    ) -> None:
+        number = vm + 1
+        self.frames.give(number, self.bases[vm], 1024)
+        slot = None if name == "none" else SELF
         tables = GuestTables(self.memory, self.frames, number, slot=slot)
-        space = Space(number, tables, completes, order, bitmap, mask, match)
+        tables.large_pages = pse
+        space = Space(number, tables, self._completes[name], order, *transfer, pse=pse)
         self.spaces.append(space)
-        return space
+        assert self.load_cr3(vm, cr3)
 
     # What the guest does.
 
-    def load_cr3(self, s: Space, cr3: int) -> bool:
+    def load_cr3(self, vm: int, cr3: int) -> bool:
         """MOV to CR3, which exits."""
+        s = self.spaces[vm]
         if s.tables.load_cr3(cr3) is not None:
             self.refused += 1
             self._after_exit(s)
@@ -129,8 +129,9 @@ class Model:
         self._after_exit(s)
         return True
 
-    def set_pse(self, s: Space, wanted: bool) -> bool:
+    def set_pse(self, vm: int, wanted: bool) -> bool:
         """MOV to CR4, which exits and flushes."""
+        s = self.spaces[vm]
         if s.tables.set_large_pages(wanted) is not None:
             self._after_exit(s)
             return False
@@ -139,12 +140,14 @@ class Model:
         self._after_exit(s)
         return True
 
-    def invlpg(self, s: Space, linear: int) -> None:
+    def invlpg(self, vm: int, linear: int) -> None:
+        s = self.spaces[vm]
         s.tlb.pop(linear >> 12, None)
         s.directory_cache.clear()
 
-    def read(self, s: Space, linear: int, user: bool = False) -> int | None:
+    def read(self, vm: int, linear: int, user: bool = False) -> int | None:
         """Load a doubleword; None if that faults for good."""
+        s = self.spaces[vm]
         got = self._translate(s, linear, U * user, 0)
         if isinstance(got, int):
             code = got & 0xF
@@ -153,8 +156,9 @@ class Model:
             return None
         return int(self.memory[got[0] >> 2])
 
-    def write(self, s: Space, linear: int, data: bytes, user: bool = False) -> None:
+    def write(self, vm: int, linear: int, data: bytes, user: bool = False) -> None:
         """Store up to 8 bytes, perhaps on two pages; all of it or nothing."""
+        s = self.spaces[vm]
         pieces = []
         for start, part in split(linear, data):
             got = self._translate(s, start, U * user, W)
@@ -176,6 +180,11 @@ class Model:
                 self._store(place[0], part)
         elif Disposition.EXIT in fates and not user:
             self._exit(s, pieces)
+
+    def flip(self, vm: int, linear: int, bits: int) -> None:
+        before = self.read(vm, linear)
+        if before is not None:
+            self.write(vm, linear, (before ^ bits).to_bytes(4, "little"))
 
     # What the processor does.
 
@@ -292,10 +301,11 @@ class Model:
         spaces, caches = [], []
         cached_tables: set[int] = set()
         for s in self.spaces:
-            live = {f for f in np.flatnonzero(self.frames.type == 3) if owner[f] == s.number}
+            kinds = self.frames.type.tolist()
+            live = {f for f, kind in enumerate(kinds) if kind == 3 and owner[f] == s.number}
             if s.cr3:
                 live.add(s.cr3 >> 12)
-            spaces.append((s.number, sorted(map(int, live)), s.pse))
+            spaces.append((s.number, sorted(live), s.pse))
             caches += [(s.number, frame, bool(rights & W)) for frame, rights in s.tlb.values()]
             small = [e for e in s.directory_cache.values() if not (e & PS and s.pse)]
             cached_tables |= {entry >> 12 for entry in small}

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.direct.fast_model import (
-    FILTERS,
-    ORDERS,
-    PS,
-    PTBASE,
-    SELF,
-    Completes,
-    Model,
-    P,
-    Space,
-    U,
-    W,
-)
+from tests.direct.walk_everything import Words
+
+P, W, U, PS = 1, 2, 4, 0x80
+PTBASE = 0xC000_0000
+SELF = PTBASE >> 22
+FILTERS = ("none", "figure 7", "figure 8", "paragraph 80")
+ORDERS = ("figure 6", "paragraph 60", "paragraph 66", "paragraph 67")
 
 POOL = 6
 """Frames of each VM's that the game is about: its first, third, and so on, so that the first
@@ -37,31 +31,40 @@ low_bits = st.one_of(
     st.integers(0, 0xFFF),
 )
 users = st.sampled_from((False, False, False, True))
+OWN, OTHER, VMMS, BEYOND = range(4)
+frames = st.tuples(st.sampled_from((OWN, OWN, OWN, OWN, OTHER, VMMS, BEYOND)), numbers)
+"""Whose, and the how manieth."""
+entries = st.tuples(frames, low_bits)
+Frame = tuple[int, int]
+Entry = tuple[Frame, int]
 
 
-def pool(vm: int, n: int) -> int:
-    """The `n`th frame of the pool of VM `vm` (from 0)."""
-    return (vm + 1 << 10) + (n if n < 4 else 0x3FE + n - 4)
+class Machines(Protocol):
+    """What the game is played with: two VMs in one memory."""
 
+    memory: Words
+    bases: tuple[int, int]
+    """The first frame of each VM."""
+    vmms: int
+    """The first frame of the VMM's."""
+    beyond: int
+    """The first frame that does not exist."""
 
-@st.composite
-def frames(draw: st.DrawFn) -> Callable[[int], int]:
-    """A frame, given the VM that asks: mostly of its own pool, else anybody's."""
-    kind = draw(st.sampled_from(("own", "own", "own", "own", "other", "vmm", "beyond")))
-    n = draw(numbers)
-    return lambda vm: {
-        "own": pool(vm, n),
-        "other": pool(1 - vm, n),
-        "vmm": n,
-        "beyond": 0xC00 + n,
-    }[kind]
+    def start(
+        self, vm: int, name: str, order: str, transfer: tuple[int, int, int], pse: bool, cr3: int
+    ) -> None:
+        """Let VM `vm` begin, with paging on."""
 
+    def load_cr3(self, vm: int, cr3: int) -> object: ...
+    def set_pse(self, vm: int, wanted: bool) -> object: ...
+    def invlpg(self, vm: int, linear: int) -> object: ...
+    def read(self, vm: int, linear: int, user: bool = False) -> int | None: ...
+    def write(self, vm: int, linear: int, data: bytes, user: bool = False) -> object: ...
+    def flip(self, vm: int, linear: int, bits: int) -> object:
+        """XOR of a doubleword, locked."""
 
-@st.composite
-def entries(draw: st.DrawFn) -> Callable[[int], int]:
-    """An entry, given the VM that makes it."""
-    frame, low = draw(frames()), draw(low_bits)
-    return lambda vm: frame(vm) << 12 | low
+    def check(self) -> None:
+        """Walk everything."""
 
 
 @st.composite
@@ -78,9 +81,12 @@ def places(draw: st.DrawFn) -> int:
 
 
 class HostileGuests(RuleBasedStateMachine):
-    """Two VMs; the first is filtered by `filters`, the second by whatever is drawn."""
+    """Two VMs; the first is filtered by one of `filters`, the second by whatever is drawn."""
 
-    filters: dict[str, Completes] = FILTERS
+    filters: tuple[str, ...] = FILTERS
+
+    def machines(self) -> Machines:
+        raise NotImplementedError
 
     @initialize(
         chosen=st.data(),
@@ -91,54 +97,62 @@ class HostileGuests(RuleBasedStateMachine):
     def begin(
         self, chosen: st.DataObject, order: str, transfer: tuple[int, int, int], pse: bool
     ) -> None:
-        self.model = Model()
+        self.model = self.machines()
         for vm in (0, 1):
-            names = self.filters if vm == 0 else FILTERS
-            name = chosen.draw(st.sampled_from(sorted(names)))
-            self.model.add(names[name], order, *(transfer if vm == 0 else (1, 0, 0)))
-            self.boot(vm, pse)
+            name = chosen.draw(st.sampled_from(self.filters if vm == 0 else FILTERS))
+            self.build(vm)
+            self.model.start(
+                vm, name, order, transfer if vm == 0 else (1, 0, 0), pse, self.pool(vm, 0) << 12
+            )
 
-    def boot(self, vm: int, pse: bool) -> None:
+    def pool(self, vm: int, n: int) -> int:
+        """The `n`th frame of the pool of VM `vm`."""
+        return self.model.bases[vm] + (n if n < 4 else 0x3F8 + n - 4)
+
+    def build(self, vm: int) -> None:
         """A directory (pool 0) with itself, and a table (1) that maps the pool at linear 0.
 
         Page n of it is frame n: writable data, or a read-only table.
         """
-        model, s = self.model, self.model.spaces[vm]
-        directory, table = pool(vm, 0), pool(vm, 1)
-        words = model.memory
+        words = self.model.memory
+        directory, table = self.pool(vm, 0), self.pool(vm, 1)
         words[directory << 10] = table << 12 | P | W | U
         words[directory << 10 | SELF] = directory << 12 | P | W
         for n in range(POOL):
-            words[table << 10 | n] = pool(vm, n) << 12 | P | (W if n > 1 else 0) | U * (n > 2)
-        s.tables.large_pages = s.pse = pse
-        assert model.load_cr3(s, directory << 12)
+            words[table << 10 | n] = self.pool(vm, n) << 12 | P | (W if n > 1 else 0) | U * (n > 2)
 
-    def space(self, vm: int) -> Space:
-        return self.model.spaces[vm]
+    def frame(self, vm: int, which: Frame) -> int:
+        kind, n = which
+        if kind == OWN:
+            return self.pool(vm, n)
+        if kind == OTHER:
+            return self.pool(1 - vm, n)
+        return n + (self.model.vmms if kind == VMMS else self.model.beyond)
 
-    @rule(vm=vms, at=places(), entry=entries(), user=users)
-    def store(self, vm: int, at: int, entry: Callable[[int], int], user: bool) -> None:
-        self.model.write(self.space(vm), at, entry(vm).to_bytes(4, "little"), user)
+    def value(self, vm: int, entry: Entry) -> int:
+        return self.frame(vm, entry[0]) << 12 | entry[1]
+
+    @rule(vm=vms, at=places(), entry=entries, user=users)
+    def store(self, vm: int, at: int, entry: Entry, user: bool) -> None:
+        self.model.write(vm, at, self.value(vm, entry).to_bytes(4, "little"), user)
 
     @rule(vm=vms, at=places(), flip=st.sampled_from((1, 2, 3, 4, 0x60, 0x80, 0x80, 0x82)))
     def read_modify_write(self, vm: int, at: int, flip: int) -> None:
-        """LOCK XOR, as it is with BTS and BTR: an entry changes in a bit or two."""
-        before = self.model.read(self.space(vm), at)
-        if before is not None:
-            self.model.write(self.space(vm), at, (before ^ flip).to_bytes(4, "little"))
+        """As with BTS and BTR: an entry changes in a bit or two."""
+        self.model.flip(vm, at, flip)
 
     @rule(
         vm=vms,
         at=places(),
-        entry=entries(),
+        entry=entries,
         shift=st.integers(0, 3),
         width=st.sampled_from((1, 2, 8)),
     )
-    def odd_store(
-        self, vm: int, at: int, entry: Callable[[int], int], shift: int, width: int
-    ) -> None:
-        data = (entry(vm) | entry(vm) + 0x1000 << 32).to_bytes(8, "little")[:width]
-        self.model.write(self.space(vm), at - shift & 0xFFFF_FFFF, data)
+    def odd_store(self, vm: int, at: int, entry: Entry, shift: int, width: int) -> None:
+        data = (self.value(vm, entry) | self.value(vm, entry) + 0x1000 << 32).to_bytes(8, "little")[
+            :width
+        ]
+        self.model.write(vm, at - shift & 0xFFFF_FFFF, data)
 
     @rule(vm=vms, slot=slots, page=numbers, through_window=st.booleans())
     def flip_page_size(self, vm: int, slot: int, page: int, through_window: bool) -> None:
@@ -148,24 +162,24 @@ class HostileGuests(RuleBasedStateMachine):
 
     @rule(vm=vms, at=places(), user=users)
     def look(self, vm: int, at: int, user: bool) -> None:
-        self.model.read(self.space(vm), at, user)
+        self.model.read(vm, at, user)
 
     @rule(vm=vms, at=places())
     def invlpg(self, vm: int, at: int) -> None:
-        self.model.invlpg(self.space(vm), at)
+        self.model.invlpg(vm, at)
 
-    @rule(vm=vms, frame=frames())
-    def load_cr3(self, vm: int, frame: Callable[[int], int]) -> None:
-        self.model.load_cr3(self.space(vm), frame(vm) << 12)
+    @rule(vm=vms, frame=frames)
+    def load_cr3(self, vm: int, frame: Frame) -> None:
+        self.model.load_cr3(vm, self.frame(vm, frame) << 12)
 
     @rule(vm=vms, wanted=st.booleans())
     def set_pse(self, vm: int, wanted: bool) -> None:
-        self.model.set_pse(self.space(vm), wanted)
+        self.model.set_pse(vm, wanted)
 
     @rule(
         vm=vms,
         n=numbers,
-        contents=st.lists(st.tuples(indexes, entries()), max_size=4),
+        contents=st.lists(st.tuples(indexes, entries), max_size=4),
         itself=st.booleans(),
         leave_mapped=st.booleans(),
         then=st.sampled_from(("nothing", "table", "directory")),
@@ -175,31 +189,31 @@ class HostileGuests(RuleBasedStateMachine):
         self,
         vm: int,
         n: int,
-        contents: list[tuple[int, Callable[[int], int]]],
+        contents: list[tuple[int, Entry]],
         itself: bool,
         leave_mapped: bool,
         then: str,
         slot: int,
     ) -> None:
         """As a kernel does: map a frame, fill it, unmap it (or not), and put it to use."""
-        model, s, frame = self.model, self.space(vm), pool(vm, n)
+        model, frame = self.model, self.pool(vm, n)
         passing = 5
-        self.entry(s, PTBASE | passing << 2, frame << 12 | P | W)
-        model.invlpg(s, passing << 12)
+        self.entry(vm, PTBASE | passing << 2, frame << 12 | P | W)
+        model.invlpg(vm, passing << 12)
         for index, entry in contents:
-            self.entry(s, passing << 12 | index << 2, entry(vm))
+            self.entry(vm, passing << 12 | index << 2, self.value(vm, entry))
         if itself:
-            self.entry(s, passing << 12 | SELF << 2, frame << 12 | P | W)
-            self.entry(s, passing << 12, pool(vm, 1) << 12 | P | W | U)
+            self.entry(vm, passing << 12 | SELF << 2, frame << 12 | P | W)
+            self.entry(vm, passing << 12, self.pool(vm, 1) << 12 | P | W | U)
         if not leave_mapped:
-            self.entry(s, PTBASE | passing << 2, 0)
+            self.entry(vm, PTBASE | passing << 2, 0)
         if then == "table":
-            self.entry(s, DIRECTORY | slot << 2, frame << 12 | P | W | U)
+            self.entry(vm, DIRECTORY | slot << 2, frame << 12 | P | W | U)
         elif then == "directory":
-            model.load_cr3(s, frame << 12)
+            model.load_cr3(vm, frame << 12)
 
-    def entry(self, s: Space, at: int, value: int) -> None:
-        self.model.write(s, at, value.to_bytes(4, "little"))
+    def entry(self, vm: int, at: int, value: int) -> None:
+        self.model.write(vm, at, value.to_bytes(4, "little"))
         self.model.check()
 
     @invariant()

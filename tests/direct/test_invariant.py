@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.direct.fast_model import FILTERS, PTBASE, SELF, Attempt, P, W
-from tests.direct.hostile import HostileGuests
+from tests.direct.fast_model import Attempt, Completes, Model
+from tests.direct.hostile import FILTERS, PTBASE, SELF, HostileGuests, P, W
 
 QUICK = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
@@ -26,12 +26,19 @@ HUNT = settings(
 )
 
 
+def play(name: str, how: settings, more: dict[str, Completes] | None = None) -> None:
+    class Guests(HostileGuests):
+        filters = (name,)
+
+        def machines(self) -> Model:
+            return Model(more)
+
+    run_state_machine_as_test(Guests, settings=how)
+
+
 @pytest.mark.parametrize("name", FILTERS)
 def test_hostile_guests_stay_in(name: str) -> None:
-    class Guests(HostileGuests):
-        filters = {name: FILTERS[name]}
-
-    run_state_machine_as_test(Guests, settings=QUICK)
+    play(name, QUICK)
 
 
 FRAME = 0xFFFF_F000
@@ -57,16 +64,10 @@ def figure_8_but(left_out: str) -> Callable[[Attempt], bool]:
 
 
 def test_figure_8_word_for_word_keeps_them_in() -> None:
-    class Guests(HostileGuests):
-        filters = {"figure 8": figure_8_but("nothing")}
-
-    run_state_machine_as_test(Guests, settings=QUICK)
+    play("verbatim", QUICK, {"verbatim": figure_8_but("nothing")})
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_figure_8_without_one_condition_lets_a_guest_out(condition: str) -> None:
-    class Guests(HostileGuests):
-        filters = {f"figure 8 without {condition}": figure_8_but(condition)}
-
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(Guests, settings=HUNT)
+        play("broken", HUNT, {"broken": figure_8_but(condition)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,15 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from trapgate.cli.run import summary_json
-from trapgate.cli.terminal import EngineKind, complaints, fail, prepared, terminal, vector_name
+from trapgate.cli.terminal import (
+    EngineKind,
+    Paging,
+    complaints,
+    fail,
+    prepared,
+    terminal,
+    vector_name,
+)
 from trapgate.decide import Disposition
 
 if TYPE_CHECKING:
@@ -34,13 +41,6 @@ Examples:
 
   trapgate demo --paging own --report demo.html
 """
-
-
-class Paging(StrEnum):
-    """Whose the guest's page tables are."""
-
-    direct = "direct"
-    own = "own"
 
 
 def demo(
@@ -125,8 +125,15 @@ class Costs:
     @classmethod
     def sum(cls, some: list[Costs]) -> Costs:
         """Of all workloads, under one filter."""
-        numbers = zip(*((c.faults, c.exits, c.delivered, c.completed) for c in some), strict=True)
-        return cls("all", some[0].filter, *map(sum, numbers), sum(c.seconds for c in some))
+        return cls(
+            "all",
+            some[0].filter,
+            sum(cost.faults for cost in some),
+            sum(cost.exits for cost in some),
+            sum(cost.delivered for cost in some),
+            sum(cost.completed for cost in some),
+            sum(cost.seconds for cost in some),
+        )
 
 
 def _show_direct(costs: list[Costs], out: Terminal) -> None:

@@ -40,7 +40,7 @@ from trapgate.sdm.state import (
     EFER_LME,
     EFER_NXE,
 )
-from trapgate.vmcsfile import Settings
+from trapgate.vmcsfile import Profile, Settings
 from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.frames import VMM, Frames
@@ -162,6 +162,7 @@ class DirectMachine(VirtualMachine):
         console: Console | None = None,
         trace: TraceWriter | None = None,
         seed: int = 0,
+        profile: Profile = "seed",
     ) -> None:
         host = host or Host(memory, engine=engine, trace=trace)
         base = host.place(self, memory)
@@ -173,13 +174,14 @@ class DirectMachine(VirtualMachine):
             console=console,
             number=number,
             seed=seed,
+            profile=profile,
         )
         self.host = host
         self.base, self.memory = base, memory
         self.on_refusal = on_refusal
         self.tables = GuestTables(host.words, host.frames, number)
         self.counts = DirectCounts()
-        self.paging = False
+        self.paging = self.has_paged = False
         self.cr3 = 0
         """CR3 as the guest sees it."""
         self._without_paging = self._map_all(number)
@@ -308,6 +310,7 @@ class DirectMachine(VirtualMachine):
             v[f.GUEST_CR3] = self._without_paging
             v[f.GUEST_CR4] |= CR4_PSE
         self.paging = paging
+        self.has_paged |= paging
         v[f.CR0_READ_SHADOW] = value
         self.flush()
         return EMULATED

@@ -256,7 +256,12 @@ class GuestTables:
             large = self._is_large(entry)
             itself = not large and entry >> 12 == frame
             if self.slot is not None and itself != (index == self.slot):
-                return Refusal("the entry at PTBASE, and no other, is for the directory itself")
+                if itself:
+                    return Refusal(
+                        f"entry {index} leads to the directory itself, PTBASE is for entry "
+                        f"{self.slot}; set PTBASE to {index << 22:#x}"
+                    )
+                return Refusal(f"entry {index}, at PTBASE, leads elsewhere than to the directory")
             if itself:
                 return None
             return self._claim_large(entry) if large else self._become_table(entry >> 12)
