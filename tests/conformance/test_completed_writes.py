@@ -158,9 +158,9 @@ class Case:
 
 
 ENTRIES = {
-    "absent": lambda width: (0x456 << 12 | 0xE8).to_bytes(width, "little"),
-    "present": lambda width: (0x123 << 12 | 0x67).to_bytes(width, "little"),
-    "read-only": lambda width: (0x123 << 12 | 0x25).to_bytes(width, "little"),
+    "absent": 0x456 << 12 | 0xE8,
+    "present": 0x123 << 12 | 0x67,
+    "read-only": 0x123 << 12 | 0x25,
 }
 
 
@@ -180,7 +180,7 @@ def cases(layout: Layout) -> Iterator[Case]:
     for name, text in forms.items():
         for linear in places(layout):
             for pattern, entry in ENTRIES.items():
-                filler = entry(layout.width) * (0x1000 // layout.width)
+                filler = entry.to_bytes(layout.width, "little") * (0x1000 // layout.width)
                 registers = {"rax": RAX, "rdx": RDX, "rbx": 0x60, "rsi": DATA + 0x800}
                 registers |= {"rdi": linear, "rflags": 0x43}
                 yield Case(name, bytes.fromhex(text), linear, pattern, filler, registers)
