@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import bare_unicorn, bochs, ours, qemu
 from benchmarks.criteria import CRITERIA
+from benchmarks.filters import FILTER_BENCHMARKS
 from benchmarks.guests import (
     Loop,
     cpuid_loop,
@@ -85,6 +86,7 @@ SUITE = (
     tight,
     stores,
     cold_start,
+    *FILTER_BENCHMARKS,
     *CRITERIA,
 )
 

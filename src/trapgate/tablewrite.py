@@ -188,7 +188,7 @@ def _writes_more(instruction: iced.Instruction) -> bool:
         or jumps
         or instruction.flow_control in (FlowControl.INTERRUPT, FlowControl.RETURN)
         or instruction.mnemonic in _LOADS_SEGMENT
-        or instruction.op0_register in _SEGMENTS
+        or (instruction.mnemonic != Mnemonic.PUSH and instruction.op0_register in _SEGMENTS)
     )
 
 

@@ -135,10 +135,10 @@ def test_integers_signed_or_not(name: str, width: int, base: int, data: st.DataO
 def test_numpy(name: str, width: int, base: int, data: st.DataObject) -> None:
     rows = data.draw(st.lists(writes(width), min_size=1, max_size=20))
     expected = [boxes(name, width, base, row) for row in rows]
-    unsigned = Write(*(np.array(column, np.uint64) for column in zip(*rows, strict=True)))
+    unsigned = [np.array(column, np.uint64) for column in zip(*rows, strict=True)]
     got = verdict(name, width, np.uint64(base), np.uint64(XD), unsigned)
     assert got.tolist() == expected
-    cells = Write(*(column.view(np.int64) for column in unsigned))
+    cells = [column.view(np.int64) for column in unsigned]
     got = verdict(name, width, np.int64(signed(base)), np.int64(-XD), cells)
     assert got.dtype == np.bool_
     assert got.tolist() == expected
@@ -152,9 +152,9 @@ def test_polars(name: str, width: int, base: int, data: st.DataObject) -> None:
     pl = pytest.importorskip("polars", reason="polars is not installed")
     rows = data.draw(st.lists(writes(width), min_size=1, max_size=20))
     frame = pl.DataFrame(rows, schema=dict.fromkeys(Write._fields, pl.UInt64), orient="row")
-    columns = Write(*map(pl.col, Write._fields))
-    literals = (pl.lit(number, dtype=pl.UInt64) for number in (base, XD))
-    got = frame.select(says=verdict(name, width, *literals, columns))["says"].to_list()
+    columns = [pl.col(column) for column in Write._fields]
+    ptbase, xd = (pl.lit(number, dtype=pl.UInt64) for number in (base, XD))
+    got = frame.select(says=verdict(name, width, ptbase, xd, columns))["says"].to_list()
     assert got == [boxes(name, width, base, row) for row in rows]
 
 
