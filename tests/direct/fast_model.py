@@ -16,7 +16,7 @@ from tests.direct.hostile import PS, PTBASE, SELF, P, U, W
 from tests.direct.walk_everything import Words, violations
 from trapgate import ptfilter as pt
 from trapgate.decide import Disposition
-from trapgate.vmm.frames import FRAME_SIZE, VMM, Frames
+from trapgate.vmm.frames import FRAME_SIZE, VMM, Frames, FrameType
 from trapgate.vmm.tables import GuestTables, Refusal
 
 FRAMES = 3 << 10
@@ -297,12 +297,12 @@ class Model:
 
     def check(self) -> None:
         """Walk everything."""
-        owner = self.frames.owner.tolist()
+        owner = self.frames.owner
+        directories = np.flatnonzero(self.frames.type == FrameType.PAGE_DIRECTORY).tolist()
         spaces, caches = [], []
         cached_tables: set[int] = set()
         for s in self.spaces:
-            kinds = self.frames.type.tolist()
-            live = {f for f, kind in enumerate(kinds) if kind == 3 and owner[f] == s.number}
+            live = {frame for frame in directories if owner[frame] == s.number}
             if s.cr3:
                 live.add(s.cr3 >> 12)
             spaces.append((s.number, sorted(live), s.pse))

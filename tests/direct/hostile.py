@@ -84,26 +84,26 @@ class HostileGuests(RuleBasedStateMachine):
     """Two VMs; the first is filtered by one of `filters`, the second by whatever is drawn."""
 
     filters: tuple[str, ...] = FILTERS
+    orders: tuple[str, ...] = ORDERS
+    page_sizes: tuple[bool, ...] = (True, True, False)
+    """CR4.PSE to begin with."""
 
     def machines(self) -> Machines:
         raise NotImplementedError
 
     @initialize(
         chosen=st.data(),
-        order=st.sampled_from(ORDERS),
         transfer=st.sampled_from(((1, 0, 0), (1, 3, 3), (1, 7, 3), (0, 0, 0))),
-        pse=st.sampled_from((True, True, False)),
     )
-    def begin(
-        self, chosen: st.DataObject, order: str, transfer: tuple[int, int, int], pse: bool
-    ) -> None:
+    def begin(self, chosen: st.DataObject, transfer: tuple[int, int, int]) -> None:
         self.model = self.machines()
+        order = chosen.draw(st.sampled_from(self.orders))
+        pse = chosen.draw(st.sampled_from(self.page_sizes))
         for vm in (0, 1):
             name = chosen.draw(st.sampled_from(self.filters if vm == 0 else FILTERS))
             self.build(vm)
-            self.model.start(
-                vm, name, order, transfer if vm == 0 else (1, 0, 0), pse, self.pool(vm, 0) << 12
-            )
+            criteria = transfer if vm == 0 else (1, 0, 0)
+            self.model.start(vm, name, order, criteria, pse, self.pool(vm, 0) << 12)
 
     def pool(self, vm: int, n: int) -> int:
         """The `n`th frame of the pool of VM `vm`."""

@@ -12,9 +12,11 @@ Words = NDArray[np.uint32]
 ENTRIES = 1024
 
 
-def table(memory: Words, frame: int) -> list[int]:
-    entries: list[int] = memory[frame * ENTRIES : (frame + 1) * ENTRIES].tolist()
-    return entries
+def present(memory: Words, frame: int) -> list[int]:
+    """The entries of a table that have P set."""
+    entries = memory[frame * ENTRIES : (frame + 1) * ENTRIES]
+    found: list[int] = entries[entries & 1 != 0].tolist()
+    return found
 
 
 def mappings(memory: Words, directory: int, pse: bool) -> tuple[set[int], set[int], set[int]]:
@@ -23,9 +25,7 @@ def mappings(memory: Words, directory: int, pse: bool) -> tuple[set[int], set[in
     tables = {directory}
     mapped: set[int] = set()
     writable: set[int] = set()
-    for pde in table(memory, directory):
-        if not pde & 1:
-            continue
+    for pde in present(memory, directory):
         if pde & 0x80 and pse:
             first = pde >> 22 << 10 | (pde >> 13 & 0xFF) << 20
             seen = set(range(first, first + ENTRIES))
@@ -37,17 +37,16 @@ def mappings(memory: Words, directory: int, pse: bool) -> tuple[set[int], set[in
         tables.add(below)
         if below >= frames:
             continue
-        for pte in table(memory, below):
-            if pte & 1:
-                mapped.add(pte >> 12)
-                if pde & pte & 2:
-                    writable.add(pte >> 12)
+        for pte in present(memory, below):
+            mapped.add(pte >> 12)
+            if pde & pte & 2:
+                writable.add(pte >> 12)
     return tables, mapped, writable
 
 
 def violations(
     memory: Words,
-    owner: Sequence[int],
+    owner: NDArray[np.int16],
     spaces: Iterable[tuple[int, Sequence[int], bool]],
     caches: Iterable[tuple[int, int, bool]] = (),
     cached_tables: Iterable[int] = (),
