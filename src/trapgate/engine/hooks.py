@@ -22,9 +22,6 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 
 
-_CR3_LOAD_EXITING = 1 << 15
-
-
 @jit
 def happen(machine: int, number: int) -> None:
     """Deal with the engine's exception `number`, and let the guest go on or stop the engine."""
@@ -169,14 +166,6 @@ def refill(
     env = cpu + at.CPU_SIZE
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
-    v = cells(m[mc.V], m[mc.V_CELLS])
-    if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _CR3_LOAD_EXITING and v[f.GUEST_CR3] != peek64(
-        env + at.CR3
-    ):
-        # A task switch is the one thing that loads CR3 without an exit. Late, but before
-        # anything is translated by it, there is one.
-        poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_TASK_SWITCH)
-        call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
     access_kind = access
     cr0 = peek64(env + at.CR0)
     efer = peek64(env + at.EFER)

@@ -25,7 +25,6 @@ _load8 = linked("load8")
 _load64 = linked("load64")
 _writes_what_it_reads = linked("writes_what_it_reads")
 _entry_at = linked("entry_at")
-_vm_exit = linked("vm_exit")
 
 _HAS_CODE = 0x27D00
 """Exceptions with an error code: 8, 10-14, 17 (SDM, "Exception and Interrupt Reference")."""
@@ -261,9 +260,6 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
         m[mc.PATIENCE] = 1
         arm(m, env, v)
         return mc.RUNNING
-    if code == at.SVM_TASK_SWITCH:
-        _vm_exit(v, 9, v[f.GUEST_TR_SELECTOR], 0)
-        return mc.EXITED
     word, _ = fetch(m, v, 8)
     return carry_out(m, v, r, word)
 
