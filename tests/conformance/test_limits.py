@@ -141,18 +141,6 @@ def test_task_switch_by_iret() -> None:
 # Instructions.
 
 
-@limit("code that changes the next instruction of its own block runs the old one")
-def test_self_modifying_code_within_a_block() -> None:
-    code = b"\xc6\x05" + pack("<I", CODE + 7) + b"\xf4" + b"\x90"
-    done = begin(Tiny("p32", code=code), HLT_EXITING)
-    assert done.exit.reason == ExitReason.HLT
-
-
-@limit("some VEX encodings run as their legacy twins, though CPUID shows no AVX")
-def test_vzeroupper_is_undefined() -> None:
-    assert faulted(Tiny("p32", code=b"\xc5\xf8\x77")) == (UD, None)
-
-
 @limit("CR4.UMIP can be set and prevents nothing")
 def test_umip() -> None:
     fields = {"GUEST_CR4": 0x2000 | 0x610 | CR4_UMIP}

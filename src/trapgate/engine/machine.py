@@ -38,7 +38,6 @@ journal, the virtual clock, and why the engine stopped.
     CC_COMPUTE_ALL,
     CPU_LOOP_EXIT,
     CPU_LOOP_EXIT_RESTORE,
-    CPU_RESTORE_STATE,
     UPDATE_DR7,
     TB_INVALIDATE,
     TLB_FLUSH,
@@ -48,15 +47,12 @@ journal, the virtual clock, and why the engine stopped.
     CONTEXT_RESTORE,
     REG_READ,
     REG_WRITE,
-    FLUSHES,
     STEPPING,
     STEP_CAUSES,
     FAULT_KIND,
     CHECKS,
     TRUSTED,
-    CUT,
     CRAWL,
-    FEATURES,
     JOURNAL_LIMIT,
     SKIP,
     NEW_BLOCK,
@@ -69,7 +65,7 @@ journal, the virtual clock, and why the engine stopped.
     EXECUTE,
     EVENT_TIME,
     CELLS,
-) = range(63)
+) = range(59)
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0

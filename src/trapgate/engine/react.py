@@ -153,6 +153,15 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
 
 
 @jit
+def is_locked(word: int, count: int) -> bool:
+    """Whether LOCK is among the first `count` bytes, the prefixes."""
+    for n in range(count):
+        if (word >> (8 * n)) & 0xFF == 0xF0:
+            return True
+    return False
+
+
+@jit
 def undefined(m: Cells, v: Cells, r: Cells) -> int:
     """#UD by the engine's lights: perhaps an instruction that this processor does have."""
     word, _ = fetch(m, v, 8)
@@ -160,6 +169,8 @@ def undefined(m: Cells, v: Cells, r: Cells) -> int:
     byte = (word >> (8 * start)) & 0xFF
     if byte == 0xF1:
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1)
+    if byte & 0xFC == 0x6C and not is_locked(word, start):
+        return carry_out(m, v, r, word)
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     return carry_out(m, v, r, word)
@@ -304,6 +315,13 @@ def flat(v: Cells, n: int, selector: int, rights: int) -> None:
     v[f.GUEST_ES_BASE + n] = 0
     v[f.GUEST_ES_LIMIT + n] = 0xFFFFFFFF
     v[f.GUEST_ES_ACCESS_RIGHTS + n] = rights
+
+
+@jit
+def turns_code_to_data(m: Cells, page: int) -> bool:
+    """Whether a store to `page` makes it data, after code of it was translated."""
+    state = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)[page]
+    return state & 1 != 0 and state >> 8 < _MIXED
 
 
 @jit

@@ -1,0 +1,111 @@
+"""What our functions in the engine's translator do: exact counts, and code it gets wrong.
+
+Only where the native engine runs.
+"""
+
+import subprocess
+import sys
+from struct import pack
+
+import pytest
+
+from tests.conformance.tiny_guest import CODE, DATA, MODES, Run, Tiny, begin
+from trapgate.errors import EngineError
+from trapgate.processor import Processor
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.vectors import UD
+
+pytestmark = pytest.mark.conformance
+
+ALL = {"EXCEPTION_BITMAP": 0xFFFFFFFF}
+AT_DATA = pack("<I", DATA)
+
+
+@pytest.fixture(autouse=True)
+def _native() -> None:
+    try:
+        Processor(1 << 20, engine="native")
+    except EngineError as reason:
+        pytest.skip(str(reason))
+
+
+def vector_of(run: Run) -> int | None:
+    """The exception that ended a run; None for another end."""
+    event = run.exit.interruption
+    return None if event is None else event.vector
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
+def test_the_clock_counts_instructions_exactly(count: int) -> None:
+    """Here a block ends where its last instruction exits, so nothing is counted too early."""
+    done = begin(Tiny("p32", code=b"\x90" * count))
+    assert done.exit.reason is ExitReason.VMCALL
+    assert done.processor.time == count + 1
+
+
+def test_a_loop_is_counted_in_every_turn() -> None:
+    code = b"\xb9" + pack("<I", 1000) + b"\x40\x49\x75\xfc"  # mov ecx; inc eax; dec ecx; jnz
+    done = begin(Tiny("p32", code=code))
+    assert done.processor.time == 1 + 3 * 1000 + 1
+
+
+def test_code_that_changes_the_next_instruction_of_its_own_block() -> None:
+    code = b"\xc6\x05" + pack("<I", CODE + 7) + b"\xf4" + b"\x90"  # mov byte [next], HLT
+    done = begin(Tiny("p32", code=code), {"PRIMARY_PROCESSOR_BASED_CONTROLS": 1 << 7})
+    assert done.exit.reason is ExitReason.HLT
+    assert done.vmcs["GUEST_RIP"] == CODE + 7
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "c5f877",
+        "c5fc28c1",
+        "c4e27918c0",
+        "f0ec",
+        "f0e480",
+        "f06c",
+        "f066ef",
+        "f00fabc0",
+        "f00fbae803",
+    ],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_code_that_is_undefined(code: str, mode: str) -> None:
+    done = begin(Tiny(mode, code=bytes.fromhex(code)), ALL)
+    assert vector_of(done) == UD
+    assert done.vmcs["GUEST_CS_BASE"] + done.vmcs["GUEST_RIP"] == CODE
+
+
+def test_ins_stores_nothing_before_it_exits() -> None:
+    code = b"\xbf" + AT_DATA + b"\x6c"  # mov edi; insb
+    guest = Tiny("p32", code=code)
+    done = begin(guest, {"PRIMARY_PROCESSOR_BASED_CONTROLS": 1 << 24})
+    assert done.exit.reason is ExitReason.IO_INSTRUCTION
+    before = Tiny("p32", code=b"")
+    assert done.processor.memory.read(DATA, 4) == begin(before).processor.memory.read(DATA, 4)
+
+
+FOREIGN = """
+import unicorn, unicorn.x86_const as x
+from trapgate.processor import Processor
+Processor(1 << 20, engine="native")
+uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_32)
+uc.mem_map(0, 0x2000)
+uc.mem_write(0x1000, bytes.fromhex("b90a000000 40 49 75fc f00fabc0"))
+blocks = []
+uc.hook_add(unicorn.UC_HOOK_BLOCK, lambda uc, at, size, _: blocks.append(at))
+uc.emu_start(0x1000, 0x1009)
+print(uc.reg_read(x.UC_X86_REG_EAX), len(blocks))
+try:
+    uc.emu_start(0x1009, 0x1100)
+except unicorn.UcError as error:
+    print(error.errno == unicorn.UC_ERR_INSN_INVALID)
+"""
+
+
+def test_engines_of_others_in_the_process_do_as_before() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("10 10\nTrue\n", 0), done.stderr
