@@ -124,20 +124,6 @@ def test_jump_to_a_non_canonical_address_faults_at_the_jump() -> None:
     assert done.vmcs["GUEST_RIP"] == CODE + 10
 
 
-@limit("the engine switches tasks by itself")
-@pytest.mark.parametrize("opcode", [b"\xea", b"\x9a"], ids=["jmp", "call"])
-def test_task_switch_by_jump_or_call(opcode: bytes) -> None:
-    code = opcode + pack("<IH", 0, OTHER_TASK)
-    assert run(Tiny("p32", code=code)).exit.reason == ExitReason.TASK_SWITCH
-
-
-@limit("the engine switches tasks by itself")
-def test_task_switch_by_iret() -> None:
-    memory = {TSS: pack("<III", OTHER_TASK, STACK, 0x10), OTHER_TSS: bytes(0x68)}
-    guest = Tiny("p32", code=b"\xcf", fields={"GUEST_RFLAGS": 2 | NT}, memory=memory)
-    assert run(guest).exit.reason == ExitReason.TASK_SWITCH
-
-
 # Instructions.
 
 

@@ -9,11 +9,25 @@ from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import CODE, DATA, MODES, Run, Tiny, begin
+from tests.conformance.tiny_guest import (
+    CODE,
+    CODE_32,
+    DATA,
+    GDT,
+    MODES,
+    OTHER_TASK,
+    OTHER_TSS,
+    STACK,
+    TSS,
+    Run,
+    Tiny,
+    begin,
+    descriptor,
+)
 from trapgate.errors import EngineError
 from trapgate.processor import Processor
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.vectors import UD
+from trapgate.sdm.vectors import GP, NP, TS, UD
 
 pytestmark = pytest.mark.conformance
 
@@ -109,3 +123,73 @@ def test_engines_of_others_in_the_process_do_as_before() -> None:
         [sys.executable, "-c", FOREIGN], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.returncode) == ("10 10\nTrue\n", 0), done.stderr
+
+
+# Task switches (SDM, "Treatment of Task Switches").
+
+BUSY, GATE_TO_TASK, ABSENT_TASK, SHORT_TASK = 0x68, 0x70, 0x78, 0x48
+MORE_TASKS = {
+    GDT + BUSY: pack("<Q", descriptor(OTHER_TSS, 0x67, 0x8B)),
+    GDT + GATE_TO_TASK: pack("<Q", OTHER_TASK << 16 | 0xE5 << 40),
+    GDT + ABSENT_TASK: pack("<Q", descriptor(OTHER_TSS, 0x67, 0x09)),
+    GDT + SHORT_TASK: pack("<Q", descriptor(OTHER_TSS, 0x66, 0x89)),
+}
+JMP, CALL, IRET = 2, 0, 1
+FAR = {"jmp": (b"\xea", JMP), "call": (b"\x9a", CALL)}
+
+
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("selector", [OTHER_TASK, GATE_TO_TASK])
+@pytest.mark.parametrize("indirect", [False, True])
+def test_a_far_transfer_to_a_task_exits(name: str, selector: int, *, indirect: bool) -> None:
+    opcode, source = FAR[name]
+    code = opcode + pack("<IH", 0, selector)
+    if indirect:
+        code = bytes((0xFF, 0x2D if name == "jmp" else 0x1D)) + AT_DATA
+    memory = MORE_TASKS | {DATA: pack("<IH", 0, selector)}
+    done = begin(Tiny("p32", code=code, memory=memory), ALL)
+    assert done.exit.reason is ExitReason.TASK_SWITCH
+    assert done.exit.qualification == source << 30 | OTHER_TASK
+    assert done.exit.instruction_length == len(code)
+    assert done.vmcs["GUEST_RIP"] == CODE
+
+
+@pytest.mark.parametrize(
+    ("selector", "ring", "fault"),
+    [
+        (BUSY, 0, (GP, BUSY)),
+        (ABSENT_TASK, 0, (NP, ABSENT_TASK)),
+        (SHORT_TASK, 0, (TS, SHORT_TASK)),
+        (OTHER_TASK | 3, 0, (GP, OTHER_TASK)),
+        (OTHER_TASK, 3, (GP, OTHER_TASK)),
+    ],
+)
+def test_a_far_transfer_to_a_task_that_faults(
+    selector: int, ring: int, fault: tuple[int, int]
+) -> None:
+    code = b"\xea" + pack("<IH", 0, selector)
+    done = begin(Tiny("p32", ring, code, MORE_TASKS), ALL)
+    event = done.exit.interruption
+    assert event is not None
+    assert (event.vector, event.error_code) == fault
+
+
+@pytest.mark.parametrize(("back", "ends"), [(BUSY, None), (OTHER_TASK, (TS, OTHER_TASK))])
+def test_a_return_to_a_task(back: int, ends: tuple[int, int] | None) -> None:
+    memory = MORE_TASKS | {TSS: pack("<III", back, STACK, 0x10)}
+    done = begin(Tiny("p32", 0, b"\xcf", memory, {"GUEST_RFLAGS": 2 | 1 << 14}), ALL)
+    event = done.exit.interruption
+    if ends is None:
+        assert done.exit.reason is ExitReason.TASK_SWITCH
+        assert done.exit.qualification == IRET << 30 | back
+    else:
+        assert event is not None
+        assert (event.vector, event.error_code) == ends
+
+
+@pytest.mark.parametrize("mode", ["p32", "pae"])
+def test_a_far_transfer_to_code_goes_on(mode: str) -> None:
+    code = b"\xea" + pack("<IH", CODE + 9, CODE_32) + b"\xf4\xf4"
+    done = begin(Tiny(mode, code=code), ALL)
+    assert done.exit.reason is ExitReason.VMCALL
+    assert done.vmcs["GUEST_RIP"] == CODE + 9

@@ -59,7 +59,7 @@ def on_interrupt(uc: int, number: int, user: int) -> None:
 
 @callback(types.void, types.int64, types.int64, types.uint32, types.int64)
 def on_block(uc: int, address: int, size: int, user: int) -> None:
-    """UC_HOOK_BLOCK: the virtual clock, and where time can run out (portable; see `translation`)."""
+    """UC_HOOK_BLOCK: the virtual clock, and where time can run out (portable only)."""
     m = cells(user, mc.CELLS)
     if m[mc.TIME] >= m[mc.DEADLINE] and due(m):
         call(m[mc.EMU_STOP], (uc,))

@@ -155,10 +155,10 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
 @jit
 def is_locked(word: int, count: int) -> bool:
     """Whether LOCK is among the first `count` bytes, the prefixes."""
+    locked = False
     for n in range(count):
-        if (word >> (8 * n)) & 0xFF == 0xF0:
-            return True
-    return False
+        locked |= (word >> (8 * n)) & 0xFF == 0xF0
+    return locked
 
 
 @jit
@@ -321,7 +321,7 @@ def flat(v: Cells, n: int, selector: int, rights: int) -> None:
 def turns_code_to_data(m: Cells, page: int) -> bool:
     """Whether a store to `page` makes it data, after code of it was translated."""
     state = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)[page]
-    return state & 1 != 0 and state >> 8 < _MIXED
+    return bool(state & 1 and state >> 8 < _MIXED)
 
 
 @jit

@@ -7,6 +7,7 @@ them are given functions of ours here (Linux x86-64 wheel only):
   is called instead: it adds the block's instructions to the virtual clock, looks at the
   deadline, and at the request. A hook of the public interface does the same, at more than
   the cost of a small block.
+* Far jumps, far calls and IRET look for a task switch first, which the engine would do by itself.
 * The translator is shown UD2 in place of code that it gets wrong. `LOCK BT`, `BTS`, `BTR`
   and `BTC` of a register make it call abort(); it ignores VEX prefixes of some encodings
   and LOCK on input and output; INS would store before anybody can stop it. What is no #UD
@@ -29,7 +30,7 @@ from trapgate.core import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import alignment_is_checked, due
-from trapgate.engine.compiled import callback, jit
+from trapgate.engine.compiled import callback, jit, linked
 from trapgate.engine.linkage import slots
 from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.errors import EngineError
@@ -44,6 +45,12 @@ from trapgate.errors import EngineError
     COUNT_CODE,
     CARE_CODE,
     GUARD_CODE,
+    IRET,
+    FAR_JUMP,
+    FAR_CALL,
+    IRET_CODE,
+    FAR_JUMP_CODE,
+    FAR_CALL_CODE,
     OPERATIONS,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
@@ -56,8 +63,8 @@ from trapgate.errors import EngineError
     PAIR,
     _PAIR_2,
     OUR_OPERATIONS,
-) = range(21)
-CELLS = 32
+) = range(27)
+CELLS = 40
 """Cells of the translator's own, one array for all instances. OUR_OPERATIONS is its last name:
 the copy of the translator's table of operations starts there."""
 
@@ -76,9 +83,14 @@ _TB_CFLAGS = 0x18
 _TB_COUNT = 0x7FFF
 """Bits of a block's flags: at most so many instructions, 0 without a limit."""
 
+_TASK_GATE = 5
 _AC = 1 << 18
 _CARE_MXCSR = 1
 _CARE_ALIGNMENT = 2
+
+
+_walk = linked("walk")
+_load8 = linked("load8")
 
 
 @jit
@@ -123,6 +135,10 @@ def on_gen_call(
     t = cells(translator, CELLS)
     if function != t[CHECK_EXIT] or t[MACHINE] == 0 or t[CALL_OP] != 0:
         call(t[GEN_CALL], (context, function, result, count, arguments))
+        for n in range(3):
+            place = last_op(context) + _ARGUMENTS + 8 * (count & 0xFF)
+            if function == t[IRET + n] and t[MACHINE] != 0 and peek64(place) == function:
+                poke64(place, t[IRET_CODE + n])
         return
     t[PAIR] = context + call(t[CONST_I64], (context, t[MACHINE]))
     t[PAIR + 1] = context + call(t[CONST_I64], (context, _SENTINEL))
@@ -145,7 +161,7 @@ def code_byte(t: Cells, env: int, address: int) -> int:
 
 @callback(types.void, *[types.int64] * 3)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
-    """translate_insn: look at an instruction, in the order of its bytes, before it is translated."""
+    """translate_insn: look at an instruction, byte by byte, before it is translated."""
     t = cells(translator, CELLS)
     t[FORBIDDEN] = 0
     env = cpu + at.CPU_SIZE
@@ -197,6 +213,47 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
         if address == t[FORBIDDEN_AT] + 1:
             return 0x0B
     return call(t[CODE_BYTE], (env, address)) & 0xFF
+
+
+@jit
+def switch_tasks(env: int, return_address: int) -> None:
+    """Leave the instruction that would switch tasks for the hook to deal with."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    poke32(env + at.ERROR_CODE, 0)
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_TASK_SWITCH)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
+
+
+@callback(types.void, *[types.int64] * 3)
+def on_task_return(env: int, selector: int, return_address: int) -> None:
+    """IRET with RFLAGS.NT: in protected mode a task switch, in IA-32e mode the engine's #GP."""
+    if peek64(env + at.EFER) & 1 << 10 == 0:
+        switch_tasks(env, return_address)
+
+
+@callback(types.void, *[types.int64] * 3)
+def on_far_transfer(env: int, selector: int, return_address: int) -> None:
+    """A far jump or call to `selector`: whether that is a TSS or a task gate."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    selector &= 0xFFFF
+    table = env + at.SEGMENTS + at.SEGMENT_SIZE * (6 if selector & 4 else 8)
+    if selector & 0xFFFC == 0 or selector | 7 > peek32(table + at.LIMIT):
+        return
+    physical, code, _, _ = _walk(
+        peek64(env + at.CR0),
+        peek64(env + at.CR3),
+        peek64(env + at.CR4),
+        peek64(env + at.EFER),
+        0x40000,
+        mem,
+        peek64(table + at.BASE) + (selector & 0xFFF8) + 5,
+        0,
+        0,
+    )
+    kind = _load8(mem, physical) & 0x1F if code < 0 else 0
+    if kind == _TASK_GATE or (kind & ~10 == 1 and peek64(env + at.EFER) & 1 << 10 == 0):
+        switch_tasks(env, return_address)
 
 
 @callback(types.int64, types.int64)
@@ -256,9 +313,10 @@ def _at(opcode: str, cell: int) -> bytes:
 
 
 def _count_code(request: int, check_exit: int) -> bytes:
-    """Begin a block of RSI instructions on the machine RDI; `request` is the flag's place in the CPU.
+    """Begin a block of RSI instructions on the machine RDI.
 
-    The engine calls this where it would call its own `check_exit`, at every block.
+    The engine calls this where it would call its own `check_exit`, at every block;
+    `request` is where in the CPU both look for a request to exit, in bytes.
     """
     slow = (
         bytes.fromhex("57 56 51")  # push rdi; push rsi; push rcx
@@ -312,6 +370,29 @@ def _care_code(request: int, check_exit: int) -> bytes:
     )  # fmt: skip
 
 
+def _before(check: int, function: int, condition: bytes = b"") -> bytes:
+    """Go on at `function`, a helper of the engine's, after `check` with two of its arguments.
+
+    `condition` is machine code that says by ZF = 1 that no check is needed.
+    """
+    go_on = b"\x48\xb8" + struct.pack("<Q", function) + b"\xff\xe0"  # jmp function
+    checking = (
+        bytes.fromhex("57 56 52 51 41 50")  # push rdi; push rsi; push rdx; push rcx; push r8
+        + bytes.fromhex("48 8b 54 24 28")  # mov rdx, [rsp + 40]: where the block's code goes on
+        + b"\x48\xb8" + struct.pack("<Q", check)  # mov rax, check
+        + bytes.fromhex("ff d0 41 58 59 5a 5e 5f")  # call rax; pop r8; pop rcx; pop rdx; pop rsi; pop rdi
+    )  # fmt: skip
+    if condition:
+        condition += b"\x74" + bytes([len(checking)])  # jz function
+    return condition + checking + go_on
+
+
+def _nested_task() -> bytes:
+    """Whether RFLAGS.NT of the CPU state at RDI is 1."""
+    # test dword [rdi + eflags], NT
+    return b"\xf7\x87" + struct.pack("<iI", at.EFLAGS, 1 << 14)
+
+
 class Translator:
     """The functions of ours in the engine's translator; one for the process, never taken out.
 
@@ -338,6 +419,12 @@ class Translator:
         t[COUNT_CODE] = self._place(_count_code(request, check_exit))
         t[CARE_CODE] = self._place(_care_code(request, check_exit))
         t[GUARD_CODE] = self._place(_stub(on_instruction.address, "rdx", address))
+        t[IRET] = _symbol(library, "helper_iret_protected")
+        t[FAR_JUMP] = _symbol(library, "helper_ljmp_protected")
+        t[FAR_CALL] = _symbol(library, "helper_lcall_protected")
+        t[IRET_CODE] = self._place(_before(on_task_return.address, int(t[IRET]), _nested_task()))
+        t[FAR_JUMP_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_JUMP])))
+        t[FAR_CALL_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_CALL])))
         t[OPERATIONS] = address + 8 * OUR_OPERATIONS
         for name, function, register in zip(
             names, (on_translate, on_gen_call, on_code_byte), ("r9", "r9", "rdx"), strict=True
