@@ -13,13 +13,9 @@ from tests.conformance.tiny_guest import (
     CODE_32,
     DATA,
     GDT,
-    OTHER_TASK,
-    OTHER_TSS,
     READABLE,
-    STACK,
     TABLES,
     TF,
-    TSS,
     Run,
     Tiny,
     begin,
@@ -35,9 +31,8 @@ HLT_EXITING = {"PRIMARY_PROCESSOR_BASED_CONTROLS": 1 << 7}
 BYTES = 0x58
 """Selector of a segment of our own."""
 AT_DATA = pack("<I", DATA)
-CR4_DE, CR4_UMIP = 1 << 3, 1 << 11
+CR4_DE = 1 << 3
 BTF = 2
-NT = 1 << 14
 
 
 def limit(reason: str) -> pytest.MarkDecorator:
@@ -122,16 +117,6 @@ def test_jump_to_a_non_canonical_address_faults_at_the_jump() -> None:
     assert done.exit.interruption is not None
     assert done.exit.interruption.vector == GP
     assert done.vmcs["GUEST_RIP"] == CODE + 10
-
-
-# Instructions.
-
-
-@limit("CR4.UMIP can be set and prevents nothing")
-def test_umip() -> None:
-    fields = {"GUEST_CR4": 0x2000 | 0x610 | CR4_UMIP}
-    code = b"\x0f\x01\x05" + AT_DATA  # sgdt
-    assert faulted(Tiny("p32", ring=3, code=code, fields=fields)) == (GP, 0)
 
 
 # Paging.

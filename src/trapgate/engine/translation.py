@@ -380,7 +380,8 @@ def _before(check: int, function: int, condition: bytes = b"") -> bytes:
         bytes.fromhex("57 56 52 51 41 50")  # push rdi; push rsi; push rdx; push rcx; push r8
         + bytes.fromhex("48 8b 54 24 28")  # mov rdx, [rsp + 40]: where the block's code goes on
         + b"\x48\xb8" + struct.pack("<Q", check)  # mov rax, check
-        + bytes.fromhex("ff d0 41 58 59 5a 5e 5f")  # call rax; pop r8; pop rcx; pop rdx; pop rsi; pop rdi
+        # call rax; pop r8; pop rcx; pop rdx; pop rsi; pop rdi
+        + bytes.fromhex("ff d0 41 58 59 5a 5e 5f")
     )  # fmt: skip
     if condition:
         condition += b"\x74" + bytes([len(checking)])  # jz function
