@@ -64,8 +64,15 @@ journal, the virtual clock, and why the engine stopped.
     RAISE_EVENT,
     EXECUTE,
     EVENT_TIME,
+    CALL_OP,
+    COUNT_OP,
+    CARE,
+    FORBIDDEN,
+    FORBIDDEN_AT,
+    PAIR,
+    PAIR_2,
     CELLS,
-) = range(59)
+) = range(66)
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0

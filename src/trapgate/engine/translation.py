@@ -13,8 +13,7 @@ them are given functions of ours here (Linux x86-64 wheel only):
   and LOCK on input and output; INS would store before anybody can stop it. What is no #UD
   after all is carried out where #UD arrives (`react.undefined`).
 
-The slots serve all instances in the process. Those of others get what they had, but for
-the #UD.
+The slots serve all instances in the process; those that are not ours get what they had.
 """
 
 import ctypes
@@ -51,29 +50,23 @@ from trapgate.errors import EngineError
     IRET_CODE,
     FAR_JUMP_CODE,
     FAR_CALL_CODE,
-    OPERATIONS,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
-    MACHINE,
-    CALL_OP,
-    COUNT_OP,
-    CARE,
-    FORBIDDEN,
-    FORBIDDEN_AT,
-    PAIR,
-    _PAIR_2,
     OUR_OPERATIONS,
-) = range(27)
-CELLS = 40
-"""Cells of the translator's own, one array for all instances. OUR_OPERATIONS is its last name:
-the copy of the translator's table of operations starts there."""
+) = range(18)
+"""Cells that all instances share; the last is the first of the translator's operations, as we
+want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 _OPERATIONS = 7
+_CELLS = OUR_OPERATIONS + _OPERATIONS
 _TRANSLATE_INSN = 4
 _SENTINEL = 0x7A9_5EED
 """Stands for a block's count of instructions until it is known."""
 
 # Layout of the translator's data.
+_UC = 0x9970
+_CPU = 0x1B8
+"""In the handle, which is at `_UC` in the translator's context."""
 _LAST_OP = 0x7390
 _ARGUMENTS = 0x18
 _NEXT_PC = 0x10
@@ -104,27 +97,31 @@ def on_translate(
     operations: int, block: int, cpu: int, tb: int, most: int, translator: int
 ) -> None:
     """translator_loop: translate a block, then tell its first call how long it came out."""
-    t = cells(translator, CELLS)
+    t = cells(translator, _CELLS)
     if t[THEIR_OPERATIONS] != operations:
-        t[THEIR_OPERATIONS] = operations
         for n in range(_OPERATIONS):
             t[OUR_OPERATIONS + n] = peek64(operations + 8 * n)
         t[THEIR_TRANSLATE] = t[OUR_OPERATIONS + _TRANSLATE_INSN]
         t[OUR_OPERATIONS + _TRANSLATE_INSN] = t[GUARD_CODE]
-    t[MACHINE] = peek64(cpu + at.CPU_SIZE + at.MACHINE)
-    t[CALL_OP] = 0
-    t[CARE] = 0
-    call(t[TRANSLATOR_LOOP], (t[OPERATIONS], block, cpu, tb, most))
-    if t[CALL_OP] == 0:
+        t[THEIR_OPERATIONS] = operations
+    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
+    if machine == 0:
+        call(t[TRANSLATOR_LOOP], (operations, block, cpu, tb, most))
+        return
+    m = cells(machine, mc.CELLS)
+    m[mc.CALL_OP] = 0
+    m[mc.CARE] = 0
+    call(t[TRANSLATOR_LOOP], (translator + 8 * OUR_OPERATIONS, block, cpu, tb, most))
+    if m[mc.CALL_OP] == 0:
         return
     if peek32(tb + _TB_FLAGS) & _AC:
-        t[CARE] |= _CARE_ALIGNMENT
-    if t[CARE] != 0:
-        poke64(t[CALL_OP] + _ARGUMENTS + 16, t[CARE_CODE])
+        m[mc.CARE] |= _CARE_ALIGNMENT
+    if m[mc.CARE] != 0:
+        poke64(m[mc.CALL_OP] + _ARGUMENTS + 16, t[CARE_CODE])
         # A block is aligned to more than the bits of CARE.
-        poke64(t[COUNT_OP] + _ARGUMENTS + 8, tb | t[CARE])
+        poke64(m[mc.COUNT_OP] + _ARGUMENTS + 8, tb | m[mc.CARE])
     else:
-        poke64(t[COUNT_OP] + _ARGUMENTS + 8, peek16(tb + _TB_ICOUNT))
+        poke64(m[mc.COUNT_OP] + _ARGUMENTS + 8, peek16(tb + _TB_ICOUNT))
 
 
 @callback(types.void, *[types.int64] * 6)
@@ -132,25 +129,32 @@ def on_gen_call(
     context: int, function: int, result: int, count: int, arguments: int, translator: int
 ) -> None:
     """tcg_gen_callN: emit the call of a helper, or of ours in its place."""
-    t = cells(translator, CELLS)
-    if function != t[CHECK_EXIT] or t[MACHINE] == 0 or t[CALL_OP] != 0:
+    t = cells(translator, _CELLS)
+    cpu = peek64(peek64(context + _UC) + _CPU)
+    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
+    ours = machine != 0 and cells(machine, mc.CELLS)[mc.NATIVE] != 0
+    # Only the first such call begins the block.
+    begins = function == t[CHECK_EXIT] and ours and cells(machine, mc.CELLS)[mc.CALL_OP] == 0
+    if not begins:
         call(t[GEN_CALL], (context, function, result, count, arguments))
-        for n in range(3):
+        if ours:
             place = last_op(context) + _ARGUMENTS + 8 * (count & 0xFF)
-            if function == t[IRET + n] and t[MACHINE] != 0 and peek64(place) == function:
-                poke64(place, t[IRET_CODE + n])
+            for n in range(3):
+                if function == t[IRET + n] and peek64(place) == function:
+                    poke64(place, t[IRET_CODE + n])
         return
-    t[PAIR] = context + call(t[CONST_I64], (context, t[MACHINE]))
-    t[PAIR + 1] = context + call(t[CONST_I64], (context, _SENTINEL))
-    t[COUNT_OP] = last_op(context)
-    call(t[GEN_CALL], (context, function, result, 2, translator + 8 * PAIR))
+    m = cells(machine, mc.CELLS)
+    m[mc.PAIR] = context + call(t[CONST_I64], (context, machine))
+    m[mc.PAIR_2] = context + call(t[CONST_I64], (context, _SENTINEL))
+    m[mc.COUNT_OP] = last_op(context)
+    call(t[GEN_CALL], (context, function, result, 2, machine + 8 * mc.PAIR))
     op = last_op(context)
-    known = peek64(t[COUNT_OP] + _ARGUMENTS + 8) == _SENTINEL
+    known = peek64(m[mc.COUNT_OP] + _ARGUMENTS + 8) == _SENTINEL
     if known and peek64(op + _ARGUMENTS + 16) == function:
-        t[CALL_OP] = op
+        m[mc.CALL_OP] = op
         poke64(op + _ARGUMENTS + 16, t[COUNT_CODE])
-    call(t[FREE_TEMP], (context, t[PAIR]))
-    call(t[FREE_TEMP], (context, t[PAIR + 1]))
+    call(t[FREE_TEMP], (context, m[mc.PAIR]))
+    call(t[FREE_TEMP], (context, m[mc.PAIR_2]))
 
 
 @jit
@@ -162,9 +166,10 @@ def code_byte(t: Cells, env: int, address: int) -> int:
 @callback(types.void, *[types.int64] * 3)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
     """translate_insn: look at an instruction, byte by byte, before it is translated."""
-    t = cells(translator, CELLS)
-    t[FORBIDDEN] = 0
+    t = cells(translator, _CELLS)
     env = cpu + at.CPU_SIZE
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    m[mc.FORBIDDEN] = 0
     start = peek64(block + _NEXT_PC)
     long = peek32(env + at.HFLAGS) & at.HF_CS64 != 0
     locked = False
@@ -185,33 +190,36 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         forbidden = byte & 0xFC == 0x6C or byte & 0xF4 == 0xE4
         if not forbidden and n < 13:
             forbidden = long or code_byte(t, env, start + n + 1) >= 0xC0
-        t[FORBIDDEN] = 1 if forbidden else 0
-        t[FORBIDDEN_AT] = start
+        m[mc.FORBIDDEN] = 1 if forbidden else 0
+        m[mc.FORBIDDEN_AT] = start
     elif byte == 0x0F and n < 13:
         second = code_byte(t, env, start + n + 1)
         if second == 0xAE:
             form = code_byte(t, env, start + n + 2)
             # LDMXCSR and FXRSTOR.
             if form < 0xC0 and (form >> 3) & 7 in (1, 2):
-                t[CARE] |= _CARE_MXCSR
+                m[mc.CARE] |= _CARE_MXCSR
         elif locked and (second in (0xA3, 0xAB, 0xB3, 0xBB) or second == 0xBA):
             form = code_byte(t, env, start + n + 2)
             if form >= 0xC0 and (second != 0xBA or form & 0x20):
-                t[FORBIDDEN] = 1
-                t[FORBIDDEN_AT] = start
+                m[mc.FORBIDDEN] = 1
+                m[mc.FORBIDDEN_AT] = start
     call(t[THEIR_TRANSLATE], (block, cpu))
-    t[FORBIDDEN] = 0
+    m[mc.FORBIDDEN] = 0
 
 
 @callback(types.uint32, *[types.int64] * 3)
 def on_code_byte(env: int, address: int, translator: int) -> int:
     """cpu_ldub_code: a byte of code; of UD2 where what is there must not be translated."""
-    t = cells(translator, CELLS)
-    if t[FORBIDDEN] != 0:
-        if address == t[FORBIDDEN_AT]:
-            return 0x0F
-        if address == t[FORBIDDEN_AT] + 1:
-            return 0x0B
+    t = cells(translator, _CELLS)
+    machine = peek64(env + at.MACHINE)
+    if machine != 0:
+        m = cells(machine, mc.CELLS)
+        if m[mc.FORBIDDEN] != 0:
+            if address == m[mc.FORBIDDEN_AT]:
+                return 0x0F
+            if address == m[mc.FORBIDDEN_AT] + 1:
+                return 0x0B
     return call(t[CODE_BYTE], (env, address)) & 0xFF
 
 
@@ -397,8 +405,7 @@ def _nested_task() -> bytes:
 class Translator:
     """The functions of ours in the engine's translator; one for the process, never taken out.
 
-    `cpu_of` and `request` are where the library's exit check finds the CPU in a handle and the
-    request in the CPU, in bytes. Raises EngineError where the library is not as expected.
+    Raises EngineError where the library is not as expected.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -406,7 +413,7 @@ class Translator:
         places = slots(library, tuple(f"{name}_x86_64" for name in names))
         check_exit = _symbol(library, "helper_check_exit_request")
         request = _request(check_exit)
-        t = self.cells = np.zeros(CELLS, np.int64)
+        t = self.cells = np.zeros(_CELLS, np.int64)
         address = int(t.ctypes.data)
         self._code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._page = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
@@ -426,7 +433,6 @@ class Translator:
         t[IRET_CODE] = self._place(_before(on_task_return.address, int(t[IRET]), _nested_task()))
         t[FAR_JUMP_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_JUMP])))
         t[FAR_CALL_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_CALL])))
-        t[OPERATIONS] = address + 8 * OUR_OPERATIONS
         for name, function, register in zip(
             names, (on_translate, on_gen_call, on_code_byte), ("r9", "r9", "rdx"), strict=True
         ):
@@ -455,7 +461,9 @@ def _request(check_exit: int) -> int:
     # mov r8, [rdi + cpu]; mov eax, [r8 + request]; test eax, eax
     if (code[:3], code[7:10], code[14:16]) != (b"\x4c\x8b\x87", b"\x41\x8b\x80", b"\x85\xc0"):
         raise EngineError("the engine's check for requests to exit is not the expected one")
-    (request,) = struct.unpack_from("<i", code, 10)
+    cpu, request = (struct.unpack_from("<i", code, place)[0] for place in (3, 10))
+    if cpu != _CPU:
+        raise EngineError("the engine's handle has another layout")
     assert isinstance(request, int)
     return request
 

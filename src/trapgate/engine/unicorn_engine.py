@@ -256,8 +256,9 @@ class UnicornEngine:
         """The portable path: the state is a copy, saved and restored at every event."""
         # Where the translator can be guarded from code that would end the process, it is.
         with contextlib.suppress(EngineError):
-            native.find(self.uc)
+            inside = native.find(self.uc)
             translator()
+            ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
         self._check(uclib.uc_context_alloc(self.uc._uch, ctypes.byref(context)))
