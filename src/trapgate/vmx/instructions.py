@@ -16,7 +16,6 @@ from trapgate.intercepts import (
     privilege_level,
     vmx_undefined,
 )
-from trapgate.memory import load32
 from trapgate.paging import MAXPHYADDR
 from trapgate.sdm.cells import (
     GUEST_INTERRUPTIBILITY_STATE,
@@ -130,7 +129,7 @@ def vmx_reason(v: Cells, mem: Cells, word: int, start: int) -> int:
     repeat_not = has_prefix(word, start, 0xF2)
     if has_prefix(word, start, 0xF0):
         return NOT_VMX
-    if second == 0x01 and 0xC1 <= third <= 0xC4 and not (small or repeat or repeat_not):
+    if second == 0x01 and 0xC1 <= third <= 0xC4:
         if third == 0xC1:
             return REASON_VMCALL
         if third == 0xC2:

@@ -7,7 +7,7 @@ operand but its displacement.
 
 from trapgate.core import Cells, core
 from trapgate.effects import in_64_bit_mode
-from trapgate.intercepts import GO_ON, RAISE_GP, RAISE_PF, RAISE_SS, privilege_level
+from trapgate.intercepts import GO_ON, RAISE_GP, RAISE_OPERAND_PF, RAISE_SS, privilege_level
 from trapgate.memory import load8, load32, load64, store8, store32, store64
 from trapgate.paging import FETCH, READ, WRITE, translate
 from trapgate.sdm.cells import (
@@ -223,7 +223,7 @@ def operand_linear(
 def operand_pages(
     x: Cells, v: Cells, mem: Cells, linear: int, size: int, access: int
 ) -> tuple[int, int, int]:
-    """(GO_ON, physical address of the first byte, of the last), or RAISE_PF as `x` tells."""
+    """(GO_ON, physical address of the first byte, of the last), or RAISE_OPERAND_PF as `x` tells."""
     user = 1 if privilege_level(v) == 3 else 0
     last = linear + size - 1
     if v[GUEST_IA32_EFER] & EFER_LMA == 0:
@@ -240,12 +240,12 @@ def operand_pages(
         return GO_ON, first_physical, last_physical
     x[FAULT_ERROR] = error
     x[FAULT_ADDRESS] = address
-    return RAISE_PF, 0, 0
+    return RAISE_OPERAND_PF, 0, 0
 
 
 @core
 def read_operand(x: Cells, v: Cells, mem: Cells, linear: int, size: int) -> tuple[int, int]:
-    """(GO_ON, value of 4 or 8 bytes at a linear address), or (RAISE_PF, 0)."""
+    """(GO_ON, value of 4 or 8 bytes at a linear address), or (RAISE_OPERAND_PF, 0)."""
     outcome, first, last = operand_pages(x, v, mem, linear, size, READ)
     if outcome != GO_ON:
         return outcome, 0
@@ -264,7 +264,7 @@ def read_operand(x: Cells, v: Cells, mem: Cells, linear: int, size: int) -> tupl
 
 @core
 def write_operand(x: Cells, v: Cells, mem: Cells, linear: int, size: int, value: int) -> int:
-    """Store 4 or 8 bytes at a linear address; GO_ON or RAISE_PF."""
+    """Store 4 or 8 bytes at a linear address; GO_ON or RAISE_OPERAND_PF."""
     outcome, first, last = operand_pages(x, v, mem, linear, size, WRITE)
     if outcome != GO_ON:
         return outcome

@@ -34,7 +34,6 @@ _UNUSABLE = 1 << 16
 _BUSY_TSS = 0x8B
 _KEPT_IN_CR0 = st.CR0_ET | st.CR0_NW | st.CR0_CD
 """Bits that neither VM entries nor VM exits change (SDM, "Loading Guest Control Registers")."""
-_CS, _SS, _FS, _GS = 1, 2, 4, 5
 
 
 @core
@@ -230,7 +229,7 @@ def load_host_state(
     host[f.GUEST_IDTR_BASE] = n[f.HOST_IDTR_BASE]
     host[f.GUEST_IDTR_LIMIT] = 0xFFFF
     host[f.GUEST_RIP] = n[f.HOST_RIP]
-    host[f.GUEST_RSP] = n[f.HOST_RSP]
+    host[f.GUEST_RSP] = n[f.HOST_RSP] if long else n[f.HOST_RSP] & 0xFFFF_FFFF
     host[f.GUEST_RFLAGS] = st.RFLAGS_FIXED_1
     host[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
     host[f.GUEST_ACTIVITY_STATE] = st.ACTIVITY_ACTIVE
