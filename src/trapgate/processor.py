@@ -162,12 +162,12 @@ class Processor:
         # Plain integers, and quicker to reach from Python than the arrays.
         self._words = memoryview(self.engine.cells.data)
         self._head = memoryview(self.head.data)
-        self._vmx = memoryview(self.vmx.data)
         self.vmx: Cells = np.zeros(vmx.LENGTH, np.int64)
         """The VMX state of the processor, by `sdm.vmx`'s cells."""
         self.vmx[vmx.VMXON_POINTER] = self.vmx[vmx.CURRENT] = vmx.NONE
         self.nested: Cells = np.zeros(len(ENCODINGS), np.int64)
         """The processor's copy of the current VMCS of a VMM that is x86 code."""
+        self._vmx = memoryview(self.vmx.data)
         self.engine.offer_vmx(self.vmx, self.nested)
         self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None
