@@ -77,13 +77,14 @@ journal, the virtual clock, and why the engine stopped.
     SWITCHED,
     VM_ENTER,
     VM_LEAVE,
+    IRET_AT,
     CELLS,
-) = range(72)
+) = range(73)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: 1 an interrupt is asserted, 2 an NMI, INIT or SMI. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
-VM_LEAVE: see `core_calls`."""
+VM_LEAVE: see `core_calls`. IRET_AT: 1 + the linear address of the IRET that unblocked NMIs."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0

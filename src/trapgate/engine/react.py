@@ -38,6 +38,8 @@ _GENERAL_DETECT = 1 << 13
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
+_UNBLOCKED = 1 << 12
+"""Of interruption information: NMI unblocking due to IRET."""
 _MIXED = 16
 """How often a page may turn between code and data before it counts as both."""
 
@@ -124,6 +126,10 @@ def arbitrate(
     event = (m[mc.SELF], vector, kind, error_code, address, length)
     outcome = call(m[mc.RAISE_EVENT], event)
     if outcome != 0:
+        by_iret = m[mc.IRET_AT] == linear_rip(v) + 1 and kind == 3 and vector != 8
+        if by_iret and v[f.EXIT_REASON] == 0 and v[f.IDT_VECTORING_INFORMATION] == 0:
+            # A fault of an IRET whose first effect was to unblock NMIs.
+            v[f.VM_EXIT_INTERRUPTION_INFORMATION] |= _UNBLOCKED
         return mc.EXITED
     if head[4] >= m[mc.JOURNAL_LIMIT]:
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
@@ -283,6 +289,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
         return interrupted(m, v, r)
     if code == at.SVM_IRET:
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~8
+        m[mc.IRET_AT] = linear_rip(v) + 1
         # NMIs are unblocked behind the IRET, not before it.
         m[mc.PATIENCE] = 1
         arm(m, env, v)

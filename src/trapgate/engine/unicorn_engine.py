@@ -54,7 +54,8 @@ def go(machine: int, emu_start: int) -> int:
     r = cells(m[mc.R], m[mc.R_CELLS])
     env = m[mc.ENV]
     error = 0
-    if m[mc.STOP] == mc.EXITED and react.reflect(m, mc.EXITED) != mc.RUNNING:
+    exited = m[mc.STOP] == mc.EXITED and m[mc.V] != m[mc.HOST]
+    if exited and react.reflect(m, mc.EXITED) != mc.RUNNING:
         return 0
     m[mc.STOP] = mc.PORT
     v = cells(m[mc.V], m[mc.V_CELLS])
