@@ -60,9 +60,7 @@ def enter_guest(
     load_unloaded(host, n)
     x[vmx.MODE] = vmx.MODE_NON_ROOT
     head[HEAD_CURRENT] = x[vmx.CURRENT]
-    failed = load_msrs(
-        n, r, mem, n[f.VM_ENTRY_MSR_LOAD_ADDRESS], n[f.VM_ENTRY_MSR_LOAD_COUNT]
-    )
+    failed = load_msrs(n, r, mem, n[f.VM_ENTRY_MSR_LOAD_ADDRESS], n[f.VM_ENTRY_MSR_LOAD_COUNT])
     if failed != 0:
         vm_exit(n, REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_MSR_LOADING, failed, 0)
         return EXITED
@@ -177,9 +175,7 @@ def leaves_blocked(x: Cells, n: Cells) -> int:
 
 
 @core
-def load_host_state(
-    x: Cells, host: Cells, n: Cells, efer: int, pat: int, cr0: int
-) -> None:
+def load_host_state(x: Cells, host: Cells, n: Cells, efer: int, pat: int, cr0: int) -> None:
     """SDM, "Loading Host State": into `host`, whose guest the x86 VMM is.
 
     `efer`, `pat` and `cr0` are what the registers hold before.
