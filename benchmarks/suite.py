@@ -214,7 +214,6 @@ _add_instructions(
 )
 
 
-
 def _add_under_vmm(
     benchmark: Benchmark,
     loop: Callable[[int], Loop],

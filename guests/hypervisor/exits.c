@@ -58,7 +58,7 @@ static void cpuid_handler(struct registers *r) {
     if (leaf == 1) {
         out[2] &= ~(1u << 5 | 1u << 6 | 1u << 17 | 1u << 21 | 1u << 26 | 1u << 27 | 1u << 28);
         out[2] |= 1u << 31; /* there is a hypervisor */
-        out[3] &= ~(1u << 3 | 1u << 6 | 1u << 9 | 1u << 12 | 1u << 13 | 1u << 16 | 1u << 17);
+        out[3] &= ~(1u << 6 | 1u << 9 | 1u << 12 | 1u << 13 | 1u << 16 | 1u << 17);
     } else if (leaf == 0x80000001) {
         out[3] &= ~(1u << 20 | 1u << 26 | 1u << 29);
     } else if (leaf == 0x40000000) {
@@ -87,10 +87,14 @@ static void undefined(struct registers *r) {
     event_fault(UD, 0);
 }
 
-static u32 cr3; /* as the guest wrote it */
+static u32 cr3; /* as the guest wrote it; the others are in their shadows */
+
+static void paging_changed(void) {
+    shadow_paging(vmread(CR0_SHADOW) & CR0_PG, cr3, vmread(CR4_SHADOW) & CR4_PSE);
+}
 
 static bool set_cr0(u32 value) {
-    u32 old = vmread(CR0_SHADOW);
+    u32 changed = value ^ vmread(CR0_SHADOW);
     if ((value & CR0_PG && !(value & CR0_PE)) || (value & CR0_NW && !(value & CR0_CD)))
         return false;
     if (!(value & CR0_PE))
@@ -99,23 +103,26 @@ static bool set_cr0(u32 value) {
         give_up("the guest's paging is without write protection (CR0.WP), which is not done here");
     vmwrite(CR0_SHADOW, value);
     vmwrite(GUEST_CR0, (value & ~(CR0_NW | CR0_CD)) | CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG);
-    if ((value ^ old) & CR0_PG)
-        shadow_paging(value & CR0_PG, cr3);
+    if (changed & CR0_PG)
+        paging_changed();
     return true;
 }
 
 static bool set_cr3(u32 value) {
     cr3 = value;
     if (vmread(CR0_SHADOW) & CR0_PG)
-        shadow_paging(true, cr3);
+        paging_changed();
     return true;
 }
 
 static bool set_cr4(u32 value) {
-    if (value & ~(CR4_TSD | CR4_DE | CR4_OSFXSR | CR4_OSXMMEXCPT))
+    u32 changed = value ^ vmread(CR4_SHADOW);
+    if (value & ~(CR4_TSD | CR4_DE | CR4_PSE | CR4_OSFXSR | CR4_OSXMMEXCPT))
         return false;
     vmwrite(CR4_SHADOW, value);
-    vmwrite(GUEST_CR4, value | CR4_PAE | CR4_VMXE);
+    vmwrite(GUEST_CR4, (value & ~CR4_PSE) | CR4_PAE | CR4_VMXE);
+    if (changed & CR4_PSE)
+        paging_changed();
     return true;
 }
 
@@ -126,7 +133,7 @@ static void control_register(struct registers *r) {
     u32 which = (qualification >> 8) & 15;
     bool good = true;
     if (kind == FROM) {
-        set_register(r, which, cr3); /* the others are read from their shadows */
+        set_register(r, which, cr3);
     } else if (kind == TO) {
         u32 value = get_register(r, which);
         good = number == 0 ? set_cr0(value) : number == 3 ? set_cr3(value) : set_cr4(value);

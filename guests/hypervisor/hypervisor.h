@@ -117,7 +117,7 @@ struct shadow_counts {
 };
 extern struct shadow_counts shadow_counts;
 u8 *shadow_start(u8 *memory, u32 pages); /* returns the end of what it took */
-void shadow_paging(bool on, u32 cr3);    /* CR0.PG or CR3 of the guest has changed */
+void shadow_paging(bool on, u32 cr3, bool large); /* the guest's CR0.PG, CR3, CR4.PSE */
 enum verdict shadow_fault(u32 linear, u32 error, u32 *guest_error);
 u8 *shadow_guest_at(u32 linear);     /* NULL where the guest has nothing mapped */
 void shadow_written(u32 *word);      /* the guest's table entry there has a new value */

@@ -56,7 +56,7 @@ _Noreturn void hypervisor_main(u32 magic, const struct multiboot *information) {
     outb(SLAVE_MASK, 0xFF);
     vmx_on();
     say("policy %s, %d KiB for the guest", policy_names[options.policy], guest.pages * 4);
-    shadow_paging(false, 0);
+    shadow_paging(false, 0, false);
     static struct registers registers;
     *low(&registers, EAX) = MULTIBOOT_LOADED;
     *low(&registers, EBX) = guest.information;

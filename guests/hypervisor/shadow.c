@@ -25,7 +25,9 @@
 
 #define TABLES 256u
 #define DIRECTORIES 16u
+#define LARGE_REGIONS 16u /* of 4 MiB, as much memory as a guest can have; then, one for the rest */
 #define NONE 0xFFFFu
+#define LARGE_TABLE 0xFFFEu
 
 /* One table of the guest, 1024 entries, is two of the shadow's; a directory is four, and the
  * four page-directory pointers, to which GUEST_CR3 points. Both are known by the guest's
@@ -37,13 +39,16 @@ static directory *directories;
 static u64 pointers[DIRECTORIES][4] __attribute__((aligned(32)));
 static u32 table_frames[TABLES], directory_frames[DIRECTORIES]; /* NONE if it is free */
 
+/* A large page has a shadow table as well, by its region: with CR4.PSE, entries of 4 MiB. */
+static u16 large_of[LARGE_REGIONS + 1];
+
 /* By frame of the guest: the shadow that it has, and how many writable entries map it. */
 static u16 *table_of, *directory_of, *writable;
 static u32 frame_count;
 
 static u64 *plain;      /* the directory for paging off: all of the guest's memory */
 static u8 nowhere[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
-static bool paging;
+static bool paging, large_pages;
 static u32 root; /* the frame of the guest's directory, with paging on */
 
 struct shadow_counts shadow_counts;
@@ -52,6 +57,7 @@ static void start_anew(void) {
     memset(table_of, 0xFF, frame_count * sizeof *table_of);
     memset(directory_of, 0xFF, frame_count * sizeof *directory_of);
     memset(writable, 0, frame_count * sizeof *writable);
+    memset(large_of, 0xFF, sizeof large_of);
     for (u32 i = 0; i < TABLES; i++)
         table_frames[i] = NONE;
     for (u32 i = 0; i < DIRECTORIES; i++)
@@ -136,6 +142,16 @@ static u64 *table_shadow(u32 frame) {
     return tables[table_of[frame]];
 }
 
+static u64 *large_shadow(u32 frame) {
+    u32 region = frame / ENTRIES < LARGE_REGIONS ? frame / ENTRIES : LARGE_REGIONS;
+    if (large_of[region] == NONE) {
+        large_of[region] = (u16)claim(table_frames, LARGE_TABLE);
+        for (u32 i = 0; i < ENTRIES; i++)
+            tables[large_of[region]][i] = UNKNOWN;
+    }
+    return tables[large_of[region]];
+}
+
 static u32 directory_shadow(u32 frame) {
     const u32 *entries = table_in_ram(frame);
     if (directory_of[frame] == NONE) {
@@ -171,10 +187,11 @@ static void plain_setup(void) {
     vmwrite(GUEST_CR3, (u32)plain_pointers);
 }
 
-void shadow_paging(bool on, u32 cr3) {
-    if (!on || !paging)
+void shadow_paging(bool on, u32 cr3, bool large) {
+    if (!on || !paging || large != large_pages)
         start_anew(); /* with paging off nothing told us of edits */
     paging = on;
+    large_pages = large;
     if (!on) {
         plain_setup();
         return;
@@ -184,59 +201,68 @@ void shadow_paging(bool on, u32 cr3) {
     vmwrite(GUEST_CR3, (u32)pointers[directory_shadow(root)]);
 }
 
-/* The guest's directory entry and, if that is present, its table entry for `linear`. */
-static u32 *walk(u32 linear, u32 **pde) {
-    *pde = table_in_ram(root) + (linear >> 22);
-    return **pde & PTE_P ? table_in_ram(FRAME(**pde)) + (linear >> PAGE_SHIFT) % ENTRIES : NULL;
+/* What the guest's own tables say of an address. */
+struct translation {
+    u32 *pde, *pte; /* the same for a large page; no PTE where there is no table */
+    u32 frame;
+    bool large;
+};
+
+static bool is_large(u32 pde) { return large_pages && pde & PTE_LARGE; }
+
+static bool translate(u32 linear, struct translation *t) {
+    u32 index = (linear >> PAGE_SHIFT) % ENTRIES;
+    t->pde = t->pte = table_in_ram(root) + (linear >> 22);
+    t->large = is_large(*t->pde);
+    if (!(*t->pde & PTE_P))
+        return false;
+    if (!t->large)
+        t->pte = table_in_ram(FRAME(*t->pde)) + index;
+    t->frame = t->large ? (FRAME(*t->pde) & -ENTRIES) + index : FRAME(*t->pte);
+    return *t->pte & PTE_P;
 }
 
 u8 *shadow_guest_at(u32 linear) {
-    u32 *pde, *pte, frame = linear >> PAGE_SHIFT;
-    if (paging) {
-        pte = walk(linear, &pde);
-        if (!pte || !(*pte & PTE_P))
-            return NULL;
-        frame = FRAME(*pte);
-    }
-    return in_ram(frame) ? guest.ram + frame * PAGE_SIZE + linear % PAGE_SIZE : NULL;
-}
-
-/* A shadow directory's entries for one of the guest's, with its rights: the processor combines
- * them with those in the table as it would the guest's. */
-static void link(u32 d, u32 index, u32 pde) {
-    u64 *shadow = table_shadow(FRAME(pde));
-    for (u32 half = 0; half < 2; half++)
-        directories[d][2 * index + half] =
-            (u32)(shadow + 512 * half) | PTE_P | (pde & (PTE_W | PTE_U));
+    struct translation t = {.frame = linear >> PAGE_SHIFT};
+    if ((paging && !translate(linear, &t)) || !in_ram(t.frame))
+        return NULL;
+    return guest.ram + t.frame * PAGE_SIZE + linear % PAGE_SIZE;
 }
 
 /* Whose page fault? `error` is the processor's, from the shadow. If the guest's own tables
  * permit the access, the shadow learns of it (MAPPED), unless it is a write to one of them
  * (EDIT). If they do not, the fault is the guest's, with `guest_error`. */
 enum verdict shadow_fault(u32 linear, u32 error, u32 *guest_error) {
-    u32 access = error & (PTE_W | PTE_U), *pde;
+    u32 access = error & (PTE_W | PTE_U);
+    struct translation t;
     if (!paging)
         give_up("the guest, paging off, touches %x, where it has no memory", linear);
     make_room();
-    u32 *pte = walk(linear, &pde), d = directory_shadow(root);
     *guest_error = access;
-    if (!pte || !(*pte & PTE_P))
+    if (!translate(linear, &t))
         return GUESTS;
     *guest_error = access | PTE_P;
-    if (access & ~(*pde & *pte))
+    if (access & ~(*t.pde & *t.pte))
         return GUESTS; /* CR0.WP is set: it holds in ring 0 too */
 
-    u32 frame = FRAME(*pte);
-    *pde |= PTE_A;
-    *pte |= PTE_A | (access & PTE_W ? PTE_D : 0);
-    link(d, linear >> 22, *pde);
-    if ((access & PTE_W) && is_table(frame))
-        return EDIT;
-    u32 rights = *pte & (PTE_W | PTE_U | PTE_P);
-    if (!(*pte & PTE_D) || is_table(frame))
+    *t.pde |= PTE_A;
+    *t.pte |= PTE_A | (access & PTE_W ? PTE_D : 0);
+    /* The directory's entry has its own rights, which the processor combines with those in
+     * the table. The table of a large page is for all who map it: its one dirty bit counts here. */
+    u64 *shadow = t.large ? large_shadow(t.frame) : table_shadow(FRAME(*t.pde));
+    u32 rights = *t.pde & (PTE_W | PTE_U);
+    if (t.large && !(*t.pde & PTE_D))
         rights &= ~PTE_W;
-    u64 *shadow = table_shadow(FRAME(*pde)) + (linear >> PAGE_SHIFT) % ENTRIES;
-    set(shadow, (u64)host_frame(frame) << PAGE_SHIFT | rights);
+    u64 *directory = directories[directory_shadow(root)] + 2 * (linear >> 22);
+    for (u32 half = 0; half < 2; half++)
+        directory[half] = (u32)(shadow + 512 * half) | rights | PTE_P;
+    if ((access & PTE_W) && is_table(t.frame))
+        return EDIT;
+    rights = t.large ? PTE_W | PTE_U : *t.pte & (PTE_W | PTE_U);
+    if (is_table(t.frame) || !(t.large || *t.pte & PTE_D))
+        rights &= ~PTE_W;
+    set(shadow + (linear >> PAGE_SHIFT) % ENTRIES,
+        (u64)host_frame(t.frame) << PAGE_SHIFT | rights | PTE_P);
     shadow_counts.filled++;
     return MAPPED;
 }
@@ -250,7 +276,7 @@ void shadow_written(u32 *word) {
         directories[d][2 * index] = directories[d][2 * index + 1] = unasked(*word);
         /* Shadow a new table at once: when the guest begins to fill it, through a mapping
          * of its own, that mapping had better be read-only already. */
-        if ((*word & PTE_P) && in_ram(FRAME(*word)))
+        if ((*word & PTE_P) && !is_large(*word) && in_ram(FRAME(*word)))
             table_shadow(FRAME(*word));
     }
 }
