@@ -166,6 +166,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
         m[mc.STOP] = mc.EXITED
         m[mc.STOP_CODE] = outcome
         return -1
+    m[mc.STOP] = mc.RUNNING
     return go(machine, emu_start)
 
 
