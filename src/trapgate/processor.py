@@ -7,7 +7,7 @@ figure 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,8 @@ import numpy as np
 from trapgate import checked, instructions
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
+from trapgate.engine.unicorn_engine import Load, Store, open_engine
 from trapgate.engine.unicorn_engine import UnicornEngine as Engine
-from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.exits import vm_exit
 from trapgate.faults import Interruption
@@ -220,6 +220,25 @@ class Processor:
         for n in range(min(sequence, len(self.rows))):
             yield self.rows[(sequence - 1 - n) % len(self.rows)]
 
+    # Devices behind physical addresses.
+
+    def connect(self, load: Load, store: Store, pages: Collection[int]) -> None:
+        """Put devices behind physical `pages` (numbers): `load` and `store` answer for them.
+
+        They are called in the middle of an instruction, with a physical address, a size of
+        1 to 8 bytes, and the value. An exception of theirs ends the run.
+        """
+        self.engine.connect(load, store)
+        self.engine.place_devices(pages)
+
+    def place_devices(self, pages: Collection[int]) -> None:
+        """Move the devices to these pages."""
+        self.engine.place_devices(pages)
+
+    def preempt(self) -> None:
+        """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
+        self.engine.yield_soon()
+
     # Events at the processor's pins (¶21-22: interrupts and platform events).
 
     def interrupt(self, vector: int | None) -> None:
@@ -229,6 +248,11 @@ class Processor:
     def nmi(self) -> None:
         """Signal a non-maskable interrupt; it stays pending until it is taken."""
         self._nmi = True
+
+    @property
+    def nmi_pending(self) -> bool:
+        """Does a non-maskable interrupt wait to be taken?"""
+        return self._nmi
 
     def init(self) -> None:
         """Signal INIT."""
@@ -276,6 +300,7 @@ class Processor:
         while c[stops.STOP] != stops.EXITED:
             if not self.settle(vmcs.cells):
                 engine.go()
+        engine.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
             return VmFail(v[f.VM_INSTRUCTION_ERROR])
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:

@@ -68,8 +68,11 @@ journal, the virtual clock, and why the engine stopped.
     RAISE_EVENT,
     EXECUTE,
     EVENT_TIME,
+    DEVICE_PAGES,
+    DEVICE_LOAD,
+    DEVICE_STORE,
     CELLS,
-) = range(63)
+) = range(66)
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
@@ -120,6 +123,9 @@ FAILED_VALID = 2
 # What ATTENTION may hold: stop at the next block, or as soon as the guest takes interrupts.
 AT_ONCE = 1
 WHEN_INTERRUPTIBLE = 2
+
+DEVICE_SLOTS = 4
+"""Physical pages behind which there may be devices: their numbers, -1 for none."""
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""

@@ -18,7 +18,7 @@ from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
-from trapgate.vmm.identity import MSRS, WRITABLE_MSRS, cpuid
+from trapgate.vmm.identity import APIC, MSRS, WRITABLE_MSRS, cpuid
 
 if TYPE_CHECKING:
     from trapgate.vmm.machine import VirtualMachine
@@ -79,7 +79,10 @@ def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """CPUID."""
     registers = vm.processor.registers
     leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
-    registers.rax, registers.rbx, registers.rcx, registers.rdx = cpuid(leaf, subleaf)
+    eax, ebx, ecx, edx = cpuid(leaf, subleaf)
+    if leaf == 1 and not vm.devices.apic.enabled:
+        edx &= ~APIC
+    registers.rax, registers.rbx, registers.rcx, registers.rdx = eax, ebx, ecx, edx
     return EMULATED
 
 
@@ -112,6 +115,12 @@ def read_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """RDMSR."""
     registers = vm.processor.registers
     index = registers.rcx & _LOW
+    if vm.devices.apic.has_msr(index):
+        found = vm.devices.apic.read_msr(index, vm.processor.time)
+        if found is None:
+            return _GENERAL_PROTECTION
+        registers.rax, registers.rdx = found & _LOW, found >> 32
+        return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
         if index not in MSRS:
@@ -127,6 +136,8 @@ def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     registers = vm.processor.registers
     index = registers.rcx & _LOW
     value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
+    if vm.devices.apic.has_msr(index):
+        return EMULATED if vm.write_apic_msr(index, value) else _GENERAL_PROTECTION
     if index in MSRS:
         allowed = index in WRITABLE_MSRS or MSRS[index] == value
         return EMULATED if allowed else _GENERAL_PROTECTION
@@ -149,7 +160,11 @@ def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
     if access == 0 and number in (3, 8):
         value = signed(vm.general(qualification >> 8 & 0xF) & ~(1 << 63))
         outcome = effects.write_cr(v, r, number, value)
-        return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
+        if outcome != GO_ON:
+            return _GENERAL_PROTECTION
+        if number == 8:
+            vm.devices.apic.task_priority(value)
+        return EMULATED
     mask, shadow = (
         (f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW)
         if number == 0
@@ -217,6 +232,11 @@ def flush(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED
 
 
+def initialise(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """INIT, which only the guest itself can have sent: it starts the machine anew."""
+    return Stop(End.RESET, "the guest reset the machine (INIT through the local APIC)")
+
+
 def again(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """An exit that only gives the VMM a turn (windows, timer, external interrupt)."""
     return RESUME
@@ -264,6 +284,7 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: reflect,
     ExitReason.EXTERNAL_INTERRUPT: again,
     ExitReason.TRIPLE_FAULT: triple_fault,
+    ExitReason.INIT_SIGNAL: initialise,
     ExitReason.INTERRUPT_WINDOW: again,
     ExitReason.NMI_WINDOW: again,
     ExitReason.TASK_SWITCH: task_switch,

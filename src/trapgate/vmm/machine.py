@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trapgate import effects
 from trapgate.decide import Disposition
 from trapgate.faults import Interruption
 from trapgate.journal import (
@@ -27,6 +28,7 @@ from trapgate.journal import (
 from trapgate.processor import Processor, VmExit, VmFail, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS
@@ -45,6 +47,7 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.devices import MachineEventKind, Pc
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
+from trapgate.vmm.loaders.layout import memory_map
 
 _IF = 1 << 9
 _NE = 1 << 5
@@ -52,6 +55,8 @@ _TIMER_MAX = 0xFFFF_FFFF
 _POLL = 2_000_000
 """Instructions between two looks at the terminal."""
 _VALID = 1 << 31
+_LIFELINES = ct.PRIMARY_UNCONDITIONAL_IO_EXITING | ct.PRIMARY_CR8_LOAD_EXITING
+"""Exits that the machine's devices live on."""
 _NEVER = 1 << 62
 
 
@@ -102,6 +107,19 @@ class _Tally:
     injected: Counter[int] = field(default_factory=Counter)
 
 
+class _Pins:
+    """The processor's pins, for its local APIC."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.nmi = processor.nmi
+        self.init = processor.init
+        self._registers = processor.registers.cells
+
+    def task_priority(self, value: int) -> None:
+        """CR8 is the local APIC's task priority, seen from the other side."""
+        self._registers[registers.CR8] = value
+
+
 class VirtualMachine:
     """A PC with one virtual processor, ready for `load` and `run`.
 
@@ -130,7 +148,8 @@ class VirtualMachine:
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
-        self.devices = Pc(memory, self._emit)
+        self.devices = Pc(memory, self._emit, pins=_Pins(self.processor), ranges=memory_map(memory))
+        self.processor.connect(self._load, self._store, self.devices.pages)
         self.vmcs = Vmcs(profile)
         self.stopped: Stop | None = None
         self._tally = _Tally()
@@ -145,7 +164,7 @@ class VirtualMachine:
         vmcs = self.vmcs
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
         vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= (
-            ct.PRIMARY_HLT_EXITING | ct.PRIMARY_UNCONDITIONAL_IO_EXITING | ct.PRIMARY_TSC_OFFSETTING
+            ct.PRIMARY_HLT_EXITING | ct.PRIMARY_TSC_OFFSETTING | _LIFELINES
         )
         vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
@@ -172,13 +191,13 @@ class VirtualMachine:
     def apply(self, settings: Settings) -> None:
         """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
 
-        What the machine itself lives on stays: I/O exits, the preemption timer, and the
-        bits of CR0 and CR4 that VMX fixes.
+        What the machine itself lives on stays: exits for I/O and the task priority, the
+        preemption timer, and the bits of CR0 and CR4 that VMX fixes.
         """
         vmcs = self.vmcs
         vmcs.apply(settings)
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
-        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
+        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= _LIFELINES
 
     # What handlers use.
 
@@ -216,6 +235,8 @@ class VirtualMachine:
             if event.kind is MachineEventKind.DEBUG_EXIT:
                 guest = event.status >> 1
                 return Stop(End.DEBUG_EXIT, f"the guest left with {guest}", 0 if guest == 0 else 1)
+            if event.kind is MachineEventKind.POWER_OFF:
+                return Stop(End.POWER_OFF, f"the guest turned the machine off ({event.source})")
             return Stop(End.RESET, f"the guest reset the machine ({event.source})")
         console = self.console
         if console is not None:
@@ -224,6 +245,26 @@ class VirtualMachine:
             if console.left:
                 return Stop(End.LEFT, "left the console")
         return None
+
+    def write_apic_msr(self, index: int, value: int) -> bool:
+        """WRMSR to one of the local APIC's; False if it raises #GP."""
+        now = self.processor.time
+        tsc = int(effects.time_stamp(self.vmcs.cells, now)) & 0xFFFF_FFFF_FFFF_FFFF
+        self._device_due = 0
+        if not self.devices.apic.write_msr(index, value, tsc, now):
+            return False
+        self.processor.place_devices(self.devices.pages)
+        return True
+
+    def _load(self, address: int, size: int) -> int:
+        """The guest loads from a device's page; it goes on as it was."""
+        return self.devices.load(address, size, self.processor.time)
+
+    def _store(self, address: int, size: int, value: int) -> None:
+        """The guest stores to a device's page; the VMM wants a turn to see what comes of it."""
+        self.devices.store(address, size, value, self.processor.time)
+        self._device_due = 0
+        self.processor.preempt()
 
     def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
         """One iteration of INS or OUTS; the exit says where its memory operand is."""
@@ -253,7 +294,7 @@ class VirtualMachine:
         while True:
             now = processor.time
             devices.advance(now)
-            if awake and devices.pending():
+            if processor.nmi_pending or (awake and devices.pending()):
                 return Resume()
             stop = self.after_device()
             if stop is not None:
