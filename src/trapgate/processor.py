@@ -15,8 +15,9 @@ import numpy as np
 from trapgate import checked, instructions
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
-from trapgate.engine.unicorn_engine import Load, Store, open_engine
+from trapgate.engine.device_pages import Load, Store
 from trapgate.engine.unicorn_engine import UnicornEngine as Engine
+from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.exits import vm_exit
 from trapgate.faults import Interruption
@@ -223,21 +224,21 @@ class Processor:
     # Devices behind physical addresses.
 
     def connect(self, load: Load, store: Store, pages: Collection[int]) -> None:
-        """Put devices behind physical `pages` (numbers): `load` and `store` answer for them.
+        """Put devices behind physical `pages`, by number: `load` and `store` answer for them.
 
         They are called in the middle of an instruction, with a physical address, a size of
-        1 to 8 bytes, and the value. An exception of theirs ends the run.
+        1 to 8 bytes, and the value; what they raise ends the run.
         """
-        self.engine.connect(load, store)
-        self.engine.place_devices(pages)
+        self.engine.devices.connect(load, store)
+        self.engine.devices.place(pages)
 
     def place_devices(self, pages: Collection[int]) -> None:
         """Move the devices to these pages."""
-        self.engine.place_devices(pages)
+        self.engine.devices.place(pages)
 
     def preempt(self) -> None:
         """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
-        self.engine.yield_soon()
+        self.engine.devices.preempt()
 
     # Events at the processor's pins (¶21-22: interrupts and platform events).
 
@@ -300,7 +301,7 @@ class Processor:
         while c[stops.STOP] != stops.EXITED:
             if not self.settle(vmcs.cells):
                 engine.go()
-        engine.raise_trouble()
+        engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
             return VmFail(v[f.VM_INSTRUCTION_ERROR])
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:

@@ -18,6 +18,7 @@ from trapgate.engine.state import (
     save,
 )
 from trapgate.sdm import cells as f
+from trapgate.sdm import registers as reg
 
 _prefix_length = linked("prefix_length")
 walk = linked("walk")
@@ -134,8 +135,13 @@ def arbitrate(
 def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """A sensitive instruction; what the run does next."""
     stepping = v[f.GUEST_RFLAGS] & _TF
+    priority = r[reg.CR8]
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ix.GO_ON:
+        if r[reg.CR8] != priority:
+            # An interrupt that waited for it may be taken now; only the VMM can tell.
+            m[mc.TIMER_END] = min(m[mc.TIMER_END], m[mc.TIME])
+            m[mc.DEADLINE] = 0
         if stepping:
             return arbitrate(m, v, r, 1, 3, -1, _SINGLE_STEP, 0)
         return mc.RUNNING

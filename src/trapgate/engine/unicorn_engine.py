@@ -2,7 +2,6 @@
 
 import ctypes
 import mmap
-from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from trapgate.engine import calibration, core_calls, hooks, native, react
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.compiled import jit, jit_for_python, linked
+from trapgate.engine.device_pages import DevicePages
 from trapgate.engine.raw import call, cells, peek64, poke32, poke64, table
 from trapgate.engine.state import arm, load, save, segment_shape
 from trapgate.errors import EngineError
@@ -27,11 +27,6 @@ _CODE_BUFFER = 64 << 20
 _PAGE = 4096
 _MASK = (1 << 64) - 1
 _EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
-
-Load = Callable[[int, int], int]
-Store = Callable[[int, int, int], None]
-_LOAD = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64)
-_STORE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64)
 
 _enter = linked("enter")
 
@@ -174,10 +169,10 @@ class UnicornEngine:
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
         self._keep: list[object] = []
-        self._trouble: BaseException | None = None
         self.why_not_native = "" if native_path else "the portable engine was asked for"
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`trapgate.checked`)."""
+        self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
         self._emu_start = self._symbol("uc_emu_start")
         c = self.cells
@@ -227,9 +222,7 @@ class UnicornEngine:
                     ctypes.c_void_p(user),
                 )
             )
-        self._device_pages: Cells = np.full(mc.DEVICE_SLOTS, -1, np.int64)
         c = self.cells
-        c[mc.DEVICE_PAGES] = _address(self._device_pages)
         c[mc.MEM] = _address(self.memory)
         c[mc.MEM_CELLS] = size // 8
         c[mc.SCRATCH] = _address(self.scratch)
@@ -324,58 +317,6 @@ class UnicornEngine:
     def _check(error: int) -> None:
         if error != uc_const.UC_ERR_OK:
             raise EngineError(f"Unicorn: {unicorn.UcError(error)}")
-
-    def connect(self, load: Load, store: Store) -> None:
-        """Let `load` and `store` answer the guest's accesses to `place_devices`' pages.
-
-        They get a physical address, a size of 1 to 8 bytes, and the value. The guest is in
-        the middle of an instruction then: what they raise is kept, and raised when it ends.
-        """
-
-        def loaded(address: int, size: int) -> int:
-            try:
-                return load(address, size)
-            except BaseException as error:
-                self._keep_trouble(error)
-                return _MASK
-
-        def stored(address: int, size: int, value: int) -> None:
-            try:
-                store(address, size, value)
-            except BaseException as error:
-                self._keep_trouble(error)
-
-        self._callbacks = (_LOAD(loaded), _STORE(stored))
-        for cell, function in zip((mc.DEVICE_LOAD, mc.DEVICE_STORE), self._callbacks, strict=True):
-            self.cells[cell] = ctypes.cast(function, ctypes.c_void_p).value or 0
-
-    def place_devices(self, pages: Collection[int]) -> None:
-        """Say behind which physical pages there are devices; RAM comes first, where there is any.
-
-        Raises EngineError for more than there are slots.
-        """
-        if len(pages) > mc.DEVICE_SLOTS or not self.cells[mc.DEVICE_LOAD]:
-            raise EngineError(f"no room for {len(pages)} pages of devices; connect them first")
-        self._device_pages[:] = -1
-        for slot, page in enumerate(pages):
-            self._device_pages[slot] = page
-
-    def yield_soon(self) -> None:
-        """Let the preemption timer expire: the guest stops where its next block begins."""
-        c = self.cells
-        c[mc.TIMER_END] = min(c[mc.TIMER_END], c[mc.TIME])
-        c[mc.DEADLINE] = 0
-
-    def _keep_trouble(self, error: BaseException) -> None:
-        if self._trouble is None:
-            self._trouble = error
-        self.yield_soon()
-
-    def raise_trouble(self) -> None:
-        """Raise what a device raised while the guest ran."""
-        trouble, self._trouble = self._trouble, None
-        if trouble is not None:
-            raise trouble
 
     def attach(self, v: Cells, r: Cells, rows: Cells, head: Cells) -> None:
         """Let `v` be the current VMCS, `r` the register file, `rows` and `head` the journal."""

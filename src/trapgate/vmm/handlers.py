@@ -160,11 +160,7 @@ def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
     if access == 0 and number in (3, 8):
         value = signed(vm.general(qualification >> 8 & 0xF) & ~(1 << 63))
         outcome = effects.write_cr(v, r, number, value)
-        if outcome != GO_ON:
-            return _GENERAL_PROTECTION
-        if number == 8:
-            vm.devices.apic.task_priority(value)
-        return EMULATED
+        return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
     mask, shadow = (
         (f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW)
         if number == 0

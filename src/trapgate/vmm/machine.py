@@ -55,8 +55,6 @@ _TIMER_MAX = 0xFFFF_FFFF
 _POLL = 2_000_000
 """Instructions between two looks at the terminal."""
 _VALID = 1 << 31
-_LIFELINES = ct.PRIMARY_UNCONDITIONAL_IO_EXITING | ct.PRIMARY_CR8_LOAD_EXITING
-"""Exits that the machine's devices live on."""
 _NEVER = 1 << 62
 
 
@@ -115,8 +113,13 @@ class _Pins:
         self.init = processor.init
         self._registers = processor.registers.cells
 
-    def task_priority(self, value: int) -> None:
-        """CR8 is the local APIC's task priority, seen from the other side."""
+    @property
+    def cr8(self) -> int:
+        """CR8, 4 bits."""
+        return int(self._registers[registers.CR8])
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
         self._registers[registers.CR8] = value
 
 
@@ -164,7 +167,7 @@ class VirtualMachine:
         vmcs = self.vmcs
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
         vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= (
-            ct.PRIMARY_HLT_EXITING | ct.PRIMARY_TSC_OFFSETTING | _LIFELINES
+            ct.PRIMARY_HLT_EXITING | ct.PRIMARY_UNCONDITIONAL_IO_EXITING | ct.PRIMARY_TSC_OFFSETTING
         )
         vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
@@ -191,13 +194,13 @@ class VirtualMachine:
     def apply(self, settings: Settings) -> None:
         """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
 
-        What the machine itself lives on stays: exits for I/O and the task priority, the
-        preemption timer, and the bits of CR0 and CR4 that VMX fixes.
+        What the machine itself lives on stays: I/O exits, the preemption timer, and the
+        bits of CR0 and CR4 that VMX fixes.
         """
         vmcs = self.vmcs
         vmcs.apply(settings)
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
-        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= _LIFELINES
+        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
 
     # What handlers use.
 

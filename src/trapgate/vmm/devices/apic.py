@@ -62,16 +62,15 @@ _ALL = 0xFFFF_FFFF
 
 
 class Pins(Protocol):
-    """What the local APIC does to its processor besides asking for interrupts."""
+    """The processor as its local APIC sees it. CR8 holds bits 7:4 of the task priority."""
+
+    cr8: int
 
     def nmi(self) -> None:
         """Signal a non-maskable interrupt."""
 
     def init(self) -> None:
         """Signal INIT."""
-
-    def task_priority(self, value: int) -> None:
-        """The task-priority class, 0-15, that CR8 shows from now on."""
 
 
 class ExternalController(Protocol):
@@ -120,8 +119,8 @@ class LocalApic:
         self._registers |= {ID: 0, LDR: 0, DFR: _ALL, SVR: 0xFF, ESR: 0, ICR: 0, ICR_HIGH: 0}
         self._in_service = self._requests = self._levels = 0
         self._errors = 0
-        self._winner = -1
-        self._set_task_priority(0)
+        self._task_priority = 0
+        self._pins.cr8 = 0
 
     # The processor's side.
 
@@ -137,23 +136,20 @@ class LocalApic:
 
     def pending(self) -> bool:
         """Is there an interrupt that the processor would take, were RFLAGS.IF 1?"""
-        return self._winner >= 0 or (self._external.pending() and self._external_is_heard())
+        return (self._requests != 0 and self._winner() >= 0) or (
+            self._external.pending() and self._external_is_heard()
+        )
 
     def acknowledge(self) -> int:
         """Give the processor the vector of the interrupt it takes; external ones come first."""
         if self._external.pending() and self._external_is_heard():
             return self._external.acknowledge()
-        vector = self._winner
+        vector = self._winner()
         if vector < 0:
             return self._registers[SVR] & 0xFF
         self._requests &= ~(1 << vector)
         self._in_service |= 1 << vector
-        self._decide()
         return vector
-
-    def task_priority(self, value: int) -> None:
-        """MOV to CR8 of `value` (4 bits)."""
-        self._set_task_priority(value << 4)
 
     def _external_is_heard(self) -> bool:
         return not self.enabled or self._registers[LVT_LINT0] & (_MASKED | 0x700) == EXTINT << 8
@@ -178,7 +174,6 @@ class LocalApic:
             bit = 1 << vector
             self._requests |= bit
             self._levels = self._levels | bit if level else self._levels & ~bit
-            self._decide()
             return True
         # There is no SMM, and a processor that runs ignores start-up messages.
         return False
@@ -236,29 +231,27 @@ class LocalApic:
 
     # Priorities.
 
-    def _set_task_priority(self, value: int) -> None:
-        self._registers[TPR] = value
-        self._pins.task_priority(value >> 4)
-        self._decide()
+    def _tpr(self) -> int:
+        """TPR; MOV to CR8 clears bits 3:0."""
+        cr8 = self._pins.cr8
+        return self._task_priority if self._task_priority >> 4 == cr8 else cr8 << 4
 
-    @property
-    def _processor_priority(self) -> int:
+    def _ppr(self) -> int:
         """PPR (SDM, "Task and Processor Priorities")."""
-        task = self._registers[TPR]
+        task = self._tpr()
         served = max(self._in_service.bit_length() - 1, 0)
         return task if task >> 4 >= served >> 4 else served & 0xF0
 
-    def _decide(self) -> None:
-        """Which request the processor gets next, if any."""
+    def _winner(self) -> int:
+        """The request that the processor gets next; -1 if none is above its priority."""
         highest = self._requests.bit_length() - 1
-        self._winner = highest if highest >> 4 > self._processor_priority >> 4 else -1
+        return highest if highest >> 4 > self._ppr() >> 4 else -1
 
     def _end_of_interrupt(self) -> None:
         vector = self._in_service.bit_length() - 1
         if vector < 0:
             return
         self._in_service &= ~(1 << vector)
-        self._decide()
         if self._levels >> vector & 1 and self.io_apic is not None:
             self.io_apic.end(vector)
 
@@ -271,8 +264,10 @@ class LocalApic:
             return bits >> 32 * (number & 7) & _ALL
         if number == VERSION:
             return _VERSION
+        if number == TPR:
+            return self._tpr()
         if number == PPR:
-            return self._processor_priority
+            return self._ppr()
         if number == INITIAL_COUNT:
             return self.timer.initial
         if number == CURRENT_COUNT:
@@ -286,7 +281,8 @@ class LocalApic:
         """Write a register that can be written, with its reserved bits already 0."""
         self.advance(now)
         if number == TPR:
-            self._set_task_priority(value)
+            self._task_priority = value
+            self._pins.cr8 = value >> 4
         elif number == EOI:
             self._end_of_interrupt()
         elif number == ESR:

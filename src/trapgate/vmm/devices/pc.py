@@ -25,13 +25,12 @@ _SCI = 9
 class NoPins:
     """Pins of a processor that is not there; for a `Pc` by itself."""
 
+    cr8 = 0
+
     def nmi(self) -> None:
         """Nothing."""
 
     def init(self) -> None:
-        """Nothing."""
-
-    def task_priority(self, value: int) -> None:
         """Nothing."""
 
 
