@@ -376,6 +376,9 @@ class Processor:
             exited = self._halted(v)
         elif stop in (stops.ATTEND, stops.LIMIT):
             exited = self._attend(v)
+        elif stop == stops.BROKEN and self.engine.fetched_nothing:
+            # Nothing there reads as all ones, and that is no instruction.
+            exited = self.raise_fault(6, -1)
         else:
             self.engine.explain_break()
             exited = False

@@ -402,6 +402,11 @@ class UnicornEngine:
         else:
             self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
 
+    @property
+    def fetched_nothing(self) -> bool:
+        """Did the engine stop because code was to be fetched where there is no RAM (portable)?"""
+        return bool(self.cells[mc.STOP_INFO] == uc_const.UC_ERR_FETCH_PROT)
+
     def explain_break(self) -> None:
         """Raise EngineError about an engine that stopped for no reason that it should."""
         code, error = int(self.cells[mc.STOP_CODE]), int(self.cells[mc.STOP_INFO])

@@ -44,7 +44,7 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
-from trapgate.vmm.devices import MachineEventKind, Pc
+from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.loaders.layout import memory_map
@@ -105,13 +105,19 @@ class _Tally:
     injected: Counter[int] = field(default_factory=Counter)
 
 
-class _Pins:
-    """The processor's pins, for its local APIC."""
+class _Wiring:
+    """The processor, as the devices see it."""
 
     def __init__(self, processor: Processor) -> None:
         self.nmi = processor.nmi
         self.init = processor.init
+        self._processor = processor
         self._registers = processor.registers.cells
+
+    def wait(self, microseconds: int) -> None:
+        """Let virtual time pass while the processor stands."""
+        count = microseconds * INSTRUCTIONS_PER_MICROSECOND
+        self._processor.skip_to(self._processor.time + count)
 
     @property
     def cr8(self) -> int:
@@ -151,7 +157,9 @@ class VirtualMachine:
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
-        self.devices = Pc(memory, self._emit, pins=_Pins(self.processor), ranges=memory_map(memory))
+        self.devices = Pc(
+            memory, self._emit, processor=_Wiring(self.processor), ranges=memory_map(memory)
+        )
         self.processor.connect(self._load, self._store, self.devices.pages)
         self.vmcs = Vmcs(profile)
         self.stopped: Stop | None = None

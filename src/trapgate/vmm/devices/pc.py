@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
+from typing import Protocol
 
 from trapgate.vmm.devices import ioapic
 from trapgate.vmm.devices.apic import LocalApic, Pins
@@ -22,10 +23,20 @@ _TIMER_PIN = 2  # where IRQ0 arrives at the I/O APIC
 _SCI = 9
 
 
-class NoPins:
-    """Pins of a processor that is not there; for a `Pc` by itself."""
+class Processor(Pins, Protocol):
+    """The processor, as the devices see it."""
+
+    def wait(self, microseconds: int) -> None:
+        """Let virtual time pass while the processor stands."""
+
+
+class NoProcessor:
+    """A processor that is not there; for a `Pc` by itself."""
 
     cr8 = 0
+
+    def wait(self, microseconds: int) -> None:
+        """Nothing."""
 
     def nmi(self) -> None:
         """Nothing."""
@@ -39,7 +50,8 @@ class Pc:
 
     `memory` is RAM in bytes, `ranges` the memory map that firmware tells of, as
     (start, length, type). `emit` takes each byte the guest sends to COM1; `debug_emit`
-    those for port E9h, and is `emit` if not given. `pins` are the processor's.
+    those for port E9h, and is `emit` if not given. `processor` is what the devices see
+    of the processor.
 
     The VMM calls `read` and `write` at I/O exits, `load` and `store` for accesses to the
     physical pages in `pages`, `advance` when a deadline has come, and looks at `pending`
@@ -54,13 +66,14 @@ class Pc:
         clock: VirtualClock | None = None,
         epoch: datetime = DEFAULT_EPOCH,
         debug_emit: Callable[[int], None] | None = None,
-        pins: Pins | None = None,
+        processor: Processor | None = None,
         ranges: Iterable[tuple[int, int, int]] = (),
     ) -> None:
         self.bus = Bus(clock)
         clock = self.bus.clock
         self.pic = PicPair()
-        self.apic = LocalApic(NoPins() if pins is None else pins, self.pic)
+        processor = NoProcessor() if processor is None else processor
+        self.apic = LocalApic(processor, self.pic)
         self.io_apic = IoApic(self.apic)
         self.apic.io_apic = self.io_apic
         self.pic.wire = partial(self.apic.lint, 0)
@@ -68,7 +81,7 @@ class Pc:
         self.keyboard = KeyboardController(self._line(1), self.bus)
         self.uart = Uart16550(emit, self._line(4), clock)
         self.rtc = CmosRtc(self._line(8), clock, memory, epoch)
-        self.post = PostPort()
+        self.post = PostPort(processor.wait)
         for device in (
             self.pic,
             self.apic,

@@ -3,7 +3,6 @@
 from bisect import insort
 
 from trapgate.vmm import firmware
-from trapgate.vmm.devices import apic, ioapic
 from trapgate.vmm.loaders.image import (
     COMMAND_LINE_LIMIT,
     MEGABYTE,
@@ -41,7 +40,6 @@ def memory_map(memory: int) -> list[tuple[int, int, int]]:
     ]
     if _top(memory) > MEGABYTE:
         entries.append((MEGABYTE, _top(memory) - MEGABYTE, RAM))
-    entries += [(page, PAGE, RESERVED) for page in (ioapic.BASE_ADDRESS, apic.BASE_ADDRESS)]
     if memory > 1 << 32:
         entries.append((1 << 32, memory - (1 << 32), RAM))
     return entries
