@@ -68,6 +68,9 @@ journal, the virtual clock, and why the engine stopped.
     RAISE_EVENT,
     EXECUTE,
     EVENT_TIME,
+    DEVICE_PAGES,
+    DEVICE_LOAD,
+    DEVICE_STORE,
     X,
     N,
     HOST,
@@ -79,7 +82,7 @@ journal, the virtual clock, and why the engine stopped.
     VM_LEAVE,
     IRET_AT,
     CELLS,
-) = range(73)
+) = range(76)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: 1 an interrupt is asserted, 2 an NMI, INIT or SMI. SWITCHED: what
@@ -141,6 +144,9 @@ FAILED_VALID = 2
 # What ATTENTION may hold: stop at the next block, or as soon as the guest takes interrupts.
 AT_ONCE = 1
 WHEN_INTERRUPTIBLE = 2
+
+DEVICE_SLOTS = 4
+"""Physical pages behind which there may be devices: their numbers, -1 for none."""
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""

@@ -19,6 +19,7 @@ from trapgate.engine.state import (
     segment_shape,
 )
 from trapgate.sdm import cells as f
+from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
 from trapgate.vmx import instructions as vi
 
@@ -179,10 +180,15 @@ def by_platform(m: Cells, word: int) -> int:
 def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """A sensitive instruction; what the run does next."""
     stepping = v[f.GUEST_RFLAGS] & _TF
+    priority = r[reg.CR8]
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.PLATFORM:
         outcome = by_platform(m, word)
     if outcome == ix.GO_ON:
+        if r[reg.CR8] != priority:
+            # An interrupt that waited for it may be taken now; only the VMM can tell.
+            m[mc.TIMER_END] = min(m[mc.TIMER_END], m[mc.TIME])
+            m[mc.DEADLINE] = 0
         x = cells(m[mc.X], vmx.LENGTH)
         if x[vmx.FLUSH] != 0:
             x[vmx.FLUSH] = 0

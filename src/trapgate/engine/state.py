@@ -37,7 +37,6 @@ _R_OF_MSR = (
     (reg.FMASK, at.FMASK),
     (reg.KERNEL_GS_BASE, at.KERNEL_GS_BASE),
     (reg.TSC_AUX, at.TSC_AUX),
-    (reg.CR8, at.CR8),
 )
 
 
@@ -129,7 +128,6 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     r[reg.FMASK] = peek64(env + at.FMASK)
     r[reg.KERNEL_GS_BASE] = peek64(env + at.KERNEL_GS_BASE)
     r[reg.TSC_AUX] = peek64(env + at.TSC_AUX)
-    r[reg.CR8] = peek64(env + at.CR8)
 
 
 @jit
@@ -281,7 +279,6 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.CR2, r[reg.CR2])
     poke64(env + at.CR3, v[f.GUEST_CR3])
     poke64(env + at.CR4, v[f.GUEST_CR4])
-    poke64(env + at.CR8, r[reg.CR8])
     poke64(env + at.EFER, v[f.GUEST_IA32_EFER])
     poke32(env + at.SYSENTER_CS, v[f.GUEST_IA32_SYSENTER_CS])
     poke64(env + at.SYSENTER_ESP, v[f.GUEST_IA32_SYSENTER_ESP])
