@@ -202,6 +202,9 @@ SECONDARY_ALLOWED_1 = (
 )
 """UNRESTRICTED_GUEST needs no EPT here: guest-physical memory is the VM's own already."""
 
+SECONDARY_REPORTED = SECONDARY_ALLOWED_1 & ~SECONDARY_UNRESTRICTED_GUEST
+"""What an x86 VMM may set: its guest's memory is not its own, so there EPT would be needed."""
+
 EXIT_ALLOWED_0 = 0x00036DFB
 EXIT_ALLOWED_1 = (
     EXIT_ALLOWED_0

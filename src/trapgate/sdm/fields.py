@@ -25,6 +25,10 @@ RESERVED_FOR_VMX = ("EXIT_THROUGH_IDT",)
 It means something only to a VMM that is x86 code itself.
 """
 
+FAILED_CHECK = "FAILED_CHECK"
+"""The extension field, VM-exit information, with the number of the check that the last failed
+VM entry did not pass (`sdm.checks`)."""
+
 _WIDTHS = (16, 64, 32, 64)
 _KINDS = ("control", "exit information", "guest state", "host state")
 
