@@ -8,7 +8,7 @@ figure 2).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.exits import vm_exit
+from trapgate.explain import explain_entry_failure, explain_failure
 from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, window_exit
 from trapgate.journal import (
@@ -59,7 +60,7 @@ class VmExit:
     `reason` is the basic exit reason, `qualification` 64 bits, `interruption` the event
     that caused the exit, `idt_vectoring` the event that was being delivered,
     `instruction_length` in bytes (0 where undefined). `entry_failed` says that the guest
-    never ran. `vmcs` holds the guest's state.
+    never ran, and `explanation` why. `vmcs` holds the guest's state.
     """
 
     reason: ExitReason
@@ -69,13 +70,18 @@ class VmExit:
     instruction_length: int
     entry_failed: bool
     vmcs: Vmcs
+    explanation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class VmFail:
-    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number."""
+    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
+
+    `explanation` says which check failed, on which field, with which value.
+    """
 
     error: int
+    explanation: str = field(default="", compare=False)
 
 
 class Memory:
@@ -246,7 +252,7 @@ class Processor:
         SDM, "VMLAUNCH/VMRESUME". VMfailValid(4) if it has been launched.
         """
         if vmcs.launched:
-            return self._fail(vmcs, 4)
+            return self._fail(vmcs, 4, resuming=False)
         outcome = self._run(vmcs)
         if isinstance(outcome, VmExit) and not outcome.entry_failed:
             vmcs.launched = True
@@ -255,12 +261,13 @@ class Processor:
     def vmresume(self, vmcs: Vmcs) -> VmExit | VmFail:
         """VM entry with a VMCS that was launched; VMfailValid(5) if it was not."""
         if not vmcs.launched:
-            return self._fail(vmcs, 5)
+            return self._fail(vmcs, 5, resuming=True)
         return self._run(vmcs)
 
-    def _fail(self, vmcs: Vmcs, error: int) -> VmFail:
+    def _fail(self, vmcs: Vmcs, error: int, *, resuming: bool) -> VmFail:
         vmcs.cells[f.VM_INSTRUCTION_ERROR] = error
-        return VmFail(error)
+        instruction = ExitReason.VMRESUME if resuming else ExitReason.VMLAUNCH
+        return VmFail(error, explain_failure(instruction, error, vmcs.cells))
 
     def _run(self, vmcs: Vmcs) -> VmExit | VmFail:
         v = vmcs.words
@@ -277,7 +284,7 @@ class Processor:
             if not self.settle(vmcs.cells):
                 engine.go()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
-            return VmFail(v[f.VM_INSTRUCTION_ERROR])
+            return self._fail(vmcs, v[f.VM_INSTRUCTION_ERROR], resuming=vmcs.launched)
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:
             left = max(c[stops.TIMER_END] - c[stops.TIME], 0)
             v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
@@ -303,6 +310,7 @@ class Processor:
             v[f.VM_EXIT_INSTRUCTION_LENGTH],
             bool(reason & _FAILED),
             vmcs,
+            explain_entry_failure(vmcs.cells) if reason & _FAILED else "",
         )
 
     def _attach(self, vmcs: Vmcs) -> None:
