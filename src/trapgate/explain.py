@@ -84,8 +84,7 @@ _ERRORS: dict[int, tuple[str, str]] = {
     ),
     VmInstructionError.INVALID_INVEPT_INVVPID_OPERAND: (
         "Invalid operand to INVEPT/INVVPID",
-        "the type must be one that IA32_VMX_EPT_VPID_CAP reports, the VPID not 0 where the type "
-        "uses it, the descriptor's reserved bits 0 and its linear address canonical",
+        "its type must be one that IA32_VMX_EPT_VPID_CAP reports, and the descriptor legal",
     ),
 }
 

@@ -455,7 +455,6 @@ def _non_register(v: Fields, p: Processor) -> Iterator[str | tuple[int, str]]:
             yield name
     link = v["VMCS_LINK_POINTER"]
     if link != (1 << 64) - 1:
-        if p.python or not _page(link, p):
-            yield 4, "VMCS_LINK_POINTER"
-        elif p.memory(link, 4) != p.revision or link == p.current:
+        is_vmcs = not p.python and _page(link, p) and p.memory(link, 4) == p.revision
+        if not is_vmcs or link == p.current:
             yield 4, "VMCS_LINK_POINTER"

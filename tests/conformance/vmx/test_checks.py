@@ -16,6 +16,7 @@ from tests.conformance.vmx.good import good_fields
 from tests.conformance.vmx.sdm_checks import Processor, broken_rules, outcomes
 from tests.conformance.vmx.violations import Changes, Row, apply
 from trapgate.control_checks import check_controls
+from trapgate.core import Cells
 from trapgate.entry_checks import check_guest_state, qualification_of
 from trapgate.explain import explain
 from trapgate.host_checks import check_host_state
@@ -27,7 +28,7 @@ MEMORY = 1 << 16
 CURRENT, REVISED = 0x7000, 0x8000
 """The current VMCS, and another region with the right revision identifier."""
 REVISION = 0x54524701
-DEFAULT_1 = (0x16, 0x04006172, 0, 0x00036DFB, 0x000011FB)
+DEFAULT_1 = {"pin": 0x16, "primary": 0x04006172, "secondary": 0, "exit": 0x36DFB, "entry": 0x11FB}
 """Bits that must be 1, from the SDM's appendix "VMX Capability Reporting Facility"."""
 
 
@@ -42,10 +43,7 @@ def supported(*, long: bool, python: bool) -> Processor:
     secondary = 1 << 3 | 1 << 5 | 1 << 6 | python << 7
     leave = sum(1 << n for n in (2, 9, 15, 18, 19, 20, 21, 22))
     enter = sum(1 << n for n in (2, 9, 14, 15))
-    ranges = [
-        (must, must | may)
-        for must, may in zip(DEFAULT_1, (pin, primary, secondary, leave, enter), strict=True)
-    ]
+    may = dict(zip(DEFAULT_1, (pin, primary, secondary, leave, enter), strict=True))
     cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 20, 21))
 
     def read(address: int, size: int) -> int:
@@ -53,7 +51,7 @@ def supported(*, long: bool, python: bool) -> Processor:
         return int.from_bytes(data.ljust(size, b"\xff"), "little")
 
     return Processor(
-        *ranges,
+        **{name: (must, must | may[name]) for name, must in DEFAULT_1.items()},
         cr0=((1 << 0 | 1 << 31) if python else (1 << 0 | 1 << 5 | 1 << 31), 0xFFFF_FFFF),
         cr4=(0 if python else 1 << 13, cr4 | python << 18),
         width=40,
@@ -67,7 +65,7 @@ def supported(*, long: bool, python: bool) -> Processor:
 
 
 @cache
-def memory() -> np.ndarray:
+def memory() -> Cells:
     ram = np.zeros(MEMORY // 8, np.int64)
     ram[CURRENT // 8] = ram[REVISED // 8] = REVISION
     # Page-directory-pointer-table entries: the first good, one bad in each of the others.
@@ -79,7 +77,7 @@ def memory() -> np.ndarray:
     return ram
 
 
-def cells(fields: Mapping[str, int]) -> np.ndarray:
+def cells(fields: Mapping[str, int]) -> Cells:
     v = np.zeros(len(ENCODINGS), np.int64)
     for name, value in fields.items():
         v[Field[name].cell] = value - (1 << 64) if value >> 63 else value
@@ -90,7 +88,7 @@ def complete(fields: Mapping[str, int]) -> dict[str, int]:
     return {**dict.fromkeys(ENCODINGS, 0), **fields}
 
 
-def check(v: np.ndarray, p: Processor) -> int:
+def check(v: Cells, p: Processor) -> int:
     """What a VM entry finds, in its order."""
     found = check_controls(v, p.current)
     if found == 0 and not p.python:
@@ -141,7 +139,7 @@ def test_satisfied_and_violated(row: Row, bits: int) -> None:
         assert "\n" not in words
 
 
-PYTHON = {
+PYTHON: dict[int, dict[str, int]] = {
     207: {"VM_EXIT_MSR_STORE_COUNT": 1},
     208: {"VM_EXIT_MSR_LOAD_COUNT": 1},
     310: {"VM_ENTRY_MSR_LOAD_COUNT": 1},
@@ -202,11 +200,11 @@ def spoiled(draw: st.DrawFn) -> tuple[int, bool, dict[str, int]]:
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from(_NAMES))
         width = _WIDTH[name]
-        fields[name] = draw(
-            st.integers(0, width - 1).map(lambda n, name=name: fields[name] ^ 1 << n)
-            | st.integers(0, (1 << width) - 1)
-            | st.sampled_from((0, 1, (1 << width) - 1, 0x1000))
-        )
+        if draw(st.booleans()):
+            fields[name] ^= 1 << draw(st.integers(0, width - 1))
+        else:
+            nasty = st.sampled_from((0, 1, (1 << width) - 1, 0x1000))
+            fields[name] = draw(nasty | st.integers(0, (1 << width) - 1))
     return bits, python, {name: x & (1 << _WIDTH[name]) - 1 for name, x in fields.items()}
 
 
