@@ -127,7 +127,7 @@ def step(processor: Processor, v: Cells) -> bool:
     if engine.cells[stops.STOP] == stops.EXITED:
         return True
     if engine.cells[stops.STOP] != stops.STEPPED:
-        return processor.settle(v)
+        return processor.deal()
     if not done:
         return False
     return _trap(processor, v, instruction, accesses)

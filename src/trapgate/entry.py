@@ -96,12 +96,23 @@ def enter(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
         vm_exit(v, reason, qualification_of(check), 0)
         v[FAILED_CHECK] = check
         return EXITED
+    set_long_mode(v)
+    return begin(v, r, mem, rows, head)
+
+
+@core
+def set_long_mode(v: Cells) -> None:
+    """Without "load IA32_EFER" its LMA and LME follow "IA-32e mode guest"."""
     if v[VM_ENTRY_CONTROLS] & ENTRY_LOAD_EFER == 0:
         mode = 0
         if v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST:
             mode = EFER_LMA | EFER_LME
         v[GUEST_IA32_EFER] = (v[GUEST_IA32_EFER] & ~(EFER_LMA | EFER_LME)) | mode
 
+
+@core
+def begin(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+    """What follows once the guest's state is loaded: RUNS, or EXITED before it could run."""
     info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
     kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
     blocked_by_mov_ss = v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS != 0

@@ -21,6 +21,7 @@ from trapgate.effects import (
 )
 from trapgate.intercepts import (
     GO_ON,
+    RAISE_GP,
     RAISE_UD,
     intercept_clts,
     intercept_cpuid,
@@ -38,7 +39,6 @@ from trapgate.intercepts import (
     intercept_rdpmc,
     intercept_rdtsc,
     intercept_rdtscp,
-    intercept_vmx,
     intercept_wbinvd,
     intercept_wrmsr,
     intercept_xsetbv,
@@ -54,11 +54,16 @@ from trapgate.sdm.cells import (
 )
 from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
 from trapgate.sdm.state import AR_DB, RFLAGS_RF
+from trapgate.sdm.vmx import CR0_FIXED_0, MODE, MODE_NON_ROOT, MODE_ROOT
+from trapgate.vmx.instructions import NOT_VMX, execute_vmx, vmx_reason
 
 UNKNOWN = 6
 """Not one of the forms that are known here; nothing has changed."""
 HALTED = 7
 """HLT was carried out; RIP is past it."""
+PLATFORM = 10
+"""The VMCS in force does not ask for an exit, but what is behind the instruction is the
+business of the VMM in Python; nothing has changed."""
 
 _LOW = 0xFFFFFFFF
 
@@ -109,11 +114,12 @@ def set_pair(r: Cells, value: int) -> None:
 
 
 @core
-def execute(v: Cells, r: Cells, mem: Cells, word: int, time: int) -> int:
+def execute(v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, time: int) -> int:
     """Carry out the sensitive instruction whose first eight bytes are `word`, at GUEST_RIP.
 
-    `time` is the virtual clock. Answers GO_ON (done, RIP is past it), EXITED, HALTED,
-    RAISE_* of `intercepts` (RIP still at it), or UNKNOWN.
+    `v` is the VMCS in force, `x` the VMX state of the processor, `n` the x86 VMM's current
+    VMCS, `time` the virtual clock. Answers GO_ON (done, RIP is past it), EXITED, HALTED,
+    RAISE_* of `intercepts` (RIP still at it), ENTER of `vmx`, PLATFORM or UNKNOWN.
     """
     long = in_64_bit_mode(v)
     start = prefix_length(word, long)
@@ -124,7 +130,7 @@ def execute(v: Cells, r: Cells, mem: Cells, word: int, time: int) -> int:
     second = (word >> (8 * start + 8)) & 0xFF
     third = (word >> (8 * start + 16)) & 0xFF
     if opcode == 0x0F:
-        return execute_two_byte(v, r, mem, time, long, rex, start, second, third, word)
+        return execute_two_byte(v, r, mem, x, n, time, long, rex, start, second, third, word)
     if opcode == 0xF4:
         outcome = intercept_hlt(v, start + 1)
         if outcome == GO_ON:
@@ -138,13 +144,13 @@ def execute(v: Cells, r: Cells, mem: Cells, word: int, time: int) -> int:
             advance(v, start + 1)
         return outcome
     if opcode & 0xF4 == 0xE4:
-        return execute_io(v, r, mem, word, start, opcode, second)
+        return execute_io(v, r, mem, x, word, start, opcode, second)
     return UNKNOWN
 
 
 @core
 def execute_io(
-    v: Cells, r: Cells, mem: Cells, word: int, start: int, opcode: int, second: int
+    v: Cells, r: Cells, mem: Cells, x: Cells, word: int, start: int, opcode: int, second: int
 ) -> int:
     """IN and OUT (E4H-E7H, ECH-EFH); a port that nobody intercepts has nothing behind it."""
     immediate = 0 if opcode & 8 else 1
@@ -162,6 +168,8 @@ def execute_io(
         return outcome
     is_in = 0 if opcode & 2 else 1
     outcome = intercept_io(v, mem, port, size, is_in, 0, 0, immediate, length)
+    if outcome == GO_ON and x[MODE] == MODE_NON_ROOT:
+        return PLATFORM
     if outcome == GO_ON:
         if is_in:
             if size == 4:
@@ -177,6 +185,8 @@ def execute_two_byte(
     v: Cells,
     r: Cells,
     mem: Cells,
+    x: Cells,
+    n: Cells,
     time: int,
     long: bool,
     rex: int,
@@ -191,10 +201,16 @@ def execute_two_byte(
     value = 0
     if second == 0xA2:
         return intercept_cpuid(v, length)
+    reason = vmx_reason(v, mem, word, start)
+    if reason != NOT_VMX:
+        outcome, length = execute_vmx(v, r, mem, x, n, word, start, rex, reason)
+        if outcome == GO_ON:
+            advance(v, length)
+        return outcome
     if second == 0x01 and third >= 0xC0:
         return execute_group_7(v, r, time, start, third)
     if second in (0x20, 0x22):
-        return execute_mov_cr(v, r, long, rex, start, second, third, word)
+        return execute_mov_cr(v, r, x, long, rex, start, second, third, word)
     if second in (0x21, 0x23):
         return execute_mov_dr(v, r, long, rex, start, second, third)
     if second == 0x31:
@@ -207,11 +223,15 @@ def execute_two_byte(
             outcome, value = read_msr(v, r, r[RCX] & _LOW, time)
             if outcome == GO_ON:
                 set_pair(r, value)
+            elif x[MODE] == MODE_NON_ROOT:
+                return PLATFORM
     elif second == 0x30:
         outcome = intercept_wrmsr(v, mem, r[RCX] & _LOW, length)
         if outcome == GO_ON:
             value = (r[RDX] & _LOW) << 32 | (r[RAX] & _LOW)
             outcome = write_msr(v, r, r[RCX] & _LOW, value)
+            if outcome != GO_ON and x[MODE] == MODE_NON_ROOT:
+                return PLATFORM
     elif second == 0x06:
         outcome = intercept_clts(v, length)
         if outcome == GO_ON:
@@ -231,17 +251,9 @@ def execute_two_byte(
 
 @core
 def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> int:
-    """0FH 01H with a register form: VMX, MONITOR, XSETBV, RDTSCP, CLAC, LMSW."""
+    """0FH 01H with a register form: MONITOR, XSETBV, RDTSCP, CLAC, LMSW."""
     length = start + 3
     outcome = UNKNOWN
-    if third == 0xC1:
-        return intercept_vmx(v, 18, 0, 0, length)
-    if third == 0xC2:
-        return intercept_vmx(v, 20, 0, 0, length)
-    if third == 0xC3:
-        return intercept_vmx(v, 24, 0, 0, length)
-    if third == 0xC4:
-        return intercept_vmx(v, 26, 0, 0, length)
     if third == 0xC8:
         outcome = intercept_monitor(v, length)
     elif third == 0xC9:
@@ -272,7 +284,15 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
 
 @core
 def execute_mov_cr(
-    v: Cells, r: Cells, long: bool, rex: int, start: int, second: int, third: int, word: int
+    v: Cells,
+    r: Cells,
+    x: Cells,
+    long: bool,
+    rex: int,
+    start: int,
+    second: int,
+    third: int,
+    word: int,
 ) -> int:
     """MOV to and from control registers; LOCK makes CR0 mean CR8."""
     length = start + 3
@@ -286,6 +306,9 @@ def execute_mov_cr(
         if not long:
             value = value & _LOW
         outcome = intercept_mov_to_cr(v, number, register, value, length)
+        leaves = number == 0 and value & CR0_FIXED_0 != CR0_FIXED_0
+        if outcome == GO_ON and leaves and x[MODE] == MODE_ROOT:
+            return RAISE_GP
         if outcome == GO_ON:
             if number == 3:
                 # Bit 63 asks to keep translations (PCIDs); it is not part of CR3.

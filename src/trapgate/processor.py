@@ -24,6 +24,7 @@ from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, window_exit
 from trapgate.journal import (
     HEAD_CAPACITY,
+    HEAD_CURRENT,
     HEAD_GENERATION,
     HEAD_LENGTH,
     HEAD_SEQUENCE,
@@ -33,7 +34,8 @@ from trapgate.journal import (
 )
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
-from trapgate.sdm import registers
+from trapgate.sdm import registers, vmx
+from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs import Vmcs
 
@@ -165,6 +167,14 @@ class Processor:
         # Plain integers, and quicker to reach from Python than the arrays.
         self._words = memoryview(self.engine.cells.data)
         self._head = memoryview(self.head.data)
+        self._vmx = memoryview(self.vmx.data)
+        self.vmx: Cells = np.zeros(vmx.LENGTH, np.int64)
+        """The VMX state of the processor, by `sdm.vmx`'s cells."""
+        self.vmx[vmx.VMXON_POINTER] = self.vmx[vmx.CURRENT] = vmx.NONE
+        self.nested: Cells = np.zeros(len(ENCODINGS), np.int64)
+        """The processor's copy of the current VMCS of a VMM that is x86 code."""
+        self.engine.offer_vmx(self.vmx, self.nested)
+        self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None
         self._numbers: dict[int, int] = {}
         self._interrupt: int | None = None
@@ -178,6 +188,40 @@ class Processor:
     def time(self) -> int:
         """The virtual clock: instructions executed so far."""
         return self._words[stops.TIME]
+
+    def offer_vmx(self, *, seed: bool) -> None:
+        """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.
+
+        `seed` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves
+        it: locked, with VMX enabled.
+        """
+        self.vmx[vmx.OFFERED] = 1
+        self.vmx[vmx.SEED] = int(seed)
+        self.vmx[vmx.FEATURE_CONTROL] = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
+
+    @property
+    def serves_nested(self) -> bool:
+        """Whether the state in VMCS 0 is that of an x86 VMM's guest, lent for service."""
+        return bool(self._vmx[vmx.LENT])
+
+    @property
+    def in_force(self) -> Cells:
+        """The VMCS in force: VMCS 0 or, while its guest runs, that of an x86 VMM."""
+        c = self._words
+        if c[stops.V] != c[stops.HOST]:
+            return self.nested
+        assert self._vmcs is not None
+        return self._vmcs.cells
+
+    def lend(self) -> Cells:
+        """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
+        if self._words[stops.V] != self._words[stops.HOST]:
+            self.engine.lend()
+        return self.in_force
+
+    def take_back(self) -> None:
+        """Undo `lend`: nobody but the x86 VMM had business with its guest."""
+        self.engine.take_back()
 
     @property
     def vmcs(self) -> Vmcs | None:
@@ -281,7 +325,7 @@ class Processor:
         self._set_clock(v)
         engine.enter_and_go()
         while c[stops.STOP] != stops.EXITED:
-            if not self.settle(vmcs.cells):
+            if not self.settle():
                 engine.go()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
             return self._fail(vmcs, v[f.VM_INSTRUCTION_ERROR], resuming=vmcs.launched)
@@ -340,19 +384,30 @@ class Processor:
             waiting |= stops.AT_ONCE
         if self._nmi or self._init or self._smi:
             waiting |= stops.AT_ONCE
+        c[stops.PINS] = (self._interrupt is not None) | (self._nmi or self._init or self._smi) << 1
         c[stops.ATTENTION] = waiting
         c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
 
-    def settle(self, v: Cells) -> bool:
-        """Deal with what stopped the engine; whether that was a VM exit."""
-        c = self.engine.cells
+    def settle(self) -> bool:
+        """Deal with what stopped the engine; whether that was a VM exit to this VMM.
+
+        The engine itself goes on with an x86 VMM whose guest exits.
+        """
+        c = self._words
+        c[stops.STOP] = stops.EXITED if self.deal() else stops.RUNNING
+        return c[stops.STOP] == stops.EXITED and c[stops.V] == c[stops.HOST]
+
+    def deal(self) -> bool:
+        """Deal with what stopped the engine; whether that was a VM exit of the VMCS in force."""
+        c = self._words
+        v = self.in_force
         stop = c[stops.STOP]
         if stop == stops.ASSIST:
             exited = instructions.assist(self, v)
         elif stop == stops.CHECKED:
             exited = checked.step(self, v)
         elif stop == stops.TIMER:
-            vm_exit(v, ExitReason.PREEMPTION_TIMER, 0, 0)
+            vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
             exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
@@ -361,7 +416,6 @@ class Processor:
         else:
             self.engine.explain_break()
             exited = False
-        c[stops.STOP] = stops.EXITED if exited else stops.RUNNING
         return exited
 
     def _attend(self, v: Cells) -> bool:
@@ -377,21 +431,19 @@ class Processor:
             assert self._vmcs is not None
             self._set_clock(self._vmcs.words)
             c[stops.TIMER_END] = timer
-            c[stops.BUDGET_END] = now + _SLICE
-            if c[stops.DEADLINE]:
-                c[stops.DEADLINE] = min(timer, now + _SLICE)
+            self.engine.look_ahead()
         return exited
 
     def _take(self, v: Cells) -> bool:
         pin = int(v[f.PIN_BASED_CONTROLS])
         state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
-        if self._init:
+        if self._init and self._vmx[vmx.MODE] != vmx.MODE_ROOT:
             self._init = False
             vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
             return True
         if self._smi:
             self._smi = False
-            vm_exit(v, ExitReason.OTHER_SMI, 0, 0)
+            vm_exit(self.lend(), ExitReason.OTHER_SMI, 0, 0)
             return True
         if self._nmi and not state & _BLOCKED_BY_STI_OR_SS:
             blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
@@ -401,6 +453,8 @@ class Processor:
         if window_exit(v) != GO_ON:
             return True
         interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
+        if v is self.nested and interruptible and self._awaits_window():
+            return window_exit(self.lend()) != GO_ON
         if self._interrupt is not None:
             vector = self._interrupt
             if pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING:
@@ -414,6 +468,12 @@ class Processor:
                 self._interrupt = None
                 return self._wake(v, vector, 0)
         return False
+
+    def _awaits_window(self) -> bool:
+        """Whether VMCS 0 asks for an exit as soon as interrupts are enabled."""
+        assert self._vmcs is not None
+        primary = self._vmcs.words[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return bool(primary & ct.PRIMARY_INTERRUPT_WINDOW_EXITING)
 
     def _wake(self, v: Cells, vector: int, kind: int) -> bool:
         """An interrupt or NMI: what it does not exit for, it wakes from HLT."""
@@ -432,6 +492,12 @@ class Processor:
         self.head[HEAD_TIME] = self.time
         return self.engine.raise_event(vector, kind, error_code, address) != 0
 
+    def _waits_for_vmm(self) -> bool:
+        """Whether VMCS 0 asks for exits on HLT: its VMM knows what can wake the guest."""
+        assert self._vmcs is not None
+        primary = self._vmcs.words[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return bool(primary & ct.PRIMARY_HLT_EXITING)
+
     def _halted(self, v: Cells) -> bool:
         """HLT without HLT exiting: the virtual clock jumps to what wakes the guest."""
         c = self.engine.cells
@@ -439,6 +505,9 @@ class Processor:
             return True
         if v[f.GUEST_ACTIVITY_STATE] == 0:
             return False
+        if v is self.nested and self._waits_for_vmm():
+            vm_exit(self.lend(), ExitReason.HLT, 0, 0)
+            return True
         if c[stops.TIMER_END] >= _FOREVER:
             raise IdleError(
                 "the guest halted and nothing can wake it; set HLT exiting or the "

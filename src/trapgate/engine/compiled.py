@@ -35,6 +35,11 @@ MODULES = (
     "trapgate.host_checks",
     "trapgate.intercepts",
     "trapgate.effects",
+    "trapgate.vmx.region",
+    "trapgate.vmx.operand",
+    "trapgate.vmx.instructions",
+    "trapgate.vmx.msr_areas",
+    "trapgate.vmx.transition",
     "trapgate.execute",
     "trapgate.readmodifywrite",
 )
@@ -51,6 +56,20 @@ OUT_OF_LINE = frozenset(
         "decide_fault",
         "transfer_by_extension",
         "execute",
+        "execute_vmx",
+        "begin",
+        "enter_guest",
+        "leave_guest",
+        "decode_operand",
+        "translate",
+        "write_msr",
+        "read_msr",
+        "load_msrs",
+        "store_msrs",
+        "store_region",
+        "load_region",
+        "load_host_state",
+        "copy_guest_state",
     }
 )
 """Core functions that stay functions in machine code; the others become part of their callers."""

@@ -4,12 +4,13 @@ from numba import types
 
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.blocks import due, note_block, take_care
+from trapgate.engine.blocks import due, note_block, take_care, time_is_up
 from trapgate.engine.compiled import callback, jit
 from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine.react import (
     dispatch,
     flat,
+    go_on,
     instead,
     share,
     state_begin,
@@ -36,14 +37,14 @@ def happen(machine: int, number: int) -> None:
         info = peek32(env + at.ERROR_CODE)
         stop = dispatch(m, env, v, r, code, info)
     if stop == mc.RUNNING:
-        load(m, env, v, r)
+        go_on(m, env, r)
         state_end(m)
         # Deliveries alone can go on for ever, where no handler can be fetched; no block
         # begins then, so the clock has to move and be looked at here.
         if m[mc.TIME] == m[mc.EVENT_TIME]:
             m[mc.TIME] += 1
-            if m[mc.TIME] >= min(m[mc.TIMER_END], m[mc.BUDGET_END]):
-                stop = mc.TIMER if m[mc.TIME] >= m[mc.TIMER_END] else mc.LIMIT
+            if m[mc.TIME] >= min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END]):
+                stop = time_is_up(m)
         m[mc.EVENT_TIME] = m[mc.TIME]
     if stop != mc.RUNNING:
         m[mc.STOP] = stop

@@ -68,8 +68,22 @@ journal, the virtual clock, and why the engine stopped.
     RAISE_EVENT,
     EXECUTE,
     EVENT_TIME,
+    X,
+    N,
+    HOST,
+    TIME_BIAS,
+    NESTED_TIMER_END,
+    PINS,
+    SWITCHED,
+    VM_ENTER,
+    VM_LEAVE,
     CELLS,
-) = range(63)
+) = range(72)
+"""V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
+VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
+of N's preemption timer. PINS: 1 an interrupt is asserted, 2 an NMI, INIT or SMI. SWITCHED: what
+the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
+VM_LEAVE: see `core_calls`."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
@@ -93,6 +107,12 @@ STEPPED = 9
 """One instruction was executed, or the event that it caused was dealt with."""
 PORT = 10
 """An instruction of input or output is about to be executed (portable path only)."""
+
+NESTED_TIMER = 11
+"""The preemption timer of N expired; dealt with before Python sees it."""
+
+SWITCHED_VMCS = 1
+SWITCHED_TRANSLATIONS = 2
 
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0

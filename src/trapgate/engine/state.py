@@ -270,7 +270,7 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     m[mc.CHECKS] = checks_of(m, env, v)
     if m[mc.CHECKS] != 0:
         m[mc.DEADLINE] = 0
-    if stale:
+    if stale or m[mc.SWITCHED] & mc.SWITCHED_TRANSLATIONS:
         m[mc.FLUSHES] += 1
         if m[mc.NATIVE] != 0:
             call(m[mc.TLB_FLUSH], (m[mc.CPU],))

@@ -22,6 +22,7 @@ Capability Reporting Facility".
     KEPT_EFER,
     ROOT_CR0,
     ROOT_CR4,
+    ROOT_BLOCKING,
     FAULT_ERROR,
     FAULT_ADDRESS,
     CHECK,
@@ -30,19 +31,24 @@ Capability Reporting Facility".
     ENTRIES,
     INSTRUCTION,
     ERROR,
-) = range(22)
+    FAILURES,
+    ENTRY_LENGTH,
+    FLUSH,
+) = range(26)
 """What the cells of `x` hold.
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
 VMXON_POINTER and CURRENT: physical addresses, -1 for none. LAUNCHED: the launch state of the
 current VMCS. FEATURE_CONTROL: IA32_FEATURE_CONTROL. SEED: 1 if the extension fields exist.
 LENT: 1 while the guest state of `n` is lent to VMCS 0, for the VMM in Python to work on.
-KEPT_*: what the fields held that the entry did not load or the exit will not save. ROOT_CR0
-and ROOT_CR4: what the VMM in Python had put into these in VMX root operation. FAULT_*: error
-code and linear address of a page fault on an instruction's operand. CHECK: the number of the
+KEPT_*: what the fields held that the entry did not load or the exit will not save. ROOT_*: CR0
+and CR4 as the VMM in Python keeps them, and blocking by NMI, in VMX root operation. FAULT_*:
+error code and linear address of a page fault on an instruction's operand. CHECK: the number of the
 latest check that failed, and CHECK_RIP the RIP of the instruction that it failed for.
 ABORT: the VMX-abort indicator. ENTRIES: VM entries by the x86 VMM. INSTRUCTION and ERROR: the
-exit reason of the VMX instruction that failed last, and its VM-instruction error.
+exit reason of the VMX instruction that failed last, and its VM-instruction error (0 for
+VMfailInvalid); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or VMRESUME
+that is being executed. FLUSH: 1 if cached translations have to go.
 """
 
 EXITS = 32
