@@ -40,6 +40,9 @@ _FIXED: dict[int, tuple[dict[int, str], int, int]] = {
 }
 
 
+_WITH_POINTER = (ExitReason.VMXON, ExitReason.VMCLEAR, ExitReason.VMPTRLD)
+_BY_ENCODING = {int(field): field for field in Field}
+_FAILED_CHECK = Field.FAILED_CHECK.cell
 _REGION = "bits 11:0 and bits 63:40 of the address must be 0"
 _IS_VMXON = "the operand is the VMXON pointer; use another region"
 
@@ -149,30 +152,47 @@ def _listed(bits: int, names: dict[int, str]) -> str:
     return f"bit{'s' if len(found) > 1 else ''} {', '.join(listed)}"
 
 
-def explain_failure(instruction: int, error: int, v: Cells | None = None) -> str:
+def explain_failure(
+    instruction: int, error: int, v: Cells, *, valid: bool = True, operand: int = 0
+) -> str:
     """Why the VMX instruction with that exit reason failed with that VM-instruction error.
 
-    `error` is 0 for VMfailInvalid. `v` is the current VMCS; it holds the number of the
-    failed check, if one of a VM entry's failed.
+    `v` is the current VMCS; it holds the number of the failed check, if a check of VM
+    entry failed. `valid` is False if there is none: VMfailInvalid, and the error number
+    is what it would have been, 0 for what has none. `operand` is the physical address or
+    the field's encoding that the instruction was given.
     """
     name = ExitReason(instruction).name
-    if error == 0:
-        return f"{name}: VMfailInvalid: {_without_vmcs(instruction)}"
-    meaning, remedy = _ERRORS.get(error, (f"VM-instruction error {error}", ""))
+    kind = f"VMfailValid({error})" if valid else "VMfailInvalid"
     if error in (VmInstructionError.ENTRY_CONTROL_FIELDS, VmInstructionError.ENTRY_HOST_STATE):
-        remedy = "" if v is None else explain(int(v[Field.FAILED_CHECK.cell]), v)
+        return f"{name}: {kind}, {_ERRORS[error][0]}: {explain(int(v[_FAILED_CHECK]), v)}"
+    if error == 0:
+        meaning, remedy, source = _without_number(instruction)
     else:
-        remedy += ' [SDM, "VM Instruction Error Numbers"]'
-    return f"{name}: VMfailValid({error}), {meaning}: {remedy}"
+        meaning, remedy = _ERRORS.get(error, (f"VM-instruction error {error}", "see the SDM"))
+        source = "VM Instruction Error Numbers"
+    given = _operand(instruction, operand)
+    return f'{name}{given}: {kind}, {meaning}: {remedy} [SDM, "{source}"]'
 
 
-def _without_vmcs(instruction: int) -> str:
+def _without_number(instruction: int) -> tuple[str, str, str]:
     if instruction == ExitReason.VMXON:
         return (
-            f"the VMXON region must be a page ({_REGION}) whose first 32 bits are the revision "
-            f'identifier {vmx.REVISION:#x} [SDM, "VMXON - Enter VMX Operation"]'
+            "no VMXON region there",
+            f"{_REGION}, and its first 32 bits the revision identifier {vmx.REVISION:#x}",
+            "VMXON - Enter VMX Operation",
         )
-    return 'there is no current VMCS: VMPTRLD one first [SDM, "VMX Instruction Reference"]'
+    return "there is no current VMCS", "VMPTRLD one first", "VMX Instruction Reference"
+
+
+def _operand(instruction: int, operand: int) -> str:
+    if instruction in _WITH_POINTER:
+        return f" of {hexadecimal(operand)}"
+    if instruction in (ExitReason.VMREAD, ExitReason.VMWRITE):
+        field = _BY_ENCODING.get(operand & ~1)
+        known = "" if field is None else f" ({field.name})"
+        return f" of field {hexadecimal(operand)}{known}"
+    return ""
 
 
 def explain_entry_failure(v: Cells) -> str:
@@ -183,7 +203,7 @@ def explain_entry_failure(v: Cells) -> str:
     qualification = int(v[Field.EXIT_QUALIFICATION.cell])
     if reason & 0xFFFF == ExitReason.ENTRY_FAILURE_GUEST_STATE:
         what = "invalid guest state"
-        why = explain(int(v[Field.FAILED_CHECK.cell]), v)
+        why = explain(int(v[_FAILED_CHECK]), v)
     else:
         what = f"MSR loading, entry {qualification}"
         area = hexadecimal(int(v[Field.VM_ENTRY_MSR_LOAD_ADDRESS.cell]))

@@ -19,7 +19,7 @@ from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.exits import vm_exit
-from trapgate.explain import explain_entry_failure, explain_failure
+from trapgate.explain import explain_entry_failure, explain_failure, hexadecimal
 from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, window_exit
 from trapgate.journal import (
@@ -167,9 +167,9 @@ class Processor:
         # Plain integers, and quicker to reach from Python than the arrays.
         self._words = memoryview(self.engine.cells.data)
         self._head = memoryview(self.head.data)
-        self._vmx = memoryview(self.vmx.data)
         self.vmx: Cells = np.zeros(vmx.LENGTH, np.int64)
         """The VMX state of the processor, by `sdm.vmx`'s cells."""
+        self._vmx = memoryview(self.vmx.data)
         self.vmx[vmx.VMXON_POINTER] = self.vmx[vmx.CURRENT] = vmx.NONE
         self.nested: Cells = np.zeros(len(ENCODINGS), np.int64)
         """The processor's copy of the current VMCS of a VMM that is x86 code."""
@@ -182,6 +182,8 @@ class Processor:
         self._init = False
         self._smi = False
         self._sink: Callable[[Cells], None] | None = None
+        self._explain: Callable[[str], None] | None = None
+        self._told = 0
         self._drained = 0
 
     @property
@@ -313,6 +315,31 @@ class Processor:
         instruction = ExitReason.VMRESUME if resuming else ExitReason.VMLAUNCH
         return VmFail(error, explain_failure(instruction, error, vmcs.cells))
 
+    def explain_to(self, sink: Callable[[str], None]) -> None:
+        """Tell `sink`, a line each, why VMX instructions and VM entries of an x86 VMM fail."""
+        self._explain = sink
+        self.vmx[vmx.EXPLAINING] = 1
+
+    def _tell(self, sink: Callable[[str], None]) -> None:
+        """Explain the latest failure to `sink`, if it has not been told yet."""
+        x = self._vmx
+        if x[vmx.FAILURES] == self._told:
+            return
+        self._told = x[vmx.FAILURES]
+        valid = x[vmx.CURRENT] != vmx.NONE and x[vmx.ERROR] != 0
+        if x[vmx.ERROR] == vmx.NO_ERROR:
+            words = explain_entry_failure(self.nested)
+        else:
+            words = explain_failure(
+                x[vmx.INSTRUCTION],
+                x[vmx.ERROR],
+                self.nested,
+                valid=valid,
+                operand=x[vmx.OPERAND],
+            )
+        current = f", current VMCS {hexadecimal(x[vmx.CURRENT])}" if valid else ""
+        sink(f"RIP {hexadecimal(x[vmx.FAILED_RIP])}{current}: {words}")
+
     def _run(self, vmcs: Vmcs) -> VmExit | VmFail:
         v = vmcs.words
         engine = self.engine
@@ -394,6 +421,8 @@ class Processor:
         The engine itself goes on with an x86 VMM whose guest exits.
         """
         c = self._words
+        if self._explain is not None:
+            self._tell(self._explain)
         c[stops.STOP] = stops.EXITED if self.deal() else stops.RUNNING
         return c[stops.STOP] == stops.EXITED and c[stops.V] == c[stops.HOST]
 
@@ -411,6 +440,8 @@ class Processor:
             exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
+        elif stop == stops.EXPLAIN:
+            exited = False
         elif stop in (stops.ATTEND, stops.LIMIT):
             exited = self._attend(v)
         else:

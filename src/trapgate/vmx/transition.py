@@ -63,6 +63,8 @@ def enter_guest(
         n[f.FAILED_CHECK] = check
         reason = REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_GUEST_STATE
         vm_exit(n, reason, qualification_of(check), 0)
+        x[vmx.FAILURES] += 1
+        x[vmx.ERROR] = vmx.NO_ERROR
         return EXITED
     x[vmx.ROOT_CR0] = host[f.GUEST_CR0]
     x[vmx.ROOT_CR4] = host[f.GUEST_CR4]
@@ -73,6 +75,8 @@ def enter_guest(
     failed = load_msrs(n, r, mem, n[f.VM_ENTRY_MSR_LOAD_ADDRESS], n[f.VM_ENTRY_MSR_LOAD_COUNT])
     if failed != 0:
         vm_exit(n, REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_MSR_LOADING, failed, 0)
+        x[vmx.FAILURES] += 1
+        x[vmx.ERROR] = vmx.NO_ERROR
         return EXITED
     if x[vmx.INSTRUCTION] == REASON_VMLAUNCH:
         x[vmx.LAUNCHED] = vmx.LAUNCHED_STATE
