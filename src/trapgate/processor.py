@@ -7,7 +7,7 @@ figure 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +38,7 @@ from trapgate.sdm import registers, vmx
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs import Vmcs
+from trapgate.vmx.capability_msrs import capability_msrs
 
 _SLICE = 1 << 26
 """Instructions after which Python looks for signals: a Ctrl-C waits no longer."""
@@ -201,6 +202,32 @@ class Processor:
         self.vmx[vmx.SEED] = int(seed)
         self.vmx[vmx.FEATURE_CONTROL] = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
 
+    def vmx_msrs(self) -> Mapping[int, int]:
+        """What the MSRs of VMX read as; none if VMX is not offered."""
+        if not self._vmx[vmx.OFFERED]:
+            return {vmx.MSR_FEATURE_CONTROL: vmx.FEATURE_LOCKED}
+        msrs = capability_msrs(seed=bool(self._vmx[vmx.SEED]))
+        return {**msrs, vmx.MSR_FEATURE_CONTROL: self._vmx[vmx.FEATURE_CONTROL]}
+
+    def set_feature_control(self, value: int) -> bool:
+        """WRMSR to IA32_FEATURE_CONTROL; False if that is a #GP, as once it is locked."""
+        writable = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
+        locked = self._vmx[vmx.FEATURE_CONTROL] & vmx.FEATURE_LOCKED
+        if not self._vmx[vmx.OFFERED] or locked or value & ~writable:
+            return False
+        self._vmx[vmx.FEATURE_CONTROL] = value
+        return True
+
+    @property
+    def in_vmx_operation(self) -> bool:
+        """Whether the guest has executed VMXON."""
+        return self._vmx[vmx.MODE] != vmx.MODE_OFF
+
+    @property
+    def vmx_abort(self) -> int:
+        """The VMX-abort indicator, 0 if there was none."""
+        return self._vmx[vmx.ABORT]
+
     @property
     def serves_nested(self) -> bool:
         """Whether the state in VMCS 0 is that of an x86 VMM's guest, lent for service."""
@@ -214,6 +241,17 @@ class Processor:
             return self.nested
         assert self._vmcs is not None
         return self._vmcs.cells
+
+    @property
+    def acknowledges(self) -> bool:
+        """Whether a VM exit for an interrupt to the x86 VMM acknowledges it."""
+        return bool(self.nested[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT)
+
+    @property
+    def alarm(self) -> int | None:
+        """The virtual time at which the preemption timer of an x86 VMM ends, if it is running."""
+        end = self._words[stops.NESTED_TIMER_END]
+        return None if end >= _FOREVER else end
 
     def lend(self) -> Cells:
         """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
@@ -457,7 +495,6 @@ class Processor:
             # What is pending may stay blocked: let the guest execute a block before the next look.
             c[stops.PATIENCE] = 1
             self._make_room()
-            now = int(c[stops.TIME])
             timer = int(c[stops.TIMER_END])
             assert self._vmcs is not None
             self._set_clock(self._vmcs.words)

@@ -248,37 +248,6 @@ def transfers_string(v: Cells, word: int) -> bool:
 
 
 @jit
-def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
-    """What to do about the engine's event `code`: RUNNING, or why to stop.
-
-    Another VMCS may be in force afterwards.
-    """
-    return reflect(m, judge(m, env, v, r, code, info))
-
-
-@jit
-def reflect(m: Cells, stop: int) -> int:
-    """An exit of the x86 VMM's guest is that VMM's business: the run goes on there."""
-    if stop == mc.EXITED and m[mc.V] != m[mc.HOST]:
-        return call(m[mc.VM_LEAVE], (m[mc.SELF],))
-    return stop
-
-
-@jit
-def go_on(m: Cells, env: int, r: Cells) -> None:
-    """Load the state of the VMCS in force into the engine, and what else depends on it."""
-    v = cells(m[mc.V], m[mc.V_CELLS])
-    load(m, env, v, r)
-    if m[mc.SWITCHED] != 0:
-        m[mc.SWITCHED] = 0
-        arm(m, env, v)
-        shape = segment_shape(v)
-        if shape != 0 and shape != m[mc.TRUSTED]:
-            m[mc.CHECKS] |= mc.CHECK_LIMITS
-            m[mc.DEADLINE] = 0
-
-
-@jit
 def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
     """`dispatch` as far as the VMCS in force is concerned."""
     m[mc.STOP_CODE] = code
@@ -331,6 +300,37 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
         return mc.RUNNING
     word, _ = fetch(m, v, 8)
     return carry_out(m, v, r, word)
+
+
+@jit
+def reflect(m: Cells, stop: int) -> int:
+    """An exit of the x86 VMM's guest is that VMM's business: the run goes on there."""
+    if stop == mc.EXITED and m[mc.V] != m[mc.HOST]:
+        return call(m[mc.VM_LEAVE], (m[mc.SELF],))
+    return stop
+
+
+@jit
+def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
+    """What to do about the engine's event `code`: RUNNING, or why to stop.
+
+    Another VMCS may be in force afterwards.
+    """
+    return reflect(m, judge(m, env, v, r, code, info))
+
+
+@jit
+def go_on(m: Cells, env: int, r: Cells) -> None:
+    """Load the state of the VMCS in force into the engine, and what else depends on it."""
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    load(m, env, v, r)
+    if m[mc.SWITCHED] != 0:
+        m[mc.SWITCHED] = 0
+        arm(m, env, v)
+        shape = segment_shape(v)
+        if shape != 0 and shape != m[mc.TRUSTED]:
+            m[mc.CHECKS] |= mc.CHECK_LIMITS
+            m[mc.DEADLINE] = 0
 
 
 @jit

@@ -54,9 +54,8 @@ def go(machine: int, emu_start: int) -> int:
     r = cells(m[mc.R], m[mc.R_CELLS])
     env = m[mc.ENV]
     error = 0
-    if m[mc.STOP] == mc.EXITED and m[mc.V] != m[mc.HOST]:
-        if react.reflect(m, mc.EXITED) != mc.RUNNING:
-            return 0
+    if m[mc.STOP] == mc.EXITED and react.reflect(m, mc.EXITED) != mc.RUNNING:
+        return 0
     m[mc.STOP] = mc.PORT
     v = cells(m[mc.V], m[mc.V_CELLS])
     while m[mc.STOP] in (mc.PORT, mc.NESTED_TIMER):
@@ -117,32 +116,6 @@ def step(machine: int, emu_start: int) -> int:
     return 1 if done else 0
 
 
-@jit_for_python
-def enter_and_go(machine: int, emu_start: int) -> int:
-    """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
-    m = cells(machine, mc.CELLS)
-    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
-    head[2] = m[mc.TIME]
-    x = cells(m[mc.X], vmx.LENGTH)
-    if x[vmx.LENT] != 0:
-        m[mc.STOP] = serve(m)
-        if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:
-            return -1
-        return go(machine, emu_start)
-    outcome = _enter(
-        cells(m[mc.V], m[mc.V_CELLS]),
-        cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
-        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
-        head,
-    )
-    if outcome != 0:
-        m[mc.STOP] = mc.EXITED
-        m[mc.STOP_CODE] = outcome
-        return -1
-    return go(machine, emu_start)
-
-
 @jit
 def serve(m: Cells) -> int:
     """Go on with the x86 VMM's guest after the VMM in Python has served it; RUNNING or EXITED.
@@ -167,6 +140,32 @@ def serve(m: Cells) -> int:
     address = r[registers.CR2] if vector == 14 and kind == 3 else 0
     length = host[f.VM_ENTRY_INSTRUCTION_LENGTH]
     return react.arbitrate(m, v, r, vector, kind, error_code, address, length)
+
+
+@jit_for_python
+def enter_and_go(machine: int, emu_start: int) -> int:
+    """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
+    m = cells(machine, mc.CELLS)
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
+    head[2] = m[mc.TIME]
+    x = cells(m[mc.X], vmx.LENGTH)
+    if x[vmx.LENT] != 0:
+        m[mc.STOP] = serve(m)
+        if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:
+            return -1
+        return go(machine, emu_start)
+    outcome = _enter(
+        cells(m[mc.V], m[mc.V_CELLS]),
+        cells(m[mc.R], m[mc.R_CELLS]),
+        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
+        head,
+    )
+    if outcome != 0:
+        m[mc.STOP] = mc.EXITED
+        m[mc.STOP_CODE] = outcome
+        return -1
+    return go(machine, emu_start)
 
 
 @jit_for_python

@@ -40,6 +40,7 @@ class End(Enum):
     LEFT = "left"
     INTERRUPTED = "interrupted"
     LIMIT = "limit reached"
+    VMX_ABORT = "VMX abort"
     ASKED = "stopped by the VMM"
 
 

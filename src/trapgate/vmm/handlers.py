@@ -17,6 +17,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
+from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.identity import MSRS, WRITABLE_MSRS, cpuid
 
@@ -114,9 +115,10 @@ def read_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     index = registers.rcx & _LOW
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
-        if index not in MSRS:
+        known = {**MSRS, **vm.processor.vmx_msrs()}
+        if index not in known:
             return _GENERAL_PROTECTION
-        value = MSRS[index]
+        value = known[index]
     registers.rax = int(value) & _LOW
     registers.rdx = int(value) >> 32 & _LOW
     return EMULATED
@@ -130,6 +132,8 @@ def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     if index in MSRS:
         allowed = index in WRITABLE_MSRS or MSRS[index] == value
         return EMULATED if allowed else _GENERAL_PROTECTION
+    if index == MSR_FEATURE_CONTROL:
+        return EMULATED if vm.processor.set_feature_control(value) else _GENERAL_PROTECTION
     if index == 0x10:
         return EMULATED  # the time-stamp counter is virtual time, which nobody sets
     outcome = effects.write_msr(vmexit.vmcs.cells, registers.cells, index, signed(value))
@@ -165,6 +169,9 @@ def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
         value = vm.general(qualification >> 8 & 0xF)
         if not effects.in_64_bit_mode(v):
             value &= _LOW
+    fixed = CR0_FIXED_0 if number == 0 else CR4_FIXED_0
+    if vm.processor.in_vmx_operation and value & fixed != fixed:
+        return _GENERAL_PROTECTION
     before = int(v[shadow])
     v[shadow] = (v[shadow] & ~v[mask]) | (value & int(v[mask]))
     outcome = effects.write_cr(v, r, number, signed(value))
@@ -224,6 +231,9 @@ def again(vmexit: VmExit, vm: VirtualMachine) -> Action:
 
 def triple_fault(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """The guest is beyond help: the machine stops, and says how it came to this."""
+    abort = vm.processor.vmx_abort
+    if abort:
+        return Stop(End.VMX_ABORT, f"VMX abort {abort}: {ABORTS[abort]}", 1)
     chain = "; ".join(vm.fault_chain())
     return Stop(End.TRIPLE_FAULT, f"triple fault: {chain}" if chain else "triple fault", 1)
 
@@ -254,6 +264,13 @@ def unhandled(vmexit: VmExit, vm: VirtualMachine) -> Action:
         1,
     )
 
+
+ABORTS = {
+    1: "an MSR could not be saved on VM exit; look at the VM-exit MSR-store area",
+    2: "HOST_CR3 points to page-directory pointers with reserved bits set",
+    4: "an MSR could not be loaded on VM exit; look at the VM-exit MSR-load area",
+}
+"""VMX-abort indicators in words (SDM, "VMX Aborts")."""
 
 HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: reflect,

@@ -29,6 +29,7 @@ _FEATURES_EDX = (
 )
 _FEATURES_ECX = (
     1 << 0  # SSE3
+    | 1 << 5  # VMX
     | 1 << 9  # SSSE3
     | 1 << 13  # CX16
     | 1 << 19  # SSE4.1
@@ -96,7 +97,6 @@ def cpuid(leaf: int, subleaf: int) -> Leaf:
 MSRS: Mapping[int, int] = {
     0x017: 0,  # IA32_PLATFORM_ID
     0x01B: 0,  # IA32_APIC_BASE: disabled
-    0x03A: 1,  # IA32_FEATURE_CONTROL: locked, no VMX
     0x08B: 0,  # IA32_BIOS_SIGN_ID
     0x0CE: 0,  # MSR_PLATFORM_INFO
     0x0FE: 0,  # IA32_MTRRCAP

@@ -127,6 +127,7 @@ class VirtualMachine:
     ) -> None:
         self.processor = Processor(memory, engine=engine, journal=1 << 15)
         self.processor.name_vm(number)
+        self.processor.offer_vmx(seed=profile == "seed")
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
@@ -249,7 +250,8 @@ class VirtualMachine:
     def idle(self) -> Action:
         """The guest waits: let virtual time jump to what could wake it."""
         devices, processor = self.devices, self.processor
-        awake = bool(self.vmcs["GUEST_RFLAGS"] & _IF)
+        awake = self._takes_interrupts(self.vmcs.words)
+        alarm = processor.alarm
         while True:
             now = processor.time
             devices.advance(now)
@@ -258,7 +260,11 @@ class VirtualMachine:
             stop = self.after_device()
             if stop is not None:
                 return stop
+            if alarm is not None and now >= alarm:
+                return Resume()
             deadline = devices.next_deadline(now) if awake else None
+            if alarm is not None and (deadline is None or alarm < deadline):
+                deadline = alarm
             console = self.console
             interactive = console is not None and console.interactive
             if deadline is None and not (awake and interactive):
@@ -373,21 +379,36 @@ class VirtualMachine:
         self._tally.exits[outcome.reason] += 1
         self._carry_out(outcome, self.vmm.handle(outcome, self))
 
+    def _exits_for_interrupts(self) -> bool:
+        """Whether an interrupt is an exit of an x86 VMM's guest, whatever its IF says."""
+        nested = self.processor.nested
+        return self.processor.serves_nested and bool(
+            nested[f.PIN_BASED_CONTROLS] & ct.PIN_EXTERNAL_INTERRUPT_EXITING
+        )
+
+    def _takes_interrupts(self, v: memoryview[int]) -> bool:
+        return bool(v[f.GUEST_RFLAGS] & _IF) or self._exits_for_interrupts()
+
     def _offer_interrupt(self, v: memoryview[int]) -> None:
         """Inject a pending interrupt if the guest takes one now, else ask for the window."""
         primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
         window = ct.PRIMARY_INTERRUPT_WINDOW_EXITING
         wanted = 0
         if self.devices.pending():
+            blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & 3 and not self._exits_for_interrupts()
             open_now = (
-                v[f.GUEST_RFLAGS] & _IF
-                and not v[f.GUEST_INTERRUPTIBILITY_STATE] & 3
+                self._takes_interrupts(v)
+                and not blocked
                 and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
             )
             if open_now:
-                vector = self.devices.acknowledge()
+                # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
+                if not self._exits_for_interrupts() or self.processor.acknowledges:
+                    vector = self.devices.acknowledge()
+                    self._tally.injected[vector] += 1
+                else:
+                    vector = 0
                 v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _VALID | vector
-                self._tally.injected[vector] += 1
                 if self.devices.pending():
                     wanted = window
             else:

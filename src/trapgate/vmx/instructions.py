@@ -8,7 +8,6 @@ in Python. Answers are those of `intercepts`, and ENTER.
 from trapgate.core import Cells, core
 from trapgate.effects import cr0_seen, cr4_seen, in_64_bit_mode
 from trapgate.intercepts import (
-    EXITED,
     GO_ON,
     RAISE_GP,
     RAISE_UD,
@@ -146,9 +145,9 @@ def vmx_reason(v: Cells, mem: Cells, word: int, start: int) -> int:
             return REASON_VMCLEAR if small else REASON_VMPTRLD
         if field == 7 and not (small or repeat):
             return REASON_VMPTRST
-    if second == 0x38 and third in (0x80, 0x81) and small and not (repeat or repeat_not):
-        if code_byte(v, mem, word, start + 3) < 0xC0:
-            return REASON_INVEPT if third == 0x80 else REASON_INVVPID
+    flushes = second == 0x38 and third in (0x80, 0x81) and small and not (repeat or repeat_not)
+    if flushes and code_byte(v, mem, word, start + 3) < 0xC0:
+        return REASON_INVEPT if third == 0x80 else REASON_INVVPID
     return NOT_VMX
 
 
@@ -172,10 +171,9 @@ def execute_vmx(
     mode = x[MODE]
     starts = reason == REASON_VMXON and x[OFFERED] != 0 and cr4_seen(v) & CR4_VMXE != 0
     if mode == MODE_NON_ROOT or (mode == MODE_OFF and not starts):
-        if reason not in (REASON_VMREAD, REASON_VMWRITE):
-            # Bits 31:28 are defined for instructions with a second register operand.
-            if reason not in (REASON_INVEPT, REASON_INVVPID):
-                information = information & 0xFFF_FFFF
+        if reason not in (REASON_VMREAD, REASON_VMWRITE, REASON_INVEPT, REASON_INVVPID):
+            # Without a second operand bits 31:28 say nothing.
+            information = information & 0xFFF_FFFF
         return intercept_vmx(v, reason, displacement, information, length), length
     if vmx_undefined(v) or reason == REASON_INVEPT:
         return RAISE_UD, length
@@ -228,7 +226,7 @@ def execute_vmx(
         return outcome, length
     x[OPERAND] = pointer
     if reason == REASON_VMXON:
-        return vmxon(x, v, mem, n, pointer), length
+        return vmxon(x, v, mem, pointer), length
     if reason == REASON_VMCLEAR:
         return vmclear(x, v, mem, n, pointer), length
     return vmptrld(x, v, mem, n, pointer), length
@@ -284,7 +282,7 @@ def is_region_address(pointer: int) -> bool:
 
 
 @core
-def vmxon(x: Cells, v: Cells, mem: Cells, n: Cells, pointer: int) -> int:
+def vmxon(x: Cells, v: Cells, mem: Cells, pointer: int) -> int:
     """Enter VMX root operation with the VMXON region at `pointer`."""
     if not is_region_address(pointer) or not revision_matches(mem, pointer):
         return fail_invalid(x, v, REASON_VMXON)

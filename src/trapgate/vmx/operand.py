@@ -79,17 +79,17 @@ def segment_of_prefixes(word: int, count: int) -> int:
 @core
 def has_prefix(word: int, count: int, wanted: int) -> bool:
     """Whether `wanted` is among the first `count` bytes."""
+    found = False
     for n in range(count):
-        if (word >> (8 * n)) & 0xFF == wanted:
-            return True
-    return False
+        found = found or (word >> (8 * n)) & 0xFF == wanted
+    return found
 
 
 @core
 def decode_operand(
     v: Cells, mem: Cells, word: int, prefixes: int, rex: int, at: int
 ) -> tuple[int, int, int]:
-    """Decode the ModR/M byte at byte `at`: (bytes up to the operand's end, information, displacement).
+    """Decode the ModR/M byte at byte `at`: (where the operand ends, information, displacement).
 
     `information` is the VM-exit instruction information: scaling, address size, segment,
     index, base, or the register, and in bits 31:28 the other operand's register. A
@@ -221,7 +221,7 @@ def operand_linear(v: Cells, segment: int, offset: int, size: int, write: int) -
 def operand_pages(
     x: Cells, v: Cells, mem: Cells, linear: int, size: int, access: int
 ) -> tuple[int, int, int]:
-    """(GO_ON, physical address of the first byte, of the last), or RAISE_OPERAND_PF as `x` tells."""
+    """(GO_ON, physical address of the first byte, of the last), or RAISE_OPERAND_PF."""
     user = 1 if privilege_level(v) == 3 else 0
     last = linear + size - 1
     if v[GUEST_IA32_EFER] & EFER_LMA == 0:

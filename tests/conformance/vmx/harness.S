@@ -22,6 +22,7 @@ _start:
         .balign 4
 header: .long   0x1BADB002, 0x00010000, -(0x1BADB002 + 0x00010000)
         .long   ORIGIN + header - _start, ORIGIN, 0, 0, ORIGIN
+        .long   vm_exit, count, gdt, gates, task        /* for harness.py */
 begin:
         cli
         cld
@@ -199,7 +200,6 @@ returned:                               /* 0, flags, (R)AX */
         xorl    %edx, %edx
         jmp     three_results
 
-        .globl  vm_exit
 vm_exit:                                /* 2, the guest's (R)BX, the guest's (R)AX */
         .if BITS == 64
         movq    %rbx, %rcx
@@ -282,7 +282,6 @@ shutdown:
         .balign 8
 script:  .long  0
 results: .long  0
-        .globl  count
 count:  .long   0
         .balign 8
 gdt:    .quad   0
