@@ -388,6 +388,7 @@ class Processor:
             engine.flush_translations()
         self._make_room()
         self._set_clock(v)
+        c[stops.STOP] = stops.RUNNING
         engine.enter_and_go()
         while c[stops.STOP] != stops.EXITED:
             if not self.settle():
