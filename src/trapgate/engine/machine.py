@@ -115,6 +115,9 @@ PORT = 10
 NESTED_TIMER = 11
 """The preemption timer of N expired; dealt with before Python sees it."""
 
+EXPLAIN = 12
+"""A VMX instruction or a VM entry of an x86 VMM's failed, and somebody wants to know why."""
+
 SWITCHED_VMCS = 1
 SWITCHED_TRANSLATIONS = 2
 

@@ -177,8 +177,8 @@ def by_platform(m: Cells, word: int) -> int:
 
 
 @jit
-def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
-    """A sensitive instruction; what the run does next."""
+def perform(m: Cells, v: Cells, r: Cells, word: int) -> int:
+    """`carry_out` but for the stop at a failure."""
     stepping = v[f.GUEST_RFLAGS] & _TF
     priority = r[reg.CR8]
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
@@ -214,6 +214,17 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
     if outcome == ix.RAISE_DB:
         return arbitrate(m, v, r, 1, 3, -1, _GENERAL_DETECT, 0)
     return mc.ASSIST
+
+
+@jit
+def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
+    """A sensitive instruction; what the run does next."""
+    x = cells(m[mc.X], vmx.LENGTH)
+    failures = x[vmx.FAILURES]
+    stop = perform(m, v, r, word)
+    if x[vmx.FAILURES] == failures or x[vmx.EXPLAINING] == 0:
+        return stop
+    return mc.EXPLAIN if stop == mc.RUNNING and m[mc.STEPPING] == 0 else stop
 
 
 @jit

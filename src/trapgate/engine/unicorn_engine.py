@@ -87,7 +87,7 @@ def go(machine: int, emu_start: int) -> int:
                 m[mc.STOP] = mc.STEPPED
                 return error
     stop = m[mc.STOP]
-    if stop == mc.RUNNING or (stop >= mc.TIMER and stop != mc.HALTED):
+    if stop == mc.RUNNING or (stop >= mc.TIMER and stop not in (mc.HALTED, mc.EXPLAIN)):
         save(m, react.state_begin(m), v, r)
     if stop == mc.RUNNING:
         if m[mc.STEPPING] != 0 and error == 0:

@@ -268,12 +268,7 @@ def task_switch(vmexit: VmExit, vm: VirtualMachine) -> Action:
 
 def entry_failure(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """The guest's state was refused at VM entry."""
-    return Stop(
-        End.ENTRY_FAILED,
-        f"VM entry failed: {vmexit.reason.name.lower().replace('_', ' ')}, "
-        f"qualification {vmexit.qualification}; check the guest-state fields of the VMCS",
-        1,
-    )
+    return Stop(End.ENTRY_FAILED, vmexit.explanation, 1)
 
 
 def unhandled(vmexit: VmExit, vm: VirtualMachine) -> Action:

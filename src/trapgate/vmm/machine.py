@@ -426,11 +426,7 @@ class VirtualMachine:
         v[f.VMX_PREEMPTION_TIMER_VALUE] = max(min(limit - now, _TIMER_MAX), 0)
         outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
         if isinstance(outcome, VmFail):
-            self.stopped = Stop(
-                End.ENTRY_FAILED,
-                f"VM entry failed: VM-instruction error {outcome.error}; check the control fields",
-                1,
-            )
+            self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
             return
         self._tally.exits[outcome.reason] += 1
         self._carry_out(outcome, self.vmm.handle(outcome, self))
