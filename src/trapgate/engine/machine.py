@@ -140,6 +140,7 @@ CHECK_WATCHPOINTS = 1
 CHECK_ALIGNMENT = 2
 CHECK_SSE = 4
 CHECK_LIMITS = 8
+CHECK_TRAP = 16
 
 FAILED_VALID = 2
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""

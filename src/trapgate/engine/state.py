@@ -18,6 +18,7 @@ _load8 = linked("load8")
 _CC = 0x8D5
 _IF = 0x200
 _STI = 0xFB
+_MONITOR_TRAP_FLAG = 1 << 27
 _DF = 0x400
 _UNUSABLE = 0x10000
 _AC = 1 << 18
@@ -214,6 +215,8 @@ def checks_of(m: Cells, env: int, v: Cells) -> int:
         checks |= mc.CHECK_ALIGNMENT
     if ~peek32(env + at.MXCSR) & _MXCSR_MASKS:
         checks |= mc.CHECK_SSE
+    if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG:
+        checks |= mc.CHECK_TRAP
     return checks
 
 
