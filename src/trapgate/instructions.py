@@ -34,16 +34,6 @@ _SEGMENTS = {
     Register.FS: 4,
     Register.GS: 5,
 }
-_VMX_REASONS = {
-    Mnemonic.VMCLEAR: 19,
-    Mnemonic.VMPTRLD: 21,
-    Mnemonic.VMPTRST: 22,
-    Mnemonic.VMREAD: 23,
-    Mnemonic.VMWRITE: 25,
-    Mnemonic.VMXON: 27,
-    Mnemonic.INVEPT: 50,
-    Mnemonic.INVVPID: 53,
-}
 _TASK_SWITCHES = {
     Mnemonic.JMP: ix.TASK_BY_JMP,
     Mnemonic.CALL: ix.TASK_BY_CALL,
@@ -271,11 +261,7 @@ def _carry_out(processor: Processor, guest: Operand, instruction: iced.Instructi
             guest.write(guest.linear(instruction), 2, value)
         return ix.GO_ON
     if mnemonic in _WIDTH:
-        return _string_io(guest, instruction)
-    if mnemonic in _VMX_REASONS:
-        displacement = instruction.memory_displacement
-        displacement -= displacement >> 63 << 64
-        return ix.intercept_vmx(v, _VMX_REASONS[mnemonic], displacement, 0, length)
+        return _string_io(processor, guest, instruction)
     return ix.RAISE_UD
 
 
@@ -293,7 +279,7 @@ def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> taskswitch.F
     return taskswitch.transfer(v, mem, selector, source, length)
 
 
-def _string_io(guest: Operand, instruction: iced.Instruction) -> int:
+def _string_io(processor: Processor, guest: Operand, instruction: iced.Instruction) -> int:
     """One iteration of INS or OUTS; with REP, RIP stays until RCX is 0."""
     v = guest.v
     size = _WIDTH[instruction.mnemonic]
@@ -316,6 +302,12 @@ def _string_io(guest: Operand, instruction: iced.Instruction) -> int:
     if outcome != ix.GO_ON:
         signed = linear - (1 << 64) if linear >> 63 else linear
         ix.record_string_io(v, signed, address_size, segment)
+        return outcome
+    if v is processor.nested:
+        # The x86 VMM lets its guest have the port: it is the platform's.
+        outcome = _string_io(processor, Operand(processor, processor.lend()), instruction)
+        if outcome != ix.EXITED:
+            processor.take_back()
         return outcome
     fault = guest.string_step(
         instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None

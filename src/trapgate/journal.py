@@ -33,7 +33,8 @@ ROW_WIDTH = 20
     ROW_INJECTED,
     ROW_VMCS,
     ROW_OLD_VALUE,
-) = range(18)
+    ROW_CURRENT,
+) = range(19)
 
 (
     HEAD_USED,
@@ -42,7 +43,9 @@ ROW_WIDTH = 20
     HEAD_VM,
     HEAD_SEQUENCE,
     HEAD_GENERATION,
-) = range(6)
+    HEAD_CURRENT,
+) = range(7)
+"""HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python."""
 HEAD_COUNTS = 16
 """From here on, 3 counts for each of 256 vectors: how often each disposition was taken."""
 HEAD_LENGTH = HEAD_COUNTS + 3 * 256
@@ -94,7 +97,7 @@ def record(
     row[ROW_INJECTED] = injected
     row[ROW_VMCS] = head[HEAD_GENERATION]
     row[ROW_OLD_VALUE] = 0
-    row[18] = 0
+    row[ROW_CURRENT] = head[HEAD_CURRENT]
     row[19] = 0
 
 

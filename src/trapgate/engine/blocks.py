@@ -44,6 +44,14 @@ def alignment_is_checked(m: Cells) -> bool:
 
 
 @jit
+def time_is_up(m: Cells) -> int:
+    """Which of the limits of virtual time it is that has been reached."""
+    if m[mc.TIME] >= m[mc.BUDGET_END]:
+        return mc.LIMIT
+    return mc.TIMER if m[mc.TIME] >= m[mc.TIMER_END] else mc.NESTED_TIMER
+
+
+@jit
 def due(m: Cells) -> bool:
     """Whether the run has to stop at this block's start; STOP says why."""
     if m[mc.NEW_BLOCK_SIZE] != 0:
@@ -56,11 +64,8 @@ def due(m: Cells) -> bool:
     if m[mc.STEPPING] != 0:
         m[mc.STOP] = mc.STEPPED
         return True
-    if m[mc.TIME] >= m[mc.BUDGET_END]:
-        m[mc.STOP] = mc.LIMIT
-        return True
-    if m[mc.TIME] >= m[mc.TIMER_END]:
-        m[mc.STOP] = mc.TIMER
+    if m[mc.TIME] >= min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END]):
+        m[mc.STOP] = time_is_up(m)
         return True
     attention = m[mc.ATTENTION]
     if m[mc.PATIENCE] != 0:
@@ -87,7 +92,7 @@ def due(m: Cells) -> bool:
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         return True
     if m[mc.ATTENTION] == 0:
-        m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.BUDGET_END])
+        m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])
     return False
 
 
