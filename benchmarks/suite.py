@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import bare_unicorn, bochs, ours, qemu
 from benchmarks.criteria import CRITERIA
+from benchmarks.filters import FILTER_BENCHMARKS
 from benchmarks.guests import (
     Loop,
     cpuid_loop,
@@ -99,6 +100,7 @@ SUITE = (
     x86_vmm_tight,
     x86_vmm_stores,
     cold_start,
+    *FILTER_BENCHMARKS,
     *CRITERIA,
 )
 

@@ -1,14 +1,18 @@
-/* Physical page frames. The pool begins where the kernel's identity map ends, so no frame
+/* Physical page frames, by the address that page tables need. Where the memory of this
+ * machine does not begin at 0 (a VM among others whose page tables are used as they are),
+ * it is seen from 0 on all the same until paging is on, and the kernel maps itself there.
+ *
+ * The pool begins where the kernel's identity map ends, so no frame
  * of it has a standing kernel mapping: a frame is reachable only through a page table entry
  * that was made for it. A VMM that maps page-table frames read-only relies on that. */
 #include "kernel.h"
 
-#define POOL_START KERNEL_SPAN
 #define POOL_FRAMES 8192u /* 32 MiB are plenty; more is left alone */
 #define LEAST_FRAMES 1024u
 
 /* Frame numbers in the pool. Last in, first out: a freed page table is the next data page,
  * the hardest case for whoever tracks what frames are used for. */
+static u32 pool_start;
 static u16 free_frames[POOL_FRAMES];
 static u32 free_count;
 static u16 references[POOL_FRAMES];
@@ -16,13 +20,16 @@ static u16 entries_used[POOL_FRAMES];
 static u16 slots[POOL_FRAMES];
 
 static bool in_pool(u32 frame) {
-    return frame >= POOL_START && frame < POOL_START + POOL_FRAMES * PAGE_SIZE;
+    return frame >= pool_start && frame < pool_start + POOL_FRAMES * PAGE_SIZE;
 }
 
-static u32 index_of(u32 frame) { return (frame - POOL_START) / PAGE_SIZE; }
+static u32 index_of(u32 frame) { return (frame - pool_start) / PAGE_SIZE; }
+
+u32 machine_base;
 
 void frames_start(u32 memory_end) {
-    u32 count = memory_end > POOL_START ? (memory_end - POOL_START) / PAGE_SIZE : 0;
+    u32 count = memory_end > KERNEL_SPAN ? (memory_end - KERNEL_SPAN) / PAGE_SIZE : 0;
+    pool_start = machine_base + KERNEL_SPAN;
     if (count > POOL_FRAMES)
         count = POOL_FRAMES;
     if (count < LEAST_FRAMES)
@@ -38,7 +45,7 @@ u32 frame_alloc(void) {
     references[index] = 1;
     entries_used[index] = 0;
     slots[index] = 0;
-    return POOL_START + index * PAGE_SIZE;
+    return pool_start + index * PAGE_SIZE;
 }
 
 u32 frame_slot(u32 frame) { return in_pool(frame) ? slots[index_of(frame)] : 0; }

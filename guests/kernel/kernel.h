@@ -101,6 +101,7 @@ void timer_start(void);
 void irq_handle(u32 irq);
 
 /* frames.c: physical page frames, by address. */
+extern u32 machine_base; /* of the memory that starts at 0 for the kernel */
 void frames_start(u32 memory_end);
 u32 frame_alloc(void);
 void frame_retain(u32 frame);

@@ -4,10 +4,18 @@
 #define MULTIBOOT_LOADED 0x2BADB002u
 #define MULTIBOOT_MEMORY 0x1u
 #define MULTIBOOT_COMMAND 0x4u
+#define MULTIBOOT_MAP 0x40u
 #define SCALE_LIMIT 10000u
 
 struct multiboot {
     u32 flags, memory_lower, memory_upper, boot_device, command;
+    u32 modules[2], symbols[4];
+    u32 map_length, map;
+};
+
+/* The first entry of the memory map; its start is where this machine's memory begins. */
+struct map_entry {
+    u32 size, start;
 };
 
 extern const struct program program_image;
@@ -115,6 +123,8 @@ _Noreturn void kernel_main(u32 magic, const struct multiboot *info) {
         parse_command_line((const char *)info->command);
     if (!(info->flags & MULTIBOOT_MEMORY))
         panic("the loader does not say how much memory there is", NULL);
+    if ((info->flags & MULTIBOOT_MAP) && info->map_length > 0)
+        machine_base = ((const struct map_entry *)info->map)->start;
     frames_start(0x100000 + info->memory_upper * 1024);
     cpu_start();
     tables_start();

@@ -49,7 +49,7 @@ void process_first(const struct program *image) {
         space_map(data, image->bss_end - data, true);
     space_map(STACK_TOP - STACK_SIZE, STACK_SIZE, true);
     for (u32 page = USER_BASE; page < image->data_end; page += PAGE_SIZE) {
-        u32 frame = (u32)image + (page - USER_BASE);
+        u32 frame = machine_base + (u32)image + (page - USER_BASE);
         table_prepare(page);
         pte_store(page, frame | PTE_P | PTE_U | (page < data ? 0 : PTE_MAY_WRITE));
     }

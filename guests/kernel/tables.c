@@ -42,7 +42,7 @@ u32 tables_start(void) {
         if (page == (u32)stack_guard)
             continue; /* a stack that overflows shall not write elsewhere */
         u32 access = page < (u32)image_text_end ? 0 : PTE_W;
-        ((u32 *)table)[page / PAGE_SIZE] = page | PTE_P | access;
+        ((u32 *)table)[page / PAGE_SIZE] = (machine_base + page) | PTE_P | access;
     }
     kernel_pde = table | PTE_P | PTE_W;
     ((u32 *)directory)[0] = kernel_pde;

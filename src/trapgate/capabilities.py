@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from trapgate.errors import ExtensionError
+from trapgate.ptfilter import FILTERS
 from trapgate.rules import SCHEMES
 from trapgate.sdm.fields import EXTENSION_FIELDS, RESERVED_FIELDS, Field
 from trapgate.vmcsfile import PROFILES, Profile
@@ -13,18 +14,21 @@ class Capabilities:
     """What a profile's processor has beyond what Intel ships.
 
     `fields` are the extension fields that may be set; `schemes` the names of the
-    control-transfer rules that can be selected (`rules.SCHEMES`).
+    control-transfer rules that can be selected (`rules.SCHEMES`), `filters` those of the
+    fault filters (`ptfilter.FILTERS`).
     """
 
     profile: Profile
     fields: frozenset[Field]
     schemes: tuple[str, ...]
+    filters: tuple[str, ...]
 
     def has(self, extension: Field | str) -> bool:
-        """Whether an extension field, or a scheme by its name, may be used."""
+        """Whether an extension field, or a scheme or filter by its name, may be used."""
         if isinstance(extension, Field):
             return extension in self.fields
-        return extension in self.schemes or extension in {field.name for field in self.fields}
+        names = {field.name for field in self.fields}
+        return extension in names.union(self.schemes, self.filters)
 
 
 def capabilities(profile: Profile) -> Capabilities:
@@ -34,7 +38,8 @@ def capabilities(profile: Profile) -> Capabilities:
         ExtensionError: there is no such profile.
     """
     if profile == "vt-x":
-        return Capabilities(profile, frozenset(), ("figure-3",))
+        return Capabilities(profile, frozenset(), ("figure-3",), ("none",))
     if profile == "seed":
-        return Capabilities(profile, EXTENSION_FIELDS - RESERVED_FIELDS, tuple(SCHEMES))
+        fields = EXTENSION_FIELDS - RESERVED_FIELDS
+        return Capabilities(profile, fields, tuple(SCHEMES), tuple(FILTERS))
     raise ExtensionError(f"{profile!r} is no profile; use one of {', '.join(PROFILES)}")

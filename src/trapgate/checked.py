@@ -126,7 +126,7 @@ def _step(processor: Processor, v: Cells) -> bool:
         if instruction.mnemonic in _PORTS:
             start = _linear_rip(guest)
             engine.watch_port(start, start, instruction.len)
-    accesses = list(_accesses(guest, instruction))
+    accesses = list(accesses_of(guest, instruction))
     fault = _segment_fault(processor, guest, instruction, accesses)
     if fault < 0 and _is_misaligned(guest, accesses):
         fault = 17
@@ -154,7 +154,7 @@ def _step(processor: Processor, v: Cells) -> bool:
         return processor.deal()
     if not done:
         return False
-    return _trap(processor, v, instruction, accesses)
+    return trap(processor, v, instruction, accesses)
 
 
 def _look_for_ports(processor: Processor, guest: Operand) -> None:
@@ -170,7 +170,7 @@ def _look_for_ports(processor: Processor, guest: Operand) -> None:
             engine.watch_port(instruction.ip, start, size)
 
 
-def _trap(
+def trap(
     processor: Processor, v: Cells, instruction: iced.Instruction, accesses: list[Access]
 ) -> bool:
     """Raise the debug exceptions that follow an instruction; whether that was a VM exit."""
@@ -231,7 +231,7 @@ def _is_watched(processor: Processor, v: Cells, number: int, accesses: list[Acce
     )
 
 
-def _accesses(guest: Operand, instruction: iced.Instruction) -> Iterator[Access]:
+def accesses_of(guest: Operand, instruction: iced.Instruction) -> Iterator[Access]:
     """What the instruction is about to access, a repeated one in its next iteration."""
     if instruction.is_invalid:
         return
@@ -358,7 +358,7 @@ def _non_canonical(processor: Processor, guest: Operand, instruction: iced.Instr
     """A non-canonical address: #SS(0) if the stack segment was used, else #GP(0)."""
     stack = any(
         access.segment == _SS and not _is_canonical(access.linear)
-        for access in _accesses(guest, instruction)
+        for access in accesses_of(guest, instruction)
     )
     return processor.raise_fault(12 if stack else 13, 0)
 

@@ -2,13 +2,23 @@
 
 The seed's figure 2 with figure 3 for page faults, exactly as VT-x (SDM, "Exception
 Bitmap" and "Page-Fault Error-Code Mask"), or for the vectors in
-TRANSFER_CRITERION_VECTORS the criterion that the extension fields select.
+TRANSFER_CRITERION_VECTORS the criterion that the extension fields select. And its figure
+6, with the other orders of ¶60, ¶66 and ¶67: what becomes of a fault that satisfies a
+fault filter.
 """
 
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from trapgate.core import Cells, core
+from trapgate.ptfilter import (
+    FILTER_FIGURE_7,
+    FILTER_NONE,
+    FILTER_PARAGRAPH_80,
+    ORDER_PARAGRAPH_60,
+    ORDER_PARAGRAPH_66,
+    ORDER_PARAGRAPH_67,
+)
 from trapgate.rules import (
     CRITERION_ANY_OR_MATCH,
     CRITERION_COMPARISON,
@@ -55,7 +65,6 @@ from trapgate.sdm.cells import (
     PAGE_FAULT_ERROR_CODE_MASK,
     PAGE_FAULT_ERROR_CODE_MATCH,
     PIN_BASED_CONTROLS,
-    PTBASE,
     SECOND_ERROR_CODE_MASK,
     SECOND_ERROR_CODE_MATCH,
     TRANSFER_CRITERION,
@@ -66,6 +75,7 @@ from trapgate.sdm.cells import (
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.interruption import (
     TYPE_EXTERNAL_INTERRUPT,
+    TYPE_HARDWARE_EXCEPTION,
     TYPE_NMI,
     TYPE_OTHER_EVENT,
     TYPE_SOFTWARE_INTERRUPT,
@@ -120,6 +130,11 @@ class Reason(IntEnum):
     TRIPLE_FAULT = 15
     """A fault while a double fault was being delivered."""
     OTHER_EVENT = 16
+    FAULT_FILTER_FIGURE_7 = 17
+    FAULT_FILTER_FIGURE_8 = 18
+    FAULT_FILTER_PARAGRAPH_80 = 19
+    FAULT_FILTER_ALONE = 20
+    """No fault filter was satisfied, and no other criterion is asked (¶66)."""
 
 
 REASON_CONTROL_BIT = 0
@@ -139,6 +154,8 @@ REASON_INJECTED = 13
 REASON_TASK_GATE = 14
 REASON_TRIPLE_FAULT = 15
 REASON_OTHER_EVENT = 16
+REASON_FAULT_FILTER_FIGURE_7 = 17
+REASON_FAULT_FILTER_ALONE = 20
 
 REASONS: dict[int, str] = {int(reason): reason.name for reason in Reason}
 """The names of the reason codes."""
@@ -148,7 +165,8 @@ REASONS: dict[int, str] = {int(reason): reason.name for reason in Reason}
 def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int, int]:
     """The (disposition, reason) of a fault; `kind` is its interruption type, code -1 if none.
 
-    Whether the guest can take an interrupt now (RFLAGS.IF, blocking) is not asked here.
+    No fault filter is satisfied; where one may be, `decide_filtered` is asked. Whether the
+    guest can take an interrupt now (RFLAGS.IF, blocking) is not asked here.
     """
     if kind == TYPE_SOFTWARE_INTERRUPT:
         return DELIVER, REASON_SOFTWARE_INTERRUPT
@@ -165,6 +183,12 @@ def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int
     weight = 1 << (vector & 31)
     control = control_bit(v[EXCEPTION_BITMAP], weight)
     if error_code >= 0:
+        if (
+            vector == PF
+            and v[FAULT_FILTER_ORDER] == ORDER_PARAGRAPH_66
+            and v[FAULT_FILTER] != FILTER_NONE
+        ):
+            return EXIT, REASON_FAULT_FILTER_ALONE
         if (v[TRANSFER_CRITERION_VECTORS] & weight) != 0:
             return transfer_by_extension(v, vector, control, error_code)
         if vector == PF:
@@ -179,6 +203,29 @@ def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int
     if control:
         return EXIT, REASON_CONTROL_BIT
     return DELIVER, REASON_CONTROL_BIT
+
+
+@core
+def decide_filtered(v: Cells, error_code: int) -> tuple[int, int]:
+    """The (disposition, reason) of a page fault that satisfies the fault filter.
+
+    | order | what would exit | what would go to the guest |
+    |---|---|---|
+    | figure 6: the filter first | completes | completes |
+    | ¶60: the criteria first, then the filter for what would exit | completes | is delivered |
+    | ¶66: the filter alone | completes | completes |
+    | ¶67: the criteria first, then the filter for the rest | exits | completes |
+
+    ¶60 only says "after the control transfer filtering criteria". As ¶67 is the case of
+    faults that stay with the guest, ¶60 is made the other one here.
+    """
+    disposition, reason = decide_fault(v, PF, TYPE_HARDWARE_EXCEPTION, error_code)
+    order = v[FAULT_FILTER_ORDER]
+    if disposition == EXIT and order == ORDER_PARAGRAPH_67:
+        return disposition, reason
+    if disposition == DELIVER and order == ORDER_PARAGRAPH_60:
+        return disposition, reason
+    return COMPLETE, REASON_FAULT_FILTER_FIGURE_7 + v[FAULT_FILTER] - FILTER_FIGURE_7
 
 
 @core
@@ -283,12 +330,13 @@ def compared(operator: int, control: bool, code: int, value: int) -> bool:
 def check_extension_fields(v: Cells) -> int:
     """Check that the extension fields hold only what is implemented: 0, or the check's number.
 
-    What is reserved for fault filters and for ¶26 must be 0, selectors must be known,
-    a narrow field must lie within the 32 bits of an error code, and only vectors with
-    an error code can be given a criterion.
+    What is reserved for ¶26 must be 0, selectors must be known, a narrow field must lie
+    within the 32 bits of an error code, and only vectors with an error code can be given
+    a criterion. PTBASE may be anything: a filter whose conditions (¶74) do not hold is
+    never satisfied.
     """
-    if v[FAULT_FILTER] != 0 or v[FAULT_FILTER_ORDER] != 0 or v[PTBASE] != 0:
-        return ck.EXTENSION_RESERVED
+    if v[FAULT_FILTER] > FILTER_PARAGRAPH_80 or v[FAULT_FILTER_ORDER] > ORDER_PARAGRAPH_67:
+        return ck.EXTENSION_FILTER
     if v[EXIT_THROUGH_IDT] != 0:
         return ck.EXTENSION_RESERVED
     if v[TRANSFER_CRITERION] > CRITERION_MEMBER:
@@ -313,8 +361,15 @@ class Decision(NamedTuple):
     reason: Reason
 
 
-def decide(fault: "FaultInformation", vmcs: "Vmcs") -> Decision:
-    """Where `fault` goes under `vmcs` (figure 2)."""
+def decide(fault: "FaultInformation", vmcs: "Vmcs", *, filtered: bool = False) -> Decision:
+    """Where `fault` goes under `vmcs` (figures 2 and 6).
+
+    `filtered` says that the fault satisfies the fault filter that `vmcs` selects, which
+    takes the guest's tables to find out (`trapgate.selfmap`).
+    """
     code = -1 if fault.error_code is None else fault.error_code
-    disposition, reason = decide_fault(vmcs.cells, fault.vector, fault.type, code)
+    if filtered and vmcs.cells[FAULT_FILTER] != FILTER_NONE and fault.vector == PF:
+        disposition, reason = decide_filtered(vmcs.cells, code)
+    else:
+        disposition, reason = decide_fault(vmcs.cells, fault.vector, fault.type, code)
     return Decision(Disposition(disposition), Reason(reason))

@@ -7,6 +7,7 @@ and `effects`' business, as for the others.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import iced_x86 as iced
@@ -52,7 +53,7 @@ _WIDTH = {
 }
 
 
-class _PageFaultError(Exception):
+class PageFaultError(Exception):
     """A memory operand could not be reached: error code and linear address."""
 
     def __init__(self, error_code: int, address: int) -> None:
@@ -88,11 +89,17 @@ class Operand:
             user,
         )
         if code >= 0:
-            raise _PageFaultError(int(code), signed)
+            raise PageFaultError(int(code), signed)
         return int(physical)
 
     def read(self, linear: int, size: int, access: int = 0) -> int:
         """`size` bytes at a linear address."""
+        if linear & 0xFFF <= 0x1000 - size:
+            at = self.physical(linear, access)
+            first, last = at >> 3, at + size - 1 >> 3
+            if last < len(self.mem):
+                found = self.mem[first : last + 1].tobytes()[at & 7 : (at & 7) + size]
+                return int.from_bytes(found, "little")
         value = 0
         for n in range(size):
             at = self.physical(self.wrap(linear + n), access)
@@ -111,13 +118,17 @@ class Operand:
 
     def code(self, linear: int, size: int) -> bytes:
         """Up to `size` bytes of code at a linear address: as many as can be fetched."""
-        found = bytearray()
-        for n in range(size):
+        found = b""
+        while len(found) < size:
+            start = self.wrap(linear + len(found))
+            count = min(size - len(found), 0x1000 - start % 0x1000)
             try:
-                found.append(self.read(self.wrap(linear + n), 1, 2))
-            except _PageFaultError:
+                at = self.physical(start, 2)
+            except PageFaultError:
                 break
-        return bytes(found)
+            words = self.mem[at >> 3 : (at + count + 7) >> 3].tobytes()
+            found += words[at & 7 :][:count].ljust(count, b"\xff")
+        return found
 
     def decode(self) -> iced.Instruction:
         """The instruction at RIP."""
@@ -131,14 +142,14 @@ class Operand:
             return 0
         if register in (Register.RIP, Register.EIP):
             return 0
-        info = iced.RegisterInfo(register)
+        info = _info(register)
         number = int(info.full_register) - int(Register.RAX)
         value = self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number]
         return int(value) & ((1 << (8 * int(info.size))) - 1)
 
     def set_register(self, register: int, value: int) -> None:
         """Write a general register; 32-bit writes clear the upper half."""
-        info = iced.RegisterInfo(register)
+        info = _info(register)
         number = int(info.full_register) - int(Register.RAX)
         kept = 0
         if info.size < 4:
@@ -173,7 +184,7 @@ class Operand:
             else:
                 self.physical(linear, 1)
                 self.write(linear, size, source())
-        except _PageFaultError as fault:
+        except PageFaultError as fault:
             return fault.error_code, fault.address
         step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
         self.set_register(pointer, self.register(pointer) + step)
@@ -198,10 +209,15 @@ class Operand:
         return self.wrap(offset + int(self.v[f.GUEST_ES_BASE + segment]))
 
 
+@cache
+def _info(register: int) -> iced.RegisterInfo:
+    return iced.RegisterInfo(register)
+
+
 def _address_size(instruction: iced.Instruction, bits: int) -> int:
     for register in (instruction.memory_base, instruction.memory_index):
         if register not in (Register.NONE, Register.RIP, Register.EIP):
-            return int(iced.RegisterInfo(register).size)
+            return int(_info(register).size)
     return (
         {16: 2, 32: 4, 64: 8}[bits]
         if not instruction.memory_displ_size
@@ -218,7 +234,7 @@ def assist(processor: Processor, v: Cells) -> bool:
             fault = _switch_tasks(guest, instruction)
             return True if fault is None else processor.raise_fault(*fault)
         outcome = _carry_out(processor, guest, instruction)
-    except _PageFaultError as fault:
+    except PageFaultError as fault:
         return processor.raise_fault(14, fault.error_code, fault.address)
     if outcome == ix.GO_ON:
         advance(v, instruction.len)
@@ -313,7 +329,7 @@ def _string_io(processor: Processor, guest: Operand, instruction: iced.Instructi
         instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None
     )
     if fault is not None:
-        raise _PageFaultError(*fault)
+        raise PageFaultError(*fault)
     return NEXT_ALREADY
 
 

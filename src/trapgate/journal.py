@@ -44,7 +44,10 @@ ROW_WIDTH = 20
     HEAD_SEQUENCE,
     HEAD_GENERATION,
     HEAD_CURRENT,
-) = range(7)
+    HEAD_HAS_DATA,
+    HEAD_DATA,
+    HEAD_OLD_VALUE,
+) = range(10)
 """HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python."""
 HEAD_COUNTS = 16
 """From here on, 3 counts for each of 256 vectors: how often each disposition was taken."""
@@ -69,7 +72,10 @@ def record(
 
     `kind` is its interruption type, `error_code` -1 if it has none, `address` the
     linear address of a page fault (else 0), `depth` how many events it is nested in.
+    Whoever knows what a page fault was writing, and over what, has left it in the head.
     """
+    has_data = head[HEAD_HAS_DATA]
+    head[HEAD_HAS_DATA] = 0
     head[HEAD_COUNTS + (vector & 0xFF) * 3 + disposition] += 1
     sequence = head[HEAD_SEQUENCE]
     head[HEAD_SEQUENCE] = sequence + 1
@@ -89,14 +95,14 @@ def record(
     row[ROW_CPL] = (v[GUEST_SS_ACCESS_RIGHTS] >> 5) & 3
     row[ROW_CR3] = v[GUEST_CR3]
     row[ROW_ADDRESS] = address
-    row[ROW_DATA] = 0
-    row[ROW_HAS_DATA] = 0
+    row[ROW_DATA] = head[HEAD_DATA] if has_data else 0
+    row[ROW_HAS_DATA] = has_data
     row[ROW_DISPOSITION] = disposition
     row[ROW_REASON] = reason
     row[ROW_DEPTH] = depth
     row[ROW_INJECTED] = injected
     row[ROW_VMCS] = head[HEAD_GENERATION]
-    row[ROW_OLD_VALUE] = 0
+    row[ROW_OLD_VALUE] = head[HEAD_OLD_VALUE] if has_data else 0
     row[ROW_CURRENT] = head[HEAD_CURRENT]
     row[19] = 0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trapgate import checked, instructions
+from trapgate import checked, instructions, tablewrite
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
 from trapgate.engine.device_pages import Load, Store
@@ -508,6 +508,8 @@ class Processor:
             exited = instructions.assist(self, v)
         elif stop == stops.CHECKED:
             exited = checked.step(self, v) or self._out_of_time(v)
+        elif stop == stops.TABLE_WRITE:
+            exited = tablewrite.step(self, v)
         elif stop == stops.TIMER:
             vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
             exited = True

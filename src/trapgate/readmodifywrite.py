@@ -15,7 +15,30 @@ def writes_what_it_reads(v: Cells, word: int) -> bool:
     """Whether the instruction that starts with the eight bytes `word` does, if it has such
     an operand.
     """
-    start = prefix_length(word, in_64_bit_mode(v))
+    return opcode_writes_what_it_reads(word, prefix_length(word, in_64_bit_mode(v)))
+
+
+@core
+def stores_once(word: int, long: bool) -> bool:
+    """Whether the instruction, in 64-bit code if `long`, is a common one with a single store.
+
+    Where that is so, one store is all that it does to memory: MOV, MOVS and STOS (one
+    iteration), and what writes what it reads. CMPXCHG16B stores twice.
+    """
+    start = prefix_length(word, long)
+    if start > 5:
+        return False
+    opcode = (word >> (8 * start)) & 0xFF
+    if opcode in (0x88, 0x89, 0xA2, 0xA3, 0xA4, 0xA5, 0xAA, 0xAB, 0xC6, 0xC7):
+        return True
+    if long and opcode == 0x0F and (word >> (8 * start + 8)) & 0xFF == 0xC7:
+        return False
+    return opcode_writes_what_it_reads(word, start)
+
+
+@core
+def opcode_writes_what_it_reads(word: int, start: int) -> bool:
+    """The same for the opcode behind `start` bytes of prefixes."""
     if start > 5:
         return False
     opcode = (word >> (8 * start)) & 0xFF

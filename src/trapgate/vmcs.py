@@ -22,11 +22,7 @@ from trapgate.errors import (
 )
 from trapgate.sdm import controls, state
 from trapgate.sdm.cells import ENCODINGS
-from trapgate.sdm.fields import (
-    RESERVED_FIELDS,
-    RESERVED_FOR_FILTERS,
-    Field,
-)
+from trapgate.sdm.fields import RESERVED_FIELDS, Field
 from trapgate.vmcsfile import (
     PROFILES,
     Profile,
@@ -136,9 +132,8 @@ class Vmcs:
             )
         check_width(field, value, path)
         if value and field in RESERVED_FIELDS:
-            purpose = "fault filters" if field.name in RESERVED_FOR_FILTERS else "x86 VMMs"
             raise NotImplementedFieldError(
-                f"is reserved for {purpose}, not carried out by this version; leave it 0",
+                "is reserved for x86 VMMs, not carried out by this version; leave it 0",
                 field=field.name,
                 path=path,
             )

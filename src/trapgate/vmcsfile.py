@@ -10,6 +10,7 @@ exceptions = ["PF", "GP"]              # bits of EXCEPTION_BITMAP
 
 [fields]                               # whole fields, after the controls
 PAGE_FAULT_ERROR_CODE_MASK = 0xF
+FAULT_FILTER = "figure-8"              # some values have names
 GUEST_CR3 = "0xFFFF800000000000"       # a string where TOML's integers end
 ```
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trapgate.errors import FieldValueError, UnknownFieldError, VmcsFileError
+from trapgate.ptfilter import FILTERS, ORDERS, SPAN
 from trapgate.sdm.controls import (
     EntryControl,
     ExitControl,
@@ -54,6 +56,12 @@ _TABLES: dict[str, tuple[Field, Mapping[str, int]]] = {
         {vector.name: 1 << vector for vector in Vector if vector is not Vector.NMI},
     ),
 }
+
+_WORDS: dict[Field, Mapping[str, int]] = {
+    Field.FAULT_FILTER: FILTERS,
+    Field.FAULT_FILTER_ORDER: ORDERS,
+}
+"""Fields whose values have names, and these."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +186,24 @@ def _fields(table: Mapping[str, object], path: str) -> dict[Field, int]:
     for name, raw in table.items():
         field = field_named(name, path)
         value: object = raw
+        words = _WORDS.get(field, {})
         if isinstance(raw, str):
             try:
-                value = int(raw, 0)
+                value = words[raw] if raw in words else int(raw, 0)
             except ValueError:
                 value = None
         if isinstance(value, bool) or not isinstance(value, int):
+            problem = "is not an integer; write 123, 0x7B or a string of one"
+            if words:
+                problem = f"is unknown; use one of {', '.join(words)}"
+            raise FieldValueError(f"{raw!r} {problem}", field=name, path=path)
+        if words and value not in words.values():
             raise FieldValueError(
-                f"{raw!r} is not an integer; write 123, 0x7B or a string of one",
+                f"{value} has no meaning; use one of {', '.join(words)}", field=name, path=path
+            )
+        if field is Field.PTBASE and value & SPAN:
+            raise FieldValueError(
+                f"{value:#x} is not 4 MB aligned; give the self-mapped tables' linear address",
                 field=name,
                 path=path,
             )

@@ -78,7 +78,7 @@ def random_policy(random: np.random.Generator, name: str, *, extended: bool) -> 
 
 def completes(policy: Policy, row: dict[str, Any]) -> bool | None:
     """The fault filter by the seed's boxes; None if the row does not carry what it asks."""
-    if not policy.fault_filter or row["vector"] != 14 or (row["error_code"] or 0) & 3 != 3:
+    if not policy.fault_filter or row["vector"] != 14 or row["error_code"] not in {3, 7}:
         return False
     address, data, old = row["linear_address"], row["data"], row["old_value"]
     if address is None:
@@ -119,7 +119,7 @@ def by_hand(path: Path, policy: Policy) -> dict[str, int]:
             continue
         if not interrupt and policy.fault_filter:
             done = completes(policy, row)
-            if policy.order == 3 and verdict == EXIT:
+            if (policy.order == 3 and verdict == EXIT) or (policy.order == 1 and verdict != EXIT):
                 done = False
             if done is None:
                 counts["unjudged"] += 1

@@ -197,15 +197,58 @@ def test_a_field_must_lie_within_the_error_code() -> None:
     assert check_extension_fields(vmcs(ERROR_CODE_FIELD_WIDTH=3, ERROR_CODE_FIELD_SHIFT=30).cells)
 
 
-@pytest.mark.parametrize(
-    "name", ["FAULT_FILTER", "FAULT_FILTER_ORDER", "PTBASE", "EXIT_THROUGH_IDT"]
-)
-def test_reserved_fields_must_be_0(name: str) -> None:
+def test_reserved_fields_must_be_0() -> None:
     from trapgate.sdm import cells
 
     made = Vmcs()
-    made.cells[getattr(cells, name)] = 1
+    made.cells[cells.EXIT_THROUGH_IDT] = 1
     assert check_extension_fields(made.cells)
+
+
+@pytest.mark.parametrize("name", ["FAULT_FILTER", "FAULT_FILTER_ORDER"])
+@pytest.mark.parametrize(("value", "valid"), [(0, True), (3, True), (4, False), (1 << 31, False)])
+def test_selectors_of_fault_filters(name: str, value: int, valid: bool) -> None:
+    assert (check_extension_fields(vmcs(**{name: value}).cells) == 0) == valid
+
+
+ORDERS = [
+    # order, control bit of page faults: where a write goes that satisfies, and one that does not
+    (0, 1, "COMPLETE", "EXIT"),
+    (0, 0, "COMPLETE", "DELIVER"),
+    (1, 1, "COMPLETE", "EXIT"),
+    (1, 0, "DELIVER", "DELIVER"),
+    (2, 1, "COMPLETE", "EXIT"),
+    (2, 0, "COMPLETE", "EXIT"),
+    (3, 1, "EXIT", "EXIT"),
+    (3, 0, "COMPLETE", "DELIVER"),
+]
+
+
+@pytest.mark.parametrize(("order", "control", "satisfied", "otherwise"), ORDERS)
+@pytest.mark.parametrize(
+    ("number", "reason"), [(1, "FIGURE_7"), (2, "FIGURE_8"), (3, "PARAGRAPH_80")]
+)
+def test_orders(
+    order: int, control: int, satisfied: str, otherwise: str, number: int, reason: str
+) -> None:
+    made = vmcs(FAULT_FILTER=number, FAULT_FILTER_ORDER=order, EXCEPTION_BITMAP=control << 14)
+    fault = FaultInformation(14, 3, address=0xC0000000, data=0, old_value=0)
+    assert decide(fault, made).disposition.name == otherwise
+    decision = decide(fault, made, filtered=True)
+    assert decision.disposition.name == satisfied
+    if satisfied == "COMPLETE":
+        assert decision.reason.name == f"FAULT_FILTER_{reason}"
+    alone = decide(fault, made).reason is Reason.FAULT_FILTER_ALONE
+    assert alone == (order == 2)
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_orders_are_nothing_without_a_filter_or_a_page_fault(order: int) -> None:
+    page_fault, protection = FaultInformation(14, 3), FaultInformation(13, 0)
+    none = vmcs(FAULT_FILTER_ORDER=order)
+    assert decide(page_fault, none, filtered=True).disposition.name == "DELIVER"
+    one = vmcs(FAULT_FILTER=1, FAULT_FILTER_ORDER=order)
+    assert decide(protection, one, filtered=True).disposition.name == "DELIVER"
 
 
 def test_reasons_have_names() -> None:

@@ -63,7 +63,8 @@ CONTROLS = [
     {"VM_ENTRY_MSR_LOAD_COUNT": 1},
     {"VM_EXIT_MSR_STORE_COUNT": 1},
     {"VM_EXIT_MSR_LOAD_COUNT": 1},
-    {"FAULT_FILTER": 1},
+    {"FAULT_FILTER": 4},
+    {"FAULT_FILTER_ORDER": 4},
 ]
 
 

@@ -115,7 +115,10 @@ def test_capabilities() -> None:
     assert seed.has(Field.ANY_BIT_MASK)
     assert seed.has("figure-5")
     assert seed.has("ANY_BIT_MASK")
-    assert not seed.has("PTBASE")
+    assert seed.has("PTBASE")
+    assert seed.has("figure-8")
+    assert not seed.has("EXIT_THROUGH_IDT")
+    assert not shipped.has("figure-8")
     assert shipped.has("figure-3")
     assert not shipped.has("figure-4")
     assert not shipped.has(Field.ANY_BIT_MASK)
@@ -180,6 +183,20 @@ def test_settings_apply_as_a_whole_or_not_at_all() -> None:
     assert vmcs == Vmcs()
 
 
+def test_fault_filters_by_name() -> None:
+    text = """
+    [fields]
+    FAULT_FILTER = "figure-8"
+    FAULT_FILTER_ORDER = "paragraph-67"
+    PTBASE = 0xC0000000
+    """
+    vmcs = Vmcs.from_toml(text)
+    assert vmcs["FAULT_FILTER"] == 2
+    assert vmcs["FAULT_FILTER_ORDER"] == 3
+    assert vmcs["PTBASE"] == 0xC0000000
+    assert Vmcs.from_toml(vmcs.to_toml()) == vmcs
+
+
 BAD = [
     ("= 1", VmcsFileError, "is not TOML"),
     ("[fields]\nGUEST_RIPP = 1", UnknownFieldError, "did you mean GUEST_RIP"),
@@ -189,7 +206,12 @@ BAD = [
     ("[fields]\nGUEST_CS_SELECTOR = 0x10000", FieldValueError, "16 bits"),
     ("[fields]\nGUEST_RIP = -1", FieldValueError, "unsigned"),
     ("[fields]\nEXIT_REASON = 1", ReadOnlyFieldError, "leave it out"),
-    ("[fields]\nFAULT_FILTER = 1", NotImplementedFieldError, "leave it 0"),
+    ("[fields]\nEXIT_THROUGH_IDT = 1", NotImplementedFieldError, "leave it 0"),
+    ("[fields]\nFAULT_FILTER = 4", FieldValueError, "use one of none, figure-7"),
+    ("[fields]\nFAULT_FILTER = 'figure-9'", FieldValueError, "unknown; use one of none"),
+    ("[fields]\nFAULT_FILTER_ORDER = -1", FieldValueError, "use one of figure-6"),
+    ("[fields]\nPTBASE = 0xC0001000", FieldValueError, "4 MB aligned"),
+    ("profile = 'vt-x'\n[fields]\nFAULT_FILTER = 'figure-8'", ExtensionError, "profile"),
     ("profile = 'vt-x'\n[fields]\nANY_BIT_MASK = 1", ExtensionError, "profile"),
     ("profile = 'svm'", VmcsFileError, "no profile"),
     ("profile = ['seed']", VmcsFileError, "no profile"),

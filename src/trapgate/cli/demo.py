@@ -1,10 +1,11 @@
-"""`trapgate demo`: the bundled guest under three filters, or under two VMMs."""
+"""`trapgate demo`: the bundled guest under filters of its page faults, or under two VMMs."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,22 +16,33 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from trapgate.cli.run import summary_json
-from trapgate.cli.terminal import EngineKind, complaints, fail, prepared, terminal, vector_name
+from trapgate.cli.terminal import (
+    EngineKind,
+    Paging,
+    complaints,
+    fail,
+    prepared,
+    terminal,
+    vector_name,
+)
+from trapgate.decide import Disposition
 
 if TYPE_CHECKING:
     from trapgate import demo_x86
-    from trapgate.demo import Result
+    from trapgate.demo import Filter, Result
 
 EXAMPLES = """
 Examples:
 
   trapgate demo
 
-  trapgate demo --workload fork --workload swap --scale 5
+  trapgate demo --workload aging --workload swap --scale 5
 
   trapgate demo --json
 
-  trapgate demo --report demo.html
+  trapgate demo --paging own
+
+  trapgate demo --paging own --report demo.html
 
   trapgate demo --vmm x86
 """
@@ -48,50 +60,175 @@ def demo(
         list[str] | None, typer.Option(help="A workload to run (repeatable); all by default.")
     ] = None,
     scale: Annotated[int, typer.Option(min=1, help="Multiplies the work.")] = 1,
+    paging: Annotated[
+        Paging,
+        typer.Option(
+            help="direct: the VMM guards the guest's page tables, and fault filters spare it "
+            "exits; own: the guest has its memory, and its faults, for itself."
+        ),
+    ] = Paging.direct,
     engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     report: Annotated[
-        Path | None, typer.Option(help="Write a page about the first run, and the other filters.")
+        Path | None,
+        typer.Option(
+            help="Write a page about the first run, and the other filters (--paging own)."
+        ),
     ] = None,
     vmm: Annotated[
         VmmKind,
         typer.Option(help="x86: also under the bundled hypervisor, x86 code that uses VMX."),
     ] = VmmKind.python,
 ) -> None:
-    """Run the bundled guest under three filters, and show what each of them costs."""
+    """Run the bundled guest under several filters of page faults, and show what each costs."""
     if vmm is VmmKind.x86:
         if report is not None:
             raise fail("--report: is about the VMM in Python; leave out --vmm x86")
         _demo_x86(workload or (), scale, engine.value, as_json)
-    with complaints(), prepared(), TemporaryDirectory() as folder:
-        from trapgate import demo as demonstration
-
-        results: list[Result] = []
-        trace = None if report is None else Path(folder) / "demo.parquet"
-        if report is not None:
-            from trapgate.trace.frames import polars
-
-            polars()  # complains at once, not after the runs
+    if report is not None and paging is Paging.direct:
+        raise fail("--report: shows guests that own their page tables; add --paging own")
+    with complaints(), prepared():
         try:
-            for result in demonstration.run(
-                workload or (), scale=scale, engine=engine.value, trace=trace
-            ):
-                if not results and not as_json:
-                    sys.stdout.write(result.output.decode("ascii", "replace"))
-                    sys.stdout.flush()
-                results.append(result)
+            if paging is Paging.direct:
+                good = _direct(workload or [], scale, engine.value, as_json)
+            else:
+                good = _own(workload or [], scale, engine.value, as_json, report)
         except ValueError as error:
-            raise fail(str(error)) from None
-        good = demonstration.passed(results)
+            raise fail(f"--workload: {error}") from None
+        raise typer.Exit(0 if good else 1)
+
+
+def _direct(workloads: list[str], scale: int, engine: str, as_json: bool) -> bool:
+    from trapgate import demo as demonstration
+
+    results: list[Result] = []
+    with terminal(error=True).status("running") as status:
+        for result in demonstration.run_direct(workloads, scale=scale, engine=engine):
+            results.append(result)
+            status.update(f"{result.workload}, {result.filter.name}")
+    good = demonstration.passed(results)
+    if as_json:
+        print(json.dumps([_result_json(result) for result in results], indent=2))
+        return good
+    _show_direct([Costs.of(result) for result in results], terminal())
+    words = "the same" if good else "NOT the same"
+    print(f"The guest's output was {words} under every filter.")
+    return good
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A line of the table: what became of the page faults of a run, or of several."""
+
+    workload: str
+    filter: Filter
+    faults: int
+    exits: int
+    delivered: int
+    completed: int
+    seconds: float
+
+    @classmethod
+    def of(cls, result: Result) -> Costs:
+        """Of one run."""
+        summary = result.summary
+        counts = summary.faults.get(14, {})
+        faults, exits, _ = result.faults(14)
+        delivered, completed = (
+            counts.get(Disposition.DELIVER, 0),
+            counts.get(Disposition.COMPLETE, 0),
+        )
+        return cls(
+            result.workload, result.filter, faults, exits, delivered, completed, summary.seconds
+        )
+
+    @classmethod
+    def sum(cls, some: list[Costs]) -> Costs:
+        """Of all workloads, under one filter."""
+        return cls(
+            "all",
+            some[0].filter,
+            sum(cost.faults for cost in some),
+            sum(cost.exits for cost in some),
+            sum(cost.delivered for cost in some),
+            sum(cost.completed for cost in some),
+            sum(cost.seconds for cost in some),
+        )
+
+
+def _show_direct(costs: list[Costs], out: Terminal) -> None:
+    filters = list(dict.fromkeys(cost.filter for cost in costs))
+    groups = [costs[n : n + len(filters)] for n in range(0, len(costs), len(filters))]
+    if len(groups) > 1:
+        groups.append([Costs.sum(list(same)) for same in zip(*groups, strict=True)])
+    table = Table(
+        title="page faults under direct paging, and what became of them",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for title in ("workload", "filter"):
+        table.add_column(title)
+    for title in ("faults", "exits", "delivered", "completed", "seconds", "relative"):
+        table.add_column(title, justify="right")
+    for group in groups:
+        for n, cost in enumerate(group):
+            numbers = (cost.faults, cost.exits, cost.delivered, cost.completed)
+            table.add_row(
+                "" if n else cost.workload,
+                cost.filter.name,
+                *(f"{number:,}" for number in numbers),
+                f"{cost.seconds:.2f}",
+                f"{cost.seconds / group[0].seconds:.2f}",
+                end_section=n == len(group) - 1,
+            )
+    out.print(table)
+    print()
+    for setting in filters:
+        rule = f"mask {setting.mask:X}H, match {setting.match:X}H"
+        print(f"{setting.name} ({rule}): {setting.meaning}")
+    print()
+    print(_headline(groups))
+
+
+def _headline(groups: list[list[Costs]]) -> str:
+    """What figure 8 saved, of each workload."""
+    saved = []
+    for group in groups:
+        first = group[0]
+        eighth = next(cost for cost in group if cost.filter.fault_filter == "figure-8")
+        saved.append(
+            f"{first.workload} {1 - eighth.exits / max(first.exits, 1):.0%} "
+            f"({first.seconds / eighth.seconds:.1f} times as fast)"
+        )
+    return f"Exits that figure 8 saves: {', '.join(saved)}."
+
+
+def _own(workloads: list[str], scale: int, engine: str, as_json: bool, report: Path | None) -> bool:
+    from trapgate import demo as demonstration
+
+    results: list[Result] = []
+    if report is not None:
+        from trapgate.trace.frames import polars
+
+        polars()  # complains at once, not after the runs
+    with TemporaryDirectory() as folder:
+        trace = None if report is None else Path(folder) / "demo.parquet"
+        for result in demonstration.run(workloads, scale=scale, engine=engine, trace=trace):
+            if not results and not as_json:
+                sys.stdout.write(result.output.decode("ascii", "replace"))
+                sys.stdout.flush()
+            results.append(result)
         if report is not None and trace is not None:
             _report(trace, report)
-        if as_json:
-            print(json.dumps([_result_json(result) for result in results], indent=2))
-        else:
-            _show_demo(results, terminal())
-            words = "the same" if good else "NOT the same"
-            print(f"The guest's output was {words} under every filter.")
-        raise typer.Exit(0 if good else 1)
+    good = demonstration.passed(results)
+    if as_json:
+        print(json.dumps([_result_json(result) for result in results], indent=2))
+        return good
+    _show_own(results, terminal())
+    words = "the same" if good else "NOT the same"
+    print(f"The guest's output was {words} under every filter.")
+    return good
 
 
 def _demo_x86(workloads: Sequence[str], scale: int, engine: str, as_json: bool) -> NoReturn:
@@ -187,7 +324,9 @@ def _report(trace: Path, out: Path) -> None:
 def _result_json(result: Result) -> dict[str, Any]:
     setting = result.filter
     return {
+        "workload": result.workload or "all",
         "filter": setting.name,
+        "fault_filter": setting.fault_filter,
         "exception_bitmap": setting.bit << 14,
         "mask": setting.mask,
         "match": setting.match,
@@ -198,7 +337,7 @@ def _result_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _show_demo(results: list[Result], out: Terminal) -> None:
+def _show_own(results: list[Result], out: Terminal) -> None:
     kinds = Table(
         title="\nfaults of each kind: exited + handled by the guest itself",
         title_justify="left",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,18 @@ import typer
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from trapgate.cli.terminal import EngineKind, complaints, fail, prepared, terminal, vector_name
+from trapgate.cli.terminal import (
+    EngineKind,
+    Paging,
+    complaints,
+    fail,
+    prepared,
+    terminal,
+    vector_name,
+)
 
 if TYPE_CHECKING:
-    from trapgate.vmm.machine import Summary
+    from trapgate.vmm.machine import Summary, VirtualMachine
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -54,7 +63,7 @@ def show_summary(summary: Summary, out: Terminal) -> None:
     from trapgate.decide import Disposition
 
     faults = Table(title="faults and interrupts", title_justify="left", box=None, pad_edge=False)
-    for title in ("vector", "exited", "delivered", "of these injected"):
+    for title in ("vector", "exited", "delivered", "of these injected", "completed"):
         faults.add_column(title, justify="left" if title == "vector" else "right")
     for vector in summary.faults:
         faults.add_row(
@@ -62,6 +71,7 @@ def show_summary(summary: Summary, out: Terminal) -> None:
             f"{summary.count(Disposition.EXIT, vector):,}",
             f"{summary.count(Disposition.DELIVER, vector):,}",
             f"{summary.injected.get(vector, 0):,}",
+            f"{summary.count(Disposition.COMPLETE, vector):,}",
         )
     exits = Table(title="VM exits", title_justify="left", box=None, pad_edge=False)
     exits.add_column("reason")
@@ -85,6 +95,8 @@ Examples:
 
   trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
 
+  trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
+
 Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
 """
 
@@ -99,6 +111,13 @@ def run(
     vmcs: Annotated[
         Path | None, typer.Option(help="TOML file of VMCS fields and controls to set.")
     ] = None,
+    paging: Annotated[
+        Paging,
+        typer.Option(
+            help="own: the guest has its memory for itself; direct: its page tables hold "
+            "machine addresses, and the VMM guards them."
+        ),
+    ] = Paging.own,
     text: Annotated[
         str, typer.Option("--input", help=r"Text to type at the serial port; \n is Enter.")
     ] = "",
@@ -129,6 +148,7 @@ def run(
                 append,
                 initrd,
                 vmcs,
+                paging,
                 text,
                 until,
                 trace,
@@ -147,6 +167,7 @@ def _run(
     append: str,
     initrd: Path | None,
     vmcs: Path | None,
+    paging: Paging,
     text: str,
     until: str | None,
     trace: Path | None,
@@ -158,7 +179,9 @@ def _run(
 ) -> int:
     from trapgate.trace import TraceWriter
     from trapgate.vmcsfile import read_settings
+    from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
+    from trapgate.vmm.direct import DirectMachine
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.machine import VirtualMachine
 
@@ -168,7 +191,8 @@ def _run(
     console = Console(screen, source=sys.stdin.fileno() if sys.stdin else None, until=until)
     writer = None if trace is None else TraceWriter(trace, metadata={"guest": guest.name})
     try:
-        vm = VirtualMachine(
+        machine = DirectMachine if paging is Paging.direct else VirtualMachine
+        vm = machine(
             memory,
             engine=engine,
             console=console,
@@ -187,17 +211,56 @@ def _run(
         if writer is not None:
             writer.close()
     summary = vm.summary()
+    notes = [] if stop.end is End.REFUSED else list(_notes(vm, summary))
     if as_json:
         answer = {
             "guest": image.description,
             "end": stop.end.value,
             "message": stop.message,
             "status": stop.status,
+            "notes": notes,
             **summary_json(summary),
         }
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
     print(f"\n{stop.message}", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     show_summary(summary, out)
     return stop.status
+
+
+def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
+    """What a user should know who asked for direct paging or a fault filter in vain."""
+    from trapgate.decide import Disposition
+    from trapgate.processor import signed
+    from trapgate.selfmap import self_mapped
+    from trapgate.vmm.direct import DirectMachine
+
+    vmcs = vm.vmcs
+    direct = isinstance(vm, DirectMachine)
+    if isinstance(vm, DirectMachine):
+        if not vm.has_paged:
+            yield "the guest never turned paging on, so there were no page tables to guard"
+        if vm.counts.refused:
+            yield f"the VMM refused {vm.counts.refused:,} times, at last: {vm.counts.last_refusal}"
+    if vmcs.profile != "seed" or not vmcs["FAULT_FILTER"]:
+        return
+    if not summary.count(Disposition.COMPLETE, 14):
+        if self_mapped(
+            vmcs["GUEST_CR0"],
+            vmcs["GUEST_CR3"],
+            vmcs["GUEST_CR4"],
+            vmcs["GUEST_IA32_EFER"],
+            vm.processor.memory.cells,
+            signed(vmcs["PTBASE"]),
+        ):
+            yield "the fault filter was never satisfied: no write to a page table was stopped" + (
+                "" if direct else "; with --paging direct the VMM makes the tables read-only"
+            )
+        else:
+            yield (
+                f"the fault filter was never satisfied: PTBASE {vmcs['PTBASE']:#x} is not where "
+                "the guest's page directory maps itself (¶74); set PTBASE to that address"
+            )

@@ -22,6 +22,13 @@ class EngineKind(StrEnum):
     portable = "portable"
 
 
+class Paging(StrEnum):
+    """Whose the guest's page tables are."""
+
+    direct = "direct"
+    own = "own"
+
+
 def fail(line: str) -> typer.Exit:
     """One line on standard error, and exit status 2."""
     print(f"trapgate: {' '.join(line.split())}", file=sys.stderr)

@@ -25,11 +25,14 @@ from numba.core import config
 from trapgate.core import CORE, Cells, F
 
 MODULES = (
+    "trapgate.ptfilter",
     "trapgate.rules",
+    "trapgate.selfmap",
     "trapgate.exits",
     "trapgate.decide",
     "trapgate.memory",
     "trapgate.paging",
+    "trapgate.journal",
     "trapgate.delivery",
     "trapgate.entry",
     "trapgate.host_checks",
@@ -54,6 +57,9 @@ OUT_OF_LINE = frozenset(
         "check_guest_state",
         "check_host_state",
         "decide_fault",
+        "decide_filtered",
+        "entry_at",
+        "refused_entry",
         "transfer_by_extension",
         "execute",
         "execute_vmx",

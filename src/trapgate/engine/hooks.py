@@ -7,6 +7,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import due, note_block, take_care, time_is_up
 from trapgate.engine.compiled import callback, jit
+from trapgate.engine.gate import judge_store, open_gate
 from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine.react import (
     dispatch,
@@ -152,7 +153,13 @@ def on_sysenter(uc: int, user: int) -> None:
 
 @jit
 def refill(
-    cpu: int, address: int, access: int, mmu_index: int, probe: int, return_address: int
+    cpu: int,
+    address: int,
+    size: int,
+    access: int,
+    mmu_index: int,
+    probe: int,
+    return_address: int,
 ) -> int:
     """The MMU's refill: our own page walk, one choke point for translation and protection.
 
@@ -206,6 +213,8 @@ def refill(
         return 1
     if probe:
         return 0
+    if access_kind == 1 and open_gate(m, cpu, address, size, user, code, mmu_index, return_address):
+        return 1
     if access_kind == 2:
         rip = peek64(env + at.EIP)
         linear = rip + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)
@@ -246,7 +255,13 @@ def on_tlb_fill(
     return_address: int,
 ) -> int:
     """CPUClass.tlb_fill: see `refill`."""
-    return refill(cpu, address, access, mmu_index, probe, return_address)
+    return refill(cpu, address, size, access, mmu_index, probe, return_address)
+
+
+@callback(types.void, types.int64, types.int64, types.uint32, types.uint64, types.int64)
+def on_gate_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store to page tables, redirected: see `judge_store`."""
+    judge_store(cells(user, mc.CELLS), offset, types.int64(size), types.int64(value))
 
 
 @jit

@@ -38,6 +38,7 @@ journal, the virtual clock, and why the engine stopped.
     CC_COMPUTE_ALL,
     CPU_LOOP_EXIT,
     CPU_LOOP_EXIT_RESTORE,
+    CPU_RESTORE_STATE,
     UPDATE_DR7,
     TB_INVALIDATE,
     TLB_FLUSH,
@@ -84,8 +85,16 @@ journal, the virtual clock, and why the engine stopped.
     VM_ENTER,
     VM_LEAVE,
     IRET_AT,
+    GATE_LINEAR,
+    GATE_PHYSICAL,
+    GATE_KIND,
+    GATE_SIZE,
+    GATE_CODE,
+    GATE_RETURN,
+    GATE_INDEX,
+    GATE_LOW,
     CELLS,
-) = range(79)
+) = range(88)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: 1 an interrupt is asserted, 2 an NMI, INIT or SMI. SWITCHED: what
@@ -114,6 +123,8 @@ STEPPED = 9
 """One instruction was executed, or the event that it caused was dealt with."""
 PORT = 10
 """An instruction of input or output is about to be executed (portable path only)."""
+TABLE_WRITE = 13
+"""A write to page tables, for `trapgate.tablewrite` to judge; STOP_INFO is its error code."""
 
 NESTED_TIMER = 11
 """The preemption timer of N expired; dealt with before Python sees it."""
@@ -137,6 +148,8 @@ STEP_EVENT = 3
 # What FAULT_KIND may hold, about the latest fault of the MMU.
 FAULT_OF_FETCH = 2
 FAULT_NON_CANONICAL = 4
+FAULT_JUDGED = 8
+"""A write to page tables that no filter lets through."""
 
 # What CHECKS may hold: which conditions make `trapgate.checked` take over.
 CHECK_WATCHPOINTS = 1

@@ -29,6 +29,7 @@ _load8 = linked("load8")
 _load64 = linked("load64")
 _writes_what_it_reads = linked("writes_what_it_reads")
 _copy_guest_state = linked("copy_guest_state")
+_entry_at = linked("entry_at")
 
 _HAS_CODE = 0x27D00
 """Exceptions with an error code: 8, 10-14, 17 (SDM, "Exception and Interrupt Reference")."""
@@ -271,6 +272,25 @@ def transfers_string(v: Cells, word: int) -> bool:
 
 
 @jit
+def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
+    """Whether a page fault is a write to the page tables that a fault filter may judge."""
+    if code | 4 != 7 or v[f.FAULT_FILTER] | v[f.PTBASE] == 0:
+        return False
+    kind, _ = _entry_at(
+        v[f.GUEST_CR0],
+        v[f.GUEST_CR3],
+        v[f.GUEST_CR4],
+        v[f.GUEST_IA32_EFER],
+        v[f.GUEST_RFLAGS],
+        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        v[f.PTBASE],
+        address,
+        code >> 2,
+    )
+    return bool(kind != 0)
+
+
+@jit
 def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
     """`dispatch` as far as the VMCS in force is concerned."""
     m[mc.STOP_CODE] = code
@@ -295,6 +315,11 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
                     return carry_out(m, v, r, word)
                 if info & _WRITE == 0 and count == 8 and _writes_what_it_reads(v, word):
                     info |= _WRITE
+            if m[mc.FAULT_KIND] != mc.FAULT_JUDGED and is_table_write(m, v, info, address):
+                m[mc.STOP_INFO] = info
+                m[mc.FAULT_ADDRESS] = address
+                return mc.TABLE_WRITE
+            m[mc.FAULT_KIND] = 0
             return arbitrate(m, v, r, 14, 3, info, address, 0)
         if vector == 13 and m[mc.NATIVE] == 0 and info & 0xFFFF == 0 and is_long(v):
             m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL

@@ -286,18 +286,21 @@ class UnicornEngine:
         self.uc.mem_map_ptr(
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
-        top = at.VMCB + at.VMCB_PAGES * _PAGE
         # Devices lie below the engine's own pages.
-        for start, end, user in ((size, at.VMCB, self._machine), (top, 1 << 52, None)):
+        for start, end, read, write, store in (
+            (size, at.VMCB, self._machine, self._machine, hooks.on_absent_write),
+            (at.GATE, at.GATE + _PAGE, None, self._machine, hooks.on_gate_write),
+            (at.GATE + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
+        ):
             self._check(
                 uclib.uc_mmio_map(
                     self.uc._uch,
                     ctypes.c_uint64(start),
                     ctypes.c_size_t(end - start),
                     ctypes.c_void_p(hooks.on_absent_read.address),
-                    ctypes.c_void_p(user),
-                    ctypes.c_void_p(hooks.on_absent_write.address),
-                    ctypes.c_void_p(user),
+                    ctypes.c_void_p(read),
+                    ctypes.c_void_p(store.address),
+                    ctypes.c_void_p(write),
                 )
             )
         c = self.cells
@@ -321,6 +324,7 @@ class UnicornEngine:
             (mc.CC_COMPUTE_ALL, "cpu_cc_compute_all"),
             (mc.CPU_LOOP_EXIT, "cpu_loop_exit"),
             (mc.CPU_LOOP_EXIT_RESTORE, "cpu_loop_exit_restore"),
+            (mc.CPU_RESTORE_STATE, "cpu_restore_state"),
             (mc.UPDATE_DR7, "cpu_x86_update_dr7"),
             (mc.TB_INVALIDATE, "tb_invalidate_phys_range"),
             (mc.TLB_FLUSH, "tlb_flush"),

@@ -13,15 +13,22 @@ from operator import or_
 from typing import TYPE_CHECKING, Any, Final
 
 from trapgate.decide import REASON_TASK_GATE, REASON_TRIPLE_FAULT, REASONS
-from trapgate.replay import filters
-from trapgate.replay.policy import (
+from trapgate.ptfilter import (
     FILTER_FIGURE_7,
     FILTER_FIGURE_8,
     FILTER_NONE,
+    FRAME,
+    ORDER_PARAGRAPH_60,
     ORDER_PARAGRAPH_66,
     ORDER_PARAGRAPH_67,
-    Policy,
+    figure_7,
+    figure_8,
+    in_page_table,
+    is_pte,
+    paragraph_80,
+    stopped_write,
 )
+from trapgate.replay.policy import Policy
 from trapgate.rules import mapped_code, mapped_field
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.interruption import (
@@ -31,7 +38,6 @@ from trapgate.sdm.interruption import (
     TYPE_PRIVILEGED_SOFTWARE_EXCEPTION,
     TYPE_SOFTWARE_EXCEPTION,
 )
-from trapgate.sdm.pagefault import PFEC_P, PFEC_W
 from trapgate.sdm.vectors import PF
 from trapgate.trace.frames import polars
 
@@ -47,8 +53,6 @@ EXCEPTIONS: Final = (
 
 ALWAYS_EXIT: Final = (REASONS[REASON_TASK_GATE], REASONS[REASON_TRIPLE_FAULT])
 """Recorded reasons of exits that no criterion can prevent."""
-
-_WRITE: Final = PFEC_P | PFEC_W
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ def verdict(policy: Policy, columns: Columns) -> Verdict:
         filtered, unknown = _filter_columns(policy, columns)
         if policy.order == ORDER_PARAGRAPH_67:
             filtered, unknown = filtered & ~exits, unknown & ~exits
+        elif policy.order == ORDER_PARAGRAPH_60:
+            filtered, unknown = filtered & exits, unknown & exits
         elif policy.order == ORDER_PARAGRAPH_66:
             exits = exits | ((vector == PF) & ~filtered)
         unjudged = unjudged | unknown
@@ -174,18 +180,20 @@ def filter_verdict(kind: int, ptbase: int) -> tuple[Expr, Expr]:
     address = pl.col("linear_address").fill_null(0)
     data, old = pl.col("data"), pl.col("old_value")
     code = pl.col("error_code").fill_null(0)
-    # Only what the tables' read-only mapping stopped can complete: a write, page present.
-    write = exceptions() & (pl.col("vector") == PF) & ((code & _WRITE) == _WRITE)
+    write = exceptions() & (pl.col("vector") == PF) & stopped_write(code)
+    tables = in_page_table(address, ptbase)
+    pte = is_pte(address, ptbase)
+    new, before = data.fill_null(0), old.fill_null(0)
     if kind == FILTER_FIGURE_7:
-        says = filters.figure_7(address, data.fill_null(0), ptbase)
+        says = figure_7(write, pte, new)
     elif kind == FILTER_FIGURE_8:
-        says = filters.figure_8(address, data.fill_null(0), old.fill_null(0), ptbase)
+        says = figure_8(write, pte, new, before, FRAME, 0)
     else:
-        says = filters.paragraph_80(address, data.fill_null(0), ptbase)
+        says = paragraph_80(write, tables, new)
     missing = data.is_null() | (old.is_null() if kind == FILTER_FIGURE_8 else pl.lit(value=False))
     known = pl.col("linear_address").is_not_null()
-    unknown = write & (~known | (filters.in_tables(address, ptbase) & missing))
-    return write & known & ~missing & says, unknown
+    unknown = write & (~known | (tables & missing))
+    return known & ~missing & says, unknown
 
 
 def _filter_columns(policy: Policy, columns: Columns) -> tuple[Expr, Expr]:

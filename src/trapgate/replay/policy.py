@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from trapgate.decide import check_extension_fields
 from trapgate.errors import VmcsFileError
+from trapgate.ptfilter import FILTER_NONE, ORDER_FIGURE_6
 from trapgate.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, ROWS
@@ -16,10 +17,6 @@ from trapgate.vmcsfile import Settings, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-FILTER_NONE, FILTER_FIGURE_7, FILTER_FIGURE_8, FILTER_PARAGRAPH_80 = range(4)
-ORDER_FIGURE_6, ORDER_PARAGRAPH_60, ORDER_PARAGRAPH_66, ORDER_PARAGRAPH_67 = range(4)
-"""Values of the extension fields FAULT_FILTER and FAULT_FILTER_ORDER."""
 
 _FILTER_FIELDS: Final = (Field.FAULT_FILTER, Field.FAULT_FILTER_ORDER, Field.PTBASE)
 _SCHEME: Final = {(s.criterion, s.operator): s for s in SCHEMES.values()}
@@ -67,7 +64,7 @@ class Policy:
                 "and the fields that it reads",
                 path=settings.path,
             )
-        _check_filter(kind, order, ptbase, settings.path)
+        _check_filter(kind, ptbase, settings.path)
         named = Field.PIN_BASED_CONTROLS
         judges = named in settings.bits or named in settings.fields
         return cls(name, vmcs, judges, kind, order, ptbase)
@@ -150,22 +147,10 @@ def _short(field: str) -> str:
     return field.rpartition("ERROR_CODE_")[2].lower().replace("_", " ")
 
 
-def _check_filter(kind: int, order: int, ptbase: int, path: str) -> None:
-    if kind > FILTER_PARAGRAPH_80:
+def _check_filter(kind: int, ptbase: int, path: str) -> None:
+    if kind and ptbase >> 32:
         raise VmcsFileError(
-            f"{kind} is no fault filter; 1 is figure 7, 2 figure 8, 3 ¶80",
-            field="FAULT_FILTER",
-            path=path,
-        )
-    if order not in {ORDER_FIGURE_6, ORDER_PARAGRAPH_66, ORDER_PARAGRAPH_67}:
-        raise VmcsFileError(
-            f"{order} cannot be replayed; 0 is figure 6, 2 is ¶66, 3 is ¶67",
-            field="FAULT_FILTER_ORDER",
-            path=path,
-        )
-    if kind and (ptbase & 0x3FFFFF or ptbase >> 32):
-        raise VmcsFileError(
-            f"{ptbase:#x} is no multiple of 4 MB below 4 GB; give the tables' linear address",
+            f"{ptbase:#x} is beyond 4 GB; only filters of 32-bit tables can be replayed",
             field="PTBASE",
             path=path,
         )

@@ -47,6 +47,7 @@ EXTENSION_OPERATOR = 353
 EXTENSION_VECTORS = 354
 EXTENSION_MEMBERS = 355
 EXTENSION_CODE_FIELD = 356
+EXTENSION_FILTER = 357
 
 LAST_OF_CONTROLS = 399
 """Checks up to here fail with VM-instruction error 7."""
@@ -250,8 +251,13 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (ENTRY_LOAD_COUNT, ("VM_ENTRY_MSR_LOAD_COUNT",), _NO_AREA),
     (
         EXTENSION_RESERVED,
-        ("FAULT_FILTER", "FAULT_FILTER_ORDER", "PTBASE", "EXIT_THROUGH_IDT"),
-        "are reserved for what is not carried out yet and must be 0",
+        ("EXIT_THROUGH_IDT",),
+        "is reserved for what is not carried out yet and must be 0",
+    ),
+    (
+        EXTENSION_FILTER,
+        ("FAULT_FILTER", "FAULT_FILTER_ORDER"),
+        "there is no such fault filter, or no such order",
     ),
     (EXTENSION_CRITERION, ("TRANSFER_CRITERION",), "there is no such control-transfer criterion"),
     (EXTENSION_OPERATOR, ("COMPARISON_OPERATOR",), "there is no such comparison operator"),

@@ -12,13 +12,6 @@ from trapgate.sdm.cells import ENCODINGS
 EXTENSION_INDEX = 0x100
 """The first index of extension fields."""
 
-RESERVED_FOR_FILTERS = ("FAULT_FILTER", "FAULT_FILTER_ORDER", "PTBASE")
-"""Extension fields of the fault filters (figures 6-8, ¶60-80): not carried out yet, must be 0.
-
-FAULT_FILTER: 0 none, 1 figure 7, 2 figure 8, 3 ¶80. FAULT_FILTER_ORDER: 0 figure 6,
-1 ¶60, 2 ¶66, 3 ¶67. PTBASE: linear address of the self-mapped tables (¶74).
-"""
-
 RESERVED_FOR_VMX = ("EXIT_THROUGH_IDT",)
 """The extension field of ¶26 (a VM exit vectors through the host's IDT): must be 0 yet.
 
@@ -89,7 +82,5 @@ _CELLS: dict[str, int] = {name: cell for cell, name in enumerate(ENCODINGS)}
 EXTENSION_FIELDS: frozenset[Field] = frozenset(field for field in Field if field.extension)
 """The extension fields."""
 
-RESERVED_FIELDS: frozenset[Field] = frozenset(
-    Field[name] for name in (*RESERVED_FOR_FILTERS, *RESERVED_FOR_VMX)
-)
+RESERVED_FIELDS: frozenset[Field] = frozenset(Field[name] for name in RESERVED_FOR_VMX)
 """The extension fields that must be 0 in this version."""

@@ -43,6 +43,7 @@ class End(Enum):
     LIMIT = "limit reached"
     VMX_ABORT = "VMX abort"
     ASKED = "stopped by the VMM"
+    REFUSED = "refused by the VMM"
 
 
 @dataclass(frozen=True, slots=True)

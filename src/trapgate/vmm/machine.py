@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trapgate import effects
+from trapgate.core import Cells
 from trapgate.decide import Disposition
 from trapgate.faults import Interruption
 from trapgate.journal import (
@@ -56,6 +57,8 @@ _POLL = 2_000_000
 """Instructions between two looks at the terminal."""
 _VALID = 1 << 31
 _NEVER = 1 << 62
+JOURNAL = 1 << 15
+"""Events that a machine's processor remembers."""
 
 
 class Vmm:
@@ -132,7 +135,8 @@ class _Wiring:
 class VirtualMachine:
     """A PC with one virtual processor, ready for `load` and `run`.
 
-    `memory` is RAM in bytes, `engine` as for `Processor`. `console` takes the serial
+    `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
+    with others (see `direct.DirectMachine`). `console` takes the serial
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
     the trace. `seed` moves the time-stamp counter's start, the one thing about a run
     that a guest could take for random. `profile` is the VMCS's.
@@ -145,6 +149,7 @@ class VirtualMachine:
         memory: int = 128 << 20,
         *,
         engine: str = "auto",
+        processor: Processor | None = None,
         vmm: Vmm | None = None,
         console: Console | None = None,
         trace: TraceWriter | None = None,
@@ -152,9 +157,10 @@ class VirtualMachine:
         seed: int = 0,
         profile: Profile = "seed",
     ) -> None:
-        self.processor = Processor(memory, engine=engine, journal=1 << 15)
+        self.processor = processor or Processor(memory, engine=engine, journal=JOURNAL)
         self.processor.name_vm(number)
         self.processor.offer_vmx(seed=profile == "seed")
+        self.number = number
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
@@ -164,6 +170,8 @@ class VirtualMachine:
         self.processor.connect(self._load, self._store, self.devices.pages)
         self.vmcs = Vmcs(profile)
         self.stopped: Stop | None = None
+        self.base = 0
+        """Where in the processor's memory the guest's address 0 lies."""
         self._tally = _Tally()
         self._next_poll = 0
         self._device_due = 0
@@ -187,7 +195,7 @@ class VirtualMachine:
     def load(self, image: GuestImage) -> None:
         """Put a guest into memory and its first state into the VMCS."""
         for segment in image.segments:
-            self.processor.memory.write(segment.address, segment.data)
+            self.processor.memory.write(self.base + segment.address, segment.data)
         for name, value in image.fields.items():
             self.vmcs[name] = value
         for name, value in image.registers.items():
@@ -495,9 +503,13 @@ class VirtualMachine:
         elif len(self.output) < 1 << 20:
             self.output.append(byte)
 
+    def _event_counts(self) -> Cells:
+        """The journal's counts, by vector and disposition."""
+        return self.processor.head[HEAD_COUNTS : HEAD_COUNTS + 768]
+
     def summary(self) -> Summary:
         """What has happened so far."""
-        counts = self.processor.head[HEAD_COUNTS : HEAD_COUNTS + 768].reshape(256, 3)
+        counts = self._event_counts().reshape(256, 3)
         faults = {
             int(vector): {
                 disposition: int(counts[vector, disposition])

@@ -21,21 +21,28 @@ def parse_guest(
     append: str = "",
     initrd: bytes | None = None,
     initrd_name: str = "initrd",
+    base: int = 0,
 ) -> GuestImage:
     """Make a guest of a file's contents.
 
     `file` names it in messages (and, its last part, to a multiboot kernel); `memory` is the
-    machine's RAM in bytes. Raises GuestImageError if this is no guest or does not fit.
+    machine's RAM in bytes. `base` is where that lies for a guest whose page tables hold
+    machine addresses: a multiboot kernel's memory map says so. Raises GuestImageError if
+    this is no guest or does not fit.
     """
     if not data:
         raise GuestImageError(file, "size", "the file is empty; give a kernel or flat code")
     if initrd is not None and not initrd:
         raise GuestImageError(initrd_name, "size", "the file is empty; leave out --initrd")
+    header = None if is_bzimage(data) else find_header(data)
+    if header is not None:
+        return load_multiboot(data, header, file, memory, append, initrd, initrd_name, base)
+    if base:
+        raise GuestImageError(
+            file, "format", "its memory starts at 0 for all it can know; give a multiboot kernel"
+        )
     if is_bzimage(data):
         return load_linux(data, file, memory, append, initrd)
-    header = find_header(data)
-    if header is not None:
-        return load_multiboot(data, header, file, memory, append, initrd, initrd_name)
     if is_elf(data):
         return load_elf(data, file, memory, append, initrd)
     if is_boot_sector(data):

@@ -46,11 +46,15 @@ def memory_map(memory: int) -> list[tuple[int, int, int]]:
 
 
 class Layout:
-    """The memory of a machine of `memory` bytes while `file` is being placed in it."""
+    """The memory of a machine of `memory` bytes while `file` is being placed in it.
 
-    def __init__(self, file: str, memory: int) -> None:
+    All addresses are the guest's own. Only `map` says where they are in the machine.
+    """
+
+    def __init__(self, file: str, memory: int, base: int = 0) -> None:
         self.file = file
         self.memory = memory
+        self.base = base
         self._taken: list[tuple[int, int, str]] = []
         if memory < MEGABYTE:
             raise GuestImageError(
@@ -69,7 +73,8 @@ class Layout:
 
     def map(self) -> list[tuple[int, int, int]]:
         """The memory map, as firmware would report it: (start, length, RAM or RESERVED)."""
-        return memory_map(self.memory)
+        entries = memory_map(self.memory)
+        return [(self.base + start, length, kind) for start, length, kind in entries]
 
     def claim(self, start: int, size: int, field: str) -> None:
         """Take `size` bytes at `start`. Raises GuestImageError if they are not there or taken."""

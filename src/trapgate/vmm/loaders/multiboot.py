@@ -67,6 +67,7 @@ def load_multiboot(
     append: str,
     initrd: bytes | None,
     initrd_name: str,
+    base: int = 0,
 ) -> GuestImage:
     """Make a guest of a multiboot kernel. Raises GuestImageError if it can't be."""
     unknown = header.flags & _NEEDS & ~_KNOWN_NEEDS
@@ -76,7 +77,7 @@ def load_multiboot(
             "multiboot flags",
             f"asks for features {unknown:#x} that version 1 does not have; build it for version 1",
         )
-    layout = Layout(file, memory)
+    layout = Layout(file, memory, base)
     # The video bit (2) is a wish: there is no display, and the answer says so.
     if header.flags & _HAS_ADDRESSES:
         segments, entry = _place_by_addresses(data, header, layout)

@@ -1,0 +1,198 @@
+"""Writes to page tables that a fault filter may let through (native path only).
+
+A store that R/W alone stops, to a page of the self-mapped tables, gets a TLB entry for
+this one access that leads to a page of MMIO, the gate. Its callback is given the data
+before anything is stored, judges them, and stores them or raises the page fault. See
+docs/adr/0009.
+
+Only an aligned store by an instruction that stores once comes here: whatever comes in
+parts is for `trapgate.tablewrite`. Compiled only.
+"""
+
+from trapgate.core import Cells
+from trapgate.decide import COMPLETE, EXIT
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.engine.compiled import jit, linked
+from trapgate.engine.raw import call, cells, peek32, peek64, poke32, table
+from trapgate.journal import HEAD_DATA, HEAD_HAS_DATA, HEAD_OLD_VALUE, HEAD_SEQUENCE, HEAD_TIME
+from trapgate.sdm import cells as f
+
+_walk = linked("walk")
+_load64 = linked("load64")
+_load8 = linked("load8")
+_store8 = linked("store8")
+_store16 = linked("store16")
+_store32 = linked("store32")
+_store64 = linked("store64")
+_entry_at = linked("entry_at")
+_entry_of = linked("entry_of")
+_entry_size = linked("entry_size")
+_merged = linked("merged")
+_refused_entry = linked("refused_entry")
+_decide_filtered = linked("decide_filtered")
+_record = linked("record")
+_stores_once = linked("stores_once")
+
+_AC = 0x40000
+_WP = 0x10000
+_DPL = 0x60
+_KNOSMAP = 2
+"""The engine's MMU index of supervisor accesses that SMAP does not restrict."""
+
+
+@jit
+def code_at_rip(m: Cells) -> int:
+    """Eight bytes of code at RIP, little endian; what cannot be read is 0."""
+    env = m[mc.ENV]
+    linear = peek64(env + at.EIP)
+    if peek32(env + at.HFLAGS) & at.HF_CS64 == 0:
+        linear = (linear + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    word = 0
+    n = 0
+    while n < 8:
+        physical, code, _, _ = _walk(
+            peek64(env + at.CR0),
+            peek64(env + at.CR3),
+            peek64(env + at.CR4),
+            peek64(env + at.EFER),
+            _AC,
+            mem,
+            linear + n,
+            0,
+            0,
+        )
+        if code >= 0:
+            return word
+        if n == 0 and linear & 0xFFF <= 0xFF8:
+            return int(_load64(mem, physical))
+        word |= _load8(mem, physical) << (8 * n)
+        n += 1
+    return word
+
+
+@jit
+def open_gate(
+    m: Cells,
+    cpu: int,
+    address: int,
+    size: int,
+    user: int,
+    code: int,
+    mmu_index: int,
+    return_address: int,
+) -> bool:
+    """Redirect a store that would fault with `code`; False if no filter may judge it here."""
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    if code | 4 != 7 or v[f.FAULT_FILTER] | v[f.PTBASE] == 0:
+        return False
+    if return_address == 0 or address & (size - 1) != 0:
+        return False
+    env = m[mc.ENV]
+    kind, physical = _entry_at(
+        peek64(env + at.CR0),
+        peek64(env + at.CR3),
+        peek64(env + at.CR4),
+        peek64(env + at.EFER),
+        _AC if mmu_index == _KNOSMAP else 0,
+        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        v[f.PTBASE],
+        address,
+        user,
+    )
+    if kind == 0:
+        return False
+    call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
+    if not _stores_once(code_at_rip(m), peek32(env + at.HFLAGS) & at.HF_CS64 != 0):
+        return False
+    m[mc.GATE_LINEAR] = address
+    m[mc.GATE_PHYSICAL] = physical
+    m[mc.GATE_KIND] = kind
+    m[mc.GATE_SIZE] = size
+    m[mc.GATE_CODE] = code
+    m[mc.GATE_RETURN] = return_address
+    m[mc.GATE_INDEX] = mmu_index
+    # An entry for less than a page is used once.
+    call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.GATE, 2, mmu_index, 1))
+    return True
+
+
+@jit
+def store(m: Cells, mem: Cells, physical: int, size: int, value: int) -> None:
+    """Store what was let through, and forget code that was translated from there."""
+    if size == 4:
+        _store32(mem, physical, value)
+    elif size == 8:
+        _store64(mem, physical, value)
+    elif size == 2:
+        _store16(mem, physical, value)
+    else:
+        _store8(mem, physical, value)
+    pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
+    page = physical >> 12
+    if pages[page] & 1:
+        call(m[mc.TB_INVALIDATE], (m[mc.UC], page << 12, (page + 1) << 12))
+
+
+@jit
+def judge_store(m: Cells, offset: int, size: int, value: int) -> None:
+    """The data of a redirected store: let it through, or raise the page fault instead."""
+    if size < m[mc.GATE_SIZE]:
+        # Eight bytes come in halves.
+        if offset & 4 == 0:
+            m[mc.GATE_LOW] = value & 0xFFFFFFFF
+            return
+        value = value << 32 | m[mc.GATE_LOW]
+        size = m[mc.GATE_SIZE]
+    env = m[mc.ENV]
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
+    cr4 = peek64(env + at.CR4)
+    physical = m[mc.GATE_PHYSICAL]
+    code = m[mc.GATE_CODE]
+    kind = m[mc.GATE_KIND]
+    refused = _refused_entry(v[f.FAULT_FILTER], cr4, kind, mem, physical, size, value)
+    disposition, reason = EXIT, 0
+    if refused < 0:
+        disposition, reason = _decide_filtered(v, code)
+    width = _entry_size(cr4)
+    entry = refused if refused >= 0 else physical & ~(width - 1)
+    old = _entry_of(mem, entry, width)
+    head[HEAD_HAS_DATA] = 1
+    head[HEAD_DATA] = _merged(old, entry - physical, width, size, value)
+    head[HEAD_OLD_VALUE] = old
+    if disposition == COMPLETE:
+        # As if R/W allowed it, which to a supervisor without WP it does.
+        _walk(
+            peek64(env + at.CR0) & ~_WP,
+            peek64(env + at.CR3),
+            cr4,
+            peek64(env + at.EFER),
+            _AC,
+            mem,
+            m[mc.GATE_LINEAR],
+            1,
+            0,
+        )
+        store(m, mem, physical, size, value)
+        v[f.GUEST_RIP] = peek64(env + at.EIP)
+        v[f.GUEST_CR3] = peek64(env + at.CR3)
+        cpl = peek32(env + at.HFLAGS) & 3
+        v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5
+        head[HEAD_TIME] = m[mc.TIME]
+        rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20)
+        _record(v, rows, head, 14, 3, code, m[mc.GATE_LINEAR], COMPLETE, reason, 0, 0)
+        if head[HEAD_SEQUENCE] >= m[mc.JOURNAL_LIMIT]:
+            m[mc.ATTENTION] |= mc.AT_ONCE
+            m[mc.DEADLINE] = 0
+        # The page is read before and after: one refill less.
+        page = m[mc.GATE_LINEAR] & ~0xFFF
+        call(m[mc.TLB_SET_PAGE], (m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.GATE_INDEX], 4096))
+        return
+    m[mc.FAULT_KIND] = mc.FAULT_JUDGED
+    m[mc.FAULT_ADDRESS] = m[mc.GATE_LINEAR]
+    poke32(env + at.ERROR_CODE, code)
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + 14)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], m[mc.GATE_RETURN]))
