@@ -335,8 +335,10 @@ def check_extension_fields(v: Cells) -> int:
     a criterion. PTBASE may be anything: a filter whose conditions (¶74) do not hold is
     never satisfied.
     """
-    if v[FAULT_FILTER] > FILTER_PARAGRAPH_80 or v[FAULT_FILTER_ORDER] > ORDER_PARAGRAPH_67:
+    if v[FAULT_FILTER] > FILTER_PARAGRAPH_80:
         return ck.EXTENSION_FILTER
+    if v[FAULT_FILTER_ORDER] > ORDER_PARAGRAPH_67:
+        return ck.EXTENSION_FILTER_ORDER
     if v[EXIT_THROUGH_IDT] != 0:
         return ck.EXTENSION_RESERVED
     if v[TRANSFER_CRITERION] > CRITERION_MEMBER:

@@ -48,6 +48,7 @@ EXTENSION_VECTORS = 354
 EXTENSION_MEMBERS = 355
 EXTENSION_CODE_FIELD = 356
 EXTENSION_FILTER = 357
+EXTENSION_FILTER_ORDER = 358
 
 LAST_OF_CONTROLS = 399
 """Checks up to here fail with VM-instruction error 7."""
@@ -254,11 +255,8 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         ("EXIT_THROUGH_IDT",),
         "is reserved for what is not carried out yet and must be 0",
     ),
-    (
-        EXTENSION_FILTER,
-        ("FAULT_FILTER", "FAULT_FILTER_ORDER"),
-        "there is no such fault filter, or no such order",
-    ),
+    (EXTENSION_FILTER, ("FAULT_FILTER",), "there is no such fault filter"),
+    (EXTENSION_FILTER_ORDER, ("FAULT_FILTER_ORDER",), "there is no such order of criteria"),
     (EXTENSION_CRITERION, ("TRANSFER_CRITERION",), "there is no such control-transfer criterion"),
     (EXTENSION_OPERATOR, ("COMPARISON_OPERATOR",), "there is no such comparison operator"),
     (
