@@ -22,7 +22,7 @@ from trapgate.criteria.filters import Filter
 from trapgate.criteria.pairs import best_of_one
 from trapgate.criteria.problem import NEVER, Problem, problem, weight_and_count
 from trapgate.criteria.proof import Claim, prove
-from trapgate.criteria.schemes import FILTER_SCHEMES, best, figure_3_filter
+from trapgate.criteria.schemes import FILTER_SCHEMES, best, one_pair_filter
 
 PEER = "z3 Optimize"
 _PEER_SECONDS = 30
@@ -76,7 +76,7 @@ def merge_all(pairs: list[tuple[Filter, Filter]], *, proved: bool = False) -> Me
     for first, second in pairs:
         must = exits_of[first] | exits_of[second]
         shape = best_of_one(problem(range(_WIDTH), must, ~must))
-        merged = figure_3_filter(shape)
+        merged = one_pair_filter("figure-3", shape)
         exits = merged.exits(_CODES)
         needless = exits & ~must
         if (must & ~exits).any() or weight_and_count(shape.cost)[1] != needless.sum():
@@ -126,7 +126,7 @@ def seconds_of(asked: Problem, scheme: str) -> float:
     """Seconds to define `asked` under `scheme`."""
     fresh = Problem(asked.positions, asked.must, asked.cost)
     start = time.process_time()
-    best(fresh, FILTER_SCHEMES[scheme])
+    best([fresh], FILTER_SCHEMES[scheme])
     return time.process_time() - start
 
 

@@ -23,9 +23,9 @@ A string is a condition (`condition.py`), an integer an error code, a table
 other thing; one that must both exit and be delivered is a contradiction.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,10 +44,12 @@ from trapgate.criteria.codes import (
     vector_label,
     vector_named,
 )
-from trapgate.criteria.complaints import ContradictionError, SpecError, listed, suggestion
+from trapgate.criteria.complaints import ContradictionError, SpecError, listed
 from trapgate.criteria.condition import Condition, condition
 from trapgate.criteria.lines import lines_of
+from trapgate.errors import suggestion
 from trapgate.sdm.vectors import PF
+from trapgate.tomlfile import demand_known, parse_toml, read_toml
 
 Goal = Literal["exit", "deliver", "free"]
 GOALS: tuple[Goal, ...] = ("exit", "deliver", "free")
@@ -56,7 +58,6 @@ FREE, EXIT, DELIVER = 0, 1, 2
 """What is wished for one code, as arrays hold it."""
 
 _KEYS = ("scheme", "bits", "impossible", "others", "name", "vectors")
-_MOST_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,7 @@ class Spec:
 
 def read_spec(path: Path) -> Spec:
     """The wishes in a file; raises SpecError as `parse_spec`, or if it cannot be read."""
-    try:
-        if path.is_file() and path.stat().st_size > _MOST_BYTES:
-            raise SpecError("is larger than 4 MiB; write conditions, not codes", path=str(path))
-        text = path.read_bytes().decode()
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); give an existing TOML file"
-        raise SpecError(problem, path=str(path)) from None
-    except UnicodeDecodeError:
-        raise SpecError("is not UTF-8 text; give a TOML file", path=str(path)) from None
-    return parse_spec(text, str(path))
+    return parse_spec(read_toml(path, partial(SpecError, path=str(path))), str(path))
 
 
 def parse_spec(text: str, path: str = "") -> Spec:
@@ -150,10 +142,7 @@ def parse_spec(text: str, path: str = "") -> Spec:
         SpecError: it is no TOML, or names what is not known, or a number does not fit.
         ContradictionError: codes are both to exit and to be delivered.
     """
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise SpecError(f"is not TOML: {error}; mend that line", path=path) from None
+    document = parse_toml(text, partial(SpecError, path=path))
     return _Reader(document, lines_of(text.replace("\r\n", "\n")), path).spec()
 
 
@@ -229,10 +218,9 @@ class _Reader:
                 f'{vector_label(vector)} has no error code; write it as {where[-1]} = "exit"',
                 *where,
             )
-        known = (*GOALS, "default")
-        for key in value:
-            if key not in known:
-                raise self._wrong(f"unknown key; {suggestion(key, known)}", *where, key)
+        demand_known(
+            value, (*GOALS, "default"), lambda problem, key: self._wrong(problem, *where, key)
+        )
         default = self._goal(value.get("default", "free"), *where, "default")
         wishes = tuple(
             wish
