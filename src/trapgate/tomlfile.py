@@ -4,6 +4,7 @@
 to the path.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 from trapgate.errors import TrapgateError, suggestion
 
 MOST_BYTES = 4 << 20
+
+# Python's reader needs memory that grows with the square of a dotted key's length.
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
 
 Wrong = Callable[[str], TrapgateError]
 
@@ -33,6 +37,8 @@ def read_toml(path: Path, wrong: Wrong) -> str:
 
 def parse_toml(text: str, wrong: Wrong) -> dict[str, Any]:
     """The document in `text`; what is no TOML is `wrong`."""
+    if _LONG_KEY.search(text):
+        raise wrong("has a key of more than 32 parts; mend that line")
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:

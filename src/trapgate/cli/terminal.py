@@ -22,9 +22,15 @@ class EngineKind(StrEnum):
     portable = "portable"
 
 
+_LONGEST = 2000
+
+
 def fail(line: str) -> typer.Exit:
     """One line on standard error, and exit status 2."""
-    print(f"trapgate: {' '.join(line.split())}", file=sys.stderr)
+    line = " ".join(line.split())
+    if len(line) > _LONGEST:  # somebody's name of a megabyte, say
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
+    print(f"trapgate: {line}", file=sys.stderr)
     return typer.Exit(2)
 
 

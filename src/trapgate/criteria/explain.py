@@ -54,7 +54,8 @@ class Explanation:
             return f"{name}: {'always exits' if self.filter.control else 'never exits'}"
         seen = self.exits[self.occurs]
         if seen.all() or not seen.any():
-            return f"{name}: {'always exits' if seen.any() else 'never exits'}, by a filter"
+            how = ", by a filter" if any(self.filter.values) else ""
+            return f"{name}: {'always exits' if seen.any() else 'never exits'}{how}"
         told = in_words(self.layout, self.exits, self.occurs)
         count = f"{int(seen.sum())} of {len(seen)} codes"
         return f"{name}: exits ({count}) if {'; or '.join(told)}" if told else f"{name}: {count}"
@@ -168,11 +169,7 @@ def _warnings(
                 f"{name} {match:#x} under MASK {mask:#x} "
                 f"({layout.words(mask, match)}) is no code that the processor raises",
             )
-        if mask & ~layout.window:
-            yield Warn(
-                "impossible-bits",
-                f"MASK has bits that the error code lacks ({mask & ~layout.window:#x})",
-            )
+    yield from _impossible_values(vector, filter_, layout, raised)
     if filter_.scheme == "figure-3" and not filter_.control and any(filter_.values):
         yield Warn(
             "sense-reversed",
@@ -191,6 +188,24 @@ def _warnings(
             )
     else:
         yield from _idle_mask_bits(vector, filter_, layout, codes, exits, occurs)
+
+
+def _impossible_values(
+    vector: int, filter_: Filter, layout: Layout, raised: Codes
+) -> Iterable[Warn]:
+    assert filter_.rule is not None
+    held = filter_.named()
+    for name, field in zip(filter_.rule.fields, filter_.rule.fields_for(vector), strict=True):
+        outside = held[name] & ~layout.window
+        if name.endswith("_MASK") and outside:
+            yield Warn(
+                "impossible-bits", f"{field} has bits that the error code lacks ({outside:#x})"
+            )
+        used = name.startswith("MEMBER_") and held["MEMBERS_USED"] >> int(name[-1]) & 1
+        if used and held[name] not in raised:
+            yield Warn(
+                "impossible-member", f"{field} {held[name]:#x} is no code that the processor raises"
+            )
 
 
 def _idle_mask_bits(

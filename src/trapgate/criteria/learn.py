@@ -115,13 +115,15 @@ class Learned:
     """The filter that keeps what was needed, and its effect on what it was learned from
     (`trained`), on the rest (`held_out`, None if nothing was held out), and on `whole`.
 
-    `mark` is the column that marked needed exits, empty if they were inferred.
+    `mark` is the column that marked needed exits, empty if they were inferred; `unseen` is
+    what error codes do that the learned part of the trace does not show.
     """
 
     definition: Definition
     mark: str
     trained: Effect
     held_out: Effect | None
+    unseen: Unseen
 
     @property
     def whole(self) -> Effect:
@@ -131,7 +133,11 @@ class Learned:
     def lines(self) -> list[str]:
         """The effect in words, the fields apart."""
         source = f"column {self.mark}" if self.mark else "inferred from injections"
-        told = [f"needed exits: {source}", f"learned on:  {self.trained.line()}"]
+        told = [
+            f"needed exits: {source}",
+            f"what the trace does not show: {self.unseen} (--unseen)",
+            f"learned on:  {self.trained.line()}",
+        ]
         if self.held_out is not None:
             told += [f"held out:    {self.held_out.line()}", f"whole trace: {self.whole.line()}"]
         return told
@@ -141,6 +147,7 @@ class Learned:
         return {
             **self.definition.document(),
             "mark": self.mark or "inferred: reflected if the same vector is injected next",
+            "unseen": self.unseen,
             "trained": self.trained.document(),
             "held_out": None if self.held_out is None else self.held_out.document(),
             "whole": self.whole.document(),
@@ -197,6 +204,7 @@ def learn(
         column,
         _effect(first, filters, others),
         _effect(rest, filters, others) if len(rest) else None,
+        unseen,
     )
 
 
