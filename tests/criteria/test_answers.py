@@ -40,7 +40,7 @@ from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, best, limits_of
 from trapgate.decide import DELIVER, EXIT, decide_fault
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import VECTORS_WITH_ERROR_CODE
-from trapgate.trace import TraceWriter
+from trapgate.trace import TraceError, TraceWriter
 from trapgate.trace.imports import import_trace
 from trapgate.vmcs import Vmcs
 
@@ -204,7 +204,9 @@ def test_what_a_scheme_cannot_say() -> None:
     with pytest.raises(InexpressibleError) as caught:
         define(many, "membership")
     assert len(caught.value.core) == 9
-    with pytest.raises(InexpressibleError, match="no scheme has at most 1 fields"):
+    with pytest.raises(
+        InexpressibleError, match="no scheme makes do with 1 field and the operators match"
+    ):
         define(spec, "auto", fields=1, operators=["match"])
 
 
@@ -614,6 +616,13 @@ def test_learning_from_the_trace_of_a_real_host(tmp_path: Path, new: bool) -> No
     counts = weights_in(trace)
     assert counts[14] == {2: 40, 7: 40}
     assert counts[13] == ({0: 40} if new else {-1: 40})
+
+
+def test_damaged_names_are_told(tmp_path: Path) -> None:
+    trace = traced(tmp_path / "t.parquet", 1)
+    trace.write_bytes(trace.read_bytes().replace(b"injected", b"injec\xf4ed"))
+    with pytest.raises(TraceError, match="not readable as Parquet"):
+        weights_in(trace)
 
 
 def test_learning_from_a_marked_trace(tmp_path: Path) -> None:

@@ -100,6 +100,29 @@ def test_no_answer_in_json(folder: Path) -> None:
     assert (answer["codes"], answer["lines"]) == (["0x3"], [2, 4])
 
 
+def test_the_guide_shows_what_is_printed(folder: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "criteria.md").read_text("utf-8")
+    Path("wishes.toml").write_text(
+        '[PF]\nexit = ["user and write and present"]\ndefault = "deliver"\n'
+    )
+    assert Path("wishes.toml").read_text() in guide
+    _, defined, _ = trapgate("define", "wishes.toml", "-o", "filter.toml")
+    _, checked, _ = trapgate("check", "wishes.toml", "filter.toml")
+    _, explained, _ = trapgate("explain", "filter.toml", "--no-table")
+    Path("l0.toml").write_text(FIELDS.format(9, 9))
+    Path("l1.toml").write_text(FIELDS.format(7, 7).replace("0x4000", "0x4008"))
+    _, merged, _ = trapgate("merge", "l0.toml", "l1.toml")
+    for shown in (
+        defined.splitlines()[0],
+        defined[defined.index("vmwrite:") :],
+        checked,
+        explained,
+        merged.splitlines()[0],
+        merged[merged.index("who asked") :],
+    ):
+        assert shown in guide
+
+
 def test_every_complaint_is_json_too(folder: Path) -> None:
     Path("long.toml").write_text(f"[PF]\n{'x' * 100_000} = 1\n")
     for arguments, kind in (

@@ -107,8 +107,9 @@ def compiled(
             best_choices = rank, one, choices
     if best_choices is None:
         if first_refusal is None:
+            fields = "1 field" if limits.fields == 1 else f"{limits.fields} fields"
             raise InexpressibleError(
-                f"no scheme has at most {limits.fields} fields and only the operators "
+                f"no scheme makes do with {fields} and the operators "
                 f"{', '.join(sorted(limits.operators))}; allow more",
                 (),
                 path=path,
