@@ -147,3 +147,10 @@ def test_together_over_sixteen_bits() -> None:
     assert (page_faults.scheme, page_faults.contended) == ("figure-3", True)
     alone = define(parse_spec(text[: text.index("[GP]")]), "figure-4")
     assert alone.exact
+
+
+def test_what_is_left_out_keeps_to_the_operators() -> None:
+    text = '[PF]\nexit = [3, 20]\ndefault = "deliver"\n[GP]\nexit = [8, 16]\ndefault = "deliver"\n'
+    definition = define(parse_spec(text), "comparison", operators=["equal", "less"])
+    assert {answer.scheme for answer in definition.answers} <= {"comparison", "control bit"}
+    assert define(parse_spec(text), "comparison").weight < definition.weight

@@ -88,9 +88,8 @@ def compiled(
     deadline: Deadline = NEVER,
     notes: Sequence[str] = (),
     path: str = "",
-    explain: bool = True,
 ) -> Definition:
-    """The same from tasks. Without `explain`, it is not said why it is not exact."""
+    """The same from tasks."""
     named = schemes_named(scheme, path)
     best_choices: tuple[tuple[int, int], FilterScheme, list[_Choice]] | None = None
     first_refusal: InexpressibleError | None = None
@@ -125,12 +124,11 @@ def compiled(
         replace(answer, proof=_verified(choice, filter_in(vmcs, answer.vector), deadline))
         for choice, answer in zip(choices, answers, strict=True)
     ]
-    if explain:
-        verified = [
-            _explained(choice, answer, chosen, limits)
-            for choice, answer in zip(choices, verified, strict=True)
-        ]
-    return replace(definition, answers=tuple(verified))
+    explained = [
+        _explained(choice, answer, chosen, limits)
+        for choice, answer in zip(choices, verified, strict=True)
+    ]
+    return replace(definition, answers=tuple(explained))
 
 
 def _fields_used(choices: Sequence[_Choice]) -> int:
@@ -150,11 +148,12 @@ def _choices(
     unserved: list[int] = []
     if scheme.shared and len(asking) > 1:
         # One set of fields serves them all, or leaves some to what every processor has.
+        figure_3 = FILTER_SCHEMES["figure-3"]
         for number, problem in zip(asking, problems, strict=True):
-            if tasks[number].vector == PF:
-                figure_3 = best([problem], FILTER_SCHEMES["figure-3"], deadline=deadline)[0]
-                assert figure_3 is not None
-                choices[number] = _Choice(tasks[number], figure_3.filter, figure_3.cost, "figure-3")
+            if tasks[number].vector == PF and figure_3.within(limits):
+                pair = best([problem], figure_3, limits, deadline)[0]
+                assert pair is not None
+                choices[number] = _Choice(tasks[number], pair.filter, pair.cost, figure_3.name)
             unserved.append(choices[number].cost)
     served = best(problems, scheme, limits, deadline, unserved) if asking else ()
     for number, problem, found in zip(asking, problems, served, strict=True):
