@@ -22,6 +22,9 @@ class EngineKind(StrEnum):
     portable = "portable"
 
 
+_LONGEST = 2000
+
+
 class Paging(StrEnum):
     """Whose the guest's page tables are."""
 
@@ -31,7 +34,10 @@ class Paging(StrEnum):
 
 def fail(line: str) -> typer.Exit:
     """One line on standard error, and exit status 2."""
-    print(f"trapgate: {' '.join(line.split())}", file=sys.stderr)
+    line = " ".join(line.split())
+    if len(line) > _LONGEST:  # somebody's name of a megabyte, say
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
+    print(f"trapgate: {line}", file=sys.stderr)
     return typer.Exit(2)
 
 

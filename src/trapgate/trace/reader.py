@@ -42,18 +42,21 @@ class Trace:
             **(self.schema.metadata or {}),
             **(self._file.metadata.metadata or {}),
         }
+        stored = self._stored
         try:
             self.version = self._check()
+            self.run = {
+                key.removeprefix(RUN_PREFIX).decode(): value.decode()
+                for key, value in stored.items()
+                if key.startswith(RUN_PREFIX)
+            }
         except TraceError:
             self._file.close()
             raise
-        stored = self._stored
+        except UnicodeDecodeError as error:  # in a fact about the run
+            self._file.close()
+            raise self._damaged(error) from error
         self.complete = stored.get(COMPLETE_KEY) == b"yes"
-        self.run = {
-            key.removeprefix(RUN_PREFIX).decode(): value.decode()
-            for key, value in stored.items()
-            if key.startswith(RUN_PREFIX)
-        }
 
     def __len__(self) -> int:
         """The number of rows, one per fault."""
@@ -135,7 +138,7 @@ class Trace:
             raise self._error("the file is empty", "record the trace again")
         try:
             return pq.ParquetFile(self.path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._damaged(error) from error
 
     def _check(self) -> int:
