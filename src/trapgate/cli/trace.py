@@ -87,6 +87,7 @@ def import_command(
             (counters.truncated, "line without an end left out"),
             (counters.gaps, f"gaps in the recording, {counters.lost:,} events lost at least"),
             (counters.unpaired, "exits without a latency: no entry of their vCPU follows"),
+            (counters.vectorless, "exceptions without a vector: give `trace-cmd report -N`"),
         ):
             if count:
                 out.print(f"  {count:,} {words}")
