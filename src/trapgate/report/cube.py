@@ -16,8 +16,9 @@ from trapgate.replay.judge import verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.tally import SUMS, columns_for, filters_of, packed_key, unpacked
 from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.labels import vector_label
 from trapgate.trace.schema import TraceError
-from trapgate.trace.stat import check_symbols, symbol_indices, vector_label
+from trapgate.trace.stat import check_symbols, symbol_indices
 from trapgate.trace.symbols import Symbols
 
 if TYPE_CHECKING:

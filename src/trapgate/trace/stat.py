@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.sdm.vectors import ROWS
 from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.labels import vector_label
 from trapgate.trace.symbols import Symbols
 
 if TYPE_CHECKING:
@@ -58,13 +58,6 @@ class Stat:
             "time_unit": self.time_unit,
             "tables": {name: [vars(line) for line in lines] for name, lines in self.tables.items()},
         }
-
-
-def vector_label(vector: int | None) -> str:
-    """#PF for 14, `vector 32` for 32, a dash for an event that has none."""
-    if vector is None:
-        return "-"
-    return f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"
 
 
 def symbol_indices(column: Series, symbols: Symbols) -> Series:
@@ -137,8 +130,8 @@ def _measures() -> list[Expr]:
         latency.sum().alias("total"),
         latency.min().alias("least"),
         latency.mean().alias("mean"),
-        latency.quantile(0.5).alias("p50"),
-        latency.quantile(0.99).alias("p99"),
+        latency.quantile(0.5, "linear").alias("p50"),
+        latency.quantile(0.99, "linear").alias("p99"),
         latency.max().alias("most"),
     ]
 

@@ -18,7 +18,7 @@ from trapgate.sdm.vectors import ERROR_CODE_VECTORS
 from trapgate.trace.imports.exits import VECTORS, Exit, describe
 from trapgate.trace.imports.rows import Counters, Event, Sink
 
-_EVENT = re.compile(r"(?P<perf>\bkvm:)?\b(?P<name>kvm_[a-z_]+):\s*")
+_EVENT = re.compile(r"(kvm_[a-z_]+):\s*")
 # What stands before the event: process and thread, CPU, flags, time; perf's period or
 # trace-cmd's difference of times. A CPU has brackets, or in the latency format the flags.
 # Here and below digits are bounded: what is longer is none of these numbers.
@@ -39,7 +39,7 @@ _ENTRIES = re.compile(r"^# entries-in-buffer/entries-written:\s*(\d{1,18})/(\d{1
 _FIELD = re.compile(
     r"\b([a-z][a-z0-9_]*):?\s+(0x[0-9a-f]{1,16}|\d[0-9a-f]{0,15}|[a-f][0-9a-f]{0,15})\b"
 )
-_REASON = re.compile(r"\breason:?\s+(.{1,60}?)(?=\s+(?:rip|info|info1|ext_inf1|vcpu)\b|\s*$)")
+_REASON = re.compile(r"\breason:?\s+([ -~]{1,60}?)(?=\s+(?:rip|info|info1|ext_inf1|vcpu)\b|\s*$)")
 _BARE = re.compile(r"\binfo\s+(?:0x)?([0-9a-f]{1,16})\s+(?:0x)?([0-9a-f]{1,16})\b")
 _EXCEPTION = re.compile(
     r"^(?:#(?P<name>[A-Z]{2,3})|0x(?P<number>[0-9a-f]{1,2})\b)(?:\s+\((?P<code>[^)]*)\))?"
@@ -74,12 +74,13 @@ def recognise(line: str) -> str | None:
     if line.startswith("# tracer:"):
         return "ftrace"
     match = _EVENT.search(line)
-    if match is None or match["name"] not in EVENTS:
+    if match is None or match[1] not in EVENTS:
         return None
-    head = _HEAD.search(line, 0, match.start())
+    subsystem = line.endswith("kvm:", 0, match.start())
+    head = _HEAD.search(line, 0, match.start() - 4 * subsystem)
     if head is None:
         return None
-    if match["perf"]:
+    if subsystem:
         return "perf-script"
     return "ftrace" if head["group"] or head["micro"] else "trace-cmd"
 
@@ -110,15 +111,15 @@ class KvmReader:
 
     def line(self, line: str) -> bool:
         """Take a line; False if it names an event but its fields cannot be read."""
-        match = _EVENT.search(line) if "kvm_" in line else None
+        match = _EVENT.search(line)
         if match is None:
             self._other(line)
             return True
-        handle = self._handlers.get(match["name"])
+        handle = self._handlers.get(match[1])
         if handle is None:
             self._counters.foreign += 1
             return True
-        head = _HEAD.search(line, 0, match.start())
+        head = _HEAD.search(line, 0, match.start() - 4 * line.endswith("kvm:", 0, match.start()))
         if head is None:
             return False
         process, number, group, cpu, bare, whole, fraction, micro = head.groups()
