@@ -402,7 +402,8 @@ def test_quantiles_of_few_times_are_interpolated(tmp_path: Path) -> None:
     (tmp_path / "h.txt").write_text(host.text)
     path = import_trace(tmp_path / "h.txt", tmp_path / "h.parquet").path
     (line,) = statistics([path]).tables["reason"]
-    assert (line.p50, line.p99) == (3500, np.quantile([1000, 2000, 5000, 9000], 0.99))
+    assert line.p50 == 3500
+    assert line.p99 == pytest.approx(np.quantile([1000, 2000, 5000, 9000], 0.99))
 
 
 def scan_nothing() -> Any:
