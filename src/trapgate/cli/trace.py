@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 IMPORT_EXAMPLES = """
 Examples:
 
-  trace-cmd record -e kvm && trace-cmd report > host.txt
+  trace-cmd record -e kvm && trace-cmd report -N > host.txt
 
   trapgate trace import host.txt -o host.parquet
 """
