@@ -51,9 +51,15 @@ def complaints() -> Iterator[None]:
 
 
 def terminal(*, error: bool = False) -> Terminal:
-    """Where tables go: colours only on a terminal."""
+    """Where tables go: colours only on a terminal, and words from files as they are."""
     stream = sys.stderr if error else sys.stdout
-    return Terminal(file=stream, highlight=False, width=None if stream.isatty() else 110)
+    width = None if stream.isatty() else 110
+    return Terminal(file=stream, highlight=False, markup=False, emoji=False, width=width)
+
+
+def plain(word: object) -> str:
+    """What a file says, without what could steer a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in str(word))
 
 
 @contextmanager

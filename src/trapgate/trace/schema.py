@@ -99,7 +99,8 @@ apart); `exit_reason` is the host's own word for an exit; `latency` the time fro
 to the next entry of the same vCPU; `guest_physical` the address of a nested page fault;
 `level` 1 for a guest, 2 for a guest's guest; `reflected` whether the guest hypervisor
 was given the exit; `code_missing` whether the event has an error code that the trace
-does not tell (where it is not true, a null `error_code` means that there is none).
+does not tell (where it is not true, a null `error_code` means that there is none), or is
+an exception and the trace does not tell which (then `vector` is null, too).
 """
 
 _UNKNOWN_TO_HOSTS = frozenset({"vector", "type", "rip", "cpl", "cr3"})
