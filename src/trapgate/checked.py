@@ -128,8 +128,10 @@ def _step(processor: Processor, v: Cells) -> bool:
             engine.watch_port(start, start, instruction.len)
     accesses = list(accesses_of(guest, instruction))
     fault = _segment_fault(processor, guest, instruction, accesses)
-    if fault < 0 and _is_misaligned(guest, accesses):
-        fault = 17
+    # A page fault comes first, and the engine will find it.
+    if fault < 0 and is_misaligned(guest, accesses):
+        mapped = all(_is_mapped(guest, access) for access in accesses)
+        fault = 17 if mapped else -1
     if fault >= 0:
         return processor.raise_fault(fault, 0)
     unmasked = ~engine.mxcsr & _MASKS
@@ -322,18 +324,14 @@ def _lose_patience(processor: Processor, shape: int) -> None:
         cells[stops.TRUSTED] = shape
 
 
-def _is_misaligned(guest: Operand, accesses: list[Access]) -> bool:
-    """Whether an access raises #AC (SDM, "Alignment Check Exception (#AC)").
-
-    A page fault comes first, and the engine will find it.
-    """
+def is_misaligned(guest: Operand, accesses: list[Access]) -> bool:
+    """Whether an access raises #AC (SDM, "Alignment Check Exception (#AC)")."""
     v = guest.v
     if not (
         v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM and ix.privilege_level(v) == 3
     ):
         return False
-    wrong = [access for access in accesses if access.linear & _alignment(access) - 1]
-    return bool(wrong) and all(_is_mapped(guest, access) for access in accesses)
+    return any(access.linear & _alignment(access) - 1 for access in accesses)
 
 
 def _alignment(access: Access) -> int:

@@ -36,7 +36,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
 from trapgate.sdm.pagefault import PFEC_U
 from trapgate.sdm.state import CR0_WP, CR4_PAE
-from trapgate.sdm.vectors import PF
+from trapgate.sdm.vectors import AC, PF
 from trapgate.selfmap import ABSENT, admits, entry_of, entry_size, is_large
 
 if TYPE_CHECKING:
@@ -124,6 +124,9 @@ def step(processor: Processor, v: Cells) -> bool:
     if not ours or grants & old.keys():
         before.put_back(processor, v)
         return processor.raise_fault(PF, code, address)
+    if checked.is_misaligned(guest, accesses):
+        before.put_back(processor, v)
+        return processor.raise_fault(AC, 0)
     if not _execute(processor, v, grants, width):
         if cells[stops.STOP] == stops.EXITED:
             return True

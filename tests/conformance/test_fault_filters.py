@@ -297,3 +297,18 @@ def test_the_journal_keeps_what_was_written_only_with_its_own_event() -> None:
     outcome = store(bench, OTHER, EXCEPTION_BITMAP=0)
     assert [row[ROW_HAS_DATA] for row in outcome.rows] == [1] + [0] * (len(outcome.rows) - 1)
     assert len(outcome.rows) > 1
+
+
+@both_engines
+def test_alignment_is_checked_where_the_page_would_have_been_writable(engine: str) -> None:
+    bench = Bench(TWO_LEVEL, engine, ring=3)
+    registers = {"rax": 0, "rdi": TWO_LEVEL.tables + 2, "rflags": 0x40002}
+    outcome = bench.run(
+        STORE, writable=False, memory={}, registers=registers, fields={"GUEST_CR0": 0x80050031}
+    )
+    assert [row[3] for row in outcome.rows] == [17]
+    registers["rdi"] += 2
+    outcome = bench.run(
+        STORE, writable=False, memory={}, registers=registers, fields={"GUEST_CR0": 0x80050031}
+    )
+    assert outcome.rows[-1][ROW_DISPOSITION] == COMPLETE
