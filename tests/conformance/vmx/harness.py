@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from struct import pack, unpack_from
 
-from tests.conformance.tiny_guest import Tiny
+from tests.conformance.tiny_guest import MSR_BITMAP, Tiny
 from tests.conformance.vmx.good import good_fields
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.vmcs import Vmcs
@@ -23,6 +23,8 @@ TABLES, STACK = 0x308000, 0x320000
 VMXON_REGION, VMCS, OTHER_VMCS = 0x300000, 0x301000, 0x302000
 AREAS = 0x304000
 """A page for MSR areas."""
+LOW, LOW_END = 0x1000, 0x40000
+"""Where tiny guests live."""
 UNMAPPED = 0xF000_0000
 """A linear address that the VMM's tables do not map."""
 MEMORY = 16 << 20
@@ -58,7 +60,9 @@ class Results:
     """The words that a run left, by the places that the script's operations gave."""
 
     def __init__(self, data: bytes) -> None:
-        self.words = [word for (word,) in (unpack_from("<Q", data, n) for n in range(0, len(data) & ~7, 8))]
+        self.words = [
+            word for (word,) in (unpack_from("<Q", data, n) for n in range(0, len(data) & ~7, 8))
+        ]
 
     def __getitem__(self, place: int) -> int:
         return self.words[place]
@@ -154,11 +158,15 @@ class Script:
 
     def on_pointer(self, name: str, pointer: int) -> bytes:
         """VMXON, VMCLEAR or VMPTRLD of a region."""
-        opcode = {"vmxon": b"\xf3\x0f\xc7", "vmclear": b"\x66\x0f\xc7", "vmptrld": b"\x0f\xc7"}[name]
+        opcode = {"vmxon": b"\xf3\x0f\xc7", "vmclear": b"\x66\x0f\xc7", "vmptrld": b"\x0f\xc7"}[
+            name
+        ]
         return self.on_memory(opcode, 6, self.place(pack("<Q", pointer)))
 
     def begin(self) -> None:
-        """Enter VMX operation with one current VMCS."""
+        """Enter VMX operation with one current VMCS, and zeros where guests live."""
+        count = (LOW_END - LOW) // 4
+        self.call(b"\xbf" + pack("<I", LOW) + b"\xb9" + pack("<I", count) + b"\x31\xc0\xf3\xab")
         for region in (VMXON_REGION, VMCS, OTHER_VMCS):
             self.poke(region, pack("<I", self.revision))
         self.call(self.on_pointer("vmxon", VMXON_REGION))
@@ -213,6 +221,8 @@ def guest_fields(bits: int, guest: Tiny) -> dict[str, int]:
     entry = fields["VM_ENTRY_CONTROLS"] & ~(1 << 9) | guest.long << 9
     return {
         **fields,
+        "PRIMARY_PROCESSOR_BASED_CONTROLS": fields["PRIMARY_PROCESSOR_BASED_CONTROLS"] | 1 << 28,
+        "MSR_BITMAP_ADDRESS": MSR_BITMAP,
         "VM_ENTRY_CONTROLS": entry,
         "GUEST_IA32_EFER": fields["GUEST_IA32_EFER"] & ~0x500 | guest.long * 0x500,
         **{name: guest.fields[name] for name in guest.fields},
