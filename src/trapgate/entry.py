@@ -30,6 +30,7 @@ from trapgate.sdm.controls import (
     ENTRY_LOAD_EFER,
     PIN_PREEMPTION_TIMER,
     PRIMARY_INTERRUPT_WINDOW_EXITING,
+    PRIMARY_MONITOR_TRAP_FLAG,
     PRIMARY_NMI_WINDOW_EXITING,
 )
 from trapgate.sdm.interruption import (
@@ -129,6 +130,9 @@ def begin(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
         )
         if not survives:
             v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+        if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG:
+            vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
+            return EXITED
     if take_pending_debug(v, r, mem, rows, head) != 0:
         return EXITED
     return exit_before_instruction(v)

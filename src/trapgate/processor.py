@@ -7,7 +7,7 @@ figure 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from trapgate import checked, instructions
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
+from trapgate.engine.device_pages import Load, Store
 from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
@@ -174,6 +175,7 @@ class Processor:
         self.vmx[vmx.VMXON_POINTER] = self.vmx[vmx.CURRENT] = vmx.NONE
         self.nested: Cells = np.zeros(len(ENCODINGS), np.int64)
         """The processor's copy of the current VMCS of a VMM that is x86 code."""
+        self._vmx = memoryview(self.vmx.data)
         self.engine.offer_vmx(self.vmx, self.nested)
         self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None
@@ -310,6 +312,25 @@ class Processor:
         for n in range(min(sequence, len(self.rows))):
             yield self.rows[(sequence - 1 - n) % len(self.rows)]
 
+    # Devices behind physical addresses.
+
+    def connect(self, load: Load, store: Store, pages: Collection[int]) -> None:
+        """Put devices behind physical `pages`, by number: `load` and `store` answer for them.
+
+        They are called in the middle of an instruction, with a physical address, a size of
+        1 to 8 bytes, and the value; what they raise ends the run.
+        """
+        self.engine.devices.connect(load, store)
+        self.engine.devices.place(pages)
+
+    def place_devices(self, pages: Collection[int]) -> None:
+        """Move the devices to these pages."""
+        self.engine.devices.place(pages)
+
+    def preempt(self) -> None:
+        """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
+        self.engine.devices.preempt()
+
     # Events at the processor's pins (¶21-22: interrupts and platform events).
 
     def interrupt(self, vector: int | None) -> None:
@@ -319,6 +340,11 @@ class Processor:
     def nmi(self) -> None:
         """Signal a non-maskable interrupt; it stays pending until it is taken."""
         self._nmi = True
+
+    @property
+    def nmi_pending(self) -> bool:
+        """Does a non-maskable interrupt wait to be taken?"""
+        return self._nmi
 
     def init(self) -> None:
         """Signal INIT."""
@@ -393,6 +419,7 @@ class Processor:
         while c[stops.STOP] != stops.EXITED:
             if not self.settle():
                 engine.go()
+        engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
             return self._fail(vmcs, v[f.VM_INSTRUCTION_ERROR], resuming=vmcs.launched)
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:
@@ -483,6 +510,9 @@ class Processor:
             exited = False
         elif stop in (stops.ATTEND, stops.LIMIT):
             exited = self._attend(v)
+        elif stop == stops.BROKEN and self.engine.fetched_nothing:
+            # Nothing there reads as all ones, and that is no instruction.
+            exited = self.raise_fault(6, -1)
         else:
             self.engine.explain_break()
             exited = False

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from trapgate import decide
 from trapgate.errors import TrapgateError
-from trapgate.trace import SCHEMA, Trace, TraceError, TraceWriter
+from trapgate.trace import Trace, TraceError, TraceWriter
+from trapgate.trace.schema import RUN_SCHEMA
 from trapgate.trace import writer as writer_module
 
 REASONS = {0: "bitmap", 1: "page fault filter", 2: "injected"}
@@ -125,7 +126,7 @@ def test_pyarrow_sees_a_plain_file_without_dead_bytes(tmp_path: Path) -> None:
     length = int.from_bytes(path.read_bytes()[-8:-4], "little")
     assert used + length + 8 == path.stat().st_size
     table = pq.read_table(path)
-    assert (table.num_rows, table.schema.names) == (1000, SCHEMA.names)
+    assert (table.num_rows, table.schema.names) == (1000, RUN_SCHEMA.names)
 
 
 def test_polars_reads_it(tmp_path: Path) -> None:

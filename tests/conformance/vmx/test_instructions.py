@@ -1,289 +1,333 @@
-"""Every VMX instruction and its ways to fail, executed by machine code in both modes.
+"""Every VMX instruction, and every way in which it fails.
 
-SDM, "VMX Instruction Reference" and "VM Instruction Error Numbers". A row is a piece of
-code, the state it is executed in, and the answer: VMsucceed, VMfailInvalid, VMfailValid
-with its number, or an exception with its vector.
+SDM, "VMX Instruction Reference": VMsucceed, VMfailInvalid (CF), VMfailValid (ZF, and the
+VM-instruction error), and the faults #UD, #GP, #SS and #PF.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import Tiny
-from tests.conformance.vmx import harness as h
-from tests.conformance.vmx.harness import Script
+from tests.conformance import tiny_guest as tiny
+from tests.conformance.x86_vmm import (
+    AREA,
+    EXITED,
+    FAULTED,
+    FELL_THROUGH,
+    MODES,
+    OTHER_VMCS,
+    POINTERS,
+    VMCS_REGION,
+    VMXON_REGION,
+    Assembler,
+    X86Vmm,
+)
+from trapgate.processor import VmExit
+from trapgate.sdm import vmx
+from trapgate.sdm.fields import Field
+from trapgate.sdm.reasons import ExitReason
 
 pytestmark = pytest.mark.conformance
 
-UD, GP, PF = 6, 13, 14
-WIDE = 1 << 40
-HOLE = 1 << 47
-Code = Callable[[Script], bytes]
+OK, INVALID, VALID = 0, 1, 0x40
+OTHER, SCRATCH = POINTERS + 16, POINTERS + 24
+GP, UD, PF, SS = 13, 6, 14, 12
+RING_3_CODE = 0x58000
+
+FAILURES = {
+    "vmclear of an unaligned address": ("vmclear", VMCS_REGION + 8, 2),
+    "vmclear beyond the physical width": ("vmclear", 1 << 41 | VMCS_REGION, 2),
+    "vmclear of the VMXON region": ("vmclear", VMXON_REGION, 3),
+    "vmptrld of an unaligned address": ("vmptrld", VMCS_REGION + 8, 9),
+    "vmptrld beyond the physical width": ("vmptrld", 1 << 63 | VMCS_REGION, 9),
+    "vmptrld of the VMXON region": ("vmptrld", VMXON_REGION, 10),
+    "vmptrld of another revision": ("vmptrld", AREA, 11),
+    "vmxon in root operation": ("vmxon", VMXON_REGION, 15),
+}
 
 
-@dataclass(frozen=True)
-class Row:
-    """`state` is off (no VMX operation), none (no current VMCS), clear or launched.
-
-    `answer` is ok, invalid, a VM-instruction error, or "fault n".
-    """
-
-    name: str
-    code: Code
-    state: str
-    answer: str | int
-    bits: tuple[int, ...] = (32, 64)
+def run(mode: str, program: bytes, **more: object) -> X86Vmm:
+    """A VMM that executes `program` and leaves by an OUT."""
+    vmm = X86Vmm(mode, program=program, **more)  # type: ignore[arg-type]
+    vmm.port = vmm.run()  # type: ignore[attr-defined]
+    return vmm
 
 
-def plain(data: bytes) -> Code:
-    return lambda script: data
+def begin(a: Assembler) -> bytes:
+    """VMXON, VMCLEAR, VMPTRLD."""
+    return a.vmxon() + a.vmclear() + a.vmptrld()
 
 
-def region(name: str, pointer: int) -> Code:
-    return lambda script: script.on_pointer(name, pointer)
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def at_address(opcode: bytes, digit: int, address: int) -> Code:
-    return lambda script: script.on_memory(opcode, digit, address)
+@pytest.fixture
+def a(mode: str) -> Assembler:
+    return Assembler(mode == "l64")
 
 
-def not_canonical(opcode: bytes, digit: int) -> Code:
-    """With [RAX] as operand, which is not canonical (64-bit mode)."""
-    return plain(b"\x48\xb8" + pack("<Q", HOLE) + opcode + bytes((digit << 3,)))
-
-
-def revised(pointer: int, revision: Callable[[int], int], code: Code) -> Code:
-    """With another revision identifier in the region at `pointer`."""
-
-    def build(script: Script) -> bytes:
-        script.poke(pointer, pack("<I", revision(script.revision)))
-        return code(script)
-
-    return build
-
-
-def vmread(encoding: int) -> Code:
-    """VMREAD ECX, EDX of that encoding."""
-    return plain(b"\xba" + pack("<I", encoding) + b"\x0f\x78\xd1")
-
-
-def vmwrite(encoding: int) -> Code:
-    return plain(b"\xba" + pack("<I", encoding) + b"\x31\xc9\x0f\x79\xd1")
-
-
-def invvpid(kind: int, vpid: int, address: int = 0) -> Code:
-    def build(script: Script) -> bytes:
-        descriptor = script.place(pack("<QQ", vpid, address))
-        return b"\xb9" + pack("<I", kind) + script.on_memory(b"\x66\x0f\x38\x81", 1, descriptor)
-
-    return build
-
-
-VMXON, VMCLEAR, VMPTRLD, VMPTRST = b"\xf3\x0f\xc7", b"\x66\x0f\xc7", b"\x0f\xc7", b"\x0f\xc7"
-VMCALL, VMLAUNCH, VMRESUME, VMXOFF = (b"\x0f\x01" + bytes((n,)) for n in (0xC1, 0xC2, 0xC3, 0xC4))
-MOV_SS = b"\x8c\xd0\x8e\xd0"
-"""MOV EAX, SS; MOV SS, EAX."""
-INVEPT = b"\x66\x0f\x38\x80"
-SPARE = 0x303000
-
-
-def operand_faults(name: str, opcode: bytes, digit: int, state: str) -> list[Row]:
-    return [
-        Row(
-            f"{name}, operand not mapped", at_address(opcode, digit, 0x7000_0000), state, "fault 14"
-        ),
-        Row(
-            f"{name}, operand not canonical", not_canonical(opcode, digit), state, "fault 13", (64,)
-        ),
-        Row(f"{name}, LOCK", plain(b"\xf0" + opcode + bytes((digit << 3,))), state, "fault 6"),
-        Row(f"{name}, register", plain(opcode + bytes((0xC0 | digit << 3,))), state, "fault 6"),
-    ]
-
-
-ROWS = [
-    # Outside VMX operation all but VMXON are undefined.
-    *(
-        Row(f"{name} outside VMX operation", code, "off", "fault 6")
-        for name, code in (
-            ("VMCALL", plain(VMCALL)),
-            ("VMLAUNCH", plain(VMLAUNCH)),
-            ("VMRESUME", plain(VMRESUME)),
-            ("VMXOFF", plain(VMXOFF)),
-            ("VMCLEAR", region("vmclear", h.VMCS)),
-            ("VMPTRLD", region("vmptrld", h.VMCS)),
-            ("VMPTRST", at_address(VMPTRST, 7, SPARE)),
-            ("VMREAD", vmread(0x4400)),
-            ("VMWRITE", vmwrite(0x4000)),
-            ("INVVPID", invvpid(2, 0)),
-        )
-    ),
-    Row("VMXON", region("vmxon", h.VMXON_REGION), "off", "ok"),
-    Row("VMXON, not a page", region("vmxon", h.VMXON_REGION + 8), "off", "invalid"),
-    Row("VMXON, beyond the physical width", region("vmxon", WIDE), "off", "invalid"),
-    Row(
-        "VMXON, wrong revision",
-        revised(SPARE, lambda n: n ^ 1, region("vmxon", SPARE)), "off", "invalid",
-    ),
-    Row(
-        "VMXON, bit 31 of the revision",
-        revised(SPARE, lambda n: n | 1 << 31, region("vmxon", SPARE)), "off", "invalid",
-    ),
-    *operand_faults("VMXON", VMXON, 6, "off"),
-    Row("VMXON in root operation", region("vmxon", h.VMXON_REGION), "clear", 15),
-    Row("VMXON in root operation, no VMCS", region("vmxon", h.VMXON_REGION), "none", "invalid"),
-    Row("VMXOFF", plain(VMXOFF), "clear", "ok"),
-    Row("VMXOFF, LOCK", plain(b"\xf0" + VMXOFF), "clear", "fault 6"),
-    Row("VMCALL in root operation", plain(VMCALL), "clear", 1),
-    Row("VMCALL in root operation, no VMCS", plain(VMCALL), "none", "invalid"),
-    Row("VMCLEAR", region("vmclear", h.OTHER_VMCS), "clear", "ok"),
-    Row("VMCLEAR of the current VMCS", region("vmclear", h.VMCS), "clear", "ok"),
-    Row("VMCLEAR, not a page", region("vmclear", h.VMCS + 0x800), "clear", 2),
-    Row("VMCLEAR, beyond the physical width", region("vmclear", WIDE | h.VMCS), "clear", 2),
-    Row("VMCLEAR of the VMXON region", region("vmclear", h.VMXON_REGION), "clear", 3),
-    Row("VMCLEAR, not a page, no VMCS", region("vmclear", h.VMCS + 0x800), "none", "invalid"),
-    Row("VMCLEAR of the VMXON region, no VMCS", region("vmclear", h.VMXON_REGION), "none", "invalid"),
-    *operand_faults("VMCLEAR", VMCLEAR, 6, "clear"),
-    Row("VMPTRLD", region("vmptrld", h.OTHER_VMCS), "clear", "ok"),
-    Row("VMPTRLD of the current VMCS", region("vmptrld", h.VMCS), "clear", "ok"),
-    Row("VMPTRLD, not a page", region("vmptrld", h.VMCS + 4), "clear", 9),
-    Row("VMPTRLD, beyond the physical width", region("vmptrld", 1 << 63 | h.VMCS), "clear", 9),
-    Row("VMPTRLD of the VMXON region", region("vmptrld", h.VMXON_REGION), "clear", 10),
-    Row(
-        "VMPTRLD, wrong revision",
-        revised(SPARE, lambda n: n + 1, region("vmptrld", SPARE)), "clear", 11,
-    ),
-    Row(
-        "VMPTRLD of a shadow VMCS",
-        revised(SPARE, lambda n: n | 1 << 31, region("vmptrld", SPARE)), "clear", 11,
-    ),
-    Row("VMPTRLD, not a page, no VMCS", region("vmptrld", h.VMCS + 4), "none", "invalid"),
-    Row(
-        "VMPTRLD, wrong revision, no VMCS",
-        revised(SPARE, lambda n: n + 1, region("vmptrld", SPARE)), "none", "invalid",
-    ),
-    *operand_faults("VMPTRLD", VMPTRLD, 6, "clear"),
-    Row("VMPTRST", at_address(VMPTRST, 7, SPARE + 0x100), "clear", "ok"),
-    Row("VMPTRST, no VMCS", at_address(VMPTRST, 7, SPARE + 0x108), "none", "ok"),
-    *operand_faults("VMPTRST", VMPTRST, 7, "clear")[:3],
-    Row("VMREAD", vmread(0x681E), "clear", "ok"),
-    Row("VMREAD, high half", vmread(0x2801), "clear", "ok"),
-    Row("VMREAD of VM-exit information", vmread(0x4402), "clear", "ok"),
-    Row("VMREAD, no VMCS", vmread(0x681E), "none", "invalid"),
-    *(
-        Row(f"VMREAD of {encoding:#x}", vmread(encoding), "clear", 12)
-        for encoding in (0x6FFE, 0x4001, 0x681F, 0x8000, 0x1_4000, 0x1000, 0x5000, 0x3FE, 0xFFFF_FFFF)
-    ),
-    Row("VMREAD, not mapped", at_address(b"\xba\x1e\x68\x00\x00\x0f\x78", 2, 0x7000_0000), "clear",
-        "fault 14"),
-    Row("VMWRITE", vmwrite(0x681E), "clear", "ok"),
-    Row("VMWRITE, no VMCS", vmwrite(0x681E), "none", "invalid"),
-    *(
-        Row(f"VMWRITE of {encoding:#x}", vmwrite(encoding), "clear", 12)
-        for encoding in (0x6FFE, 0x4001, 0x681F, 0x8000, 0x1_4000, 0x1000, 0x3FE, 0xFFFF_FFFF)
-    ),
-    *(
-        Row(f"VMWRITE of {encoding:#x}, read-only", vmwrite(encoding), "clear", 13)
-        for encoding in (0x4400, 0x4402, 0x440E, 0x6400, 0x640A, 0x2400)
-    ),
-    Row("VMWRITE, not mapped", at_address(b"\xba\x1e\x68\x00\x00\x0f\x79", 2, 0x7000_0000), "clear",
-        "fault 14"),
-    Row("VMREAD with upper bits in the encoding",
-        plain(b"\x48\xba" + pack("<Q", 1 << 32 | 0x681E) + b"\x0f\x78\xd1"), "clear", 12, (64,)),
-    Row("VMLAUNCH, no VMCS", plain(VMLAUNCH), "none", "invalid"),
-    Row("VMRESUME, no VMCS", plain(VMRESUME), "none", "invalid"),
-    Row("VMLAUNCH of a launched VMCS", plain(VMLAUNCH), "launched", 4),
-    Row("VMRESUME of a clear VMCS", plain(VMRESUME), "clear", 5),
-    Row("VMLAUNCH after MOV SS", plain(MOV_SS + VMLAUNCH), "clear", 26),
-    Row("VMRESUME after MOV SS", plain(MOV_SS + VMRESUME), "launched", 26),
-    Row("VMLAUNCH after MOV SS, launched", plain(MOV_SS + VMLAUNCH), "launched", 26),
-    Row("VMLAUNCH after MOV SS, no VMCS", plain(MOV_SS + VMLAUNCH), "none", "invalid"),
-    Row("VMLAUNCH", plain(VMLAUNCH), "clear", "exit"),
-    Row("VMRESUME", plain(VMRESUME), "launched", "exit"),
-    Row("VMLAUNCH, LOCK", plain(b"\xf0" + VMLAUNCH), "clear", "fault 6"),
-    *(Row(f"INVVPID, type {kind}", invvpid(kind, 1), "clear", "ok") for kind in range(4)),
-    Row("INVVPID of all, VPID 0", invvpid(2, 0), "clear", "ok"),
-    *(Row(f"INVVPID, type {kind}", invvpid(kind, 1), "clear", 28) for kind in (4, 0x7FFF_FFFF)),
-    *(Row(f"INVVPID, type {kind}, VPID 0", invvpid(kind, 0), "clear", 28) for kind in (0, 1, 3)),
-    Row("INVVPID, reserved bits", invvpid(1, 1 | 1 << 16), "clear", 28),
-    Row("INVVPID, address not canonical", invvpid(0, 1, HOLE), "clear", 28),
-    Row("INVVPID, not mapped", at_address(b"\xb9\x02\0\0\0\x66\x0f\x38\x81", 1, 0x7000_0000), "clear",
-        "fault 14"),
-    Row("INVEPT, which is not reported", at_address(INVEPT, 1, SPARE), "clear", "fault 6"),
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Answer:
-    verdict: str
-    error: int
-    vector: int
-    cr2: int
-
-
-def build(
-    bits: int, revision: int = 0x54524701
-) -> tuple[Script, list[tuple[Row, int, int | None]]]:
-    """The script of all rows of a mode; by row the places of its end and of the error field."""
-    script = Script(bits, revision)
-    script.begin()
-    guest = Tiny("l64" if bits == 64 else "p32")
-    h.put_guest(script, guest)
-    every = h.all_fields(h.guest_fields(bits, guest))
-    places = []
-    for row in ROWS:
-        if bits not in row.bits:
-            continue
-        script.clear()
-        script.write_all(every)
-        if row.state == "launched":
-            script.launch()
-        code = row.code(script)
-        if row.state == "off":
-            script.call(VMXOFF)
-        elif row.state == "none":
-            script.call(script.on_pointer("vmclear", h.VMCS))
-        ran = script.call(code)
-        error = script.read("VM_INSTRUCTION_ERROR") if isinstance(row.answer, int) else None
-        places.append((row, ran, error))
-        script.call(script.on_pointer("vmxon", h.VMXON_REGION))
-    return script, places
-
-
-@cache
-def answers(bits: int) -> dict[str, Answer]:
-    """By name of the row."""
-    script, places = build(bits)
-    results = h.run(script)
-    found = {}
-    for row, place, error in places:
-        ran = results.ran(place)
-        number = results[error] if error is not None else 0
-        found[f"{row.name} ({row.state})"] = Answer(ran.verdict, number, ran.vector, ran.rax)
-    return found
+@pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.parametrize("current", [False, True])
+def test_failures_with_a_pointer(mode: str, a: Assembler, name: str, current: bool) -> None:
+    instruction, pointer, error = FAILURES[name]
+    program = begin(a) if current else a.vmxon()
+    program += getattr(a, instruction)(SCRATCH)
+    vmm = run(mode, program, memory={SCRATCH: pack("<Q", pointer)})
+    if current:
+        assert (vmm.flags, vmm["VM_INSTRUCTION_ERROR"]) == (VALID, error)
+    else:
+        assert vmm.flags == INVALID
 
 
 @pytest.mark.parametrize(
-    ("bits", "row"),
-    [
-        pytest.param(bits, row, id=f"{bits}-{row.name}-{row.state}")
-        for row in ROWS
-        for bits in row.bits
-    ],
+    "pointer", [VMXON_REGION + 1, 1 << 40 | VMXON_REGION, AREA], ids=["unaligned", "wide", "other"]
 )
-def test_instruction(bits: int, row: Row) -> None:
-    found = answers(bits)[f"{row.name} ({row.state})"]
-    if isinstance(row.answer, int):
-        assert (found.verdict, found.error) == ("fail", row.answer)
-    else:
-        assert found.verdict == row.answer
-    if row.answer == "fault 14":
-        assert found.cr2 == 0x7000_0000
+def test_vmxon_fails_invalid(mode: str, a: Assembler, pointer: int) -> None:
+    vmm = run(mode, a.vmxon(SCRATCH), memory={SCRATCH: pack("<Q", pointer)})
+    assert (vmm.flags, vmm.processor.in_vmx_operation) == (INVALID, False)
 
 
-def test_no_row_has_the_name_of_another() -> None:
-    for bits in (32, 64):
-        names = [(row.name, row.state) for row in ROWS if bits in row.bits]
-        assert len(set(names)) == len(names)
+def test_vmxon_wants_feature_control(mode: str, a: Assembler) -> None:
+    for value in (0, vmx.FEATURE_LOCKED, vmx.FEATURE_VMX_OUTSIDE_SMX):
+        vmm = X86Vmm(mode, program=a.vmxon())
+        vmm.processor.vmx[vmx.FEATURE_CONTROL] = value
+        assert (vmm.run(), vmm.vector) == (FAULTED, GP)
+
+
+def test_vmxon_wants_vmxe(mode: str, a: Assembler) -> None:
+    vmm = X86Vmm(mode, program=a.vmxon())
+    vmm.vmcs["CR4_READ_SHADOW"] &= ~0x2000
+    vmexit = vmm.processor.vmlaunch(vmm.vmcs)
+    # To the VMM in Python, which gives its guest #UD.
+    assert isinstance(vmexit, VmExit)
+    assert vmexit.reason == ExitReason.VMXON
+
+
+@pytest.mark.parametrize("name", ["vmread", "vmwrite", "vmlaunch", "vmresume", "vmcall"])
+def test_nothing_current_is_invalid(mode: str, a: Assembler, name: str) -> None:
+    code = {
+        "vmread": a.vmread(int(Field.EXIT_REASON)),
+        "vmwrite": a.vmwrite(int(Field.EXCEPTION_BITMAP), 1),
+        "vmlaunch": a.vmlaunch,
+        "vmresume": a.vmresume,
+        "vmcall": a.vmcall,
+    }[name]
+    assert run(mode, a.vmxon() + code).flags == INVALID
+
+
+def test_pointers(mode: str, a: Assembler) -> None:
+    vmm = run(mode, a.vmxon() + a.vmptrst(SCRATCH))
+    assert vmm.processor.memory.read(SCRATCH, 8) == b"\xff" * 8
+    vmm = run(mode, begin(a) + a.vmptrld(OTHER) + a.vmptrst(SCRATCH))
+    assert vmm.processor.memory.read(SCRATCH, 8) == pack("<Q", OTHER_VMCS)
+    vmm = run(mode, begin(a) + a.vmclear() + a.vmptrst(SCRATCH))
+    assert vmm.processor.memory.read(SCRATCH, 8) == b"\xff" * 8
+
+
+def test_fields_live_in_their_regions(mode: str, a: Assembler) -> None:
+    bitmap, reason = int(Field.EXCEPTION_BITMAP), int(Field.TSC_OFFSET)
+    program = begin(a) + a.vmwrite(bitmap, 0x1234) + a.vmwrite(reason, 0x5678)
+    program += a.vmclear(OTHER) + a.vmptrld(OTHER) + a.vmwrite(bitmap, 0x9999)
+    vmm = run(mode, program + a.vmptrld() + a.vmread(bitmap))
+    assert (vmm.flags, vmm.processor.registers.rax) == (OK, 0x1234)
+    assert vmm["TSC_OFFSET"] == 0x5678
+
+
+@pytest.mark.parametrize("encoding", [0x6FFE, 0x4, 0x1000, 0x8000, 0x4001, 0x20FE, 0x10000])
+def test_fields_that_are_not_there(mode: str, a: Assembler, encoding: int) -> None:
+    for code in (a.vmread(encoding), a.load(2, encoding) + b"\x0f\x79\xd0"):
+        vmm = run(mode, begin(a) + code)
+        assert (vmm.flags, vmm["VM_INSTRUCTION_ERROR"]) == (VALID, 12)
+
+
+def test_exit_information_is_read_only(mode: str, a: Assembler) -> None:
+    vmm = run(mode, begin(a) + a.vmwrite(int(Field.EXIT_REASON), 1))
+    assert (vmm.flags, vmm["VM_INSTRUCTION_ERROR"], vmm.reason) == (VALID, 13, 0)
+
+
+def test_widths(mode: str, a: Assembler) -> None:
+    ones = (1 << 64) - 1
+    long = mode == "l64"
+    names = ("GUEST_CS_SELECTOR", "EXCEPTION_BITMAP", "TSC_OFFSET", "GUEST_RSP")
+    program = begin(a)
+    for name in names:
+        program += a.load(2, int(Field[name])) + a.load(0, ones) + b"\x0f\x79\xd0"
+    vmm = run(mode, program)
+    full = ones if long else 0xFFFFFFFF
+    assert [vmm[name] for name in names] == [0xFFFF, 0xFFFFFFFF, full, full]
+
+
+def test_halves_of_a_field(mode: str, a: Assembler) -> None:
+    offset = int(Field.TSC_OFFSET)
+    program = begin(a) + a.vmwrite(offset, 0x1111_2222_3333_4444)
+    program += a.load(2, offset | 1) + a.load(0, 0xAAAA_BBBB) + b"\x0f\x79\xd0"
+    vmm = run(mode, program + a.vmread(offset | 1))
+    assert vmm["TSC_OFFSET"] == 0xAAAA_BBBB_3333_4444
+    assert vmm.processor.registers.rax == 0xAAAA_BBBB
+    assert run(mode, program + a.vmread(offset)).processor.registers.rax == (
+        0xAAAA_BBBB_3333_4444 if mode == "l64" else 0x3333_4444
+    )
+
+
+def test_memory_operands(mode: str, a: Assembler) -> None:
+    size = 8 if mode == "l64" else 4
+    bitmap = a.load(2, int(Field.EXCEPTION_BITMAP))
+    program = begin(a) + bitmap
+    program += b"\x0f\x79" + a.absolute(2, SCRATCH)  # vmwrite rdx, [scratch]
+    program += b"\x0f\x78" + a.absolute(2, AREA)  # vmread [area], rdx
+    vmm = run(mode, program, memory={SCRATCH: pack("<Q", 0xFEDC_BA98_7654_3210)})
+    assert vmm["EXCEPTION_BITMAP"] == 0x7654_3210
+    read = vmm.processor.memory.read(AREA, 8)
+    assert read == pack("<Q", 0x7654_3210)[:size].ljust(8, b"\0")
+
+
+ADDRESSING = {
+    # vmptrst with rbx = AREA - 100H, rsi = 20H
+    "base and displacement": (b"\x0f\xc7\xbb" + pack("<i", 0x140), AREA + 0x40),
+    "small displacement": (b"\x0f\xc7\x7b\x7f", AREA - 0x100 + 0x7F),
+    "negative displacement": (b"\x0f\xc7\x7b\x80", AREA - 0x100 - 0x80),
+    "scaled index": (b"\x0f\xc7\x7c\xf3\x08", AREA - 0x100 + 8 * 0x20 + 8),
+    "index without base": (b"\x0f\xc7\x3c\xb5" + pack("<I", AREA), AREA + 4 * 0x20),
+    "segment override": (b"\x26\x0f\xc7\x3b", AREA - 0x100),
+}
+
+
+@pytest.mark.parametrize("name", ADDRESSING)
+def test_addressing(mode: str, a: Assembler, name: str) -> None:
+    code, address = ADDRESSING[name]
+    load = a.load(3, AREA - 0x100) + a.load(6, 0x20)
+    vmm = run(mode, begin(a) + load + code)
+    assert vmm.processor.memory.read(address, 8) == pack("<Q", VMCS_REGION)
+
+
+def test_addressing_of_64_bits() -> None:
+    a = Assembler(long=True)
+    # vmptrst [r11 + r14 * 2], then vmptrst [rip + 100H]
+    extended = b"\x49\x89\xdb\x49\x89\xf6\x43\x0f\xc7\x3c\x73"
+    load = a.load(3, AREA) + a.load(6, 0x20)
+    relative = b"\x0f\xc7\x3d" + pack("<i", 0x100)
+    program = begin(a) + load + extended + relative
+    vmm = run("l64", program)
+    assert vmm.processor.memory.read(AREA + 0x40, 8) == pack("<Q", VMCS_REGION)
+    end = tiny.CODE + len(program) + 0x100
+    assert vmm.processor.memory.read(end, 8) == pack("<Q", VMCS_REGION)
+
+
+def test_an_operand_across_two_pages(mode: str, a: Assembler) -> None:
+    at = AREA + 0x1000 - 3
+    vmm = run(mode, begin(a) + a.vmptrst(at))
+    assert vmm.processor.memory.read(at, 8) == pack("<Q", VMCS_REGION)
+
+
+@pytest.mark.parametrize("name", ["vmxon", "vmclear", "vmptrld", "vmptrst"])
+def test_page_faults_of_operands(mode: str, a: Assembler, name: str) -> None:
+    code = getattr(a, name)(tiny.ABSENT)
+    program = code if name == "vmxon" else a.vmxon() + code
+    vmm = run(mode, program)
+    assert (vmm.port, vmm.vector) == (FAULTED, PF)  # type: ignore[attr-defined]
+    assert vmm.processor.registers.cr2 == tiny.ABSENT
+    pushed = vmm.processor.memory.read(vmm.vmcs["GUEST_RSP"], 4)
+    assert int.from_bytes(pushed, "little") == (2 if name == "vmptrst" else 0)
+
+
+def test_a_read_only_page_cannot_be_stored_to(mode: str, a: Assembler) -> None:
+    vmm = run(mode, a.vmxon() + a.vmptrst(tiny.READ_ONLY))
+    assert (vmm.port, vmm.vector) == (FAULTED, PF)  # type: ignore[attr-defined]
+
+
+def test_segments_of_operands() -> None:
+    a = Assembler(long=False)
+    vmm = run("p32", a.vmxon() + b"\x2e" + a.vmptrst(AREA))  # cs: is not writable
+    assert (vmm.port, vmm.vector) == (FAULTED, GP)  # type: ignore[attr-defined]
+    long = Assembler(long=True)
+    far = long.load(3, 1 << 47)
+    vmm = run("l64", long.vmxon() + far + b"\x0f\xc7\x3b")  # vmptrst [rbx]
+    assert (vmm.port, vmm.vector) == (FAULTED, GP)  # type: ignore[attr-defined]
+    far = long.load(5, 1 << 47)
+    vmm = run("l64", long.vmxon() + far + b"\x0f\xc7\x7d\x00")  # vmptrst [rbp]
+    assert (vmm.port, vmm.vector) == (FAULTED, SS)  # type: ignore[attr-defined]
+
+
+def test_launch_state(mode: str, a: Assembler) -> None:
+    vmm = X86Vmm(mode, handler=a.vmlaunch)
+    assert vmm.run() == EXITED
+    assert (vmm.flags, vmm["VM_INSTRUCTION_ERROR"]) == (VALID, 4)
+    vmm = X86Vmm(mode, handler=a.vmclear() + a.vmptrld() + a.vmresume)
+    assert vmm.run() == EXITED
+    assert (vmm.flags, vmm["VM_INSTRUCTION_ERROR"]) == (VALID, 5)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_entry_behind_mov_ss(mode: str, a: Assembler, enabled: bool) -> None:
+    sti = b"\xfb\x90" if enabled else b""
+    vmm = run(mode, begin(a) + sti + b"\x8c\xd0\x8e\xd0" + a.vmlaunch)
+    assert (vmm.flags, vmm["VM_INSTRUCTION_ERROR"]) == (VALID, 26)
+
+
+def test_vmcall_in_root(mode: str, a: Assembler) -> None:
+    vmm = run(mode, begin(a) + a.vmcall)
+    assert (vmm.flags, vmm["VM_INSTRUCTION_ERROR"]) == (VALID, 1)
+
+
+def test_vmxoff(mode: str, a: Assembler) -> None:
+    vmm = run(mode, begin(a) + a.vmxoff)
+    assert (vmm.flags, vmm.processor.in_vmx_operation) == (OK, False)
+
+
+def test_invept_is_undefined(mode: str, a: Assembler) -> None:
+    vmm = run(mode, a.vmxon() + b"\x66\x0f\x38\x80" + a.absolute(0, AREA))
+    assert (vmm.port, vmm.vector) == (FAULTED, UD)  # type: ignore[attr-defined]
+
+
+INVVPID = {
+    "address": (0, 1, 0x1000, OK),
+    "address of VPID 0": (0, 0, 0x1000, VALID),
+    "address not canonical": (0, 1, 1 << 60, VALID),
+    "single": (1, 1, 0, OK),
+    "single of VPID 0": (1, 0, 0, VALID),
+    "all": (2, 0, 0, OK),
+    "all but globals": (3, 1, 0, OK),
+    "unknown type": (4, 1, 0, VALID),
+    "reserved bits": (1, 1 << 16 | 1, 0, VALID),
+}
+
+
+@pytest.mark.parametrize("name", INVVPID)
+def test_invvpid(mode: str, a: Assembler, name: str) -> None:
+    kind, vpid, address, flags = INVVPID[name]
+    program = begin(a) + a.load(0, kind) + b"\x66\x0f\x38\x81" + a.absolute(0, AREA)
+    vmm = run(mode, program, memory={AREA: pack("<QQ", vpid, address)})
+    assert vmm.flags == flags
+    assert vmm["VM_INSTRUCTION_ERROR"] == (28 if flags else 0)
+
+
+@pytest.mark.parametrize("register", [0, 4], ids=["cr0", "cr4"])
+def test_fixed_bits_stay_set(mode: str, a: Assembler, register: int) -> None:
+    # MOV RAX, CRn; BTR EAX, bit; MOV CRn, RAX: paging, protection and VMXE are fixed.
+    for bit in (13,) if register == 4 else (31, 0):
+        modify = b"\x0f\x20" + bytes([0xC0 | register << 3])
+        modify += b"\x0f\xba\xf0" + bytes([bit])
+        modify += b"\x0f\x22" + bytes([0xC0 | register << 3])
+        vmm = X86Vmm(mode, program=a.vmxon() + modify)
+        if register == 4:
+            # The VMM in Python owns CR4.VMXE, and sees what happens.
+            vmexit = vmm.processor.vmlaunch(vmm.vmcs)
+            assert isinstance(vmexit, VmExit)
+            assert vmexit.reason == ExitReason.CONTROL_REGISTER_ACCESS
+        else:
+            assert (vmm.run(), vmm.vector) == (FAULTED, GP)
+
+
+def test_registers_as_operands_of_memory_instructions(mode: str, a: Assembler) -> None:
+    for code in (b"\xf3\x0f\xc7\xf0", b"\x66\x0f\xc7\xf0", b"\x0f\xc7\xf0", b"\x0f\xc7\xf8"):
+        vmm = run(mode, a.vmxon() + code)
+        assert (vmm.port, vmm.vector) == (FAULTED, UD)  # type: ignore[attr-defined]
+
+
+def test_all_is_well(mode: str, a: Assembler) -> None:
+    vmm = X86Vmm(mode)
+    assert (vmm.run(), vmm.reason) == (EXITED, ExitReason.CPUID)
+    vmm = run(mode, begin(a))
+    assert (vmm.port, vmm.flags) == (FELL_THROUGH, OK)  # type: ignore[attr-defined]
