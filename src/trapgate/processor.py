@@ -276,8 +276,8 @@ class Processor:
 
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
-        c = self.engine.cells
-        c[stops.TIME] = max(int(c[stops.TIME]), time)
+        c = self._words
+        c[stops.TIME] = max(c[stops.TIME], time)
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""

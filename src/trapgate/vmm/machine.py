@@ -45,6 +45,7 @@ from trapgate.vmm.actions import (
 )
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
+from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.loaders.layout import memory_map
@@ -263,10 +264,10 @@ class VirtualMachine:
         now = self.processor.time
         tsc = int(effects.time_stamp(self.vmcs.cells, now)) & 0xFFFF_FFFF_FFFF_FFFF
         self._device_due = 0
-        if not self.devices.apic.write_msr(index, value, tsc, now):
-            return False
-        self.processor.place_devices(self.devices.pages)
-        return True
+        written = self.devices.apic.write_msr(index, value, tsc, now)
+        if index == MSR_APIC_BASE:
+            self.processor.place_devices(self.devices.pages)
+        return written
 
     def _load(self, address: int, size: int) -> int:
         """The guest loads from a device's page; it goes on as it was."""
