@@ -19,7 +19,9 @@ from trapgate.effects import (
     write_dr,
     write_msr,
 )
+from trapgate.exits import vm_exit
 from trapgate.intercepts import (
+    EXITED,
     GO_ON,
     RAISE_GP,
     RAISE_UD,
@@ -44,18 +46,24 @@ from trapgate.intercepts import (
     intercept_xsetbv,
     io_permission,
     privilege_level,
+    secondary_controls,
 )
 from trapgate.sdm.cells import (
+    GUEST_CR0,
     GUEST_CS_ACCESS_RIGHTS,
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
     GUEST_RIP,
     GUEST_RSP,
+    VM_EXIT_INSTRUCTION_INFORMATION,
 )
+from trapgate.sdm.controls import SECONDARY_DESCRIPTOR_TABLE_EXITING
+from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS
 from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
-from trapgate.sdm.state import AR_DB, RFLAGS_RF
+from trapgate.sdm.state import AR_DB, CR0_PE, RFLAGS_RF, RFLAGS_VM
 from trapgate.sdm.vmx import CR0_FIXED_0, MODE, MODE_NON_ROOT, MODE_ROOT
 from trapgate.vmx.instructions import NOT_VMX, execute_vmx, vmx_reason
+from trapgate.vmx.operand import decode_operand, has_prefix
 
 UNKNOWN = 6
 """Not one of the forms that are known here; nothing has changed."""
@@ -207,6 +215,10 @@ def execute_two_byte(
         if outcome == GO_ON:
             advance(v, length)
         return outcome
+    if second < 2 and secondary_controls(v) & SECONDARY_DESCRIPTOR_TABLE_EXITING:
+        outcome = execute_table(v, mem, word, start, rex, second, third)
+        if outcome != UNKNOWN:
+            return outcome
     if second == 0x01 and third >= 0xC0:
         return execute_group_7(v, r, time, start, third)
     if second in (0x20, 0x22):
@@ -280,6 +292,43 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
     if outcome == GO_ON:
         advance(v, length)
     return outcome
+
+
+@core
+def execute_table(
+    v: Cells, mem: Cells, word: int, start: int, rex: int, second: int, third: int
+) -> int:
+    """SGDT, SIDT, LGDT, LIDT and SLDT, STR, LLDT, LTR under "descriptor-table exiting".
+
+    UNKNOWN for what else begins with 0FH 00H and 0FH 01H. SDM, tables "Format of the VM-Exit
+    Instruction-Information Field" for these instructions.
+    """
+    field = (third >> 3) & 7
+    if field > 3 or (second == 1 and third >= 0xC0):
+        return UNKNOWN
+    if second == 0 and has_no_system_segments(v):
+        return RAISE_UD
+    if field > 1 and privilege_level(v) != 0:
+        return RAISE_GP
+    length, information, displacement = decode_operand(v, mem, word, start, rex, start + 2)
+    information = information & 0xFFF_FFFF
+    reason = REASON_LDTR_OR_TR_ACCESS
+    if second == 1:
+        reason = REASON_GDTR_OR_IDTR_ACCESS
+        small = v[GUEST_CS_ACCESS_RIGHTS] & AR_DB == 0
+        if has_prefix(word, start, 0x66):
+            small = not small
+        if not small:
+            information = information | 1 << 11
+    vm_exit(v, reason, displacement, length)
+    v[VM_EXIT_INSTRUCTION_INFORMATION] = information | field << 28
+    return EXITED
+
+
+@core
+def has_no_system_segments(v: Cells) -> bool:
+    """Whether the mode has no LDT and no task register: real-address and virtual-8086 mode."""
+    return bool(v[GUEST_CR0] & CR0_PE == 0 or v[GUEST_RFLAGS] & RFLAGS_VM != 0)
 
 
 @core

@@ -7,18 +7,20 @@ figure 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from trapgate import checked, instructions
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
+from trapgate.engine.device_pages import Load, Store
 from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.exits import vm_exit
+from trapgate.explain import explain_entry_failure, explain_failure, hexadecimal
 from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, window_exit
 from trapgate.journal import (
@@ -62,7 +64,7 @@ class VmExit:
     `reason` is the basic exit reason, `qualification` 64 bits, `interruption` the event
     that caused the exit, `idt_vectoring` the event that was being delivered,
     `instruction_length` in bytes (0 where undefined). `entry_failed` says that the guest
-    never ran. `vmcs` holds the guest's state.
+    never ran, and `explanation` why. `vmcs` holds the guest's state.
     """
 
     reason: ExitReason
@@ -72,13 +74,18 @@ class VmExit:
     instruction_length: int
     entry_failed: bool
     vmcs: Vmcs
+    explanation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class VmFail:
-    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number."""
+    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
+
+    `explanation` says which check failed, on which field, with which value.
+    """
 
     error: int
+    explanation: str = field(default="", compare=False)
 
 
 class Memory:
@@ -164,6 +171,7 @@ class Processor:
         self._head = memoryview(self.head.data)
         self.vmx: Cells = np.zeros(vmx.LENGTH, np.int64)
         """The VMX state of the processor, by `sdm.vmx`'s cells."""
+        self._vmx = memoryview(self.vmx.data)
         self.vmx[vmx.VMXON_POINTER] = self.vmx[vmx.CURRENT] = vmx.NONE
         self.nested: Cells = np.zeros(len(ENCODINGS), np.int64)
         """The processor's copy of the current VMCS of a VMM that is x86 code."""
@@ -177,6 +185,8 @@ class Processor:
         self._init = False
         self._smi = False
         self._sink: Callable[[Cells], None] | None = None
+        self._explain: Callable[[str], None] | None = None
+        self._told = 0
         self._drained = 0
 
     @property
@@ -302,6 +312,25 @@ class Processor:
         for n in range(min(sequence, len(self.rows))):
             yield self.rows[(sequence - 1 - n) % len(self.rows)]
 
+    # Devices behind physical addresses.
+
+    def connect(self, load: Load, store: Store, pages: Collection[int]) -> None:
+        """Put devices behind physical `pages`, by number: `load` and `store` answer for them.
+
+        They are called in the middle of an instruction, with a physical address, a size of
+        1 to 8 bytes, and the value; what they raise ends the run.
+        """
+        self.engine.devices.connect(load, store)
+        self.engine.devices.place(pages)
+
+    def place_devices(self, pages: Collection[int]) -> None:
+        """Move the devices to these pages."""
+        self.engine.devices.place(pages)
+
+    def preempt(self) -> None:
+        """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
+        self.engine.devices.preempt()
+
     # Events at the processor's pins (¶21-22: interrupts and platform events).
 
     def interrupt(self, vector: int | None) -> None:
@@ -311,6 +340,11 @@ class Processor:
     def nmi(self) -> None:
         """Signal a non-maskable interrupt; it stays pending until it is taken."""
         self._nmi = True
+
+    @property
+    def nmi_pending(self) -> bool:
+        """Does a non-maskable interrupt wait to be taken?"""
+        return self._nmi
 
     def init(self) -> None:
         """Signal INIT."""
@@ -328,7 +362,7 @@ class Processor:
         SDM, "VMLAUNCH/VMRESUME". VMfailValid(4) if it has been launched.
         """
         if vmcs.launched:
-            return self._fail(vmcs, 4)
+            return self._fail(vmcs, 4, resuming=False)
         outcome = self._run(vmcs)
         if isinstance(outcome, VmExit) and not outcome.entry_failed:
             vmcs.launched = True
@@ -337,12 +371,38 @@ class Processor:
     def vmresume(self, vmcs: Vmcs) -> VmExit | VmFail:
         """VM entry with a VMCS that was launched; VMfailValid(5) if it was not."""
         if not vmcs.launched:
-            return self._fail(vmcs, 5)
+            return self._fail(vmcs, 5, resuming=True)
         return self._run(vmcs)
 
-    def _fail(self, vmcs: Vmcs, error: int) -> VmFail:
+    def _fail(self, vmcs: Vmcs, error: int, *, resuming: bool) -> VmFail:
         vmcs.cells[f.VM_INSTRUCTION_ERROR] = error
-        return VmFail(error)
+        instruction = ExitReason.VMRESUME if resuming else ExitReason.VMLAUNCH
+        return VmFail(error, explain_failure(instruction, error, vmcs.cells))
+
+    def explain_to(self, sink: Callable[[str], None]) -> None:
+        """Tell `sink`, a line each, why VMX instructions and VM entries of an x86 VMM fail."""
+        self._explain = sink
+        self.vmx[vmx.EXPLAINING] = 1
+
+    def _tell(self, sink: Callable[[str], None]) -> None:
+        """Explain the latest failure to `sink`, if it has not been told yet."""
+        x = self._vmx
+        if x[vmx.FAILURES] == self._told:
+            return
+        self._told = x[vmx.FAILURES]
+        valid = x[vmx.CURRENT] != vmx.NONE and x[vmx.ERROR] != 0
+        if x[vmx.ERROR] == vmx.NO_ERROR:
+            words = explain_entry_failure(self.nested)
+        else:
+            words = explain_failure(
+                x[vmx.INSTRUCTION],
+                x[vmx.ERROR],
+                self.nested,
+                valid=valid,
+                operand=x[vmx.OPERAND],
+            )
+        current = f", current VMCS {hexadecimal(x[vmx.CURRENT])}" if valid else ""
+        sink(f"RIP {hexadecimal(x[vmx.FAILED_RIP])}{current}: {words}")
 
     def _run(self, vmcs: Vmcs) -> VmExit | VmFail:
         v = vmcs.words
@@ -354,12 +414,14 @@ class Processor:
             engine.flush_translations()
         self._make_room()
         self._set_clock(v)
+        c[stops.STOP] = stops.RUNNING
         engine.enter_and_go()
         while c[stops.STOP] != stops.EXITED:
             if not self.settle():
                 engine.go()
+        engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
-            return VmFail(v[f.VM_INSTRUCTION_ERROR])
+            return self._fail(vmcs, v[f.VM_INSTRUCTION_ERROR], resuming=vmcs.launched)
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:
             left = max(c[stops.TIMER_END] - c[stops.TIME], 0)
             v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
@@ -385,6 +447,7 @@ class Processor:
             v[f.VM_EXIT_INSTRUCTION_LENGTH],
             bool(reason & _FAILED),
             vmcs,
+            explain_entry_failure(vmcs.cells) if reason & _FAILED else "",
         )
 
     def _attach(self, vmcs: Vmcs) -> None:
@@ -424,6 +487,8 @@ class Processor:
         The engine itself goes on with an x86 VMM whose guest exits.
         """
         c = self._words
+        if self._explain is not None:
+            self._tell(self._explain)
         c[stops.STOP] = stops.EXITED if self.deal() else stops.RUNNING
         return c[stops.STOP] == stops.EXITED and c[stops.V] == c[stops.HOST]
 
@@ -441,8 +506,13 @@ class Processor:
             exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
+        elif stop == stops.EXPLAIN:
+            exited = False
         elif stop in (stops.ATTEND, stops.LIMIT):
             exited = self._attend(v)
+        elif stop == stops.BROKEN and self.engine.fetched_nothing:
+            # Nothing there reads as all ones, and that is no instruction.
+            exited = self.raise_fault(6, -1)
         else:
             self.engine.explain_break()
             exited = False

@@ -2,6 +2,7 @@
 
 from numba import types
 
+from trapgate.core import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import due, note_block, take_care, time_is_up
@@ -241,15 +242,36 @@ def on_tlb_fill(
     return refill(cpu, address, access, mmu_index, probe, return_address)
 
 
+@jit
+def device_address(m: Cells, offset: int) -> int:
+    """The physical address `offset` bytes above RAM, if there is a device; else -1."""
+    address = offset + int(m[mc.MEM_CELLS]) * 8
+    pages = cells(m[mc.DEVICE_PAGES], mc.DEVICE_SLOTS)
+    for n in range(mc.DEVICE_SLOTS):
+        if pages[n] == address >> 12:
+            return address
+    return -1
+
+
 @callback(types.uint64, types.int64, types.int64, types.uint32, types.int64)
 def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
-    """Physical memory that isn't there reads as all ones."""
+    """Physical memory that isn't there reads as all ones, but for devices."""
+    if user != 0:
+        m = cells(user, mc.CELLS)
+        address = device_address(m, offset)
+        if address >= 0:
+            return call(m[mc.DEVICE_LOAD], (address, types.int64(size)))
     return (1 << (8 * types.int64(size))) - 1 if size < 8 else -1
 
 
 @callback(types.void, types.int64, types.int64, types.uint32, types.uint64, types.int64)
 def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
-    """Stores to physical memory that isn't there are dropped."""
+    """Stores to physical memory that isn't there are dropped, but for devices."""
+    if user != 0:
+        m = cells(user, mc.CELLS)
+        address = device_address(m, offset)
+        if address >= 0:
+            call(m[mc.DEVICE_STORE], (address, types.int64(size), types.int64(value)))
 
 
 @jit

@@ -68,6 +68,9 @@ journal, the virtual clock, and why the engine stopped.
     RAISE_EVENT,
     EXECUTE,
     EVENT_TIME,
+    DEVICE_PAGES,
+    DEVICE_LOAD,
+    DEVICE_STORE,
     X,
     N,
     HOST,
@@ -77,13 +80,14 @@ journal, the virtual clock, and why the engine stopped.
     SWITCHED,
     VM_ENTER,
     VM_LEAVE,
+    IRET_AT,
     CELLS,
-) = range(72)
+) = range(76)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: 1 an interrupt is asserted, 2 an NMI, INIT or SMI. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
-VM_LEAVE: see `core_calls`."""
+VM_LEAVE: see `core_calls`. IRET_AT: 1 + the linear address of the IRET that unblocked NMIs."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
@@ -111,6 +115,9 @@ PORT = 10
 NESTED_TIMER = 11
 """The preemption timer of N expired; dealt with before Python sees it."""
 
+EXPLAIN = 12
+"""A VMX instruction or a VM entry of an x86 VMM's failed, and somebody wants to know why."""
+
 SWITCHED_VMCS = 1
 SWITCHED_TRANSLATIONS = 2
 
@@ -133,6 +140,7 @@ CHECK_WATCHPOINTS = 1
 CHECK_ALIGNMENT = 2
 CHECK_SSE = 4
 CHECK_LIMITS = 8
+CHECK_TRAP = 16
 
 FAILED_VALID = 2
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""
@@ -140,6 +148,9 @@ FAILED_VALID = 2
 # What ATTENTION may hold: stop at the next block, or as soon as the guest takes interrupts.
 AT_ONCE = 1
 WHEN_INTERRUPTIBLE = 2
+
+DEVICE_SLOTS = 4
+"""Physical pages behind which there may be devices: their numbers, -1 for none."""
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""

@@ -19,6 +19,7 @@ from trapgate.engine.state import (
     segment_shape,
 )
 from trapgate.sdm import cells as f
+from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
 from trapgate.vmx import instructions as vi
 
@@ -38,6 +39,8 @@ _GENERAL_DETECT = 1 << 13
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
+_UNBLOCKED = 1 << 12
+"""Of interruption information: NMI unblocking due to IRET."""
 _MIXED = 16
 """How often a page may turn between code and data before it counts as both."""
 
@@ -124,6 +127,10 @@ def arbitrate(
     event = (m[mc.SELF], vector, kind, error_code, address, length)
     outcome = call(m[mc.RAISE_EVENT], event)
     if outcome != 0:
+        by_iret = m[mc.IRET_AT] == linear_rip(v) + 1 and kind == 3 and vector != 8
+        if by_iret and v[f.EXIT_REASON] == 0 and v[f.IDT_VECTORING_INFORMATION] == 0:
+            # A fault of an IRET whose first effect was to unblock NMIs.
+            v[f.VM_EXIT_INTERRUPTION_INFORMATION] |= _UNBLOCKED
         return mc.EXITED
     if head[4] >= m[mc.JOURNAL_LIMIT]:
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
@@ -170,13 +177,18 @@ def by_platform(m: Cells, word: int) -> int:
 
 
 @jit
-def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
-    """A sensitive instruction; what the run does next."""
+def perform(m: Cells, v: Cells, r: Cells, word: int) -> int:
+    """`carry_out` but for the stop at a failure."""
     stepping = v[f.GUEST_RFLAGS] & _TF
+    priority = r[reg.CR8]
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.PLATFORM:
         outcome = by_platform(m, word)
     if outcome == ix.GO_ON:
+        if r[reg.CR8] != priority:
+            # An interrupt that waited for it may be taken now; only the VMM can tell.
+            m[mc.TIMER_END] = min(m[mc.TIMER_END], m[mc.TIME])
+            m[mc.DEADLINE] = 0
         x = cells(m[mc.X], vmx.LENGTH)
         if x[vmx.FLUSH] != 0:
             x[vmx.FLUSH] = 0
@@ -202,6 +214,17 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
     if outcome == ix.RAISE_DB:
         return arbitrate(m, v, r, 1, 3, -1, _GENERAL_DETECT, 0)
     return mc.ASSIST
+
+
+@jit
+def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
+    """A sensitive instruction; what the run does next."""
+    x = cells(m[mc.X], vmx.LENGTH)
+    failures = x[vmx.FAILURES]
+    stop = perform(m, v, r, word)
+    if x[vmx.FAILURES] == failures or x[vmx.EXPLAINING] == 0:
+        return stop
+    return mc.EXPLAIN if stop == mc.RUNNING and m[mc.STEPPING] == 0 else stop
 
 
 @jit
@@ -283,6 +306,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
         return interrupted(m, v, r)
     if code == at.SVM_IRET:
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~8
+        m[mc.IRET_AT] = linear_rip(v) + 1
         # NMIs are unblocked behind the IRET, not before it.
         m[mc.PATIENCE] = 1
         arm(m, env, v)

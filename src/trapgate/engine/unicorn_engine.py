@@ -15,6 +15,7 @@ from trapgate.engine import calibration, core_calls, hooks, native, react
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.compiled import jit, jit_for_python, linked
+from trapgate.engine.device_pages import DevicePages
 from trapgate.engine.raw import call, cells, peek64, poke32, poke64, table
 from trapgate.engine.state import save, segment_shape
 from trapgate.errors import EngineError
@@ -54,7 +55,8 @@ def go(machine: int, emu_start: int) -> int:
     r = cells(m[mc.R], m[mc.R_CELLS])
     env = m[mc.ENV]
     error = 0
-    if m[mc.STOP] == mc.EXITED and react.reflect(m, mc.EXITED) != mc.RUNNING:
+    exited = m[mc.STOP] == mc.EXITED and m[mc.V] != m[mc.HOST]
+    if exited and react.reflect(m, mc.EXITED) != mc.RUNNING:
         return 0
     m[mc.STOP] = mc.PORT
     v = cells(m[mc.V], m[mc.V_CELLS])
@@ -85,7 +87,7 @@ def go(machine: int, emu_start: int) -> int:
                 m[mc.STOP] = mc.STEPPED
                 return error
     stop = m[mc.STOP]
-    if stop == mc.RUNNING or (stop >= mc.TIMER and stop != mc.HALTED):
+    if stop == mc.RUNNING or (stop >= mc.TIMER and stop not in (mc.HALTED, mc.EXPLAIN)):
         save(m, react.state_begin(m), v, r)
     if stop == mc.RUNNING:
         if m[mc.STEPPING] != 0 and error == 0:
@@ -243,6 +245,7 @@ class UnicornEngine:
         self.why_not_native = "" if native_path else "the portable engine was asked for"
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`trapgate.checked`)."""
+        self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
         self._emu_start = self._symbol("uc_emu_start")
         c = self.cells
@@ -282,16 +285,17 @@ class UnicornEngine:
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
         top = at.VMCB + at.VMCB_PAGES * _PAGE
-        for start, end in ((size, at.VMCB), (top, 1 << 52)):
+        # Devices lie below the engine's own pages.
+        for start, end, user in ((size, at.VMCB, self._machine), (top, 1 << 52, None)):
             self._check(
                 uclib.uc_mmio_map(
                     self.uc._uch,
                     ctypes.c_uint64(start),
                     ctypes.c_size_t(end - start),
                     ctypes.c_void_p(hooks.on_absent_read.address),
-                    None,
+                    ctypes.c_void_p(user),
                     ctypes.c_void_p(hooks.on_absent_write.address),
-                    None,
+                    ctypes.c_void_p(user),
                 )
             )
         c = self.cells
@@ -492,6 +496,11 @@ class UnicornEngine:
             flush(self._machine)
         else:
             self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
+
+    @property
+    def fetched_nothing(self) -> bool:
+        """Did the engine stop because code was to be fetched where there is no RAM (portable)?"""
+        return bool(self.cells[mc.STOP_INFO] == uc_const.UC_ERR_FETCH_PROT)
 
     def explain_break(self) -> None:
         """Raise EngineError about an engine that stopped for no reason that it should."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from trapgate.decide import extension_fields_valid
+from trapgate.decide import check_extension_fields
 from trapgate.errors import VmcsFileError
 from trapgate.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.sdm.fields import Field
@@ -61,7 +61,7 @@ class Policy:
             raise VmcsFileError(
                 'is an extension; use profile "seed"', field="FAULT_FILTER", path=settings.path
             )
-        if not extension_fields_valid(vmcs.cells):
+        if check_extension_fields(vmcs.cells) != 0:
             raise VmcsFileError(
                 "the extension fields hold what a VM entry refuses; check TRANSFER_CRITERION "
                 "and the fields that it reads",

@@ -25,6 +25,10 @@ RESERVED_FOR_VMX = ("EXIT_THROUGH_IDT",)
 It means something only to a VMM that is x86 code itself.
 """
 
+FAILED_CHECK = "FAILED_CHECK"
+"""The extension field, VM-exit information, with the number of the check that the last failed
+VM entry did not pass (`sdm.checks`)."""
+
 READ_ONLY = 1
 """Bits 11:10 of the encodings of VM-exit information."""
 

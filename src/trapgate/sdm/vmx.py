@@ -25,8 +25,9 @@ Capability Reporting Facility".
     ROOT_BLOCKING,
     FAULT_ERROR,
     FAULT_ADDRESS,
-    CHECK,
-    CHECK_RIP,
+    EXPLAINING,
+    FAILED_RIP,
+    OPERAND,
     ABORT,
     ENTRIES,
     INSTRUCTION,
@@ -34,7 +35,7 @@ Capability Reporting Facility".
     FAILURES,
     ENTRY_LENGTH,
     FLUSH,
-) = range(26)
+) = range(27)
 """What the cells of `x` hold.
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
@@ -43,18 +44,23 @@ current VMCS. FEATURE_CONTROL: IA32_FEATURE_CONTROL. SEED: 1 if the extension fi
 LENT: 1 while the guest state of `n` is lent to VMCS 0, for the VMM in Python to work on.
 KEPT_*: what the fields held that the entry did not load or the exit will not save. ROOT_*: CR0
 and CR4 as the VMM in Python keeps them, and blocking by NMI, in VMX root operation. FAULT_*:
-error code and linear address of a page fault on an instruction's operand. CHECK: the number of the
-latest check that failed, and CHECK_RIP the RIP of the instruction that it failed for.
-ABORT: the VMX-abort indicator. ENTRIES: VM entries by the x86 VMM. INSTRUCTION and ERROR: the
-exit reason of the VMX instruction that failed last, and its VM-instruction error (0 for
-VMfailInvalid); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or VMRESUME
-that is being executed. FLUSH: 1 if cached translations have to go.
+error code and linear address of a page fault on an instruction's operand. EXPLAINING: 1 if the
+run has to stop whenever a VMX instruction or a VM entry fails. FAILED_RIP: RIP of the
+instruction that failed last or may yet fail. OPERAND: the physical address or the field's
+encoding that a VMX instruction was given last. ABORT: the VMX-abort indicator. ENTRIES: VM
+entries by the x86 VMM. INSTRUCTION and ERROR: the exit reason of the VMX instruction that failed
+last, and its VM-instruction error (0 for what has none, NO_ERROR for a VM entry that failed with
+an exit); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or VMRESUME that is
+being executed. FLUSH: 1 if cached translations have to go.
 """
 
 EXITS = 32
 """From here on the VM exits to the x86 VMM, a cell for each basic exit reason."""
 EXIT_REASONS = 70
 LENGTH = EXITS + EXIT_REASONS
+
+NO_ERROR = -1
+"""What ERROR holds if the last failure was a VM exit that says how the entry failed."""
 
 MODE_OFF = 0
 MODE_ROOT = 1

@@ -19,7 +19,7 @@ from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
 from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
-from trapgate.vmm.identity import MSRS, WRITABLE_MSRS, cpuid
+from trapgate.vmm.identity import APIC, MSRS, WRITABLE_MSRS, cpuid
 
 if TYPE_CHECKING:
     from trapgate.vmm.machine import VirtualMachine
@@ -80,7 +80,10 @@ def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """CPUID."""
     registers = vm.processor.registers
     leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
-    registers.rax, registers.rbx, registers.rcx, registers.rdx = cpuid(leaf, subleaf)
+    eax, ebx, ecx, edx = cpuid(leaf, subleaf)
+    if leaf == 1 and not vm.devices.apic.enabled:
+        edx &= ~APIC
+    registers.rax, registers.rbx, registers.rcx, registers.rdx = eax, ebx, ecx, edx
     return EMULATED
 
 
@@ -113,6 +116,12 @@ def read_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """RDMSR."""
     registers = vm.processor.registers
     index = registers.rcx & _LOW
+    if vm.devices.apic.has_msr(index):
+        found = vm.devices.apic.read_msr(index, vm.processor.time)
+        if found is None:
+            return _GENERAL_PROTECTION
+        registers.rax, registers.rdx = found & _LOW, found >> 32
+        return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
         known = {**MSRS, **vm.processor.vmx_msrs()}
@@ -129,6 +138,8 @@ def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     registers = vm.processor.registers
     index = registers.rcx & _LOW
     value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
+    if vm.devices.apic.has_msr(index):
+        return EMULATED if vm.write_apic_msr(index, value) else _GENERAL_PROTECTION
     if index in MSRS:
         allowed = index in WRITABLE_MSRS or MSRS[index] == value
         return EMULATED if allowed else _GENERAL_PROTECTION
@@ -224,6 +235,11 @@ def flush(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED
 
 
+def initialise(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """INIT, which only the guest itself can have sent: it starts the machine anew."""
+    return Stop(End.RESET, "the guest reset the machine (INIT through the local APIC)")
+
+
 def again(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """An exit that only gives the VMM a turn (windows, timer, external interrupt)."""
     return RESUME
@@ -252,12 +268,7 @@ def task_switch(vmexit: VmExit, vm: VirtualMachine) -> Action:
 
 def entry_failure(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """The guest's state was refused at VM entry."""
-    return Stop(
-        End.ENTRY_FAILED,
-        f"VM entry failed: {vmexit.reason.name.lower().replace('_', ' ')}, "
-        f"qualification {vmexit.qualification}; check the guest-state fields of the VMCS",
-        1,
-    )
+    return Stop(End.ENTRY_FAILED, vmexit.explanation, 1)
 
 
 def unhandled(vmexit: VmExit, vm: VirtualMachine) -> Action:
@@ -281,6 +292,7 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: reflect,
     ExitReason.EXTERNAL_INTERRUPT: again,
     ExitReason.TRIPLE_FAULT: triple_fault,
+    ExitReason.INIT_SIGNAL: initialise,
     ExitReason.INTERRUPT_WINDOW: again,
     ExitReason.NMI_WINDOW: again,
     ExitReason.TASK_SWITCH: task_switch,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trapgate import effects
 from trapgate.decide import Disposition
 from trapgate.faults import Interruption
 from trapgate.journal import (
@@ -27,6 +28,7 @@ from trapgate.journal import (
 from trapgate.processor import Processor, VmExit, VmFail, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS
@@ -42,9 +44,10 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
-from trapgate.vmm.devices import MachineEventKind, Pc
+from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
+from trapgate.vmm.loaders.layout import memory_map
 
 _IF = 1 << 9
 _NE = 1 << 5
@@ -102,6 +105,30 @@ class _Tally:
     injected: Counter[int] = field(default_factory=Counter)
 
 
+class _Wiring:
+    """The processor, as the devices see it."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.nmi = processor.nmi
+        self.init = processor.init
+        self._processor = processor
+        self._registers = processor.registers.cells
+
+    def wait(self, microseconds: int) -> None:
+        """Let virtual time pass while the processor stands."""
+        count = microseconds * INSTRUCTIONS_PER_MICROSECOND
+        self._processor.skip_to(self._processor.time + count)
+
+    @property
+    def cr8(self) -> int:
+        """CR8, 4 bits."""
+        return int(self._registers[registers.CR8])
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        self._registers[registers.CR8] = value
+
+
 class VirtualMachine:
     """A PC with one virtual processor, ready for `load` and `run`.
 
@@ -131,7 +158,10 @@ class VirtualMachine:
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
-        self.devices = Pc(memory, self._emit)
+        self.devices = Pc(
+            memory, self._emit, processor=_Wiring(self.processor), ranges=memory_map(memory)
+        )
+        self.processor.connect(self._load, self._store, self.devices.pages)
         self.vmcs = Vmcs(profile)
         self.stopped: Stop | None = None
         self._tally = _Tally()
@@ -217,6 +247,8 @@ class VirtualMachine:
             if event.kind is MachineEventKind.DEBUG_EXIT:
                 guest = event.status >> 1
                 return Stop(End.DEBUG_EXIT, f"the guest left with {guest}", 0 if guest == 0 else 1)
+            if event.kind is MachineEventKind.POWER_OFF:
+                return Stop(End.POWER_OFF, f"the guest turned the machine off ({event.source})")
             return Stop(End.RESET, f"the guest reset the machine ({event.source})")
         console = self.console
         if console is not None:
@@ -225,6 +257,26 @@ class VirtualMachine:
             if console.left:
                 return Stop(End.LEFT, "left the console")
         return None
+
+    def write_apic_msr(self, index: int, value: int) -> bool:
+        """WRMSR to one of the local APIC's; False if it raises #GP."""
+        now = self.processor.time
+        tsc = int(effects.time_stamp(self.vmcs.cells, now)) & 0xFFFF_FFFF_FFFF_FFFF
+        self._device_due = 0
+        if not self.devices.apic.write_msr(index, value, tsc, now):
+            return False
+        self.processor.place_devices(self.devices.pages)
+        return True
+
+    def _load(self, address: int, size: int) -> int:
+        """The guest loads from a device's page; it goes on as it was."""
+        return self.devices.load(address, size, self.processor.time)
+
+    def _store(self, address: int, size: int, value: int) -> None:
+        """The guest stores to a device's page; the VMM wants a turn to see what comes of it."""
+        self.devices.store(address, size, value, self.processor.time)
+        self._device_due = 0
+        self.processor.preempt()
 
     def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
         """One iteration of INS or OUTS; the exit says where its memory operand is."""
@@ -255,7 +307,7 @@ class VirtualMachine:
         while True:
             now = processor.time
             devices.advance(now)
-            if awake and devices.pending():
+            if processor.nmi_pending or (awake and devices.pending()):
                 return Resume()
             stop = self.after_device()
             if stop is not None:
@@ -374,11 +426,7 @@ class VirtualMachine:
         v[f.VMX_PREEMPTION_TIMER_VALUE] = max(min(limit - now, _TIMER_MAX), 0)
         outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
         if isinstance(outcome, VmFail):
-            self.stopped = Stop(
-                End.ENTRY_FAILED,
-                f"VM entry failed: VM-instruction error {outcome.error}; check the control fields",
-                1,
-            )
+            self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
             return
         self._tally.exits[outcome.reason] += 1
         self._carry_out(outcome, self.vmm.handle(outcome, self))

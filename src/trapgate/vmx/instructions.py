@@ -19,6 +19,7 @@ from trapgate.paging import MAXPHYADDR
 from trapgate.sdm.cells import (
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
+    GUEST_RIP,
     GUEST_RSP,
     VM_INSTRUCTION_ERROR,
 )
@@ -67,6 +68,7 @@ from trapgate.sdm.vmx import (
     CURRENT,
     ENTRY_LENGTH,
     ERROR,
+    FAILED_RIP,
     FAILURES,
     FEATURE_CONTROL,
     FEATURE_LOCKED,
@@ -80,6 +82,7 @@ from trapgate.sdm.vmx import (
     MODE_ROOT,
     NONE,
     OFFERED,
+    OPERAND,
     VMXON_POINTER,
 )
 from trapgate.vmx.operand import (
@@ -221,6 +224,7 @@ def execute_vmx(
     outcome, pointer = read_operand(x, v, mem, linear, 8)
     if outcome != GO_ON:
         return outcome, length
+    x[OPERAND] = pointer
     if reason == REASON_VMXON:
         return vmxon(x, v, mem, pointer), length
     if reason == REASON_VMCLEAR:
@@ -242,12 +246,12 @@ def fail(x: Cells, v: Cells, n: Cells, reason: int, error: int) -> int:
     `reason` names the instruction, for whoever explains failures.
     """
     x[FAILURES] += 1
+    x[FAILED_RIP] = v[GUEST_RIP]
     x[INSTRUCTION] = reason
+    x[ERROR] = error
     flag = RFLAGS_CF
-    x[ERROR] = 0
     if x[CURRENT] != NONE:
         flag = RFLAGS_ZF
-        x[ERROR] = error
         n[VM_INSTRUCTION_ERROR] = error
     v[GUEST_RFLAGS] = (v[GUEST_RFLAGS] & ~_STATUS) | flag
     return GO_ON
@@ -257,6 +261,7 @@ def fail(x: Cells, v: Cells, n: Cells, reason: int, error: int) -> int:
 def fail_invalid(x: Cells, v: Cells, reason: int) -> int:
     """VMfailInvalid, whatever is current."""
     x[FAILURES] += 1
+    x[FAILED_RIP] = v[GUEST_RIP]
     x[INSTRUCTION] = reason
     x[ERROR] = 0
     v[GUEST_RFLAGS] = (v[GUEST_RFLAGS] & ~_STATUS) | RFLAGS_CF
@@ -325,6 +330,7 @@ def vmread(
     encoding = register_value(v, r, (information >> 28) & 0xF)
     if not long:
         encoding = encoding & _LOW
+    x[OPERAND] = encoding
     cell = cell_of_encoding(x, encoding)
     if cell == UNSUPPORTED:
         return fail(x, v, n, REASON_VMREAD, ERROR_UNSUPPORTED_FIELD)
@@ -356,6 +362,7 @@ def vmwrite(
     if not long:
         encoding = encoding & _LOW
         value = value & _LOW
+    x[OPERAND] = encoding
     cell = cell_of_encoding(x, encoding)
     if cell == UNSUPPORTED:
         return fail(x, v, n, REASON_VMWRITE, ERROR_UNSUPPORTED_FIELD)
@@ -397,5 +404,6 @@ def before_entry(x: Cells, v: Cells, n: Cells, reason: int, length: int) -> int:
     if reason == REASON_VMRESUME and x[LAUNCHED] == CLEAR:
         return fail(x, v, n, reason, ERROR_VMRESUME_NOT_LAUNCHED)
     x[ENTRY_LENGTH] = length
+    x[FAILED_RIP] = v[GUEST_RIP]
     x[INSTRUCTION] = reason
     return ENTER

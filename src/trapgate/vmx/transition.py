@@ -5,10 +5,12 @@ own state; `n` is its current VMCS, whose guest-state area is its guest's state 
 `x` is the VMX state of the processor.
 """
 
+from trapgate.control_checks import check_controls
 from trapgate.core import Cells, core
 from trapgate.entry import EXITED, FAILED, begin, set_long_mode
-from trapgate.entry_checks import check_entry, check_guest_state
+from trapgate.entry_checks import check_guest_state, qualification_of
 from trapgate.exits import vm_exit
+from trapgate.host_checks import check_host_state
 from trapgate.journal import HEAD_CURRENT
 from trapgate.memory import load64
 from trapgate.paging import MAXPHYADDR
@@ -18,6 +20,8 @@ from trapgate.sdm import state as st
 from trapgate.sdm import vmx
 from trapgate.sdm.interruption import INFO_TYPE_MASK, INFO_TYPE_SHIFT, INFO_VALID, TYPE_NMI
 from trapgate.sdm.reasons import (
+    ERROR_ENTRY_CONTROL_FIELDS,
+    ERROR_ENTRY_HOST_STATE,
     REASON_ENTRY_FAILURE,
     REASON_ENTRY_FAILURE_GUEST_STATE,
     REASON_ENTRY_FAILURE_MSR_LOADING,
@@ -44,15 +48,23 @@ def enter_guest(
 
     After EXITED the exit's information lies in `n`, and `leave_guest` has to be called.
     """
-    error = check_entry(n)
-    if error != 0:
-        x[vmx.ERROR] = error
+    x[vmx.ERROR] = ERROR_ENTRY_CONTROL_FIELDS
+    check = check_controls(n, x[vmx.CURRENT])
+    if check == 0:
+        x[vmx.ERROR] = ERROR_ENTRY_HOST_STATE
+        check = check_host_state(n, host[f.GUEST_IA32_EFER] & st.EFER_LMA != 0)
+    if check != 0:
+        n[f.FAILED_CHECK] = check
         return FAILED
     x[vmx.ENTRIES] += 1
     keep_unsaved(x, n)
-    qualification = check_guest_state(n, mem)
-    if qualification >= 0:
-        vm_exit(n, REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_GUEST_STATE, qualification, 0)
+    check = check_guest_state(n, mem, x[vmx.CURRENT])
+    if check != 0:
+        n[f.FAILED_CHECK] = check
+        reason = REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_GUEST_STATE
+        vm_exit(n, reason, qualification_of(check), 0)
+        x[vmx.FAILURES] += 1
+        x[vmx.ERROR] = vmx.NO_ERROR
         return EXITED
     x[vmx.ROOT_CR0] = host[f.GUEST_CR0]
     x[vmx.ROOT_CR4] = host[f.GUEST_CR4]
@@ -63,6 +75,8 @@ def enter_guest(
     failed = load_msrs(n, r, mem, n[f.VM_ENTRY_MSR_LOAD_ADDRESS], n[f.VM_ENTRY_MSR_LOAD_COUNT])
     if failed != 0:
         vm_exit(n, REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_MSR_LOADING, failed, 0)
+        x[vmx.FAILURES] += 1
+        x[vmx.ERROR] = vmx.NO_ERROR
         return EXITED
     if x[vmx.INSTRUCTION] == REASON_VMLAUNCH:
         x[vmx.LAUNCHED] = vmx.LAUNCHED_STATE
