@@ -184,6 +184,8 @@ class Processor:
         self._nmi = False
         self._init = False
         self._smi = False
+        self.watches_priority = False
+        """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
         self._sink: Callable[[Cells], None] | None = None
         self._explain: Callable[[str], None] | None = None
         self._told = 0
@@ -477,7 +479,11 @@ class Processor:
             waiting |= stops.AT_ONCE
         if self._nmi or self._init or self._smi:
             waiting |= stops.AT_ONCE
-        c[stops.PINS] = (self._interrupt is not None) | (self._nmi or self._init or self._smi) << 1
+        c[stops.PINS] = (
+            stops.PIN_INTERRUPT * (self._interrupt is not None)
+            | stops.PIN_EVENT * (self._nmi or self._init or self._smi)
+            | stops.PIN_PRIORITY * self.watches_priority
+        )
         c[stops.ATTENTION] = waiting
         c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
 

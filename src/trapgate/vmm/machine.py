@@ -156,6 +156,7 @@ class VirtualMachine:
         self.processor = Processor(memory, engine=engine, journal=1 << 15)
         self.processor.name_vm(number)
         self.processor.offer_vmx(seed=profile == "seed")
+        self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
