@@ -222,6 +222,12 @@ class Processor:
         self._vmx[vmx.FEATURE_CONTROL] = value
         return True
 
+    def vmx_counts(self) -> tuple[int, Mapping[ExitReason, int]]:
+        """VM entries by the x86 VMM, and VM exits to it by basic exit reason."""
+        counts = self._vmx[vmx.EXITS : vmx.EXITS + vmx.EXIT_REASONS]
+        exits = {_REASONS[n]: count for n, count in enumerate(counts) if count}
+        return self._vmx[vmx.ENTRIES], exits
+
     @property
     def in_vmx_operation(self) -> bool:
         """Whether the guest has executed VMXON."""

@@ -18,6 +18,7 @@ from trapgate import effects
 from trapgate.decide import Disposition
 from trapgate.faults import Interruption
 from trapgate.journal import (
+    COUNTS,
     HEAD_COUNTS,
     ROW_ADDRESS,
     ROW_DEPTH,
@@ -74,20 +75,35 @@ class Vmm:
         return self.handlers.get(vmexit.reason, unhandled)(vmexit, vm)
 
 
+Faults = Mapping[int, Mapping[Disposition, int]]
+"""Counts of faults by vector and disposition."""
+
+
+@dataclass(frozen=True)
+class NestedSummary:
+    """What an x86 VMM and its guest did: VM entries, its guest's faults, VM exits to it."""
+
+    entries: int
+    faults: Faults
+    exits: Mapping[ExitReason, int]
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a run did: counts by vector and disposition, and by exit reason.
 
     `instructions` is virtual time, `seconds` the host's. `injected` counts, by vector,
-    the deliveries that the VMM asked for at VM entry.
+    the deliveries that the VMM asked for at VM entry. `nested` is there if the guest
+    was a VMM itself; its guest's faults are counted there only.
     """
 
     instructions: int
     seconds: float
-    faults: Mapping[int, Mapping[Disposition, int]]
+    faults: Faults
     injected: Mapping[int, int]
     exits: Mapping[ExitReason, int]
     stop: Stop | None = None
+    nested: NestedSummary | None = None
 
     def count(self, disposition: Disposition, vector: int | None = None) -> int:
         """How many faults (of `vector`, if given) went that way."""
@@ -498,8 +514,22 @@ class VirtualMachine:
 
     def summary(self) -> Summary:
         """What has happened so far."""
-        counts = self.processor.head[HEAD_COUNTS : HEAD_COUNTS + 768].reshape(256, 3)
-        faults = {
+        entries, exits = self.processor.vmx_counts()
+        return Summary(
+            self.processor.time,
+            self._tally.seconds,
+            self._faults(0),
+            dict(self._tally.injected),
+            dict(self._tally.exits),
+            self.stopped,
+            NestedSummary(entries, self._faults(1), exits) if entries else None,
+        )
+
+    def _faults(self, level: int) -> Faults:
+        """The journal's counts for one level."""
+        start = HEAD_COUNTS + level * COUNTS
+        counts = self.processor.head[start : start + COUNTS].reshape(256, 3)
+        return {
             int(vector): {
                 disposition: int(counts[vector, disposition])
                 for disposition in Disposition
@@ -507,11 +537,3 @@ class VirtualMachine:
             }
             for vector in np.flatnonzero(counts.any(axis=1))
         }
-        return Summary(
-            self.processor.time,
-            self._tally.seconds,
-            faults,
-            dict(self._tally.injected),
-            dict(self._tally.exits),
-            self.stopped,
-        )
