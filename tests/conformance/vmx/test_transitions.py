@@ -103,7 +103,10 @@ def test_host_state(mode: str) -> None:
 
 
 def test_guest_of_another_mode() -> None:
-    vmm = run("l64", guest_mode="pae", fields={"GUEST_IA32_EFER": 0x800})
+    # Its page-directory pointers, whose format is not that of the VMM's tables.
+    pointers = pack("<Q", tiny.TABLES + 0x2000 | 1)
+    fields = {"GUEST_IA32_EFER": 0x800, "GUEST_CR3": AREA}
+    vmm = run("l64", guest_mode="pae", fields=fields, memory={AREA: pointers})
     assert (vmm.port, vmm.reason) == (EXITED, ExitReason.CPUID)  # type: ignore[attr-defined]
     assert vmm["GUEST_IA32_EFER"] == 0x800
     assert not vmm[ENTRY] & ct.ENTRY_IA32E_MODE_GUEST
@@ -331,7 +334,7 @@ def test_what_the_vmm_in_python_injects_is_an_event_to_the_x86_vmm(mode: str, bi
     vmm = X86Vmm(mode)
     vmm = X86Vmm(
         mode,
-        guest=b"\xb9\x45\x23\x01\x00\x0f\x32",
+        guest=b"\xb9\x34\x12\x00\x00\x0f\x32",
         fields=controls(vmm, **bits) | fields,
         memory={tiny.handler(13): CPUID},
     )
