@@ -229,8 +229,7 @@ def _add_under_vmm(
         BOCHS: bochs.seconds_of,
     }
     in_unit = instructions_a_second if in_instructions else a_second
-    for name in runs.keys() & counts.keys():
-        few, many = counts[name]
+    for name, (few, many) in counts.items():
         benchmark.side(name)(
             lambda run=runs[name], few=few, many=many: in_unit(
                 lambda plain: run(under_vmm(plain, reason)), loop, few, many

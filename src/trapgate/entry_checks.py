@@ -85,8 +85,10 @@ def check_guest_state(v: Cells, mem: Cells, current: int) -> int:
         check = _check_activity(v)
     if check == 0:
         check = _check_interruptibility(v)
-    if check == 0:
-        check = _check_pending_debug(v)
+    if check in (0, ck.BLOCKING_NMI_BY_STI):
+        # A processor may do without that check, so the next ones speak first.
+        pending = _check_pending_debug(v)
+        check = check if pending == 0 else pending
     if check == 0:
         check = _check_link_pointer(v, mem, current)
     if check == 0:

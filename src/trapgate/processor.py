@@ -184,6 +184,8 @@ class Processor:
         self._nmi = False
         self._init = False
         self._smi = False
+        self.watches_priority = False
+        """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
         self._sink: Callable[[Cells], None] | None = None
         self._explain: Callable[[str], None] | None = None
         self._told = 0
@@ -219,6 +221,12 @@ class Processor:
             return False
         self._vmx[vmx.FEATURE_CONTROL] = value
         return True
+
+    def vmx_counts(self) -> tuple[int, Mapping[ExitReason, int]]:
+        """VM entries by the x86 VMM, and VM exits to it by basic exit reason."""
+        counts = self._vmx[vmx.EXITS : vmx.EXITS + vmx.EXIT_REASONS]
+        exits = {_REASONS[n]: count for n, count in enumerate(counts) if count}
+        return self._vmx[vmx.ENTRIES], exits
 
     @property
     def in_vmx_operation(self) -> bool:
@@ -281,8 +289,8 @@ class Processor:
 
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
-        c = self.engine.cells
-        c[stops.TIME] = max(int(c[stops.TIME]), time)
+        c = self._words
+        c[stops.TIME] = max(c[stops.TIME], time)
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
@@ -482,7 +490,11 @@ class Processor:
             waiting |= stops.AT_ONCE
         if self._nmi or self._init or self._smi:
             waiting |= stops.AT_ONCE
-        c[stops.PINS] = (self._interrupt is not None) | (self._nmi or self._init or self._smi) << 1
+        c[stops.PINS] = (
+            stops.PIN_INTERRUPT * (self._interrupt is not None)
+            | stops.PIN_EVENT * (self._nmi or self._init or self._smi)
+            | stops.PIN_PRIORITY * self.watches_priority
+        )
         c[stops.ATTENTION] = waiting
         c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,8 @@ from rich.table import Table
 from trapgate.cli.terminal import EngineKind, complaints, fail, prepared, terminal, vector_name
 
 if TYPE_CHECKING:
-    from trapgate.vmm.machine import Summary
+    from trapgate.sdm.reasons import ExitReason
+    from trapgate.vmm.machine import Faults, Summary
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -36,8 +38,9 @@ def memory_size(text: str) -> int:
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
-    """A run's summary as JSON has it."""
-    return {
+    """A run's summary as JSON has it; `x86_vmm` is there if the guest was a VMM itself."""
+    nested = summary.nested
+    answer: dict[str, Any] = {
         "instructions": summary.instructions,
         "seconds": round(summary.seconds, 6),
         "faults": {
@@ -49,29 +52,27 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         },
         "exits": {reason.name: count for reason, count in summary.exits.items()},
     }
+    if nested is not None:
+        answer["x86_vmm"] = {
+            "entries": nested.entries,
+            "faults": {
+                str(vector): {disposition.name: count for disposition, count in counts.items()}
+                for vector, counts in nested.faults.items()
+            },
+            "exits": {reason.name: count for reason, count in nested.exits.items()},
+        }
+    return answer
 
 
 def show_summary(summary: Summary, out: Terminal) -> None:
-    """Tables of faults and exits."""
-    from trapgate.decide import Disposition
-
-    faults = Table(title="faults and interrupts", title_justify="left", box=None, pad_edge=False)
-    for title in ("vector", "exited", "delivered", "of these injected"):
-        faults.add_column(title, justify="left" if title == "vector" else "right")
-    for vector in summary.faults:
-        faults.add_row(
-            vector_name(vector),
-            f"{summary.count(Disposition.EXIT, vector):,}",
-            f"{summary.count(Disposition.DELIVER, vector):,}",
-            f"{summary.injected.get(vector, 0):,}",
-        )
-    exits = Table(title="VM exits", title_justify="left", box=None, pad_edge=False)
-    exits.add_column("reason")
-    exits.add_column("count", justify="right")
-    for reason, count in sorted(summary.exits.items(), key=lambda item: -item[1]):
-        exits.add_row(reason.name.replace("_", " ").lower(), f"{count:,}")
-    out.print(faults)
-    out.print(exits)
+    """Tables of faults and exits, those of an x86 VMM's guest apart."""
+    out.print(_fault_table("faults and interrupts", summary.faults, summary.injected))
+    out.print(_exit_table("VM exits", summary.exits))
+    nested = summary.nested
+    if nested is not None:
+        title = f"faults and interrupts of the x86 VMM's guest ({nested.entries:,} VM entries)"
+        out.print(_fault_table(title, nested.faults))
+        out.print(_exit_table("VM exits to the x86 VMM", nested.exits))
     speed = summary.instructions / summary.seconds / 1e6 if summary.seconds else 0.0
     out.print(
         f"{summary.instructions:,} instructions in {summary.seconds:.2f} s ({speed:.0f} million/s)"
@@ -100,6 +101,30 @@ class Explanations:
     def as_json(self) -> list[dict[str, Any]]:
         """What failed, and how often, as JSON has it."""
         return [{"explanation": words, "count": count} for words, count in self.counts.items()]
+
+
+def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
+    from trapgate.decide import Disposition
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    titles = ("vector", "exited", "delivered") + ("of these injected",) * (injected is not None)
+    for column in titles:
+        table.add_column(column, justify="left" if column == "vector" else "right")
+    for vector, found in counts.items():
+        numbers = [found.get(Disposition.EXIT, 0), found.get(Disposition.DELIVER, 0)]
+        if injected is not None:
+            numbers.append(injected.get(vector, 0))
+        table.add_row(vector_name(vector), *(f"{number:,}" for number in numbers))
+    return table
+
+
+def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("reason")
+    table.add_column("count", justify="right")
+    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
+        table.add_row(reason.name.replace("_", " ").lower(), f"{count:,}")
+    return table
 
 
 EXAMPLES = """

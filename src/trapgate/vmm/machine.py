@@ -18,6 +18,7 @@ from trapgate import effects
 from trapgate.decide import Disposition
 from trapgate.faults import Interruption
 from trapgate.journal import (
+    COUNTS,
     HEAD_COUNTS,
     ROW_ADDRESS,
     ROW_DEPTH,
@@ -45,6 +46,7 @@ from trapgate.vmm.actions import (
 )
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
+from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.loaders.layout import memory_map
@@ -73,20 +75,35 @@ class Vmm:
         return self.handlers.get(vmexit.reason, unhandled)(vmexit, vm)
 
 
+Faults = Mapping[int, Mapping[Disposition, int]]
+"""Counts of faults by vector and disposition."""
+
+
+@dataclass(frozen=True)
+class NestedSummary:
+    """What an x86 VMM and its guest did: VM entries, its guest's faults, VM exits to it."""
+
+    entries: int
+    faults: Faults
+    exits: Mapping[ExitReason, int]
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a run did: counts by vector and disposition, and by exit reason.
 
     `instructions` is virtual time, `seconds` the host's. `injected` counts, by vector,
-    the deliveries that the VMM asked for at VM entry.
+    the deliveries that the VMM asked for at VM entry. `nested` is there if the guest
+    was a VMM itself; its guest's faults are counted there only.
     """
 
     instructions: int
     seconds: float
-    faults: Mapping[int, Mapping[Disposition, int]]
+    faults: Faults
     injected: Mapping[int, int]
     exits: Mapping[ExitReason, int]
     stop: Stop | None = None
+    nested: NestedSummary | None = None
 
     def count(self, disposition: Disposition, vector: int | None = None) -> int:
         """How many faults (of `vector`, if given) went that way."""
@@ -159,6 +176,7 @@ class VirtualMachine:
         self.processor.offer_vmx(seed=profile == "seed")
         if explain is not None:
             self.processor.explain_to(explain)
+        self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
@@ -267,10 +285,10 @@ class VirtualMachine:
         now = self.processor.time
         tsc = int(effects.time_stamp(self.vmcs.cells, now)) & 0xFFFF_FFFF_FFFF_FFFF
         self._device_due = 0
-        if not self.devices.apic.write_msr(index, value, tsc, now):
-            return False
-        self.processor.place_devices(self.devices.pages)
-        return True
+        written = self.devices.apic.write_msr(index, value, tsc, now)
+        if index == MSR_APIC_BASE:
+            self.processor.place_devices(self.devices.pages)
+        return written
 
     def _load(self, address: int, size: int) -> int:
         """The guest loads from a device's page; it goes on as it was."""
@@ -500,8 +518,22 @@ class VirtualMachine:
 
     def summary(self) -> Summary:
         """What has happened so far."""
-        counts = self.processor.head[HEAD_COUNTS : HEAD_COUNTS + 768].reshape(256, 3)
-        faults = {
+        entries, exits = self.processor.vmx_counts()
+        return Summary(
+            self.processor.time,
+            self._tally.seconds,
+            self._faults(0),
+            dict(self._tally.injected),
+            dict(self._tally.exits),
+            self.stopped,
+            NestedSummary(entries, self._faults(1), exits) if entries else None,
+        )
+
+    def _faults(self, level: int) -> Faults:
+        """The journal's counts for one level."""
+        start = HEAD_COUNTS + level * COUNTS
+        counts = self.processor.head[start : start + COUNTS].reshape(256, 3)
+        return {
             int(vector): {
                 disposition: int(counts[vector, disposition])
                 for disposition in Disposition
@@ -509,11 +541,3 @@ class VirtualMachine:
             }
             for vector in np.flatnonzero(counts.any(axis=1))
         }
-        return Summary(
-            self.processor.time,
-            self._tally.seconds,
-            faults,
-            dict(self._tally.injected),
-            dict(self._tally.exits),
-            self.stopped,
-        )

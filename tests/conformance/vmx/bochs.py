@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.conformance.vmx import harness as h
 
 PROGRAM = "bochs"
-REVISION = 0x0B
+REVISION = 0x2B
 """Bochs' VMCS revision identifier."""
 PATIENCE = 100.0
 _FLOPPY = 1440 << 10
