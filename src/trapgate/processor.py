@@ -235,6 +235,11 @@ class Processor:
         return self._vmx[vmx.MODE] != vmx.MODE_OFF
 
     @property
+    def vmx_failures(self) -> int:
+        """How many VMX instructions and VM entries of an x86 VMM have failed."""
+        return self._vmx[vmx.FAILURES]
+
+    @property
     def vmx_abort(self) -> int:
         """The VMX-abort indicator, 0 if there was none."""
         return self._vmx[vmx.ABORT]

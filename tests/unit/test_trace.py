@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from trapgate import decide
 from trapgate.errors import TrapgateError
 from trapgate.trace import Trace, TraceError, TraceWriter
-from trapgate.trace.schema import RUN_SCHEMA
 from trapgate.trace import writer as writer_module
+from trapgate.trace.schema import RUN_SCHEMA
 
 REASONS = {0: "bitmap", 1: "page fault filter", 2: "injected"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
+_MOST_EXPLANATIONS = 1000
 
 
 def memory_size(text: str) -> int:
@@ -77,6 +79,30 @@ def show_summary(summary: Summary, out: Terminal) -> None:
     )
 
 
+class Explanations:
+    """Prints each explanation once, in a line of its own on stderr, and keeps them all apart.
+
+    A VMM that tries the same for ever is not to fill a disk.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, words: str) -> None:
+        """One failure's explanation."""
+        if words not in self.counts and len(self.counts) >= _MOST_EXPLANATIONS:
+            words = f"more than {_MOST_EXPLANATIONS} different failures; the others are not shown"
+        self.counts[words] += 1
+        if self.counts[words] == 1:
+            # A terminal may be raw, and the guest in the middle of a line.
+            end = "\r\n" if sys.stderr.isatty() else "\n"
+            print(f"{end}trapgate: {words}", end=end, file=sys.stderr, flush=True)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """What failed, and how often, as JSON has it."""
+        return [{"explanation": words, "count": count} for words, count in self.counts.items()]
+
+
 def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
     from trapgate.decide import Disposition
 
@@ -110,6 +136,8 @@ Examples:
 
   trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
 
+  trapgate run hypervisor.elf --explain
+
 Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
 """
 
@@ -141,6 +169,12 @@ def run(
         float | None, typer.Option(min=0.001, help="Stop after so many seconds.")
     ] = None,
     engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -161,6 +195,7 @@ def run(
                 max_instructions,
                 timeout,
                 engine.value,
+                explain,
                 as_json,
             )
         )
@@ -179,6 +214,7 @@ def _run(
     max_instructions: int | None,
     timeout: float | None,
     engine: str,
+    explain: bool,
     as_json: bool,
 ) -> int:
     from trapgate.trace import TraceWriter
@@ -191,6 +227,7 @@ def _run(
     image = load_guest(guest, memory=memory, append=append, initrd=initrd)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=sys.stdin.fileno() if sys.stdin else None, until=until)
+    explanations = Explanations()
     writer = None if trace is None else TraceWriter(trace, metadata={"guest": guest.name})
     try:
         vm = VirtualMachine(
@@ -200,6 +237,7 @@ def _run(
             trace=writer,
             seed=seed,
             profile="vt-x" if settings is not None and settings.profile == "vt-x" else "seed",
+            explain=explanations if explain else None,
         )
         vm.load(image)
         if settings is not None:
@@ -219,10 +257,14 @@ def _run(
             "message": stop.message,
             "status": stop.status,
             **summary_json(summary),
+            **({"failures": explanations.as_json()} if explain else {}),
         }
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
     print(f"\n{stop.message}", file=sys.stderr)
     show_summary(summary, out)
+    failures = vm.processor.vmx_failures
+    if failures and not explain:
+        out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -152,7 +152,8 @@ class VirtualMachine:
     `memory` is RAM in bytes, `engine` as for `Processor`. `console` takes the serial
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
     the trace. `seed` moves the time-stamp counter's start, the one thing about a run
-    that a guest could take for random. `profile` is the VMCS's.
+    that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
+    each, why VMX instructions and VM entries of a guest that is a VMM itself fail.
 
     Raises EngineError as `Processor` does.
     """
@@ -168,10 +169,13 @@ class VirtualMachine:
         number: int = 0,
         seed: int = 0,
         profile: Profile = "seed",
+        explain: Callable[[str], None] | None = None,
     ) -> None:
         self.processor = Processor(memory, engine=engine, journal=1 << 15)
         self.processor.name_vm(number)
         self.processor.offer_vmx(seed=profile == "seed")
+        if explain is not None:
+            self.processor.explain_to(explain)
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.console = console

@@ -127,13 +127,17 @@ class Batch:
         """What became of the cases, in their order."""
         found = []
         for launched, read, cr2 in self._places:
-            values = [results[place] for place in read]
+            error, reason, qualification, rip, length, *events = (results[n] for n in read)
             found.append(
                 Exit(
                     results.ran(launched).verdict,
-                    *values[:5],
-                    _event(*values[5:7]),
-                    _event(*values[7:9]),
+                    error,
+                    reason,
+                    qualification,
+                    rip,
+                    length,
+                    _event(*events[:2]),
+                    _event(*events[2:]),
                     results.ran(cr2).rax,
                 )
             )

@@ -60,7 +60,7 @@ class Results:
     """The words that a run left, by the places that the script's operations gave."""
 
     def __init__(self, data: bytes) -> None:
-        self.words = [
+        self.words: list[int] = [
             word for (word,) in (unpack_from("<Q", data, n) for n in range(0, len(data) & ~7, 8))
         ]
 

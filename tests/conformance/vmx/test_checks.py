@@ -51,7 +51,7 @@ def supported(*, long: bool, python: bool) -> Processor:
         return int.from_bytes(data.ljust(size, b"\xff"), "little")
 
     return Processor(
-        **{name: (must, must | may[name]) for name, must in DEFAULT_1.items()},
+        *((must, must | may[name]) for name, must in DEFAULT_1.items()),
         cr0=((1 << 0 | 1 << 31) if python else (1 << 0 | 1 << 5 | 1 << 31), 0xFFFF_FFFF),
         cr4=(0 if python else 1 << 13, cr4 | python << 18),
         width=40,

@@ -11,7 +11,6 @@ import pytest
 
 from tests.conformance import tiny_guest as tg
 from tests.conformance.test_vector_dispositions import (
-    CASES,
     FAULT,
     PF,
     TRIGGERS,
