@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     reason: int
     qualification: int
     error: int
-    check: int
+    check: int = 0
 
 
 def base(bits: int) -> dict[str, int]:
@@ -53,10 +53,12 @@ def expressible(bits: int, fields: dict[str, int]) -> bool:
     return bits == 64 or not any(fields[name] >> 32 for name in natural)
 
 
-@cache
-def entries(bits: int) -> dict[tuple[int, int], Entry]:
-    """By row and number of the changes (-1: good), what became of the entry."""
-    script = h.Script(bits)
+Places = dict[tuple[int, int], tuple[int, list[int]]]
+
+
+def build(bits: int, *, extensions: bool, revision: int = 0x54524701) -> tuple[h.Script, Places]:
+    """The script of all rows; places by row and number of the changes (-1: good)."""
+    script = h.Script(bits, revision)
     script.begin()
     h.put_guest(script, Tiny("l64" if bits == 64 else "p32"))
     for n, bad in enumerate(BAD_BITS):
@@ -65,13 +67,15 @@ def entries(bits: int) -> dict[tuple[int, int], Entry]:
             script.poke(PDPTES + 0x20 * n + 8 * other, pack("<Q", entry))
             script.poke(PDPTES + 0x100 + 8 * other, pack("<Q", 0x311001))
     good = base(bits)
-    every = h.all_fields(good, extensions=True)
+    every = h.all_fields(good, extensions=extensions)
+    names = ["EXIT_REASON", "EXIT_QUALIFICATION", "VM_INSTRUCTION_ERROR"]
+    names += ["FAILED_CHECK"] * extensions
     places = {}
-    names = ("EXIT_REASON", "EXIT_QUALIFICATION", "VM_INSTRUCTION_ERROR", "FAILED_CHECK")
     for row_number, row in enumerate(ROWS):
         for n, changes in enumerate((row.good, *row.bad), -1):
             fields = apply(good, changes)
-            if bits not in row.bits or not expressible(bits, fields):
+            absent = not all(name in every for name in changes)
+            if bits not in row.bits or absent or not expressible(bits, fields):
                 continue
             script.clear()
             script.write_all(every)
@@ -79,7 +83,18 @@ def entries(bits: int) -> dict[tuple[int, int], Entry]:
                 script.write(name, fields[name])
             launched = script.launch()
             places[row_number, n] = launched, [script.read(name) for name in names]
-    results = h.run(script)
+    return script, places
+
+
+@cache
+def entries(bits: int) -> dict[tuple[int, int], Entry]:
+    """By row and number of the changes (-1: good), what became of the entry."""
+    script, places = build(bits, extensions=True)
+    return judged(h.run(script), places)
+
+
+def judged(results: h.Results, places: Places) -> dict[tuple[int, int], Entry]:
+    """What became of the entries."""
     return {
         key: Entry(results.ran(launched).verdict, *(results[place] for place in read))
         for key, (launched, read) in places.items()

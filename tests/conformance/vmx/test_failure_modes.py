@@ -5,7 +5,7 @@ code, the state it is executed in, and the answer: VMsucceed, VMfailInvalid, VMf
 with its number, or an exception with its vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from struct import pack
@@ -226,16 +226,16 @@ class Answer:
 
 
 def build(
-    bits: int, revision: int = 0x54524701
+    bits: int, rows: Sequence[Row] = ROWS, revision: int = 0x54524701
 ) -> tuple[Script, list[tuple[Row, int, int | None]]]:
-    """The script of all rows of a mode; by row the places of its end and of the error field."""
+    """The script of the rows of a mode; by row the places of its end and of the error field."""
     script = Script(bits, revision)
     script.begin()
     guest = Tiny("l64" if bits == 64 else "p32")
     h.put_guest(script, guest)
     every = h.all_fields(h.guest_fields(bits, guest))
     places = []
-    for row in ROWS:
+    for row in rows:
         if bits not in row.bits:
             continue
         script.clear()

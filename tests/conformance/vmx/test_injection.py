@@ -14,14 +14,14 @@ from tests.conformance.vmx.guests import Case, Event, run, words
 
 pytestmark = pytest.mark.conformance
 
-EXTERNAL, NMI, HARDWARE, SOFTWARE_INTERRUPT, PRIVILEGED, SOFTWARE = 0, 2, 3, 4, 5, 6
-VMCALL = 18
+EXTERNAL, NMI, HARDWARE, SOFTWARE_INTERRUPT, PRIVILEGED, SOFTWARE, OTHER = 0, 2, 3, 4, 5, 6, 7
+VMCALL, MONITOR_TRAP_FLAG = 18, 37
 HAVE_CODES = (8, 10, 11, 12, 13, 14, 17)
 
 
 def is_legal(vector: int, kind: int, code: bool) -> bool:
-    """From the SDM's text; there is no monitor trap flag and no CET."""
-    if kind in (1, 7):
+    """From the SDM's text; there is a monitor trap flag, and no CET."""
+    if kind == 1 or (kind == OTHER and vector != 0):
         return False
     if kind == NMI and vector != 2:
         return False
@@ -61,6 +61,9 @@ def test_every_combination(bits: int, mode: str) -> None:
         values = [results[place] for place in read]
         if not is_legal(vector, kind, code):
             assert (verdict, values[0]) == ("fail", 7), (vector, kind, code)
+            continue
+        if kind == OTHER:
+            assert (verdict, values[1]) == ("exit", MONITOR_TRAP_FLAG)
             continue
         pushed = 5 + code
         stack = tg.STACK - pushed * (8 if mode == "l64" else 4)

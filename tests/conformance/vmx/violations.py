@@ -126,7 +126,13 @@ CONTROLS = [
     Row(
         303,
         {INFO: event(31, 3)},
-        ({INFO: event(1, 2)}, {INFO: event(0xFF, 2)}, {INFO: event(32, 3)}, {INFO: event(255, 3)}),
+        (
+            {INFO: event(1, 2)},
+            {INFO: event(0xFF, 2)},
+            {INFO: event(32, 3)},
+            {INFO: event(255, 3)},
+            {INFO: event(1, 7)},
+        ),
     ),
     Row(
         304,
