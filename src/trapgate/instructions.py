@@ -13,6 +13,7 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate import intercepts as ix
+from trapgate import taskswitch
 from trapgate.core import Cells
 from trapgate.effects import in_64_bit_mode, load_machine_status, read_cr
 from trapgate.engine.compiled import compiled
@@ -32,6 +33,12 @@ _SEGMENTS = {
     Register.DS: 3,
     Register.FS: 4,
     Register.GS: 5,
+}
+_TASK_SWITCHES = {
+    Mnemonic.JMP: ix.TASK_BY_JMP,
+    Mnemonic.CALL: ix.TASK_BY_CALL,
+    Mnemonic.IRET: ix.TASK_BY_IRET,
+    Mnemonic.IRETD: ix.TASK_BY_IRET,
 }
 _STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
 _OUT_STRINGS = {Mnemonic.OUTSB, Mnemonic.OUTSW, Mnemonic.OUTSD}
@@ -207,6 +214,9 @@ def assist(processor: Processor, v: Cells) -> bool:
     guest = Operand(processor, v)
     instruction = guest.decode()
     try:
+        if instruction.mnemonic in _TASK_SWITCHES:
+            fault = _switch_tasks(guest, instruction)
+            return True if fault is None else processor.raise_fault(*fault)
         outcome = _carry_out(processor, guest, instruction)
     except _PageFaultError as fault:
         return processor.raise_fault(14, fault.error_code, fault.address)
@@ -253,6 +263,20 @@ def _carry_out(processor: Processor, guest: Operand, instruction: iced.Instructi
     if mnemonic in _WIDTH:
         return _string_io(processor, guest, instruction)
     return ix.RAISE_UD
+
+
+def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> taskswitch.Fault | None:
+    """A far JMP or CALL, or an IRET, that would switch tasks; its fault, None if it exits."""
+    v, mem, length = guest.v, guest.mem, instruction.len
+    source = _TASK_SWITCHES[instruction.mnemonic]
+    if source == ix.TASK_BY_IRET:
+        return taskswitch.back(v, mem, length)
+    if instruction.op0_kind == OpKind.MEMORY:
+        offset = iced.MemorySizeExt.size(instruction.memory_size) - 2
+        selector = guest.read(guest.wrap(guest.linear(instruction) + offset), 2)
+    else:
+        selector = instruction.far_branch_selector
+    return taskswitch.transfer(v, mem, selector, source, length)
 
 
 def _string_io(processor: Processor, guest: Operand, instruction: iced.Instruction) -> int:

@@ -7,6 +7,7 @@ figure 2).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -44,6 +45,8 @@ from trapgate.vmx.capability_msrs import capability_msrs
 
 _SLICE = 1 << 26
 """Instructions after which Python looks for signals: a Ctrl-C waits no longer."""
+_CHECKED_SLICE = 256
+"""Instructions executed one at a time between two looks at the host's time."""
 _FOREVER = 1 << 62
 _FAILED = 1 << 31
 _BLOCKED_BY_STI_OR_SS = 3
@@ -187,6 +190,10 @@ class Processor:
         self._smi = False
         self.watches_priority = False
         """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
+        self.expires: float | None = None
+        """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
+        so is slow, has to stop; its run then ends with an exit of the preemption timer."""
+        self._checked = 0
         self._sink: Callable[[Cells], None] | None = None
         self._explain: Callable[[str], None] | None = None
         self._told = 0
@@ -519,7 +526,7 @@ class Processor:
         if stop == stops.ASSIST:
             exited = instructions.assist(self, v)
         elif stop == stops.CHECKED:
-            exited = checked.step(self, v)
+            exited = checked.step(self, v) or self._out_of_time(v)
         elif stop == stops.TIMER:
             vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
             exited = True
@@ -536,6 +543,16 @@ class Processor:
             self.engine.explain_break()
             exited = False
         return exited
+
+    def _out_of_time(self, v: Cells) -> bool:
+        """Whether `expires` has come, which then looks like the preemption timer's end."""
+        self._checked += 1
+        if self._checked % _CHECKED_SLICE or self.expires is None:
+            return False
+        if time.monotonic() < self.expires:
+            return False
+        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
+        return True
 
     def _attend(self, v: Cells) -> bool:
         """Take what is pending, in the order of "Priority Among Concurrent Events" (SDM)."""

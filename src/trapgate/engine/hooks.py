@@ -16,6 +16,7 @@ from trapgate.engine.react import (
     share,
     state_begin,
     state_end,
+    turns_code_to_data,
     walk,
 )
 from trapgate.engine.state import load, save
@@ -60,7 +61,7 @@ def on_interrupt(uc: int, number: int, user: int) -> None:
 
 @callback(types.void, types.int64, types.int64, types.uint32, types.int64)
 def on_block(uc: int, address: int, size: int, user: int) -> None:
-    """UC_HOOK_BLOCK: the virtual clock, and the one place where time can run out."""
+    """UC_HOOK_BLOCK: the virtual clock, and where time can run out (portable only)."""
     m = cells(user, mc.CELLS)
     if m[mc.TIME] >= m[mc.DEADLINE] and due(m):
         call(m[mc.EMU_STOP], (uc,))
@@ -75,7 +76,7 @@ def on_block(uc: int, address: int, size: int, user: int) -> None:
 
 @callback(types.void, types.int64, types.int64, types.int64, types.int64)
 def on_new_block(uc: int, block: int, previous: int, user: int) -> None:
-    """UC_HOOK_EDGE_GENERATED: how many instructions a new block has."""
+    """UC_HOOK_EDGE_GENERATED: how many instructions a new block has (portable)."""
     m = cells(user, mc.CELLS)
     note_block(m, peek64(block), peek16(block + 10), peek16(block + 8))
 
@@ -191,6 +192,12 @@ def refill(
     if code < 0:
         page = physical >> 12
         if 0 <= page < m[mc.MEM_CELLS] >> 9:
+            if access_kind == 1 and probe == 0 and turns_code_to_data(m, page):
+                # Its own block may be what the store changes: execute it alone, and again.
+                share(m, page, access_kind, prot)
+                poke32(cpu + at.CFLAGS_NEXT_TB, 1)
+                poke32(m[mc.EXCEPTION_INDEX], -1)
+                call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
             prot = share(m, page, access_kind, prot)
         call(
             m[mc.TLB_SET_PAGE],

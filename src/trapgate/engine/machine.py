@@ -38,7 +38,6 @@ journal, the virtual clock, and why the engine stopped.
     CC_COMPUTE_ALL,
     CPU_LOOP_EXIT,
     CPU_LOOP_EXIT_RESTORE,
-    CPU_RESTORE_STATE,
     UPDATE_DR7,
     TB_INVALIDATE,
     TLB_FLUSH,
@@ -48,15 +47,12 @@ journal, the virtual clock, and why the engine stopped.
     CONTEXT_RESTORE,
     REG_READ,
     REG_WRITE,
-    FLUSHES,
     STEPPING,
     STEP_CAUSES,
     FAULT_KIND,
     CHECKS,
     TRUSTED,
-    CUT,
     CRAWL,
-    FEATURES,
     JOURNAL_LIMIT,
     SKIP,
     NEW_BLOCK,
@@ -81,8 +77,15 @@ journal, the virtual clock, and why the engine stopped.
     VM_ENTER,
     VM_LEAVE,
     IRET_AT,
+    CALL_OP,
+    COUNT_OP,
+    CARE,
+    FORBIDDEN,
+    FORBIDDEN_AT,
+    PAIR,
+    PAIR_2,
     CELLS,
-) = range(76)
+) = range(79)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what

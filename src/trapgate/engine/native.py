@@ -24,7 +24,6 @@ SYMBOLS = (
     "cpu_cc_compute_all",
     "cpu_loop_exit",
     "cpu_loop_exit_restore",
-    "cpu_restore_state",
     "cpu_x86_update_dr7",
     "tb_invalidate_phys_range",
     "tlb_flush",

@@ -217,6 +217,15 @@ def perform(m: Cells, v: Cells, r: Cells, word: int) -> int:
 
 
 @jit
+def is_locked(word: int, count: int) -> bool:
+    """Whether LOCK is among the first `count` bytes, the prefixes."""
+    locked = False
+    for n in range(count):
+        locked |= (word >> (8 * n)) & 0xFF == 0xF0
+    return locked
+
+
+@jit
 def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """A sensitive instruction; what the run does next."""
     x = cells(m[mc.X], vmx.LENGTH)
@@ -235,6 +244,8 @@ def undefined(m: Cells, v: Cells, r: Cells) -> int:
     byte = (word >> (8 * start)) & 0xFF
     if byte == 0xF1:
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1)
+    if byte & 0xFC == 0x6C and not is_locked(word, start):
+        return carry_out(m, v, r, word)
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     return carry_out(m, v, r, word)
@@ -411,6 +422,13 @@ def flat(v: Cells, n: int, selector: int, rights: int) -> None:
     v[f.GUEST_ES_BASE + n] = 0
     v[f.GUEST_ES_LIMIT + n] = 0xFFFFFFFF
     v[f.GUEST_ES_ACCESS_RIGHTS + n] = rights
+
+
+@jit
+def turns_code_to_data(m: Cells, page: int) -> bool:
+    """Whether a store to `page` makes it data, after code of it was translated."""
+    state = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)[page]
+    return bool(state & 1 and state >> 8 < _MIXED)
 
 
 @jit

@@ -301,7 +301,6 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     if m[mc.CHECKS] != 0:
         m[mc.DEADLINE] = 0
     if stale or m[mc.SWITCHED] & mc.SWITCHED_TRANSLATIONS:
-        m[mc.FLUSHES] += 1
         if m[mc.NATIVE] != 0:
             call(m[mc.TLB_FLUSH], (m[mc.CPU],))
         else:

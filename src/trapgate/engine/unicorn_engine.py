@@ -1,5 +1,6 @@
 """One Unicorn instance as an engine: memory, state, running until something needs Python."""
 
+import contextlib
 import ctypes
 import mmap
 from typing import Any
@@ -18,6 +19,7 @@ from trapgate.engine.compiled import jit, jit_for_python, linked
 from trapgate.engine.device_pages import DevicePages
 from trapgate.engine.raw import call, cells, peek64, poke32, poke64, table
 from trapgate.engine.state import save, segment_shape
+from trapgate.engine.translation import translator
 from trapgate.errors import EngineError
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
@@ -308,6 +310,7 @@ class UnicornEngine:
 
     def _open_insides(self) -> None:
         inside = native.find(self.uc)
+        translator()
         calibration.check_native(self.uc, inside.cpu, inside.env)
         c = self.cells
         c[mc.NATIVE] = 1
@@ -318,7 +321,6 @@ class UnicornEngine:
             (mc.CC_COMPUTE_ALL, "cpu_cc_compute_all"),
             (mc.CPU_LOOP_EXIT, "cpu_loop_exit"),
             (mc.CPU_LOOP_EXIT_RESTORE, "cpu_loop_exit_restore"),
-            (mc.CPU_RESTORE_STATE, "cpu_restore_state"),
             (mc.UPDATE_DR7, "cpu_x86_update_dr7"),
             (mc.TB_INVALIDATE, "tb_invalidate_phys_range"),
             (mc.TLB_FLUSH, "tlb_flush"),
@@ -331,6 +333,11 @@ class UnicornEngine:
 
     def _open_context(self) -> None:
         """The portable path: the state is a copy, saved and restored at every event."""
+        # Where the translator can be guarded from code that would end the process, it is.
+        with contextlib.suppress(EngineError):
+            inside = native.find(self.uc)
+            translator()
+            ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
         self._check(uclib.uc_context_alloc(self.uc._uch, ctypes.byref(context)))
@@ -356,8 +363,9 @@ class UnicornEngine:
 
     def _add_hooks(self) -> None:
         self._hook(uc_const.UC_HOOK_INTR, hooks.on_interrupt)
-        self._hook(uc_const.UC_HOOK_BLOCK, hooks.on_block)
-        self._hook(uc_const.UC_HOOK_EDGE_GENERATED, hooks.on_new_block)
+        if not self.cells[mc.NATIVE]:
+            self._hook(uc_const.UC_HOOK_BLOCK, hooks.on_block)
+            self._hook(uc_const.UC_HOOK_EDGE_GENERATED, hooks.on_new_block)
         for instruction, hook in (
             (x86_const.UC_X86_INS_IN, hooks.on_in),
             (x86_const.UC_X86_INS_OUT, hooks.on_out),

@@ -389,6 +389,7 @@ class VirtualMachine:
         """Run until the machine stops, has executed so many instructions, or seconds passed."""
         end = None if max_instructions is None else self.processor.time + max_instructions
         expires = None if timeout is None else time.monotonic() + timeout
+        self.processor.expires = expires
         started = time.perf_counter()
         try:
             while self.stopped is None:
