@@ -61,7 +61,7 @@ def run(workloads: Sequence[str] = (), *, scale: int = 1, engine: str = "auto") 
     """
     line = guests.command_line(*workloads, scale=scale)
     guest = parse_guest(guests.image(), file="guest.elf", memory=MEMORY, append=line)
-    yield _run(PYTHON, "the guest alone, no page fault exits", guest, scale, engine)
+    yield _run(PYTHON, "no page fault exits", guest, scale, engine)
     for policy, meaning in guests.POLICIES:
         yield _run(policy, meaning, hypervisor_image(policy, line), scale, engine)
 

@@ -39,6 +39,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import ACTIVITY_WAIT_FOR_SIPI
 from trapgate.vmcs import Vmcs
 from trapgate.vmx.capability_msrs import capability_msrs
 
@@ -187,6 +188,8 @@ class Processor:
         self._nmi = False
         self._init = False
         self._smi = False
+        self.watches_priority = False
+        """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
         self.expires: float | None = None
         """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
         so is slow, has to stop; its run then ends with an exit of the preemption timer."""
@@ -227,10 +230,21 @@ class Processor:
         self._vmx[vmx.FEATURE_CONTROL] = value
         return True
 
+    def vmx_counts(self) -> tuple[int, Mapping[ExitReason, int]]:
+        """VM entries by the x86 VMM, and VM exits to it by basic exit reason."""
+        counts = self._vmx[vmx.EXITS : vmx.EXITS + vmx.EXIT_REASONS]
+        exits = {_REASONS[n]: count for n, count in enumerate(counts) if count}
+        return self._vmx[vmx.ENTRIES], exits
+
     @property
     def in_vmx_operation(self) -> bool:
         """Whether the guest has executed VMXON."""
         return self._vmx[vmx.MODE] != vmx.MODE_OFF
+
+    @property
+    def vmx_failures(self) -> int:
+        """How many VMX instructions and VM entries of an x86 VMM have failed."""
+        return self._vmx[vmx.FAILURES]
 
     @property
     def vmx_abort(self) -> int:
@@ -260,7 +274,8 @@ class Processor:
     def alarm(self) -> int | None:
         """The virtual time at which the preemption timer of an x86 VMM ends, if it is running."""
         end = self._words[stops.NESTED_TIMER_END]
-        return None if end >= _FOREVER else end
+        waits = self.nested[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI
+        return None if end >= _FOREVER or waits else end
 
     def lend(self) -> Cells:
         """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
@@ -283,8 +298,8 @@ class Processor:
 
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
-        c = self.engine.cells
-        c[stops.TIME] = max(int(c[stops.TIME]), time)
+        c = self._words
+        c[stops.TIME] = max(c[stops.TIME], time)
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
@@ -484,7 +499,11 @@ class Processor:
             waiting |= stops.AT_ONCE
         if self._nmi or self._init or self._smi:
             waiting |= stops.AT_ONCE
-        c[stops.PINS] = (self._interrupt is not None) | (self._nmi or self._init or self._smi) << 1
+        c[stops.PINS] = (
+            stops.PIN_INTERRUPT * (self._interrupt is not None)
+            | stops.PIN_EVENT * (self._nmi or self._init or self._smi)
+            | stops.PIN_PRIORITY * self.watches_priority
+        )
         c[stops.ATTENTION] = waiting
         c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
 
@@ -626,13 +645,18 @@ class Processor:
         if v is self.nested and self._waits_for_vmm():
             vm_exit(self.lend(), ExitReason.HLT, 0, 0)
             return True
+        alarm = self.alarm
+        if alarm is not None and alarm < c[stops.TIMER_END]:
+            # The preemption timer of the x86 VMM comes first; the engine sees to it.
+            self.skip_to(alarm)
+            return False
         if c[stops.TIMER_END] >= _FOREVER:
             raise IdleError(
                 "the guest halted and nothing can wake it; set HLT exiting or the "
                 "VMX-preemption timer, or assert an event"
             )
         c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
-        vm_exit(v, ExitReason.PREEMPTION_TIMER, 0, 0)
+        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from trapgate.criteria.codes import Codes, Truths, has_error_code
 from trapgate.criteria.complaints import CriteriaError
-from trapgate.decide import extension_fields_valid
+from trapgate.decide import check_extension_fields
 from trapgate.rules import SCHEMES, Scheme, control_bit, mapped_code, mapped_field
 from trapgate.sdm.vectors import PF
 from trapgate.vmcs import Vmcs
@@ -96,13 +96,13 @@ class Filter:
 
 def demand_valid(vmcs: Vmcs, path: str = "") -> None:
     """Raise CriteriaError if VM entry refuses the extension fields: then nothing can be said."""
-    if extension_fields_valid(vmcs.cells):
+    if check_extension_fields(vmcs.cells) == 0:
         return
     suspects = [field for field in vmcs if field.extension and vmcs[field]]
     for field in suspects:
         mended = vmcs.copy()
         mended[field] = 0
-        if extension_fields_valid(mended.cells):
+        if check_extension_fields(mended.cells) == 0:
             suspects = [field]
             break
     told = ", ".join(f"{field.name} = {vmcs[field]:#x}" for field in suspects)

@@ -87,10 +87,10 @@ def look_ahead(m: Cells) -> None:
     waiting = 0
     if (primary | host[f.PRIMARY_PROCESSOR_BASED_CONTROLS]) & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
         waiting = mc.WHEN_INTERRUPTIBLE
-    if m[mc.PINS] & 1:
+    if m[mc.PINS] & mc.PIN_INTERRUPT:
         exiting = v[f.PIN_BASED_CONTROLS] & ct.PIN_EXTERNAL_INTERRUPT_EXITING
         waiting |= mc.AT_ONCE if exiting else mc.WHEN_INTERRUPTIBLE
-    if primary & ct.PRIMARY_NMI_WINDOW_EXITING or m[mc.PINS] & 2:
+    if primary & ct.PRIMARY_NMI_WINDOW_EXITING or m[mc.PINS] & mc.PIN_EVENT:
         waiting |= mc.AT_ONCE
     m[mc.ATTENTION] = waiting
     m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])

@@ -97,7 +97,7 @@ journal, the virtual clock, and why the engine stopped.
 ) = range(88)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
-of N's preemption timer. PINS: 1 an interrupt is asserted, 2 an NMI, INIT or SMI. SWITCHED: what
+of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. IRET_AT: 1 + the linear address of the IRET that unblocked NMIs."""
 
@@ -131,6 +131,12 @@ NESTED_TIMER = 11
 
 EXPLAIN = 12
 """A VMX instruction or a VM entry of an x86 VMM's failed, and somebody wants to know why."""
+
+PIN_INTERRUPT = 1
+PIN_EVENT = 2
+"""An NMI, INIT or SMI."""
+PIN_PRIORITY = 4
+"""An interrupt may wait for CR8 to change."""
 
 SWITCHED_VMCS = 1
 SWITCHED_TRANSLATIONS = 2

@@ -186,7 +186,7 @@ def perform(m: Cells, v: Cells, r: Cells, word: int) -> int:
     if outcome == ex.PLATFORM:
         outcome = by_platform(m, word)
     if outcome == ix.GO_ON:
-        if r[reg.CR8] != priority:
+        if r[reg.CR8] != priority and m[mc.PINS] & mc.PIN_PRIORITY:
             # An interrupt that waited for it may be taken now; only the VMM can tell.
             m[mc.TIMER_END] = min(m[mc.TIMER_END], m[mc.TIME])
             m[mc.DEADLINE] = 0

@@ -68,9 +68,9 @@ class Policy(NamedTuple):
 
 
 POLICIES: Final = (
-    Policy("all", "every exception and INVLPG exits; the guest's own are given back"),
-    Policy("pf", "every page fault exits; the guest's own are given back"),
-    Policy("match", "mask 1, match 1: faults on pages known to be absent stay with the guest"),
+    Policy("all", "every exception exits"),
+    Policy("pf", "every page fault exits"),
+    Policy("match", "only those with P = 1 exit"),
 )
 """The VMM's policies, from most to fewest exits."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trapgate import effects
+from trapgate.explain import explain_abort
 from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, RAISE_UD
 from trapgate.processor import VmExit, signed
@@ -249,7 +250,7 @@ def triple_fault(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """The guest is beyond help: the machine stops, and says how it came to this."""
     abort = vm.processor.vmx_abort
     if abort:
-        return Stop(End.VMX_ABORT, f"VMX abort {abort}: {ABORTS[abort]}", 1)
+        return Stop(End.VMX_ABORT, explain_abort(abort), 1)
     chain = "; ".join(vm.fault_chain())
     return Stop(End.TRIPLE_FAULT, f"triple fault: {chain}" if chain else "triple fault", 1)
 
@@ -280,13 +281,6 @@ def unhandled(vmexit: VmExit, vm: VirtualMachine) -> Action:
         1,
     )
 
-
-ABORTS = {
-    1: "an MSR could not be saved on VM exit; look at the VM-exit MSR-store area",
-    2: "HOST_CR3 points to page-directory pointers with reserved bits set",
-    4: "an MSR could not be loaded on VM exit; look at the VM-exit MSR-load area",
-}
-"""VMX-abort indicators in words (SDM, "VMX Aborts")."""
 
 HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: reflect,

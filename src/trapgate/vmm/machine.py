@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from trapgate.core import Cells
 from trapgate.decide import Disposition
 from trapgate.faults import Interruption
 from trapgate.journal import (
+    COUNTS,
     HEAD_COUNTS,
     ROW_ADDRESS,
     ROW_DEPTH,
@@ -46,6 +47,7 @@ from trapgate.vmm.actions import (
 )
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
+from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.loaders.layout import memory_map
@@ -76,20 +78,35 @@ class Vmm:
         return self.handlers.get(vmexit.reason, unhandled)(vmexit, vm)
 
 
+Faults = Mapping[int, Mapping[Disposition, int]]
+"""Counts of faults by vector and disposition."""
+
+
+@dataclass(frozen=True)
+class NestedSummary:
+    """What an x86 VMM and its guest did: VM entries, its guest's faults, VM exits to it."""
+
+    entries: int
+    faults: Faults
+    exits: Mapping[ExitReason, int]
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a run did: counts by vector and disposition, and by exit reason.
 
     `instructions` is virtual time, `seconds` the host's. `injected` counts, by vector,
-    the deliveries that the VMM asked for at VM entry.
+    the deliveries that the VMM asked for at VM entry. `nested` is there if the guest
+    was a VMM itself; its guest's faults are counted there only.
     """
 
     instructions: int
     seconds: float
-    faults: Mapping[int, Mapping[Disposition, int]]
+    faults: Faults
     injected: Mapping[int, int]
     exits: Mapping[ExitReason, int]
     stop: Stop | None = None
+    nested: NestedSummary | None = None
 
     def count(self, disposition: Disposition, vector: int | None = None) -> int:
         """How many faults (of `vector`, if given) went that way."""
@@ -139,7 +156,8 @@ class VirtualMachine:
     with others (see `direct.DirectMachine`). `console` takes the serial
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
     the trace. `seed` moves the time-stamp counter's start, the one thing about a run
-    that a guest could take for random. `profile` is the VMCS's.
+    that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
+    each, why VMX instructions and VM entries of a guest that is a VMM itself fail.
 
     Raises EngineError as `Processor` does.
     """
@@ -156,11 +174,17 @@ class VirtualMachine:
         number: int = 0,
         seed: int = 0,
         profile: Profile = "seed",
+        explain: Callable[[str], None] | None = None,
     ) -> None:
         self.processor = processor or Processor(memory, engine=engine, journal=JOURNAL)
         self.processor.name_vm(number)
-        self.processor.offer_vmx(seed=profile == "seed")
+        if processor is None:
+            # Who shares a processor has a VMM under it that guards memory, and must not be one.
+            self.processor.offer_vmx(seed=profile == "seed")
         self.number = number
+        if explain is not None:
+            self.processor.explain_to(explain)
+        self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
@@ -271,10 +295,10 @@ class VirtualMachine:
         now = self.processor.time
         tsc = int(effects.time_stamp(self.vmcs.cells, now)) & 0xFFFF_FFFF_FFFF_FFFF
         self._device_due = 0
-        if not self.devices.apic.write_msr(index, value, tsc, now):
-            return False
-        self.processor.place_devices(self.devices.pages)
-        return True
+        written = self.devices.apic.write_msr(index, value, tsc, now)
+        if index == MSR_APIC_BASE:
+            self.processor.place_devices(self.devices.pages)
+        return written
 
     def _load(self, address: int, size: int) -> int:
         """The guest loads from a device's page; it goes on as it was."""
@@ -503,14 +527,28 @@ class VirtualMachine:
         elif len(self.output) < 1 << 20:
             self.output.append(byte)
 
-    def _event_counts(self) -> Cells:
-        """The journal's counts, by vector and disposition."""
-        return self.processor.head[HEAD_COUNTS : HEAD_COUNTS + 768]
+    def _event_counts(self, level: int) -> Cells:
+        """The journal's counts of one level, by vector and disposition."""
+        start = HEAD_COUNTS + level * COUNTS
+        return self.processor.head[start : start + COUNTS]
 
     def summary(self) -> Summary:
         """What has happened so far."""
-        counts = self._event_counts().reshape(256, 3)
-        faults = {
+        entries, exits = self.processor.vmx_counts()
+        return Summary(
+            self.processor.time,
+            self._tally.seconds,
+            self._faults(0),
+            dict(self._tally.injected),
+            dict(self._tally.exits),
+            self.stopped,
+            NestedSummary(entries, self._faults(1), exits) if entries else None,
+        )
+
+    def _faults(self, level: int) -> Faults:
+        """The journal's counts for one level."""
+        counts = self._event_counts(level).reshape(256, 3)
+        return {
             int(vector): {
                 disposition: int(counts[vector, disposition])
                 for disposition in Disposition
@@ -518,11 +556,3 @@ class VirtualMachine:
             }
             for vector in np.flatnonzero(counts.any(axis=1))
         }
-        return Summary(
-            self.processor.time,
-            self._tally.seconds,
-            faults,
-            dict(self._tally.injected),
-            dict(self._tally.exits),
-            self.stopped,
-        )

@@ -11,7 +11,7 @@ from trapgate.entry import EXITED, FAILED, begin, set_long_mode
 from trapgate.entry_checks import check_guest_state, qualification_of
 from trapgate.exits import vm_exit
 from trapgate.host_checks import check_host_state
-from trapgate.journal import HEAD_CURRENT
+from trapgate.journal import HEAD_CURRENT, HEAD_LEVEL
 from trapgate.memory import load64
 from trapgate.paging import MAXPHYADDR
 from trapgate.sdm import cells as f
@@ -72,6 +72,7 @@ def enter_guest(
     load_unloaded(host, n)
     x[vmx.MODE] = vmx.MODE_NON_ROOT
     head[HEAD_CURRENT] = x[vmx.CURRENT]
+    head[HEAD_LEVEL] = 1
     failed = load_msrs(n, r, mem, n[f.VM_ENTRY_MSR_LOAD_ADDRESS], n[f.VM_ENTRY_MSR_LOAD_COUNT])
     if failed != 0:
         vm_exit(n, REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_MSR_LOADING, failed, 0)
@@ -135,6 +136,7 @@ def leave_guest(
     loaded = x[vmx.MODE] == vmx.MODE_NON_ROOT
     x[vmx.MODE] = vmx.MODE_ROOT
     head[HEAD_CURRENT] = vmx.NONE
+    head[HEAD_LEVEL] = 0
     efer = n[f.GUEST_IA32_EFER] if loaded else host[f.GUEST_IA32_EFER]
     pat = n[f.GUEST_IA32_PAT] if loaded else host[f.GUEST_IA32_PAT]
     cr0 = n[f.GUEST_CR0] if loaded else host[f.GUEST_CR0]

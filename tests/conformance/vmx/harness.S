@@ -254,6 +254,9 @@ op_end:
         jecxz   2f
         movl    %edx, %ecx
         movl    $RESULTS, %esi
+        movw    $0x3FB, %dx             /* eight bits a character */
+        movb    $3, %al
+        outb    %al, %dx
 1:      movw    $0x3FD, %dx
         inb     %dx, %al
         testb   $0x20, %al

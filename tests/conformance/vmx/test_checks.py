@@ -38,12 +38,13 @@ def supported(*, long: bool, python: bool) -> Processor:
     ram = memory()
     pin = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 6
     primary = sum(
-        1 << n for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 22, 23, 24, 25, 28, 29, 30, 31)
+        1 << n for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 22, 23, 24, 25, 27, 28, 29, 30, 31)
     )
     secondary = 1 << 3 | 1 << 5 | 1 << 6 | python << 7
     leave = sum(1 << n for n in (2, 9, 15, 18, 19, 20, 21, 22))
     enter = sum(1 << n for n in (2, 9, 14, 15))
-    may = dict(zip(DEFAULT_1, (pin, primary, secondary, leave, enter), strict=True))
+    may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)
+    allowed = {name: (must, must | bits) for (name, must), bits in may}
     cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 20, 21))
 
     def read(address: int, size: int) -> int:
@@ -51,7 +52,11 @@ def supported(*, long: bool, python: bool) -> Processor:
         return int.from_bytes(data.ljust(size, b"\xff"), "little")
 
     return Processor(
-        **{name: (must, must | may[name]) for name, must in DEFAULT_1.items()},
+        pin=allowed["pin"],
+        primary=allowed["primary"],
+        secondary=allowed["secondary"],
+        exit=allowed["exit"],
+        entry=allowed["entry"],
         cr0=((1 << 0 | 1 << 31) if python else (1 << 0 | 1 << 5 | 1 << 31), 0xFFFF_FFFF),
         cr4=(0 if python else 1 << 13, cr4 | python << 18),
         width=40,
@@ -59,7 +64,7 @@ def supported(*, long: bool, python: bool) -> Processor:
         long=long,
         current=-1 if python else CURRENT,
         python=python,
-        mtf=python,
+        mtf=True,
         memory=read,
     )
 

@@ -83,16 +83,16 @@ def _page_rows() -> list[Row]:
         (106, on(25), "IO_BITMAP_B_ADDRESS"),
         (107, on(28), "MSR_BITMAP_ADDRESS"),
     ):
-        bad = tuple({PRIMARY: control, name: a} for a in (0x800, 1, WIDE, 1 << 63))
-        rows.append(Row(check, {PRIMARY: control, name: 0x1000}, bad))
+        bad: list[Changes] = [{PRIMARY: control, name: a} for a in (0x800, 1, WIDE, 1 << 63)]
+        rows.append(Row(check, {PRIMARY: control, name: 0x1000}, tuple(bad)))
     for check, area in (
         (203, "VM_EXIT_MSR_STORE"),
         (205, "VM_EXIT_MSR_LOAD"),
         (308, "VM_ENTRY_MSR_LOAD"),
     ):
         address, count = f"{area}_ADDRESS", f"{area}_COUNT"
-        bad = tuple({count: 1, address: a} for a in (8, 1, WIDE))
-        rows.append(Row(check, {count: 0, address: WIDE | 1}, bad))
+        bad = [{count: 1, address: a} for a in (8, 1, WIDE)]
+        rows.append(Row(check, {count: 0, address: WIDE | 1}, tuple(bad)))
         end: Changes = {count: 2, address: WIDE - 16}
         rows.append(Row(check + 1, {}, (end,)))
     return rows
@@ -126,7 +126,13 @@ CONTROLS = [
     Row(
         303,
         {INFO: event(31, 3)},
-        ({INFO: event(1, 2)}, {INFO: event(0xFF, 2)}, {INFO: event(32, 3)}, {INFO: event(255, 3)}),
+        (
+            {INFO: event(1, 2)},
+            {INFO: event(0xFF, 2)},
+            {INFO: event(32, 3)},
+            {INFO: event(255, 3)},
+            {INFO: event(1, 7)},
+        ),
     ),
     Row(
         304,
