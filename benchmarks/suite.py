@@ -229,12 +229,13 @@ def _add_under_vmm(
         BOCHS: bochs.seconds_of,
     }
     in_unit = instructions_a_second if in_instructions else a_second
+
+    def seconds_under_vmm(run: Callable[[Loop], float], plain: Loop) -> float:
+        return run(under_vmm(plain, reason))
+
     for name, (few, many) in counts.items():
-        benchmark.side(name)(
-            lambda run=runs[name], few=few, many=many: in_unit(
-                lambda plain: run(under_vmm(plain, reason)), loop, few, many
-            )
-        )
+        run = functools.partial(seconds_under_vmm, runs[name])
+        benchmark.side(name)(functools.partial(in_unit, run, loop, few, many))
 
 
 def _no_vmx() -> float:

@@ -6,7 +6,7 @@ from benchmarks.guests import DIRECTORY, LOAD, STACK, TABLES, Loop, multiboot_gu
 from trapgate.sdm.reasons import ExitReason
 
 # LTR, CR0.NE, CR4.VMXE, IA32_FEATURE_CONTROL, VMXON, VMCLEAR, VMPTRLD, a VMWRITE for each
-# pair of the list whose address is to be put at _LIST, VMLAUNCH. At _ON_EXIT: if the
+# pair of the list whose address is to be put at _LIST, VMLAUNCH. At ON_EXIT: if the
 # reason is that at _REASON, add the instruction's length to GUEST_RIP and VMRESUME (three
 # VMREADs and a VMWRITE); if it is not, halt.
 _VMM = bytes.fromhex(
@@ -17,7 +17,9 @@ _VMM = bytes.fromhex(
     "b81e6800000f78c201da0f79c20f01c3f4ebfd"
 )
 _LIST = 0x55
-_ON_EXIT = 0x6B
+ON_EXIT = 0x6B
+"""Where in the code the VMM goes on at a VM exit."""
+
 _REASON = 0x75
 _STOP = bytes.fromhex("31c0e6f4")
 """Where `multiboot_guest`, its loop done, begins to end the machine."""
@@ -84,4 +86,4 @@ def under_vmm(loop: Loop, reason: ExitReason) -> Loop:
     vmm = bytearray(_VMM)
     vmm[_LIST : _LIST + 4] = struct.pack("<I", listed)
     vmm[_REASON] = reason
-    return Loop(bytes(vmm) + _fields(guest, here + _ON_EXIT) + loop.code, loop.instructions)
+    return Loop(bytes(vmm) + _fields(guest, here + ON_EXIT) + loop.code, loop.instructions)

@@ -86,7 +86,7 @@ def check_guest_state(v: Cells, mem: Cells, current: int) -> int:
     if check == 0:
         check = _check_interruptibility(v)
     if check in (0, ck.BLOCKING_NMI_BY_STI):
-        # A processor may do without that check, so the next ones speak first.
+        # What a processor may do without speaks last.
         pending = _check_pending_debug(v)
         check = check if pending == 0 else pending
     if check == 0:
@@ -249,10 +249,11 @@ def _check_interruptibility(v: Cells) -> int:
         return ck.BLOCKING_NMI_BY_SS
     if state & st.BLOCKING_BY_SMI:
         return ck.BLOCKING_SMI
-    if sti and nmi:
-        return ck.BLOCKING_NMI_BY_STI
     if nmi and state & st.BLOCKING_BY_NMI and v[PIN_BASED_CONTROLS] & PIN_VIRTUAL_NMIS:
         return ck.BLOCKING_VIRTUAL_NMI
+    # The last, because a processor may do without it.
+    if sti and nmi:
+        return ck.BLOCKING_NMI_BY_STI
     return 0
 
 

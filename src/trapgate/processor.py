@@ -38,6 +38,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import ACTIVITY_WAIT_FOR_SIPI
 from trapgate.vmcs import Vmcs
 from trapgate.vmx.capability_msrs import capability_msrs
 
@@ -266,7 +267,8 @@ class Processor:
     def alarm(self) -> int | None:
         """The virtual time at which the preemption timer of an x86 VMM ends, if it is running."""
         end = self._words[stops.NESTED_TIMER_END]
-        return None if end >= _FOREVER else end
+        waits = self.nested[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI
+        return None if end >= _FOREVER or waits else end
 
     def lend(self) -> Cells:
         """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
@@ -624,13 +626,18 @@ class Processor:
         if v is self.nested and self._waits_for_vmm():
             vm_exit(self.lend(), ExitReason.HLT, 0, 0)
             return True
+        alarm = self.alarm
+        if alarm is not None and alarm < c[stops.TIMER_END]:
+            # The preemption timer of the x86 VMM comes first; the engine sees to it.
+            self.skip_to(alarm)
+            return False
         if c[stops.TIMER_END] >= _FOREVER:
             raise IdleError(
                 "the guest halted and nothing can wake it; set HLT exiting or the "
                 "VMX-preemption timer, or assert an event"
             )
         c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
-        vm_exit(v, ExitReason.PREEMPTION_TIMER, 0, 0)
+        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True
 
 

@@ -80,7 +80,8 @@ def cpuid_1(n: int) -> bytes:
 
 def _handler(vector: int) -> bytes:
     """Push eax; note the vector; count; end the interrupt; pop eax; iret."""
-    noted = b"\xa1" + pack("<I", COUNT) + b"\xc6\x80" + pack("<I", LOG) + bytes((vector,))
+    # Movzx eax, byte [COUNT]: the log wraps, or a storm would run over the handlers.
+    noted = b"\x0f\xb6\x05" + pack("<I", COUNT) + b"\xc6\x80" + pack("<I", LOG) + bytes((vector,))
     return b"\x50" + noted + b"\xff\x05" + pack("<I", COUNT) + apic(EOI, 0) + b"\x58\xcf"
 
 
@@ -112,6 +113,6 @@ def words(vm: VirtualMachine, count: int) -> list[int]:
 
 
 def vectors(vm: VirtualMachine) -> list[int]:
-    """The interrupts that came, in order."""
+    """The interrupts that came, in order; the log has room for 256."""
     count = int.from_bytes(vm.processor.memory.read(COUNT, 4), "little")
     return list(vm.processor.memory.read(LOG, count))

@@ -111,6 +111,19 @@ def test_a_run_is_the_same_every_time() -> None:
     assert run(line) == run(line)
 
 
+def test_both_engines_agree() -> None:
+    line = guests.command_line("faults")
+    native, portable = (run(f"policy=all {line}", engine=e)[0] for e in ("native", "portable"))
+    assert native == portable
+
+
+def test_trapgate_run_takes_the_guest_as_initrd() -> None:
+    images = [str(guests.HYPERVISOR_PATH), "--initrd", str(guests.IMAGE_PATH)]
+    result = CliRunner().invoke(app, ["run", *images, "--append", "workload=faults", "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["message"] == "the guest left with 0"
+
+
 def test_a_spurious_page_fault_goes_unnoticed() -> None:
     line = guests.command_line("fork")
     output, stop, _ = run(f"{line} inject=pf@2000,pf@3000")

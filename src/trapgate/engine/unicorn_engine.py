@@ -62,7 +62,7 @@ def go(machine: int, emu_start: int) -> int:
     v = cells(m[mc.V], m[mc.V_CELLS])
     while m[mc.STOP] in (mc.PORT, mc.NESTED_TIMER):
         if m[mc.STOP] == mc.NESTED_TIMER or (
-            v[f.GUEST_ACTIVITY_STATE] != 0 and m[mc.TIME] >= m[mc.NESTED_TIMER_END]
+            v[f.GUEST_ACTIVITY_STATE] in (1, 2) and m[mc.TIME] >= m[mc.NESTED_TIMER_END]
         ):
             _vm_exit(v, _PREEMPTION_TIMER, 0, 0)
             m[mc.STOP] = react.reflect(m, mc.EXITED)
