@@ -103,8 +103,9 @@ class Explanations:
         self.counts[words] += 1
         if self.counts[words] == 1:
             # A terminal may be raw, and the guest in the middle of a line.
-            end = "\r\n" if sys.stderr.isatty() else "\n"
-            print(f"{end}trapgate: {words}", end=end, file=sys.stderr, flush=True)
+            line = f"\r\ntrapgate: {words}\r\n" if sys.stderr.isatty() else f"trapgate: {words}\n"
+            sys.stderr.write(line)
+            sys.stderr.flush()
 
     def as_json(self) -> list[dict[str, Any]]:
         """What failed, and how often, as JSON has it."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from tests.conformance.vmx import harness as h
 from tests.conformance.vmx import test_entry_checks as entry
 from tests.conformance.vmx import test_failure_modes as modes
+from tests.conformance.vmx import violations
+from tests.conformance.vmx.violations import Changes
 from trapgate.sdm.checks import CHECKS
 
 PROGRAM = "bochs"
@@ -87,7 +89,7 @@ def compare_instructions(bits: int) -> list[str]:
 
 def compare_checks(bits: int) -> list[str]:
     """Rows of `test_entry_checks` of which Bochs thinks otherwise than our processor."""
-    script, places = entry.build(bits, extensions=False, revision=REVISION)
+    script, places = entry.build(bits, extensions=False, revision=REVISION, without=_ends_bochs)
     theirs = entry.judged(run(script), places)
     ours = entry.entries(bits)
     found = []
@@ -100,6 +102,12 @@ def compare_checks(bits: int) -> list[str]:
             which = "good" if key[1] < 0 else f"bad {key[1]}"
             found.append(f"{bits}: check {row.check}, {which}: {got}, here {wanted} ({rule})")
     return found
+
+
+def _ends_bochs(changes: Changes) -> bool:
+    """What ends a run: a pending MTF exit whose vector is not 0, and a guest that sleeps on."""
+    injected = changes.get("VM_ENTRY_INTERRUPTION_INFORMATION", 0)
+    return injected == violations.event(1, 7) or "GUEST_ACTIVITY_STATE" in changes
 
 
 def _outcome(answer: entry.Entry) -> str:

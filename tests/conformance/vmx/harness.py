@@ -5,7 +5,10 @@ thousand VM entries. A script is built with `Script`, whose operations give the 
 their result; `run` gives the results.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -185,9 +188,11 @@ class Script:
         return bytes(data + self._operations + pack("<IIQ", END, 0, serial))
 
 
-def run(script: Script, *, engine: str = "auto") -> Results:
+def run(
+    script: Script, *, engine: str = "auto", explain: Callable[[str], None] | None = None
+) -> Results:
     """Run a script on our processor."""
-    vm = VirtualMachine(MEMORY, engine=engine)
+    vm = VirtualMachine(MEMORY, engine=engine, explain=explain)
     vm.load(parse_guest(script.image(), file="harness", memory=MEMORY, append=""))
     stop = vm.run(timeout=120)
     memory = vm.processor.memory
@@ -272,6 +277,18 @@ def capability(script: Script, number: int) -> int:
     return script.call(code)
 
 
-def batches(items: Sequence[object], size: int) -> list[Sequence[object]]:
-    """Pieces of at most `size`."""
-    return [items[n : n + size] for n in range(0, len(items), size)]
+@cache
+def assembler_is_there() -> bool:
+    """Whether the images can be made again from their source."""
+    return all(shutil.which(tool) for tool in ("as", "ld"))
+
+
+def assembled(source: str, origin: int, *definitions: str) -> bytes:
+    """The bytes that GNU as and ld make of a source file here."""
+    with tempfile.TemporaryDirectory() as folder:
+        made, image = f"{folder}/made.o", f"{folder}/made.bin"
+        symbols = [part for definition in definitions for part in ("--defsym", definition)]
+        subprocess.run(["as", *symbols, "-o", made, Path(__file__).with_name(source)], check=True)
+        flat = ["-m", "elf_x86_64", f"-Ttext={origin:#x}", "--oformat=binary"]
+        subprocess.run(["ld", *flat, "-o", image, made], check=True)
+        return Path(image).read_bytes()

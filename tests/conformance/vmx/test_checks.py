@@ -40,7 +40,7 @@ def supported(*, long: bool, python: bool) -> Processor:
     primary = sum(
         1 << n for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 22, 23, 24, 25, 27, 28, 29, 30, 31)
     )
-    secondary = 1 << 3 | 1 << 5 | 1 << 6 | python << 7
+    secondary = 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | python << 7
     leave = sum(1 << n for n in (2, 9, 15, 18, 19, 20, 21, 22))
     enter = sum(1 << n for n in (2, 9, 14, 15))
     may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)

@@ -4,6 +4,7 @@ The rows are those of `test_checks`, the expectations the oracle's of `sdm_check
 a mode run in one boot.
 """
 
+from collections.abc import Callable
 from functools import cache
 from struct import pack
 from typing import NamedTuple
@@ -56,7 +57,13 @@ def expressible(bits: int, fields: dict[str, int]) -> bool:
 Places = dict[tuple[int, int], tuple[int, list[int]]]
 
 
-def build(bits: int, *, extensions: bool, revision: int = 0x54524701) -> tuple[h.Script, Places]:
+def build(
+    bits: int,
+    *,
+    extensions: bool,
+    revision: int = 0x54524701,
+    without: Callable[[Changes], bool] = lambda changes: False,
+) -> tuple[h.Script, Places]:
     """The script of all rows; places by row and number of the changes (-1: good)."""
     script = h.Script(bits, revision)
     script.begin()
@@ -75,7 +82,7 @@ def build(bits: int, *, extensions: bool, revision: int = 0x54524701) -> tuple[h
         for n, changes in enumerate((row.good, *row.bad), -1):
             fields = apply(good, changes)
             absent = not all(name in every for name in changes)
-            if bits not in row.bits or absent or not expressible(bits, fields):
+            if bits not in row.bits or absent or without(changes) or not expressible(bits, fields):
                 continue
             script.clear()
             script.write_all(every)
