@@ -82,12 +82,12 @@ class Snapshot:
         self.time = int(engine.cells[stops.TIME])
         self.fpu = engine.save_registers()
         self._memory = processor.memory
-        self._kept: dict[int, bytes] = {}
+        self._kept: list[tuple[int, bytes]] = []
 
     def keep(self, physical: int, size: int) -> None:
         """Remember `size` bytes of memory as they are now, if they exist."""
         if physical + size <= self._memory.size:
-            self._kept.setdefault(physical, self._memory.read(physical, size))
+            self._kept.append((physical, self._memory.read(physical, size)))
 
     def put_back(self, processor: Processor, v: Cells) -> None:
         """As if the instruction had not been tried."""
@@ -96,7 +96,7 @@ class Snapshot:
         processor.engine.cells[stops.TIME] = self.time
         processor.engine.restore_registers(self.fpu)
         # What was kept first is the older, where two places overlap.
-        for physical, data in reversed(self._kept.items()):
+        for physical, data in reversed(self._kept):
             if self._memory.read(physical, len(data)) != data:
                 self._memory.write(physical, data)
 

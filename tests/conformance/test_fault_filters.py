@@ -312,3 +312,19 @@ def test_alignment_is_checked_where_the_page_would_have_been_writable(engine: st
         STORE, writable=False, memory={}, registers=registers, fields={"GUEST_CR0": 0x80050031}
     )
     assert outcome.rows[-1][ROW_DISPOSITION] == COMPLETE
+
+
+@both_engines
+def test_a_refused_write_over_entries_of_its_own_way_leaves_them(engine: str) -> None:
+    """Sixteen bytes into the directory, the entry of the slot the first of them."""
+    bench = Bench(TWO_LEVEL, engine)
+    before = pack("<4I", ROOT | 0x25, 0, PRESENT, OTHER)
+    outcome = bench.run(
+        bytes.fromhex("f30f7f07"),  # movdqu [edi], xmm0
+        writable=False,
+        memory={TWO_LEVEL.self_entry: before},
+        registers={"rdi": 0xC0300000 + 4 * TWO_LEVEL.slot},
+    )
+    assert (went(outcome), outcome.rows[-1][ROW_HAS_DATA]) == (EXIT, 1)
+    at = TWO_LEVEL.self_entry
+    assert outcome.memory[at : at + 16] == before
