@@ -53,6 +53,9 @@ _WIDTH = {
 }
 
 
+_HIGH_BYTES = {Register.AH, Register.CH, Register.DH, Register.BH}
+
+
 class PageFaultError(Exception):
     """A memory operand could not be reached: error code and linear address."""
 
@@ -145,6 +148,8 @@ class Operand:
         info = _info(register)
         number = int(info.full_register) - int(Register.RAX)
         value = self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number]
+        if register in _HIGH_BYTES:
+            value >>= 8
         return int(value) & ((1 << (8 * int(info.size))) - 1)
 
     def set_register(self, register: int, value: int) -> None:
@@ -152,10 +157,12 @@ class Operand:
         info = _info(register)
         number = int(info.full_register) - int(Register.RAX)
         kept = 0
+        window = (1 << (8 * info.size)) - 1
+        shift = 8 if register in _HIGH_BYTES else 0
         if info.size < 4:
             old = int(self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number])
-            kept = old & ~((1 << (8 * info.size)) - 1)
-        new = (kept | value & ((1 << (8 * info.size)) - 1)) & _MASK
+            kept = old & ~(window << shift)
+        new = (kept | (value & window) << shift) & _MASK
         new -= (new >> 63) << 64
         if number == registers.RSP:
             self.v[f.GUEST_RSP] = new

@@ -1,0 +1,397 @@
+"""Guests under direct paging: the bundled one under every policy, two at once, and rude ones."""
+
+from struct import pack
+
+import numpy as np
+import pytest
+
+from tests.direct.walk_everything import violations
+from trapgate import guests
+from trapgate.decide import Disposition
+from trapgate.demo import PTBASE, run_direct
+from trapgate.demo import passed as demonstrated
+from trapgate.processor import VmExit
+from trapgate.ptfilter import FILTERS
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.vectors import PF
+from trapgate.vmm.actions import Action, End, Stop
+from trapgate.vmm.direct import LARGE_PAGE, DirectMachine, DirectPagingError, Host
+from trapgate.vmm.frames import FrameError, FrameType
+from trapgate.vmm.loaders import GuestImageError, parse_guest
+from trapgate.vmm.machine import VirtualMachine
+
+MEMORY = 16 << 20
+
+
+def bundled(vm: DirectMachine, *workloads: str, timer: bool = True) -> None:
+    append = guests.command_line(*workloads, timer=timer)
+    image = parse_guest(
+        guests.image(), file="guest.elf", memory=vm.memory, append=append, base=vm.base
+    )
+    vm.load(image)
+    vm.vmcs["EXCEPTION_BITMAP"] = 1 << PF
+    vm.vmcs["PAGE_FAULT_ERROR_CODE_MASK"], vm.vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = 15, 3
+
+
+def select(vm: DirectMachine, name: str) -> None:
+    vm.vmcs["FAULT_FILTER"], vm.vmcs["PTBASE"] = FILTERS[name], PTBASE
+
+
+def look(host: Host) -> list[str]:
+    """The invariant, of all machines of a host, from nothing but memory and CR3."""
+    directories = np.flatnonzero(host.frames.type == FrameType.PAGE_DIRECTORY).tolist()
+    spaces = []
+    for vm in host.machines:
+        live = {frame for frame in directories if host.frames.owner[frame] == vm.number}
+        if vm.paging:
+            live.add(vm.vmcs["GUEST_CR3"] >> 12)
+        spaces.append((vm.number, sorted(live), bool(vm.vmcs["GUEST_CR4"] & 0x10)))
+    return violations(host.words, host.frames.owner, spaces)
+
+
+def test_no_policy_is_noticed_and_figure_8_saves_most_exits() -> None:
+    results = list(run_direct(["swap", "fork"]))
+    assert demonstrated(results)
+    assert [result.workload for result in results] == ["fork"] * 5 + ["swap"] * 5
+    for n in (0, 5):
+        group = results[n : n + 5]
+        exits = {result.filter.name: result.faults(PF)[1] for result in group}
+        # Each fault is the same one under every policy, and goes one way.
+        assert len({result.faults(PF)[0] for result in group}) == 1
+        delivered = {result.summary.count(Disposition.DELIVER, PF) for result in group}
+        assert len(delivered) == 1
+        order = ["figure 8", "¶80", "figure 7", "mask and match", "every page fault"]
+        assert sorted(exits, key=lambda name: exits[name]) == order
+    saved = {
+        first.workload: 1 - eighth.faults(PF)[1] / first.faults(PF)[1]
+        for first, eighth in (results[0:4:3], results[5:9:3])
+    }
+    assert saved["swap"] > 0.9
+    assert saved["fork"] > 0.5
+
+
+@pytest.mark.parametrize("engine", ["native", pytest.param("portable", marks=pytest.mark.slow)])
+def test_two_machines_in_one_memory(engine: str) -> None:
+    """One filtered, one not, taking turns in the midst of what they do."""
+    chosen = {0: ("fork", "faults"), 1: ("aging", "faults")}
+    alone = []
+    for number, workloads in chosen.items():
+        vm = DirectMachine(MEMORY, engine=engine)
+        bundled(vm, *workloads)
+        if number == 0:
+            select(vm, "figure-8")
+        assert vm.run(max_instructions=1_000_000_000).status == 0
+        alone.append(vm)
+
+    host = Host(2 * MEMORY, engine=engine)
+    together = [DirectMachine(MEMORY, host=host) for _ in chosen]
+    assert [vm.base for vm in together] == [0, MEMORY]
+    for number, workloads in chosen.items():
+        bundled(together[number], *workloads)
+    select(together[0], "figure-8")
+    running = list(together)
+    turns = 0
+    while running:
+        turns += 1
+        for vm in tuple(running):
+            if vm.step(200_000) is not None:
+                running.remove(vm)
+            assert look(host) == []
+    assert turns > 20
+    for vm, lone in zip(together, alone, strict=True):
+        assert vm.stopped == lone.stopped
+        assert vm.output == lone.output
+        assert vm.counts.refused == 0
+        mine, yours = vm.summary().faults[PF], lone.summary().faults[PF]
+        # When the timer comes depends on the other machine; what the guest does not.
+        assert mine[Disposition.DELIVER] == yours[Disposition.DELIVER]
+    assert together[0].summary().count(Disposition.COMPLETE) > 4000
+    assert together[1].summary().count(Disposition.COMPLETE) == 0
+
+
+def test_memory_is_handed_out_once() -> None:
+    host = Host(2 * LARGE_PAGE)
+    DirectMachine(LARGE_PAGE, host=host)
+    DirectMachine(LARGE_PAGE, host=host)
+    with pytest.raises(FrameError, match="not all free"):
+        DirectMachine(LARGE_PAGE, host=host)
+    with pytest.raises(DirectPagingError, match="ask for 8M"):
+        Host(LARGE_PAGE + 4096)
+
+
+def test_a_guest_that_starts_otherwise_is_refused() -> None:
+    boot_sector = b"\xf4".ljust(510, b"\0") + b"\x55\xaa"
+    vm = DirectMachine(MEMORY)
+    with pytest.raises(DirectPagingError, match="multiboot"):
+        vm.load(parse_guest(boot_sector, file="boot.bin", memory=MEMORY))
+    with pytest.raises(GuestImageError, match="multiboot"):
+        parse_guest(b"\xf4", file="flat.bin", memory=MEMORY, base=MEMORY)
+
+
+# Rude guests: a few instructions, on tables made by the test.
+
+DIRECTORY, TABLE, CODE, DATA, OTHER, SPARE = (n << 12 for n in range(0x20, 0x26))
+SELF = PTBASE >> 22
+VMCALL = b"\x0f\x01\xc1"
+KERNEL = 0x8001_0031
+
+
+def stop(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    return Stop(End.ASKED, "VMCALL")
+
+
+class Rude:
+    """A machine with a directory, a table that maps what is above at its own addresses, code."""
+
+    def __init__(self, *, on_refusal: str = "fault") -> None:
+        handlers = {ExitReason.VMCALL: stop}
+        self.host = Host(2 * LARGE_PAGE)
+        self.vm = DirectMachine(
+            LARGE_PAGE,
+            host=self.host,
+            handlers=handlers,
+            on_refusal="stop" if on_refusal == "stop" else "fault",
+        )
+        words = self.words = self.host.words
+        words[DIRECTORY >> 2] = TABLE | 7
+        words[DIRECTORY >> 2 | SELF] = DIRECTORY | 3
+        for page in (CODE, DATA, OTHER, SPARE):
+            words[(TABLE | page >> 10) >> 2] = page | 7
+        vmcs = self.vm.vmcs
+        vmcs.flat(32)
+        vmcs["GUEST_LDTR_ACCESS_RIGHTS"] = 1 << 16
+        vmcs["GUEST_IDTR_LIMIT"] = 0
+        vmcs["EXCEPTION_BITMAP"] = 1 << PF
+        vmcs["GUEST_CR0"], vmcs["CR0_READ_SHADOW"] = 0x31, 0x1_0031
+        vmcs["GUEST_CR4"] = 0x2000
+        self.vm._own()
+        self.host.enter(self.vm)
+        self.vm.cr3 = DIRECTORY
+        self.vm.write_cr0(KERNEL)
+
+    def run(self, code: bytes) -> Stop:
+        self.host.processor.memory.write(CODE, code + VMCALL)
+        self.vm.vmcs["GUEST_RIP"], self.vm.vmcs["GUEST_RFLAGS"] = CODE, 2
+        self.vm.stopped = None
+        found = self.vm.run(max_instructions=self.host.processor.time + 1000)
+        assert look(self.host) == []
+        return found
+
+
+def move(address: int, value: int) -> bytes:
+    return b"\xc7\x05" + pack("<II", address, value)
+
+
+def to_cr(number: int, value: int) -> bytes:
+    return b"\xb8" + pack("<I", value) + bytes((0x0F, 0x22, 0xC0 | number << 3))
+
+
+def pte(page: int) -> int:
+    return PTBASE | page >> 10
+
+
+VMMS = (2 * LARGE_PAGE) | 3
+BREAKOUTS = {
+    "the VMM's memory": move(pte(DATA), VMMS),
+    "another machine's": move(pte(DATA), LARGE_PAGE | 3),
+    "memory that is not there": move(pte(DATA), 0xFFFF_F003),
+    "its own table, writable": move(pte(DATA), TABLE | 3),
+    "its directory, writable": move(pte(DATA), DIRECTORY | 3),
+    "a table that it can write to": move(PTBASE | SELF << 12 | 4, DATA | 3),
+    "the directory in a second place": move(PTBASE | SELF << 12 | 4, DIRECTORY | 1),
+    "by a bit": b"\x0f\xba\x2d" + pack("<I", pte(TABLE)) + b"\x01",
+    "an instruction nobody edits tables by": b"\x60" * 3,
+}
+
+
+@pytest.mark.parametrize("what", BREAKOUTS)
+@pytest.mark.parametrize("on_refusal", ["fault", "stop"])
+def test_a_guest_gets_nothing_that_is_not_its_own(what: str, on_refusal: str) -> None:
+    rude = Rude(on_refusal=on_refusal)
+    rude.words[(TABLE | TABLE >> 10) >> 2] = 0
+    if what == "by a bit":
+        assert rude.run(move(pte(TABLE), TABLE | 1)).end is End.ASKED
+    if "instruction" in what:
+        rude.vm.vmcs["GUEST_RSP"] = PTBASE + 0x1000
+    if "second place" in what:
+        rude.vm.tables.slot = SELF
+    found = rude.run(BREAKOUTS[what])
+    # There is no IDT: a fault that the guest gets is its last.
+    assert found.end is (End.REFUSED if on_refusal == "stop" else End.TRIPLE_FAULT)
+    assert rude.vm.counts.refused == 1
+    assert rude.vm.counts.last_refusal
+
+
+def test_a_table_is_carried_out_linked_used_and_reused() -> None:
+    rude = Rude()
+    # Frame OTHER becomes a table: its mapping goes, a directory's entry comes.
+    rude.words[OTHER >> 2] = SPARE | 3
+    link = move(pte(OTHER), 0) + move(PTBASE | SELF << 12 | 4, OTHER | 7)
+    assert rude.run(link + move(0x40_0000, 77)).end is End.ASKED
+    assert rude.words[SPARE >> 2] == 77
+    assert rude.host.frames.type[OTHER >> 12] == FrameType.PAGE_TABLE
+    # Unlinked, it is data again as soon as the guest wants to write to it.
+    unlink = move(PTBASE | SELF << 12 | 4, 0) + move(pte(OTHER), OTHER | 3)
+    assert rude.run(unlink + move(OTHER, 5)).end is End.ASKED
+    assert rude.words[OTHER >> 2] == 5
+    assert rude.host.frames.type[OTHER >> 12] == FrameType.DATA
+    # While it is linked, nobody can write to it.
+    again = move(OTHER, 0) + move(pte(OTHER), 0) + move(PTBASE | SELF << 12 | 4, OTHER | 7)
+    assert rude.run(again).end is End.ASKED
+    assert rude.run(move(pte(DATA), OTHER | 3)).end is End.TRIPLE_FAULT
+
+
+def test_cr3_takes_only_what_could_be_a_directory() -> None:
+    rude = Rude()
+    rude.words[OTHER >> 2 : (OTHER >> 2) + 2] = TABLE | 7, DATA | 7  # the second is no table
+    unmap = move(pte(OTHER), 0)
+    assert rude.run(unmap + to_cr(3, OTHER)).end is End.TRIPLE_FAULT  # by #GP
+    assert "writable" in rude.vm.counts.last_refusal
+    assert rude.vm.vmcs["GUEST_CR3"] == DIRECTORY
+    rude.words[(OTHER >> 2) + 1] = 0
+    assert rude.run(to_cr(3, OTHER) + b"\x0f\x20\xdb").end is End.ASKED  # MOV EBX, CR3
+    assert rude.host.processor.registers.rbx == OTHER
+    assert rude.host.frames.type[OTHER >> 12] == FrameType.PAGE_DIRECTORY
+    assert rude.run(to_cr(3, DIRECTORY)).end is End.ASKED
+
+
+def test_large_pages_are_all_or_nothing_the_guests() -> None:
+    large = PTBASE | SELF << 12 | 4
+    rude = Rude()
+    assert rude.run(to_cr(4, 0x10)).end is End.ASKED
+    assert rude.run(move(large, 0x81)).end is End.ASKED  # read-only: its own tables are in it
+    assert rude.run(b"\xa1" + pack("<I", 0x40_0000 | DATA)).end is End.ASKED
+    assert rude.run(move(large, 0x83)).end is End.TRIPLE_FAULT
+    assert "writable" in rude.vm.counts.last_refusal
+    assert rude.run(move(large, LARGE_PAGE | 0x81)).end is End.TRIPLE_FAULT
+    # Without PSE the same entry would be a table: the frame at 0 is empty, so it may be.
+    assert rude.run(to_cr(4, 0)).end is End.ASKED
+    assert rude.run(b"\xa1" + pack("<I", 0x40_0000 | DATA)).end is End.TRIPLE_FAULT  # not present
+
+
+def test_a_guest_without_wp_writes_to_what_it_mapped_read_only() -> None:
+    rude = Rude()
+    assert rude.run(move(pte(DATA), DATA | 1)).end is End.ASKED
+    assert rude.run(move(DATA, 1)).end is End.TRIPLE_FAULT
+    code = to_cr(0, KERNEL & ~0x1_0000) + b"\x0f\x20\xc3" + move(DATA, 0x1234)
+    assert rude.run(code).end is End.ASKED
+    assert rude.words[DATA >> 2] == 0x1234
+    assert rude.host.processor.registers.rbx & 0x1_0000 == 0
+    assert rude.vm.vmcs["GUEST_CR0"] & 0x1_0000
+    # A table is a table, WP or not.
+    assert rude.run(move(pte(DATA), VMMS)).end is End.TRIPLE_FAULT
+
+
+def test_paging_off_and_on_again() -> None:
+    rude = Rude()
+    # Code and data lie where they are mapped, so that nothing moves.
+    off = to_cr(0, KERNEL & ~(1 << 31)) + move(TABLE | DATA >> 10, DATA | 3)
+    assert rude.run(off + to_cr(3, DIRECTORY) + to_cr(0, KERNEL)).end is End.ASKED
+    assert rude.vm.paging
+    evil = to_cr(0, KERNEL & ~(1 << 31)) + move(TABLE | DATA >> 10, VMMS) + to_cr(0, KERNEL)
+    found = rude.run(evil)
+    assert found.end is End.REFUSED
+    assert "not the guest's" in found.message
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        to_cr(4, 0x20),  # PAE
+        b"\xb9"
+        + pack("<I", 0xC000_0080)
+        + b"\xb8"
+        + pack("<I", 0x100)
+        + b"\x31\xd2\x0f\x30",  # LME
+    ],
+)
+def test_the_guests_processor_has_no_other_paging(code: bytes) -> None:
+    assert Rude().run(code).end is End.TRIPLE_FAULT
+
+
+# Whatever stores to a table does what it does to any other memory.
+
+WORD = 0x300 << 2
+"""Offset of a word in a page, whose entry in the table is of no use to anybody."""
+START = 0x1234_5678
+INSTRUCTIONS = {
+    # All with EBX = EDI = the address, ECX = 2, EDX = 123A56H, EAX = what is there.
+    "mov r32": "8913",
+    "mov r16": "668913",
+    "mov r8": "8813",
+    "mov imm32": "c70366554432",
+    "mov moffs-like disp": "895300",
+    "mov across two entries": "895302",
+    "movnti": "0fc313",
+    "xchg": "8713",
+    "xchg r8": "8633",
+    "xadd": "f00fc113",
+    "cmpxchg, equal": "f00fb113",
+    "cmpxchg, not equal": "31c0f00fb113",
+    "cmpxchg8b, equal": "8b5304bb665544320fc70f89fb",
+    "cmpxchg8b, not equal": "bb665544320fc70f89fb",
+    "add": "0113",
+    "add imm8": "8303f0",
+    "adc": "f9831301",
+    "adc r8": "f9801301",
+    "sub": "2913",
+    "sbb": "f9831b01",
+    "sub with borrow": "812b78563442",
+    "and": "f02113",
+    "or": "f00913",
+    "xor": "3113",
+    "xor r16": "663113",
+    "not, present": "c703fecffdfff713",
+    "neg": "f71b",
+    "inc, carry stays": "f9ff4303",
+    "dec": "f9c7430402000000ff4b04",
+    "add overflows": "c70300ffff7f810300010000",
+    "inc overflows": "c70300ffff7fff4301",
+    "bts imm": "0fba2b05",
+    "btr imm": "f00fba3305",
+    "btc imm": "0fba3b05",
+    "bts r32, far": "b825000000f00fab03",
+    "btr r32, backwards": "b8e1ffffff0fb34308",
+    "bts r16": "b805000000660fab03",
+    "stos": "ab",
+    "stos w": "66ab",
+    "rep stos": "f3ab",
+    "std stos": "fdabfc",
+    "rep movs": "be{source}f3a5",
+    "movsb": "be{source}a4",
+    "push r": "89dc52",
+    "push imm8": "89dc6af0",
+    "push m": "89dcff35{source}",
+}
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_a_store_to_a_table_is_like_any_other(name: str) -> None:
+    rude = Rude()
+    source = SPARE + 0x80
+    seen = []
+    for place in (DATA | WORD, PTBASE | WORD):
+        rude.words[source >> 2 : (source >> 2) + 2] = 0x2468_1358, 0x1357_2468
+        memory = (DATA if place < PTBASE else TABLE) + WORD >> 2
+        rude.words[memory - 4 : memory + 4] = START
+        setup = b"".join(
+            bytes((0xB8 | register,)) + pack("<I", value)
+            for register, value in ((0, START), (1, 2), (2, 0x12_3A56), (3, place), (7, place))
+        )
+        code = bytes.fromhex(INSTRUCTIONS[name].format(source=pack("<I", source).hex()))
+        assert rude.run(setup + code).end is End.ASKED, rude.vm.counts
+        r = rude.host.processor.registers
+        general = [r.rax, r.rcx, r.rdx, r.rbx - place, r.rsi, r.rdi - place]
+        flags = rude.vm.vmcs["GUEST_RFLAGS"]
+        rip = rude.vm.vmcs["GUEST_RIP"]
+        moved = "89dc" in INSTRUCTIONS[name]
+        stack = rude.vm.vmcs["GUEST_RSP"] - place if moved else 0
+        stored = rude.words[memory - 4 : memory + 4].tolist()
+        seen.append((general, flags & ~UNDEFINED.get(name, 0), rip, stack, stored))
+    assert rude.vm.counts.edits >= 1
+    assert seen[0] == seen[1]
+
+
+AF = 0x10
+UNDEFINED = dict.fromkeys(("and", "or", "xor", "xor r16"), AF)
+"""Flags that the SDM leaves undefined."""
