@@ -107,7 +107,7 @@ class Explanations:
 def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
     from trapgate.decide import Disposition
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     titles = ("vector", "exited", "delivered") + ("of these injected",) * (injected is not None)
     for column in titles:
         table.add_column(column, justify="left" if column == "vector" else "right")
@@ -120,7 +120,7 @@ def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None 
 
 
 def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     table.add_column("reason")
     table.add_column("count", justify="right")
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
