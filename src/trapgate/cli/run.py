@@ -115,7 +115,7 @@ class Explanations:
 def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
     from trapgate.decide import Disposition
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     titles = ("vector", "exited", "delivered") + ("of these injected",) * (injected is not None)
     titles += ("completed",)
     for column in titles:
@@ -130,7 +130,7 @@ def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None 
 
 
 def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     table.add_column("reason")
     table.add_column("count", justify="right")
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
