@@ -79,6 +79,14 @@ def show_summary(summary: Summary, out: Terminal) -> None:
     )
 
 
+def _keyboard() -> int | None:
+    """The file descriptor to read keys from; None where standard input is no file."""
+    try:
+        return sys.stdin.fileno() if sys.stdin else None
+    except OSError:
+        return None
+
+
 class Explanations:
     """Prints each explanation once, in a line of its own on stderr, and keeps them all apart.
 
@@ -227,7 +235,7 @@ def _run(
     settings = None if vmcs is None else read_settings(vmcs)
     image = load_guest(guest, memory=memory, append=append, initrd=initrd)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
-    console = Console(screen, source=sys.stdin.fileno() if sys.stdin else None, until=until)
+    console = Console(screen, source=_keyboard(), until=until)
     explanations = Explanations()
     writer = None if trace is None else TraceWriter(trace, metadata={"guest": guest.name})
     try:
