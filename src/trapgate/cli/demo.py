@@ -272,10 +272,10 @@ def _show_x86(results: list[demo_x86.Result], out: Terminal) -> None:
     )
     titles = {
         "exits": "exits",
-        "of exceptions": "exception or NMI",
+        "exceptions": "exception or NMI",
         "filled in": "translations filled in",
         "table edits": "page-table edits carried out",
-        "#PF given back": "exceptions 14 given to the guest",
+        "reflected": "exceptions 14 given to the guest",
     }
     table.add_column("VMM")
     for title in (*titles, "seconds"):
