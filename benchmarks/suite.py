@@ -18,6 +18,7 @@ from benchmarks.guests import (
     vmcall_loop,
 )
 from benchmarks.measure import Benchmark, SkipSide, rate
+from benchmarks.x86_vmm import under_vmm
 from trapgate.sdm.reasons import ExitReason
 
 LINUX = Path(os.environ.get("TRAPGATE_LINUX", Path(__file__).parent.parent / "build" / "linux"))
@@ -61,6 +62,16 @@ cpuid_exits = Benchmark(
     "cpuid-exits", "CPUID to a Python handler and back", "exits/s", "higher",
     "200,000 native, 40,000 portable",
 )  # fmt: skip
+x86_vmm_exits = Benchmark(
+    "x86-vmm-exits", "CPUID to a VMM of x86 code, VMREAD, VMWRITE, VMRESUME", "exits/s", "higher",
+    "100,000 native",
+)  # fmt: skip
+x86_vmm_tight = Benchmark(
+    "x86-vmm-tight-loop", "the integer loop under that VMM", "instr/s", "higher", "2 x Bochs",
+)  # fmt: skip
+x86_vmm_stores = Benchmark(
+    "x86-vmm-store-loop", "the store loop under that VMM", "instr/s", "higher", "2 x Bochs",
+)  # fmt: skip
 port_exits = Benchmark(
     "port-exits", "OUT to a device and back", "exits/s", "higher", "none",
 )  # fmt: skip
@@ -85,6 +96,9 @@ SUITE = (
     port_exits,
     tight,
     stores,
+    x86_vmm_exits,
+    x86_vmm_tight,
+    x86_vmm_stores,
     cold_start,
     *FILTER_BENCHMARKS,
     *CRITERIA,
@@ -202,15 +216,55 @@ _add_instructions(
 )
 
 
-@vm_exits.side(BOCHS)
-def _() -> float:
-    run = functools.partial(bochs.seconds_of, vmm=True)
-    return a_second(run, vmcall_loop, 10_000, 410_000)
+def _add_under_vmm(
+    benchmark: Benchmark,
+    loop: Callable[[int], Loop],
+    reason: ExitReason,
+    counts: dict[str, tuple[int, int]],
+    *,
+    in_instructions: bool = False,
+) -> None:
+    """Sides on which `loop` runs under a VMM of x86 code, the same bytes for each."""
+    runs: dict[str, Callable[[Loop], float]] = {
+        NATIVE: functools.partial(ours.seconds_of_machine, engine="native"),
+        PORTABLE: functools.partial(ours.seconds_of_machine, engine="portable"),
+        BOCHS: bochs.seconds_of,
+    }
+    in_unit = instructions_a_second if in_instructions else a_second
+
+    def seconds_under_vmm(run: Callable[[Loop], float], plain: Loop) -> float:
+        return run(under_vmm(plain, reason))
+
+    for name, (few, many) in counts.items():
+        run = functools.partial(seconds_under_vmm, runs[name])
+        benchmark.side(name)(functools.partial(in_unit, run, loop, few, many))
 
 
-@vm_exits.side(QEMU)
-def _() -> float:
+def _no_vmx() -> float:
     raise SkipSide("has no VMX")
+
+
+_add_under_vmm(vm_exits, vmcall_loop, ExitReason.VMCALL, {BOCHS: (10_000, 410_000)})
+vm_exits.side(QEMU)(_no_vmx)
+_add_under_vmm(
+    x86_vmm_exits,
+    cpuid_loop,
+    ExitReason.CPUID,
+    {NATIVE: (10_000, 410_000), PORTABLE: (1_000, 11_000), BOCHS: (10_000, 410_000)},
+)
+x86_vmm_exits.side(QEMU)(_no_vmx)
+for _benchmark, _loop in ((x86_vmm_tight, tight_loop), (x86_vmm_stores, store_loop)):
+    _add_under_vmm(
+        _benchmark,
+        _loop,
+        ExitReason.VMCALL,
+        {
+            NATIVE: (_MILLION, 101 * _MILLION),
+            PORTABLE: (_MILLION, 11 * _MILLION),
+            BOCHS: (_MILLION, 51 * _MILLION),
+        },
+        in_instructions=True,
+    )
 
 
 cold_start.side("trapgate, compiled before")(ours.process_seconds)

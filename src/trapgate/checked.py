@@ -19,9 +19,20 @@ from trapgate import intercepts as ix
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
 from trapgate.engine.compiled import compiled
+from trapgate.exits import vm_exit
 from trapgate.instructions import Operand
 from trapgate.sdm import cells as f
-from trapgate.sdm.state import AR_UNUSABLE, CR0_AM, CR4_OSXMMEXCPT, RFLAGS_AC, RFLAGS_RF
+from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import (
+    AR_UNUSABLE,
+    CR0_AM,
+    CR4_OSXMMEXCPT,
+    PENDING_BS,
+    PENDING_ENABLED_BREAKPOINT,
+    RFLAGS_AC,
+    RFLAGS_RF,
+)
 
 if TYPE_CHECKING:
     from trapgate.processor import Processor
@@ -87,11 +98,24 @@ class Access(NamedTuple):
 
 def step(processor: Processor, v: Cells) -> bool:
     """Execute the instruction at RIP, or raise what it raises; whether that was a VM exit."""
+    if processor.engine.cells[stops.STOP_CODE] == stops.CHECK_BLOCK:
+        _look_for_ports(processor, Operand(processor, v))
+        return False
+    exited = _step(processor, v)
+    # Another VMCS is in force if the instruction exited to an x86 VMM.
+    if not exited and _is_trapped(v) and v is processor.in_force:
+        vm_exit(v, ExitReason.MONITOR_TRAP_FLAG, 0, 0)
+        return True
+    return exited
+
+
+def _is_trapped(v: Cells) -> bool:
+    return bool(v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG)
+
+
+def _step(processor: Processor, v: Cells) -> bool:
     engine = processor.engine
     guest = Operand(processor, v)
-    if engine.cells[stops.STOP_CODE] == stops.CHECK_BLOCK:
-        _look_for_ports(processor, guest)
-        return False
     instruction = guest.decode()
     if engine.cells[stops.STOP_CODE] != stops.CHECK_NEXT:
         return _non_canonical(processor, guest, instruction)
@@ -129,7 +153,7 @@ def step(processor: Processor, v: Cells) -> bool:
     if engine.cells[stops.STOP] == stops.EXITED:
         return True
     if engine.cells[stops.STOP] != stops.STEPPED:
-        return processor.settle(v)
+        return processor.deal()
     if not done:
         return False
     return trap(processor, v, instruction, accesses)
@@ -159,6 +183,12 @@ def trap(
         if _is_watched(processor, v, number, accesses):
             causes |= 1 << number
     if not causes:
+        return False
+    if _is_trapped(v):
+        # The exit of the monitor trap flag comes first.
+        pending = causes & (_BREAKPOINTS | PENDING_BS)
+        pending |= PENDING_ENABLED_BREAKPOINT if causes & _BREAKPOINTS else 0
+        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= pending
         return False
     if instruction.op0_kind == OpKind.REGISTER and instruction.op0_register == Register.SS:
         # Loading SS holds debug exceptions back until the next instruction is done.

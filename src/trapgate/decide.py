@@ -49,6 +49,7 @@ from trapgate.rules import (
     not_equal,
     without_control,
 )
+from trapgate.sdm import checks as ck
 from trapgate.sdm.cells import (
     ANY_BIT_MASK,
     COMPARISON_OPERATOR,
@@ -326,29 +327,33 @@ def compared(operator: int, control: bool, code: int, value: int) -> bool:
 
 
 @core
-def extension_fields_valid(v: Cells) -> bool:
-    """Whether the extension fields hold only what is implemented; VM entry checks it.
+def check_extension_fields(v: Cells) -> int:
+    """Check that the extension fields hold only what is implemented: 0, or the check's number.
 
     What is reserved for ¶26 must be 0, selectors must be known, a narrow field must lie
     within the 32 bits of an error code, and only vectors with an error code can be given
     a criterion. PTBASE may be anything: a filter whose conditions (¶74) do not hold is
     never satisfied.
     """
-    if v[FAULT_FILTER] > FILTER_PARAGRAPH_80 or v[FAULT_FILTER_ORDER] > ORDER_PARAGRAPH_67:
-        return False
+    if v[FAULT_FILTER] > FILTER_PARAGRAPH_80:
+        return ck.EXTENSION_FILTER
+    if v[FAULT_FILTER_ORDER] > ORDER_PARAGRAPH_67:
+        return ck.EXTENSION_FILTER_ORDER
     if v[EXIT_THROUGH_IDT] != 0:
-        return False
+        return ck.EXTENSION_RESERVED
     if v[TRANSFER_CRITERION] > CRITERION_MEMBER:
-        return False
+        return ck.EXTENSION_CRITERION
     if v[COMPARISON_OPERATOR] > OPERATOR_GREATER_OR_EQUAL:
-        return False
+        return ck.EXTENSION_OPERATOR
     if (v[TRANSFER_CRITERION_VECTORS] & ~ERROR_CODE_VECTORS) != 0:
-        return False
+        return ck.EXTENSION_VECTORS
     if (v[MEMBERS_USED] & ~0xFF) != 0:
-        return False
-    if v[ERROR_CODE_FIELD_WIDTH] > 32 or v[ERROR_CODE_FIELD_SHIFT] > 31:
-        return False
-    return bool(v[ERROR_CODE_FIELD_WIDTH] + v[ERROR_CODE_FIELD_SHIFT] <= 32)
+        return ck.EXTENSION_MEMBERS
+    width = v[ERROR_CODE_FIELD_WIDTH]
+    shift = v[ERROR_CODE_FIELD_SHIFT]
+    if width > 32 or shift > 31 or width + shift > 32:
+        return ck.EXTENSION_CODE_FIELD
+    return 0
 
 
 class Decision(NamedTuple):

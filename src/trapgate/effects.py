@@ -14,7 +14,7 @@ from trapgate.intercepts import (
     privilege_level,
     secondary_controls,
 )
-from trapgate.paging import MAXPHYADDR
+from trapgate.paging import MAXPHYADDR, pat_is_legal
 from trapgate.sdm.cells import (
     CR0_GUEST_HOST_MASK,
     CR0_READ_SHADOW,
@@ -67,6 +67,7 @@ from trapgate.sdm.state import (
     CR4_IMPLEMENTED,
     CR4_PAE,
     CR4_VMXE,
+    DEBUGCTL_DEFINED,
     DR6_FIXED_1,
     DR7_FIXED_1,
     DR7_GD,
@@ -93,7 +94,6 @@ from trapgate.sdm.state import (
 
 _DR6_WRITABLE = 0xE00F
 _DR7_WRITABLE = 0xFFFF23FF
-_DEBUGCTL_WRITABLE = 3
 
 
 @core
@@ -364,7 +364,7 @@ def write_msr(v: Cells, r: Cells, index: int, value: int) -> int:
         return RAISE_GP
     if index == MSR_PAT and not pat_is_legal(value):
         return RAISE_GP
-    if index == MSR_DEBUGCTL and (value & ~_DEBUGCTL_WRITABLE) != 0:
+    if index == MSR_DEBUGCTL and (value & ~DEBUGCTL_DEFINED) != 0:
         return RAISE_GP
     if index in (MSR_FMASK, MSR_TSC_AUX) and (value >> 32) != 0:
         return RAISE_GP
@@ -390,13 +390,3 @@ def write_efer(v: Cells, value: int) -> int:
         return RAISE_GP
     v[GUEST_IA32_EFER] = (value & ~EFER_LMA) | (old & EFER_LMA)
     return GO_ON
-
-
-@core
-def pat_is_legal(value: int) -> bool:
-    """Whether every byte is a memory type: 0, 1, 4, 5, 6 or 7."""
-    for n in range(8):
-        entry = (value >> (8 * n)) & 0xFF
-        if entry > 7 or entry in (2, 3):
-            return False
-    return True

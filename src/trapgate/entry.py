@@ -4,11 +4,13 @@ SDM, "VM Entries"; the second seed throughout. The guest-state area is the guest
 state, so there is nothing to load; what remains is the order of things.
 """
 
+from trapgate.control_checks import check_controls
 from trapgate.core import Cells, core
 from trapgate.delivery import raise_event
-from trapgate.entry_checks import check_entry, check_guest_state
+from trapgate.entry_checks import check_guest_state, qualification_of
 from trapgate.exits import vm_exit
 from trapgate.sdm.cells import (
+    FAILED_CHECK,
     GUEST_ACTIVITY_STATE,
     GUEST_IA32_EFER,
     GUEST_INTERRUPTIBILITY_STATE,
@@ -28,6 +30,7 @@ from trapgate.sdm.controls import (
     ENTRY_LOAD_EFER,
     PIN_PREEMPTION_TIMER,
     PRIMARY_INTERRUPT_WINDOW_EXITING,
+    PRIMARY_MONITOR_TRAP_FLAG,
     PRIMARY_NMI_WINDOW_EXITING,
 )
 from trapgate.sdm.interruption import (
@@ -42,6 +45,7 @@ from trapgate.sdm.interruption import (
     TYPE_SOFTWARE_INTERRUPT,
 )
 from trapgate.sdm.reasons import (
+    ERROR_ENTRY_CONTROL_FIELDS,
     REASON_ENTRY_FAILURE,
     REASON_ENTRY_FAILURE_GUEST_STATE,
     REASON_INTERRUPT_WINDOW,
@@ -79,22 +83,37 @@ def enter(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
 
     Returns RUNS (the guest is about to run, or waits in its activity state), EXITED (a
     VM exit is recorded, perhaps an entry failure with bit 31 of EXIT_REASON set) or
-    FAILED (VMfailValid; VM_INSTRUCTION_ERROR says why and nothing else has changed).
+    FAILED (VMfailValid; VM_INSTRUCTION_ERROR says why). If a check failed, FAILED_CHECK
+    has its number (`sdm.checks`). Nothing else has changed then.
     """
-    error = check_entry(v)
-    if error != 0:
-        v[VM_INSTRUCTION_ERROR] = error
+    check = check_controls(v, -1)
+    if check != 0:
+        v[VM_INSTRUCTION_ERROR] = ERROR_ENTRY_CONTROL_FIELDS
+        v[FAILED_CHECK] = check
         return FAILED
-    qualification = check_guest_state(v, mem)
-    if qualification >= 0:
-        vm_exit(v, REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_GUEST_STATE, qualification, 0)
+    check = check_guest_state(v, mem, -1)
+    if check != 0:
+        reason = REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_GUEST_STATE
+        vm_exit(v, reason, qualification_of(check), 0)
+        v[FAILED_CHECK] = check
         return EXITED
+    set_long_mode(v)
+    return begin(v, r, mem, rows, head)
+
+
+@core
+def set_long_mode(v: Cells) -> None:
+    """Without "load IA32_EFER" its LMA and LME follow "IA-32e mode guest"."""
     if v[VM_ENTRY_CONTROLS] & ENTRY_LOAD_EFER == 0:
         mode = 0
         if v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST:
             mode = EFER_LMA | EFER_LME
         v[GUEST_IA32_EFER] = (v[GUEST_IA32_EFER] & ~(EFER_LMA | EFER_LME)) | mode
 
+
+@core
+def begin(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+    """What follows once the guest's state is loaded: RUNS, or EXITED before it could run."""
     info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
     kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
     blocked_by_mov_ss = v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS != 0
@@ -111,6 +130,9 @@ def enter(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
         )
         if not survives:
             v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+        if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG:
+            vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
+            return EXITED
     if take_pending_debug(v, r, mem, rows, head) != 0:
         return EXITED
     return exit_before_instruction(v)

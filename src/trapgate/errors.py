@@ -3,6 +3,23 @@
 Each says in one line what is wrong, where, and how to mend it.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_MANY_NAMES = 24
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A remedy for a wrong name: the nearest known one, or all of them if they are few."""
+    folded = {one.lower(): one for one in known}
+    close = get_close_matches(name[:64].lower(), folded, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {folded[close[0]]}?"
+    names = list(folded.values())
+    return (
+        f"use one of {', '.join(names)}" if len(names) <= _MANY_NAMES else "see docs for the names"
+    )
+
 
 class TrapgateError(Exception):
     """Something was asked that cannot be done, or an engine is broken.

@@ -19,8 +19,11 @@ from trapgate.effects import (
     write_dr,
     write_msr,
 )
+from trapgate.exits import vm_exit
 from trapgate.intercepts import (
+    EXITED,
     GO_ON,
+    RAISE_GP,
     RAISE_UD,
     intercept_clts,
     intercept_cpuid,
@@ -38,27 +41,37 @@ from trapgate.intercepts import (
     intercept_rdpmc,
     intercept_rdtsc,
     intercept_rdtscp,
-    intercept_vmx,
     intercept_wbinvd,
     intercept_wrmsr,
     intercept_xsetbv,
     io_permission,
     privilege_level,
+    secondary_controls,
 )
 from trapgate.sdm.cells import (
+    GUEST_CR0,
     GUEST_CS_ACCESS_RIGHTS,
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
     GUEST_RIP,
     GUEST_RSP,
+    VM_EXIT_INSTRUCTION_INFORMATION,
 )
+from trapgate.sdm.controls import SECONDARY_DESCRIPTOR_TABLE_EXITING
+from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS
 from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
-from trapgate.sdm.state import AR_DB, RFLAGS_RF
+from trapgate.sdm.state import AR_DB, CR0_PE, RFLAGS_RF, RFLAGS_VM
+from trapgate.sdm.vmx import CR0_FIXED_0, MODE, MODE_NON_ROOT, MODE_ROOT
+from trapgate.vmx.instructions import NOT_VMX, execute_vmx, vmx_reason
+from trapgate.vmx.operand import decode_operand, has_prefix
 
 UNKNOWN = 6
 """Not one of the forms that are known here; nothing has changed."""
 HALTED = 7
 """HLT was carried out; RIP is past it."""
+PLATFORM = 10
+"""The VMCS in force does not ask for an exit, but what is behind the instruction is the
+business of the VMM in Python; nothing has changed."""
 
 _LOW = 0xFFFFFFFF
 
@@ -109,11 +122,12 @@ def set_pair(r: Cells, value: int) -> None:
 
 
 @core
-def execute(v: Cells, r: Cells, mem: Cells, word: int, time: int) -> int:
+def execute(v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, time: int) -> int:
     """Carry out the sensitive instruction whose first eight bytes are `word`, at GUEST_RIP.
 
-    `time` is the virtual clock. Answers GO_ON (done, RIP is past it), EXITED, HALTED,
-    RAISE_* of `intercepts` (RIP still at it), or UNKNOWN.
+    `v` is the VMCS in force, `x` the VMX state of the processor, `n` the x86 VMM's current
+    VMCS, `time` the virtual clock. Answers GO_ON (done, RIP is past it), EXITED, HALTED,
+    RAISE_* of `intercepts` (RIP still at it), ENTER of `vmx`, PLATFORM or UNKNOWN.
     """
     long = in_64_bit_mode(v)
     start = prefix_length(word, long)
@@ -124,7 +138,7 @@ def execute(v: Cells, r: Cells, mem: Cells, word: int, time: int) -> int:
     second = (word >> (8 * start + 8)) & 0xFF
     third = (word >> (8 * start + 16)) & 0xFF
     if opcode == 0x0F:
-        return execute_two_byte(v, r, mem, time, long, rex, start, second, third, word)
+        return execute_two_byte(v, r, mem, x, n, time, long, rex, start, second, third, word)
     if opcode == 0xF4:
         outcome = intercept_hlt(v, start + 1)
         if outcome == GO_ON:
@@ -138,13 +152,13 @@ def execute(v: Cells, r: Cells, mem: Cells, word: int, time: int) -> int:
             advance(v, start + 1)
         return outcome
     if opcode & 0xF4 == 0xE4:
-        return execute_io(v, r, mem, word, start, opcode, second)
+        return execute_io(v, r, mem, x, word, start, opcode, second)
     return UNKNOWN
 
 
 @core
 def execute_io(
-    v: Cells, r: Cells, mem: Cells, word: int, start: int, opcode: int, second: int
+    v: Cells, r: Cells, mem: Cells, x: Cells, word: int, start: int, opcode: int, second: int
 ) -> int:
     """IN and OUT (E4H-E7H, ECH-EFH); a port that nobody intercepts has nothing behind it."""
     immediate = 0 if opcode & 8 else 1
@@ -162,6 +176,8 @@ def execute_io(
         return outcome
     is_in = 0 if opcode & 2 else 1
     outcome = intercept_io(v, mem, port, size, is_in, 0, 0, immediate, length)
+    if outcome == GO_ON and x[MODE] == MODE_NON_ROOT:
+        return PLATFORM
     if outcome == GO_ON:
         if is_in:
             if size == 4:
@@ -177,6 +193,8 @@ def execute_two_byte(
     v: Cells,
     r: Cells,
     mem: Cells,
+    x: Cells,
+    n: Cells,
     time: int,
     long: bool,
     rex: int,
@@ -191,10 +209,20 @@ def execute_two_byte(
     value = 0
     if second == 0xA2:
         return intercept_cpuid(v, length)
+    reason = vmx_reason(v, mem, word, start)
+    if reason != NOT_VMX:
+        outcome, length = execute_vmx(v, r, mem, x, n, word, start, rex, reason)
+        if outcome == GO_ON:
+            advance(v, length)
+        return outcome
+    if second < 2 and secondary_controls(v) & SECONDARY_DESCRIPTOR_TABLE_EXITING:
+        outcome = execute_table(v, mem, word, start, rex, second, third)
+        if outcome != UNKNOWN:
+            return outcome
     if second == 0x01 and third >= 0xC0:
         return execute_group_7(v, r, time, start, third)
     if second in (0x20, 0x22):
-        return execute_mov_cr(v, r, long, rex, start, second, third, word)
+        return execute_mov_cr(v, r, x, long, rex, start, second, third, word)
     if second in (0x21, 0x23):
         return execute_mov_dr(v, r, long, rex, start, second, third)
     if second == 0x31:
@@ -207,11 +235,15 @@ def execute_two_byte(
             outcome, value = read_msr(v, r, r[RCX] & _LOW, time)
             if outcome == GO_ON:
                 set_pair(r, value)
+            elif x[MODE] == MODE_NON_ROOT:
+                return PLATFORM
     elif second == 0x30:
         outcome = intercept_wrmsr(v, mem, r[RCX] & _LOW, length)
         if outcome == GO_ON:
             value = (r[RDX] & _LOW) << 32 | (r[RAX] & _LOW)
             outcome = write_msr(v, r, r[RCX] & _LOW, value)
+            if outcome != GO_ON and x[MODE] == MODE_NON_ROOT:
+                return PLATFORM
     elif second == 0x06:
         outcome = intercept_clts(v, length)
         if outcome == GO_ON:
@@ -231,17 +263,9 @@ def execute_two_byte(
 
 @core
 def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> int:
-    """0FH 01H with a register form: VMX, MONITOR, XSETBV, RDTSCP, CLAC, LMSW."""
+    """0FH 01H with a register form: MONITOR, XSETBV, RDTSCP, CLAC, LMSW."""
     length = start + 3
     outcome = UNKNOWN
-    if third == 0xC1:
-        return intercept_vmx(v, 18, 0, 0, length)
-    if third == 0xC2:
-        return intercept_vmx(v, 20, 0, 0, length)
-    if third == 0xC3:
-        return intercept_vmx(v, 24, 0, 0, length)
-    if third == 0xC4:
-        return intercept_vmx(v, 26, 0, 0, length)
     if third == 0xC8:
         outcome = intercept_monitor(v, length)
     elif third == 0xC9:
@@ -271,8 +295,53 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
 
 
 @core
+def execute_table(
+    v: Cells, mem: Cells, word: int, start: int, rex: int, second: int, third: int
+) -> int:
+    """SGDT, SIDT, LGDT, LIDT and SLDT, STR, LLDT, LTR under "descriptor-table exiting".
+
+    UNKNOWN for what else begins with 0FH 00H and 0FH 01H. SDM, tables "Format of the VM-Exit
+    Instruction-Information Field" for these instructions.
+    """
+    field = (third >> 3) & 7
+    if field > 3 or (second == 1 and third >= 0xC0):
+        return UNKNOWN
+    if second == 0 and has_no_system_segments(v):
+        return RAISE_UD
+    if field > 1 and privilege_level(v) != 0:
+        return RAISE_GP
+    length, information, displacement = decode_operand(v, mem, word, start, rex, start + 2)
+    information = information & 0xFFF_FFFF
+    reason = REASON_LDTR_OR_TR_ACCESS
+    if second == 1:
+        reason = REASON_GDTR_OR_IDTR_ACCESS
+        small = v[GUEST_CS_ACCESS_RIGHTS] & AR_DB == 0
+        if has_prefix(word, start, 0x66):
+            small = not small
+        if not small:
+            information = information | 1 << 11
+    vm_exit(v, reason, displacement, length)
+    v[VM_EXIT_INSTRUCTION_INFORMATION] = information | field << 28
+    return EXITED
+
+
+@core
+def has_no_system_segments(v: Cells) -> bool:
+    """Whether the mode has no LDT and no task register: real-address and virtual-8086 mode."""
+    return bool(v[GUEST_CR0] & CR0_PE == 0 or v[GUEST_RFLAGS] & RFLAGS_VM != 0)
+
+
+@core
 def execute_mov_cr(
-    v: Cells, r: Cells, long: bool, rex: int, start: int, second: int, third: int, word: int
+    v: Cells,
+    r: Cells,
+    x: Cells,
+    long: bool,
+    rex: int,
+    start: int,
+    second: int,
+    third: int,
+    word: int,
 ) -> int:
     """MOV to and from control registers; LOCK makes CR0 mean CR8."""
     length = start + 3
@@ -286,6 +355,9 @@ def execute_mov_cr(
         if not long:
             value = value & _LOW
         outcome = intercept_mov_to_cr(v, number, register, value, length)
+        leaves = number == 0 and value & CR0_FIXED_0 != CR0_FIXED_0
+        if outcome == GO_ON and leaves and x[MODE] == MODE_ROOT:
+            return RAISE_GP
         if outcome == GO_ON:
             if number == 3:
                 # Bit 63 asks to keep translations (PCIDs); it is not part of CR3.

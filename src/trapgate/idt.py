@@ -271,7 +271,7 @@ def _deliver_protected(
         return fault, error, 0
     selector = (gate >> 16) & 0xFFFF
     if (gate >> 40) & 0xF == 5:
-        return _check_task_gate(v, mem, selector, ext)
+        return check_tss(v, mem, selector, ext, 0, GP)
     fault, error, descriptor, new_cpl = _handler_segment(v, mem, selector, cpl, ext)
     if fault >= 0:
         return fault, error, descriptor
@@ -398,22 +398,28 @@ def _null_data_segment(v: Cells, segment: int) -> None:
 
 
 @core
-def _check_task_gate(v: Cells, mem: Cells, selector: int, ext: int) -> tuple[int, int, int]:
-    """The checks that precede a task switch (SDM, "Treatment of Task Switches")."""
+def check_tss(
+    v: Cells, mem: Cells, selector: int, ext: int, busy: int, wrong: int
+) -> tuple[int, int, int]:
+    """The checks of a new task's TSS before a switch to it (SDM, "Treatment of Task Switches").
+
+    `busy` is 2 if the TSS has to be busy, as on a return, else 0; `wrong` is the
+    exception of a selector or descriptor that names no such TSS. Returns as `deliver`.
+    """
     named = (selector & 0xFFFC) | ext
     if selector & 4:
-        return GP, named, 0
+        return wrong, named, 0
     status, descriptor, linear, error = read_descriptor(v, mem, selector)
     if status == OUT_OF_LIMITS:
-        return GP, named, 0
+        return wrong, named, 0
     if status == FAULTED:
         return PF, error, linear
     kind = (descriptor >> 40) & 0x1F
-    if kind not in (1, 9):
-        return GP, named, 0
+    if kind & ~8 != 1 | busy:
+        return wrong, named, 0
     if descriptor & (1 << 47) == 0:
         return NP, named, 0
-    if limit_of(descriptor) < (0x67 if kind == 9 else 0x2B):
+    if limit_of(descriptor) < (0x67 if kind & 8 else 0x2B):
         return TS, named, 0
     return TASK_GATE, selector, 0
 

@@ -14,6 +14,7 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate import intercepts as ix
+from trapgate import taskswitch
 from trapgate.core import Cells
 from trapgate.effects import in_64_bit_mode, load_machine_status, read_cr
 from trapgate.engine.compiled import compiled
@@ -34,15 +35,11 @@ _SEGMENTS = {
     Register.FS: 4,
     Register.GS: 5,
 }
-_VMX_REASONS = {
-    Mnemonic.VMCLEAR: 19,
-    Mnemonic.VMPTRLD: 21,
-    Mnemonic.VMPTRST: 22,
-    Mnemonic.VMREAD: 23,
-    Mnemonic.VMWRITE: 25,
-    Mnemonic.VMXON: 27,
-    Mnemonic.INVEPT: 50,
-    Mnemonic.INVVPID: 53,
+_TASK_SWITCHES = {
+    Mnemonic.JMP: ix.TASK_BY_JMP,
+    Mnemonic.CALL: ix.TASK_BY_CALL,
+    Mnemonic.IRET: ix.TASK_BY_IRET,
+    Mnemonic.IRETD: ix.TASK_BY_IRET,
 }
 _STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
 _OUT_STRINGS = {Mnemonic.OUTSB, Mnemonic.OUTSW, Mnemonic.OUTSD}
@@ -240,6 +237,9 @@ def assist(processor: Processor, v: Cells) -> bool:
     guest = Operand(processor, v)
     instruction = guest.decode()
     try:
+        if instruction.mnemonic in _TASK_SWITCHES:
+            fault = _switch_tasks(guest, instruction)
+            return True if fault is None else processor.raise_fault(*fault)
         outcome = _carry_out(processor, guest, instruction)
     except PageFaultError as fault:
         return processor.raise_fault(14, fault.error_code, fault.address)
@@ -284,15 +284,25 @@ def _carry_out(processor: Processor, guest: Operand, instruction: iced.Instructi
             guest.write(guest.linear(instruction), 2, value)
         return ix.GO_ON
     if mnemonic in _WIDTH:
-        return _string_io(guest, instruction)
-    if mnemonic in _VMX_REASONS:
-        displacement = instruction.memory_displacement
-        displacement -= displacement >> 63 << 64
-        return ix.intercept_vmx(v, _VMX_REASONS[mnemonic], displacement, 0, length)
+        return _string_io(processor, guest, instruction)
     return ix.RAISE_UD
 
 
-def _string_io(guest: Operand, instruction: iced.Instruction) -> int:
+def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> taskswitch.Fault | None:
+    """A far JMP or CALL, or an IRET, that would switch tasks; its fault, None if it exits."""
+    v, mem, length = guest.v, guest.mem, instruction.len
+    source = _TASK_SWITCHES[instruction.mnemonic]
+    if source == ix.TASK_BY_IRET:
+        return taskswitch.back(v, mem, length)
+    if instruction.op0_kind == OpKind.MEMORY:
+        offset = iced.MemorySizeExt.size(instruction.memory_size) - 2
+        selector = guest.read(guest.wrap(guest.linear(instruction) + offset), 2)
+    else:
+        selector = instruction.far_branch_selector
+    return taskswitch.transfer(v, mem, selector, source, length)
+
+
+def _string_io(processor: Processor, guest: Operand, instruction: iced.Instruction) -> int:
     """One iteration of INS or OUTS; with REP, RIP stays until RCX is 0."""
     v = guest.v
     size = _WIDTH[instruction.mnemonic]
@@ -315,6 +325,12 @@ def _string_io(guest: Operand, instruction: iced.Instruction) -> int:
     if outcome != ix.GO_ON:
         signed = linear - (1 << 64) if linear >> 63 else linear
         ix.record_string_io(v, signed, address_size, segment)
+        return outcome
+    if v is processor.nested:
+        # The x86 VMM lets its guest have the port: it is the platform's.
+        outcome = _string_io(processor, Operand(processor, processor.lend()), instruction)
+        if outcome != ix.EXITED:
+            processor.take_back()
         return outcome
     fault = guest.string_step(
         instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None

@@ -25,6 +25,10 @@ RAISE_DB = 4
 """#DB of a general detect (DR6.BD); only `effects` answers it."""
 RAISE_PF = 5
 """#PF of an implicit access; only `io_permission` answers it."""
+RAISE_SS = 8
+"""#SS(0); only VMX instructions answer it."""
+RAISE_OPERAND_PF = 11
+"""#PF of an operand, as `sdm.vmx` says; only VMX instructions answer it."""
 
 ACCESS_MOV_TO = 0
 ACCESS_MOV_FROM = 1

@@ -33,7 +33,8 @@ ROW_WIDTH = 20
     ROW_INJECTED,
     ROW_VMCS,
     ROW_OLD_VALUE,
-) = range(18)
+    ROW_CURRENT,
+) = range(19)
 
 (
     HEAD_USED,
@@ -42,13 +43,20 @@ ROW_WIDTH = 20
     HEAD_VM,
     HEAD_SEQUENCE,
     HEAD_GENERATION,
+    HEAD_CURRENT,
+    HEAD_LEVEL,
     HEAD_HAS_DATA,
     HEAD_DATA,
     HEAD_OLD_VALUE,
-) = range(9)
+) = range(11)
+"""HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python.
+HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's."""
 HEAD_COUNTS = 16
-"""From here on, 3 counts for each of 256 vectors: how often each disposition was taken."""
-HEAD_LENGTH = HEAD_COUNTS + 3 * 256
+"""From here on, for each level 3 counts for each of 256 vectors: how often each disposition
+was taken."""
+LEVELS = 2
+COUNTS = 3 * 256
+HEAD_LENGTH = HEAD_COUNTS + LEVELS * COUNTS
 
 
 @core
@@ -73,7 +81,7 @@ def record(
     """
     has_data = head[HEAD_HAS_DATA]
     head[HEAD_HAS_DATA] = 0
-    head[HEAD_COUNTS + (vector & 0xFF) * 3 + disposition] += 1
+    head[HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3 + disposition] += 1
     sequence = head[HEAD_SEQUENCE]
     head[HEAD_SEQUENCE] = sequence + 1
     capacity = head[HEAD_CAPACITY]
@@ -100,14 +108,14 @@ def record(
     row[ROW_INJECTED] = injected
     row[ROW_VMCS] = head[HEAD_GENERATION]
     row[ROW_OLD_VALUE] = head[HEAD_OLD_VALUE] if has_data else 0
-    row[18] = 0
+    row[ROW_CURRENT] = head[HEAD_CURRENT]
     row[19] = 0
 
 
 @core
 def amend(rows: Cells, head: Cells, vector: int, disposition: int, reason: int) -> None:
     """Correct the row just written: the delivery of `vector` ends as `disposition` after all."""
-    counts = HEAD_COUNTS + (vector & 0xFF) * 3
+    counts = HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3
     head[counts + DELIVER] -= 1
     head[counts + disposition] += 1
     capacity = head[HEAD_CAPACITY]

@@ -59,6 +59,22 @@ _FRAME_1G = (1 << MAXPHYADDR) - 0x4000_0000
 
 
 @core
+def canonical(address: int) -> bool:
+    """Whether a 64-bit address is canonical for 48-bit linear addresses."""
+    return -(1 << 47) <= address < 1 << 47
+
+
+@core
+def pat_is_legal(value: int) -> bool:
+    """Whether every byte is a memory type: 0, 1, 4, 5, 6 or 7."""
+    for n in range(8):
+        entry = (value >> (8 * n)) & 0xFF
+        if entry > 7 or entry in (2, 3):
+            return False
+    return True
+
+
+@core
 def walk(
     cr0: int,
     cr3: int,

@@ -7,22 +7,26 @@ figure 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from trapgate import checked, instructions, tablewrite
 from trapgate.core import Cells
 from trapgate.engine import machine as stops
+from trapgate.engine.device_pages import Load, Store
 from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.exits import vm_exit
+from trapgate.explain import explain_entry_failure, explain_failure, hexadecimal
 from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, window_exit
 from trapgate.journal import (
     HEAD_CAPACITY,
+    HEAD_CURRENT,
     HEAD_GENERATION,
     HEAD_LENGTH,
     HEAD_SEQUENCE,
@@ -32,12 +36,17 @@ from trapgate.journal import (
 )
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
-from trapgate.sdm import registers
+from trapgate.sdm import registers, vmx
+from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import ACTIVITY_WAIT_FOR_SIPI
 from trapgate.vmcs import Vmcs
+from trapgate.vmx.capability_msrs import capability_msrs
 
 _SLICE = 1 << 26
 """Instructions after which Python looks for signals: a Ctrl-C waits no longer."""
+_CHECKED_SLICE = 256
+"""Instructions executed one at a time between two looks at the host's time."""
 _FOREVER = 1 << 62
 _FAILED = 1 << 31
 _BLOCKED_BY_STI_OR_SS = 3
@@ -59,7 +68,7 @@ class VmExit:
     `reason` is the basic exit reason, `qualification` 64 bits, `interruption` the event
     that caused the exit, `idt_vectoring` the event that was being delivered,
     `instruction_length` in bytes (0 where undefined). `entry_failed` says that the guest
-    never ran. `vmcs` holds the guest's state.
+    never ran, and `explanation` why. `vmcs` holds the guest's state.
     """
 
     reason: ExitReason
@@ -69,13 +78,18 @@ class VmExit:
     instruction_length: int
     entry_failed: bool
     vmcs: Vmcs
+    explanation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class VmFail:
-    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number."""
+    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
+
+    `explanation` says which check failed, on which field, with which value.
+    """
 
     error: int
+    explanation: str = field(default="", compare=False)
 
 
 class Memory:
@@ -159,19 +173,119 @@ class Processor:
         # Plain integers, and quicker to reach from Python than the arrays.
         self._words = memoryview(self.engine.cells.data)
         self._head = memoryview(self.head.data)
+        self.vmx: Cells = np.zeros(vmx.LENGTH, np.int64)
+        """The VMX state of the processor, by `sdm.vmx`'s cells."""
+        self._vmx = memoryview(self.vmx.data)
+        self.vmx[vmx.VMXON_POINTER] = self.vmx[vmx.CURRENT] = vmx.NONE
+        self.nested: Cells = np.zeros(len(ENCODINGS), np.int64)
+        """The processor's copy of the current VMCS of a VMM that is x86 code."""
+        self._vmx = memoryview(self.vmx.data)
+        self.engine.offer_vmx(self.vmx, self.nested)
+        self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None
         self._numbers: dict[int, int] = {}
         self._interrupt: int | None = None
         self._nmi = False
         self._init = False
         self._smi = False
+        self.watches_priority = False
+        """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
+        self.expires: float | None = None
+        """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
+        so is slow, has to stop; its run then ends with an exit of the preemption timer."""
+        self._checked = 0
         self._sink: Callable[[Cells], None] | None = None
+        self._explain: Callable[[str], None] | None = None
+        self._told = 0
         self._drained = 0
 
     @property
     def time(self) -> int:
         """The virtual clock: instructions executed so far."""
         return self._words[stops.TIME]
+
+    def offer_vmx(self, *, seed: bool) -> None:
+        """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.
+
+        `seed` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves
+        it: locked, with VMX enabled.
+        """
+        self.vmx[vmx.OFFERED] = 1
+        self.vmx[vmx.SEED] = int(seed)
+        self.vmx[vmx.FEATURE_CONTROL] = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
+
+    def vmx_msrs(self) -> Mapping[int, int]:
+        """What the MSRs of VMX read as; none if VMX is not offered."""
+        if not self._vmx[vmx.OFFERED]:
+            return {vmx.MSR_FEATURE_CONTROL: vmx.FEATURE_LOCKED}
+        msrs = capability_msrs(seed=bool(self._vmx[vmx.SEED]))
+        return {**msrs, vmx.MSR_FEATURE_CONTROL: self._vmx[vmx.FEATURE_CONTROL]}
+
+    def set_feature_control(self, value: int) -> bool:
+        """WRMSR to IA32_FEATURE_CONTROL; False if that is a #GP, as once it is locked."""
+        writable = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
+        locked = self._vmx[vmx.FEATURE_CONTROL] & vmx.FEATURE_LOCKED
+        if not self._vmx[vmx.OFFERED] or locked or value & ~writable:
+            return False
+        self._vmx[vmx.FEATURE_CONTROL] = value
+        return True
+
+    def vmx_counts(self) -> tuple[int, Mapping[ExitReason, int]]:
+        """VM entries by the x86 VMM, and VM exits to it by basic exit reason."""
+        counts = self._vmx[vmx.EXITS : vmx.EXITS + vmx.EXIT_REASONS]
+        exits = {_REASONS[n]: count for n, count in enumerate(counts) if count}
+        return self._vmx[vmx.ENTRIES], exits
+
+    @property
+    def in_vmx_operation(self) -> bool:
+        """Whether the guest has executed VMXON."""
+        return self._vmx[vmx.MODE] != vmx.MODE_OFF
+
+    @property
+    def vmx_failures(self) -> int:
+        """How many VMX instructions and VM entries of an x86 VMM have failed."""
+        return self._vmx[vmx.FAILURES]
+
+    @property
+    def vmx_abort(self) -> int:
+        """The VMX-abort indicator, 0 if there was none."""
+        return self._vmx[vmx.ABORT]
+
+    @property
+    def serves_nested(self) -> bool:
+        """Whether the state in VMCS 0 is that of an x86 VMM's guest, lent for service."""
+        return bool(self._vmx[vmx.LENT])
+
+    @property
+    def in_force(self) -> Cells:
+        """The VMCS in force: VMCS 0 or, while its guest runs, that of an x86 VMM."""
+        c = self._words
+        if c[stops.V] != c[stops.HOST]:
+            return self.nested
+        assert self._vmcs is not None
+        return self._vmcs.cells
+
+    @property
+    def acknowledges(self) -> bool:
+        """Whether a VM exit for an interrupt to the x86 VMM acknowledges it."""
+        return bool(self.nested[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT)
+
+    @property
+    def alarm(self) -> int | None:
+        """The virtual time at which the preemption timer of an x86 VMM ends, if it is running."""
+        end = self._words[stops.NESTED_TIMER_END]
+        waits = self.nested[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI
+        return None if end >= _FOREVER or waits else end
+
+    def lend(self) -> Cells:
+        """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
+        if self._words[stops.V] != self._words[stops.HOST]:
+            self.engine.lend()
+        return self.in_force
+
+    def take_back(self) -> None:
+        """Undo `lend`: nobody but the x86 VMM had business with its guest."""
+        self.engine.take_back()
 
     @property
     def vmcs(self) -> Vmcs | None:
@@ -184,8 +298,8 @@ class Processor:
 
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
-        c = self.engine.cells
-        c[stops.TIME] = max(int(c[stops.TIME]), time)
+        c = self._words
+        c[stops.TIME] = max(c[stops.TIME], time)
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
@@ -220,6 +334,25 @@ class Processor:
         for n in range(min(sequence, len(self.rows))):
             yield self.rows[(sequence - 1 - n) % len(self.rows)]
 
+    # Devices behind physical addresses.
+
+    def connect(self, load: Load, store: Store, pages: Collection[int]) -> None:
+        """Put devices behind physical `pages`, by number: `load` and `store` answer for them.
+
+        They are called in the middle of an instruction, with a physical address, a size of
+        1 to 8 bytes, and the value; what they raise ends the run.
+        """
+        self.engine.devices.connect(load, store)
+        self.engine.devices.place(pages)
+
+    def place_devices(self, pages: Collection[int]) -> None:
+        """Move the devices to these pages."""
+        self.engine.devices.place(pages)
+
+    def preempt(self) -> None:
+        """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
+        self.engine.devices.preempt()
+
     # Events at the processor's pins (¶21-22: interrupts and platform events).
 
     def interrupt(self, vector: int | None) -> None:
@@ -229,6 +362,11 @@ class Processor:
     def nmi(self) -> None:
         """Signal a non-maskable interrupt; it stays pending until it is taken."""
         self._nmi = True
+
+    @property
+    def nmi_pending(self) -> bool:
+        """Does a non-maskable interrupt wait to be taken?"""
+        return self._nmi
 
     def init(self) -> None:
         """Signal INIT."""
@@ -246,7 +384,7 @@ class Processor:
         SDM, "VMLAUNCH/VMRESUME". VMfailValid(4) if it has been launched.
         """
         if vmcs.launched:
-            return self._fail(vmcs, 4)
+            return self._fail(vmcs, 4, resuming=False)
         outcome = self._run(vmcs)
         if isinstance(outcome, VmExit) and not outcome.entry_failed:
             vmcs.launched = True
@@ -255,12 +393,38 @@ class Processor:
     def vmresume(self, vmcs: Vmcs) -> VmExit | VmFail:
         """VM entry with a VMCS that was launched; VMfailValid(5) if it was not."""
         if not vmcs.launched:
-            return self._fail(vmcs, 5)
+            return self._fail(vmcs, 5, resuming=True)
         return self._run(vmcs)
 
-    def _fail(self, vmcs: Vmcs, error: int) -> VmFail:
+    def _fail(self, vmcs: Vmcs, error: int, *, resuming: bool) -> VmFail:
         vmcs.cells[f.VM_INSTRUCTION_ERROR] = error
-        return VmFail(error)
+        instruction = ExitReason.VMRESUME if resuming else ExitReason.VMLAUNCH
+        return VmFail(error, explain_failure(instruction, error, vmcs.cells))
+
+    def explain_to(self, sink: Callable[[str], None]) -> None:
+        """Tell `sink`, a line each, why VMX instructions and VM entries of an x86 VMM fail."""
+        self._explain = sink
+        self.vmx[vmx.EXPLAINING] = 1
+
+    def _tell(self, sink: Callable[[str], None]) -> None:
+        """Explain the latest failure to `sink`, if it has not been told yet."""
+        x = self._vmx
+        if x[vmx.FAILURES] == self._told:
+            return
+        self._told = x[vmx.FAILURES]
+        valid = x[vmx.CURRENT] != vmx.NONE and x[vmx.ERROR] != 0
+        if x[vmx.ERROR] == vmx.NO_ERROR:
+            words = explain_entry_failure(self.nested)
+        else:
+            words = explain_failure(
+                x[vmx.INSTRUCTION],
+                x[vmx.ERROR],
+                self.nested,
+                valid=valid,
+                operand=x[vmx.OPERAND],
+            )
+        current = f", current VMCS {hexadecimal(x[vmx.CURRENT])}" if valid else ""
+        sink(f"RIP {hexadecimal(x[vmx.FAILED_RIP])}{current}: {words}")
 
     def _run(self, vmcs: Vmcs) -> VmExit | VmFail:
         v = vmcs.words
@@ -272,12 +436,14 @@ class Processor:
             engine.flush_translations()
         self._make_room()
         self._set_clock(v)
+        c[stops.STOP] = stops.RUNNING
         engine.enter_and_go()
         while c[stops.STOP] != stops.EXITED:
-            if not self.settle(vmcs.cells):
+            if not self.settle():
                 engine.go()
+        engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
-            return VmFail(v[f.VM_INSTRUCTION_ERROR])
+            return self._fail(vmcs, v[f.VM_INSTRUCTION_ERROR], resuming=vmcs.launched)
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:
             left = max(c[stops.TIMER_END] - c[stops.TIME], 0)
             v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
@@ -303,6 +469,7 @@ class Processor:
             v[f.VM_EXIT_INSTRUCTION_LENGTH],
             bool(reason & _FAILED),
             vmcs,
+            explain_entry_failure(vmcs.cells) if reason & _FAILED else "",
         )
 
     def _attach(self, vmcs: Vmcs) -> None:
@@ -332,31 +499,62 @@ class Processor:
             waiting |= stops.AT_ONCE
         if self._nmi or self._init or self._smi:
             waiting |= stops.AT_ONCE
+        c[stops.PINS] = (
+            stops.PIN_INTERRUPT * (self._interrupt is not None)
+            | stops.PIN_EVENT * (self._nmi or self._init or self._smi)
+            | stops.PIN_PRIORITY * self.watches_priority
+        )
         c[stops.ATTENTION] = waiting
         c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
 
-    def settle(self, v: Cells) -> bool:
-        """Deal with what stopped the engine; whether that was a VM exit."""
-        c = self.engine.cells
+    def settle(self) -> bool:
+        """Deal with what stopped the engine; whether that was a VM exit to this VMM.
+
+        The engine itself goes on with an x86 VMM whose guest exits.
+        """
+        c = self._words
+        if self._explain is not None:
+            self._tell(self._explain)
+        c[stops.STOP] = stops.EXITED if self.deal() else stops.RUNNING
+        return c[stops.STOP] == stops.EXITED and c[stops.V] == c[stops.HOST]
+
+    def deal(self) -> bool:
+        """Deal with what stopped the engine; whether that was a VM exit of the VMCS in force."""
+        c = self._words
+        v = self.in_force
         stop = c[stops.STOP]
         if stop == stops.ASSIST:
             exited = instructions.assist(self, v)
         elif stop == stops.CHECKED:
-            exited = checked.step(self, v)
+            exited = checked.step(self, v) or self._out_of_time(v)
         elif stop == stops.TABLE_WRITE:
             exited = tablewrite.step(self, v)
         elif stop == stops.TIMER:
-            vm_exit(v, ExitReason.PREEMPTION_TIMER, 0, 0)
+            vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
             exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
+        elif stop == stops.EXPLAIN:
+            exited = False
         elif stop in (stops.ATTEND, stops.LIMIT):
             exited = self._attend(v)
+        elif stop == stops.BROKEN and self.engine.fetched_nothing:
+            # Nothing there reads as all ones, and that is no instruction.
+            exited = self.raise_fault(6, -1)
         else:
             self.engine.explain_break()
             exited = False
-        c[stops.STOP] = stops.EXITED if exited else stops.RUNNING
         return exited
+
+    def _out_of_time(self, v: Cells) -> bool:
+        """Whether `expires` has come, which then looks like the preemption timer's end."""
+        self._checked += 1
+        if self._checked % _CHECKED_SLICE or self.expires is None:
+            return False
+        if time.monotonic() < self.expires:
+            return False
+        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
+        return True
 
     def _attend(self, v: Cells) -> bool:
         """Take what is pending, in the order of "Priority Among Concurrent Events" (SDM)."""
@@ -366,26 +564,23 @@ class Processor:
             # What is pending may stay blocked: let the guest execute a block before the next look.
             c[stops.PATIENCE] = 1
             self._make_room()
-            now = int(c[stops.TIME])
             timer = int(c[stops.TIMER_END])
             assert self._vmcs is not None
             self._set_clock(self._vmcs.words)
             c[stops.TIMER_END] = timer
-            c[stops.BUDGET_END] = now + _SLICE
-            if c[stops.DEADLINE]:
-                c[stops.DEADLINE] = min(timer, now + _SLICE)
+            self.engine.look_ahead()
         return exited
 
     def _take(self, v: Cells) -> bool:
         pin = int(v[f.PIN_BASED_CONTROLS])
         state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
-        if self._init:
+        if self._init and self._vmx[vmx.MODE] != vmx.MODE_ROOT:
             self._init = False
             vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
             return True
         if self._smi:
             self._smi = False
-            vm_exit(v, ExitReason.OTHER_SMI, 0, 0)
+            vm_exit(self.lend(), ExitReason.OTHER_SMI, 0, 0)
             return True
         if self._nmi and not state & _BLOCKED_BY_STI_OR_SS:
             blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
@@ -395,6 +590,8 @@ class Processor:
         if window_exit(v) != GO_ON:
             return True
         interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
+        if v is self.nested and interruptible and self._awaits_window():
+            return window_exit(self.lend()) != GO_ON
         if self._interrupt is not None:
             vector = self._interrupt
             if pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING:
@@ -408,6 +605,12 @@ class Processor:
                 self._interrupt = None
                 return self._wake(v, vector, 0)
         return False
+
+    def _awaits_window(self) -> bool:
+        """Whether VMCS 0 asks for an exit as soon as interrupts are enabled."""
+        assert self._vmcs is not None
+        primary = self._vmcs.words[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return bool(primary & ct.PRIMARY_INTERRUPT_WINDOW_EXITING)
 
     def _wake(self, v: Cells, vector: int, kind: int) -> bool:
         """An interrupt or NMI: what it does not exit for, it wakes from HLT."""
@@ -426,6 +629,12 @@ class Processor:
         self.head[HEAD_TIME] = self.time
         return self.engine.raise_event(vector, kind, error_code, address) != 0
 
+    def _waits_for_vmm(self) -> bool:
+        """Whether VMCS 0 asks for exits on HLT: its VMM knows what can wake the guest."""
+        assert self._vmcs is not None
+        primary = self._vmcs.words[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return bool(primary & ct.PRIMARY_HLT_EXITING)
+
     def _halted(self, v: Cells) -> bool:
         """HLT without HLT exiting: the virtual clock jumps to what wakes the guest."""
         c = self.engine.cells
@@ -433,13 +642,21 @@ class Processor:
             return True
         if v[f.GUEST_ACTIVITY_STATE] == 0:
             return False
+        if v is self.nested and self._waits_for_vmm():
+            vm_exit(self.lend(), ExitReason.HLT, 0, 0)
+            return True
+        alarm = self.alarm
+        if alarm is not None and alarm < c[stops.TIMER_END]:
+            # The preemption timer of the x86 VMM comes first; the engine sees to it.
+            self.skip_to(alarm)
+            return False
         if c[stops.TIMER_END] >= _FOREVER:
             raise IdleError(
                 "the guest halted and nothing can wake it; set HLT exiting or the "
                 "VMX-preemption timer, or assert an event"
             )
         c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
-        vm_exit(v, ExitReason.PREEMPTION_TIMER, 0, 0)
+        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True
 
 

@@ -130,7 +130,7 @@ def step(processor: Processor, v: Cells) -> bool:
     if not _execute(processor, v, grants, width):
         if cells[stops.STOP] == stops.EXITED:
             return True
-        return cells[stops.STOP] != stops.STEPPED and processor.settle(v)
+        return cells[stops.STOP] != stops.STEPPED and processor.deal()
 
     new = {at: entry_of(guest.mem, at, width) for at in old}
     fault_filter, cr4 = int(v[f.FAULT_FILTER]), int(v[f.GUEST_CR4])

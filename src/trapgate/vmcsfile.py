@@ -15,14 +15,13 @@ GUEST_CR3 = "0xFFFF800000000000"       # a string where TOML's integers end
 ```
 """
 
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from trapgate.errors import FieldValueError, UnknownFieldError, VmcsFileError
+from trapgate.errors import FieldValueError, UnknownFieldError, VmcsFileError, suggestion
 from trapgate.ptfilter import FILTERS, ORDERS, SPAN
 from trapgate.sdm.controls import (
     EntryControl,
@@ -33,6 +32,7 @@ from trapgate.sdm.controls import (
 )
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import Vector
+from trapgate.tomlfile import demand_known, parse_toml, read_toml
 
 Profile = Literal["seed", "vt-x"]
 """What a processor has: all extensions, or only what Intel ships."""
@@ -78,19 +78,13 @@ class Settings:
     path: str = ""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A remedy for a wrong name: the closest known one, if any is close."""
-    close = get_close_matches(name.upper(), {k.upper(): k for k in known}, n=1)
-    return f"did you mean {close[0]}?" if close else "see docs for the names"
-
-
 def field_named(name: str, path: str = "") -> Field:
     """The field called `name`; UnknownFieldError with the nearest name if there is none."""
     try:
         return Field[name]
     except KeyError:
         raise UnknownFieldError(
-            f"no such VMCS field; {nearest(name, Field.__members__)}", field=name, path=path
+            f"no such VMCS field; {suggestion(name, Field.__members__)}", field=name, path=path
         ) from None
 
 
@@ -102,29 +96,13 @@ def read_settings(path: Path) -> Settings:
         UnknownFieldError: a name in it is not known.
         FieldValueError: a value does not fit.
     """
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); give an existing TOML file"
-        raise VmcsFileError(problem, path=str(path)) from None
-    except UnicodeDecodeError:
-        raise VmcsFileError("is not UTF-8 text; give a TOML file", path=str(path)) from None
-    return parse_settings(text, str(path))
+    return parse_settings(read_toml(path, partial(VmcsFileError, path=str(path))), str(path))
 
 
 def parse_settings(text: str, path: str = "") -> Settings:
     """The settings in TOML `text`; `path` is only for messages. Raises as `read_settings`."""
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise VmcsFileError(f"is not TOML: {error}; mend that line", path=path) from None
-    for key in document:
-        if key not in {"profile", "controls", "fields"}:
-            raise VmcsFileError(
-                "unknown key; a VMCS file has profile, [controls] and [fields]",
-                field=key,
-                path=path,
-            )
+    document = parse_toml(text, partial(VmcsFileError, path=path))
+    demand_known(document, ("profile", "controls", "fields"), partial(VmcsFileError, path=path))
     profile = document.get("profile", "")
     if profile not in ("", *PROFILES):
         raise VmcsFileError(
@@ -163,7 +141,7 @@ def _bits(table: Mapping[str, object], path: str) -> dict[Field, tuple[int, int]
             bare = name.removeprefix("-")
             if bare not in known:
                 raise UnknownFieldError(
-                    f"no control {bare!r}; {nearest(bare, known)}",
+                    f"no control {bare!r}; {suggestion(bare, known)}",
                     field=f"controls.{key}",
                     path=path,
                 )

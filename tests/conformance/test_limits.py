@@ -13,13 +13,9 @@ from tests.conformance.tiny_guest import (
     CODE_32,
     DATA,
     GDT,
-    OTHER_TASK,
-    OTHER_TSS,
     READABLE,
-    STACK,
     TABLES,
     TF,
-    TSS,
     Run,
     Tiny,
     begin,
@@ -35,9 +31,8 @@ HLT_EXITING = {"PRIMARY_PROCESSOR_BASED_CONTROLS": 1 << 7}
 BYTES = 0x58
 """Selector of a segment of our own."""
 AT_DATA = pack("<I", DATA)
-CR4_DE, CR4_UMIP = 1 << 3, 1 << 11
+CR4_DE = 1 << 3
 BTF = 2
-NT = 1 << 14
 
 
 def limit(reason: str) -> pytest.MarkDecorator:
@@ -122,42 +117,6 @@ def test_jump_to_a_non_canonical_address_faults_at_the_jump() -> None:
     assert done.exit.interruption is not None
     assert done.exit.interruption.vector == GP
     assert done.vmcs["GUEST_RIP"] == CODE + 10
-
-
-@limit("the engine switches tasks by itself")
-@pytest.mark.parametrize("opcode", [b"\xea", b"\x9a"], ids=["jmp", "call"])
-def test_task_switch_by_jump_or_call(opcode: bytes) -> None:
-    code = opcode + pack("<IH", 0, OTHER_TASK)
-    assert run(Tiny("p32", code=code)).exit.reason == ExitReason.TASK_SWITCH
-
-
-@limit("the engine switches tasks by itself")
-def test_task_switch_by_iret() -> None:
-    memory = {TSS: pack("<III", OTHER_TASK, STACK, 0x10), OTHER_TSS: bytes(0x68)}
-    guest = Tiny("p32", code=b"\xcf", fields={"GUEST_RFLAGS": 2 | NT}, memory=memory)
-    assert run(guest).exit.reason == ExitReason.TASK_SWITCH
-
-
-# Instructions.
-
-
-@limit("code that changes the next instruction of its own block runs the old one")
-def test_self_modifying_code_within_a_block() -> None:
-    code = b"\xc6\x05" + pack("<I", CODE + 7) + b"\xf4" + b"\x90"
-    done = begin(Tiny("p32", code=code), HLT_EXITING)
-    assert done.exit.reason == ExitReason.HLT
-
-
-@limit("some VEX encodings run as their legacy twins, though CPUID shows no AVX")
-def test_vzeroupper_is_undefined() -> None:
-    assert faulted(Tiny("p32", code=b"\xc5\xf8\x77")) == (UD, None)
-
-
-@limit("CR4.UMIP can be set and prevents nothing")
-def test_umip() -> None:
-    fields = {"GUEST_CR4": 0x2000 | 0x610 | CR4_UMIP}
-    code = b"\x0f\x01\x05" + AT_DATA  # sgdt
-    assert faulted(Tiny("p32", ring=3, code=code, fields=fields)) == (GP, 0)
 
 
 # Paging.

@@ -127,3 +127,40 @@ def fewest_cubes(wanted: Sets, barred: Sets) -> int:
         count += 1
         reached = {old | cube for old in reached for cube in useful}
     return count
+
+
+def _shared_and_own(scheme: str, width: int) -> Iterator[Sets]:
+    """For each value of the fields that serve all vectors, the sets that a vector can have exit."""
+    codes = np.arange(1 << width)
+    cubes = np.array([codes & mask == match for mask, match in _pairs(width)])
+    if scheme == "figure-4":
+        for shared in cubes:
+            yield cubes | shared
+    elif scheme.startswith("figure-5"):
+        for some in range(1 << width):
+            hit = cubes | (codes & some != 0)
+            yield hit if scheme == "figure-5-no-bit" else np.concatenate([hit, ~hit])
+    elif scheme == "membership":
+        for row in exit_sets("membership", width):
+            yield row[None]
+    else:
+        for name in COMPARISONS if scheme == "comparison" else [scheme]:
+            for value in _values(width):
+                yield np.array([[COMPARISONS[name](code, value) for code in codes.tolist()]])
+
+
+def least_together(
+    scheme: str, asked: list[tuple[Sets, NDArray[np.int64]]], unserved: list[int]
+) -> int:
+    """The least sum of costs over all vectors, each under the scheme or left unserved.
+
+    `asked` has what must exit and the costs of each vector, over the same bits.
+    """
+    best = sum(unserved)
+    for sets in _shared_and_own(scheme, len(asked[0][0]).bit_length() - 1):
+        total = 0
+        for (must, cost), limit in zip(asked, unserved, strict=True):
+            sound = sets[~(must & ~sets).any(axis=1)]
+            total += min(int((sound @ cost).min()) if len(sound) else limit, limit)
+        best = min(best, total)
+    return best

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import z3
 
+from tests.trace.foreign_text import Host
 from trapgate.criteria import (
     CriteriaError,
     Filter,
@@ -32,13 +33,15 @@ from trapgate.criteria import (
 )
 from trapgate.criteria import proof as proofs
 from trapgate.criteria.codes import layout_of, plain_layout
+from trapgate.criteria.cover import Remedy, remedies
 from trapgate.criteria.problem import NEVER, Deadline, problem
 from trapgate.criteria.proof import Claim, prove, wished
-from trapgate.criteria.schemes import FILTER_SCHEMES, best, limits_of
+from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, best, limits_of
 from trapgate.decide import DELIVER, EXIT, decide_fault
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import VECTORS_WITH_ERROR_CODE
-from trapgate.trace import TraceWriter
+from trapgate.trace import TraceError, TraceWriter
+from trapgate.trace.imports import import_trace
 from trapgate.vmcs import Vmcs
 
 SPEC = """
@@ -166,22 +169,13 @@ def test_why_not_exact_is_irreducible() -> None:
     def exact(exits: set[int], delivers: set[int]) -> bool:
         must, spare = np.isin(codes, list(exits)), np.isin(codes, list(delivers))
         asked = problem(layout.positions, must, spare)
-        return best(asked, FILTER_SCHEMES["vt-x"]).cost == 0
+        (found,) = best([asked], FILTER_SCHEMES["vt-x"])
+        return found is not None and found.cost == 0
 
     exits, delivers = set(answer.why_not.exits), set(answer.why_not.delivers)
     assert not exact(exits, delivers)
     assert all(exact(exits - {code}, delivers) for code in exits)
     assert all(exact(exits, delivers - {code}) for code in delivers)
-
-
-def test_shared_fields_serve_one_vector() -> None:
-    text = '[PF]\nexit = [3, 4, 16]\ndefault = "deliver"\n[GP]\nexit = [8, 16]\ndefault = "deliver"'
-    definition = define(parse_spec(text), "membership")
-    served = {one.vector: (one.scheme, one.minimal) for one in definition.answers}
-    assert sorted(served.values()) == [("figure-3", False), ("membership", True)] or sorted(
-        served.values()
-    ) == [("control bit", False), ("membership", True)]
-    assert "not proved minimal" in definition.toml()
 
 
 def test_names_that_are_not_known() -> None:
@@ -210,7 +204,9 @@ def test_what_a_scheme_cannot_say() -> None:
     with pytest.raises(InexpressibleError) as caught:
         define(many, "membership")
     assert len(caught.value.core) == 9
-    with pytest.raises(InexpressibleError, match="no scheme has at most 1 fields"):
+    with pytest.raises(
+        InexpressibleError, match="no scheme makes do with 1 field and the operators match"
+    ):
         define(spec, "auto", fields=1, operators=["match"])
 
 
@@ -223,7 +219,7 @@ def test_out_of_time_is_unknown_not_a_guess() -> None:
     asked = problem(range(16), must, ~must)
     for name in ("vt-x", "figure-4", "figure-5"):
         with pytest.raises(UndecidedError, match="unknown"):
-            best(asked, FILTER_SCHEMES[name], deadline=Deadline(0.0))
+            best([asked], FILTER_SCHEMES[name], deadline=Deadline(0.0))
 
 
 def test_a_solver_that_gives_up_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +233,7 @@ def test_a_solver_that_gives_up_is_unknown(monkeypatch: pytest.MonkeyPatch) -> N
             return "canceled"
 
     monkeypatch.setattr(z3, "SimpleSolver", Solver)
+    monkeypatch.setattr(z3, "SolverFor", lambda _logic: Solver())
     spec = parse_spec(SPEC)
     with pytest.raises(UndecidedError, match="unknown: z3 gave up"):
         define(spec)
@@ -311,7 +308,8 @@ WARNINGS = [
     ((0, 0, 4), {"match-outside-mask", "sense-reversed", "constant"}, "always exits"),
     ((1 << 14 | 1 << 15 | 4, 0, 0), {"idle-bit"}, "always exits"),
     ((1 << 14, 3, 3), set(), "exits (20 of 68 codes) if present and write"),
-    ((0, 0, 0), set(), "never exits"),
+    ((0, 0, 0), set(), "#PF: never exits"),
+    ((1 << 14, 0, 0), set(), "#PF: always exits"),
 ]
 
 
@@ -326,6 +324,94 @@ def test_explanations_and_warnings(
     assert len(told.rows()) == 68
     assert all(exits == rule.exits_one(code) for code, exits, _ in told.rows())
     assert json.loads(json.dumps(told.document()))["impossible_codes"] == 512 - 68
+
+
+MASK_BITS = [0, 1, 2, 3, 4, 5, 6, 7, 15, 9, 31]
+
+
+def words_hold(summary: str, code: int) -> bool:
+    """Whether a code meets the words of a summary, read in the plainest way."""
+    names = {bit.name: bit.position for bit in layout_of(14).bits}
+
+    def holds(word: str) -> bool:
+        return (code >> names[word.removeprefix("not ")] & 1) == (not word.startswith("not "))
+
+    told = summary.split(" if ", 1)[1]
+    return any(all(map(holds, term.split(" and "))) for term in told.split("; or "))
+
+
+def test_explanations_say_what_the_processor_does() -> None:
+    random = np.random.default_rng(3)
+    layout = layout_of(14)
+    raised = [int(code) for code in layout.codes() if layout.occurs(int(code))]
+
+    def mask() -> int:
+        return sum(1 << bit for bit in random.choice(MASK_BITS, random.integers(0, 4), False))
+
+    for number in range(150):
+        made = vmcs(int(random.integers(0, 2)) << 14, ANY_BIT_MASK=mask())
+        for pair in ("PAGE_FAULT", "SECOND"):
+            made[f"{pair}_ERROR_CODE_MASK"] = some = mask()
+            made[f"{pair}_ERROR_CODE_MATCH"] = some & mask() if number % 4 else mask()
+        made["COMPARISON_VALUE"] = int(random.choice([0, 1, 3, 8, 15, 0x8000, 0xFFFFFFFF]))
+        made["COMPARISON_OPERATOR"] = number % 6
+        made["TRANSFER_CRITERION"] = number % 8
+        made["TRANSFER_CRITERION_VECTORS"] = 1 << 14
+        made["MEMBERS_USED"] = int(random.integers(0, 256))
+        for place in range(8):
+            made[f"MEMBER_{place}"] = int(random.choice(raised))
+        if number % 3 == 0:
+            made["ERROR_CODE_FIELD_WIDTH"] = int(random.integers(1, 9))
+            made["ERROR_CODE_FIELD_SHIFT"] = int(random.integers(0, 6))
+        (told,) = explain(made, [14])
+        truth = {code: decide_fault(made.cells, 14, 3, code)[0] == EXIT for code in raised}
+        assert {code: exits for code, exits, _ in told.rows()} == truth
+        count = sum(truth.values())
+        kinds = {warning.kind for warning in told.warnings}
+        if count in {0, len(raised)}:
+            assert f"{'always' if count else 'never'} exits" in told.summary
+            assert "constant" in kinds or not any(told.filter.values)
+        else:
+            assert f"({count} of 68 codes)" in told.summary
+            assert {code: words_hold(told.summary, code) for code in raised} == truth
+            assert "constant" not in kinds
+
+
+def test_warnings_about_values_that_never_occur() -> None:
+    members = vmcs(
+        MEMBERS_USED=5, MEMBER_0=8, MEMBER_1=8, MEMBER_2=3,
+        TRANSFER_CRITERION=7, TRANSFER_CRITERION_VECTORS=1 << 14,
+    )  # fmt: skip
+    (told,) = explain(members)
+    (warning,) = told.warnings
+    assert warning.kind == "impossible-member"
+    assert warning.text == "MEMBER_0 0x8 is no code that the processor raises"
+    any_bit = vmcs(ANY_BIT_MASK=0x202, TRANSFER_CRITERION=5, TRANSFER_CRITERION_VECTORS=1 << 14)
+    any_bit["PAGE_FAULT_ERROR_CODE_MASK"] = any_bit["PAGE_FAULT_ERROR_CODE_MATCH"] = 2
+    (told,) = explain(any_bit)
+    assert "ANY_BIT_MASK has bits that the error code lacks (0x200)" in {
+        warning.text for warning in told.warnings
+    }
+
+
+def test_long_truth_tables_say_that_they_are_cut() -> None:
+    seed = vmcs(1 << 13, TRANSFER_CRITERION_VECTORS=1 << 13)
+    seed["VECTOR_13_ERROR_CODE_MASK"] = seed["VECTOR_13_ERROR_CODE_MATCH"] = 1
+    told = next(one for one in explain(seed) if one.vector == 13)
+    assert len(told.rows()) == 512
+    assert told.lines()[-1] == f"  and {told.document()['table_leaves_out']} more codes"
+    assert told.rows_left_out == int(told.occurs.sum()) - 512
+    assert told.lines(table=False) == [told.summary]
+
+
+def test_what_vm_entry_refuses_is_not_explained() -> None:
+    wrong = vmcs(TRANSFER_CRITERION=99, TRANSFER_CRITERION_VECTORS=1 << 14)
+    for use in (lambda: explain(wrong), lambda: check(parse_spec(SPEC), wrong)):
+        with pytest.raises(CriteriaError, match="VM entry refuses TRANSFER_CRITERION = 0x63"):
+            use()
+    wide = vmcs(ERROR_CODE_FIELD_WIDTH=40, ERROR_CODE_FIELD_SHIFT=40)
+    with pytest.raises(CriteriaError, match="ERROR_CODE_FIELD_SHIFT = 0x28"):
+        merge([Party("a", wide), Party("b", vmcs())])
 
 
 def test_explanations_of_other_vectors_and_schemes() -> None:
@@ -383,6 +469,79 @@ def test_merging_two_filters() -> None:
     assert merge(parties, bits="5").definition.answers
 
 
+def test_merging_says_what_it_leaves_out() -> None:
+    first = vmcs(1 << 14, 3, 3, GUEST_CR3=0x1000, CR0_READ_SHADOW=1)
+    merged = merge([Party("l0", first), Party("l1", vmcs(1 << 14, 5, 5))])
+    (note,) = merged.definition.notes
+    assert note.startswith("l0: only what rules exceptions is merged, not ")
+    assert "GUEST_CR3" in note
+    assert note in merged.definition.toml()
+
+
+def test_merging_filters_of_narrow_fields_and_other_criteria() -> None:
+    narrow = vmcs(
+        1 << 14, 0b11, 0b01, TRANSFER_CRITERION_VECTORS=1 << 14,
+        ERROR_CODE_FIELD_WIDTH=2, ERROR_CODE_FIELD_SHIFT=1,
+    )  # fmt: skip
+    two = vmcs(
+        0, 9, 9, SECOND_ERROR_CODE_MASK=0x14, SECOND_ERROR_CODE_MATCH=0x14,
+        TRANSFER_CRITERION=3, TRANSFER_CRITERION_VECTORS=1 << 14,
+    )  # fmt: skip
+    merged = merge([Party("narrow", narrow), Party("two", two)], "auto")
+    result = Vmcs.from_toml(merged.definition.toml())
+    layout = layout_of(14)
+    needless = set(next(one for one in merged.definition.answers if one.vector == 14).needless)
+    for code in layout.codes().tolist():
+        if layout.occurs(code):
+            asked = code & 6 == 2 or code & 9 == 9 or code & 0x14 == 0x14
+            exits = decide_fault(result.cells, 14, 3, code)[0] == EXIT
+            assert exits == (asked or code in needless)
+
+
+def test_ways_to_be_exact_keep_to_the_operators() -> None:
+    asked = problem(range(4), np.arange(16) < 5, np.arange(16) >= 5)
+    every = remedies(asked, OPERATORS)
+    assert every[0] == Remedy("a value; what is less exits", 1, scheme="less")
+    assert [one.fields for one in every] == sorted(one.fields for one in every)
+    assert "2 pairs; what meets one of them exits" in {one.kind for one in every}
+    few = remedies(asked, ["match"])
+    assert {one.scheme for one in few} <= {"figure-3", "figure-4", ""}
+    assert remedies(asked, ["member"]) == [
+        Remedy("values, and which of them count; what equals one exits", 6, scheme="membership")
+    ]
+    limited = define(parse_spec(SPEC), "auto", operators=["match"], fields=2)
+    page_faults = next(one for one in limited.answers if one.vector == 14)
+    assert all("any-bit" not in one.kind for one in page_faults.remedies or ())
+
+
+def test_wide_codes_get_an_answer_if_few_pairs_do() -> None:
+    codes = np.arange(1 << 16)
+    must = ((codes & 0x5555) == 0x1111) | ((codes & 0xFF00) == 0x4200)
+    told = {one.kind: one for one in remedies(problem(range(16), must, ~must), OPERATORS)}
+    assert told["2 pairs; what meets one of them exits"].scheme == "figure-4"
+
+
+def test_weights_that_are_none() -> None:
+    spec = parse_spec('[PF]\nexit = [3]\ndefault = "deliver"\n')
+    for wrong in (float("nan"), 1.5, -1, 1 << 40, "many"):
+        with pytest.raises(CriteriaError, match=r"#PF: .* is no weight for error code 0x1"):
+            define(spec, weights={14: {1: wrong}})  # type: ignore[dict-item]
+    seed = parse_spec('bits = "seed"\n[PF]\nexit = [3]\ndefault = "deliver"\n')
+    definition = define(seed, weights={14: {1: 5, 0x14: 2, -1: 1}})
+    assert "3 of 8 faults with vector #PF do not count as weights" in definition.notes[0]
+
+
+def test_remarks_about_wishes_that_ask_for_nothing() -> None:
+    definition = define(parse_spec('[PF]\nexit = ["write"]\n'))
+    assert "nothing has to be delivered, so all may exit" in definition.notes[0]
+    assert 'default = "deliver" changes that' in definition.notes[0]
+    definition = define(parse_spec('[PF]\ndeliver = ["write"]\n'))
+    assert "nothing has to exit, so nothing does" in definition.notes[0]
+    definition = define(parse_spec('[PF]\nexit = ["reserved and not present"]\n', "w.toml"))
+    assert definition.notes == ("w.toml:2: names no error code that the processor can raise",)
+    assert not define(parse_spec('[PF]\nexit = [3]\ndefault = "deliver"\n')).notes
+
+
 ROWS = [
     # vm, vector, code, rip, disposition, injected
     (0, 14, 3, 0x10, 0, 0),  # needed: nothing is injected
@@ -427,6 +586,43 @@ def test_learning_from_a_trace(tmp_path: Path) -> None:
     rule = filter_in(Vmcs.from_toml(careful.definition.toml()), 14)
     assert all(rule.exits_one(code) for code in (3, 7, 0x15, 0x19)), "what was not seen exits"
     assert weights_in(trace)[14] == {0: 4, 3: 4, 4: 4, 6: 4, 7: 4}
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["newer", "older"])
+def test_learning_from_the_trace_of_a_real_host(tmp_path: Path, new: bool) -> None:
+    host = Host("perf-script", new=new)
+    for number in range(40):
+        for vcpu in (0, 1):  # the two take turns: the next event of a VM is the other's
+            host.exception(14, (2, 7)[vcpu], 0x1000 + number, 0x2000, vcpu)
+            host.page_fault(0x2000, (2, 7)[vcpu], 0x1000 + number, vcpu)
+        host.inject(14, 2, 0)
+        for vcpu in (0, 1):
+            host.entry(vcpu=vcpu)
+        host.exception(13, 0, 0x3000)
+        host.entry()
+    source = tmp_path / "host.txt"
+    source.write_text(host.text)
+    trace = import_trace(source, tmp_path / "host.parquet").path
+    learned = learn(trace, unseen="free")
+    rule = filter_in(Vmcs.from_toml(learned.definition.toml()), 14)
+    assert (rule.exits_one(2), rule.exits_one(7)) == (False, True)
+    assert learned.whole.missed == 0
+    assert learned.whole == learned.trained + (learned.held_out or learned.trained)
+    assert learned.whole.saved == 40
+    lost = [note for note in learned.definition.notes if "left out" in note]
+    assert lost == (
+        [] if new else ["40 faults are left out: the trace does not tell their error codes"]
+    )
+    counts = weights_in(trace)
+    assert counts[14] == {2: 40, 7: 40}
+    assert counts[13] == ({0: 40} if new else {-1: 40})
+
+
+def test_damaged_names_are_told(tmp_path: Path) -> None:
+    trace = traced(tmp_path / "t.parquet", 1)
+    trace.write_bytes(trace.read_bytes().replace(b"injected", b"injec\xf4ed"))
+    with pytest.raises(TraceError, match="not readable as Parquet"):
+        weights_in(trace)
 
 
 def test_learning_from_a_marked_trace(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -97,3 +98,56 @@ def test_no_answer_in_json(folder: Path) -> None:
     answer = json.loads(out)
     assert (status, answer["error"]) == (2, "contradiction")
     assert (answer["codes"], answer["lines"]) == (["0x3"], [2, 4])
+
+
+def test_the_guide_shows_what_is_printed(folder: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "criteria.md").read_text("utf-8")
+    Path("wishes.toml").write_text(
+        '[PF]\nexit = ["user and write and present"]\ndefault = "deliver"\n'
+    )
+    assert Path("wishes.toml").read_text() in guide
+    _, defined, _ = trapgate("define", "wishes.toml", "-o", "filter.toml")
+    _, checked, _ = trapgate("check", "wishes.toml", "filter.toml")
+    _, explained, _ = trapgate("explain", "filter.toml", "--no-table")
+    Path("l0.toml").write_text(FIELDS.format(9, 9))
+    Path("l1.toml").write_text(FIELDS.format(7, 7).replace("0x4000", "0x4008"))
+    _, merged, _ = trapgate("merge", "l0.toml", "l1.toml")
+    for shown in (
+        defined.splitlines()[0],
+        defined[defined.index("vmwrite:") :],
+        checked,
+        explained,
+        merged.splitlines()[0],
+        merged[merged.index("who asked") :],
+    ):
+        assert shown in guide
+
+
+def test_every_complaint_is_json_too(folder: Path) -> None:
+    Path("long.toml").write_text(f"[PF]\n{'x' * 100_000} = 1\n")
+    for arguments, kind in (
+        (["define", "none.toml"], "spec"),
+        (["define", "wishes.toml", "--scheme", "figure-6"], "unknownscheme"),
+        (["check", "wishes.toml", "none.toml"], "vmcsfile"),
+        (["learn", "none.parquet"], "trace"),
+        (["explain", "long.toml"], "vmcsfile"),
+    ):
+        status, out, error = trapgate(*arguments, "--json")
+        assert (status, error.count("\n")) == (2, 1)
+        assert json.loads(out)["error"] == kind
+        assert len(error) < 2500
+
+
+def test_an_endless_timeout(folder: Path) -> None:
+    assert trapgate("define", "wishes.toml", "--timeout", "inf")[0] == 0
+    assert trapgate("check", "wishes.toml", "a.toml", "--sound", "--timeout", "1e300")[0] == 0
+
+
+def test_out_of_time(folder: Path) -> None:
+    random = np.random.default_rng(1)
+    codes = ", ".join(str(code) for code in random.choice(1 << 16, 3000, replace=False))
+    Path("noise.toml").write_text(f'bits = 16\n[PF]\nexit = [{codes}]\ndefault = "deliver"\n')
+    status, out, error = trapgate("define", "noise.toml", "--timeout", "0.001", "--json")
+    assert status == 1
+    assert json.loads(out)["error"] == "undecided"
+    assert "unknown: no answer within 0.001 s; allow more time with --timeout" in error

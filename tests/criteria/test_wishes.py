@@ -155,6 +155,9 @@ BAD = [
     ("bits = 17\nPF = 'exit'", "w.toml:1: bits: 17 bits; choose from 1 to 16"),
     ("bits = 1.5\nPF = 'exit'", "w.toml:1: bits: 1.5 is not known"),
     ("", "w.toml: wishes nothing"),
+    ("PF = 1979-05-27", 'w.toml:1: PF: must be a table, or one of "exit"'),
+    ('PF = "exit"\n' + "a." * 40 + "b = 1", "w.toml: has a key of more than 32 parts"),
+    (f"[PF]\nexit = [{'3, ' * 5001}]", "w.toml:2: PF.exit: has 5001 wishes, more than 5000"),
     ("[PF", "w.toml: is not TOML"),
     ('[PF]\nexit = ["open(1)"]', "is not allowed in a condition"),
     ('[PF]\nexit = ["write +"]', "is no condition"),
@@ -186,6 +189,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(SpecError, match=message):
             read_spec(path)
+    with pytest.raises(SpecError, match="larger than 4 MiB"):
+        read_spec(Path("/dev/zero"))
     binary.write_bytes(b"#" * (5 << 20))
     with pytest.raises(SpecError, match="larger than 4 MiB"):
         read_spec(binary)

@@ -5,6 +5,7 @@ from struct import pack
 import numpy as np
 import pytest
 
+from tests.conformance.tiny_guest import descriptor
 from tests.direct.walk_everything import violations
 from trapgate import guests
 from trapgate.decide import Disposition
@@ -307,6 +308,34 @@ def test_paging_off_and_on_again() -> None:
 )
 def test_the_guests_processor_has_no_other_paging(code: bytes) -> None:
     assert Rude().run(code).end is End.TRIPLE_FAULT
+
+
+def test_a_task_switch_loads_no_directory() -> None:
+    """JMP to a TSS that leads to tables of the guest's own making."""
+    rude = Rude()
+    memory, vmcs = rude.host.processor.memory, rude.vm.vmcs
+    rude.words[OTHER >> 2 : (OTHER >> 2) + 2] = TABLE | 7, SPARE | 7
+    rude.words[SPARE >> 2] = VMMS
+    before, after = DATA + 0x200, DATA + 0x300
+    task = bytearray(0x68)
+    for offset, value in ((28, OTHER), (32, CODE + 0x100), (36, 2), (56, DATA + 0x800)):
+        task[offset : offset + 4] = pack("<I", value)
+    for offset, selector in ((72, 0x10), (76, 8), (80, 0x10), (84, 0x10)):
+        task[offset] = selector
+    memory.write(after, bytes(task))
+    rights = {8: (0, 0xFFFFF, 0xC09B), 16: (0, 0xFFFFF, 0xC093)}
+    rights |= {0x18: (before, 0x67, 0x8B), 0x20: (after, 0x67, 0x89)}
+    for selector, parts in rights.items():
+        memory.write(DATA + selector, descriptor(*parts).to_bytes(8, "little"))
+    vmcs["GUEST_GDTR_BASE"], vmcs["GUEST_GDTR_LIMIT"] = DATA, 0x27
+    vmcs["GUEST_TR_BASE"], vmcs["GUEST_TR_LIMIT"] = before, 0x67
+    vmcs["GUEST_TR_SELECTOR"], vmcs["GUEST_TR_ACCESS_RIGHTS"] = 0x18, 0x8B
+    memory.write(CODE + 0x100, move(0x40_0000, 0x4141_4141) + VMCALL)
+    found = rude.run(b"\xea" + pack("<IH", 0, 0x20))
+    assert found.end is End.UNHANDLED
+    assert "switches tasks" in found.message
+    assert rude.words[VMMS >> 2] == 0
+    assert vmcs["GUEST_CR3"] == DIRECTORY
 
 
 # Whatever stores to a table does what it does to any other memory.

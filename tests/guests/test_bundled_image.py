@@ -63,6 +63,7 @@ def test_image_is_built_from_its_source(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr
     assert (copy / "build" / "guest.elf").read_bytes() == guests.image()
+    assert (copy / "build" / "hypervisor.elf").read_bytes() == guests.hypervisor()
 
 
 def test_image_is_a_small_multiboot_elf() -> None:

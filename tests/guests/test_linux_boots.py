@@ -44,12 +44,12 @@ def until(vm: VirtualMachine, output: io.BytesIO, text: bytes, start: int) -> in
         vm.console.flush()
 
 
-def booted(name: str) -> tuple[VirtualMachine, io.BytesIO]:
+def booted(name: str, append: str = APPEND) -> tuple[VirtualMachine, io.BytesIO]:
     """A machine whose guest shows the shell's prompt."""
     kernel, initrd = paths(name)
     output = io.BytesIO()
     vm = VirtualMachine(MEMORY, console=Console(output))
-    vm.load(load_guest(kernel, memory=MEMORY, append=APPEND, initrd=initrd))
+    vm.load(load_guest(kernel, memory=MEMORY, append=append, initrd=initrd))
     until(vm, output, PROMPT, 0)
     return vm, output
 
@@ -70,7 +70,33 @@ def test_a_kernel_boots_to_a_shell_and_runs_what_is_typed(name: str) -> None:
     while vm.step(5_000_000) is None:
         assert vm.processor.time < ENOUGH
     assert vm.stopped is not None
-    assert vm.stopped.end in (End.RESET, End.HALTED)
+    assert vm.stopped.end == End.POWER_OFF
+
+
+@pytest.mark.parametrize("name", ["amd64", pytest.param("i386", marks=pytest.mark.slow)])
+def test_a_kernel_uses_the_apics_and_sleeps(name: str) -> None:
+    vm, output = booted(name)
+    vm.type(b"cat /proc/interrupts; sleep 1; echo awake\n")
+    typed = len(output.getvalue())
+    began = vm.processor.time
+    place = until(vm, output, b"awake\r\n/ # ", typed)
+    assert vm.processor.time - began > vm.devices.bus.clock.hertz
+    rows = output.getvalue()[typed:place].decode().splitlines()
+    counts = {row.split()[0]: row.split()[1:] for row in rows if len(row.split()) > 1}
+    assert int(counts["LOC:"][0]) > 100
+    assert counts["4:"][1:3] == ["IO-APIC", "4-edge"]
+    assert int(counts["4:"][0]) > 0
+
+
+@pytest.mark.slow
+def test_a_kernel_does_without_the_apics() -> None:
+    vm, output = booted("amd64", f"{APPEND} noapic nolapic acpi=off")
+    vm.type(b"cat /proc/interrupts; sleep 1; echo awake\n")
+    typed = len(output.getvalue())
+    place = until(vm, output, b"awake\r\n/ # ", typed)
+    shown = output.getvalue()[typed:place]
+    assert b"XT-PIC" in shown
+    assert b"IO-APIC" not in shown
 
 
 @pytest.mark.slow

@@ -75,7 +75,6 @@ def test_many_guests_at_random(engine: str) -> None:
 # What the fuzz has found, or might have.
 
 
-@pytest.mark.xfail(reason="the engine's translator aborts, and has no hook before it", strict=True)
 @pytest.mark.parametrize("mode", tg.MODES)
 def test_code_that_the_engine_must_not_translate(mode: str) -> None:
     """LOCK BT, BTS, BTR and BTC of a register are #UD; the engine's translator aborts on them."""

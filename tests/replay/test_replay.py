@@ -106,6 +106,21 @@ def test_a_missing_code_that_does_not_matter_is_judged(tmp_path: Path) -> None:
     assert (second.judged, second.unjudged) == (0, 1)
 
 
+def test_an_exception_without_a_vector_is_not_guessed(tmp_path: Path) -> None:
+    text = "".join(
+        f" qemu-1 [000] 1.00000{n}: kvm_exit: reason {reason} rip 0x1 info 0 0\n"
+        f" qemu-1 [000] 1.00000{n}: kvm_entry: vcpu 0 rip 0x1\n"
+        for n, reason in enumerate(("EXCEPTION_NMI", "HLT", "EXIT_EXCP_PF"))
+    )
+    (tmp_path / "h.txt").write_text(text)
+    path = import_trace(tmp_path / "h.txt", tmp_path / "h.parquet").path
+    policies = [Policy.of("all", vectors=range(32)), Policy.of("none")]
+    for outcomes in (replay([path], policies).outcomes, replay([path], policies[:1]).outcomes):
+        for outcome in outcomes:
+            found = outcome.judged, outcome.unjudged, outcome.outside, outcome.outside_exits
+            assert found == (1, 1, 1, 1)
+
+
 def test_the_rules_are_called_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     from trapgate import rules
 

@@ -17,6 +17,12 @@ PREFIXES = {
     "trace-cmd-flags": (
         "   CPU {vcpu}/KVM-{thread} [{cpu:03}] d..1. {seconds:>5}.{micro:06}: {event:<20} {body}"
     ),
+    "trace-cmd-latency": (
+        "CPU {vcpu}/KV-{thread:<5}   {cpu}d..2.  {seconds:>5}.{micro:06}: {event:<20} {body}"
+    ),
+    "trace-cmd-difference": (
+        " a b-c 7 [x]-{thread:<5} [{cpu:03}] {seconds:>5}.{micro:06}: (+1500)  {event:<20} {body}"
+    ),
     "ftrace": (
         "           <...>-{thread:<7} [{cpu:03}] d..2. {seconds:>5}.{micro:06}: {event} {body}"
     ),
@@ -24,6 +30,7 @@ PREFIXES = {
         " CPU {vcpu}/KVM-{thread:<7} (   {process}) [{cpu:03}] .... {seconds:>5}.{micro:06}: "
         "{event} {body}"
     ),
+    "ftrace-latency": "qemu-sys-{thread:<7} {cpu}d.h2. {microseconds}us+: {event} {body}",
     "perf-script": (
         "       CPU {vcpu}/KVM {process}/{thread} [{cpu:03}] {seconds:>5}.{micro:06}: "
         "      kvm:{event} {body}"
@@ -32,6 +39,7 @@ PREFIXES = {
         "       CPU {vcpu}/KVM {thread} [{cpu:03}] {seconds:>5}.{micro:06}{nano:03}: "
         "  kvm:{event} {body}"
     ),
+    "perf-script-fields": "vm 12 34 {thread}   {seconds}.{micro:06}:    1   kvm:{event} {body}",
 }
 
 
@@ -55,6 +63,7 @@ class Host:
                 cpu=vcpu + 2,
                 seconds=self.time // 1_000_000_000,
                 micro=self.time // 1000 % 1_000_000,
+                microseconds=self.time // 1000,
                 nano=self.time % 1000,
                 event=f"{event}:",
                 body=body,

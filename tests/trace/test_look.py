@@ -4,10 +4,12 @@ import csv
 import json
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from trapgate.trace import Trace, TraceError, TraceWriter
 from trapgate.trace.export import to_csv, to_perfetto
 from trapgate.trace.frames import COLUMNS, MissingExtraError, scan, time_unit
 from trapgate.trace.imports import import_trace
+from trapgate.trace.stat import statistics
 from trapgate.trace.symbols import Symbols
 
 pytest.importorskip("polars")
@@ -59,7 +62,6 @@ def chain() -> NDArray[np.int64]:
 
 
 def test_statistics_of_a_host_trace(host_trace: Path) -> None:
-    from trapgate.trace.stat import statistics
 
     stat = statistics([host_trace])
     assert (stat.events, stat.time_unit) == (700, "ns")
@@ -85,7 +87,6 @@ def test_statistics_of_a_host_trace(host_trace: Path) -> None:
 
 
 def test_statistics_of_our_own_trace_have_no_times(tmp_path: Path) -> None:
-    from trapgate.trace.stat import statistics
 
     stat = statistics([own(tmp_path / "t.parquet", chain())])
     assert stat.time_unit == "instructions"
@@ -98,7 +99,6 @@ def test_statistics_of_our_own_trace_have_no_times(tmp_path: Path) -> None:
 
 
 def test_statistics_per_symbol(host_trace: Path, tmp_path: Path) -> None:
-    from trapgate.trace.stat import statistics
 
     (tmp_path / "System.map").write_text(MAP)
     table = statistics([host_trace], symbols=Symbols(tmp_path / "System.map")).tables["symbol"]
@@ -301,9 +301,112 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, command: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bad.parquet"]
 
 
-def scan_nothing() -> Any:
-    import pyarrow as pa
+def altered(path: Path, change: Callable[[pa.Table], pa.Table], **facts: bytes) -> Path:
+    """The trace at `path`, changed and written by another program, so to say."""
+    table = pq.read_table(path)
+    stored = {**pq.read_schema(path).metadata, **{k.encode(): v for k, v in facts.items()}}
+    pq.write_table(change(table).replace_schema_metadata(stored), path)
+    return path
 
+
+def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        pytest.param(
+            lambda t: pa.table([*t.columns, t["vector"]], names=[*t.column_names, "vector"]),
+            "several columns are named vector",
+            id="a column twice",
+        ),
+        pytest.param(
+            lambda t: with_column(t, "time", pa.nulls(len(t), pa.uint64())),
+            "column time has nulls",
+            id="nulls where none may be",
+        ),
+        pytest.param(
+            lambda t: with_column(t, "disposition", pa.array(["LEAVE"] * len(t))),
+            "disposition 'LEAVE' is none of EXIT, DELIVER, COMPLETE",
+            id="another disposition",
+        ),
+        pytest.param(lambda t: t.drop(["reason", "cpl"]), "missing cpl, reason", id="missing"),
+    ],
+)
+def test_traces_of_another_make_are_refused(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], problem: str
+) -> None:
+    path = altered(own(tmp_path / "t.parquet", chain()), change)
+    for command in (["head"], ["stat"], ["export", "--perfetto", str(tmp_path / "t.json")]):
+        result = invoke(*command, path)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert problem in result.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_extra_nested_columns_do_no_harm(tmp_path: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        extra = pa.array([{"a": None, "b": "LEAVE"}] * len(table))
+        return table.add_column(0, "extra", extra)
+
+    path = altered(own(tmp_path / "t.parquet", chain()), change)
+    assert invoke("stat", path).exit_code == 0
+
+
+def test_words_of_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        return with_column(table, "reason", pa.array(["[/b] \x1b[31m :smile:"] * len(table)))
+
+    path = altered(
+        own(tmp_path / "t.parquet", chain()), change, **{"trapgate.run.guest": b"\x1b[2J"}
+    )
+    for command in ("stat", "head"):
+        result = invoke(command, path)
+        assert result.exit_code == 0
+        assert "[/b] ?[31m :smile:" in result.stdout
+        assert "\x1b" not in result.output
+
+
+def test_facts_that_are_no_text_are_shown_all_the_same(tmp_path: Path) -> None:
+    path = altered(
+        own(tmp_path / "t.parquet", chain()), lambda t: t, **{"trapgate.run.guest": b"\xff"}
+    )
+    with Trace(path) as trace:
+        assert trace.run["guest"] == "\ufffd"
+    assert invoke("head", path).exit_code == 0
+    assert invoke("stat", path).exit_code == 2, "Polars wants text"
+
+
+def test_perfetto_keeps_guests_apart_that_the_trace_does_not(tmp_path: Path) -> None:
+    one, two = Host(), Host(process=9000)
+    for host in (one, two):
+        host.exit("HLT", 1, (0, 0))
+        host.wait(3000)
+        host.entry()
+    lines = [line for pair in zip(one.lines, two.lines, strict=True) for line in pair]
+    (tmp_path / "h.txt").write_text("".join(f"{line}\n" for line in lines))
+    with Trace(import_trace(tmp_path / "h.txt", tmp_path / "h.parquet").path) as trace:
+        to_perfetto(trace, tmp_path / "t.json")
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert [(e["tid"], e["dur"]) for e in events if e["ph"] == "X"] == [(4001, 3.0), (9001, 3.0)]
+    assert all(event["pid"] and event["tid"] for event in events)
+
+
+def test_quantiles_of_few_times_are_interpolated(tmp_path: Path) -> None:
+    host = Host()
+    for latency in (1000, 2000, 5000, 9000):
+        host.exit("HLT", 1, (0, 0))
+        host.wait(latency)
+        host.entry()
+    (tmp_path / "h.txt").write_text(host.text)
+    path = import_trace(tmp_path / "h.txt", tmp_path / "h.parquet").path
+    (line,) = statistics([path]).tables["reason"]
+    assert line.p50 == 3500
+    assert line.p99 == pytest.approx(np.quantile([1000, 2000, 5000, 9000], 0.99))
+
+
+def scan_nothing() -> Any:
     return pa.table({"x": [1, 2, 3]})
 
 

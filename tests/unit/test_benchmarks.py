@@ -5,8 +5,9 @@ import struct
 import iced_x86
 import pytest
 
-from benchmarks import guests
+from benchmarks import floppy, guests, x86_vmm
 from benchmarks.measure import Benchmark, Outcome, SkipSide, measure, rate, ratios
+from trapgate.sdm.reasons import ExitReason
 
 
 def test_sides_take_turns_and_warm_up_does_not_count() -> None:
@@ -112,3 +113,48 @@ def test_the_multiboot_guest_is_one_segment_with_header_and_tables() -> None:
     assert started[:2] == ["cli", "mov esp,180000h"]
     assert "mov cr0,eax" in started
     assert "out 0F4h,al" in started
+
+
+def test_the_x86_vmm_steps_over_what_exits_with_its_reason() -> None:
+    inner = guests.cpuid_loop(7)
+    loop = x86_vmm.under_vmm(inner, ExitReason.CPUID)
+    assert loop.instructions == inner.instructions
+    assert loop.code.endswith(inner.code)
+    on_exit = disassembled(loop.code[x86_vmm.ON_EXIT :])
+    assert on_exit[:11] == [
+        "mov eax,4402h",  # EXIT_REASON
+        "vmread edx,eax",
+        "cmp edx,0Ah",
+        "jne short 00100025h",
+        "mov eax,440Ch",  # VM_EXIT_INSTRUCTION_LENGTH
+        "vmread ebx,eax",
+        "mov eax,681Eh",  # GUEST_RIP
+        "vmread edx,eax",
+        "add edx,ebx",
+        "vmwrite eax,edx",
+        "vmresume",
+    ]
+
+
+def test_a_disk_boots_what_it_is_given() -> None:
+    made = floppy.disk(b"image", 0x123456)
+    assert len(made) == 1440 << 10
+    assert made[510:517] == b"\x55\xaaimage"
+    assert b"\xb8" + struct.pack("<I", 0x123456) + b"\xff\xe0" in made[:510]  # mov eax; jmp eax
+    with pytest.raises(ValueError, match="too many"):
+        floppy.disk(bytes(0x80001), 0)
+
+
+def test_a_multiboot_disk_tells_of_module_and_command_line() -> None:
+    kernel = guests.multiboot_guest(guests.tight_loop(7))
+    made = floppy.multiboot_disk(kernel, b"module!", "kernel option", memory=32 << 20)
+    image = made[512:]
+    module = image.index(b"module!")
+    assert module % 4096 == 0
+    information = image[module + 4096 :]
+    flags, low, high, _, line, count, modules = struct.unpack_from("<7I", information)
+    assert (flags & 0b1101, low, high, count) == (0b1101, 639, 31 << 10, 1)
+    at = guests.LOAD + module + 4096
+    assert information[line - at :].startswith(b"kernel option\0")
+    start, end = struct.unpack_from("<II", information, modules - at)
+    assert (start, end) == (guests.LOAD + module, guests.LOAD + module + len(b"module!"))

@@ -51,17 +51,24 @@ def test_unclaimed_ports_float() -> None:
 
 def test_wide_accesses_are_split() -> None:
     bus = Bus()
-    bus.attach(PostPort())
+    bus.attach(PostPort(lambda microseconds: None))
     bus.write(0x7F, 2, 0xAB00, 0)
     assert bus.read(0x80, 1, 0) == 0xAB
     assert bus.read(0x7E, 4, 0) == 0xFFABFFFF
 
 
+def test_a_write_to_port_80h_waits_a_microsecond() -> None:
+    waited: list[int] = []
+    port = PostPort(waited.append)
+    port.write(0x80, 1, 0x5A, 0)
+    assert (port.read(0x80, 1, 0), waited) == (0x5A, [1])
+
+
 def test_two_devices_at_one_port_are_refused() -> None:
     bus = Bus()
-    bus.attach(PostPort())
+    bus.attach(PostPort(lambda microseconds: None))
     with pytest.raises(ValueError, match="0x80"):
-        bus.attach(PostPort())
+        bus.attach(PostPort(lambda microseconds: None))
 
 
 def test_virtual_clock_refuses_nonsense() -> None:

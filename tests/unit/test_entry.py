@@ -6,6 +6,7 @@ from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest
 from trapgate import entry
 from trapgate.sdm import controls, state
+from trapgate.sdm.checks import CHECKS
 
 VALID = 1 << 31
 FAILED_ENTRY = 1 << 31 | 33
@@ -74,7 +75,8 @@ def test_bad_controls(fields: dict[str, int]) -> None:
     before = guest.v.copy()
     assert enter(guest) == entry.FAILED
     assert guest["VM_INSTRUCTION_ERROR"] == 7
-    guest.set(VM_INSTRUCTION_ERROR=0)
+    assert CHECKS[guest["FAILED_CHECK"]].fields[0] in fields
+    guest.set(VM_INSTRUCTION_ERROR=0, FAILED_CHECK=0)
     assert (guest.v == before).all()
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from trapgate import decide
 from trapgate.errors import TrapgateError
-from trapgate.trace import SCHEMA, Trace, TraceError, TraceWriter
+from trapgate.trace import Trace, TraceError, TraceWriter
 from trapgate.trace import writer as writer_module
+from trapgate.trace.schema import RUN_SCHEMA
 
 REASONS = {0: "bitmap", 1: "page fault filter", 2: "injected"}
 
@@ -44,12 +45,13 @@ def write(path: Path, rows: NDArray[np.int64], **options: Any) -> Path:
 
 def test_every_column_of_one_row(tmp_path: Path) -> None:
     row = np.array(
-        [[5, 900, 2, 14, 3, 7, -4096, 3, 0x1000, -8, -1, 1, 2, 1, 1, 0, 4, 0x8001, 0, 0]],
+        [[5, 900, 2, 14, 3, 7, -4096, 3, 0x1000, -8, -1, 1, 2, 1, 1, 0, 4, 0x8001, 0x7000, 0]],
         np.int64,
     )
     with Trace(write(tmp_path / "t.parquet", row)) as trace:
         (found,) = trace.table().to_pylist()
     assert found == {
+        "current_vmcs": 0x7000,
         "sequence": 5,
         "time": 900,
         "vm": 2,
@@ -125,7 +127,7 @@ def test_pyarrow_sees_a_plain_file_without_dead_bytes(tmp_path: Path) -> None:
     length = int.from_bytes(path.read_bytes()[-8:-4], "little")
     assert used + length + 8 == path.stat().st_size
     table = pq.read_table(path)
-    assert (table.num_rows, table.schema.names) == (1000, SCHEMA.names)
+    assert (table.num_rows, table.schema.names) == (1000, RUN_SCHEMA.names)
 
 
 def test_polars_reads_it(tmp_path: Path) -> None:

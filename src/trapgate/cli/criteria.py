@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from trapgate.cli.terminal import complaints, fail
+from trapgate.cli.terminal import fail
+from trapgate.errors import TrapgateError
 
 if TYPE_CHECKING:
     from trapgate.criteria import Definition
+    from trapgate.vmcs import Vmcs
 
 EXAMPLES = """
 Examples:
@@ -62,11 +66,20 @@ class UnseenCodes(StrEnum):
     free = "free"
 
 
+SpecArgument = Annotated[Path, typer.Argument(help="TOML file of wishes.")]
 SchemeOption = Annotated[
     str,
     typer.Option(
         help="vt-x, figure-3, exchanged, no-bit, figure-4, figure-5, figure-5-no-bit, comparison, "
         "membership, one comparison (less, ...), or auto."
+    ),
+]
+FieldsOption = Annotated[int | None, typer.Option(min=1, help="With auto: at most so many fields.")]
+OperatorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With auto: only this operator (repeatable): match, any-bit, invert, member, equal, "
+        "not-equal, less, less-or-equal, greater, greater-or-equal."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -82,111 +95,139 @@ WeightsOption = Annotated[
 ]
 
 
-@contextmanager
-def answers(as_json: bool) -> Iterator[None]:
-    """Complaints as elsewhere, but status 1 where there is no answer; in JSON, too."""
-    from trapgate.criteria.complaints import (
-        ContradictionError,
-        InexpressibleError,
-        UndecidedError,
-    )
+class Told(Protocol):
+    """What can be told in words and in JSON."""
 
-    try:
-        with complaints():
+    def lines(self) -> list[str]:
+        """In words."""
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found, in words and for JSON, and its exit status."""
+
+    lines: Callable[[], list[str]]
+    document: Callable[[], dict[str, Any]]
+    status: int = 0
+
+
+def answered(command: Callable[..., Answer]) -> Callable[..., None]:
+    """A command with the option --json that prints its answer, or complains in one line
+    (in JSON, too). Status 1 if there is no answer, 2 if something given was wrong.
+    """
+
+    @wraps(command)
+    def run(*, as_json: bool, **given: Any) -> None:
+        from trapgate.criteria import InexpressibleError, UndecidedError
+
+        try:
             try:
-                yield
-            except (InexpressibleError, UndecidedError) as error:
-                _tell(error, as_json)
-                raise typer.Exit(1) from fail(str(error))
-            except ContradictionError as error:
-                _tell(error, as_json)
-                raise
-    except BrokenPipeError:
-        raise typer.Exit(1) from None
+                answer = command(**given)
+            except TrapgateError as error:
+                if as_json:
+                    print(json.dumps(_complaint(error), indent=2))
+                if isinstance(error, InexpressibleError | UndecidedError):
+                    raise typer.Exit(1) from fail(str(error))
+                raise fail(str(error)) from None
+            if as_json:
+                print(json.dumps(answer.document(), indent=2))
+            else:
+                for line in answer.lines():
+                    print(line)
+        except BrokenPipeError:
+            raise typer.Exit(1) from None
+        raise typer.Exit(answer.status)
+
+    asked = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("as_json", _KEYWORD, default=False, annotation=JsonOption)
+    run.__signature__ = asked.replace(  # type: ignore[attr-defined]
+        parameters=[*asked.parameters.values(), option]
+    )
+    return run
 
 
-def _tell(error: Exception, as_json: bool) -> None:
-    if as_json:
-        facts = {
-            key: [f"{code:#x}" for code in value] if key in {"core", "codes"} else list(value)
-            for key, value in vars(error).items()
-            if isinstance(value, tuple)
-        }
-        kind = type(error).__name__.removesuffix("Error").lower()
-        print(json.dumps({"error": kind, "message": str(error), **facts}, indent=2))
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
-def _print(document: Callable[[], Any], lines: Callable[[], list[str]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(document(), indent=2))
-    else:
-        for line in lines():
-            print(line)
+def _complaint(error: TrapgateError) -> dict[str, Any]:
+    facts = {
+        key: [f"{code:#x}" for code in value] if key in {"core", "codes"} else list(value)
+        for key, value in vars(error).items()
+        if isinstance(value, tuple)
+    }
+    kind = type(error).__name__.removesuffix("Error").lower()
+    return {"error": kind, "message": str(error), **facts}
 
 
-def _forms(definition: Definition, form: Form) -> list[str]:
+def _defined(definition: Definition, form: Form, output: Path | None, told: Told) -> Answer:
+    """The answer of a command that defines fields: these, then what else it has to tell."""
+    if output is not None:
+        try:
+            output.write_text(definition.toml(), encoding="utf-8")
+        except OSError as error:
+            raise TrapgateError(
+                f"{output}: cannot be written ({error.strerror}); give a file in a writable folder"
+            ) from None
     forms = {"toml": definition.toml, "c": definition.c, "vmwrite": definition.vmwrites}
-    if form is not Form.all:
-        return [forms[form.value]().rstrip("\n")]
-    lines = definition.lines()
-    for name, shown in forms.items():
-        text = "\n".join(line for line in shown().splitlines() if not line.startswith("#"))
-        lines += ["", f"{name}:", text]
-    return lines
+
+    def lines() -> list[str]:
+        if form is not Form.all:
+            return [forms[form.value]().rstrip("\n")]
+        printed = definition.lines()
+        for name, shown in forms.items():
+            text = "\n".join(line for line in shown().splitlines() if not line.startswith("#"))
+            printed += ["", f"{name}:", text]
+        return printed + (["", *told.lines()] if told is not definition else [])
+
+    return Answer(lines, told.document)
 
 
-def _write(definition: Definition, output: Path | None) -> None:
-    if output is None:
-        return
-    try:
-        output.write_text(definition.toml(), encoding="utf-8")
-    except OSError as error:
-        raise fail(
-            f"{output}: cannot be written ({error.strerror}); give a file in a writable folder"
-        ) from None
-
-
-def _load(path: Path) -> Any:
+def _load(path: Path) -> Vmcs:
+    from trapgate.criteria.filters import demand_valid
     from trapgate.vmcs import Vmcs
 
-    return Vmcs.load(path)
+    vmcs = Vmcs.load(path)
+    demand_valid(vmcs, str(path))
+    return vmcs
+
+
+def _weights(path: Path | None) -> Mapping[int, Mapping[int, int]] | None:
+    from trapgate.criteria import weights_in
+
+    return None if path is None else weights_in(path)
 
 
 @app.command()
+@answered
 def define(
-    spec: Annotated[Path, typer.Argument(help="TOML file of wishes.")],
+    spec: SpecArgument,
     scheme: SchemeOption = "",
     weights: WeightsOption = None,
-    fields: Annotated[
-        int | None, typer.Option(min=1, help="With auto: at most so many fields.")
-    ] = None,
-    operator: Annotated[
-        list[str] | None, typer.Option(help="With auto: only this operator (repeatable).")
-    ] = None,
+    fields: FieldsOption = None,
+    operator: OperatorOption = None,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Find the fields that do what a SPEC wishes, or the best sound ones, and prove it."""
-    with answers(as_json):
-        from trapgate.criteria.define import define as compile_wishes
-        from trapgate.criteria.learn import weights_in
-        from trapgate.criteria.spec import read_spec
+    from trapgate import criteria
 
-        definition = compile_wishes(
-            read_spec(spec),
-            scheme,
-            weights=None if weights is None else weights_in(weights),
-            fields=fields,
-            operators=operator,
-            timeout=timeout,
-        )
-        _write(definition, output)
-        _print(definition.document, lambda: _forms(definition, form), as_json)
+    definition = criteria.define(
+        criteria.read_spec(spec),
+        scheme,
+        weights=_weights(weights),
+        fields=fields,
+        operators=operator,
+        timeout=timeout,
+    )
+    return _defined(definition, form, output, definition)
 
 
 @app.command()
+@answered
 def merge(
     files: Annotated[list[Path], typer.Argument(help="TOML files of VMCS fields, two or more.")],
     scheme: SchemeOption = "vt-x",
@@ -194,118 +235,92 @@ def merge(
         str, typer.Option(help="Bits of a page fault's error code: sdm, seed, or 1 to 16.")
     ] = "sdm",
     weights: WeightsOption = None,
+    fields: FieldsOption = None,
+    operator: OperatorOption = None,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Find the tightest fields that exit whenever one of the files' fields would."""
-    with answers(as_json):
-        from trapgate.criteria.codes import vector_label
-        from trapgate.criteria.learn import weights_in
-        from trapgate.criteria.merge import Party
-        from trapgate.criteria.merge import merge as merge_parties
+    from trapgate import criteria
 
-        names = [path.stem for path in files]
-        twice = len(set(names)) != len(names)
-        merged = merge_parties(
-            [Party(str(path) if twice else path.stem, _load(path)) for path in files],
-            scheme,
-            bits=bits,
-            weights=None if weights is None else weights_in(weights),
-            timeout=timeout,
-        )
-        _write(merged.definition, output)
-
-        def lines() -> list[str]:
-            told = _forms(merged.definition, form)
-            if form is Form.all:
-                told += ["", "who asked, and what to reflect:"]
-                told += [
-                    f"  {vector_label(share.vector)} {share.words}: asked by "
-                    f"{' and '.join(share.asked) or 'nobody'}; {share.reflect}"
-                    for share in merged.shares
-                ]
-            return told
-
-        shares = [share.document() for share in merged.shares]
-        _print(lambda: {**merged.definition.document(), "shares": shares}, lines, as_json)
+    names = [path.stem for path in files]
+    twice = len(set(names)) != len(names)
+    merged = criteria.merge(
+        [criteria.Party(str(path) if twice else path.stem, _load(path)) for path in files],
+        scheme,
+        bits=bits,
+        weights=_weights(weights),
+        fields=fields,
+        operators=operator,
+        timeout=timeout,
+    )
+    return _defined(merged.definition, form, output, merged)
 
 
 @app.command()
+@answered
 def explain(
     files: Annotated[list[Path], typer.Argument(help="TOML files of VMCS fields.")],
     vector: Annotated[
         list[str] | None, typer.Option(help="Only this vector: PF, 14, ... (repeatable).")
     ] = None,
     table: Annotated[bool, typer.Option(help="Print the truth table.")] = True,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Say in words what fields do; and warn of what was probably not meant."""
-    with answers(as_json):
-        from trapgate.criteria.codes import vector_named
-        from trapgate.criteria.explain import compare
-        from trapgate.criteria.explain import explain as explain_vmcs
+    from trapgate import criteria
+    from trapgate.criteria.codes import vector_named
 
-        vectors = None if vector is None else [vector_named(name) for name in vector]
-        loaded = [(str(path), _load(path)) for path in files]
-        told = [(name, explain_vmcs(vmcs, vectors)) for name, vmcs in loaded]
-        same = compare(loaded)
+    vectors = None if vector is None else [vector_named(name) for name in vector]
+    loaded = [(str(path), _load(path)) for path in files]
+    told = [(name, criteria.explain(vmcs, vectors)) for name, vmcs in loaded]
+    same = criteria.compare(loaded)
 
-        def lines() -> list[str]:
-            out: list[str] = []
-            for name, explanations in told:
-                out += [f"{name}:"] if len(told) > 1 else []
-                for one in explanations:
-                    out.append(one.summary)
-                    out += [f"  warning: {warning.text}" for warning in one.warnings]
-                    if table and one.layout is not None and one.filter.scheme:
-                        out += [
-                            f"  {code:#06x}  {'exit' if exits else '-':4}  {words}"
-                            for code, exits, words in one.rows()
-                        ]
-            return out + [f"warning: {warning.text}" for warning in same]
+    def lines() -> list[str]:
+        printed = []
+        for name, explanations in told:
+            printed += [f"{name}:"] if len(told) > 1 else []
+            printed += [line for one in explanations for line in one.lines(table=table)]
+        return printed + [f"warning: {warning.text}" for warning in same]
 
-        def document() -> dict[str, Any]:
-            return {
-                "files": [
-                    {"file": name, "vectors": [one.document() for one in explanations]}
-                    for name, explanations in told
-                ],
-                "warnings": [vars(warning) for warning in same],
-            }
+    def document() -> dict[str, Any]:
+        return {
+            "files": [
+                {"file": name, "vectors": [one.document() for one in explanations]}
+                for name, explanations in told
+            ],
+            "warnings": [vars(warning) for warning in same],
+        }
 
-        _print(document, lines, as_json)
+    return Answer(lines, document)
 
 
 @app.command()
+@answered
 def check(
-    spec: Annotated[Path, typer.Argument(help="TOML file of wishes.")],
+    spec: SpecArgument,
     file: Annotated[Path, typer.Argument(metavar="FIELDS", help="TOML file of VMCS fields.")],
     sound: Annotated[
         bool, typer.Option("--sound", help="Needless exits are all right; only missed ones count.")
     ] = False,
     timeout: TimeoutOption = 60.0,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Prove that fields do what a SPEC wishes, or give a counterexample."""
-    with answers(as_json):
-        from trapgate.criteria.check import check as check_vmcs
-        from trapgate.criteria.spec import read_spec
+    from trapgate import criteria
 
-        verdicts = check_vmcs(read_spec(spec), _load(file), timeout=timeout)
-        good = all(one.sound if sound else one.exact for one in verdicts)
-        _print(
-            lambda: {"holds": good, "vectors": [one.document() for one in verdicts]},
-            lambda: [one.line() for one in verdicts],
-            as_json,
-        )
-        raise typer.Exit(0 if good else 1)
+    verdicts = criteria.check(criteria.read_spec(spec), _load(file), timeout=timeout)
+    holds = all(one.sound if sound else one.exact for one in verdicts)
+    return Answer(
+        lambda: [one.line() for one in verdicts],
+        lambda: {"holds": holds, "vectors": [one.document() for one in verdicts]},
+        0 if holds else 1,
+    )
 
 
 @app.command()
+@answered
 def learn(
-    trace: Annotated[Path, typer.Argument(help="A trace, as `trapgate run --trace` writes it.")],
+    trace: Annotated[Path, typer.Argument(help="A trace: recorded by `run`, or imported.")],
     scheme: SchemeOption = "vt-x",
     mark: Annotated[
         str, typer.Option(help="Boolean column that marks needed exits (needed, or inferred).")
@@ -314,35 +329,26 @@ def learn(
     unseen: Annotated[
         UnseenCodes, typer.Option(help="What codes do that the trace does not show.")
     ] = UnseenCodes.exit,
+    fields: FieldsOption = None,
+    operator: OperatorOption = None,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Define the filter that keeps the exits that a VMM needed, and test it on the rest."""
-    with answers(as_json):
-        from trapgate.criteria.learn import learn as learn_from
+    from trapgate import criteria
 
-        learned = learn_from(
-            trace,
-            scheme,
-            mark=mark,
-            hold_out=hold_out,
-            unseen=unseen.value,
-            timeout=timeout,
-        )
-        _write(learned.definition, output)
-
-        def lines() -> list[str]:
-            told = _forms(learned.definition, form)
-            if form is Form.all:
-                source = f"column {learned.mark}" if learned.mark else "inferred from injections"
-                told += ["", f"needed exits: {source}", f"learned on: {learned.trained.line()}"]
-                if learned.held_out is not None:
-                    told.append(f"held out:   {learned.held_out.line()}")
-            return told
-
-        _print(learned.document, lines, as_json)
+    learned = criteria.learn(
+        trace,
+        scheme,
+        mark=mark,
+        hold_out=hold_out,
+        unseen=unseen.value,
+        fields=fields,
+        operators=operator,
+        timeout=timeout,
+    )
+    return _defined(learned.definition, form, output, learned)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""`trapgate demo`: the bundled guest under policies for its page faults, and what they cost."""
+"""`trapgate demo`: the bundled guest under filters of its page faults, or under two VMMs."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console as Terminal
@@ -26,6 +28,7 @@ from trapgate.cli.terminal import (
 from trapgate.decide import Disposition
 
 if TYPE_CHECKING:
+    from trapgate import demo_x86
     from trapgate.demo import Filter, Result
 
 EXAMPLES = """
@@ -40,7 +43,16 @@ Examples:
   trapgate demo --paging own
 
   trapgate demo --paging own --report demo.html
+
+  trapgate demo --vmm x86
 """
+
+
+class VmmKind(StrEnum):
+    """Who the guest's VMM is."""
+
+    python = "python"
+    x86 = "x86"
 
 
 def demo(
@@ -63,8 +75,16 @@ def demo(
             help="Write a page about the first run, and the other filters (--paging own)."
         ),
     ] = None,
+    vmm: Annotated[
+        VmmKind,
+        typer.Option(help="x86: also under the bundled hypervisor, x86 code that uses VMX."),
+    ] = VmmKind.python,
 ) -> None:
     """Run the bundled guest under several filters of page faults, and show what each costs."""
+    if vmm is VmmKind.x86:
+        if report is not None:
+            raise fail("--report: is about the VMM in Python; leave out --vmm x86")
+        _demo_x86(workload or (), scale, engine.value, as_json)
     if report is not None and paging is Paging.direct:
         raise fail("--report: shows guests that own their page tables; add --paging own")
     with complaints(), prepared():
@@ -209,6 +229,71 @@ def _own(workloads: list[str], scale: int, engine: str, as_json: bool, report: P
     words = "the same" if good else "NOT the same"
     print(f"The guest's output was {words} under every filter.")
     return good
+
+
+def _demo_x86(workloads: Sequence[str], scale: int, engine: str, as_json: bool) -> NoReturn:
+    with complaints(), prepared():
+        from trapgate import demo_x86 as demonstration
+
+        results: list[demo_x86.Result] = []
+        try:
+            for result in demonstration.run(workloads, scale=scale, engine=engine):
+                if not results and not as_json:
+                    sys.stdout.write(result.output.decode("ascii", "replace"))
+                    sys.stdout.flush()
+                results.append(result)
+        except ValueError as error:
+            raise fail(str(error)) from None
+        good = demonstration.passed(results)
+        if as_json:
+            print(json.dumps([_x86_json(result) for result in results], indent=2))
+        else:
+            _show_x86(results, terminal())
+            words = "the same" if good else "NOT the same"
+            print(f"The guest's output was {words} under both VMMs.")
+        raise typer.Exit(0 if good else 1)
+
+
+def _x86_json(result: demo_x86.Result) -> dict[str, Any]:
+    return {
+        "vmm": "python" if result.vmm == "python" else "x86",
+        "policy": None if result.vmm == "python" else result.vmm,
+        "end": result.stop.end.value,
+        "status": result.stop.status,
+        "output_sha256_12": result.digest,
+        "vmm_counts": dict(result.counts),
+        **summary_json(result.summary),
+    }
+
+
+def _show_x86(results: list[demo_x86.Result], out: Terminal) -> None:
+    table = Table(
+        title="\nthe same guest under two VMMs", title_justify="left", box=None, pad_edge=False
+    )
+    titles = {
+        "exits": "exits",
+        "exceptions": "exception or NMI",
+        "filled in": "translations filled in",
+        "table edits": "page-table edits carried out",
+        "reflected": "exceptions 14 given to the guest",
+    }
+    table.add_column("VMM")
+    for title in (*titles, "seconds"):
+        table.add_column(title, justify="right")
+    table.add_column("meaning")
+    for result in results:
+        own = [
+            f"{result.counts[count]:,}" if count in result.counts else ""
+            for count in titles.values()
+        ]
+        if not result.counts:
+            own[0] = f"{sum(result.summary.exits.values()):,}"
+        name = result.vmm if not result.counts else f"x86, policy={result.vmm}"
+        table.add_row(name, *own, f"{result.summary.seconds:.2f}", result.meaning)
+    out.print(table)
+    for result in results:
+        if result.stop.status:
+            out.print(f"{result.vmm}: {result.stop.message}")
 
 
 def _report(trace: Path, out: Path) -> None:

@@ -150,8 +150,10 @@ def _show(result: Replay, top: int) -> None:
         "latencies": "time by the trace's own latencies; the interval holds 95 %",
         "cost model": "the trace has no latencies: time by the cost model (--cost)",
     }
-    out.print(f"\nrecorded: {first.recorded_exits:,} exits of judged events; {first.outside:,} ")
-    out.print(f"events are none that a policy judges ({first.outside_exits:,} of them exits)")
+    out.print(
+        f"\nrecorded: {first.recorded_exits:,} exits of judged events; {first.outside:,} events "
+        f"that no policy judges ({first.outside_exits:,} of them exits)"
+    )
     out.print(basis[first.time.basis])
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,10 +25,12 @@ from trapgate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from trapgate.vmm.machine import Summary, VirtualMachine
+    from trapgate.sdm.reasons import ExitReason
+    from trapgate.vmm.machine import Faults, Summary, VirtualMachine
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
+_MOST_EXPLANATIONS = 1000
 
 
 def memory_size(text: str) -> int:
@@ -43,8 +46,9 @@ def memory_size(text: str) -> int:
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
-    """A run's summary as JSON has it."""
-    return {
+    """A run's summary as JSON has it; `x86_vmm` is there if the guest was a VMM itself."""
+    nested = summary.nested
+    answer: dict[str, Any] = {
         "instructions": summary.instructions,
         "seconds": round(summary.seconds, 6),
         "faults": {
@@ -56,34 +60,90 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         },
         "exits": {reason.name: count for reason, count in summary.exits.items()},
     }
+    if nested is not None:
+        answer["x86_vmm"] = {
+            "entries": nested.entries,
+            "faults": {
+                str(vector): {disposition.name: count for disposition, count in counts.items()}
+                for vector, counts in nested.faults.items()
+            },
+            "exits": {reason.name: count for reason, count in nested.exits.items()},
+        }
+    return answer
 
 
 def show_summary(summary: Summary, out: Terminal) -> None:
-    """Tables of faults and exits."""
-    from trapgate.decide import Disposition
-
-    faults = Table(title="faults and interrupts", title_justify="left", box=None, pad_edge=False)
-    for title in ("vector", "exited", "delivered", "of these injected", "completed"):
-        faults.add_column(title, justify="left" if title == "vector" else "right")
-    for vector in summary.faults:
-        faults.add_row(
-            vector_name(vector),
-            f"{summary.count(Disposition.EXIT, vector):,}",
-            f"{summary.count(Disposition.DELIVER, vector):,}",
-            f"{summary.injected.get(vector, 0):,}",
-            f"{summary.count(Disposition.COMPLETE, vector):,}",
-        )
-    exits = Table(title="VM exits", title_justify="left", box=None, pad_edge=False)
-    exits.add_column("reason")
-    exits.add_column("count", justify="right")
-    for reason, count in sorted(summary.exits.items(), key=lambda item: -item[1]):
-        exits.add_row(reason.name.replace("_", " ").lower(), f"{count:,}")
-    out.print(faults)
-    out.print(exits)
+    """Tables of faults and exits, those of an x86 VMM's guest apart."""
+    out.print(_fault_table("faults and interrupts", summary.faults, summary.injected))
+    out.print(_exit_table("VM exits", summary.exits))
+    nested = summary.nested
+    if nested is not None:
+        title = f"faults and interrupts of the x86 VMM's guest ({nested.entries:,} VM entries)"
+        out.print(_fault_table(title, nested.faults))
+        out.print(_exit_table("VM exits to the x86 VMM", nested.exits))
     speed = summary.instructions / summary.seconds / 1e6 if summary.seconds else 0.0
     out.print(
         f"{summary.instructions:,} instructions in {summary.seconds:.2f} s ({speed:.0f} million/s)"
     )
+
+
+def _keyboard() -> int | None:
+    """The file descriptor to read keys from; None where standard input is no file."""
+    try:
+        return sys.stdin.fileno() if sys.stdin else None
+    except OSError:
+        return None
+
+
+class Explanations:
+    """Prints each explanation once, in a line of its own on stderr, and keeps them all apart.
+
+    A VMM that tries the same for ever is not to fill a disk.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, words: str) -> None:
+        """One failure's explanation."""
+        if words not in self.counts and len(self.counts) >= _MOST_EXPLANATIONS:
+            words = f"more than {_MOST_EXPLANATIONS} different failures; the others are not shown"
+        self.counts[words] += 1
+        if self.counts[words] == 1:
+            # A terminal may be raw, and the guest in the middle of a line.
+            line = f"\r\ntrapgate: {words}\r\n" if sys.stderr.isatty() else f"trapgate: {words}\n"
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """What failed, and how often, as JSON has it."""
+        return [{"explanation": words, "count": count} for words, count in self.counts.items()]
+
+
+def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
+    from trapgate.decide import Disposition
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
+    titles = ("vector", "exited", "delivered") + ("of these injected",) * (injected is not None)
+    titles += ("completed",)
+    for column in titles:
+        table.add_column(column, justify="left" if column == "vector" else "right")
+    for vector, found in counts.items():
+        numbers = [found.get(Disposition.EXIT, 0), found.get(Disposition.DELIVER, 0)]
+        if injected is not None:
+            numbers.append(injected.get(vector, 0))
+        numbers.append(found.get(Disposition.COMPLETE, 0))
+        table.add_row(vector_name(vector), *(f"{number:,}" for number in numbers))
+    return table
+
+
+def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
+    table.add_column("reason")
+    table.add_column("count", justify="right")
+    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
+        table.add_row(reason.name.replace("_", " ").lower(), f"{count:,}")
+    return table
 
 
 EXAMPLES = """
@@ -96,6 +156,8 @@ Examples:
   trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
 
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
+
+  trapgate run hypervisor.elf --explain
 
 Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
 """
@@ -135,6 +197,12 @@ def run(
         float | None, typer.Option(min=0.001, help="Stop after so many seconds.")
     ] = None,
     engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -156,6 +224,7 @@ def run(
                 max_instructions,
                 timeout,
                 engine.value,
+                explain,
                 as_json,
             )
         )
@@ -175,6 +244,7 @@ def _run(
     max_instructions: int | None,
     timeout: float | None,
     engine: str,
+    explain: bool,
     as_json: bool,
 ) -> int:
     from trapgate.trace import TraceWriter
@@ -188,7 +258,8 @@ def _run(
     settings = None if vmcs is None else read_settings(vmcs)
     image = load_guest(guest, memory=memory, append=append, initrd=initrd)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
-    console = Console(screen, source=sys.stdin.fileno() if sys.stdin else None, until=until)
+    console = Console(screen, source=_keyboard(), until=until)
+    explanations = Explanations()
     writer = None if trace is None else TraceWriter(trace, metadata={"guest": guest.name})
     try:
         machine = DirectMachine if paging is Paging.direct else VirtualMachine
@@ -199,6 +270,7 @@ def _run(
             trace=writer,
             seed=seed,
             profile="vt-x" if settings is not None and settings.profile == "vt-x" else "seed",
+            explain=explanations if explain else None,
         )
         vm.load(image)
         if settings is not None:
@@ -220,6 +292,7 @@ def _run(
             "status": stop.status,
             "notes": notes,
             **summary_json(summary),
+            **({"failures": explanations.as_json()} if explain else {}),
         }
         print(json.dumps(answer, indent=2))
         return stop.status
@@ -228,6 +301,9 @@ def _run(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     show_summary(summary, out)
+    failures = vm.processor.vmx_failures
+    if failures and not explain:
+        out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status
 
 

@@ -22,6 +22,9 @@ class EngineKind(StrEnum):
     portable = "portable"
 
 
+_LONGEST = 2000
+
+
 class Paging(StrEnum):
     """Whose the guest's page tables are."""
 
@@ -31,7 +34,10 @@ class Paging(StrEnum):
 
 def fail(line: str) -> typer.Exit:
     """One line on standard error, and exit status 2."""
-    print(f"trapgate: {' '.join(line.split())}", file=sys.stderr)
+    line = " ".join(line.split())
+    if len(line) > _LONGEST:  # somebody's name of a megabyte, say
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
+    print(f"trapgate: {line}", file=sys.stderr)
     return typer.Exit(2)
 
 
@@ -45,9 +51,15 @@ def complaints() -> Iterator[None]:
 
 
 def terminal(*, error: bool = False) -> Terminal:
-    """Where tables go: colours only on a terminal."""
+    """Where tables go: colours only on a terminal, and words from files as they are."""
     stream = sys.stderr if error else sys.stdout
-    return Terminal(file=stream, highlight=False, width=None if stream.isatty() else 110)
+    width = None if stream.isatty() else 110
+    return Terminal(file=stream, highlight=False, markup=False, emoji=False, width=width)
+
+
+def plain(word: object) -> str:
+    """What a file says, without what could steer a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in str(word))
 
 
 @contextmanager

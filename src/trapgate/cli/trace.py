@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from trapgate.cli.terminal import complaints, fail, terminal
+from trapgate.cli.terminal import complaints, fail, plain, terminal
 
 if TYPE_CHECKING:
     from trapgate.trace.stat import Line, Stat
@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 IMPORT_EXAMPLES = """
 Examples:
 
-  trace-cmd record -e kvm && trace-cmd report > host.txt
+  trace-cmd record -e kvm && trace-cmd report -N > host.txt
 
   trapgate trace import host.txt -o host.parquet
 """
@@ -78,8 +78,7 @@ def import_command(
         counters = result.counters
         out = terminal()
         out.print(
-            f"{output}: {counters.rows:,} rows from {counters.lines:,} lines ({result.format})",
-            markup=False,
+            f"{output}: {counters.rows:,} rows from {counters.lines:,} lines ({result.format})"
         )
         for count, words in (
             (counters.foreign, "foreign lines left out"),
@@ -87,6 +86,7 @@ def import_command(
             (counters.truncated, "line without an end left out"),
             (counters.gaps, f"gaps in the recording, {counters.lost:,} events lost at least"),
             (counters.unpaired, "exits without a latency: no entry of their vCPU follows"),
+            (counters.vectorless, "exceptions without a vector: give `trace-cmd report -N`"),
         ):
             if count:
                 out.print(f"  {count:,} {words}")
@@ -128,7 +128,7 @@ def _show(result: Stat, top: int) -> None:
             table.add_column(column, justify="right")
         for line in lines[:top]:
             table.add_row(
-                line.key,
+                plain(line.key),
                 f"{line.count:,}",
                 f"{line.share:.1%}",
                 f"{line.exits:,}",
@@ -168,15 +168,13 @@ def head(
         complete = "" if opened.complete else ", incomplete"
         out.print(
             f"{trace}: {len(opened):,} rows, version {opened.version}{complete}, "
-            f"times in {opened.time_unit}",
-            markup=False,
+            f"times in {opened.time_unit}"
         )
         for key, value in opened.run.items():
-            out.print(f"  {key}: {value}", markup=False)
+            out.print(f"  {plain(key)}: {plain(value)}")
         _show_rows(shown)
 
 
-_HEXADECIMAL = frozenset({"rip", "linear_address", "guest_physical", "error_code"})
 _SHOWN = (
     *("time", "vm", "vcpu", "vector", "error_code", "rip", "linear_address", "guest_physical"),
     *("disposition", "reason", "exit_reason", "latency", "depth", "injected"),
@@ -184,20 +182,14 @@ _SHOWN = (
 
 
 def _show_rows(rows: list[dict[str, Any]]) -> None:
+    from trapgate.trace.labels import shown_value
+
     names = [name for name in _SHOWN if any(row.get(name) not in (None, False) for row in rows)]
-    lines = [[_cell(name, row[name]) for name in names] for row in rows]
+    lines = [[plain(shown_value(name, row[name])) for name in names] for row in rows]
     titles = [name.replace("_", " ") for name in names]
     widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
     for line in (titles, *lines):
         print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
-
-
-def _cell(name: str, value: object) -> str:
-    if value is None or value is False:
-        return ""
-    if name in _HEXADECIMAL and isinstance(value, int):
-        return f"{value:x}"
-    return "yes" if value is True else str(value)
 
 
 @app.command()

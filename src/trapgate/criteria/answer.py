@@ -29,9 +29,10 @@ class VectorAnswer:
     """The answer for one vector.
 
     `needless` are the codes that exit though they should not, `weight` what they count
-    together, `minimal` whether that is proved the least possible for the scheme (it is
-    not where several vectors would need fields that they share). `remedies` say how
-    many fields would make it exact; empty if it is, or None if that is unknown.
+    together; summed over the vectors, that is the least possible for the scheme.
+    `why_not` is a reason why it is not exact, `contended` that it would be if it had the
+    fields for itself that all vectors share. `remedies` say how many fields would make it
+    exact; empty if it is, or None if that is unknown.
     """
 
     vector: int
@@ -41,9 +42,9 @@ class VectorAnswer:
     must_count: int
     needless: tuple[int, ...] = ()
     weight: int = 0
-    minimal: bool = True
     proof: Proof | None = None
     why_not: WhyNot | None = None
+    contended: bool = False
     remedies: tuple[Remedy, ...] | None = ()
 
     @property
@@ -60,7 +61,6 @@ class VectorAnswer:
             "scheme": self.scheme,
             "control_bit": int(self.filter.control),
             "exact": self.exact,
-            "minimal": self.minimal,
             "must_exit": self.must_count,
             "needless": [f"{code:#x}" for code in self.needless[:_MANY]],
             "needless_count": len(self.needless),
@@ -69,6 +69,7 @@ class VectorAnswer:
             "why_not_exact": None
             if words is None
             else {key: [f"{code:#x}" for code in codes] for key, codes in words.items()},
+            "exact_if_alone": self.contended,
             "exact_with": None
             if self.remedies is None
             else [vars(remedy) for remedy in self.remedies],
@@ -81,22 +82,25 @@ class VectorAnswer:
             told = [f"{name}: exact ({self.scheme})"]
         else:
             count = len(self.needless)
+            verb = "code exits" if count == 1 else "codes exit"
+            needless = f"{count} needless {verb}, weight {self.weight}"
             told = [
-                f"{name}: sound, not exact ({self.scheme}): {count} needless "
-                f"{'code exits' if count == 1 else 'codes exit'}, weight {self.weight}"
-                + ("" if self.minimal else "; not proved minimal: shared fields serve one vector")
+                f"{name}: sound, not exact ({self.scheme}): {needless}",
+                f"  needless: {self._named(self.needless, 6)}",
             ]
-            told.append(f"  needless: {self._named(self.needless, 6)}")
         if self.why_not is not None:
             told.append(
                 f"  no exact filter: {self._named(self.why_not.exits, 6) or 'nothing'} must exit "
                 f"while {self._named(self.why_not.delivers, 6) or 'nothing'} must not"
             )
+        if self.contended:
+            told.append(f"  exact if {name} had the fields that all vectors share for itself")
         if self.remedies is None:
             told.append("  how many fields would be exact: unknown (out of time, or too many bits)")
         for remedy in self.remedies or ():
             where = f" ({remedy.scheme})" if remedy.scheme else " (no scheme here has as many)"
-            told.append(f"  exact with {remedy.fields} fields: {remedy.kind}{where}")
+            fields = "1 field" if remedy.fields == 1 else f"{remedy.fields} fields"
+            told.append(f"  exact with {fields}: {remedy.kind}{where}")
         return told
 
     def _named(self, codes: tuple[int, ...], most: int) -> str:

@@ -9,7 +9,7 @@ from trapgate.criteria.codes import Layout, vector_label
 from trapgate.criteria.complaints import ProofError
 from trapgate.criteria.filters import filter_in
 from trapgate.criteria.problem import Deadline
-from trapgate.criteria.proof import counterexample, within
+from trapgate.criteria.proof import counterexample
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.spec import DELIVER, EXIT, Spec
 from trapgate.criteria.tasks import Task, tasks_of
@@ -101,11 +101,15 @@ def _verdict(task: Task, spec: Spec, vmcs: Vmcs, deadline: Deadline) -> Verdict:
     exits = filter_.exits(codes)
     tried_missed = codes[(task.goals == EXIT) & ~exits]
     tried_needless = codes[(task.goals == DELIVER) & exits]
-    z3 = z3_module()
-    code = z3.BitVec("code", 32)
-    term, inside = filter_.term(code), within(code, task.layout)
-    missed = counterexample(z3.And(inside, task.must(code), z3.Not(term)), code, deadline)
-    needless = counterexample(z3.And(inside, task.spare(code), term), code, deadline)
+
+    def misses(code: Any) -> Any:
+        return z3_module().And(task.must(code), z3_module().Not(filter_.term(code)))
+
+    def overshoots(code: Any) -> Any:
+        return z3_module().And(task.spare(code), filter_.term(code))
+
+    missed = counterexample(misses, task.layout, deadline)
+    needless = counterexample(overshoots, task.layout, deadline)
     for one, tried in ((missed, tried_missed), (needless, tried_needless)):
         if (one is None) != (len(tried) == 0) or (one is not None and one not in tried):
             raise ProofError("z3 and the trial of all codes disagree; please report this")

@@ -1,7 +1,6 @@
 """What can be wrong with a wish, a filter or an answer: one line with file, line and remedy."""
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 
 from trapgate.errors import TrapgateError
 
@@ -79,13 +78,3 @@ def listed(codes: Iterable[int], most: int = 8) -> str:
     shown = ", ".join(f"{int(code):#x}" for code in all_of_them[:most])
     more = len(all_of_them) - most
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """A remedy for a wrong name: the nearest known one, or all of them."""
-    names = list(dict.fromkeys(known))
-    folded = {known_name.lower(): known_name for known_name in names}
-    close = get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {folded[close[0]]}?"
-    return f"use one of {', '.join(names)}"

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from trapgate.criteria.codes import Codes, Layout, Truths
-from trapgate.criteria.complaints import SpecError, suggestion
+from trapgate.criteria.complaints import SpecError
+from trapgate.errors import suggestion
 
 _LONGEST = 20_000
 _DEEPEST = 200

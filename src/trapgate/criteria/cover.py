@@ -4,20 +4,32 @@ A sum of products: the fewest cubes that hold all of some codes and none of othe
 implicants by Quine and McCluskey's table (`cubes.py`), the minimum cover by MaxSAT.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from threading import Timer
 
 import numpy as np
 
-from trapgate.criteria.codes import Truths
+from trapgate.criteria.codes import Codes, Truths
+from trapgate.criteria.comparisons import EXITS, comparable
 from trapgate.criteria.complaints import UndecidedError
 from trapgate.criteria.cubes import TABLE_WIDTH, Cube, cube_any, cube_of, inside, supercube
+from trapgate.criteria.exactness import (
+    ANY_OR_PAIRS,
+    FORMS,
+    MEMBERS,
+    OUTSIDE,
+    OUTSIDE_BOTH,
+    PAIRS,
+    coverable,
+)
 from trapgate.criteria.problem import NEVER, Deadline, Problem
 from trapgate.criteria.solvers import sat_modules
 
 _MOST_PRIMES = 20_000
 _CUBE = 1 << 20
+_FEW = 3
+"""With more bits than a table allows for it is only asked whether so many cubes do."""
 
 
 def primes(wanted: Truths, barred: Truths) -> list[Cube]:
@@ -118,18 +130,20 @@ def _lightest(
 class Remedy:
     """One way to an exact filter: so many fields of that kind.
 
-    `pairs` counts pairs of mask and match, `known` says whether a scheme of Trapgate has
-    as many, `scheme` which.
+    `pairs` counts pairs of mask and match, `scheme` names the scheme of Trapgate that has
+    as many; empty if none does.
     """
 
     kind: str
     fields: int
-    pairs: int
+    pairs: int = 0
     scheme: str = ""
 
 
-def remedies(problem: Problem, deadline: Deadline = NEVER) -> list[Remedy]:
-    """What would be exact, the fewest fields first (¶87, block 904).
+def remedies(
+    problem: Problem, operators: Collection[str], deadline: Deadline = NEVER
+) -> list[Remedy]:
+    """What would be exact with these operators, the fewest fields first (¶87, 904, 906).
 
     Kinds for which the number is not found in time, or of too many bits, are left out.
 
@@ -137,42 +151,48 @@ def remedies(problem: Problem, deadline: Deadline = NEVER) -> list[Remedy]:
         UndecidedError: that goes for all kinds of pairs.
     """
     small = problem.reduced()
-    must, spare = small.must, small.cost > 0
-    index = np.arange(len(must))
-    any_free = (index & ~int(np.bitwise_or.reduce(index[spare], initial=0))) != 0
-    any_must = (index & ~int(np.bitwise_or.reduce(index[must], initial=0))) != 0
-    kinds = (
-        ("pairs; what matches any of them exits", 0, must, spare),
-        ("pairs and the control bit 0; what matches none of them exits", 0, spare, must),
-        ("an any-bit mask and pairs; what meets one of them exits", 1, must & ~any_free, spare),
-        (
-            "an any-bit mask, pairs and the control bit 0; what meets none exits",
-            1,
-            spare & ~any_must,
-            must,
-        ),
-    )
+    index = np.arange(len(small.must))
+    must, spare = index[small.must], index[small.cost > 0]
     found = []
     undecided: UndecidedError | None = None
-    for number, (kind, mask, wanted, barred) in enumerate(kinds):
+    for form in (PAIRS, OUTSIDE, ANY_OR_PAIRS, OUTSIDE_BOTH):
+        if not form.operators <= set(operators):
+            continue
         try:
-            pairs = len(minimum_cover(wanted, barred, deadline))
+            pairs = _fewest(*form.demand(must, spare), small.width, deadline)
         except UndecidedError as error:
             undecided = error
             continue
-        found.append(Remedy(kind, mask + 2 * pairs, pairs, _SCHEMES[number].get(pairs, "")))
+        schemes = [name for name, forms in FORMS.items() if forms.get(form, -1) >= pairs]
+        found.append(
+            Remedy(
+                form.words(pairs),
+                form.any_mask + 2 * pairs,
+                pairs,
+                schemes[0] if schemes else "",
+            )
+        )
     if not found and undecided is not None:
         raise undecided
-    members = len(problem.must_codes())
-    scheme = "membership" if members <= 8 else ""
-    found.append(Remedy("values; what equals one of them exits", members + 1, 0, scheme))
+    codes = problem.codes()
+    must, spare = codes[problem.must], codes[problem.cost > 0]
+    compared = comparable(must, spare, [name for name in EXITS if name in operators])
+    found += [
+        Remedy(f"a value; what is {name.replace('-', ' ')} exits", 1, scheme=name)
+        for name in compared
+    ]
+    if "member" in operators:
+        scheme = "membership" if len(must) <= MEMBERS else ""
+        kind = "values, and which of them count; what equals one exits"
+        found.append(Remedy(kind, len(must) + 1, scheme=scheme))
     return sorted(found, key=lambda remedy: remedy.fields)
 
 
-_SCHEMES = (
-    {0: "figure-3", 1: "figure-3", 2: "figure-4"},
-    {0: "figure-3", 1: "figure-3"},
-    {0: "figure-5", 1: "figure-5"},
-    {0: "figure-5", 1: "figure-5"},
-)
-"""Which scheme has so many pairs, by kind."""
+def _fewest(wanted: Codes, barred: Codes, width: int, deadline: Deadline) -> int:
+    if width <= TABLE_WIDTH:
+        index = np.arange(1 << width)
+        return len(minimum_cover(np.isin(index, wanted), np.isin(index, barred), deadline))
+    for pairs in range(_FEW + 1):
+        if coverable(wanted, barred, pairs, deadline):
+            return pairs
+    raise UndecidedError(f"unknown: more than {_FEW} pairs of {width} bits; wish in fewer bits")

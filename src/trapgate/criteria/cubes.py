@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trapgate.criteria.codes import Truths
+from trapgate.criteria.codes import Codes, Truths
 from trapgate.criteria.problem import NEVER, Costs, Deadline
 
 TABLE_WIDTH = 12
@@ -27,15 +27,25 @@ class Cube(NamedTuple):
     value: int
 
 
+def spanned(codes: Codes, every: int) -> Cube:
+    """The smallest cube that holds all of `codes` (not none); `every` has all bits set."""
+    ones = int(np.bitwise_and.reduce(codes))
+    some = int(np.bitwise_or.reduce(codes))
+    return Cube(every & ~(some ^ ones), ones)
+
+
 def supercube(members: Truths) -> Cube | None:
     """The smallest cube that holds all marked indices; None if there are none."""
-    index = np.flatnonzero(members)
-    if not len(index):
-        return None
-    every = len(members) - 1
-    ones = int(np.bitwise_and.reduce(index))
-    some = int(np.bitwise_or.reduce(index))
-    return Cube(every & ~(some ^ ones), ones)
+    index = np.flatnonzero(members).astype(np.int64)
+    return spanned(index, len(members) - 1) if len(index) else None
+
+
+def joined(cube: Cube | None, code: int, every: int) -> Cube:
+    """The smallest cube that holds `cube` and one code more."""
+    if cube is None:
+        return Cube(every, code)
+    fixed = cube.fixed & ~(cube.value ^ code)
+    return Cube(fixed, cube.value & fixed)
 
 
 def inside(cube: Cube | None, size: int) -> Truths:

@@ -14,16 +14,17 @@ from trapgate.criteria.problem import NEVER, Deadline, weight_and_count
 from trapgate.criteria.proof import Claim, Proof, prove, try_all
 from trapgate.criteria.schemes import (
     EVERYTHING,
+    FILTER_SCHEMES,
     FilterScheme,
-    Found,
     Limits,
     best,
     exactness_core,
     limits_of,
     schemes_named,
+    soundness_core,
 )
 from trapgate.criteria.spec import DELIVER, EXIT, FREE, Spec
-from trapgate.criteria.tasks import Task, Weights, hopeless, tasks_of
+from trapgate.criteria.tasks import Task, Weights, remarks, tasks_of, weightless
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, TABLE, Vector
 from trapgate.vmcs import Vmcs
@@ -36,13 +37,12 @@ _BIT_ONLY = "control bit"
 
 @dataclass(frozen=True)
 class _Choice:
-    """One vector's filter, its packed cost, and whether no filter of the scheme is better."""
+    """One vector's filter, its packed cost, and the scheme that it is of."""
 
     task: Task
     filter: Filter
     cost: int
     scheme: str
-    minimal: bool = True
 
 
 def define(
@@ -67,18 +67,14 @@ def define(
         UndecidedError: out of time: the answer is unknown.
         MissingSolverError: z3-solver or python-sat is not installed.
     """
-    notes = [
-        f"line {line}: names only error codes that the processor cannot raise"
-        for wishes in spec.vectors.values()
-        for line in hopeless(wishes)
-    ]
+    tasks = tasks_of(spec, weights)
     return compiled(
-        tasks_of(spec, weights),
+        tasks,
         scheme or spec.scheme or "vt-x",
         others=spec.others,
         limits=limits_of(fields, operators),
         deadline=Deadline(timeout),
-        notes=notes,
+        notes=[*remarks(spec), *weightless(tasks, weights)],
         path=spec.path,
     )
 
@@ -92,9 +88,8 @@ def compiled(
     deadline: Deadline = NEVER,
     notes: Sequence[str] = (),
     path: str = "",
-    explain: bool = True,
 ) -> Definition:
-    """The same from tasks. Without `explain`, it is not said why it is not exact."""
+    """The same from tasks."""
     named = schemes_named(scheme, path)
     best_choices: tuple[tuple[int, int], FilterScheme, list[_Choice]] | None = None
     first_refusal: InexpressibleError | None = None
@@ -111,8 +106,9 @@ def compiled(
             best_choices = rank, one, choices
     if best_choices is None:
         if first_refusal is None:
+            fields = "1 field" if limits.fields == 1 else f"{limits.fields} fields"
             raise InexpressibleError(
-                f"no scheme has at most {limits.fields} fields and only the operators "
+                f"no scheme makes do with {fields} and the operators "
                 f"{', '.join(sorted(limits.operators))}; allow more",
                 (),
                 path=path,
@@ -128,12 +124,11 @@ def compiled(
         replace(answer, proof=_verified(choice, filter_in(vmcs, answer.vector), deadline))
         for choice, answer in zip(choices, answers, strict=True)
     ]
-    if explain:
-        verified = [
-            _explained(choice, answer, chosen, limits)
-            for choice, answer in zip(choices, verified, strict=True)
-        ]
-    return replace(definition, answers=tuple(verified))
+    explained = [
+        _explained(choice, answer, chosen, limits)
+        for choice, answer in zip(choices, verified, strict=True)
+    ]
+    return replace(definition, answers=tuple(explained))
 
 
 def _fields_used(choices: Sequence[_Choice]) -> int:
@@ -143,53 +138,62 @@ def _fields_used(choices: Sequence[_Choice]) -> int:
 def _choices(
     tasks: Sequence[Task], scheme: FilterScheme, limits: Limits, deadline: Deadline
 ) -> list[_Choice]:
-    plain = [_plain(task) for task in tasks]
-    found: list[tuple[int, Found]] = []
-    for number, choice in enumerate(plain):
-        task = choice.task
-        served = task.vector == PF or scheme.profile != "vt-x"
-        if task.layout is None or choice.cost == 0 or not served:
-            continue
-        try:
-            found.append((number, best(task.problem(), scheme, limits, deadline)))
-        except InexpressibleError as error:
-            raise _in_words(error, task) from None
-    choices = list(plain)
-    if scheme.shared and len(found) > 1:
-        # One set of fields: it serves the vector that gains most; page faults keep their pair.
-        found.sort(key=lambda item: plain[item[0]].cost - item[1].cost, reverse=True)
-        for number, _ in found[1:]:
-            task = plain[number].task
-            if task.vector == PF:
-                other = best(task.problem(), schemes_named("figure-3")[0], EVERYTHING, deadline)
-                choices[number] = _Choice(task, other.filter, other.cost, "figure-3", False)
-            else:
-                choices[number] = replace(plain[number], minimal=False)
-        found = found[:1]
-    for number, one in found:
-        choices[number] = _Choice(plain[number].task, one.filter, one.cost, scheme.name)
-    return [replace(choice, filter=_tidy(choice)) for choice in choices]
+    choices = [_plain(task) for task in tasks]
+    asking = [
+        number
+        for number, choice in enumerate(choices)
+        if choice.cost and scheme.serves(choice.task.vector)
+    ]
+    problems = [tasks[number].problem() for number in asking]
+    unserved: list[int] = []
+    if scheme.shared and len(asking) > 1:
+        # One set of fields serves them all, or leaves some to what every processor has.
+        figure_3 = FILTER_SCHEMES["figure-3"]
+        for number, problem in zip(asking, problems, strict=True):
+            if tasks[number].vector == PF and figure_3.within(limits):
+                pair = best([problem], figure_3, limits, deadline)[0]
+                assert pair is not None
+                choices[number] = _Choice(tasks[number], pair.filter, pair.cost, figure_3.name)
+            unserved.append(choices[number].cost)
+    served = best(problems, scheme, limits, deadline, unserved) if asking else ()
+    for number, problem, found in zip(asking, problems, served, strict=True):
+        if found is not None:
+            choices[number] = _Choice(tasks[number], found.filter, found.cost, scheme.name)
+        elif core := soundness_core(problem, scheme, limits):
+            raise _inexpressible(core, tasks[number], scheme)
+    return _tidied(choices)
 
 
-def _tidy(choice: _Choice) -> Filter:
+def _tidied(choices: Sequence[_Choice]) -> list[_Choice]:
     """Without mask bits that tell apart only codes that nobody asks about and none raises."""
-    task = choice.task
-    if task.layout is None or not choice.filter.scheme:
-        return choice.filter
-    codes = task.codes()
-    occurs = np.asarray(task.layout.occurs(codes), dtype=np.bool_)
-    return simplified(choice.filter, codes, occurs | (task.goals != FREE))
+    filtered = [choice for choice in choices if choice.filter.scheme]
+    known = []
+    for choice in filtered:
+        layout, codes = choice.task.layout, choice.task.codes()
+        assert layout is not None
+        occurs = np.asarray(layout.occurs(codes), dtype=np.bool_)
+        known.append(codes[occurs | (choice.task.goals != FREE)])
+    simple = dict(
+        zip(
+            (choice.task.vector for choice in filtered),
+            simplified([choice.filter for choice in filtered], known),
+            strict=True,
+        )
+    )
+    return [
+        replace(choice, filter=simple.get(choice.task.vector, choice.filter)) for choice in choices
+    ]
 
 
-def _in_words(error: InexpressibleError, task: Task) -> InexpressibleError:
+def _inexpressible(core: Sequence[int], task: Task, scheme: FilterScheme) -> InexpressibleError:
     assert task.layout is not None
-    told = " and ".join(f"{code:#x} ({task.layout.describe(code)})" for code in error.core)
-    verb = "exit" if len(error.core) == 1 else "exit together"
+    told = " and ".join(f"{code:#x} ({task.layout.describe(code)})" for code in core)
+    verb = "exit" if len(core) == 1 else "exit together"
     return InexpressibleError(
         f"cannot make {vector_label(task.vector)} {told} {verb}, whatever its fields hold; "
         "use another scheme",
-        error.core,
-        field=error.field,
+        core,
+        field=scheme.name,
     )
 
 
@@ -255,7 +259,6 @@ def _answer(choice: _Choice) -> VectorAnswer:
         must,
         tuple(needless.tolist()),
         weight,
-        choice.minimal,
     )
 
 
@@ -286,15 +289,17 @@ def _explained(
         return answer
     problem = choice.task.problem()
     why: WhyNot | None = None
-    if choice.minimal and choice.scheme == scheme.name:
+    contended = False
+    if scheme.serves(answer.vector):
         try:
-            exits, delivers = exactness_core(problem, scheme, limits, Deadline(_REASON_SECONDS))
-            why = WhyNot(tuple(exits), tuple(delivers))
+            core = exactness_core(problem, scheme, limits, Deadline(_REASON_SECONDS))
+            contended = core is None
+            why = None if core is None else WhyNot(tuple(core[0]), tuple(core[1]))
         except UndecidedError:
             why = None
     ways: tuple[Remedy, ...] | None
     try:
-        ways = tuple(remedies(problem, Deadline(_REASON_SECONDS)))
+        ways = tuple(remedies(problem, limits.operators, Deadline(_REASON_SECONDS)))
     except UndecidedError:
         ways = None
-    return replace(answer, why_not=why, remedies=ways)
+    return replace(answer, why_not=why, contended=contended, remedies=ways)

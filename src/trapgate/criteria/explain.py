@@ -14,7 +14,7 @@ from trapgate.criteria.codes import (
     layout_of,
     vector_label,
 )
-from trapgate.criteria.filters import Filter, filter_in, without_one_bit
+from trapgate.criteria.filters import Filter, filter_in, mask_bits, without_bit
 from trapgate.criteria.words import in_words, ranges
 from trapgate.sdm.vectors import PF, TABLE, Vector
 from trapgate.vmcs import Vmcs
@@ -54,13 +54,14 @@ class Explanation:
             return f"{name}: {'always exits' if self.filter.control else 'never exits'}"
         seen = self.exits[self.occurs]
         if seen.all() or not seen.any():
-            return f"{name}: {'always exits' if seen.any() else 'never exits'}, by a filter"
+            how = ", by a filter" if any(self.filter.values) else ""
+            return f"{name}: {'always exits' if seen.any() else 'never exits'}{how}"
         told = in_words(self.layout, self.exits, self.occurs)
         count = f"{int(seen.sum())} of {len(seen)} codes"
         return f"{name}: exits ({count}) if {'; or '.join(told)}" if told else f"{name}: {count}"
 
     def rows(self) -> list[tuple[int, bool, str]]:
-        """The truth table: code, whether it exits, words; of codes that occur."""
+        """The truth table: code, whether it exits, words; of (at most 512) codes that occur."""
         layout = self.layout
         shown = self.codes[self.occurs][:_MOST_ROWS]
         told = self.exits[self.occurs][:_MOST_ROWS]
@@ -68,6 +69,24 @@ class Explanation:
             (code, exits, layout.describe(code) if layout else "")
             for code, exits in zip(shown.tolist(), told.tolist(), strict=True)
         ]
+
+    @property
+    def rows_left_out(self) -> int:
+        """How many codes that occur the truth table leaves out."""
+        return max(int(self.occurs.sum()) - _MOST_ROWS, 0)
+
+    def lines(self, *, table: bool = True) -> list[str]:
+        """In words: what exits, warnings, and the truth table where there is a filter."""
+        told = [self.summary, *(f"  warning: {warning.text}" for warning in self.warnings)]
+        if not table or self.layout is None or not self.filter.scheme:
+            return told
+        told += [
+            f"  {code:#06x}  {'exit' if exits else '-':4}  {words}"
+            for code, exits, words in self.rows()
+        ]
+        if self.rows_left_out:
+            told.append(f"  and {self.rows_left_out} more codes")
+        return told
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,6 +102,7 @@ class Explanation:
                 {"code": f"{code:#x}", "exits": exits, "words": words}
                 for code, exits, words in self.rows()
             ],
+            "table_leaves_out": self.rows_left_out,
             "impossible_codes": int((~self.occurs).sum()),
             "warnings": [vars(warning) for warning in self.warnings],
         }
@@ -149,11 +169,7 @@ def _warnings(
                 f"{name} {match:#x} under MASK {mask:#x} "
                 f"({layout.words(mask, match)}) is no code that the processor raises",
             )
-        if mask & ~layout.window:
-            yield Warn(
-                "impossible-bits",
-                f"MASK has bits that the error code lacks ({mask & ~layout.window:#x})",
-            )
+    yield from _impossible_values(vector, filter_, layout, raised)
     if filter_.scheme == "figure-3" and not filter_.control and any(filter_.values):
         yield Warn(
             "sense-reversed",
@@ -174,15 +190,33 @@ def _warnings(
         yield from _idle_mask_bits(vector, filter_, layout, codes, exits, occurs)
 
 
+def _impossible_values(
+    vector: int, filter_: Filter, layout: Layout, raised: Codes
+) -> Iterable[Warn]:
+    assert filter_.rule is not None
+    held = filter_.named()
+    for name, field in zip(filter_.rule.fields, filter_.rule.fields_for(vector), strict=True):
+        outside = held[name] & ~layout.window
+        if name.endswith("_MASK") and outside:
+            yield Warn(
+                "impossible-bits", f"{field} has bits that the error code lacks ({outside:#x})"
+            )
+        used = name.startswith("MEMBER_") and held["MEMBERS_USED"] >> int(name[-1]) & 1
+        if used and held[name] not in raised:
+            yield Warn(
+                "impossible-member", f"{field} {held[name]:#x} is no code that the processor raises"
+            )
+
+
 def _idle_mask_bits(
     vector: int, filter_: Filter, layout: Layout, codes: Codes, exits: Truths, occurs: Truths
 ) -> Iterable[Warn]:
     assert filter_.rule is not None
     names = filter_.rule.fields_for(vector)
     known = {bit.position: bit.name for bit in layout.bits}
-    for place, bit, simpler in without_one_bit(filter_):
+    for place, bit in mask_bits(filter_):
         position = bit + filter_.scale.bit_length() - 1
-        without = simpler.exits(codes)
+        without = without_bit(filter_, place, bit).exits(codes)
         if position in known and np.array_equal(without[occurs], exits[occurs]):
             changed = ranges(codes[without != exits], 4)
             only = f"only codes that cannot occur ({changed})" if changed else "nothing"

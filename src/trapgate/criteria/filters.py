@@ -1,12 +1,14 @@
 """A filter: a rule of `rules.py` with values for its fields, and its place in a VMCS."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from trapgate.criteria.codes import Codes, Truths, has_error_code
+from trapgate.criteria.complaints import CriteriaError
+from trapgate.decide import check_extension_fields
 from trapgate.rules import SCHEMES, Scheme, control_bit, mapped_code, mapped_field
 from trapgate.sdm.vectors import PF
 from trapgate.vmcs import Vmcs
@@ -92,8 +94,27 @@ class Filter:
         }
 
 
+def demand_valid(vmcs: Vmcs, path: str = "") -> None:
+    """Raise CriteriaError if VM entry refuses the extension fields: then nothing can be said."""
+    if check_extension_fields(vmcs.cells) == 0:
+        return
+    suspects = [field for field in vmcs if field.extension and vmcs[field]]
+    for field in suspects:
+        mended = vmcs.copy()
+        mended[field] = 0
+        if check_extension_fields(mended.cells) == 0:
+            suspects = [field]
+            break
+    told = ", ".join(f"{field.name} = {vmcs[field]:#x}" for field in suspects)
+    raise CriteriaError(f"VM entry refuses {told}; give values that the extensions have", path=path)
+
+
 def filter_in(vmcs: Vmcs, vector: int) -> Filter:
-    """The filter that a VMCS has for `vector`; what `decide.decide_fault` would apply."""
+    """The filter that a VMCS has for `vector`; what `decide.decide_fault` would apply.
+
+    Raises: CriteriaError: VM entry refuses the VMCS.
+    """
+    demand_valid(vmcs)
     control = bool(control_bit(vmcs["EXCEPTION_BITMAP"], 1 << vector))
     if not has_error_code(vector):
         return Filter("", control)
@@ -116,31 +137,50 @@ def filter_in(vmcs: Vmcs, vector: int) -> Filter:
     return Filter(scheme.name, control, values, (1 << width) - 1, 1 << shift)
 
 
-def without_one_bit(filter_: Filter) -> Iterator[tuple[int, int, Filter]]:
-    """Every filter that has one bit less in one of its masks: (field's place, bit, filter)."""
-    if filter_.rule is None:
-        return
-    for place, name in enumerate(filter_.rule.fields):
-        if not name.endswith("_MASK"):
-            continue
-        for bit in range(32):
-            weight = 1 << bit
-            if filter_.values[place] & weight:
-                values = list(filter_.values)
-                values[place] &= ~weight
-                if name != "ANY_BIT_MASK":
-                    values[place + 1] &= ~weight
-                yield place, bit, replace(filter_, values=tuple(values))
+def mask_bits(filter_: Filter) -> Iterator[tuple[int, int]]:
+    """Every bit that one of its masks has: (field's place, bit)."""
+    for place, name in enumerate(filter_.rule.fields if filter_.rule else ()):
+        if name.endswith("_MASK"):
+            for bit in range(32):
+                if filter_.values[place] >> bit & 1:
+                    yield place, bit
 
 
-def simplified(filter_: Filter, codes: Codes, matters: Truths) -> Filter:
-    """The same on the codes that matter, without mask bits that decide only others."""
-    wanted = filter_.exits(codes)[matters]
+def without_bit(filter_: Filter, place: int, bit: int) -> Filter:
+    """The same filter with one bit less in the mask at `place`, and in its match."""
+    assert filter_.rule is not None
+    values = list(filter_.values)
+    values[place] &= ~(1 << bit)
+    if filter_.rule.fields[place] != "ANY_BIT_MASK":
+        values[place + 1] &= ~(1 << bit)
+    return replace(filter_, values=tuple(values))
+
+
+def simplified(filters: Sequence[Filter], codes: Sequence[Codes]) -> list[Filter]:
+    """The same on each filter's codes, without mask bits that decide only others.
+
+    What filters of one rule hold in fields that serve all vectors stays the same.
+    """
+    simple = list(filters)
+    wanted = [one.exits(mine) for one, mine in zip(filters, codes, strict=True)]
     found = True
     while found:
         found = False
-        for _, _, simpler in without_one_bit(filter_):
-            if np.array_equal(simpler.exits(codes)[matters], wanted):
-                filter_, found = simpler, True
-                break
-    return filter_
+        for number, filter_ in enumerate(filters):
+            assert filter_.rule is not None
+            for place, bit in list(mask_bits(simple[number])):
+                own = "{}" in filter_.rule.fields[place]
+                together = [
+                    other
+                    for other, one in enumerate(filters)
+                    if other == number or (not own and one.scheme == filter_.scheme)
+                ]
+                simpler = {other: without_bit(simple[other], place, bit) for other in together}
+                if all(
+                    np.array_equal(one.exits(codes[other]), wanted[other])
+                    for other, one in simpler.items()
+                ):
+                    found = True
+                    for other, one in simpler.items():
+                        simple[other] = one
+    return simple

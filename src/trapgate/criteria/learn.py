@@ -2,12 +2,14 @@
 
 An exit is marked by a Boolean column of the trace (`needed`, unless told otherwise).
 Without such a column an exit counts as reflected, not needed, if the VMM did with it
-what no VMM need be there for: the next event of the same VM is an injection of the same
-vector at the same RIP.
+what no VMM need be there for: the next event of the same virtual processor is an
+injection of the same vector at the same RIP (which a real host does not record: then
+anywhere).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +24,16 @@ from trapgate.criteria.codes import (
     layout_of,
     vector_label,
 )
-from trapgate.criteria.complaints import CriteriaError, suggestion
+from trapgate.criteria.complaints import CriteriaError
 from trapgate.criteria.define import compiled
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.problem import Deadline
+from trapgate.criteria.schemes import limits_of
 from trapgate.criteria.spec import DELIVER, EXIT, FREE
 from trapgate.criteria.tasks import Goals, Task, task_of_goals
+from trapgate.errors import suggestion
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.vectors import TABLE, Vector
+from trapgate.sdm.vectors import TABLE, VECTORS_WITH_ERROR_CODE, Vector
 from trapgate.trace import Trace
 
 Unseen = Literal["exit", "deliver", "free"]
@@ -74,7 +78,7 @@ class Effect:
     """What the learned filter would have done to (part of) a trace.
 
     Of `faults`, `exits_before` exited and `exits_after` would have; `needed` exits were
-    needed, of which `missed` would not have happened any more.
+    needed, of which `missed` would not have happened any more. Parts of a trace add up.
     """
 
     faults: int
@@ -82,6 +86,10 @@ class Effect:
     exits_after: int
     needed: int
     missed: int
+
+    def __add__(self, other: "Effect") -> "Effect":
+        """The effect on both parts."""
+        return Effect(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
     @property
     def saved(self) -> int:
@@ -105,23 +113,44 @@ class Effect:
 @dataclass(frozen=True)
 class Learned:
     """The filter that keeps what was needed, and its effect on what it was learned from
-    (`trained`) and on the rest (`held_out`, None if nothing was held out).
+    (`trained`), on the rest (`held_out`, None if nothing was held out), and on `whole`.
 
-    `mark` is the column that marked needed exits, empty if they were inferred.
+    `mark` is the column that marked needed exits, empty if they were inferred; `unseen` is
+    what error codes do that the learned part of the trace does not show.
     """
 
     definition: Definition
     mark: str
     trained: Effect
     held_out: Effect | None
+    unseen: Unseen
+
+    @property
+    def whole(self) -> Effect:
+        """The effect on the whole trace."""
+        return self.trained if self.held_out is None else self.trained + self.held_out
+
+    def lines(self) -> list[str]:
+        """The effect in words, the fields apart."""
+        source = f"column {self.mark}" if self.mark else "inferred from injections"
+        told = [
+            f"needed exits: {source}",
+            f"what the trace does not show: {self.unseen} (--unseen)",
+            f"learned on:  {self.trained.line()}",
+        ]
+        if self.held_out is not None:
+            told += [f"held out:    {self.held_out.line()}", f"whole trace: {self.whole.line()}"]
+        return told
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {
             **self.definition.document(),
             "mark": self.mark or "inferred: reflected if the same vector is injected next",
+            "unseen": self.unseen,
             "trained": self.trained.document(),
             "held_out": None if self.held_out is None else self.held_out.document(),
+            "whole": self.whole.document(),
         }
 
 
@@ -132,6 +161,8 @@ def learn(
     mark: str = "",
     hold_out: float = 0.25,
     unseen: Unseen = "exit",
+    fields: int | None = None,
+    operators: Collection[str] | None = None,
     timeout: float | None = None,
 ) -> Learned:
     """Learn from the first part of the trace; the last `hold_out` of its faults tests it.
@@ -149,7 +180,7 @@ def learn(
         raise CriteriaError("give 0 or more, and less than 1", field="hold-out")
     if unseen not in UNSEEN:
         raise CriteriaError(f"{unseen!r}: {suggestion(unseen, UNSEEN)}", field="unseen")
-    faults, column = read_faults(path, mark)
+    faults, column, unknown = read_faults(path, mark)
     split = len(faults) - int(len(faults) * hold_out)
     first, rest = faults.part(slice(split)), faults.part(slice(split, None))
     if not len(first):
@@ -159,9 +190,13 @@ def learn(
         tasks,
         scheme,
         others="exit" if unseen == "exit" else "deliver",
+        limits=limits_of(fields, operators),
         deadline=Deadline(timeout),
         path=str(path),
     )
+    if unknown:
+        missing = f"{unknown} faults are left out: the trace does not tell their error codes"
+        definition = replace(definition, notes=(*definition.notes, missing))
     filters = {answer.vector: answer.filter for answer in definition.answers}
     others = Filter("", unseen == "exit")
     return Learned(
@@ -169,11 +204,13 @@ def learn(
         column,
         _effect(first, filters, others),
         _effect(rest, filters, others) if len(rest) else None,
+        unseen,
     )
 
 
-def read_faults(path: Path, mark: str = "") -> tuple[Faults, str]:
-    """The exceptions of a trace, and the column that marks the needed ones (empty: inferred).
+def read_faults(path: Path, mark: str = "") -> tuple[Faults, str, int]:
+    """The exceptions of a trace, the column that marks the needed ones (empty: inferred), and
+    how many exceptions are left out because the trace does not tell their error codes.
 
     Raises:
         TraceError: the file is no trace.
@@ -190,43 +227,70 @@ def read_faults(path: Path, mark: str = "") -> tuple[Faults, str]:
             raise CriteriaError(
                 "is not Boolean; mark needed exits with true", path=str(path), field=column
             )
-        table = trace.table([*_COLUMNS, *([column] if column else [])])
-    vector = _integers(table, "vector")
-    rip = table["rip"].to_numpy()
-    vm = _integers(table, "vm")
-    injected = table["injected"].to_numpy().astype(np.bool_)
-    exited = np.asarray(table["disposition"].cast(pa.string()).to_numpy() == "EXIT", dtype=np.bool_)
-    code = table["error_code"].cast(pa.int64()).fill_null(-1).to_numpy()
-    if column:
-        needed = exited & table[column].fill_null(False).to_numpy().astype(np.bool_)
-    else:
-        needed = exited & ~_reflected(vm, vector, rip, injected)
-    ruled = np.isin(_integers(table, "type"), [int(kind) for kind in _KINDS])
-    ruled &= ~injected & (vector < 32) & (vector != Vector.NMI)
-    return Faults(vector[ruled], code[ruled], exited[ruled], needed[ruled]), column
+        wanted = {*_COLUMNS, *({"vcpu"} & set(names)), *({column} if column else ())}
+        table = trace.table(sorted(wanted))
+    vector, code = _cells(table, "vector", _NONE), _cells(table, "error_code", _NONE)
+    injected = _cells(table, "injected", False)
+    exited = table["disposition"].cast(pa.string()).fill_null("").to_numpy() == "EXIT"
+    needed = exited & (
+        _cells(table, column, False) if column else ~_reflected(table, vector, injected)
+    )
+    ruled, unknown = _ruled(vector, code, _cells(table, "type", _NONE), injected)
+    faults = Faults(vector[ruled], code[ruled], exited[ruled], needed[ruled])
+    return faults, column, int(unknown.sum())
 
 
-def _integers(table: pa.Table, name: str) -> _Cells:
-    return np.asarray(table[name].to_numpy(), dtype=np.int64)
+_NONE = -1
+"""Stands for null: an event that is no fault has no vector, say."""
 
 
-def _reflected(vm: _Cells, vector: _Cells, rip: NDArray[np.uint64], injected: _Flags) -> _Flags:
-    """Whether the next event of the same VM injects the same vector at the same RIP."""
-    order = np.argsort(vm, kind="stable")
+def _cells(table: pa.Table | pa.RecordBatch, name: str, null: int | bool) -> NDArray[Any]:
+    """A column as 64-bit integers, or truths; `null` stands for null."""
+    kind = pa.bool_() if isinstance(null, bool) else pa.int64()
+    cells: NDArray[Any] = table[name].cast(kind).fill_null(null).to_numpy(zero_copy_only=False)
+    return cells
+
+
+def _ruled(vector: _Cells, code: _Cells, kind: _Cells, injected: _Flags) -> tuple[_Flags, _Flags]:
+    """Which events the exception bitmap and its filters decide; and those that lack a code."""
+    exception = np.isin(kind, [int(one) for one in _KINDS]) & ~injected
+    exception &= (vector >= 0) & (vector < 32) & (vector != Vector.NMI)
+    lacking = exception & np.isin(vector, VECTORS_WITH_ERROR_CODE) & (code < 0)
+    return exception & ~lacking, lacking
+
+
+def _reflected(table: pa.Table, vector: _Cells, injected: _Flags) -> _Flags:
+    """Whether the next event of the same processor injects the same vector at the same RIP."""
+    rip = table["rip"].fill_null(0).to_numpy()
+    told = table["rip"].is_valid().to_numpy()
+    vm = _cells(table, "vm", _NONE)
+    vcpu = _cells(table, "vcpu", _NONE) if "vcpu" in table.column_names else np.zeros_like(vm)
+    order = np.lexsort((vcpu, vm))
     now, then = order[:-1], order[1:]
-    same = (vm[now] == vm[then]) & (vector[now] == vector[then]) & (rip[now] == rip[then])
+    same = (vm[now] == vm[then]) & (vcpu[now] == vcpu[then]) & (vector[now] == vector[then])
+    same &= (rip[now] == rip[then]) | ~told[then]
     reflected = np.zeros(len(vm), dtype=np.bool_)
     reflected[now] = same & injected[then] & ~injected[now]
     return reflected
 
 
 def weights_in(path: Path) -> Mapping[int, Mapping[int, int]]:
-    """How often each error code of each vector occurs in a trace; raises TraceError."""
-    faults, _ = read_faults(path)
-    counts: dict[int, dict[int, int]] = {}
-    pairs, numbers = np.unique(np.stack([faults.vector, faults.code]), axis=1, return_counts=True)
-    for vector, code, number in zip(*pairs.tolist(), numbers.tolist(), strict=True):
-        counts.setdefault(vector, {})[code] = number
+    """How often each error code of each vector occurs in a trace; raises TraceError.
+
+    Code -1 counts the faults that have none, or none that the trace tells.
+    """
+    counts: dict[int, Counter[int]] = defaultdict(Counter)
+    with Trace(path) as trace:
+        for batch in trace.batches(["vector", "error_code", "type", "injected"]):
+            vector, code = _cells(batch, "vector", _NONE), _cells(batch, "error_code", _NONE)
+            kind, injected = _cells(batch, "type", _NONE), _cells(batch, "injected", False)
+            known, lacking = _ruled(vector, code, kind, injected)
+            mine = known | lacking
+            pairs, numbers = np.unique(
+                np.stack([vector[mine], code[mine]]), axis=1, return_counts=True
+            )
+            for one, seen, number in zip(*pairs.tolist(), numbers.tolist(), strict=True):
+                counts[one][seen] += number
     return counts
 
 

@@ -5,6 +5,7 @@ only find its way: it knows tables, keys, strings, arrays, inline tables and com
 """
 
 import re
+from bisect import bisect_left
 
 Path = tuple[str | int, ...]
 
@@ -22,6 +23,7 @@ class _Walk:
         self._text = text
         self._at = 0
         self._found: dict[Path, int] = {}
+        self._ends = [match.start() for match in re.finditer("\n", text)]
 
     def document(self) -> dict[Path, int]:
         table: Path = ()
@@ -38,7 +40,7 @@ class _Walk:
         return self._found
 
     def _line(self) -> int:
-        return self._text.count("\n", 0, self._at) + 1
+        return bisect_left(self._ends, self._at) + 1
 
     def _skip(self) -> bool:
         """Go past blanks, line ends and comments; False at the end of the text."""

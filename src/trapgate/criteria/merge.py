@@ -4,7 +4,7 @@ What a hypervisor needs that runs another one: both have their filters, one proc
 has to serve both. Afterwards each exit belongs to whoever asked for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,18 @@ from trapgate.criteria.codes import (
     plain_layout,
     vector_label,
 )
-from trapgate.criteria.complaints import CriteriaError, suggestion
+from trapgate.criteria.complaints import CriteriaError
 from trapgate.criteria.define import compiled
 from trapgate.criteria.filters import filter_in
 from trapgate.criteria.problem import Deadline
+from trapgate.criteria.schemes import limits_of
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.spec import DELIVER, EXIT, FREE
-from trapgate.criteria.tasks import Goals, Task, Weights, weights_of
+from trapgate.criteria.tasks import Goals, Task, Weights, weightless, weights_of
 from trapgate.criteria.words import in_words, ranges
+from trapgate.errors import suggestion
+from trapgate.rules import PAIR, SCHEMES
+from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, TABLE, Vector
 from trapgate.vmcs import Vmcs
 
@@ -84,6 +88,21 @@ class Merged:
     definition: Definition
     shares: tuple[Share, ...]
 
+    def lines(self) -> list[str]:
+        """Who asked, in words; the fields apart."""
+        told = ["who asked, and what to reflect:"]
+        for share in self.shares:
+            asked = " and ".join(share.asked) or "nobody"
+            told.append(
+                f"  {vector_label(share.vector)} {share.words}: asked by {asked}; {share.reflect}"
+            )
+        return told
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        shares = [share.document() for share in self.shares]
+        return {**self.definition.document(), "shares": shares}
+
 
 def page_fault_layout(bits: str) -> Layout:
     """The layout that `sdm`, `seed` or a number of bits (1 to 16) stands for.
@@ -107,11 +126,15 @@ def merge(
     *,
     bits: str = "sdm",
     weights: Weights | None = None,
+    fields: int | None = None,
+    operators: Collection[str] | None = None,
     timeout: float | None = None,
 ) -> Merged:
     """The tightest fields of `scheme` that exit whenever a party's VMCS would.
 
     `bits` says which bits a page fault's error code may have: `sdm`, `seed` or a number.
+    The rest as `define`. Only what rules exceptions is merged; a note names other fields
+    that a party has set.
 
     Raises:
         CriteriaError: fewer than two parties, or two of one name.
@@ -128,9 +151,44 @@ def merge(
     }
     layouts[PF] = page_fault_layout(bits)
     tasks = [_task(parties, vector, layouts[vector], weights) for vector in vectors]
-    definition = compiled(tasks, scheme, deadline=Deadline(timeout))
+    definition = compiled(
+        tasks,
+        scheme,
+        limits=limits_of(fields, operators),
+        deadline=Deadline(timeout),
+        notes=[*_left_out(parties), *weightless(tasks, weights)],
+    )
     shares = [share for task in tasks for share in _shares(parties, task, definition)]
     return Merged(definition, tuple(shares))
+
+
+_CRITERIA = {
+    Field.EXCEPTION_BITMAP,
+    Field.TRANSFER_CRITERION,
+    Field.TRANSFER_CRITERION_VECTORS,
+    Field.COMPARISON_OPERATOR,
+    Field.ERROR_CODE_FIELD_WIDTH,
+    Field.ERROR_CODE_FIELD_SHIFT,
+    *(Field[name] for rule in SCHEMES.values() for v in PAIR for name in rule.fields_for(v)),
+}
+
+
+def _left_out(parties: Sequence[Party]) -> list[str]:
+    told = []
+    for party in parties:
+        fresh = Vmcs(party.vmcs.profile)
+        names = [
+            field.name
+            for field in party.vmcs
+            if field not in _CRITERIA and party.vmcs[field] != fresh[field]
+        ]
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            told.append(
+                f"{party.name}: only what rules exceptions is merged, "
+                f"not {', '.join(names[:4])}{more}"
+            )
+    return told
 
 
 def _task(

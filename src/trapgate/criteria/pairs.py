@@ -1,10 +1,12 @@
-"""The best filters of the schemes that are made of cubes: figures 3, 4 and 5 (¶40-58).
+"""The best filters of the schemes that are made of pairs only: figures 3 and 4 (¶40-53).
 
 All work on `Problem.reduced()`; each answer is a `Shape`, whose cubes are given in the
 error code's own bits. Costs are packed (`problem.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,11 @@ from trapgate.criteria.cubes import (
     fixed_counts,
     heaviest,
     inside,
+    joined,
     number_of,
     supercube,
 )
-from trapgate.criteria.problem import NEVER, Deadline, Problem
+from trapgate.criteria.problem import NEVER, Deadline, Problem, together
 
 Pair = tuple[int, int]
 """Mask and match, as VMCS fields hold them."""
@@ -28,25 +31,27 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Shape:
-    """The codes x with a bit of `any_mask` set, or in one of `pairs`; or all the others.
+    """The codes x with a bit of `any_mask` set, or in `pair` or `shared`; or all the others.
 
-    Those exit if `inverted` is False, all others if it is True. `cost` is that of the
-    needless exits.
+    Those exit if `inverted` is False, all others if it is True. `pair` is the vector's own,
+    `shared` the one that serves all vectors; None is a pair that holds no code. `cost` is
+    that of the needless exits.
     """
 
     cost: int
-    pairs: tuple[Pair, ...] = ()
+    pair: Pair | None = None
     any_mask: int = 0
     inverted: bool = False
+    shared: Pair | None = None
 
 
-def _pairs(problem: Problem, *cubes: Cube | None) -> tuple[Pair, ...]:
-    return tuple(
-        (problem.code(cube.fixed), problem.code(cube.value)) for cube in cubes if cube is not None
-    )
+def pair_of(problem: Problem, cube: Cube | None) -> Pair | None:
+    """A cube as mask and match, in the error code's own bits."""
+    return None if cube is None else (problem.code(cube.fixed), problem.code(cube.value))
 
 
-def _cost(problem: Problem, exits: NDArray[np.bool_]) -> int:
+def cost_of(problem: Problem, exits: NDArray[np.bool_]) -> int:
+    """What it costs if these indices exit."""
     return int(problem.cost[exits].sum())
 
 
@@ -54,7 +59,7 @@ def inside_one(problem: Problem) -> Shape:
     """What lies in one cube exits: the supercube of all that must, and no smaller one does."""
     small = problem.reduced()
     cube = supercube(small.must)
-    return Shape(_cost(small, inside(cube, len(small.must))), _pairs(small, cube))
+    return Shape(cost_of(small, inside(cube, len(small.must))), pair_of(small, cube))
 
 
 def outside_one(problem: Problem, deadline: Deadline = NEVER) -> Shape:
@@ -62,7 +67,7 @@ def outside_one(problem: Problem, deadline: Deadline = NEVER) -> Shape:
     small = problem.reduced()
     cube = heaviest(small.cost, small.must, deadline)
     exits = ~inside(cube, len(small.must))
-    return Shape(_cost(small, exits), _pairs(small, cube), inverted=True)
+    return Shape(cost_of(small, exits), pair_of(small, cube), inverted=True)
 
 
 def best_of_one(problem: Problem, deadline: Deadline = NEVER) -> Shape:
@@ -74,34 +79,67 @@ def best_of_one(problem: Problem, deadline: Deadline = NEVER) -> Shape:
     return second if second.cost < first.cost else first
 
 
-def inside_two(problem: Problem, deadline: Deadline = NEVER) -> Shape:
-    """What lies in either of two cubes exits (figure 4).
+def inside_two(
+    problems: Sequence[Problem],
+    unserved: Sequence[int],
+    deadline: Deadline = NEVER,
+    *,
+    pairs: int = 2,
+) -> list[Shape | None]:
+    """What lies in one of two cubes exits (figure 4); the second is the same for all problems.
 
-    Whatever the first cube is, the best second is the supercube of what the first
-    leaves; so trying all firsts is exact.
+    `unserved` is what it costs to leave a problem to its control bit: None in the answer.
+    Whatever the second cube is, the best first is the supercube of what the second
+    leaves; so trying all seconds is exact.
     """
-    small = problem.reduced()
-    one = inside_one(small)
-    if one.cost == 0:
-        return one
-    if small.width > TABLE_WIDTH:
-        return _grow_two(small, one, deadline)
-    width, size = small.width, len(small.must)
-    some, ones = _rest(small)
-    sums = cube_sums(small.cost, width)
-    empty = some < ones  # no code is left: nothing ORed, everything ANDed
-    fixed = np.where(empty, 0, (size - 1) & ~(some ^ ones))
-    value = np.where(empty, 0, ones)
-    second = number_of(fixed, value, width)
-    costs = sums + np.where(empty, 0, sums[second] - _shared(sums, fixed, value, width))
-    counts = fixed_counts(width) + np.where(empty, 0, fixed_counts(width)[second])
-    best = int(costs.min())
-    places = np.flatnonzero(costs == best)
-    place = int(places[np.argmin(counts[places])])
-    cubes = [cube_of(place, width)]
-    if not empty[place]:
-        cubes.append(Cube(int(fixed[place]), int(value[place])))
-    return Shape(best, _pairs(small, *cubes))
+    small = together(problems)
+    alone = _with_shared(small, unserved, [supercube(one.must) for one in small], None)
+    least = total_cost(alone, unserved)
+    width, size = small[0].width, len(small[0].must)
+    if pairs < 2 or least == 0:
+        return alone
+    if width > TABLE_WIDTH:
+        return _grow_two(small, unserved, deadline)
+    total = np.zeros(3**width, dtype=np.int64)
+    counts = fixed_counts(width)
+    for one, limit in zip(small, unserved, strict=True):
+        deadline.check()
+        some, ones_of = _rest(one)
+        sums = cube_sums(one.cost, width)
+        empty = some < ones_of  # no code is left: nothing ORed, everything ANDed
+        fixed = np.where(empty, 0, (size - 1) & ~(some ^ ones_of))
+        value = np.where(empty, 0, ones_of)
+        own = number_of(fixed, value, width)
+        costs = sums + np.where(empty, 0, sums[own] - _shared(sums, fixed, value, width))
+        total += np.minimum(costs, limit)
+    if int(total.min()) >= least:
+        return alone
+    places = np.flatnonzero(total == total.min())
+    shared = cube_of(int(places[np.argmin(counts[places])]), width)
+    held = inside(shared, size)
+    return _with_shared(small, unserved, [supercube(one.must & ~held) for one in small], shared)
+
+
+def total_cost(found: Sequence[Shape | None], unserved: Sequence[int]) -> int:
+    """What shapes cost together, and what it costs to leave the others unserved."""
+    return sum(
+        limit if one is None else one.cost for one, limit in zip(found, unserved, strict=True)
+    )
+
+
+def _with_shared(
+    problems: Sequence[Problem],
+    unserved: Sequence[int],
+    cubes: Sequence[Cube | None],
+    shared: Cube | None,
+) -> list[Shape | None]:
+    shapes: list[Shape | None] = []
+    for one, limit, cube in zip(problems, unserved, cubes, strict=True):
+        size = len(one.must)
+        cost = cost_of(one, inside(cube, size) | inside(shared, size))
+        shape = Shape(cost, pair_of(one, cube), shared=pair_of(one, shared))
+        shapes.append(shape if cost < limit else None)
+    return shapes
 
 
 def _rest(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -140,138 +178,66 @@ def _shared(
     return np.where(apart, 0, sums[number])
 
 
-def _grow_two(problem: Problem, one: Shape, deadline: Deadline) -> Shape:
-    """Branch and bound: each code that must exit joins one cube or the other.
+def _grow_two(
+    problems: Sequence[Problem], unserved: Sequence[int], deadline: Deadline
+) -> list[Shape | None]:
+    """Branch and bound: each code that must exit joins its problem's own cube or the shared one.
 
-    A cube only grows, and so does its cost; what costs as much as the best is cut off.
+    A cube only grows, and so does its cost; what costs as much as the best is cut off. A
+    problem that costs as much as leaving it unserved is left so.
     """
-    index = np.flatnonzero(problem.must)
-    size = len(problem.must)
+    size = len(problems[0].must)
     every = size - 1
     numbers = np.arange(size)
-    best_cost = one.cost
-    best: tuple[Cube | None, Cube | None] = supercube(problem.must), None
+    musts = [np.flatnonzero(one.must) for one in problems]
 
-    def joined(cube: Cube | None, code: int) -> Cube:
-        if cube is None:
-            return Cube(every, code)
-        fixed = cube.fixed & ~(cube.value ^ code)
-        return Cube(fixed, cube.value & fixed)
+    @cache
+    def cost(place: int, own: Cube | None, shared: Cube | None) -> int:
+        exits = np.zeros(size, dtype=np.bool_)
+        for cube in (own, shared):
+            if cube is not None:
+                exits |= (numbers & cube.fixed) == cube.value
+        return min(int(problems[place].cost[exits].sum()), unserved[place])
 
-    seen: set[tuple[Cube, Cube | None]] = set()
-    stack: list[tuple[Cube, Cube | None]] = [(joined(None, int(index[0])), None)]
+    def farthest(place: int, own: Cube | None, shared: Cube | None) -> int | None:
+        """Of the codes that neither cube holds the one that decides most; None if there is none."""
+        codes = musts[place]
+        distance = np.full(len(codes), size)
+        for cube in (own, shared):
+            if cube is not None:
+                apart = np.bitwise_count((codes ^ cube.value) & cube.fixed)
+                distance = np.minimum(distance, apart)
+        at = int(np.argmax(distance))
+        return int(codes[at]) if distance[at] else None
+
+    best: _State = (tuple(supercube(one.must) for one in problems), None)
+    least = sum(cost(place, own, None) for place, own in enumerate(best[0]))
+    seen: set[_State] = set()
+    stack: list[_State] = [((None,) * len(problems), None)]
     while stack:
         deadline.check()
-        first, second = stack.pop()
-        if (first, second) in seen:
+        state = stack.pop()
+        if state in seen:
             continue
-        seen.add((first, second))
-        exits = (numbers & first.fixed) == first.value
-        if second is not None:
-            exits |= (numbers & second.fixed) == second.value
-        cost = int(problem.cost[exits].sum())
-        if cost >= best_cost:
+        seen.add(state)
+        owns, shared = state
+        costs = [cost(place, own, shared) for place, own in enumerate(owns)]
+        if sum(costs) >= least:
             continue
-        left = index[~exits[index]]
-        if not len(left):
-            best_cost, best = cost, (first, second)
+        for place, own in enumerate(owns):
+            if costs[place] < unserved[place]:
+                code = farthest(place, own, shared)
+                if code is not None:
+                    break
+        else:
+            least, best = sum(costs), state
             continue
-        # The code that is farthest from both cubes decides most.
-        far = np.bitwise_count((left ^ first.value) & first.fixed)
-        if second is not None:
-            far = np.minimum(far, np.bitwise_count((left ^ second.value) & second.fixed))
-        code = int(left[np.argmax(far)])
-        stack.append((joined(first, code), second))
-        stack.append((first, joined(second, code)))
-    return Shape(best_cost, _pairs(problem, *best))
+        grown = (*owns[:place], joined(own, code, every), *owns[place + 1 :])
+        if len(problems) > 1 or own is not None:  # a lone problem's first cube may be either
+            stack.append((owns, joined(shared, code, every)))
+        stack.append((grown, shared))
+    return _with_shared(problems, unserved, *best)
 
 
-def any_or_inside(problem: Problem, deadline: Deadline = NEVER) -> Shape:
-    """What has a bit of a mask set or lies in one cube exits (¶56; figure 5, control bit 1).
-
-    For each mask, the best cube is the supercube of what must exit and has none of the
-    mask's bits; masks are tried from the cheapest on, until none can be better.
-    """
-    small = problem.reduced()
-    if not small.must.any():
-        return Shape(0)
-    width, size = small.width, len(small.must)
-    every = size - 1
-    below_cost = small.cost.copy()
-    some = np.where(small.must, np.arange(size), 0)
-    ones = np.where(small.must, np.arange(size), every)
-    for n in range(width):
-        # From sums over single codes to sums over all codes whose bits lie in the index.
-        for table, combine in (
-            (below_cost, np.add),
-            (some, np.bitwise_or),
-            (ones, np.bitwise_and),
-        ):
-            halves = table.reshape(-1, 2, 1 << n)
-            halves[:, 1] = combine(halves[:, 1], halves[:, 0])
-    total = int(small.cost.sum())
-    masks = np.arange(size)
-    apart = every ^ masks
-    floor = total - below_cost[apart]
-    some, ones = some[apart], ones[apart]
-    empty = some < ones
-    fixed = every & ~(some ^ ones)
-    if width <= TABLE_WIDTH:
-        sums = cube_sums(small.cost, width)
-        costs = floor + np.where(empty, 0, sums[number_of(fixed, ones & fixed, width)])
-        best = int(costs.min())
-        # Among equals, the fewest bits in the mask, which is easiest to read.
-        places = np.flatnonzero(costs == best)
-        mask = int(places[np.argmin(np.bitwise_count(places))])
-    else:
-        mask, best = _cheapest_mask(small, floor, fixed, ones, empty, deadline)
-    cube = None if empty[mask] else Cube(int(fixed[mask]), int(ones[mask] & fixed[mask]))
-    return Shape(best, _pairs(small, cube), small.code(mask))
-
-
-def _cheapest_mask(
-    problem: Problem,
-    floor: NDArray[np.int64],
-    fixed: NDArray[np.int64],
-    ones: NDArray[np.int64],
-    empty: NDArray[np.bool_],
-    deadline: Deadline,
-) -> tuple[int, int]:
-    best, best_mask = int(problem.cost.sum()) + 1, 0
-    known: dict[tuple[int, int], int] = {}
-    for mask in np.argsort(floor, kind="stable"):
-        if floor[mask] >= best:
-            break
-        deadline.check()
-        cost = 0
-        if not empty[mask]:
-            cube = int(fixed[mask]), int(ones[mask] & fixed[mask])
-            if cube not in known:
-                known[cube] = int(problem.cost[inside(Cube(*cube), len(problem.cost))].sum())
-            cost = known[cube]
-        if floor[mask] + cost < best:
-            best, best_mask = int(floor[mask]) + cost, int(mask)
-    return best_mask, best
-
-
-def neither_any_nor_inside(problem: Problem, deadline: Deadline = NEVER) -> Shape:
-    """What has no bit of a mask set and lies outside one cube exits (figure 5, control bit 0).
-
-    The mask can have every bit that no code has which must exit: more bits only spare
-    more. The cube is the heaviest of what is left.
-    """
-    index = np.flatnonzero(problem.must)
-    mask = (len(problem.must) - 1) & ~int(np.bitwise_or.reduce(index, initial=0))
-    spared = (np.arange(len(problem.must)) & mask) != 0
-    left = Problem(problem.positions, problem.must, np.where(spared, 0, problem.cost))
-    outside = outside_one(left, deadline)
-    return Shape(outside.cost, outside.pairs, problem.code(mask), inverted=True)
-
-
-def best_of_figure_5(problem: Problem, deadline: Deadline = NEVER) -> Shape:
-    """Figure 5 with either value of the control bit."""
-    first = any_or_inside(problem, deadline)
-    if first.cost == 0:
-        return first
-    second = neither_any_nor_inside(problem, deadline)
-    return second if second.cost < first.cost else first
+_State = tuple[tuple[Cube | None, ...], Cube | None]
+"""Each problem's own cube, and the shared one, as far as they have grown."""

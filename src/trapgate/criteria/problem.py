@@ -17,10 +17,14 @@ from trapgate.criteria.complaints import CriteriaError, UndecidedError
 
 Costs = NDArray[np.int64]
 
+UNSERVED = 1 << 58
+"""A cost above all others: that of not being served, where that is no choice."""
+
 ONE_CODE = 1
 WEIGHT = 1 << 17
 """What one unit of weight costs: more than all codes of 16 bits together."""
-_MOST_WEIGHT = 1 << 35
+MOST_WEIGHT = 1 << 35
+"""Weights add up to less than this."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +62,43 @@ class Problem:
         return codes
 
     def reduced(self) -> "Problem":
-        """The same without bits that tell nothing about what must exit.
+        """The same without bits that tell nothing about what must exit (see `together`)."""
+        if not self._reduced:
+            self._reduced.extend(together([self]))
+        return self._reduced[0]
 
-        If no code's duty to exit depends on a bit, some best filter of every scheme of
-        masks ignores it: where a pair looks at the bit, one half of the codes is served
-        without that pair, and serving the other half in the same way costs no more.
-        """
-        if self._reduced:
-            return self._reduced[0]
-        positions, must, cost = list(self.positions), self.must, self.cost
-        for n in reversed(range(len(positions))):
-            halves = must.reshape(-1, 2, 1 << n)
-            if np.array_equal(halves[:, 0], halves[:, 1]):
-                must = halves[:, 0].reshape(-1)
-                cost = cost.reshape(-1, 2, 1 << n).sum(axis=1).reshape(-1)
-                del positions[n]
-        small = Problem(tuple(positions), must, cost)
-        self._reduced.append(small)
-        return small
+    def over(self, positions: tuple[int, ...]) -> "Problem":
+        """The same over more bits, which are 0 in all of its codes."""
+        if positions == self.positions:
+            return self
+        codes = self.codes()
+        index = np.zeros_like(codes)
+        for n, position in enumerate(positions):
+            index |= (codes >> position & 1) << n
+        must = np.zeros(1 << len(positions), dtype=np.bool_)
+        cost = np.zeros(1 << len(positions), dtype=np.int64)
+        must[index], cost[index] = self.must, self.cost
+        return Problem(positions, must, cost)
+
+
+def together(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems over the same bits: all that one of them has and that tell something.
+
+    If for nobody a code's duty to exit depends on a bit, some best filters of every scheme
+    of masks ignore it: where a pair looks at the bit, one half of the codes is served
+    without that pair, and serving the other half in the same way costs no more. (A bit
+    that somebody's codes do not have stays: it can keep a shared pair off them.)
+    """
+    positions = sorted({position for one in problems for position in one.positions})
+    wide = [one.over(tuple(positions)) for one in problems]
+    musts, costs = [one.must for one in wide], [one.cost for one in wide]
+    for n in reversed(range(len(positions))):
+        halves = [must.reshape(-1, 2, 1 << n) for must in musts]
+        if all(np.array_equal(half[:, 0], half[:, 1]) for half in halves):
+            musts = [half[:, 0].reshape(-1) for half in halves]
+            costs = [cost.reshape(-1, 2, 1 << n).sum(axis=1).reshape(-1) for cost in costs]
+            del positions[n]
+    return [Problem(tuple(positions), must, cost) for must, cost in zip(musts, costs, strict=True)]
 
 
 def problem(
@@ -105,7 +128,7 @@ def problem(
             raise CriteriaError(f"{size} codes need as many weights, not {weights.size}")
         if (weights < 0).any():
             raise CriteriaError("a weight is negative; count with 0 and up")
-        if float(weights.astype(np.float64).sum()) >= _MOST_WEIGHT:
+        if float(weights.astype(np.float64).sum()) >= MOST_WEIGHT:
             raise CriteriaError("the weights are too large; keep their sum below 2**35")
         cost[spare] = weights[spare].astype(np.int64) * WEIGHT + ONE_CODE
     return Problem(tuple(positions), must.astype(np.bool_), cost)
@@ -116,12 +139,17 @@ def weight_and_count(cost: int) -> tuple[int, int]:
     return int(cost) // WEIGHT, int(cost) % WEIGHT
 
 
+_FOR_EVER = 4_000_000.0
+"""Seconds."""
+
+
 class Deadline:
     """The moment after which a search gives up; `seconds` from now, None for never."""
 
     def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
+        # More than solvers can be told is for ever.
+        self.seconds = seconds if seconds is not None and seconds < _FOR_EVER else None
+        self._end = None if self.seconds is None else time.monotonic() + self.seconds
 
     def check(self) -> None:
         """Raise UndecidedError if it has passed."""

@@ -20,6 +20,8 @@ from trapgate.criteria.spec import EXIT, VectorWishes
 Term = Callable[[Any], Any]
 """Takes a z3 bit-vector of 32 bits, an error code, and gives a z3 truth value."""
 
+_FEW_BITS = 10
+
 EXHAUSTIVE_WIDTH = 16
 """Error codes of at most so many bits are all tried."""
 
@@ -109,23 +111,21 @@ def membership(code: Any, members: Truths, positions: tuple[int, ...]) -> Any:
     return node(members, len(positions))
 
 
-def within(code: Any, layout: Layout) -> Any:
-    """A z3 term: no bits but the layout's are set."""
-    return (code & (0xFFFFFFFF & ~layout.window)) == 0
-
-
-def counterexample(claim_is_broken: Any, code: Any, deadline: Deadline) -> int | None:
-    """An error code for which the term is true; None if z3 proves that there is none.
+def counterexample(broken: Term, layout: Layout, deadline: Deadline) -> int | None:
+    """An error code of the layout for which the term is true; None if z3 proves that there is none.
 
     Raises:
         UndecidedError: z3 does not know, or not in time.
     """
     z3 = z3_module()
-    solver = z3.SimpleSolver()  # quicker to set up than the others, which counts here
+    code = z3.BitVec("code", 32)
+    # For few bits that one which is quickest to set up.
+    solver = z3.SimpleSolver() if len(layout.bits) <= _FEW_BITS else z3.SolverFor("QF_BV")
     left = deadline.left()
     if left is not None:
         solver.set("timeout", max(int(left * 1000), 1))
-    solver.add(claim_is_broken)
+    solver.add((code & (0xFFFFFFFF & ~layout.window)) == 0)
+    solver.add(broken(code))
     verdict = solver.check()
     if verdict == z3.unsat:
         return None
@@ -144,19 +144,16 @@ def prove(filter_: Filter, claim: Claim, deadline: Deadline) -> Proof:
         ProofError: it does not hold.
         UndecidedError: z3 has no answer in time.
     """
-    z3 = z3_module()
     layout = claim.layout
-    code = z3.BitVec("code", 32)
-    exits = filter_.term(code)
-    needless = membership(code, claim.needless, layout.positions)
-    broken = z3.And(
-        within(code, layout),
-        z3.Or(
-            z3.And(claim.must(code), z3.Not(exits)),
-            z3.And(claim.spare(code), exits != needless),
-        ),
-    )
-    found = counterexample(broken, code, deadline)
+
+    def broken(code: Any) -> Any:
+        z3 = z3_module()
+        exits = filter_.term(code)
+        needless = membership(code, claim.needless, layout.positions)
+        missed = z3.And(claim.must(code), z3.Not(exits))
+        return z3.Or(missed, z3.And(claim.spare(code), exits != needless))
+
+    found = counterexample(broken, layout, deadline)
     if found is not None:
         raise ProofError(f"z3 refutes the answer for error code {found:#x}; please report this")
     return Proof(True, len(layout.bits) <= EXHAUSTIVE_WIDTH, 1 << len(layout.bits))

@@ -5,52 +5,33 @@ best is taken (`comparison`: all six operators; `auto`: everything that the numb
 fields and the operators allow).
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
-from trapgate.criteria.complaints import (
-    CriteriaError,
-    InexpressibleError,
-    UnknownSchemeError,
-    listed,
-    suggestion,
-)
+from trapgate.criteria.anybits import any_or_inside
+from trapgate.criteria.codes import Codes
+from trapgate.criteria.comparisons import EXITS, best_comparison, comparable
+from trapgate.criteria.complaints import CriteriaError, UnknownSchemeError
+from trapgate.criteria.exactness import FORMS, MEMBERS, coverable, irreducible
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.pairs import (
     Pair,
     Shape,
-    any_or_inside,
-    best_of_figure_5,
     best_of_one,
-    inside_one,
     inside_two,
     outside_one,
 )
-from trapgate.criteria.problem import NEVER, Deadline, Problem
-from trapgate.criteria.reasons import irreducible
+from trapgate.criteria.problem import NEVER, UNSERVED, Deadline, Problem
+from trapgate.errors import suggestion
+from trapgate.sdm.vectors import PF
 
-MEMBERS = 8
-"""Values that the membership criterion holds."""
-
-OPERATORS = (
-    "match",
-    "any-bit",
-    "invert",
-    "equal",
-    "not-equal",
-    "less",
-    "less-or-equal",
-    "greater",
-    "greater-or-equal",
-    "member",
-)
+COMPARISONS = tuple(EXITS)
+OPERATORS = ("match", "any-bit", "invert", *COMPARISONS, "member")
 """What a criterion may be made of (block 906): `match` is AND with a mask and comparison,
 `invert` the control bit with its inversion."""
-
-COMPARISONS = OPERATORS[3:9]
-_HIGHEST = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -70,7 +51,7 @@ class Limits:
 
 
 EVERYTHING = Limits()
-_Solve = Callable[[Problem, Limits, Deadline], Found | None]
+_Solve = Callable[[Sequence[Problem], Sequence[int], Limits, Deadline], Sequence[Found | None]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +60,9 @@ class FilterScheme:
 
     `fields` is how many fields it needs at least, `operators` what it needs (all of
     them; of a scheme that takes any, none), `shared` whether one set of its fields
-    serves all vectors, `profile` the profile of processors that have it.
+    serves all vectors, `profile` the profile of processors that have it. `solve` finds
+    the filters that are best together; `exact` tells whether some filter makes all of
+    some codes exit and none of others.
     """
 
     name: str
@@ -89,6 +72,11 @@ class FilterScheme:
     shared: bool
     profile: str
     solve: _Solve
+    exact: Callable[[Codes, Codes, Limits, Deadline], bool]
+
+    def serves(self, vector: int) -> bool:
+        """Whether processors that have it apply it to that vector's error codes."""
+        return vector == PF or self.profile != "vt-x"
 
     def within(self, limits: Limits) -> bool:
         """Whether it can be used within `limits`."""
@@ -102,116 +90,130 @@ def _never(any_mask: int = 0) -> Pair:
     return (lowest, lowest) if lowest else (0, 1)
 
 
-def _figure_3(problem: Problem, _limits: Limits, deadline: Deadline) -> Found:
-    shape = best_of_one(problem, deadline)
-    return Found(figure_3_filter(shape), shape.cost)
+def _each(rule: str, shape_of: Callable[[Problem, Deadline], Shape]) -> _Solve:
+    """A scheme whose vectors have nothing to do with each other."""
+
+    def solve(
+        problems: Sequence[Problem], _unserved: Sequence[int], _limits: Limits, deadline: Deadline
+    ) -> list[Found | None]:
+        shapes = [shape_of(one, deadline) for one in problems]
+        return [Found(one_pair_filter(rule, shape), shape.cost) for shape in shapes]
+
+    return solve
 
 
-def figure_3_filter(shape: Shape) -> Filter:
-    """The fields of figure 3 for one cube, or none, of either polarity."""
-    if not shape.pairs:
-        return Filter("figure-3", shape.inverted, (0, 0))
-    return Filter("figure-3", not shape.inverted, shape.pairs[0])
+def one_pair_filter(rule: str, shape: Shape) -> Filter:
+    """The fields of a rule that has one pair, for one cube, or none, of either polarity."""
+    if rule == "no-control":
+        return Filter(rule, False, shape.pair or _never())
+    # Without a cube no code is held: nothing exits, or all does if inverted. MASK and
+    # MATCH 0 hold every code, and the control bit says the rest.
+    matching = shape.inverted == (shape.pair is None)
+    return Filter(rule, matching != (rule == "exchanged"), shape.pair or (0, 0))
 
 
-def _exchanged(problem: Problem, _limits: Limits, deadline: Deadline) -> Found:
-    shape = best_of_one(problem, deadline)
-    if not shape.pairs:
-        return Found(Filter("exchanged", not shape.inverted, (0, 0)), shape.cost)
-    return Found(Filter("exchanged", shape.inverted, shape.pairs[0]), shape.cost)
+def _figure_4(
+    problems: Sequence[Problem], unserved: Sequence[int], limits: Limits, deadline: Deadline
+) -> list[Found | None]:
+    shapes = inside_two(problems, unserved, deadline, pairs=min(2, limits.fields // 2))
+
+    def filter_of(shape: Shape) -> Filter:
+        # A lone vector need not have a pair that holds nothing.
+        other = shape.shared or (len(problems) == 1 and shape.pair) or _never()
+        return Filter("figure-4", False, (shape.pair or other) + other)
+
+    return [None if shape is None else Found(filter_of(shape), shape.cost) for shape in shapes]
 
 
-def _no_bit(problem: Problem, _limits: Limits, deadline: Deadline) -> Found:
-    shape = outside_one(problem, deadline)
-    pair = shape.pairs[0] if shape.pairs else _never()
-    return Found(Filter("no-control", False, pair), shape.cost)
+def _figure_5(rule: str) -> _Solve:
+    def solve(
+        problems: Sequence[Problem], unserved: Sequence[int], _limits: Limits, deadline: Deadline
+    ) -> list[Found | None]:
+        invertible = rule == "figure-5"
+        shapes = any_or_inside(problems, unserved, invertible=invertible, deadline=deadline)
+        found: list[Found | None] = []
+        for shape in shapes:
+            if shape is None:
+                found.append(None)
+                continue
+            values = (shape.any_mask, *(shape.pair or _never(shape.any_mask)))
+            found.append(Found(Filter(rule, invertible and not shape.inverted, values), shape.cost))
+        return found
+
+    return solve
 
 
-def _figure_4(problem: Problem, limits: Limits, deadline: Deadline) -> Found:
-    shape = inside_two(problem, deadline) if limits.fields >= 4 else inside_one(problem)
-    pairs = shape.pairs or (_never(),)
-    return Found(Filter("figure-4", False, pairs[0] + pairs[-1]), shape.cost)
+def _membership(
+    problems: Sequence[Problem], unserved: Sequence[int], limits: Limits, deadline: Deadline
+) -> list[Found | None]:
+    """Every choice of vectors to serve is tried; the values are all that these must have exit."""
+    most = min(MEMBERS, limits.fields - 1)
+    least = sum(unserved)
+    best: list[Found | None] = [None] * len(problems)
+    for chosen in product((True, False), repeat=len(problems)):
+        deadline.check()
+        served = [one for one, yes in zip(problems, chosen, strict=True) if yes]
+        members = sorted({int(code) for one in served for code in one.must_codes()})
+        if len(members) > most:
+            continue
+        values = ((1 << len(members)) - 1, *members, *[0] * (MEMBERS - len(members)))
+        filter_ = Filter("member", False, values)
+        found = [
+            Found(filter_, int(one.cost[filter_.exits(one.codes())].sum())) if yes else None
+            for one, yes in zip(problems, chosen, strict=True)
+        ]
+        total = sum(
+            limit if one is None else one.cost for one, limit in zip(found, unserved, strict=True)
+        )
+        if total < least:
+            least, best = total, found
+    return best
 
 
-def _any_fields(shape: Shape) -> tuple[int, ...]:
-    pair = shape.pairs[0] if shape.pairs else _never(shape.any_mask)
-    return shape.any_mask, *pair
+def _holds_members(must: Codes, _spare: Codes, limits: Limits, _deadline: Deadline) -> bool:
+    return len(must) <= min(MEMBERS, limits.fields - 1)
 
 
-def _figure_5(problem: Problem, _limits: Limits, deadline: Deadline) -> Found:
-    shape = best_of_figure_5(problem, deadline)
-    return Found(Filter("figure-5", not shape.inverted, _any_fields(shape)), shape.cost)
+def _comparison(*names: str) -> _Solve:
+    def solve(
+        problems: Sequence[Problem], unserved: Sequence[int], limits: Limits, _deadline: Deadline
+    ) -> list[Found | None]:
+        operators = [name for name in names if name in limits.operators]
+        best = best_comparison(problems, unserved, operators)
+        if best is None:
+            return [None] * len(problems)
+        filter_ = Filter(best.operator, False, (best.value,))
+        return [None if cost is None else Found(filter_, cost) for cost in best.costs]
+
+    return solve
 
 
-def _figure_5_no_bit(problem: Problem, _limits: Limits, deadline: Deadline) -> Found:
-    shape = any_or_inside(problem, deadline)
-    return Found(Filter("any-or-match", False, _any_fields(shape)), shape.cost)
+def _comparable(*names: str) -> Callable[[Codes, Codes, Limits, Deadline], bool]:
+    def exact(must: Codes, spare: Codes, limits: Limits, _deadline: Deadline) -> bool:
+        return bool(comparable(must, spare, [name for name in names if name in limits.operators]))
 
-
-def _membership(problem: Problem, limits: Limits, _deadline: Deadline) -> Found | None:
-    members = [int(code) for code in problem.must_codes()]
-    if len(members) > min(MEMBERS, limits.fields - 1):
-        return None
-    padding = [0] * (MEMBERS - len(members))
-    return Found(Filter("member", False, ((1 << len(members)) - 1, *members, *padding)), 0)
-
-
-def _comparison(problem: Problem, limits: Limits, _deadline: Deadline) -> Found | None:
-    found = [
-        compared
-        for name in COMPARISONS
-        if name in limits.operators and (compared := best_comparison(problem, name)) is not None
-    ]
-    return min(found, key=lambda one: one.cost, default=None)
-
-
-def best_comparison(problem: Problem, operator: str) -> Found | None:
-    """The best value for one operator of ¶38; None if no value makes all exit that must.
-
-    A bound is best as tight as the outermost code that must exit. A value beyond all
-    codes that occur stands for "none of them".
-    """
-    codes, must = problem.codes(), problem.must_codes()
-    lowest, highest = (int(must[0]), int(must[-1])) if len(must) else (_HIGHEST, 0)
-    spare = codes[problem.cost > 0]
-    if operator == "equal":
-        if len(must) > 1:
-            return None
-        value = lowest
-    elif operator == "not-equal":
-        # The one code that does not exit; one beyond all codes if none may be spared.
-        value = int(codes[np.argmax(problem.cost)]) if len(spare) else _HIGHEST
-    elif operator == "less":
-        value = highest + 1 if len(must) else 0
-    elif operator == "less-or-equal":
-        value = highest
-    elif operator == "greater":
-        value = lowest - 1 if len(must) else _HIGHEST
-        if value < 0:
-            return None
-    else:
-        value = lowest
-    answer = Filter(operator, False, (value,))
-    return Found(answer, int(problem.cost[answer.exits(codes)].sum()))
-
-
-def _single(name: str) -> FilterScheme:
-    return FilterScheme(
-        name,
-        f"the error code is {name.replace('-', ' ')} a value",
-        1,
-        frozenset({name}),
-        True,
-        "seed",
-        lambda problem, _limits, _deadline: best_comparison(problem, name),
-    )
+    return exact
 
 
 def _scheme(
-    name: str, meaning: str, fields: int, operators: Iterable[str], solve: _Solve, **more: object
-) -> FilterScheme:
-    shared, profile = bool(more.get("shared", False)), str(more.get("profile", "seed"))
-    return FilterScheme(name, meaning, fields, frozenset(operators), shared, profile, solve)
+    name: str, meaning: str, fields: int, operators: Iterable[str], solve: _Solve,
+    exact: Callable[[Codes, Codes, Limits, Deadline], bool] | None = None,
+    *, shared: bool = False, profile: str = "seed",
+) -> FilterScheme:  # fmt: skip
+    def by_forms(must: Codes, spare: Codes, limits: Limits, deadline: Deadline) -> bool:
+        return any(
+            coverable(*form.demand(must, spare), min(pairs, limits.fields // 2), deadline)
+            for form, pairs in FORMS[name].items()
+        )
+
+    return FilterScheme(
+        name, meaning, fields, frozenset(operators), shared, profile, solve, exact or by_forms
+    )
+
+
+def _single(name: str) -> FilterScheme:
+    meaning = f"the error code is {name.replace('-', ' ')} a value"
+    return _scheme(name, meaning, 1, {name}, _comparison(name), _comparable(name), shared=True)
 
 
 _PAIR = ("match", "invert")
@@ -219,21 +221,24 @@ _PAIR = ("match", "invert")
 FILTER_SCHEMES: dict[str, FilterScheme] = {
     scheme.name: scheme
     for scheme in (
-        _scheme("vt-x", "figure 3 for page faults, as Intel ships it", 2, _PAIR, _figure_3,
-                profile="vt-x"),
-        _scheme("figure-3", "a pair for each vector, and its control bit", 2, _PAIR, _figure_3),
-        _scheme("exchanged", "figure 3 with the polarity exchanged (¶44)", 2, _PAIR, _exchanged),
-        _scheme("no-bit", "what matches the pair is the guest's (¶47)", 2, ("match",), _no_bit),
+        _scheme("vt-x", "figure 3 for page faults, as Intel ships it", 2, _PAIR,
+                _each("figure-3", best_of_one), profile="vt-x"),
+        _scheme("figure-3", "a pair for each vector, and its control bit", 2, _PAIR,
+                _each("figure-3", best_of_one)),
+        _scheme("exchanged", "figure 3 with the polarity exchanged (¶44)", 2, _PAIR,
+                _each("exchanged", best_of_one)),
+        _scheme("no-bit", "what matches the pair is the guest's (¶47)", 2, ("match",),
+                _each("no-control", outside_one)),
         _scheme("figure-4", "what matches either of two pairs exits", 2, ("match",), _figure_4,
                 shared=True),
         _scheme("figure-5", "any bit of a mask, or a pair, and the control bit", 3,
-                ("match", "any-bit", "invert"), _figure_5, shared=True),
+                ("match", "any-bit", "invert"), _figure_5("figure-5"), shared=True),
         _scheme("figure-5-no-bit", "any bit of a mask, or a pair (¶56)", 3, ("match", "any-bit"),
-                _figure_5_no_bit, shared=True),
-        _scheme("comparison", "the error code compared with a value (¶38)", 1, (), _comparison,
-                shared=True),
+                _figure_5("any-or-match"), shared=True),
+        _scheme("comparison", "the error code compared with a value (¶38)", 1, (),
+                _comparison(*COMPARISONS), _comparable(*COMPARISONS), shared=True),
         _scheme("membership", f"the error code is one of at most {MEMBERS} values (¶38)", 2,
-                ("member",), _membership, shared=True),
+                ("member",), _membership, _holds_members, shared=True),
         *map(_single, COMPARISONS),
     )
 }  # fmt: skip
@@ -286,16 +291,18 @@ def limits_of(fields: int | None, operators: Collection[str] | None) -> Limits:
 
 
 def best(
-    problem: Problem,
+    problems: Sequence[Problem],
     scheme: FilterScheme,
     limits: Limits = EVERYTHING,
     deadline: Deadline = NEVER,
-) -> Found:
-    """The filter with the least weight of needless exits among those that are sound.
+    unserved: Sequence[int] = (),
+) -> Sequence[Found | None]:
+    """The sound filters, one for each vector's problem, whose needless exits weigh least together.
 
-    Raises:
-        InexpressibleError: none is sound; with an irreducible reason.
-        UndecidedError: the deadline passed.
+    `unserved` is what it costs to leave a vector to its control bit, where that is a
+    choice; then the answer for it is None. It is, too, where no filter is sound.
+
+    Raises: UndecidedError: the deadline passed.
     """
     if not scheme.within(limits):
         needs = ", ".join(sorted(scheme.operators)) or "a comparison"
@@ -303,53 +310,48 @@ def best(
             f"needs {scheme.fields} fields and {needs}; allow them, or use auto",
             field=scheme.name,
         )
-    found = scheme.solve(problem, limits, deadline)
-    if found is not None:
-        return found
-    core = soundness_core(problem, scheme, limits)
-    raise InexpressibleError(
-        f"cannot make {listed(core, 9)} exit together, whatever its fields hold; "
-        "use another scheme",
-        core,
-        field=scheme.name,
-    )
+    return scheme.solve(problems, unserved or [UNSERVED] * len(problems), limits, deadline)
 
 
-def soundness_core(problem: Problem, scheme: FilterScheme, limits: Limits) -> list[int]:
-    """Codes that must exit and that the scheme cannot make exit together, none to spare."""
+_NOTHING: Codes = np.zeros(0, dtype=np.int64)
 
-    def possible(indices: Collection[int]) -> bool:
-        must = np.zeros(len(problem.must), dtype=np.bool_)
-        must[list(indices)] = True
-        part = Problem(problem.positions, must, np.zeros_like(problem.cost))
-        return scheme.solve(part, limits, NEVER) is not None
 
-    items = [int(index) for index in np.flatnonzero(problem.must)]
+def soundness_core(
+    problem: Problem, scheme: FilterScheme, limits: Limits = EVERYTHING
+) -> list[int]:
+    """Codes that must exit and that the scheme cannot make exit together, none to spare.
+
+    Empty if it can make all exit that must.
+    """
+
+    def possible(codes: Codes) -> bool:
+        return scheme.exact(codes, _NOTHING, limits, NEVER)
+
+    must = problem.must_codes()
+    if possible(must):
+        return []
     # One of the extremes alone is the shortest reason there can be.
-    for one in (items[0], items[-1]):
-        if not possible([one]):
-            return [problem.code(one)]
-    return [problem.code(index) for index in sorted(irreducible(items, possible))]
+    for one in (must[:1], must[-1:]):
+        if not possible(one):
+            return [int(one[0])]
+    return sorted(irreducible(must, possible).tolist())
 
 
 def exactness_core(
     problem: Problem, scheme: FilterScheme, limits: Limits = EVERYTHING, deadline: Deadline = NEVER
-) -> tuple[list[int], list[int]]:
-    """Why the scheme has no exact filter: codes (to exit, to be delivered), none to spare."""
+) -> tuple[list[int], list[int]] | None:
+    """Why the scheme has no exact filter: codes (to exit, to be delivered), none to spare.
 
-    def possible(items: Collection[tuple[int, bool]]) -> bool:
+    None if it has one.
+    """
+    codes = problem.codes()
+    must, spare = codes[problem.must], codes[problem.cost > 0]
+
+    def possible(items: Codes) -> bool:
         deadline.check()
-        must = np.zeros(len(problem.must), dtype=np.bool_)
-        cost = np.zeros_like(problem.cost)
-        for index, exits in items:
-            must[index] = exits
-            cost[index] = not exits
-        found = scheme.solve(Problem(problem.positions, must, cost), limits, deadline)
-        return found is not None and found.cost == 0
+        return scheme.exact(items[items >= 0], ~items[items < 0], limits, deadline)
 
-    items = [(int(index), True) for index in np.flatnonzero(problem.must)]
-    items += [(int(index), False) for index in np.flatnonzero(problem.cost)]
-    core = irreducible(items, possible)
-    exits = sorted(problem.code(index) for index, is_exit in core if is_exit)
-    spared = sorted(problem.code(index) for index, is_exit in core if not is_exit)
-    return exits, spared
+    if scheme.exact(must, spare, limits, deadline):
+        return None
+    core = irreducible(np.concatenate([must, ~spare]), possible).tolist()
+    return sorted(code for code in core if code >= 0), sorted(~code for code in core if code < 0)

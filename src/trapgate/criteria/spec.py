@@ -23,9 +23,9 @@ A string is a condition (`condition.py`), an integer an error code, a table
 other thing; one that must both exit and be delivered is a contradiction.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,10 +44,12 @@ from trapgate.criteria.codes import (
     vector_label,
     vector_named,
 )
-from trapgate.criteria.complaints import ContradictionError, SpecError, listed, suggestion
+from trapgate.criteria.complaints import ContradictionError, SpecError, listed
 from trapgate.criteria.condition import Condition, condition
 from trapgate.criteria.lines import lines_of
-from trapgate.sdm.vectors import PF
+from trapgate.errors import suggestion
+from trapgate.sdm.vectors import PF, Vector
+from trapgate.tomlfile import demand_known, parse_toml, read_toml
 
 Goal = Literal["exit", "deliver", "free"]
 GOALS: tuple[Goal, ...] = ("exit", "deliver", "free")
@@ -55,8 +57,9 @@ GOALS: tuple[Goal, ...] = ("exit", "deliver", "free")
 FREE, EXIT, DELIVER = 0, 1, 2
 """What is wished for one code, as arrays hold it."""
 
+_MOST_WISHES = 5_000
+
 _KEYS = ("scheme", "bits", "impossible", "others", "name", "vectors")
-_MOST_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -131,16 +134,7 @@ class Spec:
 
 def read_spec(path: Path) -> Spec:
     """The wishes in a file; raises SpecError as `parse_spec`, or if it cannot be read."""
-    try:
-        if path.is_file() and path.stat().st_size > _MOST_BYTES:
-            raise SpecError("is larger than 4 MiB; write conditions, not codes", path=str(path))
-        text = path.read_bytes().decode()
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); give an existing TOML file"
-        raise SpecError(problem, path=str(path)) from None
-    except UnicodeDecodeError:
-        raise SpecError("is not UTF-8 text; give a TOML file", path=str(path)) from None
-    return parse_spec(text, str(path))
+    return parse_spec(read_toml(path, partial(SpecError, path=str(path))), str(path))
 
 
 def parse_spec(text: str, path: str = "") -> Spec:
@@ -150,10 +144,7 @@ def parse_spec(text: str, path: str = "") -> Spec:
         SpecError: it is no TOML, or names what is not known, or a number does not fit.
         ContradictionError: codes are both to exit and to be delivered.
     """
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise SpecError(f"is not TOML: {error}; mend that line", path=path) from None
+    document = parse_toml(text, partial(SpecError, path=path))
     return _Reader(document, lines_of(text.replace("\r\n", "\n")), path).spec()
 
 
@@ -192,9 +183,9 @@ class _Reader:
         for key, value in document.items():
             if key in _KEYS:
                 continue
-            if not isinstance(value, dict | str):
-                vectors_and_keys = (*_KEYS, "PF")
-                raise self._wrong(f"unknown key; {suggestion(key, vectors_and_keys)}", key)
+            if not isinstance(value, dict | str) and key not in Vector.__members__:
+                known = (*_KEYS, *Vector.__members__)
+                raise self._wrong(f"unknown key; {suggestion(key, known)}", key)
             self._add(vectors, value, impossible == "kept", key)
         short = document.get("vectors", {})
         if not isinstance(short, dict):
@@ -229,10 +220,9 @@ class _Reader:
                 f'{vector_label(vector)} has no error code; write it as {where[-1]} = "exit"',
                 *where,
             )
-        known = (*GOALS, "default")
-        for key in value:
-            if key not in known:
-                raise self._wrong(f"unknown key; {suggestion(key, known)}", *where, key)
+        demand_known(
+            value, (*GOALS, "default"), lambda problem, key: self._wrong(problem, *where, key)
+        )
         default = self._goal(value.get("default", "free"), *where, "default")
         wishes = tuple(
             wish
@@ -268,6 +258,12 @@ class _Reader:
 
     def _wishes(self, goal: Goal, value: object, layout: Layout, *where: str) -> list[Wish]:
         items = value if isinstance(value, list) else [value]
+        if len(items) > _MOST_WISHES:
+            raise self._wrong(
+                f"has {len(items)} wishes, more than {_MOST_WISHES}; use conditions or ranges",
+                *where,
+                goal,
+            )
         wishes = []
         for number, item in enumerate(items):
             line = self._line(*where, goal, number)
@@ -308,32 +304,33 @@ class _Reader:
         codes = wishes.layout.codes()
         if not wishes.keep_impossible:
             codes = codes[np.asarray(wishes.layout.occurs(codes), dtype=np.bool_)]
-        told = [(wish, wish.names(codes)) for wish in wishes.wishes if wish.goal != "free"]
-        both = np.zeros(len(codes), dtype=np.bool_)
-        lines: list[int] = []
-        pairs: list[str] = []
-        for wish, named in told:
-            if wish.goal != "exit":
-                continue
-            for other, others in told:
-                if other.goal != "deliver" or not (named & others).any():
-                    continue
-                both |= named & others
-                lines += [wish.line, other.line]
-                pairs.append(
-                    f"exit {wish.text!r} (line {wish.line}) and "
-                    f"deliver {other.text!r} (line {other.line})"
-                )
-        if both.any():
-            clash = [int(code) for code in codes[both]]
-            more = f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
-            raise ContradictionError(
-                f"contradiction about {listed(clash)} "
-                f"({wishes.layout.describe(clash[0])}): {pairs[0]}{more}; "
-                "change one of these wishes",
-                clash,
-                sorted(set(lines)),
-                path=self._path,
-                line=lines[0],
-                field=".".join(where),
+        exits, delivers = (
+            [(wish, wish.names(codes)) for wish in wishes.wishes if wish.goal == goal]
+            for goal in ("exit", "deliver")
+        )
+        both = np.logical_and(
+            *(
+                np.logical_or.reduce([named for _, named in told], axis=0, initial=False)
+                for told in (exits, delivers)
             )
+        )
+        if not np.any(both):
+            return
+        clash = [int(code) for code in codes[both]]
+        first = int(np.argmax(both))
+        one, other = (
+            next(wish for wish, named in told if named[first]) for told in (exits, delivers)
+        )
+        lines = sorted({wish.line for wish, named in exits + delivers if (named & both).any()})
+        more = [str(line) for line in lines if line not in {one.line, other.line}]
+        also = f" (more in line {', '.join(more[:8])}{', ...' if len(more) > 8 else ''})"
+        raise ContradictionError(
+            f"contradiction about {listed(clash)} ({wishes.layout.describe(clash[0])}): "
+            f"exit {one.text!r} (line {one.line}) and deliver {other.text!r} "
+            f"(line {other.line}){also if more else ''}; change one of these wishes",
+            clash,
+            lines,
+            path=self._path,
+            line=one.line,
+            field=".".join(where),
+        )

@@ -1,18 +1,21 @@
 """Tasks: what is asked of each vector, whoever asks: a SPEC, filters to merge, a trace."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trapgate.criteria.codes import Codes, Layout, Truths
-from trapgate.criteria.problem import Costs, Problem, problem
+from trapgate.criteria.codes import Codes, Layout, Truths, vector_label
+from trapgate.criteria.complaints import CriteriaError
+from trapgate.criteria.problem import MOST_WEIGHT, Costs, Problem, problem
 from trapgate.criteria.proof import Term, membership, wished
 from trapgate.criteria.spec import (
     DELIVER,
     EXIT,
+    FREE,
     GOAL_NUMBERS,
     Spec,
     VectorWishes,
@@ -86,20 +89,65 @@ def tasks_of(spec: Spec, weights: Weights | None = None) -> list[Task]:
 
 
 def weights_of(vector: int, codes: Codes, weights: Weights | None) -> Costs | None:
-    """The weights of one vector's codes, as an array."""
+    """The weights of one vector's codes, as an array; those not mentioned weigh nothing.
+
+    Raises: CriteriaError: a weight is no whole number, or it is too large.
+    """
     if weights is None:
         return None
     counts = weights.get(vector, {})
+    for code, count in counts.items():
+        try:
+            fits = 0 <= index(count) < MOST_WEIGHT
+        except TypeError:
+            fits = False
+        if not fits:
+            raise CriteriaError(
+                f"{count!r} is no weight for error code {code:#x}; "
+                "count with whole numbers from 0 to 2**35",
+                field=vector_label(vector),
+            )
     return np.array([counts.get(int(code), 0) for code in codes], dtype=np.int64)
 
 
-def hopeless(wishes: VectorWishes) -> list[int]:
-    """Lines of wishes that name only codes which the processor cannot raise."""
-    if wishes.layout is None or wishes.keep_impossible:
-        return []
-    codes = wishes.layout.codes()
-    occurs: Truths = np.asarray(wishes.layout.occurs(codes), dtype=np.bool_)
-    return [wish.line for wish in wishes.wishes if not (wish.names(codes) & occurs).any()]
+def weightless(tasks: Iterable[Task], weights: Weights | None) -> list[str]:
+    """What of the weights does not count, in words: faults whose error codes nobody considers."""
+    told = []
+    for task in tasks:
+        counts = (weights or {}).get(task.vector, {})
+        known = set(task.codes().tolist())
+        lost = sum(count for code, count in counts.items() if code not in known)
+        if task.layout is not None and lost:
+            told.append(
+                f"{lost} of {sum(counts.values())} faults with vector {vector_label(task.vector)} "
+                "do not count as weights: their error codes are unknown or have other bits"
+            )
+    return told
+
+
+def remarks(spec: Spec) -> list[str]:
+    """What was probably not meant, in words."""
+    told = []
+    for wishes in spec.vectors.values():
+        if wishes.layout is None:
+            continue
+        codes, goals = wishes.goals()
+        occurs: Truths = np.asarray(wishes.layout.occurs(codes), dtype=np.bool_)
+        told += [
+            f"{spec.path or 'line'}:{wish.line}: names no error code that the processor can raise"
+            for wish in wishes.wishes
+            if not wishes.keep_impossible and not (wish.names(codes) & occurs).any()
+        ]
+        told += [
+            f"{vector_label(wishes.vector)}: {words}, what no wish names being free; "
+            f'default = "{other}" changes that'
+            for goal, other, words in (
+                (EXIT, "deliver", "nothing has to be delivered, so all may exit"),
+                (DELIVER, "exit", "nothing has to exit, so nothing does"),
+            )
+            if wishes.wishes and wishes.default == "free" and set(goals.tolist()) == {FREE, goal}
+        ]
+    return told
 
 
 def _never(_code: Any) -> Any:

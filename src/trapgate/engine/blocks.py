@@ -1,6 +1,7 @@
 """What happens where a block of translated code begins: time, stops, and blocks that need care.
 
-Compiled only. A block is known by a slot of a table: its key, and its count of
+Compiled only. The native path asks `due` alone, and counts in `translation`. On the
+portable path a block is known by a slot of a table: its key, and its count of
 instructions. What needs care has the complement of its key there, so that all others
 cost one comparison.
 """
@@ -9,7 +10,7 @@ from trapgate.core import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.compiled import jit, linked
-from trapgate.engine.raw import call, cells, peek32, peek64, poke32
+from trapgate.engine.raw import call, cells, peek32, peek64
 
 _walk = linked("walk")
 _load8 = linked("load8")
@@ -25,9 +26,7 @@ _CARE_PORT = 4
 
 @jit
 def flags_now(m: Cells) -> int:
-    """EFLAGS between two blocks; those of arithmetic are not evaluated."""
-    if m[mc.NATIVE] != 0:
-        return peek64(m[mc.ENV] + at.EFLAGS)
+    """EFLAGS between two blocks (portable path)."""
     flags = m[mc.STOP_VALUE :]
     call(m[mc.REG_READ], (m[mc.UC], 25, flags.ctypes.data))
     return int(m[mc.STOP_VALUE])
@@ -45,6 +44,14 @@ def alignment_is_checked(m: Cells) -> bool:
 
 
 @jit
+def time_is_up(m: Cells) -> int:
+    """Which of the limits of virtual time it is that has been reached."""
+    if m[mc.TIME] >= m[mc.BUDGET_END]:
+        return mc.LIMIT
+    return mc.TIMER if m[mc.TIME] >= m[mc.TIMER_END] else mc.NESTED_TIMER
+
+
+@jit
 def due(m: Cells) -> bool:
     """Whether the run has to stop at this block's start; STOP says why."""
     if m[mc.NEW_BLOCK_SIZE] != 0:
@@ -57,11 +64,8 @@ def due(m: Cells) -> bool:
     if m[mc.STEPPING] != 0:
         m[mc.STOP] = mc.STEPPED
         return True
-    if m[mc.TIME] >= m[mc.BUDGET_END]:
-        m[mc.STOP] = mc.LIMIT
-        return True
-    if m[mc.TIME] >= m[mc.TIMER_END]:
-        m[mc.STOP] = mc.TIMER
+    if m[mc.TIME] >= min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END]):
+        m[mc.STOP] = time_is_up(m)
         return True
     attention = m[mc.ATTENTION]
     if m[mc.PATIENCE] != 0:
@@ -77,12 +81,9 @@ def due(m: Cells) -> bool:
         if peek64(env + at.EFLAGS) & 0x200 and peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
             m[mc.STOP] = mc.ATTEND
             return True
-    elif attention & 2:
-        flags = m[mc.STOP_VALUE :]
-        call(m[mc.REG_READ], (m[mc.UC], 25, flags.ctypes.data))
-        if m[mc.STOP_VALUE] & 0x200:
-            m[mc.STOP] = mc.ATTEND
-            return True
+    elif attention & 2 and flags_now(m) & 0x200:
+        m[mc.STOP] = mc.ATTEND
+        return True
     if m[mc.CHECKS] != 0 or (
         m[mc.NATIVE] != 0
         and (~peek32(m[mc.ENV] + at.MXCSR) & 0x1F80 != 0 or alignment_is_checked(m))
@@ -91,7 +92,7 @@ def due(m: Cells) -> bool:
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         return True
     if m[mc.ATTENTION] == 0:
-        m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.BUDGET_END])
+        m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])
     return False
 
 
@@ -99,8 +100,8 @@ def due(m: Cells) -> bool:
 def peculiarities(m: Cells, linear: int, size: int) -> tuple[int, int]:
     """What the bytes of a block may need care for, and a digest of them.
 
-    For LDMXCSR and FXRSTOR (0FH AEH, memory form /1 or /2) and, where the engine's own
-    state is out of reach, for input and output. False alarms cost time only.
+    For LDMXCSR and FXRSTOR (0FH AEH, memory form /1 or /2), and for input and output.
+    False alarms cost time only.
     """
     env = m[mc.ENV]
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
@@ -144,13 +145,13 @@ def note_block(m: Cells, address: int, size: int, count: int) -> None:
     Under the complement of its key if it needs care: what needs none stays fast. A
     block that needs care is not forgotten for another that shares its slot.
     """
-    if m[mc.STEPPING] != 0 or m[mc.CUT] == address + 1:
+    if m[mc.STEPPING] != 0:
         return
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     slot = ((address ^ address >> 16) & (mc.BLOCK_SLOTS - 1)) * 2
     key = address ^ size << 48
     care, digest = peculiarities(m, address, size)
-    if m[mc.NATIVE] == 0 and care & _CARE_PORT:
+    if care & _CARE_PORT:
         seen = cells(m[mc.SEEN], mc.BLOCK_SLOTS)
         if seen[slot >> 1] != digest:
             seen[slot >> 1] = digest
@@ -178,16 +179,8 @@ def note_block(m: Cells, address: int, size: int, count: int) -> None:
 def take_care(m: Cells, address: int, size: int, slot: int) -> bool:
     """A block that is not in its slot, or needs care; whether the run has to stop.
 
-    Where alignment is checked, `trapgate.checked` executes the block. Where the block
-    may change MXCSR it is cut: executed one instruction at a time, until the one after
-    which exceptions may be unmasked.
+    `trapgate.checked` executes what needs care.
     """
-    if m[mc.CUT] == address + 1:
-        # This is the one instruction.
-        m[mc.CUT] = 0
-        m[mc.TIME] += 1
-        m[mc.DEADLINE] = 0
-        return False
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     key = address ^ size << 48
     if blocks[slot] == 0:
@@ -197,15 +190,6 @@ def take_care(m: Cells, address: int, size: int, slot: int) -> bool:
     if blocks[slot] != ~key or m[mc.STEPPING] != 0:
         m[mc.TIME] += (size + 3) >> 2
         return False
-    if m[mc.NATIVE] == 0 or alignment_is_checked(m):
-        m[mc.STOP] = mc.CHECKED
-        m[mc.STOP_CODE] = mc.CHECK_NEXT
-        return True
-    if -blocks[slot + 1] & _CARE_MXCSR == 0:
-        m[mc.TIME] += -blocks[slot + 1] >> 2
-        return False
-    m[mc.CUT] = address + 1
-    poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
-    poke32(m[mc.EXCEPTION_INDEX], -1)
-    call(m[mc.CPU_LOOP_EXIT], (m[mc.CPU],))
-    return False
+    m[mc.STOP] = mc.CHECKED
+    m[mc.STOP_CODE] = mc.CHECK_NEXT
+    return True

@@ -1,17 +1,31 @@
-"""The two big core functions as C functions, called through their addresses.
+"""The big core functions as C functions, called through their addresses.
 
 Whatever calls a compiled function directly takes a copy of it into its own machine
-code; these two are so big that copies would make compilation take twice as long.
+code; these are so big that copies would make compilation take twice as long.
 """
 
 from numba import types
 
+from trapgate.core import Cells
 from trapgate.engine import machine as mc
 from trapgate.engine.compiled import callback, jit, linked
 from trapgate.engine.raw import cells, table
+from trapgate.entry import EXITED, FAILED
+from trapgate.sdm import cells as f
+from trapgate.sdm import controls as ct
+from trapgate.sdm import vmx
 
 _raise_event = linked("raise_event")
 _execute = linked("execute")
+_enter_guest = linked("enter_guest")
+_leave_guest = linked("leave_guest")
+_fail = linked("fail")
+_advance = linked("advance")
+_vm_exit = linked("vm_exit")
+
+_FOREVER = 1 << 62
+_ABORT_EXIT = 2
+"""A triple fault, to the VMM in Python: what shuts a processor down."""
 
 
 @jit
@@ -44,10 +58,134 @@ def execute_here(machine: int, word: int) -> int:
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
         cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        cells(m[mc.X], vmx.LENGTH),
+        cells(m[mc.N], m[mc.V_CELLS]),
         word,
-        m[mc.TIME],
+        m[mc.TIME] + m[mc.TIME_BIAS],
     )
     return outcome
+
+
+@jit
+def set_timers(m: Cells, v: Cells) -> None:
+    """The preemption timer of the VMCS `v`, whose guest is about to run, and the TSC's bias."""
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    m[mc.TIME_BIAS] = 0
+    if host[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_TSC_OFFSETTING:
+        m[mc.TIME_BIAS] = host[f.TSC_OFFSET]
+    m[mc.NESTED_TIMER_END] = _FOREVER
+    if v[f.PIN_BASED_CONTROLS] & ct.PIN_PREEMPTION_TIMER:
+        m[mc.NESTED_TIMER_END] = m[mc.TIME] + v[f.VMX_PREEMPTION_TIMER_VALUE]
+
+
+@jit
+def look_ahead(m: Cells) -> None:
+    """When the engine has to stop and look, with the VMCS now in force."""
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+    waiting = 0
+    if (primary | host[f.PRIMARY_PROCESSOR_BASED_CONTROLS]) & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
+        waiting = mc.WHEN_INTERRUPTIBLE
+    if m[mc.PINS] & mc.PIN_INTERRUPT:
+        exiting = v[f.PIN_BASED_CONTROLS] & ct.PIN_EXTERNAL_INTERRUPT_EXITING
+        waiting |= mc.AT_ONCE if exiting else mc.WHEN_INTERRUPTIBLE
+    if primary & ct.PRIMARY_NMI_WINDOW_EXITING or m[mc.PINS] & mc.PIN_EVENT:
+        waiting |= mc.AT_ONCE
+    m[mc.ATTENTION] = waiting
+    m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])
+    if waiting != 0:
+        m[mc.DEADLINE] = 0
+
+
+@jit
+def put_in_force(m: Cells, address: int, flushed: bool) -> None:
+    """Let the VMCS at `address` be in force; `flushed` if cached translations go."""
+    m[mc.V] = address
+    m[mc.SWITCHED] |= mc.SWITCHED_VMCS
+    if flushed:
+        m[mc.SWITCHED] |= mc.SWITCHED_TRANSLATIONS
+    if m[mc.STEPPING] != 0:
+        m[mc.STEPPING] = mc.STEP_EVENT
+    look_ahead(m)
+
+
+@jit
+def has_vpid(v: Cells) -> bool:
+    """Whether translations survive the transitions of this VMCS."""
+    return bool(
+        v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS
+        and v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID
+    )
+
+
+@jit
+def leave_here(machine: int) -> int:
+    """The VM exit that N records, to the x86 VMM; what the run does next."""
+    m = cells(machine, mc.CELLS)
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    n = cells(m[mc.N], m[mc.V_CELLS])
+    timer = m[mc.NESTED_TIMER_END] - m[mc.TIME]
+    abort = _leave_guest(
+        cells(m[mc.X], vmx.LENGTH),
+        host,
+        n,
+        cells(m[mc.R], m[mc.R_CELLS]),
+        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
+        m[mc.TIME] + m[mc.TIME_BIAS],
+        min(max(timer, 0), 0xFFFF_FFFF),
+    )
+    m[mc.TIME_BIAS] = 0
+    m[mc.NESTED_TIMER_END] = _FOREVER
+    put_in_force(m, m[mc.HOST], not has_vpid(n))
+    if abort != 0:
+        _vm_exit(host, _ABORT_EXIT, 0, 0)
+        return mc.EXITED
+    return mc.RUNNING
+
+
+@jit
+def enter_from_here(machine: int) -> int:
+    """The VM entry that an x86 VMM asks for; what the run does next."""
+    m = cells(machine, mc.CELLS)
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    n = cells(m[mc.N], m[mc.V_CELLS])
+    x = cells(m[mc.X], vmx.LENGTH)
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
+    head[2] = m[mc.TIME]
+    outcome = _enter_guest(
+        x,
+        host,
+        n,
+        cells(m[mc.R], m[mc.R_CELLS]),
+        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
+        head,
+    )
+    if outcome == FAILED:
+        _fail(x, host, n, x[vmx.INSTRUCTION], x[vmx.ERROR])
+        _advance(host, x[vmx.ENTRY_LENGTH])
+        return mc.RUNNING
+    set_timers(m, n)
+    if outcome == EXITED:
+        return leave_here(machine)
+    put_in_force(m, m[mc.N], not has_vpid(n))
+    if n[f.GUEST_ACTIVITY_STATE] != 0:
+        return mc.HALTED
+    return mc.RUNNING
+
+
+@callback(types.int64, types.int64)
+def enter_from_here_c(machine: int) -> int:
+    """See `enter_from_here`."""
+    return enter_from_here(machine)
+
+
+@callback(types.int64, types.int64)
+def leave_here_c(machine: int) -> int:
+    """See `leave_here`."""
+    return leave_here(machine)
 
 
 @callback(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)

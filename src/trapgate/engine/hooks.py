@@ -2,19 +2,22 @@
 
 from numba import types
 
+from trapgate.core import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.blocks import due, note_block, take_care
+from trapgate.engine.blocks import due, note_block, take_care, time_is_up
 from trapgate.engine.compiled import callback, jit
 from trapgate.engine.gate import judge_store, open_gate
 from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine.react import (
     dispatch,
     flat,
+    go_on,
     instead,
     share,
     state_begin,
     state_end,
+    turns_code_to_data,
     walk,
 )
 from trapgate.engine.state import load, save
@@ -37,14 +40,14 @@ def happen(machine: int, number: int) -> None:
         info = peek32(env + at.ERROR_CODE)
         stop = dispatch(m, env, v, r, code, info)
     if stop == mc.RUNNING:
-        load(m, env, v, r)
+        go_on(m, env, r)
         state_end(m)
         # Deliveries alone can go on for ever, where no handler can be fetched; no block
         # begins then, so the clock has to move and be looked at here.
         if m[mc.TIME] == m[mc.EVENT_TIME]:
             m[mc.TIME] += 1
-            if m[mc.TIME] >= min(m[mc.TIMER_END], m[mc.BUDGET_END]):
-                stop = mc.TIMER if m[mc.TIME] >= m[mc.TIMER_END] else mc.LIMIT
+            if m[mc.TIME] >= min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END]):
+                stop = time_is_up(m)
         m[mc.EVENT_TIME] = m[mc.TIME]
     if stop != mc.RUNNING:
         m[mc.STOP] = stop
@@ -59,7 +62,7 @@ def on_interrupt(uc: int, number: int, user: int) -> None:
 
 @callback(types.void, types.int64, types.int64, types.uint32, types.int64)
 def on_block(uc: int, address: int, size: int, user: int) -> None:
-    """UC_HOOK_BLOCK: the virtual clock, and the one place where time can run out."""
+    """UC_HOOK_BLOCK: the virtual clock, and where time can run out (portable only)."""
     m = cells(user, mc.CELLS)
     if m[mc.TIME] >= m[mc.DEADLINE] and due(m):
         call(m[mc.EMU_STOP], (uc,))
@@ -74,7 +77,7 @@ def on_block(uc: int, address: int, size: int, user: int) -> None:
 
 @callback(types.void, types.int64, types.int64, types.int64, types.int64)
 def on_new_block(uc: int, block: int, previous: int, user: int) -> None:
-    """UC_HOOK_EDGE_GENERATED: how many instructions a new block has."""
+    """UC_HOOK_EDGE_GENERATED: how many instructions a new block has (portable)."""
     m = cells(user, mc.CELLS)
     note_block(m, peek64(block), peek16(block + 10), peek16(block + 8))
 
@@ -196,6 +199,12 @@ def refill(
     if code < 0:
         page = physical >> 12
         if 0 <= page < m[mc.MEM_CELLS] >> 9:
+            if access_kind == 1 and probe == 0 and turns_code_to_data(m, page):
+                # Its own block may be what the store changes: execute it alone, and again.
+                share(m, page, access_kind, prot)
+                poke32(cpu + at.CFLAGS_NEXT_TB, 1)
+                poke32(m[mc.EXCEPTION_INDEX], -1)
+                call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
             prot = share(m, page, access_kind, prot)
         call(
             m[mc.TLB_SET_PAGE],
@@ -255,15 +264,36 @@ def on_gate_write(uc: int, offset: int, size: int, value: int, user: int) -> Non
     judge_store(cells(user, mc.CELLS), offset, types.int64(size), types.int64(value))
 
 
+@jit
+def device_address(m: Cells, offset: int) -> int:
+    """The physical address `offset` bytes above RAM, if there is a device; else -1."""
+    address = offset + int(m[mc.MEM_CELLS]) * 8
+    pages = cells(m[mc.DEVICE_PAGES], mc.DEVICE_SLOTS)
+    for n in range(mc.DEVICE_SLOTS):
+        if pages[n] == address >> 12:
+            return address
+    return -1
+
+
 @callback(types.uint64, types.int64, types.int64, types.uint32, types.int64)
 def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
-    """Physical memory that isn't there reads as all ones."""
+    """Physical memory that isn't there reads as all ones, but for devices."""
+    if user != 0:
+        m = cells(user, mc.CELLS)
+        address = device_address(m, offset)
+        if address >= 0:
+            return call(m[mc.DEVICE_LOAD], (address, types.int64(size)))
     return (1 << (8 * types.int64(size))) - 1 if size < 8 else -1
 
 
 @callback(types.void, types.int64, types.int64, types.uint32, types.uint64, types.int64)
 def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
-    """Stores to physical memory that isn't there are dropped."""
+    """Stores to physical memory that isn't there are dropped, but for devices."""
+    if user != 0:
+        m = cells(user, mc.CELLS)
+        address = device_address(m, offset)
+        if address >= 0:
+            call(m[mc.DEVICE_STORE], (address, types.int64(size), types.int64(value)))
 
 
 @jit

@@ -48,15 +48,12 @@ journal, the virtual clock, and why the engine stopped.
     CONTEXT_RESTORE,
     REG_READ,
     REG_WRITE,
-    FLUSHES,
     STEPPING,
     STEP_CAUSES,
     FAULT_KIND,
     CHECKS,
     TRUSTED,
-    CUT,
     CRAWL,
-    FEATURES,
     JOURNAL_LIMIT,
     SKIP,
     NEW_BLOCK,
@@ -68,6 +65,26 @@ journal, the virtual clock, and why the engine stopped.
     RAISE_EVENT,
     EXECUTE,
     EVENT_TIME,
+    CALL_OP,
+    COUNT_OP,
+    CARE,
+    FORBIDDEN,
+    FORBIDDEN_AT,
+    PAIR,
+    PAIR_2,
+    DEVICE_PAGES,
+    DEVICE_LOAD,
+    DEVICE_STORE,
+    X,
+    N,
+    HOST,
+    TIME_BIAS,
+    NESTED_TIMER_END,
+    PINS,
+    SWITCHED,
+    VM_ENTER,
+    VM_LEAVE,
+    IRET_AT,
     GATE_LINEAR,
     GATE_PHYSICAL,
     GATE_KIND,
@@ -77,7 +94,12 @@ journal, the virtual clock, and why the engine stopped.
     GATE_INDEX,
     GATE_LOW,
     CELLS,
-) = range(71)
+) = range(88)
+"""V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
+VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
+of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
+the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
+VM_LEAVE: see `core_calls`. IRET_AT: 1 + the linear address of the IRET that unblocked NMIs."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
@@ -101,8 +123,23 @@ STEPPED = 9
 """One instruction was executed, or the event that it caused was dealt with."""
 PORT = 10
 """An instruction of input or output is about to be executed (portable path only)."""
-TABLE_WRITE = 11
+TABLE_WRITE = 13
 """A write to page tables, for `trapgate.tablewrite` to judge; STOP_INFO is its error code."""
+
+NESTED_TIMER = 11
+"""The preemption timer of N expired; dealt with before Python sees it."""
+
+EXPLAIN = 12
+"""A VMX instruction or a VM entry of an x86 VMM's failed, and somebody wants to know why."""
+
+PIN_INTERRUPT = 1
+PIN_EVENT = 2
+"""An NMI, INIT or SMI."""
+PIN_PRIORITY = 4
+"""An interrupt may wait for CR8 to change."""
+
+SWITCHED_VMCS = 1
+SWITCHED_TRANSLATIONS = 2
 
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0
@@ -125,6 +162,7 @@ CHECK_WATCHPOINTS = 1
 CHECK_ALIGNMENT = 2
 CHECK_SSE = 4
 CHECK_LIMITS = 8
+CHECK_TRAP = 16
 
 FAILED_VALID = 2
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""
@@ -132,6 +170,9 @@ FAILED_VALID = 2
 # What ATTENTION may hold: stop at the next block, or as soon as the guest takes interrupts.
 AT_ONCE = 1
 WHEN_INTERRUPTIBLE = 2
+
+DEVICE_SLOTS = 4
+"""Physical pages behind which there may be devices: their numbers, -1 for none."""
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""

@@ -16,14 +16,19 @@ from trapgate.engine.state import (
     arm,
     load,
     save,
+    segment_shape,
 )
 from trapgate.sdm import cells as f
+from trapgate.sdm import registers as reg
+from trapgate.sdm import vmx
+from trapgate.vmx import instructions as vi
 
 _prefix_length = linked("prefix_length")
 walk = linked("walk")
 _load8 = linked("load8")
 _load64 = linked("load64")
 _writes_what_it_reads = linked("writes_what_it_reads")
+_copy_guest_state = linked("copy_guest_state")
 _entry_at = linked("entry_at")
 
 _HAS_CODE = 0x27D00
@@ -35,6 +40,8 @@ _GENERAL_DETECT = 1 << 13
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
+_UNBLOCKED = 1 << 12
+"""Of interruption information: NMI unblocking due to IRET."""
 _MIXED = 16
 """How often a page may turn between code and data before it counts as both."""
 
@@ -121,6 +128,10 @@ def arbitrate(
     event = (m[mc.SELF], vector, kind, error_code, address, length)
     outcome = call(m[mc.RAISE_EVENT], event)
     if outcome != 0:
+        by_iret = m[mc.IRET_AT] == linear_rip(v) + 1 and kind == 3 and vector != 8
+        if by_iret and v[f.EXIT_REASON] == 0 and v[f.IDT_VECTORING_INFORMATION] == 0:
+            # A fault of an IRET whose first effect was to unblock NMIs.
+            v[f.VM_EXIT_INTERRUPTION_INFORMATION] |= _UNBLOCKED
         return mc.EXITED
     if head[4] >= m[mc.JOURNAL_LIMIT]:
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
@@ -132,11 +143,57 @@ def arbitrate(
 
 
 @jit
-def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
-    """A sensitive instruction; what the run does next."""
-    stepping = v[f.GUEST_RFLAGS] & _TF
+def lend(m: Cells) -> None:
+    """Lend the state of the x86 VMM's guest to VMCS 0, so that the VMM in Python can serve it."""
+    x = cells(m[mc.X], vmx.LENGTH)
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    _copy_guest_state(cells(m[mc.N], m[mc.V_CELLS]), host)
+    x[vmx.LENT] = 1
+    m[mc.V] = m[mc.HOST]
+    m[mc.SWITCHED] |= mc.SWITCHED_VMCS
+
+
+@jit
+def take_back(m: Cells) -> None:
+    """The opposite of `lend`."""
+    x = cells(m[mc.X], vmx.LENGTH)
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    _copy_guest_state(host, cells(m[mc.N], m[mc.V_CELLS]))
+    x[vmx.LENT] = 0
+    m[mc.V] = m[mc.N]
+    m[mc.SWITCHED] |= mc.SWITCHED_VMCS
+
+
+@jit
+def by_platform(m: Cells, word: int) -> int:
+    """An instruction of the x86 VMM's guest that its VMM lets through to what is below."""
+    x = cells(m[mc.X], vmx.LENGTH)
+    lend(m)
+    x[vmx.MODE] = vmx.MODE_OFF
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
+    x[vmx.MODE] = vmx.MODE_NON_ROOT
+    if outcome != ix.EXITED:
+        take_back(m)
+    return outcome
+
+
+@jit
+def perform(m: Cells, v: Cells, r: Cells, word: int) -> int:
+    """`carry_out` but for the stop at a failure."""
+    stepping = v[f.GUEST_RFLAGS] & _TF
+    priority = r[reg.CR8]
+    outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
+    if outcome == ex.PLATFORM:
+        outcome = by_platform(m, word)
     if outcome == ix.GO_ON:
+        if r[reg.CR8] != priority and m[mc.PINS] & mc.PIN_PRIORITY:
+            # An interrupt that waited for it may be taken now; only the VMM can tell.
+            m[mc.TIMER_END] = min(m[mc.TIMER_END], m[mc.TIME])
+            m[mc.DEADLINE] = 0
+        x = cells(m[mc.X], vmx.LENGTH)
+        if x[vmx.FLUSH] != 0:
+            x[vmx.FLUSH] = 0
+            m[mc.SWITCHED] |= mc.SWITCHED_TRANSLATIONS
         if stepping:
             return arbitrate(m, v, r, 1, 3, -1, _SINGLE_STEP, 0)
         return mc.RUNNING
@@ -144,6 +201,13 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
         return mc.EXITED
     if outcome == ex.HALTED:
         return mc.HALTED
+    if outcome == vi.ENTER:
+        return call(m[mc.VM_ENTER], (m[mc.SELF],))
+    if outcome == ix.RAISE_OPERAND_PF:
+        x = cells(m[mc.X], vmx.LENGTH)
+        return arbitrate(m, v, r, 14, 3, x[vmx.FAULT_ERROR], x[vmx.FAULT_ADDRESS], 0)
+    if outcome == ix.RAISE_SS:
+        return arbitrate(m, v, r, 12, 3, 0, 0, 0)
     if outcome == ix.RAISE_UD:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     if outcome == ix.RAISE_GP:
@@ -154,6 +218,26 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
 
 
 @jit
+def is_locked(word: int, count: int) -> bool:
+    """Whether LOCK is among the first `count` bytes, the prefixes."""
+    locked = False
+    for n in range(count):
+        locked |= (word >> (8 * n)) & 0xFF == 0xF0
+    return locked
+
+
+@jit
+def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
+    """A sensitive instruction; what the run does next."""
+    x = cells(m[mc.X], vmx.LENGTH)
+    failures = x[vmx.FAILURES]
+    stop = perform(m, v, r, word)
+    if x[vmx.FAILURES] == failures or x[vmx.EXPLAINING] == 0:
+        return stop
+    return mc.EXPLAIN if stop == mc.RUNNING and m[mc.STEPPING] == 0 else stop
+
+
+@jit
 def undefined(m: Cells, v: Cells, r: Cells) -> int:
     """#UD by the engine's lights: perhaps an instruction that this processor does have."""
     word, _ = fetch(m, v, 8)
@@ -161,6 +245,8 @@ def undefined(m: Cells, v: Cells, r: Cells) -> int:
     byte = (word >> (8 * start)) & 0xFF
     if byte == 0xF1:
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1)
+    if byte & 0xFC == 0x6C and not is_locked(word, start):
+        return carry_out(m, v, r, word)
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     return carry_out(m, v, r, word)
@@ -205,8 +291,8 @@ def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
 
 
 @jit
-def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
-    """What to do about the engine's event `code`: RUNNING, or why to stop."""
+def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
+    """`dispatch` as far as the VMCS in force is concerned."""
     m[mc.STOP_CODE] = code
     m[mc.STOP_INFO] = info
     if 0x40 <= code < 0x60:
@@ -256,12 +342,44 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
         return interrupted(m, v, r)
     if code == at.SVM_IRET:
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~8
+        m[mc.IRET_AT] = linear_rip(v) + 1
         # NMIs are unblocked behind the IRET, not before it.
         m[mc.PATIENCE] = 1
         arm(m, env, v)
         return mc.RUNNING
     word, _ = fetch(m, v, 8)
     return carry_out(m, v, r, word)
+
+
+@jit
+def reflect(m: Cells, stop: int) -> int:
+    """An exit of the x86 VMM's guest is that VMM's business: the run goes on there."""
+    if stop == mc.EXITED and m[mc.V] != m[mc.HOST]:
+        return call(m[mc.VM_LEAVE], (m[mc.SELF],))
+    return stop
+
+
+@jit
+def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
+    """What to do about the engine's event `code`: RUNNING, or why to stop.
+
+    Another VMCS may be in force afterwards.
+    """
+    return reflect(m, judge(m, env, v, r, code, info))
+
+
+@jit
+def go_on(m: Cells, env: int, r: Cells) -> None:
+    """Load the state of the VMCS in force into the engine, and what else depends on it."""
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    load(m, env, v, r)
+    if m[mc.SWITCHED] != 0:
+        m[mc.SWITCHED] = 0
+        arm(m, env, v)
+        shape = segment_shape(v)
+        if shape != 0 and shape != m[mc.TRUSTED]:
+            m[mc.CHECKS] |= mc.CHECK_LIMITS
+            m[mc.DEADLINE] = 0
 
 
 @jit
@@ -313,7 +431,7 @@ def instead(m: Cells) -> None:
     save(m, env, v, r)
     stop = dispatch(m, env, v, r, at.SVM_IO, 0)
     if stop == mc.RUNNING:
-        load(m, env, v, r)
+        go_on(m, env, r)
         poke32(m[mc.EXCEPTION_INDEX], -1)
     else:
         m[mc.STOP] = stop
@@ -329,6 +447,13 @@ def flat(v: Cells, n: int, selector: int, rights: int) -> None:
     v[f.GUEST_ES_BASE + n] = 0
     v[f.GUEST_ES_LIMIT + n] = 0xFFFFFFFF
     v[f.GUEST_ES_ACCESS_RIGHTS + n] = rights
+
+
+@jit
+def turns_code_to_data(m: Cells, page: int) -> bool:
+    """Whether a store to `page` makes it data, after code of it was translated."""
+    state = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)[page]
+    return bool(state & 1 and state >> 8 < _MIXED)
 
 
 @jit

@@ -7,12 +7,18 @@ native path, the copy inside a saved context on the portable one.
 from trapgate.core import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import jit, jit_for_python
-from trapgate.engine.raw import call, peek16, peek32, peek64, poke16, poke32, poke64
+from trapgate.engine.compiled import jit, jit_for_python, linked
+from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke16, poke32, poke64
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 
+_walk = linked("walk")
+_load8 = linked("load8")
+
 _CC = 0x8D5
+_IF = 0x200
+_STI = 0xFB
+_MONITOR_TRAP_FLAG = 1 << 27
 _DF = 0x400
 _UNUSABLE = 0x10000
 _AC = 1 << 18
@@ -32,7 +38,6 @@ _R_OF_MSR = (
     (reg.FMASK, at.FMASK),
     (reg.KERNEL_GS_BASE, at.KERNEL_GS_BASE),
     (reg.TSC_AUX, at.TSC_AUX),
-    (reg.CR8, at.CR8),
 )
 
 
@@ -46,6 +51,31 @@ def rflags_of(m: Cells, env: int) -> int:
     elif m[mc.NATIVE] != 0:
         flags |= call(m[mc.CC_COMPUTE_ALL], (env, op)) & _CC
     return flags | (peek32(env + at.DF) & _DF) | 2
+
+
+@jit
+def what_blocks(m: Cells, v: Cells) -> int:
+    """Blocking by STI or by MOV SS, for which the engine has one flag.
+
+    STI has enabled interrupts, and it is the byte before this instruction.
+    """
+    rip = v[f.GUEST_RIP] - 1
+    long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10
+    linear = rip if long else (rip + v[f.GUEST_CS_BASE]) & 0xFFFFFFFF
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    physical, code, _, _ = _walk(
+        v[f.GUEST_CR0],
+        v[f.GUEST_CR3],
+        v[f.GUEST_CR4],
+        v[f.GUEST_IA32_EFER],
+        _AC,
+        mem,
+        linear,
+        0,
+        0,
+    )
+    sti = v[f.GUEST_RFLAGS] & _IF and code < 0 and _load8(mem, physical) == _STI
+    return 1 if sti else 2
 
 
 @jit
@@ -89,7 +119,7 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     if peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~_BLOCKED
     elif v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED == 0:
-        v[f.GUEST_INTERRUPTIBILITY_STATE] |= 1
+        v[f.GUEST_INTERRUPTIBILITY_STATE] |= what_blocks(m, v)
     r[reg.CR2] = peek64(env + at.CR2)
     for n in range(4):
         r[reg.DR0 + n] = peek64(env + at.DR0 + 8 * n)
@@ -99,7 +129,6 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     r[reg.FMASK] = peek64(env + at.FMASK)
     r[reg.KERNEL_GS_BASE] = peek64(env + at.KERNEL_GS_BASE)
     r[reg.TSC_AUX] = peek64(env + at.TSC_AUX)
-    r[reg.CR8] = peek64(env + at.CR8)
 
 
 @jit
@@ -186,6 +215,8 @@ def checks_of(m: Cells, env: int, v: Cells) -> int:
         checks |= mc.CHECK_ALIGNMENT
     if ~peek32(env + at.MXCSR) & _MXCSR_MASKS:
         checks |= mc.CHECK_SSE
+    if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG:
+        checks |= mc.CHECK_TRAP
     return checks
 
 
@@ -251,7 +282,6 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.CR2, r[reg.CR2])
     poke64(env + at.CR3, v[f.GUEST_CR3])
     poke64(env + at.CR4, v[f.GUEST_CR4])
-    poke64(env + at.CR8, r[reg.CR8])
     poke64(env + at.EFER, v[f.GUEST_IA32_EFER])
     poke32(env + at.SYSENTER_CS, v[f.GUEST_IA32_SYSENTER_CS])
     poke64(env + at.SYSENTER_ESP, v[f.GUEST_IA32_SYSENTER_ESP])
@@ -270,8 +300,7 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     m[mc.CHECKS] = checks_of(m, env, v)
     if m[mc.CHECKS] != 0:
         m[mc.DEADLINE] = 0
-    if stale:
-        m[mc.FLUSHES] += 1
+    if stale or m[mc.SWITCHED] & mc.SWITCHED_TRANSLATIONS:
         if m[mc.NATIVE] != 0:
             call(m[mc.TLB_FLUSH], (m[mc.CPU],))
         else:

@@ -1,5 +1,6 @@
 """One Unicorn instance as an engine: memory, state, running until something needs Python."""
 
+import contextlib
 import ctypes
 import mmap
 from typing import Any
@@ -15,12 +16,15 @@ from trapgate.engine import calibration, core_calls, hooks, native, react
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.compiled import jit, jit_for_python, linked
+from trapgate.engine.device_pages import DevicePages
 from trapgate.engine.raw import call, cells, peek64, poke32, poke64, table
-from trapgate.engine.state import arm, load, save, segment_shape
+from trapgate.engine.state import save, segment_shape
+from trapgate.engine.translation import translator
 from trapgate.errors import EngineError
 from trapgate.sdm import cells as f
-from trapgate.sdm import registers
+from trapgate.sdm import registers, vmx
 
+_FOREVER = 1 << 62
 _CODE_BUFFER = 64 << 20
 """The translation buffer, in bytes: the default lets memory grow past a gigabyte."""
 _PAGE = 4096
@@ -28,20 +32,19 @@ _MASK = (1 << 64) - 1
 _EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
 
 _enter = linked("enter")
+_vm_exit = linked("vm_exit")
+
+_PREEMPTION_TIMER = 52
 
 
 @jit
 def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
     """Let the engine run from the state in `v` and `r`; the engine's error."""
     m[mc.STOP] = mc.RUNNING
-    load(m, env, v, r)
+    m[mc.SWITCHED] |= mc.SWITCHED_VMCS
+    react.go_on(m, env, r)
     # Between runs the engine keeps all flags in one word, and takes them apart itself.
     poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
-    arm(m, env, v)
-    shape = segment_shape(v)
-    if shape != 0 and shape != m[mc.TRUSTED]:
-        m[mc.CHECKS] |= mc.CHECK_LIMITS
-        m[mc.DEADLINE] = 0
     react.state_end(m)
     count = 1 if m[mc.STEPPING] != 0 and m[mc.NATIVE] == 0 else 0
     return call(emu_start, (m[mc.UC], peek64(env + at.EIP), 0, 0, count))
@@ -51,23 +54,42 @@ def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
 def go(machine: int, emu_start: int) -> int:
     """Run the guest whose state lies in the VMCS until the engine stops; the engine's error."""
     m = cells(machine, mc.CELLS)
-    v = cells(m[mc.V], m[mc.V_CELLS])
     r = cells(m[mc.R], m[mc.R_CELLS])
     env = m[mc.ENV]
-    m[mc.STOP] = mc.PORT
     error = 0
-    while m[mc.STOP] == mc.PORT:
+    exited = m[mc.STOP] == mc.EXITED and m[mc.V] != m[mc.HOST]
+    if exited and react.reflect(m, mc.EXITED) != mc.RUNNING:
+        return 0
+    m[mc.STOP] = mc.PORT
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    while m[mc.STOP] in (mc.PORT, mc.NESTED_TIMER):
+        if m[mc.STOP] == mc.NESTED_TIMER or (
+            v[f.GUEST_ACTIVITY_STATE] in (1, 2) and m[mc.TIME] >= m[mc.NESTED_TIMER_END]
+        ):
+            _vm_exit(v, _PREEMPTION_TIMER, 0, 0)
+            m[mc.STOP] = react.reflect(m, mc.EXITED)
+            if m[mc.STOP] != mc.RUNNING:
+                return 0
+            v = cells(m[mc.V], m[mc.V_CELLS])
+        if v[f.GUEST_ACTIVITY_STATE] != 0:
+            m[mc.STOP] = mc.HALTED
+            return 0
         error = run(m, env, v, r, emu_start)
-        if m[mc.STOP] == mc.PORT:
+        # Hooks may have put another VMCS in force.
+        v = cells(m[mc.V], m[mc.V_CELLS])
+        if m[mc.STOP] == mc.NESTED_TIMER:
+            save(m, react.state_begin(m), v, r)
+        elif m[mc.STOP] == mc.PORT:
             save(m, react.state_begin(m), v, r)
             stop = react.port(m, env, v, r)
+            v = cells(m[mc.V], m[mc.V_CELLS])
             if stop != mc.RUNNING:
                 m[mc.STOP] = stop
             elif m[mc.STEPPING] != 0 and m[mc.SKIP] == 0:
                 m[mc.STOP] = mc.STEPPED
                 return error
     stop = m[mc.STOP]
-    if stop == mc.RUNNING or (stop >= mc.TIMER and stop != mc.HALTED):
+    if stop == mc.RUNNING or (stop >= mc.TIMER and stop not in (mc.HALTED, mc.EXPLAIN)):
         save(m, react.state_begin(m), v, r)
     if stop == mc.RUNNING:
         if m[mc.STEPPING] != 0 and error == 0:
@@ -98,12 +120,44 @@ def step(machine: int, emu_start: int) -> int:
     return 1 if done else 0
 
 
+@jit
+def serve(m: Cells) -> int:
+    """Go on with the x86 VMM's guest after the VMM in Python has served it; RUNNING or EXITED.
+
+    What that VMM injects is an event like any other to the VMCS of the x86 VMM.
+    """
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    r = cells(m[mc.R], m[mc.R_CELLS])
+    react.take_back(m)
+    m[mc.TIME_BIAS] = 0
+    if host[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & 1 << 3:
+        m[mc.TIME_BIAS] = host[f.TSC_OFFSET]
+    core_calls.look_ahead(m)
+    info = host[f.VM_ENTRY_INTERRUPTION_INFORMATION]
+    if info & 1 << 31 == 0:
+        return mc.RUNNING
+    host[f.VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~(1 << 31)
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    error_code = host[f.VM_ENTRY_EXCEPTION_ERROR_CODE] if info & 1 << 11 else -1
+    vector = info & 0xFF
+    kind = (info >> 8) & 7
+    address = r[registers.CR2] if vector == 14 and kind == 3 else 0
+    length = host[f.VM_ENTRY_INSTRUCTION_LENGTH]
+    return react.arbitrate(m, v, r, vector, kind, error_code, address, length)
+
+
 @jit_for_python
 def enter_and_go(machine: int, emu_start: int) -> int:
     """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
     m = cells(machine, mc.CELLS)
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     head[2] = m[mc.TIME]
+    x = cells(m[mc.X], vmx.LENGTH)
+    if x[vmx.LENT] != 0:
+        m[mc.STOP] = serve(m)
+        if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:
+            return -1
+        return go(machine, emu_start)
     outcome = _enter(
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
@@ -115,7 +169,29 @@ def enter_and_go(machine: int, emu_start: int) -> int:
         m[mc.STOP] = mc.EXITED
         m[mc.STOP_CODE] = outcome
         return -1
+    m[mc.STOP] = mc.RUNNING
     return go(machine, emu_start)
+
+
+@jit_for_python
+def lend_state(machine: int) -> int:
+    """See `react.lend`; 0."""
+    react.lend(cells(machine, mc.CELLS))
+    return 0
+
+
+@jit_for_python
+def take_state_back(machine: int) -> int:
+    """See `react.take_back`; 0."""
+    react.take_back(cells(machine, mc.CELLS))
+    return 0
+
+
+@jit_for_python
+def look_ahead_now(machine: int) -> int:
+    """See `core_calls.look_ahead`; 0."""
+    core_calls.look_ahead(cells(machine, mc.CELLS))
+    return 0
 
 
 @jit_for_python
@@ -171,6 +247,7 @@ class UnicornEngine:
         self.why_not_native = "" if native_path else "the portable engine was asked for"
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`trapgate.checked`)."""
+        self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
         self._emu_start = self._symbol("uc_emu_start")
         c = self.cells
@@ -178,6 +255,9 @@ class UnicornEngine:
         c[mc.SELF] = self._machine
         c[mc.RAISE_EVENT] = core_calls.raise_event_c.address
         c[mc.EXECUTE] = core_calls.execute_c.address
+        c[mc.VM_ENTER] = core_calls.enter_from_here_c.address
+        c[mc.VM_LEAVE] = core_calls.leave_here_c.address
+        c[mc.NESTED_TIMER_END] = _FOREVER
         c[mc.EMU_STOP] = self._symbol("uc_emu_stop")
         c[mc.REG_READ] = self._symbol("uc_reg_read")
         c[mc.REG_WRITE] = self._symbol("uc_reg_write")
@@ -206,10 +286,11 @@ class UnicornEngine:
         self.uc.mem_map_ptr(
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
-        for start, end, write in (
-            (size, at.VMCB, hooks.on_absent_write),
-            (at.GATE, at.GATE + _PAGE, hooks.on_gate_write),
-            (at.GATE + _PAGE, 1 << 52, hooks.on_absent_write),
+        # Devices lie below the engine's own pages.
+        for start, end, read, write, store in (
+            (size, at.VMCB, self._machine, self._machine, hooks.on_absent_write),
+            (at.GATE, at.GATE + _PAGE, None, self._machine, hooks.on_gate_write),
+            (at.GATE + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
         ):
             self._check(
                 uclib.uc_mmio_map(
@@ -217,9 +298,9 @@ class UnicornEngine:
                     ctypes.c_uint64(start),
                     ctypes.c_size_t(end - start),
                     ctypes.c_void_p(hooks.on_absent_read.address),
-                    None,
-                    ctypes.c_void_p(write.address),
-                    ctypes.c_void_p(self._machine),
+                    ctypes.c_void_p(read),
+                    ctypes.c_void_p(store.address),
+                    ctypes.c_void_p(write),
                 )
             )
         c = self.cells
@@ -232,6 +313,7 @@ class UnicornEngine:
 
     def _open_insides(self) -> None:
         inside = native.find(self.uc)
+        translator()
         calibration.check_native(self.uc, inside.cpu, inside.env)
         c = self.cells
         c[mc.NATIVE] = 1
@@ -255,6 +337,11 @@ class UnicornEngine:
 
     def _open_context(self) -> None:
         """The portable path: the state is a copy, saved and restored at every event."""
+        # Where the translator can be guarded from code that would end the process, it is.
+        with contextlib.suppress(EngineError):
+            inside = native.find(self.uc)
+            translator()
+            ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
         self._check(uclib.uc_context_alloc(self.uc._uch, ctypes.byref(context)))
@@ -280,8 +367,9 @@ class UnicornEngine:
 
     def _add_hooks(self) -> None:
         self._hook(uc_const.UC_HOOK_INTR, hooks.on_interrupt)
-        self._hook(uc_const.UC_HOOK_BLOCK, hooks.on_block)
-        self._hook(uc_const.UC_HOOK_EDGE_GENERATED, hooks.on_new_block)
+        if not self.cells[mc.NATIVE]:
+            self._hook(uc_const.UC_HOOK_BLOCK, hooks.on_block)
+            self._hook(uc_const.UC_HOOK_EDGE_GENERATED, hooks.on_new_block)
         for instruction, hook in (
             (x86_const.UC_X86_INS_IN, hooks.on_in),
             (x86_const.UC_X86_INS_OUT, hooks.on_out),
@@ -318,9 +406,28 @@ class UnicornEngine:
         if error != uc_const.UC_ERR_OK:
             raise EngineError(f"Unicorn: {unicorn.UcError(error)}")
 
+    def offer_vmx(self, x: Cells, n: Cells) -> None:
+        """Let `x` be the VMX state of the processor, `n` its copy of an x86 VMM's VMCS."""
+        self._vmx = (x, n)
+        self.cells[mc.X] = _address(x)
+        self.cells[mc.N] = _address(n)
+
+    def lend(self) -> None:
+        """Lend the state of the x86 VMM's guest to VMCS 0."""
+        lend_state(self._machine)
+
+    def take_back(self) -> None:
+        """Undo `lend`."""
+        take_state_back(self._machine)
+
+    def look_ahead(self) -> None:
+        """Say when the engine has to stop and look, from the VMCS in force and the pins."""
+        look_ahead_now(self._machine)
+
     def attach(self, v: Cells, r: Cells, rows: Cells, head: Cells) -> None:
-        """Let `v` be the current VMCS, `r` the register file, `rows` and `head` the journal."""
+        """Let `v` be VMCS 0 and in force, `r` the register file, `rows` and `head` the journal."""
         self._arrays = (v, r, rows, head)
+        self.cells[mc.HOST] = _address(v)
         c = self.cells
         for (where, count), array in zip(
             ((mc.V, mc.V_CELLS), (mc.R, mc.R_CELLS), (mc.ROWS, None), (mc.HEAD, mc.HEAD_CELLS)),
@@ -401,6 +508,11 @@ class UnicornEngine:
             flush(self._machine)
         else:
             self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
+
+    @property
+    def fetched_nothing(self) -> bool:
+        """Did the engine stop because code was to be fetched where there is no RAM (portable)?"""
+        return bool(self.cells[mc.STOP_INFO] == uc_const.UC_ERR_FETCH_PROT)
 
     def explain_break(self) -> None:
         """Raise EngineError about an engine that stopped for no reason that it should."""

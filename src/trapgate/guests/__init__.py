@@ -1,17 +1,38 @@
-"""The guest that comes with the package: a small 32-bit kernel that lives on page faults.
+"""What comes with the package: a small 32-bit kernel that lives on page faults, and a VMM for it.
 
 Its source is in `guests/` of the repository, `guests/README.md` says what it does, and a
 test rebuilds it and compares bytes. It is a multiboot 1 ELF for 1 MiB and wants 8 MiB of
 memory, a 16550 at 3F8H, and, unless its command line has `timer=off`, PICs and a PIT.
+
+The VMM is x86 code too, and needs a processor with VMX: a multiboot 1 ELF that runs a
+32-bit multiboot kernel, its module, on shadow page tables, and says at the end what that took.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["EXIT_PORT", "IMAGE_PATH", "WORKLOADS", "Workload", "command_line", "image"]
+__all__ = [
+    "EXIT_PORT",
+    "HYPERVISOR_PATH",
+    "IMAGE_PATH",
+    "POLICIES",
+    "WORKLOADS",
+    "HypervisorOutput",
+    "Policy",
+    "Workload",
+    "command_line",
+    "hypervisor",
+    "hypervisor_output",
+    "image",
+]
 
 IMAGE_PATH: Final = Path(__file__).with_name("guest.elf")
-"""Where the built image is."""
+"""Where the guest's built image is."""
+
+HYPERVISOR_PATH: Final = Path(__file__).with_name("hypervisor.elf")
+"""Where the VMM's is."""
 
 EXIT_PORT: Final = 0xF4
 """I/O port to which the guest writes one byte to leave: 0 success, 1 a workload failed or
@@ -39,8 +60,50 @@ WORKLOADS: Final = (
 """The workloads in the order in which the guest runs them, whatever the order asked for."""
 
 
+class Policy(NamedTuple):
+    """What exits to the VMM: the name for `policy=` on its command line, and the meaning."""
+
+    name: str
+    meaning: str
+
+
+POLICIES: Final = (
+    Policy("all", "every exception exits"),
+    Policy("pf", "every page fault exits"),
+    Policy("match", "only those with P = 1 exit"),
+)
+"""The VMM's policies, from most to fewest exits."""
+
+_OWN_LINE: Final = re.compile(rb"^hypervisor: (.*)\n", re.MULTILINE)
+_COUNT: Final = re.compile(r"(\d+) (\D.*)")
+
+
+class HypervisorOutput(NamedTuple):
+    """A serial port's output, taken apart: the guest's own, and the VMM's lines and counts."""
+
+    guest: bytes
+    lines: tuple[str, ...]
+    counts: Mapping[str, int]
+
+
+def hypervisor() -> bytes:
+    """The VMM's image: a multiboot 1 ELF, 32-bit, linked and loaded at 1 MiB."""
+    return HYPERVISOR_PATH.read_bytes()
+
+
+def hypervisor_output(output: bytes) -> HypervisorOutput:
+    """Tell the lines of the VMM, which begin with `hypervisor: `, from those of its guest."""
+    lines = tuple(line.decode("ascii", "replace") for line in _OWN_LINE.findall(output))
+    counts = (_COUNT.fullmatch(line) for line in lines)
+    return HypervisorOutput(
+        _OWN_LINE.sub(b"", output),
+        lines,
+        {count[2]: int(count[1]) for count in counts if count},
+    )
+
+
 def image() -> bytes:
-    """The built image: a multiboot 1 ELF, 32-bit, linked and loaded at 1 MiB."""
+    """The guest's image: a multiboot 1 ELF, 32-bit, linked and loaded at 1 MiB."""
     return IMAGE_PATH.read_bytes()
 
 

@@ -129,6 +129,9 @@ def verdict(policy: Policy, columns: Columns) -> Verdict:
         exits = exits & ~filtered
     unjudged = asked & unjudged
     judged = asked & ~unjudged
+    if columns.codes_missing:
+        # An exit of an exception, and the trace does not tell of which.
+        unjudged = unjudged | (vector.is_null() & pl.col("code_missing").fill_null(value=False))
     if policy.judges_interrupts:
         pins = policy.vmcs["PIN_BASED_CONTROLS"]
         kind = pl.col("type")

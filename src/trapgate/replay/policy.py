@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from trapgate.decide import extension_fields_valid
+from trapgate.decide import check_extension_fields
 from trapgate.errors import VmcsFileError
 from trapgate.ptfilter import FILTER_NONE, ORDER_FIGURE_6
 from trapgate.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, ROWS
+from trapgate.trace.html import table
 from trapgate.vmcs import Vmcs
 from trapgate.vmcsfile import Settings, read_settings
 
@@ -58,7 +60,7 @@ class Policy:
             raise VmcsFileError(
                 'is an extension; use profile "seed"', field="FAULT_FILTER", path=settings.path
             )
-        if not extension_fields_valid(vmcs.cells):
+        if check_extension_fields(vmcs.cells) != 0:
             raise VmcsFileError(
                 "the extension fields hold what a VM entry refuses; check TRANSFER_CRITERION "
                 "and the fields that it reads",
@@ -138,9 +140,21 @@ class Policy:
         return "; ".join(parts)
 
     def _repr_html_(self) -> str:
-        from trapgate.replay.notebook import policy_html
-
-        return policy_html(self)
+        """The exceptions of a policy, and the criterion of each vector that has one."""
+        rows = []
+        for vector, row in ROWS.items():
+            scheme = self.scheme(vector)
+            if scheme is None and not self.control(vector):
+                continue
+            values = ""
+            if scheme is not None:
+                named = zip(scheme.fields_for(vector), self.values(vector), strict=True)
+                values = ", ".join(f"{name} = {value:#x}" for name, value in named)
+            name = "bitmap" if scheme is None else scheme.name
+            rows.append((f"#{row.vector.name}", int(self.control(vector)), name, values))
+        return f"<h4>Policy {escape(self.name)}</h4>" + table(
+            ("vector", "control bit", "criterion", "fields"), rows
+        )
 
 
 def _short(field: str) -> str:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any, Final
+
+from trapgate.trace.html import bars, table
+
+SHOWN: Final = 30
+"""Outcomes of a replay that a notebook shows."""
 
 Z: Final = 1.96
 """Standard deviations to each side of an interval that holds 95 % of a normal distribution."""
@@ -100,9 +106,34 @@ class Replay:
         }
 
     def _repr_html_(self) -> str:
-        from trapgate.replay.notebook import replay_html
-
-        return replay_html(self)
+        """A table of the outcomes, and a chart of the exits."""
+        shown = self.outcomes[:SHOWN]
+        if not shown:
+            return "<p>no policy</p>"
+        rows = [
+            (
+                outcome.policy,
+                f"{outcome.exits:,}",
+                f"{outcome.deliveries:,}",
+                f"{outcome.completions:,}",
+                f"{outcome.unjudged:,}",
+                f"{outcome.saved:,}",
+                f"{outcome.added:,}",
+                f"{outcome.time.estimate:,.0f} {outcome.time.unit}",
+                f"{outcome.time.low:,.0f} to {outcome.time.high:,.0f}",
+            )
+            for outcome in shown
+        ]
+        heads = ("policy", "exits", "delivered", "completed", "unjudged", "saved", "added")
+        chart = [("recorded", shown[0].recorded_exits)]
+        chart += [(outcome.policy, outcome.exits) for outcome in shown]
+        more = len(self.outcomes) - len(shown)
+        return (
+            f"<h4>Replay of {escape(', '.join(self.traces))}</h4>"
+            + table((*heads, "time saved", f"interval, by {shown[0].time.basis}"), rows)
+            + (f"<p>{more:,} more</p>" if more else "")
+            + bars(chart, "exits of judged events")
+        )
 
 
 @dataclass(frozen=True)

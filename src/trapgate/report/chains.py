@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from trapgate.trace.labels import vector_label
 from trapgate.trace.reader import Trace
-from trapgate.trace.stat import vector_label
 
 MOST: Final = 40
 """Chains that are told apart in a report, the commonest first."""

@@ -16,8 +16,9 @@ from trapgate.replay.judge import verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.tally import SUMS, columns_for, filters_of, packed_key, unpacked
 from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.labels import vector_label
 from trapgate.trace.schema import TraceError
-from trapgate.trace.stat import check_symbols, symbol_indices, vector_label
+from trapgate.trace.stat import check_symbols, symbol_indices
 from trapgate.trace.symbols import Symbols
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def cube_of(
         if symbols is not None:
             check_symbols(lazy, symbols)
         step = (last - first) // BINS + 1
-        place, names = _places(lazy, symbols)
+        lazy, names = _placed(lazy, symbols)
         # A categorical column keeps words short on the way through the group-by.
         why = pl.when(pl.col("exit_reason").is_null()).then(pl.col("reason").cast(pl.String))
         counted = (
@@ -104,7 +105,7 @@ def cube_of(
                 ((pl.col("time") - first) // step).cast(pl.UInt16).alias("bin"),
                 packed_key(pairs).alias("key"),
                 why.otherwise(pl.col("exit_reason").cast(pl.String)).alias("why"),
-                place.alias("place"),
+                "place",
             )
             .agg(*_sums(pl.len(), pl.col("latency").count(), pl.col("latency").sum()))
             .collect(engine="streaming")
@@ -124,8 +125,8 @@ def _sums(*columns: Expr) -> list[Expr]:
     ]
 
 
-def _places(lazy: LazyFrame, symbols: Symbols | None) -> tuple[Expr, list[str]]:
-    """An expression for the index of an event's symbol (or address), and the names."""
+def _placed(lazy: LazyFrame, symbols: Symbols | None) -> tuple[LazyFrame, list[str]]:
+    """The events with the index of their symbol (or address) as `place`, and the names."""
     pl = polars()
     if symbols is None:
         at = pl.col("rip")
@@ -133,21 +134,24 @@ def _places(lazy: LazyFrame, symbols: Symbols | None) -> tuple[Expr, list[str]]:
         at = pl.col("rip").map_batches(
             lambda column: symbol_indices(column, symbols), return_dtype=pl.Int32
         )
+    known = lazy.with_columns(at.alias("at"))
     top = (
-        lazy.select(at.alias("at"))
+        known.select("at")
         .drop_nulls()
         .group_by("at")
         .len()
         .sort(["len", "at"], descending=[True, False])
         .head(SYMBOLS)
-        .collect(engine="streaming")["at"]
-        .to_list()
+        .select("at")
+        .collect(engine="streaming")
     )
     names = [NONE, OTHER]
-    names += [f"{value:#x}" if symbols is None else symbols.names[value] for value in top]
-    places = list(range(2, len(names)))
-    ranked = at.replace_strict(top, places, default=1, return_dtype=pl.Int32) if top else pl.lit(1)
-    return pl.when(at.is_null()).then(0).otherwise(ranked).cast(pl.UInt16), names
+    names += [f"{at:#x}" if symbols is None else symbols.names[at] for at in top["at"]]
+    # A join streams; replacing one value by another does not.
+    ranked = top.with_columns(pl.int_range(2, len(names), dtype=pl.UInt16).alias("ranked"))
+    place = pl.when(pl.col("at").is_null()).then(0).otherwise(pl.col("ranked").fill_null(1))
+    placed = known.join(ranked.lazy(), on="at", how="left")
+    return placed.with_columns(place.cast(pl.UInt16).alias("place")), names
 
 
 def _described(

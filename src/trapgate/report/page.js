@@ -13,6 +13,8 @@
 
   const find = (id) => document.getElementById(id);
   const number = (value) => Math.round(value).toLocaleString("en-US");
+  const millions = (value, digits) => (value / 1e6).toLocaleString("en-US",
+    { maximumFractionDigits: digits });
 
   function element(tag, attributes, ...children) {
     const made = document.createElement(tag);
@@ -79,7 +81,7 @@
     const list = element("ul", { class: "bars" });
     for (const n of order) {
       const bar = element("i", { style: `width:${100 * total[n] / most}%` });
-      const time = spent[n] && cube.unit === "ns" ? `, ${(spent[n] / 1e6).toFixed(1)} ms` : "";
+      const time = spent[n] && cube.unit === "ns" ? `, ${millions(spent[n], 1)} ms` : "";
       const button = element("button", { type: "button", "aria-pressed": String(chosen[name].has(n)),
         "data-dimension": name, "data-value": words[n], click: () => toggle(name, n) },
         bar, element("span", {}, words[n]), element("span", {}, number(total[n]) + time));
@@ -249,8 +251,7 @@
     }
     replace("policies", element("table", { class: "policies" }, element("thead", {}, head), body));
     const notes = data.policies.map((policy) => {
-      const time = policy.time, scale = (v) => (v / 1e6).toLocaleString("en-US",
-        { maximumFractionDigits: 3 });
+      const time = policy.time, scale = (value) => millions(value, 3);
       const unit = time.unit === "ns" ? "ms" : "million " + time.unit;
       return element("span", {}, `${policy.policy}: ${policy.summary}. Whole trace: saves `
         + `${scale(time.estimate)} ${unit} (${scale(time.low)} to ${scale(time.high)}), by `
@@ -330,7 +331,8 @@
   function start() {
     document.title = find("title").textContent = data.title;
     find("summary").textContent = `${number(cube.events)} events, times in ${cube.unit}`;
-    find("symbol-title").textContent = data.named ? "By symbol" : "By address";
+    find("symbol-title").textContent = `By ${titles.symbol.toLowerCase()}`;
+    find("heat-title").textContent = `Error code and ${titles.symbol.toLowerCase()}`;
     for (const [key, value] of data.facts) {
       find("facts").append(element("dt", {}, key), element("dd", {}, value));
     }

@@ -177,6 +177,7 @@ ENCODINGS: dict[str, int] = {
     "FAULT_FILTER": 0x4240,
     "FAULT_FILTER_ORDER": 0x4242,
     "EXIT_THROUGH_IDT": 0x4244,
+    "FAILED_CHECK": 0x4600,
     "PTBASE": 0x6200,
 }
 """Field name to encoding, in the order of the cells."""
@@ -349,5 +350,6 @@ ENCODINGS: dict[str, int] = {
     FAULT_FILTER,
     FAULT_FILTER_ORDER,
     EXIT_THROUGH_IDT,
+    FAILED_CHECK,
     PTBASE,
 ) = range(len(ENCODINGS))

@@ -18,6 +18,13 @@ RESERVED_FOR_VMX = ("EXIT_THROUGH_IDT",)
 It means something only to a VMM that is x86 code itself.
 """
 
+FAILED_CHECK = "FAILED_CHECK"
+"""The extension field, VM-exit information, with the number of the check that the last failed
+VM entry did not pass (`sdm.checks`)."""
+
+READ_ONLY = 1
+"""Bits 11:10 of the encodings of VM-exit information."""
+
 _WIDTHS = (16, 64, 32, 64)
 _KINDS = ("control", "exit information", "guest state", "host state")
 
@@ -57,7 +64,7 @@ class Field(IntEnum, metaclass=_Named):
     @property
     def read_only(self) -> bool:
         """Whether VMWRITE refuses it (VM-exit information)."""
-        return self >> 10 & 3 == 1
+        return self >> 10 & 3 == READ_ONLY
 
     @property
     def extension(self) -> bool:

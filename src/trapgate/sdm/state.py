@@ -154,3 +154,7 @@ CR4_IMPLEMENTED = (
     | CR4_SMAP
 )
 """Bits of CR4 that may be 1; setting another is a #GP."""
+
+DEBUGCTL_DEFINED = 3
+"""Bits of IA32_DEBUGCTL that are there: LBR and BTF."""
+DEBUGCTL_BTF = 1 << 1

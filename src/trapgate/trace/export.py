@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 from trapgate.trace.draft import draft
+from trapgate.trace.labels import vector_label
 from trapgate.trace.reader import Trace
 from trapgate.trace.schema import TIME_UNIT
-from trapgate.trace.stat import vector_label
 
 
 def to_csv(trace: Trace, out: Path) -> int:
@@ -72,14 +72,16 @@ class _Perfetto:
         self._file.write(json.dumps(facts))
         self._file.write(',"traceEvents":[')
         for row in self._rows():
-            vm = row["vm"]
-            number = row.get("vcpu")
-            number = row.get("thread") if number is None else number
-            key = vm, number or 0
+            # Perfetto keeps process 0 and thread 0 for the idle task. A host's thread tells
+            # vCPUs of several guests apart where the trace does not tell the guests apart.
+            vcpu, thread = row.get("vcpu"), row.get("thread")
+            key = row["vm"] + 1, (vcpu or 0) + 1 if thread is None else thread
             track = self._tracks.get(key)
             if track is None:
                 track = self._tracks[key] = _Track()
-                self._name(key)
+                self._name(
+                    key, f"thread {thread}" if vcpu is None and thread else f"vCPU {vcpu or 0}"
+                )
             if row["depth"] == 0 or row.get("latency") is not None or not track.chain:
                 self._flush(key, track)
             track.chain.append(row)
@@ -92,10 +94,10 @@ class _Perfetto:
         for batch in self._trace.batches():
             yield from batch.to_pylist()
 
-    def _name(self, key: tuple[int, int]) -> None:
-        vm, vcpu = key
-        for what, name in (("process_name", f"VM {vm}"), ("thread_name", f"vCPU {vcpu}")):
-            self._event({"ph": "M", "name": what, "pid": vm, "tid": vcpu, "args": {"name": name}})
+    def _name(self, key: tuple[int, int], name: str) -> None:
+        pid, tid = key
+        for what, word in (("process_name", f"VM {pid - 1}"), ("thread_name", name)):
+            self._event({"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": word}})
 
     def _flush(self, key: tuple[int, int], track: _Track) -> None:
         chain, track.chain = track.chain, []

@@ -1,18 +1,23 @@
 """Reading a fault trace: open, check, stream."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trapgate.trace.html import bars, table
+from trapgate.trace.labels import shown_value, vector_label
 from trapgate.trace.schema import (
     COMPLETE_KEY,
+    DISPOSITIONS,
     FAULT_VERSION,
     HOST_COLUMNS,
+    HOST_SCHEMA,
     RUN_PREFIX,
     SCHEMA,
     TIME_UNIT,
@@ -20,6 +25,12 @@ from trapgate.trace.schema import (
     VERSION_KEY,
     TraceError,
 )
+
+SHOWN = 8
+"""Rows that a notebook shows."""
+
+COUNTED = 1_000_000
+"""Rows that are counted for a notebook's chart; a longer trace says so."""
 
 
 class Trace:
@@ -42,15 +53,15 @@ class Trace:
             **(self.schema.metadata or {}),
             **(self._file.metadata.metadata or {}),
         }
+        stored = self._stored
         try:
             self.version = self._check()
         except TraceError:
             self._file.close()
             raise
-        stored = self._stored
         self.complete = stored.get(COMPLETE_KEY) == b"yes"
         self.run = {
-            key.removeprefix(RUN_PREFIX).decode(): value.decode()
+            key.removeprefix(RUN_PREFIX).decode(errors="replace"): value.decode(errors="replace")
             for key, value in stored.items()
             if key.startswith(RUN_PREFIX)
         }
@@ -107,9 +118,32 @@ class Trace:
         return table.unify_dictionaries()
 
     def _repr_html_(self) -> str:
-        from trapgate.trace.notebook import trace_html
-
-        return trace_html(self)
+        """Facts, events by vector, and the first rows, for a notebook."""
+        counts: Counter[str] = Counter()
+        counted = 0
+        for batch in self.batches(["vector", "disposition"]):
+            pairs = zip(*(batch.column(name).to_pylist() for name in (0, 1)), strict=True)
+            for (vector, disposition), count in Counter(pairs).items():
+                counts[f"{vector_label(vector)} {disposition.lower()}"] += count
+            counted += batch.num_rows
+            if counted >= COUNTED:
+                break
+        shown = next(self.batches(rows=SHOWN), None)
+        rows = [] if shown is None else shown.to_pylist()
+        columns = [name for name in self.schema.names if any(row[name] is not None for row in rows)]
+        facts = [
+            ("rows", f"{len(self):,}"),
+            ("version", self.version),
+            ("times in", self.time_unit),
+            ("complete", "yes" if self.complete else "no"),
+            *self.run.items(),
+        ]
+        note = "" if counted >= len(self) else f"<p>chart: the first {counted:,} rows</p>"
+        return (
+            f"<h4>Trace {escape(self.path.name)}</h4>{table(('fact', 'value'), facts)}"
+            f"{bars(counts.most_common(20), 'events by vector and disposition')}{note}"
+            + table(columns, [[shown_value(name, row[name]) for name in columns] for row in rows])
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -118,12 +152,7 @@ class Trace:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open(self) -> pq.ParquetFile:
@@ -135,7 +164,7 @@ class Trace:
             raise self._error("the file is empty", "record the trace again")
         try:
             return pq.ParquetFile(self.path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._damaged(error) from error
 
     def _check(self) -> int:
@@ -154,6 +183,9 @@ class Trace:
         missing = [name for name in SCHEMA.names if name not in self.schema.names]
         if missing:
             raise self._error(f"missing {', '.join(missing)}", "record the trace again")
+        twice = [name for name, count in Counter(self.schema.names).items() if count > 1]
+        if twice:
+            raise self._error(f"several columns are named {twice[0]}", "record the trace again")
         hosts = HOST_COLUMNS if int(text) > FAULT_VERSION else ()
         present = (field for field in hosts if field.name in self.schema.names)
         for expected in (*SCHEMA, *present):
@@ -163,7 +195,27 @@ class Trace:
                     f"column {expected.name} has type {found}, not {expected.type}",
                     "record the trace again",
                 )
+        self._check_values(HOST_SCHEMA if hosts else SCHEMA)
         return int(text)
+
+    def _check_values(self, schema: pa.Schema) -> None:
+        """Refuse what the statistics of the columns tell: nulls, and words that are none."""
+        described = self._file.metadata
+        places = {described.schema.column(n).path: n for n in range(described.num_columns)}
+        for wanted in schema:
+            name = wanted.name
+            nulls = name in places and not wanted.nullable and self.schema.field(name).nullable
+            if not nulls and name != "disposition":
+                continue
+            for group in range(self.row_groups):
+                found = described.row_group(group).column(places[name]).statistics
+                if found is not None and nulls and found.null_count:
+                    problem = f"column {name} has nulls, and it must have none"
+                    raise self._error(problem, "record the trace again")
+                if found is not None and name == "disposition" and found.has_min_max:
+                    for word in {found.min, found.max} - set(DISPOSITIONS):
+                        problem = f"disposition {word!r} is none of {', '.join(DISPOSITIONS)}"
+                        raise self._error(problem, "record the trace again")
 
     def _damaged(self, error: Exception) -> TraceError:
         detail = (str(error).splitlines() or ["unreadable"])[0].rstrip(". ")

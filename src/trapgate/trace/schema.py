@@ -36,6 +36,7 @@ RUN_PREFIX: Final = KEY_PREFIX + b"run."
 # The journal's columns, by the meaning they have there.
 _SEQUENCE, _TIME, _VM, _VECTOR, _TYPE, _ERROR_CODE, _RIP, _CPL, _CR3, _LINEAR = range(10)
 _DATA, _HAS_DATA, _DISPOSITION, _REASON, _DEPTH, _INJECTED, _VMCS, _OLD_VALUE = range(10, 18)
+_CURRENT = 18
 
 _DEBUG, _PAGE_FAULT = 1, 14
 _HARDWARE_EXCEPTION = 3
@@ -73,6 +74,11 @@ was a write that carries them;
 nested faults from 0; `injected` marks events delivered at VM entry.
 """
 
+RUN_SCHEMA: Final = SCHEMA.append(pa.field("current_vmcs", pa.uint64(), nullable=True))
+"""The columns that the processor writes. `current_vmcs` says which VMCS was in force: the
+physical address of the region of an x86 VMM's current VMCS while its guest ran, null for VMCS 0.
+Traces without the column can be read."""
+
 _REASONS = pa.dictionary(pa.int16(), pa.string())
 
 HOST_COLUMNS: Final = (
@@ -93,7 +99,8 @@ apart); `exit_reason` is the host's own word for an exit; `latency` the time fro
 to the next entry of the same vCPU; `guest_physical` the address of a nested page fault;
 `level` 1 for a guest, 2 for a guest's guest; `reflected` whether the guest hypervisor
 was given the exit; `code_missing` whether the event has an error code that the trace
-does not tell (where it is not true, a null `error_code` means that there is none).
+does not tell (where it is not true, a null `error_code` means that there is none), or is
+an exception and the trace does not tell which (then `vector` is null, too).
 """
 
 _UNKNOWN_TO_HOSTS = frozenset({"vector", "type", "rip", "cpl", "cr3"})
@@ -181,8 +188,9 @@ def batch_of(rows: NDArray[np.int64], reasons: Sequence[str]) -> pa.RecordBatch:
         _named(columns[_REASON], reasons),
         pa.array(columns[_DEPTH].astype(np.uint8)),
         pa.array(injected),
+        _unsigned(columns[_CURRENT], columns[_CURRENT] < 0),
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+    return pa.RecordBatch.from_arrays(arrays, schema=RUN_SCHEMA)
 
 
 def _unsigned(cells: NDArray[np.int64], null: NDArray[np.bool_] | None = None) -> pa.Array:

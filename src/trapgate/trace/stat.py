@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.sdm.vectors import ROWS
 from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.labels import vector_label
 from trapgate.trace.symbols import Symbols
 
 if TYPE_CHECKING:
@@ -60,13 +60,6 @@ class Stat:
         }
 
 
-def vector_label(vector: int | None) -> str:
-    """#PF for 14, `vector 32` for 32, a dash for an event that has none."""
-    if vector is None:
-        return "-"
-    return f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"
-
-
 def symbol_indices(column: Series, symbols: Symbols) -> Series:
     """For a series of addresses the indices of their symbols, null where there is none."""
     pl = polars()
@@ -111,9 +104,15 @@ def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> St
             lambda column: symbol_indices(column, symbols), return_dtype=pl.Int32
         )
         keys["symbol"] = [named.alias("symbol")]
-    frames = pl.collect_all(
-        [lazy.group_by(key).agg(_measures()) for key in keys.values()], engine="streaming"
-    )
+    # Equal times of equal events are counted together, so that quantiles, which have to
+    # see all times, take no more memory than there are different ones.
+    frames = [
+        lazy.group_by(*key, "disposition", "latency")
+        .agg(pl.len().cast(pl.Int64).alias("cells"))
+        .collect(engine="streaming")
+        .pipe(_measured, [expression.meta.output_name() for expression in key])
+        for key in keys.values()
+    ]
     tables = {}
     events = 0
     for (name, key), frame in zip(keys.items(), frames, strict=True):
@@ -124,23 +123,47 @@ def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> St
     return Stat(events, unit, tables)
 
 
-def _measures() -> list[Expr]:
+def _measured(cells: DataFrame, key: list[str]) -> DataFrame:
+    """For each key the sums, and the quantiles of its times, from counts of equal events."""
     pl = polars()
+    count, latency = pl.col("cells"), pl.col("latency")
     word = pl.col("disposition").cast(pl.String)
-    latency = pl.col("latency")
-    return [
-        pl.len().cast(pl.Int64).alias("count"),
-        (word == "EXIT").sum().cast(pl.Int64).alias("exits"),
-        (word == "DELIVER").sum().cast(pl.Int64).alias("delivered"),
-        (word == "COMPLETE").sum().cast(pl.Int64).alias("completed"),
-        latency.count().cast(pl.Int64).alias("timed"),
-        latency.sum().alias("total"),
-        latency.min().alias("least"),
-        latency.mean().alias("mean"),
-        latency.quantile(0.5).alias("p50"),
-        latency.quantile(0.99).alias("p99"),
-        latency.max().alias("most"),
-    ]
+    events = cells.group_by(key).agg(
+        count.sum().alias("count"),
+        count.filter(word == "EXIT").sum().alias("exits"),
+        count.filter(word == "DELIVER").sum().alias("delivered"),
+        count.filter(word == "COMPLETE").sum().alias("completed"),
+        count.filter(latency.is_not_null()).sum().alias("timed"),
+    )
+    seen = count.sum()
+    times = (
+        cells.filter(latency.is_not_null())
+        .sort("latency")
+        .with_columns(count.cum_sum().over(key).alias("rank"))
+        .group_by(key)
+        .agg(
+            (latency.cast(pl.Int128) * count).sum().alias("total"),
+            latency.min().alias("least"),
+            ((latency.cast(pl.Int128) * count).sum() / seen).alias("mean"),
+            _quantile(0.5).alias("p50"),
+            _quantile(0.99).alias("p99"),
+            latency.max().alias("most"),
+        )
+    )
+    measured: DataFrame = events.join(times, on=key, how="left", nulls_equal=True)
+    return measured
+
+
+def _quantile(share: float) -> Expr:
+    """Between the times of the two nearest ranks, in proportion (NumPy's `linear`)."""
+    pl = polars()
+    place = (pl.col("cells").sum() - 1) * share
+    below, above = (
+        pl.col("latency").filter(pl.col("rank") > rank).min().cast(pl.Float64)
+        for rank in (place.floor(), place.ceil())
+    )
+    between: Expr = below + (above - below) * (place - place.floor())
+    return between
 
 
 def _lines(
@@ -159,7 +182,5 @@ def _lines(
         else:
             key = str(values[0])
         measured = {name: row[name] for name in list(row)[keys:]}
-        if not measured["timed"]:
-            measured["total"] = None
         lines.append(Line(key=key, share=row["count"] / events, **measured))
     return sorted(lines, key=lambda line: (-(line.total or 0), -line.count, line.key))

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Protocol, Self
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trapgate.trace import footer
-from trapgate.trace.schema import JOURNAL_COLUMNS, SCHEMA, TraceError, batch_of, metadata_of
+from trapgate.trace.schema import JOURNAL_COLUMNS, RUN_SCHEMA, TraceError, batch_of, metadata_of
 
 ROW_GROUP: Final = 65536
 """Rows in a row group, unless told otherwise."""
@@ -125,17 +124,12 @@ class TraceWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _commit(self, ledger: "Ledger") -> None:
         batch = batch_of(self._buffer[: self._used], self._reasons)
-        data, piece = footer.split(_encoded(SCHEMA, [batch]))
+        data, piece = footer.split(_encoded(RUN_SCHEMA, [batch]))
         self.stopped = self._why_stop(ledger, len(data))
         if self.stopped is not None:
             self.dropped += self._used
@@ -169,7 +163,7 @@ class TraceWriter:
             run["dropped"] = str(self.dropped)
         if self.stopped:
             run["stopped"] = self.stopped
-        described = SCHEMA.with_metadata(metadata_of(run, complete=complete))
+        described = RUN_SCHEMA.with_metadata(metadata_of(run, complete=complete))
         return footer.split(_encoded(described, []))[1]
 
     def _refused(self, what: str, error: OSError) -> TraceError:

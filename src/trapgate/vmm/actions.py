@@ -32,6 +32,7 @@ class End(Enum):
 
     DEBUG_EXIT = "debug exit"
     RESET = "reset"
+    POWER_OFF = "power off"
     HALTED = "halted"
     TRIPLE_FAULT = "triple fault"
     ENTRY_FAILED = "VM entry failed"
@@ -40,6 +41,7 @@ class End(Enum):
     LEFT = "left"
     INTERRUPTED = "interrupted"
     LIMIT = "limit reached"
+    VMX_ABORT = "VMX abort"
     ASKED = "stopped by the VMM"
     REFUSED = "refused by the VMM"
 

@@ -22,7 +22,7 @@ from trapgate.errors import TrapgateError
 from trapgate.faults import Interruption
 from trapgate.instructions import Operand, PageFaultError
 from trapgate.intercepts import GO_ON
-from trapgate.journal import HEAD_COUNTS
+from trapgate.journal import COUNTS, HEAD_COUNTS
 from trapgate.processor import Processor, Registers, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -50,7 +50,7 @@ from trapgate.vmm.tables import ENTRIES, PS, GuestTables, P, Refusal, W
 from trapgate.vmm.writes import decode_write
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from trapgate.trace import TraceWriter
     from trapgate.vmm.console import Console
@@ -71,7 +71,6 @@ _CR0_OWNED = CR0_PG | CR0_WP | CR0_PE | CR0_NE
 _CR4_LACKING = CR4_PAE | CR4_SMAP
 """Bits that the guest's processor has not. SMAP would have the VMM check more than R/W."""
 _CR4_OWNED = CR4_PSE | CR4_VMXE | _CR4_LACKING
-_COUNTS = 3 * 256
 
 OnRefusal = Literal["fault", "stop"]
 
@@ -163,6 +162,7 @@ class DirectMachine(VirtualMachine):
         trace: TraceWriter | None = None,
         seed: int = 0,
         profile: Profile = "seed",
+        explain: Callable[[str], None] | None = None,
     ) -> None:
         host = host or Host(memory, engine=engine, trace=trace)
         base = host.place(self, memory)
@@ -175,6 +175,7 @@ class DirectMachine(VirtualMachine):
             number=number,
             seed=seed,
             profile=profile,
+            explain=explain,
         )
         self.host = host
         self.base, self.memory = base, memory
@@ -187,7 +188,7 @@ class DirectMachine(VirtualMachine):
         self._without_paging = self._map_all(number)
         self._registers = Registers().cells
         self._floating = host.processor.engine.save_registers()
-        self._counted: Cells = np.zeros(_COUNTS, np.int64)
+        self._counted: Cells = np.zeros(COUNTS, np.int64)
 
     def _map_all(self, number: int) -> int:
         """A directory that shows the VM its memory from 0 on and where it is; its address."""
@@ -207,7 +208,7 @@ class DirectMachine(VirtualMachine):
         processor = self.processor
         processor.registers.cells[:] = self._registers
         processor.engine.restore_registers(self._floating)
-        processor.head[HEAD_COUNTS : HEAD_COUNTS + _COUNTS] = self._counted
+        processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS] = self._counted
         processor.name_vm(self.number)
 
     def leave_processor(self) -> None:
@@ -215,10 +216,12 @@ class DirectMachine(VirtualMachine):
         processor = self.processor
         self._registers = processor.registers.cells.copy()
         self._floating = processor.engine.save_registers()
-        self._counted = processor.head[HEAD_COUNTS : HEAD_COUNTS + _COUNTS].copy()
+        self._counted = processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS].copy()
 
-    def _event_counts(self) -> Cells:
-        return super()._event_counts() if self.host.running is self else self._counted
+    def _event_counts(self, level: int) -> Cells:
+        if level or self.host.running is self:
+            return super()._event_counts(level)
+        return self._counted
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         self.host.enter(self)
@@ -424,8 +427,8 @@ def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return action
 
 
-_HIDDEN = {1: 1 << 6, 0x8000_0001: 1 << 20 | 1 << 29}
-"""In EDX of CPUID's leaves: PAE, NX, long mode."""
+_HIDDEN = {1: 1 << 6 | 1 << 9, 0x8000_0001: 1 << 20 | 1 << 29}
+"""In EDX of CPUID's leaves: PAE and the APIC, whose page is no frame; NX, long mode."""
 
 HANDLERS: Mapping[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: exception,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trapgate import effects
+from trapgate.explain import explain_abort
 from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, RAISE_UD
 from trapgate.processor import VmExit, signed
@@ -17,8 +18,9 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
+from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
-from trapgate.vmm.identity import MSRS, WRITABLE_MSRS, cpuid
+from trapgate.vmm.identity import APIC, MSRS, WRITABLE_MSRS, cpuid
 
 if TYPE_CHECKING:
     from trapgate.vmm.machine import VirtualMachine
@@ -79,7 +81,10 @@ def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """CPUID."""
     registers = vm.processor.registers
     leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
-    registers.rax, registers.rbx, registers.rcx, registers.rdx = cpuid(leaf, subleaf)
+    eax, ebx, ecx, edx = cpuid(leaf, subleaf)
+    if leaf == 1 and not vm.devices.apic.enabled:
+        edx &= ~APIC
+    registers.rax, registers.rbx, registers.rcx, registers.rdx = eax, ebx, ecx, edx
     return EMULATED
 
 
@@ -112,11 +117,18 @@ def read_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """RDMSR."""
     registers = vm.processor.registers
     index = registers.rcx & _LOW
+    if vm.devices.apic.has_msr(index):
+        found = vm.devices.apic.read_msr(index, vm.processor.time)
+        if found is None:
+            return _GENERAL_PROTECTION
+        registers.rax, registers.rdx = found & _LOW, found >> 32
+        return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
-        if index not in MSRS:
+        known = {**MSRS, **vm.processor.vmx_msrs()}
+        if index not in known:
             return _GENERAL_PROTECTION
-        value = MSRS[index]
+        value = known[index]
     registers.rax = int(value) & _LOW
     registers.rdx = int(value) >> 32 & _LOW
     return EMULATED
@@ -127,9 +139,13 @@ def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     registers = vm.processor.registers
     index = registers.rcx & _LOW
     value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
+    if vm.devices.apic.has_msr(index):
+        return EMULATED if vm.write_apic_msr(index, value) else _GENERAL_PROTECTION
     if index in MSRS:
         allowed = index in WRITABLE_MSRS or MSRS[index] == value
         return EMULATED if allowed else _GENERAL_PROTECTION
+    if index == MSR_FEATURE_CONTROL:
+        return EMULATED if vm.processor.set_feature_control(value) else _GENERAL_PROTECTION
     if index == 0x10:
         return EMULATED  # the time-stamp counter is virtual time, which nobody sets
     outcome = effects.write_msr(vmexit.vmcs.cells, registers.cells, index, signed(value))
@@ -165,6 +181,9 @@ def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
         value = vm.general(qualification >> 8 & 0xF)
         if not effects.in_64_bit_mode(v):
             value &= _LOW
+    fixed = CR0_FIXED_0 if number == 0 else CR4_FIXED_0
+    if vm.processor.in_vmx_operation and value & fixed != fixed:
+        return _GENERAL_PROTECTION
     before = int(v[shadow])
     v[shadow] = (v[shadow] & ~v[mask]) | (value & int(v[mask]))
     outcome = effects.write_cr(v, r, number, signed(value))
@@ -217,6 +236,11 @@ def flush(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED
 
 
+def initialise(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """INIT, which only the guest itself can have sent: it starts the machine anew."""
+    return Stop(End.RESET, "the guest reset the machine (INIT through the local APIC)")
+
+
 def again(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """An exit that only gives the VMM a turn (windows, timer, external interrupt)."""
     return RESUME
@@ -224,6 +248,9 @@ def again(vmexit: VmExit, vm: VirtualMachine) -> Action:
 
 def triple_fault(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """The guest is beyond help: the machine stops, and says how it came to this."""
+    abort = vm.processor.vmx_abort
+    if abort:
+        return Stop(End.VMX_ABORT, explain_abort(abort), 1)
     chain = "; ".join(vm.fault_chain())
     return Stop(End.TRIPLE_FAULT, f"triple fault: {chain}" if chain else "triple fault", 1)
 
@@ -242,12 +269,7 @@ def task_switch(vmexit: VmExit, vm: VirtualMachine) -> Action:
 
 def entry_failure(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """The guest's state was refused at VM entry."""
-    return Stop(
-        End.ENTRY_FAILED,
-        f"VM entry failed: {vmexit.reason.name.lower().replace('_', ' ')}, "
-        f"qualification {vmexit.qualification}; check the guest-state fields of the VMCS",
-        1,
-    )
+    return Stop(End.ENTRY_FAILED, vmexit.explanation, 1)
 
 
 def unhandled(vmexit: VmExit, vm: VirtualMachine) -> Action:
@@ -264,6 +286,7 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: reflect,
     ExitReason.EXTERNAL_INTERRUPT: again,
     ExitReason.TRIPLE_FAULT: triple_fault,
+    ExitReason.INIT_SIGNAL: initialise,
     ExitReason.INTERRUPT_WINDOW: again,
     ExitReason.NMI_WINDOW: again,
     ExitReason.TASK_SWITCH: task_switch,

@@ -1,13 +1,16 @@
 """What processor guests find: CPUID leaves and the model-specific registers beside the VMCS's.
 
 It is a plain processor of the Nehalem kind, with what the engine can do and no more:
-no APIC, no AVX, no RDRAND. The time-stamp counter runs at the virtual clock's rate, and
-leaf 15H says so, so that guests need not measure it.
+no AVX, no RDRAND. The time-stamp counter and the local APIC's timer run at the virtual
+clock's rate, and leaf 15H says so, so that guests need not measure them.
 """
 
 from collections.abc import Mapping
 
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
+
+APIC = 1 << 9
+"""Leaf 1, EDX; shown while IA32_APIC_BASE enables the local APIC."""
 
 _FEATURES_EDX = (
     1 << 0  # FPU
@@ -17,6 +20,7 @@ _FEATURES_EDX = (
     | 1 << 5  # MSR
     | 1 << 6  # PAE
     | 1 << 8  # CX8
+    | APIC
     | 1 << 11  # SEP
     | 1 << 13  # PGE
     | 1 << 15  # CMOV
@@ -29,14 +33,18 @@ _FEATURES_EDX = (
 )
 _FEATURES_ECX = (
     1 << 0  # SSE3
+    | 1 << 5  # VMX
     | 1 << 9  # SSSE3
     | 1 << 13  # CX16
     | 1 << 19  # SSE4.1
     | 1 << 20  # SSE4.2
+    | 1 << 21  # x2APIC
     | 1 << 23  # POPCNT
+    | 1 << 24  # the local APIC's timer has a TSC-deadline mode
     | 1 << 31  # a hypervisor is present
 )
 _SMEP = 1 << 7
+_ARAT = 1 << 2
 _EXTENDED_EDX = (
     1 << 11  # SYSCALL
     | 1 << 20  # NX
@@ -67,11 +75,14 @@ _MEGAHERTZ = INSTRUCTIONS_PER_MICROSECOND
 
 _LEAVES: dict[int, Leaf] = {
     0x0: (_HIGHEST_LEAF, _word(_VENDOR, 0), _word(_VENDOR, 2), _word(_VENDOR, 1)),
-    0x1: (_SIGNATURE, 0x0000_0800, _FEATURES_ECX, _FEATURES_EDX),
+    # One logical processor, APIC ID 0.
+    0x1: (_SIGNATURE, 0x0001_0800, _FEATURES_ECX, _FEATURES_EDX),
     0x2: (0x0000_0001, 0, 0, 0),
+    # The timer of the local APIC never stops.
+    0x6: (_ARAT, 0, 0, 0),
     0x7: (0, _SMEP, 0, 0),
-    # Crystal clock 1 MHz, TSC = crystal * megahertz.
-    0x15: (1, _MEGAHERTZ, 1_000_000, 0),
+    # The crystal clock is the TSC's: one tick an instruction.
+    0x15: (1, 1, _MEGAHERTZ * 1_000_000, 0),
     0x16: (_MEGAHERTZ, _MEGAHERTZ, 1, 0),
     _HYPERVISOR: (_HYPERVISOR, _word(_MONITOR, 0), _word(_MONITOR, 1), _word(_MONITOR, 2)),
     0x8000_0000: (_HIGHEST_EXTENDED, 0, 0, 0),
@@ -85,18 +96,21 @@ _LEAVES: dict[int, Leaf] = {
 
 _NOTHING: Leaf = (0, 0, 0, 0)
 
+_TOPOLOGY: tuple[Leaf, ...] = ((0, 1, 1 << 8, 0), (0, 1, 2 << 8 | 1, 0))
+"""Leaf BH: one thread in a core, one of these in a package; x2APIC ID 0."""
+
 
 def cpuid(leaf: int, subleaf: int) -> Leaf:
     """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`; or zeros."""
     if subleaf and leaf == 0x7:
         return _NOTHING
+    if leaf == 0xB:
+        return _TOPOLOGY[subleaf] if subleaf < len(_TOPOLOGY) else (0, 0, subleaf & 0xFF, 0)
     return _LEAVES.get(leaf, _NOTHING)
 
 
 MSRS: Mapping[int, int] = {
     0x017: 0,  # IA32_PLATFORM_ID
-    0x01B: 0,  # IA32_APIC_BASE: disabled
-    0x03A: 1,  # IA32_FEATURE_CONTROL: locked, no VMX
     0x08B: 0,  # IA32_BIOS_SIGN_ID
     0x0CE: 0,  # MSR_PLATFORM_INFO
     0x0FE: 0,  # IA32_MTRRCAP

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from trapgate import effects
 from trapgate.core import Cells
 from trapgate.decide import Disposition
 from trapgate.faults import Interruption
 from trapgate.journal import (
+    COUNTS,
     HEAD_COUNTS,
     ROW_ADDRESS,
     ROW_DEPTH,
@@ -28,6 +30,7 @@ from trapgate.journal import (
 from trapgate.processor import Processor, VmExit, VmFail, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS
@@ -43,9 +46,11 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
-from trapgate.vmm.devices import MachineEventKind, Pc
+from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
+from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
+from trapgate.vmm.loaders.layout import memory_map
 
 _IF = 1 << 9
 _NE = 1 << 5
@@ -73,20 +78,35 @@ class Vmm:
         return self.handlers.get(vmexit.reason, unhandled)(vmexit, vm)
 
 
+Faults = Mapping[int, Mapping[Disposition, int]]
+"""Counts of faults by vector and disposition."""
+
+
+@dataclass(frozen=True)
+class NestedSummary:
+    """What an x86 VMM and its guest did: VM entries, its guest's faults, VM exits to it."""
+
+    entries: int
+    faults: Faults
+    exits: Mapping[ExitReason, int]
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a run did: counts by vector and disposition, and by exit reason.
 
     `instructions` is virtual time, `seconds` the host's. `injected` counts, by vector,
-    the deliveries that the VMM asked for at VM entry.
+    the deliveries that the VMM asked for at VM entry. `nested` is there if the guest
+    was a VMM itself; its guest's faults are counted there only.
     """
 
     instructions: int
     seconds: float
-    faults: Mapping[int, Mapping[Disposition, int]]
+    faults: Faults
     injected: Mapping[int, int]
     exits: Mapping[ExitReason, int]
     stop: Stop | None = None
+    nested: NestedSummary | None = None
 
     def count(self, disposition: Disposition, vector: int | None = None) -> int:
         """How many faults (of `vector`, if given) went that way."""
@@ -105,6 +125,30 @@ class _Tally:
     injected: Counter[int] = field(default_factory=Counter)
 
 
+class _Wiring:
+    """The processor, as the devices see it."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.nmi = processor.nmi
+        self.init = processor.init
+        self._processor = processor
+        self._registers = processor.registers.cells
+
+    def wait(self, microseconds: int) -> None:
+        """Let virtual time pass while the processor stands."""
+        count = microseconds * INSTRUCTIONS_PER_MICROSECOND
+        self._processor.skip_to(self._processor.time + count)
+
+    @property
+    def cr8(self) -> int:
+        """CR8, 4 bits."""
+        return int(self._registers[registers.CR8])
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        self._registers[registers.CR8] = value
+
+
 class VirtualMachine:
     """A PC with one virtual processor, ready for `load` and `run`.
 
@@ -112,7 +156,8 @@ class VirtualMachine:
     with others (see `direct.DirectMachine`). `console` takes the serial
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
     the trace. `seed` moves the time-stamp counter's start, the one thing about a run
-    that a guest could take for random. `profile` is the VMCS's.
+    that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
+    each, why VMX instructions and VM entries of a guest that is a VMM itself fail.
 
     Raises EngineError as `Processor` does.
     """
@@ -129,14 +174,24 @@ class VirtualMachine:
         number: int = 0,
         seed: int = 0,
         profile: Profile = "seed",
+        explain: Callable[[str], None] | None = None,
     ) -> None:
         self.processor = processor or Processor(memory, engine=engine, journal=JOURNAL)
         self.processor.name_vm(number)
+        if processor is None:
+            # Who shares a processor has a VMM under it that guards memory, and must not be one.
+            self.processor.offer_vmx(seed=profile == "seed")
         self.number = number
+        if explain is not None:
+            self.processor.explain_to(explain)
+        self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.console = console
         self.output = bytearray()
-        self.devices = Pc(memory, self._emit)
+        self.devices = Pc(
+            memory, self._emit, processor=_Wiring(self.processor), ranges=memory_map(memory)
+        )
+        self.processor.connect(self._load, self._store, self.devices.pages)
         self.vmcs = Vmcs(profile)
         self.stopped: Stop | None = None
         self.base = 0
@@ -224,6 +279,8 @@ class VirtualMachine:
             if event.kind is MachineEventKind.DEBUG_EXIT:
                 guest = event.status >> 1
                 return Stop(End.DEBUG_EXIT, f"the guest left with {guest}", 0 if guest == 0 else 1)
+            if event.kind is MachineEventKind.POWER_OFF:
+                return Stop(End.POWER_OFF, f"the guest turned the machine off ({event.source})")
             return Stop(End.RESET, f"the guest reset the machine ({event.source})")
         console = self.console
         if console is not None:
@@ -232,6 +289,26 @@ class VirtualMachine:
             if console.left:
                 return Stop(End.LEFT, "left the console")
         return None
+
+    def write_apic_msr(self, index: int, value: int) -> bool:
+        """WRMSR to one of the local APIC's; False if it raises #GP."""
+        now = self.processor.time
+        tsc = int(effects.time_stamp(self.vmcs.cells, now)) & 0xFFFF_FFFF_FFFF_FFFF
+        self._device_due = 0
+        written = self.devices.apic.write_msr(index, value, tsc, now)
+        if index == MSR_APIC_BASE:
+            self.processor.place_devices(self.devices.pages)
+        return written
+
+    def _load(self, address: int, size: int) -> int:
+        """The guest loads from a device's page; it goes on as it was."""
+        return self.devices.load(address, size, self.processor.time)
+
+    def _store(self, address: int, size: int, value: int) -> None:
+        """The guest stores to a device's page; the VMM wants a turn to see what comes of it."""
+        self.devices.store(address, size, value, self.processor.time)
+        self._device_due = 0
+        self.processor.preempt()
 
     def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
         """One iteration of INS or OUTS; the exit says where its memory operand is."""
@@ -257,16 +334,21 @@ class VirtualMachine:
     def idle(self) -> Action:
         """The guest waits: let virtual time jump to what could wake it."""
         devices, processor = self.devices, self.processor
-        awake = bool(self.vmcs["GUEST_RFLAGS"] & _IF)
+        awake = self._takes_interrupts(self.vmcs.words)
+        alarm = processor.alarm
         while True:
             now = processor.time
             devices.advance(now)
-            if awake and devices.pending():
+            if processor.nmi_pending or (awake and devices.pending()):
                 return Resume()
             stop = self.after_device()
             if stop is not None:
                 return stop
+            if alarm is not None and now >= alarm:
+                return Resume()
             deadline = devices.next_deadline(now) if awake else None
+            if alarm is not None and (deadline is None or alarm < deadline):
+                deadline = alarm
             console = self.console
             interactive = console is not None and console.interactive
             if deadline is None and not (awake and interactive):
@@ -317,6 +399,7 @@ class VirtualMachine:
         """Run until the machine stops, has executed so many instructions, or seconds passed."""
         end = None if max_instructions is None else self.processor.time + max_instructions
         expires = None if timeout is None else time.monotonic() + timeout
+        self.processor.expires = expires
         started = time.perf_counter()
         try:
             while self.stopped is None:
@@ -376,14 +459,20 @@ class VirtualMachine:
         v[f.VMX_PREEMPTION_TIMER_VALUE] = max(min(limit - now, _TIMER_MAX), 0)
         outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
         if isinstance(outcome, VmFail):
-            self.stopped = Stop(
-                End.ENTRY_FAILED,
-                f"VM entry failed: VM-instruction error {outcome.error}; check the control fields",
-                1,
-            )
+            self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
             return
         self._tally.exits[outcome.reason] += 1
         self._carry_out(outcome, self.vmm.handle(outcome, self))
+
+    def _exits_for_interrupts(self) -> bool:
+        """Whether an interrupt is an exit of an x86 VMM's guest, whatever its IF says."""
+        nested = self.processor.nested
+        return self.processor.serves_nested and bool(
+            nested[f.PIN_BASED_CONTROLS] & ct.PIN_EXTERNAL_INTERRUPT_EXITING
+        )
+
+    def _takes_interrupts(self, v: memoryview[int]) -> bool:
+        return bool(v[f.GUEST_RFLAGS] & _IF) or self._exits_for_interrupts()
 
     def _offer_interrupt(self, v: memoryview[int]) -> None:
         """Inject a pending interrupt if the guest takes one now, else ask for the window."""
@@ -391,15 +480,20 @@ class VirtualMachine:
         window = ct.PRIMARY_INTERRUPT_WINDOW_EXITING
         wanted = 0
         if self.devices.pending():
+            blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & 3 and not self._exits_for_interrupts()
             open_now = (
-                v[f.GUEST_RFLAGS] & _IF
-                and not v[f.GUEST_INTERRUPTIBILITY_STATE] & 3
+                self._takes_interrupts(v)
+                and not blocked
                 and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
             )
             if open_now:
-                vector = self.devices.acknowledge()
+                # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
+                if not self._exits_for_interrupts() or self.processor.acknowledges:
+                    vector = self.devices.acknowledge()
+                    self._tally.injected[vector] += 1
+                else:
+                    vector = 0
                 v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _VALID | vector
-                self._tally.injected[vector] += 1
                 if self.devices.pending():
                     wanted = window
             else:
@@ -433,14 +527,28 @@ class VirtualMachine:
         elif len(self.output) < 1 << 20:
             self.output.append(byte)
 
-    def _event_counts(self) -> Cells:
-        """The journal's counts, by vector and disposition."""
-        return self.processor.head[HEAD_COUNTS : HEAD_COUNTS + 768]
+    def _event_counts(self, level: int) -> Cells:
+        """The journal's counts of one level, by vector and disposition."""
+        start = HEAD_COUNTS + level * COUNTS
+        return self.processor.head[start : start + COUNTS]
 
     def summary(self) -> Summary:
         """What has happened so far."""
-        counts = self._event_counts().reshape(256, 3)
-        faults = {
+        entries, exits = self.processor.vmx_counts()
+        return Summary(
+            self.processor.time,
+            self._tally.seconds,
+            self._faults(0),
+            dict(self._tally.injected),
+            dict(self._tally.exits),
+            self.stopped,
+            NestedSummary(entries, self._faults(1), exits) if entries else None,
+        )
+
+    def _faults(self, level: int) -> Faults:
+        """The journal's counts for one level."""
+        counts = self._event_counts(level).reshape(256, 3)
+        return {
             int(vector): {
                 disposition: int(counts[vector, disposition])
                 for disposition in Disposition
@@ -448,11 +556,3 @@ class VirtualMachine:
             }
             for vector in np.flatnonzero(counts.any(axis=1))
         }
-        return Summary(
-            self.processor.time,
-            self._tally.seconds,
-            faults,
-            dict(self._tally.injected),
-            dict(self._tally.exits),
-            self.stopped,
-        )

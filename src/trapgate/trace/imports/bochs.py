@@ -6,12 +6,16 @@ from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
 from trapgate.sdm.vectors import ERROR_CODE_VECTORS, PF
 from trapgate.trace.imports.rows import Counters, Event, Sink
 
-_LINE = re.compile(r"^(?P<time>\d{5,})[a-z]\[CPU(?P<cpu>\d+)\s*\]\s(?P<message>.*)$")
-_EXCEPTION = re.compile(r"^exception\(0x(?P<vector>[0-9a-f]{2})\): error_code=(?P<code>[0-9a-f]+)")
+_LINE = re.compile(r"^(?P<time>\d{5,19})[a-z]\[CPU(?P<cpu>\d{1,4})\s*\]\s(?P<message>.*)$")
+_EXCEPTION = re.compile(
+    r"^exception\(0x(?P<vector>[0-9a-f]{2})\): error_code=(?P<code>[0-9a-f]{1,8})\b"
+)
 _INTERRUPT = re.compile(
     r"^interrupt\(\): vector = (?P<vector>[0-9a-f]{2}), TYPE = (?P<type>\d), EXT = [01]"
 )
-_ADDRESS = re.compile(r"^page fault for address (?P<address>[0-9a-f]+) @ (?P<rip>[0-9a-f]+)")
+_ADDRESS = re.compile(
+    r"^page fault for address (?P<address>[0-9a-f]{1,16}) @ (?P<rip>[0-9a-f]{1,16})\b"
+)
 _TRIPLE = re.compile(r"^exception\(\): 3rd \(\d+\) exception with no resolution")
 _BEGINS = re.compile(r"^(?:exception\(|interrupt\(\): vector|page fault for address)")
 
@@ -27,7 +31,8 @@ class BochsReader:
     """One row for each exception, and for each other event that is delivered.
 
     `time` counts Bochs' ticks. An exception in the tick in which another event's delivery
-    began is nested in it.
+    began is nested in it. `rip` is what Bochs shows for page faults: the instruction after
+    the one that faulted, but for faults of fetches.
     """
 
     unit = "ticks"

@@ -10,42 +10,46 @@ from collections.abc import Callable
 from typing import Final
 
 from trapgate.sdm.interruption import (
-    INFO_DELIVER_ERROR_CODE,
-    INFO_TYPE_MASK,
-    INFO_TYPE_SHIFT,
-    INFO_VALID,
-    INFO_VECTOR_MASK,
     TYPE_EXTERNAL_INTERRUPT,
     TYPE_HARDWARE_EXCEPTION,
-    TYPE_NMI,
     TYPE_SOFTWARE_INTERRUPT,
 )
-from trapgate.sdm.vectors import ERROR_CODE_VECTORS, PF, Vector
+from trapgate.sdm.vectors import ERROR_CODE_VECTORS
+from trapgate.trace.imports.exits import VECTORS, Exit, describe
 from trapgate.trace.imports.rows import Counters, Event, Sink
 
-_PREFIX = re.compile(
-    r"\s\[(?P<cpu>\d+)\]\s+(?:(?P<flags>[^\s:]{1,8})\s+)?"
-    r"(?P<seconds>\d+)(?:\.(?P<fraction>\d+))?:\s+(?:\d+\s+)?"
-    r"(?:kvm:)?(?P<event>kvm_[a-z_]+):\s*"
+_EVENT = re.compile(r"(kvm_[a-z_]+):\s*")
+# What stands before the event: process and thread, CPU, flags, time; perf's period or
+# trace-cmd's difference of times. A CPU has brackets, or in the latency format the flags.
+# Here and below digits are bounded: what is longer is none of these numbers.
+_HEAD = re.compile(
+    r"(?:^|[\s-])(?:(?P<process>\d{1,9})/)?(?P<thread>\d{1,9})(?:\s+\(\s*(?P<group>\d{1,9}|-+)\))?"
+    r"(?:\s+\[(?P<cpu>\d{1,5})\](?:\s+[^\s:]{1,8})?"
+    r"|\s+(?P<bare>\d{1,5})[^\s\d:][^\s:]{3,7})?"
+    r"\s+(?P<whole>\d{1,19})(?:\.(?P<fraction>\d{1,9})|(?P<micro>us[+!#*@$]?))?\s*:"
+    r"\s+(?:\(\+?\d+\)\s+)?(?:\d+\s+)?$"
 )
-_WHO = re.compile(r"(?:(?P<process>\d+)/)?(?P<thread>\d+)(?:\s+\(\s*(?P<group>\d+|-+)\))?\s*$")
 _LOST = re.compile(
-    r"^\s*CPU:\s*(?P<cpu>\d+)\s+\[(?:LOST\s+)?(?P<count>\d+)?\s*EVENTS(?: DROPPED)?\]"
+    r"^\s*CPU:\s*(?P<cpu>\d{1,5})\s+\[(?:LOST\s+)?(?P<count>\d{1,18})?\s*EVENTS(?: DROPPED)?\]"
 )
-_PERF_LOST = re.compile(r"\bPERF_RECORD_LOST(?:_SAMPLES)?\b.*?\blost:?\s+(?P<count>\d+)")
-_ENTRIES = re.compile(r"^# entries-in-buffer/entries-written:\s*(\d+)/(\d+)")
-_FIELD = re.compile(r"\b([a-z][a-z0-9_]*):?\s+(0x[0-9a-f]+|\d[0-9a-f]*|[a-f][0-9a-f]*)\b")
-_REASON = re.compile(r"\breason:?\s+(.+?)(?=\s+(?:rip|info|info1|ext_inf1|vcpu)\b|\s*$)")
-_OLD_INFO = re.compile(r"\binfo\s+(?:0x)?([0-9a-f]+)\s+(?:0x)?([0-9a-f]+)\b")
+_PERF_LOST = re.compile(
+    r"\bPERF_RECORD_LOST(?:_SAMPLES)?\b.{0,80}?\blost:?\s+(?P<count>\d{1,18})\b"
+)
+_ENTRIES = re.compile(r"^# entries-in-buffer/entries-written:\s*(\d{1,18})/(\d{1,18})\b")
+_FIELD = re.compile(
+    r"\b([a-z][a-z0-9_]*):?\s+(0x[0-9a-f]{1,16}|\d[0-9a-f]{0,15}|[a-f][0-9a-f]{0,15})\b"
+)
+_REASON = re.compile(r"\breason:?\s+([ -~]{1,60}?)(?=\s+(?:rip|info|info1|ext_inf1|vcpu)\b|\s*$)")
+_BARE = re.compile(r"\binfo\s+(?:0x)?([0-9a-f]{1,16})\s+(?:0x)?([0-9a-f]{1,16})\b")
 _EXCEPTION = re.compile(
-    r"^(?:#(?P<name>[A-Z]{2,3})|0x(?P<number>[0-9a-f]+))(?:\s+\((?P<code>[^)]*)\))?"
+    r"^(?:#(?P<name>[A-Z]{2,3})|0x(?P<number>[0-9a-f]{1,2})\b)(?:\s+\((?P<code>[^)]*)\))?"
 )
+# So say tools that are older than the kernel.
+_RAW_EXCEPTION = re.compile(r"\bexception=(\d{1,3}) has_error=([01]) error_code=(\d{1,10})\b")
 _INTERRUPT = re.compile(
-    r"^(?:irq (?P<decimal>\d+)|(?:IRQ|(?P<soft>Soft/INTn)) 0x(?P<hex>[0-9a-f]+))\b"
+    r"^(?:irq (?P<decimal>\d{1,3})|(?:IRQ|(?P<soft>Soft/INTn)) 0x(?P<hex>[0-9a-f]{1,2}))\b"
 )
-_SVM_EXCEPTION = re.compile(r"^([A-Z]{2}) excp$")
 
-_NAMES: Final = {vector.name: int(vector) for vector in Vector} | {"XF": int(Vector.XM)}
 _PATIENCE: Final = 256
 """Events of one thread that wait for its vCPU's number."""
 
@@ -69,13 +73,16 @@ def recognise(line: str) -> str | None:
     """The name of the format of which `line` is typical, or None."""
     if line.startswith("# tracer:"):
         return "ftrace"
-    match = _PREFIX.search(line)
-    if match is None or match["event"] not in EVENTS:
+    match = _EVENT.search(line)
+    if match is None or match[1] not in EVENTS:
         return None
-    if f"kvm:{match['event']}:" in match[0]:
+    subsystem = line.endswith("kvm:", 0, match.start())
+    head = _HEAD.search(line, 0, match.start() - 4 * subsystem)
+    if head is None:
+        return None
+    if subsystem:
         return "perf-script"
-    who = _WHO.search(line, 0, match.start())
-    return "ftrace" if who and who["group"] else "trace-cmd"
+    return "ftrace" if head["group"] or head["micro"] else "trace-cmd"
 
 
 class KvmReader:
@@ -90,7 +97,10 @@ class KvmReader:
         self._counters = counters
         self._sink = sink
         self._sequence = 0
-        self._pending: dict[int, Event] = {}
+        self._pending: dict[int, Exit] = {}
+        # Kernels that print the RIP at entries keep the IDT-vectoring information where
+        # older ones had the exit's own interruption information.
+        self._vectoring = False
         self._vcpus: dict[int, int] = {}
         self._vms: dict[int, int] = {}
         self._cpus: dict[int, int] = {}
@@ -101,26 +111,28 @@ class KvmReader:
 
     def line(self, line: str) -> bool:
         """Take a line; False if it names an event but its fields cannot be read."""
-        match = _PREFIX.search(line) if "kvm_" in line else None
+        match = _EVENT.search(line)
         if match is None:
             self._other(line)
             return True
-        cpu, _, seconds, fraction, event = match.groups()
-        handle = self._handlers.get(event)
+        handle = self._handlers.get(match[1])
         if handle is None:
             self._counters.foreign += 1
             return True
-        who = _WHO.search(line, 0, match.start())
-        if who is None:
+        head = _HEAD.search(line, 0, match.start() - 4 * line.endswith("kvm:", 0, match.start()))
+        if head is None:
             return False
-        process, number, group = who.groups()
+        process, number, group, cpu, bare, whole, fraction, micro = head.groups()
         thread = int(number)
-        self._cpus[thread] = int(cpu)
+        if cpu or bare:
+            self._cpus[thread] = int(cpu or bare)
         process = process or group
         vm = 0
         if process is not None and process.isdecimal():
             vm = self._vms.setdefault(int(process), len(self._vms))
-        time = self._time(seconds, fraction)
+        time = int(whole) * 1000 if micro else self._time(whole, fraction)
+        if time >> 64:
+            return False
         return handle(thread, vm, time, line[match.end() :])
 
     def end(self) -> None:
@@ -169,10 +181,15 @@ class KvmReader:
         )
 
     def _release(self, thread: int) -> None:
-        event = self._pending.pop(thread, None)
-        if event is not None:
+        waiting = self._pending.pop(thread, None)
+        if waiting is not None:
             self._counters.unpaired += 1
-            self._emit(event)
+            self._settle_exit(waiting)
+
+    def _settle_exit(self, waiting: Exit) -> None:
+        event = waiting.settle(vectoring=self._vectoring)
+        self._counters.vectorless += event.vector is None and bool(event.code_missing)
+        self._emit(event)
 
     def _emit(self, event: Event) -> None:
         thread = event.thread
@@ -198,7 +215,7 @@ class KvmReader:
         for name, text in _FIELD.findall(body):
             if name not in found:
                 decimal = name in _DECIMAL
-                if decimal and not text.isdecimal():
+                if decimal and not (text.isdecimal() and len(text) < 10):
                     continue
                 found[name] = int(text) if decimal else int(text, 16)
         if "vcpu" in found:
@@ -208,66 +225,67 @@ class KvmReader:
     def _kvm_exit(self, thread: int, vm: int, time: int, body: str) -> bool:
         fields = self._fields(thread, body)
         reason = _REASON.search(body)
-        old = _OLD_INFO.search(body)
-        if reason is None or "rip" not in fields or not (old or "info1" in fields):
+        bare = _BARE.search(body)
+        if reason is None or "rip" not in fields or not (bare or "info1" in fields):
             return False
         self._release(thread)
         event = self._new(thread, vm, time, "EXIT", "KVM_EXIT")
         event.exit_reason = reason[1]
         event.rip = fields["rip"]
         event.level = 1
-        if old is not None:
-            info = int(old[1], 16), int(old[2], 16)
-            _decode_old(event, info)
-        else:
-            _decode(event, fields, "info1", "info2", "intr_info", "error_code")
-        self._pending[thread] = event
+        if bare is None:
+            describe(event, fields)
+        info = None if bare is None else (int(bare[1], 16), int(bare[2], 16))
+        self._pending[thread] = Exit(event, info)
         return True
 
     def _kvm_entry(self, thread: int, vm: int, time: int, body: str) -> bool:
         fields = self._fields(thread, body)
         if "vcpu" not in fields:
             return False
-        event = self._pending.pop(thread, None)
-        if event is not None:
-            if time >= event.time:
-                event.latency = time - event.time
+        self._vectoring |= "rip" in fields
+        waiting = self._pending.pop(thread, None)
+        if waiting is not None:
+            if time >= waiting.event.time:
+                waiting.event.latency = time - waiting.event.time
             else:
                 self._counters.unpaired += 1
-            self._emit(event)
+            self._settle_exit(waiting)
         return True
 
     def _kvm_page_fault(self, thread: int, vm: int, time: int, body: str) -> bool:
         fields = self._fields(thread, body)
         if "address" not in fields or "error_code" not in fields:
             return False
-        event = self._pending.get(thread)
-        if event is None:
-            return True
-        if event.vector == PF and event.type == TYPE_HARDWARE_EXCEPTION:
-            if event.code_missing:
-                # Bits from 32 up are KVM's own notes.
-                event.error_code = fields["error_code"] & 0xFFFFFFFF
-                event.code_missing = None
-            event.linear_address = fields["address"]
-        elif event.vector is None:
-            event.guest_physical = fields["address"]
+        if thread in self._pending:
+            self._pending[thread].fault = fields["address"], fields["error_code"]
+        else:
+            self._counters.foreign += 1
         return True
 
     def _kvm_inj_exception(self, thread: int, vm: int, time: int, body: str) -> bool:
-        match = _EXCEPTION.match(body)
-        if match is None or (match["name"] and match["name"] not in _NAMES):
+        code: int | None = None
+        if raw := _RAW_EXCEPTION.search(body):
+            vector = int(raw[1])
+            code = int(raw[3]) if int(raw[2]) else None
+        elif match := _EXCEPTION.match(body):
+            named = VECTORS.get(match["name"]) if match["name"] else int(match["number"], 16)
+            if named is None:
+                return False
+            vector = named
+            try:
+                code = None if match["code"] is None else int(match["code"], 16)
+            except ValueError:
+                return False
+        else:
             return False
         event = self._new(thread, vm, time, "DELIVER", "KVM_INJECTION")
-        event.vector = _NAMES[match["name"]] if match["name"] else int(match["number"], 16) & 0xFF
+        event.vector = vector & 0xFF
         event.type = TYPE_HARDWARE_EXCEPTION
         event.injected = True
         # Kernels before 6.0 print a code of 0 for exceptions that have none.
-        if ERROR_CODE_VECTORS >> event.vector & 1 and match["code"] is not None:
-            try:
-                event.error_code = int(match["code"], 16)
-            except ValueError:
-                return False
+        if code is not None and ERROR_CODE_VECTORS >> event.vector & 1:
+            event.error_code = code & 0xFFFFFFFF
         self._emit(event)
         return True
 
@@ -283,90 +301,35 @@ class KvmReader:
         return True
 
     def _kvm_nested_vmexit(self, thread: int, vm: int, time: int, body: str) -> bool:
-        event = self._pending.get(thread)
-        if event is not None:
-            self._fields(thread, body)
-            event.level = 2
-            return True
-        # Recorded without kvm_exit: the event itself is all there is.
-        return self._nested(thread, vm, time, body) is not None
-
-    def _kvm_nested_vmexit_inject(self, thread: int, vm: int, time: int, body: str) -> bool:
-        event = self._pending.get(thread)
-        if event is None:
-            event = self._nested(thread, vm, time, body)
-        if event is None:
-            return False
-        event.level = 2
-        event.reflected = True
+        waiting = self._pending.get(thread)
+        if waiting is None:
+            # Recorded without kvm_exit: the event itself is all there is.
+            return self._nested(thread, vm, time, body) is not None
+        fields = self._fields(thread, body)
+        waiting.event.level = 2
+        if waiting.bare is not None and "info1" in fields:
+            # The same exit, with the names that kvm_exit lacks.
+            describe(waiting.event, fields)
+            waiting.bare = None
         return True
 
-    def _nested(self, thread: int, vm: int, time: int, body: str) -> Event | None:
+    def _kvm_nested_vmexit_inject(self, thread: int, vm: int, time: int, body: str) -> bool:
+        waiting = self._pending.get(thread) or self._nested(thread, vm, time, body)
+        if waiting is None:
+            return False
+        waiting.event.level = 2
+        waiting.event.reflected = True
+        return True
+
+    def _nested(self, thread: int, vm: int, time: int, body: str) -> Exit | None:
         fields = self._fields(thread, body)
         reason = _REASON.search(body)
-        old = "ext_inf1" in fields
-        if reason is None or not (old or "info1" in fields):
+        if reason is None or not ("ext_inf1" in fields or "info1" in fields):
             return None
         event = self._new(thread, vm, time, "EXIT", "KVM_NESTED_EXIT")
         event.exit_reason = reason[1]
         event.rip = fields.get("rip")
         event.level = 2
-        if old:
-            _decode(event, fields, "ext_inf1", "ext_inf2", "ext_int", "ext_int_err")
-        else:
-            _decode(event, fields, "info1", "info2", "intr_info", "error_code")
-        self._pending[thread] = event
-        return event
-
-
-def _decode_old(event: Event, info: tuple[int, int]) -> None:
-    """An exit with two bare numbers: no error code on VMX, for it was not recorded."""
-    if event.exit_reason in {"EXCEPTION_NMI", "EXTERNAL_INTERRUPT"}:
-        _interruption(event, info[1], None)
-        if event.vector == PF:
-            event.linear_address = info[0]
-    else:
-        _svm(event, info)
-
-
-def _decode(event: Event, fields: dict[str, int], *names: str) -> None:
-    """An exit with named fields; `names` are qualification, second, interruption, code."""
-    first, second, interruption, code = (fields.get(name, 0) for name in names)
-    if event.exit_reason is None or event.exit_reason[0].islower() or "excp" in event.exit_reason:
-        _svm(event, (first, second))
-        # On AMD the interruption field is that of the event that was being delivered.
-        event.depth = int(interruption & INFO_VALID != 0)
-        return
-    if event.exit_reason.split()[0] in {"EXCEPTION_NMI", "EXTERNAL_INTERRUPT"}:
-        _interruption(event, interruption, code if names[3] in fields else None)
-        if event.vector == PF and event.type == TYPE_HARDWARE_EXCEPTION:
-            event.linear_address = first
-    if names[1] == "info2":
-        # The IDT-vectoring information: the exit met the delivery of another event.
-        event.depth = int(second & INFO_VALID != 0 and second >> 32 == 0)
-
-
-def _interruption(event: Event, information: int, code: int | None) -> None:
-    if not information & INFO_VALID:
-        return
-    event.vector = information & INFO_VECTOR_MASK
-    event.type = information >> INFO_TYPE_SHIFT & INFO_TYPE_MASK
-    if information & INFO_DELIVER_ERROR_CODE:
-        event.error_code = None if code is None else code & 0xFFFFFFFF
-        event.code_missing = True if code is None else None
-
-
-def _svm(event: Event, info: tuple[int, int]) -> None:
-    """An exit of AMD's: the reason names the exception, EXITINFO1 is its error code."""
-    reason = event.exit_reason or ""
-    if match := _SVM_EXCEPTION.match(reason):
-        event.vector = _NAMES.get(match[1])
-        event.type = TYPE_HARDWARE_EXCEPTION
-        if event.vector is not None and ERROR_CODE_VECTORS >> event.vector & 1:
-            event.error_code = info[0] & 0xFFFFFFFF
-        if event.vector == PF:
-            event.linear_address = info[1]
-    elif reason == "nmi":
-        event.vector, event.type = int(Vector.NMI), TYPE_NMI
-    elif reason == "npf":
-        event.guest_physical = info[1]
+        describe(event, fields)
+        self._pending[thread] = Exit(event)
+        return self._pending[thread]

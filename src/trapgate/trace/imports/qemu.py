@@ -9,17 +9,17 @@ from trapgate.sdm.interruption import (
     TYPE_SOFTWARE_EXCEPTION,
     TYPE_SOFTWARE_INTERRUPT,
 )
-from trapgate.sdm.vectors import BP, ERROR_CODE_VECTORS, NMI, OF, PF
+from trapgate.sdm.vectors import BP, DF, ERROR_CODE_VECTORS, NMI, OF, PF
 from trapgate.trace.imports.rows import Counters, Event, Sink
 
-_EVENT = re.compile(r"^\s*(?P<count>\d+): v=(?P<vector>[0-9a-f]{2})\b(?P<body>.*)$")
+_EVENT = re.compile(r"^\s*(?P<count>\d{1,18}): v=(?P<vector>[0-9a-f]{2})\b(?P<body>.*)$")
 _BODY = re.compile(
     r"^ e=(?P<code>[0-9a-f]{4,8}) i=(?P<soft>[01]) cpl=(?P<cpl>[0-3]) "
     r"IP=[0-9a-f]{4}:(?P<rip>[0-9a-f]{8,16}) pc=[0-9a-f]{8,16} SP=[0-9a-f]{4}:[0-9a-f]{8,16}"
     r"(?: CR2=(?P<cr2>[0-9a-f]{8,16})| .*)$"
 )
 _CR3 = re.compile(r"\bCR3=([0-9a-f]{8,16})\b")
-_CHECK = re.compile(r"^check_exception old: 0x(?P<old>[0-9a-f]+) new 0x[0-9a-f]+")
+_CHECK = re.compile(r"^check_exception old: 0x(?P<old>[0-9a-f]{1,8}) new 0x[0-9a-f]+")
 _SERVICING = re.compile(r"^Servicing hardware INT=0x[0-9a-f]{2}")
 _NONE = 0xFFFFFFFF
 
@@ -27,7 +27,8 @@ _NONE = 0xFFFFFFFF
 def recognise(line: str) -> str | None:
     """The name of the format if `line` is typical of it."""
     match = _EVENT.match(line)
-    return "qemu" if match and _BODY.match(match["body"]) else None
+    known = _BODY.match(match["body"]) if match else _CHECK.match(line)
+    return "qemu" if known else None
 
 
 class QemuReader:
@@ -51,14 +52,14 @@ class QemuReader:
         if match := _EVENT.match(line):
             return self._begin(match)
         if check := _CHECK.match(line):
-            self._nested = int(check["old"], 16) != _NONE
+            old = int(check["old"], 16)
+            self._nested = old != _NONE
+            if old == DF:
+                self._triple()
         elif _SERVICING.match(line):
             self._hardware = True
         elif line.startswith("Triple fault"):
-            self.end()
-            event = self._new(self._sequence, "EXIT")
-            event.exit_reason = "TRIPLE_FAULT"
-            self._event = event
+            self._triple()
         else:
             if self._event is not None and (cr3 := _CR3.search(line)):
                 self._event.cr3 = int(cr3[1], 16)
@@ -74,6 +75,13 @@ class QemuReader:
     def _new(self, time: int, disposition: str) -> Event:
         self._sequence += 1
         return Event(self._sequence - 1, time, disposition, "QEMU")
+
+    def _triple(self) -> None:
+        # QEMU tells it twice if it logs resets as well (`-d int,cpu_reset`).
+        if self._event is None or self._event.exit_reason is None:
+            self.end()
+            self._event = self._new(self._sequence, "EXIT")
+            self._event.exit_reason = "TRIPLE_FAULT"
 
     def _begin(self, match: re.Match[str]) -> bool:
         body = _BODY.match(match["body"])

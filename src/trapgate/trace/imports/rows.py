@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import pyarrow as pa
@@ -58,7 +57,8 @@ class Counters:
     points, comments, register dumps); `unreadable` ones name an event but lack its
     fields; `truncated` is 1 if the last line has no end. `lost` counts events that the
     recorder itself says it dropped, `gaps` how often it says so; `unpaired` exits have no
-    latency because no entry of their vCPU follows, or events were lost before it.
+    latency because no entry of their vCPU follows, or events were lost before it;
+    `vectorless` ones are exceptions of which the trace does not tell which.
     """
 
     lines: int = 0
@@ -69,6 +69,7 @@ class Counters:
     lost: int = 0
     gaps: int = 0
     unpaired: int = 0
+    vectorless: int = 0
 
     def facts(self) -> dict[str, str]:
         """The counts that are not 0, for a trace's metadata."""
@@ -116,12 +117,7 @@ class RowWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.close()
 
     def _flush(self) -> None:

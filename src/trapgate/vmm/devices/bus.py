@@ -21,13 +21,14 @@ class MachineEventKind(Enum):
 
     RESET = "reset"
     DEBUG_EXIT = "debug exit"
+    POWER_OFF = "power off"
 
 
 @dataclass(frozen=True, slots=True)
 class MachineEvent:
     """A device's wish to end or restart the machine.
 
-    `status` is the exit status a debug exit asks for (0 for a reset); `source` names
+    `status` is the exit status a debug exit asks for (0 for others); `source` names
     the device and the port, for the summary.
     """
 

@@ -16,6 +16,9 @@ PIT_HERTZ = 1_193_182
 RTC_HERTZ = 32_768
 """Input clock of the real-time clock, in ticks a second."""
 
+PM_TIMER_HERTZ = 3_579_545
+"""Input clock of ACPI's power-management timer, in ticks a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class VirtualClock:

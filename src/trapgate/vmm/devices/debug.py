@@ -43,20 +43,25 @@ class DebugConsole(UntimedDevice):
 
 
 class PostPort(UntimedDevice):
-    """Port 80h: remembers the last power-on self-test code; guests write it to wait."""
+    """Port 80h: remembers the last power-on self-test code.
+
+    Guests write it to wait, so a write tells `wait` of a microsecond that passes.
+    """
 
     ports = (0x80,)
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[int], None]) -> None:
         self.code = 0
+        self._wait = wait
 
     def read(self, port: int, size: int, now: int) -> int:
         """The last code written."""
         return self.code
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
-        """Remember a code."""
+        """Remember a code, and let a microsecond pass."""
         self.code = value
+        self._wait(1)
 
 
 class NoPci(UntimedDevice):

@@ -1,25 +1,61 @@
-"""The PC that guests see: its devices on one bus, its interrupt lines on one PIC pair."""
+"""The PC that guests see: its devices on one bus, its interrupt lines on two controllers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
+from typing import Protocol
 
-from trapgate.vmm.devices.bus import Bus
+from trapgate.vmm.devices import ioapic
+from trapgate.vmm.devices.apic import LocalApic, Pins
+from trapgate.vmm.devices.bus import Bus, Device
 from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, NoPci, PostPort
+from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
+from trapgate.vmm.devices.ioapic import IoApic
 from trapgate.vmm.devices.keyboard import KeyboardController
 from trapgate.vmm.devices.pic import IrqLine, PicPair
 from trapgate.vmm.devices.pit import Pit8254
+from trapgate.vmm.devices.power import PowerManagement
 from trapgate.vmm.devices.rtc import DEFAULT_EPOCH, CmosRtc
 from trapgate.vmm.devices.uart import Uart16550
 
+_TIMER_PIN = 2  # where IRQ0 arrives at the I/O APIC
+_SCI = 9
+
+
+class Processor(Pins, Protocol):
+    """The processor, as the devices see it."""
+
+    def wait(self, microseconds: int) -> None:
+        """Let virtual time pass while the processor stands."""
+
+
+class NoProcessor:
+    """A processor that is not there; for a `Pc` by itself."""
+
+    cr8 = 0
+
+    def wait(self, microseconds: int) -> None:
+        """Nothing."""
+
+    def nmi(self) -> None:
+        """Nothing."""
+
+    def init(self) -> None:
+        """Nothing."""
+
 
 class Pc:
-    """A PC without firmware, PCI, ACPI or local APIC.
+    """A PC without PCI, for one processor.
 
-    `memory` is RAM in bytes. `emit` takes each byte the guest sends to COM1;
-    `debug_emit` those for port E9h, and is `emit` if not given. The VMM calls `read` and
-    `write` at I/O exits, `advance` when a deadline has come, and looks at `pending` and
-    `event` afterwards.
+    `memory` is RAM in bytes, `ranges` the memory map that firmware tells of, as
+    (start, length, type). `emit` takes each byte the guest sends to COM1; `debug_emit`
+    those for port E9h, and is `emit` if not given. `processor` is what the devices see
+    of the processor.
+
+    The VMM calls `read` and `write` at I/O exits, `load` and `store` for accesses to the
+    physical pages in `pages`, `advance` when a deadline has come, and looks at `pending`
+    and `event` afterwards.
     """
 
     def __init__(
@@ -30,17 +66,26 @@ class Pc:
         clock: VirtualClock | None = None,
         epoch: datetime = DEFAULT_EPOCH,
         debug_emit: Callable[[int], None] | None = None,
+        processor: Processor | None = None,
+        ranges: Iterable[tuple[int, int, int]] = (),
     ) -> None:
         self.bus = Bus(clock)
         clock = self.bus.clock
         self.pic = PicPair()
-        self.pit = Pit8254(IrqLine(self.pic, 0), clock)
-        self.keyboard = KeyboardController(IrqLine(self.pic, 1), self.bus)
-        self.uart = Uart16550(emit, IrqLine(self.pic, 4), clock)
-        self.rtc = CmosRtc(IrqLine(self.pic, 8), clock, memory, epoch)
-        self.post = PostPort()
+        processor = NoProcessor() if processor is None else processor
+        self.apic = LocalApic(processor, self.pic)
+        self.io_apic = IoApic(self.apic)
+        self.apic.io_apic = self.io_apic
+        self.pic.wire = partial(self.apic.lint, 0)
+        self.pit = Pit8254(self._line(0), clock)
+        self.keyboard = KeyboardController(self._line(1), self.bus)
+        self.uart = Uart16550(emit, self._line(4), clock)
+        self.rtc = CmosRtc(self._line(8), clock, memory, epoch)
+        self.post = PostPort(processor.wait)
         for device in (
             self.pic,
+            self.apic,
+            self.io_apic,
             self.pit,
             self.keyboard,
             self.uart,
@@ -49,11 +94,43 @@ class Pc:
             DebugConsole(emit if debug_emit is None else debug_emit),
             DebugExit(self.bus),
             NoPci(self.bus),
+            PowerManagement(self._line(_SCI), self.bus, clock),
+            FirmwareConfiguration(memory, {"etc/e820": e820(ranges)}),
         ):
             self.bus.attach(device)
         self.read = self.bus.read
         self.write = self.bus.write
         self.advance = self.bus.advance
         self.next_deadline = self.bus.next_deadline
-        self.pending = self.pic.pending
-        self.acknowledge = self.pic.acknowledge
+        self.pending = self.apic.pending
+        self.acknowledge = self.apic.acknowledge
+
+    def _line(self, irq: int) -> IrqLine:
+        """An ISA interrupt line: it goes to the 8259s and to the I/O APIC."""
+        pin = _TIMER_PIN if irq == 0 else irq
+        return IrqLine(self.pic, irq, partial(self.io_apic.set_line, pin))
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """Numbers of the physical pages behind which there are devices."""
+        own = self.apic.page
+        return (ioapic.BASE_ADDRESS >> 12, *(() if own is None else (own,)))
+
+    def load(self, address: int, size: int, now: int) -> int:
+        """Load `size` bytes (1 to 8) at a physical address: all ones where no device is."""
+        device = self._at(address)
+        if device is None:
+            return (1 << 8 * size) - 1
+        return device.read(address & 0xFFF, size, now)
+
+    def store(self, address: int, size: int, value: int, now: int) -> None:
+        """Store `size` bytes (1 to 8) at a physical address."""
+        device = self._at(address)
+        if device is not None:
+            device.write(address & 0xFFF, size, value, now)
+
+    def _at(self, address: int) -> Device | None:
+        page = address >> 12
+        if page == self.apic.page:
+            return self.apic
+        return self.io_apic if page == ioapic.BASE_ADDRESS >> 12 else None

@@ -6,6 +6,8 @@ whose line falls before the acknowledge is withdrawn, and an acknowledge that fi
 request answers the spurious vector (line 7), as the chip does.
 """
 
+from collections.abc import Callable
+
 from trapgate.vmm.devices.bus import UntimedDevice
 
 _CASCADE = 2
@@ -208,6 +210,8 @@ class PicPair(UntimedDevice):
     def __init__(self) -> None:
         self.master = Pic8259(0x08, master=True)
         self.slave = Pic8259(0x70, master=False)
+        self.wire: Callable[[bool], None] = _nowhere
+        """Is told every level of the output pin, where somebody looks for edges."""
 
     def set_line(self, line: int, level: bool) -> None:
         """Drive interrupt line 0..15; line 2 is the cascade and can't be driven."""
@@ -216,6 +220,7 @@ class PicPair(UntimedDevice):
             self._cascade()
         elif line != _CASCADE:
             self.master.set_line(line, level)
+            self.wire(self.master.output)
 
     def pending(self) -> bool:
         """Is the processor's INTR pin asserted?"""
@@ -227,6 +232,7 @@ class PicPair(UntimedDevice):
         if line is None:
             return self.master.vector_base | 7
         if line != _CASCADE:
+            self.wire(self.master.output)
             return self.master.vector_base | line
         slave_line = self.slave.acknowledge()
         self._cascade()
@@ -274,16 +280,22 @@ class PicPair(UntimedDevice):
             # The slave asks again for another line: a new edge on the wire between them.
             master.set_line(_CASCADE, False)
             master.set_line(_CASCADE, True)
+        self.wire(master.output)
+
+
+def _nowhere(level: bool) -> None:
+    pass
 
 
 class IrqLine:
-    """One numbered interrupt line into a `PicPair`."""
+    """One numbered interrupt line into a `PicPair`, and into what else is wired to it."""
 
-    __slots__ = ("_level", "_number", "_pic")
+    __slots__ = ("_level", "_number", "_others", "_pic")
 
-    def __init__(self, pic: PicPair, number: int) -> None:
+    def __init__(self, pic: PicPair, number: int, *others: Callable[[bool], None]) -> None:
         self._pic = pic
         self._number = number
+        self._others = others
         self._level = False
 
     def set(self, level: bool) -> None:
@@ -291,3 +303,5 @@ class IrqLine:
         if level != self._level:
             self._level = level
             self._pic.set_line(self._number, level)
+            for other in self._others:
+                other(level)

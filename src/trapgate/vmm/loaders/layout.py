@@ -2,6 +2,7 @@
 
 from bisect import insort
 
+from trapgate.vmm import firmware
 from trapgate.vmm.loaders.image import (
     COMMAND_LINE_LIMIT,
     MEGABYTE,
@@ -26,6 +27,24 @@ RESERVED = 2
 _BIOS_DATA = 0x400
 
 
+def _top(memory: int) -> int:
+    return min(memory, RAM_HOLE)
+
+
+def memory_map(memory: int) -> list[tuple[int, int, int]]:
+    """The map of a machine of `memory` bytes: (start, length, RAM or RESERVED)."""
+    entries = [
+        (0, LOW_MEMORY_END, RAM),
+        (LOW_MEMORY_END, 0xA0000 - LOW_MEMORY_END, RESERVED),
+        (0xF0000, 0x10000, RESERVED),
+    ]
+    if _top(memory) > MEGABYTE:
+        entries.append((MEGABYTE, _top(memory) - MEGABYTE, RAM))
+    if memory > 1 << 32:
+        entries.append((1 << 32, memory - (1 << 32), RAM))
+    return entries
+
+
 class Layout:
     """The memory of a machine of `memory` bytes while `file` is being placed in it.
 
@@ -45,7 +64,7 @@ class Layout:
     @property
     def top(self) -> int:
         """End of the RAM below the hole that a guest is told of."""
-        return min(self.memory, RAM_HOLE)
+        return _top(self.memory)
 
     @property
     def end(self) -> int:
@@ -54,15 +73,7 @@ class Layout:
 
     def map(self) -> list[tuple[int, int, int]]:
         """The memory map, as firmware would report it: (start, length, RAM or RESERVED)."""
-        entries = [
-            (0, LOW_MEMORY_END, RAM),
-            (LOW_MEMORY_END, 0xA0000 - LOW_MEMORY_END, RESERVED),
-            (0xF0000, 0x10000, RESERVED),
-        ]
-        if self.top > MEGABYTE:
-            entries.append((MEGABYTE, self.top - MEGABYTE, RAM))
-        if self.memory > 1 << 32:
-            entries.append((1 << 32, self.memory - (1 << 32), RAM))
+        entries = memory_map(self.memory)
         return [(self.base + start, length, kind) for start, length, kind in entries]
 
     def claim(self, start: int, size: int, field: str) -> None:
@@ -121,13 +132,17 @@ class Layout:
         return start
 
     def bios_data(self) -> list[Segment]:
-        """The BIOS data area that kernels look at, unless the guest itself lies there."""
+        """Firmware's data and tables that kernels look for, unless the guest itself lies there."""
         area = bytearray(0x100)
         area[0x00:0x02] = (0x3F8).to_bytes(2, "little")  # COM1
         area[0x0E:0x10] = (LOW_MEMORY_END >> 4).to_bytes(2, "little")
         area[0x13:0x15] = (LOW_MEMORY_END >> 10).to_bytes(2, "little")
         segments = []
-        for start, data in ((_BIOS_DATA, bytes(area)), (LOW_MEMORY_END, b"\x01")):
+        for start, data in (
+            (_BIOS_DATA, bytes(area)),
+            (LOW_MEMORY_END, b"\x01"),
+            (firmware.AREA, firmware.bios_area()),
+        ):
             if self._gap(start, start + len(data), len(data)) == start:
                 self.claim(start, len(data), "BIOS data area")
                 segments.append(Segment(start, data))

@@ -1,0 +1,474 @@
+"""Inside the engine's translator: counting instructions, and code that must not be translated.
+
+Unicorn calls its translator through slots of its procedure linkage table. Three of
+them are given functions of ours here (Linux x86-64 wheel only):
+
+* Every block of translated code begins with a call that looks for a request to exit. Ours
+  is called instead: it adds the block's instructions to the virtual clock, looks at the
+  deadline, and at the request. A hook of the public interface does the same, at more than
+  the cost of a small block.
+* Far jumps, far calls and IRET look for a task switch first, which the engine would do by itself.
+* The translator is shown UD2 in place of code that it gets wrong. `LOCK BT`, `BTS`, `BTR`
+  and `BTC` of a register make it call abort(); it ignores VEX prefixes of some encodings
+  and LOCK on input and output; INS would store before anybody can stop it. What is no #UD
+  after all is carried out where #UD arrives (`react.undefined`).
+
+The slots serve all instances in the process; those that are not ours get what they had.
+"""
+
+import ctypes
+import functools
+import mmap
+import struct
+
+import numpy as np
+from numba import types
+from unicorn.unicorn_py3.unicorn import uclib
+
+from trapgate.core import Cells
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.engine.blocks import alignment_is_checked, due
+from trapgate.engine.compiled import callback, jit, linked
+from trapgate.engine.linkage import slots
+from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
+from trapgate.errors import EngineError
+
+(
+    TRANSLATOR_LOOP,
+    GEN_CALL,
+    CODE_BYTE,
+    CONST_I64,
+    FREE_TEMP,
+    CHECK_EXIT,
+    COUNT_CODE,
+    CARE_CODE,
+    GUARD_CODE,
+    IRET,
+    FAR_JUMP,
+    FAR_CALL,
+    IRET_CODE,
+    FAR_JUMP_CODE,
+    FAR_CALL_CODE,
+    THEIR_OPERATIONS,
+    THEIR_TRANSLATE,
+    OUR_OPERATIONS,
+) = range(18)
+"""Cells that all instances share; the last is the first of the translator's operations, as we
+want them. What is to be remembered while a block is translated lies in the machine's cells."""
+
+_OPERATIONS = 7
+_CELLS = OUR_OPERATIONS + _OPERATIONS
+_TRANSLATE_INSN = 4
+_SENTINEL = 0x7A9_5EED
+"""Stands for a block's count of instructions until it is known."""
+
+# Layout of the translator's data.
+_UC = 0x9970
+_CPU = 0x1B8
+"""In the handle, which is at `_UC` in the translator's context."""
+_LAST_OP = 0x7390
+_ARGUMENTS = 0x18
+_NEXT_PC = 0x10
+_TB_FLAGS = 0x10
+_TB_ICOUNT = 0x16
+_TB_CFLAGS = 0x18
+_TB_COUNT = 0x7FFF
+"""Bits of a block's flags: at most so many instructions, 0 without a limit."""
+
+_TASK_GATE = 5
+_AC = 1 << 18
+_CARE_MXCSR = 1
+_CARE_ALIGNMENT = 2
+
+
+_walk = linked("walk")
+_load8 = linked("load8")
+
+
+@jit
+def last_op(context: int) -> int:
+    """The operation that was emitted last into the translator's context."""
+    return peek64(peek64(peek64(context + _LAST_OP) + 8))
+
+
+@callback(types.void, *[types.int64] * 6)
+def on_translate(
+    operations: int, block: int, cpu: int, tb: int, most: int, translator: int
+) -> None:
+    """translator_loop: translate a block, then tell its first call how long it came out."""
+    t = cells(translator, _CELLS)
+    if t[THEIR_OPERATIONS] != operations:
+        for n in range(_OPERATIONS):
+            t[OUR_OPERATIONS + n] = peek64(operations + 8 * n)
+        t[THEIR_TRANSLATE] = t[OUR_OPERATIONS + _TRANSLATE_INSN]
+        t[OUR_OPERATIONS + _TRANSLATE_INSN] = t[GUARD_CODE]
+        t[THEIR_OPERATIONS] = operations
+    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
+    if machine == 0:
+        call(t[TRANSLATOR_LOOP], (operations, block, cpu, tb, most))
+        return
+    m = cells(machine, mc.CELLS)
+    m[mc.CALL_OP] = 0
+    m[mc.CARE] = 0
+    call(t[TRANSLATOR_LOOP], (translator + 8 * OUR_OPERATIONS, block, cpu, tb, most))
+    if m[mc.CALL_OP] == 0:
+        return
+    if peek32(tb + _TB_FLAGS) & _AC:
+        m[mc.CARE] |= _CARE_ALIGNMENT
+    if m[mc.CARE] != 0:
+        poke64(m[mc.CALL_OP] + _ARGUMENTS + 16, t[CARE_CODE])
+        # A block is aligned to more than the bits of CARE.
+        poke64(m[mc.COUNT_OP] + _ARGUMENTS + 8, tb | m[mc.CARE])
+    else:
+        poke64(m[mc.COUNT_OP] + _ARGUMENTS + 8, peek16(tb + _TB_ICOUNT))
+
+
+@callback(types.void, *[types.int64] * 6)
+def on_gen_call(
+    context: int, function: int, result: int, count: int, arguments: int, translator: int
+) -> None:
+    """tcg_gen_callN: emit the call of a helper, or of ours in its place."""
+    t = cells(translator, _CELLS)
+    cpu = peek64(peek64(context + _UC) + _CPU)
+    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
+    ours = machine != 0 and cells(machine, mc.CELLS)[mc.NATIVE] != 0
+    # Only the first such call begins the block.
+    begins = function == t[CHECK_EXIT] and ours and cells(machine, mc.CELLS)[mc.CALL_OP] == 0
+    if not begins:
+        call(t[GEN_CALL], (context, function, result, count, arguments))
+        if ours:
+            place = last_op(context) + _ARGUMENTS + 8 * (count & 0xFF)
+            for n in range(3):
+                if function == t[IRET + n] and peek64(place) == function:
+                    poke64(place, t[IRET_CODE + n])
+        return
+    m = cells(machine, mc.CELLS)
+    m[mc.PAIR] = context + call(t[CONST_I64], (context, machine))
+    m[mc.PAIR_2] = context + call(t[CONST_I64], (context, _SENTINEL))
+    m[mc.COUNT_OP] = last_op(context)
+    call(t[GEN_CALL], (context, function, result, 2, machine + 8 * mc.PAIR))
+    op = last_op(context)
+    known = peek64(m[mc.COUNT_OP] + _ARGUMENTS + 8) == _SENTINEL
+    if known and peek64(op + _ARGUMENTS + 16) == function:
+        m[mc.CALL_OP] = op
+        poke64(op + _ARGUMENTS + 16, t[COUNT_CODE])
+    call(t[FREE_TEMP], (context, m[mc.PAIR]))
+    call(t[FREE_TEMP], (context, m[mc.PAIR_2]))
+
+
+@jit
+def code_byte(t: Cells, env: int, address: int) -> int:
+    """A byte of code; faults as the translator's own fetch does."""
+    return call(t[CODE_BYTE], (env, address)) & 0xFF
+
+
+@callback(types.void, *[types.int64] * 3)
+def on_instruction(block: int, cpu: int, translator: int) -> None:
+    """translate_insn: look at an instruction, byte by byte, before it is translated."""
+    t = cells(translator, _CELLS)
+    env = cpu + at.CPU_SIZE
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    m[mc.FORBIDDEN] = 0
+    start = peek64(block + _NEXT_PC)
+    long = peek32(env + at.HFLAGS) & at.HF_CS64 != 0
+    locked = False
+    byte = 0
+    n = 0
+    while n < 14:
+        byte = code_byte(t, env, start + n)
+        if byte == 0xF0:
+            locked = True
+        elif not (
+            byte in (0x66, 0x67, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
+            or (long and byte & 0xF0 == 0x40)
+        ):
+            break
+        n += 1
+    if byte in (0xC4, 0xC5) or (locked and byte & 0xF4 == 0xE4) or byte & 0xFC == 0x6C:
+        # VEX, or LES and LDS with a register; LOCK IN and OUT; INS and OUTS.
+        forbidden = byte & 0xFC == 0x6C or byte & 0xF4 == 0xE4
+        if not forbidden and n < 13:
+            forbidden = long or code_byte(t, env, start + n + 1) >= 0xC0
+        m[mc.FORBIDDEN] = 1 if forbidden else 0
+        m[mc.FORBIDDEN_AT] = start
+    elif byte == 0x0F and n < 13:
+        second = code_byte(t, env, start + n + 1)
+        if second == 0xAE:
+            form = code_byte(t, env, start + n + 2)
+            # LDMXCSR and FXRSTOR.
+            if form < 0xC0 and (form >> 3) & 7 in (1, 2):
+                m[mc.CARE] |= _CARE_MXCSR
+        elif locked and (second in (0xA3, 0xAB, 0xB3, 0xBB) or second == 0xBA):
+            form = code_byte(t, env, start + n + 2)
+            if form >= 0xC0 and (second != 0xBA or form & 0x20):
+                m[mc.FORBIDDEN] = 1
+                m[mc.FORBIDDEN_AT] = start
+    call(t[THEIR_TRANSLATE], (block, cpu))
+    m[mc.FORBIDDEN] = 0
+
+
+@callback(types.uint32, *[types.int64] * 3)
+def on_code_byte(env: int, address: int, translator: int) -> int:
+    """cpu_ldub_code: a byte of code; of UD2 where what is there must not be translated."""
+    t = cells(translator, _CELLS)
+    machine = peek64(env + at.MACHINE)
+    if machine != 0:
+        m = cells(machine, mc.CELLS)
+        if m[mc.FORBIDDEN] != 0:
+            if address == m[mc.FORBIDDEN_AT]:
+                return 0x0F
+            if address == m[mc.FORBIDDEN_AT] + 1:
+                return 0x0B
+    return call(t[CODE_BYTE], (env, address)) & 0xFF
+
+
+@jit
+def switch_tasks(env: int, return_address: int) -> None:
+    """Leave the instruction that would switch tasks for the hook to deal with."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    poke32(env + at.ERROR_CODE, 0)
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_TASK_SWITCH)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
+
+
+@callback(types.void, *[types.int64] * 3)
+def on_task_return(env: int, selector: int, return_address: int) -> None:
+    """IRET with RFLAGS.NT: in protected mode a task switch, in IA-32e mode the engine's #GP."""
+    if peek64(env + at.EFER) & 1 << 10 == 0:
+        switch_tasks(env, return_address)
+
+
+@callback(types.void, *[types.int64] * 3)
+def on_far_transfer(env: int, selector: int, return_address: int) -> None:
+    """A far jump or call to `selector`: whether that is a TSS or a task gate."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    selector &= 0xFFFF
+    table = env + at.SEGMENTS + at.SEGMENT_SIZE * (6 if selector & 4 else 8)
+    if selector & 0xFFFC == 0 or selector | 7 > peek32(table + at.LIMIT):
+        return
+    physical, code, _, _ = _walk(
+        peek64(env + at.CR0),
+        peek64(env + at.CR3),
+        peek64(env + at.CR4),
+        peek64(env + at.EFER),
+        0x40000,
+        mem,
+        peek64(table + at.BASE) + (selector & 0xFFF8) + 5,
+        0,
+        0,
+    )
+    kind = _load8(mem, physical) & 0x1F if code < 0 else 0
+    if kind == _TASK_GATE or (kind & ~10 == 1 and peek64(env + at.EFER) & 1 << 10 == 0):
+        switch_tasks(env, return_address)
+
+
+@callback(types.int64, types.int64)
+def on_deadline(machine: int) -> int:
+    """At a block's start, when the deadline has come: whether the engine has to stop."""
+    m = cells(machine, mc.CELLS)
+    if not due(m):
+        return 0
+    call(m[mc.EMU_STOP], (m[mc.UC],))
+    return 1
+
+
+@callback(types.int64, *[types.int64] * 3)
+def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
+    """At the start of a block that needs care: whether the engine has to stop.
+
+    Where alignment is checked, `trapgate.checked` executes the block. Where the block
+    may change MXCSR it is cut: executed one instruction at a time, until the one after
+    which exceptions may be unmasked.
+    """
+    m = cells(machine, mc.CELLS)
+    tb = tagged & ~3
+    if m[mc.TIME] >= m[mc.DEADLINE] and due(m):
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        return 1
+    if m[mc.STEPPING] != 0:
+        m[mc.TIME] += peek16(tb + _TB_ICOUNT)
+        return 0
+    if alignment_is_checked(m):
+        m[mc.STOP] = mc.CHECKED
+        m[mc.STOP_CODE] = mc.CHECK_NEXT
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        return 1
+    if tagged & _CARE_MXCSR == 0:
+        m[mc.TIME] += peek16(tb + _TB_ICOUNT)
+        return 0
+    if peek32(tb + _TB_CFLAGS) & _TB_COUNT == 1:
+        m[mc.TIME] += 1
+        # What it has done to MXCSR is looked at where the next block starts.
+        m[mc.DEADLINE] = 0
+        return 0
+    poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
+    poke32(m[mc.EXCEPTION_INDEX], -1)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
+    return 0
+
+
+def _stub(function: int, register: str, value: int) -> bytes:
+    """Machine code that goes on at `function` with one more argument."""
+    load = {"rdx": b"\x48\xba", "r9": b"\x49\xb9"}[register]
+    return load + struct.pack("<Q", value) + b"\x48\xb8" + struct.pack("<Q", function) + b"\xff\xe0"
+
+
+def _at(opcode: str, cell: int) -> bytes:
+    """An instruction on the machine's `cell`, whose address is RDI with 32 bits of displacement."""
+    return bytes.fromhex(opcode) + struct.pack("<i", 8 * cell)
+
+
+def _count_code(request: int, check_exit: int) -> bytes:
+    """Begin a block of RSI instructions on the machine RDI.
+
+    The engine calls this where it would call its own `check_exit`, at every block;
+    `request` is where in the CPU both look for a request to exit, in bytes.
+    """
+    slow = (
+        bytes.fromhex("57 56 51")  # push rdi; push rsi; push rcx
+        + b"\x48\xb8" + struct.pack("<Q", on_deadline.address)  # mov rax, on_deadline
+        + bytes.fromhex("ff d0 59 5e 5f")  # call rax; pop rcx; pop rsi; pop rdi
+        + bytes.fromhex("48 85 c0")  # test rax, rax
+    )  # fmt: skip
+    out = (
+        _at("48 8b bf", mc.UC)  # mov rdi, [uc]
+        + bytes.fromhex("31 f6")  # xor esi, esi
+        + b"\x48\xb8" + struct.pack("<Q", check_exit) + b"\xff\xe0"  # jmp check_exit
+    )  # fmt: skip
+    head = (
+        _at("48 8b 87", mc.TIME)  # mov rax, [time]
+        + _at("48 8b 8f", mc.CPU)  # mov rcx, [cpu]
+        + _at("48 3b 87", mc.DEADLINE)  # cmp rax, [deadline]
+    )
+    begin = (
+        b"\x83\xb9" + struct.pack("<i", request) + b"\0"  # cmp dword [rcx + request], 0
+    )
+    count = (
+        b"\x48\x01\xf0" + _at("48 89 87", mc.TIME) + b"\xc3"
+    )  # add rax, rsi; mov [time], rax; ret
+    retry = _at("48 8b 87", mc.TIME)  # mov rax, [time]
+    body = len(begin) + 2 + len(count)
+    code = head + b"\x7d" + bytes([body]) + begin  # jge slow
+    code += b"\x78" + bytes([len(count) + len(slow) + 2 + len(retry) + 2])  # js out
+    code += count + slow + b"\x75" + bytes([len(retry) + 2])  # jne out
+    code += retry + b"\xeb"  # jmp begin
+    code += struct.pack("<b", len(head) + 2 - (len(code) + 1))
+    return code + out
+
+
+def _care_code(request: int, check_exit: int) -> bytes:
+    """Begin a block that needs care, the tagged RSI, on the machine RDI."""
+    return b"".join(
+        (
+            bytes.fromhex("48 8b 14 24"),  # mov rdx, [rsp]: where the block's code goes on
+            bytes.fromhex("57 56 51"),  # push rdi; push rsi; push rcx
+            b"\x48\xb8", struct.pack("<Q", on_careful_block.address),  # mov rax, on_careful_block
+            bytes.fromhex("ff d0 59 5e 5f"),  # call rax; pop rcx; pop rsi; pop rdi
+            bytes.fromhex("48 85 c0"),  # test rax, rax
+            bytes.fromhex("75 11"),  # jne out
+            _at("48 8b 8f", mc.CPU),  # mov rcx, [cpu]
+            b"\x83\xb9" + struct.pack("<i", request) + b"\0",  # cmp dword [rcx + request], 0
+            bytes.fromhex("78 01 c3"),  # js out; ret
+            _at("48 8b bf", mc.UC),  # out: mov rdi, [uc]
+            bytes.fromhex("31 f6"),  # xor esi, esi
+            b"\x48\xb8", struct.pack("<Q", check_exit), b"\xff\xe0",  # jmp check_exit
+        )
+    )  # fmt: skip
+
+
+def _before(check: int, function: int, condition: bytes = b"") -> bytes:
+    """Go on at `function`, a helper of the engine's, after `check` with two of its arguments.
+
+    `condition` is machine code that says by ZF = 1 that no check is needed.
+    """
+    go_on = b"\x48\xb8" + struct.pack("<Q", function) + b"\xff\xe0"  # jmp function
+    checking = (
+        bytes.fromhex("57 56 52 51 41 50")  # push rdi; push rsi; push rdx; push rcx; push r8
+        + bytes.fromhex("48 8b 54 24 28")  # mov rdx, [rsp + 40]: where the block's code goes on
+        + b"\x48\xb8" + struct.pack("<Q", check)  # mov rax, check
+        # call rax; pop r8; pop rcx; pop rdx; pop rsi; pop rdi
+        + bytes.fromhex("ff d0 41 58 59 5a 5e 5f")
+    )  # fmt: skip
+    if condition:
+        condition += b"\x74" + bytes([len(checking)])  # jz function
+    return condition + checking + go_on
+
+
+def _nested_task() -> bytes:
+    """Whether RFLAGS.NT of the CPU state at RDI is 1."""
+    # test dword [rdi + eflags], NT
+    return b"\xf7\x87" + struct.pack("<iI", at.EFLAGS, 1 << 14)
+
+
+class Translator:
+    """The functions of ours in the engine's translator; one for the process, never taken out.
+
+    Raises EngineError where the library is not as expected.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        names = ("translator_loop", "tcg_gen_callN", "cpu_ldub_code")
+        places = slots(library, tuple(f"{name}_x86_64" for name in names))
+        check_exit = _symbol(library, "helper_check_exit_request")
+        request = _request(check_exit)
+        t = self.cells = np.zeros(_CELLS, np.int64)
+        address = int(t.ctypes.data)
+        self._code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._page = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
+        self._free = 0
+        t[TRANSLATOR_LOOP] = _symbol(library, "translator_loop")
+        t[GEN_CALL] = _symbol(library, "tcg_gen_callN")
+        t[CODE_BYTE] = _symbol(library, "cpu_ldub_code")
+        t[CONST_I64] = _symbol(library, "tcg_const_i64")
+        t[FREE_TEMP] = _symbol(library, "tcg_temp_free_internal")
+        t[CHECK_EXIT] = check_exit
+        t[COUNT_CODE] = self._place(_count_code(request, check_exit))
+        t[CARE_CODE] = self._place(_care_code(request, check_exit))
+        t[GUARD_CODE] = self._place(_stub(on_instruction.address, "rdx", address))
+        t[IRET] = _symbol(library, "helper_iret_protected")
+        t[FAR_JUMP] = _symbol(library, "helper_ljmp_protected")
+        t[FAR_CALL] = _symbol(library, "helper_lcall_protected")
+        t[IRET_CODE] = self._place(_before(on_task_return.address, int(t[IRET]), _nested_task()))
+        t[FAR_JUMP_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_JUMP])))
+        t[FAR_CALL_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_CALL])))
+        for name, function, register in zip(
+            names, (on_translate, on_gen_call, on_code_byte), ("r9", "r9", "rdx"), strict=True
+        ):
+            stub = self._place(_stub(function.address, register, address))
+            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
+
+    def _place(self, code: bytes) -> int:
+        start = self._free
+        self._code[start : start + len(code)] = code
+        self._free += (len(code) + 15) & ~15
+        return self._page + start
+
+
+def _symbol(library: ctypes.CDLL, name: str) -> int:
+    try:
+        address = ctypes.cast(getattr(library, f"{name}_x86_64"), ctypes.c_void_p).value
+    except AttributeError:
+        raise EngineError(f"the Unicorn library has no symbol {name}_x86_64") from None
+    assert address is not None
+    return address
+
+
+def _request(check_exit: int) -> int:
+    """Where in the CPU `check_exit` looks for a request to exit, by its own machine code."""
+    code = ctypes.string_at(check_exit, 16)
+    # mov r8, [rdi + cpu]; mov eax, [r8 + request]; test eax, eax
+    if (code[:3], code[7:10], code[14:16]) != (b"\x4c\x8b\x87", b"\x41\x8b\x80", b"\x85\xc0"):
+        raise EngineError("the engine's check for requests to exit is not the expected one")
+    cpu, request = (struct.unpack_from("<i", code, place)[0] for place in (3, 10))
+    if cpu != _CPU:
+        raise EngineError("the engine's handle has another layout")
+    assert isinstance(request, int)
+    return request
+
+
+@functools.cache
+def translator() -> Translator:
+    """The process's one `Translator`. Raises EngineError where the library is not as expected."""
+    return Translator(uclib)

@@ -1,0 +1,115 @@
+"""The VMX state of a logical processor whose software may itself be a VMM, as an array of cells.
+
+The processor has one such array, `x`, besides the VMCS in force, `v`. VMCS 0 is that of the
+VMM in Python; the x86 VMM's current VMCS is copied into an array of cells of its own, `n`,
+which is in force while its guest runs. Source: SDM, "VMX Operation", "Restrictions on VMX
+Operation", "Virtual-Machine Control Structures"; the MSRs are those of the appendix "VMX
+Capability Reporting Facility".
+"""
+
+(
+    OFFERED,
+    MODE,
+    VMXON_POINTER,
+    CURRENT,
+    LAUNCHED,
+    FEATURE_CONTROL,
+    SEED,
+    LENT,
+    KEPT_DEBUGCTL,
+    KEPT_DR7,
+    KEPT_PAT,
+    KEPT_EFER,
+    ROOT_CR0,
+    ROOT_CR4,
+    ROOT_BLOCKING,
+    FAULT_ERROR,
+    FAULT_ADDRESS,
+    EXPLAINING,
+    FAILED_RIP,
+    OPERAND,
+    ABORT,
+    ENTRIES,
+    INSTRUCTION,
+    ERROR,
+    FAILURES,
+    ENTRY_LENGTH,
+    FLUSH,
+) = range(27)
+"""What the cells of `x` hold.
+
+OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
+VMXON_POINTER and CURRENT: physical addresses, -1 for none. LAUNCHED: the launch state of the
+current VMCS. FEATURE_CONTROL: IA32_FEATURE_CONTROL. SEED: 1 if the extension fields exist.
+LENT: 1 while the guest state of `n` is lent to VMCS 0, for the VMM in Python to work on.
+KEPT_*: what the fields held that the entry did not load or the exit will not save. ROOT_*: CR0
+and CR4 as the VMM in Python keeps them, and blocking by NMI, in VMX root operation. FAULT_*:
+error code and linear address of a page fault on an instruction's operand. EXPLAINING: 1 if the
+run has to stop whenever a VMX instruction or a VM entry fails. FAILED_RIP: RIP of the
+instruction that failed last or may yet fail. OPERAND: the physical address or the field's
+encoding that a VMX instruction was given last. ABORT: the VMX-abort indicator. ENTRIES: VM
+entries by the x86 VMM. INSTRUCTION and ERROR: the exit reason of the VMX instruction that failed
+last, and its VM-instruction error (0 for what has none, NO_ERROR for a VM entry that failed with
+an exit); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or VMRESUME that is
+being executed. FLUSH: 1 if cached translations have to go.
+"""
+
+EXITS = 32
+"""From here on the VM exits to the x86 VMM, a cell for each basic exit reason."""
+EXIT_REASONS = 70
+LENGTH = EXITS + EXIT_REASONS
+
+NO_ERROR = -1
+"""What ERROR holds if the last failure was a VM exit that says how the entry failed."""
+
+MODE_OFF = 0
+MODE_ROOT = 1
+MODE_NON_ROOT = 2
+
+CLEAR = 0
+LAUNCHED_STATE = 1
+
+NONE = -1
+"""No pointer: VMXON region or current VMCS (SDM writes FFFFFFFF_FFFFFFFFH)."""
+
+REVISION = 0x5452_4701
+"""The VMCS revision identifier, bits 30:0 of IA32_VMX_BASIC."""
+REGION_SIZE = 4096
+
+FEATURE_LOCKED = 1 << 0
+FEATURE_VMX_OUTSIDE_SMX = 1 << 2
+
+MSR_FEATURE_CONTROL = 0x3A
+MSR_VMX_BASIC = 0x480
+MSR_VMX_PINBASED_CTLS = 0x481
+MSR_VMX_PROCBASED_CTLS = 0x482
+MSR_VMX_EXIT_CTLS = 0x483
+MSR_VMX_ENTRY_CTLS = 0x484
+MSR_VMX_MISC = 0x485
+MSR_VMX_CR0_FIXED0 = 0x486
+MSR_VMX_CR0_FIXED1 = 0x487
+MSR_VMX_CR4_FIXED0 = 0x488
+MSR_VMX_CR4_FIXED1 = 0x489
+MSR_VMX_VMCS_ENUM = 0x48A
+MSR_VMX_PROCBASED_CTLS2 = 0x48B
+MSR_VMX_EPT_VPID_CAP = 0x48C
+MSR_VMX_TRUE_PINBASED_CTLS = 0x48D
+MSR_VMX_TRUE_PROCBASED_CTLS = 0x48E
+MSR_VMX_TRUE_EXIT_CTLS = 0x48F
+MSR_VMX_TRUE_ENTRY_CTLS = 0x490
+MSR_VMX_VMFUNC = 0x491
+MSR_TRAPGATE_EXTENSIONS = 0x4B0
+"""Ours: bit 0 says that the extension fields exist (profile "seed"), bits 15:8 how many
+transfer criteria there are. Not Intel's; read only after checking CPUID leaf 40000000H."""
+
+CR0_FIXED_0 = 0x8000_0021
+"""PG, NE, PE: must be 1 in VMX operation (PG and PE not under "unrestricted guest")."""
+CR0_FIXED_1 = 0xFFFF_FFFF
+CR4_FIXED_0 = 0x2000
+
+ABORT_SAVING_MSRS = 1
+ABORT_HOST_PDPTE = 2
+ABORT_CORRUPTED = 3
+ABORT_LOADING_MSRS = 4
+ABORT_MACHINE_CHECK = 5
+ABORT_HOST_IA32E = 6

@@ -1,0 +1,36 @@
+"""Where the tables lie: in the BIOS area below 1 MB, which kernels search."""
+
+from trapgate.vmm.firmware import acpi, mp
+from trapgate.vmm.identity import cpuid
+
+AREA = 0xF_0000
+"""Physical address of the tables; the root pointers come first."""
+SIZE = 0x1000
+
+_MP = AREA + 0x40
+_FACS = AREA + 0x80
+
+
+def bios_area() -> bytes:
+    """The tables, to be put at `AREA`; at most `SIZE` bytes."""
+    image = bytearray(0xC0)
+
+    def place(data: bytes) -> int:
+        image.extend(bytes(-len(image) % 16))
+        address = AREA + len(image)
+        image.extend(data)
+        return address
+
+    dsdt = place(acpi.dsdt())
+    tables = (place(acpi.fadt(_FACS, dsdt)), place(acpi.madt()))
+    roots = (place(acpi.root(b"RSDT", tables)), place(acpi.root(b"XSDT", tables)))
+    signature, _, _, features = cpuid(1, 0)
+    configuration = place(mp.configuration(signature, features))
+    for address, data in (
+        (AREA, acpi.rsdp(*roots)),
+        (_MP, mp.floating_pointer(configuration)),
+        (_FACS, acpi.facs()),
+    ):
+        image[address - AREA : address - AREA + len(data)] = data
+    assert len(image) <= SIZE
+    return bytes(image)

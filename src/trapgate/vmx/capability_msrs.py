@@ -1,0 +1,56 @@
+"""The capability MSRs, computed from what is implemented.
+
+Source: SDM, appendix "VMX Capability Reporting Facility". What VM entry checks and what these
+say come from the same constants (`sdm.controls`).
+"""
+
+from collections.abc import Mapping
+
+from trapgate.sdm import controls as ct
+from trapgate.sdm import vmx
+from trapgate.sdm.cells import ENCODINGS
+from trapgate.sdm.fields import EXTENSION_INDEX
+from trapgate.sdm.state import CR4_IMPLEMENTED
+
+_DEFAULT_1_PRIMARY = 0x0401E172
+_DEFAULT_1_EXIT = 0x00036DFF
+_DEFAULT_1_ENTRY = 0x000011FF
+_WRITE_BACK = 6
+_EXIT_SAVES_LMA = 1 << 5
+_ACTIVITY_STATES = 7 << 6
+_INVVPID = 1 << 32 | 0xF << 40
+
+
+def _allowed(must: int, may: int) -> int:
+    return must | may << 32
+
+
+def capability_msrs(*, seed: bool) -> Mapping[int, int]:
+    """MSR number to value (64 bits); `seed` says whether the extension fields exist."""
+    highest = max(
+        encoding >> 1 & 0x1FF
+        for encoding in ENCODINGS.values()
+        if encoding >> 1 & 0x1FF < EXTENSION_INDEX
+    )
+    return {
+        vmx.MSR_VMX_BASIC: (
+            vmx.REVISION | vmx.REGION_SIZE << 32 | _WRITE_BACK << 50 | 1 << 54 | 1 << 55
+        ),
+        vmx.MSR_VMX_PINBASED_CTLS: _allowed(ct.PIN_ALLOWED_0, ct.PIN_ALLOWED_1),
+        vmx.MSR_VMX_PROCBASED_CTLS: _allowed(_DEFAULT_1_PRIMARY, ct.PRIMARY_ALLOWED_1),
+        vmx.MSR_VMX_EXIT_CTLS: _allowed(_DEFAULT_1_EXIT, ct.EXIT_ALLOWED_1),
+        vmx.MSR_VMX_ENTRY_CTLS: _allowed(_DEFAULT_1_ENTRY, ct.ENTRY_ALLOWED_1),
+        vmx.MSR_VMX_MISC: _EXIT_SAVES_LMA | _ACTIVITY_STATES | 4 << 16,
+        vmx.MSR_VMX_CR0_FIXED0: vmx.CR0_FIXED_0,
+        vmx.MSR_VMX_CR0_FIXED1: vmx.CR0_FIXED_1,
+        vmx.MSR_VMX_CR4_FIXED0: vmx.CR4_FIXED_0,
+        vmx.MSR_VMX_CR4_FIXED1: CR4_IMPLEMENTED,
+        vmx.MSR_VMX_VMCS_ENUM: highest << 1,
+        vmx.MSR_VMX_PROCBASED_CTLS2: _allowed(ct.SECONDARY_ALLOWED_0, ct.SECONDARY_REPORTED),
+        vmx.MSR_VMX_EPT_VPID_CAP: _INVVPID,
+        vmx.MSR_VMX_TRUE_PINBASED_CTLS: _allowed(ct.PIN_ALLOWED_0, ct.PIN_ALLOWED_1),
+        vmx.MSR_VMX_TRUE_PROCBASED_CTLS: _allowed(ct.PRIMARY_ALLOWED_0, ct.PRIMARY_ALLOWED_1),
+        vmx.MSR_VMX_TRUE_EXIT_CTLS: _allowed(ct.EXIT_ALLOWED_0, ct.EXIT_ALLOWED_1),
+        vmx.MSR_VMX_TRUE_ENTRY_CTLS: _allowed(ct.ENTRY_ALLOWED_0, ct.ENTRY_ALLOWED_1),
+        **({vmx.MSR_TRAPGATE_EXTENSIONS: 1} if seed else {}),
+    }

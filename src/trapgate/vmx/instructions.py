@@ -1,0 +1,409 @@
+"""The VMX instructions: which one it is, whether it may be executed, and what it does.
+
+SDM, "VMX Instruction Reference". In VMX non-root operation each exits to the x86 VMM; where
+the processor has no VMX for its guest, or the guest has not entered VMX operation, to the VMM
+in Python. Answers are those of `intercepts`, and ENTER.
+"""
+
+from trapgate.core import Cells, core
+from trapgate.effects import cr0_seen, cr4_seen, in_64_bit_mode
+from trapgate.intercepts import (
+    GO_ON,
+    RAISE_GP,
+    RAISE_UD,
+    intercept_vmx,
+    privilege_level,
+    vmx_undefined,
+)
+from trapgate.paging import MAXPHYADDR
+from trapgate.sdm.cells import (
+    GUEST_INTERRUPTIBILITY_STATE,
+    GUEST_RFLAGS,
+    GUEST_RIP,
+    GUEST_RSP,
+    VM_INSTRUCTION_ERROR,
+)
+from trapgate.sdm.fields import READ_ONLY
+from trapgate.sdm.reasons import (
+    ERROR_ENTRY_EVENTS_BLOCKED_BY_MOV_SS,
+    ERROR_INVALID_INVEPT_INVVPID_OPERAND,
+    ERROR_READ_ONLY_FIELD,
+    ERROR_UNSUPPORTED_FIELD,
+    ERROR_VMCALL_IN_ROOT,
+    ERROR_VMCLEAR_BAD_ADDRESS,
+    ERROR_VMCLEAR_VMXON_POINTER,
+    ERROR_VMLAUNCH_NOT_CLEAR,
+    ERROR_VMPTRLD_BAD_ADDRESS,
+    ERROR_VMPTRLD_BAD_REVISION,
+    ERROR_VMPTRLD_VMXON_POINTER,
+    ERROR_VMRESUME_NOT_LAUNCHED,
+    ERROR_VMXON_IN_ROOT,
+    REASON_INVEPT,
+    REASON_INVVPID,
+    REASON_VMCALL,
+    REASON_VMCLEAR,
+    REASON_VMLAUNCH,
+    REASON_VMPTRLD,
+    REASON_VMPTRST,
+    REASON_VMREAD,
+    REASON_VMRESUME,
+    REASON_VMWRITE,
+    REASON_VMXOFF,
+    REASON_VMXON,
+)
+from trapgate.sdm.registers import RSP
+from trapgate.sdm.state import (
+    BLOCKING_BY_MOV_SS,
+    CR4_VMXE,
+    RFLAGS_AF,
+    RFLAGS_CF,
+    RFLAGS_OF,
+    RFLAGS_PF,
+    RFLAGS_SF,
+    RFLAGS_ZF,
+)
+from trapgate.sdm.vmx import (
+    CLEAR,
+    CR0_FIXED_0,
+    CURRENT,
+    ENTRY_LENGTH,
+    ERROR,
+    FAILED_RIP,
+    FAILURES,
+    FEATURE_CONTROL,
+    FEATURE_LOCKED,
+    FEATURE_VMX_OUTSIDE_SMX,
+    FLUSH,
+    INSTRUCTION,
+    LAUNCHED,
+    MODE,
+    MODE_NON_ROOT,
+    MODE_OFF,
+    MODE_ROOT,
+    NONE,
+    OFFERED,
+    OPERAND,
+    VMXON_POINTER,
+)
+from trapgate.vmx.operand import (
+    INFO_REGISTER,
+    code_byte,
+    decode_operand,
+    has_prefix,
+    operand_linear,
+    operand_offset,
+    read_operand,
+    register_value,
+    write_operand,
+)
+from trapgate.vmx.region import (
+    UNSUPPORTED,
+    cell_of_encoding,
+    clear_launch_state,
+    load_region,
+    read_field,
+    revision_matches,
+    store_region,
+    write_field,
+)
+
+NOT_VMX = -1
+"""The code is no VMX instruction."""
+ENTER = 9
+"""A VM entry has to be tried: RIP is still at the VMLAUNCH or VMRESUME."""
+
+_STATUS = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF
+_LOW = 0xFFFF_FFFF
+
+
+@core
+def vmx_reason(v: Cells, mem: Cells, word: int, start: int) -> int:
+    """The basic exit reason of the VMX instruction behind `start` prefixes, or NOT_VMX.
+
+    `word` holds the first eight bytes of code; byte `start` is 0FH.
+    """
+    second = code_byte(v, mem, word, start + 1)
+    third = code_byte(v, mem, word, start + 2)
+    small = has_prefix(word, start, 0x66)
+    repeat = has_prefix(word, start, 0xF3)
+    repeat_not = has_prefix(word, start, 0xF2)
+    if has_prefix(word, start, 0xF0):
+        return NOT_VMX
+    if second == 0x01 and 0xC1 <= third <= 0xC4:
+        if third == 0xC1:
+            return REASON_VMCALL
+        if third == 0xC2:
+            return REASON_VMLAUNCH
+        return REASON_VMRESUME if third == 0xC3 else REASON_VMXOFF
+    if second in (0x78, 0x79) and not (small or repeat or repeat_not):
+        return REASON_VMREAD if second == 0x78 else REASON_VMWRITE
+    if second == 0xC7 and third < 0xC0 and not repeat_not:
+        field = (third >> 3) & 7
+        if field == 6:
+            if repeat:
+                return REASON_VMXON
+            return REASON_VMCLEAR if small else REASON_VMPTRLD
+        if field == 7 and not (small or repeat):
+            return REASON_VMPTRST
+    flushes = second == 0x38 and third in (0x80, 0x81) and small and not (repeat or repeat_not)
+    if flushes and code_byte(v, mem, word, start + 3) < 0xC0:
+        return REASON_INVEPT if third == 0x80 else REASON_INVVPID
+    return NOT_VMX
+
+
+@core
+def execute_vmx(
+    v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, start: int, rex: int, reason: int
+) -> tuple[int, int]:
+    """Carry out the VMX instruction `reason` (see `vmx_reason`): (outcome, length in bytes).
+
+    `v` is the VMCS in force. The outcome is GO_ON (done: the flags say how), EXITED, RAISE_*,
+    or ENTER.
+    """
+    length = start + 3
+    information = 0
+    displacement = 0
+    if reason not in (REASON_VMCALL, REASON_VMLAUNCH, REASON_VMRESUME, REASON_VMXOFF):
+        at = start + 2
+        if reason in (REASON_INVEPT, REASON_INVVPID):
+            at = start + 3
+        length, information, displacement = decode_operand(v, mem, word, start, rex, at)
+    mode = x[MODE]
+    starts = reason == REASON_VMXON and x[OFFERED] != 0 and cr4_seen(v) & CR4_VMXE != 0
+    if mode == MODE_NON_ROOT or (mode == MODE_OFF and not starts):
+        if reason not in (REASON_VMREAD, REASON_VMWRITE, REASON_INVEPT, REASON_INVVPID):
+            # Without a second operand bits 31:28 say nothing.
+            information = information & 0xFFF_FFFF
+        return intercept_vmx(v, reason, displacement, information, length), length
+    if vmx_undefined(v) or reason == REASON_INVEPT:
+        return RAISE_UD, length
+    if privilege_level(v) != 0:
+        return RAISE_GP, length
+    if reason == REASON_VMXON and mode == MODE_OFF:
+        if not may_start(x, v):
+            return RAISE_GP, length
+    elif reason in (REASON_VMLAUNCH, REASON_VMRESUME):
+        return before_entry(x, v, n, reason, length), length
+    elif reason == REASON_VMCALL:
+        return fail(x, v, n, reason, ERROR_VMCALL_IN_ROOT), length
+    elif reason == REASON_VMXOFF:
+        store_region(x, n, mem)
+        x[MODE] = MODE_OFF
+        x[VMXON_POINTER] = NONE
+        return succeed(v), length
+    elif reason == REASON_VMXON:
+        return fail(x, v, n, reason, ERROR_VMXON_IN_ROOT), length
+    elif reason in (REASON_VMREAD, REASON_VMWRITE) and x[CURRENT] == NONE:
+        return fail(x, v, n, reason, 0), length
+
+    long = in_64_bit_mode(v)
+    size = 8
+    if reason in (REASON_VMREAD, REASON_VMWRITE) and not long:
+        size = 4
+    linear = 0
+    if information & INFO_REGISTER == 0:
+        write = 1 if reason in (REASON_VMREAD, REASON_VMPTRST) else 0
+        span = 16 if reason == REASON_INVVPID else size
+        offset = operand_offset(v, r, information, displacement)
+        segment = (information >> 15) & 7
+        outcome, linear = operand_linear(v, segment, offset, span, write)
+        if outcome != GO_ON:
+            return outcome, length
+    if reason == REASON_VMREAD:
+        return vmread(x, v, r, mem, n, information, linear, long), length
+    if reason == REASON_VMWRITE:
+        return vmwrite(x, v, r, mem, n, information, linear, long), length
+    if reason == REASON_VMPTRST:
+        outcome = write_operand(x, v, mem, linear, 8, x[CURRENT])
+        if outcome == GO_ON:
+            succeed(v)
+        return outcome, length
+    if reason == REASON_INVVPID:
+        kind = register_value(v, r, (information >> 28) & 0xF)
+        return invvpid(x, v, mem, n, linear, kind if long else kind & _LOW), length
+    outcome, pointer = read_operand(x, v, mem, linear, 8)
+    if outcome != GO_ON:
+        return outcome, length
+    x[OPERAND] = pointer
+    if reason == REASON_VMXON:
+        return vmxon(x, v, mem, pointer), length
+    if reason == REASON_VMCLEAR:
+        return vmclear(x, v, mem, n, pointer), length
+    return vmptrld(x, v, mem, n, pointer), length
+
+
+@core
+def succeed(v: Cells) -> int:
+    """VMsucceed (SDM, "Conventions" of the instruction reference)."""
+    v[GUEST_RFLAGS] = v[GUEST_RFLAGS] & ~_STATUS
+    return GO_ON
+
+
+@core
+def fail(x: Cells, v: Cells, n: Cells, reason: int, error: int) -> int:
+    """VMfail: VMfailInvalid without a current VMCS, else VMfailValid(`error`).
+
+    `reason` names the instruction, for whoever explains failures.
+    """
+    x[FAILURES] += 1
+    x[FAILED_RIP] = v[GUEST_RIP]
+    x[INSTRUCTION] = reason
+    x[ERROR] = error
+    flag = RFLAGS_CF
+    if x[CURRENT] != NONE:
+        flag = RFLAGS_ZF
+        n[VM_INSTRUCTION_ERROR] = error
+    v[GUEST_RFLAGS] = (v[GUEST_RFLAGS] & ~_STATUS) | flag
+    return GO_ON
+
+
+@core
+def fail_invalid(x: Cells, v: Cells, reason: int) -> int:
+    """VMfailInvalid, whatever is current."""
+    x[FAILURES] += 1
+    x[FAILED_RIP] = v[GUEST_RIP]
+    x[INSTRUCTION] = reason
+    x[ERROR] = 0
+    v[GUEST_RFLAGS] = (v[GUEST_RFLAGS] & ~_STATUS) | RFLAGS_CF
+    return GO_ON
+
+
+@core
+def may_start(x: Cells, v: Cells) -> bool:
+    """Whether VMXON finds CR0, CR4 and IA32_FEATURE_CONTROL as VMX operation wants them."""
+    wanted = FEATURE_LOCKED | FEATURE_VMX_OUTSIDE_SMX
+    return bool(cr0_seen(v) & CR0_FIXED_0 == CR0_FIXED_0 and x[FEATURE_CONTROL] & wanted == wanted)
+
+
+@core
+def is_region_address(pointer: int) -> bool:
+    """Whether a region may lie at a physical address: a page within the physical width."""
+    return bool(pointer & 0xFFF == 0 and pointer >> MAXPHYADDR == 0)
+
+
+@core
+def vmxon(x: Cells, v: Cells, mem: Cells, pointer: int) -> int:
+    """Enter VMX root operation with the VMXON region at `pointer`."""
+    if not is_region_address(pointer) or not revision_matches(mem, pointer):
+        return fail_invalid(x, v, REASON_VMXON)
+    x[MODE] = MODE_ROOT
+    x[VMXON_POINTER] = pointer
+    x[CURRENT] = NONE
+    return succeed(v)
+
+
+@core
+def vmclear(x: Cells, v: Cells, mem: Cells, n: Cells, pointer: int) -> int:
+    """The VMCS at `pointer` goes back to memory, its launch state clear."""
+    if not is_region_address(pointer):
+        return fail(x, v, n, REASON_VMCLEAR, ERROR_VMCLEAR_BAD_ADDRESS)
+    if pointer == x[VMXON_POINTER]:
+        return fail(x, v, n, REASON_VMCLEAR, ERROR_VMCLEAR_VMXON_POINTER)
+    if pointer == x[CURRENT]:
+        x[LAUNCHED] = CLEAR
+        store_region(x, n, mem)
+    else:
+        clear_launch_state(mem, pointer)
+    return succeed(v)
+
+
+@core
+def vmptrld(x: Cells, v: Cells, mem: Cells, n: Cells, pointer: int) -> int:
+    """The VMCS at `pointer` becomes current."""
+    if not is_region_address(pointer):
+        return fail(x, v, n, REASON_VMPTRLD, ERROR_VMPTRLD_BAD_ADDRESS)
+    if pointer == x[VMXON_POINTER]:
+        return fail(x, v, n, REASON_VMPTRLD, ERROR_VMPTRLD_VMXON_POINTER)
+    if not revision_matches(mem, pointer):
+        return fail(x, v, n, REASON_VMPTRLD, ERROR_VMPTRLD_BAD_REVISION)
+    if pointer != x[CURRENT]:
+        store_region(x, n, mem)
+        load_region(x, n, mem, pointer)
+    return succeed(v)
+
+
+@core
+def vmread(
+    x: Cells, v: Cells, r: Cells, mem: Cells, n: Cells, information: int, linear: int, long: bool
+) -> int:
+    """VMREAD of the field whose encoding bits 31:28 of `information` find."""
+    encoding = register_value(v, r, (information >> 28) & 0xF)
+    if not long:
+        encoding = encoding & _LOW
+    x[OPERAND] = encoding
+    cell = cell_of_encoding(x, encoding)
+    if cell == UNSUPPORTED:
+        return fail(x, v, n, REASON_VMREAD, ERROR_UNSUPPORTED_FIELD)
+    value = read_field(n, cell, encoding, long)
+    if information & INFO_REGISTER:
+        number = (information >> 3) & 0xF
+        if number == RSP:
+            v[GUEST_RSP] = value
+        r[number] = value
+    else:
+        outcome = write_operand(x, v, mem, linear, 8 if long else 4, value)
+        if outcome != GO_ON:
+            return outcome
+    return succeed(v)
+
+
+@core
+def vmwrite(
+    x: Cells, v: Cells, r: Cells, mem: Cells, n: Cells, information: int, linear: int, long: bool
+) -> int:
+    """VMWRITE of the field whose encoding bits 31:28 of `information` find."""
+    encoding = register_value(v, r, (information >> 28) & 0xF)
+    if information & INFO_REGISTER:
+        value = register_value(v, r, (information >> 3) & 0xF)
+    else:
+        outcome, value = read_operand(x, v, mem, linear, 8 if long else 4)
+        if outcome != GO_ON:
+            return outcome
+    if not long:
+        encoding = encoding & _LOW
+        value = value & _LOW
+    x[OPERAND] = encoding
+    cell = cell_of_encoding(x, encoding)
+    if cell == UNSUPPORTED:
+        return fail(x, v, n, REASON_VMWRITE, ERROR_UNSUPPORTED_FIELD)
+    if (encoding >> 10) & 3 == READ_ONLY:
+        return fail(x, v, n, REASON_VMWRITE, ERROR_READ_ONLY_FIELD)
+    write_field(n, cell, encoding, value, long)
+    return succeed(v)
+
+
+@core
+def invvpid(x: Cells, v: Cells, mem: Cells, n: Cells, linear: int, kind: int) -> int:
+    """INVVPID: one tag stands for all VPIDs, so that each type flushes everything."""
+    if kind < 0 or kind > 3:
+        return fail(x, v, n, REASON_INVVPID, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
+    outcome, vpid = read_operand(x, v, mem, linear, 8)
+    if outcome != GO_ON:
+        return outcome
+    outcome, address = read_operand(x, v, mem, linear + 8, 8)
+    if outcome != GO_ON:
+        return outcome
+    wrong = vpid >> 16 != 0 or (kind != 2 and vpid == 0)
+    if kind == 0 and address >> 47 not in (0, -1):
+        wrong = True
+    if wrong:
+        return fail(x, v, n, REASON_INVVPID, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
+    x[FLUSH] = 1
+    return succeed(v)
+
+
+@core
+def before_entry(x: Cells, v: Cells, n: Cells, reason: int, length: int) -> int:
+    """What VMLAUNCH and VMRESUME look at before the VMCS: ENTER, or GO_ON after a VMfail."""
+    if x[CURRENT] == NONE:
+        return fail(x, v, n, reason, 0)
+    if v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS:
+        return fail(x, v, n, reason, ERROR_ENTRY_EVENTS_BLOCKED_BY_MOV_SS)
+    if reason == REASON_VMLAUNCH and x[LAUNCHED] != CLEAR:
+        return fail(x, v, n, reason, ERROR_VMLAUNCH_NOT_CLEAR)
+    if reason == REASON_VMRESUME and x[LAUNCHED] == CLEAR:
+        return fail(x, v, n, reason, ERROR_VMRESUME_NOT_LAUNCHED)
+    x[ENTRY_LENGTH] = length
+    x[FAILED_RIP] = v[GUEST_RIP]
+    x[INSTRUCTION] = reason
+    return ENTER
