@@ -51,7 +51,7 @@ def test_the_bundled_guest_runs_and_its_summary_is_json() -> None:
 
 
 def test_the_demo_says_that_the_output_was_the_same() -> None:
-    done = trapgate("demo", "--workload", "swap", "--json")
+    done = trapgate("demo", "--paging", "own", "--workload", "swap", "--json")
     assert done.returncode == 0, done.stderr
     every, some, none = json.loads(done.stdout)
     assert every["output_sha256_12"] == some["output_sha256_12"] == none["output_sha256_12"]

@@ -14,7 +14,7 @@ pytest.importorskip("polars")
 
 def test_the_replayed_filters_agree_with_the_runs(tmp_path: Path) -> None:
     out = tmp_path / "demo.html"
-    arguments = ["demo", "--workload", "fork", "--json", "--report", str(out)]
+    arguments = ["demo", "--paging", "own", "--workload", "fork", "--json", "--report", str(out)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     runs = json.loads(result.stdout)
