@@ -172,11 +172,11 @@ def _injection(v: Fields, p: Processor) -> Iterator[str]:
 
 def _extensions(v: Fields) -> Iterator[str]:
     """Not the SDM's: docs/guide/vmcs-files.md."""
-    if any(
-        v[name] for name in ("FAULT_FILTER", "FAULT_FILTER_ORDER", "PTBASE", "EXIT_THROUGH_IDT")
-    ):
-        yield "FAULT_FILTER"
+    if v["EXIT_THROUGH_IDT"]:
+        yield "EXIT_THROUGH_IDT"
     for name, most in (
+        ("FAULT_FILTER", 3),
+        ("FAULT_FILTER_ORDER", 3),
         ("TRANSFER_CRITERION", 7),
         ("COMPARISON_OPERATOR", 5),
         ("MEMBERS_USED", 255),
