@@ -154,6 +154,13 @@ class HostileGuests(RuleBasedStateMachine):
         ]
         self.model.write(vm, at - shift & 0xFFFF_FFFF, data)
 
+    @rule(vm=vms, slot=slots, index=indexes, entry=entries)
+    def plant(self, vm: int, slot: int, index: int, entry: Entry) -> None:
+        """The frame first, as if it were a disk address, and P afterwards."""
+        at = PTBASE | slot << 12 | index << 2
+        self.entry(vm, at, self.value(vm, entry) & ~P)
+        self.model.flip(vm, at, P)
+
     @rule(vm=vms, slot=slots, page=numbers, through_window=st.booleans())
     def flip_page_size(self, vm: int, slot: int, page: int, through_window: bool) -> None:
         """Make a page table a 4-MByte page, or the other way round, by one bit of a PDE."""
