@@ -6,6 +6,7 @@ another function can be put in front of one of them.
 """
 
 import ctypes
+import mmap
 import struct
 from pathlib import Path
 
@@ -21,27 +22,34 @@ _JUMP_SLOT = 7
 def slots(library: ctypes.CDLL, names: tuple[str, ...]) -> dict[str, int]:
     """The address of each function's slot. Raises EngineError where the library has none."""
     try:
-        data = Path(library._name).read_bytes()
-        tables = _tables(data)
-        relocations = np.frombuffer(data, "<u8", tables[_PLTRELSZ] // 8, tables[_JMPREL])
-        offsets, kinds = relocations[0::3], relocations[1::3]
-        wanted = {name.encode(): name for name in names}
-        found = {}
-        for offset, kind in zip(offsets.tolist(), kinds.tolist(), strict=True):
-            name_at, _, _, _, value, _ = struct.unpack_from(
-                "<IBBHQQ", data, tables[_SYMTAB] + 24 * (kind >> 32)
-            )
-            start = tables[_STRTAB] + name_at
-            name = wanted.get(data[start : data.index(0, start)])
-            if name is not None and kind & 0xFFFF_FFFF == _JUMP_SLOT:
-                found[name] = _address(library, name) - value + offset
+        with Path(library._name).open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        found = {name: _slot(library, name, data, _tables(data)) for name in names}
     except (OSError, struct.error, KeyError, ValueError, AttributeError) as reason:
         raise EngineError(f"the Unicorn library is not an ELF file as expected: {reason}") from None
-    for name in names:
-        slot = found.get(name)
-        if slot is None or ctypes.c_uint64.from_address(slot).value != _address(library, name):
+    for name, slot in found.items():
+        if ctypes.c_uint64.from_address(slot).value != _address(library, name):
             raise EngineError(f"the Unicorn library does not call {name} through a slot of its own")
     return found
+
+
+def _slot(library: ctypes.CDLL, name: str, data: mmap.mmap, tables: dict[int, int]) -> int:
+    """The address of one slot. Raises ValueError if there is none."""
+    start = tables[_STRTAB]
+    named = data.find(b"\0" + name.encode() + b"\0", start, start + tables[_STRSZ]) + 1 - start
+    if named <= 0:
+        raise ValueError(f"no symbol {name}")
+    # In the usual layout the table of strings follows that of symbols, 24 bytes each.
+    symbols = np.frombuffer(data, "<u4", (start - tables[_SYMTAB]) // 24 * 6, tables[_SYMTAB])
+    relocations = np.frombuffer(data, "<u8", tables[_PLTRELSZ] // 24 * 3, tables[_JMPREL])
+    jumps = relocations[1::3] & 0xFFFF_FFFF == _JUMP_SLOT
+    wanted = np.isin(relocations[1::3] >> 32, np.flatnonzero(symbols[::6] == named))
+    places = np.flatnonzero(jumps & wanted)
+    if len(places) != 1:
+        raise ValueError(f"{len(places)} slots for {name}")
+    symbol = int(relocations[3 * places[0] + 1]) >> 32
+    (value,) = struct.unpack_from("<Q", data, tables[_SYMTAB] + 24 * symbol + 8)
+    return _address(library, name) - int(value) + int(relocations[3 * places[0]])
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:
@@ -50,7 +58,7 @@ def _address(library: ctypes.CDLL, name: str) -> int:
     return address
 
 
-def _tables(data: bytes) -> dict[int, int]:
+def _tables(data: mmap.mmap) -> dict[int, int]:
     """The dynamic section's entries: here addresses in the file are offsets in it."""
     (start,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
