@@ -71,6 +71,16 @@ def test_no_policy_is_noticed_and_figure_8_saves_most_exits() -> None:
     assert saved["fork"] > 0.5
 
 
+def test_unless_told_otherwise_every_page_fault_exits() -> None:
+    vm = DirectMachine(MEMORY)
+    append = guests.command_line("demand")
+    vm.load(parse_guest(guests.image(), file="guest.elf", memory=MEMORY, append=append))
+    assert vm.run().status == 0
+    summary = vm.summary()
+    assert summary.count(Disposition.EXIT, PF) > summary.count(Disposition.DELIVER, PF) > 0
+    assert vm.counts.edits > 0
+
+
 @pytest.mark.parametrize("engine", ["native", pytest.param("portable", marks=pytest.mark.slow)])
 def test_two_machines_in_one_memory(engine: str) -> None:
     """One filtered, one not, taking turns in the midst of what they do."""

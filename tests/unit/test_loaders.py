@@ -270,6 +270,43 @@ def test_multiboot_elf() -> None:
     assert text(image, number(image, information + 64)) == b"trapgate"
 
 
+def test_multiboot_modules(tmp_path: Path) -> None:
+    for name in ("disk", "one", "two"):
+        (tmp_path / name).write_bytes(name.encode() * 2000)
+    code = multiboot_header(3).ljust(64, b"\xf4")
+    (tmp_path / "kernel").write_bytes(elf([(1, MEGABYTE, MEGABYTE, code, 8192)], bits=32))
+    image = load_guest(
+        tmp_path / "kernel",
+        memory=MEMORY,
+        initrd=tmp_path / "disk",
+        modules=[f"{tmp_path}/one", f"{tmp_path}/two console=ttyS0 quiet"],
+    )
+    check(image, MEMORY)
+    information = image.registers["RBX"]
+    assert number(image, information + 20) == 3
+    table = memory_of(image, number(image, information + 24), 48)
+    found = []
+    for at in (0, 16, 32):
+        start, end, line, _ = unpack_from("<IIII", table, at)
+        assert start % 4096 == 0
+        found.append((memory_of(image, start, end - start), text(image, line)))
+    assert found == [
+        (b"disk" * 2000, b"disk"),
+        (b"one" * 2000, b"one"),
+        (b"two" * 2000, b"two console=ttyS0 quiet"),
+    ]
+
+
+def test_modules_are_for_multiboot_kernels(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(bzimage())
+    (tmp_path / "empty").write_bytes(b"")
+    kernel = str(tmp_path / "kernel")
+    with pytest.raises(GuestImageError, match="only multiboot kernels take modules"):
+        load_guest(kernel, memory=MEMORY, modules=[kernel])
+    with pytest.raises(GuestImageError, match=r"empty: size: .*leave out this --module"):
+        load_guest(kernel, memory=MEMORY, modules=[f"{tmp_path}/empty x"])
+
+
 def test_multiboot_in_a_64_bit_elf_starts_in_32_bits() -> None:
     image = parse(elf([(1, MEGABYTE, MEGABYTE, multiboot_header(0).ljust(32, b"\xf4"), 64)]))
     assert (image.kind, image.bits) == (GuestKind.MULTIBOOT, 32)

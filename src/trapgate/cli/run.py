@@ -157,7 +157,7 @@ Examples:
 
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
 
-  trapgate run hypervisor.elf --explain
+  trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
 Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
 """
@@ -170,6 +170,10 @@ def run(
     memory: Annotated[str, typer.Option(help="RAM of the guest.")] = "128M",
     append: Annotated[str, typer.Option(help="Kernel command line.")] = "",
     initrd: Annotated[Path | None, typer.Option(help="Initial RAM disk, or module.")] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help='Module of a multiboot kernel: FILE, or "FILE ARGUMENTS"; repeatable.'),
+    ] = None,
     vmcs: Annotated[
         Path | None, typer.Option(help="TOML file of VMCS fields and controls to set.")
     ] = None,
@@ -215,6 +219,7 @@ def run(
                 memory_size(memory),
                 append,
                 initrd,
+                module or [],
                 vmcs,
                 paging,
                 text,
@@ -235,6 +240,7 @@ def _run(
     memory: int,
     append: str,
     initrd: Path | None,
+    modules: list[str],
     vmcs: Path | None,
     paging: Paging,
     text: str,
@@ -256,7 +262,7 @@ def _run(
     from trapgate.vmm.machine import VirtualMachine
 
     settings = None if vmcs is None else read_settings(vmcs)
-    image = load_guest(guest, memory=memory, append=append, initrd=initrd)
+    image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=_keyboard(), until=until)
     explanations = Explanations()

@@ -189,6 +189,8 @@ class DirectMachine(VirtualMachine):
         self._registers = Registers().cells
         self._floating = host.processor.engine.save_registers()
         self._counted: Cells = np.zeros(COUNTS, np.int64)
+        # Until a filter is asked for, every page fault exits: what is not the VMM's is given back.
+        self.vmcs["EXCEPTION_BITMAP"] = 1 << _PF
 
     def _map_all(self, number: int) -> int:
         """A directory that shows the VM its memory from 0 on and where it is; its address."""

@@ -2,13 +2,14 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from trapgate.vmm.loaders.elf import is_elf, load_elf
 from trapgate.vmm.loaders.flat import is_boot_sector, load_boot_sector, load_flat
 from trapgate.vmm.loaders.image import GuestImage, GuestImageError, mebibytes
 from trapgate.vmm.loaders.linux import is_bzimage, load_linux
-from trapgate.vmm.loaders.multiboot import find_header, load_multiboot
+from trapgate.vmm.loaders.multiboot import Module, find_header, load_multiboot
 
 _LARGEST = 1 << 32
 
@@ -21,12 +22,14 @@ def parse_guest(
     append: str = "",
     initrd: bytes | None = None,
     initrd_name: str = "initrd",
+    modules: Sequence[Module] = (),
     base: int = 0,
 ) -> GuestImage:
     """Make a guest of a file's contents.
 
     `file` names it in messages (and, its last part, to a multiboot kernel); `memory` is the
-    machine's RAM in bytes. `base` is where that lies for a guest whose page tables hold
+    machine's RAM in bytes. To a multiboot kernel `initrd` is one more module, the first; other
+    guests take none but that. `base` is where that lies for a guest whose page tables hold
     machine addresses: a multiboot kernel's memory map says so. Raises GuestImageError if
     this is no guest or does not fit.
     """
@@ -36,7 +39,12 @@ def parse_guest(
         raise GuestImageError(initrd_name, "size", "the file is empty; leave out --initrd")
     header = None if is_bzimage(data) else find_header(data)
     if header is not None:
-        return load_multiboot(data, header, file, memory, append, initrd, initrd_name, base)
+        first = [] if initrd is None else [Module(initrd, initrd_name)]
+        return load_multiboot(data, header, file, memory, append, [*first, *modules], base)
+    if modules:
+        raise GuestImageError(
+            file, "--module", "only multiboot kernels take modules; give a RAM disk as --initrd"
+        )
     if base:
         raise GuestImageError(
             file, "format", "its memory starts at 0 for all it can know; give a multiboot kernel"
@@ -56,10 +64,12 @@ def load_guest(
     memory: int,
     append: str = "",
     initrd: str | os.PathLike[str] | None = None,
+    modules: Sequence[str] = (),
 ) -> GuestImage:
     """Read a guest file, and its initial RAM disk if there is one, and make a guest of it.
 
-    `memory` is the machine's RAM in bytes; `append` the command line. Raises
+    `memory` is the machine's RAM in bytes; `append` the command line. Each of `modules` is a
+    file's path, and after a space what else the kernel shall read with its name. Raises
     GuestImageError naming file, field and remedy if it can't be booted.
     """
     data = _read(path)
@@ -71,7 +81,16 @@ def load_guest(
         append=append,
         initrd=disk,
         initrd_name="initrd" if initrd is None else Path(initrd).name,
+        modules=[_module(module) for module in modules],
     )
+
+
+def _module(text: str) -> Module:
+    path, space, arguments = text.partition(" ")
+    data = _read(path)
+    if not data:
+        raise GuestImageError(path, "size", "the file is empty; leave out this --module")
+    return Module(data, Path(path).name + space + arguments)
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

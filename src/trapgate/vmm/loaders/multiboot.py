@@ -2,9 +2,10 @@
 
 The kernel starts in flat 32-bit protected mode with EAX = 2BADB002H and EBX pointing to
 the information structure: memory sizes and map, command line (the file's name first),
-the initrd as the only module, and our name.
+modules, and our name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
 
@@ -26,6 +27,7 @@ _ANSWER = 0x2BADB002
 _SEARCHED = 8192
 _HEADER = Struct("<III")
 _ADDRESSES = Struct("<IIIII")
+_MODULE = Struct("<IIII")
 
 _VIDEO = 1 << 2
 _KNOWN_NEEDS = 0b111
@@ -35,6 +37,14 @@ _HAS_ADDRESSES = 1 << 16
 _INFORMATION_SIZE = 0x78
 _MEMORY, _COMMAND_LINE, _MODULES, _MEMORY_MAP, _LOADER_NAME = 1 << 0, 1 << 2, 1 << 3, 1 << 6, 1 << 9
 _NAME = b"trapgate\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A file for a multiboot kernel, and its line: a name, perhaps arguments behind it."""
+
+    data: bytes
+    line: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +75,7 @@ def load_multiboot(
     file: str,
     memory: int,
     append: str,
-    initrd: bytes | None,
-    initrd_name: str,
+    modules: Sequence[Module],
     base: int = 0,
 ) -> GuestImage:
     """Make a guest of a multiboot kernel. Raises GuestImageError if it can't be."""
@@ -90,19 +99,19 @@ def load_multiboot(
             "the file is no ELF and bit 16 is clear, so nothing says where to load it; "
             "set the address fields",
         )
-    module: tuple[int, int] | None = None
-    if initrd:
-        start = layout.place_after(len(initrd), "--initrd")
-        module = (start, start + len(initrd))
-        segments.append(Segment(start, initrd))
+    placed: list[tuple[int, int, bytes]] = []
+    for module in modules:
+        start = layout.place_after(len(module.data), "modules")
+        placed.append((start, start + len(module.data), _line(module.line)))
+        segments.append(Segment(start, module.data))
     segments += layout.bios_data()
     line = _command(file, append)
-    module_line = initrd_name.encode("utf-8", "surrogateescape").replace(b"\0", b"?") + b"\0"
-    size = _INFORMATION_SIZE + 24 * len(layout.map()) + 16 + len(line) + len(module_line)
+    size = _INFORMATION_SIZE + 24 * len(layout.map()) + len(line)
+    size += sum(16 + len(text) for _, _, text in placed)
     information = layout.place(size + len(_NAME), "multiboot information")
     descriptors = layout.place(GDT_SIZE, "GDT")
     segments += [
-        Segment(information, _information(layout, information, line, module, module_line)),
+        Segment(information, _information(layout, information, line, placed)),
         Segment(descriptors, gdt(32)),
     ]
     return guest_image(
@@ -160,6 +169,10 @@ def _place_by_addresses(
     return [Segment(load, data[start : start + size])], entry
 
 
+def _line(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape").replace(b"\0", b"?")[:COMMAND_LINE_LIMIT] + b"\0"
+
+
 def _command(file: str, append: str) -> bytes:
     """The file's name, then what was asked for: kernels take the first word as their own name."""
     name = file.rsplit("/", 1)[-1] or "kernel"
@@ -172,8 +185,7 @@ def _information(
     layout: Layout,
     base: int,
     line: bytes,
-    module: tuple[int, int] | None,
-    module_line: bytes,
+    modules: Sequence[tuple[int, int, bytes]],
 ) -> bytes:
     data = bytearray(_INFORMATION_SIZE)
 
@@ -198,11 +210,17 @@ def _information(
     )
     put(44, len(entries))
     put(48, append(entries))
-    if module is not None:
-        words = (*module, base + len(data) + 16, 0)
-        put(20, 1)
-        put(24, append(b"".join(word.to_bytes(4, "little") for word in words)))
-        append(module_line)
+    lines = [append(text) for _, _, text in modules]
+    put(20, len(modules))
+    put(
+        24,
+        append(
+            b"".join(
+                _MODULE.pack(start, end, at, 0)
+                for (start, end, _), at in zip(modules, lines, strict=True)
+            )
+        ),
+    )
     put(16, append(line))
     put(64, append(_NAME))
     return bytes(data)
