@@ -179,7 +179,6 @@ class Processor:
         self.vmx[vmx.VMXON_POINTER] = self.vmx[vmx.CURRENT] = vmx.NONE
         self.nested: Cells = np.zeros(len(ENCODINGS), np.int64)
         """The processor's copy of the current VMCS of a VMM that is x86 code."""
-        self._vmx = memoryview(self.vmx.data)
         self.engine.offer_vmx(self.vmx, self.nested)
         self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None

@@ -26,6 +26,7 @@ from numba import types
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.core import Cells
+from trapgate.engine import assembly as asm
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import alignment_is_checked, due
@@ -309,15 +310,18 @@ def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
     return 0
 
 
-def _stub(function: int, register: str, value: int) -> bytes:
+def _stub(function: int, register: int, value: int) -> bytes:
     """Machine code that goes on at `function` with one more argument."""
-    load = {"rdx": b"\x48\xba", "r9": b"\x49\xb9"}[register]
-    return load + struct.pack("<Q", value) + b"\x48\xb8" + struct.pack("<Q", function) + b"\xff\xe0"
+    return asm.assemble(asm.constant(register, value), *asm.jump_to(function))
 
 
-def _at(opcode: str, cell: int) -> bytes:
-    """An instruction on the machine's `cell`, whose address is RDI with 32 bits of displacement."""
-    return bytes.fromhex(opcode) + struct.pack("<i", 8 * cell)
+def _asked_to_exit(check_exit: int) -> list[asm.Line]:
+    """Go on at the engine's own look for a request to exit; RDI is the machine."""
+    return [
+        asm.load(asm.RDI, asm.RDI, 8 * mc.UC),
+        asm.clear(asm.RSI),
+        *asm.jump_to(check_exit),
+    ]
 
 
 def _count_code(request: int, check_exit: int) -> bytes:
@@ -326,80 +330,62 @@ def _count_code(request: int, check_exit: int) -> bytes:
     The engine calls this where it would call its own `check_exit`, at every block;
     `request` is where in the CPU both look for a request to exit, in bytes.
     """
-    slow = (
-        bytes.fromhex("57 56 51")  # push rdi; push rsi; push rcx
-        + b"\x48\xb8" + struct.pack("<Q", on_deadline.address)  # mov rax, on_deadline
-        + bytes.fromhex("ff d0 59 5e 5f")  # call rax; pop rcx; pop rsi; pop rdi
-        + bytes.fromhex("48 85 c0")  # test rax, rax
-    )  # fmt: skip
-    out = (
-        _at("48 8b bf", mc.UC)  # mov rdi, [uc]
-        + bytes.fromhex("31 f6")  # xor esi, esi
-        + b"\x48\xb8" + struct.pack("<Q", check_exit) + b"\xff\xe0"  # jmp check_exit
-    )  # fmt: skip
-    head = (
-        _at("48 8b 87", mc.TIME)  # mov rax, [time]
-        + _at("48 8b 8f", mc.CPU)  # mov rcx, [cpu]
-        + _at("48 3b 87", mc.DEADLINE)  # cmp rax, [deadline]
+    return asm.assemble(
+        asm.load(asm.RAX, asm.RDI, 8 * mc.TIME),
+        asm.load(asm.RCX, asm.RDI, 8 * mc.CPU),
+        asm.compare(asm.RAX, asm.RDI, 8 * mc.DEADLINE),
+        (asm.JGE, "deadline"),
+        "begin",
+        asm.compare_32(asm.RCX, request, 0),
+        (asm.JS, "asked to exit"),
+        asm.add(asm.RAX, asm.RSI),
+        asm.store(asm.RDI, 8 * mc.TIME, asm.RAX),
+        asm.RET,
+        "deadline",
+        *asm.call_saving(on_deadline.address, asm.RDI, asm.RSI, asm.RCX),
+        asm.test(asm.RAX),
+        (asm.JNE, "asked to exit"),
+        asm.load(asm.RAX, asm.RDI, 8 * mc.TIME),
+        (asm.JMP, "begin"),
+        "asked to exit",
+        *_asked_to_exit(check_exit),
     )
-    begin = (
-        b"\x83\xb9" + struct.pack("<i", request) + b"\0"  # cmp dword [rcx + request], 0
-    )
-    count = (
-        b"\x48\x01\xf0" + _at("48 89 87", mc.TIME) + b"\xc3"
-    )  # add rax, rsi; mov [time], rax; ret
-    retry = _at("48 8b 87", mc.TIME)  # mov rax, [time]
-    body = len(begin) + 2 + len(count)
-    code = head + b"\x7d" + bytes([body]) + begin  # jge slow
-    code += b"\x78" + bytes([len(count) + len(slow) + 2 + len(retry) + 2])  # js out
-    code += count + slow + b"\x75" + bytes([len(retry) + 2])  # jne out
-    code += retry + b"\xeb"  # jmp begin
-    code += struct.pack("<b", len(head) + 2 - (len(code) + 1))
-    return code + out
 
 
 def _care_code(request: int, check_exit: int) -> bytes:
     """Begin a block that needs care, the tagged RSI, on the machine RDI."""
-    return b"".join(
-        (
-            bytes.fromhex("48 8b 14 24"),  # mov rdx, [rsp]: where the block's code goes on
-            bytes.fromhex("57 56 51"),  # push rdi; push rsi; push rcx
-            b"\x48\xb8", struct.pack("<Q", on_careful_block.address),  # mov rax, on_careful_block
-            bytes.fromhex("ff d0 59 5e 5f"),  # call rax; pop rcx; pop rsi; pop rdi
-            bytes.fromhex("48 85 c0"),  # test rax, rax
-            bytes.fromhex("75 11"),  # jne out
-            _at("48 8b 8f", mc.CPU),  # mov rcx, [cpu]
-            b"\x83\xb9" + struct.pack("<i", request) + b"\0",  # cmp dword [rcx + request], 0
-            bytes.fromhex("78 01 c3"),  # js out; ret
-            _at("48 8b bf", mc.UC),  # out: mov rdi, [uc]
-            bytes.fromhex("31 f6"),  # xor esi, esi
-            b"\x48\xb8", struct.pack("<Q", check_exit), b"\xff\xe0",  # jmp check_exit
-        )
-    )  # fmt: skip
+    return asm.assemble(
+        asm.load(asm.RDX, asm.RSP, 0),  # where the block's code goes on
+        *asm.call_saving(on_careful_block.address, asm.RDI, asm.RSI, asm.RCX),
+        asm.test(asm.RAX),
+        (asm.JNE, "asked to exit"),
+        asm.load(asm.RCX, asm.RDI, 8 * mc.CPU),
+        asm.compare_32(asm.RCX, request, 0),
+        (asm.JS, "asked to exit"),
+        asm.RET,
+        "asked to exit",
+        *_asked_to_exit(check_exit),
+    )
 
 
-def _before(check: int, function: int, condition: bytes = b"") -> bytes:
+def _before(check: int, function: int, *unless: asm.Line) -> bytes:
     """Go on at `function`, a helper of the engine's, after `check` with two of its arguments.
 
-    `condition` is machine code that says by ZF = 1 that no check is needed.
+    `unless` is code that says by ZF = 1 that no check is needed.
     """
-    go_on = b"\x48\xb8" + struct.pack("<Q", function) + b"\xff\xe0"  # jmp function
-    checking = (
-        bytes.fromhex("57 56 52 51 41 50")  # push rdi; push rsi; push rdx; push rcx; push r8
-        + bytes.fromhex("48 8b 54 24 28")  # mov rdx, [rsp + 40]: where the block's code goes on
-        + b"\x48\xb8" + struct.pack("<Q", check)  # mov rax, check
-        # call rax; pop r8; pop rcx; pop rdx; pop rsi; pop rdi
-        + bytes.fromhex("ff d0 41 58 59 5a 5e 5f")
-    )  # fmt: skip
-    if condition:
-        condition += b"\x74" + bytes([len(checking)])  # jz function
-    return condition + checking + go_on
+    saved = asm.RDI, asm.RSI, asm.RDX, asm.RCX, asm.R8
+    goes_on = asm.load(asm.RDX, asm.RSP, 8 * len(saved))  # where the block's code goes on
+    return asm.assemble(
+        *unless,
+        *([(asm.JE, "go on")] if unless else []),
+        *asm.call_saving(check, *saved, first=(goes_on,)),
+        "go on",
+        *asm.jump_to(function),
+    )
 
 
-def _nested_task() -> bytes:
-    """Whether RFLAGS.NT of the CPU state at RDI is 1."""
-    # test dword [rdi + eflags], NT
-    return b"\xf7\x87" + struct.pack("<iI", at.EFLAGS, 1 << 14)
+_NESTED_TASK = asm.test_32(asm.RDI, at.EFLAGS, 1 << 14)
+"""Whether RFLAGS.NT of the CPU state at RDI is 1."""
 
 
 class Translator:
@@ -426,15 +412,15 @@ class Translator:
         t[CHECK_EXIT] = check_exit
         t[COUNT_CODE] = self._place(_count_code(request, check_exit))
         t[CARE_CODE] = self._place(_care_code(request, check_exit))
-        t[GUARD_CODE] = self._place(_stub(on_instruction.address, "rdx", address))
+        t[GUARD_CODE] = self._place(_stub(on_instruction.address, asm.RDX, address))
         t[IRET] = _symbol(library, "helper_iret_protected")
         t[FAR_JUMP] = _symbol(library, "helper_ljmp_protected")
         t[FAR_CALL] = _symbol(library, "helper_lcall_protected")
-        t[IRET_CODE] = self._place(_before(on_task_return.address, int(t[IRET]), _nested_task()))
+        t[IRET_CODE] = self._place(_before(on_task_return.address, int(t[IRET]), _NESTED_TASK))
         t[FAR_JUMP_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_JUMP])))
         t[FAR_CALL_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_CALL])))
         for name, function, register in zip(
-            names, (on_translate, on_gen_call, on_code_byte), ("r9", "r9", "rdx"), strict=True
+            names, (on_translate, on_gen_call, on_code_byte), (asm.R9, asm.R9, asm.RDX), strict=True
         ):
             stub = self._place(_stub(function.address, register, address))
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
