@@ -14,7 +14,8 @@ from trapgate.intercepts import (
     privilege_level,
     secondary_controls,
 )
-from trapgate.paging import MAXPHYADDR, pat_is_legal
+from trapgate.memory import MAXPHYADDR
+from trapgate.paging import pat_is_legal
 from trapgate.sdm.cells import (
     CR0_GUEST_HOST_MASK,
     CR0_READ_SHADOW,

@@ -6,7 +6,8 @@ x86 code has a host state; one in Python has none that could be wrong.
 """
 
 from trapgate.core import Cells, core
-from trapgate.paging import MAXPHYADDR, canonical, pat_is_legal
+from trapgate.memory import MAXPHYADDR
+from trapgate.paging import canonical, pat_is_legal
 from trapgate.sdm import checks as ck
 from trapgate.sdm import state as st
 from trapgate.sdm import vmx

@@ -19,8 +19,6 @@ from trapgate.memory import load64
 from trapgate.paging import READ, read_system, walk
 from trapgate.sdm.cells import (
     GUEST_CR0,
-    GUEST_CR3,
-    GUEST_CR4,
     GUEST_CS_ACCESS_RIGHTS,
     GUEST_CS_BASE,
     GUEST_CS_LIMIT,
@@ -190,9 +188,7 @@ def _deliver_long(
         return GP, (vector << 3) | 2 | ext, 0
     linear = v[GUEST_IDTR_BASE] + (vector << 4)
     if linear & 0xFFF <= 0xFF0:
-        physical, error, _, _ = walk(
-            v[GUEST_CR0], v[GUEST_CR3], v[GUEST_CR4], v[GUEST_IA32_EFER], 0, mem, linear, READ, 0
-        )
+        physical, error, _, _ = walk(v, 0, mem, linear, READ, 0)
         if error >= 0:
             return PF, error, linear
         gate = load64(mem, physical)
@@ -428,10 +424,15 @@ def check_tss(
 def _deliver_real(
     v: Cells, mem: Cells, vector: int, kind: int, length: int
 ) -> tuple[int, int, int]:
-    """Through the interrupt vector table; no error codes, no rings (real-address mode)."""
+    """Through the interrupt vector table; no error codes, no rings (real-address mode).
+
+    Only EPT can stand in the way of memory.
+    """
     if (vector << 2) + 3 > v[GUEST_IDTR_LIMIT]:
         return GP, -1, 0
-    pointer, _, _ = read_system(v, mem, v[GUEST_IDTR_BASE] + (vector << 2), 4)
+    pointer, error, address = read_system(v, mem, v[GUEST_IDTR_BASE] + (vector << 2), 4)
+    if error >= 0:
+        return PF, error, address
     base = v[GUEST_SS_BASE]
     rights = v[GUEST_SS_ACCESS_RIGHTS]
     mask = 0xFFFF_FFFF if rights & AR_DB else 0xFFFF
@@ -439,8 +440,9 @@ def _deliver_real(
     sp = rsp & mask
     if not stack_has_room(v[GUEST_SS_LIMIT], rights, sp, 2, 3):
         return SS, -1, 0
-    # Without paging nothing can fault from here on.
-    physical, _, _ = probe_frame(v, mem, base, sp, mask, 2, 3, 0)
+    physical, error, address = probe_frame(v, mem, base, sp, mask, 2, 3, 0)
+    if error >= 0:
+        return PF, error, address
     if physical >= 0:
         physical += 6
     rflags = v[GUEST_RFLAGS]

@@ -112,10 +112,15 @@ def put_in_force(m: Cells, address: int, flushed: bool) -> None:
 
 
 @jit
-def has_vpid(v: Cells) -> bool:
-    """Whether translations survive the transitions of this VMCS."""
+def keeps_translations(v: Cells) -> bool:
+    """Whether translations survive the transitions of this VMCS.
+
+    They need a tag, which "enable VPID" gives them. It does not tell those through EPT from the
+    VMM's own.
+    """
     return bool(
-        v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS
+        v[f.EPT_POINTER_IN_FORCE] == 0
+        and v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS
         and v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID
     )
 
@@ -139,7 +144,7 @@ def leave_here(machine: int) -> int:
     )
     m[mc.TIME_BIAS] = 0
     m[mc.NESTED_TIMER_END] = _FOREVER
-    put_in_force(m, m[mc.HOST], not has_vpid(n))
+    put_in_force(m, m[mc.HOST], not keeps_translations(n))
     if abort != 0:
         _vm_exit(host, _ABORT_EXIT, 0, 0)
         return mc.EXITED
@@ -171,7 +176,7 @@ def enter_from_here(machine: int) -> int:
     set_timers(m, n)
     if outcome == EXITED:
         return leave_here(machine)
-    put_in_force(m, m[mc.N], not has_vpid(n))
+    put_in_force(m, m[mc.N], not keeps_translations(n))
     if n[f.GUEST_ACTIVITY_STATE] != 0:
         return mc.HALTED
     return mc.RUNNING

@@ -20,6 +20,10 @@ MSR_BITMAP = 107
 VIRTUAL_NMIS = 108
 NMI_WINDOW = 109
 VPID_ZERO = 110
+EPT_MEMORY_TYPE = 111
+EPT_WALK_LENGTH = 112
+EPT_RESERVED = 113
+UNRESTRICTED_WITHOUT_EPT = 114
 
 EXIT_CONTROLS = 201
 SAVE_TIMER = 202
@@ -146,6 +150,8 @@ LINK_CURRENT = 1233
 
 PDPTE = 1300
 """And three more, for the other page-directory-pointer-table entries."""
+PDPTE_FIELD = 1310
+"""The same under EPT, where fields hold them."""
 
 _SECTIONS = {
     1: "VM-Execution Control Fields",
@@ -216,6 +222,10 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (VIRTUAL_NMIS, (_PIN,), '"virtual NMIs" must be 0 if "NMI exiting" is 0'),
     (NMI_WINDOW, (_PRIMARY, _PIN), '"NMI-window exiting" must be 0 if "virtual NMIs" is 0'),
     (VPID_ZERO, ("VIRTUAL_PROCESSOR_IDENTIFIER",), 'must not be 0 if "enable VPID" is 1'),
+    (EPT_MEMORY_TYPE, ("EPT_POINTER",), "bits 2:0 must be 0 (uncacheable) or 6 (write-back)"),
+    (EPT_WALK_LENGTH, ("EPT_POINTER",), "bits 5:3 must be 3: a page walk of four levels"),
+    (EPT_RESERVED, ("EPT_POINTER",), "bits 11:7 and bits 63:40 must be 0"),
+    (UNRESTRICTED_WITHOUT_EPT, (_SECONDARY,), '"unrestricted guest" needs "enable EPT"'),
     (EXIT_CONTROLS, (_EXIT,), "reserved bits must be as IA32_VMX_(TRUE_)EXIT_CTLS says"),
     (
         SAVE_TIMER,
@@ -451,6 +461,14 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
             PDPTE + n,
             ("GUEST_CR3", "GUEST_CR4"),
             f"the PDPTE {n} that CR3 leads to is present with one of bits 63:40, 8:5, 2:1 set",
+        )
+        for n in range(4)
+    ),
+    *(
+        (
+            PDPTE_FIELD + n,
+            (f"GUEST_PDPTE{n}", "GUEST_CR4", _SECONDARY),
+            "is present with one of bits 63:40, 8:5, 2:1 set",
         )
         for n in range(4)
     ),
