@@ -507,7 +507,7 @@ def test_shadows_and_targets(mode: str) -> None:
 @pytest.mark.parametrize("seed", [False, True])
 def test_the_seeds_fields_need_its_profile(mode: str, seed: bool) -> None:
     a = Assembler(mode == "l64")
-    program = a.vmxon() + a.vmclear() + a.vmptrld() + a.vmwrite(0x4202, 1 << 14)
+    program = a.vmxon() + a.vmclear() + a.vmptrld() + a.vmwrite(0x4302, 1 << 14)
     vmm = X86Vmm(mode, program=program, seed=seed)
     vmm.run()
     assert vmm["TRANSFER_CRITERION_VECTORS"] == (1 << 14 if seed else 0)
