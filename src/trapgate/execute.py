@@ -24,6 +24,8 @@ from trapgate.intercepts import (
     EXITED,
     GO_ON,
     RAISE_GP,
+    RAISE_OPERAND_PF,
+    RAISE_PF,
     RAISE_UD,
     intercept_clts,
     intercept_cpuid,
@@ -61,7 +63,14 @@ from trapgate.sdm.controls import SECONDARY_DESCRIPTOR_TABLE_EXITING
 from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS
 from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
 from trapgate.sdm.state import AR_DB, CR0_PE, RFLAGS_RF, RFLAGS_VM
-from trapgate.sdm.vmx import CR0_FIXED_0, MODE, MODE_NON_ROOT, MODE_ROOT
+from trapgate.sdm.vmx import (
+    CR0_FIXED_0,
+    FAULT_ADDRESS,
+    FAULT_ERROR,
+    MODE,
+    MODE_NON_ROOT,
+    MODE_ROOT,
+)
 from trapgate.vmx.instructions import NOT_VMX, execute_vmx, vmx_reason
 from trapgate.vmx.operand import decode_operand, has_prefix
 
@@ -171,7 +180,11 @@ def execute_io(
     size = 1
     if opcode & 1:
         size = 2 if small else 4
-    outcome, _, _ = io_permission(v, mem, port, size)
+    outcome, error, address = io_permission(v, mem, port, size)
+    if outcome == RAISE_PF:
+        x[FAULT_ERROR] = error
+        x[FAULT_ADDRESS] = address
+        return RAISE_OPERAND_PF
     if outcome != GO_ON:
         return outcome
     is_in = 0 if opcode & 2 else 1
