@@ -177,8 +177,8 @@ def trap(
 ) -> bool:
     """Raise the debug exceptions that follow an instruction; whether that was a VM exit."""
     causes = int(processor.engine.cells[stops.STEP_CAUSES])
-    causes |= int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & _BREAKPOINTS
-    v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] &= ~_BREAKPOINTS
+    causes |= int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & (_BREAKPOINTS | PENDING_BS)
+    v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
     for number in range(4):
         if _is_watched(processor, v, number, accesses):
             causes |= 1 << number

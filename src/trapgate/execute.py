@@ -266,7 +266,9 @@ def execute_two_byte(
     elif second == 0x09:
         outcome = intercept_wbinvd(v, length)
     elif second == 0x33:
-        outcome = intercept_rdpmc(v, length)
+        outcome = intercept_rdpmc(v, r[RCX] & _LOW, length)
+        if outcome == GO_ON:
+            set_pair(r, 0)
     elif second == 0x0B:
         return RAISE_UD
     if outcome == GO_ON:

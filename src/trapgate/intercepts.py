@@ -40,6 +40,9 @@ TASK_BY_IRET = 1
 TASK_BY_JMP = 2
 TASK_BY_GATE = 3
 
+_COUNTERS = 4
+"""Performance counters that RDPMC reads. The processor model has so many; here they read 0."""
+
 
 @core
 def privilege_level(v: Cells) -> int:
@@ -184,13 +187,13 @@ def intercept_rdtscp(v: Cells, length: int) -> int:
 
 
 @core
-def intercept_rdpmc(v: Cells, length: int) -> int:
-    """RDPMC: "RDPMC exiting"; else #GP, for there are no counters."""
+def intercept_rdpmc(v: Cells, counter: int, length: int) -> int:
+    """RDPMC: "RDPMC exiting"; else #GP if there is no such counter. Those there are stand still."""
     if privilege_level(v) != 0 and (v[f.GUEST_CR4] & st.CR4_PCE) == 0:
         return RAISE_GP
     if exit_if(v, ct.PRIMARY_RDPMC_EXITING, why.REASON_RDPMC, 0, length) == EXITED:
         return EXITED
-    return RAISE_GP
+    return GO_ON if 0 <= counter < _COUNTERS else RAISE_GP
 
 
 @core

@@ -256,6 +256,12 @@ class Processor:
         return bool(self._vmx[vmx.LENT])
 
     @property
+    def traps_nested(self) -> bool:
+        """Whether that x86 VMM wants an exit after each instruction of its guest."""
+        primary = self.nested[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return self.serves_nested and bool(primary & ct.PRIMARY_MONITOR_TRAP_FLAG)
+
+    @property
     def in_force(self) -> Cells:
         """The VMCS in force: VMCS 0 or, while its guest runs, that of an x86 VMM."""
         c = self._words
@@ -589,11 +595,13 @@ class Processor:
         if window_exit(v) != GO_ON:
             return True
         interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
-        if v is self.nested and interruptible and self._awaits_window():
-            return window_exit(self.lend()) != GO_ON
+        exiting = bool(pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING)
+        if v is self.nested and (interruptible or exiting) and self._awaits_window():
+            vm_exit(self.lend(), ExitReason.INTERRUPT_WINDOW, 0, 0)
+            return True
         if self._interrupt is not None:
             vector = self._interrupt
-            if pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING:
+            if exiting:
                 vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
                 if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
                     self._interrupt = None

@@ -129,8 +129,13 @@ def test_what_this_processor_lacks_is_undefined(code: bytes) -> None:
     faulted(begin(Tiny("l64", 0, code)), UD)
 
 
-def test_rdpmc_without_counters_is_a_general_protection_fault() -> None:
-    faulted(begin(Tiny("l64", 0, b"\x0f\x33")), GP)
+def test_rdpmc_reads_counters_that_stand_still() -> None:
+    # xor ecx, ecx; mov eax, ecx; dec eax; rdpmc
+    run = begin(Tiny("l64", 0, bytes.fromhex("31c9 89c8 ffc8 0f33")))
+    at_end(run)
+    assert (run.processor.registers.rax, run.processor.registers.rdx) == (0, 0)
+    # mov ecx, 4; rdpmc
+    faulted(begin(Tiny("l64", 0, bytes.fromhex("b904000000 0f33"))), GP)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -104,6 +104,23 @@ BAD = {
         ["run", "{guest}", "--vmcs", "{toml:[fields]\nEXCEPTION_BITMAP = 0x1_0000_0000}"],
         "32 bits",
     ),
+    "PTBASE is not aligned": (
+        ["run", "{guest}", "--paging", "direct", "--vmcs", "{toml:[fields]\nPTBASE = 0xC0000123}"],
+        "PTBASE: 0xc0000123 is not 4 MB aligned; give the self-mapped tables' linear address",
+    ),
+    "a filter under vt-x": (
+        [
+            "run",
+            "{guest}",
+            "--vmcs",
+            '{toml:profile="vt-x"\n[fields]\nFAULT_FILTER="figure-8"}',
+        ],
+        'FAULT_FILTER: is an extension; use profile "seed"',
+    ),
+    "memory for direct paging": (
+        ["run", "{guest}", "--paging", "direct", "--memory", "15M"],
+        "no multiple of 4 MiB, which direct paging gives memory in; ask for 16M",
+    ),
     "no workload": (["demo", "--workload", "nonsense"], "choose from"),
 }
 
@@ -122,6 +139,41 @@ def test_bad_input_is_one_line_and_status_2(name: str, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+FIGURE_8 = """
+[controls]
+exceptions = ["PF"]
+[fields]
+FAULT_FILTER = "figure-8"
+PTBASE = {base}
+"""
+IN_VAIN = {
+    "no paging": (["--paging", "direct"], "{flat}", 0xC000_0000, "never turned paging on"),
+    "not self-mapping": (
+        [],
+        "{guest}",
+        0xC040_0000,
+        "not where the guest's page directory maps",
+    ),
+    "refused": (["--paging", "direct"], "{guest}", 0xC040_0000, "set PTBASE to 0xc0000000"),
+    "writable tables": ([], "{guest}", 0xC000_0000, "with --paging direct the VMM makes"),
+}
+
+
+@pytest.mark.parametrize("name", IN_VAIN)
+def test_who_asks_for_a_filter_in_vain_is_told_so(name: str, tmp_path: Path) -> None:
+    options, guest, base, words = IN_VAIN[name]
+    (tmp_path / "halt.bin").write_bytes(b"\xfa\xf4" + bytes(30))
+    (tmp_path / "filter.toml").write_text(FIGURE_8.format(base=base))
+    path = {"{flat}": str(tmp_path / "halt.bin"), "{guest}": str(guests.IMAGE_PATH)}[guest]
+    done = trapgate(
+        *("run", path, "--memory", "16M", "--append", "workload=aging"),
+        *("--vmcs", str(tmp_path / "filter.toml"), *options),
+    )
+    assert done.returncode in (0, 1)
+    assert sum(words in line for line in done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
 
 

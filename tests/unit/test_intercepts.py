@@ -132,12 +132,14 @@ def test_rdtscp_must_be_enabled() -> None:
     assert intercepts.intercept_rdtscp(vmcs.cells, 3) == RAISE_UD
 
 
-def test_rdpmc_finds_no_counters() -> None:
-    assert intercepts.intercept_rdpmc(protected().cells, 2) == RAISE_GP
+def test_rdpmc_finds_four_counters() -> None:
+    counters = [0, 3, 4, 0x4000_0000, 0xFFFF_FFFF]
+    outcomes = [intercepts.intercept_rdpmc(protected().cells, n, 2) for n in counters]
+    assert outcomes == [GO_ON, GO_ON, RAISE_GP, RAISE_GP, RAISE_GP]
     vmcs = with_primary(PrimaryControl.RDPMC_EXITING)
-    assert intercepts.intercept_rdpmc(vmcs.cells, 2) == EXITED
+    assert intercepts.intercept_rdpmc(vmcs.cells, 4, 2) == EXITED
     user = with_primary(PrimaryControl.RDPMC_EXITING, cpl=3)
-    assert intercepts.intercept_rdpmc(user.cells, 2) == RAISE_GP
+    assert intercepts.intercept_rdpmc(user.cells, 0, 2) == RAISE_GP
 
 
 def test_wbinvd_by_its_secondary_control() -> None:

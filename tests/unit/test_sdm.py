@@ -39,7 +39,7 @@ def test_encodings_ascend_before_the_extensions_and_never_collide() -> None:
         ("GUEST_RIP", 0x681E, 64, "guest state"),
         ("HOST_RIP", 0x6C16, 64, "host state"),
         ("ANY_BIT_MASK", 0x420C, 32, "control"),
-        ("PTBASE", 0x6200, 64, "control"),
+        ("PTBASE", 0x6300, 64, "control"),
     ],
 )
 def test_fields(name: str, encoding: int, width: int, kind: str) -> None:

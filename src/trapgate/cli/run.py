@@ -316,6 +316,7 @@ def _run(
 def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
     """What a user should know who asked for direct paging or a fault filter in vain."""
     from trapgate.decide import Disposition
+    from trapgate.engine import machine as stops
     from trapgate.processor import signed
     from trapgate.selfmap import self_mapped
     from trapgate.vmm.direct import DirectMachine
@@ -327,6 +328,11 @@ def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
             yield "the guest never turned paging on, so there were no page tables to guard"
         if vm.counts.refused:
             yield f"the VMM refused {vm.counts.refused:,} times, at last: {vm.counts.last_refusal}"
+        if not vm.processor.engine.cells[stops.NATIVE]:
+            yield (
+                "the portable engine does not stop at task switches, which load CR3: "
+                "a guest that means harm gets out of direct paging; use --engine native for it"
+            )
     if vmcs.profile != "seed" or not vmcs["FAULT_FILTER"]:
         return
     if not summary.count(Disposition.COMPLETE, 14):

@@ -84,10 +84,11 @@ def look_ahead(m: Cells) -> None:
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     v = cells(m[mc.V], m[mc.V_CELLS])
     primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+    awaited = host[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_INTERRUPT_WINDOW_EXITING
     waiting = 0
-    if (primary | host[f.PRIMARY_PROCESSOR_BASED_CONTROLS]) & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
+    if primary & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
         waiting = mc.WHEN_INTERRUPTIBLE
-    if m[mc.PINS] & mc.PIN_INTERRUPT:
+    if awaited or m[mc.PINS] & mc.PIN_INTERRUPT:
         exiting = v[f.PIN_BASED_CONTROLS] & ct.PIN_EXTERNAL_INTERRUPT_EXITING
         waiting |= mc.AT_ONCE if exiting else mc.WHEN_INTERRUPTIBLE
     if primary & ct.PRIMARY_NMI_WINDOW_EXITING or m[mc.PINS] & mc.PIN_EVENT:

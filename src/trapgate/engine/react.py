@@ -37,6 +37,7 @@ _HAS_CODE = 0x27D00
 _DEBUG_CAUSES = 0xE00F
 _SINGLE_STEP = 1 << 14
 _GENERAL_DETECT = 1 << 13
+_BREAKPOINTS = 0xF
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
@@ -195,7 +196,9 @@ def perform(m: Cells, v: Cells, r: Cells, word: int) -> int:
             x[vmx.FLUSH] = 0
             m[mc.SWITCHED] |= mc.SWITCHED_TRANSLATIONS
         if stepping:
-            return arbitrate(m, v, r, 1, 3, -1, _SINGLE_STEP, 0)
+            causes = _SINGLE_STEP | v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
+            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+            return arbitrate(m, v, r, 1, 3, -1, causes, 0)
         return mc.RUNNING
     if outcome == ix.EXITED:
         return mc.EXITED

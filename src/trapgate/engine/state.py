@@ -215,7 +215,11 @@ def checks_of(m: Cells, env: int, v: Cells) -> int:
         checks |= mc.CHECK_ALIGNMENT
     if ~peek32(env + at.MXCSR) & _MXCSR_MASKS:
         checks |= mc.CHECK_SSE
-    if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG:
+    # A debug exception may be pending behind MOV SS, for the end of the next instruction.
+    if (
+        v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG
+        or v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]
+    ):
         checks |= mc.CHECK_TRAP
     return checks
 
@@ -337,15 +341,14 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         # Descriptor-table exiting: reads and writes of IDTR, GDTR, LDTR, TR.
         words |= 0xFF << (at.SVM_IDTR_READ - at.SVM_BASE)
     poke64(env + at.INTERCEPT, words)
-    # CR0 and CR4 have bits of the host's and reserved ones; CR8 is not where the engine keeps it.
+    # CR0 and CR4 have bits of the host's, they and CR3 reserved ones; CR8 is not where the
+    # engine keeps it.
     read = 1 << 8
-    write = 1 | 1 << 4 | 1 << 8
+    write = 1 | 1 << 3 | 1 << 4 | 1 << 8
     if v[f.CR0_GUEST_HOST_MASK]:
         read |= 1
     if v[f.CR4_GUEST_HOST_MASK]:
         read |= 1 << 4
-    if primary & 1 << 15:
-        write |= 1 << 3
     if primary & 1 << 16:
         read |= 1 << 3
     poke16(env + at.INTERCEPT_CR_READ, read)

@@ -23,6 +23,8 @@ from trapgate.engine.translation import translator
 from trapgate.errors import EngineError
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
+from trapgate.sdm.interruption import TYPE_OTHER_EVENT
+from trapgate.sdm.reasons import REASON_MONITOR_TRAP_FLAG
 
 _FOREVER = 1 << 62
 _CODE_BUFFER = 64 << 20
@@ -35,6 +37,7 @@ _enter = linked("enter")
 _vm_exit = linked("vm_exit")
 
 _PREEMPTION_TIMER = 52
+_DR6_BITS = 0x400F
 
 
 @jit
@@ -134,10 +137,17 @@ def serve(m: Cells) -> int:
         m[mc.TIME_BIAS] = host[f.TSC_OFFSET]
     core_calls.look_ahead(m)
     info = host[f.VM_ENTRY_INTERRUPTION_INFORMATION]
-    if info & 1 << 31 == 0:
-        return mc.RUNNING
-    host[f.VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~(1 << 31)
     v = cells(m[mc.V], m[mc.V_CELLS])
+    if info & 1 << 31 == 0:
+        causes = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _DR6_BITS
+        if causes == 0 or v[f.GUEST_INTERRUPTIBILITY_STATE] & 2:
+            return mc.RUNNING
+        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+        return react.arbitrate(m, v, r, 1, 3, -1, causes, 0)
+    host[f.VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~(1 << 31)
+    if (info >> 8) & 7 == TYPE_OTHER_EVENT:
+        _vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
+        return mc.EXITED
     error_code = host[f.VM_ENTRY_EXCEPTION_ERROR_CODE] if info & 1 << 11 else -1
     vector = info & 0xFF
     kind = (info >> 8) & 7

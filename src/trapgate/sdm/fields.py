@@ -1,7 +1,7 @@
 """The names of VMCS fields, and what an encoding says about a field.
 
 Source: SDM, "VMCS Field Encoding": bit 0 access to the high half of a 64-bit field,
-bits 9:1 index, 11:10 type, 14:13 width. Indexes from 100H up are our extensions.
+bits 9:1 index, 11:10 type, 14:13 width. Indexes from 180H up are our extensions.
 """
 
 from enum import EnumMeta, IntEnum
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trapgate.sdm.cells import ENCODINGS
 
-EXTENSION_INDEX = 0x100
+EXTENSION_INDEX = 0x180
 """The first index of extension fields."""
 
 RESERVED_FOR_VMX = ("EXIT_THROUGH_IDT",)

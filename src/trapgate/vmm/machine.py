@@ -33,6 +33,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import PENDING_BS
 from trapgate.sdm.vectors import ROWS
 from trapgate.trace import TraceWriter
 from trapgate.vmcs import Vmcs
@@ -57,7 +58,9 @@ _NE = 1 << 5
 _TIMER_MAX = 0xFFFF_FFFF
 _POLL = 2_000_000
 """Instructions between two looks at the terminal."""
+_TF = 1 << 8
 _VALID = 1 << 31
+_MONITOR_TRAP = _VALID | InterruptionType.OTHER_EVENT << 8
 _NEVER = 1 << 62
 JOURNAL = 1 << 15
 """Events that a machine's processor remembers."""
@@ -269,7 +272,11 @@ class VirtualMachine:
             rip &= 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
         v[f.GUEST_RIP] = rip
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
+        if v[f.GUEST_RFLAGS] & _TF:
+            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
         v[f.GUEST_RFLAGS] &= ~(1 << 16)
+        if self.processor.traps_nested:
+            v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
 
     def after_device(self) -> Stop | None:
         """A device was used: the end of the machine, if it or the console asked for it."""

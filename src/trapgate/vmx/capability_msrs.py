@@ -30,7 +30,7 @@ def capability_msrs(*, seed: bool) -> Mapping[int, int]:
     highest = max(
         encoding >> 1 & 0x1FF
         for encoding in ENCODINGS.values()
-        if encoding >> 1 & 0x1FF < EXTENSION_INDEX
+        if seed or encoding >> 1 & 0x1FF < EXTENSION_INDEX
     )
     return {
         vmx.MSR_VMX_BASIC: (

@@ -30,13 +30,16 @@ def load_msrs(v: Cells, r: Cells, mem: Cells, address: int, count: int) -> int:
 
 @core
 def store_msrs(v: Cells, r: Cells, mem: Cells, address: int, count: int, time: int) -> int:
-    """Store the MSRs that an area names: 0, or which entry failed, from 1."""
+    """Store the MSRs that an area names: 0, or which entry failed, from 1.
+
+    `time` is the time-stamp counter without the guest's offset, which does not count here.
+    """
     for number in range(min(count, MOST)):
         entry = address + 16 * number
         index = load32(mem, entry)
         if load32(mem, entry + 4) != 0 or index >> 8 == 8:
             return number + 1
-        outcome, value = read_msr(v, r, index, time)
+        outcome, value = (GO_ON, time) if index == MSR_TSC else read_msr(v, r, index, time)
         if outcome != GO_ON:
             return number + 1
         store64(mem, entry + 8, value)

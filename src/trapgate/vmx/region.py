@@ -11,7 +11,7 @@ import numpy as np
 from trapgate.core import Cells, core
 from trapgate.memory import load32, load64, store32, store64
 from trapgate.sdm.cells import ENCODINGS
-from trapgate.sdm.fields import Field
+from trapgate.sdm.fields import EXTENSION_INDEX, Field
 from trapgate.sdm.vmx import CURRENT, LAUNCHED, NONE, REVISION, SEED
 
 _ABORT_OFFSET = 4
@@ -50,7 +50,7 @@ def cell_of_encoding(x: Cells, encoding: int) -> int:
     UNSUPPORTED if the processor has no such field, or the encoding has reserved bits set.
     """
     index = (encoding >> 1) & 0x1FF
-    if encoding & ~0x6FFF != 0 or index & 0xC0 != 0:
+    if encoding & ~0x6FFF != 0 or index & 0x1C0 not in (0, EXTENSION_INDEX):
         return UNSUPPORTED
     if encoding & 1 != 0 and (encoding >> 13) & 3 != 1:
         return UNSUPPORTED

@@ -156,6 +156,20 @@ def test_msr_areas(mode: str) -> None:
     assert (vmm.processor.registers.lstar, vmm.processor.registers.tsc_aux) == (0x2222, 7)
 
 
+def test_the_time_stamp_counter_is_stored_without_the_guests_offset(mode: str) -> None:
+    vmm = run(
+        mode,
+        fields={
+            "TSC_OFFSET": 1 << 40,
+            "VM_EXIT_MSR_STORE_ADDRESS": AREA,
+            "VM_EXIT_MSR_STORE_COUNT": 1,
+        },
+        bits={PRIMARY: ct.PRIMARY_TSC_OFFSETTING},
+        memory={AREA: msr_area((0x10, 0))},
+    )
+    assert 0 < unpack("<Q", vmm.processor.memory.read(AREA + 8, 8))[0] < 10_000
+
+
 @pytest.mark.parametrize(
     ("entries", "failing"),
     [
@@ -306,6 +320,70 @@ def test_monitor_trap_flag(mode: str) -> None:
     # A fault is delivered, and then the exit is due.
     vmm = run(mode, b"\x0f\x0b", bits=bits)
     assert (vmm.reason, vmm["GUEST_RIP"]) == (ExitReason.MONITOR_TRAP_FLAG, tiny.handler(6))
+
+
+@pytest.mark.parametrize("code", [NOP, b"\x0f\x09"], ids=["nop", "wbinvd"])
+@pytest.mark.parametrize("single_step", [0, 1 << 14], ids=["", "single-step"])
+def test_debug_exceptions_pending_behind_mov_ss(mode: str, code: bytes, single_step: int) -> None:
+    """Breakpoint 0 was met by a MOV to SS: it is told of when the next instruction is done."""
+    fields = {
+        "EXCEPTION_BITMAP": 1 << 1,
+        "GUEST_RFLAGS": 2 | single_step >> 6,
+        "GUEST_INTERRUPTIBILITY_STATE": 2,
+        "GUEST_PENDING_DEBUG_EXCEPTIONS": 1 << 12 | 1 | single_step,
+    }
+    vmm = run(mode, code + CPUID, fields)
+    assert (vmm.reason, vmm[INFO] & 0x7FF) == (ExitReason.EXCEPTION_OR_NMI, 0x301)
+    assert vmm["GUEST_RIP"] == GUEST_CODE + len(code)
+    assert (vmm["EXIT_QUALIFICATION"], vmm["GUEST_PENDING_DEBUG_EXCEPTIONS"]) == (
+        single_step | 1,
+        0,
+    )
+
+
+def test_mov_to_cr3_with_reserved_bits(mode: str) -> None:
+    if mode != "l64":
+        pytest.skip("the register has 32 bits")
+    code = b"\x48\xb8" + pack("<Q", 1 << 40) + b"\x0f\x22\xd8"
+    vmm = run(mode, code, {"EXCEPTION_BITMAP": 1 << 13})
+    assert (vmm.reason, vmm[INFO] & 0x7FF) == (ExitReason.EXCEPTION_OR_NMI, 0x30D)
+
+
+def test_an_interrupt_that_waits_for_the_vmm_exits_from_its_guest(mode: str) -> None:
+    """The machine waits for the VMM to enable interrupts, and that enters its guest instead."""
+    vmm = X86Vmm(mode)
+    fields = controls(vmm, **{PIN: ct.PIN_EXTERNAL_INTERRUPT_EXITING})
+    vmm = X86Vmm(mode, guest=NOP * 5 + VMCALL, fields=fields)
+    vmm.vmcs[PRIMARY] |= ct.PRIMARY_INTERRUPT_WINDOW_EXITING
+    window = vmm.processor.vmlaunch(vmm.vmcs)
+    assert isinstance(window, VmExit)
+    assert window.reason == ExitReason.INTERRUPT_WINDOW
+    assert vmm.processor.serves_nested
+    assert vmm.vmcs["GUEST_RIP"] == GUEST_CODE
+    vmm.vmcs[PRIMARY] &= ~ct.PRIMARY_INTERRUPT_WINDOW_EXITING
+    vmm.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = 0x8000_0033
+    assert vmm.run() == EXITED
+    assert (vmm.reason, vmm["GUEST_RIP"]) == (ExitReason.EXTERNAL_INTERRUPT, GUEST_CODE)
+
+
+def test_the_end_of_an_instruction_that_the_machine_carried_out(mode: str) -> None:
+    """Whoever emulates an instruction says what follows it: a single step, the monitor trap."""
+    step = {"GUEST_RFLAGS": 0x102, "EXCEPTION_BITMAP": 1 << 1}
+    for bits in ({}, {PRIMARY: ct.PRIMARY_MONITOR_TRAP_FLAG}):
+        plain = X86Vmm(mode)
+        fields = controls(plain, **bits) | step
+        vmm = X86Vmm(mode, guest=out(0x77) + CPUID, fields=fields)
+        assert vmm.run() == 0x77
+        vmm.vmcs["GUEST_PENDING_DEBUG_EXCEPTIONS"] = 1 << 14
+        if vmm.processor.traps_nested:
+            vmm.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = 0x8000_0700
+        assert vmm.run() == EXITED
+        assert vmm["GUEST_RIP"] == GUEST_CODE + 2
+        if bits:
+            assert vmm.reason == ExitReason.MONITOR_TRAP_FLAG
+            assert vmm["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 1 << 14
+        else:
+            assert (vmm.reason, vmm[INFO] & 0x7FF) == (ExitReason.EXCEPTION_OR_NMI, 0x301)
 
 
 def test_ports_that_are_let_through(mode: str) -> None:
