@@ -7,7 +7,7 @@ redirects to the 8086 program's own handlers (SDM, "Real-Address Mode Operation"
 
 from trapgate.core import Cells, core
 from trapgate.frame import probe_frame, push_word, stack_has_room
-from trapgate.paging import READ, read_system, walk
+from trapgate.paging import read_system
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_SOFTWARE_INTERRUPT
 from trapgate.sdm.state import (
@@ -74,21 +74,8 @@ def deliver_redirected(v: Cells, mem: Cells, vector: int, rip: int) -> tuple[int
         if rflags & RFLAGS_VIF:
             pushed |= RFLAGS_IF
         interrupts = RFLAGS_VIF
-    linear = vector << 2
-    _, error, _, _ = walk(
-        v[f.GUEST_CR0],
-        v[f.GUEST_CR3],
-        v[f.GUEST_CR4],
-        v[f.GUEST_IA32_EFER],
-        0,
-        mem,
-        linear,
-        READ,
-        1,
-    )
-    if error >= 0:
-        return PF, error, linear
-    return _enter(v, mem, linear, rip, 1, pushed, interrupts | RFLAGS_TF | RFLAGS_RF, 0)
+    cleared = interrupts | RFLAGS_TF | RFLAGS_RF
+    return _enter(v, mem, vector << 2, rip, 1, pushed, cleared, 0)
 
 
 @core
