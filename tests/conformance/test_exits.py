@@ -129,6 +129,12 @@ def test_what_this_processor_lacks_is_undefined(code: bytes) -> None:
     faulted(begin(Tiny("l64", 0, code)), UD)
 
 
+@pytest.mark.parametrize("mode", ["p32", "pae"])
+def test_syscall_is_for_64_bit_mode(mode: str) -> None:
+    """Whatever EFER.SCE is."""
+    faulted(begin(Tiny(mode, 3, b"\x0f\x05", fields={"GUEST_IA32_EFER": 1})), UD)
+
+
 def test_rdpmc_reads_counters_that_stand_still() -> None:
     # xor ecx, ecx; mov eax, ecx; dec eax; rdpmc
     run = begin(Tiny("l64", 0, bytes.fromhex("31c9 89c8 ffc8 0f33")))

@@ -38,7 +38,7 @@ def test_encodings_ascend_before_the_extensions_and_never_collide() -> None:
         ("EXIT_QUALIFICATION", 0x6400, 64, "exit information"),
         ("GUEST_RIP", 0x681E, 64, "guest state"),
         ("HOST_RIP", 0x6C16, 64, "host state"),
-        ("ANY_BIT_MASK", 0x420C, 32, "control"),
+        ("ANY_BIT_MASK", 0x430C, 32, "control"),
         ("PTBASE", 0x6300, 64, "control"),
     ],
 )

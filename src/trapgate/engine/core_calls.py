@@ -100,24 +100,13 @@ def look_ahead(m: Cells) -> None:
 
 
 @jit
-def put_in_force(m: Cells, address: int, flushed: bool) -> None:
-    """Let the VMCS at `address` be in force; `flushed` if cached translations go."""
+def put_in_force(m: Cells, address: int) -> None:
+    """Let the VMCS at `address` be in force. Cached translations have no tags, so all go."""
     m[mc.V] = address
-    m[mc.SWITCHED] |= mc.SWITCHED_VMCS
-    if flushed:
-        m[mc.SWITCHED] |= mc.SWITCHED_TRANSLATIONS
+    m[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
     if m[mc.STEPPING] != 0:
         m[mc.STEPPING] = mc.STEP_EVENT
     look_ahead(m)
-
-
-@jit
-def has_vpid(v: Cells) -> bool:
-    """Whether translations survive the transitions of this VMCS."""
-    return bool(
-        v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS
-        and v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID
-    )
 
 
 @jit
@@ -139,7 +128,7 @@ def leave_here(machine: int) -> int:
     )
     m[mc.TIME_BIAS] = 0
     m[mc.NESTED_TIMER_END] = _FOREVER
-    put_in_force(m, m[mc.HOST], not has_vpid(n))
+    put_in_force(m, m[mc.HOST])
     if abort != 0:
         _vm_exit(host, _ABORT_EXIT, 0, 0)
         return mc.EXITED
@@ -171,7 +160,7 @@ def enter_from_here(machine: int) -> int:
     set_timers(m, n)
     if outcome == EXITED:
         return leave_here(machine)
-    put_in_force(m, m[mc.N], not has_vpid(n))
+    put_in_force(m, m[mc.N])
     if n[f.GUEST_ACTIVITY_STATE] != 0:
         return mc.HALTED
     return mc.RUNNING

@@ -247,6 +247,8 @@ def undefined(m: Cells, v: Cells, r: Cells) -> int:
     start = _prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
     if byte == 0xF1:
+        # This is the one #DB, also for what MOV SS has held back.
+        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1)
     if byte & 0xFC == 0x6C and not is_locked(word, start):
         return carry_out(m, v, r, word)

@@ -200,6 +200,10 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
             # LDMXCSR and FXRSTOR.
             if form < 0xC0 and (form >> 3) & 7 in (1, 2):
                 m[mc.CARE] |= _CARE_MXCSR
+        elif second == 0x05 and not long:
+            # SYSCALL, which is for 64-bit mode.
+            m[mc.FORBIDDEN] = 1
+            m[mc.FORBIDDEN_AT] = start
         elif locked and (second in (0xA3, 0xAB, 0xB3, 0xBB) or second == 0xBA):
             form = code_byte(t, env, start + n + 2)
             if form >= 0xC0 and (second != 0xBA or form & 0x20):

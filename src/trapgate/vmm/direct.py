@@ -425,12 +425,15 @@ def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """CPUID, of a processor with 32-bit paging."""
     leaf = vm.processor.registers.rax & _LOW
     action = handlers.identify(vmexit, vm)
-    vm.processor.registers.rdx &= ~_HIDDEN.get(leaf, 0)
+    vm.processor.registers.rdx &= ~_HIDDEN_EDX.get(leaf, 0)
+    vm.processor.registers.rbx &= ~_HIDDEN_EBX.get(leaf, 0)
     return action
 
 
-_HIDDEN = {1: 1 << 6 | 1 << 9, 0x8000_0001: 1 << 20 | 1 << 29}
-"""In EDX of CPUID's leaves: PAE and the APIC, whose page is no frame; NX, long mode."""
+_HIDDEN_EDX = {1: 1 << 6 | 1 << 9, 0x8000_0001: 1 << 20 | 1 << 29}
+"""Of CPUID's leaves: PAE and the APIC, whose page is no frame; NX, long mode."""
+_HIDDEN_EBX = {7: 1 << 20}
+"""Likewise: SMAP."""
 
 HANDLERS: Mapping[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: exception,

@@ -111,6 +111,8 @@ def port(vmexit: VmExit, vm: VirtualMachine) -> Action:
 def halt(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """HLT: virtual time jumps to the next thing that could wake the guest."""
     vm.advance(vmexit)
+    if vmexit.vmcs["GUEST_PENDING_DEBUG_EXCEPTIONS"]:
+        return RESUME  # a single step ends the wait
     return vm.idle()
 
 
@@ -223,12 +225,12 @@ def time_stamp(vmexit: VmExit, vm: VirtualMachine) -> Action:
 
 
 def undefined(vmexit: VmExit, vm: VirtualMachine) -> Action:
-    """VMX instructions of the guest's: it is not told that there are any, so #UD."""
+    """Instructions that the guest is not told of (MONITOR; under another VMM VMX): #UD."""
     return _INVALID_OPCODE
 
 
 def nothing(vmexit: VmExit, vm: VirtualMachine) -> Action:
-    """An instruction without effect here (PAUSE, WBINVD, INVD, MONITOR, MWAIT)."""
+    """An instruction without effect here (PAUSE, WBINVD, INVD)."""
     return EMULATED
 
 
@@ -304,8 +306,8 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.RDMSR: read_msr,
     ExitReason.WRMSR: write_msr,
     ExitReason.ENTRY_FAILURE_GUEST_STATE: entry_failure,
-    ExitReason.MWAIT: nothing,
-    ExitReason.MONITOR: nothing,
+    ExitReason.MWAIT: undefined,
+    ExitReason.MONITOR: undefined,
     ExitReason.PAUSE: nothing,
     ExitReason.WBINVD: nothing,
     ExitReason.PREEMPTION_TIMER: again,

@@ -44,10 +44,12 @@ _FEATURES_ECX = (
     | 1 << 31  # a hypervisor is present
 )
 _SMEP = 1 << 7
+_SMAP = 1 << 20
 _ARAT = 1 << 2
 _EXTENDED_EDX = (
     1 << 11  # SYSCALL
     | 1 << 20  # NX
+    | 1 << 27  # RDTSCP
     | 1 << 29  # long mode
 )
 _SIGNATURE = 0x106A5
@@ -80,7 +82,7 @@ _LEAVES: dict[int, Leaf] = {
     0x2: (0x0000_0001, 0, 0, 0),
     # The timer of the local APIC never stops.
     0x6: (_ARAT, 0, 0, 0),
-    0x7: (0, _SMEP, 0, 0),
+    0x7: (0, _SMEP | _SMAP, 0, 0),
     # The crystal clock is the TSC's: one tick an instruction.
     0x15: (1, 1, _MEGAHERTZ * 1_000_000, 0),
     0x16: (_MEGAHERTZ, _MEGAHERTZ, 1, 0),

@@ -34,7 +34,7 @@ from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import PENDING_BS
-from trapgate.sdm.vectors import ROWS
+from trapgate.sdm.vectors import ROWS, Occurrence
 from trapgate.trace import TraceWriter
 from trapgate.vmcs import Vmcs
 from trapgate.vmcsfile import Profile, Settings
@@ -59,7 +59,9 @@ _TIMER_MAX = 0xFFFF_FFFF
 _POLL = 2_000_000
 """Instructions between two looks at the terminal."""
 _TF = 1 << 8
+_RF = 1 << 16
 _VALID = 1 << 31
+_HARDWARE = 3 << 8
 _MONITOR_TRAP = _VALID | InterruptionType.OTHER_EVENT << 8
 _NEVER = 1 << 62
 JOURNAL = 1 << 15
@@ -211,9 +213,13 @@ class VirtualMachine:
         vmcs = self.vmcs
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
         vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= (
-            ct.PRIMARY_HLT_EXITING | ct.PRIMARY_UNCONDITIONAL_IO_EXITING | ct.PRIMARY_TSC_OFFSETTING
+            ct.PRIMARY_HLT_EXITING
+            | ct.PRIMARY_UNCONDITIONAL_IO_EXITING
+            | ct.PRIMARY_TSC_OFFSETTING
+            | ct.PRIMARY_MONITOR_EXITING
+            | ct.PRIMARY_MWAIT_EXITING
         )
-        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID
+        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
         vmcs["TSC_OFFSET"] = seed * 0x9E37_79B9 & 0xFFFF_FFFF_FFFF
         # VMX fixes CR0.NE to 1; the guest sees what it wrote.
@@ -274,7 +280,7 @@ class VirtualMachine:
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
         if v[f.GUEST_RFLAGS] & _TF:
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
-        v[f.GUEST_RFLAGS] &= ~(1 << 16)
+        v[f.GUEST_RFLAGS] &= ~_RF
         if self.processor.traps_nested:
             v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
 
@@ -524,6 +530,10 @@ class VirtualMachine:
         v = self.vmcs.words
         self._tally.injected[action.event.vector] += 1
         word, code = action.event.encode()
+        row = ROWS.get(action.event.vector)
+        if row is not None and row.occurrence is Occurrence.FAULT and word & _HARDWARE:
+            # Its frame says so, and entering with it does not.
+            v[f.GUEST_RFLAGS] |= _RF
         v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = word
         v[f.VM_ENTRY_EXCEPTION_ERROR_CODE] = code
         v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length

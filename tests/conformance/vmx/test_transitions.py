@@ -341,6 +341,39 @@ def test_debug_exceptions_pending_behind_mov_ss(mode: str, code: bytes, single_s
     )
 
 
+def test_int1_is_the_one_debug_exception_behind_mov_ss(mode: str) -> None:
+    fields = {
+        "EXCEPTION_BITMAP": 1 << 1,
+        "GUEST_INTERRUPTIBILITY_STATE": 2,
+        "GUEST_PENDING_DEBUG_EXCEPTIONS": 1 << 12 | 1,
+    }
+    vmm = run(mode, b"\xf1", fields)
+    assert (vmm.reason, vmm[INFO] & 0x7FF) == (ExitReason.EXCEPTION_OR_NMI, 0x501)
+    assert vmm["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 0
+
+
+def test_translations_of_another_vpid_are_not_used(mode: str) -> None:
+    """The VMM, on the same tables, has seen a page that its guest does not find any more."""
+    plain = X86Vmm(mode)
+    vpid = {
+        PRIMARY: ct.PRIMARY_SECONDARY_CONTROLS | plain.fields_of()[PRIMARY],
+        SECONDARY: ct.SECONDARY_VPID,
+        "VIRTUAL_PROCESSOR_IDENTIFIER": 1,
+        "EXCEPTION_BITMAP": 1 << 14,
+    }
+    a = plain.assembler
+    entry = tiny.TABLES + 0x3000 + (AREA >> 12) * (4 if mode == "p32" else 8)
+    # mov eax, [AREA]; mov dword [entry], 0; and then in, by VMLAUNCH.
+    touch = b"\x8b" + a.absolute(0, AREA) + b"\xc7" + a.absolute(0, entry) + bytes(4)
+    vmm = X86Vmm(mode, guest=b"\x8b" + a.absolute(0, AREA) + CPUID, fields=vpid)
+    start = vmm.start().removesuffix(a.vmlaunch)
+    vmm = X86Vmm(mode, guest=vmm.guest, fields=vpid, program=start + touch + a.vmlaunch)
+    assert vmm.processor.memory.read(entry, 4)[0] & 1
+    assert vmm.run() == EXITED
+    assert (vmm.reason, vmm[INFO] & 0x7FF) == (ExitReason.EXCEPTION_OR_NMI, 0x30E)
+    assert vmm["EXIT_QUALIFICATION"] == AREA
+
+
 def test_mov_to_cr3_with_reserved_bits(mode: str) -> None:
     if mode != "l64":
         pytest.skip("the register has 32 bits")
@@ -507,7 +540,7 @@ def test_shadows_and_targets(mode: str) -> None:
 @pytest.mark.parametrize("seed", [False, True])
 def test_the_seeds_fields_need_its_profile(mode: str, seed: bool) -> None:
     a = Assembler(mode == "l64")
-    program = a.vmxon() + a.vmclear() + a.vmptrld() + a.vmwrite(0x4202, 1 << 14)
+    program = a.vmxon() + a.vmclear() + a.vmptrld() + a.vmwrite(0x4302, 1 << 14)
     vmm = X86Vmm(mode, program=program, seed=seed)
     vmm.run()
     assert vmm["TRANSFER_CRITERION_VECTORS"] == (1 << 14 if seed else 0)
