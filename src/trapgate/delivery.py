@@ -70,6 +70,7 @@ from trapgate.sdm.state import (
     RFLAGS_VM,
 )
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, DB, DF, GP, PAGE_FAULT_VECTORS, PF
+from trapgate.vectortable import is_redirected
 
 COMBINE_SERIALLY = 0
 COMBINE_DOUBLE_FAULT = 1
@@ -144,6 +145,7 @@ def raise_event(
         and injected == 0
         and v[GUEST_RFLAGS] & RFLAGS_VM
         and v[GUEST_RFLAGS] & RFLAGS_IOPL != RFLAGS_IOPL
+        and not is_redirected(v, mem, vector, kind)[0]
     ):
         # INT n in virtual-8086 mode is sensitive to IOPL; it is no delivery yet.
         vector = GP

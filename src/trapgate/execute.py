@@ -25,6 +25,7 @@ from trapgate.intercepts import (
     GO_ON,
     RAISE_GP,
     RAISE_OPERAND_PF,
+    RAISE_PF,
     RAISE_UD,
     intercept_clts,
     intercept_cpuid,
@@ -200,7 +201,11 @@ def execute_io(
     size = 1
     if opcode & 1:
         size = 2 if small else 4
-    outcome, _, _ = io_permission(v, mem, port, size)
+    outcome, error, address = io_permission(v, mem, port, size)
+    if outcome == RAISE_PF:
+        x[FAULT_ERROR] = error
+        x[FAULT_ADDRESS] = address
+        return RAISE_OPERAND_PF
     if outcome != GO_ON:
         return outcome
     is_in = 0 if opcode & 2 else 1

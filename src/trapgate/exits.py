@@ -54,6 +54,15 @@ def vm_exit(v: Cells, reason: int, qualification: int, length: int) -> None:
     v[GUEST_LINEAR_ADDRESS] = 0
     v[GUEST_PHYSICAL_ADDRESS] = 0
     v[VM_ENTRY_INTERRUPTION_INFORMATION] = v[VM_ENTRY_INTERRUPTION_INFORMATION] & ~INFO_VALID
+    save_ia32e_mode(v)
+
+
+@core
+def save_ia32e_mode(v: Cells) -> None:
+    """The VM-entry control "IA-32e mode guest" becomes what IA32_EFER.LMA is.
+
+    A VM exit does so; a VMM that carries out a MOV to CR0 for its guest has to, too.
+    """
     controls = v[VM_ENTRY_CONTROLS] & ~ENTRY_IA32E_MODE_GUEST
     if (v[GUEST_IA32_EFER] & EFER_LMA) != 0:
         controls = controls | ENTRY_IA32E_MODE_GUEST

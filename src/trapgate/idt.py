@@ -57,7 +57,6 @@ from trapgate.sdm.state import (
     AR_WRITABLE,
     CR0_PE,
     EFER_LMA,
-    RFLAGS_AC,
     RFLAGS_IF,
     RFLAGS_NT,
     RFLAGS_RF,
@@ -65,8 +64,9 @@ from trapgate.sdm.state import (
     RFLAGS_VM,
 )
 from trapgate.sdm.vectors import GP, NP, PF, SS, TS
+from trapgate.vectortable import NO_FAULT, deliver_real, deliver_redirected, is_redirected
 
-DELIVERED = -1
+DELIVERED = NO_FAULT
 """First number that `deliver` returns when the handler has been entered."""
 TASK_GATE = -2
 """... when the gate is a task gate whose checks all passed."""
@@ -88,11 +88,16 @@ def deliver(
     address of a page fault), nothing changed but accessed and dirty flags.
     """
     if v[GUEST_CR0] & CR0_PE == 0:
-        return _deliver_real(v, mem, vector, kind, length)
+        return deliver_real(v, mem, vector, _return_address(v, kind, length))
     # EXT says that the event came from outside the program: INT n, INT3 and INTO did not.
     ext = 1
     if kind in (TYPE_SOFTWARE_INTERRUPT, TYPE_SOFTWARE_EXCEPTION):
         ext = 0
+    redirected, fault, error, address = is_redirected(v, mem, vector, kind)
+    if fault != NO_FAULT:
+        return fault, error, address
+    if redirected:
+        return deliver_redirected(v, mem, vector, _return_address(v, kind, length))
     if v[GUEST_IA32_EFER] & EFER_LMA:
         return _deliver_long(v, mem, vector, kind, error_code, length, ext)
     return _deliver_protected(v, mem, vector, kind, error_code, length, ext)
@@ -418,41 +423,3 @@ def check_tss(
     if limit_of(descriptor) < (0x67 if kind & 8 else 0x2B):
         return TS, named, 0
     return TASK_GATE, selector, 0
-
-
-@core
-def _deliver_real(
-    v: Cells, mem: Cells, vector: int, kind: int, length: int
-) -> tuple[int, int, int]:
-    """Through the interrupt vector table; no error codes, no rings (real-address mode).
-
-    Only EPT can stand in the way of memory.
-    """
-    if (vector << 2) + 3 > v[GUEST_IDTR_LIMIT]:
-        return GP, -1, 0
-    pointer, error, address = read_system(v, mem, v[GUEST_IDTR_BASE] + (vector << 2), 4)
-    if error >= 0:
-        return PF, error, address
-    base = v[GUEST_SS_BASE]
-    rights = v[GUEST_SS_ACCESS_RIGHTS]
-    mask = 0xFFFF_FFFF if rights & AR_DB else 0xFFFF
-    rsp = v[GUEST_RSP]
-    sp = rsp & mask
-    if not stack_has_room(v[GUEST_SS_LIMIT], rights, sp, 2, 3):
-        return SS, -1, 0
-    physical, error, address = probe_frame(v, mem, base, sp, mask, 2, 3, 0)
-    if error >= 0:
-        return PF, error, address
-    if physical >= 0:
-        physical += 6
-    rflags = v[GUEST_RFLAGS]
-    push_word(v, mem, physical, base, sp, mask, 2, 0, 0, rflags)
-    push_word(v, mem, physical, base, sp, mask, 2, 0, 1, v[GUEST_CS_SELECTOR])
-    push_word(v, mem, physical, base, sp, mask, 2, 0, 2, _return_address(v, kind, length))
-    selector = (pointer >> 16) & 0xFFFF
-    v[GUEST_CS_SELECTOR] = selector
-    v[GUEST_CS_BASE] = selector << 4
-    v[GUEST_RIP] = pointer & 0xFFFF
-    v[GUEST_RSP] = (rsp & 0xFFFF_FFFF & ~mask) | ((sp - 6) & mask)
-    v[GUEST_RFLAGS] = rflags & ~(RFLAGS_IF | RFLAGS_TF | RFLAGS_AC | RFLAGS_RF)
-    return DELIVERED, 0, 0

@@ -27,7 +27,7 @@ PIN, PRIMARY, SECONDARY = (
 )
 MODES = ("p32", "l64")
 ALL_ONES = (1 << 64) - 1
-GP, UD = 13, 6
+GP, PF, UD = 13, 14, 6
 NOP = b"\x90"
 
 Controls = Mapping[str, int]
@@ -317,6 +317,16 @@ def test_the_guests_own_permission_comes_before_the_exit(mode: str) -> None:
     privileged = Tiny(mode, 3, b"\xec", fields={"GUEST_RFLAGS": 2 | 3 << 12})
     run = begin(privileged, UNCONDITIONAL)
     exited(run, ExitReason.IO_INSTRUCTION, qualification=io_qualification(1, 1, 0), length=1)
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("code", [b"\xee", b"\xe6\x60", b"\xed"])
+def test_an_absent_tss_is_a_page_fault_of_the_input_or_output(code: bytes, engine: str) -> None:
+    guest = Tiny("p32", 3, code, fields={"GUEST_TR_BASE": tg.ABSENT})
+    run = begin(guest, {**UNCONDITIONAL, "EXCEPTION_BITMAP": 1 << PF}, engine=engine)
+    assert run.exit.interruption == Interruption(PF, InterruptionType.HARDWARE_EXCEPTION, 0)
+    assert run.exit.qualification == tg.ABSENT + 102
+    assert run.vmcs["GUEST_RIP"] == CODE
 
 
 # MSRs.

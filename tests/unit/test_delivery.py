@@ -192,6 +192,68 @@ def test_int_n_in_virtual_8086_mode_needs_iopl_3() -> None:
     assert guest.frame(2) == [0, 0x12]
 
 
+# INT n in virtual-8086 mode with CR4.VME: the redirection bitmap below the I/O map at TSS + 88H.
+
+VIF, IOPL_3 = 1 << 19, 3 << 12
+REDIRECTION, IO_MAP = 0x68, 0x88
+
+
+def redirecting(flags: int, bitmap: bytes = bytes(32)) -> Guest:
+    """In virtual-8086 mode, with vectors 80H and 21H of the 8086's own at 0; RFLAGS `flags`."""
+    guest = virtual_8086()
+    guest.set(GUEST_RFLAGS=2 | VM | flags, GUEST_CR4=state.CR4_VME, GUEST_TR_LIMIT=IO_MAP)
+    guest.write(g.TSS + 102, IO_MAP.to_bytes(2, "little"))
+    guest.write(g.TSS + REDIRECTION, bitmap)
+    for vector in (0x21, 0x80):
+        guest.write(vector * 4, (0x1200 + vector).to_bytes(2, "little") + b"\x34\x05")
+    return guest
+
+
+@pytest.mark.parametrize("vector", [0x21, 0x80])
+@pytest.mark.parametrize(
+    ("flags", "pushed", "left"),
+    [
+        (IOPL_3 | IF, IOPL_3 | IF, IOPL_3),
+        (IOPL_3 | TF, IOPL_3 | TF, IOPL_3),
+        (IF | VIF, IOPL_3 | IF, IF),
+        (IF, IOPL_3, IF),
+    ],
+)
+def test_int_n_redirected_to_the_8086_program(
+    vector: int, flags: int, pushed: int, left: int
+) -> None:
+    guest = redirecting(flags)
+    assert guest.raise_event(vector, INT_N, length=2) == 0
+    assert (guest["GUEST_CS_SELECTOR"], guest["GUEST_CS_BASE"]) == (0x534, 0x5340)
+    assert (guest["GUEST_RIP"], guest["GUEST_RSP"]) == (0x1200 + vector, 0x3450)
+    assert guest.words(0x10020 + 0x3450, 3, 2) == [0x14, 0x1001, 2 | pushed]
+    assert guest["GUEST_RFLAGS"] == 2 | VM | left
+
+
+@pytest.mark.parametrize(("flags", "vector"), [(IOPL_3, 0x80), (VIF, 13)])
+def test_int_n_with_its_redirection_bit_goes_through_the_idt(flags: int, vector: int) -> None:
+    guest = redirecting(flags, bytes(16) + b"\x01" + bytes(15))
+    assert guest.raise_event(0x80, INT_N, length=2) == 0
+    assert guest["GUEST_RIP"] == handler(vector)
+    assert guest["GUEST_RFLAGS"] & VM == 0
+
+
+@pytest.mark.parametrize("kind", [EXTERNAL, HARDWARE, INT3])
+def test_nothing_but_int_n_is_redirected(kind: int) -> None:
+    guest = redirecting(IOPL_3)
+    assert guest.raise_event(0x80 if kind == EXTERNAL else 3, kind, length=1) == 0
+    assert guest["GUEST_RFLAGS"] & VM == 0
+
+
+@pytest.mark.parametrize("limit", [102, REDIRECTION + 0x10])
+def test_a_redirection_bitmap_beyond_the_limit_is_a_general_protection_fault(limit: int) -> None:
+    guest = redirecting(IOPL_3)
+    guest.set(GUEST_TR_LIMIT=limit)
+    assert guest.raise_event(0x80, INT_N, length=2) == 0
+    assert guest["GUEST_RIP"] == handler(13)
+    assert guest.frame(2) == [0, 0x12]
+
+
 def test_fresh_descriptors_become_accessed() -> None:
     guest = Guest()
     guest.gate(6, selector=g.FRESH_CODE)

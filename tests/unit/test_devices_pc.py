@@ -9,6 +9,7 @@ import pytest
 from trapgate.vmm.devices import Bus, MachineEvent, MachineEventKind, Pc, VirtualClock
 from trapgate.vmm.devices.debug import PostPort
 from trapgate.vmm.devices.keyboard import KeyboardController
+from trapgate.vmm.devices.pc import NoProcessor
 from trapgate.vmm.devices.rtc import CmosRtc
 
 CLOCK = VirtualClock()
@@ -62,6 +63,22 @@ def test_a_write_to_port_80h_waits_a_microsecond() -> None:
     port = PostPort(waited.append)
     port.write(0x80, 1, 0x5A, 0)
     assert (port.read(0x80, 1, 0), waited) == (0x5A, [1])
+
+
+def test_polling_a_clock_takes_a_microsecond_each_time() -> None:
+    waited: list[int] = []
+
+    class Waiting(NoProcessor):
+        def wait(self, microseconds: int) -> None:
+            waited.append(microseconds)
+
+    pc = Pc(1 << 24, lambda byte: None, processor=Waiting())
+    for port in (0x40, 0x61, 0x71, 0x608):
+        pc.read(port, 1, 0)
+    pc.write(0x70, 1, 0, 0)
+    assert waited == [1] * 5
+    assert pc.read(0x3FD, 1, 0) & 0x60 == 0x60
+    assert waited == [1] * 5
 
 
 def test_two_devices_at_one_port_are_refused() -> None:

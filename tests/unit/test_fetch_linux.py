@@ -1,24 +1,17 @@
 """The initramfs that tools/fetch-linux packs, and when it has nothing to do."""
 
-import importlib.machinery
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "tools" / "fetch-linux"
+from tests.unit.fetch_linux import PROGRAM, fetch_linux
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("fetch_linux", str(PROGRAM))
-    specification = importlib.util.spec_from_loader("fetch_linux", loader)
-    assert specification is not None
-    module = importlib.util.module_from_spec(specification)
-    loader.exec_module(module)
-    return module
+    return fetch_linux()
 
 
 def unpacked(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -53,6 +46,12 @@ def test_the_archive_holds_busybox_its_links_and_init(tool: ModuleType) -> None:
 def test_equal_busyboxes_give_equal_archives(tool: ModuleType) -> None:
     assert tool.initramfs(b"BUSYBOX") == tool.initramfs(b"BUSYBOX")
     assert len(tool.initramfs(b"BUSYBOX")) % 512 == 0
+
+
+def test_archives_behind_each_other_stay_aligned(tool: ModuleType) -> None:
+    more = tool.cpio([("kvm.ko", 0o100644, b"MODULE", (0, 0))])
+    assert unpacked(more) == {"kvm.ko": (0o100644, b"MODULE")}
+    assert len(more) % 512 == 0
 
 
 def test_a_complete_folder_is_left_alone(tool: ModuleType, tmp_path: Path) -> None:

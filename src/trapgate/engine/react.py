@@ -243,6 +243,14 @@ def undefined(m: Cells, v: Cells, r: Cells) -> int:
 
 
 @jit
+def is_taken_for_sse(m: Cells, v: Cells) -> bool:
+    """INVEPT, INVVPID or INVPCID, which the engine takes for SSE instructions if CR0.TS is 1."""
+    word, _ = fetch(m, v, 8)
+    start = _prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
+    return bool((word >> (8 * start)) & 0xFCFFFF == 0x80380F)
+
+
+@jit
 def interrupted(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
     word, _ = fetch(m, v, 8)
@@ -320,7 +328,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
         if vector == 13 and m[mc.FAULT_KIND] == mc.FAULT_NON_CANONICAL:
             m[mc.FAULT_KIND] = 0
             return mc.CHECKED
-        if vector == 6:
+        if vector == 6 or (vector == 7 and is_taken_for_sse(m, v)):
             return undefined(m, v, r)
         if vector == 1:
             causes = peek64(env + at.DR6) & _DEBUG_CAUSES

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trapgate import effects
+from trapgate.exits import save_ia32e_mode
 from trapgate.explain import explain_abort
 from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, RAISE_UD
@@ -192,6 +193,7 @@ def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
     if outcome != GO_ON:
         v[shadow] = before
         return _GENERAL_PROTECTION
+    save_ia32e_mode(v)
     return EMULATED
 
 

@@ -304,6 +304,21 @@ def test_invvpid(mode: str, a: Assembler, name: str) -> None:
     assert vmm["VM_INSTRUCTION_ERROR"] == (28 if flags else 0)
 
 
+@pytest.mark.parametrize("code", [0x80, 0x81], ids=["invept", "invvpid"])
+def test_task_switched_keeps_no_vmx_instruction_from_working(
+    mode: str, a: Assembler, code: int
+) -> None:
+    # VMMs keep CR0.TS set, and the engine takes these opcodes for SSE.
+    task_switched = b"\x0f\x20\xc0" + b"\x0f\xba\xe8\x03" + b"\x0f\x22\xc0"
+    instruction = a.load(0, 2) + bytes([0x66, 0x0F, 0x38, code]) + a.absolute(0, AREA)
+    for program in (instruction, task_switched + instruction):
+        vmm = run(mode, begin(a) + program, memory={AREA: bytes(16)})
+        if vmm.port == FAULTED:  # type: ignore[attr-defined]
+            assert (code, vmm.vector) == (0x80, UD)
+        else:
+            assert vmm.flags == OK
+
+
 @pytest.mark.parametrize("register", [0, 4], ids=["cr0", "cr4"])
 def test_fixed_bits_stay_set(mode: str, a: Assembler, register: int) -> None:
     # MOV RAX, CRn; BTR EAX, bit; MOV CRn, RAX: paging, protection and VMXE are fixed.

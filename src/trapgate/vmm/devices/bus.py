@@ -93,6 +93,32 @@ class UntimedDevice:
         """Nothing to do: time means nothing here."""
 
 
+class SlowDevice:
+    """A device each access to which takes a microsecond, as on a PC's slow bus.
+
+    Guests poll clocks until a time has come. If only their instructions counted, a virtual
+    second of polling would take millions of VM exits. `wait` lets microseconds pass.
+    """
+
+    def __init__(self, device: Device, wait: Callable[[int], None]) -> None:
+        self.ports = tuple(device.ports)
+        self.wide = device.wide
+        self.next_deadline = device.next_deadline
+        self.advance = device.advance
+        self._device = device
+        self._wait = wait
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """Let a microsecond pass behind the access."""
+        self._wait(1)
+        return self._device.read(port, size, now)
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """Let a microsecond pass behind the access."""
+        self._wait(1)
+        self._device.write(port, size, value, now)
+
+
 class Bus:
     """Route port accesses to devices, and collect their deadlines and machine events."""
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from trapgate.vmm.devices import ioapic
 from trapgate.vmm.devices.apic import LocalApic, Pins
-from trapgate.vmm.devices.bus import Bus, Device
+from trapgate.vmm.devices.bus import Bus, Device, SlowDevice
 from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, NoPci, PostPort
 from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
@@ -86,15 +86,15 @@ class Pc:
             self.pic,
             self.apic,
             self.io_apic,
-            self.pit,
+            SlowDevice(self.pit, processor.wait),
             self.keyboard,
             self.uart,
-            self.rtc,
+            SlowDevice(self.rtc, processor.wait),
             self.post,
             DebugConsole(emit if debug_emit is None else debug_emit),
             DebugExit(self.bus),
             NoPci(self.bus),
-            PowerManagement(self._line(_SCI), self.bus, clock),
+            SlowDevice(PowerManagement(self._line(_SCI), self.bus, clock), processor.wait),
             FirmwareConfiguration(memory, {"etc/e820": e820(ranges)}),
         ):
             self.bus.attach(device)

@@ -1,9 +1,8 @@
 """Guests without any header: a boot sector, or flat 32-bit code.
 
 A file of exactly 512 bytes that ends in 55H AAH is a boot sector: real mode, at
-0000:7C00, DL = 80H. There is no BIOS; every interrupt vector points to a stub that
-returns, and INT 10H with AH = 0EH writes AL to COM1. Any other file is flat 32-bit code:
-it is loaded and entered at 1 MB as `bare` says.
+0000:7C00, DL = 80H. Any other file is flat 32-bit code: it is loaded and entered at 1 MB as
+`bare` says.
 """
 
 from trapgate.vmm.loaders.bare import finish
@@ -21,12 +20,6 @@ from trapgate.vmm.loaders.state import real_mode
 
 _SECTOR = 512
 _SECTOR_ADDRESS = 0x7C00
-_BIOS_SEGMENT = 0xF000
-_STUB_OFFSET = 0xFF53  # where PC firmware has its IRET for unused vectors
-_TELETYPE_OFFSET = 0xFF54
-
-# cmp ah, 0Eh; jne out; push dx; mov dx, 3F8h; out dx, al; pop dx; out: iret
-_STUBS = bytes.fromhex("cf 80fc0e 7506 52 baf803 ee 5a cf")
 
 _FOREIGN = (
     (b"MZ", "a DOS or Windows program"),
@@ -60,14 +53,7 @@ def load_boot_sector(
         if given:
             raise GuestImageError(file, option, "a boot sector can't take it; leave it out")
     layout = Layout(file, memory)
-    vectors = [(_BIOS_SEGMENT << 16 | _STUB_OFFSET)] * 256
-    vectors[0x10] = _BIOS_SEGMENT << 16 | _TELETYPE_OFFSET
-    segments = [
-        Segment(0, b"".join(vector.to_bytes(4, "little") for vector in vectors)),
-        *layout.bios_data(),
-        Segment(_SECTOR_ADDRESS, data),
-        Segment((_BIOS_SEGMENT << 4) + _STUB_OFFSET, _STUBS),
-    ]
+    segments = [*layout.bios_data(), Segment(_SECTOR_ADDRESS, data)]
     return guest_image(
         GuestKind.BOOT_SECTOR,
         16,

@@ -25,6 +25,19 @@ RAM = 1
 RESERVED = 2
 
 _BIOS_DATA = 0x400
+_BIOS_SEGMENT = 0xF000
+_STUBS_OFFSET = 0xFF53  # where PC firmware has its IRET for unused vectors
+_STUBS = {
+    _STUBS_OFFSET: "cf",  # iret
+    # cmp ah, 0Eh; jne out; push dx; mov dx, 3F8h; out dx, al; pop dx; out: iret
+    _STUBS_OFFSET + 1: "80fc0e 7506 52 baf803 ee 5a cf",
+    # push bp; mov bp, sp; or byte [bp + 6], 1; pop bp; iret
+    _STUBS_OFFSET + 13: "55 89e5 804e0601 5d cf",
+}
+_TELETYPE, _REFUSAL = list(_STUBS)[1:]
+_SERVICES = {0x10: _TELETYPE, 0x13: _REFUSAL, 0x15: _REFUSAL}
+"""There is no BIOS. In real mode INT 10H with AH = 0EH writes AL to COM1, the disk and system
+services answer with CF = 1 that they are not there, and all other interrupts return."""
 
 
 def _top(memory: int) -> int:
@@ -137,8 +150,11 @@ class Layout:
         area[0x00:0x02] = (0x3F8).to_bytes(2, "little")  # COM1
         area[0x0E:0x10] = (LOW_MEMORY_END >> 4).to_bytes(2, "little")
         area[0x13:0x15] = (LOW_MEMORY_END >> 10).to_bytes(2, "little")
+        vectors = (_BIOS_SEGMENT << 16 | _SERVICES.get(n, _STUBS_OFFSET) for n in range(256))
         segments = []
         for start, data in (
+            (0, b"".join(vector.to_bytes(4, "little") for vector in vectors)),
+            ((_BIOS_SEGMENT << 4) + _STUBS_OFFSET, bytes.fromhex("".join(_STUBS.values()))),
             (_BIOS_DATA, bytes(area)),
             (LOW_MEMORY_END, b"\x01"),
             (firmware.AREA, firmware.bios_area()),
