@@ -67,6 +67,7 @@ from trapgate.sdm.state import (
     CR4_DE,
     CR4_IMPLEMENTED,
     CR4_PAE,
+    CR4_PCIDE,
     CR4_VMXE,
     DEBUGCTL_DEFINED,
     DR6_FIXED_1,
@@ -186,7 +187,7 @@ def write_cr0(v: Cells, value: int) -> int:
             return RAISE_GP
         v[GUEST_IA32_EFER] = efer | EFER_LMA
     elif (new & CR0_PG) == 0 and (old & CR0_PG) != 0:
-        if in_64_bit_mode(v):
+        if in_64_bit_mode(v) or (v[GUEST_CR4] & CR4_PCIDE) != 0:
             return RAISE_GP
         v[GUEST_IA32_EFER] = efer & ~EFER_LMA
     v[GUEST_CR0] = new
@@ -210,6 +211,10 @@ def write_cr4(v: Cells, value: int) -> int:
     if (new & ~CR4_IMPLEMENTED) != 0 or (new & CR4_VMXE) == 0:
         return RAISE_GP
     if (new & CR4_PAE) == 0 and (v[GUEST_IA32_EFER] & EFER_LMA) != 0:
+        return RAISE_GP
+    if (new & ~v[GUEST_CR4] & CR4_PCIDE) != 0 and (
+        (v[GUEST_IA32_EFER] & EFER_LMA) == 0 or (v[GUEST_CR3] & 0xFFF) != 0
+    ):
         return RAISE_GP
     v[GUEST_CR4] = new
     return GO_ON

@@ -139,6 +139,8 @@ def _check_control_registers(v: Cells, current: int) -> int:
         return ck.GUEST_LONG_PG
     if long and cr4 & st.CR4_PAE == 0:
         return ck.GUEST_LONG_PAE
+    if not long and cr4 & st.CR4_PCIDE:
+        return ck.GUEST_LEGACY_PCIDE
     if v[GUEST_CR3] >> MAXPHYADDR != 0:
         return ck.GUEST_CR3
     if debug and v[GUEST_DR7] >> 32 != 0:

@@ -74,6 +74,7 @@ from trapgate.sdm.state import (
     CR0_PE,
     CR0_PG,
     CR4_PAE,
+    CR4_PCIDE,
     CR4_PGE,
     CR4_PSE,
     CR4_SMEP,
@@ -397,8 +398,9 @@ def execute_mov_cr(
             return RAISE_GP
         if outcome == GO_ON:
             if number == 3:
-                # Bit 63 asks to keep translations (PCIDs); it is not part of CR3.
-                value = value & 0x7FFFFFFFFFFFFFFF
+                if v[GUEST_CR4] & CR4_PCIDE:
+                    # Bit 63 asks to keep translations; it is not part of CR3.
+                    value = value & 0x7FFFFFFFFFFFFFFF
                 x[FLUSH] = 1
             outcome = write_paging_register(v, r, mem, x, number, value)
     else:

@@ -123,7 +123,9 @@ def _check_address_space_size(v: Cells, long: bool) -> int:
         if not canonical(v[HOST_RIP]):
             return ck.HOST_RIP_CANONICAL
         return 0
-    # Neither a 64-bit guest nor CR4.PCIDE of a 32-bit host can have come this far.
+    # A 64-bit guest cannot have come this far.
+    if v[HOST_CR4] & st.CR4_PCIDE:
+        return ck.HOST_PCIDE
     if v[HOST_RIP] >> 32 != 0:
         return ck.HOST_RIP_HIGH
     return 0

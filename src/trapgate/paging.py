@@ -315,9 +315,12 @@ def read_entry(ept: int, mem: Cells, at: int, width: int) -> tuple[int, int]:
 
 @core
 def write_entry(ept: int, mem: Cells, at: int, width: int, entry: int) -> int:
-    """Set flags in the entry that `read_entry` has read: -1, or the error."""
+    """Set flags in the entry that `read_entry` has read: -1, or the error.
+
+    Processors report it as a read and a write.
+    """
     if ept != 0:
-        at, error, _, _ = through_ept(ept, mem, at, RIGHT_WRITE, LINEAR_VALID)
+        at, error, _, _ = through_ept(ept, mem, at, RIGHT_READ | RIGHT_WRITE, LINEAR_VALID)
         if error >= 0:
             return error
     if width == 8:

@@ -83,6 +83,7 @@ LEGACY_HOST_INSIDE = 603
 HOST_PAE = 604
 HOST_RIP_CANONICAL = 605
 HOST_RIP_HIGH = 606
+HOST_PCIDE = 607
 
 LAST_OF_HOST = 699
 """Checks from 401 up to here fail with VM-instruction error 8; those above with exit reason 33."""
@@ -101,6 +102,7 @@ GUEST_PAT = 711
 GUEST_EFER_RESERVED = 712
 GUEST_EFER_LMA = 713
 GUEST_EFER_LME = 714
+GUEST_LEGACY_PCIDE = 715
 
 SELECTOR_TI = 800
 SELECTOR_RPL = 810
@@ -335,6 +337,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         ("HOST_RIP", _EXIT),
         'bits 63:32 must be 0 if "host address-space size" is 0',
     ),
+    (HOST_PCIDE, ("HOST_CR4", _EXIT), 'PCIDE must be 0 if "host address-space size" is 0'),
     (
         GUEST_CR0,
         ("GUEST_CR0", _SECONDARY),
@@ -361,6 +364,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         ("GUEST_IA32_EFER", "GUEST_CR0"),
         "LME (bit 8) must equal LMA (bit 10) if CR0.PG is 1",
     ),
+    (GUEST_LEGACY_PCIDE, ("GUEST_CR4", _ENTRY), 'PCIDE must be 0 if "IA-32e mode guest" is 0'),
     (GUEST_GDTR_BASE, ("GUEST_GDTR_BASE",), _CANONICAL),
     (GUEST_IDTR_BASE, ("GUEST_IDTR_BASE",), _CANONICAL),
     (GUEST_GDTR_LIMIT, ("GUEST_GDTR_LIMIT",), "bits 31:16 must be 0"),

@@ -141,7 +141,7 @@ def translate(m: Machine, linear: int, kind: str, *, user: bool) -> int | Fault:
     if not allowed:
         return Fault("page", code | 1)
     for at, _ in marks:
-        place = nested(m, at, W, 0x80)
+        place = nested(m, at, R | W, 0x80)
         if isinstance(place, Fault):
             return place
     if pae or not large:

@@ -46,7 +46,7 @@ def supported(*, long: bool, python: bool) -> Processor:
     enter = sum(1 << n for n in (2, 9, 14, 15))
     may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)
     allowed = {name: (must, must | bits) for (name, must), bits in may}
-    cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 20, 21))
+    cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 17, 20, 21))
 
     def read(address: int, size: int) -> int:
         data = bytes(ram.view(np.uint8)[address : address + size])

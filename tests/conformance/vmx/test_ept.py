@@ -124,7 +124,7 @@ def walks() -> Iterator[Row]:
                 eg.instruction("write", tiny.DATA, long),
             )
         last = eg.tables_of(mode)[-1]
-        told = LINEAR_VALID | 1 << 3 | 2
+        told = LINEAR_VALID | 1 << 3 | 3  # a read and a write
         for access, entry in (("read", 7), ("write", 7), ("write", 0x27)):
             yield Row(
                 mode,

@@ -241,6 +241,7 @@ HOST = [
     Row(604, {}, ({"HOST_CR4": off(5)},), bits=(64,)),
     Row(605, {}, ({"HOST_RIP": HOLE}, {"HOST_RIP": UPPER - 1}), bits=(64,)),
     Row(606, {}, ({"HOST_RIP": on(32)}, {"HOST_RIP": on(63)}), bits=(32,)),
+    Row(607, {}, ({"HOST_CR4": on(17)},), bits=(32,)),
 ]
 
 REGISTERS = [
@@ -259,6 +260,7 @@ REGISTERS = [
         ({ENTRY: on(2), "GUEST_IA32_DEBUGCTL": 1 << 5}, {"GUEST_IA32_DEBUGCTL": 1 << 63}),
     ),
     Row(706, {}, ({"GUEST_CR4": off(5)},), bits=(64,)),
+    Row(715, {}, ({"GUEST_CR4": on(17)},), bits=(32,)),
     Row(707, {}, ({"GUEST_CR3": on(40)}, {"GUEST_CR3": on(63)})),
     Row(
         708,
