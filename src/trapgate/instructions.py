@@ -316,7 +316,7 @@ def _string_io(processor: Processor, guest: Operand, instruction: iced.Instructi
         signed = linear - (1 << 64) if linear >> 63 else linear
         ix.record_string_io(v, signed, address_size, segment)
         return outcome
-    if v is processor.nested:
+    if v is processor.x86_vmm.vmcs:
         # The x86 VMM lets its guest have the port: it is the platform's. What memory may
         # raise is that VMM's business still.
         for place in (linear, guest.wrap(linear + size - 1)):

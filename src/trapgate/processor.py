@@ -8,7 +8,7 @@ figure 2).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.exits import vm_exit
-from trapgate.explain import explain_entry_failure, explain_failure, hexadecimal
+from trapgate.explain import explain_entry_failure, explain_failure
 from trapgate.faults import Interruption
 from trapgate.intercepts import GO_ON, window_exit
 from trapgate.journal import (
@@ -37,11 +37,9 @@ from trapgate.journal import (
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers, vmx
-from trapgate.sdm.cells import ENCODINGS
-from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.state import ACTIVITY_WAIT_FOR_SIPI
+from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.vmcs import Vmcs
-from trapgate.vmx.capability_msrs import capability_msrs
+from trapgate.x86vmm import X86Vmm
 
 _SLICE = 1 << 26
 """Instructions after which Python looks for signals: a Ctrl-C waits no longer."""
@@ -173,13 +171,8 @@ class Processor:
         # Plain integers, and quicker to reach from Python than the arrays.
         self._words = memoryview(self.engine.cells.data)
         self._head = memoryview(self.head.data)
-        self.vmx: Cells = np.zeros(vmx.LENGTH, np.int64)
-        """The VMX state of the processor, by `sdm.vmx`'s cells."""
-        self._vmx = memoryview(self.vmx.data)
-        self.vmx[vmx.VMXON_POINTER] = self.vmx[vmx.CURRENT] = vmx.NONE
-        self.nested: Cells = np.zeros(len(ENCODINGS), np.int64)
-        """The processor's copy of the current VMCS of a VMM that is x86 code."""
-        self.engine.offer_vmx(self.vmx, self.nested)
+        self.x86_vmm = X86Vmm(self.engine)
+        """The VMM that the guest may be itself."""
         self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None
         self._numbers: dict[int, int] = {}
@@ -194,8 +187,6 @@ class Processor:
         so is slow, has to stop; its run then ends with an exit of the preemption timer."""
         self._checked = 0
         self._sink: Callable[[Cells], None] | None = None
-        self._explain: Callable[[str], None] | None = None
-        self._told = 0
         self._drained = 0
 
     @property
@@ -203,89 +194,14 @@ class Processor:
         """The virtual clock: instructions executed so far."""
         return self._words[stops.TIME]
 
-    def offer_vmx(self, *, seed: bool) -> None:
-        """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.
-
-        `seed` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves
-        it: locked, with VMX enabled.
-        """
-        self.vmx[vmx.OFFERED] = 1
-        # Page walks in two dimensions are the core's; the portable engine makes its own.
-        native = self.engine.cells[stops.NATIVE] != 0
-        self.vmx[vmx.SECONDARY_ALLOWED] = ct.SECONDARY_WITH_EPT if native else ct.SECONDARY_REPORTED
-        self.vmx[vmx.SEED] = int(seed)
-        self.vmx[vmx.FEATURE_CONTROL] = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
-
-    def vmx_msrs(self) -> Mapping[int, int]:
-        """What the MSRs of VMX read as; none if VMX is not offered."""
-        if not self._vmx[vmx.OFFERED]:
-            return {vmx.MSR_FEATURE_CONTROL: vmx.FEATURE_LOCKED}
-        msrs = capability_msrs(
-            seed=bool(self._vmx[vmx.SEED]), secondary=self._vmx[vmx.SECONDARY_ALLOWED]
-        )
-        return {**msrs, vmx.MSR_FEATURE_CONTROL: self._vmx[vmx.FEATURE_CONTROL]}
-
-    def set_feature_control(self, value: int) -> bool:
-        """WRMSR to IA32_FEATURE_CONTROL; False if that is a #GP, as once it is locked."""
-        writable = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
-        locked = self._vmx[vmx.FEATURE_CONTROL] & vmx.FEATURE_LOCKED
-        if not self._vmx[vmx.OFFERED] or locked or value & ~writable:
-            return False
-        self._vmx[vmx.FEATURE_CONTROL] = value
-        return True
-
-    def vmx_counts(self) -> tuple[int, Mapping[ExitReason, int]]:
-        """VM entries by the x86 VMM, and VM exits to it by basic exit reason."""
-        counts = self._vmx[vmx.EXITS : vmx.EXITS + vmx.EXIT_REASONS]
-        exits = {_REASONS[n]: count for n, count in enumerate(counts) if count}
-        return self._vmx[vmx.ENTRIES], exits
-
-    @property
-    def in_vmx_operation(self) -> bool:
-        """Whether the guest has executed VMXON."""
-        return self._vmx[vmx.MODE] != vmx.MODE_OFF
-
-    @property
-    def vmx_failures(self) -> int:
-        """How many VMX instructions and VM entries of an x86 VMM have failed."""
-        return self._vmx[vmx.FAILURES]
-
-    @property
-    def vmx_abort(self) -> int:
-        """The VMX-abort indicator, 0 if there was none."""
-        return self._vmx[vmx.ABORT]
-
-    @property
-    def serves_nested(self) -> bool:
-        """Whether the state in VMCS 0 is that of an x86 VMM's guest, lent for service."""
-        return bool(self._vmx[vmx.LENT])
-
-    @property
-    def traps_nested(self) -> bool:
-        """Whether that x86 VMM wants an exit after each instruction of its guest."""
-        primary = self.nested[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
-        return self.serves_nested and bool(primary & ct.PRIMARY_MONITOR_TRAP_FLAG)
-
     @property
     def in_force(self) -> Cells:
         """The VMCS in force: VMCS 0 or, while its guest runs, that of an x86 VMM."""
         c = self._words
         if c[stops.V] != c[stops.HOST]:
-            return self.nested
+            return self.x86_vmm.vmcs
         assert self._vmcs is not None
         return self._vmcs.cells
-
-    @property
-    def acknowledges(self) -> bool:
-        """Whether a VM exit for an interrupt to the x86 VMM acknowledges it."""
-        return bool(self.nested[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT)
-
-    @property
-    def alarm(self) -> int | None:
-        """The virtual time at which the preemption timer of an x86 VMM ends, if it is running."""
-        end = self._words[stops.NESTED_TIMER_END]
-        waits = self.nested[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI
-        return None if end >= _FOREVER or waits else end
 
     def lend(self) -> Cells:
         """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
@@ -411,31 +327,6 @@ class Processor:
         instruction = ExitReason.VMRESUME if resuming else ExitReason.VMLAUNCH
         return VmFail(error, explain_failure(instruction, error, vmcs.cells))
 
-    def explain_to(self, sink: Callable[[str], None]) -> None:
-        """Tell `sink`, a line each, why VMX instructions and VM entries of an x86 VMM fail."""
-        self._explain = sink
-        self.vmx[vmx.EXPLAINING] = 1
-
-    def _tell(self, sink: Callable[[str], None]) -> None:
-        """Explain the latest failure to `sink`, if it has not been told yet."""
-        x = self._vmx
-        if x[vmx.FAILURES] == self._told:
-            return
-        self._told = x[vmx.FAILURES]
-        valid = x[vmx.CURRENT] != vmx.NONE and x[vmx.ERROR] != 0
-        if x[vmx.ERROR] == vmx.NO_ERROR:
-            words = explain_entry_failure(self.nested)
-        else:
-            words = explain_failure(
-                x[vmx.INSTRUCTION],
-                x[vmx.ERROR],
-                self.nested,
-                valid=valid,
-                operand=x[vmx.OPERAND],
-            )
-        current = f", current VMCS {hexadecimal(x[vmx.CURRENT])}" if valid else ""
-        sink(f"RIP {hexadecimal(x[vmx.FAILED_RIP])}{current}: {words}")
-
     def _run(self, vmcs: Vmcs) -> VmExit | VmFail:
         v = vmcs.words
         engine = self.engine
@@ -472,7 +363,7 @@ class Processor:
                 v[f.IDT_VECTORING_INFORMATION], v[f.IDT_VECTORING_ERROR_CODE]
             )
         return VmExit(
-            _REASONS[reason & 0xFFFF],
+            REASONS[reason & 0xFFFF],
             v[f.EXIT_QUALIFICATION] & 0xFFFF_FFFF_FFFF_FFFF,
             interruption,
             vectoring,
@@ -523,8 +414,7 @@ class Processor:
         The engine itself goes on with an x86 VMM whose guest exits.
         """
         c = self._words
-        if self._explain is not None:
-            self._tell(self._explain)
+        self.x86_vmm.explain_latest()
         c[stops.STOP] = stops.EXITED if self.deal() else stops.RUNNING
         return c[stops.STOP] == stops.EXITED and c[stops.V] == c[stops.HOST]
 
@@ -584,7 +474,7 @@ class Processor:
     def _take(self, v: Cells) -> bool:
         pin = int(v[f.PIN_BASED_CONTROLS])
         state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
-        if self._init and self._vmx[vmx.MODE] != vmx.MODE_ROOT:
+        if self._init and not self.x86_vmm.in_root_operation:
             self._init = False
             vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
             return True
@@ -601,7 +491,7 @@ class Processor:
             return True
         interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
         exiting = bool(pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING)
-        if v is self.nested and (interruptible or exiting) and self._awaits_window():
+        if v is self.x86_vmm.vmcs and (interruptible or exiting) and self._awaits_window():
             vm_exit(self.lend(), ExitReason.INTERRUPT_WINDOW, 0, 0)
             return True
         if self._interrupt is not None:
@@ -654,10 +544,10 @@ class Processor:
             return True
         if v[f.GUEST_ACTIVITY_STATE] == 0:
             return False
-        if v is self.nested and self._waits_for_vmm():
+        if v is self.x86_vmm.vmcs and self._waits_for_vmm():
             vm_exit(self.lend(), ExitReason.HLT, 0, 0)
             return True
-        alarm = self.alarm
+        alarm = self.x86_vmm.alarm
         if alarm is not None and alarm < c[stops.TIMER_END]:
             # The preemption timer of the x86 VMM comes first; the engine sees to it.
             self.skip_to(alarm)
@@ -670,6 +560,3 @@ class Processor:
         c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
         vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True
-
-
-_REASONS = {int(reason): reason for reason in ExitReason}

@@ -108,7 +108,7 @@ class X86Vmm:
     def __post_init__(self) -> None:
         self.assembler = Assembler(self.mode == "l64")
         self.processor = Processor(tiny.MEMORY, engine=self.engine)
-        self.processor.offer_vmx(seed=self.seed)
+        self.processor.x86_vmm.offer(seed=self.seed)
         self.vmcs = Vmcs()
         self.boot()
 
@@ -208,7 +208,7 @@ class X86Vmm:
     def __getitem__(self, name: str) -> int:
         """A field of the current VMCS, as the processor has it."""
         field = Field[name]
-        return int(self.processor.nested[field.cell]) & (1 << field.width) - 1
+        return int(self.processor.x86_vmm.vmcs[field.cell]) & (1 << field.width) - 1
 
     @property
     def reason(self) -> int:

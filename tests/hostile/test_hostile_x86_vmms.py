@@ -110,7 +110,7 @@ def survive(vmm: X86Vmm) -> int:
         assert isinstance(outcome, VmExit | VmFail)
         if isinstance(outcome, VmFail):
             return count + 1
-        assert 0 <= vmm.processor.vmx[vmx.MODE] <= vmx.MODE_NON_ROOT
+        assert 0 <= vmm.processor.x86_vmm.state[vmx.MODE] <= vmx.MODE_NON_ROOT
         vmm.vmcs["GUEST_RIP"] = (vmm.vmcs["GUEST_RIP"] + outcome.instruction_length) & (
             (1 << 64) - 1
         )

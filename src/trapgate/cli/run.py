@@ -307,7 +307,7 @@ def _run(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     show_summary(summary, out)
-    failures = vm.processor.vmx_failures
+    failures = vm.processor.x86_vmm.failures
     if failures and not explain:
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status

@@ -74,6 +74,9 @@ class ExitReason(IntEnum):
     XRSTORS = 64
 
 
+REASONS = {int(reason): reason for reason in ExitReason}
+"""Exit reasons by number."""
+
 REASON_EXCEPTION_OR_NMI = 0
 REASON_EXTERNAL_INTERRUPT = 1
 REASON_TRIPLE_FAULT = 2

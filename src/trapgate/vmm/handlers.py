@@ -128,7 +128,7 @@ def read_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
         return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
-        known = {**MSRS, **vm.processor.vmx_msrs()}
+        known = {**MSRS, **vm.processor.x86_vmm.msrs()}
         if index not in known:
             return _GENERAL_PROTECTION
         value = known[index]
@@ -148,7 +148,7 @@ def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
         allowed = index in WRITABLE_MSRS or MSRS[index] == value
         return EMULATED if allowed else _GENERAL_PROTECTION
     if index == MSR_FEATURE_CONTROL:
-        return EMULATED if vm.processor.set_feature_control(value) else _GENERAL_PROTECTION
+        return EMULATED if vm.processor.x86_vmm.set_feature_control(value) else _GENERAL_PROTECTION
     if index == 0x10:
         return EMULATED  # the time-stamp counter is virtual time, which nobody sets
     outcome = effects.write_msr(vmexit.vmcs.cells, registers.cells, index, signed(value))
@@ -185,7 +185,7 @@ def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
         if not effects.in_64_bit_mode(v):
             value &= _LOW
     fixed = CR0_FIXED_0 if number == 0 else CR4_FIXED_0
-    if vm.processor.in_vmx_operation and value & fixed != fixed:
+    if vm.processor.x86_vmm.in_vmx_operation and value & fixed != fixed:
         return _GENERAL_PROTECTION
     before = int(v[shadow])
     v[shadow] = (v[shadow] & ~v[mask]) | (value & int(v[mask]))
@@ -252,7 +252,7 @@ def again(vmexit: VmExit, vm: VirtualMachine) -> Action:
 
 def triple_fault(vmexit: VmExit, vm: VirtualMachine) -> Action:
     """The guest is beyond help: the machine stops, and says how it came to this."""
-    abort = vm.processor.vmx_abort
+    abort = vm.processor.x86_vmm.abort
     if abort:
         return Stop(End.VMX_ABORT, explain_abort(abort), 1)
     chain = "; ".join(vm.fault_chain())

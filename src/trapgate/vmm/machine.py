@@ -185,10 +185,10 @@ class VirtualMachine:
         self.processor.name_vm(number)
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
-            self.processor.offer_vmx(seed=profile == "seed")
+            self.processor.x86_vmm.offer(seed=profile == "seed")
         self.number = number
         if explain is not None:
-            self.processor.explain_to(explain)
+            self.processor.x86_vmm.explain_to(explain)
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.console = console
@@ -281,7 +281,7 @@ class VirtualMachine:
         if v[f.GUEST_RFLAGS] & _TF:
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
         v[f.GUEST_RFLAGS] &= ~_RF
-        if self.processor.traps_nested:
+        if self.processor.x86_vmm.wants_trap:
             v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
 
     def after_device(self) -> Stop | None:
@@ -348,7 +348,7 @@ class VirtualMachine:
         """The guest waits: let virtual time jump to what could wake it."""
         devices, processor = self.devices, self.processor
         awake = self._takes_interrupts(self.vmcs.words)
-        alarm = processor.alarm
+        alarm = processor.x86_vmm.alarm
         while True:
             now = processor.time
             devices.advance(now)
@@ -477,23 +477,17 @@ class VirtualMachine:
         self._tally.exits[outcome.reason] += 1
         self._carry_out(outcome, self.vmm.handle(outcome, self))
 
-    def _exits_for_interrupts(self) -> bool:
-        """Whether an interrupt is an exit of an x86 VMM's guest, whatever its IF says."""
-        nested = self.processor.nested
-        return self.processor.serves_nested and bool(
-            nested[f.PIN_BASED_CONTROLS] & ct.PIN_EXTERNAL_INTERRUPT_EXITING
-        )
-
     def _takes_interrupts(self, v: memoryview[int]) -> bool:
-        return bool(v[f.GUEST_RFLAGS] & _IF) or self._exits_for_interrupts()
+        return bool(v[f.GUEST_RFLAGS] & _IF) or self.processor.x86_vmm.wants_interrupts
 
     def _offer_interrupt(self, v: memoryview[int]) -> None:
         """Inject a pending interrupt if the guest takes one now, else ask for the window."""
+        x86_vmm = self.processor.x86_vmm
         primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
         window = ct.PRIMARY_INTERRUPT_WINDOW_EXITING
         wanted = 0
         if self.devices.pending():
-            blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & 3 and not self._exits_for_interrupts()
+            blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & 3 and not x86_vmm.wants_interrupts
             open_now = (
                 self._takes_interrupts(v)
                 and not blocked
@@ -501,7 +495,7 @@ class VirtualMachine:
             )
             if open_now:
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
-                if not self._exits_for_interrupts() or self.processor.acknowledges:
+                if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
                     vector = self.devices.acknowledge()
                     self._tally.injected[vector] += 1
                 else:
@@ -551,7 +545,7 @@ class VirtualMachine:
 
     def summary(self) -> Summary:
         """What has happened so far."""
-        entries, exits = self.processor.vmx_counts()
+        entries, exits = self.processor.x86_vmm.counts()
         return Summary(
             self.processor.time,
             self._tally.seconds,

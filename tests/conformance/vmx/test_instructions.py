@@ -86,13 +86,13 @@ def test_failures_with_a_pointer(mode: str, a: Assembler, name: str, current: bo
 )
 def test_vmxon_fails_invalid(mode: str, a: Assembler, pointer: int) -> None:
     vmm = run(mode, a.vmxon(SCRATCH), memory={SCRATCH: pack("<Q", pointer)})
-    assert (vmm.flags, vmm.processor.in_vmx_operation) == (INVALID, False)
+    assert (vmm.flags, vmm.processor.x86_vmm.in_vmx_operation) == (INVALID, False)
 
 
 def test_vmxon_wants_feature_control(mode: str, a: Assembler) -> None:
     for value in (0, vmx.FEATURE_LOCKED, vmx.FEATURE_VMX_OUTSIDE_SMX):
         vmm = X86Vmm(mode, program=a.vmxon())
-        vmm.processor.vmx[vmx.FEATURE_CONTROL] = value
+        vmm.processor.x86_vmm.state[vmx.FEATURE_CONTROL] = value
         assert (vmm.run(), vmm.vector) == (FAULTED, GP)
 
 
@@ -273,7 +273,7 @@ def test_vmcall_in_root(mode: str, a: Assembler) -> None:
 
 def test_vmxoff(mode: str, a: Assembler) -> None:
     vmm = run(mode, begin(a) + a.vmxoff)
-    assert (vmm.flags, vmm.processor.in_vmx_operation) == (OK, False)
+    assert (vmm.flags, vmm.processor.x86_vmm.in_vmx_operation) == (OK, False)
 
 
 def test_invept_is_undefined_without_ept(mode: str, a: Assembler) -> None:

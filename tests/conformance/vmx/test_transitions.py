@@ -189,7 +189,7 @@ def test_msr_loading_fails(mode: str, entries: bytes, failing: int) -> None:
     assert vmm.port == EXITED  # type: ignore[attr-defined]
     assert vmm.reason == FAILED | ExitReason.ENTRY_FAILURE_MSR_LOADING
     assert vmm["EXIT_QUALIFICATION"] == failing
-    assert vmm.processor.vmx[vmx.LAUNCHED] == vmx.CLEAR
+    assert vmm.processor.x86_vmm.state[vmx.LAUNCHED] == vmx.CLEAR
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_vmx_abort(mode: str, field: str, code: int) -> None:
     vmexit = vmm.processor.vmlaunch(vmm.vmcs)
     assert isinstance(vmexit, VmExit)
     assert vmexit.reason == ExitReason.TRIPLE_FAULT
-    assert vmm.processor.vmx_abort == code
+    assert vmm.processor.x86_vmm.abort == code
     assert vmm.processor.memory.read(VMCS_REGION + 4, 4) == pack("<I", code)
 
 
@@ -405,7 +405,7 @@ def test_an_interrupt_that_waits_for_the_vmm_exits_from_its_guest(mode: str) -> 
     window = vmm.processor.vmlaunch(vmm.vmcs)
     assert isinstance(window, VmExit)
     assert window.reason == ExitReason.INTERRUPT_WINDOW
-    assert vmm.processor.serves_nested
+    assert vmm.processor.x86_vmm.is_served
     assert vmm.vmcs["GUEST_RIP"] == GUEST_CODE
     vmm.vmcs[PRIMARY] &= ~ct.PRIMARY_INTERRUPT_WINDOW_EXITING
     vmm.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = 0x8000_0033
@@ -422,7 +422,7 @@ def test_the_end_of_an_instruction_that_the_machine_carried_out(mode: str) -> No
         vmm = X86Vmm(mode, guest=out(0x77) + CPUID, fields=fields)
         assert vmm.run() == 0x77
         vmm.vmcs["GUEST_PENDING_DEBUG_EXCEPTIONS"] = 1 << 14
-        if vmm.processor.traps_nested:
+        if vmm.processor.x86_vmm.wants_trap:
             vmm.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = 0x8000_0700
         assert vmm.run() == EXITED
         assert vmm["GUEST_RIP"] == GUEST_CODE + 2
@@ -436,7 +436,7 @@ def test_the_end_of_an_instruction_that_the_machine_carried_out(mode: str) -> No
 def test_ports_that_are_let_through(mode: str) -> None:
     vmm = X86Vmm(mode, guest=out(0x77) + CPUID)
     assert vmm.run() == 0x77
-    assert vmm.processor.serves_nested
+    assert vmm.processor.x86_vmm.is_served
     assert vmm.vmcs["GUEST_RIP"] == GUEST_CODE + 2
     assert vmm.run() == EXITED
     assert (vmm.reason, vmm["GUEST_RIP"]) == (ExitReason.CPUID, GUEST_CODE + 2)
@@ -559,7 +559,7 @@ def test_the_seeds_fields_need_its_profile(mode: str, seed: bool) -> None:
     vmm.run()
     assert vmm["TRANSFER_CRITERION_VECTORS"] == (1 << 14 if seed else 0)
     assert vmm.flags == (0 if seed else 0x40)
-    assert (vmx.MSR_TRAPGATE_EXTENSIONS in vmm.processor.vmx_msrs()) == seed
+    assert (vmx.MSR_TRAPGATE_EXTENSIONS in vmm.processor.x86_vmm.msrs()) == seed
 
 
 def test_the_seeds_comparison_filters_for_an_x86_vmm(mode: str) -> None:
