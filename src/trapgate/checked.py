@@ -342,11 +342,10 @@ def _alignment(access: Access) -> int:
 
 def _is_mapped(guest: Operand, access: Access) -> bool:
     v = guest.v
-    state = [v[n] for n in (f.GUEST_CR0, f.GUEST_CR3, f.GUEST_CR4, f.GUEST_IA32_EFER)]
     for linear in (access.linear, guest.wrap(access.linear + access.size - 1)):
         signed = linear - (1 << 64) if linear >> 63 else linear
         kind = 1 if access.write else 0
-        _, code, _, _ = _walk(*state, v[f.GUEST_RFLAGS], guest.mem, signed, kind, 1)
+        _, code, _, _ = _walk(v, v[f.GUEST_RFLAGS], guest.mem, signed, kind, 1)
         if code >= 0:
             return False
     return True

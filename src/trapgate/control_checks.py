@@ -6,11 +6,12 @@ physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM in 
 
 from trapgate.core import Cells, core
 from trapgate.decide import check_extension_fields
-from trapgate.paging import MAXPHYADDR
+from trapgate.memory import MAXPHYADDR
 from trapgate.sdm import checks as ck
 from trapgate.sdm import controls as ct
 from trapgate.sdm.cells import (
     CR3_TARGET_COUNT,
+    EPT_POINTER,
     GUEST_CR0,
     IO_BITMAP_A_ADDRESS,
     IO_BITMAP_B_ADDRESS,
@@ -53,9 +54,12 @@ _CODE_AT_ENTRY = ERROR_CODE_VECTORS & ~(1 << CP)
 
 
 @core
-def check_controls(v: Cells, current: int) -> int:
-    """Check the control fields of VMCS `v`: 0, or the number of the first check that failed."""
-    check = _check_execution_controls(v, current)
+def check_controls(v: Cells, current: int, secondary_may: int) -> int:
+    """Check the control fields of VMCS `v`: 0, or the number of the first check that failed.
+
+    `secondary_may` are the secondary processor-based controls that may be 1.
+    """
+    check = _check_execution_controls(v, current, secondary_may)
     if check == 0:
         check = _check_exit_controls(v, current)
     if check == 0:
@@ -87,7 +91,29 @@ def unrestricted_guest(v: Cells) -> bool:
 
 
 @core
-def _check_execution_controls(v: Cells, current: int) -> int:
+def ept_pointer(v: Cells) -> int:
+    """The EPT pointer that VMCS `v` asks for: 0 without "enable EPT"."""
+    if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS == 0:
+        return 0
+    if v[SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_EPT == 0:
+        return 0
+    return int(v[EPT_POINTER])
+
+
+@core
+def check_ept_pointer(pointer: int) -> int:
+    """Check an EPT pointer: 0, or the number of the first check that failed."""
+    if pointer & 7 not in (0, 6):
+        return ck.EPT_MEMORY_TYPE
+    if (pointer >> 3) & 7 != 3:
+        return ck.EPT_WALK_LENGTH
+    if pointer & 0xF80 or pointer >> MAXPHYADDR != 0:
+        return ck.EPT_RESERVED
+    return 0
+
+
+@core
+def _check_execution_controls(v: Cells, current: int, secondary_may: int) -> int:
     """SDM, "VM-Execution Control Fields" (of the checks)."""
     pin = v[PIN_BASED_CONTROLS]
     primary = v[PRIMARY_PROCESSOR_BASED_CONTROLS]
@@ -95,8 +121,6 @@ def _check_execution_controls(v: Cells, current: int) -> int:
     secondary = 0
     if primary & ct.PRIMARY_SECONDARY_CONTROLS:
         secondary = v[SECONDARY_PROCESSOR_BASED_CONTROLS]
-    # To a VMM in Python "unrestricted guest" needs no EPT: guest-physical memory is the VM's own.
-    secondary_may = ct.SECONDARY_ALLOWED_1 if current < 0 else ct.SECONDARY_REPORTED
     if not within(pin, ct.PIN_ALLOWED_0, ct.PIN_ALLOWED_1):
         return ck.PIN_CONTROLS
     if not within(primary, ct.PRIMARY_ALLOWED_0, ct.PRIMARY_ALLOWED_1):
@@ -118,6 +142,11 @@ def _check_execution_controls(v: Cells, current: int) -> int:
         return ck.NMI_WINDOW
     if secondary & ct.SECONDARY_VPID and v[VIRTUAL_PROCESSOR_IDENTIFIER] == 0:
         return ck.VPID_ZERO
+    if secondary & ct.SECONDARY_EPT:
+        return check_ept_pointer(v[EPT_POINTER])
+    # To a VMM in Python "unrestricted guest" needs no EPT: guest-physical memory is the VM's own.
+    if secondary & ct.SECONDARY_UNRESTRICTED_GUEST and current >= 0:
+        return ck.UNRESTRICTED_WITHOUT_EPT
     return 0
 
 

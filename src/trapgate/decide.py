@@ -135,6 +135,8 @@ class Reason(IntEnum):
     FAULT_FILTER_PARAGRAPH_80 = 19
     FAULT_FILTER_ALONE = 20
     """No fault filter was satisfied, and no other criterion is asked (¶66)."""
+    EPT = 21
+    """EPT stood in the way of its delivery: a violation or a misconfiguration."""
 
 
 REASON_CONTROL_BIT = 0
@@ -156,6 +158,7 @@ REASON_TRIPLE_FAULT = 15
 REASON_OTHER_EVENT = 16
 REASON_FAULT_FILTER_FIGURE_7 = 17
 REASON_FAULT_FILTER_ALONE = 20
+REASON_EPT = 21
 
 REASONS: dict[int, str] = {int(reason): reason.name for reason in Reason}
 """The names of the reason codes."""

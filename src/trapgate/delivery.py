@@ -13,10 +13,18 @@ from trapgate.decide import (
     COMPLETE,
     DELIVER,
     EXIT,
+    REASON_EPT,
     REASON_INJECTED,
     REASON_TASK_GATE,
     REASON_TRIPLE_FAULT,
     decide_fault,
+)
+from trapgate.ept import (
+    EPT_VIOLATION,
+    LINEAR_VALID,
+    ept_address,
+    ept_exit_reason,
+    ept_qualification,
 )
 from trapgate.exits import record_idt_vectoring, record_interruption, vm_exit
 from trapgate.idt import DELIVERED, TASK_GATE, deliver
@@ -28,6 +36,8 @@ from trapgate.sdm.cells import (
     GUEST_IA32_DEBUGCTL,
     GUEST_IA32_EFER,
     GUEST_INTERRUPTIBILITY_STATE,
+    GUEST_LINEAR_ADDRESS,
+    GUEST_PHYSICAL_ADDRESS,
     GUEST_RFLAGS,
     VM_EXIT_CONTROLS,
 )
@@ -118,14 +128,15 @@ def raise_event(
     (3:0, 13, 14). `length` is the instruction's in bytes for the types 4, 5 and 6, whose
     RIP is still that of the instruction. With `injected` 1 the event comes from a VM
     entry: it is put to no criterion and leaves CR2, DR6, DR7 and RF alone (SDM,
-    "Vectored-Event Injection").
+    "Vectored-Event Injection"). A page fault whose error code is one of `ept`'s is none, but
+    an exit for an EPT violation or misconfiguration, which nothing can filter.
 
     A delivery that fails changes nothing but what the event itself did before: CR2 of
     a page fault that stays in the guest, DR6 of a debug exception, RF, and blocking
     by NMI. Bit 12 of the exit's interruption information (NMI unblocking due to IRET)
     is left to the caller, who knows the instruction.
     """
-    if v[GUEST_CR0] & CR0_PE == 0:
+    if v[GUEST_CR0] & CR0_PE == 0 and error_code < EPT_VIOLATION:
         # Real-address mode knows no error codes (SDM, "Information for VM Exits Due to
         # Vectored Events").
         error_code = -1
@@ -147,6 +158,11 @@ def raise_event(
     outer_error = -1
     depth = 0
     while True:
+        if error_code >= EPT_VIOLATION:
+            _exit_for_ept(v, error_code, address, length, outer, outer_kind, outer_error)
+            if outer >= 0:
+                amend(rows, head, outer, EXIT, REASON_EPT)
+            return 1
         fresh = injected == 0 or depth > 0
         row_address = address if vector == PF and kind == TYPE_HARDWARE_EXCEPTION else 0
         disposition, reason = DELIVER, REASON_INJECTED
@@ -263,6 +279,30 @@ def _exit_for(
     vm_exit(v, reason, qualification, reported)
     if kind != TYPE_EXTERNAL_INTERRUPT or v[VM_EXIT_CONTROLS] & EXIT_ACKNOWLEDGE_INTERRUPT:
         record_interruption(v, vector, kind, error_code)
+    if outer >= 0:
+        record_idt_vectoring(v, outer, outer_kind, outer_error)
+
+
+@core
+def _exit_for_ept(
+    v: Cells,
+    error: int,
+    address: int,
+    length: int,
+    outer: int,
+    outer_kind: int,
+    outer_error: int,
+) -> None:
+    """The VM exit that an error code of EPT asks for; `address` is the linear address."""
+    qualification = ept_qualification(error)
+    if outer < 0:
+        # The instruction will be executed again.
+        v[GUEST_RFLAGS] = v[GUEST_RFLAGS] | RFLAGS_RF
+    reported = _length_of(outer_kind, length) if outer >= 0 else 0
+    vm_exit(v, ept_exit_reason(error), qualification, reported)
+    v[GUEST_PHYSICAL_ADDRESS] = ept_address(error)
+    if qualification & LINEAR_VALID:
+        v[GUEST_LINEAR_ADDRESS] = address
     if outer >= 0:
         record_idt_vectoring(v, outer, outer_kind, outer_error)
 

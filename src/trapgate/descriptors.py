@@ -9,12 +9,8 @@ from trapgate.core import Cells, core
 from trapgate.memory import store8
 from trapgate.paging import WRITE, read_system, walk
 from trapgate.sdm.cells import (
-    GUEST_CR0,
-    GUEST_CR3,
-    GUEST_CR4,
     GUEST_GDTR_BASE,
     GUEST_GDTR_LIMIT,
-    GUEST_IA32_EFER,
     GUEST_LDTR_ACCESS_RIGHTS,
     GUEST_LDTR_BASE,
     GUEST_LDTR_LIMIT,
@@ -55,17 +51,7 @@ def mark_accessed(v: Cells, mem: Cells, descriptor: int, linear: int) -> int:
     """Set a descriptor's accessed flag; returns -1 or a page-fault error code."""
     if descriptor & (1 << 40):
         return -1
-    physical, error, _, _ = walk(
-        v[GUEST_CR0],
-        v[GUEST_CR3],
-        v[GUEST_CR4],
-        v[GUEST_IA32_EFER],
-        0,
-        mem,
-        linear + 5,
-        WRITE,
-        0,
-    )
+    physical, error, _, _ = walk(v, 0, mem, linear + 5, WRITE, 0)
     if error < 0:
         store8(mem, physical, ((descriptor >> 40) & 0xFF) | 1)
     return error

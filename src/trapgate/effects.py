@@ -14,7 +14,8 @@ from trapgate.intercepts import (
     privilege_level,
     secondary_controls,
 )
-from trapgate.paging import MAXPHYADDR, pat_is_legal
+from trapgate.memory import MAXPHYADDR
+from trapgate.paging import pat_is_legal
 from trapgate.sdm.cells import (
     CR0_GUEST_HOST_MASK,
     CR0_READ_SHADOW,
@@ -66,6 +67,7 @@ from trapgate.sdm.state import (
     CR4_DE,
     CR4_IMPLEMENTED,
     CR4_PAE,
+    CR4_PCIDE,
     CR4_VMXE,
     DEBUGCTL_DEFINED,
     DR6_FIXED_1,
@@ -185,7 +187,7 @@ def write_cr0(v: Cells, value: int) -> int:
             return RAISE_GP
         v[GUEST_IA32_EFER] = efer | EFER_LMA
     elif (new & CR0_PG) == 0 and (old & CR0_PG) != 0:
-        if in_64_bit_mode(v):
+        if in_64_bit_mode(v) or (v[GUEST_CR4] & CR4_PCIDE) != 0:
             return RAISE_GP
         v[GUEST_IA32_EFER] = efer & ~EFER_LMA
     v[GUEST_CR0] = new
@@ -209,6 +211,10 @@ def write_cr4(v: Cells, value: int) -> int:
     if (new & ~CR4_IMPLEMENTED) != 0 or (new & CR4_VMXE) == 0:
         return RAISE_GP
     if (new & CR4_PAE) == 0 and (v[GUEST_IA32_EFER] & EFER_LMA) != 0:
+        return RAISE_GP
+    if (new & ~v[GUEST_CR4] & CR4_PCIDE) != 0 and (
+        (v[GUEST_IA32_EFER] & EFER_LMA) == 0 or (v[GUEST_CR3] & 0xFFF) != 0
+    ):
         return RAISE_GP
     v[GUEST_CR4] = new
     return GO_ON

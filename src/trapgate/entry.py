@@ -4,12 +4,13 @@ SDM, "VM Entries"; the second seed throughout. The guest-state area is the guest
 state, so there is nothing to load; what remains is the order of things.
 """
 
-from trapgate.control_checks import check_controls
+from trapgate.control_checks import check_controls, ept_pointer
 from trapgate.core import Cells, core
 from trapgate.delivery import raise_event
 from trapgate.entry_checks import check_guest_state, qualification_of
 from trapgate.exits import vm_exit
 from trapgate.sdm.cells import (
+    EPT_POINTER_IN_FORCE,
     FAILED_CHECK,
     GUEST_ACTIVITY_STATE,
     GUEST_IA32_EFER,
@@ -32,6 +33,7 @@ from trapgate.sdm.controls import (
     PRIMARY_INTERRUPT_WINDOW_EXITING,
     PRIMARY_MONITOR_TRAP_FLAG,
     PRIMARY_NMI_WINDOW_EXITING,
+    SECONDARY_ALLOWED_1,
 )
 from trapgate.sdm.interruption import (
     INFO_DELIVER_ERROR_CODE,
@@ -86,11 +88,12 @@ def enter(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
     FAILED (VMfailValid; VM_INSTRUCTION_ERROR says why). If a check failed, FAILED_CHECK
     has its number (`sdm.checks`). Nothing else has changed then.
     """
-    check = check_controls(v, -1)
+    check = check_controls(v, -1, SECONDARY_ALLOWED_1)
     if check != 0:
         v[VM_INSTRUCTION_ERROR] = ERROR_ENTRY_CONTROL_FIELDS
         v[FAILED_CHECK] = check
         return FAILED
+    put_ept_in_force(v)
     check = check_guest_state(v, mem, -1)
     if check != 0:
         reason = REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_GUEST_STATE
@@ -99,6 +102,12 @@ def enter(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
         return EXITED
     set_long_mode(v)
     return begin(v, r, mem, rows, head)
+
+
+@core
+def put_ept_in_force(v: Cells) -> None:
+    """From now on the guest's physical addresses are those that the controls make them."""
+    v[EPT_POINTER_IN_FORCE] = ept_pointer(v)
 
 
 @core

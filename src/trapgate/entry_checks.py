@@ -5,10 +5,10 @@ the physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM
 Python, which need not set CR0.NE and CR4.VMXE, nor hide them from its guest.
 """
 
-from trapgate.control_checks import page_address, unrestricted_guest
+from trapgate.control_checks import ept_pointer, page_address, unrestricted_guest
 from trapgate.core import Cells, core
-from trapgate.memory import load32, load64
-from trapgate.paging import MAXPHYADDR, canonical, pat_is_legal
+from trapgate.memory import MAXPHYADDR, load32, load64
+from trapgate.paging import canonical, pat_is_legal, pointer_is_legal
 from trapgate.sdm import checks as ck
 from trapgate.sdm import state as st
 from trapgate.sdm import vmx
@@ -29,6 +29,7 @@ from trapgate.sdm.cells import (
     GUEST_IDTR_BASE,
     GUEST_IDTR_LIMIT,
     GUEST_INTERRUPTIBILITY_STATE,
+    GUEST_PDPTE0,
     GUEST_PENDING_DEBUG_EXCEPTIONS,
     GUEST_RFLAGS,
     GUEST_RIP,
@@ -68,7 +69,6 @@ _CR4_ALLOWED_1 = st.CR4_IMPLEMENTED | st.CR4_OSXSAVE
 _PENDING_DEFINED = 0xF | st.PENDING_ENABLED_BREAKPOINT | st.PENDING_BS
 _BY_STI_OR_SS = st.BLOCKING_BY_STI | st.BLOCKING_BY_MOV_SS
 _BLOCKING_DEFINED = _BY_STI_OR_SS | st.BLOCKING_BY_SMI | st.BLOCKING_BY_NMI
-_PDPTE_RESERVED = 0x1E6 | ~((1 << MAXPHYADDR) - 1)
 
 
 @core
@@ -139,6 +139,8 @@ def _check_control_registers(v: Cells, current: int) -> int:
         return ck.GUEST_LONG_PG
     if long and cr4 & st.CR4_PAE == 0:
         return ck.GUEST_LONG_PAE
+    if not long and cr4 & st.CR4_PCIDE:
+        return ck.GUEST_LEGACY_PCIDE
     if v[GUEST_CR3] >> MAXPHYADDR != 0:
         return ck.GUEST_CR3
     if debug and v[GUEST_DR7] >> 32 != 0:
@@ -295,12 +297,15 @@ def _check_link_pointer(v: Cells, mem: Cells, current: int) -> int:
 
 @core
 def _check_page_directory_pointers(v: Cells, mem: Cells) -> int:
-    """SDM, "Checks on Guest Page-Directory-Pointer-Table Entries"; there is no EPT."""
+    """SDM, "Checks on Guest Page-Directory-Pointer-Table Entries"."""
     pae = v[GUEST_CR0] & st.CR0_PG != 0 and v[GUEST_CR4] & st.CR4_PAE != 0
     if not pae or v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST:
         return 0
+    through_ept = ept_pointer(v) != 0
     for n in range(4):
-        entry = load64(mem, (v[GUEST_CR3] & 0xFFFF_FFE0) + 8 * n)
-        if entry & 1 and entry & _PDPTE_RESERVED:
+        if through_ept:
+            if not pointer_is_legal(v[GUEST_PDPTE0 + n]):
+                return ck.PDPTE_FIELD + n
+        elif not pointer_is_legal(load64(mem, (v[GUEST_CR3] & 0xFFFF_FFE0) + 8 * n)):
             return ck.PDPTE + n
     return 0

@@ -50,9 +50,14 @@ from trapgate.intercepts import (
     privilege_level,
     secondary_controls,
 )
+from trapgate.paging import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.sdm.cells import (
+    EPT_POINTER_IN_FORCE,
     GUEST_CR0,
+    GUEST_CR3,
+    GUEST_CR4,
     GUEST_CS_ACCESS_RIGHTS,
+    GUEST_IA32_EFER,
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
     GUEST_RIP,
@@ -62,11 +67,25 @@ from trapgate.sdm.cells import (
 from trapgate.sdm.controls import SECONDARY_DESCRIPTOR_TABLE_EXITING
 from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS
 from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
-from trapgate.sdm.state import AR_DB, CR0_PE, RFLAGS_RF, RFLAGS_VM
+from trapgate.sdm.state import (
+    AR_DB,
+    CR0_CD,
+    CR0_NW,
+    CR0_PE,
+    CR0_PG,
+    CR4_PAE,
+    CR4_PCIDE,
+    CR4_PGE,
+    CR4_PSE,
+    CR4_SMEP,
+    RFLAGS_RF,
+    RFLAGS_VM,
+)
 from trapgate.sdm.vmx import (
     CR0_FIXED_0,
     FAULT_ADDRESS,
     FAULT_ERROR,
+    FLUSH,
     MODE,
     MODE_NON_ROOT,
     MODE_ROOT,
@@ -83,6 +102,9 @@ PLATFORM = 10
 business of the VMM in Python; nothing has changed."""
 
 _LOW = 0xFFFFFFFF
+_CR0_LOADS = CR0_PG | CR0_CD | CR0_NW
+_CR4_LOADS = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
+"""Changes of these load the pointers of PAE paging."""
 
 
 @core
@@ -235,7 +257,7 @@ def execute_two_byte(
     if second == 0x01 and third >= 0xC0:
         return execute_group_7(v, r, time, start, third)
     if second in (0x20, 0x22):
-        return execute_mov_cr(v, r, x, long, rex, start, second, third, word)
+        return execute_mov_cr(v, r, mem, x, long, rex, start, second, third, word)
     if second in (0x21, 0x23):
         return execute_mov_dr(v, r, long, rex, start, second, third)
     if second == 0x31:
@@ -350,6 +372,7 @@ def has_no_system_segments(v: Cells) -> bool:
 def execute_mov_cr(
     v: Cells,
     r: Cells,
+    mem: Cells,
     x: Cells,
     long: bool,
     rex: int,
@@ -375,9 +398,11 @@ def execute_mov_cr(
             return RAISE_GP
         if outcome == GO_ON:
             if number == 3:
-                # Bit 63 asks to keep translations (PCIDs); it is not part of CR3.
-                value = value & 0x7FFFFFFFFFFFFFFF
-            outcome = write_cr(v, r, number, value)
+                if v[GUEST_CR4] & CR4_PCIDE:
+                    # Bit 63 asks to keep translations; it is not part of CR3.
+                    value = value & 0x7FFFFFFFFFFFFFFF
+                x[FLUSH] = 1
+            outcome = write_paging_register(v, r, mem, x, number, value)
     else:
         outcome = intercept_mov_from_cr(v, number, register, length)
         if outcome == GO_ON:
@@ -386,6 +411,36 @@ def execute_mov_cr(
     if outcome == GO_ON:
         advance(v, length)
     return outcome
+
+
+@core
+def write_paging_register(v: Cells, r: Cells, mem: Cells, x: Cells, number: int, value: int) -> int:
+    """MOV to a control register, which may load the pointers of PAE paging from memory.
+
+    Without EPT each walk reads them there. If they cannot be loaded, no register changes.
+    """
+    cr0 = v[GUEST_CR0]
+    cr3 = v[GUEST_CR3]
+    cr4 = v[GUEST_CR4]
+    efer = v[GUEST_IA32_EFER]
+    outcome = write_cr(v, r, number, value)
+    if outcome != GO_ON or v[EPT_POINTER_IN_FORCE] == 0 or not uses_pae_paging(v):
+        return outcome
+    changed = ((v[GUEST_CR0] ^ cr0) & _CR0_LOADS) | ((v[GUEST_CR4] ^ cr4) & _CR4_LOADS)
+    if number != 3 and changed == 0:
+        return outcome
+    error = load_pointers(v, mem)
+    if error < 0:
+        return outcome
+    v[GUEST_CR0] = cr0
+    v[GUEST_CR3] = cr3
+    v[GUEST_CR4] = cr4
+    v[GUEST_IA32_EFER] = efer
+    if error == NO_POINTERS:
+        return RAISE_GP
+    x[FAULT_ERROR] = error
+    x[FAULT_ADDRESS] = 0
+    return RAISE_OPERAND_PF
 
 
 @core

@@ -11,6 +11,7 @@ from trapgate.sdm.cells import (
     EXIT_REASON,
     GUEST_IA32_EFER,
     GUEST_LINEAR_ADDRESS,
+    GUEST_PHYSICAL_ADDRESS,
     IDT_VECTORING_ERROR_CODE,
     IDT_VECTORING_INFORMATION,
     VM_ENTRY_CONTROLS,
@@ -51,6 +52,7 @@ def vm_exit(v: Cells, reason: int, qualification: int, length: int) -> None:
     v[IDT_VECTORING_ERROR_CODE] = 0
     v[VM_EXIT_INSTRUCTION_INFORMATION] = 0
     v[GUEST_LINEAR_ADDRESS] = 0
+    v[GUEST_PHYSICAL_ADDRESS] = 0
     v[VM_ENTRY_INTERRUPTION_INFORMATION] = v[VM_ENTRY_INTERRUPTION_INFORMATION] & ~INFO_VALID
     save_ia32e_mode(v)
 

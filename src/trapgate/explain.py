@@ -130,8 +130,10 @@ def _bits_at_fault(check: int, value: int) -> str:
     """The names of the bits that are reserved, or fixed, the other way."""
     if check in _CONTROLS:
         flags, must, may = _CONTROLS[check]
-        if check == ck.SECONDARY_CONTROLS and value & ~ct.SECONDARY_ALLOWED_1:
-            may = ct.SECONDARY_ALLOWED_1
+        if check == ck.SECONDARY_CONTROLS:
+            # Which may be 1 depends on the engine and on whose VMCS it is: name no bit in vain.
+            known = (ct.SECONDARY_WITH_EPT, ct.SECONDARY_ALLOWED_1, may)
+            may = next((allowed for allowed in known if value & ~allowed), may)
         names = {flag.value.bit_length() - 1: str(flag.name) for flag in flags}
     elif check in _FIXED:
         names, must, may = _FIXED[check]

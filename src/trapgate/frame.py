@@ -9,13 +9,7 @@ mode, "64-Bit Mode Stack Frame".
 from trapgate.core import Cells, core
 from trapgate.memory import store8, store16, store32, store64
 from trapgate.paging import WRITE, walk
-from trapgate.sdm.cells import (
-    GUEST_CR0,
-    GUEST_CR3,
-    GUEST_CR4,
-    GUEST_IA32_EFER,
-    GUEST_RFLAGS,
-)
+from trapgate.sdm.cells import GUEST_RFLAGS
 from trapgate.sdm.state import AR_DB, AR_EXPAND_DOWN, AR_UNUSABLE
 
 _CANONICAL_HALF = 1 << 47
@@ -64,10 +58,6 @@ def probe_frame(
     0) if the frame lies within one page, (-1, -1, 0) if it does not but all of it can
     be written, (0, page-fault error code, faulting linear address) otherwise.
     """
-    cr0 = v[GUEST_CR0]
-    cr3 = v[GUEST_CR3]
-    cr4 = v[GUEST_CR4]
-    efer = v[GUEST_IA32_EFER]
     rflags = v[GUEST_RFLAGS]
     length = size * count
     linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
@@ -75,20 +65,22 @@ def probe_frame(
     top = (base + sp) & linear_mask
     if (mask == -1 or sp >= length) and ((top - 1) & 0xFFF) + 1 >= length:
         lowest = (top - length) & linear_mask
-        physical, error, _, _ = walk(cr0, cr3, cr4, efer, rflags, mem, lowest, WRITE, user)
+        physical, error, _, _ = walk(v, rflags, mem, lowest, WRITE, user)
         if error < 0:
             return physical, -1, 0
         # The first word pushed is the one that faults.
-        return 0, error, (top - size) & linear_mask
+        first = (top - size) & linear_mask
+        _, error, _, _ = walk(v, rflags, mem, first, WRITE, user)
+        return 0, error, first
     for n in range(1, count + 1):
         first = (base + ((sp - size * n) & mask)) & linear_mask
-        _, error, _, _ = walk(cr0, cr3, cr4, efer, rflags, mem, first, WRITE, user)
+        _, error, _, _ = walk(v, rflags, mem, first, WRITE, user)
         if error >= 0:
             return 0, error, first
         last = (first + size - 1) & linear_mask
         if (first ^ last) & ~0xFFF:
             onward = last & ~0xFFF
-            _, error, _, _ = walk(cr0, cr3, cr4, efer, rflags, mem, onward, WRITE, user)
+            _, error, _, _ = walk(v, rflags, mem, onward, WRITE, user)
             if error >= 0:
                 return 0, error, onward
     return -1, -1, 0
@@ -124,15 +116,6 @@ def push_word(
     linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
     first = base + ((sp - size * (n + 1)) & mask)
     for byte in range(size):
-        at, _, _, _ = walk(
-            v[GUEST_CR0],
-            v[GUEST_CR3],
-            v[GUEST_CR4],
-            v[GUEST_IA32_EFER],
-            v[GUEST_RFLAGS],
-            mem,
-            (first + byte) & linear_mask,
-            WRITE,
-            user,
-        )
+        linear = (first + byte) & linear_mask
+        at, _, _, _ = walk(v, v[GUEST_RFLAGS], mem, linear, WRITE, user)
         store8(mem, at, value >> (8 * byte))

@@ -6,7 +6,8 @@ x86 code has a host state; one in Python has none that could be wrong.
 """
 
 from trapgate.core import Cells, core
-from trapgate.paging import MAXPHYADDR, canonical, pat_is_legal
+from trapgate.memory import MAXPHYADDR
+from trapgate.paging import canonical, pat_is_legal
 from trapgate.sdm import checks as ck
 from trapgate.sdm import state as st
 from trapgate.sdm import vmx
@@ -122,7 +123,9 @@ def _check_address_space_size(v: Cells, long: bool) -> int:
         if not canonical(v[HOST_RIP]):
             return ck.HOST_RIP_CANONICAL
         return 0
-    # Neither a 64-bit guest nor CR4.PCIDE of a 32-bit host can have come this far.
+    # A 64-bit guest cannot have come this far.
+    if v[HOST_CR4] & st.CR4_PCIDE:
+        return ck.HOST_PCIDE
     if v[HOST_RIP] >> 32 != 0:
         return ck.HOST_RIP_HIGH
     return 0

@@ -19,8 +19,6 @@ from trapgate.memory import load64
 from trapgate.paging import READ, read_system, walk
 from trapgate.sdm.cells import (
     GUEST_CR0,
-    GUEST_CR3,
-    GUEST_CR4,
     GUEST_CS_ACCESS_RIGHTS,
     GUEST_CS_BASE,
     GUEST_CS_LIMIT,
@@ -195,9 +193,7 @@ def _deliver_long(
         return GP, (vector << 3) | 2 | ext, 0
     linear = v[GUEST_IDTR_BASE] + (vector << 4)
     if linear & 0xFFF <= 0xFF0:
-        physical, error, _, _ = walk(
-            v[GUEST_CR0], v[GUEST_CR3], v[GUEST_CR4], v[GUEST_IA32_EFER], 0, mem, linear, READ, 0
-        )
+        physical, error, _, _ = walk(v, 0, mem, linear, READ, 0)
         if error >= 0:
             return PF, error, linear
         gate = load64(mem, physical)

@@ -80,17 +80,7 @@ class Operand:
         v = self.v
         user = 1 if ix.privilege_level(v) == 3 else 0
         signed = linear - (1 << 64) if linear >> 63 else linear
-        physical, code, _, _ = _walk(
-            v[f.GUEST_CR0],
-            v[f.GUEST_CR3],
-            v[f.GUEST_CR4],
-            v[f.GUEST_IA32_EFER],
-            v[f.GUEST_RFLAGS],
-            self.mem,
-            signed,
-            access,
-            user,
-        )
+        physical, code, _, _ = _walk(v, v[f.GUEST_RFLAGS], self.mem, signed, access, user)
         if code >= 0:
             raise PageFaultError(int(code), signed)
         return int(physical)
@@ -327,7 +317,10 @@ def _string_io(processor: Processor, guest: Operand, instruction: iced.Instructi
         ix.record_string_io(v, signed, address_size, segment)
         return outcome
     if v is processor.nested:
-        # The x86 VMM lets its guest have the port: it is the platform's.
+        # The x86 VMM lets its guest have the port: it is the platform's. What memory may
+        # raise is that VMM's business still.
+        for place in (linear, guest.wrap(linear + size - 1)):
+            guest.physical(place, is_in)
         outcome = _string_io(processor, Operand(processor, processor.lend()), instruction)
         if outcome != ix.EXITED:
             processor.take_back()

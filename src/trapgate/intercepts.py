@@ -28,7 +28,7 @@ RAISE_PF = 5
 RAISE_SS = 8
 """#SS(0); only VMX instructions answer it."""
 RAISE_OPERAND_PF = 11
-"""#PF of an operand, as `sdm.vmx` says; only VMX instructions answer it."""
+"""#PF of an operand, as `sdm.vmx` says; only VMX instructions and MOV CR answer it."""
 
 ACCESS_MOV_TO = 0
 ACCESS_MOV_FROM = 1

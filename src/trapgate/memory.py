@@ -9,6 +9,9 @@ two's complement, so it may be negative.
 
 from trapgate.core import Cells, core
 
+MAXPHYADDR = 40
+"""Width of physical addresses in bits."""
+
 
 @core
 def load8(mem: Cells, pa: int) -> int:

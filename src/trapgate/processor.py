@@ -210,6 +210,9 @@ class Processor:
         it: locked, with VMX enabled.
         """
         self.vmx[vmx.OFFERED] = 1
+        # Page walks in two dimensions are the core's; the portable engine makes its own.
+        native = self.engine.cells[stops.NATIVE] != 0
+        self.vmx[vmx.SECONDARY_ALLOWED] = ct.SECONDARY_WITH_EPT if native else ct.SECONDARY_REPORTED
         self.vmx[vmx.SEED] = int(seed)
         self.vmx[vmx.FEATURE_CONTROL] = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
 
@@ -217,7 +220,9 @@ class Processor:
         """What the MSRs of VMX read as; none if VMX is not offered."""
         if not self._vmx[vmx.OFFERED]:
             return {vmx.MSR_FEATURE_CONTROL: vmx.FEATURE_LOCKED}
-        msrs = capability_msrs(seed=bool(self._vmx[vmx.SEED]))
+        msrs = capability_msrs(
+            seed=bool(self._vmx[vmx.SEED]), secondary=self._vmx[vmx.SECONDARY_ALLOWED]
+        )
         return {**msrs, vmx.MSR_FEATURE_CONTROL: self._vmx[vmx.FEATURE_CONTROL]}
 
     def set_feature_control(self, value: int) -> bool:

@@ -29,6 +29,8 @@ from trapgate.ptfilter import (
     is_pte_64,
     paragraph_80,
 )
+from trapgate.sdm.cells import EPT_POINTER_IN_FORCE, FAULT_FILTER, PTBASE
+from trapgate.sdm.pagefault import PFEC_P, PFEC_U, PFEC_W
 from trapgate.sdm.state import (
     CR0_PG,
     CR4_PAE,
@@ -73,6 +75,19 @@ def self_mapped(cr0: int, cr3: int, cr4: int, efer: int, mem: Cells, ptbase: int
         return False
     entry = load64(mem, (cr3 & FRAME_64) + (((ptbase >> 39) & 0x1FF) << 3))
     return entry & PRESENT != 0 and (entry ^ cr3) & FRAME_64 == 0 and not is_large(cr4, entry)
+
+
+@core
+def may_be_filtered(v: Cells, error_code: int) -> bool:
+    """Whether a page fault is of the kind that a fault filter may judge: a write that R/W stops.
+
+    Under EPT none is: what `entry_at` follows are guest-physical addresses.
+    """
+    return bool(
+        error_code | PFEC_U == PFEC_P | PFEC_W | PFEC_U
+        and v[FAULT_FILTER] | v[PTBASE] != 0
+        and v[EPT_POINTER_IN_FORCE] == 0
+    )
 
 
 @core

@@ -224,7 +224,7 @@ def _parts(guest: Operand, accesses: list[checked.Access], user: int) -> list[Pa
                 kind, physical = _entry_at(*state, guest.mem, v[f.PTBASE], linear, mode)
             if kind == ABSENT:
                 wish = WRITE if access.write else READ
-                physical, fault, _, _ = _walk(*state, guest.mem, linear, wish, mode)
+                physical, fault, _, _ = _walk(v, v[f.GUEST_RFLAGS], guest.mem, linear, wish, mode)
                 if fault >= 0:
                     return []
             parts.append(Part(linear, int(physical), size, int(kind), access.write))

@@ -74,6 +74,7 @@ REFUSED = {
     "vmcall": (UD, b"\x0f\x01\xc1"),
     "monitor": (UD, b"\x0f\x01\xc8"),
     "mwait": (UD, b"\x0f\x01\xc9"),
+    "mov cr4, pcide": (GP, b"\xb8\0\0\x02\0\x0f\x22\xe0"),
     "rdfsbase": (UD, b"\xf3\x0f\xae\xc0"),
 }
 

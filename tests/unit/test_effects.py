@@ -80,6 +80,27 @@ def test_paging_turns_long_mode_on_and_off() -> None:
     assert effects.write_cr0(vmcs.cells, 0x31) == RAISE_GP  # from 64-bit code
 
 
+def test_pcids_are_for_ia32e_mode_and_begin_with_none() -> None:
+    vmcs = Vmcs()
+    vmcs.flat(64)
+    before = vmcs["GUEST_CR4"] | 1 << 13 | 1 << 5
+    with_pcids = before | 1 << 17
+    vmcs["GUEST_CR0"], vmcs["GUEST_CR4"], vmcs["GUEST_CR3"] = 0x80000031, before, 0x5001
+    assert effects.write_cr4(vmcs.cells, with_pcids) == RAISE_GP
+    vmcs["GUEST_CR3"] = 0x5000
+    vmcs["GUEST_IA32_EFER"] = 0
+    assert effects.write_cr4(vmcs.cells, with_pcids) == RAISE_GP
+    vmcs["GUEST_IA32_EFER"] = 0x500
+    assert effects.write_cr4(vmcs.cells, with_pcids) == GO_ON
+    assert effects.write_cr3(vmcs.cells, 0x5001) == GO_ON
+    # Only turning them on looks at CR3, and paging cannot be left with them.
+    assert effects.write_cr4(vmcs.cells, with_pcids) == GO_ON
+    vmcs["GUEST_CS_ACCESS_RIGHTS"] = 0xC09B
+    assert effects.write_cr0(vmcs.cells, 0x31) == RAISE_GP
+    assert effects.write_cr4(vmcs.cells, before) == GO_ON
+    assert effects.write_cr0(vmcs.cells, 0x31) == GO_ON
+
+
 def test_cr3_and_cr4_refuse_reserved_bits() -> None:
     vmcs = protected()
     assert effects.write_cr3(vmcs.cells, 1 << 40) == RAISE_GP

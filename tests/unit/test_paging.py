@@ -7,6 +7,7 @@ import pytest
 
 from trapgate import paging
 from trapgate.core import Cells
+from trapgate.memory import MAXPHYADDR
 from trapgate.paging import FETCH, READ, WRITE
 from trapgate.sdm import cells
 from trapgate.sdm.state import (
@@ -79,17 +80,14 @@ class Paging:
     def walk(
         self, access: int = READ, user: int = 0, linear: int = LINEAR
     ) -> tuple[int, int, int, int]:
-        return paging.walk(
-            self.cr0,
-            self.cr3,
-            self.cr4,
-            self.efer,
-            self.rflags,
-            self.mem,
-            linear,
-            access,
-            user,
-        )
+        return paging.walk(self.v, self.rflags, self.mem, linear, access, user)
+
+    @property
+    def v(self) -> Cells:
+        v = np.zeros(len(cells.ENCODINGS), np.int64)
+        v[cells.GUEST_CR0], v[cells.GUEST_CR3] = self.cr0, self.cr3
+        v[cells.GUEST_CR4], v[cells.GUEST_IA32_EFER] = self.cr4, self.efer
+        return v
 
 
 MODES = ["two-level", "pae", "four-level"]
@@ -173,7 +171,7 @@ def test_execute_disable(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["pae", "four-level"])
 def test_reserved_bits(mode: str) -> None:
     for level in range(len(Paging(mode).path)):
-        for bit in (paging.MAXPHYADDR, 51):
+        for bit in (MAXPHYADDR, 51):
             machine = Paging(mode)
             machine.change(level, on=1 << bit)
             assert machine.walk(WRITE, 1)[1] == P | W | U | RSVD

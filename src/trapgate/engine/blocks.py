@@ -11,6 +11,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.compiled import jit, linked
 from trapgate.engine.raw import call, cells, peek32, peek64
+from trapgate.engine.state import save_paging
 
 _walk = linked("walk")
 _load8 = linked("load8")
@@ -103,7 +104,8 @@ def peculiarities(m: Cells, linear: int, size: int) -> tuple[int, int]:
     For LDMXCSR and FXRSTOR (0FH AEH, memory form /1 or /2), and for input and output.
     False alarms cost time only.
     """
-    env = m[mc.ENV]
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    save_paging(m[mc.ENV], v)
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
     page = -1
     physical = 0
@@ -113,17 +115,7 @@ def peculiarities(m: Cells, linear: int, size: int) -> tuple[int, int]:
     for n in range(size):
         here = linear + n
         if here >> 12 != page:
-            physical, code, _, _ = _walk(
-                peek64(env + at.CR0),
-                peek64(env + at.CR3),
-                peek64(env + at.CR4),
-                peek64(env + at.EFER),
-                0x40000,
-                mem,
-                here,
-                0,
-                0,
-            )
+            physical, code, _, _ = _walk(v, 0x40000, mem, here, 0, 0)
             if code >= 0:
                 return care, digest
             page = here >> 12

@@ -31,6 +31,7 @@ MODULES = (
     "trapgate.exits",
     "trapgate.decide",
     "trapgate.memory",
+    "trapgate.ept",
     "trapgate.paging",
     "trapgate.journal",
     "trapgate.delivery",
@@ -51,6 +52,7 @@ MODULES = (
 OUT_OF_LINE = frozenset(
     {
         "walk",
+        "through_ept",
         "raise_event",
         "enter",
         "check_controls",

@@ -15,6 +15,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.compiled import jit, linked
 from trapgate.engine.raw import call, cells, peek32, peek64, poke32, table
+from trapgate.engine.state import save_paging
 from trapgate.journal import HEAD_DATA, HEAD_HAS_DATA, HEAD_OLD_VALUE, HEAD_SEQUENCE, HEAD_TIME
 from trapgate.sdm import cells as f
 
@@ -26,6 +27,7 @@ _store16 = linked("store16")
 _store32 = linked("store32")
 _store64 = linked("store64")
 _entry_at = linked("entry_at")
+_may_be_filtered = linked("may_be_filtered")
 _entry_of = linked("entry_of")
 _entry_size = linked("entry_size")
 _merged = linked("merged")
@@ -49,20 +51,12 @@ def code_at_rip(m: Cells) -> int:
     if peek32(env + at.HFLAGS) & at.HF_CS64 == 0:
         linear = (linear + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    save_paging(env, v)
     word = 0
     n = 0
     while n < 8:
-        physical, code, _, _ = _walk(
-            peek64(env + at.CR0),
-            peek64(env + at.CR3),
-            peek64(env + at.CR4),
-            peek64(env + at.EFER),
-            _AC,
-            mem,
-            linear + n,
-            0,
-            0,
-        )
+        physical, code, _, _ = _walk(v, _AC, mem, linear + n, 0, 0)
         if code >= 0:
             return word
         if n == 0 and linear & 0xFFF <= 0xFF8:
@@ -85,7 +79,7 @@ def open_gate(
 ) -> bool:
     """Redirect a store that would fault with `code`; False if no filter may judge it here."""
     v = cells(m[mc.V], m[mc.V_CELLS])
-    if code | 4 != 7 or v[f.FAULT_FILTER] | v[f.PTBASE] == 0:
+    if not _may_be_filtered(v, code):
         return False
     if return_address == 0 or address & (size - 1) != 0:
         return False
@@ -165,20 +159,12 @@ def judge_store(m: Cells, offset: int, size: int, value: int) -> None:
     head[HEAD_OLD_VALUE] = old
     if disposition == COMPLETE:
         # As if R/W allowed it, which to a supervisor without WP it does.
-        _walk(
-            peek64(env + at.CR0) & ~_WP,
-            peek64(env + at.CR3),
-            cr4,
-            peek64(env + at.EFER),
-            _AC,
-            mem,
-            m[mc.GATE_LINEAR],
-            1,
-            0,
-        )
+        save_paging(env, v)
+        v[f.GUEST_CR0] &= ~_WP
+        _walk(v, _AC, mem, m[mc.GATE_LINEAR], 1, 0)
+        v[f.GUEST_CR0] = peek64(env + at.CR0)
         store(m, mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)
-        v[f.GUEST_CR3] = peek64(env + at.CR3)
         cpl = peek32(env + at.HFLAGS) & 3
         v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5
         head[HEAD_TIME] = m[mc.TIME]
@@ -193,6 +179,6 @@ def judge_store(m: Cells, offset: int, size: int, value: int) -> None:
         return
     m[mc.FAULT_KIND] = mc.FAULT_JUDGED
     m[mc.FAULT_ADDRESS] = m[mc.GATE_LINEAR]
-    poke32(env + at.ERROR_CODE, code)
+    m[mc.FAULT_CODE] = code
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + 14)
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], m[mc.GATE_RETURN]))

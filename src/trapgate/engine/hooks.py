@@ -20,7 +20,7 @@ from trapgate.engine.react import (
     turns_code_to_data,
     walk,
 )
-from trapgate.engine.state import load, save
+from trapgate.engine.state import load, save, save_paging
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 
@@ -185,7 +185,6 @@ def refill(
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
     access_kind = access
-    cr0 = peek64(env + at.CR0)
     efer = peek64(env + at.EFER)
     user = 1 if mmu_index == 1 or (access == 0 and is_popped_in_ring_3(env, address)) else 0
     vector = 14
@@ -196,17 +195,10 @@ def refill(
         vector = 13
         code = 0
     else:
-        physical, code, prot, page_size = walk(
-            cr0,
-            peek64(env + at.CR3),
-            peek64(env + at.CR4),
-            efer,
-            0x40000 if mmu_index == 2 else 0,
-            mem,
-            address,
-            access_kind,
-            user,
-        )
+        v = cells(m[mc.V], m[mc.V_CELLS])
+        save_paging(env, v)
+        rflags = 0x40000 if mmu_index == 2 else 0
+        physical, code, prot, page_size = walk(v, rflags, mem, address, access_kind, user)
     if code < 0 and access_kind == 2 and physical >> 3 >= m[mc.MEM_CELLS]:
         # Nothing there reads as all ones, and that is no instruction.
         vector = 6
@@ -244,7 +236,8 @@ def refill(
     else:
         m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL if vector == 13 else 0
     m[mc.FAULT_ADDRESS] = address
-    poke32(env + at.ERROR_CODE, code)
+    m[mc.FAULT_CODE] = code
+    poke32(env + at.ERROR_CODE, 0)
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + 0x40 + vector)
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
     return 0

@@ -18,6 +18,7 @@ from trapgate.engine.state import (
     save,
     segment_shape,
 )
+from trapgate.ept import EPT_VIOLATION, RIGHT_READ, RIGHT_WRITE, TRANSLATED, UNBLOCKED_BY_IRET
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
@@ -30,6 +31,7 @@ _load64 = linked("load64")
 _writes_what_it_reads = linked("writes_what_it_reads")
 _copy_guest_state = linked("copy_guest_state")
 _entry_at = linked("entry_at")
+_may_be_filtered = linked("may_be_filtered")
 
 _HAS_CODE = 0x27D00
 """Exceptions with an error code: 8, 10-14, 17 (SDM, "Exception and Interrupt Reference")."""
@@ -72,17 +74,7 @@ def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
     for n in range(count):
         here = linear + n
         if here >> 12 != page:
-            physical, code, _, _ = walk(
-                v[f.GUEST_CR0],
-                v[f.GUEST_CR3],
-                v[f.GUEST_CR4],
-                v[f.GUEST_IA32_EFER],
-                v[f.GUEST_RFLAGS],
-                mem,
-                here,
-                2,
-                user,
-            )
+            physical, code, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, here, 2, user)
             if code >= 0:
                 return word, n
             page = here >> 12
@@ -99,17 +91,8 @@ def forget_code_under_stack(m: Cells, v: Cells) -> None:
     linear = v[f.GUEST_RSP]
     if v[f.GUEST_IA32_EFER] & 1 << 10 == 0:
         linear = (linear + v[f.GUEST_SS_BASE]) & 0xFFFFFFFF
-    physical, code, _, _ = walk(
-        v[f.GUEST_CR0],
-        v[f.GUEST_CR3],
-        v[f.GUEST_CR4],
-        v[f.GUEST_IA32_EFER],
-        0x40000,
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
-        linear,
-        0,
-        0,
-    )
+    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    physical, code, _, _ = walk(v, 0x40000, mem, linear, 0, 0)
     page = physical >> 12
     if code < 0 and 0 <= page < m[mc.MEM_CELLS] >> 9:
         pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
@@ -133,6 +116,8 @@ def arbitrate(
         if by_iret and v[f.EXIT_REASON] == 0 and v[f.IDT_VECTORING_INFORMATION] == 0:
             # A fault of an IRET whose first effect was to unblock NMIs.
             v[f.VM_EXIT_INTERRUPTION_INFORMATION] |= _UNBLOCKED
+        elif by_iret and error_code >= EPT_VIOLATION and v[f.IDT_VECTORING_INFORMATION] == 0:
+            v[f.EXIT_QUALIFICATION] |= UNBLOCKED_BY_IRET
         return mc.EXITED
     if head[4] >= m[mc.JOURNAL_LIMIT]:
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
@@ -287,7 +272,7 @@ def transfers_string(v: Cells, word: int) -> bool:
 @jit
 def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
     """Whether a page fault is a write to the page tables that a fault filter may judge."""
-    if code | 4 != 7 or v[f.FAULT_FILTER] | v[f.PTBASE] == 0:
+    if not _may_be_filtered(v, code):
         return False
     kind, _ = _entry_at(
         v[f.GUEST_CR0],
@@ -311,23 +296,27 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
     if 0x40 <= code < 0x60:
         vector = code - 0x40
         if vector == 14:
+            fetched = m[mc.FAULT_KIND] == mc.FAULT_OF_FETCH
             if m[mc.NATIVE] != 0:
                 address = m[mc.FAULT_ADDRESS]
+                info = m[mc.FAULT_CODE]
             else:
                 address = peek64(m[mc.SCRATCH] + at.VMCB_EXIT_INFO_2)
-            info &= 0xFFFF
-            fetched = m[mc.FAULT_KIND] == mc.FAULT_OF_FETCH
-            if m[mc.NATIVE] == 0:
+                info &= 0xFFFF
                 # Which it was can only be told from where it was.
                 distance = address - linear_rip(v)
                 fetched = distance == 0 or (0 < distance < 15 and address & 0xFFF == 0)
-            if info & _FETCH == 0 and not fetched:
+                fetched = fetched or info & _FETCH != 0
+            if not fetched:
                 word, count = fetch(m, v, 8)
                 if count == 8 and transfers_string(v, word):
                     # Whether there is a VM exit is decided before memory is accessed.
                     return carry_out(m, v, r, word)
-                if info & _WRITE == 0 and count == 8 and _writes_what_it_reads(v, word):
+                changes = info & _WRITE == 0 and count == 8 and _writes_what_it_reads(v, word)
+                if changes and info < EPT_VIOLATION:
                     info |= _WRITE
+                elif changes and info & TRANSLATED:
+                    info = info & ~RIGHT_READ | RIGHT_WRITE
             if m[mc.FAULT_KIND] != mc.FAULT_JUDGED and is_table_write(m, v, info, address):
                 m[mc.STOP_INFO] = info
                 m[mc.FAULT_ADDRESS] = address
@@ -386,8 +375,9 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
     """Load the state of the VMCS in force into the engine, and what else depends on it."""
     v = cells(m[mc.V], m[mc.V_CELLS])
     load(m, env, v, r)
-    if m[mc.SWITCHED] != 0:
-        m[mc.SWITCHED] = 0
+    switched = m[mc.SWITCHED] & mc.SWITCHED_VMCS
+    m[mc.SWITCHED] = 0
+    if switched != 0:
         arm(m, env, v)
         shape = segment_shape(v)
         if shape != 0 and shape != m[mc.TRUSTED]:

@@ -42,6 +42,15 @@ _R_OF_MSR = (
 
 
 @jit
+def save_paging(env: int, v: Cells) -> None:
+    """Of `save` what a page walk looks at."""
+    v[f.GUEST_CR0] = peek64(env + at.CR0)
+    v[f.GUEST_CR3] = peek64(env + at.CR3)
+    v[f.GUEST_CR4] = peek64(env + at.CR4)
+    v[f.GUEST_IA32_EFER] = peek64(env + at.EFER)
+
+
+@jit
 def rflags_of(m: Cells, env: int) -> int:
     """RFLAGS, the lazily evaluated bits included."""
     flags = peek64(env + at.EFLAGS) & ~(_CC | _DF)
@@ -63,17 +72,7 @@ def what_blocks(m: Cells, v: Cells) -> int:
     long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10
     linear = rip if long else (rip + v[f.GUEST_CS_BASE]) & 0xFFFFFFFF
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
-    physical, code, _, _ = _walk(
-        v[f.GUEST_CR0],
-        v[f.GUEST_CR3],
-        v[f.GUEST_CR4],
-        v[f.GUEST_IA32_EFER],
-        _AC,
-        mem,
-        linear,
-        0,
-        0,
-    )
+    physical, code, _, _ = _walk(v, _AC, mem, linear, 0, 0)
     sti = v[f.GUEST_RFLAGS] & _IF and code < 0 and _load8(mem, physical) == _STI
     return 1 if sti else 2
 
@@ -108,10 +107,7 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     v[f.GUEST_GDTR_LIMIT] = peek32(gdt + at.LIMIT)
     v[f.GUEST_IDTR_BASE] = peek64(gdt + at.SEGMENT_SIZE + at.BASE)
     v[f.GUEST_IDTR_LIMIT] = peek32(gdt + at.SEGMENT_SIZE + at.LIMIT)
-    v[f.GUEST_CR0] = peek64(env + at.CR0)
-    v[f.GUEST_CR3] = peek64(env + at.CR3)
-    v[f.GUEST_CR4] = peek64(env + at.CR4)
-    v[f.GUEST_IA32_EFER] = peek64(env + at.EFER)
+    save_paging(env, v)
     v[f.GUEST_IA32_SYSENTER_CS] = peek32(env + at.SYSENTER_CS)
     v[f.GUEST_IA32_SYSENTER_ESP] = peek64(env + at.SYSENTER_ESP)
     v[f.GUEST_IA32_SYSENTER_EIP] = peek64(env + at.SYSENTER_EIP)

@@ -33,6 +33,7 @@ from trapgate.engine.blocks import alignment_is_checked, due
 from trapgate.engine.compiled import callback, jit, linked
 from trapgate.engine.linkage import slots
 from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
+from trapgate.engine.state import save_paging
 from trapgate.errors import EngineError
 
 (
@@ -253,17 +254,10 @@ def on_far_transfer(env: int, selector: int, return_address: int) -> None:
     table = env + at.SEGMENTS + at.SEGMENT_SIZE * (6 if selector & 4 else 8)
     if selector & 0xFFFC == 0 or selector | 7 > peek32(table + at.LIMIT):
         return
-    physical, code, _, _ = _walk(
-        peek64(env + at.CR0),
-        peek64(env + at.CR3),
-        peek64(env + at.CR4),
-        peek64(env + at.EFER),
-        0x40000,
-        mem,
-        peek64(table + at.BASE) + (selector & 0xFFF8) + 5,
-        0,
-        0,
-    )
+    linear = peek64(table + at.BASE) + (selector & 0xFFF8) + 5
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    save_paging(env, v)
+    physical, code, _, _ = _walk(v, 0x40000, mem, linear, 0, 0)
     kind = _load8(mem, physical) & 0x1F if code < 0 else 0
     if kind == _TASK_GATE or (kind & ~10 == 1 and peek64(env + at.EFER) & 1 << 10 == 0):
         switch_tasks(env, return_address)

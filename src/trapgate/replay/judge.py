@@ -12,7 +12,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.decide import REASON_TASK_GATE, REASON_TRIPLE_FAULT, REASONS
+from trapgate.decide import REASON_EPT, REASON_TASK_GATE, REASON_TRIPLE_FAULT, REASONS
 from trapgate.ptfilter import (
     FILTER_FIGURE_7,
     FILTER_FIGURE_8,
@@ -51,7 +51,11 @@ EXCEPTIONS: Final = (
 )
 """The interruption types that the exception bitmap speaks of."""
 
-ALWAYS_EXIT: Final = (REASONS[REASON_TASK_GATE], REASONS[REASON_TRIPLE_FAULT])
+ALWAYS_EXIT: Final = (
+    REASONS[REASON_TASK_GATE],
+    REASONS[REASON_TRIPLE_FAULT],
+    REASONS[REASON_EPT],
+)
 """Recorded reasons of exits that no criterion can prevent."""
 
 

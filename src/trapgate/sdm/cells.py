@@ -178,6 +178,7 @@ ENCODINGS: dict[str, int] = {
     "FAULT_FILTER_ORDER": 0x4342,
     "EXIT_THROUGH_IDT": 0x4344,
     "FAILED_CHECK": 0x4700,
+    "EPT_POINTER_IN_FORCE": 0x2700,
     "PTBASE": 0x6300,
 }
 """Field name to encoding, in the order of the cells."""
@@ -351,5 +352,6 @@ ENCODINGS: dict[str, int] = {
     FAULT_FILTER_ORDER,
     EXIT_THROUGH_IDT,
     FAILED_CHECK,
+    EPT_POINTER_IN_FORCE,
     PTBASE,
 ) = range(len(ENCODINGS))

@@ -20,6 +20,10 @@ MSR_BITMAP = 107
 VIRTUAL_NMIS = 108
 NMI_WINDOW = 109
 VPID_ZERO = 110
+EPT_MEMORY_TYPE = 111
+EPT_WALK_LENGTH = 112
+EPT_RESERVED = 113
+UNRESTRICTED_WITHOUT_EPT = 114
 
 EXIT_CONTROLS = 201
 SAVE_TIMER = 202
@@ -79,6 +83,7 @@ LEGACY_HOST_INSIDE = 603
 HOST_PAE = 604
 HOST_RIP_CANONICAL = 605
 HOST_RIP_HIGH = 606
+HOST_PCIDE = 607
 
 LAST_OF_HOST = 699
 """Checks from 401 up to here fail with VM-instruction error 8; those above with exit reason 33."""
@@ -97,6 +102,7 @@ GUEST_PAT = 711
 GUEST_EFER_RESERVED = 712
 GUEST_EFER_LMA = 713
 GUEST_EFER_LME = 714
+GUEST_LEGACY_PCIDE = 715
 
 SELECTOR_TI = 800
 SELECTOR_RPL = 810
@@ -146,6 +152,8 @@ LINK_CURRENT = 1233
 
 PDPTE = 1300
 """And three more, for the other page-directory-pointer-table entries."""
+PDPTE_FIELD = 1310
+"""The same under EPT, where fields hold them."""
 
 _SECTIONS = {
     1: "VM-Execution Control Fields",
@@ -216,6 +224,10 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (VIRTUAL_NMIS, (_PIN,), '"virtual NMIs" must be 0 if "NMI exiting" is 0'),
     (NMI_WINDOW, (_PRIMARY, _PIN), '"NMI-window exiting" must be 0 if "virtual NMIs" is 0'),
     (VPID_ZERO, ("VIRTUAL_PROCESSOR_IDENTIFIER",), 'must not be 0 if "enable VPID" is 1'),
+    (EPT_MEMORY_TYPE, ("EPT_POINTER",), "bits 2:0 must be 0 (uncacheable) or 6 (write-back)"),
+    (EPT_WALK_LENGTH, ("EPT_POINTER",), "bits 5:3 must be 3: a page walk of four levels"),
+    (EPT_RESERVED, ("EPT_POINTER",), "bits 11:7 and bits 63:40 must be 0"),
+    (UNRESTRICTED_WITHOUT_EPT, (_SECONDARY,), '"unrestricted guest" needs "enable EPT"'),
     (EXIT_CONTROLS, (_EXIT,), "reserved bits must be as IA32_VMX_(TRUE_)EXIT_CTLS says"),
     (
         SAVE_TIMER,
@@ -325,6 +337,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         ("HOST_RIP", _EXIT),
         'bits 63:32 must be 0 if "host address-space size" is 0',
     ),
+    (HOST_PCIDE, ("HOST_CR4", _EXIT), 'PCIDE must be 0 if "host address-space size" is 0'),
     (
         GUEST_CR0,
         ("GUEST_CR0", _SECONDARY),
@@ -351,6 +364,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         ("GUEST_IA32_EFER", "GUEST_CR0"),
         "LME (bit 8) must equal LMA (bit 10) if CR0.PG is 1",
     ),
+    (GUEST_LEGACY_PCIDE, ("GUEST_CR4", _ENTRY), 'PCIDE must be 0 if "IA-32e mode guest" is 0'),
     (GUEST_GDTR_BASE, ("GUEST_GDTR_BASE",), _CANONICAL),
     (GUEST_IDTR_BASE, ("GUEST_IDTR_BASE",), _CANONICAL),
     (GUEST_GDTR_LIMIT, ("GUEST_GDTR_LIMIT",), "bits 31:16 must be 0"),
@@ -451,6 +465,14 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
             PDPTE + n,
             ("GUEST_CR3", "GUEST_CR4"),
             f"the PDPTE {n} that CR3 leads to is present with one of bits 63:40, 8:5, 2:1 set",
+        )
+        for n in range(4)
+    ),
+    *(
+        (
+            PDPTE_FIELD + n,
+            (f"GUEST_PDPTE{n}", "GUEST_CR4", _SECONDARY),
+            "is present with one of bits 63:40, 8:5, 2:1 set",
         )
         for n in range(4)
     ),

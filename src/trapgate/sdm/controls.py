@@ -208,7 +208,10 @@ SECONDARY_ALLOWED_1 = (
 """UNRESTRICTED_GUEST needs no EPT here: guest-physical memory is the VM's own already."""
 
 SECONDARY_REPORTED = SECONDARY_ALLOWED_1 & ~SECONDARY_UNRESTRICTED_GUEST
-"""What an x86 VMM may set: its guest's memory is not its own, so there EPT would be needed."""
+"""What an x86 VMM may set without EPT: its guest's memory is not its own."""
+
+SECONDARY_WITH_EPT = SECONDARY_REPORTED | SECONDARY_EPT | SECONDARY_UNRESTRICTED_GUEST
+"""What it may set on an engine whose page walks are our own."""
 
 EXIT_ALLOWED_0 = 0x00036DFB
 EXIT_ALLOWED_1 = (

@@ -22,6 +22,10 @@ FAILED_CHECK = "FAILED_CHECK"
 """The extension field, VM-exit information, with the number of the check that the last failed
 VM entry did not pass (`sdm.checks`)."""
 
+EPT_POINTER_IN_FORCE = "EPT_POINTER_IN_FORCE"
+"""The extension field, read-only, with the EPT pointer that translates the guest's physical
+addresses: EPT_POINTER if "enable EPT" is 1, else 0. VM entry writes it."""
+
 READ_ONLY = 1
 """Bits 11:10 of the encodings of VM-exit information."""
 

@@ -149,6 +149,7 @@ CR4_IMPLEMENTED = (
     | CR4_OSFXSR
     | CR4_OSXMMEXCPT
     | CR4_VMXE
+    | CR4_PCIDE
     | CR4_SMEP
     | CR4_SMAP
 )

@@ -35,7 +35,8 @@ Capability Reporting Facility".
     FAILURES,
     ENTRY_LENGTH,
     FLUSH,
-) = range(27)
+    SECONDARY_ALLOWED,
+) = range(28)
 """What the cells of `x` hold.
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
@@ -51,7 +52,8 @@ encoding that a VMX instruction was given last. ABORT: the VMX-abort indicator. 
 entries by the x86 VMM. INSTRUCTION and ERROR: the exit reason of the VMX instruction that failed
 last, and its VM-instruction error (0 for what has none, NO_ERROR for a VM entry that failed with
 an exit); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or VMRESUME that is
-being executed. FLUSH: 1 if cached translations have to go.
+being executed. FLUSH: 1 if cached translations have to go. SECONDARY_ALLOWED: the secondary
+processor-based controls that an x86 VMM may set, which the engine decides.
 """
 
 EXITS = 32

@@ -36,6 +36,7 @@ _FEATURES_ECX = (
     | 1 << 5  # VMX
     | 1 << 9  # SSSE3
     | 1 << 13  # CX16
+    | 1 << 17  # PCID
     | 1 << 19  # SSE4.1
     | 1 << 20  # SSE4.2
     | 1 << 21  # x2APIC

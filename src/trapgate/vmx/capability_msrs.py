@@ -19,14 +19,33 @@ _WRITE_BACK = 6
 _EXIT_SAVES_LMA = 1 << 5
 _ACTIVITY_STATES = 7 << 6
 _INVVPID = 1 << 32 | 0xF << 40
+_EXECUTE_ONLY = 1 << 0
+_FOUR_LEVELS = 1 << 6
+_UNCACHEABLE_OR_WRITE_BACK = 1 << 8 | 1 << 14
+_LARGE_PAGES = 1 << 16 | 1 << 17
+_INVEPT = 1 << 20 | 1 << 25 | 1 << 26
+_ACCESSED_DIRTY = 1 << 21
+_EPT = (
+    _EXECUTE_ONLY
+    | _FOUR_LEVELS
+    | _UNCACHEABLE_OR_WRITE_BACK
+    | _LARGE_PAGES
+    | _INVEPT
+    | _ACCESSED_DIRTY
+)
 
 
 def _allowed(must: int, may: int) -> int:
     return must | may << 32
 
 
-def capability_msrs(*, seed: bool) -> Mapping[int, int]:
-    """MSR number to value (64 bits); `seed` says whether the extension fields exist."""
+def capability_msrs(*, seed: bool, secondary: int) -> Mapping[int, int]:
+    """MSR number to value (64 bits).
+
+    `seed` says whether the extension fields exist, `secondary` which secondary processor-based
+    controls may be 1: EPT is among them or not, as the engine can.
+    """
+    ept = _EPT if secondary & ct.SECONDARY_EPT else 0
     highest = max(
         encoding >> 1 & 0x1FF
         for encoding in ENCODINGS.values()
@@ -46,8 +65,8 @@ def capability_msrs(*, seed: bool) -> Mapping[int, int]:
         vmx.MSR_VMX_CR4_FIXED0: vmx.CR4_FIXED_0,
         vmx.MSR_VMX_CR4_FIXED1: CR4_IMPLEMENTED,
         vmx.MSR_VMX_VMCS_ENUM: highest << 1,
-        vmx.MSR_VMX_PROCBASED_CTLS2: _allowed(ct.SECONDARY_ALLOWED_0, ct.SECONDARY_REPORTED),
-        vmx.MSR_VMX_EPT_VPID_CAP: _INVVPID,
+        vmx.MSR_VMX_PROCBASED_CTLS2: _allowed(ct.SECONDARY_ALLOWED_0, secondary),
+        vmx.MSR_VMX_EPT_VPID_CAP: _INVVPID | ept,
         vmx.MSR_VMX_TRUE_PINBASED_CTLS: _allowed(ct.PIN_ALLOWED_0, ct.PIN_ALLOWED_1),
         vmx.MSR_VMX_TRUE_PROCBASED_CTLS: _allowed(ct.PRIMARY_ALLOWED_0, ct.PRIMARY_ALLOWED_1),
         vmx.MSR_VMX_TRUE_EXIT_CTLS: _allowed(ct.EXIT_ALLOWED_0, ct.EXIT_ALLOWED_1),

@@ -5,6 +5,7 @@ the processor has no VMX for its guest, or the guest has not entered VMX operati
 in Python. Answers are those of `intercepts`, and ENTER.
 """
 
+from trapgate.control_checks import check_ept_pointer
 from trapgate.core import Cells, core
 from trapgate.effects import cr0_seen, cr4_seen, in_64_bit_mode
 from trapgate.intercepts import (
@@ -15,7 +16,7 @@ from trapgate.intercepts import (
     privilege_level,
     vmx_undefined,
 )
-from trapgate.paging import MAXPHYADDR
+from trapgate.memory import MAXPHYADDR
 from trapgate.sdm.cells import (
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
@@ -23,6 +24,7 @@ from trapgate.sdm.cells import (
     GUEST_RSP,
     VM_INSTRUCTION_ERROR,
 )
+from trapgate.sdm.controls import SECONDARY_EPT
 from trapgate.sdm.fields import READ_ONLY
 from trapgate.sdm.reasons import (
     ERROR_ENTRY_EVENTS_BLOCKED_BY_MOV_SS,
@@ -83,6 +85,7 @@ from trapgate.sdm.vmx import (
     NONE,
     OFFERED,
     OPERAND,
+    SECONDARY_ALLOWED,
     VMXON_POINTER,
 )
 from trapgate.vmx.operand import (
@@ -175,7 +178,7 @@ def execute_vmx(
             # Without a second operand bits 31:28 say nothing.
             information = information & 0xFFF_FFFF
         return intercept_vmx(v, reason, displacement, information, length), length
-    if vmx_undefined(v) or reason == REASON_INVEPT:
+    if vmx_undefined(v) or (reason == REASON_INVEPT and not has_ept(x)):
         return RAISE_UD, length
     if privilege_level(v) != 0:
         return RAISE_GP, length
@@ -203,7 +206,7 @@ def execute_vmx(
     linear = 0
     if information & INFO_REGISTER == 0:
         write = 1 if reason in (REASON_VMREAD, REASON_VMPTRST) else 0
-        span = 16 if reason == REASON_INVVPID else size
+        span = 16 if reason in (REASON_INVVPID, REASON_INVEPT) else size
         offset = operand_offset(v, r, information, displacement)
         segment = (information >> 15) & 7
         outcome, linear = operand_linear(v, segment, offset, span, write)
@@ -221,6 +224,9 @@ def execute_vmx(
     if reason == REASON_INVVPID:
         kind = register_value(v, r, (information >> 28) & 0xF)
         return invvpid(x, v, mem, n, linear, kind if long else kind & _LOW), length
+    if reason == REASON_INVEPT:
+        kind = register_value(v, r, (information >> 28) & 0xF)
+        return invept(x, v, mem, n, linear, kind if long else kind & _LOW), length
     outcome, pointer = read_operand(x, v, mem, linear, 8)
     if outcome != GO_ON:
         return outcome, length
@@ -388,6 +394,30 @@ def invvpid(x: Cells, v: Cells, mem: Cells, n: Cells, linear: int, kind: int) ->
         wrong = True
     if wrong:
         return fail(x, v, n, REASON_INVVPID, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
+    x[FLUSH] = 1
+    return succeed(v)
+
+
+@core
+def has_ept(x: Cells) -> bool:
+    """Whether the processor reports EPT to the x86 VMM."""
+    return bool(x[SECONDARY_ALLOWED] & SECONDARY_EPT)
+
+
+@core
+def invept(x: Cells, v: Cells, mem: Cells, n: Cells, linear: int, kind: int) -> int:
+    """INVEPT: one tag stands for all EPT pointers, so that both types flush everything."""
+    if kind < 1 or kind > 2:
+        return fail(x, v, n, REASON_INVEPT, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
+    outcome, pointer = read_operand(x, v, mem, linear, 8)
+    if outcome != GO_ON:
+        return outcome
+    outcome, _ = read_operand(x, v, mem, linear + 8, 8)
+    if outcome != GO_ON:
+        return outcome
+    x[OPERAND] = pointer
+    if kind == 1 and check_ept_pointer(pointer) != 0:
+        return fail(x, v, n, REASON_INVEPT, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
     x[FLUSH] = 1
     return succeed(v)
 

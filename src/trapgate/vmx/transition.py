@@ -7,13 +7,13 @@ own state; `n` is its current VMCS, whose guest-state area is its guest's state 
 
 from trapgate.control_checks import check_controls
 from trapgate.core import Cells, core
-from trapgate.entry import EXITED, FAILED, begin, set_long_mode
+from trapgate.entry import EXITED, FAILED, begin, put_ept_in_force, set_long_mode
 from trapgate.entry_checks import check_guest_state, qualification_of
 from trapgate.exits import vm_exit
 from trapgate.host_checks import check_host_state
 from trapgate.journal import HEAD_CURRENT, HEAD_LEVEL
 from trapgate.memory import load64
-from trapgate.paging import MAXPHYADDR
+from trapgate.paging import pointer_is_legal, uses_pae_paging
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
@@ -49,7 +49,7 @@ def enter_guest(
     After EXITED the exit's information lies in `n`, and `leave_guest` has to be called.
     """
     x[vmx.ERROR] = ERROR_ENTRY_CONTROL_FIELDS
-    check = check_controls(n, x[vmx.CURRENT])
+    check = check_controls(n, x[vmx.CURRENT], x[vmx.SECONDARY_ALLOWED])
     if check == 0:
         x[vmx.ERROR] = ERROR_ENTRY_HOST_STATE
         check = check_host_state(n, host[f.GUEST_IA32_EFER] & st.EFER_LMA != 0)
@@ -70,6 +70,7 @@ def enter_guest(
     x[vmx.ROOT_CR4] = host[f.GUEST_CR4]
     x[vmx.ROOT_BLOCKING] = host[f.GUEST_INTERRUPTIBILITY_STATE] & st.BLOCKING_BY_NMI
     load_unloaded(host, n)
+    put_ept_in_force(n)
     x[vmx.MODE] = vmx.MODE_NON_ROOT
     head[HEAD_CURRENT] = x[vmx.CURRENT]
     head[HEAD_LEVEL] = 1
@@ -244,27 +245,29 @@ def load_host_state(x: Cells, host: Cells, n: Cells, efer: int, pat: int, cr0: i
     host[f.GUEST_RSP] = n[f.HOST_RSP] if long else n[f.HOST_RSP] & 0xFFFF_FFFF
     host[f.GUEST_RFLAGS] = st.RFLAGS_FIXED_1
     host[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+    # It may have come with the guest's state, when that was lent.
+    host[f.EPT_POINTER_IN_FORCE] = 0
     host[f.GUEST_ACTIVITY_STATE] = st.ACTIVITY_ACTIVE
 
 
 @core
 def page_directory_pointers_valid(host: Cells, mem: Cells) -> bool:
     """Whether the state just loaded, if it uses PAE paging, has legal PDPTEs."""
-    if host[f.GUEST_CR0] & st.CR0_PG == 0 or host[f.GUEST_CR4] & st.CR4_PAE == 0:
+    if not uses_pae_paging(host):
         return True
-    if host[f.GUEST_IA32_EFER] & st.EFER_LMA:
-        return True
-    reserved = 0x1E6 | ~((1 << MAXPHYADDR) - 1)
     for k in range(4):
-        entry = load64(mem, (host[f.GUEST_CR3] & 0xFFFF_FFE0) + 8 * k)
-        if entry & 1 and entry & reserved:
+        if not pointer_is_legal(load64(mem, (host[f.GUEST_CR3] & 0xFFFF_FFE0) + 8 * k)):
             return False
     return True
 
 
 @core
 def copy_guest_state(source: Cells, target: Cells) -> None:
-    """Lend or give back the state of the running guest: the whole guest-state area."""
+    """Lend or give back the state of the running guest: the whole guest-state area.
+
+    With it goes what its physical addresses mean.
+    """
+    target[f.EPT_POINTER_IN_FORCE] = source[f.EPT_POINTER_IN_FORCE]
     for cell in range(f.GUEST_ES_SELECTOR, f.GUEST_TR_SELECTOR + 1):
         target[cell] = source[cell]
     for cell in range(f.GUEST_IA32_DEBUGCTL, f.GUEST_PDPTE3 + 1):

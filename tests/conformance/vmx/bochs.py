@@ -10,10 +10,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.conformance.vmx import guests, violations
 from tests.conformance.vmx import harness as h
 from tests.conformance.vmx import test_entry_checks as entry
+from tests.conformance.vmx import test_ept as ept
 from tests.conformance.vmx import test_failure_modes as modes
-from tests.conformance.vmx import violations
 from tests.conformance.vmx.violations import Changes
 from trapgate.sdm.checks import CHECKS
 
@@ -104,6 +105,20 @@ def compare_checks(bits: int) -> list[str]:
     return found
 
 
+def compare_ept(mode: str) -> list[str]:
+    """Rows of `test_ept` of which Bochs thinks otherwise."""
+    rows = ept.BY_MODE[mode]
+    batch = guests.Batch(64, mode, REVISION, ept.plain(mode))
+    for row in rows:
+        batch.add(row.case)
+    found = []
+    for row, done in zip(rows, batch.exits(run(batch.script)), strict=True):
+        got, wanted = (ept.told(done), done.idt_vectoring), (row.wanted, row.event)
+        if done.verdict != "exit" or got != wanted:
+            found.append(f"{mode}: EPT, {row.name}: {done.verdict} {got}, expected {wanted}")
+    return found
+
+
 def _ends_bochs(changes: Changes) -> bool:
     """What ends a run: a pending MTF exit whose vector is not 0, and a guest that sleeps on."""
     injected = changes.get("VM_ENTRY_INTERRUPTION_INFORMATION", 0)
@@ -122,3 +137,5 @@ if __name__ == "__main__":
     for width in (64, 32):
         differences = compare_instructions(width) + compare_checks(width)
         print("\n".join(differences) or f"{width}: no differences")
+    for kind in ept.MODES:
+        print("\n".join(compare_ept(kind)) or f"{kind}: EPT, no differences")

@@ -44,6 +44,9 @@ class Exit:
     interruption: Event | None
     idt_vectoring: Event | None
     cr2: int
+    physical: int = 0
+    linear: int = 0
+    """GUEST_PHYSICAL_ADDRESS and GUEST_LINEAR_ADDRESS."""
 
 
 _FIELDS = (
@@ -56,6 +59,8 @@ _FIELDS = (
     "VM_EXIT_INTERRUPTION_ERROR_CODE",
     "IDT_VECTORING_INFORMATION",
     "IDT_VECTORING_ERROR_CODE",
+    "GUEST_PHYSICAL_ADDRESS",
+    "GUEST_LINEAR_ADDRESS",
 )
 
 
@@ -81,12 +86,17 @@ def move_to_debug_register(number: int, value: int, bits: int) -> bytes:
 
 
 class Batch:
-    """Cases of guests in one mode, for one boot of a VMM in `bits`."""
+    """Cases of guests in one mode, for one boot of a VMM in `bits`.
 
-    def __init__(self, bits: int, mode: str, revision: int = 0x54524701) -> None:
+    `plain` is the guest whose memory most of them have in common.
+    """
+
+    def __init__(
+        self, bits: int, mode: str, revision: int = 0x54524701, plain: Tiny | None = None
+    ) -> None:
         self.script = h.Script(bits, revision)
         self.script.begin()
-        self._plain = words(Tiny(mode, 0))
+        self._plain = words(plain or Tiny(mode, 0))
         for address, word in self._plain.items():
             self.script.poke(address, pack("<I", word))
         self._bases = {
@@ -128,6 +138,7 @@ class Batch:
         found = []
         for launched, read, cr2 in self._places:
             error, reason, qualification, rip, length, *events = (results[n] for n in read)
+            *events, physical, linear = events
             found.append(
                 Exit(
                     results.ran(launched).verdict,
@@ -139,14 +150,16 @@ class Batch:
                     _event(*events[:2]),
                     _event(*events[2:]),
                     results.ran(cr2).rax,
+                    physical,
+                    linear,
                 )
             )
         return found
 
 
-def run(bits: int, mode: str, cases: Iterable[Case]) -> list[Exit]:
-    """Run cases of one mode on our processor."""
-    batch = Batch(bits, mode)
+def run(bits: int, mode: str, cases: Iterable[Case], plain: Tiny | None = None) -> list[Exit]:
+    """Run cases of one mode on our processor; `plain` as for `Batch`."""
+    batch = Batch(bits, mode, plain=plain)
     for case in cases:
         batch.add(case)
     return batch.exits(h.run(batch.script))

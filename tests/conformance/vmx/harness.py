@@ -185,7 +185,9 @@ class Script:
         data = bytearray(binary(self.bits).ljust(SCRIPT - ORIGIN, b"\0"))
         for piece, address in self._snippets.items():
             data[address - ORIGIN : address - ORIGIN + len(piece)] = piece
-        return bytes(data + self._operations + pack("<IIQ", END, 0, serial))
+        image = bytes(data + self._operations + pack("<IIQ", END, 0, serial))
+        assert ORIGIN + len(image) <= VMXON_REGION, "too many operations for one image"
+        return image
 
 
 def run(
@@ -257,11 +259,6 @@ def all_fields(fields: Mapping[str, int], *, extensions: bool = False) -> dict[s
 ABSENT = {
     "VIRTUAL_APIC_ADDRESS",
     "APIC_ACCESS_ADDRESS",
-    "EPT_POINTER",
-    "GUEST_PDPTE0",
-    "GUEST_PDPTE1",
-    "GUEST_PDPTE2",
-    "GUEST_PDPTE3",
     "TPR_THRESHOLD",
     "EXECUTIVE_VMCS_POINTER",
     "GUEST_SMBASE",

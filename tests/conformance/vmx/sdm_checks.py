@@ -127,6 +127,13 @@ def _controls(v: Fields, p: Processor) -> Iterator[str]:
         yield "PRIMARY_PROCESSOR_BASED_CONTROLS"
     if bit(secondary, 5) and v["VIRTUAL_PROCESSOR_IDENTIFIER"] == 0:
         yield "VIRTUAL_PROCESSOR_IDENTIFIER"
+    if bit(secondary, 1):
+        pointer = v["EPT_POINTER"]
+        reserved = bits(pointer, 11, 7) or pointer >= 1 << p.width
+        if bits(pointer, 2, 0) not in (0, 6) or bits(pointer, 5, 3) != 3 or reserved:
+            yield "EPT_POINTER"
+    if bit(secondary, 7) and not bit(secondary, 1) and not p.python:
+        yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
     # "VM-Exit Control Fields"
     if not supported(v["VM_EXIT_CONTROLS"], p.exit):
         yield "VM_EXIT_CONTROLS"
@@ -248,10 +255,14 @@ def _guest(v: Fields, p: Processor) -> Iterator[tuple[int, str]]:
     # "Checks on Guest Page-Directory-Pointer-Table Entries"
     if bit(v["GUEST_CR0"], 31) and bit(v["GUEST_CR4"], 5) and not bit(v["VM_ENTRY_CONTROLS"], 9):
         for n in range(4):
+            field = "GUEST_CR3"
             entry = p.memory((bits(v["GUEST_CR3"], 31, 5) << 5) + 8 * n, 8)
+            if bit(secondary_of(v), 1):
+                field = f"GUEST_PDPTE{n}"
+                entry = v[field]
             reserved = bits(entry, 2, 1) | bits(entry, 8, 5) | bits(entry, 63, p.width)
             if bit(entry, 0) and reserved:
-                yield 2, "GUEST_CR3"
+                yield 2, field
 
 
 def _registers(v: Fields, p: Processor) -> Iterator[str]:

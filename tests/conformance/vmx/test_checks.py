@@ -21,6 +21,7 @@ from trapgate.entry_checks import check_guest_state, qualification_of
 from trapgate.explain import explain
 from trapgate.host_checks import check_host_state
 from trapgate.sdm import checks as ck
+from trapgate.sdm import controls as ct
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.fields import Field
 
@@ -40,12 +41,12 @@ def supported(*, long: bool, python: bool) -> Processor:
     primary = sum(
         1 << n for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 22, 23, 24, 25, 27, 28, 29, 30, 31)
     )
-    secondary = 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | python << 7
+    secondary = 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | (not python) << 1
     leave = sum(1 << n for n in (2, 9, 15, 18, 19, 20, 21, 22))
     enter = sum(1 << n for n in (2, 9, 14, 15))
     may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)
     allowed = {name: (must, must | bits) for (name, must), bits in may}
-    cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 20, 21))
+    cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 17, 20, 21))
 
     def read(address: int, size: int) -> int:
         data = bytes(ram.view(np.uint8)[address : address + size])
@@ -95,7 +96,7 @@ def complete(fields: Mapping[str, int]) -> dict[str, int]:
 
 def check(v: Cells, p: Processor) -> int:
     """What a VM entry finds, in its order."""
-    found = check_controls(v, p.current)
+    found = check_controls(v, p.current, p.secondary[1])
     if found == 0 and not p.python:
         found = check_host_state(v, p.long)
     return int(found or check_guest_state(v, memory(), p.current))
@@ -246,7 +247,7 @@ def test_noise_breaks_nothing(data: bytes, current: int) -> None:
     """Cells that no VMWRITE could have made, too: the checks are total, and so is explain."""
     v = np.frombuffer(data, np.int64).copy()
     for found in (
-        check_controls(v, current),
+        check_controls(v, current, ct.SECONDARY_WITH_EPT),
         check_host_state(v, current % 2 == 0),
         check_guest_state(v, memory(), current),
     ):

@@ -82,6 +82,14 @@ def invvpid(kind: int, vpid: int, address: int = 0) -> Code:
     return build
 
 
+def invept(kind: int, pointer: int, reserved: int = 0) -> Code:
+    def build(script: Script) -> bytes:
+        descriptor = script.place(pack("<QQ", pointer, reserved))
+        return b"\xb9" + pack("<I", kind) + script.on_memory(INVEPT, 1, descriptor)
+
+    return build
+
+
 VMXON, VMCLEAR, VMPTRLD, VMPTRST = b"\xf3\x0f\xc7", b"\x66\x0f\xc7", b"\x0f\xc7", b"\x0f\xc7"
 VMCALL, VMLAUNCH, VMRESUME, VMXOFF = (b"\x0f\x01" + bytes((n,)) for n in (0xC1, 0xC2, 0xC3, 0xC4))
 MOV_SS = b"\x8c\xd0\x8e\xd0"
@@ -213,7 +221,22 @@ ROWS = [
     Row("INVVPID, address not canonical", invvpid(0, 1, HOLE), "clear", 28),
     Row("INVVPID, not mapped", at_address(b"\xb9\x02\0\0\0\x66\x0f\x38\x81", 1, NOWHERE), "clear",
         "fault 14"),
-    Row("INVEPT, which is not reported", at_address(INVEPT, 1, SPARE), "clear", "fault 6"),
+    Row("INVEPT outside VMX operation", invept(2, 0), "off", "fault 6"),
+    Row("INVEPT, single", invept(1, 0x101E), "clear", "ok"),
+    Row("INVEPT, single, uncacheable, flags", invept(1, 0x1058), "clear", "ok"),
+    Row("INVEPT, all", invept(2, 0x101E), "clear", "ok"),
+    Row("INVEPT, all, no such pointer", invept(2, 0x1001), "clear", "ok"),
+    Row("INVEPT, no VMCS", invept(2, 0), "none", "ok"),
+    *(Row(f"INVEPT, type {kind}", invept(kind, 0x101E), "clear", 28)
+      for kind in (0, 3, 0x7FFF_FFFF)),
+    Row("INVEPT, type 0, no VMCS", invept(0, 0x101E), "none", "invalid"),
+    *(Row(f"INVEPT of {pointer:#x}", invept(1, pointer), "clear", 28)
+      for pointer in (0x1019, 0x1006, 0x109E, WIDE | 0x1E)),
+    # Must be 0, says the SDM's figure; its operation section looks at none of them.
+    Row("INVEPT, reserved bits", invept(1, 0x101E, 1), "clear", "ok"),
+    Row("INVEPT, not mapped", at_address(b"\xb9\x02\0\0\0\x66\x0f\x38\x80", 1, NOWHERE), "clear",
+        "fault 14"),
+    Row("INVEPT, register", plain(INVEPT + b"\xc1"), "clear", "fault 6"),
 ]  # fmt: skip
 
 

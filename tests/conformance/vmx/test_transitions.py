@@ -382,6 +382,20 @@ def test_mov_to_cr3_with_reserved_bits(mode: str) -> None:
     assert (vmm.reason, vmm[INFO] & 0x7FF) == (ExitReason.EXCEPTION_OR_NMI, 0x30D)
 
 
+@pytest.mark.parametrize("pcids", [False, True])
+def test_bit_63_of_cr3(pcids: bool) -> None:
+    """With PCIDs it asks to keep translations, which nobody has to; else it is reserved."""
+    cr3 = tiny.TABLES | pcids
+    code = b"\x48\xb8" + pack("<Q", 1 << 63 | cr3) + b"\x0f\x22\xd8\x0f\x20\xd8" + CPUID
+    fields = {"EXCEPTION_BITMAP": 1 << 13, "GUEST_CR4": 0x2620 | pcids << 17}
+    vmm = run("l64", code, fields)
+    if pcids:
+        assert (vmm.reason, vmm["GUEST_CR3"]) == (ExitReason.CPUID, cr3)
+        assert vmm.processor.registers.rax == cr3
+    else:
+        assert vmm[INFO] & 0x7FF == 0x30D
+
+
 def test_an_interrupt_that_waits_for_the_vmm_exits_from_its_guest(mode: str) -> None:
     """The machine waits for the VMM to enable interrupts, and that enters its guest instead."""
     vmm = X86Vmm(mode)

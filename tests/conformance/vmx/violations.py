@@ -76,6 +76,11 @@ UPPER = (1 << 64) - (1 << 47)
 STI, MOV_SS, SMI, NMI_BLOCKED = 1, 2, 4, 8
 
 
+EPTP = "EPT_POINTER"
+EPT: Changes = {PRIMARY: on(31), SECONDARY: 1 << 1, EPTP: 0x1E}
+"""EPT, with structures at address 0: that anything is there is no check's business."""
+
+
 def _page_rows() -> list[Row]:
     rows = []
     for check, control, name in (
@@ -104,7 +109,7 @@ CONTROLS = [
     Row(
         103,
         {PRIMARY: off(31), SECONDARY: 0xFFFF_FFFF},
-        ({PRIMARY: on(31), SECONDARY: 1 << 1}, {PRIMARY: on(31), SECONDARY: 1 << 31}),
+        ({PRIMARY: on(31), SECONDARY: 1 << 0}, {PRIMARY: on(31), SECONDARY: 1 << 31}),
     ),
     Row(104, {"CR3_TARGET_COUNT": 4}, ({"CR3_TARGET_COUNT": 5}, {"CR3_TARGET_COUNT": 1 << 31})),
     *_page_rows(),
@@ -115,6 +120,14 @@ CONTROLS = [
         {PRIMARY: on(31), SECONDARY: on(5), "VIRTUAL_PROCESSOR_IDENTIFIER": 1},
         ({PRIMARY: on(31), SECONDARY: on(5), "VIRTUAL_PROCESSOR_IDENTIFIER": 0},),
     ),
+    Row(111, {**EPT, EPTP: 0x18}, tuple({**EPT, EPTP: 0x18 | n} for n in (1, 2, 3, 4, 5, 7))),
+    Row(112, {**EPT, EPTP: 0x1E}, tuple({**EPT, EPTP: 6 | n << 3} for n in (0, 1, 2, 4, 5, 7))),
+    Row(
+        113,
+        {**EPT, EPTP: WIDE - 0x1000 | 0x5E},
+        tuple({**EPT, EPTP: 0x1E | 1 << n} for n in (7, 8, 11, 40, 52, 63)),
+    ),
+    Row(114, {**EPT, SECONDARY: 1 << 1 | 1 << 7}, ({**EPT, SECONDARY: 1 << 7},)),
     Row(201, {EXIT: on(15)}, ({EXIT: off(0)}, {EXIT: on(12)}, {EXIT: on(31)})),
     Row(
         202,
@@ -228,6 +241,7 @@ HOST = [
     Row(604, {}, ({"HOST_CR4": off(5)},), bits=(64,)),
     Row(605, {}, ({"HOST_RIP": HOLE}, {"HOST_RIP": UPPER - 1}), bits=(64,)),
     Row(606, {}, ({"HOST_RIP": on(32)}, {"HOST_RIP": on(63)}), bits=(32,)),
+    Row(607, {}, ({"HOST_CR4": on(17)},), bits=(32,)),
 ]
 
 REGISTERS = [
@@ -246,6 +260,7 @@ REGISTERS = [
         ({ENTRY: on(2), "GUEST_IA32_DEBUGCTL": 1 << 5}, {"GUEST_IA32_DEBUGCTL": 1 << 63}),
     ),
     Row(706, {}, ({"GUEST_CR4": off(5)},), bits=(64,)),
+    Row(715, {}, ({"GUEST_CR4": on(17)},), bits=(32,)),
     Row(707, {}, ({"GUEST_CR3": on(40)}, {"GUEST_CR3": on(63)})),
     Row(
         708,
@@ -489,5 +504,43 @@ RING_3: Changes = {
 }
 REST.append(Row(1202, {**RING_3}, ({**RING_3, ACTIVITY: 1},)))
 
-ROWS = [*CONTROLS, *HOST, *REGISTERS, *SEGMENTS, *REST]
+UNRESTRICTED: Changes = {**EPT, SECONDARY: 1 << 1 | 1 << 7}
+CS, SS = _rights("CS"), _rights("SS")
+WITH_EPT = [
+    Row(
+        701,
+        {**UNRESTRICTED, "GUEST_CR0": off(0, 31)},
+        ({**UNRESTRICTED, "GUEST_CR0": off(0, 5, 31)}, {**EPT, "GUEST_CR0": off(0, 31)}),
+        bits=(32,),
+    ),
+    Row(701, {**UNRESTRICTED, "GUEST_CR0": off(31)}, (), bits=(32,)),
+    Row(702, {}, ({**UNRESTRICTED, "GUEST_CR0": off(0)},)),
+    Row(705, {}, ({**UNRESTRICTED, "GUEST_CR0": off(31)},), bits=(64,)),
+    Row(861, {**UNRESTRICTED, CS: kind(3)}, ({**EPT, CS: kind(3)},)),
+    Row(881, {}, ({**UNRESTRICTED, CS: 0xC0B3, SS: 0xC0B3},), bits=(32,)),
+    Row(
+        882,
+        {**UNRESTRICTED, "GUEST_SS_SELECTOR": on(0)},
+        (
+            {**EPT, "GUEST_SS_SELECTOR": on(0), "GUEST_CS_SELECTOR": on(0)},
+            {**UNRESTRICTED, "GUEST_CR0": off(0, 31), CS: 0xC0BB, SS: 0xC0B3},
+        ),
+        bits=(32,),
+    ),
+    Row(1104, {}, ({**UNRESTRICTED, **V8086, "GUEST_CR0": off(0, 31)},), bits=(32,)),
+    *(
+        Row(
+            1310 + n,
+            {**EPT, "GUEST_CR4": on(5), f"GUEST_PDPTE{n}": 0x1001},
+            tuple(
+                {**EPT, "GUEST_CR4": on(5), f"GUEST_PDPTE{n}": 0x1001 | 1 << b}
+                for b in (1, 2, 5, 8, 40, 63)
+            ),
+            bits=(32,),
+        )
+        for n in range(4)
+    ),
+]
+
+ROWS = [*CONTROLS, *HOST, *REGISTERS, *SEGMENTS, *REST, *WITH_EPT]
 """All but the extensions', which exist only where the processor says so."""
