@@ -329,6 +329,30 @@ def test_an_absent_tss_is_a_page_fault_of_the_input_or_output(code: bytes, engin
     assert run.vmcs["GUEST_RIP"] == CODE
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("code", [b"\xcb", b"\xcf"], ids=["RETF", "IRET"])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_ring_3_pops_its_stack_as_a_user(mode: str, code: bytes, mapped: bool) -> None:
+    # With SMAP a supervisor's access to a user page faults, and this is none.
+    wide = mode == "l64"
+    code = b"\x48" * wide + code
+    cs = tg.CODE_64_USER if wide else tg.CODE_32_USER
+    frame = (CODE + len(code), cs, 2, tg.USER_STACK, tg.DATA_3)
+    top = tg.USER_STACK - 64 if mapped else tg.SUPERVISOR
+    fields = {"GUEST_RSP": top, "GUEST_CR4": 0x2600 | (0x20 if wide else 0x10) | 1 << 21}
+    supervisors = tg.TABLES + 0x3000 + (tg.GDT >> 12) * (8 if wide else 4)
+    memory = {
+        top: pack("<5Q" if wide else "<5I", *frame),
+        supervisors: pack("<Q" if wide else "<I", tg.GDT | 3),
+    }
+    run = begin(Tiny(mode, 3, code, memory, fields), {"EXCEPTION_BITMAP": 1 << PF})
+    if mapped:
+        at_end(run)
+    else:
+        assert run.exit.interruption == Interruption(PF, InterruptionType.HARDWARE_EXCEPTION, 5)
+        assert top <= run.exit.qualification < top + 40
+
+
 # MSRs.
 
 LSTAR, SYSENTER_EIP = 0xC0000082, 0x176

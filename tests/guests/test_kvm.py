@@ -13,6 +13,7 @@ import pytest
 from benchmarks.suite import APPEND, LINUX
 from tests.unit.fetch_linux import fetch_linux
 from trapgate.decide import Disposition
+from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console
@@ -23,9 +24,10 @@ pytestmark = pytest.mark.linux
 
 SOURCE = Path(__file__).parents[2] / "guests" / "kvm"
 MEMORY = 256 << 20
-INIT = b"""#!/bin/sh
+INIT = """#!/bin/sh
 mount -t devtmpfs devtmpfs /dev
-for module in irqbypass kvm kvm-intel; do busybox insmod /$module.ko; done
+for module in irqbypass kvm; do busybox insmod /$module.ko; done
+busybox insmod /kvm-intel.ko ept={ept}
 /client
 poweroff -f
 """
@@ -43,7 +45,7 @@ MACHINES = [
 ]
 
 
-def initramfs(kernel: str, base: str, client: str, folder: Path) -> Path:
+def initramfs(kernel: str, base: str, client: str, ept: int, folder: Path) -> Path:
     """The fetched archives, and behind them the client and what starts it."""
     parts = LINUX / base, LINUX / f"kvm-{kernel}.cpio"
     if not all(part.exists() for part in (*parts, LINUX / f"vmlinuz-{kernel}")):
@@ -57,12 +59,14 @@ def initramfs(kernel: str, base: str, client: str, folder: Path) -> Path:
     if "No such file" in done.stderr:
         pytest.skip("no kernel headers (linux-libc-dev)")
     assert done.returncode == 0, done.stderr
-    added = [("init", 0o100755, INIT, (0, 0)), ("client", 0o100755, built.read_bytes(), (0, 0))]
+    init = INIT.format(ept=ept).encode()
+    added = [("init", 0o100755, init, (0, 0)), ("client", 0o100755, built.read_bytes(), (0, 0))]
     archive = folder / "initrd.cpio"
     archive.write_bytes(b"".join(part.read_bytes() for part in parts) + fetch_linux().cpio(added))
     return archive
 
 
+@pytest.mark.parametrize("ept", [0, 1], ids=["shadow", "ept"])
 @pytest.mark.parametrize(
     ("kernel", "base", "client"),
     [
@@ -72,8 +76,10 @@ def initramfs(kernel: str, base: str, client: str, folder: Path) -> Path:
         pytest.param("686-pae", "initrd-i386.cpio", "i386", marks=pytest.mark.slow),
     ],
 )
-def test_kvm_runs_virtual_machines(kernel: str, base: str, client: str, tmp_path: Path) -> None:
-    initrd = initramfs(kernel, base, client, tmp_path)
+def test_kvm_runs_virtual_machines(
+    kernel: str, base: str, client: str, ept: int, tmp_path: Path
+) -> None:
+    initrd = initramfs(kernel, base, client, ept, tmp_path)
     output = io.BytesIO()
     failures: list[str] = []
     vm = VirtualMachine(MEMORY, console=Console(output), explain=failures.append)
@@ -94,6 +100,11 @@ def test_kvm_runs_virtual_machines(kernel: str, base: str, client: str, tmp_path
     nested = vm.summary().nested
     assert nested is not None
     assert nested.entries > 2000
-    # KVM keeps shadow page tables: it takes all page faults, and injects the guest's own.
-    assert nested.faults[PF][Disposition.EXIT] > 200
     assert nested.faults[PF][Disposition.DELIVER] > 100
+    if ept:
+        assert nested.exits[ExitReason.EPT_VIOLATION] > 100
+        assert nested.faults[PF].get(Disposition.EXIT, 0) < 10
+    else:
+        # KVM keeps shadow page tables: it takes all page faults, and injects the guest's own.
+        assert nested.faults[PF][Disposition.EXIT] > 200
+        assert ExitReason.EPT_VIOLATION not in nested.exits

@@ -274,6 +274,15 @@ def x2apic() -> Machine:
     return machine
 
 
+def test_read_only_bits_of_a_local_vector_may_be_written_in_x2apic_mode() -> None:
+    apic = x2apic().apic
+    assert apic.write_msr(0x80F, 0x1FF, 0, 0)
+    assert apic.write_msr(0x835, 0x5700, 0, 0)
+    assert apic.read_msr(0x835, 0) == 0x700
+    assert apic.write_msr(0x832, 0x10F0, 0, 0)
+    assert not apic.write_msr(0x832, 0x4000, 0, 0)
+
+
 def test_x2apic_registers() -> None:
     machine = x2apic()
     apic = machine.apic

@@ -24,6 +24,9 @@ from trapgate.engine.state import load, save, save_paging
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 
+_POPPED = 40
+"""Bytes of the longest frame that IRET takes from the stack."""
+
 
 @jit
 def happen(machine: int, number: int) -> None:
@@ -52,6 +55,18 @@ def happen(machine: int, number: int) -> None:
     if stop != mc.RUNNING:
         m[mc.STOP] = stop
         call(m[mc.EMU_STOP], (m[mc.UC],))
+
+
+@jit
+def is_popped_in_ring_3(env: int, address: int) -> bool:
+    """Whether IRET or a far return of ring 3 reads its stack, which the engine does as ring 0."""
+    if peek32(env + at.HFLAGS) & 3 != 3:
+        return False
+    top = peek64(env + at.REGS + 8 * 4)
+    if peek32(env + at.HFLAGS) & at.HF_CS64 == 0:
+        stack = env + at.SEGMENTS + 2 * at.SEGMENT_SIZE
+        top = (top + peek64(stack + at.BASE)) & 0xFFFFFFFF
+    return 0 <= address - top < _POPPED
 
 
 @callback(types.void, types.int64, types.uint32, types.int64)
@@ -171,7 +186,7 @@ def refill(
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
     access_kind = access
     efer = peek64(env + at.EFER)
-    user = 1 if mmu_index == 1 else 0
+    user = 1 if mmu_index == 1 or (access == 0 and is_popped_in_ring_3(env, address)) else 0
     vector = 14
     physical = 0
     prot = 0

@@ -48,7 +48,9 @@ _WRITABLE = {
     INITIAL_COUNT: 0xFFFF_FFFF,
     DIVIDE: 0xB,
 }
-"""Bits that can be written; in x2APIC mode any other raises #GP."""
+"""Bits that can be written; in x2APIC mode any other raises #GP, unless it is read-only."""
+_READ_ONLY = dict.fromkeys(_LVT_WRITABLE, 1 << 12) | dict.fromkeys((LVT_LINT0, LVT_LINT1), 5 << 12)
+"""Delivery status, and remote IRR of the LINT pins: a write does not matter there."""
 _XAPIC_WRITABLE = {ID: 0xFF00_0000, LDR: 0xFF00_0000, DFR: 0xF000_0000, ICR_HIGH: 0xFF00_0000}
 _READABLE = frozenset(
     {ID, VERSION, TPR, PPR, LDR, SVR, *range(ISR, ESR + 1), ICR, *_LVT_WRITABLE}
@@ -375,9 +377,9 @@ class LocalApic:
             return True
         writable = _WRITABLE.get(number)
         low = value & _ALL if number == ICR else value
-        if writable is None or low & ~writable:
+        if writable is None or low & ~(writable | _READ_ONLY.get(number, 0)):
             return False
-        self._put(number, low, now)
+        self._put(number, low & writable, now)
         if number == ICR:
             self._registers[ICR_HIGH] = value >> 32
             self._send(low, value >> 32, wide=True)
