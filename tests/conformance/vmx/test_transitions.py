@@ -382,6 +382,17 @@ def test_mov_to_cr3_with_reserved_bits(mode: str) -> None:
     assert (vmm.reason, vmm[INFO] & 0x7FF) == (ExitReason.EXCEPTION_OR_NMI, 0x30D)
 
 
+def test_loading_cr3_with_what_it_holds_forgets_translations(mode: str) -> None:
+    a = Assembler(mode == "l64")
+    entry = tiny.TABLES + 0x3000 + (AREA >> 12) * (4 if mode == "p32" else 8)
+    # mov eax, [AREA]; mov dword [entry], 0; mov eax, cr3; mov cr3, eax; mov eax, [AREA]
+    touch = b"\x8b" + a.absolute(0, AREA)
+    reload = b"\xc7" + a.absolute(0, entry) + bytes(4) + b"\x0f\x20\xd8\x0f\x22\xd8"
+    vmm = run(mode, touch + reload + touch + CPUID, {"EXCEPTION_BITMAP": 1 << 14})
+    assert (vmm.reason, vmm[INFO] & 0x7FF) == (ExitReason.EXCEPTION_OR_NMI, 0x30E)
+    assert vmm["GUEST_RIP"] == GUEST_CODE + len(touch + reload)
+
+
 @pytest.mark.parametrize("pcids", [False, True])
 def test_bit_63_of_cr3(pcids: bool) -> None:
     """With PCIDs it asks to keep translations, which nobody has to; else it is reserved."""
