@@ -24,6 +24,7 @@ from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
 from trapgate.vmx import instructions as vi
 
+_advance = linked("advance")
 _prefix_length = linked("prefix_length")
 walk = linked("walk")
 _load8 = linked("load8")
@@ -63,10 +64,9 @@ def linear_rip(v: Cells) -> int:
 
 
 @jit
-def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
-    """Up to eight bytes of code at RIP, little endian, and how many of them are readable."""
+def fetch_from(m: Cells, v: Cells, linear: int, count: int) -> tuple[int, int]:
+    """Up to eight bytes of code from a linear address: see `fetch`."""
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
-    linear = linear_rip(v)
     user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
     word = 0
     page = -1
@@ -83,6 +83,74 @@ def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
                 return _load64(mem, physical | (here & 0xFFF)), 8
         word |= _load8(mem, physical | (here & 0xFFF)) << (8 * n)
     return word, count
+
+
+@jit
+def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
+    """Up to eight bytes of code at RIP, little endian, and how many of them are readable."""
+    return fetch_from(m, v, linear_rip(v), count)
+
+
+@jit
+def instruction(m: Cells, v: Cells) -> int:
+    """Eight bytes of the instruction at RIP, without prefixes that say nothing new.
+
+    Without those no sensitive instruction needs more. EXTRA is how many were left out.
+    """
+    word, _ = fetch(m, v, 8)
+    m[mc.EXTRA] = 0
+    long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
+    if _prefix_length(word, long) < 3:
+        return word
+    linear = linear_rip(v)
+    lock = repeat = segment = operand = address = rex = 0
+    n = 0
+    while n < 15:
+        if n == 8:
+            word, _ = fetch_from(m, v, linear + 8, 8)
+        byte = (word >> (8 * (n & 7))) & 0xFF
+        if long and byte & 0xF0 == 0x40:
+            rex = byte
+            n += 1
+            continue
+        if byte == 0xF0:
+            lock = byte
+        elif byte in (0xF2, 0xF3):
+            repeat = byte
+        elif byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65):
+            segment = byte
+        elif byte == 0x66:
+            operand = byte
+        elif byte == 0x67:
+            address = byte
+        else:
+            break
+        # REX counts right before the opcode only.
+        rex = 0
+        n += 1
+    short = 0
+    kept = 0
+    for prefix in (lock, repeat, segment, operand, address, rex):
+        if prefix != 0:
+            short |= prefix << (8 * kept)
+            kept += 1
+    rest, _ = fetch_from(m, v, linear + n, 8 - kept)
+    m[mc.EXTRA] = n - kept
+    return short | rest << (8 * kept)
+
+
+@jit
+def lengthen(m: Cells, v: Cells, outcome: int) -> None:
+    """Count the prefixes that `instruction` left out, now that it is done or has exited."""
+    extra = m[mc.EXTRA]
+    if outcome in (ix.GO_ON, ex.HALTED):
+        _advance(v, extra)
+    elif outcome == ix.EXITED:
+        exited = cells(m[mc.V], m[mc.V_CELLS])
+        if exited[f.VM_EXIT_INSTRUCTION_LENGTH] != 0:
+            exited[f.VM_EXIT_INSTRUCTION_LENGTH] += extra
+    elif outcome == vi.ENTER:
+        cells(m[mc.X], vmx.LENGTH)[vmx.ENTRY_LENGTH] += extra
 
 
 @jit
@@ -171,6 +239,8 @@ def perform(m: Cells, v: Cells, r: Cells, word: int) -> int:
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.PLATFORM:
         outcome = by_platform(m, word)
+    if m[mc.EXTRA] != 0:
+        lengthen(m, v, outcome)
     if outcome == ix.GO_ON:
         if r[reg.CR8] != priority and m[mc.PINS] & mc.PIN_PRIORITY:
             # An interrupt that waited for it may be taken now; only the VMM can tell.
@@ -228,13 +298,13 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
 @jit
 def undefined(m: Cells, v: Cells, r: Cells) -> int:
     """#UD by the engine's lights: perhaps an instruction that this processor does have."""
-    word, _ = fetch(m, v, 8)
+    word = instruction(m, v)
     start = _prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
     if byte == 0xF1:
         # This is the one #DB, also for what MOV SS has held back.
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-        return arbitrate(m, v, r, 1, 5, -1, 0, start + 1)
+        return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
     if byte & 0xFC == 0x6C and not is_locked(word, start):
         return carry_out(m, v, r, word)
     if byte != 0x0F:
@@ -253,14 +323,15 @@ def is_taken_for_sse(m: Cells, v: Cells) -> bool:
 @jit
 def interrupted(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
-    word, _ = fetch(m, v, 8)
+    word = instruction(m, v)
     start = _prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
+    length = start + 1 + m[mc.EXTRA]
     if byte == 0xCC:
-        return arbitrate(m, v, r, 3, 6, -1, 0, start + 1)
+        return arbitrate(m, v, r, 3, 6, -1, 0, length)
     if byte == 0xCE:
-        return arbitrate(m, v, r, 4, 6, -1, 0, start + 1)
-    return arbitrate(m, v, r, (word >> (8 * start + 8)) & 0xFF, 4, -1, 0, start + 2)
+        return arbitrate(m, v, r, 4, 6, -1, 0, length)
+    return arbitrate(m, v, r, (word >> (8 * start + 8)) & 0xFF, 4, -1, 0, length + 1)
 
 
 @jit
@@ -311,7 +382,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
                 word, count = fetch(m, v, 8)
                 if count == 8 and transfers_string(v, word):
                     # Whether there is a VM exit is decided before memory is accessed.
-                    return carry_out(m, v, r, word)
+                    return carry_out(m, v, r, instruction(m, v))
                 changes = info & _WRITE == 0 and count == 8 and _writes_what_it_reads(v, word)
                 if changes and info < EPT_VIOLATION:
                     info |= _WRITE
@@ -349,8 +420,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
         m[mc.PATIENCE] = 1
         arm(m, env, v)
         return mc.RUNNING
-    word, _ = fetch(m, v, 8)
-    return carry_out(m, v, r, word)
+    return carry_out(m, v, r, instruction(m, v))
 
 
 @jit
@@ -388,7 +458,7 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
 @jit
 def port(m: Cells, env: int, v: Cells, r: Cells) -> int:
     """An instruction of input or output, if it is one: the same address may have others."""
-    word, _ = fetch(m, v, 8)
+    word = instruction(m, v)
     start = _prefix_length(word, is_long(v))
     byte = (word >> (8 * start)) & 0xFF
     if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
