@@ -53,12 +53,17 @@ def loop_disk(loop: Loop, *, user: bool = False) -> bytes:
     return disk(image[-_SEGMENT:], entry)
 
 
-def run(contents: bytes) -> tuple[float, bytes]:
+def installed() -> bool:
+    """Whether Bochs and its ROMs are there."""
+    return shutil.which(_PROGRAM) is not None and all(rom.is_file() for rom in _ROMS)
+
+
+def run(contents: bytes, *, patience: float = _PATIENCE) -> tuple[float, bytes]:
     """Boot a floppy disk: wall seconds until its guest shuts Bochs down, and what it sent to COM1.
 
-    Raises: SkipSide if Bochs is not here, or the guest did not end.
+    Raises: SkipSide if Bochs is not here, or the guest did not end, in `patience` seconds.
     """
-    if shutil.which(_PROGRAM) is None or not all(rom.is_file() for rom in _ROMS):
+    if not installed():
         raise SkipSide("not installed")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "floppy").write_bytes(contents)
@@ -73,14 +78,15 @@ def run(contents: bytes) -> tuple[float, bytes]:
                 capture_output=True,
                 env={**os.environ, "TERM": "vt100"},
                 check=False,
-                timeout=_PATIENCE,
+                timeout=patience,
             )
         except subprocess.TimeoutExpired:
-            raise SkipSide(f"no end within {_PATIENCE:.0f} s") from None
+            raise SkipSide(f"no end within {patience:.0f} s") from None
         seconds = time.perf_counter() - began
         log, serial = Path(folder, "log"), Path(folder, "serial")
-        if not log.is_file() or "shutdown requested" not in log.read_text(errors="replace"):
-            raise SkipSide("the guest did not get to its end")
+        told = log.read_text(errors="replace") if log.is_file() else ""
+        if "shutdown requested" not in told:
+            raise SkipSide("the guest did not get to its end") from RuntimeError(told[-2000:])
         return seconds, serial.read_bytes() if serial.is_file() else b""
 
 

@@ -4,12 +4,9 @@ Debian's `bochs` has VMX in some of its processor models. The same scripts run o
 our processor; what differs is printed, with what Bochs is known to do otherwise.
 """
 
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
+from benchmarks import bochs
 from tests.conformance.vmx import guests, violations
 from tests.conformance.vmx import harness as h
 from tests.conformance.vmx import test_entry_checks as entry
@@ -18,32 +15,10 @@ from tests.conformance.vmx import test_failure_modes as modes
 from tests.conformance.vmx.violations import Changes
 from trapgate.sdm.checks import CHECKS
 
-PROGRAM = "bochs"
 REVISION = 0x2B
 """Bochs' VMCS revision identifier."""
 PATIENCE = 100.0
 _FLOPPY = 1440 << 10
-_ROMS = tuple(
-    Path("/usr/share/bochs", name) for name in ("BIOS-bochs-latest", "VGABIOS-lgpl-latest")
-)
-_PC = """\
-megs: 32
-romimage: file={roms[0]}
-vgaromimage: file={roms[1]}
-cpu: model=corei7_sandy_bridge_2600k, count=1, ips=50000000
-floppya: 1_44={folder}/floppy, status=inserted
-boot: floppy
-com1: enabled=1, mode=file, dev={folder}/com1
-display_library: term
-clock: sync=none
-log: {folder}/log
-panic: action=fatal
-"""
-
-
-def installed() -> bool:
-    """Whether Bochs and its ROMs are there."""
-    return shutil.which(PROGRAM) is not None and all(rom.is_file() for rom in _ROMS)
 
 
 def run(script: h.Script) -> h.Results:
@@ -54,23 +29,8 @@ def run(script: h.Script) -> h.Results:
         raise ValueError(f"the image has {len(image)} bytes; a boot takes {1024 * 512}")
     boot = bytearray(Path(__file__).with_name("boot.bin").read_bytes())
     boot[4:6] = sectors.to_bytes(2, "little")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "floppy").write_bytes((bytes(boot) + image).ljust(_FLOPPY, b"\0"))
-        (folder / "pc").write_text(_PC.format(folder=folder, roms=_ROMS))
-        (folder / "go").write_text("c\n")
-        subprocess.run(
-            [PROGRAM, "-q", "-f", f"{folder}/pc", "-rc", f"{folder}/go"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**os.environ, "TERM": "vt100"},
-            check=False,
-            timeout=PATIENCE,
-        )
-        log = (folder / "log").read_text(errors="replace")
-        if "shutdown requested" not in log:
-            raise RuntimeError("Bochs did not get to the end: " + log[-2000:])
-        return h.Results((folder / "com1").read_bytes())
+    disk = (bytes(boot) + image).ljust(_FLOPPY, b"\0")
+    return h.Results(bochs.run(disk, patience=PATIENCE)[1])
 
 
 def compare_instructions(bits: int) -> list[str]:

@@ -2,13 +2,14 @@
 
 import pytest
 
+from benchmarks.bochs import installed
 from tests.conformance.vmx import bochs
 from tests.conformance.vmx import test_ept as ept
 
 pytestmark = [
     pytest.mark.conformance,
     pytest.mark.slow,
-    pytest.mark.skipif(not bochs.installed(), reason="needs Debian's bochs, bochs-term, vgabios"),
+    pytest.mark.skipif(not installed(), reason="needs Debian's bochs, bochs-term, vgabios"),
 ]
 
 KNOWN = {
