@@ -1,7 +1,7 @@
 """Control-transfer rules: does a fault with this error code exit to the VMM?
 
 Each rule is one expression, written once and read by many interpreters: `int` (the
-processor), numba's int64, NumPy arrays, Polars expressions and z3 bit-vectors. So
+processor), machine code's 64 bits, NumPy arrays, Polars expressions and z3 bit-vectors. So
 there is no `if`, `and`, `or`, `not` or chained comparison here, only operators that
 all of them overload, and a test refuses the others. Hazards that shaped the code:
 

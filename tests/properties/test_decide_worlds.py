@@ -59,7 +59,6 @@ def test_decide_evaluates_the_selected_rule(case: tuple[Vmcs, str, int, int]) ->
 
 @pytest.fixture(scope="module")
 def compiled_decide() -> Any:
-    pytest.importorskip("numba", reason="numba is not installed")
     from trapgate.engine.compiled import compiled
 
     return compiled("decide_fault")

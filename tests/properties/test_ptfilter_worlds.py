@@ -248,7 +248,6 @@ def test_z3_proves_that_no_filter_adds_a_mapping(name: str, width: int, base: in
 
 @pytest.fixture(scope="module")
 def compiled_admits() -> Any:
-    pytest.importorskip("numba", reason="numba is not installed")
     from trapgate.engine.compiled import compiled
 
     return compiled("admits")
@@ -258,7 +257,9 @@ def compiled_admits() -> Any:
 @both_widths
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_numba(compiled_admits: Any, name: str, width: int, base: int, data: st.DataObject) -> None:
+def test_machine_code(
+    compiled_admits: Any, name: str, width: int, base: int, data: st.DataObject
+) -> None:
     write = data.draw(writes(width))
     in_tables = boxes("paragraph-80", width, base, write._replace(code=3, data=0))
     pte = boxes("figure-7", width, base, write._replace(code=3, data=0))

@@ -65,14 +65,12 @@ def plain(word: object) -> str:
 @contextmanager
 def prepared() -> Iterator[None]:
     """Compile the core, and say so if that takes its time (the first run after an install)."""
-    from trapgate.engine.compiled import cache_folder
+    from trapgate.engine.compiled import is_kept, machine_code
 
-    if cache_folder().is_dir():
-        yield
-        return
-    note = terminal(error=True)
-    with note.status("compiling the processor's core, once: about half a minute"):
-        import trapgate.processor  # noqa: F401  the import compiles
+    if not is_kept():
+        note = terminal(error=True)
+        with note.status("compiling the processor's core, once: some seconds"):
+            machine_code()
     yield
 
 

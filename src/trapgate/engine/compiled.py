@@ -1,28 +1,29 @@
-"""Machine code of the core functions, made by numba from their one source.
+"""Machine code of the core functions, made by LLVM from their one source.
 
-`compiled(name)` is the compiled twin of the core function of that name. The twin's
-globals are the original's with every core function replaced by its twin, so nothing
-is written twice and the pure modules never import numba. Compilation is lazy and
-cached on disk, in a folder named after a digest of the sources: numba by itself
-looks only at the file of the function, not at those it calls.
+Functions are marked here, `trapgate.engine.translate` translates all that are marked into
+one module, and `trapgate.engine.image` makes machine code of it when some of it is needed
+for the first time. The code is kept in a file, in a folder named after a digest of the
+sources and of what else it depends on.
 """
 
 import functools
 import hashlib
 import importlib
-import inspect
+import importlib.metadata
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
-import numba
-from numba import types
-from numba.core import config
+import numpy as np
 
-from trapgate.core import CORE, Cells, F
+from trapgate.core import CORE, F
+from trapgate.engine import image as images
+from trapgate.engine import pythoncall
+from trapgate.engine.image import Image, Jit
+from trapgate.engine.kinds import ANY, BOOL, INT, CType, Kind, kinds_of
+from trapgate.engine.translate import Module, routine
 
 MODULES = (
     "trapgate.ptfilter",
@@ -49,41 +50,19 @@ MODULES = (
 )
 """The modules that define core functions."""
 
-OUT_OF_LINE = frozenset(
-    {
-        "walk",
-        "through_ept",
-        "raise_event",
-        "enter",
-        "check_controls",
-        "check_guest_state",
-        "check_host_state",
-        "decide_fault",
-        "decide_filtered",
-        "entry_at",
-        "refused_entry",
-        "transfer_by_extension",
-        "execute",
-        "execute_vmx",
-        "begin",
-        "enter_guest",
-        "leave_guest",
-        "decode_operand",
-        "translate",
-        "write_msr",
-        "read_msr",
-        "load_msrs",
-        "store_msrs",
-        "store_region",
-        "load_region",
-        "load_host_state",
-        "copy_guest_state",
-    }
-)
-"""Core functions that stay functions in machine code; the others become part of their callers."""
+ENGINE_MODULES = ("hooks", "translation", "unicorn_engine")
+"""Those of this package through which all its marked functions are imported."""
 
-_twins: dict[str, Any] = {}
-_callable: dict[str, Any] = {}
+FOR_PYTHON = ("entry_at", "walk")
+"""Core functions that Python calls compiled; others are compiled when it does (in tests)."""
+
+PROCESSOR = "x86-64-v2"
+"""LLVM's name of the processor that images are for; code for the very host is no faster."""
+
+_FILE = "core.image"
+
+_MARKED: set[FunctionType] = set()
+_ENTRIES: "dict[str, Entry | Callback]" = {}
 
 
 @functools.cache
@@ -96,8 +75,19 @@ def cache_folder() -> Path:
     digest = hashlib.sha256()
     for source in sorted(sources):
         digest.update(source.read_bytes())
+    for fact in (importlib.metadata.version("llvmlite"), *_processor()):
+        digest.update(fact.encode())
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "trapgate" / digest.hexdigest()[:16]
+
+
+def _processor() -> tuple[str, str]:
+    """LLVM's names of the processor and its features that the code is for."""
+    if images.IS_LINKED_HERE:
+        return PROCESSOR, ""
+    from llvmlite import binding
+
+    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
 
 
 @functools.cache
@@ -106,105 +96,156 @@ def _import_core() -> None:
         importlib.import_module(module)
 
 
-@contextmanager
-def cached_here() -> Iterator[None]:
-    """Functions decorated inside keep their machine code in `cache_folder()`."""
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(cache_folder())
-    try:
-        yield
-    finally:
-        config.CACHE_DIR = before
+def is_kept() -> bool:
+    """Whether `machine_code` has nothing to compile."""
+    return (cache_folder() / _FILE).is_file()
+
+
+@functools.cache
+def machine_code() -> Image | Jit:
+    """All marked functions in machine code, from the cache or made now."""
+    file = cache_folder() / _FILE
+    found = images.load(file)
+    if found is None:
+        for module in ENGINE_MODULES:
+            importlib.import_module(f"{__package__}.{module}")
+        for name in FOR_PYTHON:
+            compiled(name)
+        images.save(file, _made(_ENTRIES.values()))
+        found = images.load(file)
+        assert found is not None
+    return found
+
+
+def _made(entries: "Iterable[Entry | Callback]") -> bytes:
+    module = Module(_is_dialect)
+    for entry in entries:
+        entry.export(module)
+    return images.optimised(module.text(), *_processor())
+
+
+def _is_dialect(function: object) -> bool:
+    return function in _MARKED or CORE.get(getattr(function, "__name__", "")) is function
+
+
+class Callback:
+    """A compiled function that C calls."""
+
+    def __init__(self, function: FunctionType, returns: CType, takes: Sequence[CType]) -> None:
+        self.function = function
+        self._types = returns, takes
+        self._symbol = f"c {function.__module__}.{function.__name__}"
+
+    def export(self, module: Module) -> None:
+        """Have it in a module."""
+        module.for_c(routine(self.function), self._symbol, *self._types)
+
+    @functools.cached_property
+    def address(self) -> int:
+        """Where its machine code is."""
+        return machine_code().address(self._symbol)
+
+
+class Entry:
+    """A compiled function that Python calls."""
+
+    def __init__(self, function: FunctionType, kinds: Sequence[Kind], *, alone: bool) -> None:
+        self.function = function
+        self._kinds = tuple(kinds)
+        self._alone = alone
+        self._symbol = f"python {function.__module__}.{function.__name__}"
+
+    def export(self, module: Module) -> None:
+        """Have it in a module."""
+        pythoncall.export(module, routine(self.function), self._symbol, self._kinds)
+
+    @functools.cached_property
+    def built_in(self) -> Callable[..., Any]:
+        """The function itself, as Python's own."""
+        code = images.placed(_made([self])) if self._alone else machine_code()
+        return pythoncall.built_in(self.function.__name__, code.address(self._symbol))
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it; booleans and integers come back as such, a tuple as a tuple."""
+        return self.built_in(*arguments)
+
+
+class _Anything:
+    """A function with parameters of type `Any`: an `Entry` for each mix of types."""
+
+    def __init__(self, function: FunctionType) -> None:
+        self._function = function
+        self._entries: dict[tuple[Kind, ...], Entry] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        kinds = tuple(BOOL if isinstance(one, bool | np.bool_) else INT for one in arguments)
+        if kinds not in self._entries:
+            self._entries[kinds] = Entry(self._function, kinds, alone=True)
+        return self._entries[kinds](*arguments)
 
 
 def compiled(name: str) -> Any:
     """The compiled twin of the core function `name`, for Python to call; KeyError if none."""
     _import_core()
-    if name not in _callable:
-        _callable[name] = _link(CORE[name], python=True)
-    return _callable[name]
+    if name not in FOR_PYTHON:
+        return alone(CORE[name])
+    if name not in _ENTRIES:
+        jit_for_python(CORE[name])
+    return _ENTRIES[name]
+
+
+def alone(function: Callable[..., Any], *others: Callable[..., Any]) -> "Entry | _Anything":
+    """Machine code of a function and of `others` that it calls, for Python to call; not kept."""
+    for marked in (function, *others):
+        assert isinstance(marked, FunctionType)
+        _MARKED.add(marked)
+    assert isinstance(function, FunctionType)
+    kinds = tuple(kinds_of(function)[0].values())
+    return _Anything(function) if ANY in kinds else Entry(function, kinds, alone=True)
 
 
 def linked(name: str) -> Any:
-    """The compiled twin of the core function `name`, for other compiled functions to call."""
+    """The core function `name`, for other compiled functions to call; KeyError if none."""
     _import_core()
-    if name not in _twins:
-        _twins[name] = _link(CORE[name], python=False)
-    return _twins[name]
-
-
-def _link(function: Callable[..., object], *, python: bool) -> Any:
-    assert isinstance(function, FunctionType)
-    scope = dict(function.__globals__)
-    for used in _names(function.__code__):
-        if scope.get(used) is CORE.get(used) is not None:
-            scope[used] = linked(used)
-    name = f"{function.__name__}_for_python" if python else function.__name__
-    twin = FunctionType(function.__code__, scope, name, function.__defaults__, function.__closure__)
-    twin.__module__ = function.__module__
-    # The cache tells functions apart by this name.
-    twin.__qualname__ = name
-    assert inspect.getsourcefile(twin)
-    with cached_here():
-        inline = function.__name__ not in OUT_OF_LINE
-        return _make(twin, _arguments(function), inline=inline, python=python)
-
-
-def _make(function: Any, arguments: Any, *, inline: bool, python: bool) -> Any:
-    # Without the runtime numba does not count references to arrays, which costs more
-    # than most of these functions; nothing here allocates. A wrapper for callers in
-    # Python costs more to compile than many a function.
-    options = {"forceinline": True} if inline else {}
-    if not python:
-        options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return numba.njit(arguments, cache=True, error_model="numpy", _nrt=False, **options)(function)
-
-
-def _arguments(function: Callable[..., object]) -> tuple[Any, ...] | None:
-    """One signature for a function's machine code; None lets it take whatever it gets (rules).
-
-    Without it numba makes a version for every mix of literals and integer widths.
-    """
-    kinds = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name == "rows":
-            kinds.append(types.int64[:, ::1])
-        elif parameter.annotation is Cells:
-            kinds.append(types.int64[::1])
-        elif parameter.annotation in (int, bool):
-            kinds.append(types.int64 if parameter.annotation is int else types.boolean)
-        else:
-            return None
-    return tuple(kinds)
-
-
-def _names(code: CodeType) -> set[str]:
-    inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return set(code.co_names).union(*(_names(nested) for nested in inner))
+    return CORE[name]
 
 
 def jit(function: F) -> F:
-    """Compile a function of the engine's own, for other compiled functions to call.
-
-    It has no wrapper for Python: called from Python it crashes the process.
-    """
-    with cached_here():
-        twin: F = _make(function, _arguments(function), inline=False, python=False)
-    return twin
+    """Mark a function of the engine's own, for other compiled functions to call."""
+    assert isinstance(function, FunctionType)
+    _MARKED.add(function)
+    return function
 
 
 def jit_for_python(function: F) -> F:
-    """Compile a function of the engine's own, for Python to call."""
-    with cached_here():
-        twin: F = _make(function, _arguments(function), inline=False, python=True)
+    """Compile a function of the engine's own, for Python to call, too."""
+    assert isinstance(function, FunctionType)
+    _MARKED.add(function)
+    twin: F = _enter(Entry(function, tuple(kinds_of(function)[0].values()), alone=False))
     return twin
 
 
-def callback(returns: Any, *arguments: Any) -> Callable[[Callable[..., object]], Any]:
-    """Compile a function that C calls, with numba types; its `address` is for Unicorn."""
+def _enter(entry: Any) -> Any:
+    """Have it in the machine code of all; names are unique across modules."""
+    name = entry.function.__name__
+    assert name not in _ENTRIES, name
+    _ENTRIES[name] = entry
+    return entry
 
-    def make(function: Callable[..., object]) -> Any:
-        with cached_here():
-            return numba.cfunc(returns(*arguments), cache=True)(function)
+
+def bound(twin: Callable[..., int], *numbers: int) -> Callable[[], int]:
+    """The quickest way to call a compiled function again and again with the same numbers."""
+    entry: Any = twin
+    return functools.partial(entry.built_in, *numbers)
+
+
+def callback(returns: CType, *takes: CType) -> Callable[[Callable[..., object]], Callback]:
+    """Compile a function that C calls, with these types; its `address` is for Unicorn."""
+
+    def make(function: Callable[..., object]) -> Callback:
+        assert isinstance(function, FunctionType)
+        _MARKED.add(function)
+        entry: Callback = _enter(Callback(function, returns, takes))
+        return entry
 
     return make

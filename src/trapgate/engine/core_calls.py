@@ -4,11 +4,10 @@ Whatever calls a compiled function directly takes a copy of it into its own mach
 code; these are so big that copies would make compilation take twice as long.
 """
 
-from numba import types
-
 from trapgate.core import Cells
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import callback, jit, linked
+from trapgate.engine.compiled import callback, jit, jit_for_python, linked
+from trapgate.engine.kinds import INT64
 from trapgate.engine.raw import cells, table
 from trapgate.entry import EXITED, FAILED
 from trapgate.sdm import cells as f
@@ -28,7 +27,7 @@ _ABORT_EXIT = 2
 """A triple fault, to the VMM in Python: what shuts a processor down."""
 
 
-@jit
+@jit_for_python
 def raise_here(
     machine: int, vector: int, kind: int, error_code: int, address: int, length: int
 ) -> int:
@@ -166,19 +165,19 @@ def enter_from_here(machine: int) -> int:
     return mc.RUNNING
 
 
-@callback(types.int64, types.int64)
+@callback(INT64, INT64)
 def enter_from_here_c(machine: int) -> int:
     """See `enter_from_here`."""
     return enter_from_here(machine)
 
 
-@callback(types.int64, types.int64)
+@callback(INT64, INT64)
 def leave_here_c(machine: int) -> int:
     """See `leave_here`."""
     return leave_here(machine)
 
 
-@callback(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
+@callback(INT64, INT64, INT64, INT64, INT64, INT64, INT64)
 def raise_event_c(
     machine: int, vector: int, kind: int, error_code: int, address: int, length: int
 ) -> int:
@@ -186,7 +185,7 @@ def raise_event_c(
     return raise_here(machine, vector, kind, error_code, address, length)
 
 
-@callback(types.int64, types.int64, types.int64)
+@callback(INT64, INT64, INT64)
 def execute_c(machine: int, word: int) -> int:
     """See `execute_here`."""
     return execute_here(machine, word)

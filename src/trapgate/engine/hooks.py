@@ -1,13 +1,12 @@
 """What the engine calls while a guest runs: compiled callbacks, thin shells of `react`."""
 
-from numba import types
-
 from trapgate.core import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import due, note_block, take_care, time_is_up
 from trapgate.engine.compiled import callback, jit
 from trapgate.engine.gate import judge_store, open_gate
+from trapgate.engine.kinds import BOOLEAN, INT32, INT64, UINT32, UINT64, VOID
 from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine.react import (
     dispatch,
@@ -69,13 +68,13 @@ def is_popped_in_ring_3(env: int, address: int) -> bool:
     return 0 <= address - top < _POPPED
 
 
-@callback(types.void, types.int64, types.uint32, types.int64)
+@callback(VOID, INT64, UINT32, INT64)
 def on_interrupt(uc: int, number: int, user: int) -> None:
     """UC_HOOK_INTR: every exception and every intercepted instruction arrives here."""
     happen(user, number)
 
 
-@callback(types.void, types.int64, types.int64, types.uint32, types.int64)
+@callback(VOID, INT64, INT64, UINT32, INT64)
 def on_block(uc: int, address: int, size: int, user: int) -> None:
     """UC_HOOK_BLOCK: the virtual clock, and where time can run out (portable only)."""
     m = cells(user, mc.CELLS)
@@ -84,20 +83,20 @@ def on_block(uc: int, address: int, size: int, user: int) -> None:
         return
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     slot = ((address ^ address >> 16) & (mc.BLOCK_SLOTS - 1)) * 2
-    if blocks[slot] == address ^ types.int64(size) << 48:
+    if blocks[slot] == address ^ size << 48:
         m[mc.TIME] += blocks[slot + 1]
-    elif take_care(m, address, types.int64(size), slot):
+    elif take_care(m, address, size, slot):
         call(m[mc.EMU_STOP], (uc,))
 
 
-@callback(types.void, types.int64, types.int64, types.int64, types.int64)
+@callback(VOID, INT64, INT64, INT64, INT64)
 def on_new_block(uc: int, block: int, previous: int, user: int) -> None:
     """UC_HOOK_EDGE_GENERATED: how many instructions a new block has (portable)."""
     m = cells(user, mc.CELLS)
     note_block(m, peek64(block), peek16(block + 10), peek16(block + 8))
 
 
-@callback(types.void, types.int64, types.int64, types.uint32, types.int64)
+@callback(VOID, INT64, INT64, UINT32, INT64)
 def on_port(uc: int, address: int, size: int, user: int) -> None:
     """UC_HOOK_CODE, at instructions of input and output: stop before them (portable only)."""
     m = cells(user, mc.CELLS)
@@ -108,20 +107,20 @@ def on_port(uc: int, address: int, size: int, user: int) -> None:
     call(m[mc.EMU_STOP], (uc,))
 
 
-@callback(types.uint32, types.int64, types.uint32, types.int32, types.int64)
+@callback(UINT32, INT64, UINT32, INT32, INT64)
 def on_in(uc: int, port: int, size: int, user: int) -> int:
     """UC_HOOK_INSN, IN and INS: instead of the engine's doing."""
     instead(cells(user, mc.CELLS))
     return 0
 
 
-@callback(types.void, types.int64, types.uint32, types.int32, types.uint32, types.int64)
+@callback(VOID, INT64, UINT32, INT32, UINT32, INT64)
 def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     """UC_HOOK_INSN, OUT and OUTS: instead of the engine's doing."""
     instead(cells(user, mc.CELLS))
 
 
-@callback(types.void, types.int64, types.int64)
+@callback(VOID, INT64, INT64)
 def on_syscall(uc: int, user: int) -> None:
     """UC_HOOK_INSN, SYSCALL (SDM, "SYSCALL - Fast System Call"); the engine adds 2 to RIP."""
     m = cells(user, mc.CELLS)
@@ -147,7 +146,7 @@ def on_syscall(uc: int, user: int) -> None:
     state_end(m)
 
 
-@callback(types.void, types.int64, types.int64)
+@callback(VOID, INT64, INT64)
 def on_sysenter(uc: int, user: int) -> None:
     """UC_HOOK_INSN, SYSENTER (SDM, "SYSENTER - Fast System Call"); the engine adds 2 to RIP."""
     m = cells(user, mc.CELLS)
@@ -244,14 +243,14 @@ def refill(
 
 
 @callback(
-    types.uint64,
-    types.int64,
-    types.int64,
-    types.int32,
-    types.int32,
-    types.int32,
-    types.boolean,
-    types.int64,
+    UINT64,
+    INT64,
+    INT64,
+    INT32,
+    INT32,
+    INT32,
+    BOOLEAN,
+    INT64,
 )
 def on_tlb_fill(
     cpu: int,
@@ -266,10 +265,10 @@ def on_tlb_fill(
     return refill(cpu, address, size, access, mmu_index, probe, return_address)
 
 
-@callback(types.void, types.int64, types.int64, types.uint32, types.uint64, types.int64)
+@callback(VOID, INT64, INT64, UINT32, UINT64, INT64)
 def on_gate_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
     """A store to page tables, redirected: see `judge_store`."""
-    judge_store(cells(user, mc.CELLS), offset, types.int64(size), types.int64(value))
+    judge_store(cells(user, mc.CELLS), offset, size, value)
 
 
 @jit
@@ -283,25 +282,25 @@ def device_address(m: Cells, offset: int) -> int:
     return -1
 
 
-@callback(types.uint64, types.int64, types.int64, types.uint32, types.int64)
+@callback(UINT64, INT64, INT64, UINT32, INT64)
 def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
     """Physical memory that isn't there reads as all ones, but for devices."""
     if user != 0:
         m = cells(user, mc.CELLS)
         address = device_address(m, offset)
         if address >= 0:
-            return call(m[mc.DEVICE_LOAD], (address, types.int64(size)))
-    return (1 << (8 * types.int64(size))) - 1 if size < 8 else -1
+            return call(m[mc.DEVICE_LOAD], (address, size))
+    return (1 << (8 * size)) - 1 if size < 8 else -1
 
 
-@callback(types.void, types.int64, types.int64, types.uint32, types.uint64, types.int64)
+@callback(VOID, INT64, INT64, UINT32, UINT64, INT64)
 def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
     """Stores to physical memory that isn't there are dropped, but for devices."""
     if user != 0:
         m = cells(user, mc.CELLS)
         address = device_address(m, offset)
         if address >= 0:
-            call(m[mc.DEVICE_STORE], (address, types.int64(size), types.int64(value)))
+            call(m[mc.DEVICE_STORE], (address, size, value))
 
 
 @jit
@@ -333,7 +332,7 @@ def breakpoint_hit(cpu: int) -> None:
     call(m[mc.CPU_LOOP_EXIT], (cpu,))
 
 
-@callback(types.void, types.int64)
+@callback(VOID, INT64)
 def on_breakpoint(cpu: int) -> None:
     """CPUClass.debug_excp_handler: see `breakpoint_hit`."""
     breakpoint_hit(cpu)

@@ -22,7 +22,6 @@ import mmap
 import struct
 
 import numpy as np
-from numba import types
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.core import Cells
@@ -31,6 +30,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import alignment_is_checked, due
 from trapgate.engine.compiled import callback, jit, linked
+from trapgate.engine.kinds import INT64, UINT32, VOID
 from trapgate.engine.linkage import slots
 from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine.state import save_paging
@@ -94,7 +94,7 @@ def last_op(context: int) -> int:
     return peek64(peek64(peek64(context + _LAST_OP) + 8))
 
 
-@callback(types.void, *[types.int64] * 6)
+@callback(VOID, *[INT64] * 6)
 def on_translate(
     operations: int, block: int, cpu: int, tb: int, most: int, translator: int
 ) -> None:
@@ -126,7 +126,7 @@ def on_translate(
         poke64(m[mc.COUNT_OP] + _ARGUMENTS + 8, peek16(tb + _TB_ICOUNT))
 
 
-@callback(types.void, *[types.int64] * 6)
+@callback(VOID, *[INT64] * 6)
 def on_gen_call(
     context: int, function: int, result: int, count: int, arguments: int, translator: int
 ) -> None:
@@ -165,7 +165,7 @@ def code_byte(t: Cells, env: int, address: int) -> int:
     return call(t[CODE_BYTE], (env, address)) & 0xFF
 
 
-@callback(types.void, *[types.int64] * 3)
+@callback(VOID, *[INT64] * 3)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
     """translate_insn: look at an instruction, byte by byte, before it is translated."""
     t = cells(translator, _CELLS)
@@ -214,7 +214,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     m[mc.FORBIDDEN] = 0
 
 
-@callback(types.uint32, *[types.int64] * 3)
+@callback(UINT32, *[INT64] * 3)
 def on_code_byte(env: int, address: int, translator: int) -> int:
     """cpu_ldub_code: a byte of code; of UD2 where what is there must not be translated."""
     t = cells(translator, _CELLS)
@@ -238,14 +238,14 @@ def switch_tasks(env: int, return_address: int) -> None:
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
 
 
-@callback(types.void, *[types.int64] * 3)
+@callback(VOID, *[INT64] * 3)
 def on_task_return(env: int, selector: int, return_address: int) -> None:
     """IRET with RFLAGS.NT: in protected mode a task switch, in IA-32e mode the engine's #GP."""
     if peek64(env + at.EFER) & 1 << 10 == 0:
         switch_tasks(env, return_address)
 
 
-@callback(types.void, *[types.int64] * 3)
+@callback(VOID, *[INT64] * 3)
 def on_far_transfer(env: int, selector: int, return_address: int) -> None:
     """A far jump or call to `selector`: whether that is a TSS or a task gate."""
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
@@ -263,7 +263,7 @@ def on_far_transfer(env: int, selector: int, return_address: int) -> None:
         switch_tasks(env, return_address)
 
 
-@callback(types.int64, types.int64)
+@callback(INT64, INT64)
 def on_deadline(machine: int) -> int:
     """At a block's start, when the deadline has come: whether the engine has to stop."""
     m = cells(machine, mc.CELLS)
@@ -273,7 +273,7 @@ def on_deadline(machine: int) -> int:
     return 1
 
 
-@callback(types.int64, *[types.int64] * 3)
+@callback(INT64, *[INT64] * 3)
 def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
     """At the start of a block that needs care: whether the engine has to stop.
 

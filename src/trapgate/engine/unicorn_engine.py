@@ -15,7 +15,7 @@ from trapgate.core import Cells
 from trapgate.engine import calibration, core_calls, hooks, native, react
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import jit, jit_for_python, linked
+from trapgate.engine.compiled import bound, jit, jit_for_python, linked
 from trapgate.engine.device_pages import DevicePages
 from trapgate.engine.raw import call, cells, peek64, poke32, poke64, table
 from trapgate.engine.state import save, segment_shape
@@ -259,7 +259,11 @@ class UnicornEngine:
         """Instructions checked so far, by the shape of the segments (`trapgate.checked`)."""
         self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
-        self._emu_start = self._symbol("uc_emu_start")
+        start = self._symbol("uc_emu_start")
+        self._enter_and_go = bound(enter_and_go, self._machine, start)
+        self._go = bound(go, self._machine, start)
+        self._step = bound(step, self._machine, start)
+        self._shape_now = bound(shape_now, self._machine)
         c = self.cells
         c[mc.UC] = self.uc._uch.value
         c[mc.SELF] = self._machine
@@ -452,11 +456,11 @@ class UnicornEngine:
 
     def enter_and_go(self) -> int:
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
-        return int(enter_and_go(self._machine, self._emu_start))
+        return self._enter_and_go()
 
     def go(self) -> int:
         """Go on with the guest after an assist."""
-        return int(go(self._machine, self._emu_start))
+        return self._go()
 
     def step(self) -> bool:
         """Execute one instruction; False if an event was dealt with instead of it.
@@ -466,11 +470,11 @@ class UnicornEngine:
         if not self.cells[mc.NATIVE]:
             # Only new translations look at the count.
             self.uc.ctl_flush_tb()
-        return bool(step(self._machine, self._emu_start))
+        return bool(self._step())
 
     def segment_shape(self) -> int:
         """A number for the limits of ES, SS and DS; 0 where none of them can be exceeded."""
-        return int(shape_now(self._machine))
+        return self._shape_now()
 
     @property
     def mxcsr(self) -> int:
@@ -510,7 +514,7 @@ class UnicornEngine:
     def raise_event(self, vector: int, kind: int, error_code: int, address: int) -> int:
         """Arbitrate an event at GUEST_RIP; not 0 if it exited. See `delivery.raise_event`."""
         event = (self._machine, vector, kind, error_code, address, 0)
-        return int(core_calls.raise_event_c.ctypes(*event))
+        return int(core_calls.raise_here(*event))
 
     def flush_translations(self) -> None:
         """Forget cached translations of linear addresses, as a VM entry without VPID does."""

@@ -1,0 +1,217 @@
+"""The dialect of the core: compiled, it means what Python means by it, modulo 2**64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trapgate.core import Cells
+from trapgate.engine.compiled import alone
+from trapgate.engine.translate import DialectError
+
+_NUMBERS = np.arange(7, dtype=np.int64) * 3
+_MASK = (1 << 40) - 1
+
+
+def arithmetic(a: int, b: int) -> int:
+    return (a + b) * (a - b) ^ (a & ~b | b & _MASK)
+
+
+def shifts(a: int, b: int) -> int:
+    return (a << (b & 63)) ^ (a >> (b & 63)) ^ (a << 63) ^ (a >> 63)
+
+
+def comparisons(a: int, b: int) -> int:
+    found = 0
+    for n in range(6):
+        held = (
+            (n == 0 and a < b)
+            or (n == 1 and a <= b)
+            or (n == 2 and a == b)
+            or (n == 3 and not a != b)  # noqa: SIM202
+            or (n == 4 and a > b)
+            or (n == 5 and -5 <= a < b)
+        )
+        if held:
+            found |= 1 << n
+    return found
+
+
+def values_of_and_and_or(a: int, b: int) -> int:
+    one = a & 3 and b & 5
+    other = a & 3 or b & 5 or a > b
+    return one * 1000 + other * 10 + (a > 0 or b > 0) + (7 if a & 1 else b > 3)
+
+
+def remainder(a: int, b: int) -> int:
+    return a % b if b != 0 else 0
+
+
+def loops(a: int, b: int) -> int:
+    total = 0
+    n = 0
+    for n in range(a & 7, b & 15):
+        if n == 3:
+            continue
+        total += n
+        if total > 20:
+            break
+    while n < 20:
+        n += 1
+        if n & 1:
+            continue
+        if total > 1000:
+            break
+        total += total ^ n
+    for number in (a, b, total):
+        if number == 5:
+            continue
+        if number == 7:
+            break
+        total = total * 3 + number
+    return total + n
+
+
+def members(a: int, b: int) -> int:
+    return (a in (1, 2, b)) * 2 + (a not in (3, b)) + min(a, b, 9) - max(a, b)
+
+
+def several(a: int, b: int) -> tuple[int, bool, int]:
+    return a, a == b, True
+
+
+def several_of_them(a: int, b: int) -> int:
+    first, same, _ = several(a, b) if a > 0 else (0, b == 0, 0)
+    first = second = first + several(b, a)[0]
+    return first + (second if same else 1) + int(_NUMBERS[a & 3]) - len(_NUMBERS)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        arithmetic,
+        shifts,
+        comparisons,
+        values_of_and_and_or,
+        remainder,
+        loops,
+        members,
+        several_of_them,
+    ],
+)
+def test_numbers(function: Any) -> None:
+    machine_code = alone(function, several)
+    small = st.integers(-20, 20)
+    any_number = st.one_of(small, st.integers(-(1 << 63), (1 << 63) - 1))
+
+    @settings(max_examples=300, deadline=None)
+    @given(any_number, any_number)
+    def same(a: int, b: int) -> None:
+        expected = (int(function(a, b)) + (1 << 63)) % (1 << 64) - (1 << 63)
+        assert machine_code(a, b) == expected
+
+    same()
+
+
+def test_results_keep_their_types() -> None:
+    assert [type(part) for part in alone(several)(3, 4)] == [int, bool, int]
+
+
+def change(v: Cells, rows: Cells, n: int) -> bool:
+    v[n] += 2
+    v[0] ^= v[n] << 1
+    rest = v[n:]
+    rest[1] = len(rest)
+    row = rows[n]
+    row[1] = rest[0]
+    rows[0][2] |= 8
+    return bool(v[n] == 2)
+
+
+def test_arrays() -> None:
+    def arrays() -> tuple[Any, Any]:
+        return np.arange(5, dtype=np.int64), np.arange(12, dtype=np.int64).reshape(4, 3)
+
+    expected, found = arrays(), arrays()
+    assert alone(change)(*found, 2) == change(*expected, 2)
+    assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((np.zeros(3, np.int64), np.zeros((3, 3), np.int64)), TypeError),
+        ((np.zeros(3, np.int32), np.zeros((3, 3), np.int64), 0), TypeError),
+        ((np.zeros(6, np.int64)[::2], np.zeros((3, 3), np.int64), 0), TypeError),
+        ((np.zeros(3, np.int64), np.zeros(3, np.int64), 0), TypeError),
+        (([0, 0, 0], np.zeros((3, 3), np.int64), 0), TypeError),
+        ((np.zeros(3, np.int64), np.zeros((3, 3), np.int64), 1.0), TypeError),
+        ((np.zeros(3, np.int64), np.zeros((3, 3), np.int64), 1 << 63), OverflowError),
+    ],
+)
+def test_arguments_of_other_types(arguments: tuple[Any, ...], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        alone(change)(*arguments)
+
+
+def test_minus_one_and_numbers_of_numpy() -> None:
+    assert alone(arithmetic)(-1, np.int64(-1)) == arithmetic(-1, -1)
+
+
+def refuses_strings(a: int) -> int:
+    return len("a") + a
+
+
+def refuses_division(a: int) -> int:
+    return a // 2
+
+
+def refuses_an_integer_for_a_boolean(a: int) -> bool:
+    return a & 1  # type: ignore[return-value]
+
+
+def refuses_another_type(a: int) -> int:
+    b = a == 1
+    b = a  # type: ignore[assignment]
+    return b  # noqa: RET504
+
+
+def refuses_names_of_nothing(a: int) -> int:
+    return a + nothing  # type: ignore[name-defined,no-any-return]  # noqa: F821
+
+
+def refuses_variables_without_a_value(a: int) -> int:
+    total = _MASK + a  # type: ignore[used-before-def]  # noqa: F823
+    _MASK = total  # noqa: N806
+    return total + _MASK
+
+
+def refuses_wide_numbers(a: int) -> int:
+    return a & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def refuses_the_end(a: int) -> int:  # type: ignore[return]  # noqa: RET503
+    if a:
+        return 1
+
+
+def refuses_other_functions(a: int) -> int:
+    return abs(a)
+
+
+def refuses_comprehensions(a: int) -> int:
+    return sum(n for n in range(a))
+
+
+def refuses_wide_shifts(a: int) -> int:
+    return a << 64
+
+
+@pytest.mark.parametrize(
+    "function", [value for name, value in globals().items() if name.startswith("refuses_")]
+)
+def test_what_is_not_in_the_dialect(function: Any) -> None:
+    with pytest.raises(DialectError, match=r"test_translate\.py:\d+: "):
+        alone(function)(1)
