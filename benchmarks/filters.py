@@ -8,11 +8,11 @@ import struct
 import time
 
 from benchmarks.measure import Benchmark, SkipSide, rate
+from trapgate.decision.fault_filters import FILTERS
 from trapgate.errors import EngineError
-from trapgate.processor import Processor, VmExit
-from trapgate.ptfilter import FILTERS
+from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm.reasons import ExitReason
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 _MEMORY = 1 << 20
 _CODE, _DIRECTORY, _TABLE, _EDITED = 0x10000, 0x2000, 0x3000, 0x4000

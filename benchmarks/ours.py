@@ -12,10 +12,10 @@ from pathlib import Path
 from benchmarks.guests import Loop, multiboot_guest
 from benchmarks.measure import SkipSide
 from trapgate.errors import EngineError
-from trapgate.processor import Processor, VmExit
+from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import controls
 from trapgate.sdm.reasons import ExitReason
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import EMULATED, Action, End
 from trapgate.vmm.console import Console
 from trapgate.vmm.loaders import load_guest, parse_guest
@@ -26,7 +26,7 @@ MEMORY = 8 << 20
 
 LINUX_MEMORY = 256 << 20
 _PATIENCE = 120.0
-_PROCESSOR = "import trapgate.processor as p; p.Processor(1 << 20)"
+_PROCESSOR = "import trapgate.processor.processor as p; p.Processor(1 << 20)"
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.measure import Benchmark, measure
-from trapgate.decide import decide_fault
+from trapgate.decision.decide import decide_fault
 from trapgate.replay import Family, Policy, replay, sweep
 from trapgate.replay.replay import direct
 from trapgate.trace import TraceWriter

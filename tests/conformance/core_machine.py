@@ -19,10 +19,12 @@ from tests.conformance.oracle_cases import (
     Outcome,
     build,
 )
-from trapgate import delivery, entry, paging
-from trapgate.exits import vm_exit
-from trapgate.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
+from trapgate.events import delivery
+from trapgate.events.exits import vm_exit
+from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
+from trapgate.paging import walk as paging
 from trapgate.sdm import cells, registers
+from trapgate.vmx import entry
 
 CELL = {name: index for index, name in enumerate(cells.ENCODINGS)}
 REGISTER = {name.lower(): index for index, name in enumerate(registers.NAMES)}
@@ -66,11 +68,11 @@ class CoreMachine:
         self._raise_event: Callable[..., Any] = delivery.raise_event
         self._translate: Callable[..., Any] = paging.translate
         if compile_it:
-            from trapgate.engine.compiled import compiled
+            from trapgate.compiler.program import alone
 
-            self._enter = compiled("enter")
-            self._raise_event = compiled("raise_event")
-            self._translate = compiled("translate")
+            self._enter = alone(entry.enter)
+            self._raise_event = alone(delivery.raise_event)
+            self._translate = alone(paging.translate)
 
     def run(self, case: Case, event: Event | None = None) -> Outcome:
         """Enter the guest of `case`, raise `event` in it, and go on to the first VM exit."""

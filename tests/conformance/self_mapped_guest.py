@@ -8,8 +8,8 @@ write to them is harmless; only the slot of the self-map decides whether they ar
 from dataclasses import dataclass
 from struct import pack
 
-from trapgate.processor import Processor, VmExit
-from trapgate.vmcs import Vmcs
+from trapgate.processor.processor import Processor, VmExit
+from trapgate.vmcs.vmcs import Vmcs
 
 MEMORY = 1 << 20
 CODE, STACK, DATA = 0x40000, 0x50000, 0x60000

@@ -17,9 +17,9 @@ from tests.conformance.tiny_guest import (
     prepare,
 )
 from trapgate.errors import EngineError
-from trapgate.processor import Processor, VmExit
+from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm.reasons import ExitReason
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 pytestmark = pytest.mark.conformance
 

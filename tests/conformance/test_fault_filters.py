@@ -14,8 +14,8 @@ from tests.conformance.self_mapped_guest import (
     Layout,
     Outcome,
 )
-from trapgate.decide import REASONS
-from trapgate.journal import (
+from trapgate.decision.decide import REASONS
+from trapgate.events.journal import (
     ROW_ADDRESS,
     ROW_CPL,
     ROW_CR3,

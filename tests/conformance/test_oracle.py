@@ -8,8 +8,8 @@ import os
 import pytest
 
 from tests.conformance.oracle_cases import BASE, MEMORY, Case, Outcome, build, compare, families
-from trapgate.processor import Processor, VmFail
-from trapgate.vmcs import Vmcs
+from trapgate.processor.processor import Processor, VmFail
+from trapgate.vmcs.vmcs import Vmcs
 
 pytestmark = [pytest.mark.conformance, pytest.mark.slow]
 

@@ -25,7 +25,7 @@ from tests.conformance.tiny_guest import (
     descriptor,
 )
 from trapgate.errors import EngineError
-from trapgate.processor import Processor
+from trapgate.processor.processor import Processor
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import GP, NP, TS, UD
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conformance import tiny_guest as tg
 from tests.conformance.tiny_guest import CODE, Tiny, begin, handler
-from trapgate.faults import Interruption
+from trapgate.decision.faults import Interruption
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 

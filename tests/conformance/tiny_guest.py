@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import pack
 
-from trapgate.processor import Processor, VmExit
+from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import controls as ct
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 MEMORY = 2 << 20
 IVT, GDT, IDT, TSS, TABLES = 0, 0x1000, 0x2000, 0x3000, 0x4000

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from struct import pack
 
 from tests.conformance import tiny_guest as tiny
-from trapgate.processor import Processor, VmExit
+from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
 from trapgate.sdm.fields import Field
 from trapgate.sdm.reasons import ExitReason
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 MODES = ("p32", "pae", "l64")
 VMXON_REGION, VMCS_REGION, OTHER_VMCS = 0x40000, 0x41000, 0x42000

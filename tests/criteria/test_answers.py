@@ -37,12 +37,12 @@ from trapgate.criteria.cover import Remedy, remedies
 from trapgate.criteria.problem import NEVER, Deadline, problem
 from trapgate.criteria.proof import Claim, prove, wished
 from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, best, limits_of
-from trapgate.decide import DELIVER, EXIT, decide_fault
+from trapgate.decision.decide import DELIVER, EXIT, decide_fault
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import VECTORS_WITH_ERROR_CODE
 from trapgate.trace import TraceError, TraceWriter
 from trapgate.trace.imports import import_trace
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 SPEC = """
 [PF]

@@ -11,11 +11,11 @@ from tests.conformance import tiny_guest
 from tests.criteria import fault_guest
 from trapgate.criteria import define, filter_in, merge, parse_spec
 from trapgate.criteria.merge import Party
-from trapgate.processor import VmExit
+from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.trace import Trace, TraceWriter
-from trapgate.vmcs import Vmcs
-from trapgate.vmcsfile import parse_settings
+from trapgate.vmcs.file import parse_settings
+from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import End
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine

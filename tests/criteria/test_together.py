@@ -10,7 +10,7 @@ from trapgate.criteria.filters import Filter
 from trapgate.criteria.pairs import _grow_two, inside_two, total_cost
 from trapgate.criteria.problem import NEVER, Problem, problem, together
 from trapgate.criteria.schemes import FILTER_SCHEMES, best
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 SHARED = [name for name, scheme in FILTER_SCHEMES.items() if scheme.shared]
 

@@ -9,12 +9,12 @@ import numpy as np
 from tests.direct.hostile import FILTERS as NAMES
 from tests.direct.hostile import ORDERS, PTBASE
 from tests.direct.walk_everything import violations
-from trapgate.processor import VmExit
-from trapgate.ptfilter import FILTERS
+from trapgate.decision.fault_filters import FILTERS
+from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
-from trapgate.vmm.direct import LARGE_PAGE, DirectMachine, Host
-from trapgate.vmm.frames import FrameType
+from trapgate.vmm.direct.frames import FrameType
+from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, Host
 from trapgate.vmm.machine import VirtualMachine
 
 _FILTERS = dict(zip(NAMES, FILTERS.values(), strict=True))

@@ -14,10 +14,10 @@ import numpy as np
 
 from tests.direct.hostile import PS, PTBASE, SELF, P, U, W
 from tests.direct.walk_everything import Words, violations
-from trapgate import ptfilter as pt
-from trapgate.decide import Disposition
-from trapgate.vmm.frames import FRAME_SIZE, VMM, Frames, FrameType
-from trapgate.vmm.tables import GuestTables, Refusal
+from trapgate.decision import fault_filters as pt
+from trapgate.decision.decide import Disposition
+from trapgate.vmm.direct.frames import FRAME_SIZE, VMM, Frames, FrameType
+from trapgate.vmm.direct.tables import GuestTables, Refusal
 
 FRAMES = 3 << 10
 """4 MiB of the VMM's, and 4 MiB of each of two VMs'."""

@@ -8,16 +8,16 @@ import pytest
 from tests.conformance.tiny_guest import descriptor
 from tests.direct.walk_everything import violations
 from trapgate import guests
-from trapgate.decide import Disposition
-from trapgate.demo import PTBASE, run_direct
-from trapgate.demo import passed as demonstrated
-from trapgate.processor import VmExit
-from trapgate.ptfilter import FILTERS
+from trapgate.decision.decide import Disposition
+from trapgate.decision.fault_filters import FILTERS
+from trapgate.demo.direct import PTBASE, run_direct
+from trapgate.demo.direct import passed as demonstrated
+from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Action, End, Stop
-from trapgate.vmm.direct import LARGE_PAGE, DirectMachine, DirectPagingError, Host
-from trapgate.vmm.frames import FrameError, FrameType
+from trapgate.vmm.direct.frames import FrameError, FrameType
+from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, DirectPagingError, Host
 from trapgate.vmm.loaders import GuestImageError, parse_guest
 from trapgate.vmm.machine import VirtualMachine
 

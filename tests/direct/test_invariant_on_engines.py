@@ -6,7 +6,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.direct.engine_model import EngineModel
 from tests.direct.hostile import HostileGuests
-from trapgate.decide import Disposition
+from trapgate.decision.decide import Disposition
 from trapgate.sdm.vectors import PF
 
 HOW = settings(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.conformance import tiny_guest as tg
 from trapgate import guests
-from trapgate.decide import Disposition
+from trapgate.decision.decide import Disposition
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.trace import Trace, TraceWriter

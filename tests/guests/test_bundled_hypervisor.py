@@ -15,8 +15,9 @@ from benchmarks import bochs
 from benchmarks.floppy import multiboot_disk
 from benchmarks.guests import fault_loop, multiboot_guest
 from benchmarks.measure import SkipSide
-from trapgate import demo_x86, guests
+from trapgate import guests
 from trapgate.cli import app
+from trapgate.demo import x86 as demo_x86
 from trapgate.vmm.actions import End, Stop
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.suite import APPEND, LINUX
 from tests.unit.fetch_linux import fetch_linux
-from trapgate.decide import Disposition
+from trapgate.decision.decide import Disposition
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End

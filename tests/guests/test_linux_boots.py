@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suite import APPEND, LINUX
-from trapgate.decide import Disposition
+from trapgate.decision.decide import Disposition
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console

@@ -14,10 +14,10 @@ from struct import pack
 from tests.conformance import tiny_guest as tg
 from tests.conformance.tiny_guest import Tiny
 from trapgate.errors import TrapgateError
-from trapgate.processor import Processor, VmExit, VmFail
+from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.machine import VirtualMachine
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tests.conformance import tiny_guest as tg
 from tests.conformance.tiny_guest import Tiny, prepare
 from trapgate.errors import TrapgateError, VmcsError
-from trapgate.processor import IdleError, VmExit, VmFail
+from trapgate.processor.processor import IdleError, VmExit, VmFail
 from trapgate.sdm.fields import Field
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 WRITABLE = [field for field in Field if not field.read_only]
 PIN_ALWAYS = 1 << 6

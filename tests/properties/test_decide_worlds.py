@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trapgate.decide import decide_fault
-from trapgate.rules import SCHEMES, mapped_code, mapped_field
-from trapgate.vmcs import Vmcs
+from trapgate.decision.decide import decide_fault
+from trapgate.decision.rules import SCHEMES, mapped_code, mapped_field
+from trapgate.vmcs.vmcs import Vmcs
 
 words = st.one_of(st.integers(0, 15), st.integers(0, 0xFFFFFFFF))
 
@@ -59,9 +59,9 @@ def test_decide_evaluates_the_selected_rule(case: tuple[Vmcs, str, int, int]) ->
 
 @pytest.fixture(scope="module")
 def compiled_decide() -> Any:
-    from trapgate.engine.compiled import compiled
+    from trapgate.compiler.program import alone
 
-    return compiled("decide_fault")
+    return alone(decide_fault)
 
 
 @settings(deadline=None)

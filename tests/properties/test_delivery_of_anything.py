@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest
-from trapgate import entry
-from trapgate.decide import decide_fault
-from trapgate.engine.compiled import compiled
+from trapgate.compiler.program import alone
+from trapgate.decision.decide import decide_fault
+from trapgate.events import delivery
 from trapgate.sdm import cells
 from trapgate.sdm.vectors import ERROR_CODE_VECTORS
+from trapgate.vmx import entry
 
 RIP_LIMIT = 1 << 47
 KEPT = [
@@ -107,7 +108,7 @@ def test_compiled_and_interpreted_agree_and_nothing_is_half_done(
         vector, kind, code, address=address, length=length, injected=injected
     )
     assert result in (0, 1)
-    assert compiled("raise_event")(*twin, *event) == result
+    assert alone(delivery.raise_event)(*twin, *event) == result
     for one, other in zip((guest.v, guest.r, guest.mem, guest.rows, guest.head), twin, strict=True):
         assert (one == other).all()
 
@@ -157,6 +158,6 @@ def test_entry_takes_any_fields(bits: int, changes: list[tuple[str, int]]) -> No
     twin = [array.copy() for array in (guest.v, guest.r, guest.mem, guest.rows, guest.head)]
     result = entry.enter(guest.v, guest.r, guest.mem, guest.rows, guest.head)
     assert result in (entry.RUNS, entry.EXITED, entry.FAILED)
-    assert compiled("enter")(*twin) == result
+    assert alone(entry.enter)(*twin) == result
     for one, other in zip((guest.v, guest.r, guest.mem, guest.rows, guest.head), twin, strict=True):
         assert np.array_equal(one, other)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conformance.vmx import sdm_ept
-from trapgate.core import Cells
-from trapgate.ept import EPT_MISCONFIGURATION, EPT_VIOLATION, ept_address, ept_qualification
-from trapgate.paging import walk
+from trapgate.compiler.dialect import Cells
+from trapgate.paging.ept import EPT_MISCONFIGURATION, EPT_VIOLATION, ept_address, ept_qualification
+from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 
 PAGES = 24

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_rules import offences
-from trapgate import ptfilter
+from trapgate.decision import fault_filters as ptfilter
 
 NAMES = ("figure-7", "figure-8", "paragraph-80")
 BASE_32, BASE_64 = 0xC0000000, 0xFFFF_F680_0000_0000
@@ -248,9 +248,10 @@ def test_z3_proves_that_no_filter_adds_a_mapping(name: str, width: int, base: in
 
 @pytest.fixture(scope="module")
 def compiled_admits() -> Any:
-    from trapgate.engine.compiled import compiled
+    from trapgate.compiler.program import alone
+    from trapgate.decision.self_map import admits
 
-    return compiled("admits")
+    return alone(admits)
 
 
 @every_filter

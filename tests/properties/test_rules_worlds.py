@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trapgate.rules import SCHEMES
+from trapgate.decision.rules import SCHEMES
 
 COMPARISONS = {
     "equal": operator.eq,
@@ -173,9 +173,9 @@ def test_plain_integers_for_fields_work_in_z3(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def compiled_rules() -> dict[str, Any]:
-    from trapgate.engine.compiled import compiled
+    from trapgate.compiler.program import alone
 
-    return {name: compiled(scheme.function.__name__) for name, scheme in SCHEMES.items()}
+    return {name: alone(scheme.function) for name, scheme in SCHEMES.items()}
 
 
 @settings(max_examples=60, deadline=None)

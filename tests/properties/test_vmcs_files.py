@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from trapgate.errors import VmcsError
 from trapgate.sdm.fields import RESERVED_FIELDS, Field
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 writable = st.sampled_from([f for f in Field if not f.read_only and f not in RESERVED_FIELDS])
 

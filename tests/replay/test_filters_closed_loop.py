@@ -7,11 +7,11 @@ from struct import pack
 import pytest
 
 from tests.conformance.self_mapped_guest import CODE, TWO_LEVEL, Bench
-from trapgate.journal import HEAD_COUNTS
-from trapgate.processor import VmExit
+from trapgate.events.journal import HEAD_COUNTS
+from trapgate.processor.processor import VmExit
 from trapgate.replay import Policy, replay
 from trapgate.trace import TraceWriter
-from trapgate.vmcsfile import parse_settings
+from trapgate.vmcs.file import parse_settings
 
 ENTRIES = (0, 0x123067, 0x123065, 0x123007, 0x123066, 0x124067, 0x1230E7, 0x4560E8)
 WIDTHS = {1: "c605", 2: "66c705", 4: "c705"}

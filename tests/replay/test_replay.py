@@ -122,7 +122,7 @@ def test_an_exception_without_a_vector_is_not_guessed(tmp_path: Path) -> None:
 
 
 def test_the_rules_are_called_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trapgate import rules
+    from trapgate.decision import rules
 
     called = []
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trapgate.decide import DELIVER, EXIT, decide_fault
+from trapgate.decision.decide import DELIVER, EXIT, decide_fault
 from trapgate.replay import Policy
 from trapgate.sdm.vectors import ERROR_CODE_VECTORS
 from trapgate.trace import Trace, TraceWriter
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 PTBASE = 0xC0000000
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trapgate.core import Cells
-from trapgate.delivery import raise_event
-from trapgate.journal import HEAD_CAPACITY, HEAD_LENGTH, HEAD_USED, ROW_WIDTH
+from trapgate.compiler.dialect import Cells
+from trapgate.events.delivery import raise_event
+from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, HEAD_USED, ROW_WIDTH
 from trapgate.sdm import cells, controls, registers, state
 
 SIZE = 0x40000

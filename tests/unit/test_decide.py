@@ -1,6 +1,6 @@
 import pytest
 
-from trapgate.decide import (
+from trapgate.decision.decide import (
     REASONS,
     Decision,
     Disposition,
@@ -9,10 +9,10 @@ from trapgate.decide import (
     decide,
     decide_fault,
 )
-from trapgate.faults import FaultInformation
+from trapgate.decision.faults import FaultInformation
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.pagefault import PageFaultCode
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 EXIT, DELIVER = Disposition.EXIT, Disposition.DELIVER
 

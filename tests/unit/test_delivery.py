@@ -4,8 +4,8 @@ import pytest
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
-from trapgate import delivery
-from trapgate.journal import HEAD_COUNTS, HEAD_SEQUENCE
+from trapgate.events import delivery
+from trapgate.events.journal import HEAD_COUNTS, HEAD_SEQUENCE
 from trapgate.sdm import state
 
 EXCEPTION, TRIPLE = 0, 2

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from trapgate import effects
-from trapgate.core import Cells
-from trapgate.intercepts import GO_ON, RAISE_DB, RAISE_GP, RAISE_UD
+from trapgate.compiler.dialect import Cells
+from trapgate.instructions import effects
+from trapgate.instructions.intercepts import GO_ON, RAISE_DB, RAISE_GP, RAISE_UD
 from trapgate.sdm import registers
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 LONG_MODE = 1 << 8
 ACTIVE = 1 << 10

@@ -4,9 +4,9 @@ import pytest
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest
-from trapgate import entry
 from trapgate.sdm import controls, state
 from trapgate.sdm.checks import CHECKS
+from trapgate.vmx import entry
 
 VALID = 1 << 31
 FAILED_ENTRY = 1 << 31 | 33

@@ -1,6 +1,6 @@
-from trapgate.exits import record_idt_vectoring, record_interruption, vm_exit
+from trapgate.events.exits import record_idt_vectoring, record_interruption, vm_exit
 from trapgate.sdm import cells as f
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 EXIT_INFORMATION = [
     "VM_EXIT_INTERRUPTION_INFORMATION",

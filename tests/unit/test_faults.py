@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from trapgate.decision.faults import FaultInformation, Interruption
 from trapgate.errors import FieldValueError
-from trapgate.faults import FaultInformation, Interruption
 from trapgate.sdm.interruption import InterruptionType
 
 

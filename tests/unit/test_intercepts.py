@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from trapgate import intercepts
-from trapgate.core import Cells
-from trapgate.intercepts import EXITED, GO_ON, RAISE_GP, RAISE_PF, RAISE_UD
+from trapgate.compiler.dialect import Cells
+from trapgate.instructions import intercepts
+from trapgate.instructions.intercepts import EXITED, GO_ON, RAISE_GP, RAISE_PF, RAISE_UD
 from trapgate.sdm.controls import PrimaryControl, SecondaryControl
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 EXIT_REASON = "EXIT_REASON"
 

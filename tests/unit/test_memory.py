@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from trapgate import memory
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
+from trapgate.paging import memory
 
 Load = Callable[[Cells, int], int]
 Store = Callable[[Cells, int, int], None]

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
-from trapgate import delivery
+from trapgate.events import delivery
 from trapgate.sdm.vectors import TABLE, FaultClass
 
 EXCEPTION, TRIPLE, TASK_SWITCH = 0, 2, 9

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from trapgate import paging
-from trapgate.core import Cells
-from trapgate.memory import MAXPHYADDR
-from trapgate.paging import FETCH, READ, WRITE
+from trapgate.compiler.dialect import Cells
+from trapgate.paging import walk as paging
+from trapgate.paging.memory import MAXPHYADDR
+from trapgate.paging.walk import FETCH, READ, WRITE
 from trapgate.sdm import cells
 from trapgate.sdm.state import (
     CR0_PE,

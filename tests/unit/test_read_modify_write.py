@@ -1,8 +1,8 @@
 import pytest
 
-from trapgate.readmodifywrite import writes_what_it_reads
+from trapgate.decode.read_modify_write import writes_what_it_reads
 from trapgate.sdm import cells
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 YES = (
     "0103 8003f0 8303f1 810300000000 0003 1103 2103 2903 3103 fe03 fe0b ff03 ff0b f613 f71b "

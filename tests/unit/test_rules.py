@@ -5,8 +5,8 @@ import inspect
 
 import pytest
 
-from trapgate import rules
-from trapgate.rules import SCHEMES, control_bit, mapped_code, mapped_field
+from trapgate.decision import rules
+from trapgate.decision.rules import SCHEMES, control_bit, mapped_code, mapped_field
 from trapgate.sdm.cells import ENCODINGS
 
 FOUR_BITS = range(16)

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trapgate.selfmap import ABSENT, DIRECTORY, PTE, admits, entry_at, refused_entry, self_mapped
+from trapgate.decision.self_map import (
+    ABSENT,
+    DIRECTORY,
+    PTE,
+    admits,
+    entry_at,
+    refused_entry,
+    self_mapped,
+)
 
 MEMORY = 1 << 20
 ROOT = 0x2000

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from trapgate import decide
+from trapgate.decision import decide
 from trapgate.errors import TrapgateError
 from trapgate.trace import Trace, TraceError, TraceWriter
 from trapgate.trace import writer as writer_module

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trapgate.core import Cells
-from trapgate.engine.compiled import alone
-from trapgate.engine.translate import DialectError
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import alone
+from trapgate.compiler.translate import DialectError
 
 _NUMBERS = np.arange(7, dtype=np.int64) * 3
 _MASK = (1 << 40) - 1

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from trapgate.capabilities import capabilities
 from trapgate.errors import (
     ExtensionError,
     FieldValueError,
@@ -15,8 +14,9 @@ from trapgate.errors import (
     VmcsFileError,
 )
 from trapgate.sdm.fields import EXTENSION_FIELDS, RESERVED_FIELDS, Field
-from trapgate.vmcs import Vmcs
-from trapgate.vmcsfile import parse_settings
+from trapgate.vmcs.capabilities import capabilities
+from trapgate.vmcs.file import parse_settings
+from trapgate.vmcs.vmcs import Vmcs
 
 
 def test_names_members_and_encodings_are_the_same_field() -> None:

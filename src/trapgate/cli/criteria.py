@@ -19,7 +19,7 @@ from trapgate.errors import TrapgateError
 
 if TYPE_CHECKING:
     from trapgate.criteria import Definition
-    from trapgate.vmcs import Vmcs
+    from trapgate.vmcs.vmcs import Vmcs
 
 EXAMPLES = """
 Examples:
@@ -187,7 +187,7 @@ def _defined(definition: Definition, form: Form, output: Path | None, told: Told
 
 def _load(path: Path) -> Vmcs:
     from trapgate.criteria.filters import demand_valid
-    from trapgate.vmcs import Vmcs
+    from trapgate.vmcs.vmcs import Vmcs
 
     vmcs = Vmcs.load(path)
     demand_valid(vmcs, str(path))

@@ -25,11 +25,11 @@ from trapgate.cli.terminal import (
     terminal,
     vector_name,
 )
-from trapgate.decide import Disposition
+from trapgate.decision.decide import Disposition
 
 if TYPE_CHECKING:
-    from trapgate import demo_x86
-    from trapgate.demo import Filter, Result
+    from trapgate.demo import x86 as demo_x86
+    from trapgate.demo.direct import Filter, Result
 
 EXAMPLES = """
 Examples:
@@ -99,7 +99,7 @@ def demo(
 
 
 def _direct(workloads: list[str], scale: int, engine: str, as_json: bool) -> bool:
-    from trapgate import demo as demonstration
+    from trapgate.demo import direct as demonstration
 
     results: list[Result] = []
     with terminal(error=True).status("running") as status:
@@ -205,7 +205,7 @@ def _headline(groups: list[list[Costs]]) -> str:
 
 
 def _own(workloads: list[str], scale: int, engine: str, as_json: bool, report: Path | None) -> bool:
-    from trapgate import demo as demonstration
+    from trapgate.demo import direct as demonstration
 
     results: list[Result] = []
     if report is not None:
@@ -233,7 +233,7 @@ def _own(workloads: list[str], scale: int, engine: str, as_json: bool, report: P
 
 def _demo_x86(workloads: Sequence[str], scale: int, engine: str, as_json: bool) -> NoReturn:
     with complaints(), prepared():
-        from trapgate import demo_x86 as demonstration
+        from trapgate.demo import x86 as demonstration
 
         results: list[demo_x86.Result] = []
         try:
@@ -297,8 +297,8 @@ def _show_x86(results: list[demo_x86.Result], out: Terminal) -> None:
 
 
 def _report(trace: Path, out: Path) -> None:
-    from trapgate import demo as demonstration
     from trapgate import guests
+    from trapgate.demo import direct as demonstration
     from trapgate.replay import Policy
     from trapgate.report import report
     from trapgate.trace import TraceError

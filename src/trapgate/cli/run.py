@@ -121,7 +121,7 @@ class Explanations:
 
 
 def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
-    from trapgate.decide import Disposition
+    from trapgate.decision.decide import Disposition
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     titles = ("vector", "exited", "delivered") + ("of these injected",) * (injected is not None)
@@ -254,10 +254,10 @@ def _run(
     as_json: bool,
 ) -> int:
     from trapgate.trace import TraceWriter
-    from trapgate.vmcsfile import read_settings
+    from trapgate.vmcs.file import read_settings
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
-    from trapgate.vmm.direct import DirectMachine
+    from trapgate.vmm.direct.machine import DirectMachine
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.machine import VirtualMachine
 
@@ -315,11 +315,11 @@ def _run(
 
 def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
     """What a user should know who asked for direct paging or a fault filter in vain."""
-    from trapgate.decide import Disposition
+    from trapgate.decision.decide import Disposition
+    from trapgate.decision.self_map import self_mapped
     from trapgate.engine import machine as stops
-    from trapgate.processor import signed
-    from trapgate.selfmap import self_mapped
-    from trapgate.vmm.direct import DirectMachine
+    from trapgate.processor.processor import signed
+    from trapgate.vmm.direct.machine import DirectMachine
 
     vmcs = vm.vmcs
     direct = isinstance(vm, DirectMachine)

@@ -65,7 +65,7 @@ def plain(word: object) -> str:
 @contextmanager
 def prepared() -> Iterator[None]:
     """Compile the core, and say so if that takes its time (the first run after an install)."""
-    from trapgate.engine.compiled import is_kept, machine_code
+    from trapgate.engine.program import is_kept, machine_code
 
     if not is_kept():
         note = terminal(error=True)

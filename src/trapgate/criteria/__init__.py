@@ -2,7 +2,7 @@
 
 `define` compiles wishes, `merge` several filters into one, `learn` a trace; `explain` says
 in words what fields do, `check` whether they do what is wished. What these functions say
-is verified on the rules that the processor runs (`trapgate.rules`).
+is verified on the rules that the processor runs (`trapgate.decision.rules`).
 """
 
 from trapgate.criteria.answer import Definition, VectorAnswer

@@ -10,7 +10,7 @@ from trapgate.criteria.cover import Remedy
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.proof import Proof
 from trapgate.sdm.fields import Field
-from trapgate.vmcsfile import write_settings
+from trapgate.vmcs.file import write_settings
 
 _MANY = 1024
 """JSON lists so many needless codes; beyond, only their number."""

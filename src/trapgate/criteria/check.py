@@ -13,7 +13,7 @@ from trapgate.criteria.proof import counterexample
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.spec import DELIVER, EXIT, Spec
 from trapgate.criteria.tasks import Task, tasks_of
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from trapgate.criteria.spec import DELIVER, EXIT, FREE, Spec
 from trapgate.criteria.tasks import Task, Weights, remarks, tasks_of, weightless
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, TABLE, Vector
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 _REASON_SECONDS = 5.0
 """Explanations (why not exact, what would be) may take so long, each; then they are left out."""

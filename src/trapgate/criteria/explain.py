@@ -17,7 +17,7 @@ from trapgate.criteria.codes import (
 from trapgate.criteria.filters import Filter, filter_in, mask_bits, without_bit
 from trapgate.criteria.words import in_words, ranges
 from trapgate.sdm.vectors import PF, TABLE, Vector
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 _MOST_ROWS = 512
 

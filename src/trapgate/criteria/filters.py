@@ -8,10 +8,10 @@ import numpy as np
 
 from trapgate.criteria.codes import Codes, Truths, has_error_code
 from trapgate.criteria.complaints import CriteriaError
-from trapgate.decide import check_extension_fields
-from trapgate.rules import SCHEMES, Scheme, control_bit, mapped_code, mapped_field
+from trapgate.decision.decide import check_extension_fields
+from trapgate.decision.rules import SCHEMES, Scheme, control_bit, mapped_code, mapped_field
 from trapgate.sdm.vectors import PF
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 _BY_SELECTOR = {(scheme.criterion, scheme.operator): scheme for scheme in SCHEMES.values()}
 _COMPARISON = SCHEMES["equal"].criterion

@@ -29,11 +29,11 @@ from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.spec import DELIVER, EXIT, FREE
 from trapgate.criteria.tasks import Goals, Task, Weights, weightless, weights_of
 from trapgate.criteria.words import in_words, ranges
+from trapgate.decision.rules import PAIR, SCHEMES
 from trapgate.errors import suggestion
-from trapgate.rules import PAIR, SCHEMES
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, TABLE, Vector
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 
 
 @dataclass(frozen=True)

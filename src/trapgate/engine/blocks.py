@@ -6,15 +6,14 @@ instructions. What needs care has the complement of its key there, so that all o
 cost one comparison.
 """
 
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import jit
+from trapgate.compiler.raw import call, cells, peek32, peek64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import jit, linked
-from trapgate.engine.raw import call, cells, peek32, peek64
 from trapgate.engine.state import save_paging
-
-_walk = linked("walk")
-_load8 = linked("load8")
+from trapgate.paging.memory import load8
+from trapgate.paging.walk import walk
 
 _AC = 1 << 18
 """Of RFLAGS, and AM of CR0."""
@@ -115,12 +114,12 @@ def peculiarities(m: Cells, linear: int, size: int) -> tuple[int, int]:
     for n in range(size):
         here = linear + n
         if here >> 12 != page:
-            physical, code, _, _ = _walk(v, 0x40000, mem, here, 0, 0)
+            physical, code, _, _ = walk(v, 0x40000, mem, here, 0, 0)
             if code >= 0:
                 return care, digest
             page = here >> 12
             physical &= ~0xFFF
-        byte = _load8(mem, physical | (here & 0xFFF))
+        byte = load8(mem, physical | (here & 0xFFF))
         word = (word << 8 | byte) & 0xFFFFFF
         digest = digest * 0x100000001B3 + byte
         if word >> 8 == 0x0FAE and word & 0xC0 != 0xC0 and (word >> 3) & 7 in (1, 2):
@@ -171,7 +170,7 @@ def note_block(m: Cells, address: int, size: int, count: int) -> None:
 def take_care(m: Cells, address: int, size: int, slot: int) -> bool:
     """A block that is not in its slot, or needs care; whether the run has to stop.
 
-    `trapgate.checked` executes what needs care.
+    `trapgate.processor.stepping` executes what needs care.
     """
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     key = address ^ size << 48

@@ -1,26 +1,26 @@
-"""The big core functions as C functions, called through their addresses.
+"""Core functions as Python and the hooks call them, on the cells of one machine."""
 
-Whatever calls a compiled function directly takes a copy of it into its own machine
-code; these are so big that copies would make compilation take twice as long.
-"""
-
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.kinds import INT64
+from trapgate.compiler.program import callback, jit, jit_for_python
+from trapgate.compiler.raw import cells, table
+from trapgate.decision.self_map import entry_at
+from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import callback, jit, jit_for_python, linked
-from trapgate.engine.kinds import INT64
-from trapgate.engine.raw import cells, table
-from trapgate.entry import EXITED, FAILED
+from trapgate.events.delivery import raise_event
+from trapgate.events.exits import vm_exit
+from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
+from trapgate.vmx.entry import EXITED, FAILED
+from trapgate.vmx.instructions import fail
+from trapgate.vmx.transition import enter_guest, leave_guest
 
-_raise_event = linked("raise_event")
-_execute = linked("execute")
-_enter_guest = linked("enter_guest")
-_leave_guest = linked("leave_guest")
-_fail = linked("fail")
-_advance = linked("advance")
-_vm_exit = linked("vm_exit")
+compiled_walk = jit_for_python(walk)
+"""`paging.walk.walk` in machine code, for Python to call."""
+compiled_entry_at = jit_for_python(entry_at)
+"""`decision.self_map.entry_at`, likewise."""
 
 _FOREVER = 1 << 62
 _ABORT_EXIT = 2
@@ -33,7 +33,7 @@ def raise_here(
 ) -> int:
     """`raise_event` on the machine's current VMCS."""
     m = cells(machine, mc.CELLS)
-    outcome: int = _raise_event(
+    outcome: int = raise_event(
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
         cells(m[mc.MEM], m[mc.MEM_CELLS]),
@@ -53,7 +53,7 @@ def raise_here(
 def execute_here(machine: int, word: int) -> int:
     """`execute` on the machine's current VMCS."""
     m = cells(machine, mc.CELLS)
-    outcome: int = _execute(
+    outcome: int = execute(
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
         cells(m[mc.MEM], m[mc.MEM_CELLS]),
@@ -115,7 +115,7 @@ def leave_here(machine: int) -> int:
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     n = cells(m[mc.N], m[mc.V_CELLS])
     timer = m[mc.NESTED_TIMER_END] - m[mc.TIME]
-    abort = _leave_guest(
+    abort = leave_guest(
         cells(m[mc.X], vmx.LENGTH),
         host,
         n,
@@ -129,7 +129,7 @@ def leave_here(machine: int) -> int:
     m[mc.NESTED_TIMER_END] = _FOREVER
     put_in_force(m, m[mc.HOST])
     if abort != 0:
-        _vm_exit(host, _ABORT_EXIT, 0, 0)
+        vm_exit(host, _ABORT_EXIT, 0, 0)
         return mc.EXITED
     return mc.RUNNING
 
@@ -143,7 +143,7 @@ def enter_from_here(machine: int) -> int:
     x = cells(m[mc.X], vmx.LENGTH)
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     head[2] = m[mc.TIME]
-    outcome = _enter_guest(
+    outcome = enter_guest(
         x,
         host,
         n,
@@ -153,8 +153,8 @@ def enter_from_here(machine: int) -> int:
         head,
     )
     if outcome == FAILED:
-        _fail(x, host, n, x[vmx.INSTRUCTION], x[vmx.ERROR])
-        _advance(host, x[vmx.ENTRY_LENGTH])
+        fail(x, host, n, x[vmx.INSTRUCTION], x[vmx.ERROR])
+        advance(host, x[vmx.ENTRY_LENGTH])
         return mc.RUNNING
     set_timers(m, n)
     if outcome == EXITED:

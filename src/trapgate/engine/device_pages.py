@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as mc
 from trapgate.errors import EngineError
 

@@ -6,35 +6,36 @@ before anything is stored, judges them, and stores them or raises the page fault
 docs/adr/0009.
 
 Only an aligned store by an instruction that stores once comes here: whatever comes in
-parts is for `trapgate.tablewrite`. Compiled only.
+parts is for `trapgate.processor.table_writes`. Compiled only.
 """
 
-from trapgate.core import Cells
-from trapgate.decide import COMPLETE, EXIT
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import jit
+from trapgate.compiler.raw import call, cells, peek32, peek64, poke32, table
+from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
+from trapgate.decision.self_map import (
+    entry_at,
+    entry_of,
+    entry_size,
+    may_be_filtered,
+    merged,
+    refused_entry,
+)
+from trapgate.decode.read_modify_write import stores_once
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import jit, linked
-from trapgate.engine.raw import call, cells, peek32, peek64, poke32, table
 from trapgate.engine.state import save_paging
-from trapgate.journal import HEAD_DATA, HEAD_HAS_DATA, HEAD_OLD_VALUE, HEAD_SEQUENCE, HEAD_TIME
+from trapgate.events.journal import (
+    HEAD_DATA,
+    HEAD_HAS_DATA,
+    HEAD_OLD_VALUE,
+    HEAD_SEQUENCE,
+    HEAD_TIME,
+    record,
+)
+from trapgate.paging.memory import load8, load64, store8, store16, store32, store64
+from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
-
-_walk = linked("walk")
-_load64 = linked("load64")
-_load8 = linked("load8")
-_store8 = linked("store8")
-_store16 = linked("store16")
-_store32 = linked("store32")
-_store64 = linked("store64")
-_entry_at = linked("entry_at")
-_may_be_filtered = linked("may_be_filtered")
-_entry_of = linked("entry_of")
-_entry_size = linked("entry_size")
-_merged = linked("merged")
-_refused_entry = linked("refused_entry")
-_decide_filtered = linked("decide_filtered")
-_record = linked("record")
-_stores_once = linked("stores_once")
 
 _AC = 0x40000
 _WP = 0x10000
@@ -56,12 +57,12 @@ def code_at_rip(m: Cells) -> int:
     word = 0
     n = 0
     while n < 8:
-        physical, code, _, _ = _walk(v, _AC, mem, linear + n, 0, 0)
+        physical, code, _, _ = walk(v, _AC, mem, linear + n, 0, 0)
         if code >= 0:
             return word
         if n == 0 and linear & 0xFFF <= 0xFF8:
-            return int(_load64(mem, physical))
-        word |= _load8(mem, physical) << (8 * n)
+            return int(load64(mem, physical))
+        word |= load8(mem, physical) << (8 * n)
         n += 1
     return word
 
@@ -79,12 +80,12 @@ def open_gate(
 ) -> bool:
     """Redirect a store that would fault with `code`; False if no filter may judge it here."""
     v = cells(m[mc.V], m[mc.V_CELLS])
-    if not _may_be_filtered(v, code):
+    if not may_be_filtered(v, code):
         return False
     if return_address == 0 or address & (size - 1) != 0:
         return False
     env = m[mc.ENV]
-    kind, physical = _entry_at(
+    kind, physical = entry_at(
         peek64(env + at.CR0),
         peek64(env + at.CR3),
         peek64(env + at.CR4),
@@ -98,7 +99,7 @@ def open_gate(
     if kind == 0:
         return False
     call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
-    if not _stores_once(code_at_rip(m), peek32(env + at.HFLAGS) & at.HF_CS64 != 0):
+    if not stores_once(code_at_rip(m), peek32(env + at.HFLAGS) & at.HF_CS64 != 0):
         return False
     m[mc.GATE_LINEAR] = address
     m[mc.GATE_PHYSICAL] = physical
@@ -116,13 +117,13 @@ def open_gate(
 def store(m: Cells, mem: Cells, physical: int, size: int, value: int) -> None:
     """Store what was let through, and forget code that was translated from there."""
     if size == 4:
-        _store32(mem, physical, value)
+        store32(mem, physical, value)
     elif size == 8:
-        _store64(mem, physical, value)
+        store64(mem, physical, value)
     elif size == 2:
-        _store16(mem, physical, value)
+        store16(mem, physical, value)
     else:
-        _store8(mem, physical, value)
+        store8(mem, physical, value)
     pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
     page = physical >> 12
     if pages[page] & 1:
@@ -147,21 +148,21 @@ def judge_store(m: Cells, offset: int, size: int, value: int) -> None:
     physical = m[mc.GATE_PHYSICAL]
     code = m[mc.GATE_CODE]
     kind = m[mc.GATE_KIND]
-    refused = _refused_entry(v[f.FAULT_FILTER], cr4, kind, mem, physical, size, value)
+    refused = refused_entry(v[f.FAULT_FILTER], cr4, kind, mem, physical, size, value)
     disposition, reason = EXIT, 0
     if refused < 0:
-        disposition, reason = _decide_filtered(v, code)
-    width = _entry_size(cr4)
+        disposition, reason = decide_filtered(v, code)
+    width = entry_size(cr4)
     entry = refused if refused >= 0 else physical & ~(width - 1)
-    old = _entry_of(mem, entry, width)
+    old = entry_of(mem, entry, width)
     head[HEAD_HAS_DATA] = 1
-    head[HEAD_DATA] = _merged(old, entry - physical, width, size, value)
+    head[HEAD_DATA] = merged(old, entry - physical, width, size, value)
     head[HEAD_OLD_VALUE] = old
     if disposition == COMPLETE:
         # As if R/W allowed it, which to a supervisor without WP it does.
         save_paging(env, v)
         v[f.GUEST_CR0] &= ~_WP
-        _walk(v, _AC, mem, m[mc.GATE_LINEAR], 1, 0)
+        walk(v, _AC, mem, m[mc.GATE_LINEAR], 1, 0)
         v[f.GUEST_CR0] = peek64(env + at.CR0)
         store(m, mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)
@@ -169,7 +170,7 @@ def judge_store(m: Cells, offset: int, size: int, value: int) -> None:
         v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5
         head[HEAD_TIME] = m[mc.TIME]
         rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20)
-        _record(v, rows, head, 14, 3, code, m[mc.GATE_LINEAR], COMPLETE, reason, 0, 0)
+        record(v, rows, head, 14, 3, code, m[mc.GATE_LINEAR], COMPLETE, reason, 0, 0)
         if head[HEAD_SEQUENCE] >= m[mc.JOURNAL_LIMIT]:
             m[mc.ATTENTION] |= mc.AT_ONCE
             m[mc.DEADLINE] = 0

@@ -1,13 +1,13 @@
 """What the engine calls while a guest runs: compiled callbacks, thin shells of `react`."""
 
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.kinds import BOOLEAN, INT32, INT64, UINT32, UINT64, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import due, note_block, take_care, time_is_up
-from trapgate.engine.compiled import callback, jit
 from trapgate.engine.gate import judge_store, open_gate
-from trapgate.engine.kinds import BOOLEAN, INT32, INT64, UINT32, UINT64, VOID
-from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine.react import (
     dispatch,
     flat,
@@ -17,9 +17,9 @@ from trapgate.engine.react import (
     state_begin,
     state_end,
     turns_code_to_data,
-    walk,
 )
 from trapgate.engine.state import load, save, save_paging
+from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 

@@ -122,13 +122,13 @@ BROKEN = 6
 HALTED = 7
 """HLT was executed and does not exit."""
 CHECKED = 8
-"""The next instruction needs checks that the engine does not do (`trapgate.checked`)."""
+"""The next instruction needs checks that the engine does not do (`trapgate.processor.stepping`)."""
 STEPPED = 9
 """One instruction was executed, or the event that it caused was dealt with."""
 PORT = 10
 """An instruction of input or output is about to be executed (portable path only)."""
 TABLE_WRITE = 13
-"""A write to page tables, for `trapgate.tablewrite` to judge; STOP_INFO is its error code."""
+"""A write to page tables, for `trapgate.processor.table_writes` to judge; STOP_INFO is its error code."""
 
 NESTED_TIMER = 11
 """The preemption timer of N expired; dealt with before Python sees it."""
@@ -161,7 +161,7 @@ FAULT_NON_CANONICAL = 4
 FAULT_JUDGED = 8
 """A write to page tables that no filter lets through."""
 
-# What CHECKS may hold: which conditions make `trapgate.checked` take over.
+# What CHECKS may hold: which conditions make `trapgate.processor.stepping` take over.
 CHECK_WATCHPOINTS = 1
 CHECK_ALIGNMENT = 2
 CHECK_SSE = 4

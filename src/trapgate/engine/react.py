@@ -5,34 +5,36 @@ goes on at its handler; only VM exits and instructions that Python must decode s
 the engine.
 """
 
-from trapgate import execute as ex
-from trapgate import intercepts as ix
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import jit
+from trapgate.compiler.raw import call, cells, peek64, poke32, poke64
+from trapgate.decision.self_map import entry_at, may_be_filtered
+from trapgate.decode import execute as ex
+from trapgate.decode.execute import advance, prefix_length
+from trapgate.decode.read_modify_write import writes_what_it_reads
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import jit, linked
-from trapgate.engine.raw import call, cells, peek64, poke32, poke64
 from trapgate.engine.state import (
     arm,
     load,
     save,
     segment_shape,
 )
-from trapgate.ept import EPT_VIOLATION, RIGHT_READ, RIGHT_WRITE, TRANSLATED, UNBLOCKED_BY_IRET
+from trapgate.instructions import intercepts as ix
+from trapgate.paging.ept import (
+    EPT_VIOLATION,
+    RIGHT_READ,
+    RIGHT_WRITE,
+    TRANSLATED,
+    UNBLOCKED_BY_IRET,
+)
+from trapgate.paging.memory import load8, load64
+from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
 from trapgate.vmx import instructions as vi
-
-_advance = linked("advance")
-_prefix_length = linked("prefix_length")
-walk = linked("walk")
-_load8 = linked("load8")
-_load64 = linked("load64")
-_writes_what_it_reads = linked("writes_what_it_reads")
-_copy_guest_state = linked("copy_guest_state")
-_entry_at = linked("entry_at")
-_may_be_filtered = linked("may_be_filtered")
+from trapgate.vmx.transition import copy_guest_state
 
 _HAS_CODE = 0x27D00
 """Exceptions with an error code: 8, 10-14, 17 (SDM, "Exception and Interrupt Reference")."""
@@ -80,8 +82,8 @@ def fetch_from(m: Cells, v: Cells, linear: int, count: int) -> tuple[int, int]:
             page = here >> 12
             physical &= ~0xFFF
             if count == 8 and n == 0 and page == (here + 7) >> 12:
-                return _load64(mem, physical | (here & 0xFFF)), 8
-        word |= _load8(mem, physical | (here & 0xFFF)) << (8 * n)
+                return load64(mem, physical | (here & 0xFFF)), 8
+        word |= load8(mem, physical | (here & 0xFFF)) << (8 * n)
     return word, count
 
 
@@ -100,7 +102,7 @@ def instruction(m: Cells, v: Cells) -> int:
     word, _ = fetch(m, v, 8)
     m[mc.EXTRA] = 0
     long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
-    if _prefix_length(word, long) < 3:
+    if prefix_length(word, long) < 3:
         return word
     linear = linear_rip(v)
     lock = repeat = segment = operand = address = rex = 0
@@ -144,7 +146,7 @@ def lengthen(m: Cells, v: Cells, outcome: int) -> None:
     """Count the prefixes that `instruction` left out, now that it is done or has exited."""
     extra = m[mc.EXTRA]
     if outcome in (ix.GO_ON, ex.HALTED):
-        _advance(v, extra)
+        advance(v, extra)
     elif outcome == ix.EXITED:
         exited = cells(m[mc.V], m[mc.V_CELLS])
         if exited[f.VM_EXIT_INSTRUCTION_LENGTH] != 0:
@@ -201,7 +203,7 @@ def lend(m: Cells) -> None:
     """Lend the state of the x86 VMM's guest to VMCS 0, so that the VMM in Python can serve it."""
     x = cells(m[mc.X], vmx.LENGTH)
     host = cells(m[mc.HOST], m[mc.V_CELLS])
-    _copy_guest_state(cells(m[mc.N], m[mc.V_CELLS]), host)
+    copy_guest_state(cells(m[mc.N], m[mc.V_CELLS]), host)
     x[vmx.LENT] = 1
     m[mc.V] = m[mc.HOST]
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
@@ -212,7 +214,7 @@ def take_back(m: Cells) -> None:
     """The opposite of `lend`."""
     x = cells(m[mc.X], vmx.LENGTH)
     host = cells(m[mc.HOST], m[mc.V_CELLS])
-    _copy_guest_state(host, cells(m[mc.N], m[mc.V_CELLS]))
+    copy_guest_state(host, cells(m[mc.N], m[mc.V_CELLS]))
     x[vmx.LENT] = 0
     m[mc.V] = m[mc.N]
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
@@ -299,7 +301,7 @@ def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
 def undefined(m: Cells, v: Cells, r: Cells) -> int:
     """#UD by the engine's lights: perhaps an instruction that this processor does have."""
     word = instruction(m, v)
-    start = _prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
+    start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
     if byte == 0xF1:
         # This is the one #DB, also for what MOV SS has held back.
@@ -316,7 +318,7 @@ def undefined(m: Cells, v: Cells, r: Cells) -> int:
 def is_taken_for_sse(m: Cells, v: Cells) -> bool:
     """INVEPT, INVVPID or INVPCID, which the engine takes for SSE instructions if CR0.TS is 1."""
     word, _ = fetch(m, v, 8)
-    start = _prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
+    start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     return bool((word >> (8 * start)) & 0xFCFFFF == 0x80380F)
 
 
@@ -324,7 +326,7 @@ def is_taken_for_sse(m: Cells, v: Cells) -> bool:
 def interrupted(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
     word = instruction(m, v)
-    start = _prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
+    start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
     length = start + 1 + m[mc.EXTRA]
     if byte == 0xCC:
@@ -337,15 +339,15 @@ def interrupted(m: Cells, v: Cells, r: Cells) -> int:
 @jit
 def transfers_string(v: Cells, word: int) -> bool:
     """Whether the instruction is INS or OUTS."""
-    return bool((word >> (8 * _prefix_length(word, is_long(v)))) & 0xFC == 0x6C)
+    return bool((word >> (8 * prefix_length(word, is_long(v)))) & 0xFC == 0x6C)
 
 
 @jit
 def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
     """Whether a page fault is a write to the page tables that a fault filter may judge."""
-    if not _may_be_filtered(v, code):
+    if not may_be_filtered(v, code):
         return False
-    kind, _ = _entry_at(
+    kind, _ = entry_at(
         v[f.GUEST_CR0],
         v[f.GUEST_CR3],
         v[f.GUEST_CR4],
@@ -383,7 +385,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
                 if count == 8 and transfers_string(v, word):
                     # Whether there is a VM exit is decided before memory is accessed.
                     return carry_out(m, v, r, instruction(m, v))
-                changes = info & _WRITE == 0 and count == 8 and _writes_what_it_reads(v, word)
+                changes = info & _WRITE == 0 and count == 8 and writes_what_it_reads(v, word)
                 if changes and info < EPT_VIOLATION:
                     info |= _WRITE
                 elif changes and info & TRANSLATED:
@@ -405,7 +407,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
             causes = peek64(env + at.DR6) & _DEBUG_CAUSES
             poke64(env + at.DR6, 0xFFFF0FF0)
             if m[mc.STEPPING] != 0 and causes & _SINGLE_STEP:
-                # `trapgate.checked` may have more to report together with this.
+                # `trapgate.processor.stepping` may have more to report together with this.
                 m[mc.STEP_CAUSES] = causes
                 return mc.STEPPED
             return arbitrate(m, v, r, 1, 3, -1, causes, 0)
@@ -459,7 +461,7 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
 def port(m: Cells, env: int, v: Cells, r: Cells) -> int:
     """An instruction of input or output, if it is one: the same address may have others."""
     word = instruction(m, v)
-    start = _prefix_length(word, is_long(v))
+    start = prefix_length(word, is_long(v))
     byte = (word >> (8 * start)) & 0xFF
     if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
         return dispatch(m, env, v, r, at.SVM_IO, 0)

@@ -4,16 +4,15 @@ Compiled only. `env` is the address of the engine's CPU state: the live one on t
 native path, the copy inside a saved context on the portable one.
 """
 
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import jit, jit_for_python
+from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke16, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import jit, jit_for_python, linked
-from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke16, poke32, poke64
+from trapgate.paging.memory import load8
+from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
-
-_walk = linked("walk")
-_load8 = linked("load8")
 
 _CC = 0x8D5
 _IF = 0x200
@@ -72,8 +71,8 @@ def what_blocks(m: Cells, v: Cells) -> int:
     long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10
     linear = rip if long else (rip + v[f.GUEST_CS_BASE]) & 0xFFFFFFFF
     mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
-    physical, code, _, _ = _walk(v, _AC, mem, linear, 0, 0)
-    sti = v[f.GUEST_RFLAGS] & _IF and code < 0 and _load8(mem, physical) == _STI
+    physical, code, _, _ = walk(v, _AC, mem, linear, 0, 0)
+    sti = v[f.GUEST_RFLAGS] & _IF and code < 0 and load8(mem, physical) == _STI
     return 1 if sti else 2
 
 

@@ -24,17 +24,19 @@ import struct
 import numpy as np
 from unicorn.unicorn_py3.unicorn import uclib
 
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.kinds import INT64, UINT32, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import assembly as asm
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import alignment_is_checked, due
-from trapgate.engine.compiled import callback, jit, linked
-from trapgate.engine.kinds import INT64, UINT32, VOID
 from trapgate.engine.linkage import slots
-from trapgate.engine.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine.state import save_paging
 from trapgate.errors import EngineError
+from trapgate.paging.memory import load8
+from trapgate.paging.walk import walk
 
 (
     TRANSLATOR_LOOP,
@@ -82,10 +84,6 @@ _TASK_GATE = 5
 _AC = 1 << 18
 _CARE_MXCSR = 1
 _CARE_ALIGNMENT = 2
-
-
-_walk = linked("walk")
-_load8 = linked("load8")
 
 
 @jit
@@ -257,8 +255,8 @@ def on_far_transfer(env: int, selector: int, return_address: int) -> None:
     linear = peek64(table + at.BASE) + (selector & 0xFFF8) + 5
     v = cells(m[mc.V], m[mc.V_CELLS])
     save_paging(env, v)
-    physical, code, _, _ = _walk(v, 0x40000, mem, linear, 0, 0)
-    kind = _load8(mem, physical) & 0x1F if code < 0 else 0
+    physical, code, _, _ = walk(v, 0x40000, mem, linear, 0, 0)
+    kind = load8(mem, physical) & 0x1F if code < 0 else 0
     if kind == _TASK_GATE or (kind & ~10 == 1 and peek64(env + at.EFER) & 1 << 10 == 0):
         switch_tasks(env, return_address)
 
@@ -277,7 +275,7 @@ def on_deadline(machine: int) -> int:
 def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
     """At the start of a block that needs care: whether the engine has to stop.
 
-    Where alignment is checked, `trapgate.checked` executes the block. Where the block
+    Where alignment is checked, `trapgate.processor.stepping` executes the block. Where the block
     may change MXCSR it is cut: executed one instruction at a time, until the one after
     which exceptions may be unmasked.
     """

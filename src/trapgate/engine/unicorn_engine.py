@@ -11,20 +11,22 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-from trapgate.core import Cells
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import bound, jit, jit_for_python
+from trapgate.compiler.raw import call, cells, peek64, poke32, poke64, table
 from trapgate.engine import calibration, core_calls, hooks, native, react
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.compiled import bound, jit, jit_for_python, linked
 from trapgate.engine.device_pages import DevicePages
-from trapgate.engine.raw import call, cells, peek64, poke32, poke64, table
 from trapgate.engine.state import save, segment_shape
 from trapgate.engine.translation import translator
 from trapgate.errors import EngineError
+from trapgate.events.exits import vm_exit
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import TYPE_OTHER_EVENT
 from trapgate.sdm.reasons import REASON_MONITOR_TRAP_FLAG
+from trapgate.vmx.entry import enter
 
 _FOREVER = 1 << 62
 _CODE_BUFFER = 64 << 20
@@ -33,8 +35,6 @@ _PAGE = 4096
 _MASK = (1 << 64) - 1
 _EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
 
-_enter = linked("enter")
-_vm_exit = linked("vm_exit")
 
 _PREEMPTION_TIMER = 52
 _DR6_BITS = 0x400F
@@ -69,7 +69,7 @@ def go(machine: int, emu_start: int) -> int:
         if m[mc.STOP] == mc.NESTED_TIMER or (
             v[f.GUEST_ACTIVITY_STATE] in (1, 2) and m[mc.TIME] >= m[mc.NESTED_TIMER_END]
         ):
-            _vm_exit(v, _PREEMPTION_TIMER, 0, 0)
+            vm_exit(v, _PREEMPTION_TIMER, 0, 0)
             m[mc.STOP] = react.reflect(m, mc.EXITED)
             if m[mc.STOP] != mc.RUNNING:
                 return 0
@@ -146,7 +146,7 @@ def serve(m: Cells) -> int:
         return react.arbitrate(m, v, r, 1, 3, -1, causes, 0)
     host[f.VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~(1 << 31)
     if (info >> 8) & 7 == TYPE_OTHER_EVENT:
-        _vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
+        vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
         return mc.EXITED
     error_code = host[f.VM_ENTRY_EXCEPTION_ERROR_CODE] if info & 1 << 11 else -1
     vector = info & 0xFF
@@ -168,7 +168,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
         if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:
             return -1
         return go(machine, emu_start)
-    outcome = _enter(
+    outcome = enter(
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
         cells(m[mc.MEM], m[mc.MEM_CELLS]),
@@ -256,7 +256,7 @@ class UnicornEngine:
         self._keep: list[object] = []
         self.why_not_native = "" if native_path else "the portable engine was asked for"
         self.patience: dict[int, int] = {}
-        """Instructions checked so far, by the shape of the segments (`trapgate.checked`)."""
+        """Instructions checked so far, by the shape of the segments (`trapgate.processor.stepping`)."""
         self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")

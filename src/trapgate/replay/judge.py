@@ -1,6 +1,6 @@
 """A policy as Polars expressions over a trace's columns.
 
-The control-transfer rules are those of `trapgate.rules`, called with columns in place of
+The control-transfer rules are those of `trapgate.decision.rules`, called with columns in place of
 numbers. What surrounds them says only which rows they are asked about.
 """
 
@@ -12,8 +12,8 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.decide import REASON_EPT, REASON_TASK_GATE, REASON_TRIPLE_FAULT, REASONS
-from trapgate.ptfilter import (
+from trapgate.decision.decide import REASON_EPT, REASON_TASK_GATE, REASON_TRIPLE_FAULT, REASONS
+from trapgate.decision.fault_filters import (
     FILTER_FIGURE_7,
     FILTER_FIGURE_8,
     FILTER_NONE,
@@ -28,8 +28,8 @@ from trapgate.ptfilter import (
     paragraph_80,
     stopped_write,
 )
+from trapgate.decision.rules import mapped_code, mapped_field
 from trapgate.replay.policy import Policy
-from trapgate.rules import mapped_code, mapped_field
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.interruption import (
     TYPE_EXTERNAL_INTERRUPT,

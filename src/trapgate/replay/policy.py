@@ -7,15 +7,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from trapgate.decide import check_extension_fields
+from trapgate.decision.decide import check_extension_fields
+from trapgate.decision.fault_filters import FILTER_NONE, ORDER_FIGURE_6
+from trapgate.decision.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.errors import VmcsFileError
-from trapgate.ptfilter import FILTER_NONE, ORDER_FIGURE_6
-from trapgate.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, ROWS
 from trapgate.trace.html import table
-from trapgate.vmcs import Vmcs
-from trapgate.vmcsfile import Settings, read_settings
+from trapgate.vmcs.file import Settings, read_settings
+from trapgate.vmcs.vmcs import Vmcs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

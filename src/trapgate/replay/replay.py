@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from trapgate.decision.rules import figure_3
 from trapgate.replay.judge import Columns, Verdict, exceptions, recorded_exit, verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.result import CostModel, Outcome, Replay, Sums, time_saved
 from trapgate.replay.tally import SUMS, columns_for, filters_of, tally
-from trapgate.rules import figure_3
 from trapgate.sdm.vectors import PF
 from trapgate.trace.frames import polars, reading, scan, time_unit
 from trapgate.trace.schema import TraceError

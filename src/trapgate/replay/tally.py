@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.ptfilter import FILTER_NONE
+from trapgate.decision.fault_filters import FILTER_NONE
 from trapgate.replay.judge import Columns, always_exits, filter_verdict
 from trapgate.replay.policy import Policy
 from trapgate.trace.frames import polars

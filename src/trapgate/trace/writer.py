@@ -45,7 +45,7 @@ class TraceWriter:
     `path` is created, or replaced if it is a regular file. `row_group` is the number of
     rows after which what was appended becomes part of the file, `metadata` facts about
     the run (profile, seed, guest), `reasons` the names of the journal's reason numbers
-    (those of `trapgate.decide` if not given). The trace never grows beyond `max_bytes`,
+    (those of `trapgate.decision.decide` if not given). The trace never grows beyond `max_bytes`,
     nor until less than `keep_free` bytes are left on the disk: then it ends, `stopped`
     says why, and later rows only count in `dropped`. Equal rows and metadata give equal
     bytes, however the rows are cut into appends.
@@ -310,7 +310,7 @@ def _encoded(schema: pa.Schema, batches: list[pa.RecordBatch]) -> bytes:
 
 def _reasons_of_decide() -> Mapping[int, str]:
     # Imported late: a trace of another machine's faults brings names of its own.
-    from trapgate.decide import REASONS
+    from trapgate.decision.decide import REASONS
 
     return REASONS
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from trapgate.faults import Interruption
+from trapgate.decision.faults import Interruption
 
 
 @dataclass(frozen=True, slots=True)

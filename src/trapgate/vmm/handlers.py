@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from trapgate import effects
-from trapgate.exits import save_ia32e_mode
-from trapgate.explain import explain_abort
-from trapgate.faults import Interruption
-from trapgate.intercepts import GO_ON, RAISE_UD
-from trapgate.processor import VmExit, signed
+from trapgate.decision.faults import Interruption
+from trapgate.events.exits import save_ia32e_mode
+from trapgate.instructions import effects
+from trapgate.instructions.intercepts import GO_ON, RAISE_UD
+from trapgate.processor.processor import VmExit, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
 from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
+from trapgate.vmcs.explain import explain_abort
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.identity import APIC, MSRS, WRITABLE_MSRS, cpuid
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trapgate import effects
-from trapgate.core import Cells
-from trapgate.decide import Disposition
-from trapgate.faults import Interruption
-from trapgate.journal import (
+from trapgate.compiler.dialect import Cells
+from trapgate.decision.decide import Disposition
+from trapgate.decision.faults import Interruption
+from trapgate.events.journal import (
     COUNTS,
     HEAD_COUNTS,
     ROW_ADDRESS,
@@ -27,7 +26,8 @@ from trapgate.journal import (
     ROW_RIP,
     ROW_VECTOR,
 )
-from trapgate.processor import Processor, VmExit, VmFail, signed
+from trapgate.instructions import effects
+from trapgate.processor.processor import Processor, VmExit, VmFail, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
@@ -36,8 +36,8 @@ from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import PENDING_BS
 from trapgate.sdm.vectors import ROWS, Occurrence
 from trapgate.trace import TraceWriter
-from trapgate.vmcs import Vmcs
-from trapgate.vmcsfile import Profile, Settings
+from trapgate.vmcs.file import Profile, Settings
+from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import (
     Action,
     Emulated,
@@ -325,7 +325,7 @@ class VirtualMachine:
 
     def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
         """One iteration of INS or OUTS; the exit says where its memory operand is."""
-        from trapgate.instructions import Operand
+        from trapgate.processor.decoded import Operand
 
         v = self.vmcs.cells
         guest = Operand(self.processor, v)

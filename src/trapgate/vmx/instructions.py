@@ -5,10 +5,9 @@ the processor has no VMX for its guest, or the guest has not entered VMX operati
 in Python. Answers are those of `intercepts`, and ENTER.
 """
 
-from trapgate.control_checks import check_ept_pointer
-from trapgate.core import Cells, core
-from trapgate.effects import cr0_seen, cr4_seen, in_64_bit_mode
-from trapgate.intercepts import (
+from trapgate.compiler.dialect import Cells, core
+from trapgate.instructions.effects import cr0_seen, cr4_seen, in_64_bit_mode
+from trapgate.instructions.intercepts import (
     GO_ON,
     RAISE_GP,
     RAISE_UD,
@@ -16,7 +15,7 @@ from trapgate.intercepts import (
     privilege_level,
     vmx_undefined,
 )
-from trapgate.memory import MAXPHYADDR
+from trapgate.paging.memory import MAXPHYADDR
 from trapgate.sdm.cells import (
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
@@ -88,6 +87,7 @@ from trapgate.sdm.vmx import (
     SECONDARY_ALLOWED,
     VMXON_POINTER,
 )
+from trapgate.vmx.checks.controls import check_ept_pointer
 from trapgate.vmx.operand import (
     INFO_REGISTER,
     code_byte,

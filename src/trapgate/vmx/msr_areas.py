@@ -4,10 +4,10 @@ SDM, "VM-Exit Controls for MSRs", "Loading MSRs" and "Saving MSRs". An entry is 
 MSR's index, 32 reserved bits, its value.
 """
 
-from trapgate.core import Cells, core
-from trapgate.effects import read_msr, write_msr
-from trapgate.intercepts import GO_ON
-from trapgate.memory import load32, load64, store64
+from trapgate.compiler.dialect import Cells, core
+from trapgate.instructions.effects import read_msr, write_msr
+from trapgate.instructions.intercepts import GO_ON
+from trapgate.paging.memory import load32, load64, store64
 from trapgate.sdm.state import MSR_FS_BASE, MSR_GS_BASE, MSR_TSC
 
 MOST = 512

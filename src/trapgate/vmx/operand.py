@@ -5,11 +5,17 @@ Information Field as Used for VMREAD and VMWRITE", whose layout holds everything
 operand but its displacement.
 """
 
-from trapgate.core import Cells, core
-from trapgate.effects import in_64_bit_mode
-from trapgate.intercepts import GO_ON, RAISE_GP, RAISE_OPERAND_PF, RAISE_SS, privilege_level
-from trapgate.memory import load8, load32, load64, store8, store32, store64
-from trapgate.paging import FETCH, READ, WRITE, translate
+from trapgate.compiler.dialect import Cells, core
+from trapgate.instructions.effects import in_64_bit_mode
+from trapgate.instructions.intercepts import (
+    GO_ON,
+    RAISE_GP,
+    RAISE_OPERAND_PF,
+    RAISE_SS,
+    privilege_level,
+)
+from trapgate.paging.memory import load8, load32, load64, store8, store32, store64
+from trapgate.paging.walk import FETCH, READ, WRITE, translate
 from trapgate.sdm.cells import (
     GUEST_CS_ACCESS_RIGHTS,
     GUEST_CS_BASE,

@@ -8,8 +8,8 @@ Software may have written anything there, so every field is cut to its width on 
 
 import numpy as np
 
-from trapgate.core import Cells, core
-from trapgate.memory import load32, load64, store32, store64
+from trapgate.compiler.dialect import Cells, core
+from trapgate.paging.memory import load32, load64, store32, store64
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.fields import EXTENSION_INDEX, Field
 from trapgate.sdm.vmx import CURRENT, LAUNCHED, NONE, REVISION, SEED

@@ -5,15 +5,11 @@ own state; `n` is its current VMCS, whose guest-state area is its guest's state 
 `x` is the VMX state of the processor.
 """
 
-from trapgate.control_checks import check_controls
-from trapgate.core import Cells, core
-from trapgate.entry import EXITED, FAILED, begin, put_ept_in_force, set_long_mode
-from trapgate.entry_checks import check_guest_state, qualification_of
-from trapgate.exits import vm_exit
-from trapgate.host_checks import check_host_state
-from trapgate.journal import HEAD_CURRENT, HEAD_LEVEL
-from trapgate.memory import load64
-from trapgate.paging import pointer_is_legal, uses_pae_paging
+from trapgate.compiler.dialect import Cells, core
+from trapgate.events.exits import vm_exit
+from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
+from trapgate.paging.memory import load64
+from trapgate.paging.walk import pointer_is_legal, uses_pae_paging
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
@@ -28,6 +24,10 @@ from trapgate.sdm.reasons import (
     REASON_EXCEPTION_OR_NMI,
     REASON_VMLAUNCH,
 )
+from trapgate.vmx.checks.controls import check_controls
+from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
+from trapgate.vmx.checks.host_state import check_host_state
+from trapgate.vmx.entry import EXITED, FAILED, begin, put_ept_in_force, set_long_mode
 from trapgate.vmx.msr_areas import load_msrs, store_msrs
 from trapgate.vmx.region import record_abort
 

@@ -17,7 +17,7 @@ from struct import pack, unpack_from
 from tests.conformance.tiny_guest import MSR_BITMAP, Tiny
 from tests.conformance.vmx.good import good_fields
 from trapgate.sdm.cells import ENCODINGS
-from trapgate.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
 

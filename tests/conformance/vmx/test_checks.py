@@ -15,15 +15,15 @@ from tests.conformance.vmx import violations
 from tests.conformance.vmx.good import good_fields
 from tests.conformance.vmx.sdm_checks import Processor, broken_rules, outcomes
 from tests.conformance.vmx.violations import Changes, Row, apply
-from trapgate.control_checks import check_controls
-from trapgate.core import Cells
-from trapgate.entry_checks import check_guest_state, qualification_of
-from trapgate.explain import explain
-from trapgate.host_checks import check_host_state
+from trapgate.compiler.dialect import Cells
 from trapgate.sdm import checks as ck
 from trapgate.sdm import controls as ct
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.fields import Field
+from trapgate.vmcs.explain import explain
+from trapgate.vmx.checks.controls import check_controls
+from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
+from trapgate.vmx.checks.host_state import check_host_state
 
 MEMORY = 1 << 16
 CURRENT, REVISED = 0x7000, 0x8000

@@ -18,7 +18,7 @@ from tests.conformance.x86_vmm import (
     X86Vmm,
     out,
 )
-from trapgate.processor import Processor
+from trapgate.processor.processor import Processor
 from trapgate.sdm import controls as ct
 from trapgate.sdm.fields import Field
 from trapgate.sdm.reasons import ExitReason

@@ -11,9 +11,9 @@ import pytest
 
 from tests.conformance.tiny_guest import Tiny, prepare
 from tests.conformance.vmx import harness as h
-from trapgate.explain import explain_abort
-from trapgate.processor import VmExit, VmFail
+from trapgate.processor.processor import VmExit, VmFail
 from trapgate.sdm.reasons import VmInstructionError
+from trapgate.vmcs.explain import explain_abort
 
 pytestmark = pytest.mark.conformance
 
@@ -131,8 +131,8 @@ def test_a_vmm_in_python_is_told() -> None:
 
 
 def test_every_number_has_words() -> None:
-    from trapgate.explain import explain_failure
     from trapgate.sdm.reasons import ExitReason
+    from trapgate.vmcs.explain import explain_failure
 
     entry_errors = (VmInstructionError.ENTRY_CONTROL_FIELDS, VmInstructionError.ENTRY_HOST_STATE)
     for error in VmInstructionError:

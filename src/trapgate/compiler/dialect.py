@@ -1,0 +1,32 @@
+"""The mark of a core function: Python that the engine may also compile.
+
+A core function takes and returns integers, booleans, tuples of them and arrays of
+64-bit integers (`Cells`), calls only other core functions, and raises nothing. All
+integers are two's complement of 64 bits: an address in the upper half is negative,
+and "unsigned" comparisons have to be made explicit. Interpreted it is the reference;
+`trapgate.compiler.program` makes machine code of the very same source.
+"""
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Cells = NDArray[np.int64]
+"""An array of 64-bit integers: a VMCS, a register file, physical memory or a journal."""
+
+F = TypeVar("F", bound=Callable[..., object])
+
+CORE: dict[str, FunctionType] = {}
+"""Every core function by its name; names are unique across modules."""
+
+
+def core(function: F) -> F:
+    """Mark `function` as core; it stays the same function."""
+    name = function.__name__
+    assert name not in CORE or CORE[name].__module__ == function.__module__, name
+    assert isinstance(function, FunctionType)
+    CORE[name] = function
+    return function

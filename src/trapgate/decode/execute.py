@@ -1,0 +1,466 @@
+"""Sensitive instructions: decoding, permission, interception, effect, in that order.
+
+The engine stops before each of these; what they do is decided here (`intercepts`) and
+done here (`effects`), so that every engine does the same. Forms with a memory operand,
+which are rare, are left to `instructions`, which has a whole decoder.
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.events.exits import vm_exit
+from trapgate.instructions.effects import (
+    clear_task_switched,
+    halt,
+    in_64_bit_mode,
+    load_machine_status,
+    read_cr,
+    read_dr,
+    read_msr,
+    time_stamp,
+    write_cr,
+    write_dr,
+    write_msr,
+)
+from trapgate.instructions.intercepts import (
+    EXITED,
+    GO_ON,
+    RAISE_GP,
+    RAISE_OPERAND_PF,
+    RAISE_PF,
+    RAISE_UD,
+    intercept_clts,
+    intercept_cpuid,
+    intercept_hlt,
+    intercept_invd,
+    intercept_io,
+    intercept_lmsw,
+    intercept_monitor,
+    intercept_mov_dr,
+    intercept_mov_from_cr,
+    intercept_mov_to_cr,
+    intercept_mwait,
+    intercept_pause,
+    intercept_rdmsr,
+    intercept_rdpmc,
+    intercept_rdtsc,
+    intercept_rdtscp,
+    intercept_wbinvd,
+    intercept_wrmsr,
+    intercept_xsetbv,
+    io_permission,
+    privilege_level,
+    secondary_controls,
+)
+from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
+from trapgate.sdm.cells import (
+    EPT_POINTER_IN_FORCE,
+    GUEST_CR0,
+    GUEST_CR3,
+    GUEST_CR4,
+    GUEST_CS_ACCESS_RIGHTS,
+    GUEST_IA32_EFER,
+    GUEST_INTERRUPTIBILITY_STATE,
+    GUEST_RFLAGS,
+    GUEST_RIP,
+    GUEST_RSP,
+    VM_EXIT_INSTRUCTION_INFORMATION,
+)
+from trapgate.sdm.controls import SECONDARY_DESCRIPTOR_TABLE_EXITING
+from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS
+from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
+from trapgate.sdm.state import (
+    AR_DB,
+    CR0_CD,
+    CR0_NW,
+    CR0_PE,
+    CR0_PG,
+    CR4_PAE,
+    CR4_PCIDE,
+    CR4_PGE,
+    CR4_PSE,
+    CR4_SMEP,
+    RFLAGS_RF,
+    RFLAGS_VM,
+)
+from trapgate.sdm.vmx import (
+    CR0_FIXED_0,
+    FAULT_ADDRESS,
+    FAULT_ERROR,
+    FLUSH,
+    MODE,
+    MODE_NON_ROOT,
+    MODE_ROOT,
+)
+from trapgate.vmx.instructions import NOT_VMX, execute_vmx, vmx_reason
+from trapgate.vmx.operand import decode_operand, has_prefix
+
+UNKNOWN = 6
+"""Not one of the forms that are known here; nothing has changed."""
+HALTED = 7
+"""HLT was carried out; RIP is past it."""
+PLATFORM = 10
+"""The VMCS in force does not ask for an exit, but what is behind the instruction is the
+business of the VMM in Python; nothing has changed."""
+
+_LOW = 0xFFFFFFFF
+_CR0_LOADS = CR0_PG | CR0_CD | CR0_NW
+_CR4_LOADS = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
+"""Changes of these load the pointers of PAE paging."""
+
+
+@core
+def prefix_length(word: int, long: bool) -> int:
+    """How many prefix bytes (REX included if `long`) start the code in `word`."""
+    n = 0
+    while n < 6:
+        byte = (word >> (8 * n)) & 0xFF
+        legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
+        if not (legacy or (long and byte & 0xF0 == 0x40)):
+            break
+        n += 1
+    return n
+
+
+@core
+def advance(v: Cells, length: int) -> None:
+    """Move RIP past an instruction of `length` bytes; RF and the shadow of STI or MOV SS end."""
+    rip = v[GUEST_RIP] + length
+    if not in_64_bit_mode(v):
+        rip = rip & (_LOW if v[GUEST_CS_ACCESS_RIGHTS] & AR_DB else 0xFFFF)
+    v[GUEST_RIP] = rip
+    v[GUEST_RFLAGS] = v[GUEST_RFLAGS] & ~RFLAGS_RF
+    v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~3
+
+
+@core
+def general(v: Cells, r: Cells, number: int) -> int:
+    """The general register of that encoding."""
+    return int(v[GUEST_RSP]) if number == RSP else int(r[number])
+
+
+@core
+def set_general(v: Cells, r: Cells, number: int, value: int) -> None:
+    """Write the general register of that encoding, all 64 bits."""
+    if number == RSP:
+        v[GUEST_RSP] = value
+    r[number] = value
+
+
+@core
+def set_pair(r: Cells, value: int) -> None:
+    """EDX:EAX, zero-extended, as RDMSR and RDTSC give 64 bits."""
+    r[RAX] = value & _LOW
+    r[RDX] = (value >> 32) & _LOW
+
+
+@core
+def execute(v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, time: int) -> int:
+    """Carry out the sensitive instruction whose first eight bytes are `word`, at GUEST_RIP.
+
+    `v` is the VMCS in force, `x` the VMX state of the processor, `n` the x86 VMM's current
+    VMCS, `time` the virtual clock. Answers GO_ON (done, RIP is past it), EXITED, HALTED,
+    RAISE_* of `intercepts` (RIP still at it), ENTER of `vmx`, PLATFORM or UNKNOWN.
+    """
+    long = in_64_bit_mode(v)
+    start = prefix_length(word, long)
+    rex = (word >> (8 * (start - 1))) & 0xFF if start > 0 and long else 0
+    if rex & 0xF0 != 0x40:
+        rex = 0
+    opcode = (word >> (8 * start)) & 0xFF
+    second = (word >> (8 * start + 8)) & 0xFF
+    third = (word >> (8 * start + 16)) & 0xFF
+    if opcode == 0x0F:
+        return execute_two_byte(v, r, mem, x, n, time, long, rex, start, second, third, word)
+    if opcode == 0xF4:
+        outcome = intercept_hlt(v, start + 1)
+        if outcome == GO_ON:
+            advance(v, start + 1)
+            halt(v)
+            return HALTED
+        return outcome
+    if opcode == 0x90:
+        outcome = intercept_pause(v, start + 1)
+        if outcome == GO_ON:
+            advance(v, start + 1)
+        return outcome
+    if opcode & 0xF4 == 0xE4:
+        return execute_io(v, r, mem, x, word, start, opcode, second)
+    return UNKNOWN
+
+
+@core
+def execute_io(
+    v: Cells, r: Cells, mem: Cells, x: Cells, word: int, start: int, opcode: int, second: int
+) -> int:
+    """IN and OUT (E4H-E7H, ECH-EFH); a port that nobody intercepts has nothing behind it."""
+    immediate = 0 if opcode & 8 else 1
+    length = start + 1 + immediate
+    port = second if immediate else r[RDX] & 0xFFFF
+    small = v[GUEST_CS_ACCESS_RIGHTS] & AR_DB == 0 and not in_64_bit_mode(v)
+    for n in range(start):
+        if (word >> (8 * n)) & 0xFF == 0x66:
+            small = not small
+    size = 1
+    if opcode & 1:
+        size = 2 if small else 4
+    outcome, error, address = io_permission(v, mem, port, size)
+    if outcome == RAISE_PF:
+        x[FAULT_ERROR] = error
+        x[FAULT_ADDRESS] = address
+        return RAISE_OPERAND_PF
+    if outcome != GO_ON:
+        return outcome
+    is_in = 0 if opcode & 2 else 1
+    outcome = intercept_io(v, mem, port, size, is_in, 0, 0, immediate, length)
+    if outcome == GO_ON and x[MODE] == MODE_NON_ROOT:
+        return PLATFORM
+    if outcome == GO_ON:
+        if is_in:
+            if size == 4:
+                r[RAX] = _LOW
+            else:
+                r[RAX] = r[RAX] | (0xFF if size == 1 else 0xFFFF)
+        advance(v, length)
+    return outcome
+
+
+@core
+def execute_two_byte(
+    v: Cells,
+    r: Cells,
+    mem: Cells,
+    x: Cells,
+    n: Cells,
+    time: int,
+    long: bool,
+    rex: int,
+    start: int,
+    second: int,
+    third: int,
+    word: int,
+) -> int:
+    """The opcodes behind 0FH."""
+    length = start + 2
+    outcome = UNKNOWN
+    value = 0
+    if second == 0xA2:
+        return intercept_cpuid(v, length)
+    reason = vmx_reason(v, mem, word, start)
+    if reason != NOT_VMX:
+        outcome, length = execute_vmx(v, r, mem, x, n, word, start, rex, reason)
+        if outcome == GO_ON:
+            advance(v, length)
+        return outcome
+    if second < 2 and secondary_controls(v) & SECONDARY_DESCRIPTOR_TABLE_EXITING:
+        outcome = execute_table(v, mem, word, start, rex, second, third)
+        if outcome != UNKNOWN:
+            return outcome
+    if second == 0x01 and third >= 0xC0:
+        return execute_group_7(v, r, time, start, third)
+    if second in (0x20, 0x22):
+        return execute_mov_cr(v, r, mem, x, long, rex, start, second, third, word)
+    if second in (0x21, 0x23):
+        return execute_mov_dr(v, r, long, rex, start, second, third)
+    if second == 0x31:
+        outcome = intercept_rdtsc(v, length)
+        if outcome == GO_ON:
+            set_pair(r, time_stamp(v, time))
+    elif second == 0x32:
+        outcome = intercept_rdmsr(v, mem, r[RCX] & _LOW, length)
+        if outcome == GO_ON:
+            outcome, value = read_msr(v, r, r[RCX] & _LOW, time)
+            if outcome == GO_ON:
+                set_pair(r, value)
+            elif x[MODE] == MODE_NON_ROOT:
+                return PLATFORM
+    elif second == 0x30:
+        outcome = intercept_wrmsr(v, mem, r[RCX] & _LOW, length)
+        if outcome == GO_ON:
+            value = (r[RDX] & _LOW) << 32 | (r[RAX] & _LOW)
+            outcome = write_msr(v, r, r[RCX] & _LOW, value)
+            if outcome != GO_ON and x[MODE] == MODE_NON_ROOT:
+                return PLATFORM
+    elif second == 0x06:
+        outcome = intercept_clts(v, length)
+        if outcome == GO_ON:
+            clear_task_switched(v)
+    elif second == 0x08:
+        outcome = intercept_invd(v, length)
+    elif second == 0x09:
+        outcome = intercept_wbinvd(v, length)
+    elif second == 0x33:
+        outcome = intercept_rdpmc(v, r[RCX] & _LOW, length)
+        if outcome == GO_ON:
+            set_pair(r, 0)
+    elif second == 0x0B:
+        return RAISE_UD
+    if outcome == GO_ON:
+        advance(v, length)
+    return outcome
+
+
+@core
+def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> int:
+    """0FH 01H with a register form: MONITOR, XSETBV, RDTSCP, CLAC, LMSW."""
+    length = start + 3
+    outcome = UNKNOWN
+    if third == 0xC8:
+        outcome = intercept_monitor(v, length)
+    elif third == 0xC9:
+        outcome = intercept_mwait(v, 0, length)
+    elif third in (0xCA, 0xCB):
+        # CLAC and STAC, which the engine's processor model may not have.
+        if privilege_level(v) != 0:
+            return RAISE_UD
+        flags = v[GUEST_RFLAGS] & ~(1 << 18)
+        v[GUEST_RFLAGS] = flags | ((third & 1) << 18)
+        outcome = GO_ON
+    elif third == 0xD1:
+        outcome = intercept_xsetbv(v, length)
+    elif third == 0xF9:
+        outcome = intercept_rdtscp(v, length)
+        if outcome == GO_ON:
+            set_pair(r, time_stamp(v, time))
+            r[RCX] = r[TSC_AUX] & _LOW
+    elif 0xF0 <= third <= 0xF7:
+        source = general(v, r, third & 7) & 0xFFFF
+        outcome = intercept_lmsw(v, source, 0, 0, length)
+        if outcome == GO_ON:
+            load_machine_status(v, source)
+    if outcome == GO_ON:
+        advance(v, length)
+    return outcome
+
+
+@core
+def execute_table(
+    v: Cells, mem: Cells, word: int, start: int, rex: int, second: int, third: int
+) -> int:
+    """SGDT, SIDT, LGDT, LIDT and SLDT, STR, LLDT, LTR under "descriptor-table exiting".
+
+    UNKNOWN for what else begins with 0FH 00H and 0FH 01H. SDM, tables "Format of the VM-Exit
+    Instruction-Information Field" for these instructions.
+    """
+    field = (third >> 3) & 7
+    if field > 3 or (second == 1 and third >= 0xC0):
+        return UNKNOWN
+    if second == 0 and has_no_system_segments(v):
+        return RAISE_UD
+    if field > 1 and privilege_level(v) != 0:
+        return RAISE_GP
+    length, information, displacement = decode_operand(v, mem, word, start, rex, start + 2)
+    information = information & 0xFFF_FFFF
+    reason = REASON_LDTR_OR_TR_ACCESS
+    if second == 1:
+        reason = REASON_GDTR_OR_IDTR_ACCESS
+        small = v[GUEST_CS_ACCESS_RIGHTS] & AR_DB == 0
+        if has_prefix(word, start, 0x66):
+            small = not small
+        if not small:
+            information = information | 1 << 11
+    vm_exit(v, reason, displacement, length)
+    v[VM_EXIT_INSTRUCTION_INFORMATION] = information | field << 28
+    return EXITED
+
+
+@core
+def has_no_system_segments(v: Cells) -> bool:
+    """Whether the mode has no LDT and no task register: real-address and virtual-8086 mode."""
+    return bool(v[GUEST_CR0] & CR0_PE == 0 or v[GUEST_RFLAGS] & RFLAGS_VM != 0)
+
+
+@core
+def execute_mov_cr(
+    v: Cells,
+    r: Cells,
+    mem: Cells,
+    x: Cells,
+    long: bool,
+    rex: int,
+    start: int,
+    second: int,
+    third: int,
+    word: int,
+) -> int:
+    """MOV to and from control registers; LOCK makes CR0 mean CR8."""
+    length = start + 3
+    number = ((third >> 3) & 7) | (rex & 4) << 1
+    register = (third & 7) | (rex & 1) << 3
+    for n in range(start):
+        if (word >> (8 * n)) & 0xFF == 0xF0:
+            return RAISE_UD
+    if second == 0x22:
+        value = general(v, r, register)
+        if not long:
+            value = value & _LOW
+        outcome = intercept_mov_to_cr(v, number, register, value, length)
+        leaves = number == 0 and value & CR0_FIXED_0 != CR0_FIXED_0
+        if outcome == GO_ON and leaves and x[MODE] == MODE_ROOT:
+            return RAISE_GP
+        if outcome == GO_ON:
+            if number == 3:
+                if v[GUEST_CR4] & CR4_PCIDE:
+                    # Bit 63 asks to keep translations; it is not part of CR3.
+                    value = value & 0x7FFFFFFFFFFFFFFF
+                x[FLUSH] = 1
+            outcome = write_paging_register(v, r, mem, x, number, value)
+    else:
+        outcome = intercept_mov_from_cr(v, number, register, length)
+        if outcome == GO_ON:
+            value = read_cr(v, r, number)
+            set_general(v, r, register, value if long else value & _LOW)
+    if outcome == GO_ON:
+        advance(v, length)
+    return outcome
+
+
+@core
+def write_paging_register(v: Cells, r: Cells, mem: Cells, x: Cells, number: int, value: int) -> int:
+    """MOV to a control register, which may load the pointers of PAE paging from memory.
+
+    Without EPT each walk reads them there. If they cannot be loaded, no register changes.
+    """
+    cr0 = v[GUEST_CR0]
+    cr3 = v[GUEST_CR3]
+    cr4 = v[GUEST_CR4]
+    efer = v[GUEST_IA32_EFER]
+    outcome = write_cr(v, r, number, value)
+    if outcome != GO_ON or v[EPT_POINTER_IN_FORCE] == 0 or not uses_pae_paging(v):
+        return outcome
+    changed = ((v[GUEST_CR0] ^ cr0) & _CR0_LOADS) | ((v[GUEST_CR4] ^ cr4) & _CR4_LOADS)
+    if number != 3 and changed == 0:
+        return outcome
+    error = load_pointers(v, mem)
+    if error < 0:
+        return outcome
+    v[GUEST_CR0] = cr0
+    v[GUEST_CR3] = cr3
+    v[GUEST_CR4] = cr4
+    v[GUEST_IA32_EFER] = efer
+    if error == NO_POINTERS:
+        return RAISE_GP
+    x[FAULT_ERROR] = error
+    x[FAULT_ADDRESS] = 0
+    return RAISE_OPERAND_PF
+
+
+@core
+def execute_mov_dr(
+    v: Cells, r: Cells, long: bool, rex: int, start: int, second: int, third: int
+) -> int:
+    """MOV to and from debug registers."""
+    length = start + 3
+    number = ((third >> 3) & 7) | (rex & 4) << 1
+    register = (third & 7) | (rex & 1) << 3
+    outcome = intercept_mov_dr(v, number, 1 - ((second >> 1) & 1), register, length)
+    if outcome != GO_ON:
+        return outcome
+    if second == 0x23:
+        value = general(v, r, register)
+        outcome = write_dr(v, r, number, value if long else value & _LOW)
+    else:
+        outcome, value = read_dr(v, r, number)
+        if outcome == GO_ON:
+            set_general(v, r, register, value if long else value & _LOW)
+    if outcome == GO_ON:
+        advance(v, length)
+    return outcome

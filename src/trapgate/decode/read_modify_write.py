@@ -1,0 +1,72 @@
+"""Which instructions read their memory operand in order to write it.
+
+The processor checks such an access once, as a write: the page-fault error code has W
+set even where the page could not be read either (SDM, "Page-Fault Exceptions"; each
+instruction's "Operation"). An engine that does the load first reports a read.
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.decode.execute import prefix_length
+from trapgate.instructions.effects import in_64_bit_mode
+
+
+@core
+def writes_what_it_reads(v: Cells, word: int) -> bool:
+    """Whether the instruction that starts with the eight bytes `word` does, if it has such
+    an operand.
+    """
+    return opcode_writes_what_it_reads(word, prefix_length(word, in_64_bit_mode(v)))
+
+
+@core
+def stores_once(word: int, long: bool) -> bool:
+    """Whether the instruction, in 64-bit code if `long`, is a common one with a single store.
+
+    Where that is so, one store is all that it does to memory: MOV, MOVS and STOS (one
+    iteration), and what writes what it reads. CMPXCHG16B stores twice.
+    """
+    start = prefix_length(word, long)
+    if start > 5:
+        return False
+    opcode = (word >> (8 * start)) & 0xFF
+    if opcode in (0x88, 0x89, 0xA2, 0xA3, 0xA4, 0xA5, 0xAA, 0xAB, 0xC6, 0xC7):
+        return True
+    if long and opcode == 0x0F and (word >> (8 * start + 8)) & 0xFF == 0xC7:
+        return False
+    return opcode_writes_what_it_reads(word, start)
+
+
+@core
+def opcode_writes_what_it_reads(word: int, start: int) -> bool:
+    """The same for the opcode behind `start` bytes of prefixes."""
+    if start > 5:
+        return False
+    opcode = (word >> (8 * start)) & 0xFF
+    after = (word >> (8 * start + 8)) & 0xFF
+    if opcode == 0x0F:
+        return two_byte_writes_what_it_reads(after, (word >> (8 * start + 19)) & 7)
+    field = (after >> 3) & 7
+    if opcode < 0x38:
+        # ADD, OR, ADC, SBB, AND, SUB, XOR r/m, r.
+        return opcode & 6 == 0
+    if 0x80 <= opcode <= 0x83:
+        return field != 7
+    if opcode in (0x86, 0x87, 0xC0, 0xC1) or 0xD0 <= opcode <= 0xD3:
+        return True
+    if opcode in (0xF6, 0xF7):
+        return field in (2, 3)
+    return opcode in (0xFE, 0xFF) and field < 2
+
+
+@core
+def two_byte_writes_what_it_reads(opcode: int, field: int) -> bool:
+    """The same for opcodes behind 0FH; `field` is the middle field of the ModR/M byte."""
+    if opcode in (0xA4, 0xA5, 0xAC, 0xAD, 0xAB, 0xB3, 0xBB):
+        # SHLD, SHRD, BTS, BTR, BTC.
+        return True
+    if opcode == 0xBA:
+        return field >= 5
+    if opcode in (0xB0, 0xB1, 0xC0, 0xC1):
+        # CMPXCHG, XADD.
+        return True
+    return opcode == 0xC7 and field == 1

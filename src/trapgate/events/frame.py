@@ -1,0 +1,121 @@
+"""The stack frame that event delivery pushes: room, addresses, rights, writing.
+
+A frame is up to ten words of one size pushed downwards from a stack pointer. All of
+it is checked before any of it is written, so that a delivery that faults leaves no
+half of a frame. SDM, "Exception- or Interrupt-Handler Procedures" and, for 64-bit
+mode, "64-Bit Mode Stack Frame".
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.paging.memory import store8, store16, store32, store64
+from trapgate.paging.walk import WRITE, walk
+from trapgate.sdm.cells import GUEST_RFLAGS
+from trapgate.sdm.state import AR_DB, AR_EXPAND_DOWN, AR_UNUSABLE
+
+_CANONICAL_HALF = 1 << 47
+
+
+@core
+def stack_has_room(limit: int, rights: int, sp: int, size: int, count: int) -> bool:
+    """Whether `count` words of `size` bytes fit below `sp` in this stack segment.
+
+    `limit` is the segment's in bytes (as GUEST_SS_LIMIT), `rights` its access rights;
+    `sp` is 16 or 32 bits wide as the segment's B flag says.
+    """
+    if rights & AR_UNUSABLE:
+        return False
+    if rights & AR_EXPAND_DOWN == 0 and sp >= size * count:
+        return sp - 1 <= limit
+    # It wraps around, or the segment expands down: look at each word.
+    mask = 0xFFFF_FFFF if rights & AR_DB else 0xFFFF
+    for n in range(1, count + 1):
+        first = (sp - size * n) & mask
+        last = first + size - 1
+        if last > mask:
+            return False
+        if rights & AR_EXPAND_DOWN:
+            if first <= limit:
+                return False
+        elif last > limit:
+            return False
+    return True
+
+
+@core
+def stack_is_canonical(sp: int, length: int) -> bool:
+    """Whether all of the `length` bytes below `sp` are at canonical addresses (48 bits)."""
+    return -_CANONICAL_HALF + length <= sp <= _CANONICAL_HALF
+
+
+@core
+def probe_frame(
+    v: Cells, mem: Cells, base: int, sp: int, mask: int, size: int, count: int, user: int
+) -> tuple[int, int, int]:
+    """Translate the frame of `count` words of `size` bytes below `sp` for writing.
+
+    `base` is the stack segment's, `mask` wraps the stack pointer (-1 in 64-bit mode),
+    `user` is 1 if the new CPL is 3. Returns (physical address of the lowest word, -1,
+    0) if the frame lies within one page, (-1, -1, 0) if it does not but all of it can
+    be written, (0, page-fault error code, faulting linear address) otherwise.
+    """
+    rflags = v[GUEST_RFLAGS]
+    length = size * count
+    linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
+    # 64-bit stack pointers were found canonical before, so this cannot overflow.
+    top = (base + sp) & linear_mask
+    if (mask == -1 or sp >= length) and ((top - 1) & 0xFFF) + 1 >= length:
+        lowest = (top - length) & linear_mask
+        physical, error, _, _ = walk(v, rflags, mem, lowest, WRITE, user)
+        if error < 0:
+            return physical, -1, 0
+        # The first word pushed is the one that faults.
+        first = (top - size) & linear_mask
+        _, error, _, _ = walk(v, rflags, mem, first, WRITE, user)
+        return 0, error, first
+    for n in range(1, count + 1):
+        first = (base + ((sp - size * n) & mask)) & linear_mask
+        _, error, _, _ = walk(v, rflags, mem, first, WRITE, user)
+        if error >= 0:
+            return 0, error, first
+        last = (first + size - 1) & linear_mask
+        if (first ^ last) & ~0xFFF:
+            onward = last & ~0xFFF
+            _, error, _, _ = walk(v, rflags, mem, onward, WRITE, user)
+            if error >= 0:
+                return 0, error, onward
+    return -1, -1, 0
+
+
+@core
+def push_word(
+    v: Cells,
+    mem: Cells,
+    physical: int,
+    base: int,
+    sp: int,
+    mask: int,
+    size: int,
+    user: int,
+    n: int,
+    value: int,
+) -> None:
+    """Write the `n`th word (from 0) of a frame that `probe_frame` has found writable.
+
+    `physical` is where the word just below `sp` would lie less the frame's own offset:
+    the frame's lowest physical address plus its length, or -1 for a frame on two pages.
+    """
+    if physical >= 0:
+        at = physical - size * (n + 1)
+        if size == 8:
+            store64(mem, at, value)
+        elif size == 4:
+            store32(mem, at, value)
+        else:
+            store16(mem, at, value)
+        return
+    linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
+    first = base + ((sp - size * (n + 1)) & mask)
+    for byte in range(size):
+        linear = (first + byte) & linear_mask
+        at, _, _, _ = walk(v, v[GUEST_RFLAGS], mem, linear, WRITE, user)
+        store8(mem, at, value >> (8 * byte))

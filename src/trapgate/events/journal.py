@@ -1,0 +1,126 @@
+"""The journal: one row of integers for every event that was arbitrated.
+
+The core writes it, the engine drains it into the trace. It is a ring: once full,
+the oldest row is overwritten, so that whoever does not trace pays for no more than
+the writing. A capacity of 0 keeps only the counts.
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.decision.decide import DELIVER
+from trapgate.sdm.cells import (
+    GUEST_CR3,
+    GUEST_RIP,
+    GUEST_SS_ACCESS_RIGHTS,
+)
+
+ROW_WIDTH = 20
+(
+    ROW_SEQUENCE,
+    ROW_TIME,
+    ROW_VM,
+    ROW_VECTOR,
+    ROW_TYPE,
+    ROW_ERROR_CODE,
+    ROW_RIP,
+    ROW_CPL,
+    ROW_CR3,
+    ROW_ADDRESS,
+    ROW_DATA,
+    ROW_HAS_DATA,
+    ROW_DISPOSITION,
+    ROW_REASON,
+    ROW_DEPTH,
+    ROW_INJECTED,
+    ROW_VMCS,
+    ROW_OLD_VALUE,
+    ROW_CURRENT,
+) = range(19)
+
+(
+    HEAD_USED,
+    HEAD_CAPACITY,
+    HEAD_TIME,
+    HEAD_VM,
+    HEAD_SEQUENCE,
+    HEAD_GENERATION,
+    HEAD_CURRENT,
+    HEAD_LEVEL,
+    HEAD_HAS_DATA,
+    HEAD_DATA,
+    HEAD_OLD_VALUE,
+) = range(11)
+"""HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python.
+HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's."""
+HEAD_COUNTS = 16
+"""From here on, for each level 3 counts for each of 256 vectors: how often each disposition
+was taken."""
+LEVELS = 2
+COUNTS = 3 * 256
+HEAD_LENGTH = HEAD_COUNTS + LEVELS * COUNTS
+
+
+@core
+def record(
+    v: Cells,
+    rows: Cells,
+    head: Cells,
+    vector: int,
+    kind: int,
+    error_code: int,
+    address: int,
+    disposition: int,
+    reason: int,
+    depth: int,
+    injected: int,
+) -> None:
+    """Write one row about an event that has just been decided, and count it.
+
+    `kind` is its interruption type, `error_code` -1 if it has none, `address` the
+    linear address of a page fault (else 0), `depth` how many events it is nested in.
+    Whoever knows what a page fault was writing, and over what, has left it in the head.
+    """
+    has_data = head[HEAD_HAS_DATA]
+    head[HEAD_HAS_DATA] = 0
+    head[HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3 + disposition] += 1
+    sequence = head[HEAD_SEQUENCE]
+    head[HEAD_SEQUENCE] = sequence + 1
+    capacity = head[HEAD_CAPACITY]
+    if capacity <= 0:
+        return
+    if head[HEAD_USED] < capacity:
+        head[HEAD_USED] += 1
+    row = rows[sequence % capacity]
+    row[ROW_SEQUENCE] = sequence
+    row[ROW_TIME] = head[HEAD_TIME]
+    row[ROW_VM] = head[HEAD_VM]
+    row[ROW_VECTOR] = vector
+    row[ROW_TYPE] = kind
+    row[ROW_ERROR_CODE] = error_code
+    row[ROW_RIP] = v[GUEST_RIP]
+    row[ROW_CPL] = (v[GUEST_SS_ACCESS_RIGHTS] >> 5) & 3
+    row[ROW_CR3] = v[GUEST_CR3]
+    row[ROW_ADDRESS] = address
+    row[ROW_DATA] = head[HEAD_DATA] if has_data else 0
+    row[ROW_HAS_DATA] = has_data
+    row[ROW_DISPOSITION] = disposition
+    row[ROW_REASON] = reason
+    row[ROW_DEPTH] = depth
+    row[ROW_INJECTED] = injected
+    row[ROW_VMCS] = head[HEAD_GENERATION]
+    row[ROW_OLD_VALUE] = head[HEAD_OLD_VALUE] if has_data else 0
+    row[ROW_CURRENT] = head[HEAD_CURRENT]
+    row[19] = 0
+
+
+@core
+def amend(rows: Cells, head: Cells, vector: int, disposition: int, reason: int) -> None:
+    """Correct the row just written: the delivery of `vector` ends as `disposition` after all."""
+    counts = HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3
+    head[counts + DELIVER] -= 1
+    head[counts + disposition] += 1
+    capacity = head[HEAD_CAPACITY]
+    if capacity <= 0:
+        return
+    row = rows[(head[HEAD_SEQUENCE] - 1) % capacity]
+    row[ROW_DISPOSITION] = disposition
+    row[ROW_REASON] = reason

@@ -1,0 +1,117 @@
+"""From guest-physical to physical addresses: the walk of the EPT paging structures.
+
+SDM, chapter "VMX Support for Address Translation", section "The Extended Page Table Mechanism
+(EPT)". An access that the structures do not allow, or cannot describe, is a fault like a page
+fault, and travels as one: as an error code, but one above all page faults'. `delivery` makes
+the VM exit of it. In one integer it holds the kind (bits 61:60), the guest-physical address
+(bits 55:16) and the exit qualification (bits 15:0).
+
+The rights in an entry, those of an access and those that a qualification reports all have the
+same bits: 0 read, 1 write, 2 execute.
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.paging.memory import MAXPHYADDR, load64, store64
+from trapgate.sdm.reasons import REASON_EPT_MISCONFIGURATION, REASON_EPT_VIOLATION
+
+EPT_VIOLATION = 1 << 60
+EPT_MISCONFIGURATION = 1 << 61
+
+RIGHT_READ = 1
+RIGHT_WRITE = 2
+RIGHT_EXECUTE = 4
+
+EPTP_ACCESSED_DIRTY = 1 << 6
+"""Of an EPT pointer: accessed and dirty flags are kept."""
+
+LINEAR_VALID = 1 << 7
+"""Of a qualification: the access comes from that to a linear address."""
+TRANSLATED = 1 << 8
+"""Of a qualification: to what that address translates to, not to a paging-structure entry."""
+UNBLOCKED_BY_IRET = 1 << 12
+"""Of a qualification: NMI unblocking due to IRET."""
+
+_A = 1 << 8
+_D = 1 << 9
+_PS = 1 << 7
+_FRAME = (1 << MAXPHYADDR) - 0x1000
+_ABOVE = (1 << 52) - (1 << MAXPHYADDR)
+_RESERVED_TYPES = 1 << 2 | 1 << 3 | 1 << 7
+"""Memory types (bits 5:3 of an entry that maps a page) that are none."""
+
+
+@core
+def through_ept(
+    ept: int, mem: Cells, address: int, wanted: int, told: int
+) -> tuple[int, int, int, int]:
+    """Translate the guest-physical `address` for an access that needs the rights `wanted`.
+
+    `ept` is an EPT pointer, `told` what else the qualification of a violation says. Returns
+    (physical address, -1, rights, size of the page in bytes) or (0, error code, 0, 0). The
+    rights are those that a cached translation may have: with dirty flags, no writes before
+    the page is dirty. Accessed flags above the last level are set on the way, as a processor
+    sets them.
+    """
+    marks = ept & EPTP_ACCESSED_DIRTY
+    table = ept & _FRAME
+    rights = 7
+    shift = 39
+    while True:
+        at = table | (((address >> shift) & 0x1FF) << 3)
+        entry = load64(mem, at)
+        rights &= entry
+        if entry & 7 == 0:
+            break
+        leaf = shift == 12 or (shift < 39 and entry & _PS != 0)
+        if is_misconfigured(entry, shift, leaf):
+            return 0, EPT_MISCONFIGURATION | address << 16, 0, 0
+        if leaf:
+            break
+        if marks and entry & _A == 0:
+            store64(mem, at, entry | _A)
+        table = entry & _FRAME
+        shift -= 9
+    if rights & wanted != wanted:
+        return 0, EPT_VIOLATION | address << 16 | told | rights << 3 | wanted, 0, 0
+    if marks:
+        marked = entry | _A
+        if wanted & RIGHT_WRITE:
+            marked |= _D
+        if marked != entry:
+            store64(mem, at, marked)
+        if marked & _D == 0:
+            rights &= ~RIGHT_WRITE
+    span = 1 << shift
+    return (entry & _FRAME & -span) | (address & (span - 1)), -1, rights, span
+
+
+@core
+def is_misconfigured(entry: int, shift: int, leaf: bool) -> bool:
+    """Whether an entry that is present has a setting that is none.
+
+    `shift` is how far the address bits are shifted that select it, `leaf` whether it maps a
+    page. SDM, "EPT Misconfigurations".
+    """
+    if entry & (RIGHT_READ | RIGHT_WRITE) == RIGHT_WRITE or entry & _ABOVE:
+        return True
+    if not leaf:
+        return bool(entry & (0xF8 if shift == 39 else 0x78))
+    return bool((_RESERVED_TYPES >> ((entry >> 3) & 7)) & 1 or entry & ((1 << shift) - 0x1000))
+
+
+@core
+def ept_exit_reason(error: int) -> int:
+    """The basic exit reason of an error code of EPT."""
+    return REASON_EPT_VIOLATION if error & EPT_VIOLATION else REASON_EPT_MISCONFIGURATION
+
+
+@core
+def ept_qualification(error: int) -> int:
+    """The exit qualification that an error code of EPT holds."""
+    return error & 0xFFFF
+
+
+@core
+def ept_address(error: int) -> int:
+    """The guest-physical address that an error code of EPT holds."""
+    return (error >> 16) & ((1 << MAXPHYADDR) - 1)

@@ -1,0 +1,100 @@
+"""Physical memory as the core sees it: one array of 64-bit words, little endian.
+
+The array is RAM from physical address 0 up. Outside of it there is nothing: reads
+give all ones and writes go nowhere, as on an open bus. Every access checks its
+bounds itself, for compiled code would not, and guests choose the addresses.
+Values narrower than 64 bits are zero-extended; a 64-bit value is the word's own
+two's complement, so it may be negative.
+"""
+
+from trapgate.compiler.dialect import Cells, core
+
+MAXPHYADDR = 40
+"""Width of physical addresses in bits."""
+
+
+@core
+def load8(mem: Cells, pa: int) -> int:
+    """Read the byte at physical address `pa`; FFH outside RAM."""
+    if pa < 0 or (pa >> 3) >= len(mem):
+        return 0xFF
+    word: int = mem[pa >> 3]
+    return (word >> ((pa & 7) << 3)) & 0xFF
+
+
+@core
+def store8(mem: Cells, pa: int, value: int) -> None:
+    """Write the low 8 bits of `value` at physical address `pa`; dropped outside RAM."""
+    if pa < 0 or (pa >> 3) >= len(mem):
+        return
+    shift = (pa & 7) << 3
+    word: int = mem[pa >> 3]
+    # All bits of the byte cleared, then set: for the top byte 0xFF << 56 would not
+    # fit a signed 64-bit integer, so the sign comes from shifting -256 back in.
+    byte = value & 0xFF
+    if shift == 56:
+        if byte > 0x7F:
+            byte -= 0x100
+        mem[pa >> 3] = (word & 0x00FF_FFFF_FFFF_FFFF) | (byte << 56)
+    else:
+        mem[pa >> 3] = (word & ~(0xFF << shift)) | (byte << shift)
+
+
+@core
+def load16(mem: Cells, pa: int) -> int:
+    """Read 16 bits at physical address `pa`, zero-extended; any alignment."""
+    if (pa & 7) <= 6 and pa >= 0 and (pa >> 3) < len(mem):
+        word: int = mem[pa >> 3]
+        return (word >> ((pa & 7) << 3)) & 0xFFFF
+    return load8(mem, pa) | (load8(mem, pa + 1) << 8)
+
+
+@core
+def store16(mem: Cells, pa: int, value: int) -> None:
+    """Write the low 16 bits of `value` at physical address `pa`; any alignment."""
+    store8(mem, pa, value)
+    store8(mem, pa + 1, value >> 8)
+
+
+@core
+def load32(mem: Cells, pa: int) -> int:
+    """Read 32 bits at physical address `pa`, zero-extended; any alignment."""
+    if (pa & 7) <= 4 and pa >= 0 and (pa >> 3) < len(mem):
+        word: int = mem[pa >> 3]
+        return (word >> ((pa & 7) << 3)) & 0xFFFF_FFFF
+    return load16(mem, pa) | (load16(mem, pa + 2) << 16)
+
+
+@core
+def store32(mem: Cells, pa: int, value: int) -> None:
+    """Write the low 32 bits of `value` at physical address `pa`; any alignment."""
+    if (pa & 3) == 0 and pa >= 0 and (pa >> 3) < len(mem):
+        word: int = mem[pa >> 3]
+        if (pa & 4) == 0:
+            mem[pa >> 3] = (word & ~0xFFFF_FFFF) | (value & 0xFFFF_FFFF)
+        else:
+            high = ((value & 0xFFFF_FFFF) ^ 0x8000_0000) - 0x8000_0000
+            mem[pa >> 3] = (word & 0xFFFF_FFFF) | (high << 32)
+        return
+    store16(mem, pa, value)
+    store16(mem, pa + 2, value >> 16)
+
+
+@core
+def load64(mem: Cells, pa: int) -> int:
+    """Read 64 bits at physical address `pa`, two's complement; any alignment."""
+    if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):
+        word: int = mem[pa >> 3]
+        return word
+    high = (load32(mem, pa + 4) ^ 0x8000_0000) - 0x8000_0000
+    return load32(mem, pa) | (high << 32)
+
+
+@core
+def store64(mem: Cells, pa: int, value: int) -> None:
+    """Write 64 bits at physical address `pa`; any alignment."""
+    if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):
+        mem[pa >> 3] = value
+        return
+    store32(mem, pa, value)
+    store32(mem, pa + 4, value >> 32)

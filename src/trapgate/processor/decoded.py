@@ -1,0 +1,347 @@
+"""Instructions that the compiled core leaves to Python: those with a memory operand.
+
+They are rare, so a whole decoder (iced-x86) reads them; what they do is `intercepts`'
+and `effects`' business, as for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import iced_x86 as iced
+from iced_x86 import Mnemonic, OpKind, Register
+
+from trapgate.compiler.dialect import Cells
+from trapgate.decode.execute import advance
+from trapgate.engine.core_calls import compiled_walk
+from trapgate.instructions import intercepts as ix
+from trapgate.instructions import task_switch as taskswitch
+from trapgate.instructions.effects import in_64_bit_mode, load_machine_status, read_cr
+from trapgate.paging.memory import load8, store8
+from trapgate.sdm import cells as f
+from trapgate.sdm import registers
+
+if TYPE_CHECKING:
+    from trapgate.processor.processor import Processor
+
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_SEGMENTS = {
+    Register.ES: 0,
+    Register.CS: 1,
+    Register.SS: 2,
+    Register.DS: 3,
+    Register.FS: 4,
+    Register.GS: 5,
+}
+_TASK_SWITCHES = {
+    Mnemonic.JMP: ix.TASK_BY_JMP,
+    Mnemonic.CALL: ix.TASK_BY_CALL,
+    Mnemonic.IRET: ix.TASK_BY_IRET,
+    Mnemonic.IRETD: ix.TASK_BY_IRET,
+}
+_STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
+_OUT_STRINGS = {Mnemonic.OUTSB, Mnemonic.OUTSW, Mnemonic.OUTSD}
+_WIDTH = {
+    Mnemonic.INSB: 1,
+    Mnemonic.INSW: 2,
+    Mnemonic.INSD: 4,
+    Mnemonic.OUTSB: 1,
+    Mnemonic.OUTSW: 2,
+    Mnemonic.OUTSD: 4,
+}
+
+
+_HIGH_BYTES = {Register.AH, Register.CH, Register.DH, Register.BH}
+
+
+class PageFaultError(Exception):
+    """A memory operand could not be reached: error code and linear address."""
+
+    def __init__(self, error_code: int, address: int) -> None:
+        super().__init__()
+        self.error_code = error_code
+        self.address = address
+
+
+class Operand:
+    """The guest as an instruction's operands see it."""
+
+    def __init__(self, processor: Processor, v: Cells) -> None:
+        self.v = v
+        self.r = processor.registers.cells
+        self.mem = processor.memory.cells
+        self.long = in_64_bit_mode(v)
+        self.bits = 64 if self.long else 32 if v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 14 else 16
+
+    def physical(self, linear: int, access: int) -> int:
+        """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
+        v = self.v
+        user = 1 if ix.privilege_level(v) == 3 else 0
+        signed = linear - (1 << 64) if linear >> 63 else linear
+        physical, code, _, _ = compiled_walk(v, v[f.GUEST_RFLAGS], self.mem, signed, access, user)
+        if code >= 0:
+            raise PageFaultError(int(code), signed)
+        return int(physical)
+
+    def read(self, linear: int, size: int, access: int = 0) -> int:
+        """`size` bytes at a linear address."""
+        if linear & 0xFFF <= 0x1000 - size:
+            at = self.physical(linear, access)
+            first, last = at >> 3, at + size - 1 >> 3
+            if last < len(self.mem):
+                found = self.mem[first : last + 1].tobytes()[at & 7 : (at & 7) + size]
+                return int.from_bytes(found, "little")
+        value = 0
+        for n in range(size):
+            at = self.physical(self.wrap(linear + n), access)
+            value |= int(load8(self.mem, at)) << (8 * n)
+        return value
+
+    def write(self, linear: int, size: int, value: int) -> None:
+        """Store `size` bytes at a linear address."""
+        places = [self.physical(self.wrap(linear + n), 1) for n in range(size)]
+        for n, at in enumerate(places):
+            store8(self.mem, at, value >> (8 * n) & 0xFF)
+
+    def wrap(self, linear: int) -> int:
+        """A linear address as wide as the mode makes it."""
+        return linear & (_MASK if self.long else 0xFFFF_FFFF)
+
+    def code(self, linear: int, size: int) -> bytes:
+        """Up to `size` bytes of code at a linear address: as many as can be fetched."""
+        found = b""
+        while len(found) < size:
+            start = self.wrap(linear + len(found))
+            count = min(size - len(found), 0x1000 - start % 0x1000)
+            try:
+                at = self.physical(start, 2)
+            except PageFaultError:
+                break
+            words = self.mem[at >> 3 : (at + count + 7) >> 3].tobytes()
+            found += words[at & 7 :][:count].ljust(count, b"\xff")
+        return found
+
+    def decode(self) -> iced.Instruction:
+        """The instruction at RIP."""
+        rip = int(self.v[f.GUEST_RIP])
+        base = 0 if self.long else int(self.v[f.GUEST_CS_BASE])
+        return iced.Decoder(self.bits, self.code(base + rip, 15), ip=rip & _MASK).decode()
+
+    def register(self, register: int) -> int:
+        """A general register, whatever its width."""
+        if register == Register.NONE:
+            return 0
+        if register in (Register.RIP, Register.EIP):
+            return 0
+        info = _info(register)
+        number = int(info.full_register) - int(Register.RAX)
+        value = self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number]
+        if register in _HIGH_BYTES:
+            value >>= 8
+        return int(value) & ((1 << (8 * int(info.size))) - 1)
+
+    def set_register(self, register: int, value: int) -> None:
+        """Write a general register; 32-bit writes clear the upper half."""
+        info = _info(register)
+        number = int(info.full_register) - int(Register.RAX)
+        kept = 0
+        window = (1 << (8 * info.size)) - 1
+        shift = 8 if register in _HIGH_BYTES else 0
+        if info.size < 4:
+            old = int(self.v[f.GUEST_RSP] if number == registers.RSP else self.r[number])
+            kept = old & ~(window << shift)
+        new = (kept | (value & window) << shift) & _MASK
+        new -= (new >> 63) << 64
+        if number == registers.RSP:
+            self.v[f.GUEST_RSP] = new
+        self.r[number] = new
+
+    def string_step(
+        self,
+        instruction: iced.Instruction,
+        linear: int,
+        source: Callable[[], int] | None,
+        sink: Callable[[int], None],
+    ) -> tuple[int, int] | None:
+        """One iteration of INS (from `source`) or OUTS (to `sink`), RIP included.
+
+        With REP, RIP stays until the counter is 0. The error code and linear address of
+        a page fault, if there is one: then nothing has happened.
+        """
+        v = self.v
+        size = _WIDTH[instruction.mnemonic]
+        is_in = instruction.mnemonic in _STRINGS
+        kind = instruction.op0_kind if is_in else instruction.op1_kind
+        _, pointer, counter = _STRING_OPERANDS[kind]
+        try:
+            if source is None:
+                sink(self.read(linear, size))
+            else:
+                self.physical(linear, 1)
+                self.write(linear, size, source())
+        except PageFaultError as fault:
+            return fault.error_code, fault.address
+        step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
+        self.set_register(pointer, self.register(pointer) + step)
+        if instruction.has_rep_prefix or instruction.has_repne_prefix:
+            self.set_register(counter, self.register(counter) - 1)
+            if self.register(counter) != 0:
+                return None
+        advance(v, instruction.len)
+        return None
+
+    def linear(self, instruction: iced.Instruction) -> int:
+        """The linear address of the memory operand."""
+        width = (1 << (8 * _address_size(instruction, self.bits))) - 1
+        offset = (
+            self.register(instruction.memory_base)
+            + self.register(instruction.memory_index) * instruction.memory_index_scale
+            + instruction.memory_displacement
+        ) & width
+        segment = _SEGMENTS.get(instruction.memory_segment, 3)
+        if self.long and segment < 4:
+            return self.wrap(offset)
+        return self.wrap(offset + int(self.v[f.GUEST_ES_BASE + segment]))
+
+
+@cache
+def _info(register: int) -> iced.RegisterInfo:
+    return iced.RegisterInfo(register)
+
+
+def _address_size(instruction: iced.Instruction, bits: int) -> int:
+    for register in (instruction.memory_base, instruction.memory_index):
+        if register not in (Register.NONE, Register.RIP, Register.EIP):
+            return int(_info(register).size)
+    return (
+        {16: 2, 32: 4, 64: 8}[bits]
+        if not instruction.memory_displ_size
+        else max(instruction.memory_displ_size, 2)
+    )
+
+
+def assist(processor: Processor, v: Cells) -> bool:
+    """Carry out the instruction at RIP, or raise what it raises; whether that was a VM exit."""
+    guest = Operand(processor, v)
+    instruction = guest.decode()
+    try:
+        if instruction.mnemonic in _TASK_SWITCHES:
+            fault = _switch_tasks(guest, instruction)
+            return True if fault is None else processor.raise_fault(*fault)
+        outcome = _carry_out(processor, guest, instruction)
+    except PageFaultError as fault:
+        return processor.raise_fault(14, fault.error_code, fault.address)
+    if outcome == ix.GO_ON:
+        advance(v, instruction.len)
+        return False
+    if outcome == NEXT_ALREADY:
+        return False
+    if outcome == ix.EXITED:
+        return True
+    if outcome == ix.RAISE_GP:
+        return processor.raise_fault(13, 0)
+    if outcome == ix.RAISE_PF:
+        _, error_code, address = ix.io_permission(v, guest.mem, guest.register(Register.DX), 1)
+        return processor.raise_fault(14, int(error_code), int(address))
+    return processor.raise_fault(6, -1)
+
+
+def _carry_out(processor: Processor, guest: Operand, instruction: iced.Instruction) -> int:
+    v = guest.v
+    mnemonic = instruction.mnemonic
+    length = instruction.len
+    if mnemonic == Mnemonic.INVLPG:
+        linear = guest.linear(instruction)
+        signed = linear - (1 << 64) if linear >> 63 else linear
+        outcome = ix.intercept_invlpg(v, signed, length)
+        if outcome == ix.GO_ON:
+            processor.engine.flush_translations()
+        return outcome
+    if mnemonic == Mnemonic.LMSW:
+        linear = guest.linear(instruction)
+        source = guest.read(linear, 2)
+        outcome = ix.intercept_lmsw(v, source, 1, linear, length)
+        if outcome == ix.GO_ON:
+            load_machine_status(v, source)
+        return outcome
+    if mnemonic == Mnemonic.SMSW:
+        value = int(read_cr(v, guest.r, 0)) & _MASK
+        if instruction.op0_kind == OpKind.REGISTER:
+            guest.set_register(instruction.op0_register, value)
+        else:
+            guest.write(guest.linear(instruction), 2, value)
+        return ix.GO_ON
+    if mnemonic in _WIDTH:
+        return _string_io(processor, guest, instruction)
+    return ix.RAISE_UD
+
+
+def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> taskswitch.Fault | None:
+    """A far JMP or CALL, or an IRET, that would switch tasks; its fault, None if it exits."""
+    v, mem, length = guest.v, guest.mem, instruction.len
+    source = _TASK_SWITCHES[instruction.mnemonic]
+    if source == ix.TASK_BY_IRET:
+        return taskswitch.back(v, mem, length)
+    if instruction.op0_kind == OpKind.MEMORY:
+        offset = iced.MemorySizeExt.size(instruction.memory_size) - 2
+        selector = guest.read(guest.wrap(guest.linear(instruction) + offset), 2)
+    else:
+        selector = instruction.far_branch_selector
+    return taskswitch.transfer(v, mem, selector, source, length)
+
+
+def _string_io(processor: Processor, guest: Operand, instruction: iced.Instruction) -> int:
+    """One iteration of INS or OUTS; with REP, RIP stays until RCX is 0."""
+    v = guest.v
+    size = _WIDTH[instruction.mnemonic]
+    port = guest.register(Register.DX)
+    is_in = 1 if instruction.mnemonic in _STRINGS else 0
+    rep = 1 if instruction.has_rep_prefix or instruction.has_repne_prefix else 0
+    kind = instruction.op0_kind if is_in else instruction.op1_kind
+    address_size, pointer, counter = _STRING_OPERANDS[kind]
+    if rep and guest.register(counter) == 0:
+        return ix.GO_ON
+    outcome, _, _ = ix.io_permission(v, guest.mem, port, size)
+    if outcome != ix.GO_ON:
+        return int(outcome)
+    segment = 0 if is_in else _SEGMENTS.get(instruction.memory_segment, 3)
+    linear = guest.register(pointer)
+    if not guest.long or segment >= 4:
+        linear += int(v[f.GUEST_ES_BASE + segment])
+    linear = guest.wrap(linear)
+    outcome = ix.intercept_io(v, guest.mem, port, size, is_in, 1, rep, 0, instruction.len)
+    if outcome != ix.GO_ON:
+        signed = linear - (1 << 64) if linear >> 63 else linear
+        ix.record_string_io(v, signed, address_size, segment)
+        return outcome
+    if v is processor.x86_vmm.vmcs:
+        # The x86 VMM lets its guest have the port: it is the platform's. What memory may
+        # raise is that VMM's business still.
+        for place in (linear, guest.wrap(linear + size - 1)):
+            guest.physical(place, is_in)
+        outcome = _string_io(processor, Operand(processor, processor.lend()), instruction)
+        if outcome != ix.EXITED:
+            processor.take_back()
+        return outcome
+    fault = guest.string_step(
+        instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None
+    )
+    if fault is not None:
+        raise PageFaultError(*fault)
+    return NEXT_ALREADY
+
+
+NEXT_ALREADY = -1
+"""The instruction was carried out and RIP has moved (or stays, for the next iteration)."""
+
+
+_STRING_OPERANDS = {
+    OpKind.MEMORY_ESDI: (0, Register.DI, Register.CX),
+    OpKind.MEMORY_ESEDI: (1, Register.EDI, Register.ECX),
+    OpKind.MEMORY_ESRDI: (2, Register.RDI, Register.RCX),
+    OpKind.MEMORY_SEG_SI: (0, Register.SI, Register.CX),
+    OpKind.MEMORY_SEG_ESI: (1, Register.ESI, Register.ECX),
+    OpKind.MEMORY_SEG_RSI: (2, Register.RSI, Register.RCX),
+}

@@ -1,0 +1,564 @@
+"""The logical processor: VM entry, VM exit, and the guest that runs between them.
+
+Decisions are `decide`'s and `delivery`'s, execution is the engine's; this module only
+turns what stopped the engine into VM exits (second seed, claims 1-9; first seed,
+figure 2).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trapgate.compiler.dialect import Cells
+from trapgate.decision.faults import Interruption
+from trapgate.engine import machine as stops
+from trapgate.engine.device_pages import Load, Store
+from trapgate.engine.unicorn_engine import UnicornEngine as Engine
+from trapgate.engine.unicorn_engine import open_engine
+from trapgate.errors import TrapgateError
+from trapgate.events.exits import vm_exit
+from trapgate.events.journal import (
+    HEAD_CAPACITY,
+    HEAD_CURRENT,
+    HEAD_GENERATION,
+    HEAD_LENGTH,
+    HEAD_SEQUENCE,
+    HEAD_TIME,
+    HEAD_VM,
+    ROW_WIDTH,
+)
+from trapgate.instructions.intercepts import GO_ON, window_exit
+from trapgate.processor import decoded as instructions
+from trapgate.processor import stepping as checked
+from trapgate.processor import table_writes as tablewrite
+from trapgate.processor.x86_vmm import X86Vmm
+from trapgate.sdm import cells as f
+from trapgate.sdm import controls as ct
+from trapgate.sdm import registers, vmx
+from trapgate.sdm.reasons import REASONS, ExitReason
+from trapgate.vmcs.explain import explain_entry_failure, explain_failure
+from trapgate.vmcs.vmcs import Vmcs
+
+_SLICE = 1 << 26
+"""Instructions after which Python looks for signals: a Ctrl-C waits no longer."""
+_CHECKED_SLICE = 256
+"""Instructions executed one at a time between two looks at the host's time."""
+_FOREVER = 1 << 62
+_FAILED = 1 << 31
+_BLOCKED_BY_STI_OR_SS = 3
+_BLOCKED_BY_NMI = 8
+_IF = 1 << 9
+
+
+class IdleError(TrapgateError):
+    """The guest halted, nothing is set that could wake it, and HLT does not exit.
+
+    Set HLT exiting or the VMX-preemption timer, or assert an event before entering.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class VmExit:
+    """A VM exit (SDM, "VM-Exit Information Fields").
+
+    `reason` is the basic exit reason, `qualification` 64 bits, `interruption` the event
+    that caused the exit, `idt_vectoring` the event that was being delivered,
+    `instruction_length` in bytes (0 where undefined). `entry_failed` says that the guest
+    never ran, and `explanation` why. `vmcs` holds the guest's state.
+    """
+
+    reason: ExitReason
+    qualification: int
+    interruption: Interruption | None
+    idt_vectoring: Interruption | None
+    instruction_length: int
+    entry_failed: bool
+    vmcs: Vmcs
+    explanation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VmFail:
+    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
+
+    `explanation` says which check failed, on which field, with which value.
+    """
+
+    error: int
+    explanation: str = field(default="", compare=False)
+
+
+class Memory:
+    """Physical memory: `size` bytes from address 0; addresses outside do not exist."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._bytes = memoryview(engine.memory.view(np.uint8).data)
+        self.cells: Cells = engine.memory
+        self.size = len(self._bytes)
+
+    def read(self, address: int, count: int) -> bytes:
+        """`count` bytes at `address`. Raises TrapgateError outside memory."""
+        self._demand(address, count)
+        return bytes(self._bytes[address : address + count])
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store `data` at `address`. Raises TrapgateError outside memory."""
+        self._demand(address, len(data))
+        self._bytes[address : address + len(data)] = data
+        self._engine.forget_code(address, len(data))
+
+    def _demand(self, address: int, count: int) -> None:
+        if address < 0 or count < 0 or address + count > self.size:
+            raise TrapgateError(
+                f"physical memory has {self.size:#x} bytes, no {count:#x} at {address:#x}; "
+                "give the processor more memory"
+            )
+
+
+class Registers:
+    """The registers that no VMCS field holds, by name: rax..r15 but rsp, cr2, dr0..dr3, dr6, ..."""
+
+    __slots__ = ("cells",)
+    cells: Cells
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "cells", np.zeros(len(registers.NAMES), np.int64))
+        self.cells[registers.DR6] = 0xFFFF0FF0
+
+    def __getattr__(self, name: str) -> int:
+        index = _REGISTERS.get(name)
+        if index is None:
+            raise AttributeError(f"no register {name}; RSP, RIP and RFLAGS are VMCS fields")
+        return int(self.cells[index]) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def __setattr__(self, name: str, value: int) -> None:
+        index = _REGISTERS.get(name)
+        if index is None:
+            raise AttributeError(f"no register {name}; RSP, RIP and RFLAGS are VMCS fields")
+        self.cells[index] = signed(value)
+
+
+_REGISTERS = {name.lower(): n for n, name in enumerate(registers.NAMES) if name != "RSP"}
+
+
+def signed(value: int) -> int:
+    """A 64-bit number as the cells keep it: two's complement."""
+    value &= 0xFFFF_FFFF_FFFF_FFFF
+    return value - (1 << 64) if value >> 63 else value
+
+
+class Processor:
+    """A logical processor in VMX root operation, under a VMM written in Python.
+
+    `memory` is in bytes, `engine` is "native", "portable" or "auto" (native where its
+    self-test passes), `journal` the number of events that are kept. Guests run from
+    `vmlaunch` and `vmresume` until they cause a VM exit.
+
+    Raises:
+        EngineError: the engine is absent, not the pinned version, or fails calibration.
+    """
+
+    def __init__(self, memory: int, *, engine: str = "auto", journal: int = 4096) -> None:
+        self.engine = open_engine(memory, engine)
+        self.memory = Memory(self.engine)
+        self.registers = Registers()
+        self.rows: Cells = np.zeros((max(journal, 1), ROW_WIDTH), np.int64)
+        self.head: Cells = np.zeros(HEAD_LENGTH, np.int64)
+        self.head[HEAD_CAPACITY] = journal
+        # Plain integers, and quicker to reach from Python than the arrays.
+        self._words = memoryview(self.engine.cells.data)
+        self._head = memoryview(self.head.data)
+        self.x86_vmm = X86Vmm(self.engine)
+        """The VMM that the guest may be itself."""
+        self.head[HEAD_CURRENT] = vmx.NONE
+        self._vmcs: Vmcs | None = None
+        self._numbers: dict[int, int] = {}
+        self._interrupt: int | None = None
+        self._nmi = False
+        self._init = False
+        self._smi = False
+        self.watches_priority = False
+        """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
+        self.expires: float | None = None
+        """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
+        so is slow, has to stop; its run then ends with an exit of the preemption timer."""
+        self._checked = 0
+        self._sink: Callable[[Cells], None] | None = None
+        self._drained = 0
+
+    @property
+    def time(self) -> int:
+        """The virtual clock: instructions executed so far."""
+        return self._words[stops.TIME]
+
+    @property
+    def in_force(self) -> Cells:
+        """The VMCS in force: VMCS 0 or, while its guest runs, that of an x86 VMM."""
+        c = self._words
+        if c[stops.V] != c[stops.HOST]:
+            return self.x86_vmm.vmcs
+        assert self._vmcs is not None
+        return self._vmcs.cells
+
+    def lend(self) -> Cells:
+        """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
+        if self._words[stops.V] != self._words[stops.HOST]:
+            self.engine.lend()
+        return self.in_force
+
+    def take_back(self) -> None:
+        """Undo `lend`: nobody but the x86 VMM had business with its guest."""
+        self.engine.take_back()
+
+    @property
+    def vmcs(self) -> Vmcs | None:
+        """The current VMCS."""
+        return self._vmcs
+
+    def name_vm(self, number: int) -> None:
+        """Let the journal say that what happens from now on happens in VM `number`."""
+        self.head[HEAD_VM] = number
+
+    def skip_to(self, time: int) -> None:
+        """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
+        c = self._words
+        c[stops.TIME] = max(c[stops.TIME], time)
+
+    def trace_to(self, sink: Callable[[Cells], None]) -> None:
+        """Give every event's row to `sink`, in order, in batches (n x 20)."""
+        self._sink = sink
+        self._drained = int(self.head[HEAD_SEQUENCE])
+
+    def drain(self) -> None:
+        """Give the sink what it has not seen."""
+        if self._sink is None:
+            return
+        sequence = int(self.head[HEAD_SEQUENCE])
+        capacity = len(self.rows)
+        while self._drained < sequence:
+            start = self._drained % capacity
+            count = min(sequence - self._drained, capacity - start)
+            self._sink(self.rows[start : start + count])
+            self._drained += count
+
+    def _make_room(self) -> None:
+        """Drain the journal in time; the engine stops at JOURNAL_LIMIT for this."""
+        if self._sink is None:
+            self._words[stops.JOURNAL_LIMIT] = _FOREVER
+            return
+        if self._head[HEAD_SEQUENCE] - self._drained >= len(self.rows) // 2:
+            self.drain()
+        # Up to half a journal's events may come between the limit and the stop.
+        self._words[stops.JOURNAL_LIMIT] = self._drained + len(self.rows) // 2
+
+    def last_events(self) -> Iterator[Cells]:
+        """The rows of the journal, the latest first."""
+        sequence = int(self.head[HEAD_SEQUENCE])
+        for n in range(min(sequence, len(self.rows))):
+            yield self.rows[(sequence - 1 - n) % len(self.rows)]
+
+    # Devices behind physical addresses.
+
+    def connect(self, load: Load, store: Store, pages: Collection[int]) -> None:
+        """Put devices behind physical `pages`, by number: `load` and `store` answer for them.
+
+        They are called in the middle of an instruction, with a physical address, a size of
+        1 to 8 bytes, and the value; what they raise ends the run.
+        """
+        self.engine.devices.connect(load, store)
+        self.engine.devices.place(pages)
+
+    def place_devices(self, pages: Collection[int]) -> None:
+        """Move the devices to these pages."""
+        self.engine.devices.place(pages)
+
+    def preempt(self) -> None:
+        """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
+        self.engine.devices.preempt()
+
+    # Events at the processor's pins (¶21-22: interrupts and platform events).
+
+    def interrupt(self, vector: int | None) -> None:
+        """Assert an external interrupt with `vector` (None: no longer)."""
+        self._interrupt = vector
+
+    def nmi(self) -> None:
+        """Signal a non-maskable interrupt; it stays pending until it is taken."""
+        self._nmi = True
+
+    @property
+    def nmi_pending(self) -> bool:
+        """Does a non-maskable interrupt wait to be taken?"""
+        return self._nmi
+
+    def init(self) -> None:
+        """Signal INIT."""
+        self._init = True
+
+    def smi(self) -> None:
+        """Signal a system-management interrupt."""
+        self._smi = True
+
+    # The two instructions of seed two.
+
+    def vmlaunch(self, vmcs: Vmcs) -> VmExit | VmFail:
+        """VM entry with a VMCS whose launch state is clear; the VM exit that ended it.
+
+        SDM, "VMLAUNCH/VMRESUME". VMfailValid(4) if it has been launched.
+        """
+        if vmcs.launched:
+            return self._fail(vmcs, 4, resuming=False)
+        outcome = self._run(vmcs)
+        if isinstance(outcome, VmExit) and not outcome.entry_failed:
+            vmcs.launched = True
+        return outcome
+
+    def vmresume(self, vmcs: Vmcs) -> VmExit | VmFail:
+        """VM entry with a VMCS that was launched; VMfailValid(5) if it was not."""
+        if not vmcs.launched:
+            return self._fail(vmcs, 5, resuming=True)
+        return self._run(vmcs)
+
+    def _fail(self, vmcs: Vmcs, error: int, *, resuming: bool) -> VmFail:
+        vmcs.cells[f.VM_INSTRUCTION_ERROR] = error
+        instruction = ExitReason.VMRESUME if resuming else ExitReason.VMLAUNCH
+        return VmFail(error, explain_failure(instruction, error, vmcs.cells))
+
+    def _run(self, vmcs: Vmcs) -> VmExit | VmFail:
+        v = vmcs.words
+        engine = self.engine
+        c = self._words
+        if vmcs is not self._vmcs:
+            self._attach(vmcs)
+        elif not v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID:
+            engine.flush_translations()
+        self._make_room()
+        self._set_clock(v)
+        c[stops.STOP] = stops.RUNNING
+        engine.enter_and_go()
+        while c[stops.STOP] != stops.EXITED:
+            if not self.settle():
+                engine.go()
+        engine.devices.raise_trouble()
+        if c[stops.STOP_CODE] == stops.FAILED_VALID:
+            return self._fail(vmcs, v[f.VM_INSTRUCTION_ERROR], resuming=vmcs.launched)
+        if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:
+            left = max(c[stops.TIMER_END] - c[stops.TIME], 0)
+            v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
+        return self._exit(vmcs)
+
+    def _exit(self, vmcs: Vmcs) -> VmExit:
+        v = vmcs.words
+        reason = v[f.EXIT_REASON]
+        interruption = vectoring = None
+        if v[f.VM_EXIT_INTERRUPTION_INFORMATION]:
+            interruption = Interruption.decode(
+                v[f.VM_EXIT_INTERRUPTION_INFORMATION], v[f.VM_EXIT_INTERRUPTION_ERROR_CODE]
+            )
+        if v[f.IDT_VECTORING_INFORMATION]:
+            vectoring = Interruption.decode(
+                v[f.IDT_VECTORING_INFORMATION], v[f.IDT_VECTORING_ERROR_CODE]
+            )
+        return VmExit(
+            REASONS[reason & 0xFFFF],
+            v[f.EXIT_QUALIFICATION] & 0xFFFF_FFFF_FFFF_FFFF,
+            interruption,
+            vectoring,
+            v[f.VM_EXIT_INSTRUCTION_LENGTH],
+            bool(reason & _FAILED),
+            vmcs,
+            explain_entry_failure(vmcs.cells) if reason & _FAILED else "",
+        )
+
+    def _attach(self, vmcs: Vmcs) -> None:
+        number = self._numbers.setdefault(id(vmcs), len(self._numbers))
+        self.head[HEAD_GENERATION] = number
+        self._vmcs = vmcs
+        self.engine.attach(vmcs.cells, self.registers.cells, self.rows, self.head)
+        self.engine.flush_translations()
+
+    def _set_clock(self, v: memoryview[int]) -> None:
+        """Arm the preemption timer, and say when the engine has to stop and look."""
+        c = self._words
+        now = c[stops.TIME]
+        pin = v[f.PIN_BASED_CONTROLS]
+        timer = _FOREVER
+        if pin & ct.PIN_PREEMPTION_TIMER:
+            timer = now + v[f.VMX_PREEMPTION_TIMER_VALUE]
+        c[stops.TIMER_END] = timer
+        c[stops.BUDGET_END] = now + _SLICE
+        waiting = 0
+        if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
+            waiting = stops.WHEN_INTERRUPTIBLE
+        if self._interrupt is not None:
+            exiting = pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING
+            waiting |= stops.AT_ONCE if exiting else stops.WHEN_INTERRUPTIBLE
+        if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_NMI_WINDOW_EXITING:
+            waiting |= stops.AT_ONCE
+        if self._nmi or self._init or self._smi:
+            waiting |= stops.AT_ONCE
+        c[stops.PINS] = (
+            stops.PIN_INTERRUPT * (self._interrupt is not None)
+            | stops.PIN_EVENT * (self._nmi or self._init or self._smi)
+            | stops.PIN_PRIORITY * self.watches_priority
+        )
+        c[stops.ATTENTION] = waiting
+        c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
+
+    def settle(self) -> bool:
+        """Deal with what stopped the engine; whether that was a VM exit to this VMM.
+
+        The engine itself goes on with an x86 VMM whose guest exits.
+        """
+        c = self._words
+        self.x86_vmm.explain_latest()
+        c[stops.STOP] = stops.EXITED if self.deal() else stops.RUNNING
+        return c[stops.STOP] == stops.EXITED and c[stops.V] == c[stops.HOST]
+
+    def deal(self) -> bool:
+        """Deal with what stopped the engine; whether that was a VM exit of the VMCS in force."""
+        c = self._words
+        v = self.in_force
+        stop = c[stops.STOP]
+        if stop == stops.ASSIST:
+            exited = instructions.assist(self, v)
+        elif stop == stops.CHECKED:
+            exited = checked.step(self, v) or self._out_of_time(v)
+        elif stop == stops.TABLE_WRITE:
+            exited = tablewrite.step(self, v)
+        elif stop == stops.TIMER:
+            vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
+            exited = True
+        elif stop == stops.HALTED:
+            exited = self._halted(v)
+        elif stop == stops.EXPLAIN:
+            exited = False
+        elif stop in (stops.ATTEND, stops.LIMIT):
+            exited = self._attend(v)
+        elif stop == stops.BROKEN and self.engine.fetched_nothing:
+            # Nothing there reads as all ones, and that is no instruction.
+            exited = self.raise_fault(6, -1)
+        else:
+            self.engine.explain_break()
+            exited = False
+        return exited
+
+    def _out_of_time(self, v: Cells) -> bool:
+        """Whether `expires` has come, which then looks like the preemption timer's end."""
+        self._checked += 1
+        if self._checked % _CHECKED_SLICE or self.expires is None:
+            return False
+        if time.monotonic() < self.expires:
+            return False
+        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
+        return True
+
+    def _attend(self, v: Cells) -> bool:
+        """Take what is pending, in the order of "Priority Among Concurrent Events" (SDM)."""
+        c = self.engine.cells
+        exited = self._take(v)
+        if not exited:
+            # What is pending may stay blocked: let the guest execute a block before the next look.
+            c[stops.PATIENCE] = 1
+            self._make_room()
+            timer = int(c[stops.TIMER_END])
+            assert self._vmcs is not None
+            self._set_clock(self._vmcs.words)
+            c[stops.TIMER_END] = timer
+            self.engine.look_ahead()
+        return exited
+
+    def _take(self, v: Cells) -> bool:
+        pin = int(v[f.PIN_BASED_CONTROLS])
+        state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
+        if self._init and not self.x86_vmm.in_root_operation:
+            self._init = False
+            vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
+            return True
+        if self._smi:
+            self._smi = False
+            vm_exit(self.lend(), ExitReason.OTHER_SMI, 0, 0)
+            return True
+        if self._nmi and not state & _BLOCKED_BY_STI_OR_SS:
+            blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
+            if not blocked:
+                self._nmi = False
+                return self._wake(v, 2, 2)
+        if window_exit(v) != GO_ON:
+            return True
+        interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
+        exiting = bool(pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING)
+        if v is self.x86_vmm.vmcs and (interruptible or exiting) and self._awaits_window():
+            vm_exit(self.lend(), ExitReason.INTERRUPT_WINDOW, 0, 0)
+            return True
+        if self._interrupt is not None:
+            vector = self._interrupt
+            if exiting:
+                vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
+                if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
+                    self._interrupt = None
+                    word, _ = Interruption(vector, 0).encode()  # type: ignore[arg-type]
+                    v[f.VM_EXIT_INTERRUPTION_INFORMATION] = word
+                return True
+            if interruptible:
+                self._interrupt = None
+                return self._wake(v, vector, 0)
+        return False
+
+    def _awaits_window(self) -> bool:
+        """Whether VMCS 0 asks for an exit as soon as interrupts are enabled."""
+        assert self._vmcs is not None
+        primary = self._vmcs.words[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return bool(primary & ct.PRIMARY_INTERRUPT_WINDOW_EXITING)
+
+    def _wake(self, v: Cells, vector: int, kind: int) -> bool:
+        """An interrupt or NMI: what it does not exit for, it wakes from HLT."""
+        halted = int(v[f.GUEST_ACTIVITY_STATE])
+        v[f.GUEST_ACTIVITY_STATE] = 0
+        exited = self._raise(vector, kind)
+        if exited:
+            v[f.GUEST_ACTIVITY_STATE] = halted
+        return exited
+
+    def raise_fault(self, vector: int, error_code: int, address: int = 0) -> bool:
+        """Arbitrate a hardware exception of the guest's; whether it caused a VM exit."""
+        return self._raise(vector, 3, error_code, address)
+
+    def _raise(self, vector: int, kind: int, error_code: int = -1, address: int = 0) -> bool:
+        self.head[HEAD_TIME] = self.time
+        return self.engine.raise_event(vector, kind, error_code, address) != 0
+
+    def _waits_for_vmm(self) -> bool:
+        """Whether VMCS 0 asks for exits on HLT: its VMM knows what can wake the guest."""
+        assert self._vmcs is not None
+        primary = self._vmcs.words[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return bool(primary & ct.PRIMARY_HLT_EXITING)
+
+    def _halted(self, v: Cells) -> bool:
+        """HLT without HLT exiting: the virtual clock jumps to what wakes the guest."""
+        c = self.engine.cells
+        if self._take(v):
+            return True
+        if v[f.GUEST_ACTIVITY_STATE] == 0:
+            return False
+        if v is self.x86_vmm.vmcs and self._waits_for_vmm():
+            vm_exit(self.lend(), ExitReason.HLT, 0, 0)
+            return True
+        alarm = self.x86_vmm.alarm
+        if alarm is not None and alarm < c[stops.TIMER_END]:
+            # The preemption timer of the x86 VMM comes first; the engine sees to it.
+            self.skip_to(alarm)
+            return False
+        if c[stops.TIMER_END] >= _FOREVER:
+            raise IdleError(
+                "the guest halted and nothing can wake it; set HLT exiting or the "
+                "VMX-preemption timer, or assert an event"
+            )
+        c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
+        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
+        return True

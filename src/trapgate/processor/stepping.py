@@ -1,0 +1,363 @@
+"""Instructions one at a time, with the checks that the engine leaves out.
+
+The engine executes guests fast and without segment limits, alignment checks, data
+breakpoints and SIMD floating-point exceptions. Where the state of the guest asks for
+one of them it stops (`machine.CHECKED`), and each instruction is decoded here: faults
+that come before its execution are raised, then the engine executes it alone, then the
+traps that follow it are raised. That lasts as long as the state asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import iced_x86 as iced
+from iced_x86 import CodeSize, MemorySize, Mnemonic, OpAccess, OpKind, Register
+
+from trapgate.compiler.dialect import Cells
+from trapgate.engine import machine as stops
+from trapgate.engine.core_calls import compiled_walk
+from trapgate.events.exits import vm_exit
+from trapgate.instructions import intercepts as ix
+from trapgate.processor.decoded import Operand
+from trapgate.sdm import cells as f
+from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import (
+    AR_UNUSABLE,
+    CR0_AM,
+    CR4_OSXMMEXCPT,
+    PENDING_BS,
+    PENDING_ENABLED_BREAKPOINT,
+    RFLAGS_AC,
+    RFLAGS_RF,
+)
+
+if TYPE_CHECKING:
+    from trapgate.processor.processor import Processor
+
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_SS = 2
+_MASKS = 0x1F80
+_BEFORE = 0x07
+"""Invalid operand, denormal and divide-by-zero: what is found before the result."""
+_BREAKPOINTS = 0xF
+_PATIENCE = 20_000
+"""Instructions after which segments whose limits nobody exceeded are trusted."""
+
+_SEGMENTS = {
+    Register.ES: 0,
+    Register.CS: 1,
+    Register.SS: _SS,
+    Register.DS: 3,
+    Register.FS: 4,
+    Register.GS: 5,
+}
+_WIDTHS = {CodeSize.CODE16: 16, CodeSize.CODE32: 32, CodeSize.CODE64: 64}
+_READS = {OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
+_WRITES = {OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
+_STACK_POINTERS = {Register.SP, Register.ESP, Register.RSP}
+_BIT_STRINGS = {Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
+_PORTS = {
+    *(Mnemonic.IN, Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD),
+    *(Mnemonic.OUT, Mnemonic.OUTSB, Mnemonic.OUTSW, Mnemonic.OUTSD),
+}
+_COUNTERS = {16: Register.CX, 32: Register.ECX, 64: Register.RCX}
+
+_ALIGNMENTS = {
+    MemorySize.SEG_PTR16: 2,
+    MemorySize.SEG_PTR32: 4,
+    MemorySize.SEG_PTR64: 8,
+    MemorySize.FLOAT80: 8,
+    MemorySize.BCD: 8,
+    MemorySize.FWORD6: 4,
+    MemorySize.FWORD10: 4,
+    MemorySize.FPU_ENV14: 2,
+    MemorySize.FPU_ENV28: 4,
+    MemorySize.FPU_STATE94: 2,
+    MemorySize.FPU_STATE108: 4,
+}
+"""SDM, table "Alignment Requirements by Data Type", where it is not the size; in bytes."""
+
+_factory = iced.InstructionInfoFactory()
+
+
+class Access(NamedTuple):
+    """One access to memory: segment number, offset in it, linear address, size in bytes."""
+
+    segment: int
+    offset: int
+    linear: int
+    size: int
+    kind: int
+    read: bool
+    write: bool
+
+
+def step(processor: Processor, v: Cells) -> bool:
+    """Execute the instruction at RIP, or raise what it raises; whether that was a VM exit."""
+    if processor.engine.cells[stops.STOP_CODE] == stops.CHECK_BLOCK:
+        _look_for_ports(processor, Operand(processor, v))
+        return False
+    exited = _step(processor, v)
+    # Another VMCS is in force if the instruction exited to an x86 VMM.
+    if not exited and _is_trapped(v) and v is processor.in_force:
+        vm_exit(v, ExitReason.MONITOR_TRAP_FLAG, 0, 0)
+        return True
+    return exited
+
+
+def _is_trapped(v: Cells) -> bool:
+    return bool(v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG)
+
+
+def _step(processor: Processor, v: Cells) -> bool:
+    engine = processor.engine
+    guest = Operand(processor, v)
+    instruction = guest.decode()
+    if engine.cells[stops.STOP_CODE] != stops.CHECK_NEXT:
+        return _non_canonical(processor, guest, instruction)
+    if not engine.cells[stops.NATIVE]:
+        causes = _breakpoints(processor, guest)
+        if causes:
+            return processor.raise_fault(1, -1, causes)
+        if instruction.mnemonic in _PORTS:
+            start = _linear_rip(guest)
+            engine.watch_port(start, start, instruction.len)
+    accesses = list(accesses_of(guest, instruction))
+    fault = _segment_fault(processor, guest, instruction, accesses)
+    # A page fault comes first, and the engine will find it.
+    if fault < 0 and is_misaligned(guest, accesses):
+        mapped = all(_is_mapped(guest, access) for access in accesses)
+        fault = 17 if mapped else -1
+    if fault >= 0:
+        return processor.raise_fault(fault, 0)
+    unmasked = ~engine.mxcsr & _MASKS
+    if unmasked:
+        engine.take_sse_flags()
+        before = v.copy(), processor.registers.cells.copy(), engine.save_registers()
+    done = engine.step()
+    if unmasked:
+        flags = engine.take_sse_flags()
+        raised = flags & ~(~unmasked >> 7) & 0x3F
+        if raised:
+            v[:], processor.registers.cells[:] = before[:2]
+            engine.restore_registers(before[2])
+            engine.mxcsr |= flags & _BEFORE if raised & _BEFORE else flags
+            if v[f.GUEST_CR4] & CR4_OSXMMEXCPT:
+                return processor.raise_fault(19, -1)
+            return processor.raise_fault(6, -1)
+        engine.mxcsr |= flags
+    if engine.cells[stops.STOP] == stops.EXITED:
+        return True
+    if engine.cells[stops.STOP] != stops.STEPPED:
+        return processor.deal()
+    if not done:
+        return False
+    return trap(processor, v, instruction, accesses)
+
+
+def _look_for_ports(processor: Processor, guest: Operand) -> None:
+    """Let the portable engine stop before each input or output of a new block."""
+    engine = processor.engine
+    start, size = (int(engine.cells[n]) for n in (stops.NEW_BLOCK, stops.NEW_BLOCK_SIZE))
+    engine.cells[stops.NEW_BLOCK_SIZE] = 0
+    code = guest.code(start, size)
+    # LOCK, which the engine overlooks here, must not hide them.
+    options = iced.DecoderOptions.NO_INVALID_CHECK
+    for instruction in iced.Decoder(guest.bits, code, options, ip=start & _MASK):
+        if instruction.mnemonic in _PORTS:
+            engine.watch_port(instruction.ip, start, size)
+
+
+def trap(
+    processor: Processor, v: Cells, instruction: iced.Instruction, accesses: list[Access]
+) -> bool:
+    """Raise the debug exceptions that follow an instruction; whether that was a VM exit."""
+    causes = int(processor.engine.cells[stops.STEP_CAUSES])
+    causes |= int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & (_BREAKPOINTS | PENDING_BS)
+    v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+    for number in range(4):
+        if _is_watched(processor, v, number, accesses):
+            causes |= 1 << number
+    if not causes:
+        return False
+    if _is_trapped(v):
+        # The exit of the monitor trap flag comes first.
+        pending = causes & (_BREAKPOINTS | PENDING_BS)
+        pending |= PENDING_ENABLED_BREAKPOINT if causes & _BREAKPOINTS else 0
+        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= pending
+        return False
+    if instruction.op0_kind == OpKind.REGISTER and instruction.op0_register == Register.SS:
+        # Loading SS holds debug exceptions back until the next instruction is done.
+        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= causes & _BREAKPOINTS
+        return False
+    return processor.raise_fault(1, -1, causes)
+
+
+def _linear_rip(guest: Operand) -> int:
+    base = 0 if guest.long else int(guest.v[f.GUEST_CS_BASE])
+    return guest.wrap(int(guest.v[f.GUEST_RIP]) + base)
+
+
+def _breakpoints(processor: Processor, guest: Operand) -> int:
+    """The breakpoints on execution at RIP, as bits of DR6; none while RF is set."""
+    v = guest.v
+    if v[f.GUEST_RFLAGS] & RFLAGS_RF:
+        return 0
+    linear = _linear_rip(guest)
+    dr7 = int(v[f.GUEST_DR7])
+    causes = 0
+    for number in range(4):
+        enabled = dr7 >> (2 * number) & 3 and not dr7 >> (16 + 4 * number) & 3
+        if enabled and getattr(processor.registers, f"dr{number}") == linear:
+            causes |= 1 << number
+    return causes
+
+
+def _is_watched(processor: Processor, v: Cells, number: int, accesses: list[Access]) -> bool:
+    """Whether an access meets that data breakpoint (SDM, "Debug Control Register (DR7)")."""
+    dr7 = int(v[f.GUEST_DR7])
+    kind = dr7 >> (16 + 4 * number) & 3
+    if not dr7 >> (2 * number) & 3 or kind not in (1, 3):
+        return False
+    size = (1, 2, 8, 4)[dr7 >> (18 + 4 * number) & 3]
+    start = getattr(processor.registers, f"dr{number}") & ~(size - 1)
+    return any(
+        (access.write or (kind == 3 and access.read))
+        and access.linear < start + size
+        and start < access.linear + access.size
+        for access in accesses
+    )
+
+
+def accesses_of(guest: Operand, instruction: iced.Instruction) -> Iterator[Access]:
+    """What the instruction is about to access, a repeated one in its next iteration."""
+    if instruction.is_invalid:
+        return
+    for used in _factory.info(instruction).used_memory():
+        read, write = used.access in _READS, used.access in _WRITES
+        if not read and not write:
+            continue
+        size = iced.MemorySizeInfo(used.memory_size).size
+        kind = used.memory_size
+        width = _WIDTHS.get(used.address_size, guest.bits)
+        if not size:
+            if guest.register(_COUNTERS[width]) == 0:
+                continue
+            kind = instruction.memory_size
+            size = iced.MemorySizeInfo(kind).size
+        offset = used.displacement + guest.register(used.index) * used.scale
+        if used.base in _STACK_POINTERS and used.base != instruction.memory_base:
+            width = _stack_width(guest)
+            offset += int(guest.v[f.GUEST_RSP])
+        else:
+            offset += guest.register(used.base)
+        if instruction.mnemonic in _BIT_STRINGS and instruction.op1_kind == OpKind.REGISTER:
+            offset += _bit_string_offset(guest, instruction, size)
+        segment = _SEGMENTS.get(used.segment, 3)
+        offset &= (1 << width) - 1
+        base = 0
+        if not guest.long or segment >= 4:
+            base = int(guest.v[f.GUEST_ES_BASE + segment])
+        yield Access(segment, offset, guest.wrap(offset + base), size, kind, read, write)
+
+
+def _stack_width(guest: Operand) -> int:
+    """The width of the stack pointer, in bits."""
+    if guest.long:
+        return 64
+    return 32 if guest.v[f.GUEST_SS_ACCESS_RIGHTS] & 1 << 14 else 16
+
+
+def _bit_string_offset(guest: Operand, instruction: iced.Instruction, size: int) -> int:
+    """How far from the operand's address the bit lies that a register selects, in bytes."""
+    bits = 8 * size
+    index = guest.register(instruction.op1_register)
+    index -= (index >> (bits - 1)) << bits
+    return index // bits * size
+
+
+def _segment_fault(
+    processor: Processor, guest: Operand, instruction: iced.Instruction, accesses: list[Access]
+) -> int:
+    """The vector of a violation of a segment's limit or type (12 or 13), or -1."""
+    v = guest.v
+    shape = processor.engine.segment_shape()
+    if shape == 0:
+        return -1
+    end = (int(v[f.GUEST_RIP]) & 0xFFFF_FFFF) + instruction.len - 1
+    if end > int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF:
+        return 13
+    for access in accesses:
+        if not _is_allowed(v, access):
+            return 12 if access.segment == _SS else 13
+    _lose_patience(processor, shape)
+    return -1
+
+
+def _is_allowed(v: Cells, access: Access) -> bool:
+    """Whether a segment's descriptor allows an access (SDM, "Limit Checking", "Type Checking")."""
+    rights = int(v[f.GUEST_ES_ACCESS_RIGHTS + access.segment])
+    limit = int(v[f.GUEST_ES_LIMIT + access.segment]) & 0xFFFF_FFFF
+    if rights & AR_UNUSABLE:
+        return False
+    end = access.offset + access.size - 1
+    if rights & 8:
+        return end <= limit and not access.write and rights & 2 != 0
+    if access.write and not rights & 2:
+        return False
+    if rights & 4:
+        top = 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
+        return access.offset > limit and end <= top
+    return end <= limit
+
+
+def _lose_patience(processor: Processor, shape: int) -> None:
+    """Trust segments that a guest uses all the time, or it would crawl for ever."""
+    cells = processor.engine.cells
+    spent = processor.engine.patience.get(shape, 0) + 1
+    processor.engine.patience[shape] = spent
+    if spent >= _PATIENCE:
+        cells[stops.TRUSTED] = shape
+
+
+def is_misaligned(guest: Operand, accesses: list[Access]) -> bool:
+    """Whether an access raises #AC (SDM, "Alignment Check Exception (#AC)")."""
+    v = guest.v
+    if not (
+        v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM and ix.privilege_level(v) == 3
+    ):
+        return False
+    return any(access.linear & _alignment(access) - 1 for access in accesses)
+
+
+def _alignment(access: Access) -> int:
+    if access.kind in _ALIGNMENTS:
+        return _ALIGNMENTS[access.kind]
+    return access.size if access.size in (2, 4, 8) else 1
+
+
+def _is_mapped(guest: Operand, access: Access) -> bool:
+    v = guest.v
+    for linear in (access.linear, guest.wrap(access.linear + access.size - 1)):
+        signed = linear - (1 << 64) if linear >> 63 else linear
+        kind = 1 if access.write else 0
+        _, code, _, _ = compiled_walk(v, v[f.GUEST_RFLAGS], guest.mem, signed, kind, 1)
+        if code >= 0:
+            return False
+    return True
+
+
+def _non_canonical(processor: Processor, guest: Operand, instruction: iced.Instruction) -> bool:
+    """A non-canonical address: #SS(0) if the stack segment was used, else #GP(0)."""
+    stack = any(
+        access.segment == _SS and not _is_canonical(access.linear)
+        for access in accesses_of(guest, instruction)
+    )
+    return processor.raise_fault(12 if stack else 13, 0)
+
+
+def _is_canonical(linear: int) -> bool:
+    return linear >> 47 in (0, 0x1FFFF)

@@ -1,0 +1,253 @@
+"""Writes to page tables that are judged by trying them: any instruction, on either engine.
+
+The engine's gate (`trapgate.engine.gate`) sees the data of simple stores before they are
+stored. For all others, and everywhere on the portable path, the instruction is executed
+alone, with the tables writable; then each entry that it has changed is judged by its old
+and its new value. If the fault filter is not satisfied, memory and registers are put back
+as they were, and the page fault is raised. Nobody looks in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import iced_x86 as iced
+from iced_x86 import FlowControl, Mnemonic, Register
+
+from trapgate.compiler.dialect import Cells
+from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
+from trapgate.decision.fault_filters import FRAME, FRAME_64, PRESENT
+from trapgate.decision.self_map import ABSENT, admits, entry_of, entry_size, is_large
+from trapgate.engine import machine as stops
+from trapgate.engine.core_calls import compiled_entry_at, compiled_walk
+from trapgate.events.journal import (
+    HEAD_DATA,
+    HEAD_HAS_DATA,
+    HEAD_OLD_VALUE,
+    HEAD_SEQUENCE,
+    HEAD_TIME,
+    record,
+)
+from trapgate.paging.memory import load8, store8
+from trapgate.paging.walk import READ, WRITE
+from trapgate.processor import stepping as checked
+from trapgate.processor.decoded import Operand
+from trapgate.sdm import cells as f
+from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
+from trapgate.sdm.pagefault import PFEC_U
+from trapgate.sdm.state import CR0_WP, CR4_PAE
+from trapgate.sdm.vectors import AC, PF
+
+if TYPE_CHECKING:
+    from trapgate.processor.processor import Processor
+
+_PAGE = 0x1000
+_WRITABLE = 2
+_SEGMENTS = {Register.ES, Register.CS, Register.SS, Register.DS, Register.FS, Register.GS}
+_LOADS_SEGMENT = {
+    *(Mnemonic.LDS, Mnemonic.LES, Mnemonic.LFS, Mnemonic.LGS, Mnemonic.LSS),
+    *(Mnemonic.LTR, Mnemonic.LLDT),
+}
+
+
+class Part(NamedTuple):
+    """What an instruction accesses of one page.
+
+    `linear` and `physical` are its first byte, `size` its bytes. `kind` is what
+    `selfmap.entry_at` says of a write that only R/W stops, `write` whether it is one.
+    """
+
+    linear: int
+    physical: int
+    size: int
+    kind: int
+    write: bool
+
+    def entries(self, width: int) -> range:
+        """The physical addresses of the table entries, of `width` bytes, that it touches."""
+        return range(self.physical & -width, self.physical + self.size, width)
+
+
+class Snapshot:
+    """Guest state and the memory that an instruction may change, to be put back."""
+
+    def __init__(self, processor: Processor, v: Cells) -> None:
+        engine = processor.engine
+        self.v = v.copy()
+        self.r = processor.registers.cells.copy()
+        self.time = int(engine.cells[stops.TIME])
+        self.fpu = engine.save_registers()
+        self._memory = processor.memory
+        self._kept: list[tuple[int, bytes]] = []
+
+    def keep(self, physical: int, size: int) -> None:
+        """Remember `size` bytes of memory as they are now, if they exist."""
+        if physical + size <= self._memory.size:
+            self._kept.append((physical, self._memory.read(physical, size)))
+
+    def put_back(self, processor: Processor, v: Cells) -> None:
+        """As if the instruction had not been tried."""
+        v[:] = self.v
+        processor.registers.cells[:] = self.r
+        processor.engine.cells[stops.TIME] = self.time
+        processor.engine.restore_registers(self.fpu)
+        # What was kept first is the older, where two places overlap.
+        for physical, data in reversed(self._kept):
+            if self._memory.read(physical, len(data)) != data:
+                self._memory.write(physical, data)
+
+
+def step(processor: Processor, v: Cells) -> bool:
+    """Complete the write to page tables at RIP, or raise its page fault; was that a VM exit?"""
+    cells = processor.engine.cells
+    code, address = int(cells[stops.STOP_INFO]) & 0xFFFF, int(cells[stops.FAULT_ADDRESS])
+    guest = Operand(processor, v)
+    instruction = guest.decode()
+    accesses = list(checked.accesses_of(guest, instruction))
+    width = entry_size(int(v[f.GUEST_CR4]))
+    before = Snapshot(processor, v)
+    ways = {page: list(_way(guest, page)) for page in _pages(guest, accesses)}
+    for way in ways.values():
+        for at in way:
+            before.keep(at, width)
+    parts = [] if _writes_more(instruction) else _parts(guest, accesses, code & PFEC_U)
+    ours = [part for part in parts if part.kind != ABSENT]
+    for part in parts:
+        if part.write:
+            before.keep(part.physical, part.size)
+    old = {at: entry_of(guest.mem, at, width) for part in ours for at in part.entries(width)}
+    grants = {at for part in ours for at in ways[part.linear & -_PAGE]} if code & PFEC_U else set()
+    if not ours or grants & old.keys():
+        before.put_back(processor, v)
+        return processor.raise_fault(PF, code, address)
+    if checked.is_misaligned(guest, accesses):
+        before.put_back(processor, v)
+        return processor.raise_fault(AC, 0)
+    if not _execute(processor, v, grants, width):
+        if cells[stops.STOP] == stops.EXITED:
+            return True
+        return cells[stops.STOP] != stops.STEPPED and processor.deal()
+
+    new = {at: entry_of(guest.mem, at, width) for at in old}
+    fault_filter, cr4 = int(v[f.FAULT_FILTER]), int(v[f.GUEST_CR4])
+    refused = [
+        (part, at)
+        for part in ours
+        for at in part.entries(width)
+        if not admits(fault_filter, cr4, part.kind, new[at], old[at])
+    ]
+    part, shown = refused[0] if refused else (ours[0], next(iter(old)))
+    if refused and (part.linear ^ address) & -_PAGE:
+        address = part.linear
+    disposition, reason = (EXIT, 0) if refused else decide_filtered(v, code)
+    head = processor.head
+    head[HEAD_HAS_DATA], head[HEAD_DATA], head[HEAD_OLD_VALUE] = 1, new[shown], old[shown]
+    if disposition != COMPLETE:
+        before.put_back(processor, v)
+        return processor.raise_fault(PF, code, address)
+    head[HEAD_TIME] = before.time
+    how = (PF, TYPE_HARDWARE_EXCEPTION, code, address, COMPLETE, reason, 0, 0)
+    record(before.v, processor.rows, head, *how)
+    if head[HEAD_SEQUENCE] >= cells[stops.JOURNAL_LIMIT]:
+        cells[stops.ATTENTION] |= stops.AT_ONCE
+        cells[stops.DEADLINE] = 0
+    return checked.trap(processor, v, instruction, accesses)
+
+
+def _execute(processor: Processor, v: Cells, grants: set[int], width: int) -> bool:
+    """Execute the instruction with the tables writable; False if an event came instead.
+
+    A supervisor needs no R/W while CR0.WP is 0. User mode does, in the entries at `grants`.
+    """
+    engine = processor.engine
+    mem = processor.memory.cells
+    write_protect = v[f.GUEST_CR0] & CR0_WP
+    granted = [at for at in grants if not entry_of(mem, at, width) & _WRITABLE]
+    if grants:
+        for at in granted:
+            store8(mem, at, load8(mem, at) | _WRITABLE)
+        engine.flush_translations()
+    else:
+        v[f.GUEST_CR0] &= ~CR0_WP
+    done = engine.step()
+    v[f.GUEST_CR0] |= write_protect
+    for at in granted:
+        store8(mem, at, load8(mem, at) & ~_WRITABLE)
+    if granted:
+        engine.flush_translations()
+    return done and engine.cells[stops.STOP] == stops.STEPPED
+
+
+def _writes_more(instruction: iced.Instruction) -> bool:
+    """Whether it may write to memory that its operands do not show: descriptors, other stacks."""
+    far = instruction.is_call_far or instruction.is_call_far_indirect
+    jumps = instruction.is_jmp_far or instruction.is_jmp_far_indirect
+    return (
+        far
+        or jumps
+        or instruction.flow_control in (FlowControl.INTERRUPT, FlowControl.RETURN)
+        or instruction.mnemonic in _LOADS_SEGMENT
+        or (instruction.mnemonic != Mnemonic.PUSH and instruction.op0_register in _SEGMENTS)
+    )
+
+
+def _pages(guest: Operand, accesses: list[checked.Access]) -> Iterator[int]:
+    """The linear addresses of the pages accessed."""
+    for access in accesses:
+        for start in range(access.linear & -_PAGE, access.linear + access.size, _PAGE):
+            yield _signed(guest.wrap(start))
+
+
+def _signed(linear: int) -> int:
+    """A 64-bit address as cells hold it."""
+    return linear - (linear >> 63 << 64)
+
+
+def _parts(guest: Operand, accesses: list[checked.Access], user: int) -> list[Part]:
+    """The accesses, page by page; none if one of them faults for another reason than R/W."""
+    v = guest.v
+    mode = 1 if user else 0
+    parts = []
+    for access in accesses:
+        start, end = access.linear, access.linear + access.size
+        while start < end:
+            size = min(end - start, _PAGE - start % _PAGE)
+            linear = _signed(guest.wrap(start))
+            kind = ABSENT
+            if access.write:
+                kind, physical = compiled_entry_at(
+                    v[f.GUEST_CR0],
+                    v[f.GUEST_CR3],
+                    v[f.GUEST_CR4],
+                    v[f.GUEST_IA32_EFER],
+                    v[f.GUEST_RFLAGS],
+                    guest.mem,
+                    v[f.PTBASE],
+                    linear,
+                    mode,
+                )
+            if kind == ABSENT:
+                wish = WRITE if access.write else READ
+                physical, fault, _, _ = compiled_walk(
+                    v, v[f.GUEST_RFLAGS], guest.mem, linear, wish, mode
+                )
+                if fault >= 0:
+                    return []
+            parts.append(Part(linear, int(physical), size, int(kind), access.write))
+            start += size
+    return parts
+
+
+def _way(guest: Operand, linear: int) -> Iterator[int]:
+    """The physical addresses of the table entries that translate `linear`, if it is mapped."""
+    cr3, cr4 = int(guest.v[f.GUEST_CR3]), int(guest.v[f.GUEST_CR4])
+    levels, bits, width, frame = (4, 9, 8, FRAME_64) if cr4 & CR4_PAE else (2, 10, 4, FRAME)
+    table = cr3 & frame
+    for level in reversed(range(levels)):
+        index = linear >> (12 + bits * level) & (1 << bits) - 1
+        yield table + index * width
+        entry = int(entry_of(guest.mem, table + index * width, width))
+        if not entry & PRESENT or is_large(cr4, entry):
+            return
+        table = entry & frame

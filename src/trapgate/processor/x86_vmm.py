@@ -1,0 +1,151 @@
+"""The VMM that a guest may be, if it is x86 code: what it is offered, and how it fares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from trapgate.compiler.dialect import Cells
+from trapgate.engine import machine as stops
+from trapgate.engine.unicorn_engine import UnicornEngine
+from trapgate.sdm import cells as f
+from trapgate.sdm import controls as ct
+from trapgate.sdm import vmx
+from trapgate.sdm.cells import ENCODINGS
+from trapgate.sdm.reasons import REASONS, ExitReason
+from trapgate.sdm.state import ACTIVITY_WAIT_FOR_SIPI
+from trapgate.vmcs.explain import explain_entry_failure, explain_failure, hexadecimal
+from trapgate.vmx.capability_msrs import capability_msrs
+
+_FOREVER = 1 << 62
+
+
+class X86Vmm:
+    """VMX as the guest of one processor uses it: `state` by `sdm.vmx`'s cells, and `vmcs`.
+
+    `vmcs` is the processor's copy of the current VMCS, whose guest-state area is the state of
+    that VMM's guest while it runs (docs/adr/0010).
+    """
+
+    def __init__(self, engine: UnicornEngine) -> None:
+        self._engine = engine.cells
+        self.state: Cells = np.zeros(vmx.LENGTH, np.int64)
+        self.state[vmx.VMXON_POINTER] = self.state[vmx.CURRENT] = vmx.NONE
+        self.vmcs: Cells = np.zeros(len(ENCODINGS), np.int64)
+        self._words = memoryview(self.state.data)
+        self._sink: Callable[[str], None] | None = None
+        self._told = 0
+        engine.offer_vmx(self.state, self.vmcs)
+
+    def offer(self, *, seed: bool) -> None:
+        """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.
+
+        `seed` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves
+        it: locked, with VMX enabled.
+        """
+        x = self._words
+        x[vmx.OFFERED] = 1
+        # Page walks in two dimensions are the core's; the portable engine makes its own.
+        native = self._engine[stops.NATIVE] != 0
+        x[vmx.SECONDARY_ALLOWED] = ct.SECONDARY_WITH_EPT if native else ct.SECONDARY_REPORTED
+        x[vmx.SEED] = int(seed)
+        x[vmx.FEATURE_CONTROL] = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
+
+    def msrs(self) -> Mapping[int, int]:
+        """What the MSRs of VMX read as; IA32_FEATURE_CONTROL alone if VMX is not offered."""
+        x = self._words
+        if not x[vmx.OFFERED]:
+            return {vmx.MSR_FEATURE_CONTROL: vmx.FEATURE_LOCKED}
+        msrs = capability_msrs(seed=bool(x[vmx.SEED]), secondary=x[vmx.SECONDARY_ALLOWED])
+        return {**msrs, vmx.MSR_FEATURE_CONTROL: x[vmx.FEATURE_CONTROL]}
+
+    def set_feature_control(self, value: int) -> bool:
+        """WRMSR to IA32_FEATURE_CONTROL; False if that is a #GP, as once it is locked."""
+        x = self._words
+        writable = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
+        locked = x[vmx.FEATURE_CONTROL] & vmx.FEATURE_LOCKED
+        if not x[vmx.OFFERED] or locked or value & ~writable:
+            return False
+        x[vmx.FEATURE_CONTROL] = value
+        return True
+
+    @property
+    def in_vmx_operation(self) -> bool:
+        """Whether the guest has executed VMXON."""
+        return self._words[vmx.MODE] != vmx.MODE_OFF
+
+    @property
+    def in_root_operation(self) -> bool:
+        """Whether it is in VMX root operation."""
+        return self._words[vmx.MODE] == vmx.MODE_ROOT
+
+    def counts(self) -> tuple[int, Mapping[ExitReason, int]]:
+        """Its VM entries, and the VM exits to it by basic exit reason."""
+        x = self._words
+        counts = x[vmx.EXITS : vmx.EXITS + vmx.EXIT_REASONS]
+        return x[vmx.ENTRIES], {REASONS[n]: count for n, count in enumerate(counts) if count}
+
+    @property
+    def failures(self) -> int:
+        """How many of its VMX instructions and VM entries have failed."""
+        return self._words[vmx.FAILURES]
+
+    @property
+    def abort(self) -> int:
+        """The VMX-abort indicator, 0 if there was none."""
+        return self._words[vmx.ABORT]
+
+    # Its guest.
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the state in VMCS 0 is that of its guest, lent to the VMM in Python."""
+        return bool(self._words[vmx.LENT])
+
+    @property
+    def wants_trap(self) -> bool:
+        """Whether its guest is served, and it wants an exit after each instruction of that."""
+        primary = self.vmcs[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return self.is_served and bool(primary & ct.PRIMARY_MONITOR_TRAP_FLAG)
+
+    @property
+    def wants_interrupts(self) -> bool:
+        """Whether its guest is served, and external interrupts exit to it, whatever IF says."""
+        pin = self.vmcs[f.PIN_BASED_CONTROLS]
+        return self.is_served and bool(pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING)
+
+    @property
+    def acknowledges(self) -> bool:
+        """Whether a VM exit for an interrupt to it acknowledges that."""
+        return bool(self.vmcs[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT)
+
+    @property
+    def alarm(self) -> int | None:
+        """The virtual time at which its preemption timer ends, if that is running."""
+        end = int(self._engine[stops.NESTED_TIMER_END])
+        waits = self.vmcs[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI
+        return None if end >= _FOREVER or waits else end
+
+    # Why things fail.
+
+    def explain_to(self, sink: Callable[[str], None]) -> None:
+        """Tell `sink`, a line each, why its VMX instructions and VM entries fail."""
+        self._sink = sink
+        self._words[vmx.EXPLAINING] = 1
+
+    def explain_latest(self) -> None:
+        """Explain the latest failure, if somebody wants to know and has not been told."""
+        x = self._words
+        if self._sink is None or x[vmx.FAILURES] == self._told:
+            return
+        self._told = x[vmx.FAILURES]
+        valid = x[vmx.CURRENT] != vmx.NONE and x[vmx.ERROR] != 0
+        if x[vmx.ERROR] == vmx.NO_ERROR:
+            words = explain_entry_failure(self.vmcs)
+        else:
+            words = explain_failure(
+                x[vmx.INSTRUCTION], x[vmx.ERROR], self.vmcs, valid=valid, operand=x[vmx.OPERAND]
+            )
+        current = f", current VMCS {hexadecimal(x[vmx.CURRENT])}" if valid else ""
+        self._sink(f"RIP {hexadecimal(x[vmx.FAILED_RIP])}{current}: {words}")

@@ -1,0 +1,209 @@
+"""VMCS settings in TOML, read into plain values and written from them.
+
+```toml
+profile = "vt-x"                       # or "seed", which has the extensions too
+
+[controls]                             # bits by name; a "-" in front turns one off
+pin = ["NMI_EXITING"]
+primary = ["HLT_EXITING", "-RDTSC_EXITING"]
+exceptions = ["PF", "GP"]              # bits of EXCEPTION_BITMAP
+
+[fields]                               # whole fields, after the controls
+PAGE_FAULT_ERROR_CODE_MASK = 0xF
+FAULT_FILTER = "figure-8"              # some values have names
+GUEST_CR3 = "0xFFFF800000000000"       # a string where TOML's integers end
+```
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+from trapgate.decision.fault_filters import FILTERS, ORDERS, SPAN
+from trapgate.errors import FieldValueError, UnknownFieldError, VmcsFileError, suggestion
+from trapgate.sdm.controls import (
+    EntryControl,
+    ExitControl,
+    PinControl,
+    PrimaryControl,
+    SecondaryControl,
+)
+from trapgate.sdm.fields import Field
+from trapgate.sdm.vectors import Vector
+from trapgate.tomlfile import demand_known, parse_toml, read_toml
+
+Profile = Literal["seed", "vt-x"]
+"""What a processor has: all extensions, or only what Intel ships."""
+
+PROFILES: Final[tuple[Profile, ...]] = ("seed", "vt-x")
+
+_TABLES: dict[str, tuple[Field, Mapping[str, int]]] = {
+    "pin": (Field.PIN_BASED_CONTROLS, {bit.name or "": bit.value for bit in PinControl}),
+    "primary": (
+        Field.PRIMARY_PROCESSOR_BASED_CONTROLS,
+        {bit.name or "": bit.value for bit in PrimaryControl},
+    ),
+    "secondary": (
+        Field.SECONDARY_PROCESSOR_BASED_CONTROLS,
+        {bit.name or "": bit.value for bit in SecondaryControl},
+    ),
+    "exit": (Field.VM_EXIT_CONTROLS, {bit.name or "": bit.value for bit in ExitControl}),
+    "entry": (Field.VM_ENTRY_CONTROLS, {bit.name or "": bit.value for bit in EntryControl}),
+    "exceptions": (
+        Field.EXCEPTION_BITMAP,
+        {vector.name: 1 << vector for vector in Vector if vector is not Vector.NMI},
+    ),
+}
+
+_WORDS: dict[Field, Mapping[str, int]] = {
+    Field.FAULT_FILTER: FILTERS,
+    Field.FAULT_FILTER_ORDER: ORDERS,
+}
+"""Fields whose values have names, and these."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a VMCS file asks for.
+
+    `bits` holds for each field the bits to turn on and those to turn off; `fields`
+    whole values, which come after. `profile` is empty if the file names none.
+    """
+
+    profile: str
+    bits: Mapping[Field, tuple[int, int]]
+    fields: Mapping[Field, int]
+    path: str = ""
+
+
+def field_named(name: str, path: str = "") -> Field:
+    """The field called `name`; UnknownFieldError with the nearest name if there is none."""
+    try:
+        return Field[name]
+    except KeyError:
+        raise UnknownFieldError(
+            f"no such VMCS field; {suggestion(name, Field.__members__)}", field=name, path=path
+        ) from None
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in the file `path`.
+
+    Raises:
+        VmcsFileError: it cannot be read, or is no TOML, or not laid out as it should be.
+        UnknownFieldError: a name in it is not known.
+        FieldValueError: a value does not fit.
+    """
+    return parse_settings(read_toml(path, partial(VmcsFileError, path=str(path))), str(path))
+
+
+def parse_settings(text: str, path: str = "") -> Settings:
+    """The settings in TOML `text`; `path` is only for messages. Raises as `read_settings`."""
+    document = parse_toml(text, partial(VmcsFileError, path=path))
+    demand_known(document, ("profile", "controls", "fields"), partial(VmcsFileError, path=path))
+    profile = document.get("profile", "")
+    if profile not in ("", *PROFILES):
+        raise VmcsFileError(
+            f"{profile!r} is no profile; use one of {', '.join(PROFILES)}",
+            field="profile",
+            path=path,
+        )
+    bits = _bits(_table(document, "controls", path), path)
+    fields = _fields(_table(document, "fields", path), path)
+    return Settings(profile, bits, fields, path)
+
+
+def _table(document: Mapping[str, object], key: str, path: str) -> Mapping[str, object]:
+    table = document.get(key, {})
+    if not isinstance(table, dict):
+        raise VmcsFileError(f"must be a table; write [{key}]", field=key, path=path)
+    return table
+
+
+def _bits(table: Mapping[str, object], path: str) -> dict[Field, tuple[int, int]]:
+    result = {}
+    for key, names in table.items():
+        if key not in _TABLES:
+            raise UnknownFieldError(
+                f"no such group of controls; use one of {', '.join(_TABLES)}",
+                field=f"controls.{key}",
+                path=path,
+            )
+        field, known = _TABLES[key]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise VmcsFileError(
+                "must be a list of names in quotes", field=f"controls.{key}", path=path
+            )
+        on = off = 0
+        for name in names:
+            bare = name.removeprefix("-")
+            if bare not in known:
+                raise UnknownFieldError(
+                    f"no control {bare!r}; {suggestion(bare, known)}",
+                    field=f"controls.{key}",
+                    path=path,
+                )
+            if bare == name:
+                on |= known[bare]
+            else:
+                off |= known[bare]
+        if on & off:
+            raise FieldValueError(
+                "a control is both on and off; keep one of the two",
+                field=f"controls.{key}",
+                path=path,
+            )
+        result[field] = (on, off)
+    return result
+
+
+def _fields(table: Mapping[str, object], path: str) -> dict[Field, int]:
+    result = {}
+    for name, raw in table.items():
+        field = field_named(name, path)
+        value: object = raw
+        words = _WORDS.get(field, {})
+        if isinstance(raw, str):
+            try:
+                value = words[raw] if raw in words else int(raw, 0)
+            except ValueError:
+                value = None
+        if isinstance(value, bool) or not isinstance(value, int):
+            problem = "is not an integer; write 123, 0x7B or a string of one"
+            if words:
+                problem = f"is unknown; use one of {', '.join(words)}"
+            raise FieldValueError(f"{raw!r} {problem}", field=name, path=path)
+        if words and value not in words.values():
+            raise FieldValueError(
+                f"{value} has no meaning; use one of {', '.join(words)}", field=name, path=path
+            )
+        if field is Field.PTBASE and value & SPAN:
+            raise FieldValueError(
+                f"{value:#x} is not 4 MB aligned; give the self-mapped tables' linear address",
+                field=name,
+                path=path,
+            )
+        check_width(field, value, path)
+        result[field] = value
+    return result
+
+
+def check_width(field: Field, value: int, path: str = "") -> None:
+    """Raise FieldValueError unless `value` is an unsigned number of the field's width."""
+    if not 0 <= value < 1 << field.width:
+        raise FieldValueError(
+            f"{value:#x} does not fit; give an unsigned number of {field.width} bits",
+            field=field.name,
+            path=path,
+        )
+
+
+def write_settings(profile: str, values: Mapping[Field, int]) -> str:
+    """TOML text of whole fields that `parse_settings` reads back to the same."""
+    lines = [f'profile = "{profile}"', "", "[fields]"]
+    for field, value in values.items():
+        number = f"0x{value:X}"
+        lines.append(f"{field.name} = {number if value < 1 << 63 else repr(number)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,303 @@
+"""The VMCS: named fields over an array of cells, its reset state, and files of it.
+
+The layout and the names are the SDM's ("Virtual-Machine Control Structures"), the
+extensions the seed's. A VMM reads and writes fields as unsigned numbers of the
+field's width; the processor works on `cells`.
+"""
+
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+
+from trapgate.compiler.dialect import Cells
+from trapgate.errors import (
+    ExtensionError,
+    NotImplementedFieldError,
+    ReadOnlyFieldError,
+    UnknownFieldError,
+    VmcsFileError,
+)
+from trapgate.sdm import controls, state
+from trapgate.sdm.cells import ENCODINGS
+from trapgate.sdm.fields import RESERVED_FIELDS, Field
+from trapgate.vmcs.file import (
+    PROFILES,
+    Profile,
+    Settings,
+    check_width,
+    field_named,
+    parse_settings,
+    read_settings,
+    write_settings,
+)
+
+_BY_ENCODING: dict[int, Field] = {int(field): field for field in Field}
+_SEGMENTS = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
+
+
+class Vmcs:
+    """A virtual-machine control structure.
+
+    A new one holds the controls that must be set, a host that VM exits accept, and a
+    guest as after RESET (real mode, CS:IP = F000:FFF0) with the bits that VMX fixes
+    (CR0.NE; CR4.VMXE, hidden from the guest by mask and shadow).
+
+    `vmcs[Field.GUEST_RIP]` and `vmcs["GUEST_RIP"]` are the same; values are unsigned.
+    """
+
+    __slots__ = ("cells", "launched", "profile", "words")
+
+    def __init__(self, profile: Profile = "seed") -> None:
+        """`profile` is "seed" (all extensions) or "vt-x" (only what Intel ships).
+
+        Raises:
+            ExtensionError: there is no such profile.
+        """
+        if profile not in PROFILES:
+            raise ExtensionError(f"{profile!r} is no profile; use one of {', '.join(PROFILES)}")
+        self.profile: Profile = profile
+        self.cells: Cells = np.zeros(len(ENCODINGS), dtype=np.int64)
+        # Python reads a memoryview several times as fast as an array.
+        self.words = memoryview(self.cells.data)
+        self.launched = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Give every field its initial value and make the launch state clear."""
+        self.cells[:] = 0
+        self.launched = False
+        for name, value in _RESET.items():
+            self._put(Field[name], value)
+
+    def __getitem__(self, field: Field | str) -> int:
+        """The field's value, unsigned; UnknownFieldError, ExtensionError."""
+        return self._get(self._known(field))
+
+    def __setitem__(self, field: Field | str, value: int) -> None:
+        """Write a field.
+
+        Raises:
+            UnknownFieldError: no field has that name.
+            FieldValueError: `value` is no unsigned number of the field's width.
+            ReadOnlyFieldError: it is VM-exit information.
+            ExtensionError: it is an extension and the profile is "vt-x".
+            NotImplementedFieldError: it is reserved for what is not carried out.
+        """
+        self._set(self._known(field), value)
+
+    def read(self, encoding: int) -> int:
+        """VMREAD: the field with that encoding (an odd one: the upper half of a 64-bit field)."""
+        field, high = self._encoded(encoding)
+        return self._get(field) >> 32 if high else self._get(field)
+
+    def write(self, encoding: int, value: int) -> None:
+        """VMWRITE to that encoding; raises as item assignment does."""
+        field, high = self._encoded(encoding)
+        if high:
+            value = self._get(field) & 0xFFFFFFFF | value << 32
+        self._set(field, value)
+
+    def _encoded(self, encoding: int) -> tuple[Field, bool]:
+        field = _BY_ENCODING.get(encoding)
+        if field is None and encoding & 1:
+            field = _BY_ENCODING.get(encoding & ~1)
+            if field is not None and field.high != encoding:
+                field = None
+        if field is None:
+            raise UnknownFieldError(
+                "no VMCS field has this encoding; see the SDM's field encodings",
+                field=f"{encoding:04X}H",
+            )
+        return self._known(field), field != encoding
+
+    def _known(self, field: Field | str, path: str = "") -> Field:
+        if not isinstance(field, Field):
+            field = field_named(field, path)
+        if field.extension and self.profile == "vt-x":
+            raise ExtensionError('is an extension; use profile "seed"', field=field.name, path=path)
+        return field
+
+    def _get(self, field: Field) -> int:
+        return int(self.cells[field.cell]) & (1 << field.width) - 1
+
+    def _set(self, field: Field, value: int, path: str = "") -> None:
+        if field.read_only:
+            raise ReadOnlyFieldError(
+                "is VM-exit information, written by the processor; leave it out",
+                field=field.name,
+                path=path,
+            )
+        check_width(field, value, path)
+        if value and field in RESERVED_FIELDS:
+            raise NotImplementedFieldError(
+                "is reserved for x86 VMMs, not carried out by this version; leave it 0",
+                field=field.name,
+                path=path,
+            )
+        self._put(field, value)
+
+    def _put(self, field: Field, value: int) -> None:
+        # Cells are signed: the upper half of 64-bit values is stored as negative numbers.
+        self.cells[field.cell] = value - (1 << 64) if value >> 63 else value
+
+    def __iter__(self) -> Iterator[Field]:
+        """The fields this profile has."""
+        return (field for field in Field if not field.extension or self.profile == "seed")
+
+    def __eq__(self, other: object) -> bool:
+        """Same profile and the same in every field."""
+        if not isinstance(other, Vmcs):
+            return NotImplemented
+        return self.profile == other.profile and bool(np.array_equal(self.cells, other.cells))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """What tells one VMCS from another at a glance."""
+        return (
+            f"<Vmcs {self.profile} rip={self['GUEST_RIP']:#x} cr3={self['GUEST_CR3']:#x} "
+            f"exceptions={self['EXCEPTION_BITMAP']:#x}>"
+        )
+
+    def copy(self) -> Self:
+        """Another VMCS with the same fields, its launch state clear."""
+        twin = type(self)(self.profile)
+        twin.cells[:] = self.cells
+        return twin
+
+    def flat(self, bits: Literal[32, 64], *, user: bool = False) -> None:
+        """Make the guest's segments flat, for protected mode or (`bits` 64) 64-bit mode.
+
+        Code is selector 8 (1BH if `user`), data 10H (23H); base 0, limit 4 GB. Control
+        registers are not touched; the "IA-32e mode guest" entry control follows `bits`.
+        """
+        ring = 3 if user else 0
+        size = state.AR_L if bits == 64 else state.AR_DB
+        for name in _SEGMENTS[:6]:
+            code = name == "CS"
+            self[f"GUEST_{name}_SELECTOR"] = (0x1B if code else 0x23) if user else 16 - 8 * code
+            self[f"GUEST_{name}_BASE"] = 0
+            self[f"GUEST_{name}_LIMIT"] = 0xFFFFFFFF
+            self[f"GUEST_{name}_ACCESS_RIGHTS"] = (
+                state.AR_P
+                | state.AR_S
+                | ring << state.AR_DPL_SHIFT
+                | state.AR_G
+                | (0xB | size if code else 0x3 | state.AR_DB)
+            )
+        entry = self["VM_ENTRY_CONTROLS"] & ~controls.ENTRY_IA32E_MODE_GUEST
+        if bits == 64:
+            entry |= controls.ENTRY_IA32E_MODE_GUEST
+        self["VM_ENTRY_CONTROLS"] = entry
+
+    @classmethod
+    def from_toml(cls, text: str, *, profile: Profile | None = None, path: str = "") -> Self:
+        """A VMCS with initial values and the settings in TOML `text` (see `vmcsfile`).
+
+        `profile` overrides the text's. Raises VmcsError subclasses.
+        """
+        return cls._from_settings(parse_settings(text, path), profile)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, profile: Profile | None = None) -> Self:
+        """The same from a file."""
+        return cls._from_settings(read_settings(Path(path)), profile)
+
+    @classmethod
+    def _from_settings(cls, settings: Settings, profile: Profile | None) -> Self:
+        named: Profile = "vt-x" if settings.profile == "vt-x" else "seed"
+        vmcs = cls(profile or named)
+        vmcs.apply(settings)
+        return vmcs
+
+    def apply(self, settings: Settings) -> None:
+        """Change the fields that `settings` names, and no others; all of them or none.
+
+        Raises:
+            VmcsError: one of the subclasses that item assignment raises; also if the
+                settings are for the profile "seed" and this VMCS is not.
+        """
+        if settings.profile == "seed" and self.profile == "vt-x":
+            raise VmcsFileError(
+                'asks for "seed" but this VMCS is "vt-x"; change one of them',
+                field="profile",
+                path=settings.path,
+            )
+        before = self.cells.copy()
+        try:
+            for field, (on, off) in settings.bits.items():
+                self._set(field, (self._get(field) | on) & ~off, settings.path)
+            for field, value in settings.fields.items():
+                self._set(self._known(field, settings.path), value, settings.path)
+        except Exception:
+            self.cells[:] = before
+            raise
+
+    def to_toml(self) -> str:
+        """TOML of every writable field that is not at its initial value."""
+        initial = type(self)(self.profile)
+        changed = {
+            field: self[field]
+            for field in self
+            if not field.read_only and self[field] != initial[field]
+        }
+        return write_settings(self.profile, changed)
+
+
+def _real_mode_guest() -> Mapping[str, int]:
+    fields = {}
+    for name in _SEGMENTS:
+        fields[f"GUEST_{name}_LIMIT"] = 0xFFFF
+        fields[f"GUEST_{name}_ACCESS_RIGHTS"] = 0x93
+    return fields | {
+        "GUEST_CS_SELECTOR": 0xF000,
+        "GUEST_CS_BASE": 0xFFFF0000,
+        "GUEST_CS_ACCESS_RIGHTS": 0x9B,
+        "GUEST_LDTR_ACCESS_RIGHTS": 0x82,
+        "GUEST_TR_ACCESS_RIGHTS": 0x8B,
+        "GUEST_GDTR_LIMIT": 0xFFFF,
+        "GUEST_IDTR_LIMIT": 0xFFFF,
+        "GUEST_CR0": 0x60000010 | state.CR0_NE,
+        "GUEST_CR4": state.CR4_VMXE,
+        "CR4_GUEST_HOST_MASK": state.CR4_VMXE,
+        "GUEST_DR7": state.DR7_FIXED_1,
+        "GUEST_RIP": 0xFFF0,
+        "GUEST_RFLAGS": state.RFLAGS_FIXED_1,
+        "GUEST_IA32_PAT": 0x0007040600070406,
+    }
+
+
+_RESET: Mapping[str, int] = {
+    **_real_mode_guest(),
+    "VMCS_LINK_POINTER": (1 << 64) - 1,
+    "PIN_BASED_CONTROLS": controls.PIN_ALLOWED_0,
+    "PRIMARY_PROCESSOR_BASED_CONTROLS": (
+        controls.PRIMARY_ALLOWED_0 | controls.PRIMARY_SECONDARY_CONTROLS
+    ),
+    "SECONDARY_PROCESSOR_BASED_CONTROLS": controls.SECONDARY_UNRESTRICTED_GUEST,
+    "VM_EXIT_CONTROLS": (
+        controls.EXIT_ALLOWED_0
+        | controls.EXIT_SAVE_DEBUG_CONTROLS
+        | controls.EXIT_HOST_ADDRESS_SPACE_SIZE
+        | controls.EXIT_SAVE_EFER
+        | controls.EXIT_LOAD_EFER
+    ),
+    "VM_ENTRY_CONTROLS": (
+        controls.ENTRY_ALLOWED_0 | controls.ENTRY_LOAD_DEBUG_CONTROLS | controls.ENTRY_LOAD_EFER
+    ),
+    "HOST_CR0": state.CR0_PG | state.CR0_WP | state.CR0_NE | state.CR0_ET | state.CR0_PE,
+    "HOST_CR4": state.CR4_PAE | state.CR4_VMXE,
+    "HOST_IA32_EFER": state.EFER_LME | state.EFER_LMA | state.EFER_NXE | state.EFER_SCE,
+    "HOST_IA32_PAT": 0x0007040600070406,
+    "HOST_CS_SELECTOR": 0x08,
+    "HOST_SS_SELECTOR": 0x10,
+    "HOST_DS_SELECTOR": 0x10,
+    "HOST_ES_SELECTOR": 0x10,
+    "HOST_FS_SELECTOR": 0x10,
+    "HOST_GS_SELECTOR": 0x10,
+    "HOST_TR_SELECTOR": 0x18,
+}
+"""What a new VMCS holds; everything else is 0."""

@@ -1,0 +1,444 @@
+"""Machines under direct paging: several VMs in one memory, each with its page tables in use (¶70).
+
+A VM has a range of machine memory, and its page tables hold machine addresses. While paging
+is off it sees its memory twice, from 0 on and at its machine addresses, by a directory of the
+VMM's; VMX leaves CR0.PG at 1 all along. When it turns paging on, its own directory is
+validated and used. From then on the VMM takes part in four things: CR3, the bits of CR0 and
+CR4 that paging depends on, and writes to page tables that no fault filter completes.
+
+The guest finds a processor that has 32-bit paging and no other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from trapgate.compiler.dialect import Cells
+from trapgate.decision.faults import Interruption
+from trapgate.errors import TrapgateError
+from trapgate.events.journal import COUNTS, HEAD_COUNTS
+from trapgate.instructions import effects
+from trapgate.instructions.intercepts import GO_ON
+from trapgate.processor.decoded import Operand, PageFaultError
+from trapgate.processor.processor import Processor, Registers, VmExit
+from trapgate.sdm import cells as f
+from trapgate.sdm import controls as ct
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import (
+    CR0_NE,
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_PAE,
+    CR4_PSE,
+    CR4_SMAP,
+    CR4_VMXE,
+    EFER_LME,
+    EFER_NXE,
+)
+from trapgate.vmcs.file import Profile, Settings
+from trapgate.vmm import handlers
+from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
+from trapgate.vmm.direct.frames import VMM, Frames
+from trapgate.vmm.direct.tables import ENTRIES, PS, GuestTables, P, Refusal, W
+from trapgate.vmm.direct.writes import decode_write
+from trapgate.vmm.loaders import GuestImage
+from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from trapgate.trace import TraceWriter
+    from trapgate.vmm.console import Console
+    from trapgate.vmm.handlers import Handler
+
+LARGE_PAGE = 4 << 20
+"""A VM's memory is so many bytes, or a multiple."""
+VMM_MEMORY = 64 << 10
+"""The VMM's own, at the top: a directory a VM, for as long as its paging is off."""
+_PAGE = 4096
+_LOW = 0xFFFF_FFFF
+_PF, _GP = 14, 13
+_WRITE_TO_PRESENT_PAGE = P | W
+"""The error code of a supervisor's write that R/W stopped."""
+_EFER = 0xC000_0080
+_GENERAL_PROTECTION = Inject(Interruption(_GP, InterruptionType.HARDWARE_EXCEPTION, 0))
+_CR0_OWNED = CR0_PG | CR0_WP | CR0_PE | CR0_NE
+_CR4_LACKING = CR4_PAE | CR4_SMAP
+"""Bits that the guest's processor has not. SMAP would have the VMM check more than R/W."""
+_CR4_OWNED = CR4_PSE | CR4_VMXE | _CR4_LACKING
+
+OnRefusal = Literal["fault", "stop"]
+
+
+class DirectPagingError(TrapgateError):
+    """A guest or its memory is not what direct paging can do; the message says what it can."""
+
+
+class Host:
+    """A processor and `memory` bytes for virtual machines, whose frames it keeps apart.
+
+    Machines get their memory in the order in which they are made. `engine` is as for
+    `Processor`, and `trace` gets every event of all of them.
+    """
+
+    def __init__(
+        self, memory: int, *, engine: str = "auto", trace: TraceWriter | None = None
+    ) -> None:
+        if memory <= 0 or memory % LARGE_PAGE:
+            raise DirectPagingError(
+                f"{memory:#x} bytes of memory are no multiple of 4 MiB, which direct paging "
+                f"gives memory in; ask for {-(-max(memory, 1) // LARGE_PAGE) * 4}M"
+            )
+        self.processor = Processor(memory + VMM_MEMORY, engine=engine, journal=JOURNAL)
+        self.words = self.processor.memory.cells.view(np.uint32)
+        self.frames = Frames(len(self.words) // ENTRIES)
+        self.frames.give(VMM, memory // _PAGE, VMM_MEMORY // _PAGE)
+        self.machines: list[DirectMachine] = []
+        self.running: DirectMachine | None = None
+        if trace is not None:
+            self.processor.trace_to(trace.append)
+
+    def place(self, machine: DirectMachine, memory: int) -> int:
+        """Memory for one more machine: the address of the first of its `memory` bytes.
+
+        It is 0 for the first. Others lie above their own size, so that addresses from 0
+        on and machine addresses are not the same (see `DirectMachine`).
+        """
+        if memory % LARGE_PAGE or not memory:
+            raise DirectPagingError(f"{memory:#x} bytes are no multiple of 4 MiB; ask for one")
+        last = self.machines[-1] if self.machines else None
+        base = 0 if last is None else max(last.base + last.memory, memory)
+        if len(self.machines) * _PAGE >= VMM_MEMORY:
+            raise DirectPagingError(f"a host holds {VMM_MEMORY // _PAGE} machines; make another")
+        self.frames.give(len(self.machines) + 1, base // _PAGE, memory // _PAGE)
+        self.machines.append(machine)
+        return base
+
+    def enter(self, machine: DirectMachine) -> None:
+        """Give the processor to `machine`, with its registers."""
+        if self.running is machine:
+            return
+        if self.running is not None:
+            self.running.leave_processor()
+        machine.take_processor()
+        self.running = machine
+
+
+@dataclass
+class DirectCounts:
+    """What the VMM did about page tables: edits carried out, and what it refused."""
+
+    edits: int = 0
+    refused: int = 0
+    last_refusal: str = ""
+
+
+class DirectMachine(VirtualMachine):
+    """A PC under direct paging: `memory` bytes of `host`'s, or of a host of its own.
+
+    `on_refusal` says what becomes of a guest that wants of its page tables what the VMM
+    does not do: it gets the fault ("fault"), #PF for a write and #GP for a control
+    register; or it is stopped ("stop"). Fault filter, order and PTBASE are the VMCS's.
+    The rest is as for `VirtualMachine`.
+
+    Raises DirectPagingError if the memory is no multiple of 4 MiB, FrameError if the host
+    has not so much left.
+    """
+
+    def __init__(
+        self,
+        memory: int = 16 << 20,
+        *,
+        host: Host | None = None,
+        on_refusal: OnRefusal = "fault",
+        engine: str = "auto",
+        handlers: Mapping[ExitReason, Handler] | None = None,
+        console: Console | None = None,
+        trace: TraceWriter | None = None,
+        seed: int = 0,
+        profile: Profile = "seed",
+        explain: Callable[[str], None] | None = None,
+    ) -> None:
+        host = host or Host(memory, engine=engine, trace=trace)
+        base = host.place(self, memory)
+        number = len(host.machines)
+        super().__init__(
+            memory,
+            processor=host.processor,
+            vmm=Vmm({**HANDLERS, **(handlers or {})}),
+            console=console,
+            number=number,
+            seed=seed,
+            profile=profile,
+            explain=explain,
+        )
+        self.host = host
+        self.base, self.memory = base, memory
+        self.on_refusal = on_refusal
+        self.tables = GuestTables(host.words, host.frames, number)
+        self.counts = DirectCounts()
+        self.paging = self.has_paged = False
+        self.cr3 = 0
+        """CR3 as the guest sees it."""
+        self._without_paging = self._map_all(number)
+        self._registers = Registers().cells
+        self._floating = host.processor.engine.save_registers()
+        self._counted: Cells = np.zeros(COUNTS, np.int64)
+        # Until a filter is asked for, every page fault exits: what is not the VMM's is given back.
+        self.vmcs["EXCEPTION_BITMAP"] = 1 << _PF
+
+    def _map_all(self, number: int) -> int:
+        """A directory that shows the VM its memory from 0 on and where it is; its address."""
+        frame = len(self.host.frames) - VMM_MEMORY // _PAGE + number - 1
+        directory = self.host.words[frame * ENTRIES : (frame + 1) * ENTRIES]
+        count = self.memory // LARGE_PAGE
+        first = self.base // LARGE_PAGE
+        entries = self.base + np.arange(count) * LARGE_PAGE | P | W | PS
+        directory[:count] = entries
+        directory[first : first + count] = entries
+        return frame * _PAGE
+
+    # Sharing the processor.
+
+    def take_processor(self) -> None:
+        """Load what no VMCS field holds."""
+        processor = self.processor
+        processor.registers.cells[:] = self._registers
+        processor.engine.restore_registers(self._floating)
+        processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS] = self._counted
+        processor.name_vm(self.number)
+
+    def leave_processor(self) -> None:
+        """Save what no VMCS field holds."""
+        processor = self.processor
+        self._registers = processor.registers.cells.copy()
+        self._floating = processor.engine.save_registers()
+        self._counted = processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS].copy()
+
+    def _event_counts(self, level: int) -> Cells:
+        if level or self.host.running is self:
+            return super()._event_counts(level)
+        return self._counted
+
+    def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
+        self.host.enter(self)
+        super()._turn(end, expires, until)
+
+    # Before the guest runs.
+
+    def load(self, image: GuestImage) -> None:
+        """Put a guest into memory. Raises DirectPagingError if it starts in another mode."""
+        fields = image.fields
+        if image.long_mode or not fields["GUEST_CR0"] & CR0_PE or fields["GUEST_CR0"] & CR0_PG:
+            raise DirectPagingError(
+                f"{image.description}: under direct paging guests start in 32-bit protected mode "
+                "without paging; give a multiboot kernel or a 32-bit ELF"
+            )
+        self.host.enter(self)
+        super().load(image)
+        self._own()
+
+    def apply(self, settings: Settings) -> None:
+        """Change the VMCS as a settings file says; what keeps the guest in stays."""
+        super().apply(settings)
+        self._own()
+
+    def _own(self) -> None:
+        """What the VMM must hold on to."""
+        vmcs = self.vmcs
+        vmcs["CR0_GUEST_HOST_MASK"] |= _CR0_OWNED
+        vmcs["CR4_GUEST_HOST_MASK"] |= _CR4_OWNED
+        vmcs["GUEST_CR0"] |= CR0_PG | CR0_WP | CR0_NE
+        vmcs["CR3_TARGET_COUNT"] = 0
+        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= (
+            ct.PRIMARY_CR3_LOAD_EXITING | ct.PRIMARY_CR3_STORE_EXITING
+        )
+        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] &= ~ct.SECONDARY_UNRESTRICTED_GUEST
+        if not self.paging:
+            vmcs["GUEST_CR3"] = self._without_paging
+            vmcs["GUEST_CR4"] |= CR4_PSE
+
+    # What the guest does.
+
+    def refuse(self, refusal: Refusal, instead: Action) -> Action:
+        """What becomes of a guest that asks for what it may not have."""
+        self.counts.refused += 1
+        self.counts.last_refusal = refusal.reason
+        if self.on_refusal == "stop":
+            rip = self.vmcs["GUEST_RIP"]
+            return Stop(End.REFUSED, f"at RIP {rip:#x} the VMM refused: {refusal.reason}", 1)
+        return instead
+
+    def flush(self) -> None:
+        """Let the processor forget its translations."""
+        self.tables.stale = False
+        self.processor.engine.flush_translations()
+
+    def load_cr3(self, value: int) -> Action:
+        """MOV to CR3."""
+        if self.paging:
+            refusal = self.tables.load_cr3(value)
+            if refusal is not None:
+                return self.refuse(refusal, _GENERAL_PROTECTION)
+            self.vmcs["GUEST_CR3"] = value
+        self.cr3 = value
+        self.flush()
+        return EMULATED
+
+    def write_cr0(self, value: int) -> Action:
+        """MOV to CR0, LMSW."""
+        v = self.vmcs.cells
+        if not value & CR0_PE:
+            reason = "the guest leaves protected mode; direct paging has no other"
+            return Stop(End.REFUSED, reason, 1)
+        if effects.write_cr(v, self.processor.registers.cells, 0, value) != GO_ON:
+            return _GENERAL_PROTECTION
+        paging = bool(value & CR0_PG)
+        if paging and not self.paging:
+            self.tables.slot = v[f.PTBASE] >> 22 if v[f.FAULT_FILTER] else None
+            self.tables.set_large_pages(bool(v[f.CR4_READ_SHADOW] & CR4_PSE))
+            refusal = self.tables.load_cr3(self.cr3)
+            if refusal is not None:
+                self.counts.refused += 1
+                self.counts.last_refusal = refusal.reason
+                reason = f"the page directory at {self.cr3:#x} cannot be used: {refusal.reason}"
+                return Stop(End.REFUSED, reason, 1)
+            v[f.GUEST_CR3] = self.cr3
+            v[f.GUEST_CR4] = v[f.GUEST_CR4] & ~CR4_PSE | v[f.CR4_READ_SHADOW] & CR4_PSE
+        elif self.paging and not paging:
+            self.tables.forget_all()
+            v[f.GUEST_CR3] = self._without_paging
+            v[f.GUEST_CR4] |= CR4_PSE
+        self.paging = paging
+        self.has_paged |= paging
+        v[f.CR0_READ_SHADOW] = value
+        self.flush()
+        return EMULATED
+
+    def write_cr4(self, value: int) -> Action:
+        """MOV to CR4."""
+        v = self.vmcs.cells
+        large = bool(value & CR4_PSE)
+        if value & _CR4_LACKING:
+            return _GENERAL_PROTECTION
+        refusal = self.tables.set_large_pages(large) if self.paging else None
+        if refusal is not None:
+            return self.refuse(refusal, _GENERAL_PROTECTION)
+        if effects.write_cr(v, self.processor.registers.cells, 4, value) != GO_ON:
+            if self.paging:
+                self.tables.set_large_pages(bool(v[f.CR4_READ_SHADOW] & CR4_PSE))
+            return _GENERAL_PROTECTION
+        if self.paging:
+            v[f.GUEST_CR4] = v[f.GUEST_CR4] & ~CR4_PSE | value & CR4_PSE
+        v[f.CR4_READ_SHADOW] = value
+        self.flush()
+        return EMULATED
+
+    def carry_out(self, vmexit: VmExit) -> Action:
+        """A supervisor's write that R/W stopped: an edit of a page table, or the guest's fault."""
+        v = vmexit.vmcs.cells
+        _, frame, _ = self.tables.look_up(vmexit.qualification & _LOW)
+        write_protect = bool(v[f.CR0_READ_SHADOW] & CR0_WP)
+        if write_protect and not self.tables.is_table(frame):
+            return handlers.reflect(vmexit, self)
+        guest = Operand(self.processor, v)
+        try:
+            write = decode_write(guest)
+        except PageFaultError as fault:
+            return _page_fault(self, fault.address, fault.error_code)
+        if write is None:
+            rip = self.vmcs["GUEST_RIP"]
+            refusal = Refusal(f"the instruction at {rip:#x} is none that page tables are edited by")
+            return self.refuse(refusal, handlers.reflect(vmexit, self))
+        outcome = self.tables.store(write.linear, write.data, write_protect=write_protect)
+        if self.tables.stale:
+            self.flush()
+        if isinstance(outcome, Refusal):
+            return self.refuse(outcome, handlers.reflect(vmexit, self))
+        if outcome is not None:
+            return _page_fault(self, outcome.address, outcome.error_code)
+        write.finish(guest)
+        self.counts.edits += 1
+        return RESUME
+
+
+def _page_fault(vm: DirectMachine, address: int, error_code: int) -> Action:
+    vm.processor.registers.cr2 = address
+    return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, error_code))
+
+
+# Handlers.
+
+
+def exception(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """A page fault may be an edit of a page table; all else is the guest's."""
+    assert isinstance(vm, DirectMachine)
+    event = vmexit.interruption
+    if event is None or event.vector != _PF or vmexit.idt_vectoring is not None:
+        return handlers.reflect(vmexit, vm)
+    if not vm.paging:
+        reason = f"the guest, without paging, uses address {vmexit.qualification:#x}, and has none"
+        return Stop(End.REFUSED, reason, 1)
+    if event.error_code == _WRITE_TO_PRESENT_PAGE:
+        return vm.carry_out(vmexit)
+    return handlers.reflect(vmexit, vm)
+
+
+def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """MOV to and from CR3; MOV to CR0 or CR4 that changes a bit of the VMM's; LMSW."""
+    assert isinstance(vm, DirectMachine)
+    qualification = vmexit.qualification
+    number, access = qualification & 0xF, qualification >> 4 & 3
+    value = vm.general(qualification >> 8 & 0xF) & _LOW
+    if access == 3:
+        seen = int(effects.cr0_seen(vmexit.vmcs.cells))
+        return vm.write_cr0(seen & ~0xE | qualification >> 16 & 0xF)
+    if number == 3 and access == 1:
+        vm.set_general(qualification >> 8 & 0xF, vm.cr3)
+        return EMULATED
+    if access == 0 and number in _WRITERS:
+        return _WRITERS[number](vm, value)
+    return handlers.control_register(vmexit, vm)
+
+
+_WRITERS = {
+    0: DirectMachine.write_cr0,
+    3: DirectMachine.load_cr3,
+    4: DirectMachine.write_cr4,
+}
+
+
+def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """WRMSR: no long mode and no execute-disable, which other page tables go with."""
+    registers = vm.processor.registers
+    if registers.rcx & _LOW == _EFER and registers.rax & (EFER_LME | EFER_NXE):
+        return _GENERAL_PROTECTION
+    return handlers.write_msr(vmexit, vm)
+
+
+def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
+    """CPUID, of a processor with 32-bit paging."""
+    leaf = vm.processor.registers.rax & _LOW
+    action = handlers.identify(vmexit, vm)
+    vm.processor.registers.rdx &= ~_HIDDEN_EDX.get(leaf, 0)
+    vm.processor.registers.rbx &= ~_HIDDEN_EBX.get(leaf, 0)
+    return action
+
+
+_HIDDEN_EDX = {1: 1 << 6 | 1 << 9, 0x8000_0001: 1 << 20 | 1 << 29}
+"""Of CPUID's leaves: PAE and the APIC, whose page is no frame; NX, long mode."""
+_HIDDEN_EBX = {7: 1 << 20}
+"""Likewise: SMAP."""
+
+HANDLERS: Mapping[ExitReason, Handler] = {
+    ExitReason.EXCEPTION_OR_NMI: exception,
+    ExitReason.CONTROL_REGISTER_ACCESS: control_register,
+    ExitReason.WRMSR: write_msr,
+    ExitReason.CPUID: identify,
+}
+"""What a VMM does otherwise under direct paging."""

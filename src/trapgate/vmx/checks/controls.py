@@ -1,0 +1,240 @@
+"""The checks of VM entry on controls: VM-instruction error 7 if one fails.
+
+SDM, "Checks on VMX Controls", in its order. `current` tells whose VMCS it is: the
+physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM in Python.
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.decision.decide import check_extension_fields
+from trapgate.paging.memory import MAXPHYADDR
+from trapgate.sdm import checks as ck
+from trapgate.sdm import controls as ct
+from trapgate.sdm.cells import (
+    CR3_TARGET_COUNT,
+    EPT_POINTER,
+    GUEST_CR0,
+    IO_BITMAP_A_ADDRESS,
+    IO_BITMAP_B_ADDRESS,
+    MSR_BITMAP_ADDRESS,
+    PIN_BASED_CONTROLS,
+    PRIMARY_PROCESSOR_BASED_CONTROLS,
+    SECONDARY_PROCESSOR_BASED_CONTROLS,
+    VIRTUAL_PROCESSOR_IDENTIFIER,
+    VM_ENTRY_CONTROLS,
+    VM_ENTRY_EXCEPTION_ERROR_CODE,
+    VM_ENTRY_INSTRUCTION_LENGTH,
+    VM_ENTRY_INTERRUPTION_INFORMATION,
+    VM_ENTRY_MSR_LOAD_ADDRESS,
+    VM_ENTRY_MSR_LOAD_COUNT,
+    VM_EXIT_CONTROLS,
+    VM_EXIT_MSR_LOAD_ADDRESS,
+    VM_EXIT_MSR_LOAD_COUNT,
+    VM_EXIT_MSR_STORE_ADDRESS,
+    VM_EXIT_MSR_STORE_COUNT,
+)
+from trapgate.sdm.interruption import (
+    INFO_DELIVER_ERROR_CODE,
+    INFO_ENTRY_RESERVED,
+    INFO_TYPE_MASK,
+    INFO_TYPE_SHIFT,
+    INFO_VALID,
+    INFO_VECTOR_MASK,
+    TYPE_HARDWARE_EXCEPTION,
+    TYPE_NMI,
+    TYPE_OTHER_EVENT,
+    TYPE_RESERVED,
+    TYPE_SOFTWARE_EXCEPTION,
+    TYPE_SOFTWARE_INTERRUPT,
+)
+from trapgate.sdm.state import CR0_PE
+from trapgate.sdm.vectors import CP, ERROR_CODE_VECTORS, NMI
+
+_CODE_AT_ENTRY = ERROR_CODE_VECTORS & ~(1 << CP)
+# Without CET, #CP is a vector like any other reserved one.
+
+
+@core
+def check_controls(v: Cells, current: int, secondary_may: int) -> int:
+    """Check the control fields of VMCS `v`: 0, or the number of the first check that failed.
+
+    `secondary_may` are the secondary processor-based controls that may be 1.
+    """
+    check = _check_execution_controls(v, current, secondary_may)
+    if check == 0:
+        check = _check_exit_controls(v, current)
+    if check == 0:
+        check = _check_entry_controls(v, current)
+    if check == 0:
+        check = check_extension_fields(v)
+    return check
+
+
+@core
+def within(value: int, must: int, may: int) -> bool:
+    """Whether a control has the bits that must be 1, and none that may not."""
+    return value & must == must and value & ~may == 0
+
+
+@core
+def page_address(address: int) -> bool:
+    """Whether a physical address is a page's, and within the physical-address width."""
+    return address & 0xFFF == 0 and address >> MAXPHYADDR == 0
+
+
+@core
+def unrestricted_guest(v: Cells) -> bool:
+    """Whether the guest may run without paging or in real-address mode."""
+    return bool(
+        v[PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS != 0
+        and v[SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_UNRESTRICTED_GUEST != 0
+    )
+
+
+@core
+def ept_pointer(v: Cells) -> int:
+    """The EPT pointer that VMCS `v` asks for: 0 without "enable EPT"."""
+    if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS == 0:
+        return 0
+    if v[SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_EPT == 0:
+        return 0
+    return int(v[EPT_POINTER])
+
+
+@core
+def check_ept_pointer(pointer: int) -> int:
+    """Check an EPT pointer: 0, or the number of the first check that failed."""
+    if pointer & 7 not in (0, 6):
+        return ck.EPT_MEMORY_TYPE
+    if (pointer >> 3) & 7 != 3:
+        return ck.EPT_WALK_LENGTH
+    if pointer & 0xF80 or pointer >> MAXPHYADDR != 0:
+        return ck.EPT_RESERVED
+    return 0
+
+
+@core
+def _check_execution_controls(v: Cells, current: int, secondary_may: int) -> int:
+    """SDM, "VM-Execution Control Fields" (of the checks)."""
+    pin = v[PIN_BASED_CONTROLS]
+    primary = v[PRIMARY_PROCESSOR_BASED_CONTROLS]
+    # Without "activate secondary controls" they are not looked at, and count as 0.
+    secondary = 0
+    if primary & ct.PRIMARY_SECONDARY_CONTROLS:
+        secondary = v[SECONDARY_PROCESSOR_BASED_CONTROLS]
+    if not within(pin, ct.PIN_ALLOWED_0, ct.PIN_ALLOWED_1):
+        return ck.PIN_CONTROLS
+    if not within(primary, ct.PRIMARY_ALLOWED_0, ct.PRIMARY_ALLOWED_1):
+        return ck.PRIMARY_CONTROLS
+    if not within(secondary, ct.SECONDARY_ALLOWED_0, secondary_may):
+        return ck.SECONDARY_CONTROLS
+    if v[CR3_TARGET_COUNT] > 4:
+        return ck.CR3_TARGETS
+    if primary & ct.PRIMARY_USE_IO_BITMAPS:
+        if not page_address(v[IO_BITMAP_A_ADDRESS]):
+            return ck.IO_BITMAP_A
+        if not page_address(v[IO_BITMAP_B_ADDRESS]):
+            return ck.IO_BITMAP_B
+    if primary & ct.PRIMARY_USE_MSR_BITMAPS and not page_address(v[MSR_BITMAP_ADDRESS]):
+        return ck.MSR_BITMAP
+    if pin & ct.PIN_VIRTUAL_NMIS and pin & ct.PIN_NMI_EXITING == 0:
+        return ck.VIRTUAL_NMIS
+    if primary & ct.PRIMARY_NMI_WINDOW_EXITING and pin & ct.PIN_VIRTUAL_NMIS == 0:
+        return ck.NMI_WINDOW
+    if secondary & ct.SECONDARY_VPID and v[VIRTUAL_PROCESSOR_IDENTIFIER] == 0:
+        return ck.VPID_ZERO
+    if secondary & ct.SECONDARY_EPT:
+        return check_ept_pointer(v[EPT_POINTER])
+    # To a VMM in Python "unrestricted guest" needs no EPT: guest-physical memory is the VM's own.
+    if secondary & ct.SECONDARY_UNRESTRICTED_GUEST and current >= 0:
+        return ck.UNRESTRICTED_WITHOUT_EPT
+    return 0
+
+
+@core
+def _check_exit_controls(v: Cells, current: int) -> int:
+    """SDM, "VM-Exit Control Fields" (of the checks)."""
+    controls = v[VM_EXIT_CONTROLS]
+    if not within(controls, ct.EXIT_ALLOWED_0, ct.EXIT_ALLOWED_1):
+        return ck.EXIT_CONTROLS
+    timer = v[PIN_BASED_CONTROLS] & ct.PIN_PREEMPTION_TIMER
+    if controls & ct.EXIT_SAVE_PREEMPTION_TIMER and timer == 0:
+        return ck.SAVE_TIMER
+    stored = v[VM_EXIT_MSR_STORE_COUNT]
+    loaded = v[VM_EXIT_MSR_LOAD_COUNT]
+    if current < 0 and stored != 0:
+        return ck.EXIT_STORE_COUNT
+    if current < 0 and loaded != 0:
+        return ck.EXIT_LOAD_COUNT
+    if not _area_begins_well(v[VM_EXIT_MSR_STORE_ADDRESS], stored):
+        return ck.EXIT_STORE_ADDRESS
+    if not _area_ends_well(v[VM_EXIT_MSR_STORE_ADDRESS], stored):
+        return ck.EXIT_STORE_END
+    if not _area_begins_well(v[VM_EXIT_MSR_LOAD_ADDRESS], loaded):
+        return ck.EXIT_LOAD_ADDRESS
+    if not _area_ends_well(v[VM_EXIT_MSR_LOAD_ADDRESS], loaded):
+        return ck.EXIT_LOAD_END
+    return 0
+
+
+@core
+def _area_begins_well(address: int, count: int) -> bool:
+    return count == 0 or (address & 0xF == 0 and address >> MAXPHYADDR == 0)
+
+
+@core
+def _area_ends_well(address: int, count: int) -> bool:
+    """Whether the last byte is within the physical-address width; the address itself is."""
+    return count == 0 or (address + count * 16 - 1) >> MAXPHYADDR == 0
+
+
+@core
+def _check_entry_controls(v: Cells, current: int) -> int:
+    """SDM, "VM-Entry Control Fields" (of the checks)."""
+    if not within(v[VM_ENTRY_CONTROLS], ct.ENTRY_ALLOWED_0, ct.ENTRY_ALLOWED_1):
+        return ck.ENTRY_CONTROLS
+    check = _check_injection(v, current)
+    if check != 0:
+        return check
+    loaded = v[VM_ENTRY_MSR_LOAD_COUNT]
+    if current < 0 and loaded != 0:
+        return ck.ENTRY_LOAD_COUNT
+    if not _area_begins_well(v[VM_ENTRY_MSR_LOAD_ADDRESS], loaded):
+        return ck.ENTRY_LOAD_ADDRESS
+    if not _area_ends_well(v[VM_ENTRY_MSR_LOAD_ADDRESS], loaded):
+        return ck.ENTRY_LOAD_END
+    return 0
+
+
+@core
+def _check_injection(v: Cells, current: int) -> int:
+    """Whether the three event-injection fields are consistent."""
+    info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
+    if info & INFO_VALID == 0:
+        return 0
+    vector = info & INFO_VECTOR_MASK
+    kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
+    # A pending MTF exit goes with the control of that name; a VMM in Python may inject one.
+    without_mtf = current >= 0 and ct.PRIMARY_ALLOWED_1 & ct.PRIMARY_MONITOR_TRAP_FLAG == 0
+    if kind == TYPE_RESERVED or (kind == TYPE_OTHER_EVENT and without_mtf):
+        return ck.INJECTED_TYPE
+    if (
+        (kind == TYPE_NMI and vector != NMI)
+        or (kind == TYPE_HARDWARE_EXCEPTION and vector > 31)
+        or (kind == TYPE_OTHER_EVENT and vector != 0)
+    ):
+        return ck.INJECTED_VECTOR
+    wants_code = (
+        kind == TYPE_HARDWARE_EXCEPTION
+        and (_CODE_AT_ENTRY >> vector) & 1 != 0
+        and (not unrestricted_guest(v) or v[GUEST_CR0] & CR0_PE != 0)
+    )
+    if wants_code != (info & INFO_DELIVER_ERROR_CODE != 0):
+        return ck.INJECTED_DELIVER_CODE
+    if info & INFO_ENTRY_RESERVED:
+        return ck.INJECTED_RESERVED
+    if wants_code and v[VM_ENTRY_EXCEPTION_ERROR_CODE] >> 16 != 0:
+        return ck.INJECTED_ERROR_CODE
+    length = v[VM_ENTRY_INSTRUCTION_LENGTH]
+    if TYPE_SOFTWARE_INTERRUPT <= kind <= TYPE_SOFTWARE_EXCEPTION and not 1 <= length <= 15:
+        return ck.INJECTED_LENGTH
+    return 0

@@ -1,0 +1,224 @@
+"""VM entry: the checks, the injected event, and what happens before the first instruction.
+
+SDM, "VM Entries"; the second seed throughout. The guest-state area is the guest's
+state, so there is nothing to load; what remains is the order of things.
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.events.delivery import raise_event
+from trapgate.events.exits import vm_exit
+from trapgate.sdm.cells import (
+    EPT_POINTER_IN_FORCE,
+    FAILED_CHECK,
+    GUEST_ACTIVITY_STATE,
+    GUEST_IA32_EFER,
+    GUEST_INTERRUPTIBILITY_STATE,
+    GUEST_PENDING_DEBUG_EXCEPTIONS,
+    GUEST_RFLAGS,
+    PIN_BASED_CONTROLS,
+    PRIMARY_PROCESSOR_BASED_CONTROLS,
+    VM_ENTRY_CONTROLS,
+    VM_ENTRY_EXCEPTION_ERROR_CODE,
+    VM_ENTRY_INSTRUCTION_LENGTH,
+    VM_ENTRY_INTERRUPTION_INFORMATION,
+    VM_INSTRUCTION_ERROR,
+    VMX_PREEMPTION_TIMER_VALUE,
+)
+from trapgate.sdm.controls import (
+    ENTRY_IA32E_MODE_GUEST,
+    ENTRY_LOAD_EFER,
+    PIN_PREEMPTION_TIMER,
+    PRIMARY_INTERRUPT_WINDOW_EXITING,
+    PRIMARY_MONITOR_TRAP_FLAG,
+    PRIMARY_NMI_WINDOW_EXITING,
+    SECONDARY_ALLOWED_1,
+)
+from trapgate.sdm.interruption import (
+    INFO_DELIVER_ERROR_CODE,
+    INFO_TYPE_MASK,
+    INFO_TYPE_SHIFT,
+    INFO_VALID,
+    INFO_VECTOR_MASK,
+    TYPE_HARDWARE_EXCEPTION,
+    TYPE_OTHER_EVENT,
+    TYPE_PRIVILEGED_SOFTWARE_EXCEPTION,
+    TYPE_SOFTWARE_INTERRUPT,
+)
+from trapgate.sdm.reasons import (
+    ERROR_ENTRY_CONTROL_FIELDS,
+    REASON_ENTRY_FAILURE,
+    REASON_ENTRY_FAILURE_GUEST_STATE,
+    REASON_INTERRUPT_WINDOW,
+    REASON_MONITOR_TRAP_FLAG,
+    REASON_NMI_WINDOW,
+    REASON_PREEMPTION_TIMER,
+)
+from trapgate.sdm.registers import CR2
+from trapgate.sdm.state import (
+    ACTIVITY_ACTIVE,
+    ACTIVITY_HLT,
+    ACTIVITY_SHUTDOWN,
+    ACTIVITY_WAIT_FOR_SIPI,
+    BLOCKING_BY_MOV_SS,
+    BLOCKING_BY_NMI,
+    BLOCKING_BY_STI,
+    EFER_LMA,
+    EFER_LME,
+    PENDING_BS,
+    PENDING_ENABLED_BREAKPOINT,
+    RFLAGS_IF,
+)
+from trapgate.sdm.vectors import DB, PF
+from trapgate.vmx.checks.controls import check_controls, ept_pointer
+from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
+
+RUNS = 0
+EXITED = 1
+FAILED = 2
+
+_DR6_BITS = 0xF | PENDING_BS
+
+
+@core
+def enter(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+    """Enter the guest of VMCS `v`.
+
+    Returns RUNS (the guest is about to run, or waits in its activity state), EXITED (a
+    VM exit is recorded, perhaps an entry failure with bit 31 of EXIT_REASON set) or
+    FAILED (VMfailValid; VM_INSTRUCTION_ERROR says why). If a check failed, FAILED_CHECK
+    has its number (`sdm.checks`). Nothing else has changed then.
+    """
+    check = check_controls(v, -1, SECONDARY_ALLOWED_1)
+    if check != 0:
+        v[VM_INSTRUCTION_ERROR] = ERROR_ENTRY_CONTROL_FIELDS
+        v[FAILED_CHECK] = check
+        return FAILED
+    put_ept_in_force(v)
+    check = check_guest_state(v, mem, -1)
+    if check != 0:
+        reason = REASON_ENTRY_FAILURE | REASON_ENTRY_FAILURE_GUEST_STATE
+        vm_exit(v, reason, qualification_of(check), 0)
+        v[FAILED_CHECK] = check
+        return EXITED
+    set_long_mode(v)
+    return begin(v, r, mem, rows, head)
+
+
+@core
+def put_ept_in_force(v: Cells) -> None:
+    """From now on the guest's physical addresses are those that the controls make them."""
+    v[EPT_POINTER_IN_FORCE] = ept_pointer(v)
+
+
+@core
+def set_long_mode(v: Cells) -> None:
+    """Without "load IA32_EFER" its LMA and LME follow "IA-32e mode guest"."""
+    if v[VM_ENTRY_CONTROLS] & ENTRY_LOAD_EFER == 0:
+        mode = 0
+        if v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST:
+            mode = EFER_LMA | EFER_LME
+        v[GUEST_IA32_EFER] = (v[GUEST_IA32_EFER] & ~(EFER_LMA | EFER_LME)) | mode
+
+
+@core
+def begin(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+    """What follows once the guest's state is loaded: RUNS, or EXITED before it could run."""
+    info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
+    kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
+    blocked_by_mov_ss = v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS != 0
+    if info & INFO_VALID:
+        if kind == TYPE_OTHER_EVENT:
+            # The only such event is a pending monitor-trap-flag exit.
+            vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
+            return EXITED
+        if inject(v, r, mem, rows, head) != 0:
+            return EXITED
+        survives = blocked_by_mov_ss and kind in (
+            TYPE_SOFTWARE_INTERRUPT,
+            TYPE_PRIVILEGED_SOFTWARE_EXCEPTION,
+        )
+        if not survives:
+            v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+        if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG:
+            vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
+            return EXITED
+    if take_pending_debug(v, r, mem, rows, head) != 0:
+        return EXITED
+    return exit_before_instruction(v)
+
+
+@core
+def inject(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+    """Deliver the event in the VM-entry interruption-information field; 1 if that exits.
+
+    SDM, "Vectored-Event Injection". No event can be blocked by STI or MOV SS
+    afterwards, whether or not its delivery succeeds.
+    """
+    info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
+    vector = info & INFO_VECTOR_MASK
+    kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
+    error_code = -1
+    if info & INFO_DELIVER_ERROR_CODE:
+        error_code = v[VM_ENTRY_EXCEPTION_ERROR_CODE]
+    address = 0
+    if kind == TYPE_HARDWARE_EXCEPTION and vector == PF:
+        # Where the VMM has said, in CR2, that the page fault was; for the journal only.
+        address = r[CR2]
+    v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~(
+        BLOCKING_BY_STI | BLOCKING_BY_MOV_SS
+    )
+    v[VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~INFO_VALID
+    length = v[VM_ENTRY_INSTRUCTION_LENGTH]
+    return raise_event(v, r, mem, rows, head, vector, kind, error_code, address, length, 1)
+
+
+@core
+def take_pending_debug(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+    """Raise the debug exception that is pending after VM entry, if any; 1 if that exits.
+
+    SDM, "Delivery of Pending Debug Exceptions after VM Entry". While blocked by MOV SS
+    it stays in the field, for the end of the next instruction.
+    """
+    pending = v[GUEST_PENDING_DEBUG_EXCEPTIONS]
+    if pending == 0 or v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS:
+        return 0
+    v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+    if v[GUEST_ACTIVITY_STATE] in (ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI):
+        return 0
+    if pending & (PENDING_BS | PENDING_ENABLED_BREAKPOINT) == 0:
+        return 0
+    return raise_event(
+        v, r, mem, rows, head, DB, TYPE_HARDWARE_EXCEPTION, -1, pending & _DR6_BITS, 0, 0
+    )
+
+
+@core
+def exit_before_instruction(v: Cells) -> int:
+    """The exits that fall due before an instruction: preemption timer, NMI and interrupt window.
+
+    SDM, "VM-Execution Control Fields" and "Other Causes of VM Exits". Returns EXITED or
+    RUNS; whoever opens a window later (STI, IRET) asks again.
+    """
+    activity = v[GUEST_ACTIVITY_STATE]
+    if activity == ACTIVITY_WAIT_FOR_SIPI:
+        return RUNS
+    if v[PIN_BASED_CONTROLS] & PIN_PREEMPTION_TIMER and v[VMX_PREEMPTION_TIMER_VALUE] == 0:
+        vm_exit(v, REASON_PREEMPTION_TIMER, 0, 0)
+        return EXITED
+    blocking = v[GUEST_INTERRUPTIBILITY_STATE]
+    primary = v[PRIMARY_PROCESSOR_BASED_CONTROLS]
+    if (
+        primary & PRIMARY_NMI_WINDOW_EXITING
+        and blocking & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS | BLOCKING_BY_STI) == 0
+    ):
+        vm_exit(v, REASON_NMI_WINDOW, 0, 0)
+        return EXITED
+    if (
+        primary & PRIMARY_INTERRUPT_WINDOW_EXITING
+        and activity in (ACTIVITY_ACTIVE, ACTIVITY_HLT)
+        and v[GUEST_RFLAGS] & RFLAGS_IF
+        and blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0
+    ):
+        vm_exit(v, REASON_INTERRUPT_WINDOW, 0, 0)
+        return EXITED
+    return RUNS
