@@ -1,1 +1,95 @@
-"""Trapgate: a virtual-machine environment with control over every fault."""
+"""Trapgate: a virtual-machine environment with control over every fault.
+
+What stands here is the public interface; everything else may move. Each name is imported
+when it is first used, so `import trapgate` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trapgate.decision.decide import Decision, Disposition, decide
+    from trapgate.decision.fault_filters import FILTERS
+    from trapgate.decision.faults import FaultInformation, Interruption
+    from trapgate.errors import TrapgateError
+    from trapgate.processor.processor import Processor, VmExit
+    from trapgate.replay.policy import Policy
+    from trapgate.sdm.interruption import InterruptionType
+    from trapgate.sdm.reasons import ExitReason
+    from trapgate.trace import Trace, TraceWriter
+    from trapgate.vmcs.vmcs import Vmcs
+    from trapgate.vmm.actions import End, Stop
+    from trapgate.vmm.direct.machine import DirectMachine, Host
+    from trapgate.vmm.handlers import reflect
+    from trapgate.vmm.loaders import load_guest, parse_guest
+    from trapgate.vmm.machine import VirtualMachine, Vmm
+    from trapgate.vmm.scheduler import run_all
+
+__all__ = [
+    "FILTERS",
+    "Decision",
+    "DirectMachine",
+    "Disposition",
+    "End",
+    "ExitReason",
+    "FaultInformation",
+    "Host",
+    "Interruption",
+    "InterruptionType",
+    "Policy",
+    "Processor",
+    "Stop",
+    "Trace",
+    "TraceWriter",
+    "TrapgateError",
+    "VirtualMachine",
+    "VmExit",
+    "Vmcs",
+    "Vmm",
+    "decide",
+    "load_guest",
+    "parse_guest",
+    "reflect",
+    "run_all",
+]
+
+_HOMES = {
+    "Decision": "decision.decide",
+    "Disposition": "decision.decide",
+    "decide": "decision.decide",
+    "FILTERS": "decision.fault_filters",
+    "FaultInformation": "decision.faults",
+    "Interruption": "decision.faults",
+    "TrapgateError": "errors",
+    "Processor": "processor.processor",
+    "VmExit": "processor.processor",
+    "Policy": "replay.policy",
+    "InterruptionType": "sdm.interruption",
+    "ExitReason": "sdm.reasons",
+    "Trace": "trace.reader",
+    "TraceWriter": "trace.writer",
+    "Vmcs": "vmcs.vmcs",
+    "End": "vmm.actions",
+    "Stop": "vmm.actions",
+    "DirectMachine": "vmm.direct.machine",
+    "Host": "vmm.direct.machine",
+    "reflect": "vmm.handlers",
+    "load_guest": "vmm.loaders",
+    "parse_guest": "vmm.loaders",
+    "VirtualMachine": "vmm.machine",
+    "Vmm": "vmm.machine",
+    "run_all": "vmm.scheduler",
+}
+"""Which module each name comes from."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
