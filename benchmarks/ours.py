@@ -20,6 +20,7 @@ from trapgate.vmm.actions import EMULATED, Action, End
 from trapgate.vmm.console import Console
 from trapgate.vmm.loaders import load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.platform import Platform
 
 MEMORY = 8 << 20
 """RAM of the machines that run loops, in bytes; Linux gets what QEMU gives it."""
@@ -93,7 +94,7 @@ def seconds_of_machine(loop: Loop, engine: str) -> float:
     return seconds
 
 
-def _hypercall(_exit: VmExit, _vm: VirtualMachine) -> Action:
+def _hypercall(_exit: VmExit, _vm: Platform) -> Action:
     return EMULATED
 
 

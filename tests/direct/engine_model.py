@@ -15,7 +15,7 @@ from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct.frames import FrameType
 from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, Host
-from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.platform import Platform
 
 _FILTERS = dict(zip(NAMES, FILTERS.values(), strict=True))
 CODE = 3 << 22
@@ -26,7 +26,7 @@ _USER_CODE, _USER_DATA = 0xC0FB, 0xC0F3
 _KERNEL_CODE, _KERNEL_DATA = 0xC09B, 0xC093
 
 
-def done(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def done(vmexit: VmExit, vm: Platform) -> Action:
     return Stop(End.ASKED, "done")
 
 

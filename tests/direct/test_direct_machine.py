@@ -19,7 +19,7 @@ from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct.frames import FrameError, FrameType
 from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, DirectPagingError, Host
 from trapgate.vmm.loaders import GuestImageError, parse_guest
-from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.platform import Platform
 
 MEMORY = 16 << 20
 
@@ -147,7 +147,7 @@ VMCALL = b"\x0f\x01\xc1"
 KERNEL = 0x8001_0031
 
 
-def stop(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def stop(vmexit: VmExit, vm: Platform) -> Action:
     return Stop(End.ASKED, "VMCALL")
 
 

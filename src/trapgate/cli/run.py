@@ -26,7 +26,8 @@ from trapgate.cli.terminal import (
 
 if TYPE_CHECKING:
     from trapgate.sdm.reasons import ExitReason
-    from trapgate.vmm.machine import Faults, Summary, VirtualMachine
+    from trapgate.vmm.machine import VirtualMachine
+    from trapgate.vmm.summary import Faults, Summary
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -318,7 +319,7 @@ def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
     from trapgate.decision.decide import Disposition
     from trapgate.decision.self_map import self_mapped
     from trapgate.engine import machine as stops
-    from trapgate.processor.processor import signed
+    from trapgate.processor.logical import signed
     from trapgate.vmm.direct.machine import DirectMachine
 
     vmcs = vm.vmcs

@@ -21,7 +21,8 @@ from trapgate.trace import TraceWriter
 from trapgate.vmm.actions import End, Stop
 from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.loaders import parse_guest
-from trapgate.vmm.machine import Summary, VirtualMachine
+from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.summary import Summary
 
 MEMORY = 16 << 20
 """RAM of the demonstration's machine, in bytes."""

@@ -15,7 +15,8 @@ from trapgate import guests
 from trapgate.vmm.actions import End, Stop
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.loaders.image import GuestImage
-from trapgate.vmm.machine import Summary, VirtualMachine
+from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.summary import Summary
 
 MEMORY = 32 << 20
 """RAM of the demonstration's machine, in bytes; the x86 VMM keeps some to itself."""

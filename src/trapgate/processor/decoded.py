@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
@@ -20,11 +19,9 @@ from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch as taskswitch
 from trapgate.instructions.effects import in_64_bit_mode, load_machine_status, read_cr
 from trapgate.paging.memory import load8, store8
+from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
-
-if TYPE_CHECKING:
-    from trapgate.processor.processor import Processor
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SEGMENTS = {
@@ -68,7 +65,7 @@ class PageFaultError(Exception):
 class Operand:
     """The guest as an instruction's operands see it."""
 
-    def __init__(self, processor: Processor, v: Cells) -> None:
+    def __init__(self, processor: LogicalProcessor, v: Cells) -> None:
         self.v = v
         self.r = processor.registers.cells
         self.mem = processor.memory.cells
@@ -222,7 +219,7 @@ def _address_size(instruction: iced.Instruction, bits: int) -> int:
     )
 
 
-def assist(processor: Processor, v: Cells) -> bool:
+def assist(processor: LogicalProcessor, v: Cells) -> bool:
     """Carry out the instruction at RIP, or raise what it raises; whether that was a VM exit."""
     guest = Operand(processor, v)
     instruction = guest.decode()
@@ -248,7 +245,7 @@ def assist(processor: Processor, v: Cells) -> bool:
     return processor.raise_fault(6, -1)
 
 
-def _carry_out(processor: Processor, guest: Operand, instruction: iced.Instruction) -> int:
+def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.Instruction) -> int:
     v = guest.v
     mnemonic = instruction.mnemonic
     length = instruction.len
@@ -292,7 +289,7 @@ def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> taskswitch.F
     return taskswitch.transfer(v, mem, selector, source, length)
 
 
-def _string_io(processor: Processor, guest: Operand, instruction: iced.Instruction) -> int:
+def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.Instruction) -> int:
     """One iteration of INS or OUTS; with REP, RIP stays until RCX is 0."""
     v = guest.v
     size = _WIDTH[instruction.mnemonic]

@@ -11,34 +11,22 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
 from trapgate.engine.device_pages import Load, Store
-from trapgate.engine.unicorn_engine import UnicornEngine as Engine
-from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import (
-    HEAD_CAPACITY,
-    HEAD_CURRENT,
     HEAD_GENERATION,
-    HEAD_LENGTH,
     HEAD_SEQUENCE,
-    HEAD_TIME,
     HEAD_VM,
-    ROW_WIDTH,
 )
 from trapgate.instructions.intercepts import GO_ON, window_exit
-from trapgate.processor import decoded as instructions
-from trapgate.processor import stepping as checked
-from trapgate.processor import table_writes as tablewrite
-from trapgate.processor.x86_vmm import X86Vmm
+from trapgate.processor import decoded, stepping, table_writes
+from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
-from trapgate.sdm import registers, vmx
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
@@ -92,67 +80,7 @@ class VmFail:
     explanation: str = field(default="", compare=False)
 
 
-class Memory:
-    """Physical memory: `size` bytes from address 0; addresses outside do not exist."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._bytes = memoryview(engine.memory.view(np.uint8).data)
-        self.cells: Cells = engine.memory
-        self.size = len(self._bytes)
-
-    def read(self, address: int, count: int) -> bytes:
-        """`count` bytes at `address`. Raises TrapgateError outside memory."""
-        self._demand(address, count)
-        return bytes(self._bytes[address : address + count])
-
-    def write(self, address: int, data: bytes) -> None:
-        """Store `data` at `address`. Raises TrapgateError outside memory."""
-        self._demand(address, len(data))
-        self._bytes[address : address + len(data)] = data
-        self._engine.forget_code(address, len(data))
-
-    def _demand(self, address: int, count: int) -> None:
-        if address < 0 or count < 0 or address + count > self.size:
-            raise TrapgateError(
-                f"physical memory has {self.size:#x} bytes, no {count:#x} at {address:#x}; "
-                "give the processor more memory"
-            )
-
-
-class Registers:
-    """The registers that no VMCS field holds, by name: rax..r15 but rsp, cr2, dr0..dr3, dr6, ..."""
-
-    __slots__ = ("cells",)
-    cells: Cells
-
-    def __init__(self) -> None:
-        object.__setattr__(self, "cells", np.zeros(len(registers.NAMES), np.int64))
-        self.cells[registers.DR6] = 0xFFFF0FF0
-
-    def __getattr__(self, name: str) -> int:
-        index = _REGISTERS.get(name)
-        if index is None:
-            raise AttributeError(f"no register {name}; RSP, RIP and RFLAGS are VMCS fields")
-        return int(self.cells[index]) & 0xFFFF_FFFF_FFFF_FFFF
-
-    def __setattr__(self, name: str, value: int) -> None:
-        index = _REGISTERS.get(name)
-        if index is None:
-            raise AttributeError(f"no register {name}; RSP, RIP and RFLAGS are VMCS fields")
-        self.cells[index] = signed(value)
-
-
-_REGISTERS = {name.lower(): n for n, name in enumerate(registers.NAMES) if name != "RSP"}
-
-
-def signed(value: int) -> int:
-    """A 64-bit number as the cells keep it: two's complement."""
-    value &= 0xFFFF_FFFF_FFFF_FFFF
-    return value - (1 << 64) if value >> 63 else value
-
-
-class Processor:
+class Processor(LogicalProcessor):
     """A logical processor in VMX root operation, under a VMM written in Python.
 
     `memory` is in bytes, `engine` is "native", "portable" or "auto" (native where its
@@ -164,19 +92,7 @@ class Processor:
     """
 
     def __init__(self, memory: int, *, engine: str = "auto", journal: int = 4096) -> None:
-        self.engine = open_engine(memory, engine)
-        self.memory = Memory(self.engine)
-        self.registers = Registers()
-        self.rows: Cells = np.zeros((max(journal, 1), ROW_WIDTH), np.int64)
-        self.head: Cells = np.zeros(HEAD_LENGTH, np.int64)
-        self.head[HEAD_CAPACITY] = journal
-        # Plain integers, and quicker to reach from Python than the arrays.
-        self._words = memoryview(self.engine.cells.data)
-        self._head = memoryview(self.head.data)
-        self.x86_vmm = X86Vmm(self.engine)
-        """The VMM that the guest may be itself."""
-        self.head[HEAD_CURRENT] = vmx.NONE
-        self._vmcs: Vmcs | None = None
+        super().__init__(memory, engine=engine, journal=journal)
         self._numbers: dict[int, int] = {}
         self._interrupt: int | None = None
         self._nmi = False
@@ -190,30 +106,6 @@ class Processor:
         self._checked = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
-
-    @property
-    def time(self) -> int:
-        """The virtual clock: instructions executed so far."""
-        return self._words[stops.TIME]
-
-    @property
-    def in_force(self) -> Cells:
-        """The VMCS in force: VMCS 0 or, while its guest runs, that of an x86 VMM."""
-        c = self._words
-        if c[stops.V] != c[stops.HOST]:
-            return self.x86_vmm.vmcs
-        assert self._vmcs is not None
-        return self._vmcs.cells
-
-    def lend(self) -> Cells:
-        """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
-        if self._words[stops.V] != self._words[stops.HOST]:
-            self.engine.lend()
-        return self.in_force
-
-    def take_back(self) -> None:
-        """Undo `lend`: nobody but the x86 VMM had business with its guest."""
-        self.engine.take_back()
 
     @property
     def vmcs(self) -> Vmcs | None:
@@ -426,11 +318,11 @@ class Processor:
         v = self.in_force
         stop = c[stops.STOP]
         if stop == stops.ASSIST:
-            exited = instructions.assist(self, v)
+            exited = decoded.assist(self, v)
         elif stop == stops.CHECKED:
-            exited = checked.step(self, v) or self._out_of_time(v)
+            exited = self._checked_instruction(v) or self._out_of_time(v)
         elif stop == stops.TABLE_WRITE:
-            exited = tablewrite.step(self, v)
+            exited = self._settled(table_writes.step(self, v))
         elif stop == stops.TIMER:
             vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
             exited = True
@@ -447,6 +339,16 @@ class Processor:
             self.engine.explain_break()
             exited = False
         return exited
+
+    def _checked_instruction(self, v: Cells) -> bool:
+        if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
+            stepping.look_for_ports(self, v)
+            return False
+        return self._settled(stepping.step(self, v)) or stepping.monitor_trap(self, v)
+
+    def _settled(self, outcome: Outcome) -> bool:
+        """Whether an instruction's end was a VM exit of the VMCS in force."""
+        return self.deal() if outcome is Outcome.STOPPED else outcome is Outcome.EXITED
 
     def _out_of_time(self, v: Cells) -> bool:
         """Whether `expires` has come, which then looks like the preemption timer's end."""
@@ -524,14 +426,6 @@ class Processor:
         if exited:
             v[f.GUEST_ACTIVITY_STATE] = halted
         return exited
-
-    def raise_fault(self, vector: int, error_code: int, address: int = 0) -> bool:
-        """Arbitrate a hardware exception of the guest's; whether it caused a VM exit."""
-        return self._raise(vector, 3, error_code, address)
-
-    def _raise(self, vector: int, kind: int, error_code: int = -1, address: int = 0) -> bool:
-        self.head[HEAD_TIME] = self.time
-        return self.engine.raise_event(vector, kind, error_code, address) != 0
 
     def _waits_for_vmm(self) -> bool:
         """Whether VMCS 0 asks for exits on HLT: its VMM knows what can wake the guest."""

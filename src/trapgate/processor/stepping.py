@@ -10,7 +10,7 @@ traps that follow it are raised. That lasts as long as the state asks for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import iced_x86 as iced
 from iced_x86 import CodeSize, MemorySize, Mnemonic, OpAccess, OpKind, Register
@@ -21,6 +21,7 @@ from trapgate.engine.core_calls import compiled_walk
 from trapgate.events.exits import vm_exit
 from trapgate.instructions import intercepts as ix
 from trapgate.processor.decoded import Operand
+from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.reasons import ExitReason
@@ -33,9 +34,6 @@ from trapgate.sdm.state import (
     RFLAGS_AC,
     RFLAGS_RF,
 )
-
-if TYPE_CHECKING:
-    from trapgate.processor.processor import Processor
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SS = 2
@@ -95,33 +93,30 @@ class Access(NamedTuple):
     write: bool
 
 
-def step(processor: Processor, v: Cells) -> bool:
-    """Execute the instruction at RIP, or raise what it raises; whether that was a VM exit."""
-    if processor.engine.cells[stops.STOP_CODE] == stops.CHECK_BLOCK:
-        _look_for_ports(processor, Operand(processor, v))
-        return False
-    exited = _step(processor, v)
+def monitor_trap(processor: LogicalProcessor, v: Cells) -> bool:
+    """The exit that the monitor trap flag asks for behind an instruction, if it does."""
     # Another VMCS is in force if the instruction exited to an x86 VMM.
-    if not exited and _is_trapped(v) and v is processor.in_force:
-        vm_exit(v, ExitReason.MONITOR_TRAP_FLAG, 0, 0)
-        return True
-    return exited
+    if not _is_trapped(v) or v is not processor.in_force:
+        return False
+    vm_exit(v, ExitReason.MONITOR_TRAP_FLAG, 0, 0)
+    return True
 
 
 def _is_trapped(v: Cells) -> bool:
     return bool(v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG)
 
 
-def _step(processor: Processor, v: Cells) -> bool:
+def step(processor: LogicalProcessor, v: Cells) -> Outcome:
+    """Execute the instruction at RIP, or raise what it raises."""
     engine = processor.engine
     guest = Operand(processor, v)
     instruction = guest.decode()
     if engine.cells[stops.STOP_CODE] != stops.CHECK_NEXT:
-        return _non_canonical(processor, guest, instruction)
+        return Outcome(_non_canonical(processor, guest, instruction))
     if not engine.cells[stops.NATIVE]:
         causes = _breakpoints(processor, guest)
         if causes:
-            return processor.raise_fault(1, -1, causes)
+            return Outcome(processor.raise_fault(1, -1, causes))
         if instruction.mnemonic in _PORTS:
             start = _linear_rip(guest)
             engine.watch_port(start, start, instruction.len)
@@ -132,7 +127,7 @@ def _step(processor: Processor, v: Cells) -> bool:
         mapped = all(_is_mapped(guest, access) for access in accesses)
         fault = 17 if mapped else -1
     if fault >= 0:
-        return processor.raise_fault(fault, 0)
+        return Outcome(processor.raise_fault(fault, 0))
     unmasked = ~engine.mxcsr & _MASKS
     if unmasked:
         engine.take_sse_flags()
@@ -146,21 +141,22 @@ def _step(processor: Processor, v: Cells) -> bool:
             engine.restore_registers(before[2])
             engine.mxcsr |= flags & _BEFORE if raised & _BEFORE else flags
             if v[f.GUEST_CR4] & CR4_OSXMMEXCPT:
-                return processor.raise_fault(19, -1)
-            return processor.raise_fault(6, -1)
+                return Outcome(processor.raise_fault(19, -1))
+            return Outcome(processor.raise_fault(6, -1))
         engine.mxcsr |= flags
     if engine.cells[stops.STOP] == stops.EXITED:
-        return True
+        return Outcome.EXITED
     if engine.cells[stops.STOP] != stops.STEPPED:
-        return processor.deal()
+        return Outcome.STOPPED
     if not done:
-        return False
-    return trap(processor, v, instruction, accesses)
+        return Outcome.GO_ON
+    return Outcome(trap(processor, v, instruction, accesses))
 
 
-def _look_for_ports(processor: Processor, guest: Operand) -> None:
+def look_for_ports(processor: LogicalProcessor, v: Cells) -> None:
     """Let the portable engine stop before each input or output of a new block."""
     engine = processor.engine
+    guest = Operand(processor, v)
     start, size = (int(engine.cells[n]) for n in (stops.NEW_BLOCK, stops.NEW_BLOCK_SIZE))
     engine.cells[stops.NEW_BLOCK_SIZE] = 0
     code = guest.code(start, size)
@@ -172,7 +168,7 @@ def _look_for_ports(processor: Processor, guest: Operand) -> None:
 
 
 def trap(
-    processor: Processor, v: Cells, instruction: iced.Instruction, accesses: list[Access]
+    processor: LogicalProcessor, v: Cells, instruction: iced.Instruction, accesses: list[Access]
 ) -> bool:
     """Raise the debug exceptions that follow an instruction; whether that was a VM exit."""
     causes = int(processor.engine.cells[stops.STEP_CAUSES])
@@ -201,7 +197,7 @@ def _linear_rip(guest: Operand) -> int:
     return guest.wrap(int(guest.v[f.GUEST_RIP]) + base)
 
 
-def _breakpoints(processor: Processor, guest: Operand) -> int:
+def _breakpoints(processor: LogicalProcessor, guest: Operand) -> int:
     """The breakpoints on execution at RIP, as bits of DR6; none while RF is set."""
     v = guest.v
     if v[f.GUEST_RFLAGS] & RFLAGS_RF:
@@ -216,7 +212,7 @@ def _breakpoints(processor: Processor, guest: Operand) -> int:
     return causes
 
 
-def _is_watched(processor: Processor, v: Cells, number: int, accesses: list[Access]) -> bool:
+def _is_watched(processor: LogicalProcessor, v: Cells, number: int, accesses: list[Access]) -> bool:
     """Whether an access meets that data breakpoint (SDM, "Debug Control Register (DR7)")."""
     dr7 = int(v[f.GUEST_DR7])
     kind = dr7 >> (16 + 4 * number) & 3
@@ -280,7 +276,10 @@ def _bit_string_offset(guest: Operand, instruction: iced.Instruction, size: int)
 
 
 def _segment_fault(
-    processor: Processor, guest: Operand, instruction: iced.Instruction, accesses: list[Access]
+    processor: LogicalProcessor,
+    guest: Operand,
+    instruction: iced.Instruction,
+    accesses: list[Access],
 ) -> int:
     """The vector of a violation of a segment's limit or type (12 or 13), or -1."""
     v = guest.v
@@ -314,7 +313,7 @@ def _is_allowed(v: Cells, access: Access) -> bool:
     return end <= limit
 
 
-def _lose_patience(processor: Processor, shape: int) -> None:
+def _lose_patience(processor: LogicalProcessor, shape: int) -> None:
     """Trust segments that a guest uses all the time, or it would crawl for ever."""
     cells = processor.engine.cells
     spent = processor.engine.patience.get(shape, 0) + 1
@@ -350,7 +349,9 @@ def _is_mapped(guest: Operand, access: Access) -> bool:
     return True
 
 
-def _non_canonical(processor: Processor, guest: Operand, instruction: iced.Instruction) -> bool:
+def _non_canonical(
+    processor: LogicalProcessor, guest: Operand, instruction: iced.Instruction
+) -> bool:
     """A non-canonical address: #SS(0) if the stack segment was used, else #GP(0)."""
     stack = any(
         access.segment == _SS and not _is_canonical(access.linear)

@@ -10,7 +10,7 @@ as they were, and the page fault is raised. Nobody looks in between.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import iced_x86 as iced
 from iced_x86 import FlowControl, Mnemonic, Register
@@ -31,16 +31,14 @@ from trapgate.events.journal import (
 )
 from trapgate.paging.memory import load8, store8
 from trapgate.paging.walk import READ, WRITE
-from trapgate.processor import stepping as checked
+from trapgate.processor import stepping
 from trapgate.processor.decoded import Operand
+from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
 from trapgate.sdm.pagefault import PFEC_U
 from trapgate.sdm.state import CR0_WP, CR4_PAE
 from trapgate.sdm.vectors import AC, PF
-
-if TYPE_CHECKING:
-    from trapgate.processor.processor import Processor
 
 _PAGE = 0x1000
 _WRITABLE = 2
@@ -72,7 +70,7 @@ class Part(NamedTuple):
 class Snapshot:
     """Guest state and the memory that an instruction may change, to be put back."""
 
-    def __init__(self, processor: Processor, v: Cells) -> None:
+    def __init__(self, processor: LogicalProcessor, v: Cells) -> None:
         engine = processor.engine
         self.v = v.copy()
         self.r = processor.registers.cells.copy()
@@ -86,7 +84,7 @@ class Snapshot:
         if physical + size <= self._memory.size:
             self._kept.append((physical, self._memory.read(physical, size)))
 
-    def put_back(self, processor: Processor, v: Cells) -> None:
+    def put_back(self, processor: LogicalProcessor, v: Cells) -> None:
         """As if the instruction had not been tried."""
         v[:] = self.v
         processor.registers.cells[:] = self.r
@@ -98,13 +96,13 @@ class Snapshot:
                 self._memory.write(physical, data)
 
 
-def step(processor: Processor, v: Cells) -> bool:
+def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     """Complete the write to page tables at RIP, or raise its page fault; was that a VM exit?"""
     cells = processor.engine.cells
     code, address = int(cells[stops.STOP_INFO]) & 0xFFFF, int(cells[stops.FAULT_ADDRESS])
     guest = Operand(processor, v)
     instruction = guest.decode()
-    accesses = list(checked.accesses_of(guest, instruction))
+    accesses = list(stepping.accesses_of(guest, instruction))
     width = entry_size(int(v[f.GUEST_CR4]))
     before = Snapshot(processor, v)
     ways = {page: list(_way(guest, page)) for page in _pages(guest, accesses)}
@@ -120,14 +118,14 @@ def step(processor: Processor, v: Cells) -> bool:
     grants = {at for part in ours for at in ways[part.linear & -_PAGE]} if code & PFEC_U else set()
     if not ours or grants & old.keys():
         before.put_back(processor, v)
-        return processor.raise_fault(PF, code, address)
-    if checked.is_misaligned(guest, accesses):
+        return Outcome(processor.raise_fault(PF, code, address))
+    if stepping.is_misaligned(guest, accesses):
         before.put_back(processor, v)
-        return processor.raise_fault(AC, 0)
+        return Outcome(processor.raise_fault(AC, 0))
     if not _execute(processor, v, grants, width):
         if cells[stops.STOP] == stops.EXITED:
-            return True
-        return cells[stops.STOP] != stops.STEPPED and processor.deal()
+            return Outcome.EXITED
+        return Outcome.GO_ON if cells[stops.STOP] == stops.STEPPED else Outcome.STOPPED
 
     new = {at: entry_of(guest.mem, at, width) for at in old}
     fault_filter, cr4 = int(v[f.FAULT_FILTER]), int(v[f.GUEST_CR4])
@@ -145,17 +143,17 @@ def step(processor: Processor, v: Cells) -> bool:
     head[HEAD_HAS_DATA], head[HEAD_DATA], head[HEAD_OLD_VALUE] = 1, new[shown], old[shown]
     if disposition != COMPLETE:
         before.put_back(processor, v)
-        return processor.raise_fault(PF, code, address)
+        return Outcome(processor.raise_fault(PF, code, address))
     head[HEAD_TIME] = before.time
     how = (PF, TYPE_HARDWARE_EXCEPTION, code, address, COMPLETE, reason, 0, 0)
     record(before.v, processor.rows, head, *how)
     if head[HEAD_SEQUENCE] >= cells[stops.JOURNAL_LIMIT]:
         cells[stops.ATTENTION] |= stops.AT_ONCE
         cells[stops.DEADLINE] = 0
-    return checked.trap(processor, v, instruction, accesses)
+    return Outcome(stepping.trap(processor, v, instruction, accesses))
 
 
-def _execute(processor: Processor, v: Cells, grants: set[int], width: int) -> bool:
+def _execute(processor: LogicalProcessor, v: Cells, grants: set[int], width: int) -> bool:
     """Execute the instruction with the tables writable; False if an event came instead.
 
     A supervisor needs no R/W while CR0.WP is 0. User mode does, in the entries at `grants`.
@@ -192,7 +190,7 @@ def _writes_more(instruction: iced.Instruction) -> bool:
     )
 
 
-def _pages(guest: Operand, accesses: list[checked.Access]) -> Iterator[int]:
+def _pages(guest: Operand, accesses: list[stepping.Access]) -> Iterator[int]:
     """The linear addresses of the pages accessed."""
     for access in accesses:
         for start in range(access.linear & -_PAGE, access.linear + access.size, _PAGE):
@@ -204,7 +202,7 @@ def _signed(linear: int) -> int:
     return linear - (linear >> 63 << 64)
 
 
-def _parts(guest: Operand, accesses: list[checked.Access], user: int) -> list[Part]:
+def _parts(guest: Operand, accesses: list[stepping.Access], user: int) -> list[Part]:
     """The accesses, page by page; none if one of them faults for another reason than R/W."""
     v = guest.v
     mode = 1 if user else 0

@@ -7,13 +7,13 @@ with; `Vmm` takes others, by exit reason.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from trapgate.decision.faults import Interruption
 from trapgate.events.exits import save_ia32e_mode
 from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
-from trapgate.processor.processor import VmExit, signed
+from trapgate.processor.logical import signed
+from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
@@ -22,11 +22,9 @@ from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmcs.explain import explain_abort
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.identity import APIC, MSRS, WRITABLE_MSRS, cpuid
+from trapgate.vmm.platform import Platform
 
-if TYPE_CHECKING:
-    from trapgate.vmm.machine import VirtualMachine
-
-Handler = Callable[[VmExit, "VirtualMachine"], Action]
+Handler = Callable[[VmExit, Platform], Action]
 
 _LOW = 0xFFFF_FFFF
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -47,7 +45,7 @@ _REGISTERS = (
 )
 
 
-def reflect(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def reflect(vmexit: VmExit, vm: Platform) -> Action:
     """Give the guest the event that is its own: what a filter would have saved (¶4).
 
     An exception met while another was being delivered is combined with it first (SDM,
@@ -78,7 +76,7 @@ def _escalates(first: int, second: int) -> bool:
     return bool(CONTRIBUTORY_VECTORS >> first & 1 and contributory)
 
 
-def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def identify(vmexit: VmExit, vm: Platform) -> Action:
     """CPUID."""
     registers = vm.processor.registers
     leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
@@ -89,7 +87,7 @@ def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED
 
 
-def port(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def port(vmexit: VmExit, vm: Platform) -> Action:
     """IN, OUT, INS, OUTS: the devices' business."""
     qualification = vmexit.qualification
     size = _SIZES[qualification & 7]
@@ -108,7 +106,7 @@ def port(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return vm.after_device() or EMULATED
 
 
-def halt(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def halt(vmexit: VmExit, vm: Platform) -> Action:
     """HLT: virtual time jumps to the next thing that could wake the guest."""
     vm.advance(vmexit)
     if vmexit.vmcs["GUEST_PENDING_DEBUG_EXCEPTIONS"]:
@@ -116,7 +114,7 @@ def halt(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return vm.idle()
 
 
-def read_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def read_msr(vmexit: VmExit, vm: Platform) -> Action:
     """RDMSR."""
     registers = vm.processor.registers
     index = registers.rcx & _LOW
@@ -137,7 +135,7 @@ def read_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED
 
 
-def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def write_msr(vmexit: VmExit, vm: Platform) -> Action:
     """WRMSR."""
     registers = vm.processor.registers
     index = registers.rcx & _LOW
@@ -155,7 +153,7 @@ def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
 
 
-def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def control_register(vmexit: VmExit, vm: Platform) -> Action:
     """MOV to CR0 or CR4 that changes a bit of the host's: the shadow takes what the guest wrote."""
     qualification = vmexit.qualification
     number = qualification & 0xF
@@ -197,7 +195,7 @@ def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED
 
 
-def debug_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def debug_register(vmexit: VmExit, vm: Platform) -> Action:
     """MOV DR."""
     qualification = vmexit.qualification
     v = vmexit.vmcs.cells
@@ -214,7 +212,7 @@ def debug_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
 
 
-def time_stamp(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def time_stamp(vmexit: VmExit, vm: Platform) -> Action:
     """RDTSC and RDTSCP."""
     registers = vm.processor.registers
     now = int(effects.time_stamp(vmexit.vmcs.cells, vm.processor.time)) & _MASK
@@ -224,33 +222,33 @@ def time_stamp(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return EMULATED
 
 
-def undefined(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def undefined(vmexit: VmExit, vm: Platform) -> Action:
     """Instructions that the guest is not told of (MONITOR; under another VMM VMX): #UD."""
     return _INVALID_OPCODE
 
 
-def nothing(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def nothing(vmexit: VmExit, vm: Platform) -> Action:
     """An instruction without effect here (PAUSE, WBINVD, INVD)."""
     return EMULATED
 
 
-def flush(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def flush(vmexit: VmExit, vm: Platform) -> Action:
     """INVLPG."""
     vm.processor.engine.flush_translations()
     return EMULATED
 
 
-def initialise(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def initialise(vmexit: VmExit, vm: Platform) -> Action:
     """INIT, which only the guest itself can have sent: it starts the machine anew."""
     return Stop(End.RESET, "the guest reset the machine (INIT through the local APIC)")
 
 
-def again(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def again(vmexit: VmExit, vm: Platform) -> Action:
     """An exit that only gives the VMM a turn (windows, timer, external interrupt)."""
     return RESUME
 
 
-def triple_fault(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def triple_fault(vmexit: VmExit, vm: Platform) -> Action:
     """The guest is beyond help: the machine stops, and says how it came to this."""
     abort = vm.processor.x86_vmm.abort
     if abort:
@@ -259,7 +257,7 @@ def triple_fault(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return Stop(End.TRIPLE_FAULT, f"triple fault: {chain}" if chain else "triple fault", 1)
 
 
-def task_switch(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def task_switch(vmexit: VmExit, vm: Platform) -> Action:
     """Hardware task switching is refused, in words."""
     source = ("CALL", "IRET", "JMP", "a task gate")[vmexit.qualification >> 30 & 3]
     selector = vmexit.qualification & 0xFFFF
@@ -271,12 +269,12 @@ def task_switch(vmexit: VmExit, vm: VirtualMachine) -> Action:
     )
 
 
-def entry_failure(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def entry_failure(vmexit: VmExit, vm: Platform) -> Action:
     """The guest's state was refused at VM entry."""
     return Stop(End.ENTRY_FAILED, vmexit.explanation, 1)
 
 
-def unhandled(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def unhandled(vmexit: VmExit, vm: Platform) -> Action:
     """No handler: the machine stops."""
     return Stop(
         End.UNHANDLED,

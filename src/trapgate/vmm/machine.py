@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import Disposition
-from trapgate.decision.faults import Interruption
 from trapgate.events.journal import (
     COUNTS,
     HEAD_COUNTS,
-    ROW_ADDRESS,
-    ROW_DEPTH,
-    ROW_ERROR_CODE,
-    ROW_RIP,
-    ROW_VECTOR,
 )
-from trapgate.instructions import effects
-from trapgate.processor.processor import Processor, VmExit, VmFail, signed
+from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
-from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.state import PENDING_BS
 from trapgate.sdm.vectors import ROWS, Occurrence
 from trapgate.trace import TraceWriter
 from trapgate.vmcs.file import Profile, Settings
@@ -47,11 +38,10 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
-from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
-from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
-from trapgate.vmm.loaders.layout import memory_map
+from trapgate.vmm.platform import Platform
+from trapgate.vmm.summary import Faults, NestedSummary, Summary
 
 _IF = 1 << 9
 _NE = 1 << 5
@@ -78,49 +68,9 @@ class Vmm:
     def __init__(self, handlers: Mapping[ExitReason, Handler] | None = None) -> None:
         self.handlers: dict[ExitReason, Handler] = {**HANDLERS, **(handlers or {})}
 
-    def handle(self, vmexit: VmExit, vm: VirtualMachine) -> Action:
+    def handle(self, vmexit: VmExit, vm: Platform) -> Action:
         """What to do about `vmexit`."""
         return self.handlers.get(vmexit.reason, unhandled)(vmexit, vm)
-
-
-Faults = Mapping[int, Mapping[Disposition, int]]
-"""Counts of faults by vector and disposition."""
-
-
-@dataclass(frozen=True)
-class NestedSummary:
-    """What an x86 VMM and its guest did: VM entries, its guest's faults, VM exits to it."""
-
-    entries: int
-    faults: Faults
-    exits: Mapping[ExitReason, int]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run did: counts by vector and disposition, and by exit reason.
-
-    `instructions` is virtual time, `seconds` the host's. `injected` counts, by vector,
-    the deliveries that the VMM asked for at VM entry. `nested` is there if the guest
-    was a VMM itself; its guest's faults are counted there only.
-    """
-
-    instructions: int
-    seconds: float
-    faults: Faults
-    injected: Mapping[int, int]
-    exits: Mapping[ExitReason, int]
-    stop: Stop | None = None
-    nested: NestedSummary | None = None
-
-    def count(self, disposition: Disposition, vector: int | None = None) -> int:
-        """How many faults (of `vector`, if given) went that way."""
-        chosen = self.faults if vector is None else {vector: self.faults.get(vector, {})}
-        return sum(counts.get(disposition, 0) for counts in chosen.values())
-
-    def delivered_directly(self, vector: int) -> int:
-        """How many events of `vector` reached the guest without the VMM's doing."""
-        return self.count(Disposition.DELIVER, vector) - self.injected.get(vector, 0)
 
 
 @dataclass
@@ -130,31 +80,7 @@ class _Tally:
     injected: Counter[int] = field(default_factory=Counter)
 
 
-class _Wiring:
-    """The processor, as the devices see it."""
-
-    def __init__(self, processor: Processor) -> None:
-        self.nmi = processor.nmi
-        self.init = processor.init
-        self._processor = processor
-        self._registers = processor.registers.cells
-
-    def wait(self, microseconds: int) -> None:
-        """Let virtual time pass while the processor stands."""
-        count = microseconds * INSTRUCTIONS_PER_MICROSECOND
-        self._processor.skip_to(self._processor.time + count)
-
-    @property
-    def cr8(self) -> int:
-        """CR8, 4 bits."""
-        return int(self._registers[registers.CR8])
-
-    @cr8.setter
-    def cr8(self, value: int) -> None:
-        self._registers[registers.CR8] = value
-
-
-class VirtualMachine:
+class VirtualMachine(Platform):
     """A PC with one virtual processor, ready for `load` and `run`.
 
     `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
@@ -181,7 +107,12 @@ class VirtualMachine:
         profile: Profile = "seed",
         explain: Callable[[str], None] | None = None,
     ) -> None:
-        self.processor = processor or Processor(memory, engine=engine, journal=JOURNAL)
+        super().__init__(
+            memory,
+            processor=processor or Processor(memory, engine=engine, journal=JOURNAL),
+            vmcs=Vmcs(profile),
+            console=console,
+        )
         self.processor.name_vm(number)
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
@@ -191,19 +122,9 @@ class VirtualMachine:
             self.processor.x86_vmm.explain_to(explain)
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
-        self.console = console
-        self.output = bytearray()
-        self.devices = Pc(
-            memory, self._emit, processor=_Wiring(self.processor), ranges=memory_map(memory)
-        )
-        self.processor.connect(self._load, self._store, self.devices.pages)
-        self.vmcs = Vmcs(profile)
         self.stopped: Stop | None = None
-        self.base = 0
-        """Where in the processor's memory the guest's address 0 lies."""
         self._tally = _Tally()
         self._next_poll = 0
-        self._device_due = 0
         if trace is not None:
             self.processor.trace_to(trace.append)
         self._set_controls(seed)
@@ -251,155 +172,6 @@ class VirtualMachine:
         vmcs.apply(settings)
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
         vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
-
-    # What handlers use.
-
-    def general(self, number: int) -> int:
-        """The general register of that encoding, unsigned."""
-        if number == 4:
-            return self.vmcs["GUEST_RSP"]
-        return int(self.processor.registers.cells[number]) & 0xFFFF_FFFF_FFFF_FFFF
-
-    def set_general(self, number: int, value: int) -> None:
-        """Write the general register of that encoding; as wide as the mode makes it."""
-        if not self.vmcs["GUEST_CS_ACCESS_RIGHTS"] & 1 << 13:
-            value &= 0xFFFF_FFFF
-        if number == 4:
-            self.vmcs["GUEST_RSP"] = value & 0xFFFF_FFFF_FFFF_FFFF
-        else:
-            self.processor.registers.cells[number] = signed(value)
-
-    def advance(self, vmexit: VmExit) -> None:
-        """Move RIP past the instruction that exited."""
-        v = self.vmcs.words
-        rip = v[f.GUEST_RIP] + vmexit.instruction_length
-        rights = v[f.GUEST_CS_ACCESS_RIGHTS]
-        if not (rights & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10):
-            rip &= 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
-        v[f.GUEST_RIP] = rip
-        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
-        if v[f.GUEST_RFLAGS] & _TF:
-            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
-        v[f.GUEST_RFLAGS] &= ~_RF
-        if self.processor.x86_vmm.wants_trap:
-            v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
-
-    def after_device(self) -> Stop | None:
-        """A device was used: the end of the machine, if it or the console asked for it."""
-        self._device_due = 0
-        event = self.devices.bus.event
-        if event is not None:
-            if event.kind is MachineEventKind.DEBUG_EXIT:
-                guest = event.status >> 1
-                return Stop(End.DEBUG_EXIT, f"the guest left with {guest}", 0 if guest == 0 else 1)
-            if event.kind is MachineEventKind.POWER_OFF:
-                return Stop(End.POWER_OFF, f"the guest turned the machine off ({event.source})")
-            return Stop(End.RESET, f"the guest reset the machine ({event.source})")
-        console = self.console
-        if console is not None:
-            if console.found:
-                return Stop(End.UNTIL, "the expression appeared")
-            if console.left:
-                return Stop(End.LEFT, "left the console")
-        return None
-
-    def write_apic_msr(self, index: int, value: int) -> bool:
-        """WRMSR to one of the local APIC's; False if it raises #GP."""
-        now = self.processor.time
-        tsc = int(effects.time_stamp(self.vmcs.cells, now)) & 0xFFFF_FFFF_FFFF_FFFF
-        self._device_due = 0
-        written = self.devices.apic.write_msr(index, value, tsc, now)
-        if index == MSR_APIC_BASE:
-            self.processor.place_devices(self.devices.pages)
-        return written
-
-    def _load(self, address: int, size: int) -> int:
-        """The guest loads from a device's page; it goes on as it was."""
-        return self.devices.load(address, size, self.processor.time)
-
-    def _store(self, address: int, size: int, value: int) -> None:
-        """The guest stores to a device's page; the VMM wants a turn to see what comes of it."""
-        self.devices.store(address, size, value, self.processor.time)
-        self._device_due = 0
-        self.processor.preempt()
-
-    def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
-        """One iteration of INS or OUTS; the exit says where its memory operand is."""
-        from trapgate.processor.decoded import Operand
-
-        v = self.vmcs.cells
-        guest = Operand(self.processor, v)
-        instruction = guest.decode()
-        linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
-        now = self.processor.time
-        fault = guest.string_step(
-            instruction,
-            linear,
-            (lambda: self.devices.read(port, size, now)) if is_in else None,
-            lambda value: self.devices.write(port, size, value, now),
-        )
-        if fault is not None:
-            error_code, address = fault
-            self.processor.registers.cells[16] = address
-            return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
-        return self.after_device() or Resume()
-
-    def idle(self) -> Action:
-        """The guest waits: let virtual time jump to what could wake it."""
-        devices, processor = self.devices, self.processor
-        awake = self._takes_interrupts(self.vmcs.words)
-        alarm = processor.x86_vmm.alarm
-        while True:
-            now = processor.time
-            devices.advance(now)
-            if processor.nmi_pending or (awake and devices.pending()):
-                return Resume()
-            stop = self.after_device()
-            if stop is not None:
-                return stop
-            if alarm is not None and now >= alarm:
-                return Resume()
-            deadline = devices.next_deadline(now) if awake else None
-            if alarm is not None and (deadline is None or alarm < deadline):
-                deadline = alarm
-            console = self.console
-            interactive = console is not None and console.interactive
-            if deadline is None and not (awake and interactive):
-                why = "for good: no device will wake it" if awake else "with interrupts disabled"
-                return Stop(End.HALTED, f"the guest halted {why}")
-            if interactive:
-                assert console is not None
-                seconds = 1.0 if deadline is None else (deadline - now) / devices.bus.clock.hertz
-                keys = console.wait(min(seconds, 1.0))
-                if keys:
-                    devices.uart.receive(keys)
-                    devices.advance(now)
-                    if devices.pending():
-                        return Resume()
-            if deadline is not None:
-                processor.skip_to(deadline)
-
-    def fault_chain(self) -> Iterator[str]:
-        """The last chain of nested faults, the first first: RIP, error code and CR2 of each."""
-        rows = []
-        for row in self.processor.last_events():
-            rows.append(row)
-            if row[ROW_DEPTH] == 0:
-                break
-        doubled = False
-        for depth, row in enumerate(reversed(rows)):
-            vector = int(row[ROW_VECTOR])
-            name = f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"
-            what = "third fault" if doubled else "nested fault" if depth else "fault"
-            if vector == 8 and depth:
-                what, doubled = "double fault", True
-            code = int(row[ROW_ERROR_CODE])
-            text = f"{what} {name} at RIP {int(row[ROW_RIP]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
-            if code >= 0:
-                text += f", error code {code:#x}"
-            if vector == 14:
-                text += f", CR2 {int(row[ROW_ADDRESS]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
-            yield text
 
     def type(self, text: bytes) -> None:
         """Let `text` come in at the serial port, as fast as the guest takes it."""
@@ -477,9 +249,6 @@ class VirtualMachine:
         self._tally.exits[outcome.reason] += 1
         self._carry_out(outcome, self.vmm.handle(outcome, self))
 
-    def _takes_interrupts(self, v: memoryview[int]) -> bool:
-        return bool(v[f.GUEST_RFLAGS] & _IF) or self.processor.x86_vmm.wants_interrupts
-
     def _offer_interrupt(self, v: memoryview[int]) -> None:
         """Inject a pending interrupt if the guest takes one now, else ask for the window."""
         x86_vmm = self.processor.x86_vmm
@@ -531,12 +300,6 @@ class VirtualMachine:
         v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = word
         v[f.VM_ENTRY_EXCEPTION_ERROR_CODE] = code
         v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length
-
-    def _emit(self, byte: int) -> None:
-        if self.console is not None:
-            self.console.emit(byte)
-        elif len(self.output) < 1 << 20:
-            self.output.append(byte)
 
     def _event_counts(self, level: int) -> Cells:
         """The journal's counts of one level, by vector and disposition."""

@@ -23,7 +23,8 @@ from trapgate.events.journal import COUNTS, HEAD_COUNTS
 from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON
 from trapgate.processor.decoded import Operand, PageFaultError
-from trapgate.processor.processor import Processor, Registers, VmExit
+from trapgate.processor.logical import Registers
+from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -48,6 +49,7 @@ from trapgate.vmm.direct.tables import ENTRIES, PS, GuestTables, P, Refusal, W
 from trapgate.vmm.direct.writes import decode_write
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
+from trapgate.vmm.platform import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -375,7 +377,7 @@ def _page_fault(vm: DirectMachine, address: int, error_code: int) -> Action:
 # Handlers.
 
 
-def exception(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def exception(vmexit: VmExit, vm: Platform) -> Action:
     """A page fault may be an edit of a page table; all else is the guest's."""
     assert isinstance(vm, DirectMachine)
     event = vmexit.interruption
@@ -389,7 +391,7 @@ def exception(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return handlers.reflect(vmexit, vm)
 
 
-def control_register(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def control_register(vmexit: VmExit, vm: Platform) -> Action:
     """MOV to and from CR3; MOV to CR0 or CR4 that changes a bit of the VMM's; LMSW."""
     assert isinstance(vm, DirectMachine)
     qualification = vmexit.qualification
@@ -413,7 +415,7 @@ _WRITERS = {
 }
 
 
-def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def write_msr(vmexit: VmExit, vm: Platform) -> Action:
     """WRMSR: no long mode and no execute-disable, which other page tables go with."""
     registers = vm.processor.registers
     if registers.rcx & _LOW == _EFER and registers.rax & (EFER_LME | EFER_NXE):
@@ -421,7 +423,7 @@ def write_msr(vmexit: VmExit, vm: VirtualMachine) -> Action:
     return handlers.write_msr(vmexit, vm)
 
 
-def identify(vmexit: VmExit, vm: VirtualMachine) -> Action:
+def identify(vmexit: VmExit, vm: Platform) -> Action:
     """CPUID, of a processor with 32-bit paging."""
     leaf = vm.processor.registers.rax & _LOW
     action = handlers.identify(vmexit, vm)

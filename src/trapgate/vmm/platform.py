@@ -1,0 +1,228 @@
+"""The PC around a virtual processor, as the VMM's handlers see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trapgate.decision.faults import Interruption
+from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
+from trapgate.instructions import effects
+from trapgate.processor.decoded import Operand
+from trapgate.processor.logical import signed
+from trapgate.processor.processor import Processor, VmExit
+from trapgate.sdm import cells as f
+from trapgate.sdm import registers
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.state import PENDING_BS
+from trapgate.sdm.vectors import ROWS
+from trapgate.vmcs.vmcs import Vmcs
+from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
+from trapgate.vmm.console import Console
+from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
+from trapgate.vmm.devices.apic import MSR_APIC_BASE
+from trapgate.vmm.loaders.layout import memory_map
+
+_IF = 1 << 9
+_TF = 1 << 8
+_RF = 1 << 16
+_MONITOR_TRAP = 1 << 31 | InterruptionType.OTHER_EVENT << 8
+
+
+class _Wiring:
+    """The processor, as the devices see it."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.nmi = processor.nmi
+        self.init = processor.init
+        self._processor = processor
+        self._registers = processor.registers.cells
+
+    def wait(self, microseconds: int) -> None:
+        """Let virtual time pass while the processor stands."""
+        count = microseconds * INSTRUCTIONS_PER_MICROSECOND
+        self._processor.skip_to(self._processor.time + count)
+
+    @property
+    def cr8(self) -> int:
+        """CR8, 4 bits."""
+        return int(self._registers[registers.CR8])
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        self._registers[registers.CR8] = value
+
+
+class Platform:
+    """A processor, the VMCS of its guest, and a PC's devices: what a handler may read and change.
+
+    `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys.
+    """
+
+    def __init__(
+        self, memory: int, *, processor: Processor, vmcs: Vmcs, console: Console | None
+    ) -> None:
+        self.processor = processor
+        self.vmcs = vmcs
+        self.console = console
+        self.output = bytearray()
+        self.devices = Pc(
+            memory, self._emit, processor=_Wiring(processor), ranges=memory_map(memory)
+        )
+        self.base = 0
+        """Where in the processor's memory the guest's address 0 lies."""
+        self._device_due = 0
+        processor.connect(self._load, self._store, self.devices.pages)
+
+    def general(self, number: int) -> int:
+        """The general register of that encoding, unsigned."""
+        if number == 4:
+            return self.vmcs["GUEST_RSP"]
+        return int(self.processor.registers.cells[number]) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def set_general(self, number: int, value: int) -> None:
+        """Write the general register of that encoding; as wide as the mode makes it."""
+        if not self.vmcs["GUEST_CS_ACCESS_RIGHTS"] & 1 << 13:
+            value &= 0xFFFF_FFFF
+        if number == 4:
+            self.vmcs["GUEST_RSP"] = value & 0xFFFF_FFFF_FFFF_FFFF
+        else:
+            self.processor.registers.cells[number] = signed(value)
+
+    def advance(self, vmexit: VmExit) -> None:
+        """Move RIP past the instruction that exited."""
+        v = self.vmcs.words
+        rip = v[f.GUEST_RIP] + vmexit.instruction_length
+        rights = v[f.GUEST_CS_ACCESS_RIGHTS]
+        if not (rights & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10):
+            rip &= 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
+        v[f.GUEST_RIP] = rip
+        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
+        if v[f.GUEST_RFLAGS] & _TF:
+            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
+        v[f.GUEST_RFLAGS] &= ~_RF
+        if self.processor.x86_vmm.wants_trap:
+            v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
+
+    def after_device(self) -> Stop | None:
+        """A device was used: the end of the machine, if it or the console asked for it."""
+        self._device_due = 0
+        event = self.devices.bus.event
+        if event is not None:
+            if event.kind is MachineEventKind.DEBUG_EXIT:
+                guest = event.status >> 1
+                return Stop(End.DEBUG_EXIT, f"the guest left with {guest}", 0 if guest == 0 else 1)
+            if event.kind is MachineEventKind.POWER_OFF:
+                return Stop(End.POWER_OFF, f"the guest turned the machine off ({event.source})")
+            return Stop(End.RESET, f"the guest reset the machine ({event.source})")
+        console = self.console
+        if console is not None:
+            if console.found:
+                return Stop(End.UNTIL, "the expression appeared")
+            if console.left:
+                return Stop(End.LEFT, "left the console")
+        return None
+
+    def write_apic_msr(self, index: int, value: int) -> bool:
+        """WRMSR to one of the local APIC's; False if it raises #GP."""
+        now = self.processor.time
+        tsc = int(effects.time_stamp(self.vmcs.cells, now)) & 0xFFFF_FFFF_FFFF_FFFF
+        self._device_due = 0
+        written = self.devices.apic.write_msr(index, value, tsc, now)
+        if index == MSR_APIC_BASE:
+            self.processor.place_devices(self.devices.pages)
+        return written
+
+    def _load(self, address: int, size: int) -> int:
+        """The guest loads from a device's page; it goes on as it was."""
+        return self.devices.load(address, size, self.processor.time)
+
+    def _store(self, address: int, size: int, value: int) -> None:
+        """The guest stores to a device's page; the VMM wants a turn to see what comes of it."""
+        self.devices.store(address, size, value, self.processor.time)
+        self._device_due = 0
+        self.processor.preempt()
+
+    def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
+        """One iteration of INS or OUTS; the exit says where its memory operand is."""
+        v = self.vmcs.cells
+        guest = Operand(self.processor, v)
+        instruction = guest.decode()
+        linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
+        now = self.processor.time
+        fault = guest.string_step(
+            instruction,
+            linear,
+            (lambda: self.devices.read(port, size, now)) if is_in else None,
+            lambda value: self.devices.write(port, size, value, now),
+        )
+        if fault is not None:
+            error_code, address = fault
+            self.processor.registers.cells[16] = address
+            return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
+        return self.after_device() or Resume()
+
+    def idle(self) -> Action:
+        """The guest waits: let virtual time jump to what could wake it."""
+        devices, processor = self.devices, self.processor
+        awake = self._takes_interrupts(self.vmcs.words)
+        alarm = processor.x86_vmm.alarm
+        while True:
+            now = processor.time
+            devices.advance(now)
+            if processor.nmi_pending or (awake and devices.pending()):
+                return Resume()
+            stop = self.after_device()
+            if stop is not None:
+                return stop
+            if alarm is not None and now >= alarm:
+                return Resume()
+            deadline = devices.next_deadline(now) if awake else None
+            if alarm is not None and (deadline is None or alarm < deadline):
+                deadline = alarm
+            console = self.console
+            interactive = console is not None and console.interactive
+            if deadline is None and not (awake and interactive):
+                why = "for good: no device will wake it" if awake else "with interrupts disabled"
+                return Stop(End.HALTED, f"the guest halted {why}")
+            if interactive:
+                assert console is not None
+                seconds = 1.0 if deadline is None else (deadline - now) / devices.bus.clock.hertz
+                keys = console.wait(min(seconds, 1.0))
+                if keys:
+                    devices.uart.receive(keys)
+                    devices.advance(now)
+                    if devices.pending():
+                        return Resume()
+            if deadline is not None:
+                processor.skip_to(deadline)
+
+    def fault_chain(self) -> Iterator[str]:
+        """The last chain of nested faults, the first first: RIP, error code and CR2 of each."""
+        rows = []
+        for row in self.processor.last_events():
+            rows.append(row)
+            if row[ROW_DEPTH] == 0:
+                break
+        doubled = False
+        for depth, row in enumerate(reversed(rows)):
+            vector = int(row[ROW_VECTOR])
+            name = f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"
+            what = "third fault" if doubled else "nested fault" if depth else "fault"
+            if vector == 8 and depth:
+                what, doubled = "double fault", True
+            code = int(row[ROW_ERROR_CODE])
+            text = f"{what} {name} at RIP {int(row[ROW_RIP]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
+            if code >= 0:
+                text += f", error code {code:#x}"
+            if vector == 14:
+                text += f", CR2 {int(row[ROW_ADDRESS]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
+            yield text
+
+    def _takes_interrupts(self, v: memoryview[int]) -> bool:
+        return bool(v[f.GUEST_RFLAGS] & _IF) or self.processor.x86_vmm.wants_interrupts
+
+    def _emit(self, byte: int) -> None:
+        if self.console is not None:
+            self.console.emit(byte)
+        elif len(self.output) < 1 << 20:
+            self.output.append(byte)
