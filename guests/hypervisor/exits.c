@@ -74,7 +74,7 @@ static void cpuid_handler(struct registers *r) {
 
 static void hlt(struct registers *r) {
     if (!(vmread(GUEST_RFLAGS) & RFLAGS_IF)) {
-        say("the guest has halted for good");
+        say("the guest has halted");
         summary();
         leave(0);
     }
@@ -155,7 +155,7 @@ static void io(struct registers *r) {
         return;
     }
     u8 status = (u8)*low(r, EAX);
-    say("the guest left with %d", status);
+    say("the guest exited with status %d", status);
     summary();
     leave(status);
 }

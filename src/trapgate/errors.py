@@ -66,7 +66,7 @@ class ReadOnlyFieldError(VmcsError):
 
 
 class ExtensionError(VmcsError):
-    """The field is an extension and the profile has none; use the profile "seed"."""
+    """The field is an extension and the profile has none; use the profile "extended"."""
 
 
 class NotImplementedFieldError(VmcsError):

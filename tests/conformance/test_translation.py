@@ -102,7 +102,7 @@ def test_ins_stores_nothing_before_it_exits() -> None:
 
 FOREIGN = """
 import unicorn, unicorn.x86_const as x
-from trapgate.processor import Processor
+from trapgate import Processor
 Processor(1 << 20, engine="native")
 uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_32)
 uc.mem_map(0, 0x2000)

@@ -103,12 +103,12 @@ class X86Vmm:
     """The VMM's code instead of `start`."""
     memory: Mapping[int, bytes] = field(default_factory=dict)
     registers: Mapping[str, int] = field(default_factory=dict)
-    seed: bool = True
+    extended: bool = True
 
     def __post_init__(self) -> None:
         self.assembler = Assembler(self.mode == "l64")
         self.processor = Processor(tiny.MEMORY, engine=self.engine)
-        self.processor.x86_vmm.offer(seed=self.seed)
+        self.processor.x86_vmm.offer(extended=self.extended)
         self.vmcs = Vmcs()
         self.boot()
 

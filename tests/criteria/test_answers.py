@@ -144,7 +144,7 @@ def test_forms_of_the_answer() -> None:
     assert page_faults["needless_count"] == len(page_faults["needless"]) > 0
     assert page_faults["why_not_exact"]["exits"]
     assert {remedy["scheme"] for remedy in page_faults["exact_with"]} >= {"figure-4"}
-    assert define(parse_spec(SPEC.replace("[TS]", "[NP]")), "auto").profile == "seed"
+    assert define(parse_spec(SPEC.replace("[TS]", "[NP]")), "auto").profile == "extended"
 
 
 def test_weights_choose_what_needless_exits_cost_least() -> None:

@@ -60,7 +60,7 @@ def test_merge(folder: Path) -> None:
     assert "asked by nobody; inject it into the guest" in out
     status, out, _ = trapgate("merge", "a.toml", "b.toml", "--scheme", "figure-4", "--json")
     answer = json.loads(out)
-    assert (status, answer["exact"], answer["profile"]) == (0, True, "seed")
+    assert (status, answer["exact"], answer["profile"]) == (0, True, "extended")
     assert {tuple(share["reflect_to"]) for share in answer["shares"]} == {("a",), ("b",)}
 
 

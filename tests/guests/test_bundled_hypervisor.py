@@ -50,7 +50,7 @@ def run(
 def left_with(stop: Stop) -> int:
     """The byte that went to the debug-exit port."""
     assert stop.end is End.DEBUG_EXIT, stop
-    return int(stop.message.removeprefix("the guest left with "))
+    return int(stop.message.removeprefix("the guest exited with status "))
 
 
 @cache
@@ -92,7 +92,7 @@ def test_the_guest_prints_the_same_under_both_vmms(workload: str) -> None:
     output, stop, _ = run(line)
     assert output.guest.decode() == alone(line)
     assert stop.status == 0
-    assert "the guest left with 0" in output.lines
+    assert "the guest exited with status 0" in output.lines
 
 
 def test_policies_differ_in_exits_alone() -> None:
@@ -132,7 +132,7 @@ def test_trapgate_run_takes_the_guest_as_initrd() -> None:
     )
     assert done.returncode == 0
     answer = json.loads(done.stdout)
-    assert answer["message"] == "the guest left with 0"
+    assert answer["message"] == "the guest exited with status 0"
     # Two levels: the hypervisor's own faults, and those of its guest.
     assert answer["x86_vmm"]["entries"] > 100
     assert "14" in answer["x86_vmm"]["faults"]
@@ -211,12 +211,12 @@ def test_other_modules_are_refused(module: bytes, says: str) -> None:
 @pytest.mark.parametrize(
     ("code", "says", "status"),
     [
-        ("f4", "the guest has halted for good", 0),
+        ("f4", "the guest has halted", 0),
         ("0f0b", "triple fault of the guest at EIP 0010000C", GAVE_UP),
         ("b910000000 0f32", "triple fault of the guest", GAVE_UP),  # RDMSR: #GP, no IDT
         ("0f01c1", "triple fault of the guest", GAVE_UP),  # VMCALL: #UD
         ("a100000040", "the guest, paging off, touches 40000000, where it has no memory", GAVE_UP),
-        ("b807000000 e6f4", "the guest left with 7", 7),
+        ("b807000000 e6f4", "the guest exited with status 7", 7),
         ("0f20c0 24fe 0f22c0", "the guest goes to real mode", GAVE_UP),
         ("0f20c0 0d00000080 0f22c0", "the guest's paging is without write protection", GAVE_UP),
     ],

@@ -115,7 +115,7 @@ BAD = {
             "--vmcs",
             '{toml:profile="vt-x"\n[fields]\nFAULT_FILTER="figure-8"}',
         ],
-        'FAULT_FILTER: is an extension; use profile "seed"',
+        'FAULT_FILTER: is an extension; use profile "extended"',
     ),
     "memory for direct paging": (
         ["run", "{guest}", "--paging", "direct", "--memory", "15M"],

@@ -94,7 +94,7 @@ def hostile(seed: int, mode: str, engine: str) -> X86Vmm:
         handler=b"".join(soup[:20]) + a.vmresume,
         memory=memory
         | ({tiny.CODE: a.vmxon() + a.vmptrld() + b"".join(soup)} if rng.random() < 0.3 else {}),
-        seed=rng.random() < 0.5,
+        extended=rng.random() < 0.5,
     )
 
 

@@ -87,7 +87,7 @@ def test_any_vmcs_on_the_portable_engine() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.dictionaries(_NAMES, _NUMBERS, max_size=8), st.sampled_from(["seed", "vt-x"]))
+@given(st.dictionaries(_NAMES, _NUMBERS, max_size=8), st.sampled_from(["extended", "vt-x"]))
 def test_any_file_is_a_vmcs_or_refused_in_one_line(fields: dict[str, int], profile: str) -> None:
     lines = [f'profile = "{profile}"', "[fields]"]
     lines += [f"{name.encode().hex() if not name.isidentifier() else name} = {number}"

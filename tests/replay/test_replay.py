@@ -285,7 +285,7 @@ def test_the_command(tmp_path: Path, own: Path) -> None:
 
 def test_a_policy_with_a_fault_filter(tmp_path: Path, own: Path) -> None:
     policy = tmp_path / "figure7.toml"
-    policy.write_text(TOML.format(profile="seed", more="FAULT_FILTER = 1\nPTBASE = 0xC0000000"))
+    policy.write_text(TOML.format(profile="extended", more="FAULT_FILTER = 1\nPTBASE = 0xC0000000"))
     result = invoke(own, "--policy", policy, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["policies"][0]["completions"] > 0
@@ -294,13 +294,13 @@ def test_a_policy_with_a_fault_filter(tmp_path: Path, own: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "profile", "words"),
     [
-        pytest.param("FAULT_FILTER = 4", "seed", "has no meaning", id="filter"),
-        pytest.param("FAULT_FILTER_ORDER = 4", "seed", "has no meaning", id="order"),
-        pytest.param("FAULT_FILTER = 1\nPTBASE = 4096", "seed", "not 4 MB aligned", id="base"),
-        pytest.param("FAULT_FILTER = 1\nPTBASE = 0x7F8000000000", "seed", "32-bit", id="64"),
+        pytest.param("FAULT_FILTER = 4", "extended", "has no meaning", id="filter"),
+        pytest.param("FAULT_FILTER_ORDER = 4", "extended", "has no meaning", id="order"),
+        pytest.param("FAULT_FILTER = 1\nPTBASE = 4096", "extended", "not 4 MB aligned", id="base"),
+        pytest.param("FAULT_FILTER = 1\nPTBASE = 0x7F8000000000", "extended", "32-bit", id="64"),
         pytest.param("FAULT_FILTER = 1", "vt-x", "is an extension", id="profile"),
-        pytest.param("TRANSFER_CRITERION = 9", "seed", "VM entry refuses", id="criterion"),
-        pytest.param("NOT_A_FIELD = 1", "seed", "no such VMCS field", id="name"),
+        pytest.param("TRANSFER_CRITERION = 9", "extended", "VM entry refuses", id="criterion"),
+        pytest.param("NOT_A_FIELD = 1", "extended", "no such VMCS field", id="name"),
     ],
 )
 def test_policies_that_are_none(

@@ -58,7 +58,7 @@ def write(path: Path, rows: NDArray[np.int64], **options: Any) -> Path:
 
 
 def random_policy(random: np.random.Generator, name: str, *, extended: bool) -> Policy:
-    vmcs = Vmcs("seed" if extended else "vt-x")
+    vmcs = Vmcs("extended" if extended else "vt-x")
     vmcs["EXCEPTION_BITMAP"] = int(random.integers(0, 1 << 32))
     vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = int(random.choice([0, 1, 3, 7, 0x1F]))
     vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = int(random.integers(0, 32))

@@ -159,8 +159,10 @@ def test_appended_rows_are_copied(tmp_path: Path) -> None:
 
 
 def test_an_empty_trace_is_a_trace(tmp_path: Path) -> None:
-    with Trace(write(tmp_path / "t.parquet", journal(0), metadata={"profile": "seed"})) as trace:
-        assert (len(trace), trace.complete, trace.run) == (0, True, {"profile": "seed"})
+    with Trace(
+        write(tmp_path / "t.parquet", journal(0), metadata={"profile": "extended"})
+    ) as trace:
+        assert (len(trace), trace.complete, trace.run) == (0, True, {"profile": "extended"})
         assert trace.table().num_rows == 0
 
 

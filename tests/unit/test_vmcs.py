@@ -92,7 +92,7 @@ def test_an_unknown_field_and_the_nearest_name() -> None:
 def test_vt_x_has_no_extensions() -> None:
     vmcs = Vmcs("vt-x")
     for field in EXTENSION_FIELDS:
-        with pytest.raises(ExtensionError, match="seed"):
+        with pytest.raises(ExtensionError, match="extended"):
             vmcs[field] = 0
         with pytest.raises(ExtensionError):
             vmcs.read(field)
@@ -111,13 +111,13 @@ def test_what_is_reserved_takes_only_0() -> None:
 
 
 def test_capabilities() -> None:
-    seed, shipped = capabilities("seed"), capabilities("vt-x")
-    assert seed.has(Field.ANY_BIT_MASK)
-    assert seed.has("figure-5")
-    assert seed.has("ANY_BIT_MASK")
-    assert seed.has("PTBASE")
-    assert seed.has("figure-8")
-    assert not seed.has("EXIT_THROUGH_IDT")
+    extended, shipped = capabilities("extended"), capabilities("vt-x")
+    assert extended.has(Field.ANY_BIT_MASK)
+    assert extended.has("figure-5")
+    assert extended.has("ANY_BIT_MASK")
+    assert extended.has("PTBASE")
+    assert extended.has("figure-8")
+    assert not extended.has("EXIT_THROUGH_IDT")
     assert not shipped.has("figure-8")
     assert shipped.has("figure-3")
     assert not shipped.has("figure-4")
@@ -253,5 +253,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_seed_file_does_not_apply_to_a_vt_x_vmcs() -> None:
-    with pytest.raises(VmcsFileError, match='asks for "seed"'):
-        Vmcs("vt-x").apply(parse_settings('profile = "seed"'))
+    with pytest.raises(VmcsFileError, match='asks for "extended"'):
+        Vmcs("vt-x").apply(parse_settings('profile = "extended"'))

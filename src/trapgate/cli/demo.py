@@ -19,8 +19,8 @@ from trapgate.cli.run import summary_json
 from trapgate.cli.terminal import (
     EngineKind,
     Paging,
-    complaints,
     fail,
+    one_line_errors,
     prepared,
     terminal,
     vector_name,
@@ -87,7 +87,7 @@ def demo(
         _demo_x86(workload or (), scale, engine.value, as_json)
     if report is not None and paging is Paging.direct:
         raise fail("--report: shows guests that own their page tables; add --paging own")
-    with complaints(), prepared():
+    with one_line_errors(), prepared():
         try:
             if paging is Paging.direct:
                 good = _direct(workload or [], scale, engine.value, as_json)
@@ -232,7 +232,7 @@ def _own(workloads: list[str], scale: int, engine: str, as_json: bool, report: P
 
 
 def _demo_x86(workloads: Sequence[str], scale: int, engine: str, as_json: bool) -> NoReturn:
-    with complaints(), prepared():
+    with one_line_errors(), prepared():
         from trapgate.demo import x86 as demonstration
 
         results: list[demo_x86.Result] = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from trapgate.cli.terminal import complaints, fail, terminal
+from trapgate.cli.terminal import fail, one_line_errors, terminal
 
 if TYPE_CHECKING:
     from trapgate.replay import CostModel, Outcome, Replay
@@ -60,7 +60,7 @@ def replay(
     kept = None if keep is None else _pair(keep)
     if kept is not None and bits is None:
         raise fail("--keep is for --sweep: give both")
-    with complaints():
+    with one_line_errors():
         from trapgate import replay as replaying
         from trapgate.replay.cluster import on_cluster
 

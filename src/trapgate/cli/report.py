@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trapgate.cli.terminal import complaints
+from trapgate.cli.terminal import one_line_errors
 
 EXAMPLES = """
 Examples:
@@ -30,7 +30,7 @@ def report(
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "",
 ) -> None:
     """Write one self-contained page about a trace: it opens offline, in any browser."""
-    with complaints():
+    with one_line_errors():
         from trapgate.replay import Policy
         from trapgate.report import report as write
         from trapgate.trace.symbols import Symbols

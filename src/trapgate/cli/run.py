@@ -17,8 +17,8 @@ from rich.table import Table
 from trapgate.cli.terminal import (
     EngineKind,
     Paging,
-    complaints,
     fail,
+    one_line_errors,
     prepared,
     terminal,
     vector_name,
@@ -213,7 +213,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a guest with the terminal as its console."""
-    with complaints(), prepared():
+    with one_line_errors(), prepared():
         raise typer.Exit(
             _run(
                 guest,
@@ -276,7 +276,7 @@ def _run(
             console=console,
             trace=writer,
             seed=seed,
-            profile="vt-x" if settings is not None and settings.profile == "vt-x" else "seed",
+            profile="vt-x" if settings is not None and settings.profile == "vt-x" else "extended",
             explain=explanations if explain else None,
         )
         vm.load(image)
@@ -334,7 +334,7 @@ def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
                 "the portable engine does not stop at task switches, which load CR3: "
                 "a guest that means harm gets out of direct paging; use --engine native for it"
             )
-    if vmcs.profile != "seed" or not vmcs["FAULT_FILTER"]:
+    if vmcs.profile != "extended" or not vmcs["FAULT_FILTER"]:
         return
     if not summary.count(Disposition.COMPLETE, 14):
         if self_mapped(

@@ -1,4 +1,4 @@
-"""What all commands share: where words go, and how complaints look."""
+"""What all commands share: where words go, and how errors look."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def fail(line: str) -> typer.Exit:
 
 
 @contextmanager
-def complaints() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Turn what a user can mend into one line and exit status 2."""
     try:
         yield

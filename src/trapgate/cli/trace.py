@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from trapgate.cli.terminal import complaints, fail, plain, terminal
+from trapgate.cli.terminal import fail, one_line_errors, plain, terminal
 
 if TYPE_CHECKING:
     from trapgate.trace.stat import Line, Stat
@@ -68,7 +68,7 @@ def import_command(
     """Read a trace of a real host (KVM), or a log of QEMU or Bochs, into a fault trace."""
     from trapgate.trace.imports import import_trace
 
-    with complaints():
+    with one_line_errors():
         size = file.stat().st_size if file.is_file() else 0
         with _progress(size) as progress:
             result = import_trace(file, output, format=format.value, progress=progress)
@@ -102,7 +102,7 @@ def stat(
     as_json: AsJson = False,
 ) -> None:
     """Count and time events per reason, vector, error code and symbol."""
-    with complaints():
+    with one_line_errors():
         from trapgate.trace.stat import statistics
         from trapgate.trace.symbols import Symbols
 
@@ -153,7 +153,7 @@ def head(
     """Show the first rows of a trace, and the facts about its run."""
     from trapgate.trace import Trace
 
-    with complaints(), Trace(trace) as opened:
+    with one_line_errors(), Trace(trace) as opened:
         shown: list[dict[str, Any]] = []
         for batch in opened.batches(rows=rows):
             shown += batch.to_pylist()
@@ -206,7 +206,7 @@ def export(
 
     if perfetto is None and csv is None:
         raise fail("nothing to write: give --perfetto FILE or --csv FILE")
-    with complaints(), Trace(trace) as opened:
+    with one_line_errors(), Trace(trace) as opened:
         if perfetto is not None:
             count = to_perfetto(opened, perfetto)
             print(f"{perfetto}: {count:,} slices", file=sys.stderr)

@@ -7,7 +7,8 @@ is verified on the rules that the processor runs (`trapgate.decision.rules`).
 
 from trapgate.criteria.answer import Definition, VectorAnswer
 from trapgate.criteria.check import Verdict, check
-from trapgate.criteria.complaints import (
+from trapgate.criteria.define import define
+from trapgate.criteria.errors import (
     ContradictionError,
     CriteriaError,
     InexpressibleError,
@@ -17,7 +18,6 @@ from trapgate.criteria.complaints import (
     UndecidedError,
     UnknownSchemeError,
 )
-from trapgate.criteria.define import define
 from trapgate.criteria.explain import Explanation, Warn, compare, explain
 from trapgate.criteria.filters import Filter, filter_in
 from trapgate.criteria.learn import Learned, learn, weights_in

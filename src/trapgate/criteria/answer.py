@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trapgate.criteria.codes import Layout, vector_label
-from trapgate.criteria.complaints import listed
 from trapgate.criteria.cover import Remedy
+from trapgate.criteria.errors import listed
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.proof import Proof
 from trapgate.sdm.fields import Field
@@ -115,7 +115,7 @@ class VectorAnswer:
 class Definition:
     """Field values for all vectors, ready for a VMCS, and what they promise.
 
-    `profile` is the least that a processor must have: "vt-x" or "seed".
+    `profile` is the least that a processor must have: "vt-x" or "extended".
     """
 
     scheme: str

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from trapgate.criteria.codes import Layout, vector_label
-from trapgate.criteria.complaints import ProofError
+from trapgate.criteria.errors import ProofError
 from trapgate.criteria.filters import filter_in
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.proof import counterexample

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trapgate.criteria.complaints import SpecError, listed
+from trapgate.criteria.errors import SpecError, listed
 from trapgate.errors import suggestion
 from trapgate.sdm.vectors import ERROR_CODE_VECTORS, ROWS, Vector
 

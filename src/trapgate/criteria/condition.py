@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trapgate.criteria.codes import Codes, Layout, Truths
-from trapgate.criteria.complaints import SpecError
+from trapgate.criteria.errors import SpecError
 from trapgate.errors import suggestion
 
 _LONGEST = 20_000

@@ -12,8 +12,8 @@ import numpy as np
 
 from trapgate.criteria.codes import Codes, Truths
 from trapgate.criteria.comparisons import EXITS, comparable
-from trapgate.criteria.complaints import UndecidedError
 from trapgate.criteria.cubes import TABLE_WIDTH, Cube, cube_any, cube_of, inside, supercube
+from trapgate.criteria.errors import UndecidedError
 from trapgate.criteria.exactness import (
     ANY_OR_PAIRS,
     FORMS,

@@ -7,8 +7,8 @@ import numpy as np
 
 from trapgate.criteria.answer import Definition, VectorAnswer, WhyNot
 from trapgate.criteria.codes import Truths, vector_label
-from trapgate.criteria.complaints import InexpressibleError, ProofError, UndecidedError
 from trapgate.criteria.cover import Remedy, remedies
+from trapgate.criteria.errors import InexpressibleError, ProofError, UndecidedError
 from trapgate.criteria.filters import Filter, filter_in, simplified
 from trapgate.criteria.problem import NEVER, Deadline, weight_and_count
 from trapgate.criteria.proof import Claim, Proof, prove, try_all
@@ -240,7 +240,7 @@ def _field_values(choices: Sequence[_Choice], others: str) -> tuple[dict[Field, 
         return values, "vt-x"
     values[Field.TRANSFER_CRITERION_VECTORS] = extended
     values[Field.ERROR_CODE_FIELD_WIDTH] = 0
-    return values | extension, "seed"
+    return values | extension, "extended"
 
 
 def _answer(choice: _Choice) -> VectorAnswer:

@@ -131,7 +131,7 @@ _RULED = {int(row.vector) for row in TABLE} - {int(Vector.NMI)}
 
 def _spoken_of(vmcs: Vmcs) -> list[int]:
     bitmap = vmcs["EXCEPTION_BITMAP"]
-    if vmcs.profile == "seed":
+    if vmcs.profile == "extended":
         bitmap |= vmcs["TRANSFER_CRITERION_VECTORS"]
     return [vector for vector in sorted(_RULED) if bitmap >> vector & 1 or vector == PF]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trapgate.criteria.codes import Codes, Truths, has_error_code
-from trapgate.criteria.complaints import CriteriaError
+from trapgate.criteria.errors import CriteriaError
 from trapgate.decision.decide import check_extension_fields
 from trapgate.decision.rules import SCHEMES, Scheme, control_bit, mapped_code, mapped_field
 from trapgate.sdm.vectors import PF
@@ -118,7 +118,7 @@ def filter_in(vmcs: Vmcs, vector: int) -> Filter:
     control = bool(control_bit(vmcs["EXCEPTION_BITMAP"], 1 << vector))
     if not has_error_code(vector):
         return Filter("", control)
-    extended = vmcs.profile == "seed" and vmcs["TRANSFER_CRITERION_VECTORS"] >> vector & 1
+    extended = vmcs.profile == "extended" and vmcs["TRANSFER_CRITERION_VECTORS"] >> vector & 1
     if not extended:
         if vector != PF:
             return Filter("", control)

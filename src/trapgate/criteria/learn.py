@@ -24,8 +24,8 @@ from trapgate.criteria.codes import (
     layout_of,
     vector_label,
 )
-from trapgate.criteria.complaints import CriteriaError
 from trapgate.criteria.define import compiled
+from trapgate.criteria.errors import CriteriaError
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.schemes import limits_of

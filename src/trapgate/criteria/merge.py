@@ -20,8 +20,8 @@ from trapgate.criteria.codes import (
     plain_layout,
     vector_label,
 )
-from trapgate.criteria.complaints import CriteriaError
 from trapgate.criteria.define import compiled
+from trapgate.criteria.errors import CriteriaError
 from trapgate.criteria.filters import filter_in
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.schemes import limits_of

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trapgate.criteria.codes import Codes, Truths, deposited
-from trapgate.criteria.complaints import CriteriaError, UndecidedError
+from trapgate.criteria.errors import CriteriaError, UndecidedError
 
 Costs = NDArray[np.int64]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from trapgate.criteria.codes import Codes, Layout, Truths
-from trapgate.criteria.complaints import ProofError, UndecidedError, listed
 from trapgate.criteria.condition import terms
+from trapgate.criteria.errors import ProofError, UndecidedError, listed
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.solvers import z3_module

@@ -14,7 +14,7 @@ import numpy as np
 from trapgate.criteria.anybits import any_or_inside
 from trapgate.criteria.codes import Codes
 from trapgate.criteria.comparisons import EXITS, best_comparison, comparable
-from trapgate.criteria.complaints import CriteriaError, UnknownSchemeError
+from trapgate.criteria.errors import CriteriaError, UnknownSchemeError
 from trapgate.criteria.exactness import FORMS, MEMBERS, coverable, irreducible
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.pairs import (
@@ -198,7 +198,7 @@ def _comparable(*names: str) -> Callable[[Codes, Codes, Limits, Deadline], bool]
 def _scheme(
     name: str, meaning: str, fields: int, operators: Iterable[str], solve: _Solve,
     exact: Callable[[Codes, Codes, Limits, Deadline], bool] | None = None,
-    *, shared: bool = False, profile: str = "seed",
+    *, shared: bool = False, profile: str = "extended",
 ) -> FilterScheme:  # fmt: skip
     def by_forms(must: Codes, spare: Codes, limits: Limits, deadline: Deadline) -> bool:
         return any(

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from trapgate.criteria.complaints import MissingSolverError
+from trapgate.criteria.errors import MissingSolverError
 
 
 def z3_module() -> Any:

@@ -44,8 +44,8 @@ from trapgate.criteria.codes import (
     vector_label,
     vector_named,
 )
-from trapgate.criteria.complaints import ContradictionError, SpecError, listed
 from trapgate.criteria.condition import Condition, condition
+from trapgate.criteria.errors import ContradictionError, SpecError, listed
 from trapgate.criteria.lines import lines_of
 from trapgate.errors import suggestion
 from trapgate.sdm.vectors import PF, Vector

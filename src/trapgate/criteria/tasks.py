@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trapgate.criteria.codes import Codes, Layout, Truths, vector_label
-from trapgate.criteria.complaints import CriteriaError
+from trapgate.criteria.errors import CriteriaError
 from trapgate.criteria.problem import MOST_WEIGHT, Costs, Problem, problem
 from trapgate.criteria.proof import Term, membership, wished
 from trapgate.criteria.spec import (

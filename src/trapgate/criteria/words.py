@@ -3,8 +3,8 @@
 import numpy as np
 
 from trapgate.criteria.codes import Codes, Layout, Truths
-from trapgate.criteria.complaints import MissingSolverError, UndecidedError
 from trapgate.criteria.cover import minimum_cover
+from trapgate.criteria.errors import MissingSolverError, UndecidedError
 from trapgate.criteria.problem import Deadline, Problem
 
 _SECONDS = 2.0

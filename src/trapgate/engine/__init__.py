@@ -1,6 +1,6 @@
-"""The execution engine: Unicorn behind a small interface.
+"""The execution engine: Unicorn behind a small interface, and compiled hooks.
 
-Only this package imports unicorn and llvmlite.
-`unicorn_engine.open_engine` gives an `Engine`; the cells of `machine` tell why it stopped;
-`compiled.compiled` gives machine code of core functions.
+`unicorn_engine.open_engine` gives an engine; the cells of `machine` tell why it stopped, `hooks`
+are what Unicorn calls, and `dispatch` finds out what has happened. It imports all that is core
+code, and alone imports unicorn. Begin with `hooks.on_interrupt`.
 """

@@ -52,7 +52,7 @@ def time_is_up(m: Cells) -> int:
 
 
 @jit
-def due(m: Cells) -> bool:
+def must_stop(m: Cells) -> bool:
     """Whether the run has to stop at this block's start; STOP says why."""
     if m[mc.NEW_BLOCK_SIZE] != 0:
         m[mc.STOP] = mc.CHECKED
@@ -97,7 +97,7 @@ def due(m: Cells) -> bool:
 
 
 @jit
-def peculiarities(m: Cells, linear: int, size: int) -> tuple[int, int]:
+def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
     """What the bytes of a block may need care for, and a digest of them.
 
     For LDMXCSR and FXRSTOR (0FH AEH, memory form /1 or /2), and for input and output.
@@ -141,7 +141,7 @@ def note_block(m: Cells, address: int, size: int, count: int) -> None:
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     slot = ((address ^ address >> 16) & (mc.BLOCK_SLOTS - 1)) * 2
     key = address ^ size << 48
-    care, digest = peculiarities(m, address, size)
+    care, digest = block_hazards(m, address, size)
     if care & _CARE_PORT:
         seen = cells(m[mc.SEEN], mc.BLOCK_SLOTS)
         if seen[slot >> 1] != digest:
@@ -167,7 +167,7 @@ def note_block(m: Cells, address: int, size: int, count: int) -> None:
 
 
 @jit
-def take_care(m: Cells, address: int, size: int, slot: int) -> bool:
+def check_block(m: Cells, address: int, size: int, slot: int) -> bool:
     """A block that is not in its slot, or needs care; whether the run has to stop.
 
     `trapgate.processor.stepping` executes what needs care.
@@ -177,7 +177,7 @@ def take_care(m: Cells, address: int, size: int, slot: int) -> bool:
     if blocks[slot] == 0:
         note_block(m, address, size, (size + 3) >> 2)
         if m[mc.NEW_BLOCK_SIZE] != 0:
-            return due(m)
+            return must_stop(m)
     if blocks[slot] != ~key or m[mc.STEPPING] != 0:
         m[mc.TIME] += (size + 3) >> 2
         return False

@@ -1,4 +1,4 @@
-"""What the engine calls while a guest runs: compiled callbacks, thin shells of `react`."""
+"""What the engine calls while a guest runs: compiled callbacks, thin shells of `dispatch`."""
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import BOOLEAN, INT32, INT64, UINT32, UINT64, VOID
@@ -6,19 +6,19 @@ from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.blocks import due, note_block, take_care, time_is_up
-from trapgate.engine.gate import judge_store, open_gate
-from trapgate.engine.react import (
+from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
+from trapgate.engine.dispatch import (
+    assign_page_use,
     dispatch,
-    flat,
+    execute_in_core,
     go_on,
-    instead,
-    share,
+    make_segment_flat,
     state_begin,
     state_end,
     turns_code_to_data,
 )
 from trapgate.engine.state import load, save, save_paging
+from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
@@ -28,7 +28,7 @@ _POPPED = 40
 
 
 @jit
-def happen(machine: int, number: int) -> None:
+def handle_exception(machine: int, number: int) -> None:
     """Deal with the engine's exception `number`, and let the guest go on or stop the engine."""
     m = cells(machine, mc.CELLS)
     env = state_begin(m)
@@ -71,21 +71,21 @@ def is_popped_in_ring_3(env: int, address: int) -> bool:
 @callback(VOID, INT64, UINT32, INT64)
 def on_interrupt(uc: int, number: int, user: int) -> None:
     """UC_HOOK_INTR: every exception and every intercepted instruction arrives here."""
-    happen(user, number)
+    handle_exception(user, number)
 
 
 @callback(VOID, INT64, INT64, UINT32, INT64)
 def on_block(uc: int, address: int, size: int, user: int) -> None:
     """UC_HOOK_BLOCK: the virtual clock, and where time can run out (portable only)."""
     m = cells(user, mc.CELLS)
-    if m[mc.TIME] >= m[mc.DEADLINE] and due(m):
+    if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
         call(m[mc.EMU_STOP], (uc,))
         return
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     slot = ((address ^ address >> 16) & (mc.BLOCK_SLOTS - 1)) * 2
     if blocks[slot] == address ^ size << 48:
         m[mc.TIME] += blocks[slot + 1]
-    elif take_care(m, address, size, slot):
+    elif check_block(m, address, size, slot):
         call(m[mc.EMU_STOP], (uc,))
 
 
@@ -110,14 +110,14 @@ def on_port(uc: int, address: int, size: int, user: int) -> None:
 @callback(UINT32, INT64, UINT32, INT32, INT64)
 def on_in(uc: int, port: int, size: int, user: int) -> int:
     """UC_HOOK_INSN, IN and INS: instead of the engine's doing."""
-    instead(cells(user, mc.CELLS))
+    execute_in_core(cells(user, mc.CELLS))
     return 0
 
 
 @callback(VOID, INT64, UINT32, INT32, UINT32, INT64)
 def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     """UC_HOOK_INSN, OUT and OUTS: instead of the engine's doing."""
-    instead(cells(user, mc.CELLS))
+    execute_in_core(cells(user, mc.CELLS))
 
 
 @callback(VOID, INT64, INT64)
@@ -135,13 +135,13 @@ def on_syscall(uc: int, user: int) -> None:
         r[reg.R11] = v[f.GUEST_RFLAGS] & ~0x10000
         v[f.GUEST_RIP] = (r[reg.LSTAR] if code64 else r[reg.CSTAR]) - 2
         v[f.GUEST_RFLAGS] = (v[f.GUEST_RFLAGS] & ~r[reg.FMASK] & ~0x10000) | 2
-        flat(v, 1, star & 0xFFFC, 0xA09B)
+        make_segment_flat(v, 1, star & 0xFFFC, 0xA09B)
     else:
         r[reg.RCX] = (v[f.GUEST_RIP] + 2) & 0xFFFFFFFF
         v[f.GUEST_RIP] = (r[reg.STAR] & 0xFFFFFFFF) - 2
         v[f.GUEST_RFLAGS] &= ~0x30200
-        flat(v, 1, star & 0xFFFC, 0xC09B)
-    flat(v, 2, (star & 0xFFFC) + 8, 0xC093)
+        make_segment_flat(v, 1, star & 0xFFFC, 0xC09B)
+    make_segment_flat(v, 2, (star & 0xFFFC) + 8, 0xC093)
     load(m, env, v, r)
     state_end(m)
 
@@ -159,8 +159,8 @@ def on_sysenter(uc: int, user: int) -> None:
     v[f.GUEST_RFLAGS] &= ~0x30200
     v[f.GUEST_RIP] = v[f.GUEST_IA32_SYSENTER_EIP] - 2
     v[f.GUEST_RSP] = v[f.GUEST_IA32_SYSENTER_ESP]
-    flat(v, 1, selector, 0xA09B if long else 0xC09B)
-    flat(v, 2, selector + 8, 0xC093)
+    make_segment_flat(v, 1, selector, 0xA09B if long else 0xC09B)
+    make_segment_flat(v, 2, selector + 8, 0xC093)
     load(m, env, v, r)
     state_end(m)
 
@@ -207,11 +207,11 @@ def refill(
         if 0 <= page < m[mc.MEM_CELLS] >> 9:
             if access_kind == 1 and probe == 0 and turns_code_to_data(m, page):
                 # Its own block may be what the store changes: execute it alone, and again.
-                share(m, page, access_kind, prot)
+                assign_page_use(m, page, access_kind, prot)
                 poke32(cpu + at.CFLAGS_NEXT_TB, 1)
                 poke32(m[mc.EXCEPTION_INDEX], -1)
                 call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
-            prot = share(m, page, access_kind, prot)
+            prot = assign_page_use(m, page, access_kind, prot)
         call(
             m[mc.TLB_SET_PAGE],
             (cpu, address & ~0xFFF, physical & ~0xFFF, prot, mmu_index, page_size),
@@ -219,7 +219,9 @@ def refill(
         return 1
     if probe:
         return 0
-    if access_kind == 1 and open_gate(m, cpu, address, size, user, code, mmu_index, return_address):
+    if access_kind == 1 and intercept_store(
+        m, cpu, address, size, user, code, mmu_index, return_address
+    ):
         return 1
     if access_kind == 2:
         rip = peek64(env + at.EIP)
@@ -266,9 +268,9 @@ def on_tlb_fill(
 
 
 @callback(VOID, INT64, INT64, UINT32, UINT64, INT64)
-def on_gate_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
-    """A store to page tables, redirected: see `judge_store`."""
-    judge_store(cells(user, mc.CELLS), offset, size, value)
+def on_intercepted_store(uc: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store to page tables, redirected: see `judge_table_store`."""
+    judge_table_store(cells(user, mc.CELLS), offset, size, value)
 
 
 @jit

@@ -102,7 +102,7 @@ VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TI
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. IRET_AT: 1 + the linear address of the IRET that unblocked NMIs.
-EXTRA: prefixes of the current instruction that `react.instruction` left out.
+EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only)."""
 
 # Why the engine stopped (cell STOP).
@@ -128,7 +128,7 @@ STEPPED = 9
 PORT = 10
 """An instruction of input or output is about to be executed (portable path only)."""
 TABLE_WRITE = 13
-"""A write to page tables, for `trapgate.processor.table_writes` to judge; STOP_INFO is its error code."""
+"""A write to page tables, for `processor.table_writes` to judge; STOP_INFO: its error code."""
 
 NESTED_TIMER = 11
 """The preemption timer of N expired; dealt with before Python sees it."""

@@ -11,7 +11,7 @@ them are given functions of ours here (Linux x86-64 wheel only):
 * The translator is shown UD2 in place of code that it gets wrong. `LOCK BT`, `BTS`, `BTR`
   and `BTC` of a register make it call abort(); it ignores VEX prefixes of some encodings
   and LOCK on input and output; INS would store before anybody can stop it. What is no #UD
-  after all is carried out where #UD arrives (`react.undefined`).
+  after all is carried out where #UD arrives (`dispatch.undefined`).
 
 The slots serve all instances in the process; those that are not ours get what they had.
 """
@@ -31,7 +31,7 @@ from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, p
 from trapgate.engine import assembly as asm
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.blocks import alignment_is_checked, due
+from trapgate.engine.blocks import alignment_is_checked, must_stop
 from trapgate.engine.linkage import slots
 from trapgate.engine.state import save_paging
 from trapgate.errors import EngineError
@@ -265,7 +265,7 @@ def on_far_transfer(env: int, selector: int, return_address: int) -> None:
 def on_deadline(machine: int) -> int:
     """At a block's start, when the deadline has come: whether the engine has to stop."""
     m = cells(machine, mc.CELLS)
-    if not due(m):
+    if not must_stop(m):
         return 0
     call(m[mc.EMU_STOP], (m[mc.UC],))
     return 1
@@ -281,7 +281,7 @@ def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
     """
     m = cells(machine, mc.CELLS)
     tb = tagged & ~3
-    if m[mc.TIME] >= m[mc.DEADLINE] and due(m):
+    if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
         call(m[mc.EMU_STOP], (m[mc.UC],))
         return 1
     if m[mc.STEPPING] != 0:

@@ -14,7 +14,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import bound, jit, jit_for_python
 from trapgate.compiler.raw import call, cells, peek64, poke32, poke64, table
-from trapgate.engine import calibration, core_calls, hooks, native, react
+from trapgate.engine import calibration, core_calls, dispatch, hooks, native
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.device_pages import DevicePages
@@ -45,10 +45,10 @@ def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
     """Let the engine run from the state in `v` and `r`; the engine's error."""
     m[mc.STOP] = mc.RUNNING
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
-    react.go_on(m, env, r)
+    dispatch.go_on(m, env, r)
     # Between runs the engine keeps all flags in one word, and takes them apart itself.
     poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
-    react.state_end(m)
+    dispatch.state_end(m)
     count = 1 if m[mc.STEPPING] != 0 and m[mc.NATIVE] == 0 else 0
     return call(emu_start, (m[mc.UC], peek64(env + at.EIP), 0, 0, count))
 
@@ -61,7 +61,7 @@ def go(machine: int, emu_start: int) -> int:
     env = m[mc.ENV]
     error = 0
     exited = m[mc.STOP] == mc.EXITED and m[mc.V] != m[mc.HOST]
-    if exited and react.reflect(m, mc.EXITED) != mc.RUNNING:
+    if exited and dispatch.pass_exit_to_x86_vmm(m, mc.EXITED) != mc.RUNNING:
         return 0
     m[mc.STOP] = mc.PORT
     v = cells(m[mc.V], m[mc.V_CELLS])
@@ -70,7 +70,7 @@ def go(machine: int, emu_start: int) -> int:
             v[f.GUEST_ACTIVITY_STATE] in (1, 2) and m[mc.TIME] >= m[mc.NESTED_TIMER_END]
         ):
             vm_exit(v, _PREEMPTION_TIMER, 0, 0)
-            m[mc.STOP] = react.reflect(m, mc.EXITED)
+            m[mc.STOP] = dispatch.pass_exit_to_x86_vmm(m, mc.EXITED)
             if m[mc.STOP] != mc.RUNNING:
                 return 0
             v = cells(m[mc.V], m[mc.V_CELLS])
@@ -81,10 +81,10 @@ def go(machine: int, emu_start: int) -> int:
         # Hooks may have put another VMCS in force.
         v = cells(m[mc.V], m[mc.V_CELLS])
         if m[mc.STOP] == mc.NESTED_TIMER:
-            save(m, react.state_begin(m), v, r)
+            save(m, dispatch.state_begin(m), v, r)
         elif m[mc.STOP] == mc.PORT:
-            save(m, react.state_begin(m), v, r)
-            stop = react.port(m, env, v, r)
+            save(m, dispatch.state_begin(m), v, r)
+            stop = dispatch.port(m, env, v, r)
             v = cells(m[mc.V], m[mc.V_CELLS])
             if stop != mc.RUNNING:
                 m[mc.STOP] = stop
@@ -93,7 +93,7 @@ def go(machine: int, emu_start: int) -> int:
                 return error
     stop = m[mc.STOP]
     if stop == mc.RUNNING or (stop >= mc.TIMER and stop not in (mc.HALTED, mc.EXPLAIN)):
-        save(m, react.state_begin(m), v, r)
+        save(m, dispatch.state_begin(m), v, r)
     if stop == mc.RUNNING:
         if m[mc.STEPPING] != 0 and error == 0:
             m[mc.STOP] = mc.STEPPED
@@ -131,7 +131,7 @@ def serve(m: Cells) -> int:
     """
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     r = cells(m[mc.R], m[mc.R_CELLS])
-    react.take_back(m)
+    dispatch.move_from_vmcs0(m)
     m[mc.TIME_BIAS] = 0
     if host[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & 1 << 3:
         m[mc.TIME_BIAS] = host[f.TSC_OFFSET]
@@ -143,7 +143,7 @@ def serve(m: Cells) -> int:
         if causes == 0 or v[f.GUEST_INTERRUPTIBILITY_STATE] & 2:
             return mc.RUNNING
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-        return react.arbitrate(m, v, r, 1, 3, -1, causes, 0)
+        return dispatch.arbitrate(m, v, r, 1, 3, -1, causes, 0)
     host[f.VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~(1 << 31)
     if (info >> 8) & 7 == TYPE_OTHER_EVENT:
         vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
@@ -153,7 +153,7 @@ def serve(m: Cells) -> int:
     kind = (info >> 8) & 7
     address = r[registers.CR2] if vector == 14 and kind == 3 else 0
     length = host[f.VM_ENTRY_INSTRUCTION_LENGTH]
-    return react.arbitrate(m, v, r, vector, kind, error_code, address, length)
+    return dispatch.arbitrate(m, v, r, vector, kind, error_code, address, length)
 
 
 @jit_for_python
@@ -184,16 +184,16 @@ def enter_and_go(machine: int, emu_start: int) -> int:
 
 
 @jit_for_python
-def lend_state(machine: int) -> int:
-    """See `react.lend`; 0."""
-    react.lend(cells(machine, mc.CELLS))
+def move_state_to_vmcs0(machine: int) -> int:
+    """See `dispatch.lend`; 0."""
+    dispatch.move_to_vmcs0(cells(machine, mc.CELLS))
     return 0
 
 
 @jit_for_python
-def take_state_back(machine: int) -> int:
-    """See `react.take_back`; 0."""
-    react.take_back(cells(machine, mc.CELLS))
+def move_state_from_vmcs0(machine: int) -> int:
+    """See `dispatch.move_from_vmcs0`; 0."""
+    dispatch.move_from_vmcs0(cells(machine, mc.CELLS))
     return 0
 
 
@@ -256,7 +256,7 @@ class UnicornEngine:
         self._keep: list[object] = []
         self.why_not_native = "" if native_path else "the portable engine was asked for"
         self.patience: dict[int, int] = {}
-        """Instructions checked so far, by the shape of the segments (`trapgate.processor.stepping`)."""
+        """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")
@@ -303,7 +303,7 @@ class UnicornEngine:
         # Devices lie below the engine's own pages.
         for start, end, read, write, store in (
             (size, at.VMCB, self._machine, self._machine, hooks.on_absent_write),
-            (at.GATE, at.GATE + _PAGE, None, self._machine, hooks.on_gate_write),
+            (at.GATE, at.GATE + _PAGE, None, self._machine, hooks.on_intercepted_store),
             (at.GATE + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
         ):
             self._check(
@@ -426,13 +426,13 @@ class UnicornEngine:
         self.cells[mc.X] = _address(x)
         self.cells[mc.N] = _address(n)
 
-    def lend(self) -> None:
+    def move_to_vmcs0(self) -> None:
         """Lend the state of the x86 VMM's guest to VMCS 0."""
-        lend_state(self._machine)
+        move_state_to_vmcs0(self._machine)
 
-    def take_back(self) -> None:
-        """Undo `lend`."""
-        take_state_back(self._machine)
+    def move_from_vmcs0(self) -> None:
+        """Undo `move_to_vmcs0`."""
+        move_state_from_vmcs0(self._machine)
 
     def look_ahead(self) -> None:
         """Say when the engine has to stop and look, from the VMCS in force and the pins."""

@@ -318,9 +318,9 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         # raise is that VMM's business still.
         for place in (linear, guest.wrap(linear + size - 1)):
             guest.physical(place, is_in)
-        outcome = _string_io(processor, Operand(processor, processor.lend()), instruction)
+        outcome = _string_io(processor, Operand(processor, processor.move_to_vmcs0()), instruction)
         if outcome != ix.EXITED:
-            processor.take_back()
+            processor.move_from_vmcs0()
         return outcome
     fault = guest.string_step(
         instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None

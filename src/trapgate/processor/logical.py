@@ -124,15 +124,15 @@ class LogicalProcessor:
         assert self._vmcs is not None
         return self._vmcs.cells
 
-    def lend(self) -> Cells:
+    def move_to_vmcs0(self) -> Cells:
         """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
         if self._words[stops.V] != self._words[stops.HOST]:
-            self.engine.lend()
+            self.engine.move_to_vmcs0()
         return self.in_force
 
-    def take_back(self) -> None:
-        """Undo `lend`: nobody but the x86 VMM had business with its guest."""
-        self.engine.take_back()
+    def move_from_vmcs0(self) -> None:
+        """Undo `move_to_vmcs0`: nobody but the x86 VMM had business with its guest."""
+        self.engine.move_from_vmcs0()
 
     def raise_fault(self, vector: int, error_code: int, address: int = 0) -> bool:
         """Arbitrate a hardware exception of the guest's; whether it caused a VM exit."""

@@ -234,7 +234,7 @@ class Processor(LogicalProcessor):
         c[stops.STOP] = stops.RUNNING
         engine.enter_and_go()
         while c[stops.STOP] != stops.EXITED:
-            if not self.settle():
+            if not self._handle_stop():
                 engine.go()
         engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
@@ -302,17 +302,17 @@ class Processor(LogicalProcessor):
         c[stops.ATTENTION] = waiting
         c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
 
-    def settle(self) -> bool:
+    def _handle_stop(self) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit to this VMM.
 
         The engine itself goes on with an x86 VMM whose guest exits.
         """
         c = self._words
         self.x86_vmm.explain_latest()
-        c[stops.STOP] = stops.EXITED if self.deal() else stops.RUNNING
+        c[stops.STOP] = stops.EXITED if self._handle_stop_in_force() else stops.RUNNING
         return c[stops.STOP] == stops.EXITED and c[stops.V] == c[stops.HOST]
 
-    def deal(self) -> bool:
+    def _handle_stop_in_force(self) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit of the VMCS in force."""
         c = self._words
         v = self.in_force
@@ -324,7 +324,7 @@ class Processor(LogicalProcessor):
         elif stop == stops.TABLE_WRITE:
             exited = self._settled(table_writes.step(self, v))
         elif stop == stops.TIMER:
-            vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
+            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
             exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
@@ -348,7 +348,11 @@ class Processor(LogicalProcessor):
 
     def _settled(self, outcome: Outcome) -> bool:
         """Whether an instruction's end was a VM exit of the VMCS in force."""
-        return self.deal() if outcome is Outcome.STOPPED else outcome is Outcome.EXITED
+        return (
+            self._handle_stop_in_force()
+            if outcome is Outcome.STOPPED
+            else outcome is Outcome.EXITED
+        )
 
     def _out_of_time(self, v: Cells) -> bool:
         """Whether `expires` has come, which then looks like the preemption timer's end."""
@@ -357,7 +361,7 @@ class Processor(LogicalProcessor):
             return False
         if time.monotonic() < self.expires:
             return False
-        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
+        vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True
 
     def _attend(self, v: Cells) -> bool:
@@ -384,7 +388,7 @@ class Processor(LogicalProcessor):
             return True
         if self._smi:
             self._smi = False
-            vm_exit(self.lend(), ExitReason.OTHER_SMI, 0, 0)
+            vm_exit(self.move_to_vmcs0(), ExitReason.OTHER_SMI, 0, 0)
             return True
         if self._nmi and not state & _BLOCKED_BY_STI_OR_SS:
             blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
@@ -396,7 +400,7 @@ class Processor(LogicalProcessor):
         interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
         exiting = bool(pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING)
         if v is self.x86_vmm.vmcs and (interruptible or exiting) and self._awaits_window():
-            vm_exit(self.lend(), ExitReason.INTERRUPT_WINDOW, 0, 0)
+            vm_exit(self.move_to_vmcs0(), ExitReason.INTERRUPT_WINDOW, 0, 0)
             return True
         if self._interrupt is not None:
             vector = self._interrupt
@@ -441,7 +445,7 @@ class Processor(LogicalProcessor):
         if v[f.GUEST_ACTIVITY_STATE] == 0:
             return False
         if v is self.x86_vmm.vmcs and self._waits_for_vmm():
-            vm_exit(self.lend(), ExitReason.HLT, 0, 0)
+            vm_exit(self.move_to_vmcs0(), ExitReason.HLT, 0, 0)
             return True
         alarm = self.x86_vmm.alarm
         if alarm is not None and alarm < c[stops.TIMER_END]:
@@ -454,5 +458,5 @@ class Processor(LogicalProcessor):
                 "VMX-preemption timer, or assert an event"
             )
         c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
-        vm_exit(self.lend(), ExitReason.PREEMPTION_TIMER, 0, 0)
+        vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True

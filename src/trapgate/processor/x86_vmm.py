@@ -38,10 +38,10 @@ class X86Vmm:
         self._told = 0
         engine.offer_vmx(self.state, self.vmcs)
 
-    def offer(self, *, seed: bool) -> None:
+    def offer(self, *, extended: bool) -> None:
         """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.
 
-        `seed` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves
+        `extended` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves
         it: locked, with VMX enabled.
         """
         x = self._words
@@ -49,7 +49,7 @@ class X86Vmm:
         # Page walks in two dimensions are the core's; the portable engine makes its own.
         native = self._engine[stops.NATIVE] != 0
         x[vmx.SECONDARY_ALLOWED] = ct.SECONDARY_WITH_EPT if native else ct.SECONDARY_REPORTED
-        x[vmx.SEED] = int(seed)
+        x[vmx.EXTENDED] = int(extended)
         x[vmx.FEATURE_CONTROL] = vmx.FEATURE_LOCKED | vmx.FEATURE_VMX_OUTSIDE_SMX
 
     def msrs(self) -> Mapping[int, int]:
@@ -57,7 +57,7 @@ class X86Vmm:
         x = self._words
         if not x[vmx.OFFERED]:
             return {vmx.MSR_FEATURE_CONTROL: vmx.FEATURE_LOCKED}
-        msrs = capability_msrs(seed=bool(x[vmx.SEED]), secondary=x[vmx.SECONDARY_ALLOWED])
+        msrs = capability_msrs(extended=bool(x[vmx.EXTENDED]), secondary=x[vmx.SECONDARY_ALLOWED])
         return {**msrs, vmx.MSR_FEATURE_CONTROL: x[vmx.FEATURE_CONTROL]}
 
     def set_feature_control(self, value: int) -> bool:

@@ -54,11 +54,11 @@ class Policy:
         """The policy that `settings` describe; raises as `load`."""
         kind, order, ptbase = (settings.fields.get(field, 0) for field in _FILTER_FIELDS)
         others = {f: v for f, v in settings.fields.items() if f not in _FILTER_FIELDS}
-        vmcs = Vmcs("vt-x" if settings.profile == "vt-x" else "seed")
+        vmcs = Vmcs("vt-x" if settings.profile == "vt-x" else "extended")
         vmcs.apply(replace(settings, fields=others))
         if settings.profile == "vt-x" and kind:
             raise VmcsFileError(
-                'is an extension; use profile "seed"', field="FAULT_FILTER", path=settings.path
+                'is an extension; use profile "extended"', field="FAULT_FILTER", path=settings.path
             )
         if check_extension_fields(vmcs.cells) != 0:
             raise VmcsFileError(
@@ -88,7 +88,10 @@ class Policy:
         """The criterion for faults of `vector` that have an error code; None: the bit alone."""
         if vector not in PAIR:
             return None
-        if self.vmcs.profile == "seed" and self._value("TRANSFER_CRITERION_VECTORS") >> vector & 1:
+        if (
+            self.vmcs.profile == "extended"
+            and self._value("TRANSFER_CRITERION_VECTORS") >> vector & 1
+        ):
             criterion = self._value("TRANSFER_CRITERION")
             compares = criterion == CRITERION_COMPARISON
             return _SCHEME[criterion, self._value("COMPARISON_OPERATOR") if compares else 0]
@@ -101,7 +104,7 @@ class Policy:
 
     def window(self, vector: int) -> tuple[int, int]:
         """`window` and `scale` of narrow fields (¶41; see `rules.mapped_code`)."""
-        extended = self.vmcs.profile == "seed" and (
+        extended = self.vmcs.profile == "extended" and (
             self._value("TRANSFER_CRITERION_VECTORS") >> vector & 1
         )
         width = self._value("ERROR_CODE_FIELD_WIDTH") if extended else 0

@@ -14,7 +14,7 @@ Capability Reporting Facility".
     CURRENT,
     LAUNCHED,
     FEATURE_CONTROL,
-    SEED,
+    EXTENDED,
     LENT,
     KEPT_DEBUGCTL,
     KEPT_DR7,
@@ -41,7 +41,7 @@ Capability Reporting Facility".
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
 VMXON_POINTER and CURRENT: physical addresses, -1 for none. LAUNCHED: the launch state of the
-current VMCS. FEATURE_CONTROL: IA32_FEATURE_CONTROL. SEED: 1 if the extension fields exist.
+current VMCS. FEATURE_CONTROL: IA32_FEATURE_CONTROL. EXTENDED: 1 if the extension fields exist.
 LENT: 1 while the guest state of `n` is lent to VMCS 0, for the VMM in Python to work on.
 KEPT_*: what the fields held that the entry did not load or the exit will not save. ROOT_*: CR0
 and CR4 as the VMM in Python keeps them, and blocking by NMI, in VMX root operation. FAULT_*:

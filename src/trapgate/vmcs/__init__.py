@@ -1,1 +1,5 @@
-"""TODO."""
+"""The VMCS as software sees it: fields by name, files of them, capabilities, explanations.
+
+What a field means to the processor is decided elsewhere. It may import `decision` and below.
+Begin with `vmcs.Vmcs`.
+"""

@@ -39,7 +39,7 @@ def capabilities(profile: Profile) -> Capabilities:
     """
     if profile == "vt-x":
         return Capabilities(profile, frozenset(), ("figure-3",), ("none",))
-    if profile == "seed":
+    if profile == "extended":
         fields = EXTENSION_FIELDS - RESERVED_FIELDS
         return Capabilities(profile, fields, tuple(SCHEMES), tuple(FILTERS))
     raise ExtensionError(f"{profile!r} is no profile; use one of {', '.join(PROFILES)}")

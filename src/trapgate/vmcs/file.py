@@ -1,7 +1,7 @@
 """VMCS settings in TOML, read into plain values and written from them.
 
 ```toml
-profile = "vt-x"                       # or "seed", which has the extensions too
+profile = "vt-x"                       # or "extended", which has the extensions too
 
 [controls]                             # bits by name; a "-" in front turns one off
 pin = ["NMI_EXITING"]
@@ -34,10 +34,10 @@ from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import Vector
 from trapgate.tomlfile import demand_known, parse_toml, read_toml
 
-Profile = Literal["seed", "vt-x"]
+Profile = Literal["extended", "vt-x"]
 """What a processor has: all extensions, or only what Intel ships."""
 
-PROFILES: Final[tuple[Profile, ...]] = ("seed", "vt-x")
+PROFILES: Final[tuple[Profile, ...]] = ("extended", "vt-x")
 
 _TABLES: dict[str, tuple[Field, Mapping[str, int]]] = {
     "pin": (Field.PIN_BASED_CONTROLS, {bit.name or "": bit.value for bit in PinControl}),

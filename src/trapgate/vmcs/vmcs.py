@@ -50,8 +50,8 @@ class Vmcs:
 
     __slots__ = ("cells", "launched", "profile", "words")
 
-    def __init__(self, profile: Profile = "seed") -> None:
-        """`profile` is "seed" (all extensions) or "vt-x" (only what Intel ships).
+    def __init__(self, profile: Profile = "extended") -> None:
+        """`profile` is "extended" (all extensions) or "vt-x" (only what Intel ships).
 
         Raises:
             ExtensionError: there is no such profile.
@@ -117,7 +117,9 @@ class Vmcs:
         if not isinstance(field, Field):
             field = field_named(field, path)
         if field.extension and self.profile == "vt-x":
-            raise ExtensionError('is an extension; use profile "seed"', field=field.name, path=path)
+            raise ExtensionError(
+                'is an extension; use profile "extended"', field=field.name, path=path
+            )
         return field
 
     def _get(self, field: Field) -> int:
@@ -145,7 +147,7 @@ class Vmcs:
 
     def __iter__(self) -> Iterator[Field]:
         """The fields this profile has."""
-        return (field for field in Field if not field.extension or self.profile == "seed")
+        return (field for field in Field if not field.extension or self.profile == "extended")
 
     def __eq__(self, other: object) -> bool:
         """Same profile and the same in every field."""
@@ -208,7 +210,7 @@ class Vmcs:
 
     @classmethod
     def _from_settings(cls, settings: Settings, profile: Profile | None) -> Self:
-        named: Profile = "vt-x" if settings.profile == "vt-x" else "seed"
+        named: Profile = "vt-x" if settings.profile == "vt-x" else "extended"
         vmcs = cls(profile or named)
         vmcs.apply(settings)
         return vmcs
@@ -218,11 +220,11 @@ class Vmcs:
 
         Raises:
             VmcsError: one of the subclasses that item assignment raises; also if the
-                settings are for the profile "seed" and this VMCS is not.
+                settings are for the profile "extended" and this VMCS is not.
         """
-        if settings.profile == "seed" and self.profile == "vt-x":
+        if settings.profile == "extended" and self.profile == "vt-x":
             raise VmcsFileError(
-                'asks for "seed" but this VMCS is "vt-x"; change one of them',
+                'asks for "extended" but this VMCS is "vt-x"; change one of them',
                 field="profile",
                 path=settings.path,
             )

@@ -104,7 +104,7 @@ class VirtualMachine(Platform):
         trace: TraceWriter | None = None,
         number: int = 0,
         seed: int = 0,
-        profile: Profile = "seed",
+        profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(
@@ -116,7 +116,7 @@ class VirtualMachine(Platform):
         self.processor.name_vm(number)
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
-            self.processor.x86_vmm.offer(seed=profile == "seed")
+            self.processor.x86_vmm.offer(extended=profile == "extended")
         self.number = number
         if explain is not None:
             self.processor.x86_vmm.explain_to(explain)

@@ -110,7 +110,9 @@ class Platform:
         if event is not None:
             if event.kind is MachineEventKind.DEBUG_EXIT:
                 guest = event.status >> 1
-                return Stop(End.DEBUG_EXIT, f"the guest left with {guest}", 0 if guest == 0 else 1)
+                return Stop(
+                    End.DEBUG_EXIT, f"the guest exited with status {guest}", 0 if guest == 0 else 1
+                )
             if event.kind is MachineEventKind.POWER_OFF:
                 return Stop(End.POWER_OFF, f"the guest turned the machine off ({event.source})")
             return Stop(End.RESET, f"the guest reset the machine ({event.source})")
@@ -182,8 +184,8 @@ class Platform:
             console = self.console
             interactive = console is not None and console.interactive
             if deadline is None and not (awake and interactive):
-                why = "for good: no device will wake it" if awake else "with interrupts disabled"
-                return Stop(End.HALTED, f"the guest halted {why}")
+                why = ", and no device will wake it" if awake else " with interrupts disabled"
+                return Stop(End.HALTED, f"the guest halted{why}")
             if interactive:
                 assert console is not None
                 seconds = 1.0 if deadline is None else (deadline - now) / devices.bus.clock.hertz

@@ -39,17 +39,17 @@ def _allowed(must: int, may: int) -> int:
     return must | may << 32
 
 
-def capability_msrs(*, seed: bool, secondary: int) -> Mapping[int, int]:
+def capability_msrs(*, extended: bool, secondary: int) -> Mapping[int, int]:
     """MSR number to value (64 bits).
 
-    `seed` says whether the extension fields exist, `secondary` which secondary processor-based
+    `extended` says whether the extension fields exist, `secondary` which secondary processor-based
     controls may be 1: EPT is among them or not, as the engine can.
     """
     ept = _EPT if secondary & ct.SECONDARY_EPT else 0
     highest = max(
         encoding >> 1 & 0x1FF
         for encoding in ENCODINGS.values()
-        if seed or encoding >> 1 & 0x1FF < EXTENSION_INDEX
+        if extended or encoding >> 1 & 0x1FF < EXTENSION_INDEX
     )
     return {
         vmx.MSR_VMX_BASIC: (
@@ -71,5 +71,5 @@ def capability_msrs(*, seed: bool, secondary: int) -> Mapping[int, int]:
         vmx.MSR_VMX_TRUE_PROCBASED_CTLS: _allowed(ct.PRIMARY_ALLOWED_0, ct.PRIMARY_ALLOWED_1),
         vmx.MSR_VMX_TRUE_EXIT_CTLS: _allowed(ct.EXIT_ALLOWED_0, ct.EXIT_ALLOWED_1),
         vmx.MSR_VMX_TRUE_ENTRY_CTLS: _allowed(ct.ENTRY_ALLOWED_0, ct.ENTRY_ALLOWED_1),
-        **({vmx.MSR_TRAPGATE_EXTENSIONS: 1} if seed else {}),
+        **({vmx.MSR_TRAPGATE_EXTENSIONS: 1} if extended else {}),
     }

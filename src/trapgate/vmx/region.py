@@ -12,7 +12,7 @@ from trapgate.compiler.dialect import Cells, core
 from trapgate.paging.memory import load32, load64, store32, store64
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.fields import EXTENSION_INDEX, Field
-from trapgate.sdm.vmx import CURRENT, LAUNCHED, NONE, REVISION, SEED
+from trapgate.sdm.vmx import CURRENT, EXTENDED, LAUNCHED, NONE, REVISION
 
 _ABORT_OFFSET = 4
 _LAUNCH_OFFSET = 8
@@ -56,7 +56,7 @@ def cell_of_encoding(x: Cells, encoding: int) -> int:
         return UNSUPPORTED
     group = ((encoding >> 13) & 3) << 2 | ((encoding >> 10) & 3)
     cell = int(_CELL_OF[group * _GROUP + (index >> 8) * 64 + (index & 63)])
-    if cell >= 0 and _EXTENSION[cell] != 0 and x[SEED] == 0:
+    if cell >= 0 and _EXTENSION[cell] != 0 and x[EXTENDED] == 0:
         return UNSUPPORTED
     return cell
 

@@ -562,15 +562,15 @@ def test_shadows_and_targets(mode: str) -> None:
     assert run(mode, load + CPUID, targets, bits=bits).reason == ExitReason.CPUID
 
 
-@pytest.mark.parametrize("seed", [False, True])
-def test_the_seeds_fields_need_its_profile(mode: str, seed: bool) -> None:
+@pytest.mark.parametrize("extended", [False, True])
+def test_the_seeds_fields_need_its_profile(mode: str, extended: bool) -> None:
     a = Assembler(mode == "l64")
     program = a.vmxon() + a.vmclear() + a.vmptrld() + a.vmwrite(0x4302, 1 << 14)
-    vmm = X86Vmm(mode, program=program, seed=seed)
+    vmm = X86Vmm(mode, program=program, extended=extended)
     vmm.run()
-    assert vmm["TRANSFER_CRITERION_VECTORS"] == (1 << 14 if seed else 0)
-    assert vmm.flags == (0 if seed else 0x40)
-    assert (vmx.MSR_TRAPGATE_EXTENSIONS in vmm.processor.x86_vmm.msrs()) == seed
+    assert vmm["TRANSFER_CRITERION_VECTORS"] == (1 << 14 if extended else 0)
+    assert vmm.flags == (0 if extended else 0x40)
+    assert (vmx.MSR_TRAPGATE_EXTENSIONS in vmm.processor.x86_vmm.msrs()) == extended
 
 
 def test_the_seeds_comparison_filters_for_an_x86_vmm(mode: str) -> None:

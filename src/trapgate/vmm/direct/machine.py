@@ -163,7 +163,7 @@ class DirectMachine(VirtualMachine):
         console: Console | None = None,
         trace: TraceWriter | None = None,
         seed: int = 0,
-        profile: Profile = "seed",
+        profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
     ) -> None:
         host = host or Host(memory, engine=engine, trace=trace)

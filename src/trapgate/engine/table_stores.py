@@ -68,7 +68,7 @@ def code_at_rip(m: Cells) -> int:
 
 
 @jit
-def open_gate(
+def intercept_store(
     m: Cells,
     cpu: int,
     address: int,
@@ -131,7 +131,7 @@ def store(m: Cells, mem: Cells, physical: int, size: int, value: int) -> None:
 
 
 @jit
-def judge_store(m: Cells, offset: int, size: int, value: int) -> None:
+def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     """The data of a redirected store: let it through, or raise the page fault instead."""
     if size < m[mc.GATE_SIZE]:
         # Eight bytes come in halves.

@@ -142,7 +142,7 @@ def instruction(m: Cells, v: Cells) -> int:
 
 
 @jit
-def lengthen(m: Cells, v: Cells, outcome: int) -> None:
+def count_prefixes(m: Cells, v: Cells, outcome: int) -> None:
     """Count the prefixes that `instruction` left out, now that it is done or has exited."""
     extra = m[mc.EXTRA]
     if outcome in (ix.GO_ON, ex.HALTED):
@@ -199,7 +199,7 @@ def arbitrate(
 
 
 @jit
-def lend(m: Cells) -> None:
+def move_to_vmcs0(m: Cells) -> None:
     """Lend the state of the x86 VMM's guest to VMCS 0, so that the VMM in Python can serve it."""
     x = cells(m[mc.X], vmx.LENGTH)
     host = cells(m[mc.HOST], m[mc.V_CELLS])
@@ -210,8 +210,8 @@ def lend(m: Cells) -> None:
 
 
 @jit
-def take_back(m: Cells) -> None:
-    """The opposite of `lend`."""
+def move_from_vmcs0(m: Cells) -> None:
+    """The opposite of `move_to_vmcs0`."""
     x = cells(m[mc.X], vmx.LENGTH)
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     copy_guest_state(host, cells(m[mc.N], m[mc.V_CELLS]))
@@ -221,28 +221,28 @@ def take_back(m: Cells) -> None:
 
 
 @jit
-def by_platform(m: Cells, word: int) -> int:
+def execute_for_platform(m: Cells, word: int) -> int:
     """An instruction of the x86 VMM's guest that its VMM lets through to what is below."""
     x = cells(m[mc.X], vmx.LENGTH)
-    lend(m)
+    move_to_vmcs0(m)
     x[vmx.MODE] = vmx.MODE_OFF
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     x[vmx.MODE] = vmx.MODE_NON_ROOT
     if outcome != ix.EXITED:
-        take_back(m)
+        move_from_vmcs0(m)
     return outcome
 
 
 @jit
-def perform(m: Cells, v: Cells, r: Cells, word: int) -> int:
-    """`carry_out` but for the stop at a failure."""
+def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
+    """`execute_sensitive` but for the stop at a failure."""
     stepping = v[f.GUEST_RFLAGS] & _TF
     priority = r[reg.CR8]
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.PLATFORM:
-        outcome = by_platform(m, word)
+        outcome = execute_for_platform(m, word)
     if m[mc.EXTRA] != 0:
-        lengthen(m, v, outcome)
+        count_prefixes(m, v, outcome)
     if outcome == ix.GO_ON:
         if r[reg.CR8] != priority and m[mc.PINS] & mc.PIN_PRIORITY:
             # An interrupt that waited for it may be taken now; only the VMM can tell.
@@ -287,18 +287,18 @@ def is_locked(word: int, count: int) -> bool:
 
 
 @jit
-def carry_out(m: Cells, v: Cells, r: Cells, word: int) -> int:
+def execute_sensitive(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """A sensitive instruction; what the run does next."""
     x = cells(m[mc.X], vmx.LENGTH)
     failures = x[vmx.FAILURES]
-    stop = perform(m, v, r, word)
+    stop = execute_or_pass_on(m, v, r, word)
     if x[vmx.FAILURES] == failures or x[vmx.EXPLAINING] == 0:
         return stop
     return mc.EXPLAIN if stop == mc.RUNNING and m[mc.STEPPING] == 0 else stop
 
 
 @jit
-def undefined(m: Cells, v: Cells, r: Cells) -> int:
+def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
     """#UD by the engine's lights: perhaps an instruction that this processor does have."""
     word = instruction(m, v)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
@@ -308,10 +308,10 @@ def undefined(m: Cells, v: Cells, r: Cells) -> int:
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
     if byte & 0xFC == 0x6C and not is_locked(word, start):
-        return carry_out(m, v, r, word)
+        return execute_sensitive(m, v, r, word)
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
-    return carry_out(m, v, r, word)
+    return execute_sensitive(m, v, r, word)
 
 
 @jit
@@ -323,7 +323,7 @@ def is_taken_for_sse(m: Cells, v: Cells) -> bool:
 
 
 @jit
-def interrupted(m: Cells, v: Cells, r: Cells) -> int:
+def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
     word = instruction(m, v)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
@@ -362,7 +362,7 @@ def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
 
 
 @jit
-def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
+def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
     """`dispatch` as far as the VMCS in force is concerned."""
     m[mc.STOP_CODE] = code
     m[mc.STOP_INFO] = info
@@ -384,7 +384,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
                 word, count = fetch(m, v, 8)
                 if count == 8 and transfers_string(v, word):
                     # Whether there is a VM exit is decided before memory is accessed.
-                    return carry_out(m, v, r, instruction(m, v))
+                    return execute_sensitive(m, v, r, instruction(m, v))
                 changes = info & _WRITE == 0 and count == 8 and writes_what_it_reads(v, word)
                 if changes and info < EPT_VIOLATION:
                     info |= _WRITE
@@ -402,7 +402,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
             m[mc.FAULT_KIND] = 0
             return mc.CHECKED
         if vector == 6 or (vector == 7 and is_taken_for_sse(m, v)):
-            return undefined(m, v, r)
+            return undefined_opcode(m, v, r)
         if vector == 1:
             causes = peek64(env + at.DR6) & _DEBUG_CAUSES
             poke64(env + at.DR6, 0xFFFF0FF0)
@@ -414,7 +414,7 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
         error_code = info & 0xFFFF if (_HAS_CODE >> vector) & 1 else -1
         return arbitrate(m, v, r, vector, 3, error_code, 0, 0)
     if code == at.SVM_SOFTWARE_INTERRUPT:
-        return interrupted(m, v, r)
+        return software_interrupt(m, v, r)
     if code == at.SVM_IRET:
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~8
         m[mc.IRET_AT] = linear_rip(v) + 1
@@ -422,11 +422,11 @@ def judge(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> int:
         m[mc.PATIENCE] = 1
         arm(m, env, v)
         return mc.RUNNING
-    return carry_out(m, v, r, instruction(m, v))
+    return execute_sensitive(m, v, r, instruction(m, v))
 
 
 @jit
-def reflect(m: Cells, stop: int) -> int:
+def pass_exit_to_x86_vmm(m: Cells, stop: int) -> int:
     """An exit of the x86 VMM's guest is that VMM's business: the run goes on there."""
     if stop == mc.EXITED and m[mc.V] != m[mc.HOST]:
         return call(m[mc.VM_LEAVE], (m[mc.SELF],))
@@ -439,7 +439,7 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
 
     Another VMCS may be in force afterwards.
     """
-    return reflect(m, judge(m, env, v, r, code, info))
+    return pass_exit_to_x86_vmm(m, dispatch_in_force(m, env, v, r, code, info))
 
 
 @jit
@@ -490,7 +490,7 @@ def state_end(m: Cells) -> None:
 
 
 @jit
-def instead(m: Cells) -> None:
+def execute_in_core(m: Cells) -> None:
     """Carry out the instruction at RIP here, and leave the engine's attempt.
 
     On the portable path nobody should come here: `port` comes first.
@@ -516,7 +516,7 @@ def instead(m: Cells) -> None:
 
 
 @jit
-def flat(v: Cells, n: int, selector: int, rights: int) -> None:
+def make_segment_flat(v: Cells, n: int, selector: int, rights: int) -> None:
     """Make segment `n` flat, as SYSCALL and SYSENTER do."""
     v[f.GUEST_ES_SELECTOR + n] = selector
     v[f.GUEST_ES_BASE + n] = 0
@@ -532,7 +532,7 @@ def turns_code_to_data(m: Cells, page: int) -> bool:
 
 
 @jit
-def share(m: Cells, page: int, access: int, prot: int) -> int:
+def assign_page_use(m: Cells, page: int, access: int, prot: int) -> int:
     """Decide whether `page` is code or data from now on; the protection its entry may have.
 
     Cells of PAGES: bit 0 code, bit 1 fast-writable data, from bit 8 how often it turned.
