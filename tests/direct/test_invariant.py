@@ -46,7 +46,7 @@ def test_hostile_guests_stay_in(name: str) -> None:
 
 FRAME = 0xFFFF_F000
 CONDITIONS: dict[str, Callable[[Attempt], bool]] = {
-    "706: a write that R/W stopped": lambda a: bool(a.code & W) and a.readable,
+    "706: a write that R/W stopped": lambda a: bool(a.code & P and a.code & W) and a.readable,
     "708: in the page table": lambda a: a.address & 0xFFC0_0000 == PTBASE,
     "708: not a PDE": lambda a: a.address >> 12 & 0x3FF != SELF,
     "816: present already": lambda a: bool(a.old & P),
