@@ -254,8 +254,8 @@ def merge(
         MergeForm,
         typer.Option(
             "--format",
-            help="Which forms of the fields to print; kvm-c: the merge of two page-fault filters as a "
-            "function for the kernel, proved; kvm-c-test: its test program.",
+            help="Which forms of the fields to print; kvm-c: the merge of two page-fault filters "
+            "as a function for the kernel, proved; kvm-c-test: its test program.",
         ),
     ] = MergeForm.all,
     output: OutputOption = None,

@@ -175,7 +175,7 @@ def prove_closed_form(bits: int = BITS, deadline: Deadline = NEVER) -> Proved:
     for one, members in zip(filters, sets.tolist(), strict=True):
         deadline.check()
         mine = PageFaultFilter(*(np.full(len(filters), part, np.int64) for part in one))
-        result = merged(mine, every, lambda c, a, b: np.where(c, a, b))
+        result = merged(mine, every, np.where)
         found = _members_of(result, bits)
         wanted = sets | members
         if (wanted & ~found).any():
