@@ -255,7 +255,8 @@ class UnicornEngine:
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
         self._keep: list[object] = []
-        self.why_not_native = "" if native_path else "the portable engine was asked for"
+        self.why_not_native = "" if native_path else "it was asked for"
+        """Why this is the portable engine; empty if it is the native one."""
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self.devices = DevicePages(self.cells)
@@ -360,6 +361,7 @@ class UnicornEngine:
     def _open_context(self) -> None:
         """The portable path: the state is a copy, saved and restored at every event."""
         # Where the translator can be guarded from code that would end the process, it is.
+        self.cells[mc.SHADOW] = -1
         try:
             inside = native.find(self.uc)
             translator()
@@ -371,6 +373,7 @@ class UnicornEngine:
             self.cells[mc.LIVE] = inside.env
             self.cells[mc.TB_INVALIDATE] = inside.symbols["tb_invalidate_phys_range"]
             self.cells[mc.TLB_RESET_DIRTY] = inside.symbols["tlb_reset_dirty"]
+            self.cells[mc.SHADOW] = 0
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
         self._check(uclib.uc_context_alloc(self.uc._uch, ctypes.byref(context)))
@@ -383,6 +386,11 @@ class UnicornEngine:
         c[mc.UC_CTL] = self._symbol("uc_ctl")
         self._ports: set[int] = set()
         self._check(uclib.uc_context_save(self.uc._uch, context))
+
+    @property
+    def kind(self) -> str:
+        """The way into the engine: "native" or "portable"."""
+        return "native" if self.cells[mc.NATIVE] else "portable"
 
     def watch_port(self, address: int, block: int, size: int) -> None:
         """Stop before the instruction of input or output at linear `address` (portable only).
