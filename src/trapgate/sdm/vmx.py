@@ -103,8 +103,9 @@ MSR_VMX_TRUE_EXIT_CTLS = 0x48F
 MSR_VMX_TRUE_ENTRY_CTLS = 0x490
 MSR_VMX_VMFUNC = 0x491
 MSR_TRAPGATE_EXTENSIONS = 0x4B0
-"""Ours: bit 0 says that the extension fields exist (profile "seed"), bits 15:8 how many
-transfer criteria there are. Not Intel's; read only after checking CPUID leaf 40000000H."""
+"""Ours: bit 0 says that the extension fields exist (profile "extended"), bits 23:16
+how many rules a criteria table may have, bits 63:32 how many bytes. Not Intel's; read only after
+checking CPUID leaf 40000000H."""
 
 CR0_FIXED_0 = 0x8000_0021
 """PG, NE, PE: must be 1 in VMX operation (PG and PE not under "unrestricted guest")."""
