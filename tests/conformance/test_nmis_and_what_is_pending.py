@@ -48,7 +48,7 @@ def returns(mode: str, stack: int) -> Tiny:
     size = {"r16": 2, "l64": 8}.get(mode, 4)
     code = b"\x90" + iret(mode)
     if mode == "r16":
-        words = (len(code), CODE >> 4, 2)
+        words: tuple[int, ...] = (len(code), CODE >> 4, 2)
     else:
         selector = CODE_64 if mode == "l64" else CODE_32
         words = (CODE + len(code), selector, 2, STACK, DATA_0)
