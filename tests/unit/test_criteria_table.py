@@ -120,6 +120,7 @@ def faults(draw: st.DrawFn) -> tuple[Guest, tuple[int, ...], dict[str, int]]:
         known["instruction_length"] = 2
     if vector == 14 and kind == 3:
         known["address"] = address
+        known["page_fault_code"] = code
         known["page"] = address >> 12
         known["page_offset"] = address & 0xFFF
         known["below_stack"] = rsp - address & WORD

@@ -104,6 +104,8 @@ def fault_value(
         return page_fault, address & 0xFFF
     if what == fv.BELOW_STACK:
         return page_fault, int(v[f.GUEST_RSP]) - address
+    if what == fv.PAGE_FAULT_CODE:
+        return page_fault and error_code >= 0, error_code
     if what == fv.SELECTOR_INDEX:
         has_selector = kind == TYPE_HARDWARE_EXCEPTION and vector in (TS, NP, SS, GP)
         return has_selector and error_code >= 0, (error_code >> 3) & 0x1FFF

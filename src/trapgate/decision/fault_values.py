@@ -30,6 +30,7 @@ from typing import Final
     EFER,
     RSP,
     BELOW_STACK,
+    PAGE_FAULT_CODE,
     WALK_LEVEL,
     ENTRY_ADDRESS,
     ENTRY,
@@ -37,9 +38,9 @@ from typing import Final
     TABLE_ENTRY,
     OLD_ENTRY,
     NEW_ENTRY,
-) = range(27)
+) = range(28)
 
-VALUES_END: Final = 27
+VALUES_END: Final = 28
 """Numbers from here on name no value."""
 
 MODE_REAL = 0
@@ -130,6 +131,9 @@ VALUES: Final[tuple[FaultValue, ...]] = (
         True,
         _PAGE_FAULT,
         "RSP minus the linear address, modulo 2^64: small where a stack grows",
+    ),
+    FaultValue(
+        PAGE_FAULT_CODE, "page_fault_code", 32, True, _PAGE_FAULT, "the error code of a page fault"
     ),
     FaultValue(
         WALK_LEVEL,
