@@ -428,7 +428,7 @@ def _clause_words(clause: Clause, bitmaps: Mapping[bytes, str]) -> str:
         case Operator.ALL_BITS:
             bits = _shown(clause, clause.operand & clause.mask)
             if clause.operand & ~clause.mask:
-                return "all" if clause.negated else "none"
+                return f"{name} & 0 {'==' if clause.negated else '!='} 0"
             return f"{name} & {bits} {'!=' if clause.negated else '=='} {bits}"
         case Operator.EQUAL:
             return f"{masked} {'!=' if clause.negated else '=='} {operand}"
