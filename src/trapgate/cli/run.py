@@ -332,7 +332,8 @@ def _run(
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
-    print(f"\n{stop.message}", file=sys.stderr)
+    if story is None or story.headline != stop.message:
+        print(f"\n{stop.message}", file=sys.stderr)
     if story is not None:
         print(f"\n{story}\n", file=sys.stderr)
     for note in notes:

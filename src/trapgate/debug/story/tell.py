@@ -194,7 +194,7 @@ def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str)
             "unrestricted-guest-without-ept",
         )
     ]
-    scenes = [Scene("the processor refused the VM entry", (message,))]
+    scenes = [Scene("the processor refused the VM entry")]
     scenes += [Scene(finding.sentence, (f'SDM, "{finding.section}"',)) for finding in found]
     causes = tuple(dict.fromkeys(finding.rule.cause for finding in found if finding.rule.cause))
     _, before = faults_of(vm)
@@ -235,7 +235,7 @@ def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> St
 
 
 def _stopped(vm: VirtualMachine, view: View, names: at.Namer, end: str, message: str) -> Story:
-    scenes = [Scene(f"the guest stood {at.sentence(view, names)}", (message,))]
+    scenes = [Scene(f"the guest stood {at.sentence(view, names)}")]
     chain, before = faults_of(vm)
     fixes: tuple[str, ...] = ()
     if end == End.REFUSED.value:
