@@ -85,7 +85,7 @@ journal, the virtual clock, and why the engine stopped.
     SWITCHED,
     VM_ENTER,
     VM_LEAVE,
-    IRET_AT,
+    UNBLOCKED,
     GATE_LINEAR,
     GATE_PHYSICAL,
     GATE_KIND,
@@ -106,7 +106,7 @@ journal, the virtual clock, and why the engine stopped.
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
-VM_LEAVE: see `core_calls`. IRET_AT: 1 + the linear address of the IRET that unblocked NMIs.
+VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
