@@ -113,8 +113,8 @@ engine translates, while it does. PASSED: 1 + the linear address of an instructi
 MOV SS has suppressed.
 EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
-STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has been told that
-interrupts are inhibited, so that it executes one instruction (portable only)."""
+STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
+been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
