@@ -151,6 +151,11 @@ def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
     return table
 
 
+PORTABLE_FILTERS = (
+    "on the portable engine a write that a fault filter judges takes longer than an exit: "
+    "filters save exits there, and cost time"
+)
+
 EXAMPLES = """
 Examples:
 
@@ -367,6 +372,8 @@ def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
             )
     if vmcs.profile != "extended" or not vmcs["FAULT_FILTER"]:
         return
+    if summary.engine == "portable":
+        yield PORTABLE_FILTERS
     if not summary.count(Disposition.COMPLETE, 14):
         if self_mapped(
             vmcs["GUEST_CR0"],
