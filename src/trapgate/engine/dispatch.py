@@ -334,6 +334,26 @@ def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
 
 
 @jit
+def inhibits_interrupts(m: Cells, v: Cells) -> bool:
+    """Whether the instruction at RIP is STI, or a MOV or POP that loads SS."""
+    word = instruction(m, v)
+    start = prefix_length(word, is_long(v))
+    byte = (word >> (8 * start)) & 0xFF
+    return byte in (0xFB, 0x17) or (byte == 0x8E and (word >> (8 * start + 11)) & 7 == 2)
+
+
+@jit
+def is_done_alone(m: Cells, v: Cells, code: int) -> bool:
+    """Whether the instruction that is executed alone is done, and the exception the next one's."""
+    return bool(
+        m[mc.STEPPING] == mc.STEP_RUNNING
+        and at.SVM_EXCEPTION <= code < at.SVM_EXCEPTION + 32
+        and code != at.SVM_EXCEPTION + 1
+        and linear_rip(v) != m[mc.STEP_START]
+    )
+
+
+@jit
 def transfers_string(v: Cells, word: int) -> bool:
     """Whether the instruction is INS or OUTS."""
     return bool((word >> (8 * prefix_length(word, is_long(v)))) & 0xFC == 0x6C)
@@ -363,6 +383,8 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
     """`dispatch` as far as the VMCS in force is concerned."""
     m[mc.STOP_CODE] = code
     m[mc.STOP_INFO] = info
+    if is_done_alone(m, v, code):
+        return mc.STEPPED
     if 0x40 <= code < 0x60:
         vector = code - 0x40
         if vector == 14:

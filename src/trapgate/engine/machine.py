@@ -98,8 +98,10 @@ journal, the virtual clock, and why the engine stopped.
     SHADOW,
     TRANSLATION,
     PASSED,
+    STEP_START,
+    ALONE,
     CELLS,
-) = range(93)
+) = range(95)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -110,7 +112,9 @@ does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATI
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
 MOV SS has suppressed.
 EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
-FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only)."""
+FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
+STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
+been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0

@@ -104,6 +104,10 @@ def forget_passed_breakpoint(m: Cells, v: Cells) -> None:
 @jit
 def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Save the guest's state from `env` into the VMCS `v` and the register file `r`."""
+    if m[mc.ALONE] != 0:
+        # Interrupts seemed inhibited, so that the engine would execute one instruction.
+        m[mc.ALONE] = 0
+        poke32(env + at.HFLAGS, peek32(env + at.HFLAGS) & ~at.HF_INHIBIT_IRQ)
     for n in range(16):
         r[n] = peek64(env + at.REGS + 8 * n)
     v[f.GUEST_RSP] = r[reg.RSP]
