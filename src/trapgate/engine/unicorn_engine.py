@@ -554,9 +554,9 @@ class UnicornEngine:
             return
         invalidate_code(self._machine, start, start + size)
 
-    def walk(self, v: Cells, linear: int, access: int, user: int) -> tuple[int, int]:
-        """The physical address of a linear one under the VMCS `v`, and the error code or -1."""
-        found = core_calls.walk_here(self._machine, v, int(v[f.GUEST_RFLAGS]), linear, access, user)
+    def walk(self, v: Cells, rflags: int, linear: int, access: int, user: int) -> tuple[int, int]:
+        """The physical address of a linear one, and the error code or -1; see `paging.walk`."""
+        found = core_calls.walk_here(self._machine, v, rflags, linear, access, user)
         return found[0], found[1]
 
     def raise_event(self, vector: int, kind: int, error_code: int, address: int) -> int:

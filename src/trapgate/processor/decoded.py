@@ -74,7 +74,7 @@ class Operand:
 
     def walk(self, linear: int, access: int, user: int) -> tuple[int, int]:
         """Where a linear address, signed, leads: the physical one, and the error code or -1."""
-        return self._engine.walk(self.v, linear, access, user)
+        return self._engine.walk(self.v, int(self.v[f.GUEST_RFLAGS]), linear, access, user)
 
     def physical(self, linear: int, access: int) -> int:
         """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
