@@ -6,7 +6,7 @@ the writing. A capacity of 0 keeps only the counts.
 """
 
 from trapgate.compiler.dialect import Cells, core
-from trapgate.decision.decide import DELIVER
+from trapgate.decision.decide import COMPLETE, DELIVER
 from trapgate.sdm.cells import (
     GUEST_CR3,
     GUEST_RIP,
@@ -56,7 +56,10 @@ HEAD_COUNTS = 16
 was taken."""
 LEVELS = 2
 COUNTS = 3 * 256
-HEAD_LENGTH = HEAD_COUNTS + LEVELS * COUNTS
+HEAD_COMPLETED = HEAD_COUNTS + LEVELS * COUNTS
+"""From here on, by the low four bits of the reason: how many faults were completed."""
+COMPLETED = 16
+HEAD_LENGTH = HEAD_COMPLETED + COMPLETED
 
 
 @core
@@ -82,6 +85,8 @@ def record(
     has_data = head[HEAD_HAS_DATA]
     head[HEAD_HAS_DATA] = 0
     head[HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3 + disposition] += 1
+    if disposition == COMPLETE:
+        head[HEAD_COMPLETED + (reason & (COMPLETED - 1))] += 1
     sequence = head[HEAD_SEQUENCE]
     head[HEAD_SEQUENCE] = sequence + 1
     capacity = head[HEAD_CAPACITY]
