@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from trapgate.cli.terminal import (
     EngineKind,
     Paging,
+    Protect,
     fail,
     one_line_errors,
     prepared,
@@ -27,8 +28,9 @@ from trapgate.cli.terminal import (
 
 if TYPE_CHECKING:
     from trapgate.sdm.reasons import ExitReason
+    from trapgate.vmcs.file import Settings
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.summary import Faults, Summary
+    from trapgate.vmm.summary import Faults, Summary, TableWrites
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -64,6 +66,9 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         },
         "exits": {reason.name: count for reason, count in summary.exits.items()},
     }
+    if summary.table_writes is not None:
+        writes = summary.table_writes
+        answer["table_writes"] = {"completed": writes.completed, "exited": writes.exited}
     if nested is not None:
         answer["x86_vmm"] = {
             "entries": nested.entries,
@@ -85,6 +90,9 @@ def show_summary(summary: Summary, out: Terminal) -> None:
         title = f"faults and interrupts of the x86 VMM's guest ({nested.entries:,} VM entries)"
         out.print(_fault_table(title, nested.faults))
         out.print(_exit_table("VM exits to the x86 VMM", nested.exits))
+    writes = summary.table_writes
+    if writes is not None and (writes.completed or writes.exited):
+        out.print(_writes_table(writes))
     speed = summary.instructions / summary.seconds / 1e6 if summary.seconds else 0.0
     out.print(
         f"{summary.instructions:,} instructions in {summary.seconds:.2f} s ({speed:.0f} million/s)"
@@ -151,6 +159,19 @@ def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
     return table
 
 
+def _writes_table(writes: TableWrites) -> Table:
+    """What became of writes to page tables."""
+    total = sum(writes.completed.values()) + sum(
+        count for name, count in writes.exited.items() if name != "reused"
+    )
+    table = Table("what became of it", "count", "share", title="writes to page tables")
+    for words, counts in (("completed by ", writes.completed), ("exited, ", writes.exited)):
+        for name, count in counts.items():
+            shown = words + name.replace("fault_filter_", "").replace("_", " ")
+            table.add_row(shown, f"{count:,}", f"{100 * count / total:.1f} %")
+    return table
+
+
 PORTABLE_FILTERS = (
     "on the portable engine a write that a fault filter judges takes longer than an exit: "
     "filters save exits there, and cost time"
@@ -166,6 +187,8 @@ Examples:
   trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
 
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
+
+  trapgate run vmlinuz --initrd initrd.cpio --paging direct --protect frames
 
   trapgate run kernel.elf --report why.html
 
@@ -188,6 +211,14 @@ def run(
     ] = None,
     vmcs: Annotated[
         Path | None, typer.Option(help="TOML file of VMCS fields and controls to set.")
+    ] = None,
+    protect: Annotated[
+        Protect | None,
+        typer.Option(
+            help="With direct paging. frames: the processor stops writes to frames that are page "
+            "tables, for any guest; entries: the VMM takes only guests that map their tables "
+            "read-only. Frames unless a VMCS file sets PTBASE or the engine is portable."
+        ),
     ] = None,
     paging: Annotated[
         Paging,
@@ -241,6 +272,7 @@ def run(
                 module or [],
                 vmcs,
                 paging,
+                protect,
                 text,
                 until,
                 trace,
@@ -264,6 +296,7 @@ def _run(
     modules: list[str],
     vmcs: Path | None,
     paging: Paging,
+    protect: Protect | None,
     text: str,
     until: str | None,
     trace: Path | None,
@@ -283,6 +316,7 @@ def _run(
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.direct.machine import DirectMachine
+    from trapgate.vmm.direct.protected import ProtectedMachine
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.machine import VirtualMachine
 
@@ -294,7 +328,12 @@ def _run(
     explanations = Explanations()
     writer = None if trace is None else TraceWriter(trace, metadata={"guest": guest.name})
     try:
-        machine = DirectMachine if paging is Paging.direct else VirtualMachine
+        machine: Callable[..., VirtualMachine] = VirtualMachine
+        if paging is Paging.direct:
+            protect = protect or _protection(settings, engine)
+            machine = ProtectedMachine if protect is Protect.frames else DirectMachine
+        elif protect is not None:
+            raise fail("--protect is about direct paging; give --paging direct too")
         vm = machine(
             memory,
             engine=engine,
@@ -350,6 +389,18 @@ def _run(
     return stop.status
 
 
+def _protection(settings: Settings | None, engine: str) -> Protect:
+    """How direct paging protects tables, if nobody says: PTBASE is about read-only entries."""
+    from trapgate.sdm.fields import Field
+
+    if engine == EngineKind.portable:
+        return Protect.entries
+    about_entries = settings is not None and (
+        settings.profile == "vt-x" or settings.fields.get(Field.PTBASE, 0) != 0
+    )
+    return Protect.entries if about_entries else Protect.frames
+
+
 def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
     """What a user should know who asked for direct paging or a fault filter in vain."""
     from trapgate.decision.decide import Disposition
@@ -357,8 +408,13 @@ def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
     from trapgate.engine import machine as stops
     from trapgate.processor.logical import signed
     from trapgate.vmm.direct.machine import DirectMachine
+    from trapgate.vmm.direct.protected import ProtectedMachine
 
     vmcs = vm.vmcs
+    if isinstance(vm, ProtectedMachine):
+        if not vm.has_paged:
+            yield "the guest never turned paging on, so there were no page tables to guard"
+        return
     direct = isinstance(vm, DirectMachine)
     if isinstance(vm, DirectMachine):
         if not vm.has_paged:

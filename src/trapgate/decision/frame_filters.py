@@ -1,13 +1,14 @@
 """Fault filters by the frame map: which writes to tables may complete, wherever those are mapped.
 
-"Is it a page-table entry" is here what the VMM says of the frame (¶72), not of the address. Figures 7 and 8
-and ¶80 can be asked so. Two more filters look up what the map says of the frame that an entry comes
-to lead to (¶85), and complete what those leave:
+"Is it a page-table entry" is here what the VMM says of the frame (¶72), not of the address.
+Figures 7 and 8 and ¶80 can be asked so. Two more filters look up what the map says of the frame
+that an entry comes to lead to (¶85), and complete what those leave:
 
 * own-frame: an entry of a last-level table may come to lead to any frame of the guest's own,
   at any rights, or to nothing. Tables are protected by the map, whatever leads to them.
-* no-link: an entry of an upper table may change if it leads to the same table as before, or to no table
-  before and after. Large pages are no link, for what they reach is foreign where it is not the guest's.
+* no-link: an entry of an upper table may change if it leads to the same table as before, or to
+  none before and after. Large pages are no link, for what they reach is foreign where it is not
+  the guest's.
 
 docs/fault-filters.md has the argument. A table that is of the last level and of an upper one
 at once satisfies none.
@@ -89,9 +90,9 @@ def filter_of(v: Cells, mem: Cells, kind: int, data: int, old: int) -> int:
         frame = data & (FRAME_64 if cr4 & CR4_PAE else FRAME)
         if data & PRESENT == 0 or frame_byte(v, mem, frame) & OWN:
             return BY_OWN_FRAME
-    if kind == DIRECTORY and filters & NO_LINK:
-        if table_led_to(cr4, old) == table_led_to(cr4, data):
-            return BY_NO_LINK
+    same = table_led_to(cr4, old) == table_led_to(cr4, data)
+    if kind == DIRECTORY and filters & NO_LINK and same:
+        return BY_NO_LINK
     return NOBODY
 
 

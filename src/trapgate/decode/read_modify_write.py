@@ -43,7 +43,7 @@ def repeats(word: int, long: bool) -> bool:
     repeated = False
     for n in range(start):
         byte = (word >> (8 * n)) & 0xFF
-        repeated = repeated or byte == 0xF2 or byte == 0xF3
+        repeated = repeated or byte in (0xF2, 0xF3)
     opcode = (word >> (8 * start)) & 0xFF
     return repeated and opcode in (0xA4, 0xA5, 0xAA, 0xAB)
 

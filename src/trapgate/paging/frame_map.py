@@ -1,9 +1,10 @@
 """The frame map: a byte a frame, in the VMM's memory, that each page walk of the guest's consults.
 
-An extension of ours, for direct paging (¶70) of guests that know nothing of it. A walk that
-would let the guest write to a frame with TABLE is a page fault with PFEC_MAP in its error code, whatever the guest's own
-entries say, and one that ends in a FOREIGN frame is, whatever the access. The guest's rights come
-first, with their own codes. AMD's reverse map table (APM volume 2, "SEV-SNP") works alike.
+An extension of ours, for direct paging (¶70) of guests that know nothing of it. A walk that would
+let the guest write to a frame with TABLE is a page fault with PFEC_MAP in its error code, whatever
+the guest's own entries say, and one that ends in a FOREIGN frame is, whatever the access. The
+guest's rights come first, with their own codes. AMD's reverse map table (APM volume 2, "SEV-SNP")
+works alike.
 
 What the bytes mean to the filters is in `decision.frame_filters`.
 """
@@ -32,7 +33,7 @@ MOST_FRAMES = 1 << 28
 @core
 def has_frame_map(v: Cells) -> bool:
     """Whether a frame map is in force for the guest."""
-    return v[FRAME_MAP_LENGTH] != 0
+    return bool(v[FRAME_MAP_LENGTH] != 0)
 
 
 @core

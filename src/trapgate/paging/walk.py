@@ -99,9 +99,9 @@ def walk(
     code is a page fault's, or one of `ept`'s, which are greater. The protection is
     what a TLB entry made of this walk may allow to accesses of the same mode:
     PROT_READ, PROT_WRITE only if the page is dirty by now, so that the first write
-    walks again, and PROT_EXECUTE. A frame map has the last word (`frame_map`). An implicit supervisor access (to a descriptor
-    table or a TSS) passes `rflags` 0, which makes SMAP apply whatever RFLAGS.AC is.
-    SDM, sections "Access Rights" and "Page-Fault Exceptions".
+    walks again, and PROT_EXECUTE. A frame map has the last word (`frame_map`). An implicit
+    supervisor access (to a descriptor table or a TSS) passes `rflags` 0, which makes SMAP apply
+    whatever RFLAGS.AC is. SDM, sections "Access Rights" and "Page-Fault Exceptions".
     """
     cr0 = v[GUEST_CR0]
     ept = v[EPT_POINTER_IN_FORCE]

@@ -230,7 +230,6 @@ def _signed(linear: int) -> int:
 
 def _parts(guest: Operand, accesses: list[stepping.Access], user: int) -> list[Part]:
     """The accesses, page by page; none if one of them faults for another reason than R/W."""
-    v = guest.v
     mode = 1 if user else 0
     parts = []
     for access in accesses:

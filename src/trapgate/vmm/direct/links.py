@@ -1,16 +1,17 @@
 """Paging structures under a frame map: which frames are tables, at which levels, led to how often.
 
-Guests keep their tables as they wrote them; the map (`paging.frame_map`) stops every write to one, and
-each that no filter completes comes here. What has to stay true of every table:
+Guests keep their tables as they wrote them; the map (`paging.frame_map`) stops every write to one,
+and each that no filter completes comes here. What has to stay true of every table:
 
 - an entry of a last-level table leads to a frame of the guest's own, at any rights;
 - an entry of an upper table leads to a large page or to a table, which is one here, too.
 
-A link is an entry of an upper table that leads to a table, or the VMM's word that a root may be loaded. A
-frame is a table as long as something links it. It may be one of several levels at once, by self-mapping, so links
-count for a frame and a level.
+A link is an entry of an upper table that leads to a table, or the VMM's word that a root may be
+loaded. A frame is a table as long as something links it. It may be one of several levels at once,
+by self-mapping, so links count for a frame and a level.
 
-A filter that lets links go unseen (¶80) leaves counts too high, never too low; `recount` mends that.
+A filter that lets links go unseen (¶80) leaves counts too high, never too low; `recount` mends
+that.
 """
 
 from __future__ import annotations
@@ -269,11 +270,13 @@ class Links:
         self._map[frame] = byte
 
     def _table(self, frame: int) -> Entries:
-        return self._wide[frame] if self.levels == 4 else self._narrow[frame]
+        table: Entries = self._wide[frame] if self.levels == 4 else self._narrow[frame]
+        return table
 
     def _present(self, frame: int) -> Entries:
         table = self._table(frame)
-        return table[table & P == P]
+        found: Entries = table[table & P == P]
+        return found
 
     def _targets(self, entries: Entries) -> NDArray[np.int64]:
         return (entries.astype(np.int64) & ADDRESS) >> 12

@@ -1,7 +1,8 @@
 """Machines under direct paging by a frame map: any guest, its tables as it wrote them (¶70, ¶72).
 
-The processor stops each write to a frame that is a table, whatever entry leads there, with an error-code bit of
-its own; so the guest's rights, its large pages and its faults stay its own, and it cannot notice.
+The processor stops each write to a frame that is a table, whatever entry leads there, with an
+error-code bit of its own; so the guest's rights, its large pages and its faults stay its own, and
+it cannot notice.
 The VMM takes part when paging or CR3 changes to what it has not validated, and in the writes to
 tables that no filter completes. `links` holds what it knows; guests start in any mode that the PC has.
 """
@@ -9,10 +10,12 @@ tables that no filter completes. `links` holds what it knows; guests start in an
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trapgate.decision.decide import Reason
 from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, NO_LINK, OWN_FRAME
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import COMPLETED, HEAD_COMPLETED
@@ -36,6 +39,7 @@ from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError
 from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import Write, decode_write
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
+from trapgate.vmm.summary import Summary, TableWrites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,6 +51,13 @@ if TYPE_CHECKING:
     from trapgate.vmm.loaders import GuestImage
     from trapgate.vmm.platform import Platform
 
+_FILTER_REASONS = (
+    Reason.FAULT_FILTER_FIGURE_7,
+    Reason.FAULT_FILTER_FIGURE_8,
+    Reason.FAULT_FILTER_PARAGRAPH_80,
+    Reason.OWN_FRAME,
+    Reason.NO_LINK,
+)
 _FRAMES = 1 << 20
 """Frames that the map describes: four gigabytes."""
 _PAGE = 4096
@@ -62,9 +73,9 @@ _MODES = {0: (f.GUEST_CR0, f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW, _CR0_OWNED)
 class ProtectedMachine(VirtualMachine):
     """A PC whose guest has `memory` bytes from machine address 0, and its tables under a frame map.
 
-    Fault filter and order are the VMCS's; unless a settings file says otherwise both filters by the frame map
-    are on. The rest is as for `VirtualMachine`. Raises DirectPagingError on the portable engine, whose
-    page walk knows no frame map, and for memory of more than the map describes.
+    Fault filter and order are the VMCS's; unless a settings file says otherwise both filters by the
+    frame map are on. The rest is as for `VirtualMachine`. Raises DirectPagingError on the portable
+    engine, whose page walk knows no frame map, and for more memory than the map describes.
     """
 
     def __init__(
@@ -81,8 +92,8 @@ class ProtectedMachine(VirtualMachine):
     ) -> None:
         if memory % _PAGE or not 0 < memory <= _FRAMES * _PAGE - _FRAMES:
             raise DirectPagingError(
-                f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, less than "
-                "4 GB; ask for less"
+                f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, "
+                "less than 4 GB; ask for less"
             )
         processor = Processor(memory + _FRAMES, engine=engine, journal=JOURNAL)
         if processor.engine.why_not_native:
@@ -106,6 +117,7 @@ class ProtectedMachine(VirtualMachine):
         frame_map[memory // _PAGE : (memory + _FRAMES) // _PAGE] = fm.FOREIGN
         self.links = Links(everything, frame_map, memory // _PAGE)
         self.counts = DirectCounts()
+        self.has_paged = False
         self.exits_by_level: Counter[str] = Counter()
         """How many writes to tables exited, by the level of the table or what became of it."""
         vmcs = self.vmcs
@@ -146,6 +158,18 @@ class ProtectedMachine(VirtualMachine):
         """How many writes the filters let through, by the low four bits of the reason."""
         return [int(n) for n in self.processor.head[HEAD_COMPLETED : HEAD_COMPLETED + COMPLETED]]
 
+    def summary(self) -> Summary:
+        """As for `VirtualMachine`, with what each filter saved."""
+        completed = {
+            Reason(reason).name.lower(): self.completed[reason & COMPLETED - 1]
+            for reason in _FILTER_REASONS
+        }
+        writes = TableWrites(
+            {name: count for name, count in completed.items() if count},
+            dict(sorted(self.exits_by_level.items())),
+        )
+        return replace(super().summary(), table_writes=writes)
+
     @property
     def counts_too_high(self) -> bool:
         """Whether the fault filter lets links go that the VMM does not see (¶80)."""
@@ -176,6 +200,7 @@ class ProtectedMachine(VirtualMachine):
             return Refusal(
                 "PAE paging outside IA-32e mode has no frame for a root; use another kernel"
             )
+        self.has_paged = True
         large = pae or bool(v[f.GUEST_CR4] & CR4_PSE)
         self.links.set_mode(4 if pae else 2, large_pages=large)
         return self.links.load_root(self._root())
