@@ -164,7 +164,10 @@ def _writes_table(writes: TableWrites) -> Table:
     total = sum(writes.completed.values()) + sum(
         count for name, count in writes.exited.items() if name != "reused"
     )
-    table = Table("what became of it", "count", "share", title="writes to page tables")
+    title = "writes to page tables"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
+    for column in ("what became of it", "count", "share"):
+        table.add_column(column, justify="left" if column.startswith("what") else "right")
     for words, counts in (("completed by ", writes.completed), ("exited, ", writes.exited)):
         for name, count in counts.items():
             shown = words + name.replace("fault_filter_", "").replace("_", " ")

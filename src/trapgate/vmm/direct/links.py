@@ -42,8 +42,8 @@ class _RefusedError(Exception):
 class Links:
     """The tables of one guest, whose memory is the first `frames` frames of `memory`.
 
-    `frame_map` has a byte a frame, and is kept true. `levels` is how many a walk passes, from a root
-    down to 1; `large_pages` whether bit 7 of an upper entry means one. What changes has to
+    `frame_map` has a byte a frame, and is kept true. `levels` is how many a walk passes, from a
+    root down to 1; `large_pages` whether bit 7 of an upper entry means one. What changes has to
     be settled with the processor before the guest runs on (`settle`).
     """
 
@@ -190,7 +190,8 @@ class Links:
                 foreign = targets[(self._byte_of(targets) & fm.OWN) == 0]
                 if len(foreign):
                     raise _RefusedError(
-                        f"table {frame:#x} maps frame {int(foreign[0]):#x}, which is not the guest's"
+                        f"table {frame:#x} maps frame {int(foreign[0]):#x}, which is not the "
+                        "guest's"
                     )
             return
         for entry in present.tolist():

@@ -4,7 +4,8 @@ The processor stops each write to a frame that is a table, whatever entry leads 
 error-code bit of its own; so the guest's rights, its large pages and its faults stay its own, and
 it cannot notice.
 The VMM takes part when paging or CR3 changes to what it has not validated, and in the writes to
-tables that no filter completes. `links` holds what it knows; guests start in any mode that the PC has.
+tables that no filter completes. `links` holds what it knows; guests start in any mode that the
+PC has.
 """
 
 from __future__ import annotations
