@@ -1,14 +1,12 @@
 """Machine code of the core functions, made by LLVM from their one source.
 
-Functions are marked here, `trapgate.compiler.translate` translates all that are marked into
-one module, and `trapgate.compiler.image` makes machine code of it when some of it is needed
-for the first time. The code is kept in a file, in a folder named after a digest of the
-sources and of what else it depends on.
+Functions are marked here. When machine code of one is needed for the first time, all that
+are marked are loaded from the image that is kept (`cache`), or else translated into one module
+(`module`), compiled (`llvm`), linked (`elf`), kept, and placed in memory (`image`).
 """
 
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -18,75 +16,90 @@ from typing import Any
 
 import numpy as np
 
-from trapgate.compiler import image as images
-from trapgate.compiler import python_call as pythoncall
+from trapgate.compiler import cache, elf, llvm, python_call
 from trapgate.compiler.dialect import CORE, F
-from trapgate.compiler.image import Image, Jit
+from trapgate.compiler.image import Image, Placed
 from trapgate.compiler.kinds import ANY, BOOL, INT, CType, Kind, kinds_of
-from trapgate.compiler.translate import Module, routine
+from trapgate.compiler.module import Module
+from trapgate.compiler.routine import routine
+from trapgate.compiler.target import IS_LINUX_X86_64
 
-PROCESSOR = "x86-64-v2"
-"""LLVM's name of the processor that images are for; code for the very host is no faster."""
-
-_FILE = "core.image"
+CHECKED = "TRAPGATE_CHECKED"
+"""The environment variable that asks for a checked build: its code looks whether each index,
+shift count and divisor is in range, and ends the process with file and line if not.
+"""
 
 _MARKED: set[FunctionType] = set()
 _ENTRIES: "dict[str, Entry | Callback]" = {}
 
 
-@functools.cache
-def cache_folder() -> Path:
-    """Where compiled code of these very sources is kept (`XDG_CACHE_HOME`, or ~/.cache)."""
-    digest = hashlib.sha256()
-    for source in sorted(_sources()):
-        digest.update(source.read_bytes())
-    for fact in (importlib.metadata.version("llvmlite"), *_processor()):
-        digest.update(fact.encode())
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "trapgate" / digest.hexdigest()[:16]
+def is_checked() -> bool:
+    """Whether a checked build is asked for."""
+    return bool(os.environ.get(CHECKED))
 
 
-def _sources() -> set[Path]:
+def sources() -> set[Path]:
     """The files on which machine code depends: those of the rooms of all marked functions,
     the compiler's own, and the vocabulary's, whose constants stand in the code.
     """
     here = Path(__file__).resolve().parent
-    files = {Path(inspect.getfile(one)) for one in (*CORE.values(), *_MARKED)}
-    rooms = {file.parent for file in files} | {here, here.parent / "sdm"}
-    return {source for room in rooms for source in room.glob("*.py")}
+    files = {Path(inspect.getfile(one)).resolve() for one in (*CORE.values(), *_MARKED)}
+    rooms = {file.parent for file in files if here.parent in file.parents}
+    return {source for room in rooms | {here, here.parent / "sdm"} for source in room.glob("*.py")}
 
 
-def _processor() -> tuple[str, str]:
-    """LLVM's names of the processor and its features that the code is for."""
-    if images.IS_LINKED_HERE:
-        return PROCESSOR, ""
-    from llvmlite import binding
+@functools.cache
+def key() -> str:
+    """What machine code is made from: sources, target, and how Python's objects are laid out."""
+    digest = hashlib.sha256()
+    for source in sorted(sources()):
+        content = source.read_bytes()
+        digest.update(f"{source.parent.name}/{source.name} {len(content)}\n".encode() + content)
+    digest.update(repr((*llvm.processor(), python_call.LAYOUT, is_checked())).encode())
+    return digest.hexdigest()
 
-    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+
+def _kind() -> str:
+    return "checked" if is_checked() else "core"
+
+
+@functools.cache
+def _kept() -> Image | None:
+    if not is_checked() and (found := cache.shipped(key())) is not None:
+        return found
+    return cache.load(_kind(), f"{key()} {llvm.version()}")
 
 
 def is_kept() -> bool:
     """Whether `machine_code` has nothing to compile."""
-    return (cache_folder() / _FILE).is_file()
+    return _kept() is not None
 
 
 @functools.cache
-def machine_code() -> Image | Jit:
+def machine_code() -> "Placed | llvm.Linked":
     """All marked functions in machine code, from the cache or made now."""
-    file = cache_folder() / _FILE
-    found = images.load(file)
-    if found is None:
-        images.save(file, _made(_ENTRIES.values()))
-        found = images.load(file)
-        assert found is not None
-    return found
+    image = _kept()
+    if image is None:
+        image = _made(_ENTRIES.values())
+        cache.save(_kind(), f"{key()} {llvm.version()}", image)
+    return _placed(image)
 
 
-def _made(entries: "Iterable[Entry | Callback]") -> bytes:
-    module = Module(_is_dialect)
+def ship(file: Path) -> None:
+    """Write the image of all marked functions to a file, to go into a wheel as `cache.SHIPPED`."""
+    file.write_bytes(_made(_ENTRIES.values()).packed(key()))
+
+
+def _made(entries: "Iterable[Entry | Callback]") -> Image:
+    module = Module(_is_dialect, checked=is_checked())
     for entry in entries:
         entry.export(module)
-    return images.optimised(module.text(), *_processor())
+    made = llvm.object_file(module.text())
+    return elf.linked(made) if IS_LINUX_X86_64 else Image(made, {}, None)
+
+
+def _placed(image: Image) -> "Placed | llvm.Linked":
+    return Placed(image) if IS_LINUX_X86_64 else llvm.Linked(image.code)
 
 
 def _is_dialect(function: object) -> bool:
@@ -122,13 +135,13 @@ class Entry:
 
     def export(self, module: Module) -> None:
         """Have it in a module."""
-        pythoncall.export(module, routine(self.function), self._symbol, self._kinds)
+        python_call.export(module, routine(self.function), self._symbol, self._kinds)
 
     @functools.cached_property
     def built_in(self) -> Callable[..., Any]:
         """The function itself, as Python's own."""
-        code = images.placed(_made([self])) if self._alone else machine_code()
-        return pythoncall.built_in(self.function.__name__, code.address(self._symbol))
+        code = _placed(_made([self])) if self._alone else machine_code()
+        return python_call.built_in(self.function.__name__, code.address(self._symbol))
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it; booleans and integers come back as such, a tuple as a tuple."""

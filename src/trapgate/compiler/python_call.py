@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from trapgate.compiler.kinds import BOOL, CELLS, INT, ROWS, Code, Kind, Value
-from trapgate.compiler.translate import Body, Module, Routine
+from trapgate.compiler.expressions import Expressions
+from trapgate.compiler.kinds import BOOL, CELLS, INT, ROWS, Kind, Value
+from trapgate.compiler.module import Module
+from trapgate.compiler.routine import Routine
+from trapgate.compiler.text import Code
 
 _FUNCTIONS = (
     "PyLong_AsLongLong",
@@ -32,6 +35,8 @@ _TYPE_ERROR, _NDARRAY, _INT64 = range(len(_FUNCTIONS), len(_FUNCTIONS) + len(_OB
 _TABLE = bytes.__basicsize__ - 1
 """Where a bytes object has its bytes."""
 _HEAD = object.__basicsize__
+LAYOUT = _TABLE, _HEAD
+"""What compiled code knows of the Python that it is for: free-threaded builds have others."""
 _OB_TYPE = _HEAD - 8
 _DATA, _ND, _DIMENSIONS, _DESCR, _FLAGS = (_HEAD + 8 * n for n in (0, 1, 2, 5, 6))
 """Fields of PyArrayObject, which NumPy promises to keep."""
@@ -58,7 +63,7 @@ class _Export:
         code = self.code
         self.demand(f"icmp eq i64 %a2, {len(self.kinds)}", self.refused)
         arguments = [self.argument(n, kind) for n, kind in enumerate(self.kinds)]
-        body = Body(self.module, code, self.wanted, {})
+        body = Expressions(self.module, code, self.wanted, {})
         result = body.call_routine(self.wanted, arguments, self.wanted.tree)
         if result.kind.parts:
             parts = [body.part(result, n) for n in range(len(result.kind.parts))]

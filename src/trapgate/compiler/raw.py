@@ -1,12 +1,12 @@
 """Loads, stores and calls at bare addresses, for compiled code only.
 
-Each is one machine instruction, or one call: `trapgate.compiler.translate` knows them by
+Each is one machine instruction, or one call: `trapgate.compiler.expressions` knows them by
 their names. Addresses and values are 64-bit integers; narrower loads are zero-extended.
 """
 
 from typing import NoReturn
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Rows
 
 
 def _compiled_only() -> NoReturn:
@@ -63,6 +63,6 @@ def cells(address: int, count: int) -> Cells:
     _compiled_only()
 
 
-def table(address: int, count: int, width: int) -> Cells:
+def table(address: int, count: int, width: int) -> Rows:
     """The same with two dimensions."""
     _compiled_only()

@@ -5,7 +5,7 @@ own state; `n` is its current VMCS, whose guest-state area is its guest's state 
 `x` is the VMX state of the processor.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Rows, core
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
 from trapgate.paging.memory import load64
@@ -42,7 +42,7 @@ _KEPT_IN_CR0 = st.CR0_ET | st.CR0_NW | st.CR0_CD
 
 @core
 def enter_guest(
-    x: Cells, host: Cells, n: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells
+    x: Cells, host: Cells, n: Cells, r: Cells, mem: Cells, rows: Rows, head: Cells
 ) -> int:
     """VM entry with the current VMCS: RUNS, EXITED, or FAILED (x[ERROR] and flags say why).
 
