@@ -55,7 +55,7 @@ def object_file(text: str) -> bytes:
         cpu=cpu, features=features, opt=2, reloc="pic", codemodel=model
     )
     module = llvm.parse_assembly(text)
-    module.triple = triple
+    module.triple = target.triple
     module.data_layout = str(target.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     passes = llvm.create_pass_builder(target, options)

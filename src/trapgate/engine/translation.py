@@ -6,7 +6,7 @@ them are given functions of ours here (Linux x86-64 wheel only):
 * Every block of translated code begins with a call that looks for a request to exit. Ours
   is called instead: it adds the block's instructions to the virtual clock, looks at the
   deadline, and at the request. A hook of the public interface does the same, at more than
-  the cost of a small block.
+  the cost of a small block. The calls of the same function behind loads and stores are left out.
 * Far jumps, far calls and IRET look for a task switch first, which the engine would do by itself.
 * The translator is shown UD2 in place of code that it gets wrong. `LOCK BT`, `BTS`, `BTR`
   and `BTC` of a register make it call abort(); it ignores VEX prefixes of some encodings
@@ -133,9 +133,12 @@ def on_gen_call(
     cpu = peek64(peek64(context + _UC) + _CPU)
     machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
     ours = machine != 0 and cells(machine, mc.CELLS)[mc.NATIVE] != 0
-    # Only the first such call begins the block.
-    begins = function == t[CHECK_EXIT] and ours and cells(machine, mc.CELLS)[mc.CALL_OP] == 0
-    if not begins:
+    checks = function == t[CHECK_EXIT] and ours
+    # The first such call begins the block. The others follow loads and stores, and cost as much
+    # as these: without them a request to exit is seen where the next block begins.
+    if checks and cells(machine, mc.CELLS)[mc.CALL_OP] != 0:
+        return
+    if not checks:
         call(t[GEN_CALL], (context, function, result, count, arguments))
         if ours:
             place = last_op(context) + _ARGUMENTS + 8 * (count & 0xFF)

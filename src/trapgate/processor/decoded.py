@@ -16,7 +16,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance
 from trapgate.engine.core_calls import compiled_walk
 from trapgate.instructions import intercepts as ix
-from trapgate.instructions import task_switch as taskswitch
+from trapgate.instructions import task_switch
 from trapgate.instructions.effects import in_64_bit_mode, load_machine_status, read_cr
 from trapgate.paging.memory import load8, store8
 from trapgate.processor.logical import LogicalProcessor
@@ -275,18 +275,18 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     return ix.RAISE_UD
 
 
-def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> taskswitch.Fault | None:
+def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault | None:
     """A far JMP or CALL, or an IRET, that would switch tasks; its fault, None if it exits."""
     v, mem, length = guest.v, guest.mem, instruction.len
     source = _TASK_SWITCHES[instruction.mnemonic]
     if source == ix.TASK_BY_IRET:
-        return taskswitch.back(v, mem, length)
+        return task_switch.back(v, mem, length)
     if instruction.op0_kind == OpKind.MEMORY:
         offset = iced.MemorySizeExt.size(instruction.memory_size) - 2
         selector = guest.read(guest.wrap(guest.linear(instruction) + offset), 2)
     else:
         selector = instruction.far_branch_selector
-    return taskswitch.transfer(v, mem, selector, source, length)
+    return task_switch.transfer(v, mem, selector, source, length)
 
 
 def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.Instruction) -> int:

@@ -53,7 +53,7 @@ class Part(NamedTuple):
     """What an instruction accesses of one page.
 
     `linear` and `physical` are its first byte, `size` its bytes. `kind` is what
-    `selfmap.entry_at` says of a write that only R/W stops, `write` whether it is one.
+    `self_map.entry_at` says of a write that only R/W stops, `write` whether it is one.
     """
 
     linear: int

@@ -15,7 +15,7 @@ class Capabilities:
 
     `fields` are the extension fields that may be set; `schemes` the names of the
     control-transfer rules that can be selected (`rules.SCHEMES`), `filters` those of the
-    fault filters (`ptfilter.FILTERS`).
+    fault filters (`fault_filters.FILTERS`).
     """
 
     profile: Profile

@@ -197,7 +197,7 @@ class Vmcs:
 
     @classmethod
     def from_toml(cls, text: str, *, profile: Profile | None = None, path: str = "") -> Self:
-        """A VMCS with initial values and the settings in TOML `text` (see `vmcsfile`).
+        """A VMCS with initial values and the settings in TOML `text` (see `vmcs.file`).
 
         `profile` overrides the text's. Raises VmcsError subclasses.
         """

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_rules import offences
-from trapgate.decision import fault_filters as ptfilter
+from trapgate.decision import fault_filters
 
 NAMES = ("figure-7", "figure-8", "paragraph-80")
 BASE_32, BASE_64 = 0xC0000000, 0xFFFF_F680_0000_0000
@@ -68,19 +68,22 @@ def boxes(name: str, width: int, ptbase: int, write: Write) -> bool:
 def verdict(name: str, width: int, ptbase: Any, xd: Any, write: Any) -> Any:
     """The same by the code under test; `xd` is bit 63 of the world's own kind."""
     code, address, data, old = write
-    stopped = ptfilter.stopped_write(code)
+    stopped = fault_filters.stopped_write(code)
     if width == 4:
-        entry, pte = ptfilter.in_page_table(address, ptbase), ptfilter.is_pte(address, ptbase)
-        kept, denying = ptfilter.FRAME, 0
+        entry, pte = (
+            fault_filters.in_page_table(address, ptbase),
+            fault_filters.is_pte(address, ptbase),
+        )
+        kept, denying = fault_filters.FRAME, 0
     else:
-        entry = ptfilter.in_page_table_64(address, ptbase)
-        pte = ptfilter.is_pte_64(address, ptbase)
-        kept, denying = ptfilter.FRAME_64 | ptfilter.LARGE, xd
+        entry = fault_filters.in_page_table_64(address, ptbase)
+        pte = fault_filters.is_pte_64(address, ptbase)
+        kept, denying = fault_filters.FRAME_64 | fault_filters.LARGE, xd
     if name == "figure-7":
-        return ptfilter.figure_7(stopped, pte, data)
+        return fault_filters.figure_7(stopped, pte, data)
     if name == "figure-8":
-        return ptfilter.figure_8(stopped, pte, data, old, kept, denying)
-    return ptfilter.paragraph_80(stopped, entry, data)
+        return fault_filters.figure_8(stopped, pte, data, old, kept, denying)
+    return fault_filters.paragraph_80(stopped, entry, data)
 
 
 @st.composite
@@ -221,14 +224,14 @@ def test_z3_proves_that_no_filter_adds_a_mapping(name: str, width: int, base: in
     bits = 8 * width
     terms = Write(*(z3.BitVec(field_name, bits) for field_name in Write._fields))
     _, _, data, old = terms
-    entry = ptfilter.stopped_write(terms.code)
+    entry = fault_filters.stopped_write(terms.code)
     if name == "figure-8":
-        kept = ptfilter.LARGE | (ptfilter.FRAME if width == 4 else ptfilter.FRAME_64)
-        says = ptfilter.figure_8(entry, entry, data, old, kept, XD if width == 8 else 0)
+        kept = fault_filters.LARGE | (fault_filters.FRAME if width == 4 else fault_filters.FRAME_64)
+        says = fault_filters.figure_8(entry, entry, data, old, kept, XD if width == 8 else 0)
     elif name == "figure-7":
-        says = ptfilter.figure_7(entry, entry, data)
+        says = fault_filters.figure_7(entry, entry, data)
     else:
-        says = ptfilter.paragraph_80(entry, entry, data)
+        says = fault_filters.paragraph_80(entry, entry, data)
 
     def bit(number: Any, n: int) -> Any:
         return z3.Extract(n, n, number) == 1
@@ -272,4 +275,4 @@ def test_machine_code(
 
 
 def test_the_syntax_tree_of_the_filters_has_no_operator_that_lies() -> None:
-    assert offences(ast.parse(inspect.getsource(ptfilter))) == []
+    assert offences(ast.parse(inspect.getsource(fault_filters))) == []
