@@ -213,5 +213,5 @@ def refuses_wide_shifts(a: int) -> int:
     "function", [value for name, value in globals().items() if name.startswith("refuses_")]
 )
 def test_what_is_not_in_the_dialect(function: Any) -> None:
-    with pytest.raises(DialectError, match=r"test_translate\.py:\d+: "):
+    with pytest.raises(DialectError, match=r"test_core_dialect\.py:\d+: "):
         alone(function)(1)

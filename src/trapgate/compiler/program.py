@@ -12,17 +12,18 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trapgate.compiler import cache, elf, llvm, python_call
+from trapgate.compiler import cache, llvm, python_call
 from trapgate.compiler.dialect import CORE, F
 from trapgate.compiler.image import Image, Placed
 from trapgate.compiler.kinds import ANY, BOOL, INT, CType, Kind, kinds_of
-from trapgate.compiler.module import Module
-from trapgate.compiler.routine import routine
 from trapgate.compiler.target import IS_LINUX_X86_64
+
+if TYPE_CHECKING:
+    from trapgate.compiler.module import Module
 
 CHECKED = "TRAPGATE_CHECKED"
 """The environment variable that asks for a checked build: its code looks whether each index,
@@ -91,6 +92,10 @@ def ship(file: Path) -> None:
 
 
 def _made(entries: "Iterable[Entry | Callback]") -> Image:
+    # What compiles is imported only where there is something to compile.
+    from trapgate.compiler import elf
+    from trapgate.compiler.module import Module
+
     module = Module(_is_dialect, checked=is_checked())
     for entry in entries:
         entry.export(module)
@@ -114,8 +119,10 @@ class Callback:
         self._types = returns, takes
         self._symbol = f"c {function.__module__}.{function.__name__}"
 
-    def export(self, module: Module) -> None:
+    def export(self, module: "Module") -> None:
         """Have it in a module."""
+        from trapgate.compiler.routine import routine
+
         module.for_c(routine(self.function), self._symbol, *self._types)
 
     @functools.cached_property
@@ -133,9 +140,12 @@ class Entry:
         self._alone = alone
         self._symbol = f"python {function.__module__}.{function.__name__}"
 
-    def export(self, module: Module) -> None:
+    def export(self, module: "Module") -> None:
         """Have it in a module."""
-        python_call.export(module, routine(self.function), self._symbol, self._kinds)
+        from trapgate.compiler import python_export
+        from trapgate.compiler.routine import routine
+
+        python_export.export(module, routine(self.function), self._symbol, self._kinds)
 
     @functools.cached_property
     def built_in(self) -> Callable[..., Any]:
