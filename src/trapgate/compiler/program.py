@@ -150,8 +150,12 @@ class Entry:
     @functools.cached_property
     def built_in(self) -> Callable[..., Any]:
         """The function itself, as Python's own."""
-        code = _placed(_made([self])) if self._alone else machine_code()
-        return python_call.built_in(self.function.__name__, code.address(self._symbol))
+        return self.take(_placed(_made([self])) if self._alone else machine_code())
+
+    def take(self, code: "Placed | llvm.Linked") -> Callable[..., Any]:
+        """Be the function that is in this code."""
+        self.built_in = python_call.built_in(self.function.__name__, code.address(self._symbol))
+        return self.built_in
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it; booleans and integers come back as such, a tuple as a tuple."""
@@ -180,6 +184,19 @@ def alone(function: Callable[..., Any], *others: Callable[..., Any]) -> "Entry |
     assert isinstance(function, FunctionType)
     kinds = tuple(kinds_of(function)[0].values())
     return _Anything(function) if ANY in kinds else Entry(function, kinds, alone=True)
+
+
+def alone_together(functions: Iterable[Callable[..., Any]]) -> list[Entry]:
+    """Machine code of several functions, made at once, for Python to call; not kept."""
+    entries = []
+    for function in functions:
+        entry = alone(function)
+        assert isinstance(entry, Entry)
+        entries.append(entry)
+    code = _placed(_made(entries))
+    for entry in entries:
+        entry.take(code)
+    return entries
 
 
 def jit(function: F) -> F:
