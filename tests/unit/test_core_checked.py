@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trapgate.compiler.program import CHECKED
+from trapgate.compiler.library import CHECKED
 from trapgate.compiler.target import IS_LINUX_X86_64
 
 pytestmark = pytest.mark.skipif(not IS_LINUX_X86_64, reason="elsewhere it ends without a word")

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from trapgate.compiler import cache, elf, image
-from trapgate.compiler.image import Image, unpacked
+from trapgate.compiler.image import Image, Placed, unpacked
 from trapgate.compiler.kinds import INT64
-from trapgate.compiler.program import Callback, _made, _placed, alone
+from trapgate.compiler.library import Library
 from trapgate.compiler.raw import call
 from trapgate.compiler.target import IS_LINUX_X86_64
 from trapgate.errors import EngineError
@@ -52,7 +52,7 @@ def test_what_is_kept_later_takes_its_place(home: Path) -> None:
 
 def test_kinds_are_kept_apart(home: Path) -> None:
     cache.save("core", "key", _IMAGE)
-    assert cache.load("checked", "key") is None
+    assert cache.load("core-checked", "key") is None
 
 
 @pytest.mark.parametrize(
@@ -236,12 +236,13 @@ def ask(address: int, number: int) -> int:
 @pytest.fixture(scope="module")
 def asking() -> tuple[Any, Image]:
     """`ask` for Python, and its image."""
-    entry: Any = alone(ask)
-    return entry, _made([entry])
+    library = Library()
+    entry: Any = library.entry(ask)
+    return entry, library.made()
 
 
 def test_code_cannot_be_written(asking: tuple[Any, Image]) -> None:
-    placed: Any = _placed(asking[1])
+    placed = Placed(asking[1])
     start = placed.address(next(iter(asking[1].functions)))
     for line in Path("/proc/self/maps").read_text().splitlines():
         low, high, rights = re.match(r"(\w+)-(\w+) (\S+)", line).groups()  # type: ignore[union-attr]
@@ -288,7 +289,7 @@ def test_perf_is_told_of_functions_on_request(
     file = Path(f"/tmp/perf-{os.getpid()}.map")
     before = file.read_text() if file.exists() else ""
     try:
-        placed: Any = _placed(asking[1])
+        placed = Placed(asking[1])
         lines = file.read_text()[len(before) :].splitlines()
         expected = {
             f"{placed.address(name):x} {size:x} {name}"
@@ -310,7 +311,7 @@ def test_a_map_that_is_no_file_of_ours_is_refused(
     file.symlink_to(victim)
     try:
         with pytest.raises(EngineError, match=r"perf-\d+\.map"):
-            _placed(asking[1])
+            Placed(asking[1])
     finally:
         file.unlink()
     assert victim.read_text() == ""
@@ -331,9 +332,8 @@ ret i64 %n
 
 
 def test_a_callback_is_called_from_c() -> None:
-    made = _made([Callback(ask, INT64, (INT64, INT64))])
-    placed: Any = _placed(made)
+    library = Library()
+    made = library.callback(INT64, INT64, INT64)(ask)
     square = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(lambda n: n * n)
-    address = placed.address(f"c {__name__}.ask")
-    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(address)
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(made.address)
     assert function(ctypes.cast(square, ctypes.c_void_p).value, 7) == 50

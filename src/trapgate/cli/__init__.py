@@ -17,6 +17,7 @@ COMMANDS = {
     "replay": "Replay recorded faults under other policies: exits saved and added, and time saved.",
     "report": "Write one self-contained page about a trace: it opens offline, in any browser.",
     "trace": "Import, show, export traces.",
+    "vmcs": "Say why a VM entry fails: every check of the SDM's that a VMCS does not pass.",
 }
 """Each command's module in this room, and the first line of its help."""
 

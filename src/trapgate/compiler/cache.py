@@ -19,13 +19,10 @@ from pathlib import Path
 
 from trapgate.compiler.image import Image, unpacked
 
-SHIPPED = Path(__file__).with_name("core.image")
-"""A wheel has the image within, beside the sources, and trusted as they are."""
-
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LARGEST = 64 << 20
 _DAY = 86400
-_LEFT = re.compile(r"[0-9a-f]{16}|(core|checked)-[0-9a-f]{16}\.image.*")
+_LEFT = re.compile(r"[0-9a-f]{16}|[a-z-]+-[0-9a-f]{16}\.image.*")
 """Names that this and earlier versions give."""
 
 
@@ -41,14 +38,19 @@ def folder() -> Path:
 
 
 def file(kind: str) -> Path:
-    """Where this installation's image of a kind is: "core", or "checked"."""
+    """Where this installation's image of a kind is kept: "core", "core-checked", and others."""
     installation = hashlib.sha256(f"{_PACKAGE}\0{sys.prefix}".encode()).hexdigest()[:16]
     return folder() / f"{kind}-{installation}.image"
 
 
-def shipped(key: str) -> Image | None:
+def shipped_file(kind: str) -> Path:
+    """Where a wheel has an image: beside these sources, and trusted as they are."""
+    return Path(__file__).with_name(f"{kind}.image")
+
+
+def shipped(kind: str, key: str) -> Image | None:
     """The image that came with the sources, if it was made from them as they are."""
-    return _image(SHIPPED, Path.read_bytes, key) if SHIPPED.is_file() else None
+    return _image(shipped_file(kind), Path.read_bytes, key)
 
 
 def load(kind: str, key: str) -> Image | None:
