@@ -8,12 +8,18 @@ from typing import Any, Self, SupportsIndex, overload
 
 _SIGN = 1 << 63
 _MASK = (1 << 64) - 1
-_PATIENCE = 200_000
-"""Cells that a function may touch before it is given up."""
+_PATIENCE = 100_000
+"""Numbers that a function may compute before it is given up."""
+_left = [0]
 
 
 class UndefinedError(Exception):
     """Something that the dialect gives no meaning to: it must not be asked of compiled code."""
+
+
+def begin() -> None:
+    """Before each function: give it time."""
+    _left[0] = _PATIENCE
 
 
 def wrapped(number: int) -> int:
@@ -31,6 +37,9 @@ class Word(int):
     """An integer of 64 bits."""
 
     def __new__(cls, number: int) -> Self:
+        _left[0] -= 1
+        if _left[0] < 0:
+            raise UndefinedError("this takes too long")
         return super().__new__(cls, wrapped(number))
 
     def __add__(self, other: int) -> "Word":
@@ -91,21 +100,25 @@ class Word(int):
         return Word(~int(self))
 
 
+def counted(*bounds: int) -> Iterator[Word]:
+    """`range`, of words."""
+    for number in range(*bounds):
+        yield Word(number)
+
+
 class Array:
     """Cells, or rows of them: indexes count from 0 and are inside."""
 
     def __init__(self, cells: list[Any]) -> None:
         self.cells = cells
-        self._patience = _PATIENCE
 
     def __len__(self) -> int:
         return len(self.cells)
 
     def _inside(self, index: SupportsIndex, end: int) -> int:
-        self._patience -= 1
         at = index.__index__()
-        if not 0 <= at < end or self._patience < 0:
-            raise UndefinedError(f"index {at} of {end}, or too many of them")
+        if not 0 <= at < end:
+            raise UndefinedError(f"index {at} of {end}")
         return at
 
     @overload

@@ -1,15 +1,22 @@
 """Every core function, interpreted and compiled, on random cells: results and cells agree."""
 
-import functools
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import trapgate.engine.program  # noqa: F401 -- marks all core functions
-from tests.properties.core_interpreter import Array, UndefinedError, Word, wrapped
+from tests.properties.core_interpreter import (
+    Array,
+    UndefinedError,
+    Word,
+    begin,
+    counted,
+    wrapped,
+)
 from trapgate.compiler.dialect import CORE, Cells, Rows
 from trapgate.compiler.program import alone_together
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
@@ -30,7 +37,8 @@ _LENGTHS = {
     "mem": _MEMORY,
     "head": HEAD_LENGTH,
 }
-_TRIALS = 60
+_COMPARED, _TRIALS = 40, 400
+"""How many inputs are compared, and among how many those are looked for that mean something."""
 
 
 def _parameters(function: Any) -> dict[str, Any]:
@@ -45,11 +53,6 @@ _FUNCTIONS = {
 }
 _RESETS = [Vmcs(), Vmcs()]
 _RESETS[1].flat(64)
-
-
-@functools.cache
-def _compiled() -> dict[str, Callable[..., Any]]:
-    return dict(zip(_FUNCTIONS, alone_together(_FUNCTIONS.values()), strict=True))
 
 
 def _number(chance: random.Random) -> int:
@@ -141,22 +144,40 @@ def test_nothing_is_left_out() -> None:
             assert kind is not Cells or name in _LENGTHS, f"{function}: how long is {name}?"
 
 
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[dict[str, Callable[..., Any]]]:
+    """Machine code of all; from then on Python's loops and constant arrays are ours, too."""
+    made = alone_together(_FUNCTIONS.values())
+    assert made[0].built_in
+    with pytest.MonkeyPatch.context() as patch:
+        for module in {function.__module__ for function in _FUNCTIONS.values()}:
+            scope = vars(sys.modules[module])
+            patch.setitem(scope, "range", counted)
+            for name, constant in list(scope.items()):
+                if isinstance(constant, np.ndarray):
+                    patch.setitem(scope, name, Array(constant.tolist()))
+        yield dict(zip(_FUNCTIONS, made, strict=True))
+
+
 @pytest.mark.parametrize("name", _FUNCTIONS)
-def test_interpreted_and_compiled(name: str) -> None:
+def test_interpreted_and_compiled(name: str, compiled: dict[str, Callable[..., Any]]) -> None:
     function = _FUNCTIONS[name]
     chance = random.Random(name)
     compared = 0
     for _ in range(_TRIALS):
         given = [_given(*parameter, chance) for parameter in _parameters(function).items()]
+        begin()
         expected_in = [_for_python(one) for one in given]
         try:
             expected = function(*expected_in)
         except UndefinedError:
             continue
         found_in = [_for_machine(one) for one in given]
-        found = _compiled()[name](*found_in)
+        found = compiled[name](*found_in)
         assert _plain(found) == _plain(expected)
         for one, other in zip(found_in, expected_in, strict=True):
             assert _plain(one) == _plain(other)
         compared += 1
-    assert compared >= _TRIALS // 20, f"only {compared} of {_TRIALS} inputs mean something"
+        if compared == _COMPARED:
+            return
+    assert compared > 0, "no input means anything"

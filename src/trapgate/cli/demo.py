@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from trapgate.cli.run import summary_json
+from trapgate.cli.run import PORTABLE_FILTERS, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
     Paging,
@@ -113,6 +113,8 @@ def _direct(workloads: list[str], scale: int, engine: str, as_json: bool) -> boo
     words = "the same" if good else "NOT the same"
     print(f"The guest's output was {words} under every filter.")
     print(f"Engine: {results[0].summary.engine_words}")
+    if results[0].summary.engine == "portable":
+        print(f"Note: {PORTABLE_FILTERS}.")
     return good
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console as Terminal
     from rich.table import Table
 
+    from trapgate.debug.story import Story
+    from trapgate.debug.story.instruction import Namer
     from trapgate.sdm.reasons import ExitReason
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
@@ -158,6 +160,11 @@ def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
     return table
 
 
+PORTABLE_FILTERS = (
+    "on the portable engine a write that a fault filter judges takes longer than an exit: "
+    "filters save exits there, and cost time"
+)
+
 EXAMPLES = """
 Examples:
 
@@ -168,6 +175,8 @@ Examples:
   trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
 
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
+
+  trapgate run kernel.elf --report why.html
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
@@ -219,6 +228,13 @@ def run(
             "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="If the guest dies, write the story of it to this HTML file."),
+    ] = None,
+    symbols: Annotated[
+        Path | None, typer.Option(help="System.map or ELF that names the guest's functions.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -242,6 +258,8 @@ def run(
                 timeout,
                 engine.value,
                 explain,
+                report,
+                symbols,
                 as_json,
             )
         )
@@ -263,13 +281,17 @@ def _run(
     timeout: float | None,
     engine: str,
     explain: bool,
+    report: Path | None,
+    symbols: Path | None,
     as_json: bool,
 ) -> int:
+    from trapgate.debug.story.names import namer
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
 
     settings = None if vmcs is None else _settings(vmcs)
+    names = namer(guest, symbols)
     image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=_keyboard(), until=until)
@@ -299,6 +321,11 @@ def _run(
             writer.close()
     summary = vm.summary()
     notes = [] if stop.end is End.REFUSED else list(_notes(vm, paging, summary))
+    story = _story(vm, names)
+    if story is not None and report is not None:
+        from trapgate.debug.story.page import write
+
+        write(story, report, guest.name)
     if as_json:
         answer = {
             "guest": image.description,
@@ -308,11 +335,15 @@ def _run(
             "notes": notes,
             **summary_json(summary),
             **({"failures": explanations.as_json()} if explain else {}),
+            **({"story": story.values()} if story is not None else {}),
         }
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
-    print(f"\n{stop.message}", file=sys.stderr)
+    if story is None or story.headline != stop.message:
+        print(f"\n{stop.message}", file=sys.stderr)
+    if story is not None:
+        print(f"\n{story}\n", file=sys.stderr)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     show_summary(summary, out)
@@ -332,6 +363,12 @@ def _writer(file: Path, guest: Path) -> TraceWriter:
     from trapgate.trace import TraceWriter
 
     return TraceWriter(file, metadata={"guest": guest.name})
+
+
+def _story(vm: VirtualMachine, names: Namer) -> Story | None:
+    from trapgate.debug.story import tell
+
+    return tell(vm, names)
 
 
 def _machine(paging: Paging) -> type[VirtualMachine]:
@@ -373,6 +410,8 @@ def _filter_notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Itera
     from trapgate.decision.self_map import self_mapped
     from trapgate.processor.logical import signed
 
+    if summary.engine == "portable":
+        yield PORTABLE_FILTERS
     if summary.count(Disposition.COMPLETE, 14):
         return
     vmcs = vm.vmcs

@@ -28,6 +28,9 @@ CHECKED = "TRAPGATE_CHECKED"
 shift count and divisor is in range, and ends the process with file and line if not.
 """
 
+NAMED: "dict[str, Library]" = {}
+"""The libraries whose images are kept, and go into wheels."""
+
 _ROOM = Path(__file__).resolve().parent
 _VOCABULARY = _ROOM.parent / "sdm"
 
@@ -40,6 +43,9 @@ class Library:
         self._core = {} if core is None else core
         self._functions: set[FunctionType] = set()
         self._entries: list[Entry | Callback] = []
+        if name:
+            assert name not in NAMED, name
+            NAMED[name] = self
 
     def inside(self, function: F) -> F:
         """Mark a function for others of the library to call; it stays the same function."""
@@ -128,7 +134,7 @@ class Library:
         return elf.linked(made) if IS_LINUX_X86_64 else Image(made, {}, None)
 
     def ship(self) -> bytes:
-        """What a wheel has in `cache.shipped_file(name)`."""
+        """What a wheel has in `cache.shipped_file(name)`: never a checked build."""
         return self.made().packed(self.key)
 
     @functools.cached_property

@@ -71,7 +71,7 @@ def alone(function: Callable[..., Any], *others: Callable[..., Any]) -> Entry | 
     return library.enter(function, kinds)
 
 
-def alone_together(functions: Iterable[Callable[..., Any]]) -> list[Callable[..., Any]]:
+def alone_together(functions: Iterable[FunctionType]) -> list[Entry]:
     """Machine code of several functions, made at once, for Python to call; not kept."""
     library = Library(core=CORE)
-    return [library.entry(function) for function in functions]
+    return [library.enter(one, tuple(kinds_of(one)[0].values())) for one in functions]

@@ -27,14 +27,13 @@ from trapgate.paging.ept import (
     RIGHT_READ,
     RIGHT_WRITE,
     TRANSLATED,
-    UNBLOCKED_BY_IRET,
 )
 from trapgate.paging.memory import load8, load64
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
-from trapgate.sdm.state import DR7_GD, RFLAGS_RF
+from trapgate.sdm.state import BLOCKING_BY_NMI, DR7_GD, RFLAGS_RF
 from trapgate.vmx import instructions as vi
 from trapgate.vmx.transition import copy_guest_state
 
@@ -48,8 +47,6 @@ _BREAKPOINTS = 0xF
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
-_UNBLOCKED = 1 << 12
-"""Of interruption information: NMI unblocking due to IRET."""
 _MIXED = 16
 """How often a page may turn between code and data before it counts as both."""
 
@@ -184,12 +181,6 @@ def arbitrate(
     event = (m[mc.SELF], vector, kind, error_code, address, length)
     outcome = call(m[mc.RAISE_EVENT], event)
     if outcome != 0:
-        by_iret = m[mc.IRET_AT] == linear_rip(v) + 1 and kind == 3 and vector != 8
-        if by_iret and v[f.EXIT_REASON] == 0 and v[f.IDT_VECTORING_INFORMATION] == 0:
-            # A fault of an IRET whose first effect was to unblock NMIs.
-            v[f.VM_EXIT_INTERRUPTION_INFORMATION] |= _UNBLOCKED
-        elif by_iret and error_code >= EPT_VIOLATION and v[f.IDT_VECTORING_INFORMATION] == 0:
-            v[f.EXIT_QUALIFICATION] |= UNBLOCKED_BY_IRET
         return mc.EXITED
     if head[4] >= m[mc.JOURNAL_LIMIT]:
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
@@ -343,6 +334,26 @@ def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
 
 
 @jit
+def inhibits_interrupts(m: Cells, v: Cells) -> bool:
+    """Whether the instruction at RIP is STI, or a MOV or POP that loads SS."""
+    word = instruction(m, v)
+    start = prefix_length(word, is_long(v))
+    byte = (word >> (8 * start)) & 0xFF
+    return byte in (0xFB, 0x17) or (byte == 0x8E and (word >> (8 * start + 11)) & 7 == 2)
+
+
+@jit
+def is_done_alone(m: Cells, v: Cells, code: int) -> bool:
+    """Whether the instruction that is executed alone is done, and the exception the next one's."""
+    return bool(
+        m[mc.STEPPING] == mc.STEP_RUNNING
+        and at.SVM_EXCEPTION <= code < at.SVM_EXCEPTION + 32
+        and code != at.SVM_EXCEPTION + 1
+        and linear_rip(v) != m[mc.STEP_START]
+    )
+
+
+@jit
 def transfers_string(v: Cells, word: int) -> bool:
     """Whether the instruction is INS or OUTS."""
     return bool((word >> (8 * prefix_length(word, is_long(v)))) & 0xFC == 0x6C)
@@ -372,6 +383,8 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
     """`dispatch` as far as the VMCS in force is concerned."""
     m[mc.STOP_CODE] = code
     m[mc.STOP_INFO] = info
+    if is_done_alone(m, v, code):
+        return mc.STEPPED
     if 0x40 <= code < 0x60:
         vector = code - 0x40
         if vector == 14:
@@ -422,12 +435,12 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
     if code == at.SVM_SOFTWARE_INTERRUPT:
         return software_interrupt(m, v, r)
     if code == at.SVM_IRET:
-        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~8
-        m[mc.IRET_AT] = linear_rip(v) + 1
-        # NMIs are unblocked behind the IRET, not before it.
-        m[mc.PATIENCE] = 1
+        # `trapgate.processor.stepping` executes it, and knows when it has ended.
+        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~BLOCKING_BY_NMI
+        m[mc.UNBLOCKED] = 1
+        m[mc.STOP_CODE] = mc.CHECK_NEXT
         arm(m, env, v)
-        return mc.RUNNING
+        return mc.CHECKED
     return execute_sensitive(m, v, r, instruction(m, v))
 
 

@@ -13,6 +13,8 @@ from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
+from trapgate.sdm.controls import PIN_NMI_EXITING, PIN_VIRTUAL_NMIS
+from trapgate.sdm.state import BLOCKING_BY_NMI
 
 _CC = 0x8D5
 _IF = 0x200
@@ -102,6 +104,10 @@ def forget_passed_breakpoint(m: Cells, v: Cells) -> None:
 @jit
 def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Save the guest's state from `env` into the VMCS `v` and the register file `r`."""
+    if m[mc.ALONE] != 0:
+        # Interrupts seemed inhibited, so that the engine would execute one instruction.
+        m[mc.ALONE] = 0
+        poke32(env + at.HFLAGS, peek32(env + at.HFLAGS) & ~at.HF_INHIBIT_IRQ)
     for n in range(16):
         r[n] = peek64(env + at.REGS + 8 * n)
     v[f.GUEST_RSP] = r[reg.RSP]
@@ -354,7 +360,10 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         words |= 1 << (at.SVM_INVLPG - at.SVM_BASE)
     if primary & 1 << 30:
         words |= 1 << (at.SVM_PAUSE - at.SVM_BASE)
-    if v[f.GUEST_INTERRUPTIBILITY_STATE] & 8:
+    pin = v[f.PIN_BASED_CONTROLS]
+    unblocks = pin & PIN_NMI_EXITING == 0 or pin & PIN_VIRTUAL_NMIS != 0
+    if unblocks and v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_NMI:
+        # SDM, "Changes to Instruction Behavior in VMX Non-Root Operation", IRET.
         words |= 1 << (at.SVM_IRET - at.SVM_BASE)
     if secondary & 1 << 2:
         # Descriptor-table exiting: reads and writes of IDTR, GDTR, LDTR, TR.

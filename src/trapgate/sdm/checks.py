@@ -305,7 +305,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (
         TABLE_COMPLETES,
         ("FAILED_RULE",),
-        "a rule that completes needs a clause over table_entry, old_entry or new_entry",
+        "a rule that completes needs a clause over table_entry or an entry's bits",
     ),
     (EXTENSION_CRITERION, ("TRANSFER_CRITERION",), "there is no such control-transfer criterion"),
     (EXTENSION_OPERATOR, ("COMPARISON_OPERATOR",), "there is no such comparison operator"),

@@ -36,6 +36,7 @@ from trapgate.vmcs.file import (
 )
 
 _BY_ENCODING: dict[int, Field] = {int(field): field for field in Field}
+_TABLE_FIELDS = (Field.CRITERIA_TABLE_LENGTH, Field.CRITERIA_TABLE_RULES)
 _SEGMENTS = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
 
 
@@ -260,6 +261,9 @@ class Vmcs:
                 self._set(field, (self._get(field) | on) & ~off, settings.path)
             for field, value in settings.fields.items():
                 self._set(self._known(field, settings.path), value, settings.path)
+            if settings.rules is not None:
+                self._known(Field.CRITERIA_TABLE_RULES, settings.path)
+                self.criteria_table = settings.rules
         except Exception:
             self.cells[:] = before
             raise
@@ -272,7 +276,10 @@ class Vmcs:
             for field in self
             if not field.read_only and self[field] != initial[field]
         }
-        return write_settings(self.profile, changed)
+        rules = () if self.profile == "vt-x" else self.criteria_table
+        if rules:
+            changed = {field: changed[field] for field in changed if field not in _TABLE_FIELDS}
+        return write_settings(self.profile, changed, rules)
 
 
 def _real_mode_guest() -> Mapping[str, int]:

@@ -1,0 +1,46 @@
+"""Names for a guest's addresses: functions of its ELF file or System.map."""
+
+from pathlib import Path
+
+import numpy as np
+
+from trapgate.debug.story.instruction import Namer, no_names
+
+_MAGIC = b"\x7fELF"
+
+
+def namer(guest: Path, symbols: Path | None) -> Namer:
+    """Names from `symbols`, or from the guest's own file if it is an ELF with symbols.
+
+    Raises TraceError if `symbols` is given and is no such file.
+    """
+    if symbols is None and not _is_elf(guest):
+        return no_names
+    # Not before they are needed: with them comes pyarrow.
+    from trapgate.trace.schema import TraceError
+    from trapgate.trace.symbols import Symbols
+
+    if symbols is None:
+        try:
+            table = Symbols(guest)
+        except (OSError, TraceError):
+            return no_names
+    else:
+        table = Symbols(symbols)
+
+    def name(address: int) -> str:
+        index = int(table.indices(np.array([address], np.uint64))[0])
+        if index < 0:
+            return ""
+        offset = address - int(table.starts[index])
+        return table.names[index] + (f"+{offset:X}H" if offset else "")
+
+    return name
+
+
+def _is_elf(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4) == _MAGIC
+    except OSError:
+        return False
