@@ -17,7 +17,7 @@ from tests.properties.core_interpreter import (
     counted,
     wrapped,
 )
-from trapgate.compiler.dialect import CORE, Cells, Rows
+from trapgate.compiler.dialect import CORE, Cells, Memory, Rows
 from trapgate.compiler.program import alone_together
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
 from trapgate.sdm import cells, registers, vmx
@@ -49,7 +49,7 @@ _FUNCTIONS = {
     name: function
     for name, function in sorted(CORE.items())
     if function.__module__.startswith("trapgate.")
-    and all(kind in (int, bool, Cells, Rows) for kind in _parameters(function).values())
+    and all(kind in (int, bool, Cells, Memory, Rows) for kind in _parameters(function).values())
 }
 _RESETS = [Vmcs(), Vmcs()]
 _RESETS[1].flat(64)
@@ -98,7 +98,7 @@ def _cells(name: str, chance: random.Random) -> list[int]:
 def _given(name: str, kind: Any, chance: random.Random) -> Any:
     if kind is Rows:
         return [[_number(chance) for _ in range(ROW_WIDTH)] for _ in range(_ROWS)]
-    if kind is Cells:
+    if kind in (Cells, Memory):
         return _cells(name, chance)
     return chance.random() < 0.5 if kind is bool else _number(chance)
 
@@ -141,14 +141,16 @@ def test_nothing_is_left_out() -> None:
     assert len(_FUNCTIONS) > 200
     for function in _FUNCTIONS.values():
         for name, kind in _parameters(function).items():
-            assert kind is not Cells or name in _LENGTHS, f"{function}: how long is {name}?"
+            assert kind not in (Cells, Memory) or name in _LENGTHS, (
+                f"{function}: {name} has no length"
+            )
 
 
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[dict[str, Callable[..., Any]]]:
     """Machine code of all; from then on Python's loops and constant arrays are ours, too."""
     made = alone_together(_FUNCTIONS.values())
-    assert made[0].built_in
+    assert callable(made[0].built_in)
     with pytest.MonkeyPatch.context() as patch:
         for module in {function.__module__ for function in _FUNCTIONS.values()}:
             scope = vars(sys.modules[module])

@@ -19,6 +19,7 @@ from trapgate.compiler.kinds import (
     CELLS,
     FALSE,
     INT,
+    MEMORY,
     NOTHING,
     ROWS,
     TRUE,
@@ -325,7 +326,7 @@ class Expressions(Operators):
 
     def _builtin(self, callee: object, values: list[Value], node: ast.Call) -> Value:
         """`int`, `len`, `min` and `max`."""
-        if callee is len and [value.kind for value in values] == [CELLS]:
+        if callee is len and len(values) == 1 and values[0].kind in (CELLS, MEMORY):
             return self.part(values[0], 1)
         if (callee is int and len(values) == 1) or (callee in (min, max) and len(values) > 1):
             numbers = [self.coerce(value, INT, node) for value in values]
@@ -346,7 +347,11 @@ class Expressions(Operators):
             parts = [self.part(values[1], n) for n in range(len(values[1].kind.parts))]
             given = ", ".join(f"i64 {self.coerce(part, INT, node).text}" for part in parts)
             return code.let(f"call i64 {code.pointer(address)}({given})")
+        if name == "watched" and [value.kind for value in values] == [MEMORY]:
+            return self.watch(values[0])
         words = [self.coerce(value, INT, node).text for value in values]
+        if (name, len(words)) == ("memory", 3):
+            return code.memory(code.pointer(words[0]), words[1], code.pointer(words[2]))
         if (name, len(words)) in (("cells", 2), ("table", 3)):
             kind = CELLS if name == "cells" else ROWS
             return code.array(kind, code.pointer(words[0]), *words[1:])

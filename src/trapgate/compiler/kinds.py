@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, get_args, get_origin
 
-from trapgate.compiler.dialect import Cells, Rows
+from trapgate.compiler.dialect import Cells, Memory, Rows
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ INT = Kind("int", "i64")
 BOOL = Kind("bool", "i1")
 CELLS = Kind("Cells", "{ptr, i64}")
 """An array: where it begins, and how many cells it has."""
-ROWS = Kind("rows of Cells", "{ptr, i64, i64}")
+MEMORY = Kind("Memory", "{ptr, i64, ptr}")
+"""Physical memory: an array, and the cells in which its stores are watched; see `raw.watched`."""
+ROWS = Kind("Rows", "{ptr, i64, i64}")
 """An array of two dimensions: the same, and how many cells a row has."""
 NOTHING = Kind("None", "void")
 ANY = Kind("Any", "")
@@ -76,6 +78,7 @@ KINDS: dict[object, Kind] = {
     int: INT,
     bool: BOOL,
     Cells: CELLS,
+    Memory: MEMORY,
     Rows: ROWS,
     None: NOTHING,
     Any: ANY,

@@ -9,7 +9,17 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from trapgate.compiler.kinds import BOOL, CELLS, INT, ROWS, Kind, Value, integer, tuple_of
+from trapgate.compiler.kinds import (
+    BOOL,
+    CELLS,
+    INT,
+    MEMORY,
+    ROWS,
+    Kind,
+    Value,
+    integer,
+    tuple_of,
+)
 from trapgate.compiler.routine import DialectError, Routine
 from trapgate.compiler.text import Code
 
@@ -42,6 +52,11 @@ _INSTEAD: dict[type[ast.AST], str] = {
     ast.Pow: "write `1 << n` for powers of two",
     ast.Is: "write `==`",
     ast.IsNot: "write `!=`",
+}
+_ADVICE = {
+    (INT, BOOL): "; write `bool(...)` or a comparison",
+    (MEMORY, CELLS): "; let the parameter be Memory",
+    (ROWS, CELLS): "; let the parameter be Rows",
 }
 
 
@@ -80,7 +95,7 @@ class Operators:
             parts = (self.part(value, n) for n in range(len(kind.parts)))
             pairs = zip(parts, kind.parts, strict=True)
             return self.together([self.coerce(part, wanted, node) for part, wanted in pairs])
-        advice = "; write `bool(...)` or a comparison" if (value.kind, kind) == (INT, BOOL) else ""
+        advice = _ADVICE.get((value.kind, kind), "")
         raise self.error(
             node, f"a value of type {value.kind.name} where {kind.name} is needed{advice}"
         )
@@ -189,7 +204,7 @@ class Operators:
 
     def cell(self, array: Value, index: Value, node: ast.AST) -> Value:
         """The cell of an array, as a slot. Only checked code looks whether there is one."""
-        if array.kind is not CELLS:
+        if array.kind not in (CELLS, MEMORY):
             raise self.error(
                 node, f"a {array.kind.name} has no cells; an index is for Cells, Rows or a tuple"
             )
@@ -202,6 +217,14 @@ class Operators:
         self._inside(first, "ule", length, node)
         rest = self.combine(ast.Sub(), length, first, node)
         return self.code.array(CELLS, self._at(array, first).text, rest.text)
+
+    def watch(self, memory: Value) -> Value:
+        """The cells in which stores to memory are watched."""
+        code = self.code
+        place = code.let(f"extractvalue {MEMORY.llvm} {memory.text}, 2").text
+        nobody = code.let(f"icmp eq ptr {place}, null", BOOL).text
+        length = code.let(f"select i1 {nobody}, i64 0, i64 {(1 << 63) - 1}").text
+        return code.array(CELLS, place, length)
 
     def row(self, rows: Value, index: Value, node: ast.AST) -> Value:
         """One row of an array of two dimensions."""

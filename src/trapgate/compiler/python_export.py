@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from trapgate.compiler.expressions import Expressions
-from trapgate.compiler.kinds import BOOL, CELLS, INT, NOTHING, ROWS, Kind, Value
+from trapgate.compiler.kinds import BOOL, CELLS, INT, MEMORY, NOTHING, ROWS, Kind, Value
 from trapgate.compiler.module import Module
 from trapgate.compiler.python_call import FUNCTIONS, HEAD, OBJECTS, TABLE
 from trapgate.compiler.routine import Routine
@@ -85,7 +85,7 @@ class _Export:
 
     def argument(self, n: int, kind: Kind) -> Value:
         given = self.load("ptr", "%a1", 8 * n)
-        if kind in (CELLS, ROWS):
+        if kind in (CELLS, MEMORY, ROWS):
             return self.array(given, kind)
         if kind is BOOL:
             truth = self.ask("i32", "PyObject_IsTrue", f"ptr {given}").text
@@ -114,4 +114,7 @@ class _Export:
         self.demand(f"icmp eq i32 {flags}, {_CARRAY}", self.refused)
         shape = self.load("ptr", given, _DIMENSIONS)
         lengths = [self.load("i64", shape, 8 * n) for n in range(dimensions)]
-        return self.code.array(kind, self.load("ptr", given, _DATA), *lengths)
+        start = self.load("ptr", given, _DATA)
+        if kind is MEMORY:  # from Python it has no watch with it
+            return self.code.memory(start, lengths[0], "null")
+        return self.code.array(kind, start, *lengths)

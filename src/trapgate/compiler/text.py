@@ -1,6 +1,6 @@
 """The text of a function in LLVM's language, as it grows."""
 
-from trapgate.compiler.kinds import INT, Kind, Value
+from trapgate.compiler.kinds import INT, MEMORY, Kind, Value
 
 
 class Code:
@@ -57,6 +57,11 @@ class Code:
         for n, length in enumerate(lengths, 1):
             whole = self.let(f"insertvalue {kind.llvm} {whole.text}, i64 {length}, {n}", kind)
         return whole
+
+    def memory(self, pointer: str, length: str, watch: str) -> Value:
+        """Physical memory, and where its stores are watched."""
+        whole = self.array(MEMORY, pointer, length)
+        return self.let(f"insertvalue {MEMORY.llvm} {whole.text}, ptr {watch}, 2", MEMORY)
 
     def end(self, terminator: str, *targets: str) -> None:
         """End a block; labels are given by `targets`."""
