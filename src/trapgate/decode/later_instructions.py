@@ -4,7 +4,7 @@ RDFSBASE and its sisters, INVPCID, CLFLUSHOPT (and CLFLUSH), RDRAND; and the #NM
 XRSTOR. SDM, volume 2, the instructions' pages.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.exits import vm_exit
 from trapgate.instructions.effects import address_is_canonical, in_64_bit_mode
 from trapgate.instructions.intercepts import (
@@ -67,7 +67,7 @@ _RDRAND = 6
 def execute_later(
     v: Cells,
     r: Cells,
-    mem: Cells,
+    mem: Memory,
     x: Cells,
     word: int,
     start: int,
@@ -131,7 +131,7 @@ def put_register(v: Cells, r: Cells, number: int, value: int) -> None:
 
 @core
 def flush_line(
-    v: Cells, r: Cells, mem: Cells, x: Cells, word: int, start: int, rex: int
+    v: Cells, r: Cells, mem: Memory, x: Cells, word: int, start: int, rex: int
 ) -> tuple[int, int]:
     """CLFLUSH and CLFLUSHOPT: there are no caches, but the operand is checked as a load's."""
     length, information, displacement = decode_operand(v, mem, word, start, rex, start + 2)
@@ -170,7 +170,7 @@ def set_random(v: Cells, r: Cells, x: Cells, number: int, size: int) -> None:
 
 @core
 def invalidate_by_pcid(
-    v: Cells, r: Cells, mem: Cells, x: Cells, word: int, start: int, rex: int
+    v: Cells, r: Cells, mem: Memory, x: Cells, word: int, start: int, rex: int
 ) -> tuple[int, int]:
     """INVPCID; translations have no tags, so that each type flushes everything."""
     if code_byte(v, mem, word, start + 3) >= 0xC0:
