@@ -451,7 +451,8 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
     m[mc.SWITCHED] = 0
     if switched != 0:
         arm(m, env, v)
-        shape = segment_shape(v)
+        # The native path checks segments in translated code.
+        shape = segment_shape(v) if m[mc.NATIVE] == 0 else 0
         if shape != 0 and shape != m[mc.TRUSTED]:
             m[mc.CHECKS] |= mc.CHECK_LIMITS
             m[mc.DEADLINE] = 0

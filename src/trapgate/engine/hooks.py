@@ -7,6 +7,7 @@ from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, p
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
+from trapgate.engine.checked_accesses import is_poison, poisoned_by
 from trapgate.engine.dispatch import (
     assign_page_use,
     dispatch,
@@ -190,7 +191,12 @@ def refill(
     physical = 0
     prot = 0
     page_size = 4096
-    if efer & 1 << 10 and address >> 47 != 0 and address >> 47 != -1:
+    forbidden = is_poison(address) and peek32(env + at.HFLAGS) & at.HF_CS64 == 0
+    if forbidden:
+        # A segment does not allow this access.
+        vector = 12 if poisoned_by(address) == 2 else 13
+        code = 0
+    elif efer & 1 << 10 and address >> 47 != 0 and address >> 47 != -1:
         vector = 13
         code = 0
     else:
@@ -235,7 +241,7 @@ def refill(
         m[mc.CRAWL] = 0
         m[mc.FAULT_KIND] = mc.FAULT_OF_FETCH
     else:
-        m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL if vector == 13 else 0
+        m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL if vector == 13 and not forbidden else 0
     m[mc.FAULT_ADDRESS] = address
     m[mc.FAULT_CODE] = code
     poke32(env + at.ERROR_CODE, 0)

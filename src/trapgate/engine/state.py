@@ -9,6 +9,7 @@ from trapgate.compiler.program import jit, jit_for_python
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke16, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.segments import look_at_segments
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
@@ -293,6 +294,8 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.KERNEL_GS_BASE, r[reg.KERNEL_GS_BASE])
     poke64(env + at.TSC_AUX, r[reg.TSC_AUX])
     poke32(env + at.HFLAGS, hflags_of(v, peek32(env + at.HFLAGS)))
+    if m[mc.NATIVE] != 0:
+        look_at_segments(m, env)
     poke32(env + at.OLD_EXCEPTION, -1)
     poke32(env + at.EXCEPTION_IS_INT, 0)
     load_debug_registers(m, env, v, r)

@@ -18,8 +18,8 @@ The slots serve all instances in the process; those that are not ours get what t
 
 import ctypes
 import functools
-import mmap
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 from unicorn.unicorn_py3.unicorn import uclib
@@ -28,68 +28,29 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
-from trapgate.engine import assembly as asm
+from trapgate.engine import branches, careful_blocks
+from trapgate.engine import checked_accesses as accesses
+from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.blocks import alignment_is_checked, must_stop
+from trapgate.engine.branches import code_byte, is_prefix
+from trapgate.engine.careful_blocks import CARE_ALIGNMENT, CARE_LIMIT, CARE_MXCSR, last_offset
+from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
 from trapgate.engine.linkage import slots
+from trapgate.engine.segments import accesses_checked, on_segments
 from trapgate.engine.state import save_paging
+from trapgate.engine.stubs import Stubs
 from trapgate.errors import EngineError
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 
-(
-    TRANSLATOR_LOOP,
-    GEN_CALL,
-    CODE_BYTE,
-    CONST_I64,
-    FREE_TEMP,
-    CHECK_EXIT,
-    COUNT_CODE,
-    CARE_CODE,
-    GUARD_CODE,
-    IRET,
-    FAR_JUMP,
-    FAR_CALL,
-    IRET_CODE,
-    FAR_JUMP_CODE,
-    FAR_CALL_CODE,
-    THEIR_OPERATIONS,
-    THEIR_TRANSLATE,
-    OUR_OPERATIONS,
-) = range(18)
-"""Cells that all instances share; the last is the first of the translator's operations, as we
-want them. What is to be remembered while a block is translated lies in the machine's cells."""
-
-_OPERATIONS = 7
-_CELLS = OUR_OPERATIONS + _OPERATIONS
 _TRANSLATE_INSN = 4
 _SENTINEL = 0x7A9_5EED
 """Stands for a block's count of instructions until it is known."""
-
-# Layout of the translator's data.
-_UC = 0x9970
-_CPU = 0x1B8
-"""In the handle, which is at `_UC` in the translator's context."""
-_LAST_OP = 0x7390
-_ARGUMENTS = 0x18
 _NEXT_PC = 0x10
-_TB_FLAGS = 0x10
-_TB_ICOUNT = 0x16
-_TB_CFLAGS = 0x18
-_TB_COUNT = 0x7FFF
-"""Bits of a block's flags: at most so many instructions, 0 without a limit."""
-
+"""In the translator's description of a block: the linear address of the next instruction."""
 _TASK_GATE = 5
 _AC = 1 << 18
-_CARE_MXCSR = 1
-_CARE_ALIGNMENT = 2
-
-
-@jit
-def last_op(context: int) -> int:
-    """The operation that was emitted last into the translator's context."""
-    return peek64(peek64(peek64(context + _LAST_OP) + 8))
 
 
 @callback(VOID, *[INT64] * 6)
@@ -97,31 +58,79 @@ def on_translate(
     operations: int, block: int, cpu: int, tb: int, most: int, translator: int
 ) -> None:
     """translator_loop: translate a block, then tell its first call how long it came out."""
-    t = cells(translator, _CELLS)
-    if t[THEIR_OPERATIONS] != operations:
-        for n in range(_OPERATIONS):
-            t[OUR_OPERATIONS + n] = peek64(operations + 8 * n)
-        t[THEIR_TRANSLATE] = t[OUR_OPERATIONS + _TRANSLATE_INSN]
-        t[OUR_OPERATIONS + _TRANSLATE_INSN] = t[GUARD_CODE]
-        t[THEIR_OPERATIONS] = operations
+    t = cells(translator, em.CELLS)
+    if t[em.THEIR_OPERATIONS] != operations:
+        for n in range(em.OPERATIONS):
+            t[em.OUR_OPERATIONS + n] = peek64(operations + 8 * n)
+        t[em.THEIR_TRANSLATE] = t[em.OUR_OPERATIONS + _TRANSLATE_INSN]
+        t[em.OUR_OPERATIONS + _TRANSLATE_INSN] = t[em.GUARD_CODE]
+        t[em.THEIR_OPERATIONS] = operations
     machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
     if machine == 0:
-        call(t[TRANSLATOR_LOOP], (operations, block, cpu, tb, most))
+        call(t[em.TRANSLATOR_LOOP], (operations, block, cpu, tb, most))
         return
     m = cells(machine, mc.CELLS)
     m[mc.CALL_OP] = 0
     m[mc.CARE] = 0
-    call(t[TRANSLATOR_LOOP], (translator + 8 * OUR_OPERATIONS, block, cpu, tb, most))
+    m[mc.OPERAND] = 0
+    m[mc.OPERAND_OFFSET] = 0
+    m[mc.ACCESSES] = mc.ACCESSES_UNCHECKED
+    flags = peek32(tb + at.TB_FLAGS)
+    if m[mc.NATIVE] != 0:
+        m[mc.ACCESSES] = accesses_checked(flags)
+        if flags & at.HF_LIMITED:
+            # Bases are added even where they are all 0, so that accesses have a segment.
+            poke32(tb + at.TB_FLAGS, flags | at.HF_ADDSEG)
+    ours = translator + 8 * em.OUR_OPERATIONS
+    call(t[em.TRANSLATOR_LOOP], (ours, block, cpu, tb, most))
+    poke32(tb + at.TB_FLAGS, flags)
     if m[mc.CALL_OP] == 0:
         return
-    if peek32(tb + _TB_FLAGS) & _AC:
-        m[mc.CARE] |= _CARE_ALIGNMENT
+    if flags & _AC:
+        m[mc.CARE] |= CARE_ALIGNMENT
+    # 16-bit code can pass the usual limit of 64 KB only where the block ends.
+    if m[mc.ACCESSES] == mc.ACCESSES_ALL and (
+        flags & at.HF_CODE_LIMITED or last_offset(tb) > 0xFFFF
+    ):
+        m[mc.CARE] |= CARE_LIMIT
     if m[mc.CARE] != 0:
-        poke64(m[mc.CALL_OP] + _ARGUMENTS + 16, t[CARE_CODE])
-        # A block is aligned to more than the bits of CARE.
-        poke64(m[mc.COUNT_OP] + _ARGUMENTS + 8, tb | m[mc.CARE])
+        poke64(em.argument(m[mc.CALL_OP], 2), t[em.CARE_CODE])
+        poke64(em.argument(m[mc.COUNT_OP], 1), tb | m[mc.CARE])
     else:
-        poke64(m[mc.COUNT_OP] + _ARGUMENTS + 8, peek16(tb + _TB_ICOUNT))
+        poke64(em.argument(m[mc.COUNT_OP], 1), peek16(tb + at.TB_ICOUNT))
+
+
+@jit
+def substitute(
+    t: Cells, m: Cells, context: int, function: int, results: int, count: int, arguments: int
+) -> None:
+    """The call of a helper of the engine's has just been emitted: call ours instead.
+
+    The engine finds what it must know about a helper by its address, so that changes afterwards.
+    """
+    place = em.argument(em.last_op(context), results + count)
+    if peek64(place) != function:
+        return
+    for pair in range(em.SUBSTITUTE_PAIRS):
+        if function == t[em.SUBSTITUTES + 2 * pair]:
+            poke64(place, t[em.SUBSTITUTES + 2 * pair + 1])
+    if m[mc.ACCESSES] == mc.ACCESSES_UNCHECKED:
+        if function == t[em.LOOK_UP]:
+            poke64(place, t[em.LOOK_UP_CANONICAL])
+        elif function == t[em.SINGLE_STEP]:
+            poke64(place, t[em.SINGLE_STEP_CANONICAL])
+    elif m[mc.ACCESSES] == mc.ACCESSES_ALL:
+        if function == t[em.LOOK_UP]:
+            poke64(place, t[em.LOOK_UP_WITHIN_LIMIT])
+        elif function == t[em.SINGLE_STEP]:
+            poke64(place, t[em.SINGLE_STEP_WITHIN_LIMIT])
+    if function == t[em.LOAD_SEGMENT]:
+        # A second call behind it, of one argument, the CPU state, as that one's first.
+        m[mc.PAIR] = peek64(arguments)
+        call(t[em.GEN_CALL], (context, t[em.CHECK_EXIT], 0, 1, m[mc.SELF] + 8 * mc.PAIR))
+        place = em.argument(em.last_op(context), 1)
+        if peek64(place) == t[em.CHECK_EXIT]:
+            poke64(place, t[em.SEGMENTS_CODE])
 
 
 @callback(VOID, *[INT64] * 6)
@@ -129,63 +138,74 @@ def on_gen_call(
     context: int, function: int, result: int, count: int, arguments: int, translator: int
 ) -> None:
     """tcg_gen_callN: emit the call of a helper, or of ours in its place."""
-    t = cells(translator, _CELLS)
-    cpu = peek64(peek64(context + _UC) + _CPU)
-    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
-    ours = machine != 0 and cells(machine, mc.CELLS)[mc.NATIVE] != 0
-    checks = function == t[CHECK_EXIT] and ours
-    # The first such call begins the block. The others follow loads and stores, and cost as much
-    # as these: without them a request to exit is seen where the next block begins.
-    if checks and cells(machine, mc.CELLS)[mc.CALL_OP] != 0:
-        return
-    if not checks:
-        call(t[GEN_CALL], (context, function, result, count, arguments))
-        if ours:
-            place = last_op(context) + _ARGUMENTS + 8 * (count & 0xFF)
-            for n in range(3):
-                if function == t[IRET + n] and peek64(place) == function:
-                    poke64(place, t[IRET_CODE + n])
+    t = cells(translator, em.CELLS)
+    machine = em.machine_of(context)
+    if machine == 0 or cells(machine, mc.CELLS)[mc.NATIVE] == 0:
+        call(t[em.GEN_CALL], (context, function, result, count, arguments))
         return
     m = cells(machine, mc.CELLS)
-    m[mc.PAIR] = context + call(t[CONST_I64], (context, machine))
-    m[mc.PAIR_2] = context + call(t[CONST_I64], (context, _SENTINEL))
-    m[mc.COUNT_OP] = last_op(context)
-    call(t[GEN_CALL], (context, function, result, 2, machine + 8 * mc.PAIR))
-    op = last_op(context)
-    known = peek64(m[mc.COUNT_OP] + _ARGUMENTS + 8) == _SENTINEL
-    if known and peek64(op + _ARGUMENTS + 16) == function:
+    count &= 0xFF
+    if function != t[em.CHECK_EXIT]:
+        if m[mc.OPERAND] != 0:
+            check_operands(m, t, context, function, count, arguments)
+        call(t[em.GEN_CALL], (context, function, result, count, arguments))
+        substitute(t, m, context, function, 0 if result == 0 else 1, count, arguments)
+        return
+    # The first such call begins the block. The others follow loads and stores, and cost as much
+    # as these: without them a request to exit is seen where the next block begins.
+    if m[mc.CALL_OP] != 0:
+        return
+    m[mc.PAIR] = context + em.new_constant(t, context, machine)
+    m[mc.PAIR_2] = context + em.new_constant(t, context, _SENTINEL)
+    m[mc.COUNT_OP] = em.last_op(context)
+    call(t[em.GEN_CALL], (context, function, result, 2, machine + 8 * mc.PAIR))
+    op = em.last_op(context)
+    known = peek64(em.argument(m[mc.COUNT_OP], 1)) == _SENTINEL
+    if known and peek64(em.argument(op, 2)) == function:
         m[mc.CALL_OP] = op
-        poke64(op + _ARGUMENTS + 16, t[COUNT_CODE])
-    call(t[FREE_TEMP], (context, m[mc.PAIR]))
-    call(t[FREE_TEMP], (context, m[mc.PAIR_2]))
+        poke64(em.argument(op, 2), t[em.COUNT_CODE])
+    em.release(t, context, m[mc.PAIR] - context)
+    em.release(t, context, m[mc.PAIR_2] - context)
 
 
-@jit
-def code_byte(t: Cells, env: int, address: int) -> int:
-    """A byte of code; faults as the translator's own fetch does."""
-    return call(t[CODE_BYTE], (env, address)) & 0xFF
+@callback(VOID, *[INT64] * 4)
+def on_exit_block(context: int, block: int, number: int, translator: int) -> None:
+    """tcg_gen_exit_tb: where a branch may lead beyond the limit of CS, look at RIP before.
+
+    Else the engine would join the two blocks, and never look again.
+    """
+    t = cells(translator, em.CELLS)
+    machine = em.machine_of(context)
+    # Numbers above 1 are no branches; those of LOOP and JCXZ do not name the block.
+    if machine != 0 and number < 2:
+        far = cells(machine, mc.CELLS)[mc.BRANCH_IS_FAR]
+        if far != 0 and (block != 0 or far == mc.LOOP_IS_FAR):
+            call(t[em.GO_TO_NEXT], (context,))
+            return
+    call(t[em.EXIT_BLOCK], (context, block, number))
 
 
 @callback(VOID, *[INT64] * 3)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
     """translate_insn: look at an instruction, byte by byte, before it is translated."""
-    t = cells(translator, _CELLS)
+    t = cells(translator, em.CELLS)
     env = cpu + at.CPU_SIZE
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FORBIDDEN] = 0
+    m[mc.OPERAND] = 0
     start = peek64(block + _NEXT_PC)
     long = peek32(env + at.HFLAGS) & at.HF_CS64 != 0
     locked = False
+    has_large_operand = False
     byte = 0
     n = 0
     while n < 14:
         byte = code_byte(t, env, start + n)
         if byte == 0xF0:
             locked = True
-        elif not (
-            byte in (0x66, 0x67, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
-            or (long and byte & 0xF0 == 0x40)
-        ):
+        elif byte == 0x66:
+            has_large_operand = True
+        elif not is_prefix(byte, long):
             break
         n += 1
     if byte in (0xC4, 0xC5) or (locked and byte & 0xF4 == 0xE4) or byte & 0xFC == 0x6C:
@@ -201,7 +221,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
             form = code_byte(t, env, start + n + 2)
             # LDMXCSR and FXRSTOR.
             if form < 0xC0 and (form >> 3) & 7 in (1, 2):
-                m[mc.CARE] |= _CARE_MXCSR
+                m[mc.CARE] |= CARE_MXCSR
         elif second == 0x05 and not long:
             # SYSCALL, which is for 64-bit mode.
             m[mc.FORBIDDEN] = 1
@@ -211,14 +231,21 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
             if form >= 0xC0 and (second != 0xBA or form & 0x20):
                 m[mc.FORBIDDEN] = 1
                 m[mc.FORBIDDEN_AT] = start
-    call(t[THEIR_TRANSLATE], (block, cpu))
+    m[mc.BRANCH_IS_FAR] = 0
+    if m[mc.ACCESSES] == mc.ACCESSES_ALL:
+        # Only where the limit is not that of all 16-bit code, or the target may be above 64 KB.
+        hflags = peek32(env + at.HFLAGS)
+        if hflags & at.HF_CODE_LIMITED or (hflags & at.HF_CS32 == 0 and has_large_operand):
+            m[mc.BRANCH_IS_FAR] = mc.LOOP_IS_FAR if byte & 0xFC == 0xE0 else 1
+    call(t[em.THEIR_TRANSLATE], (block, cpu))
     m[mc.FORBIDDEN] = 0
+    m[mc.BRANCH_IS_FAR] = 0
 
 
 @callback(UINT32, *[INT64] * 3)
 def on_code_byte(env: int, address: int, translator: int) -> int:
     """cpu_ldub_code: a byte of code; of UD2 where what is there must not be translated."""
-    t = cells(translator, _CELLS)
+    t = cells(translator, em.CELLS)
     machine = peek64(env + at.MACHINE)
     if machine != 0:
         m = cells(machine, mc.CELLS)
@@ -227,7 +254,7 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
                 return 0x0F
             if address == m[mc.FORBIDDEN_AT] + 1:
                 return 0x0B
-    return call(t[CODE_BYTE], (env, address)) & 0xFF
+    return code_byte(t, env, address)
 
 
 @jit
@@ -264,127 +291,19 @@ def on_far_transfer(env: int, selector: int, return_address: int) -> None:
         switch_tasks(env, return_address)
 
 
-@callback(INT64, INT64)
-def on_deadline(machine: int) -> int:
-    """At a block's start, when the deadline has come: whether the engine has to stop."""
-    m = cells(machine, mc.CELLS)
-    if not must_stop(m):
-        return 0
-    call(m[mc.EMU_STOP], (m[mc.UC],))
-    return 1
-
-
-@callback(INT64, *[INT64] * 3)
-def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
-    """At the start of a block that needs care: whether the engine has to stop.
-
-    Where alignment is checked, `trapgate.processor.stepping` executes the block. Where the block
-    may change MXCSR it is cut: executed one instruction at a time, until the one after
-    which exceptions may be unmasked.
-    """
-    m = cells(machine, mc.CELLS)
-    tb = tagged & ~3
-    if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
-        call(m[mc.EMU_STOP], (m[mc.UC],))
-        return 1
-    if m[mc.STEPPING] != 0:
-        m[mc.TIME] += peek16(tb + _TB_ICOUNT)
-        return 0
-    if alignment_is_checked(m):
-        m[mc.STOP] = mc.CHECKED
-        m[mc.STOP_CODE] = mc.CHECK_NEXT
-        call(m[mc.EMU_STOP], (m[mc.UC],))
-        return 1
-    if tagged & _CARE_MXCSR == 0:
-        m[mc.TIME] += peek16(tb + _TB_ICOUNT)
-        return 0
-    if peek32(tb + _TB_CFLAGS) & _TB_COUNT == 1:
-        m[mc.TIME] += 1
-        # What it has done to MXCSR is looked at where the next block starts.
-        m[mc.DEADLINE] = 0
-        return 0
-    poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
-    poke32(m[mc.EXCEPTION_INDEX], -1)
-    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
-    return 0
-
-
-def _stub(function: int, register: int, value: int) -> bytes:
-    """Machine code that goes on at `function` with one more argument."""
-    return asm.assemble(asm.constant(register, value), *asm.jump_to(function))
-
-
-def _asked_to_exit(check_exit: int) -> list[asm.Line]:
-    """Go on at the engine's own look for a request to exit; RDI is the machine."""
-    return [
-        asm.load(asm.RDI, asm.RDI, 8 * mc.UC),
-        asm.clear(asm.RSI),
-        *asm.jump_to(check_exit),
-    ]
-
-
-def _count_code(request: int, check_exit: int) -> bytes:
-    """Begin a block of RSI instructions on the machine RDI.
-
-    The engine calls this where it would call its own `check_exit`, at every block;
-    `request` is where in the CPU both look for a request to exit, in bytes.
-    """
-    return asm.assemble(
-        asm.load(asm.RAX, asm.RDI, 8 * mc.TIME),
-        asm.load(asm.RCX, asm.RDI, 8 * mc.CPU),
-        asm.compare(asm.RAX, asm.RDI, 8 * mc.DEADLINE),
-        (asm.JGE, "deadline"),
-        "begin",
-        asm.compare_32(asm.RCX, request, 0),
-        (asm.JS, "asked to exit"),
-        asm.add(asm.RAX, asm.RSI),
-        asm.store(asm.RDI, 8 * mc.TIME, asm.RAX),
-        asm.RET,
-        "deadline",
-        *asm.call_saving(on_deadline.address, asm.RDI, asm.RSI, asm.RCX),
-        asm.test(asm.RAX),
-        (asm.JNE, "asked to exit"),
-        asm.load(asm.RAX, asm.RDI, 8 * mc.TIME),
-        (asm.JMP, "begin"),
-        "asked to exit",
-        *_asked_to_exit(check_exit),
-    )
-
-
-def _care_code(request: int, check_exit: int) -> bytes:
-    """Begin a block that needs care, the tagged RSI, on the machine RDI."""
-    return asm.assemble(
-        asm.load(asm.RDX, asm.RSP, 0),  # where the block's code goes on
-        *asm.call_saving(on_careful_block.address, asm.RDI, asm.RSI, asm.RCX),
-        asm.test(asm.RAX),
-        (asm.JNE, "asked to exit"),
-        asm.load(asm.RCX, asm.RDI, 8 * mc.CPU),
-        asm.compare_32(asm.RCX, request, 0),
-        (asm.JS, "asked to exit"),
-        asm.RET,
-        "asked to exit",
-        *_asked_to_exit(check_exit),
-    )
-
-
-def _before(check: int, function: int, *unless: asm.Line) -> bytes:
-    """Go on at `function`, a helper of the engine's, after `check` with two of its arguments.
-
-    `unless` is code that says by ZF = 1 that no check is needed.
-    """
-    saved = asm.RDI, asm.RSI, asm.RDX, asm.RCX, asm.R8
-    goes_on = asm.load(asm.RDX, asm.RSP, 8 * len(saved))  # where the block's code goes on
-    return asm.assemble(
-        *unless,
-        *([(asm.JE, "go on")] if unless else []),
-        *asm.call_saving(check, *saved, first=(goes_on,)),
-        "go on",
-        *asm.jump_to(function),
-    )
-
-
-_NESTED_TASK = asm.test_32(asm.RDI, at.EFLAGS, 1 << 14)
-"""Whether RFLAGS.NT of the CPU state at RDI is 1."""
+_HOOKS = {
+    "translator_loop": (on_translate, 5),
+    "tcg_gen_callN": (on_gen_call, 5),
+    "cpu_ldub_code": (on_code_byte, 2),
+    "tcg_gen_ext32u_i64": (accesses.on_zero_extend, 3),
+    "tcg_gen_qemu_ld_i64": (accesses.on_load_64, 5),
+    "tcg_gen_qemu_st_i64": (accesses.on_store_64, 5),
+    "tcg_gen_qemu_ld_i32": (accesses.on_load_32, 5),
+    "tcg_gen_qemu_st_i32": (accesses.on_store_32, 5),
+    "tcg_gen_exit_tb": (on_exit_block, 3),
+}
+"""Functions that the engine calls through slots, the hooks in their place, and how many arguments
+they have."""
 
 
 class Translator:
@@ -394,41 +313,42 @@ class Translator:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        names = ("translator_loop", "tcg_gen_callN", "cpu_ldub_code")
-        places = slots(library, tuple(f"{name}_x86_64" for name in names))
-        check_exit = _symbol(library, "helper_check_exit_request")
-        request = _request(check_exit)
-        t = self.cells = np.zeros(_CELLS, np.int64)
-        address = int(t.ctypes.data)
-        self._code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        self._page = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
-        self._free = 0
-        t[TRANSLATOR_LOOP] = _symbol(library, "translator_loop")
-        t[GEN_CALL] = _symbol(library, "tcg_gen_callN")
-        t[CODE_BYTE] = _symbol(library, "cpu_ldub_code")
-        t[CONST_I64] = _symbol(library, "tcg_const_i64")
-        t[FREE_TEMP] = _symbol(library, "tcg_temp_free_internal")
-        t[CHECK_EXIT] = check_exit
-        t[COUNT_CODE] = self._place(_count_code(request, check_exit))
-        t[CARE_CODE] = self._place(_care_code(request, check_exit))
-        t[GUARD_CODE] = self._place(_stub(on_instruction.address, asm.RDX, address))
-        t[IRET] = _symbol(library, "helper_iret_protected")
-        t[FAR_JUMP] = _symbol(library, "helper_ljmp_protected")
-        t[FAR_CALL] = _symbol(library, "helper_lcall_protected")
-        t[IRET_CODE] = self._place(_before(on_task_return.address, int(t[IRET]), _NESTED_TASK))
-        t[FAR_JUMP_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_JUMP])))
-        t[FAR_CALL_CODE] = self._place(_before(on_far_transfer.address, int(t[FAR_CALL])))
-        for name, function, register in zip(
-            names, (on_translate, on_gen_call, on_code_byte), (asm.R9, asm.R9, asm.RDX), strict=True
-        ):
-            stub = self._place(_stub(function.address, register, address))
+        places = slots(library, tuple(f"{name}_x86_64" for name in _HOOKS))
+        t = self.cells = np.zeros(em.CELLS, np.int64)
+        for cell, name in enumerate(em.SYMBOLS):
+            t[cell] = _symbol(library, name)
+        check_exit = int(t[em.CHECK_EXIT])
+        self._stubs = Stubs(int(t.ctypes.data), _request(check_exit), check_exit)
+        self._put_stubs()
+        for n, (name, size) in enumerate(OPERAND_HELPERS):
+            t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
+        for n, (name, stub) in enumerate(self._substitutes(library)):
+            t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = _symbol(library, name), stub
+        for name, (hook, arguments) in _HOOKS.items():
+            stub = self._stubs.with_cells(hook.address, arguments)
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
 
-    def _place(self, code: bytes) -> int:
-        start = self._free
-        self._code[start : start + len(code)] = code
-        self._free += (len(code) + 15) & ~15
-        return self._page + start
+    def _put_stubs(self) -> None:
+        t, stubs = self.cells, self._stubs
+        t[em.COUNT_CODE] = stubs.block_begins(careful_blocks.on_deadline.address)
+        t[em.CARE_CODE] = stubs.careful_block_begins(careful_blocks.on_careful_block.address)
+        t[em.GUARD_CODE] = stubs.with_cells(on_instruction.address, 2)
+        t[em.SEGMENTS_CODE] = on_segments.address
+        complain = branches.on_target_out_of_bounds.address
+        look_up, single_step = int(t[em.LOOK_UP]), int(t[em.SINGLE_STEP])
+        t[em.LOOK_UP_CANONICAL] = stubs.if_canonical(look_up, complain)
+        t[em.LOOK_UP_WITHIN_LIMIT] = stubs.if_within_limit(look_up, complain)
+        t[em.SINGLE_STEP_CANONICAL] = stubs.if_canonical(single_step, complain)
+        t[em.SINGLE_STEP_WITHIN_LIMIT] = stubs.if_within_limit(single_step, complain)
+
+    def _substitutes(self, library: ctypes.CDLL) -> Iterator[tuple[str, int]]:
+        """Helpers of the engine's, and what is called instead."""
+        helper = "helper_iret_protected"
+        check = on_task_return.address
+        yield helper, self._stubs.before_if_nested_task(check, _symbol(library, helper))
+        for helper in ("helper_ljmp_protected", "helper_lcall_protected"):
+            check = on_far_transfer.address
+            yield helper, self._stubs.before(check, _symbol(library, helper))
 
 
 def _symbol(library: ctypes.CDLL, name: str) -> int:
@@ -447,7 +367,7 @@ def _request(check_exit: int) -> int:
     if (code[:3], code[7:10], code[14:16]) != (b"\x4c\x8b\x87", b"\x41\x8b\x80", b"\x85\xc0"):
         raise EngineError("the engine's check for requests to exit is not the expected one")
     cpu, request = (struct.unpack_from("<i", code, place)[0] for place in (3, 10))
-    if cpu != _CPU:
+    if cpu != em.CPU:
         raise EngineError("the engine's handle has another layout")
     assert isinstance(request, int)
     return request
