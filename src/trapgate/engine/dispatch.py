@@ -517,15 +517,6 @@ def execute_in_core(m: Cells) -> None:
 
 
 @jit
-def make_segment_flat(v: Cells, n: int, selector: int, rights: int) -> None:
-    """Make segment `n` flat, as SYSCALL and SYSENTER do."""
-    v[f.GUEST_ES_SELECTOR + n] = selector
-    v[f.GUEST_ES_BASE + n] = 0
-    v[f.GUEST_ES_LIMIT + n] = 0xFFFFFFFF
-    v[f.GUEST_ES_ACCESS_RIGHTS + n] = rights
-
-
-@jit
 def turns_code_to_data(m: Cells, page: int) -> bool:
     """Whether a store to `page` makes it data, after code of it was translated."""
     state = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)[page]

@@ -29,7 +29,6 @@ SYMBOLS = (
     "helper_check_exit_request",
     "helper_lookup_tb_ptr",
     "helper_single_step",
-    "helper_load_seg",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -53,11 +52,9 @@ SYMBOLS = (
     CHECK_EXIT,
     LOOK_UP,
     SINGLE_STEP,
-    LOAD_SEGMENT,
     COUNT_CODE,
     CARE_CODE,
     GUARD_CODE,
-    SEGMENTS_CODE,
     LOOK_UP_CANONICAL,
     SINGLE_STEP_CANONICAL,
     LOOK_UP_WITHIN_LIMIT,
@@ -65,7 +62,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(31)
+) = range(29)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

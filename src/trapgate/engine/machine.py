@@ -201,7 +201,7 @@ OPERAND_CHECKED = OPERAND + 3
 """... with the address to use, linear or poisoned."""
 OPERAND_BOUND = OPERAND + 4
 BRANCH_IS_FAR = OPERAND + 5
-"""Whether the instruction, if it is a branch, may lead beyond the limit of CS: 1, or LOOP_IS_FAR."""
+"""Whether the instruction, if a branch, may lead beyond the limit of CS: 1, or LOOP_IS_FAR."""
 LOOP_IS_FAR = 2
 """... and is LOOP or JCXZ."""
 CELLS = OPERAND + 6

@@ -5,9 +5,8 @@ are one comparison: an access is allowed if offset - lowest < bound, unsigned.
 """
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT64, VOID
-from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import cells, peek32, peek64, poke32
+from trapgate.compiler.program import jit
+from trapgate.compiler.raw import peek32, peek64, poke32
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.sdm.state import (
@@ -90,12 +89,6 @@ def look_at_segments(m: Cells, env: int) -> None:
     if code_is_limited:
         flags |= at.HF_LIMITED | at.HF_CODE_LIMITED
     poke32(env + at.HFLAGS, flags)
-
-
-@callback(VOID, INT64)
-def on_segments(env: int) -> None:
-    """After a function of the engine's that may have loaded segments."""
-    look_at_segments(cells(peek64(env + at.MACHINE), mc.CELLS), env)
 
 
 @jit

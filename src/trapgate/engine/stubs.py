@@ -100,26 +100,10 @@ class Stubs:
             *asm.jump_to(self._check_exit),
         ]
 
-    def before(self, check: int, helper: int) -> int:
-        """`helper` of the engine's, after `check` with its first two arguments.
-
-        `check` also gets the address where the block's code goes on.
-        """
-        saved = asm.RDI, asm.RSI, asm.RDX, asm.RCX, asm.R8
-        goes_on = asm.load(asm.RDX, asm.RSP, 8 * len(saved))
-        return self._place(*asm.call_saving(check, *saved, first=(goes_on,)), *asm.jump_to(helper))
-
-    def before_if_nested_task(self, check: int, helper: int) -> int:
-        """The same, where RFLAGS.NT of the CPU state at RDI is 1."""
-        saved = asm.RDI, asm.RSI, asm.RDX, asm.RCX, asm.R8
-        goes_on = asm.load(asm.RDX, asm.RSP, 8 * len(saved))
-        return self._place(
-            asm.test_32(asm.RDI, at.EFLAGS, 1 << 14),
-            (asm.JE, "go on"),
-            *asm.call_saving(check, *saved, first=(goes_on,)),
-            "go on",
-            *asm.jump_to(helper),
-        )
+    def with_return_address(self, function: int, arguments: int) -> int:
+        """`function` with one argument more than `arguments`: where the block's code goes on."""
+        register = (asm.RDI, asm.RSI, asm.RDX, asm.RCX, asm.R8, asm.R9)[arguments]
+        return self._place(asm.load(register, asm.RSP, 0), *asm.jump_to(function))
 
     def if_canonical(self, helper: int, complain: int) -> int:
         """`helper` if RIP of the CPU state at RDI is canonical; else first `complain`.

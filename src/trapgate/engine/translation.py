@@ -1,13 +1,16 @@
 """Inside the engine's translator: counting instructions, and code that must not be translated.
 
-Unicorn calls its translator through slots of its procedure linkage table. Three of
+Unicorn calls its translator through slots of its procedure linkage table. Some of
 them are given functions of ours here (Linux x86-64 wheel only):
 
 * Every block of translated code begins with a call that looks for a request to exit. Ours
   is called instead: it adds the block's instructions to the virtual clock, looks at the
   deadline, and at the request. A hook of the public interface does the same, at more than
   the cost of a small block. The calls of the same function behind loads and stores are left out.
-* Far jumps, far calls and IRET look for a task switch first, which the engine would do by itself.
+* The helpers that far transfers, IRET, fast system calls and segment loads call are replaced by
+  functions of ours (`control_flow`).
+* Loads and stores are preceded by checks of their segments (`checked_accesses`), branches by checks
+  of their targets (`branches`).
 * The translator is shown UD2 in place of code that it gets wrong. `LOCK BT`, `BTS`, `BTR`
   and `BTC` of a register make it call abort(); it ignores VEX prefixes of some encodings
   and LOCK on input and output; INS would store before anybody can stop it. What is no #UD
@@ -19,7 +22,6 @@ The slots serve all instances in the process; those that are not ours get what t
 import ctypes
 import functools
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 from unicorn.unicorn_py3.unicorn import uclib
@@ -36,20 +38,17 @@ from trapgate.engine import machine as mc
 from trapgate.engine.branches import code_byte, is_prefix
 from trapgate.engine.careful_blocks import CARE_ALIGNMENT, CARE_LIMIT, CARE_MXCSR, last_offset
 from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
+from trapgate.engine.control_flow import SUBSTITUTES
 from trapgate.engine.linkage import slots
-from trapgate.engine.segments import accesses_checked, on_segments
-from trapgate.engine.state import save_paging
+from trapgate.engine.segments import accesses_checked
 from trapgate.engine.stubs import Stubs
 from trapgate.errors import EngineError
-from trapgate.paging.memory import load8
-from trapgate.paging.walk import walk
 
 _TRANSLATE_INSN = 4
 _SENTINEL = 0x7A9_5EED
 """Stands for a block's count of instructions until it is known."""
 _NEXT_PC = 0x10
 """In the translator's description of a block: the linear address of the next instruction."""
-_TASK_GATE = 5
 _AC = 1 << 18
 
 
@@ -124,13 +123,6 @@ def substitute(
             poke64(place, t[em.LOOK_UP_WITHIN_LIMIT])
         elif function == t[em.SINGLE_STEP]:
             poke64(place, t[em.SINGLE_STEP_WITHIN_LIMIT])
-    if function == t[em.LOAD_SEGMENT]:
-        # A second call behind it, of one argument, the CPU state, as that one's first.
-        m[mc.PAIR] = peek64(arguments)
-        call(t[em.GEN_CALL], (context, t[em.CHECK_EXIT], 0, 1, m[mc.SELF] + 8 * mc.PAIR))
-        place = em.argument(em.last_op(context), 1)
-        if peek64(place) == t[em.CHECK_EXIT]:
-            poke64(place, t[em.SEGMENTS_CODE])
 
 
 @callback(VOID, *[INT64] * 6)
@@ -257,40 +249,6 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
     return code_byte(t, env, address)
 
 
-@jit
-def switch_tasks(env: int, return_address: int) -> None:
-    """Leave the instruction that would switch tasks for the hook to deal with."""
-    m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    poke32(env + at.ERROR_CODE, 0)
-    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_TASK_SWITCH)
-    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
-
-
-@callback(VOID, *[INT64] * 3)
-def on_task_return(env: int, selector: int, return_address: int) -> None:
-    """IRET with RFLAGS.NT: in protected mode a task switch, in IA-32e mode the engine's #GP."""
-    if peek64(env + at.EFER) & 1 << 10 == 0:
-        switch_tasks(env, return_address)
-
-
-@callback(VOID, *[INT64] * 3)
-def on_far_transfer(env: int, selector: int, return_address: int) -> None:
-    """A far jump or call to `selector`: whether that is a TSS or a task gate."""
-    m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
-    selector &= 0xFFFF
-    table = env + at.SEGMENTS + at.SEGMENT_SIZE * (6 if selector & 4 else 8)
-    if selector & 0xFFFC == 0 or selector | 7 > peek32(table + at.LIMIT):
-        return
-    linear = peek64(table + at.BASE) + (selector & 0xFFF8) + 5
-    v = cells(m[mc.V], m[mc.V_CELLS])
-    save_paging(env, v)
-    physical, code, _, _ = walk(v, 0x40000, mem, linear, 0, 0)
-    kind = load8(mem, physical) & 0x1F if code < 0 else 0
-    if kind == _TASK_GATE or (kind & ~10 == 1 and peek64(env + at.EFER) & 1 << 10 == 0):
-        switch_tasks(env, return_address)
-
-
 _HOOKS = {
     "translator_loop": (on_translate, 5),
     "tcg_gen_callN": (on_gen_call, 5),
@@ -322,7 +280,8 @@ class Translator:
         self._put_stubs()
         for n, (name, size) in enumerate(OPERAND_HELPERS):
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
-        for n, (name, stub) in enumerate(self._substitutes(library)):
+        for n, (name, (function, arguments)) in enumerate(SUBSTITUTES.items()):
+            stub = self._stubs.with_return_address(function.address, arguments)
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = _symbol(library, name), stub
         for name, (hook, arguments) in _HOOKS.items():
             stub = self._stubs.with_cells(hook.address, arguments)
@@ -333,22 +292,12 @@ class Translator:
         t[em.COUNT_CODE] = stubs.block_begins(careful_blocks.on_deadline.address)
         t[em.CARE_CODE] = stubs.careful_block_begins(careful_blocks.on_careful_block.address)
         t[em.GUARD_CODE] = stubs.with_cells(on_instruction.address, 2)
-        t[em.SEGMENTS_CODE] = on_segments.address
         complain = branches.on_target_out_of_bounds.address
         look_up, single_step = int(t[em.LOOK_UP]), int(t[em.SINGLE_STEP])
         t[em.LOOK_UP_CANONICAL] = stubs.if_canonical(look_up, complain)
         t[em.LOOK_UP_WITHIN_LIMIT] = stubs.if_within_limit(look_up, complain)
         t[em.SINGLE_STEP_CANONICAL] = stubs.if_canonical(single_step, complain)
         t[em.SINGLE_STEP_WITHIN_LIMIT] = stubs.if_within_limit(single_step, complain)
-
-    def _substitutes(self, library: ctypes.CDLL) -> Iterator[tuple[str, int]]:
-        """Helpers of the engine's, and what is called instead."""
-        helper = "helper_iret_protected"
-        check = on_task_return.address
-        yield helper, self._stubs.before_if_nested_task(check, _symbol(library, helper))
-        for helper in ("helper_ljmp_protected", "helper_lcall_protected"):
-            check = on_far_transfer.address
-            yield helper, self._stubs.before(check, _symbol(library, helper))
 
 
 def _symbol(library: ctypes.CDLL, name: str) -> int:

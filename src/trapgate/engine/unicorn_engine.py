@@ -384,12 +384,16 @@ class UnicornEngine:
         if not self.cells[mc.NATIVE]:
             self._hook(uc_const.UC_HOOK_BLOCK, hooks.on_block)
             self._hook(uc_const.UC_HOOK_EDGE_GENERATED, hooks.on_new_block)
-        for instruction, hook in (
-            (x86_const.UC_X86_INS_IN, hooks.on_in),
-            (x86_const.UC_X86_INS_OUT, hooks.on_out),
-            (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
-            (x86_const.UC_X86_INS_SYSENTER, hooks.on_sysenter),
-        ):
+        by_instruction = {
+            x86_const.UC_X86_INS_IN: hooks.on_in,
+            x86_const.UC_X86_INS_OUT: hooks.on_out,
+        }
+        if not self.cells[mc.NATIVE]:
+            by_instruction |= {
+                x86_const.UC_X86_INS_SYSCALL: hooks.on_syscall_hook,
+                x86_const.UC_X86_INS_SYSENTER: hooks.on_sysenter_hook,
+            }
+        for instruction, hook in by_instruction.items():
             self._hook(uc_const.UC_HOOK_INSN, hook, instruction)
 
     def _hook(
