@@ -32,9 +32,15 @@ AT_DATA = pack("<I", DATA)
 FINE = None
 
 
-def outcome(guest: Tiny) -> tuple[int, int] | None:
-    """Vector and place of the guest's first exception, from the code's start; None if it has none."""
-    run = begin(guest, ALL_EXCEPTIONS, engine="native")
+@pytest.fixture(params=["native", "portable"], name="engine")
+def each_engine(request: pytest.FixtureRequest) -> str:
+    """Both engines; the portable one on this library has the same checks."""
+    return str(request.param)
+
+
+def outcome(guest: Tiny, engine: str) -> tuple[int, int] | None:
+    """Vector of the guest's first exception and its distance from the code's start, if any."""
+    run = begin(guest, ALL_EXCEPTIONS, engine=engine)
     event = run.exit.interruption
     if event is None:
         assert run.exit.reason.name == "VMCALL"
@@ -117,13 +123,15 @@ def code_32(code: str, **fields: int) -> Tiny:
     ],
 )
 @pytest.mark.parametrize("mode", [real, vm86])
-def test_offsets_at_the_end_of_64_kb(mode: object, code: str, ends: tuple[int, int] | None) -> None:
+def test_offsets_at_the_end_of_64_kb(
+    engine: str, mode: object, code: str, ends: tuple[int, int] | None
+) -> None:
     assert callable(mode)
-    assert outcome(mode(code)) == ends
+    assert outcome(mode(code), engine) == ends
 
 
-def test_a_string_wraps_at_64_kb() -> None:
-    assert outcome(real("bff0ffb92000f3aa")) is FINE  # rep stosb
+def test_a_string_wraps_at_64_kb(engine: str) -> None:
+    assert outcome(real("bff0ffb92000f3aa"), engine) is FINE  # rep stosb
 
 
 SHORT = {"GUEST_DS_LIMIT": DATA + 2, "GUEST_DS_ACCESS_RIGHTS": 0x4093}
@@ -168,9 +176,9 @@ LOW_STACK = {"GUEST_SS_LIMIT": STACK - 5, "GUEST_SS_ACCESS_RIGHTS": 0x4093}
     ],
 )
 def test_limits_types_and_directions(
-    code: str, fields: dict[str, int], ends: tuple[int, int] | None
+    engine: str, code: str, fields: dict[str, int], ends: tuple[int, int] | None
 ) -> None:
-    assert outcome(code_32(code, **fields)) == ends
+    assert outcome(code_32(code, **fields), engine) == ends
 
 
 @pytest.mark.parametrize(
@@ -178,14 +186,14 @@ def test_limits_types_and_directions(
     [({}, FINE), ({"GUEST_DS_LIMIT": 0xFFFF, "GUEST_DS_ACCESS_RIGHTS": 0x93}, (GP, 0))],
 )
 def test_16_bit_code_with_flat_and_with_small_data(
-    fields: dict[str, int], ends: tuple[int, int] | None
+    engine: str, fields: dict[str, int], ends: tuple[int, int] | None
 ) -> None:
-    assert outcome(code_16("a1ffff", **fields)) == ends
+    assert outcome(code_16("a1ffff", **fields), engine) == ends
 
 
-def test_64_bit_code_has_no_limits() -> None:
+def test_64_bit_code_has_no_limits(engine: str) -> None:
     fields = {"GUEST_DS_LIMIT": 0, "GUEST_DS_ACCESS_RIGHTS": 0x10000}
-    assert outcome(Tiny("l64", code=b"\x8b\x04\x25" + AT_DATA, fields=fields)) is FINE
+    assert outcome(Tiny("l64", code=b"\x8b\x04\x25" + AT_DATA, fields=fields), engine) is FINE
 
 
 def load_segment(register: int, selector: int) -> bytes:
@@ -194,34 +202,39 @@ def load_segment(register: int, selector: int) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("FS", b"\x64"), ("GS", b"\x65")])
-def test_limit_of_fs_and_gs(name: str, prefix: bytes) -> None:
+def test_limit_of_fs_and_gs(engine: str, name: str, prefix: bytes) -> None:
     fields = {f"GUEST_{name}_LIMIT": 0xFFF, f"GUEST_{name}_ACCESS_RIGHTS": 0x4093}
-    assert outcome(Tiny("p32", code=prefix + b"\xa1" + AT_DATA, fields=fields)) == (GP, 0)
+    assert outcome(Tiny("p32", code=prefix + b"\xa1" + AT_DATA, fields=fields), engine) == (GP, 0)
 
 
 @pytest.mark.parametrize(("register", "prefix"), [(3, b""), (0, b"\x26"), (2, b"\x36")])
-def test_limit_of_a_segment_that_the_guest_has_just_loaded(register: int, prefix: bytes) -> None:
+def test_limit_of_a_segment_that_the_guest_has_just_loaded(
+    engine: str, register: int, prefix: bytes
+) -> None:
     small = {GDT + BYTES: pack("<Q", descriptor(0, 0xFFF, 0x4093))}
     code = load_segment(register, BYTES) + prefix + b"\xa1" + AT_DATA
     vector = SS if register == 2 else GP
-    assert outcome(Tiny("p32", code=code, memory=small)) == (vector, 7)
+    assert outcome(Tiny("p32", code=code, memory=small), engine) == (vector, 7)
 
 
 @pytest.mark.parametrize(("register", "prefix"), [(3, b""), (0, b"\x26"), (4, b"\x64")])
-def test_read_through_a_null_selector(register: int, prefix: bytes) -> None:
+def test_read_through_a_null_selector(engine: str, register: int, prefix: bytes) -> None:
     code = load_segment(register, 0) + prefix + b"\xa1" + AT_DATA
-    assert outcome(Tiny("p32", code=code)) == (GP, 7)
+    assert outcome(Tiny("p32", code=code), engine) == (GP, 7)
 
 
 @pytest.mark.parametrize(("register", "prefix"), [(3, b""), (5, b"\x65")])
-def test_write_to_a_read_only_data_segment(register: int, prefix: bytes) -> None:
+def test_write_to_a_read_only_data_segment(engine: str, register: int, prefix: bytes) -> None:
     code = load_segment(register, READABLE) + prefix + b"\xa3" + AT_DATA
-    assert outcome(Tiny("p32", code=code)) == (GP, 7)
+    assert outcome(Tiny("p32", code=code), engine) == (GP, 7)
 
 
-def test_a_readable_code_segment_as_data() -> None:
-    assert outcome(Tiny("p32", code=load_segment(3, CODE_32) + b"\xa1" + AT_DATA)) is FINE
-    assert outcome(Tiny("p32", code=load_segment(3, CODE_32) + b"\xa3" + AT_DATA)) == (GP, 7)
+def test_a_readable_code_segment_as_data(engine: str) -> None:
+    assert outcome(Tiny("p32", code=load_segment(3, CODE_32) + b"\xa1" + AT_DATA), engine) is FINE
+    assert outcome(Tiny("p32", code=load_segment(3, CODE_32) + b"\xa3" + AT_DATA), engine) == (
+        GP,
+        7,
+    )
 
 
 # Code beyond the limit of CS.
@@ -233,8 +246,6 @@ CS_LONGER = {"GUEST_CS_LIMIT": CODE + 0x20, "GUEST_CS_ACCESS_RIGHTS": 0x409B}
 @pytest.mark.parametrize(
     ("guest", "ends"),
     [
-        (code_32("90" * 10, **CS_SHORT), 6),
-        (code_32("909090b811111111", **CS_SHORT), 3),  # it straddles the limit
         (code_32("b800020100ffe0", **CS_LONGER), 5),  # jmp eax
         (code_32("b800020100ffd0", **CS_LONGER), 5),  # call eax
         (code_32("6800020100c3", **CS_LONGER), 5),  # ret
@@ -250,9 +261,11 @@ CS_LONGER = {"GUEST_CS_LIMIT": CODE + 0x20, "GUEST_CS_ACCESS_RIGHTS": 0x409B}
         (real("66e800000100"), 0),
     ],
 )
-def test_branches_beyond_the_limit_fault_at_the_branch(guest: Tiny, ends: int | None) -> None:
+def test_branches_beyond_the_limit_fault_at_the_branch(
+    engine: str, guest: Tiny, ends: int | None
+) -> None:
     stack = {"p32": STACK, "r16": STACK}[guest.mode]
-    run = begin(guest, ALL_EXCEPTIONS, engine="native")
+    run = begin(guest, ALL_EXCEPTIONS, engine=engine)
     if ends is FINE:
         assert run.exit.reason.name == "VMCALL"
         return
@@ -263,15 +276,27 @@ def test_branches_beyond_the_limit_fault_at_the_branch(guest: Tiny, ends: int | 
     assert (place, run.vmcs["GUEST_RSP"]) == (ends, stack - pushed)
 
 
-def test_loop_beyond_the_limit_leaves_ecx() -> None:
-    run = begin(code_32("b902000000e27f", **CS_LONGER), ALL_EXCEPTIONS, engine="native")
+def test_loop_beyond_the_limit_leaves_ecx(engine: str) -> None:
+    run = begin(code_32("b902000000e27f", **CS_LONGER), ALL_EXCEPTIONS, engine=engine)
     assert run.processor.registers.rcx == 2
+
+
+# The portable engine looks at branches alone (docs/limits.md).
+
+
+@pytest.mark.parametrize(
+    ("code", "place"),
+    [("90" * 10, 6), ("909090b811111111", 3)],
+    ids=["begins beyond it", "straddles it"],
+)
+def test_code_that_runs_into_the_limit(code: str, place: int) -> None:
+    assert outcome(code_32(code, **CS_SHORT), "native") == (GP, place)
 
 
 def test_real_mode_code_at_the_end_of_64_kb() -> None:
     guest = real("e9fbff")
     guest.memory[CODE + 0xFFFE] = bytes.fromhex("b83412")
-    assert outcome(guest) == (GP, 0xFFFE)
+    assert outcome(guest, "native") == (GP, 0xFFFE)
 
 
 NOT_CANONICAL = "48b80000000000800000"
@@ -290,10 +315,12 @@ NOT_CANONICAL = "48b80000000000800000"
     ],
 )
 @pytest.mark.parametrize("ring", [0, 3])
-def test_branches_to_a_non_canonical_address(code: str, place: int, pushed: int, ring: int) -> None:
+def test_branches_to_a_non_canonical_address(
+    engine: str, code: str, place: int, pushed: int, ring: int
+) -> None:
     guest = Tiny("l64", ring=ring, code=bytes.fromhex(code))
     stack = guest.state()["GUEST_RSP"]
-    run = begin(guest, ALL_EXCEPTIONS, engine="native")
+    run = begin(guest, ALL_EXCEPTIONS, engine=engine)
     assert run.exit.interruption is not None
     assert (run.exit.interruption.vector, run.exit.interruption.error_code) == (GP, 0)
     assert (run.vmcs["GUEST_RIP"] - CODE, stack - run.vmcs["GUEST_RSP"]) == (place, pushed)

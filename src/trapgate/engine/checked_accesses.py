@@ -11,8 +11,9 @@ is no branch and no call, and code whose segments are flat has none of it
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek64, poke8, poke64
+from trapgate.compiler.raw import call, cells, peek64, poke8, poke32, poke64
 from trapgate.engine import emission as em
+from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 
 POISON = -(1 << 63)
@@ -131,6 +132,32 @@ def emit_check(m: Cells, t: Cells, context: int, address: int, size: int, store:
 
 
 @jit
+def emit_refusal(m: Cells, t: Cells, context: int, address: int) -> None:
+    """Emit a look at the address: where the refill of the MMU is not ours, it knows no poison."""
+    environment = em.new_constant(t, context, m[mc.SELF])
+    m[mc.PAIR] = context + environment
+    m[mc.PAIR_2] = context + address
+    call(t[em.GEN_CALL], (context, t[em.CHECK_EXIT], 0, 2, m[mc.SELF] + 8 * mc.PAIR))
+    place = em.argument(em.last_op(context), 2)
+    if peek64(place) == t[em.CHECK_EXIT]:
+        poke64(place, t[em.REFUSE_CODE])
+    em.release(t, context, environment)
+
+
+@callback(VOID, *[INT64] * 3)
+def on_checked_address(machine: int, address: int, back: int) -> None:
+    """Before an access at a checked address, poisoned or not (portable path only)."""
+    if not is_poison(address):
+        return
+    m = cells(machine, mc.CELLS)
+    m[mc.FAULT_KIND] = mc.FAULT_OF_SEGMENT
+    poke32(m[mc.CPU] + at.CPU_SIZE + at.ERROR_CODE, 0)
+    vector = 12 if poisoned_by(address) == 2 else 13
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + vector)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back))
+
+
+@jit
 def emit_access(
     context: int, value: int, address: int, index: int, operation: int, t: Cells, emitter: int
 ) -> None:
@@ -142,6 +169,8 @@ def emit_access(
         if known and (m[mc.OPERAND] == address or is_second_half(m, t, context, address)):
             store = emitter in (em.STORE_64, em.STORE_32)
             address = emit_check(m, t, context, address, operation & 3, store)
+            if m[mc.NATIVE] == 0:
+                emit_refusal(m, t, context, address)
     call(t[emitter], (context, value, address, index, operation))
 
 
@@ -171,6 +200,8 @@ def check_operands(
             for n in range(1, count):
                 if peek64(arguments + 8 * n) == context + m[mc.OPERAND]:
                     address = check_operand(m, t, context, size, store)
+                    if m[mc.NATIVE] == 0:
+                        emit_refusal(m, t, context, address)
                     poke64(arguments + 8 * n, context + address)
 
 

@@ -83,9 +83,10 @@ def raise_from_helper(
         return
     m[mc.FAULT_KIND] = 0
     if fault == PF:
+        # Where the two paths look for them.
         m[mc.FAULT_ADDRESS] = address
         m[mc.FAULT_CODE] = error_code
-        error_code = 0
+        poke64(m[mc.SCRATCH] + at.VMCB_EXIT_INFO_2, address)
     poke32(env + at.ERROR_CODE, error_code)
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + fault)
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back - _RETURN))
@@ -156,7 +157,8 @@ def on_far_call(env: int, selector: int, offset: int, shift: int, next_rip: int,
         raise_from_helper(m, env, fault, error, address, back)
         return
     end_transfer(m, env, v)
-    forget_code_under_stack(m, v)
+    if m[mc.NATIVE] != 0:
+        forget_code_under_stack(m, v)
 
 
 @callback(VOID, *[INT64] * 6)
@@ -179,7 +181,8 @@ def on_far_call_real(
         raise_from_helper(m, env, fault, error, address, back)
         return
     end_transfer(m, env, v)
-    forget_code_under_stack(m, v)
+    if m[mc.NATIVE] != 0:
+        forget_code_under_stack(m, v)
 
 
 @callback(VOID, *[INT64] * 4)

@@ -396,6 +396,9 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 return mc.TABLE_WRITE
             m[mc.FAULT_KIND] = 0
             return arbitrate(m, v, r, 14, 3, info, address, 0)
+        if m[mc.FAULT_KIND] == mc.FAULT_OF_SEGMENT:
+            m[mc.FAULT_KIND] = 0
+            return arbitrate(m, v, r, vector, 3, 0, 0, 0)
         if vector == 13 and m[mc.NATIVE] == 0 and info & 0xFFFF == 0 and is_long(v):
             m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL
         if vector == 13 and m[mc.FAULT_KIND] == mc.FAULT_NON_CANONICAL:
@@ -451,8 +454,8 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
     m[mc.SWITCHED] = 0
     if switched != 0:
         arm(m, env, v)
-        # The native path checks segments in translated code.
-        shape = segment_shape(v) if m[mc.NATIVE] == 0 else 0
+        # Where the translator is ours, translated code checks segments.
+        shape = segment_shape(v) if m[mc.CPU] == 0 else 0
         if shape != 0 and shape != m[mc.TRUSTED]:
             m[mc.CHECKS] |= mc.CHECK_LIMITS
             m[mc.DEADLINE] = 0

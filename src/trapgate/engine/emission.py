@@ -55,6 +55,7 @@ SYMBOLS = (
     COUNT_CODE,
     CARE_CODE,
     GUARD_CODE,
+    REFUSE_CODE,
     LOOK_UP_CANONICAL,
     SINGLE_STEP_CANONICAL,
     LOOK_UP_WITHIN_LIMIT,
@@ -62,7 +63,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(29)
+) = range(30)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

@@ -158,6 +158,8 @@ STEP_EVENT = 3
 # What FAULT_KIND may hold, about the latest fault of the MMU.
 FAULT_OF_FETCH = 2
 FAULT_NON_CANONICAL = 4
+FAULT_OF_SEGMENT = 1
+"""An access that its segment does not allow (portable path only)."""
 FAULT_JUDGED = 8
 """A write to page tables that no filter lets through."""
 

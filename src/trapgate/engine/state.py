@@ -57,7 +57,7 @@ def rflags_of(m: Cells, env: int) -> int:
     op = peek32(env + at.CC_OP)
     if op == at.CC_OP_EFLAGS:
         flags |= peek64(env + at.CC_SRC) & _CC
-    elif m[mc.NATIVE] != 0:
+    elif m[mc.CC_COMPUTE_ALL] != 0:
         flags |= call(m[mc.CC_COMPUTE_ALL], (env, op)) & _CC
     return flags | (peek32(env + at.DF) & _DF) | 2
 
@@ -322,7 +322,7 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.KERNEL_GS_BASE, r[reg.KERNEL_GS_BASE])
     poke64(env + at.TSC_AUX, r[reg.TSC_AUX])
     poke32(env + at.HFLAGS, hflags_of(v, peek32(env + at.HFLAGS)))
-    if m[mc.NATIVE] != 0:
+    if m[mc.CPU] != 0:
         look_at_segments(m, env)
     poke32(env + at.OLD_EXCEPTION, -1)
     poke32(env + at.EXCEPTION_IS_INT, 0)

@@ -75,11 +75,10 @@ def on_translate(
     m[mc.OPERAND_OFFSET] = 0
     m[mc.ACCESSES] = mc.ACCESSES_UNCHECKED
     flags = peek32(tb + at.TB_FLAGS)
-    if m[mc.NATIVE] != 0:
-        m[mc.ACCESSES] = accesses_checked(flags)
-        if flags & at.HF_LIMITED:
-            # Bases are added even where they are all 0, so that accesses have a segment.
-            poke32(tb + at.TB_FLAGS, flags | at.HF_ADDSEG)
+    m[mc.ACCESSES] = accesses_checked(flags)
+    if flags & at.HF_LIMITED:
+        # Bases are added even where they are all 0, so that accesses have a segment.
+        poke32(tb + at.TB_FLAGS, flags | at.HF_ADDSEG)
     ours = translator + 8 * em.OUR_OPERATIONS
     call(t[em.TRANSLATOR_LOOP], (ours, block, cpu, tb, most))
     poke32(tb + at.TB_FLAGS, flags)
@@ -132,12 +131,12 @@ def on_gen_call(
     """tcg_gen_callN: emit the call of a helper, or of ours in its place."""
     t = cells(translator, em.CELLS)
     machine = em.machine_of(context)
-    if machine == 0 or cells(machine, mc.CELLS)[mc.NATIVE] == 0:
+    if machine == 0:
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
         return
     m = cells(machine, mc.CELLS)
     count &= 0xFF
-    if function != t[em.CHECK_EXIT]:
+    if function != t[em.CHECK_EXIT] or m[mc.NATIVE] == 0:
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
@@ -292,6 +291,7 @@ class Translator:
         t[em.COUNT_CODE] = stubs.block_begins(careful_blocks.on_deadline.address)
         t[em.CARE_CODE] = stubs.careful_block_begins(careful_blocks.on_careful_block.address)
         t[em.GUARD_CODE] = stubs.with_cells(on_instruction.address, 2)
+        t[em.REFUSE_CODE] = stubs.with_return_address(accesses.on_checked_address.address, 2)
         complain = branches.on_target_out_of_bounds.address
         look_up, single_step = int(t[em.LOOK_UP]), int(t[em.SINGLE_STEP])
         t[em.LOOK_UP_CANONICAL] = stubs.if_canonical(look_up, complain)

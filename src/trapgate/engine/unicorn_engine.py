@@ -331,8 +331,15 @@ class UnicornEngine:
         calibration.check_native(self.uc, inside.cpu, inside.env)
         c = self.cells
         c[mc.NATIVE] = 1
-        c[mc.CPU] = inside.cpu
         c[mc.ENV] = inside.env
+        self._guard_translator(inside)
+        ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
+        ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
+
+    def _guard_translator(self, inside: native.Insides) -> None:
+        """Let the functions of ours in the translator know this engine."""
+        c = self.cells
+        c[mc.CPU] = inside.cpu
         c[mc.EXCEPTION_INDEX] = inside.exception_index
         for cell, name in (
             (mc.CC_COMPUTE_ALL, "cpu_cc_compute_all"),
@@ -346,16 +353,15 @@ class UnicornEngine:
         ):
             c[cell] = inside.symbols[name]
         ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
-        ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
-        ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
 
     def _open_context(self) -> None:
         """The portable path: the state is a copy, saved and restored at every event."""
-        # Where the translator can be guarded from code that would end the process, it is.
+        # Where the translator can be guarded from code that would end the process, and helpers of
+        # the engine's replaced, they are.
         with contextlib.suppress(EngineError):
             inside = native.find(self.uc)
             translator()
-            ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
+            self._guard_translator(inside)
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
         self._check(uclib.uc_context_alloc(self.uc._uch, ctypes.byref(context)))

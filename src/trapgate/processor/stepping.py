@@ -283,7 +283,7 @@ def _segment_fault(
 ) -> int:
     """The vector of a violation of a segment's limit or type (12 or 13), or -1."""
     v = guest.v
-    if processor.engine.cells[stops.NATIVE]:
+    if processor.engine.cells[stops.CPU]:
         # Translated code has these checks.
         return -1
     shape = processor.engine.segment_shape()
