@@ -213,6 +213,12 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
             # LDMXCSR and FXRSTOR.
             if form < 0xC0 and (form >> 3) & 7 in (1, 2):
                 m[mc.CARE] |= CARE_MXCSR
+        elif second == 0x01 and long:
+            # LGDT and LIDT: the engine takes any base.
+            form = code_byte(t, env, start + n + 2)
+            if form < 0xC0 and (form >> 3) & 7 in (2, 3):
+                m[mc.FORBIDDEN] = 1
+                m[mc.FORBIDDEN_AT] = start
         elif second == 0x05 and not long:
             # SYSCALL, which is for 64-bit mode.
             m[mc.FORBIDDEN] = 1
