@@ -350,7 +350,7 @@ def test_a_task_switch_loads_no_directory(engine: str) -> None:
     memory.write(CODE + 0x100, move(0x40_0000, 0x4141_4141) + VMCALL)
     untouched = rude.words[VMMS >> 12 << 10 :].copy()
     found = rude.run(b"\xea" + pack("<IH", 0, 0x20))
-    assert found.end is End.UNHANDLED
+    assert found.end is End.REFUSED
     assert "switches tasks" in found.message
     assert (rude.words[VMMS >> 12 << 10 :] == untouched).all()
     assert vmcs["GUEST_CR3"] == DIRECTORY

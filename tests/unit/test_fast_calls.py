@@ -7,7 +7,7 @@ from tests.unit.core_guest import Guest, descriptor
 from trapgate.events.ivt import NO_FAULT
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
 from trapgate.instructions.intercepts import GO_ON, RAISE_GP, RAISE_UD
-from trapgate.instructions.segment_loads import load_ldtr, load_segment, load_tr
+from trapgate.instructions.segment_loads import load_segment_register
 from trapgate.sdm import state
 
 GP, NP, SS = 13, 11, 12
@@ -158,7 +158,7 @@ def test_load_segment(
     if access is not None:
         spare(guest, access, base=0x12345678)
     before = guest.v.copy()
-    assert load_segment(guest.v, guest.mem, n, selector) == answer
+    assert load_segment_register(guest.v, guest.mem, n, selector) == answer
     if answer != DONE:
         assert (guest.v == before).all()
     elif access is not None:
@@ -171,70 +171,8 @@ def test_load_segment(
 
 def test_a_null_stack_segment_in_64_bit_mode() -> None:
     guest = made()
-    assert load_segment(guest.v, guest.mem, STACK, 0) == DONE
+    assert load_segment_register(guest.v, guest.mem, STACK, 0) == DONE
     assert guest["GUEST_SS_ACCESS_RIGHTS"] == state.AR_UNUSABLE
     user = made(ring=3)
-    assert load_segment(user.v, user.mem, STACK, 3) == (GP, 0, 0)
-    assert load_segment(guest.v, guest.mem, STACK, 1) == (GP, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("selector", "access", "answer"),
-    [
-        (SPARE, 0x82, DONE),
-        (0, None, DONE),
-        (SPARE | 4, None, (GP, SPARE | 4, 0)),
-        (0x1F8, None, (GP, 0x1F8, 0)),
-        (SPARE, 0x89, (GP, SPARE, 0)),
-        (SPARE, 0x02, (NP, SPARE, 0)),
-    ],
-)
-def test_load_ldtr(selector: int, access: int | None, answer: tuple[int, int, int]) -> None:
-    guest = made(bits=32)
-    if access is not None:
-        spare(guest, access, base=0x5000, limit=0xFF)
-    assert load_ldtr(guest.v, guest.mem, selector) == answer
-    if answer == DONE:
-        unusable = guest["GUEST_LDTR_ACCESS_RIGHTS"] & state.AR_UNUSABLE != 0
-        assert unusable == (selector == 0)
-
-
-@pytest.mark.parametrize(
-    ("selector", "access", "answer"),
-    [
-        (SPARE, 0x89, DONE),
-        (SPARE, 0x81, DONE),
-        (0, None, (GP, 0, 0)),
-        (3, None, (GP, 0, 0)),
-        (SPARE | 4, None, (GP, SPARE | 4, 0)),
-        (SPARE, 0x8B, (GP, SPARE, 0)),  # busy
-        (SPARE, 0x09, (NP, SPARE, 0)),
-        (SPARE, 0x82, (GP, SPARE, 0)),
-    ],
-)
-def test_load_tr(selector: int, access: int | None, answer: tuple[int, int, int]) -> None:
-    guest = made(bits=32)
-    if access is not None:
-        spare(guest, access, base=0x5000, limit=0x67)
-    before = guest.v.copy()
-    assert load_tr(guest.v, guest.mem, selector) == answer
-    if answer == DONE:
-        assert access is not None
-        assert guest["GUEST_TR_ACCESS_RIGHTS"] & 0xFF == access | 2
-        assert guest.words(g.GDT + SPARE + 5, 1, 1) == [access | 2]
-    else:
-        assert (guest.v == before).all()
-
-
-def test_system_segments_have_wide_bases_in_ia32e_mode() -> None:
-    guest = made()
-    spare(guest, 0x89, base=0x5000, limit=0x67)
-    guest.write(g.GDT + SPARE + 8, (0x1234).to_bytes(8, "little"))
-    assert load_tr(guest.v, guest.mem, SPARE) == DONE
-    assert guest["GUEST_TR_BASE"] == 0x1234_0000_5000
-    for upper in (0x89 << 40, 0x8000):
-        spare(guest, 0x89, base=0x5000, limit=0x67)
-        guest.write(g.GDT + SPARE + 8, upper.to_bytes(8, "little"))
-        assert load_tr(guest.v, guest.mem, SPARE) == (GP, SPARE, 0)
-    guest.set(GUEST_GDTR_LIMIT=SPARE + 7)
-    assert load_tr(guest.v, guest.mem, SPARE) == (GP, SPARE, 0)
+    assert load_segment_register(user.v, user.mem, STACK, 3) == (GP, 0, 0)
+    assert load_segment_register(guest.v, guest.mem, STACK, 1) == (GP, 0, 0)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from trapgate.cli.run import summary_json
+from trapgate.cli.run import PORTABLE_FILTERS, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
     Paging,
@@ -113,6 +113,9 @@ def _direct(workloads: list[str], scale: int, engine: str, as_json: bool) -> boo
     _show_direct([Costs.of(result) for result in results], terminal())
     words = "the same" if good else "NOT the same"
     print(f"The guest's output was {words} under every filter.")
+    print(f"Engine: {results[0].summary.engine_words}")
+    if results[0].summary.engine == "portable":
+        print(f"Note: {PORTABLE_FILTERS}.")
     return good
 
 
@@ -228,6 +231,7 @@ def _own(workloads: list[str], scale: int, engine: str, as_json: bool, report: P
     _show_own(results, terminal())
     words = "the same" if good else "NOT the same"
     print(f"The guest's output was {words} under every filter.")
+    print(f"Engine: {results[0].summary.engine_words}")
     return good
 
 
@@ -251,6 +255,7 @@ def _demo_x86(workloads: Sequence[str], scale: int, engine: str, as_json: bool) 
             _show_x86(results, terminal())
             words = "the same" if good else "NOT the same"
             print(f"The guest's output was {words} under both VMMs.")
+            print(f"Engine: {results[0].summary.engine_words}")
         raise typer.Exit(0 if good else 1)
 
 

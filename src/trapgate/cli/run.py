@@ -20,6 +20,7 @@ from trapgate.cli.terminal import (
     fail,
     one_line_errors,
     prepared,
+    tell_portable,
     terminal,
     vector_name,
 )
@@ -50,6 +51,8 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     """A run's summary as JSON has it; `x86_vmm` is there if the guest was a VMM itself."""
     nested = summary.nested
     answer: dict[str, Any] = {
+        "engine": summary.engine,
+        **({"why_not_native": summary.why_not_native} if summary.why_not_native else {}),
         "instructions": summary.instructions,
         "seconds": round(summary.seconds, 6),
         "faults": {
@@ -86,6 +89,7 @@ def show_summary(summary: Summary, out: Terminal) -> None:
     out.print(
         f"{summary.instructions:,} instructions in {summary.seconds:.2f} s ({speed:.0f} million/s)"
     )
+    out.print(f"engine: {summary.engine_words}")
 
 
 def _keyboard() -> int | None:
@@ -147,6 +151,11 @@ def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
     return table
 
 
+PORTABLE_FILTERS = (
+    "on the portable engine a write that a fault filter judges takes longer than an exit: "
+    "filters save exits there, and cost time"
+)
+
 EXAMPLES = """
 Examples:
 
@@ -157,6 +166,8 @@ Examples:
   trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
 
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
+
+  trapgate run kernel.elf --report why.html
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
@@ -208,6 +219,13 @@ def run(
             "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="If the guest dies, write the story of it to this HTML file."),
+    ] = None,
+    symbols: Annotated[
+        Path | None, typer.Option(help="System.map or ELF that names the guest's functions.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -231,6 +249,8 @@ def run(
                 timeout,
                 engine.value,
                 explain,
+                report,
+                symbols,
                 as_json,
             )
         )
@@ -252,8 +272,12 @@ def _run(
     timeout: float | None,
     engine: str,
     explain: bool,
+    report: Path | None,
+    symbols: Path | None,
     as_json: bool,
 ) -> int:
+    from trapgate.debug.story import tell
+    from trapgate.debug.story.names import namer
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import read_settings
     from trapgate.vmm.actions import End
@@ -263,6 +287,7 @@ def _run(
     from trapgate.vmm.machine import VirtualMachine
 
     settings = None if vmcs is None else read_settings(vmcs)
+    names = namer(guest, symbols)
     image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=_keyboard(), until=until)
@@ -279,6 +304,8 @@ def _run(
             profile="vt-x" if settings is not None and settings.profile == "vt-x" else "extended",
             explain=explanations if explain else None,
         )
+        if engine == EngineKind.auto and vm.summary().engine == "portable":
+            tell_portable(vm.summary())
         vm.load(image)
         if settings is not None:
             vm.apply(settings)
@@ -291,6 +318,11 @@ def _run(
             writer.close()
     summary = vm.summary()
     notes = [] if stop.end is End.REFUSED else list(_notes(vm, summary))
+    story = tell(vm, names)
+    if story is not None and report is not None:
+        from trapgate.debug.story.page import write
+
+        write(story, report, guest.name)
     if as_json:
         answer = {
             "guest": image.description,
@@ -300,11 +332,15 @@ def _run(
             "notes": notes,
             **summary_json(summary),
             **({"failures": explanations.as_json()} if explain else {}),
+            **({"story": story.values()} if story is not None else {}),
         }
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
-    print(f"\n{stop.message}", file=sys.stderr)
+    if story is None or story.headline != stop.message:
+        print(f"\n{stop.message}", file=sys.stderr)
+    if story is not None:
+        print(f"\n{story}\n", file=sys.stderr)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     show_summary(summary, out)
@@ -336,6 +372,8 @@ def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
             )
     if vmcs.profile != "extended" or not vmcs["FAULT_FILTER"]:
         return
+    if summary.engine == "portable":
+        yield PORTABLE_FILTERS
     if not summary.count(Disposition.COMPLETE, 14):
         if self_mapped(
             vmcs["GUEST_CR0"],

@@ -18,6 +18,11 @@ from trapgate.paging.walk import walk
 _AC = 1 << 18
 """Of RFLAGS, and AM of CR0."""
 
+_VM = 1 << 17
+_CS_REGISTER = 11
+_EFLAGS_REGISTER = 25
+"""Unicorn's numbers."""
+
 # Why a block needs care; low bits of its count, which is negative then.
 _CARE_MXCSR = 1
 _CARE_ALIGNMENT = 2
@@ -25,11 +30,25 @@ _CARE_PORT = 4
 
 
 @jit
+def register_now(m: Cells, number: int) -> int:
+    """A register between two blocks, by Unicorn's number (portable path)."""
+    value = m[mc.STOP_VALUE :]
+    value[0] = 0
+    call(m[mc.REG_READ], (m[mc.UC], number, value.ctypes.data))
+    return int(value[0])
+
+
+@jit
 def flags_now(m: Cells) -> int:
     """EFLAGS between two blocks (portable path)."""
-    flags = m[mc.STOP_VALUE :]
-    call(m[mc.REG_READ], (m[mc.UC], 25, flags.ctypes.data))
-    return int(m[mc.STOP_VALUE])
+    return register_now(m, _EFLAGS_REGISTER)
+
+
+@jit
+def is_user_with_ac(m: Cells) -> bool:
+    """Whether RFLAGS.AC is set, and not by a supervisor, for whom SMAP gives it a meaning."""
+    flags = flags_now(m)
+    return flags & _AC != 0 and (flags & _VM != 0 or register_now(m, _CS_REGISTER) & 3 == 3)
 
 
 @jit
@@ -78,7 +97,8 @@ def must_stop(m: Cells) -> bool:
     if attention & 2 and m[mc.NATIVE] != 0:
         # Something waits for the guest to be interruptible.
         env = m[mc.ENV]
-        if peek64(env + at.EFLAGS) & 0x200 and peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
+        blocked = peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ and m[mc.SHADOW] != 0
+        if peek64(env + at.EFLAGS) & 0x200 and not blocked:
             m[mc.STOP] = mc.ATTEND
             return True
     elif attention & 2 and flags_now(m) & 0x200:
@@ -150,8 +170,8 @@ def note_block(m: Cells, address: int, size: int, count: int) -> None:
             m[mc.NEW_BLOCK_SIZE] = size
             m[mc.DEADLINE] = 0
     care &= _CARE_MXCSR
-    if flags_now(m) & _AC:
-        # The engine keeps blocks apart by this flag, so this one is new, too.
+    if is_user_with_ac(m):
+        # The engine keeps blocks apart by this flag and by CPL, so this one is new, too.
         care |= _CARE_ALIGNMENT
     if blocks[slot + 1] < 0:
         if blocks[slot] == ~key:

@@ -6,30 +6,16 @@ for the block at a new RIP it calls one of two functions, in front of which stub
 is out of bounds comes here. The engine has made the branch already, so it is taken back.
 """
 
-from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32, poke64
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.odd_code import code_byte, is_prefix
 
 _RCX, _RSP = 1, 4
 _GP = 13
-
-
-@jit
-def code_byte(t: Cells, env: int, address: int) -> int:
-    """A byte of code; faults as the translator's own fetch does."""
-    return call(t[em.CODE_BYTE], (env, address)) & 0xFF
-
-
-@jit
-def is_prefix(byte: int, long: bool) -> bool:
-    """Whether a byte of code is a prefix other than LOCK, REX included."""
-    if byte in (0x66, 0x67, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65):
-        return True
-    return long and byte & 0xF0 == 0x40
 
 
 @jit
@@ -53,8 +39,11 @@ def add_to_register(env: int, number: int, width: int, change: int) -> None:
 
 
 @jit
-def take_branch_back(t: Cells, env: int) -> bool:
-    """Undo what the near branch at RIP did to RSP or RCX; False if there is none."""
+def take_branch_back(reader: int, env: int) -> bool:
+    """Undo what the near branch at RIP did to RSP or RCX; False if there is none.
+
+    `reader` is the engine's function that reads a byte of code.
+    """
     hflags = peek32(env + at.HFLAGS)
     long = hflags & at.HF_CS64 != 0
     start = peek64(env + at.EIP)
@@ -62,25 +51,27 @@ def take_branch_back(t: Cells, env: int) -> bool:
         start = (start + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
     operand = 8 if long else 4 if hflags & at.HF_CS32 else 2
     address = operand
-    byte = code_byte(t, env, start)
+    byte = code_byte(reader, env, start)
     while is_prefix(byte, long):
         if byte == 0x66 and not long:
             operand = 2 if hflags & at.HF_CS32 else 4
         elif byte == 0x67:
             address = 4 if long or hflags & at.HF_CS32 == 0 else 2
         start += 1
-        byte = code_byte(t, env, start)
+        byte = code_byte(reader, env, start)
     pushed = 0
     if byte == 0x0F:
-        return code_byte(t, env, start + 1) & 0xF0 == 0x80
+        return code_byte(reader, env, start + 1) & 0xF0 == 0x80
     if byte == 0xC3:
         pushed = -operand
     elif byte == 0xC2:
-        pushed = -operand - code_byte(t, env, start + 1) - (code_byte(t, env, start + 2) << 8)
+        pushed = (
+            -operand - code_byte(reader, env, start + 1) - (code_byte(reader, env, start + 2) << 8)
+        )
     elif byte == 0xE8:
         pushed = operand
     elif byte == 0xFF:
-        form = code_byte(t, env, start + 1) & 0x38
+        form = code_byte(reader, env, start + 1) & 0x38
         if form not in (0x10, 0x20):
             return False
         pushed = operand if form == 0x10 else 0
@@ -105,7 +96,7 @@ def on_target_out_of_bounds(env: int, translator: int, return_address: int) -> N
     target = peek64(env + at.EIP)
     flags = peek32(env + at.CC_OP)
     call(m[mc.CPU_RESTORE_STATE], (m[mc.CPU], return_address, 1))
-    if not take_branch_back(t, env):
+    if not take_branch_back(t[em.CODE_BYTE], env):
         poke64(env + at.EIP, target)
         poke32(env + at.CC_OP, flags)
         return

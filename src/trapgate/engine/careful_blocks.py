@@ -10,14 +10,10 @@ from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import alignment_is_checked, must_stop
+from trapgate.engine.odd_code import CARE_LIMIT, CARE_MXCSR
 
-CARE_MXCSR = 1
-"""The block may change MXCSR."""
-CARE_ALIGNMENT = 2
-"""It runs with RFLAGS.AC."""
-CARE_LIMIT = 4
-"""It may end beyond the limit of CS."""
 _CARE = 7
+"""All bits of CARE."""
 _GP = 13
 
 

@@ -134,14 +134,9 @@ def emit_check(m: Cells, t: Cells, context: int, address: int, size: int, store:
 @jit
 def emit_refusal(m: Cells, t: Cells, context: int, address: int) -> None:
     """Emit a look at the address: where the refill of the MMU is not ours, it knows no poison."""
-    environment = em.new_constant(t, context, m[mc.SELF])
-    m[mc.PAIR] = context + environment
-    m[mc.PAIR_2] = context + address
-    call(t[em.GEN_CALL], (context, t[em.CHECK_EXIT], 0, 2, m[mc.SELF] + 8 * mc.PAIR))
-    place = em.argument(em.last_op(context), 2)
-    if peek64(place) == t[em.CHECK_EXIT]:
-        poke64(place, t[em.REFUSE_CODE])
-    em.release(t, context, environment)
+    machine = em.new_constant(t, context, m[mc.SELF])
+    em.emit_call_of(t, m, context, t[em.REFUSE_CODE], context + machine, context + address)
+    em.release(t, context, machine)
 
 
 @callback(VOID, *[INT64] * 3)

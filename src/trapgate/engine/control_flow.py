@@ -26,7 +26,7 @@ from trapgate.instructions.far_transfers import far_call, far_call_real, far_jum
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
 from trapgate.instructions.interrupt_return import interrupt_return
-from trapgate.instructions.segment_loads import load_ldtr, load_segment, load_tr
+from trapgate.instructions.segment_loads import load_segment_register
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm.vectors import GP, PF, UD
@@ -191,38 +191,12 @@ def on_load_segment(env: int, number: int, selector: int, back: int) -> None:
     m = machine_at(env)
     v = vmcs_in_force(m)
     begin_transfer(m, env, v)
-    fault, error, address = load_segment(v, memory_of(m), number & 7, selector & 0xFFFF)
+    fault, error, address = load_segment_register(v, memory_of(m), number & 7, selector & 0xFFFF)
     if fault != NO_FAULT:
         raise_from_helper(m, env, fault, error, address, back)
         return
     load_segments(env, v)
     load_mode(m, env, v)
-
-
-@callback(VOID, *[INT64] * 3)
-def on_load_ldtr(env: int, selector: int, back: int) -> None:
-    """helper_lldt."""
-    m = machine_at(env)
-    v = vmcs_in_force(m)
-    begin_transfer(m, env, v)
-    fault, error, address = load_ldtr(v, memory_of(m), selector & 0xFFFF)
-    if fault != NO_FAULT:
-        raise_from_helper(m, env, fault, error, address, back)
-        return
-    load_segments(env, v)
-
-
-@callback(VOID, *[INT64] * 3)
-def on_load_tr(env: int, selector: int, back: int) -> None:
-    """helper_ltr."""
-    m = machine_at(env)
-    v = vmcs_in_force(m)
-    begin_transfer(m, env, v)
-    fault, error, address = load_tr(v, memory_of(m), selector & 0xFFFF)
-    if fault != NO_FAULT:
-        raise_from_helper(m, env, fault, error, address, back)
-        return
-    load_segments(env, v)
 
 
 @jit
@@ -304,8 +278,6 @@ SUBSTITUTES = {
     "helper_lcall_protected": (on_far_call, 5),
     "helper_lcall_real": (on_far_call_real, 5),
     "helper_load_seg": (on_load_segment, 3),
-    "helper_lldt": (on_load_ldtr, 2),
-    "helper_ltr": (on_load_tr, 2),
     "helper_syscall": (on_syscall, 2),
     "helper_sysret": (on_sysret, 2),
     "helper_sysenter": (on_sysenter, 2),

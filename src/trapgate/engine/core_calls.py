@@ -7,7 +7,7 @@ from trapgate.compiler.raw import cells, table
 from trapgate.decision.self_map import entry_at
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
-from trapgate.events.delivery import raise_event
+from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
@@ -23,6 +23,8 @@ compiled_entry_at = jit_for_python(entry_at)
 """`decision.self_map.entry_at`, likewise."""
 
 _FOREVER = 1 << 62
+_EXITED = 1
+"""Of `raise_event`."""
 _ABORT_EXIT = 2
 """A triple fault, to the VMM in Python: what shuts a processor down."""
 
@@ -33,8 +35,9 @@ def raise_here(
 ) -> int:
     """`raise_event` on the machine's current VMCS."""
     m = cells(machine, mc.CELLS)
+    v = cells(m[mc.V], m[mc.V_CELLS])
     outcome: int = raise_event(
-        cells(m[mc.V], m[mc.V_CELLS]),
+        v,
         cells(m[mc.R], m[mc.R_CELLS]),
         cells(m[mc.MEM], m[mc.MEM_CELLS]),
         table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
@@ -46,6 +49,8 @@ def raise_here(
         length,
         0,
     )
+    if outcome == _EXITED and m[mc.UNBLOCKED] != 0:
+        report_unblocking(v, vector, kind, error_code)
     return outcome
 
 

@@ -12,6 +12,7 @@ from trapgate.decision.self_map import entry_at, may_be_filtered
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance, prefix_length
 from trapgate.decode.read_modify_write import writes_what_it_reads
+from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.state import (
@@ -26,13 +27,13 @@ from trapgate.paging.ept import (
     RIGHT_READ,
     RIGHT_WRITE,
     TRANSLATED,
-    UNBLOCKED_BY_IRET,
 )
 from trapgate.paging.memory import load8, load64
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
+from trapgate.sdm.state import BLOCKING_BY_NMI, DR7_GD, RFLAGS_RF
 from trapgate.vmx import instructions as vi
 from trapgate.vmx.transition import copy_guest_state
 
@@ -46,8 +47,6 @@ _BREAKPOINTS = 0xF
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
-_UNBLOCKED = 1 << 12
-"""Of interruption information: NMI unblocking due to IRET."""
 _MIXED = 16
 """How often a page may turn between code and data before it counts as both."""
 
@@ -182,12 +181,6 @@ def arbitrate(
     event = (m[mc.SELF], vector, kind, error_code, address, length)
     outcome = call(m[mc.RAISE_EVENT], event)
     if outcome != 0:
-        by_iret = m[mc.IRET_AT] == linear_rip(v) + 1 and kind == 3 and vector != 8
-        if by_iret and v[f.EXIT_REASON] == 0 and v[f.IDT_VECTORING_INFORMATION] == 0:
-            # A fault of an IRET whose first effect was to unblock NMIs.
-            v[f.VM_EXIT_INTERRUPTION_INFORMATION] |= _UNBLOCKED
-        elif by_iret and error_code >= EPT_VIOLATION and v[f.IDT_VECTORING_INFORMATION] == 0:
-            v[f.EXIT_QUALIFICATION] |= UNBLOCKED_BY_IRET
         return mc.EXITED
     if head[4] >= m[mc.JOURNAL_LIMIT]:
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
@@ -252,15 +245,24 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
         if x[vmx.FLUSH] != 0:
             x[vmx.FLUSH] = 0
             m[mc.SWITCHED] |= mc.SWITCHED_TRANSLATIONS
+        if v[f.GUEST_DR7] & DR7_GD:
+            # Each MOV DR is to be intercepted from now on.
+            m[mc.SWITCHED] |= mc.SWITCHED_VMCS
         if stepping:
             causes = _SINGLE_STEP | v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
             return arbitrate(m, v, r, 1, 3, -1, causes, 0)
         return mc.RUNNING
     if outcome == ix.EXITED:
+        # SDM, "Saving RIP, RSP, RFLAGS, and SSP": the instruction had begun.
+        cells(m[mc.V], m[mc.V_CELLS])[f.GUEST_RFLAGS] &= ~RFLAGS_RF
         return mc.EXITED
     if outcome == ex.HALTED:
         return mc.HALTED
+    if outcome == ix.RAISE_FAULT:
+        x = cells(m[mc.X], vmx.LENGTH)
+        fault = x[vmx.FAULT_VECTOR]
+        return arbitrate(m, v, r, fault, 3, x[vmx.FAULT_ERROR], x[vmx.FAULT_ADDRESS], 0)
     if outcome == vi.ENTER:
         return call(m[mc.VM_ENTER], (m[mc.SELF],))
     if outcome == ix.RAISE_OPERAND_PF:
@@ -275,15 +277,6 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     if outcome == ix.RAISE_DB:
         return arbitrate(m, v, r, 1, 3, -1, _GENERAL_DETECT, 0)
     return mc.ASSIST
-
-
-@jit
-def is_locked(word: int, count: int) -> bool:
-    """Whether LOCK is among the first `count` bytes, the prefixes."""
-    locked = False
-    for n in range(count):
-        locked |= (word >> (8 * n)) & 0xFF == 0xF0
-    return locked
 
 
 @jit
@@ -303,11 +296,13 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
     word = instruction(m, v)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
+    if is_undefined(word, start):
+        return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     if byte == 0xF1:
         # This is the one #DB, also for what MOV SS has held back.
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
-    if byte & 0xFC == 0x6C and not is_locked(word, start):
+    if byte & 0xFC == 0x6C:
         return execute_sensitive(m, v, r, word)
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
@@ -327,6 +322,8 @@ def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
     word = instruction(m, v)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
+    if is_undefined(word, start):
+        return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     byte = (word >> (8 * start)) & 0xFF
     length = start + 1 + m[mc.EXTRA]
     if byte == 0xCC:
@@ -334,6 +331,26 @@ def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     if byte == 0xCE:
         return arbitrate(m, v, r, 4, 6, -1, 0, length)
     return arbitrate(m, v, r, (word >> (8 * start + 8)) & 0xFF, 4, -1, 0, length + 1)
+
+
+@jit
+def inhibits_interrupts(m: Cells, v: Cells) -> bool:
+    """Whether the instruction at RIP is STI, or a MOV or POP that loads SS."""
+    word = instruction(m, v)
+    start = prefix_length(word, is_long(v))
+    byte = (word >> (8 * start)) & 0xFF
+    return byte in (0xFB, 0x17) or (byte == 0x8E and (word >> (8 * start + 11)) & 7 == 2)
+
+
+@jit
+def is_done_alone(m: Cells, v: Cells, code: int) -> bool:
+    """Whether the instruction that is executed alone is done, and the exception the next one's."""
+    return bool(
+        m[mc.STEPPING] == mc.STEP_RUNNING
+        and at.SVM_EXCEPTION <= code < at.SVM_EXCEPTION + 32
+        and code != at.SVM_EXCEPTION + 1
+        and linear_rip(v) != m[mc.STEP_START]
+    )
 
 
 @jit
@@ -366,6 +383,8 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
     """`dispatch` as far as the VMCS in force is concerned."""
     m[mc.STOP_CODE] = code
     m[mc.STOP_INFO] = info
+    if is_done_alone(m, v, code):
+        return mc.STEPPED
     if 0x40 <= code < 0x60:
         vector = code - 0x40
         if vector == 14:
@@ -419,12 +438,12 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
     if code == at.SVM_SOFTWARE_INTERRUPT:
         return software_interrupt(m, v, r)
     if code == at.SVM_IRET:
-        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~8
-        m[mc.IRET_AT] = linear_rip(v) + 1
-        # NMIs are unblocked behind the IRET, not before it.
-        m[mc.PATIENCE] = 1
+        # `trapgate.processor.stepping` executes it, and knows when it has ended.
+        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~BLOCKING_BY_NMI
+        m[mc.UNBLOCKED] = 1
+        m[mc.STOP_CODE] = mc.CHECK_NEXT
         arm(m, env, v)
-        return mc.RUNNING
+        return mc.CHECKED
     return execute_sensitive(m, v, r, instruction(m, v))
 
 

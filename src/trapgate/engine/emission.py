@@ -6,8 +6,9 @@ context. A temporary is known by its distance from it; in operations stands its 
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, peek8, peek64
+from trapgate.compiler.raw import call, peek8, peek64, poke64
 from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
 
 SYMBOLS = (
     "translator_loop",
@@ -29,6 +30,7 @@ SYMBOLS = (
     "helper_check_exit_request",
     "helper_lookup_tb_ptr",
     "helper_single_step",
+    "helper_read_eflags",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -52,10 +54,13 @@ SYMBOLS = (
     CHECK_EXIT,
     LOOK_UP,
     SINGLE_STEP,
+    READ_FLAGS,
     COUNT_CODE,
     CARE_CODE,
     GUARD_CODE,
     REFUSE_CODE,
+    STI_CODE,
+    SHADOW_CODE,
     LOOK_UP_CANONICAL,
     SINGLE_STEP_CANONICAL,
     LOOK_UP_WITHIN_LIMIT,
@@ -63,7 +68,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(30)
+) = range(33)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -158,3 +163,28 @@ def new_constant(t: Cells, context: int, value: int) -> int:
 def release(t: Cells, context: int, temporary: int) -> None:
     """Give a temporary back."""
     call(t[RELEASE], (context, context + temporary))
+
+
+@jit
+def emit_call(t: Cells, m: Cells, function: int, first: int, second: int) -> None:
+    """Emit the call of a function of ours with two constants, where the engine is translating."""
+    context = m[mc.TRANSLATION]
+    first = new_constant(t, context, first)
+    second = new_constant(t, context, second)
+    emit_call_of(t, m, context, function, context + first, context + second)
+    release(t, context, first)
+    release(t, context, second)
+
+
+@jit
+def emit_call_of(t: Cells, m: Cells, context: int, function: int, first: int, second: int) -> None:
+    """Emit the call of a function of ours with two temporaries, by their addresses.
+
+    The engine must know what it calls, so it is asked to call its own CHECK_EXIT.
+    """
+    m[mc.PAIR] = first
+    m[mc.PAIR_2] = second
+    call(t[GEN_CALL], (context, t[CHECK_EXIT], 0, 2, m[mc.SELF] + 8 * mc.PAIR))
+    place = argument(last_op(context), 2)
+    if peek64(place) == t[CHECK_EXIT]:
+        poke64(place, function)

@@ -25,6 +25,7 @@ from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
+from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
 
 
 @jit
@@ -308,6 +309,12 @@ def breakpoint_hit(cpu: int) -> None:
     hflags = peek32(env + at.HFLAGS)
     if hflags & at.HF_CS64 == 0:
         linear = (linear + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
+    if hflags & at.HF_INHIBIT_IRQ and m[mc.SHADOW] & BLOCKING_BY_MOV_SS:
+        # SDM, "MOV": the next instruction's breakpoint is suppressed. RF suppresses it here.
+        m[mc.PASSED] = linear + 1
+        poke64(env + at.EFLAGS, peek64(env + at.EFLAGS) | RFLAGS_RF)
+        poke32(m[mc.EXCEPTION_INDEX], -1)
+        call(m[mc.CPU_LOOP_EXIT], (cpu,))
     dr7 = peek64(env + at.DR7)
     causes = 0
     for n in range(4):

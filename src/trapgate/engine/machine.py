@@ -85,7 +85,7 @@ journal, the virtual clock, and why the engine stopped.
     SWITCHED,
     VM_ENTER,
     VM_LEAVE,
-    IRET_AT,
+    UNBLOCKED,
     GATE_LINEAR,
     GATE_PHYSICAL,
     GATE_KIND,
@@ -95,15 +95,26 @@ journal, the virtual clock, and why the engine stopped.
     GATE_INDEX,
     GATE_LOW,
     FAULT_CODE,
+    SHADOW,
+    TRANSLATION,
+    PASSED,
+    STEP_START,
+    ALONE,
     CELLS,
-) = range(90)
+) = range(95)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
-VM_LEAVE: see `core_calls`. IRET_AT: 1 + the linear address of the IRET that unblocked NMIs.
+VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
+SHADOW: what blocks while the engine's flag says that something
+does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
+engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
+MOV SS has suppressed.
 EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
-FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only)."""
+FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
+STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
+been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0

@@ -14,9 +14,12 @@ from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
+from trapgate.sdm.controls import PIN_NMI_EXITING, PIN_VIRTUAL_NMIS
+from trapgate.sdm.state import BLOCKING_BY_NMI
 
 _CC = 0x8D5
 _IF = 0x200
+_RF = 1 << 16
 _STI = 0xFB
 _MONITOR_TRAP_FLAG = 1 << 27
 _DF = 0x400
@@ -64,7 +67,7 @@ def rflags_of(m: Cells, env: int) -> int:
 
 @jit
 def what_blocks(m: Cells, v: Cells) -> int:
-    """Blocking by STI or by MOV SS, for which the engine has one flag.
+    """Blocking by STI or by MOV SS, where nobody has kept count of what executed.
 
     STI has enabled interrupts, and it is the byte before this instruction.
     """
@@ -75,6 +78,28 @@ def what_blocks(m: Cells, v: Cells) -> int:
     physical, code, _, _ = walk(v, _AC, mem, linear, 0, 0)
     sti = v[f.GUEST_RFLAGS] & _IF and code < 0 and load8(mem, physical) == _STI
     return 1 if sti else 2
+
+
+@jit
+def blocking_now(m: Cells, env: int, v: Cells) -> int:
+    """Interruptibility state: blocking by STI or by MOV SS ends with the next instruction."""
+    blocking = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
+    if peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
+        return blocking & ~_BLOCKED
+    if m[mc.SHADOW] >= 0:
+        return blocking & ~_BLOCKED | int(m[mc.SHADOW])
+    return blocking if blocking & _BLOCKED else blocking | what_blocks(m, v)
+
+
+@jit
+def forget_passed_breakpoint(m: Cells, v: Cells) -> None:
+    """RF is 1 only for the engine's sake if this is the instruction whose breakpoint was passed."""
+    linear = v[f.GUEST_RIP]
+    if v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 == 0 or v[f.GUEST_IA32_EFER] & 1 << 10 == 0:
+        linear = (linear + v[f.GUEST_CS_BASE]) & 0xFFFFFFFF
+    if m[mc.PASSED] == linear + 1:
+        v[f.GUEST_RFLAGS] &= ~_RF
+    m[mc.PASSED] = 0
 
 
 @jit
@@ -107,6 +132,10 @@ def save_segments(env: int, v: Cells) -> None:
 @jit
 def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Save the guest's state from `env` into the VMCS `v` and the register file `r`."""
+    if m[mc.ALONE] != 0:
+        # Interrupts seemed inhibited, so that the engine would execute one instruction.
+        m[mc.ALONE] = 0
+        poke32(env + at.HFLAGS, peek32(env + at.HFLAGS) & ~at.HF_INHIBIT_IRQ)
     for n in range(16):
         r[n] = peek64(env + at.REGS + 8 * n)
     v[f.GUEST_RSP] = r[reg.RSP]
@@ -118,10 +147,9 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     v[f.GUEST_IA32_SYSENTER_ESP] = peek64(env + at.SYSENTER_ESP)
     v[f.GUEST_IA32_SYSENTER_EIP] = peek64(env + at.SYSENTER_EIP)
     v[f.GUEST_IA32_PAT] = peek64(env + at.PAT)
-    if peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
-        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~_BLOCKED
-    elif v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED == 0:
-        v[f.GUEST_INTERRUPTIBILITY_STATE] |= what_blocks(m, v)
+    v[f.GUEST_INTERRUPTIBILITY_STATE] = blocking_now(m, env, v)
+    if m[mc.PASSED] != 0:
+        forget_passed_breakpoint(m, v)
     r[reg.CR2] = peek64(env + at.CR2)
     for n in range(4):
         r[reg.DR0 + n] = peek64(env + at.DR0 + 8 * n)
@@ -324,6 +352,8 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke32(env + at.HFLAGS, hflags_of(v, peek32(env + at.HFLAGS)))
     if m[mc.CPU] != 0:
         look_at_segments(m, env)
+    if m[mc.SHADOW] >= 0:
+        m[mc.SHADOW] = v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED
     poke32(env + at.OLD_EXCEPTION, -1)
     poke32(env + at.EXCEPTION_IS_INT, 0)
     load_debug_registers(m, env, v, r)
@@ -361,7 +391,10 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         words |= 1 << (at.SVM_INVLPG - at.SVM_BASE)
     if primary & 1 << 30:
         words |= 1 << (at.SVM_PAUSE - at.SVM_BASE)
-    if v[f.GUEST_INTERRUPTIBILITY_STATE] & 8:
+    pin = v[f.PIN_BASED_CONTROLS]
+    unblocks = pin & PIN_NMI_EXITING == 0 or pin & PIN_VIRTUAL_NMIS != 0
+    if unblocks and v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_NMI:
+        # SDM, "Changes to Instruction Behavior in VMX Non-Root Operation", IRET.
         words |= 1 << (at.SVM_IRET - at.SVM_BASE)
     if secondary & 1 << 2:
         # Descriptor-table exiting: reads and writes of IDTR, GDTR, LDTR, TR.

@@ -10,6 +10,7 @@ import mmap
 from trapgate.engine import assembly as asm
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.sdm.state import RFLAGS_IF, RFLAGS_RF, RFLAGS_VM
 
 _PAGES = 2
 _CS = at.SEGMENTS + at.SEGMENT_SIZE
@@ -104,6 +105,28 @@ class Stubs:
         """`function` with one argument more than `arguments`: where the block's code goes on."""
         register = (asm.RDI, asm.RSI, asm.RDX, asm.RCX, asm.R8, asm.R9)[arguments]
         return self._place(asm.load(register, asm.RSP, 0), *asm.jump_to(function))
+
+    def pushed_flags(self, read_flags: int) -> int:
+        """The flags as PUSHF stores them: without RF and VM."""
+        return self._place(
+            *asm.call_saving(read_flags, asm.RDI),
+            asm.and_32(asm.EAX, ~(RFLAGS_RF | RFLAGS_VM)),
+            asm.RET,
+        )
+
+    def sti_begins(self) -> int:
+        """STI of the CPU state RSI on the machine RDI blocks interrupts if it enables them."""
+        return self._place(
+            asm.clear(asm.RAX),
+            asm.test_32(asm.RSI, at.EFLAGS, RFLAGS_IF),
+            asm.set_if_zero(asm.AL),
+            asm.store(asm.RDI, 8 * mc.SHADOW, asm.RAX),
+            asm.RET,
+        )
+
+    def shadow_begins(self) -> int:
+        """What RSI says is blocked behind the instruction, on the machine RDI."""
+        return self._place(asm.store(asm.RDI, 8 * mc.SHADOW, asm.RSI), asm.RET)
 
     def if_canonical(self, helper: int, complain: int) -> int:
         """`helper` if RIP of the CPU state at RDI is canonical; else first `complain`.

@@ -11,10 +11,9 @@ them are given functions of ours here (Linux x86-64 wheel only):
   functions of ours (`control_flow`).
 * Loads and stores are preceded by checks of their segments (`checked_accesses`), branches by checks
   of their targets (`branches`).
-* The translator is shown UD2 in place of code that it gets wrong. `LOCK BT`, `BTS`, `BTR`
-  and `BTC` of a register make it call abort(); it ignores VEX prefixes of some encodings
-  and LOCK on input and output; INS would store before anybody can stop it. What is no #UD
-  after all is carried out where #UD arrives (`dispatch.undefined`).
+* The translator is shown UD2 in place of code that it gets wrong, and told other things
+  (`odd_code`). What is no #UD after all is carried out where #UD arrives
+  (`dispatch.undefined_opcode`).
 
 The slots serve all instances in the process; those that are not ours get what they had.
 """
@@ -35,20 +34,29 @@ from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.branches import code_byte, is_prefix
-from trapgate.engine.careful_blocks import CARE_ALIGNMENT, CARE_LIMIT, CARE_MXCSR, last_offset
+from trapgate.engine.careful_blocks import last_offset
 from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
 from trapgate.engine.control_flow import SUBSTITUTES
 from trapgate.engine.linkage import slots
+from trapgate.engine.odd_code import (
+    CARE_ALIGNMENT,
+    CARE_LIMIT,
+    LOADS_SS,
+    STI,
+    TEST_TWIN,
+    UNDEFINED,
+    look,
+)
 from trapgate.engine.segments import accesses_checked
 from trapgate.engine.stubs import Stubs
 from trapgate.errors import EngineError
+from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
 
 _TRANSLATE_INSN = 4
 _SENTINEL = 0x7A9_5EED
 """Stands for a block's count of instructions until it is known."""
-_NEXT_PC = 0x10
-"""In the translator's description of a block: the linear address of the next instruction."""
+_BLOCK_FLAGS = 0xA8
+"""In the translator's context of a block: the flags that it translates for."""
 _AC = 1 << 18
 
 
@@ -79,6 +87,9 @@ def on_translate(
     if flags & at.HF_LIMITED:
         # Bases are added even where they are all 0, so that accesses have a segment.
         poke32(tb + at.TB_FLAGS, flags | at.HF_ADDSEG)
+    if flags & RFLAGS_RF:
+        # It counts for the next instruction only.
+        most = 1
     ours = translator + 8 * em.OUR_OPERATIONS
     call(t[em.TRANSLATOR_LOOP], (ours, block, cpu, tb, most))
     poke32(tb + at.TB_FLAGS, flags)
@@ -135,6 +146,7 @@ def on_gen_call(
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
         return
     m = cells(machine, mc.CELLS)
+    m[mc.TRANSLATION] = context
     count &= 0xFF
     if function != t[em.CHECK_EXIT] or m[mc.NATIVE] == 0:
         if m[mc.OPERAND] != 0:
@@ -178,63 +190,20 @@ def on_exit_block(context: int, block: int, number: int, translator: int) -> Non
 
 @callback(VOID, *[INT64] * 3)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
-    """translate_insn: look at an instruction, byte by byte, before it is translated."""
+    """translate_insn: look at an instruction before it is translated (`odd_code`)."""
     t = cells(translator, em.CELLS)
     env = cpu + at.CPU_SIZE
-    m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    m[mc.FORBIDDEN] = 0
-    m[mc.OPERAND] = 0
-    start = peek64(block + _NEXT_PC)
-    long = peek32(env + at.HFLAGS) & at.HF_CS64 != 0
-    locked = False
-    has_large_operand = False
-    byte = 0
-    n = 0
-    while n < 14:
-        byte = code_byte(t, env, start + n)
-        if byte == 0xF0:
-            locked = True
-        elif byte == 0x66:
-            has_large_operand = True
-        elif not is_prefix(byte, long):
-            break
-        n += 1
-    if byte in (0xC4, 0xC5) or (locked and byte & 0xF4 == 0xE4) or byte & 0xFC == 0x6C:
-        # VEX, or LES and LDS with a register; LOCK IN and OUT; INS and OUTS.
-        forbidden = byte & 0xFC == 0x6C or byte & 0xF4 == 0xE4
-        if not forbidden and n < 13:
-            forbidden = long or code_byte(t, env, start + n + 1) >= 0xC0
-        m[mc.FORBIDDEN] = 1 if forbidden else 0
-        m[mc.FORBIDDEN_AT] = start
-    elif byte == 0x0F and n < 13:
-        second = code_byte(t, env, start + n + 1)
-        if second == 0xAE:
-            form = code_byte(t, env, start + n + 2)
-            # LDMXCSR and FXRSTOR.
-            if form < 0xC0 and (form >> 3) & 7 in (1, 2):
-                m[mc.CARE] |= CARE_MXCSR
-        elif second == 0x01 and long:
-            # LGDT and LIDT: the engine takes any base.
-            form = code_byte(t, env, start + n + 2)
-            if form < 0xC0 and (form >> 3) & 7 in (2, 3):
-                m[mc.FORBIDDEN] = 1
-                m[mc.FORBIDDEN_AT] = start
-        elif second == 0x05 and not long:
-            # SYSCALL, which is for 64-bit mode.
-            m[mc.FORBIDDEN] = 1
-            m[mc.FORBIDDEN_AT] = start
-        elif locked and (second in (0xA3, 0xAB, 0xB3, 0xBB) or second == 0xBA):
-            form = code_byte(t, env, start + n + 2)
-            if form >= 0xC0 and (second != 0xBA or form & 0x20):
-                m[mc.FORBIDDEN] = 1
-                m[mc.FORBIDDEN_AT] = start
-    m[mc.BRANCH_IS_FAR] = 0
-    if m[mc.ACCESSES] == mc.ACCESSES_ALL:
-        # Only where the limit is not that of all 16-bit code, or the target may be above 64 KB.
-        hflags = peek32(env + at.HFLAGS)
-        if hflags & at.HF_CODE_LIMITED or (hflags & at.HF_CS32 == 0 and has_large_operand):
-            m[mc.BRANCH_IS_FAR] = mc.LOOP_IS_FAR if byte & 0xFC == 0xE0 else 1
+    machine = peek64(env + at.MACHINE)
+    m = cells(machine, mc.CELLS)
+    task_switched = peek32(block + _BLOCK_FLAGS) & at.HF_TS
+    found = look(t[em.CODE_BYTE], block, env)
+    if found == STI:
+        em.emit_call(t, m, t[em.STI_CODE], machine, env)
+    elif found == LOADS_SS:
+        em.emit_call(t, m, t[em.SHADOW_CODE], machine, BLOCKING_BY_MOV_SS)
     call(t[em.THEIR_TRANSLATE], (block, cpu))
+    # It may have been hidden from this instruction.
+    poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
     m[mc.BRANCH_IS_FAR] = 0
 
@@ -246,12 +215,15 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
     machine = peek64(env + at.MACHINE)
     if machine != 0:
         m = cells(machine, mc.CELLS)
-        if m[mc.FORBIDDEN] != 0:
+        if m[mc.FORBIDDEN] == TEST_TWIN and address == m[mc.FORBIDDEN_AT]:
+            # With reg 0 it is TEST, too.
+            return call(t[em.CODE_BYTE], (env, address)) & 0xC7
+        if m[mc.FORBIDDEN] == UNDEFINED:
             if address == m[mc.FORBIDDEN_AT]:
                 return 0x0F
             if address == m[mc.FORBIDDEN_AT] + 1:
                 return 0x0B
-    return code_byte(t, env, address)
+    return call(t[em.CODE_BYTE], (env, address)) & 0xFF
 
 
 _HOOKS = {
@@ -288,6 +260,9 @@ class Translator:
         for n, (name, (function, arguments)) in enumerate(SUBSTITUTES.items()):
             stub = self._stubs.with_return_address(function.address, arguments)
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = _symbol(library, name), stub
+        last = em.SUBSTITUTES + 2 * len(SUBSTITUTES)
+        read_flags = int(t[em.READ_FLAGS])
+        t[last : last + 2] = read_flags, self._stubs.pushed_flags(read_flags)
         for name, (hook, arguments) in _HOOKS.items():
             stub = self._stubs.with_cells(hook.address, arguments)
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
@@ -297,6 +272,8 @@ class Translator:
         t[em.COUNT_CODE] = stubs.block_begins(careful_blocks.on_deadline.address)
         t[em.CARE_CODE] = stubs.careful_block_begins(careful_blocks.on_careful_block.address)
         t[em.GUARD_CODE] = stubs.with_cells(on_instruction.address, 2)
+        t[em.STI_CODE] = stubs.sti_begins()
+        t[em.SHADOW_CODE] = stubs.shadow_begins()
         t[em.REFUSE_CODE] = stubs.with_return_address(accesses.on_checked_address.address, 2)
         complain = branches.on_target_out_of_bounds.address
         look_up, single_step = int(t[em.LOOK_UP]), int(t[em.SINGLE_STEP])

@@ -13,7 +13,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import bound, jit, jit_for_python
-from trapgate.compiler.raw import call, cells, peek64, poke32, poke64, table
+from trapgate.compiler.raw import call, cells, peek32, peek64, poke32, poke64, table
 from trapgate.engine import calibration, core_calls, dispatch, hooks, native
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
@@ -38,6 +38,28 @@ _EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
 
 _PREEMPTION_TIMER = 52
 _DR6_BITS = 0x400F
+_FLUSH_TB = 1 << 30 | 10
+"""Unicorn's control of that name, to be written, without arguments."""
+
+
+@jit
+def execute_alone(m: Cells, env: int, v: Cells) -> int:
+    """Let the next block have one instruction (portable path); what to limit the engine's count to.
+
+    Where STI or a load of SS inhibits interrupts the engine's blocks have one instruction, and it
+    keeps them apart from all others, so nothing has to be translated again. An instruction that
+    inhibits interrupts itself would not do so then. The engine counts for that one, and
+    forgets all translations.
+    """
+    hflags = peek32(env + at.HFLAGS)
+    if hflags & at.HF_INHIBIT_IRQ:
+        return 0
+    if dispatch.inhibits_interrupts(m, v):
+        call(m[mc.UC_CTL], (m[mc.UC], _FLUSH_TB))
+        return 1
+    poke32(env + at.HFLAGS, hflags | at.HF_INHIBIT_IRQ)
+    m[mc.ALONE] = 1
+    return 0
 
 
 @jit
@@ -48,8 +70,12 @@ def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
     dispatch.go_on(m, env, r)
     # Between runs the engine keeps all flags in one word, and takes them apart itself.
     poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
+    count = 0
+    if m[mc.STEPPING] != 0:
+        m[mc.STEP_START] = dispatch.linear_rip(v)
+        if m[mc.NATIVE] == 0:
+            count = execute_alone(m, env, v)
     dispatch.state_end(m)
-    count = 1 if m[mc.STEPPING] != 0 and m[mc.NATIVE] == 0 else 0
     return call(emu_start, (m[mc.UC], peek64(env + at.EIP), 0, 0, count))
 
 
@@ -254,7 +280,8 @@ class UnicornEngine:
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
         self._keep: list[object] = []
-        self.why_not_native = "" if native_path else "the portable engine was asked for"
+        self.why_not_native = "" if native_path else "it was asked for"
+        """Why this is the portable engine; empty if it is the native one."""
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self.devices = DevicePages(self.cells)
@@ -358,10 +385,12 @@ class UnicornEngine:
         """The portable path: the state is a copy, saved and restored at every event."""
         # Where the translator can be guarded from code that would end the process, and helpers of
         # the engine's replaced, they are.
+        self.cells[mc.SHADOW] = -1
         with contextlib.suppress(EngineError):
             inside = native.find(self.uc)
             translator()
             self._guard_translator(inside)
+            self.cells[mc.SHADOW] = 0
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
         self._check(uclib.uc_context_alloc(self.uc._uch, ctypes.byref(context)))
@@ -374,6 +403,11 @@ class UnicornEngine:
         c[mc.UC_CTL] = self._symbol("uc_ctl")
         self._ports: set[int] = set()
         self._check(uclib.uc_context_save(self.uc._uch, context))
+
+    @property
+    def kind(self) -> str:
+        """The way into the engine: "native" or "portable"."""
+        return "native" if self.cells[mc.NATIVE] else "portable"
 
     def watch_port(self, address: int, block: int, size: int) -> None:
         """Stop before the instruction of input or output at linear `address` (portable only).
@@ -477,9 +511,6 @@ class UnicornEngine:
 
         Cell STOP is STEPPED, or why else the engine stopped.
         """
-        if not self.cells[mc.NATIVE]:
-            # Only new translations look at the count.
-            self.uc.ctl_flush_tb()
         return bool(self._step())
 
     def segment_shape(self) -> int:

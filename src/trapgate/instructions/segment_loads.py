@@ -1,4 +1,4 @@
-"""Loading segment registers, LDTR and TR (SDM, "MOV", "POP", "LDS/LES/LFS/LGS/LSS", "LLDT", "LTR").
+"""Loading segment registers (SDM, "MOV", "POP", "LDS/LES/LFS/LGS/LSS").
 
 In protected mode; in real-address and virtual-8086 mode a load cannot fail. Each function
 returns (NO_FAULT, 0, 0), all done, or (vector, error code, linear address of a page fault),
@@ -9,8 +9,6 @@ from trapgate.compiler.dialect import Cells, core
 from trapgate.events.descriptors import (
     FAULTED,
     OUT_OF_LIMITS,
-    base_of,
-    limit_of,
     mark_accessed,
     privilege_of,
     put_null_stack,
@@ -19,16 +17,13 @@ from trapgate.events.descriptors import (
     rights_of,
 )
 from trapgate.events.ivt import NO_FAULT
-from trapgate.instructions.effects import address_is_canonical, in_64_bit_mode
+from trapgate.instructions.effects import in_64_bit_mode
 from trapgate.instructions.intercepts import privilege_level
-from trapgate.paging.memory import store8
-from trapgate.paging.walk import WRITE, walk
 from trapgate.sdm.cells import (
     GUEST_ES_ACCESS_RIGHTS,
     GUEST_ES_BASE,
     GUEST_ES_LIMIT,
     GUEST_ES_SELECTOR,
-    GUEST_IA32_EFER,
 )
 from trapgate.sdm.state import (
     AR_CODE,
@@ -37,7 +32,6 @@ from trapgate.sdm.state import (
     AR_S,
     AR_UNUSABLE,
     AR_WRITABLE,
-    EFER_LMA,
 )
 from trapgate.sdm.vectors import GP, NP, PF, SS
 
@@ -51,7 +45,7 @@ _UPPER_TYPE = 0x1F << 8
 
 
 @core
-def load_segment(v: Cells, mem: Cells, n: int, selector: int) -> tuple[int, int, int]:
+def load_segment_register(v: Cells, mem: Cells, n: int, selector: int) -> tuple[int, int, int]:
     """Load segment register `n` (0 ES, 2 SS, 3 DS, 4 FS, 5 GS; not CS)."""
     if n == _SS:
         return _load_stack_segment(v, mem, selector)
@@ -108,83 +102,3 @@ def _load_stack_segment(v: Cells, mem: Cells, selector: int) -> tuple[int, int, 
         return PF, error, linear + 5
     put_segment(v, _SS, selector, descriptor)
     return NO_FAULT, 0, 0
-
-
-@core
-def load_ldtr(v: Cells, mem: Cells, selector: int) -> tuple[int, int, int]:
-    """LLDT, from ring 0. A null selector makes LDTR unusable."""
-    if selector & 0xFFFC == 0:
-        v[GUEST_ES_SELECTOR + _LDTR] = selector
-        v[GUEST_ES_ACCESS_RIGHTS + _LDTR] = AR_UNUSABLE
-        return NO_FAULT, 0, 0
-    fault, error, address, descriptor, upper = _system_descriptor(v, mem, selector)
-    if fault != NO_FAULT:
-        return fault, error, address
-    named = selector & 0xFFFC
-    if rights_of(descriptor) & 0x1F != _LDT:
-        return GP, named, 0
-    if rights_of(descriptor) & AR_P == 0:
-        return NP, named, 0
-    _put_system_segment(v, _LDTR, selector, descriptor, upper, 0)
-    return NO_FAULT, 0, 0
-
-
-@core
-def load_tr(v: Cells, mem: Cells, selector: int) -> tuple[int, int, int]:
-    """LTR, from ring 0: of an available TSS, which becomes busy."""
-    if selector & 0xFFFC == 0:
-        return GP, 0, 0
-    fault, error, address, descriptor, upper = _system_descriptor(v, mem, selector)
-    if fault != NO_FAULT:
-        return fault, error, address
-    named = selector & 0xFFFC
-    kind = rights_of(descriptor) & 0x1F
-    if kind != _TSS_32 and (kind != _TSS_16 or v[GUEST_IA32_EFER] & EFER_LMA):
-        return GP, named, 0
-    if rights_of(descriptor) & AR_P == 0:
-        return NP, named, 0
-    _, _, linear, _ = read_descriptor(v, mem, selector)
-    physical, error, _, _ = walk(v, 0, mem, linear + 5, WRITE, 0)
-    if error >= 0:
-        return PF, error, linear + 5
-    store8(mem, physical, (descriptor >> 40) & 0xFF | _BUSY)
-    _put_system_segment(v, _TR, selector, descriptor, upper, _BUSY)
-    return NO_FAULT, 0, 0
-
-
-@core
-def _system_descriptor(v: Cells, mem: Cells, selector: int) -> tuple[int, int, int, int, int]:
-    """A descriptor in the GDT, of 16 bytes in IA-32e mode.
-
-    (NO_FAULT or fault, error code, address, lower half, upper half or 0).
-    """
-    named = selector & 0xFFFC
-    if selector & 4:
-        return GP, named, 0, 0, 0
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0, 0, 0
-    if status == FAULTED:
-        return PF, error, linear, 0, 0
-    if v[GUEST_IA32_EFER] & EFER_LMA == 0:
-        return NO_FAULT, 0, 0, descriptor, 0
-    status, upper, linear, error = read_descriptor(v, mem, selector + 8)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0, 0, 0
-    if status == FAULTED:
-        return PF, error, linear, 0, 0
-    if upper & _UPPER_TYPE << 32:
-        return GP, named, 0, 0, 0
-    if not address_is_canonical(base_of(descriptor) | upper << 32):
-        return GP, named, 0, 0, 0
-    return NO_FAULT, 0, 0, descriptor, upper
-
-
-@core
-def _put_system_segment(
-    v: Cells, n: int, selector: int, descriptor: int, upper: int, more: int
-) -> None:
-    v[GUEST_ES_SELECTOR + n] = selector
-    v[GUEST_ES_BASE + n] = base_of(descriptor) | upper << 32
-    v[GUEST_ES_LIMIT + n] = limit_of(descriptor)
-    v[GUEST_ES_ACCESS_RIGHTS + n] = rights_of(descriptor) | more

@@ -18,7 +18,6 @@ from trapgate.engine.core_calls import compiled_walk
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
 from trapgate.instructions.effects import (
-    address_is_canonical,
     in_64_bit_mode,
     load_machine_status,
     read_cr,
@@ -42,10 +41,6 @@ _TASK_SWITCHES = {
     Mnemonic.CALL: ix.TASK_BY_CALL,
     Mnemonic.IRET: ix.TASK_BY_IRET,
     Mnemonic.IRETD: ix.TASK_BY_IRET,
-}
-_TABLES = {
-    Mnemonic.LGDT: (f.GUEST_GDTR_BASE, f.GUEST_GDTR_LIMIT),
-    Mnemonic.LIDT: (f.GUEST_IDTR_BASE, f.GUEST_IDTR_LIMIT),
 }
 _STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
 _OUT_STRINGS = {Mnemonic.OUTSB, Mnemonic.OUTSW, Mnemonic.OUTSD}
@@ -279,33 +274,9 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         else:
             guest.write(guest.linear(instruction), 2, value)
         return ix.GO_ON
-    if mnemonic in _TABLES:
-        return _load_table(guest, instruction)
     if mnemonic in _WIDTH:
         return _string_io(processor, guest, instruction)
     return ix.RAISE_UD
-
-
-def _load_table(guest: Operand, instruction: iced.Instruction) -> int:
-    """LGDT or LIDT of 64-bit code (SDM, "LGDT/LIDT - Load Global/Interrupt Descriptor Table")."""
-    if ix.privilege_level(guest.v) != 0:
-        return ix.RAISE_GP
-    linear = guest.linear(instruction)
-    for place in (linear, linear + 9):
-        if not address_is_canonical(_signed(place & _MASK)):
-            return ix.RAISE_SS if instruction.memory_segment == Register.SS else ix.RAISE_GP
-    limit = guest.read(linear, 2)
-    base = _signed(guest.read(linear + 2, 8))
-    if not address_is_canonical(base):
-        return ix.RAISE_GP
-    base_field, limit_field = _TABLES[instruction.mnemonic]
-    guest.v[base_field] = base
-    guest.v[limit_field] = limit
-    return ix.GO_ON
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
 
 
 def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault | None:

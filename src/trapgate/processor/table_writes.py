@@ -9,6 +9,7 @@ as they were, and the page fault is raised. Nobody looks in between.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -30,9 +31,9 @@ from trapgate.events.journal import (
     record,
 )
 from trapgate.paging.memory import load8, store8
-from trapgate.paging.walk import READ, WRITE
+from trapgate.paging.walk import FETCH, READ, WRITE
 from trapgate.processor import stepping
-from trapgate.processor.decoded import Operand
+from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
@@ -86,6 +87,8 @@ class Snapshot:
 
     def put_back(self, processor: LogicalProcessor, v: Cells) -> None:
         """As if the instruction had not been tried."""
+        # The engine may have translated what comes next.
+        translated = _code_pages(Operand(processor, v))
         v[:] = self.v
         processor.registers.cells[:] = self.r
         processor.engine.cells[stops.TIME] = self.time
@@ -93,7 +96,20 @@ class Snapshot:
         # What was kept first is the older, where two places overlap.
         for physical, data in reversed(self._kept):
             if self._memory.read(physical, len(data)) != data:
-                self._memory.write(physical, data)
+                if {physical >> 12, physical + len(data) - 1 >> 12} & translated:
+                    self._memory.write(physical, data)
+                else:
+                    self._memory.write_data(physical, data)
+
+
+def _code_pages(guest: Operand) -> set[int]:
+    """The physical pages that a block at RIP may lie in, by their numbers."""
+    rip = int(guest.v[f.GUEST_RIP]) + (0 if guest.long else int(guest.v[f.GUEST_CS_BASE]))
+    pages = set()
+    for linear in (guest.wrap(rip), guest.wrap(rip + _PAGE - 1)):
+        with contextlib.suppress(PageFaultError):
+            pages.add(guest.physical(linear, FETCH) >> 12)
+    return pages
 
 
 def step(processor: LogicalProcessor, v: Cells) -> Outcome:

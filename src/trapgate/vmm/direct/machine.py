@@ -437,7 +437,18 @@ _HIDDEN_EDX = {1: 1 << 6 | 1 << 9, 0x8000_0001: 1 << 20 | 1 << 29}
 _HIDDEN_EBX = {7: 1 << 20}
 """Likewise: SMAP."""
 
+
+def task_switch(vmexit: VmExit, vm: Platform) -> Action:
+    """A task switch would load CR3 from memory unseen: refused, in words."""
+    return Stop(
+        End.REFUSED,
+        "the guest switches tasks, which loads CR3; direct paging has interrupt gates only",
+        1,
+    )
+
+
 HANDLERS: Mapping[ExitReason, Handler] = {
+    ExitReason.TASK_SWITCH: task_switch,
     ExitReason.EXCEPTION_OR_NMI: exception,
     ExitReason.CONTROL_REGISTER_ACCESS: control_register,
     ExitReason.WRMSR: write_msr,
