@@ -9,10 +9,11 @@ from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import alignment_is_checked, must_stop
-from trapgate.engine.odd_code import CARE_LIMIT, CARE_MXCSR
+from trapgate.engine.odd_code import CARE_AUDIT, CARE_LIMIT, CARE_MXCSR
 
-_CARE = 7
+_CARE = 0xF
 """All bits of CARE."""
 _GP = 13
 
@@ -44,6 +45,9 @@ def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
     """
     m = cells(machine, mc.CELLS)
     tb = tagged & ~_CARE
+    if tagged & CARE_AUDIT and is_stale(m, m[mc.ENV], tb, peek64(tb), peek16(tb + at.TB_SIZE)):
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        return 1
     if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
         call(m[mc.EMU_STOP], (m[mc.UC],))
         return 1

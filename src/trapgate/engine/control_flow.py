@@ -8,10 +8,10 @@ the work, and what it changed goes back. What faults leaves the block as a fault
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek64, poke32, poke64
+from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.dispatch import forget_code_under_stack
+from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
     load_flags,
     load_mode,
@@ -48,12 +48,6 @@ def vmcs_in_force(m: Cells) -> Cells:
 
 
 @jit
-def memory_of(m: Cells) -> Cells:
-    """Physical memory."""
-    return cells(m[mc.MEM], m[mc.MEM_CELLS])
-
-
-@jit
 def begin_transfer(m: Cells, env: int, v: Cells) -> None:
     """Save what the core functions of this module look at, the arithmetic flags left out."""
     save_paging(env, v)
@@ -64,7 +58,8 @@ def begin_transfer(m: Cells, env: int, v: Cells) -> None:
 
 @jit
 def end_transfer(m: Cells, env: int, v: Cells) -> None:
-    """Load what they may have changed, but for RFLAGS."""
+    """Load what they may have changed, but for RFLAGS; drop code where they stored."""
+    forget_stale_code(m)
     load_segments(env, v)
     poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
     poke64(env + at.EIP, v[f.GUEST_RIP])
@@ -76,6 +71,7 @@ def raise_from_helper(
     m: Cells, env: int, fault: int, error_code: int, address: int, back: int
 ) -> None:
     """Leave the block with a fault of the instruction that `back`, a return address, lies in."""
+    forget_stale_code(m)
     if fault == TASK_GATE:
         poke32(env + at.ERROR_CODE, 0)
         poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_TASK_SWITCH)
@@ -110,7 +106,9 @@ def return_from_interrupt(env: int, shift: int, back: int) -> None:
     m = machine_at(env)
     v = vmcs_in_force(m)
     begin_transfer(m, env, v)
-    fault, error, address = interrupt_return(v, memory_of(m), 2 << (shift & 3))
+    fault, error, address = interrupt_return(
+        v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]), 2 << (shift & 3)
+    )
     if fault != NO_FAULT:
         raise_from_helper(m, env, fault, error, address, back)
         return
@@ -124,7 +122,9 @@ def on_far_return(env: int, shift: int, release: int, back: int) -> None:
     m = machine_at(env)
     v = vmcs_in_force(m)
     begin_transfer(m, env, v)
-    fault, error, address = far_return(v, memory_of(m), 2 << (shift & 3), release & 0xFFFF)
+    fault, error, address = far_return(
+        v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]), 2 << (shift & 3), release & 0xFFFF
+    )
     if fault != NO_FAULT:
         raise_from_helper(m, env, fault, error, address, back)
         return
@@ -137,7 +137,9 @@ def on_far_jump(env: int, selector: int, offset: int, next_rip: int, back: int) 
     m = machine_at(env)
     v = vmcs_in_force(m)
     begin_transfer(m, env, v)
-    fault, error, address = far_jump(v, memory_of(m), selector & 0xFFFF, offset)
+    fault, error, address = far_jump(
+        v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]), selector & 0xFFFF, offset
+    )
     if fault != NO_FAULT:
         raise_from_helper(m, env, fault, error, address, back)
         return
@@ -151,14 +153,17 @@ def on_far_call(env: int, selector: int, offset: int, shift: int, next_rip: int,
     v = vmcs_in_force(m)
     begin_transfer(m, env, v)
     fault, error, address = far_call(
-        v, memory_of(m), selector & 0xFFFF, offset, 2 << (shift & 3), next_rip
+        v,
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
+        selector & 0xFFFF,
+        offset,
+        2 << (shift & 3),
+        next_rip,
     )
     if fault != NO_FAULT:
         raise_from_helper(m, env, fault, error, address, back)
         return
     end_transfer(m, env, v)
-    if m[mc.NATIVE] != 0:
-        forget_code_under_stack(m, v)
 
 
 @callback(VOID, *[INT64] * 6)
@@ -171,7 +176,7 @@ def on_far_call_real(
     begin_transfer(m, env, v)
     fault, error, address = far_call_real(
         v,
-        memory_of(m),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         selector & 0xFFFF,
         offset & 0xFFFFFFFF,
         2 << (shift & 3),
@@ -181,8 +186,6 @@ def on_far_call_real(
         raise_from_helper(m, env, fault, error, address, back)
         return
     end_transfer(m, env, v)
-    if m[mc.NATIVE] != 0:
-        forget_code_under_stack(m, v)
 
 
 @callback(VOID, *[INT64] * 4)
@@ -191,10 +194,13 @@ def on_load_segment(env: int, number: int, selector: int, back: int) -> None:
     m = machine_at(env)
     v = vmcs_in_force(m)
     begin_transfer(m, env, v)
-    fault, error, address = load_segment_register(v, memory_of(m), number & 7, selector & 0xFFFF)
+    fault, error, address = load_segment_register(
+        v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]), number & 7, selector & 0xFFFF
+    )
     if fault != NO_FAULT:
         raise_from_helper(m, env, fault, error, address, back)
         return
+    forget_stale_code(m)
     load_segments(env, v)
     load_mode(m, env, v)
 

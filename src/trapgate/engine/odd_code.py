@@ -42,6 +42,8 @@ CARE_ALIGNMENT = 2
 """It runs with RFLAGS.AC."""
 CARE_LIMIT = 4
 """It may end beyond the limit of CS."""
+CARE_AUDIT = 8
+"""Its source is compared with what it was made of (`audit`)."""
 
 UNDEFINED = 1
 TEST_TWIN = 2

@@ -47,7 +47,7 @@ class Stubs:
     def with_cells(self, function: int, arguments: int) -> int:
         """`function` with one argument more than `arguments`: the translator's cells."""
         register = (asm.RDI, asm.RSI, asm.RDX, asm.RCX, asm.R8, asm.R9)[arguments]
-        return self._place(asm.constant(register, self._translator), *asm.jump_to(function))
+        return self.with_value(function, register, self._translator)
 
     def block_begins(self, deadline: int) -> int:
         """Begin a block of RSI instructions on the machine RDI.
@@ -100,6 +100,10 @@ class Stubs:
             asm.clear(asm.RSI),
             *asm.jump_to(self._check_exit),
         ]
+
+    def with_value(self, function: int, register: int, value: int) -> int:
+        """`function` with one argument more, in the register that is its place."""
+        return self._place(asm.constant(register, value), *asm.jump_to(function))
 
     def with_return_address(self, function: int, arguments: int) -> int:
         """`function` with one argument more than `arguments`: where the block's code goes on."""

@@ -11,6 +11,7 @@ them are given functions of ours here (Linux x86-64 wheel only):
   functions of ours (`control_flow`).
 * Loads and stores are preceded by checks of their segments (`checked_accesses`), branches by checks
   of their targets (`branches`).
+* What stores to memory, and where code is made of it, `coherence` wants to know.
 * The translator is shown UD2 in place of code that it gets wrong, and told other things
   (`odd_code`). What is no #UD after all is carried out where #UD arrives
   (`dispatch.undefined_opcode`).
@@ -29,17 +30,19 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
-from trapgate.engine import branches, careful_blocks
+from trapgate.engine import branches, careful_blocks, coherence
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.audit import note_source
 from trapgate.engine.careful_blocks import last_offset
 from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
 from trapgate.engine.control_flow import SUBSTITUTES
 from trapgate.engine.linkage import slots
 from trapgate.engine.odd_code import (
     CARE_ALIGNMENT,
+    CARE_AUDIT,
     CARE_LIMIT,
     LOADS_SS,
     STI,
@@ -93,6 +96,9 @@ def on_translate(
     ours = translator + 8 * em.OUR_OPERATIONS
     call(t[em.TRANSLATOR_LOOP], (ours, block, cpu, tb, most))
     poke32(tb + at.TB_FLAGS, flags)
+    if m[mc.AUDIT] != 0:
+        note_source(m, cpu + at.CPU_SIZE, tb)
+        m[mc.CARE] |= CARE_AUDIT
     if m[mc.CALL_OP] == 0:
         return
     if flags & _AC:
@@ -248,7 +254,8 @@ class Translator:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        places = slots(library, tuple(f"{name}_x86_64" for name in _HOOKS))
+        names = (*_HOOKS, *coherence.SLOTS)
+        places = slots(library, tuple(f"{name}_x86_64" for name in names))
         t = self.cells = np.zeros(em.CELLS, np.int64)
         for cell, name in enumerate(em.SYMBOLS):
             t[cell] = _symbol(library, name)
@@ -265,6 +272,11 @@ class Translator:
         t[last : last + 2] = read_flags, self._stubs.pushed_flags(read_flags)
         for name, (hook, arguments) in _HOOKS.items():
             stub = self._stubs.with_cells(hook.address, arguments)
+            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
+
+        for name, (coherent, register) in coherence.SLOTS.items():
+            # Each is told, behind its arguments, the address of what the engine would have called.
+            stub = self._stubs.with_value(coherent.address, register, _symbol(library, name))
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
 
     def _put_stubs(self) -> None:

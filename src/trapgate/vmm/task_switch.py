@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.faults import Interruption
-from trapgate.engine.core_calls import compiled_walk
 from trapgate.events.delivery import (
     COMBINE_DOUBLE_FAULT,
     COMBINE_SERIALLY,
@@ -102,12 +101,10 @@ class Memory:
     def physical(self, linear: int, access: int) -> int:
         """Where a linear address lies. Raises TaskFaultError."""
         linear &= 0xFFFF_FFFF
-        physical, code, _, _ = compiled_walk(
-            self.v, 0, self.processor.memory.cells, linear, access, 0
-        )
+        physical, code = self.processor.engine.walk(self.v, 0, linear, access, 0)
         if code >= 0:
-            raise TaskFaultError(PF, int(code), linear)
-        return int(physical)
+            raise TaskFaultError(PF, code, linear)
+        return physical
 
     def read(self, linear: int, size: int, access: int = _READ) -> bytearray:
         """`size` bytes, which with `access` 1 have to be writable, too."""
