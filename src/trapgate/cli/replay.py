@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from trapgate.cli.selection import (
     LevelOption,
@@ -177,6 +176,8 @@ def _show(result: Replay, top: int) -> None:
     out.print(f"{first.rows:,} events in {len(result.traces)} trace(s){asked}")
     if result.lost:
         out.print(f"the recorder lost {result.lost:,} events: they are in no count")
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column("policy", overflow="fold")
     lost = first.lost is not None

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from trapgate.cli.selection import (
     LevelOption,
@@ -138,6 +137,8 @@ def stat(
 
 
 def _show(result: Stat, top: int) -> None:
+    from rich.table import Table
+
     out = terminal()
     asked = f" ({result.chosen})" if result.chosen else ""
     out.print(f"{result.events:,} events{asked}; times in {result.time_unit}")
