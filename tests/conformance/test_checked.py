@@ -77,6 +77,7 @@ def test_a_guest_watches_its_own_data(engine: str) -> None:
     assert run.vmcs["GUEST_RIP"] == CODE + len(code)
 
 
+@pytest.mark.native
 def test_the_guest_is_fast_again_when_the_condition_is_gone() -> None:
     # Dr7 on, off, then a loop that single instructions in Python would take minutes for.
     code = b"\xb8" + pack("<I", 0x000D0401) + b"\x0f\x23\xf8\x31\xc0\x0f\x23\xf8"

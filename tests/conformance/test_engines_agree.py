@@ -59,6 +59,7 @@ def state(run: Run) -> dict[str, object]:
 
 @pytest.mark.parametrize("mode", ["p32", "pae", "l64"])
 @pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.native
 def test_engines_agree(name: str, mode: str) -> None:
     code, controls = GUESTS[name]
     if mode == "l64":
@@ -83,6 +84,7 @@ def test_the_instructions_after_a_port_wait_for_the_vmm() -> None:
 
 
 @pytest.mark.parametrize("flags", [TF, AC])
+@pytest.mark.native
 def test_flags_that_change_how_the_engine_runs(flags: int) -> None:
     fields = {"GUEST_RFLAGS": 2 | flags, "GUEST_CR0": 0x80050031}
     code = b"\xb8" + pack("<I", DATA + 1) + b"\x8b\x18"

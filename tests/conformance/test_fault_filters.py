@@ -291,6 +291,7 @@ def test_two_vmcs_one_filtered(engine: str) -> None:
         assert went(store(bench, UNMAPPED, FAULT_FILTER=0)) == EXIT
 
 
+@pytest.mark.native
 def test_the_journal_keeps_what_was_written_only_with_its_own_event() -> None:
     """A delivery that follows has no data of its own."""
     bench = Bench(TWO_LEVEL, "native")

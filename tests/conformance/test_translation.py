@@ -24,23 +24,13 @@ from tests.conformance.tiny_guest import (
     begin,
     descriptor,
 )
-from trapgate.errors import EngineError
-from trapgate.processor.processor import Processor
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import GP, NP, TS, UD
 
-pytestmark = pytest.mark.conformance
+pytestmark = [pytest.mark.conformance, pytest.mark.native]
 
 ALL = {"EXCEPTION_BITMAP": 0xFFFFFFFF}
 AT_DATA = pack("<I", DATA)
-
-
-@pytest.fixture(autouse=True)
-def _native() -> None:
-    try:
-        Processor(1 << 20, engine="native")
-    except EngineError as reason:
-        pytest.skip(str(reason))
 
 
 def vector_of(run: Run) -> int | None:

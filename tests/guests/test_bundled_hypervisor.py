@@ -113,6 +113,7 @@ def test_a_run_is_the_same_every_time() -> None:
     assert run(line) == run(line)
 
 
+@pytest.mark.native
 def test_both_engines_agree() -> None:
     line = guests.command_line("faults")
     native, portable = (run(f"policy=all {line}", engine=e)[0] for e in ("native", "portable"))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trapgate.cli import criteria, demo, replay, report, run, trace
+from trapgate.cli import criteria, demo, replay, report, run, trace, vmcs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +20,7 @@ app.add_typer(criteria.app, name="criteria")
 app.command(epilog=replay.EXAMPLES)(replay.replay)
 app.command(epilog=report.EXAMPLES)(report.report)
 app.add_typer(trace.app, name="trace")
+app.command(epilog=vmcs.EXAMPLES)(vmcs.vmcs)
 
 
 def show_version(wanted: bool) -> None:

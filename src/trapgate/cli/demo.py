@@ -113,6 +113,7 @@ def _direct(workloads: list[str], scale: int, engine: str, as_json: bool) -> boo
     _show_direct([Costs.of(result) for result in results], terminal())
     words = "the same" if good else "NOT the same"
     print(f"The guest's output was {words} under every filter.")
+    print(f"Engine: {results[0].summary.engine_words}")
     return good
 
 
@@ -228,6 +229,7 @@ def _own(workloads: list[str], scale: int, engine: str, as_json: bool, report: P
     _show_own(results, terminal())
     words = "the same" if good else "NOT the same"
     print(f"The guest's output was {words} under every filter.")
+    print(f"Engine: {results[0].summary.engine_words}")
     return good
 
 
@@ -251,6 +253,7 @@ def _demo_x86(workloads: Sequence[str], scale: int, engine: str, as_json: bool) 
             _show_x86(results, terminal())
             words = "the same" if good else "NOT the same"
             print(f"The guest's output was {words} under both VMMs.")
+            print(f"Engine: {results[0].summary.engine_words}")
         raise typer.Exit(0 if good else 1)
 
 

@@ -20,6 +20,7 @@ from trapgate.cli.terminal import (
     fail,
     one_line_errors,
     prepared,
+    tell_portable,
     terminal,
     vector_name,
 )
@@ -50,6 +51,8 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     """A run's summary as JSON has it; `x86_vmm` is there if the guest was a VMM itself."""
     nested = summary.nested
     answer: dict[str, Any] = {
+        "engine": summary.engine,
+        **({"why_not_native": summary.why_not_native} if summary.why_not_native else {}),
         "instructions": summary.instructions,
         "seconds": round(summary.seconds, 6),
         "faults": {
@@ -86,6 +89,7 @@ def show_summary(summary: Summary, out: Terminal) -> None:
     out.print(
         f"{summary.instructions:,} instructions in {summary.seconds:.2f} s ({speed:.0f} million/s)"
     )
+    out.print(f"engine: {summary.engine_words}")
 
 
 def _keyboard() -> int | None:
@@ -279,6 +283,8 @@ def _run(
             profile="vt-x" if settings is not None and settings.profile == "vt-x" else "extended",
             explain=explanations if explain else None,
         )
+        if engine == EngineKind.auto and vm.summary().engine == "portable":
+            tell_portable(vm.summary())
         vm.load(image)
         if settings is not None:
             vm.apply(settings)

@@ -6,12 +6,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console as Terminal
 
 from trapgate.errors import TrapgateError
 from trapgate.sdm.vectors import ROWS
+
+if TYPE_CHECKING:
+    from trapgate.vmm.summary import Summary
 
 
 class EngineKind(StrEnum):
@@ -48,6 +52,14 @@ def one_line_errors() -> Iterator[None]:
         yield
     except TrapgateError as error:
         raise fail(str(error)) from None
+
+
+def tell_portable(summary: Summary) -> None:
+    """One line for who asked for the best engine and got the slower one."""
+    print(
+        f"trapgate: no native engine here, the portable one is slower: {summary.why_not_native}",
+        file=sys.stderr,
+    )
 
 
 def terminal(*, error: bool = False) -> Terminal:

@@ -83,13 +83,17 @@ def import_command(
         for count, words in (
             (counters.foreign, "foreign lines left out"),
             (counters.unreadable, "lines name an event but cannot be read"),
-            (counters.truncated, "line without an end left out"),
+            (counters.truncated, "cut or damaged lines or pages left out"),
             (counters.gaps, f"gaps in the recording, {counters.lost:,} events lost at least"),
             (counters.unpaired, "exits without a latency: no entry of their vCPU follows"),
             (counters.vectorless, "exceptions without a vector: give `trace-cmd report -N`"),
+            (counters.backwards, "events are earlier than the one before of their thread"),
+            (counters.untimed, "events without a time of their own: their order alone is known"),
         ):
             if count:
                 out.print(f"  {count:,} {words}")
+        for remark in counters.remarks:
+            out.print(f"  {plain(remark)}")
 
 
 @app.command()
@@ -177,7 +181,8 @@ def head(
 
 _SHOWN = (
     *("time", "vm", "vcpu", "vector", "error_code", "rip", "linear_address", "guest_physical"),
-    *("disposition", "reason", "exit_reason", "latency", "depth", "injected"),
+    *("interrupted_vector", "access", "disposition", "reason", "exit_reason", "latency", "depth"),
+    *("level", "reflected", "injected", "weight"),
 )
 
 

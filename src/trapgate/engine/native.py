@@ -34,6 +34,9 @@ SYMBOLS = (
 )
 """Internal functions that the native path calls or recognises, less `_x86_64`."""
 
+_OWN_MEMORY = Path("/proc/self/mem")
+"""Reading here what is not mapped is an error, not a crash. Linux has it."""
+
 _REACH = 0x40000
 """How far from a pointer in the handle the CPU state may lie, in bytes."""
 
@@ -62,7 +65,11 @@ def find(uc: unicorn.Uc) -> Insides:
     """
     symbols = _symbols()
     handle = _handle(uc)
-    with Path("/proc/self/mem").open("rb", buffering=0) as memory:
+    try:
+        memory = _OWN_MEMORY.open("rb", buffering=0)
+    except OSError as reason:
+        raise EngineError(f"this host does not show a process its memory: {reason}") from None
+    with memory:
         for env in _states(uc, memory, handle):
             found = _class_of(memory, handle, env, symbols)
             if found is not None:

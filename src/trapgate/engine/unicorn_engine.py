@@ -254,7 +254,8 @@ class UnicornEngine:
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
         self._keep: list[object] = []
-        self.why_not_native = "" if native_path else "the portable engine was asked for"
+        self.why_not_native = "" if native_path else "it was asked for"
+        """Why this is the portable engine; empty if it is the native one."""
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self.devices = DevicePages(self.cells)
@@ -368,6 +369,11 @@ class UnicornEngine:
         c[mc.UC_CTL] = self._symbol("uc_ctl")
         self._ports: set[int] = set()
         self._check(uclib.uc_context_save(self.uc._uch, context))
+
+    @property
+    def kind(self) -> str:
+        """The way into the engine: "native" or "portable"."""
+        return "native" if self.cells[mc.NATIVE] else "portable"
 
     def watch_port(self, address: int, block: int, size: int) -> None:
         """Stop before the instruction of input or output at linear `address` (portable only).

@@ -90,6 +90,12 @@ HOST_COLUMNS: Final = (
     pa.field("level", pa.uint8()),
     pa.field("reflected", pa.bool_()),
     pa.field("code_missing", pa.bool_()),
+    pa.field("interrupted_vector", pa.uint8()),
+    pa.field("interrupted_type", pa.uint8()),
+    pa.field("interrupted_error_code", pa.uint32()),
+    pa.field("qualification", pa.uint64()),
+    pa.field("access", _REASONS),
+    pa.field("weight", pa.uint64()),
 )
 """Columns that version 2 adds, for traces of real hosts and of other emulators.
 
@@ -101,6 +107,11 @@ to the next entry of the same vCPU; `guest_physical` the address of a nested pag
 was given the exit; `code_missing` whether the event has an error code that the trace
 does not tell (where it is not true, a null `error_code` means that there is none), or is
 an exception and the trace does not tell which (then `vector` is null, too).
+`interrupted_vector`, `interrupted_type` and `interrupted_error_code` tell of the event whose
+delivery an exit met (SDM, "Information for VM Exits That Occur During Event Delivery"; AMD's
+EXITINTINFO); `qualification` is an exit's qualification (AMD's EXITINFO1), and `access` what
+it says of a violation of the second stage, in words. `weight` says how many events a row
+stands for (null for one).
 """
 
 _UNKNOWN_TO_HOSTS = frozenset({"vector", "type", "rip", "cpl", "cr3"})

@@ -8,11 +8,11 @@ sends Ctrl-C, which typed itself interrupts the run as everywhere else.
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import re
 import select
 import signal
-import termios
 from types import FrameType, TracebackType
 from typing import BinaryIO, Self
 
@@ -27,7 +27,9 @@ WINDOW = 4096
 
 _FLUSH_AT = 1024
 _READ = 1024
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_ENDING_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class ConsoleError(TrapgateError):
@@ -108,6 +110,8 @@ class KeyFilter:
 class Console:
     """Guest output to `output`, and keys from file descriptor `source` if it is a terminal.
 
+    Windows has no such terminals: there is output only.
+
     Use as a context manager around the run. `until` is a regular expression (bytes of the
     output, UTF-8) whose appearance sets `found`. Raises ConsoleError if it is none.
     """
@@ -116,7 +120,9 @@ class Console:
         self, output: BinaryIO, *, source: int | None = None, until: str | None = None
     ) -> None:
         self._output = output
-        self._source = source if source is not None and os.isatty(source) else None
+        has_terminals = importlib.util.find_spec("termios") is not None
+        is_one = source is not None and has_terminals and os.isatty(source)
+        self._source = source if is_one else None
         self._watcher = None if until is None else Watcher(until)
         self._keys = KeyFilter()
         self._buffer = bytearray()
@@ -143,6 +149,8 @@ class Console:
         """Put the terminal into raw mode, but for interrupting and output processing."""
         if self._source is None:
             return self
+        import termios
+
         self._saved = termios.tcgetattr(self._source)
         raw = termios.tcgetattr(self._source)
         raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
@@ -179,6 +187,8 @@ class Console:
     def restore(self) -> None:
         """Put the terminal and the signal handlers back as they were; twice does no harm."""
         if self._saved is not None and self._source is not None:
+            import termios
+
             saved, self._saved = self._saved, None
             # If this fails the terminal has gone, and there is nothing to put back.
             with contextlib.suppress(termios.error, OSError):

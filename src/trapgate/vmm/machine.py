@@ -317,6 +317,8 @@ class VirtualMachine(Platform):
             dict(self._tally.exits),
             self.stopped,
             NestedSummary(entries, self._faults(1), exits) if entries else None,
+            self.processor.engine.kind,
+            self.processor.engine.why_not_native,
         )
 
     def _faults(self, level: int) -> Faults:

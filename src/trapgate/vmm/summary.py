@@ -28,7 +28,8 @@ class Summary:
 
     `instructions` is virtual time, `seconds` the host's. `injected` counts, by vector,
     the deliveries that the VMM asked for at VM entry. `nested` is there if the guest
-    was a VMM itself; its guest's faults are counted there only.
+    was a VMM itself; its guest's faults are counted there only. `engine` is "native" or
+    "portable", and then `why_not_native` says why.
     """
 
     instructions: int
@@ -38,6 +39,13 @@ class Summary:
     exits: Mapping[ExitReason, int]
     stop: Stop | None = None
     nested: NestedSummary | None = None
+    engine: str = "native"
+    why_not_native: str = ""
+
+    @property
+    def engine_words(self) -> str:
+        """Which engine ran, and why, in a few words."""
+        return self.engine if not self.why_not_native else f"{self.engine}: {self.why_not_native}"
 
     def count(self, disposition: Disposition, vector: int | None = None) -> int:
         """How many faults (of `vector`, if given) went that way."""

@@ -23,7 +23,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm.fields import Field
 from trapgate.sdm.reasons import ExitReason
 
-pytestmark = pytest.mark.conformance
+pytestmark = [pytest.mark.conformance, pytest.mark.native]
 
 PRIMARY, SECONDARY = "PRIMARY_PROCESSOR_BASED_CONTROLS", "SECONDARY_PROCESSOR_BASED_CONTROLS"
 ACCESSED, DIRTY = 1 << 8, 1 << 9

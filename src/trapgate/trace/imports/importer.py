@@ -7,24 +7,31 @@ from typing import Any, BinaryIO, Final, Protocol
 
 from trapgate.trace.draft import draft
 from trapgate.trace.imports import bochs, kvm, qemu
-from trapgate.trace.imports.rows import Counters, RowWriter, Sink
+from trapgate.trace.imports.assembler import Assembler
+from trapgate.trace.imports.rows import Counters, RowWriter
+from trapgate.trace.imports.unknown import nothing
 from trapgate.trace.schema import TIME_UNIT, TraceError
 
 FORMATS: Final = ("auto", "trace-cmd", "ftrace", "perf-script", "qemu", "bochs")
 """The formats that can be asked for; `auto` looks at the first lines."""
 
-_LONGEST_LINE = 1 << 16
-_STEP = 1 << 20
-_SHOWN = 120
+_PIECE = 1 << 19
+"""Bytes that are read at a time."""
 
 
 class Reader(Protocol):
-    """Turns the lines of one format into events."""
+    """Turns text of one format into events."""
 
-    unit: str
+    unread: bytes | None
+    """The first line that was of no use."""
 
-    def line(self, line: str) -> bool:
-        """Take a line; False if it names an event but cannot be read."""
+    @property
+    def unit(self) -> str:
+        """What times count."""
+        ...
+
+    def take(self, piece: bytes) -> None:
+        """Take whole lines."""
         ...
 
     def end(self) -> None:
@@ -32,13 +39,12 @@ class Reader(Protocol):
         ...
 
 
-_READERS: Final[dict[str, Callable[[Counters, Sink], Reader]]] = {
-    "trace-cmd": kvm.KvmReader,
-    "ftrace": kvm.KvmReader,
-    "perf-script": kvm.KvmReader,
-    "qemu": qemu.QemuReader,
-    "bochs": bochs.BochsReader,
-}
+def _reader(found: str, counters: Counters, writer: RowWriter) -> Reader:
+    if found == "qemu":
+        return qemu.QemuReader(counters, writer.add)
+    if found == "bochs":
+        return bochs.BochsReader(counters, writer.add)
+    return kvm.KvmText(counters, Assembler(counters, writer))
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def import_trace(
     try:
         if not source.is_file():
             problem = "not a regular file" if source.exists() else "no such file"
-            raise TraceError(str(source), problem, "give a file with a trace as text")
+            raise TraceError(str(source), problem, "give a file with a recorded trace")
         with source.open("rb") as file:
             found = format if format != "auto" else _recognised(source, file)
             file.seek(0)
@@ -89,35 +95,41 @@ def import_trace(
         raise TraceError(str(source), f"cannot be read ({reason})", "give another file") from None
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    # A line of a trace is short; what is longer is no trace, and must not fill the memory.
-    while line := file.readline(_LONGEST_LINE):
-        yield line
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """The file in pieces of whole lines; the last may lack its end."""
+    rest = b""
+    while piece := file.read(_PIECE):
+        rest += piece
+        end = rest.rfind(b"\n") + 1
+        if end == 0 and len(rest) > _PIECE:
+            end = len(rest)  # no line of a trace is so long
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+    if rest:
+        yield rest
 
 
 def _recognised(source: Path, file: BinaryIO) -> str:
-    first: str | None = None
-    recognisers = (kvm.recognise, qemu.recognise, bochs.recognise)
-    for raw in _lines(file):
-        line = raw.decode("utf-8", "replace").rstrip("\r\n")
-        if first is None and line.strip():
-            first = line
-        for recognise in recognisers:
-            if found := recognise(line):
-                return found
-    raise _nothing(source, first)
-
-
-def _nothing(source: Path, first: str | None) -> TraceError:
-    if first is None:
-        return TraceError(str(source), "the file is empty", "record the trace again")
-    shown = " ".join(first.split())
-    shown = "".join(c if c.isprintable() else "?" for c in shown[:_SHOWN])
-    return TraceError(
-        str(source),
-        f"no event of a guest in it; the first line that is none: {shown}",
-        "record kvm:kvm_exit and kvm:kvm_entry, and give the text",
-    )
+    beginning = b""
+    first: bytes | None = None
+    for piece in _pieces(file):
+        beginning = beginning or piece[:65536]
+        if first is None:
+            first = next((line for line in piece.splitlines() if line.strip()), None)
+        found = [
+            (match.start(), name, match)
+            for name, sign in (("kvm", kvm.SIGN), ("qemu", qemu.SIGN), ("bochs", bochs.SIGN))
+            if (match := sign.search(piece))
+        ]
+        if found:
+            _, name, match = min(found, key=lambda one: one[0])
+            if name != "kvm":
+                return name
+            start = piece.rfind(b"\n", 0, match.end()) + 1
+            end = piece.find(b"\n", match.end())
+            return kvm.format_of(piece[start : end if end >= 0 else None])
+    raise nothing(source, beginning, first)
 
 
 def _copy(
@@ -128,33 +140,27 @@ def _copy(
     progress: Callable[[int], None] | None,
 ) -> Imported:
     counters = Counters()
-    unread: str | None = None
+    beginning = b""
     with draft(out, "trace") as temporary, RowWriter(temporary) as writer:
-        reader = _READERS[found](counters, writer.add)
-        told = done = 0
-        for raw in _lines(file):
-            counters.lines += 1
-            done += len(raw)
-            if progress is not None and done - told >= _STEP:
-                told = done
-                progress(done)
-            if not raw.endswith(b"\n") and len(raw) < _LONGEST_LINE:
+        reader = _reader(found, counters, writer)
+        done = 0
+        for piece in _pieces(file):
+            done += len(piece)
+            beginning = beginning or piece[:65536]
+            end = piece.rfind(b"\n") + 1
+            if end != len(piece) and len(piece) <= _PIECE:
                 # Where the line was cut cannot be told: a number may lack its last digits.
                 counters.truncated += 1
-                continue
-            line = raw.decode("utf-8", "replace").rstrip()
-            before = counters.foreign
-            if line and not reader.line(line):
-                counters.unreadable += 1
-                unread = unread or line
-            elif counters.foreign > before and line and not line.startswith("#"):
-                unread = unread or line
+                counters.lines += 1
+                piece = piece[:end]
+            if piece:
+                reader.take(piece)
+            if progress is not None:
+                progress(done)
         reader.end()
-        if progress is not None:
-            progress(done)
         counters.rows = writer.taken
         if not counters.rows:
-            raise _nothing(source, unread or "(entries alone)")
+            raise nothing(source, beginning, reader.unread or b"(entries alone)")
         facts = {"source": source.name, "format": found, TIME_UNIT: reader.unit}
         writer.finish(facts | counters.facts())
     return Imported(out, found, reader.unit, counters)

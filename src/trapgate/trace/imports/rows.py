@@ -1,7 +1,7 @@
 """Rows of an imported trace, from their first mention to the Parquet file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final, Self
 
@@ -47,18 +47,27 @@ class Event:
     level: int | None = None
     reflected: bool | None = None
     code_missing: bool | None = None
+    interrupted_vector: int | None = None
+    interrupted_type: int | None = None
+    interrupted_error_code: int | None = None
+    qualification: int | None = None
+    access: str | None = None
+    weight: int | None = None
 
 
 @dataclass
 class Counters:
-    """What became of the lines of a foreign trace.
+    """What became of a foreign trace.
 
-    `rows` were written. `foreign` lines are not about the guest's events (other trace
-    points, comments, register dumps); `unreadable` ones name an event but lack its
-    fields; `truncated` is 1 if the last line has no end. `lost` counts events that the
-    recorder itself says it dropped, `gaps` how often it says so; `unpaired` exits have no
-    latency because no entry of their vCPU follows, or events were lost before it;
-    `vectorless` ones are exceptions of which the trace does not tell which.
+    `lines` are those of a text, or records of a binary recording; `rows` were written.
+    `foreign` lines are not about the guest's events (other trace points, comments, register
+    dumps); `unreadable` ones name an event but lack its fields; `truncated` is 1 if the last
+    line has no end, or counts pages and records that are cut or damaged. `lost` counts
+    events that the recorder itself says it dropped, `gaps` how often it says so; `unpaired`
+    exits have no latency because no entry of their vCPU follows, or events were lost before
+    it; `vectorless` ones are exceptions of which the trace does not tell which; `backwards`
+    events are earlier than the one before of their thread; `untimed` ones have no time of
+    their own. `remarks` say what else is odd about the recording, in words.
     """
 
     lines: int = 0
@@ -70,14 +79,15 @@ class Counters:
     gaps: int = 0
     unpaired: int = 0
     vectorless: int = 0
+    backwards: int = 0
+    untimed: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, str]:
         """The counts that are not 0, for a trace's metadata."""
-        return {
-            f"import-{field.name}": str(getattr(self, field.name))
-            for field in fields(self)
-            if getattr(self, field.name)
-        }
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "remarks"}
+        counts = {f"import-{name}": str(count) for name, count in known.items() if count}
+        return counts | ({"import-remarks": "; ".join(self.remarks)} if self.remarks else {})
 
 
 _COLUMNS = tuple(HOST_SCHEMA.names)
@@ -103,6 +113,11 @@ class RowWriter:
         if len(self._events) >= ROW_GROUP:
             self._flush()
 
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write a row group."""
+        self.rows += batch.num_rows
+        self._writer.write_batch(batch)
+
     @property
     def taken(self) -> int:
         """Events so far, written or not."""
@@ -127,8 +142,7 @@ class RowWriter:
             _column([getattr(event, name) for event in events], HOST_SCHEMA.field(name).type)
             for name in _COLUMNS
         ]
-        self.rows += len(events)
-        self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=HOST_SCHEMA))
+        self.write(pa.RecordBatch.from_arrays(arrays, schema=HOST_SCHEMA))
 
 
 def _column(values: list[object], kind: pa.DataType) -> pa.Array:

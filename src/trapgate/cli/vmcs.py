@@ -1,0 +1,153 @@
+"""`trapgate vmcs`: why a VM entry fails, from what a hypervisor printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trapgate.cli.terminal import fail, one_line_errors
+
+if TYPE_CHECKING:
+    from trapgate.debug.doctor import Patient
+
+EXAMPLES = """Examples:
+
+  dmesg | trapgate vmcs -
+  trapgate vmcs vmcs.txt --fix
+  trapgate vmcs vmcs.txt --capabilities rdmsr.txt --maxphyaddr 39
+  trapgate vmcs --diff works.txt fails.txt
+  trapgate vmcs --new long-mode > vmcs.txt
+
+Exit status: 0 no check fails, 1 a check fails (or --diff differs), 2 something given was wrong.
+"""
+
+
+class Mode(StrEnum):
+    """The mode of the guest in a VMCS to start from."""
+
+    long = "long-mode"
+    protected = "protected-mode"
+    real = "real-mode"
+
+
+_LONGEST = 1 << 24
+
+
+def vmcs(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Dumps: dmesg, a log, FIELD = value lines, info registers; - is stdin."
+        ),
+    ] = None,
+    capabilities: Annotated[
+        Path | None, typer.Option(help="What rdmsr of the VMX MSRs and cpuid said, as text.")
+    ] = None,
+    maxphyaddr: Annotated[
+        int | None, typer.Option(min=32, max=52, help="The processor's physical-address width.")
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Find the smallest change that enters.")
+    ] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Compare two dumps field by field.")] = False,
+    new: Annotated[Mode | None, typer.Option(help="Print a valid VMCS to start from.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Say why a VM entry fails: every check of the SDM's that a VMCS does not pass.
+
+    Reads what KVM, Xen, VirtualBox, QEMU and others print, however it was pasted.
+    """
+    if new is not None:
+        from trapgate.debug.doctor.template import as_lines, template
+
+        print("\n".join(as_lines(template(new.value))))
+        return
+    if not files or (diff and len(files) != 2):
+        raise fail("--diff needs two files" if diff else "give a FILE with a dump, or --new MODE")
+    with one_line_errors():
+        patients = [(path, patient) for path in files for patient in _patients(path)]
+        if diff:
+            raise typer.Exit(_compare(patients[0][1], _patients(files[1])[0], as_json=as_json))
+        raise typer.Exit(_examine(patients, capabilities, maxphyaddr, fix=fix, as_json=as_json))
+
+
+def _text(path: Path) -> str:
+    try:
+        if str(path) == "-":
+            return sys.stdin.buffer.read(_LONGEST + 1).decode(errors="replace")
+        with path.open("rb") as file:
+            return file.read(_LONGEST + 1).decode(errors="replace")
+    except OSError as error:
+        raise fail(f"{path}: {error.strerror}; give a text file") from None
+
+
+def _patients(path: Path) -> list[Patient]:
+    from trapgate.debug.doctor import Patient, read_dump
+    from trapgate.debug.doctor.fields import FIELDS
+
+    if path.suffix == ".toml":
+        from trapgate.vmcs.vmcs import Vmcs
+
+        own = Vmcs.load(path)
+        values = {field.name: own[field] for field in own if field.name in FIELDS}
+        return [Patient(values, "Trapgate's VMCS file")]
+    found = read_dump(_text(path))
+    if not found:
+        raise fail(
+            f"{path}: no VMCS in it; give what KVM's dump_vmcs or Xen prints (kvm_intel."
+            "dump_invalid_vmcs=1), FIELD = value lines, or QEMU's info registers"
+        )
+    return found
+
+
+def _examine(
+    patients: list[tuple[Path, Patient]],
+    capabilities: Path | None,
+    maxphyaddr: int | None,
+    *,
+    fix: bool,
+    as_json: bool,
+) -> int:
+    from dataclasses import replace
+
+    from trapgate.debug.doctor import ForeignProcessor, examine, read_capabilities, repair
+    from trapgate.debug.doctor.text import as_text, as_values
+
+    cpu = ForeignProcessor()
+    if capabilities is not None:
+        cpu = read_capabilities(_text(capabilities))
+        if cpu == ForeignProcessor():
+            raise fail(
+                f"{capabilities}: no VMX capability MSR (480H to 492H) and no address width in it; "
+                "give lines such as 0x481: 0x7f00000016"
+            )
+    if maxphyaddr is not None:
+        cpu = replace(cpu, physical=maxphyaddr)
+    rows = []
+    for path, patient in patients:
+        diagnosis = examine(patient, cpu)
+        found = repair(patient, cpu) if fix and diagnosis.findings else None
+        rows.append((path, diagnosis, found))
+    if as_json:
+        print(json.dumps([{"file": str(p), **as_values(d, r)} for p, d, r in rows], indent=2))
+    else:
+        for n, (path, diagnosis, found) in enumerate(rows):
+            head = f"{path}: " if len(rows) > 1 else ""
+            print(("\n" if n else "") + head + "\n".join(as_text(diagnosis, found)))
+    return 0 if all(diagnosis.passes for _, diagnosis, _ in rows) else 1
+
+
+def _compare(one: Patient, other: Patient, *, as_json: bool) -> int:
+    from trapgate.debug.doctor.text import differences
+
+    rows = list(one.differing(other))
+    if as_json:
+        print(json.dumps([{"field": n, "first": a, "second": b} for n, a, b in rows], indent=2))
+    else:
+        print("\n".join(differences(one, other)) or "no field differs")
+    return 1 if rows else 0

@@ -1,0 +1,320 @@
+"""Reads a VMCS, or the registers of a virtual CPU, as hypervisors and their users print it.
+
+The text is searched for what each form looks like, not parsed line by line: lines may be broken,
+quoted, or out of order, and anything may stand between them.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from trapgate.debug.doctor.fields import FIELDS, SEGMENTS, field_called
+from trapgate.debug.doctor.patient import Patient, fits
+from trapgate.debug.doctor.prefixes import bare_lines
+from trapgate.debug.doctor.registers import read_qemu, read_sregs
+
+_LONGEST = 1 << 24
+_SHOWN = 5
+
+
+def read_dump(text: str) -> list[Patient]:
+    """Each VMCS that `text` shows, in its order and each one once; empty if there is none."""
+    lines = bare_lines(text[:_LONGEST])
+    whole = "\n".join(lines)
+    for reader in (_read_sections, _read_virtualbox, _read_fields, read_qemu, read_sregs):
+        found = [patient for patient in reader(whole) if len(patient.values) > 1]
+        if found:
+            if len(text) > _LONGEST:
+                found = [_noted(one, "only the first 16 MB of the file were read") for one in found]
+            return _once(found)
+    return []
+
+
+def _noted(patient: Patient, note: str) -> Patient:
+    return replace(patient, notes=(*patient.notes, note))
+
+
+def _once(patients: list[Patient]) -> list[Patient]:
+    kept: list[Patient] = []
+    for patient in patients:
+        if all(patient.values != other.values for other in kept):
+            kept.append(patient)
+    return kept
+
+
+def _hexadecimal(digits: int) -> str:
+    # A terminal may have broken the line within the number; a log may have left leading zeros out.
+    return rf"(?:(?:[0-9a-f]\n?){{{digits}}}|[0-9a-f]{{1,16}}(?![0-9a-z]))"
+
+
+def _pattern(form: str) -> re.Pattern[str]:
+    """A form as in `CR3 = {GUEST_CR3:16}`: hexadecimal digits in braces, blanks wherever."""
+    parts = []
+    for literal, name, digits in re.findall(r"([^{]*)(?:\{(\w+):(\d+)\})?", form):
+        words = [re.sub(r"\\([=:,])", r"\\s*\\\1\\s*", re.escape(word)) for word in literal.split()]
+        parts.append(r"\s*".join(words) + (r"\s*" if literal else ""))
+        if name:
+            parts.append(rf"(?:0x)?(?P<{name}>{_hexadecimal(int(digits))})")
+    return re.compile(r"(?<![A-Za-z0-9_])" + r"\s*".join(p for p in parts if p), re.IGNORECASE)
+
+
+def _sel(name: str) -> list[str]:
+    selector, rights, limit, base = (
+        f"{{GUEST_{name}_{part}:{digits}}}"
+        for part, digits in (("SELECTOR", 4), ("ACCESS_RIGHTS", 5), ("LIMIT", 8), ("BASE", 16))
+    )
+    return [
+        f"{name}: sel={selector} , attr={rights} , limit={limit} , base={base}",
+        f"{name}: {selector} {rights} {limit} {base}",
+    ]
+
+
+_BOTH = (
+    "RSP = {AREA_RSP:16}",
+    "RIP = {AREA_RIP:16}",
+    (
+        "Sysenter RSP={AREA_IA32_SYSENTER_ESP:16} CS:RIP={AREA_IA32_SYSENTER_CS:4} : "
+        "{AREA_IA32_SYSENTER_EIP:16}"
+    ),
+    "EFER = {AREA_IA32_EFER:16}",
+    "EFER(VMCS) = {AREA_IA32_EFER:16}",
+    "PAT = {AREA_IA32_PAT:16}",
+    "PerfGlobCtl = {AREA_IA32_PERF_GLOBAL_CTRL:16}",
+    "S_CET = {AREA_IA32_S_CET:16}",
+    "SSP = {AREA_SSP:16}",
+    "SSP TABLE = {AREA_IA32_INTERRUPT_SSP_TABLE_ADDR:16}",
+    "ISST = {AREA_IA32_INTERRUPT_SSP_TABLE_ADDR:16}",
+    "PKRS = {AREA_IA32_PKRS:16}",
+)
+_GUEST = (
+    *(f"CR{n}: actual={{GUEST_CR{n}:16}}" for n in (0, 3, 4)),
+    *(f"CR{n}: actual= 0x[0-9a-f]+ , shadow={{CR{n}_READ_SHADOW:16}}" for n in (0, 4)),
+    *(
+        f"CR{n}: actual= 0x[0-9a-f]+ , shadow= 0x[0-9a-f]+ , gh_mask={{CR{n}_GUEST_HOST_MASK:16}}"
+        for n in (0, 4)
+    ),
+    "CR3 = {GUEST_CR3:16}",
+    *(f"PDPT{letter}{n} = {{GUEST_PDPTE{n}:16}}" for letter in "RE" for n in range(4)),
+    "RFLAGS={GUEST_RFLAGS:8}",
+    "DR7 = {GUEST_DR7:16}",
+    *(form for name in SEGMENTS for form in _sel(name)),
+    *(
+        f"{name}: {limit} {{GUEST_{name}_LIMIT:8}} {base} {{GUEST_{name}_BASE:16}}"
+        for name in ("GDTR", "IDTR")
+        for limit, base in (("limit=", ", base="), ("", ""))
+    ),
+    "DebugCtl = {GUEST_IA32_DEBUGCTL:16}",
+    "DebugExceptions = {GUEST_PENDING_DEBUG_EXCEPTIONS:16}",
+    "BndCfgS = {GUEST_IA32_BNDCFGS:16}",
+    "Interruptibility = {GUEST_INTERRUPTIBILITY_STATE:8}",
+    "ActivityState = {GUEST_ACTIVITY_STATE:8}",
+    "InterruptStatus = {GUEST_INTERRUPT_STATUS:4}",
+    "PreemptionTimer = {VMX_PREEMPTION_TIMER_VALUE:8}",
+    "SM Base = {GUEST_SMBASE:8}",
+    *(form.replace("AREA", "GUEST") for form in _BOTH),
+)
+_HOST = (
+    *(f"{name}={{HOST_{name}_SELECTOR:4}}" for name in ("CS", "SS", "DS", "ES", "FS", "GS", "TR")),
+    *(f"{name}Base={{HOST_{name}_BASE:16}}" for name in ("FS", "GS", "TR")),
+    *(f"{name}Base={{HOST_{name}R_BASE:16}}" for name in ("GDT", "IDT")),
+    *(f"CR{n}={{HOST_CR{n}:16}}" for n in (0, 3, 4)),
+    *(form.replace("AREA", "HOST") for form in _BOTH),
+)
+_CONTROL = (
+    "PinBased={PIN_BASED_CONTROLS:8}",
+    "CPUBased={PRIMARY_PROCESSOR_BASED_CONTROLS:8}",
+    "SecondaryExec={SECONDARY_PROCESSOR_BASED_CONTROLS:8}",
+    "TertiaryExec={TERTIARY_PROCESSOR_BASED_CONTROLS:16}",
+    "EntryControls={VM_ENTRY_CONTROLS:8}",
+    "ExitControls={VM_EXIT_CONTROLS:8}",
+    "ExceptionBitmap={EXCEPTION_BITMAP:8}",
+    "PFECmask={PAGE_FAULT_ERROR_CODE_MASK:8}",
+    "PFECmatch={PAGE_FAULT_ERROR_CODE_MATCH:8}",
+    (
+        "VMEntry: intr_info={VM_ENTRY_INTERRUPTION_INFORMATION:8} "
+        "errcode={VM_ENTRY_EXCEPTION_ERROR_CODE:8} ilen={VM_ENTRY_INSTRUCTION_LENGTH:8}"
+    ),
+    (
+        "VMExit: intr_info={VM_EXIT_INTERRUPTION_INFORMATION:8} "
+        "errcode={VM_EXIT_INTERRUPTION_ERROR_CODE:8} ilen={VM_EXIT_INSTRUCTION_LENGTH:8}"
+    ),
+    "reason={EXIT_REASON:8} qualification={EXIT_QUALIFICATION:16}",
+    "IDTVectoring: info={IDT_VECTORING_INFORMATION:8} errcode={IDT_VECTORING_ERROR_CODE:8}",
+    "TSC Offset = {TSC_OFFSET:16}",
+    "TSC Multiplier = {TSC_MULTIPLIER:16}",
+    "TPR Threshold = {TPR_THRESHOLD:2}",
+    "PostedIntrVec = {POSTED_INTERRUPT_NOTIFICATION_VECTOR:2}",
+    "APIC-access addr = {APIC_ACCESS_ADDRESS:16}",
+    "virt-APIC addr = {VIRTUAL_APIC_ADDRESS:16}",
+    "EPT pointer = {EPT_POINTER:16}",
+    "EPTP index = {EPTP_INDEX:4}",
+    "SPPT pointer = {SUB_PAGE_PERMISSION_TABLE_POINTER:16}",
+    *(f"target{n}={{CR3_TARGET_VALUE_{n}:16}}" for n in range(4)),
+    "PLE Gap={PLE_GAP:8} Window={PLE_WINDOW:8}",
+    "Virtual processor ID = {VIRTUAL_PROCESSOR_IDENTIFIER:4}",
+    "VMfunc controls = {VM_FUNCTION_CONTROLS:16}",
+    "VE info address = {VIRTUALIZATION_EXCEPTION_INFORMATION_ADDRESS:16}",
+)
+
+
+def _compiled(forms: tuple[str, ...]) -> list[re.Pattern[str]]:
+    return [_pattern(form) for form in forms]
+
+
+def _literal(form: re.Pattern[str]) -> re.Pattern[str]:
+    """Unescapes the expression for a number that a form skips, escaped with the rest."""
+    skipped = re.escape("0x[0-9a-f]+")
+    return re.compile(form.pattern.replace(skipped, r"(?:0x)?[0-9a-f]+"), re.IGNORECASE)
+
+
+_FORMS = {
+    "Guest": [_literal(form) for form in _compiled(_GUEST)],
+    "Host": _compiled(_HOST),
+    "Control": _compiled(_CONTROL),
+}
+_SECTION = re.compile(r"\*{3}\s*(Guest|Host|Control)\s+State\s*\*{3}", re.IGNORECASE)
+_NOT_LOADED = re.compile(r"EFER\s*=\s*(?:0x)?[0-9a-f]+\s*\((effective|autoload)\)", re.IGNORECASE)
+
+
+def _read_sections(text: str) -> Iterator[Patient]:
+    """What KVM's dump_vmcs and Xen's vmcs_dump_vcpu print: parts with stars at their titles."""
+    found = list(_SECTION.finditer(text))
+    if not found:
+        return
+    titles = [mark[1].capitalize() for mark in found]
+    ends = [mark.start() for mark in found[1:]] + [len(text)]
+    values: dict[str, int] = {}
+    notes: list[str] = []
+    for place, (mark, title, end) in enumerate(zip(found, titles, ends, strict=True)):
+        body = text[mark.end() : end]
+        values |= _search(_FORMS[title], body)
+        loaded = _NOT_LOADED.search(body)
+        if loaded:
+            notes.append(f"{title.lower()} EFER is not from the VMCS: the dump says {loaded[1]}")
+        last = place + 1 == len(found) or titles[place + 1] == "Guest"
+        if last:
+            xen = "sel  attr  limit" in text or "VMfunc controls" in text
+            form = "Xen's vmcs_dump_vcpu" if xen else "KVM's dump_vmcs"
+            yield Patient(values, form, notes=tuple(notes))
+            values, notes = {}, []
+
+
+def _search(forms: list[re.Pattern[str]], body: str) -> dict[str, int]:
+    values: dict[str, int] = {}
+    for form in forms:
+        mark = form.search(body)
+        if mark:
+            for name, digits in mark.groupdict().items():
+                value = int(digits.replace("\n", ""), 16)
+                if name not in values and fits(name, value):
+                    values[name] = value
+    return values
+
+
+_LABELS = {
+    "pin ctls": "PIN_BASED_CONTROLS",
+    "processor ctls": "PRIMARY_PROCESSOR_BASED_CONTROLS",
+    "secondary processor ctls": "SECONDARY_PROCESSOR_BASED_CONTROLS",
+    "vm-exit ctls": "VM_EXIT_CONTROLS",
+    "vm-entry ctls": "VM_ENTRY_CONTROLS",
+    "page-fault mask": "PAGE_FAULT_ERROR_CODE_MASK",
+    "page-fault match": "PAGE_FAULT_ERROR_CODE_MATCH",
+    "vm-entry interruption info": "VM_ENTRY_INTERRUPTION_INFORMATION",
+    "vm-entry xcpt error-code": "VM_ENTRY_EXCEPTION_ERROR_CODE",
+    "vm-entry instr length": "VM_ENTRY_INSTRUCTION_LENGTH",
+    "posted intr notify vector": "POSTED_INTERRUPT_NOTIFICATION_VECTOR",
+    "posted-intr desc addr": "POSTED_INTERRUPT_DESCRIPTOR_ADDRESS",
+    "vm-functions control": "VM_FUNCTION_CONTROLS",
+    "eptp ptr": "EPT_POINTER",
+    "interruptibility state": "GUEST_INTERRUPTIBILITY_STATE",
+    "activity state": "GUEST_ACTIVITY_STATE",
+    "vmcs link ptr": "VMCS_LINK_POINTER",
+    "pending debug xcpts": "GUEST_PENDING_DEBUG_EXCEPTIONS",
+    "exit reason": "EXIT_REASON",
+    "exit qualification": "EXIT_QUALIFICATION",
+    "vm-instruction error": "VM_INSTRUCTION_ERROR",
+    **{f"cr{n} guest/host mask": f"CR{n}_GUEST_HOST_MASK" for n in (0, 4)},
+    **{f"cr{n} read shadow": f"CR{n}_READ_SHADOW" for n in (0, 4)},
+}
+_HEADING = re.compile(
+    r"^\s*(Control|Guest state|Host state|Read-only data fields)\s*:\s*$", re.IGNORECASE
+)
+_SEGMENT = re.compile(
+    r"^(\w+)\s*=\s*\{([0-9a-f]{4})?\s*base=([0-9a-f]+)(?:\s+limit=([0-9a-f]+))?"
+    r"(?:\s+flags=([0-9a-f]+))?\s*\}",
+    re.IGNORECASE,
+)
+_ASSIGNMENT = re.compile(
+    r"^[\s,;*|-]*(?P<name>[A-Za-z0-9_][\w .+/\[\]()\"'-]{0,70}?)\s*(?:\([^)]*\)\s*)?[:=|]+>?\s*"
+    r"(?P<value>[\"']?(?:0x[0-9a-f_`']+|[0-9a-f`]+h?))\b(?!\s*[%\w]*://)",
+    re.IGNORECASE,
+)
+
+
+def _read_virtualbox(text: str) -> Iterator[Patient]:
+    """VirtualBox's list of the fields of a VMCS: headings, labels in words, segments in braces."""
+    heading = ""
+    values: dict[str, int] = {}
+    for line in text.split("\n"):
+        mark = _HEADING.match(line)
+        if mark:
+            heading = mark[1].split()[0].lower()
+            continue
+        segment = _SEGMENT.match(line.strip())
+        if heading in ("guest", "host") and segment:
+            name, *parts = segment.groups()
+            for kind, digits in zip(
+                ("SELECTOR", "BASE", "LIMIT", "ACCESS_RIGHTS"), parts, strict=True
+            ):
+                field = f"{heading.upper()}_{name.upper()}_{kind}"
+                if digits and field in FIELDS:
+                    values[field] = int(digits, 16)
+            continue
+        assignment = _ASSIGNMENT.match(line) if heading else None
+        if assignment:
+            label = " ".join(assignment["name"].lower().split())
+            name_found = _LABELS.get(label) or field_called(f"{heading} {label}")
+            name_found = name_found or field_called(label)
+            if heading in ("guest", "host") and len(label) == 2 and label.isalpha():
+                name_found = f"{heading.upper()}_{label.upper()}_SELECTOR"
+            _put(values, name_found, assignment["value"], decimal="0x" not in assignment["value"])
+    yield Patient(values, "VirtualBox's log")
+
+
+def _read_fields(text: str) -> Iterator[Patient]:
+    """Lines with a field's name or encoding and its value, from whatever program."""
+    found: list[tuple[str, str, str]] = []
+    unread = []
+    area = ""
+    for line in text.split("\n"):
+        heading = re.fullmatch(r"\W*(guest|host)\b[\w -]*\W*", line, re.IGNORECASE)
+        if heading:
+            area = heading[1]
+        pieces = re.split(r"[,;]\s+(?=[A-Za-z_]{2}[\w ]*[:=])", line)
+        for piece in pieces:
+            mark = _ASSIGNMENT.match(piece)
+            name = mark and (field_called(mark["name"]) or field_called(f"{area} {mark['name']}"))
+            if mark and name:
+                found.append((name, mark["value"], piece))
+            elif piece.strip() and not piece.lstrip().startswith("#"):
+                unread.append(piece.strip())
+    bare = [value for _, value, _ in found if not value.lower().startswith("0x")]
+    decimal = not any(re.search(r"[a-f]|h$|^0\d{3,}$", value, re.IGNORECASE) for value in bare)
+    values: dict[str, int] = {}
+    for name, value, _ in found:
+        _put(values, name, value, decimal=decimal)
+    if found and len(found) * 4 >= len(unread):
+        yield Patient(values, "fields and values", unread=tuple(unread[:_SHOWN]))
+    elif len(values) >= _SHOWN:
+        yield Patient(values, "fields and values among other lines")
+
+
+def _put(values: dict[str, int], name: str | None, digits: str, *, decimal: bool) -> None:
+    digits = re.sub(r"[\"'_`]", "", digits).lower()
+    try:
+        base = 16 if digits.startswith("0x") or digits.endswith("h") or not decimal else 10
+        value = int(digits.removesuffix("h"), base)
+    except ValueError:
+        return
+    if name in FIELDS and name is not None and fits(name, value):
+        values.setdefault(name, value)

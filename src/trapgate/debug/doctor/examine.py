@@ -1,0 +1,214 @@
+"""Makes the checks on a VMCS: what fails, what could not be checked, what the processor said."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from trapgate.debug.doctor import (
+    execution_rules,
+    guest_rules,
+    host_rules,
+    segment_rules,
+    state_rules,
+    transition_rules,
+)
+from trapgate.debug.doctor.patient import NotInDumpError, Patient
+from trapgate.debug.doctor.processor import ForeignProcessor
+from trapgate.debug.doctor.rules import Group, Rule
+from trapgate.debug.doctor.words import hexadecimal, shown
+from trapgate.sdm import controls as ct
+from trapgate.sdm import state as st
+from trapgate.sdm.interruption import TYPE_NMI
+from trapgate.sdm.reasons import REASON_ENTRY_FAILURE, ExitReason
+
+GROUPS: tuple[Group, ...] = (
+    execution_rules.EXECUTION,
+    transition_rules.EXIT,
+    transition_rules.ENTRY,
+    *host_rules.GROUPS,
+    guest_rules.REGISTERS,
+    *segment_rules.GROUPS,
+    guest_rules.RIP,
+    *state_rules.GROUPS,
+)
+"""All checks, by the sections of the SDM in its order."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check that fails.
+
+    `fields` are the values it looked at, the field at fault first; `outcome` what a processor
+    reports for it; `place` counts the findings of its group from 0.
+    """
+
+    rule: Rule
+    section: str
+    outcome: str
+    fields: tuple[tuple[str, int], ...]
+    place: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """The field, its value in words, and the rule it breaks."""
+        name, value = self.fields[0]
+        others = "; ".join(shown(name, value) for name, value in self.fields[1:])
+        beside = f" (with {others})" if others else ""
+        return f"{shown(name, value)}: {self.rule.says}{beside}"
+
+    def __str__(self) -> str:
+        cause = f" Usual cause: {self.rule.cause}." if self.rule.cause else ""
+        return f'{self.sentence}. [SDM, "{self.section}"; {self.outcome}]{cause}'
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that the checks found.
+
+    `findings` are in the order to read them: the first of each group, then the others;
+    `unchecked` maps what the dump does not tell to how many checks need it; `notes` say what may
+    be wrong on some processors.
+    """
+
+    patient: Patient
+    processor: ForeignProcessor
+    findings: tuple[Finding, ...]
+    unchecked: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether no check fails, of those that could be made."""
+        return not self.findings
+
+
+def examine(patient: Patient, processor: ForeignProcessor | None = None) -> Diagnosis:
+    """Make every check on `patient`, on `processor` or one of which nothing is known."""
+    cpu = processor or ForeignProcessor()
+    firsts: list[Finding] = []
+    others: list[Finding] = []
+    unchecked: dict[str, int] = {}
+    for group in GROUPS:
+        place = 0
+        for rule in group.rules:
+            try:
+                if rule.holds(patient, cpu):
+                    continue
+            except NotInDumpError as missing:
+                unchecked[missing.what] = unchecked.get(missing.what, 0) + 1
+                continue
+            values = tuple((n, patient.values[n]) for n in rule.fields if n in patient)
+            finding = Finding(rule, group.section, group.outcome, values, place)
+            (others if place else firsts).append(finding)
+            place += 1
+    notes = (
+        *_said(patient),
+        *_unknown_bits(patient, cpu),
+        *_without_unrestricted(patient, cpu, firsts),
+    )
+    return Diagnosis(patient, cpu, (*firsts, *others), unchecked, notes)
+
+
+def failing(patient: Patient, cpu: ForeignProcessor) -> set[str]:
+    """The names of the rules that fail, for those who count them."""
+    names = set()
+    for group in GROUPS:
+        for rule in group.rules:
+            try:
+                if not rule.holds(patient, cpu):
+                    names.add(rule.name)
+            except NotInDumpError:
+                continue
+    return names
+
+
+_QUALIFICATIONS = {
+    2: "a page-directory-pointer-table entry is wrong",
+    3: "an NMI was injected under blocking by STI, which this processor refuses",
+    4: "the VMCS link pointer is wrong",
+}
+
+
+def _said(patient: Patient) -> list[str]:
+    """What the processor itself says about the failure, and what only it knows."""
+    said = []
+    event = patient.values.get("VM_ENTRY_INTERRUPTION_INFORMATION", 0)
+    shadow = patient.values.get("GUEST_INTERRUPTIBILITY_STATE", 0) & st.BLOCKING_BY_STI
+    if shadow and event >> 31 and event >> 8 & 7 == TYPE_NMI:
+        said.append(
+            "an NMI is injected under blocking by STI, which some processors refuse (exit "
+            "qualification 3 then)"
+        )
+    reason = patient.values.get("EXIT_REASON", 0)
+    qualification = patient.values.get("EXIT_QUALIFICATION", 0)
+    if reason & REASON_ENTRY_FAILURE and reason & 0xFFFF == ExitReason.ENTRY_FAILURE_MSR_LOADING:
+        said.append(
+            f"exit reason {hexadecimal(reason)}: no check failed, but entry {qualification} of the "
+            "VM-entry MSR-load area could not be loaded (its bits 63:32 are not 0, its MSR is "
+            "IA32_FS_BASE, IA32_GS_BASE or an x2APIC register, or WRMSR of its value would fault) "
+            '[SDM, "Loading MSRs"]'
+        )
+    elif (
+        reason & REASON_ENTRY_FAILURE and reason & 0xFFFF == ExitReason.ENTRY_FAILURE_MACHINE_CHECK
+    ):
+        said.append(f"exit reason {hexadecimal(reason)}: a machine check met the VM entry")
+    elif reason & REASON_ENTRY_FAILURE and qualification in _QUALIFICATIONS:
+        said.append(
+            f"exit qualification {qualification}: the processor says that "
+            f"{_QUALIFICATIONS[qualification]}"
+        )
+    return said
+
+
+_KNOWN_CR4 = (
+    sum(
+        {
+            bit
+            for name, bit in vars(st).items()
+            if name.startswith("CR4_") and isinstance(bit, int) and bit.bit_count() == 1
+        }
+    )
+    | 7 << 24
+    | 3 << 27
+    | 1 << 19
+    | 1 << 32
+)
+
+
+def _unknown_bits(patient: Patient, cpu: ForeignProcessor) -> list[str]:
+    """Bits that no edition known here defines: allowed, but told."""
+    notes = []
+    for name in ("GUEST_CR4", "HOST_CR4"):
+        bits = patient.values.get(name, 0) & ~_KNOWN_CR4
+        if bits and 0x489 not in cpu.msrs:
+            notes.append(
+                f"{name} has bits {hexadecimal(bits)}, which are unknown here and not judged; "
+                "--capabilities with IA32_VMX_CR4_FIXED1 would tell"
+            )
+    return notes
+
+
+def _without_unrestricted(
+    patient: Patient, cpu: ForeignProcessor, found: list[Finding]
+) -> list[str]:
+    """What fails besides if the dump does not say that the guest is unrestricted, and it is not."""
+    name = "SECONDARY_PROCESSOR_BASED_CONTROLS"
+    if name not in patient.assumed or found:
+        return []
+    controls = patient.values[name] & ~ct.SECONDARY_UNRESTRICTED_GUEST
+    other = examine(replace(patient.changed({name: controls}), assumed=frozenset()), cpu)
+    if not other.findings:
+        return []
+    first = other.findings[0].sentence
+    return [
+        'only without "unrestricted guest" (processors before Westmere, or unrestricted_guest=N): '
+        f"{first}" + (f", and {len(other.findings) - 1} more" if len(other.findings) > 1 else "")
+    ]
+
+
+Judge = Callable[[Patient], set[str]]
+
+
+def judge(cpu: ForeignProcessor) -> Judge:
+    """`failing` on that processor."""
+    return partial(failing, cpu=cpu)

@@ -1,0 +1,163 @@
+"""Reads the registers of a virtual CPU: QEMU's `info registers`, KVM_GET_SREGS in programs' logs.
+
+That is what people have when KVM says "hardware error 0x80000021" and dmesg says nothing. It is the
+guest's view: KVM makes VMCS fields of it, and what it adds by itself is added here too.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from trapgate.debug.doctor.fields import SEGMENTS
+from trapgate.debug.doctor.patient import Patient, fits
+from trapgate.sdm import controls as ct
+from trapgate.sdm import state as st
+
+_KVM_ADDS = (
+    "CR0.NE and CR4.VMXE, the accessed bits of segments, and the controls are as KVM sets them; "
+    "an event that KVM injected is not in such a dump"
+)
+
+_QEMU_SEGMENT = re.compile(
+    r"\b(ES|CS|SS|DS|FS|GS|LDT|TR)\s*=\s*([0-9a-f]{4})\s+([0-9a-f]{8,16})\s+([0-9a-f]{8})\s+"
+    r"([0-9a-f]{8})\b",
+    re.IGNORECASE,
+)
+_QEMU_TABLE = re.compile(r"\b([GI]DT)\s*=\s+([0-9a-f]{8,16})\s+([0-9a-f]{4,8})\b", re.IGNORECASE)
+_QEMU_REGISTER = re.compile(
+    r"\b(CR0|CR3|CR4|DR7|EFER|[ER]IP|[ER]SP|EFL|RFL|II|HLT)\s*=\s*([0-9a-f]+)\b", re.IGNORECASE
+)
+_REGISTERS = {
+    "CR0": "GUEST_CR0",
+    "CR3": "GUEST_CR3",
+    "CR4": "GUEST_CR4",
+    "DR7": "GUEST_DR7",
+    "EFER": "GUEST_IA32_EFER",
+    "IP": "GUEST_RIP",
+    "SP": "GUEST_RSP",
+    "EFL": "GUEST_RFLAGS",
+    "RFL": "GUEST_RFLAGS",
+    "RFLAGS": "GUEST_RFLAGS",
+    "II": "GUEST_INTERRUPTIBILITY_STATE",
+    "HLT": "GUEST_ACTIVITY_STATE",
+}
+
+
+def read_qemu(text: str) -> Iterator[Patient]:
+    """QEMU's `info registers`, as it prints it too when KVM_RUN fails."""
+    starts = [mark.start() for mark in re.finditer(r"\b[ER]AX\s*=", text)] or [0]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        body = text[start:end]
+        values: dict[str, int] = {}
+        for name, selector, base, limit, flags in _QEMU_SEGMENT.findall(body):
+            rights = int(flags, 16) >> 8 & 0xF0FF
+            _segment(values, name, int(selector, 16), int(base, 16), int(limit, 16), rights)
+        for name, base, limit in _QEMU_TABLE.findall(body):
+            values[f"GUEST_{name.upper()}R_BASE"] = int(base, 16)
+            values[f"GUEST_{name.upper()}R_LIMIT"] = int(limit, 16)
+        for name, digits in _QEMU_REGISTER.findall(body):
+            field = _REGISTERS[re.sub("^[ER](?=[IS]P)", "", name.upper())]
+            if fits(field, int(digits, 16)):
+                values.setdefault(field, int(digits, 16))
+        if "GUEST_CS_SELECTOR" in values and "GUEST_CR0" in values:
+            yield _as_kvm_would(values, "QEMU's info registers")
+
+
+_SREGS_NAMES = "cs|ds|es|fs|gs|ss|tr|ldt|ldtr|gdt|idt"
+_SREGS = re.compile(
+    rf"(?<![A-Za-z])(?P<name>{_SREGS_NAMES})\b[\s:=]*(?:\w*segment|\w*dtable)?\s*[{{(]?\s*(?=base|limit|selector)",
+    re.IGNORECASE,
+)
+_PAIR = re.compile(r"\b([a-z]+)_?\s*[:=]\s*(0x[0-9a-f]+|[0-9]+)\b", re.IGNORECASE)
+_SREGS_REGISTER = re.compile(
+    r"\b(cr0|cr3|cr4|efer|rip|rsp|rflags)\s*[:=]\s*(0x[0-9a-f]+|[0-9a-f]{16}|[0-9]+)\b",
+    re.IGNORECASE,
+)
+_ROW = re.compile(
+    r"^\s*(cs|ss|ds|es|fs|gs|tr|ldt)\s+([0-9a-f]{4})\s+([0-9a-f]{16})\s+([0-9a-f]{8})\s+([0-9a-f]{2})"
+    r"\s+(\d)\s+(\d)\s+(\d)\s+(\d)\s+(\d)\s+(\d)\s+(\d)\s*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def read_sregs(text: str) -> Iterator[Patient]:
+    """KVM_GET_SREGS as programs print it: a structure's members by name, or a table of segments."""
+    values: dict[str, int] = {}
+    marks = list(_SREGS.finditer(text))
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    for mark, following in zip(marks, ends, strict=False):
+        end = min(mark.end() + 600, following)
+        parts = {
+            key.lower(): int(number, 0 if number[:2] == "0x" else 10)
+            for key, number in _PAIR.findall(text[mark.end() : end])
+        }
+        name = mark["name"].upper()
+        if name in ("GDT", "IDT"):
+            values |= {
+                f"GUEST_{name}R_{part}": parts[part.lower()]
+                for part in ("BASE", "LIMIT")
+                if part.lower() in parts
+            }
+        elif {"base", "limit", "selector", "type"} <= set(parts):
+            _segment(values, name, parts["selector"], parts["base"], parts["limit"], _rights(parts))
+    for name, selector, base, limit, kind, *bits in _ROW.findall(text):
+        keys = ("present", "dpl", "db", "s", "l", "g", "avl")
+        parts = dict(zip(keys, map(int, bits), strict=True)) | {"type": int(kind, 16)}
+        _segment(values, name, int(selector, 16), int(base, 16), int(limit, 16), _rights(parts))
+    for name, digits in _SREGS_REGISTER.findall(text):
+        field = _REGISTERS[re.sub("^R(?=[IS]P)", "", name.upper())]
+        hexadecimal = digits[:2].lower() == "0x" or len(digits) == 16
+        value = int(digits, 16 if hexadecimal else 10)
+        if fits(field, value):
+            values.setdefault(field, value)
+    if "GUEST_CS_SELECTOR" in values and "GUEST_CR0" in values:
+        yield _as_kvm_would(values, "KVM_GET_SREGS")
+
+
+def _rights(parts: Mapping[str, int]) -> int:
+    present = parts.get("present", parts.get("p", 1))
+    if parts.get("unusable", 0) or not present:
+        return st.AR_UNUSABLE
+    return (
+        parts["type"] & 15
+        | parts.get("s", 0) << 4
+        | (parts.get("dpl", 0) & 3) << st.AR_DPL_SHIFT
+        | present << 7
+        | parts.get("avl", 0) << 12
+        | parts.get("l", 0) << 13
+        | parts.get("db", parts.get("d", 0)) << 14
+        | parts.get("g", 0) << 15
+    )
+
+
+def _segment(
+    values: dict[str, int], name: str, selector: int, base: int, limit: int, rights: int
+) -> None:
+    name = {"LDT": "LDTR"}.get(name.upper(), name.upper())
+    if name not in SEGMENTS:
+        return
+    if not rights & st.AR_P:
+        rights |= st.AR_UNUSABLE  # KVM makes every segment unusable that is not present
+    elif rights & st.AR_S:
+        rights |= st.AR_ACCESSED
+    parts = {"SELECTOR": selector, "BASE": base, "LIMIT": limit, "ACCESS_RIGHTS": rights}
+    for part, value in parts.items():
+        field = f"GUEST_{name}_{part}"
+        if fits(field, value):
+            values.setdefault(field, value)
+
+
+def _as_kvm_would(values: dict[str, int], form: str) -> Patient:
+    values["GUEST_CR0"] |= st.CR0_NE
+    if "GUEST_CR4" in values:
+        values["GUEST_CR4"] |= st.CR4_VMXE
+    assumed = {
+        "VM_ENTRY_CONTROLS": ct.ENTRY_ALLOWED_0
+        | ct.ENTRY_LOAD_DEBUG_CONTROLS
+        | ct.ENTRY_LOAD_EFER
+        | (ct.ENTRY_IA32E_MODE_GUEST if values.get("GUEST_IA32_EFER", 0) & st.EFER_LMA else 0),
+        "PRIMARY_PROCESSOR_BASED_CONTROLS": ct.PRIMARY_ALLOWED_0 | ct.PRIMARY_SECONDARY_CONTROLS,
+        "SECONDARY_PROCESSOR_BASED_CONTROLS": ct.SECONDARY_EPT | ct.SECONDARY_UNRESTRICTED_GUEST,
+    }
+    return Patient(
+        {**assumed, **values}, form, assumed=frozenset(assumed) - set(values), notes=(_KVM_ADDS,)
+    )

@@ -1,0 +1,27 @@
+"""Tests that ask for the native engine are skipped, with the reason, where it is not to be had."""
+
+import functools
+
+import pytest
+
+from trapgate.engine.unicorn_engine import open_engine
+from trapgate.errors import EngineError
+
+
+@functools.cache
+def why_not_native() -> str:
+    """Why this host has no native engine; empty if it has one."""
+    try:
+        open_engine(1 << 20, "native")
+    except EngineError as reason:
+        return str(reason)
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Who asks for it has the mark `native`, or a parameter of that value."""
+    call = getattr(item, "callspec", None)
+    values = [value for value in call.params.values() if isinstance(value, str)] if call else []
+    asks = item.get_closest_marker("native") is not None or "native" in values
+    if asks and why_not_native():
+        pytest.skip(f"no native engine: {why_not_native()}")
