@@ -124,6 +124,14 @@ class Guest:
             self.segment("CS", CODE3 if ring else CODE0, 0xC09B | ring << 5)
         self.r[registers.DR6] = state.DR6_FIXED_1
 
+    def page(self, *, absent: tuple[int, ...] = (), read_only: tuple[int, ...] = ()) -> None:
+        """Turn 32-bit paging on: the first 64 pages are everyone's but for these, CR0.WP is set."""
+        self.write(0x20000, (0x21027).to_bytes(4, "little"))
+        for n in range(64):
+            rights = 0x60 if n in absent else 0x65 if n in read_only else 0x67
+            self.write(0x21000 + 4 * n, (n << 12 | rights).to_bytes(4, "little"))
+        self.set(GUEST_CR3=0x20000, GUEST_CR0=self["GUEST_CR0"] | state.CR0_PG | state.CR0_WP)
+
     def segment(
         self, name: str, selector: int, rights: int, *, base: int = 0, limit: int = 0xFFFF_FFFF
     ) -> None:

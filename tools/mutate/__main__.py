@@ -36,7 +36,6 @@ REASONS = ROOT / "tests" / "mutants.toml"
 LEAST = 0.95
 
 
-
 @dataclass(frozen=True)
 class Part:
     """Modules of `trapgate`, and the quick tests that are about them."""
@@ -72,6 +71,9 @@ PARTS = {
             "unit/test_delivery.py",
             "unit/test_nested_faults.py",
             "unit/test_exits.py",
+            "unit/test_frame.py",
+            "unit/test_idt.py",
+            "unit/test_journal.py",
         ),
     ),
     "checks": Part(
@@ -82,7 +84,7 @@ PARTS = {
             "vmx.checks.host_state",
             "vmx.checks.segments",
         ),
-        ("unit/test_entry.py", "unit/test_exits.py"),
+        ("unit/test_entry.py", "unit/test_entry_checks.py"),
     ),
     "compiler": Part(
         (
@@ -137,9 +139,13 @@ def _try(part: str, *, processes: int, fresh: bool) -> list[tuple[Mutant, str]]:
             asked.append(mutant)
     ANSWERS.parent.mkdir(exist_ok=True)
     print(f"{part}: {len(mutants):,} mutants, {len(asked):,} to try", file=sys.stderr)
-    question = Asked(asked, modules, [str(ROOT / "tests" / test) for test in PARTS[part].tests], part != "compiler")
+    question = Asked(
+        asked,
+        modules,
+        [str(ROOT / "tests" / test) for test in PARTS[part].tests],
+        part != "compiler",
+    )
     with ANSWERS.open("a") as out:
-
 
         def hear(mutant: Mutant, answer: str) -> None:
             answers.append((mutant, answer))

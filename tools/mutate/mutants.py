@@ -74,9 +74,7 @@ def mutants_of(module: ModuleType) -> Iterator[Mutant]:
             number = seen[words] = seen.get(words, 0) + 1
             key = words if number == 1 else f"{words} (#{number})"
             first, last = _lines(statement)
-            yield Mutant(
-                module.__name__, name, key, digest, first, last, tree, place, changed
-            )
+            yield Mutant(module.__name__, name, key, digest, first, last, tree, place, changed)
 
 
 def _functions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -144,9 +142,7 @@ def _returned(value: ast.expr, returns: str) -> Iterator[ast.expr]:
             yield ast.BinOp(value, ast.BitXor(), ast.Constant(1))
 
 
-def _in_expression(
-    root: ast.expr, statement: ast.stmt, names: dict[str, Any]
-) -> Iterator[Change]:
+def _in_expression(root: ast.expr, statement: ast.stmt, names: dict[str, Any]) -> Iterator[Change]:
     for node in ast.walk(root):
         for new in _instead(node, names):
             yield _told(node, new, statement)

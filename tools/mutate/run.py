@@ -7,7 +7,6 @@ shortest first, until one fails.
 
 import os
 import pickle
-import resource
 import signal
 import sys
 import time
@@ -21,10 +20,9 @@ import pytest
 
 from tools.mutate.mutants import Mutant, put_in
 
-_PATIENCE = 2
-"""A mutant has hung that takes so many seconds of processor time more than
-tests took on the unchanged code with its lines traced."""
-
+_PATIENCE = 0.5
+"""A mutant has hung if a test takes so many seconds of processor time more than on the
+unchanged code with its lines traced."""
 
 Hearer = Callable[[Mutant, str], None]
 
@@ -100,7 +98,6 @@ def _answers(plugin: _Plugin, session: pytest.Session) -> Iterator[tuple[Mutant,
     items = {item.nodeid: item for item in session.items}
     order = sorted(course.lines, key=lambda test: course.seconds[test])
     running: dict[int, Mutant] = {}
-    patience = _PATIENCE + round(sum(course.seconds.values()))
     began = time.monotonic()
     for number, mutant in enumerate(plugin.asked.mutants, 1):
         file = str(plugin.asked.modules[mutant.module].__file__)
@@ -111,7 +108,7 @@ def _answers(plugin: _Plugin, session: pytest.Session) -> Iterator[tuple[Mutant,
             continue
         while len(running) >= plugin.processes:
             yield _ended(running)
-        running[_start(plugin, mutant, chosen, patience)] = mutant
+        running[_start(plugin, mutant, chosen, course)] = mutant
         if number % 100 == 0:
             seconds = time.monotonic() - began
             print(f"{number:,} of {len(plugin.asked.mutants):,}, {seconds:.0f} s", file=sys.stderr)
@@ -126,20 +123,21 @@ def _ended(running: dict[int, Mutant]) -> tuple[Mutant, str]:
             break
     mutant = running.pop(pid)
     if os.WIFSIGNALED(status):
-        return mutant, "hung" if os.WTERMSIG(status) == signal.SIGXCPU else "died"
+        return mutant, "hung" if os.WTERMSIG(status) == signal.SIGVTALRM else "died"
     return mutant, "survived" if os.WEXITSTATUS(status) == 0 else "died"
 
 
-def _start(plugin: _Plugin, mutant: Mutant, items: list[pytest.Item], patience: int) -> int:
+def _start(plugin: _Plugin, mutant: Mutant, items: list[pytest.Item], course: Course) -> int:
     pid = os.fork()
     if pid:
         return pid
     try:
-        resource.setrlimit(resource.RLIMIT_CPU, (patience, patience))
         _be_quiet()
         put_in(mutant, plugin.asked.modules[mutant.module])
         plugin.failed = False
         for item in items:
+            seconds = course.seconds[item.nodeid] + _PATIENCE
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # which ends the process
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             if plugin.failed:
                 os._exit(1)
@@ -166,14 +164,14 @@ def _unchanged(plugin: _Plugin, session: pytest.Session) -> Course:
         bad = []
         for item in session.items:
             lines: set[tuple[str, int]] = set()
-            began = time.perf_counter()
+            began = time.process_time()
             _traced(item, files, lines)
             if plugin.failed:
                 bad.append(item.nodeid)
                 plugin.failed = False
             elif lines:
                 course.lines[item.nodeid] = lines
-                course.seconds[item.nodeid] = time.perf_counter() - began
+                course.seconds[item.nodeid] = time.process_time() - began
         with os.fdopen(writing, "wb") as out:
             pickle.dump((course, bad), out)
         os._exit(0)
