@@ -400,7 +400,7 @@ def test_journal_is_a_ring_and_counts() -> None:
 
 
 def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "decide_fault", lambda *_: (2, 1))
+    monkeypatch.setattr(delivery, "decide_event", lambda *_: (2, 1))
     guest = Guest()
     before = guest.v.copy()
     assert guest.raise_event(14, error_code=2, address=5) == 2

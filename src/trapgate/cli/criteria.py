@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from trapgate.cli.closed_form import MergeForm, closed_form
 from trapgate.cli.terminal import fail
 from trapgate.errors import TrapgateError
 
 if TYPE_CHECKING:
-    from trapgate.criteria import Definition
+    from trapgate.criteria import Definition, Party
     from trapgate.vmcs.vmcs import Vmcs
 
 EXAMPLES = """
@@ -165,12 +166,7 @@ def _complaint(error: TrapgateError) -> dict[str, Any]:
 def _defined(definition: Definition, form: Form, output: Path | None, told: Told) -> Answer:
     """The answer of a command that defines fields: these, then what else it has to tell."""
     if output is not None:
-        try:
-            output.write_text(definition.toml(), encoding="utf-8")
-        except OSError as error:
-            raise TrapgateError(
-                f"{output}: cannot be written ({error.strerror}); give a file in a writable folder"
-            ) from None
+        _write(output, definition.toml())
     forms = {"toml": definition.toml, "c": definition.c, "vmwrite": definition.vmwrites}
 
     def lines() -> list[str]:
@@ -183,6 +179,23 @@ def _defined(definition: Definition, form: Form, output: Path | None, told: Told
         return printed + (["", *told.lines()] if told is not definition else [])
 
     return Answer(lines, told.document)
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TrapgateError(
+            f"{output}: cannot be written ({error.strerror}); give a file in a writable folder"
+        ) from None
+
+
+def _parties(files: list[Path]) -> list[Party]:
+    from trapgate.criteria import Party
+
+    names = [path.stem for path in files]
+    twice = len(set(names)) != len(names)
+    return [Party(str(path) if twice else path.stem, _load(path)) for path in files]
 
 
 def _load(path: Path) -> Vmcs:
@@ -237,17 +250,29 @@ def merge(
     weights: WeightsOption = None,
     fields: FieldsOption = None,
     operator: OperatorOption = None,
-    form: FormOption = Form.all,
+    form: Annotated[
+        MergeForm,
+        typer.Option(
+            "--format",
+            help="Which forms of the fields to print; kvm-c: the merge of two page-fault filters "
+            "as a function for the kernel, proved; kvm-c-test: its test program.",
+        ),
+    ] = MergeForm.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
     """Find the tightest fields that exit whenever one of the files' fields would."""
     from trapgate import criteria
 
-    names = [path.stem for path in files]
-    twice = len(set(names)) != len(names)
+    if form in (MergeForm.kvm_c, MergeForm.kvm_c_test):
+        text, document = closed_form(
+            [_load(path) for path in files], program=form is MergeForm.kvm_c_test, timeout=timeout
+        )
+        if output is not None:
+            _write(output, text)
+        return Answer(lambda: [text.rstrip("\n")], lambda: document)
     merged = criteria.merge(
-        [criteria.Party(str(path) if twice else path.stem, _load(path)) for path in files],
+        _parties(files),
         scheme,
         bits=bits,
         weights=_weights(weights),
@@ -255,7 +280,7 @@ def merge(
         operators=operator,
         timeout=timeout,
     )
-    return _defined(merged.definition, form, output, merged)
+    return _defined(merged.definition, Form(form.value), output, merged)
 
 
 @app.command()
@@ -298,17 +323,37 @@ def explain(
 @app.command()
 @answered
 def check(
-    spec: SpecArgument,
-    file: Annotated[Path, typer.Argument(metavar="FIELDS", help="TOML file of VMCS fields.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SPEC FIELDS | L0 L1... VMCS02",
+            help="Wishes and the fields to check; or fields of two hypervisors and more, and "
+            "last the fields that are to serve them all.",
+        ),
+    ],
     sound: Annotated[
         bool, typer.Option("--sound", help="Needless exits are all right; only missed ones count.")
     ] = False,
+    bits: Annotated[
+        str, typer.Option(help="Of three files: bits of a page fault's error code, as in merge.")
+    ] = "sdm",
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
-    """Prove that fields do what a SPEC wishes, or give a counterexample."""
+    """Prove that fields do what is wished, or give a counterexample.
+
+    With two files the first is a SPEC. With more the last is a vmcs02: it holds if it is
+    sound, that is, if every exit that one of the others wants happens.
+    """
     from trapgate import criteria
 
-    verdicts = criteria.check(criteria.read_spec(spec), _load(file), timeout=timeout)
+    if len(files) < 2:
+        raise criteria.CriteriaError("check takes a SPEC and FIELDS, or L0, L1 and VMCS02")
+    if len(files) > 2:
+        found = criteria.check_vmcs02(
+            _parties(files[:-1]), _load(files[-1]), bits=bits, timeout=timeout
+        )
+        return Answer(found.lines, found.document, 0 if found.sound else 1)
+    verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1]), timeout=timeout)
     holds = all(one.sound if sound else one.exact for one in verdicts)
     return Answer(
         lambda: [one.line() for one in verdicts],

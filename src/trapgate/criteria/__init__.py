@@ -7,6 +7,7 @@ is verified on the rules that the processor runs (`trapgate.decision.rules`).
 
 from trapgate.criteria.answer import Definition, VectorAnswer
 from trapgate.criteria.check import Verdict, check
+from trapgate.criteria.closed_form import PageFaultFilter, merged, prove_closed_form
 from trapgate.criteria.define import define
 from trapgate.criteria.errors import (
     ContradictionError,
@@ -24,6 +25,7 @@ from trapgate.criteria.learn import Learned, learn, weights_in
 from trapgate.criteria.merge import Merged, Party, Share, merge
 from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.spec import Spec, parse_spec, read_spec
+from trapgate.criteria.vmcs02 import Vmcs02Check, check_vmcs02
 
 __all__ = [
     "FILTER_SCHEMES",
@@ -37,6 +39,7 @@ __all__ = [
     "Learned",
     "Merged",
     "MissingSolverError",
+    "PageFaultFilter",
     "Party",
     "ProofError",
     "Share",
@@ -46,15 +49,19 @@ __all__ = [
     "UnknownSchemeError",
     "VectorAnswer",
     "Verdict",
+    "Vmcs02Check",
     "Warn",
     "check",
+    "check_vmcs02",
     "compare",
     "define",
     "explain",
     "filter_in",
     "learn",
     "merge",
+    "merged",
     "parse_spec",
+    "prove_closed_form",
     "read_spec",
     "scheme_names",
     "weights_in",

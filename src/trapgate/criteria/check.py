@@ -1,6 +1,6 @@
 """Does a VMCS do what a SPEC wishes? A proof, or a counterexample."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,9 +43,14 @@ class Verdict:
         """Whether nothing else exits either."""
         return self.sound and self.needless is None
 
+    @property
+    def name(self) -> str:
+        """#PF for 14, and so on."""
+        return vector_label(self.vector)
+
     def line(self) -> str:
         """In words."""
-        name = vector_label(self.vector)
+        name = self.name
         if self.exact:
             return f"{name}: holds"
         told = []
@@ -67,7 +72,7 @@ class Verdict:
         """For JSON."""
         return {
             "vector": self.vector,
-            "name": vector_label(self.vector),
+            "name": self.name,
             "sound": self.sound,
             "exact": self.exact,
             "missed": None if self.missed is None else f"{self.missed:#x}",
@@ -86,10 +91,22 @@ def check(spec: Spec, vmcs: Vmcs, *, timeout: float | None = None) -> list[Verdi
         MissingSolverError: z3-solver is not installed.
     """
     deadline = Deadline(timeout)
-    return [_verdict(task, spec, vmcs, deadline) for task in tasks_of(spec)]
+    return [_with_lines(verdict_on(task, vmcs, deadline), spec) for task in tasks_of(spec)]
 
 
-def _verdict(task: Task, spec: Spec, vmcs: Vmcs, deadline: Deadline) -> Verdict:
+def _with_lines(verdict: Verdict, spec: Spec) -> Verdict:
+    """With the lines of the wishes that are broken."""
+    found = [code for code in (verdict.missed, verdict.needless) if code is not None]
+    if verdict.layout is None or not found:
+        return verdict
+    broken = np.array(found, dtype=np.int64)
+    wishes = spec.vectors[verdict.vector].wishes
+    lines = {wish.line for wish in wishes if wish.line and wish.names(broken).any()}
+    return replace(verdict, wishes=tuple(sorted(lines)))
+
+
+def verdict_on(task: Task, vmcs: Vmcs, deadline: Deadline) -> Verdict:
+    """Whether `vmcs` does what `task` asks; raises as `check`."""
     filter_ = filter_in(vmcs, task.vector)
     if task.layout is None:
         goal = int(task.goals[0])
@@ -113,12 +130,10 @@ def _verdict(task: Task, spec: Spec, vmcs: Vmcs, deadline: Deadline) -> Verdict:
     for one, tried in ((missed, tried_missed), (needless, tried_needless)):
         if (one is None) != (len(tried) == 0) or (one is not None and one not in tried):
             raise ProofError("z3 and the trial of all codes disagree; please report this")
-    broken = np.array([c for c in (missed, needless) if c is not None], dtype=np.int64)
-    lines = {
-        wish.line
-        for wish in spec.vectors[task.vector].wishes
-        if wish.line and len(broken) and wish.names(broken).any()
-    }
+    if missed is not None:
+        missed = int(tried_missed[0])  # the least is the easiest to read
+    if needless is not None:
+        needless = int(tried_needless[0])
     return Verdict(
         task.vector,
         task.layout,
@@ -126,5 +141,4 @@ def _verdict(task: Task, spec: Spec, vmcs: Vmcs, deadline: Deadline) -> Verdict:
         needless,
         len(tried_missed),
         len(tried_needless),
-        tuple(sorted(lines)),
     )

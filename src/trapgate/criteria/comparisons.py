@@ -62,6 +62,7 @@ def best_comparison(
 
 def comparable(must: Codes, spare: Codes, operators: Iterable[str]) -> list[str]:
     """The operators that make all of `must` exit and none of `spare`, for some value."""
+    must, spare = np.sort(must), np.sort(spare)
     values = _values([must, spare])
     found = []
     for operator in operators:

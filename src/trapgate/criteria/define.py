@@ -88,8 +88,9 @@ def compiled(
     deadline: Deadline = NEVER,
     notes: Sequence[str] = (),
     path: str = "",
+    idle_bits: int = 0,
 ) -> Definition:
-    """The same from tasks."""
+    """The same from tasks; `idle_bits` are set in the exception bitmap besides."""
     named = schemes_named(scheme, path)
     best_choices: tuple[tuple[int, int], FilterScheme, list[_Choice]] | None = None
     first_refusal: InexpressibleError | None = None
@@ -116,6 +117,7 @@ def compiled(
         raise first_refusal
     _, chosen, choices = best_choices
     values, profile = _field_values(choices, others)
+    values[Field.EXCEPTION_BITMAP] |= idle_bits
     answers = [_answer(choice) for choice in choices]
     definition = Definition(chosen.name, profile, values, tuple(answers), tuple(notes))
     # What is verified is what the TOML says, read back as `trapgate run --vmcs` reads it.

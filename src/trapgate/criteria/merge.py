@@ -98,6 +98,10 @@ class Merged:
             )
         return told
 
+    def definition_vmcs(self) -> Vmcs:
+        """The merged fields in a VMCS."""
+        return Vmcs.from_toml(self.definition.toml())
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         shares = [share.document() for share in self.shares]
@@ -140,6 +144,26 @@ def merge(
         CriteriaError: fewer than two parties, or two of one name.
         InexpressibleError, UndecidedError, MissingSolverError: as `define`.
     """
+    tasks = merge_tasks(parties, bits, weights)
+    definition = compiled(
+        tasks,
+        scheme,
+        limits=limits_of(fields, operators),
+        deadline=Deadline(timeout),
+        idle_bits=idle_bits_of(parties),
+        notes=[*_left_out(parties), *weightless(tasks, weights)],
+    )
+    shares = [share for task in tasks for share in _shares(parties, task, definition)]
+    return Merged(definition, tuple(shares))
+
+
+def merge_tasks(
+    parties: Sequence[Party], bits: str = "sdm", weights: Weights | None = None
+) -> list[Task]:
+    """What `parties` ask for together, a task for each exception.
+
+    Raises: CriteriaError: fewer than two parties, or two of one name.
+    """
     if len(parties) < 2:
         raise CriteriaError("merging takes at least two VMCS files; name another")
     names = [party.name for party in parties]
@@ -150,16 +174,19 @@ def merge(
         vector: layout_of(vector) if has_error_code(vector) else None for vector in vectors
     }
     layouts[PF] = page_fault_layout(bits)
-    tasks = [_task(parties, vector, layouts[vector], weights) for vector in vectors]
-    definition = compiled(
-        tasks,
-        scheme,
-        limits=limits_of(fields, operators),
-        deadline=Deadline(timeout),
-        notes=[*_left_out(parties), *weightless(tasks, weights)],
-    )
-    shares = [share for task in tasks for share in _shares(parties, task, definition)]
-    return Merged(definition, tuple(shares))
+    return [_task(parties, vector, layouts[vector], weights) for vector in vectors]
+
+
+IDLE_BITS = 0xFFFFFFFF & ~sum(1 << row.vector for row in TABLE if row.vector != Vector.NMI)
+"""Bits of the exception bitmap that rule no exception: those of NMIs and of reserved vectors."""
+
+
+def idle_bits_of(parties: Sequence[Party]) -> int:
+    """Those of `IDLE_BITS` that somebody has set; they survive a merge, as in any OR of bitmaps."""
+    found = 0
+    for party in parties:
+        found |= party.vmcs["EXCEPTION_BITMAP"] & IDLE_BITS
+    return found
 
 
 _CRITERIA = {

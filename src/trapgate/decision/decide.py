@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from trapgate.compiler.dialect import Cells, core
+from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_table
 from trapgate.decision.fault_filters import (
     FILTER_FIGURE_7,
     FILTER_NONE,
@@ -54,6 +55,7 @@ from trapgate.sdm.cells import (
     ANY_BIT_MASK,
     COMPARISON_OPERATOR,
     COMPARISON_VALUE,
+    CRITERIA_TABLE_RULES,
     ERROR_CODE_FIELD_SHIFT,
     ERROR_CODE_FIELD_WIDTH,
     EXCEPTION_BITMAP,
@@ -137,6 +139,8 @@ class Reason(IntEnum):
     """No fault filter was satisfied, and no other criterion is asked (¶66)."""
     EPT = 21
     """EPT stood in the way of its delivery: a violation or a misconfiguration."""
+    CRITERIA_TABLE = 22
+    """A rule of the criteria table matched."""
 
 
 REASON_CONTROL_BIT = 0
@@ -159,6 +163,7 @@ REASON_OTHER_EVENT = 16
 REASON_FAULT_FILTER_FIGURE_7 = 17
 REASON_FAULT_FILTER_ALONE = 20
 REASON_EPT = 21
+REASON_CRITERIA_TABLE = 22
 
 REASONS: dict[int, str] = {int(reason): reason.name for reason in Reason}
 """The names of the reason codes."""
@@ -206,6 +211,34 @@ def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int
     if control:
         return EXIT, REASON_CONTROL_BIT
     return DELIVER, REASON_CONTROL_BIT
+
+
+@core
+def decide_event(
+    v: Cells,
+    mem: Cells,
+    vector: int,
+    kind: int,
+    error_code: int,
+    address: int,
+    length: int,
+    depth: int,
+    outer: int,
+) -> tuple[int, int]:
+    """The (disposition, reason) of an event by the criteria table, else by `decide_fault`.
+
+    The arguments are `criteria_table.decide_by_table`'s. A fault that comes here cannot
+    be completed any more: a rule that would have matches no longer.
+    """
+    if v[CRITERIA_TABLE_RULES] != 0:
+        action, _ = decide_by_table(
+            v, mem, vector, kind, error_code, address, length, depth, outer, 0, 0, 0
+        )
+        if action == RULE_EXIT:
+            return EXIT, REASON_CRITERIA_TABLE
+        if action == RULE_DELIVER:
+            return DELIVER, REASON_CRITERIA_TABLE
+    return decide_fault(v, vector, kind, error_code)
 
 
 @core

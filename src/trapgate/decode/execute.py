@@ -6,7 +6,8 @@ which are rare, are left to `instructions`, which has a whole decoder.
 """
 
 from trapgate.compiler.dialect import Cells, core
-from trapgate.events.exits import vm_exit
+from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
+from trapgate.decode.undefined import is_undefined
 from trapgate.instructions.effects import (
     clear_task_switched,
     halt,
@@ -21,7 +22,6 @@ from trapgate.instructions.effects import (
     write_msr,
 )
 from trapgate.instructions.intercepts import (
-    EXITED,
     GO_ON,
     RAISE_GP,
     RAISE_OPERAND_PF,
@@ -48,7 +48,6 @@ from trapgate.instructions.intercepts import (
     intercept_xsetbv,
     io_permission,
     privilege_level,
-    secondary_controls,
 )
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.sdm.cells import (
@@ -62,16 +61,12 @@ from trapgate.sdm.cells import (
     GUEST_RFLAGS,
     GUEST_RIP,
     GUEST_RSP,
-    VM_EXIT_INSTRUCTION_INFORMATION,
 )
-from trapgate.sdm.controls import SECONDARY_DESCRIPTOR_TABLE_EXITING
-from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS
 from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
 from trapgate.sdm.state import (
     AR_DB,
     CR0_CD,
     CR0_NW,
-    CR0_PE,
     CR0_PG,
     CR4_PAE,
     CR4_PCIDE,
@@ -79,7 +74,6 @@ from trapgate.sdm.state import (
     CR4_PSE,
     CR4_SMEP,
     RFLAGS_RF,
-    RFLAGS_VM,
 )
 from trapgate.sdm.vmx import (
     CR0_FIXED_0,
@@ -91,7 +85,6 @@ from trapgate.sdm.vmx import (
     MODE_ROOT,
 )
 from trapgate.vmx.instructions import NOT_VMX, execute_vmx, vmx_reason
-from trapgate.vmx.operand import decode_operand, has_prefix
 
 UNKNOWN = 6
 """Not one of the forms that are known here; nothing has changed."""
@@ -165,6 +158,8 @@ def execute(v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, time:
     rex = (word >> (8 * (start - 1))) & 0xFF if start > 0 and long else 0
     if rex & 0xF0 != 0x40:
         rex = 0
+    if is_undefined(word, start):
+        return RAISE_UD
     opcode = (word >> (8 * start)) & 0xFF
     second = (word >> (8 * start + 8)) & 0xFF
     third = (word >> (8 * start + 16)) & 0xFF
@@ -250,14 +245,18 @@ def execute_two_byte(
         if outcome == GO_ON:
             advance(v, length)
         return outcome
-    if second < 2 and secondary_controls(v) & SECONDARY_DESCRIPTOR_TABLE_EXITING:
-        outcome = execute_table(v, mem, word, start, rex, second, third)
-        if outcome != UNKNOWN:
+    if second < 2:
+        outcome, length = execute_table(v, r, mem, x, word, start, rex, second, third)
+        if outcome != NO_TABLE_INSTRUCTION:
+            if outcome == GO_ON:
+                advance(v, length)
             return outcome
+        length = start + 2
+        outcome = UNKNOWN
     if second == 0x01 and third >= 0xC0:
         return execute_group_7(v, r, time, start, third)
     if second in (0x20, 0x22):
-        return execute_mov_cr(v, r, mem, x, long, rex, start, second, third, word)
+        return execute_mov_cr(v, r, mem, x, long, rex, start, second, third)
     if second in (0x21, 0x23):
         return execute_mov_dr(v, r, long, rex, start, second, third)
     if second == 0x31:
@@ -293,6 +292,10 @@ def execute_two_byte(
             set_pair(r, 0)
     elif second == 0x0B:
         return RAISE_UD
+    elif (second == 0x0D or 0x18 <= second <= 0x1F) and third >= 0xC0:
+        # Reserved as NOP.
+        length = start + 3
+        outcome = GO_ON
     if outcome == GO_ON:
         advance(v, length)
     return outcome
@@ -332,43 +335,6 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
 
 
 @core
-def execute_table(
-    v: Cells, mem: Cells, word: int, start: int, rex: int, second: int, third: int
-) -> int:
-    """SGDT, SIDT, LGDT, LIDT and SLDT, STR, LLDT, LTR under "descriptor-table exiting".
-
-    UNKNOWN for what else begins with 0FH 00H and 0FH 01H. SDM, tables "Format of the VM-Exit
-    Instruction-Information Field" for these instructions.
-    """
-    field = (third >> 3) & 7
-    if field > 3 or (second == 1 and third >= 0xC0):
-        return UNKNOWN
-    if second == 0 and has_no_system_segments(v):
-        return RAISE_UD
-    if field > 1 and privilege_level(v) != 0:
-        return RAISE_GP
-    length, information, displacement = decode_operand(v, mem, word, start, rex, start + 2)
-    information = information & 0xFFF_FFFF
-    reason = REASON_LDTR_OR_TR_ACCESS
-    if second == 1:
-        reason = REASON_GDTR_OR_IDTR_ACCESS
-        small = v[GUEST_CS_ACCESS_RIGHTS] & AR_DB == 0
-        if has_prefix(word, start, 0x66):
-            small = not small
-        if not small:
-            information = information | 1 << 11
-    vm_exit(v, reason, displacement, length)
-    v[VM_EXIT_INSTRUCTION_INFORMATION] = information | field << 28
-    return EXITED
-
-
-@core
-def has_no_system_segments(v: Cells) -> bool:
-    """Whether the mode has no LDT and no task register: real-address and virtual-8086 mode."""
-    return bool(v[GUEST_CR0] & CR0_PE == 0 or v[GUEST_RFLAGS] & RFLAGS_VM != 0)
-
-
-@core
 def execute_mov_cr(
     v: Cells,
     r: Cells,
@@ -379,15 +345,11 @@ def execute_mov_cr(
     start: int,
     second: int,
     third: int,
-    word: int,
 ) -> int:
-    """MOV to and from control registers; LOCK makes CR0 mean CR8."""
+    """MOV to and from control registers."""
     length = start + 3
     number = ((third >> 3) & 7) | (rex & 4) << 1
     register = (third & 7) | (rex & 1) << 3
-    for n in range(start):
-        if (word >> (8 * n)) & 0xFF == 0xF0:
-            return RAISE_UD
     if second == 0x22:
         value = general(v, r, register)
         if not long:

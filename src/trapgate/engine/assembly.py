@@ -10,6 +10,7 @@ Line: TypeAlias = Instruction | tuple[int, str] | str
 RAX, RCX, RDX = Register.RAX, Register.RCX, Register.RDX
 RSP, RSI, RDI = Register.RSP, Register.RSI, Register.RDI
 R8, R9 = Register.R8, Register.R9
+AL, EAX = Register.AL, Register.EAX
 
 JE, JNE, JS, JGE, JMP = (
     Code.JE_REL32_64,
@@ -72,6 +73,11 @@ def test_32(base: int, displacement: int, value: int) -> Instruction:
     return Instruction.create_mem_u32(Code.TEST_RM32_IMM32, _at(base, displacement), value)
 
 
+def set_if_zero(register: int) -> Instruction:
+    """SETE of a register of eight bits."""
+    return Instruction.create_reg(Code.SETE_RM8, register)
+
+
 def constant(register: int, value: int) -> Instruction:
     """MOV of 64 immediate bits."""
     return Instruction.create_reg_u64(Code.MOV_R64_IMM64, register, value)
@@ -80,6 +86,11 @@ def constant(register: int, value: int) -> Instruction:
 def add(register: int, other: int) -> Instruction:
     """ADD of registers."""
     return Instruction.create_reg_reg(Code.ADD_R64_RM64, register, other)
+
+
+def and_32(register: int, value: int) -> Instruction:
+    """AND of a 32-bit register, whose upper half becomes 0, with a signed value."""
+    return Instruction.create_reg_i32(Code.AND_RM32_IMM32, register, value)
 
 
 def test(register: int) -> Instruction:

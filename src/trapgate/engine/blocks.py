@@ -78,7 +78,8 @@ def must_stop(m: Cells) -> bool:
     if attention & 2 and m[mc.NATIVE] != 0:
         # Something waits for the guest to be interruptible.
         env = m[mc.ENV]
-        if peek64(env + at.EFLAGS) & 0x200 and peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
+        blocked = peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ and m[mc.SHADOW] != 0
+        if peek64(env + at.EFLAGS) & 0x200 and not blocked:
             m[mc.STOP] = mc.ATTEND
             return True
     elif attention & 2 and flags_now(m) & 0x200:

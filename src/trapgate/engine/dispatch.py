@@ -12,6 +12,7 @@ from trapgate.decision.self_map import entry_at, may_be_filtered
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance, prefix_length
 from trapgate.decode.read_modify_write import writes_what_it_reads
+from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.state import (
@@ -33,6 +34,7 @@ from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
+from trapgate.sdm.state import DR7_GD, RFLAGS_RF
 from trapgate.vmx import instructions as vi
 from trapgate.vmx.transition import copy_guest_state
 
@@ -252,15 +254,24 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
         if x[vmx.FLUSH] != 0:
             x[vmx.FLUSH] = 0
             m[mc.SWITCHED] |= mc.SWITCHED_TRANSLATIONS
+        if v[f.GUEST_DR7] & DR7_GD:
+            # Each MOV DR is to be intercepted from now on.
+            m[mc.SWITCHED] |= mc.SWITCHED_VMCS
         if stepping:
             causes = _SINGLE_STEP | v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
             return arbitrate(m, v, r, 1, 3, -1, causes, 0)
         return mc.RUNNING
     if outcome == ix.EXITED:
+        # SDM, "Saving RIP, RSP, RFLAGS, and SSP": the instruction had begun.
+        cells(m[mc.V], m[mc.V_CELLS])[f.GUEST_RFLAGS] &= ~RFLAGS_RF
         return mc.EXITED
     if outcome == ex.HALTED:
         return mc.HALTED
+    if outcome == ix.RAISE_FAULT:
+        x = cells(m[mc.X], vmx.LENGTH)
+        fault = x[vmx.FAULT_VECTOR]
+        return arbitrate(m, v, r, fault, 3, x[vmx.FAULT_ERROR], x[vmx.FAULT_ADDRESS], 0)
     if outcome == vi.ENTER:
         return call(m[mc.VM_ENTER], (m[mc.SELF],))
     if outcome == ix.RAISE_OPERAND_PF:
@@ -275,15 +286,6 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     if outcome == ix.RAISE_DB:
         return arbitrate(m, v, r, 1, 3, -1, _GENERAL_DETECT, 0)
     return mc.ASSIST
-
-
-@jit
-def is_locked(word: int, count: int) -> bool:
-    """Whether LOCK is among the first `count` bytes, the prefixes."""
-    locked = False
-    for n in range(count):
-        locked |= (word >> (8 * n)) & 0xFF == 0xF0
-    return locked
 
 
 @jit
@@ -303,11 +305,13 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
     word = instruction(m, v)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
+    if is_undefined(word, start):
+        return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     if byte == 0xF1:
         # This is the one #DB, also for what MOV SS has held back.
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
-    if byte & 0xFC == 0x6C and not is_locked(word, start):
+    if byte & 0xFC == 0x6C:
         return execute_sensitive(m, v, r, word)
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
@@ -327,6 +331,8 @@ def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
     word = instruction(m, v)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
+    if is_undefined(word, start):
+        return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     byte = (word >> (8 * start)) & 0xFF
     length = start + 1 + m[mc.EXTRA]
     if byte == 0xCC:

@@ -22,6 +22,7 @@ from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
+from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
 
 _POPPED = 40
 """Bytes of the longest frame that IRET takes from the stack."""
@@ -318,6 +319,12 @@ def breakpoint_hit(cpu: int) -> None:
     hflags = peek32(env + at.HFLAGS)
     if hflags & at.HF_CS64 == 0:
         linear = (linear + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
+    if hflags & at.HF_INHIBIT_IRQ and m[mc.SHADOW] & BLOCKING_BY_MOV_SS:
+        # SDM, "MOV": the next instruction's breakpoint is suppressed. RF suppresses it here.
+        m[mc.PASSED] = linear + 1
+        poke64(env + at.EFLAGS, peek64(env + at.EFLAGS) | RFLAGS_RF)
+        poke32(m[mc.EXCEPTION_INDEX], -1)
+        call(m[mc.CPU_LOOP_EXIT], (cpu,))
     dr7 = peek64(env + at.DR7)
     causes = 0
     for n in range(4):

@@ -95,13 +95,20 @@ journal, the virtual clock, and why the engine stopped.
     GATE_INDEX,
     GATE_LOW,
     FAULT_CODE,
+    SHADOW,
+    TRANSLATION,
+    PASSED,
     CELLS,
-) = range(90)
+) = range(93)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. IRET_AT: 1 + the linear address of the IRET that unblocked NMIs.
+SHADOW: what blocks while the engine's flag says that something
+does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
+engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
+MOV SS has suppressed.
 EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only)."""
 

@@ -16,6 +16,7 @@ from trapgate.sdm import registers as reg
 
 _CC = 0x8D5
 _IF = 0x200
+_RF = 1 << 16
 _STI = 0xFB
 _MONITOR_TRAP_FLAG = 1 << 27
 _DF = 0x400
@@ -63,7 +64,7 @@ def rflags_of(m: Cells, env: int) -> int:
 
 @jit
 def what_blocks(m: Cells, v: Cells) -> int:
-    """Blocking by STI or by MOV SS, for which the engine has one flag.
+    """Blocking by STI or by MOV SS, where nobody has kept count of what executed.
 
     STI has enabled interrupts, and it is the byte before this instruction.
     """
@@ -74,6 +75,28 @@ def what_blocks(m: Cells, v: Cells) -> int:
     physical, code, _, _ = walk(v, _AC, mem, linear, 0, 0)
     sti = v[f.GUEST_RFLAGS] & _IF and code < 0 and load8(mem, physical) == _STI
     return 1 if sti else 2
+
+
+@jit
+def blocking_now(m: Cells, env: int, v: Cells) -> int:
+    """Interruptibility state: blocking by STI or by MOV SS ends with the next instruction."""
+    blocking = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
+    if peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
+        return blocking & ~_BLOCKED
+    if m[mc.SHADOW] >= 0:
+        return blocking & ~_BLOCKED | int(m[mc.SHADOW])
+    return blocking if blocking & _BLOCKED else blocking | what_blocks(m, v)
+
+
+@jit
+def forget_passed_breakpoint(m: Cells, v: Cells) -> None:
+    """RF is 1 only for the engine's sake if this is the instruction whose breakpoint was passed."""
+    linear = v[f.GUEST_RIP]
+    if v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 == 0 or v[f.GUEST_IA32_EFER] & 1 << 10 == 0:
+        linear = (linear + v[f.GUEST_CS_BASE]) & 0xFFFFFFFF
+    if m[mc.PASSED] == linear + 1:
+        v[f.GUEST_RFLAGS] &= ~_RF
+    m[mc.PASSED] = 0
 
 
 @jit
@@ -111,10 +134,9 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     v[f.GUEST_IA32_SYSENTER_ESP] = peek64(env + at.SYSENTER_ESP)
     v[f.GUEST_IA32_SYSENTER_EIP] = peek64(env + at.SYSENTER_EIP)
     v[f.GUEST_IA32_PAT] = peek64(env + at.PAT)
-    if peek32(env + at.HFLAGS) & at.HF_INHIBIT_IRQ == 0:
-        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~_BLOCKED
-    elif v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED == 0:
-        v[f.GUEST_INTERRUPTIBILITY_STATE] |= what_blocks(m, v)
+    v[f.GUEST_INTERRUPTIBILITY_STATE] = blocking_now(m, env, v)
+    if m[mc.PASSED] != 0:
+        forget_passed_breakpoint(m, v)
     r[reg.CR2] = peek64(env + at.CR2)
     for n in range(4):
         r[reg.DR0 + n] = peek64(env + at.DR0 + 8 * n)
@@ -293,6 +315,8 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.KERNEL_GS_BASE, r[reg.KERNEL_GS_BASE])
     poke64(env + at.TSC_AUX, r[reg.TSC_AUX])
     poke32(env + at.HFLAGS, hflags_of(v, peek32(env + at.HFLAGS)))
+    if m[mc.SHADOW] >= 0:
+        m[mc.SHADOW] = v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED
     poke32(env + at.OLD_EXCEPTION, -1)
     poke32(env + at.EXCEPTION_IS_INT, 0)
     load_debug_registers(m, env, v, r)

@@ -8,10 +8,9 @@ them are given functions of ours here (Linux x86-64 wheel only):
   deadline, and at the request. A hook of the public interface does the same, at more than
   the cost of a small block. The calls of the same function behind loads and stores are left out.
 * Far jumps, far calls and IRET look for a task switch first, which the engine would do by itself.
-* The translator is shown UD2 in place of code that it gets wrong. `LOCK BT`, `BTS`, `BTR`
-  and `BTC` of a register make it call abort(); it ignores VEX prefixes of some encodings
-  and LOCK on input and output; INS would store before anybody can stop it. What is no #UD
-  after all is carried out where #UD arrives (`dispatch.undefined`).
+* The translator is shown UD2 in place of code that it gets wrong, and told other things
+  (`odd_code`). What is no #UD after all is carried out where #UD arrives
+  (`dispatch.undefined_opcode`).
 
 The slots serve all instances in the process; those that are not ours get what they had.
 """
@@ -33,10 +32,20 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.blocks import alignment_is_checked, must_stop
 from trapgate.engine.linkage import slots
+from trapgate.engine.odd_code import (
+    CARE_ALIGNMENT,
+    CARE_MXCSR,
+    LOADS_SS,
+    STI,
+    TEST_TWIN,
+    UNDEFINED,
+    look,
+)
 from trapgate.engine.state import save_paging
 from trapgate.errors import EngineError
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
+from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF, RFLAGS_VM
 
 (
     TRANSLATOR_LOOP,
@@ -54,10 +63,14 @@ from trapgate.paging.walk import walk
     IRET_CODE,
     FAR_JUMP_CODE,
     FAR_CALL_CODE,
+    STI_CODE,
+    SHADOW_CODE,
+    READ_FLAGS,
+    READ_FLAGS_CODE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(18)
+) = range(22)
 """Cells that all instances share; the last is the first of the translator's operations, as we
 want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -73,7 +86,7 @@ _CPU = 0x1B8
 """In the handle, which is at `_UC` in the translator's context."""
 _LAST_OP = 0x7390
 _ARGUMENTS = 0x18
-_NEXT_PC = 0x10
+_BLOCK_FLAGS = 0xA8
 _TB_FLAGS = 0x10
 _TB_ICOUNT = 0x16
 _TB_CFLAGS = 0x18
@@ -82,14 +95,24 @@ _TB_COUNT = 0x7FFF
 
 _TASK_GATE = 5
 _AC = 1 << 18
-_CARE_MXCSR = 1
-_CARE_ALIGNMENT = 2
 
 
 @jit
 def last_op(context: int) -> int:
     """The operation that was emitted last into the translator's context."""
     return peek64(peek64(peek64(context + _LAST_OP) + 8))
+
+
+@jit
+def call_before(t: Cells, m: Cells, function: int, first: int, second: int) -> None:
+    """Emit the call of a function of ours with two constants."""
+    context = m[mc.TRANSLATION]
+    m[mc.PAIR] = context + call(t[CONST_I64], (context, first))
+    m[mc.PAIR_2] = context + call(t[CONST_I64], (context, second))
+    call(t[GEN_CALL], (context, t[CHECK_EXIT], 0, 2, m[mc.SELF] + 8 * mc.PAIR))
+    poke64(last_op(context) + _ARGUMENTS + 16, function)
+    call(t[FREE_TEMP], (context, m[mc.PAIR]))
+    call(t[FREE_TEMP], (context, m[mc.PAIR_2]))
 
 
 @callback(VOID, *[INT64] * 6)
@@ -111,11 +134,14 @@ def on_translate(
     m = cells(machine, mc.CELLS)
     m[mc.CALL_OP] = 0
     m[mc.CARE] = 0
+    if peek32(tb + _TB_FLAGS) & RFLAGS_RF:
+        # It counts for the next instruction only.
+        most = 1
     call(t[TRANSLATOR_LOOP], (translator + 8 * OUR_OPERATIONS, block, cpu, tb, most))
     if m[mc.CALL_OP] == 0:
         return
     if peek32(tb + _TB_FLAGS) & _AC:
-        m[mc.CARE] |= _CARE_ALIGNMENT
+        m[mc.CARE] |= CARE_ALIGNMENT
     if m[mc.CARE] != 0:
         poke64(m[mc.CALL_OP] + _ARGUMENTS + 16, t[CARE_CODE])
         # A block is aligned to more than the bits of CARE.
@@ -133,6 +159,8 @@ def on_gen_call(
     cpu = peek64(peek64(context + _UC) + _CPU)
     machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
     ours = machine != 0 and cells(machine, mc.CELLS)[mc.NATIVE] != 0
+    if machine != 0:
+        cells(machine, mc.CELLS)[mc.TRANSLATION] = context
     checks = function == t[CHECK_EXIT] and ours
     # The first such call begins the block. The others follow loads and stores, and cost as much
     # as these: without them a request to exit is seen where the next block begins.
@@ -145,6 +173,10 @@ def on_gen_call(
             for n in range(3):
                 if function == t[IRET + n] and peek64(place) == function:
                     poke64(place, t[IRET_CODE + n])
+        if machine != 0 and function == t[READ_FLAGS]:
+            place = last_op(context) + _ARGUMENTS + 8 * ((count & 0xFF) + 1)
+            if peek64(place) == function:
+                poke64(place, t[READ_FLAGS_CODE])
         return
     m = cells(machine, mc.CELLS)
     m[mc.PAIR] = context + call(t[CONST_I64], (context, machine))
@@ -160,58 +192,22 @@ def on_gen_call(
     call(t[FREE_TEMP], (context, m[mc.PAIR_2]))
 
 
-@jit
-def code_byte(t: Cells, env: int, address: int) -> int:
-    """A byte of code; faults as the translator's own fetch does."""
-    return call(t[CODE_BYTE], (env, address)) & 0xFF
-
-
 @callback(VOID, *[INT64] * 3)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
-    """translate_insn: look at an instruction, byte by byte, before it is translated."""
+    """translate_insn: look at an instruction before it is translated (`odd_code`)."""
     t = cells(translator, _CELLS)
     env = cpu + at.CPU_SIZE
-    m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    m[mc.FORBIDDEN] = 0
-    start = peek64(block + _NEXT_PC)
-    long = peek32(env + at.HFLAGS) & at.HF_CS64 != 0
-    locked = False
-    byte = 0
-    n = 0
-    while n < 14:
-        byte = code_byte(t, env, start + n)
-        if byte == 0xF0:
-            locked = True
-        elif not (
-            byte in (0x66, 0x67, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
-            or (long and byte & 0xF0 == 0x40)
-        ):
-            break
-        n += 1
-    if byte in (0xC4, 0xC5) or (locked and byte & 0xF4 == 0xE4) or byte & 0xFC == 0x6C:
-        # VEX, or LES and LDS with a register; LOCK IN and OUT; INS and OUTS.
-        forbidden = byte & 0xFC == 0x6C or byte & 0xF4 == 0xE4
-        if not forbidden and n < 13:
-            forbidden = long or code_byte(t, env, start + n + 1) >= 0xC0
-        m[mc.FORBIDDEN] = 1 if forbidden else 0
-        m[mc.FORBIDDEN_AT] = start
-    elif byte == 0x0F and n < 13:
-        second = code_byte(t, env, start + n + 1)
-        if second == 0xAE:
-            form = code_byte(t, env, start + n + 2)
-            # LDMXCSR and FXRSTOR.
-            if form < 0xC0 and (form >> 3) & 7 in (1, 2):
-                m[mc.CARE] |= _CARE_MXCSR
-        elif second == 0x05 and not long:
-            # SYSCALL, which is for 64-bit mode.
-            m[mc.FORBIDDEN] = 1
-            m[mc.FORBIDDEN_AT] = start
-        elif locked and (second in (0xA3, 0xAB, 0xB3, 0xBB) or second == 0xBA):
-            form = code_byte(t, env, start + n + 2)
-            if form >= 0xC0 and (second != 0xBA or form & 0x20):
-                m[mc.FORBIDDEN] = 1
-                m[mc.FORBIDDEN_AT] = start
+    machine = peek64(env + at.MACHINE)
+    m = cells(machine, mc.CELLS)
+    task_switched = peek32(block + _BLOCK_FLAGS) & at.HF_TS
+    found = look(t[CODE_BYTE], block, env)
+    if found == STI:
+        call_before(t, m, t[STI_CODE], machine, env)
+    elif found == LOADS_SS:
+        call_before(t, m, t[SHADOW_CODE], machine, BLOCKING_BY_MOV_SS)
     call(t[THEIR_TRANSLATE], (block, cpu))
+    # It may have been hidden from this instruction.
+    poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
 
 
@@ -222,7 +218,10 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
     machine = peek64(env + at.MACHINE)
     if machine != 0:
         m = cells(machine, mc.CELLS)
-        if m[mc.FORBIDDEN] != 0:
+        if m[mc.FORBIDDEN] == TEST_TWIN and address == m[mc.FORBIDDEN_AT]:
+            # With reg 0 it is TEST, too.
+            return call(t[CODE_BYTE], (env, address)) & 0xC7
+        if m[mc.FORBIDDEN] == UNDEFINED:
             if address == m[mc.FORBIDDEN_AT]:
                 return 0x0F
             if address == m[mc.FORBIDDEN_AT] + 1:
@@ -295,7 +294,7 @@ def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         call(m[mc.EMU_STOP], (m[mc.UC],))
         return 1
-    if tagged & _CARE_MXCSR == 0:
+    if tagged & CARE_MXCSR == 0:
         m[mc.TIME] += peek16(tb + _TB_ICOUNT)
         return 0
     if peek32(tb + _TB_CFLAGS) & _TB_COUNT == 1:
@@ -383,6 +382,27 @@ def _before(check: int, function: int, *unless: asm.Line) -> bytes:
     )
 
 
+def _pushed_flags_code(read_flags: int) -> bytes:
+    """The flags as PUSHF stores them: without RF and VM."""
+    return asm.assemble(
+        *asm.call_saving(read_flags, asm.RDI),
+        asm.and_32(asm.EAX, ~(RFLAGS_RF | RFLAGS_VM)),
+        asm.RET,
+    )
+
+
+_STI_CODE = asm.assemble(
+    asm.clear(asm.RAX),
+    asm.test_32(asm.RSI, at.EFLAGS, 1 << 9),
+    asm.set_if_zero(asm.AL),
+    asm.store(asm.RDI, 8 * mc.SHADOW, asm.RAX),
+    asm.RET,
+)
+"""STI of the CPU state RSI on the machine RDI blocks interrupts if it enables them."""
+
+_SHADOW_CODE = asm.assemble(asm.store(asm.RDI, 8 * mc.SHADOW, asm.RSI), asm.RET)
+"""What RSI says is blocked behind the instruction."""
+
 _NESTED_TASK = asm.test_32(asm.RDI, at.EFLAGS, 1 << 14)
 """Whether RFLAGS.NT of the CPU state at RDI is 1."""
 
@@ -412,6 +432,10 @@ class Translator:
         t[COUNT_CODE] = self._place(_count_code(request, check_exit))
         t[CARE_CODE] = self._place(_care_code(request, check_exit))
         t[GUARD_CODE] = self._place(_stub(on_instruction.address, asm.RDX, address))
+        t[READ_FLAGS] = _symbol(library, "helper_read_eflags")
+        t[READ_FLAGS_CODE] = self._place(_pushed_flags_code(int(t[READ_FLAGS])))
+        t[STI_CODE] = self._place(_STI_CODE)
+        t[SHADOW_CODE] = self._place(_SHADOW_CODE)
         t[IRET] = _symbol(library, "helper_iret_protected")
         t[FAR_JUMP] = _symbol(library, "helper_ljmp_protected")
         t[FAR_CALL] = _symbol(library, "helper_lcall_protected")

@@ -353,10 +353,12 @@ class UnicornEngine:
     def _open_context(self) -> None:
         """The portable path: the state is a copy, saved and restored at every event."""
         # Where the translator can be guarded from code that would end the process, it is.
+        self.cells[mc.SHADOW] = -1
         with contextlib.suppress(EngineError):
             inside = native.find(self.uc)
             translator()
             ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
+            self.cells[mc.SHADOW] = 0
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
         self._check(uclib.uc_context_alloc(self.uc._uch, ctypes.byref(context)))

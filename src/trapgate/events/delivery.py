@@ -2,7 +2,7 @@
 
 The order is the SDM's ("VM Exits Caused by Events During Event Delivery" of the
 chapter on VM exits; "Interrupt 8 - Double Fault Exception") and the second seed's
-(claims 8 and 9): each fault is first put to `decide_fault` as itself; only one that
+(claims 8 and 9): each fault is first put to `decide_event` as itself; only one that
 stays in the guest is combined with the event whose delivery it broke off; what
 comes of that is decided and delivered in its turn, until a handler is entered,
 something exits or the guest shuts down.
@@ -17,7 +17,7 @@ from trapgate.decision.decide import (
     REASON_INJECTED,
     REASON_TASK_GATE,
     REASON_TRIPLE_FAULT,
-    decide_fault,
+    decide_event,
 )
 from trapgate.events.exits import record_idt_vectoring, record_interruption, vm_exit
 from trapgate.events.idt import DELIVERED, TASK_GATE, deliver
@@ -167,7 +167,9 @@ def raise_event(
         row_address = address if vector == PF and kind == TYPE_HARDWARE_EXCEPTION else 0
         disposition, reason = DELIVER, REASON_INJECTED
         if fresh:
-            disposition, reason = decide_fault(v, vector, kind, error_code)
+            disposition, reason = decide_event(
+                v, mem, vector, kind, error_code, address, length, depth, outer
+            )
         if disposition == COMPLETE:
             record(v, rows, head, vector, kind, error_code, row_address, COMPLETE, reason, depth, 0)
             return 2

@@ -28,7 +28,9 @@ RAISE_PF = 5
 RAISE_SS = 8
 """#SS(0); only VMX instructions answer it."""
 RAISE_OPERAND_PF = 11
-"""#PF of an operand, as `sdm.vmx` says; only VMX instructions and MOV CR answer it."""
+"""#PF of an operand, as `sdm.vmx` says."""
+RAISE_FAULT = 12
+"""The fault that `sdm.vmx` says: FAULT_VECTOR, FAULT_ERROR, FAULT_ADDRESS."""
 
 ACCESS_MOV_TO = 0
 ACCESS_MOV_FROM = 1
@@ -285,9 +287,11 @@ def intercept_lmsw(v: Cells, source: int, is_memory: int, linear: int, length: i
 def intercept_mov_dr(v: Cells, number: int, is_read: int, register: int, length: int) -> int:
     """MOV DR: "MOV-DR exiting", before the checks of privilege and CR4.DE.
 
-    `is_read` is 1 for a MOV from the debug register. What else may go wrong is
-    `effects.read_dr`'s and `effects.write_dr`'s.
+    `is_read` is 1 for a MOV from the debug register. DR8 to DR15 are no registers. What else
+    may go wrong is `effects.read_dr`'s and `effects.write_dr`'s.
     """
+    if number > 7:
+        return RAISE_UD
     qualification = (number & 7) | is_read << 4 | register << 8
     return exit_if(v, ct.PRIMARY_MOV_DR_EXITING, why.REASON_MOV_DR, qualification, length)
 

@@ -27,6 +27,7 @@ from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import (
     AR_UNUSABLE,
+    BLOCKING_BY_MOV_SS,
     CR0_AM,
     CR4_OSXMMEXCPT,
     PENDING_BS,
@@ -56,6 +57,9 @@ _WIDTHS = {CodeSize.CODE16: 16, CodeSize.CODE32: 32, CodeSize.CODE64: 64}
 _READS = {OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
 _WRITES = {OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
 _STACK_POINTERS = {Register.SP, Register.ESP, Register.RSP}
+_STACK_BASES = {*_STACK_POINTERS, Register.BP, Register.EBP, Register.RBP}
+_SHADOWING = {Mnemonic.MOV, Mnemonic.POP}
+"""What holds debug exceptions back until the next instruction is done, if it loads SS."""
 _BIT_STRINGS = {Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
 _PORTS = {
     *(Mnemonic.IN, Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD),
@@ -185,8 +189,8 @@ def trap(
         pending |= PENDING_ENABLED_BREAKPOINT if causes & _BREAKPOINTS else 0
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= pending
         return False
-    if instruction.op0_kind == OpKind.REGISTER and instruction.op0_register == Register.SS:
-        # Loading SS holds debug exceptions back until the next instruction is done.
+    loads_ss = instruction.op0_kind == OpKind.REGISTER and instruction.op0_register == Register.SS
+    if loads_ss and instruction.mnemonic in _SHADOWING:
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= causes & _BREAKPOINTS
         return False
     return processor.raise_fault(1, -1, causes)
@@ -198,9 +202,10 @@ def _linear_rip(guest: Operand) -> int:
 
 
 def _breakpoints(processor: LogicalProcessor, guest: Operand) -> int:
-    """The breakpoints on execution at RIP, as bits of DR6; none while RF is set."""
+    """The breakpoints on execution at RIP, as bits of DR6; none with RF set or behind MOV SS."""
     v = guest.v
-    if v[f.GUEST_RFLAGS] & RFLAGS_RF:
+    blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS
+    if v[f.GUEST_RFLAGS] & RFLAGS_RF or blocked:
         return 0
     linear = _linear_rip(guest)
     dr7 = int(v[f.GUEST_DR7])
@@ -253,6 +258,9 @@ def accesses_of(guest: Operand, instruction: iced.Instruction) -> Iterator[Acces
         if instruction.mnemonic in _BIT_STRINGS and instruction.op1_kind == OpKind.REGISTER:
             offset += _bit_string_offset(guest, instruction, size)
         segment = _SEGMENTS.get(used.segment, 3)
+        if guest.long and segment < 4:
+            # The overrides of CS, DS, ES and SS mean nothing in 64-bit mode.
+            segment = _SS if used.base in _STACK_BASES else 3
         offset &= (1 << width) - 1
         base = 0
         if not guest.long or segment >= 4:

@@ -12,7 +12,7 @@ from trapgate.engine.unicorn_engine import UnicornEngine
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
-from trapgate.sdm.cells import ENCODINGS
+from trapgate.sdm.cells import LENGTH
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.state import ACTIVITY_WAIT_FOR_SIPI
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure, hexadecimal
@@ -32,7 +32,7 @@ class X86Vmm:
         self._engine = engine.cells
         self.state: Cells = np.zeros(vmx.LENGTH, np.int64)
         self.state[vmx.VMXON_POINTER] = self.state[vmx.CURRENT] = vmx.NONE
-        self.vmcs: Cells = np.zeros(len(ENCODINGS), np.int64)
+        self.vmcs: Cells = np.zeros(LENGTH, np.int64)
         self._words = memoryview(self.state.data)
         self._sink: Callable[[str], None] | None = None
         self._told = 0

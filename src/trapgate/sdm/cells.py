@@ -177,7 +177,11 @@ ENCODINGS: dict[str, int] = {
     "FAULT_FILTER": 0x4340,
     "FAULT_FILTER_ORDER": 0x4342,
     "EXIT_THROUGH_IDT": 0x4344,
+    "CRITERIA_TABLE_LENGTH": 0x4346,
+    "CRITERIA_TABLE_RULES": 0x4348,
+    "CRITERIA_TABLE_ADDRESS": 0x2300,
     "FAILED_CHECK": 0x4700,
+    "FAILED_RULE": 0x4702,
     "EPT_POINTER_IN_FORCE": 0x2700,
     "PTBASE": 0x6300,
 }
@@ -351,7 +355,17 @@ ENCODINGS: dict[str, int] = {
     FAULT_FILTER,
     FAULT_FILTER_ORDER,
     EXIT_THROUGH_IDT,
+    CRITERIA_TABLE_LENGTH,
+    CRITERIA_TABLE_RULES,
+    CRITERIA_TABLE_ADDRESS,
     FAILED_CHECK,
+    FAILED_RULE,
     EPT_POINTER_IN_FORCE,
     PTBASE,
 ) = range(len(ENCODINGS))
+
+TABLE_START = len(ENCODINGS)
+"""Behind the fields: the criteria table as the processor keeps it (`decision.criteria_table`)."""
+TABLE_CELLS = 2048
+LENGTH = TABLE_START + TABLE_CELLS
+"""How many cells a VMCS has."""

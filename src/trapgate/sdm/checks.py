@@ -53,6 +53,15 @@ EXTENSION_MEMBERS = 355
 EXTENSION_CODE_FIELD = 356
 EXTENSION_FILTER = 357
 EXTENSION_FILTER_ORDER = 358
+TABLE_ADDRESS = 359
+TABLE_LENGTH = 360
+TABLE_RULES = 361
+TABLE_END = 362
+TABLE_RULE = 363
+TABLE_CLAUSE = 364
+TABLE_VALUE = 365
+TABLE_BITMAP = 366
+TABLE_COMPLETES = 367
 
 LAST_OF_CONTROLS = 399
 """Checks up to here fail with VM-instruction error 7."""
@@ -269,6 +278,35 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     ),
     (EXTENSION_FILTER, ("FAULT_FILTER",), "there is no such fault filter"),
     (EXTENSION_FILTER_ORDER, ("FAULT_FILTER_ORDER",), "there is no such order of criteria"),
+    (
+        TABLE_ADDRESS,
+        ("CRITERIA_TABLE_ADDRESS", "CRITERIA_TABLE_LENGTH"),
+        "the table must lie in memory, at a multiple of 8",
+    ),
+    (
+        TABLE_LENGTH,
+        ("CRITERIA_TABLE_LENGTH",),
+        "must be a multiple of 8 and at most 16384 bytes",
+    ),
+    (TABLE_RULES, ("CRITERIA_TABLE_RULES",), "must be 1 to 64 for a table, and 0 without one"),
+    (TABLE_END, ("CRITERIA_TABLE_LENGTH", "FAILED_RULE"), "the table ends within this rule"),
+    (TABLE_RULE, ("FAILED_RULE",), "there is no such action, or reserved bits of the rule are 1"),
+    (
+        TABLE_CLAUSE,
+        ("FAILED_RULE",),
+        "there is no such operator, or what is reserved in the clause is not 0",
+    ),
+    (TABLE_VALUE, ("FAILED_RULE",), "no value of the fault information has this clause's number"),
+    (
+        TABLE_BITMAP,
+        ("FAILED_RULE", "CRITERIA_TABLE_LENGTH"),
+        "the clause's bitmap must lie in the table, at a multiple of 8",
+    ),
+    (
+        TABLE_COMPLETES,
+        ("FAILED_RULE",),
+        "a rule that completes needs a clause over table_entry, old_entry or new_entry",
+    ),
     (EXTENSION_CRITERION, ("TRANSFER_CRITERION",), "there is no such control-transfer criterion"),
     (EXTENSION_OPERATOR, ("COMPARISON_OPERATOR",), "there is no such comparison operator"),
     (

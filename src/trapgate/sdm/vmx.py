@@ -36,7 +36,8 @@ Capability Reporting Facility".
     ENTRY_LENGTH,
     FLUSH,
     SECONDARY_ALLOWED,
-) = range(28)
+    FAULT_VECTOR,
+) = range(29)
 """What the cells of `x` hold.
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
@@ -45,7 +46,8 @@ current VMCS. FEATURE_CONTROL: IA32_FEATURE_CONTROL. EXTENDED: 1 if the extensio
 LENT: 1 while the guest state of `n` is lent to VMCS 0, for the VMM in Python to work on.
 KEPT_*: what the fields held that the entry did not load or the exit will not save. ROOT_*: CR0
 and CR4 as the VMM in Python keeps them, and blocking by NMI, in VMX root operation. FAULT_*:
-error code and linear address of a page fault on an instruction's operand. EXPLAINING: 1 if the
+error code and linear address of a page fault on an instruction's operand, and the vector of
+other faults. EXPLAINING: 1 if the
 run has to stop whenever a VMX instruction or a VM entry fails. FAILED_RIP: RIP of the
 instruction that failed last or may yet fail. OPERAND: the physical address or the field's
 encoding that a VMX instruction was given last. ABORT: the VMX-abort indicator. ENTRIES: VM
@@ -101,8 +103,9 @@ MSR_VMX_TRUE_EXIT_CTLS = 0x48F
 MSR_VMX_TRUE_ENTRY_CTLS = 0x490
 MSR_VMX_VMFUNC = 0x491
 MSR_TRAPGATE_EXTENSIONS = 0x4B0
-"""Ours: bit 0 says that the extension fields exist (profile "seed"), bits 15:8 how many
-transfer criteria there are. Not Intel's; read only after checking CPUID leaf 40000000H."""
+"""Ours: bit 0 says that the extension fields exist (profile "extended"), bits 23:16
+how many rules a criteria table may have, bits 63:32 how many bytes. Not Intel's; read only after
+checking CPUID leaf 40000000H."""
 
 CR0_FIXED_0 = 0x8000_0021
 """PG, NE, PE: must be 1 in VMX operation (PG and PE not under "unrestricted guest")."""

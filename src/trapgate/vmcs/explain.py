@@ -119,11 +119,17 @@ def explain(check: int, v: Cells) -> str:
     row = CHECKS.get(check)
     if row is None:
         return f"check {check}, which this version does not know"
-    values = [f"{name} = {hexadecimal(int(v[Field[name].cell]))}" for name in row.fields]
+    values = [f"{name} = {_shown(name, int(v[Field[name].cell]))}" for name in row.fields]
     bits = _bits_at_fault(check, int(v[Field[row.fields[0]].cell]))
     others = f" (with {', '.join(values[1:])})" if values[1:] else ""
     source = f'SDM, "{row.section}"' if row.section else "an extension, not the SDM's"
     return f"{values[0]}: {row.rule}{bits}{others} [check {check}; {source}]"
+
+
+def _shown(name: str, value: int) -> str:
+    if name == Field.FAILED_RULE.name:
+        return f"rule {value >> 16}, clause {value & 0xFFFF} (counted from 0)"
+    return hexadecimal(value)
 
 
 def _bits_at_fault(check: int, value: int) -> str:

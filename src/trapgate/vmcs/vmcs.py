@@ -5,7 +5,7 @@ extensions the seed's. A VMM reads and writes fields as unsigned numbers of the
 field's width; the processor works on `cells`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Literal, Self
@@ -13,6 +13,7 @@ from typing import Literal, Self
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.criteria_rules import Rule, decode, encode
 from trapgate.errors import (
     ExtensionError,
     NotImplementedFieldError,
@@ -21,7 +22,7 @@ from trapgate.errors import (
     VmcsFileError,
 )
 from trapgate.sdm import controls, state
-from trapgate.sdm.cells import ENCODINGS
+from trapgate.sdm.cells import LENGTH, TABLE_CELLS, TABLE_START
 from trapgate.sdm.fields import RESERVED_FIELDS, Field
 from trapgate.vmcs.file import (
     PROFILES,
@@ -59,7 +60,7 @@ class Vmcs:
         if profile not in PROFILES:
             raise ExtensionError(f"{profile!r} is no profile; use one of {', '.join(PROFILES)}")
         self.profile: Profile = profile
-        self.cells: Cells = np.zeros(len(ENCODINGS), dtype=np.int64)
+        self.cells: Cells = np.zeros(LENGTH, dtype=np.int64)
         # Python reads a memoryview several times as fast as an array.
         self.words = memoryview(self.cells.data)
         self.launched = False
@@ -144,6 +145,31 @@ class Vmcs:
     def _put(self, field: Field, value: int) -> None:
         # Cells are signed: the upper half of 64-bit values is stored as negative numbers.
         self.cells[field.cell] = value - (1 << 64) if value >> 63 else value
+
+    @property
+    def criteria_table(self) -> tuple[Rule, ...]:
+        """The rules of the criteria table, as far as the processor has them; () without one.
+
+        Setting them puts the table where the processor keeps it and writes its length and number
+        of rules.
+
+        Raises:
+            CriteriaTableError: it has more than the processor takes, or what lies there is no
+            table. ExtensionError: the profile is "vt-x".
+        """
+        length = min(self["CRITERIA_TABLE_LENGTH"], TABLE_CELLS * 8)
+        data = self.cells[TABLE_START:].tobytes()[:length]
+        return decode(data, self["CRITERIA_TABLE_RULES"])
+
+    @criteria_table.setter
+    def criteria_table(self, rules: Sequence[Rule]) -> None:
+        data = encode(rules)
+        self["CRITERIA_TABLE_RULES"] = len(rules)
+        self["CRITERIA_TABLE_LENGTH"] = len(data)
+        self["CRITERIA_TABLE_ADDRESS"] = 0
+        self.cells[TABLE_START:] = 0
+        words = np.frombuffer(data, np.int64)
+        self.cells[TABLE_START : TABLE_START + len(words)] = words
 
     def __iter__(self) -> Iterator[Field]:
         """The fields this profile has."""

@@ -5,9 +5,11 @@ state, so there is nothing to load; what remains is the order of things.
 """
 
 from trapgate.compiler.dialect import Cells, core
+from trapgate.decision.criteria_table import load_table
 from trapgate.events.delivery import raise_event
 from trapgate.events.exits import vm_exit
 from trapgate.sdm.cells import (
+    CRITERIA_TABLE_ADDRESS,
     EPT_POINTER_IN_FORCE,
     FAILED_CHECK,
     GUEST_ACTIVITY_STATE,
@@ -24,6 +26,7 @@ from trapgate.sdm.cells import (
     VM_INSTRUCTION_ERROR,
     VMX_PREEMPTION_TIMER_VALUE,
 )
+from trapgate.sdm.checks import TABLE_ADDRESS
 from trapgate.sdm.controls import (
     ENTRY_IA32E_MODE_GUEST,
     ENTRY_LOAD_EFER,
@@ -88,7 +91,9 @@ def enter(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
     FAILED (VMfailValid; VM_INSTRUCTION_ERROR says why). If a check failed, FAILED_CHECK
     has its number (`sdm.checks`). Nothing else has changed then.
     """
-    check = check_controls(v, -1, SECONDARY_ALLOWED_1)
+    # A VMM in Python puts its table behind the fields itself, and names no address.
+    is_there = v[CRITERIA_TABLE_ADDRESS] == 0 or load_table(v, mem)
+    check = check_controls(v, -1, SECONDARY_ALLOWED_1) if is_there else TABLE_ADDRESS
     if check != 0:
         v[VM_INSTRUCTION_ERROR] = ERROR_ENTRY_CONTROL_FIELDS
         v[FAILED_CHECK] = check

@@ -14,7 +14,7 @@ from trapgate.instructions.intercepts import (
     RAISE_SS,
     privilege_level,
 )
-from trapgate.paging.memory import load8, load32, load64, store8, store32, store64
+from trapgate.paging.memory import load8, load16, load32, load64, store8, store32, store64
 from trapgate.paging.walk import FETCH, READ, WRITE, translate
 from trapgate.sdm.cells import (
     GUEST_CS_ACCESS_RIGHTS,
@@ -249,11 +249,13 @@ def operand_pages(
 
 @core
 def read_operand(x: Cells, v: Cells, mem: Cells, linear: int, size: int) -> tuple[int, int]:
-    """(GO_ON, value of 4 or 8 bytes at a linear address), or (RAISE_OPERAND_PF, 0)."""
+    """(GO_ON, value of 2, 4 or 8 bytes at a linear address), or (RAISE_OPERAND_PF, 0)."""
     outcome, first, last = operand_pages(x, v, mem, linear, size, READ)
     if outcome != GO_ON:
         return outcome, 0
     if last - first == size - 1:
+        if size == 2:
+            return GO_ON, load16(mem, first)
         return GO_ON, load64(mem, first) if size == 8 else load32(mem, first)
     value = 0
     in_first = 0x1000 - (linear & 0xFFF)

@@ -6,6 +6,7 @@ own state; `n` is its current VMCS, whose guest-state area is its guest's state 
 """
 
 from trapgate.compiler.dialect import Cells, core
+from trapgate.decision.criteria_table import load_table
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
 from trapgate.paging.memory import load64
@@ -14,6 +15,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
 from trapgate.sdm import vmx
+from trapgate.sdm.checks import TABLE_ADDRESS
 from trapgate.sdm.interruption import INFO_TYPE_MASK, INFO_TYPE_SHIFT, INFO_VALID, TYPE_NMI
 from trapgate.sdm.reasons import (
     ERROR_ENTRY_CONTROL_FIELDS,
@@ -49,7 +51,9 @@ def enter_guest(
     After EXITED the exit's information lies in `n`, and `leave_guest` has to be called.
     """
     x[vmx.ERROR] = ERROR_ENTRY_CONTROL_FIELDS
-    check = check_controls(n, x[vmx.CURRENT], x[vmx.SECONDARY_ALLOWED])
+    check = TABLE_ADDRESS
+    if load_table(n, mem):
+        check = check_controls(n, x[vmx.CURRENT], x[vmx.SECONDARY_ALLOWED])
     if check == 0:
         x[vmx.ERROR] = ERROR_ENTRY_HOST_STATE
         check = check_host_state(n, host[f.GUEST_IA32_EFER] & st.EFER_LMA != 0)

@@ -196,6 +196,12 @@ def _extensions(v: Fields) -> Iterator[str]:
     width, shift = v["ERROR_CODE_FIELD_WIDTH"], v["ERROR_CODE_FIELD_SHIFT"]
     if shift > 31 or width + shift > 32:
         yield "ERROR_CODE_FIELD_WIDTH"
+    # A table of zeros is one of rules without clauses, eight bytes each.
+    length, rules = v["CRITERIA_TABLE_LENGTH"], v["CRITERIA_TABLE_RULES"]
+    if length % 8 or length > 16384 or (0 < length < 8 * rules):
+        yield "CRITERIA_TABLE_LENGTH"
+    if rules > 64 or (rules > 0) != (length > 0):
+        yield "CRITERIA_TABLE_RULES"
 
 
 def _host(v: Fields, p: Processor) -> Iterator[str]:

@@ -17,16 +17,20 @@ from tests.conformance.vmx import violations
 from tests.conformance.vmx.sdm_checks import outcomes
 from tests.unit.test_entry_checks import complete, supported
 from tests.conformance.vmx.violations import Changes, Row, apply
+from trapgate.sdm import checks as ck
 from trapgate.sdm.cells import ENCODINGS
 
 pytestmark = pytest.mark.conformance
 
 PDPTES = h.AREAS
 PAE: Changes = {"GUEST_CR4": violations.on(5), "GUEST_CR3": PDPTES + 0x100}
+TABLE = violations.table(16, 2)
 BAD_BITS = (1 << 1, 1 << 5, 1 << 8, 1 << 40)
 ROWS = [
     *violations.ROWS,
     *violations.EXTENSIONS,
+    Row(359, TABLE, ({**TABLE, "CRITERIA_TABLE_ADDRESS": 0x320004},)),
+    Row(359, TABLE, ({**TABLE, "CRITERIA_TABLE_ADDRESS": h.MEMORY},)),
     Row(1232, {"VMCS_LINK_POINTER": h.OTHER_VMCS}, ({"VMCS_LINK_POINTER": 0x310000},)),
     Row(1233, {"VMCS_LINK_POINTER": h.OTHER_VMCS}, ({"VMCS_LINK_POINTER": h.VMCS},)),
     *(Row(1300 + n, PAE, ({**PAE, "GUEST_CR3": PDPTES + 0x20 * n},), bits=(32,)) for n in range(4)),
@@ -130,6 +134,8 @@ def test_satisfied_and_violated(bits: int, number: int) -> None:
         if row.check > 1231:
             # The oracle of this table would need the harness's memory.
             wanted = {("exit", 2 if row.check >= 1300 else 4)}
+        elif row.check == ck.TABLE_ADDRESS:
+            wanted = {("fail", 7)}
         else:
             wanted = outcomes(apply(base(bits), changes), supported(long=bits == 64, python=False))
         if entry.verdict == "fail":

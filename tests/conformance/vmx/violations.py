@@ -176,6 +176,16 @@ CONTROLS = [
     ),
 ]
 
+
+def table(length: int, rules: int) -> Changes:
+    """A criteria table of zeros."""
+    return {
+        "CRITERIA_TABLE_LENGTH": length,
+        "CRITERIA_TABLE_RULES": rules,
+        "CRITERIA_TABLE_ADDRESS": 0x320000,
+    }
+
+
 EXTENSIONS = [
     Row(351, {}, ({"EXIT_THROUGH_IDT": 1},)),
     Row(357, {"FAULT_FILTER": 3}, ({"FAULT_FILTER": 4},)),
@@ -192,6 +202,9 @@ EXTENSIONS = [
             {"ERROR_CODE_FIELD_WIDTH": 2, "ERROR_CODE_FIELD_SHIFT": 31},
         ),
     ),
+    Row(360, table(16384, 1), (table(12, 1), table(16392, 1))),
+    Row(361, table(512, 64), (table(520, 65), table(8, 0), table(0, 1))),
+    Row(362, table(16, 2), (table(8, 2),)),
 ]
 
 HOST = [

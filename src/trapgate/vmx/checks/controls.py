@@ -5,6 +5,7 @@ physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM in 
 """
 
 from trapgate.compiler.dialect import Cells, core
+from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.paging.memory import MAXPHYADDR
 from trapgate.sdm import checks as ck
@@ -12,6 +13,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm.cells import (
     CR3_TARGET_COUNT,
     EPT_POINTER,
+    FAILED_RULE,
     GUEST_CR0,
     IO_BITMAP_A_ADDRESS,
     IO_BITMAP_B_ADDRESS,
@@ -66,6 +68,9 @@ def check_controls(v: Cells, current: int, secondary_may: int) -> int:
         check = _check_entry_controls(v, current)
     if check == 0:
         check = check_extension_fields(v)
+    if check == 0:
+        check, place = check_table(v)
+        v[FAILED_RULE] = place
     return check
 
 

@@ -1,0 +1,223 @@
+"""Instructions that the engine's translator gets wrong: what it is shown or told instead.
+
+`look` is asked about each instruction before it is translated, on both paths of the Linux
+x86-64 wheel. It has three means:
+
+* UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
+  that the core carries out: INS and OUTS, loads of table registers, and above ring 0 MOV CR and
+  MOV DR. `dispatch` sees it as #UD.
+* CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
+  of MMX and SSE instructions), and where no register of theirs is used at all.
+* STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
+  only; in the shadow of another the engine would not block again.
+
+The engine clears RF where a block ends, unless a branch leads from block to block. With RF set a
+block has one instruction (`translation`), and branches but those of REP go the long way.
+"""
+
+from trapgate.compiler.dialect import core
+from trapgate.compiler.program import jit
+from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
+from trapgate.decode.undefined import (
+    ALL_FORMS,
+    ONE_BYTE,
+    THREE_BYTES,
+    TWO_BYTES,
+    has_form,
+    undefined_forms,
+)
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+
+_NEXT_PC = 0x10
+_FLAGS = 0xA8
+_JUMPS_FAST = 0x98
+"""In the translator's context of a block: the next address, the flags that it translates for,
+and whether a branch may lead right to the next block."""
+
+CARE_MXCSR = 1
+CARE_ALIGNMENT = 2
+
+UNDEFINED = 1
+TEST_TWIN = 2
+"""What FORBIDDEN may hold: UD2 is to be shown at FORBIDDEN_AT; or there is the ModR/M byte of the
+second encoding of TEST (F6H and F7H with reg 1), which the engine does not know.
+"""
+
+PLAIN = 0
+STI = 1
+LOADS_SS = 2
+"""What `look` finds out beside."""
+
+_SS = 2
+_CPL = 3
+_RF = 1 << 16
+
+
+@jit
+def code_byte(reader: int, env: int, address: int) -> int:
+    """A byte of code, by the engine's function `reader`; faults as the translator's own fetch."""
+    return call(reader, (env, address)) & 0xFF
+
+
+@core
+def is_prefix(byte: int, long: bool) -> bool:
+    """Whether a byte is a prefix; REX is one in 64-bit code (`long`)."""
+    legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
+    return legacy or (long and byte & 0xF0 == 0x40)
+
+
+@core
+def uses_vector_registers(opcode_map: int, opcode: int, prefixed: bool) -> bool:
+    """Whether an opcode behind 0FH is an SSE instruction, which needs CR4.OSFXSR.
+
+    `prefixed`: 66H, F2H or F3H is among the prefixes; without those many are MMX instructions.
+    LDMXCSR and STMXCSR aside.
+    """
+    if opcode_map == THREE_BYTES:
+        return prefixed
+    if 0x10 <= opcode <= 0x17 or 0x28 <= opcode <= 0x2F or 0x50 <= opcode <= 0x5F:
+        return True
+    if opcode in (0xC2, 0xC6):
+        return True
+    return prefixed and (0x60 <= opcode <= 0x7F or opcode >= 0xC4)
+
+
+@core
+def is_vector_opcode(escape: int, opcode: int) -> bool:
+    """Whether 0FH `escape` (38H or 3AH) `opcode` is an MMX or SSE instruction of this processor."""
+    if escape == 0x3A:
+        return bool(
+            0x08 <= opcode <= 0x0F
+            or 0x14 <= opcode <= 0x17
+            or 0x20 <= opcode <= 0x22
+            or 0x40 <= opcode <= 0x42
+            or 0x60 <= opcode <= 0x63
+        )
+    return bool(
+        opcode <= 0x0B
+        or opcode in (0x10, 0x14, 0x15, 0x17)
+        or 0x1C <= opcode <= 0x1E
+        or 0x20 <= opcode <= 0x25
+        or 0x28 <= opcode <= 0x2B
+        or 0x30 <= opcode <= 0x41
+    )
+
+
+@jit
+def hides_task_switched(
+    reader: int, env: int, address: int, second: int, prefixed: bool, flags: int
+) -> bool:
+    """Whether CR0.TS is to be hidden from the opcode 0FH `second`, which ends before `address`."""
+    if flags & at.HF_EM:
+        return True
+    if second in (0x38, 0x3A):
+        if not is_vector_opcode(second, code_byte(reader, env, address)):
+            return True
+        return flags & at.HF_OSFXSR == 0 and prefixed
+    if flags & at.HF_OSFXSR:
+        return False
+    if second == 0xAE:
+        form = code_byte(reader, env, address)
+        return form < 0xC0 and (form >> 3) & 7 in (2, 3)
+    return uses_vector_registers(TWO_BYTES, second, prefixed)
+
+
+@core
+def is_carried_out(second: int, form: int, cpl: int) -> bool:
+    """Whether the core carries out 0FH `second` (one of 00H, 01H, 20H to 23H) with this ModR/M."""
+    if second >= 0x20:
+        return cpl != 0
+    return (form >> 4) & 3 == 1 and (second == 0 or form < 0xC0)
+
+
+@core
+def is_repeated(opcode: int, repeat: int) -> bool:
+    """Whether REP makes one-byte `opcode`, a string instruction, branch to itself."""
+    return repeat != 0 and (0xA4 <= opcode <= 0xA7 or 0xAA <= opcode <= 0xAF)
+
+
+@jit
+def look(reader: int, block: int, env: int) -> int:
+    """Look at the instruction that `block` translates next; PLAIN, STI or LOADS_SS.
+
+    FORBIDDEN and FORBIDDEN_AT say where UD2 is to be shown.
+    """
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    m[mc.FORBIDDEN] = 0
+    start = peek64(block + _NEXT_PC)
+    flags = peek32(block + _FLAGS)
+    long = flags & at.HF_CS64 != 0
+    lock = operand_size = False
+    repeat = 0
+    byte = 0
+    n = 0
+    while n < 15:
+        byte = code_byte(reader, env, start + n)
+        if not is_prefix(byte, long):
+            break
+        if byte == 0xF0:
+            lock = True
+        elif byte == 0x66:
+            operand_size = True
+        elif byte in (0xF2, 0xF3):
+            repeat = byte
+        n += 1
+    if n > 12:
+        # The engine finds such code too long.
+        return PLAIN
+    if flags & _RF and not is_repeated(byte, repeat):
+        poke32(block + _JUMPS_FAST, 0)
+    forbidden = False
+    opcode_map = ONE_BYTE
+    opcode = byte
+    form_at = start + n + 1
+    if byte == 0x0F:
+        opcode = code_byte(reader, env, form_at)
+        opcode_map = THREE_BYTES if opcode in (0x38, 0x3A) else TWO_BYTES
+        form_at += 1
+        prefixed = operand_size or repeat != 0
+        if flags & at.HF_TS and hides_task_switched(reader, env, form_at, opcode, prefixed, flags):
+            poke32(block + _FLAGS, flags & ~at.HF_TS)
+    forms = undefined_forms(opcode_map, opcode, lock, repeat, operand_size)
+    if forms == ALL_FORMS:
+        forbidden = True
+    elif forms != 0:
+        forbidden = has_form(forms, code_byte(reader, env, form_at))
+    elif opcode_map == TWO_BYTES and opcode == 0xAE:
+        form = code_byte(reader, env, form_at)
+        # LDMXCSR and FXRSTOR.
+        if form < 0xC0 and (form >> 3) & 7 in (1, 2):
+            m[mc.CARE] |= CARE_MXCSR
+    elif opcode_map == TWO_BYTES and (opcode <= 1 or 0x20 <= opcode <= 0x23):
+        forbidden = is_carried_out(opcode, code_byte(reader, env, form_at), flags & _CPL)
+    elif opcode_map == TWO_BYTES and opcode == 0x05:
+        # SYSCALL is for 64-bit mode.
+        forbidden = not long
+    elif opcode_map == ONE_BYTE and byte in (0xC4, 0xC5):
+        # VEX, or LES and LDS with a register.
+        forbidden = long or code_byte(reader, env, form_at) >= 0xC0
+    elif opcode_map == ONE_BYTE and byte & 0xFE == 0xF6:
+        if (code_byte(reader, env, form_at) >> 3) & 7 == 1:
+            m[mc.FORBIDDEN] = TEST_TWIN
+            m[mc.FORBIDDEN_AT] = form_at
+    elif opcode_map == ONE_BYTE and byte & 0xFC == 0x6C:
+        # INS would store before anybody can stop it.
+        forbidden = True
+    if forbidden:
+        m[mc.FORBIDDEN] = UNDEFINED
+        m[mc.FORBIDDEN_AT] = start
+        return PLAIN
+    if opcode_map != ONE_BYTE:
+        return PLAIN
+    found = PLAIN
+    if byte == 0xFB:
+        found = STI
+    elif (byte == 0x17 and not long) or (
+        byte == 0x8E and (code_byte(reader, env, form_at) >> 3) & 7 == _SS
+    ):
+        found = LOADS_SS
+    if found != PLAIN:
+        # In the shadow of another one it would not block.
+        poke32(block + _FLAGS, flags & ~at.HF_INHIBIT_IRQ)
+    return found
