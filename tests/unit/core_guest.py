@@ -4,6 +4,7 @@ Flat segments, a GDT at 1000H, an IDT at 2000H, a TSS at 3000H, stacks below 500
 6000H (the TSS's) and 7000H (an IST's); without paging unless a test builds tables.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,13 @@ def gate(
     return low.to_bytes(8, "little") + (offset >> 32).to_bytes(8, "little") * long
 
 
+@cache
+def _good_gates(long: bool) -> bytes:
+    """Interrupt gates of DPL 3 for all vectors."""
+    code = LONG0 if long else CODE0
+    return b"".join(gate(HANDLERS + 16 * vector, code, long=long) for vector in range(256))
+
+
 class Guest:
     """The arrays of one guest, its memory as bytes, and short ways to set and ask."""
 
@@ -72,8 +80,7 @@ class Guest:
         }
         for selector, value in table.items():
             self.write(GDT + selector, value.to_bytes(8, "little"))
-        for vector in range(256):
-            self.gate(vector)
+        self.write(IDT, _good_gates(self.long))
         self.write(TSS + 4, TSS_STACK.to_bytes(8 if self.long else 4, "little"))
         if self.long:
             self.write(TSS + 36, IST_STACK.to_bytes(8, "little"))

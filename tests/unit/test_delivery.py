@@ -396,7 +396,9 @@ def test_journal_is_a_ring_and_counts() -> None:
         guest.raise_event(6)
     assert guest.head[HEAD_SEQUENCE] == 40
     assert sorted(row[0] for row in guest.journal()) == list(range(8, 40))
-    assert list(guest.head[HEAD_COUNTS + 18 : HEAD_COUNTS + 21]) == [0, 40, 0]
+    first = HEAD_COUNTS + (HARDWARE * 256 + 6) * 3
+    assert list(guest.head[first : first + 3]) == [0, 40, 0]
+    assert guest.head[HEAD_COUNTS:].sum() == 40
 
 
 def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -825,3 +827,99 @@ def test_a_redirected_interrupts_stack_and_flags() -> None:
     guest.set(GUEST_SS_LIMIT=0x3454, EXCEPTION_BITMAP=1 << 12)
     assert guest.raise_event(0x80, INT_N, length=2) == 1
     assert guest.interruption() == (12, HARDWARE, 0)
+
+
+# Vector 0 is a vector like any other
+
+
+@pytest.mark.parametrize("kind", [HARDWARE, INT_N])
+def test_a_broken_delivery_of_vector_0(kind: int) -> None:
+    guest = Guest()
+    guest.gate(0, access=0x6E)
+    guest.set(EXCEPTION_BITMAP=1 << 11)
+    assert guest.raise_event(0, kind, length=2) == 1
+    assert guest.idt_vectoring() == (0, kind, None)
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == (2 if kind == INT_N else 0)
+    guest.set(EXCEPTION_BITMAP=0)
+    assert guest.raise_event(0, kind, length=2) == 0
+    assert guest["GUEST_RIP"] == handler(8 if kind == HARDWARE else 11)
+
+
+@pytest.mark.parametrize("kind", [HARDWARE, INT_N])
+def test_an_ept_violation_while_vector_0_is_delivered(kind: int) -> None:
+    guest = ept_guest()
+    guest.write(0x33000 + 8 * 4, bytes(8))
+    assert guest.raise_event(0, kind, length=2) == 1
+    assert guest["EXIT_REASON"] == 48
+    assert guest.idt_vectoring() == (0, kind, None)
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == (2 if kind == INT_N else 0)
+    assert guest["GUEST_RFLAGS"] == (2 | RF if kind == HARDWARE else 2)
+    assert guest.journal()[-1][12] == 0
+
+
+def test_an_ept_violation_of_an_instruction() -> None:
+    guest = ept_guest()
+    guest.set(GUEST_RIP=0x8000)
+    from trapgate.paging.walk import WRITE, walk
+
+    guest.write(0x33000 + 8 * 4, bytes(8))
+    _, error, _, _ = walk(guest.v, 2, guest.mem, 0x4008, WRITE, 0)
+    assert guest.raise_event(14, error_code=error, address=0x4008, length=3) == 1
+    assert guest["GUEST_RFLAGS"] == 2 | RF
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == 0
+    assert guest["GUEST_PHYSICAL_ADDRESS"] == 0x4008
+
+
+# Injected events
+
+
+def test_a_fault_while_an_injected_event_is_delivered_is_a_fresh_one() -> None:
+    guest = Guest()
+    guest.gate(13, access=0x6E)
+    guest.set(EXCEPTION_BITMAP=1 << 13 | 1 << 11)
+    assert guest.raise_event(13, error_code=8, injected=1) == 1
+    assert guest.interruption() == (11, HARDWARE, 13 * 8 + 3)
+    rows = [(row[3], row[12], row[13], row[14], row[15]) for row in guest.journal()]
+    assert rows == [(13, 1, 13, 0, 1), (11, 0, 0, 1, 0)]
+
+
+def test_addresses_of_nested_page_faults_are_whole() -> None:
+    guest = Guest()
+    guest.page()
+    guest.set(GUEST_IDTR_BASE=0x8000_0001, EXCEPTION_BITMAP=1 << 14)
+    assert guest.raise_event(6) == 1
+    assert guest["EXIT_QUALIFICATION"] == 0x8000_0031
+
+
+# Wide stacks in real mode
+
+
+def test_real_mode_with_a_32_bit_stack_anywhere() -> None:
+    guest = real_mode()
+    guest.set(GUEST_IDTR_LIMIT=0x3FF, GUEST_RSP=0xFFFF_FFFF_8000_5001)
+    guest.segment("SS", 0x2000, 0x4093, base=0x8000_0000)
+    assert guest.raise_event(6) == 0
+    assert guest["GUEST_RSP"] == 0x8000_5001 - 6
+    assert guest.words(0x5001 - 6, 3, 2) == [0x1234, 0x1000, 2]
+
+
+def test_real_mode_with_an_odd_stack_and_a_far_handler() -> None:
+    guest = real_mode()
+    guest.write(0x900 + 6 * 4, bytes.fromhex("9bf9bd0f"))
+    guest.set(GUEST_IDTR_LIMIT=0x3FF, GUEST_RSP=0x4567_9001)
+    assert guest.raise_event(6) == 0
+    assert guest["GUEST_RSP"] == 0x4567_9001 - 6
+    assert guest.words(0x2_9001 - 6, 3, 2) == [0x1234, 0x1000, 2]
+    assert (guest["GUEST_CS_SELECTOR"], guest["GUEST_RIP"]) == (0xFBD, 0xF99B)
+    guest.write(0x900 + 6 * 4, bytes.fromhex("000001f0"))
+    assert guest.raise_event(6) == 0
+    assert (guest["GUEST_CS_SELECTOR"], guest["GUEST_CS_BASE"]) == (0xF001, 0xF0010)
+
+
+@pytest.mark.parametrize("limit", [0xF9, 0xFA, 0xFC, 0xFE])
+def test_real_mode_stacks_that_end_within_the_frame(limit: int) -> None:
+    guest = real_mode()
+    guest.segment("SS", 0x2000, 0x97, base=0x20000, limit=limit)
+    guest.set(GUEST_IDTR_LIMIT=0x3FF, EXCEPTION_BITMAP=1 << 12)
+    # Expand down: what lies above the limit is the stack.
+    assert guest.raise_event(6) == (0 if limit < 0xFA else 1)

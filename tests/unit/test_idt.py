@@ -570,3 +570,135 @@ def test_a_return_needs_a_busy_tss() -> None:
         guest = with_descriptor(Guest(), descriptor(access, limit=0x67, flags=0))
         found = idt.check_tss(guest.v, guest.mem, FREE, 0, busy, TS)
         assert found == (fault, FREE, 0)
+
+
+# What a bit more or less would not show
+
+
+def far_descriptor(guest: Guest, value: int, selector: int) -> None:
+    """A descriptor behind the first half of the GDT, whose entry 0 is a good one."""
+    guest.set(GUEST_GDTR_LIMIT=0xFFFF)
+    guest.write(g.GDT, value.to_bytes(8, "little"))
+    guest.write(g.GDT + (selector & 0xFFF8), value.to_bytes(8, "little"))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("selector", [0x8000, 0x8060, 0x8063])
+def test_selectors_have_16_bits(bits: int, selector: int) -> None:
+    guest = Guest(bits=bits)
+    far_descriptor(guest, descriptor(0x9B, flags=0xA if bits == 64 else 0xC), selector)
+    guest.gate(6, selector=selector)
+    assert deliver(guest) == (DELIVERED, 0, 0)
+    assert guest["GUEST_CS_SELECTOR"] == selector & ~3
+    far_descriptor(guest, descriptor(0x1B, flags=0xA if bits == 64 else 0xC), selector)
+    assert deliver(guest) == (NP, selector & ~3 | 1, 0)
+    assert deliver(guest, 6, INT_N) == (NP, selector & ~3, 0)
+
+
+@pytest.mark.parametrize("selector", [0, 1, 2, 3])
+def test_a_null_selector_is_null_whatever_entry_0_holds(selector: int) -> None:
+    guest = Guest()
+    far_descriptor(guest, descriptor(0x9B), 0)
+    guest.gate(6, selector=selector)
+    assert deliver(guest) == (GP, 1, 0)
+    guest = Guest(ring=3)
+    far_descriptor(guest, descriptor(0x93), 0)
+    guest.write(g.TSS + 8, selector.to_bytes(2, "little"))
+    assert deliver(guest) == (TS, 1, 0)
+
+
+def test_selectors_of_stacks_and_tasks_have_16_bits() -> None:
+    guest = Guest(ring=3)
+    for selector in (0x8000, 0x8060):
+        far_descriptor(guest, descriptor(0x93), selector)
+        guest.write(g.TSS + 8, selector.to_bytes(2, "little"))
+        assert deliver(guest) == (DELIVERED, 0, 0)
+        assert guest["GUEST_SS_SELECTOR"] == selector
+        guest = Guest(ring=3)
+        far_descriptor(guest, descriptor(0x13), selector)
+        guest.write(g.TSS + 8, (selector | 1).to_bytes(2, "little"))
+        assert deliver(guest, 6, INT_N) == (TS, selector, 0)
+        guest.write(g.TSS + 8, selector.to_bytes(2, "little"))
+        assert deliver(guest, 6, INT_N) == (SS, selector, 0)
+        far_descriptor(guest, descriptor(0x93, limit=0, flags=4), selector)
+        assert deliver(guest, 6, INT_N) == (SS, selector, 0)
+        guest = Guest(ring=3)
+    for bits in (32, 64):
+        guest = Guest(bits=bits, ring=3)
+        guest.set(GUEST_TR_SELECTOR=0x8029, GUEST_TR_LIMIT=0)
+        assert deliver(guest, 6, INT_N) == (TS, 0x8028, 0)
+    guest = Guest()
+    guest.set(GUEST_GDTR_LIMIT=0x8FFF)
+    guest.write(g.GDT + 0x8060, descriptor(0x89, limit=0x67, flags=0).to_bytes(8, "little"))
+    guest.gate(6, access=0xE5, selector=0x8060)
+    assert deliver(guest) == (TASK_GATE, 0x8060, 0)
+    guest.gate(6, access=0xE5, selector=0x9060)
+    assert deliver(guest) == (GP, 0x9061, 0)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_privilege_level_is_not_that_of_conforming_code(bits: int) -> None:
+    guest = Guest(bits=bits, ring=3)
+    guest.set(GUEST_CS_ACCESS_RIGHTS=0xA09F if bits == 64 else 0xC09F)
+    guest.gate(6, access=0x8E)
+    assert deliver(guest, 6, INT_N) == (GP, 6 * 8 + 2, 0)
+
+
+@pytest.mark.parametrize("access", [0xE5, 0xE6, 0xE7])
+def test_long_mode_has_no_16_bit_gates(access: int) -> None:
+    guest = Guest(bits=64)
+    guest.gate(6, access=access)
+    assert deliver(guest) == (GP, 6 * 8 + 3, 0)
+
+
+@pytest.mark.parametrize("base", [0x2FF4, 0x2FF8])
+def test_a_gate_on_two_pages_is_read_whole(base: int) -> None:
+    guest = Guest(bits=64)
+    guest.write(base, g.gate(0xFFFF_8123_4567_89AB, g.LONG0, long=True))
+    guest.set(GUEST_IDTR_BASE=base - 6 * 16)
+    assert deliver(guest) == (DELIVERED, 0, 0)
+    assert guest["GUEST_RIP"] == g.signed(0xFFFF_8123_4567_89AB)
+    guest.set(GUEST_IDTR_BASE=0x20_0000 - 8 - 6 * 16)
+    assert deliver(guest) == (PF, 0, 0x20_0000)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_reserved_bits_of_a_gate_are_no_part_of_its_offset(bits: int) -> None:
+    guest = Guest(bits=bits)
+    guest.write(g.TSS + 28 + 8 * 7, g.IST_STACK.to_bytes(8, "little"))
+    guest.gate(6, ist=7)
+    assert deliver(guest) == (DELIVERED, 0, 0)
+    assert guest["GUEST_RIP"] == handler(6)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_an_error_code_of_0_is_pushed(bits: int) -> None:
+    guest = Guest(bits=bits)
+    guest.write(g.STACK - 64, b"\xee" * 64)
+    assert deliver(guest, 13, HARDWARE, 0) == (DELIVERED, 0, 0)
+    assert guest.frame(2, bits // 8) == [0, g.CODE]
+
+
+def test_a_stack_pointer_has_32_bits() -> None:
+    guest = Guest()
+    guest.segment("SS", g.DATA0, 0xC093, base=0x8000_0000)
+    guest.set(GUEST_RSP=0xFFFF_FFFF_8000_5001)
+    assert deliver(guest) == (DELIVERED, 0, 0)
+    assert guest["GUEST_RSP"] == 0x8000_5001 - 12
+    assert guest.words(0x5001 - 12, 3) == [g.CODE, g.CODE0, 2]
+
+
+def test_a_stack_pointer_has_16_bits() -> None:
+    guest = Guest()
+    guest.segment("SS", g.DATA0, 0x93, base=0x1_0000, limit=0xFFFF)
+    guest.set(GUEST_RSP=0x4567_9001)
+    assert deliver(guest) == (DELIVERED, 0, 0)
+    assert guest["GUEST_RSP"] == 0x4567_9001 - 12
+    assert guest.words(0x1_9001 - 12, 3) == [g.CODE, g.CODE0, 2]
+
+
+def test_a_task_gate_needs_the_gdt() -> None:
+    guest = Guest()
+    guest.set(GUEST_LDTR_BASE=g.GDT, GUEST_LDTR_LIMIT=0xFF, GUEST_LDTR_ACCESS_RIGHTS=0x82)
+    guest.gate(6, access=0xE5, selector=g.FREE_TSS | 4)
+    assert deliver(guest) == (GP, g.FREE_TSS | 5, 0)

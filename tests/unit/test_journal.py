@@ -87,7 +87,7 @@ def test_without_room_only_counts_are_kept() -> None:
     guest.head[j.HEAD_CAPACITY] = 0
     guest.rows[:] = -1
     write(guest)
-    amend(guest.rows, guest.head, 14, 1, 9)
+    amend(guest.rows, guest.head, 14, 3, 1, 9)
     assert (guest.rows == -1).all()
     assert guest.head[j.HEAD_USED] == 0
     assert guest.head[j.HEAD_SEQUENCE] == 1
@@ -102,7 +102,34 @@ def test_the_last_row_is_corrected() -> None:
     for vector in (6, 7, 8):
         write(guest, vector, disposition=1)
     before = guest.rows.copy()
-    amend(guest.rows, guest.head, 8, 0, 14)
+    amend(guest.rows, guest.head, 8, 3, 0, 14)
     before[0][j.ROW_DISPOSITION] = 0
     before[0][j.ROW_REASON] = 14
     assert (guest.rows == before).all()
+
+
+def test_events_are_counted_by_level_type_and_vector() -> None:
+    guest = Guest()
+    for level, kind, vector, disposition, times in (
+        (0, 3, 16, 1, 1),
+        (0, 4, 16, 1, 2),
+        (0, 0, 255, 0, 3),
+        (1, 4, 16, 2, 4),
+        (1, 7, 255, 1, 5),
+    ):
+        guest.head[j.HEAD_LEVEL] = level
+        for _ in range(times):
+            record(guest.v, guest.rows, guest.head, vector, kind, -1, 0, disposition, 0, 0, 0)
+    counts = guest.head[j.HEAD_COUNTS :].reshape(2, 8, 256, 3)
+    found = {tuple(map(int, at)): int(counts[tuple(at)]) for at in np.argwhere(counts)}
+    assert found == {
+        (0, 3, 16, 1): 1,
+        (0, 4, 16, 1): 2,
+        (0, 0, 255, 0): 3,
+        (1, 4, 16, 2): 4,
+        (1, 7, 255, 1): 5,
+    }
+    guest.head[j.HEAD_LEVEL] = 0
+    amend(guest.rows, guest.head, 16, 4, 0, 9)
+    assert counts[0, 4, 16].tolist() == [1, 1, 0]
+    assert counts[0, 3, 16].tolist() == [0, 1, 0]

@@ -12,7 +12,6 @@ import hashlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -56,33 +55,37 @@ class Mutant:
     digest: str
     first: int
     last: int
-    tree: ast.Module
-    """The whole module, unchanged."""
+    definition: ast.stmt
+    """The module's statement that the function is, or stands in; unchanged."""
     place: ast.AST
     changed: ast.AST
-    """What stands in the tree at `place`, and what shall."""
+    """What stands in the definition, and what is to stand there instead."""
 
 
 def mutants_of(module: ModuleType) -> Iterator[Mutant]:
     """All mutants of a module's functions, methods and private constants."""
     source = inspect.getsource(module)
     tree = ast.parse(source)
-    for name, node in _functions(tree.body, ""):
+    for definition, name, node in _functions(tree.body):
         digest = hashlib.sha256(ast.dump(node).encode()).hexdigest()[:16]
         seen: dict[str, int] = {}
         for place, changed, statement, words in _changes(node, vars(module)):
             number = seen[words] = seen.get(words, 0) + 1
             key = words if number == 1 else f"{words} (#{number})"
             first, last = _lines(statement)
-            yield Mutant(module.__name__, name, key, digest, first, last, tree, place, changed)
+            yield Mutant(
+                module.__name__, name, key, digest, first, last, definition, place, changed
+            )
 
 
-def _functions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
-    for node in body:
-        if isinstance(node, ast.FunctionDef):
-            yield prefix + node.name, node
-        elif isinstance(node, ast.ClassDef):
-            yield from _functions(node.body, f"{prefix}{node.name}.")
+def _functions(body: list[ast.stmt]) -> Iterator[tuple[ast.stmt, str, ast.FunctionDef]]:
+    for definition in body:
+        if isinstance(definition, ast.FunctionDef):
+            yield definition, definition.name, definition
+        elif isinstance(definition, ast.ClassDef):
+            for method in definition.body:
+                if isinstance(method, ast.FunctionDef):
+                    yield definition, f"{definition.name}.{method.name}", method
 
 
 Change = tuple[ast.AST, ast.AST, ast.stmt, str]
@@ -176,7 +179,7 @@ def _instead(node: ast.AST, names: dict[str, Any]) -> Iterator[ast.expr]:
                 yield ast.Constant(int(value) & int(value) - 1 if value else 1)
 
 
-def _other_values(value: object) -> Iterator[object]:
+def _other_values(value: object) -> Iterator[int]:
     """A constant off by one bit: its lowest, and its highest."""
     if isinstance(value, bool):
         yield not value
@@ -207,34 +210,25 @@ def _lines(statement: ast.stmt) -> tuple[int, int]:
     return statement.lineno, max(statement.lineno, body[0].lineno - 1)
 
 
-def _with(tree: ast.Module, place: ast.AST, changed: ast.AST) -> ast.Module:
-    """A copy of `tree` in which `changed` stands for `place`."""
-
-    class Put(ast.NodeTransformer):
-        def visit(self, node: ast.AST) -> ast.AST:
-            if node is place:
-                return ast.copy_location(changed, node)
-            found = [
-                (field, value)
-                for field, value in ast.iter_fields(node)
-                if isinstance(value, ast.AST | list)
-            ]
-            copied = copy.copy(node)
-            for field, value in found:
-                if isinstance(value, list):
-                    parts = [self.visit(x) if isinstance(x, ast.AST) else x for x in value]
-                    setattr(copied, field, parts)
-                else:
-                    setattr(copied, field, self.visit(value))
-            return copied
-
-    return Put().visit(tree)  # type: ignore[return-value]
+def _with(node: ast.AST, place: ast.AST, changed: ast.AST) -> ast.AST:
+    """A copy of `node` in which `changed` stands for `place`."""
+    if node is place:
+        return ast.copy_location(changed, node)
+    copied = copy.copy(node)
+    for field, value in ast.iter_fields(node):
+        if isinstance(value, ast.AST):
+            setattr(copied, field, _with(value, place, changed))
+        elif isinstance(value, list):
+            parts = [_with(x, place, changed) if isinstance(x, ast.AST) else x for x in value]
+            setattr(copied, field, parts)
+    return copied
 
 
 def put_in(mutant: Mutant, module: ModuleType) -> None:
     """Make the function the mutant, in this process."""
-    tree = ast.fix_missing_locations(_with(mutant.tree, mutant.place, mutant.changed))
-    code = compile(tree, str(Path(str(module.__file__))), "exec", dont_inherit=True)
+    tree = ast.Module([_with(mutant.definition, mutant.place, mutant.changed)], [])  # type: ignore[list-item]
+    ast.fix_missing_locations(tree)
+    code = compile(tree, str(module.__file__), "exec", dont_inherit=True)
     found = next(c for c in _codes(code) if c.co_qualname == mutant.function)
     function_of(module, mutant.function).__code__ = found
 

@@ -69,7 +69,7 @@ class _Plugin:
         if self.asked.interpreted:
             from trapgate.compiler import program
 
-            program.alone = lambda function, *others: function  # type: ignore[assignment]
+            program.alone = lambda function, *_: function
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.failed = self.failed or report.failed
@@ -97,40 +97,61 @@ def _answers(plugin: _Plugin, session: pytest.Session) -> Iterator[tuple[Mutant,
     course = _unchanged(plugin, session)
     items = {item.nodeid: item for item in session.items}
     order = sorted(course.lines, key=lambda test: course.seconds[test])
-    running: dict[int, Mutant] = {}
+    running: dict[int, tuple[Mutant, int]] = {}
+    killers: dict[str, list[str]] = {}
     began = time.monotonic()
+
+    def ended() -> tuple[Mutant, str]:
+        mutant, answer, killer = _ended(running)
+        if killer:
+            # The next mutant of the function may well die of the same test.
+            known = killers.setdefault(mutant.function, [])
+            killers[mutant.function] = [killer, *(test for test in known if test != killer)]
+        return mutant, answer
+
     for number, mutant in enumerate(plugin.asked.mutants, 1):
         file = str(plugin.asked.modules[mutant.module].__file__)
         lines = {(file, line) for line in range(mutant.first, mutant.last + 1)}
-        chosen = [items[test] for test in order if not lines.isdisjoint(course.lines[test])]
+        first = killers.get(mutant.function, [])
+        tests = [*first, *(test for test in order if test not in first)]
+        chosen = [items[test] for test in tests if not lines.isdisjoint(course.lines[test])]
         if not chosen:
             yield mutant, "untested"
             continue
         while len(running) >= plugin.processes:
-            yield _ended(running)
-        running[_start(plugin, mutant, chosen, course)] = mutant
+            yield ended()
+        pid, told = _start(plugin, mutant, chosen, course)
+        running[pid] = mutant, told
         if number % 100 == 0:
             seconds = time.monotonic() - began
             print(f"{number:,} of {len(plugin.asked.mutants):,}, {seconds:.0f} s", file=sys.stderr)
     while running:
-        yield _ended(running)
+        yield ended()
 
 
-def _ended(running: dict[int, Mutant]) -> tuple[Mutant, str]:
+def _ended(running: dict[int, tuple[Mutant, int]]) -> tuple[Mutant, str, str]:
+    """Wait for a mutant's end: the mutant, the answer, and the test that it died of."""
     while True:
         pid, status = os.wait()
         if pid in running:
             break
-    mutant = running.pop(pid)
+    mutant, told = running.pop(pid)
+    with os.fdopen(told, "rb") as words:
+        killer = words.read().decode()
     if os.WIFSIGNALED(status):
-        return mutant, "hung" if os.WTERMSIG(status) == signal.SIGVTALRM else "died"
-    return mutant, "survived" if os.WEXITSTATUS(status) == 0 else "died"
+        return mutant, "hung" if os.WTERMSIG(status) == signal.SIGVTALRM else "died", ""
+    return mutant, "survived" if os.WEXITSTATUS(status) == 0 else "died", killer
 
 
-def _start(plugin: _Plugin, mutant: Mutant, items: list[pytest.Item], course: Course) -> int:
+def _start(
+    plugin: _Plugin, mutant: Mutant, items: list[pytest.Item], course: Course
+) -> tuple[int, int]:
+    """A process for the mutant: its number, and where it will tell which test has failed."""
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid:
-        return pid
+        os.close(writing)
+        return pid, reading
     try:
         _be_quiet()
         put_in(mutant, plugin.asked.modules[mutant.module])
@@ -140,6 +161,7 @@ def _start(plugin: _Plugin, mutant: Mutant, items: list[pytest.Item], course: Co
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # which ends the process
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             if plugin.failed:
+                os.write(writing, item.nodeid.encode())
                 os._exit(1)
         os._exit(0)
     except BaseException:  # noqa: BLE001  whatever it was, a test run would have seen it
