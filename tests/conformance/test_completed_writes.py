@@ -338,3 +338,33 @@ def test_some_of_every_form(layout: Layout, engine: str, ring: int) -> None:
 @every_guest
 def test_every_form_everywhere(layout: Layout, engine: str, ring: int) -> None:
     sweep(Bench(layout, engine, ring=ring), slice(None))
+
+
+@both_engines
+@pytest.mark.parametrize("completes", [True, False])
+def test_a_push_is_judged_though_the_next_instruction_cannot_be_fetched(
+    engine: str, *, completes: bool
+) -> None:
+    """CALL pushes its return address, whose bit 0 is an entry's P, and leads to an absent page."""
+    layout = TWO_LEVEL
+    start = CODE + 1 + (not completes)
+    target = CODE + 0x1000
+    call = bytes.fromhex("89fc e8") + (target - start - 7).to_bytes(4, "little")  # mov esp, edi
+    top = layout.frames[0] + 0x7FC
+    done = Bench(layout, engine).run(
+        b"",
+        writable=False,
+        memory={
+            layout.frames[0]: ENTRIES["absent"].to_bytes(4, "little") * 1024,
+            start: call,
+            0x3000 + 4 * (target >> 12): bytes(4),
+        },
+        registers={"rdi": layout.tables + 0x800},
+        fields={"GUEST_RIP": start},
+    )
+    fault = done.exit.interruption
+    assert fault is not None
+    assert (fault.vector, fault.error_code) == (PAGE_FAULT, 0 if completes else 3)
+    assert done.fields["GUEST_RIP"] == (target if completes else start + 2)
+    pushed = start + 7 if completes else ENTRIES["absent"]
+    assert int.from_bytes(done.memory[top : top + 4], "little") == pushed

@@ -329,6 +329,7 @@ def test_an_absent_tss_is_a_page_fault_of_the_input_or_output(code: bytes, engin
     assert run.vmcs["GUEST_RIP"] == CODE
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("code", [b"\xcb", b"\xcf"], ids=["RETF", "IRET"])
 @pytest.mark.parametrize("mapped", [True, False])

@@ -120,11 +120,13 @@ def faults(draw: st.DrawFn) -> tuple[Guest, tuple[int, ...], dict[str, int]]:
         known["instruction_length"] = 2
     if vector == 14 and kind == 3:
         known["address"] = address
+        known["page_fault_code"] = code
         known["page"] = address >> 12
         known["page_offset"] = address & 0xFFF
         known["below_stack"] = rsp - address & WORD
     if kind_of_entry:
         known |= {"table_entry": kind_of_entry, "old_entry": old, "new_entry": new}
+        known |= {"set_bits": new & ~old & WORD, "cleared_bits": old & ~new & WORD}
     if v[f.GUEST_CR0] >> 31 & 1:  # the walk has tests of its own
         known |= dict.fromkeys(("walk_level", "entry_address", "entry", "page_address"), 0)
     arguments = (vector, kind, code, g.signed(address), 2, depth, outer, kind_of_entry)
@@ -200,7 +202,7 @@ def test_what_is_encoded_is_decoded(table: list[Rule]) -> None:
 def test_a_table_made_of_rules_passes_the_checks_of_vm_entry(table: list[Rule]) -> None:
     vmcs = Vmcs()
     vmcs.criteria_table = tuple(table)
-    filtered = ("table_entry", "old_entry", "new_entry")
+    filtered = ("table_entry", "old_entry", "new_entry", "set_bits", "cleared_bits")
     bad = [
         n
         for n, rule in enumerate(table)

@@ -3,17 +3,17 @@ from pathlib import Path
 
 import pytest
 
+from trapgate.decision.criteria_rules import Action
 from trapgate.errors import (
     ExtensionError,
     FieldValueError,
-    NotImplementedFieldError,
     ReadOnlyFieldError,
     TrapgateError,
     UnknownFieldError,
     VmcsError,
     VmcsFileError,
 )
-from trapgate.sdm.fields import EXTENSION_FIELDS, RESERVED_FIELDS, Field
+from trapgate.sdm.fields import EXTENSION_FIELDS, Field
 from trapgate.vmcs.capabilities import capabilities
 from trapgate.vmcs.file import parse_settings
 from trapgate.vmcs.vmcs import Vmcs
@@ -102,14 +102,6 @@ def test_vt_x_has_no_extensions() -> None:
         Vmcs("amd-v")  # type: ignore[arg-type]
 
 
-def test_what_is_reserved_takes_only_0() -> None:
-    vmcs = Vmcs()
-    for field in RESERVED_FIELDS:
-        vmcs[field] = 0
-        with pytest.raises(NotImplementedFieldError, match="leave it 0"):
-            vmcs[field] = 1
-
-
 def test_capabilities() -> None:
     extended, shipped = capabilities("extended"), capabilities("vt-x")
     assert extended.has(Field.ANY_BIT_MASK)
@@ -117,7 +109,7 @@ def test_capabilities() -> None:
     assert extended.has("ANY_BIT_MASK")
     assert extended.has("PTBASE")
     assert extended.has("figure-8")
-    assert not extended.has("EXIT_THROUGH_IDT")
+    assert extended.has("EXIT_THROUGH_IDT")
     assert not shipped.has("figure-8")
     assert shipped.has("figure-3")
     assert not shipped.has("figure-4")
@@ -206,7 +198,6 @@ BAD = [
     ("[fields]\nGUEST_CS_SELECTOR = 0x10000", FieldValueError, "16 bits"),
     ("[fields]\nGUEST_RIP = -1", FieldValueError, "unsigned"),
     ("[fields]\nEXIT_REASON = 1", ReadOnlyFieldError, "leave it out"),
-    ("[fields]\nEXIT_THROUGH_IDT = 1", NotImplementedFieldError, "leave it 0"),
     ("[fields]\nFAULT_FILTER = 4", FieldValueError, "use one of none, figure-7"),
     ("[fields]\nFAULT_FILTER = 'figure-9'", FieldValueError, "unknown; use one of none"),
     ("[fields]\nFAULT_FILTER_ORDER = -1", FieldValueError, "use one of figure-6"),
@@ -255,3 +246,53 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_seed_file_does_not_apply_to_a_vt_x_vmcs() -> None:
     with pytest.raises(VmcsFileError, match='asks for "extended"'):
         Vmcs("vt-x").apply(parse_settings('profile = "extended"'))
+
+
+RULES = """
+[[rules]]
+when = "vector == PF and cpl == 3 and below_stack <= 64"
+then = "deliver"
+
+[[rules]]
+when = "write and (not user or page in bitmap('mine'))"
+then = "exit"
+
+[[rules]]
+then = "next"
+
+[bitmaps]
+mine = [0x100, 0x101, 0x108]
+"""
+
+
+def test_rules_in_files() -> None:
+    made = Vmcs.from_toml(RULES)
+    actions = [rule.action for rule in made.criteria_table]
+    assert actions == [Action.DELIVER, Action.EXIT, Action.EXIT, Action.NEXT]
+    assert [len(rule.clauses) for rule in made.criteria_table] == [3, 2, 2, 0]
+    assert Vmcs.from_toml(made.to_toml()) == made
+    assert "numbers_0 = [256, 257, 264]" in made.to_toml()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rules = 3", "write [[rules]]"),
+        ('[[rules]]\nwhen = "cpl == 3"', "rules[0].then"),
+        ('[[rules]]\nthen = "exits"', "rules[0].then: 'exits': did you mean exit?"),
+        ('[[rules]]\nwhen = 3\nthen = "exit"', "rules[0].when: 3 is no condition in quotes"),
+        ('[[rules]]\nif = "all"\nthen = "exit"', "unknown key"),
+        (
+            '[[rules]]\nthen = "next"\n[[rules]]\nwhen = "cpl == 4"\nthen = "exit"',
+            "rules[1].when: column 8: 0x4 is too wide",
+        ),
+        ("[bitmaps]\nmine = [-1]", "bitmaps.mine: must be a list of integers"),
+        ('profile = "vt-x"\n[[rules]]\nthen = "exit"', 'use profile "extended"'),
+        ('[[rules]]\nthen = "exit"\n' * 65, "at most 64 fit"),
+    ],
+)
+def test_rules_that_are_wrong(text: str, words: str) -> None:
+    with pytest.raises(VmcsError) as caught:
+        Vmcs.from_toml(text, path="t.toml")
+    assert words in str(caught.value)
+    assert "t.toml" in str(caught.value)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from trapgate.cli.run import summary_json
+from trapgate.cli.run import PORTABLE_FILTERS, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
     Paging,
@@ -114,6 +114,8 @@ def _direct(workloads: list[str], scale: int, engine: str, as_json: bool) -> boo
     words = "the same" if good else "NOT the same"
     print(f"The guest's output was {words} under every filter.")
     print(f"Engine: {results[0].summary.engine_words}")
+    if results[0].summary.engine == "portable":
+        print(f"Note: {PORTABLE_FILTERS}.")
     return good
 
 

@@ -171,6 +171,11 @@ def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
     return table
 
 
+PORTABLE_FILTERS = (
+    "on the portable engine a write that a fault filter judges takes longer than an exit: "
+    "filters save exits there, and cost time"
+)
+
 EXAMPLES = """
 Examples:
 
@@ -181,6 +186,8 @@ Examples:
   trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
 
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
+
+  trapgate run kernel.elf --report why.html
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
@@ -232,6 +239,13 @@ def run(
             "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="If the guest dies, write the story of it to this HTML file."),
+    ] = None,
+    symbols: Annotated[
+        Path | None, typer.Option(help="System.map or ELF that names the guest's functions.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -255,6 +269,8 @@ def run(
                 timeout,
                 engine.value,
                 explain,
+                report,
+                symbols,
                 as_json,
             )
         )
@@ -276,8 +292,12 @@ def _run(
     timeout: float | None,
     engine: str,
     explain: bool,
+    report: Path | None,
+    symbols: Path | None,
     as_json: bool,
 ) -> int:
+    from trapgate.debug.story import tell
+    from trapgate.debug.story.names import namer
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import read_settings
     from trapgate.vmm.actions import End
@@ -287,6 +307,7 @@ def _run(
     from trapgate.vmm.machine import VirtualMachine
 
     settings = None if vmcs is None else read_settings(vmcs)
+    names = namer(guest, symbols)
     image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=_keyboard(), until=until)
@@ -317,6 +338,11 @@ def _run(
             writer.close()
     summary = vm.summary()
     notes = [] if stop.end is End.REFUSED else list(_notes(vm, summary))
+    story = tell(vm, names)
+    if story is not None and report is not None:
+        from trapgate.debug.story.page import write
+
+        write(story, report, guest.name)
     if as_json:
         answer = {
             "guest": image.description,
@@ -326,11 +352,15 @@ def _run(
             "notes": notes,
             **summary_json(summary),
             **({"failures": explanations.as_json()} if explain else {}),
+            **({"story": story.values()} if story is not None else {}),
         }
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
-    print(f"\n{stop.message}", file=sys.stderr)
+    if story is None or story.headline != stop.message:
+        print(f"\n{stop.message}", file=sys.stderr)
+    if story is not None:
+        print(f"\n{story}\n", file=sys.stderr)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     show_summary(summary, out)
@@ -362,6 +392,8 @@ def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
             )
     if vmcs.profile != "extended" or not vmcs["FAULT_FILTER"]:
         return
+    if summary.engine == "portable":
+        yield PORTABLE_FILTERS
     if not summary.count(Disposition.COMPLETE, 14):
         if self_mapped(
             vmcs["GUEST_CR0"],

@@ -104,6 +104,8 @@ def fault_value(
         return page_fault, address & 0xFFF
     if what == fv.BELOW_STACK:
         return page_fault, int(v[f.GUEST_RSP]) - address
+    if what == fv.PAGE_FAULT_CODE:
+        return page_fault and error_code >= 0, error_code
     if what == fv.SELECTOR_INDEX:
         has_selector = kind == TYPE_HARDWARE_EXCEPTION and vector in (TS, NP, SS, GP)
         return has_selector and error_code >= 0, (error_code >> 3) & 0x1FFF
@@ -223,6 +225,10 @@ def decide_by_table(
                     value = old_entry
                 elif what == fv.NEW_ENTRY:
                     value = new_entry
+                elif what == fv.SET_BITS:
+                    value = new_entry & ~old_entry
+                elif what == fv.CLEARED_BITS:
+                    value = old_entry & ~new_entry
             value = int(masked(value, v[cell + 1]))
             matches = present and clause_holds(v, word, value, int(v[cell + 2]), int(v[cell + 3]))
             cell += CLAUSE_BYTES >> 3
@@ -291,7 +297,7 @@ def check_table(v: Cells) -> tuple[int, int]:
                     return ck.TABLE_BITMAP, place
             elif operator != IN_RANGE and limit != 0:
                 return ck.TABLE_CLAUSE, place
-            filtered = filtered or what in (fv.TABLE_ENTRY, fv.OLD_ENTRY, fv.NEW_ENTRY)
+            filtered = filtered or what >= fv.TABLE_ENTRY
             offset += CLAUSE_BYTES
         if head & 0xFF == RULE_COMPLETE and not filtered:
             return ck.TABLE_COMPLETES, rule << 16

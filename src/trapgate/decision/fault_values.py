@@ -30,6 +30,7 @@ from typing import Final
     EFER,
     RSP,
     BELOW_STACK,
+    PAGE_FAULT_CODE,
     WALK_LEVEL,
     ENTRY_ADDRESS,
     ENTRY,
@@ -37,9 +38,11 @@ from typing import Final
     TABLE_ENTRY,
     OLD_ENTRY,
     NEW_ENTRY,
-) = range(27)
+    SET_BITS,
+    CLEARED_BITS,
+) = range(30)
 
-VALUES_END: Final = 27
+VALUES_END: Final = 30
 """Numbers from here on name no value."""
 
 MODE_REAL = 0
@@ -132,6 +135,9 @@ VALUES: Final[tuple[FaultValue, ...]] = (
         "RSP minus the linear address, modulo 2^64: small where a stack grows",
     ),
     FaultValue(
+        PAGE_FAULT_CODE, "page_fault_code", 32, True, _PAGE_FAULT, "the error code of a page fault"
+    ),
+    FaultValue(
         WALK_LEVEL,
         "walk_level",
         3,
@@ -156,9 +162,15 @@ VALUES: Final[tuple[FaultValue, ...]] = (
     FaultValue(
         NEW_ENTRY, "new_entry", 64, True, _TABLE_WRITE, "the entry that the write makes", "data"
     ),
+    FaultValue(
+        SET_BITS, "set_bits", 64, True, _TABLE_WRITE, "the bits that become 1: new AND NOT old"
+    ),
+    FaultValue(
+        CLEARED_BITS, "cleared_bits", 64, True, _TABLE_WRITE, "those that become 0: old AND NOT new"
+    ),
 )
 
 BY_NAME: Final = {value.name: value for value in VALUES}
 
-ONLY_OF_TABLE_WRITES: Final = (TABLE_ENTRY, OLD_ENTRY, NEW_ENTRY)
+ONLY_OF_TABLE_WRITES: Final = (TABLE_ENTRY, OLD_ENTRY, NEW_ENTRY, SET_BITS, CLEARED_BITS)
 """Values that only those faults have which a fault filter may let complete."""

@@ -8,15 +8,21 @@ cost one comparison.
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, cells, peek32, peek64
+from trapgate.compiler.raw import call, cells, memory, peek32, peek64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.coherence import CODE, pages_of
 from trapgate.engine.state import save_paging
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 
 _AC = 1 << 18
 """Of RFLAGS, and AM of CR0."""
+
+_VM = 1 << 17
+_CS_REGISTER = 11
+_EFLAGS_REGISTER = 25
+"""Unicorn's numbers."""
 
 # Why a block needs care; low bits of its count, which is negative then.
 _CARE_MXCSR = 1
@@ -25,11 +31,25 @@ _CARE_PORT = 4
 
 
 @jit
+def register_now(m: Cells, number: int) -> int:
+    """A register between two blocks, by Unicorn's number (portable path)."""
+    value = m[mc.STOP_VALUE :]
+    value[0] = 0
+    call(m[mc.REG_READ], (m[mc.UC], number, value.ctypes.data))
+    return int(value[0])
+
+
+@jit
 def flags_now(m: Cells) -> int:
     """EFLAGS between two blocks (portable path)."""
-    flags = m[mc.STOP_VALUE :]
-    call(m[mc.REG_READ], (m[mc.UC], 25, flags.ctypes.data))
-    return int(m[mc.STOP_VALUE])
+    return register_now(m, _EFLAGS_REGISTER)
+
+
+@jit
+def is_user_with_ac(m: Cells) -> bool:
+    """Whether RFLAGS.AC is set, and not by a supervisor, for whom SMAP gives it a meaning."""
+    flags = flags_now(m)
+    return flags & _AC != 0 and (flags & _VM != 0 or register_now(m, _CS_REGISTER) & 3 == 3)
 
 
 @jit
@@ -106,7 +126,7 @@ def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
     """
     v = cells(m[mc.V], m[mc.V_CELLS])
     save_paging(m[mc.ENV], v)
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     page = -1
     physical = 0
     word = 0
@@ -120,6 +140,9 @@ def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
                 return care, digest
             page = here >> 12
             physical &= ~0xFFF
+            if m[mc.TB_INVALIDATE] == 0 and physical >> 3 < m[mc.MEM_CELLS]:
+                # Nobody else says that there is code.
+                pages_of(m)[physical >> 12] |= CODE
         byte = load8(mem, physical | (here & 0xFFF))
         word = (word << 8 | byte) & 0xFFFFFF
         digest = digest * 0x100000001B3 + byte
@@ -151,8 +174,8 @@ def note_block(m: Cells, address: int, size: int, count: int) -> None:
             m[mc.NEW_BLOCK_SIZE] = size
             m[mc.DEADLINE] = 0
     care &= _CARE_MXCSR
-    if flags_now(m) & _AC:
-        # The engine keeps blocks apart by this flag, so this one is new, too.
+    if is_user_with_ac(m):
+        # The engine keeps blocks apart by this flag and by CPL, so this one is new, too.
         care |= _CARE_ALIGNMENT
     if blocks[slot + 1] < 0:
         if blocks[slot] == ~key:

@@ -3,11 +3,11 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64
 from trapgate.compiler.program import callback, jit, jit_for_python
-from trapgate.compiler.raw import cells, table
+from trapgate.compiler.raw import cells, memory, table
 from trapgate.decision.self_map import entry_at
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
-from trapgate.events.delivery import raise_event
+from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
@@ -17,12 +17,12 @@ from trapgate.vmx.entry import EXITED, FAILED
 from trapgate.vmx.instructions import fail
 from trapgate.vmx.transition import enter_guest, leave_guest
 
-compiled_walk = jit_for_python(walk)
-"""`paging.walk.walk` in machine code, for Python to call."""
 compiled_entry_at = jit_for_python(entry_at)
 """`decision.self_map.entry_at`, likewise."""
 
 _FOREVER = 1 << 62
+_EXITED = 1
+"""Of `raise_event`."""
 _ABORT_EXIT = 2
 """A triple fault, to the VMM in Python: what shuts a processor down."""
 
@@ -33,10 +33,11 @@ def raise_here(
 ) -> int:
     """`raise_event` on the machine's current VMCS."""
     m = cells(machine, mc.CELLS)
+    v = cells(m[mc.V], m[mc.V_CELLS])
     outcome: int = raise_event(
-        cells(m[mc.V], m[mc.V_CELLS]),
+        v,
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
         cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
         vector,
@@ -46,7 +47,19 @@ def raise_here(
         length,
         0,
     )
+    if outcome == _EXITED and m[mc.UNBLOCKED] != 0:
+        report_unblocking(v, vector, kind, error_code)
     return outcome
+
+
+@jit_for_python
+def walk_here(
+    machine: int, v: Cells, rflags: int, linear: int, access: int, user: int
+) -> tuple[int, int, int, int]:
+    """`paging.walk.walk` in the machine's memory, in machine code, for Python to call."""
+    m = cells(machine, mc.CELLS)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    return walk(v, rflags, mem, linear, access, user)
 
 
 @jit
@@ -56,7 +69,7 @@ def execute_here(machine: int, word: int) -> int:
     outcome: int = execute(
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         cells(m[mc.X], vmx.LENGTH),
         cells(m[mc.N], m[mc.V_CELLS]),
         word,
@@ -120,7 +133,7 @@ def leave_here(machine: int) -> int:
         host,
         n,
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
         m[mc.TIME] + m[mc.TIME_BIAS],
         min(max(timer, 0), 0xFFFF_FFFF),
@@ -148,7 +161,7 @@ def enter_from_here(machine: int) -> int:
         host,
         n,
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
         head,
     )

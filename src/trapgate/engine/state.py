@@ -6,13 +6,24 @@ native path, the copy inside a saved context on the portable one.
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit, jit_for_python
-from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke16, poke32, poke64
+from trapgate.compiler.raw import (
+    call,
+    memory,
+    peek16,
+    peek32,
+    peek64,
+    poke16,
+    poke32,
+    poke64,
+)
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
+from trapgate.sdm.controls import PIN_NMI_EXITING, PIN_VIRTUAL_NMIS
+from trapgate.sdm.state import BLOCKING_BY_NMI
 
 _CC = 0x8D5
 _IF = 0x200
@@ -71,7 +82,7 @@ def what_blocks(m: Cells, v: Cells) -> int:
     rip = v[f.GUEST_RIP] - 1
     long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10
     linear = rip if long else (rip + v[f.GUEST_CS_BASE]) & 0xFFFFFFFF
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     physical, code, _, _ = walk(v, _AC, mem, linear, 0, 0)
     sti = v[f.GUEST_RFLAGS] & _IF and code < 0 and load8(mem, physical) == _STI
     return 1 if sti else 2
@@ -102,6 +113,10 @@ def forget_passed_breakpoint(m: Cells, v: Cells) -> None:
 @jit
 def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Save the guest's state from `env` into the VMCS `v` and the register file `r`."""
+    if m[mc.ALONE] != 0:
+        # Interrupts seemed inhibited, so that the engine would execute one instruction.
+        m[mc.ALONE] = 0
+        poke32(env + at.HFLAGS, peek32(env + at.HFLAGS) & ~at.HF_INHIBIT_IRQ)
     for n in range(16):
         r[n] = peek64(env + at.REGS + 8 * n)
     v[f.GUEST_RSP] = r[reg.RSP]
@@ -354,7 +369,10 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         words |= 1 << (at.SVM_INVLPG - at.SVM_BASE)
     if primary & 1 << 30:
         words |= 1 << (at.SVM_PAUSE - at.SVM_BASE)
-    if v[f.GUEST_INTERRUPTIBILITY_STATE] & 8:
+    pin = v[f.PIN_BASED_CONTROLS]
+    unblocks = pin & PIN_NMI_EXITING == 0 or pin & PIN_VIRTUAL_NMIS != 0
+    if unblocks and v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_NMI:
+        # SDM, "Changes to Instruction Behavior in VMX Non-Root Operation", IRET.
         words |= 1 << (at.SVM_IRET - at.SVM_BASE)
     if secondary & 1 << 2:
         # Descriptor-table exiting: reads and writes of IDTR, GDTR, LDTR, TR.

@@ -26,11 +26,14 @@ from trapgate.events.journal import amend, record
 from trapgate.paging.ept import (
     EPT_VIOLATION,
     LINEAR_VALID,
+    UNBLOCKED_BY_IRET,
     ept_address,
     ept_exit_reason,
     ept_qualification,
 )
 from trapgate.sdm.cells import (
+    EXIT_QUALIFICATION,
+    EXIT_REASON,
     GUEST_ACTIVITY_STATE,
     GUEST_CR0,
     GUEST_DR7,
@@ -38,12 +41,16 @@ from trapgate.sdm.cells import (
     GUEST_IA32_EFER,
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_LINEAR_ADDRESS,
+    GUEST_PENDING_DEBUG_EXCEPTIONS,
     GUEST_PHYSICAL_ADDRESS,
     GUEST_RFLAGS,
+    IDT_VECTORING_INFORMATION,
     VM_EXIT_CONTROLS,
+    VM_EXIT_INTERRUPTION_INFORMATION,
 )
 from trapgate.sdm.controls import EXIT_ACKNOWLEDGE_INTERRUPT
 from trapgate.sdm.interruption import (
+    INFO_NMI_UNBLOCKING,
     TYPE_EXTERNAL_INTERRUPT,
     TYPE_HARDWARE_EXCEPTION,
     TYPE_NMI,
@@ -133,8 +140,8 @@ def raise_event(
 
     A delivery that fails changes nothing but what the event itself did before: CR2 of
     a page fault that stays in the guest, DR6 of a debug exception, RF, and blocking
-    by NMI. Bit 12 of the exit's interruption information (NMI unblocking due to IRET)
-    is left to the caller, who knows the instruction.
+    by NMI. NMI unblocking due to IRET is left to the caller, who knows the instruction
+    (`report_unblocking`).
     """
     if v[GUEST_CR0] & CR0_PE == 0 and error_code < EPT_VIOLATION:
         # Real-address mode knows no error codes (SDM, "Information for VM Exits Due to
@@ -225,6 +232,9 @@ def raise_event(
             v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~(
                 BLOCKING_BY_STI | BLOCKING_BY_MOV_SS
             )
+            if injected == 0:
+                # What MOV SS has held back is lost where the next instruction does not end.
+                v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
             return 0
         if fault == TASK_GATE:
             vm_exit(
@@ -246,6 +256,23 @@ def raise_event(
         if v[GUEST_IA32_EFER] & EFER_LMA == 0:
             address = fault_address & 0xFFFF_FFFF
         depth += 1
+
+
+@core
+def report_unblocking(v: Cells, vector: int, kind: int, error_code: int) -> None:
+    """Say that the exit of this event interrupted an IRET that had unblocked NMIs.
+
+    SDM, "Information for VM Exits Due to Vectored Events" and "Exit Qualification for EPT
+    Violations". Not for a double fault, nor where the event met another's delivery.
+    """
+    if kind != TYPE_HARDWARE_EXCEPTION or vector == DF or v[IDT_VECTORING_INFORMATION] != 0:
+        return
+    if v[EXIT_REASON] == REASON_EXCEPTION_OR_NMI:
+        v[VM_EXIT_INTERRUPTION_INFORMATION] = (
+            v[VM_EXIT_INTERRUPTION_INFORMATION] | INFO_NMI_UNBLOCKING
+        )
+    elif error_code >= EPT_VIOLATION:
+        v[EXIT_QUALIFICATION] = v[EXIT_QUALIFICATION] | UNBLOCKED_BY_IRET
 
 
 @core

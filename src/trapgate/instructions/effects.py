@@ -48,6 +48,12 @@ from trapgate.sdm.registers import (
     DR6,
     FMASK,
     KERNEL_GS_BASE,
+    LBR_FROM_0,
+    LBR_SELECT,
+    LBR_TO_0,
+    LBR_TOS,
+    LER_FROM,
+    LER_TO,
     LSTAR,
     STAR,
     TSC_AUX,
@@ -84,6 +90,14 @@ from trapgate.sdm.state import (
     MSR_FS_BASE,
     MSR_GS_BASE,
     MSR_KERNEL_GS_BASE,
+    MSR_LBR_FROM,
+    MSR_LBR_FROM_CORE,
+    MSR_LBR_SELECT,
+    MSR_LBR_TO,
+    MSR_LBR_TO_CORE,
+    MSR_LBR_TOS,
+    MSR_LER_FROM,
+    MSR_LER_TO,
     MSR_LSTAR,
     MSR_PAT,
     MSR_STAR,
@@ -346,6 +360,24 @@ def register_cell_of_msr(index: int) -> int:
         return KERNEL_GS_BASE
     if index == MSR_TSC_AUX:
         return TSC_AUX
+    return branch_record_of_msr(index)
+
+
+@core
+def branch_record_of_msr(index: int) -> int:
+    """The cell of the register file that holds an MSR of the last-branch records; -1 if none."""
+    if index == MSR_LBR_SELECT:
+        return LBR_SELECT
+    if index == MSR_LBR_TOS:
+        return LBR_TOS
+    if index == MSR_LER_FROM:
+        return LER_FROM
+    if index == MSR_LER_TO:
+        return LER_TO
+    if index & ~0xF in (MSR_LBR_FROM, MSR_LBR_FROM_CORE):
+        return LBR_FROM_0 + (index & 0xF)
+    if index & ~0xF in (MSR_LBR_TO, MSR_LBR_TO_CORE):
+        return LBR_TO_0 + (index & 0xF)
     return -1
 
 
@@ -380,10 +412,20 @@ def write_msr(v: Cells, r: Cells, index: int, value: int) -> int:
         v[cell] = value & 0xFFFFFFFF if index == MSR_SYSENTER_CS else value
         return GO_ON
     cell = register_cell_of_msr(index)
-    if cell >= 0:
-        r[cell] = value
-        return GO_ON
-    return RAISE_GP
+    if cell < 0 or value & ~writable_bits(cell) != 0:
+        return RAISE_GP
+    if cell >= LER_FROM and not address_is_canonical(value):
+        return RAISE_GP
+    r[cell] = value
+    return GO_ON
+
+
+@core
+def writable_bits(cell: int) -> int:
+    """The bits that WRMSR may set in an MSR that a cell of the register file holds."""
+    if cell == LBR_SELECT:
+        return 0x1FF
+    return 0xF if cell == LBR_TOS else -1
 
 
 @core

@@ -45,9 +45,13 @@ class Memory:
 
     def write(self, address: int, data: bytes) -> None:
         """Store `data` at `address`. Raises TrapgateError outside memory."""
+        self.write_data(address, data)
+        self._engine.forget_code(address, len(data))
+
+    def write_data(self, address: int, data: bytes) -> None:
+        """The same, where nothing can have been translated that lies there."""
         self._demand(address, len(data))
         self._bytes[address : address + len(data)] = data
-        self._engine.forget_code(address, len(data))
 
     def _demand(self, address: int, count: int) -> None:
         if address < 0 or count < 0 or address + count > self.size:

@@ -348,7 +348,9 @@ class Processor(LogicalProcessor):
         if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
             stepping.look_for_ports(self, v)
             return False
-        return self._settled(stepping.step(self, v)) or stepping.monitor_trap(self, v)
+        exited = self._settled(stepping.step(self, v)) or stepping.monitor_trap(self, v)
+        self._words[stops.UNBLOCKED] = 0
+        return exited
 
     def _settled(self, outcome: Outcome) -> bool:
         """Whether an instruction's end was a VM exit of the VMCS in force."""

@@ -9,6 +9,7 @@ as they were, and the page fault is raised. Nobody looks in between.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.fault_filters import FRAME, FRAME_64, PRESENT
 from trapgate.decision.self_map import ABSENT, admits, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
-from trapgate.engine.core_calls import compiled_entry_at, compiled_walk
+from trapgate.engine.core_calls import compiled_entry_at
 from trapgate.events.journal import (
     HEAD_DATA,
     HEAD_HAS_DATA,
@@ -30,9 +31,9 @@ from trapgate.events.journal import (
     record,
 )
 from trapgate.paging.memory import load8, store8
-from trapgate.paging.walk import READ, WRITE
+from trapgate.paging.walk import FETCH, READ, WRITE
 from trapgate.processor import stepping
-from trapgate.processor.decoded import Operand
+from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
@@ -86,6 +87,8 @@ class Snapshot:
 
     def put_back(self, processor: LogicalProcessor, v: Cells) -> None:
         """As if the instruction had not been tried."""
+        # The engine may have translated what comes next.
+        translated = _code_pages(Operand(processor, v))
         v[:] = self.v
         processor.registers.cells[:] = self.r
         processor.engine.cells[stops.TIME] = self.time
@@ -93,7 +96,20 @@ class Snapshot:
         # What was kept first is the older, where two places overlap.
         for physical, data in reversed(self._kept):
             if self._memory.read(physical, len(data)) != data:
-                self._memory.write(physical, data)
+                if {physical >> 12, physical + len(data) - 1 >> 12} & translated:
+                    self._memory.write(physical, data)
+                else:
+                    self._memory.write_data(physical, data)
+
+
+def _code_pages(guest: Operand) -> set[int]:
+    """The physical pages that a block at RIP may lie in, by their numbers."""
+    rip = int(guest.v[f.GUEST_RIP]) + (0 if guest.long else int(guest.v[f.GUEST_CS_BASE]))
+    pages = set()
+    for linear in (guest.wrap(rip), guest.wrap(rip + _PAGE - 1)):
+        with contextlib.suppress(PageFaultError):
+            pages.add(guest.physical(linear, FETCH) >> 12)
+    return pages
 
 
 def step(processor: LogicalProcessor, v: Cells) -> Outcome:
@@ -227,9 +243,7 @@ def _parts(guest: Operand, accesses: list[stepping.Access], user: int) -> list[P
                 )
             if kind == ABSENT:
                 wish = WRITE if access.write else READ
-                physical, fault, _, _ = compiled_walk(
-                    v, v[f.GUEST_RFLAGS], guest.mem, linear, wish, mode
-                )
+                physical, fault = guest.walk(linear, wish, mode)
                 if fault >= 0:
                     return []
             parts.append(Part(linear, int(physical), size, int(kind), access.write))

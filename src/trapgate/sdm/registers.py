@@ -26,7 +26,14 @@ OTHER = (
     "KERNEL_GS_BASE",
     "TSC_AUX",
     "CR8",
+    "LBR_SELECT",
+    "LBR_TOS",
+    "LER_FROM",
+    "LER_TO",
+    *(f"LBR_FROM_{n}" for n in range(16)),
+    *(f"LBR_TO_{n}" for n in range(16)),
 )
+"""LBR_* are the last-branch records of the processor's model, which nothing records."""
 
 NAMES = GENERAL + OTHER
 
@@ -45,4 +52,10 @@ NAMES = GENERAL + OTHER
     KERNEL_GS_BASE,
     TSC_AUX,
     CR8,
-) = range(16, 29)
+    LBR_SELECT,
+    LBR_TOS,
+    LER_FROM,
+    LER_TO,
+    LBR_FROM_0,
+) = range(16, 34)
+LBR_TO_0 = LBR_FROM_0 + 16

@@ -124,8 +124,19 @@ MSR_TSC = 0x10
 MSR_SYSENTER_CS = 0x174
 MSR_SYSENTER_ESP = 0x175
 MSR_SYSENTER_EIP = 0x176
+MSR_LBR_SELECT = 0x1C8
+MSR_LBR_TOS = 0x1C9
 MSR_DEBUGCTL = 0x1D9
+MSR_LER_FROM = 0x1DD
+MSR_LER_TO = 0x1DE
 MSR_PAT = 0x277
+MSR_LBR_FROM = 0x680
+MSR_LBR_TO = 0x6C0
+"""MSRs of the last-branch records of model 1AH, 16 of each (SDM, volume 4, "MSRs in Processors
+Based on Nehalem Microarchitecture")."""
+MSR_LBR_FROM_CORE = 0x40
+MSR_LBR_TO_CORE = 0x60
+"""Where earlier processors have them, which some software tries first; the same registers here."""
 MSR_EFER = 0xC0000080
 MSR_STAR = 0xC0000081
 MSR_LSTAR = 0xC0000082

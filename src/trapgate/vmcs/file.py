@@ -12,15 +12,25 @@ exceptions = ["PF", "GP"]              # bits of EXCEPTION_BITMAP
 PAGE_FAULT_ERROR_CODE_MASK = 0xF
 FAULT_FILTER = "figure-8"              # some values have names
 GUEST_CR3 = "0xFFFF800000000000"       # a string where TOML's integers end
+
+[[rules]]                              # the criteria table; the first rule that matches decides
+when = "vector == PF and cpl == 3 and below_stack <= 64"
+then = "deliver"                       # or "exit", "complete", "next"
+
+[bitmaps]                              # sets of numbers: page in bitmap("mine")
+mine = [0x1000, 0x1001, 0x1008]
 ```
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+from trapgate.decision.conditions import Both, ConditionError, Names, parse, rules_for, words
+from trapgate.decision.criteria_rules import Action, CriteriaTableError, Operator, Rule, encode
+from trapgate.decision.criteria_table import TABLE_BYTES
 from trapgate.decision.fault_filters import FILTERS, ORDERS, SPAN
 from trapgate.errors import FieldValueError, UnknownFieldError, VmcsFileError, suggestion
 from trapgate.sdm.controls import (
@@ -69,13 +79,15 @@ class Settings:
     """What a VMCS file asks for.
 
     `bits` holds for each field the bits to turn on and those to turn off; `fields`
-    whole values, which come after. `profile` is empty if the file names none.
+    whole values, which come after. `profile` is empty if the file names none. `rules` is
+    the criteria table, None if the file says nothing of one.
     """
 
     profile: str
     bits: Mapping[Field, tuple[int, int]]
     fields: Mapping[Field, int]
     path: str = ""
+    rules: tuple[Rule, ...] | None = None
 
 
 def field_named(name: str, path: str = "") -> Field:
@@ -102,7 +114,11 @@ def read_settings(path: Path) -> Settings:
 def parse_settings(text: str, path: str = "") -> Settings:
     """The settings in TOML `text`; `path` is only for messages. Raises as `read_settings`."""
     document = parse_toml(text, partial(VmcsFileError, path=path))
-    demand_known(document, ("profile", "controls", "fields"), partial(VmcsFileError, path=path))
+    demand_known(
+        document,
+        ("profile", "controls", "fields", "rules", "bitmaps"),
+        partial(VmcsFileError, path=path),
+    )
     profile = document.get("profile", "")
     if profile not in ("", *PROFILES):
         raise VmcsFileError(
@@ -112,7 +128,9 @@ def parse_settings(text: str, path: str = "") -> Settings:
         )
     bits = _bits(_table(document, "controls", path), path)
     fields = _fields(_table(document, "fields", path), path)
-    return Settings(profile, bits, fields, path)
+    names = Names(bitmaps=_bitmaps(_table(document, "bitmaps", path), path))
+    rules = _rules(document["rules"], names, path) if "rules" in document else None
+    return Settings(profile, bits, fields, path, rules)
 
 
 def _table(document: Mapping[str, object], key: str, path: str) -> Mapping[str, object]:
@@ -190,6 +208,53 @@ def _fields(table: Mapping[str, object], path: str) -> dict[Field, int]:
     return result
 
 
+def _bitmaps(table: Mapping[str, object], path: str) -> dict[str, bytes]:
+    found = {}
+    for name, numbers in table.items():
+        if not isinstance(numbers, list) or not all(
+            type(number) is int and 0 <= number < _MOST_BITS for number in numbers
+        ):
+            raise VmcsFileError(
+                f"must be a list of integers from 0 to {_MOST_BITS - 1}",
+                field=f"bitmaps.{name}",
+                path=path,
+            )
+        bits = bytearray((max(numbers, default=0) >> 3) + 1)
+        for number in numbers:
+            bits[number >> 3] |= 1 << (number & 7)
+        found[name] = bytes(bits)
+    return found
+
+
+_MOST_BITS = 8 * TABLE_BYTES
+_ACTIONS = {action.name.lower(): action for action in Action}
+
+
+def _rules(entries: object, names: Names, path: str) -> tuple[Rule, ...]:
+    """The criteria table: in the order of the file, one rule or several for each entry."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise VmcsFileError("must be a list of tables; write [[rules]]", field="rules", path=path)
+    rules: list[Rule] = []
+    for number, entry in enumerate(entries):
+        where = f"rules[{number}]"
+        wrong = partial(VmcsFileError, path=path)
+        demand_known(entry, ("when", "then"), wrong)
+        when, then = entry.get("when", "all"), entry.get("then")
+        if then not in _ACTIONS:
+            raise wrong(f"{then!r}: {suggestion(str(then), _ACTIONS)}", field=f"{where}.then")
+        if not isinstance(when, str):
+            raise wrong(f"{when!r} is no condition in quotes", field=f"{where}.when")
+        try:
+            rules += rules_for(parse(when, names), _ACTIONS[then])
+        except ConditionError as error:
+            raise wrong(str(error), field=f"{where}.when") from None
+    try:
+        encode(rules)
+    except CriteriaTableError as error:
+        raise VmcsFileError(str(error), field="rules", path=path) from None
+    return tuple(rules)
+
+
 def check_width(field: Field, value: int, path: str = "") -> None:
     """Raise FieldValueError unless `value` is an unsigned number of the field's width."""
     if not 0 <= value < 1 << field.width:
@@ -200,10 +265,22 @@ def check_width(field: Field, value: int, path: str = "") -> None:
         )
 
 
-def write_settings(profile: str, values: Mapping[Field, int]) -> str:
-    """TOML text of whole fields that `parse_settings` reads back to the same."""
+def write_settings(profile: str, values: Mapping[Field, int], rules: Sequence[Rule] = ()) -> str:
+    """TOML text of whole fields and rules that `parse_settings` reads back to the same."""
     lines = [f'profile = "{profile}"', "", "[fields]"]
     for field, value in values.items():
         number = f"0x{value:X}"
         lines.append(f"{field.name} = {number if value < 1 << 63 else repr(number)}")
+    bitmaps: dict[bytes, str] = {}
+    for rule in rules:
+        for clause in rule.clauses:
+            if clause.operator is Operator.IN_BITMAP:
+                bitmaps.setdefault(clause.bitmap, f"numbers_{len(bitmaps)}")
+        when = words(Both(rule.clauses), bitmaps).replace('"', "'")
+        lines += ["", "[[rules]]", f'when = "{when}"', f'then = "{rule.action.name.lower()}"']
+    if bitmaps:
+        lines += ["", "[bitmaps]"]
+    for bits, name in bitmaps.items():
+        numbers = [n for n in range(8 * len(bits)) if bits[n >> 3] >> (n & 7) & 1]
+        lines.append(f"{name} = {numbers}")
     return "\n".join(lines) + "\n"

@@ -4,6 +4,10 @@ SDM, "Format of the VMCS Region" and "VMREAD, VMWRITE, and Encodings of VMCS Fie
 format is the processor's own: the revision identifier and the VMX-abort indicator (32 bits
 each), the launch state (64 bits), then 64 bits for each field, in the order of `sdm.cells`.
 Software may have written anything there, so every field is cut to its width on the way in.
+
+Software need not have cleared a region either, and writes only the fields that it knows ("Software
+Use of the VMCS"). The launch state has a mark, so that one without it is known to be new: all
+its fields start as 0.
 """
 
 import numpy as np
@@ -18,6 +22,8 @@ _ABORT_OFFSET = 4
 _LAUNCH_OFFSET = 8
 _FIELDS_OFFSET = 16
 _FIELDS = len(ENCODINGS)
+_KNOWN = 0x2A39_30B8_33B0_BA32 << 1
+"""What the launch state has above bit 0 in a region that this processor has initialised."""
 
 _GROUP = 128
 """Cells of `_CELL_OF` for one width and type: 64 of the SDM's indexes, 64 of ours."""
@@ -89,7 +95,7 @@ def store_region(x: Cells, n: Cells, mem: Cells) -> None:
     pointer = x[CURRENT]
     if pointer == NONE:
         return
-    store64(mem, pointer + _LAUNCH_OFFSET, x[LAUNCHED])
+    store64(mem, pointer + _LAUNCH_OFFSET, _KNOWN | x[LAUNCHED])
     for cell in range(_FIELDS):
         store64(mem, pointer + _FIELDS_OFFSET + 8 * cell, n[cell])
     x[CURRENT] = NONE
@@ -99,6 +105,7 @@ def store_region(x: Cells, n: Cells, mem: Cells) -> None:
 def load_region(x: Cells, n: Cells, mem: Cells, pointer: int) -> None:
     """Make the VMCS at `pointer` current."""
     x[CURRENT] = pointer
+    initialise_region(mem, pointer)
     x[LAUNCHED] = load64(mem, pointer + _LAUNCH_OFFSET) & 1
     for cell in range(_FIELDS):
         value = load64(mem, pointer + _FIELDS_OFFSET + 8 * cell)
@@ -111,7 +118,18 @@ def load_region(x: Cells, n: Cells, mem: Cells, pointer: int) -> None:
 @core
 def clear_launch_state(mem: Cells, pointer: int) -> None:
     """The launch state of a VMCS that is not current becomes clear."""
-    store64(mem, pointer + _LAUNCH_OFFSET, 0)
+    initialise_region(mem, pointer)
+    store64(mem, pointer + _LAUNCH_OFFSET, _KNOWN)
+
+
+@core
+def initialise_region(mem: Cells, pointer: int) -> None:
+    """Let the fields be 0 and the launch state clear, unless that was done before."""
+    if load64(mem, pointer + _LAUNCH_OFFSET) & ~1 == _KNOWN:
+        return
+    store64(mem, pointer + _LAUNCH_OFFSET, _KNOWN)
+    for cell in range(_FIELDS):
+        store64(mem, pointer + _FIELDS_OFFSET + 8 * cell, 0)
 
 
 @core

@@ -120,6 +120,7 @@ CASES = [
 ]
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(("bits", "number"), CASES)
 def test_satisfied_and_violated(bits: int, number: int) -> None:
     row = ROWS[number]

@@ -28,7 +28,7 @@ from tests.conformance.vmx.ept_guests import (
 )
 from tests.conformance.vmx.guests import Case, Event, Exit
 
-pytestmark = pytest.mark.conformance
+pytestmark = [pytest.mark.conformance, pytest.mark.native]
 
 MODES = ("r16", "p32", "pae", "l64")
 PAGED = ("p32", "pae", "l64")

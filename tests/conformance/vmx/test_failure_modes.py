@@ -290,6 +290,7 @@ def answers(bits: int) -> dict[str, Answer]:
     return found
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("bits", "row"),
     [

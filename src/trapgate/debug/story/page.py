@@ -1,0 +1,58 @@
+"""A story as HTML: a page of its own, or a part of one for notebooks. Opens offline."""
+
+from html import escape
+from pathlib import Path
+
+from trapgate.debug.story.story import Story
+from trapgate.errors import TrapgateError
+from trapgate.trace.html import table
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;"
+    "color:#222;background:#fff}"
+    "@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}"
+    "h1{font-size:1.3rem}"
+    ".remedy{border-left:.3rem solid #4a7fbf;padding:.2rem .8rem;margin:.5rem 0}"
+    "li{margin:.4rem 0}code,td,pre{font-family:ui-monospace,monospace;font-size:.85rem}"
+    "td,th{text-align:left;padding:0 1rem 0 0;overflow-wrap:anywhere}"
+)
+
+
+def body(story: Story) -> str:
+    """The story as a part of a page."""
+    parts = [f"<h1>{escape(story.end)}: {escape(story.headline)}</h1>"]
+    parts += [
+        f'<p class="remedy">What probably helps: {escape(words)}</p>' for words in story.remedies
+    ]
+    if story.before:
+        parts.append("<p>Before that:</p><ul>")
+        parts += [f"<li>{escape(line)}</li>" for line in story.before]
+        parts.append("</ul>")
+    parts.append("<ol>")
+    for scene in story.scenes:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in scene.lines)
+        parts.append(f"<li>{escape(scene.title)}{f'<ul>{lines}</ul>' if lines else ''}</li>")
+    parts.append("</ol>")
+    parts.append(
+        table(("register", "value"), [(n, f"{value:X}H") for n, value in story.registers.items()])
+    )
+    if story.output:
+        parts.append(
+            f"<p>The guest's last words:</p><pre>{escape(chr(10).join(story.output))}</pre>"
+        )
+    return "".join(parts)
+
+
+def write(story: Story, path: Path, title: str) -> int:
+    """Write a page; its size in bytes. Raises TrapgateError if it cannot be written."""
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>{escape(title)}: {escape(story.end)}</title>'
+        f"<style>{_STYLE}</style><body>{body(story)}</body></html>\n"
+    )
+    try:
+        return path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise TrapgateError(
+            f"{path}: cannot be written ({error.strerror}); give --report a path that can"
+        ) from None

@@ -1,0 +1,86 @@
+"""A story as values: scenes in the order of events, remedies, registers; as text and for JSON."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from textwrap import wrap
+
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One event: what happened, and what the processor looked at and found."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Story:
+    """How a guest came to its end.
+
+    `end` says what the end was, `headline` why in a sentence; `before` are the last events before
+    the first scene, `remedies` what probably helps, the likeliest first; `registers` the guest's by
+    name; `output` the last lines that it wrote.
+    """
+
+    end: str
+    headline: str
+    scenes: tuple[Scene, ...] = ()
+    remedies: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    registers: dict[str, int] = field(default_factory=dict)
+    output: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        from trapgate.debug.story.page import body
+
+        return body(self)
+
+    def lines(self) -> Iterator[str]:
+        """The story as a screenful of text."""
+        yield from _folded(f"{self.end}: {self.headline}", "", "  ")
+        if self.before:
+            yield "before that:"
+            for line in self.before:
+                yield from _folded(line, "  ", "    ")
+        for number, scene in enumerate(self.scenes, start=1):
+            yield from _folded(scene.title, f"{number}. ", "   ")
+            for line in scene.lines:
+                yield from _folded(line, "   - ", "     ")
+        for remedy in self.remedies:
+            yield from _folded(remedy, "what probably helps: ", "  ")
+        names = list(self.registers)
+        for start in range(0, len(names), 4):
+            yield "  ".join(
+                f"{name}={self.registers[name]:X}H" for name in names[start : start + 4]
+            )
+        if self.output:
+            yield "the guest's last words:"
+            yield from (f"  {line}" for line in self.output)
+
+    def values(self) -> dict[str, object]:
+        """The story for programs."""
+        return {
+            "end": self.end,
+            "headline": self.headline,
+            "before": list(self.before),
+            "scenes": [{"title": scene.title, "lines": list(scene.lines)} for scene in self.scenes],
+            "remedies": list(self.remedies),
+            "registers": self.registers,
+            "output": list(self.output),
+        }
+
+
+def _folded(text: str, first: str, rest: str) -> list[str]:
+    return wrap(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

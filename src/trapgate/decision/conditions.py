@@ -1,0 +1,457 @@
+"""Conditions on the fault information, such as `vector == PF and write and address < 0x1000`.
+
+The syntax is Python's, of which only this is allowed:
+
+* the names of values (`fault_values.VALUES`), compared with numbers by `==`, `!=`, `<`, `<=`, `>`,
+  `>=`, also in chains (`0x1000 <= address < 0x2000`) and after `& NUMBER`;
+* `VALUE in (1, 2, 3)`, `VALUE in range(START, END)`, `rip in symbol("copy_from_user")`,
+  `VALUE in bitmap("NAME")`, and `not in`;
+* the bits of a page fault's error code by their names (`write`, `user`, `present`, ...);
+* `present(VALUE)` and `writable(VALUE)` for the bits of table entries, `bit(VALUE, NUMBER)`;
+* `and`, `or`, `not`, parentheses, `all` and `none`.
+
+Numbers may be vectors by their mnemonics (`PF`), event types (`nmi`) and modes (`mode_64_bit`).
+A comparison of a value that the fault does not have is false, and so is its opposite (¶32).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from trapgate.decision import fault_values as fv
+from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
+from trapgate.errors import TrapgateError, suggestion
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.vectors import Vector
+
+_LONGEST = 20_000
+_DEEPEST = 100
+_MOST_RULES = 4096
+_WORD = (1 << 64) - 1
+
+PAGE_FAULT_BITS: Final = {
+    "present": 0,
+    "write": 1,
+    "user": 2,
+    "reserved": 3,
+    "fetch": 4,
+    "protection_key": 5,
+    "shadow_stack": 6,
+    "hlat": 7,
+    "sgx": 15,
+}
+"""The bits of a page fault's error code (SDM, "Page-Fault Error Code")."""
+
+_ENTRY_BITS = {"present": 0, "writable": 1, "user": 2, "accessed": 5, "dirty": 6, "large": 7}
+
+CONSTANTS: Final = {
+    **{vector.name: int(vector) for vector in Vector},
+    **{kind.name.lower(): int(kind) for kind in InterruptionType},
+    "mode_real": fv.MODE_REAL,
+    "mode_virtual_8086": fv.MODE_VIRTUAL_8086,
+    "mode_protected": fv.MODE_PROTECTED,
+    "mode_compatibility": fv.MODE_COMPATIBILITY,
+    "mode_64_bit": fv.MODE_64_BIT,
+}
+"""Numbers that have names."""
+
+
+class ConditionError(TrapgateError):
+    """A condition that cannot be read; the message says where, and what stands there instead.
+
+    `column` is where in the text, counted from 1.
+    """
+
+    def __init__(self, message: str, column: int = 0) -> None:
+        self.column = column
+        super().__init__(f"column {column}: {message}" if column else message)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What conditions may name besides values: `symbols` with start and end (not included),
+    `bitmaps`.
+    """
+
+    symbols: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    bitmaps: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Both:
+    """All parts hold; without parts it holds always."""
+
+    parts: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Either:
+    """One of the parts holds; without parts it never does."""
+
+    parts: tuple[Condition, ...]
+
+
+Condition = Both | Either | Clause
+"""A condition that was read. Opposites are inside the clauses."""
+
+ALWAYS: Final = Both(())
+NEVER: Final = Either(())
+
+
+def parse(text: str, names: Names | None = None) -> Condition:
+    """Read a condition. Raises ConditionError."""
+    if len(text) > _LONGEST:
+        raise ConditionError(f"{len(text)} characters; keep a condition below {_LONGEST}")
+    stripped = text.strip()
+    try:
+        tree = ast.parse(stripped, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        column = getattr(error, "offset", None) or len(stripped) + 1
+        raise ConditionError("this is no condition", column) from None
+    return _Reader(stripped, names or Names()).condition(tree, 0)
+
+
+def opposite(condition: Condition) -> Condition:
+    """What holds where `condition` does not, of the faults that have its values."""
+    if isinstance(condition, Both):
+        return Either(tuple(map(opposite, condition.parts)))
+    if isinstance(condition, Either):
+        return Both(tuple(map(opposite, condition.parts)))
+    return replace(condition, negated=not condition.negated)
+
+
+class _Reader:
+    """Reads one text; it is kept for the columns of errors."""
+
+    def __init__(self, text: str, names: Names) -> None:
+        self._text = text
+        self._names = names
+
+    def _wrong(self, node: ast.expr, problem: str) -> ConditionError:
+        # ast counts bytes of UTF-8.
+        ahead = self._text.encode().splitlines()[: node.lineno]
+        column = len(ahead[-1][: node.col_offset].decode(errors="ignore")) + 1
+        return ConditionError(problem, column)
+
+    def condition(self, node: ast.expr, depth: int) -> Condition:
+        if depth > _DEEPEST:
+            raise self._wrong(node, "nested too deeply; write several rules")
+        match node:
+            case ast.BoolOp(op=op, values=values):
+                parts = tuple(self.condition(value, depth + 1) for value in values)
+                return Both(parts) if isinstance(op, ast.And) else Either(parts)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return opposite(self.condition(operand, depth + 1))
+            case ast.Constant(value=bool(truth)):
+                return ALWAYS if truth else NEVER
+            case ast.Name(id="all"):
+                return ALWAYS
+            case ast.Name(id="none"):
+                return NEVER
+            case ast.Name(id=name) if name in PAGE_FAULT_BITS:
+                return _bit(fv.BY_NAME["page_fault_code"], PAGE_FAULT_BITS[name])
+            case ast.Name(id=name):
+                known = [*PAGE_FAULT_BITS, "all", "none"]
+                if name in fv.BY_NAME:
+                    raise self._wrong(node, f"compare {name} with a number")
+                raise self._wrong(node, f"nothing is called {name}; {suggestion(name, known)}")
+            case ast.Compare(left=left, ops=ops, comparators=rights):
+                sides = [left, *rights]
+                parts = tuple(
+                    self._comparison(a, op, b) for a, op, b in zip(sides, ops, rights, strict=False)
+                )
+                return parts[0] if len(parts) == 1 else Both(parts)
+            case ast.Call():
+                return self._called(node)
+            case _:
+                raise self._wrong(
+                    node,
+                    f"{ast.unparse(node)[:60]!r} is no condition; "
+                    "use comparisons, and, or, not, and the names of error-code bits",
+                )
+
+    def _called(self, node: ast.Call) -> Condition:
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=[value], keywords=[]) if name in _ENTRY_BITS:
+                return _bit(self._value(value), _ENTRY_BITS[name])
+            case ast.Call(func=ast.Name(id="bit"), args=[value, number], keywords=[]):
+                what = self._value(value)
+                place = self._number(number)
+                if place >= what.width:
+                    raise self._wrong(number, f"{what.name} has {what.width} bits, from 0 on")
+                return _bit(what, place)
+        known = [*_ENTRY_BITS, "bit"]
+        name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
+        raise self._wrong(node, f"{name}(...) is unknown; {suggestion(name, known)}")
+
+    def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
+        if isinstance(op, ast.In | ast.NotIn):
+            what, mask = self._masked(left)
+            held = self._member(what, mask, right)
+            return opposite(held) if isinstance(op, ast.NotIn) else held
+        kind = type(op)
+        if kind not in _MIRRORED:
+            raise self._wrong(right, "compare with ==, !=, <, <=, >, >= or in")
+        if not self._is_value(left) and self._is_value(right):
+            left, right, kind = right, left, _MIRRORED[kind]
+        what, mask = self._masked(left)
+        number = self._fitting(right, what)
+        operator, negated = _OPERATORS[kind]
+        return Clause(what, operator, number, mask=mask, negated=negated)
+
+    def _member(self, what: fv.FaultValue, mask: int, node: ast.expr) -> Condition:
+        match node:
+            case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+                numbers = sorted({self._fitting(element, what) for element in elements})
+                return Either(
+                    tuple(
+                        Clause(what, Operator.EQUAL, low, mask=mask)
+                        if low == high
+                        else Clause(what, Operator.IN_RANGE, low, high, mask)
+                        for low, high in _runs(numbers)
+                    )
+                )
+            case ast.Call(func=ast.Name(id="range"), args=[start, end], keywords=[]):
+                low, high = self._fitting(start, what), self._fitting(end, what)
+                if low >= high:
+                    return NEVER
+                return Clause(what, Operator.IN_RANGE, low, high - 1, mask)
+            case ast.Call(func=ast.Name(id="symbol"), args=[ast.Constant(value=str(name))]):
+                if name not in self._names.symbols:
+                    raise self._unknown(node, "symbol", name, self._names.symbols)
+                low, high = self._names.symbols[name]
+                return Clause(what, Operator.IN_RANGE, low, high - 1, mask)
+            case ast.Call(func=ast.Name(id="bitmap"), args=[ast.Constant(value=str(name))]):
+                if name not in self._names.bitmaps:
+                    raise self._unknown(node, "bitmap", name, self._names.bitmaps)
+                bits = self._names.bitmaps[name]
+                return Clause(what, Operator.IN_BITMAP, mask=mask, bitmap=bits)
+        raise self._wrong(
+            node, 'write in (1, 2), in range(1, 9), in symbol("name") or in bitmap("name")'
+        )
+
+    def _unknown(
+        self, node: ast.expr, kind: str, name: str, known: Mapping[str, object]
+    ) -> ConditionError:
+        if not known:
+            return self._wrong(node, f"there is no {kind} {name!r}: no {kind}s are given")
+        return self._wrong(node, f"there is no {kind} {name!r}; {suggestion(name, known)}")
+
+    def _is_value(self, node: ast.expr) -> bool:
+        if isinstance(node, ast.BinOp):
+            node = node.left
+        return isinstance(node, ast.Name) and node.id in fv.BY_NAME
+
+    def _masked(self, node: ast.expr) -> tuple[fv.FaultValue, int]:
+        match node:
+            case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
+                what = self._value(left)
+                return what, self._fitting(right, what)
+            case ast.BinOp():
+                raise self._wrong(node, "only & NUMBER can stand between a value and a comparison")
+        return self._value(node), _WORD
+
+    def _value(self, node: ast.expr) -> fv.FaultValue:
+        if isinstance(node, ast.Name):
+            if node.id in fv.BY_NAME:
+                return fv.BY_NAME[node.id]
+            known = [*fv.BY_NAME, *PAGE_FAULT_BITS]
+            problem = f"no value is called {node.id}; {suggestion(node.id, known)}"
+            if node.id in PAGE_FAULT_BITS:
+                problem = f"{node.id} is a bit: it stands alone, or behind 'not'"
+            raise self._wrong(node, problem)
+        raise self._wrong(node, f"{ast.unparse(node)[:60]!r} is no value of the fault information")
+
+    def _fitting(self, node: ast.expr, what: fv.FaultValue) -> int:
+        number = self._number(node)
+        if number >> what.width:
+            raise self._wrong(node, f"{number:#x} is too wide: {what.name} has {what.width} bits")
+        return number
+
+    def _number(self, node: ast.expr) -> int:
+        match node:
+            case ast.Constant(value=value) if type(value) is int and 0 <= value <= _WORD:
+                return value
+            case ast.Name(id=name) if name in CONSTANTS:
+                return CONSTANTS[name]
+            case ast.Name(id=name):
+                raise self._wrong(
+                    node, f"no number is called {name}; {suggestion(name, CONSTANTS)}"
+                )
+        raise self._wrong(
+            node, f"{ast.unparse(node)[:60]!r} is no unsigned number of 64 bits; write 10 or 0xA"
+        )
+
+
+_OPERATORS: dict[type[ast.cmpop], tuple[Operator, bool]] = {
+    ast.Eq: (Operator.EQUAL, False),
+    ast.NotEq: (Operator.EQUAL, True),
+    ast.Lt: (Operator.BELOW, False),
+    ast.LtE: (Operator.BELOW_OR_EQUAL, False),
+    ast.Gt: (Operator.BELOW_OR_EQUAL, True),
+    ast.GtE: (Operator.BELOW, True),
+}
+_MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.Eq,
+    ast.NotEq: ast.NotEq,
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+}
+
+
+def _bit(what: fv.FaultValue, number: int) -> Clause:
+    return Clause(what, Operator.ANY_BIT, 1 << number)
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as the first and last of each run without a gap."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def rules_for(condition: Condition, action: Action) -> tuple[Rule, ...]:
+    """Rules that do `action` where `condition` holds: one for each way in which it can.
+
+    Raises ConditionError if there are more ways than a table could hold.
+    """
+    ways = _ways(condition)
+    kept: list[frozenset[Clause]] = []
+    for way in sorted(set(ways), key=len):
+        if not any(other <= way for other in kept):
+            kept.append(way)
+    order = {clause: n for n, clause in enumerate(_clauses(condition))}
+    return tuple(Rule(action, tuple(sorted(way, key=order.__getitem__))) for way in kept)
+
+
+def _ways(condition: Condition) -> list[frozenset[Clause]]:
+    """The disjunctive normal form: sets of clauses that make the condition hold."""
+    if isinstance(condition, Clause):
+        return [frozenset([condition])]
+    if isinstance(condition, Either):
+        ways = [way for part in condition.parts for way in _ways(part)]
+    else:
+        ways = [frozenset()]
+        for part in condition.parts:
+            ways = _limited([one | other for one in ways for other in _ways(part)])
+    return _limited([way for way in ways if not _contradicts(way)])
+
+
+def _limited(ways: list[frozenset[Clause]]) -> list[frozenset[Clause]]:
+    if len(ways) > _MOST_RULES:
+        raise ConditionError(f"it holds in more than {_MOST_RULES} ways; write it more plainly")
+    return ways
+
+
+def _contradicts(way: frozenset[Clause]) -> bool:
+    return any(replace(clause, negated=not clause.negated) in way for clause in way)
+
+
+def _clauses(condition: Condition) -> list[Clause]:
+    if isinstance(condition, Clause):
+        return [condition]
+    return list(dict.fromkeys(clause for part in condition.parts for clause in _clauses(part)))
+
+
+Fetch = Callable[[fv.FaultValue], int | None]
+"""What a fault's value is, None if it does not have it."""
+
+_TESTS: Final[Mapping[Operator, Callable[[int, Clause], bool]]] = {
+    Operator.EQUAL: lambda value, clause: value == clause.operand,
+    Operator.BELOW: lambda value, clause: value < clause.operand,
+    Operator.BELOW_OR_EQUAL: lambda value, clause: value <= clause.operand,
+    Operator.IN_RANGE: lambda value, clause: clause.operand <= value <= clause.limit,
+    Operator.ANY_BIT: lambda value, clause: value & clause.operand != 0,
+    Operator.ALL_BITS: lambda value, clause: value & clause.operand == clause.operand,
+    Operator.IN_BITMAP: lambda value, clause: (
+        value < 8 * len(clause.bitmap) and clause.bitmap[value >> 3] >> (value & 7) & 1 != 0
+    ),
+}
+
+
+def holds(condition: Condition, fetch: Fetch) -> bool:
+    """Whether a condition holds for one fault."""
+    if isinstance(condition, Both):
+        return all(holds(part, fetch) for part in condition.parts)
+    if isinstance(condition, Either):
+        return any(holds(part, fetch) for part in condition.parts)
+    value = fetch(condition.value)
+    if value is None:
+        return False
+    return _TESTS[condition.operator](value & condition.mask, condition) != condition.negated
+
+
+def words(condition: Condition, bitmaps: Mapping[bytes, str] | None = None) -> str:
+    """The condition as text that `parse` reads back to the same meaning.
+
+    `bitmaps` has their names; one without a name is described, and cannot be read back.
+    """
+    if isinstance(condition, Clause):
+        return _clause_words(condition, bitmaps or {})
+    if not condition.parts:
+        return "all" if isinstance(condition, Both) else "none"
+    joint = " and " if isinstance(condition, Both) else " or "
+    return joint.join(
+        f"({words(part, bitmaps)})"
+        if isinstance(part, Both | Either) and len(part.parts) > 1
+        else words(part, bitmaps)
+        for part in condition.parts
+    )
+
+
+def _clause_words(clause: Clause, bitmaps: Mapping[bytes, str]) -> str:
+    name = clause.value.name
+    masked = name if clause.mask == _WORD else f"{name} & {_shown(clause, clause.mask)}"
+    operand = _shown(clause, clause.operand)
+    single = clause.operand & clause.operand - 1 == 0 and clause.operand & clause.mask != 0
+    match clause.operator:
+        case Operator.ANY_BIT if single:
+            bit = clause.operand.bit_length() - 1
+            names = {number: label for label, number in PAGE_FAULT_BITS.items()}
+            if clause.value.number == fv.PAGE_FAULT_CODE and bit in names:
+                text = names[bit]
+            else:
+                text = f"bit({name}, {bit})"
+            return f"not {text}" if clause.negated else text
+        case Operator.ANY_BIT:
+            bits = _shown(clause, clause.operand & clause.mask)
+            return f"{name} & {bits} {'==' if clause.negated else '!='} 0"
+        case Operator.ALL_BITS:
+            bits = _shown(clause, clause.operand & clause.mask)
+            if clause.operand & ~clause.mask:
+                return f"{name} & 0 {'==' if clause.negated else '!='} 0"
+            return f"{name} & {bits} {'!=' if clause.negated else '=='} {bits}"
+        case Operator.EQUAL:
+            return f"{masked} {'!=' if clause.negated else '=='} {operand}"
+        case Operator.BELOW:
+            return f"{masked} {'>=' if clause.negated else '<'} {operand}"
+        case Operator.BELOW_OR_EQUAL:
+            return f"{masked} {'>' if clause.negated else '<='} {operand}"
+        case Operator.IN_RANGE:
+            limit = _shown(clause, clause.limit)
+            if clause.negated:
+                return f"not {operand} <= {masked} <= {limit}"
+            return f"{operand} <= {masked} <= {limit}"
+        case _:
+            count = sum(byte.bit_count() for byte in clause.bitmap)
+            described = f"{count} numbers below {8 * len(clause.bitmap)}"
+            negated = "not in" if clause.negated else "in"
+            return f'{masked} {negated} bitmap("{bitmaps.get(clause.bitmap, described)}")'
+
+
+def _shown(clause: Clause, number: int) -> str:
+    if clause.value.number in (fv.VECTOR, fv.INTERRUPTED_VECTOR) and number in _VECTORS:
+        return _VECTORS[number]
+    return f"{number:#x}" if number > 9 else str(number)
+
+
+_VECTORS = {int(vector): vector.name for vector in Vector}

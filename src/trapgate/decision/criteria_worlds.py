@@ -1,0 +1,119 @@
+"""A criteria table in other worlds than the processor's: arrays, columns, bit-vectors.
+
+The operators are the expressions of `clauses`, the very ones that the processor runs; a
+`World` only says how truth values are combined there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trapgate.decision.clauses import all_bits, any_bit, below_64, in_range, is_equal, masked
+from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
+from trapgate.decision.fault_values import FaultValue
+
+
+@dataclass(frozen=True)
+class World:
+    """How one world writes constants of 64 bits and combines truth values.
+
+    `number` makes a constant of an unsigned number, `choose` is `then if condition else
+    otherwise`, `member` whether the bit of that number is set in a bitmap.
+    """
+
+    number: Callable[[int], Any]
+    both: Callable[[Any, Any], Any]
+    either: Callable[[Any, Any], Any]
+    inverse: Callable[[Any], Any]
+    choose: Callable[[Any, Any, Any], Any]
+    member: Callable[[Any, bytes], Any]
+    true: Any = True
+
+
+def arrays() -> World:
+    """NumPy arrays of unsigned 64-bit numbers."""
+
+    def member(value: Any, bitmap: bytes) -> Any:
+        bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little").astype(np.bool_)
+        inside = value < len(bits)
+        return inside & bits[np.where(inside, value, 0).astype(np.int64)]
+
+    return World(
+        number=np.uint64,
+        both=np.logical_and,
+        either=np.logical_or,
+        inverse=np.logical_not,
+        choose=np.where,
+        member=member,
+    )
+
+
+def terms() -> World:
+    """Bit-vectors of z3, 64 bits wide."""
+    import z3
+
+    def member(value: Any, bitmap: bytes) -> Any:
+        numbers = [n for n in range(8 * len(bitmap)) if bitmap[n >> 3] >> (n & 7) & 1]
+        return z3.Or([value == n for n in numbers])
+
+    return World(
+        number=lambda number: z3.BitVecVal(number, 64),
+        both=z3.And,
+        either=z3.Or,
+        inverse=z3.Not,
+        choose=z3.If,
+        member=member,
+        true=z3.BoolVal(True),
+    )
+
+
+Fetch = Callable[[FaultValue], tuple[Any, Any]]
+"""Whether faults have a value, and the value, both in the world's kind."""
+
+
+def clause_in(clause: Clause, fetch: Fetch, world: World) -> Any:
+    """Where a clause holds. Its numbers may be terms of the world as well as integers."""
+
+    def number(value: Any) -> Any:
+        return world.number(value) if isinstance(value, int) else value
+
+    present, whole = fetch(clause.value)
+    value = masked(whole, number(clause.mask))
+    operand, limit = number(clause.operand), number(clause.limit)
+    ones, sign = world.number((1 << 64) - 1), world.number(1 << 63)
+    match clause.operator:
+        case Operator.EQUAL:
+            holds = is_equal(value, operand)
+        case Operator.BELOW:
+            holds = below_64(value, operand, ones, sign)
+        case Operator.BELOW_OR_EQUAL:
+            holds = world.inverse(below_64(operand, value, ones, sign))
+        case Operator.IN_RANGE:
+            holds = in_range(value, operand, limit, ones, sign)
+        case Operator.ANY_BIT:
+            holds = any_bit(value, operand)
+        case Operator.ALL_BITS:
+            holds = all_bits(value, operand)
+        case _:
+            holds = world.member(value, clause.bitmap)
+    return world.both(present, world.inverse(holds) if clause.negated else holds)
+
+
+def rule_in(rule: Rule, fetch: Fetch, world: World) -> Any:
+    """Where all clauses of a rule hold."""
+    holds = world.true
+    for clause in rule.clauses:
+        holds = world.both(holds, clause_in(clause, fetch, world))
+    return holds
+
+
+def table_in(rules: Sequence[Rule], fetch: Fetch, world: World, otherwise: Any) -> Any:
+    """What the table does, as numbers of `Action`; `otherwise` where no rule matches."""
+    result = otherwise
+    for rule in reversed(rules):
+        result = world.choose(
+            rule_in(rule, fetch, world), world.number(Action(rule.action).value), result
+        )
+    return result

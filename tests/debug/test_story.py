@@ -1,0 +1,188 @@
+"""Broken guests, and the sentences that the stories of their ends must have."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tests.debug.broken_guests import BASE, GUESTS, HLT, UD2, Broken, flat, long
+from tests.unit.core_guest import GDT, IDT, SIZE, Guest
+from trapgate.cli import app
+from trapgate.debug.story import Story, tell
+from trapgate.debug.story.delivery import attempt
+from trapgate.debug.story.view import View
+from trapgate.events.idt import DELIVERED, TASK_GATE, deliver
+from trapgate.paging import walk as paging
+from trapgate.vmm.direct.machine import DirectMachine
+from trapgate.vmm.loaders import load_guest
+from trapgate.vmm.machine import VirtualMachine
+
+MEMORY = 4 << 20
+MASK = (1 << 64) - 1
+
+
+def story_of(guest: Broken, tmp_path: Path, engine: str = "auto") -> Story:
+    path = tmp_path / "guest"
+    path.write_bytes(guest.file)
+    machine = DirectMachine if guest.direct else VirtualMachine
+    vm = machine(MEMORY, engine=engine)
+    vm.load(load_guest(path, memory=MEMORY))
+    for name, value in guest.fields.items():
+        vm.vmcs[name] = value
+    vm.run(max_instructions=2_000_000)
+    story = tell(vm)
+    assert story is not None, vm.stopped
+    return story
+
+
+@pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: guest.name)
+def test_the_story_says_what_was_wrong(guest: Broken, tmp_path: Path) -> None:
+    story = story_of(guest, tmp_path)
+    words = " ".join(str(story).split())
+    assert story.end == guest.end
+    for sentence in guest.says:
+        assert sentence in words, words
+
+
+@pytest.mark.parametrize("guest", GUESTS[::5], ids=lambda guest: guest.name)
+def test_both_engines_tell_the_same(guest: Broken, tmp_path: Path) -> None:
+    assert str(story_of(guest, tmp_path, "native")) == str(story_of(guest, tmp_path, "portable"))
+
+
+def test_guests_that_end_as_they_should_have_no_story(tmp_path: Path) -> None:
+    path = tmp_path / "guest"
+    path.write_bytes(flat(b"\x90\x31\xc0\xe6\xf4\x90" * 2))
+    vm = VirtualMachine(MEMORY)
+    assert tell(vm) is None
+    vm.load(load_guest(path, memory=MEMORY))
+    vm.run()
+    assert tell(vm) is None
+
+
+def view_of(guest: Guest) -> View:
+    def read(address: int, count: int) -> bytes | None:
+        if not 0 <= address <= SIZE - count:
+            return None
+        return guest.ram[address : address + count].tobytes()
+
+    return View(guest.v, read)
+
+
+VECTORS = (0, 3, 6, 8, 13, 14, 32, 128)
+
+
+@given(data=st.data(), bits=st.sampled_from([32, 64]), ring=st.sampled_from([0, 3]))
+@settings(max_examples=150, deadline=None)
+def test_the_way_through_the_idt_is_the_processor_s(
+    data: st.DataObject, bits: int, ring: int
+) -> None:
+    guest = Guest(bits=bits, ring=ring)
+    vector = data.draw(st.sampled_from(VECTORS))
+    size = 16 if bits == 64 else 8
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(
+            st.integers(IDT + size * vector, IDT + size * vector + size - 1)
+            | st.integers(GDT, GDT + 0x67)
+        )
+        guest.ram[at] = data.draw(st.integers(0, 255))
+    spoiled = data.draw(
+        st.dictionaries(
+            st.sampled_from(
+                ["GUEST_IDTR_LIMIT", "GUEST_GDTR_LIMIT", "GUEST_TR_LIMIT", "GUEST_RSP"]
+            ),
+            st.integers(0, 0xFFF) | st.sampled_from([0, 7, 0x7F, 0x4000]),
+            max_size=1,
+        )
+    )
+    guest.set(**spoiled)
+    kind = data.draw(st.sampled_from([0, 3, 4]))
+    code = 0 if kind == 3 and vector in (8, 13, 14) else -1
+    tried = attempt(view_of(guest), vector, kind, code)
+    fault, error, _ = deliver(guest.v, guest.mem, vector, kind, code, 2)
+    task_gate = tried.gate >> 40 & 0x1F == 5  # whose TSS is not looked at here
+    delivered = fault in (DELIVERED, TASK_GATE) or task_gate
+    assert (tried.wrong == "") == delivered, (tried, fault, error)
+
+
+@given(data=st.data(), mode=st.sampled_from(["p32", "pae", "l64"]))
+@settings(max_examples=150, deadline=None)
+def test_walks_are_the_processor_s(data: st.DataObject, mode: str) -> None:
+    guest = Guest(bits=64 if mode == "l64" else 32)
+    tables = 0x10000
+    pages = data.draw(
+        st.lists(st.sampled_from([0, 0x1000, 0x2000, 0x3000]), min_size=4, max_size=4)
+    )
+    for level, page in enumerate(pages):
+        for index in (0, 1, 511):
+            flags = data.draw(
+                st.sampled_from([7, 3, 5, 1, 0, 0x87, 0x83, 1 << 63 | 7, 1 << 45 | 7])
+            )
+            entry = (tables + page) | flags if level < 3 else 0x20000 | flags
+            width = 4 if mode == "p32" else 8
+            at = tables + 0x1000 * level + index * width
+            guest.ram[at : at + width] = list(
+                (entry & (1 << 8 * width) - 1).to_bytes(width, "little")
+            )
+    guest.set(GUEST_CR3=tables, GUEST_CR0=0x80010031 if data.draw(st.booleans()) else 0x80000031)
+    guest.set(GUEST_CR4=0x2010 if mode == "p32" else 0x2030)
+    nxe = 0x800 * data.draw(st.booleans())
+    guest.set(GUEST_IA32_EFER=nxe | (0x500 if mode == "l64" else 0))
+    linear = data.draw(st.sampled_from([0, 0x1234, 0x1FF000, 0x200000, 0x400010, 0x40000000]))
+    user, write = data.draw(st.booleans()), data.draw(st.booleans())
+    fetch = not write and data.draw(st.booleans())
+    mine = view_of(guest).walk(linear, write=write, user=user, fetch=fetch)
+    access = 2 if fetch else int(write)
+    if mode == "pae" and any(step.name == "PDPTE" and step.entry and step.entry & 0x1E6
+                             for step in mine.steps):  # fmt: skip
+        return  # a pointer that could not have been loaded
+    physical, error, _, _ = paging.walk(guest.v, 2, guest.mem, linear, access, int(user))
+    assert (mine.physical is None) == (error >= 0), (mine, error)
+    if error < 0:
+        assert mine.physical == physical
+
+
+SYMBOLS = f"{BASE:016x} T start\n{BASE + 0x100:016x} T finish\n"
+
+
+def test_places_have_names_if_somebody_knows_them(tmp_path: Path) -> None:
+    (tmp_path / "guest").write_bytes(flat(b"\x90\x90" + UD2))
+    (tmp_path / "System.map").write_text(SYMBOLS)
+    result = CliRunner().invoke(
+        app, ["run", str(tmp_path / "guest"), "--symbols", str(tmp_path / "System.map")]
+    )
+    assert result.exit_code == 1
+    assert "RIP 100002H (start+2H)" in " ".join(result.stderr.split())
+
+
+def test_the_command_tells_it_in_words_json_and_html(tmp_path: Path) -> None:
+    path, page = tmp_path / "guest<b>", tmp_path / "why.html"
+    path.write_bytes(long(UD2))
+    result = CliRunner().invoke(app, ["run", str(path), "--report", str(page)])
+    assert result.exit_code == 1
+    assert "what probably helps: no IDT was loaded" in result.stderr
+    html = page.read_text()
+    assert "<title>guest&lt;b&gt;: triple fault</title>" in html
+    assert "no IDT was loaded before the first exception" in html
+    answer = json.loads(CliRunner().invoke(app, ["run", str(path), "--json"]).stdout)
+    assert answer["story"]["end"] == "triple fault"
+    assert answer["story"]["scenes"][1]["title"] == "first: #UD, invalid opcode"
+    assert answer["story"]["registers"]["RIP"] == BASE
+
+
+def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "guest").write_bytes(flat(b"\xfa" + HLT))
+    words = ["run", str(tmp_path / "guest"), "--report", str(tmp_path / "no" / "such")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr.splitlines()[-1]
+
+
+def test_output_of_the_guest_cannot_spoil_the_story(tmp_path: Path) -> None:
+    # mov dx, 3F8h; mov al, 1Bh; out dx, al
+    guest = flat(b"\x66\xba\xf8\x03\xb0\x1b\xee\xb0\x3c\xee" + UD2)
+    story = story_of(Broken("escape", guest, ()), tmp_path)
+    assert story.output == (".<",)
+    assert "&lt;" in story._repr_html_()

@@ -1,0 +1,161 @@
+"""The embodiments with names, proved equal to the tables that stand for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.test_criteria_table import expected
+from trapgate.decision import embodiments
+from trapgate.decision.criteria_rules import Action, Rule
+from trapgate.decision.criteria_worlds import World, arrays, table_in, terms
+from trapgate.decision.embodiments import TRANSFER
+from trapgate.decision.fault_filters import figure_7, figure_8, paragraph_80
+from trapgate.decision.fault_values import FaultValue
+from trapgate.decision.rules import SCHEMES
+
+z3 = pytest.importorskip("z3")
+
+FIELDS = {name: len(scheme.fields) for name, scheme in SCHEMES.items()}
+
+
+def fetching(world: World, known: dict[str, Any]) -> Callable[[FaultValue], tuple[Any, Any]]:
+    """Values by name; those that are not known are absent."""
+    absent = world.inverse(world.true)
+
+    def fetch(value: FaultValue) -> tuple[Any, Any]:
+        if value.name in known:
+            return world.true, known[value.name]
+        return absent, world.number(0)
+
+    return fetch
+
+
+def proved(claim: Any) -> bool:
+    solver = z3.Solver()
+    solver.add(z3.Not(claim))
+    return bool(solver.check() == z3.unsat)
+
+
+def narrow(name: str) -> Any:
+    """An unsigned 32-bit number in 64 bits."""
+    return z3.ZeroExt(32, z3.BitVec(name, 32))
+
+
+@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "member"])
+def test_every_transfer_criterion_is_a_table_for_all_codes_and_fields(
+    name: str, control: bool
+) -> None:
+    world = terms()
+    code = narrow("code")
+    values = [narrow(f"field {n}") for n in range(FIELDS[name])]
+    rules = TRANSFER[name](14, control, *values)
+    fetch = fetching(world, {"vector": world.number(14), "code": code})
+    action = table_in(rules, fetch, world, world.number(Action.NEXT))
+    exits = SCHEMES[name].function(z3.BoolVal(control), z3.BoolVal(True), code, *values)
+    assert proved(action == z3.If(exits, world.number(1), world.number(2)))
+    # ¶43: without an error code the control bit decides.
+    fetch = fetching(world, {"vector": world.number(14)})
+    action = table_in(rules, fetch, world, world.number(Action.NEXT))
+    assert proved(action == world.number(1 if control else 2))
+    # Other vectors are none of its business.
+    fetch = fetching(world, {"vector": world.number(13), "code": code})
+    assert proved(table_in(rules, fetch, world, world.number(Action.NEXT)) == world.number(0))
+
+
+@pytest.mark.parametrize("used", [0, 1, 0x80, 0xA5, 0xFF])
+def test_members_are_a_table(used: int) -> None:
+    world = terms()
+    code = narrow("code")
+    values = [narrow(f"value {n}") for n in range(8)]
+    rules = TRANSFER["member"](14, False, used, *values)
+    fetch = fetching(world, {"vector": world.number(14), "code": code})
+    action = table_in(rules, fetch, world, world.number(Action.NEXT))
+    exits = SCHEMES["member"].function(
+        z3.BoolVal(False), z3.BoolVal(True), code, world.number(used), *values
+    )
+    assert proved(action == z3.If(exits, world.number(1), world.number(2)))
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "member"])
+def test_three_bits_exhaustively_by_integers(name: str) -> None:
+    scheme = SCHEMES[name]
+    width = 2 if FIELDS[name] > 3 else 3
+    space = list(np.ndindex(*[1 << width] * (FIELDS[name] + 1)))
+    for control in (False, True):
+        for code, *values in space:
+            rules = TRANSFER[name](14, control, *values)
+            action, _ = expected(list(rules), {"vector": 14, "code": code})
+            exits = scheme.function(control, True, code, *values)
+            assert action == (Action.EXIT if exits else Action.DELIVER), (code, values)
+
+
+FILTERS = {
+    "figure-7": (embodiments.figure_7(), False, False),
+    "figure-8, 4 bytes": (embodiments.figure_8(wide=False, page_size=False), False, False),
+    "figure-8, 4 bytes, PSE": (embodiments.figure_8(wide=False, page_size=True), False, True),
+    "figure-8, 8 bytes": (embodiments.figure_8(wide=True, page_size=True), True, True),
+    "paragraph-80": (embodiments.paragraph_80(), False, False),
+}
+
+
+def built_in(name: str, entry: Any, pte: Any, data: Any, old: Any, kept: Any, denying: Any) -> Any:
+    if name == "figure-7":
+        return figure_7(entry, pte, data)
+    if name == "paragraph-80":
+        return paragraph_80(entry, entry, data)
+    return figure_8(entry, pte, data, old, kept, denying)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_fault_filter_is_a_table_for_all_entries(name: str) -> None:
+    rules, wide, page_size = FILTERS[name]
+    world = terms()
+    bits = 64 if wide else 32
+
+    def entry(label: str) -> Any:
+        return z3.BitVec(label, 64) if wide else z3.ZeroExt(32, z3.BitVec(label, bits))
+
+    old, new, kind = entry("old"), entry("new"), z3.BitVec("kind", 64)
+    kept = 0x000FFFFFFFFFF080 if wide else 0xFFFFF000 | (0x80 if page_size else 0)
+    denying = 1 << 63 if wide else 0
+    known = {"table_entry": kind, "old_entry": old, "new_entry": new}
+    known |= {"set_bits": new & ~old, "cleared_bits": old & ~new}
+    action = table_in(rules, fetching(world, known), world, world.number(Action.NEXT))
+    completes = built_in(
+        name,
+        z3.Or(kind == 1, kind == 2),
+        kind == 1,
+        new,
+        old,
+        world.number(kept),
+        world.number(denying),
+    )
+    claim = (action == world.number(Action.COMPLETE)) == completes
+    assert proved(z3.Implies(z3.Or(kind == 1, kind == 2), claim))
+
+
+def test_a_wrong_table_is_not_proved() -> None:
+    world = terms()
+    code, mask, match = narrow("code"), narrow("mask"), narrow("match")
+    rules = TRANSFER["exchanged"](14, True, mask, match)
+    fetch = fetching(world, {"vector": world.number(14), "code": code})
+    action = table_in(rules, fetch, world, world.number(Action.NEXT))
+    exits = SCHEMES["figure-3"].function(z3.BoolVal(True), z3.BoolVal(True), code, mask, match)
+    assert not proved(action == z3.If(exits, world.number(1), world.number(2)))
+
+
+def test_arrays_say_what_integers_say() -> None:
+    world = arrays()
+    rng = np.random.default_rng(14)
+    codes = rng.integers(0, 1 << 16, 2000, np.uint64)
+    rules: tuple[Rule, ...] = (
+        *TRANSFER["figure-5"](14, True, 8, 0b11, 0b01)[:2],
+        *TRANSFER["less"](14, True, 1 << 14),
+    )
+    fetch = fetching(world, {"vector": np.full(2000, 14, np.uint64), "code": codes})
+    got = table_in(rules, fetch, world, np.zeros(2000, np.uint64))
+    wanted = [expected(list(rules), {"vector": 14, "code": int(code)})[0] for code in codes]
+    assert got.tolist() == wanted
