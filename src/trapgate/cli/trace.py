@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from trapgate.cli.terminal import fail, one_line_errors, plain, terminal
 
@@ -123,6 +122,8 @@ def stat(
 
 
 def _show(result: Stat, top: int) -> None:
+    from rich.table import Table
+
     out = terminal()
     out.print(f"{result.events:,} events; times in {result.time_unit}")
     timed = any(line.timed for lines in result.tables.values() for line in lines)

@@ -5,7 +5,7 @@ the oldest row is overwritten, so that whoever does not trace pays for no more t
 the writing. A capacity of 0 keeps only the counts.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Rows, core
 from trapgate.decision.decide import DELIVER
 from trapgate.sdm.cells import (
     GUEST_CR3,
@@ -73,7 +73,7 @@ def count_of(head: Cells, vector: int, kind: int) -> int:
 @core
 def record(
     v: Cells,
-    rows: Cells,
+    rows: Rows,
     head: Cells,
     vector: int,
     kind: int,
@@ -124,7 +124,7 @@ def record(
 
 
 @core
-def amend(rows: Cells, head: Cells, vector: int, kind: int, disposition: int, reason: int) -> None:
+def amend(rows: Rows, head: Cells, vector: int, kind: int, disposition: int, reason: int) -> None:
     """Correct the row just written: the delivery of that event ends as `disposition` after all."""
     counts = count_of(head, vector, kind)
     head[counts + DELIVER] -= 1
