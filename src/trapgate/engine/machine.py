@@ -93,7 +93,7 @@ journal, the virtual clock, and why the engine stopped.
     STORE_CODE,
     STORE_RETURN,
     STORE_INDEX,
-    GATE_LOW,
+    STORE_LOW,
     FAULT_CODE,
     SHADOW,
     TRANSLATION,

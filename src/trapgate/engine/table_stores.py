@@ -134,9 +134,9 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     if size < m[mc.STORE_SIZE]:
         # Eight bytes come in halves.
         if offset & 4 == 0:
-            m[mc.GATE_LOW] = value & 0xFFFFFFFF
+            m[mc.STORE_LOW] = value & 0xFFFFFFFF
             return
-        value = value << 32 | m[mc.GATE_LOW]
+        value = value << 32 | m[mc.STORE_LOW]
         size = m[mc.STORE_SIZE]
     env = m[mc.ENV]
     v = cells(m[mc.V], m[mc.V_CELLS])
