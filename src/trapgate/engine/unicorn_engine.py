@@ -333,8 +333,8 @@ class UnicornEngine:
         # Devices lie below the engine's own pages.
         for start, end, read, write, store in (
             (size, at.VMCB, self._machine, self._machine, hooks.on_absent_write),
-            (at.GATE, at.GATE + _PAGE, None, self._machine, hooks.on_intercepted_store),
-            (at.GATE + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
+            (at.STORES, at.STORES + _PAGE, None, self._machine, hooks.on_intercepted_store),
+            (at.STORES + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
         ):
             self._check(
                 uclib.uc_mmio_map(
