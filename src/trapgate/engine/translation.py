@@ -93,6 +93,14 @@ _TB_CFLAGS = 0x18
 _TB_COUNT = 0x7FFF
 """Bits of a block's flags: at most so many instructions, 0 without a limit."""
 
+_BLOCK_NEXT = 0x10
+_BLOCK_END = 0x18
+"""Where a block being translated keeps the next address, and whether and how it ends."""
+_TOO_MANY = 1
+"""It ends because the next instruction is to begin a block of its own."""
+_CARE_BREAKPOINT = 4
+_CARES = 7
+
 _TASK_GATE = 5
 _AC = 1 << 18
 
@@ -113,6 +121,17 @@ def call_before(t: Cells, m: Cells, function: int, first: int, second: int) -> N
     poke64(last_op(context) + _ARGUMENTS + 16, function)
     call(t[FREE_TEMP], (context, m[mc.PAIR]))
     call(t[FREE_TEMP], (context, m[mc.PAIR_2]))
+
+
+@jit
+def is_breakpoint(m: Cells, address: int) -> bool:
+    """Whether a debugger wants the run to stop before the instruction at a linear address."""
+    found = False
+    breakpoints = cells(m[mc.BREAKPOINTS], m[mc.BREAKPOINTS_COUNT])
+    for n in range(m[mc.BREAKPOINTS_COUNT]):
+        if breakpoints[n] == address:
+            found = True
+    return found
 
 
 @callback(VOID, *[INT64] * 6)
@@ -142,6 +161,8 @@ def on_translate(
         return
     if peek32(tb + _TB_FLAGS) & _AC:
         m[mc.CARE] |= CARE_ALIGNMENT
+    if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
+        m[mc.CARE] |= _CARE_BREAKPOINT
     if m[mc.CARE] != 0:
         poke64(m[mc.CALL_OP] + _ARGUMENTS + 16, t[CARE_CODE])
         # A block is aligned to more than the bits of CARE.
@@ -209,6 +230,10 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
+    # A debugger's breakpoint begins a block, for only there the clock is right.
+    more = m[mc.BREAKPOINTS_COUNT] != 0 and peek32(block + _BLOCK_END) == 0
+    if more and is_breakpoint(m, peek64(block + _BLOCK_NEXT)):
+        poke32(block + _BLOCK_END, _TOO_MANY)
 
 
 @callback(UINT32, *[INT64] * 3)
@@ -282,13 +307,21 @@ def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
     which exceptions may be unmasked.
     """
     m = cells(machine, mc.CELLS)
-    tb = tagged & ~3
+    tb = tagged & ~_CARES
     if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
         call(m[mc.EMU_STOP], (m[mc.UC],))
         return 1
     if m[mc.STEPPING] != 0:
         m[mc.TIME] += peek16(tb + _TB_ICOUNT)
         return 0
+    if tagged & _CARE_BREAKPOINT:
+        passed = m[mc.DEBUG_SKIP] == peek64(tb) + 1
+        m[mc.DEBUG_SKIP] = 0
+        if not passed:
+            m[mc.DEBUG_HIT] = peek64(tb) + 1
+            m[mc.STOP] = mc.TIMER
+            call(m[mc.EMU_STOP], (m[mc.UC],))
+            return 1
     if alignment_is_checked(m):
         m[mc.STOP] = mc.CHECKED
         m[mc.STOP_CODE] = mc.CHECK_NEXT
