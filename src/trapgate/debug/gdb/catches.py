@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from trapgate.criteria.codes import layout_of
-from trapgate.criteria.condition import Condition, condition
 from trapgate.debug.story.instruction import decoded
 from trapgate.debug.story.tell import view_of
 from trapgate.debug.story.view import Step, hexadecimal
 from trapgate.debug.story.words import code_words, event_words
+from trapgate.decision.conditions import Condition, holds, parse
+from trapgate.decision.criteria_table import fault_value
+from trapgate.decision.fault_values import FaultValue
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
 from trapgate.processor.processor import VmExit
@@ -19,7 +18,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.vectors import ERROR_CODE_VECTORS, PF, Vector
+from trapgate.sdm.vectors import PF, Vector
 from trapgate.vmm.actions import RESUME, Action, Inject
 from trapgate.vmm.machine import VirtualMachine
 
@@ -49,7 +48,7 @@ class Catches:
 
     def __init__(self, vm: VirtualMachine) -> None:
         self._vm = vm
-        self._faults: dict[int, Condition | None] = {}
+        self._faults: dict[int, Condition] = {}
         self._exits: set[ExitReason] | None = None
         self._kept: dict[str, int] = {}
         self._decision = "deliver"
@@ -71,16 +70,15 @@ class Catches:
     # What is caught.
 
     def catch_fault(self, name: str, text: str) -> str:
-        """Catch exceptions of a vector, all or those whose error code fulfils a condition."""
+        """Catch exceptions of a vector, all or those that fulfil a condition.
+
+        Raises TrapgateError for what is neither.
+        """
         try:
             vector = int(Vector[name.upper().removeprefix("#")])
         except KeyError:
             raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
-        wanted = None
-        if text:
-            if not ERROR_CODE_VECTORS >> vector & 1:
-                raise CatchError(f"#{name.upper()} has no error code, so no condition")
-            wanted = condition(text, layout_of(vector))
+        wanted = parse(text or "all")
         vmcs = self._vm.vmcs
         for field in (
             "EXCEPTION_BITMAP", "PAGE_FAULT_ERROR_CODE_MASK", "PAGE_FAULT_ERROR_CODE_MATCH",
@@ -119,11 +117,8 @@ class Catches:
         self._pending = None
         event = vmexit.interruption
         if vmexit.reason is ExitReason.EXCEPTION_OR_NMI and event is not None:
-            wanted = self._faults.get(event.vector, False)
-            code = event.error_code or 0
-            if wanted is None or (
-                isinstance(wanted, Condition) and bool(wanted.holds(np.array([code]))[0])
-            ):
+            wanted = self._faults.get(event.vector)
+            if wanted is not None and self._fulfils(vmexit, event, wanted):
                 self._pending = Pending(vmexit, self._fault_words(vmexit, event))
         if self._pending is None and self._exits and vmexit.reason in self._exits:
             reason = vmexit.reason.name.lower().replace("_", " ")
@@ -131,6 +126,27 @@ class Catches:
             self._pending = Pending(vmexit, words)
         self._decision = "deliver"
         return self._pending
+
+    def _fulfils(self, vmexit: VmExit, event: Interruption, wanted: Condition) -> bool:
+        v = self._vm.vmcs.cells
+        code = -1 if event.error_code is None else event.error_code
+        outer = vmexit.idt_vectoring
+
+        def fetch(what: FaultValue) -> int | None:
+            present, value = fault_value(
+                v,
+                what.number,
+                event.vector,
+                int(event.type),
+                code,
+                vmexit.qualification,
+                vmexit.instruction_length,
+                int(outer is not None),
+                -1 if outer is None else outer.vector,
+            )
+            return int(value) & (1 << 64) - 1 if present else None
+
+        return holds(wanted, fetch)
 
     def _fault_words(self, vmexit: VmExit, event: Interruption) -> str:
         code = -1 if event.error_code is None else event.error_code

@@ -31,7 +31,8 @@ vmcs [FIELD]             fields of the VMCS, decoded
 decide VECTOR [CODE]     would this fault exit, and why
 trace [COUNT]            the last events
 xp ADDRESS [LENGTH]      physical memory
-catch FAULT [if COND]    stop at a fault before it is delivered: catch PF if write and user
+catch FAULT [if COND]    stop at a fault before it is delivered:
+                         catch PF if user and write and address < 0x1000
 catch exit [REASON]      stop at VM exits; catch inject: at injections of the VMM
 uncatch                  catch nothing
 deliver, skip, complete, inject VECTOR [CODE]
