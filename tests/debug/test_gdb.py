@@ -25,6 +25,7 @@ from trapgate.errors import TrapgateError
 from trapgate.vmm.actions import End, Stop
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.summary import EventKind
 
 GDB = shutil.which("gdb")
 needs_gdb = pytest.mark.skipif(GDB is None, reason="gdb is not installed")
@@ -245,8 +246,8 @@ def test_faults_are_caught_before_delivery(tmp_path: Path) -> None:
         assert "caught #UD, invalid opcode" in words
         assert "caught #PF" not in words  # it is a read
         assert made.end().end is End.DEBUG_EXIT
-        assert made.vm.summary().injected[14] == 1
-        assert 6 not in made.vm.summary().injected
+        assert made.vm.summary().injected[EventKind.FAULT][14] == 1
+        assert 6 not in made.vm.summary().injected[EventKind.FAULT]
     with session(tmp_path, FAULTS) as made:
         words = gdb(
             made,
@@ -263,7 +264,7 @@ def test_faults_are_caught_before_delivery(tmp_path: Path) -> None:
         assert "no page is there" in words
         assert f"in {bg.OTHER:x}" in words
         made.end()
-        assert made.vm.summary().injected[6] == 1
+        assert made.vm.summary().injected[EventKind.FAULT][6] == 1
 
 
 @needs_gdb

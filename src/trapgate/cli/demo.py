@@ -359,7 +359,7 @@ def _show_own(results: list[Result], out: Terminal) -> None:
     kinds.add_column("fault")
     for result in results:
         kinds.add_column(result.filter.name, justify="right")
-    for vector in sorted({v for result in results for v in result.summary.faults if v < 32}):
+    for vector in sorted({vector for result in results for vector in result.summary.faults}):
         counts = [result.faults(vector) for result in results]
         kinds.add_row(
             vector_name(vector), *(f"{exited:,} + {direct:,}" for _, exited, direct in counts)

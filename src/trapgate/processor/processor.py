@@ -106,6 +106,8 @@ class Processor(LogicalProcessor):
         self._checked = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
+        self.skipped = 0
+        """How much of the virtual time was skipped."""
 
     @property
     def vmcs(self) -> Vmcs | None:
@@ -119,7 +121,9 @@ class Processor(LogicalProcessor):
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
         c = self._words
-        c[stops.TIME] = max(c[stops.TIME], time)
+        jump = max(time - c[stops.TIME], 0)
+        c[stops.TIME] += jump
+        self.skipped += jump
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
@@ -464,6 +468,6 @@ class Processor(LogicalProcessor):
                 "the guest halted and nothing can wake it; set HLT exiting or the "
                 "VMX-preemption timer, or assert an event"
             )
-        c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
+        self.skip_to(int(c[stops.TIMER_END]))
         vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True

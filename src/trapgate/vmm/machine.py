@@ -19,7 +19,10 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import Disposition
 from trapgate.events.journal import (
     COUNTS,
+    DISPOSITIONS,
     HEAD_COUNTS,
+    TYPES,
+    VECTORS,
 )
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
@@ -42,7 +45,7 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.platform import Platform
-from trapgate.vmm.summary import Faults, NestedSummary, Summary
+from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
@@ -96,7 +99,9 @@ class Vmm:
 class _Tally:
     seconds: float = 0.0
     exits: Counter[ExitReason] = field(default_factory=Counter)
-    injected: Counter[int] = field(default_factory=Counter)
+    injected: dict[EventKind, Counter[int]] = field(
+        default_factory=lambda: {kind: Counter() for kind in EventKind}
+    )
 
 
 class VirtualMachine(Platform):
@@ -285,7 +290,7 @@ class VirtualMachine(Platform):
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
                 if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
                     vector = self.devices.acknowledge()
-                    self._tally.injected[vector] += 1
+                    self._tally.injected[EventKind.INTERRUPT][vector] += 1
                 else:
                     vector = 0
                 v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _VALID | vector
@@ -310,7 +315,7 @@ class VirtualMachine(Platform):
 
     def _inject(self, action: Inject) -> None:
         v = self.vmcs.words
-        self._tally.injected[action.event.vector] += 1
+        self._tally.injected[EventKind.of(action.event.type)][action.event.vector] += 1
         word, code = action.event.encode()
         row = ROWS.get(action.event.vector)
         if row is not None and row.occurrence is Occurrence.FAULT and word & _HARDWARE:
@@ -321,7 +326,7 @@ class VirtualMachine(Platform):
         v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length
 
     def _event_counts(self, level: int) -> Cells:
-        """The journal's counts of one level, by vector and disposition."""
+        """The journal's counts of one level, by type, vector and disposition."""
         start = HEAD_COUNTS + level * COUNTS
         return self.processor.head[start : start + COUNTS]
 
@@ -330,24 +335,29 @@ class VirtualMachine(Platform):
         entries, exits = self.processor.x86_vmm.counts()
         return Summary(
             self.processor.time,
+            self.processor.skipped,
             self._tally.seconds,
-            self._faults(0),
-            dict(self._tally.injected),
+            self._events(0),
+            {kind: dict(counts) for kind, counts in self._tally.injected.items()},
             dict(self._tally.exits),
             self.stopped,
-            NestedSummary(entries, self._faults(1), exits) if entries else None,
+            NestedSummary(entries, self._events(1), exits) if entries else None,
             self.processor.engine.kind,
             self.processor.engine.why_not_native,
         )
 
-    def _faults(self, level: int) -> Faults:
+    def _events(self, level: int) -> dict[EventKind, Counts]:
         """The journal's counts for one level."""
-        counts = self._event_counts(level).reshape(256, 3)
-        return {
-            int(vector): {
-                disposition: int(counts[vector, disposition])
-                for disposition in Disposition
-                if counts[vector, disposition]
+        every = self._event_counts(level).reshape(TYPES, VECTORS, DISPOSITIONS)
+        found: dict[EventKind, Counts] = {}
+        for kind in EventKind:
+            counts = every[[t for t in range(TYPES) if EventKind.of(t) is kind]].sum(axis=0)
+            found[kind] = {
+                int(vector): {
+                    disposition: int(counts[vector, disposition])
+                    for disposition in Disposition
+                    if counts[vector, disposition]
+                }
+                for vector in np.flatnonzero(counts.any(axis=1))
             }
-            for vector in np.flatnonzero(counts.any(axis=1))
-        }
+        return found
