@@ -47,6 +47,7 @@ _EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
 
 _PREEMPTION_TIMER = 52
 _DR6_BITS = 0x400F
+_SSE_4_2, _XSAVE = 1 << 20, 1 << 26
 _FLUSH_TB = 1 << 30 | 10
 """Unicorn's control of that name, to be written, without arguments."""
 
@@ -292,6 +293,8 @@ class UnicornEngine:
         self.why_not_native = "" if native_path else "it was asked for"
         """Why this is the portable engine; empty if it is the native one."""
         self._breakpoints: dict[int, ctypes.c_size_t | None] = {}
+        self.has_xsave = False
+        """Whether guests may use XSAVE and XRSTOR, of x87 and SSE state."""
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self.devices = DevicePages(self.cells)
@@ -368,9 +371,18 @@ class UnicornEngine:
         self.scratch[512:] = -1
         self.scratch[at.VMCB_MSRPM_BASE // 8] = at.VMCB + _PAGE
 
+    def _offer_xsave(self, env: int) -> None:
+        """Let the translator take XSAVE, which its processor model does not have."""
+        features = ctypes.c_uint32.from_address(env + at.FEATURES_1_ECX)
+        if features.value & (_SSE_4_2 | _XSAVE) != _SSE_4_2:
+            raise EngineError("the translator's features are not where they should be")
+        features.value |= _XSAVE
+        self.has_xsave = True
+
     def _open_insides(self) -> None:
         inside = native.find(self.uc)
         translator()
+        self._offer_xsave(inside.env)
         calibration.check_native(self.uc, inside.cpu, inside.env)
         c = self.cells
         c[mc.NATIVE] = 1
@@ -406,6 +418,7 @@ class UnicornEngine:
         try:
             inside = native.find(self.uc)
             translator()
+            self._offer_xsave(inside.env)
         except EngineError:
             # With such a hook the engine looks for stale code at every store, and not without.
             self._hook(uc_const.UC_HOOK_MEM_WRITE, hooks.on_any_store)
