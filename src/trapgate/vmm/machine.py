@@ -30,7 +30,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
-from trapgate.sdm.vmx import THROUGH_IDT_VECTOR
+from trapgate.sdm.vmx import RANDOM, THROUGH_IDT_VECTOR
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import (
@@ -110,7 +110,7 @@ class VirtualMachine(Platform):
     `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
     with others (see `direct.DirectMachine`). `console` takes the serial
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
-    the trace. `seed` moves the time-stamp counter's start, the one thing about a run
+    the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail.
 
@@ -164,9 +164,12 @@ class VirtualMachine(Platform):
             | ct.PRIMARY_MONITOR_EXITING
             | ct.PRIMARY_MWAIT_EXITING
         )
-        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP
+        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= (
+            ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP | ct.SECONDARY_INVPCID
+        )
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
         vmcs["TSC_OFFSET"] = seed * 0x9E37_79B9 & 0xFFFF_FFFF_FFFF
+        self.processor.x86_vmm.state[RANDOM] = (seed + 1) * 0x9E37_79B9 & 0xFFFF_FFFF
         # VMX fixes CR0.NE to 1; the guest sees what it wrote.
         vmcs["CR0_GUEST_HOST_MASK"] = _NE
 

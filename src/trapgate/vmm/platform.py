@@ -21,6 +21,7 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.loaders.layout import memory_map
+from trapgate.vmm.mtrrs import Mtrrs
 
 _IF = 1 << 9
 _TF = 1 << 8
@@ -72,8 +73,17 @@ class Platform:
         )
         self.base = 0
         """Where in the processor's memory the guest's address 0 lies."""
+        self.mtrrs = Mtrrs()
+        self.tsc_adjust = 0
+        """IA32_TSC_ADJUST, 64 bits: what the guest has added to its time-stamp counter."""
         self._device_due = 0
         processor.connect(self._load, self._store, self.devices.pages)
+
+    def adjust_tsc(self, by: int) -> None:
+        """Move the guest's time-stamp counter, as WRMSR to it or to IA32_TSC_ADJUST does."""
+        mask = 0xFFFF_FFFF_FFFF_FFFF
+        self.tsc_adjust = (self.tsc_adjust + by) & mask
+        self.vmcs["TSC_OFFSET"] = (self.vmcs["TSC_OFFSET"] + by) & mask
 
     def general(self, number: int) -> int:
         """The general register of that encoding, unsigned."""
