@@ -73,6 +73,7 @@ PARTS = {
             "unit/test_delivery.py",
             "unit/test_nested_faults.py",
             "unit/test_exits.py",
+            "unit/test_far_transfers.py",
             "unit/test_frame.py",
             "unit/test_idt.py",
             "unit/test_journal.py",
