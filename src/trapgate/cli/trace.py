@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
 from trapgate.cli.selection import (
     LevelOption,
     RipOption,
@@ -120,16 +122,29 @@ def stat(
     vcpu: VcpuOption = None,
     time: TimeOption = ":",
     rip: RipOption = ":",
+    beside: Annotated[
+        Path | None, typer.Option(help="Another trace to compare with (Markdown, or --html).")
+    ] = None,
+    markdown: MarkdownOption = False,
+    html: HtmlOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Count and time events per reason, vector, error code and symbol."""
     with one_line_errors():
-        from trapgate.trace.stat import statistics
+        from trapgate.trace.stat import compared, statistics
         from trapgate.trace.symbols import Symbols
 
         table = None if symbols is None else Symbols(symbols)
         chosen = selection(level, vm, vcpu, time, rip)
         result = statistics(trace, symbols=table, chosen=chosen)
+        document = partial(result.document, top)
+        if beside is not None:
+            other = statistics([beside], symbols=table, chosen=chosen)
+            names = (", ".join(path.name for path in trace), beside.name)
+            document = partial(compared, result, other, names)
+            markdown = markdown or html is None
+        if shown(document, markdown=markdown, html=html):
+            return
         if as_json:
             print(json.dumps(result.as_json(), indent=2))
             return

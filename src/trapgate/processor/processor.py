@@ -348,6 +348,11 @@ class Processor(LogicalProcessor):
         if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
             stepping.look_for_ports(self, v)
             return False
+        if self.engine.has_breakpoints and self.engine.meets_breakpoint(
+            stepping.linear_rip(self, v)
+        ):
+            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
+            return True
         exited = self._settled(stepping.step(self, v)) or stepping.monitor_trap(self, v)
         self._words[stops.UNBLOCKED] = 0
         return exited
