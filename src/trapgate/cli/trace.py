@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trapgate.cli.selection import (
+    LevelOption,
+    RipOption,
+    TimeOption,
+    VcpuOption,
+    VmOption,
+    selection,
+)
 from trapgate.cli.terminal import fail, one_line_errors, plain, terminal
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ class Format(StrEnum):
     perf_script = "perf-script"
     qemu = "qemu"
     bochs = "bochs"
+    bpftrace = "bpftrace"
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -106,6 +115,11 @@ def stat(
         Path | None, typer.Option(help="System.map or ELF of the guest's kernel.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Lines of each table.")] = 15,
+    level: LevelOption = None,
+    vm: VmOption = None,
+    vcpu: VcpuOption = None,
+    time: TimeOption = ":",
+    rip: RipOption = ":",
     as_json: AsJson = False,
 ) -> None:
     """Count and time events per reason, vector, error code and symbol."""
@@ -114,7 +128,8 @@ def stat(
         from trapgate.trace.symbols import Symbols
 
         table = None if symbols is None else Symbols(symbols)
-        result = statistics(trace, symbols=table)
+        chosen = selection(level, vm, vcpu, time, rip)
+        result = statistics(trace, symbols=table, chosen=chosen)
         if as_json:
             print(json.dumps(result.as_json(), indent=2))
             return
@@ -125,7 +140,10 @@ def _show(result: Stat, top: int) -> None:
     from rich.table import Table
 
     out = terminal()
-    out.print(f"{result.events:,} events; times in {result.time_unit}")
+    asked = f" ({result.chosen})" if result.chosen else ""
+    out.print(f"{result.events:,} events{asked}; times in {result.time_unit}")
+    if result.lost:
+        out.print(f"the recorder lost {result.lost:,} events: they are in no count")
     timed = any(line.timed for lines in result.tables.values() for line in lines)
     for name, lines in result.tables.items():
         if not lines:
@@ -151,6 +169,33 @@ def _show(result: Stat, top: int) -> None:
 def _times(line: Line) -> tuple[str, ...]:
     values = (line.total, line.least, line.mean, line.p50, line.p99, line.most)
     return tuple("" if value is None else f"{value:,.0f}" for value in values)
+
+
+COLLECT_EXAMPLES = """
+Examples:
+
+  trapgate trace collect filter > record.sh
+
+  trapgate trace collect reflect --tool bpftrace --seconds 60 > exits.bt
+"""
+
+
+@app.command(epilog=COLLECT_EXAMPLES)
+def collect(
+    question: Annotated[
+        str, typer.Argument(help="filter, reflect, inject or everything: what is to be answered.")
+    ],
+    tool: Annotated[str, typer.Option(help="trace-cmd, perf or bpftrace.")] = "trace-cmd",
+    seconds: Annotated[int, typer.Option(min=1, help="How long to record.")] = 10,
+    process: Annotated[
+        int | None, typer.Option(min=1, help="Process of the one virtual machine to record.")
+    ] = None,
+) -> None:
+    """Print a script that records on a host what a question needs."""
+    from trapgate.trace.collect import script
+
+    with one_line_errors():
+        print(script(question, tool, seconds=seconds, process=process), end="")
 
 
 @app.command()

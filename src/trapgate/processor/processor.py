@@ -149,6 +149,8 @@ class Processor(LogicalProcessor):
         self._checked = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
+        self.skipped = 0
+        """How much of the virtual time was skipped."""
 
     @property
     def vmcs(self) -> Vmcs | None:
@@ -162,7 +164,9 @@ class Processor(LogicalProcessor):
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
         c = self._words
-        c[stops.TIME] = max(c[stops.TIME], time)
+        jump = max(time - c[stops.TIME], 0)
+        c[stops.TIME] += jump
+        self.skipped += jump
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
@@ -347,6 +351,11 @@ class Processor(LogicalProcessor):
         if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
             stepping.look_for_ports(self, v)
             return False
+        if self.engine.has_breakpoints and self.engine.meets_breakpoint(
+            stepping.linear_rip(self, v)
+        ):
+            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
+            return True
         exited = self._settled(stepping.step(self, v)) or stepping.monitor_trap(self, v)
         self._words[stops.UNBLOCKED] = 0
         return exited
@@ -462,6 +471,6 @@ class Processor(LogicalProcessor):
                 "the guest halted and nothing can wake it; set HLT exiting or the "
                 "VMX-preemption timer, or assert an event"
             )
-        c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
+        self.skip_to(int(c[stops.TIMER_END]))
         vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True

@@ -91,17 +91,25 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Replay:
-    """The outcomes of several policies on the same traces."""
+    """The outcomes of several policies on the same traces.
+
+    `lost` events the recorder says that it lost: nobody knows what they were. `chosen` says
+    in words which events were judged, if not all.
+    """
 
     traces: tuple[str, ...]
     time_unit: str
     outcomes: tuple[Outcome, ...]
+    lost: int = 0
+    chosen: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "traces": list(self.traces),
             "time_unit": self.time_unit,
+            "lost": self.lost,
+            "chosen": self.chosen,
             "policies": [outcome.as_json() for outcome in self.outcomes],
         }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trapgate.replay.judge import verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.tally import SUMS, columns_for, filters_of, packed_key, unpacked
-from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.frames import count, is_weighted, polars, reading, scan, time_unit
 from trapgate.trace.labels import vector_label
 from trapgate.trace.schema import TraceError
 from trapgate.trace.stat import check_symbols, symbol_indices
@@ -86,7 +86,7 @@ def cube_of(
     with reading(paths):
         lazy = scan(paths)
         facts = lazy.select(
-            pl.len().alias("rows"),
+            count(weighted=is_weighted(paths)).alias("rows"),
             pl.col("time").min().alias("first"),
             pl.col("time").max().alias("last"),
         ).collect(engine="streaming")
@@ -107,7 +107,13 @@ def cube_of(
                 why.otherwise(pl.col("exit_reason").cast(pl.String)).alias("why"),
                 "place",
             )
-            .agg(*_sums(pl.len(), pl.col("latency").count(), pl.col("latency").sum()))
+            .agg(
+                *_sums(
+                    count(weighted=is_weighted(paths)),
+                    pl.col("latency").count(),
+                    pl.col("latency").sum(),
+                )
+            )
             .collect(engine="streaming")
         )
     kinds = counted.select("key", "why", "place").unique().sort("key", "why", "place")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.frames import count, is_weighted, lost_events, polars, reading, scan, time_unit
 from trapgate.trace.labels import vector_label
+from trapgate.trace.selection import EVERYTHING, Selection
 from trapgate.trace.symbols import Symbols
 
 if TYPE_CHECKING:
@@ -45,17 +46,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Stat:
-    """All tables of a trace, by name; `events` is the number of rows."""
+    """All tables of a trace, by name; `events` is their number, `lost` how many the recorder
+    says that it lost. `chosen` says in words which were counted, if not all.
+    """
 
     events: int
     time_unit: str
     tables: dict[str, list[Line]]
+    lost: int = 0
+    chosen: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "events": self.events,
             "time_unit": self.time_unit,
+            "lost": self.lost,
+            "chosen": self.chosen,
             "tables": {name: [vars(line) for line in lines] for name, lines in self.tables.items()},
         }
 
@@ -79,19 +86,24 @@ def check_symbols(lazy: LazyFrame, symbols: Symbols) -> None:
     symbols.demand_match(rest["rip"].to_numpy())
 
 
-def statistics(paths: Sequence[Path], *, symbols: Symbols | None = None) -> Stat:
-    """The tables of one or more traces together; `symbols` adds one per function.
+def statistics(
+    paths: Sequence[Path], *, symbols: Symbols | None = None, chosen: Selection = EVERYTHING
+) -> Stat:
+    """The tables of the `chosen` events of traces together; `symbols` adds one per function.
 
     Raises: TraceError for files that are no traces, or symbols that do not match.
     """
     unit = time_unit(paths)
     with reading(paths):
-        return _statistics(paths, unit, symbols)
+        return _statistics(paths, unit, symbols, chosen)
 
 
-def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> Stat:
+def _statistics(
+    paths: Sequence[Path], unit: str, symbols: Symbols | None, chosen: Selection
+) -> Stat:
     pl = polars()
-    lazy = scan(paths)
+    lazy = scan(paths, chosen)
+    weighted = is_weighted(paths)
     words = pl.coalesce(pl.col("exit_reason").cast(pl.String), pl.col("reason").cast(pl.String))
     keys: dict[str, list[Expr]] = {
         "reason": [words.alias("reason")],
@@ -108,7 +120,7 @@ def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> St
     # see all times, take no more memory than there are different ones.
     frames = [
         lazy.group_by(*key, "disposition", "latency")
-        .agg(pl.len().cast(pl.Int64).alias("cells"))
+        .agg(count(weighted=weighted).cast(pl.Int64).alias("cells"))
         .collect(engine="streaming")
         .pipe(_measured, [expression.meta.output_name() for expression in key])
         for key in keys.values()
@@ -120,31 +132,31 @@ def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> St
         if name == "error code":
             frame = frame.filter(pl.col("error_code").is_not_null())
         tables[name] = _lines(frame, len(key), events, name, symbols)
-    return Stat(events, unit, tables)
+    return Stat(events, unit, tables, lost_events(paths), chosen.words())
 
 
 def _measured(cells: DataFrame, key: list[str]) -> DataFrame:
     """For each key the sums, and the quantiles of its times, from counts of equal events."""
     pl = polars()
-    count, latency = pl.col("cells"), pl.col("latency")
+    number, latency = pl.col("cells"), pl.col("latency")
     word = pl.col("disposition").cast(pl.String)
     events = cells.group_by(key).agg(
-        count.sum().alias("count"),
-        count.filter(word == "EXIT").sum().alias("exits"),
-        count.filter(word == "DELIVER").sum().alias("delivered"),
-        count.filter(word == "COMPLETE").sum().alias("completed"),
-        count.filter(latency.is_not_null()).sum().alias("timed"),
+        number.sum().alias("count"),
+        number.filter(word == "EXIT").sum().alias("exits"),
+        number.filter(word == "DELIVER").sum().alias("delivered"),
+        number.filter(word == "COMPLETE").sum().alias("completed"),
+        number.filter(latency.is_not_null()).sum().alias("timed"),
     )
-    seen = count.sum()
+    seen = number.sum()
     times = (
         cells.filter(latency.is_not_null())
         .sort("latency")
-        .with_columns(count.cum_sum().over(key).alias("rank"))
+        .with_columns(number.cum_sum().over(key).alias("rank"))
         .group_by(key)
         .agg(
-            (latency.cast(pl.Int128) * count).sum().alias("total"),
+            (latency.cast(pl.Int128) * number).sum().alias("total"),
             latency.min().alias("least"),
-            ((latency.cast(pl.Int128) * count).sum() / seen).alias("mean"),
+            ((latency.cast(pl.Int128) * number).sum() / seen).alias("mean"),
             _quantile(0.5).alias("p50"),
             _quantile(0.99).alias("p99"),
             latency.max().alias("most"),

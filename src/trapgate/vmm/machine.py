@@ -19,7 +19,10 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import Disposition
 from trapgate.events.journal import (
     COUNTS,
+    DISPOSITIONS,
     HEAD_COUNTS,
+    TYPES,
+    VECTORS,
 )
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
@@ -27,7 +30,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
-from trapgate.sdm.vmx import THROUGH_IDT_VECTOR
+from trapgate.sdm.vmx import RANDOM, THROUGH_IDT_VECTOR
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import (
@@ -42,7 +45,7 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.platform import Platform
-from trapgate.vmm.summary import Faults, NestedSummary, Summary
+from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
@@ -97,7 +100,9 @@ class _Tally:
     seconds: float = 0.0
     exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
     """By basic exit reason."""
-    injected: Counter[int] = field(default_factory=Counter)
+    injected: dict[EventKind, Counter[int]] = field(
+        default_factory=lambda: {kind: Counter() for kind in EventKind}
+    )
 
 
 class VirtualMachine(Platform):
@@ -106,7 +111,7 @@ class VirtualMachine(Platform):
     `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
     with others (see `direct.DirectMachine`). `console` takes the serial
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
-    the trace. `seed` moves the time-stamp counter's start, the one thing about a run
+    the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail.
 
@@ -160,9 +165,12 @@ class VirtualMachine(Platform):
             | ct.PRIMARY_MONITOR_EXITING
             | ct.PRIMARY_MWAIT_EXITING
         )
-        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP
+        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= (
+            ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP | ct.SECONDARY_INVPCID
+        )
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
         vmcs["TSC_OFFSET"] = seed * 0x9E37_79B9 & 0xFFFF_FFFF_FFFF
+        self.processor.x86_vmm.state[RANDOM] = (seed + 1) * 0x9E37_79B9 & 0xFFFF_FFFF
         # VMX fixes CR0.NE to 1; the guest sees what it wrote.
         vmcs["CR0_GUEST_HOST_MASK"] = _NE
 
@@ -288,7 +296,7 @@ class VirtualMachine(Platform):
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
                 if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
                     vector = self.devices.acknowledge()
-                    self._tally.injected[vector] += 1
+                    self._tally.injected[EventKind.INTERRUPT][vector] += 1
                 else:
                     vector = 0
                 v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _VALID | vector
@@ -314,7 +322,7 @@ class VirtualMachine(Platform):
 
     def _inject(self, action: Inject) -> None:
         v = self.vmcs.words
-        self._tally.injected[action.event.vector] += 1
+        self._tally.injected[EventKind.of(action.event.type)][action.event.vector] += 1
         word, code = action.event.encode()
         row = ROWS.get(action.event.vector)
         if row is not None and row.occurrence is Occurrence.FAULT and word & _HARDWARE:
@@ -325,7 +333,7 @@ class VirtualMachine(Platform):
         v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length
 
     def _event_counts(self, level: int) -> Cells:
-        """The journal's counts of one level, by vector and disposition."""
+        """The journal's counts of one level, by type, vector and disposition."""
         start = HEAD_COUNTS + level * COUNTS
         return self.processor.head[start : start + COUNTS]
 
@@ -334,28 +342,29 @@ class VirtualMachine(Platform):
         entries, exits = self.processor.x86_vmm.counts()
         return Summary(
             self.processor.time,
+            self.processor.skipped,
             self._tally.seconds,
-            self._faults(0),
-            dict(self._tally.injected),
-            {
-                reason: self._tally.exits[reason]
-                for reason in ExitReason
-                if self._tally.exits[reason]
-            },
+            self._events(0),
+            {kind: dict(counts) for kind, counts in self._tally.injected.items()},
+            {reason: count for reason in ExitReason if (count := self._tally.exits[reason])},
             self.stopped,
-            NestedSummary(entries, self._faults(1), exits) if entries else None,
+            NestedSummary(entries, self._events(1), exits) if entries else None,
             self.processor.engine.kind,
             self.processor.engine.why_not_native,
         )
 
-    def _faults(self, level: int) -> Faults:
+    def _events(self, level: int) -> dict[EventKind, Counts]:
         """The journal's counts for one level."""
-        counts = self._event_counts(level).reshape(256, 3)
-        return {
-            int(vector): {
-                disposition: int(counts[vector, disposition])
-                for disposition in Disposition
-                if counts[vector, disposition]
+        every = self._event_counts(level).reshape(TYPES, VECTORS, DISPOSITIONS)
+        found: dict[EventKind, Counts] = {}
+        for kind in EventKind:
+            counts = every[[t for t in range(TYPES) if EventKind.of(t) is kind]].sum(axis=0)
+            found[kind] = {
+                int(vector): {
+                    disposition: int(counts[vector, disposition])
+                    for disposition in Disposition
+                    if counts[vector, disposition]
+                }
+                for vector in np.flatnonzero(counts.any(axis=1))
             }
-            for vector in np.flatnonzero(counts.any(axis=1))
-        }
+        return found
