@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 
 from trapgate.cli.terminal import (
     EngineKind,
+    EngineOption,
     Paging,
     fail,
     one_line_errors,
@@ -241,12 +243,19 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(min=0.001, help="Stop after so many seconds.")
     ] = None,
-    engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    engine: EngineOption = EngineKind.auto,
     explain: Annotated[
         bool,
         typer.Option(
             "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
         ),
+    ] = False,
+    gdb: Annotated[
+        str | None,
+        typer.Option(help="Serve gdb at [HOST:]PORT (loopback unless told): target remote :PORT."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With --gdb: stand until gdb lets the guest begin.")
     ] = False,
     report: Annotated[
         Path | None,
@@ -278,6 +287,8 @@ def run(
                 timeout,
                 engine.value,
                 explain,
+                gdb,
+                wait,
                 report,
                 symbols,
                 as_json,
@@ -301,6 +312,8 @@ def _run(
     timeout: float | None,
     engine: str,
     explain: bool,
+    gdb: str | None,
+    wait: bool,
     report: Path | None,
     symbols: Path | None,
     as_json: bool,
@@ -334,7 +347,7 @@ def _run(
             vm.apply(settings)
         if text:
             vm.type(input_bytes(text))
-        with console:
+        with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
@@ -371,6 +384,30 @@ def _run(
     if failures and not explain:
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status
+
+
+@contextmanager
+def _debugger(
+    vm: VirtualMachine, gdb: str | None, guest: Path, bits: int, *, wait: bool
+) -> Iterator[None]:
+    """The server for gdb around a run, if there is to be one."""
+    if gdb is None:
+        if wait:
+            raise fail("--wait: waits for gdb, so give --gdb too")
+        yield
+        return
+    from trapgate.debug.gdb import Debugger, address_of
+
+    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits)
+    host, port = debugger.address
+    print(f"trapgate: gdb: target remote {host}:{port}", file=sys.stderr, flush=True)
+    try:
+        if wait:
+            debugger.wait()
+        yield
+    finally:
+        if vm.stopped is not None:
+            debugger.finished(vm.stopped)
 
 
 def _settings(file: Path) -> Settings:

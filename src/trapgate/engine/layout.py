@@ -108,8 +108,8 @@ EXCP_VMEXIT = 0x100
 # The scratch page that interception writes fault addresses to, and its MSR bitmap.
 VMCB = 0xF_FFFF_0000_0000 >> 4
 VMCB_PAGES = 8
-GATE = VMCB + VMCB_PAGES * 0x1000
-"""The page behind it: what is written there is judged first (see `gate`)."""
+STORES = VMCB + VMCB_PAGES * 0x1000
+"""The page behind it: what is written there is judged first (see `table_stores`)."""
 VMCB_EXIT_INFO_2 = 0x80
 VMCB_MSRPM_BASE = 0x48
 

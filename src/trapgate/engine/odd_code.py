@@ -45,6 +45,8 @@ CARE_LIMIT = 4
 """It may end beyond the limit of CS."""
 CARE_AUDIT = 8
 """Its source is compared with what it was made of (`audit`)."""
+CARE_BREAKPOINT = 16
+"""It begins with a debugger's breakpoint (`breakpoints`)."""
 
 UNDEFINED = 1
 TEST_TWIN = 2
