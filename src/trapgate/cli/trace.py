@@ -266,20 +266,29 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 def export(
     trace: Annotated[Path, typer.Argument(help="Trace to export.")],
     perfetto: Annotated[
-        Path | None, typer.Option(help="Write JSON that the Perfetto UI opens.")
+        Path | None,
+        typer.Option(
+            help="Write what the Perfetto UI opens: JSON if FILE ends in .json, else its own "
+            "format, with flows."
+        ),
+    ] = None,
+    ftrace: Annotated[
+        Path | None, typer.Option(help="Write text as ftrace prints it; an import reads it again.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write CSV.")] = None,
 ) -> None:
     """Write a trace for other programs; DuckDB and others read the Parquet as it is."""
     from trapgate.trace import Trace
-    from trapgate.trace.export import to_csv, to_perfetto
+    from trapgate.trace.export import to_csv, to_ftrace
+    from trapgate.trace.perfetto import to_perfetto, to_perfetto_proto
 
-    if perfetto is None and csv is None:
-        raise fail("nothing to write: give --perfetto FILE or --csv FILE")
+    if perfetto is None and csv is None and ftrace is None:
+        raise fail("nothing to write: give --perfetto FILE, --ftrace FILE or --csv FILE")
     with one_line_errors(), Trace(trace) as opened:
         if perfetto is not None:
-            count = to_perfetto(opened, perfetto)
-            print(f"{perfetto}: {count:,} slices", file=sys.stderr)
+            write = to_perfetto if perfetto.suffix == ".json" else to_perfetto_proto
+            print(f"{perfetto}: {write(opened, perfetto):,} slices", file=sys.stderr)
+        if ftrace is not None:
+            print(f"{ftrace}: {to_ftrace(opened, ftrace):,} events", file=sys.stderr)
         if csv is not None:
-            count = to_csv(opened, csv)
-            print(f"{csv}: {count:,} rows", file=sys.stderr)
+            print(f"{csv}: {to_csv(opened, csv):,} rows", file=sys.stderr)
