@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from trapgate.criteria.codes import Layout, vector_label
@@ -9,7 +10,9 @@ from trapgate.criteria.cover import Remedy
 from trapgate.criteria.errors import listed
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.proof import Proof
+from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.fields import Field
+from trapgate.trace.html import table
 from trapgate.vmcs.file import write_settings
 
 _MANY = 1024
@@ -143,6 +146,12 @@ class Definition:
             names = ", ".join(vector_label(one.vector) for one in plain)
             told.append(f"{names}: exact, by the exception bitmap alone")
         return told + list(self.notes)
+
+    def _repr_html_(self) -> str:
+        """In words, and the fields, for notebooks."""
+        rows = ((field.name, hexadecimal(value)) for field, value in self.fields.items())
+        said = "".join(f"<li>{escape(line)}</li>" for line in self.lines())
+        return f"<ul>{said}</ul>{table(('field', 'value'), rows)}"
 
     def toml(self) -> str:
         """A VMCS file, for `trapgate run --vmcs`."""

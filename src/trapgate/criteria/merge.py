@@ -6,6 +6,7 @@ has to serve both. Afterwards each exit belongs to whoever asked for it.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,11 @@ class Merged:
                 f"  {vector_label(share.vector)} {share.words}: asked by {asked}; {share.reflect}"
             )
         return told
+
+    def _repr_html_(self) -> str:
+        """Who asked for what, and the fields, for notebooks."""
+        said = "".join(f"<li>{escape(line.strip())}</li>" for line in self.lines()[1:])
+        return f"<ul>{said}</ul>{self.definition._repr_html_()}"
 
     def definition_vmcs(self) -> Vmcs:
         """The merged fields in a VMCS."""

@@ -27,6 +27,7 @@ from trapgate.processor import decoded, stepping, table_writes
 from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
@@ -67,6 +68,18 @@ class VmExit:
     entry_failed: bool
     vmcs: Vmcs
     explanation: str = ""
+
+    def __repr__(self) -> str:
+        """In words: the reason, the event, and where the guest stood."""
+        reason = self.reason.name.lower().replace("_", " ")
+        parts = [f"VM entry failed: {reason}" if self.entry_failed else f"VM exit: {reason}"]
+        if self.interruption is not None:
+            parts.append(repr(self.interruption).strip("<>"))
+        if self.qualification:
+            parts.append(f"qualification {hexadecimal(self.qualification)}")
+        if self.idt_vectoring is not None:
+            parts.append(f"while delivering {repr(self.idt_vectoring).strip('<>')}")
+        return f"<{', '.join(parts)}, RIP {hexadecimal(self.vmcs['GUEST_RIP'])}>"
 
 
 @dataclass(frozen=True, slots=True)
