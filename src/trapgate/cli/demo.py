@@ -16,6 +16,7 @@ import typer
 from trapgate.cli.run import PORTABLE_FILTERS, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
+    EngineOption,
     Paging,
     fail,
     one_line_errors,
@@ -66,7 +67,7 @@ def demo(
             "exits; own: the guest has its memory, and its faults, for itself."
         ),
     ] = Paging.direct,
-    engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    engine: EngineOption = EngineKind.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     report: Annotated[
         Path | None,

@@ -15,6 +15,7 @@ import typer
 
 from trapgate.cli.terminal import (
     EngineKind,
+    EngineOption,
     Paging,
     fail,
     one_line_errors,
@@ -242,7 +243,7 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(min=0.001, help="Stop after so many seconds.")
     ] = None,
-    engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    engine: EngineOption = EngineKind.auto,
     explain: Annotated[
         bool,
         typer.Option(

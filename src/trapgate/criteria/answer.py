@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from trapgate.criteria.codes import Layout, vector_label
@@ -10,9 +9,7 @@ from trapgate.criteria.cover import Remedy
 from trapgate.criteria.errors import listed
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.proof import Proof
-from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.fields import Field
-from trapgate.trace.html import table
 from trapgate.vmcs.file import write_settings
 
 _MANY = 1024
@@ -49,6 +46,11 @@ class VectorAnswer:
     why_not: WhyNot | None = None
     contended: bool = False
     remedies: tuple[Remedy, ...] | None = ()
+
+    @property
+    def name(self) -> str:
+        """#PF for 14, and so on."""
+        return vector_label(self.vector)
 
     @property
     def exact(self) -> bool:
@@ -148,10 +150,10 @@ class Definition:
         return told + list(self.notes)
 
     def _repr_html_(self) -> str:
-        """In words, and the fields, for notebooks."""
-        rows = ((field.name, hexadecimal(value)) for field, value in self.fields.items())
-        said = "".join(f"<li>{escape(line)}</li>" for line in self.lines())
-        return f"<ul>{said}</ul>{table(('field', 'value'), rows)}"
+        """For a notebook."""
+        from trapgate.criteria.documents import of_definition
+
+        return of_definition(self).notebook()
 
     def toml(self) -> str:
         """A VMCS file, for `trapgate run --vmcs`."""

@@ -6,7 +6,6 @@ has to serve both. Afterwards each exit belongs to whoever asked for it.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -61,6 +60,11 @@ class Share:
     words: str
 
     @property
+    def name(self) -> str:
+        """#PF for 14, and so on."""
+        return vector_label(self.vector)
+
+    @property
     def reflect(self) -> str:
         """What the VMM must do with such a fault."""
         if not self.exits:
@@ -100,9 +104,10 @@ class Merged:
         return told
 
     def _repr_html_(self) -> str:
-        """Who asked for what, and the fields, for notebooks."""
-        said = "".join(f"<li>{escape(line.strip())}</li>" for line in self.lines()[1:])
-        return f"<ul>{said}</ul>{self.definition._repr_html_()}"
+        """For a notebook."""
+        from trapgate.criteria.documents import of_merge
+
+        return of_merge(self).notebook()
 
     def definition_vmcs(self) -> Vmcs:
         """The merged fields in a VMCS."""

@@ -196,6 +196,7 @@ def serve(m: Cells) -> int:
 def enter_and_go(machine: int, emu_start: int) -> int:
     """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
     m = cells(machine, mc.CELLS)
+    core_calls.set_clock(m)
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     head[2] = m[mc.TIME]
     x = cells(m[mc.X], vmx.LENGTH)
@@ -230,6 +231,13 @@ def move_state_to_vmcs0(machine: int) -> int:
 def move_state_from_vmcs0(machine: int) -> int:
     """See `dispatch.move_from_vmcs0`; 0."""
     dispatch.move_from_vmcs0(cells(machine, mc.CELLS))
+    return 0
+
+
+@jit_for_python
+def set_clock_now(machine: int) -> int:
+    """See `core_calls.set_clock`; 0."""
+    core_calls.set_clock(cells(machine, mc.CELLS))
     return 0
 
 
@@ -568,6 +576,10 @@ class UnicornEngine:
     def move_from_vmcs0(self) -> None:
         """Undo `move_to_vmcs0`."""
         move_state_from_vmcs0(self._machine)
+
+    def set_clock(self) -> None:
+        """Arm the preemption timer of VMCS 0, and say when the engine has to stop and look."""
+        set_clock_now(self._machine)
 
     def look_ahead(self) -> None:
         """Say when the engine has to stop and look, from the VMCS in force and the pins."""

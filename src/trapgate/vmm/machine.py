@@ -31,7 +31,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.event_words import event_name, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
 from trapgate.sdm.vmx import RANDOM, THROUGH_IDT_VECTOR
 from trapgate.vmcs.file import Profile, Settings
@@ -111,7 +111,8 @@ class Vmm:
 @dataclass
 class _Tally:
     seconds: float = 0.0
-    exits: Counter[ExitReason] = field(default_factory=Counter)
+    exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
+    """By basic exit reason."""
     injected: dict[EventKind, Counter[int]] = field(
         default_factory=lambda: {kind: Counter() for kind in EventKind}
     )
@@ -278,10 +279,12 @@ class VirtualMachine(Platform):
             self._device_due = _NEVER if due is None else due
         self._offer_interrupt(v)
         limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
-        for other in (self._device_due, end, until):
-            if other is not None and other < limit:
-                limit = other
-        v[f.VMX_PREEMPTION_TIMER_VALUE] = max(min(limit - now, _TIMER_MAX), 0)
+        limit = min(limit, self._device_due)
+        if end is not None and end < limit:
+            limit = end
+        if until is not None and until < limit:
+            limit = until
+        v[f.VMX_PREEMPTION_TIMER_VALUE] = limit - now if limit > now else 0
         outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
         if isinstance(outcome, VmFail):
             self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
@@ -318,16 +321,17 @@ class VirtualMachine(Platform):
             v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary & ~window | wanted
 
     def _carry_out(self, vmexit: VmExit, action: Action) -> None:
-        v = self.vmcs.words
         if isinstance(action, Emulated):
             self.advance(vmexit)
         elif isinstance(action, Inject):
             self._inject(action)
         elif isinstance(action, Stop):
             self.stopped = action
-        if vmexit.idt_vectoring is not None and isinstance(action, Resume):
+        elif isinstance(action, Resume):
             vectoring = vmexit.idt_vectoring
-            self._inject(Inject(vectoring, v[f.VM_EXIT_INSTRUCTION_LENGTH]))
+            if vectoring is not None:
+                length = self.vmcs.words[f.VM_EXIT_INSTRUCTION_LENGTH]
+                self._inject(Inject(vectoring, length))
 
     def _inject(self, action: Inject) -> None:
         v = self.vmcs.words
@@ -388,7 +392,7 @@ class VirtualMachine(Platform):
             self._tally.seconds,
             self._events(0),
             {kind: dict(counts) for kind, counts in self._tally.injected.items()},
-            dict(self._tally.exits),
+            {reason: count for reason in ExitReason if (count := self._tally.exits[reason])},
             self.stopped,
             NestedSummary(entries, self._events(1), exits) if entries else None,
             self.processor.engine.kind,
