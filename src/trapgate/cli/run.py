@@ -6,16 +6,16 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console as Terminal
-from rich.table import Table
 
 from trapgate.cli.terminal import (
     EngineKind,
+    EngineOption,
     Paging,
     Protect,
     fail,
@@ -27,10 +27,19 @@ from trapgate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console as Terminal
+    from rich.table import Table
+
+    from trapgate.debug.story import Story
+    from trapgate.debug.story.instruction import Namer
     from trapgate.sdm.reasons import ExitReason
+    from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.summary import Faults, Summary, TableWrites
+    from trapgate.vmm.summary import Counts, EventKind, Summary, TableWrites
+
+    Events = Mapping[EventKind, Counts]
+    Injected = Mapping[EventKind, Mapping[int, int]]
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -56,14 +65,9 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         "engine": summary.engine,
         **({"why_not_native": summary.why_not_native} if summary.why_not_native else {}),
         "instructions": summary.instructions,
+        "halted": summary.halted,
         "seconds": round(summary.seconds, 6),
-        "faults": {
-            str(vector): {
-                **{disposition.name: count for disposition, count in counts.items()},
-                "injected": summary.injected.get(vector, 0),
-            }
-            for vector, counts in summary.faults.items()
-        },
+        **_events_json(summary.events, summary.injected),
         "exits": {reason.name: count for reason, count in summary.exits.items()},
     }
     if summary.table_writes is not None:
@@ -72,30 +76,42 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     if nested is not None:
         answer["x86_vmm"] = {
             "entries": nested.entries,
-            "faults": {
-                str(vector): {disposition.name: count for disposition, count in counts.items()}
-                for vector, counts in nested.faults.items()
-            },
+            **_events_json(nested.events),
             "exits": {reason.name: count for reason, count in nested.exits.items()},
         }
     return answer
 
 
+def _events_json(events: Events, injected: Injected | None = None) -> dict[str, Any]:
+    """Counts of faults, interrupts and INT n, by vector and disposition."""
+    answer: dict[str, Any] = {}
+    for kind, counts in events.items():
+        answer[kind.value] = {}
+        for vector, found in counts.items():
+            numbers = {disposition.name: count for disposition, count in found.items()}
+            if injected is not None:
+                numbers["injected"] = injected[kind].get(vector, 0)
+            answer[kind.value][str(vector)] = numbers
+    return answer
+
+
 def show_summary(summary: Summary, out: Terminal) -> None:
     """Tables of faults and exits, those of an x86 VMM's guest apart."""
-    out.print(_fault_table("faults and interrupts", summary.faults, summary.injected))
+    out.print(_fault_table("faults and interrupts", summary.events, summary.injected))
     out.print(_exit_table("VM exits", summary.exits))
     nested = summary.nested
     if nested is not None:
         title = f"faults and interrupts of the x86 VMM's guest ({nested.entries:,} VM entries)"
-        out.print(_fault_table(title, nested.faults))
+        out.print(_fault_table(title, nested.events))
         out.print(_exit_table("VM exits to the x86 VMM", nested.exits))
     writes = summary.table_writes
     if writes is not None and (writes.completed or writes.exited):
         out.print(_writes_table(writes))
-    speed = summary.instructions / summary.seconds / 1e6 if summary.seconds else 0.0
+    speed = summary.executed / summary.seconds / 1e6 if summary.seconds else 0.0
+    waited = f"; halted for the time of {summary.halted:,} more" if summary.halted else ""
     out.print(
-        f"{summary.instructions:,} instructions in {summary.seconds:.2f} s ({speed:.0f} million/s)"
+        f"{summary.executed:,} instructions in {summary.seconds:.2f} s "
+        f"({speed:.0f} million/s){waited}"
     )
     out.print(f"engine: {summary.engine_words}")
 
@@ -133,24 +149,38 @@ class Explanations:
         return [{"explanation": words, "count": count} for words, count in self.counts.items()]
 
 
-def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
+def event_name(kind: EventKind, vector: int) -> str:
+    """What the event is called: #PF, interrupt 48, INT 80H."""
+    from trapgate.vmm.summary import EventKind
+
+    if kind is EventKind.INTERRUPT:
+        return f"interrupt {vector}"
+    return f"INT {vector:X}H" if kind is EventKind.SOFTWARE_INTERRUPT else vector_name(vector)
+
+
+def _fault_table(title: str, events: Events, injected: Injected | None = None) -> Table:
+    from rich.table import Table
+
     from trapgate.decision.decide import Disposition
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
-    titles = ("vector", "exited", "delivered") + ("of these injected",) * (injected is not None)
+    titles = ("event", "exited", "delivered") + ("of these injected",) * (injected is not None)
     titles += ("completed",)
     for column in titles:
-        table.add_column(column, justify="left" if column == "vector" else "right")
-    for vector, found in counts.items():
-        numbers = [found.get(Disposition.EXIT, 0), found.get(Disposition.DELIVER, 0)]
-        if injected is not None:
-            numbers.append(injected.get(vector, 0))
-        numbers.append(found.get(Disposition.COMPLETE, 0))
-        table.add_row(vector_name(vector), *(f"{number:,}" for number in numbers))
+        table.add_column(column, justify="left" if column == "event" else "right")
+    for kind, counts in events.items():
+        for vector, found in counts.items():
+            numbers = [found.get(Disposition.EXIT, 0), found.get(Disposition.DELIVER, 0)]
+            if injected is not None:
+                numbers.append(injected[kind].get(vector, 0))
+            numbers.append(found.get(Disposition.COMPLETE, 0))
+            table.add_row(event_name(kind, vector), *(f"{number:,}" for number in numbers))
     return table
 
 
 def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     table.add_column("reason")
     table.add_column("count", justify="right")
@@ -161,6 +191,8 @@ def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
 
 def _writes_table(writes: TableWrites) -> Table:
     """What became of writes to page tables."""
+    from rich.table import Table
+
     total = sum(writes.completed.values()) + sum(
         count for name, count in writes.exited.items() if name != "reused"
     )
@@ -246,12 +278,19 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(min=0.001, help="Stop after so many seconds.")
     ] = None,
-    engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    engine: EngineOption = EngineKind.auto,
     explain: Annotated[
         bool,
         typer.Option(
             "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
         ),
+    ] = False,
+    gdb: Annotated[
+        str | None,
+        typer.Option(help="Serve gdb at [HOST:]PORT (loopback unless told): target remote :PORT."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With --gdb: stand until gdb lets the guest begin.")
     ] = False,
     report: Annotated[
         Path | None,
@@ -284,6 +323,8 @@ def run(
                 timeout,
                 engine.value,
                 explain,
+                gdb,
+                wait,
                 report,
                 symbols,
                 as_json,
@@ -308,36 +349,28 @@ def _run(
     timeout: float | None,
     engine: str,
     explain: bool,
+    gdb: str | None,
+    wait: bool,
     report: Path | None,
     symbols: Path | None,
     as_json: bool,
 ) -> int:
-    from trapgate.debug.story import tell
     from trapgate.debug.story.names import namer
-    from trapgate.trace import TraceWriter
-    from trapgate.vmcs.file import read_settings
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
-    from trapgate.vmm.direct.machine import DirectMachine
-    from trapgate.vmm.direct.protected import ProtectedMachine
     from trapgate.vmm.loaders import load_guest
-    from trapgate.vmm.machine import VirtualMachine
 
-    settings = None if vmcs is None else read_settings(vmcs)
+    settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
     image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else TraceWriter(trace, metadata={"guest": guest.name})
+    writer = None if trace is None else _writer(trace, guest)
     try:
-        machine: Callable[..., VirtualMachine] = VirtualMachine
-        if paging is Paging.direct:
-            protect = protect or _protection(settings, engine)
-            machine = ProtectedMachine if protect is Protect.frames else DirectMachine
-        elif protect is not None:
+        if protect is not None and paging is not Paging.direct:
             raise fail("--protect is about direct paging; give --paging direct too")
-        vm = machine(
+        vm = _machine(paging, protect or _protection(settings, engine))(
             memory,
             engine=engine,
             console=console,
@@ -353,14 +386,14 @@ def _run(
             vm.apply(settings)
         if text:
             vm.type(input_bytes(text))
-        with console:
+        with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
             writer.close()
     summary = vm.summary()
-    notes = [] if stop.end is End.REFUSED else list(_notes(vm, summary))
-    story = tell(vm, names)
+    notes = [] if stop.end is End.REFUSED else list(_notes(vm, paging, summary))
+    story = _story(vm, names)
     if story is not None and report is not None:
         from trapgate.debug.story.page import write
 
@@ -392,6 +425,48 @@ def _run(
     return stop.status
 
 
+@contextmanager
+def _debugger(
+    vm: VirtualMachine, gdb: str | None, guest: Path, bits: int, *, wait: bool
+) -> Iterator[None]:
+    """The server for gdb around a run, if there is to be one."""
+    if gdb is None:
+        if wait:
+            raise fail("--wait: waits for gdb, so give --gdb too")
+        yield
+        return
+    from trapgate.debug.gdb import Debugger, address_of
+
+    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits)
+    host, port = debugger.address
+    print(f"trapgate: gdb: target remote {host}:{port}", file=sys.stderr, flush=True)
+    try:
+        if wait:
+            debugger.wait()
+        yield
+    finally:
+        if vm.stopped is not None:
+            debugger.finished(vm.stopped)
+
+
+def _settings(file: Path) -> Settings:
+    from trapgate.vmcs.file import read_settings
+
+    return read_settings(file)
+
+
+def _writer(file: Path, guest: Path) -> TraceWriter:
+    from trapgate.trace import TraceWriter
+
+    return TraceWriter(file, metadata={"guest": guest.name})
+
+
+def _story(vm: VirtualMachine, names: Namer) -> Story | None:
+    from trapgate.debug.story import tell
+
+    return tell(vm, names)
+
+
 def _protection(settings: Settings | None, engine: str) -> Protect:
     """How direct paging protects tables, if nobody says: PTBASE is about read-only entries."""
     from trapgate.sdm.fields import Field
@@ -404,49 +479,71 @@ def _protection(settings: Settings | None, engine: str) -> Protect:
     return Protect.entries if about_entries else Protect.frames
 
 
-def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
+def _machine(paging: Paging, protect: Protect) -> type[VirtualMachine]:
+    if paging is Paging.direct and protect is Protect.frames:
+        from trapgate.vmm.direct.protected import ProtectedMachine
+
+        return ProtectedMachine
+    if paging is Paging.direct:
+        from trapgate.vmm.direct.machine import DirectMachine
+
+        return DirectMachine
+    from trapgate.vmm.machine import VirtualMachine
+
+    return VirtualMachine
+
+
+def _notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Iterator[str]:
     """What a user should know who asked for direct paging or a fault filter in vain."""
-    from trapgate.decision.decide import Disposition
-    from trapgate.decision.self_map import self_mapped
+    if paging is Paging.direct:
+        yield from _direct_notes(vm)
+    mapped = vm.vmcs.profile == "extended" and vm.vmcs["FRAME_MAP_LENGTH"]
+    if vm.vmcs.profile == "extended" and vm.vmcs["FAULT_FILTER"] and not mapped:
+        yield from _filter_notes(vm, paging, summary)
+
+
+def _direct_notes(vm: VirtualMachine) -> Iterator[str]:
     from trapgate.engine import machine as stops
-    from trapgate.processor.logical import signed
     from trapgate.vmm.direct.machine import DirectMachine
     from trapgate.vmm.direct.protected import ProtectedMachine
 
-    vmcs = vm.vmcs
-    if isinstance(vm, ProtectedMachine):
-        if not vm.has_paged:
-            yield "the guest never turned paging on, so there were no page tables to guard"
-        return
-    direct = isinstance(vm, DirectMachine)
-    if isinstance(vm, DirectMachine):
-        if not vm.has_paged:
-            yield "the guest never turned paging on, so there were no page tables to guard"
-        if vm.counts.refused:
-            yield f"the VMM refused {vm.counts.refused:,} times, at last: {vm.counts.last_refusal}"
-        if not vm.processor.engine.cells[stops.NATIVE]:
-            yield (
-                "the portable engine does not stop at task switches, which load CR3: "
-                "a guest that means harm gets out of direct paging; use --engine native for it"
-            )
-    if vmcs.profile != "extended" or not vmcs["FAULT_FILTER"]:
-        return
+    assert isinstance(vm, DirectMachine | ProtectedMachine)
+    if not vm.has_paged:
+        yield "the guest never turned paging on, so there were no page tables to guard"
+    if vm.counts.refused:
+        yield f"the VMM refused {vm.counts.refused:,} times, at last: {vm.counts.last_refusal}"
+    if not vm.processor.engine.cells[stops.NATIVE]:
+        yield (
+            "the portable engine does not stop at task switches, which load CR3: "
+            "a guest that means harm gets out of direct paging; use --engine native for it"
+        )
+
+
+def _filter_notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Iterator[str]:
+    from trapgate.decision.decide import Disposition
+    from trapgate.decision.self_map import self_mapped
+    from trapgate.processor.logical import signed
+
     if summary.engine == "portable":
         yield PORTABLE_FILTERS
-    if not summary.count(Disposition.COMPLETE, 14):
-        if self_mapped(
-            vmcs["GUEST_CR0"],
-            vmcs["GUEST_CR3"],
-            vmcs["GUEST_CR4"],
-            vmcs["GUEST_IA32_EFER"],
-            vm.processor.memory.cells,
-            signed(vmcs["PTBASE"]),
-        ):
-            yield "the fault filter was never satisfied: no write to a page table was stopped" + (
-                "" if direct else "; with --paging direct the VMM makes the tables read-only"
-            )
-        else:
-            yield (
-                f"the fault filter was never satisfied: PTBASE {vmcs['PTBASE']:#x} is not where "
-                "the guest's page directory maps itself (¶74); set PTBASE to that address"
-            )
+    if summary.count(Disposition.COMPLETE, 14):
+        return
+    vmcs = vm.vmcs
+    if self_mapped(
+        vmcs["GUEST_CR0"],
+        vmcs["GUEST_CR3"],
+        vmcs["GUEST_CR4"],
+        vmcs["GUEST_IA32_EFER"],
+        vm.processor.memory.cells,
+        signed(vmcs["PTBASE"]),
+    ):
+        yield "the fault filter was never satisfied: no write to a page table was stopped" + (
+            ""
+            if paging is Paging.direct
+            else "; with --paging direct the VMM makes the tables read-only"
+        )
+    else:
+        yield (
+            f"the fault filter was never satisfied: PTBASE {vmcs['PTBASE']:#x} is not where "
+            "the guest's page directory maps itself (¶74); set PTBASE to that address"
+        )

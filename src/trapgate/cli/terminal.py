@@ -6,15 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console as Terminal
 
 from trapgate.errors import TrapgateError
-from trapgate.sdm.vectors import ROWS
 
 if TYPE_CHECKING:
+    from rich.console import Console as Terminal
+
     from trapgate.vmm.summary import Summary
 
 
@@ -25,6 +25,9 @@ class EngineKind(StrEnum):
     native = "native"
     portable = "portable"
 
+
+EngineOption = Annotated[EngineKind, typer.Option(help="Way into the engine.")]
+"""`--engine` of every command that runs guests."""
 
 _LONGEST = 2000
 
@@ -71,6 +74,8 @@ def tell_portable(summary: Summary) -> None:
 
 def terminal(*, error: bool = False) -> Terminal:
     """Where tables go: colours only on a terminal, and words from files as they are."""
+    from rich.console import Console as Terminal
+
     stream = sys.stderr if error else sys.stdout
     width = None if stream.isatty() else 110
     return Terminal(file=stream, highlight=False, markup=False, emoji=False, width=width)
@@ -95,4 +100,6 @@ def prepared() -> Iterator[None]:
 
 def vector_name(vector: int) -> str:
     """#PF for 14, and so on."""
+    from trapgate.sdm.vectors import ROWS
+
     return f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"

@@ -10,7 +10,7 @@ fault filter.
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_table
 from trapgate.decision.fault_filters import (
     BY_FAULT_FILTER,
@@ -232,7 +232,7 @@ def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int
 @core
 def decide_event(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     vector: int,
     kind: int,
     error_code: int,
@@ -424,6 +424,12 @@ class Decision(NamedTuple):
 
     disposition: Disposition
     reason: Reason
+
+    def __repr__(self) -> str:
+        """In words: <exits: figure 3 match>."""
+        verb = {"EXIT": "exits", "DELIVER": "is delivered", "COMPLETE": "completes"}
+        reason = self.reason.name.lower().replace("_", " ")
+        return f"<{verb[self.disposition.name]}: {reason}>"
 
 
 def decide(fault: "FaultInformation", vmcs: "Vmcs", *, filtered: bool = False) -> Decision:

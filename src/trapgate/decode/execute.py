@@ -5,7 +5,8 @@ done here (`effects`), so that every engine does the same. Forms with a memory o
 which are rare, are left to `instructions`, which has a whole decoder.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
 from trapgate.instructions.effects import (
@@ -147,7 +148,7 @@ def set_pair(r: Cells, value: int) -> None:
 
 
 @core
-def execute(v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, time: int) -> int:
+def execute(v: Cells, r: Cells, mem: Memory, x: Cells, n: Cells, word: int, time: int) -> int:
     """Carry out the sensitive instruction whose first eight bytes are `word`, at GUEST_RIP.
 
     `v` is the VMCS in force, `x` the VMX state of the processor, `n` the x86 VMM's current
@@ -185,7 +186,7 @@ def execute(v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, time:
 
 @core
 def execute_io(
-    v: Cells, r: Cells, mem: Cells, x: Cells, word: int, start: int, opcode: int, second: int
+    v: Cells, r: Cells, mem: Memory, x: Cells, word: int, start: int, opcode: int, second: int
 ) -> int:
     """IN and OUT (E4H-E7H, ECH-EFH); a port that nobody intercepts has nothing behind it."""
     immediate = 0 if opcode & 8 else 1
@@ -223,7 +224,7 @@ def execute_io(
 def execute_two_byte(
     v: Cells,
     r: Cells,
-    mem: Cells,
+    mem: Memory,
     x: Cells,
     n: Cells,
     time: int,
@@ -256,6 +257,11 @@ def execute_two_byte(
         outcome = UNKNOWN
     if second == 0x01 and third >= 0xC0:
         return execute_group_7(v, r, time, start, third)
+    if second in (0x38, 0xAE, 0xC7):
+        outcome, length = execute_later(v, r, mem, x, word, start, rex, second, third)
+        if outcome == GO_ON:
+            advance(v, length)
+        return UNKNOWN if outcome == NO_LATER_INSTRUCTION else outcome
     if second in (0x20, 0x22):
         return execute_mov_cr(v, r, mem, x, long, rex, start, second, third)
     if second in (0x21, 0x23):
@@ -345,7 +351,7 @@ def is_root(v: Cells, mem: Cells, value: int) -> bool:
 def execute_mov_cr(
     v: Cells,
     r: Cells,
-    mem: Cells,
+    mem: Memory,
     x: Cells,
     long: bool,
     rex: int,
@@ -385,7 +391,9 @@ def execute_mov_cr(
 
 
 @core
-def write_paging_register(v: Cells, r: Cells, mem: Cells, x: Cells, number: int, value: int) -> int:
+def write_paging_register(
+    v: Cells, r: Cells, mem: Memory, x: Cells, number: int, value: int
+) -> int:
     """MOV to a control register, which may load the pointers of PAE paging from memory.
 
     Without EPT each walk reads them there. If they cannot be loaded, no register changes.

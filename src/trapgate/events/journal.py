@@ -5,7 +5,7 @@ the oldest row is overwritten, so that whoever does not trace pays for no more t
 the writing. A capacity of 0 keeps only the counts.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Rows, core
 from trapgate.decision.decide import COMPLETE, DELIVER
 from trapgate.sdm.cells import (
     GUEST_CR3,
@@ -52,10 +52,11 @@ ROW_WIDTH = 20
 """HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python.
 HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's."""
 HEAD_COUNTS = 16
-"""From here on, for each level 3 counts for each of 256 vectors: how often each disposition
-was taken."""
-LEVELS = 2
-COUNTS = 3 * 256
+"""From here on, for each level, interruption type and vector 3 counts: how often each
+disposition was taken (`count_of`)."""
+LEVELS, TYPES, VECTORS, DISPOSITIONS = 2, 8, 256, 3
+COUNTS = TYPES * VECTORS * DISPOSITIONS
+"""How many counts a level has."""
 HEAD_COMPLETED = HEAD_COUNTS + LEVELS * COUNTS
 """From here on, by the low four bits of the reason: how many faults were completed."""
 COMPLETED = 16
@@ -63,9 +64,19 @@ HEAD_LENGTH = HEAD_COMPLETED + COMPLETED
 
 
 @core
+def count_of(head: Cells, vector: int, kind: int) -> int:
+    """Where in the head the counts of such events begin, of the level that runs.
+
+    The type tells INT n from the exception whose vector it uses.
+    """
+    event = (kind & 7) * VECTORS + (vector & 0xFF)
+    return int(HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + event * DISPOSITIONS)
+
+
+@core
 def record(
     v: Cells,
-    rows: Cells,
+    rows: Rows,
     head: Cells,
     vector: int,
     kind: int,
@@ -84,7 +95,7 @@ def record(
     """
     has_data = head[HEAD_HAS_DATA]
     head[HEAD_HAS_DATA] = 0
-    head[HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3 + disposition] += 1
+    head[count_of(head, vector, kind) + disposition] += 1
     if disposition == COMPLETE:
         head[HEAD_COMPLETED + (reason & (COMPLETED - 1))] += 1
     sequence = head[HEAD_SEQUENCE]
@@ -118,9 +129,9 @@ def record(
 
 
 @core
-def amend(rows: Cells, head: Cells, vector: int, disposition: int, reason: int) -> None:
-    """Correct the row just written: the delivery of `vector` ends as `disposition` after all."""
-    counts = HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3
+def amend(rows: Rows, head: Cells, vector: int, kind: int, disposition: int, reason: int) -> None:
+    """Correct the row just written: the delivery of that event ends as `disposition` after all."""
+    counts = count_of(head, vector, kind)
     head[counts + DELIVER] -= 1
     head[counts + disposition] += 1
     capacity = head[HEAD_CAPACITY]

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trapgate.compiler.dialect import Cells
-from trapgate.debug.doctor import ForeignProcessor, Patient, examine
-from trapgate.debug.doctor.fields import FIELDS
 from trapgate.debug.story import instruction as at
 from trapgate.debug.story.delivery import attempt
 from trapgate.debug.story.facts import Facts, Fault
 from trapgate.debug.story.remedies import remedies
 from trapgate.debug.story.story import Scene, Story
-from trapgate.debug.story.view import View, hexadecimal
-from trapgate.debug.story.words import code_words, event_name, event_words
+from trapgate.debug.story.view import View
 from trapgate.events import journal as j
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm.event_words import code_words, event_name, event_words, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.registers import CR2
 from trapgate.sdm.vectors import DF, PF
@@ -178,6 +176,10 @@ def _before_words(events: tuple[Fault, ...], names: at.Namer) -> Iterator[str]:
 
 
 def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> Story:
+    # The doctor knows many forms of dumps, and few guests need one.
+    from trapgate.debug.doctor import ForeignProcessor, Patient, examine
+    from trapgate.debug.doctor.fields import FIELDS
+
     values = {field.name: vm.vmcs[field] for field in vm.vmcs if field.name in FIELDS}
     # A VMM in Python has no host state, and the processor sees to CR0.NE and CR4.VMXE itself.
     cpu = ForeignProcessor(40, 48, capability_msrs(extended=False, secondary=ct.SECONDARY_WITH_EPT))

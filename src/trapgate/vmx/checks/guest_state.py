@@ -5,7 +5,7 @@ the physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM
 Python, which need not set CR0.NE and CR4.VMXE, nor hide them from its guest.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import MAXPHYADDR, load32, load64
 from trapgate.paging.walk import canonical, pat_is_legal, pointer_is_legal
 from trapgate.sdm import checks as ck
@@ -64,15 +64,13 @@ QUALIFICATION_PDPTE = 2
 QUALIFICATION_NMI_UNDER_STI = 3
 QUALIFICATION_LINK_POINTER = 4
 
-_CR4_ALLOWED_1 = st.CR4_IMPLEMENTED | st.CR4_OSXSAVE
-# What a VMM in Python may give its guest; CR4.OSXSAVE makes XSETBV exit.
 _PENDING_DEFINED = 0xF | st.PENDING_ENABLED_BREAKPOINT | st.PENDING_BS
 _BY_STI_OR_SS = st.BLOCKING_BY_STI | st.BLOCKING_BY_MOV_SS
 _BLOCKING_DEFINED = _BY_STI_OR_SS | st.BLOCKING_BY_SMI | st.BLOCKING_BY_NMI
 
 
 @core
-def check_guest_state(v: Cells, mem: Cells, current: int) -> int:
+def check_guest_state(v: Cells, mem: Memory, current: int) -> int:
     """Check the guest-state area of VMCS `v`: 0, or the number of the first check that failed."""
     check = _check_control_registers(v, current)
     if check == 0:
@@ -119,18 +117,16 @@ def _check_control_registers(v: Cells, current: int) -> int:
     long = entry_controls & ENTRY_IA32E_MODE_GUEST != 0
     cr0_fixed_0 = vmx.CR0_FIXED_0
     cr4_fixed_0 = vmx.CR4_FIXED_0
-    cr4_fixed_1 = st.CR4_IMPLEMENTED
     if current < 0:
         cr0_fixed_0 = cr0_fixed_0 & ~st.CR0_NE
         cr4_fixed_0 = 0
-        cr4_fixed_1 = _CR4_ALLOWED_1
     if unrestricted_guest(v):
         cr0_fixed_0 = cr0_fixed_0 & ~(st.CR0_PE | st.CR0_PG)
     if cr0 & cr0_fixed_0 != cr0_fixed_0 or cr0 & ~vmx.CR0_FIXED_1:
         return ck.GUEST_CR0
     if cr0 & st.CR0_PG and cr0 & st.CR0_PE == 0:
         return ck.GUEST_CR0_PG
-    if cr4 & cr4_fixed_0 != cr4_fixed_0 or cr4 & ~cr4_fixed_1:
+    if cr4 & cr4_fixed_0 != cr4_fixed_0 or cr4 & ~st.CR4_IMPLEMENTED:
         return ck.GUEST_CR4
     debug = entry_controls & ENTRY_LOAD_DEBUG_CONTROLS != 0
     if debug and v[GUEST_IA32_DEBUGCTL] & ~st.DEBUGCTL_DEFINED:
@@ -277,7 +273,7 @@ def _check_pending_debug(v: Cells) -> int:
 
 
 @core
-def _check_link_pointer(v: Cells, mem: Cells, current: int) -> int:
+def _check_link_pointer(v: Cells, mem: Memory, current: int) -> int:
     """SDM, "Checks on Guest Non-Register State", VMCS link pointer.
 
     To a VMM in Python no region of memory is a VMCS.
@@ -296,7 +292,7 @@ def _check_link_pointer(v: Cells, mem: Cells, current: int) -> int:
 
 
 @core
-def _check_page_directory_pointers(v: Cells, mem: Cells) -> int:
+def _check_page_directory_pointers(v: Cells, mem: Memory) -> int:
     """SDM, "Checks on Guest Page-Directory-Pointer-Table Entries"."""
     pae = v[GUEST_CR0] & st.CR0_PG != 0 and v[GUEST_CR4] & st.CR4_PAE != 0
     if not pae or v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST:
