@@ -14,7 +14,7 @@ docs/fault-filters.md has the argument. A table that is of the last level and of
 at once satisfies none.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.fault_filters import (
     BY_FAULT_FILTER,
     BY_NO_LINK,
@@ -55,7 +55,7 @@ from trapgate.sdm.state import CR4_PAE, RFLAGS_AC
 
 
 @core
-def entry_by_map(v: Cells, mem: Cells, linear: int, user: int) -> tuple[int, int]:
+def entry_by_map(v: Cells, mem: Memory, linear: int, user: int) -> tuple[int, int]:
     """Which table entry a write to `linear` means that the frame map alone stops.
 
     (PTE, DIRECTORY or ABSENT, the physical address), as `self_map.entry_at` answers.
@@ -78,7 +78,7 @@ def table_led_to(cr4: int, entry: int) -> int:
 
 
 @core
-def filter_of(v: Cells, mem: Cells, kind: int, data: int, old: int) -> int:
+def filter_of(v: Cells, mem: Memory, kind: int, data: int, old: int) -> int:
     """Which filter lets a write turn the entry `old` of a table into `data`; NOBODY if none."""
     cr4 = v[GUEST_CR4]
     if admits(v[FAULT_FILTER], cr4, kind, data, old):
@@ -112,7 +112,7 @@ def is_stopped_table_write(v: Cells, error_code: int) -> bool:
 
 
 @core
-def entry_written(v: Cells, rflags: int, mem: Cells, linear: int, user: int) -> tuple[int, int]:
+def entry_written(v: Cells, rflags: int, mem: Memory, linear: int, user: int) -> tuple[int, int]:
     """Which table entry a stopped write to `linear` means: see `entry_by_map`, `entry_at`."""
     if has_frame_map(v):
         return entry_by_map(v, mem, linear, user)
@@ -131,7 +131,7 @@ def entry_written(v: Cells, rflags: int, mem: Cells, linear: int, user: int) -> 
 
 @core
 def judge_entries(
-    v: Cells, mem: Cells, kind: int, physical: int, size: int, data: int
+    v: Cells, mem: Memory, kind: int, physical: int, size: int, data: int
 ) -> tuple[int, int]:
     """Put each entry that a write changes to the filters: (the first refused or -1, which lets it).
 
