@@ -185,7 +185,7 @@ def drain(keyboard: KeyboardController) -> bytes:
 
 def test_linux_probe_of_the_keyboard_controller() -> None:
     wire = Wire()
-    keyboard = KeyboardController(wire, Events())
+    keyboard = KeyboardController(wire, Wire(), Events())
     assert drain(keyboard) == b""
     keyboard.write(0x64, 1, 0x20, 0)
     assert drain(keyboard) == b"\x65"
@@ -205,7 +205,7 @@ def test_linux_probe_of_the_keyboard_controller() -> None:
 
 def test_keyboard_acknowledges_with_an_interrupt_a_byte() -> None:
     wire = Wire()
-    keyboard = KeyboardController(wire, Events())
+    keyboard = KeyboardController(wire, Wire(), Events())
     keyboard.write(0x60, 1, 0xF2, 0)
     assert drain(keyboard) == b"\xfa\xab\x83"
     assert wire.edges == 3
@@ -218,7 +218,7 @@ def test_keyboard_acknowledges_with_an_interrupt_a_byte() -> None:
 
 
 def test_keyboard_answers_are_bounded() -> None:
-    keyboard = KeyboardController(Wire(), Events())
+    keyboard = KeyboardController(Wire(), Wire(), Events())
     for _ in range(1000):
         keyboard.write(0x64, 1, 0xAA, 0)
     assert len(drain(keyboard)) <= 16
@@ -226,7 +226,7 @@ def test_keyboard_answers_are_bounded() -> None:
 
 def test_a20_gate_three_ways() -> None:
     events = Events()
-    keyboard = KeyboardController(Wire(), events)
+    keyboard = KeyboardController(Wire(), Wire(), events)
     keyboard.write(0x92, 1, 0, 0)
     assert not keyboard.a20
     keyboard.write(0x64, 1, 0xD1, 0)
