@@ -335,8 +335,8 @@ def _run(
     else:
         image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
     plugged = board(disks, cds, bios, memory, serial=True)
-    screen = sys.stderr.buffer if as_json else sys.stdout.buffer
-    console = Console(screen, source=_keyboard(), until=until)
+    output = sys.stderr.buffer if as_json else sys.stdout.buffer
+    console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
     writer = None if trace is None else _writer(trace, guest)
     try:
@@ -377,6 +377,7 @@ def _run(
             "end": stop.end.value,
             "message": stop.message,
             "status": stop.status,
+            **({"screen": screen_text} if (screen_text := _screen(vm)) else {}),
             "notes": notes,
             **summary_json(summary),
             **({"failures": explanations.as_json()} if explain else {}),
@@ -385,6 +386,9 @@ def _run(
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
+    screen = _screen(vm)
+    if screen:
+        print("\non the screen:", *screen, sep="\n", file=sys.stderr)
     if story is None or story.headline != stop.message:
         print(f"\n{stop.message}", file=sys.stderr)
     if story is not None:
@@ -396,6 +400,14 @@ def _run(
     if failures and not explain:
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status
+
+
+def _screen(vm: VirtualMachine) -> list[str]:
+    """The lines on the screen in a text mode; none if it is empty."""
+    lines = vm.devices.vga.text(vm.processor.memory)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def _settings(file: Path) -> Settings:

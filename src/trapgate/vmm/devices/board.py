@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from trapgate.vmm.devices.atapi import CdDrive
-from trapgate.vmm.devices.bus import Bus, Device, Line
+from trapgate.vmm.devices.bus import Bus, Line
 from trapgate.vmm.devices.ide import AtaChannel, BusMaster, Drive, GuestMemory, HardDisk
 from trapgate.vmm.devices.pci import Function, IoRegion
 from trapgate.vmm.devices.storage import Sectors
@@ -38,27 +38,38 @@ class Board:
         return (*drives, *[None] * (MOST_DRIVES - len(drives)))
 
 
-def ide_interface(
-    drives: tuple[Drive | None, ...], bus: Bus, memory: GuestMemory, line: Callable[[int], Line]
-) -> tuple[Function, list[Device]]:
-    """The PIIX3's IDE function, and its two channels; `line` gives an interrupt line by number."""
-    channels = []
-    for n, (base, control, irq) in enumerate(_CHANNELS):
-        channel = AtaChannel(base, control, line(irq), (drives[2 * n], drives[2 * n + 1]))
-        bus.read_blocks(base, channel.read_block)
-        channels.append(channel)
-    masters = [BusMaster(channel, memory) for channel in channels]
+class IdeInterface:
+    """The PIIX3's IDE interface: two channels, their bus masters, and the PCI function of both.
 
-    def moved(base: int | None) -> None:
-        for n, master in enumerate(masters):
-            if len(master.ports):
-                bus.detach(master)
+    `line` gives an interrupt line by its number.
+    """
+
+    def __init__(
+        self,
+        drives: tuple[Drive | None, ...],
+        bus: Bus,
+        memory: GuestMemory,
+        line: Callable[[int], Line],
+    ) -> None:
+        self._bus = bus
+        self.channels = [
+            AtaChannel(base, control, line(irq), (drives[2 * n], drives[2 * n + 1]))
+            for n, (base, control, irq) in enumerate(_CHANNELS)
+        ]
+        for (base, _, _), channel in zip(_CHANNELS, self.channels, strict=True):
+            bus.read_blocks(base, channel.read_block)
+        self._masters = [BusMaster(channel, memory) for channel in self.channels]
+        region = IoRegion(_BUS_MASTER_PORTS, self._move)
+        self.function = Function(0x7010_8086, 0x0101_8000, regions={4: region})
+        self.function.put(0x40, 0x8000_8000, 4, 0xFFFF_FFFF)
+
+    def _move(self, base: int | None) -> None:
+        """The bus masters' ports are there from now on, or nowhere."""
+        for n, master in enumerate(self._masters):
+            if master.ports:
+                self._bus.detach(master)
                 master.ports = range(0)
-            start = None if base is None else base + 8 * n
-            if start is not None and bus.is_free(range(start, start + 8)):
-                master.ports = range(start, start + 8)
-                bus.attach(master)
-
-    function = Function(0x7010_8086, 0x0101_8000, regions={4: IoRegion(_BUS_MASTER_PORTS, moved)})
-    function.put(0x40, 0x8000_8000, 4, 0xFFFF_FFFF)
-    return function, list(channels)
+            ports = range(0) if base is None else range(base + 8 * n, base + 8 * n + 8)
+            if ports and self._bus.is_free(ports):
+                master.ports = ports
+                self._bus.attach(master)

@@ -7,6 +7,7 @@ ATA/ATAPI-4; Intel 82371SB data sheet, "IDE Controller Register Descriptions".)
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from struct import pack, unpack
 from typing import Final, Protocol
 
@@ -316,31 +317,28 @@ class AtaChannel(UntimedDevice):
 
     def _read_sectors(self, disk: HardDisk, first: int, count: int, chunk: int) -> None:
         n = min(count, chunk)
-
-        def following() -> None:
-            if count > n:
-                self._read_sectors(disk, first + n, count - n, chunk)
-
-        self._send(disk.sectors.read(first, n), following)
+        rest = partial(self._read_sectors, disk, first + n, count - n, chunk)
+        self._send(disk.sectors.read(first, n), rest if count > n else None)
 
     def _write_sectors(
         self, disk: HardDisk, first: int, count: int, chunk: int, *, first_time: bool
     ) -> None:
         n = min(count, chunk)
-
-        def taken(data: bytes) -> None:
-            disk.sectors.write(first, data)
-            if count > n:
-                self._write_sectors(disk, first + n, count - n, chunk, first_time=False)
-            else:
-                self.done()
-
+        taken = partial(self._written, disk, first, count - n, chunk)
         self._receive(n * SECTOR, taken, first=first_time)
+
+    def _written(self, disk: HardDisk, first: int, left: int, chunk: int, data: bytes) -> None:
+        disk.sectors.write(first, data)
+        if left:
+            first += len(data) // SECTOR
+            self._write_sectors(disk, first, left, chunk, first_time=False)
+        else:
+            self.done()
 
     def _cd_command(self, drive: CdDrive, code: int) -> None:
         if code == 0xA0:  # PACKET
             self._registers[2] = _COMMAND_PHASE
-            self._receive(12, lambda packet: self._packet(drive, packet), first=True)
+            self._receive(12, partial(self._packet, drive), first=True)
         elif code == 0xA1:
             self._send(drive.identify())
         elif code == 0x08:  # DEVICE RESET
@@ -377,7 +375,7 @@ class AtaChannel(UntimedDevice):
         part, rest = answer[:limit], answer[limit:]
         self._registers[2] = _TO_HOST
         self._registers[4], self._registers[5] = len(part) & 0xFF, len(part) >> 8
-        self._send(part, lambda: self._send_packet(rest, limit) if rest else self._packet_done())
+        self._send(part, partial(self._send_packet, rest, limit) if rest else self._packet_done)
 
     def _packet_done(self) -> None:
         self._registers[2] = _COMMAND_PHASE | _TO_HOST
@@ -401,26 +399,26 @@ class BusMaster(UntimedDevice):
 
     def begin(self, sectors: Sectors, first: int, count: int, *, to_disk: bool) -> None:
         """A DMA command of a disk's; it runs as soon as the master is started."""
+        self._start(
+            partial(self._from_memory if to_disk else self._to_memory, sectors, first, count)
+        )
 
-        def job() -> None:
-            if to_disk:
-                data = self._gather(count * SECTOR)
-                whole = len(data) // SECTOR
-                sectors.write(first, data[: whole * SECTOR])
-            else:
-                self._scatter(sectors.read(first, count))
-            self._channel.done()
+    def _to_memory(self, sectors: Sectors, first: int, count: int) -> None:
+        self._scatter(sectors.read(first, count))
+        self._channel.done()
 
-        self._start(job)
+    def _from_memory(self, sectors: Sectors, first: int, count: int) -> None:
+        data = self._gather(count * SECTOR)
+        sectors.write(first, data[: len(data) // SECTOR * SECTOR])
+        self._channel.done()
 
     def send(self, data: bytes, done: Callable[[], None]) -> None:
         """Data of a CD drive's."""
+        self._start(partial(self._packet_data, data, done))
 
-        def job() -> None:
-            self._scatter(data)
-            done()
-
-        self._start(job)
+    def _packet_data(self, data: bytes, done: Callable[[], None]) -> None:
+        self._scatter(data)
+        done()
 
     def _start(self, job: Callable[[], None]) -> None:
         self._job = job

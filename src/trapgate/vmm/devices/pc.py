@@ -7,7 +7,7 @@ from typing import Protocol
 
 from trapgate.vmm.devices import ioapic
 from trapgate.vmm.devices.apic import LocalApic, Pins
-from trapgate.vmm.devices.board import Board, ide_interface
+from trapgate.vmm.devices.board import Board, IdeInterface
 from trapgate.vmm.devices.bus import Bus, Device, SlowDevice
 from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
@@ -15,7 +15,7 @@ from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
 from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.devices.ioapic import IoApic
 from trapgate.vmm.devices.keyboard import KeyboardController
-from trapgate.vmm.devices.pci import PciHost, host_bridge, isa_bridge
+from trapgate.vmm.devices.pci import Function, HostBridge, PciHost, isa_bridge
 from trapgate.vmm.devices.pic import IrqLine, PicPair
 from trapgate.vmm.devices.pit import Pit8254
 from trapgate.vmm.devices.power import PowerManagement
@@ -144,11 +144,15 @@ class Pc:
 
     def _pci(self, board: Board, processor: Processor, ram: GuestMemory) -> list[Device]:
         """The bridges and, if there are drives, their interface."""
-        functions = {(0, 0): host_bridge(processor.protect_firmware), (1, 0): isa_bridge()}
+        functions: dict[tuple[int, int], Function] = {
+            (0, 0): HostBridge(processor.protect_firmware),
+            (1, 0): isa_bridge(),
+        }
         devices: list[Device] = [PciHost(functions, self.bus)]
         if board.disks or board.cds:
-            functions[1, 1], channels = ide_interface(board.drives, self.bus, ram, self._line)
-            devices += channels
+            interface = IdeInterface(board.drives, self.bus, ram, self._line)
+            functions[1, 1] = interface.function
+            devices += interface.channels
         if board.log is not None:
             devices.append(DebugConsole(board.log, 0x402))
         return devices

@@ -34,7 +34,7 @@ class Function:
     """One function: 256 bytes of configuration space, and which of their bits can be written.
 
     `identity` is device and vendor, `kind` class code and revision, both 32 bits as they lie at
-    0 and 8. `regions` are its base address registers by number; `written` is told of each write.
+    0 and 8. `regions` are its base address registers by number.
     """
 
     def __init__(
@@ -44,13 +44,11 @@ class Function:
         *,
         header: int = 0,
         regions: Mapping[int, IoRegion] | None = None,
-        written: Callable[[int, int], None] | None = None,
     ) -> None:
         self.space = bytearray(256)
         self._writable = bytearray(256)
         self._regions = dict(regions or {})
         self._where: dict[int, int | None] = dict.fromkeys(self._regions)
-        self._written = written
         self.put(0x00, identity, 4)
         self.put(0x08, kind, 4)
         self.put(0x0E, header, 1)
@@ -77,8 +75,6 @@ class Function:
             mask = self._writable[at + n]
             self.space[at + n] = self.space[at + n] & ~mask | value >> 8 * n & mask
         self._decode()
-        if self._written is not None:
-            self._written(at, size)
 
     def _decode(self) -> None:
         enabled = self.space[_COMMAND] & _IO_SPACE
@@ -134,22 +130,25 @@ class PciHost(UntimedDevice):
                 function.write(self._address & 0xFC | port & 3, size, value)
 
 
-def host_bridge(protect: Callable[[int], None] | None = None) -> Function:
+class HostBridge(Function):
     """The i440FX. Its attribute maps say that firmware lies in RAM already.
 
     `protect` is told where stores go nowhere: a bit for each 16 KiB from C0000H on.
     """
 
-    def written(at: int, size: int) -> None:
-        if protect is not None and at + size > _PAM and at <= _PAM + 6:
-            protect(_read_only(bytes(bridge.space[_PAM : _PAM + 7])))
+    def __init__(self, protect: Callable[[int], None]) -> None:
+        super().__init__(0x1237_8086, 0x0600_0002)
+        self._protect = protect
+        self.put(_COMMAND, 0x0006, 2)
+        self.put(_PAM, 0x10, 1, 0x30)
+        self.put(_PAM + 1, 0x3333_3333_3333, 6, 0x3333_3333_3333)
+        self.put(0x72, 0x02, 1, 0xFF)
 
-    bridge = Function(0x1237_8086, 0x0600_0002, written=written)
-    bridge.put(_COMMAND, 0x0006, 2)
-    bridge.put(_PAM, 0x10, 1, 0x30)
-    bridge.put(_PAM + 1, 0x3333_3333_3333, 6, 0x3333_3333_3333)
-    bridge.put(0x72, 0x02, 1, 0xFF)
-    return bridge
+    def write(self, at: int, size: int, value: int) -> None:
+        """The guest writes; the attribute maps take effect at once."""
+        super().write(at, size, value)
+        if at + size > _PAM and at <= _PAM + 6:
+            self._protect(_read_only(bytes(self.space[_PAM : _PAM + 7])))
 
 
 def _read_only(attributes: bytes) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,11 +65,8 @@ class ImageFile:
         flags = os.O_RDWR if writable else os.O_RDONLY
         with _told(path):
             self._handle = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            self._check(writable)
-        except BaseException:
-            os.close(self._handle)
-            raise
+        weakref.finalize(self, os.close, self._handle)
+        self._check(writable)
 
     def _check(self, writable: bool) -> None:
         found = os.fstat(self._handle)
@@ -109,11 +107,6 @@ class ImageFile:
         """Whole sectors from `first` on, into the file. Raises DiskImageError if that fails."""
         with _told(self._path):
             os.pwrite(self._handle, data, first * SECTOR)
-
-    def __del__(self) -> None:
-        handle = getattr(self, "_handle", -1)
-        if handle >= 0:
-            os.close(handle)
 
 
 class Memory:
@@ -171,6 +164,7 @@ class OverlayFile:
         with _told(path):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._handle = os.open(path, flags, 0o600)
+        weakref.finalize(self, os.close, self._handle)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -207,11 +201,6 @@ class OverlayFile:
                 self._changed[sector >> 3] |= 1 << (sector & 7)
             low, high = first >> 3, (last >> 3) + 1
             os.pwrite(self._handle, self._changed[low:high], self._map + low)
-
-    def __del__(self) -> None:
-        handle = getattr(self, "_handle", -1)
-        if handle >= 0:
-            os.close(handle)
 
 
 @contextmanager
