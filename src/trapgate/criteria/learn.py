@@ -281,14 +281,18 @@ def weights_in(path: Path) -> Mapping[int, Mapping[int, int]]:
     """
     counts: dict[int, Counter[int]] = defaultdict(Counter)
     with Trace(path) as trace:
-        for batch in trace.batches(["vector", "error_code", "type", "injected"]):
+        weighted = ["weight"] if "weight" in trace.schema.names else []
+        for batch in trace.batches(["vector", "error_code", "type", "injected", *weighted]):
             vector, code = _cells(batch, "vector", _NONE), _cells(batch, "error_code", _NONE)
             kind, injected = _cells(batch, "type", _NONE), _cells(batch, "injected", False)
             known, lacking = _ruled(vector, code, kind, injected)
             mine = known | lacking
-            pairs, numbers = np.unique(
-                np.stack([vector[mine], code[mine]]), axis=1, return_counts=True
+            pairs, back = np.unique(
+                np.stack([vector[mine], code[mine]]), axis=1, return_inverse=True
             )
+            weight = _cells(batch, "weight", 1)[mine] if weighted else np.ones(mine.sum(), np.int64)
+            numbers = np.zeros(pairs.shape[1], np.int64)
+            np.add.at(numbers, back.reshape(-1), weight)
             for one, seen, number in zip(*pairs.tolist(), numbers.tolist(), strict=True):
                 counts[one][seen] += number
     return counts

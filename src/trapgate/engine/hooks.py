@@ -99,6 +99,24 @@ def on_port(uc: int, address: int, size: int, user: int) -> None:
     call(m[mc.EMU_STOP], (uc,))
 
 
+@callback(VOID, INT64, INT64, UINT32, INT64)
+def on_debugger_breakpoint(uc: int, address: int, size: int, user: int) -> None:
+    """UC_HOOK_CODE, at a debugger's breakpoints: stop before the instruction.
+
+    To the VMM it looks as if the preemption timer had expired.
+    """
+    m = cells(user, mc.CELLS)
+    if m[mc.DEBUG_SKIP] == address + 1:
+        m[mc.DEBUG_SKIP] = 0
+        return
+    m[mc.DEBUG_SKIP] = 0
+    if m[mc.STEPPING] != 0:
+        return
+    m[mc.DEBUG_HIT] = address + 1
+    m[mc.STOP] = mc.TIMER
+    call(m[mc.EMU_STOP], (uc,))
+
+
 @callback(UINT32, INT64, UINT32, INT32, INT64)
 def on_in(uc: int, port: int, size: int, user: int) -> int:
     """UC_HOOK_INSN, IN and INS: instead of the engine's doing."""
@@ -212,7 +230,7 @@ def refill(
             prot &= ~2
             if access_kind == 1 and probe == 0:
                 # To where nothing is, by an entry for less than a page, which is used once.
-                nowhere = at.GATE + 0x1000
+                nowhere = at.STORES + 0x1000
                 call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, nowhere, 2, mmu_index, 1))
                 return 1
         call(

@@ -40,6 +40,7 @@ CSTAR = 4848
 FMASK = 4856
 KERNEL_GS_BASE = 4864
 TSC_AUX = 4896
+XCR0 = 4904
 PAT = 5280
 MACHINE = 5360
 """A cell of the engine that only KVM uses: the address of the machine's cells."""
@@ -57,6 +58,8 @@ INTERCEPT_DR_READ = DR0 + 132
 INTERCEPT_DR_WRITE = DR0 + 134
 INTERCEPT_EXCEPTIONS = DR0 + 136
 CONTEXT_SIZE = 5568
+FEATURES_1_ECX = 0x1608
+"""Behind what a context saves: the features that the translator knows, CPUID.1:ECX."""
 CPU_SIZE = 35408
 """From the CPU to its x86 state (native path only)."""
 CFLAGS_NEXT_TB = 24
@@ -103,8 +106,8 @@ EXCP_VMEXIT = 0x100
 # The scratch page that interception writes fault addresses to, and its MSR bitmap.
 VMCB = 0xF_FFFF_0000_0000 >> 4
 VMCB_PAGES = 8
-GATE = VMCB + VMCB_PAGES * 0x1000
-"""The page behind it: what is written there is judged first (see `gate`)."""
+STORES = VMCB + VMCB_PAGES * 0x1000
+"""The page behind it: what is written there is judged first (see `table_stores`)."""
 VMCB_EXIT_INFO_2 = 0x80
 VMCB_MSRPM_BASE = 0x48
 

@@ -86,20 +86,24 @@ journal, the virtual clock, and why the engine stopped.
     VM_ENTER,
     VM_LEAVE,
     UNBLOCKED,
-    GATE_LINEAR,
-    GATE_PHYSICAL,
-    GATE_KIND,
-    GATE_SIZE,
-    GATE_CODE,
-    GATE_RETURN,
-    GATE_INDEX,
-    GATE_LOW,
+    STORE_LINEAR,
+    STORE_PHYSICAL,
+    STORE_KIND,
+    STORE_SIZE,
+    STORE_CODE,
+    STORE_RETURN,
+    STORE_INDEX,
+    STORE_LOW,
     FAULT_CODE,
     SHADOW,
     TRANSLATION,
     PASSED,
     STEP_START,
     ALONE,
+    DEBUG_SKIP,
+    DEBUG_HIT,
+    BREAKPOINTS,
+    BREAKPOINTS_COUNT,
     STORED_PAGE,
     TLB_RESET_DIRTY,
     AUDIT,
@@ -108,7 +112,7 @@ journal, the virtual clock, and why the engine stopped.
     READ_ONLY,
     ADDRESS_OFF,
     CELLS,
-) = range(102)
+) = range(106)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -119,6 +123,9 @@ does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATI
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
 MOV SS has suppressed.
 EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
+DEBUG_SKIP: 1 + the linear address of the instruction whose debugger's breakpoint is passed over
+once. DEBUG_HIT: 1 + that of the one that stopped the run. BREAKPOINTS: where the addresses of a
+debugger's breakpoints are, so many of them (native only).
 WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED_PAGE the page of
 the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AUDITED counts
 blocks. LIVE is the state of the engine, also where ENV is a copy.

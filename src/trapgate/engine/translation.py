@@ -36,6 +36,7 @@ from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.audit import note_source
+from trapgate.engine.breakpoints import end_before_breakpoint, is_breakpoint
 from trapgate.engine.careful_blocks import last_offset
 from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
 from trapgate.engine.control_flow import SUBSTITUTES
@@ -43,6 +44,7 @@ from trapgate.engine.linkage import slots
 from trapgate.engine.odd_code import (
     CARE_ALIGNMENT,
     CARE_AUDIT,
+    CARE_BREAKPOINT,
     CARE_LIMIT,
     LOADS_SS,
     STI,
@@ -101,6 +103,8 @@ def on_translate(
         m[mc.CARE] |= CARE_AUDIT
     if m[mc.CALL_OP] == 0:
         return
+    if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
+        m[mc.CARE] |= CARE_BREAKPOINT
     if flags & _AC:
         m[mc.CARE] |= CARE_ALIGNMENT
     # 16-bit code can pass the usual limit of 64 KB only where the block ends.
@@ -212,6 +216,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
     m[mc.BRANCH_IS_FAR] = 0
+    end_before_breakpoint(m, block)
 
 
 @callback(UINT32, *[INT64] * 3)

@@ -130,6 +130,10 @@ TIME_UNIT: Final = "time-unit"
 default), `ns`, `ticks` or `events`."""
 
 
+WEIGHTED: Final = "weighted"
+"""The fact about a trace that says (`yes`) that its rows stand for many events each."""
+
+
 class TraceError(TrapgateError):
     """A trace cannot be written or read.
 

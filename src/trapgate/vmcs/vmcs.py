@@ -40,6 +40,18 @@ _TABLE_FIELDS = (Field.CRITERIA_TABLE_LENGTH, Field.CRITERIA_TABLE_RULES)
 _SEGMENTS = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
 
 
+_NO_PLACE = (0, 0, False)
+_PLACES: dict[str, dict[Field | str, tuple[int, int, bool]]] = {
+    profile: {
+        field.name: (field.cell, (1 << field.width) - 1, not field.read_only)
+        for field in Field
+        if profile == "extended" or not field.extension
+    }
+    for profile in PROFILES
+}
+"""By profile, of each field by its name: cell, greatest value, and whether it may be written."""
+
+
 class Vmcs:
     """A virtual-machine control structure.
 
@@ -76,7 +88,11 @@ class Vmcs:
 
     def __getitem__(self, field: Field | str) -> int:
         """The field's value, unsigned; UnknownFieldError, ExtensionError."""
-        return self._get(self._known(field))
+        place = _PLACES[self.profile].get(field)
+        if place is None:
+            return self._get(self._known(field))
+        cell, mask, _ = place
+        return self.words[cell] & mask
 
     def __setitem__(self, field: Field | str, value: int) -> None:
         """Write a field.
@@ -87,7 +103,12 @@ class Vmcs:
             ReadOnlyFieldError: it is VM-exit information.
             ExtensionError: it is an extension and the profile is "vt-x".
         """
-        self._set(self._known(field), value)
+        cell, mask, writable = _PLACES[self.profile].get(field, _NO_PLACE)
+        if writable and type(value) is int and 0 <= value <= mask:
+            self.words[cell] = value - (1 << 64) if value >> 63 else value
+        else:
+            # What is wrong with it, or an unusual type.
+            self._set(self._known(field), value)
 
     def read(self, encoding: int) -> int:
         """VMREAD: the field with that encoding (an odd one: the upper half of a 64-bit field)."""

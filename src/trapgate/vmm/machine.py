@@ -19,15 +19,18 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import Disposition
 from trapgate.events.journal import (
     COUNTS,
+    DISPOSITIONS,
     HEAD_COUNTS,
+    TYPES,
+    VECTORS,
 )
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
-from trapgate.sdm.vmx import THROUGH_IDT_VECTOR
+from trapgate.sdm.vmx import RANDOM, THROUGH_IDT_VECTOR
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import (
@@ -43,7 +46,7 @@ from trapgate.vmm.devices.board import Board
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.platform import Platform
-from trapgate.vmm.summary import Faults, NestedSummary, Summary
+from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
@@ -96,8 +99,11 @@ class Vmm:
 @dataclass
 class _Tally:
     seconds: float = 0.0
-    exits: Counter[ExitReason] = field(default_factory=Counter)
-    injected: Counter[int] = field(default_factory=Counter)
+    exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
+    """By basic exit reason."""
+    injected: dict[EventKind, Counter[int]] = field(
+        default_factory=lambda: {kind: Counter() for kind in EventKind}
+    )
 
 
 class VirtualMachine(Platform):
@@ -106,7 +112,7 @@ class VirtualMachine(Platform):
     `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
     with others (see `direct.DirectMachine`). `console` takes the serial
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
-    the trace. `seed` moves the time-stamp counter's start, the one thing about a run
+    the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
     what is plugged into the PC: drives, and files for firmware.
@@ -163,9 +169,12 @@ class VirtualMachine(Platform):
             | ct.PRIMARY_MONITOR_EXITING
             | ct.PRIMARY_MWAIT_EXITING
         )
-        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP
+        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= (
+            ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP | ct.SECONDARY_INVPCID
+        )
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
         vmcs["TSC_OFFSET"] = seed * 0x9E37_79B9 & 0xFFFF_FFFF_FFFF
+        self.processor.x86_vmm.state[RANDOM] = (seed + 1) * 0x9E37_79B9 & 0xFFFF_FFFF
         # VMX fixes CR0.NE to 1; the guest sees what it wrote.
         vmcs["CR0_GUEST_HOST_MASK"] = _NE
 
@@ -261,10 +270,12 @@ class VirtualMachine(Platform):
             self._device_due = _NEVER if due is None else due
         self._offer_interrupt(v)
         limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
-        for other in (self._device_due, end, until):
-            if other is not None and other < limit:
-                limit = other
-        v[f.VMX_PREEMPTION_TIMER_VALUE] = max(min(limit - now, _TIMER_MAX), 0)
+        limit = min(limit, self._device_due)
+        if end is not None and end < limit:
+            limit = end
+        if until is not None and until < limit:
+            limit = until
+        v[f.VMX_PREEMPTION_TIMER_VALUE] = limit - now if limit > now else 0
         outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
         if isinstance(outcome, VmFail):
             self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
@@ -289,7 +300,7 @@ class VirtualMachine(Platform):
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
                 if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
                     vector = self.devices.acknowledge()
-                    self._tally.injected[vector] += 1
+                    self._tally.injected[EventKind.INTERRUPT][vector] += 1
                 else:
                     vector = 0
                 v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _VALID | vector
@@ -301,20 +312,21 @@ class VirtualMachine(Platform):
             v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary & ~window | wanted
 
     def _carry_out(self, vmexit: VmExit, action: Action) -> None:
-        v = self.vmcs.words
         if isinstance(action, Emulated):
             self.advance(vmexit)
         elif isinstance(action, Inject):
             self._inject(action)
         elif isinstance(action, Stop):
             self.stopped = action
-        if vmexit.idt_vectoring is not None and isinstance(action, Resume):
+        elif isinstance(action, Resume):
             vectoring = vmexit.idt_vectoring
-            self._inject(Inject(vectoring, v[f.VM_EXIT_INSTRUCTION_LENGTH]))
+            if vectoring is not None:
+                length = self.vmcs.words[f.VM_EXIT_INSTRUCTION_LENGTH]
+                self._inject(Inject(vectoring, length))
 
     def _inject(self, action: Inject) -> None:
         v = self.vmcs.words
-        self._tally.injected[action.event.vector] += 1
+        self._tally.injected[EventKind.of(action.event.type)][action.event.vector] += 1
         word, code = action.event.encode()
         row = ROWS.get(action.event.vector)
         if row is not None and row.occurrence is Occurrence.FAULT and word & _HARDWARE:
@@ -325,7 +337,7 @@ class VirtualMachine(Platform):
         v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length
 
     def _event_counts(self, level: int) -> Cells:
-        """The journal's counts of one level, by vector and disposition."""
+        """The journal's counts of one level, by type, vector and disposition."""
         start = HEAD_COUNTS + level * COUNTS
         return self.processor.head[start : start + COUNTS]
 
@@ -334,24 +346,29 @@ class VirtualMachine(Platform):
         entries, exits = self.processor.x86_vmm.counts()
         return Summary(
             self.processor.time,
+            self.processor.skipped,
             self._tally.seconds,
-            self._faults(0),
-            dict(self._tally.injected),
-            dict(self._tally.exits),
+            self._events(0),
+            {kind: dict(counts) for kind, counts in self._tally.injected.items()},
+            {reason: count for reason in ExitReason if (count := self._tally.exits[reason])},
             self.stopped,
-            NestedSummary(entries, self._faults(1), exits) if entries else None,
+            NestedSummary(entries, self._events(1), exits) if entries else None,
             self.processor.engine.kind,
             self.processor.engine.why_not_native,
         )
 
-    def _faults(self, level: int) -> Faults:
+    def _events(self, level: int) -> dict[EventKind, Counts]:
         """The journal's counts for one level."""
-        counts = self._event_counts(level).reshape(256, 3)
-        return {
-            int(vector): {
-                disposition: int(counts[vector, disposition])
-                for disposition in Disposition
-                if counts[vector, disposition]
+        every = self._event_counts(level).reshape(TYPES, VECTORS, DISPOSITIONS)
+        found: dict[EventKind, Counts] = {}
+        for kind in EventKind:
+            counts = every[[t for t in range(TYPES) if EventKind.of(t) is kind]].sum(axis=0)
+            found[kind] = {
+                int(vector): {
+                    disposition: int(counts[vector, disposition])
+                    for disposition in Disposition
+                    if counts[vector, disposition]
+                }
+                for vector in np.flatnonzero(counts.any(axis=1))
             }
-            for vector in np.flatnonzero(counts.any(axis=1))
-        }
+        return found
