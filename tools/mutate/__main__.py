@@ -49,7 +49,12 @@ class Part:
 PARTS = {
     "decision": Part(
         ("decision.decide", "decision.faults", "decision.self_map"),
-        ("unit/test_decide.py", "unit/test_faults.py", "unit/test_self_map.py"),
+        (
+            "unit/test_criteria_table.py",
+            "unit/test_decide.py",
+            "unit/test_faults.py",
+            "unit/test_self_map.py",
+        ),
     ),
     "rules": Part(
         ("decision.rules", "decision.fault_filters"),
@@ -71,6 +76,7 @@ PARTS = {
         ),
         (
             "unit/test_delivery.py",
+            "unit/test_descriptors.py",
             "unit/test_nested_faults.py",
             "unit/test_exits.py",
             "unit/test_far_transfers.py",
