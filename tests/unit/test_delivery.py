@@ -6,6 +6,7 @@ from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
 from trapgate.events import delivery
 from trapgate.events.journal import HEAD_COUNTS, HEAD_SEQUENCE
+from trapgate.paging.ept import EPT_VIOLATION
 from trapgate.sdm import state
 
 EXCEPTION, TRIPLE = 0, 2
@@ -408,6 +409,7 @@ def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert guest.raise_event(14, error_code=2, address=5) == 2
     assert (guest.v == before).all()
     assert guest.journal()[0][12] == 2
+    assert guest.journal()[0][15] == 0
 
 
 # What an event is before it is delivered
@@ -675,7 +677,6 @@ def test_an_ept_violation_during_delivery(kind: int, length: int) -> None:
 
 
 def test_an_ept_misconfiguration_of_an_instruction() -> None:
-    from trapgate.paging.ept import EPT_VIOLATION
     from trapgate.paging.walk import WRITE, walk
 
     guest = ept_guest()
@@ -923,3 +924,45 @@ def test_real_mode_stacks_that_end_within_the_frame(limit: int) -> None:
     guest.set(GUEST_IDTR_LIMIT=0x3FF, EXCEPTION_BITMAP=1 << 12)
     # Expand down: what lies above the limit is the stack.
     assert guest.raise_event(6) == (0 if limit < 0xFA else 1)
+
+
+# NMIs that an IRET has unblocked, and what MOV SS has held back
+
+
+@pytest.mark.parametrize(
+    ("vector", "kind", "vectoring", "told"),
+    [
+        (13, HARDWARE, 0, True),
+        (0, HARDWARE, 0, True),
+        (8, HARDWARE, 0, False),
+        (2, NMI, 0, False),
+        (3, INT3, 0, False),
+        (13, HARDWARE, 1 << 31 | 6, False),
+    ],
+)
+@pytest.mark.parametrize("reason", [0, 1, 48, 49])
+def test_an_exit_tells_of_the_iret_that_unblocked_nmis(
+    vector: int, kind: int, vectoring: int, told: bool, reason: int
+) -> None:
+    for code in (EPT_VIOLATION, EPT_VIOLATION - 1, -1):
+        guest = Guest()
+        guest.set(
+            EXIT_REASON=reason,
+            EXIT_QUALIFICATION=0x181,
+            VM_EXIT_INTERRUPTION_INFORMATION=1 << 31 | 0x30D,
+            IDT_VECTORING_INFORMATION=vectoring,
+        )
+        delivery.report_unblocking(guest.v, vector, kind, code)
+        by_event = told and reason == 0
+        by_ept = told and reason != 0 and code == EPT_VIOLATION
+        info = guest["VM_EXIT_INTERRUPTION_INFORMATION"]
+        assert info == 1 << 31 | 0x30D | by_event << 12
+        assert guest["EXIT_QUALIFICATION"] == 0x181 | by_ept << 12
+
+
+@pytest.mark.parametrize(("injected", "kept"), [(0, 0), (1, 5)])
+def test_pending_debug_exceptions_are_lost_with_a_fresh_event(injected: int, kept: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_PENDING_DEBUG_EXCEPTIONS=5)
+    assert guest.raise_event(6, injected=injected) == 0
+    assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == kept

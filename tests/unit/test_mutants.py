@@ -1,12 +1,14 @@
 """The tool that makes mutants: which changes it makes, and that a function becomes the mutant."""
 
 import sys
-from importlib import util
+import tomllib
+from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tools.mutate.__main__ import PARTS, REASONS, ROOT
 from tools.mutate.mutants import mutants_of, put_in
 
 SOURCE = '''
@@ -74,3 +76,19 @@ def test_every_mutant_is_another_function(module: ModuleType) -> None:
             assert module.Pair().first != original[1], mutant.key
         except NameError:
             assert mutant.key.endswith("dropped")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_name_modules_and_tests_that_are_there(part: str) -> None:
+    for name in PARTS[part].modules:
+        assert util.find_spec(f"trapgate.{name}") is not None
+    for test in PARTS[part].tests:
+        assert (ROOT / "tests" / test).is_file()
+
+
+def test_reasons_are_for_functions_that_are_there() -> None:
+    for group in tomllib.loads(REASONS.read_text())["survivors"]:
+        module = import_module(f"trapgate.{group['module']}")
+        keys = {(mutant.function, mutant.key) for mutant in mutants_of(module)}
+        assert {function for function, _ in keys} >= set(group["functions"])
+        assert group["reason"].endswith(".")

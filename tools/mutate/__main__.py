@@ -49,14 +49,19 @@ class Part:
 PARTS = {
     "decision": Part(
         ("decision.decide", "decision.faults", "decision.self_map"),
-        ("unit/test_decide.py", "unit/test_faults.py", "unit/test_selfmap.py"),
+        (
+            "unit/test_criteria_table.py",
+            "unit/test_decide.py",
+            "unit/test_faults.py",
+            "unit/test_self_map.py",
+        ),
     ),
     "rules": Part(
         ("decision.rules", "decision.fault_filters"),
         (
             "unit/test_rules.py",
             "unit/test_decide.py",
-            "unit/test_selfmap.py",
+            "unit/test_self_map.py",
         ),
     ),
     "events": Part(
@@ -71,8 +76,10 @@ PARTS = {
         ),
         (
             "unit/test_delivery.py",
+            "unit/test_descriptors.py",
             "unit/test_nested_faults.py",
             "unit/test_exits.py",
+            "unit/test_far_transfers.py",
             "unit/test_frame.py",
             "unit/test_idt.py",
             "unit/test_journal.py",
@@ -90,13 +97,16 @@ PARTS = {
     ),
     "compiler": Part(
         (
-            "compiler.image",
+            "compiler.expressions",
             "compiler.kinds",
+            "compiler.module",
+            "compiler.operators",
             "compiler.program",
-            "compiler.python_call",
-            "compiler.translate",
+            "compiler.routine",
+            "compiler.statements",
+            "compiler.text",
         ),
-        ("unit/test_translate.py",),
+        ("unit/test_core_dialect.py",),
     ),
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
 from trapgate.cli.selection import (
     LevelOption,
     RipOption,
@@ -73,6 +74,8 @@ def replay(
     time: TimeOption = ":",
     rip: RipOption = ":",
     top: Annotated[int, typer.Option(min=1, help="Policies of a sweep to show.")] = 20,
+    markdown: MarkdownOption = False,
+    html: HtmlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Replay recorded faults under other policies: exits saved and added, and time saved."""
@@ -116,6 +119,9 @@ def replay(
             from trapgate.replay.bursts import burst_interval
 
             intervals = {one.name: burst_interval(trace, one, chosen) for one in policies}
+    with one_line_errors():
+        if shown(result.document, markdown=markdown, html=html):
+            return
     if as_json:
         document = result.as_json()
         document["bursts"] = intervals

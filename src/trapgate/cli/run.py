@@ -329,7 +329,7 @@ def _run(
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else _writer(trace, guest)
+    writer = None if trace is None else _writer(trace, guest, vmcs)
     try:
         vm = _machine(paging)(
             memory,
@@ -416,10 +416,14 @@ def _settings(file: Path) -> Settings:
     return read_settings(file)
 
 
-def _writer(file: Path, guest: Path) -> TraceWriter:
+def _writer(file: Path, guest: Path, vmcs: Path | None) -> TraceWriter:
     from trapgate.trace import TraceWriter
+    from trapgate.trace.schema import CRITERIA
 
-    return TraceWriter(file, metadata={"guest": guest.name})
+    facts = {"guest": guest.name}
+    if vmcs is not None:
+        facts[CRITERIA] = vmcs.read_text(encoding="utf-8")
+    return TraceWriter(file, metadata=facts)
 
 
 def _story(vm: VirtualMachine, names: Namer) -> Story | None:

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
 from trapgate.cli.selection import (
     LevelOption,
     RipOption,
@@ -120,16 +122,29 @@ def stat(
     vcpu: VcpuOption = None,
     time: TimeOption = ":",
     rip: RipOption = ":",
+    beside: Annotated[
+        Path | None, typer.Option(help="Another trace to compare with (Markdown, or --html).")
+    ] = None,
+    markdown: MarkdownOption = False,
+    html: HtmlOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Count and time events per reason, vector, error code and symbol."""
     with one_line_errors():
-        from trapgate.trace.stat import statistics
+        from trapgate.trace.stat import compared, statistics
         from trapgate.trace.symbols import Symbols
 
         table = None if symbols is None else Symbols(symbols)
         chosen = selection(level, vm, vcpu, time, rip)
         result = statistics(trace, symbols=table, chosen=chosen)
+        document = partial(result.document, top)
+        if beside is not None:
+            other = statistics([beside], symbols=table, chosen=chosen)
+            names = (", ".join(path.name for path in trace), beside.name)
+            document = partial(compared, result, other, names)
+            markdown = markdown or html is None
+        if shown(document, markdown=markdown, html=html):
+            return
         if as_json:
             print(json.dumps(result.as_json(), indent=2))
             return
@@ -251,20 +266,29 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 def export(
     trace: Annotated[Path, typer.Argument(help="Trace to export.")],
     perfetto: Annotated[
-        Path | None, typer.Option(help="Write JSON that the Perfetto UI opens.")
+        Path | None,
+        typer.Option(
+            help="Write what the Perfetto UI opens: JSON if FILE ends in .json, else its own "
+            "format, with flows."
+        ),
+    ] = None,
+    ftrace: Annotated[
+        Path | None, typer.Option(help="Write text as ftrace prints it; an import reads it again.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write CSV.")] = None,
 ) -> None:
     """Write a trace for other programs; DuckDB and others read the Parquet as it is."""
     from trapgate.trace import Trace
-    from trapgate.trace.export import to_csv, to_perfetto
+    from trapgate.trace.export import to_csv, to_ftrace
+    from trapgate.trace.perfetto import to_perfetto, to_perfetto_proto
 
-    if perfetto is None and csv is None:
-        raise fail("nothing to write: give --perfetto FILE or --csv FILE")
+    if perfetto is None and csv is None and ftrace is None:
+        raise fail("nothing to write: give --perfetto FILE, --ftrace FILE or --csv FILE")
     with one_line_errors(), Trace(trace) as opened:
         if perfetto is not None:
-            count = to_perfetto(opened, perfetto)
-            print(f"{perfetto}: {count:,} slices", file=sys.stderr)
+            write = to_perfetto if perfetto.suffix == ".json" else to_perfetto_proto
+            print(f"{perfetto}: {write(opened, perfetto):,} slices", file=sys.stderr)
+        if ftrace is not None:
+            print(f"{ftrace}: {to_ftrace(opened, ftrace):,} events", file=sys.stderr)
         if csv is not None:
-            count = to_csv(opened, csv)
-            print(f"{csv}: {count:,} rows", file=sys.stderr)
+            print(f"{csv}: {to_csv(opened, csv):,} rows", file=sys.stderr)

@@ -28,6 +28,8 @@ CR8 = CR0 + 64
 EFER = 592
 FPU = 600
 """From here to SYSENTER_CS: the x87, MMX and SSE state."""
+X87_FLAGS = 778
+"""The exception flags of x87 arithmetic, likewise, in the order of the status word."""
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
 MXCSR = 816

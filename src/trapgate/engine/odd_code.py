@@ -28,6 +28,7 @@ from trapgate.decode.undefined import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87_exceptions import kind_of_x87
 
 _NEXT_PC = 0x10
 _FLAGS = 0xA8
@@ -56,6 +57,8 @@ second encoding of TEST (F6H and F7H with reg 1), which the engine does not know
 PLAIN = 0
 STI = 1
 LOADS_SS = 2
+X87 = 3
+"""Plus the kind that `kind_of_x87` finds."""
 """What `look` finds out beside."""
 
 _SS = 2
@@ -165,7 +168,7 @@ def reach_of_branch(m: Cells, flags: int, byte: int, large_operand: bool) -> int
 
 @jit
 def look(reader: int, block: int, env: int) -> int:
-    """Look at the instruction that `block` translates next; PLAIN, STI or LOADS_SS.
+    """Look at the instruction that `block` translates next; PLAIN, STI, LOADS_SS or X87.
 
     FORBIDDEN and FORBIDDEN_AT say where UD2 is to be shown.
     """
@@ -242,6 +245,8 @@ def look(reader: int, block: int, env: int) -> int:
         return PLAIN
     if opcode_map != ONE_BYTE:
         return PLAIN
+    if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
+        return X87 + kind_of_x87(byte, code_byte(reader, env, form_at))
     found = PLAIN
     if byte == 0xFB:
         found = STI

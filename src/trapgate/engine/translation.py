@@ -30,11 +30,13 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
+from trapgate.engine import assembly as asm
 from trapgate.engine import branches, careful_blocks, coherence
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine import x87_exceptions as x87
 from trapgate.engine.audit import note_source
 from trapgate.engine.breakpoints import end_before_breakpoint, is_breakpoint
 from trapgate.engine.careful_blocks import last_offset
@@ -50,6 +52,7 @@ from trapgate.engine.odd_code import (
     STI,
     TEST_TWIN,
     UNDEFINED,
+    X87,
     look,
 )
 from trapgate.engine.segments import accesses_checked
@@ -211,7 +214,11 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         em.emit_call(t, m, t[em.STI_CODE], machine, env)
     elif found == LOADS_SS:
         em.emit_call(t, m, t[em.SHADOW_CODE], machine, BLOCKING_BY_MOV_SS)
+    elif found > X87:
+        em.emit_call(t, m, t[em.X87_BEGINS], machine, env)
     call(t[em.THEIR_TRANSLATE], (block, cpu))
+    if found > X87:
+        em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, env)
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
@@ -275,6 +282,10 @@ class Translator:
         last = em.SUBSTITUTES + 2 * len(SUBSTITUTES)
         read_flags = int(t[em.READ_FLAGS])
         t[last : last + 2] = read_flags, self._stubs.pushed_flags(read_flags)
+        for n, (name, result) in enumerate(x87.RESULTS.items(), start=1):
+            helper = _symbol(library, name)
+            stub = self._stubs.with_value(result.address, asm.RSI, helper)
+            t[last + 2 * n : last + 2 * n + 2] = helper, stub
         for name, (hook, arguments) in _HOOKS.items():
             stub = self._stubs.with_cells(hook.address, arguments)
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
@@ -291,6 +302,10 @@ class Translator:
         t[em.GUARD_CODE] = stubs.with_cells(on_instruction.address, 2)
         t[em.STI_CODE] = stubs.sti_begins()
         t[em.SHADOW_CODE] = stubs.shadow_begins()
+        t[em.X87_BEGINS] = stubs.with_return_address(x87.on_x87_begins.address, 2)
+        t[em.X87_ENDS] = x87.on_x87_ends.address
+        t[em.X87_COMPARES] = x87.on_x87_compares.address
+        t[em.X87_RELOADS] = x87.on_x87_reloads.address
         t[em.REFUSE_CODE] = stubs.with_return_address(accesses.on_checked_address.address, 2)
         complain = branches.on_target_out_of_bounds.address
         look_up, single_step = int(t[em.LOOK_UP]), int(t[em.SINGLE_STEP])

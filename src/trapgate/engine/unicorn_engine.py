@@ -433,6 +433,8 @@ class UnicornEngine:
         else:
             self._guard_translator(inside)
             self.cells[mc.LIVE] = inside.env
+            self.cells[mc.EXCEPTION_INDEX] = inside.exception_index
+            self.cells[mc.CPU_LOOP_EXIT_RESTORE] = inside.symbols["cpu_loop_exit_restore"]
             self.cells[mc.SHADOW] = 0
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()

@@ -27,6 +27,7 @@ from trapgate.processor import decoded, stepping, table_writes
 from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
@@ -103,13 +104,16 @@ class VmExit:
         return bool(self._information[0] & _FAILED)
 
     def __repr__(self) -> str:
-        """What the exit was."""
-        return (
-            f"VmExit({self.reason.name}, qualification={self.qualification:#x}, "
-            f"interruption={self.interruption}, idt_vectoring={self.idt_vectoring}, "
-            f"instruction_length={self.instruction_length}, entry_failed={self.entry_failed}, "
-            f"vmcs={self.vmcs!r})"
-        )
+        """In words: the reason, the event, and where the guest stood."""
+        reason = self.reason.name.lower().replace("_", " ")
+        parts = [f"VM entry failed: {reason}" if self.entry_failed else f"VM exit: {reason}"]
+        if self.interruption is not None:
+            parts.append(repr(self.interruption).strip("<>"))
+        if self.qualification:
+            parts.append(f"qualification {hexadecimal(self.qualification)}")
+        if self.idt_vectoring is not None:
+            parts.append(f"while delivering {repr(self.idt_vectoring).strip('<>')}")
+        return f"<{', '.join(parts)}, RIP {hexadecimal(self.vmcs['GUEST_RIP'])}>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from trapgate.trace.code_words import code_words
+from trapgate.trace.document import Document, Heading, Paragraph, Part, Table
 from trapgate.trace.frames import count, is_weighted, lost_events, polars, reading, scan, time_unit
 from trapgate.trace.labels import vector_label
 from trapgate.trace.selection import EVERYTHING, Selection
@@ -42,6 +44,8 @@ class Line:
     p50: float | None
     p99: float | None
     most: int | None
+    words: str = ""
+    """What the key means, where it is a code."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,27 @@ class Stat:
     lost: int = 0
     chosen: str = ""
 
+    def document(self, top: int = 15) -> Document:
+        """The tables as a document, for a page, a notebook or a mail."""
+        said = f"{self.events:,} events; times in {self.time_unit}"
+        parts: list[Part] = [Paragraph(said + (f"; only {self.chosen}" if self.chosen else ""))]
+        if self.lost:
+            parts.append(Paragraph(f"the recorder lost {self.lost:,} events: in no count"))
+        for name, lines in self.tables.items():
+            rows = tuple(
+                (line.key, line.words, line.count, f"{line.share:.1%}", line.exits, line.total,
+                 line.mean, line.p99)
+                for line in lines[:top]
+            )  # fmt: skip
+            heads = (name, "meaning", "count", "share", "exits", "total", "mean", "p99")
+            if rows:
+                parts += [Heading(f"Per {name}"), Table(heads, rows)]
+        return Document("What the trace holds", tuple(parts))
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return self.document().notebook()
+
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -65,6 +90,26 @@ class Stat:
             "chosen": self.chosen,
             "tables": {name: [vars(line) for line in lines] for name, lines in self.tables.items()},
         }
+
+
+def compared(one: Stat, other: Stat, names: tuple[str, str]) -> Document:
+    """Two traces side by side: each key's events and time, the greatest difference first."""
+    parts: list[Part] = [
+        Paragraph(f"{name}: {stat.events:,} events, times in {stat.time_unit}, {stat.lost:,} lost")
+        for name, stat in zip(names, (one, other), strict=True)
+    ]
+    for name in one.tables:
+        left, right = ({line.key: line for line in stat.tables[name]} for stat in (one, other))
+        rows = []
+        for key in left.keys() | right.keys():
+            pair = left.get(key), right.get(key)
+            counts = [0 if line is None else line.count for line in pair]
+            times = [None if line is None else line.mean for line in pair]
+            rows.append((key, *counts, counts[1] - counts[0], *times))
+        rows.sort(key=lambda row: (-abs(int(row[3] or 0)), str(row[0])))
+        heads = (name, *names, "difference", f"mean, {names[0]}", f"mean, {names[1]}")
+        parts += [Heading(f"Per {name}"), Table(heads, tuple(rows[:30]))]
+    return Document(f"{names[0]} and {names[1]} compared", tuple(parts))
 
 
 def symbol_indices(column: Series, symbols: Symbols) -> Series:
@@ -194,5 +239,6 @@ def _lines(
         else:
             key = str(values[0])
         measured = {name: row[name] for name in list(row)[keys:]}
-        lines.append(Line(key=key, share=row["count"] / events, **measured))
+        words = code_words(values[0], values[1]) if table == "error code" else ""
+        lines.append(Line(key=key, share=row["count"] / events, words=words, **measured))
     return sorted(lines, key=lambda line: (-(line.total or 0), -line.count, line.key))

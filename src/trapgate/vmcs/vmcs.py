@@ -23,6 +23,7 @@ from trapgate.errors import (
 )
 from trapgate.sdm import controls, state
 from trapgate.sdm.cells import LENGTH, TABLE_CELLS, TABLE_START
+from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.fields import Field
 from trapgate.vmcs.file import (
     PROFILES,
@@ -200,10 +201,18 @@ class Vmcs:
 
     def __repr__(self) -> str:
         """What tells one VMCS from another at a glance."""
-        return (
-            f"<Vmcs {self.profile} rip={self['GUEST_RIP']:#x} cr3={self['GUEST_CR3']:#x} "
-            f"exceptions={self['EXCEPTION_BITMAP']:#x}>"
+        shown = (("RIP", "GUEST_RIP"), ("CR3", "GUEST_CR3"), ("exceptions", "EXCEPTION_BITMAP"))
+        words = ", ".join(f"{name} {hexadecimal(self[field])}" for name, field in shown)
+        return f"<Vmcs {self.profile}: {words}>"
+
+    def _repr_html_(self) -> str:
+        """A table of the fields that are not 0, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{field.name}</td><td>{hexadecimal(self[field])}</td><td>{field.kind}</td></tr>"
+            for field in self
+            if self[field]
         )
+        return f"<table><tr><th>field</th><th>value</th><th>kind</th></tr>{rows}</table>"
 
     def copy(self) -> Self:
         """Another VMCS with the same fields, its launch state clear."""

@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from html import escape
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +29,7 @@ from trapgate.events.journal import (
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm.event_words import event_name, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
@@ -42,6 +45,7 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
+from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.platform import Platform
@@ -49,6 +53,10 @@ from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
+from trapgate.trace.html import table
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 _IF = 1 << 9
 _NE = 1 << 5
@@ -61,6 +69,11 @@ _VALID = 1 << 31
 _HARDWARE = 3 << 8
 _MONITOR_TRAP = _VALID | InterruptionType.OTHER_EVENT << 8
 _NEVER = 1 << 62
+_KINDS = {
+    EventKind.FAULT: InterruptionType.HARDWARE_EXCEPTION,
+    EventKind.INTERRUPT: InterruptionType.EXTERNAL_INTERRUPT,
+    EventKind.SOFTWARE_INTERRUPT: InterruptionType.SOFTWARE_INTERRUPT,
+}
 JOURNAL = 1 << 15
 """Events that a machine's processor remembers."""
 
@@ -331,6 +344,39 @@ class VirtualMachine(Platform):
         v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = word
         v[f.VM_ENTRY_EXCEPTION_ERROR_CODE] = code
         v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length
+
+    def __repr__(self) -> str:
+        """Where the guest stands, and whether it has stopped."""
+        state = f"stopped: {self.stopped.end.value}" if self.stopped else "not stopped"
+        rip = hexadecimal(self.vmcs["GUEST_RIP"])
+        return (
+            f"<VirtualMachine {self.number}: {self.processor.memory.size >> 20} MB, "
+            f"{self.processor.engine.kind} engine, RIP {rip}, "
+            f"{self.processor.time:,} instructions, {state}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What happened so far, for notebooks."""
+        summary = self.summary()
+        rows = [
+            (f"{event_name(vector, _KINDS[kind])} {disposition.name.lower()}", f"{count:,}")
+            for kind, vectors in summary.events.items()
+            for vector, counts in vectors.items()
+            for disposition, count in counts.items()
+        ]
+        rows += [
+            (f"VM exit: {reason.name.lower().replace('_', ' ')}", f"{count:,}")
+            for reason, count in summary.exits.items()
+        ]
+        return f"<p>{escape(repr(self))}</p>" + table(("what", "count"), rows)
+
+    def events(self, count: int = JOURNAL) -> DataFrame:
+        """The last events, the earliest first, as a Polars frame; numbers as in the trace.
+
+        `name` is the event in words, `error_code` and `address` are null where there is none.
+        Raises: MissingExtraError without polars.
+        """
+        return event_frame(islice(self.processor.last_events(), count))
 
     def _event_counts(self, level: int) -> Cells:
         """The journal's counts of one level, by type, vector and disposition."""

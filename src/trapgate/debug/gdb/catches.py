@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from trapgate.debug.story.instruction import decoded
 from trapgate.debug.story.tell import view_of
-from trapgate.debug.story.view import Step, hexadecimal
-from trapgate.debug.story.words import code_words, event_words
+from trapgate.debug.story.view import Step
 from trapgate.decision.conditions import Condition, holds, parse
 from trapgate.decision.criteria_table import fault_value
 from trapgate.decision.fault_values import FaultValue
@@ -16,6 +15,7 @@ from trapgate.errors import TrapgateError
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
+from trapgate.sdm.event_words import code_words, event_words, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF, Vector

@@ -10,12 +10,12 @@ from trapgate.debug.doctor.words import shown
 from trapgate.debug.gdb.catches import CatchError
 from trapgate.debug.story.delivery import attempt, descriptor_of, gate_words
 from trapgate.debug.story.tell import faults_of
-from trapgate.debug.story.view import Descriptor, hexadecimal
-from trapgate.debug.story.words import event_words
+from trapgate.debug.story.view import Descriptor
 from trapgate.decision.decide import decide
 from trapgate.decision.faults import FaultInformation
 from trapgate.errors import TrapgateError
 from trapgate.sdm import cells as f
+from trapgate.sdm.event_words import event_words, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.vectors import Vector
 from trapgate.vmm.machine import VirtualMachine

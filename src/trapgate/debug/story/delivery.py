@@ -6,11 +6,11 @@ of checks. Pure: it looks and changes nothing.
 
 from dataclasses import dataclass, field
 
-from trapgate.debug.story.view import Descriptor, View, hexadecimal
-from trapgate.debug.story.words import event_name
+from trapgate.debug.story.view import Descriptor, View
 from trapgate.events.frame import stack_has_room
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
+from trapgate.sdm.event_words import event_name, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 
 _MASK = (1 << 64) - 1
