@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trapgate.sdm.reasons import ExitReason
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
+    from trapgate.vmm.loaders.image import GuestImage
     from trapgate.vmm.machine import VirtualMachine
     from trapgate.vmm.summary import Counts, EventKind, Summary, TableWrites
 
@@ -239,8 +240,8 @@ def run(
     guest: Annotated[
         Path | None,
         typer.Argument(
-            help="bzImage, ELF, multiboot, flat binary or boot sector; without one a PC's "
-            "firmware starts, and boots from a disk."
+            help="bzImage, ELF, multiboot, flat binary or boot sector; without one "
+            "the BIOS boots from a disk."
         ),
     ] = None,
     disk: Annotated[
@@ -253,8 +254,12 @@ def run(
     cdrom: Annotated[
         list[str] | None, typer.Option(help="CD image (ISO 9660). Repeatable.")
     ] = None,
+    floppy: Annotated[
+        list[str] | None, typer.Option(help="Floppy image, for the built-in BIOS. Repeatable.")
+    ] = None,
     bios: Annotated[
-        Path | None, typer.Option(help="Firmware to start instead of a guest: SeaBIOS's bios.bin.")
+        Path | None,
+        typer.Option(help="Firmware to start instead of the built-in BIOS: SeaBIOS's bios.bin."),
     ] = None,
     keys: Annotated[
         str, typer.Option(help=r"Text to type on the PS/2 keyboard; \n is Enter.")
@@ -328,7 +333,7 @@ def run(
     """Run a guest with the terminal as its console."""
     if guest is not None and bios is not None:
         raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
-    if guest is None and not (bios or disk or cdrom):
+    if guest is None and not (bios or disk or cdrom or floppy):
         raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     with one_line_errors(), prepared():
         raise typer.Exit(
@@ -336,6 +341,7 @@ def run(
                 guest,
                 disk or [],
                 cdrom or [],
+                floppy or [],
                 bios,
                 keys,
                 memory_size(memory),
@@ -366,6 +372,7 @@ def _run(
     guest: Path | None,
     disks: list[str],
     cds: list[str],
+    floppies: list[str],
     bios: Path | None,
     keys: str,
     memory: int,
@@ -389,7 +396,7 @@ def _run(
     symbols: Path | None,
     as_json: bool,
 ) -> int:
-    from trapgate.cli.board import board, firmware
+    from trapgate.cli.board import board, screen_lines
     from trapgate.debug.story.names import namer
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
@@ -398,13 +405,14 @@ def _run(
 
     settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
-    if guest is None:
-        bios = firmware(bios)
-        guest = bios
-        image = load_bios(bios)
-    else:
+    plugged = board(disks, cds, floppies, bios, memory, kernel=guest is not None)
+    image: GuestImage | None = None
+    if guest is not None:
         image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
-    plugged = board(disks, cds, bios, memory, serial=True)
+    elif bios is not None:
+        guest, image = bios, load_bios(bios)
+    else:
+        guest = Path((floppies + disks + cds)[0].partition(",")[0])
     output = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
@@ -424,7 +432,10 @@ def _run(
         )
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
-        vm.load(image)
+        if image is None:
+            image = vm.boot()
+        else:
+            vm.load(image)
         if settings is not None:
             vm.apply(settings)
         if text:
@@ -449,7 +460,7 @@ def _run(
             "end": stop.end.value,
             "message": stop.message,
             "status": stop.status,
-            **({"screen": screen_text} if (screen_text := _screen(vm)) else {}),
+            **({"screen": screen_text} if (screen_text := screen_lines(vm)) else {}),
             "notes": notes,
             **summary_json(summary),
             **({"failures": explanations.as_json()} if explain else {}),
@@ -458,7 +469,7 @@ def _run(
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
-    screen = _screen(vm)
+    screen = screen_lines(vm)
     if screen:
         print("\non the screen:", *screen, sep="\n", file=sys.stderr)
     if story is None or story.headline != stop.message:
@@ -472,14 +483,6 @@ def _run(
     if failures and not explain:
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status
-
-
-def _screen(vm: VirtualMachine) -> list[str]:
-    """The lines on the screen in a text mode; none if it is empty."""
-    lines = vm.devices.vga.text(vm.processor.memory)
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
 
 
 @contextmanager
