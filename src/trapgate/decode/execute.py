@@ -342,7 +342,7 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
 
 
 @core
-def is_root(v: Cells, mem: Cells, value: int) -> bool:
+def is_root(v: Cells, mem: Memory, value: int) -> bool:
     """Whether the frame map lets CR3 be loaded with `value` without a VM exit."""
     return has_frame_map(v) and frame_byte(v, mem, value & 0xFF_FFFF_F000) & ROOT != 0
 

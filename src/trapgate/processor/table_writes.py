@@ -103,7 +103,6 @@ class Snapshot:
                 else:
                     self._memory.write_data(physical, data)
 
-
     @contextlib.contextmanager
     def in_memory(self) -> Iterator[None]:
         """What was kept, in memory once more, for as long as it takes to look at it."""
