@@ -684,6 +684,12 @@ class UnicornEngine:
         found = core_calls.walk_here(self._machine, v, rflags, linear, access, user)
         return found[0], found[1]
 
+    def entry_written(self, v: Cells, linear: int, user: int) -> tuple[int, int]:
+        """The kind of table entry that a write means, and where; see `frame_filters`."""
+        rflags = int(v[f.GUEST_RFLAGS])
+        found = core_calls.entry_written_here(self._machine, v, rflags, linear, user)
+        return found[0], found[1]
+
     def raise_event(self, vector: int, kind: int, error_code: int, address: int) -> int:
         """Arbitrate an event at GUEST_RIP; not 0 if it exited. See `delivery.raise_event`."""
         event = (self._machine, vector, kind, error_code, address, 0)

@@ -62,6 +62,8 @@ TABLE_CLAUSE = 364
 TABLE_VALUE = 365
 TABLE_BITMAP = 366
 TABLE_COMPLETES = 367
+FRAME_MAP = 368
+FRAME_FILTERS = 369
 
 LAST_OF_CONTROLS = 399
 """Checks up to here fail with VM-instruction error 7."""
@@ -306,6 +308,16 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         TABLE_COMPLETES,
         ("FAILED_RULE",),
         "a rule that completes needs a clause over table_entry or an entry's bits",
+    ),
+    (
+        FRAME_MAP,
+        ("FRAME_MAP_ADDRESS", "FRAME_MAP_LENGTH"),
+        "the map must lie at a multiple of 4096 below 1 TB and have at most 2^28 bytes",
+    ),
+    (
+        FRAME_FILTERS,
+        ("FRAME_FILTERS", "FRAME_MAP_LENGTH"),
+        "bits 31:2 must be 0, and all of them without a frame map",
     ),
     (EXTENSION_CRITERION, ("TRANSFER_CRITERION",), "there is no such control-transfer criterion"),
     (EXTENSION_OPERATOR, ("COMPARISON_OPERATOR",), "there is no such comparison operator"),

@@ -191,6 +191,11 @@ def _extensions(v: Fields) -> Iterator[str]:
     ):
         if v[name] > most:
             yield name
+    address = v["FRAME_MAP_ADDRESS"]
+    if address % 4096 or address >> 40 or v["FRAME_MAP_LENGTH"] > 1 << 28:
+        yield "FRAME_MAP_ADDRESS"
+    if v["FRAME_FILTERS"] > (3 if v["FRAME_MAP_LENGTH"] else 0):
+        yield "FRAME_FILTERS"
     with_code = sum(1 << vector for vector in (8, 10, 11, 12, 13, 14, 17, 21))
     if v["TRANSFER_CRITERION_VECTORS"] & ~with_code:
         yield "TRANSFER_CRITERION_VECTORS"

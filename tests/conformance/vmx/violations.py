@@ -194,6 +194,20 @@ EXTENSIONS = [
     ),
     Row(357, {"FAULT_FILTER": 3}, ({"FAULT_FILTER": 4},)),
     Row(358, {"FAULT_FILTER_ORDER": 3}, ({"FAULT_FILTER_ORDER": 4},)),
+    Row(
+        368,
+        {"FRAME_MAP_ADDRESS": 0x1000, "FRAME_MAP_LENGTH": 1 << 28},
+        (
+            {"FRAME_MAP_ADDRESS": 0x1008, "FRAME_MAP_LENGTH": 1},
+            {"FRAME_MAP_ADDRESS": 1 << 40},
+            {"FRAME_MAP_LENGTH": (1 << 28) + 1},
+        ),
+    ),
+    Row(
+        369,
+        {"FRAME_FILTERS": 3, "FRAME_MAP_LENGTH": 1},
+        ({"FRAME_FILTERS": 4, "FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": 1}),
+    ),
     Row(352, {"TRANSFER_CRITERION": 7}, ({"TRANSFER_CRITERION": 8},)),
     Row(353, {"COMPARISON_OPERATOR": 5}, ({"COMPARISON_OPERATOR": 6},)),
     Row(354, {"TRANSFER_CRITERION_VECTORS": 1 << 14}, ({"TRANSFER_CRITERION_VECTORS": 1 << 6},)),
