@@ -18,7 +18,7 @@ from trapgate.decision import embodiments
 from trapgate.decision.conditions import parse, rules_for
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.decide import Disposition, Reason
-from trapgate.decision.fault_filters import FILTERS
+from trapgate.decision.fault_filters import FILTERS, OWN_FRAME
 from trapgate.events.journal import (
     ROW_ADDRESS,
     ROW_CPL,
@@ -205,8 +205,8 @@ def test_each_entry_of_a_write_is_judged_and_the_first_refused_is_told(engine: s
 def test_a_fault_that_is_no_such_write_has_no_entry(engine: str) -> None:
     bench = Bench(TWO_LEVEL, engine)
     completes = when("table_entry <= 3", Action.COMPLETE)
-    for fields in ({"PTBASE": 0x8000_0000}, {"PTBASE": 0xC000_1000}):
-        outcome = write(bench, UNMAPPED, completes, **fields)
+    for ptbase in (0x8000_0000, 0xC000_1000):
+        outcome = write(bench, UNMAPPED, completes, PTBASE=ptbase)
         assert outcome.rows[-1][ROW_DISPOSITION] == Disposition.EXIT
         assert outcome.rows[-1][ROW_REASON] != Reason.CRITERIA_TABLE
 
@@ -222,16 +222,24 @@ def test_the_frame_map_as_a_value() -> None:
         frames[frame >> 12] = TABLE | LEAF | OWN
     frames[0x44] = 0
     mine, others = 0x45067, 0x44067
-    fields = {"FRAME_MAP_ADDRESS": MAP, "FRAME_MAP_LENGTH": 256, "PTBASE": 0}
 
-    def went(value: int, rules: tuple[Rule, ...], **more: int) -> Disposition:
+    def went(value: int, rules: tuple[Rule, ...], frame_filters: int = 0) -> Disposition:
         memory = {MAP: bytes(frames), TWO_LEVEL.self_entry: pack("<I", ROOT | 7)}
-        outcome = write(bench, value, rules, memory=memory, **fields, **more)
+        outcome = write(
+            bench,
+            value,
+            rules,
+            memory=memory,
+            PTBASE=0,
+            FRAME_MAP_ADDRESS=MAP,
+            FRAME_MAP_LENGTH=256,
+            FRAME_FILTERS=frame_filters,
+        )
         return Disposition(outcome.rows[0][ROW_DISPOSITION])
 
     for value in (mine, others, UNMAPPED, OTHER):
         own = went(value, embodiments.own_frame())
-        assert own == went(value, (), FRAME_FILTERS=1)
+        assert own == went(value, (), frame_filters=OWN_FRAME)
         assert own == (Disposition.COMPLETE if value in (mine, UNMAPPED) else Disposition.EXIT)
     exact = f"frame_type == {TABLE | LEAF | OWN} and table_entry == 1 and new_frame_type == 0"
     assert went(others, when(exact, Action.COMPLETE)) == Disposition.COMPLETE
