@@ -624,12 +624,15 @@ class UnicornEngine:
 
     @property
     def mxcsr(self) -> int:
-        """MXCSR, while the engine stands."""
-        return ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value
+        """MXCSR with what SSE instructions have met, while the engine stands."""
+        env = int(self.cells[mc.ENV])
+        met = ctypes.c_uint8.from_address(env + at.SSE_FLAGS).value & 0x3D
+        return ctypes.c_uint32.from_address(env + at.MXCSR).value | met
 
     @mxcsr.setter
     def mxcsr(self, value: int) -> None:
         ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value = value
+        self.take_sse_flags()
 
     def take_sse_flags(self) -> int:
         """The exceptions that SSE instructions met since the last call, as flags of MXCSR.
