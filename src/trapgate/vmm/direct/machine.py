@@ -83,6 +83,15 @@ class DirectPagingError(TrapgateError):
     """A guest or its memory is not what direct paging can do; the message says what it can."""
 
 
+def demand_no_drives(board: Board | None) -> None:
+    """Raise DirectPagingError for drives: a bus master would store to page tables unseen."""
+    if board is not None and (board.disks or board.cds):
+        raise DirectPagingError(
+            "a machine under direct paging has no drives: DMA goes past its VMM; "
+            "use --paging own, or an initial RAM disk"
+        )
+
+
 class Host:
     """A processor and `memory` bytes for virtual machines, whose frames it keeps apart.
 
@@ -169,12 +178,7 @@ class DirectMachine(VirtualMachine):
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
     ) -> None:
-        if board is not None and (board.disks or board.cds):
-            # A bus master would store to page tables that nobody sees.
-            raise TrapgateError(
-                "a machine under direct paging has no drives: DMA goes past its VMM; "
-                "use --paging own, or an initial RAM disk"
-            )
+        demand_no_drives(board)
         host = host or Host(memory, engine=engine, trace=trace)
         base = host.place(self, memory)
         number = len(host.machines)
