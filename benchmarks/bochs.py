@@ -33,6 +33,7 @@ cpu: model=corei7_sandy_bridge_2600k, count=1, ips=50000000
 floppya: 1_44={folder}/floppy, status=inserted
 boot: floppy
 display_library: term
+sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
 com1: enabled=1, mode=file, dev={folder}/serial
 clock: sync=none
 log: {folder}/log
