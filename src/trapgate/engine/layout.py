@@ -28,6 +28,8 @@ CR8 = CR0 + 64
 EFER = 592
 FPU = 600
 """From here to SYSENTER_CS: the x87, MMX and SSE state."""
+X87_FLAGS = 778
+"""The exception flags of x87 arithmetic, likewise, in the order of the status word."""
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
 MXCSR = 816
@@ -40,6 +42,7 @@ CSTAR = 4848
 FMASK = 4856
 KERNEL_GS_BASE = 4864
 TSC_AUX = 4896
+XCR0 = 4904
 PAT = 5280
 MACHINE = 5360
 """A cell of the engine that only KVM uses: the address of the machine's cells."""
@@ -57,10 +60,22 @@ INTERCEPT_DR_READ = DR0 + 132
 INTERCEPT_DR_WRITE = DR0 + 134
 INTERCEPT_EXCEPTIONS = DR0 + 136
 CONTEXT_SIZE = 5568
+FEATURES_1_ECX = 0x1608
+"""Behind what a context saves: the features that the translator knows, CPUID.1:ECX."""
 CPU_SIZE = 35408
 """From the CPU to its x86 state (native path only)."""
 CFLAGS_NEXT_TB = 24
 """In the CPU: how the next block is to be translated; the low bits limit its instructions."""
+
+# A block of translated code, after its linear address.
+TB_CS_BASE = 8
+TB_FLAGS = 0x10
+TB_SIZE = 0x14
+"""Bytes of its source, 16 bits."""
+TB_ICOUNT = 0x16
+TB_CFLAGS = 0x18
+TB_COUNT = 0x7FFF
+"""Bits of TB_CFLAGS: at most so many instructions, 0 without a limit."""
 
 CC_OP_EFLAGS = 1
 
@@ -78,8 +93,13 @@ HF_GUEST = 1 << 21
 HF_OSFXSR = 1 << 22
 HF_SMAP = 1 << 23
 HF_IOBPT = 1 << 24
-HF_KEPT = 7 << 24
-"""I/O breakpoints and MPX: the engine's own business."""
+HF_LIMITED = 1 << 27
+"""DS, ES or SS is not flat. The engine does not use this bit nor the next, but keeps them, and
+keeps apart blocks that differ in them."""
+HF_CODE_LIMITED = 1 << 28
+"""Code can reach beyond the limit of CS."""
+HF_KEPT = 31 << 24
+"""I/O breakpoints and MPX, the engine's own business, and the two above, which are `segments`'."""
 
 # Exception numbers of the execution loop.
 EXCP_INTERRUPT = 0x10000
@@ -88,8 +108,8 @@ EXCP_VMEXIT = 0x100
 # The scratch page that interception writes fault addresses to, and its MSR bitmap.
 VMCB = 0xF_FFFF_0000_0000 >> 4
 VMCB_PAGES = 8
-GATE = VMCB + VMCB_PAGES * 0x1000
-"""The page behind it: what is written there is judged first (see `gate`)."""
+STORES = VMCB + VMCB_PAGES * 0x1000
+"""The page behind it: what is written there is judged first (see `table_stores`)."""
 VMCB_EXIT_INFO_2 = 0x80
 VMCB_MSRPM_BASE = 0x48
 

@@ -86,41 +86,54 @@ journal, the virtual clock, and why the engine stopped.
     VM_ENTER,
     VM_LEAVE,
     UNBLOCKED,
-    GATE_LINEAR,
-    GATE_PHYSICAL,
-    GATE_KIND,
-    GATE_SIZE,
-    GATE_CODE,
-    GATE_RETURN,
-    GATE_INDEX,
-    GATE_LOW,
+    STORE_LINEAR,
+    STORE_PHYSICAL,
+    STORE_KIND,
+    STORE_SIZE,
+    STORE_CODE,
+    STORE_RETURN,
+    STORE_INDEX,
+    STORE_LOW,
     FAULT_CODE,
     SHADOW,
     TRANSLATION,
     PASSED,
     STEP_START,
     ALONE,
+    DEBUG_SKIP,
+    DEBUG_HIT,
+    BREAKPOINTS,
+    BREAKPOINTS_COUNT,
     STORED_PAGE,
     TLB_RESET_DIRTY,
     AUDIT,
     AUDITED,
     LIVE,
+    READ_ONLY,
+    ADDRESS_OFF,
+    X87_STATUS,
     CELLS,
-) = range(100)
+) = range(107)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
+X87_STATUS: the x87 status word before the current instruction.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
 MOV SS has suppressed.
 EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
+DEBUG_SKIP: 1 + the linear address of the instruction whose debugger's breakpoint is passed over
+once. DEBUG_HIT: 1 + that of the one that stopped the run. BREAKPOINTS: where the addresses of a
+debugger's breakpoints are, so many of them (native only).
 WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED_PAGE the page of
 the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AUDITED counts
 blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
+READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
+line that is held low (A20), or 0; both native only.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
 
@@ -180,6 +193,8 @@ STEP_EVENT = 3
 # What FAULT_KIND may hold, about the latest fault of the MMU.
 FAULT_OF_FETCH = 2
 FAULT_NON_CANONICAL = 4
+FAULT_OF_SEGMENT = 1
+"""An access that its segment does not allow (portable path only)."""
 FAULT_JUDGED = 8
 """A write to page tables that no filter lets through."""
 
@@ -202,3 +217,35 @@ DEVICE_SLOTS = 4
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""
+
+# Checks of segments (native path): what a segment allows (`segments`) ...
+SEGMENTS_SEEN = CELLS
+"""Six cells: limits and rights that the others were made of."""
+SEGMENT_LOWS = SEGMENTS_SEEN + 6
+"""Six cells: the lowest offset in each segment."""
+SEGMENT_BOUNDS = SEGMENT_LOWS + 6
+"""Eight cells a segment: how many offsets from the lowest one on a load of 1, 2, 4, 8 bytes may
+have, and a store. 0 where nothing is allowed."""
+# ... and what is known while a block is translated (`checked_accesses`).
+ACCESSES = SEGMENT_BOUNDS + 6 * 8
+"""Which accesses of the block are checked, ACCESSES_*."""
+OPERAND = ACCESSES + 1
+"""The temporary with the operand's linear address, 0 if it needs no check."""
+OPERAND_SEGMENT = OPERAND + 1
+OPERAND_OFFSET = OPERAND + 2
+"""A temporary with the operand's offset in the segment; 0 if the block has none yet."""
+OPERAND_CHECKED = OPERAND + 3
+"""... with the address to use, linear or poisoned."""
+OPERAND_BOUND = OPERAND + 4
+BRANCH_IS_FAR = OPERAND + 5
+"""Whether the instruction, if a branch, may lead beyond the limit of CS: 1, or LOOP_IS_FAR."""
+LOOP_IS_FAR = 2
+"""... and is LOOP or JCXZ."""
+CELLS = OPERAND + 6
+
+# What ACCESSES may hold.
+ACCESSES_UNCHECKED = 0
+"""64-bit code: segments have no limits."""
+ACCESSES_OF_CS_FS_GS = 1
+"""32-bit code whose ES, SS and DS are flat."""
+ACCESSES_ALL = 2

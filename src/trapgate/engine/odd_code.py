@@ -4,8 +4,8 @@
 x86-64 wheel. It has three means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
-  that the core carries out: INS and OUTS, loads of table registers, and above ring 0 MOV CR and
-  MOV DR. `dispatch` sees it as #UD.
+  that the core carries out: INS and OUTS, loads of table registers, CLFLUSH, XSETBV, and above
+  ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
 * STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
@@ -15,7 +15,7 @@ The engine clears RF where a block ends, unless a branch leads from block to blo
 block has one instruction (`translation`), and branches but those of REP go the long way.
 """
 
-from trapgate.compiler.dialect import core
+from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
 from trapgate.decode.undefined import (
@@ -28,6 +28,7 @@ from trapgate.decode.undefined import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87_exceptions import kind_of_x87
 
 _NEXT_PC = 0x10
 _FLAGS = 0xA8
@@ -35,8 +36,17 @@ _JUMPS_FAST = 0x98
 """In the translator's context of a block: the next address, the flags that it translates for,
 and whether a branch may lead right to the next block."""
 
+# Why a block needs care where it begins (`careful_blocks`).
 CARE_MXCSR = 1
+"""It may change MXCSR."""
 CARE_ALIGNMENT = 2
+"""It runs with RFLAGS.AC."""
+CARE_LIMIT = 4
+"""It may end beyond the limit of CS."""
+CARE_AUDIT = 8
+"""Its source is compared with what it was made of (`audit`)."""
+CARE_BREAKPOINT = 16
+"""It begins with a debugger's breakpoint (`breakpoints`)."""
 
 UNDEFINED = 1
 TEST_TWIN = 2
@@ -47,9 +57,12 @@ second encoding of TEST (F6H and F7H with reg 1), which the engine does not know
 PLAIN = 0
 STI = 1
 LOADS_SS = 2
+X87 = 3
+"""Plus the kind that `kind_of_x87` finds."""
 """What `look` finds out beside."""
 
 _SS = 2
+_XSETBV = 0xD1
 _CPL = 3
 _RF = 1 << 16
 
@@ -128,7 +141,9 @@ def is_carried_out(second: int, form: int, cpl: int) -> bool:
     """Whether the core carries out 0FH `second` (one of 00H, 01H, 20H to 23H) with this ModR/M."""
     if second >= 0x20:
         return cpl != 0
-    return (form >> 4) & 3 == 1 and (second == 0 or form < 0xC0)
+    if second == 1 and form >= 0xC0:
+        return form == _XSETBV
+    return (form >> 4) & 3 == 1
 
 
 @core
@@ -138,13 +153,29 @@ def is_repeated(opcode: int, repeat: int) -> bool:
 
 
 @jit
+def reach_of_branch(m: Cells, flags: int, byte: int, large_operand: bool) -> int:
+    """What BRANCH_IS_FAR has to say of an instruction with this opcode, if it is a branch.
+
+    `flags` are those of its block. Far is what may lead beyond a limit that is not that of all
+    16-bit code, or above 64 KB.
+    """
+    if m[mc.ACCESSES] != mc.ACCESSES_ALL:
+        return 0
+    if flags & at.HF_CODE_LIMITED or (flags & at.HF_CS32 == 0 and large_operand):
+        return mc.LOOP_IS_FAR if byte & 0xFC == 0xE0 else 1
+    return 0
+
+
+@jit
 def look(reader: int, block: int, env: int) -> int:
-    """Look at the instruction that `block` translates next; PLAIN, STI or LOADS_SS.
+    """Look at the instruction that `block` translates next; PLAIN, STI, LOADS_SS or X87.
 
     FORBIDDEN and FORBIDDEN_AT say where UD2 is to be shown.
     """
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FORBIDDEN] = 0
+    m[mc.OPERAND] = 0
+    m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
     flags = peek32(block + _FLAGS)
     long = flags & at.HF_CS64 != 0
@@ -166,6 +197,7 @@ def look(reader: int, block: int, env: int) -> int:
     if n > 12:
         # The engine finds such code too long.
         return PLAIN
+    m[mc.BRANCH_IS_FAR] = reach_of_branch(m, flags, byte, operand_size)
     if flags & _RF and not is_repeated(byte, repeat):
         poke32(block + _JUMPS_FAST, 0)
     forbidden = False
@@ -186,9 +218,12 @@ def look(reader: int, block: int, env: int) -> int:
         forbidden = has_form(forms, code_byte(reader, env, form_at))
     elif opcode_map == TWO_BYTES and opcode == 0xAE:
         form = code_byte(reader, env, form_at)
-        # LDMXCSR and FXRSTOR.
-        if form < 0xC0 and (form >> 3) & 7 in (1, 2):
+        field = (form >> 3) & 7
+        # LDMXCSR, FXRSTOR and XRSTOR.
+        if form < 0xC0 and field in (1, 2, 5):
             m[mc.CARE] |= CARE_MXCSR
+        # The engine has no #NM for XSAVE and XRSTOR, and no faults for CLFLUSH.
+        forbidden = form < 0xC0 and (field == 7 or (flags & at.HF_TS != 0 and field in (4, 5)))
     elif opcode_map == TWO_BYTES and (opcode <= 1 or 0x20 <= opcode <= 0x23):
         forbidden = is_carried_out(opcode, code_byte(reader, env, form_at), flags & _CPL)
     elif opcode_map == TWO_BYTES and opcode == 0x05:
@@ -210,6 +245,8 @@ def look(reader: int, block: int, env: int) -> int:
         return PLAIN
     if opcode_map != ONE_BYTE:
         return PLAIN
+    if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
+        return X87 + kind_of_x87(byte, code_byte(reader, env, form_at))
     found = PLAIN
     if byte == 0xFB:
         found = STI

@@ -16,11 +16,16 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
-from trapgate.instructions.effects import in_64_bit_mode, load_machine_status, read_cr
+from trapgate.instructions.effects import (
+    in_64_bit_mode,
+    load_machine_status,
+    read_cr,
+)
 from trapgate.paging.memory import load8, store8
 from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
+from trapgate.sdm.state import RFLAGS_DF
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SEGMENTS = {
@@ -193,6 +198,42 @@ class Operand:
         advance(v, instruction.len)
         return None
 
+    def input_block(self, instruction: iced.Instruction) -> tuple[int, int, int] | None:
+        """Iterations of REP INS that stay within a page of RAM: address, size, and how many.
+
+        The address is physical, the size in bytes. None where each iteration has to be looked
+        at alone: downwards, at the end of a page or of a 64-KiB segment, or outside RAM.
+        """
+        v = self.v
+        if v[f.GUEST_RFLAGS] & RFLAGS_DF:
+            return None
+        size = _WIDTH[instruction.mnemonic]
+        _, pointer, counter = _STRING_OPERANDS[instruction.op0_kind]
+        offset = self.register(pointer)
+        linear = self.wrap(offset + (0 if self.long else int(v[f.GUEST_ES_BASE])))
+        room = 0x1000 - (linear & 0xFFF)
+        if instruction.op0_kind == OpKind.MEMORY_ESDI:
+            room = min(room, 0x1_0000 - offset)
+        count = min(self.register(counter), room // size)
+        if count < 2:
+            return None
+        try:
+            physical = self.physical(linear, 1)
+        except PageFaultError:
+            return None
+        if physical + count * size > 8 * len(self.mem):
+            return None
+        return physical, size, count
+
+    def count_iterations(self, instruction: iced.Instruction, size: int, count: int) -> None:
+        """Have `count` iterations of REP INS of `size` bytes behind it, RIP included."""
+        _, pointer, counter = _STRING_OPERANDS[instruction.op0_kind]
+        self.set_register(pointer, self.register(pointer) + count * size)
+        left = self.register(counter) - count
+        self.set_register(counter, left)
+        if left == 0:
+            advance(self.v, instruction.len)
+
     def linear(self, instruction: iced.Instruction) -> int:
         """The linear address of the memory operand."""
         width = (1 << (8 * _address_size(instruction, self.bits))) - 1
@@ -241,8 +282,8 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
         return False
     if outcome == ix.EXITED:
         return True
-    if outcome == ix.RAISE_GP:
-        return processor.raise_fault(13, 0)
+    if outcome in (ix.RAISE_GP, ix.RAISE_SS):
+        return processor.raise_fault(13 if outcome == ix.RAISE_GP else 12, 0)
     if outcome == ix.RAISE_PF:
         _, error_code, address = ix.io_permission(v, guest.mem, guest.register(Register.DX), 1)
         return processor.raise_fault(14, int(error_code), int(address))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from iced_x86 import Instruction
+
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
@@ -13,18 +15,22 @@ from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.state import PENDING_BS
+from trapgate.sdm.state import ACTIVITY_HLT, PENDING_BS
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
+from trapgate.vmm.devices.board import Board
 from trapgate.vmm.loaders.layout import memory_map
+from trapgate.vmm.mtrrs import Mtrrs
 
 _IF = 1 << 9
 _TF = 1 << 8
 _RF = 1 << 16
+_MOST_DEADLINES = 64
+"""How many deadlines of devices a halted guest sleeps through in one go."""
 _MONITOR_TRAP = 1 << 31 | InterruptionType.OTHER_EVENT << 8
 
 
@@ -36,6 +42,14 @@ class _Wiring:
         self.init = processor.init
         self._processor = processor
         self._registers = processor.registers.cells
+
+    def protect_firmware(self, segments: int) -> None:
+        """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each."""
+        self._processor.engine.protect_firmware(segments)
+
+    def hold_a20(self, *, low: bool) -> None:
+        """Hold address line 20 low, or let it through."""
+        self._processor.engine.hold_a20(low=low)
 
     def wait(self, microseconds: int) -> None:
         """Let virtual time pass while the processor stands."""
@@ -52,26 +66,65 @@ class _Wiring:
         self._registers[registers.CR8] = value
 
 
+class _Ram:
+    """Memory as a bus master sees it: all ones where there is none, and stores dropped."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._memory = processor.memory
+
+    def read(self, address: int, count: int) -> bytes:
+        """`count` bytes."""
+        there = max(0, min(count, self._memory.size - address))
+        return self._memory.read(address, there).ljust(count, b"\xff") if there else b"\xff" * count
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store what there is memory for."""
+        there = max(0, min(len(data), self._memory.size - address))
+        if there:
+            self._memory.write(address, data[:there])
+
+
 class Platform:
     """A processor, the VMCS of its guest, and a PC's devices: what a handler may read and change.
 
-    `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys.
+    `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys;
+    `board` is what is plugged in.
     """
 
     def __init__(
-        self, memory: int, *, processor: Processor, vmcs: Vmcs, console: Console | None
+        self,
+        memory: int,
+        *,
+        processor: Processor,
+        vmcs: Vmcs,
+        console: Console | None,
+        board: Board | None = None,
     ) -> None:
         self.processor = processor
         self.vmcs = vmcs
         self.console = console
         self.output = bytearray()
         self.devices = Pc(
-            memory, self._emit, processor=_Wiring(processor), ranges=memory_map(memory)
+            memory,
+            self._emit,
+            processor=_Wiring(processor),
+            ranges=memory_map(memory),
+            ram=_Ram(processor),
+            board=board,
         )
         self.base = 0
         """Where in the processor's memory the guest's address 0 lies."""
+        self.mtrrs = Mtrrs()
+        self.tsc_adjust = 0
+        """IA32_TSC_ADJUST, 64 bits: what the guest has added to its time-stamp counter."""
         self._device_due = 0
         processor.connect(self._load, self._store, self.devices.pages)
+
+    def adjust_tsc(self, by: int) -> None:
+        """Move the guest's time-stamp counter, as WRMSR to it or to IA32_TSC_ADJUST does."""
+        mask = 0xFFFF_FFFF_FFFF_FFFF
+        self.tsc_adjust = (self.tsc_adjust + by) & mask
+        self.vmcs["TSC_OFFSET"] = (self.vmcs["TSC_OFFSET"] + by) & mask
 
     def general(self, number: int) -> int:
         """The general register of that encoding, unsigned."""
@@ -103,9 +156,10 @@ class Platform:
         if self.processor.x86_vmm.wants_trap:
             v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
 
-    def after_device(self) -> Stop | None:
-        """A device was used: the end of the machine, if it or the console asked for it."""
-        self._device_due = 0
+    def after_device(self, port: int = -1) -> Stop | None:
+        """A device was used, at `port` if any: the machine's end, if somebody asked for it."""
+        if not self.devices.bus.moves_no_deadline(port):
+            self._device_due = 0
         event = self.devices.bus.event
         if event is not None:
             if event.kind is MachineEventKind.DEBUG_EXIT:
@@ -151,6 +205,8 @@ class Platform:
         instruction = guest.decode()
         linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
         now = self.processor.time
+        if is_in and instruction.has_rep_prefix and self._input_block(guest, instruction, port):
+            return self.after_device(port) or Resume()
         fault = guest.string_step(
             instruction,
             linear,
@@ -161,14 +217,27 @@ class Platform:
             error_code, address = fault
             self.processor.registers.cells[16] = address
             return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
-        return self.after_device() or Resume()
+        return self.after_device(port) or Resume()
+
+    def _input_block(self, guest: Operand, instruction: Instruction, port: int) -> bool:
+        """Iterations of REP INS within a page, as many as the device has; False: take one."""
+        step = guest.input_block(instruction)
+        if step is None:
+            return False
+        physical, size, count = step
+        data = self.devices.read_string(port, size, count, self.processor.time)
+        self.processor.memory.write(physical, data)
+        done = len(data) // size
+        self.processor.skip_to(self.processor.time + done)
+        guest.count_iterations(instruction, size, done)
+        return True
 
     def idle(self) -> Action:
         """The guest waits: let virtual time jump to what could wake it."""
         devices, processor = self.devices, self.processor
         awake = self._takes_interrupts(self.vmcs.words)
         alarm = processor.x86_vmm.alarm
-        while True:
+        for _ in range(_MOST_DEADLINES):
             now = processor.time
             devices.advance(now)
             if processor.nmi_pending or (awake and devices.pending()):
@@ -197,6 +266,10 @@ class Platform:
                         return Resume()
             if deadline is not None:
                 processor.skip_to(deadline)
+        # Devices go on and wake nobody, a timer whose interrupt is in service, say. The guest
+        # stays halted, and whoever runs it has a look at its limits.
+        self.vmcs.words[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT
+        return Resume()
 
     def fault_chain(self) -> Iterator[str]:
         """The last chain of nested faults, the first first: RIP, error code and CR2 of each."""
