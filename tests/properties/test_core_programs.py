@@ -1,6 +1,7 @@
 """Programs of the dialect at random: compiled, they do what they do when interpreted."""
 
 import ast
+import functools
 import importlib.util
 import itertools
 import sys
@@ -73,8 +74,8 @@ class _Writer:
                 lambda: self.draw(st.sampled_from(("a", "b", "x", "y", "v[0]", "v[a & 7]", "BIT"))),
                 lambda: f"({self.draw(_INTEGERS)})",
             )
-        one, two = (lambda: self.integer(depth - 1)), (lambda: self.integer(depth - 1))
-        truth = lambda: self.truth(depth - 1)  # noqa: E731
+        one = two = functools.partial(self.integer, depth - 1)
+        truth = functools.partial(self.truth, depth - 1)
         operator = self.draw(st.sampled_from(("+", "-", "*", "&", "|", "^")))
         shift = self.draw(st.sampled_from(("<<", ">>")))
         return self.one_of(
@@ -101,9 +102,9 @@ class _Writer:
     def truth(self, depth: int) -> str:
         """An expression that is a boolean."""
         if depth == 0:
-            return self.draw(st.sampled_from(("c", "d", "True", "False", "YES")))
-        one, two = (lambda: self.integer(depth - 1)), (lambda: self.integer(depth - 1))
-        truth = lambda: self.truth(depth - 1)  # noqa: E731
+            return str(self.draw(st.sampled_from(("c", "d", "True", "False", "YES"))))
+        one = two = functools.partial(self.integer, depth - 1)
+        truth = functools.partial(self.truth, depth - 1)
         relation = self.draw(st.sampled_from(("==", "!=", "<", "<=", ">", ">=")))
         joint = self.draw(st.sampled_from(("and", "or", "&", "|", "^", "==", "!=")))
         member = self.draw(st.sampled_from(("in", "not in")))
