@@ -57,6 +57,7 @@ _FILTER_REASONS = (
     Reason.FAULT_FILTER_FIGURE_7,
     Reason.FAULT_FILTER_FIGURE_8,
     Reason.FAULT_FILTER_PARAGRAPH_80,
+    Reason.CRITERIA_TABLE,
     Reason.OWN_FRAME,
     Reason.NO_LINK,
 )
