@@ -69,9 +69,5 @@ class ExtensionError(VmcsError):
     """The field is an extension and the profile has none; use the profile "extended"."""
 
 
-class NotImplementedFieldError(VmcsError):
-    """The field is reserved for what this version does not carry out; leave it 0."""
-
-
 class VmcsFileError(VmcsError):
     """The VMCS file cannot be read or is not what a VMCS file looks like; mend the file."""

@@ -49,6 +49,7 @@ class EngineModel:
     def reset(self) -> None:
         """A new game on the old host: machines as they were, memory cleared."""
         self.memory[: 2 * LARGE_PAGE >> 2] = 0
+        self.host.processor.engine.forget_code(0, 2 * LARGE_PAGE)
         for vm in self.machines:
             vm.tables.forget_all()
             vm.paging = False
@@ -130,6 +131,23 @@ class EngineModel:
 
     def flip(self, vm: int, linear: int, bits: int) -> bool:
         return self.run(vm, b"\xf0\x81\x35" + pack("<II", linear, bits))
+
+    def replace(self, vm: int, linear: int, code: bytes) -> int | None:
+        self._write_protect(vm, False)
+        stored = self.write(vm, linear, code)
+        self._write_protect(vm, True)
+        registers = self.host.processor.registers
+        registers.rcx = 0
+        # mov ebp, linear; call ebp; mov ecx, 1
+        call = b"\xbd" + pack("<I", linear) + b"\xff\xd5\xb9\x01\0\0\0"
+        stack = b"\xbc" + pack("<I", CODE + 0x1000)
+        if not stored or not self.run(vm, stack + call) or registers.rcx != 1:
+            return None
+        return registers.rax & 0xFFFF_FFFF
+
+    def _write_protect(self, vm: int, wanted: bool) -> None:
+        code = b"\xb8" + pack("<I", 0x8000_0031 | wanted << 16) + b"\x0f\x22\xc0"
+        self.run(vm, code)
 
     def check(self) -> None:
         frames = self.host.frames

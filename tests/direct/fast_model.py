@@ -186,6 +186,10 @@ class Model:
         if before is not None:
             self.write(vm, linear, (before ^ bits).to_bytes(4, "little"))
 
+    def replace(self, vm: int, linear: int, code: bytes) -> int | None:
+        """This processor has no code."""
+        return None
+
     # What the processor does.
 
     def _walk(self, s: Space, linear: int) -> tuple[int, int, int]:
@@ -240,7 +244,8 @@ class Model:
     def _judge(self, s: Space, linear: int, data: bytes, code: int) -> Disposition:
         """Where a write that faulted goes; `data` lies on one page."""
         if not code & P:
-            return self._where(s, code, linear, 0, 0)
+            # There is no entry's worth of old data to be found; what comes is what comes.
+            return self._where(s, code, linear, int.from_bytes(data[:4], "little"), 0)
         place = self._translate(s, linear & ~3, 0, 0)
         assert not isinstance(place, int)
         first, count = place[0] >> 2, ((linear & 3) + len(data) + 3) // 4
@@ -289,9 +294,7 @@ class Model:
         self._after_exit(s)
 
     def _after_exit(self, s: Space) -> None:
-        if s.tables.stale:
-            s.tables.stale = False
-            s.forget()
+        s.tables.settle(s.forget, lambda address, size: None)
 
     # What the test does.
 

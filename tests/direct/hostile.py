@@ -63,6 +63,9 @@ class Machines(Protocol):
     def flip(self, vm: int, linear: int, bits: int) -> object:
         """XOR of a doubleword, locked."""
 
+    def replace(self, vm: int, linear: int, code: bytes) -> int | None:
+        """Without CR0.WP, overwrite code and call it; EAX, or None if that came to nothing."""
+
     def check(self) -> None:
         """Walk everything."""
 
@@ -218,6 +221,46 @@ class HostileGuests(RuleBasedStateMachine):
             self.entry(vm, DIRECTORY | slot << 2, frame << 12 | P | W | U)
         elif then == "directory":
             model.load_cr3(vm, frame << 12)
+
+    @rule(
+        vm=vms,
+        pair=st.permutations((2, 3, 4)),
+        evil=entries,
+        by=st.sampled_from(("CR3", "CR3", "CR4", "nothing")),
+        slot=slots,
+    )
+    def write_by_the_old_translation(
+        self, vm: int, pair: list[int], evil: Entry, by: str, slot: int
+    ) -> None:
+        """A frame, unmapped without INVLPG, is made a table by what is then refused."""
+        model, passing, other = self.model, 5, 6
+        frame, directory = self.pool(vm, pair[0]), self.pool(vm, pair[1])
+        for page, of in ((passing, frame), (other, directory)):
+            self.entry(vm, PTBASE | page << 2, of << 12 | P | W)
+            model.invlpg(vm, page << 12)
+            self.entry(vm, page << 12, 0)
+        self.entry(vm, other << 12, frame << 12 | P | W | U)
+        self.entry(vm, other << 12 | 4, self.value(vm, evil))
+        for page in (passing, other, pair[0], pair[1]):
+            self.entry(vm, PTBASE | page << 2, 0)
+        if by == "CR3":
+            model.load_cr3(vm, directory << 12)
+        elif by == "CR4":
+            model.set_pse(vm, False)
+        self.entry(vm, passing << 12, self.value(vm, evil))
+        self.entry(vm, DIRECTORY | slot << 2, frame << 12 | P | W | U)
+        model.read(vm, slot << 22)
+
+    @rule(vm=vms, at=places(), values=st.lists(st.integers(0, 0xFFFF), min_size=2, max_size=4))
+    def replace_code(self, vm: int, at: int, values: list[int]) -> None:
+        """Code anywhere, in tables too, where its bytes are entries that are not present."""
+        at &= ~7
+        for value in values:
+            # mov eax, value << 8; ret
+            code = b"\xb8\0" + value.to_bytes(2, "little") + b"\0\xc3\0\0"
+            found = self.model.replace(vm, at, code)
+            assert found in (None, value << 8), "old code"
+            self.model.check()
 
     def entry(self, vm: int, at: int, value: int) -> None:
         self.model.write(vm, at, value.to_bytes(4, "little"))

@@ -15,6 +15,7 @@ from trapgate.demo.direct import passed as demonstrated
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
+from trapgate.vmcs.file import parse_settings
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct.frames import FrameError, FrameType
 from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, DirectPagingError, Host
@@ -293,6 +294,38 @@ def test_a_guest_without_wp_writes_to_what_it_mapped_read_only() -> None:
     assert rude.run(move(pte(DATA), VMMS)).end is End.TRIPLE_FAULT
 
 
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_what_is_stored_for_a_guest_leaves_no_old_code(engine: str) -> None:
+    """It patches a function on a page that is read-only, which the VMM does for it."""
+    rude = Rude(engine=engine)
+    rude.words[DATA >> 2 : (DATA >> 2) + 2] = 0x1B8, 0xC300  # mov eax, 1; ret
+    call = b"\xbd" + pack("<I", DATA) + b"\xff\xd5"
+    stack = b"\xbc" + pack("<I", SPARE + 0x800)
+    before = stack + to_cr(0, KERNEL & ~0x1_0000) + move(pte(DATA), DATA | 1) + call + b"\x89\xc3"
+    assert rude.run(before + move(DATA, 0x2B8) + call).end is End.ASKED
+    registers = rude.host.processor.registers
+    assert (registers.rbx, registers.rax) == (1, 2)
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_what_is_refused_leaves_no_old_translation(engine: str) -> None:
+    """SPARE becomes a table on the way, while a translation still allows stores to it."""
+    rude = Rude(engine=engine)
+    rude.words[OTHER >> 2 : (OTHER >> 2) + 2] = SPARE | 7, VMMS
+    unmap = move(SPARE, 0) + move(pte(SPARE), 0) + move(pte(OTHER), 0)
+    assert rude.run(unmap + to_cr(3, OTHER)).end is End.TRIPLE_FAULT
+    assert rude.run(move(SPARE, VMMS)).end is End.TRIPLE_FAULT
+    assert rude.words[SPARE >> 2] == 0
+
+
+def test_a_filter_is_chosen_before_paging() -> None:
+    rude = Rude()
+    settings = parse_settings("[fields]\nFAULT_FILTER = 3\n")
+    with pytest.raises(DirectPagingError, match="set them before"):
+        rude.vm.apply(settings)
+    assert rude.vm.vmcs["FAULT_FILTER"] == 0
+
+
 def test_paging_off_and_on_again() -> None:
     rude = Rude()
     # Code and data lie where they are mapped, so that nothing moves.
@@ -355,7 +388,7 @@ def test_a_task_switch_loads_no_directory(engine: str) -> None:
     memory.write(CODE + 0x100, move(0x40_0000, 0x4141_4141) + VMCALL)
     untouched = rude.words[VMMS >> 12 << 10 :].copy()
     found = rude.run(b"\xea" + pack("<IH", 0, 0x20))
-    assert found.end is End.UNHANDLED
+    assert found.end is End.REFUSED
     assert "switches tasks" in found.message
     assert (rude.words[VMMS >> 12 << 10 :] == untouched).all()
     assert vmcs["GUEST_CR3"] == DIRECTORY

@@ -46,7 +46,7 @@ def test_hostile_guests_stay_in(name: str) -> None:
 
 FRAME = 0xFFFF_F000
 CONDITIONS: dict[str, Callable[[Attempt], bool]] = {
-    "706: a write that R/W stopped": lambda a: bool(a.code & W) and a.readable,
+    "706: a write that R/W stopped": lambda a: bool(a.code & P and a.code & W) and a.readable,
     "708: in the page table": lambda a: a.address & 0xFFC0_0000 == PTBASE,
     "708: not a PDE": lambda a: a.address >> 12 & 0x3FF != SELF,
     "816: present already": lambda a: bool(a.old & P),
@@ -72,6 +72,30 @@ def test_figure_8_word_for_word_keeps_them_in() -> None:
         more: ClassVar[dict[str, Completes]] = {"verbatim": figure_8_but("nothing")}
 
     run_state_machine_as_test(Verbatim, settings=QUICK)
+
+
+def test_an_absent_page_is_nothing_that_a_filter_completes() -> None:
+    """A store by a translation whose directory entry is gone, with an error code that says so."""
+    model = Model({"verbatim": figure_8_but("nothing")})
+
+    class Verbatim(Guests):
+        def machines(self) -> Model:
+            return model
+
+    game = Verbatim()
+    game.model = model
+    for vm in (0, 1):
+        game.build(vm)
+        model.start(vm, "verbatim", "figure 6", (1, 0, 0), True, game.pool(vm, 0) << 12)
+    for at, which, bits in (
+        (PTBASE, 0, 0),
+        (PTBASE | SELF << 12 | 4, 1, P | W),
+        (PTBASE, 0, 0),
+        (PTBASE | SELF << 12, 0, 0),
+        (PTBASE, 0, P | W),
+        (PTBASE, 0, P),
+    ):
+        game.entry(0, at, game.pool(0, which) << 12 | bits)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.suite import APPEND, LINUX
 from trapgate.decision.decide import Disposition
+from trapgate.engine.machine import AUDITED
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console
@@ -86,6 +87,14 @@ def test_a_kernel_uses_the_apics_and_sleeps(name: str) -> None:
     assert int(counts["LOC:"][0]) > 100
     assert counts["4:"][1:3] == ["IO-APIC", "4-edge"]
     assert int(counts["4:"][0]) > 0
+
+
+@pytest.mark.parametrize("name", ["amd64", pytest.param("i386", marks=pytest.mark.slow)])
+def test_a_kernel_leaves_no_stale_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It patches its own text through other addresses, and reuses pages of code."""
+    monkeypatch.setenv("TRAPGATE_AUDIT", "1")
+    vm, _ = booted(name)
+    assert vm.processor.engine.cells[AUDITED] > 10_000_000
 
 
 @pytest.mark.slow

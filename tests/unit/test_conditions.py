@@ -1,5 +1,7 @@
 """Conditions: read, turned into rules, put into words, and refused with the column."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from trapgate.decision.conditions import (
     words,
 )
 from trapgate.decision.criteria_rules import Action, Clause
+from trapgate.decision.fault_values import VALUES
 
 Fault = tuple[Guest, tuple[int, ...], dict[str, int]]
 
@@ -198,3 +201,11 @@ def test_constants() -> None:
     assert parse("none") == NEVER
     assert words(ALWAYS) == "all"
     assert words(NEVER) == "none"
+
+
+def test_the_guide_has_every_value() -> None:
+    guide = (Path(__file__).parents[2] / "docs/guide/criteria-tables.md").read_text("utf-8")
+    for value in VALUES:
+        kind = "dynamic" if value.dynamic else "semi-static"
+        row = f"| `{value.name}` | {value.width} | {kind} | {value.present} | {value.meaning} |"
+        assert row in guide

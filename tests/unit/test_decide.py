@@ -197,12 +197,13 @@ def test_a_field_must_lie_within_the_error_code() -> None:
     assert check_extension_fields(vmcs(ERROR_CODE_FIELD_WIDTH=3, ERROR_CODE_FIELD_SHIFT=30).cells)
 
 
-def test_reserved_fields_must_be_0() -> None:
+def test_exits_through_the_idt_need_bit_31_and_have_a_vector() -> None:
     from trapgate.sdm import cells
 
     made = Vmcs()
-    made.cells[cells.EXIT_THROUGH_IDT] = 1
-    assert check_extension_fields(made.cells)
+    for value, legal in ((0, True), (1 << 31 | 0x80, True), (0x80, False), (3 << 30, False)):
+        made.cells[cells.EXIT_THROUGH_IDT] = value
+        assert (check_extension_fields(made.cells) == 0) == legal, value
 
 
 @pytest.mark.parametrize("name", ["FAULT_FILTER", "FAULT_FILTER_ORDER"])

@@ -7,14 +7,13 @@ from trapgate.decision.criteria_rules import Action
 from trapgate.errors import (
     ExtensionError,
     FieldValueError,
-    NotImplementedFieldError,
     ReadOnlyFieldError,
     TrapgateError,
     UnknownFieldError,
     VmcsError,
     VmcsFileError,
 )
-from trapgate.sdm.fields import EXTENSION_FIELDS, RESERVED_FIELDS, Field
+from trapgate.sdm.fields import EXTENSION_FIELDS, Field
 from trapgate.vmcs.capabilities import capabilities
 from trapgate.vmcs.file import parse_settings
 from trapgate.vmcs.vmcs import Vmcs
@@ -103,14 +102,6 @@ def test_vt_x_has_no_extensions() -> None:
         Vmcs("amd-v")  # type: ignore[arg-type]
 
 
-def test_what_is_reserved_takes_only_0() -> None:
-    vmcs = Vmcs()
-    for field in RESERVED_FIELDS:
-        vmcs[field] = 0
-        with pytest.raises(NotImplementedFieldError, match="leave it 0"):
-            vmcs[field] = 1
-
-
 def test_capabilities() -> None:
     extended, shipped = capabilities("extended"), capabilities("vt-x")
     assert extended.has(Field.ANY_BIT_MASK)
@@ -118,7 +109,7 @@ def test_capabilities() -> None:
     assert extended.has("ANY_BIT_MASK")
     assert extended.has("PTBASE")
     assert extended.has("figure-8")
-    assert not extended.has("EXIT_THROUGH_IDT")
+    assert extended.has("EXIT_THROUGH_IDT")
     assert not shipped.has("figure-8")
     assert shipped.has("figure-3")
     assert not shipped.has("figure-4")
@@ -207,7 +198,6 @@ BAD = [
     ("[fields]\nGUEST_CS_SELECTOR = 0x10000", FieldValueError, "16 bits"),
     ("[fields]\nGUEST_RIP = -1", FieldValueError, "unsigned"),
     ("[fields]\nEXIT_REASON = 1", ReadOnlyFieldError, "leave it out"),
-    ("[fields]\nEXIT_THROUGH_IDT = 1", NotImplementedFieldError, "leave it 0"),
     ("[fields]\nFAULT_FILTER = 4", FieldValueError, "use one of none, figure-7"),
     ("[fields]\nFAULT_FILTER = 'figure-9'", FieldValueError, "unknown; use one of none"),
     ("[fields]\nFAULT_FILTER_ORDER = -1", FieldValueError, "use one of figure-6"),

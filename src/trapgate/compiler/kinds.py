@@ -37,6 +37,8 @@ INT = Kind("int", "i64")
 BOOL = Kind("bool", "i1")
 CELLS = Kind("Cells", "{ptr, i64}")
 """An array: where it begins, and how many cells it has."""
+MEMORY = Kind("memory", "{ptr, i64, ptr}")
+"""Physical memory: an array, and the cells in which its stores are watched; see `raw.watched`."""
 ROWS = Kind("rows of Cells", "{ptr, i64, i64}")
 """An array of two dimensions: the same, and how many cells a row has."""
 NOTHING = Kind("None", "void")
@@ -78,8 +80,9 @@ KINDS: dict[object, Kind] = {int: INT, bool: BOOL, Cells: CELLS, None: NOTHING, 
 def kinds_of(function: FunctionType) -> tuple[dict[str, Kind], Kind]:
     """The kinds of parameters and result. KeyError for one that is not of the dialect."""
     kinds = {name: _kind_of(annotation) for name, annotation in function.__annotations__.items()}
-    if "rows" in kinds:
-        kinds["rows"] = ROWS
+    for name, kind in (("rows", ROWS), ("mem", MEMORY)):
+        if name in kinds:
+            kinds[name] = kind
     result = kinds.pop("return")
     return kinds, result
 

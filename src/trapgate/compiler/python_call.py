@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trapgate.compiler.kinds import BOOL, CELLS, INT, ROWS, Code, Kind, Value
+from trapgate.compiler.kinds import BOOL, CELLS, INT, MEMORY, ROWS, Code, Kind, Value
 from trapgate.compiler.translate import Body, Module, Routine
 
 _FUNCTIONS = (
@@ -107,7 +107,7 @@ class _Export:
 
     def argument(self, n: int, kind: Kind) -> Value:
         given = self.load("ptr", "%a1", 8 * n)
-        if kind in (CELLS, ROWS):
+        if kind in (CELLS, MEMORY, ROWS):
             return self.array(given, kind)
         if kind is BOOL:
             truth = self.ask("i32", "PyObject_IsTrue", f"ptr {given}").text
@@ -136,7 +136,12 @@ class _Export:
         self.demand(f"icmp eq i32 {flags}, {_CARRAY}", self.refused)
         shape = self.load("ptr", given, _DIMENSIONS)
         lengths = [self.load("i64", shape, 8 * n) for n in range(dimensions)]
-        return self.code.array(kind, self.load("ptr", given, _DATA), *lengths)
+        array = self.code.array(kind, self.load("ptr", given, _DATA), *lengths)
+        if kind is MEMORY:
+            # Memory from Python has no watch with it.
+            text = f"insertvalue {kind.llvm} {array.text}, ptr null, 2"
+            array = self.code.let(text, kind)
+        return array
 
 
 class _Definition(ctypes.Structure):

@@ -1,10 +1,13 @@
 """Loads, stores and calls at bare addresses, for compiled code only.
 
-Each is one machine instruction, or one call: `trapgate.compiler.translate` knows them by
+Each is an instruction or two, or one call: `trapgate.compiler.translate` knows them by
 their names. Addresses and values are 64-bit integers; narrower loads are zero-extended.
 """
 
+import weakref
 from typing import NoReturn
+
+import numpy as np
 
 from trapgate.compiler.dialect import Cells
 
@@ -61,6 +64,26 @@ def call(address: int, arguments: tuple[int, ...]) -> int:
 def cells(address: int, count: int) -> Cells:
     """An array over memory, which somebody else keeps alive."""
     _compiled_only()
+
+
+def memory(address: int, count: int, watch: int) -> Cells:
+    """The same for physical memory, whose stores are watched in the cells at `watch`."""
+    _compiled_only()
+
+
+def watch(mem: Cells, cells: Cells) -> None:
+    """Let `cells` be where stores to `mem` are watched, for interpreted functions too."""
+    _watches[id(mem)] = weakref.ref(mem), cells
+
+
+def watched(mem: Cells) -> Cells:
+    """The cells in which stores to physical memory are watched; none if nobody watches."""
+    found = _watches.get(id(mem))
+    return found[1] if found is not None and found[0]() is mem else _NONE
+
+
+_watches: dict[int, tuple[weakref.ref[Cells], Cells]] = {}
+_NONE: Cells = np.zeros(0, np.int64)
 
 
 def table(address: int, count: int, width: int) -> Cells:

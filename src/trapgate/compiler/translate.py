@@ -32,6 +32,7 @@ from trapgate.compiler.kinds import (
     FALSE,
     INT,
     KINDS,
+    MEMORY,
     NOTHING,
     ROWS,
     TRUE,
@@ -667,7 +668,7 @@ class Body:
 
     def place(self, array: Value, index: ast.expr) -> Value:
         """The cell of an array, as a slot. Nobody looks whether there is one."""
-        if array.kind is not CELLS:
+        if array.kind not in (CELLS, MEMORY):
             raise self.error(index, f"a {array.kind.name} has no cells")
         return self._at(array, self.expect(INT, index))
 
@@ -680,6 +681,14 @@ class Body:
         first = self.expect(INT, start)
         length = self.combine(ast.Sub(), self.part(array, 1), first, start)
         return self.code.array(CELLS, self._at(array, first).text, length.text)
+
+    def watch(self, memory: Value) -> Value:
+        """The cells in which stores to memory are watched."""
+        code = self.code
+        place = code.let(f"extractvalue {MEMORY.llvm} {memory.text}, 2").text
+        nobody = code.let(f"icmp eq ptr {place}, null", BOOL).text
+        length = code.let(f"select i1 {nobody}, i64 0, i64 {(1 << 63) - 1}").text
+        return code.array(CELLS, place, length)
 
     def row(self, rows: Value, index: ast.expr) -> Value:
         """One row of an array of two dimensions."""
@@ -721,7 +730,7 @@ class Body:
 
     def builtin(self, callee: object, values: list[Value], node: ast.Call) -> Value:
         """`int`, `len`, `min` and `max`."""
-        if callee is len and [value.kind for value in values] == [CELLS]:
+        if callee is len and len(values) == 1 and values[0].kind in (CELLS, MEMORY):
             return self.part(values[0], 1)
         numbers = [self.coerce(value, INT, node) for value in values]
         if callee is int and len(numbers) == 1:
@@ -742,7 +751,14 @@ class Body:
             parts = [self.part(values[1], n) for n in range(len(values[1].kind.parts))]
             given = ", ".join(f"i64 {self.coerce(part, INT, node).text}" for part in parts)
             return code.let(f"call i64 {code.pointer(values[0].text)}({given})")
+        if name == "watched" and [value.kind for value in values] == [MEMORY]:
+            return self.watch(values[0])
         words = [self.coerce(value, INT, node).text for value in values]
+        if (name, len(words)) == ("memory", 3):
+            places = [code.pointer(words[n]) for n in (0, 2)]
+            whole = code.array(MEMORY, places[0], words[1])
+            text = f"insertvalue {MEMORY.llvm} {whole.text}, ptr {places[1]}, 2"
+            return code.let(text, MEMORY)
         if (name, len(words)) in (("cells", 2), ("table", 3)):
             kind = CELLS if name == "cells" else ROWS
             return code.array(kind, code.pointer(words[0]), *words[1:])

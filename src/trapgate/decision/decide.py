@@ -83,6 +83,7 @@ from trapgate.sdm.interruption import (
     TYPE_SOFTWARE_INTERRUPT,
 )
 from trapgate.sdm.vectors import ERROR_CODE_VECTORS, PF
+from trapgate.sdm.vmx import THROUGH_IDT, THROUGH_IDT_VECTOR
 
 if TYPE_CHECKING:
     from trapgate.decision.faults import FaultInformation
@@ -366,7 +367,7 @@ def compared(operator: int, control: bool, code: int, value: int) -> bool:
 def check_extension_fields(v: Cells) -> int:
     """Check that the extension fields hold only what is implemented: 0, or the check's number.
 
-    What is reserved for ¶26 must be 0, selectors must be known, a narrow field must lie
+    Bits without a meaning must be 0, selectors must be known, a narrow field must lie
     within the 32 bits of an error code, and only vectors with an error code can be given
     a criterion. PTBASE may be anything: a filter whose conditions (¶74) do not hold is
     never satisfied.
@@ -375,7 +376,10 @@ def check_extension_fields(v: Cells) -> int:
         return ck.EXTENSION_FILTER
     if v[FAULT_FILTER_ORDER] > ORDER_PARAGRAPH_67:
         return ck.EXTENSION_FILTER_ORDER
-    if v[EXIT_THROUGH_IDT] != 0:
+    through_idt = v[EXIT_THROUGH_IDT]
+    if through_idt & ~(THROUGH_IDT | THROUGH_IDT_VECTOR) or (
+        through_idt & THROUGH_IDT == 0 and through_idt != 0
+    ):
         return ck.EXTENSION_RESERVED
     if v[TRANSFER_CRITERION] > CRITERION_MEMBER:
         return ck.EXTENSION_CRITERION

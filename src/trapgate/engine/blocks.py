@@ -8,9 +8,10 @@ cost one comparison.
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, cells, peek32, peek64
+from trapgate.compiler.raw import call, cells, memory, peek32, peek64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.coherence import CODE, pages_of
 from trapgate.engine.state import save_paging
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
@@ -125,7 +126,7 @@ def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
     """
     v = cells(m[mc.V], m[mc.V_CELLS])
     save_paging(m[mc.ENV], v)
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     page = -1
     physical = 0
     word = 0
@@ -139,6 +140,9 @@ def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
                 return care, digest
             page = here >> 12
             physical &= ~0xFFF
+            if m[mc.TB_INVALIDATE] == 0 and physical >> 3 < m[mc.MEM_CELLS]:
+                # Nobody else says that there is code.
+                pages_of(m)[physical >> 12] |= CODE
         byte = load8(mem, physical | (here & 0xFFF))
         word = (word << 8 | byte) & 0xFFFFFF
         digest = digest * 0x100000001B3 + byte

@@ -3,7 +3,7 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64
 from trapgate.compiler.program import callback, jit, jit_for_python
-from trapgate.compiler.raw import cells, table
+from trapgate.compiler.raw import cells, memory, table
 from trapgate.decision.self_map import entry_at
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
@@ -17,8 +17,6 @@ from trapgate.vmx.entry import EXITED, FAILED
 from trapgate.vmx.instructions import fail
 from trapgate.vmx.transition import enter_guest, leave_guest
 
-compiled_walk = jit_for_python(walk)
-"""`paging.walk.walk` in machine code, for Python to call."""
 compiled_entry_at = jit_for_python(entry_at)
 """`decision.self_map.entry_at`, likewise."""
 
@@ -39,7 +37,7 @@ def raise_here(
     outcome: int = raise_event(
         v,
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
         cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
         vector,
@@ -54,6 +52,16 @@ def raise_here(
     return outcome
 
 
+@jit_for_python
+def walk_here(
+    machine: int, v: Cells, rflags: int, linear: int, access: int, user: int
+) -> tuple[int, int, int, int]:
+    """`paging.walk.walk` in the machine's memory, in machine code, for Python to call."""
+    m = cells(machine, mc.CELLS)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    return walk(v, rflags, mem, linear, access, user)
+
+
 @jit
 def execute_here(machine: int, word: int) -> int:
     """`execute` on the machine's current VMCS."""
@@ -61,7 +69,7 @@ def execute_here(machine: int, word: int) -> int:
     outcome: int = execute(
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         cells(m[mc.X], vmx.LENGTH),
         cells(m[mc.N], m[mc.V_CELLS]),
         word,
@@ -125,7 +133,7 @@ def leave_here(machine: int) -> int:
         host,
         n,
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
         m[mc.TIME] + m[mc.TIME_BIAS],
         min(max(timer, 0), 0xFFFF_FFFF),
@@ -153,7 +161,7 @@ def enter_from_here(machine: int) -> int:
         host,
         n,
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
         head,
     )

@@ -7,7 +7,7 @@ the engine.
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, cells, peek64, poke32, poke64
+from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64
 from trapgate.decision.self_map import entry_at, may_be_filtered
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance, prefix_length
@@ -15,6 +15,7 @@ from trapgate.decode.read_modify_write import writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
     arm,
     load,
@@ -47,8 +48,6 @@ _BREAKPOINTS = 0xF
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
-_MIXED = 16
-"""How often a page may turn between code and data before it counts as both."""
 
 
 @jit
@@ -67,7 +66,7 @@ def linear_rip(v: Cells) -> int:
 @jit
 def fetch_from(m: Cells, v: Cells, linear: int, count: int) -> tuple[int, int]:
     """Up to eight bytes of code from a linear address: see `fetch`."""
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
     word = 0
     page = -1
@@ -155,21 +154,6 @@ def count_prefixes(m: Cells, v: Cells, outcome: int) -> None:
 
 
 @jit
-def forget_code_under_stack(m: Cells, v: Cells) -> None:
-    """Delivery stores past the engine: translated code on the stack's page is stale."""
-    linear = v[f.GUEST_RSP]
-    if v[f.GUEST_IA32_EFER] & 1 << 10 == 0:
-        linear = (linear + v[f.GUEST_SS_BASE]) & 0xFFFFFFFF
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
-    physical, code, _, _ = walk(v, 0x40000, mem, linear, 0, 0)
-    page = physical >> 12
-    if code < 0 and 0 <= page < m[mc.MEM_CELLS] >> 9:
-        pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
-        if pages[page] & 1:
-            call(m[mc.TB_INVALIDATE], (m[mc.UC], page << 12, (page + 1) << 12))
-
-
-@jit
 def arbitrate(
     m: Cells, v: Cells, r: Cells, vector: int, kind: int, error_code: int, address: int, length: int
 ) -> int:
@@ -186,8 +170,6 @@ def arbitrate(
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
         m[mc.ATTENTION] |= mc.AT_ONCE
         m[mc.DEADLINE] = 0
-    if m[mc.NATIVE] != 0:
-        forget_code_under_stack(m, v)
     return mc.RUNNING
 
 
@@ -370,7 +352,7 @@ def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
         v[f.GUEST_CR4],
         v[f.GUEST_IA32_EFER],
         v[f.GUEST_RFLAGS],
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         v[f.PTBASE],
         address,
         code >> 2,
@@ -465,6 +447,7 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
 def go_on(m: Cells, env: int, r: Cells) -> None:
     """Load the state of the VMCS in force into the engine, and what else depends on it."""
     v = cells(m[mc.V], m[mc.V_CELLS])
+    forget_stale_code(m)
     load(m, env, v, r)
     switched = m[mc.SWITCHED] & mc.SWITCHED_VMCS
     m[mc.SWITCHED] = 0
@@ -541,39 +524,3 @@ def make_segment_flat(v: Cells, n: int, selector: int, rights: int) -> None:
     v[f.GUEST_ES_BASE + n] = 0
     v[f.GUEST_ES_LIMIT + n] = 0xFFFFFFFF
     v[f.GUEST_ES_ACCESS_RIGHTS + n] = rights
-
-
-@jit
-def turns_code_to_data(m: Cells, page: int) -> bool:
-    """Whether a store to `page` makes it data, after code of it was translated."""
-    state = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)[page]
-    return bool(state & 1 and state >> 8 < _MIXED)
-
-
-@jit
-def assign_page_use(m: Cells, page: int, access: int, prot: int) -> int:
-    """Decide whether `page` is code or data from now on; the protection its entry may have.
-
-    Cells of PAGES: bit 0 code, bit 1 fast-writable data, from bit 8 how often it turned.
-    """
-    pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
-    state = pages[page]
-    if state >> 8 >= _MIXED:
-        pages[page] = state | 1
-        return prot
-    if access == 2:
-        if state & 2:
-            state = (state + 0x100) & ~2
-            call(m[mc.TLB_FLUSH], (m[mc.CPU],))
-        pages[page] = state | 1
-        return prot & ~2
-    if access == 1 and state & 1:
-        state = (state + 0x100) & ~1
-        call(m[mc.TB_INVALIDATE], (m[mc.UC], page << 12, (page + 1) << 12))
-        call(m[mc.TLB_FLUSH], (m[mc.CPU],))
-    if state & 1:
-        prot &= ~2
-    elif prot & 2:
-        state |= 2
-    pages[page] = state
-    return prot & ~4

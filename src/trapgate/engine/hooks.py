@@ -3,19 +3,19 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import BOOLEAN, INT32, INT64, UINT32, UINT64, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
+from trapgate.compiler.raw import call, cells, memory, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
+from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.dispatch import (
-    assign_page_use,
     dispatch,
     execute_in_core,
     go_on,
     make_segment_flat,
     state_begin,
     state_end,
-    turns_code_to_data,
 )
 from trapgate.engine.state import load, save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
@@ -79,6 +79,9 @@ def on_interrupt(uc: int, number: int, user: int) -> None:
 def on_block(uc: int, address: int, size: int, user: int) -> None:
     """UC_HOOK_BLOCK: the virtual clock, and where time can run out (portable only)."""
     m = cells(user, mc.CELLS)
+    if m[mc.AUDIT] != 0 and is_stale(m, m[mc.LIVE], 0, address, size):
+        call(m[mc.EMU_STOP], (uc,))
+        return
     if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
         call(m[mc.EMU_STOP], (uc,))
         return
@@ -176,14 +179,10 @@ def refill(
     probe: int,
     return_address: int,
 ) -> int:
-    """The MMU's refill: our own page walk, one choke point for translation and protection.
-
-    Each physical page is kept either code or fast-writable data, because the engine
-    takes every store to an executable page down its slow path.
-    """
+    """The MMU's refill: our own page walk, one choke point for translation and protection."""
     env = cpu + at.CPU_SIZE
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     access_kind = access
     efer = peek64(env + at.EFER)
     user = 1 if mmu_index == 1 or (access == 0 and is_popped_in_ring_3(env, address)) else 0
@@ -199,20 +198,18 @@ def refill(
         save_paging(env, v)
         rflags = 0x40000 if mmu_index == 2 else 0
         physical, code, prot, page_size = walk(v, rflags, mem, address, access_kind, user)
+        if forget_stale_code(m) and probe == 0:
+            # Its own block may be what a flag in an entry changes: execute it alone, and again.
+            poke32(cpu + at.CFLAGS_NEXT_TB, 1)
+            poke32(m[mc.EXCEPTION_INDEX], -1)
+            call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
     if code < 0 and access_kind == 2 and physical >> 3 >= m[mc.MEM_CELLS]:
         # Nothing there reads as all ones, and that is no instruction.
         vector = 6
         code = 0
     if code < 0:
-        page = physical >> 12
-        if 0 <= page < m[mc.MEM_CELLS] >> 9:
-            if access_kind == 1 and probe == 0 and turns_code_to_data(m, page):
-                # Its own block may be what the store changes: execute it alone, and again.
-                assign_page_use(m, page, access_kind, prot)
-                poke32(cpu + at.CFLAGS_NEXT_TB, 1)
-                poke32(m[mc.EXCEPTION_INDEX], -1)
-                call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
-            prot = assign_page_use(m, page, access_kind, prot)
+        # The engine takes every store by an entry that is for code, too, down its slow path.
+        prot &= ~2 if access_kind == 2 else ~4
         call(
             m[mc.TLB_SET_PAGE],
             (cpu, address & ~0xFFF, physical & ~0xFFF, prot, mmu_index, page_size),
@@ -272,6 +269,11 @@ def on_tlb_fill(
 def on_intercepted_store(uc: int, offset: int, size: int, value: int, user: int) -> None:
     """A store to page tables, redirected: see `judge_table_store`."""
     judge_table_store(cells(user, mc.CELLS), offset, size, value)
+
+
+@callback(VOID, INT64, INT32, INT64, INT32, INT64, INT64)
+def on_any_store(uc: int, kind: int, address: int, size: int, value: int, user: int) -> None:
+    """UC_HOOK_MEM_WRITE: nothing to do (portable only, where `coherence` has no slots)."""
 
 
 @jit

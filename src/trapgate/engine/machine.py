@@ -22,7 +22,7 @@ journal, the virtual clock, and why the engine stopped.
     HEAD,
     HEAD_CELLS,
     BLOCKS,
-    PAGES,
+    WATCH,
     TIME,
     DEADLINE,
     TIMER_END,
@@ -100,8 +100,13 @@ journal, the virtual clock, and why the engine stopped.
     PASSED,
     STEP_START,
     ALONE,
+    STORED_PAGE,
+    TLB_RESET_DIRTY,
+    AUDIT,
+    AUDITED,
+    LIVE,
     CELLS,
-) = range(95)
+) = range(100)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -112,6 +117,9 @@ does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATI
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
 MOV SS has suppressed.
 EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
+WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED_PAGE the page of
+the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AUDITED counts
+blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
@@ -146,6 +154,9 @@ NESTED_TIMER = 11
 
 EXPLAIN = 12
 """A VMX instruction or a VM entry of an x86 VMM's failed, and somebody wants to know why."""
+
+STALE = 14
+"""A block was about to be executed that memory no longer holds; STOP_INFO: where (`audit`)."""
 
 PIN_INTERRUPT = 1
 PIN_EVENT = 2

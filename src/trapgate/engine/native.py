@@ -28,6 +28,7 @@ SYMBOLS = (
     "cpu_x86_update_dr7",
     "tb_invalidate_phys_range",
     "tlb_flush",
+    "tlb_reset_dirty",
     "tlb_set_page",
     "x86_cpu_do_interrupt",
     "x86_cpu_tlb_fill",

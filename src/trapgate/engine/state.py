@@ -6,7 +6,16 @@ native path, the copy inside a saved context on the portable one.
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit, jit_for_python
-from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke16, poke32, poke64
+from trapgate.compiler.raw import (
+    call,
+    memory,
+    peek16,
+    peek32,
+    peek64,
+    poke16,
+    poke32,
+    poke64,
+)
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.paging.memory import load8
@@ -73,7 +82,7 @@ def what_blocks(m: Cells, v: Cells) -> int:
     rip = v[f.GUEST_RIP] - 1
     long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10
     linear = rip if long else (rip + v[f.GUEST_CS_BASE]) & 0xFFFFFFFF
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     physical, code, _, _ = walk(v, _AC, mem, linear, 0, 0)
     sti = v[f.GUEST_RFLAGS] & _IF and code < 0 and load8(mem, physical) == _STI
     return 1 if sti else 2

@@ -11,7 +11,7 @@ parts is for `trapgate.processor.table_writes`. Compiled only.
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, cells, peek32, peek64, poke32, table
+from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, table
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.self_map import (
     entry_at,
@@ -24,6 +24,7 @@ from trapgate.decision.self_map import (
 from trapgate.decode.read_modify_write import stores_once
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.coherence import CODE, forget_stale_code, pages_of
 from trapgate.engine.state import save_paging
 from trapgate.events.journal import (
     HEAD_DATA,
@@ -51,7 +52,7 @@ def code_at_rip(m: Cells) -> int:
     linear = peek64(env + at.EIP)
     if peek32(env + at.HFLAGS) & at.HF_CS64 == 0:
         linear = (linear + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     v = cells(m[mc.V], m[mc.V_CELLS])
     save_paging(env, v)
     word = 0
@@ -91,12 +92,13 @@ def intercept_store(
         peek64(env + at.CR4),
         peek64(env + at.EFER),
         _AC if mmu_index == _KNOSMAP else 0,
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         v[f.PTBASE],
         address,
         user,
     )
-    if kind == 0:
+    if kind == 0 or pages_of(m)[physical >> 12] & CODE:
+        # Code in a page table: the block itself may be what the store changes.
         return False
     call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
     if not stores_once(code_at_rip(m), peek32(env + at.HFLAGS) & at.HF_CS64 != 0):
@@ -114,8 +116,8 @@ def intercept_store(
 
 
 @jit
-def store(m: Cells, mem: Cells, physical: int, size: int, value: int) -> None:
-    """Store what was let through, and forget code that was translated from there."""
+def store(mem: Cells, physical: int, size: int, value: int) -> None:
+    """Store what was let through."""
     if size == 4:
         store32(mem, physical, value)
     elif size == 8:
@@ -124,10 +126,6 @@ def store(m: Cells, mem: Cells, physical: int, size: int, value: int) -> None:
         store16(mem, physical, value)
     else:
         store8(mem, physical, value)
-    pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
-    page = physical >> 12
-    if pages[page] & 1:
-        call(m[mc.TB_INVALIDATE], (m[mc.UC], page << 12, (page + 1) << 12))
 
 
 @jit
@@ -142,7 +140,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         size = m[mc.GATE_SIZE]
     env = m[mc.ENV]
     v = cells(m[mc.V], m[mc.V_CELLS])
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     cr4 = peek64(env + at.CR4)
     physical = m[mc.GATE_PHYSICAL]
@@ -164,7 +162,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         v[f.GUEST_CR0] &= ~_WP
         walk(v, _AC, mem, m[mc.GATE_LINEAR], 1, 0)
         v[f.GUEST_CR0] = peek64(env + at.CR0)
-        store(m, mem, physical, size, value)
+        store(mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)
         cpl = peek32(env + at.HFLAGS) & 3
         v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5
@@ -177,6 +175,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         # The page is read before and after: one refill less.
         page = m[mc.GATE_LINEAR] & ~0xFFF
         call(m[mc.TLB_SET_PAGE], (m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.GATE_INDEX], 4096))
+        forget_stale_code(m)
         return
     m[mc.FAULT_KIND] = mc.FAULT_JUDGED
     m[mc.FAULT_ADDRESS] = m[mc.GATE_LINEAR]

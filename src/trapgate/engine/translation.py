@@ -8,6 +8,7 @@ them are given functions of ours here (Linux x86-64 wheel only):
   deadline, and at the request. A hook of the public interface does the same, at more than
   the cost of a small block. The calls of the same function behind loads and stores are left out.
 * Far jumps, far calls and IRET look for a task switch first, which the engine would do by itself.
+* What stores to memory, and where code is made of it, `coherence` wants to know.
 * The translator is shown UD2 in place of code that it gets wrong, and told other things
   (`odd_code`). What is no #UD after all is carried out where #UD arrives
   (`dispatch.undefined_opcode`).
@@ -26,10 +27,12 @@ from unicorn.unicorn_py3.unicorn import uclib
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
+from trapgate.compiler.raw import call, cells, memory, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import assembly as asm
+from trapgate.engine import coherence
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.audit import TB_SIZE, is_stale, note_source
 from trapgate.engine.blocks import alignment_is_checked, must_stop
 from trapgate.engine.linkage import slots
 from trapgate.engine.odd_code import (
@@ -95,6 +98,7 @@ _TB_COUNT = 0x7FFF
 
 _TASK_GATE = 5
 _AC = 1 << 18
+_CARE_AUDIT = 8
 
 
 @jit
@@ -138,6 +142,9 @@ def on_translate(
         # It counts for the next instruction only.
         most = 1
     call(t[TRANSLATOR_LOOP], (translator + 8 * OUR_OPERATIONS, block, cpu, tb, most))
+    if m[mc.AUDIT] != 0:
+        note_source(m, cpu + at.CPU_SIZE, tb)
+        m[mc.CARE] |= _CARE_AUDIT
     if m[mc.CALL_OP] == 0:
         return
     if peek32(tb + _TB_FLAGS) & _AC:
@@ -249,7 +256,7 @@ def on_task_return(env: int, selector: int, return_address: int) -> None:
 def on_far_transfer(env: int, selector: int, return_address: int) -> None:
     """A far jump or call to `selector`: whether that is a TSS or a task gate."""
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    mem = cells(m[mc.MEM], m[mc.MEM_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     selector &= 0xFFFF
     table = env + at.SEGMENTS + at.SEGMENT_SIZE * (6 if selector & 4 else 8)
     if selector & 0xFFFC == 0 or selector | 7 > peek32(table + at.LIMIT):
@@ -259,6 +266,7 @@ def on_far_transfer(env: int, selector: int, return_address: int) -> None:
     save_paging(env, v)
     physical, code, _, _ = walk(v, 0x40000, mem, linear, 0, 0)
     kind = load8(mem, physical) & 0x1F if code < 0 else 0
+    coherence.forget_stale_code(m)
     if kind == _TASK_GATE or (kind & ~10 == 1 and peek64(env + at.EFER) & 1 << 10 == 0):
         switch_tasks(env, return_address)
 
@@ -282,7 +290,10 @@ def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
     which exceptions may be unmasked.
     """
     m = cells(machine, mc.CELLS)
-    tb = tagged & ~3
+    tb = tagged & ~0xF
+    if tagged & _CARE_AUDIT and is_stale(m, m[mc.ENV], tb, peek64(tb), peek16(tb + TB_SIZE)):
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        return 1
     if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
         call(m[mc.EMU_STOP], (m[mc.UC],))
         return 1
@@ -415,7 +426,7 @@ class Translator:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         names = ("translator_loop", "tcg_gen_callN", "cpu_ldub_code")
-        places = slots(library, tuple(f"{name}_x86_64" for name in names))
+        places = slots(library, tuple(f"{name}_x86_64" for name in (*names, *coherence.SLOTS)))
         check_exit = _symbol(library, "helper_check_exit_request")
         request = _request(check_exit)
         t = self.cells = np.zeros(_CELLS, np.int64)
@@ -446,6 +457,12 @@ class Translator:
             names, (on_translate, on_gen_call, on_code_byte), (asm.R9, asm.R9, asm.RDX), strict=True
         ):
             stub = self._place(_stub(function.address, register, address))
+            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
+
+        for name, (coherent, register) in coherence.SLOTS.items():
+            # Each is told, behind its arguments, the address of what the engine would have called.
+            theirs = _symbol(library, name)
+            stub = self._place(_stub(coherent.address, register, theirs))
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
 
     def _place(self, code: bytes) -> int:

@@ -1,8 +1,8 @@
 """One Unicorn instance as an engine: memory, state, running until something needs Python."""
 
-import contextlib
 import ctypes
 import mmap
+import os
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import bound, jit, jit_for_python
-from trapgate.compiler.raw import call, cells, peek32, peek64, poke32, poke64, table
-from trapgate.engine import calibration, core_calls, dispatch, hooks, native
+from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, poke64, table, watch
+from trapgate.engine import audit, calibration, coherence, core_calls, dispatch, hooks, native
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.device_pages import DevicePages
@@ -22,6 +22,7 @@ from trapgate.engine.state import save, segment_shape
 from trapgate.engine.translation import translator
 from trapgate.errors import EngineError
 from trapgate.events.exits import vm_exit
+from trapgate.paging.memory import WATCH_PAGES
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import TYPE_OTHER_EVENT
@@ -197,7 +198,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
     outcome = enter(
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
-        cells(m[mc.MEM], m[mc.MEM_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
         head,
     )
@@ -248,10 +249,10 @@ def flush(machine: int) -> int:
 def invalidate_code(machine: int, start: int, end: int) -> int:
     """Drop what was translated from physical [start, end); 0."""
     m = cells(machine, mc.CELLS)
-    pages = cells(m[mc.PAGES], m[mc.MEM_CELLS] >> 9)
+    pages = coherence.pages_of(m)
     for page in range(start >> 12, min((end + 0xFFF) >> 12, len(pages))):
-        if pages[page] & 1:
-            call(m[mc.TB_INVALIDATE], (m[mc.UC], page << 12, (page + 1) << 12))
+        if pages[page] & coherence.CODE:
+            coherence.forget_range(m, max(start, page << 12), min(end, (page + 1) << 12))
     return 0
 
 
@@ -305,14 +306,16 @@ class UnicornEngine:
         c[mc.CONTEXT_SAVE] = self._symbol("uc_context_save")
         c[mc.CONTEXT_RESTORE] = self._symbol("uc_context_restore")
         blocks = np.zeros(2 * mc.BLOCK_SLOTS, np.int64)
-        pages = np.zeros(memory_bytes // _PAGE, np.int64)
-        self._keep += [blocks, pages]
+        self._keep += [blocks]
         c[mc.BLOCKS] = _address(blocks)
-        c[mc.PAGES] = _address(pages)
         if native_path:
             self._open_insides()
         else:
             self._open_context()
+        if os.environ.get("TRAPGATE_AUDIT") == "1" and (c[mc.NATIVE] or c[mc.LIVE]):
+            slots = np.zeros(audit.SLOTS * audit.WIDTH, np.int64)
+            self._keep.append(slots)
+            c[mc.AUDIT] = _address(slots)
         self._add_hooks()
 
     def _map_memory(self, size: int) -> None:
@@ -348,6 +351,10 @@ class UnicornEngine:
         c[mc.MEM] = _address(self.memory)
         c[mc.MEM_CELLS] = size // 8
         c[mc.SCRATCH] = _address(self.scratch)
+        watch_cells = np.zeros(WATCH_PAGES + size // _PAGE, np.int64)
+        self._keep.append(watch_cells)
+        watch(self.memory, watch_cells)
+        c[mc.WATCH] = _address(watch_cells)
         # Every MSR is intercepted: its bitmap, in the scratch pages, is all ones.
         self.scratch[512:] = -1
         self.scratch[at.VMCB_MSRPM_BASE // 8] = at.VMCB + _PAGE
@@ -369,6 +376,7 @@ class UnicornEngine:
             (mc.UPDATE_DR7, "cpu_x86_update_dr7"),
             (mc.TB_INVALIDATE, "tb_invalidate_phys_range"),
             (mc.TLB_FLUSH, "tlb_flush"),
+            (mc.TLB_RESET_DIRTY, "tlb_reset_dirty"),
             (mc.TLB_SET_PAGE, "tlb_set_page"),
         ):
             c[cell] = inside.symbols[name]
@@ -380,10 +388,17 @@ class UnicornEngine:
         """The portable path: the state is a copy, saved and restored at every event."""
         # Where the translator can be guarded from code that would end the process, it is.
         self.cells[mc.SHADOW] = -1
-        with contextlib.suppress(EngineError):
+        try:
             inside = native.find(self.uc)
             translator()
+        except EngineError:
+            # With such a hook the engine looks for stale code at every store, and not without.
+            self._hook(uc_const.UC_HOOK_MEM_WRITE, hooks.on_any_store)
+        else:
             ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
+            self.cells[mc.LIVE] = inside.env
+            self.cells[mc.TB_INVALIDATE] = inside.symbols["tb_invalidate_phys_range"]
+            self.cells[mc.TLB_RESET_DIRTY] = inside.symbols["tlb_reset_dirty"]
             self.cells[mc.SHADOW] = 0
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
@@ -537,10 +552,12 @@ class UnicornEngine:
         """Drop translations of the code in [start, start + size) after a store from outside."""
         if size <= 0:
             return
-        if self.cells[mc.NATIVE]:
-            invalidate_code(self._machine, start, start + size)
-        else:
-            self.uc.ctl_flush_tb()
+        invalidate_code(self._machine, start, start + size)
+
+    def walk(self, v: Cells, rflags: int, linear: int, access: int, user: int) -> tuple[int, int]:
+        """The physical address of a linear one, and the error code or -1; see `paging.walk`."""
+        found = core_calls.walk_here(self._machine, v, rflags, linear, access, user)
+        return found[0], found[1]
 
     def raise_event(self, vector: int, kind: int, error_code: int, address: int) -> int:
         """Arbitrate an event at GUEST_RIP; not 0 if it exited. See `delivery.raise_event`."""
@@ -563,6 +580,11 @@ class UnicornEngine:
         """Raise EngineError about an engine that stopped for no reason that it should."""
         code, error = int(self.cells[mc.STOP_CODE]), int(self.cells[mc.STOP_INFO])
         rip = int(self._arrays[0][f.GUEST_RIP]) & _MASK
+        if self.cells[mc.STOP] == mc.STALE:
+            raise EngineError(
+                f"translated code at {error & _MASK:#x} is not what memory holds there; "
+                "report this guest"
+            )
         raise EngineError(
             f"the engine stopped by itself at RIP {rip:#x} (last event {code:#x}, "
             f"error {error}); report this guest"

@@ -8,9 +8,35 @@ two's complement, so it may be negative.
 """
 
 from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.raw import watched
 
 MAXPHYADDR = 40
 """Width of physical addresses in bits."""
+
+
+WATCH_COUNT = 0
+"""Of the cells in which stores are watched (`compiler.raw.watched`): how many were noted, and then
+the numbers of the cells of memory that they changed."""
+NOTED_MOST = 62
+"""More are not noted one by one: WATCH_COUNT is then one more."""
+WATCH_PAGES = 64
+"""The first cell of those that say, a page each, what is to be watched there."""
+WATCHED_PAGE = 1
+"""Of such a cell: stores to this page are noted."""
+
+
+@core
+def note_store(mem: Cells, cell: int) -> None:
+    """Note that a cell of memory changes, if its page is watched: an engine executes copies."""
+    watch = watched(mem)
+    if len(watch) == 0 or watch[WATCH_PAGES + (cell >> 9)] & WATCHED_PAGE == 0:
+        return
+    count = watch[WATCH_COUNT]
+    if count > NOTED_MOST or (count > 0 and watch[count] == cell):
+        return
+    watch[WATCH_COUNT] = count + 1
+    if count < NOTED_MOST:
+        watch[count + 1] = cell
 
 
 @core
@@ -27,6 +53,7 @@ def store8(mem: Cells, pa: int, value: int) -> None:
     """Write the low 8 bits of `value` at physical address `pa`; dropped outside RAM."""
     if pa < 0 or (pa >> 3) >= len(mem):
         return
+    note_store(mem, pa >> 3)
     shift = (pa & 7) << 3
     word: int = mem[pa >> 3]
     # All bits of the byte cleared, then set: for the top byte 0xFF << 56 would not
@@ -69,6 +96,7 @@ def load32(mem: Cells, pa: int) -> int:
 def store32(mem: Cells, pa: int, value: int) -> None:
     """Write the low 32 bits of `value` at physical address `pa`; any alignment."""
     if (pa & 3) == 0 and pa >= 0 and (pa >> 3) < len(mem):
+        note_store(mem, pa >> 3)
         word: int = mem[pa >> 3]
         if (pa & 4) == 0:
             mem[pa >> 3] = (word & ~0xFFFF_FFFF) | (value & 0xFFFF_FFFF)
@@ -94,6 +122,7 @@ def load64(mem: Cells, pa: int) -> int:
 def store64(mem: Cells, pa: int, value: int) -> None:
     """Write 64 bits at physical address `pa`; any alignment."""
     if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):
+        note_store(mem, pa >> 3)
         mem[pa >> 3] = value
         return
     store32(mem, pa, value)

@@ -14,7 +14,6 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance
-from trapgate.engine.core_calls import compiled_walk
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
 from trapgate.instructions.effects import in_64_bit_mode, load_machine_status, read_cr
@@ -69,18 +68,23 @@ class Operand:
         self.v = v
         self.r = processor.registers.cells
         self.mem = processor.memory.cells
+        self._engine = processor.engine
         self.long = in_64_bit_mode(v)
         self.bits = 64 if self.long else 32 if v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 14 else 16
+
+    def walk(self, linear: int, access: int, user: int) -> tuple[int, int]:
+        """Where a linear address, signed, leads: the physical one, and the error code or -1."""
+        return self._engine.walk(self.v, int(self.v[f.GUEST_RFLAGS]), linear, access, user)
 
     def physical(self, linear: int, access: int) -> int:
         """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
         v = self.v
         user = 1 if ix.privilege_level(v) == 3 else 0
         signed = linear - (1 << 64) if linear >> 63 else linear
-        physical, code, _, _ = compiled_walk(v, v[f.GUEST_RFLAGS], self.mem, signed, access, user)
+        physical, code = self.walk(signed, access, user)
         if code >= 0:
-            raise PageFaultError(int(code), signed)
-        return int(physical)
+            raise PageFaultError(code, signed)
+        return physical
 
     def read(self, linear: int, size: int, access: int = 0) -> int:
         """`size` bytes at a linear address."""

@@ -17,7 +17,6 @@ from iced_x86 import CodeSize, MemorySize, Mnemonic, OpAccess, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
-from trapgate.engine.core_calls import compiled_walk
 from trapgate.events.exits import vm_exit
 from trapgate.instructions import intercepts as ix
 from trapgate.processor.decoded import Operand
@@ -347,11 +346,10 @@ def _alignment(access: Access) -> int:
 
 
 def _is_mapped(guest: Operand, access: Access) -> bool:
-    v = guest.v
     for linear in (access.linear, guest.wrap(access.linear + access.size - 1)):
         signed = linear - (1 << 64) if linear >> 63 else linear
         kind = 1 if access.write else 0
-        _, code, _, _ = compiled_walk(v, v[f.GUEST_RFLAGS], guest.mem, signed, kind, 1)
+        _, code = guest.walk(signed, kind, 1)
         if code >= 0:
             return False
     return True

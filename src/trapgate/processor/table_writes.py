@@ -21,7 +21,7 @@ from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.fault_filters import FRAME, FRAME_64, PRESENT
 from trapgate.decision.self_map import ABSENT, admits, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
-from trapgate.engine.core_calls import compiled_entry_at, compiled_walk
+from trapgate.engine.core_calls import compiled_entry_at
 from trapgate.events.journal import (
     HEAD_DATA,
     HEAD_HAS_DATA,
@@ -243,9 +243,7 @@ def _parts(guest: Operand, accesses: list[stepping.Access], user: int) -> list[P
                 )
             if kind == ABSENT:
                 wish = WRITE if access.write else READ
-                physical, fault, _, _ = compiled_walk(
-                    v, v[f.GUEST_RFLAGS], guest.mem, linear, wish, mode
-                )
+                physical, fault = guest.walk(linear, wish, mode)
                 if fault >= 0:
                     return []
             parts.append(Part(linear, int(physical), size, int(kind), access.write))

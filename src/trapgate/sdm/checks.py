@@ -274,7 +274,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (
         EXTENSION_RESERVED,
         ("EXIT_THROUGH_IDT",),
-        "is reserved for what is not carried out yet and must be 0",
+        "bits 30:8 must be 0, and without bit 31 the vector too",
     ),
     (EXTENSION_FILTER, ("FAULT_FILTER",), "there is no such fault filter"),
     (EXTENSION_FILTER_ORDER, ("FAULT_FILTER_ORDER",), "there is no such order of criteria"),

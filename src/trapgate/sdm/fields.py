@@ -12,12 +12,6 @@ from trapgate.sdm.cells import ENCODINGS
 EXTENSION_INDEX = 0x180
 """The first index of extension fields."""
 
-RESERVED_FOR_VMX = ("EXIT_THROUGH_IDT",)
-"""The extension field of ¶26 (a VM exit vectors through the host's IDT): must be 0 yet.
-
-It means something only to a VMM that is x86 code itself.
-"""
-
 FAILED_CHECK = "FAILED_CHECK"
 """The extension field, VM-exit information, with the number of the check that the last failed
 VM entry did not pass (`sdm.checks`)."""
@@ -85,6 +79,3 @@ _CELLS: dict[str, int] = {name: cell for cell, name in enumerate(ENCODINGS)}
 
 EXTENSION_FIELDS: frozenset[Field] = frozenset(field for field in Field if field.extension)
 """The extension fields."""
-
-RESERVED_FIELDS: frozenset[Field] = frozenset(Field[name] for name in RESERVED_FOR_VMX)
-"""The extension fields that must be 0 in this version."""

@@ -118,3 +118,10 @@ ABORT_CORRUPTED = 3
 ABORT_LOADING_MSRS = 4
 ABORT_MACHINE_CHECK = 5
 ABORT_HOST_IA32E = 6
+ABORT_HOST_IDT = 0x100
+"""Ours: EXIT_THROUGH_IDT, and the host's IDT, gate or stack did not take the event."""
+
+THROUGH_IDT = 1 << 31
+"""EXIT_THROUGH_IDT: VM exits enter the x86 VMM through its IDT (¶26)."""
+THROUGH_IDT_VECTOR = 0xFF
+"""The vector for exits that no exception caused."""

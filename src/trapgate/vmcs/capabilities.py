@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from trapgate.decision.fault_filters import FILTERS
 from trapgate.decision.rules import SCHEMES
 from trapgate.errors import ExtensionError
-from trapgate.sdm.fields import EXTENSION_FIELDS, RESERVED_FIELDS, Field
+from trapgate.sdm.fields import EXTENSION_FIELDS, Field
 from trapgate.vmcs.file import PROFILES, Profile
 
 
@@ -40,6 +40,5 @@ def capabilities(profile: Profile) -> Capabilities:
     if profile == "vt-x":
         return Capabilities(profile, frozenset(), ("figure-3",), ("none",))
     if profile == "extended":
-        fields = EXTENSION_FIELDS - RESERVED_FIELDS
-        return Capabilities(profile, fields, tuple(SCHEMES), tuple(FILTERS))
+        return Capabilities(profile, EXTENSION_FIELDS, tuple(SCHEMES), tuple(FILTERS))
     raise ExtensionError(f"{profile!r} is no profile; use one of {', '.join(PROFILES)}")

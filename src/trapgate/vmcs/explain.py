@@ -97,6 +97,7 @@ _ABORTS: dict[int, str] = {
     3: "the current VMCS was corrupted by writes to its region",
     4: "there was a failure on loading host MSRs (VM-exit MSR-load area)",
     5: "there was a machine-check event during the VM exit",
+    vmx.ABORT_HOST_IDT: "the host's IDT, its gate or its stack did not take the exit's event",
     6: 'the VMM was in IA-32e mode, and "host address-space size" was 0 at the VM exit',
 }
 

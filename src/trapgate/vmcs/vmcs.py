@@ -6,6 +6,7 @@ field's width; the processor works on `cells`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Literal, Self
@@ -13,17 +14,16 @@ from typing import Literal, Self
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
-from trapgate.decision.criteria_rules import Rule, decode, encode
+from trapgate.decision.criteria_rules import CriteriaTableError, Rule, decode, encode
 from trapgate.errors import (
     ExtensionError,
-    NotImplementedFieldError,
     ReadOnlyFieldError,
     UnknownFieldError,
     VmcsFileError,
 )
 from trapgate.sdm import controls, state
 from trapgate.sdm.cells import LENGTH, TABLE_CELLS, TABLE_START
-from trapgate.sdm.fields import RESERVED_FIELDS, Field
+from trapgate.sdm.fields import Field
 from trapgate.vmcs.file import (
     PROFILES,
     Profile,
@@ -86,7 +86,6 @@ class Vmcs:
             FieldValueError: `value` is no unsigned number of the field's width.
             ReadOnlyFieldError: it is VM-exit information.
             ExtensionError: it is an extension and the profile is "vt-x".
-            NotImplementedFieldError: it is reserved for what is not carried out.
         """
         self._set(self._known(field), value)
 
@@ -135,12 +134,6 @@ class Vmcs:
                 path=path,
             )
         check_width(field, value, path)
-        if value and field in RESERVED_FIELDS:
-            raise NotImplementedFieldError(
-                "is reserved for x86 VMMs, not carried out by this version; leave it 0",
-                field=field.name,
-                path=path,
-            )
         self._put(field, value)
 
     def _put(self, field: Field, value: int) -> None:
@@ -276,7 +269,10 @@ class Vmcs:
             for field in self
             if not field.read_only and self[field] != initial[field]
         }
-        rules = () if self.profile == "vt-x" else self.criteria_table
+        rules: tuple[Rule, ...] = ()
+        with suppress(ExtensionError, CriteriaTableError):
+            # A length and a number of rules that fit no table are written as they stand.
+            rules = self.criteria_table
         if rules:
             changed = {field: changed[field] for field in changed if field not in _TABLE_FIELDS}
         return write_settings(self.profile, changed, rules)

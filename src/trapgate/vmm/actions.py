@@ -17,6 +17,11 @@ class Emulated:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Go on in the state that the handler has made; what was being delivered is part of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inject:
     """Deliver `event` to the guest on VM entry (second seed, claim 1).
 
@@ -55,7 +60,7 @@ class Stop:
     status: int = 0
 
 
-Action = Resume | Emulated | Inject | Stop
+Action = Resume | Emulated | Moved | Inject | Stop
 
 RESUME = Resume()
 EMULATED = Emulated()

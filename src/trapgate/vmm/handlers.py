@@ -23,6 +23,7 @@ from trapgate.vmcs.explain import explain_abort
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.identity import APIC, MSRS, WRITABLE_MSRS, cpuid
 from trapgate.vmm.platform import Platform
+from trapgate.vmm.task_switch import switch_tasks
 
 Handler = Callable[[VmExit, Platform], Action]
 
@@ -257,18 +258,6 @@ def triple_fault(vmexit: VmExit, vm: Platform) -> Action:
     return Stop(End.TRIPLE_FAULT, f"triple fault: {chain}" if chain else "triple fault", 1)
 
 
-def task_switch(vmexit: VmExit, vm: Platform) -> Action:
-    """Hardware task switching is refused, in words."""
-    source = ("CALL", "IRET", "JMP", "a task gate")[vmexit.qualification >> 30 & 3]
-    selector = vmexit.qualification & 0xFFFF
-    return Stop(
-        End.UNHANDLED,
-        f"the guest switches tasks by {source} to selector {selector:04X}H, which this VMM "
-        "does not emulate; use an interrupt gate",
-        1,
-    )
-
-
 def entry_failure(vmexit: VmExit, vm: Platform) -> Action:
     """The guest's state was refused at VM entry."""
     return Stop(End.ENTRY_FAILED, vmexit.explanation, 1)
@@ -291,7 +280,7 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.INIT_SIGNAL: initialise,
     ExitReason.INTERRUPT_WINDOW: again,
     ExitReason.NMI_WINDOW: again,
-    ExitReason.TASK_SWITCH: task_switch,
+    ExitReason.TASK_SWITCH: switch_tasks,
     ExitReason.CPUID: identify,
     ExitReason.HLT: halt,
     ExitReason.INVD: nothing,

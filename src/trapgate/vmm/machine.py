@@ -26,6 +26,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
+from trapgate.sdm.vmx import THROUGH_IDT_VECTOR
 from trapgate.trace import TraceWriter
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
@@ -62,15 +63,30 @@ class Vmm:
     """A virtual-machine monitor: a table from exit reasons to handlers.
 
     A handler is a plain function of the exit and the machine that gives an action. Those
-    in `handlers` replace the usual ones (`vmm.handlers.HANDLERS`).
+    in `handlers` replace the usual ones (`vmm.handlers.HANDLERS`). Those in `vectors` are a
+    VMM's redirection structure (¶26): where the VMCS's EXIT_THROUGH_IDT says so, an exit goes
+    to the handler of its exception's vector, or of the vector that the field gives.
     """
 
-    def __init__(self, handlers: Mapping[ExitReason, Handler] | None = None) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[ExitReason, Handler] | None = None,
+        *,
+        vectors: Mapping[int, Handler] | None = None,
+    ) -> None:
         self.handlers: dict[ExitReason, Handler] = {**HANDLERS, **(handlers or {})}
+        self.vectors: dict[int, Handler] = dict(vectors or {})
 
     def handle(self, vmexit: VmExit, vm: Platform) -> Action:
         """What to do about `vmexit`."""
-        return self.handlers.get(vmexit.reason, unhandled)(vmexit, vm)
+        usual = self.handlers.get(vmexit.reason, unhandled)
+        through_idt = vmexit.vmcs.words[f.EXIT_THROUGH_IDT]
+        if not through_idt:
+            return usual(vmexit, vm)
+        vector = through_idt & THROUGH_IDT_VECTOR
+        if vmexit.reason is ExitReason.EXCEPTION_OR_NMI and vmexit.interruption is not None:
+            vector = vmexit.interruption.vector
+        return self.vectors.get(vector, usual)(vmexit, vm)
 
 
 @dataclass

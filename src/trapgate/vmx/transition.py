@@ -8,6 +8,7 @@ own state; `n` is its current VMCS, whose guest-state area is its guest's state 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.decision.criteria_table import load_table
 from trapgate.events.exits import vm_exit
+from trapgate.events.idt import DELIVERED, deliver
 from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import pointer_is_legal, uses_pae_paging
@@ -16,7 +17,15 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
 from trapgate.sdm import vmx
 from trapgate.sdm.checks import TABLE_ADDRESS
-from trapgate.sdm.interruption import INFO_TYPE_MASK, INFO_TYPE_SHIFT, INFO_VALID, TYPE_NMI
+from trapgate.sdm.interruption import (
+    INFO_DELIVER_ERROR_CODE,
+    INFO_TYPE_MASK,
+    INFO_TYPE_SHIFT,
+    INFO_VALID,
+    INFO_VECTOR_MASK,
+    TYPE_HARDWARE_EXCEPTION,
+    TYPE_NMI,
+)
 from trapgate.sdm.reasons import (
     ERROR_ENTRY_CONTROL_FIELDS,
     ERROR_ENTRY_HOST_STATE,
@@ -166,10 +175,31 @@ def leave_guest(
         address = n[f.VM_EXIT_MSR_LOAD_ADDRESS]
         if load_msrs(host, r, mem, address, n[f.VM_EXIT_MSR_LOAD_COUNT]) != 0:
             abort = vmx.ABORT_LOADING_MSRS
+    if abort == 0 and n[f.EXIT_THROUGH_IDT] != 0 and not exit_through_idt(host, n, mem):
+        abort = vmx.ABORT_HOST_IDT
     if abort != 0:
         x[vmx.ABORT] = abort
         record_abort(mem, x[vmx.CURRENT], abort)
     return abort
+
+
+@core
+def exit_through_idt(host: Cells, n: Cells, mem: Cells) -> bool:
+    """¶26: enter the x86 VMM through the gate of a vector; False if the host cannot take it.
+
+    An exception that exits has its own vector and its error code, every other exit the
+    vector of the field. The frame returns to HOST_RIP. All exit information is as usual.
+    """
+    vector = n[f.EXIT_THROUGH_IDT] & vmx.THROUGH_IDT_VECTOR
+    error_code = -1
+    info = n[f.VM_EXIT_INTERRUPTION_INFORMATION]
+    if n[f.EXIT_REASON] == REASON_EXCEPTION_OR_NMI and info & INFO_VALID:
+        vector = info & INFO_VECTOR_MASK
+        if info & INFO_DELIVER_ERROR_CODE:
+            error_code = n[f.VM_EXIT_INTERRUPTION_ERROR_CODE]
+    # As a hardware exception: no gate's privilege level stands in its way.
+    fault, _, _ = deliver(host, mem, vector, TYPE_HARDWARE_EXCEPTION, error_code, 0)
+    return bool(fault == DELIVERED)
 
 
 @core

@@ -179,7 +179,8 @@ def _injection(v: Fields, p: Processor) -> Iterator[str]:
 
 def _extensions(v: Fields) -> Iterator[str]:
     """Not the SDM's: docs/guide/vmcs-files.md."""
-    if v["EXIT_THROUGH_IDT"]:
+    through_idt = v["EXIT_THROUGH_IDT"]
+    if through_idt & 0x7FFF_FF00 or 0 < through_idt < 1 << 31:
         yield "EXIT_THROUGH_IDT"
     for name, most in (
         ("FAULT_FILTER", 3),

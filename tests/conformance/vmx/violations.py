@@ -187,7 +187,11 @@ def table(length: int, rules: int) -> Changes:
 
 
 EXTENSIONS = [
-    Row(351, {}, ({"EXIT_THROUGH_IDT": 1},)),
+    Row(
+        351,
+        {},
+        tuple({"EXIT_THROUGH_IDT": value} for value in (1, 0xFF, 1 << 31 | 1 << 8, 3 << 30)),
+    ),
     Row(357, {"FAULT_FILTER": 3}, ({"FAULT_FILTER": 4},)),
     Row(358, {"FAULT_FILTER_ORDER": 3}, ({"FAULT_FILTER_ORDER": 4},)),
     Row(352, {"TRANSFER_CRITERION": 7}, ({"TRANSFER_CRITERION": 8},)),

@@ -229,6 +229,8 @@ class DirectMachine(VirtualMachine):
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         self.host.enter(self)
+        # Whatever was asked of the tables since the guest ran, and however that ended.
+        self.tables.settle(self.flush, self.processor.engine.forget_code)
         super()._turn(end, expires, until)
 
     # Before the guest runs.
@@ -246,9 +248,22 @@ class DirectMachine(VirtualMachine):
         self._own()
 
     def apply(self, settings: Settings) -> None:
-        """Change the VMCS as a settings file says; what keeps the guest in stays."""
+        """Change the VMCS as a settings file says; what keeps the guest in stays.
+
+        Raises DirectPagingError for another filter of a guest that has its tables in use:
+        they were validated for the one before.
+        """
+        before = self._filter()
         super().apply(settings)
+        if self.paging and self._filter() != before:
+            self.vmcs["FAULT_FILTER"], self.vmcs["PTBASE"] = before
+            raise DirectPagingError(
+                "FAULT_FILTER and PTBASE cannot change while the guest pages; set them before"
+            )
         self._own()
+
+    def _filter(self) -> tuple[int, int]:
+        return self.vmcs["FAULT_FILTER"], self.vmcs["PTBASE"]
 
     def _own(self) -> None:
         """What the VMM must hold on to."""
@@ -278,7 +293,6 @@ class DirectMachine(VirtualMachine):
 
     def flush(self) -> None:
         """Let the processor forget its translations."""
-        self.tables.stale = False
         self.processor.engine.flush_translations()
 
     def load_cr3(self, value: int) -> Action:
@@ -358,8 +372,6 @@ class DirectMachine(VirtualMachine):
             refusal = Refusal(f"the instruction at {rip:#x} is none that page tables are edited by")
             return self.refuse(refusal, handlers.reflect(vmexit, self))
         outcome = self.tables.store(write.linear, write.data, write_protect=write_protect)
-        if self.tables.stale:
-            self.flush()
         if isinstance(outcome, Refusal):
             return self.refuse(outcome, handlers.reflect(vmexit, self))
         if outcome is not None:
@@ -437,7 +449,18 @@ _HIDDEN_EDX = {1: 1 << 6 | 1 << 9, 0x8000_0001: 1 << 20 | 1 << 29}
 _HIDDEN_EBX = {7: 1 << 20}
 """Likewise: SMAP."""
 
+
+def task_switch(vmexit: VmExit, vm: Platform) -> Action:
+    """A task switch would load CR3 from memory unseen: refused, in words."""
+    return Stop(
+        End.REFUSED,
+        "the guest switches tasks, which loads CR3; direct paging has interrupt gates only",
+        1,
+    )
+
+
 HANDLERS: Mapping[ExitReason, Handler] = {
+    ExitReason.TASK_SWITCH: task_switch,
     ExitReason.EXCEPTION_OR_NMI: exception,
     ExitReason.CONTROL_REGISTER_ACCESS: control_register,
     ExitReason.WRMSR: write_msr,

@@ -20,13 +20,14 @@ before it refuses anything on the strength of a count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trapgate.errors import TrapgateError
 from trapgate.vmm.direct.frames import DATA, FRAME_SIZE, PAGE_DIRECTORY, PAGE_TABLE, Frames
 
 Words = NDArray[np.uint32]
@@ -48,6 +49,21 @@ class Refusal:
     reason: str
 
 
+class UnseenEntryError(TrapgateError):
+    """A table holds an entry that the VMM would have refused, and did not see.
+
+    Whatever completed its store is no fault filter that direct paging can live with; stop the
+    guest. `frame`, `index` and `entry` say what was found.
+    """
+
+    def __init__(self, frame: int, index: int, entry: int) -> None:
+        super().__init__(
+            f"entry {index} of the table in frame {frame:#x} is {entry:#x}, which leads to what is "
+            "not the guest's, and the VMM has not seen it stored; use another fault filter"
+        )
+        self.frame, self.index, self.entry = frame, index, entry
+
+
 class Fault(NamedTuple):
     """A page fault that is the guest's own: the linear address and the error code."""
 
@@ -59,9 +75,8 @@ class GuestTables:
     """What VM number `vm` maps, in the 32-bit words of `memory`, whose frames are `frames`.
 
     `slot` is PTBASE[31:22], the one directory entry that may lead to the directory itself;
-    None allows each. `large_pages` is CR4.PSE. `stale` is set when the processor may still
-    translate by what is no longer so, and a VMM that sees it has to flush translations
-    before the guest runs on.
+    None allows each. `large_pages` is CR4.PSE. Whoever asks for something here, granted or
+    refused, has to `settle` it with the processor before the guest runs on.
     """
 
     def __init__(self, memory: Words, frames: Frames, vm: int, *, slot: int | None = None) -> None:
@@ -70,7 +85,10 @@ class GuestTables:
         self.frames = frames
         self.directory: int | None = None
         self.large_pages = False
-        self.stale = False
+        self._stale = False
+        """Whether the processor may still translate by what is no longer so."""
+        self._stored: list[tuple[int, int]] = []
+        """Address and size of what was stored for the guest, of which there may be code."""
         self._memory = memory
         self._word = memoryview(memory.data)
         self._owner = memoryview(frames.owner.data)
@@ -82,6 +100,15 @@ class GuestTables:
         self._unused = list(range(len(self._seen)))
         self._busy = -1
         """The table or directory that is being changed, so that counts and contents differ."""
+
+    def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
+        """Have translations flushed and code of stored places forgotten, as far as needed."""
+        if self._stale:
+            self._stale = False
+            flush()
+        for address, size in self._stored:
+            forget(address, size)
+        self._stored.clear()
 
     # What the VMM asks for. Each gives None if it is done, or else why not.
 
@@ -158,9 +185,12 @@ class GuestTables:
                     return refusal
             else:
                 memory[address : address + len(part)] = part
+                self._stored.append((address, len(part)))
             done.append((address, before))
         for leaf in leaves:
-            self._word[leaf] |= ACCESSED_AND_DIRTY
+            if self._word[leaf] & ACCESSED_AND_DIRTY != ACCESSED_AND_DIRTY:
+                self._word[leaf] |= ACCESSED_AND_DIRTY
+                self._stored.append((leaf << 2, 4))
         return None
 
     def _undo(self, address: int, data: bytes) -> None:
@@ -171,6 +201,7 @@ class GuestTables:
             self._memory.view(np.uint8)[address : address + len(data)] = np.frombuffer(
                 data, np.uint8
             )
+            self._stored.append((address, len(data)))
 
     def look_up(self, linear: int) -> tuple[int, int, bool]:
         """Where the current directory leads: which word of memory says so, the frame, R/W.
@@ -239,7 +270,10 @@ class GuestTables:
 
     def _put(self, frame: int, index: int, entry: int) -> None:
         self._seen[self._rows[frame], index] = entry
-        self._word[frame << 10 | index] = entry
+        place = frame << 10 | index
+        if self._word[place] != entry:
+            self._word[place] = entry
+            self._stored.append((place << 2, 4))
 
     def _tame(self, directory: int, entry: int) -> int:
         """The entry as it may stand: a directory shows itself to the guest read-only (¶76)."""
@@ -297,9 +331,14 @@ class GuestTables:
         return None
 
     def _count(self, frame: int, index: int, entry: int, by: int) -> None:
-        """Count an entry without asking whether it may stand."""
+        """Count an entry without asking whether it may stand.
+
+        Raises UnseenEntryError for one to what is not the guest's: nobody has let it stand.
+        """
         if not entry & P:
             return
+        if entry >> 12 >= len(self._owner) or self._owner[entry >> 12] != self.vm:
+            raise UnseenEntryError(frame, index, entry)
         if self._type[frame] != PAGE_DIRECTORY:
             if entry & W:
                 self._writable[entry >> 12] += by
@@ -425,7 +464,7 @@ class GuestTables:
         seen[:] = 0
         self._unused.append(row)
         self._type[frame] = DATA
-        self.stale = True
+        self._stale = True
 
     def _new_row(self, frame: int) -> int:
         if not self._unused:
@@ -433,5 +472,5 @@ class GuestTables:
             self._seen = np.concatenate((self._seen, np.zeros_like(self._seen)))
             self._unused = list(range(count, 2 * count))
         row = self._rows[frame] = self._unused.pop()
-        self.stale = True
+        self._stale = True
         return row

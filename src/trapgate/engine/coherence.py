@@ -1,0 +1,191 @@
+"""Translated code and the memory that it was made from: who stores there, and what is dropped.
+
+A block of translated code is a copy of guest code. Whoever stores to the bytes that it was made
+from has to drop it before the next instruction is executed:
+
+* Stores of the guest's, by any alias of the page, go through `on_store`: the engine tells
+  by `on_code_appears` and `on_code_is_gone` which physical pages have code, and no TLB entry
+  of such a page may store without asking (`on_fast_stores`).
+* Stores of the core (frames of deliveries, accessed and dirty flags, descriptors, VMCS
+  regions, MSR areas) are noted by `paging.memory`, and forgotten by `forget_stale_code`.
+* Stores from outside (a VMM, devices) come to `UnicornEngine.forget_code`.
+
+The engine calls the first four through slots of its procedure linkage table (Linux x86-64
+wheel only). Where there are none, each store has to be hooked. `audit` looks whether
+all this is true.
+"""
+
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.kinds import INT32, INT64, UINT32, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import call, cells, peek64, poke32
+from trapgate.engine import assembly as asm
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.paging.memory import NOTED_MOST, WATCH_COUNT, WATCH_PAGES, WATCHED_PAGE
+
+CODE = WATCHED_PAGE
+"""Of a page's cell: there may be code that was translated from it."""
+FAST_STORES = 2
+"""There may be TLB entries by which stores are not told of."""
+_STORES = 1 << 8
+"""Bits 31:8 count stores to the page since its code was dropped the last time."""
+_DROPS = 1 << 32
+"""From here on: how often it was."""
+_MOST_STORES = 256
+"""So many stores, one at a time, cost about what it costs to translate a page's code anew."""
+_MOST_DROPS = 8
+_UC_CPU = 0x1B8
+"""In the engine's handle: the CPU."""
+_FLUSH_CODE = 1 << 30 | 10
+"""Unicorn's control of that name, to be written, without arguments."""
+
+
+@jit
+def machine_of(uc: int) -> int:
+    """The address of the cells of the machine that an engine's handle belongs to, or 0."""
+    return peek64(peek64(uc + _UC_CPU) + at.CPU_SIZE + at.MACHINE)
+
+
+@jit
+def pages_of(m: Cells) -> Cells:
+    """A cell for each page of memory."""
+    return cells(m[mc.WATCH] + 8 * WATCH_PAGES, m[mc.MEM_CELLS] >> 9)
+
+
+@jit
+def forget_range(m: Cells, start: int, end: int) -> None:
+    """Drop what was translated from physical [start, end)."""
+    if m[mc.TB_INVALIDATE] != 0:
+        call(m[mc.TB_INVALIDATE], (m[mc.UC], start, end))
+    else:
+        call(m[mc.UC_CTL], (m[mc.UC], _FLUSH_CODE))
+
+
+@jit
+def forget_stale_code(m: Cells) -> bool:
+    """Drop what was translated from memory that the core has changed; whether it has."""
+    watch = cells(m[mc.WATCH], WATCH_PAGES)
+    count = watch[WATCH_COUNT]
+    if count == 0:
+        return False
+    watch[WATCH_COUNT] = 0
+    if count > NOTED_MOST:
+        forget_range(m, 0, m[mc.MEM_CELLS] * 8)
+        return True
+    first = last = watch[1]
+    for n in range(2, count + 1):
+        cell = watch[n]
+        # A frame is stored downwards.
+        if first - 1 <= cell <= last + 1:
+            first = min(first, cell)
+            last = max(last, cell)
+        else:
+            forget_range(m, first * 8, last * 8 + 8)
+            first = last = cell
+    forget_range(m, first * 8, last * 8 + 8)
+    return True
+
+
+@callback(VOID, INT64, INT64, INT64)
+def on_code_appears(uc: int, address: int, protect: int) -> None:
+    """tlb_protect_code: the first block is about to be made of a page. The engine does nothing."""
+    machine = machine_of(uc)
+    if machine == 0:
+        return
+    m = cells(machine, mc.CELLS)
+    pages = pages_of(m)
+    page = address >> 12
+    if not 0 <= page < len(pages):
+        return
+    if pages[page] & FAST_STORES:
+        host = m[mc.MEM] + (address & ~0xFFF)
+        call(m[mc.TLB_RESET_DIRTY], (peek64(uc + _UC_CPU), host, 4096))
+    pages[page] = pages[page] & ~FAST_STORES | CODE
+
+
+@callback(VOID, INT64, INT64, INT64)
+def on_code_is_gone(uc: int, address: int, unprotect: int) -> None:
+    """tlb_unprotect_code: a page has no more blocks. The engine does nothing."""
+    machine = machine_of(uc)
+    if machine == 0:
+        return
+    pages = pages_of(cells(machine, mc.CELLS))
+    page = address >> 12
+    if 0 <= page < len(pages):
+        pages[page] &= ~CODE
+
+
+@callback(VOID, INT64, INT64, INT64, INT32, INT64, INT64)
+def on_store(
+    uc: int, locked: int, start: int, size: int, return_address: int, invalidate: int
+) -> None:
+    """tb_invalidate_phys_page_fast: a store by a TLB entry that asks first.
+
+    A page whose code is not executed any more must not stay slow, so after a number of stores
+    all its code goes; after four times as many if it comes back.
+    """
+    machine = machine_of(uc)
+    if machine == 0:
+        call(invalidate, (uc, locked, start, size, return_address))
+        return
+    m = cells(machine, mc.CELLS)
+    pages = pages_of(m)
+    page = start >> 12
+    m[mc.STORED_PAGE] = page
+    if not 0 <= page < len(pages) or pages[page] & CODE == 0:
+        return
+    call(invalidate, (uc, locked, start, size, return_address))
+    state = pages[page]
+    if state & CODE == 0 or return_address == 0 or m[mc.NATIVE] == 0:
+        return
+    drops = state >> 32
+    if (state & 0xFFFFFFFF) >> 8 < _MOST_STORES << (2 * drops):
+        pages[page] = state + _STORES
+        return
+    pages[page] = min(drops + 1, _MOST_DROPS) * _DROPS | state & 0xFF
+    forget_range(m, page << 12, (page + 1) << 12)
+    # The block that stores may be one of those: execute the instruction alone, and again.
+    poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
+    poke32(m[mc.EXCEPTION_INDEX], -1)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
+
+
+@callback(VOID, INT64, INT64, INT64)
+def on_fast_stores(cpu: int, linear: int, set_dirty: int) -> None:
+    """tlb_set_dirty: after a store, the TLB entry of `linear` needs to ask no more."""
+    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
+    if machine != 0:
+        m = cells(machine, mc.CELLS)
+        pages = pages_of(m)
+        page = m[mc.STORED_PAGE]
+        if 0 <= page < len(pages):
+            if pages[page] & CODE:
+                return
+            pages[page] |= FAST_STORES
+    call(set_dirty, (cpu, linear))
+
+
+@callback(VOID, INT64, INT64, UINT32, INT64)
+def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
+    """x86_stl_phys_notdirty: the engine's own page walk sets flags in an entry (portable only)."""
+    call(store, (cpu, address, value))
+    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
+    if machine == 0:
+        return
+    m = cells(machine, mc.CELLS)
+    pages = pages_of(m)
+    page = address >> 12
+    if 0 <= page < len(pages) and pages[page] & CODE:
+        forget_range(m, address, address + 4)
+
+
+SLOTS = {
+    "tlb_protect_code": (on_code_appears, asm.RDX),
+    "tlb_unprotect_code": (on_code_is_gone, asm.RDX),
+    "tb_invalidate_phys_page_fast": (on_store, asm.R9),
+    "tlb_set_dirty": (on_fast_stores, asm.RDX),
+    "x86_stl_phys_notdirty": (on_marked_entry, asm.RCX),
+}
+"""The engine's functions, ours that are called instead, and in which register those get one more
+argument, the address of the engine's."""

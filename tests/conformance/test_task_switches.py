@@ -1,0 +1,337 @@
+"""Task switches as the VMM in Python carries them out.
+
+SDM, "Task Switching" and its table of exception conditions. The guest of each test switches from
+the task of `tiny_guest` to one whose TSS, of 16 or 32 bits, the test has made.
+"""
+
+from dataclasses import dataclass, field
+from struct import pack, pack_into, unpack_from
+
+import pytest
+
+from tests.conformance.tiny_guest import (
+    ABSENT,
+    CODE,
+    CODE_32,
+    CODE_32_USER,
+    DATA_0,
+    DATA_3,
+    GDT,
+    IDT,
+    MEMORY,
+    OTHER_TASK,
+    OTHER_TSS,
+    STACK,
+    TABLES,
+    TASK,
+    TSS,
+    USER_STACK,
+    VMCALL,
+    Run,
+    Tiny,
+    begin,
+    descriptor,
+    handler,
+)
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import CR0_TS, RFLAGS_NT, RFLAGS_VM
+from trapgate.sdm.vectors import DF, GP, NP, PF, SS, TS
+from trapgate.vmm.actions import Action, Inject, Moved
+from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.task_switch import switch_tasks
+
+pytestmark = pytest.mark.conformance
+
+NEW_CODE, NEW_STACK = 0x30000, 0x32000
+GATE = 0x68
+"""Selector of a task gate to OTHER_TASK."""
+ABSENT_CODE, LDT, SMALL_CODE = 0x70, 0x78, 0x48
+WIDTHS = (16, 32)
+NAMES = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
+GENERAL = {name: 0x1110 + n for n, name in enumerate(NAMES)} | {"esp": NEW_STACK}
+SEGMENTS = {"es": DATA_0, "cs": CODE_32, "ss": DATA_0, "ds": DATA_0, "fs": 0, "gs": DATA_0}
+
+
+@dataclass
+class Task:
+    """A TSS: registers, segments and the rest of it."""
+
+    width: int = 32
+    ip: int = NEW_CODE
+    flags: int = 2
+    general: dict[str, int] = field(default_factory=lambda: dict(GENERAL))
+    segments: dict[str, int] = field(default_factory=lambda: dict(SEGMENTS))
+    ldt: int = 0
+    link: int = 0
+    trap: int = 0
+
+    def image(self) -> bytes:
+        """104 or 44 bytes."""
+        values = (self.ip, self.flags, *self.general.values())
+        selectors = list(self.segments.values())
+        if self.width == 16:
+            tss = bytearray(44)
+            pack_into("<10H", tss, 14, *(value & 0xFFFF for value in values))
+            pack_into("<5H", tss, 34, *selectors[:4], self.ldt)
+        else:
+            tss = bytearray(104)
+            pack_into("<I", tss, 28, TABLES)
+            pack_into("<10I", tss, 32, *values)
+            pack_into(
+                "<14H", tss, 72, *(word for one in selectors for word in (one, 0)), self.ldt, 0
+            )
+            pack_into("<HH", tss, 100, self.trap, 0x68)
+        pack_into("<H", tss, 0, self.link)
+        return bytes(tss)
+
+
+FAR = {"jmp": b"\xea", "call": b"\x9a"}
+
+
+def small(address: int) -> int:
+    """Where 16-bit code of the new task lies: its pointer has 16 bits."""
+    return address & 0xFFFF
+
+
+def memory_of(task: Task, width: int) -> dict[int, bytes]:
+    """The tables with the new task, its code, and room for what the checks need."""
+    kind = 0x89 if width == 32 else 0x81
+    limit = 103 if width == 32 else 43
+    entries = {
+        OTHER_TASK: descriptor(OTHER_TSS, limit, kind),
+        GATE: OTHER_TASK << 16 | 0xE5 << 40,
+        ABSENT_CODE: descriptor(0, 0xFFFFF, 0xC01B),
+        LDT: descriptor(0x33000, 0x3F, 0x82),
+        SMALL_CODE: descriptor(NEW_CODE, 0xF, 0x409B),
+    }
+    parts = {GDT + selector: pack("<Q", entry) for selector, entry in entries.items()}
+    parts |= {OTHER_TSS: task.image(), NEW_CODE: VMCALL, TSS + 28: pack("<I", TABLES)}
+    return parts
+
+
+def switched(guest: Tiny, engine: str = "native") -> tuple[Run, Action, VirtualMachine]:
+    """The guest up to its task switch, and what the handler says."""
+    run = begin(guest, engine=engine)
+    assert run.exit.reason is ExitReason.TASK_SWITCH
+    machine = VirtualMachine(MEMORY, processor=run.processor)
+    return run, switch_tasks(run.exit, machine), machine
+
+
+def by_far_transfer(name: str, task: Task, selector: int = OTHER_TASK, **fields: int) -> Tiny:
+    """A guest that jumps or calls to the task."""
+    code = FAR[name] + pack("<IH", 0, selector)
+    return Tiny("p32", 0, code, memory_of(task, task.width), dict(fields))
+
+
+def state_of(run: Run) -> dict[str, int]:
+    registers = {
+        f"e{name}": getattr(run.processor.registers, f"r{name}")
+        for name in ("ax", "cx", "dx", "bx", "bp", "si", "di")
+    }
+    return registers | {"esp": run.vmcs["GUEST_RSP"]}
+
+
+def saved(run: Run, base: int = TSS) -> tuple[int, ...]:
+    """EIP, EFLAGS and the general registers in a 32-bit TSS."""
+    return unpack_from("<10I", run.processor.memory.read(base, 104), 32)
+
+
+def access_byte(run: Run, selector: int) -> int:
+    return run.processor.memory.read(GDT + selector + 5, 1)[0]
+
+
+@pytest.mark.parametrize("selector", [OTHER_TASK, GATE])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", FAR)
+def test_a_far_transfer_to_a_task(name: str, width: int, selector: int) -> None:
+    ip = NEW_CODE if width == 32 else small(CODE_16)
+    guest = by_far_transfer(name, Task(width, ip=ip), selector)
+    guest.memory[CODE_16] = VMCALL
+    guest.registers = {"rax": 0xABCD0001}
+    run, action, _ = switched(guest)
+    assert action == Moved()
+    nested = name == "call"
+    assert run.vmcs["GUEST_TR_SELECTOR"] == OTHER_TASK
+    assert run.vmcs["GUEST_TR_ACCESS_RIGHTS"] & 0xF == (0xB if width == 32 else 3)
+    assert access_byte(run, TASK) & 2 == (2 if nested else 0)
+    assert access_byte(run, OTHER_TASK) & 2 == 2
+    assert run.vmcs["GUEST_RFLAGS"] == 2 | (RFLAGS_NT if nested else 0)
+    assert run.vmcs["GUEST_CR0"] & CR0_TS
+    eip, flags, eax, *_ = saved(run)
+    assert (eip, flags, eax) == (CODE + len(guest.code), 2, 0xABCD0001)
+    link = run.processor.memory.read(OTHER_TSS, 2)
+    assert link == pack("<H", TASK if nested else 0)
+    mask = 0xFFFF if width == 16 else 0xFFFF_FFFF
+    assert state_of(run) == {register: value & mask for register, value in GENERAL.items()}
+    assert run.vmcs["GUEST_GS_SELECTOR"] == (DATA_0 if width == 32 else 0)
+    assert run.resume().reason is ExitReason.VMCALL
+    assert run.vmcs["GUEST_RIP"] == ip
+
+
+CODE_16 = 0x9000
+"""Below 64 KiB."""
+
+
+@pytest.mark.parametrize("engine", ["native"])
+def test_a_called_task_returns(engine: str) -> None:
+    guest = by_far_transfer("call", Task())
+    guest.memory[NEW_CODE] = b"\xcf" + VMCALL
+    run, action, machine = switched(guest, engine)
+    assert action == Moved()
+    assert run.resume().reason is ExitReason.TASK_SWITCH
+    assert run.exit.qualification == 1 << 30 | TASK
+    assert switch_tasks(run.exit, machine) == Moved()
+    assert run.vmcs["GUEST_RFLAGS"] == 2
+    assert access_byte(run, TASK) & 2
+    assert not access_byte(run, OTHER_TASK) & 2
+    assert run.resume().reason is ExitReason.VMCALL
+    assert run.vmcs["GUEST_RIP"] == CODE + len(guest.code)
+    # The task that was left goes on behind its IRET, without NT.
+    eip, flags, *_ = saved(run, OTHER_TSS)
+    assert (eip, flags) == (NEW_CODE + 1, 2)
+
+
+def task_gate(vector: int) -> dict[int, bytes]:
+    return {IDT + 8 * vector: pack("<Q", OTHER_TASK << 16 | 0xE5 << 40)}
+
+
+def test_an_interrupt_by_a_task_gate_saves_where_it_returns_to() -> None:
+    guest = Tiny("p32", 0, b"\xcd\x40", memory_of(Task(), 32) | task_gate(0x40))
+    run, action, _ = switched(guest)
+    assert action == Moved()
+    assert saved(run)[0] == CODE + 2
+    assert run.vmcs["GUEST_RFLAGS"] & RFLAGS_NT
+    assert run.vmcs["GUEST_RSP"] == NEW_STACK
+
+
+def test_a_fault_by_a_task_gate_pushes_its_error_code() -> None:
+    load = b"\xb8\x00\x10\x00\x00\x8e\xd8"  # mov eax, 1000H; mov ds, ax
+    guest = Tiny("p32", 0, load, memory_of(Task(), 32) | task_gate(GP))
+    run, action, _ = switched(guest)
+    assert action == Moved()
+    assert saved(run)[0] == CODE + 5
+    assert run.vmcs["GUEST_RSP"] == NEW_STACK - 4
+    assert run.pushed(1) == [0x1000]
+    assert run.resume().reason is ExitReason.VMCALL
+
+
+def test_a_task_in_ring_3() -> None:
+    segments = dict.fromkeys(SEGMENTS, DATA_3) | {"cs": CODE_32_USER}
+    task = Task(segments=segments, general=GENERAL | {"esp": USER_STACK})
+    run, action, _ = switched(by_far_transfer("jmp", task))
+    assert action == Moved()
+    assert run.vmcs["GUEST_SS_ACCESS_RIGHTS"] >> 5 & 3 == 3
+    assert run.resume().reason is ExitReason.VMCALL
+
+
+def test_a_task_in_virtual_8086_mode() -> None:
+    segments = dict.fromkeys(SEGMENTS, 0x900)
+    task = Task(flags=2 | RFLAGS_VM, ip=0, segments=segments, general=GENERAL | {"esp": 0x100})
+    guest = by_far_transfer("jmp", task)
+    guest.memory[0x9000] = b"\x90\x0f\x0b"
+    run, action, _ = switched(guest)
+    assert action == Moved()
+    run.vmcs["EXCEPTION_BITMAP"] = 1 << 6
+    run.resume()
+    assert run.exit.reason is ExitReason.EXCEPTION_OR_NMI
+    assert run.vmcs["GUEST_RIP"] == 1
+    assert run.vmcs["GUEST_CS_BASE"] == 0x9000
+
+
+def test_the_trap_flag_of_a_tss() -> None:
+    run, action, _ = switched(by_far_transfer("jmp", Task(trap=1)))
+    assert isinstance(action, Inject)
+    assert action.event.vector == 1
+    assert run.processor.registers.dr6 & 0x8000
+    assert run.vmcs["GUEST_RIP"] == NEW_CODE
+
+
+def test_local_breakpoints_are_the_old_tasks() -> None:
+    run, _, _ = switched(by_far_transfer("jmp", Task(), GUEST_DR7=0x755))
+    assert run.vmcs["GUEST_DR7"] == 0x600 | 0 | 0x400
+
+
+BEYOND = 0x1000
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"cs": 0}, (TS, 0)),
+        ({"cs": DATA_0}, (TS, DATA_0)),
+        ({"cs": BEYOND}, (TS, BEYOND)),
+        ({"cs": CODE_32 | 3}, (TS, CODE_32)),
+        ({"cs": ABSENT_CODE}, (NP, ABSENT_CODE)),
+        ({"ss": 0}, (TS, 0)),
+        ({"ss": CODE_32}, (TS, CODE_32)),
+        ({"ss": DATA_3}, (TS, DATA_3 & ~3)),
+        ({"ss": 0x50}, (SS, 0x50)),
+        ({"ds": BEYOND}, (TS, BEYOND)),
+        ({"es": OTHER_TASK}, (TS, OTHER_TASK)),
+    ],
+)
+def test_segments_of_the_new_task_are_checked_in_it(
+    change: dict[str, int], expected: tuple[int, int]
+) -> None:
+    run, action, _ = switched(by_far_transfer("jmp", Task(segments=SEGMENTS | change)))
+    assert isinstance(action, Inject)
+    assert (action.event.vector, action.event.error_code) == expected
+    # The fault is the new task's.
+    assert run.vmcs["GUEST_RIP"] == NEW_CODE
+    assert run.vmcs["GUEST_TR_SELECTOR"] == OTHER_TASK
+    word, code = action.event.encode()
+    run.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = word
+    run.vmcs["VM_ENTRY_EXCEPTION_ERROR_CODE"] = code
+    assert run.resume().reason is ExitReason.VMCALL
+    assert run.vmcs["GUEST_RIP"] == handler(expected[0])
+
+
+@pytest.mark.parametrize(("ldt", "expected"), [(LDT, None), (4, (TS, 4)), (CODE_32, (TS, CODE_32))])
+def test_the_ldt_of_the_new_task(ldt: int, expected: tuple[int, int] | None) -> None:
+    run, action, _ = switched(by_far_transfer("jmp", Task(ldt=ldt)))
+    if expected is None:
+        assert run.vmcs["GUEST_LDTR_BASE"] == 0x33000
+        assert run.resume().reason is ExitReason.VMCALL
+    else:
+        assert isinstance(action, Inject)
+        assert (action.event.vector, action.event.error_code) == expected
+
+
+def test_an_instruction_pointer_beyond_the_limit() -> None:
+    task = Task(ip=0x10, segments=SEGMENTS | {"cs": SMALL_CODE})
+    run, action, _ = switched(by_far_transfer("jmp", task))
+    assert isinstance(action, Inject)
+    assert (action.event.vector, action.event.error_code) == (GP, 0)
+    assert run.vmcs["GUEST_RIP"] == 0x10
+
+
+def test_a_tss_that_is_not_there_is_the_old_tasks_page_fault() -> None:
+    guest = by_far_transfer("jmp", Task())
+    guest.memory[GDT + OTHER_TASK] = pack("<Q", descriptor(ABSENT, 103, 0x89))
+    run, action, _ = switched(guest)
+    assert isinstance(action, Inject)
+    assert (action.event.vector, action.event.error_code) == (PF, 0)
+    assert run.processor.registers.cr2 == ABSENT
+    assert run.vmcs["GUEST_RIP"] == CODE
+    assert run.vmcs["GUEST_TR_SELECTOR"] == TASK
+    assert access_byte(run, OTHER_TASK) & 2 == 0
+
+
+def test_a_page_fault_before_the_switch_is_combined_with_the_event() -> None:
+    guest = Tiny("p32", 0, b"\xa1" + pack("<I", ABSENT), memory_of(Task(), 32) | task_gate(PF))
+    guest.memory[GDT + OTHER_TASK] = pack("<Q", descriptor(ABSENT, 103, 0x89))
+    _, action, _ = switched(guest)
+    assert isinstance(action, Inject)
+    assert (action.event.vector, action.event.error_code) == (DF, 0)
+
+
+def test_a_guest_that_switches_tasks_runs_in_a_machine() -> None:
+    """The whole loop: the machine's own handler, and no delivery anew of what the gate served."""
+    guest = Tiny("p32", 0, b"\xcd\x40", memory_of(Task(), 32) | task_gate(0x40))
+    guest.memory[NEW_CODE] = b"\xcf"
+    guest.memory[CODE + 2] = b"\xb0\x00\xe6\xf4\xf4"  # mov al, 0; out 0F4h, al; hlt
+    machine = VirtualMachine(MEMORY)
+    guest.put(machine.processor, machine.vmcs)
+    stop = machine.run(max_instructions=1000)
+    assert stop.message == "the guest exited with status 0"
+    assert machine.vmcs["GUEST_RSP"] == STACK
