@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conformance.vmx import sdm_ept
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Memory
 from trapgate.paging.ept import EPT_MISCONFIGURATION, EPT_VIOLATION, ept_address, ept_qualification
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
@@ -67,7 +67,7 @@ def scene(seed: int) -> tuple[Cells, Cells, int, int]:
     return mem, v, linear, r.getrandbits(1)
 
 
-def by_the_text(mem: Cells, v: Cells, linear: int, kind: str, *, user: bool, ac: bool) -> object:
+def by_the_text(mem: Memory, v: Cells, linear: int, kind: str, *, user: bool, ac: bool) -> object:
     data = mem.tobytes()
 
     def read(address: int, size: int) -> int:
@@ -87,7 +87,7 @@ def by_the_text(mem: Cells, v: Cells, linear: int, kind: str, *, user: bool, ac:
     return sdm_ept.translate(machine, linear, kind, user=user)
 
 
-def by_the_core(mem: Cells, v: Cells, linear: int, kind: str, *, user: bool, ac: bool) -> object:
+def by_the_core(mem: Memory, v: Cells, linear: int, kind: str, *, user: bool, ac: bool) -> object:
     physical, error, prot, size = walk(v, ac << 18, mem, linear, ACCESSES.index(kind), int(user))
     if error < 0:
         # What may be cached allows this access at least, and never more than a page.

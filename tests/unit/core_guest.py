@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Memory, Rows
 from trapgate.events.delivery import raise_event
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, HEAD_USED, ROW_WIDTH
 from trapgate.sdm import cells, controls, registers, state
@@ -51,8 +51,8 @@ class Guest:
     def __init__(self, *, bits: int = 32, ring: int = 0) -> None:
         self.v: Cells = np.zeros(len(_CELL), np.int64)
         self.r: Cells = np.zeros(len(_REGISTER), np.int64)
-        self.mem: Cells = np.zeros(SIZE // 8, np.int64)
-        self.rows: Cells = np.zeros((32, ROW_WIDTH), np.int64)
+        self.mem: Memory = np.zeros(SIZE // 8, np.int64)
+        self.rows: Rows = np.zeros((32, ROW_WIDTH), np.int64)
         self.head: Cells = np.zeros(HEAD_LENGTH, np.int64)
         self.head[HEAD_CAPACITY] = len(self.rows)
         self.ram = self.mem.view(np.uint8)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Memory
 from trapgate.instructions import intercepts
 from trapgate.instructions.intercepts import EXITED, GO_ON, RAISE_GP, RAISE_PF, RAISE_UD
 from trapgate.sdm.controls import PrimaryControl, SecondaryControl
@@ -33,7 +33,7 @@ def memory() -> Cells:
     return np.zeros(4096, dtype=np.int64)
 
 
-def poke(mem: Cells, address: int, value: int) -> None:
+def poke(mem: Memory, address: int, value: int) -> None:
     mem.view(np.uint8)[address] = value
 
 
@@ -276,7 +276,7 @@ def test_msrs_are_privileged() -> None:
     assert intercepts.intercept_wrmsr(vmcs.cells, memory(), 0x10, 2) == RAISE_GP
 
 
-def io(vmcs: Vmcs, mem: Cells, port: int, size: int = 1, **flags: int) -> int:
+def io(vmcs: Vmcs, mem: Memory, port: int, size: int = 1, **flags: int) -> int:
     on = flags.get
     return intercepts.intercept_io(
         vmcs.cells,

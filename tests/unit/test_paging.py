@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Memory
 from trapgate.paging import walk as paging
 from trapgate.paging.memory import MAXPHYADDR
 from trapgate.paging.walk import FETCH, READ, WRITE
@@ -43,7 +43,7 @@ class Paging:
     efer: int = 0
     rflags: int = 0
     cr3: int = 0x1000
-    mem: Cells = field(default_factory=lambda: np.zeros(0x10000 // 8, np.int64))
+    mem: Memory = field(default_factory=lambda: np.zeros(0x10000 // 8, np.int64))
     path: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:

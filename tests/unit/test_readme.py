@@ -16,15 +16,17 @@ PAGES = sorted(
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "guests/README.md")
 )
 
+EXAMPLES = ["docs/guide/python.md", "docs/guide/criteria-tables.md"]
+
 
 def lines(page: str) -> list[str]:
     return (ROOT / page).read_text().splitlines()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide/python.md"])
+@pytest.mark.parametrize("page", ["README.md", *EXAMPLES])
 def test_examples_do_what_they_say(page: str) -> None:
     result = doctest.testfile(str(ROOT / page), module_relative=False)
-    assert result.attempted > 10
+    assert result.attempted > 3
     assert result.failed == 0
 
 

@@ -1,31 +1,71 @@
-"""The command line: arguments and wiring only."""
+"""The command line: arguments and wiring only.
 
-from importlib.metadata import version
-from typing import Annotated
+`trapgate --help` and an error in a name import no command, and a command imports no other:
+`COMMANDS` says what there is, and each module is imported when its command is asked for.
+"""
+
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from trapgate.cli import criteria, demo, replay, report, run, trace, vmcs
+COMMANDS = {
+    "run": "Run a guest with the terminal as its console.",
+    "demo": "Run the bundled guest under several filters of page faults, and show what each costs.",
+    "criteria": "Compile wishes about faults into VMCS fields; explain fields; prove what they do.",
+    "replay": "Replay recorded faults under other policies: exits saved and added, and time saved.",
+    "report": "Write one self-contained page about a trace: it opens offline, in any browser.",
+    "trace": "Import, show, export traces.",
+    "vmcs": "Say why a VM entry fails: every check of the SDM's that a VMCS does not pass.",
+}
+"""Each command's module in this room, and the first line of its help."""
+
+
+class _Commands(TyperGroup):
+    """The commands, imported when they are asked for."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        # For lists, and for what a typing error meant.
+        self.commands: Any = dict.fromkeys(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by its name; None if there is none."""
+        return _command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The part of --help that lists them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _command(name: str) -> Any:
+    module = import_module(f"trapgate.cli.{name}")
+    found = getattr(module, "app", None)
+    if found is None:
+        found = typer.Typer(add_completion=False, rich_markup_mode=None)
+        found.command(name, epilog=module.EXAMPLES)(getattr(module, name))
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=run.EXAMPLES)(run.run)
-app.command(epilog=demo.EXAMPLES)(demo.demo)
-app.add_typer(criteria.app, name="criteria")
-app.command(epilog=replay.EXAMPLES)(replay.replay)
-app.command(epilog=report.EXAMPLES)(report.report)
-app.add_typer(trace.app, name="trace")
-app.command(epilog=vmcs.EXAMPLES)(vmcs.vmcs)
 
 
 def show_version(wanted: bool) -> None:
     """--version."""
     if wanted:
+        from importlib.metadata import version
+
         print(f"trapgate {version('trapgate')}")
         raise typer.Exit(0)
 

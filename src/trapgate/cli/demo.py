@@ -12,8 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console as Terminal
-from rich.table import Table
 
 from trapgate.cli.run import PORTABLE_FILTERS, summary_json
 from trapgate.cli.terminal import (
@@ -25,9 +23,10 @@ from trapgate.cli.terminal import (
     terminal,
     vector_name,
 )
-from trapgate.decision.decide import Disposition
 
 if TYPE_CHECKING:
+    from rich.console import Console as Terminal
+
     from trapgate.demo import x86 as demo_x86
     from trapgate.demo.direct import Filter, Result
 
@@ -134,6 +133,8 @@ class Costs:
     @classmethod
     def of(cls, result: Result) -> Costs:
         """Of one run."""
+        from trapgate.decision.decide import Disposition
+
         summary = result.summary
         counts = summary.faults.get(14, {})
         faults, exits, _ = result.faults(14)
@@ -160,6 +161,8 @@ class Costs:
 
 
 def _show_direct(costs: list[Costs], out: Terminal) -> None:
+    from rich.table import Table
+
     filters = list(dict.fromkeys(cost.filter for cost in costs))
     groups = [costs[n : n + len(filters)] for n in range(0, len(costs), len(filters))]
     if len(groups) > 1:
@@ -272,6 +275,8 @@ def _x86_json(result: demo_x86.Result) -> dict[str, Any]:
 
 
 def _show_x86(results: list[demo_x86.Result], out: Terminal) -> None:
+    from rich.table import Table
+
     table = Table(
         title="\nthe same guest under two VMMs", title_justify="left", box=None, pad_edge=False
     )
@@ -343,6 +348,8 @@ def _result_json(result: Result) -> dict[str, Any]:
 
 
 def _show_own(results: list[Result], out: Terminal) -> None:
+    from rich.table import Table
+
     kinds = Table(
         title="\nfaults of each kind: exited + handled by the guest itself",
         title_justify="left",

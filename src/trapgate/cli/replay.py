@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from trapgate.cli.terminal import fail, one_line_errors, terminal
 
@@ -133,6 +132,8 @@ def _show(result: Replay, top: int) -> None:
     out = terminal()
     first = result.outcomes[0]
     out.print(f"{first.rows:,} events in {len(result.traces)} trace(s)")
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column("policy", overflow="fold")
     lost = first.lost is not None

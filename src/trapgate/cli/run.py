@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console as Terminal
-from rich.table import Table
 
 from trapgate.cli.terminal import (
     EngineKind,
@@ -26,7 +24,14 @@ from trapgate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console as Terminal
+    from rich.table import Table
+
+    from trapgate.debug.story import Story
+    from trapgate.debug.story.instruction import Namer
     from trapgate.sdm.reasons import ExitReason
+    from trapgate.trace import TraceWriter
+    from trapgate.vmcs.file import Settings
     from trapgate.vmm.machine import VirtualMachine
     from trapgate.vmm.summary import Faults, Summary
 
@@ -126,6 +131,8 @@ class Explanations:
 
 
 def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
+    from rich.table import Table
+
     from trapgate.decision.decide import Disposition
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
@@ -143,6 +150,8 @@ def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None 
 
 
 def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     table.add_column("reason")
     table.add_column("count", justify="right")
@@ -276,26 +285,20 @@ def _run(
     symbols: Path | None,
     as_json: bool,
 ) -> int:
-    from trapgate.debug.story import tell
     from trapgate.debug.story.names import namer
-    from trapgate.trace import TraceWriter
-    from trapgate.vmcs.file import read_settings
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
-    from trapgate.vmm.direct.machine import DirectMachine
     from trapgate.vmm.loaders import load_guest
-    from trapgate.vmm.machine import VirtualMachine
 
-    settings = None if vmcs is None else read_settings(vmcs)
+    settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
     image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else TraceWriter(trace, metadata={"guest": guest.name})
+    writer = None if trace is None else _writer(trace, guest)
     try:
-        machine = DirectMachine if paging is Paging.direct else VirtualMachine
-        vm = machine(
+        vm = _machine(paging)(
             memory,
             engine=engine,
             console=console,
@@ -317,8 +320,8 @@ def _run(
         if writer is not None:
             writer.close()
     summary = vm.summary()
-    notes = [] if stop.end is End.REFUSED else list(_notes(vm, summary))
-    story = tell(vm, names)
+    notes = [] if stop.end is End.REFUSED else list(_notes(vm, paging, summary))
+    story = _story(vm, names)
     if story is not None and report is not None:
         from trapgate.debug.story.page import write
 
@@ -350,44 +353,83 @@ def _run(
     return stop.status
 
 
-def _notes(vm: VirtualMachine, summary: Summary) -> Iterator[str]:
+def _settings(file: Path) -> Settings:
+    from trapgate.vmcs.file import read_settings
+
+    return read_settings(file)
+
+
+def _writer(file: Path, guest: Path) -> TraceWriter:
+    from trapgate.trace import TraceWriter
+
+    return TraceWriter(file, metadata={"guest": guest.name})
+
+
+def _story(vm: VirtualMachine, names: Namer) -> Story | None:
+    from trapgate.debug.story import tell
+
+    return tell(vm, names)
+
+
+def _machine(paging: Paging) -> type[VirtualMachine]:
+    if paging is Paging.direct:
+        from trapgate.vmm.direct.machine import DirectMachine
+
+        return DirectMachine
+    from trapgate.vmm.machine import VirtualMachine
+
+    return VirtualMachine
+
+
+def _notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Iterator[str]:
     """What a user should know who asked for direct paging or a fault filter in vain."""
-    from trapgate.decision.decide import Disposition
-    from trapgate.decision.self_map import self_mapped
+    if paging is Paging.direct:
+        yield from _direct_notes(vm)
+    if vm.vmcs.profile == "extended" and vm.vmcs["FAULT_FILTER"]:
+        yield from _filter_notes(vm, paging, summary)
+
+
+def _direct_notes(vm: VirtualMachine) -> Iterator[str]:
     from trapgate.engine import machine as stops
-    from trapgate.processor.logical import signed
     from trapgate.vmm.direct.machine import DirectMachine
 
-    vmcs = vm.vmcs
-    direct = isinstance(vm, DirectMachine)
-    if isinstance(vm, DirectMachine):
-        if not vm.has_paged:
-            yield "the guest never turned paging on, so there were no page tables to guard"
-        if vm.counts.refused:
-            yield f"the VMM refused {vm.counts.refused:,} times, at last: {vm.counts.last_refusal}"
-        if not vm.processor.engine.cells[stops.NATIVE]:
-            yield (
-                "the portable engine does not stop at task switches, which load CR3: "
-                "a guest that means harm gets out of direct paging; use --engine native for it"
-            )
-    if vmcs.profile != "extended" or not vmcs["FAULT_FILTER"]:
-        return
+    assert isinstance(vm, DirectMachine)
+    if not vm.has_paged:
+        yield "the guest never turned paging on, so there were no page tables to guard"
+    if vm.counts.refused:
+        yield f"the VMM refused {vm.counts.refused:,} times, at last: {vm.counts.last_refusal}"
+    if not vm.processor.engine.cells[stops.NATIVE]:
+        yield (
+            "the portable engine does not stop at task switches, which load CR3: "
+            "a guest that means harm gets out of direct paging; use --engine native for it"
+        )
+
+
+def _filter_notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Iterator[str]:
+    from trapgate.decision.decide import Disposition
+    from trapgate.decision.self_map import self_mapped
+    from trapgate.processor.logical import signed
+
     if summary.engine == "portable":
         yield PORTABLE_FILTERS
-    if not summary.count(Disposition.COMPLETE, 14):
-        if self_mapped(
-            vmcs["GUEST_CR0"],
-            vmcs["GUEST_CR3"],
-            vmcs["GUEST_CR4"],
-            vmcs["GUEST_IA32_EFER"],
-            vm.processor.memory.cells,
-            signed(vmcs["PTBASE"]),
-        ):
-            yield "the fault filter was never satisfied: no write to a page table was stopped" + (
-                "" if direct else "; with --paging direct the VMM makes the tables read-only"
-            )
-        else:
-            yield (
-                f"the fault filter was never satisfied: PTBASE {vmcs['PTBASE']:#x} is not where "
-                "the guest's page directory maps itself (¶74); set PTBASE to that address"
-            )
+    if summary.count(Disposition.COMPLETE, 14):
+        return
+    vmcs = vm.vmcs
+    if self_mapped(
+        vmcs["GUEST_CR0"],
+        vmcs["GUEST_CR3"],
+        vmcs["GUEST_CR4"],
+        vmcs["GUEST_IA32_EFER"],
+        vm.processor.memory.cells,
+        signed(vmcs["PTBASE"]),
+    ):
+        yield "the fault filter was never satisfied: no write to a page table was stopped" + (
+            ""
+            if paging is Paging.direct
+            else "; with --paging direct the VMM makes the tables read-only"
+        )
+    else:
+        yield (
+            f"the fault filter was never satisfied: PTBASE {vmcs['PTBASE']:#x} is not where "
+            "the guest's page directory maps itself (¶74); set PTBASE to that address"
+        )

@@ -9,12 +9,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console as Terminal
 
 from trapgate.errors import TrapgateError
-from trapgate.sdm.vectors import ROWS
 
 if TYPE_CHECKING:
+    from rich.console import Console as Terminal
+
     from trapgate.vmm.summary import Summary
 
 
@@ -64,6 +64,8 @@ def tell_portable(summary: Summary) -> None:
 
 def terminal(*, error: bool = False) -> Terminal:
     """Where tables go: colours only on a terminal, and words from files as they are."""
+    from rich.console import Console as Terminal
+
     stream = sys.stderr if error else sys.stdout
     width = None if stream.isatty() else 110
     return Terminal(file=stream, highlight=False, markup=False, emoji=False, width=width)
@@ -88,4 +90,6 @@ def prepared() -> Iterator[None]:
 
 def vector_name(vector: int) -> str:
     """#PF for 14, and so on."""
+    from trapgate.sdm.vectors import ROWS
+
     return f"#{ROWS[vector].vector.name}" if vector in ROWS else f"vector {vector}"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from trapgate.cli.terminal import fail, one_line_errors, plain, terminal
 
@@ -25,6 +24,8 @@ class Format(StrEnum):
     """Formats of foreign traces."""
 
     auto = "auto"
+    trace_dat = "trace-dat"
+    perf_data = "perf-data"
     trace_cmd = "trace-cmd"
     ftrace = "ftrace"
     perf_script = "perf-script"
@@ -37,9 +38,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 IMPORT_EXAMPLES = """
 Examples:
 
-  trace-cmd record -e kvm && trace-cmd report -N > host.txt
+  trace-cmd record -e kvm && trapgate trace import trace.dat -o host.parquet
 
-  trapgate trace import host.txt -o host.parquet
+  perf record -e 'kvm:*' -a && trapgate trace import perf.data -o host.parquet
+
+  trace-cmd report -N > host.txt && trapgate trace import host.txt -o host.parquet
 """
 
 
@@ -60,7 +63,7 @@ def _progress(size: int) -> Iterator[Callable[[int], None] | None]:
 
 @app.command("import", epilog=IMPORT_EXAMPLES)
 def import_command(
-    file: Annotated[Path, typer.Argument(help="Trace as text, or log, to read.")],
+    file: Annotated[Path, typer.Argument(help="Recording, trace as text, or log, to read.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
     format: Annotated[Format, typer.Option(help="What FILE is.")] = Format.auto,  # noqa: A002
     as_json: AsJson = False,
@@ -119,6 +122,8 @@ def stat(
 
 
 def _show(result: Stat, top: int) -> None:
+    from rich.table import Table
+
     out = terminal()
     out.print(f"{result.events:,} events; times in {result.time_unit}")
     timed = any(line.timed for lines in result.tables.values() for line in lines)

@@ -9,13 +9,19 @@ and "unsigned" comparisons have to be made explicit. Interpreted it is the refer
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Cells = NDArray[np.int64]
-"""An array of 64-bit integers: a VMCS, a register file, physical memory or a journal."""
+"""An array of 64-bit integers: a VMCS, say, or a register file."""
+
+Memory = Annotated[NDArray[np.int64], "physical memory"]
+"""Physical memory, eight bytes a cell; stores to it can be watched (`compiler.raw.watched`)."""
+
+Rows = Annotated[NDArray[np.int64], "two dimensions"]
+"""The same in two dimensions: `rows[n]` is an array of cells. A journal is one."""
 
 F = TypeVar("F", bound=Callable[..., object])
 

@@ -1,36 +1,51 @@
-"""Machine code of one room's own functions, apart from the processor's core.
+"""Functions that are compiled together: marked, translated, and called by Python and C.
 
-The core is one module, which every run of a guest needs. What other rooms want compiled
-(reading hundreds of megabytes of text, say) is a library of its own: made when it is first
-called, and kept in a file of its own.
+When machine code of one is needed for the first time, the image of all is taken from where it
+is kept (`cache`), or else they are translated into one module (`module`), compiled (`llvm`),
+linked (`elf`) and kept. Then it is placed in memory (`image`).
 """
 
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.compiler import image as images
-from trapgate.compiler import python_call
+from trapgate.compiler import cache, llvm, python_call
 from trapgate.compiler.dialect import F
-from trapgate.compiler.image import Image, Jit
-from trapgate.compiler.kinds import kinds_of
-from trapgate.compiler.program import PROCESSOR
-from trapgate.compiler.translate import Module, routine
+from trapgate.compiler.image import Image, Placed
+from trapgate.compiler.kinds import CType, Kind, kinds_of
+from trapgate.compiler.target import IS_LINUX_X86_64
+
+if TYPE_CHECKING:
+    from trapgate.compiler.module import Module
+
+CHECKED = "TRAPGATE_CHECKED"
+"""The environment variable that asks for a checked build: its code looks whether each index,
+shift count and divisor is in range, and ends the process with file and line if not.
+"""
+
+NAMED: "dict[str, Library]" = {}
+"""The libraries whose images are kept, and go into wheels."""
+
+_ROOM = Path(__file__).resolve().parent
+_VOCABULARY = _ROOM.parent / "sdm"
 
 
 class Library:
-    """Functions of the dialect that are compiled together; `name` names the file."""
+    """Functions with one image; its file is named after the library, or it has no `name`."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str = "", core: Mapping[str, FunctionType] | None = None) -> None:
+        self.name: Final = name
+        self._core = {} if core is None else core
         self._functions: set[FunctionType] = set()
-        self._entries: list[Compiled] = []
+        self._entries: list[Entry | Callback] = []
+        if name:
+            assert name not in NAMED, name
+            NAMED[name] = self
 
     def inside(self, function: F) -> F:
         """Mark a function for others of the library to call; it stays the same function."""
@@ -43,73 +58,157 @@ class Library:
 
         `interpreted` gives the function itself.
         """
+        twin: Any = self.enter(function, tuple(kinds_of(self._marked(function))[0].values()))
+        return twin  # type: ignore[no-any-return]
+
+    def enter(self, function: Callable[..., object], kinds: Sequence[Kind]) -> "Entry":
+        """The same, for arguments of these kinds."""
+        made = Entry(self, self._marked(function), kinds)
+        self._add(made)
+        return made
+
+    def callback(
+        self, returns: CType, *takes: CType
+    ) -> Callable[[Callable[..., object]], "Callback"]:
+        """Mark a function that C calls, with these types; its `address` is for C."""
+
+        def make(function: Callable[..., object]) -> Callback:
+            made = Callback(self, self._marked(function), returns, takes)
+            self._add(made)
+            return made
+
+        return make
+
+    def _marked(self, function: Callable[..., object]) -> FunctionType:
         assert isinstance(function, FunctionType)
-        self._functions.add(function)
-        compiled: Any = Compiled(self, function)
-        self._entries.append(compiled)
-        twin: F = compiled
-        return twin
+        return self.inside(function)
+
+    def _add(self, made: "Entry | Callback") -> None:
+        assert "code" not in self.__dict__, f"{made.symbol} is too late for the machine code"
+        assert made.symbol not in {entry.symbol for entry in self._entries}, made.symbol
+        self._entries.append(made)
+
+    def has(self, function: object) -> bool:
+        """Whether a function is one of the library's, or of the core if that belongs to it."""
+        name = getattr(function, "__name__", "")
+        return function in self._functions or self._core.get(name) is function
 
     @functools.cached_property
-    def code(self) -> Image | Jit:
-        """All of it in machine code, from its file or made now."""
-        file = self._file()
-        found = images.load(file)
-        if found is None:
-            module = Module(self._functions.__contains__)
-            for one in self._entries:
-                kinds = tuple(kinds_of(one.function)[0].values())
-                python_call.export(module, routine(one.function), one.symbol, kinds)
-            made = images.optimised(module.text(), *_target())
-            try:
-                images.save(file, made)
-            except OSError:  # a home that cannot be written to
-                return images.placed(made)
-            found = images.load(file)
-            assert found is not None
-        return found
+    def code(self) -> "Placed | llvm.Linked":
+        """All of it in machine code, from where it is kept or made now."""
+        image = self._kept
+        if image is None:
+            image = self.made()
+            if self.name:
+                cache.save(self._kind, f"{self.key} {llvm.version()}", image)
+        return Placed(image) if IS_LINUX_X86_64 else llvm.Linked(image.code)
 
-    def _file(self) -> Path:
+    @property
+    def is_kept(self) -> bool:
+        """Whether `code` has nothing to compile."""
+        return self._kept is not None
+
+    @functools.cached_property
+    def _kept(self) -> Image | None:
+        if not self.name:
+            return None
+        shipped = cache.shipped(self._kind, self.key)
+        if shipped is not None:
+            return shipped
+        return cache.load(self._kind, f"{self.key} {llvm.version()}")
+
+    @property
+    def _kind(self) -> str:
+        return f"{self.name}-checked" if os.environ.get(CHECKED) else self.name
+
+    def made(self) -> Image:
+        """All of it, compiled now."""
+        # What compiles is imported only where there is something to compile.
+        from trapgate.compiler import elf
+        from trapgate.compiler.module import Module
+
+        module = Module(self.has, checked=bool(os.environ.get(CHECKED)))
+        for entry in self._entries:
+            entry.export(module)
+        made = llvm.object_file(module.text())
+        return elf.linked(made) if IS_LINUX_X86_64 else Image(made, {}, None)
+
+    def ship(self) -> bytes:
+        """What a wheel has in `cache.shipped_file(name)`: never a checked build."""
+        return self.made().packed(self.key)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """What machine code is made from: sources, target, and how Python lays out objects."""
         digest = hashlib.sha256()
-        sources = {Path(inspect.getfile(one)) for one in self._functions}
-        sources |= set(Path(__file__).resolve().parent.glob("*.py"))
-        sources |= set((Path(__file__).resolve().parent.parent / "sdm").glob("*.py"))
-        for source in sorted(sources):
-            digest.update(source.read_bytes())
-        for fact in (importlib.metadata.version("llvmlite"), *_target()):
-            digest.update(fact.encode())
-        root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return Path(root) / "trapgate" / f"{self.name}-{digest.hexdigest()[:16]}.image"
+        for source in sorted(self.sources()):
+            content = source.read_bytes()
+            digest.update(f"{source.parent.name}/{source.name} {len(content)}\n".encode() + content)
+        digest.update(repr((*llvm.processor(), python_call.LAYOUT)).encode())
+        return digest.hexdigest()
+
+    def sources(self) -> set[Path]:
+        """The files on which machine code depends: those of the rooms of all functions, the
+        compiler's own, and the vocabulary's, whose constants stand in the code.
+        """
+        functions = [*self._core.values(), *self._functions]
+        files = {Path(inspect.getfile(one)).resolve() for one in functions}
+        rooms = {file.parent for file in files if _ROOM.parent in file.parents}
+        return {file for room in rooms | {_ROOM, _VOCABULARY} for file in room.glob("*.py")}
 
 
-class Compiled:
-    """A function of a library; calling it calls its machine code."""
+class Callback:
+    """A compiled function that C calls."""
 
-    def __init__(self, library: Library, function: FunctionType) -> None:
+    def __init__(
+        self, library: Library, function: FunctionType, returns: CType, takes: Sequence[CType]
+    ) -> None:
+        self.function: Final = function
+        self.symbol: Final = f"c {function.__module__}.{function.__name__}"
+        self._library = library
+        self._types = returns, takes
+
+    def export(self, module: "Module") -> None:
+        """Have it in a module."""
+        from trapgate.compiler.routine import routine
+
+        module.for_c(routine(self.function), self.symbol, *self._types)
+
+    @functools.cached_property
+    def address(self) -> int:
+        """Where its machine code is."""
+        return self._library.code.address(self.symbol)
+
+
+class Entry:
+    """A compiled function that Python calls."""
+
+    def __init__(self, library: Library, function: FunctionType, kinds: Sequence[Kind]) -> None:
         self.function: Final = function
         self.symbol: Final = f"python {function.__module__}.{function.__name__}"
         self._library = library
+        self._kinds = tuple(kinds)
+
+    def export(self, module: "Module") -> None:
+        """Have it in a module."""
+        from trapgate.compiler import python_export
+        from trapgate.compiler.routine import routine
+
+        python_export.export(module, routine(self.function), self.symbol, self._kinds)
 
     @functools.cached_property
-    def _built_in(self) -> Callable[..., Any]:
+    def built_in(self) -> Callable[..., Any]:
+        """The function itself, as Python's own."""
         address = self._library.code.address(self.symbol)
         return python_call.built_in(self.function.__name__, address)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call it; integers, booleans and tuples of them come back as such."""
-        return self._built_in(*arguments)
+        """Call it; booleans and integers come back as such, a tuple as a tuple."""
+        return self.built_in(*arguments)
 
 
 def interpreted(twin: F) -> F:
     """The function of which `twin` is the machine code: the reference."""
-    compiled: Any = twin
-    function: F = compiled.function
+    entry: Any = twin
+    function: F = entry.function
     return function
-
-
-def _target() -> tuple[str, str]:
-    if images.IS_LINKED_HERE:
-        return PROCESSOR, ""
-    from llvmlite import binding
-
-    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()

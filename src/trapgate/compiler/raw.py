@@ -1,6 +1,6 @@
 """Loads, stores and calls at bare addresses, for compiled code only.
 
-Each is an instruction or two, or one call: `trapgate.compiler.translate` knows them by
+Each is an instruction or two, or one call: `trapgate.compiler.expressions` knows them by
 their names. Addresses and values are 64-bit integers; narrower loads are zero-extended.
 """
 
@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Memory, Rows
 
 
 def _compiled_only() -> NoReturn:
@@ -66,17 +66,17 @@ def cells(address: int, count: int) -> Cells:
     _compiled_only()
 
 
-def memory(address: int, count: int, watch: int) -> Cells:
+def memory(address: int, count: int, watch: int) -> Memory:
     """The same for physical memory, whose stores are watched in the cells at `watch`."""
     _compiled_only()
 
 
-def watch(mem: Cells, cells: Cells) -> None:
+def watch(mem: Memory, cells: Cells) -> None:
     """Let `cells` be where stores to `mem` are watched, for interpreted functions too."""
     _watches[id(mem)] = weakref.ref(mem), cells
 
 
-def watched(mem: Cells) -> Cells:
+def watched(mem: Memory) -> Cells:
     """The cells in which stores to physical memory are watched; none if nobody watches."""
     found = _watches.get(id(mem))
     return found[1] if found is not None and found[0]() is mem else _NONE
@@ -86,6 +86,6 @@ _watches: dict[int, tuple[weakref.ref[Cells], Cells]] = {}
 _NONE: Cells = np.zeros(0, np.int64)
 
 
-def table(address: int, count: int, width: int) -> Cells:
+def table(address: int, count: int, width: int) -> Rows:
     """The same with two dimensions."""
     _compiled_only()

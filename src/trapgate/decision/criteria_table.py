@@ -22,7 +22,7 @@ address, puts it there.
 
 from typing import Final
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision import fault_values as fv
 from trapgate.decision.clauses import all_bits, any_bit, below_64, in_range, is_equal, masked
 from trapgate.paging.probe import probe
@@ -167,7 +167,7 @@ def clause_holds(v: Cells, word: int, value: int, operand: int, limit: int) -> b
 @core
 def decide_by_table(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     vector: int,
     kind: int,
     error_code: int,
@@ -239,7 +239,7 @@ def decide_by_table(
 
 
 @core
-def load_table(v: Cells, mem: Cells) -> bool:
+def load_table(v: Cells, mem: Memory) -> bool:
     """Let the processor read the table that the VMCS names; False if it does not lie in memory."""
     address = v[f.CRITERIA_TABLE_ADDRESS]
     length = v[f.CRITERIA_TABLE_LENGTH]

@@ -10,7 +10,7 @@ fault filter.
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_table
 from trapgate.decision.fault_filters import (
     FILTER_FIGURE_7,
@@ -217,7 +217,7 @@ def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int
 @core
 def decide_event(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     vector: int,
     kind: int,
     error_code: int,

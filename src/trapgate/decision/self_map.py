@@ -9,7 +9,7 @@ What keeps a filter from being more than it should be is `entry_at`: docs/fault-
 has the argument.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.fault_filters import (
     FILTER_FIGURE_7,
     FILTER_FIGURE_8,
@@ -58,7 +58,7 @@ def entry_size(cr4: int) -> int:
 
 
 @core
-def self_mapped(cr0: int, cr3: int, cr4: int, efer: int, mem: Cells, ptbase: int) -> bool:
+def self_mapped(cr0: int, cr3: int, cr4: int, efer: int, mem: Memory, ptbase: int) -> bool:
     """The conditions of ¶74: PTBASE is aligned, and its directory entry holds CR3's frame.
 
     The entry must be a present one, and no large page: then the region shows the tables.
@@ -103,7 +103,7 @@ def entry_at(
     cr4: int,
     efer: int,
     rflags: int,
-    mem: Cells,
+    mem: Memory,
     ptbase: int,
     linear: int,
     user: int,
@@ -179,7 +179,7 @@ def admits(fault_filter: int, cr4: int, kind: int, data: int, old: int) -> bool:
 
 @core
 def refused_entry(
-    fault_filter: int, cr4: int, kind: int, mem: Cells, physical: int, size: int, data: int
+    fault_filter: int, cr4: int, kind: int, mem: Memory, physical: int, size: int, data: int
 ) -> int:
     """The first entry that the filter forbids a write to change: its physical address, or -1.
 
@@ -198,7 +198,7 @@ def refused_entry(
 
 
 @core
-def entry_of(mem: Cells, at: int, width: int) -> int:
+def entry_of(mem: Memory, at: int, width: int) -> int:
     """The entry of `width` bytes at physical address `at`."""
     return load64(mem, at) if width == 8 else load32(mem, at)
 

@@ -5,7 +5,7 @@ done here (`effects`), so that every engine does the same. Forms with a memory o
 which are rare, are left to `instructions`, which has a whole decoder.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
 from trapgate.instructions.effects import (
@@ -146,7 +146,7 @@ def set_pair(r: Cells, value: int) -> None:
 
 
 @core
-def execute(v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, time: int) -> int:
+def execute(v: Cells, r: Cells, mem: Memory, x: Cells, n: Cells, word: int, time: int) -> int:
     """Carry out the sensitive instruction whose first eight bytes are `word`, at GUEST_RIP.
 
     `v` is the VMCS in force, `x` the VMX state of the processor, `n` the x86 VMM's current
@@ -184,7 +184,7 @@ def execute(v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, time:
 
 @core
 def execute_io(
-    v: Cells, r: Cells, mem: Cells, x: Cells, word: int, start: int, opcode: int, second: int
+    v: Cells, r: Cells, mem: Memory, x: Cells, word: int, start: int, opcode: int, second: int
 ) -> int:
     """IN and OUT (E4H-E7H, ECH-EFH); a port that nobody intercepts has nothing behind it."""
     immediate = 0 if opcode & 8 else 1
@@ -222,7 +222,7 @@ def execute_io(
 def execute_two_byte(
     v: Cells,
     r: Cells,
-    mem: Cells,
+    mem: Memory,
     x: Cells,
     n: Cells,
     time: int,
@@ -338,7 +338,7 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
 def execute_mov_cr(
     v: Cells,
     r: Cells,
-    mem: Cells,
+    mem: Memory,
     x: Cells,
     long: bool,
     rex: int,
@@ -376,7 +376,9 @@ def execute_mov_cr(
 
 
 @core
-def write_paging_register(v: Cells, r: Cells, mem: Cells, x: Cells, number: int, value: int) -> int:
+def write_paging_register(
+    v: Cells, r: Cells, mem: Memory, x: Cells, number: int, value: int
+) -> int:
     """MOV to a control register, which may load the pointers of PAE paging from memory.
 
     Without EPT each walk reads them there. If they cannot be loaded, no register changes.

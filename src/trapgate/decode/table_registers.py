@@ -3,7 +3,7 @@
 Loads are carried out here; stores only as far as "descriptor-table exiting" is concerned.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.exits import vm_exit
 from trapgate.instructions.effects import in_64_bit_mode
 from trapgate.instructions.intercepts import (
@@ -48,7 +48,7 @@ NO_TABLE_INSTRUCTION = -1
 def execute_table(
     v: Cells,
     r: Cells,
-    mem: Cells,
+    mem: Memory,
     x: Cells,
     word: int,
     start: int,
@@ -110,7 +110,7 @@ def execute_table(
 
 
 @core
-def load_segment(v: Cells, mem: Cells, x: Cells, selector: int, field: int) -> int:
+def load_segment(v: Cells, mem: Memory, x: Cells, selector: int, field: int) -> int:
     """LLDT (`field` 2) or LTR (3)."""
     vector, error, address = load_system_segment(v, mem, selector, field == 3)
     if vector == NO_FAULT:

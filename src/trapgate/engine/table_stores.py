@@ -9,7 +9,7 @@ Only an aligned store by an instruction that stores once comes here: whatever co
 parts is for `trapgate.processor.table_writes`. Compiled only.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Memory
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, table
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
@@ -116,7 +116,7 @@ def intercept_store(
 
 
 @jit
-def store(mem: Cells, physical: int, size: int, value: int) -> None:
+def store(mem: Memory, physical: int, size: int, value: int) -> None:
     """Store what was let through."""
     if size == 4:
         store32(mem, physical, value)

@@ -11,7 +11,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import bound, jit, jit_for_python
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, poke64, table, watch
 from trapgate.engine import audit, calibration, coherence, core_calls, dispatch, hooks, native
@@ -487,7 +487,7 @@ class UnicornEngine:
         """Say when the engine has to stop and look, from the VMCS in force and the pins."""
         look_ahead_now(self._machine)
 
-    def attach(self, v: Cells, r: Cells, rows: Cells, head: Cells) -> None:
+    def attach(self, v: Cells, r: Cells, rows: Rows, head: Cells) -> None:
         """Let `v` be VMCS 0 and in force, `r` the register file, `rows` and `head` the journal."""
         self._arrays = (v, r, rows, head)
         self.cells[mc.HOST] = _address(v)

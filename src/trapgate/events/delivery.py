@@ -8,7 +8,7 @@ comes of that is decided and delivered in its turn, until a handler is entered,
 something exits or the guest shuts down.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, Rows, core
 from trapgate.decision.decide import (
     COMPLETE,
     DELIVER,
@@ -116,8 +116,8 @@ def combine(first: int, first_kind: int, second: int) -> int:
 def raise_event(
     v: Cells,
     r: Cells,
-    mem: Cells,
-    rows: Cells,
+    mem: Memory,
+    rows: Rows,
     head: Cells,
     vector: int,
     kind: int,

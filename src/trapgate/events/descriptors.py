@@ -5,7 +5,7 @@ bits 47:40 and 55:52 are, in the place of bits 7:0 and 15:12, the access rights 
 the VMCS's guest-state area.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import store8
 from trapgate.paging.walk import WRITE, read_system, walk
 from trapgate.sdm.cells import (
@@ -23,7 +23,7 @@ FAULTED = 2
 
 
 @core
-def read_descriptor(v: Cells, mem: Cells, selector: int) -> tuple[int, int, int, int]:
+def read_descriptor(v: Cells, mem: Memory, selector: int) -> tuple[int, int, int, int]:
     """Read a segment descriptor: (status, descriptor, its linear address, error code).
 
     With status FAULTED the address is the faulting one, the error code the page
@@ -47,7 +47,7 @@ def read_descriptor(v: Cells, mem: Cells, selector: int) -> tuple[int, int, int,
 
 
 @core
-def mark_accessed(v: Cells, mem: Cells, descriptor: int, linear: int) -> int:
+def mark_accessed(v: Cells, mem: Memory, descriptor: int, linear: int) -> int:
     """Set a descriptor's accessed flag; returns -1 or a page-fault error code."""
     if descriptor & (1 << 40):
         return -1

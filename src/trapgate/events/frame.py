@@ -6,7 +6,7 @@ half of a frame. SDM, "Exception- or Interrupt-Handler Procedures" and, for 64-b
 mode, "64-Bit Mode Stack Frame".
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import store8, store16, store32, store64
 from trapgate.paging.walk import WRITE, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
@@ -49,7 +49,7 @@ def stack_is_canonical(sp: int, length: int) -> bool:
 
 @core
 def probe_frame(
-    v: Cells, mem: Cells, base: int, sp: int, mask: int, size: int, count: int, user: int
+    v: Cells, mem: Memory, base: int, sp: int, mask: int, size: int, count: int, user: int
 ) -> tuple[int, int, int]:
     """Translate the frame of `count` words of `size` bytes below `sp` for writing.
 
@@ -89,7 +89,7 @@ def probe_frame(
 @core
 def push_word(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     physical: int,
     base: int,
     sp: int,

@@ -5,7 +5,7 @@ Mode". `deliver` either changes the guest state completely or leaves it as it wa
 says which fault stood in the way; what that fault leads to is `delivery`'s business.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
     FAULTED,
     OUT_OF_LIMITS,
@@ -77,7 +77,7 @@ _LOW_CLEARED = RFLAGS_TF | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM
 
 @core
 def deliver(
-    v: Cells, mem: Cells, vector: int, kind: int, error_code: int, length: int
+    v: Cells, mem: Memory, vector: int, kind: int, error_code: int, length: int
 ) -> tuple[int, int, int]:
     """Deliver one event through the guest's IDT.
 
@@ -113,7 +113,7 @@ def _return_address(v: Cells, kind: int, length: int) -> int:
 
 @core
 def _handler_segment(
-    v: Cells, mem: Cells, selector: int, cpl: int, ext: int
+    v: Cells, mem: Memory, selector: int, cpl: int, ext: int
 ) -> tuple[int, int, int, int]:
     """Check the code segment that a gate names: (fault or -1, error code, descriptor, CPL).
 
@@ -187,7 +187,7 @@ def _check_gate(
 
 @core
 def _deliver_long(
-    v: Cells, mem: Cells, vector: int, kind: int, error_code: int, length: int, ext: int
+    v: Cells, mem: Memory, vector: int, kind: int, error_code: int, length: int, ext: int
 ) -> tuple[int, int, int]:
     if (vector << 4) + 15 > v[GUEST_IDTR_LIMIT]:
         return GP, (vector << 3) | 2 | ext, 0
@@ -259,7 +259,7 @@ def _deliver_long(
 
 @core
 def _deliver_protected(
-    v: Cells, mem: Cells, vector: int, kind: int, error_code: int, length: int, ext: int
+    v: Cells, mem: Memory, vector: int, kind: int, error_code: int, length: int, ext: int
 ) -> tuple[int, int, int]:
     if (vector << 3) + 7 > v[GUEST_IDTR_LIMIT]:
         return GP, (vector << 3) | 2 | ext, 0
@@ -353,7 +353,7 @@ def _deliver_protected(
 
 @core
 def _stack_of_ring(
-    v: Cells, mem: Cells, ring: int, ext: int
+    v: Cells, mem: Memory, ring: int, ext: int
 ) -> tuple[int, int, int, int, int, int]:
     """The TSS's stack for `ring`: (fault or -1, error code, address, SS, ESP, descriptor)."""
     offset = ring * 8 + 4
@@ -400,7 +400,7 @@ def _null_data_segment(v: Cells, segment: int) -> None:
 
 @core
 def check_tss(
-    v: Cells, mem: Cells, selector: int, ext: int, busy: int, wrong: int
+    v: Cells, mem: Memory, selector: int, ext: int, busy: int, wrong: int
 ) -> tuple[int, int, int]:
     """The checks of a new task's TSS before a switch to it (SDM, "Treatment of Task Switches").
 

@@ -5,7 +5,7 @@ redirects to the 8086 program's own handlers (SDM, "Real-Address Mode Operation"
 3 - Software Interrupt Handling in Virtual-8086 Mode").
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.frame import probe_frame, push_word, stack_has_room
 from trapgate.paging.walk import read_system
 from trapgate.sdm import cells as f
@@ -31,7 +31,7 @@ _REDIRECTION_SIZE = 32
 
 
 @core
-def is_redirected(v: Cells, mem: Cells, vector: int, kind: int) -> tuple[bool, int, int, int]:
+def is_redirected(v: Cells, mem: Memory, vector: int, kind: int) -> tuple[bool, int, int, int]:
     """Whether this event is an INT n that CR4.VME gives to the 8086 program's own handler.
 
     A 0 in the software interrupt redirection bitmap, the 32 bytes below the TSS's I/O map,
@@ -59,7 +59,7 @@ def is_redirected(v: Cells, mem: Cells, vector: int, kind: int) -> tuple[bool, i
 
 
 @core
-def deliver_redirected(v: Cells, mem: Cells, vector: int, rip: int) -> tuple[int, int, int]:
+def deliver_redirected(v: Cells, mem: Memory, vector: int, rip: int) -> tuple[int, int, int]:
     """INT n to the 8086 program's handler, by the table at linear address 0.
 
     `rip` is the return address. Below IOPL 3 the program sees VIF where IF is, and IOPL as
@@ -79,7 +79,7 @@ def deliver_redirected(v: Cells, mem: Cells, vector: int, rip: int) -> tuple[int
 
 
 @core
-def deliver_real(v: Cells, mem: Cells, vector: int, rip: int) -> tuple[int, int, int]:
+def deliver_real(v: Cells, mem: Memory, vector: int, rip: int) -> tuple[int, int, int]:
     """Any event in real-address mode: no error codes, no rings. Returns as `deliver_redirected`."""
     if (vector << 2) + 3 > v[f.GUEST_IDTR_LIMIT]:
         return GP, -1, 0
@@ -91,7 +91,7 @@ def deliver_real(v: Cells, mem: Cells, vector: int, rip: int) -> tuple[int, int,
 @core
 def _enter(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     linear: int,
     rip: int,
     user: int,

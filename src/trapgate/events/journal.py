@@ -5,7 +5,7 @@ the oldest row is overwritten, so that whoever does not trace pays for no more t
 the writing. A capacity of 0 keeps only the counts.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Rows, core
 from trapgate.decision.decide import DELIVER
 from trapgate.sdm.cells import (
     GUEST_CR3,
@@ -62,7 +62,7 @@ HEAD_LENGTH = HEAD_COUNTS + LEVELS * COUNTS
 @core
 def record(
     v: Cells,
-    rows: Cells,
+    rows: Rows,
     head: Cells,
     vector: int,
     kind: int,
@@ -113,7 +113,7 @@ def record(
 
 
 @core
-def amend(rows: Cells, head: Cells, vector: int, disposition: int, reason: int) -> None:
+def amend(rows: Rows, head: Cells, vector: int, disposition: int, reason: int) -> None:
     """Correct the row just written: the delivery of `vector` ends as `disposition` after all."""
     counts = HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3
     head[counts + DELIVER] -= 1

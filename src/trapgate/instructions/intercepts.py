@@ -8,7 +8,7 @@ code 0). Faults for a lack of privilege come first (SDM, "Relative Priority of F
 and VM Exits"); MOV DR is the exception.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.exits import vm_exit
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import read_system
@@ -297,7 +297,7 @@ def intercept_mov_dr(v: Cells, number: int, is_read: int, register: int, length:
 
 
 @core
-def msr_exits(v: Cells, mem: Cells, index: int, is_write: int) -> bool:
+def msr_exits(v: Cells, mem: Memory, index: int, is_write: int) -> bool:
     """Whether an access to MSR `index` exits: no bitmaps, out of their range, or its bit is 1."""
     if (v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_USE_MSR_BITMAPS) == 0:
         return True
@@ -312,7 +312,7 @@ def msr_exits(v: Cells, mem: Cells, index: int, is_write: int) -> bool:
 
 
 @core
-def intercept_rdmsr(v: Cells, mem: Cells, index: int, length: int) -> int:
+def intercept_rdmsr(v: Cells, mem: Memory, index: int, length: int) -> int:
     """RDMSR of `index` (ECX, unsigned)."""
     if privilege_level(v) != 0:
         return RAISE_GP
@@ -323,7 +323,7 @@ def intercept_rdmsr(v: Cells, mem: Cells, index: int, length: int) -> int:
 
 
 @core
-def intercept_wrmsr(v: Cells, mem: Cells, index: int, length: int) -> int:
+def intercept_wrmsr(v: Cells, mem: Memory, index: int, length: int) -> int:
     """WRMSR to `index` (ECX, unsigned)."""
     if privilege_level(v) != 0:
         return RAISE_GP
@@ -334,7 +334,7 @@ def intercept_wrmsr(v: Cells, mem: Cells, index: int, length: int) -> int:
 
 
 @core
-def io_permission(v: Cells, mem: Cells, port: int, size: int) -> tuple[int, int, int]:
+def io_permission(v: Cells, mem: Memory, port: int, size: int) -> tuple[int, int, int]:
     """Whether the guest may use ports: IOPL, then the TSS's bitmap (SDM, "I/O Protection").
 
     Returns (GO_ON, 0, 0), (RAISE_GP, 0, 0), or (RAISE_PF, error code, linear address)
@@ -363,7 +363,7 @@ def io_permission(v: Cells, mem: Cells, port: int, size: int) -> tuple[int, int,
 
 
 @core
-def io_exits(v: Cells, mem: Cells, port: int, size: int) -> bool:
+def io_exits(v: Cells, mem: Memory, port: int, size: int) -> bool:
     """Whether an access of `size` bytes to `port` exits (controls and bitmaps)."""
     primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
     if (primary & ct.PRIMARY_USE_IO_BITMAPS) == 0:
@@ -382,7 +382,7 @@ def io_exits(v: Cells, mem: Cells, port: int, size: int) -> bool:
 @core
 def intercept_io(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     port: int,
     size: int,
     is_in: int,

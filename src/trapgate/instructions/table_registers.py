@@ -4,7 +4,7 @@ SDM, "LGDT/LIDT", "LLDT" and "LTR". Mode, privilege and VM exits are the caller'
 A fault is (vector, error code, linear address of a page fault), none is (NO_FAULT, 0, 0).
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
     FAULTED,
     OUT_OF_LIMITS,
@@ -52,7 +52,9 @@ def load_descriptor_table(v: Cells, is_idt: bool, base: int, limit: int) -> bool
 
 
 @core
-def load_system_segment(v: Cells, mem: Cells, selector: int, is_task: bool) -> tuple[int, int, int]:
+def load_system_segment(
+    v: Cells, mem: Memory, selector: int, is_task: bool
+) -> tuple[int, int, int]:
     """Load TR, or LDTR, with `selector` (16 bits); the fault."""
     which = _TR if is_task else _LDTR
     named = selector & 0xFFFC

@@ -3,7 +3,7 @@
 SDM, "Treatment of Task Switches". Those by task gates in the IDT are `idt`'s.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Memory
 from trapgate.events.descriptors import FAULTED, OUT_OF_LIMITS, read_descriptor
 from trapgate.events.idt import TASK_GATE, check_tss
 from trapgate.instructions import intercepts as ix
@@ -17,7 +17,7 @@ Fault = tuple[int, int, int]
 """A vector, its error code, and the linear address of a page fault."""
 
 
-def transfer(v: Cells, mem: Cells, selector: int, source: int, length: int) -> Fault | None:
+def transfer(v: Cells, mem: Memory, selector: int, source: int, length: int) -> Fault | None:
     """A far JMP or CALL to `selector`, that of a TSS or a task gate; None if it exits.
 
     `source` is `intercepts.TASK_BY_JMP` or TASK_BY_CALL, `length` the instruction's in bytes.
@@ -37,7 +37,7 @@ def transfer(v: Cells, mem: Cells, selector: int, source: int, length: int) -> F
     return _attempt(v, mem, selector, source, length)
 
 
-def back(v: Cells, mem: Cells, length: int) -> Fault | None:
+def back(v: Cells, mem: Memory, length: int) -> Fault | None:
     """IRET with RFLAGS.NT, to the task that the current TSS names; None if it exits."""
     link, error, address = read_system(v, mem, v[f.GUEST_TR_BASE], 2)
     if error >= 0:
@@ -45,7 +45,7 @@ def back(v: Cells, mem: Cells, length: int) -> Fault | None:
     return _attempt(v, mem, link, ix.TASK_BY_IRET, length)
 
 
-def _attempt(v: Cells, mem: Cells, selector: int, source: int, length: int) -> Fault | None:
+def _attempt(v: Cells, mem: Memory, selector: int, source: int, length: int) -> Fault | None:
     returning = source == ix.TASK_BY_IRET
     vector, code, address = check_tss(
         v, mem, selector, 0, 2 if returning else 0, TS if returning else GP

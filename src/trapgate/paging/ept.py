@@ -10,7 +10,7 @@ The rights in an entry, those of an access and those that a qualification report
 same bits: 0 read, 1 write, 2 execute.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Memory, core
 from trapgate.paging.memory import MAXPHYADDR, load64, store64
 from trapgate.sdm.reasons import REASON_EPT_MISCONFIGURATION, REASON_EPT_VIOLATION
 
@@ -42,7 +42,7 @@ _RESERVED_TYPES = 1 << 2 | 1 << 3 | 1 << 7
 
 @core
 def through_ept(
-    ept: int, mem: Cells, address: int, wanted: int, told: int
+    ept: int, mem: Memory, address: int, wanted: int, told: int
 ) -> tuple[int, int, int, int]:
     """Translate the guest-physical `address` for an access that needs the rights `wanted`.
 

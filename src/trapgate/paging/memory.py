@@ -7,7 +7,7 @@ Values narrower than 64 bits are zero-extended; a 64-bit value is the word's own
 two's complement, so it may be negative.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Memory, core
 from trapgate.compiler.raw import watched
 
 MAXPHYADDR = 40
@@ -26,7 +26,7 @@ WATCHED_PAGE = 1
 
 
 @core
-def note_store(mem: Cells, cell: int) -> None:
+def note_store(mem: Memory, cell: int) -> None:
     """Note that a cell of memory changes, if its page is watched: an engine executes copies."""
     watch = watched(mem)
     if len(watch) == 0 or watch[WATCH_PAGES + (cell >> 9)] & WATCHED_PAGE == 0:
@@ -40,7 +40,7 @@ def note_store(mem: Cells, cell: int) -> None:
 
 
 @core
-def load8(mem: Cells, pa: int) -> int:
+def load8(mem: Memory, pa: int) -> int:
     """Read the byte at physical address `pa`; FFH outside RAM."""
     if pa < 0 or (pa >> 3) >= len(mem):
         return 0xFF
@@ -49,7 +49,7 @@ def load8(mem: Cells, pa: int) -> int:
 
 
 @core
-def store8(mem: Cells, pa: int, value: int) -> None:
+def store8(mem: Memory, pa: int, value: int) -> None:
     """Write the low 8 bits of `value` at physical address `pa`; dropped outside RAM."""
     if pa < 0 or (pa >> 3) >= len(mem):
         return
@@ -68,7 +68,7 @@ def store8(mem: Cells, pa: int, value: int) -> None:
 
 
 @core
-def load16(mem: Cells, pa: int) -> int:
+def load16(mem: Memory, pa: int) -> int:
     """Read 16 bits at physical address `pa`, zero-extended; any alignment."""
     if (pa & 7) <= 6 and pa >= 0 and (pa >> 3) < len(mem):
         word: int = mem[pa >> 3]
@@ -77,14 +77,14 @@ def load16(mem: Cells, pa: int) -> int:
 
 
 @core
-def store16(mem: Cells, pa: int, value: int) -> None:
+def store16(mem: Memory, pa: int, value: int) -> None:
     """Write the low 16 bits of `value` at physical address `pa`; any alignment."""
     store8(mem, pa, value)
     store8(mem, pa + 1, value >> 8)
 
 
 @core
-def load32(mem: Cells, pa: int) -> int:
+def load32(mem: Memory, pa: int) -> int:
     """Read 32 bits at physical address `pa`, zero-extended; any alignment."""
     if (pa & 7) <= 4 and pa >= 0 and (pa >> 3) < len(mem):
         word: int = mem[pa >> 3]
@@ -93,7 +93,7 @@ def load32(mem: Cells, pa: int) -> int:
 
 
 @core
-def store32(mem: Cells, pa: int, value: int) -> None:
+def store32(mem: Memory, pa: int, value: int) -> None:
     """Write the low 32 bits of `value` at physical address `pa`; any alignment."""
     if (pa & 3) == 0 and pa >= 0 and (pa >> 3) < len(mem):
         note_store(mem, pa >> 3)
@@ -109,7 +109,7 @@ def store32(mem: Cells, pa: int, value: int) -> None:
 
 
 @core
-def load64(mem: Cells, pa: int) -> int:
+def load64(mem: Memory, pa: int) -> int:
     """Read 64 bits at physical address `pa`, two's complement; any alignment."""
     if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):
         word: int = mem[pa >> 3]
@@ -119,7 +119,7 @@ def load64(mem: Cells, pa: int) -> int:
 
 
 @core
-def store64(mem: Cells, pa: int, value: int) -> None:
+def store64(mem: Memory, pa: int, value: int) -> None:
     """Write 64 bits at physical address `pa`; any alignment."""
     if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):
         note_store(mem, pa >> 3)

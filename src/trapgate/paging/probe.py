@@ -1,6 +1,6 @@
 """Where a page walk ends, found without changing anything: no accessed or dirty flag is set."""
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import load32, load64
 from trapgate.sdm.cells import GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_IA32_EFER
 from trapgate.sdm.state import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA
@@ -12,7 +12,7 @@ _NOT_MAPPED = -1
 
 
 @core
-def probe(v: Cells, mem: Cells, linear: int) -> tuple[int, int, int, int]:
+def probe(v: Cells, mem: Memory, linear: int) -> tuple[int, int, int, int]:
     """The last entry of the walk for `linear`: (level, its address, the entry, physical address).
 
     `level` is 1 for a PTE up to 4 for a PML4E, and 0 if paging is off, when there is no entry.
@@ -45,7 +45,7 @@ def probe(v: Cells, mem: Cells, linear: int) -> tuple[int, int, int, int]:
 
 
 @core
-def _probe_two_levels(v: Cells, mem: Cells, linear: int, table: int) -> tuple[int, int, int, int]:
+def _probe_two_levels(v: Cells, mem: Memory, linear: int, table: int) -> tuple[int, int, int, int]:
     at = table + ((linear >> 20) & 0xFFC)
     entry = load32(mem, at)
     if entry & _PRESENT == 0:

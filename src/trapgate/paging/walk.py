@@ -11,7 +11,7 @@ the edit at once. Protection keys, shadow stacks, 57-bit addresses and global pa
 have no part here. Whether a linear address is canonical is the caller's business.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.ept import (
     EPTP_ACCESSED_DIRTY,
     LINEAR_VALID,
@@ -89,7 +89,7 @@ def pat_is_legal(value: int) -> bool:
 
 @core
 def walk(
-    v: Cells, rflags: int, mem: Cells, linear: int, access: int, user: int
+    v: Cells, rflags: int, mem: Memory, linear: int, access: int, user: int
 ) -> tuple[int, int, int, int]:
     """Translate `linear` for one access, under the guest's control registers in VMCS `v`.
 
@@ -241,7 +241,7 @@ def walk(
 
 @core
 def _walk_two_level(
-    v: Cells, rflags: int, mem: Cells, linear: int, access: int, code: int
+    v: Cells, rflags: int, mem: Memory, linear: int, access: int, code: int
 ) -> tuple[int, int, int, int]:
     """The walk of 32-bit paging: SDM, section "32-Bit Paging"."""
     cr4 = v[GUEST_CR4]
@@ -298,7 +298,7 @@ def _walk_two_level(
 
 
 @core
-def read_entry(ept: int, mem: Cells, at: int, width: int) -> tuple[int, int]:
+def read_entry(ept: int, mem: Memory, at: int, width: int) -> tuple[int, int]:
     """The paging-structure entry of `width` bytes at guest-physical `at`: (entry, -1 or error).
 
     With accessed and dirty flags for EPT this counts as a write (SDM, section of that name).
@@ -314,7 +314,7 @@ def read_entry(ept: int, mem: Cells, at: int, width: int) -> tuple[int, int]:
 
 
 @core
-def write_entry(ept: int, mem: Cells, at: int, width: int, entry: int) -> int:
+def write_entry(ept: int, mem: Memory, at: int, width: int, entry: int) -> int:
     """Set flags in the entry that `read_entry` has read: -1, or the error.
 
     Processors report it as a read and a write.
@@ -332,7 +332,7 @@ def write_entry(ept: int, mem: Cells, at: int, width: int, entry: int) -> int:
 
 @core
 def at_guest_physical(
-    ept: int, mem: Cells, address: int, access: int, prot: int, size: int
+    ept: int, mem: Memory, address: int, access: int, prot: int, size: int
 ) -> tuple[int, int, int, int]:
     """What `walk` answers where the guest's own tables, if any, lead to `address`.
 
@@ -362,7 +362,7 @@ def pointer_is_legal(pointer: int) -> bool:
 
 
 @core
-def load_pointers(v: Cells, mem: Cells) -> int:
+def load_pointers(v: Cells, mem: Memory) -> int:
     """Load the four pointers of PAE paging from the table at CR3, through EPT.
 
     -1, NO_POINTERS if one of them has a reserved bit set, or the error of reaching them; only
@@ -402,7 +402,7 @@ def _protection(cr0: int, cr4: int, rflags: int, rights: int, user: int) -> int:
 
 
 @core
-def read_system(v: Cells, mem: Cells, linear: int, size: int) -> tuple[int, int, int]:
+def read_system(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
     """Read `size` bytes (2, 4 or 8) of a descriptor table or TSS: implicit supervisor access.
 
     Returns (value, -1, 0), or (0, page-fault error code, faulting linear address).
@@ -434,7 +434,7 @@ def read_system(v: Cells, mem: Cells, linear: int, size: int) -> tuple[int, int,
 
 
 @core
-def translate(v: Cells, mem: Cells, linear: int, access: int, user: int) -> tuple[int, int]:
+def translate(v: Cells, mem: Memory, linear: int, access: int, user: int) -> tuple[int, int]:
     """Translate `linear` under the guest registers in VMCS `v`, an explicit access.
 
     Returns (physical address, -1), or (0, page-fault error code).

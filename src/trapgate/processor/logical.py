@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Rows
 from trapgate.engine import machine as stops
 from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
@@ -103,7 +103,7 @@ class LogicalProcessor:
         self.engine = open_engine(memory, engine)
         self.memory = Memory(self.engine)
         self.registers = Registers()
-        self.rows: Cells = np.zeros((max(journal, 1), ROW_WIDTH), np.int64)
+        self.rows: Rows = np.zeros((max(journal, 1), ROW_WIDTH), np.int64)
         self.head: Cells = np.zeros(HEAD_LENGTH, np.int64)
         self.head[HEAD_CAPACITY] = journal
         # Plain integers, and quicker to reach from Python than the arrays.

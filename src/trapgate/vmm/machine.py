@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +28,6 @@ from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
 from trapgate.sdm.vmx import THROUGH_IDT_VECTOR
-from trapgate.trace import TraceWriter
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import (
@@ -43,6 +43,9 @@ from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.summary import Faults, NestedSummary, Summary
+
+if TYPE_CHECKING:
+    from trapgate.trace import TraceWriter
 
 _IF = 1 << 9
 _NE = 1 << 5

@@ -4,7 +4,7 @@ SDM, "VM Entries"; the second seed throughout. The guest-state area is the guest
 state, so there is nothing to load; what remains is the order of things.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, Rows, core
 from trapgate.decision.criteria_table import load_table
 from trapgate.events.delivery import raise_event
 from trapgate.events.exits import vm_exit
@@ -83,7 +83,7 @@ _DR6_BITS = 0xF | PENDING_BS
 
 
 @core
-def enter(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+def enter(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     """Enter the guest of VMCS `v`.
 
     Returns RUNS (the guest is about to run, or waits in its activity state), EXITED (a
@@ -126,7 +126,7 @@ def set_long_mode(v: Cells) -> None:
 
 
 @core
-def begin(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+def begin(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     """What follows once the guest's state is loaded: RUNS, or EXITED before it could run."""
     info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
     kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
@@ -153,7 +153,7 @@ def begin(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
 
 
 @core
-def inject(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+def inject(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     """Deliver the event in the VM-entry interruption-information field; 1 if that exits.
 
     SDM, "Vectored-Event Injection". No event can be blocked by STI or MOV SS
@@ -178,7 +178,7 @@ def inject(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
 
 
 @core
-def take_pending_debug(v: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells) -> int:
+def take_pending_debug(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     """Raise the debug exception that is pending after VM entry, if any; 1 if that exits.
 
     SDM, "Delivery of Pending Debug Exceptions after VM Entry". While blocked by MOV SS

@@ -5,7 +5,7 @@ the processor has no VMX for its guest, or the guest has not entered VMX operati
 in Python. Answers are those of `intercepts`, and ENTER.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.instructions.effects import cr0_seen, cr4_seen, in_64_bit_mode
 from trapgate.instructions.intercepts import (
     GO_ON,
@@ -120,7 +120,7 @@ _LOW = 0xFFFF_FFFF
 
 
 @core
-def vmx_reason(v: Cells, mem: Cells, word: int, start: int) -> int:
+def vmx_reason(v: Cells, mem: Memory, word: int, start: int) -> int:
     """The basic exit reason of the VMX instruction behind `start` prefixes, or NOT_VMX.
 
     `word` holds the first eight bytes of code; byte `start` is 0FH.
@@ -156,7 +156,15 @@ def vmx_reason(v: Cells, mem: Cells, word: int, start: int) -> int:
 
 @core
 def execute_vmx(
-    v: Cells, r: Cells, mem: Cells, x: Cells, n: Cells, word: int, start: int, rex: int, reason: int
+    v: Cells,
+    r: Cells,
+    mem: Memory,
+    x: Cells,
+    n: Cells,
+    word: int,
+    start: int,
+    rex: int,
+    reason: int,
 ) -> tuple[int, int]:
     """Carry out the VMX instruction `reason` (see `vmx_reason`): (outcome, length in bytes).
 
@@ -288,7 +296,7 @@ def is_region_address(pointer: int) -> bool:
 
 
 @core
-def vmxon(x: Cells, v: Cells, mem: Cells, pointer: int) -> int:
+def vmxon(x: Cells, v: Cells, mem: Memory, pointer: int) -> int:
     """Enter VMX root operation with the VMXON region at `pointer`."""
     if not is_region_address(pointer) or not revision_matches(mem, pointer):
         return fail_invalid(x, v, REASON_VMXON)
@@ -299,7 +307,7 @@ def vmxon(x: Cells, v: Cells, mem: Cells, pointer: int) -> int:
 
 
 @core
-def vmclear(x: Cells, v: Cells, mem: Cells, n: Cells, pointer: int) -> int:
+def vmclear(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
     """The VMCS at `pointer` goes back to memory, its launch state clear."""
     if not is_region_address(pointer):
         return fail(x, v, n, REASON_VMCLEAR, ERROR_VMCLEAR_BAD_ADDRESS)
@@ -314,7 +322,7 @@ def vmclear(x: Cells, v: Cells, mem: Cells, n: Cells, pointer: int) -> int:
 
 
 @core
-def vmptrld(x: Cells, v: Cells, mem: Cells, n: Cells, pointer: int) -> int:
+def vmptrld(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
     """The VMCS at `pointer` becomes current."""
     if not is_region_address(pointer):
         return fail(x, v, n, REASON_VMPTRLD, ERROR_VMPTRLD_BAD_ADDRESS)
@@ -330,7 +338,7 @@ def vmptrld(x: Cells, v: Cells, mem: Cells, n: Cells, pointer: int) -> int:
 
 @core
 def vmread(
-    x: Cells, v: Cells, r: Cells, mem: Cells, n: Cells, information: int, linear: int, long: bool
+    x: Cells, v: Cells, r: Cells, mem: Memory, n: Cells, information: int, linear: int, long: bool
 ) -> int:
     """VMREAD of the field whose encoding bits 31:28 of `information` find."""
     encoding = register_value(v, r, (information >> 28) & 0xF)
@@ -355,7 +363,7 @@ def vmread(
 
 @core
 def vmwrite(
-    x: Cells, v: Cells, r: Cells, mem: Cells, n: Cells, information: int, linear: int, long: bool
+    x: Cells, v: Cells, r: Cells, mem: Memory, n: Cells, information: int, linear: int, long: bool
 ) -> int:
     """VMWRITE of the field whose encoding bits 31:28 of `information` find."""
     encoding = register_value(v, r, (information >> 28) & 0xF)
@@ -379,7 +387,7 @@ def vmwrite(
 
 
 @core
-def invvpid(x: Cells, v: Cells, mem: Cells, n: Cells, linear: int, kind: int) -> int:
+def invvpid(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVVPID: one tag stands for all VPIDs, so that each type flushes everything."""
     if kind < 0 or kind > 3:
         return fail(x, v, n, REASON_INVVPID, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
@@ -405,7 +413,7 @@ def has_ept(x: Cells) -> bool:
 
 
 @core
-def invept(x: Cells, v: Cells, mem: Cells, n: Cells, linear: int, kind: int) -> int:
+def invept(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVEPT: one tag stands for all EPT pointers, so that both types flush everything."""
     if kind < 1 or kind > 2:
         return fail(x, v, n, REASON_INVEPT, ERROR_INVALID_INVEPT_INVVPID_OPERAND)

@@ -4,7 +4,7 @@ SDM, "VM-Exit Controls for MSRs", "Loading MSRs" and "Saving MSRs". An entry is 
 MSR's index, 32 reserved bits, its value.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.instructions.effects import read_msr, write_msr
 from trapgate.instructions.intercepts import GO_ON
 from trapgate.paging.memory import load32, load64, store64
@@ -15,7 +15,7 @@ MOST = 512
 
 
 @core
-def load_msrs(v: Cells, r: Cells, mem: Cells, address: int, count: int) -> int:
+def load_msrs(v: Cells, r: Cells, mem: Memory, address: int, count: int) -> int:
     """Load the MSRs of an area into the state in `v` and `r`: 0, or which entry failed, from 1."""
     for number in range(min(count, MOST)):
         entry = address + 16 * number
@@ -29,7 +29,7 @@ def load_msrs(v: Cells, r: Cells, mem: Cells, address: int, count: int) -> int:
 
 
 @core
-def store_msrs(v: Cells, r: Cells, mem: Cells, address: int, count: int, time: int) -> int:
+def store_msrs(v: Cells, r: Cells, mem: Memory, address: int, count: int, time: int) -> int:
     """Store the MSRs that an area names: 0, or which entry failed, from 1.
 
     `time` is the time-stamp counter without the guest's offset, which does not count here.

@@ -5,7 +5,7 @@ Information Field as Used for VMREAD and VMWRITE", whose layout holds everything
 operand but its displacement.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.instructions.effects import in_64_bit_mode
 from trapgate.instructions.intercepts import (
     GO_ON,
@@ -47,7 +47,7 @@ INFO_NO_BASE = 1 << 27
 
 
 @core
-def code_byte(v: Cells, mem: Cells, word: int, n: int) -> int:
+def code_byte(v: Cells, mem: Memory, word: int, n: int) -> int:
     """Byte `n` of the instruction at RIP, whose first eight bytes are `word`."""
     if n < 8:
         return (word >> (8 * n)) & 0xFF
@@ -60,7 +60,7 @@ def code_byte(v: Cells, mem: Cells, word: int, n: int) -> int:
 
 
 @core
-def code_displacement(v: Cells, mem: Cells, word: int, n: int, size: int) -> int:
+def code_displacement(v: Cells, mem: Memory, word: int, n: int, size: int) -> int:
     """The signed displacement of `size` bytes (1, 2 or 4) at byte `n` of the instruction."""
     value = 0
     for k in range(size):
@@ -93,7 +93,7 @@ def has_prefix(word: int, count: int, wanted: int) -> bool:
 
 @core
 def decode_operand(
-    v: Cells, mem: Cells, word: int, prefixes: int, rex: int, at: int
+    v: Cells, mem: Memory, word: int, prefixes: int, rex: int, at: int
 ) -> tuple[int, int, int]:
     """Decode the ModR/M byte at byte `at`: (where the operand ends, information, displacement).
 
@@ -225,7 +225,7 @@ def operand_linear(v: Cells, segment: int, offset: int, size: int, write: int) -
 
 @core
 def operand_pages(
-    x: Cells, v: Cells, mem: Cells, linear: int, size: int, access: int
+    x: Cells, v: Cells, mem: Memory, linear: int, size: int, access: int
 ) -> tuple[int, int, int]:
     """(GO_ON, physical address of the first byte, of the last), or RAISE_OPERAND_PF."""
     user = 1 if privilege_level(v) == 3 else 0
@@ -248,7 +248,7 @@ def operand_pages(
 
 
 @core
-def read_operand(x: Cells, v: Cells, mem: Cells, linear: int, size: int) -> tuple[int, int]:
+def read_operand(x: Cells, v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int]:
     """(GO_ON, value of 2, 4 or 8 bytes at a linear address), or (RAISE_OPERAND_PF, 0)."""
     outcome, first, last = operand_pages(x, v, mem, linear, size, READ)
     if outcome != GO_ON:
@@ -269,7 +269,7 @@ def read_operand(x: Cells, v: Cells, mem: Cells, linear: int, size: int) -> tupl
 
 
 @core
-def write_operand(x: Cells, v: Cells, mem: Cells, linear: int, size: int, value: int) -> int:
+def write_operand(x: Cells, v: Cells, mem: Memory, linear: int, size: int, value: int) -> int:
     """Store 4 or 8 bytes at a linear address; GO_ON or RAISE_OPERAND_PF."""
     outcome, first, last = operand_pages(x, v, mem, linear, size, WRITE)
     if outcome != GO_ON:

@@ -12,7 +12,7 @@ its fields start as 0.
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import load32, load64, store32, store64
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.fields import EXTENSION_INDEX, Field
@@ -90,7 +90,7 @@ def write_field(n: Cells, cell: int, encoding: int, value: int, long: bool) -> N
 
 
 @core
-def store_region(x: Cells, n: Cells, mem: Cells) -> None:
+def store_region(x: Cells, n: Cells, mem: Memory) -> None:
     """Write the current VMCS back to its region, if there is one; nothing is current then."""
     pointer = x[CURRENT]
     if pointer == NONE:
@@ -102,7 +102,7 @@ def store_region(x: Cells, n: Cells, mem: Cells) -> None:
 
 
 @core
-def load_region(x: Cells, n: Cells, mem: Cells, pointer: int) -> None:
+def load_region(x: Cells, n: Cells, mem: Memory, pointer: int) -> None:
     """Make the VMCS at `pointer` current."""
     x[CURRENT] = pointer
     initialise_region(mem, pointer)
@@ -116,14 +116,14 @@ def load_region(x: Cells, n: Cells, mem: Cells, pointer: int) -> None:
 
 
 @core
-def clear_launch_state(mem: Cells, pointer: int) -> None:
+def clear_launch_state(mem: Memory, pointer: int) -> None:
     """The launch state of a VMCS that is not current becomes clear."""
     initialise_region(mem, pointer)
     store64(mem, pointer + _LAUNCH_OFFSET, _KNOWN)
 
 
 @core
-def initialise_region(mem: Cells, pointer: int) -> None:
+def initialise_region(mem: Memory, pointer: int) -> None:
     """Let the fields be 0 and the launch state clear, unless that was done before."""
     if load64(mem, pointer + _LAUNCH_OFFSET) & ~1 == _KNOWN:
         return
@@ -133,12 +133,12 @@ def initialise_region(mem: Cells, pointer: int) -> None:
 
 
 @core
-def revision_matches(mem: Cells, pointer: int) -> bool:
+def revision_matches(mem: Memory, pointer: int) -> bool:
     """Whether a region has this processor's revision identifier, and is no shadow VMCS."""
     return load32(mem, pointer) == REVISION
 
 
 @core
-def record_abort(mem: Cells, pointer: int, code: int) -> None:
+def record_abort(mem: Memory, pointer: int, code: int) -> None:
     """Write a VMX-abort indicator (SDM, "VMX Aborts")."""
     store32(mem, pointer + _ABORT_OFFSET, code)

@@ -5,7 +5,7 @@ own state; `n` is its current VMCS, whose guest-state area is its guest's state 
 `x` is the VMX state of the processor.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, Rows, core
 from trapgate.decision.criteria_table import load_table
 from trapgate.events.exits import vm_exit
 from trapgate.events.idt import DELIVERED, deliver
@@ -53,7 +53,7 @@ _KEPT_IN_CR0 = st.CR0_ET | st.CR0_NW | st.CR0_CD
 
 @core
 def enter_guest(
-    x: Cells, host: Cells, n: Cells, r: Cells, mem: Cells, rows: Cells, head: Cells
+    x: Cells, host: Cells, n: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells
 ) -> int:
     """VM entry with the current VMCS: RUNS, EXITED, or FAILED (x[ERROR] and flags say why).
 
@@ -137,7 +137,7 @@ def load_unloaded(host: Cells, n: Cells) -> None:
 
 @core
 def leave_guest(
-    x: Cells, host: Cells, n: Cells, r: Cells, mem: Cells, head: Cells, time: int, timer: int
+    x: Cells, host: Cells, n: Cells, r: Cells, mem: Memory, head: Cells, time: int, timer: int
 ) -> int:
     """The VM exit that `n` records: back to the x86 VMM. 0, or a VMX-abort code.
 
@@ -184,7 +184,7 @@ def leave_guest(
 
 
 @core
-def exit_through_idt(host: Cells, n: Cells, mem: Cells) -> bool:
+def exit_through_idt(host: Cells, n: Cells, mem: Memory) -> bool:
     """¶26: enter the x86 VMM through the gate of a vector; False if the host cannot take it.
 
     An exception that exits has its own vector and its error code, every other exit the
@@ -285,7 +285,7 @@ def load_host_state(x: Cells, host: Cells, n: Cells, efer: int, pat: int, cr0: i
 
 
 @core
-def page_directory_pointers_valid(host: Cells, mem: Cells) -> bool:
+def page_directory_pointers_valid(host: Cells, mem: Memory) -> bool:
     """Whether the state just loaded, if it uses PAE paging, has legal PDPTEs."""
     if not uses_pae_paging(host):
         return True

@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from trapgate.debug.story.instruction import Namer, no_names
-from trapgate.trace.schema import TraceError
-from trapgate.trace.symbols import Symbols
 
 _MAGIC = b"\x7fELF"
 
@@ -16,11 +14,14 @@ def namer(guest: Path, symbols: Path | None) -> Namer:
 
     Raises TraceError if `symbols` is given and is no such file.
     """
+    if symbols is None and not _is_elf(guest):
+        return no_names
+    # Not before they are needed: with them comes pyarrow.
+    from trapgate.trace.schema import TraceError
+    from trapgate.trace.symbols import Symbols
+
     if symbols is None:
         try:
-            with guest.open("rb") as file:
-                if file.read(4) != _MAGIC:
-                    return no_names
             table = Symbols(guest)
         except (OSError, TraceError):
             return no_names
@@ -35,3 +36,11 @@ def namer(guest: Path, symbols: Path | None) -> Namer:
         return table.names[index] + (f"+{offset:X}H" if offset else "")
 
     return name
+
+
+def _is_elf(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4) == _MAGIC
+    except OSError:
+        return False

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trapgate.compiler.dialect import Cells
-from trapgate.debug.doctor import ForeignProcessor, Patient, examine
-from trapgate.debug.doctor.fields import FIELDS
 from trapgate.debug.story import instruction as at
 from trapgate.debug.story.delivery import attempt
 from trapgate.debug.story.facts import Facts, Fault
@@ -178,6 +176,10 @@ def _before_words(events: tuple[Fault, ...], names: at.Namer) -> Iterator[str]:
 
 
 def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> Story:
+    # The doctor knows many forms of dumps, and few guests need one.
+    from trapgate.debug.doctor import ForeignProcessor, Patient, examine
+    from trapgate.debug.doctor.fields import FIELDS
+
     values = {field.name: vm.vmcs[field] for field in vm.vmcs if field.name in FIELDS}
     # A VMM in Python has no host state, and the processor sees to CR0.NE and CR4.VMXE itself.
     cpu = ForeignProcessor(40, 48, capability_msrs(extended=False, secondary=ct.SECONDARY_WITH_EPT))

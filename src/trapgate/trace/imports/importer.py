@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from trapgate.trace.draft import draft
-from trapgate.trace.imports import bochs, kvm, qemu
+from trapgate.trace.imports import bochs, kvm, perf_data, qemu, trace_dat
 from trapgate.trace.imports.assembler import Assembler
+from trapgate.trace.imports.recording import DamagedError
 from trapgate.trace.imports.rows import Counters, RowWriter
-from trapgate.trace.imports.unknown import nothing
+from trapgate.trace.imports.unknown import RECORD, nothing
 from trapgate.trace.schema import TIME_UNIT, TraceError
 
-FORMATS: Final = ("auto", "trace-cmd", "ftrace", "perf-script", "qemu", "bochs")
+FORMATS: Final = (
+    *("auto", "trace-dat", "perf-data", "trace-cmd", "ftrace", "perf-script", "qemu", "bochs"),
+)
 """The formats that can be asked for; `auto` looks at the first lines."""
 
 _PIECE = 1 << 19
@@ -87,12 +90,65 @@ def import_trace(
             problem = "not a regular file" if source.exists() else "no such file"
             raise TraceError(str(source), problem, "give a file with a recorded trace")
         with source.open("rb") as file:
+            binary = _binary(file) if format in ("auto", "trace-dat", "perf-data") else None
+            if binary is not None:
+                return _copy_binary(source, file, out, binary, progress)
+            if format in ("trace-dat", "perf-data"):
+                problem = f"no {format.replace('-', '.')} (it does not begin like one)"
+                raise TraceError(str(source), problem, "leave --format out")
             found = format if format != "auto" else _recognised(source, file)
             file.seek(0)
             return _copy(source, file, out, found, progress)
     except OSError as error:
         reason = error.strerror or str(error)
         raise TraceError(str(source), f"cannot be read ({reason})", "give another file") from None
+
+
+def _binary(file: BinaryIO) -> str | None:
+    """The name of the binary format that the file begins like."""
+    file.seek(0)
+    magic = file.read(16)
+    file.seek(0)
+    if magic.startswith(trace_dat.MAGIC):
+        return "trace-dat"
+    return "perf-data" if magic.startswith((perf_data.MAGIC, perf_data.SWAPPED)) else None
+
+
+def _copy_binary(
+    source: Path,
+    file: BinaryIO,
+    out: Path,
+    found: str,
+    progress: Callable[[int], None] | None,
+) -> Imported:
+    counters = Counters()
+    size = source.stat().st_size
+    with draft(out, "trace") as temporary, RowWriter(temporary) as writer:
+        assembler = Assembler(counters, writer)
+        try:
+            make = trace_dat.TraceDat if found == "trace-dat" else perf_data.PerfData
+            reader = make(file, size, counters, assembler)
+            text = getattr(getattr(reader, "contents", None), "text", None)
+            if text is not None:
+                lines = kvm.KvmText(counters, assembler)
+                lines.take(text[: text.rfind(b"\n") + 1])
+                lines.end()
+                unit = lines.unit
+            else:
+                reader.read(progress)
+                unit = reader.unit if assembler.timed else "events"
+        except DamagedError as error:
+            problem = f"a damaged recording of {found.replace('-', '.')}: {error}"
+            raise TraceError(str(source), problem, "record it again") from None
+        counters.rows = writer.taken
+        if not counters.rows:
+            what = f"{found.replace('-', '.')} with {counters.lines:,} events"
+            remarks = "".join(f"; {remark}" for remark in counters.remarks)
+            raise TraceError(
+                str(source), f"{what}, none of them KVM's exits or injections{remarks}", RECORD
+            )
+        writer.finish({"source": source.name, "format": found, TIME_UNIT: unit} | counters.facts())
+    return Imported(out, found, unit, counters)
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

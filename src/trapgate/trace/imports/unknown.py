@@ -6,7 +6,9 @@ from typing import Final
 
 from trapgate.trace.schema import TraceError
 
-RECORD: Final = "trace-cmd record -e kvm; give trace.dat itself, or what trace-cmd report -N prints"
+RECORD: Final = (
+    "record with trace-cmd record -e kvm (or perf record -e 'kvm:*' -a); give trace.dat itself"
+)
 _LONGEST = 120
 
 _MAGICS: Final[tuple[tuple[bytes, str, str], ...]] = (
@@ -16,15 +18,15 @@ _MAGICS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"BZh", "a file compressed by bzip2", "unpack it: bunzip2 FILE"),
     (b"PK\x03\x04", "a zip archive", "unpack it: unzip FILE"),
     (b"PAR1", "a Parquet file", "it needs no import: trapgate trace stat FILE"),
-    (b"\x7fELF", "a program (ELF)", f"give a recording: {RECORD}"),
-    (b"\xc1\x1f\xfc\xc1", "a CTF stream of LTTng's", f"record with trace-cmd: {RECORD}"),
+    (b"\x7fELF", "a program (ELF)", RECORD),
+    (b"\xc1\x1f\xfc\xc1", "a CTF stream of LTTng's", RECORD),
 )
 
 _TEXTS: Final[tuple[tuple[re.Pattern[bytes], str, str], ...]] = (
     (
         re.compile(rb"kvm_exit:\s+(?:ret:|TRAP:|IRQ:|reason.*HSR_EC)|HSR_EC"),
         "KVM's events of an arm64 host",
-        f"only x86 hosts are read: {RECORD}",
+        "only x86 hosts are read",
     ),
     (
         re.compile(rb"^\s*Analyze events for all VMs|^\s*VM-EXIT\s+Samples", re.MULTILINE),
@@ -34,7 +36,7 @@ _TEXTS: Final[tuple[tuple[re.Pattern[bytes], str, str], ...]] = (
     (
         re.compile(rb"Performance counter stats for"),
         "counts of perf stat, which have no events",
-        f"record events: {RECORD}",
+        RECORD,
     ),
     (
         re.compile(rb"^# Overhead|^# Samples:", re.MULTILINE),
@@ -44,7 +46,7 @@ _TEXTS: Final[tuple[tuple[re.Pattern[bytes], str, str], ...]] = (
     (
         re.compile(rb"\[\d{3}\][^\n]{0,40}\d+\.\d{6,9}:\s+(?:\w+:)?\w+:"),
         "a trace of other trace points than KVM's",
-        f"record KVM's: {RECORD}",
+        RECORD,
     ),
     (
         re.compile(rb"^\d{5,19}[a-z]\[", re.MULTILINE),
@@ -78,6 +80,4 @@ def nothing(source: Path, beginning: bytes, unread: bytes | None) -> TraceError:
         if pattern.search(beginning):
             problem = f"no event of a guest in it, it looks like {what}{shown}"
             return TraceError(str(source), problem, remedy)
-    return TraceError(
-        str(source), f"no event of a guest in it{shown}", f"record kvm_exit and kvm_entry: {RECORD}"
-    )
+    return TraceError(str(source), f"no event of a guest in it{shown}", RECORD)

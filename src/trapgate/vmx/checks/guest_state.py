@@ -5,7 +5,7 @@ the physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM
 Python, which need not set CR0.NE and CR4.VMXE, nor hide them from its guest.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import MAXPHYADDR, load32, load64
 from trapgate.paging.walk import canonical, pat_is_legal, pointer_is_legal
 from trapgate.sdm import checks as ck
@@ -72,7 +72,7 @@ _BLOCKING_DEFINED = _BY_STI_OR_SS | st.BLOCKING_BY_SMI | st.BLOCKING_BY_NMI
 
 
 @core
-def check_guest_state(v: Cells, mem: Cells, current: int) -> int:
+def check_guest_state(v: Cells, mem: Memory, current: int) -> int:
     """Check the guest-state area of VMCS `v`: 0, or the number of the first check that failed."""
     check = _check_control_registers(v, current)
     if check == 0:
@@ -277,7 +277,7 @@ def _check_pending_debug(v: Cells) -> int:
 
 
 @core
-def _check_link_pointer(v: Cells, mem: Cells, current: int) -> int:
+def _check_link_pointer(v: Cells, mem: Memory, current: int) -> int:
     """SDM, "Checks on Guest Non-Register State", VMCS link pointer.
 
     To a VMM in Python no region of memory is a VMCS.
@@ -296,7 +296,7 @@ def _check_link_pointer(v: Cells, mem: Cells, current: int) -> int:
 
 
 @core
-def _check_page_directory_pointers(v: Cells, mem: Cells) -> int:
+def _check_page_directory_pointers(v: Cells, mem: Memory) -> int:
     """SDM, "Checks on Guest Page-Directory-Pointer-Table Entries"."""
     pae = v[GUEST_CR0] & st.CR0_PG != 0 and v[GUEST_CR4] & st.CR4_PAE != 0
     if not pae or v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST:

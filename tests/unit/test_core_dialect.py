@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import alone
-from trapgate.compiler.translate import DialectError
+from trapgate.compiler.routine import DialectError
 
 _NUMBERS = np.arange(7, dtype=np.int64) * 3
 _MASK = (1 << 40) - 1
@@ -119,7 +119,7 @@ def test_results_keep_their_types() -> None:
     assert [type(part) for part in alone(several)(3, 4)] == [int, bool, int]
 
 
-def change(v: Cells, rows: Cells, n: int) -> bool:
+def change(v: Cells, rows: Rows, n: int) -> bool:
     v[n] += 2
     v[0] ^= v[n] << 1
     rest = v[n:]
@@ -213,5 +213,5 @@ def refuses_wide_shifts(a: int) -> int:
     "function", [value for name, value in globals().items() if name.startswith("refuses_")]
 )
 def test_what_is_not_in_the_dialect(function: Any) -> None:
-    with pytest.raises(DialectError, match=r"test_translate\.py:\d+: "):
+    with pytest.raises(DialectError, match=r"test_core_dialect\.py:\d+: "):
         alone(function)(1)

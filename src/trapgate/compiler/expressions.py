@@ -1,0 +1,395 @@
+"""What expressions of the dialect mean: names, constants, conditions, indexes and calls.
+
+A name that is no variable means what it means in the function's module when the code is
+made, so that constants are folded.
+"""
+
+import ast
+import functools
+from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trapgate.compiler import raw
+from trapgate.compiler.kinds import (
+    ANY,
+    BOOL,
+    CELLS,
+    FALSE,
+    INT,
+    MEMORY,
+    NOTHING,
+    ROWS,
+    TRUE,
+    Kind,
+    Value,
+    integer,
+)
+from trapgate.compiler.operators import Operators
+from trapgate.compiler.routine import Routine, routine
+from trapgate.compiler.text import Code
+
+if TYPE_CHECKING:
+    from trapgate.compiler.module import Module
+
+_BUILTINS = {"int": int, "bool": bool, "len": len, "min": min, "max": max}
+
+
+class Expressions(Operators):
+    """Expressions of one function, with these arguments, put into `code`."""
+
+    def __init__(
+        self,
+        module: "Module",
+        code: Code,
+        source: Routine,
+        arguments: dict[str, Value],
+        within: tuple[Routine, ...] = (),
+    ) -> None:
+        super().__init__(module, code, source)
+        self.scope = source.function.__globals__
+        self.constants = dict(arguments)
+        """Variables that never change."""
+        self.assigned = {
+            node.id
+            for node in ast.walk(source.tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        """Names of variables that the function itself gives values."""
+        self.variables: dict[str, Value] = {}
+        """Slots of the others."""
+        self.known: set[str] = set()
+        """Those of them that have a value, whichever way the code has come here."""
+        self._within = (*within, source)
+        """Functions that are being put where they are called, for one must not call itself."""
+
+    def value(self, node: ast.expr) -> Value:
+        """The value of an expression."""
+        match node:
+            case ast.Constant(bool(constant)):
+                return TRUE if constant else FALSE
+            case ast.Constant(int(number)):
+                return self._constant(number, node)
+            case ast.Name(name) if name in self.constants:
+                return self.constants[name]
+            case ast.Name(name) if name in self.known:
+                return self.code.load(self.variables[name])
+            case ast.Attribute(ast.Attribute(array, "ctypes"), "data"):
+                where = self.part(self.expect(CELLS, array), 0)
+                return self.code.let(f"ptrtoint ptr {where.text} to i64")
+            case ast.Name() | ast.Attribute():
+                return self._constant(self.meaning(node), node)
+            case ast.BinOp(left, op, right):
+                return self.combine(op, self.value(left), self.value(right), node)
+            case ast.UnaryOp(ast.Not()):
+                return self.truth(node)
+            case ast.UnaryOp(op, operand):
+                return self.signed(op, self.value(operand), node)
+            case ast.BoolOp(op, operands):
+                values = [functools.partial(self.value, operand) for operand in operands]
+                return self._decided(op, values, node)
+            case ast.Compare(left, [ast.In() | ast.NotIn() as op], [operand]):
+                return self._among(self.value(left), op, operand)
+            case ast.Compare(left, ops, operands):
+                return self._chain(self.value(left), ops, operands, node)
+            case ast.IfExp(test, then, otherwise):
+                return self._either(test, then, otherwise)
+            case ast.Tuple([_, *_] as elements):
+                return self.together([self.value(element) for element in elements])
+            case ast.Subscript():
+                return self._subscript(node)
+            case ast.Call(function, arguments, []):
+                return self._call(function, arguments, node)
+        raise self.error(
+            node,
+            f"`{ast.unparse(node)[:60]}` is no expression of the dialect; it has numbers, names, "
+            "operators, comparisons, `x if c else y`, tuples, indexes and calls by position",
+        )
+
+    def expect(self, kind: Kind, node: ast.expr) -> Value:
+        """The value of an expression of this kind."""
+        return self.coerce(self.value(node), kind, node)
+
+    # Names and constants.
+
+    def meaning(self, node: ast.expr) -> object:
+        """What a name or a module's attribute means in the source's module."""
+        match node:
+            case ast.Name(name) if name in self.assigned:
+                raise self.error(
+                    node, f"{name} may have no value here; give it one on every way to this line"
+                )
+            case ast.Name(name) if name in self.scope:
+                return self.scope[name]
+            case ast.Name(name) if name in _BUILTINS:
+                return _BUILTINS[name]
+            case ast.Attribute(ast.Name(name), attribute) if not self._is_variable(name):
+                owner = self.scope.get(name)
+                if isinstance(owner, ModuleType) and hasattr(owner, attribute):
+                    return getattr(owner, attribute)
+        raise self.error(
+            node,
+            f"`{ast.unparse(node)}` is no variable and no constant; "
+            "import it, or the module it is in, at the top",
+        )
+
+    def _is_variable(self, name: str) -> bool:
+        return name in self.assigned or name in self.constants
+
+    def is_builtin(self, name: str) -> bool:
+        """Whether a name means what Python's builtins say."""
+        return not self._is_variable(name) and name not in self.scope
+
+    def _constant(self, meant: object, node: ast.expr) -> Value:
+        """A number, a boolean or an array that was there before the code."""
+        if isinstance(meant, bool):
+            return TRUE if meant else FALSE
+        if isinstance(meant, int):
+            if not -(1 << 63) <= meant < 1 << 63:
+                raise self.error(
+                    node,
+                    f"{meant:#x} does not fit 64 bits with a sign; "
+                    f"write {meant - (1 << 64):#x}, or a mask that is left of bit 63",
+                )
+            return integer(meant)
+        if isinstance(meant, np.ndarray) and meant.dtype == np.int64 and meant.ndim == 1:
+            return self.module.array(meant)
+        raise self.error(
+            node,
+            f"`{ast.unparse(node)}` is a {type(meant).__name__}, no value of the dialect; "
+            "constants are integers, booleans, and arrays of int64 of one dimension",
+        )
+
+    # Conditions.
+
+    def truth(self, node: ast.expr) -> Value:
+        """Whether an expression counts as true."""
+        match node:
+            case ast.BoolOp(op, operands):
+                truths = [functools.partial(self.truth, operand) for operand in operands]
+                return self._decided(op, truths, node)
+            case ast.UnaryOp(ast.Not(), operand):
+                return self.opposite(self.truth(operand))
+            case ast.Call(ast.Name("bool"), [operand], []) if self.is_builtin("bool"):
+                return self.truth(operand)
+        return self.is_true(self.value(node), node)
+
+    def _decided(
+        self, op: ast.boolop, operands: Sequence[Callable[[], Value]], node: ast.expr
+    ) -> Value:
+        """The value of `and` and `or`: that of the operand that decides, the last looked at."""
+        result = _Alternatives(self)
+        after = self.code.name()
+        for operand in operands:
+            value = operand()
+            result.keep(value, node)
+            onward = self.code.name()
+            ways = (onward, after) if isinstance(op, ast.And) else (after, onward)
+            self.code.branch(self.is_true(value, node), *ways)
+            self.code.label(onward)
+        self.code.label(after)
+        return result.value(node)
+
+    def choose(
+        self, test: ast.expr, then: Callable[[], None], otherwise: Callable[[], None]
+    ) -> None:
+        """One thing or the other."""
+        yes, no, after = (self.code.name() for _ in range(3))
+        self.code.branch(self.truth(test), yes, no)
+        self.code.label(yes)
+        then()
+        self.code.jump(after)
+        self.code.label(no)
+        otherwise()
+        self.code.label(after)
+
+    def _either(self, test: ast.expr, then: ast.expr, otherwise: ast.expr) -> Value:
+        """`then if test else otherwise`."""
+        result = _Alternatives(self)
+        one, other = (
+            functools.partial(lambda node: result.keep(self.value(node), node), node)
+            for node in (then, otherwise)
+        )
+        self.choose(test, one, other)
+        return result.value(test)
+
+    def _chain(
+        self, left: Value, ops: list[ast.cmpop], operands: list[ast.expr], node: ast.expr
+    ) -> Value:
+        """Comparisons, of which a false one is the last to be looked at."""
+        before = left
+
+        def next_one(op: ast.cmpop, operand: ast.expr) -> Value:
+            nonlocal before
+            left = before
+            if isinstance(op, ast.In | ast.NotIn):
+                raise self.error(node, "`in` between other comparisons; join them with `and`")
+            before = self.value(operand)
+            return self.comparison(op, left, before, node)
+
+        links = [functools.partial(next_one, *pair) for pair in zip(ops, operands, strict=True)]
+        return links[0]() if len(links) == 1 else self._decided(ast.And(), links, node)
+
+    def _among(self, left: Value, op: ast.cmpop, operand: ast.expr) -> Value:
+        """Whether `left` is one of the elements of a written tuple."""
+        if not isinstance(operand, ast.Tuple):
+            raise self.error(operand, "`in` takes a tuple written there, as in `n in (1, 2)`")
+        found = FALSE
+        for element in operand.elts:
+            same = self.compared("eq", left, self.value(element), element)
+            found = self.code.let(f"or i1 {found.text}, {same.text}", BOOL)
+        return self.opposite(found) if isinstance(op, ast.NotIn) else found
+
+    # Indexes.
+
+    def _subscript(self, node: ast.Subscript) -> Value:
+        whole = self.value(node.value)
+        match node.slice:
+            case ast.Slice(ast.expr() as start, None, None) if whole.kind is CELLS:
+                return self.tail(whole, self.expect(INT, start), node)
+            case ast.Slice():
+                raise self.error(node, "the only slice is that of Cells from an index on: `v[n:]`")
+            case index if whole.kind is ROWS:
+                return self.row(whole, self.expect(INT, index), node)
+            case ast.Constant(int(n)) if 0 <= n < len(whole.kind.parts):
+                return self.part(whole, n)
+            case _ if whole.kind.parts:
+                raise self.error(
+                    node,
+                    f"a {whole.kind.name} has elements 0 to {len(whole.kind.parts) - 1}, "
+                    "whose number is written there",
+                )
+            case index:
+                return self.code.load(self.cell(whole, self.expect(INT, index), node))
+
+    # Calls.
+
+    def _call(self, function: ast.expr, arguments: list[ast.expr], node: ast.Call) -> Value:
+        """A call of a builtin, of what `raw` has, or of another function of the dialect."""
+        if isinstance(function, ast.Name) and self._is_variable(function.id):
+            raise self.error(node, f"{function.id} is a variable; call functions by their names")
+        callee = self.meaning(function)
+        callee = getattr(callee, "function", callee)
+        if callee is bool and len(arguments) == 1:
+            return self.truth(node)
+        values = [self.value(argument) for argument in arguments]
+        if isinstance(callee, type | BuiltinFunctionType) and callee in _BUILTINS.values():
+            return self._builtin(callee, values, node)
+        if isinstance(callee, FunctionType) and callee.__module__ == raw.__name__:
+            return self._raw(callee.__name__, values, node)
+        if isinstance(callee, FunctionType) and self.module.is_dialect(callee):
+            return self.call_routine(routine(callee), values, node)
+        raise self.error(
+            node,
+            f"`{ast.unparse(function)}` is no function of the dialect; "
+            "mark it with @core, or write out what it does",
+        )
+
+    def call_routine(self, callee: Routine, values: Sequence[Value], node: ast.AST) -> Value:
+        """A call of a function of the dialect."""
+        if len(values) != len(callee.parameters):
+            raise self.error(
+                node,
+                f"{len(values)} arguments for the {len(callee.parameters)} parameters "
+                f"of {callee.function.__name__}; it has no defaults",
+            )
+        given = zip(callee.parameters.items(), values, strict=True)
+        arguments = {
+            name: value if kind is ANY else self.coerce(value, kind, node)
+            for (name, kind), value in given
+        }
+        if callee.has_code:
+            return self.module.call(self.code, callee, list(arguments.values()))
+        if callee in self._within:
+            raise self.error(node, "a function with `Any` calls itself; give it types, or a loop")
+        return Expressions(self.module, self.code, callee, arguments, self._within).expanded()
+
+    def expanded(self) -> Value:
+        """The result of a function that is put where it is called: names, then a result."""
+        for statement in self.source.tree.body:
+            match statement:
+                case ast.Expr(ast.Constant(str())):
+                    pass
+                case ast.Assign([ast.Name(name)], value):
+                    self.constants[name] = self.value(value)
+                case ast.Return(ast.expr() as result):
+                    return self.value(result)
+                case _:
+                    raise self.error(
+                        statement,
+                        "a function with `Any` has names that get values, and then a result; "
+                        "give its parameters types, or write one expression",
+                    )
+        raise self.error(self.source.tree, "it has no result; end it with `return`")
+
+    def _builtin(self, callee: object, values: list[Value], node: ast.Call) -> Value:
+        """`int`, `len`, `min` and `max`."""
+        if callee is len and len(values) == 1 and values[0].kind in (CELLS, MEMORY):
+            return self.part(values[0], 1)
+        if (callee is int and len(values) == 1) or (callee in (min, max) and len(values) > 1):
+            numbers = [self.coerce(value, INT, node) for value in values]
+            return functools.reduce(
+                lambda left, right: self.extreme(callee is min, left, right, node), numbers
+            )
+        raise self.error(
+            node,
+            f"`{ast.unparse(node)}` is no call of the dialect; it has int(n), bool(n), "
+            "len(cells), and min and max of two integers or more",
+        )
+
+    def _raw(self, name: str, values: list[Value], node: ast.Call) -> Value:
+        """Memory and C functions by their addresses: see `trapgate.compiler.raw`."""
+        code = self.code
+        if name == "call" and len(values) == 2 and values[1].kind.parts:
+            address = self.coerce(values[0], INT, node).text
+            parts = [self.part(values[1], n) for n in range(len(values[1].kind.parts))]
+            given = ", ".join(f"i64 {self.coerce(part, INT, node).text}" for part in parts)
+            return code.let(f"call i64 {code.pointer(address)}({given})")
+        if name == "watched" and [value.kind for value in values] == [MEMORY]:
+            return self.watch(values[0])
+        words = [self.coerce(value, INT, node).text for value in values]
+        if (name, len(words)) == ("memory", 3):
+            return code.memory(code.pointer(words[0]), words[1], code.pointer(words[2]))
+        if (name, len(words)) in (("cells", 2), ("table", 3)):
+            kind = CELLS if name == "cells" else ROWS
+            return code.array(kind, code.pointer(words[0]), *words[1:])
+        width = name[4:]
+        if name.startswith("peek") and len(words) == 1:
+            value = code.let(f"load i{width}, ptr {code.pointer(words[0])}, align 1")
+            return value if width == "64" else code.let(f"zext i{width} {value.text} to i64")
+        if name.startswith("poke") and len(words) == 2:
+            if width != "64":
+                words[1] = code.let(f"trunc i64 {words[1]} to i{width}").text
+            code.put(f"store i{width} {words[1]}, ptr {code.pointer(words[0])}, align 1")
+            return Value("", NOTHING)
+        raise self.error(
+            node, f"`{ast.unparse(node)}` is no call of the dialect; see compiler/raw.py"
+        )
+
+
+class _Alternatives:
+    """A value that comes from one of several places; an integer if some are, else a boolean."""
+
+    def __init__(self, body: Operators) -> None:
+        self._body = body
+        self._slots: dict[Kind, Value] = {}
+        self._kinds: set[Kind] = set()
+
+    def keep(self, value: Value, node: ast.expr) -> None:
+        """One of them."""
+        self._kinds.add(value.kind)
+        for kind in (BOOL, INT) if value.kind is BOOL else (value.kind,):
+            if kind not in self._slots:
+                self._slots[kind] = self._body.code.slot(kind)
+            self._body.code.store(self._body.coerce(value, kind, node), self._slots[kind])
+
+    def value(self, node: ast.expr) -> Value:
+        """What was kept last."""
+        kinds = self._kinds if len(self._kinds) == 1 else self._kinds - {BOOL}
+        if len(kinds) != 1 or (self._kinds - kinds and kinds != {INT}):
+            raise self._body.error(
+                node, "the alternatives are of different types; make them one with int() or bool()"
+            )
+        return self._body.code.load(self._slots[kinds.pop()])

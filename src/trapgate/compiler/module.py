@@ -1,0 +1,148 @@
+"""From the core's dialect of Python to LLVM's language: one module for all its functions.
+
+The source is read as a syntax tree: `routine` reads what a function declares, `statements`,
+`expressions` and `operators` say what its body means, each by way of the next. Whatever is not
+in the dialect is a `DialectError` with its file and line. docs/core-dialect.md is for people.
+
+A function with a parameter of type `Any` has no code of its own: its expressions are put
+where it is called, with the types that they have there (`trapgate.decision.rules`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trapgate.compiler.kinds import (
+    BOOL,
+    BOOLEAN,
+    CELLS,
+    INT,
+    NOTHING,
+    VOID,
+    CType,
+    Value,
+)
+from trapgate.compiler.operators import Operators
+from trapgate.compiler.routine import Routine
+from trapgate.compiler.statements import Statements
+from trapgate.compiler.target import IS_LINUX_X86_64
+from trapgate.compiler.text import Code
+
+_ATTRIBUTES = """
+attributes #0 = { nounwind uwtable "no-builtins" }
+attributes #1 = { nounwind uwtable noreturn noinline cold }
+declare void @llvm.trap()
+"""
+"""No calls of the C library's memset() and memcpy() for loops like theirs; and unwind tables."""
+
+_TELL = """call i64 asm sideeffect "syscall",
+  "={rax},{rax},{rdi},{rsi},{rdx},~{rcx},~{r11},~{memory}"(i64 1, i64 2, ptr %words, i64 %length)
+"""
+"""write(2, words, length), asked of Linux itself: machine code has no address of the C library."""
+
+_STOP = f"""
+define internal void @stop(ptr %words, i64 %length) #1 {{
+{_TELL if IS_LINUX_X86_64 else ""}
+call void @llvm.trap()
+unreachable
+}}
+"""
+
+
+class Module:
+    """One LLVM module: the functions asked for, and all that they call."""
+
+    def __init__(self, is_dialect: Callable[[object], bool], *, checked: bool = False) -> None:
+        self.is_dialect = is_dialect
+        self.checked = checked
+        self._texts: list[str] = []
+        self._arrays: dict[int, tuple[str, Any]] = {}
+        self._asked: dict[str, Routine] = {}
+
+    def text(self) -> str:
+        """The module in LLVM's language; all functions that were asked for are there."""
+        done = 0
+        while done < len(self._asked):
+            for wanted in list(self._asked.values())[done:]:
+                self._define(wanted)
+                done += 1
+        return "\n".join([*self._texts, *([_STOP] if self.checked else []), _ATTRIBUTES])
+
+    def ask(self, wanted: Routine) -> str:
+        """The symbol of a function that this module is to have."""
+        self._asked.setdefault(wanted.symbol, wanted)
+        return f'@"{wanted.symbol}"'
+
+    def _define(self, wanted: Routine) -> None:
+        code = Code()
+        named = enumerate(wanted.parameters.items())
+        arguments = {name: Value(f"%a{n}", kind) for n, (name, kind) in named}
+        Statements(self, code, wanted, arguments).all()
+        parameters = ", ".join(f"{v.kind.llvm} {v.text}" for v in arguments.values())
+        self.put(code, wanted.symbol, f"internal fastcc {wanted.result.llvm}", parameters)
+
+    def for_c(self, wanted: Routine, symbol: str, returns: CType, takes: Sequence[CType]) -> None:
+        """Export a function with integer parameters to C, under `symbol`."""
+        if len(takes) != len(wanted.parameters):
+            raise wanted.error(
+                wanted.tree, "the types given to the mark are not as many as its parameters"
+            )
+        code = Code()
+        operators = Operators(self, code, wanted)
+        arguments = []
+        for n, (ctype, kind) in enumerate(zip(takes, wanted.parameters.values(), strict=True)):
+            value = Value(f"%a{n}", INT)
+            if ctype is BOOLEAN:
+                value = code.let(f"icmp ne i8 %a{n}, 0", BOOL)
+            elif ctype.llvm != "i64":
+                extend = "sext" if ctype.signed else "zext"
+                value = code.let(f"{extend} {ctype.llvm} %a{n} to i64")
+            arguments.append(operators.coerce(value, kind, wanted.tree))
+        result = self.call(code, wanted, arguments)
+        if returns is VOID:
+            code.end("ret void")
+        else:
+            widened = operators.coerce(result, INT, wanted.tree)
+            if returns.llvm != "i64":
+                widened = code.let(f"trunc i64 {widened.text} to {returns.llvm}")
+            code.end(f"ret {returns.llvm} {widened.text}")
+        parameters = ", ".join(f"{ctype.llvm} %a{n}" for n, ctype in enumerate(takes))
+        self.put(code, symbol, returns.llvm, parameters)
+
+    def put(self, code: Code, symbol: str, result: str, parameters: str) -> None:
+        """Add a function with this code."""
+        head = f'define {result} @"{symbol}"({parameters}) #0 {{'
+        self._texts.append(f"{head}\n{code.body()}\n}}")
+
+    def call(self, code: Code, callee: Routine, arguments: Sequence[Value]) -> Value:
+        """A call of a function with code of its own."""
+        given = ", ".join(f"{value.kind.llvm} {value.text}" for value in arguments)
+        call = f"call fastcc {callee.result.llvm} {self.ask(callee)}({given})"
+        if callee.result is NOTHING:
+            code.put(call)
+            return Value("", NOTHING)
+        return code.let(call, callee.result)
+
+    def stop(self, code: Code, words: str) -> None:
+        """In a checked build: say what is wrong on standard error, and end the process."""
+        line = f"trapgate: checked build: {words}\n"
+        code.put(f"call void @stop(ptr {self.string(line)}, i64 {len(line.encode())})")
+        code.end("unreachable")
+
+    def string(self, words: str) -> str:
+        """A constant string of C; its address."""
+        name = f"@string{len(self._texts)}"
+        data = "".join(f"\\{byte:02x}" for byte in (*words.encode(), 0))
+        shape = f"[{len(words.encode()) + 1} x i8]"
+        self._texts.append(f'{name} = private unnamed_addr constant {shape} c"{data}"')
+        return name
+
+    def array(self, constant: Any) -> Value:
+        """A constant array of a Python module."""
+        if id(constant) not in self._arrays:
+            name = f"@array{len(self._arrays)}"
+            numbers = ", ".join(f"i64 {number}" for number in constant.tolist())
+            shape = f"[{len(constant)} x i64]"
+            self._texts.append(f"{name} = private unnamed_addr constant {shape} [{numbers}]")
+            self._arrays[id(constant)] = name, constant
+        name, _ = self._arrays[id(constant)]
+        return Value(f"{{ptr {name}, i64 {len(constant)}}}", CELLS)

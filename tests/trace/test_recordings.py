@@ -1,0 +1,260 @@
+"""Binary recordings: whatever holds the events, the rows are the same; damage is told in words."""
+
+import random
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.trace.recordings import perf_data, perf_pipe, trace_dat_6, trace_dat_7, workload
+from trapgate.cli import app
+from trapgate.trace import Trace, TraceError
+from trapgate.trace.imports import Imported, import_trace
+
+EVENTS = workload(300)
+
+FORMS: dict[str, Callable[[], bytes]] = {
+    "trace.dat 6": lambda: trace_dat_6(EVENTS),
+    "trace.dat 6, 32 bits": lambda: trace_dat_6(EVENTS, long=4),
+    "trace.dat 7": lambda: trace_dat_7(EVENTS),
+    "trace.dat 7, zstd": lambda: trace_dat_7(EVENTS, codec="zstd"),
+    "trace.dat 7, zlib": lambda: trace_dat_7(EVENTS, codec="zlib"),
+    "perf.data": lambda: perf_data(EVENTS),
+    "perf.data, zstd": lambda: perf_data(EVENTS, codec="zstd"),
+    "perf.data, pipe": lambda: perf_pipe(EVENTS),
+}
+
+
+def imported(tmp_path: Path, data: bytes) -> tuple[Imported, list[dict[str, Any]]]:
+    source = tmp_path / "recording"
+    source.write_bytes(data)
+    result = import_trace(source, tmp_path / "out.parquet")
+    with Trace(result.path) as trace:
+        return result, trace.table().to_pylist()
+
+
+def expected() -> list[tuple[Any, ...]]:
+    """What the workload amounts to, straight from its events."""
+    rows: list[tuple[Any, ...]] = []
+    for number in range(300):
+        time = 1_000_000_000 + number * 7_000 + (number // 50) * 400_000_000
+        vcpu = number % 3
+        word = ("EXCEPTION_NMI", "EPT_VIOLATION", "HLT", "NEW_ONE")[number % 4]
+        vector, code = (14, number % 8) if number % 4 == 0 else (None, None)
+        physical = number << 12 if number % 4 == 1 else None
+        met = 1 if number % 4 == 1 else None
+        rows.append((time, vcpu, 4001 + vcpu, word, vector, code, physical, met, 3000))
+        if number % 4 == 0:
+            rows.append((time + 1000, vcpu, 4001 + vcpu, None, 14, code, None, None, None))
+        elif number % 4 == 1:
+            rows.append((time + 1000, vcpu, 4001 + vcpu, None, 0xEC, None, None, None, None))
+    return rows
+
+
+NAMES = ("time", "vcpu", "thread", "exit_reason", "vector", "error_code", "guest_physical",
+         "interrupted_vector", "latency")  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_forms_say_the_same(tmp_path: Path, form: str) -> None:
+    result, rows = imported(tmp_path, FORMS[form]())
+    counters = result.counters
+    assert [tuple(row[name] for name in NAMES) for row in rows] == expected()
+    assert (result.time_unit, counters.foreign, counters.truncated) == ("ns", 75, 0)
+    assert result.format == ("trace-dat" if "trace" in form else "perf-data")
+    assert counters.lines == len(EVENTS)
+    assert counters.remarks == []
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.skipif(shutil.which("trace-cmd") is None, reason="no trace-cmd")
+def test_trace_cmd_reads_what_the_writer_writes(tmp_path: Path, codec: str) -> None:
+    for data in (trace_dat_7(EVENTS, codec=codec), trace_dat_6(EVENTS)):
+        (tmp_path / "trace.dat").write_bytes(data)
+        told = subprocess.run(
+            ["trace-cmd", "report", "-N", tmp_path / "trace.dat"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        _, binary = imported(tmp_path, data)
+        _, text = imported(tmp_path, told.encode())
+        for row in (*binary, *text):
+            row["time"] //= 1000  # the text has microseconds
+        assert binary == text
+
+
+@pytest.mark.skipif(shutil.which("perf") is None, reason="no perf")
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_perf_reads_what_the_writer_writes(tmp_path: Path, codec: str) -> None:
+    data = perf_data(EVENTS, codec=codec)
+    (tmp_path / "perf.data").write_bytes(data)
+    told = subprocess.run(
+        ["perf", "script", "--ns", "-F", "comm,tid,pid,cpu,time,event,trace", "-i",
+         tmp_path / "perf.data"],
+        capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert told.stdout.count("kvm:kvm_exit") == 300, told.stderr
+    _, binary = imported(tmp_path, data)
+    _, text = imported(tmp_path, told.stdout.encode())
+    assert binary == text
+
+
+@pytest.mark.parametrize(
+    ("data", "lost"),
+    [
+        pytest.param(lambda: trace_dat_6(EVENTS, missed=77), 154, id="trace.dat"),
+        pytest.param(lambda: trace_dat_6(EVENTS, missed=77, long=4), 154, id="32 bits"),
+        pytest.param(lambda: perf_data(EVENTS, lost=9), 9, id="perf.data"),
+    ],
+)
+def test_lost_events_are_counted(tmp_path: Path, data: Callable[[], bytes], lost: int) -> None:
+    result, rows = imported(tmp_path, data())
+    assert result.counters.lost == lost
+    assert len(rows) == len(expected())
+    with Trace(result.path) as trace:
+        assert trace.run["import-lost"] == str(lost)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        pytest.param(lambda: trace_dat_6(EVENTS)[:900], "cut short", id="cut in the head"),
+        pytest.param(
+            lambda: trace_dat_6(EVENTS).replace(b"tracing6\0\0", b"tracing6\0\1", 1),
+            "big-endian host",
+            id="big-endian",
+        ),
+        pytest.param(
+            lambda: trace_dat_6(EVENTS).replace(b"tracing6", b"tracing9", 1),
+            "version '9'; 6 and 7 are known",
+            id="version",
+        ),
+        pytest.param(
+            lambda: trace_dat_7(EVENTS).replace(b"none\0", b"lzma\0", 1),
+            "none of them KVM's exits",
+            id="codec",
+        ),
+        pytest.param(lambda: b"2ELIFREP" + bytes(96), "big-endian host", id="swapped perf"),
+        pytest.param(lambda: perf_data(EVENTS)[:60], "beyond the file's end", id="cut perf"),
+        pytest.param(
+            lambda: trace_dat_6(EVENTS).replace(b"exit_reason", b"exit_whatso"),
+            "fields that are not known",
+            id="another kernel's fields",
+        ),
+        pytest.param(
+            lambda: trace_dat_6([e for e in EVENTS if e[3] == "kvm_fpu"]),
+            "75 events, none of them KVM's exits",
+            id="other events",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path: Path, data: Callable[[], bytes], words: str) -> None:
+    source = tmp_path / "recording"
+    source.write_bytes(data())
+    if "another" in words or "not known" in words:
+        result = import_trace(source, tmp_path / "out.parquet")
+        assert any(words in remark for remark in result.counters.remarks)
+        return
+    with pytest.raises(TraceError, match=words) as error:
+        import_trace(source, tmp_path / "out.parquet")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_recording_that_is_cut_keeps_what_it_has(tmp_path: Path) -> None:
+    for whole in (trace_dat_6(EVENTS), trace_dat_7(EVENTS, codec="zstd")):
+        cut = whole[: len(whole) - len(whole) // 4]
+        if whole[10:11] == b"7":
+            continue  # its options are at the end: nothing is left
+        result, rows = imported(tmp_path, cut)
+        assert 0 < len(rows) < len(expected())
+        assert result.counters.truncated > 0
+    killed = perf_data(EVENTS, killed=True)
+    with pytest.raises(TraceError, match="does not say where it ends"):
+        imported(tmp_path, killed)
+
+
+def test_the_command_shows_lost_events(tmp_path: Path) -> None:
+    source = tmp_path / "trace.dat"
+    source.write_bytes(trace_dat_6(EVENTS, missed=5))
+    result = CliRunner().invoke(
+        app, ["trace", "import", str(source), "-o", str(tmp_path / "o.parquet")]
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "10 events lost at least" in result.stdout
+
+
+FUZZED = {
+    "6": trace_dat_6(workload(60)),
+    "7": trace_dat_7(workload(60)),
+    "7 zstd": trace_dat_7(workload(60), codec="zstd"),
+    "7 zlib": trace_dat_7(workload(60), codec="zlib"),
+    "perf": perf_data(workload(60)),
+    "perf zstd": perf_data(workload(60), codec="zstd"),
+    "pipe": perf_pipe(workload(60)),
+}
+
+
+def mutated(data: bytes, source: random.Random) -> bytes:
+    """A file with some bytes, numbers or stretches changed."""
+    changed = bytearray(data)
+    for _ in range(source.choice((1, 1, 2, 4, 16))):
+        if not changed:
+            break
+        at = source.randrange(len(changed))
+        match source.randrange(6):
+            case 0:
+                changed[at] ^= 1 << source.randrange(8)
+            case 1:
+                changed[at] = source.choice((0, 1, 0x7F, 0x80, 0xFF))
+            case 2:
+                width = source.choice((2, 4, 8))
+                number = source.choice(
+                    (0, 1, 2**31 - 1, 2**63 - 1, 2**64 - 1, source.getrandbits(64))
+                )
+                part = (number & (1 << 8 * width) - 1).to_bytes(width, "little")
+                changed[at : at + width] = part[: len(changed) - at]
+            case 3:
+                del changed[at : at + source.choice((1, 4, 4096))]
+            case 4:
+                changed = changed[: at + 1]
+            case _:
+                changed[at:at] = changed[at : at + source.choice((1, 8, 512))]
+    # Most of what is read stands in the head.
+    return bytes(changed)
+
+
+def fuzz(count: int, tmp_path: Path, seed: int) -> tuple[int, int]:
+    source = random.Random(seed)
+    path, out = tmp_path / "f", tmp_path / "o.parquet"
+    read = refused = 0
+    for number in range(count):
+        data = FUZZED[list(FUZZED)[number % len(FUZZED)]]
+        path.write_bytes(mutated(data, source))
+        try:
+            import_trace(path, out)
+            read += 1
+        except TraceError as error:
+            refused += "\n" not in str(error)
+    return read, refused
+
+
+def test_mutated_recordings_are_read_or_refused(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read, refused = fuzz(700, tmp_path, seed=1)
+    assert read + refused == 700
+    assert read > 50
+    assert refused > 50
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 400 << 10, "kilobytes"
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_mutated_recordings(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(fuzz(100_000, tmp_path, seed=2)) == 100_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10
