@@ -43,7 +43,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def on_arm64(cache: Path, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def on_arm64(
+    cache: Path, *arguments: str, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(PYTHON), *arguments],
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},
@@ -56,14 +58,14 @@ def on_arm64(cache: Path, *arguments: str, timeout: float = 600) -> subprocess.C
     )
 
 
-def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+def here(*arguments: str) -> Done:
     command = [sys.executable, *arguments]
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
     )
 
 
-def answer(done: subprocess.CompletedProcess[str]) -> Any:
+def answer(done: Done) -> Any:
     """The JSON that a command printed, without what differs from run to run."""
     assert done.returncode in (0, 1), done.stderr
     found = json.loads(done.stdout)
