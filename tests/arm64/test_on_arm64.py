@@ -43,9 +43,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def on_arm64(
-    cache: Path, *arguments: str, timeout: float = 600
-) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+
+
+def on_arm64(cache: Path, *arguments: str, timeout: float = 600) -> Done:
     return subprocess.run(
         [str(PYTHON), *arguments],
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},

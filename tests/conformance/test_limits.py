@@ -12,17 +12,14 @@ from tests.conformance.tiny_guest import (
     CODE,
     CODE_32,
     DATA,
-    GDT,
-    READABLE,
     TABLES,
     TF,
     Run,
     Tiny,
     begin,
-    descriptor,
 )
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.vectors import DB, GP, SS, UD
+from trapgate.sdm.vectors import DB, GP, UD
 
 pytestmark = pytest.mark.conformance
 
@@ -56,67 +53,10 @@ def load_segment(register: int, selector: int) -> bytes:
     return b"\xb8" + pack("<I", selector) + b"\x8e" + bytes([0xC0 | register << 3])
 
 
-# Checks on data accesses: Unicorn makes none. Those of CS, SS, DS and ES are mended for
-# segments that a VM entry finds, not for those that the guest has loaded since.
-
-
-@limit("limits of FS and GS are not checked")
-@pytest.mark.parametrize(("name", "prefix"), [("FS", b"\x64"), ("GS", b"\x65")])
-def test_limit_of_fs_and_gs(name: str, prefix: bytes) -> None:
-    fields = {f"GUEST_{name}_LIMIT": 0xFFF, f"GUEST_{name}_ACCESS_RIGHTS": 0x4093}
-    assert faulted(Tiny("p32", code=prefix + b"\xa1" + AT_DATA, fields=fields)) == (GP, 0)
-
-
-@limit("segments are looked at on VM entry, and this one is loaded later")
-@pytest.mark.parametrize(("register", "prefix"), [(3, b""), (0, b"\x26"), (2, b"\x36")])
-def test_limit_of_a_segment_that_the_guest_has_just_loaded(register: int, prefix: bytes) -> None:
-    small = {GDT + BYTES: pack("<Q", descriptor(0, 0xFFF, 0x4093))}
-    code = load_segment(register, BYTES) + prefix + b"\xa1" + AT_DATA
-    vector = SS if register == 2 else GP
-    assert faulted(Tiny("p32", code=code, memory=small)) == (vector, 0)
-
-
-@limit("null selectors are not checked on use")
-@pytest.mark.parametrize(("register", "prefix"), [(3, b""), (0, b"\x26"), (4, b"\x64")])
-def test_read_through_a_null_selector(register: int, prefix: bytes) -> None:
-    code = load_segment(register, 0) + prefix + b"\xa1" + AT_DATA
-    assert faulted(Tiny("p32", code=code)) == (GP, 0)
-
-
-@limit("segment types are not checked on use")
-def test_read_of_an_execute_only_code_segment() -> None:
-    fields = {"GUEST_CS_ACCESS_RIGHTS": 0xC099}
-    assert faulted(Tiny("p32", code=b"\x2e\xa1" + AT_DATA, fields=fields)) == (GP, 0)
-
-
-@limit("segment types are not checked on use")
-def test_write_to_a_code_segment() -> None:
-    assert faulted(Tiny("p32", code=b"\x2e\xa3" + AT_DATA)) == (GP, 0)
-
-
-@limit("segment types are not checked on use")
-@pytest.mark.parametrize(("register", "prefix"), [(3, b""), (5, b"\x65")])
-def test_write_to_a_read_only_data_segment(register: int, prefix: bytes) -> None:
-    code = load_segment(register, READABLE) + prefix + b"\xa3" + AT_DATA
-    assert faulted(Tiny("p32", code=code)) == (GP, 0)
-
-
 @limit("SSE operands are not checked for alignment to 16 bytes")
 def test_unaligned_movaps() -> None:
     code = b"\x0f\x28\x04\x25" + pack("<I", DATA + 1)
     assert faulted(Tiny("l64", code=code)) == (GP, 0)
-
-
-# Control transfers.
-
-
-@limit("the engine jumps first, and faults at the target")
-def test_jump_to_a_non_canonical_address_faults_at_the_jump() -> None:
-    code = b"\x48\xb8" + pack("<Q", 1 << 48) + b"\xff\xe0"
-    done = run(Tiny("l64", code=code))
-    assert done.exit.interruption is not None
-    assert done.exit.interruption.vector == GP
-    assert done.vmcs["GUEST_RIP"] == CODE + 10
 
 
 # Paging.

@@ -357,12 +357,7 @@ def test_the_guests_processor_has_no_other_paging(code: bytes) -> None:
     "engine",
     [
         "native",
-        pytest.param(
-            "portable",
-            marks=pytest.mark.xfail(
-                strict=True, reason="the engine switches tasks by itself; see docs/limits.md"
-            ),
-        ),
+        "portable",
     ],
 )
 def test_a_task_switch_loads_no_directory(engine: str) -> None:

@@ -78,7 +78,7 @@ class Module:
         arguments = {name: Value(f"%a{n}", kind) for n, (name, kind) in named}
         Statements(self, code, wanted, arguments).all()
         parameters = ", ".join(f"{v.kind.llvm} {v.text}" for v in arguments.values())
-        self.put(code, wanted.symbol, f"internal fastcc {wanted.result.llvm}", parameters)
+        self.put(code, wanted.symbol, f"internal swiftcc {wanted.result.llvm}", parameters)
 
     def for_c(self, wanted: Routine, symbol: str, returns: CType, takes: Sequence[CType]) -> None:
         """Export a function with integer parameters to C, under `symbol`."""
@@ -116,7 +116,7 @@ class Module:
     def call(self, code: Code, callee: Routine, arguments: Sequence[Value]) -> Value:
         """A call of a function with code of its own."""
         given = ", ".join(f"{value.kind.llvm} {value.text}" for value in arguments)
-        call = f"call fastcc {callee.result.llvm} {self.ask(callee)}({given})"
+        call = f"call swiftcc {callee.result.llvm} {self.ask(callee)}({given})"
         if callee.result is NOTHING:
             code.put(call)
             return Value("", NOTHING)

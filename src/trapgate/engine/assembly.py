@@ -12,11 +12,13 @@ RSP, RSI, RDI = Register.RSP, Register.RSI, Register.RDI
 R8, R9 = Register.R8, Register.R9
 AL, EAX = Register.AL, Register.EAX
 
-JE, JNE, JS, JGE, JMP = (
+JE, JNE, JS, JGE, JA, JB, JMP = (
     Code.JE_REL32_64,
     Code.JNE_REL32_64,
     Code.JS_REL32_64,
     Code.JGE_REL32_64,
+    Code.JA_REL32_64,
+    Code.JB_REL32_64,
     Code.JMP_REL32_64,
 )
 RET = Instruction.create(Code.RETNQ)
@@ -53,6 +55,12 @@ def load(register: int, base: int, displacement: int) -> Instruction:
     return Instruction.create_reg_mem(Code.MOV_R64_RM64, register, _at(base, displacement))
 
 
+def load_32(register: int, base: int, displacement: int) -> Instruction:
+    """MOV of 32 bits from memory, zero-extended to the 64 of `register`."""
+    low = Register.EAX + register - Register.RAX
+    return Instruction.create_reg_mem(Code.MOV_R32_RM32, low, _at(base, displacement))
+
+
 def store(base: int, displacement: int, register: int) -> Instruction:
     """MOV of 64 bits to memory."""
     return Instruction.create_mem_reg(Code.MOV_RM64_R64, _at(base, displacement), register)
@@ -86,6 +94,21 @@ def constant(register: int, value: int) -> Instruction:
 def add(register: int, other: int) -> Instruction:
     """ADD of registers."""
     return Instruction.create_reg_reg(Code.ADD_R64_RM64, register, other)
+
+
+def add_small(register: int, value: int) -> Instruction:
+    """ADD of a value of eight bits, sign-extended."""
+    return Instruction.create_reg_i32(Code.ADD_RM64_IMM8, register, value)
+
+
+def compare_small(register: int, value: int) -> Instruction:
+    """CMP with a value of eight bits, sign-extended."""
+    return Instruction.create_reg_i32(Code.CMP_RM64_IMM8, register, value)
+
+
+def shift_right_signed(register: int, count: int) -> Instruction:
+    """SAR of 64 bits."""
+    return Instruction.create_reg_u32(Code.SAR_RM64_IMM8, register, count)
 
 
 def and_32(register: int, value: int) -> Instruction:

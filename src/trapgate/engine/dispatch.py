@@ -397,6 +397,9 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 return mc.TABLE_WRITE
             m[mc.FAULT_KIND] = 0
             return arbitrate(m, v, r, 14, 3, info, address, 0)
+        if m[mc.FAULT_KIND] == mc.FAULT_OF_SEGMENT:
+            m[mc.FAULT_KIND] = 0
+            return arbitrate(m, v, r, vector, 3, 0, 0, 0)
         if vector == 13 and m[mc.NATIVE] == 0 and info & 0xFFFF == 0 and is_long(v):
             m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL
         if vector == 13 and m[mc.FAULT_KIND] == mc.FAULT_NON_CANONICAL:
@@ -453,7 +456,8 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
     m[mc.SWITCHED] = 0
     if switched != 0:
         arm(m, env, v)
-        shape = segment_shape(v)
+        # Where the translator is ours, translated code checks segments.
+        shape = segment_shape(v) if m[mc.CPU] == 0 else 0
         if shape != 0 and shape != m[mc.TRUSTED]:
             m[mc.CHECKS] |= mc.CHECK_LIMITS
             m[mc.DEADLINE] = 0
@@ -515,12 +519,3 @@ def execute_in_core(m: Cells) -> None:
         call(m[mc.EMU_STOP], (m[mc.UC],))
         poke32(m[mc.EXCEPTION_INDEX], at.EXCP_INTERRUPT)
     call(m[mc.CPU_LOOP_EXIT], (m[mc.CPU],))
-
-
-@jit
-def make_segment_flat(v: Cells, n: int, selector: int, rights: int) -> None:
-    """Make segment `n` flat, as SYSCALL and SYSENTER do."""
-    v[f.GUEST_ES_SELECTOR + n] = selector
-    v[f.GUEST_ES_BASE + n] = 0
-    v[f.GUEST_ES_LIMIT + n] = 0xFFFFFFFF
-    v[f.GUEST_ES_ACCESS_RIGHTS + n] = rights

@@ -8,24 +8,24 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
+from trapgate.engine.checked_accesses import is_poison, poisoned_by
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.dispatch import (
+    arbitrate,
     dispatch,
     execute_in_core,
     go_on,
-    make_segment_flat,
+    pass_exit_to_x86_vmm,
     state_begin,
     state_end,
 )
-from trapgate.engine.state import load, save, save_paging
+from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
+from trapgate.instructions.fast_calls import syscall, sysenter
+from trapgate.instructions.intercepts import GO_ON, RAISE_UD
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
-from trapgate.sdm import registers as reg
 from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
-
-_POPPED = 40
-"""Bytes of the longest frame that IRET takes from the stack."""
 
 
 @jit
@@ -55,18 +55,6 @@ def handle_exception(machine: int, number: int) -> None:
     if stop != mc.RUNNING:
         m[mc.STOP] = stop
         call(m[mc.EMU_STOP], (m[mc.UC],))
-
-
-@jit
-def is_popped_in_ring_3(env: int, address: int) -> bool:
-    """Whether IRET or a far return of ring 3 reads its stack, which the engine does as ring 0."""
-    if peek32(env + at.HFLAGS) & 3 != 3:
-        return False
-    top = peek64(env + at.REGS + 8 * 4)
-    if peek32(env + at.HFLAGS) & at.HF_CS64 == 0:
-        stack = env + at.SEGMENTS + 2 * at.SEGMENT_SIZE
-        top = (top + peek64(stack + at.BASE)) & 0xFFFFFFFF
-    return 0 <= address - top < _POPPED
 
 
 @callback(VOID, INT64, UINT32, INT64)
@@ -124,49 +112,46 @@ def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     execute_in_core(cells(user, mc.CELLS))
 
 
+@jit
+def end_hooked_call(m: Cells, env: int, v: Cells, r: Cells, outcome: int) -> None:
+    """Behind a fast system call in a hook; the engine is about to add 2 to RIP (portable only)."""
+    stop = mc.RUNNING
+    if outcome == RAISE_UD:
+        stop = arbitrate(m, v, r, 6, 3, -1, 0, 0)
+    elif outcome != GO_ON:
+        stop = arbitrate(m, v, r, 13, 3, 0, 0, 0)
+    stop = pass_exit_to_x86_vmm(m, stop)
+    if stop != mc.RUNNING:
+        m[mc.STOP] = stop
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        return
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    v[f.GUEST_RIP] -= 2
+    go_on(m, env, r)
+    v[f.GUEST_RIP] += 2
+    state_end(m)
+
+
 @callback(VOID, INT64, INT64)
-def on_syscall(uc: int, user: int) -> None:
-    """UC_HOOK_INSN, SYSCALL (SDM, "SYSCALL - Fast System Call"); the engine adds 2 to RIP."""
+def on_syscall_hook(uc: int, user: int) -> None:
+    """UC_HOOK_INSN, SYSCALL (portable only)."""
     m = cells(user, mc.CELLS)
     env = state_begin(m)
     v = cells(m[mc.V], m[mc.V_CELLS])
     r = cells(m[mc.R], m[mc.R_CELLS])
     save(m, env, v, r)
-    star = r[reg.STAR] >> 32
-    code64 = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
-    if v[f.GUEST_IA32_EFER] & 1 << 10:
-        r[reg.RCX] = v[f.GUEST_RIP] + 2
-        r[reg.R11] = v[f.GUEST_RFLAGS] & ~0x10000
-        v[f.GUEST_RIP] = (r[reg.LSTAR] if code64 else r[reg.CSTAR]) - 2
-        v[f.GUEST_RFLAGS] = (v[f.GUEST_RFLAGS] & ~r[reg.FMASK] & ~0x10000) | 2
-        make_segment_flat(v, 1, star & 0xFFFC, 0xA09B)
-    else:
-        r[reg.RCX] = (v[f.GUEST_RIP] + 2) & 0xFFFFFFFF
-        v[f.GUEST_RIP] = (r[reg.STAR] & 0xFFFFFFFF) - 2
-        v[f.GUEST_RFLAGS] &= ~0x30200
-        make_segment_flat(v, 1, star & 0xFFFC, 0xC09B)
-    make_segment_flat(v, 2, (star & 0xFFFC) + 8, 0xC093)
-    load(m, env, v, r)
-    state_end(m)
+    end_hooked_call(m, env, v, r, syscall(v, r, 2))
 
 
 @callback(VOID, INT64, INT64)
-def on_sysenter(uc: int, user: int) -> None:
-    """UC_HOOK_INSN, SYSENTER (SDM, "SYSENTER - Fast System Call"); the engine adds 2 to RIP."""
+def on_sysenter_hook(uc: int, user: int) -> None:
+    """UC_HOOK_INSN, SYSENTER (portable only)."""
     m = cells(user, mc.CELLS)
     env = state_begin(m)
     v = cells(m[mc.V], m[mc.V_CELLS])
     r = cells(m[mc.R], m[mc.R_CELLS])
     save(m, env, v, r)
-    selector = v[f.GUEST_IA32_SYSENTER_CS] & 0xFFFC
-    long = v[f.GUEST_IA32_EFER] & 1 << 10 != 0
-    v[f.GUEST_RFLAGS] &= ~0x30200
-    v[f.GUEST_RIP] = v[f.GUEST_IA32_SYSENTER_EIP] - 2
-    v[f.GUEST_RSP] = v[f.GUEST_IA32_SYSENTER_ESP]
-    make_segment_flat(v, 1, selector, 0xA09B if long else 0xC09B)
-    make_segment_flat(v, 2, selector + 8, 0xC093)
-    load(m, env, v, r)
-    state_end(m)
+    end_hooked_call(m, env, v, r, sysenter(v))
 
 
 @jit
@@ -185,12 +170,17 @@ def refill(
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     access_kind = access
     efer = peek64(env + at.EFER)
-    user = 1 if mmu_index == 1 or (access == 0 and is_popped_in_ring_3(env, address)) else 0
+    user = 1 if mmu_index == 1 else 0
     vector = 14
     physical = 0
     prot = 0
     page_size = 4096
-    if efer & 1 << 10 and address >> 47 != 0 and address >> 47 != -1:
+    forbidden = is_poison(address) and peek32(env + at.HFLAGS) & at.HF_CS64 == 0
+    if forbidden:
+        # A segment does not allow this access.
+        vector = 12 if poisoned_by(address) == 2 else 13
+        code = 0
+    elif efer & 1 << 10 and address >> 47 != 0 and address >> 47 != -1:
         vector = 13
         code = 0
     else:
@@ -233,7 +223,7 @@ def refill(
         m[mc.CRAWL] = 0
         m[mc.FAULT_KIND] = mc.FAULT_OF_FETCH
     else:
-        m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL if vector == 13 else 0
+        m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL if vector == 13 and not forbidden else 0
     m[mc.FAULT_ADDRESS] = address
     m[mc.FAULT_CODE] = code
     poke32(env + at.ERROR_CODE, 0)

@@ -62,6 +62,16 @@ CPU_SIZE = 35408
 CFLAGS_NEXT_TB = 24
 """In the CPU: how the next block is to be translated; the low bits limit its instructions."""
 
+# A block of translated code, after its linear address.
+TB_CS_BASE = 8
+TB_FLAGS = 0x10
+TB_SIZE = 0x14
+"""Bytes of its source, 16 bits."""
+TB_ICOUNT = 0x16
+TB_CFLAGS = 0x18
+TB_COUNT = 0x7FFF
+"""Bits of TB_CFLAGS: at most so many instructions, 0 without a limit."""
+
 CC_OP_EFLAGS = 1
 
 # Bits of hflags, which select the code that the translator makes.
@@ -78,8 +88,13 @@ HF_GUEST = 1 << 21
 HF_OSFXSR = 1 << 22
 HF_SMAP = 1 << 23
 HF_IOBPT = 1 << 24
-HF_KEPT = 7 << 24
-"""I/O breakpoints and MPX: the engine's own business."""
+HF_LIMITED = 1 << 27
+"""DS, ES or SS is not flat. The engine does not use this bit nor the next, but keeps them, and
+keeps apart blocks that differ in them."""
+HF_CODE_LIMITED = 1 << 28
+"""Code can reach beyond the limit of CS."""
+HF_KEPT = 31 << 24
+"""I/O breakpoints and MPX, the engine's own business, and the two above, which are `segments`'."""
 
 # Exception numbers of the execution loop.
 EXCP_INTERRUPT = 0x10000

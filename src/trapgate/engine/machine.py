@@ -180,6 +180,8 @@ STEP_EVENT = 3
 # What FAULT_KIND may hold, about the latest fault of the MMU.
 FAULT_OF_FETCH = 2
 FAULT_NON_CANONICAL = 4
+FAULT_OF_SEGMENT = 1
+"""An access that its segment does not allow (portable path only)."""
 FAULT_JUDGED = 8
 """A write to page tables that no filter lets through."""
 
@@ -202,3 +204,35 @@ DEVICE_SLOTS = 4
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""
+
+# Checks of segments (native path): what a segment allows (`segments`) ...
+SEGMENTS_SEEN = CELLS
+"""Six cells: limits and rights that the others were made of."""
+SEGMENT_LOWS = SEGMENTS_SEEN + 6
+"""Six cells: the lowest offset in each segment."""
+SEGMENT_BOUNDS = SEGMENT_LOWS + 6
+"""Eight cells a segment: how many offsets from the lowest one on a load of 1, 2, 4, 8 bytes may
+have, and a store. 0 where nothing is allowed."""
+# ... and what is known while a block is translated (`checked_accesses`).
+ACCESSES = SEGMENT_BOUNDS + 6 * 8
+"""Which accesses of the block are checked, ACCESSES_*."""
+OPERAND = ACCESSES + 1
+"""The temporary with the operand's linear address, 0 if it needs no check."""
+OPERAND_SEGMENT = OPERAND + 1
+OPERAND_OFFSET = OPERAND + 2
+"""A temporary with the operand's offset in the segment; 0 if the block has none yet."""
+OPERAND_CHECKED = OPERAND + 3
+"""... with the address to use, linear or poisoned."""
+OPERAND_BOUND = OPERAND + 4
+BRANCH_IS_FAR = OPERAND + 5
+"""Whether the instruction, if a branch, may lead beyond the limit of CS: 1, or LOOP_IS_FAR."""
+LOOP_IS_FAR = 2
+"""... and is LOOP or JCXZ."""
+CELLS = OPERAND + 6
+
+# What ACCESSES may hold.
+ACCESSES_UNCHECKED = 0
+"""64-bit code: segments have no limits."""
+ACCESSES_OF_CS_FS_GS = 1
+"""32-bit code whose ES, SS and DS are flat."""
+ACCESSES_ALL = 2

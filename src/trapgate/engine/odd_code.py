@@ -15,7 +15,7 @@ The engine clears RF where a block ends, unless a branch leads from block to blo
 block has one instruction (`translation`), and branches but those of REP go the long way.
 """
 
-from trapgate.compiler.dialect import core
+from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
 from trapgate.decode.undefined import (
@@ -35,8 +35,15 @@ _JUMPS_FAST = 0x98
 """In the translator's context of a block: the next address, the flags that it translates for,
 and whether a branch may lead right to the next block."""
 
+# Why a block needs care where it begins (`careful_blocks`).
 CARE_MXCSR = 1
+"""It may change MXCSR."""
 CARE_ALIGNMENT = 2
+"""It runs with RFLAGS.AC."""
+CARE_LIMIT = 4
+"""It may end beyond the limit of CS."""
+CARE_AUDIT = 8
+"""Its source is compared with what it was made of (`audit`)."""
 
 UNDEFINED = 1
 TEST_TWIN = 2
@@ -138,6 +145,20 @@ def is_repeated(opcode: int, repeat: int) -> bool:
 
 
 @jit
+def reach_of_branch(m: Cells, flags: int, byte: int, large_operand: bool) -> int:
+    """What BRANCH_IS_FAR has to say of an instruction with this opcode, if it is a branch.
+
+    `flags` are those of its block. Far is what may lead beyond a limit that is not that of all
+    16-bit code, or above 64 KB.
+    """
+    if m[mc.ACCESSES] != mc.ACCESSES_ALL:
+        return 0
+    if flags & at.HF_CODE_LIMITED or (flags & at.HF_CS32 == 0 and large_operand):
+        return mc.LOOP_IS_FAR if byte & 0xFC == 0xE0 else 1
+    return 0
+
+
+@jit
 def look(reader: int, block: int, env: int) -> int:
     """Look at the instruction that `block` translates next; PLAIN, STI or LOADS_SS.
 
@@ -145,6 +166,8 @@ def look(reader: int, block: int, env: int) -> int:
     """
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FORBIDDEN] = 0
+    m[mc.OPERAND] = 0
+    m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
     flags = peek32(block + _FLAGS)
     long = flags & at.HF_CS64 != 0
@@ -166,6 +189,7 @@ def look(reader: int, block: int, env: int) -> int:
     if n > 12:
         # The engine finds such code too long.
         return PLAIN
+    m[mc.BRANCH_IS_FAR] = reach_of_branch(m, flags, byte, operand_size)
     if flags & _RF and not is_repeated(byte, repeat):
         poke32(block + _JUMPS_FAST, 0)
     forbidden = False

@@ -18,6 +18,7 @@ from trapgate.compiler.raw import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.segments import look_at_segments
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
@@ -68,7 +69,7 @@ def rflags_of(m: Cells, env: int) -> int:
     op = peek32(env + at.CC_OP)
     if op == at.CC_OP_EFLAGS:
         flags |= peek64(env + at.CC_SRC) & _CC
-    elif m[mc.NATIVE] != 0:
+    elif m[mc.CC_COMPUTE_ALL] != 0:
         flags |= call(m[mc.CC_COMPUTE_ALL], (env, op)) & _CC
     return flags | (peek32(env + at.DF) & _DF) | 2
 
@@ -111,17 +112,8 @@ def forget_passed_breakpoint(m: Cells, v: Cells) -> None:
 
 
 @jit
-def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
-    """Save the guest's state from `env` into the VMCS `v` and the register file `r`."""
-    if m[mc.ALONE] != 0:
-        # Interrupts seemed inhibited, so that the engine would execute one instruction.
-        m[mc.ALONE] = 0
-        poke32(env + at.HFLAGS, peek32(env + at.HFLAGS) & ~at.HF_INHIBIT_IRQ)
-    for n in range(16):
-        r[n] = peek64(env + at.REGS + 8 * n)
-    v[f.GUEST_RSP] = r[reg.RSP]
-    v[f.GUEST_RIP] = peek64(env + at.EIP)
-    v[f.GUEST_RFLAGS] = rflags_of(m, env)
+def save_segments(env: int, v: Cells) -> None:
+    """Of `save` the segment and descriptor-table registers."""
     for n in range(8):
         segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
         v[f.GUEST_ES_SELECTOR + n] = peek16(segment + at.SELECTOR)
@@ -144,6 +136,21 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     v[f.GUEST_GDTR_LIMIT] = peek32(gdt + at.LIMIT)
     v[f.GUEST_IDTR_BASE] = peek64(gdt + at.SEGMENT_SIZE + at.BASE)
     v[f.GUEST_IDTR_LIMIT] = peek32(gdt + at.SEGMENT_SIZE + at.LIMIT)
+
+
+@jit
+def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
+    """Save the guest's state from `env` into the VMCS `v` and the register file `r`."""
+    if m[mc.ALONE] != 0:
+        # Interrupts seemed inhibited, so that the engine would execute one instruction.
+        m[mc.ALONE] = 0
+        poke32(env + at.HFLAGS, peek32(env + at.HFLAGS) & ~at.HF_INHIBIT_IRQ)
+    for n in range(16):
+        r[n] = peek64(env + at.REGS + 8 * n)
+    v[f.GUEST_RSP] = r[reg.RSP]
+    v[f.GUEST_RIP] = peek64(env + at.EIP)
+    v[f.GUEST_RFLAGS] = rflags_of(m, env)
+    save_segments(env, v)
     save_paging(env, v)
     v[f.GUEST_IA32_SYSENTER_CS] = peek32(env + at.SYSENTER_CS)
     v[f.GUEST_IA32_SYSENTER_ESP] = peek64(env + at.SYSENTER_ESP)
@@ -276,23 +283,17 @@ def segment_shape(v: Cells) -> int:
 
 
 @jit
-def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
-    """Load the guest's state from `v` and `r` into `env`; flush what became stale."""
-    stale = (
-        ((peek64(env + at.CR0) ^ v[f.GUEST_CR0]) & 0x80010001)
-        | (peek64(env + at.CR3) ^ v[f.GUEST_CR3])
-        | ((peek64(env + at.CR4) ^ v[f.GUEST_CR4]) & 0x7210B0)
-        | ((peek64(env + at.EFER) ^ v[f.GUEST_IA32_EFER]) & 0xD00)
-    )
-    r[reg.RSP] = v[f.GUEST_RSP]
-    for n in range(16):
-        poke64(env + at.REGS + 8 * n, r[n])
-    poke64(env + at.EIP, v[f.GUEST_RIP])
-    rflags = v[f.GUEST_RFLAGS]
+def load_flags(env: int, rflags: int) -> None:
+    """Of `load` RFLAGS."""
     poke64(env + at.EFLAGS, rflags & ~(_CC | _DF))
     poke64(env + at.CC_SRC, rflags & _CC)
     poke32(env + at.CC_OP, at.CC_OP_EFLAGS)
     poke32(env + at.DF, 1 - 2 * ((rflags >> 10) & 1))
+
+
+@jit
+def load_segments(env: int, v: Cells) -> None:
+    """Of `load` the segment registers, LDTR and TR."""
     for n in range(8):
         segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
         poke32(segment + at.SELECTOR, v[f.GUEST_ES_SELECTOR + n])
@@ -309,6 +310,34 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
             rights = (rights & ~2) | 0x80
         high = (v[f.GUEST_ES_BASE + n] & 0xFF000000) | ((v[f.GUEST_ES_BASE + n] >> 16) & 0xFF)
         poke32(segment + at.FLAGS, (rights & 0xF0FF) << 8 | (limit & 0xF0000) | high)
+
+
+@jit
+def load_mode(m: Cells, env: int, v: Cells) -> None:
+    """Of `load` the translator's flags, behind an instruction that loaded segments.
+
+    What blocked interrupts for the time of one instruction, ends.
+    """
+    flags = hflags_of(v, peek32(env + at.HFLAGS)) & ~at.HF_INHIBIT_IRQ
+    poke32(env + at.HFLAGS, flags)
+    look_at_segments(m, env)
+
+
+@jit
+def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
+    """Load the guest's state from `v` and `r` into `env`; flush what became stale."""
+    stale = (
+        ((peek64(env + at.CR0) ^ v[f.GUEST_CR0]) & 0x80010001)
+        | (peek64(env + at.CR3) ^ v[f.GUEST_CR3])
+        | ((peek64(env + at.CR4) ^ v[f.GUEST_CR4]) & 0x7210B0)
+        | ((peek64(env + at.EFER) ^ v[f.GUEST_IA32_EFER]) & 0xD00)
+    )
+    r[reg.RSP] = v[f.GUEST_RSP]
+    for n in range(16):
+        poke64(env + at.REGS + 8 * n, r[n])
+    poke64(env + at.EIP, v[f.GUEST_RIP])
+    load_flags(env, v[f.GUEST_RFLAGS])
+    load_segments(env, v)
     gdt = env + at.SEGMENTS + at.SEGMENT_SIZE * 8
     poke64(gdt + at.BASE, v[f.GUEST_GDTR_BASE])
     poke32(gdt + at.LIMIT, v[f.GUEST_GDTR_LIMIT])
@@ -330,6 +359,8 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.KERNEL_GS_BASE, r[reg.KERNEL_GS_BASE])
     poke64(env + at.TSC_AUX, r[reg.TSC_AUX])
     poke32(env + at.HFLAGS, hflags_of(v, peek32(env + at.HFLAGS)))
+    if m[mc.CPU] != 0:
+        look_at_segments(m, env)
     if m[mc.SHADOW] >= 0:
         m[mc.SHADOW] = v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED
     poke32(env + at.OLD_EXCEPTION, -1)

@@ -365,8 +365,15 @@ class UnicornEngine:
         calibration.check_native(self.uc, inside.cpu, inside.env)
         c = self.cells
         c[mc.NATIVE] = 1
-        c[mc.CPU] = inside.cpu
         c[mc.ENV] = inside.env
+        self._guard_translator(inside)
+        ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
+        ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
+
+    def _guard_translator(self, inside: native.Insides) -> None:
+        """Let the functions of ours in the translator know this engine."""
+        c = self.cells
+        c[mc.CPU] = inside.cpu
         c[mc.EXCEPTION_INDEX] = inside.exception_index
         for cell, name in (
             (mc.CC_COMPUTE_ALL, "cpu_cc_compute_all"),
@@ -381,12 +388,11 @@ class UnicornEngine:
         ):
             c[cell] = inside.symbols[name]
         ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
-        ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
-        ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
 
     def _open_context(self) -> None:
         """The portable path: the state is a copy, saved and restored at every event."""
-        # Where the translator can be guarded from code that would end the process, it is.
+        # Where the translator can be guarded from code that would end the process, and helpers of
+        # the engine's replaced, they are.
         self.cells[mc.SHADOW] = -1
         try:
             inside = native.find(self.uc)
@@ -395,10 +401,8 @@ class UnicornEngine:
             # With such a hook the engine looks for stale code at every store, and not without.
             self._hook(uc_const.UC_HOOK_MEM_WRITE, hooks.on_any_store)
         else:
-            ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
+            self._guard_translator(inside)
             self.cells[mc.LIVE] = inside.env
-            self.cells[mc.TB_INVALIDATE] = inside.symbols["tb_invalidate_phys_range"]
-            self.cells[mc.TLB_RESET_DIRTY] = inside.symbols["tlb_reset_dirty"]
             self.cells[mc.SHADOW] = 0
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
@@ -433,12 +437,16 @@ class UnicornEngine:
         if not self.cells[mc.NATIVE]:
             self._hook(uc_const.UC_HOOK_BLOCK, hooks.on_block)
             self._hook(uc_const.UC_HOOK_EDGE_GENERATED, hooks.on_new_block)
-        for instruction, hook in (
-            (x86_const.UC_X86_INS_IN, hooks.on_in),
-            (x86_const.UC_X86_INS_OUT, hooks.on_out),
-            (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
-            (x86_const.UC_X86_INS_SYSENTER, hooks.on_sysenter),
-        ):
+        by_instruction = {
+            x86_const.UC_X86_INS_IN: hooks.on_in,
+            x86_const.UC_X86_INS_OUT: hooks.on_out,
+        }
+        if not self.cells[mc.NATIVE]:
+            by_instruction |= {
+                x86_const.UC_X86_INS_SYSCALL: hooks.on_syscall_hook,
+                x86_const.UC_X86_INS_SYSENTER: hooks.on_sysenter_hook,
+            }
+        for instruction, hook in by_instruction.items():
             self._hook(uc_const.UC_HOOK_INSN, hook, instruction)
 
     def _hook(

@@ -9,17 +9,34 @@ from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import store8
 from trapgate.paging.walk import WRITE, read_system, walk
 from trapgate.sdm.cells import (
+    GUEST_ES_ACCESS_RIGHTS,
+    GUEST_ES_BASE,
+    GUEST_ES_LIMIT,
+    GUEST_ES_SELECTOR,
     GUEST_GDTR_BASE,
     GUEST_GDTR_LIMIT,
+    GUEST_IA32_EFER,
     GUEST_LDTR_ACCESS_RIGHTS,
     GUEST_LDTR_BASE,
     GUEST_LDTR_LIMIT,
 )
-from trapgate.sdm.state import AR_UNUSABLE
+from trapgate.sdm.state import (
+    AR_ACCESSED,
+    AR_CODE,
+    AR_CONFORMING,
+    AR_DB,
+    AR_DPL_SHIFT,
+    AR_L,
+    AR_S,
+    AR_UNUSABLE,
+    EFER_LMA,
+)
 
 IN_REACH = 0
 OUT_OF_LIMITS = 1
 FAULTED = 2
+
+_ES, _SS, _DS, _FS, _GS = 0, 2, 3, 4, 5
 
 
 @core
@@ -70,3 +87,89 @@ def limit_of(descriptor: int) -> int:
 def base_of(descriptor: int) -> int:
     """The base in a segment descriptor (32 bits)."""
     return ((descriptor >> 16) & 0xFF_FFFF) | ((descriptor >> 32) & 0xFF00_0000)
+
+
+@core
+def rights_of(descriptor: int) -> int:
+    """The access rights in a segment descriptor, as an access-rights field has them."""
+    return (descriptor >> 40) & 0xF0FF
+
+
+@core
+def privilege_of(descriptor: int) -> int:
+    """The DPL in a segment descriptor."""
+    return (descriptor >> 45) & 3
+
+
+@core
+def put_segment(v: Cells, n: int, selector: int, descriptor: int) -> None:
+    """Load segment register `n` (0 ES to 5 GS): its four fields in the guest-state area."""
+    v[GUEST_ES_SELECTOR + n] = selector
+    v[GUEST_ES_BASE + n] = base_of(descriptor)
+    v[GUEST_ES_LIMIT + n] = limit_of(descriptor)
+    v[GUEST_ES_ACCESS_RIGHTS + n] = rights_of(descriptor) | AR_ACCESSED
+
+
+@core
+def put_flat_segment(v: Cells, n: int, selector: int, rights: int) -> None:
+    """Load segment register `n` with base 0 and a limit of 4 GB, as fast system calls do."""
+    v[GUEST_ES_SELECTOR + n] = selector & 0xFFFF
+    v[GUEST_ES_BASE + n] = 0
+    v[GUEST_ES_LIMIT + n] = 0xFFFF_FFFF
+    v[GUEST_ES_ACCESS_RIGHTS + n] = rights
+
+
+@core
+def put_null_stack(v: Cells, selector: int, privilege: int) -> None:
+    """Load SS with a null selector, as 64-bit code of rings 0 to 2 may; its DPL is the CPL."""
+    v[GUEST_ES_SELECTOR + _SS] = selector
+    v[GUEST_ES_BASE + _SS] = 0
+    v[GUEST_ES_LIMIT + _SS] = 0xFFFF_FFFF
+    v[GUEST_ES_ACCESS_RIGHTS + _SS] = AR_UNUSABLE | (privilege << AR_DPL_SHIFT)
+
+
+@core
+def put_8086_segment(v: Cells, n: int, selector: int) -> None:
+    """Load segment register `n` as in virtual-8086 mode."""
+    v[GUEST_ES_SELECTOR + n] = selector
+    v[GUEST_ES_BASE + n] = selector << 4
+    v[GUEST_ES_LIMIT + n] = 0xFFFF
+    v[GUEST_ES_ACCESS_RIGHTS + n] = 0xF3
+
+
+@core
+def withdraw_data_segments(v: Cells, privilege: int) -> None:
+    """On a return to an outer ring: make null what its `privilege` may not have.
+
+    SDM, "IRET", "RET". The base of a segment that becomes null stays as it is.
+    """
+    for n in (_ES, _DS, _FS, _GS):
+        rights = v[GUEST_ES_ACCESS_RIGHTS + n]
+        conforming = rights & (AR_CODE | AR_CONFORMING) == AR_CODE | AR_CONFORMING
+        if not conforming and (rights >> AR_DPL_SHIFT) & 3 < privilege:
+            v[GUEST_ES_SELECTOR + n] = 0
+            v[GUEST_ES_ACCESS_RIGHTS + n] = rights | AR_UNUSABLE
+
+
+@core
+def is_code_for(v: Cells, descriptor: int) -> bool:
+    """Whether the target of a far transfer is code, and legal in IA-32e mode if that is on."""
+    rights = rights_of(descriptor)
+    if rights & (AR_S | AR_CODE) != AR_S | AR_CODE:
+        return False
+    both = rights & (AR_L | AR_DB) == AR_L | AR_DB
+    return not (both and v[GUEST_IA32_EFER] & EFER_LMA != 0)
+
+
+@core
+def is_64_bit(v: Cells, descriptor: int) -> bool:
+    """Whether a code segment's code would run in 64-bit mode."""
+    return bool(v[GUEST_IA32_EFER] & EFER_LMA != 0 and rights_of(descriptor) & AR_L != 0)
+
+
+@core
+def target_is_legal(v: Cells, descriptor: int, target: int) -> bool:
+    """Whether an instruction pointer is within a code segment: its limit, or canonical."""
+    if is_64_bit(v, descriptor):
+        return -(1 << 47) <= target < 1 << 47
+    return target <= limit_of(descriptor)

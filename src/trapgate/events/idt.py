@@ -289,7 +289,7 @@ def _deliver_protected(
     switched = new_cpl != cpl
     if switched:
         count += 2
-        fault, error, address, ss_selector, top, ss = _stack_of_ring(v, mem, new_cpl, ext)
+        fault, error, address, ss_selector, top, ss = stack_of_ring(v, mem, new_cpl, ext)
         if fault >= 0:
             return fault, error, address
         ss_rights = ((ss >> 40) & 0xF0FF) | 1
@@ -352,7 +352,7 @@ def _deliver_protected(
 
 
 @core
-def _stack_of_ring(
+def stack_of_ring(
     v: Cells, mem: Memory, ring: int, ext: int
 ) -> tuple[int, int, int, int, int, int]:
     """The TSS's stack for `ring`: (fault or -1, error code, address, SS, ESP, descriptor)."""

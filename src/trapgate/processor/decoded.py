@@ -16,7 +16,11 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
-from trapgate.instructions.effects import in_64_bit_mode, load_machine_status, read_cr
+from trapgate.instructions.effects import (
+    in_64_bit_mode,
+    load_machine_status,
+    read_cr,
+)
 from trapgate.paging.memory import load8, store8
 from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
@@ -241,8 +245,8 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
         return False
     if outcome == ix.EXITED:
         return True
-    if outcome == ix.RAISE_GP:
-        return processor.raise_fault(13, 0)
+    if outcome in (ix.RAISE_GP, ix.RAISE_SS):
+        return processor.raise_fault(13 if outcome == ix.RAISE_GP else 12, 0)
     if outcome == ix.RAISE_PF:
         _, error_code, address = ix.io_permission(v, guest.mem, guest.register(Register.DX), 1)
         return processor.raise_fault(14, int(error_code), int(address))

@@ -1,10 +1,10 @@
 """Instructions one at a time, with the checks that the engine leaves out.
 
-The engine executes guests fast and without segment limits, alignment checks, data
-breakpoints and SIMD floating-point exceptions. Where the state of the guest asks for
-one of them it stops (`machine.CHECKED`), and each instruction is decoded here: faults
-that come before its execution are raised, then the engine executes it alone, then the
-traps that follow it are raised. That lasts as long as the state asks for it.
+The engine executes guests fast and without alignment checks, data breakpoints and SIMD
+floating-point exceptions, on the portable path also without segment limits. Where the state of
+the guest asks for one of them it stops (`machine.CHECKED`), and each instruction is decoded
+here: faults that come before its execution are raised, then the engine executes it alone, then
+the traps that follow it are raised. That lasts as long as the state asks for it.
 """
 
 from __future__ import annotations
@@ -290,6 +290,9 @@ def _segment_fault(
 ) -> int:
     """The vector of a violation of a segment's limit or type (12 or 13), or -1."""
     v = guest.v
+    if processor.engine.cells[stops.CPU]:
+        # Translated code has these checks.
+        return -1
     shape = processor.engine.segment_shape()
     if shape == 0:
         return -1

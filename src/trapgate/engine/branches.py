@@ -1,0 +1,106 @@
+"""Branches whose target is out of bounds fault at the branch, with the stack as before.
+
+Compiled only; Linux x86-64 wheel. 64-bit code must not jump to a non-canonical address, other
+code not beyond the limit of CS (SDM, "JMP", "CALL", "RET", "Jcc", "LOOP"). Where the engine looks
+for the block at a new RIP it calls one of two functions, in front of which stubs compare RIP; what
+is out of bounds comes here. The engine has made the branch already, so it is taken back.
+"""
+
+from trapgate.compiler.kinds import INT64, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import call, cells, peek32, peek64, poke32, poke64
+from trapgate.engine import emission as em
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.engine.odd_code import code_byte, is_prefix
+
+_RCX, _RSP = 1, 4
+_GP = 13
+
+
+@jit
+def stack_width(hflags: int) -> int:
+    """The width of the stack pointer in bytes."""
+    if hflags & at.HF_CS64:
+        return 8
+    return 4 if hflags & at.HF_SS32 else 2
+
+
+@jit
+def add_to_register(env: int, number: int, width: int, change: int) -> None:
+    """Add to the low `width` bytes of a general register; 4 clear the upper half."""
+    old = peek64(env + at.REGS + 8 * number)
+    new = old + change
+    if width == 2:
+        new = (old & ~0xFFFF) | (new & 0xFFFF)
+    elif width == 4:
+        new &= 0xFFFFFFFF
+    poke64(env + at.REGS + 8 * number, new)
+
+
+@jit
+def take_branch_back(reader: int, env: int) -> bool:
+    """Undo what the near branch at RIP did to RSP or RCX; False if there is none.
+
+    `reader` is the engine's function that reads a byte of code.
+    """
+    hflags = peek32(env + at.HFLAGS)
+    long = hflags & at.HF_CS64 != 0
+    start = peek64(env + at.EIP)
+    if not long:
+        start = (start + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
+    operand = 8 if long else 4 if hflags & at.HF_CS32 else 2
+    address = operand
+    byte = code_byte(reader, env, start)
+    while is_prefix(byte, long):
+        if byte == 0x66 and not long:
+            operand = 2 if hflags & at.HF_CS32 else 4
+        elif byte == 0x67:
+            address = 4 if long or hflags & at.HF_CS32 == 0 else 2
+        start += 1
+        byte = code_byte(reader, env, start)
+    pushed = 0
+    if byte == 0x0F:
+        return code_byte(reader, env, start + 1) & 0xF0 == 0x80
+    if byte == 0xC3:
+        pushed = -operand
+    elif byte == 0xC2:
+        pushed = (
+            -operand - code_byte(reader, env, start + 1) - (code_byte(reader, env, start + 2) << 8)
+        )
+    elif byte == 0xE8:
+        pushed = operand
+    elif byte == 0xFF:
+        form = code_byte(reader, env, start + 1) & 0x38
+        if form not in (0x10, 0x20):
+            return False
+        pushed = operand if form == 0x10 else 0
+    elif 0xE0 <= byte <= 0xE2:
+        add_to_register(env, _RCX, address, 1)
+    elif byte not in (0xE3, 0xE9, 0xEB) and byte & 0xF0 != 0x70:
+        return False
+    if pushed != 0:
+        add_to_register(env, _RSP, stack_width(hflags), pushed)
+    return True
+
+
+@callback(VOID, *[INT64] * 3)
+def on_target_out_of_bounds(env: int, translator: int, return_address: int) -> None:
+    """RIP is out of bounds: #GP(0) at the branch that led there.
+
+    What merely went on past its block faults there, and that a far transfer or an event leads
+    within bounds is checked elsewhere.
+    """
+    t = cells(translator, em.CELLS)
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    target = peek64(env + at.EIP)
+    flags = peek32(env + at.CC_OP)
+    call(m[mc.CPU_RESTORE_STATE], (m[mc.CPU], return_address, 1))
+    if not take_branch_back(t[em.CODE_BYTE], env):
+        poke64(env + at.EIP, target)
+        poke32(env + at.CC_OP, flags)
+        return
+    m[mc.FAULT_KIND] = 0
+    poke32(env + at.ERROR_CODE, 0)
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
+    call(m[mc.CPU_LOOP_EXIT], (m[mc.CPU],))

@@ -1,0 +1,111 @@
+"""Words on the guest's stack that an instruction pops: room, addresses, rights, reading.
+
+The counterpart of `frame`. SDM, "IRET", "RET", "Stack Segment Limits".
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.paging.memory import load8, load16, load32, load64
+from trapgate.paging.walk import READ, walk
+from trapgate.sdm.cells import GUEST_RFLAGS
+from trapgate.sdm.state import AR_DB, AR_EXPAND_DOWN, AR_UNUSABLE
+
+_CANONICAL_HALF = 1 << 47
+
+
+@core
+def stack_holds(limit: int, rights: int, sp: int, size: int, count: int) -> bool:
+    """Whether `count` words of `size` bytes from `sp` upwards lie within this stack segment.
+
+    The parameters are those of `frame.stack_has_room`.
+    """
+    if rights & AR_UNUSABLE:
+        return False
+    mask = 0xFFFF_FFFF if rights & AR_DB else 0xFFFF
+    if rights & AR_EXPAND_DOWN == 0 and sp + size * count - 1 <= min(limit, mask):
+        return True
+    for n in range(count):
+        first = (sp + size * n) & mask
+        last = first + size - 1
+        if last > mask:
+            return False
+        if rights & AR_EXPAND_DOWN:
+            if first <= limit:
+                return False
+        elif last > limit:
+            return False
+    return True
+
+
+@core
+def words_are_canonical(sp: int, length: int) -> bool:
+    """Whether all of the `length` bytes from `sp` upwards are at canonical addresses (48 bits)."""
+    return -_CANONICAL_HALF <= sp <= _CANONICAL_HALF - length and (sp < 0) == (sp + length - 1 < 0)
+
+
+@core
+def probe_words(
+    v: Cells, mem: Cells, base: int, sp: int, mask: int, size: int, count: int, user: int
+) -> tuple[int, int, int]:
+    """Translate `count` words of `size` bytes from `sp` upwards for reading.
+
+    `base`, `mask` and `user` as in `frame.probe_frame`. Returns (physical address of the
+    first word, -1, 0) if they lie within one page, (-1, -1, 0) if they do not but all of them can
+    be read, (0, page-fault error code, faulting linear address) otherwise.
+    """
+    rflags = v[GUEST_RFLAGS]
+    length = size * count
+    linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
+    first = (base + sp) & linear_mask
+    if (mask == -1 or sp + length - 1 <= mask) and (first & 0xFFF) + length <= 0x1000:
+        physical, error, _, _ = walk(v, rflags, mem, first, READ, user)
+        if error >= 0:
+            return 0, error, first
+        return physical, -1, 0
+    for n in range(count):
+        first = (base + ((sp + size * n) & mask)) & linear_mask
+        _, error, _, _ = walk(v, rflags, mem, first, READ, user)
+        if error >= 0:
+            return 0, error, first
+        last = (first + size - 1) & linear_mask
+        if (first ^ last) & ~0xFFF:
+            onward = last & ~0xFFF
+            _, error, _, _ = walk(v, rflags, mem, onward, READ, user)
+            if error >= 0:
+                return 0, error, onward
+    return -1, -1, 0
+
+
+@core
+def word_at(
+    v: Cells,
+    mem: Cells,
+    physical: int,
+    base: int,
+    sp: int,
+    mask: int,
+    size: int,
+    user: int,
+    n: int,
+) -> int:
+    """The `n`th word (from 0) from `sp` upwards, of those that `probe_words` has found readable.
+
+    `physical` is what that answered. Words of 2 and 4 bytes are zero-extended.
+    """
+    if physical >= 0:
+        at = physical + size * n
+        if size == 8:
+            return load64(mem, at)
+        if size == 4:
+            return load32(mem, at)
+        return load16(mem, at)
+    linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
+    first = base + ((sp + size * n) & mask)
+    value = 0
+    for byte in range(size):
+        linear = (first + byte) & linear_mask
+        at, _, _, _ = walk(v, v[GUEST_RFLAGS], mem, linear, READ, user)
+        part = load8(mem, at)
+        if byte == 7 and part > 0x7F:
+            part -= 0x100
+        value |= part << (8 * byte)
+    return value
