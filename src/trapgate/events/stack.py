@@ -3,7 +3,7 @@
 The counterpart of `frame`. SDM, "IRET", "RET", "Stack Segment Limits".
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import load8, load16, load32, load64
 from trapgate.paging.walk import READ, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
@@ -44,7 +44,7 @@ def words_are_canonical(sp: int, length: int) -> bool:
 
 @core
 def probe_words(
-    v: Cells, mem: Cells, base: int, sp: int, mask: int, size: int, count: int, user: int
+    v: Cells, mem: Memory, base: int, sp: int, mask: int, size: int, count: int, user: int
 ) -> tuple[int, int, int]:
     """Translate `count` words of `size` bytes from `sp` upwards for reading.
 
@@ -78,7 +78,7 @@ def probe_words(
 @core
 def word_at(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     physical: int,
     base: int,
     sp: int,

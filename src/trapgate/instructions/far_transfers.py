@@ -5,7 +5,7 @@ task gate or TSS, nothing done (`task_switch` has the checks); or (vector, error
 code, linear address of a page fault), nothing changed but accessed and dirty flags.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
     FAULTED,
     OUT_OF_LIMITS,
@@ -62,7 +62,7 @@ _UPPER_TYPE = 0x1F << 40
 
 
 @core
-def far_jump(v: Cells, mem: Cells, selector: int, offset: int) -> tuple[int, int, int]:
+def far_jump(v: Cells, mem: Memory, selector: int, offset: int) -> tuple[int, int, int]:
     """JMP to `selector`:`offset`."""
     fault, error, address, selector, code, target, _ = _target(v, mem, selector, offset, True)
     if fault != NO_FAULT:
@@ -76,7 +76,7 @@ def far_jump(v: Cells, mem: Cells, selector: int, offset: int) -> tuple[int, int
 
 @core
 def far_call(
-    v: Cells, mem: Cells, selector: int, offset: int, size: int, next_rip: int
+    v: Cells, mem: Memory, selector: int, offset: int, size: int, next_rip: int
 ) -> tuple[int, int, int]:
     """CALL of `selector`:`offset` with operands of `size` bytes; `next_rip` is pushed."""
     fault, error, address, selector, code, target, gate = _target(v, mem, selector, offset, False)
@@ -117,7 +117,7 @@ def far_call(
 
 @core
 def far_call_real(
-    v: Cells, mem: Cells, selector: int, offset: int, size: int, next_rip: int
+    v: Cells, mem: Memory, selector: int, offset: int, size: int, next_rip: int
 ) -> tuple[int, int, int]:
     """The same in real-address and virtual-8086 mode."""
     rights = v[GUEST_SS_ACCESS_RIGHTS]
@@ -144,7 +144,7 @@ def far_call_real(
 
 
 @core
-def far_return(v: Cells, mem: Cells, size: int, release: int) -> tuple[int, int, int]:
+def far_return(v: Cells, mem: Memory, size: int, release: int) -> tuple[int, int, int]:
     """RET with operands of `size` bytes, that releases `release` bytes of parameters."""
     long = in_64_bit_mode(v)
     cpl = privilege_level(v)
@@ -209,7 +209,7 @@ def far_return(v: Cells, mem: Cells, size: int, release: int) -> tuple[int, int,
 
 @core
 def _target(
-    v: Cells, mem: Cells, selector: int, offset: int, jump: bool
+    v: Cells, mem: Memory, selector: int, offset: int, jump: bool
 ) -> tuple[int, int, int, int, int, int, int]:
     """Where a far JMP or CALL leads.
 
@@ -291,7 +291,7 @@ def _word_of(v: Cells, gate: int) -> int:
 @core
 def _call_inner_ring(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     gate: int,
     selector: int,
     code: int,
@@ -349,7 +349,7 @@ def _call_inner_ring(
 
 @core
 def _call_inner_ring_long(
-    v: Cells, mem: Cells, selector: int, code: int, target: int, next_rip: int
+    v: Cells, mem: Memory, selector: int, code: int, target: int, next_rip: int
 ) -> tuple[int, int, int]:
     """The same in IA-32e mode: nothing is copied, and SS becomes null."""
     ring = privilege_of(code)

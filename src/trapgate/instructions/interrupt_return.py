@@ -4,7 +4,7 @@
 which fault stood in the way, as `idt.deliver` does for the way there.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
     FAULTED,
     OUT_OF_LIMITS,
@@ -75,7 +75,7 @@ _VIRTUAL_8086_WORDS = 9
 
 
 @core
-def interrupt_return(v: Cells, mem: Cells, size: int) -> tuple[int, int, int]:
+def interrupt_return(v: Cells, mem: Memory, size: int) -> tuple[int, int, int]:
     """IRET with operands of `size` bytes (2, 4 or 8).
 
     Returns (NO_FAULT, 0, 0), all done; (TASK_GATE, 0, 0) where it is a return to another task,
@@ -163,7 +163,7 @@ def interrupt_return(v: Cells, mem: Cells, size: int) -> tuple[int, int, int]:
 
 
 @core
-def return_segment(v: Cells, mem: Cells, selector: int, cpl: int) -> tuple[int, int, int, int]:
+def return_segment(v: Cells, mem: Memory, selector: int, cpl: int) -> tuple[int, int, int, int]:
     """The code segment to return to: (NO_FAULT or fault, error code, address, descriptor)."""
     if selector & 0xFFFC == 0:
         return GP, 0, 0, 0
@@ -190,7 +190,7 @@ def return_segment(v: Cells, mem: Cells, selector: int, cpl: int) -> tuple[int, 
 
 @core
 def return_stack(
-    v: Cells, mem: Cells, selector: int, rpl: int, code: int
+    v: Cells, mem: Memory, selector: int, rpl: int, code: int
 ) -> tuple[int, int, int, int]:
     """The stack segment of an outer ring `rpl`: as `return_segment`, or a null one as 0.
 
@@ -263,7 +263,7 @@ def _within_8086_mode(
 @core
 def _to_virtual_8086_mode(
     v: Cells,
-    mem: Cells,
+    mem: Memory,
     base: int,
     sp: int,
     mask: int,

@@ -5,7 +5,7 @@ returns (NO_FAULT, 0, 0), all done, or (vector, error code, linear address of a 
 nothing changed.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
     FAULTED,
     OUT_OF_LIMITS,
@@ -45,7 +45,7 @@ _UPPER_TYPE = 0x1F << 8
 
 
 @core
-def load_segment_register(v: Cells, mem: Cells, n: int, selector: int) -> tuple[int, int, int]:
+def load_segment_register(v: Cells, mem: Memory, n: int, selector: int) -> tuple[int, int, int]:
     """Load segment register `n` (0 ES, 2 SS, 3 DS, 4 FS, 5 GS; not CS)."""
     if n == _SS:
         return _load_stack_segment(v, mem, selector)
@@ -78,7 +78,7 @@ def load_segment_register(v: Cells, mem: Cells, n: int, selector: int) -> tuple[
 
 
 @core
-def _load_stack_segment(v: Cells, mem: Cells, selector: int) -> tuple[int, int, int]:
+def _load_stack_segment(v: Cells, mem: Memory, selector: int) -> tuple[int, int, int]:
     cpl = privilege_level(v)
     if selector & 0xFFFC == 0:
         if not in_64_bit_mode(v) or cpl == 3 or selector != cpl:
