@@ -16,10 +16,9 @@ all this is true.
 """
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT32, INT64, UINT32, VOID
+from trapgate.compiler.kinds import BOUND, INT32, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64, poke32
-from trapgate.engine import assembly as asm
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.paging.memory import NOTED_MOST, WATCH_COUNT, WATCH_PAGES, WATCHED_PAGE
@@ -87,7 +86,7 @@ def forget_stale_code(m: Cells) -> bool:
     return True
 
 
-@callback(VOID, INT64, INT64, INT64)
+@callback(VOID, INT64, INT64, BOUND)
 def on_code_appears(uc: int, address: int, protect: int) -> None:
     """tlb_protect_code: the first block is about to be made of a page. The engine does nothing."""
     machine = machine_of(uc)
@@ -104,7 +103,7 @@ def on_code_appears(uc: int, address: int, protect: int) -> None:
     pages[page] = pages[page] & ~FAST_STORES | CODE
 
 
-@callback(VOID, INT64, INT64, INT64)
+@callback(VOID, INT64, INT64, BOUND)
 def on_code_is_gone(uc: int, address: int, unprotect: int) -> None:
     """tlb_unprotect_code: a page has no more blocks. The engine does nothing."""
     machine = machine_of(uc)
@@ -116,7 +115,7 @@ def on_code_is_gone(uc: int, address: int, unprotect: int) -> None:
         pages[page] &= ~CODE
 
 
-@callback(VOID, INT64, INT64, INT64, INT32, INT64, INT64)
+@callback(VOID, INT64, INT64, INT64, INT32, INT64, BOUND)
 def on_store(
     uc: int, locked: int, start: int, size: int, return_address: int, invalidate: int
 ) -> None:
@@ -151,7 +150,7 @@ def on_store(
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
 
 
-@callback(VOID, INT64, INT64, INT64)
+@callback(VOID, INT64, INT64, BOUND)
 def on_fast_stores(cpu: int, linear: int, set_dirty: int) -> None:
     """tlb_set_dirty: after a store, the TLB entry of `linear` needs to ask no more."""
     machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
@@ -166,7 +165,7 @@ def on_fast_stores(cpu: int, linear: int, set_dirty: int) -> None:
     call(set_dirty, (cpu, linear))
 
 
-@callback(VOID, INT64, INT64, UINT32, INT64)
+@callback(VOID, INT64, INT64, UINT32, BOUND)
 def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
     """x86_stl_phys_notdirty: the engine's own page walk sets flags in an entry (portable only)."""
     call(store, (cpu, address, value))
@@ -181,11 +180,10 @@ def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
 
 
 SLOTS = {
-    "tlb_protect_code": (on_code_appears, asm.RDX),
-    "tlb_unprotect_code": (on_code_is_gone, asm.RDX),
-    "tb_invalidate_phys_page_fast": (on_store, asm.R9),
-    "tlb_set_dirty": (on_fast_stores, asm.RDX),
-    "x86_stl_phys_notdirty": (on_marked_entry, asm.RCX),
+    "tlb_protect_code": on_code_appears,
+    "tlb_unprotect_code": on_code_is_gone,
+    "tb_invalidate_phys_page_fast": on_store,
+    "tlb_set_dirty": on_fast_stores,
+    "x86_stl_phys_notdirty": on_marked_entry,
 }
-"""The engine's functions, ours that are called instead, and in which register those get one more
-argument, the address of the engine's."""
+"""The engine's functions, and ours that are called instead, bound to the engine's addresses."""

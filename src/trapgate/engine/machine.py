@@ -105,8 +105,13 @@ journal, the virtual clock, and why the engine stopped.
     AUDIT,
     AUDITED,
     LIVE,
+    TRANSLATOR,
+    REQUEST,
+    CHECK_EXIT,
+    LOOK_UP,
+    SINGLE_STEP,
     CELLS,
-) = range(100)
+) = range(105)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -122,7 +127,9 @@ the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AU
 blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
-been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
+been told that interrupts are inhibited, so that it executes one instruction (portable only).
+TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
+CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0

@@ -27,7 +27,8 @@ import numpy as np
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT64, UINT32, VOID
+from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
+from trapgate.compiler.library import Callback, Stub
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import branches, careful_blocks, coherence
@@ -51,9 +52,14 @@ from trapgate.engine.odd_code import (
     look,
 )
 from trapgate.engine.segments import accesses_checked
-from trapgate.engine.stubs import Stubs
 from trapgate.errors import EngineError
-from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
+from trapgate.sdm.state import (
+    BLOCKING_BY_MOV_SS,
+    BLOCKING_BY_STI,
+    RFLAGS_IF,
+    RFLAGS_RF,
+    RFLAGS_VM,
+)
 
 _TRANSLATE_INSN = 4
 _SENTINEL = 0x7A9_5EED
@@ -63,7 +69,7 @@ _BLOCK_FLAGS = 0xA8
 _AC = 1 << 18
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, BOUND)
 def on_translate(
     operations: int, block: int, cpu: int, tb: int, most: int, translator: int
 ) -> None:
@@ -141,7 +147,7 @@ def substitute(
             poke64(place, t[em.SINGLE_STEP_WITHIN_LIMIT])
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, BOUND)
 def on_gen_call(
     context: int, function: int, result: int, count: int, arguments: int, translator: int
 ) -> None:
@@ -177,7 +183,7 @@ def on_gen_call(
     em.release(t, context, m[mc.PAIR_2] - context)
 
 
-@callback(VOID, *[INT64] * 4)
+@callback(VOID, *[INT64] * 3, BOUND)
 def on_exit_block(context: int, block: int, number: int, translator: int) -> None:
     """tcg_gen_exit_tb: where a branch may lead beyond the limit of CS, look at RIP before.
 
@@ -194,7 +200,7 @@ def on_exit_block(context: int, block: int, number: int, translator: int) -> Non
     call(t[em.EXIT_BLOCK], (context, block, number))
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, BOUND)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
     """translate_insn: look at an instruction before it is translated (`odd_code`)."""
     t = cells(translator, em.CELLS)
@@ -214,7 +220,26 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     m[mc.BRANCH_IS_FAR] = 0
 
 
-@callback(UINT32, *[INT64] * 3)
+@callback(UINT32, INT64, BOUND)
+def pushed_flags(env: int, read_flags: int) -> int:
+    """helper_read_eflags: the flags as PUSHF stores them, without RF and VM."""
+    return call(read_flags, (env,)) & ~(RFLAGS_RF | RFLAGS_VM)
+
+
+@callback(VOID, INT64, INT64)
+def on_sti(machine: int, env: int) -> None:
+    """Before STI: it blocks interrupts if it enables them."""
+    enabled = peek64(env + at.EFLAGS) & RFLAGS_IF
+    cells(machine, mc.CELLS)[mc.SHADOW] = 0 if enabled else BLOCKING_BY_STI
+
+
+@callback(VOID, INT64, INT64)
+def on_shadow(machine: int, what: int) -> None:
+    """Before MOV SS or POP SS: what is blocked behind it."""
+    cells(machine, mc.CELLS)[mc.SHADOW] = what
+
+
+@callback(UINT32, *[INT64] * 2, BOUND)
 def on_code_byte(env: int, address: int, translator: int) -> int:
     """cpu_ldub_code: a byte of code; of UD2 where what is there must not be translated."""
     t = cells(translator, em.CELLS)
@@ -233,18 +258,32 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
 
 
 _HOOKS = {
-    "translator_loop": (on_translate, 5),
-    "tcg_gen_callN": (on_gen_call, 5),
-    "cpu_ldub_code": (on_code_byte, 2),
-    "tcg_gen_ext32u_i64": (accesses.on_zero_extend, 3),
-    "tcg_gen_qemu_ld_i64": (accesses.on_load_64, 5),
-    "tcg_gen_qemu_st_i64": (accesses.on_store_64, 5),
-    "tcg_gen_qemu_ld_i32": (accesses.on_load_32, 5),
-    "tcg_gen_qemu_st_i32": (accesses.on_store_32, 5),
-    "tcg_gen_exit_tb": (on_exit_block, 3),
+    "translator_loop": on_translate,
+    "tcg_gen_callN": on_gen_call,
+    "cpu_ldub_code": on_code_byte,
+    "tcg_gen_ext32u_i64": accesses.on_zero_extend,
+    "tcg_gen_qemu_ld_i64": accesses.on_load_64,
+    "tcg_gen_qemu_st_i64": accesses.on_store_64,
+    "tcg_gen_qemu_ld_i32": accesses.on_load_32,
+    "tcg_gen_qemu_st_i32": accesses.on_store_32,
+    "tcg_gen_exit_tb": on_exit_block,
 }
-"""Functions that the engine calls through slots, the hooks in their place, and how many arguments
-they have."""
+"""Functions that the engine calls through slots, and the hooks in their place, bound to the cells
+that they share."""
+
+
+_STUBS: dict[int, Callback | Stub] = {
+    em.COUNT_CODE: careful_blocks.block_begins,
+    em.CARE_CODE: careful_blocks.careful_block_begins,
+    em.STI_CODE: on_sti,
+    em.SHADOW_CODE: on_shadow,
+    em.REFUSE_CODE: accesses.on_checked_address,
+    em.LOOK_UP_CANONICAL: branches.look_up_canonical,
+    em.LOOK_UP_WITHIN_LIMIT: branches.look_up_within_limit,
+    em.SINGLE_STEP_CANONICAL: branches.single_step_canonical,
+    em.SINGLE_STEP_WITHIN_LIMIT: branches.single_step_within_limit,
+}
+"""Cells, and what translated code calls by them."""
 
 
 class Translator:
@@ -257,42 +296,25 @@ class Translator:
         names = (*_HOOKS, *coherence.SLOTS)
         places = slots(library, tuple(f"{name}_x86_64" for name in names))
         t = self.cells = np.zeros(em.CELLS, np.int64)
+        self.address = int(t.ctypes.data)
         for cell, name in enumerate(em.SYMBOLS):
             t[cell] = _symbol(library, name)
-        check_exit = int(t[em.CHECK_EXIT])
-        self._stubs = Stubs(int(t.ctypes.data), _request(check_exit), check_exit)
-        self._put_stubs()
+        self.request = _request(int(t[em.CHECK_EXIT]))
+        """Where in the CPU a request to exit stands."""
+        for cell, code in _STUBS.items():
+            t[cell] = code.address
+        t[em.GUARD_CODE] = on_instruction.bind(self.address)
         for n, (name, size) in enumerate(OPERAND_HELPERS):
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
-        for n, (name, (function, arguments)) in enumerate(SUBSTITUTES.items()):
-            stub = self._stubs.with_return_address(function.address, arguments)
-            t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = _symbol(library, name), stub
-        last = em.SUBSTITUTES + 2 * len(SUBSTITUTES)
-        read_flags = int(t[em.READ_FLAGS])
-        t[last : last + 2] = read_flags, self._stubs.pushed_flags(read_flags)
-        for name, (hook, arguments) in _HOOKS.items():
-            stub = self._stubs.with_cells(hook.address, arguments)
-            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
-
-        for name, (coherent, register) in coherence.SLOTS.items():
-            # Each is told, behind its arguments, the address of what the engine would have called.
-            stub = self._stubs.with_value(coherent.address, register, _symbol(library, name))
-            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
-
-    def _put_stubs(self) -> None:
-        t, stubs = self.cells, self._stubs
-        t[em.COUNT_CODE] = stubs.block_begins(careful_blocks.on_deadline.address)
-        t[em.CARE_CODE] = stubs.careful_block_begins(careful_blocks.on_careful_block.address)
-        t[em.GUARD_CODE] = stubs.with_cells(on_instruction.address, 2)
-        t[em.STI_CODE] = stubs.sti_begins()
-        t[em.SHADOW_CODE] = stubs.shadow_begins()
-        t[em.REFUSE_CODE] = stubs.with_return_address(accesses.on_checked_address.address, 2)
-        complain = branches.on_target_out_of_bounds.address
-        look_up, single_step = int(t[em.LOOK_UP]), int(t[em.SINGLE_STEP])
-        t[em.LOOK_UP_CANONICAL] = stubs.if_canonical(look_up, complain)
-        t[em.LOOK_UP_WITHIN_LIMIT] = stubs.if_within_limit(look_up, complain)
-        t[em.SINGLE_STEP_CANONICAL] = stubs.if_canonical(single_step, complain)
-        t[em.SINGLE_STEP_WITHIN_LIMIT] = stubs.if_within_limit(single_step, complain)
+        substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
+        substitutes[int(t[em.READ_FLAGS])] = pushed_flags.bind(int(t[em.READ_FLAGS]))
+        for n, pair in enumerate(substitutes.items()):
+            t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair
+        hooks = {name: hook.bind(self.address) for name, hook in _HOOKS.items()}
+        for name, coherent in coherence.SLOTS.items():
+            hooks[name] = coherent.bind(_symbol(library, name))
+        for name, hook in hooks.items():
+            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = hook
 
 
 def _symbol(library: ctypes.CDLL, name: str) -> int:
