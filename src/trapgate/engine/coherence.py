@@ -34,8 +34,6 @@ _DROPS = 1 << 32
 _MOST_STORES = 256
 """So many stores, one at a time, cost about what it costs to translate a page's code anew."""
 _MOST_DROPS = 8
-_UC_CPU = 0x1B8
-"""In the engine's handle: the CPU."""
 _FLUSH_CODE = 1 << 30 | 10
 """Unicorn's control of that name, to be written, without arguments."""
 
@@ -43,7 +41,7 @@ _FLUSH_CODE = 1 << 30 | 10
 @jit
 def machine_of(uc: int) -> int:
     """The address of the cells of the machine that an engine's handle belongs to, or 0."""
-    return peek64(peek64(uc + _UC_CPU) + at.CPU_SIZE + at.MACHINE)
+    return peek64(peek64(uc + at.CPU_OF_HANDLE) + at.CPU_SIZE + at.MACHINE)
 
 
 @jit
@@ -99,7 +97,7 @@ def on_code_appears(uc: int, address: int, protect: int) -> None:
         return
     if pages[page] & FAST_STORES:
         host = m[mc.MEM] + (address & ~0xFFF)
-        call(m[mc.TLB_RESET_DIRTY], (peek64(uc + _UC_CPU), host, 4096))
+        call(m[mc.TLB_RESET_DIRTY], (peek64(uc + at.CPU_OF_HANDLE), host, 4096))
     pages[page] = pages[page] & ~FAST_STORES | CODE
 
 

@@ -1,7 +1,7 @@
 """Inside the engine's translator: counting instructions, and code that must not be translated.
 
 Unicorn calls its translator through slots of its procedure linkage table. Some of
-them are given functions of ours here (Linux x86-64 wheel only):
+them are given functions of ours here (Linux only):
 
 * Every block of translated code begins with a call that looks for a request to exit. Ours
   is called instead: it adds the block's instructions to the virtual clock, looks at the
@@ -21,7 +21,6 @@ The slots serve all instances in the process; those that are not ours get what t
 
 import ctypes
 import functools
-import struct
 
 import numpy as np
 from unicorn.unicorn_py3.unicorn import uclib
@@ -37,9 +36,11 @@ from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.audit import note_source
+from trapgate.engine.calibration import check_translator
 from trapgate.engine.careful_blocks import last_offset
 from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
 from trapgate.engine.control_flow import SUBSTITUTES
+from trapgate.engine.host import request_of
 from trapgate.engine.linkage import slots
 from trapgate.engine.odd_code import (
     CARE_ALIGNMENT,
@@ -299,7 +300,7 @@ class Translator:
         self.address = int(t.ctypes.data)
         for cell, name in enumerate(em.SYMBOLS):
             t[cell] = _symbol(library, name)
-        self.request = _request(int(t[em.CHECK_EXIT]))
+        self.request = request_of(ctypes.string_at(int(t[em.CHECK_EXIT]), 16))
         """Where in the CPU a request to exit stands."""
         for cell, code in _STUBS.items():
             t[cell] = code.address
@@ -326,20 +327,8 @@ def _symbol(library: ctypes.CDLL, name: str) -> int:
     return address
 
 
-def _request(check_exit: int) -> int:
-    """Where in the CPU `check_exit` looks for a request to exit, by its own machine code."""
-    code = ctypes.string_at(check_exit, 16)
-    # mov r8, [rdi + cpu]; mov eax, [r8 + request]; test eax, eax
-    if (code[:3], code[7:10], code[14:16]) != (b"\x4c\x8b\x87", b"\x41\x8b\x80", b"\x85\xc0"):
-        raise EngineError("the engine's check for requests to exit is not the expected one")
-    cpu, request = (struct.unpack_from("<i", code, place)[0] for place in (3, 10))
-    if cpu != em.CPU:
-        raise EngineError("the engine's handle has another layout")
-    assert isinstance(request, int)
-    return request
-
-
 @functools.cache
 def translator() -> Translator:
     """The process's one `Translator`. Raises EngineError where the library is not as expected."""
+    check_translator()
     return Translator(uclib)
