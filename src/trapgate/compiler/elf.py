@@ -66,7 +66,7 @@ def linked(data: bytes) -> Image:
         for name, kind, section, value, size in symbols
         if kind == _FUNCTION and section in starts
     }
-    return Image(bytes(image), functions, frames, writable or len(image))
+    return Image(bytes(image), functions, frames, len(image) - (writable or len(image)))
 
 
 def _sections(data: bytes) -> list[dict[str, int]]:

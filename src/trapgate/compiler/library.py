@@ -141,7 +141,7 @@ class Library:
         for entry in self._entries:
             entry.export(module)
         made = llvm.object_file(module.text())
-        return elf.linked(made) if IS_LINUX_X86_64 else Image(made, {}, None, 0)
+        return elf.linked(made) if IS_LINUX_X86_64 else Image(made, {}, None)
 
     def ship(self) -> bytes:
         """What a wheel has in `cache.shipped_file(name)`: never a checked build."""

@@ -108,7 +108,8 @@ class Statements(Expressions):
         words = [self.coerce(self.value(argument), INT, argument).text for argument in arguments]
         if len(words) != len(self.source.parameters):
             raise self.error(node, "a stub goes on with as many arguments as it has itself")
-        stub = self.meaning(target) if isinstance(target, ast.Name) else None
+        known = isinstance(target, ast.Name) and not self._is_variable(target.id)
+        stub = self.meaning(target) if known else None
         if isinstance(stub, Stub):
             place = f'@"{stub.symbol}"'
         else:
