@@ -33,6 +33,8 @@ cpu: model=corei7_sandy_bridge_2600k, count=1, ips=50000000
 floppya: 1_44={folder}/floppy, status=inserted
 boot: floppy
 display_library: term
+# The speaker opens a sound device otherwise, and where there is none Bochs ends.
+sound: driver=dummy
 com1: enabled=1, mode=file, dev={folder}/serial
 clock: sync=none
 log: {folder}/log
@@ -61,7 +63,8 @@ def installed() -> bool:
 def run(contents: bytes, *, patience: float = _PATIENCE) -> tuple[float, bytes]:
     """Boot a floppy disk: wall seconds until its guest shuts Bochs down, and what it sent to COM1.
 
-    Raises: SkipSide if Bochs is not here, or the guest did not end, in `patience` seconds.
+    Raises: SkipSide if Bochs or what it needs is not here, or the guest did not end, in
+    `patience` seconds.
     """
     if not installed():
         raise SkipSide("not installed")
@@ -72,7 +75,7 @@ def run(contents: bytes, *, patience: float = _PATIENCE) -> tuple[float, bytes]:
         arguments = ["-q", "-f", f"{folder}/pc", "-rc", f"{folder}/go"]
         began = time.perf_counter()
         try:
-            subprocess.run(
+            done = subprocess.run(
                 [_PROGRAM, *arguments],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -86,8 +89,15 @@ def run(contents: bytes, *, patience: float = _PATIENCE) -> tuple[float, bytes]:
         log, serial = Path(folder, "log"), Path(folder, "serial")
         told = log.read_text(errors="replace") if log.is_file() else ""
         if "shutdown requested" not in told:
-            raise SkipSide("the guest did not get to its end") from RuntimeError(told[-2000:])
+            last = _last_words(done.stderr.decode(errors="replace"))
+            raise SkipSide(last) from RuntimeError(told[-2000:])
         return seconds, serial.read_bytes() if serial.is_file() else b""
+
+
+def _last_words(errors: str) -> str:
+    """Why Bochs ended, by what it says when it gives up."""
+    _, found, rest = errors.partition("Bochs is exiting with the following message:\n")
+    return rest.splitlines()[0] if found and rest else "the guest did not get to its end"
 
 
 def seconds_of(loop: Loop, *, user: bool = False) -> float:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from trapgate.decision.decide import Decision, Disposition, decide
     from trapgate.decision.fault_filters import FILTERS
     from trapgate.decision.faults import FaultInformation, Interruption
+    from trapgate.decision.faults import FaultInformation as Fault
     from trapgate.errors import TrapgateError
     from trapgate.processor.processor import Processor, VmExit
     from trapgate.replay.policy import Policy
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trapgate.vmm.actions import End, Stop
     from trapgate.vmm.direct.machine import DirectMachine, Host
     from trapgate.vmm.handlers import reflect
+    from trapgate.vmm.load import load
     from trapgate.vmm.loaders import load_guest, parse_guest
     from trapgate.vmm.machine import VirtualMachine, Vmm
     from trapgate.vmm.scheduler import run_all
@@ -32,6 +34,7 @@ __all__ = [
     "Disposition",
     "End",
     "ExitReason",
+    "Fault",
     "FaultInformation",
     "Host",
     "Interruption",
@@ -47,6 +50,7 @@ __all__ = [
     "Vmcs",
     "Vmm",
     "decide",
+    "load",
     "load_guest",
     "parse_guest",
     "reflect",
@@ -58,6 +62,7 @@ _HOMES = {
     "Disposition": "decision.decide",
     "decide": "decision.decide",
     "FILTERS": "decision.fault_filters",
+    "Fault": "decision.faults",
     "FaultInformation": "decision.faults",
     "Interruption": "decision.faults",
     "TrapgateError": "errors",
@@ -74,6 +79,7 @@ _HOMES = {
     "DirectMachine": "vmm.direct.machine",
     "Host": "vmm.direct.machine",
     "reflect": "vmm.handlers",
+    "load": "vmm.load",
     "load_guest": "vmm.loaders",
     "parse_guest": "vmm.loaders",
     "VirtualMachine": "vmm.machine",

@@ -12,6 +12,7 @@ from tests.unit.guest_files import boot_sector, elf
 
 BASE = 0x100000
 IDT, GDT, TSS, HANDLER, OTHER = (BASE + n for n in (0x1000, 0x2000, 0x2800, 0x3000, 0x3100))
+DATA_AT = BASE + 0x3400
 POINTERS = BASE + 0x3800
 DIRECTORY, TABLE = 0x200000, 0x201000
 CODE, DATA = 0x10, 0x18

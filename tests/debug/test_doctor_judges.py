@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.conformance.vmx import violations
 from tests.conformance.vmx.good import good_fields
 from tests.conformance.vmx.sdm_checks import broken_rules
-from tests.conformance.vmx.test_checks import complete, supported
 from tests.conformance.vmx.violations import Changes, Row, apply, event, off, on
+from tests.unit.test_entry_checks import complete, supported
 from trapgate.debug.doctor import ForeignProcessor, Patient, examine, repair
 from trapgate.debug.doctor.examine import GROUPS
 from trapgate.debug.doctor.fields import FIELDS, width

@@ -5,22 +5,36 @@ from pathlib import Path
 import pytest
 
 from tests.unit.guest_files import boot_sector
+from trapgate.decision.decide import Disposition
 from trapgate.vmm.actions import End
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.summary import EventKind
 
 MEMORY = 4 << 20
 LEAVE = b"\xe6\xf4"  # out 0F4h, al
 STOP = b"\xf4"
 
 
-def status(tmp_path: Path, guest: bytes) -> int:
-    """What the guest leaves with at the debug-exit port."""
+def machine(tmp_path: Path, guest: bytes) -> VirtualMachine:
     (tmp_path / "guest").write_bytes(guest)
     vm = VirtualMachine(MEMORY)
     vm.load(load_guest(tmp_path / "guest", memory=MEMORY))
-    stop = vm.run(max_instructions=1_000_000)
+    return vm
+
+
+def finished(tmp_path: Path, guest: bytes) -> VirtualMachine:
+    """The guest's machine after it has left through the debug-exit port."""
+    vm = machine(tmp_path, guest)
+    stop = vm.run(max_instructions=100_000_000)
     assert stop.end == End.DEBUG_EXIT, stop
+    return vm
+
+
+def status(tmp_path: Path, guest: bytes) -> int:
+    """What the guest leaves with at the debug-exit port."""
+    stop = finished(tmp_path, guest).stopped
+    assert stop is not None
     return stop.status
 
 
@@ -45,3 +59,46 @@ def test_one_move_to_cr0_turns_long_mode_on_and_exits(tmp_path: Path) -> None:
         "0f32 c1e80a 3401"  # EFER.LMA, inverted
     )
     assert status(tmp_path, code + LEAVE + STOP) == 0
+
+
+EOI = bytes.fromhex("b020e620")
+# IRQ 0 every millisecond as vector 8, the vector of double faults.
+TIMER = bytes.fromhex(
+    "b011e620 b008e621 b004e621 b001e621 b0fee621"  # 8259: vectors from 8, only IRQ 0
+    "b034e643 b0a9e640 b004e640"  # 8254: channel 0 divides by 4A9H
+)
+
+
+def test_a_timer_whose_interrupt_stays_in_service_ends_with_the_limit(tmp_path: Path) -> None:
+    vm = machine(tmp_path, boot_sector(TIMER + b"\xfb\xf4\xf4" + LEAVE + STOP))
+    stop = vm.run(max_instructions=50_000_000, timeout=60)
+    assert stop.end is End.LIMIT
+    assert "instructions" in stop.message
+    assert vm.summary().events[EventKind.INTERRUPT] == {8: {Disposition.DELIVER: 1}}
+
+
+def test_a_summary_tells_interrupts_from_the_exceptions_of_their_vectors(tmp_path: Path) -> None:
+    code = b"\xcd\x10" * 3 + TIMER + (b"\xfb\xf4" + EOI) * 2 + b"\xfa" + LEAVE + STOP
+    summary = finished(tmp_path, boot_sector(code)).summary()
+    assert summary.faults == {}
+    assert summary.events[EventKind.SOFTWARE_INTERRUPT] == {0x10: {Disposition.DELIVER: 3}}
+    assert summary.events[EventKind.INTERRUPT] == {8: {Disposition.DELIVER: 2}}
+    assert summary.injected == {
+        EventKind.FAULT: {},
+        EventKind.INTERRUPT: {8: 2},
+        EventKind.SOFTWARE_INTERRUPT: {},
+    }
+    assert summary.count(Disposition.DELIVER) == 5
+    assert summary.count(Disposition.DELIVER, 0x10) == summary.delivered_directly(8) == 0
+
+
+def test_a_summary_tells_halted_time_from_instructions(tmp_path: Path) -> None:
+    awake = finished(tmp_path, boot_sector(TIMER + LEAVE + STOP)).summary()
+    assert awake.halted <= 3000, "what port writes wait for"
+    halts = finished(
+        tmp_path, boot_sector(TIMER + (b"\xfb\xf4" + EOI) * 9 + LEAVE + STOP)
+    ).summary()
+    # Nine sleeps of a millisecond, and the few instructions between them.
+    assert halts.halted > 8_000_000
+    assert awake.executed < halts.executed < 1000
+    assert halts.executed + halts.halted == halts.instructions

@@ -70,7 +70,7 @@ REFUSED = {
     "rdmsr": (GP, b"\xb9\x34\x12\0\0\x0f\x32"),
     "wrmsr": (GP, b"\xb9\x34\x12\0\0\x0f\x30"),
     "mov cr4": (GP, b"\xb8\0\0\0\x80\x0f\x22\xe0"),
-    "mov cr4, fsgsbase": (GP, b"\xb8\0\0\x01\0\x0f\x22\xe0"),
+    "mov cr4, pke": (GP, b"\xb8\0\0\x40\0\x0f\x22\xe0"),
     "vmcall": (UD, b"\x0f\x01\xc1"),
     "monitor": (UD, b"\x0f\x01\xc8"),
     "mwait": (UD, b"\x0f\x01\xc9"),

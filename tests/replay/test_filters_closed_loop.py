@@ -56,7 +56,7 @@ def run(seed: int, sink: TraceWriter | None, **fields: int) -> tuple[list[int], 
         assert isinstance(resumed, VmExit)
         exit_ = resumed
     processor.drain()
-    counts = processor.head[HEAD_COUNTS + 14 * 3 :][:3].tolist()
+    counts = processor.head[HEAD_COUNTS + (3 * 256 + 14) * 3 :][:3].tolist()
     return counts, processor.memory.read(TWO_LEVEL.frames[0], 0x1000)
 
 

@@ -344,3 +344,12 @@ def test_the_interpreted_scanner_says_the_same(style: str) -> None:
         count = function(cells, len(cells), found, counts)
         told.append((count, found[: count * points.POINT].tolist(), counts.tolist()))
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("word", ["007", "0x7", "UNKNOWN (69)", "0", "99999"])
+def test_reasons_that_are_numbers(tmp_path: Path, word: str) -> None:
+    host = Host()
+    put_exit(host, word)
+    _, (row,) = imported(tmp_path, host.text)
+    expected = {"007": "INTERRUPT_WINDOW", "0x7": "INTERRUPT_WINDOW", "0": "EXCEPTION_NMI"}
+    assert row["exit_reason"] == expected.get(word, row["exit_reason"])

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from tests.trace.foreign_text import Host, workload
 from trapgate.cli import app
 from trapgate.trace import Trace, TraceError, TraceWriter
-from trapgate.trace.export import to_csv, to_perfetto
+from trapgate.trace.export import to_csv
 from trapgate.trace.frames import COLUMNS, MissingExtraError, scan, time_unit
 from trapgate.trace.imports import import_trace
+from trapgate.trace.perfetto import to_perfetto
 from trapgate.trace.stat import statistics
 from trapgate.trace.symbols import Symbols
 

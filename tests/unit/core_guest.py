@@ -4,6 +4,7 @@ Flat segments, a GDT at 1000H, an IDT at 2000H, a TSS at 3000H, stacks below 500
 6000H (the TSS's) and 7000H (an IST's); without paging unless a test builds tables.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,13 @@ def gate(
     return low.to_bytes(8, "little") + (offset >> 32).to_bytes(8, "little") * long
 
 
+@cache
+def _good_gates(long: bool) -> bytes:
+    """Interrupt gates of DPL 3 for all vectors."""
+    code = LONG0 if long else CODE0
+    return b"".join(gate(HANDLERS + 16 * vector, code, long=long) for vector in range(256))
+
+
 class Guest:
     """The arrays of one guest, its memory as bytes, and short ways to set and ask."""
 
@@ -72,8 +80,7 @@ class Guest:
         }
         for selector, value in table.items():
             self.write(GDT + selector, value.to_bytes(8, "little"))
-        for vector in range(256):
-            self.gate(vector)
+        self.write(IDT, _good_gates(self.long))
         self.write(TSS + 4, TSS_STACK.to_bytes(8 if self.long else 4, "little"))
         if self.long:
             self.write(TSS + 36, IST_STACK.to_bytes(8, "little"))
@@ -123,6 +130,14 @@ class Guest:
         else:
             self.segment("CS", CODE3 if ring else CODE0, 0xC09B | ring << 5)
         self.r[registers.DR6] = state.DR6_FIXED_1
+
+    def page(self, *, absent: tuple[int, ...] = (), read_only: tuple[int, ...] = ()) -> None:
+        """Turn 32-bit paging on: the first 64 pages are everyone's but for these, CR0.WP is set."""
+        self.write(0x20000, (0x21027).to_bytes(4, "little"))
+        for n in range(64):
+            rights = 0x60 if n in absent else 0x65 if n in read_only else 0x67
+            self.write(0x21000 + 4 * n, (n << 12 | rights).to_bytes(4, "little"))
+        self.set(GUEST_CR3=0x20000, GUEST_CR0=self["GUEST_CR0"] | state.CR0_PG | state.CR0_WP)
 
     def segment(
         self, name: str, selector: int, rights: int, *, base: int = 0, limit: int = 0xFFFF_FFFF

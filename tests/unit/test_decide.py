@@ -8,6 +8,7 @@ from trapgate.decision.decide import (
     check_extension_fields,
     decide,
     decide_fault,
+    pair_slot,
 )
 from trapgate.decision.faults import FaultInformation
 from trapgate.sdm.interruption import InterruptionType
@@ -255,3 +256,100 @@ def test_orders_are_nothing_without_a_filter_or_a_page_fault(order: int) -> None
 def test_reasons_have_names() -> None:
     assert REASONS[1] == "FIGURE_3_MATCH"
     assert set(REASONS.values()) == set(Reason.__members__)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pin", "decision"),
+    [
+        (0, 0, (1, Reason.EXTERNAL_INTERRUPT_EXITING)),
+        (0, 1, (0, Reason.EXTERNAL_INTERRUPT_EXITING)),
+        (2, 0, (1, Reason.NMI_EXITING)),
+        (2, 8, (0, Reason.NMI_EXITING)),
+        (4, 9, (1, Reason.SOFTWARE_INTERRUPT)),
+        (7, 0, (0, Reason.OTHER_EVENT)),
+        (6, 0, (1, Reason.CONTROL_BIT)),
+        (5, 0, (1, Reason.CONTROL_BIT)),
+    ],
+)
+def test_events_that_are_no_faults(kind: int, pin: int, decision: tuple[int, int]) -> None:
+    made = vmcs(PIN_BASED_CONTROLS=0x16 | pin)
+    assert decide_fault(made.cells, 2, kind, -1) == decision
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "check"),
+    [
+        ("FAULT_FILTER", 3, 4, 357),
+        ("FAULT_FILTER_ORDER", 3, 4, 358),
+        ("TRANSFER_CRITERION", 7, 8, 352),
+        ("COMPARISON_OPERATOR", 5, 6, 353),
+        *(("TRANSFER_CRITERION_VECTORS", 0x227D00, 1 << n, 354) for n in (0, 1, 7, 9, 15, 16, 22)),
+        ("MEMBERS_USED", 0xFF, 0x100, 355),
+        ("ERROR_CODE_FIELD_WIDTH", 32, 33, 356),
+        ("ERROR_CODE_FIELD_SHIFT", 31, 32, 356),
+    ],
+)
+def test_each_check_of_the_extension_fields(name: str, good: int, bad: int, check: int) -> None:
+    assert check_extension_fields(vmcs(**{name: good}).cells) == 0
+    assert check_extension_fields(vmcs(**{name: bad}).cells) == check
+
+
+@pytest.mark.parametrize("n", range(8))
+def test_each_member_has_its_value_and_its_bit(n: int) -> None:
+    values = {f"MEMBER_{m}": 0x8000_0000 | m for m in range(8)}
+    made = vmcs(
+        TRANSFER_CRITERION_VECTORS=1 << 14, TRANSFER_CRITERION=7, MEMBERS_USED=1 << n, **values
+    )
+    codes = [0x8000_0000 | m for m in range(8)]
+    exits = [code for code in codes if decide_fault(made.cells, 14, 3, code)[0] == EXIT]
+    assert exits == [0x8000_0000 | n]
+    assert decide_fault(made.cells, 14, 3, 1 << 16)[1] == Reason.MEMBER
+
+
+@pytest.mark.parametrize("n", range(8))
+def test_members_are_narrow_fields_too(n: int) -> None:
+    made = vmcs(
+        TRANSFER_CRITERION_VECTORS=1 << 14,
+        TRANSFER_CRITERION=7,
+        MEMBERS_USED=1 << n,
+        ERROR_CODE_FIELD_WIDTH=2,
+        ERROR_CODE_FIELD_SHIFT=1,
+        **{f"MEMBER_{n}": 7},
+    )
+    assert exiting(made, 14, range(16)) == [6, 7, 14, 15]
+
+
+@pytest.mark.parametrize("vector", [13, 14])
+def test_figure_3_by_the_extension_says_which_way_it_went(vector: int) -> None:
+    pair = "PAGE_FAULT" if vector == 14 else f"VECTOR_{vector}"
+    made = vmcs(
+        TRANSFER_CRITERION_VECTORS=1 << vector,
+        **{f"{pair}_ERROR_CODE_MASK": 3, f"{pair}_ERROR_CODE_MATCH": 1},
+    )
+    assert decide(FaultInformation(vector, 5), made) == Decision(DELIVER, Reason.FIGURE_3_MATCH)
+    assert decide(FaultInformation(vector, 7), made) == Decision(EXIT, Reason.FIGURE_3_MISMATCH)
+
+
+@pytest.mark.parametrize("vector", range(32))
+def test_vectors_without_a_pair(vector: int) -> None:
+    wanted = {8: 0, 10: 1, 11: 2, 12: 3, 13: 4, 17: 5, 21: 6}.get(vector, -1)
+    assert pair_slot(vector) == wanted
+
+
+@pytest.mark.parametrize(
+    ("width", "shift", "mapped"),
+    [(32, 0, 0xFFFF_FFFF), (31, 1, 0xFFFF_FFFE), (1, 31, 0x8000_0000), (16, 8, 0xFF_FF00)],
+)
+def test_where_narrow_fields_lie(width: int, shift: int, mapped: int) -> None:
+    made = vmcs(
+        TRANSFER_CRITERION_VECTORS=1 << 14,
+        TRANSFER_CRITERION=6,
+        COMPARISON_VALUE=0,
+        ERROR_CODE_FIELD_WIDTH=width,
+        ERROR_CODE_FIELD_SHIFT=shift,
+    )
+    for bit in range(32):
+        exits = decide_fault(made.cells, 14, 3, 1 << bit)[0] == EXIT
+        assert exits == (not mapped >> bit & 1)
+    made["COMPARISON_VALUE"] = 0xFFFF_FFFF
+    assert decide_fault(made.cells, 14, 3, mapped)[0] == EXIT

@@ -6,6 +6,7 @@ from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
 from trapgate.events import delivery
 from trapgate.events.journal import HEAD_COUNTS, HEAD_SEQUENCE
+from trapgate.paging.ept import EPT_VIOLATION
 from trapgate.sdm import state
 
 EXCEPTION, TRIPLE = 0, 2
@@ -396,7 +397,9 @@ def test_journal_is_a_ring_and_counts() -> None:
         guest.raise_event(6)
     assert guest.head[HEAD_SEQUENCE] == 40
     assert sorted(row[0] for row in guest.journal()) == list(range(8, 40))
-    assert list(guest.head[HEAD_COUNTS + 18 : HEAD_COUNTS + 21]) == [0, 40, 0]
+    first = HEAD_COUNTS + (HARDWARE * 256 + 6) * 3
+    assert list(guest.head[first : first + 3]) == [0, 40, 0]
+    assert guest.head[HEAD_COUNTS:].sum() == 40
 
 
 def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,3 +409,560 @@ def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert guest.raise_event(14, error_code=2, address=5) == 2
     assert (guest.v == before).all()
     assert guest.journal()[0][12] == 2
+    assert guest.journal()[0][15] == 0
+
+
+# What an event is before it is delivered
+
+
+@pytest.mark.parametrize("iopl", range(4))
+@pytest.mark.parametrize("flags", [VM, 0])
+@pytest.mark.parametrize("kind", [INT_N, INT3, EXTERNAL])
+def test_only_int_n_in_virtual_8086_mode_asks_for_iopl_3(iopl: int, flags: int, kind: int) -> None:
+    guest = virtual_8086() if flags else Guest(ring=3)
+    guest.set(GUEST_RFLAGS=2 | flags | iopl << 12)
+    assert guest.raise_event(0x80, kind, length=2) == 0
+    sensitive = flags and kind == INT_N and iopl != 3
+    assert guest["GUEST_RIP"] == handler(13 if sensitive else 0x80)
+    row = guest.journal()[0]
+    assert row[3:6] == ([13, HARDWARE, 0] if sensitive else [0x80, kind, -1])
+
+
+def test_an_injected_int_n_is_not_sensitive_to_iopl() -> None:
+    guest = virtual_8086()
+    guest.set(GUEST_RFLAGS=2 | VM)
+    assert guest.raise_event(0x80, INT_N, length=2, injected=1) == 0
+    assert guest["GUEST_RIP"] == handler(0x80)
+
+
+def test_the_general_protection_fault_of_iopl_may_exit() -> None:
+    guest = virtual_8086()
+    guest.set(GUEST_RFLAGS=2 | VM, EXCEPTION_BITMAP=1 << 13)
+    assert guest.raise_event(0x80, INT_N, length=2) == 1
+    assert guest.interruption() == (13, HARDWARE, 0)
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == 0
+    assert guest["GUEST_RFLAGS"] & RF
+
+
+@pytest.mark.parametrize(("mode", "code"), [("real", None), ("protected", 0x77)])
+def test_error_codes_of_the_mode(mode: str, code: int | None) -> None:
+    guest = Guest()
+    guest.set(EXCEPTION_BITMAP=1 << 12)
+    if mode == "real":
+        guest.set(GUEST_CR0=0x10)
+    assert guest.raise_event(12, error_code=0x77) == 1
+    assert guest.interruption() == (12, HARDWARE, code)
+    assert guest.journal()[0][5] == (-1 if code is None else code)
+
+
+def test_a_double_fault_in_real_mode_has_no_error_code() -> None:
+    # The vector table ends below vector 13, and a stack of one word holds no frame.
+    guest = Guest()
+    guest.set(GUEST_CR0=0x10, GUEST_IDTR_BASE=0, GUEST_IDTR_LIMIT=9 * 4 - 1)
+    guest.set(EXCEPTION_BITMAP=1 << 8)
+    assert guest.raise_event(13, error_code=0) == 1
+    assert guest.interruption() == (8, HARDWARE, None)
+    assert [row[5] for row in guest.journal()] == [-1, -1, -1]
+
+
+# Nested faults
+
+
+def test_addresses_outside_long_mode_have_32_bits() -> None:
+    guest = Guest()
+    guest.page(absent=(0,))
+    guest.set(GUEST_IDTR_BASE=0xFFFF_FFF0, EXCEPTION_BITMAP=1 << 14)
+    assert guest.raise_event(6) == 1
+    assert guest.interruption() == (14, HARDWARE, 0)
+    assert guest["EXIT_QUALIFICATION"] == 0x20
+    guest.set(EXCEPTION_BITMAP=1 << 8)
+    assert guest.raise_event(6) == 1
+    assert guest["cr2"] == 0x60, "that of vector 14, which met the same"
+
+
+def test_addresses_in_long_mode_have_64_bits() -> None:
+    guest = Guest(bits=64)
+    guest.set(GUEST_RSP=-(1 << 46), EXCEPTION_BITMAP=1 << 14)
+    assert guest.raise_event(6) == 1
+    assert guest["EXIT_QUALIFICATION"] == -(1 << 46) - 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"), [(EXTERNAL, 0), (HARDWARE, 0), (INT_N, 2), (INT1, 2), (INT3, 2)]
+)
+def test_the_length_and_the_event_of_a_broken_delivery(kind: int, length: int) -> None:
+    guest = Guest()
+    code = 0x40 if kind == HARDWARE else -1
+    vector = 12 if kind == HARDWARE else 0x30
+    guest.gate(vector, access=0x6E)
+    guest.set(EXCEPTION_BITMAP=1 << 11)
+    assert guest.raise_event(vector, kind, code, length=2) == 1
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == length
+    assert guest.idt_vectoring() == (vector, kind, None if code < 0 else code)
+    assert guest.interruption() == (11, HARDWARE, vector * 8 + 2 + (kind not in (INT_N, INT3)))
+    assert guest["EXIT_QUALIFICATION"] == 0
+    assert guest["EXIT_REASON"] == 0
+
+
+def test_a_nested_fault_that_stays_pushes_the_frame_of_the_handler() -> None:
+    guest = Guest(ring=3)
+    guest.gate(0x30, access=0x6E)
+    guest.set(GUEST_RFLAGS=2 | RF)
+    assert guest.raise_event(0x30, INT_N, length=2) == 0
+    assert guest["GUEST_RIP"] == handler(11)
+    assert guest.frame(4) == [0x30 * 8 + 2, g.CODE, g.CODE3, 2 | RF]
+    rows = [(row[3], row[4], row[12], row[14]) for row in guest.journal()]
+    assert rows == [(0x30, INT_N, 1, 0), (11, HARDWARE, 1, 1)]
+
+
+def test_an_exit_before_escalation_leaves_the_outer_event_counted_as_delivered() -> None:
+    guest = Guest()
+    guest.gate(13, access=0x6E)
+    guest.set(EXCEPTION_BITMAP=1 << 11)
+    assert guest.raise_event(13, error_code=0) == 1
+    assert [(row[3], row[12]) for row in guest.journal()] == [(13, 1), (11, 0)]
+
+
+def test_a_triple_fault_says_nothing_of_lengths() -> None:
+    guest = Guest()
+    guest.set(GUEST_IDTR_LIMIT=0)
+    assert guest.raise_event(3, INT3, length=1) == 1
+    assert guest["EXIT_REASON"] == TRIPLE
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == 0
+    assert guest["EXIT_QUALIFICATION"] == 0
+    last = guest.journal()[-1]
+    assert (last[3], last[12], last[13]) == (13, 0, 15)
+
+
+@pytest.mark.parametrize(("kind", "length"), [(HARDWARE, 0), (INT_N, 2), (EXTERNAL, 0)])
+def test_task_gates_report_the_instruction_and_the_event(kind: int, length: int) -> None:
+    guest = Guest()
+    guest.gate(0x30, access=0xE5, selector=g.FREE_TSS)
+    guest.gate(10, access=0xE5, selector=g.FREE_TSS)
+    vector, code = (10, 0x28) if kind == HARDWARE else (0x30, -1)
+    assert guest.raise_event(vector, kind, code, length=2) == 1
+    assert guest["EXIT_REASON"] == 9
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == length
+    assert guest.idt_vectoring() == (vector, kind, None if code < 0 else code)
+    last = guest.journal()[-1]
+    assert (last[3], last[12], last[13]) == (vector, 0, 14)
+
+
+# Registers
+
+
+@pytest.mark.parametrize(
+    ("vector", "kind", "before", "after"),
+    [
+        (6, HARDWARE, 0, RF),
+        (14, HARDWARE, 0, RF),
+        (1, HARDWARE, 0, 0),
+        (1, HARDWARE, RF, RF),
+        (0x30, EXTERNAL, 0, 0),
+        (0x30, EXTERNAL, RF, RF),
+        (2, NMI, RF, RF),
+        (3, INT_N, RF, 0),
+        (1, INT1, RF, 0),
+        (3, INT3, RF, 0),
+    ],
+)
+def test_the_resume_flag_in_the_frame(vector: int, kind: int, before: int, after: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_RFLAGS=2 | before)
+    assert guest.raise_event(vector, kind, length=1) == 0
+    assert guest.frame(3)[2] == 2 | after
+    guest.set(GUEST_RFLAGS=2 | before)
+    assert guest.raise_event(vector, kind, length=1, injected=1) == 0
+    assert guest.frame(3)[2] == 2 | before
+
+
+@pytest.mark.parametrize(
+    ("vector", "kind", "dr6", "dr7"),
+    [
+        (1, HARDWARE, 0xFFFF_4FF1, 0x400),
+        (1, INT1, 0xFFFF_0FF8, 0x400),
+        (1, INT_N, 0xFFFF_0FF8, 0x2400),
+        (3, INT3, 0xFFFF_0FF8, 0x2400),
+        (6, HARDWARE, 0xFFFF_0FF8, 0x2400),
+    ],
+)
+def test_debug_registers(vector: int, kind: int, dr6: int, dr7: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_DR7=0x2400, dr6=0xFFFF_0FF8, GUEST_IA32_DEBUGCTL=3, cr2=0x77)
+    assert guest.raise_event(vector, kind, address=0x4001, length=1) == 0
+    assert guest["dr6"] == dr6
+    assert guest["GUEST_DR7"] == dr7
+    assert guest["GUEST_IA32_DEBUGCTL"] == (2 if dr7 == 0x400 else 3)
+    assert guest["cr2"] == 0x77
+
+
+@pytest.mark.parametrize("kind", [INT_N, EXTERNAL])
+def test_vector_14_is_no_page_fault_of_itself(kind: int) -> None:
+    guest = Guest()
+    guest.set(cr2=0x77)
+    assert guest.raise_event(14, kind, address=0x1234, length=2) == 0
+    assert guest["cr2"] == 0x77
+    assert guest.journal()[0][9] == 0
+
+
+@pytest.mark.parametrize(
+    ("vector", "kind", "qualification"),
+    [(14, HARDWARE, 0x1234), (1, HARDWARE, 0x1234), (13, HARDWARE, 0), (1, INT1, 0), (3, INT3, 0)],
+)
+def test_qualifications(vector: int, kind: int, qualification: int) -> None:
+    guest = Guest()
+    guest.set(EXCEPTION_BITMAP=0xFFFF_FFFF)
+    assert guest.raise_event(vector, kind, address=0x1234, length=1) == 1
+    assert guest["EXIT_QUALIFICATION"] == qualification
+    assert guest.journal()[0][9] == (0x1234 if vector == 14 else 0)
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == (0 if kind == HARDWARE else 1)
+
+
+@pytest.mark.parametrize(("kind", "vector"), [(HARDWARE, 6), (EXTERNAL, 0x30), (NMI, 2)])
+def test_what_blocks_afterwards(kind: int, vector: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_INTERRUPTIBILITY_STATE=state.BLOCKING_BY_STI | state.BLOCKING_BY_SMI)
+    guest.set(GUEST_ACTIVITY_STATE=1)
+    assert guest.raise_event(vector, kind) == 0
+    blocked = state.BLOCKING_BY_SMI | (state.BLOCKING_BY_NMI if kind == NMI else 0)
+    assert guest["GUEST_INTERRUPTIBILITY_STATE"] == blocked
+    assert guest["GUEST_ACTIVITY_STATE"] == 0
+
+
+# EPT violations and misconfigurations on the way
+
+
+def ept_guest() -> Guest:
+    """Its first 2 MB are mapped one to one by an EPT at 30000H, as pages of 4 KB."""
+    guest = Guest(bits=64)
+    guest.write(0x30000, (0x31007).to_bytes(8, "little"))
+    guest.write(0x31000, (0x32007).to_bytes(8, "little"))
+    guest.write(0x32000, (0x33007).to_bytes(8, "little"))
+    for n in range(512):
+        guest.write(0x33000 + 8 * n, (n << 12 | 7 | 6 << 3).to_bytes(8, "little"))
+    guest.set(EPT_POINTER_IN_FORCE=0x3001E)
+    return guest
+
+
+def test_events_are_delivered_through_ept() -> None:
+    guest = ept_guest()
+    assert guest.raise_event(6) == 0
+    assert guest["GUEST_RIP"] == handler(6)
+
+
+@pytest.mark.parametrize(("kind", "length"), [(HARDWARE, 0), (INT_N, 2)])
+def test_an_ept_violation_during_delivery(kind: int, length: int) -> None:
+    guest = ept_guest()
+    guest.write(0x33000 + 8 * 4, bytes(8))  # the stack's page
+    guest.set(EXCEPTION_BITMAP=0xFFFF_FFFF & ~(1 << 13))
+    assert (
+        guest.raise_event(
+            13 if kind == HARDWARE else 0x30, kind, 8 if length == 0 else -1, length=2
+        )
+        == 1
+    )
+    assert guest["EXIT_REASON"] == 48
+    # A write, and the linear address, whose translation was done.
+    assert guest["EXIT_QUALIFICATION"] & 0x1BF == 0x182
+    assert guest["GUEST_LINEAR_ADDRESS"] == g.STACK - 8
+    assert guest["GUEST_PHYSICAL_ADDRESS"] & ~0xFFF == 0x4000
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == length
+    assert guest.interruption() is None
+    if kind == HARDWARE:
+        assert guest.idt_vectoring() == (13, HARDWARE, 8)
+    else:
+        assert guest.idt_vectoring() == (0x30, INT_N, None)
+    row = guest.journal()[-1]
+    assert (row[12], row[13]) == (0, 21)
+
+
+def test_an_ept_misconfiguration_of_an_instruction() -> None:
+    from trapgate.paging.walk import WRITE, walk
+
+    guest = ept_guest()
+    guest.write(0x33000 + 8 * 4, (0x4000 | 2).to_bytes(8, "little"))  # writable, not readable
+    _, error, _, _ = walk(guest.v, 2, guest.mem, 0x4008, WRITE, 0)
+    assert error >= EPT_VIOLATION
+    guest.set(GUEST_LINEAR_ADDRESS=0x99)
+    assert guest.raise_event(14, error_code=error, address=0x4008) == 1
+    assert guest["EXIT_REASON"] == 49
+    assert guest["EXIT_QUALIFICATION"] == 0
+    assert guest["GUEST_LINEAR_ADDRESS"] == 0
+    assert guest["GUEST_RFLAGS"] & RF
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == 0
+    assert guest.idt_vectoring() is None
+    assert guest.journal() == []
+
+
+def test_an_ept_violation_in_real_mode_stays_one() -> None:
+    from trapgate.paging.walk import WRITE, walk
+
+    guest = ept_guest()
+    guest.set(GUEST_CR0=0x10, GUEST_IA32_EFER=0)
+    guest.write(0x33000 + 8 * 4, bytes(8))
+    _, error, _, _ = walk(guest.v, 2, guest.mem, 0x4008, WRITE, 0)
+    assert guest.raise_event(14, error_code=error, address=0x4008) == 1
+    assert guest["EXIT_REASON"] == 48
+    assert guest["GUEST_LINEAR_ADDRESS"] == 0x4008
+
+
+# Real mode and redirected INT n, at their limits
+
+
+def real_mode() -> Guest:
+    guest = Guest()
+    guest.set(GUEST_CR0=0x10, GUEST_IDTR_BASE=0x900, GUEST_RSP=0xABCD_0100, GUEST_RIP=0x1234)
+    guest.segment("CS", 0x1000, 0x9B, base=0x10000, limit=0xFFFF)
+    guest.segment("SS", 0x2000, 0x93, base=0x20000, limit=0xFFFF)
+    guest.write(0x900 + 6 * 4, bytes.fromhex("78563412"))
+    return guest
+
+
+@pytest.mark.parametrize(("limit", "good"), [(27, True), (26, False)])
+def test_the_limit_of_the_vector_table(limit: int, good: bool) -> None:
+    guest = real_mode()
+    guest.set(GUEST_IDTR_LIMIT=limit, EXCEPTION_BITMAP=1 << 13)
+    assert guest.raise_event(6) == (0 if good else 1)
+    if good:
+        assert (guest["GUEST_CS_SELECTOR"], guest["GUEST_CS_BASE"]) == (0x1234, 0x12340)
+        assert (guest["GUEST_RIP"], guest["GUEST_RSP"]) == (0x5678, 0xABCD_00FA)
+    else:
+        assert guest.interruption() == (13, HARDWARE, None)
+
+
+@pytest.mark.parametrize("length", [0, 2])
+def test_real_mode_flags_and_return_addresses(length: int) -> None:
+    guest = real_mode()
+    flags = 2 | IF | TF | AC | RF | NT
+    guest.set(GUEST_IDTR_LIMIT=0x3FF, GUEST_RFLAGS=flags)
+    kind = INT_N if length else EXTERNAL
+    assert guest.raise_event(6, kind, length=length) == 0
+    assert guest["GUEST_RFLAGS"] == 2 | NT
+    assert guest.words(0x200FA, 3, 2) == [0x1234 + length, 0x1000, flags & 0xFFFF]
+
+
+def test_real_mode_stacks() -> None:
+    guest = real_mode()
+    guest.set(GUEST_IDTR_LIMIT=0x3FF, EXCEPTION_BITMAP=1 << 12 | 1 << 14)
+    guest.set(GUEST_SS_LIMIT=0xFE)
+    assert guest.raise_event(6) == 1
+    assert guest.interruption() == (12, HARDWARE, None)
+    guest.set(GUEST_SS_LIMIT=0xFF)
+    assert guest.raise_event(6) == 0
+    guest.set(GUEST_RSP=0xABCD_0002, GUEST_SS_LIMIT=0xFFFF)
+    assert guest.raise_event(6) == 0
+    assert guest["GUEST_RSP"] == 0xABCD_FFFC
+    assert guest.words(0x2FFFC, 2, 2) == [0x5678, 0x1234]
+    guest.segment("SS", 0x2000, 0x4093, base=0x20000)
+    guest.set(GUEST_RSP=0x1_0004)
+    assert guest.raise_event(6) == 0
+    assert guest["GUEST_RSP"] == 0xFFFE
+
+
+def test_page_faults_of_redirected_interrupts() -> None:
+    for absent, fault, code in (
+        ((3,), g.TSS + 102, 0),
+        ((0,), 0x80 * 4, 0),
+        ((0x13,), 0x13474, 6),
+    ):
+        guest = redirecting(IOPL_3)
+        guest.page(absent=absent)
+        guest.set(EXCEPTION_BITMAP=1 << 14)
+        assert guest.raise_event(0x80, INT_N, length=2) == 1
+        assert guest.interruption() == (14, HARDWARE, code)
+        assert guest["EXIT_QUALIFICATION"] == fault
+        assert guest.idt_vectoring() == (0x80, INT_N, None)
+
+
+def test_the_redirection_bitmap_in_a_page_of_its_own() -> None:
+    guest = redirecting(IOPL_3)
+    guest.set(GUEST_TR_LIMIT=0x1FFF)
+    guest.write(g.TSS + 102, (0x1100).to_bytes(2, "little"))
+    guest.page(absent=(4,))
+    guest.set(EXCEPTION_BITMAP=1 << 14)
+    assert guest.raise_event(0x80, INT_N, length=2) == 1
+    assert guest["EXIT_QUALIFICATION"] == g.TSS + 0x1100 - 32 + 16
+
+
+@pytest.mark.parametrize(
+    ("io_map", "limit", "vector", "good"),
+    [
+        (0x20, 0x88, 0, True),
+        (0x1F, 0x88, 0, False),
+        (0x88, 0x88 - 32 + 17, 0x80, True),
+        (0x88, 0x88 - 32 + 16, 0x80, False),
+        (0x88, 103, 0, False),
+        (0x60, 103, 0x80, True),
+        (0x60, 102, 0x80, False),
+    ],
+)
+def test_where_the_redirection_bitmap_ends(
+    io_map: int, limit: int, vector: int, good: bool
+) -> None:
+    guest = redirecting(IOPL_3)
+    guest.write(g.TSS, bytes(0x68))
+    guest.write(g.TSS + 102, io_map.to_bytes(2, "little"))
+    guest.set(GUEST_TR_LIMIT=limit, EXCEPTION_BITMAP=1 << 13)
+    assert guest.raise_event(vector, INT_N, length=2) == (0 if good else 1)
+    if not good:
+        assert guest.interruption() == (13, HARDWARE, 0)
+
+
+@pytest.mark.parametrize("vector", [0, 1, 15, 16, 0x21, 0xFF])
+def test_each_vector_has_its_bit(vector: int) -> None:
+    for own in (vector, vector ^ 1, vector ^ 16):
+        bits = bytearray(32)
+        bits[own // 8] = 1 << own % 8
+        guest = redirecting(IOPL_3, bytes(bits))
+        assert guest.raise_event(vector, INT_N, length=2) == 0
+        assert (guest["GUEST_RFLAGS"] & VM == 0) == (own == vector)
+
+
+def test_a_redirected_interrupts_stack_and_flags() -> None:
+    guest = redirecting(IOPL_3 | IF | TF | RF | NT | AC)
+    guest.set(GUEST_RSP=4)
+    assert guest.raise_event(0x80, INT_N, length=2) == 0
+    assert guest["GUEST_RSP"] == 0xFFFE
+    assert guest["GUEST_RFLAGS"] == 2 | VM | IOPL_3 | NT | AC
+    guest = redirecting(IOPL_3)
+    guest.set(GUEST_SS_LIMIT=0x3454, EXCEPTION_BITMAP=1 << 12)
+    assert guest.raise_event(0x80, INT_N, length=2) == 1
+    assert guest.interruption() == (12, HARDWARE, 0)
+
+
+# Vector 0 is a vector like any other
+
+
+@pytest.mark.parametrize("kind", [HARDWARE, INT_N])
+def test_a_broken_delivery_of_vector_0(kind: int) -> None:
+    guest = Guest()
+    guest.gate(0, access=0x6E)
+    guest.set(EXCEPTION_BITMAP=1 << 11)
+    assert guest.raise_event(0, kind, length=2) == 1
+    assert guest.idt_vectoring() == (0, kind, None)
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == (2 if kind == INT_N else 0)
+    guest.set(EXCEPTION_BITMAP=0)
+    assert guest.raise_event(0, kind, length=2) == 0
+    assert guest["GUEST_RIP"] == handler(8 if kind == HARDWARE else 11)
+
+
+@pytest.mark.parametrize("kind", [HARDWARE, INT_N])
+def test_an_ept_violation_while_vector_0_is_delivered(kind: int) -> None:
+    guest = ept_guest()
+    guest.write(0x33000 + 8 * 4, bytes(8))
+    assert guest.raise_event(0, kind, length=2) == 1
+    assert guest["EXIT_REASON"] == 48
+    assert guest.idt_vectoring() == (0, kind, None)
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == (2 if kind == INT_N else 0)
+    assert guest["GUEST_RFLAGS"] == (2 | RF if kind == HARDWARE else 2)
+    assert guest.journal()[-1][12] == 0
+
+
+def test_an_ept_violation_of_an_instruction() -> None:
+    guest = ept_guest()
+    guest.set(GUEST_RIP=0x8000)
+    from trapgate.paging.walk import WRITE, walk
+
+    guest.write(0x33000 + 8 * 4, bytes(8))
+    _, error, _, _ = walk(guest.v, 2, guest.mem, 0x4008, WRITE, 0)
+    assert guest.raise_event(14, error_code=error, address=0x4008, length=3) == 1
+    assert guest["GUEST_RFLAGS"] == 2 | RF
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == 0
+    assert guest["GUEST_PHYSICAL_ADDRESS"] == 0x4008
+
+
+# Injected events
+
+
+def test_a_fault_while_an_injected_event_is_delivered_is_a_fresh_one() -> None:
+    guest = Guest()
+    guest.gate(13, access=0x6E)
+    guest.set(EXCEPTION_BITMAP=1 << 13 | 1 << 11)
+    assert guest.raise_event(13, error_code=8, injected=1) == 1
+    assert guest.interruption() == (11, HARDWARE, 13 * 8 + 3)
+    rows = [(row[3], row[12], row[13], row[14], row[15]) for row in guest.journal()]
+    assert rows == [(13, 1, 13, 0, 1), (11, 0, 0, 1, 0)]
+
+
+def test_addresses_of_nested_page_faults_are_whole() -> None:
+    guest = Guest()
+    guest.page()
+    guest.set(GUEST_IDTR_BASE=0x8000_0001, EXCEPTION_BITMAP=1 << 14)
+    assert guest.raise_event(6) == 1
+    assert guest["EXIT_QUALIFICATION"] == 0x8000_0031
+
+
+# Wide stacks in real mode
+
+
+def test_real_mode_with_a_32_bit_stack_anywhere() -> None:
+    guest = real_mode()
+    guest.set(GUEST_IDTR_LIMIT=0x3FF, GUEST_RSP=0xFFFF_FFFF_8000_5001)
+    guest.segment("SS", 0x2000, 0x4093, base=0x8000_0000)
+    assert guest.raise_event(6) == 0
+    assert guest["GUEST_RSP"] == 0x8000_5001 - 6
+    assert guest.words(0x5001 - 6, 3, 2) == [0x1234, 0x1000, 2]
+
+
+def test_real_mode_with_an_odd_stack_and_a_far_handler() -> None:
+    guest = real_mode()
+    guest.write(0x900 + 6 * 4, bytes.fromhex("9bf9bd0f"))
+    guest.set(GUEST_IDTR_LIMIT=0x3FF, GUEST_RSP=0x4567_9001)
+    assert guest.raise_event(6) == 0
+    assert guest["GUEST_RSP"] == 0x4567_9001 - 6
+    assert guest.words(0x2_9001 - 6, 3, 2) == [0x1234, 0x1000, 2]
+    assert (guest["GUEST_CS_SELECTOR"], guest["GUEST_RIP"]) == (0xFBD, 0xF99B)
+    guest.write(0x900 + 6 * 4, bytes.fromhex("000001f0"))
+    assert guest.raise_event(6) == 0
+    assert (guest["GUEST_CS_SELECTOR"], guest["GUEST_CS_BASE"]) == (0xF001, 0xF0010)
+
+
+@pytest.mark.parametrize("limit", [0xF9, 0xFA, 0xFC, 0xFE])
+def test_real_mode_stacks_that_end_within_the_frame(limit: int) -> None:
+    guest = real_mode()
+    guest.segment("SS", 0x2000, 0x97, base=0x20000, limit=limit)
+    guest.set(GUEST_IDTR_LIMIT=0x3FF, EXCEPTION_BITMAP=1 << 12)
+    # Expand down: what lies above the limit is the stack.
+    assert guest.raise_event(6) == (0 if limit < 0xFA else 1)
+
+
+# NMIs that an IRET has unblocked, and what MOV SS has held back
+
+
+@pytest.mark.parametrize(
+    ("vector", "kind", "vectoring", "told"),
+    [
+        (13, HARDWARE, 0, True),
+        (0, HARDWARE, 0, True),
+        (8, HARDWARE, 0, False),
+        (2, NMI, 0, False),
+        (3, INT3, 0, False),
+        (13, HARDWARE, 1 << 31 | 6, False),
+    ],
+)
+@pytest.mark.parametrize("reason", [0, 1, 48, 49])
+def test_an_exit_tells_of_the_iret_that_unblocked_nmis(
+    vector: int, kind: int, vectoring: int, told: bool, reason: int
+) -> None:
+    for code in (EPT_VIOLATION, EPT_VIOLATION - 1, -1):
+        guest = Guest()
+        guest.set(
+            EXIT_REASON=reason,
+            EXIT_QUALIFICATION=0x181,
+            VM_EXIT_INTERRUPTION_INFORMATION=1 << 31 | 0x30D,
+            IDT_VECTORING_INFORMATION=vectoring,
+        )
+        delivery.report_unblocking(guest.v, vector, kind, code)
+        by_event = told and reason == 0
+        by_ept = told and reason != 0 and code == EPT_VIOLATION
+        info = guest["VM_EXIT_INTERRUPTION_INFORMATION"]
+        assert info == 1 << 31 | 0x30D | by_event << 12
+        assert guest["EXIT_QUALIFICATION"] == 0x181 | by_ept << 12
+
+
+@pytest.mark.parametrize(("injected", "kept"), [(0, 0), (1, 5)])
+def test_pending_debug_exceptions_are_lost_with_a_fresh_event(injected: int, kept: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_PENDING_DEBUG_EXCEPTIONS=5)
+    assert guest.raise_event(6, injected=injected) == 0
+    assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == kept

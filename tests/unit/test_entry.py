@@ -403,3 +403,316 @@ def test_expired_preemption_timer() -> None:
     assert guest["EXIT_REASON"] == 52
     guest.set(VMX_PREEMPTION_TIMER_VALUE=1)
     assert enter(guest) == entry.RUNS
+
+
+# One check at a time
+
+
+def check(guest: Guest) -> int:
+    """The number of the check that refuses the guest, 0 if none does."""
+    guest.set(FAILED_CHECK=0)
+    enter(guest)
+    return guest["FAILED_CHECK"]
+
+
+def test_what_wakes_a_guest_that_waits() -> None:
+    events = [(0x20, 0), (2, 2), (1, 3), (6, 3), (16, 3), (18, 3), (1, 4), (18, 4), (1, 5), (3, 6)]
+    wakes = {
+        1: {(0x20, 0), (2, 2), (1, 3), (18, 3), (0, 7)},
+        2: {(2, 2), (18, 3)},
+        3: set[tuple[int, int]](),
+    }
+    for activity, good in wakes.items():
+        for vector, kind in [*events, (0, 7)]:
+            guest = Guest()
+            guest.set(
+                GUEST_ACTIVITY_STATE=activity,
+                GUEST_RFLAGS=2 | IF,
+                VM_ENTRY_INTERRUPTION_INFORMATION=info(vector, kind),
+                VM_ENTRY_INSTRUCTION_LENGTH=1,
+            )
+            assert check(guest) == (0 if (vector, kind) in good else 1204), (activity, vector, kind)
+
+
+@pytest.mark.parametrize(
+    ("activity", "wanted"), [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1201), (-1, 1201), (1 << 31, 1201)]
+)
+def test_activity_states(activity: int, wanted: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_ACTIVITY_STATE=activity)
+    assert check(guest) == wanted
+
+
+@pytest.mark.parametrize("ring", range(4))
+@pytest.mark.parametrize("activity", [1, 2])
+def test_only_ring_0_halts(ring: int, activity: int) -> None:
+    guest = Guest()
+    guest.segment("SS", g.DATA0 | ring, 0xC093 | ring << 5)
+    guest.segment("CS", g.CONFORMING | ring, 0xC09F)
+    guest.set(GUEST_ACTIVITY_STATE=activity)
+    assert check(guest) == (1202 if activity == 1 and ring else 0)
+
+
+@pytest.mark.parametrize("rflags", [2, 2 | TF])
+@pytest.mark.parametrize("pending", [0, 1 << 14])
+@pytest.mark.parametrize("debugctl", [0, state.DEBUGCTL_BTF])
+@pytest.mark.parametrize(("blocking", "activity"), [(0, 0), (0, 1), (MOV_SS, 0)])
+def test_a_pending_single_step(
+    rflags: int, pending: int, debugctl: int, blocking: int, activity: int
+) -> None:
+    guest = Guest()
+    guest.set(
+        GUEST_RFLAGS=rflags,
+        GUEST_PENDING_DEBUG_EXCEPTIONS=pending,
+        GUEST_IA32_DEBUGCTL=debugctl,
+        GUEST_INTERRUPTIBILITY_STATE=blocking,
+        GUEST_ACTIVITY_STATE=activity,
+    )
+    single = rflags & TF and not debugctl
+    asked = bool(blocking or activity)
+    wanted = 0
+    if asked and single and not pending:
+        wanted = 1222
+    elif asked and not single and pending:
+        wanted = 1223
+    assert check(guest) == wanted
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("efer", [0, state.EFER_LMA, state.EFER_LME, 0x500])
+@pytest.mark.parametrize("paging", [False, True])
+def test_ia32_efer_against_the_mode(bits: int, efer: int, paging: bool) -> None:
+    guest = Guest(bits=bits)
+    guest.set(GUEST_IA32_EFER=efer | state.EFER_SCE | state.EFER_NXE)
+    if paging:
+        guest.set(GUEST_CR0=guest["GUEST_CR0"] | state.CR0_PG)
+    long, active = bits == 64, bool(efer & state.EFER_LMA)
+    wanted = 0
+    if active != long:
+        wanted = 713
+    elif guest["GUEST_CR0"] < 0 or guest["GUEST_CR0"] & state.CR0_PG:
+        wanted = 0 if bool(efer & state.EFER_LME) == active else 714
+    assert check(guest) == wanted
+
+
+def test_virtual_8086_mode_and_ia_32e_mode_exclude_each_other() -> None:
+    guest = Guest()
+    guest.set(GUEST_RFLAGS=2 | 1 << 17 | 3 << 12)
+    for name in ("ES", "CS", "SS", "DS", "FS", "GS"):
+        guest.segment(name, 0x1000, 0xF3, base=0x10000, limit=0xFFFF)
+    assert check(guest) == 0
+    guest.set(GUEST_CR0=0x20)
+    assert check(guest) == 1104
+    guest = Guest(bits=64)
+    guest.set(GUEST_RFLAGS=2 | 1 << 17)
+    for name in ("ES", "CS", "SS", "DS", "FS", "GS"):
+        guest.segment(name, 0x1000, 0xF3, base=0x10000, limit=0xFFFF)
+    assert check(guest) == 1104
+
+
+def restricted(ring: int = 3) -> Guest:
+    guest = Guest(bits=64, ring=ring)
+    guest.set(SECONDARY_PROCESSOR_BASED_CONTROLS=0)
+    return guest
+
+
+@pytest.mark.parametrize(
+    ("kind", "dpl", "rpl", "wanted"),
+    [
+        (3, 3, 3, 0),
+        (3, 2, 3, 883),
+        (3, 0, 1, 883),
+        (3, 1, 1, 0),
+        (11, 2, 3, 883),
+        (11, 3, 3, 0),
+        (15, 0, 3, 0),
+        (13, 0, 3, 863),
+        (9, 3, 3, 863),
+        (2, 3, 3, 863),
+    ],
+)
+def test_data_segments_and_their_selectors(kind: int, dpl: int, rpl: int, wanted: int) -> None:
+    guest = restricted()
+    guest.segment("DS", 0x20 | rpl, 0xC090 | kind | dpl << 5)
+    assert check(guest) == wanted
+    guest.set(SECONDARY_PROCESSOR_BASED_CONTROLS=controls.SECONDARY_UNRESTRICTED_GUEST)
+    assert check(guest) == (0 if wanted == 883 else wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dpl", "stack", "wanted"),
+    [
+        (9, 3, 3, 0),
+        (9, 2, 3, 881),
+        (11, 0, 0, 0),
+        (11, 0, 3, 881),
+        (13, 0, 3, 0),
+        (13, 3, 3, 0),
+        (15, 2, 3, 0),
+        (15, 3, 2, 881),
+        (13, 1, 0, 881),
+        (8, 0, 0, 861),
+        (12, 0, 0, 861),
+        (5, 0, 0, 861),
+        (3, 0, 0, 0),
+        (3, 3, 0, 881),
+    ],
+)
+def test_code_segments_and_the_stacks_privilege(
+    kind: int, dpl: int, stack: int, wanted: int
+) -> None:
+    guest = Guest()
+    guest.segment("CS", 0x30 | stack, 0xC090 | kind | dpl << 5)
+    guest.segment("SS", 0x20 | stack, 0xC093 | stack << 5)
+    assert check(guest) == wanted
+
+
+def test_unusable_segments() -> None:
+    unusable = state.AR_UNUSABLE
+    guest = Guest()
+    guest.segment("DS", 7, unusable, base=1 << 32, limit=5)
+    guest.segment("LDTR", 4, unusable, base=1 << 62)
+    assert check(guest) == 0
+    guest.segment("CS", g.CODE0, 0xC093 | unusable | 1 << 5)
+    assert check(guest) == 881
+    guest.segment("CS", g.CODE0, 0xC09A | unusable)
+    assert check(guest) == 861
+    guest.segment("CS", g.CODE0, 0xC09B | unusable, base=1 << 32)
+    assert check(guest) == 831
+    guest = Guest()
+    guest.segment("LDTR", 0, 0x82, base=1 << 47, limit=7)
+    assert check(guest) == 836
+    guest.segment("LDTR", 0, 0x82, base=1 << 46, limit=7)
+    assert check(guest) == 0
+    guest.segment("GS", g.DATA0, 0xC093, base=1 << 46)
+    assert check(guest) == 0
+
+
+def test_long_and_default_size_exclude_each_other_in_64_bit_code_only() -> None:
+    guest = Guest(bits=64)
+    guest.segment("DS", g.DATA0, 0xE093)
+    assert check(guest) == 0
+    guest.segment("CS", g.LONG0, 0xE09B)
+    assert check(guest) == 911
+    guest = Guest()
+    guest.segment("CS", g.CODE0, 0xE09B)
+    assert check(guest) == 0
+
+
+# Injection, and the order of what follows
+
+
+def test_an_injected_page_fault_is_journalled_where_the_vmm_says() -> None:
+    for vector, code, address in ((14, 2, 0x77), (13, 2, 0), (6, -1, 0)):
+        guest = Guest()
+        guest.set(
+            cr2=0x77,
+            VM_ENTRY_INTERRUPTION_INFORMATION=info(vector, 3, code >= 0),
+            VM_ENTRY_EXCEPTION_ERROR_CODE=2,
+        )
+        assert enter(guest) == entry.RUNS
+        row = guest.journal()[0]
+        assert (row[3], row[5], row[9]) == (vector, code, address)
+    guest = Guest()
+    guest.set(cr2=0x77, VM_ENTRY_INTERRUPTION_INFORMATION=info(14, 4))
+    guest.set(VM_ENTRY_INSTRUCTION_LENGTH=7)
+    assert enter(guest) == entry.RUNS
+    assert guest.journal()[0][9] == 0
+    assert guest.frame(1) == [g.CODE + 7]
+
+
+@pytest.mark.parametrize("blocking", [STI, MOV_SS])
+def test_injection_ends_blocking_even_if_it_exits(blocking: int) -> None:
+    guest = Guest()
+    guest.gate(6, access=0x6E)
+    guest.set(
+        EXCEPTION_BITMAP=1 << 11,
+        GUEST_RFLAGS=2 | IF,
+        GUEST_INTERRUPTIBILITY_STATE=blocking,
+        VM_ENTRY_INTERRUPTION_INFORMATION=info(6, 3),
+    )
+    assert enter(guest) == entry.EXITED
+    assert guest["GUEST_INTERRUPTIBILITY_STATE"] == 0
+
+
+def test_the_monitor_trap_flag_exits_behind_an_injected_event() -> None:
+    guest = Guest()
+    primary = guest["PRIMARY_PROCESSOR_BASED_CONTROLS"] | controls.PRIMARY_MONITOR_TRAP_FLAG
+    guest.set(
+        PRIMARY_PROCESSOR_BASED_CONTROLS=primary,
+        VM_ENTRY_INTERRUPTION_INFORMATION=info(6, 3),
+        GUEST_PENDING_DEBUG_EXCEPTIONS=1 << 14,
+    )
+    assert enter(guest) == entry.EXITED
+    assert guest["EXIT_REASON"] == 37
+    assert guest["GUEST_RIP"] == g.HANDLERS + 6 * 16
+    assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 0
+    assert (guest["EXIT_QUALIFICATION"], guest["VM_EXIT_INSTRUCTION_LENGTH"]) == (0, 0)
+    guest = Guest()
+    guest.set(PRIMARY_PROCESSOR_BASED_CONTROLS=primary)
+    assert enter(guest) == entry.RUNS
+
+
+def test_exits_before_an_instruction_have_no_qualification() -> None:
+    for control, reason in (
+        (controls.PRIMARY_NMI_WINDOW_EXITING, 8),
+        (controls.PRIMARY_INTERRUPT_WINDOW_EXITING, 7),
+        (0, 52),
+        (-1, 37),
+    ):
+        guest = Guest()
+        guest.set(EXIT_QUALIFICATION=9, VM_EXIT_INSTRUCTION_LENGTH=9, GUEST_RFLAGS=2 | IF)
+        if control > 0:
+            window(guest, control)
+        elif control == 0:
+            pin = guest["PIN_BASED_CONTROLS"] | controls.PIN_PREEMPTION_TIMER
+            guest.set(PIN_BASED_CONTROLS=pin)
+        else:
+            guest.set(VM_ENTRY_INTERRUPTION_INFORMATION=info(0, 7))
+        assert enter(guest) == entry.EXITED
+        assert guest["EXIT_REASON"] == reason
+        assert (guest["EXIT_QUALIFICATION"], guest["VM_EXIT_INSTRUCTION_LENGTH"]) == (0, 0)
+
+
+def test_the_nmi_window_waits_for_sti() -> None:
+    guest = Guest()
+    window(guest, controls.PRIMARY_NMI_WINDOW_EXITING)
+    guest.set(GUEST_INTERRUPTIBILITY_STATE=STI, GUEST_RFLAGS=2 | IF)
+    assert enter(guest) == entry.RUNS
+
+
+@pytest.mark.parametrize("activity", [2, 3])
+def test_shut_down_guests_lose_their_pending_debug_exceptions(activity: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_ACTIVITY_STATE=activity, GUEST_PENDING_DEBUG_EXCEPTIONS=1 << 12 | 1)
+    assert enter(guest) == entry.RUNS
+    assert guest["GUEST_RIP"] == g.CODE
+    assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 0
+    assert guest.journal() == []
+
+
+def test_a_guest_that_waits_for_an_ipi_has_no_timer() -> None:
+    for activity, outcome in ((2, entry.EXITED), (3, entry.RUNS)):
+        guest = Guest()
+        guest.set(PIN_BASED_CONTROLS=guest["PIN_BASED_CONTROLS"] | controls.PIN_PREEMPTION_TIMER)
+        guest.set(GUEST_ACTIVITY_STATE=activity)
+        assert enter(guest) == outcome
+
+
+def test_the_mode_in_efer_follows_the_control_to_64_bits_too() -> None:
+    guest = Guest(bits=64)
+    cleared = guest["VM_ENTRY_CONTROLS"] & ~controls.ENTRY_LOAD_EFER
+    guest.set(VM_ENTRY_CONTROLS=cleared, GUEST_IA32_EFER=state.EFER_SCE)
+    assert enter(guest) == entry.RUNS
+    assert guest["GUEST_IA32_EFER"] == state.EFER_SCE | state.EFER_LMA | state.EFER_LME
+    guest = Guest(bits=64)
+    guest.set(GUEST_IA32_EFER=guest["GUEST_IA32_EFER"] | state.EFER_SCE)
+    assert enter(guest) == entry.RUNS
+    assert guest["GUEST_IA32_EFER"] == state.EFER_SCE | state.EFER_LMA | state.EFER_LME
+
+
+def test_an_entry_without_ept_puts_none_in_force() -> None:
+    guest = Guest()
+    guest.set(EPT_POINTER_IN_FORCE=0x1E, EPT_POINTER=0x1E)
+    assert enter(guest) == entry.RUNS
+    assert guest["EPT_POINTER_IN_FORCE"] == 0

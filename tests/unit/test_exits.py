@@ -9,6 +9,7 @@ EXIT_INFORMATION = [
     "IDT_VECTORING_ERROR_CODE",
     "VM_EXIT_INSTRUCTION_INFORMATION",
     "GUEST_LINEAR_ADDRESS",
+    "GUEST_PHYSICAL_ADDRESS",
 ]
 
 
@@ -59,3 +60,29 @@ def test_events() -> None:
     assert vmcs["VM_EXIT_INTERRUPTION_INFORMATION"] == 0x80000B0E
     assert vmcs["VM_EXIT_INTERRUPTION_ERROR_CODE"] == 0
     assert vmcs["IDT_VECTORING_INFORMATION"] == 0x80000603
+
+
+def test_every_word_of_an_event() -> None:
+    vmcs = Vmcs()
+    record_interruption(vmcs.cells, 13, 3, 0x1238)
+    record_idt_vectoring(vmcs.cells, 8, 3, 7)
+    assert vmcs["VM_EXIT_INTERRUPTION_INFORMATION"] == 0x80000B0D
+    assert vmcs["VM_EXIT_INTERRUPTION_ERROR_CODE"] == 0x1238
+    assert vmcs["IDT_VECTORING_INFORMATION"] == 0x80000B08
+    assert vmcs["IDT_VECTORING_ERROR_CODE"] == 7
+    record_interruption(vmcs.cells, 0x31, 0, -1)
+    record_idt_vectoring(vmcs.cells, 0x31, 0, -1)
+    assert vmcs["VM_EXIT_INTERRUPTION_INFORMATION"] == 0x80000031
+    assert vmcs["VM_EXIT_INTERRUPTION_ERROR_CODE"] == 0
+    assert vmcs["IDT_VECTORING_INFORMATION"] == 0x80000031
+    assert vmcs["IDT_VECTORING_ERROR_CODE"] == 0
+
+
+def test_the_entry_controls_keep_their_other_bits() -> None:
+    vmcs = Vmcs()
+    for before in (0x11FB, 0x13FB):
+        for efer, wanted in ((0, 0x11FB), (1 << 10, 0x13FB), (1 << 8, 0x11FB)):
+            vmcs["VM_ENTRY_CONTROLS"] = before
+            vmcs["GUEST_IA32_EFER"] = efer
+            vm_exit(vmcs.cells, 10, 0, 2)
+            assert vmcs["VM_ENTRY_CONTROLS"] == wanted

@@ -8,18 +8,20 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from trapgate.cli.closed_form import MergeForm, closed_form
+from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
 from trapgate.cli.terminal import fail
 from trapgate.errors import TrapgateError
 
 if TYPE_CHECKING:
     from trapgate.criteria import Definition, Party
+    from trapgate.trace.document import Document
     from trapgate.vmcs.vmcs import Vmcs
 
 EXAMPLES = """
@@ -113,6 +115,7 @@ class Answer:
     lines: Callable[[], list[str]]
     document: Callable[[], dict[str, Any]]
     status: int = 0
+    page: Callable[[], Document] | None = None
 
 
 def answered(command: Callable[..., Answer]) -> Callable[..., None]:
@@ -121,12 +124,14 @@ def answered(command: Callable[..., Answer]) -> Callable[..., None]:
     """
 
     @wraps(command)
-    def run(*, as_json: bool, **given: Any) -> None:
+    def run(*, as_json: bool, markdown: bool, html: Path | None, **given: Any) -> None:
         from trapgate.criteria import InexpressibleError, UndecidedError
 
         try:
             try:
                 answer = command(**given)
+                if shown(answer.page, markdown=markdown, html=html):
+                    raise typer.Exit(answer.status)
             except TrapgateError as error:
                 if as_json:
                     print(json.dumps(_complaint(error), indent=2))
@@ -143,9 +148,16 @@ def answered(command: Callable[..., Answer]) -> Callable[..., None]:
         raise typer.Exit(answer.status)
 
     asked = inspect.signature(command, eval_str=True)
-    option = inspect.Parameter("as_json", _KEYWORD, default=False, annotation=JsonOption)
+    options = [
+        inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
+        for name, default, annotation in (
+            ("markdown", False, MarkdownOption),
+            ("html", None, HtmlOption),
+            ("as_json", False, JsonOption),
+        )
+    ]
     run.__signature__ = asked.replace(  # type: ignore[attr-defined]
-        parameters=[*asked.parameters.values(), option]
+        parameters=[*asked.parameters.values(), *options]
     )
     return run
 
@@ -173,12 +185,17 @@ def _defined(definition: Definition, form: Form, output: Path | None, told: Told
         if form is not Form.all:
             return [forms[form.value]().rstrip("\n")]
         printed = definition.lines()
-        for name, shown in forms.items():
-            text = "\n".join(line for line in shown().splitlines() if not line.startswith("#"))
+        for name, made in forms.items():
+            text = "\n".join(line for line in made().splitlines() if not line.startswith("#"))
             printed += ["", f"{name}:", text]
         return printed + (["", *told.lines()] if told is not definition else [])
 
-    return Answer(lines, told.document)
+    from trapgate.criteria import Merged, documents
+
+    page: Callable[[], Document] = partial(documents.of_definition, definition)
+    if isinstance(told, Merged):
+        page = partial(documents.of_merge, told)
+    return Answer(lines, told.document, page=page)
 
 
 def _write(output: Path, text: str) -> None:
@@ -345,6 +362,7 @@ def check(
     sound, that is, if every exit that one of the others wants happens.
     """
     from trapgate import criteria
+    from trapgate.criteria import documents
 
     if len(files) < 2:
         raise criteria.CriteriaError("check takes a SPEC and FIELDS, or L0, L1 and VMCS02")
@@ -352,7 +370,8 @@ def check(
         found = criteria.check_vmcs02(
             _parties(files[:-1]), _load(files[-1]), bits=bits, timeout=timeout
         )
-        return Answer(found.lines, found.document, 0 if found.sound else 1)
+        page = partial(documents.of_check, found)
+        return Answer(found.lines, found.document, 0 if found.sound else 1, page)
     verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1]), timeout=timeout)
     holds = all(one.sound if sound else one.exact for one in verdicts)
     return Answer(

@@ -16,6 +16,7 @@ import typer
 from trapgate.cli.run import PORTABLE_FILTERS, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
+    EngineOption,
     Paging,
     fail,
     one_line_errors,
@@ -66,7 +67,7 @@ def demo(
             "exits; own: the guest has its memory, and its faults, for itself."
         ),
     ] = Paging.direct,
-    engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    engine: EngineOption = EngineKind.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     report: Annotated[
         Path | None,
@@ -359,7 +360,7 @@ def _show_own(results: list[Result], out: Terminal) -> None:
     kinds.add_column("fault")
     for result in results:
         kinds.add_column(result.filter.name, justify="right")
-    for vector in sorted({v for result in results for v in result.summary.faults if v < 32}):
+    for vector in sorted({vector for result in results for vector in result.summary.faults}):
         counts = [result.faults(vector) for result in results]
         kinds.add_row(
             vector_name(vector), *(f"{exited:,} + {direct:,}" for _, exited, direct in counts)

@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trapgate.cli.terminal import fail, one_line_errors, terminal
+from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.selection import (
+    LevelOption,
+    RipOption,
+    TimeOption,
+    VcpuOption,
+    VmOption,
+    selection,
+)
+from trapgate.cli.terminal import fail, one_line_errors, plain, terminal
 
 if TYPE_CHECKING:
     from trapgate.replay import CostModel, Outcome, Replay
     from trapgate.replay.replay import Tally
+    from trapgate.trace.selection import Selection
 
 EXAMPLES = """
 Examples:
@@ -22,6 +32,8 @@ Examples:
   trapgate replay *.parquet --policy writes.toml --sweep P,W,U --keep 3:3
 
   trapgate replay *.parquet --policy writes.toml --cluster local
+
+  trapgate replay host.parquet --controls --level 1
 """
 
 
@@ -48,12 +60,34 @@ def replay(
     cluster: Annotated[
         str | None, typer.Option(help="Count with Ray: `local`, or ray://HOST:PORT.")
     ] = None,
+    controls: Annotated[
+        bool,
+        typer.Option("--controls", help="All exits by the control that causes them."),
+    ] = False,
+    bursts: Annotated[
+        bool,
+        typer.Option("--bursts", help="Intervals for exits in bursts, too (a block bootstrap)."),
+    ] = False,
+    level: LevelOption = None,
+    vm: VmOption = None,
+    vcpu: VcpuOption = None,
+    time: TimeOption = ":",
+    rip: RipOption = ":",
     top: Annotated[int, typer.Option(min=1, help="Policies of a sweep to show.")] = 20,
+    markdown: MarkdownOption = False,
+    html: HtmlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Replay recorded faults under other policies: exits saved and added, and time saved."""
+    with one_line_errors():
+        chosen = selection(level, vm, vcpu, time, rip)
+    if controls:
+        _controls(trace, chosen, as_json=as_json)
+        return
     if not policy and sweep is None:
-        raise fail("no policy: give --policy FILE, or --sweep BITS")
+        raise fail("no policy: give --policy FILE, --sweep BITS, or --controls")
+    if cluster is not None and not chosen.is_all:
+        raise fail("--cluster counts whole traces: leave --level, --vm, --vcpu, --time, --rip out")
     model = _model(cost)
     bits = None if sweep is None else _bits(sweep)
     kept = None if keep is None else _pair(keep)
@@ -75,13 +109,26 @@ def replay(
                 family = replaying.Family(bits, base, both)
             except ValueError as error:
                 raise fail(f"--sweep: {error}") from None
-            result = replaying.sweep(trace, family, keep=kept, model=model, tallied=tallied)
+            result = replaying.sweep(
+                trace, family, keep=kept, model=model, tallied=tallied, chosen=chosen
+            )
         else:
-            result = replaying.replay(trace, policies, model=model, tallied=tallied)
+            result = replaying.replay(trace, policies, model=model, tallied=tallied, chosen=chosen)
+        intervals = {}
+        if bursts:
+            from trapgate.replay.bursts import burst_interval
+
+            intervals = {one.name: burst_interval(trace, one, chosen) for one in policies}
+    with one_line_errors():
+        if shown(result.document, markdown=markdown, html=html):
+            return
     if as_json:
-        print(json.dumps(result.as_json(), indent=2))
+        document = result.as_json()
+        document["bursts"] = intervals
+        print(json.dumps(document, indent=2))
     else:
         _show(result, top)
+        _show_bursts(intervals, result.time_unit)
 
 
 def _numbers(text: str, count: int) -> list[int] | None:
@@ -131,7 +178,10 @@ def _bits(text: str) -> int:
 def _show(result: Replay, top: int) -> None:
     out = terminal()
     first = result.outcomes[0]
-    out.print(f"{first.rows:,} events in {len(result.traces)} trace(s)")
+    asked = f" ({result.chosen})" if result.chosen else ""
+    out.print(f"{first.rows:,} events in {len(result.traces)} trace(s){asked}")
+    if result.lost:
+        out.print(f"the recorder lost {result.lost:,} events: they are in no count")
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -148,7 +198,9 @@ def _show(result: Replay, top: int) -> None:
     if len(result.outcomes) > top:
         out.print(f"({len(result.outcomes) - top:,} more; --top shows them)")
     basis = {
-        "latencies": "time by the trace's own latencies; the interval holds 95 %",
+        "latencies": "time by the trace's own latencies; the interval holds 95 % of what runs like "
+        "this one show, if exits come independently (--bursts if not); two recordings differ by "
+        "1.41 times as much",
         "cost model": "the trace has no latencies: time by the cost model (--cost)",
     }
     out.print(
@@ -167,3 +219,39 @@ def _cells(outcome: Outcome, *, lost: bool, completes: bool) -> list[str]:
     if lost:
         cells.append(f"{outcome.lost:,}")
     return [*cells, f"{time.estimate:,.0f}", f"{time.low:,.0f} to {time.high:,.0f}"]
+
+
+def _show_bursts(intervals: dict[str, tuple[float, float] | None], unit: str) -> None:
+    out = terminal()
+    for name, interval in intervals.items():
+        told = "nothing saved has a latency"
+        if interval is not None:
+            told = f"{interval[0]:,.0f} to {interval[1]:,.0f} {unit}"
+        out.print(f"{name}, if exits come in bursts: {told}")
+
+
+def _controls(traces: list[Path], chosen: Selection, *, as_json: bool) -> None:
+    with one_line_errors():
+        from trapgate.replay.controls import by_control
+
+        found = by_control(traces, chosen)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+        return
+    out = terminal()
+    if found.lost_events:
+        out.print(f"the recorder lost {found.lost_events:,} events: they are in no count")
+    for line in found.lines:
+        time = "" if line.time is None else f", {line.time:,} {found.time_unit}"
+        out.print(f"{line.control}: {line.exits:,} exits{time} ({plain(', '.join(line.reasons))})")
+        saved = "nothing that L0 could save"
+        if line.savable:
+            time = "" if line.savable_time is None else f", {line.savable_time:,} {found.time_unit}"
+            saved = f"{line.savable:,} exits{time}"
+        out.print(f"  off saves: {saved}; loses: {line.lost}")
+        if line.reflected:
+            out.print(f"  given to the guest's hypervisor, hence not savable: {line.reflected:,}")
+        for words, number in line.details:
+            out.print(f"  {number:,} {plain(words)}")
+        if line.unknown:
+            out.print(f"  the trace does not tell {line.unknown}")

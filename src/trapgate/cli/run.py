@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 
 from trapgate.cli.terminal import (
     EngineKind,
+    EngineOption,
     Paging,
     fail,
     one_line_errors,
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.summary import Faults, Summary
+    from trapgate.vmm.summary import Counts, EventKind, Summary
+
+    Events = Mapping[EventKind, Counts]
+    Injected = Mapping[EventKind, Mapping[int, int]]
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -59,40 +64,47 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         "engine": summary.engine,
         **({"why_not_native": summary.why_not_native} if summary.why_not_native else {}),
         "instructions": summary.instructions,
+        "halted": summary.halted,
         "seconds": round(summary.seconds, 6),
-        "faults": {
-            str(vector): {
-                **{disposition.name: count for disposition, count in counts.items()},
-                "injected": summary.injected.get(vector, 0),
-            }
-            for vector, counts in summary.faults.items()
-        },
+        **_events_json(summary.events, summary.injected),
         "exits": {reason.name: count for reason, count in summary.exits.items()},
     }
     if nested is not None:
         answer["x86_vmm"] = {
             "entries": nested.entries,
-            "faults": {
-                str(vector): {disposition.name: count for disposition, count in counts.items()}
-                for vector, counts in nested.faults.items()
-            },
+            **_events_json(nested.events),
             "exits": {reason.name: count for reason, count in nested.exits.items()},
         }
     return answer
 
 
+def _events_json(events: Events, injected: Injected | None = None) -> dict[str, Any]:
+    """Counts of faults, interrupts and INT n, by vector and disposition."""
+    answer: dict[str, Any] = {}
+    for kind, counts in events.items():
+        answer[kind.value] = {}
+        for vector, found in counts.items():
+            numbers = {disposition.name: count for disposition, count in found.items()}
+            if injected is not None:
+                numbers["injected"] = injected[kind].get(vector, 0)
+            answer[kind.value][str(vector)] = numbers
+    return answer
+
+
 def show_summary(summary: Summary, out: Terminal) -> None:
     """Tables of faults and exits, those of an x86 VMM's guest apart."""
-    out.print(_fault_table("faults and interrupts", summary.faults, summary.injected))
+    out.print(_fault_table("faults and interrupts", summary.events, summary.injected))
     out.print(_exit_table("VM exits", summary.exits))
     nested = summary.nested
     if nested is not None:
         title = f"faults and interrupts of the x86 VMM's guest ({nested.entries:,} VM entries)"
-        out.print(_fault_table(title, nested.faults))
+        out.print(_fault_table(title, nested.events))
         out.print(_exit_table("VM exits to the x86 VMM", nested.exits))
-    speed = summary.instructions / summary.seconds / 1e6 if summary.seconds else 0.0
+    speed = summary.executed / summary.seconds / 1e6 if summary.seconds else 0.0
+    waited = f"; halted for the time of {summary.halted:,} more" if summary.halted else ""
     out.print(
-        f"{summary.instructions:,} instructions in {summary.seconds:.2f} s ({speed:.0f} million/s)"
+        f"{summary.executed:,} instructions in {summary.seconds:.2f} s "
+        f"({speed:.0f} million/s){waited}"
     )
     out.print(f"engine: {summary.engine_words}")
 
@@ -130,22 +142,32 @@ class Explanations:
         return [{"explanation": words, "count": count} for words, count in self.counts.items()]
 
 
-def _fault_table(title: str, counts: Faults, injected: Mapping[int, int] | None = None) -> Table:
+def event_name(kind: EventKind, vector: int) -> str:
+    """What the event is called: #PF, interrupt 48, INT 80H."""
+    from trapgate.vmm.summary import EventKind
+
+    if kind is EventKind.INTERRUPT:
+        return f"interrupt {vector}"
+    return f"INT {vector:X}H" if kind is EventKind.SOFTWARE_INTERRUPT else vector_name(vector)
+
+
+def _fault_table(title: str, events: Events, injected: Injected | None = None) -> Table:
     from rich.table import Table
 
     from trapgate.decision.decide import Disposition
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
-    titles = ("vector", "exited", "delivered") + ("of these injected",) * (injected is not None)
+    titles = ("event", "exited", "delivered") + ("of these injected",) * (injected is not None)
     titles += ("completed",)
     for column in titles:
-        table.add_column(column, justify="left" if column == "vector" else "right")
-    for vector, found in counts.items():
-        numbers = [found.get(Disposition.EXIT, 0), found.get(Disposition.DELIVER, 0)]
-        if injected is not None:
-            numbers.append(injected.get(vector, 0))
-        numbers.append(found.get(Disposition.COMPLETE, 0))
-        table.add_row(vector_name(vector), *(f"{number:,}" for number in numbers))
+        table.add_column(column, justify="left" if column == "event" else "right")
+    for kind, counts in events.items():
+        for vector, found in counts.items():
+            numbers = [found.get(Disposition.EXIT, 0), found.get(Disposition.DELIVER, 0)]
+            if injected is not None:
+                numbers.append(injected[kind].get(vector, 0))
+            numbers.append(found.get(Disposition.COMPLETE, 0))
+            table.add_row(event_name(kind, vector), *(f"{number:,}" for number in numbers))
     return table
 
 
@@ -221,12 +243,19 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(min=0.001, help="Stop after so many seconds.")
     ] = None,
-    engine: Annotated[EngineKind, typer.Option(help="Way into the engine.")] = EngineKind.auto,
+    engine: EngineOption = EngineKind.auto,
     explain: Annotated[
         bool,
         typer.Option(
             "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
         ),
+    ] = False,
+    gdb: Annotated[
+        str | None,
+        typer.Option(help="Serve gdb at [HOST:]PORT (loopback unless told): target remote :PORT."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With --gdb: stand until gdb lets the guest begin.")
     ] = False,
     report: Annotated[
         Path | None,
@@ -258,6 +287,8 @@ def run(
                 timeout,
                 engine.value,
                 explain,
+                gdb,
+                wait,
                 report,
                 symbols,
                 as_json,
@@ -281,6 +312,8 @@ def _run(
     timeout: float | None,
     engine: str,
     explain: bool,
+    gdb: str | None,
+    wait: bool,
     report: Path | None,
     symbols: Path | None,
     as_json: bool,
@@ -296,7 +329,7 @@ def _run(
     screen = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(screen, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else _writer(trace, guest)
+    writer = None if trace is None else _writer(trace, guest, vmcs)
     try:
         vm = _machine(paging)(
             memory,
@@ -314,7 +347,7 @@ def _run(
             vm.apply(settings)
         if text:
             vm.type(input_bytes(text))
-        with console:
+        with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
@@ -353,16 +386,44 @@ def _run(
     return stop.status
 
 
+@contextmanager
+def _debugger(
+    vm: VirtualMachine, gdb: str | None, guest: Path, bits: int, *, wait: bool
+) -> Iterator[None]:
+    """The server for gdb around a run, if there is to be one."""
+    if gdb is None:
+        if wait:
+            raise fail("--wait: waits for gdb, so give --gdb too")
+        yield
+        return
+    from trapgate.debug.gdb import Debugger, address_of
+
+    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits)
+    host, port = debugger.address
+    print(f"trapgate: gdb: target remote {host}:{port}", file=sys.stderr, flush=True)
+    try:
+        if wait:
+            debugger.wait()
+        yield
+    finally:
+        if vm.stopped is not None:
+            debugger.finished(vm.stopped)
+
+
 def _settings(file: Path) -> Settings:
     from trapgate.vmcs.file import read_settings
 
     return read_settings(file)
 
 
-def _writer(file: Path, guest: Path) -> TraceWriter:
+def _writer(file: Path, guest: Path, vmcs: Path | None) -> TraceWriter:
     from trapgate.trace import TraceWriter
+    from trapgate.trace.schema import CRITERIA
 
-    return TraceWriter(file, metadata={"guest": guest.name})
+    facts = {"guest": guest.name}
+    if vmcs is not None:
+        facts[CRITERIA] = vmcs.read_text(encoding="utf-8")
+    return TraceWriter(file, metadata=facts)
 
 
 def _story(vm: VirtualMachine, names: Namer) -> Story | None:

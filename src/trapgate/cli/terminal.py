@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ class EngineKind(StrEnum):
     native = "native"
     portable = "portable"
 
+
+EngineOption = Annotated[EngineKind, typer.Option(help="Way into the engine.")]
+"""`--engine` of every command that runs guests."""
 
 _LONGEST = 2000
 

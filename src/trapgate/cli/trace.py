@@ -7,11 +7,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.selection import (
+    LevelOption,
+    RipOption,
+    TimeOption,
+    VcpuOption,
+    VmOption,
+    selection,
+)
 from trapgate.cli.terminal import fail, one_line_errors, plain, terminal
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ class Format(StrEnum):
     perf_script = "perf-script"
     qemu = "qemu"
     bochs = "bochs"
+    bpftrace = "bpftrace"
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -106,15 +117,34 @@ def stat(
         Path | None, typer.Option(help="System.map or ELF of the guest's kernel.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Lines of each table.")] = 15,
+    level: LevelOption = None,
+    vm: VmOption = None,
+    vcpu: VcpuOption = None,
+    time: TimeOption = ":",
+    rip: RipOption = ":",
+    beside: Annotated[
+        Path | None, typer.Option(help="Another trace to compare with (Markdown, or --html).")
+    ] = None,
+    markdown: MarkdownOption = False,
+    html: HtmlOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Count and time events per reason, vector, error code and symbol."""
     with one_line_errors():
-        from trapgate.trace.stat import statistics
+        from trapgate.trace.stat import compared, statistics
         from trapgate.trace.symbols import Symbols
 
         table = None if symbols is None else Symbols(symbols)
-        result = statistics(trace, symbols=table)
+        chosen = selection(level, vm, vcpu, time, rip)
+        result = statistics(trace, symbols=table, chosen=chosen)
+        document = partial(result.document, top)
+        if beside is not None:
+            other = statistics([beside], symbols=table, chosen=chosen)
+            names = (", ".join(path.name for path in trace), beside.name)
+            document = partial(compared, result, other, names)
+            markdown = markdown or html is None
+        if shown(document, markdown=markdown, html=html):
+            return
         if as_json:
             print(json.dumps(result.as_json(), indent=2))
             return
@@ -125,7 +155,10 @@ def _show(result: Stat, top: int) -> None:
     from rich.table import Table
 
     out = terminal()
-    out.print(f"{result.events:,} events; times in {result.time_unit}")
+    asked = f" ({result.chosen})" if result.chosen else ""
+    out.print(f"{result.events:,} events{asked}; times in {result.time_unit}")
+    if result.lost:
+        out.print(f"the recorder lost {result.lost:,} events: they are in no count")
     timed = any(line.timed for lines in result.tables.values() for line in lines)
     for name, lines in result.tables.items():
         if not lines:
@@ -151,6 +184,33 @@ def _show(result: Stat, top: int) -> None:
 def _times(line: Line) -> tuple[str, ...]:
     values = (line.total, line.least, line.mean, line.p50, line.p99, line.most)
     return tuple("" if value is None else f"{value:,.0f}" for value in values)
+
+
+COLLECT_EXAMPLES = """
+Examples:
+
+  trapgate trace collect filter > record.sh
+
+  trapgate trace collect reflect --tool bpftrace --seconds 60 > exits.bt
+"""
+
+
+@app.command(epilog=COLLECT_EXAMPLES)
+def collect(
+    question: Annotated[
+        str, typer.Argument(help="filter, reflect, inject or everything: what is to be answered.")
+    ],
+    tool: Annotated[str, typer.Option(help="trace-cmd, perf or bpftrace.")] = "trace-cmd",
+    seconds: Annotated[int, typer.Option(min=1, help="How long to record.")] = 10,
+    process: Annotated[
+        int | None, typer.Option(min=1, help="Process of the one virtual machine to record.")
+    ] = None,
+) -> None:
+    """Print a script that records on a host what a question needs."""
+    from trapgate.trace.collect import script
+
+    with one_line_errors():
+        print(script(question, tool, seconds=seconds, process=process), end="")
 
 
 @app.command()
@@ -206,20 +266,29 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 def export(
     trace: Annotated[Path, typer.Argument(help="Trace to export.")],
     perfetto: Annotated[
-        Path | None, typer.Option(help="Write JSON that the Perfetto UI opens.")
+        Path | None,
+        typer.Option(
+            help="Write what the Perfetto UI opens: JSON if FILE ends in .json, else its own "
+            "format, with flows."
+        ),
+    ] = None,
+    ftrace: Annotated[
+        Path | None, typer.Option(help="Write text as ftrace prints it; an import reads it again.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write CSV.")] = None,
 ) -> None:
     """Write a trace for other programs; DuckDB and others read the Parquet as it is."""
     from trapgate.trace import Trace
-    from trapgate.trace.export import to_csv, to_perfetto
+    from trapgate.trace.export import to_csv, to_ftrace
+    from trapgate.trace.perfetto import to_perfetto, to_perfetto_proto
 
-    if perfetto is None and csv is None:
-        raise fail("nothing to write: give --perfetto FILE or --csv FILE")
+    if perfetto is None and csv is None and ftrace is None:
+        raise fail("nothing to write: give --perfetto FILE, --ftrace FILE or --csv FILE")
     with one_line_errors(), Trace(trace) as opened:
         if perfetto is not None:
-            count = to_perfetto(opened, perfetto)
-            print(f"{perfetto}: {count:,} slices", file=sys.stderr)
+            write = to_perfetto if perfetto.suffix == ".json" else to_perfetto_proto
+            print(f"{perfetto}: {write(opened, perfetto):,} slices", file=sys.stderr)
+        if ftrace is not None:
+            print(f"{ftrace}: {to_ftrace(opened, ftrace):,} events", file=sys.stderr)
         if csv is not None:
-            count = to_csv(opened, csv)
-            print(f"{csv}: {count:,} rows", file=sys.stderr)
+            print(f"{csv}: {to_csv(opened, csv):,} rows", file=sys.stderr)

@@ -52,6 +52,11 @@ unreachable
 """
 
 
+_CONVENTION = "swiftcc"
+"""How functions of the core call each other: four integers come back in registers, as a page
+walk's do, where C and LLVM's "fastcc" stop at three and go through memory."""
+
+
 class Module:
     """One LLVM module: the functions asked for, and all that they call."""
 
@@ -82,7 +87,7 @@ class Module:
         arguments = {name: Value(f"%a{n}", kind) for n, (name, kind) in named}
         Statements(self, code, wanted, arguments).all()
         parameters = ", ".join(f"{v.kind.llvm} {v.text}" for v in arguments.values())
-        self.put(code, wanted.symbol, f"internal swiftcc {wanted.result.llvm}", parameters)
+        self.put(code, wanted.symbol, f"internal {_CONVENTION} {wanted.result.llvm}", parameters)
 
     def for_c(self, wanted: Routine, symbol: str, returns: CType, takes: Sequence[CType]) -> None:
         """Export a function with integer parameters to C, under `symbol`."""
@@ -146,7 +151,7 @@ class Module:
     def call(self, code: Code, callee: Routine, arguments: Sequence[Value]) -> Value:
         """A call of a function with code of its own."""
         given = ", ".join(f"{value.kind.llvm} {value.text}" for value in arguments)
-        call = f"call swiftcc {callee.result.llvm} {self.ask(callee)}({given})"
+        call = f"call {_CONVENTION} {callee.result.llvm} {self.ask(callee)}({given})"
         if callee.result is NOTHING:
             code.put(call)
             return Value("", NOTHING)

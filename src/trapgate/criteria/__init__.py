@@ -21,10 +21,11 @@ from trapgate.criteria.errors import (
 )
 from trapgate.criteria.explain import Explanation, Warn, compare, explain
 from trapgate.criteria.filters import Filter, filter_in
-from trapgate.criteria.learn import Learned, learn, weights_in
+from trapgate.criteria.learn import Learned, learn
 from trapgate.criteria.merge import Merged, Party, Share, merge
 from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.spec import Spec, parse_spec, read_spec
+from trapgate.criteria.trace_faults import weights_in
 from trapgate.criteria.vmcs02 import Vmcs02Check, check_vmcs02
 
 __all__ = [

@@ -48,6 +48,11 @@ class VectorAnswer:
     remedies: tuple[Remedy, ...] | None = ()
 
     @property
+    def name(self) -> str:
+        """#PF for 14, and so on."""
+        return vector_label(self.vector)
+
+    @property
     def exact(self) -> bool:
         """Whether no code exits that should not."""
         return not self.needless
@@ -143,6 +148,12 @@ class Definition:
             names = ", ".join(vector_label(one.vector) for one in plain)
             told.append(f"{names}: exact, by the exception bitmap alone")
         return told + list(self.notes)
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_definition
+
+        return of_definition(self).notebook()
 
     def toml(self) -> str:
         """A VMCS file, for `trapgate run --vmcs`."""

@@ -7,15 +7,12 @@ injection of the same vector at the same RIP (which a real host does not record:
 anywhere).
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from trapgate.criteria.answer import Definition
 from trapgate.criteria.codes import (
@@ -26,51 +23,22 @@ from trapgate.criteria.codes import (
 )
 from trapgate.criteria.define import compiled
 from trapgate.criteria.errors import CriteriaError
-from trapgate.criteria.filters import Filter
+from trapgate.criteria.filters import Filter, filter_in
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.schemes import limits_of
 from trapgate.criteria.spec import DELIVER, EXIT, FREE
 from trapgate.criteria.tasks import Goals, Task, task_of_goals
+from trapgate.criteria.trace_faults import Faults, read_faults
 from trapgate.errors import suggestion
-from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.vectors import TABLE, VECTORS_WITH_ERROR_CODE, Vector
+from trapgate.sdm.vectors import TABLE
 from trapgate.trace import Trace
+from trapgate.trace.schema import CRITERIA
+from trapgate.vmcs.vmcs import Vmcs
 
 Unseen = Literal["exit", "deliver", "free"]
 """What becomes of error codes that the trace does not show."""
 
 UNSEEN: dict[str, int] = {"exit": EXIT, "deliver": DELIVER, "free": FREE}
-MARK = "needed"
-_COLUMNS = ("vm", "vector", "type", "error_code", "rip", "disposition", "injected")
-_KINDS = (
-    InterruptionType.HARDWARE_EXCEPTION,
-    InterruptionType.PRIVILEGED_SOFTWARE_EXCEPTION,
-    InterruptionType.SOFTWARE_EXCEPTION,
-)
-
-_Cells = NDArray[np.int64]
-_Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Faults:
-    """Exceptions of a trace that a filter decides about, in order.
-
-    `code` is -1 where there is none; `exited` says what happened, `needed` what should.
-    """
-
-    vector: _Cells
-    code: _Cells
-    exited: _Flags
-    needed: _Flags
-
-    def part(self, rows: slice) -> "Faults":
-        """Only those rows."""
-        return Faults(self.vector[rows], self.code[rows], self.exited[rows], self.needed[rows])
-
-    def __len__(self) -> int:
-        """The number of faults."""
-        return len(self.vector)
 
 
 @dataclass(frozen=True)
@@ -180,10 +148,8 @@ def learn(
         raise CriteriaError("give 0 or more, and less than 1", field="hold-out")
     if unseen not in UNSEEN:
         raise CriteriaError(f"{unseen!r}: {suggestion(unseen, UNSEEN)}", field="unseen")
-    faults, column, unknown = read_faults(path, mark)
-    split = len(faults) - int(len(faults) * hold_out)
-    first, rest = faults.part(slice(split)), faults.part(slice(split, None))
-    if not len(first):
+    first, rest, column, unknown = read_faults(path, mark, hold_out)
+    if not first.total:
         raise CriteriaError("no exceptions to learn from; trace a guest", path=str(path))
     tasks = _tasks(first, UNSEEN[unseen], str(path))
     definition = compiled(
@@ -199,99 +165,56 @@ def learn(
         definition = replace(definition, notes=(*definition.notes, missing))
     filters = {answer.vector: answer.filter for answer in definition.answers}
     others = Filter("", unseen == "exit")
-    return Learned(
+    learned = Learned(
         definition,
         column,
         _effect(first, filters, others),
-        _effect(rest, filters, others) if len(rest) else None,
+        _effect(rest, filters, others) if rest.total else None,
         unseen,
     )
+    return _not_worse(learned, first, rest, path)
 
 
-def read_faults(path: Path, mark: str = "") -> tuple[Faults, str, int]:
-    """The exceptions of a trace, the column that marks the needed ones (empty: inferred), and
-    how many exceptions are left out because the trace does not tell their error codes.
-
-    Raises:
-        TraceError: the file is no trace.
-        CriteriaError: the column `mark` is missing or not Boolean.
-    """
+def _not_worse(learned: Learned, first: Faults, rest: Faults, path: Path) -> Learned:
+    """The criteria that were in force, where those learned would exit more often."""
+    whole = learned.whole
     with Trace(path) as trace:
-        names = trace.schema.names
-        column = mark or (MARK if MARK in names else "")
-        if column and column not in names:
-            raise CriteriaError(
-                f"no such column; {suggestion(column, names)}", path=str(path), field=column
-            )
-        if column and not pa.types.is_boolean(trace.schema.field(column).type):
-            raise CriteriaError(
-                "is not Boolean; mark needed exits with true", path=str(path), field=column
-            )
-        wanted = {*_COLUMNS, *({"vcpu"} & set(names)), *({column} if column else ())}
-        table = trace.table(sorted(wanted))
-    vector, code = _cells(table, "vector", _NONE), _cells(table, "error_code", _NONE)
-    injected = _cells(table, "injected", False)
-    exited = table["disposition"].cast(pa.string()).fill_null("").to_numpy() == "EXIT"
-    needed = exited & (
-        _cells(table, column, False) if column else ~_reflected(table, vector, injected)
+        text = trace.run.get(CRITERIA)
+    if text is None:
+        note = "the trace does not say which criteria were in force"
+        if whole.exits_after > whole.exits_before:
+            note += "; these exit more often than the recorded run did: keep the old ones"
+        return _noted(learned, note)
+    if whole.exits_after <= whole.exits_before:
+        return learned
+    recorded = Vmcs.from_toml(text)
+    filters = {
+        answer.vector: filter_in(recorded, answer.vector) for answer in learned.definition.answers
+    }
+    others = Filter("", False)
+    fresh = Vmcs(recorded.profile)
+    held = {
+        field: recorded[field.name]
+        for field in recorded
+        if field in learned.definition.fields or recorded[field.name] != fresh[field.name]
+    }
+    kept = replace(
+        learned,
+        trained=_effect(first, filters, others),
+        held_out=_effect(rest, filters, others) if rest.total else None,
+        # What is said of each vector is about what was learned.
+        definition=replace(learned.definition, fields=held, profile=recorded.profile, answers=()),
     )
-    ruled, unknown = _ruled(vector, code, _cells(table, "type", _NONE), injected)
-    faults = Faults(vector[ruled], code[ruled], exited[ruled], needed[ruled])
-    return faults, column, int(unknown.sum())
+    return _noted(
+        kept,
+        "nothing learned is better than the criteria that were in force, so these are they "
+        f"({whole.exits_after - whole.exits_before} more exits with what was learned)",
+    )
 
 
-_NONE = -1
-"""Stands for null: an event that is no fault has no vector, say."""
-
-
-def _cells(table: pa.Table | pa.RecordBatch, name: str, null: int | bool) -> NDArray[Any]:
-    """A column as 64-bit integers, or truths; `null` stands for null."""
-    kind = pa.bool_() if isinstance(null, bool) else pa.int64()
-    cells: NDArray[Any] = table[name].cast(kind).fill_null(null).to_numpy(zero_copy_only=False)
-    return cells
-
-
-def _ruled(vector: _Cells, code: _Cells, kind: _Cells, injected: _Flags) -> tuple[_Flags, _Flags]:
-    """Which events the exception bitmap and its filters decide; and those that lack a code."""
-    exception = np.isin(kind, [int(one) for one in _KINDS]) & ~injected
-    exception &= (vector >= 0) & (vector < 32) & (vector != Vector.NMI)
-    lacking = exception & np.isin(vector, VECTORS_WITH_ERROR_CODE) & (code < 0)
-    return exception & ~lacking, lacking
-
-
-def _reflected(table: pa.Table, vector: _Cells, injected: _Flags) -> _Flags:
-    """Whether the next event of the same processor injects the same vector at the same RIP."""
-    rip = table["rip"].fill_null(0).to_numpy()
-    told = table["rip"].is_valid().to_numpy()
-    vm = _cells(table, "vm", _NONE)
-    vcpu = _cells(table, "vcpu", _NONE) if "vcpu" in table.column_names else np.zeros_like(vm)
-    order = np.lexsort((vcpu, vm))
-    now, then = order[:-1], order[1:]
-    same = (vm[now] == vm[then]) & (vcpu[now] == vcpu[then]) & (vector[now] == vector[then])
-    same &= (rip[now] == rip[then]) | ~told[then]
-    reflected = np.zeros(len(vm), dtype=np.bool_)
-    reflected[now] = same & injected[then] & ~injected[now]
-    return reflected
-
-
-def weights_in(path: Path) -> Mapping[int, Mapping[int, int]]:
-    """How often each error code of each vector occurs in a trace; raises TraceError.
-
-    Code -1 counts the faults that have none, or none that the trace tells.
-    """
-    counts: dict[int, Counter[int]] = defaultdict(Counter)
-    with Trace(path) as trace:
-        for batch in trace.batches(["vector", "error_code", "type", "injected"]):
-            vector, code = _cells(batch, "vector", _NONE), _cells(batch, "error_code", _NONE)
-            kind, injected = _cells(batch, "type", _NONE), _cells(batch, "injected", False)
-            known, lacking = _ruled(vector, code, kind, injected)
-            mine = known | lacking
-            pairs, numbers = np.unique(
-                np.stack([vector[mine], code[mine]]), axis=1, return_counts=True
-            )
-            for one, seen, number in zip(*pairs.tolist(), numbers.tolist(), strict=True):
-                counts[one][seen] += number
-    return counts
+def _noted(learned: Learned, note: str) -> Learned:
+    definition = learned.definition
+    return replace(learned, definition=replace(definition, notes=(*definition.notes, note)))
 
 
 def _tasks(faults: Faults, unseen: int, path: str) -> list[Task]:
@@ -308,7 +231,9 @@ def _tasks(faults: Faults, unseen: int, path: str) -> list[Task]:
         codes = layout.codes()
         occurs = np.asarray(layout.occurs(codes), dtype=np.bool_)
         goals = np.where(occurs, unseen, FREE).astype(np.uint8)
-        seen, numbers = np.unique(faults.code[mine], return_counts=True)
+        seen, back = np.unique(faults.code[mine], return_inverse=True)
+        numbers = np.zeros(len(seen), np.int64)
+        np.add.at(numbers, back, faults.count[mine])
         for code in seen.tolist():
             demand_within(layout, code, path, field=vector_label(vector))
         place = np.searchsorted(codes, seen)
@@ -328,7 +253,7 @@ def _no_code(vector: int, goals: Goals) -> Task:
 
 
 def _effect(faults: Faults, filters: Mapping[int, Filter], others: Filter) -> Effect:
-    after = np.zeros(len(faults), dtype=np.bool_)
+    after = np.zeros(len(faults.count), dtype=np.bool_)
     known = {int(row.vector) for row in TABLE}
     for vector in np.unique(faults.vector).tolist():
         rule = filters.get(vector, others if vector in known else Filter("", False))
@@ -337,10 +262,11 @@ def _effect(faults: Faults, filters: Mapping[int, Filter], others: Filter) -> Ef
             after[mine] = rule.exits(faults.code[mine])
         else:
             after[mine] = rule.control
+    count = faults.count
     return Effect(
-        len(faults),
-        int(faults.exited.sum()),
-        int(after.sum()),
-        int(faults.needed.sum()),
-        int((faults.needed & ~after).sum()),
+        faults.total,
+        int(count[faults.exited].sum()),
+        int(count[after].sum()),
+        int(count[faults.needed].sum()),
+        int(count[faults.needed & ~after].sum()),
     )

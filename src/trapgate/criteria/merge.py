@@ -60,6 +60,11 @@ class Share:
     words: str
 
     @property
+    def name(self) -> str:
+        """#PF for 14, and so on."""
+        return vector_label(self.vector)
+
+    @property
     def reflect(self) -> str:
         """What the VMM must do with such a fault."""
         if not self.exits:
@@ -97,6 +102,12 @@ class Merged:
                 f"  {vector_label(share.vector)} {share.words}: asked by {asked}; {share.reflect}"
             )
         return told
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_merge
+
+        return of_merge(self).notebook()
 
     def definition_vmcs(self) -> Vmcs:
         """The merged fields in a VMCS."""

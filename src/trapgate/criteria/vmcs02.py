@@ -69,6 +69,12 @@ class Vmcs02Check:
             )
         return [*told, f"vmcs02 is {'sound' if self.sound else 'unsound'}"]
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_check
+
+        return of_check(self).notebook()
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {

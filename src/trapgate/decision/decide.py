@@ -402,6 +402,12 @@ class Decision(NamedTuple):
     disposition: Disposition
     reason: Reason
 
+    def __repr__(self) -> str:
+        """In words: <exits: figure 3 match>."""
+        verb = {"EXIT": "exits", "DELIVER": "is delivered", "COMPLETE": "completes"}
+        reason = self.reason.name.lower().replace("_", " ")
+        return f"<{verb[self.disposition.name]}: {reason}>"
+
 
 def decide(fault: "FaultInformation", vmcs: "Vmcs", *, filtered: bool = False) -> Decision:
     """Where `fault` goes under `vmcs` (figures 2 and 6).

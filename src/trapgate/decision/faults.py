@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from trapgate.errors import FieldValueError
+from trapgate.sdm.event_words import code_words, event_words, hexadecimal
 from trapgate.sdm.interruption import (
     INFO_DELIVER_ERROR_CODE,
     INFO_TYPE_MASK,
@@ -13,6 +14,7 @@ from trapgate.sdm.interruption import (
     InterruptionType,
 )
 
+_EXCEPTION = InterruptionType.HARDWARE_EXCEPTION
 _LIMITS = {
     "error_code": 32,
     "address": 64,
@@ -52,6 +54,11 @@ class Interruption:
         object.__setattr__(self, "type", InterruptionType(self.type))
         if self.error_code is not None:
             _demand("error_code", self.error_code, 32)
+
+    def __repr__(self) -> str:
+        """The event in words: <#PF(2H), page fault>."""
+        code = -1 if self.error_code is None else self.error_code
+        return f"<{event_words(self.vector, self.type, code)}>"
 
     @property
     def information(self) -> int:
@@ -109,7 +116,23 @@ class FaultInformation:
             if value is not None:
                 _demand(name, value, bits)
 
+    def __repr__(self) -> str:
+        """The fault in words: what it is, its error code, and the addresses that are known."""
+        code = -1 if self.error_code is None else self.error_code
+        words = event_words(self.vector, self.type, code)
+        meaning = code_words(self.vector, code) if self.type == _EXCEPTION else ""
+        parts = [f"{words}{f': {meaning}' if meaning else ''}"]
+        for name in ("address", "data", "old_value"):
+            value = getattr(self, name)
+            if value is not None:
+                parts.append(f"{name.replace('_', ' ')} {hexadecimal(value)}")
+        return f"<{', '.join(parts)}, RIP {hexadecimal(self.rip)}, CPL {self.cpl}>"
+
     @property
     def interruption(self) -> Interruption:
         """The event that a VM exit reports, or a VM entry injects, for this fault."""
         return Interruption(self.vector, self.type, self.error_code)
+
+
+Fault = FaultInformation
+"""The name for daily use: `trapgate.Fault(14, 2, address=0x40000000)`."""

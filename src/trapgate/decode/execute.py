@@ -6,6 +6,7 @@ which are rare, are left to `instructions`, which has a whole decoder.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
 from trapgate.instructions.effects import (
@@ -255,6 +256,11 @@ def execute_two_byte(
         outcome = UNKNOWN
     if second == 0x01 and third >= 0xC0:
         return execute_group_7(v, r, time, start, third)
+    if second in (0x38, 0xAE, 0xC7):
+        outcome, length = execute_later(v, r, mem, x, word, start, rex, second, third)
+        if outcome == GO_ON:
+            advance(v, length)
+        return UNKNOWN if outcome == NO_LATER_INSTRUCTION else outcome
     if second in (0x20, 0x22):
         return execute_mov_cr(v, r, mem, x, long, rex, start, second, third)
     if second in (0x21, 0x23):

@@ -20,9 +20,10 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import alignment_is_checked, must_stop
-from trapgate.engine.odd_code import CARE_AUDIT, CARE_LIMIT, CARE_MXCSR
+from trapgate.engine.breakpoints import stop_at_breakpoint
+from trapgate.engine.odd_code import CARE_AUDIT, CARE_BREAKPOINT, CARE_LIMIT, CARE_MXCSR
 
-_CARE = 0xF
+_CARE = 0x1F
 """All bits of CARE."""
 _GP = 13
 
@@ -103,6 +104,8 @@ def must_stop_at(m: Cells, tagged: int, back: int) -> bool:
     if m[mc.STEPPING] != 0:
         m[mc.TIME] += peek16(tb + at.TB_ICOUNT)
         return False
+    if tagged & CARE_BREAKPOINT and stop_at_breakpoint(m, peek64(tb)):
+        return True
     if alignment_is_checked(m):
         m[mc.STOP] = mc.CHECKED
         m[mc.STOP_CODE] = mc.CHECK_NEXT

@@ -21,6 +21,8 @@ compiled_entry_at = jit_for_python(entry_at)
 """`decision.self_map.entry_at`, likewise."""
 
 _FOREVER = 1 << 62
+_SLICE = 1 << 26
+"""Instructions after which Python looks for signals: a Ctrl-C waits no longer."""
 _EXITED = 1
 """Of `raise_event`."""
 _ABORT_EXIT = 2
@@ -88,6 +90,28 @@ def set_timers(m: Cells, v: Cells) -> None:
     m[mc.NESTED_TIMER_END] = _FOREVER
     if v[f.PIN_BASED_CONTROLS] & ct.PIN_PREEMPTION_TIMER:
         m[mc.NESTED_TIMER_END] = m[mc.TIME] + v[f.VMX_PREEMPTION_TIMER_VALUE]
+
+
+@jit
+def set_clock(m: Cells) -> None:
+    """Before a VM entry by the VMM in Python: its preemption timer, and when to stop and look."""
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    pin = host[f.PIN_BASED_CONTROLS]
+    primary = host[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+    m[mc.TIMER_END] = _FOREVER
+    if pin & ct.PIN_PREEMPTION_TIMER:
+        m[mc.TIMER_END] = m[mc.TIME] + host[f.VMX_PREEMPTION_TIMER_VALUE]
+    m[mc.BUDGET_END] = m[mc.TIME] + _SLICE
+    waiting = 0
+    if primary & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
+        waiting = mc.WHEN_INTERRUPTIBLE
+    if m[mc.PINS] & mc.PIN_INTERRUPT:
+        exiting = pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING
+        waiting |= mc.AT_ONCE if exiting else mc.WHEN_INTERRUPTIBLE
+    if primary & ct.PRIMARY_NMI_WINDOW_EXITING or m[mc.PINS] & mc.PIN_EVENT:
+        waiting |= mc.AT_ONCE
+    m[mc.ATTENTION] = waiting
+    m[mc.DEADLINE] = 0 if waiting else min(m[mc.TIMER_END], m[mc.BUDGET_END])
 
 
 @jit

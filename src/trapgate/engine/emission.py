@@ -62,6 +62,10 @@ SYMBOLS = (
     REFUSE_CODE,
     STI_CODE,
     SHADOW_CODE,
+    X87_BEGINS,
+    X87_ENDS,
+    X87_COMPARES,
+    X87_RELOADS,
     LOOK_UP_CANONICAL,
     SINGLE_STEP_CANONICAL,
     LOOK_UP_WITHIN_LIMIT,
@@ -69,14 +73,14 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(33)
+) = range(37)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 16
+SUBSTITUTE_PAIRS = 20
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""

@@ -99,6 +99,24 @@ def on_port(uc: int, address: int, size: int, user: int) -> None:
     call(m[mc.EMU_STOP], (uc,))
 
 
+@callback(VOID, INT64, INT64, UINT32, INT64)
+def on_debugger_breakpoint(uc: int, address: int, size: int, user: int) -> None:
+    """UC_HOOK_CODE, at a debugger's breakpoints: stop before the instruction.
+
+    To the VMM it looks as if the preemption timer had expired.
+    """
+    m = cells(user, mc.CELLS)
+    if m[mc.DEBUG_SKIP] == address + 1:
+        m[mc.DEBUG_SKIP] = 0
+        return
+    m[mc.DEBUG_SKIP] = 0
+    if m[mc.STEPPING] != 0:
+        return
+    m[mc.DEBUG_HIT] = address + 1
+    m[mc.STOP] = mc.TIMER
+    call(m[mc.EMU_STOP], (uc,))
+
+
 @callback(UINT32, INT64, UINT32, INT32, INT64)
 def on_in(uc: int, port: int, size: int, user: int) -> int:
     """UC_HOOK_INSN, IN and INS: instead of the engine's doing."""

@@ -30,6 +30,8 @@ CR8 = CR0 + 64
 EFER = 592
 FPU = 600
 """From here to SYSENTER_CS: the x87, MMX and SSE state."""
+X87_FLAGS = 778
+"""The exception flags of x87 arithmetic, likewise, in the order of the status word."""
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
 MXCSR = 816
@@ -42,6 +44,7 @@ CSTAR = 4848
 FMASK = 4856
 KERNEL_GS_BASE = 4864
 TSC_AUX = 4896
+XCR0 = 4904
 PAT = 5280
 MACHINE = 5360
 """A cell of the engine that only KVM uses: the address of the machine's cells."""
@@ -59,6 +62,8 @@ INTERCEPT_DR_READ = DR0 + 132
 INTERCEPT_DR_WRITE = DR0 + 134
 INTERCEPT_EXCEPTIONS = DR0 + 136
 CONTEXT_SIZE = 5568
+FEATURES_1_ECX = 0x1608
+"""Behind what a context saves: the features that the translator knows, CPUID.1:ECX."""
 CPU_OF_HANDLE = 0x1B8
 """In the handle: the CPU."""
 CPU_SIZE = HOST.cpu_size
@@ -107,8 +112,8 @@ EXCP_VMEXIT = 0x100
 # The scratch page that interception writes fault addresses to, and its MSR bitmap.
 VMCB = 0xF_FFFF_0000_0000 >> 4
 VMCB_PAGES = 8
-GATE = VMCB + VMCB_PAGES * 0x1000
-"""The page behind it: what is written there is judged first (see `gate`)."""
+STORES = VMCB + VMCB_PAGES * 0x1000
+"""The page behind it: what is written there is judged first (see `table_stores`)."""
 VMCB_EXIT_INFO_2 = 0x80
 VMCB_MSRPM_BASE = 0x48
 

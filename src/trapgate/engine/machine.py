@@ -86,42 +86,51 @@ journal, the virtual clock, and why the engine stopped.
     VM_ENTER,
     VM_LEAVE,
     UNBLOCKED,
-    GATE_LINEAR,
-    GATE_PHYSICAL,
-    GATE_KIND,
-    GATE_SIZE,
-    GATE_CODE,
-    GATE_RETURN,
-    GATE_INDEX,
-    GATE_LOW,
+    STORE_LINEAR,
+    STORE_PHYSICAL,
+    STORE_KIND,
+    STORE_SIZE,
+    STORE_CODE,
+    STORE_RETURN,
+    STORE_INDEX,
+    STORE_LOW,
     FAULT_CODE,
     SHADOW,
     TRANSLATION,
     PASSED,
     STEP_START,
     ALONE,
+    DEBUG_SKIP,
+    DEBUG_HIT,
+    BREAKPOINTS,
+    BREAKPOINTS_COUNT,
     STORED_PAGE,
     TLB_RESET_DIRTY,
     AUDIT,
     AUDITED,
     LIVE,
+    X87_STATUS,
     TRANSLATOR,
     REQUEST,
     CHECK_EXIT,
     LOOK_UP,
     SINGLE_STEP,
     CELLS,
-) = range(105)
+) = range(110)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
+X87_STATUS: the x87 status word before the current instruction.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
 MOV SS has suppressed.
 EXTRA: prefixes of the current instruction that `dispatch.instruction` left out.
+DEBUG_SKIP: 1 + the linear address of the instruction whose debugger's breakpoint is passed over
+once. DEBUG_HIT: 1 + that of the one that stopped the run. BREAKPOINTS: where the addresses of a
+debugger's breakpoints are, so many of them (native only).
 WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED_PAGE the page of
 the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AUDITED counts
 blocks. LIVE is the state of the engine, also where ENV is a copy.

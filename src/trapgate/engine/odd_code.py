@@ -4,8 +4,8 @@
 x86-64 wheel. It has three means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
-  that the core carries out: INS and OUTS, loads of table registers, and above ring 0 MOV CR and
-  MOV DR. `dispatch` sees it as #UD.
+  that the core carries out: INS and OUTS, loads of table registers, CLFLUSH, XSETBV, and above
+  ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
 * STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
@@ -28,6 +28,7 @@ from trapgate.decode.undefined import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87_exceptions import kind_of_x87
 
 _NEXT_PC = 0x10
 _FLAGS = 0xA8
@@ -44,6 +45,8 @@ CARE_LIMIT = 4
 """It may end beyond the limit of CS."""
 CARE_AUDIT = 8
 """Its source is compared with what it was made of (`audit`)."""
+CARE_BREAKPOINT = 16
+"""It begins with a debugger's breakpoint (`breakpoints`)."""
 
 UNDEFINED = 1
 TEST_TWIN = 2
@@ -54,9 +57,12 @@ second encoding of TEST (F6H and F7H with reg 1), which the engine does not know
 PLAIN = 0
 STI = 1
 LOADS_SS = 2
+X87 = 3
+"""Plus the kind that `kind_of_x87` finds."""
 """What `look` finds out beside."""
 
 _SS = 2
+_XSETBV = 0xD1
 _CPL = 3
 _RF = 1 << 16
 
@@ -135,7 +141,9 @@ def is_carried_out(second: int, form: int, cpl: int) -> bool:
     """Whether the core carries out 0FH `second` (one of 00H, 01H, 20H to 23H) with this ModR/M."""
     if second >= 0x20:
         return cpl != 0
-    return (form >> 4) & 3 == 1 and (second == 0 or form < 0xC0)
+    if second == 1 and form >= 0xC0:
+        return form == _XSETBV
+    return (form >> 4) & 3 == 1
 
 
 @core
@@ -160,7 +168,7 @@ def reach_of_branch(m: Cells, flags: int, byte: int, large_operand: bool) -> int
 
 @jit
 def look(reader: int, block: int, env: int) -> int:
-    """Look at the instruction that `block` translates next; PLAIN, STI or LOADS_SS.
+    """Look at the instruction that `block` translates next; PLAIN, STI, LOADS_SS or X87.
 
     FORBIDDEN and FORBIDDEN_AT say where UD2 is to be shown.
     """
@@ -210,9 +218,12 @@ def look(reader: int, block: int, env: int) -> int:
         forbidden = has_form(forms, code_byte(reader, env, form_at))
     elif opcode_map == TWO_BYTES and opcode == 0xAE:
         form = code_byte(reader, env, form_at)
-        # LDMXCSR and FXRSTOR.
-        if form < 0xC0 and (form >> 3) & 7 in (1, 2):
+        field = (form >> 3) & 7
+        # LDMXCSR, FXRSTOR and XRSTOR.
+        if form < 0xC0 and field in (1, 2, 5):
             m[mc.CARE] |= CARE_MXCSR
+        # The engine has no #NM for XSAVE and XRSTOR, and no faults for CLFLUSH.
+        forbidden = form < 0xC0 and (field == 7 or (flags & at.HF_TS != 0 and field in (4, 5)))
     elif opcode_map == TWO_BYTES and (opcode <= 1 or 0x20 <= opcode <= 0x23):
         forbidden = is_carried_out(opcode, code_byte(reader, env, form_at), flags & _CPL)
     elif opcode_map == TWO_BYTES and opcode == 0x05:
@@ -234,6 +245,8 @@ def look(reader: int, block: int, env: int) -> int:
         return PLAIN
     if opcode_map != ONE_BYTE:
         return PLAIN
+    if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
+        return X87 + kind_of_x87(byte, code_byte(reader, env, form_at))
     found = PLAIN
     if byte == 0xFB:
         found = STI

@@ -358,6 +358,7 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.FMASK, r[reg.FMASK])
     poke64(env + at.KERNEL_GS_BASE, r[reg.KERNEL_GS_BASE])
     poke64(env + at.TSC_AUX, r[reg.TSC_AUX])
+    poke64(env + at.XCR0, r[reg.XCR0])
     poke32(env + at.HFLAGS, hflags_of(v, peek32(env + at.HFLAGS)))
     if m[mc.CPU] != 0:
         look_at_segments(m, env)

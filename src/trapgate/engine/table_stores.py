@@ -1,9 +1,9 @@
 """Writes to page tables that a fault filter may let through (native path only).
 
 A store that R/W alone stops, to a page of the self-mapped tables, gets a TLB entry for
-this one access that leads to a page of MMIO, the gate. Its callback is given the data
+this one access that leads to a page of MMIO. The callback of that page is given the data
 before anything is stored, judges them, and stores them or raises the page fault. See
-docs/adr/0009.
+docs/adr/0011.
 
 Only an aligned store by an instruction that stores once comes here: whatever comes in
 parts is for `trapgate.processor.table_writes`. Compiled only.
@@ -103,15 +103,15 @@ def intercept_store(
     call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
     if not stores_once(code_at_rip(m), peek32(env + at.HFLAGS) & at.HF_CS64 != 0):
         return False
-    m[mc.GATE_LINEAR] = address
-    m[mc.GATE_PHYSICAL] = physical
-    m[mc.GATE_KIND] = kind
-    m[mc.GATE_SIZE] = size
-    m[mc.GATE_CODE] = code
-    m[mc.GATE_RETURN] = return_address
-    m[mc.GATE_INDEX] = mmu_index
+    m[mc.STORE_LINEAR] = address
+    m[mc.STORE_PHYSICAL] = physical
+    m[mc.STORE_KIND] = kind
+    m[mc.STORE_SIZE] = size
+    m[mc.STORE_CODE] = code
+    m[mc.STORE_RETURN] = return_address
+    m[mc.STORE_INDEX] = mmu_index
     # An entry for less than a page is used once.
-    call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.GATE, 2, mmu_index, 1))
+    call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.STORES, 2, mmu_index, 1))
     return True
 
 
@@ -131,21 +131,21 @@ def store(mem: Memory, physical: int, size: int, value: int) -> None:
 @jit
 def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     """The data of a redirected store: let it through, or raise the page fault instead."""
-    if size < m[mc.GATE_SIZE]:
+    if size < m[mc.STORE_SIZE]:
         # Eight bytes come in halves.
         if offset & 4 == 0:
-            m[mc.GATE_LOW] = value & 0xFFFFFFFF
+            m[mc.STORE_LOW] = value & 0xFFFFFFFF
             return
-        value = value << 32 | m[mc.GATE_LOW]
-        size = m[mc.GATE_SIZE]
+        value = value << 32 | m[mc.STORE_LOW]
+        size = m[mc.STORE_SIZE]
     env = m[mc.ENV]
     v = cells(m[mc.V], m[mc.V_CELLS])
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     cr4 = peek64(env + at.CR4)
-    physical = m[mc.GATE_PHYSICAL]
-    code = m[mc.GATE_CODE]
-    kind = m[mc.GATE_KIND]
+    physical = m[mc.STORE_PHYSICAL]
+    code = m[mc.STORE_CODE]
+    kind = m[mc.STORE_KIND]
     refused = refused_entry(v[f.FAULT_FILTER], cr4, kind, mem, physical, size, value)
     disposition, reason = EXIT, 0
     if refused < 0:
@@ -160,7 +160,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         # As if R/W allowed it, which to a supervisor without WP it does.
         save_paging(env, v)
         v[f.GUEST_CR0] &= ~_WP
-        walk(v, _AC, mem, m[mc.GATE_LINEAR], 1, 0)
+        walk(v, _AC, mem, m[mc.STORE_LINEAR], 1, 0)
         v[f.GUEST_CR0] = peek64(env + at.CR0)
         store(mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)
@@ -168,17 +168,17 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5
         head[HEAD_TIME] = m[mc.TIME]
         rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20)
-        record(v, rows, head, 14, 3, code, m[mc.GATE_LINEAR], COMPLETE, reason, 0, 0)
+        record(v, rows, head, 14, 3, code, m[mc.STORE_LINEAR], COMPLETE, reason, 0, 0)
         if head[HEAD_SEQUENCE] >= m[mc.JOURNAL_LIMIT]:
             m[mc.ATTENTION] |= mc.AT_ONCE
             m[mc.DEADLINE] = 0
         # The page is read before and after: one refill less.
-        page = m[mc.GATE_LINEAR] & ~0xFFF
-        call(m[mc.TLB_SET_PAGE], (m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.GATE_INDEX], 4096))
+        page = m[mc.STORE_LINEAR] & ~0xFFF
+        call(m[mc.TLB_SET_PAGE], (m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.STORE_INDEX], 4096))
         forget_stale_code(m)
         return
     m[mc.FAULT_KIND] = mc.FAULT_JUDGED
-    m[mc.FAULT_ADDRESS] = m[mc.GATE_LINEAR]
+    m[mc.FAULT_ADDRESS] = m[mc.STORE_LINEAR]
     m[mc.FAULT_CODE] = code
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + 14)
-    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], m[mc.GATE_RETURN]))
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], m[mc.STORE_RETURN]))

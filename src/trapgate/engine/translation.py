@@ -35,7 +35,9 @@ from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine import x87_exceptions as x87
 from trapgate.engine.audit import note_source
+from trapgate.engine.breakpoints import end_before_breakpoint, is_breakpoint
 from trapgate.engine.calibration import check_translator
 from trapgate.engine.careful_blocks import last_offset
 from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
@@ -45,11 +47,13 @@ from trapgate.engine.linkage import slots
 from trapgate.engine.odd_code import (
     CARE_ALIGNMENT,
     CARE_AUDIT,
+    CARE_BREAKPOINT,
     CARE_LIMIT,
     LOADS_SS,
     STI,
     TEST_TWIN,
     UNDEFINED,
+    X87,
     look,
 )
 from trapgate.engine.segments import accesses_checked
@@ -108,6 +112,8 @@ def on_translate(
         m[mc.CARE] |= CARE_AUDIT
     if m[mc.CALL_OP] == 0:
         return
+    if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
+        m[mc.CARE] |= CARE_BREAKPOINT
     if flags & _AC:
         m[mc.CARE] |= CARE_ALIGNMENT
     # 16-bit code can pass the usual limit of 64 KB only where the block ends.
@@ -214,11 +220,16 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         em.emit_call(t, m, t[em.STI_CODE], machine, env)
     elif found == LOADS_SS:
         em.emit_call(t, m, t[em.SHADOW_CODE], machine, BLOCKING_BY_MOV_SS)
+    elif found > X87:
+        em.emit_call(t, m, t[em.X87_BEGINS], machine, env)
     call(t[em.THEIR_TRANSLATE], (block, cpu))
+    if found > X87:
+        em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, env)
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
     m[mc.BRANCH_IS_FAR] = 0
+    end_before_breakpoint(m, block)
 
 
 @callback(UINT32, INT64, BOUND)
@@ -278,6 +289,10 @@ _STUBS: dict[int, Callback | Stub] = {
     em.CARE_CODE: careful_blocks.careful_block_begins,
     em.STI_CODE: on_sti,
     em.SHADOW_CODE: on_shadow,
+    em.X87_BEGINS: x87.on_x87_begins,
+    em.X87_ENDS: x87.on_x87_ends,
+    em.X87_COMPARES: x87.on_x87_compares,
+    em.X87_RELOADS: x87.on_x87_reloads,
     em.REFUSE_CODE: accesses.on_checked_address,
     em.LOOK_UP_CANONICAL: branches.look_up_canonical,
     em.LOOK_UP_WITHIN_LIMIT: branches.look_up_within_limit,
@@ -308,6 +323,8 @@ class Translator:
         for n, (name, size) in enumerate(OPERAND_HELPERS):
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
         substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
+        for name, result in x87.RESULTS.items():
+            substitutes[_symbol(library, name)] = result.bind(_symbol(library, name))
         substitutes[int(t[em.READ_FLAGS])] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         for n, pair in enumerate(substitutes.items()):
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,19 @@ _CODE_BUFFER = 64 << 20
 """The translation buffer, in bytes: the default lets memory grow past a gigabyte."""
 _PAGE = 4096
 _MASK = (1 << 64) - 1
+_VECTOR_REGISTERS = {
+    **{f"st{n}": x86_const.UC_X86_REG_ST0 + n for n in range(8)},
+    **{f"xmm{n}": x86_const.UC_X86_REG_XMM0 + n for n in range(16)},
+    "fctrl": x86_const.UC_X86_REG_FPCW,
+    "fstat": x86_const.UC_X86_REG_FPSW,
+    "ftag": x86_const.UC_X86_REG_FPTAG,
+}
 _EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
 
 
 _PREEMPTION_TIMER = 52
 _DR6_BITS = 0x400F
+_SSE_4_2, _XSAVE = 1 << 20, 1 << 26
 _FLUSH_TB = 1 << 30 | 10
 """Unicorn's control of that name, to be written, without arguments."""
 
@@ -188,6 +197,7 @@ def serve(m: Cells) -> int:
 def enter_and_go(machine: int, emu_start: int) -> int:
     """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
     m = cells(machine, mc.CELLS)
+    core_calls.set_clock(m)
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     head[2] = m[mc.TIME]
     x = cells(m[mc.X], vmx.LENGTH)
@@ -222,6 +232,13 @@ def move_state_to_vmcs0(machine: int) -> int:
 def move_state_from_vmcs0(machine: int) -> int:
     """See `dispatch.move_from_vmcs0`; 0."""
     dispatch.move_from_vmcs0(cells(machine, mc.CELLS))
+    return 0
+
+
+@jit_for_python
+def set_clock_now(machine: int) -> int:
+    """See `core_calls.set_clock`; 0."""
+    core_calls.set_clock(cells(machine, mc.CELLS))
     return 0
 
 
@@ -284,6 +301,9 @@ class UnicornEngine:
         self._keep: list[object] = []
         self.why_not_native = "" if native_path else "it was asked for"
         """Why this is the portable engine; empty if it is the native one."""
+        self._breakpoints: dict[int, ctypes.c_size_t | None] = {}
+        self.has_xsave = False
+        """Whether guests may use XSAVE and XRSTOR, of x87 and SSE state."""
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self.devices = DevicePages(self.cells)
@@ -334,8 +354,8 @@ class UnicornEngine:
         # Devices lie below the engine's own pages.
         for start, end, read, write, store in (
             (size, at.VMCB, self._machine, self._machine, hooks.on_absent_write),
-            (at.GATE, at.GATE + _PAGE, None, self._machine, hooks.on_intercepted_store),
-            (at.GATE + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
+            (at.STORES, at.STORES + _PAGE, None, self._machine, hooks.on_intercepted_store),
+            (at.STORES + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
         ):
             self._check(
                 uclib.uc_mmio_map(
@@ -360,9 +380,18 @@ class UnicornEngine:
         self.scratch[512:] = -1
         self.scratch[at.VMCB_MSRPM_BASE // 8] = at.VMCB + _PAGE
 
+    def _offer_xsave(self, env: int) -> None:
+        """Let the translator take XSAVE, which its processor model does not have."""
+        features = ctypes.c_uint32.from_address(env + at.FEATURES_1_ECX)
+        if features.value & (_SSE_4_2 | _XSAVE) != _SSE_4_2:
+            raise EngineError("the translator's features are not where they should be")
+        features.value |= _XSAVE
+        self.has_xsave = True
+
     def _open_insides(self) -> None:
         inside = native.find(self.uc)
         translator()
+        self._offer_xsave(inside.env)
         calibration.check_native(self.uc, inside.cpu, inside.env)
         c = self.cells
         c[mc.NATIVE] = 1
@@ -404,12 +433,15 @@ class UnicornEngine:
         try:
             inside = native.find(self.uc)
             translator()
+            self._offer_xsave(inside.env)
         except EngineError:
             # With such a hook the engine looks for stale code at every store, and not without.
             self._hook(uc_const.UC_HOOK_MEM_WRITE, hooks.on_any_store)
         else:
             self._guard_translator(inside)
             self.cells[mc.LIVE] = inside.env
+            self.cells[mc.EXCEPTION_INDEX] = inside.exception_index
+            self.cells[mc.CPU_LOOP_EXIT_RESTORE] = inside.symbols["cpu_loop_exit_restore"]
             self.cells[mc.SHADOW] = 0
         seen = np.zeros(mc.BLOCK_SLOTS, np.int64)
         context = ctypes.c_void_p()
@@ -439,6 +471,61 @@ class UnicornEngine:
             self._hook(uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address)
         self.uc.ctl_remove_cache(block & _MASK, (block + size) & _MASK)
 
+    def set_breakpoints(self, addresses: Collection[int]) -> None:
+        """Stop before the instructions at these linear addresses, for a debugger.
+
+        Memory and debug registers stay the guest's own; code without breakpoints is as fast as
+        ever. `breakpoint_hit` says which one stopped the run, which the VMM sees as an exit of
+        the preemption timer.
+        """
+        wanted = set(addresses)
+        if wanted == self._breakpoints.keys():
+            return
+        if self.cells[mc.NATIVE]:
+            self._breakpoints = dict.fromkeys(wanted)
+            unsigned = np.array(sorted(wanted), np.uint64)
+            self._addresses: Cells = unsigned.astype(np.int64)
+            self.cells[mc.BREAKPOINTS] = _address(self._addresses)
+            self.cells[mc.BREAKPOINTS_COUNT] = len(wanted)
+        else:
+            for address in self._breakpoints.keys() - wanted:
+                self._check(uclib.uc_hook_del(self.uc._uch, self._breakpoints.pop(address)))
+            for address in wanted - self._breakpoints.keys():
+                self._breakpoints[address] = self._hook(
+                    uc_const.UC_HOOK_CODE, hooks.on_debugger_breakpoint, begin=address, end=address
+                )
+        self.uc.ctl_flush_tb()
+
+    def breakpoint_hit(self) -> int | None:
+        """The linear address of the breakpoint that stopped the run, once; None if none did."""
+        hit = int(self.cells[mc.DEBUG_HIT])
+        self.cells[mc.DEBUG_HIT] = 0
+        return (hit - 1) & _MASK if hit else None
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Whether a debugger has set any."""
+        return bool(self._breakpoints)
+
+    def meets_breakpoint(self, address: int) -> bool:
+        """Whether the run has to stop before the instruction at that linear address.
+
+        For who executes instructions one at a time, where the engine does not look.
+        """
+        if address & _MASK not in self._breakpoints:
+            return False
+        signed = (address & _MASK) - (1 << 64) if address >> 63 & 1 else address
+        passed = self.cells[mc.DEBUG_SKIP] == signed + 1
+        self.cells[mc.DEBUG_SKIP] = 0
+        if not passed:
+            self.cells[mc.DEBUG_HIT] = signed + 1
+        return not passed
+
+    def pass_breakpoint(self, address: int) -> None:
+        """Let the instruction at that linear address be executed once in spite of a breakpoint."""
+        signed = address - (1 << 64) if address >> 63 else address
+        self.cells[mc.DEBUG_SKIP] = signed + 1
+
     def _add_hooks(self) -> None:
         self._hook(uc_const.UC_HOOK_INTR, hooks.on_interrupt)
         if not self.cells[mc.NATIVE]:
@@ -458,7 +545,7 @@ class UnicornEngine:
 
     def _hook(
         self, kind: int, function: Any, *instruction: int, begin: int = 1, end: int = 0
-    ) -> None:
+    ) -> ctypes.c_size_t:
         handle = ctypes.c_size_t()
         self._check(
             uclib.uc_hook_add(
@@ -472,6 +559,7 @@ class UnicornEngine:
                 *(ctypes.c_int(number) for number in instruction),
             )
         )
+        return handle
 
     @staticmethod
     def _symbol(name: str) -> int:
@@ -497,6 +585,10 @@ class UnicornEngine:
     def move_from_vmcs0(self) -> None:
         """Undo `move_to_vmcs0`."""
         move_state_from_vmcs0(self._machine)
+
+    def set_clock(self) -> None:
+        """Arm the preemption timer of VMCS 0, and say when the engine has to stop and look."""
+        set_clock_now(self._machine)
 
     def look_ahead(self) -> None:
         """Say when the engine has to stop and look, from the VMCS in force and the pins."""
@@ -554,6 +646,28 @@ class UnicornEngine:
         cell = ctypes.c_uint8.from_address(int(self.cells[mc.ENV]) + at.SSE_FLAGS)
         found, cell.value = cell.value, 0
         return int(found) & 0x3D
+
+    def read_vector_register(self, name: str) -> int:
+        """An x87 or SSE register by gdb's name for it (st0, fctrl, xmm3, mxcsr), unsigned."""
+        if name == "mxcsr":
+            return self.mxcsr
+        number = _VECTOR_REGISTERS.get(name)
+        if number is None:
+            return 0
+        value = self.uc.reg_read(number)
+        if isinstance(value, tuple):
+            mantissa, exponent = value
+            return int(mantissa) | int(exponent) << 64
+        return int(value)
+
+    def write_vector_register(self, name: str, value: int) -> None:
+        """Set one; those that the engine does not keep stay 0."""
+        if name == "mxcsr":
+            self.mxcsr = value
+        elif name.startswith("st"):
+            self.uc.reg_write(_VECTOR_REGISTERS[name], (value & _MASK, value >> 64))
+        elif name in _VECTOR_REGISTERS:
+            self.uc.reg_write(_VECTOR_REGISTERS[name], value)
 
     def save_registers(self) -> bytes:
         """The state of the x87, MMX and SSE registers."""

@@ -168,7 +168,7 @@ def raise_event(
         if error_code >= EPT_VIOLATION:
             _exit_for_ept(v, error_code, address, length, outer, outer_kind, outer_error)
             if outer >= 0:
-                amend(rows, head, outer, EXIT, REASON_EPT)
+                amend(rows, head, outer, outer_kind, EXIT, REASON_EPT)
             return 1
         fresh = injected == 0 or depth > 0
         row_address = address if vector == PF and kind == TYPE_HARDWARE_EXCEPTION else 0
@@ -214,7 +214,7 @@ def raise_event(
             outcome = combine(outer, outer_kind, vector)
             if outcome == COMBINE_SHUTDOWN:
                 vm_exit(v, EXIT_TRIPLE_FAULT, 0, 0)
-                amend(rows, head, vector, EXIT, REASON_TRIPLE_FAULT)
+                amend(rows, head, vector, kind, EXIT, REASON_TRIPLE_FAULT)
                 return 1
             if outcome == COMBINE_DOUBLE_FAULT:
                 outer = -1
@@ -244,7 +244,7 @@ def raise_event(
                 _length_of(kind, length),
             )
             record_idt_vectoring(v, vector, kind, error_code)
-            amend(rows, head, vector, EXIT, REASON_TASK_GATE)
+            amend(rows, head, vector, kind, EXIT, REASON_TASK_GATE)
             return 1
         outer = vector
         outer_kind = kind

@@ -52,11 +52,22 @@ ROW_WIDTH = 20
 """HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python.
 HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's."""
 HEAD_COUNTS = 16
-"""From here on, for each level 3 counts for each of 256 vectors: how often each disposition
-was taken."""
-LEVELS = 2
-COUNTS = 3 * 256
+"""From here on, for each level, interruption type and vector 3 counts: how often each
+disposition was taken (`count_of`)."""
+LEVELS, TYPES, VECTORS, DISPOSITIONS = 2, 8, 256, 3
+COUNTS = TYPES * VECTORS * DISPOSITIONS
+"""How many counts a level has."""
 HEAD_LENGTH = HEAD_COUNTS + LEVELS * COUNTS
+
+
+@core
+def count_of(head: Cells, vector: int, kind: int) -> int:
+    """Where in the head the counts of such events begin, of the level that runs.
+
+    The type tells INT n from the exception whose vector it uses.
+    """
+    event = (kind & 7) * VECTORS + (vector & 0xFF)
+    return int(HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + event * DISPOSITIONS)
 
 
 @core
@@ -81,7 +92,7 @@ def record(
     """
     has_data = head[HEAD_HAS_DATA]
     head[HEAD_HAS_DATA] = 0
-    head[HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3 + disposition] += 1
+    head[count_of(head, vector, kind) + disposition] += 1
     sequence = head[HEAD_SEQUENCE]
     head[HEAD_SEQUENCE] = sequence + 1
     capacity = head[HEAD_CAPACITY]
@@ -113,9 +124,9 @@ def record(
 
 
 @core
-def amend(rows: Rows, head: Cells, vector: int, disposition: int, reason: int) -> None:
-    """Correct the row just written: the delivery of `vector` ends as `disposition` after all."""
-    counts = HEAD_COUNTS + head[HEAD_LEVEL] * COUNTS + (vector & 0xFF) * 3
+def amend(rows: Rows, head: Cells, vector: int, kind: int, disposition: int, reason: int) -> None:
+    """Correct the row just written: the delivery of that event ends as `disposition` after all."""
+    counts = count_of(head, vector, kind)
     head[counts + DELIVER] -= 1
     head[counts + disposition] += 1
     capacity = head[HEAD_CAPACITY]

@@ -425,7 +425,7 @@ def intercept_task_switch(v: Cells, selector: int, source: int, length: int) -> 
 def window_exit(v: Cells) -> int:
     """Before an instruction: the exit of an open interrupt or NMI window, if one is awaited.
 
-    The NMI window comes first. Blocking by STI holds back only the interrupt window.
+    The NMI window comes first. Blocking by STI or by MOV SS holds back both.
     """
     primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
     blocking = v[f.GUEST_INTERRUPTIBILITY_STATE]

@@ -70,6 +70,7 @@ class Registers:
     def __init__(self) -> None:
         object.__setattr__(self, "cells", np.zeros(len(registers.NAMES), np.int64))
         self.cells[registers.DR6] = 0xFFFF0FF0
+        self.cells[registers.XCR0] = 1
 
     def __getattr__(self, name: str) -> int:
         index = _REGISTERS.get(name)

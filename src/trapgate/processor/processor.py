@@ -27,12 +27,11 @@ from trapgate.processor import decoded, stepping, table_writes
 from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
-_SLICE = 1 << 26
-"""Instructions after which Python looks for signals: a Ctrl-C waits no longer."""
 _CHECKED_SLICE = 256
 """Instructions executed one at a time between two looks at the host's time."""
 _FOREVER = 1 << 62
@@ -42,6 +41,11 @@ _BLOCKED_BY_NMI = 8
 _IF = 1 << 9
 
 
+_INFORMATION = slice(f.EXIT_REASON, f.VM_EXIT_INSTRUCTION_LENGTH + 1)
+"""The cells of exit reason, interruption information and error code, IDT-vectoring information
+and error code, and instruction length."""
+
+
 class IdleError(TrapgateError):
     """The guest halted, nothing is set that could wake it, and HLT does not exit.
 
@@ -49,24 +53,67 @@ class IdleError(TrapgateError):
     """
 
 
-@dataclass(frozen=True, slots=True)
 class VmExit:
     """A VM exit (SDM, "VM-Exit Information Fields").
 
-    `reason` is the basic exit reason, `qualification` 64 bits, `interruption` the event
-    that caused the exit, `idt_vectoring` the event that was being delivered,
-    `instruction_length` in bytes (0 where undefined). `entry_failed` says that the guest
-    never ran, and `explanation` why. `vmcs` holds the guest's state.
+    It remembers the exit information of its VMCS as it was, and makes of it what is asked for.
+    `vmcs` holds the guest's state, which moves on.
     """
 
-    reason: ExitReason
-    qualification: int
-    interruption: Interruption | None
-    idt_vectoring: Interruption | None
-    instruction_length: int
-    entry_failed: bool
-    vmcs: Vmcs
-    explanation: str = ""
+    __slots__ = ("_information", "_qualification", "explanation", "vmcs")
+
+    def __init__(self, vmcs: Vmcs) -> None:
+        """The latest exit of `vmcs`."""
+        words = vmcs.words
+        self.vmcs = vmcs
+        self._information = words[_INFORMATION].tolist()
+        self._qualification = words[f.EXIT_QUALIFICATION]
+        self.explanation = explain_entry_failure(vmcs.cells) if self.entry_failed else ""
+        """Why VM entry failed; empty if it did not."""
+
+    @property
+    def reason(self) -> ExitReason:
+        """The basic exit reason."""
+        return REASONS[self._information[0] & 0xFFFF]
+
+    @property
+    def qualification(self) -> int:
+        """The exit qualification, 64 bits."""
+        return self._qualification & 0xFFFF_FFFF_FFFF_FFFF
+
+    @property
+    def interruption(self) -> Interruption | None:
+        """The event that caused the exit."""
+        _, word, code, *_ = self._information
+        return Interruption.decode(word, code) if word else None
+
+    @property
+    def idt_vectoring(self) -> Interruption | None:
+        """The event that was being delivered when the exit came."""
+        _, _, _, word, code, _ = self._information
+        return Interruption.decode(word, code) if word else None
+
+    @property
+    def instruction_length(self) -> int:
+        """Bytes of the instruction that exited; 0 where undefined."""
+        return self._information[5]
+
+    @property
+    def entry_failed(self) -> bool:
+        """Whether the guest never ran."""
+        return bool(self._information[0] & _FAILED)
+
+    def __repr__(self) -> str:
+        """In words: the reason, the event, and where the guest stood."""
+        reason = self.reason.name.lower().replace("_", " ")
+        parts = [f"VM entry failed: {reason}" if self.entry_failed else f"VM exit: {reason}"]
+        if self.interruption is not None:
+            parts.append(repr(self.interruption).strip("<>"))
+        if self.qualification:
+            parts.append(f"qualification {hexadecimal(self.qualification)}")
+        if self.idt_vectoring is not None:
+            parts.append(f"while delivering {repr(self.idt_vectoring).strip('<>')}")
+        return f"<{', '.join(parts)}, RIP {hexadecimal(self.vmcs['GUEST_RIP'])}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +153,8 @@ class Processor(LogicalProcessor):
         self._checked = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
+        self.skipped = 0
+        """How much of the virtual time was skipped."""
 
     @property
     def vmcs(self) -> Vmcs | None:
@@ -119,7 +168,9 @@ class Processor(LogicalProcessor):
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
         c = self._words
-        c[stops.TIME] = max(c[stops.TIME], time)
+        jump = max(time - c[stops.TIME], 0)
+        c[stops.TIME] += jump
+        self.skipped += jump
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
@@ -229,8 +280,9 @@ class Processor(LogicalProcessor):
             self._attach(vmcs)
         elif not v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID:
             engine.flush_translations()
-        self._make_room()
-        self._set_clock(v)
+        if self._sink is not None:
+            self._make_room()
+        c[stops.PINS] = self._pins
         c[stops.STOP] = stops.RUNNING
         engine.enter_and_go()
         while c[stops.STOP] != stops.EXITED:
@@ -242,30 +294,7 @@ class Processor(LogicalProcessor):
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:
             left = max(c[stops.TIMER_END] - c[stops.TIME], 0)
             v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
-        return self._exit(vmcs)
-
-    def _exit(self, vmcs: Vmcs) -> VmExit:
-        v = vmcs.words
-        reason = v[f.EXIT_REASON]
-        interruption = vectoring = None
-        if v[f.VM_EXIT_INTERRUPTION_INFORMATION]:
-            interruption = Interruption.decode(
-                v[f.VM_EXIT_INTERRUPTION_INFORMATION], v[f.VM_EXIT_INTERRUPTION_ERROR_CODE]
-            )
-        if v[f.IDT_VECTORING_INFORMATION]:
-            vectoring = Interruption.decode(
-                v[f.IDT_VECTORING_INFORMATION], v[f.IDT_VECTORING_ERROR_CODE]
-            )
-        return VmExit(
-            REASONS[reason & 0xFFFF],
-            v[f.EXIT_QUALIFICATION] & 0xFFFF_FFFF_FFFF_FFFF,
-            interruption,
-            vectoring,
-            v[f.VM_EXIT_INSTRUCTION_LENGTH],
-            bool(reason & _FAILED),
-            vmcs,
-            explain_entry_failure(vmcs.cells) if reason & _FAILED else "",
-        )
+        return VmExit(vmcs)
 
     def _attach(self, vmcs: Vmcs) -> None:
         number = self._numbers.setdefault(id(vmcs), len(self._numbers))
@@ -274,33 +303,15 @@ class Processor(LogicalProcessor):
         self.engine.attach(vmcs.cells, self.registers.cells, self.rows, self.head)
         self.engine.flush_translations()
 
-    def _set_clock(self, v: memoryview[int]) -> None:
-        """Arm the preemption timer, and say when the engine has to stop and look."""
-        c = self._words
-        now = c[stops.TIME]
-        pin = v[f.PIN_BASED_CONTROLS]
-        timer = _FOREVER
-        if pin & ct.PIN_PREEMPTION_TIMER:
-            timer = now + v[f.VMX_PREEMPTION_TIMER_VALUE]
-        c[stops.TIMER_END] = timer
-        c[stops.BUDGET_END] = now + _SLICE
-        waiting = 0
-        if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
-            waiting = stops.WHEN_INTERRUPTIBLE
+    @property
+    def _pins(self) -> int:
+        """What waits at the pins, as bits of PINS."""
+        pins = 0
         if self._interrupt is not None:
-            exiting = pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING
-            waiting |= stops.AT_ONCE if exiting else stops.WHEN_INTERRUPTIBLE
-        if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_NMI_WINDOW_EXITING:
-            waiting |= stops.AT_ONCE
+            pins = stops.PIN_INTERRUPT
         if self._nmi or self._init or self._smi:
-            waiting |= stops.AT_ONCE
-        c[stops.PINS] = (
-            stops.PIN_INTERRUPT * (self._interrupt is not None)
-            | stops.PIN_EVENT * (self._nmi or self._init or self._smi)
-            | stops.PIN_PRIORITY * self.watches_priority
-        )
-        c[stops.ATTENTION] = waiting
-        c[stops.DEADLINE] = 0 if waiting else min(timer, now + _SLICE)
+            pins |= stops.PIN_EVENT
+        return pins | stops.PIN_PRIORITY if self.watches_priority else pins
 
     def _handle_stop(self) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit to this VMM.
@@ -344,6 +355,11 @@ class Processor(LogicalProcessor):
         if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
             stepping.look_for_ports(self, v)
             return False
+        if self.engine.has_breakpoints and self.engine.meets_breakpoint(
+            stepping.linear_rip(self, v)
+        ):
+            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
+            return True
         exited = self._settled(stepping.step(self, v)) or stepping.monitor_trap(self, v)
         self._words[stops.UNBLOCKED] = 0
         return exited
@@ -375,8 +391,8 @@ class Processor(LogicalProcessor):
             c[stops.PATIENCE] = 1
             self._make_room()
             timer = int(c[stops.TIMER_END])
-            assert self._vmcs is not None
-            self._set_clock(self._vmcs.words)
+            c[stops.PINS] = self._pins
+            self.engine.set_clock()
             c[stops.TIMER_END] = timer
             self.engine.look_ahead()
         return exited
@@ -459,6 +475,6 @@ class Processor(LogicalProcessor):
                 "the guest halted and nothing can wake it; set HLT exiting or the "
                 "VMX-preemption timer, or assert an event"
             )
-        c[stops.TIME] = max(int(c[stops.TIME]), int(c[stops.TIMER_END]))
+        self.skip_to(int(c[stops.TIMER_END]))
         vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True

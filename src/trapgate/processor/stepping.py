@@ -195,6 +195,11 @@ def trap(
     return processor.raise_fault(1, -1, causes)
 
 
+def linear_rip(processor: LogicalProcessor, v: Cells) -> int:
+    """The linear address of the instruction at RIP."""
+    return _linear_rip(Operand(processor, v))
+
+
 def _linear_rip(guest: Operand) -> int:
     base = 0 if guest.long else int(guest.v[f.GUEST_CS_BASE])
     return guest.wrap(int(guest.v[f.GUEST_RIP]) + base)

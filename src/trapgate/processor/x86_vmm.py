@@ -106,8 +106,10 @@ class X86Vmm:
     @property
     def wants_trap(self) -> bool:
         """Whether its guest is served, and it wants an exit after each instruction of that."""
+        if not self._words[vmx.LENT]:
+            return False
         primary = self.vmcs[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
-        return self.is_served and bool(primary & ct.PRIMARY_MONITOR_TRAP_FLAG)
+        return bool(primary & ct.PRIMARY_MONITOR_TRAP_FLAG)
 
     @property
     def wants_interrupts(self) -> bool:

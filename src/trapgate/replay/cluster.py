@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trapgate.errors import TrapgateError
 from trapgate.replay.replay import Tally
 from trapgate.replay.tally import merged, rows_of, tally
-from trapgate.trace.frames import optional, polars, reading, scan
+from trapgate.trace.frames import is_weighted, optional, polars, reading, scan
 from trapgate.trace.reader import Trace
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def tally_piece(
         starts = trace.group_starts
     with reading([path]):
         lazy: LazyFrame = scan([path]).slice(starts[first], starts[last] - starts[first])
-        return rows_of(tally(lazy, pairs))
+        return rows_of(tally(lazy, pairs, weighted=is_weighted([path])))
 
 
 def on_cluster(address: str) -> Tally:

@@ -102,9 +102,13 @@ def exceptions() -> Expr:
 
 
 def always_exits() -> Expr:
-    """Rows that exit under every policy: triple faults and task switches."""
+    """Rows that exit under every policy: triple faults, task switches, and what the
+    hypervisor above was given because it wants it.
+    """
     pl = polars()
-    return _any(pl.col("reason") == name for name in ALWAYS_EXIT)
+    wanted = pl.col("reflected").fill_null(value=False)
+    always: Expr = _any(pl.col("reason") == name for name in ALWAYS_EXIT) | wanted
+    return always
 
 
 def verdict(policy: Policy, columns: Columns) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,8 +13,9 @@ from trapgate.replay.policy import Policy
 from trapgate.replay.result import CostModel, Outcome, Replay, Sums, time_saved
 from trapgate.replay.tally import SUMS, columns_for, filters_of, tally
 from trapgate.sdm.vectors import PF
-from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.frames import is_weighted, lost_events, polars, reading, scan, time_unit
 from trapgate.trace.schema import TraceError
+from trapgate.trace.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from polars import DataFrame, Expr, LazyFrame
@@ -31,37 +33,42 @@ def replay(
     *,
     model: CostModel | None = None,
     tallied: Tally | None = None,
+    chosen: Selection = EVERYTHING,
 ) -> Replay:
     """What each of `policies` would have done to the events in `traces`.
 
     It is supposed that the guest takes the same faults: what a handler, or the VMM, would
     do differently under another policy is not simulated. `model` gives the cost of an exit
     where the traces have no latencies, `tallied` another way to count rows (a cluster).
-    Larger than memory is normal.
+    Larger than memory is normal. `chosen` says which events count.
 
     Raises: TraceError for files that are no traces, or empty, or of different kinds.
     """
     unit = time_unit(traces)
     alone = None
-    if tallied is None and len(policies) == 1:
-        alone = _alone(traces, policies[0], unit, model or CostModel())
+    if tallied is None and len(policies) == 1 and not is_weighted(traces):
+        alone = _alone(traces, policies[0], unit, model or CostModel(), chosen)
     if alone is not None:
         outcomes = [alone]
     else:
         pairs = filters_of(policies)
-        kinds = (tallied or here)(traces, pairs)
+        kinds = (tallied or partial(here, chosen=chosen))(traces, pairs)
         outcomes = judged(kinds, policies, pairs, unit=unit, model=model)
         demand_rows(outcomes[0].rows if outcomes else 1, traces)
-    return Replay(tuple(map(str, traces)), unit, tuple(outcomes))
+    return Replay(
+        tuple(map(str, traces)), unit, tuple(outcomes), lost_events(traces), chosen.words()
+    )
 
 
-def _alone(traces: Sequence[Path], policy: Policy, unit: str, model: CostModel) -> Outcome | None:
+def _alone(
+    traces: Sequence[Path], policy: Policy, unit: str, model: CostModel, chosen: Selection
+) -> Outcome | None:
     """The outcome of one policy, without a tally; None if its time takes one.
 
     That is so where latencies have to be guessed, by the means of their vectors.
     """
     with reading(traces):
-        counted = direct(scan(traces), policy, timed=unit in HOST_UNITS)
+        counted = direct(scan(traces, chosen), policy, timed=unit in HOST_UNITS)
     demand_rows(counted["rows"], traces)
     if unit not in HOST_UNITS or not counted["recorded_timed"]:
         return _outcome(policy, counted, unit, model)
@@ -79,10 +86,12 @@ def _alone(traces: Sequence[Path], policy: Policy, unit: str, model: CostModel) 
     return _outcome(policy, counted, unit, model, times=(saved, {}), recorded=recorded)
 
 
-def here(traces: Sequence[Path], pairs: Sequence[tuple[int, int]]) -> DataFrame:
+def here(
+    traces: Sequence[Path], pairs: Sequence[tuple[int, int]], *, chosen: Selection = EVERYTHING
+) -> DataFrame:
     """The tally, made in this process."""
     with reading(traces):
-        return tally(scan(traces), pairs)
+        return tally(scan(traces, chosen), pairs, weighted=is_weighted(traces))
 
 
 def demand_rows(rows: int, traces: Sequence[Path]) -> None:

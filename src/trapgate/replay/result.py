@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, Final
 
+from trapgate.trace.document import Document, Paragraph, Part, Table
 from trapgate.trace.html import bars, table
 
 SHOWN: Final = 30
@@ -91,19 +92,53 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Replay:
-    """The outcomes of several policies on the same traces."""
+    """The outcomes of several policies on the same traces.
+
+    `lost` events the recorder says that it lost: nobody knows what they were. `chosen` says
+    in words which events were judged, if not all.
+    """
 
     traces: tuple[str, ...]
     time_unit: str
     outcomes: tuple[Outcome, ...]
+    lost: int = 0
+    chosen: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "traces": list(self.traces),
             "time_unit": self.time_unit,
+            "lost": self.lost,
+            "chosen": self.chosen,
             "policies": [outcome.as_json() for outcome in self.outcomes],
         }
+
+    def document(self) -> Document:
+        """The comparison as a document, for a page or a mail."""
+        first = self.outcomes[0]
+        said = f"{first.rows:,} events; {first.recorded_exits:,} recorded exits of judged events"
+        parts: list[Part] = [Paragraph(said + (f"; only {self.chosen}" if self.chosen else ""))]
+        if self.lost:
+            parts.append(Paragraph(f"the recorder lost {self.lost:,} events: in no count"))
+        heads = ("policy", "exits", "delivered", "completed", "unjudged", "saved", "added")
+        rows = tuple(
+            (
+                one.policy,
+                one.exits,
+                one.deliveries,
+                one.completions,
+                one.unjudged,
+                one.saved,
+                one.added,
+                f"{one.time.estimate:,.0f} ({one.time.low:,.0f} to {one.time.high:,.0f})",
+            )
+            for one in self.outcomes[:SHOWN]
+        )
+        time = f"time saved ({first.time.unit}, 95 %, by {first.time.basis})"
+        parts += [Table((*heads, time), rows, "policies beside the recorded run")]
+        parts += [Paragraph(f"{one.policy}: {one.summary}") for one in self.outcomes[:SHOWN]]
+        return Document(f"Policies on {', '.join(self.traces)}", tuple(parts))
 
     def _repr_html_(self) -> str:
         """A table of the outcomes, and a chart of the exits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,8 @@ from trapgate.replay.result import CostModel, Outcome, Replay
 from trapgate.replay.tally import filters_of
 from trapgate.sdm.pagefault import PageFaultCode
 from trapgate.sdm.vectors import PF
-from trapgate.trace.frames import time_unit
+from trapgate.trace.frames import lost_events, time_unit
+from trapgate.trace.selection import EVERYTHING, Selection
 
 MOST_BITS: Final = 8
 _AT_ONCE: Final = 256
@@ -86,6 +88,7 @@ def sweep(
     keep: tuple[int, int] | None = None,
     model: CostModel | None = None,
     tallied: Tally | None = None,
+    chosen: Selection = EVERYTHING,
 ) -> Replay:
     """Every policy of `family` on `traces`, best first; rows are read once.
 
@@ -95,7 +98,7 @@ def sweep(
     """
     unit = time_unit(traces)
     pairs = filters_of([family.base])
-    kinds = (tallied or here)(traces, pairs)
+    kinds = (tallied or partial(here, chosen=chosen))(traces, pairs)
     members = list(family)
     outcomes: list[Outcome] = []
     for start in range(0, len(members), _AT_ONCE):
@@ -107,4 +110,5 @@ def sweep(
         range(len(members)),
         key=lambda n: (outcomes[n].lost or 0, -outcomes[n].time.estimate, bits[n], n),
     )
-    return Replay(tuple(map(str, traces)), unit, tuple(outcomes[number] for number in order))
+    ranked = tuple(outcomes[number] for number in order)
+    return Replay(tuple(map(str, traces)), unit, ranked, lost_events(traces), chosen.words())

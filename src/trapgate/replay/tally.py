@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trapgate.decision.fault_filters import FILTER_NONE
 from trapgate.replay.judge import Columns, always_exits, filter_verdict
 from trapgate.replay.policy import Policy
-from trapgate.trace.frames import polars
+from trapgate.trace.frames import count, polars
 
 if TYPE_CHECKING:
     from polars import DataFrame, Expr, LazyFrame
@@ -69,7 +69,9 @@ def packed_key(pairs: Sequence[tuple[int, int]]) -> Expr:
     return whole
 
 
-def tally(lazy: LazyFrame, pairs: Sequence[tuple[int, int]]) -> DataFrame:
+def tally(
+    lazy: LazyFrame, pairs: Sequence[tuple[int, int]], *, weighted: bool = False
+) -> DataFrame:
     """The kinds of rows of a trace, sorted; `pairs` are the filters to judge on the way.
 
     Rows are grouped by one number made of all keys, which is many times faster than
@@ -81,7 +83,7 @@ def tally(lazy: LazyFrame, pairs: Sequence[tuple[int, int]]) -> DataFrame:
     kinds = (
         lazy.group_by(packed_key(pairs).alias("key"))
         .agg(
-            pl.len().cast(pl.Int128).alias("count"),
+            count(weighted=weighted).cast(pl.Int128).alias("count"),
             latency.count().cast(pl.Int128).alias("timed"),
             wide.sum().alias("time"),
             (wide * wide).sum().alias("time_squared"),
@@ -115,6 +117,7 @@ def unpacked(
         .otherwise(pl.lit("DELIVER"))
         .alias("disposition"),
         pl.when(bit(7)).then(pl.lit("TRIPLE_FAULT")).otherwise(pl.lit("")).alias("reason"),
+        pl.lit(value=False).alias("reflected"),
     ]
     for number in range(len(pairs)):
         columns += [

@@ -7,6 +7,7 @@ disposition. All charts are sums of cells, so a filter on the page is exact.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trapgate.replay.judge import verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.tally import SUMS, columns_for, filters_of, packed_key, unpacked
-from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.frames import count, is_weighted, polars, reading, scan, time_unit
 from trapgate.trace.labels import vector_label
 from trapgate.trace.schema import TraceError
 from trapgate.trace.stat import check_symbols, symbol_indices
@@ -27,13 +28,17 @@ if TYPE_CHECKING:
 BINS: Final = 96
 """Spans of time, at most."""
 
-CELLS: Final = 100_000
-"""Cells, at most: with all their numbers some 2.5 MB of page."""
+CELLS: Final = 30_000
+"""Cells, at most."""
+
+BYTES: Final = 850_000
+"""Bytes of JSON, at most: a page of all that stays below a megabyte."""
 
 SYMBOLS: Final = 30
 """Symbols (or addresses, without symbols) that are told apart; the others are one."""
 
 _DIMENSIONS: Final = ("reason", "vector", "code", "symbol", "disposition")
+_LEAST = 500
 _NUMBERS: Final = ("count", "timed", "spent")
 
 OTHER: Final = "(other)"
@@ -86,7 +91,7 @@ def cube_of(
     with reading(paths):
         lazy = scan(paths)
         facts = lazy.select(
-            pl.len().alias("rows"),
+            count(weighted=is_weighted(paths)).alias("rows"),
             pl.col("time").min().alias("first"),
             pl.col("time").max().alias("last"),
         ).collect(engine="streaming")
@@ -107,15 +112,25 @@ def cube_of(
                 why.otherwise(pl.col("exit_reason").cast(pl.String)).alias("why"),
                 "place",
             )
-            .agg(*_sums(pl.len(), pl.col("latency").count(), pl.col("latency").sum()))
+            .agg(
+                *_sums(
+                    count(weighted=is_weighted(paths)),
+                    pl.col("latency").count(),
+                    pl.col("latency").sum(),
+                )
+            )
             .collect(engine="streaming")
         )
     kinds = counted.select("key", "why", "place").unique().sort("key", "why", "place")
     kinds = kinds.with_row_index("kind")
     cells = counted.join(kinds, on=["key", "why", "place"]).select("bin", "kind", *_NUMBERS)
     described = _described(kinds, policies, pairs, names)
-    cells, described, step = _fitted(cells, described, step, most)
-    return _cube(cells, described, unit=unit, rows=rows, first=first, step=step)
+    while True:
+        fitted = _fitted(cells, described, step, most)
+        cube = _cube(*fitted[:2], unit=unit, rows=rows, first=first, step=fitted[2])
+        if most < _LEAST or len(json.dumps(cube.as_json(), separators=(",", ":"))) <= BYTES:
+            return cube
+        most = most * 2 // 3
 
 
 def _sums(*columns: Expr) -> list[Expr]:

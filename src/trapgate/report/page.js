@@ -75,19 +75,41 @@
         spent[cube.kinds[name][k]] += sums.spent[k];
       }
     }
-    const order = [...words.keys()].filter((n) => total[n] || chosen[name].has(n));
+    // What has no code, or is no fault, would dwarf the rest: it is told below.
+    const beside = (n) => (name === "code" && words[n] === "(none)")
+      || (name === "vector" && words[n] === "-")
+      || (name === "symbol" && ["(none)", "(other)"].includes(words[n]));
+    const order = [...words.keys()].filter((n) => (total[n] || chosen[name].has(n)) && !beside(n));
     order.sort((a, b) => total[b] - total[a] || a - b);
-    const most = Math.max(1, ...total);
+    const most = Math.max(1, ...order.map((n) => total[n]));
     const list = element("ul", { class: "bars" });
     for (const n of order) {
       const bar = element("i", { style: `width:${100 * total[n] / most}%` });
       const time = spent[n] && cube.unit === "ns" ? `, ${millions(spent[n], 1)} ms` : "";
       const button = element("button", { type: "button", "aria-pressed": String(chosen[name].has(n)),
         "data-dimension": name, "data-value": words[n], click: () => toggle(name, n) },
-        bar, element("span", {}, words[n]), element("span", {}, number(total[n]) + time));
+        bar, described(name, words[n]), element("span", {}, number(total[n]) + time));
       list.append(element("li", {}, button));
     }
-    replace("by-" + name, order.length ? list : element("p", { class: "note" }, "nothing left"));
+    const rest = [...words.keys()].filter((n) => beside(n) && total[n]);
+    const told = rest.map((n) => element("p", { class: "note" },
+      `${number(total[n])} events ` + reasonBeside(name, words[n])));
+    const none = element("p", { class: "note" }, "nothing left");
+    replace("by-" + name, element("div", {}, order.length ? list : none, ...told));
+  }
+
+  function reasonBeside(name, word) {
+    if (name === "code") return "have no error code";
+    if (name === "vector") return "are no faults: they have no vector";
+    const where = titles.symbol.toLowerCase();
+    return word === "(none)" ? `have no ${where}` : `are elsewhere: this is the top by ${where}`;
+  }
+
+  // A word, and what a code means under it.
+  function described(name, word) {
+    const meaning = name === "code" ? data.words[word] : "";
+    return element("span", {}, word, ...(meaning
+      ? [element("span", { class: "words" }, meaning)] : []));
   }
 
   // Redrawing must not take the keyboard's place away.
@@ -116,7 +138,8 @@
       }
     }
     const sums = Array.from({ length: cube.bins }, (_, b) => stacks.reduce((s, x) => s + x[b], 0));
-    const most = Math.max(1, ...sums), width = 960, height = 180, left = 70, bottom = 22;
+    const most = Math.max(1, ...sums), height = 180, left = 70, bottom = 22;
+    const width = Math.max(300, Math.min(1300, find("timeline").clientWidth || 960));
     const slot = (width - left) / cube.bins;
     const chart = drawn("svg", { viewBox: `0 0 ${width} ${height + bottom}`, role: "img",
       "aria-label": "Events over time, stacked by disposition" });
@@ -148,12 +171,14 @@
       if (!pass[k] || !sums.count[k]) continue;
       const code = cube.kinds.code[k], symbol = cube.kinds.symbol[k];
       if (cube.labels.code[code] === "(none)") continue;
+      if (["(none)", "(other)"].includes(cube.labels.symbol[symbol])) continue;
       const add = (map, key) => map.set(key, (map.get(key) || 0) + sums.count[k]);
       add(grid, code + " " + symbol); add(perCode, code); add(perSymbol, symbol);
     }
     const top = (map, most) => [...map].sort((a, b) => b[1] - a[1] || a[0] - b[0])
       .slice(0, most).map((pair) => pair[0]);
     const codes = top(perCode, 24), symbols = top(perSymbol, 32);
+    find("heat-section").hidden = !cube.labels.code.some((label) => label !== "(none)");
     if (!codes.length) {
       replace("heat", element("p", { class: "note" }, "no event with an error code is left"));
       return;
@@ -197,6 +222,7 @@
   }
 
   function showChains() {
+    find("chains-section").hidden = !data.chains.length;
     const vectors = new Set([...chosen.vector].map((n) => cube.labels.vector[n]));
     const wanted = data.chains.filter((chain) => !vectors.size
       || chain.steps.some((step) => vectors.has(step.vector)));
@@ -262,7 +288,7 @@
   }
 
   function truth(sums) {
-    if (!data.truth.length) { find("truth-section").hidden = true; return; }
+    if (!data.truth) { find("truth-section").hidden = true; return; }
     const pass = passing(null), seen = new Map();
     for (let k = 0; k < kindCount; k++) {
       if (!pass[k]) continue;
@@ -270,19 +296,39 @@
       const code = vector === "#PF" ? cube.labels.code[cube.kinds.code[k]] : vector;
       seen.set(code, (seen.get(code) || 0) + sums.count[k]);
     }
-    const head = element("tr", {}, ...["fault", "bits", "events"].map((name) =>
-      element("th", { scope: "col" }, name)));
+    const head = element("tr", {}, ...["fault (ID RSVD U W P)", "meaning", "events"].map((name) =>
+      element("th", { scope: "col", ...(name === "meaning" ? { class: "left" } : {}) }, name)));
     data.policies.forEach((policy) => head.append(element("th", { scope: "col" }, policy.policy)));
     const body = element("tbody", {});
-    for (const row of data.truth) {
-      const label = row.code ? `${row.vector} ${row.code}` : row.vector;
-      const count = seen.get(label) || 0;
-      body.append(element("tr", {}, element("td", {}, label), element("td", { class: "left" },
-        row.bits), element("td", {}, count ? number(count) : ""), ...row.said.map((said) =>
+    for (const row of data.truth.rows) {
+      const count = row.events.reduce((sum, label) => sum + (seen.get(label) || 0), 0);
+      body.append(element("tr", {}, element("td", {}, row.label), element("td", { class: "left" },
+        row.words), element("td", {}, count ? number(count) : ""), ...row.said.map((said) =>
         element("td", { class: said === EXIT ? "s-exit" : "s-deliver" },
           said === EXIT ? "exit" : "guest"))));
     }
-    replace("truth", element("table", {}, element("thead", {}, head), body));
+    const grids = data.policies.map((policy, p) => karnaugh(policy.policy, p, seen));
+    replace("truth", element("div", {},
+      element("table", {}, element("thead", {}, head), body),
+      element("p", { class: "note" }, "A dash is a bit that does not matter. Below every code of a "
+        + "page fault, neighbours differing in one bit; with the number of events."),
+      element("div", { class: "karnaughs" }, ...grids)));
+  }
+  function karnaugh(name, p, seen) {
+    const { columns, rows, codes, words, said } = data.truth.grid;
+    const head = element("tr", {}, element("td", {}), ...columns.map((column) =>
+      element("th", { scope: "col" }, column)));
+    const body = element("tbody", {});
+    rows.forEach((row, r) => body.append(element("tr", {}, element("th", { scope: "row" }, row),
+      ...codes[r].map((code) => {
+        const exits = said[code][p] === EXIT, label = "#PF 0x" + code.toString(16);
+        const count = seen.get(label) || 0;
+        return element("td", { class: exits ? "s-exit" : "s-guest",
+          title: `${label}: ${words[code]}` }, exits ? "exit" : "guest",
+          element("span", { class: "words" }, count ? short(count) : "\u00a0"));
+      }))));
+    return element("table", { class: "karnaugh" }, element("caption", {}, name),
+      element("thead", {}, head), body);
   }
 
   function boxes() {
@@ -330,7 +376,8 @@
 
   function start() {
     document.title = find("title").textContent = data.title;
-    find("summary").textContent = `${number(cube.events)} events, times in ${cube.unit}`;
+    find("summary").textContent = `${number(cube.events)} events, times in ${cube.unit}`
+      + (data.lost ? `; the recorder lost ${number(data.lost)} events, which are in no count` : "");
     find("symbol-title").textContent = `By ${titles.symbol.toLowerCase()}`;
     find("heat-title").textContent = `Error code and ${titles.symbol.toLowerCase()}`;
     for (const [key, value] of data.facts) {
@@ -365,6 +412,7 @@
     });
     boxes();
     update();
+    addEventListener("resize", timeline);
   }
   start();
 })();

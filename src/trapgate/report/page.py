@@ -14,10 +14,19 @@ from trapgate.replay.replay import replay
 from trapgate.replay.result import CostModel
 from trapgate.report.chains import chains
 from trapgate.report.cube import DELIVER, EXIT, cube_of
-from trapgate.sdm.pagefault import PageFaultCode
 from trapgate.sdm.vectors import PF, ROWS, VECTORS_WITH_ERROR_CODE
+from trapgate.trace.code_words import (
+    code_words,
+    cube_words,
+    cubes_of,
+    held,
+    karnaugh,
+    page_fault_words,
+    pattern,
+)
+from trapgate.trace.document import Square
 from trapgate.trace.draft import draft
-from trapgate.trace.frames import polars
+from trapgate.trace.frames import lost_events, polars
 from trapgate.trace.reader import Trace
 from trapgate.trace.symbols import Symbols
 
@@ -37,7 +46,7 @@ def report(
     model: CostModel | None = None,
     title: str = "",
 ) -> int:
-    """Write the page `out` about `traces`; returns its size in bytes (under 5 MB).
+    """Write the page `out` about `traces`; returns its size in bytes (under 1 MB).
 
     Each of `policies` is set beside the recorded run; `symbols` names addresses.
 
@@ -52,7 +61,9 @@ def report(
         "cube": cube.as_json(),
         "chains": chains(traces),
         "policies": [],
-        "truth": [],
+        "truth": None,
+        "words": _words(cube.labels["code"]),
+        "lost": lost_events(traces),
     }
     if policies:
         found = replay(traces, policies, model=model)
@@ -90,10 +101,10 @@ def _facts(traces: Sequence[Path]) -> list[list[str]]:
     return facts[:60]
 
 
-def truth(policies: Sequence[Policy]) -> list[dict[str, Any]]:
-    """For each page-fault error code, and each other vector, what each policy says.
-
-    Other vectors are asked with error code 0, where they have one.
+def truth(policies: Sequence[Policy]) -> dict[str, Any]:
+    """What each policy says: of page faults rows of codes that fare the same (a dash is a bit
+    that does not matter) and every code for the grids; of other vectors those that fare the
+    same together. Other vectors are asked with error code 0, where they have one.
     """
     pl = polars()
     codes = list(range(1 << TRUTH_BITS))
@@ -107,25 +118,57 @@ def truth(policies: Sequence[Policy]) -> list[dict[str, Any]]:
     ).with_columns(
         pl.lit(3, pl.UInt8).alias("type"),
         pl.lit(value=False).alias("injected"),
+        pl.lit(value=False).alias("reflected"),
         pl.lit("").alias("reason"),
         pl.lit(0, pl.UInt64).alias("linear_address"),
         pl.lit(0, pl.UInt64).alias("data"),
         pl.lit(0, pl.UInt64).alias("old_value"),
     )
-    said = [_said(frame, policy) for policy in policies]
-    rows = []
-    for number in range(frame.height):
-        vector, code = frame.row(number)[:2]
-        is_fault = vector == PF
-        rows.append(
-            {
-                "vector": f"#{ROWS[vector].vector.name}",
-                "code": f"{code:#x}" if is_fault else "",
-                "bits": _bits(code) if is_fault else "",
-                "said": [column[number] for column in said],
-            }
-        )
-    return rows
+    columns = [_said(frame, policy) for policy in policies]
+    said = list(zip(*columns, strict=True))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for code in codes:
+        groups.setdefault(said[code], []).append(code)
+    rows: list[dict[str, Any]] = [
+        {
+            "label": f"#PF {pattern(cube, TRUTH_BITS)}",
+            "words": cube_words(cube),
+            "events": [f"#PF {code:#x}" for code in sorted(held(cube, TRUTH_BITS))],
+            "said": list(answer),
+        }
+        for answer, members in groups.items()
+        for cube in cubes_of(members, TRUTH_BITS)
+    ]
+    vectors: dict[tuple[int, ...], list[str]] = {}
+    for number, vector in enumerate(others, len(codes)):
+        vectors.setdefault(said[number], []).append(f"#{ROWS[vector].vector.name}")
+    rows += [
+        {
+            "label": ", ".join(names) if len(names) < 5 else "all other exceptions",
+            "words": "" if len(names) < 5 else ", ".join(names),
+            "events": names,
+            "said": list(answer),
+        }
+        for answer, names in vectors.items()
+    ]
+    return {"rows": rows, "grid": grid([said[code] for code in codes])}
+
+
+def grid(said: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The codes in the order of a Karnaugh map, with what every policy says of each."""
+
+    def square(code: int) -> Square:
+        return Square(str(code), page_fault_words(code), "")
+
+    made = karnaugh("", square, TRUTH_BITS)
+    cells = [[int(one.short) for one in squares] for _, squares in made.rows]
+    return {
+        "columns": list(made.columns),
+        "rows": [name for name, _ in made.rows],
+        "codes": cells,
+        "words": {str(code): page_fault_words(code) for row in cells for code in row},
+        "said": [list(one) for one in said],
+    }
 
 
 def _said(frame: DataFrame, policy: Policy) -> list[int]:
@@ -136,6 +179,14 @@ def _said(frame: DataFrame, policy: Policy) -> list[int]:
     return numbers
 
 
-def _bits(code: int) -> str:
-    names = [flag.name or "" for flag in PageFaultCode if flag < 1 << TRUTH_BITS and code & flag]
-    return " ".join(names) or "-"
+def _words(labels: Sequence[str]) -> dict[str, str]:
+    """What the codes of a dimension mean."""
+    found = {}
+    for label in labels:
+        name, _, code = label.partition(" 0x")
+        vector = next((n for n, row in ROWS.items() if f"#{row.vector.name}" == name), None)
+        if code and vector is not None:
+            words = code_words(int(vector), int(code, 16))
+            if words:
+                found[label] = words
+    return found

@@ -1,7 +1,7 @@
 """The checks of VM entry: a number for each, and what it says to a human.
 
 Core functions answer with the number of the first check that failed, 0 if none did
-(`control_checks`, `host_checks`, `entry_checks`, `segment_checks`); `explain` turns a
+(`trapgate.vmx.checks`); `trapgate.vmcs.explain` turns a
 number into words. The hundreds are the SDM's section, so that numbers stay when
 checks are added. A check that is made of each segment register has ten numbers, the
 last digit being the register's in the order ES, CS, SS, DS, FS, GS, LDTR, TR.

@@ -204,6 +204,7 @@ SECONDARY_ALLOWED_1 = (
     | SECONDARY_VPID
     | SECONDARY_WBINVD_EXITING
     | SECONDARY_UNRESTRICTED_GUEST
+    | SECONDARY_INVPCID
 )
 """UNRESTRICTED_GUEST needs no EPT here: guest-physical memory is the VM's own already."""
 

@@ -32,6 +32,7 @@ OTHER = (
     "LER_TO",
     *(f"LBR_FROM_{n}" for n in range(16)),
     *(f"LBR_TO_{n}" for n in range(16)),
+    "XCR0",
 )
 """LBR_* are the last-branch records of the processor's model, which nothing records."""
 
@@ -59,3 +60,4 @@ NAMES = GENERAL + OTHER
     LBR_FROM_0,
 ) = range(16, 34)
 LBR_TO_0 = LBR_FROM_0 + 16
+XCR0 = LBR_TO_0 + 16

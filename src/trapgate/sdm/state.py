@@ -160,11 +160,18 @@ CR4_IMPLEMENTED = (
     | CR4_OSFXSR
     | CR4_OSXMMEXCPT
     | CR4_VMXE
+    | CR4_FSGSBASE
     | CR4_PCIDE
+    | CR4_OSXSAVE
     | CR4_SMEP
     | CR4_SMAP
 )
 """Bits of CR4 that may be 1; setting another is a #GP."""
+
+XCR0_X87 = 1 << 0
+XCR0_SSE = 1 << 1
+XCR0_IMPLEMENTED = XCR0_X87 | XCR0_SSE
+"""What XSAVE can save here: no AVX."""
 
 DEBUGCTL_DEFINED = 3
 """Bits of IA32_DEBUGCTL that are there: LBR and BTF."""

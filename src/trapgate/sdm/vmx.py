@@ -37,7 +37,8 @@ Capability Reporting Facility".
     FLUSH,
     SECONDARY_ALLOWED,
     FAULT_VECTOR,
-) = range(29)
+    RANDOM,
+) = range(30)
 """What the cells of `x` hold.
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
@@ -55,7 +56,8 @@ entries by the x86 VMM. INSTRUCTION and ERROR: the exit reason of the VMX instru
 last, and its VM-instruction error (0 for what has none, NO_ERROR for a VM entry that failed with
 an exit); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or VMRESUME that is
 being executed. FLUSH: 1 if cached translations have to go. SECONDARY_ALLOWED: the secondary
-processor-based controls that an x86 VMM may set, which the engine decides.
+processor-based controls that an x86 VMM may set, which the engine decides. RANDOM: the state of
+RDRAND, 32 bits.
 """
 
 EXITS = 32

@@ -1,20 +1,23 @@
-"""Traces for other programs: the Perfetto UI's JSON, and CSV."""
+"""Traces for other programs: CSV, and text as ftrace prints it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.csv
 
+from trapgate.sdm.interruption import (
+    INFO_DELIVER_ERROR_CODE,
+    INFO_TYPE_SHIFT,
+    INFO_VALID,
+    TYPE_EXTERNAL_INTERRUPT,
+    TYPE_SOFTWARE_INTERRUPT,
+)
+from trapgate.sdm.vectors import ROWS
 from trapgate.trace.draft import draft
-from trapgate.trace.labels import vector_label
 from trapgate.trace.reader import Trace
-from trapgate.trace.schema import TIME_UNIT
 
 
 def to_csv(trace: Trace, out: Path) -> int:
@@ -37,103 +40,89 @@ def to_csv(trace: Trace, out: Path) -> int:
     return rows
 
 
-def to_perfetto(trace: Trace, out: Path) -> int:
-    """Write JSON that the Perfetto UI opens: a process per VM, a track per vCPU.
+_HEADER: Final = "# tracer: nop\n#\n"
+_NANO: Final = 1_000_000_000
 
-    An exit is a slice until the next entry; an event that the guest got is a short one, and
-    nested events are slices within the slice of the first. A time of 1 (ns, or
-    instruction) is shown as 1 ns. Returns the number of slices.
+
+def to_ftrace(trace: Trace, out: Path) -> int:
+    """Write text as ftrace's file `trace` has it; returns the number of lines of events.
+
+    Exits become kvm_exit, with the kvm_entry that ends them where the trace has a latency,
+    injections kvm_inj_exception and kvm_inj_virq: what reads a host's trace reads them, and an
+    import gives the same rows again. What a guest got without an exit is an event of our own,
+    `trapgate_fault`, which such tools show as it is. Times that count instructions are shown
+    as nanoseconds.
 
     Raises: TraceError if `out` cannot be written or the trace is damaged.
     """
-    with draft(out, "JSON") as temporary, temporary.open("w", encoding="utf-8") as file:
-        return _Perfetto(file, trace).write()
+    count = 0
+    with draft(out, "text") as temporary, temporary.open("w", encoding="ascii") as file:
+        file.write(_HEADER)
+        # An entry comes later than the events between its exit and it.
+        waiting: dict[tuple[int, int], tuple[int, str]] = {}
+        for batch in trace.batches():
+            for row in batch.to_pylist():
+                track = row["vm"], row.get("thread") or (row.get("vcpu") or 0) + 1
+                entry = waiting.get(track)
+                if entry is not None and (entry[0] < row["time"] or not row["injected"]):
+                    file.write(waiting.pop(track)[1])
+                    count += 1
+                file.write(_line(row, track, row["time"], *_event(row)))
+                count += 1
+                if row.get("latency") is not None:
+                    end = row["time"] + row["latency"]
+                    body = f"vcpu {row.get('vcpu') or 0}"
+                    waiting[track] = end, _line(row, track, end, "kvm_entry", body)
+        for _, line in waiting.values():
+            file.write(line)
+            count += 1
+    return count
 
 
-@dataclass
-class _Track:
-    """The last events of a vCPU, each nested in the one before it."""
-
-    chain: list[dict[str, Any]] = field(default_factory=list)
-
-
-class _Perfetto:
-    def __init__(self, file: TextIO, trace: Trace) -> None:
-        self._file = file
-        self._trace = trace
-        self._tracks: dict[tuple[int, int], _Track] = {}
-        self._written = 0
-        self._slices = 0
-
-    def write(self) -> int:
-        """Everything, row by row."""
-        facts = {TIME_UNIT: self._trace.time_unit, **self._trace.run}
-        self._file.write('{"displayTimeUnit":"ns","otherData":')
-        self._file.write(json.dumps(facts))
-        self._file.write(',"traceEvents":[')
-        for row in self._rows():
-            # Perfetto keeps process 0 and thread 0 for the idle task. A host's thread tells
-            # vCPUs of several guests apart where the trace does not tell the guests apart.
-            vcpu, thread = row.get("vcpu"), row.get("thread")
-            key = row["vm"] + 1, (vcpu or 0) + 1 if thread is None else thread
-            track = self._tracks.get(key)
-            if track is None:
-                track = self._tracks[key] = _Track()
-                self._name(
-                    key, f"thread {thread}" if vcpu is None and thread else f"vCPU {vcpu or 0}"
-                )
-            if row["depth"] == 0 or row.get("latency") is not None or not track.chain:
-                self._flush(key, track)
-            track.chain.append(row)
-        for key, track in self._tracks.items():
-            self._flush(key, track)
-        self._file.write("\n]}\n")
-        return self._slices
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for batch in self._trace.batches():
-            yield from batch.to_pylist()
-
-    def _name(self, key: tuple[int, int], name: str) -> None:
-        pid, tid = key
-        for what, word in (("process_name", f"VM {pid - 1}"), ("thread_name", name)):
-            self._event({"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": word}})
-
-    def _flush(self, key: tuple[int, int], track: _Track) -> None:
-        chain, track.chain = track.chain, []
-        if not chain:
-            return
-        end = max(row["time"] + max(row.get("latency") or 1, 1) for row in chain)
-        for inner, row in enumerate(reversed(chain)):
-            row["end"] = end + inner
-        for row in chain:
-            self._slices += 1
-            self._event(_slice(row, key))
-
-    def _event(self, event: dict[str, Any]) -> None:
-        self._file.write(",\n" if self._written else "\n")
-        self._file.write(json.dumps(event, separators=(",", ":")))
-        self._written += 1
+def _line(row: dict[str, Any], track: tuple[int, int], time: int, event: str, body: str) -> str:
+    vcpu = row.get("vcpu") or 0
+    return (
+        f" CPU {vcpu}/KVM-{track[1]:<7} ({track[0] + 1:>7}) [{vcpu:03}] ..... "
+        f"{time // _NANO:>5}.{time % _NANO:09}: {event}: {body}\n"
+    )
 
 
-def _slice(row: dict[str, Any], key: tuple[int, int]) -> dict[str, Any]:
-    name = vector_label(row["vector"])
-    if row.get("exit_reason"):
-        name = row["exit_reason"] if row["vector"] is None else f"{row['exit_reason']} {name}"
-    details: dict[str, Any] = {}
-    for column in ("rip", "linear_address", "guest_physical", "cr3", "error_code", "data"):
-        if row.get(column) is not None:
-            details[column] = f"{row[column]:#x}"
-    for column in ("sequence", "disposition", "reason", "cpl", "depth"):
-        if row.get(column) is not None:
-            details[column] = row[column]
-    return {
-        "ph": "X",
-        "name": f"{name} (injected)" if row["injected"] else name,
-        "cat": row["disposition"].lower(),
-        "pid": key[0],
-        "tid": key[1],
-        "ts": row["time"] / 1000,
-        "dur": (row["end"] - row["time"]) / 1000,
-        "args": details,
-    }
+def _event(row: dict[str, Any]) -> tuple[str, str]:
+    vector, code = row["vector"], row["error_code"]
+    coded = "" if code is None else f" (0x{code:x})"
+    if row["injected"]:
+        again = " [reinjected]" if row["reason"] == "KVM_REINJECTION" else ""
+        if row["type"] in {TYPE_EXTERNAL_INTERRUPT, TYPE_SOFTWARE_INTERRUPT}:
+            word = "IRQ" if row["type"] == TYPE_EXTERNAL_INTERRUPT else "Soft/INTn"
+            return "kvm_inj_virq", f"{word} 0x{vector:x}{again}"
+        name = f"#{ROWS[vector].vector.name}" if vector in ROWS else f"0x{vector:x}"
+        return "kvm_inj_exception", f"{name}{coded}{again}"
+    if row["disposition"] != "EXIT":
+        shown = {"cpl": row["cpl"], "depth": row["depth"]}
+        facts = "".join(f" {name} {value}" for name, value in shown.items() if value is not None)
+        return "trapgate_fault", (
+            f"vector {vector}{coded} rip 0x{row['rip'] or 0:x} disposition {row['disposition']} "
+            f"reason {row['reason']}{facts}"
+        )
+    information = met = 0
+    if vector is not None:
+        information = INFO_VALID | (row["type"] or 0) << INFO_TYPE_SHIFT | vector
+        information |= 0 if code is None else INFO_DELIVER_ERROR_CODE
+    if row.get("interrupted_vector") is not None:
+        met = INFO_VALID | row["interrupted_type"] << INFO_TYPE_SHIFT | row["interrupted_vector"]
+    first = row.get("qualification")
+    if first is None:
+        first = row["linear_address"] or 0
+    reason = row.get("exit_reason") or _reason(row)
+    rip = "" if row["rip"] is None else f"rip 0x{row['rip']:x} "
+    return "kvm_exit", (
+        f"vcpu {row.get('vcpu') or 0} reason {reason} {rip}info1 0x{first:016x} "
+        f"info2 0x{met:016x} intr_info 0x{information:08x} error_code 0x{code or 0:08x}"
+    )
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """KVM's word for an exit of our own."""
+    if row["reason"] in {"TRIPLE_FAULT", "TASK_GATE"}:
+        return "TRIPLE_FAULT" if row["reason"] == "TRIPLE_FAULT" else "TASK_SWITCH"
+    return "EXTERNAL_INTERRUPT" if row["type"] == TYPE_EXTERNAL_INTERRUPT else "EXCEPTION_NMI"

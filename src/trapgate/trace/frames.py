@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from trapgate.errors import TrapgateError
 from trapgate.trace.reader import Trace
-from trapgate.trace.schema import FAULT_VERSION, HOST_COLUMNS, SCHEMA, TraceError
+from trapgate.trace.schema import FAULT_VERSION, HOST_COLUMNS, SCHEMA, WEIGHTED, TraceError
+from trapgate.trace.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
-    from polars import DataType, LazyFrame
+    from polars import DataType, Expr, LazyFrame
 
 COLUMNS: Final = (*SCHEMA.names, *(field.name for field in HOST_COLUMNS))
 """The columns of every frame, in order."""
@@ -68,8 +69,8 @@ def time_unit(paths: Sequence[str | os.PathLike[str]]) -> str:
     return unit
 
 
-def scan(paths: Sequence[str | os.PathLike[str]]) -> LazyFrame:
-    """All rows of the traces, in order, with every column of `COLUMNS`.
+def scan(paths: Sequence[str | os.PathLike[str]], chosen: Selection = EVERYTHING) -> LazyFrame:
+    """All rows of the traces that are `chosen`, in order, with every column of `COLUMNS`.
 
     Columns that a file lacks are null. Nothing is read yet.
 
@@ -77,7 +78,30 @@ def scan(paths: Sequence[str | os.PathLike[str]]) -> LazyFrame:
     """
     frames = [_scan(Path(path)) for path in paths]
     lazy: LazyFrame = polars().concat(frames)
-    return lazy
+    return chosen.of(lazy)
+
+
+def is_weighted(paths: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether rows of the traces stand for many events each."""
+    return any(facts.get(WEIGHTED) == "yes" for facts in _facts(paths))
+
+
+def lost_events(paths: Sequence[str | os.PathLike[str]]) -> int:
+    """How many events the recorders of the traces say that they lost, at least."""
+    return sum(int(facts.get("import-lost", "0")) for facts in _facts(paths))
+
+
+def _facts(paths: Sequence[str | os.PathLike[str]]) -> Iterator[dict[str, str]]:
+    for path in paths:
+        with Trace(path) as trace:
+            yield trace.run
+
+
+def count(*, weighted: bool) -> Expr:
+    """The number of events of a group of rows."""
+    pl = polars()
+    number: Expr = pl.col("weight").fill_null(1).sum() if weighted else pl.len()
+    return number
 
 
 @contextmanager

@@ -130,6 +130,13 @@ TIME_UNIT: Final = "time-unit"
 default), `ns`, `ticks` or `events`."""
 
 
+CRITERIA: Final = "criteria"
+"""The fact about a run that has the criteria in force, as a VMCS file (fields that are not 0)."""
+
+WEIGHTED: Final = "weighted"
+"""The fact about a trace that says (`yes`) that its rows stand for many events each."""
+
+
 class TraceError(TrapgateError):
     """A trace cannot be written or read.
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.trace.frames import polars, reading, scan, time_unit
+from trapgate.trace.code_words import code_words
+from trapgate.trace.document import Document, Heading, Paragraph, Part, Table
+from trapgate.trace.frames import count, is_weighted, lost_events, polars, reading, scan, time_unit
 from trapgate.trace.labels import vector_label
+from trapgate.trace.selection import EVERYTHING, Selection
 from trapgate.trace.symbols import Symbols
 
 if TYPE_CHECKING:
@@ -41,23 +44,72 @@ class Line:
     p50: float | None
     p99: float | None
     most: int | None
+    words: str = ""
+    """What the key means, where it is a code."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """All tables of a trace, by name; `events` is the number of rows."""
+    """All tables of a trace, by name; `events` is their number, `lost` how many the recorder
+    says that it lost. `chosen` says in words which were counted, if not all.
+    """
 
     events: int
     time_unit: str
     tables: dict[str, list[Line]]
+    lost: int = 0
+    chosen: str = ""
+
+    def document(self, top: int = 15) -> Document:
+        """The tables as a document, for a page, a notebook or a mail."""
+        said = f"{self.events:,} events; times in {self.time_unit}"
+        parts: list[Part] = [Paragraph(said + (f"; only {self.chosen}" if self.chosen else ""))]
+        if self.lost:
+            parts.append(Paragraph(f"the recorder lost {self.lost:,} events: in no count"))
+        for name, lines in self.tables.items():
+            rows = tuple(
+                (line.key, line.words, line.count, f"{line.share:.1%}", line.exits, line.total,
+                 line.mean, line.p99)
+                for line in lines[:top]
+            )  # fmt: skip
+            heads = (name, "meaning", "count", "share", "exits", "total", "mean", "p99")
+            if rows:
+                parts += [Heading(f"Per {name}"), Table(heads, rows)]
+        return Document("What the trace holds", tuple(parts))
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return self.document().notebook()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "events": self.events,
             "time_unit": self.time_unit,
+            "lost": self.lost,
+            "chosen": self.chosen,
             "tables": {name: [vars(line) for line in lines] for name, lines in self.tables.items()},
         }
+
+
+def compared(one: Stat, other: Stat, names: tuple[str, str]) -> Document:
+    """Two traces side by side: each key's events and time, the greatest difference first."""
+    parts: list[Part] = [
+        Paragraph(f"{name}: {stat.events:,} events, times in {stat.time_unit}, {stat.lost:,} lost")
+        for name, stat in zip(names, (one, other), strict=True)
+    ]
+    for name in one.tables:
+        left, right = ({line.key: line for line in stat.tables[name]} for stat in (one, other))
+        rows = []
+        for key in left.keys() | right.keys():
+            pair = left.get(key), right.get(key)
+            counts = [0 if line is None else line.count for line in pair]
+            times = [None if line is None else line.mean for line in pair]
+            rows.append((key, *counts, counts[1] - counts[0], *times))
+        rows.sort(key=lambda row: (-abs(int(row[3] or 0)), str(row[0])))
+        heads = (name, *names, "difference", f"mean, {names[0]}", f"mean, {names[1]}")
+        parts += [Heading(f"Per {name}"), Table(heads, tuple(rows[:30]))]
+    return Document(f"{names[0]} and {names[1]} compared", tuple(parts))
 
 
 def symbol_indices(column: Series, symbols: Symbols) -> Series:
@@ -79,19 +131,24 @@ def check_symbols(lazy: LazyFrame, symbols: Symbols) -> None:
     symbols.demand_match(rest["rip"].to_numpy())
 
 
-def statistics(paths: Sequence[Path], *, symbols: Symbols | None = None) -> Stat:
-    """The tables of one or more traces together; `symbols` adds one per function.
+def statistics(
+    paths: Sequence[Path], *, symbols: Symbols | None = None, chosen: Selection = EVERYTHING
+) -> Stat:
+    """The tables of the `chosen` events of traces together; `symbols` adds one per function.
 
     Raises: TraceError for files that are no traces, or symbols that do not match.
     """
     unit = time_unit(paths)
     with reading(paths):
-        return _statistics(paths, unit, symbols)
+        return _statistics(paths, unit, symbols, chosen)
 
 
-def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> Stat:
+def _statistics(
+    paths: Sequence[Path], unit: str, symbols: Symbols | None, chosen: Selection
+) -> Stat:
     pl = polars()
-    lazy = scan(paths)
+    lazy = scan(paths, chosen)
+    weighted = is_weighted(paths)
     words = pl.coalesce(pl.col("exit_reason").cast(pl.String), pl.col("reason").cast(pl.String))
     keys: dict[str, list[Expr]] = {
         "reason": [words.alias("reason")],
@@ -108,7 +165,7 @@ def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> St
     # see all times, take no more memory than there are different ones.
     frames = [
         lazy.group_by(*key, "disposition", "latency")
-        .agg(pl.len().cast(pl.Int64).alias("cells"))
+        .agg(count(weighted=weighted).cast(pl.Int64).alias("cells"))
         .collect(engine="streaming")
         .pipe(_measured, [expression.meta.output_name() for expression in key])
         for key in keys.values()
@@ -120,31 +177,31 @@ def _statistics(paths: Sequence[Path], unit: str, symbols: Symbols | None) -> St
         if name == "error code":
             frame = frame.filter(pl.col("error_code").is_not_null())
         tables[name] = _lines(frame, len(key), events, name, symbols)
-    return Stat(events, unit, tables)
+    return Stat(events, unit, tables, lost_events(paths), chosen.words())
 
 
 def _measured(cells: DataFrame, key: list[str]) -> DataFrame:
     """For each key the sums, and the quantiles of its times, from counts of equal events."""
     pl = polars()
-    count, latency = pl.col("cells"), pl.col("latency")
+    number, latency = pl.col("cells"), pl.col("latency")
     word = pl.col("disposition").cast(pl.String)
     events = cells.group_by(key).agg(
-        count.sum().alias("count"),
-        count.filter(word == "EXIT").sum().alias("exits"),
-        count.filter(word == "DELIVER").sum().alias("delivered"),
-        count.filter(word == "COMPLETE").sum().alias("completed"),
-        count.filter(latency.is_not_null()).sum().alias("timed"),
+        number.sum().alias("count"),
+        number.filter(word == "EXIT").sum().alias("exits"),
+        number.filter(word == "DELIVER").sum().alias("delivered"),
+        number.filter(word == "COMPLETE").sum().alias("completed"),
+        number.filter(latency.is_not_null()).sum().alias("timed"),
     )
-    seen = count.sum()
+    seen = number.sum()
     times = (
         cells.filter(latency.is_not_null())
         .sort("latency")
-        .with_columns(count.cum_sum().over(key).alias("rank"))
+        .with_columns(number.cum_sum().over(key).alias("rank"))
         .group_by(key)
         .agg(
-            (latency.cast(pl.Int128) * count).sum().alias("total"),
+            (latency.cast(pl.Int128) * number).sum().alias("total"),
             latency.min().alias("least"),
-            ((latency.cast(pl.Int128) * count).sum() / seen).alias("mean"),
+            ((latency.cast(pl.Int128) * number).sum() / seen).alias("mean"),
             _quantile(0.5).alias("p50"),
             _quantile(0.99).alias("p99"),
             latency.max().alias("most"),
@@ -182,5 +239,6 @@ def _lines(
         else:
             key = str(values[0])
         measured = {name: row[name] for name in list(row)[keys:]}
-        lines.append(Line(key=key, share=row["count"] / events, **measured))
+        words = code_words(values[0], values[1]) if table == "error code" else ""
+        lines.append(Line(key=key, share=row["count"] / events, words=words, **measured))
     return sorted(lines, key=lambda line: (-(line.total or 0), -line.count, line.key))

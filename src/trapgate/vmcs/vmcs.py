@@ -23,6 +23,7 @@ from trapgate.errors import (
 )
 from trapgate.sdm import controls, state
 from trapgate.sdm.cells import LENGTH, TABLE_CELLS, TABLE_START
+from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.fields import Field
 from trapgate.vmcs.file import (
     PROFILES,
@@ -38,6 +39,18 @@ from trapgate.vmcs.file import (
 _BY_ENCODING: dict[int, Field] = {int(field): field for field in Field}
 _TABLE_FIELDS = (Field.CRITERIA_TABLE_LENGTH, Field.CRITERIA_TABLE_RULES)
 _SEGMENTS = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
+
+
+_NO_PLACE = (0, 0, False)
+_PLACES: dict[str, dict[Field | str, tuple[int, int, bool]]] = {
+    profile: {
+        field.name: (field.cell, (1 << field.width) - 1, not field.read_only)
+        for field in Field
+        if profile == "extended" or not field.extension
+    }
+    for profile in PROFILES
+}
+"""By profile, of each field by its name: cell, greatest value, and whether it may be written."""
 
 
 class Vmcs:
@@ -76,7 +89,11 @@ class Vmcs:
 
     def __getitem__(self, field: Field | str) -> int:
         """The field's value, unsigned; UnknownFieldError, ExtensionError."""
-        return self._get(self._known(field))
+        place = _PLACES[self.profile].get(field)
+        if place is None:
+            return self._get(self._known(field))
+        cell, mask, _ = place
+        return self.words[cell] & mask
 
     def __setitem__(self, field: Field | str, value: int) -> None:
         """Write a field.
@@ -87,7 +104,12 @@ class Vmcs:
             ReadOnlyFieldError: it is VM-exit information.
             ExtensionError: it is an extension and the profile is "vt-x".
         """
-        self._set(self._known(field), value)
+        cell, mask, writable = _PLACES[self.profile].get(field, _NO_PLACE)
+        if writable and type(value) is int and 0 <= value <= mask:
+            self.words[cell] = value - (1 << 64) if value >> 63 else value
+        else:
+            # What is wrong with it, or an unusual type.
+            self._set(self._known(field), value)
 
     def read(self, encoding: int) -> int:
         """VMREAD: the field with that encoding (an odd one: the upper half of a 64-bit field)."""
@@ -179,10 +201,18 @@ class Vmcs:
 
     def __repr__(self) -> str:
         """What tells one VMCS from another at a glance."""
-        return (
-            f"<Vmcs {self.profile} rip={self['GUEST_RIP']:#x} cr3={self['GUEST_CR3']:#x} "
-            f"exceptions={self['EXCEPTION_BITMAP']:#x}>"
+        shown = (("RIP", "GUEST_RIP"), ("CR3", "GUEST_CR3"), ("exceptions", "EXCEPTION_BITMAP"))
+        words = ", ".join(f"{name} {hexadecimal(self[field])}" for name, field in shown)
+        return f"<Vmcs {self.profile}: {words}>"
+
+    def _repr_html_(self) -> str:
+        """A table of the fields that are not 0, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{field.name}</td><td>{hexadecimal(self[field])}</td><td>{field.kind}</td></tr>"
+            for field in self
+            if self[field]
         )
+        return f"<table><tr><th>field</th><th>value</th><th>kind</th></tr>{rows}</table>"
 
     def copy(self) -> Self:
         """Another VMCS with the same fields, its launch state clear."""

@@ -17,11 +17,20 @@ from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import CR4_OSXSAVE, MSR_TSC, XCR0_IMPLEMENTED, XCR0_X87
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
 from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmcs.explain import explain_abort
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
-from trapgate.vmm.identity import APIC, MSRS, WRITABLE_MSRS, cpuid
+from trapgate.vmm.identity import (
+    APIC,
+    MSRS,
+    OSXSAVE,
+    WRITABLE_MSRS,
+    XSAVE,
+    XSAVE_LEAF,
+    cpuid,
+)
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.task_switch import switch_tasks
 
@@ -30,6 +39,7 @@ Handler = Callable[[VmExit, Platform], Action]
 _LOW = 0xFFFF_FFFF
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _DF, _PF = 8, 14
+_TSC_ADJUST = 0x3B
 _INVALID_OPCODE = Inject(Interruption(6, InterruptionType.HARDWARE_EXCEPTION))
 _GENERAL_PROTECTION = Inject(Interruption(13, InterruptionType.HARDWARE_EXCEPTION, 0))
 _SIZES = {0: 1, 1: 2, 3: 4}
@@ -84,6 +94,13 @@ def identify(vmexit: VmExit, vm: Platform) -> Action:
     eax, ebx, ecx, edx = cpuid(leaf, subleaf)
     if leaf == 1 and not vm.devices.apic.enabled:
         edx &= ~APIC
+    can_save = vm.processor.engine.has_xsave
+    if leaf == 1 and not can_save:
+        ecx &= ~XSAVE
+    elif leaf == 1 and int(effects.cr4_seen(vmexit.vmcs.cells)) & CR4_OSXSAVE:
+        ecx |= OSXSAVE
+    elif leaf == XSAVE_LEAF and not can_save:
+        eax = ebx = ecx = 0
     registers.rax, registers.rbx, registers.rcx, registers.rdx = eax, ebx, ecx, edx
     return EMULATED
 
@@ -127,10 +144,11 @@ def read_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
-        known = {**MSRS, **vm.processor.x86_vmm.msrs()}
-        if index not in known:
+        known = {**MSRS, **vm.processor.x86_vmm.msrs(), _TSC_ADJUST: vm.tsc_adjust}
+        found = known.get(index, vm.mtrrs.read(index))
+        if found is None:
             return _GENERAL_PROTECTION
-        value = known[index]
+        value = found
     registers.rax = int(value) & _LOW
     registers.rdx = int(value) >> 32 & _LOW
     return EMULATED
@@ -148,8 +166,15 @@ def write_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED if allowed else _GENERAL_PROTECTION
     if index == MSR_FEATURE_CONTROL:
         return EMULATED if vm.processor.x86_vmm.set_feature_control(value) else _GENERAL_PROTECTION
-    if index == 0x10:
-        return EMULATED  # the time-stamp counter is virtual time, which nobody sets
+    if vm.mtrrs.read(index) is not None:
+        return EMULATED if vm.mtrrs.write(index, value) else _GENERAL_PROTECTION
+    if index == _TSC_ADJUST:
+        vm.adjust_tsc(value - vm.tsc_adjust)
+        return EMULATED
+    if index == MSR_TSC:
+        now = int(effects.time_stamp(vmexit.vmcs.cells, vm.processor.time))
+        vm.adjust_tsc(value - now)
+        return EMULATED
     outcome = effects.write_msr(vmexit.vmcs.cells, registers.cells, index, signed(value))
     return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
 
@@ -220,6 +245,18 @@ def time_stamp(vmexit: VmExit, vm: Platform) -> Action:
     registers.rax, registers.rdx = now & _LOW, now >> 32
     if vmexit.reason == ExitReason.RDTSCP:
         registers.rcx = registers.tsc_aux & _LOW
+    return EMULATED
+
+
+def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
+    """XSETBV of XCR0."""
+    registers = vm.processor.registers
+    value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
+    if not vm.processor.engine.has_xsave:
+        return _INVALID_OPCODE
+    if registers.rcx & _LOW or not value & XCR0_X87 or value & ~XCR0_IMPLEMENTED:
+        return _GENERAL_PROTECTION
+    registers.xcr0 = value
     return EMULATED
 
 
@@ -297,6 +334,7 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.MONITOR: undefined,
     ExitReason.PAUSE: nothing,
     ExitReason.WBINVD: nothing,
+    ExitReason.XSETBV: extended_control_register,
     ExitReason.PREEMPTION_TIMER: again,
     **dict.fromkeys(
         (

@@ -1,12 +1,14 @@
 """What processor guests find: CPUID leaves and the model-specific registers beside the VMCS's.
 
-It is a plain processor of the Nehalem kind, with what the engine can do and no more:
-no AVX, no RDRAND. The time-stamp counter and the local APIC's timer run at the virtual
-clock's rate, and leaf 15H says so, so that guests need not measure them.
+It is a processor of the Nehalem kind with what later ones have and hypervisors demand, and no
+AVX: what CPUID shows executes, and what it does not show is #UD. The time-stamp counter and the
+local APIC's timer run at the virtual clock's rate, and leaf 15H says so, so that guests need not
+measure them.
 """
 
 from collections.abc import Mapping
 
+from trapgate.sdm.state import XCR0_IMPLEMENTED
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
 
 APIC = 1 << 9
@@ -22,6 +24,7 @@ _FEATURES_EDX = (
     | 1 << 8  # CX8
     | APIC
     | 1 << 11  # SEP
+    | 1 << 12  # MTRR
     | 1 << 13  # PGE
     | 1 << 15  # CMOV
     | 1 << 16  # PAT
@@ -42,10 +45,22 @@ _FEATURES_ECX = (
     | 1 << 21  # x2APIC
     | 1 << 23  # POPCNT
     | 1 << 24  # the local APIC's timer has a TSC-deadline mode
+    | 1 << 26  # XSAVE
+    | 1 << 30  # RDRAND
     | 1 << 31  # a hypervisor is present
 )
-_SMEP = 1 << 7
-_SMAP = 1 << 20
+XSAVE = 1 << 26
+OSXSAVE = 1 << 27
+"""Leaf 1, ECX; the second shown while CR4.OSXSAVE is 1, both if the engine can."""
+_STRUCTURED = (
+    1 << 0  # FSGSBASE
+    | 1 << 1  # IA32_TSC_ADJUST
+    | 1 << 7  # SMEP
+    | 1 << 9  # ERMS
+    | 1 << 10  # INVPCID
+    | 1 << 20  # SMAP
+    | 1 << 23  # CLFLUSHOPT
+)
 _ARAT = 1 << 2
 _EXTENDED_EDX = (
     1 << 11  # SYSCALL
@@ -55,6 +70,9 @@ _EXTENDED_EDX = (
 )
 _SIGNATURE = 0x106A5
 _HIGHEST_LEAF = 0x16
+XSAVE_LEAF = 0xD
+_XSAVE_AREA = 512 + 64
+"""Bytes."""
 _HYPERVISOR = 0x4000_0000
 _HIGHEST_EXTENDED = 0x8000_0008
 Leaf = tuple[int, int, int, int]
@@ -83,7 +101,9 @@ _LEAVES: dict[int, Leaf] = {
     0x2: (0x0000_0001, 0, 0, 0),
     # The timer of the local APIC never stops.
     0x6: (_ARAT, 0, 0, 0),
-    0x7: (0, _SMEP | _SMAP, 0, 0),
+    0x7: (0, _STRUCTURED, 0, 0),
+    # The legacy region and the header of XSAVE's area; x87 and SSE state.
+    XSAVE_LEAF: (XCR0_IMPLEMENTED, _XSAVE_AREA, _XSAVE_AREA, 0),
     # The crystal clock is the TSC's: one tick an instruction.
     0x15: (1, 1, _MEGAHERTZ * 1_000_000, 0),
     0x16: (_MEGAHERTZ, _MEGAHERTZ, 1, 0),
@@ -105,7 +125,7 @@ _TOPOLOGY: tuple[Leaf, ...] = ((0, 1, 1 << 8, 0), (0, 1, 2 << 8 | 1, 0))
 
 def cpuid(leaf: int, subleaf: int) -> Leaf:
     """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`; or zeros."""
-    if subleaf and leaf == 0x7:
+    if subleaf and leaf in (0x7, XSAVE_LEAF):
         return _NOTHING
     if leaf == 0xB:
         return _TOPOLOGY[subleaf] if subleaf < len(_TOPOLOGY) else (0, 0, subleaf & 0xFF, 0)
@@ -116,12 +136,10 @@ MSRS: Mapping[int, int] = {
     0x017: 0,  # IA32_PLATFORM_ID
     0x08B: 0,  # IA32_BIOS_SIGN_ID
     0x0CE: 0,  # MSR_PLATFORM_INFO
-    0x0FE: 0,  # IA32_MTRRCAP
     0x140: 0,  # MISC_FEATURES_ENABLES
     0x179: 0,  # IA32_MCG_CAP
     0x17A: 0,  # IA32_MCG_STATUS
     0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
-    0x2FF: 0,  # IA32_MTRR_DEF_TYPE
 }
 """MSRs that read as constants; writing back what they hold is allowed."""
 

@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from html import escape
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,15 +21,19 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import Disposition
 from trapgate.events.journal import (
     COUNTS,
+    DISPOSITIONS,
     HEAD_COUNTS,
+    TYPES,
+    VECTORS,
 )
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm.event_words import event_name, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
-from trapgate.sdm.vmx import THROUGH_IDT_VECTOR
+from trapgate.sdm.vmx import RANDOM, THROUGH_IDT_VECTOR
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import (
@@ -39,13 +45,18 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
+from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.platform import Platform
-from trapgate.vmm.summary import Faults, NestedSummary, Summary
+from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
+from trapgate.trace.html import table
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 _IF = 1 << 9
 _NE = 1 << 5
@@ -58,6 +69,11 @@ _VALID = 1 << 31
 _HARDWARE = 3 << 8
 _MONITOR_TRAP = _VALID | InterruptionType.OTHER_EVENT << 8
 _NEVER = 1 << 62
+_KINDS = {
+    EventKind.FAULT: InterruptionType.HARDWARE_EXCEPTION,
+    EventKind.INTERRUPT: InterruptionType.EXTERNAL_INTERRUPT,
+    EventKind.SOFTWARE_INTERRUPT: InterruptionType.SOFTWARE_INTERRUPT,
+}
 JOURNAL = 1 << 15
 """Events that a machine's processor remembers."""
 
@@ -95,8 +111,11 @@ class Vmm:
 @dataclass
 class _Tally:
     seconds: float = 0.0
-    exits: Counter[ExitReason] = field(default_factory=Counter)
-    injected: Counter[int] = field(default_factory=Counter)
+    exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
+    """By basic exit reason."""
+    injected: dict[EventKind, Counter[int]] = field(
+        default_factory=lambda: {kind: Counter() for kind in EventKind}
+    )
 
 
 class VirtualMachine(Platform):
@@ -105,7 +124,7 @@ class VirtualMachine(Platform):
     `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
     with others (see `direct.DirectMachine`). `console` takes the serial
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
-    the trace. `seed` moves the time-stamp counter's start, the one thing about a run
+    the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail.
 
@@ -159,9 +178,12 @@ class VirtualMachine(Platform):
             | ct.PRIMARY_MONITOR_EXITING
             | ct.PRIMARY_MWAIT_EXITING
         )
-        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP
+        vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= (
+            ct.SECONDARY_VPID | ct.SECONDARY_RDTSCP | ct.SECONDARY_INVPCID
+        )
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
         vmcs["TSC_OFFSET"] = seed * 0x9E37_79B9 & 0xFFFF_FFFF_FFFF
+        self.processor.x86_vmm.state[RANDOM] = (seed + 1) * 0x9E37_79B9 & 0xFFFF_FFFF
         # VMX fixes CR0.NE to 1; the guest sees what it wrote.
         vmcs["CR0_GUEST_HOST_MASK"] = _NE
 
@@ -257,10 +279,12 @@ class VirtualMachine(Platform):
             self._device_due = _NEVER if due is None else due
         self._offer_interrupt(v)
         limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
-        for other in (self._device_due, end, until):
-            if other is not None and other < limit:
-                limit = other
-        v[f.VMX_PREEMPTION_TIMER_VALUE] = max(min(limit - now, _TIMER_MAX), 0)
+        limit = min(limit, self._device_due)
+        if end is not None and end < limit:
+            limit = end
+        if until is not None and until < limit:
+            limit = until
+        v[f.VMX_PREEMPTION_TIMER_VALUE] = limit - now if limit > now else 0
         outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
         if isinstance(outcome, VmFail):
             self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
@@ -285,7 +309,7 @@ class VirtualMachine(Platform):
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
                 if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
                     vector = self.devices.acknowledge()
-                    self._tally.injected[vector] += 1
+                    self._tally.injected[EventKind.INTERRUPT][vector] += 1
                 else:
                     vector = 0
                 v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _VALID | vector
@@ -297,20 +321,21 @@ class VirtualMachine(Platform):
             v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary & ~window | wanted
 
     def _carry_out(self, vmexit: VmExit, action: Action) -> None:
-        v = self.vmcs.words
         if isinstance(action, Emulated):
             self.advance(vmexit)
         elif isinstance(action, Inject):
             self._inject(action)
         elif isinstance(action, Stop):
             self.stopped = action
-        if vmexit.idt_vectoring is not None and isinstance(action, Resume):
+        elif isinstance(action, Resume):
             vectoring = vmexit.idt_vectoring
-            self._inject(Inject(vectoring, v[f.VM_EXIT_INSTRUCTION_LENGTH]))
+            if vectoring is not None:
+                length = self.vmcs.words[f.VM_EXIT_INSTRUCTION_LENGTH]
+                self._inject(Inject(vectoring, length))
 
     def _inject(self, action: Inject) -> None:
         v = self.vmcs.words
-        self._tally.injected[action.event.vector] += 1
+        self._tally.injected[EventKind.of(action.event.type)][action.event.vector] += 1
         word, code = action.event.encode()
         row = ROWS.get(action.event.vector)
         if row is not None and row.occurrence is Occurrence.FAULT and word & _HARDWARE:
@@ -320,8 +345,41 @@ class VirtualMachine(Platform):
         v[f.VM_ENTRY_EXCEPTION_ERROR_CODE] = code
         v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length
 
+    def __repr__(self) -> str:
+        """Where the guest stands, and whether it has stopped."""
+        state = f"stopped: {self.stopped.end.value}" if self.stopped else "not stopped"
+        rip = hexadecimal(self.vmcs["GUEST_RIP"])
+        return (
+            f"<VirtualMachine {self.number}: {self.processor.memory.size >> 20} MB, "
+            f"{self.processor.engine.kind} engine, RIP {rip}, "
+            f"{self.processor.time:,} instructions, {state}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What happened so far, for notebooks."""
+        summary = self.summary()
+        rows = [
+            (f"{event_name(vector, _KINDS[kind])} {disposition.name.lower()}", f"{count:,}")
+            for kind, vectors in summary.events.items()
+            for vector, counts in vectors.items()
+            for disposition, count in counts.items()
+        ]
+        rows += [
+            (f"VM exit: {reason.name.lower().replace('_', ' ')}", f"{count:,}")
+            for reason, count in summary.exits.items()
+        ]
+        return f"<p>{escape(repr(self))}</p>" + table(("what", "count"), rows)
+
+    def events(self, count: int = JOURNAL) -> DataFrame:
+        """The last events, the earliest first, as a Polars frame; numbers as in the trace.
+
+        `name` is the event in words, `error_code` and `address` are null where there is none.
+        Raises: MissingExtraError without polars.
+        """
+        return event_frame(islice(self.processor.last_events(), count))
+
     def _event_counts(self, level: int) -> Cells:
-        """The journal's counts of one level, by vector and disposition."""
+        """The journal's counts of one level, by type, vector and disposition."""
         start = HEAD_COUNTS + level * COUNTS
         return self.processor.head[start : start + COUNTS]
 
@@ -330,24 +388,29 @@ class VirtualMachine(Platform):
         entries, exits = self.processor.x86_vmm.counts()
         return Summary(
             self.processor.time,
+            self.processor.skipped,
             self._tally.seconds,
-            self._faults(0),
-            dict(self._tally.injected),
-            dict(self._tally.exits),
+            self._events(0),
+            {kind: dict(counts) for kind, counts in self._tally.injected.items()},
+            {reason: count for reason in ExitReason if (count := self._tally.exits[reason])},
             self.stopped,
-            NestedSummary(entries, self._faults(1), exits) if entries else None,
+            NestedSummary(entries, self._events(1), exits) if entries else None,
             self.processor.engine.kind,
             self.processor.engine.why_not_native,
         )
 
-    def _faults(self, level: int) -> Faults:
+    def _events(self, level: int) -> dict[EventKind, Counts]:
         """The journal's counts for one level."""
-        counts = self._event_counts(level).reshape(256, 3)
-        return {
-            int(vector): {
-                disposition: int(counts[vector, disposition])
-                for disposition in Disposition
-                if counts[vector, disposition]
+        every = self._event_counts(level).reshape(TYPES, VECTORS, DISPOSITIONS)
+        found: dict[EventKind, Counts] = {}
+        for kind in EventKind:
+            counts = every[[t for t in range(TYPES) if EventKind.of(t) is kind]].sum(axis=0)
+            found[kind] = {
+                int(vector): {
+                    disposition: int(counts[vector, disposition])
+                    for disposition in Disposition
+                    if counts[vector, disposition]
+                }
+                for vector in np.flatnonzero(counts.any(axis=1))
             }
-            for vector in np.flatnonzero(counts.any(axis=1))
-        }
+        return found

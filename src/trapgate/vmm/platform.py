@@ -13,7 +13,7 @@ from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.state import PENDING_BS
+from trapgate.sdm.state import ACTIVITY_HLT, PENDING_BS
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
@@ -21,10 +21,13 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.loaders.layout import memory_map
+from trapgate.vmm.mtrrs import Mtrrs
 
 _IF = 1 << 9
 _TF = 1 << 8
 _RF = 1 << 16
+_MOST_DEADLINES = 64
+"""How many deadlines of devices a halted guest sleeps through in one go."""
 _MONITOR_TRAP = 1 << 31 | InterruptionType.OTHER_EVENT << 8
 
 
@@ -70,8 +73,17 @@ class Platform:
         )
         self.base = 0
         """Where in the processor's memory the guest's address 0 lies."""
+        self.mtrrs = Mtrrs()
+        self.tsc_adjust = 0
+        """IA32_TSC_ADJUST, 64 bits: what the guest has added to its time-stamp counter."""
         self._device_due = 0
         processor.connect(self._load, self._store, self.devices.pages)
+
+    def adjust_tsc(self, by: int) -> None:
+        """Move the guest's time-stamp counter, as WRMSR to it or to IA32_TSC_ADJUST does."""
+        mask = 0xFFFF_FFFF_FFFF_FFFF
+        self.tsc_adjust = (self.tsc_adjust + by) & mask
+        self.vmcs["TSC_OFFSET"] = (self.vmcs["TSC_OFFSET"] + by) & mask
 
     def general(self, number: int) -> int:
         """The general register of that encoding, unsigned."""
@@ -168,7 +180,7 @@ class Platform:
         devices, processor = self.devices, self.processor
         awake = self._takes_interrupts(self.vmcs.words)
         alarm = processor.x86_vmm.alarm
-        while True:
+        for _ in range(_MOST_DEADLINES):
             now = processor.time
             devices.advance(now)
             if processor.nmi_pending or (awake and devices.pending()):
@@ -197,6 +209,10 @@ class Platform:
                         return Resume()
             if deadline is not None:
                 processor.skip_to(deadline)
+        # Devices go on and wake nobody, a timer whose interrupt is in service, say. The guest
+        # stays halted, and whoever runs it has a look at its limits.
+        self.vmcs.words[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT
+        return Resume()
 
     def fault_chain(self) -> Iterator[str]:
         """The last chain of nested faults, the first first: RIP, error code and CR2 of each."""

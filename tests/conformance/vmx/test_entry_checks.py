@@ -1,6 +1,7 @@
 """Every check of VM entry, once satisfied and once violated, by a VMM that is x86 code.
 
-The rows are those of `test_checks`, the expectations the oracle's of `sdm_checks`. All of
+The rows are those of `tests.unit.test_entry_checks`, the expectations the oracle's of
+`sdm_checks`. All of
 a mode run in one boot.
 """
 
@@ -15,8 +16,8 @@ from tests.conformance.tiny_guest import Tiny
 from tests.conformance.vmx import harness as h
 from tests.conformance.vmx import violations
 from tests.conformance.vmx.sdm_checks import outcomes
-from tests.conformance.vmx.test_checks import complete, supported
 from tests.conformance.vmx.violations import Changes, Row, apply
+from tests.unit.test_entry_checks import complete, supported
 from trapgate.sdm import checks as ck
 from trapgate.sdm.cells import ENCODINGS
 

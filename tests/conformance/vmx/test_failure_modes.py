@@ -109,7 +109,11 @@ def operand_faults(name: str, opcode: bytes, digit: int, state: str) -> list[Row
             f"{name}, operand not canonical", not_canonical(opcode, digit), state, "fault 13", (64,)
         ),
         Row(f"{name}, LOCK", plain(b"\xf0" + opcode + bytes((digit << 3,))), state, "fault 6"),
-        Row(f"{name}, register", plain(opcode + bytes((0xC0 | digit << 3,))), state, "fault 6"),
+        *(
+            Row(f"{name}, register", plain(opcode + bytes((0xC0 | digit << 3,))), state, "fault 6")
+            # Those of VMCLEAR and VMPTRLD are RDRAND.
+            for _ in range(name not in ("VMCLEAR", "VMPTRLD"))
+        ),
     ]
 
 

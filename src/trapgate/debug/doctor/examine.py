@@ -15,9 +15,10 @@ from trapgate.debug.doctor import (
 from trapgate.debug.doctor.patient import NotInDumpError, Patient
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import Group, Rule
-from trapgate.debug.doctor.words import hexadecimal, shown
+from trapgate.debug.doctor.words import shown
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
+from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.interruption import TYPE_NMI
 from trapgate.sdm.reasons import REASON_ENTRY_FAILURE, ExitReason
 

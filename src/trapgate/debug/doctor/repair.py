@@ -15,7 +15,8 @@ from trapgate.debug.doctor.fields import width
 from trapgate.debug.doctor.patient import Patient, fits
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import Rule
-from trapgate.debug.doctor.words import decoded, hexadecimal
+from trapgate.debug.doctor.words import decoded
+from trapgate.sdm.event_words import hexadecimal
 
 _MOST_STEPS = 400
 """States looked at before the search contents itself with the best so far."""

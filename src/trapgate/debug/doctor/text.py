@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from trapgate.debug.doctor.examine import GROUPS, Diagnosis, Finding
 from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.repair import Repair
-from trapgate.debug.doctor.words import decoded, hexadecimal, shown
+from trapgate.debug.doctor.words import decoded, shown
+from trapgate.sdm.event_words import hexadecimal
 
 _CHECKS = sum(len(group.rules) for group in GROUPS)
 

@@ -4,6 +4,7 @@ from enum import IntFlag
 
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
+from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASON_ENTRY_FAILURE, ExitReason
 from trapgate.sdm.vectors import ROWS
@@ -24,11 +25,6 @@ _SYSTEM = {
     9: "available TSS",
     11: "busy TSS",
 }
-
-
-def hexadecimal(value: int) -> str:
-    """As the SDM writes it: 80000021H."""
-    return f"{value:X}H"
 
 
 def _bit_names(prefix: str) -> dict[int, str]:

@@ -6,10 +6,11 @@ of checks. Pure: it looks and changes nothing.
 
 from dataclasses import dataclass, field
 
-from trapgate.debug.story.view import Descriptor, View, hexadecimal
-from trapgate.debug.story.words import event_name
+from trapgate.debug.story.view import Descriptor, View
+from trapgate.events.frame import stack_has_room
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
+from trapgate.sdm.event_words import event_name, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 
 _MASK = (1 << 64) - 1
@@ -259,8 +260,8 @@ def _stack_32(
                 f"ring {cpl}",
             )
         base, top, rights, ss_limit = stack.base, esp, stack.rights, stack.limit
-    lowest = (top - count * size) & (0xFFFF_FFFF if rights & st.AR_DB else 0xFFFF)
-    if not rights & st.AR_EXPAND_DOWN and (top - 1) & 0xFFFF_FFFF > ss_limit:
+    mask = 0xFFFF_FFFF if rights & st.AR_DB else 0xFFFF
+    if not stack_has_room(ss_limit, rights, top & mask, size, count):
         return found.fail(
             "stack-limit",
             f"the stack at {whose} = {hexadecimal(top)} has no room within SS's limit "
@@ -272,7 +273,8 @@ def _stack_32(
             "handler-limit",
             f"the handler's offset {hexadecimal(offset)} is beyond its segment's limit",
         )
-    return _frame(view, found, whose, base + top, base + lowest, cpl)
+    lowest = (top - count * size) & mask
+    return _frame(view, found, whose, base + (top & mask), base + lowest, cpl)
 
 
 def _frame(view: View, found: Attempt, whose: str, top: int, lowest: int, cpl: int) -> Attempt:

@@ -29,7 +29,7 @@ from trapgate.debug.story.facts import (
     stack_grew,
     to_user,
 )
-from trapgate.debug.story.view import hexadecimal
+from trapgate.sdm.event_words import hexadecimal
 
 Condition = Callable[[Facts], bool]
 Row = tuple[Condition, Callable[[Facts], str]]

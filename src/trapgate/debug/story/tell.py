@@ -10,11 +10,11 @@ from trapgate.debug.story.delivery import attempt
 from trapgate.debug.story.facts import Facts, Fault
 from trapgate.debug.story.remedies import remedies
 from trapgate.debug.story.story import Scene, Story
-from trapgate.debug.story.view import View, hexadecimal
-from trapgate.debug.story.words import code_words, event_name, event_words
+from trapgate.debug.story.view import View
 from trapgate.events import journal as j
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm.event_words import code_words, event_name, event_words, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.registers import CR2
 from trapgate.sdm.vectors import DF, PF

@@ -10,16 +10,12 @@ from dataclasses import dataclass, field
 from trapgate.compiler.dialect import Cells
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
+from trapgate.sdm.event_words import hexadecimal
 
 _MASK = (1 << 64) - 1
 _FRAME = ((1 << 52) - 1) & ~0xFFF
 _FLAGS = ((0, "P"), (1, "R/W"), (2, "U/S"), (5, "A"), (6, "D"), (7, "PS"), (8, "G"), (63, "XD"))
 _RESERVED_HIGH = ((1 << 52) - 1) & ~((1 << 40) - 1)
-
-
-def hexadecimal(value: int) -> str:
-    """As the SDM writes it."""
-    return f"{value & _MASK:X}H"
 
 
 @dataclass(frozen=True)

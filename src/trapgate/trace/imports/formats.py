@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trapgate.trace.imports import points
 from trapgate.trace.imports.points import EVENT_KINDS
-from trapgate.trace.imports.reasons import SVM_WORDS, VMX_WORDS
+from trapgate.trace.imports.reasons import SVM_WORDS, VMX_WORDS, integer
 
 Cells = NDArray[np.int64]
 
@@ -156,7 +156,7 @@ class Layouts:
         for words, start in zip((self.vmx, self.svm), starts, strict=False):
             end = text.find("__print", start)
             for numbers, word in _SYMBOL.findall(text[start : end if end > 0 else None]):
-                words[sum(int(part, 0) for part in numbers.split("+"))] = word
+                words[sum(map(integer, numbers.split("+")))] = word
 
     def word(self, number: int, *, svm: bool) -> str:
         """The kernel's word for an exit reason."""

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from trapgate.trace.draft import draft
-from trapgate.trace.imports import bochs, kvm, perf_data, qemu, trace_dat
+from trapgate.trace.imports import bochs, histogram, kvm, perf_data, qemu, trace_dat
 from trapgate.trace.imports.assembler import Assembler
 from trapgate.trace.imports.recording import DamagedError
 from trapgate.trace.imports.rows import Counters, RowWriter
 from trapgate.trace.imports.unknown import RECORD, nothing
-from trapgate.trace.schema import TIME_UNIT, TraceError
+from trapgate.trace.schema import TIME_UNIT, WEIGHTED, TraceError
 
 FORMATS: Final = (
     *("auto", "trace-dat", "perf-data", "trace-cmd", "ftrace", "perf-script", "qemu", "bochs"),
+    "bpftrace",
 )
 """The formats that can be asked for; `auto` looks at the first lines."""
 
@@ -45,6 +46,8 @@ class Reader(Protocol):
 def _reader(found: str, counters: Counters, writer: RowWriter) -> Reader:
     if found == "qemu":
         return qemu.QemuReader(counters, writer.add)
+    if found == "bpftrace":
+        return histogram.HistogramReader(counters, writer.add)
     if found == "bochs":
         return bochs.BochsReader(counters, writer.add)
     return kvm.KvmText(counters, Assembler(counters, writer))
@@ -166,6 +169,14 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
+_SIGNS: Final = (
+    ("kvm", kvm.SIGN),
+    ("qemu", qemu.SIGN),
+    ("bochs", bochs.SIGN),
+    ("bpftrace", histogram.SIGN),
+)
+
+
 def _recognised(source: Path, file: BinaryIO) -> str:
     beginning = b""
     first: bytes | None = None
@@ -174,9 +185,7 @@ def _recognised(source: Path, file: BinaryIO) -> str:
         if first is None:
             first = next((line for line in piece.splitlines() if line.strip()), None)
         found = [
-            (match.start(), name, match)
-            for name, sign in (("kvm", kvm.SIGN), ("qemu", qemu.SIGN), ("bochs", bochs.SIGN))
-            if (match := sign.search(piece))
+            (match.start(), name, match) for name, sign in _SIGNS if (match := sign.search(piece))
         ]
         if found:
             _, name, match = min(found, key=lambda one: one[0])
@@ -218,5 +227,7 @@ def _copy(
         if not counters.rows:
             raise nothing(source, beginning, reader.unread or b"(entries alone)")
         facts = {"source": source.name, "format": found, TIME_UNIT: reader.unit}
+        if found == "bpftrace":
+            facts[WEIGHTED] = "yes"
         writer.finish(facts | counters.facts())
     return Imported(out, found, reader.unit, counters)

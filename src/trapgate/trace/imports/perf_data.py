@@ -47,6 +47,7 @@ _TRACEPOINT = 2
 _MOST_ATTRIBUTES = 1 << 14
 _MOST_IDS = 1 << 16
 _PIECE = 1 << 18
+_WORD = (1 << 64) - 1
 _UNPACKED = 1 << 14
 _RAW, _IDENTIFIER = 1 << 10, 1 << 16
 
@@ -169,7 +170,7 @@ class PerfData:
         if differ:
             for one_id, one in ids:
                 flat += [one_id, one.contents, one.form]
-        return np.array(flat, np.uint64).view(np.int64)
+        return np.array([value & _WORD for value in flat], np.uint64).view(np.int64)
 
     def read(self, progress: Progress | None) -> None:
         """Read it all."""

@@ -80,6 +80,13 @@ _VMX_KINDS: Final = {
 }
 
 
+def integer(text: str) -> int:
+    """A number as files have it: hexadecimal after 0x, else decimal, also with zeros before it."""
+    sign = -1 if text.startswith("-") else 1
+    digits = text.strip(" -")
+    return sign * (int(digits, 16) if digits.startswith("0x") else int(digits))
+
+
 def word_for(number: int, *, svm: bool) -> str:
     """KVM's word for an exit reason's number."""
     if svm:
@@ -117,7 +124,8 @@ class Reasons:
         """The number of a word; a word that is a number is looked up first."""
         bare = _NUMBER.fullmatch(word)
         if bare is not None and not word.startswith("UNKNOWN"):
-            word = word_for(int(bare[1], 0), svm=svm or int(bare[1], 0) >= 0x80)
+            number = integer(bare[1])
+            word = word_for(number, svm=svm or number >= 0x80)
         if len(self.words) >= self.MOST and word not in self._numbers:
             word = "(other)"
         if word not in self._numbers:

@@ -11,6 +11,7 @@ from trapgate.trace.imports.assembler import Assembler
 from trapgate.trace.imports.formats import Layouts
 from trapgate.trace.imports.points import POINT, TIME
 from trapgate.trace.imports.raw_events import DAMAGED, EVENTS, FOREIGN, RAW_COUNTS, page_points
+from trapgate.trace.imports.reasons import integer
 from trapgate.trace.imports.recording import (
     MOST_DESCRIBED,
     Cells,
@@ -153,7 +154,7 @@ def _option(option: int, data: Stretch, contents: Contents) -> None:
     elif option == _CPUSTAT:
         contents.stats.append(text)
     elif option == _OFFSET and _NUMBER.fullmatch(text.strip()):
-        contents.shift = int(text, 0)
+        contents.shift = integer(text.strip())
     elif option == _TSC and len(data.data) >= 16:
         contents.tsc = data.number(4), data.number(4), data.number(8)
 

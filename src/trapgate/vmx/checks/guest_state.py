@@ -64,8 +64,6 @@ QUALIFICATION_PDPTE = 2
 QUALIFICATION_NMI_UNDER_STI = 3
 QUALIFICATION_LINK_POINTER = 4
 
-_CR4_ALLOWED_1 = st.CR4_IMPLEMENTED | st.CR4_OSXSAVE
-# What a VMM in Python may give its guest; CR4.OSXSAVE makes XSETBV exit.
 _PENDING_DEFINED = 0xF | st.PENDING_ENABLED_BREAKPOINT | st.PENDING_BS
 _BY_STI_OR_SS = st.BLOCKING_BY_STI | st.BLOCKING_BY_MOV_SS
 _BLOCKING_DEFINED = _BY_STI_OR_SS | st.BLOCKING_BY_SMI | st.BLOCKING_BY_NMI
@@ -119,18 +117,16 @@ def _check_control_registers(v: Cells, current: int) -> int:
     long = entry_controls & ENTRY_IA32E_MODE_GUEST != 0
     cr0_fixed_0 = vmx.CR0_FIXED_0
     cr4_fixed_0 = vmx.CR4_FIXED_0
-    cr4_fixed_1 = st.CR4_IMPLEMENTED
     if current < 0:
         cr0_fixed_0 = cr0_fixed_0 & ~st.CR0_NE
         cr4_fixed_0 = 0
-        cr4_fixed_1 = _CR4_ALLOWED_1
     if unrestricted_guest(v):
         cr0_fixed_0 = cr0_fixed_0 & ~(st.CR0_PE | st.CR0_PG)
     if cr0 & cr0_fixed_0 != cr0_fixed_0 or cr0 & ~vmx.CR0_FIXED_1:
         return ck.GUEST_CR0
     if cr0 & st.CR0_PG and cr0 & st.CR0_PE == 0:
         return ck.GUEST_CR0_PG
-    if cr4 & cr4_fixed_0 != cr4_fixed_0 or cr4 & ~cr4_fixed_1:
+    if cr4 & cr4_fixed_0 != cr4_fixed_0 or cr4 & ~st.CR4_IMPLEMENTED:
         return ck.GUEST_CR4
     debug = entry_controls & ENTRY_LOAD_DEBUG_CONTROLS != 0
     if debug and v[GUEST_IA32_DEBUGCTL] & ~st.DEBUGCTL_DEFINED:

@@ -1,6 +1,5 @@
-"""Events in words: names of vectors, error codes, interruption types."""
+"""Numbers and events in words, as the SDM writes them: 80000021H, #PF(2H), what a code means."""
 
-from trapgate.debug.story.view import hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.vectors import PF, ROWS
 
@@ -26,6 +25,14 @@ _NAMES = {
     21: "control protection",
 }
 _SELECTOR_CODES = (10, 11, 12, 13)
+
+
+_MASK = (1 << 64) - 1
+
+
+def hexadecimal(value: int) -> str:
+    """As the SDM writes it: 80000021H; 64 bits, unsigned."""
+    return f"{value & _MASK:X}H"
 
 
 def event_name(vector: int, kind: int = InterruptionType.HARDWARE_EXCEPTION) -> str:

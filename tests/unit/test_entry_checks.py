@@ -41,12 +41,12 @@ def supported(*, long: bool, python: bool) -> Processor:
     primary = sum(
         1 << n for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 22, 23, 24, 25, 27, 28, 29, 30, 31)
     )
-    secondary = 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | (not python) << 1
+    secondary = sum(1 << n for n in (2, 3, 5, 6, 7, 12)) | (not python) << 1
     leave = sum(1 << n for n in (2, 9, 15, 18, 19, 20, 21, 22))
     enter = sum(1 << n for n in (2, 9, 14, 15))
     may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)
     allowed = {name: (must, must | bits) for (name, must), bits in may}
-    cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 17, 20, 21))
+    cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 17, 18, 20, 21))
 
     def read(address: int, size: int) -> int:
         data = bytes(ram.view(np.uint8)[address : address + size])
@@ -59,7 +59,7 @@ def supported(*, long: bool, python: bool) -> Processor:
         exit=allowed["exit"],
         entry=allowed["entry"],
         cr0=((1 << 0 | 1 << 31) if python else (1 << 0 | 1 << 5 | 1 << 31), 0xFFFF_FFFF),
-        cr4=(0 if python else 1 << 13, cr4 | python << 18),
+        cr4=(0 if python else 1 << 13, cr4),
         width=40,
         revision=REVISION,
         long=long,

@@ -1,0 +1,11 @@
+"""gdb's remote protocol for a running machine: `Debugger` is a VMM around the machine's own.
+
+`server` listens, `packets` cuts the stream into packets, `target` has the registers and their
+description, `commands` answers `monitor`, `catches` knows what stops the guest before it takes
+effect, `debugger` stops it and answers the rest.
+"""
+
+from trapgate.debug.gdb.debugger import Debugger
+from trapgate.debug.gdb.server import Server, address_of
+
+__all__ = ["Debugger", "Server", "address_of"]

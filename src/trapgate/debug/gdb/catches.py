@@ -1,0 +1,234 @@
+"""Faults, exits and injections that stop the guest before they take effect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trapgate.debug.story.instruction import decoded
+from trapgate.debug.story.tell import view_of
+from trapgate.debug.story.view import Step
+from trapgate.decision.conditions import Condition, holds, parse
+from trapgate.decision.criteria_table import fault_value
+from trapgate.decision.fault_values import FaultValue
+from trapgate.decision.faults import Interruption
+from trapgate.errors import TrapgateError
+from trapgate.processor.processor import VmExit
+from trapgate.sdm import cells as f
+from trapgate.sdm import state as st
+from trapgate.sdm.event_words import code_words, event_words, hexadecimal
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.vectors import PF, Vector
+from trapgate.vmm.actions import RESUME, Action, Inject
+from trapgate.vmm.machine import VirtualMachine
+
+_TURNS = (
+    ExitReason.PREEMPTION_TIMER,
+    ExitReason.INTERRUPT_WINDOW,
+    ExitReason.MONITOR_TRAP_FLAG,
+)
+_OPEN = 0x7
+"""P, R/W and U/S: what lets any access through."""
+
+
+class CatchError(TrapgateError):
+    """A catchpoint or a decision that cannot be; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A VM exit that stopped the guest, and what it is in words."""
+
+    vmexit: VmExit
+    words: str
+
+
+class Catches:
+    """What is to be caught, and the decision about what was."""
+
+    def __init__(self, vm: VirtualMachine) -> None:
+        self._vm = vm
+        self._faults: dict[int, Condition] = {}
+        self._exits: set[ExitReason] | None = None
+        self._kept: dict[str, int] = {}
+        self._decision = "deliver"
+        self._injected: Interruption | None = None
+        self._opened: list[tuple[int, bytes]] = []
+        self._pending: Pending | None = None
+        self.injections = False
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is caught or on its way."""
+        return bool(self._faults or self._exits or self.injections or self._opened)
+
+    @property
+    def stepping(self) -> bool:
+        """Whether an access is being completed, which takes one step."""
+        return bool(self._opened)
+
+    # What is caught.
+
+    def catch_fault(self, name: str, text: str) -> str:
+        """Catch exceptions of a vector, all or those that fulfil a condition.
+
+        Raises TrapgateError for what is neither.
+        """
+        try:
+            vector = int(Vector[name.upper().removeprefix("#")])
+        except KeyError:
+            raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
+        wanted = parse(text or "all")
+        vmcs = self._vm.vmcs
+        for field in (
+            "EXCEPTION_BITMAP", "PAGE_FAULT_ERROR_CODE_MASK", "PAGE_FAULT_ERROR_CODE_MATCH",
+        ):  # fmt: skip
+            self._kept.setdefault(field, vmcs[field])
+        vmcs["EXCEPTION_BITMAP"] |= 1 << vector
+        if vector == PF:
+            vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = 0
+        self._faults[vector] = wanted
+        return f"#{name.upper().removeprefix('#')} is caught{f' if {text}' if text else ''}\n"
+
+    def catch_exit(self, name: str) -> str:
+        """Catch VM exits of one reason, or of all but those that only give the VMM a turn."""
+        try:
+            reasons = (
+                {ExitReason[name.upper()]}
+                if name
+                else {reason for reason in ExitReason if reason not in _TURNS}
+            )
+        except KeyError:
+            raise CatchError(f"no exit reason {name!r}; see the SDM's names, as in CPUID") from None
+        self._exits = (self._exits or set()) | reasons
+        return f"VM exits are caught{f': {name.upper()}' if name else ''}\n"
+
+    def clear(self) -> None:
+        """Catch nothing more; the VMCS is as it was."""
+        for field, value in self._kept.items():
+            self._vm.vmcs[field] = value
+        self._kept.clear()
+        self._faults.clear()
+        self._exits = None
+        self.injections = False
+
+    def caught(self, vmexit: VmExit) -> Pending | None:
+        """The exit, if it is to stop the guest."""
+        self._pending = None
+        event = vmexit.interruption
+        if vmexit.reason is ExitReason.EXCEPTION_OR_NMI and event is not None:
+            wanted = self._faults.get(event.vector)
+            if wanted is not None and self._fulfils(vmexit, event, wanted):
+                self._pending = Pending(vmexit, self._fault_words(vmexit, event))
+        if self._pending is None and self._exits and vmexit.reason in self._exits:
+            reason = vmexit.reason.name.lower().replace("_", " ")
+            words = f"VM exit: {reason}, qualification {hexadecimal(vmexit.qualification)}"
+            self._pending = Pending(vmexit, words)
+        self._decision = "deliver"
+        return self._pending
+
+    def _fulfils(self, vmexit: VmExit, event: Interruption, wanted: Condition) -> bool:
+        v = self._vm.vmcs.cells
+        code = -1 if event.error_code is None else event.error_code
+        outer = vmexit.idt_vectoring
+
+        def fetch(what: FaultValue) -> int | None:
+            present, value = fault_value(
+                v,
+                what.number,
+                event.vector,
+                int(event.type),
+                code,
+                vmexit.qualification,
+                vmexit.instruction_length,
+                int(outer is not None),
+                -1 if outer is None else outer.vector,
+            )
+            return int(value) & (1 << 64) - 1 if present else None
+
+        return holds(wanted, fetch)
+
+    def _fault_words(self, vmexit: VmExit, event: Interruption) -> str:
+        code = -1 if event.error_code is None else event.error_code
+        words = event_words(event.vector, event.type, code)
+        details = [code_words(event.vector, code)]
+        if event.vector == PF:
+            details.append(f"address {hexadecimal(vmexit.qualification)}")
+        rest = ", ".join(detail for detail in details if detail)
+        where = hexadecimal(self._vm.vmcs["GUEST_RIP"])
+        return (
+            f"caught {words} at RIP {where}{f': {rest}' if rest else ''}; not delivered yet: "
+            "monitor deliver, skip, complete or inject, then continue"
+        )
+
+    # What is decided.
+
+    def decide(self, decision: str, injected: Interruption | None = None) -> str:
+        """What becomes of the fault that was caught, once the guest goes on."""
+        pending = self._pending
+        if pending is None or pending.vmexit.interruption is None:
+            raise CatchError("no fault has been caught; catch one with monitor catch PF")
+        if decision == "complete":
+            self._open(pending.vmexit)
+        self._decision, self._injected = decision, injected
+        what = f" {injected}" if injected else ""
+        return f"decided: {decision}{what}; continue carries it out\n"
+
+    def _open(self, vmexit: VmExit) -> None:
+        """Whether the access of a page fault could be completed: look, and change nothing yet."""
+        event = vmexit.interruption
+        if event is None or event.vector != PF:
+            raise CatchError("only page faults can be completed; deliver, skip or inject")
+        if self._steps(vmexit) is None:
+            raise CatchError("no page is there to complete the access with; map one, or skip it")
+
+    def _steps(self, vmexit: VmExit) -> tuple[Step, ...] | None:
+        walk = view_of(self._vm).walk(vmexit.qualification)
+        if walk.physical is None or not walk.steps:
+            return None
+        return walk.steps
+
+    def action(self, pending: Pending | None) -> Action | None:
+        """What the decision asks for; None for what the VMM would do anyway."""
+        if pending is None or pending.vmexit.interruption is None:
+            return None
+        match self._decision:
+            case "skip":
+                instruction = decoded(view_of(self._vm))
+                if instruction is not None:
+                    self._vm.vmcs["GUEST_RIP"] = instruction.next_ip
+                return RESUME
+            case "inject" if self._injected is not None:
+                return Inject(self._injected)
+            case "complete":
+                self._let_through(pending.vmexit)
+                return RESUME
+        return None
+
+    def _let_through(self, vmexit: VmExit) -> None:
+        """Give the entries on the way all rights for one step; `trapped` takes them back."""
+        memory = self._vm.processor.memory
+        view = view_of(self._vm)
+        wide = view.long or view.cell(f.GUEST_CR4) & st.CR4_PAE
+        for step in self._steps(vmexit) or ():
+            if step.name == "PDPTE" and not view.long:
+                continue  # has no rights
+            width = 8 if wide else 4
+            old = memory.read(step.address, width)
+            entry = int.from_bytes(old, "little") | _OPEN
+            memory.write(step.address, entry.to_bytes(width, "little"))
+            self._opened.append((step.address, old))
+        self._vm.processor.engine.flush_translations()
+
+    def trapped(self) -> None:
+        """The step is done: the page tables are the guest's again."""
+        for address, old in self._opened:
+            self._vm.processor.memory.write(address, old)
+        if self._opened:
+            self._vm.processor.engine.flush_translations()
+            self._opened.clear()
+
+    @staticmethod
+    def event(vector: int, code: int | None) -> Interruption:
+        """A hardware exception to inject."""
+        return Interruption(vector, InterruptionType.HARDWARE_EXCEPTION, code)

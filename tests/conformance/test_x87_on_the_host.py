@@ -1,0 +1,206 @@
+"""x87 instructions over special values: the guest's results and flags against the host processor's.
+
+The test compiles a small program for the host, in C, that executes the very bytes that the guest
+does: FLDCW, two loads, the instruction, FNSTSW and stores.
+"""
+
+import itertools
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from struct import pack
+
+import pytest
+
+from tests.conformance.tiny_guest import DATA, Run, Tiny, begin
+
+pytestmark = [
+    pytest.mark.conformance,
+    pytest.mark.skipif(
+        platform.machine() != "x86_64" or shutil.which("gcc") is None,
+        reason="needs an x86-64 host and a C compiler",
+    ),
+]
+
+ENGINES = ("native", "portable")
+VALUES = {
+    "0": "00000000000000000000",
+    "-0": "00000000000000000080",
+    "1": "0000000000000080ff3f",
+    "-1": "0000000000000080ffbf",
+    "1.5": "00000000000000c0ff3f",
+    "3": "00000000000000c00040",
+    "1e5": "0000000000c350c30f40"[:20],
+    "2^63": "00000000000000803e40",
+    "big": "fffffffffffffffffe7f",
+    "inf": "0000000000000080ff7f",
+    "-inf": "0000000000000080ffff",
+    "qnan": "00000000000000c0ff7f",
+    "snan": "01000000000000a0ff7f",
+}
+"""Bytes of 80-bit values, as they lie in memory."""
+BINARY = {
+    "fadd": "dec1",
+    "fsub": "dee9",
+    "fsubr": "dee1",
+    "fmul": "dec9",
+    "fdiv": "def9",
+    "fdivr": "def1",
+    "fcom": "d8d1",
+    "fucom": "dde1",
+    "fcomi": "dbf1",
+    "fucomi": "dbe9",
+}
+UNARY = {
+    "fsqrt": "d9fa",
+    "frndint": "d9fc",
+    "fchs": "d9e0",
+    "fabs": "d9e1",
+    "ftst": "d9e4",
+    "fst m32": "d91f",
+    "fst m64": "dd1f",
+    "fistp m32": "db1f",
+    "fistp m64": "df3f",
+    "fisttp m32": "db0f",
+    "fisttp m64": "dd0f",
+}
+ROUND = {"nearest": 0x37F, "down": 0x77F, "up": 0xB7F, "zero": 0xF7F}
+FLAGS = 0x8D5
+SUMMARY = 0xBD
+"""Of the status word: IE, ZE, OE, UE, PE and ES. Denormal operands are not known."""
+CONDITIONS = 0x4500
+COMPARE = ("fcom", "fucom", "ftst")
+"""Where C0, C2 and C3 are defined."""
+
+PROGRAM = r"""
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+int main(void) {
+    unsigned char line[256], area[256];
+    unsigned n;
+    void (*code)(void *) =
+        mmap(0, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    while (fread(&n, 4, 1, stdin) == 1) {
+        if (n > sizeof line || fread(line, 1, n, stdin) != n) return 1;
+        if (fread(area, 1, 128, stdin) != 128) return 1;
+        memcpy((void *)code, line, n);
+        code(area);
+        fwrite(area, 1, 128, stdout);
+    }
+    return 0;
+}
+"""
+
+
+def body(instruction: bytes) -> bytes:
+    """The code, with RDI at the area: control word at 0, values at 16 and 32, results from 48."""
+    clear = b"\x9d"  # the flags come from the stack
+    return b"".join(
+        (
+            b"\xdb\xe3\xd9\x2f",  # fninit; fldcw [rdi]
+            b"\xdb\x6f\x20",  # fld tbyte [rdi + 32]
+            b"\xdb\x6f\x10",  # fld tbyte [rdi + 16]
+            b"\x48\x83\xc7\x30\x68" + pack("<I", FLAGS) + clear,  # add rdi, 48; push; popfq
+            instruction,
+            b"\x9c\x58\x89\x47\x14",  # pushfq; pop rax; mov [rdi + 20], eax
+            b"\xdd\x7f\x10",  # fnstsw [rdi + 16]
+            b"\xdb\xe2\xdb\x7f\x20",  # fnclex; fstp tbyte [rdi + 32]
+            b"\xdb\xe3",
+        )
+    )
+
+
+def area(control: int, first: str, second: str) -> bytes:
+    data = pack("<H", control).ljust(16, b"\0")
+    data += bytes.fromhex(first).ljust(16, b"\0") + bytes.fromhex(second).ljust(16, b"\0")
+    return data.ljust(128, b"\0")
+
+
+Case = tuple[str, bytes, bytes]
+
+
+def cases() -> list[Case]:
+    """Name, code and area of each."""
+    found = []
+    for (name, code), (a, first), (b, second) in itertools.product(
+        BINARY.items(), VALUES.items(), VALUES.items()
+    ):
+        text = f"{name} {a} {b}"
+        found.append((text, body(bytes.fromhex(code)), area(0x37F, first, second)))
+    for (name, code), (a, first), (rounding, control) in itertools.product(
+        UNARY.items(), VALUES.items(), ROUND.items()
+    ):
+        text = f"{name} {a} {rounding}"
+        found.append((text, body(bytes.fromhex(code)), area(control, first, VALUES["0"])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """What the host has in each case's area."""
+    folder: Path = tmp_path_factory.mktemp("x87")
+    (folder / "x87.c").write_text(PROGRAM)
+    subprocess.run(["gcc", "-O1", "-o", "x87", "x87.c"], cwd=folder, check=True)
+    text = b"".join(pack("<I", len(code) + 1) + code + b"\xc3" + data for _, code, data in cases())
+    done = subprocess.run([folder / "x87"], input=text, capture_output=True, check=True)
+    return [done.stdout[n : n + 128] for n in range(0, len(done.stdout), 128)]
+
+
+def results(name: str, data: bytes) -> tuple[int, int, bytes]:
+    """Flags and conditions of the status word, EFLAGS' status bits, and what was stored."""
+    mask = SUMMARY | CONDITIONS if name.split(maxsplit=1)[0] in COMPARE else SUMMARY
+    status = int.from_bytes(data[64:66], "little") & mask
+    return status, int.from_bytes(data[68:72], "little") & FLAGS, data[48:64] + data[80:90]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_guest_computes_as_the_host(expected: list[bytes], engine: str) -> None:
+    wrong = {}
+    chosen = list(zip(cases(), expected, strict=True))
+    for (name, code, data), host in chosen[:: 3 if engine == "native" else 29]:
+        guest = Tiny("l64", code=code, memory={DATA: data}, registers={"rdi": DATA})
+        run = begin(guest, engine=engine)
+        found = results(name, run.processor.memory.read(DATA, 128))
+        if found != results(name, host):
+            wrong[name] = found, results(name, host)
+    assert wrong == {}
+
+
+# What is not masked.
+
+DIVIDE = b"\xd9\xe8\xd9\xee\xde\xf9"
+"""Fld1; fldz; fdivp."""
+
+
+def unmasked(code: bytes, engine: str, control: int = 0x37B) -> Run:
+    """FLDCW with ZE unmasked, then `code`."""
+    prefix = b"\xdb\xe3\xd9\x2f"
+    guest = Tiny("l64", code=prefix + code, memory={DATA: pack("<H", control)})
+    guest.registers["rdi"] = DATA
+    return begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("waits", [b"\xd9\xe8", b"\x9b", b"\xd9\x2f", b"\xdd\xd8"])
+def test_the_next_waiting_instruction_raises_mf(waits: bytes, engine: str) -> None:
+    run = unmasked(DIVIDE + b"\x90" + waits, engine)
+    assert run.exit.interruption is not None
+    assert run.exit.interruption.vector == 16
+    assert run.vmcs["GUEST_RIP"] & 0xFFF == 4 + len(DIVIDE) + 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_others_do_not_wait(engine: str) -> None:
+    run = unmasked(DIVIDE + b"\xdf\xe0\xdb\xe2\xd9\xe8", engine)  # fnstsw ax; fnclex; fld1
+    assert run.exit.interruption is None
+    assert run.processor.registers.rax & 0x8084 == 0x8084
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_unmasking_what_is_flagged(engine: str) -> None:
+    guest = b"\xdb\xe3" + DIVIDE + b"\xd9\x2f\xd9\xe8"  # fninit; ...; fldcw; fld1
+    run = unmasked(guest, engine)
+    assert run.exit.interruption is not None
+    assert run.exit.interruption.vector == 16

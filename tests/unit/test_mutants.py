@@ -1,0 +1,94 @@
+"""The tool that makes mutants: which changes it makes, and that a function becomes the mutant."""
+
+import sys
+import tomllib
+from importlib import import_module, util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tools.mutate.__main__ import PARTS, REASONS, ROOT
+from tools.mutate.mutants import mutants_of, put_in
+
+SOURCE = '''
+LIMIT = 12
+
+
+def between(x: int) -> bool:
+    """Whether x is one of these."""
+    if x < 3 or x > LIMIT:
+        return False
+    return x != 7
+
+
+class Pair:
+    @property
+    def first(self) -> int:
+        value = 5 & 7
+        return value
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> ModuleType:
+    file = tmp_path / "small_module.py"
+    file.write_text(SOURCE)
+    spec = util.spec_from_file_location("small_module", file)
+    assert spec is not None
+    assert spec.loader is not None
+    made = util.module_from_spec(spec)
+    sys.modules["small_module"] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_changes(module: ModuleType) -> None:
+    head = "if x < 3 or x > LIMIT: | "
+    found = {mutant.key for mutant in mutants_of(module)}
+    assert {
+        f"{head}x < 3 -> x <= 3",
+        f"{head}x < 3 -> x >= 3",
+        f"{head}x > LIMIT -> x >= LIMIT",
+        f"{head}x < 3 or x > LIMIT -> x < 3 and x > LIMIT",
+        f"{head}x < 3 or x > LIMIT -> x > LIMIT",
+        f"{head}3 -> 2",
+        f"{head}3 -> 1",
+        f"{head}LIMIT -> 8",
+        "return False | False -> True",
+        "return x != 7 | x != 7 -> x == 7",
+        "return x != 7 | 7 -> 6",
+        "value = 5 & 7 -> dropped",
+        "value = 5 & 7 | 5 & 7 -> 5 | 7",
+        "return value | value -> value ^ 1",
+    } <= found
+    assert not any("Whether" in key for key in found), "docstrings stay"
+
+
+def test_every_mutant_is_another_function(module: ModuleType) -> None:
+    original = {x: module.between(x) for x in range(-1, 20)}, module.Pair().first
+    for mutant in list(mutants_of(module)):
+        put_in(mutant, module)
+        if mutant.function == "between":
+            assert {x: module.between(x) for x in range(-1, 20)} != original[0], mutant.key
+            continue
+        try:
+            assert module.Pair().first != original[1], mutant.key
+        except NameError:
+            assert mutant.key.endswith("dropped")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_name_modules_and_tests_that_are_there(part: str) -> None:
+    for name in PARTS[part].modules:
+        assert util.find_spec(f"trapgate.{name}") is not None
+    for test in PARTS[part].tests:
+        assert (ROOT / "tests" / test).is_file()
+
+
+def test_reasons_are_for_functions_that_are_there() -> None:
+    for group in tomllib.loads(REASONS.read_text())["survivors"]:
+        module = import_module(f"trapgate.{group['module']}")
+        keys = {(mutant.function, mutant.key) for mutant in mutants_of(module)}
+        assert {function for function, _ in keys} >= set(group["functions"])
+        assert group["reason"].endswith(".")
