@@ -200,6 +200,8 @@ Examples:
 
   trapgate run kernel.elf --report why.html
 
+  trapgate run --disk xv6.img --disk fs.img --memory 512M
+
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
 Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
@@ -208,8 +210,28 @@ Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
 
 def run(
     guest: Annotated[
-        Path, typer.Argument(help="bzImage, ELF, multiboot, flat binary or boot sector.")
-    ],
+        Path | None,
+        typer.Argument(
+            help="bzImage, ELF, multiboot, flat binary or boot sector; without one a PC's "
+            "firmware starts, and boots from a disk."
+        ),
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Disk image: FILE[,write][,overlay=FILE]; what the guest writes is lost unless "
+            "one of the two says where it goes. Repeatable."
+        ),
+    ] = None,
+    cdrom: Annotated[
+        list[str] | None, typer.Option(help="CD image (ISO 9660). Repeatable.")
+    ] = None,
+    bios: Annotated[
+        Path | None, typer.Option(help="Firmware to start instead of a guest: SeaBIOS's bios.bin.")
+    ] = None,
+    keys: Annotated[
+        str, typer.Option(help=r"Text to type on the PS/2 keyboard; \n is Enter.")
+    ] = "",
     memory: Annotated[str, typer.Option(help="RAM of the guest.")] = "128M",
     append: Annotated[str, typer.Option(help="Kernel command line.")] = "",
     initrd: Annotated[Path | None, typer.Option(help="Initial RAM disk, or module.")] = None,
@@ -269,10 +291,18 @@ def run(
     ] = False,
 ) -> None:
     """Run a guest with the terminal as its console."""
+    if guest is not None and bios is not None:
+        raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
+    if guest is None and not (bios or disk or cdrom):
+        raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     with one_line_errors(), prepared():
         raise typer.Exit(
             _run(
                 guest,
+                disk or [],
+                cdrom or [],
+                bios,
+                keys,
                 memory_size(memory),
                 append,
                 initrd,
@@ -297,7 +327,11 @@ def run(
 
 
 def _run(
-    guest: Path,
+    guest: Path | None,
+    disks: list[str],
+    cds: list[str],
+    bios: Path | None,
+    keys: str,
     memory: int,
     append: str,
     initrd: Path | None,
@@ -318,16 +352,24 @@ def _run(
     symbols: Path | None,
     as_json: bool,
 ) -> int:
+    from trapgate.cli.board import board, firmware
     from trapgate.debug.story.names import namer
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
+    from trapgate.vmm.loaders.bios import load_bios
 
     settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
-    image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
-    screen = sys.stderr.buffer if as_json else sys.stdout.buffer
-    console = Console(screen, source=_keyboard(), until=until)
+    if guest is None:
+        bios = firmware(bios)
+        guest = bios
+        image = load_bios(bios)
+    else:
+        image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
+    plugged = board(disks, cds, bios, memory, serial=True)
+    output = sys.stderr.buffer if as_json else sys.stdout.buffer
+    console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
     writer = None if trace is None else _writer(trace, guest, vmcs)
     try:
@@ -339,6 +381,7 @@ def _run(
             seed=seed,
             profile="vt-x" if settings is not None and settings.profile == "vt-x" else "extended",
             explain=explanations if explain else None,
+            board=plugged,
         )
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
@@ -347,6 +390,8 @@ def _run(
             vm.apply(settings)
         if text:
             vm.type(input_bytes(text))
+        if keys:
+            vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
         with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
@@ -365,6 +410,7 @@ def _run(
             "end": stop.end.value,
             "message": stop.message,
             "status": stop.status,
+            **({"screen": screen_text} if (screen_text := _screen(vm)) else {}),
             "notes": notes,
             **summary_json(summary),
             **({"failures": explanations.as_json()} if explain else {}),
@@ -373,6 +419,9 @@ def _run(
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
+    screen = _screen(vm)
+    if screen:
+        print("\non the screen:", *screen, sep="\n", file=sys.stderr)
     if story is None or story.headline != stop.message:
         print(f"\n{stop.message}", file=sys.stderr)
     if story is not None:
@@ -384,6 +433,14 @@ def _run(
     if failures and not explain:
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status
+
+
+def _screen(vm: VirtualMachine) -> list[str]:
+    """The lines on the screen in a text mode; none if it is empty."""
+    lines = vm.devices.vga.text(vm.processor.memory)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 @contextmanager

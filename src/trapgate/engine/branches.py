@@ -1,6 +1,6 @@
 """Branches whose target is out of bounds fault at the branch, with the stack as before.
 
-Compiled only; Linux x86-64 wheel. 64-bit code must not jump to a non-canonical address, other
+Compiled only; Linux wheels. 64-bit code must not jump to a non-canonical address, other
 code not beyond the limit of CS (SDM, "JMP", "CALL", "RET", "Jcc", "LOOP"). Where the engine looks
 for the block at a new RIP it calls one of two functions, in front of which stubs compare RIP; what
 is out of bounds comes here. The engine has made the branch already, so it is taken back.

@@ -1,6 +1,6 @@
 """Segment limits and types in translated code: a forbidden access has a poisoned address.
 
-Compiled only; Linux x86-64 wheel. Where the translator has added a segment's base to an
+Compiled only; Linux wheels. Where the translator has added a segment's base to an
 offset, the offset is kept. Where it emits the access, a comparison of the offset with what
 the segment allows (`segments`) comes first, and a conditional move: the linear address, or
 one that has no translation, and ends in the MMU's refill, which raises #GP or #SS. So there

@@ -10,8 +10,8 @@ from has to drop it before the next instruction is executed:
   regions, MSR areas) are noted by `paging.memory`, and forgotten by `forget_stale_code`.
 * Stores from outside (a VMM, devices) come to `UnicornEngine.forget_code`.
 
-The engine calls the first four through slots of its procedure linkage table (Linux x86-64
-wheel only). Where there are none, each store has to be hooked. `audit` looks whether
+The engine calls the first four through slots of its procedure linkage table (Linux
+only). Where there are none, each store has to be hooked. `audit` looks whether
 all this is true.
 """
 

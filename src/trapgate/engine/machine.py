@@ -109,6 +109,8 @@ journal, the virtual clock, and why the engine stopped.
     AUDIT,
     AUDITED,
     LIVE,
+    READ_ONLY,
+    ADDRESS_OFF,
     X87_STATUS,
     TRANSLATOR,
     REQUEST,
@@ -116,7 +118,7 @@ journal, the virtual clock, and why the engine stopped.
     LOOK_UP,
     SINGLE_STEP,
     CELLS,
-) = range(110)
+) = range(112)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -135,6 +137,8 @@ WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED
 the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AUDITED counts
 blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
+READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
+line that is held low (A20), or 0; both native only.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.

@@ -281,7 +281,7 @@ def _address(array: Cells) -> int:
 class UnicornEngine:
     """A processor core with `memory_bytes` of RAM from physical address 0.
 
-    `native` asks for the live CPU state (Linux x86-64 wheel only). Arrays handed in
+    `native` asks for the live CPU state (Linux only). Arrays handed in
     through `attach` are used in place, so their owner keeps them alive.
     Raises EngineError where Unicorn is not the version that was calibrated.
     """
@@ -692,6 +692,16 @@ class UnicornEngine:
         """Arbitrate an event at GUEST_RIP; not 0 if it exited. See `delivery.raise_event`."""
         event = (self._machine, vector, kind, error_code, address, 0)
         return int(core_calls.raise_here(*event))
+
+    def protect_firmware(self, segments: int) -> None:
+        """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each (native path only)."""
+        self.cells[mc.READ_ONLY] = segments
+        self.flush_translations()
+
+    def hold_a20(self, *, low: bool) -> None:
+        """Hold address line 20 low, or let it through (native path only)."""
+        self.cells[mc.ADDRESS_OFF] = 1 << 20 if low else 0
+        self.flush_translations()
 
     def flush_translations(self) -> None:
         """Forget cached translations of linear addresses, as a VM entry without VPID does."""

@@ -25,6 +25,7 @@ from trapgate.paging.memory import load8, store8
 from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
+from trapgate.sdm.state import RFLAGS_DF
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SEGMENTS = {
@@ -196,6 +197,42 @@ class Operand:
                 return None
         advance(v, instruction.len)
         return None
+
+    def input_block(self, instruction: iced.Instruction) -> tuple[int, int, int] | None:
+        """Iterations of REP INS that stay within a page of RAM: address, size, and how many.
+
+        The address is physical, the size in bytes. None where each iteration has to be looked
+        at alone: downwards, at the end of a page or of a 64-KiB segment, or outside RAM.
+        """
+        v = self.v
+        if v[f.GUEST_RFLAGS] & RFLAGS_DF:
+            return None
+        size = _WIDTH[instruction.mnemonic]
+        _, pointer, counter = _STRING_OPERANDS[instruction.op0_kind]
+        offset = self.register(pointer)
+        linear = self.wrap(offset + (0 if self.long else int(v[f.GUEST_ES_BASE])))
+        room = 0x1000 - (linear & 0xFFF)
+        if instruction.op0_kind == OpKind.MEMORY_ESDI:
+            room = min(room, 0x1_0000 - offset)
+        count = min(self.register(counter), room // size)
+        if count < 2:
+            return None
+        try:
+            physical = self.physical(linear, 1)
+        except PageFaultError:
+            return None
+        if physical + count * size > 8 * len(self.mem):
+            return None
+        return physical, size, count
+
+    def count_iterations(self, instruction: iced.Instruction, size: int, count: int) -> None:
+        """Have `count` iterations of REP INS of `size` bytes behind it, RIP included."""
+        _, pointer, counter = _STRING_OPERANDS[instruction.op0_kind]
+        self.set_register(pointer, self.register(pointer) + count * size)
+        left = self.register(counter) - count
+        self.set_register(counter, left)
+        if left == 0:
+            advance(self.v, instruction.len)
 
     def linear(self, instruction: iced.Instruction) -> int:
         """The linear address of the memory operand."""

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from trapgate.trace import TraceWriter
     from trapgate.vmm.console import Console
+    from trapgate.vmm.devices.board import Board
     from trapgate.vmm.handlers import Handler
 
 LARGE_PAGE = 4 << 20
@@ -165,7 +166,14 @@ class DirectMachine(VirtualMachine):
         seed: int = 0,
         profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
+        board: Board | None = None,
     ) -> None:
+        if board is not None and (board.disks or board.cds):
+            # A bus master would store to page tables that nobody sees.
+            raise TrapgateError(
+                "a machine under direct paging has no drives: DMA goes past its VMM; "
+                "use --paging own, or an initial RAM disk"
+            )
         host = host or Host(memory, engine=engine, trace=trace)
         base = host.place(self, memory)
         number = len(host.machines)
@@ -178,6 +186,7 @@ class DirectMachine(VirtualMachine):
             seed=seed,
             profile=profile,
             explain=explain,
+            board=board,
         )
         self.host = host
         self.base, self.memory = base, memory
