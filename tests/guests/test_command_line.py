@@ -118,8 +118,16 @@ BAD = {
         'FAULT_FILTER: is an extension; use profile "extended"',
     ),
     "memory for direct paging": (
-        ["run", "{guest}", "--paging", "direct", "--memory", "15M"],
+        ["run", "{guest}", "--paging", "direct", "--protect", "entries", "--memory", "15M"],
         "no multiple of 4 MiB, which direct paging gives memory in; ask for 16M",
+    ),
+    "protection without direct paging": (
+        ["run", "{guest}", "--protect", "frames"],
+        "--protect is about direct paging; give --paging direct too",
+    ),
+    "a frame map on the portable engine": (
+        ["run", "{guest}", "--paging", "direct", "--protect", "frames", "--engine", "portable"],
+        "a frame map needs the native engine",
     ),
     "no workload": (["demo", "--workload", "nonsense"], "choose from"),
 }

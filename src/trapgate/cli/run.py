@@ -17,6 +17,7 @@ from trapgate.cli.terminal import (
     EngineKind,
     EngineOption,
     Paging,
+    Protect,
     fail,
     one_line_errors,
     prepared,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.summary import Counts, EventKind, Summary
+    from trapgate.vmm.summary import Counts, EventKind, Summary, TableWrites
 
     Events = Mapping[EventKind, Counts]
     Injected = Mapping[EventKind, Mapping[int, int]]
@@ -69,6 +70,9 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         **_events_json(summary.events, summary.injected),
         "exits": {reason.name: count for reason, count in summary.exits.items()},
     }
+    if summary.table_writes is not None:
+        writes = summary.table_writes
+        answer["table_writes"] = {"completed": writes.completed, "exited": writes.exited}
     if nested is not None:
         answer["x86_vmm"] = {
             "entries": nested.entries,
@@ -100,6 +104,9 @@ def show_summary(summary: Summary, out: Terminal) -> None:
         title = f"faults and interrupts of the x86 VMM's guest ({nested.entries:,} VM entries)"
         out.print(_fault_table(title, nested.events))
         out.print(_exit_table("VM exits to the x86 VMM", nested.exits))
+    writes = summary.table_writes
+    if writes is not None and (writes.completed or writes.exited):
+        out.print(_writes_table(writes))
     speed = summary.executed / summary.seconds / 1e6 if summary.seconds else 0.0
     waited = f"; halted for the time of {summary.halted:,} more" if summary.halted else ""
     out.print(
@@ -182,6 +189,24 @@ def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
     return table
 
 
+def _writes_table(writes: TableWrites) -> Table:
+    """What became of writes to page tables."""
+    from rich.table import Table
+
+    total = sum(writes.completed.values()) + sum(
+        count for name, count in writes.exited.items() if name != "reused"
+    )
+    title = "writes to page tables"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
+    for column in ("what became of it", "count", "share"):
+        table.add_column(column, justify="left" if column.startswith("what") else "right")
+    for words, counts in (("completed by ", writes.completed), ("exited, ", writes.exited)):
+        for name, count in counts.items():
+            shown = words + name.replace("fault_filter_", "").replace("_", " ")
+            table.add_row(shown, f"{count:,}", f"{100 * count / total:.1f} %")
+    return table
+
+
 PORTABLE_FILTERS = (
     "on the portable engine a write that a fault filter judges takes longer than an exit: "
     "filters save exits there, and cost time"
@@ -197,6 +222,8 @@ Examples:
   trapgate run kernel.elf --vmcs filter.toml --trace faults.parquet
 
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
+
+  trapgate run vmlinuz --initrd initrd.cpio --paging direct --protect frames
 
   trapgate run kernel.elf --report why.html
 
@@ -241,6 +268,14 @@ def run(
     ] = None,
     vmcs: Annotated[
         Path | None, typer.Option(help="TOML file of VMCS fields and controls to set.")
+    ] = None,
+    protect: Annotated[
+        Protect | None,
+        typer.Option(
+            help="With direct paging. frames: the processor stops writes to frames that are page "
+            "tables, for any guest; entries: the VMM takes only guests that map their tables "
+            "read-only. Frames unless a VMCS file sets PTBASE or the engine is portable."
+        ),
     ] = None,
     paging: Annotated[
         Paging,
@@ -309,6 +344,7 @@ def run(
                 module or [],
                 vmcs,
                 paging,
+                protect,
                 text,
                 until,
                 trace,
@@ -338,6 +374,7 @@ def _run(
     modules: list[str],
     vmcs: Path | None,
     paging: Paging,
+    protect: Protect | None,
     text: str,
     until: str | None,
     trace: Path | None,
@@ -373,7 +410,9 @@ def _run(
     explanations = Explanations()
     writer = None if trace is None else _writer(trace, guest, vmcs)
     try:
-        vm = _machine(paging)(
+        if protect is not None and paging is not Paging.direct:
+            raise fail("--protect is about direct paging; give --paging direct too")
+        vm = _machine(paging, protect or _protection(settings, engine))(
             memory,
             engine=engine,
             console=console,
@@ -489,7 +528,23 @@ def _story(vm: VirtualMachine, names: Namer) -> Story | None:
     return tell(vm, names)
 
 
-def _machine(paging: Paging) -> type[VirtualMachine]:
+def _protection(settings: Settings | None, engine: str) -> Protect:
+    """How direct paging protects tables, if nobody says: PTBASE is about read-only entries."""
+    from trapgate.sdm.fields import Field
+
+    if engine == EngineKind.portable:
+        return Protect.entries
+    about_entries = settings is not None and (
+        settings.profile == "vt-x" or settings.fields.get(Field.PTBASE, 0) != 0
+    )
+    return Protect.entries if about_entries else Protect.frames
+
+
+def _machine(paging: Paging, protect: Protect) -> type[VirtualMachine]:
+    if paging is Paging.direct and protect is Protect.frames:
+        from trapgate.vmm.direct.protected import ProtectedMachine
+
+        return ProtectedMachine
     if paging is Paging.direct:
         from trapgate.vmm.direct.machine import DirectMachine
 
@@ -503,15 +558,17 @@ def _notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Iterator[str
     """What a user should know who asked for direct paging or a fault filter in vain."""
     if paging is Paging.direct:
         yield from _direct_notes(vm)
-    if vm.vmcs.profile == "extended" and vm.vmcs["FAULT_FILTER"]:
+    mapped = vm.vmcs.profile == "extended" and vm.vmcs["FRAME_MAP_LENGTH"]
+    if vm.vmcs.profile == "extended" and vm.vmcs["FAULT_FILTER"] and not mapped:
         yield from _filter_notes(vm, paging, summary)
 
 
 def _direct_notes(vm: VirtualMachine) -> Iterator[str]:
     from trapgate.engine import machine as stops
     from trapgate.vmm.direct.machine import DirectMachine
+    from trapgate.vmm.direct.protected import ProtectedMachine
 
-    assert isinstance(vm, DirectMachine)
+    assert isinstance(vm, DirectMachine | ProtectedMachine)
     if not vm.has_paged:
         yield "the guest never turned paging on, so there were no page tables to guard"
     if vm.counts.refused:

@@ -112,19 +112,21 @@ journal, the virtual clock, and why the engine stopped.
     READ_ONLY,
     ADDRESS_OFF,
     X87_STATUS,
+    ALIGNED,
     TRANSLATOR,
     REQUEST,
     CHECK_EXIT,
     LOOK_UP,
     SINGLE_STEP,
     CELLS,
-) = range(112)
+) = range(113)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
-X87_STATUS: the x87 status word before the current instruction.
+X87_STATUS: the x87 status word before the current instruction. ALIGNED: 1 until the access
+is translated whose address must be a multiple of 16.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint

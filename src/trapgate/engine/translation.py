@@ -53,10 +53,12 @@ from trapgate.engine.odd_code import (
     STI,
     TEST_TWIN,
     UNDEFINED,
+    USES_MXCSR,
     X87,
     look,
 )
 from trapgate.engine.segments import accesses_checked
+from trapgate.engine.sse_state import load_mxcsr, on_mxcsr_is_used
 from trapgate.errors import EngineError
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
@@ -220,6 +222,8 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         em.emit_call(t, m, t[em.STI_CODE], machine, env)
     elif found == LOADS_SS:
         em.emit_call(t, m, t[em.SHADOW_CODE], machine, BLOCKING_BY_MOV_SS)
+    elif found == USES_MXCSR:
+        em.emit_call(t, m, t[em.MXCSR_CODE], machine, env)
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, env)
     call(t[em.THEIR_TRANSLATE], (block, cpu))
@@ -228,6 +232,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
+    m[mc.ALIGNED] = 0
     m[mc.BRANCH_IS_FAR] = 0
     end_before_breakpoint(m, block)
 
@@ -266,6 +271,9 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
                 return 0x0F
             if address == m[mc.FORBIDDEN_AT] + 1:
                 return 0x0B
+        if m[mc.FORBIDDEN] >= 0xF2 and address < m[mc.FORBIDDEN_AT]:
+            byte = call(t[em.CODE_BYTE], (env, address)) & 0xFF
+            return m[mc.FORBIDDEN] if byte in (0x66, 0xF2, 0xF3) else byte
     return call(t[em.CODE_BYTE], (env, address)) & 0xFF
 
 
@@ -293,6 +301,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.X87_ENDS: x87.on_x87_ends,
     em.X87_COMPARES: x87.on_x87_compares,
     em.X87_RELOADS: x87.on_x87_reloads,
+    em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
     em.LOOK_UP_CANONICAL: branches.look_up_canonical,
     em.LOOK_UP_WITHIN_LIMIT: branches.look_up_within_limit,
@@ -325,6 +334,8 @@ class Translator:
         substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
         for name, result in x87.RESULTS.items():
             substitutes[_symbol(library, name)] = result.bind(_symbol(library, name))
+        load = _symbol(library, "helper_ldmxcsr")
+        substitutes[load] = load_mxcsr.bind(load)
         substitutes[int(t[em.READ_FLAGS])] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         for n, pair in enumerate(substitutes.items()):
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair

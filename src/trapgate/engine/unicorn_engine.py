@@ -631,12 +631,15 @@ class UnicornEngine:
 
     @property
     def mxcsr(self) -> int:
-        """MXCSR, while the engine stands."""
-        return ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value
+        """MXCSR with what SSE instructions have met, while the engine stands."""
+        env = int(self.cells[mc.ENV])
+        met = ctypes.c_uint8.from_address(env + at.SSE_FLAGS).value & 0x3D
+        return ctypes.c_uint32.from_address(env + at.MXCSR).value | met
 
     @mxcsr.setter
     def mxcsr(self, value: int) -> None:
         ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value = value
+        self.take_sse_flags()
 
     def take_sse_flags(self) -> int:
         """The exceptions that SSE instructions met since the last call, as flags of MXCSR.
@@ -686,6 +689,12 @@ class UnicornEngine:
     def walk(self, v: Cells, rflags: int, linear: int, access: int, user: int) -> tuple[int, int]:
         """The physical address of a linear one, and the error code or -1; see `paging.walk`."""
         found = core_calls.walk_here(self._machine, v, rflags, linear, access, user)
+        return found[0], found[1]
+
+    def entry_written(self, v: Cells, linear: int, user: int) -> tuple[int, int]:
+        """The kind of table entry that a write means, and where; see `frame_filters`."""
+        rflags = int(v[f.GUEST_RFLAGS])
+        found = core_calls.entry_written_here(self._machine, v, rflags, linear, user)
         return found[0], found[1]
 
     def raise_event(self, vector: int, kind: int, error_code: int, address: int) -> int:

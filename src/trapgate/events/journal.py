@@ -6,7 +6,7 @@ the writing. A capacity of 0 keeps only the counts.
 """
 
 from trapgate.compiler.dialect import Cells, Rows, core
-from trapgate.decision.decide import DELIVER
+from trapgate.decision.decide import COMPLETE, DELIVER
 from trapgate.sdm.cells import (
     GUEST_CR3,
     GUEST_RIP,
@@ -57,7 +57,10 @@ disposition was taken (`count_of`)."""
 LEVELS, TYPES, VECTORS, DISPOSITIONS = 2, 8, 256, 3
 COUNTS = TYPES * VECTORS * DISPOSITIONS
 """How many counts a level has."""
-HEAD_LENGTH = HEAD_COUNTS + LEVELS * COUNTS
+HEAD_COMPLETED = HEAD_COUNTS + LEVELS * COUNTS
+"""From here on, by the low four bits of the reason: how many faults were completed."""
+COMPLETED = 16
+HEAD_LENGTH = HEAD_COMPLETED + COMPLETED
 
 
 @core
@@ -93,6 +96,8 @@ def record(
     has_data = head[HEAD_HAS_DATA]
     head[HEAD_HAS_DATA] = 0
     head[count_of(head, vector, kind) + disposition] += 1
+    if disposition == COMPLETE:
+        head[HEAD_COMPLETED + (reason & (COMPLETED - 1))] += 1
     sequence = head[HEAD_SEQUENCE]
     head[HEAD_SEQUENCE] = sequence + 1
     capacity = head[HEAD_CAPACITY]

@@ -81,6 +81,10 @@ class Operand:
         """Where a linear address, signed, leads: the physical one, and the error code or -1."""
         return self._engine.walk(self.v, int(self.v[f.GUEST_RFLAGS]), linear, access, user)
 
+    def entry_written(self, linear: int, user: int) -> tuple[int, int]:
+        """Which table entry a write to a linear address, signed, means (`frame_filters`)."""
+        return self._engine.entry_written(self.v, linear, user)
+
     def physical(self, linear: int, access: int) -> int:
         """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
         v = self.v
