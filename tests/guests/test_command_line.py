@@ -247,3 +247,19 @@ def test_an_interactive_run_echoes_and_is_left_with_ctrl_a_x(tmp_path: Path) -> 
     finally:
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("how", ["frames", "entries"])
+def test_direct_paging_says_what_filters_saved(how: str) -> None:
+    done = trapgate(
+        *("run", str(guests.IMAGE_PATH), "--append", guests.command_line("swap")),
+        *("--paging", "direct", "--protect", how, "--memory", "16M", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    if how == "frames":
+        writes = answer["table_writes"]
+        assert writes["completed"]["own_frame"] > 20_000
+        assert sum(writes["exited"].values()) < 200
+    else:
+        assert "table_writes" not in answer

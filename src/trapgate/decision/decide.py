@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_table
 from trapgate.decision.fault_filters import (
+    BY_CRITERIA_TABLE,
     BY_FAULT_FILTER,
     BY_OWN_FRAME,
     FILTER_FIGURE_7,
@@ -240,15 +241,29 @@ def decide_event(
     length: int,
     depth: int,
     outer: int,
+    table_entry: int,
+    old_entry: int,
+    new_entry: int,
 ) -> tuple[int, int]:
     """The (disposition, reason) of an event by the criteria table, else by `decide_fault`.
 
     The arguments are `criteria_table.decide_by_table`'s. A fault that comes here cannot
-    be completed any more: a rule that would have matches no longer.
+    be completed any more: a rule that would have is passed over like NEXT.
     """
     if v[CRITERIA_TABLE_RULES] != 0:
         action, _ = decide_by_table(
-            v, mem, vector, kind, error_code, address, length, depth, outer, 0, 0, 0
+            v,
+            mem,
+            vector,
+            kind,
+            error_code,
+            address,
+            length,
+            depth,
+            outer,
+            table_entry,
+            old_entry,
+            new_entry,
         )
         if action == RULE_EXIT:
             return EXIT, REASON_CRITERIA_TABLE
@@ -261,6 +276,8 @@ def decide_event(
 def decide_filtered(v: Cells, error_code: int, which: int) -> tuple[int, int]:
     """The (disposition, reason) of a page fault that satisfies the fault filter `which`.
 
+    A rule of the criteria table that completes is no filter: it decides alone.
+
     | order | what would exit | what would go to the guest |
     |---|---|---|
     | figure 6: the filter first | completes | completes |
@@ -271,6 +288,8 @@ def decide_filtered(v: Cells, error_code: int, which: int) -> tuple[int, int]:
     ¶60 only says "after the control transfer filtering criteria". As ¶67 is the case of
     faults that stay with the guest, ¶60 is made the other one here.
     """
+    if which == BY_CRITERIA_TABLE:
+        return COMPLETE, REASON_CRITERIA_TABLE
     disposition, reason = decide_fault(v, PF, TYPE_HARDWARE_EXCEPTION, error_code)
     order = v[FAULT_FILTER_ORDER]
     if disposition == EXIT and order == ORDER_PARAGRAPH_67:

@@ -39,6 +39,7 @@ NOBODY = 0
 BY_FAULT_FILTER = 1
 BY_OWN_FRAME = 2
 BY_NO_LINK = 3
+BY_CRITERIA_TABLE = 4
 """Which filter lets a write complete."""
 
 FILTERS: Final = {

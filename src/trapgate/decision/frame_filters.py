@@ -15,7 +15,9 @@ at once satisfies none.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.decision.criteria_table import NEXT, RULE_COMPLETE, decide_by_table
 from trapgate.decision.fault_filters import (
+    BY_CRITERIA_TABLE,
     BY_FAULT_FILTER,
     BY_NO_LINK,
     BY_OWN_FRAME,
@@ -41,6 +43,7 @@ from trapgate.decision.self_map import (
 from trapgate.paging.frame_map import LEAF, MIXED, OWN, TABLE, frame_byte, has_frame_map
 from trapgate.paging.walk import READ, walk
 from trapgate.sdm.cells import (
+    CRITERIA_TABLE_RULES,
     EPT_POINTER_IN_FORCE,
     FAULT_FILTER,
     FRAME_FILTERS,
@@ -50,8 +53,10 @@ from trapgate.sdm.cells import (
     GUEST_IA32_EFER,
     PTBASE,
 )
+from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
 from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
 from trapgate.sdm.state import CR4_PAE, RFLAGS_AC
+from trapgate.sdm.vectors import PF
 
 
 @core
@@ -97,6 +102,26 @@ def filter_of(v: Cells, mem: Memory, kind: int, data: int, old: int) -> int:
 
 
 @core
+def completed_by(
+    v: Cells, mem: Memory, error_code: int, linear: int, kind: int, data: int, old: int
+) -> int:
+    """What lets a stopped write to `linear` turn the entry `old` into `data`; NOBODY if nothing.
+
+    The criteria table comes first. A rule of it that says no more than NEXT leaves the entry to
+    the filters.
+    """
+    if v[CRITERIA_TABLE_RULES] != 0:
+        action, _ = decide_by_table(
+            v, mem, PF, TYPE_HARDWARE_EXCEPTION, error_code, linear, 0, 0, -1, kind, old, data
+        )
+        if action == RULE_COMPLETE:
+            return BY_CRITERIA_TABLE
+        if action != NEXT:
+            return NOBODY
+    return filter_of(v, mem, kind, data, old)
+
+
+@core
 def is_stopped_table_write(v: Cells, error_code: int) -> bool:
     """Whether a page fault is of the kind that a fault filter may judge.
 
@@ -106,7 +131,7 @@ def is_stopped_table_write(v: Cells, error_code: int) -> bool:
         return may_be_filtered(v, error_code)
     return bool(
         error_code | PFEC_U == PFEC_P | PFEC_W | PFEC_U | PFEC_MAP
-        and v[FAULT_FILTER] | v[FRAME_FILTERS] != 0
+        and v[FAULT_FILTER] | v[FRAME_FILTERS] | v[CRITERIA_TABLE_RULES] != 0
         and v[EPT_POINTER_IN_FORCE] == 0
     )
 
@@ -131,18 +156,27 @@ def entry_written(v: Cells, rflags: int, mem: Memory, linear: int, user: int) ->
 
 @core
 def judge_entries(
-    v: Cells, mem: Memory, kind: int, physical: int, size: int, data: int
+    v: Cells,
+    mem: Memory,
+    error_code: int,
+    linear: int,
+    kind: int,
+    physical: int,
+    size: int,
+    data: int,
 ) -> tuple[int, int]:
-    """Put each entry that a write changes to the filters: (the first refused or -1, which lets it).
+    """Ask for each entry that a write changes: (the first refused or -1, what lets it).
 
-    The write is of `size` bytes (1 to 8) at `physical`, as for `self_map.refused_entry`.
+    The write is of `size` bytes (1 to 8) at `physical`, as for `self_map.refused_entry`. Where
+    the criteria table lets one entry and a filter another, it is the filter.
     """
     width = entry_size(v[GUEST_CR4])
     at = physical & ~(width - 1)
-    which = NOBODY
+    which = BY_CRITERIA_TABLE
     while at < physical + size:
         old = entry_of(mem, at, width)
-        which = filter_of(v, mem, kind, merged(old, at - physical, width, size, data), old)
+        new = merged(old, at - physical, width, size, data)
+        which = min(which, completed_by(v, mem, error_code, linear, kind, new, old))
         if which == NOBODY:
             return at, NOBODY
         at += width

@@ -4,9 +4,18 @@ Compiled only. A block that needs care is told by low bits of its address: block
 aligned to more than these.
 """
 
-from trapgate.compiler.kinds import INT64
-from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import jit, stub
+from trapgate.compiler.raw import (
+    call,
+    cells,
+    go_on,
+    peek16,
+    peek32,
+    peek64,
+    poke32,
+    return_address,
+)
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.audit import is_stale
@@ -25,18 +34,49 @@ def last_offset(tb: int) -> int:
     return peek64(tb) - peek64(tb + at.TB_CS_BASE) + peek16(tb + at.TB_SIZE) - 1
 
 
-@callback(INT64, INT64)
-def on_deadline(machine: int) -> int:
-    """At a block's start, when the deadline has come: whether the engine has to stop."""
+@jit
+def is_asked_to_exit(m: Cells) -> bool:
+    """Whether the engine is asked to leave translated code; a look for it does that."""
+    return peek32(m[mc.REQUEST]) & 1 << 31 != 0
+
+
+@stub
+def block_begins(machine: int, count: int) -> None:
+    """Begin a block of `count` instructions.
+
+    Translated code calls this where it would call the engine's own look for a request to exit, at
+    every block.
+    """
     m = cells(machine, mc.CELLS)
-    if not must_stop(m):
-        return 0
-    call(m[mc.EMU_STOP], (m[mc.UC],))
-    return 1
+    if m[mc.TIME] >= m[mc.DEADLINE]:
+        go_on(late_block_begins, (machine, count))
+    if is_asked_to_exit(m):
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    m[mc.TIME] += count
 
 
-@callback(INT64, *[INT64] * 3)
-def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
+@stub
+def late_block_begins(machine: int, count: int) -> None:
+    """The same when the deadline has come."""
+    m = cells(machine, mc.CELLS)
+    if must_stop(m):
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    if is_asked_to_exit(m):
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    m[mc.TIME] += count
+
+
+@stub
+def careful_block_begins(machine: int, tagged: int) -> None:
+    """Begin a block that needs care; `tagged` is its address, and says why."""
+    m = cells(machine, mc.CELLS)
+    if must_stop_at(m, tagged, return_address()) or is_asked_to_exit(m):
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+
+
+@jit
+def must_stop_at(m: Cells, tagged: int, back: int) -> bool:
     """At the start of a block that needs care: whether the engine has to stop.
 
     Where alignment is checked, `trapgate.processor.stepping` executes the block. Where the block
@@ -44,14 +84,13 @@ def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
     which exceptions may be unmasked. So is one that ends beyond the limit of CS, until the
     instruction that does: that one faults.
     """
-    m = cells(machine, mc.CELLS)
     tb = tagged & ~_CARE
     if tagged & CARE_AUDIT and is_stale(m, m[mc.ENV], tb, peek64(tb), peek16(tb + at.TB_SIZE)):
         call(m[mc.EMU_STOP], (m[mc.UC],))
-        return 1
+        return True
     if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
         call(m[mc.EMU_STOP], (m[mc.UC],))
-        return 1
+        return True
     cut = tagged & CARE_MXCSR != 0
     if tagged & CARE_LIMIT:
         limit = peek32(m[mc.ENV] + at.SEGMENTS + at.SEGMENT_SIZE + at.LIMIT)
@@ -61,26 +100,26 @@ def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
                 m[mc.FAULT_KIND] = 0
                 poke32(m[mc.ENV] + at.ERROR_CODE, 0)
                 poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
-                call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
+                call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back))
     if m[mc.STEPPING] != 0:
         m[mc.TIME] += peek16(tb + at.TB_ICOUNT)
-        return 0
+        return False
     if tagged & CARE_BREAKPOINT and stop_at_breakpoint(m, peek64(tb)):
-        return 1
+        return True
     if alignment_is_checked(m):
         m[mc.STOP] = mc.CHECKED
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         call(m[mc.EMU_STOP], (m[mc.UC],))
-        return 1
+        return True
     if not cut:
         m[mc.TIME] += peek16(tb + at.TB_ICOUNT)
-        return 0
+        return False
     if peek32(tb + at.TB_CFLAGS) & at.TB_COUNT == 1:
         m[mc.TIME] += 1
         # What it has done to MXCSR is looked at where the next block starts.
         m[mc.DEADLINE] = 0
-        return 0
+        return False
     poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
     poke32(m[mc.EXCEPTION_INDEX], -1)
-    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
-    return 0
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back))
+    return False

@@ -1,6 +1,6 @@
 """Emitting operations into the engine's translator (TCG), and the cells that all hooks in it share.
 
-Compiled only, on the Linux x86-64 wheel. `context` is the address of the translator's
+Compiled only. `context` is the address of the translator's
 context. A temporary is known by its distance from it; in operations stands its address.
 """
 
@@ -9,6 +9,7 @@ from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, peek8, peek64, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.host import HOST
 
 SYMBOLS = (
     "translator_loop",
@@ -65,6 +66,7 @@ SYMBOLS = (
     X87_ENDS,
     X87_COMPARES,
     X87_RELOADS,
+    MXCSR_CODE,
     LOOK_UP_CANONICAL,
     SINGLE_STEP_CANONICAL,
     LOOK_UP_WITHIN_LIMIT,
@@ -72,7 +74,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(37)
+) = range(38)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -87,10 +89,9 @@ OPERAND_PAIRS = 20
 CELLS = OPERANDS + 2 * OPERAND_PAIRS
 
 # Layout of the translator's data.
-UC = 0x9970
-CPU = 0x1B8
-"""In the handle, which is at `UC` in the translator's context."""
-_LAST_OP = 0x7390
+UC = HOST.handle_of_translator
+"""In the translator's context: the handle."""
+LAST_OP = HOST.last_operation
 ARGUMENTS = 0x18
 """In an operation: its arguments, eight bytes each."""
 _GLOBAL_BASE = 0x10
@@ -98,7 +99,7 @@ _GLOBAL_OFFSET = 0x18
 """In a temporary: whether it stands for memory of the CPU state, and where that is."""
 
 # Opcodes and conditions of Unicorn 2.1.4's tcg-opc.h and tcg-cond.h, on 64 bits.
-MOVE, LOAD, ADD, SUBTRACT, ZERO_EXTEND = 63, 73, 78, 79, 109
+MOVE, LOAD, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 78, 79, 87, 109
 BELOW = 4
 _I64 = 1
 
@@ -106,13 +107,13 @@ _I64 = 1
 @jit
 def machine_of(context: int) -> int:
     """The cells of the machine whose code is translated; 0 if it is none of ours."""
-    return peek64(peek64(peek64(context + UC) + CPU) + at.CPU_SIZE + at.MACHINE)
+    return peek64(peek64(peek64(context + UC) + at.CPU_OF_HANDLE) + at.CPU_SIZE + at.MACHINE)
 
 
 @jit
 def last_op(context: int) -> int:
     """The operation that was emitted last."""
-    return peek64(peek64(peek64(context + _LAST_OP) + 8))
+    return peek64(peek64(peek64(context + LAST_OP) + 8))
 
 
 @jit

@@ -112,14 +112,23 @@ journal, the virtual clock, and why the engine stopped.
     READ_ONLY,
     ADDRESS_OFF,
     X87_STATUS,
+    ALIGNED,
+    TRANSLATOR,
+    REQUEST,
+    CHECK_EXIT,
+    LOOK_UP,
+    SINGLE_STEP,
+    HELD_BACK,
     CELLS,
-) = range(107)
+) = range(114)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
-X87_STATUS: the x87 status word before the current instruction.
+X87_STATUS: the x87 status word before the current instruction. HELD_BACK: 1 + the linear
+address of the instruction behind a MOV SS that met a data breakpoint. ALIGNED: 1 until the access
+is translated whose address must be a multiple of 16.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
@@ -135,7 +144,9 @@ FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code:
 READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
 line that is held low (A20), or 0; both native only.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
-been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
+been told that interrupts are inhibited, so that it executes one instruction (portable only).
+TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
+CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0

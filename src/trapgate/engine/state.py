@@ -63,6 +63,16 @@ def save_paging(env: int, v: Cells) -> None:
 
 
 @jit
+def save_for_criteria(m: Cells, env: int, v: Cells) -> None:
+    """Of `save` what a criteria table may ask for."""
+    save_paging(env, v)
+    save_segments(env, v)
+    v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
+    v[f.GUEST_RIP] = peek64(env + at.EIP)
+    v[f.GUEST_RFLAGS] = rflags_of(m, env)
+
+
+@jit
 def rflags_of(m: Cells, env: int) -> int:
     """RFLAGS, the lazily evaluated bits included."""
     flags = peek64(env + at.EFLAGS) & ~(_CC | _DF)

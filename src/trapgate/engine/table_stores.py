@@ -23,12 +23,13 @@ from trapgate.decode.read_modify_write import repeats, stores_once
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.coherence import CODE, forget_stale_code, pages_of
-from trapgate.engine.state import save_paging
+from trapgate.engine.state import save_for_criteria, save_paging
 from trapgate.events.journal import (
     HEAD_DATA,
     HEAD_HAS_DATA,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
+    HEAD_TABLE_ENTRY,
     HEAD_TIME,
     record,
 )
@@ -146,12 +147,16 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     v = cells(m[mc.V], m[mc.V_CELLS])
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
-    save_paging(env, v)
+    if v[f.CRITERIA_TABLE_RULES] != 0:
+        save_for_criteria(m, env, v)
+    else:
+        save_paging(env, v)
     cr4 = v[f.GUEST_CR4]
     physical = m[mc.STORE_PHYSICAL]
     code = m[mc.STORE_CODE]
     kind = m[mc.STORE_KIND]
-    refused, which = judge_entries(v, mem, kind, physical, size, value)
+    linear = m[mc.STORE_LINEAR]
+    refused, which = judge_entries(v, mem, code, linear, kind, physical, size, value)
     disposition, reason = EXIT, 0
     if refused < 0:
         disposition, reason = decide_filtered(v, code, which)
@@ -159,6 +164,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     entry = refused if refused >= 0 else physical & ~(width - 1)
     old = entry_of(mem, entry, width)
     head[HEAD_HAS_DATA] = 1
+    head[HEAD_TABLE_ENTRY] = kind
     head[HEAD_DATA] = merged(old, entry - physical, width, size, value)
     head[HEAD_OLD_VALUE] = old
     if disposition == COMPLETE:

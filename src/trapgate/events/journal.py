@@ -48,9 +48,11 @@ ROW_WIDTH = 20
     HEAD_HAS_DATA,
     HEAD_DATA,
     HEAD_OLD_VALUE,
-) = range(11)
+    HEAD_TABLE_ENTRY,
+) = range(12)
 """HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python.
-HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's."""
+HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's. HEAD_TABLE_ENTRY: where there are data, of
+which kind the entry is that they would go to (`decision.self_map`)."""
 HEAD_COUNTS = 16
 """From here on, for each level, interruption type and vector 3 counts: how often each
 disposition was taken (`count_of`)."""

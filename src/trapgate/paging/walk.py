@@ -62,6 +62,8 @@ _A = 0x20
 _D = 0x40
 _PS = 0x80
 
+LINEAR_ADDRESS_BITS = 48
+
 NO_POINTERS = 0
 """The pointers of PAE paging cannot be loaded: #GP(0)."""
 

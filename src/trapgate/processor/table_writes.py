@@ -19,7 +19,7 @@ from iced_x86 import FlowControl, Mnemonic, Register
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.fault_filters import FRAME, FRAME_64, NOBODY, PRESENT
-from trapgate.decision.frame_filters import filter_of
+from trapgate.decision.frame_filters import completed_by
 from trapgate.decision.self_map import ABSENT, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
 from trapgate.events.journal import (
@@ -27,6 +27,7 @@ from trapgate.events.journal import (
     HEAD_HAS_DATA,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
+    HEAD_TABLE_ENTRY,
     HEAD_TIME,
     record,
 )
@@ -102,6 +103,16 @@ class Snapshot:
                 else:
                     self._memory.write_data(physical, data)
 
+    @contextlib.contextmanager
+    def in_memory(self) -> Iterator[None]:
+        """What was kept, in memory once more, for as long as it takes to look at it."""
+        now = [(physical, self._memory.read(physical, len(data))) for physical, data in self._kept]
+        for physical, data in reversed(self._kept):
+            self._memory.write_data(physical, data)
+        yield
+        for physical, data in now:
+            self._memory.write_data(physical, data)
+
 
 def _code_pages(guest: Operand) -> set[int]:
     """The physical pages that a block at RIP may lie in, by their numbers."""
@@ -148,17 +159,20 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         return Outcome.GO_ON if cells[stops.STOP] == stops.STEPPED else Outcome.STOPPED
 
     new = {at: entry_of(guest.mem, at, width) for at in old}
-    judged = [
-        (part, at, filter_of(v, guest.mem, part.kind, _signed(new[at]), _signed(old[at])))
-        for part in ours
-        for at in part.entries(width)
-    ]
+    with before.in_memory() if v[f.CRITERIA_TABLE_RULES] else contextlib.nullcontext():
+        judged = [
+            (part, at, _completed_by(before.v, guest, code, address, part, new[at], old[at]))
+            for part in ours
+            for at in part.entries(width)
+        ]
     refused = [(part, at) for part, at, which in judged if which == NOBODY]
     part, shown = refused[0] if refused else (ours[0], next(iter(old)))
-    if refused and (part.linear ^ address) & -_PAGE:
-        address = part.linear
-    disposition, reason = (EXIT, 0) if refused else decide_filtered(v, code, judged[0][2])
+    if refused:
+        address = _address_of(part, address)
+    which = min(which for _, _, which in judged)
+    disposition, reason = (EXIT, 0) if refused else decide_filtered(v, code, which)
     head = processor.head
+    head[HEAD_TABLE_ENTRY] = part.kind
     head[HEAD_HAS_DATA], head[HEAD_DATA], head[HEAD_OLD_VALUE] = 1, new[shown], old[shown]
     if disposition != COMPLETE:
         before.put_back(processor, v)
@@ -170,6 +184,20 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         cells[stops.ATTENTION] |= stops.AT_ONCE
         cells[stops.DEADLINE] = 0
     return Outcome(stepping.trap(processor, v, instruction, accesses))
+
+
+def _address_of(part: Part, address: int) -> int:
+    """The linear address that a page fault by this part reports; `address` was the first's."""
+    return part.linear if (part.linear ^ address) & -_PAGE else address
+
+
+def _completed_by(
+    v: Cells, guest: Operand, code: int, address: int, part: Part, new: int, old: int
+) -> int:
+    """What lets a write turn an entry of `part` into another (`frame_filters.completed_by`)."""
+    linear = _address_of(part, address)
+    signed = _signed(int(new)), _signed(int(old))
+    return int(completed_by(v, guest.mem, code, linear, part.kind, *signed))
 
 
 def _execute(processor: LogicalProcessor, v: Cells, grants: set[int], width: int) -> bool:

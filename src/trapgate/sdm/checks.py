@@ -424,7 +424,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         ("GUEST_RIP", _ENTRY, "GUEST_CS_ACCESS_RIGHTS"),
         "bits 63:32 must be 0 outside 64-bit mode",
     ),
-    (GUEST_RIP_CANONICAL, ("GUEST_RIP",), _CANONICAL),
+    (GUEST_RIP_CANONICAL, ("GUEST_RIP",), "bits 63:48 must all be alike in 64-bit mode"),
     (
         GUEST_RFLAGS_RESERVED,
         ("GUEST_RFLAGS",),

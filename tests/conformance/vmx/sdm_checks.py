@@ -409,7 +409,7 @@ def _tables_and_flags(v: Fields, p: Processor) -> Iterator[str]:
             yield f"{name}_LIMIT"
     long = bit(v["VM_ENTRY_CONTROLS"], 9)
     if long and bit(v["GUEST_CS_ACCESS_RIGHTS"], 13):
-        if not is_canonical(v["GUEST_RIP"]):
+        if bits(v["GUEST_RIP"], 63, 48) not in (0, 0xFFFF):
             yield "GUEST_RIP"
     elif bits(v["GUEST_RIP"], 63, 32):
         yield "GUEST_RIP"

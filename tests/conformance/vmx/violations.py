@@ -446,7 +446,8 @@ REST = [
     Row(1004, {"GUEST_IDTR_LIMIT": 0xFFFF}, ({"GUEST_IDTR_LIMIT": 1 << 31},)),
     Row(1101, {}, ({"GUEST_RIP": on(32)}, {"GUEST_RIP": on(63)}), bits=(32,)),
     Row(1101, {}, ({_rights("CS"): lambda old: old ^ 0x6000, "GUEST_RIP": on(32)},), bits=(64,)),
-    Row(1102, {}, ({"GUEST_RIP": HOLE}, {"GUEST_RIP": UPPER - 1}), bits=(64,)),
+    Row(1102, {"GUEST_RIP": HOLE}, ({"GUEST_RIP": 1 << 48},), bits=(64,)),
+    Row(1102, {"GUEST_RIP": UPPER - 1}, ({"GUEST_RIP": (0xFFFF << 48) - 1},), bits=(64,)),
     Row(
         1103,
         {RFLAGS: on(0, 2, 4, 6, 7, 10, 11, 12, 13, 14, 18, 19, 20, 21)},

@@ -36,7 +36,7 @@ from trapgate.sdm.state import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA
 from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.links import ADDRESS, Links
-from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError
+from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_no_drives
 from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import Write, decode_write
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Profile, Settings
     from trapgate.vmm.console import Console
+    from trapgate.vmm.devices.board import Board
     from trapgate.vmm.handlers import Handler
     from trapgate.vmm.loaders import GuestImage
     from trapgate.vmm.platform import Platform
@@ -56,6 +57,7 @@ _FILTER_REASONS = (
     Reason.FAULT_FILTER_FIGURE_7,
     Reason.FAULT_FILTER_FIGURE_8,
     Reason.FAULT_FILTER_PARAGRAPH_80,
+    Reason.CRITERIA_TABLE,
     Reason.OWN_FRAME,
     Reason.NO_LINK,
 )
@@ -90,7 +92,9 @@ class ProtectedMachine(VirtualMachine):
         seed: int = 0,
         profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
+        board: Board | None = None,
     ) -> None:
+        demand_no_drives(board)
         if memory % _PAGE or not 0 < memory <= _FRAMES * _PAGE - _FRAMES:
             raise DirectPagingError(
                 f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, "
@@ -111,6 +115,7 @@ class ProtectedMachine(VirtualMachine):
             seed=seed,
             profile=profile,
             explain=explain,
+            board=board,
         )
         everything = processor.memory.cells.view(np.uint8)
         frame_map = everything[memory:]
