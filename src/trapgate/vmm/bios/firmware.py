@@ -47,10 +47,9 @@ class Bios:
             **{0xE0 + n: cd(one) for n, one in enumerate(board.cds)},
         }
         if not board.floppies:
-            floppies = [
-                emulated_floppy(drive) for drive in self.drives.values() if drive.size > 512
-            ]
-            self.drives.update({0: one for one in floppies[:1] if one is not None})
+            shown = next(filter(None, map(emulated_floppy, map(cd, board.cds))), None)
+            if shown is not None:
+                self.drives[0] = shown
         self._devices = devices
         self._machine: Machine | None = None
         self._video = Video(emit, self._out)
