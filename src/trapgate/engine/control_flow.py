@@ -31,6 +31,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm.vectors import GP, PF, UD
 
+_OF = 1 << 11
 _RETURN = 2
 """How far before a return address the call surely is."""
 
@@ -276,7 +277,18 @@ def on_sysexit(env: int, shift: int, back: int) -> None:
     end_transfer(m, env, v)
 
 
+@callback(VOID, *[INT64] * 3)
+def on_into(env: int, length: int, back: int) -> None:
+    """helper_into. The engine's leaves the block without saying where, as if it ended here."""
+    m = machine_at(env)
+    if rflags_of(m, env) & _OF:
+        poke32(env + at.ERROR_CODE, 0)
+        poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_SOFTWARE_INTERRUPT)
+        call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back - _RETURN))
+
+
 SUBSTITUTES = {
+    "helper_into": (on_into, 2),
     "helper_iret_protected": (on_iret, 3),
     "helper_iret_real": (on_iret_real, 2),
     "helper_lret_protected": (on_far_return, 3),

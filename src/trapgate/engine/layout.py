@@ -74,6 +74,8 @@ TB_SIZE = 0x14
 """Bytes of its source, 16 bits."""
 TB_ICOUNT = 0x16
 TB_CFLAGS = 0x18
+TB_CODE = 0x20
+"""Where its machine code is, and its size."""
 TB_COUNT = 0x7FFF
 """Bits of TB_CFLAGS: at most so many instructions, 0 without a limit."""
 

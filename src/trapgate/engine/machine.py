@@ -110,8 +110,10 @@ journal, the virtual clock, and why the engine stopped.
     AUDITED,
     LIVE,
     X87_STATUS,
+    RESTORED,
+    BEHIND,
     CELLS,
-) = range(105)
+) = range(107)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -130,6 +132,8 @@ WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED
 the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AUDITED counts
 blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
+RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
+instructions of the block were behind the latest one (`clock`).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
 
@@ -210,6 +214,9 @@ WHEN_INTERRUPTIBLE = 2
 
 DEVICE_SLOTS = 4
 """Physical pages behind which there may be devices: their numbers, -1 for none."""
+
+LONGEST_BLOCK = 512
+"""Instructions of a block, at most."""
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""

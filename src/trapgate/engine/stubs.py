@@ -52,7 +52,8 @@ class Stubs:
     def block_begins(self, deadline: int) -> int:
         """Begin a block of RSI instructions on the machine RDI.
 
-        `deadline` is asked when the deadline has come, and answers whether to stop.
+        `deadline` is asked when the deadline is near, and answers whether to stop. It also gets the
+        count, and the address where the block's code goes on.
         """
         return self._place(
             asm.load(asm.RAX, asm.RDI, 8 * mc.TIME),
@@ -66,12 +67,16 @@ class Stubs:
             asm.store(asm.RDI, 8 * mc.TIME, asm.RAX),
             asm.RET,
             "deadline",
+            asm.load(asm.RDX, asm.RSP, 0),
             *asm.call_saving(deadline, asm.RDI, asm.RSI, asm.RCX),
             asm.test(asm.RAX),
             (asm.JNE, "asked to exit"),
             asm.load(asm.RAX, asm.RDI, 8 * mc.TIME),
             (asm.JMP, "begin"),
             "asked to exit",
+            asm.load(asm.RAX, asm.RDI, 8 * mc.TIME),
+            asm.add(asm.RAX, asm.RSI),
+            asm.store(asm.RDI, 8 * mc.TIME, asm.RAX),
             *self._asked_to_exit(),
         )
 
@@ -94,8 +99,15 @@ class Stubs:
         )
 
     def _asked_to_exit(self) -> list[asm.Line]:
-        """Go on at the engine's own look for a request to exit; RDI is the machine."""
+        """Go on at the engine's own look for a request to exit; RDI is the machine.
+
+        The block was counted. The engine will restore its first instruction's state, as if that
+        one were done.
+        """
         return [
+            asm.load(asm.RAX, asm.RDI, 8 * mc.TIME),
+            asm.add_small(asm.RAX, -1),
+            asm.store(asm.RDI, 8 * mc.TIME, asm.RAX),
             asm.load(asm.RDI, asm.RDI, 8 * mc.UC),
             asm.clear(asm.RSI),
             *asm.jump_to(self._check_exit),

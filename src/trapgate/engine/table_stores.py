@@ -24,6 +24,7 @@ from trapgate.decision.self_map import (
 from trapgate.decode.read_modify_write import stores_once
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.clock import locate
 from trapgate.engine.coherence import CODE, forget_stale_code, pages_of
 from trapgate.engine.state import save_paging
 from trapgate.events.journal import (
@@ -100,7 +101,7 @@ def intercept_store(
     if kind == 0 or pages_of(m)[physical >> 12] & CODE:
         # Code in a page table: the block itself may be what the store changes.
         return False
-    call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
+    locate(m, cpu, return_address)
     if not stores_once(code_at_rip(m), peek32(env + at.HFLAGS) & at.HF_CS64 != 0):
         return False
     m[mc.STORE_LINEAR] = address

@@ -11,7 +11,8 @@ them are given functions of ours here (Linux x86-64 wheel only):
   functions of ours (`control_flow`).
 * Loads and stores are preceded by checks of their segments (`checked_accesses`), branches by checks
   of their targets (`branches`).
-* What stores to memory, and where code is made of it, `coherence` wants to know.
+* What stores to memory, and where code is made of it, `coherence` wants to know; where a block is
+  left, `clock`.
 * The translator is shown UD2 in place of code that it gets wrong, and told other things
   (`odd_code`). What is no #UD after all is carried out where #UD arrives
   (`dispatch.undefined_opcode`).
@@ -31,7 +32,7 @@ from trapgate.compiler.kinds import INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import assembly as asm
-from trapgate.engine import branches, careful_blocks, coherence
+from trapgate.engine import branches, careful_blocks, clock, coherence
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
@@ -106,6 +107,10 @@ def on_translate(
         m[mc.CARE] |= CARE_AUDIT
     if m[mc.CALL_OP] == 0:
         return
+    if m[mc.NATIVE] == 0:
+        poke64(em.argument(m[mc.CALL_OP], 2), t[em.PORTABLE_CODE])
+        poke64(em.argument(m[mc.COUNT_OP], 1), tb)
+        return
     if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
         m[mc.CARE] |= CARE_BREAKPOINT
     if flags & _AC:
@@ -161,7 +166,7 @@ def on_gen_call(
     m = cells(machine, mc.CELLS)
     m[mc.TRANSLATION] = context
     count &= 0xFF
-    if function != t[em.CHECK_EXIT] or m[mc.NATIVE] == 0:
+    if function != t[em.CHECK_EXIT] or (m[mc.NATIVE] == 0 and m[mc.CALL_OP] != 0):
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
@@ -259,6 +264,9 @@ _HOOKS = {
 they have."""
 
 
+_SLOTS = coherence.SLOTS | clock.SLOTS
+
+
 class Translator:
     """The functions of ours in the engine's translator; one for the process, never taken out.
 
@@ -266,7 +274,7 @@ class Translator:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        names = (*_HOOKS, *coherence.SLOTS)
+        names = (*_HOOKS, *_SLOTS)
         places = slots(library, tuple(f"{name}_x86_64" for name in names))
         t = self.cells = np.zeros(em.CELLS, np.int64)
         for cell, name in enumerate(em.SYMBOLS):
@@ -290,15 +298,16 @@ class Translator:
             stub = self._stubs.with_cells(hook.address, arguments)
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
 
-        for name, (coherent, register) in coherence.SLOTS.items():
+        for name, (told, register) in _SLOTS.items():
             # Each is told, behind its arguments, the address of what the engine would have called.
-            stub = self._stubs.with_value(coherent.address, register, _symbol(library, name))
+            stub = self._stubs.with_value(told.address, register, _symbol(library, name))
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
 
     def _put_stubs(self) -> None:
         t, stubs = self.cells, self._stubs
         t[em.COUNT_CODE] = stubs.block_begins(careful_blocks.on_deadline.address)
         t[em.CARE_CODE] = stubs.careful_block_begins(careful_blocks.on_careful_block.address)
+        t[em.PORTABLE_CODE] = stubs.careful_block_begins(careful_blocks.on_counted_block.address)
         t[em.GUARD_CODE] = stubs.with_cells(on_instruction.address, 2)
         t[em.STI_CODE] = stubs.sti_begins()
         t[em.SHADOW_CODE] = stubs.shadow_begins()
