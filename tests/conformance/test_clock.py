@@ -46,9 +46,15 @@ CASES = {
     "IRET": (b"\x9c\x6a\x08\x68" + pack("<I", CODE + 12) + b"\xcf\xf4\xf4\xf4" + NOPS, 7),
     "a loop": (b"\xb9\x07\x00\x00\x00\x90\x90\xe2\xfc" + NOPS, 1 + 3 * 7 + 3),
     "LDMXCSR": (mem(b"\x0f\xae", DATA, 2) + NOPS, 4),
-    "a store to its own block": (b"\xc6\x05" + pack("<I", CODE + 8) + b"\x90\xf4\xf4"[:1] + NOPS, 4),
+    "a store to its own block": (
+        b"\xc6\x05" + pack("<I", CODE + 8) + b"\x90\xf4\xf4"[:1] + NOPS,
+        4,
+    ),
     "a store to the page of the code": (b"\xc6\x05" + pack("<I", CODE + 0x80) + b"\x90" + NOPS, 4),
-    "x87 exception": (b"\xdb\xe3" + mem(b"\xd9", DATA + 8, 5) + b"\xd9\xe8\xd9\xee\xde\xf9\x9b" + NOPS, 6),
+    "x87 exception": (
+        b"\xdb\xe3" + mem(b"\xd9", DATA + 8, 5) + b"\xd9\xe8\xd9\xee\xde\xf9\x9b" + NOPS,
+        6,
+    ),
     "SSE exception": (mem(b"\x0f\xae", DATA + 12, 2) + b"\x0f\x57\xc0\x0f\x5e\xc0" + NOPS, 3),
 }
 """32-bit code, and how many of its instructions are executed before a VMCALL, which counts, too."""
@@ -141,3 +147,32 @@ def test_stops_do_not_change_the_time_of_what_follows(engine: str, every: int) -
         outcome = processor.vmresume(vmcs)
     assert processor.time == whole.processor.time
     assert stops == list(range(every, processor.time, every))
+
+
+DEVICE = 0x300000
+
+
+def test_a_device_sees_the_time_of_the_instruction_that_asks_it() -> None:
+    flat = guest(
+        NOPS + mem(b"\x8b", DEVICE) + NOPS + mem(b"\x89", DEVICE) + NOPS + mem(b"\xff", DEVICE)
+    )
+    flat.fields["GUEST_CR0"] = 0x33
+    processor, vmcs = prepare(flat, engine="native")
+    seen = []
+
+    def load(address: int, size: int) -> int:
+        seen.append(("load", processor.time))
+        return 0
+
+    def store(address: int, size: int, value: int) -> None:
+        seen.append(("store", processor.time))
+        processor.preempt()
+
+    processor.connect(load, store, [DEVICE >> 12])
+    outcome = processor.vmlaunch(vmcs)
+    assert isinstance(outcome, VmExit) and outcome.reason is ExitReason.PREEMPTION_TIMER
+    assert processor.time == 8 and vmcs["GUEST_RIP"] == CODE + 18
+    outcome = processor.vmresume(vmcs)
+    assert isinstance(outcome, VmExit) and outcome.reason is ExitReason.PREEMPTION_TIMER
+    assert processor.time == 12 and vmcs["GUEST_RIP"] == CODE + 27
+    assert seen == [("load", 4), ("store", 8), ("load", 12), ("store", 12)]

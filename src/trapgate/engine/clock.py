@@ -118,6 +118,20 @@ def execute_again(m: Cells, cpu: int, return_address: int, count: int) -> None:
 
 
 @jit
+def begin_device_access(m: Cells) -> None:
+    """A device is about to be asked: let that be at the end of a block (native only).
+
+    So the device sees the time of the instruction, and if it wants the VMM, the next one waits.
+    """
+    if m[mc.NATIVE] == 0 or m[mc.STEPPING] != 0:
+        return
+    return_address = peek64(m[mc.CPU] + at.IO_PC)
+    locate(m, m[mc.CPU], return_address)
+    if m[mc.BEHIND] != 0:
+        execute_again(m, m[mc.CPU], return_address, 1)
+
+
+@jit
 def set_deadline(m: Cells) -> None:
     """When a block has to look before it begins: early enough to be cut where time is up."""
     end = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])

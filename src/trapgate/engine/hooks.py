@@ -9,7 +9,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
 from trapgate.engine.checked_accesses import is_poison, poisoned_by
-from trapgate.engine.clock import execute_again
+from trapgate.engine.clock import begin_device_access, execute_again
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.dispatch import (
     arbitrate,
@@ -304,6 +304,7 @@ def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
         m = cells(user, mc.CELLS)
         address = device_address(m, offset)
         if address >= 0:
+            begin_device_access(m)
             return call(m[mc.DEVICE_LOAD], (address, size))
     return (1 << (8 * size)) - 1 if size < 8 else -1
 
@@ -315,6 +316,7 @@ def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> N
         m = cells(user, mc.CELLS)
         address = device_address(m, offset)
         if address >= 0:
+            begin_device_access(m)
             call(m[mc.DEVICE_STORE], (address, size, value))
 
 

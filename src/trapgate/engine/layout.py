@@ -65,6 +65,8 @@ FEATURES_1_ECX = 0x1608
 CPU_SIZE = 35408
 """From the CPU to its x86 state (native path only)."""
 CFLAGS_NEXT_TB = 24
+IO_PC = 0x8178
+"""In the CPU: where the machine code goes on that accesses a device."""
 """In the CPU: how the next block is to be translated; the low bits limit its instructions."""
 
 # A block of translated code, after its linear address.
