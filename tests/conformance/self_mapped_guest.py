@@ -8,6 +8,7 @@ write to them is harmless; only the slot of the self-map decides whether they ar
 from dataclasses import dataclass
 from struct import pack
 
+from trapgate.decision.criteria_rules import Rule
 from trapgate.processor.processor import Processor, VmExit
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -127,6 +128,7 @@ class Bench:
         memory: dict[int, bytes],
         registers: dict[str, int],
         fields: dict[str, int] | None = None,
+        rules: tuple[Rule, ...] = (),
     ) -> Outcome:
         """Execute `code` up to a VMCALL behind it, or to its first fault."""
         layout, processor = self.layout, self.processor
@@ -147,6 +149,7 @@ class Bench:
         vmcs["FAULT_FILTER"], vmcs["PTBASE"] = 2, layout.ptbase
         for name, value in (fields or {}).items():
             vmcs[name] = value
+        vmcs.criteria_table = rules
         for name in _REGISTERS:
             setattr(processor.registers, name, registers.get(name, 0))
         if "rsp" in registers:

@@ -307,3 +307,13 @@ def test_descriptor_tables_at_a_non_canonical_base(engine: str, field: str, form
         run = go(engine, "l64", code, memory={DATA: pack("<HQ", 0x7F, base)})
         assert ends(run) == fault
         assert (run.vmcs[f"GUEST_{field}_BASE"] == base) == (fault == "VMCALL")
+
+
+@pytest.mark.parametrize("rip", [1 << 47, (1 << 48) - 1, (1 << 64) - (1 << 48)])
+def test_entry_where_bits_63_to_48_are_alike(engine: str, rip: int) -> None:
+    """SDM, "Checks on Guest RIP, RFLAGS, and SSP": not canonical yet, so the fetch faults."""
+    guest = Tiny("l64", fields={"GUEST_RIP": rip})
+    done = begin(guest, {"EXCEPTION_BITMAP": 1 << 13}, engine=engine)
+    assert done.exit.interruption is not None
+    assert (done.exit.interruption.vector, done.exit.interruption.error_code) == (13, 0)
+    assert done.vmcs["GUEST_RIP"] == rip

@@ -19,7 +19,7 @@ from tests.conformance.tiny_guest import (
     begin,
 )
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.vectors import DB, GP, UD
+from trapgate.sdm.vectors import DB, UD
 
 pytestmark = pytest.mark.conformance
 
@@ -51,12 +51,6 @@ def faulted(guest: Tiny) -> tuple[int, int | None] | str:
 def load_segment(register: int, selector: int) -> bytes:
     """Mov eax, selector; mov segment, ax (0 ES, 3 DS, 4 FS, 5 GS)."""
     return b"\xb8" + pack("<I", selector) + b"\x8e" + bytes([0xC0 | register << 3])
-
-
-@limit("SSE operands are not checked for alignment to 16 bytes")
-def test_unaligned_movaps() -> None:
-    code = b"\x0f\x28\x04\x25" + pack("<I", DATA + 1)
-    assert faulted(Tiny("l64", code=code)) == (GP, 0)
 
 
 # Paging.

@@ -8,6 +8,7 @@ import pytest
 from tests.conformance.tiny_guest import descriptor
 from tests.direct.walk_everything import violations
 from trapgate import guests
+from trapgate.decision import embodiments
 from trapgate.decision.decide import Disposition
 from trapgate.decision.fault_filters import FILTERS
 from trapgate.demo.direct import PTBASE, run_direct
@@ -475,3 +476,26 @@ def test_a_store_to_a_table_is_like_any_other(name: str) -> None:
 AF = 0x10
 UNDEFINED = dict.fromkeys(("and", "or", "xor", "xor r16"), AF)
 """Flags that the SDM leaves undefined."""
+
+
+@pytest.mark.parametrize("name", ["figure-7", "figure-8", "paragraph-80"])
+def test_a_filter_as_a_criteria_table_is_the_same_to_the_bundled_guest(name: str) -> None:
+    tables = {
+        "figure-7": embodiments.figure_7(),
+        "figure-8": embodiments.figure_8(wide=False, page_size=True),
+        "paragraph-80": embodiments.paragraph_80(),
+    }
+    runs = []
+    for fault_filter, rules in ((name, ()), ("none", tables[name])):
+        vm = DirectMachine(MEMORY)
+        bundled(vm, "fork", timer=False)
+        select(vm, fault_filter)
+        vm.vmcs.criteria_table = rules
+        stop = vm.run(max_instructions=1_000_000_000)
+        assert (stop.end, stop.status) == (End.DEBUG_EXIT, 0), stop
+        summary = vm.summary()
+        counts = [summary.count(disposition, PF) for disposition in Disposition]
+        runs.append((counts, summary.exits, vm.output, vm.processor.memory.read(0, 1 << 20)))
+    filtered, by_table = runs
+    assert filtered[0][Disposition.COMPLETE] > 200
+    assert filtered == by_table

@@ -66,4 +66,4 @@ def test_hostile_guests_stay_in(engine: str) -> None:
     completed = sum(vm.summary().count(Disposition.COMPLETE, PF) for vm in model.machines)
     edits = sum(vm.counts.edits for vm in model.machines)
     refused = sum(vm.counts.refused for vm in model.machines)
-    assert min(completed, edits, refused) > 10, (completed, edits, refused)
+    assert min(completed, edits, refused) > 3, (completed, edits, refused)

@@ -118,8 +118,16 @@ BAD = {
         'FAULT_FILTER: is an extension; use profile "extended"',
     ),
     "memory for direct paging": (
-        ["run", "{guest}", "--paging", "direct", "--memory", "15M"],
+        ["run", "{guest}", "--paging", "direct", "--protect", "entries", "--memory", "15M"],
         "no multiple of 4 MiB, which direct paging gives memory in; ask for 16M",
+    ),
+    "protection without direct paging": (
+        ["run", "{guest}", "--protect", "frames"],
+        "--protect is about direct paging; give --paging direct too",
+    ),
+    "a frame map on the portable engine": (
+        ["run", "{guest}", "--paging", "direct", "--protect", "frames", "--engine", "portable"],
+        "a frame map needs the native engine",
     ),
     "no workload": (["demo", "--workload", "nonsense"], "choose from"),
 }
@@ -239,3 +247,19 @@ def test_an_interactive_run_echoes_and_is_left_with_ctrl_a_x(tmp_path: Path) -> 
     finally:
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("how", ["frames", "entries"])
+def test_direct_paging_says_what_filters_saved(how: str) -> None:
+    done = trapgate(
+        *("run", str(guests.IMAGE_PATH), "--append", guests.command_line("swap")),
+        *("--paging", "direct", "--protect", how, "--memory", "16M", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    if how == "frames":
+        writes = answer["table_writes"]
+        assert writes["completed"]["own_frame"] > 20_000
+        assert sum(writes["exited"].values()) < 200
+    else:
+        assert "table_writes" not in answer

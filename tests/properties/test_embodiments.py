@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.unit.test_criteria_table import expected
+from trapgate.criteria.table_worlds import World, arrays, table_in, terms
 from trapgate.decision import embodiments
 from trapgate.decision.criteria_rules import Action, Rule
-from trapgate.decision.criteria_worlds import World, arrays, table_in, terms
 from trapgate.decision.embodiments import TRANSFER
 from trapgate.decision.fault_filters import figure_7, figure_8, paragraph_80
 from trapgate.decision.fault_values import FaultValue

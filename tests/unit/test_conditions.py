@@ -209,3 +209,9 @@ def test_the_guide_has_every_value() -> None:
         kind = "dynamic" if value.dynamic else "semi-static"
         row = f"| `{value.name}` | {value.width} | {kind} | {value.present} | {value.meaning} |"
         assert row in guide
+
+
+def test_a_condition_may_have_several_lines() -> None:
+    assert parse("\n  vector == PF\n and\n  write\n") == parse("vector == PF and write")
+    with pytest.raises(ConditionError, match="column 18: nothing is called wrote"):
+        parse("vector == PF and\nwrote")

@@ -111,12 +111,21 @@ def test_machine_events(port: int, size: int, value: int, event: MachineEvent) -
     assert pc.bus.event == event  # the first one counts
 
 
-def test_there_is_no_pci() -> None:
+def test_the_bridges_of_an_i440fx() -> None:
     pc = Pc(1 << 24, lambda byte: None)
-    pc.write(0xCFB, 1, 1, 0)
-    pc.write(0xCF8, 4, 0x80000000, 0)
-    assert pc.read(0xCF8, 4, 0) == 0xFFFFFFFF
-    assert pc.read(0xCFC, 4, 0) == 0xFFFFFFFF
+
+    def configuration(device: int, function: int, at: int) -> int:
+        pc.write(0xCF8, 4, 1 << 31 | device << 11 | function << 8 | at, 0)
+        return pc.read(0xCFC, 4, 0)
+
+    assert configuration(0, 0, 0) == 0x1237_8086
+    assert configuration(1, 0, 0) == 0x7000_8086
+    assert configuration(1, 0, 12) >> 16 & 0xFF == 0x80
+    assert configuration(1, 1, 0) == configuration(2, 0, 0) == 0xFFFFFFFF
+    pc.write(0xCF8, 4, 1 << 31 | 1 << 16, 0)
+    assert pc.read(0xCFC, 4, 0) == 0xFFFFFFFF  # another bus
+    pc.write(0xCF8, 4, 0, 0)
+    assert pc.read(0xCFC, 4, 0) == 0xFFFFFFFF  # not enabled
     pc.write(0xCF9, 2, 0x0606, 0)
     assert pc.bus.event is None
 
@@ -185,7 +194,7 @@ def drain(keyboard: KeyboardController) -> bytes:
 
 def test_linux_probe_of_the_keyboard_controller() -> None:
     wire = Wire()
-    keyboard = KeyboardController(wire, Events())
+    keyboard = KeyboardController(wire, Wire(), Events())
     assert drain(keyboard) == b""
     keyboard.write(0x64, 1, 0x20, 0)
     assert drain(keyboard) == b"\x65"
@@ -193,19 +202,63 @@ def test_linux_probe_of_the_keyboard_controller() -> None:
     keyboard.write(0x60, 1, 0x74, 0)
     keyboard.write(0x64, 1, 0x20, 0)
     assert drain(keyboard) == b"\x74"
-    for command, answer in ((0xAA, 0x55), (0xAB, 0x00), (0xA9, 0x03)):
+    for command, answer in ((0xAA, 0x55), (0xAB, 0x00), (0xA9, 0x00)):
         keyboard.write(0x64, 1, command, 0)
         assert drain(keyboard) == bytes([answer])
     keyboard.write(0x64, 1, 0xD3, 0)
     keyboard.write(0x60, 1, 0x5A, 0)
-    assert keyboard.read(0x64, 1, 0) & 0x21 == 0x01  # not from a mouse: there is none
+    assert keyboard.read(0x64, 1, 0) & 0x21 == 0x21  # as if from the mouse
     assert drain(keyboard) == b"\x5a"
     assert wire.edges == 1  # the first answer's: the interrupt is off since
 
 
+def test_the_mouse_answers_and_stays_at_rest() -> None:
+    wire, mouse_wire = Wire(), Wire()
+    keyboard = KeyboardController(wire, mouse_wire, Events())
+    keyboard.write(0x64, 1, 0x60, 0)
+    keyboard.write(0x60, 1, 0x47, 0)  # both interrupts
+    exchanges = ((0xFF, b"\xfa\xaa\0"), (0xF3, b"\xfa"), (0xE9, b"\xfa"), (0xF4, b"\xfa"))
+    for byte, answer in exchanges:
+        keyboard.write(0x64, 1, 0xD4, 0)
+        keyboard.write(0x60, 1, byte, 0)
+        assert keyboard.read(0x64, 1, 0) & 0x21 == 0x21
+        assert drain(keyboard) == answer
+    assert wire.edges == 0
+    assert mouse_wire.edges == 6
+
+
+def test_keys_come_one_by_one_as_they_are_read() -> None:
+    wire = Wire()
+    keyboard = KeyboardController(wire, Wire(), Events())
+    keyboard.type("aB\n")
+    assert wire.level
+    assert drain(keyboard) == bytes.fromhex("1e9e 2a30b0aa 1c9c")
+    assert wire.edges == 8
+    keyboard.write(0x64, 1, 0xAD, 0)
+    keyboard.type("x")
+    assert drain(keyboard) == b""
+    keyboard.write(0x64, 1, 0xAE, 0)
+    assert drain(keyboard) == bytes.fromhex("2dad")
+    keyboard.type("x" * 9999)
+    assert len(drain(keyboard)) == 4096
+
+
+def test_the_gate_of_address_line_20() -> None:
+    told: list[bool] = []
+    keyboard = KeyboardController(Wire(), Wire(), Events(), lambda *, low: told.append(low))
+    keyboard.write(0x92, 1, 0, 0)
+    keyboard.write(0x92, 1, 0, 0)
+    keyboard.write(0x92, 1, 2, 0)
+    for byte in (0xDD, 0xDF):
+        keyboard.write(0x64, 1, byte, 0)
+    keyboard.write(0x64, 1, 0xD1, 0)
+    keyboard.write(0x60, 1, 0x01, 0)
+    assert told == [True, False, True, False, True]
+
+
 def test_keyboard_acknowledges_with_an_interrupt_a_byte() -> None:
     wire = Wire()
-    keyboard = KeyboardController(wire, Events())
+    keyboard = KeyboardController(wire, Wire(), Events())
     keyboard.write(0x60, 1, 0xF2, 0)
     assert drain(keyboard) == b"\xfa\xab\x83"
     assert wire.edges == 3
@@ -218,7 +271,7 @@ def test_keyboard_acknowledges_with_an_interrupt_a_byte() -> None:
 
 
 def test_keyboard_answers_are_bounded() -> None:
-    keyboard = KeyboardController(Wire(), Events())
+    keyboard = KeyboardController(Wire(), Wire(), Events())
     for _ in range(1000):
         keyboard.write(0x64, 1, 0xAA, 0)
     assert len(drain(keyboard)) <= 16
@@ -226,7 +279,7 @@ def test_keyboard_answers_are_bounded() -> None:
 
 def test_a20_gate_three_ways() -> None:
     events = Events()
-    keyboard = KeyboardController(Wire(), events)
+    keyboard = KeyboardController(Wire(), Wire(), events)
     keyboard.write(0x92, 1, 0, 0)
     assert not keyboard.a20
     keyboard.write(0x64, 1, 0xD1, 0)

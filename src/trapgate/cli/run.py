@@ -17,6 +17,7 @@ from trapgate.cli.terminal import (
     EngineKind,
     EngineOption,
     Paging,
+    Protect,
     fail,
     one_line_errors,
     prepared,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.summary import Counts, EventKind, Summary
+    from trapgate.vmm.summary import Counts, EventKind, Summary, TableWrites
 
     Events = Mapping[EventKind, Counts]
     Injected = Mapping[EventKind, Mapping[int, int]]
@@ -69,6 +70,9 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         **_events_json(summary.events, summary.injected),
         "exits": {reason.name: count for reason, count in summary.exits.items()},
     }
+    if summary.table_writes is not None:
+        writes = summary.table_writes
+        answer["table_writes"] = {"completed": writes.completed, "exited": writes.exited}
     if nested is not None:
         answer["x86_vmm"] = {
             "entries": nested.entries,
@@ -100,6 +104,9 @@ def show_summary(summary: Summary, out: Terminal) -> None:
         title = f"faults and interrupts of the x86 VMM's guest ({nested.entries:,} VM entries)"
         out.print(_fault_table(title, nested.events))
         out.print(_exit_table("VM exits to the x86 VMM", nested.exits))
+    writes = summary.table_writes
+    if writes is not None and (writes.completed or writes.exited):
+        out.print(_writes_table(writes))
     speed = summary.executed / summary.seconds / 1e6 if summary.seconds else 0.0
     waited = f"; halted for the time of {summary.halted:,} more" if summary.halted else ""
     out.print(
@@ -182,6 +189,24 @@ def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
     return table
 
 
+def _writes_table(writes: TableWrites) -> Table:
+    """What became of writes to page tables."""
+    from rich.table import Table
+
+    total = sum(writes.completed.values()) + sum(
+        count for name, count in writes.exited.items() if name != "reused"
+    )
+    title = "writes to page tables"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
+    for column in ("what became of it", "count", "share"):
+        table.add_column(column, justify="left" if column.startswith("what") else "right")
+    for words, counts in (("completed by ", writes.completed), ("exited, ", writes.exited)):
+        for name, count in counts.items():
+            shown = words + name.replace("fault_filter_", "").replace("_", " ")
+            table.add_row(shown, f"{count:,}", f"{100 * count / total:.1f} %")
+    return table
+
+
 PORTABLE_FILTERS = (
     "on the portable engine a write that a fault filter judges takes longer than an exit: "
     "filters save exits there, and cost time"
@@ -198,7 +223,11 @@ Examples:
 
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
 
+  trapgate run vmlinuz --initrd initrd.cpio --paging direct --protect frames
+
   trapgate run kernel.elf --report why.html
+
+  trapgate run --disk xv6.img --disk fs.img --memory 512M
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
@@ -208,8 +237,28 @@ Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
 
 def run(
     guest: Annotated[
-        Path, typer.Argument(help="bzImage, ELF, multiboot, flat binary or boot sector.")
-    ],
+        Path | None,
+        typer.Argument(
+            help="bzImage, ELF, multiboot, flat binary or boot sector; without one a PC's "
+            "firmware starts, and boots from a disk."
+        ),
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Disk image: FILE[,write][,overlay=FILE]; what the guest writes is lost unless "
+            "one of the two says where it goes. Repeatable."
+        ),
+    ] = None,
+    cdrom: Annotated[
+        list[str] | None, typer.Option(help="CD image (ISO 9660). Repeatable.")
+    ] = None,
+    bios: Annotated[
+        Path | None, typer.Option(help="Firmware to start instead of a guest: SeaBIOS's bios.bin.")
+    ] = None,
+    keys: Annotated[
+        str, typer.Option(help=r"Text to type on the PS/2 keyboard; \n is Enter.")
+    ] = "",
     memory: Annotated[str, typer.Option(help="RAM of the guest.")] = "128M",
     append: Annotated[str, typer.Option(help="Kernel command line.")] = "",
     initrd: Annotated[Path | None, typer.Option(help="Initial RAM disk, or module.")] = None,
@@ -219,6 +268,14 @@ def run(
     ] = None,
     vmcs: Annotated[
         Path | None, typer.Option(help="TOML file of VMCS fields and controls to set.")
+    ] = None,
+    protect: Annotated[
+        Protect | None,
+        typer.Option(
+            help="With direct paging. frames: the processor stops writes to frames that are page "
+            "tables, for any guest; entries: the VMM takes only guests that map their tables "
+            "read-only. Frames unless a VMCS file sets PTBASE or the engine is portable."
+        ),
     ] = None,
     paging: Annotated[
         Paging,
@@ -269,16 +326,25 @@ def run(
     ] = False,
 ) -> None:
     """Run a guest with the terminal as its console."""
+    if guest is not None and bios is not None:
+        raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
+    if guest is None and not (bios or disk or cdrom):
+        raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     with one_line_errors(), prepared():
         raise typer.Exit(
             _run(
                 guest,
+                disk or [],
+                cdrom or [],
+                bios,
+                keys,
                 memory_size(memory),
                 append,
                 initrd,
                 module or [],
                 vmcs,
                 paging,
+                protect,
                 text,
                 until,
                 trace,
@@ -297,13 +363,18 @@ def run(
 
 
 def _run(
-    guest: Path,
+    guest: Path | None,
+    disks: list[str],
+    cds: list[str],
+    bios: Path | None,
+    keys: str,
     memory: int,
     append: str,
     initrd: Path | None,
     modules: list[str],
     vmcs: Path | None,
     paging: Paging,
+    protect: Protect | None,
     text: str,
     until: str | None,
     trace: Path | None,
@@ -318,20 +389,30 @@ def _run(
     symbols: Path | None,
     as_json: bool,
 ) -> int:
+    from trapgate.cli.board import board, firmware
     from trapgate.debug.story.names import namer
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
+    from trapgate.vmm.loaders.bios import load_bios
 
     settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
-    image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
-    screen = sys.stderr.buffer if as_json else sys.stdout.buffer
-    console = Console(screen, source=_keyboard(), until=until)
+    if guest is None:
+        bios = firmware(bios)
+        guest = bios
+        image = load_bios(bios)
+    else:
+        image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
+    plugged = board(disks, cds, bios, memory, serial=True)
+    output = sys.stderr.buffer if as_json else sys.stdout.buffer
+    console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
     writer = None if trace is None else _writer(trace, guest, vmcs)
     try:
-        vm = _machine(paging)(
+        if protect is not None and paging is not Paging.direct:
+            raise fail("--protect is about direct paging; give --paging direct too")
+        vm = _machine(paging, protect or _protection(settings, engine))(
             memory,
             engine=engine,
             console=console,
@@ -339,6 +420,7 @@ def _run(
             seed=seed,
             profile="vt-x" if settings is not None and settings.profile == "vt-x" else "extended",
             explain=explanations if explain else None,
+            board=plugged,
         )
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
@@ -347,6 +429,8 @@ def _run(
             vm.apply(settings)
         if text:
             vm.type(input_bytes(text))
+        if keys:
+            vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
         with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
@@ -365,6 +449,7 @@ def _run(
             "end": stop.end.value,
             "message": stop.message,
             "status": stop.status,
+            **({"screen": screen_text} if (screen_text := _screen(vm)) else {}),
             "notes": notes,
             **summary_json(summary),
             **({"failures": explanations.as_json()} if explain else {}),
@@ -373,6 +458,9 @@ def _run(
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
+    screen = _screen(vm)
+    if screen:
+        print("\non the screen:", *screen, sep="\n", file=sys.stderr)
     if story is None or story.headline != stop.message:
         print(f"\n{stop.message}", file=sys.stderr)
     if story is not None:
@@ -384,6 +472,14 @@ def _run(
     if failures and not explain:
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status
+
+
+def _screen(vm: VirtualMachine) -> list[str]:
+    """The lines on the screen in a text mode; none if it is empty."""
+    lines = vm.devices.vga.text(vm.processor.memory)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 @contextmanager
@@ -432,7 +528,23 @@ def _story(vm: VirtualMachine, names: Namer) -> Story | None:
     return tell(vm, names)
 
 
-def _machine(paging: Paging) -> type[VirtualMachine]:
+def _protection(settings: Settings | None, engine: str) -> Protect:
+    """How direct paging protects tables, if nobody says: PTBASE is about read-only entries."""
+    from trapgate.sdm.fields import Field
+
+    if engine == EngineKind.portable:
+        return Protect.entries
+    about_entries = settings is not None and (
+        settings.profile == "vt-x" or settings.fields.get(Field.PTBASE, 0) != 0
+    )
+    return Protect.entries if about_entries else Protect.frames
+
+
+def _machine(paging: Paging, protect: Protect) -> type[VirtualMachine]:
+    if paging is Paging.direct and protect is Protect.frames:
+        from trapgate.vmm.direct.protected import ProtectedMachine
+
+        return ProtectedMachine
     if paging is Paging.direct:
         from trapgate.vmm.direct.machine import DirectMachine
 
@@ -446,15 +558,17 @@ def _notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Iterator[str
     """What a user should know who asked for direct paging or a fault filter in vain."""
     if paging is Paging.direct:
         yield from _direct_notes(vm)
-    if vm.vmcs.profile == "extended" and vm.vmcs["FAULT_FILTER"]:
+    mapped = vm.vmcs.profile == "extended" and vm.vmcs["FRAME_MAP_LENGTH"]
+    if vm.vmcs.profile == "extended" and vm.vmcs["FAULT_FILTER"] and not mapped:
         yield from _filter_notes(vm, paging, summary)
 
 
 def _direct_notes(vm: VirtualMachine) -> Iterator[str]:
     from trapgate.engine import machine as stops
     from trapgate.vmm.direct.machine import DirectMachine
+    from trapgate.vmm.direct.protected import ProtectedMachine
 
-    assert isinstance(vm, DirectMachine)
+    assert isinstance(vm, DirectMachine | ProtectedMachine)
     if not vm.has_paged:
         yield "the guest never turned paging on, so there were no page tables to guard"
     if vm.counts.refused:

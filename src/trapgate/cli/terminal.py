@@ -32,6 +32,13 @@ EngineOption = Annotated[EngineKind, typer.Option(help="Way into the engine.")]
 _LONGEST = 2000
 
 
+class Protect(StrEnum):
+    """What keeps a guest from writing to its page tables under direct paging."""
+
+    frames = "frames"
+    entries = "entries"
+
+
 class Paging(StrEnum):
     """Whose the guest's page tables are."""
 

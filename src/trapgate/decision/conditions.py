@@ -105,7 +105,8 @@ def parse(text: str, names: Names | None = None) -> Condition:
     """Read a condition. Raises ConditionError."""
     if len(text) > _LONGEST:
         raise ConditionError(f"{len(text)} characters; keep a condition below {_LONGEST}")
-    stripped = text.strip()
+    # It may have several lines; columns are counted in what one line would be.
+    stripped = " ".join(text.strip().splitlines())
     try:
         tree = ast.parse(stripped, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -25,6 +25,8 @@ from typing import Final
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision import fault_values as fv
 from trapgate.decision.clauses import all_bits, any_bit, below_64, in_range, is_equal, masked
+from trapgate.decision.fault_filters import FRAME, FRAME_64, PRESENT
+from trapgate.paging.frame_map import frame_byte, has_frame_map
 from trapgate.paging.probe import probe
 from trapgate.sdm import cells as f
 from trapgate.sdm import checks as ck
@@ -33,7 +35,7 @@ from trapgate.sdm.interruption import (
     TYPE_SOFTWARE_EXCEPTION,
     TYPE_SOFTWARE_INTERRUPT,
 )
-from trapgate.sdm.state import AR_DPL_SHIFT, AR_L, CR0_PE, EFER_LMA, RFLAGS_VM
+from trapgate.sdm.state import AR_DPL_SHIFT, AR_L, CR0_PE, CR4_PAE, EFER_LMA, RFLAGS_VM
 from trapgate.sdm.vectors import GP, NP, PF, SS, TS
 
 NEXT = 0
@@ -205,7 +207,7 @@ def decide_by_table(
                 present, value = fault_value(
                     v, what, vector, kind, error_code, address, length, depth, outer
                 )
-            elif what <= fv.PAGE_ADDRESS:
+            elif what <= fv.FRAME_TYPE:
                 if can_walk and not walked:
                     level, entry_address, entry, page_address = probe(v, mem, address)
                     walked = True
@@ -218,6 +220,9 @@ def decide_by_table(
                 elif what == fv.PAGE_ADDRESS:
                     present = level > 0 and page_address >= 0
                     value = page_address
+                elif what == fv.FRAME_TYPE:
+                    present = level > 0 and page_address >= 0 and has_frame_map(v)
+                    value = frame_byte(v, mem, page_address) if present else 0
             else:
                 present = table_entry != 0
                 value = table_entry
@@ -229,6 +234,10 @@ def decide_by_table(
                     value = new_entry & ~old_entry
                 elif what == fv.CLEARED_BITS:
                     value = old_entry & ~new_entry
+                elif what == fv.NEW_FRAME_TYPE:
+                    present = present and new_entry & PRESENT != 0 and has_frame_map(v)
+                    frame = new_entry & (FRAME_64 if v[f.GUEST_CR4] & CR4_PAE else FRAME)
+                    value = frame_byte(v, mem, frame) if present else 0
             value = int(masked(value, v[cell + 1]))
             matches = present and clause_holds(v, word, value, int(v[cell + 2]), int(v[cell + 3]))
             cell += CLAUSE_BYTES >> 3

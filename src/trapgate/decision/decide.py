@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_table
 from trapgate.decision.fault_filters import (
+    BY_CRITERIA_TABLE,
+    BY_FAULT_FILTER,
+    BY_OWN_FRAME,
     FILTER_FIGURE_7,
     FILTER_NONE,
     FILTER_PARAGRAPH_80,
+    NO_LINK,
     ORDER_PARAGRAPH_60,
     ORDER_PARAGRAPH_66,
     ORDER_PARAGRAPH_67,
+    OWN_FRAME,
 )
 from trapgate.decision.rules import (
     CRITERION_ANY_OR_MATCH,
@@ -50,6 +55,7 @@ from trapgate.decision.rules import (
     not_equal,
     without_control,
 )
+from trapgate.paging.frame_map import MOST_FRAMES
 from trapgate.sdm import checks as ck
 from trapgate.sdm.cells import (
     ANY_BIT_MASK,
@@ -62,6 +68,9 @@ from trapgate.sdm.cells import (
     EXIT_THROUGH_IDT,
     FAULT_FILTER,
     FAULT_FILTER_ORDER,
+    FRAME_FILTERS,
+    FRAME_MAP_ADDRESS,
+    FRAME_MAP_LENGTH,
     MEMBER_0,
     MEMBERS_USED,
     PAGE_FAULT_ERROR_CODE_MASK,
@@ -142,7 +151,13 @@ class Reason(IntEnum):
     """EPT stood in the way of its delivery: a violation or a misconfiguration."""
     CRITERIA_TABLE = 22
     """A rule of the criteria table matched."""
+    OWN_FRAME = 23
+    """A fault filter by the frame map: the entry leads to a frame of the guest's own."""
+    NO_LINK = 24
+    """Likewise: an upper table's entry leads to the same table as before, or to none."""
 
+
+_MAP_ADDRESS = 0xFF_FFFF_F000
 
 REASON_CONTROL_BIT = 0
 REASON_FIGURE_3_MATCH = 1
@@ -165,6 +180,7 @@ REASON_FAULT_FILTER_FIGURE_7 = 17
 REASON_FAULT_FILTER_ALONE = 20
 REASON_EPT = 21
 REASON_CRITERIA_TABLE = 22
+REASON_OWN_FRAME = 23
 
 REASONS: dict[int, str] = {int(reason): reason.name for reason in Reason}
 """The names of the reason codes."""
@@ -195,7 +211,7 @@ def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int
         if (
             vector == PF
             and v[FAULT_FILTER_ORDER] == ORDER_PARAGRAPH_66
-            and v[FAULT_FILTER] != FILTER_NONE
+            and v[FAULT_FILTER] | v[FRAME_FILTERS] != FILTER_NONE
         ):
             return EXIT, REASON_FAULT_FILTER_ALONE
         if (v[TRANSFER_CRITERION_VECTORS] & weight) != 0:
@@ -225,15 +241,29 @@ def decide_event(
     length: int,
     depth: int,
     outer: int,
+    table_entry: int,
+    old_entry: int,
+    new_entry: int,
 ) -> tuple[int, int]:
     """The (disposition, reason) of an event by the criteria table, else by `decide_fault`.
 
     The arguments are `criteria_table.decide_by_table`'s. A fault that comes here cannot
-    be completed any more: a rule that would have matches no longer.
+    be completed any more: a rule that would have is passed over like NEXT.
     """
     if v[CRITERIA_TABLE_RULES] != 0:
         action, _ = decide_by_table(
-            v, mem, vector, kind, error_code, address, length, depth, outer, 0, 0, 0
+            v,
+            mem,
+            vector,
+            kind,
+            error_code,
+            address,
+            length,
+            depth,
+            outer,
+            table_entry,
+            old_entry,
+            new_entry,
         )
         if action == RULE_EXIT:
             return EXIT, REASON_CRITERIA_TABLE
@@ -243,8 +273,10 @@ def decide_event(
 
 
 @core
-def decide_filtered(v: Cells, error_code: int) -> tuple[int, int]:
-    """The (disposition, reason) of a page fault that satisfies the fault filter.
+def decide_filtered(v: Cells, error_code: int, which: int) -> tuple[int, int]:
+    """The (disposition, reason) of a page fault that satisfies the fault filter `which`.
+
+    A rule of the criteria table that completes is no filter: it decides alone.
 
     | order | what would exit | what would go to the guest |
     |---|---|---|
@@ -256,12 +288,16 @@ def decide_filtered(v: Cells, error_code: int) -> tuple[int, int]:
     ¶60 only says "after the control transfer filtering criteria". As ¶67 is the case of
     faults that stay with the guest, ¶60 is made the other one here.
     """
+    if which == BY_CRITERIA_TABLE:
+        return COMPLETE, REASON_CRITERIA_TABLE
     disposition, reason = decide_fault(v, PF, TYPE_HARDWARE_EXCEPTION, error_code)
     order = v[FAULT_FILTER_ORDER]
     if disposition == EXIT and order == ORDER_PARAGRAPH_67:
         return disposition, reason
     if disposition == DELIVER and order == ORDER_PARAGRAPH_60:
         return disposition, reason
+    if which != BY_FAULT_FILTER:
+        return COMPLETE, REASON_OWN_FRAME + which - BY_OWN_FRAME
     return COMPLETE, REASON_FAULT_FILTER_FIGURE_7 + v[FAULT_FILTER] - FILTER_FIGURE_7
 
 
@@ -376,6 +412,12 @@ def check_extension_fields(v: Cells) -> int:
         return ck.EXTENSION_FILTER
     if v[FAULT_FILTER_ORDER] > ORDER_PARAGRAPH_67:
         return ck.EXTENSION_FILTER_ORDER
+    if v[FRAME_MAP_ADDRESS] & ~_MAP_ADDRESS or v[FRAME_MAP_LENGTH] > MOST_FRAMES:
+        return ck.FRAME_MAP
+    if v[FRAME_FILTERS] & ~(OWN_FRAME | NO_LINK) or (
+        v[FRAME_FILTERS] != 0 and v[FRAME_MAP_LENGTH] == 0
+    ):
+        return ck.FRAME_FILTERS
     through_idt = v[EXIT_THROUGH_IDT]
     if through_idt & ~(THROUGH_IDT | THROUGH_IDT_VECTOR) or (
         through_idt & THROUGH_IDT == 0 and through_idt != 0
@@ -417,7 +459,7 @@ def decide(fault: "FaultInformation", vmcs: "Vmcs", *, filtered: bool = False) -
     """
     code = -1 if fault.error_code is None else fault.error_code
     if filtered and vmcs.cells[FAULT_FILTER] != FILTER_NONE and fault.vector == PF:
-        disposition, reason = decide_filtered(vmcs.cells, code)
+        disposition, reason = decide_filtered(vmcs.cells, code, BY_FAULT_FILTER)
     else:
         disposition, reason = decide_fault(vmcs.cells, fault.vector, fault.type, code)
     return Decision(Disposition(disposition), Reason(reason))

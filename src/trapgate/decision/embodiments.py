@@ -16,6 +16,7 @@ from trapgate.decision.fault_filters import (
     WRITABLE,
 )
 from trapgate.decision.fault_values import BY_NAME
+from trapgate.paging.frame_map import OWN
 
 _CODE = BY_NAME["code"]
 _WORD = (1 << 64) - 1
@@ -160,6 +161,15 @@ def figure_8(*, wide: bool, page_size: bool) -> tuple[Rule, ...]:
         _clear("cleared_bits", kept | denying),
     )
     return *figure_7(), Rule(Action.COMPLETE, keeps)
+
+
+def own_frame() -> tuple[Rule, ...]:
+    """The own-frame filter (¶72, ¶85): a PTE may come to lead to any frame of the guest's own."""
+    own = _entry("new_frame_type", Operator.ANY_BIT, OWN)
+    return (
+        Rule(Action.COMPLETE, (_IS_PTE, _clear("new_entry", PRESENT))),
+        Rule(Action.COMPLETE, (_IS_PTE, own)),
+    )
 
 
 def paragraph_80() -> tuple[Rule, ...]:

@@ -31,6 +31,17 @@ ORDER_PARAGRAPH_66 = 2
 ORDER_PARAGRAPH_67 = 3
 """The values of the extension field FAULT_FILTER_ORDER (see `decide.decide_filtered`)."""
 
+OWN_FRAME = 1 << 0
+NO_LINK = 1 << 1
+"""Bits of the extension field FRAME_FILTERS (see `decision.frame_filters`)."""
+
+NOBODY = 0
+BY_FAULT_FILTER = 1
+BY_OWN_FRAME = 2
+BY_NO_LINK = 3
+BY_CRITERIA_TABLE = 4
+"""Which filter lets a write complete."""
+
 FILTERS: Final = {
     "none": FILTER_NONE,
     "figure-7": FILTER_FIGURE_7,

@@ -35,14 +35,16 @@ from typing import Final
     ENTRY_ADDRESS,
     ENTRY,
     PAGE_ADDRESS,
+    FRAME_TYPE,
     TABLE_ENTRY,
     OLD_ENTRY,
     NEW_ENTRY,
     SET_BITS,
     CLEARED_BITS,
-) = range(30)
+    NEW_FRAME_TYPE,
+) = range(32)
 
-VALUES_END: Final = 30
+VALUES_END: Final = 32
 """Numbers from here on name no value."""
 
 MODE_REAL = 0
@@ -156,6 +158,14 @@ VALUES: Final[tuple[FaultValue, ...]] = (
         "the physical address that the linear address is mapped to",
     ),
     FaultValue(
+        FRAME_TYPE,
+        "frame_type",
+        8,
+        True,
+        f"{_WALKED}, if the address is mapped and there is a frame map",
+        "the frame map's byte of that physical address (¶72)",
+    ),
+    FaultValue(
         TABLE_ENTRY, "table_entry", 2, True, _TABLE_WRITE, "1 for a PTE, 2 for an upper entry"
     ),
     FaultValue(OLD_ENTRY, "old_entry", 64, True, _TABLE_WRITE, "that entry", "old_value"),
@@ -168,9 +178,24 @@ VALUES: Final[tuple[FaultValue, ...]] = (
     FaultValue(
         CLEARED_BITS, "cleared_bits", 64, True, _TABLE_WRITE, "those that become 0: old AND NOT new"
     ),
+    FaultValue(
+        NEW_FRAME_TYPE,
+        "new_frame_type",
+        8,
+        True,
+        f"{_TABLE_WRITE}, if it makes a present entry and there is a frame map",
+        "the frame map's byte of the frame that the new entry leads to",
+    ),
 )
 
 BY_NAME: Final = {value.name: value for value in VALUES}
 
-ONLY_OF_TABLE_WRITES: Final = (TABLE_ENTRY, OLD_ENTRY, NEW_ENTRY, SET_BITS, CLEARED_BITS)
+ONLY_OF_TABLE_WRITES: Final = (
+    TABLE_ENTRY,
+    OLD_ENTRY,
+    NEW_ENTRY,
+    SET_BITS,
+    CLEARED_BITS,
+    NEW_FRAME_TYPE,
+)
 """Values that only those faults have which a fault filter may let complete."""

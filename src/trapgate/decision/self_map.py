@@ -29,7 +29,7 @@ from trapgate.decision.fault_filters import (
     paragraph_80,
 )
 from trapgate.paging.memory import load32, load64
-from trapgate.sdm.cells import EPT_POINTER_IN_FORCE, FAULT_FILTER, PTBASE
+from trapgate.sdm.cells import CRITERIA_TABLE_RULES, EPT_POINTER_IN_FORCE, FAULT_FILTER, PTBASE
 from trapgate.sdm.pagefault import PFEC_P, PFEC_U, PFEC_W
 from trapgate.sdm.state import (
     CR0_PG,
@@ -85,7 +85,7 @@ def may_be_filtered(v: Cells, error_code: int) -> bool:
     """
     return bool(
         error_code | PFEC_U == PFEC_P | PFEC_W | PFEC_U
-        and v[FAULT_FILTER] | v[PTBASE] != 0
+        and v[FAULT_FILTER] | v[PTBASE] | v[CRITERIA_TABLE_RULES] != 0
         and v[EPT_POINTER_IN_FORCE] == 0
     )
 

@@ -50,6 +50,7 @@ from trapgate.instructions.intercepts import (
     io_permission,
     privilege_level,
 )
+from trapgate.paging.frame_map import ROOT, frame_byte, has_frame_map
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.sdm.cells import (
     EPT_POINTER_IN_FORCE,
@@ -341,6 +342,12 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
 
 
 @core
+def is_root(v: Cells, mem: Memory, value: int) -> bool:
+    """Whether the frame map lets CR3 be loaded with `value` without a VM exit."""
+    return has_frame_map(v) and frame_byte(v, mem, value & 0xFF_FFFF_F000) & ROOT != 0
+
+
+@core
 def execute_mov_cr(
     v: Cells,
     r: Cells,
@@ -360,7 +367,9 @@ def execute_mov_cr(
         value = general(v, r, register)
         if not long:
             value = value & _LOW
-        outcome = intercept_mov_to_cr(v, number, register, value, length)
+        outcome = GO_ON
+        if number != 3 or privilege_level(v) != 0 or not is_root(v, mem, value):
+            outcome = intercept_mov_to_cr(v, number, register, value, length)
         leaves = number == 0 and value & CR0_FIXED_0 != CR0_FIXED_0
         if outcome == GO_ON and leaves and x[MODE] == MODE_ROOT:
             return RAISE_GP

@@ -37,6 +37,18 @@ def stores_once(word: int, long: bool) -> bool:
 
 
 @core
+def repeats(word: int, long: bool) -> bool:
+    """Whether the instruction is a string store with a repeat prefix."""
+    start = prefix_length(word, long)
+    repeated = False
+    for n in range(start):
+        byte = (word >> (8 * n)) & 0xFF
+        repeated = repeated or byte in (0xF2, 0xF3)
+    opcode = (word >> (8 * start)) & 0xFF
+    return repeated and opcode in (0xA4, 0xA5, 0xAA, 0xAB)
+
+
+@core
 def opcode_writes_what_it_reads(word: int, start: int) -> bool:
     """The same for the opcode behind `start` bytes of prefixes."""
     if start > 5:

@@ -121,6 +121,12 @@ def test(register: int) -> Instruction:
     return Instruction.create_reg_reg(Code.TEST_RM64_R64, register, register)
 
 
+def test_small_32(register: int, value: int) -> Instruction:
+    """TEST of a register's lower half with a signed value of 32 bits."""
+    low = Register.EAX + register - Register.RAX
+    return Instruction.create_reg_i32(Code.TEST_RM32_IMM32, low, value)
+
+
 def clear(register: int) -> Instruction:
     """XOR of a register with itself."""
     return Instruction.create_reg_reg(Code.XOR_R64_RM64, register, register)

@@ -15,6 +15,7 @@ from trapgate.compiler.raw import call, cells, peek64, poke8, poke32, poke64
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.sse_state import emit_alignment
 
 POISON = -(1 << 63)
 """An address that no translation exists for. The segment's number stands in bits 34:32."""
@@ -160,12 +161,21 @@ def emit_access(
     machine = em.machine_of(context)
     if machine != 0:
         m = cells(machine, mc.CELLS)
+        chosen = address
+        aligned = 0
+        if m[mc.ALIGNED] != 0:
+            m[mc.ALIGNED] = 0
+            chosen = aligned = emit_alignment(t, context, address)
         known = m[mc.ACCESSES] != 0 and m[mc.OPERAND] != 0
         if known and (m[mc.OPERAND] == address or is_second_half(m, t, context, address)):
             store = emitter in (em.STORE_64, em.STORE_32)
-            address = emit_check(m, t, context, address, operation & 3, store)
-            if m[mc.NATIVE] == 0:
-                emit_refusal(m, t, context, address)
+            chosen = emit_check(m, t, context, chosen, operation & 3, store)
+        if m[mc.NATIVE] == 0 and chosen != address:
+            emit_refusal(m, t, context, chosen)
+        call(t[emitter], (context, value, chosen, index, operation))
+        if aligned != 0:
+            em.release(t, context, aligned)
+        return
     call(t[emitter], (context, value, address, index, operation))
 
 

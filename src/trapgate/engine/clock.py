@@ -90,6 +90,13 @@ def on_restore_at(cpu: int, host: int, leaves: int, restore: int) -> int:
 
 
 @jit
+def end_block_here(m: Cells) -> None:
+    """The block ends with the instruction that was restored last, whoever leaves it."""
+    m[mc.TIME] -= m[mc.BEHIND]
+    m[mc.BEHIND] = 0
+
+
+@jit
 def locate(m: Cells, cpu: int, return_address: int) -> None:
     """Let the CPU state be that of the instruction within the block, which goes on."""
     m[mc.RESTORED] = _STAYS
@@ -98,10 +105,10 @@ def locate(m: Cells, cpu: int, return_address: int) -> None:
 
 
 @jit
-def end_block_here(m: Cells) -> None:
-    """The block ends with the instruction that was restored last, whoever leaves it."""
-    m[mc.TIME] -= m[mc.BEHIND]
-    m[mc.BEHIND] = 0
+def locate_last(m: Cells, cpu: int, return_address: int) -> None:
+    """The same, where the block ends with it."""
+    locate(m, cpu, return_address)
+    end_block_here(m)
 
 
 @jit

@@ -8,13 +8,14 @@ the work, and what it changed goes back. What faults leaves the block as a fault
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64
+from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
     load_flags,
     load_mode,
+    load_segment_cache,
     load_segments,
     rflags_of,
     save_paging,
@@ -24,14 +25,16 @@ from trapgate.events.idt import TASK_GATE
 from trapgate.events.ivt import NO_FAULT
 from trapgate.instructions.far_transfers import far_call, far_call_real, far_jump, far_return
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
-from trapgate.instructions.intercepts import GO_ON, RAISE_UD
+from trapgate.instructions.intercepts import GO_ON, RAISE_UD, privilege_level
 from trapgate.instructions.interrupt_return import interrupt_return
 from trapgate.instructions.segment_loads import load_segment_register
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
+from trapgate.sdm.state import RFLAGS_VM
 from trapgate.sdm.vectors import GP, PF, UD
 
 _OF = 1 << 11
+_CS, _SS, _FS, _GS = 1, 2, 4, 5
 _RETURN = 2
 """How far before a return address the call surely is."""
 
@@ -55,6 +58,38 @@ def begin_transfer(m: Cells, env: int, v: Cells) -> None:
     save_segments(env, v)
     v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
     v[f.GUEST_RFLAGS] = peek64(env + at.EFLAGS)
+
+
+@jit
+def begin_return(m: Cells, env: int, v: Cells) -> None:
+    """`begin_transfer` for IRET, which has to be quick.
+
+    In protected mode whatever loads a segment register leaves it in the VMCS, but for SWAPGS.
+    """
+    eflags = peek64(env + at.EFLAGS)
+    if peek32(env + at.HFLAGS) & at.HF_PE == 0 or eflags & RFLAGS_VM:
+        begin_transfer(m, env, v)
+        return
+    save_paging(env, v)
+    v[f.GUEST_FS_BASE] = peek64(env + at.SEGMENTS + at.SEGMENT_SIZE * _FS + at.BASE)
+    v[f.GUEST_GS_BASE] = peek64(env + at.SEGMENTS + at.SEGMENT_SIZE * _GS + at.BASE)
+    v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
+    v[f.GUEST_RFLAGS] = eflags
+
+
+@jit
+def end_return(m: Cells, env: int, v: Cells) -> None:
+    """`end_transfer` for IRET: within a ring it loads CS and SS alone."""
+    hflags = peek32(env + at.HFLAGS)
+    if hflags & at.HF_PE == 0 or privilege_level(v) != hflags & 3:
+        end_transfer(m, env, v)
+        return
+    forget_stale_code(m)
+    load_segment_cache(env, v, _CS)
+    load_segment_cache(env, v, _SS)
+    poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
+    poke64(env + at.EIP, v[f.GUEST_RIP])
+    load_mode(m, env, v)
 
 
 @jit
@@ -106,7 +141,7 @@ def return_from_interrupt(env: int, shift: int, back: int) -> None:
     """IRET in any mode."""
     m = machine_at(env)
     v = vmcs_in_force(m)
-    begin_transfer(m, env, v)
+    begin_return(m, env, v)
     fault, error, address = interrupt_return(
         v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]), 2 << (shift & 3)
     )
@@ -114,7 +149,7 @@ def return_from_interrupt(env: int, shift: int, back: int) -> None:
         raise_from_helper(m, env, fault, error, address, back)
         return
     load_flags(env, v[f.GUEST_RFLAGS])
-    end_transfer(m, env, v)
+    end_return(m, env, v)
 
 
 @callback(VOID, *[INT64] * 4)

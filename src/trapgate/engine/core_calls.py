@@ -4,7 +4,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64
 from trapgate.compiler.program import callback, jit, jit_for_python
 from trapgate.compiler.raw import cells, memory, table
-from trapgate.decision.self_map import entry_at
+from trapgate.decision.frame_filters import entry_written
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import set_deadline
@@ -17,9 +17,6 @@ from trapgate.sdm import vmx
 from trapgate.vmx.entry import EXITED, FAILED
 from trapgate.vmx.instructions import fail
 from trapgate.vmx.transition import enter_guest, leave_guest
-
-compiled_entry_at = jit_for_python(entry_at)
-"""`decision.self_map.entry_at`, likewise."""
 
 _FOREVER = 1 << 62
 _SLICE = 1 << 26
@@ -63,6 +60,16 @@ def walk_here(
     m = cells(machine, mc.CELLS)
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     return walk(v, rflags, mem, linear, access, user)
+
+
+@jit_for_python
+def entry_written_here(
+    machine: int, v: Cells, rflags: int, linear: int, user: int
+) -> tuple[int, int]:
+    """`decision.frame_filters.entry_written` likewise."""
+    m = cells(machine, mc.CELLS)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    return entry_written(v, rflags, mem, linear, user)
 
 
 @jit

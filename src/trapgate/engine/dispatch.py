@@ -8,7 +8,7 @@ the engine.
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64
-from trapgate.decision.self_map import entry_at, may_be_filtered
+from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance, prefix_length
 from trapgate.decode.read_modify_write import writes_what_it_reads
@@ -23,6 +23,7 @@ from trapgate.engine.state import (
     save,
     segment_shape,
 )
+from trapgate.engine.table_stores import is_reuse
 from trapgate.instructions import intercepts as ix
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -345,20 +346,12 @@ def transfers_string(v: Cells, word: int) -> bool:
 @jit
 def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
     """Whether a page fault is a write to the page tables that a fault filter may judge."""
-    if not may_be_filtered(v, code):
+    if not is_stopped_table_write(v, code):
         return False
-    kind, _ = entry_at(
-        v[f.GUEST_CR0],
-        v[f.GUEST_CR3],
-        v[f.GUEST_CR4],
-        v[f.GUEST_IA32_EFER],
-        v[f.GUEST_RFLAGS],
-        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
-        v[f.PTBASE],
-        address,
-        code >> 2,
-    )
-    return bool(kind != 0)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    kind, physical = entry_written(v, v[f.GUEST_RFLAGS], mem, address, (code >> 2) & 1)
+    word, _ = fetch(m, v, 8)
+    return bool(kind != 0 and not is_reuse(v, word, is_long(v), physical))
 
 
 @jit

@@ -66,6 +66,7 @@ SYMBOLS = (
     X87_ENDS,
     X87_COMPARES,
     X87_RELOADS,
+    MXCSR_CODE,
     LOOK_UP_CANONICAL,
     SINGLE_STEP_CANONICAL,
     LOOK_UP_WITHIN_LIMIT,
@@ -99,7 +100,7 @@ _GLOBAL_OFFSET = 0x18
 """In a temporary: whether it stands for memory of the CPU state, and where that is."""
 
 # Opcodes and conditions of Unicorn 2.1.4's tcg-opc.h and tcg-cond.h, on 64 bits.
-MOVE, LOAD, ADD, SUBTRACT, ZERO_EXTEND = 63, 73, 78, 79, 109
+MOVE, LOAD, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 78, 79, 87, 109
 BELOW = 4
 _I64 = 1
 

@@ -177,6 +177,13 @@ def on_sysenter_hook(uc: int, user: int) -> None:
 
 
 @jit
+def is_read_only(m: Cells, physical: int) -> bool:
+    """Whether firmware's memory lies there, and stores are dropped."""
+    segment = (physical - 0xC0000) >> 14
+    return 0 <= segment < 16 and (m[mc.READ_ONLY] >> segment) & 1 != 0
+
+
+@jit
 def refill(
     cpu: int,
     address: int,
@@ -218,8 +225,16 @@ def refill(
         vector = 6
         code = 0
     if code < 0:
+        physical &= ~m[mc.ADDRESS_OFF]
         # The engine takes every store by an entry that is for code, too, down its slow path.
         prot &= ~2 if access_kind == 2 else ~4
+        if m[mc.READ_ONLY] != 0 and is_read_only(m, physical):
+            prot &= ~2
+            if access_kind == 1 and probe == 0:
+                # To where nothing is, by an entry for less than a page, which is used once.
+                nowhere = at.STORES + 0x1000
+                call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, nowhere, 2, mmu_index, 1))
+                return 1
         call(
             m[mc.TLB_SET_PAGE],
             (cpu, address & ~0xFFF, physical & ~0xFFF, prot, mmu_index, page_size),

@@ -109,17 +109,21 @@ journal, the virtual clock, and why the engine stopped.
     AUDIT,
     AUDITED,
     LIVE,
+    READ_ONLY,
+    ADDRESS_OFF,
     X87_STATUS,
     RESTORED,
     BEHIND,
+    ALIGNED,
     CELLS,
-) = range(107)
+) = range(110)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
-X87_STATUS: the x87 status word before the current instruction.
+X87_STATUS: the x87 status word before the current instruction. ALIGNED: 1 until the access
+is translated whose address must be a multiple of 16.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
@@ -134,6 +138,8 @@ blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
 RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
 instructions of the block were behind the latest one (`clock`).
+READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
+line that is held low (A20), or 0; both native only.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
 

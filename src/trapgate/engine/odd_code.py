@@ -1,13 +1,14 @@
 """Instructions that the engine's translator gets wrong: what it is shown or told instead.
 
 `look` is asked about each instruction before it is translated, on both paths of the Linux
-x86-64 wheel. It has three means:
+x86-64 wheel. It has these means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
   that the core carries out: INS and OUTS, loads of table registers, CLFLUSH, XSETBV, and above
   ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
+* Of 66H, F2H and F3H before an SSE instruction the one that counts is shown in place of all.
 * STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
   only; in the shadow of another the engine would not block again.
 
@@ -18,6 +19,7 @@ block has one instruction (`translation`), and branches but those of REP go the 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
+from trapgate.decode.sse_operands import has_aligned_operand, is_chosen_by_prefix
 from trapgate.decode.undefined import (
     ALL_FORMS,
     ONE_BYTE,
@@ -51,13 +53,15 @@ CARE_BREAKPOINT = 16
 UNDEFINED = 1
 TEST_TWIN = 2
 """What FORBIDDEN may hold: UD2 is to be shown at FORBIDDEN_AT; or there is the ModR/M byte of the
-second encoding of TEST (F6H and F7H with reg 1), which the engine does not know.
+second encoding of TEST (F6H and F7H with reg 1), which the engine does not know. Or F2H or F3H:
+prefixes below FORBIDDEN_AT that choose among SSE instructions are to be shown as that one.
 """
 
 PLAIN = 0
 STI = 1
 LOADS_SS = 2
-X87 = 3
+USES_MXCSR = 3
+X87 = 4
 """Plus the kind that `kind_of_x87` finds."""
 """What `look` finds out beside."""
 
@@ -167,6 +171,26 @@ def reach_of_branch(m: Cells, flags: int, byte: int, large_operand: bool) -> int
 
 
 @jit
+def look_at_prefixes(
+    m: Cells, reader: int, env: int, form_at: int, repeat: int, operand_size: bool
+) -> None:
+    """Tell of an SSE instruction which prefix counts, and whether its operand is aligned.
+
+    Its opcode ends before `form_at`.
+    """
+    opcode = code_byte(reader, env, form_at - 1)
+    escape = 0
+    if opcode in (0x38, 0x3A):
+        escape = opcode
+        opcode = code_byte(reader, env, form_at)
+    elif repeat != 0 and is_chosen_by_prefix(opcode):
+        m[mc.FORBIDDEN] = repeat
+        m[mc.FORBIDDEN_AT] = form_at - 2
+    if has_aligned_operand(escape, opcode, repeat, operand_size):
+        m[mc.ALIGNED] = 1
+
+
+@jit
 def look(reader: int, block: int, env: int) -> int:
     """Look at the instruction that `block` translates next; PLAIN, STI, LOADS_SS or X87.
 
@@ -174,6 +198,7 @@ def look(reader: int, block: int, env: int) -> int:
     """
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FORBIDDEN] = 0
+    m[mc.ALIGNED] = 0
     m[mc.OPERAND] = 0
     m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
@@ -244,6 +269,9 @@ def look(reader: int, block: int, env: int) -> int:
         m[mc.FORBIDDEN_AT] = start
         return PLAIN
     if opcode_map != ONE_BYTE:
+        if opcode_map == TWO_BYTES and opcode == 0xAE:
+            return USES_MXCSR if code_byte(reader, env, form_at) < 0xC0 else PLAIN
+        look_at_prefixes(m, reader, env, form_at, repeat, operand_size)
         return PLAIN
     if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
         return X87 + kind_of_x87(byte, code_byte(reader, env, form_at))

@@ -63,6 +63,16 @@ def save_paging(env: int, v: Cells) -> None:
 
 
 @jit
+def save_for_criteria(m: Cells, env: int, v: Cells) -> None:
+    """Of `save` what a criteria table may ask for."""
+    save_paging(env, v)
+    save_segments(env, v)
+    v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
+    v[f.GUEST_RIP] = peek64(env + at.EIP)
+    v[f.GUEST_RFLAGS] = rflags_of(m, env)
+
+
+@jit
 def rflags_of(m: Cells, env: int) -> int:
     """RFLAGS, the lazily evaluated bits included."""
     flags = peek64(env + at.EFLAGS) & ~(_CC | _DF)
@@ -295,21 +305,27 @@ def load_flags(env: int, rflags: int) -> None:
 def load_segments(env: int, v: Cells) -> None:
     """Of `load` the segment registers, LDTR and TR."""
     for n in range(8):
-        segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
-        poke32(segment + at.SELECTOR, v[f.GUEST_ES_SELECTOR + n])
-        poke64(segment + at.BASE, v[f.GUEST_ES_BASE + n])
-        limit = v[f.GUEST_ES_LIMIT + n]
-        poke32(segment + at.LIMIT, limit)
-        rights = v[f.GUEST_ES_ACCESS_RIGHTS + n]
-        if rights & _UNUSABLE:
-            rights &= ~0x80
-        if n == 6 and rights & 0x80 == 0:
-            poke32(segment + at.LIMIT, 0)
-        if n == 7:
-            # Anything but an available TSS that is present makes the engine abort().
-            rights = (rights & ~2) | 0x80
-        high = (v[f.GUEST_ES_BASE + n] & 0xFF000000) | ((v[f.GUEST_ES_BASE + n] >> 16) & 0xFF)
-        poke32(segment + at.FLAGS, (rights & 0xF0FF) << 8 | (limit & 0xF0000) | high)
+        load_segment_cache(env, v, n)
+
+
+@jit
+def load_segment_cache(env: int, v: Cells, n: int) -> None:
+    """Of `load` one segment register: 0 ES to 5 GS, 6 LDTR, 7 TR."""
+    segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
+    poke32(segment + at.SELECTOR, v[f.GUEST_ES_SELECTOR + n])
+    poke64(segment + at.BASE, v[f.GUEST_ES_BASE + n])
+    limit = v[f.GUEST_ES_LIMIT + n]
+    poke32(segment + at.LIMIT, limit)
+    rights = v[f.GUEST_ES_ACCESS_RIGHTS + n]
+    if rights & _UNUSABLE:
+        rights &= ~0x80
+    if n == 6 and rights & 0x80 == 0:
+        poke32(segment + at.LIMIT, 0)
+    if n == 7:
+        # Anything but an available TSS that is present makes the engine abort().
+        rights = (rights & ~2) | 0x80
+    high = (v[f.GUEST_ES_BASE + n] & 0xFF000000) | ((v[f.GUEST_ES_BASE + n] >> 16) & 0xFF)
+    poke32(segment + at.FLAGS, (rights & 0xF0FF) << 8 | (limit & 0xF0000) | high)
 
 
 @jit

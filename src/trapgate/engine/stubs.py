@@ -171,6 +171,16 @@ class Stubs:
             *self._complain(complain, helper),
         )
 
+    def if_mxcsr_is_legal(self, helper: int, complain: int) -> int:
+        """The same if the value in ESI has no bits that are reserved in MXCSR."""
+        return self._place(
+            asm.test_small_32(asm.RSI, ~0xFFFF),
+            (asm.JNE, "complain"),
+            *asm.jump_to(helper),
+            "complain",
+            *self._complain(complain, helper),
+        )
+
     def _complain(self, complain: int, helper: int) -> list[asm.Line]:
         return [
             asm.constant(asm.RSI, self._translator),

@@ -13,34 +13,35 @@ from trapgate.compiler.dialect import Cells, Memory
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, table
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
-from trapgate.decision.self_map import (
-    entry_at,
-    entry_of,
-    entry_size,
-    may_be_filtered,
-    merged,
-    refused_entry,
+from trapgate.decision.frame_filters import (
+    entry_written,
+    is_stopped_table_write,
+    judge_entries,
 )
-from trapgate.decode.read_modify_write import stores_once
+from trapgate.decision.self_map import entry_of, entry_size, merged
+from trapgate.decode.read_modify_write import repeats, stores_once
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import locate
 from trapgate.engine.coherence import CODE, forget_stale_code, pages_of
-from trapgate.engine.state import save_paging
+from trapgate.engine.state import save_for_criteria, save_paging
 from trapgate.events.journal import (
     HEAD_DATA,
     HEAD_HAS_DATA,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
+    HEAD_TABLE_ENTRY,
     HEAD_TIME,
     record,
 )
+from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, load64, store8, store16, store32, store64
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 
 _AC = 0x40000
 _WP = 0x10000
+_FRAME = 0xFF_FFFF_F000
 _DPL = 0x60
 _KNOSMAP = 2
 """The engine's MMU index of supervisor accesses that SMAP does not restrict."""
@@ -70,6 +71,17 @@ def code_at_rip(m: Cells) -> int:
 
 
 @jit
+def is_reuse(v: Cells, word: int, long: bool, physical: int) -> bool:
+    """Whether a repeated string store goes to a table, other than the loaded root.
+
+    Whoever fills a whole table wants its frame for something else, which its VMM should know.
+    """
+    if not has_frame_map(v) or (physical ^ v[f.GUEST_CR3]) & _FRAME == 0:
+        return False
+    return repeats(word, long)
+
+
+@jit
 def intercept_store(
     m: Cells,
     cpu: int,
@@ -82,27 +94,20 @@ def intercept_store(
 ) -> bool:
     """Redirect a store that would fault with `code`; False if no filter may judge it here."""
     v = cells(m[mc.V], m[mc.V_CELLS])
-    if not may_be_filtered(v, code):
+    if not is_stopped_table_write(v, code):
         return False
     if return_address == 0 or address & (size - 1) != 0:
         return False
-    env = m[mc.ENV]
-    kind, physical = entry_at(
-        peek64(env + at.CR0),
-        peek64(env + at.CR3),
-        peek64(env + at.CR4),
-        peek64(env + at.EFER),
-        _AC if mmu_index == _KNOSMAP else 0,
-        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
-        v[f.PTBASE],
-        address,
-        user,
-    )
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    save_paging(m[mc.ENV], v)
+    kind, physical = entry_written(v, _AC if mmu_index == _KNOSMAP else 0, mem, address, user)
     if kind == 0 or pages_of(m)[physical >> 12] & CODE:
         # Code in a page table: the block itself may be what the store changes.
         return False
     locate(m, cpu, return_address)
-    if not stores_once(code_at_rip(m), peek32(env + at.HFLAGS) & at.HF_CS64 != 0):
+    word = code_at_rip(m)
+    long = peek32(m[mc.ENV] + at.HFLAGS) & at.HF_CS64 != 0
+    if not stores_once(word, long) or is_reuse(v, word, long, physical):
         return False
     m[mc.STORE_LINEAR] = address
     m[mc.STORE_PHYSICAL] = physical
@@ -143,25 +148,34 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     v = cells(m[mc.V], m[mc.V_CELLS])
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
-    cr4 = peek64(env + at.CR4)
+    if v[f.CRITERIA_TABLE_RULES] != 0:
+        save_for_criteria(m, env, v)
+    else:
+        save_paging(env, v)
+    cr4 = v[f.GUEST_CR4]
     physical = m[mc.STORE_PHYSICAL]
     code = m[mc.STORE_CODE]
     kind = m[mc.STORE_KIND]
-    refused = refused_entry(v[f.FAULT_FILTER], cr4, kind, mem, physical, size, value)
+    linear = m[mc.STORE_LINEAR]
+    refused, which = judge_entries(v, mem, code, linear, kind, physical, size, value)
     disposition, reason = EXIT, 0
     if refused < 0:
-        disposition, reason = decide_filtered(v, code)
+        disposition, reason = decide_filtered(v, code, which)
     width = entry_size(cr4)
     entry = refused if refused >= 0 else physical & ~(width - 1)
     old = entry_of(mem, entry, width)
     head[HEAD_HAS_DATA] = 1
+    head[HEAD_TABLE_ENTRY] = kind
     head[HEAD_DATA] = merged(old, entry - physical, width, size, value)
     head[HEAD_OLD_VALUE] = old
     if disposition == COMPLETE:
         # As if R/W allowed it, which to a supervisor without WP it does.
         save_paging(env, v)
         v[f.GUEST_CR0] &= ~_WP
-        walk(v, _AC, mem, m[mc.STORE_LINEAR], 1, 0)
+        length = v[f.FRAME_MAP_LENGTH]
+        v[f.FRAME_MAP_LENGTH] = 0
+        _, _, _, page_size = walk(v, _AC, mem, m[mc.STORE_LINEAR], 1, 0)
+        v[f.FRAME_MAP_LENGTH] = length
         v[f.GUEST_CR0] = peek64(env + at.CR0)
         store(mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)
@@ -175,7 +189,10 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
             m[mc.DEADLINE] = 0
         # The page is read before and after: one refill less.
         page = m[mc.STORE_LINEAR] & ~0xFFF
-        call(m[mc.TLB_SET_PAGE], (m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.STORE_INDEX], 4096))
+        call(
+            m[mc.TLB_SET_PAGE],
+            (m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.STORE_INDEX], page_size),
+        )
         forget_stale_code(m)
         return
     m[mc.FAULT_KIND] = mc.FAULT_JUDGED

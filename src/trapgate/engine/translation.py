@@ -53,10 +53,12 @@ from trapgate.engine.odd_code import (
     STI,
     TEST_TWIN,
     UNDEFINED,
+    USES_MXCSR,
     X87,
     look,
 )
 from trapgate.engine.segments import accesses_checked
+from trapgate.engine.sse_state import on_mxcsr_is_used, on_reserved_mxcsr
 from trapgate.engine.stubs import Stubs
 from trapgate.errors import EngineError
 from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
@@ -219,6 +221,8 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         em.emit_call(t, m, t[em.STI_CODE], machine, env)
     elif found == LOADS_SS:
         em.emit_call(t, m, t[em.SHADOW_CODE], machine, BLOCKING_BY_MOV_SS)
+    elif found == USES_MXCSR:
+        em.emit_call(t, m, t[em.MXCSR_CODE], machine, env)
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, env)
     call(t[em.THEIR_TRANSLATE], (block, cpu))
@@ -227,6 +231,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
+    m[mc.ALIGNED] = 0
     m[mc.BRANCH_IS_FAR] = 0
     end_before_breakpoint(m, block)
 
@@ -246,6 +251,9 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
                 return 0x0F
             if address == m[mc.FORBIDDEN_AT] + 1:
                 return 0x0B
+        if m[mc.FORBIDDEN] >= 0xF2 and address < m[mc.FORBIDDEN_AT]:
+            byte = call(t[em.CODE_BYTE], (env, address)) & 0xFF
+            return m[mc.FORBIDDEN] if byte in (0x66, 0xF2, 0xF3) else byte
     return call(t[em.CODE_BYTE], (env, address)) & 0xFF
 
 
@@ -294,6 +302,10 @@ class Translator:
             helper = _symbol(library, name)
             stub = self._stubs.with_value(result.address, asm.RSI, helper)
             t[last + 2 * n : last + 2 * n + 2] = helper, stub
+        last += 2 * len(x87.RESULTS) + 2
+        load_mxcsr = _symbol(library, "helper_ldmxcsr")
+        t[last] = load_mxcsr
+        t[last + 1] = self._stubs.if_mxcsr_is_legal(load_mxcsr, on_reserved_mxcsr.address)
         for name, (hook, arguments) in _HOOKS.items():
             stub = self._stubs.with_cells(hook.address, arguments)
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
@@ -315,6 +327,7 @@ class Translator:
         t[em.X87_ENDS] = x87.on_x87_ends.address
         t[em.X87_COMPARES] = x87.on_x87_compares.address
         t[em.X87_RELOADS] = x87.on_x87_reloads.address
+        t[em.MXCSR_CODE] = on_mxcsr_is_used.address
         t[em.REFUSE_CODE] = stubs.with_return_address(accesses.on_checked_address.address, 2)
         complain = branches.on_target_out_of_bounds.address
         look_up, single_step = int(t[em.LOOK_UP]), int(t[em.SINGLE_STEP])

@@ -625,12 +625,15 @@ class UnicornEngine:
 
     @property
     def mxcsr(self) -> int:
-        """MXCSR, while the engine stands."""
-        return ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value
+        """MXCSR with what SSE instructions have met, while the engine stands."""
+        env = int(self.cells[mc.ENV])
+        met = ctypes.c_uint8.from_address(env + at.SSE_FLAGS).value & 0x3D
+        return ctypes.c_uint32.from_address(env + at.MXCSR).value | met
 
     @mxcsr.setter
     def mxcsr(self, value: int) -> None:
         ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value = value
+        self.take_sse_flags()
 
     def take_sse_flags(self) -> int:
         """The exceptions that SSE instructions met since the last call, as flags of MXCSR.
@@ -682,10 +685,26 @@ class UnicornEngine:
         found = core_calls.walk_here(self._machine, v, rflags, linear, access, user)
         return found[0], found[1]
 
+    def entry_written(self, v: Cells, linear: int, user: int) -> tuple[int, int]:
+        """The kind of table entry that a write means, and where; see `frame_filters`."""
+        rflags = int(v[f.GUEST_RFLAGS])
+        found = core_calls.entry_written_here(self._machine, v, rflags, linear, user)
+        return found[0], found[1]
+
     def raise_event(self, vector: int, kind: int, error_code: int, address: int) -> int:
         """Arbitrate an event at GUEST_RIP; not 0 if it exited. See `delivery.raise_event`."""
         event = (self._machine, vector, kind, error_code, address, 0)
         return int(core_calls.raise_here(*event))
+
+    def protect_firmware(self, segments: int) -> None:
+        """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each (native path only)."""
+        self.cells[mc.READ_ONLY] = segments
+        self.flush_translations()
+
+    def hold_a20(self, *, low: bool) -> None:
+        """Hold address line 20 low, or let it through (native path only)."""
+        self.cells[mc.ADDRESS_OFF] = 1 << 20 if low else 0
+        self.flush_translations()
 
     def flush_translations(self) -> None:
         """Forget cached translations of linear addresses, as a VM entry without VPID does."""

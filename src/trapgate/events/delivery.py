@@ -22,7 +22,14 @@ from trapgate.decision.decide import (
 from trapgate.events.exits import record_idt_vectoring, record_interruption, vm_exit
 from trapgate.events.idt import DELIVERED, TASK_GATE, deliver
 from trapgate.events.ivt import is_redirected
-from trapgate.events.journal import amend, record
+from trapgate.events.journal import (
+    HEAD_DATA,
+    HEAD_HAS_DATA,
+    HEAD_OLD_VALUE,
+    HEAD_TABLE_ENTRY,
+    amend,
+    record,
+)
 from trapgate.paging.ept import (
     EPT_VIOLATION,
     LINEAR_VALID,
@@ -174,8 +181,21 @@ def raise_event(
         row_address = address if vector == PF and kind == TYPE_HARDWARE_EXCEPTION else 0
         disposition, reason = DELIVER, REASON_INJECTED
         if fresh:
+            # A write to a page table that was judged and refused has left its data.
+            judged = head[HEAD_HAS_DATA] != 0
             disposition, reason = decide_event(
-                v, mem, vector, kind, error_code, address, length, depth, outer
+                v,
+                mem,
+                vector,
+                kind,
+                error_code,
+                address,
+                length,
+                depth,
+                outer,
+                head[HEAD_TABLE_ENTRY] if judged else 0,
+                head[HEAD_OLD_VALUE],
+                head[HEAD_DATA],
             )
         if disposition == COMPLETE:
             record(v, rows, head, vector, kind, error_code, row_address, COMPLETE, reason, depth, 0)

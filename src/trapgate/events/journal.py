@@ -6,7 +6,7 @@ the writing. A capacity of 0 keeps only the counts.
 """
 
 from trapgate.compiler.dialect import Cells, Rows, core
-from trapgate.decision.decide import DELIVER
+from trapgate.decision.decide import COMPLETE, DELIVER
 from trapgate.sdm.cells import (
     GUEST_CR3,
     GUEST_RIP,
@@ -48,16 +48,21 @@ ROW_WIDTH = 20
     HEAD_HAS_DATA,
     HEAD_DATA,
     HEAD_OLD_VALUE,
-) = range(11)
+    HEAD_TABLE_ENTRY,
+) = range(12)
 """HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python.
-HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's."""
+HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's. HEAD_TABLE_ENTRY: where there are data, of
+which kind the entry is that they would go to (`decision.self_map`)."""
 HEAD_COUNTS = 16
 """From here on, for each level, interruption type and vector 3 counts: how often each
 disposition was taken (`count_of`)."""
 LEVELS, TYPES, VECTORS, DISPOSITIONS = 2, 8, 256, 3
 COUNTS = TYPES * VECTORS * DISPOSITIONS
 """How many counts a level has."""
-HEAD_LENGTH = HEAD_COUNTS + LEVELS * COUNTS
+HEAD_COMPLETED = HEAD_COUNTS + LEVELS * COUNTS
+"""From here on, by the low four bits of the reason: how many faults were completed."""
+COMPLETED = 16
+HEAD_LENGTH = HEAD_COMPLETED + COMPLETED
 
 
 @core
@@ -93,6 +98,8 @@ def record(
     has_data = head[HEAD_HAS_DATA]
     head[HEAD_HAS_DATA] = 0
     head[count_of(head, vector, kind) + disposition] += 1
+    if disposition == COMPLETE:
+        head[HEAD_COMPLETED + (reason & (COMPLETED - 1))] += 1
     sequence = head[HEAD_SEQUENCE]
     head[HEAD_SEQUENCE] = sequence + 1
     capacity = head[HEAD_CAPACITY]

@@ -20,6 +20,7 @@ from trapgate.paging.ept import (
     TRANSLATED,
     through_ept,
 )
+from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map
 from trapgate.paging.memory import MAXPHYADDR, load8, load16, load32, load64, store32, store64
 from trapgate.sdm.cells import (
     EPT_POINTER_IN_FORCE,
@@ -30,7 +31,7 @@ from trapgate.sdm.cells import (
     GUEST_PDPTE0,
     GUEST_RFLAGS,
 )
-from trapgate.sdm.pagefault import PFEC_ID, PFEC_RSVD, PFEC_U
+from trapgate.sdm.pagefault import PFEC_ID, PFEC_MAP, PFEC_RSVD, PFEC_U
 from trapgate.sdm.state import (
     CR0_PG,
     CR0_WP,
@@ -60,6 +61,8 @@ _US = 4
 _A = 0x20
 _D = 0x40
 _PS = 0x80
+
+LINEAR_ADDRESS_BITS = 48
 
 NO_POINTERS = 0
 """The pointers of PAE paging cannot be loaded: #GP(0)."""
@@ -98,9 +101,9 @@ def walk(
     code is a page fault's, or one of `ept`'s, which are greater. The protection is
     what a TLB entry made of this walk may allow to accesses of the same mode:
     PROT_READ, PROT_WRITE only if the page is dirty by now, so that the first write
-    walks again, and PROT_EXECUTE. An implicit supervisor access (to a descriptor
-    table or a TSS) passes `rflags` 0, which makes SMAP apply whatever RFLAGS.AC is.
-    SDM, sections "Access Rights" and "Page-Fault Exceptions".
+    walks again, and PROT_EXECUTE. A frame map has the last word (`frame_map`). An implicit
+    supervisor access (to a descriptor table or a TSS) passes `rflags` 0, which makes SMAP apply
+    whatever RFLAGS.AC is. SDM, sections "Access Rights" and "Page-Fault Exceptions".
     """
     cr0 = v[GUEST_CR0]
     ept = v[EPT_POINTER_IN_FORCE]
@@ -214,6 +217,18 @@ def walk(
     if prot & needed == 0:
         return 0, code | _P, 0, 0
 
+    physical = (entry & _FRAME) | (linear & 0xFFF)
+    if size == 0x20_0000:
+        physical = (entry & _FRAME_2M) | (linear & 0x1F_FFFF)
+    elif size == 0x4000_0000:
+        physical = (entry & _FRAME_1G) | (linear & 0x3FFF_FFFF)
+    if has_frame_map(v) and ept == 0:
+        byte = frame_byte(v, mem, physical)
+        if byte & FOREIGN or (byte & TABLE and write):
+            return 0, code | _P | PFEC_MAP, 0, 0
+        if byte & TABLE:
+            prot &= ~PROT_WRITE
+
     # Every level's accessed flag, the last level's dirty flag; mostly set already.
     error = -1
     if at4 >= 0 and entry4 & _A == 0:
@@ -231,11 +246,6 @@ def walk(
         return 0, error, 0, 0
     if marked & _D == 0:
         prot &= ~PROT_WRITE
-    physical = (entry & _FRAME) | (linear & 0xFFF)
-    if size == 0x20_0000:
-        physical = (entry & _FRAME_2M) | (linear & 0x1F_FFFF)
-    elif size == 0x4000_0000:
-        physical = (entry & _FRAME_1G) | (linear & 0x3FFF_FFFF)
     return at_guest_physical(ept, mem, physical, access, prot, size)
 
 
@@ -278,6 +288,17 @@ def _walk_two_level(
     if prot & needed == 0:
         return 0, code | _P, 0, 0
 
+    physical = (entry & 0xFFFF_F000) | (linear & 0xFFF)
+    if large:
+        high = ((entry >> 13) & 0xFF) << 32
+        physical = high | (entry & 0xFFC0_0000) | (linear & 0x3F_FFFF)
+    if has_frame_map(v) and ept == 0:
+        byte = frame_byte(v, mem, physical)
+        if byte & FOREIGN or (byte & TABLE and write):
+            return 0, code | _P | PFEC_MAP, 0, 0
+        if byte & TABLE:
+            prot &= ~PROT_WRITE
+
     if at != at2 and entry2 & _A == 0:
         error = write_entry(ept, mem, at2, 4, entry2 | _A)
     marked = entry | _A
@@ -289,12 +310,7 @@ def _walk_two_level(
         return 0, error, 0, 0
     if marked & _D == 0:
         prot &= ~PROT_WRITE
-    if large:
-        high = ((entry >> 13) & 0xFF) << 32
-        physical = high | (entry & 0xFFC0_0000) | (linear & 0x3F_FFFF)
-        return at_guest_physical(ept, mem, physical, access, prot, 0x40_0000)
-    physical = (entry & 0xFFFF_F000) | (linear & 0xFFF)
-    return at_guest_physical(ept, mem, physical, access, prot, 0x1000)
+    return at_guest_physical(ept, mem, physical, access, prot, 0x40_0000 if large else 0x1000)
 
 
 @core

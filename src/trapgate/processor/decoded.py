@@ -25,6 +25,7 @@ from trapgate.paging.memory import load8, store8
 from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
+from trapgate.sdm.state import RFLAGS_DF
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SEGMENTS = {
@@ -79,6 +80,10 @@ class Operand:
     def walk(self, linear: int, access: int, user: int) -> tuple[int, int]:
         """Where a linear address, signed, leads: the physical one, and the error code or -1."""
         return self._engine.walk(self.v, int(self.v[f.GUEST_RFLAGS]), linear, access, user)
+
+    def entry_written(self, linear: int, user: int) -> tuple[int, int]:
+        """Which table entry a write to a linear address, signed, means (`frame_filters`)."""
+        return self._engine.entry_written(self.v, linear, user)
 
     def physical(self, linear: int, access: int) -> int:
         """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
@@ -196,6 +201,42 @@ class Operand:
                 return None
         advance(v, instruction.len)
         return None
+
+    def input_block(self, instruction: iced.Instruction) -> tuple[int, int, int] | None:
+        """Iterations of REP INS that stay within a page of RAM: address, size, and how many.
+
+        The address is physical, the size in bytes. None where each iteration has to be looked
+        at alone: downwards, at the end of a page or of a 64-KiB segment, or outside RAM.
+        """
+        v = self.v
+        if v[f.GUEST_RFLAGS] & RFLAGS_DF:
+            return None
+        size = _WIDTH[instruction.mnemonic]
+        _, pointer, counter = _STRING_OPERANDS[instruction.op0_kind]
+        offset = self.register(pointer)
+        linear = self.wrap(offset + (0 if self.long else int(v[f.GUEST_ES_BASE])))
+        room = 0x1000 - (linear & 0xFFF)
+        if instruction.op0_kind == OpKind.MEMORY_ESDI:
+            room = min(room, 0x1_0000 - offset)
+        count = min(self.register(counter), room // size)
+        if count < 2:
+            return None
+        try:
+            physical = self.physical(linear, 1)
+        except PageFaultError:
+            return None
+        if physical + count * size > 8 * len(self.mem):
+            return None
+        return physical, size, count
+
+    def count_iterations(self, instruction: iced.Instruction, size: int, count: int) -> None:
+        """Have `count` iterations of REP INS of `size` bytes behind it, RIP included."""
+        _, pointer, counter = _STRING_OPERANDS[instruction.op0_kind]
+        self.set_register(pointer, self.register(pointer) + count * size)
+        left = self.register(counter) - count
+        self.set_register(counter, left)
+        if left == 0:
+            advance(self.v, instruction.len)
 
     def linear(self, instruction: iced.Instruction) -> int:
         """The linear address of the memory operand."""

@@ -134,7 +134,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         return Outcome(processor.raise_fault(fault, 0))
     unmasked = ~engine.mxcsr & _MASKS
     if unmasked:
-        engine.take_sse_flags()
+        engine.mxcsr |= engine.take_sse_flags()
         before = v.copy(), processor.registers.cells.copy(), engine.save_registers()
     done = engine.step()
     if unmasked:

@@ -18,18 +18,20 @@ from iced_x86 import FlowControl, Mnemonic, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
-from trapgate.decision.fault_filters import FRAME, FRAME_64, PRESENT
-from trapgate.decision.self_map import ABSENT, admits, entry_of, entry_size, is_large
+from trapgate.decision.fault_filters import FRAME, FRAME_64, NOBODY, PRESENT
+from trapgate.decision.frame_filters import completed_by
+from trapgate.decision.self_map import ABSENT, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
-from trapgate.engine.core_calls import compiled_entry_at
 from trapgate.events.journal import (
     HEAD_DATA,
     HEAD_HAS_DATA,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
+    HEAD_TABLE_ENTRY,
     HEAD_TIME,
     record,
 )
+from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, store8
 from trapgate.paging.walk import FETCH, READ, WRITE
 from trapgate.processor import stepping
@@ -37,7 +39,7 @@ from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
-from trapgate.sdm.pagefault import PFEC_U
+from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
 from trapgate.sdm.state import CR0_WP, CR4_PAE
 from trapgate.sdm.vectors import AC, PF
 
@@ -101,6 +103,16 @@ class Snapshot:
                 else:
                     self._memory.write_data(physical, data)
 
+    @contextlib.contextmanager
+    def in_memory(self) -> Iterator[None]:
+        """What was kept, in memory once more, for as long as it takes to look at it."""
+        now = [(physical, self._memory.read(physical, len(data))) for physical, data in self._kept]
+        for physical, data in reversed(self._kept):
+            self._memory.write_data(physical, data)
+        yield
+        for physical, data in now:
+            self._memory.write_data(physical, data)
+
 
 def _code_pages(guest: Operand) -> set[int]:
     """The physical pages that a block at RIP may lie in, by their numbers."""
@@ -131,7 +143,10 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         if part.write:
             before.keep(part.physical, part.size)
     old = {at: entry_of(guest.mem, at, width) for part in ours for at in part.entries(width)}
+    mapped = has_frame_map(v)
     grants = {at for part in ours for at in ways[part.linear & -_PAGE]} if code & PFEC_U else set()
+    if mapped:
+        grants = set()
     if not ours or grants & old.keys():
         before.put_back(processor, v)
         return Outcome(processor.raise_fault(PF, code, address))
@@ -144,18 +159,20 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         return Outcome.GO_ON if cells[stops.STOP] == stops.STEPPED else Outcome.STOPPED
 
     new = {at: entry_of(guest.mem, at, width) for at in old}
-    fault_filter, cr4 = int(v[f.FAULT_FILTER]), int(v[f.GUEST_CR4])
-    refused = [
-        (part, at)
-        for part in ours
-        for at in part.entries(width)
-        if not admits(fault_filter, cr4, part.kind, new[at], old[at])
-    ]
+    with before.in_memory() if v[f.CRITERIA_TABLE_RULES] else contextlib.nullcontext():
+        judged = [
+            (part, at, _completed_by(before.v, guest, code, address, part, new[at], old[at]))
+            for part in ours
+            for at in part.entries(width)
+        ]
+    refused = [(part, at) for part, at, which in judged if which == NOBODY]
     part, shown = refused[0] if refused else (ours[0], next(iter(old)))
-    if refused and (part.linear ^ address) & -_PAGE:
-        address = part.linear
-    disposition, reason = (EXIT, 0) if refused else decide_filtered(v, code)
+    if refused:
+        address = _address_of(part, address)
+    which = min(which for _, _, which in judged)
+    disposition, reason = (EXIT, 0) if refused else decide_filtered(v, code, which)
     head = processor.head
+    head[HEAD_TABLE_ENTRY] = part.kind
     head[HEAD_HAS_DATA], head[HEAD_DATA], head[HEAD_OLD_VALUE] = 1, new[shown], old[shown]
     if disposition != COMPLETE:
         before.put_back(processor, v)
@@ -169,6 +186,20 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     return Outcome(stepping.trap(processor, v, instruction, accesses))
 
 
+def _address_of(part: Part, address: int) -> int:
+    """The linear address that a page fault by this part reports; `address` was the first's."""
+    return part.linear if (part.linear ^ address) & -_PAGE else address
+
+
+def _completed_by(
+    v: Cells, guest: Operand, code: int, address: int, part: Part, new: int, old: int
+) -> int:
+    """What lets a write turn an entry of `part` into another (`frame_filters.completed_by`)."""
+    linear = _address_of(part, address)
+    signed = _signed(int(new)), _signed(int(old))
+    return int(completed_by(v, guest.mem, code, linear, part.kind, *signed))
+
+
 def _execute(processor: LogicalProcessor, v: Cells, grants: set[int], width: int) -> bool:
     """Execute the instruction with the tables writable; False if an event came instead.
 
@@ -177,17 +208,24 @@ def _execute(processor: LogicalProcessor, v: Cells, grants: set[int], width: int
     engine = processor.engine
     mem = processor.memory.cells
     write_protect = v[f.GUEST_CR0] & CR0_WP
+    length = v[f.FRAME_MAP_LENGTH]
+    v[f.FRAME_MAP_LENGTH] = 0
+    if length:
+        engine.flush_translations()
     granted = [at for at in grants if not entry_of(mem, at, width) & _WRITABLE]
     if grants:
         for at in granted:
             store8(mem, at, load8(mem, at) | _WRITABLE)
         engine.flush_translations()
-    else:
+    elif not length:
         v[f.GUEST_CR0] &= ~CR0_WP
     # It was counted when it faulted.
     engine.cells[stops.TIME] -= 1
     done = engine.step()
     v[f.GUEST_CR0] |= write_protect
+    v[f.FRAME_MAP_LENGTH] = length
+    if length:
+        engine.flush_translations()
     for at in granted:
         store8(mem, at, load8(mem, at) & ~_WRITABLE)
     if granted:
@@ -222,7 +260,6 @@ def _signed(linear: int) -> int:
 
 def _parts(guest: Operand, accesses: list[stepping.Access], user: int) -> list[Part]:
     """The accesses, page by page; none if one of them faults for another reason than R/W."""
-    v = guest.v
     mode = 1 if user else 0
     parts = []
     for access in accesses:
@@ -230,27 +267,33 @@ def _parts(guest: Operand, accesses: list[stepping.Access], user: int) -> list[P
         while start < end:
             size = min(end - start, _PAGE - start % _PAGE)
             linear = _signed(guest.wrap(start))
-            kind = ABSENT
-            if access.write:
-                kind, physical = compiled_entry_at(
-                    v[f.GUEST_CR0],
-                    v[f.GUEST_CR3],
-                    v[f.GUEST_CR4],
-                    v[f.GUEST_IA32_EFER],
-                    v[f.GUEST_RFLAGS],
-                    guest.mem,
-                    v[f.PTBASE],
-                    linear,
-                    mode,
-                )
-            if kind == ABSENT:
-                wish = WRITE if access.write else READ
-                physical, fault = guest.walk(linear, wish, mode)
-                if fault >= 0:
-                    return []
+            kind, physical, fault = _written(guest, linear, mode) if access.write else _ANY
+            if kind == ABSENT and fault < 0:
+                physical, fault = guest.walk(linear, WRITE if access.write else READ, mode)
+            if kind == ABSENT and fault >= 0:
+                return []
             parts.append(Part(linear, int(physical), size, int(kind), access.write))
             start += size
     return parts
+
+
+_ANY = (ABSENT, 0, -1)
+
+
+def _written(guest: Operand, linear: int, user: int) -> tuple[int, int, int]:
+    """The kind of table entry that is written at a linear address, where it lies, or a fault.
+
+    The frame map must be all that stops the write.
+    """
+    v = guest.v
+    if has_frame_map(v):
+        physical, fault = guest.walk(linear, WRITE, user)
+        if fault < 0:
+            return ABSENT, physical, -1
+        if fault | PFEC_U != PFEC_P | PFEC_W | PFEC_U | PFEC_MAP:
+            return ABSENT, 0, fault
+    kind, physical = guest.entry_written(linear, user)
+    return int(kind), int(physical), -1
 
 
 def _way(guest: Operand, linear: int) -> Iterator[int]:

@@ -62,6 +62,8 @@ TABLE_CLAUSE = 364
 TABLE_VALUE = 365
 TABLE_BITMAP = 366
 TABLE_COMPLETES = 367
+FRAME_MAP = 368
+FRAME_FILTERS = 369
 
 LAST_OF_CONTROLS = 399
 """Checks up to here fail with VM-instruction error 7."""
@@ -307,6 +309,16 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         ("FAILED_RULE",),
         "a rule that completes needs a clause over table_entry or an entry's bits",
     ),
+    (
+        FRAME_MAP,
+        ("FRAME_MAP_ADDRESS", "FRAME_MAP_LENGTH"),
+        "the map must lie at a multiple of 4096 below 1 TB and have at most 2^28 bytes",
+    ),
+    (
+        FRAME_FILTERS,
+        ("FRAME_FILTERS", "FRAME_MAP_LENGTH"),
+        "bits 31:2 must be 0, and all of them without a frame map",
+    ),
     (EXTENSION_CRITERION, ("TRANSFER_CRITERION",), "there is no such control-transfer criterion"),
     (EXTENSION_OPERATOR, ("COMPARISON_OPERATOR",), "there is no such comparison operator"),
     (
@@ -412,7 +424,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         ("GUEST_RIP", _ENTRY, "GUEST_CS_ACCESS_RIGHTS"),
         "bits 63:32 must be 0 outside 64-bit mode",
     ),
-    (GUEST_RIP_CANONICAL, ("GUEST_RIP",), _CANONICAL),
+    (GUEST_RIP_CANONICAL, ("GUEST_RIP",), "bits 63:48 must all be alike in 64-bit mode"),
     (
         GUEST_RFLAGS_RESERVED,
         ("GUEST_RFLAGS",),

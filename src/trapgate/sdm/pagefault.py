@@ -26,6 +26,8 @@ class PageFaultCode(IntFlag):
     """Shadow-stack access."""
     HLAT = 1 << 7
     """HLAT paging."""
+    MAP = 1 << 14
+    """The frame map, an extension of ours (`paging.frame_map`)."""
     SGX = 1 << 15
     """SGX access control."""
 
@@ -38,4 +40,5 @@ PFEC_ID = 1 << 4
 PFEC_PK = 1 << 5
 PFEC_SS = 1 << 6
 PFEC_HLAT = 1 << 7
+PFEC_MAP = 1 << 14
 PFEC_SGX = 1 << 15

@@ -121,7 +121,7 @@ def port(vmexit: VmExit, vm: Platform) -> Action:
         cells[0] = got if size == 4 else signed(value & ~mask | got)
     else:
         vm.devices.write(number, size, value, processor.time)
-    return vm.after_device() or EMULATED
+    return vm.after_device(number) or EMULATED
 
 
 def halt(vmexit: VmExit, vm: Platform) -> Action:

@@ -45,6 +45,7 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
+from trapgate.vmm.devices.board import Board
 from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage
@@ -126,7 +127,8 @@ class VirtualMachine(Platform):
     port's output and gives it keys; `trace` gets every fault. `number` is the VM's in
     the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
-    each, why VMX instructions and VM entries of a guest that is a VMM itself fail.
+    each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
+    what is plugged into the PC: drives, and files for firmware.
 
     Raises EngineError as `Processor` does.
     """
@@ -144,12 +146,14 @@ class VirtualMachine(Platform):
         seed: int = 0,
         profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
+        board: Board | None = None,
     ) -> None:
         super().__init__(
             memory,
             processor=processor or Processor(memory, engine=engine, journal=JOURNAL),
             vmcs=Vmcs(profile),
             console=console,
+            board=board,
         )
         self.processor.name_vm(number)
         if processor is None:

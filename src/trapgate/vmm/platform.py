@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from iced_x86 import Instruction
+
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
@@ -20,6 +22,7 @@ from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
+from trapgate.vmm.devices.board import Board
 from trapgate.vmm.loaders.layout import memory_map
 from trapgate.vmm.mtrrs import Mtrrs
 
@@ -40,6 +43,14 @@ class _Wiring:
         self._processor = processor
         self._registers = processor.registers.cells
 
+    def protect_firmware(self, segments: int) -> None:
+        """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each."""
+        self._processor.engine.protect_firmware(segments)
+
+    def hold_a20(self, *, low: bool) -> None:
+        """Hold address line 20 low, or let it through."""
+        self._processor.engine.hold_a20(low=low)
+
     def wait(self, microseconds: int) -> None:
         """Let virtual time pass while the processor stands."""
         count = microseconds * INSTRUCTIONS_PER_MICROSECOND
@@ -55,21 +66,51 @@ class _Wiring:
         self._registers[registers.CR8] = value
 
 
+class _Ram:
+    """Memory as a bus master sees it: all ones where there is none, and stores dropped."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._memory = processor.memory
+
+    def read(self, address: int, count: int) -> bytes:
+        """`count` bytes."""
+        there = max(0, min(count, self._memory.size - address))
+        return self._memory.read(address, there).ljust(count, b"\xff") if there else b"\xff" * count
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store what there is memory for."""
+        there = max(0, min(len(data), self._memory.size - address))
+        if there:
+            self._memory.write(address, data[:there])
+
+
 class Platform:
     """A processor, the VMCS of its guest, and a PC's devices: what a handler may read and change.
 
-    `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys.
+    `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys;
+    `board` is what is plugged in.
     """
 
     def __init__(
-        self, memory: int, *, processor: Processor, vmcs: Vmcs, console: Console | None
+        self,
+        memory: int,
+        *,
+        processor: Processor,
+        vmcs: Vmcs,
+        console: Console | None,
+        board: Board | None = None,
     ) -> None:
         self.processor = processor
         self.vmcs = vmcs
         self.console = console
         self.output = bytearray()
         self.devices = Pc(
-            memory, self._emit, processor=_Wiring(processor), ranges=memory_map(memory)
+            memory,
+            self._emit,
+            processor=_Wiring(processor),
+            ranges=memory_map(memory),
+            ram=_Ram(processor),
+            board=board,
         )
         self.base = 0
         """Where in the processor's memory the guest's address 0 lies."""
@@ -115,9 +156,10 @@ class Platform:
         if self.processor.x86_vmm.wants_trap:
             v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
 
-    def after_device(self) -> Stop | None:
-        """A device was used: the end of the machine, if it or the console asked for it."""
-        self._device_due = 0
+    def after_device(self, port: int = -1) -> Stop | None:
+        """A device was used, at `port` if any: the machine's end, if somebody asked for it."""
+        if not self.devices.bus.moves_no_deadline(port):
+            self._device_due = 0
         event = self.devices.bus.event
         if event is not None:
             if event.kind is MachineEventKind.DEBUG_EXIT:
@@ -163,6 +205,8 @@ class Platform:
         instruction = guest.decode()
         linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
         now = self.processor.time
+        if is_in and instruction.has_rep_prefix and self._input_block(guest, instruction, port):
+            return self.after_device(port) or Resume()
         fault = guest.string_step(
             instruction,
             linear,
@@ -173,7 +217,20 @@ class Platform:
             error_code, address = fault
             self.processor.registers.cells[16] = address
             return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
-        return self.after_device() or Resume()
+        return self.after_device(port) or Resume()
+
+    def _input_block(self, guest: Operand, instruction: Instruction, port: int) -> bool:
+        """Iterations of REP INS within a page, as many as the device has; False: take one."""
+        step = guest.input_block(instruction)
+        if step is None:
+            return False
+        physical, size, count = step
+        data = self.devices.read_string(port, size, count, self.processor.time)
+        self.processor.memory.write(physical, data)
+        done = len(data) // size
+        self.processor.skip_to(self.processor.time + done)
+        guest.count_iterations(instruction, size, done)
+        return True
 
     def idle(self) -> Action:
         """The guest waits: let virtual time jump to what could wake it."""

@@ -50,6 +50,16 @@ class NestedSummary:
 
 
 @dataclass(frozen=True)
+class TableWrites:
+    """Writes to page tables under a frame map: `completed` by the filter that let them through,
+    `exited` by the level of the table, of which `reused` made a table data again.
+    """
+
+    completed: Mapping[str, int]
+    exited: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run did: counts by kind, vector and disposition, and by exit reason.
 
@@ -70,6 +80,7 @@ class Summary:
     nested: NestedSummary | None = None
     engine: str = "native"
     why_not_native: str = ""
+    table_writes: TableWrites | None = None
 
     @property
     def engine_words(self) -> str:

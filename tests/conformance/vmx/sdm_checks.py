@@ -191,6 +191,11 @@ def _extensions(v: Fields) -> Iterator[str]:
     ):
         if v[name] > most:
             yield name
+    address = v["FRAME_MAP_ADDRESS"]
+    if address % 4096 or address >> 40 or v["FRAME_MAP_LENGTH"] > 1 << 28:
+        yield "FRAME_MAP_ADDRESS"
+    if v["FRAME_FILTERS"] > (3 if v["FRAME_MAP_LENGTH"] else 0):
+        yield "FRAME_FILTERS"
     with_code = sum(1 << vector for vector in (8, 10, 11, 12, 13, 14, 17, 21))
     if v["TRANSFER_CRITERION_VECTORS"] & ~with_code:
         yield "TRANSFER_CRITERION_VECTORS"
@@ -404,7 +409,7 @@ def _tables_and_flags(v: Fields, p: Processor) -> Iterator[str]:
             yield f"{name}_LIMIT"
     long = bit(v["VM_ENTRY_CONTROLS"], 9)
     if long and bit(v["GUEST_CS_ACCESS_RIGHTS"], 13):
-        if not is_canonical(v["GUEST_RIP"]):
+        if bits(v["GUEST_RIP"], 63, 48) not in (0, 0xFFFF):
             yield "GUEST_RIP"
     elif bits(v["GUEST_RIP"], 63, 32):
         yield "GUEST_RIP"

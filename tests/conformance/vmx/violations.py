@@ -194,6 +194,20 @@ EXTENSIONS = [
     ),
     Row(357, {"FAULT_FILTER": 3}, ({"FAULT_FILTER": 4},)),
     Row(358, {"FAULT_FILTER_ORDER": 3}, ({"FAULT_FILTER_ORDER": 4},)),
+    Row(
+        368,
+        {"FRAME_MAP_ADDRESS": 0x1000, "FRAME_MAP_LENGTH": 1 << 28},
+        (
+            {"FRAME_MAP_ADDRESS": 0x1008, "FRAME_MAP_LENGTH": 1},
+            {"FRAME_MAP_ADDRESS": 1 << 40},
+            {"FRAME_MAP_LENGTH": (1 << 28) + 1},
+        ),
+    ),
+    Row(
+        369,
+        {"FRAME_FILTERS": 3, "FRAME_MAP_LENGTH": 1},
+        ({"FRAME_FILTERS": 4, "FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": 1}),
+    ),
     Row(352, {"TRANSFER_CRITERION": 7}, ({"TRANSFER_CRITERION": 8},)),
     Row(353, {"COMPARISON_OPERATOR": 5}, ({"COMPARISON_OPERATOR": 6},)),
     Row(354, {"TRANSFER_CRITERION_VECTORS": 1 << 14}, ({"TRANSFER_CRITERION_VECTORS": 1 << 6},)),
@@ -432,7 +446,8 @@ REST = [
     Row(1004, {"GUEST_IDTR_LIMIT": 0xFFFF}, ({"GUEST_IDTR_LIMIT": 1 << 31},)),
     Row(1101, {}, ({"GUEST_RIP": on(32)}, {"GUEST_RIP": on(63)}), bits=(32,)),
     Row(1101, {}, ({_rights("CS"): lambda old: old ^ 0x6000, "GUEST_RIP": on(32)},), bits=(64,)),
-    Row(1102, {}, ({"GUEST_RIP": HOLE}, {"GUEST_RIP": UPPER - 1}), bits=(64,)),
+    Row(1102, {"GUEST_RIP": HOLE}, ({"GUEST_RIP": 1 << 48},), bits=(64,)),
+    Row(1102, {"GUEST_RIP": UPPER - 1}, ({"GUEST_RIP": (0xFFFF << 48) - 1},), bits=(64,)),
     Row(
         1103,
         {RFLAGS: on(0, 2, 4, 6, 7, 10, 11, 12, 13, 14, 18, 19, 20, 21)},

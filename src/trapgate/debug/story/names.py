@@ -9,18 +9,19 @@ from trapgate.debug.story.instruction import Namer, no_names
 _MAGIC = b"\x7fELF"
 
 
-def namer(guest: Path, symbols: Path | None) -> Namer:
+def namer(guest: Path | None, symbols: Path | None) -> Namer:
     """Names from `symbols`, or from the guest's own file if it is an ELF with symbols.
 
     Raises TraceError if `symbols` is given and is no such file.
     """
-    if symbols is None and not _is_elf(guest):
+    if symbols is None and (guest is None or not _is_elf(guest)):
         return no_names
     # Not before they are needed: with them comes pyarrow.
     from trapgate.trace.schema import TraceError
     from trapgate.trace.symbols import Symbols
 
     if symbols is None:
+        assert guest is not None
         try:
             table = Symbols(guest)
         except (OSError, TraceError):

@@ -14,6 +14,7 @@ from trapgate.vmm.devices.clock import VirtualClock
 
 Reader = Callable[[int, int, int], int]
 Writer = Callable[[int, int, int, int], None]
+BlockReader = Callable[[int], bytes]
 
 
 class MachineEventKind(Enum):
@@ -130,6 +131,8 @@ class Bus:
         self._readers: dict[int, Reader] = {}
         self._writers: dict[int, Writer] = {}
         self._wide: set[int] = set()
+        self._untimed: set[int] = set()
+        self._blocks: dict[int, BlockReader] = {}
 
     def attach(self, device: Device) -> None:
         """Let `device` answer its ports. Raises ValueError if a port is taken."""
@@ -143,8 +146,39 @@ class Bus:
             if device.wide:
                 self._wide.add(port)
         self.devices.append(device)
-        if not isinstance(device, UntimedDevice):
+        if isinstance(device, UntimedDevice):
+            self._untimed.update(ports)
+        else:
             self._timed.append(device)
+
+    def detach(self, device: Device) -> None:
+        """Let nobody answer the ports of `device` any more."""
+        self.devices.remove(device)
+        for port in device.ports:
+            del self._readers[port], self._writers[port]
+            self._wide.discard(port)
+            self._untimed.discard(port)
+
+    def is_free(self, ports: Iterable[int]) -> bool:
+        """Whether nobody answers these ports."""
+        return not any(port in self._readers for port in ports)
+
+    def moves_no_deadline(self, port: int) -> bool:
+        """Whether only devices without a clock answer there."""
+        return port in self._untimed
+
+    def read_blocks(self, port: int, reader: BlockReader) -> None:
+        """Have repeated INS from `port` ask `reader` for many bytes at once."""
+        self._blocks[port] = reader
+
+    def read_string(self, port: int, size: int, count: int, now: int) -> bytes:
+        """What up to `count` INs of `size` bytes give, one behind the other; at least one."""
+        reader = self._blocks.get(port)
+        if reader is not None:
+            data = reader(size * count)
+            if len(data) >= size:
+                return data[: len(data) // size * size]
+        return self.read(port, size, now).to_bytes(size, "little")
 
     def signal(self, event: MachineEvent) -> None:
         """Keep the first machine event; the VMM looks at `event` after each write."""

@@ -1,4 +1,4 @@
-"""Ports for tests and firmware: debug exit, debug console, POST codes, and no PCI."""
+"""Ports for tests and firmware: debug exit, debug console, POST codes."""
 
 from collections.abc import Callable
 
@@ -62,25 +62,3 @@ class PostPort(UntimedDevice):
         """Remember a code, and let a microsecond pass."""
         self.code = value
         self._wait(1)
-
-
-class NoPci(UntimedDevice):
-    """The PCI configuration ports of a machine without PCI, and its reset port CF9h.
-
-    Reads answer all ones, so that a guest's probe of either access mechanism fails.
-    """
-
-    wide = True
-    ports = range(0xCF8, 0xD00)
-
-    def __init__(self, events: EventSink) -> None:
-        self._events = events
-
-    def read(self, port: int, size: int, now: int) -> int:
-        """All ones."""
-        return (1 << (8 * size)) - 1
-
-    def write(self, port: int, size: int, value: int, now: int) -> None:
-        """Ignored, but for a reset asked for at CF9h with bit 2."""
-        if port == 0xCF9 and size == 1 and value & 0x04:
-            self._events.signal(MachineEvent(MachineEventKind.RESET, "reset port cf9h"))

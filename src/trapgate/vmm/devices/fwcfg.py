@@ -55,6 +55,11 @@ class FirmwareConfiguration(UntimedDevice):
         offset, self._offset = self._offset, self._offset + 1
         return self._selected[offset] if offset < len(self._selected) else 0
 
+    def read_block(self, count: int) -> bytes:
+        """The selected item's next `count` bytes at once, for a repeated INS."""
+        offset, self._offset = self._offset, self._offset + count
+        return self._selected[offset : offset + count].ljust(count, b"\0")
+
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Select an item, from its start; bit 14 meant "for writing" once, and nothing is."""
         if port == 0x510 and size == 2:

@@ -1,46 +1,92 @@
-"""The 8042 keyboard controller and port 92h: A20, reset and a keyboard nobody touches.
+"""The 8042 keyboard controller and port 92h: keys, a mouse at rest, A20 and reset.
 
-The controller answers its self-tests and the keyboard acknowledges every command, so
-that a guest's probe ends at once. There is no mouse: the auxiliary port fails its test.
+The controller answers its self-tests, and keyboard and mouse acknowledge every command, so that a
+guest's probe ends at once. Keys come as a keyboard of scan code set 2 sends them, translated
+to set 1 unless the guest turns that off (IBM PS/2 Technical Reference, "Keyboard and
+Auxiliary Device Controller").
 """
 
 from collections import deque
+from collections.abc import Callable
 
 from trapgate.vmm.devices.bus import EventSink, Line, MachineEvent, MachineEventKind, UntimedDevice
+from trapgate.vmm.devices.scancodes import set_1
 
 _OUTPUT_FULL = 0x01
 _SYSTEM = 0x04
 _COMMAND = 0x08
 _UNLOCKED = 0x10
+_FROM_MOUSE = 0x20
 
-_INTERRUPT = 0x01
+_KEYBOARD_INTERRUPT = 0x01
+_MOUSE_INTERRUPT = 0x02
 _KEYBOARD_DISABLED = 0x10
+_MOUSE_DISABLED = 0x20
 
 _ACKNOWLEDGE = 0xFA
 _WITH_ARGUMENT = frozenset((0xED, 0xF0, 0xF3))
-_ANSWERS = {
+_KEYBOARD_ANSWERS = {
     0xEE: (0xEE,),
     0xF2: (_ACKNOWLEDGE, 0xAB, 0x83),
     0xFF: (_ACKNOWLEDGE, 0xAA),
 }
+_MOUSE_WITH_ARGUMENT = frozenset((0xE8, 0xF3))
+_MOUSE_ANSWERS = {
+    0xE9: (_ACKNOWLEDGE, 0x00, 0x02, 0x64),
+    0xEB: (_ACKNOWLEDGE, 0x08, 0x00, 0x00),
+    0xF2: (_ACKNOWLEDGE, 0x00),
+    0xFF: (_ACKNOWLEDGE, 0xAA, 0x00),
+}
 _QUEUE_LIMIT = 16
+_KEYS_LIMIT = 4096
+_MOUSE = 0x100
+"""Marks what comes from the mouse, in the queue."""
 
 
 class KeyboardController(UntimedDevice):
-    """The 8042 at ports 60h and 64h and the fast A20 and reset port 92h."""
+    """The 8042 at ports 60h and 64h and the fast A20 and reset port 92h.
+
+    `line` is IRQ 1, `mouse_line` IRQ 12. `hold_a20` is told when the gate of address line 20
+    changes: whether it is held low.
+    """
 
     ports = (0x60, 0x64, 0x92)
 
-    def __init__(self, line: Line, events: EventSink) -> None:
+    def __init__(
+        self,
+        line: Line,
+        mouse_line: Line,
+        events: EventSink,
+        hold_a20: Callable[..., None] | None = None,
+    ) -> None:
         self.a20 = True
+        self._hold_a20 = hold_a20
         self._line = line
+        self._mouse_line = mouse_line
         self._events = events
         self._output: deque[int] = deque()
+        self._keys: deque[int] = deque()
         self._memory = bytearray(32)
-        self._memory[0] = 0x65  # translation on, auxiliary port off, interrupt and system flag on
+        self._memory[0] = 0x65  # translation, mouse off, interrupt and system flag on
         self._last_was_command = False
         self._expects: int | None = None
         self._keyboard_argument: int | None = None
+        self._mouse_argument = False
+
+    def press(self, codes: bytes) -> None:
+        """Have keys come in: scan codes of set 1, as a guest with translation reads them."""
+        self._keys.extend(codes[: _KEYS_LIMIT - len(self._keys)])
+        self._next_key()
+        self._update()
+
+    def type(self, text: str) -> None:
+        """Have text typed on a keyboard of the American layout; other characters are left out."""
+        self.press(set_1(text))
+
+    def _next_key(self) -> None:
+        """A key comes once the guest has read what was there."""
+        if self._keys and not self._output and not self._memory[0] & _KEYBOARD_DISABLED:
+            self._output.append(self._keys.popleft())
 
     def read(self, port: int, size: int, now: int) -> int:
         """Read data (60h), status (64h) or the A20 gate (92h)."""
@@ -48,6 +94,8 @@ class KeyboardController(UntimedDevice):
             status = _UNLOCKED | (self._memory[0] & _SYSTEM)
             if self._output:
                 status |= _OUTPUT_FULL
+                if self._output[0] & _MOUSE:
+                    status |= _FROM_MOUSE
             if self._last_was_command:
                 status |= _COMMAND
             return status
@@ -55,15 +103,17 @@ class KeyboardController(UntimedDevice):
             return 0x02 if self.a20 else 0
         if not self._output:
             return 0
-        value = self._output.popleft()
+        value = self._output.popleft() & 0xFF
         self._line.set(False)
+        self._mouse_line.set(False)
+        self._next_key()
         self._update()
         return value
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Write data (60h), a command (64h) or A20 and reset (92h)."""
         if port == 0x92:
-            self.a20 = bool(value & 0x02)
+            self._gate_a20(bool(value & 0x02))
             if value & 0x01:
                 self._reset("port 92h")
         elif port == 0x64:
@@ -72,7 +122,14 @@ class KeyboardController(UntimedDevice):
         else:
             self._last_was_command = False
             self._data(value)
+        self._next_key()
         self._update()
+
+    def _gate_a20(self, opened: bool) -> None:
+        if opened != self.a20:
+            self.a20 = opened
+            if self._hold_a20 is not None:
+                self._hold_a20(low=not opened)
 
     def _command(self, value: int) -> None:
         self._expects = None
@@ -81,11 +138,11 @@ class KeyboardController(UntimedDevice):
         elif 0x60 <= value <= 0x7F or value in (0xD1, 0xD2, 0xD3, 0xD4):
             self._expects = value
         elif value == 0xA7:
-            self._memory[0] |= 0x20
+            self._memory[0] |= _MOUSE_DISABLED
         elif value == 0xA8:
-            self._memory[0] &= ~0x20
+            self._memory[0] &= ~_MOUSE_DISABLED
         elif value == 0xA9:
-            self._answer(0x03)  # the auxiliary data line is stuck: no port there
+            self._answer(0x00)
         elif value == 0xAA:
             self._memory[0] |= _SYSTEM
             self._answer(0x55)
@@ -99,6 +156,10 @@ class KeyboardController(UntimedDevice):
             self._answer(0x80)
         elif value == 0xD0:
             self._answer(0x01 | self.a20 << 1)
+        elif value == 0xDD:
+            self._gate_a20(False)
+        elif value == 0xDF:
+            self._gate_a20(True)
         elif value >= 0xF0 and not value & 0x01:
             self._reset("8042 port 64h")  # pulses the reset line, bit 0 of the output port
 
@@ -109,13 +170,15 @@ class KeyboardController(UntimedDevice):
         elif expects <= 0x7F:
             self._memory[expects & 0x1F] = value
         elif expects == 0xD1:
-            self.a20 = bool(value & 0x02)
+            self._gate_a20(bool(value & 0x02))
             if not value & 0x01:
                 self._reset("8042 output port")
-        elif expects in (0xD2, 0xD3):
-            # Looped back without the auxiliary mark, which says that there is no such port.
+        elif expects == 0xD2:
             self._answer(value)
-        # D4h: a byte for the mouse that is not there.
+        elif expects == 0xD3:
+            self._answer(value | _MOUSE)
+        else:
+            self._mouse(value)
 
     def _keyboard(self, value: int) -> None:
         self._memory[0] &= ~_KEYBOARD_DISABLED
@@ -125,18 +188,31 @@ class KeyboardController(UntimedDevice):
             if argument_of == 0xF0 and value == 0:
                 answers = (_ACKNOWLEDGE, 0x02)  # scan code set 2
         else:
-            answers = _ANSWERS.get(value, (_ACKNOWLEDGE,))
+            answers = _KEYBOARD_ANSWERS.get(value, (_ACKNOWLEDGE,))
             if value in _WITH_ARGUMENT:
                 self._keyboard_argument = value
         for answer in answers:
             self._answer(answer)
+
+    def _mouse(self, value: int) -> None:
+        argument, self._mouse_argument = self._mouse_argument, False
+        answers: tuple[int, ...] = (_ACKNOWLEDGE,)
+        if not argument:
+            answers = _MOUSE_ANSWERS.get(value, answers)
+            self._mouse_argument = value in _MOUSE_WITH_ARGUMENT
+        for answer in answers:
+            self._answer(answer | _MOUSE)
 
     def _answer(self, value: int) -> None:
         if len(self._output) < _QUEUE_LIMIT:
             self._output.append(value)
 
     def _update(self) -> None:
-        self._line.set(bool(self._output) and bool(self._memory[0] & _INTERRUPT))
+        waiting = bool(self._output)
+        mouse = waiting and bool(self._output[0] & _MOUSE)
+        enabled = self._memory[0]
+        self._line.set(waiting and not mouse and bool(enabled & _KEYBOARD_INTERRUPT))
+        self._mouse_line.set(mouse and bool(enabled & _MOUSE_INTERRUPT))
 
     def _reset(self, source: str) -> None:
         self._events.signal(MachineEvent(MachineEventKind.RESET, source))

@@ -7,17 +7,21 @@ from typing import Protocol
 
 from trapgate.vmm.devices import ioapic
 from trapgate.vmm.devices.apic import LocalApic, Pins
+from trapgate.vmm.devices.board import Board, IdeInterface
 from trapgate.vmm.devices.bus import Bus, Device, SlowDevice
 from trapgate.vmm.devices.clock import VirtualClock
-from trapgate.vmm.devices.debug import DebugConsole, DebugExit, NoPci, PostPort
+from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
 from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
+from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.devices.ioapic import IoApic
 from trapgate.vmm.devices.keyboard import KeyboardController
+from trapgate.vmm.devices.pci import Function, HostBridge, PciHost, isa_bridge
 from trapgate.vmm.devices.pic import IrqLine, PicPair
 from trapgate.vmm.devices.pit import Pit8254
 from trapgate.vmm.devices.power import PowerManagement
 from trapgate.vmm.devices.rtc import DEFAULT_EPOCH, CmosRtc
 from trapgate.vmm.devices.uart import Uart16550
+from trapgate.vmm.devices.vga import VgaRegisters
 
 _TIMER_PIN = 2  # where IRQ0 arrives at the I/O APIC
 _SCI = 9
@@ -29,13 +33,32 @@ class Processor(Pins, Protocol):
     def wait(self, microseconds: int) -> None:
         """Let virtual time pass while the processor stands."""
 
+    def protect_firmware(self, segments: int) -> None:
+        """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each."""
+
+    def hold_a20(self, *, low: bool) -> None:
+        """Hold address line 20 low, or let it through."""
+
 
 class NoProcessor:
-    """A processor that is not there; for a `Pc` by itself."""
+    """A processor that is not there, with no memory; for a `Pc` by itself."""
 
     cr8 = 0
 
     def wait(self, microseconds: int) -> None:
+        """Nothing."""
+
+    def protect_firmware(self, segments: int) -> None:
+        """Nothing."""
+
+    def hold_a20(self, *, low: bool) -> None:
+        """Nothing."""
+
+    def read(self, address: int, count: int) -> bytes:
+        """All ones: there is no memory."""
+        return b"\xff" * count
+
+    def write(self, address: int, data: bytes) -> None:
         """Nothing."""
 
     def nmi(self) -> None:
@@ -46,12 +69,12 @@ class NoProcessor:
 
 
 class Pc:
-    """A PC without PCI, for one processor.
+    """A PC for one processor: an i440FX and what is plugged into its board.
 
     `memory` is RAM in bytes, `ranges` the memory map that firmware tells of, as
     (start, length, type). `emit` takes each byte the guest sends to COM1; `debug_emit`
     those for port E9h, and is `emit` if not given. `processor` is what the devices see
-    of the processor.
+    of the processor, `ram` what they see of memory, `board` says which drives there are.
 
     The VMM calls `read` and `write` at I/O exits, `load` and `store` for accesses to the
     physical pages in `pages`, `advance` when a deadline has come, and looks at `pending`
@@ -68,21 +91,32 @@ class Pc:
         debug_emit: Callable[[int], None] | None = None,
         processor: Processor | None = None,
         ranges: Iterable[tuple[int, int, int]] = (),
+        ram: GuestMemory | None = None,
+        board: Board | None = None,
     ) -> None:
+        nothing = NoProcessor()
+        board = Board() if board is None else board
         self.bus = Bus(clock)
         clock = self.bus.clock
         self.pic = PicPair()
-        processor = NoProcessor() if processor is None else processor
+        processor = nothing if processor is None else processor
         self.apic = LocalApic(processor, self.pic)
         self.io_apic = IoApic(self.apic)
         self.apic.io_apic = self.io_apic
         self.pic.wire = partial(self.apic.lint, 0)
         self.pit = Pit8254(self._line(0), clock)
-        self.keyboard = KeyboardController(self._line(1), self.bus)
+        self.keyboard = KeyboardController(
+            self._line(1), self._line(12), self.bus, processor.hold_a20
+        )
         self.uart = Uart16550(emit, self._line(4), clock)
         self.rtc = CmosRtc(self._line(8), clock, memory, epoch)
         self.post = PostPort(processor.wait)
-        for device in (
+        self.vga = VgaRegisters()
+        ranges = [(0, memory, 1)] if board.firmware else ranges
+        files = {"etc/e820": e820(ranges), **board.files}
+        firmware = FirmwareConfiguration(memory, files)
+        self.bus.read_blocks(0x511, firmware.read_block)
+        devices: tuple[Device, ...] = (
             self.pic,
             self.apic,
             self.io_apic,
@@ -93,17 +127,35 @@ class Pc:
             self.post,
             DebugConsole(emit if debug_emit is None else debug_emit),
             DebugExit(self.bus),
-            NoPci(self.bus),
+            self.vga,
+            *self._pci(board, processor, nothing if ram is None else ram),
             SlowDevice(PowerManagement(self._line(_SCI), self.bus, clock), processor.wait),
-            FirmwareConfiguration(memory, {"etc/e820": e820(ranges)}),
-        ):
+            firmware,
+        )
+        for device in devices:
             self.bus.attach(device)
         self.read = self.bus.read
         self.write = self.bus.write
+        self.read_string = self.bus.read_string
         self.advance = self.bus.advance
         self.next_deadline = self.bus.next_deadline
         self.pending = self.apic.pending
         self.acknowledge = self.apic.acknowledge
+
+    def _pci(self, board: Board, processor: Processor, ram: GuestMemory) -> list[Device]:
+        """The bridges and, if there are drives, their interface."""
+        functions: dict[tuple[int, int], Function] = {
+            (0, 0): HostBridge(processor.protect_firmware),
+            (1, 0): isa_bridge(),
+        }
+        devices: list[Device] = [PciHost(functions, self.bus)]
+        if board.disks or board.cds:
+            interface = IdeInterface(board.drives, self.bus, ram, self._line)
+            functions[1, 1] = interface.function
+            devices += interface.channels
+        if board.log is not None:
+            devices.append(DebugConsole(board.log, 0x402))
+        return devices
 
     def _line(self, irq: int) -> IrqLine:
         """An ISA interrupt line: it goes to the 8259s and to the I/O APIC."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.criteria_rules import Action as CriteriaAction
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
 from trapgate.events.journal import COUNTS, HEAD_COUNTS
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from trapgate.trace import TraceWriter
     from trapgate.vmm.console import Console
+    from trapgate.vmm.devices.board import Board
     from trapgate.vmm.handlers import Handler
 
 LARGE_PAGE = 4 << 20
@@ -79,6 +81,15 @@ OnRefusal = Literal["fault", "stop"]
 
 class DirectPagingError(TrapgateError):
     """A guest or its memory is not what direct paging can do; the message says what it can."""
+
+
+def demand_no_drives(board: Board | None) -> None:
+    """Raise DirectPagingError for drives: a bus master would store to page tables unseen."""
+    if board is not None and (board.disks or board.cds):
+        raise DirectPagingError(
+            "a machine under direct paging has no drives: DMA goes past its VMM; "
+            "use --paging own, or an initial RAM disk"
+        )
 
 
 class Host:
@@ -165,7 +176,9 @@ class DirectMachine(VirtualMachine):
         seed: int = 0,
         profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
+        board: Board | None = None,
     ) -> None:
+        demand_no_drives(board)
         host = host or Host(memory, engine=engine, trace=trace)
         base = host.place(self, memory)
         number = len(host.machines)
@@ -178,6 +191,7 @@ class DirectMachine(VirtualMachine):
             seed=seed,
             profile=profile,
             explain=explain,
+            board=board,
         )
         self.host = host
         self.base, self.memory = base, memory
@@ -253,17 +267,26 @@ class DirectMachine(VirtualMachine):
         Raises DirectPagingError for another filter of a guest that has its tables in use:
         they were validated for the one before.
         """
-        before = self._filter()
+        before, rules = self._filter(), self.vmcs.criteria_table
         super().apply(settings)
         if self.paging and self._filter() != before:
-            self.vmcs["FAULT_FILTER"], self.vmcs["PTBASE"] = before
+            self.vmcs["FAULT_FILTER"], self.vmcs["PTBASE"], _ = before
+            self.vmcs.criteria_table = rules
             raise DirectPagingError(
-                "FAULT_FILTER and PTBASE cannot change while the guest pages; set them before"
+                "FAULT_FILTER, PTBASE and rules that complete cannot change while the guest pages; "
+                "set them before"
             )
         self._own()
 
-    def _filter(self) -> tuple[int, int]:
-        return self.vmcs["FAULT_FILTER"], self.vmcs["PTBASE"]
+    def _filter(self) -> tuple[int, int, bool]:
+        return self.vmcs["FAULT_FILTER"], self.vmcs["PTBASE"], self._completes_writes()
+
+    def _completes_writes(self) -> bool:
+        """Whether a filter or a rule of the criteria table may let writes to tables complete."""
+        rules = self.vmcs.criteria_table
+        return self.vmcs["FAULT_FILTER"] != 0 or any(
+            rule.action is CriteriaAction.COMPLETE for rule in rules
+        )
 
     def _own(self) -> None:
         """What the VMM must hold on to."""
@@ -316,7 +339,7 @@ class DirectMachine(VirtualMachine):
             return _GENERAL_PROTECTION
         paging = bool(value & CR0_PG)
         if paging and not self.paging:
-            self.tables.slot = v[f.PTBASE] >> 22 if v[f.FAULT_FILTER] else None
+            self.tables.slot = v[f.PTBASE] >> 22 if self._completes_writes() else None
             self.tables.set_large_pages(bool(v[f.CR4_READ_SHADOW] & CR4_PSE))
             refusal = self.tables.load_cr3(self.cr3)
             if refusal is not None:

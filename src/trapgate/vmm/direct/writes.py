@@ -44,7 +44,8 @@ class Write:
             guest.set_register(register, value)
         v = guest.v
         v[f.GUEST_RFLAGS] = v[f.GUEST_RFLAGS] & ~(self.changed | 1 << 16) | self.flags
-        v[f.GUEST_RIP] = (v[f.GUEST_RIP] + self.length) & 0xFFFF_FFFF
+        rip = int(v[f.GUEST_RIP]) + self.length
+        v[f.GUEST_RIP] = rip if guest.long else rip & 0xFFFF_FFFF
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
         if v[f.GUEST_RFLAGS] & _TF:
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= _SINGLE_STEP
@@ -54,23 +55,26 @@ def decode_write(guest: Operand) -> Write | None:
     """The store that the instruction at RIP is about to make; None if it is not known here."""
     instruction = _instruction(guest)
     make = _MAKERS.get(instruction.mnemonic)
-    if make is None or guest.long:
+    if make is None:
         return None
     return make(guest, instruction)
 
 
-_decoded: dict[tuple[int, bytes], iced.Instruction] = {}
+_decoded: dict[tuple[int, int, bytes], iced.Instruction] = {}
 
 
 def _instruction(guest: Operand) -> iced.Instruction:
     """The instruction at RIP; kernels edit their tables in few places, so these are remembered."""
-    rip = int(guest.v[f.GUEST_CS_BASE] + guest.v[f.GUEST_RIP])
-    code = guest.code(rip & 0xFFFF_FFFF, _LONGEST)
-    found = _decoded.get((guest.bits, code))
+    # Only in 64-bit code does it matter where the instruction is.
+    rip = guest.wrap(int(guest.v[f.GUEST_RIP])) if guest.long else 0
+    start = rip if guest.long else int(guest.v[f.GUEST_CS_BASE] + guest.v[f.GUEST_RIP])
+    code = guest.code(guest.wrap(start), _LONGEST)
+    key = guest.bits, rip, code
+    found = _decoded.get(key)
     if found is None:
         if len(_decoded) >= _REMEMBERED:
             _decoded.clear()
-        found = _decoded[guest.bits, code] = iced.Decoder(guest.bits, code).decode()
+        found = _decoded[key] = iced.Decoder(guest.bits, code, ip=rip).decode()
     return found
 
 
@@ -126,7 +130,7 @@ def _compare_exchange(guest: Operand, instruction: iced.Instruction) -> Write | 
     if not _to_memory(instruction):
         return None
     linear, size = guest.linear(instruction), _size(instruction)
-    accumulator = {1: Register.AL, 2: Register.AX, 4: Register.EAX}[size]
+    accumulator = {1: Register.AL, 2: Register.AX, 4: Register.EAX, 8: Register.RAX}[size]
     old = guest.read(linear, size)
     _, flags = _difference(guest.register(accumulator), old, 0, size)
     equal = guest.register(accumulator) == old
@@ -186,40 +190,48 @@ _STRINGS = {
     Mnemonic.STOSB: 1,
     Mnemonic.STOSW: 2,
     Mnemonic.STOSD: 4,
+    Mnemonic.STOSQ: 8,
+    Mnemonic.MOVSQ: 8,
     Mnemonic.MOVSB: 1,
     Mnemonic.MOVSW: 2,
     Mnemonic.MOVSD: 4,
 }
-_COUNTERS = {Register.EDI: Register.ECX, Register.DI: Register.CX}
+_STRING_REGISTERS = {
+    OpKind.MEMORY_ESRDI: (Register.RDI, Register.RSI, Register.RCX),
+    OpKind.MEMORY_ESEDI: (Register.EDI, Register.ESI, Register.ECX),
+    OpKind.MEMORY_ESDI: (Register.DI, Register.SI, Register.CX),
+}
+"""Destination, source and counter, by the address size."""
 
 
 def _string(guest: Operand, instruction: iced.Instruction) -> Write | None:
     """One iteration of STOS or MOVS; with REP, RIP stays until the counter is 0."""
-    kind = instruction.op0_kind
-    if kind not in (OpKind.MEMORY_ESEDI, OpKind.MEMORY_ESDI):
+    if instruction.op0_kind not in _STRING_REGISTERS:
         return None
+    target, source, counter = _STRING_REGISTERS[instruction.op0_kind]
     size = _STRINGS[instruction.mnemonic]
-    wide = kind == OpKind.MEMORY_ESEDI
-    target = Register.EDI if wide else Register.DI
     step = -size if guest.v[f.GUEST_RFLAGS] & _DF else size
-    linear = guest.wrap(guest.register(target) + int(guest.v[f.GUEST_ES_BASE]))
+    linear = guest.wrap(guest.register(target) + _base(guest, 0))
     moves: list[tuple[int, int]] = [(target, guest.register(target) + step)]
     if instruction.op1_kind == OpKind.REGISTER:
         value = guest.register(instruction.op1_register)
     else:
-        source = Register.ESI if wide else Register.SI
-        base = int(guest.v[f.GUEST_ES_BASE + _SEGMENTS[instruction.memory_segment]])
+        base = _base(guest, _SEGMENTS[instruction.memory_segment])
         value = guest.read(guest.wrap(guest.register(source) + base), size)
         moves.append((source, guest.register(source) + step))
     write = _store(instruction, linear, size, value)
     write.registers += moves
     if instruction.has_rep_prefix or instruction.has_repne_prefix:
-        counter = _COUNTERS[target]
         left = guest.register(counter) - 1
         write.registers.append((counter, left))
         if left:
             write.length = 0
     return write
+
+
+def _base(guest: Operand, n: int) -> int:
+    """The base of a segment: only those of FS and GS count in 64-bit mode."""
+    return 0 if guest.long and n < 4 else int(guest.v[f.GUEST_ES_BASE + n])
 
 
 _SEGMENTS = {

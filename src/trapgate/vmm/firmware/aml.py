@@ -61,6 +61,31 @@ def irq(number: int) -> bytes:
     return b"\x22" + (1 << number).to_bytes(2, "little")
 
 
+def buses(low: int, high: int) -> bytes:
+    """The buses that a bridge leads to."""
+    return _window(2, 0, low, high)
+
+
+def port_window(low: int, high: int) -> bytes:
+    """I/O ports that a bridge forwards."""
+    return _window(1, 3, low, high)
+
+
+def memory_window(low: int, high: int) -> bytes:
+    """Physical addresses, of 32 bits, that a bridge forwards."""
+    body = (0).to_bytes(4, "little") + b"".join(
+        value.to_bytes(4, "little") for value in (low, high, 0, high - low + 1)
+    )
+    return b"\x87\x17\x00\x00\x0c\x01" + body
+
+
+def _window(kind: int, flags: int, low: int, high: int) -> bytes:
+    body = b"".join(
+        value.to_bytes(2, "little") for value in (0, low, high, 0, (high - low + 1) & 0xFFFF)
+    )
+    return bytes((0x88, 13, 0, kind, 0x0C, flags)) + body
+
+
 def _sized(body: bytes) -> bytes:
     """`body` with the package length, which counts itself, in front."""
     if len(body) + 1 < 0x40:

@@ -42,6 +42,7 @@ class GuestKind(Enum):
     MULTIBOOT = "multiboot"
     FLAT = "flat binary"
     BOOT_SECTOR = "boot sector"
+    FIRMWARE = "firmware"
 
 
 class Segment(NamedTuple):

@@ -7,7 +7,7 @@ Python, which need not set CR0.NE and CR4.VMXE, nor hide them from its guest.
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import MAXPHYADDR, load32, load64
-from trapgate.paging.walk import canonical, pat_is_legal, pointer_is_legal
+from trapgate.paging.walk import LINEAR_ADDRESS_BITS, canonical, pat_is_legal, pointer_is_legal
 from trapgate.sdm import checks as ck
 from trapgate.sdm import state as st
 from trapgate.sdm import vmx
@@ -177,7 +177,9 @@ def _check_tables(v: Cells) -> int:
 def _check_rip_and_rflags(v: Cells) -> int:
     long = v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST != 0
     if long and v[GUEST_CS_ACCESS_RIGHTS] & st.AR_L:
-        if not canonical(v[GUEST_RIP]):
+        # Bits 63:48 alike, which is not canonical yet: an exit may have left RIP one byte behind
+        # the lower half of the address space.
+        if v[GUEST_RIP] >> LINEAR_ADDRESS_BITS not in (0, -1):
             return ck.GUEST_RIP_CANONICAL
     elif v[GUEST_RIP] >> 32 != 0:
         return ck.GUEST_RIP_HIGH

@@ -1,0 +1,183 @@
+"""Fault filters by the frame map: which writes to tables may complete, wherever those are mapped.
+
+"Is it a page-table entry" is here what the VMM says of the frame (¶72), not of the address.
+Figures 7 and 8 and ¶80 can be asked so. Two more filters look up what the map says of the frame
+that an entry comes to lead to (¶85), and complete what those leave:
+
+* own-frame: an entry of a last-level table may come to lead to any frame of the guest's own,
+  at any rights, or to nothing. Tables are protected by the map, whatever leads to them.
+* no-link: an entry of an upper table may change if it leads to the same table as before, or to
+  none before and after. Large pages are no link, for what they reach is foreign where it is not
+  the guest's.
+
+docs/fault-filters.md has the argument. A table that is of the last level and of an upper one
+at once satisfies none.
+"""
+
+from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.decision.criteria_table import NEXT, RULE_COMPLETE, decide_by_table
+from trapgate.decision.fault_filters import (
+    BY_CRITERIA_TABLE,
+    BY_FAULT_FILTER,
+    BY_NO_LINK,
+    BY_OWN_FRAME,
+    FRAME,
+    FRAME_64,
+    NO_LINK,
+    NOBODY,
+    OWN_FRAME,
+    PRESENT,
+)
+from trapgate.decision.self_map import (
+    ABSENT,
+    DIRECTORY,
+    PTE,
+    admits,
+    entry_at,
+    entry_of,
+    entry_size,
+    is_large,
+    may_be_filtered,
+    merged,
+)
+from trapgate.paging.frame_map import LEAF, MIXED, OWN, TABLE, frame_byte, has_frame_map
+from trapgate.paging.walk import READ, walk
+from trapgate.sdm.cells import (
+    CRITERIA_TABLE_RULES,
+    EPT_POINTER_IN_FORCE,
+    FAULT_FILTER,
+    FRAME_FILTERS,
+    GUEST_CR0,
+    GUEST_CR3,
+    GUEST_CR4,
+    GUEST_IA32_EFER,
+    PTBASE,
+)
+from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
+from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
+from trapgate.sdm.state import CR4_PAE, RFLAGS_AC
+from trapgate.sdm.vectors import PF
+
+
+@core
+def entry_by_map(v: Cells, mem: Memory, linear: int, user: int) -> tuple[int, int]:
+    """Which table entry a write to `linear` means that the frame map alone stops.
+
+    (PTE, DIRECTORY or ABSENT, the physical address), as `self_map.entry_at` answers.
+    """
+    physical, code, _, _ = walk(v, RFLAGS_AC, mem, linear, READ, user)
+    if code >= 0 or physical >> 3 >= len(mem):
+        return ABSENT, 0
+    byte = frame_byte(v, mem, physical)
+    if byte & TABLE == 0 or byte & MIXED:
+        return ABSENT, 0
+    return PTE if byte & LEAF else DIRECTORY, physical
+
+
+@core
+def table_led_to(cr4: int, entry: int) -> int:
+    """The address of the table that an entry of an upper table leads to; -1 for none."""
+    if entry & PRESENT == 0 or is_large(cr4, entry):
+        return -1
+    return entry & (FRAME_64 if cr4 & CR4_PAE else FRAME)
+
+
+@core
+def filter_of(v: Cells, mem: Memory, kind: int, data: int, old: int) -> int:
+    """Which filter lets a write turn the entry `old` of a table into `data`; NOBODY if none."""
+    cr4 = v[GUEST_CR4]
+    if admits(v[FAULT_FILTER], cr4, kind, data, old):
+        return BY_FAULT_FILTER
+    if not has_frame_map(v):
+        return NOBODY
+    filters = v[FRAME_FILTERS]
+    if kind == PTE and filters & OWN_FRAME:
+        frame = data & (FRAME_64 if cr4 & CR4_PAE else FRAME)
+        if data & PRESENT == 0 or frame_byte(v, mem, frame) & OWN:
+            return BY_OWN_FRAME
+    same = table_led_to(cr4, old) == table_led_to(cr4, data)
+    if kind == DIRECTORY and filters & NO_LINK and same:
+        return BY_NO_LINK
+    return NOBODY
+
+
+@core
+def completed_by(
+    v: Cells, mem: Memory, error_code: int, linear: int, kind: int, data: int, old: int
+) -> int:
+    """What lets a stopped write to `linear` turn the entry `old` into `data`; NOBODY if nothing.
+
+    The criteria table comes first. A rule of it that says no more than NEXT leaves the entry to
+    the filters.
+    """
+    if v[CRITERIA_TABLE_RULES] != 0:
+        action, _ = decide_by_table(
+            v, mem, PF, TYPE_HARDWARE_EXCEPTION, error_code, linear, 0, 0, -1, kind, old, data
+        )
+        if action == RULE_COMPLETE:
+            return BY_CRITERIA_TABLE
+        if action != NEXT:
+            return NOBODY
+    return filter_of(v, mem, kind, data, old)
+
+
+@core
+def is_stopped_table_write(v: Cells, error_code: int) -> bool:
+    """Whether a page fault is of the kind that a fault filter may judge.
+
+    With a frame map that is a write which the map alone stops.
+    """
+    if not has_frame_map(v):
+        return may_be_filtered(v, error_code)
+    return bool(
+        error_code | PFEC_U == PFEC_P | PFEC_W | PFEC_U | PFEC_MAP
+        and v[FAULT_FILTER] | v[FRAME_FILTERS] | v[CRITERIA_TABLE_RULES] != 0
+        and v[EPT_POINTER_IN_FORCE] == 0
+    )
+
+
+@core
+def entry_written(v: Cells, rflags: int, mem: Memory, linear: int, user: int) -> tuple[int, int]:
+    """Which table entry a stopped write to `linear` means: see `entry_by_map`, `entry_at`."""
+    if has_frame_map(v):
+        return entry_by_map(v, mem, linear, user)
+    return entry_at(
+        v[GUEST_CR0],
+        v[GUEST_CR3],
+        v[GUEST_CR4],
+        v[GUEST_IA32_EFER],
+        rflags,
+        mem,
+        v[PTBASE],
+        linear,
+        user,
+    )
+
+
+@core
+def judge_entries(
+    v: Cells,
+    mem: Memory,
+    error_code: int,
+    linear: int,
+    kind: int,
+    physical: int,
+    size: int,
+    data: int,
+) -> tuple[int, int]:
+    """Ask for each entry that a write changes: (the first refused or -1, what lets it).
+
+    The write is of `size` bytes (1 to 8) at `physical`, as for `self_map.refused_entry`. Where
+    the criteria table lets one entry and a filter another, it is the filter.
+    """
+    width = entry_size(v[GUEST_CR4])
+    at = physical & ~(width - 1)
+    which = BY_CRITERIA_TABLE
+    while at < physical + size:
+        old = entry_of(mem, at, width)
+        new = merged(old, at - physical, width, size, data)
+        which = min(which, completed_by(v, mem, error_code, linear, kind, new, old))
+        if which == NOBODY:
+            return at, NOBODY
+        at += width
+    return -1, which

@@ -1,0 +1,54 @@
+"""MXCSR and the alignment of SSE operands, of which the engine knows less than a processor.
+
+SDM, volume 1, "MXCSR Control and Status Register". The engine's arithmetic has flags of its own.
+They join MXCSR where it is about to be read or replaced (`on_mxcsr_is_used`), and where Python
+looks at it. Operands that must be aligned are checked as segments are (`checked_accesses`): a
+conditional move chooses the address, or one that has no translation and raises #GP.
+"""
+
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.kinds import INT64, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import call, cells, peek8, peek32, peek64, poke8, poke32
+from trapgate.engine import emission as em
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+
+POISON_OF_ALIGNMENT = -(1 << 63) | 3 << 32
+"""An address without a translation, as `checked_accesses` has them: #GP, of segment DS."""
+_KNOWN = 0x3D
+"""All flags but that of a denormal operand, which the engine does not know."""
+_GP = 13
+
+
+@callback(VOID, INT64, INT64)
+def on_mxcsr_is_used(machine: int, env: int) -> None:
+    """Before an instruction that reads or replaces MXCSR: what arithmetic has met joins it."""
+    flags = peek8(env + at.SSE_FLAGS) & _KNOWN
+    poke32(env + at.MXCSR, peek32(env + at.MXCSR) | flags)
+    poke8(env + at.SSE_FLAGS, 0)
+
+
+@callback(VOID, *[INT64] * 3)
+def on_reserved_mxcsr(env: int, translator: int, back: int) -> None:
+    """LDMXCSR of a value with reserved bits: #GP(0)."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    m[mc.FAULT_KIND] = mc.FAULT_OF_SEGMENT
+    poke32(env + at.ERROR_CODE, 0)
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, back))
+
+
+@jit
+def emit_alignment(t: Cells, context: int, address: int) -> int:
+    """Emit the choice of an address; a temporary with the one to use, to be released."""
+    chosen = em.new_temporary(t, context)
+    low = em.new_constant(t, context, 15)
+    one = em.new_constant(t, context, 1)
+    poison = em.new_constant(t, context, POISON_OF_ALIGNMENT)
+    em.emit_3(t, context, em.AND, context + low, context + address, context + low)
+    call(t[em.CONDITIONAL_MOVE], (context, em.BELOW, chosen, low, one, address, poison))
+    em.release(t, context, low)
+    em.release(t, context, one)
+    em.release(t, context, poison)
+    return chosen

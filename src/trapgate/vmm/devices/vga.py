@@ -1,0 +1,120 @@
+"""A VGA's registers, which keep what is written, and the screen as text (IBM VGA, "Registers").
+
+Video memory is RAM from A0000H on. Text modes are shown; of graphics modes there are the
+registers only.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from trapgate.vmm.devices.bus import UntimedDevice
+
+TEXT_MEMORY = 0xB8000
+_WIDTH, _HEIGHT = 80, 25
+_ATTRIBUTE, _SEQUENCER, _GRAPHICS, _COLOUR_CRTC, _MONO_CRTC = 0x3C0, 0x3C4, 0x3CE, 0x3D4, 0x3B4
+_DATA_OF = {0x3C5: _SEQUENCER, 0x3CF: _GRAPHICS, 0x3D5: _COLOUR_CRTC, 0x3B5: _MONO_CRTC}
+_RETRACE = 0x09
+
+
+class Readable(Protocol):
+    """Physical memory of the guest."""
+
+    def read(self, address: int, count: int) -> bytes:
+        """`count` bytes."""
+
+
+class VgaRegisters(UntimedDevice):
+    """Ports 3B4H to 3DFH: five indexed sets, the palette, and a retrace bit that toggles."""
+
+    ports = (0x3B4, 0x3B5, 0x3BA, *range(0x3C0, 0x3E0))
+
+    def __init__(self) -> None:
+        sets = (_ATTRIBUTE, _SEQUENCER, _GRAPHICS, _COLOUR_CRTC, _MONO_CRTC)
+        self._sets = {one: bytearray(256) for one in sets}
+        self._index = dict.fromkeys(sets, 0)
+        self._awaits_data = False
+        self._miscellaneous = 0x67
+        self._status = 0
+        self._palette = bytearray(768)
+        self._palette_read = self._palette_write = 0
+        self._mask = 0xFF
+
+    def read(self, port: int, size: int, now: int) -> int:
+        """A register; ports without one read 0."""
+        if port in (0x3DA, 0x3BA):
+            self._awaits_data = False
+            self._status ^= _RETRACE
+            return self._status
+        if port in _DATA_OF:
+            chosen = _DATA_OF[port]
+            return self._sets[chosen][self._index[chosen]]
+        if port in self._index:
+            return self._index[port]
+        if port == 0x3C1:
+            return self._sets[_ATTRIBUTE][self._index[_ATTRIBUTE] & 0x1F]
+        if port == 0x3C9:
+            value = self._palette[self._palette_read]
+            self._palette_read = (self._palette_read + 1) % 768
+            return value
+        return {0x3C6: self._mask, 0x3CC: self._miscellaneous}.get(port, 0)
+
+    def write(self, port: int, size: int, value: int, now: int) -> None:
+        """A register."""
+        if port == _ATTRIBUTE:
+            if self._awaits_data:
+                self._sets[_ATTRIBUTE][self._index[_ATTRIBUTE] & 0x1F] = value
+            else:
+                self._index[_ATTRIBUTE] = value
+            self._awaits_data = not self._awaits_data
+        elif port in _DATA_OF:
+            chosen = _DATA_OF[port]
+            self._sets[chosen][self._index[chosen]] = value
+        elif port in self._index:
+            self._index[port] = value
+        elif port == 0x3C2:
+            self._miscellaneous = value
+        elif port == 0x3C6:
+            self._mask = value
+        elif port == 0x3C7:
+            self._palette_read = 3 * value % 768
+        elif port == 0x3C8:
+            self._palette_write = 3 * value % 768
+        elif port == 0x3C9:
+            self._palette[self._palette_write] = value & 0x3F
+            self._palette_write = (self._palette_write + 1) % 768
+
+    @property
+    def start(self) -> int:
+        """Where the screen begins, in bytes from the start of text memory."""
+        crtc = self._sets[_COLOUR_CRTC]
+        return 2 * (crtc[0x0C] << 8 | crtc[0x0D]) % 0x8000
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the screen shows characters, not pixels."""
+        return not self._sets[_GRAPHICS][6] & 1
+
+    @property
+    def cursor(self) -> tuple[int, int]:
+        """Column and row of the cursor."""
+        crtc = self._sets[_COLOUR_CRTC]
+        place = (crtc[0x0E] << 8 | crtc[0x0F]) - self.start // 2
+        return place % _WIDTH, place // _WIDTH
+
+    def text(self, memory: Readable) -> list[str]:
+        """The screen's lines, without blanks at their ends; none in a graphics mode."""
+        if not self.is_text:
+            return []
+        data = memory.read(TEXT_MEMORY, 0x8000) * 2
+        data = data[self.start : self.start + 2 * _WIDTH * _HEIGHT]
+        characters = data[::2].decode("cp437").translate(_SHOWN)
+        return [characters[row * _WIDTH : (row + 1) * _WIDTH].rstrip() for row in range(_HEIGHT)]
+
+
+_SHOWN = {
+    **dict(zip(range(32), " ☺☻♥♦♣♠•◘○◙♂♀♪♫☼►◄↕‼¶§▬↨↑↓→←∟↔▲▼", strict=True)),
+    0x7F: "⌂",
+    0xA0: " ",
+}
+"""What a PC's character generator has where code page 437 has controls."""

@@ -1,0 +1,398 @@
+"""Machines under direct paging by a frame map: any guest, its tables as it wrote them (¶70, ¶72).
+
+The processor stops each write to a frame that is a table, whatever entry leads there, with an
+error-code bit of its own; so the guest's rights, its large pages and its faults stay its own, and
+it cannot notice.
+The VMM takes part when paging or CR3 changes to what it has not validated, and in the writes to
+tables that no filter completes. `links` holds what it knows; guests start in any mode that the
+PC has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trapgate.decision.decide import Reason
+from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, NO_LINK, OWN_FRAME
+from trapgate.decision.faults import Interruption
+from trapgate.events.journal import COMPLETED, HEAD_COMPLETED
+from trapgate.instructions import effects
+from trapgate.instructions.intercepts import GO_ON
+from trapgate.paging import frame_map as fm
+from trapgate.paging.walk import WRITE
+from trapgate.processor.decoded import Operand, PageFaultError
+from trapgate.processor.logical import signed
+from trapgate.processor.processor import Processor, VmExit
+from trapgate.sdm import cells as f
+from trapgate.sdm import controls as ct
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.pagefault import PFEC_MAP, PFEC_U
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA
+from trapgate.vmm import handlers
+from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
+from trapgate.vmm.direct.links import ADDRESS, Links
+from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_no_drives
+from trapgate.vmm.direct.tables import Refusal
+from trapgate.vmm.direct.writes import Write, decode_write
+from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
+from trapgate.vmm.summary import Summary, TableWrites
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from trapgate.trace import TraceWriter
+    from trapgate.vmcs.file import Profile, Settings
+    from trapgate.vmm.console import Console
+    from trapgate.vmm.devices.board import Board
+    from trapgate.vmm.handlers import Handler
+    from trapgate.vmm.loaders import GuestImage
+    from trapgate.vmm.platform import Platform
+
+_FILTER_REASONS = (
+    Reason.FAULT_FILTER_FIGURE_7,
+    Reason.FAULT_FILTER_FIGURE_8,
+    Reason.FAULT_FILTER_PARAGRAPH_80,
+    Reason.CRITERIA_TABLE,
+    Reason.OWN_FRAME,
+    Reason.NO_LINK,
+)
+_FRAMES = 1 << 20
+"""Frames that the map describes: four gigabytes."""
+_PAGE = 4096
+_LOW = 0xFFFF_FFFF
+_PF, _GP = 14, 13
+_REPEAT = 0xF2, 0xF3
+_CR0_OWNED = CR0_PG
+_CR4_OWNED = CR4_PAE | CR4_PSE
+_MODES = {0: (f.GUEST_CR0, f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW, _CR0_OWNED),
+          4: (f.GUEST_CR4, f.CR4_GUEST_HOST_MASK, f.CR4_READ_SHADOW, _CR4_OWNED)}  # fmt: skip
+
+
+class ProtectedMachine(VirtualMachine):
+    """A PC whose guest has `memory` bytes from machine address 0, and its tables under a frame map.
+
+    Fault filter and order are the VMCS's; unless a settings file says otherwise both filters by the
+    frame map are on. The rest is as for `VirtualMachine`. Raises DirectPagingError on the portable
+    engine, whose page walk knows no frame map, and for more memory than the map describes.
+    """
+
+    def __init__(
+        self,
+        memory: int = 128 << 20,
+        *,
+        engine: str = "auto",
+        handlers: Mapping[ExitReason, Handler] | None = None,
+        console: Console | None = None,
+        trace: TraceWriter | None = None,
+        seed: int = 0,
+        profile: Profile = "extended",
+        explain: Callable[[str], None] | None = None,
+        board: Board | None = None,
+    ) -> None:
+        demand_no_drives(board)
+        if memory % _PAGE or not 0 < memory <= _FRAMES * _PAGE - _FRAMES:
+            raise DirectPagingError(
+                f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, "
+                "less than 4 GB; ask for less"
+            )
+        processor = Processor(memory + _FRAMES, engine=engine, journal=JOURNAL)
+        if processor.engine.why_not_native:
+            raise DirectPagingError(
+                f"a frame map needs the native engine: {processor.engine.why_not_native}; give "
+                "--protect entries"
+            )
+        super().__init__(
+            memory,
+            processor=processor,
+            vmm=Vmm({**HANDLERS, **(handlers or {})}),
+            console=console,
+            trace=trace,
+            seed=seed,
+            profile=profile,
+            explain=explain,
+            board=board,
+        )
+        everything = processor.memory.cells.view(np.uint8)
+        frame_map = everything[memory:]
+        frame_map[:] = fm.OWN
+        frame_map[memory // _PAGE : (memory + _FRAMES) // _PAGE] = fm.FOREIGN
+        self.links = Links(everything, frame_map, memory // _PAGE)
+        self.counts = DirectCounts()
+        self.has_paged = False
+        self.exits_by_level: Counter[str] = Counter()
+        """How many writes to tables exited, by the level of the table or what became of it."""
+        vmcs = self.vmcs
+        vmcs["FRAME_MAP_ADDRESS"], vmcs["FRAME_MAP_LENGTH"] = memory, _FRAMES
+        vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK
+        vmcs["EXCEPTION_BITMAP"] = 1 << _PF
+        vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = PFEC_MAP
+
+    def load(self, image: GuestImage) -> None:
+        """Put a guest into memory. Raises DirectPagingError if its first tables cannot be used."""
+        super().load(image)
+        self._own()
+        refusal = self.follow_mode()
+        if refusal is not None:
+            raise DirectPagingError(f"{image.description}: {refusal.reason}")
+
+    def apply(self, settings: Settings) -> None:
+        """Change the VMCS as a settings file says; what keeps the guest in stays."""
+        super().apply(settings)
+        self._own()
+
+    def _own(self) -> None:
+        """What the VMM must hold on to."""
+        vmcs = self.vmcs
+        vmcs["FRAME_MAP_ADDRESS"], vmcs["FRAME_MAP_LENGTH"] = self.memory_size, _FRAMES
+        vmcs["CR0_GUEST_HOST_MASK"] |= _CR0_OWNED
+        vmcs["CR4_GUEST_HOST_MASK"] |= _CR4_OWNED
+        vmcs["CR3_TARGET_COUNT"] = 0
+        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_CR3_LOAD_EXITING
+
+    @property
+    def memory_size(self) -> int:
+        """The guest's memory, in bytes."""
+        return self.processor.memory.size - _FRAMES
+
+    @property
+    def completed(self) -> list[int]:
+        """How many writes the filters let through, by the low four bits of the reason."""
+        return [int(n) for n in self.processor.head[HEAD_COMPLETED : HEAD_COMPLETED + COMPLETED]]
+
+    def summary(self) -> Summary:
+        """As for `VirtualMachine`, with what each filter saved."""
+        completed = {
+            Reason(reason).name.lower(): self.completed[reason & COMPLETED - 1]
+            for reason in _FILTER_REASONS
+        }
+        writes = TableWrites(
+            {name: count for name, count in completed.items() if count},
+            dict(sorted(self.exits_by_level.items())),
+        )
+        return replace(super().summary(), table_writes=writes)
+
+    @property
+    def counts_too_high(self) -> bool:
+        """Whether the fault filter lets links go that the VMM does not see (¶80)."""
+        return self.vmcs["FAULT_FILTER"] == FILTER_PARAGRAPH_80
+
+    def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
+        engine = self.processor.engine
+        self.links.settle(engine.flush_translations, engine.forget_code)
+        super()._turn(end, expires, until)
+
+    # What the guest does.
+
+    def refuse(self, refusal: Refusal) -> Action:
+        """Stop a guest that wants of its tables what it may not have."""
+        self.counts.refused += 1
+        self.counts.last_refusal = refusal.reason
+        rip = self.vmcs["GUEST_RIP"]
+        return Stop(End.REFUSED, f"at RIP {rip:#x} the VMM refused: {refusal.reason}", 1)
+
+    def follow_mode(self) -> Refusal | None:
+        """Learn of the paging mode and of CR3, after they may have changed."""
+        v = self.vmcs.cells
+        pae = bool(v[f.GUEST_CR4] & CR4_PAE)
+        if not v[f.GUEST_CR0] & CR0_PG:
+            self.links.set_mode(0, large_pages=False)
+            return None
+        if pae and not v[f.GUEST_IA32_EFER] & EFER_LMA:
+            return Refusal(
+                "PAE paging outside IA-32e mode has no frame for a root; use another kernel"
+            )
+        self.has_paged = True
+        large = pae or bool(v[f.GUEST_CR4] & CR4_PSE)
+        self.links.set_mode(4 if pae else 2, large_pages=large)
+        return self.links.load_root(self._root())
+
+    def _root(self) -> int:
+        """The frame that CR3 leads to."""
+        return (int(self.vmcs.cells[f.GUEST_CR3]) & ADDRESS) >> 12
+
+    def load_cr3(self, value: int) -> Action:
+        """MOV to CR3 of what the map does not allow."""
+        v = self.vmcs.cells
+        value &= ~(1 << 63)
+        if not effects.in_64_bit_mode(v):
+            value &= _LOW
+        if v[f.GUEST_CR0] & CR0_PG:
+            refusal = self.links.load_root((value & ADDRESS) >> 12)
+            if refusal is not None:
+                return self.refuse(refusal)
+        if effects.write_cr(v, self.processor.registers.cells, 3, signed(value)) != GO_ON:
+            return Inject(Interruption(_GP, InterruptionType.HARDWARE_EXCEPTION, 0))
+        self.processor.engine.flush_translations()
+        return EMULATED
+
+    def change_mode(self, vmexit: VmExit, number: int) -> Action:
+        """MOV to CR0 or CR4: the VMM's bits take effect as the guest wrote them."""
+        register, mask, shadow, owned = _MODES[number]
+        v = vmexit.vmcs.cells
+        kept = v[mask]
+        v[mask] &= ~owned
+        action = handlers.control_register(vmexit, self)
+        v[mask] = kept
+        v[shadow] = v[shadow] & ~owned | v[register] & owned
+        refusal = self.follow_mode()
+        if refusal is not None:
+            return self.refuse(refusal)
+        self.processor.engine.flush_translations()
+        return action
+
+    def carry_out(self, vmexit: VmExit) -> Action:
+        """A write to a table that no filter has completed."""
+        v = vmexit.vmcs.cells
+        event = vmexit.interruption
+        assert event is not None
+        assert event.error_code is not None
+        user = 1 if event.error_code & PFEC_U else 0
+        guest = Operand(self.processor, v)
+        physical, fault = self._unprotected(guest, vmexit.qualification, user)
+        frame = physical >> 12
+        levels = self.links.levels_of(frame) if fault < 0 else frozenset()
+        if not levels:
+            if fault >= 0 or self.links.is_foreign(frame):
+                return self.refuse(Refusal(f"frame {frame:#x} is not the guest's"))
+            self.processor.engine.flush_translations()
+            return RESUME
+        self.exits_by_level[f"level {max(levels)}"] += 1
+        if (user or self._repeats(guest)) and self.let_go(frame):
+            self.exits_by_level["reused"] += 1
+            return RESUME
+        length, v[f.FRAME_MAP_LENGTH] = v[f.FRAME_MAP_LENGTH], 0
+        try:
+            write = decode_write(guest)
+            pieces = [] if write is None else self._pieces(guest, write, user)
+        except PageFaultError as found:
+            self.processor.registers.cr2 = found.address
+            return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, found.error_code))
+        finally:
+            v[f.FRAME_MAP_LENGTH] = length
+        if write is None:
+            rip = self.vmcs["GUEST_RIP"]
+            code = guest.code(guest.wrap(rip), 8).hex(" ")
+            reason = f"the instruction {code} is none that tables are edited by"
+            return self.refuse(Refusal(reason))
+        refusal = self.store(pieces)
+        if refusal is not None:
+            # What comes is no entry: perhaps the guest uses the frame for something else.
+            return RESUME if self.let_go(frame) else self.refuse(refusal)
+        write.finish(guest)
+        self.counts.edits += 1
+        return RESUME
+
+    def store(self, pieces: list[tuple[int, bytes]]) -> Refusal | None:
+        """Store at physical addresses, each within a page: all of it or nothing."""
+        memory = self.processor.memory
+        done: list[tuple[int, bytes]] = []
+        for physical, data in pieces:
+            done.append((physical, memory.read(physical, len(data))))
+            refusal = None
+            if self.links.levels_of(physical >> 12):
+                refusal = self.links.store(physical, data)
+            else:
+                memory.write(physical, data)
+            if refusal is not None:
+                for at, before in reversed(done[:-1]):
+                    if self.links.levels_of(at >> 12):
+                        back = self.links.store(at, before)
+                        assert back is None, back
+                    else:
+                        memory.write(at, before)
+                return refusal
+        return None
+
+    def let_go(self, frame: int) -> bool:
+        """Let roots go that are not loaded, as far as they lead to `frame`; is it data now?
+
+        That is always safe, for a root is validated when it is loaded again.
+        """
+        links, loaded = self.links, self._root()
+        if frame in links.roots and frame != loaded:
+            links.drop_root(frame)
+        if links.levels_of(frame) and self.counts_too_high:
+            links.recount()
+        if links.levels_of(frame):
+            for root in sorted(links.roots - {loaded}):
+                if links.reaches(root, frame):
+                    links.drop_root(root)
+        return not links.levels_of(frame)
+
+    def _unprotected(self, guest: Operand, linear: int, user: int) -> tuple[int, int]:
+        """Where a write would go without the map: the physical address, and the fault or -1."""
+        v = guest.v
+        length, v[f.FRAME_MAP_LENGTH] = v[f.FRAME_MAP_LENGTH], 0
+        found = guest.walk(signed(linear), WRITE, user)
+        v[f.FRAME_MAP_LENGTH] = length
+        return found
+
+    def _pieces(self, guest: Operand, write: Write, user: int) -> list[tuple[int, bytes]]:
+        """A store, page by page. Raises PageFaultError."""
+        pieces = []
+        done = 0
+        while done < len(write.data):
+            linear = guest.wrap(write.linear + done)
+            count = min(len(write.data) - done, _PAGE - linear % _PAGE)
+            physical, code = guest.walk(signed(linear), WRITE, user)
+            if code >= 0:
+                raise PageFaultError(code, linear)
+            if physical >= self.memory_size:
+                raise PageFaultError(PFEC_MAP, linear)
+            pieces.append((physical, write.data[done : done + count]))
+            done += count
+        return pieces
+
+    def _repeats(self, guest: Operand) -> bool:
+        rip = int(guest.v[f.GUEST_RIP]) + (0 if guest.long else int(guest.v[f.GUEST_CS_BASE]))
+        code = guest.code(guest.wrap(rip), 2)
+        return bool(set(code) & set(_REPEAT))
+
+
+# Handlers.
+
+
+def exception(vmexit: VmExit, vm: Platform) -> Action:
+    """A page fault of the map's is the VMM's; all else is the guest's."""
+    assert isinstance(vm, ProtectedMachine)
+    event = vmexit.interruption
+    if event is None or event.vector != _PF or not (event.error_code or 0) & PFEC_MAP:
+        return handlers.reflect(vmexit, vm)
+    if vmexit.idt_vectoring is not None:
+        address = vmexit.qualification
+        reason = f"an event's frame, or its way there, is in a table, at {address:#x}"
+        return vm.refuse(Refusal(reason))
+    return vm.carry_out(vmexit)
+
+
+def control_register(vmexit: VmExit, vm: Platform) -> Action:
+    """MOV to CR3 of a root that is not validated; MOV to CR0 or CR4 that changes the mode."""
+    assert isinstance(vm, ProtectedMachine)
+    qualification = vmexit.qualification
+    number, access = qualification & 0xF, qualification >> 4 & 3
+    if number == 3 and access == 0:
+        return vm.load_cr3(vm.general(qualification >> 8 & 0xF))
+    if number in _MODES and access in (0, 3):
+        return vm.change_mode(vmexit, number)
+    return handlers.control_register(vmexit, vm)
+
+
+def task_switch(vmexit: VmExit, vm: Platform) -> Action:
+    """A task switch, which may load CR3."""
+    assert isinstance(vm, ProtectedMachine)
+    action = handlers.HANDLERS[ExitReason.TASK_SWITCH](vmexit, vm)
+    refusal = vm.follow_mode()
+    return action if refusal is None else vm.refuse(refusal)
+
+
+HANDLERS: Mapping[ExitReason, Handler] = {
+    ExitReason.EXCEPTION_OR_NMI: exception,
+    ExitReason.CONTROL_REGISTER_ACCESS: control_register,
+    ExitReason.TASK_SWITCH: task_switch,
+}
+"""What a VMM does otherwise under a frame map."""

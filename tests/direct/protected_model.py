@@ -1,0 +1,258 @@
+"""A hostile guest under a frame map, on a processor of a few lines that forgets nothing by itself.
+
+Four levels of tables, pages of 4 KiB and large ones. Its TLB and its paging-structure caches
+keep everything until they are told to forget. What may not happen: a store to a table that
+neither the filters nor the VMM have let through, an access to a frame of others, and a walk
+through a frame that is no table. Filters and VMM are the package's; the walk and what is
+checked are not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from trapgate.decision import frame_filters as ff
+from trapgate.decision.fault_filters import NO_LINK, OWN_FRAME
+from trapgate.decision.self_map import ABSENT as NO_ENTRY
+from trapgate.decision.self_map import DIRECTORY, PTE
+from trapgate.paging import frame_map as fm
+from trapgate.sdm import cells as f
+from trapgate.sdm.fields import Field
+from trapgate.vmm.direct.links import Links
+
+P, W, A, D, PS = 1, 2, 0x20, 0x40, 0x80
+ADDRESS = 0xFF_FFFF_F000
+FRAMES, OWN = 48, 36
+"""Frames, and how many of them are the guest's; the map lies in the last."""
+LARGE = 4
+"""Frames of a large page, by the model's own rule."""
+PARAGRAPH_80 = 3
+ABSENT, RESERVED, READ_ONLY, FOREIGN, PROTECTED = (
+    "absent",
+    "reserved",
+    "read-only",
+    "foreign",
+    "map",
+)
+
+
+class Model:
+    """One guest, and everything that it does from a seed."""
+
+    def __init__(self, seed: int, fault_filter: int, frame_filters: int) -> None:
+        self.random = random.Random(seed)
+        self.paragraph_80 = fault_filter == PARAGRAPH_80
+        self.bytes = np.zeros(FRAMES * 4096, np.uint8)
+        self.words = self.bytes.view(np.uint64).reshape(-1, 512)
+        self.cells = self.bytes.view(np.int64)
+        self.map = self.bytes[(FRAMES - 1) * 4096 :][:FRAMES]
+        self.map[:OWN] = fm.OWN
+        self.map[OWN:] = fm.FOREIGN
+        self.v = np.zeros(len(Field), np.int64)
+        self.v[f.GUEST_CR4] = 0x20
+        self.v[f.FRAME_MAP_ADDRESS], self.v[f.FRAME_MAP_LENGTH] = (FRAMES - 1) * 4096, FRAMES
+        self.v[f.FAULT_FILTER], self.v[f.FRAME_FILTERS] = fault_filter, frame_filters
+        self.links = Links(self.bytes, self.map, OWN)
+        self.tlb: dict[int, tuple[int, bool]] = {}
+        self.caches: dict[tuple[int, int], int] = {}
+        self.done: Counter[str] = Counter()
+        self.cr3 = 0
+        # A self-mapped root, a way down to one table, and in it all frames of the guest's.
+        words = self.words
+        words[0][0], words[0][1] = 1 << 12 | P | W, 0 << 12 | P | W
+        words[1][0], words[2][0] = 2 << 12 | P | W, 3 << 12 | P | W
+        words[3][:OWN] = [n << 12 | P | W for n in range(OWN)]
+        self.links.set_mode(4, large_pages=True)
+        assert self.links.load_root(0) is None
+        self.settle()
+
+    def settle(self) -> None:
+        self.links.settle(self.forget, lambda address, size: None)
+
+    def forget(self) -> None:
+        self.tlb.clear()
+        self.caches.clear()
+
+    # The processor.
+
+    def translate(self, page: int, *, write: bool) -> tuple[int, str]:
+        """The frame of a page, and why it cannot be accessed or nothing."""
+        if page in self.tlb:
+            frame, writable = self.tlb[page]
+            if writable or not write:
+                return frame, ""
+            del self.tlb[page]
+        level, table = 4, self.cr3
+        for below in (1, 2):
+            if (below, page >> 9 * below) in self.caches:
+                level, table = below, self.caches[below, page >> 9 * below]
+                break
+        way = []
+        rights = W
+        while True:
+            assert self.map[table] & fm.TABLE, f"a walk through {table}, which is no table"
+            n = page >> 9 * (level - 1) & 511
+            entry = int(self.words[table][n])
+            if not entry & P:
+                return 0, ABSENT
+            way.append((table, n))
+            rights &= entry
+            frame = (entry & ADDRESS) >> 12
+            if level == 1 or (entry & PS and level == 2):
+                break
+            if entry & PS:
+                return 0, RESERVED
+            level, table = level - 1, frame
+            self.caches[level, page >> 9 * level] = table
+        if level == 2:
+            frame = (frame & -LARGE) + (page & 511) % LARGE
+        if write and not rights:
+            return 0, READ_ONLY
+        byte = int(self.map[frame]) if frame < FRAMES else fm.FOREIGN
+        if byte & fm.FOREIGN:
+            return 0, FOREIGN
+        if write and byte & fm.TABLE:
+            return frame, PROTECTED
+        for table, n in way:
+            self.words[table][n] |= np.uint64(A)
+        table, n = way[-1]
+        if write:
+            self.words[table][n] |= np.uint64(D)
+        dirty = bool(int(self.words[table][n]) & D)
+        self.tlb[page] = frame, bool(rights) and dirty and not byte & fm.TABLE
+        return frame, ""
+
+    def write(self, page: int, n: int, value: int) -> None:
+        """Store an entry."""
+        frame, why = self.translate(page, write=True)
+        if not why:
+            assert self.map[frame] & fm.OWN, "a store to others"
+            assert not self.map[frame] & fm.TABLE, "an unseen store to a table"
+            self.words[frame][n] = value
+        elif why == PROTECTED:
+            why = self.judge(frame, n, value)
+        self.done[why or "data"] += 1
+
+    def judge(self, frame: int, n: int, value: int) -> str:
+        """A store to a table: to the filters, and then to the VMM."""
+        byte = int(self.map[frame])
+        kind = NO_ENTRY if byte & fm.MIXED else PTE if byte & fm.LEAF else DIRECTORY
+        old = int(self.words[frame][n])
+        if kind != NO_ENTRY and ff.filter_of(self.v, self.cells, kind, value, old):
+            self.words[frame][n] = value
+            return "completed"
+        links = self.links
+        chance = self.random.random()
+        if self.paragraph_80 and chance < 0.3:
+            links.recount()
+        elif frame in links.roots and frame != self.cr3 and chance < 0.3:
+            links.drop_root(frame)
+        else:
+            refusal = links.store(frame << 12 | n << 3, value.to_bytes(8, "little"))
+            self.settle()
+            return "edited" if refusal is None else "refused"
+        self.settle()
+        return "let go"
+
+    def load_cr3(self, frame: int) -> None:
+        """MOV to CR3: without an exit if the map has it as a root."""
+        if not self.map[frame] & fm.ROOT and self.links.load_root(frame) is not None:
+            self.settle()
+            return
+        self.cr3 = frame
+        self.done["loaded"] += 1
+        self.forget()
+        self.settle()
+
+    def step(self) -> None:
+        """Something at random."""
+        r = self.random
+        small = r.choice((0, 0, 1, 2))
+        page = r.choice(
+            (
+                r.randrange(OWN),
+                r.randrange(OWN),
+                small << 9 | r.randrange(4),
+                small << 18 | r.choice((0, 1)) << 9 | r.randrange(4),
+                1 << 27 | r.choice((0, 1)) << 18 | r.choice((0, 1)) << 9 | r.randrange(4),
+            )
+        )
+        what = r.random()
+        if what < 0.75:
+            n = r.choice((0, 1, 2, 3, r.randrange(OWN), r.randrange(512)))
+            target = r.choice((r.randrange(FRAMES), r.randrange(OWN), r.randrange(10))) << 12
+            bits = r.choice((P | W, P | W, P, P | W | PS))
+            value = r.choice((0, 0x1000, r.getrandbits(16), *[target | bits] * 4))
+            if n or value & P or r.random() < 0.1:
+                self.write(page, n, value)
+        elif what < 0.9:
+            frame, why = self.translate(page, write=False)
+            assert why or self.map[frame] & fm.OWN, "a load from others"
+        elif what < 0.95:
+            # INVLPG.
+            self.tlb.pop(page, None)
+            self.caches.clear()
+        else:
+            self.load_cr3(r.choice((0, 0, r.randrange(OWN))))
+
+    def check(self) -> None:
+        """Walk everything from the roots, by nothing but memory."""
+        seen: set[tuple[int, int]] = set()
+        ahead = [(root, 4) for root in self.links.roots]
+        while ahead:
+            frame, level = ahead.pop()
+            if (frame, level) in seen:
+                continue
+            seen.add((frame, level))
+            assert self.map[frame] & fm.TABLE, f"{frame} is not protected"
+            for entry in self.words[frame].tolist():
+                to = (entry & ADDRESS) >> 12
+                if not entry & P:
+                    continue
+                if level == 1:
+                    assert to < OWN, f"{frame} maps {to}, which is not the guest's"
+                elif not entry & PS:
+                    assert to < OWN, f"{frame} leads to {to}, which is not the guest's"
+                    ahead.append((to, level - 1))
+        assert self.cr3 in self.links.roots, "CR3 is no root"
+        tables = {frame for frame, _ in seen}
+        marked = set(np.flatnonzero(self.map & fm.TABLE).tolist())
+        assert tables == marked or (self.paragraph_80 and tables < marked), tables ^ marked
+        for frame in tables:
+            levels = {level for of, level in seen if of == frame}
+            assert not (self.map[frame] & fm.LEAF and levels != {1}), "a leaf that is none"
+            assert bool(self.map[frame] & fm.MIXED) >= (1 in levels and len(levels) > 1), "mixed"
+
+    def is_stuck(self) -> bool:
+        """Has it taken its own tables away?"""
+        return all(self.translate(page, write=False)[1] for page in range(OWN))
+
+
+MODES = {
+    "none": (0, 0),
+    "figure 7": (1, 0),
+    "figure 8": (2, 0),
+    "paragraph 80": (PARAGRAPH_80, 0),
+    "own-frame": (2, OWN_FRAME),
+    "all": (PARAGRAPH_80, OWN_FRAME | NO_LINK),
+    "both": (2, OWN_FRAME | NO_LINK),
+}
+
+
+def play(seeds: Iterable[int], steps: int, modes: Collection[str]) -> Counter[str]:
+    """Let guests do their worst; what they did."""
+    done: Counter[str] = Counter()
+    for seed in seeds:
+        for name in modes:
+            model = Model(seed, *MODES[name])
+            for n in range(steps):
+                model.step()
+                model.check()
+                if n % 50 == 49 and model.is_stuck():
+                    break
+            done += model.done
+    return done

@@ -1,0 +1,236 @@
+"""Direct paging by a frame map, natively: guests of a few lines, and Debian's kernels."""
+
+import io
+from struct import pack
+
+import numpy as np
+import pytest
+
+from benchmarks.suite import LINUX
+from tests.direct.protected_model import ADDRESS, PS, P
+from trapgate.decision.decide import Disposition
+from trapgate.decision.fault_filters import FILTERS, NO_LINK, OWN_FRAME
+from trapgate.paging import frame_map as fm
+from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.vectors import PF
+from trapgate.vmm.actions import End
+from trapgate.vmm.console import Console
+from trapgate.vmm.direct.machine import DirectPagingError
+from trapgate.vmm.direct.protected import ProtectedMachine
+from trapgate.vmm.loaders import load_guest
+from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
+from trapgate.vmm.loaders.state import gdt, long_mode
+
+MEMORY = 16 << 20
+X, Y = 0x30_0000, 0x40_0000
+PML4, PDPT, PD, PD_2 = 0x20_0000, 0x20_1000, 0x20_2000, 0x20_3000
+RAX_X = b"\xb8" + pack("<I", X)
+RCX_PD_2 = b"\xb9" + pack("<I", PD_2)
+LINKED = (
+    RAX_X
+    + bytes.fromhex("48c7400801000000")  # mov qword [X+8], 1: data, by a translation that stays
+    + bytes.fromhex("48c70000000000")  # mov qword [X], 0
+    + b"\xb9" + pack("<I", PDPT) + bytes.fromhex("48c7410807302000")  # PDPT[1] = PD_2 | 7
+    + RCX_PD_2 + bytes.fromhex("48c70107003000")  # PD_2[0] = X | 7: a last-level table
+)  # fmt: skip
+HLT = b"\xf4"
+
+
+def machine(code: bytes, fault_filter: str = "none", frame_filters: int = 0) -> ProtectedMachine:
+    """A guest in 64-bit mode, whose first gigabyte is mapped by 2-MB pages."""
+    vm = ProtectedMachine(MEMORY)
+    tables = bytearray(0x3000)
+    for at, entry in ((0, PDPT | 7), (0x1000, PD | 7)):
+        tables[at : at + 8] = entry.to_bytes(8, "little")
+    for n in range(512):
+        tables[0x2000 + 8 * n : 0x2008 + 8 * n] = (n << 21 | 0x87).to_bytes(8, "little")
+    vm.vmcs["FAULT_FILTER"] = FILTERS[fault_filter]
+    vm.vmcs["FRAME_FILTERS"] = frame_filters
+    fields = {**long_mode(0x10_0000, 0x18_0000, 0x1000, PML4), "GUEST_CR4": 0x220}
+    segments = (Segment(0x1000, gdt(64)), Segment(0x10_0000, code), Segment(PML4, bytes(tables)))
+    vm.load(GuestImage(GuestKind.FLAT, 64, segments, fields, {}, "a few lines"))
+    return vm
+
+
+def words(vm: ProtectedMachine, at: int) -> list[int]:
+    found: list[int] = vm.processor.memory.cells.view(np.uint64)[at >> 3 :][:512].tolist()
+    return found
+
+
+def counts(vm: ProtectedMachine) -> tuple[int, int]:
+    """Page faults that exited, and that were completed."""
+    summary = vm.summary()
+    return summary.count(Disposition.EXIT, PF), summary.count(Disposition.COMPLETE, PF)
+
+
+USES = (
+    bytes.fromhex("48c70007004000")  # X[0] = Y | 7: stopped, though an old translation allows it
+    + b"\xba" + pack("<I", 0x4000_0000) + bytes.fromhex("488b1a")  # a load through it
+    + bytes.fromhex("48c70234120000")  # a store through it
+    + bytes.fromhex("488b30")  # rsi = X[0]
+    + bytes.fromhex("c6400110")  # one byte of it
+    + bytes.fromhex("f0810800020000")  # lock or dword [X], 200H
+    + bytes.fromhex("488b38")  # rdi = X[0]
+    + RCX_PD_2 + bytes.fromhex("48c70100000000")  # PD_2[0] = 0: X is data
+    + bytes.fromhex("48c70005000000")  # not stopped
+    + bytes.fromhex("0f20dd0f22dd")  # MOV to CR3 of a root
+    + HLT
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault_filter", "frame_filters", "expected"),
+    [
+        ("none", 0, (6, 0)),
+        ("figure-7", 0, (6, 0)),
+        ("figure-8", 0, (5, 1)),
+        ("none", OWN_FRAME, (3, 3)),
+        ("figure-8", OWN_FRAME | NO_LINK, (3, 3)),
+        ("paragraph-80", OWN_FRAME, (2, 4)),
+    ],
+)
+def test_a_table_is_protected_while_it_is_linked(
+    fault_filter: str, frame_filters: int, expected: tuple[int, int]
+) -> None:
+    vm = machine(LINKED + USES, fault_filter, frame_filters)
+    stop = vm.run(timeout=20)
+    assert "halted" in stop.message, stop
+    registers = vm.processor.registers
+    assert registers.rsi == Y | 0x67  # A and D, which the processor has set
+    assert registers.rdi == 0x40_1000 | 0x267
+    assert words(vm, Y)[0] == 0x1234
+    if fault_filter == "paragraph-80":
+        # The VMM has not seen the link go: the last store exits once more, and is let go.
+        assert counts(vm)[0] >= expected[0]
+    else:
+        assert counts(vm) == expected
+    assert words(vm, X)[0] == 5
+    assert sum(vm.completed) == counts(vm)[1]
+    assert ExitReason.CONTROL_REGISTER_ACCESS not in vm.summary().exits
+
+
+def test_upper_entries_that_lead_to_no_other_table_may_change() -> None:
+    # PD_2[1] = a 2-MB page, PD_2[1] = 0, PD_2[0] |= 200H, PDPT[2] = not present.
+    code = bytes.fromhex("48c7410883006000 48c7410800000000 f0810900020000")
+    code = LINKED + code + b"\xb9" + pack("<I", PDPT) + bytes.fromhex("48c7411000100000") + HLT
+    for frame_filters, expected in ((OWN_FRAME, (6, 0)), (OWN_FRAME | NO_LINK, (2, 4))):
+        vm = machine(code, "figure-8", frame_filters)
+        assert "halted" in vm.run(timeout=20).message
+        assert counts(vm) == expected
+
+
+def test_what_is_not_the_guests_cannot_even_be_read() -> None:
+    """By a 2-MB page of the guest's own."""
+    vm = machine(b"\xb8" + pack("<I", MEMORY) + b"\x8b\x00" + HLT)
+    stop = vm.run(timeout=20)
+    assert stop.end is End.REFUSED
+    assert "not the guest's" in stop.message
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_refused_edit_stops_the_guest(relative: bool) -> None:
+    """X[0] = the VMM's frame, to an address in a register or relative to RIP."""
+    code = LINKED + bytes.fromhex("48b90700000100000000")
+    if relative:
+        end = 0x10_0000 + len(code) + 7
+        code += b"\x48\x89\x0d" + pack("<i", X - end)
+    else:
+        code += b"\x48\x89\x08"
+    vm = machine(code + HLT, "figure-8", OWN_FRAME | NO_LINK)
+    stop = vm.run(timeout=20)
+    assert stop.end is End.REFUSED
+    assert "is not the guest's" in stop.message
+    assert words(vm, X)[0] == 0
+
+
+def test_stores_of_every_width_and_kind() -> None:
+    """MOVUPS, a push, a store across two pages of which one is a table, CMPXCHG8B."""
+    code = (
+        LINKED
+        + bytes.fromhex("0f57c0 0f114010")  # movups [X+16], xmm0
+        + b"\xbc" + pack("<I", X + 0x100) + b"\x6a\x00"  # push 0
+        + b"\xbb" + pack("<I", X - 4) + bytes.fromhex("48c70300000000")  # across
+        + bytes.fromhex("31d2 31db 4831c9") + RAX_X + bytes.fromhex("4889c7 31c0 0fc70f")
+        + HLT
+    )  # fmt: skip
+    vm = machine(code, "figure-8", OWN_FRAME | NO_LINK)
+    stop = vm.run(timeout=20)
+    assert "halted" in stop.message, stop
+    assert vm.counts.refused == 0
+
+
+def test_code_in_a_table() -> None:
+    """It is executed where it lies, and an edit that the VMM carries out changes it."""
+    # X[2]: mov eax, 5 << 8; ret: not present. Called, changed by the VMM's hand, called again.
+    entry = bytes.fromhex("b800050000c30000")
+    patch = bytes.fromhex("b800070000c30000")
+    load = b"\x48\xb9"
+    code = (
+        LINKED
+        + b"\xbc" + pack("<I", 0x18_0000)
+        + load + entry + bytes.fromhex("48894810") + b"\xbd" + pack("<I", X + 16) + b"\xff\xd5"
+        + b"\x89\xc3" + RAX_X
+        + load + patch + bytes.fromhex("48894810") + b"\xff\xd5" + HLT
+    )  # fmt: skip
+    for frame_filters in (0, OWN_FRAME):
+        vm = machine(code, "none", frame_filters)
+        assert "halted" in vm.run(timeout=20).message
+        registers = vm.processor.registers
+        assert (registers.rbx, registers.rax) == (0x500, 0x700)
+
+
+def test_memory_and_engine_that_do_not_fit() -> None:
+    with pytest.raises(DirectPagingError, match="4 GB"):
+        ProtectedMachine(4 << 30)
+    with pytest.raises(DirectPagingError, match="native"):
+        ProtectedMachine(MEMORY, engine="portable")
+
+
+def look(vm: ProtectedMachine) -> None:
+    """The invariant, from nothing but memory, CR3, and the map."""
+    everything = vm.processor.memory.cells.view(np.uint8)
+    size = vm.memory_size
+    frame_map = everything[size:]
+    levels = vm.links.levels
+    whole = everything.view(np.uint64 if levels == 4 else np.uint32).reshape(
+        -1, 512 if levels == 4 else 1024
+    )
+    tables = {vm.vmcs["GUEST_CR3"] >> 12 & ADDRESS >> 12} | vm.links.roots
+    for level in range(levels, 0, -1):
+        frames = sorted(tables)
+        assert all(frame_map[frame] & fm.TABLE for frame in frames)
+        entries = whole[frames].ravel().astype(np.int64)
+        entries = entries[entries & P == P]
+        if level > 1:
+            entries = entries[entries & PS == 0]
+        tables = set(np.unique((entries & ADDRESS) >> 12).tolist())
+        assert all(frame < size >> 12 for frame in tables) or level == 1
+        assert not any(size >> 12 <= frame < vm.processor.memory.size >> 12 for frame in tables)
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("name", ["amd64", pytest.param("686", marks=pytest.mark.slow)])
+def test_debian_boots_unmodified(name: str) -> None:
+    initrd = {"amd64": "initrd-amd64.cpio", "686": "initrd-i386.cpio"}[name]
+    if not (LINUX / f"vmlinuz-{name}").exists():
+        pytest.skip("run tools/fetch-linux")
+    output = io.BytesIO()
+    vm = ProtectedMachine(256 << 20, console=Console(output, until="# $"))
+    vm.vmcs["FAULT_FILTER"] = FILTERS["figure-8"]
+    vm.load(
+        load_guest(
+            LINUX / f"vmlinuz-{name}",
+            memory=256 << 20,
+            append="console=ttyS0",
+            initrd=LINUX / initrd,
+        )
+    )
+    while vm.stopped is None:
+        vm.step(20_000_000)
+        if vm.links.levels:
+            look(vm)
+    assert vm.stopped.end is End.UNTIL, vm.stopped
+    exits, completed = counts(vm)
+    assert completed > 20_000
+    assert exits < completed / 50
+    assert vm.counts.refused == 0
