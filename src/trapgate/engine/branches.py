@@ -12,7 +12,7 @@ from trapgate.compiler.raw import call, cells, peek32, peek64, poke32, poke64
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.clock import locate_last
+from trapgate.engine.clock import locate
 from trapgate.engine.odd_code import code_byte, is_prefix
 
 _RCX, _RSP = 1, 4
@@ -96,7 +96,7 @@ def on_target_out_of_bounds(env: int, translator: int, return_address: int) -> N
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     target = peek64(env + at.EIP)
     flags = peek32(env + at.CC_OP)
-    locate_last(m, m[mc.CPU], return_address)
+    locate(m, m[mc.CPU], return_address)
     if not take_branch_back(t[em.CODE_BYTE], env):
         poke64(env + at.EIP, target)
         poke32(env + at.CC_OP, flags)

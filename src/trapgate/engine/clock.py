@@ -105,13 +105,6 @@ def locate(m: Cells, cpu: int, return_address: int) -> None:
 
 
 @jit
-def locate_last(m: Cells, cpu: int, return_address: int) -> None:
-    """The same, where the block ends with it."""
-    locate(m, cpu, return_address)
-    end_block_here(m)
-
-
-@jit
 def execute_again(m: Cells, cpu: int, return_address: int, count: int) -> None:
     """Leave the block before its current instruction, and go on with `count` instructions alone.
 
