@@ -1,13 +1,14 @@
 """Hosts that are not Linux on x86-64, simulated: what they lack is taken away here."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from trapgate.engine import native
+from trapgate.engine import calibration, emission, host, layout, native
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import EngineError
 
@@ -16,7 +17,7 @@ TINY = bytes.fromhex("b000 e6f4 f4")
 
 NO_PROC = """
 from pathlib import Path
-from trapgate.engine import native
+from trapgate.engine import calibration, emission, host, layout, native
 native._OWN_MEMORY = Path("no such file")
 """
 """As on macOS, and on Linux where a process may not look at its memory."""
@@ -95,3 +96,54 @@ def test_run_says_which_engine(guest: str) -> None:
     assert done.returncode == 2
     assert "does not show a process its memory" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+# The native engine's hosts.
+
+X86_64_CODE = bytes.fromhex("4c8b87b8010000 418b80b08a0000 85c0")
+"""mov r8, [rdi+1B8H]; mov eax, [r8+8AB0H]; test eax, eax."""
+ARM64_CODE = bytes.fromhex("02dc40f9 034690d2 4300038b 638048b9")
+"""ldr x2, [x0, #440]; mov x3, #33328; add x3, x2, x3; ldr w3, [x3, #2176]."""
+
+
+@pytest.mark.parametrize(
+    ("machine", "code", "place"),
+    [
+        ("x86_64", X86_64_CODE, 0x8AB0),
+        ("x86_64", X86_64_CODE[:1] + b"\x8a" + X86_64_CODE[2:], -1),
+        ("x86_64", X86_64_CODE.replace(b"\xb8\x01", b"\xc0\x01"), -1),
+        ("x86_64", ARM64_CODE, -1),
+        ("aarch64", ARM64_CODE, 33328 + 2176),
+        ("aarch64", bytes([ARM64_CODE[0] + 4]) + ARM64_CODE[1:], -1),
+        ("aarch64", X86_64_CODE + b"\x78\x00", -1),
+    ],
+    ids=str,
+)
+def test_where_a_request_to_exit_stands(machine: str, code: bytes, place: int) -> None:
+    assert host.HOSTS[machine].request(code) == place
+
+
+def test_a_host_that_nobody_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(EngineError, match=r"x86-64 and arm64, not on .* on riscv64"):
+        open_engine(1 << 20, "native")
+    assert open_engine(1 << 20, "auto").kind == "portable"
+
+
+@pytest.mark.native
+def test_another_c_library_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CPU_SIZE", layout.CPU_SIZE + 112)
+    with pytest.raises(EngineError, match=f"{layout.CPU_SIZE - 112} bytes into it"):
+        open_engine(1 << 20, "native")
+    assert open_engine(1 << 20, "auto").kind == "portable"
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", ["UC", "LAST_OP", "ARGUMENTS"])
+def test_another_layout_of_the_translator_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    calibration.check_translator()
+    monkeypatch.setattr(emission, name, getattr(emission, name) + 8)
+    with pytest.raises(EngineError, match="translator has another layout"):
+        calibration.check_translator()

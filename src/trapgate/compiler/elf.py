@@ -2,6 +2,7 @@
 
 LLVM's code for Linux on x86-64 (position-independent, small model) holds only distances from
 one place of its own to another. They are filled in here, once, so that loading is copying.
+What code may write, the cells of bound callbacks, has pages of its own behind all else.
 """
 
 import struct
@@ -11,7 +12,9 @@ from trapgate.errors import EngineError
 
 _SYMBOLS, _RELOCATIONS, _NOTE, _EMPTY = 2, 4, 7, 8
 """Types of sections (System V ABI, "Sections")."""
+_WRITABLE = 1
 _ALLOCATED = 2
+_PAGE = 4096
 _FUNCTION = 2
 _DISTANCES = {2: 4, 4: 4, 24: 8}
 """R_X86_64_PC32, PLT32 and PC64, and how many bytes they fill."""
@@ -25,10 +28,21 @@ def linked(data: bytes) -> Image:
     starts: dict[int, int] = {}
     image = bytearray()
     frames = None
-    for n, section in enumerate(sections):
-        if section["flags"] & _ALLOCATED and section["type"] not in (_NOTE, _EMPTY):
-            image += bytes(-len(image) % max(section["align"], 64))
-            starts[n] = len(image)
+    placed = [
+        (n, section)
+        for n, section in enumerate(sections)
+        if section["flags"] & _ALLOCATED and section["type"] != _NOTE and section["size"]
+    ]
+    writable = 0
+    for n, section in sorted(placed, key=lambda one: one[1]["flags"] & _WRITABLE):
+        if section["flags"] & _WRITABLE and not writable:
+            image += bytes(-len(image) % _PAGE)
+            writable = len(image)
+        image += bytes(-len(image) % max(section["align"], 64))
+        starts[n] = len(image)
+        if section["type"] == _EMPTY:
+            image += bytes(section["size"])
+        else:
             image += data[section["offset"] : section["offset"] + section["size"]]
             if _section_name(data, sections, section) == _FRAMES:
                 frames = starts[n]
@@ -52,7 +66,7 @@ def linked(data: bytes) -> Image:
         for name, kind, section, value, size in symbols
         if kind == _FUNCTION and section in starts
     }
-    return Image(bytes(image), functions, frames)
+    return Image(bytes(image), functions, frames, len(image) - (writable or len(image)))
 
 
 def _sections(data: bytes) -> list[dict[str, int]]:

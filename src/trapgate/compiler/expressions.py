@@ -47,6 +47,8 @@ class Expressions(Operators):
         source: Routine,
         arguments: dict[str, Value],
         within: tuple[Routine, ...] = (),
+        *,
+        is_stub: bool = False,
     ) -> None:
         super().__init__(module, code, source)
         self.scope = source.function.__globals__
@@ -62,6 +64,8 @@ class Expressions(Operators):
         """Slots of the others."""
         self.known: set[str] = set()
         """Those of them that have a value, whichever way the code has come here."""
+        self.is_stub = is_stub
+        """Whether C calls this very code, so that it knows its caller and may go on elsewhere."""
         self._within = (*within, source)
         """Functions that are being put where they are called, for one must not call itself."""
 
@@ -72,6 +76,8 @@ class Expressions(Operators):
                 return TRUE if constant else FALSE
             case ast.Constant(int(number)):
                 return self._constant(number, node)
+            case ast.UnaryOp(ast.USub(), ast.Constant(int(number))) if number is not True:
+                return self._constant(-number, node)  # the least number's opposite is none
             case ast.Name(name) if name in self.constants:
                 return self.constants[name]
             case ast.Name(name) if name in self.known:
@@ -324,6 +330,11 @@ class Expressions(Operators):
                     )
         raise self.error(self.source.tree, "it has no result; end it with `return`")
 
+    def demand_stub(self, node: ast.AST) -> None:
+        """Only a stub has a caller that it knows."""
+        if not self.is_stub:
+            raise self.error(node, "this is for stubs; mark the function with @stub")
+
     def _builtin(self, callee: object, values: list[Value], node: ast.Call) -> Value:
         """`int`, `len`, `min` and `max`."""
         if callee is len and len(values) == 1 and values[0].kind in (CELLS, MEMORY):
@@ -347,6 +358,10 @@ class Expressions(Operators):
             parts = [self.part(values[1], n) for n in range(len(values[1].kind.parts))]
             given = ", ".join(f"i64 {self.coerce(part, INT, node).text}" for part in parts)
             return code.let(f"call i64 {code.pointer(address)}({given})")
+        if name == "return_address" and not values:
+            self.demand_stub(node)
+            where = code.let("call ptr @llvm.returnaddress(i32 0)").text
+            return code.let(f"ptrtoint ptr {where} to i64")
         if name == "watched" and [value.kind for value in values] == [MEMORY]:
             return self.watch(values[0])
         words = [self.coerce(value, INT, node).text for value in values]

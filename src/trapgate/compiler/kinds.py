@@ -22,6 +22,10 @@ UINT64 = CType("i64")
 INT32 = CType("i32", signed=True)
 UINT32 = CType("i32")
 BOOLEAN = CType("i8")
+BOUND = CType("bound")
+"""No argument of C's: the number that a callback is bound to (`library.Callback.bind`)."""
+RETURN_ADDRESS = CType("return address")
+"""No argument of C's: where the caller goes on."""
 
 
 @dataclass(frozen=True)

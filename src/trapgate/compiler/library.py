@@ -5,6 +5,7 @@ is kept (`cache`), or else they are translated into one module (`module`), compi
 linked (`elf`) and kept. Then it is placed in memory (`image`).
 """
 
+import ctypes
 import functools
 import hashlib
 import inspect
@@ -42,7 +43,7 @@ class Library:
         self.name: Final = name
         self._core = {} if core is None else core
         self._functions: set[FunctionType] = set()
-        self._entries: list[Entry | Callback] = []
+        self._entries: list[Entry | Callback | Stub] = []
         if name:
             assert name not in NAMED, name
             NAMED[name] = self
@@ -79,11 +80,20 @@ class Library:
 
         return make
 
+    def stub(self, function: Callable[..., object]) -> "Stub":
+        """Mark a function that translated code calls, and that may go on elsewhere (`raw.go_on`).
+
+        Its parameters are integers.
+        """
+        made = Stub(self, self._marked(function))
+        self._add(made)
+        return made
+
     def _marked(self, function: Callable[..., object]) -> FunctionType:
         assert isinstance(function, FunctionType)
         return self.inside(function)
 
-    def _add(self, made: "Entry | Callback") -> None:
+    def _add(self, made: "Entry | Callback | Stub") -> None:
         assert "code" not in self.__dict__, f"{made.symbol} is too late for the machine code"
         assert made.symbol not in {entry.symbol for entry in self._entries}, made.symbol
         self._entries.append(made)
@@ -173,6 +183,32 @@ class Callback:
         from trapgate.compiler.routine import routine
 
         module.for_c(routine(self.function), self.symbol, *self._types)
+
+    @functools.cached_property
+    def address(self) -> int:
+        """Where its machine code is."""
+        return self._library.code.address(self.symbol)
+
+    def bind(self, value: int) -> int:
+        """Let its parameter of type BOUND be `value`, in the whole process; where its code is."""
+        bind = self._library.code.address(f"bind {self.symbol}")
+        ctypes.CFUNCTYPE(None, ctypes.c_int64)(bind)(value)
+        return self.address
+
+
+class Stub:
+    """A compiled function that may go on at another one, as if its caller had called that."""
+
+    def __init__(self, library: Library, function: FunctionType) -> None:
+        self.function: Final = function
+        self.symbol: Final = f"stub {function.__module__}.{function.__name__}"
+        self._library = library
+
+    def export(self, module: "Module") -> None:
+        """Have it in a module."""
+        from trapgate.compiler.routine import routine
+
+        module.stub(routine(self.function), self.symbol)
 
     @functools.cached_property
     def address(self) -> int:

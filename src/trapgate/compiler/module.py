@@ -14,9 +14,11 @@ from typing import Any
 from trapgate.compiler.kinds import (
     BOOL,
     BOOLEAN,
+    BOUND,
     CELLS,
     INT,
     NOTHING,
+    RETURN_ADDRESS,
     VOID,
     CType,
     Value,
@@ -29,8 +31,10 @@ from trapgate.compiler.text import Code
 
 _ATTRIBUTES = """
 attributes #0 = { nounwind uwtable "no-builtins" }
+attributes #2 = { nounwind uwtable "no-builtins" noinline }
 attributes #1 = { nounwind uwtable noreturn noinline cold }
 declare void @llvm.trap()
+declare ptr @llvm.returnaddress(i32)
 """
 """No calls of the C library's memset() and memcpy() for loops like theirs; and unwind tables."""
 
@@ -91,12 +95,23 @@ class Module:
             raise wanted.error(
                 wanted.tree, "the types given to the mark are not as many as its parameters"
             )
+        bound = f'@"value of {symbol}"'
+        if BOUND in takes:
+            self._texts.append(
+                f'{bound} = internal global i64 0\ndefine void @"bind {symbol}"(i64 %a0) #0 {{\n'
+                f"store i64 %a0, ptr {bound}\nret void\n}}"
+            )
         code = Code()
         operators = Operators(self, code, wanted)
         arguments = []
         for n, (ctype, kind) in enumerate(zip(takes, wanted.parameters.values(), strict=True)):
             value = Value(f"%a{n}", INT)
-            if ctype is BOOLEAN:
+            if ctype is BOUND:
+                value = code.let(f"load i64, ptr {bound}")
+            elif ctype is RETURN_ADDRESS:
+                where = code.let("call ptr @llvm.returnaddress(i32 0)").text
+                value = code.let(f"ptrtoint ptr {where} to i64")
+            elif ctype is BOOLEAN:
                 value = code.let(f"icmp ne i8 %a{n}, 0", BOOL)
             elif ctype.llvm != "i64":
                 extend = "sext" if ctype.signed else "zext"
@@ -110,12 +125,27 @@ class Module:
             if returns.llvm != "i64":
                 widened = code.let(f"trunc i64 {widened.text} to {returns.llvm}")
             code.end(f"ret {returns.llvm} {widened.text}")
-        parameters = ", ".join(f"{ctype.llvm} %a{n}" for n, ctype in enumerate(takes))
+        from_c = [one for one in enumerate(takes) if one[1] not in (BOUND, RETURN_ADDRESS)]
+        parameters = ", ".join(f"{ctype.llvm} %a{n}" for n, ctype in from_c)
         self.put(code, symbol, returns.llvm, parameters)
 
-    def put(self, code: Code, symbol: str, result: str, parameters: str) -> None:
+    def stub(self, wanted: Routine, symbol: str) -> None:
+        """Export a stub to C, under `symbol`."""
+        kinds = {*wanted.parameters.values(), wanted.result}
+        if not kinds <= {INT, NOTHING}:
+            raise wanted.error(wanted.tree, "a stub has parameters of type int, and no result")
+        code = Code()
+        arguments = {name: Value(f"%a{n}", INT) for n, name in enumerate(wanted.parameters)}
+        Statements(self, code, wanted, arguments, is_stub=True).all()
+        parameters = ", ".join(f"i64 %a{n}" for n in range(len(arguments)))
+        # One that goes on at another stands for the quick way, and needs no frame.
+        self.put(code, symbol, "i64", parameters, attributes="#2")
+
+    def put(
+        self, code: Code, symbol: str, result: str, parameters: str, *, attributes: str = "#0"
+    ) -> None:
         """Add a function with this code."""
-        head = f'define {result} @"{symbol}"({parameters}) #0 {{'
+        head = f'define {result} @"{symbol}"({parameters}) {attributes} {{'
         self._texts.append(f"{head}\n{code.body()}\n}}")
 
     def call(self, code: Code, callee: Routine, arguments: Sequence[Value]) -> Value:

@@ -25,6 +25,8 @@ jit = LIBRARY.inside
 """Mark a function of the engine's own, for other compiled functions to call."""
 jit_for_python = LIBRARY.entry
 """Compile a function of the engine's own, for Python to call, too."""
+stub = LIBRARY.stub
+"""Mark a function that translated code calls, and that may go on elsewhere."""
 callback = LIBRARY.callback
 """Compile a function that C calls, with these types; its `address` is for Unicorn."""
 

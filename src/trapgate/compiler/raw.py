@@ -61,6 +61,16 @@ def call(address: int, arguments: tuple[int, ...]) -> int:
     _compiled_only()
 
 
+def return_address() -> int:
+    """In a stub: where its caller goes on."""
+    _compiled_only()
+
+
+def go_on(function: object, arguments: tuple[int, ...]) -> None:
+    """End a stub: go on at a C function, or at another stub, as if its caller had called that."""
+    _compiled_only()
+
+
 def cells(address: int, count: int) -> Cells:
     """An array over memory, which somebody else keeps alive."""
     _compiled_only()

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from trapgate.compiler import raw
 from trapgate.compiler.expressions import Expressions
 from trapgate.compiler.kinds import INT, KINDS, NOTHING, Value, integer
+from trapgate.compiler.library import Stub
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ class Statements(Expressions):
             raise self.error(
                 self.source.tree, "its end may be reached without a result; end it with `return`"
             )
-        self.code.end("ret void")
+        self.code.end(self._end)
+
+    @property
+    def _end(self) -> str:
+        """The end without a result."""
+        return "ret i64 poison" if self.is_stub else "ret void"
 
     def _block(self, statements: Sequence[ast.stmt]) -> None:
         for statement in statements:
@@ -44,6 +51,10 @@ class Statements(Expressions):
         match node:
             case ast.Expr(ast.Constant(str())) | ast.Pass():
                 pass
+            case ast.Expr(ast.Call(ast.Name() as function, [target, ast.Tuple(arguments)], [])) if (
+                self.meaning(function) is raw.go_on
+            ):
+                self._go_on(node, target, arguments)
             case ast.Expr(ast.Call() as call):
                 self.value(call)
             case ast.Assign(targets, source):
@@ -87,10 +98,25 @@ class Statements(Expressions):
         if result is None or (kind is NOTHING and isinstance(result, ast.Constant)):
             if kind is not NOTHING or (result is not None and result.value is not None):
                 raise self.error(node, f"a result of type {kind.name} is to be returned")
-            self.code.end("ret void")
+            self.code.end(self._end)
             return
         value = self.coerce(self.value(result), kind, node)
-        self.code.end("ret void" if kind is NOTHING else f"ret {kind.llvm} {value.text}")
+        self.code.end(self._end if kind is NOTHING else f"ret {kind.llvm} {value.text}")
+
+    def _go_on(self, node: ast.stmt, target: ast.expr, arguments: Sequence[ast.expr]) -> None:
+        self.demand_stub(node)
+        words = [self.coerce(self.value(argument), INT, argument).text for argument in arguments]
+        if len(words) != len(self.source.parameters):
+            raise self.error(node, "a stub goes on with as many arguments as it has itself")
+        known = isinstance(target, ast.Name) and not self._is_variable(target.id)
+        stub = self.meaning(target) if known else None
+        if isinstance(stub, Stub):
+            place = f'@"{stub.symbol}"'
+        else:
+            place = self.code.pointer(self.coerce(self.value(target), INT, target).text)
+        given = ", ".join(f"i64 {word}" for word in words)
+        result = self.code.let(f"musttail call i64 {place}({given})").text
+        self.code.end(f"ret i64 {result}")
 
     # Assignments.
 

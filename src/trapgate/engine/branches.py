@@ -1,18 +1,28 @@
 """Branches whose target is out of bounds fault at the branch, with the stack as before.
 
-Compiled only; Linux x86-64 wheel. 64-bit code must not jump to a non-canonical address, other
+Compiled only; Linux wheels. 64-bit code must not jump to a non-canonical address, other
 code not beyond the limit of CS (SDM, "JMP", "CALL", "RET", "Jcc", "LOOP"). Where the engine looks
 for the block at a new RIP it calls one of two functions, in front of which stubs compare RIP; what
 is out of bounds comes here. The engine has made the branch already, so it is taken back.
 """
 
-from trapgate.compiler.kinds import INT64, VOID
-from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek32, peek64, poke32, poke64
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import jit, stub
+from trapgate.compiler.raw import (
+    call,
+    cells,
+    go_on,
+    peek32,
+    peek64,
+    poke32,
+    poke64,
+    return_address,
+)
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import locate
+from trapgate.engine.control_flow import machine_at
 from trapgate.engine.odd_code import code_byte, is_prefix
 
 _RCX, _RSP = 1, 4
@@ -85,15 +95,14 @@ def take_branch_back(reader: int, env: int) -> bool:
     return True
 
 
-@callback(VOID, *[INT64] * 3)
-def on_target_out_of_bounds(env: int, translator: int, return_address: int) -> None:
+@jit
+def refuse_target(m: Cells, env: int, return_address: int) -> None:
     """RIP is out of bounds: #GP(0) at the branch that led there.
 
     What merely went on past its block faults there, and that a far transfer or an event leads
     within bounds is checked elsewhere.
     """
-    t = cells(translator, em.CELLS)
-    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    t = cells(m[mc.TRANSLATOR], em.CELLS)
     target = peek64(env + at.EIP)
     flags = peek32(env + at.CC_OP)
     locate(m, m[mc.CPU], return_address)
@@ -105,3 +114,58 @@ def on_target_out_of_bounds(env: int, translator: int, return_address: int) -> N
     poke32(env + at.ERROR_CODE, 0)
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
     call(m[mc.CPU_LOOP_EXIT], (m[mc.CPU],))
+
+
+@jit
+def is_canonical(rip: int) -> bool:
+    """Whether bits 63:47 of an address are all the same."""
+    return -1 <= rip >> 47 <= 0
+
+
+@jit
+def is_within_limit(env: int) -> bool:
+    """Whether RIP is not above the limit of CS."""
+    limit = peek32(env + at.SEGMENTS + at.SEGMENT_SIZE + at.LIMIT)
+    return 0 <= peek64(env + at.EIP) <= limit
+
+
+@stub
+def look_up_canonical(env: int) -> None:
+    """helper_lookup_tb_ptr behind a branch of 64-bit code."""
+    if not is_canonical(peek64(env + at.EIP)):
+        go_on(look_up_out_of_bounds, (env,))
+    go_on(machine_at(env)[mc.LOOK_UP], (env,))
+
+
+@stub
+def look_up_within_limit(env: int) -> None:
+    """The same of other code."""
+    if not is_within_limit(env):
+        go_on(look_up_out_of_bounds, (env,))
+    go_on(machine_at(env)[mc.LOOK_UP], (env,))
+
+
+@stub
+def look_up_out_of_bounds(env: int) -> None:
+    """The same, unless the branch is refused."""
+    m = machine_at(env)
+    refuse_target(m, env, return_address())
+    go_on(m[mc.LOOK_UP], (env,))
+
+
+@stub
+def single_step_canonical(env: int) -> None:
+    """helper_single_step behind a branch of 64-bit code."""
+    m = machine_at(env)
+    if not is_canonical(peek64(env + at.EIP)):
+        refuse_target(m, env, return_address())
+    go_on(m[mc.SINGLE_STEP], (env,))
+
+
+@stub
+def single_step_within_limit(env: int) -> None:
+    """The same of other code."""
+    m = machine_at(env)
+    if not is_within_limit(env):
+        refuse_target(m, env, return_address())
+    go_on(m[mc.SINGLE_STEP], (env,))

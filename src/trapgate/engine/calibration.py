@@ -11,13 +11,19 @@ import unicorn
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
+from trapgate.engine import emission as em
 from trapgate.engine import layout as at
+from trapgate.engine import native
 from trapgate.errors import EngineError
 from trapgate.sdm import registers
 
 VERSION = (2, 1, 4)
 _HEADER = range(0, 128, 8)
 """Where a context's data may start, after what the library itself keeps there; in bytes."""
+
+_SCRATCH = 0x1000
+_TWO_INSTRUCTIONS = b"\xff\xc0\xf4"
+"""INC EAX; HLT, which ends Unicorn's run."""
 
 _GENERAL = registers.GENERAL
 _MAGIC = 0x5A00_1234_5678_0000
@@ -80,6 +86,40 @@ def check_native(uc: unicorn.Uc, cpu: int, env: int) -> None:
     (flags,) = struct.unpack("<I", ctypes.string_at(cpu + at.CFLAGS_NEXT_TB, 4))
     if flags != 0xFFFF_FFFF:
         raise EngineError("the next block's flags are not where they should be")
+
+
+def check_translator() -> None:
+    """Prove, on an engine of its own, what `layout` and `emission` say of translation.
+
+    The last operation of a block leaves it with the block's address; raise EngineError if not.
+    """
+    uc = unicorn.Uc(unicorn.unicorn_const.UC_ARCH_X86, unicorn.unicorn_const.UC_MODE_64)
+    uc.mem_map(_SCRATCH, 0x1000)
+    uc.mem_write(_SCRATCH, _TWO_INSTRUCTIONS)
+    uc.emu_start(_SCRATCH, 0)
+    handle = native.handle_of(uc)
+    with native.own_memory() as memory:
+
+        def word(address: int, size: int = 8) -> int:
+            return int.from_bytes(native.read(memory, address, size), "little")
+
+        contexts = [
+            pointer
+            for pointer in native.pointers(memory, handle)
+            if word(pointer + em.UC) == handle
+        ]
+        for context in contexts:
+            operation = word(word(word(context + em.LAST_OP) + 8))
+            block = word(operation + em.ARGUMENTS) & ~3
+            found = (
+                word(block),
+                word(block + at.TB_CS_BASE),
+                word(block + at.TB_SIZE, 2),
+                word(block + at.TB_ICOUNT, 2),
+            )
+            if found == (_SCRATCH, 0, len(_TWO_INSTRUCTIONS), 2):
+                return
+    raise EngineError("the engine's translator has another layout")
 
 
 def _set_magic(uc: unicorn.Uc) -> tuple[int, ...]:

@@ -5,9 +5,17 @@ aligned to more than these.
 """
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT64
-from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32
+from trapgate.compiler.program import jit, stub
+from trapgate.compiler.raw import (
+    call,
+    cells,
+    go_on,
+    peek16,
+    peek32,
+    peek64,
+    poke32,
+    return_address,
+)
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.audit import is_stale
@@ -27,20 +35,83 @@ def last_offset(tb: int) -> int:
     return peek64(tb) - peek64(tb + at.TB_CS_BASE) + peek16(tb + at.TB_SIZE) - 1
 
 
-@callback(INT64, *[INT64] * 3)
-def on_deadline(machine: int, count: int, return_address: int) -> int:
-    """At a block's start, when the deadline is near: whether the engine has to stop."""
-    m = cells(machine, mc.CELLS)
-    if must_stop(m):
-        call(m[mc.EMU_STOP], (m[mc.UC],))
-        return 1
-    cut_where_time_is_up(m, count, return_address)
-    return 0
+@jit
+def is_asked_to_exit(m: Cells) -> bool:
+    """Whether the engine is asked to leave translated code; a look for it does that."""
+    return peek32(m[mc.REQUEST]) & 1 << 31 != 0
 
 
 @jit
-def stops_here(m: Cells, tagged: int, return_address: int) -> bool:
-    """Whether the engine has to stop at the start of a block that needs care.
+def leave_before(m: Cells, count: int) -> None:
+    """A block of `count` instructions does not begin: the engine leaves it at once.
+
+    It restores the first one's state as if that one were done (`clock`).
+    """
+    m[mc.TIME] += count - 1
+
+
+@stub
+def block_begins(machine: int, count: int) -> None:
+    """Begin a block of `count` instructions.
+
+    Translated code calls this where it would call the engine's own look for a request to exit, at
+    every block.
+    """
+    m = cells(machine, mc.CELLS)
+    if m[mc.TIME] >= m[mc.DEADLINE]:
+        go_on(late_block_begins, (machine, count))
+    if is_asked_to_exit(m):
+        leave_before(m, count)
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    m[mc.TIME] += count
+
+
+@stub
+def late_block_begins(machine: int, count: int) -> None:
+    """The same when the deadline is near: stop, or end the block where it comes."""
+    m = cells(machine, mc.CELLS)
+    if must_stop(m):
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        leave_before(m, count)
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    if is_asked_to_exit(m):
+        leave_before(m, count)
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    cut_where_time_is_up(m, count, return_address())
+    m[mc.TIME] += count
+
+
+@stub
+def careful_block_begins(machine: int, tagged: int) -> None:
+    """Begin a block that needs care; `tagged` is its address, and says why."""
+    m = cells(machine, mc.CELLS)
+    count = peek16((tagged & ~_CARE) + at.TB_ICOUNT)
+    if must_stop_at(m, tagged, return_address()):
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        leave_before(m, count)
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    if is_asked_to_exit(m):
+        leave_before(m, count)
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    m[mc.TIME] += count
+
+
+@stub
+def portable_block_begins(machine: int, tb: int) -> None:
+    """Begin any block on the portable path, where a hook has looked at the deadline."""
+    m = cells(machine, mc.CELLS)
+    count = peek16(tb + at.TB_ICOUNT)
+    if is_asked_to_exit(m):
+        leave_before(m, count)
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    if m[mc.TIME] >= m[mc.DEADLINE]:
+        cut_where_time_is_up(m, count, return_address())
+    m[mc.TIME] += count
+
+
+@jit
+def must_stop_at(m: Cells, tagged: int, back: int) -> bool:
+    """At the start of a block that needs care: whether the engine has to stop.
 
     Where alignment is checked, `trapgate.processor.stepping` executes the block. Where the block
     may change MXCSR it is cut: executed one instruction at a time, until the one after
@@ -54,7 +125,7 @@ def stops_here(m: Cells, tagged: int, return_address: int) -> bool:
     if m[mc.TIME] >= m[mc.DEADLINE]:
         if must_stop(m):
             return True
-        cut_where_time_is_up(m, count, return_address)
+        cut_where_time_is_up(m, count, back)
     cut = tagged & CARE_MXCSR != 0
     if tagged & CARE_LIMIT:
         limit = peek32(m[mc.ENV] + at.SEGMENTS + at.SEGMENT_SIZE + at.LIMIT)
@@ -65,7 +136,7 @@ def stops_here(m: Cells, tagged: int, return_address: int) -> bool:
                 m[mc.FAULT_KIND] = 0
                 poke32(m[mc.ENV] + at.ERROR_CODE, 0)
                 poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
-                call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
+                call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back))
     if m[mc.STEPPING] != 0:
         return False
     if tagged & CARE_BREAKPOINT and stop_at_breakpoint(m, peek64(tb)):
@@ -81,28 +152,5 @@ def stops_here(m: Cells, tagged: int, return_address: int) -> bool:
         m[mc.DEADLINE] = 0
         return False
     m[mc.TIME] += count
-    execute_again(m, m[mc.CPU], return_address, 1)
+    execute_again(m, m[mc.CPU], back, 1)
     return False
-
-
-@callback(INT64, *[INT64] * 3)
-def on_careful_block(machine: int, tagged: int, return_address: int) -> int:
-    """At the start of a block that needs care: count it; whether the engine has to stop."""
-    m = cells(machine, mc.CELLS)
-    stops = stops_here(m, tagged, return_address)
-    m[mc.TIME] += peek16((tagged & ~_CARE) + at.TB_ICOUNT)
-    if not stops:
-        return 0
-    call(m[mc.EMU_STOP], (m[mc.UC],))
-    return 1
-
-
-@callback(INT64, *[INT64] * 3)
-def on_counted_block(machine: int, tb: int, return_address: int) -> int:
-    """At the start of any block on the portable path: count it, or cut it where time is up."""
-    m = cells(machine, mc.CELLS)
-    count = peek16(tb + at.TB_ICOUNT)
-    if m[mc.TIME] >= m[mc.DEADLINE]:
-        cut_where_time_is_up(m, count, return_address)
-    m[mc.TIME] += count
-    return 0

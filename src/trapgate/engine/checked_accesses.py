@@ -1,6 +1,6 @@
 """Segment limits and types in translated code: a forbidden access has a poisoned address.
 
-Compiled only; Linux x86-64 wheel. Where the translator has added a segment's base to an
+Compiled only; Linux wheels. Where the translator has added a segment's base to an
 offset, the offset is kept. Where it emits the access, a comparison of the offset with what
 the segment allows (`segments`) comes first, and a conditional move: the linear address, or
 one that has no translation, and ends in the MMU's refill, which raises #GP or #SS. So there
@@ -9,7 +9,7 @@ is no branch and no call, and code whose segments are flat has none of it
 """
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT64, VOID
+from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64, poke8, poke32, poke64
 from trapgate.engine import emission as em
@@ -140,7 +140,7 @@ def emit_refusal(m: Cells, t: Cells, context: int, address: int) -> None:
     em.release(t, context, machine)
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_checked_address(machine: int, address: int, back: int) -> None:
     """Before an access at a checked address, poisoned or not (portable path only)."""
     if not is_poison(address):
@@ -225,7 +225,7 @@ def check_operand(m: Cells, t: Cells, context: int, size: int, store: bool) -> i
     return address
 
 
-@callback(VOID, *[INT64] * 4)
+@callback(VOID, *[INT64] * 3, BOUND)
 def on_zero_extend(context: int, result: int, argument: int, translator: int) -> None:
     """tcg_gen_ext32u_i64: how the computation of each linear address ends."""
     t = cells(translator, em.CELLS)
@@ -237,7 +237,7 @@ def on_zero_extend(context: int, result: int, argument: int, translator: int) ->
     call(t[em.EXT32U], (context, result, argument))
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, BOUND)
 def on_load_64(
     context: int, value: int, address: int, index: int, operation: int, translator: int
 ) -> None:
@@ -246,7 +246,7 @@ def on_load_64(
     emit_access(context, value, address, index, operation, t, em.LOAD_64)
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, BOUND)
 def on_store_64(
     context: int, value: int, address: int, index: int, operation: int, translator: int
 ) -> None:
@@ -255,7 +255,7 @@ def on_store_64(
     emit_access(context, value, address, index, operation, t, em.STORE_64)
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, BOUND)
 def on_load_32(
     context: int, value: int, address: int, index: int, operation: int, translator: int
 ) -> None:
@@ -264,7 +264,7 @@ def on_load_32(
     emit_access(context, value, address, index, operation, t, em.LOAD_32)
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, BOUND)
 def on_store_32(
     context: int, value: int, address: int, index: int, operation: int, translator: int
 ) -> None:

@@ -8,10 +8,9 @@ executed, when it faults, and when it exits; one that will be executed again doe
 """
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import BOOLEAN, INT32, INT64, VOID
+from trapgate.compiler.kinds import BOOLEAN, BOUND, INT32, INT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke32
-from trapgate.engine import assembly as asm
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 
@@ -60,7 +59,7 @@ def instructions_from(tb: int, linear: int) -> int:
     return 0
 
 
-@callback(VOID, *[INT64] * 4)
+@callback(VOID, *[INT64] * 3, BOUND)
 def on_restore(env: int, tb: int, data: int, restore: int) -> None:
     """restore_state_to_opc: the state becomes that of an instruction within a block."""
     call(restore, (env, tb, data))
@@ -76,7 +75,7 @@ def on_restore(env: int, tb: int, data: int, restore: int) -> None:
         m[mc.TIME] -= left
 
 
-@callback(BOOLEAN, INT64, INT64, INT32, INT64)
+@callback(BOOLEAN, INT64, INT64, INT32, BOUND)
 def on_restore_at(cpu: int, host: int, leaves: int, restore: int) -> int:
     """cpu_restore_state: at the instruction whose machine code is at `host`."""
     machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
@@ -148,7 +147,7 @@ def cut_where_time_is_up(m: Cells, count: int, return_address: int) -> None:
 
 
 SLOTS = {
-    "restore_state_to_opc": (on_restore, asm.RCX),
-    "cpu_restore_state": (on_restore_at, asm.RCX),
+    "restore_state_to_opc": on_restore,
+    "cpu_restore_state": on_restore_at,
 }
 """As `coherence.SLOTS`."""

@@ -10,16 +10,15 @@ from has to drop it before the next instruction is executed:
   regions, MSR areas) are noted by `paging.memory`, and forgotten by `forget_stale_code`.
 * Stores from outside (a VMM, devices) come to `UnicornEngine.forget_code`.
 
-The engine calls the first four through slots of its procedure linkage table (Linux x86-64
-wheel only). Where there are none, each store has to be hooked. `audit` looks whether
+The engine calls the first four through slots of its procedure linkage table (Linux
+only). Where there are none, each store has to be hooked. `audit` looks whether
 all this is true.
 """
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT32, INT64, UINT32, VOID
+from trapgate.compiler.kinds import BOUND, INT32, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64
-from trapgate.engine import assembly as asm
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import execute_again
@@ -36,8 +35,6 @@ _DROPS = 1 << 32
 _MOST_STORES = 256
 """So many stores, one at a time, cost about what it costs to translate a page's code anew."""
 _MOST_DROPS = 8
-_UC_CPU = 0x1B8
-"""In the engine's handle: the CPU."""
 _FLUSH_CODE = 1 << 30 | 10
 """Unicorn's control of that name, to be written, without arguments."""
 
@@ -45,7 +42,7 @@ _FLUSH_CODE = 1 << 30 | 10
 @jit
 def machine_of(uc: int) -> int:
     """The address of the cells of the machine that an engine's handle belongs to, or 0."""
-    return peek64(peek64(uc + _UC_CPU) + at.CPU_SIZE + at.MACHINE)
+    return peek64(peek64(uc + at.CPU_OF_HANDLE) + at.CPU_SIZE + at.MACHINE)
 
 
 @jit
@@ -88,7 +85,7 @@ def forget_stale_code(m: Cells) -> bool:
     return True
 
 
-@callback(VOID, INT64, INT64, INT64)
+@callback(VOID, INT64, INT64, BOUND)
 def on_code_appears(uc: int, address: int, protect: int) -> None:
     """tlb_protect_code: the first block is about to be made of a page. The engine does nothing."""
     machine = machine_of(uc)
@@ -101,11 +98,11 @@ def on_code_appears(uc: int, address: int, protect: int) -> None:
         return
     if pages[page] & FAST_STORES:
         host = m[mc.MEM] + (address & ~0xFFF)
-        call(m[mc.TLB_RESET_DIRTY], (peek64(uc + _UC_CPU), host, 4096))
+        call(m[mc.TLB_RESET_DIRTY], (peek64(uc + at.CPU_OF_HANDLE), host, 4096))
     pages[page] = pages[page] & ~FAST_STORES | CODE
 
 
-@callback(VOID, INT64, INT64, INT64)
+@callback(VOID, INT64, INT64, BOUND)
 def on_code_is_gone(uc: int, address: int, unprotect: int) -> None:
     """tlb_unprotect_code: a page has no more blocks. The engine does nothing."""
     machine = machine_of(uc)
@@ -117,7 +114,7 @@ def on_code_is_gone(uc: int, address: int, unprotect: int) -> None:
         pages[page] &= ~CODE
 
 
-@callback(VOID, INT64, INT64, INT64, INT32, INT64, INT64)
+@callback(VOID, INT64, INT64, INT64, INT32, INT64, BOUND)
 def on_store(
     uc: int, locked: int, start: int, size: int, return_address: int, invalidate: int
 ) -> None:
@@ -150,7 +147,7 @@ def on_store(
     execute_again(m, m[mc.CPU], return_address, 1)
 
 
-@callback(VOID, INT64, INT64, INT64)
+@callback(VOID, INT64, INT64, BOUND)
 def on_fast_stores(cpu: int, linear: int, set_dirty: int) -> None:
     """tlb_set_dirty: after a store, the TLB entry of `linear` needs to ask no more."""
     machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
@@ -165,7 +162,7 @@ def on_fast_stores(cpu: int, linear: int, set_dirty: int) -> None:
     call(set_dirty, (cpu, linear))
 
 
-@callback(VOID, INT64, INT64, UINT32, INT64)
+@callback(VOID, INT64, INT64, UINT32, BOUND)
 def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
     """x86_stl_phys_notdirty: the engine's own page walk sets flags in an entry (portable only)."""
     call(store, (cpu, address, value))
@@ -180,11 +177,10 @@ def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
 
 
 SLOTS = {
-    "tlb_protect_code": (on_code_appears, asm.RDX),
-    "tlb_unprotect_code": (on_code_is_gone, asm.RDX),
-    "tb_invalidate_phys_page_fast": (on_store, asm.R9),
-    "tlb_set_dirty": (on_fast_stores, asm.RDX),
-    "x86_stl_phys_notdirty": (on_marked_entry, asm.RCX),
+    "tlb_protect_code": on_code_appears,
+    "tlb_unprotect_code": on_code_is_gone,
+    "tb_invalidate_phys_page_fast": on_store,
+    "tlb_set_dirty": on_fast_stores,
+    "x86_stl_phys_notdirty": on_marked_entry,
 }
-"""The engine's functions, ours that are called instead, and in which register those get one more
-argument, the address of the engine's."""
+"""The engine's functions, and ours that are called instead, bound to the engine's addresses."""

@@ -6,7 +6,7 @@ the work, and what it changed goes back. What faults leaves the block as a fault
 """
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT64, VOID
+from trapgate.compiler.kinds import INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, poke64
 from trapgate.engine import layout as at
@@ -124,13 +124,13 @@ def raise_from_helper(
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back - _RETURN))
 
 
-@callback(VOID, *[INT64] * 4)
+@callback(VOID, *[INT64] * 3, RETURN_ADDRESS)
 def on_iret(env: int, shift: int, next_rip: int, back: int) -> None:
     """helper_iret_protected: IRET with operands of 2 << `shift` bytes."""
     return_from_interrupt(env, shift, back)
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_iret_real(env: int, shift: int, back: int) -> None:
     """helper_iret_real: IRET in real-address and virtual-8086 mode."""
     return_from_interrupt(env, shift, back)
@@ -152,7 +152,7 @@ def return_from_interrupt(env: int, shift: int, back: int) -> None:
     end_return(m, env, v)
 
 
-@callback(VOID, *[INT64] * 4)
+@callback(VOID, *[INT64] * 3, RETURN_ADDRESS)
 def on_far_return(env: int, shift: int, release: int, back: int) -> None:
     """helper_lret_protected."""
     m = machine_at(env)
@@ -167,7 +167,7 @@ def on_far_return(env: int, shift: int, release: int, back: int) -> None:
     end_transfer(m, env, v)
 
 
-@callback(VOID, *[INT64] * 5)
+@callback(VOID, *[INT64] * 4, RETURN_ADDRESS)
 def on_far_jump(env: int, selector: int, offset: int, next_rip: int, back: int) -> None:
     """helper_ljmp_protected."""
     m = machine_at(env)
@@ -182,7 +182,7 @@ def on_far_jump(env: int, selector: int, offset: int, next_rip: int, back: int) 
     end_transfer(m, env, v)
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, RETURN_ADDRESS)
 def on_far_call(env: int, selector: int, offset: int, shift: int, next_rip: int, back: int) -> None:
     """helper_lcall_protected."""
     m = machine_at(env)
@@ -202,7 +202,7 @@ def on_far_call(env: int, selector: int, offset: int, shift: int, next_rip: int,
     end_transfer(m, env, v)
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, RETURN_ADDRESS)
 def on_far_call_real(
     env: int, selector: int, offset: int, shift: int, next_rip: int, back: int
 ) -> None:
@@ -224,7 +224,7 @@ def on_far_call_real(
     end_transfer(m, env, v)
 
 
-@callback(VOID, *[INT64] * 4)
+@callback(VOID, *[INT64] * 3, RETURN_ADDRESS)
 def on_load_segment(env: int, number: int, selector: int, back: int) -> None:
     """helper_load_seg: in protected mode only."""
     m = machine_at(env)
@@ -252,7 +252,7 @@ def end_fast_call(m: Cells, env: int, v: Cells, outcome: int, back: int) -> None
     end_transfer(m, env, v)
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_syscall(env: int, length: int, back: int) -> None:
     """helper_syscall; RIP is in the CPU state already, as the flags are."""
     m = machine_at(env)
@@ -271,7 +271,7 @@ def on_syscall(env: int, length: int, back: int) -> None:
     end_fast_call(m, env, v, outcome, back)
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_sysret(env: int, shift: int, back: int) -> None:
     """helper_sysret."""
     m = machine_at(env)
@@ -285,7 +285,7 @@ def on_sysret(env: int, shift: int, back: int) -> None:
     end_fast_call(m, env, v, outcome, back)
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_sysenter(env: int, length: int, back: int) -> None:
     """helper_sysenter."""
     m = machine_at(env)
@@ -296,7 +296,7 @@ def on_sysenter(env: int, length: int, back: int) -> None:
     end_fast_call(m, env, v, outcome, back)
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_sysexit(env: int, shift: int, back: int) -> None:
     """helper_sysexit."""
     m = machine_at(env)
@@ -312,7 +312,7 @@ def on_sysexit(env: int, shift: int, back: int) -> None:
     end_transfer(m, env, v)
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_into(env: int, length: int, back: int) -> None:
     """helper_into. The engine's leaves the block without saying where, as if it ended here."""
     m = machine_at(env)
@@ -323,18 +323,17 @@ def on_into(env: int, length: int, back: int) -> None:
 
 
 SUBSTITUTES = {
-    "helper_into": (on_into, 2),
-    "helper_iret_protected": (on_iret, 3),
-    "helper_iret_real": (on_iret_real, 2),
-    "helper_lret_protected": (on_far_return, 3),
-    "helper_ljmp_protected": (on_far_jump, 4),
-    "helper_lcall_protected": (on_far_call, 5),
-    "helper_lcall_real": (on_far_call_real, 5),
-    "helper_load_seg": (on_load_segment, 3),
-    "helper_syscall": (on_syscall, 2),
-    "helper_sysret": (on_sysret, 2),
-    "helper_sysenter": (on_sysenter, 2),
-    "helper_sysexit": (on_sysexit, 2),
+    "helper_into": on_into,
+    "helper_iret_protected": on_iret,
+    "helper_iret_real": on_iret_real,
+    "helper_lret_protected": on_far_return,
+    "helper_ljmp_protected": on_far_jump,
+    "helper_lcall_protected": on_far_call,
+    "helper_lcall_real": on_far_call_real,
+    "helper_load_seg": on_load_segment,
+    "helper_syscall": on_syscall,
+    "helper_sysret": on_sysret,
+    "helper_sysenter": on_sysenter,
+    "helper_sysexit": on_sysexit,
 }
-"""Helpers of the engine's, what is called instead, and how many arguments they have. One more
-comes behind them: where the block's code goes on."""
+"""Helpers of the engine's, and what is called instead."""

@@ -1,6 +1,6 @@
 """Emitting operations into the engine's translator (TCG), and the cells that all hooks in it share.
 
-Compiled only, on the Linux x86-64 wheel. `context` is the address of the translator's
+Compiled only. `context` is the address of the translator's
 context. A temporary is known by its distance from it; in operations stands its address.
 """
 
@@ -9,6 +9,7 @@ from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, peek8, peek64, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.host import HOST
 
 SYMBOLS = (
     "translator_loop",
@@ -89,10 +90,9 @@ OPERAND_PAIRS = 20
 CELLS = OPERANDS + 2 * OPERAND_PAIRS
 
 # Layout of the translator's data.
-UC = 0x9970
-CPU = 0x1B8
-"""In the handle, which is at `UC` in the translator's context."""
-_LAST_OP = 0x7390
+UC = HOST.handle_of_translator
+"""In the translator's context: the handle."""
+LAST_OP = HOST.last_operation
 ARGUMENTS = 0x18
 """In an operation: its arguments, eight bytes each."""
 _GLOBAL_BASE = 0x10
@@ -108,13 +108,13 @@ _I64 = 1
 @jit
 def machine_of(context: int) -> int:
     """The cells of the machine whose code is translated; 0 if it is none of ours."""
-    return peek64(peek64(peek64(context + UC) + CPU) + at.CPU_SIZE + at.MACHINE)
+    return peek64(peek64(peek64(context + UC) + at.CPU_OF_HANDLE) + at.CPU_SIZE + at.MACHINE)
 
 
 @jit
 def last_op(context: int) -> int:
     """The operation that was emitted last."""
-    return peek64(peek64(peek64(context + _LAST_OP) + 8))
+    return peek64(peek64(peek64(context + LAST_OP) + 8))
 
 
 @jit

@@ -5,6 +5,8 @@ The offsets are into its CPU state, of which a saved context holds a plain copy.
 anything relies on them.
 """
 
+from trapgate.engine.host import HOST
+
 REGS = 0
 EIP = 128
 EFLAGS = 136
@@ -62,7 +64,9 @@ INTERCEPT_EXCEPTIONS = DR0 + 136
 CONTEXT_SIZE = 5568
 FEATURES_1_ECX = 0x1608
 """Behind what a context saves: the features that the translator knows, CPUID.1:ECX."""
-CPU_SIZE = 35408
+CPU_OF_HANDLE = 0x1B8
+"""In the handle: the CPU."""
+CPU_SIZE = HOST.cpu_size
 """From the CPU to its x86 state (native path only)."""
 CFLAGS_NEXT_TB = 24
 IO_PC = 0x8178

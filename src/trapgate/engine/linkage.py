@@ -1,7 +1,7 @@
 """The slots through which a shared library calls its own exported functions.
 
 An ELF library that was not linked with -Bsymbolic calls them through its procedure
-linkage table (System V ABI, AMD64 supplement, "Procedure Linkage Table"), so that
+linkage table (System V ABI, "Procedure Linkage Table"), so that
 another function can be put in front of one of them.
 """
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from trapgate.engine.host import HOST
 from trapgate.errors import EngineError
 
 _DYNAMIC = 2
 _STRTAB, _SYMTAB, _STRSZ, _PLTRELSZ, _JMPREL = 5, 6, 10, 2, 23
-_JUMP_SLOT = 7
 
 
 def slots(library: ctypes.CDLL, names: tuple[str, ...]) -> dict[str, int]:
@@ -42,7 +42,7 @@ def _slot(library: ctypes.CDLL, name: str, data: mmap.mmap, tables: dict[int, in
     # In the usual layout the table of strings follows that of symbols, 24 bytes each.
     symbols = np.frombuffer(data, "<u4", (start - tables[_SYMTAB]) // 24 * 6, tables[_SYMTAB])
     relocations = np.frombuffer(data, "<u8", tables[_PLTRELSZ] // 24 * 3, tables[_JMPREL])
-    jumps = relocations[1::3] & 0xFFFF_FFFF == _JUMP_SLOT
+    jumps = relocations[1::3] & 0xFFFF_FFFF == HOST.jump_slot
     wanted = np.isin(relocations[1::3] >> 32, np.flatnonzero(symbols[::6] == named))
     places = np.flatnonzero(jumps & wanted)
     if len(places) != 1:

@@ -112,11 +112,16 @@ journal, the virtual clock, and why the engine stopped.
     READ_ONLY,
     ADDRESS_OFF,
     X87_STATUS,
+    ALIGNED,
+    TRANSLATOR,
+    REQUEST,
+    CHECK_EXIT,
+    LOOK_UP,
+    SINGLE_STEP,
     RESTORED,
     BEHIND,
-    ALIGNED,
     CELLS,
-) = range(110)
+) = range(115)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -136,12 +141,14 @@ WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED
 the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AUDITED counts
 blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
-RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
-instructions of the block were behind the latest one (`clock`).
 READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
 line that is held low (A20), or 0; both native only.
+RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
+instructions of the block were behind the latest one (`clock`).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
-been told that interrupts are inhibited, so that it executes one instruction (portable only)."""
+been told that interrupts are inhibited, so that it executes one instruction (portable only).
+TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
+CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0

@@ -1,4 +1,4 @@
-"""The engine's insides, found and verified: only the Linux x86-64 wheel has them.
+"""The engine's insides, found and verified: only the wheels for Linux have them.
 
 The shared library keeps its internal functions in the dynamic symbol table, and the
 CPU state lies within reach of the handle. Everything found here is checked before it
@@ -10,12 +10,14 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import unicorn
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.engine import layout
+from trapgate.engine.host import demand_known
 from trapgate.errors import EngineError
 from trapgate.sdm.registers import GENERAL
 
@@ -64,13 +66,10 @@ def find(uc: unicorn.Uc) -> Insides:
 
     Raises EngineError where the symbols are absent or nothing checks out.
     """
+    demand_known()
     symbols = _symbols()
-    handle = _handle(uc)
-    try:
-        memory = _OWN_MEMORY.open("rb", buffering=0)
-    except OSError as reason:
-        raise EngineError(f"this host does not show a process its memory: {reason}") from None
-    with memory:
+    handle = handle_of(uc)
+    with own_memory() as memory:
         for env in _states(uc, memory, handle):
             found = _class_of(memory, handle, env, symbols)
             if found is not None:
@@ -78,7 +77,16 @@ def find(uc: unicorn.Uc) -> Insides:
     raise EngineError("the CPU state was not found near the engine's handle")
 
 
-def _handle(uc: unicorn.Uc) -> int:
+def own_memory() -> BinaryIO:
+    """This process's memory as a file. Raises EngineError where the host does not show it."""
+    try:
+        return _OWN_MEMORY.open("rb", buffering=0)
+    except OSError as reason:
+        raise EngineError(f"this host does not show a process its memory: {reason}") from None
+
+
+def handle_of(uc: unicorn.Uc) -> int:
+    """The address of Unicorn's own structure."""
     value = uc._uch.value
     assert isinstance(value, int)
     return value
@@ -97,17 +105,22 @@ def _symbols() -> dict[str, int]:
     return found
 
 
-def _read(memory: object, address: int, size: int) -> bytes:
+def read(memory: BinaryIO, address: int, size: int) -> bytes:
+    """Up to `size` bytes at an address, none where nothing is mapped."""
     try:
-        memory.seek(address)  # type: ignore[attr-defined]
-        data = memory.read(size)  # type: ignore[attr-defined]
+        memory.seek(address)
+        return memory.read(size)
     except (OSError, ValueError, OverflowError):
         return b""
-    assert isinstance(data, bytes)
-    return data
 
 
-def _states(uc: unicorn.Uc, memory: object, handle: int) -> Iterator[int]:
+def pointers(memory: BinaryIO, handle: int) -> list[int]:
+    """What may be an address in Unicorn's own structure."""
+    words = struct.unpack("<1024Q", read(memory, handle, 8192).ljust(8192, b"\0")[:8192])
+    return list(dict.fromkeys(word for word in words if 0x10000 < word < 1 << 47))
+
+
+def _states(uc: unicorn.Uc, memory: BinaryIO, handle: int) -> Iterator[int]:
     """Where the x86 state may be: sixteen general registers of magic values lie there.
 
     Copies of them lie about in memory, so each place has to be looked at more closely.
@@ -119,9 +132,8 @@ def _states(uc: unicorn.Uc, memory: object, handle: int) -> Iterator[int]:
         for register, value in zip(ids, magic, strict=True):
             uc.reg_write(register, value)
         pattern = struct.pack("<16Q", *magic)
-        words = struct.unpack("<1024Q", _read(memory, handle, 8192).ljust(8192, b"\0")[:8192])
-        for pointer in dict.fromkeys(word for word in words if 0x10000 < word < 1 << 47):
-            data = _read(memory, pointer, _REACH)
+        for pointer in pointers(memory, handle):
+            data = read(memory, pointer, _REACH)
             at = data.find(pattern)
             while at >= 0:
                 yield int(pointer) + at
@@ -131,20 +143,25 @@ def _states(uc: unicorn.Uc, memory: object, handle: int) -> Iterator[int]:
             uc.reg_write(register, value)
 
 
-def _class_of(memory: object, handle: int, env: int, symbols: dict[str, int]) -> Insides | None:
+def _class_of(memory: BinaryIO, handle: int, env: int, symbols: dict[str, int]) -> Insides | None:
     """The CPU and its class, recognised by its handle and its functions; None if they are not."""
     reach = 0x12000
-    data = _read(memory, env - reach, reach)
+    data = read(memory, env - reach, reach)
     needle = struct.pack("<Q", handle)
     at = data.rfind(needle)
     while at >= 0:
         (cpu_class,) = struct.unpack_from("<Q", data, at + 8)
-        functions = _read(memory, cpu_class, 24 * 8)
+        functions = read(memory, cpu_class, 24 * 8)
         words = struct.unpack(f"<{len(functions) // 8}Q", functions)
         wanted = ("x86_cpu_do_interrupt", "x86_cpu_tlb_fill", "breakpoint_handler")
-        # The CPU lies a fixed distance before the x86 state, whose address it holds.
-        cpu = env - layout.CPU_SIZE
-        inside = struct.pack("<Q", env) in _read(memory, cpu, 0x400)
+        # The handle has the CPU's address, and the CPU that of its x86 state.
+        (cpu,) = struct.unpack("<Q", read(memory, handle + layout.CPU_OF_HANDLE, 8).ljust(8, b"\0"))
+        inside = struct.pack("<Q", env) in read(memory, cpu, 0x400)
+        if inside and env - cpu != layout.CPU_SIZE:
+            raise EngineError(
+                f"the CPU's state is {env - cpu} bytes into it, not {layout.CPU_SIZE}: "
+                "another C library than glibc?"
+            )
         if inside and all(symbols[name] in words for name in wanted):
             fill, debug = (cpu_class + 8 * words.index(symbols[name]) for name in wanted[1:])
             return Insides(cpu, env, env - reach + at - 8, fill, debug, symbols)

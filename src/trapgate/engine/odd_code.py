@@ -1,7 +1,7 @@
 """Instructions that the engine's translator gets wrong: what it is shown or told instead.
 
 `look` is asked about each instruction before it is translated, on both paths of the Linux
-x86-64 wheel. It has these means:
+wheels. It has these means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
   that the core carries out: INS and OUTS, loads of table registers, CLFLUSH, XSETBV, and above

@@ -7,7 +7,7 @@ conditional move chooses the address, or one that has no translation and raises 
 """
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT64, VOID
+from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek32, peek64, poke8, poke32
 from trapgate.engine import emission as em
@@ -29,9 +29,12 @@ def on_mxcsr_is_used(machine: int, env: int) -> None:
     poke8(env + at.SSE_FLAGS, 0)
 
 
-@callback(VOID, *[INT64] * 3)
-def on_reserved_mxcsr(env: int, translator: int, back: int) -> None:
-    """LDMXCSR of a value with reserved bits: #GP(0)."""
+@callback(VOID, INT64, UINT32, BOUND, RETURN_ADDRESS)
+def load_mxcsr(env: int, value: int, helper: int, back: int) -> None:
+    """helper_ldmxcsr: #GP(0) for a value with reserved bits."""
+    if value >> 16 == 0:
+        call(helper, (env, value))
+        return
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FAULT_KIND] = mc.FAULT_OF_SEGMENT
     poke32(env + at.ERROR_CODE, 0)

@@ -1,7 +1,7 @@
 """Inside the engine's translator: counting instructions, and code that must not be translated.
 
 Unicorn calls its translator through slots of its procedure linkage table. Some of
-them are given functions of ours here (Linux x86-64 wheel only):
+them are given functions of ours here (Linux only):
 
 * Every block of translated code begins with a call that looks for a request to exit. Ours
   is called instead: it adds the block's instructions to the virtual clock, looks at the
@@ -22,16 +22,15 @@ The slots serve all instances in the process; those that are not ours get what t
 
 import ctypes
 import functools
-import struct
 
 import numpy as np
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT64, UINT32, VOID
+from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
+from trapgate.compiler.library import Callback, Stub
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
-from trapgate.engine import assembly as asm
 from trapgate.engine import branches, careful_blocks, clock, coherence
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
@@ -40,9 +39,11 @@ from trapgate.engine import machine as mc
 from trapgate.engine import x87_exceptions as x87
 from trapgate.engine.audit import note_source
 from trapgate.engine.breakpoints import end_before_breakpoint, is_breakpoint
+from trapgate.engine.calibration import check_translator
 from trapgate.engine.careful_blocks import last_offset
 from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
 from trapgate.engine.control_flow import SUBSTITUTES
+from trapgate.engine.host import request_of
 from trapgate.engine.linkage import slots
 from trapgate.engine.odd_code import (
     CARE_ALIGNMENT,
@@ -58,10 +59,15 @@ from trapgate.engine.odd_code import (
     look,
 )
 from trapgate.engine.segments import accesses_checked
-from trapgate.engine.sse_state import on_mxcsr_is_used, on_reserved_mxcsr
-from trapgate.engine.stubs import Stubs
+from trapgate.engine.sse_state import load_mxcsr, on_mxcsr_is_used
 from trapgate.errors import EngineError
-from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
+from trapgate.sdm.state import (
+    BLOCKING_BY_MOV_SS,
+    BLOCKING_BY_STI,
+    RFLAGS_IF,
+    RFLAGS_RF,
+    RFLAGS_VM,
+)
 
 _TRANSLATE_INSN = 4
 _SENTINEL = 0x7A9_5EED
@@ -71,7 +77,7 @@ _BLOCK_FLAGS = 0xA8
 _AC = 1 << 18
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, BOUND)
 def on_translate(
     operations: int, block: int, cpu: int, tb: int, most: int, translator: int
 ) -> None:
@@ -155,7 +161,7 @@ def substitute(
             poke64(place, t[em.SINGLE_STEP_WITHIN_LIMIT])
 
 
-@callback(VOID, *[INT64] * 6)
+@callback(VOID, *[INT64] * 5, BOUND)
 def on_gen_call(
     context: int, function: int, result: int, count: int, arguments: int, translator: int
 ) -> None:
@@ -191,7 +197,7 @@ def on_gen_call(
     em.release(t, context, m[mc.PAIR_2] - context)
 
 
-@callback(VOID, *[INT64] * 4)
+@callback(VOID, *[INT64] * 3, BOUND)
 def on_exit_block(context: int, block: int, number: int, translator: int) -> None:
     """tcg_gen_exit_tb: where a branch may lead beyond the limit of CS, look at RIP before.
 
@@ -208,7 +214,7 @@ def on_exit_block(context: int, block: int, number: int, translator: int) -> Non
     call(t[em.EXIT_BLOCK], (context, block, number))
 
 
-@callback(VOID, *[INT64] * 3)
+@callback(VOID, *[INT64] * 2, BOUND)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
     """translate_insn: look at an instruction before it is translated (`odd_code`)."""
     t = cells(translator, em.CELLS)
@@ -236,7 +242,26 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     end_before_breakpoint(m, block)
 
 
-@callback(UINT32, *[INT64] * 3)
+@callback(UINT32, INT64, BOUND)
+def pushed_flags(env: int, read_flags: int) -> int:
+    """helper_read_eflags: the flags as PUSHF stores them, without RF and VM."""
+    return call(read_flags, (env,)) & ~(RFLAGS_RF | RFLAGS_VM)
+
+
+@callback(VOID, INT64, INT64)
+def on_sti(machine: int, env: int) -> None:
+    """Before STI: it blocks interrupts if it enables them."""
+    enabled = peek64(env + at.EFLAGS) & RFLAGS_IF
+    cells(machine, mc.CELLS)[mc.SHADOW] = 0 if enabled else BLOCKING_BY_STI
+
+
+@callback(VOID, INT64, INT64)
+def on_shadow(machine: int, what: int) -> None:
+    """Before MOV SS or POP SS: what is blocked behind it."""
+    cells(machine, mc.CELLS)[mc.SHADOW] = what
+
+
+@callback(UINT32, *[INT64] * 2, BOUND)
 def on_code_byte(env: int, address: int, translator: int) -> int:
     """cpu_ldub_code: a byte of code; of UD2 where what is there must not be translated."""
     t = cells(translator, em.CELLS)
@@ -258,18 +283,38 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
 
 
 _HOOKS = {
-    "translator_loop": (on_translate, 5),
-    "tcg_gen_callN": (on_gen_call, 5),
-    "cpu_ldub_code": (on_code_byte, 2),
-    "tcg_gen_ext32u_i64": (accesses.on_zero_extend, 3),
-    "tcg_gen_qemu_ld_i64": (accesses.on_load_64, 5),
-    "tcg_gen_qemu_st_i64": (accesses.on_store_64, 5),
-    "tcg_gen_qemu_ld_i32": (accesses.on_load_32, 5),
-    "tcg_gen_qemu_st_i32": (accesses.on_store_32, 5),
-    "tcg_gen_exit_tb": (on_exit_block, 3),
+    "translator_loop": on_translate,
+    "tcg_gen_callN": on_gen_call,
+    "cpu_ldub_code": on_code_byte,
+    "tcg_gen_ext32u_i64": accesses.on_zero_extend,
+    "tcg_gen_qemu_ld_i64": accesses.on_load_64,
+    "tcg_gen_qemu_st_i64": accesses.on_store_64,
+    "tcg_gen_qemu_ld_i32": accesses.on_load_32,
+    "tcg_gen_qemu_st_i32": accesses.on_store_32,
+    "tcg_gen_exit_tb": on_exit_block,
 }
-"""Functions that the engine calls through slots, the hooks in their place, and how many arguments
-they have."""
+"""Functions that the engine calls through slots, and the hooks in their place, bound to the cells
+that they share."""
+
+
+_STUBS: dict[int, Callback | Stub] = {
+    em.COUNT_CODE: careful_blocks.block_begins,
+    em.CARE_CODE: careful_blocks.careful_block_begins,
+    em.PORTABLE_CODE: careful_blocks.portable_block_begins,
+    em.STI_CODE: on_sti,
+    em.SHADOW_CODE: on_shadow,
+    em.X87_BEGINS: x87.on_x87_begins,
+    em.X87_ENDS: x87.on_x87_ends,
+    em.X87_COMPARES: x87.on_x87_compares,
+    em.X87_RELOADS: x87.on_x87_reloads,
+    em.MXCSR_CODE: on_mxcsr_is_used,
+    em.REFUSE_CODE: accesses.on_checked_address,
+    em.LOOK_UP_CANONICAL: branches.look_up_canonical,
+    em.LOOK_UP_WITHIN_LIMIT: branches.look_up_within_limit,
+    em.SINGLE_STEP_CANONICAL: branches.single_step_canonical,
+    em.SINGLE_STEP_WITHIN_LIMIT: branches.single_step_within_limit,
+}
+"""Cells, and what translated code calls by them."""
 
 
 _SLOTS = coherence.SLOTS | clock.SLOTS
@@ -285,56 +330,29 @@ class Translator:
         names = (*_HOOKS, *_SLOTS)
         places = slots(library, tuple(f"{name}_x86_64" for name in names))
         t = self.cells = np.zeros(em.CELLS, np.int64)
+        self.address = int(t.ctypes.data)
         for cell, name in enumerate(em.SYMBOLS):
             t[cell] = _symbol(library, name)
-        check_exit = int(t[em.CHECK_EXIT])
-        self._stubs = Stubs(int(t.ctypes.data), _request(check_exit), check_exit)
-        self._put_stubs()
+        self.request = request_of(ctypes.string_at(int(t[em.CHECK_EXIT]), 16))
+        """Where in the CPU a request to exit stands."""
+        for cell, code in _STUBS.items():
+            t[cell] = code.address
+        t[em.GUARD_CODE] = on_instruction.bind(self.address)
         for n, (name, size) in enumerate(OPERAND_HELPERS):
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
-        for n, (name, (function, arguments)) in enumerate(SUBSTITUTES.items()):
-            stub = self._stubs.with_return_address(function.address, arguments)
-            t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = _symbol(library, name), stub
-        last = em.SUBSTITUTES + 2 * len(SUBSTITUTES)
-        read_flags = int(t[em.READ_FLAGS])
-        t[last : last + 2] = read_flags, self._stubs.pushed_flags(read_flags)
-        for n, (name, result) in enumerate(x87.RESULTS.items(), start=1):
-            helper = _symbol(library, name)
-            stub = self._stubs.with_value(result.address, asm.RSI, helper)
-            t[last + 2 * n : last + 2 * n + 2] = helper, stub
-        last += 2 * len(x87.RESULTS) + 2
-        load_mxcsr = _symbol(library, "helper_ldmxcsr")
-        t[last] = load_mxcsr
-        t[last + 1] = self._stubs.if_mxcsr_is_legal(load_mxcsr, on_reserved_mxcsr.address)
-        for name, (hook, arguments) in _HOOKS.items():
-            stub = self._stubs.with_cells(hook.address, arguments)
-            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
-
-        for name, (told, register) in _SLOTS.items():
-            # Each is told, behind its arguments, the address of what the engine would have called.
-            stub = self._stubs.with_value(told.address, register, _symbol(library, name))
-            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = stub
-
-    def _put_stubs(self) -> None:
-        t, stubs = self.cells, self._stubs
-        t[em.COUNT_CODE] = stubs.block_begins(careful_blocks.on_deadline.address)
-        t[em.CARE_CODE] = stubs.careful_block_begins(careful_blocks.on_careful_block.address)
-        t[em.PORTABLE_CODE] = stubs.careful_block_begins(careful_blocks.on_counted_block.address)
-        t[em.GUARD_CODE] = stubs.with_cells(on_instruction.address, 2)
-        t[em.STI_CODE] = stubs.sti_begins()
-        t[em.SHADOW_CODE] = stubs.shadow_begins()
-        t[em.X87_BEGINS] = stubs.with_return_address(x87.on_x87_begins.address, 2)
-        t[em.X87_ENDS] = x87.on_x87_ends.address
-        t[em.X87_COMPARES] = x87.on_x87_compares.address
-        t[em.X87_RELOADS] = x87.on_x87_reloads.address
-        t[em.MXCSR_CODE] = on_mxcsr_is_used.address
-        t[em.REFUSE_CODE] = stubs.with_return_address(accesses.on_checked_address.address, 2)
-        complain = branches.on_target_out_of_bounds.address
-        look_up, single_step = int(t[em.LOOK_UP]), int(t[em.SINGLE_STEP])
-        t[em.LOOK_UP_CANONICAL] = stubs.if_canonical(look_up, complain)
-        t[em.LOOK_UP_WITHIN_LIMIT] = stubs.if_within_limit(look_up, complain)
-        t[em.SINGLE_STEP_CANONICAL] = stubs.if_canonical(single_step, complain)
-        t[em.SINGLE_STEP_WITHIN_LIMIT] = stubs.if_within_limit(single_step, complain)
+        substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
+        for name, result in x87.RESULTS.items():
+            substitutes[_symbol(library, name)] = result.bind(_symbol(library, name))
+        load = _symbol(library, "helper_ldmxcsr")
+        substitutes[load] = load_mxcsr.bind(load)
+        substitutes[int(t[em.READ_FLAGS])] = pushed_flags.bind(int(t[em.READ_FLAGS]))
+        for n, pair in enumerate(substitutes.items()):
+            t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair
+        hooks = {name: hook.bind(self.address) for name, hook in _HOOKS.items()}
+        for name, told in _SLOTS.items():
+            hooks[name] = told.bind(_symbol(library, name))
+        for name, hook in hooks.items():
+            ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = hook
 
 
 def _symbol(library: ctypes.CDLL, name: str) -> int:
@@ -346,20 +364,8 @@ def _symbol(library: ctypes.CDLL, name: str) -> int:
     return address
 
 
-def _request(check_exit: int) -> int:
-    """Where in the CPU `check_exit` looks for a request to exit, by its own machine code."""
-    code = ctypes.string_at(check_exit, 16)
-    # mov r8, [rdi + cpu]; mov eax, [r8 + request]; test eax, eax
-    if (code[:3], code[7:10], code[14:16]) != (b"\x4c\x8b\x87", b"\x41\x8b\x80", b"\x85\xc0"):
-        raise EngineError("the engine's check for requests to exit is not the expected one")
-    cpu, request = (struct.unpack_from("<i", code, place)[0] for place in (3, 10))
-    if cpu != em.CPU:
-        raise EngineError("the engine's handle has another layout")
-    assert isinstance(request, int)
-    return request
-
-
 @functools.cache
 def translator() -> Translator:
     """The process's one `Translator`. Raises EngineError where the library is not as expected."""
+    check_translator()
     return Translator(uclib)

@@ -16,6 +16,7 @@ from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import bound, jit, jit_for_python
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, poke64, table, watch
 from trapgate.engine import audit, calibration, coherence, core_calls, dispatch, hooks, native
+from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.device_pages import DevicePages
@@ -281,7 +282,7 @@ def _address(array: Cells) -> int:
 class UnicornEngine:
     """A processor core with `memory_bytes` of RAM from physical address 0.
 
-    `native` asks for the live CPU state (Linux x86-64 wheel only). Arrays handed in
+    `native` asks for the live CPU state (Linux only). Arrays handed in
     through `attach` are used in place, so their owner keeps them alive.
     Raises EngineError where Unicorn is not the version that was calibrated.
     """
@@ -417,6 +418,12 @@ class UnicornEngine:
             (mc.TLB_SET_PAGE, "tlb_set_page"),
         ):
             c[cell] = inside.symbols[name]
+        ours = translator()
+        c[mc.TRANSLATOR] = ours.address
+        c[mc.REQUEST] = inside.cpu + ours.request
+        c[mc.CHECK_EXIT], c[mc.LOOK_UP], c[mc.SINGLE_STEP] = (
+            ours.cells[cell] for cell in (em.CHECK_EXIT, em.LOOK_UP, em.SINGLE_STEP)
+        )
         ctypes.c_uint64.from_address(inside.env + at.MACHINE).value = self._machine
 
     def _open_context(self) -> None:

@@ -7,7 +7,7 @@ gets the flags, and ES if one of them is unmasked. The next waiting instruction 
 """
 
 from trapgate.compiler.dialect import core
-from trapgate.compiler.kinds import INT64, VOID
+from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback
 from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, poke16, poke32, poke64
 from trapgate.engine import layout as at
@@ -61,7 +61,7 @@ def summarised(status: int, control: int) -> int:
     return status & ~(_SUMMARY | _BUSY)
 
 
-@callback(VOID, INT64, INT64, INT64)
+@callback(VOID, INT64, INT64, RETURN_ADDRESS)
 def on_x87_begins(machine: int, env: int, return_address: int) -> None:
     """Before a waiting instruction: #MF if an unmasked exception is pending."""
     m = cells(machine, mc.CELLS)
@@ -99,28 +99,28 @@ def on_x87_reloads(machine: int, env: int) -> None:
     poke16(env + _STATUS, summarised(peek16(env + _STATUS), peek16(env + _CONTROL)))
 
 
-@callback(INT64, INT64, INT64)
+@callback(INT64, INT64, BOUND)
 def on_truncation_to_32(env: int, helper: int) -> int:
     """FISTTP of 32 bits: the indefinite integer where the value does not fit."""
     value = call(helper, (env,))
     return 0x8000_0000 if peek8(env + at.X87_FLAGS) & _INVALID else value
 
 
-@callback(INT64, INT64, INT64)
+@callback(INT64, INT64, BOUND)
 def on_truncation_to_64(env: int, helper: int) -> int:
     """FISTTP of 64 bits."""
     value = call(helper, (env,))
     return -(1 << 63) if peek8(env + at.X87_FLAGS) & _INVALID else value
 
 
-@callback(INT64, INT64, INT64)
+@callback(INT64, INT64, BOUND)
 def on_store_of_32(env: int, helper: int) -> int:
     """FST of 32 bits: a signalling NaN, the only invalid operand, becomes a quiet one."""
     value = call(helper, (env,))
     return value | 1 << 22 if peek8(env + at.X87_FLAGS) & _INVALID else value
 
 
-@callback(INT64, INT64, INT64)
+@callback(INT64, INT64, BOUND)
 def on_store_of_64(env: int, helper: int) -> int:
     """FST of 64 bits."""
     value = call(helper, (env,))
