@@ -118,16 +118,18 @@ journal, the virtual clock, and why the engine stopped.
     CHECK_EXIT,
     LOOK_UP,
     SINGLE_STEP,
+    HELD_BACK,
     RESTORED,
     BEHIND,
     CELLS,
-) = range(115)
+) = range(116)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
-X87_STATUS: the x87 status word before the current instruction. ALIGNED: 1 until the access
+X87_STATUS: the x87 status word before the current instruction. HELD_BACK: 1 + the linear
+address of the instruction behind a MOV SS that met a data breakpoint. ALIGNED: 1 until the access
 is translated whose address must be a multiple of 16.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the

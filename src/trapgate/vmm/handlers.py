@@ -31,6 +31,7 @@ from trapgate.vmm.identity import (
     XSAVE_LEAF,
     cpuid,
 )
+from trapgate.vmm.initialisation import initialise, start_up
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.task_switch import switch_tasks
 
@@ -276,13 +277,11 @@ def flush(vmexit: VmExit, vm: Platform) -> Action:
     return EMULATED
 
 
-def initialise(vmexit: VmExit, vm: Platform) -> Action:
-    """INIT, which only the guest itself can have sent: it starts the machine anew."""
-    return Stop(End.RESET, "the guest reset the machine (INIT through the local APIC)")
-
-
 def again(vmexit: VmExit, vm: Platform) -> Action:
-    """An exit that only gives the VMM a turn (windows, timer, external interrupt)."""
+    """An exit that only gives the VMM a turn (windows, timer, external interrupt).
+
+    And SMIs: as if the firmware's handler were RSM alone.
+    """
     return RESUME
 
 
@@ -315,6 +314,9 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.EXTERNAL_INTERRUPT: again,
     ExitReason.TRIPLE_FAULT: triple_fault,
     ExitReason.INIT_SIGNAL: initialise,
+    ExitReason.STARTUP_IPI: start_up,
+    ExitReason.IO_SMI: again,
+    ExitReason.OTHER_SMI: again,
     ExitReason.INTERRUPT_WINDOW: again,
     ExitReason.NMI_WINDOW: again,
     ExitReason.TASK_SWITCH: switch_tasks,

@@ -48,7 +48,7 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
-from trapgate.vmm.loaders import GuestImage
+from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
@@ -195,6 +195,7 @@ class VirtualMachine(Platform):
         """Put a guest into memory and its first state into the VMCS."""
         for segment in image.segments:
             self.processor.memory.write(self.base + segment.address, segment.data)
+        self.has_firmware = image.kind is GuestKind.FIRMWARE
         for name, value in image.fields.items():
             self.vmcs[name] = value
         for name, value in image.registers.items():

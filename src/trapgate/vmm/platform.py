@@ -15,7 +15,7 @@ from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.state import ACTIVITY_HLT, PENDING_BS
+from trapgate.sdm.state import ACTIVITY_HLT, ACTIVITY_WAIT_FOR_SIPI, PENDING_BS
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
@@ -40,6 +40,8 @@ class _Wiring:
     def __init__(self, processor: Processor) -> None:
         self.nmi = processor.nmi
         self.init = processor.init
+        self.smi = processor.smi
+        self.start_up = processor.start_up
         self._processor = processor
         self._registers = processor.registers.cells
 
@@ -117,6 +119,8 @@ class Platform:
         self.mtrrs = Mtrrs()
         self.tsc_adjust = 0
         """IA32_TSC_ADJUST, 64 bits: what the guest has added to its time-stamp counter."""
+        self.has_firmware = False
+        """Whether there is something at the reset vector."""
         self._device_due = 0
         processor.connect(self._load, self._store, self.devices.pages)
 
@@ -240,7 +244,7 @@ class Platform:
         for _ in range(_MOST_DEADLINES):
             now = processor.time
             devices.advance(now)
-            if processor.nmi_pending or (awake and devices.pending()):
+            if processor.woken or (awake and devices.pending()):
                 return Resume()
             stop = self.after_device()
             if stop is not None:
@@ -294,6 +298,8 @@ class Platform:
             yield text
 
     def _takes_interrupts(self, v: memoryview[int]) -> bool:
+        if v[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI:
+            return False
         return bool(v[f.GUEST_RFLAGS] & _IF) or self.processor.x86_vmm.wants_interrupts
 
     def _emit(self, byte: int) -> None:
