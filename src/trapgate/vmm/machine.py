@@ -255,7 +255,7 @@ class VirtualMachine(Platform):
         return self.stopped
 
     def step(self, budget: int) -> Stop | None:
-        """Run for about `budget` instructions (to the end of a block); what stopped it for good."""
+        """Run for `budget` instructions; what stopped it for good, if something did."""
         end = self.processor.time + budget
         started = time.perf_counter()
         while self.stopped is None and self.processor.time < end:
