@@ -233,7 +233,7 @@ class Processor(LogicalProcessor):
         self.engine.devices.place(pages)
 
     def preempt(self) -> None:
-        """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
+        """Give the VMM a turn before the next instruction, as if the preemption timer expired."""
         self.engine.devices.preempt()
 
     # Events at the processor's pins (¶21-22: interrupts and platform events).

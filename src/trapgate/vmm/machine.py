@@ -208,6 +208,15 @@ class VirtualMachine(Platform):
         entry = vmcs["VM_ENTRY_CONTROLS"] & ~ct.ENTRY_IA32E_MODE_GUEST
         vmcs["VM_ENTRY_CONTROLS"] = entry | (ct.ENTRY_IA32E_MODE_GUEST if image.long_mode else 0)
 
+    def boot(self) -> GuestImage:
+        """Have our own BIOS boot the first drive that can be booted. Raises BootError."""
+        if self.bios is None:
+            raise ValueError("the machine has no BIOS: give it Board(bios=True)")
+        image = self.bios.guest()
+        self.load(image)
+        self.bios.start(self)
+        return image
+
     def apply(self, settings: Settings) -> None:
         """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
 
@@ -246,7 +255,7 @@ class VirtualMachine(Platform):
         return self.stopped
 
     def step(self, budget: int) -> Stop | None:
-        """Run for about `budget` instructions (to the end of a block); what stopped it for good."""
+        """Run for `budget` instructions; what stopped it for good, if something did."""
         end = self.processor.time + budget
         started = time.perf_counter()
         while self.stopped is None and self.processor.time < end:

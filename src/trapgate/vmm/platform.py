@@ -19,6 +19,7 @@ from trapgate.sdm.state import ACTIVITY_HLT, ACTIVITY_WAIT_FOR_SIPI, PENDING_BS
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
+from trapgate.vmm.bios.firmware import Bios
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
@@ -114,6 +115,12 @@ class Platform:
             ram=_Ram(processor),
             board=board,
         )
+        self.bios = (
+            Bios(board, self.devices, self._emit, memory_map(memory))
+            if board is not None and board.bios
+            else None
+        )
+        """Our own firmware, if it is what boots the guest."""
         self.base = 0
         """Where in the processor's memory the guest's address 0 lies."""
         self.mtrrs = Mtrrs()
