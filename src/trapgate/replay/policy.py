@@ -93,7 +93,7 @@ class Policy:
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The criteria table."""
-        return self.vmcs.criteria_table if self.vmcs.profile == "extended" else ()
+        return self.vmcs.criteria_table
 
     def control(self, vector: int) -> bool:
         """The exception bitmap's bit of `vector` (0 to 31)."""
