@@ -11,6 +11,7 @@ from tests.conformance.tiny_guest import (
     CODE,
     CODE_32,
     CODE_64,
+    DATA,
     DATA_0,
     MODES,
     STACK,
@@ -152,3 +153,55 @@ def test_what_is_held_back_stays_at_another_exit(engine: str) -> None:
     run: Run = begin(Tiny("p32", code=b"\x0f\xa2", fields=dict(HELD_BACK)), engine=engine)
     assert run.exit.reason is ExitReason.CPUID
     assert run.vmcs[PENDING] == 0x1001
+
+
+MOV_SS = b"\x8e\x17"
+"""Mov ss, [rdi]."""
+AS_TRAP = {"int 1": b"\xcd\x01", "int3": b"\x2e\x2e\xcc", "int n": b"\xcd\x31"}
+WATCH = 0x400 | 2 | 0xF << 16
+"""DR7: four bytes at DR0, read or written."""
+
+
+def watched(mode: str, code: bytes) -> Tiny:
+    """MOV SS from DATA, which is watched, then `code`."""
+    guest = Tiny(mode, code=MOV_SS + code, fields={"GUEST_DR7": WATCH})
+    guest.memory[DATA] = DATA_0.to_bytes(4, "little")
+    guest.registers.update(rdi=DATA, dr0=DATA)
+    return guest
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mode", ["p32", "l64"])
+@pytest.mark.parametrize("name", AS_TRAP)
+def test_a_watched_mov_ss_traps_behind_the_software_interrupt(
+    name: str, mode: str, engine: str
+) -> None:
+    vector = {"int 1": 1, "int3": BP, "int n": 0x31}[name]
+    run = begin(watched(mode, AS_TRAP[name]), engine=engine)
+    assert run.exit.reason is ExitReason.VMCALL
+    assert run.vmcs["GUEST_RIP"] == handler(1)
+    # The frame below is that of the software interrupt, whose handler has not begun.
+    words = run.pushed(8)
+    assert words[0] == handler(vector)
+    frame = 6 if mode == "l64" else 3  # aligned to 16 bytes in 64-bit mode
+    assert words[frame] == CODE + len(MOV_SS) + len(AS_TRAP[name])
+    assert run.processor.registers.dr6 & 0xF == 1
+    assert run.vmcs[PENDING] == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("code", [b"\xf1", b"\x0f\x0b"])
+def test_a_watched_mov_ss_traps_once_or_never(code: bytes, engine: str) -> None:
+    """INT1 is the one #DB; UD2 does not end, and the trap is lost."""
+    run = begin(watched("l64", code), engine=engine)
+    assert run.vmcs["GUEST_RIP"] == handler(1 if code == b"\xf1" else UD)
+    assert run.vmcs["GUEST_RSP"] == STACK - 40
+    assert run.vmcs[PENDING] == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_exit_behind_a_watched_mov_ss_saves_the_trap(engine: str) -> None:
+    run = begin(watched("l64", b"\x0f\xa2\x90\x90"), engine=engine)
+    assert run.exit.reason is ExitReason.CPUID
+    assert run.vmcs[PENDING] == 0x1001
+    assert run.vmcs[BLOCKING] == BLOCKING_BY_MOV_SS

@@ -19,13 +19,20 @@ class Processor:
 
     def __init__(self) -> None:
         self.cr8 = 0
-        self.nmis = self.inits = 0
+        self.nmis = self.inits = self.smis = 0
+        self.start_ups: list[int] = []
 
     def nmi(self) -> None:
         self.nmis += 1
 
     def init(self) -> None:
         self.inits += 1
+
+    def smi(self) -> None:
+        self.smis += 1
+
+    def start_up(self, vector: int) -> None:
+        self.start_ups.append(vector)
 
 
 class Machine:

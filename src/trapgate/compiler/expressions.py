@@ -76,6 +76,8 @@ class Expressions(Operators):
                 return TRUE if constant else FALSE
             case ast.Constant(int(number)):
                 return self._constant(number, node)
+            case ast.UnaryOp(ast.USub(), ast.Constant(int(number))) if number is not True:
+                return self._constant(-number, node)  # the least number's opposite is none
             case ast.Name(name) if name in self.constants:
                 return self.constants[name]
             case ast.Name(name) if name in self.known:

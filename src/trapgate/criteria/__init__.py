@@ -25,6 +25,7 @@ from trapgate.criteria.learn import Learned, learn
 from trapgate.criteria.merge import Merged, Party, Share, merge
 from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.spec import Spec, parse_spec, read_spec
+from trapgate.criteria.tables import Difference, TableReading, compare_exits, read_table
 from trapgate.criteria.trace_faults import weights_in
 from trapgate.criteria.vmcs02 import Vmcs02Check, check_vmcs02
 
@@ -34,6 +35,7 @@ __all__ = [
     "ContradictionError",
     "CriteriaError",
     "Definition",
+    "Difference",
     "Explanation",
     "Filter",
     "InexpressibleError",
@@ -46,6 +48,7 @@ __all__ = [
     "Share",
     "Spec",
     "SpecError",
+    "TableReading",
     "UndecidedError",
     "UnknownSchemeError",
     "VectorAnswer",
@@ -55,6 +58,7 @@ __all__ = [
     "check",
     "check_vmcs02",
     "compare",
+    "compare_exits",
     "define",
     "explain",
     "filter_in",
@@ -64,6 +68,7 @@ __all__ = [
     "parse_spec",
     "prove_closed_form",
     "read_spec",
+    "read_table",
     "scheme_names",
     "weights_in",
 ]

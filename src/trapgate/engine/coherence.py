@@ -18,9 +18,10 @@ all this is true.
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import BOUND, INT32, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek64, poke32
+from trapgate.compiler.raw import call, cells, peek64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.clock import execute_again
 from trapgate.paging.memory import NOTED_MOST, WATCH_COUNT, WATCH_PAGES, WATCHED_PAGE
 
 CODE = WATCHED_PAGE
@@ -143,9 +144,7 @@ def on_store(
     pages[page] = min(drops + 1, _MOST_DROPS) * _DROPS | state & 0xFF
     forget_range(m, page << 12, (page + 1) << 12)
     # The block that stores may be one of those: execute the instruction alone, and again.
-    poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
-    poke32(m[mc.EXCEPTION_INDEX], -1)
-    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
+    execute_again(m, m[mc.CPU], return_address, 1)
 
 
 @callback(VOID, INT64, INT64, BOUND)

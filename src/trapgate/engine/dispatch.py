@@ -7,7 +7,7 @@ the engine.
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64
+from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64, table
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance, prefix_length
@@ -15,6 +15,7 @@ from trapgate.decode.read_modify_write import writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.clock import end_block_here
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
     arm,
@@ -23,6 +24,13 @@ from trapgate.engine.state import (
     segment_shape,
 )
 from trapgate.engine.table_stores import is_reuse
+from trapgate.events.journal import (
+    HEAD_CAPACITY,
+    HEAD_SEQUENCE,
+    ROW_DEPTH,
+    ROW_TYPE,
+    ROW_WIDTH,
+)
 from trapgate.instructions import intercepts as ix
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -301,6 +309,30 @@ def is_taken_for_sse(m: Cells, v: Cells) -> bool:
 
 
 @jit
+def settle_software_interrupt(
+    m: Cells, v: Cells, r: Cells, vector: int, kind: int, length: int
+) -> int:
+    """INT n, INT3 or INTO, and behind it the data breakpoint that a MOV SS before it has met.
+
+    That comes at the handler's first instruction (SDM, "Masking Exceptions and Interrupts When
+    Switching Stacks"), and is lost with an instruction that faults.
+    """
+    held = 0
+    if m[mc.HELD_BACK] == linear_rip(v) + 1:
+        held = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
+    stop = arbitrate(m, v, r, vector, kind, -1, 0, length)
+    if stop != mc.RUNNING or held == 0:
+        return stop
+    m[mc.HELD_BACK] = 0
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
+    rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH)
+    latest = rows[(head[HEAD_SEQUENCE] - 1) % head[HEAD_CAPACITY]]
+    if latest[ROW_DEPTH] != 0 or latest[ROW_TYPE] != kind:
+        return stop
+    return arbitrate(m, v, r, 1, 3, -1, held, 0)
+
+
+@jit
 def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
     word = instruction(m, v)
@@ -310,10 +342,11 @@ def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     byte = (word >> (8 * start)) & 0xFF
     length = start + 1 + m[mc.EXTRA]
     if byte == 0xCC:
-        return arbitrate(m, v, r, 3, 6, -1, 0, length)
+        return settle_software_interrupt(m, v, r, 3, 6, length)
     if byte == 0xCE:
-        return arbitrate(m, v, r, 4, 6, -1, 0, length)
-    return arbitrate(m, v, r, (word >> (8 * start + 8)) & 0xFF, 4, -1, 0, length + 1)
+        return settle_software_interrupt(m, v, r, 4, 6, length)
+    vector = (word >> (8 * start + 8)) & 0xFF
+    return settle_software_interrupt(m, v, r, vector, 4, length + 1)
 
 
 @jit
@@ -416,6 +449,7 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
         # `trapgate.processor.stepping` executes it, and knows when it has ended.
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~BLOCKING_BY_NMI
         m[mc.UNBLOCKED] = 1
+        m[mc.TIME] -= 1
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         arm(m, env, v)
         return mc.CHECKED
@@ -465,6 +499,8 @@ def port(m: Cells, env: int, v: Cells, r: Cells) -> int:
     if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
         return dispatch(m, env, v, r, at.SVM_IO, 0)
     m[mc.SKIP] = linear_rip(v) + 1
+    # It was counted as if it were done.
+    m[mc.TIME] -= 1 if m[mc.CPU] != 0 else 0
     return mc.RUNNING
 
 
@@ -502,6 +538,7 @@ def execute_in_core(m: Cells) -> None:
     env = m[mc.ENV]
     v = cells(m[mc.V], m[mc.V_CELLS])
     r = cells(m[mc.R], m[mc.R_CELLS])
+    end_block_here(m)
     save(m, env, v, r)
     stop = dispatch(m, env, v, r, at.SVM_IO, 0)
     if stop == mc.RUNNING:

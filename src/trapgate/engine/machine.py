@@ -118,14 +118,18 @@ journal, the virtual clock, and why the engine stopped.
     CHECK_EXIT,
     LOOK_UP,
     SINGLE_STEP,
+    HELD_BACK,
+    RESTORED,
+    BEHIND,
     CELLS,
-) = range(113)
+) = range(116)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
-X87_STATUS: the x87 status word before the current instruction. ALIGNED: 1 until the access
+X87_STATUS: the x87 status word before the current instruction. HELD_BACK: 1 + the linear
+address of the instruction behind a MOV SS that met a data breakpoint. ALIGNED: 1 until the access
 is translated whose address must be a multiple of 16.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
@@ -141,6 +145,8 @@ blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
 READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
 line that is held low (A20), or 0; both native only.
+RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
+instructions of the block were behind the latest one (`clock`).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
@@ -223,6 +229,9 @@ WHEN_INTERRUPTIBLE = 2
 
 DEVICE_SLOTS = 4
 """Physical pages behind which there may be devices: their numbers, -1 for none."""
+
+LONGEST_BLOCK = 512
+"""Instructions of a block, at most."""
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""

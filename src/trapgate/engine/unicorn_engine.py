@@ -77,6 +77,7 @@ def execute_alone(m: Cells, env: int, v: Cells) -> int:
 def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
     """Let the engine run from the state in `v` and `r`; the engine's error."""
     m[mc.STOP] = mc.RUNNING
+    m[mc.RESTORED] = 0
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
     dispatch.go_on(m, env, r)
     # Between runs the engine keeps all flags in one word, and takes them apart itself.
@@ -156,7 +157,7 @@ def step(machine: int, emu_start: int) -> int:
     go(machine, emu_start)
     done = m[mc.STEPPING] != mc.STEP_EVENT
     m[mc.STEPPING] = 0
-    m[mc.TIME] = time + 1
+    m[mc.TIME] = time if m[mc.STOP] == mc.CHECKED and m[mc.STOP_CODE] == 0 else time + 1
     return 1 if done else 0
 
 

@@ -8,7 +8,7 @@ figure 2).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trapgate.compiler.dialect import Cells
@@ -24,11 +24,13 @@ from trapgate.events.journal import (
 )
 from trapgate.instructions.intercepts import GO_ON, window_exit
 from trapgate.processor import decoded, stepping, table_writes
-from trapgate.processor.logical import LogicalProcessor, Outcome
+from trapgate.processor.logical import LogicalProcessor, Outcome, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
+from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.reasons import REASONS, ExitReason
+from trapgate.sdm.state import ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -117,6 +119,15 @@ class VmExit:
 
 
 @dataclass(frozen=True, slots=True)
+class _Smi:
+    """A pending SMI: the exit that it causes, and the fields that this writes beside."""
+
+    reason: ExitReason
+    qualification: int
+    fields: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class VmFail:
     """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
 
@@ -144,7 +155,8 @@ class Processor(LogicalProcessor):
         self._interrupt: int | None = None
         self._nmi = False
         self._init = False
-        self._smi = False
+        self._smi: _Smi | None = None
+        self._start_up: int | None = None
         self.watches_priority = False
         """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
         self.expires: float | None = None
@@ -221,7 +233,7 @@ class Processor(LogicalProcessor):
         self.engine.devices.place(pages)
 
     def preempt(self) -> None:
-        """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
+        """Give the VMM a turn before the next instruction, as if the preemption timer expired."""
         self.engine.devices.preempt()
 
     # Events at the processor's pins (¶21-22: interrupts and platform events).
@@ -235,17 +247,42 @@ class Processor(LogicalProcessor):
         self._nmi = True
 
     @property
-    def nmi_pending(self) -> bool:
-        """Does a non-maskable interrupt wait to be taken?"""
-        return self._nmi
+    def woken(self) -> bool:
+        """Does an event wait at the pins, interrupts aside, that a halted guest takes?"""
+        if self.in_force[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI:
+            return self._start_up is not None
+        init = self._init and not self.x86_vmm.in_root_operation
+        return self._nmi or self._smi is not None or init
 
     def init(self) -> None:
-        """Signal INIT."""
+        """Signal INIT; it stays pending in VMX root operation and in the wait-for-SIPI state."""
         self._init = True
 
-    def smi(self) -> None:
-        """Signal a system-management interrupt."""
-        self._smi = True
+    def start_up(self, vector: int) -> None:
+        """Send a start-up IPI of eight bits; it is lost unless the processor waits for one.
+
+        In activity state 3, wait-for-SIPI, it exits: STARTUP_IPI, `vector` in the qualification.
+        """
+        self._start_up = vector & 0xFF
+
+    def smi(self, io: VmExit | None = None) -> None:
+        """Signal a system-management interrupt, which exits with OTHER_SMI.
+
+        With IO_SMI if an I/O instruction raises it: `io` is that instruction's exit, which is
+        being handled (SDM, "SMM VM Exits": the qualification is the same, and IO_RCX, IO_RSI,
+        IO_RDI and IO_RIP hold what the registers are now, before RIP moves on).
+        """
+        if io is None:
+            self._smi = _Smi(ExitReason.OTHER_SMI, 0, {})
+            return
+        r = self.registers.cells
+        fields = {
+            f.IO_RCX: int(r[registers.RCX]),
+            f.IO_RSI: int(r[registers.RSI]),
+            f.IO_RDI: int(r[registers.RDI]),
+            f.IO_RIP: signed(io.vmcs["GUEST_RIP"]),
+        }
+        self._smi = _Smi(ExitReason.IO_SMI, io.qualification, fields)
 
     # The two instructions of seed two.
 
@@ -309,7 +346,7 @@ class Processor(LogicalProcessor):
         pins = 0
         if self._interrupt is not None:
             pins = stops.PIN_INTERRUPT
-        if self._nmi or self._init or self._smi:
+        if self._nmi or self._init or self._smi is not None or self._start_up is not None:
             pins |= stops.PIN_EVENT
         return pins | stops.PIN_PRIORITY if self.watches_priority else pins
 
@@ -400,19 +437,31 @@ class Processor(LogicalProcessor):
     def _take(self, v: Cells) -> bool:
         pin = int(v[f.PIN_BASED_CONTROLS])
         state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
+        activity = v[f.GUEST_ACTIVITY_STATE]
+        start_up, self._start_up = self._start_up, None
+        if activity == ACTIVITY_WAIT_FOR_SIPI:
+            # SDM, "Activity State" of VM entries: everything else is blocked.
+            if start_up is not None:
+                vm_exit(v, ExitReason.STARTUP_IPI, start_up, 0)
+            return start_up is not None
+        smi, self._smi = self._smi, None
+        if smi is not None:
+            host = self.move_to_vmcs0()
+            vm_exit(host, smi.reason, smi.qualification, 0)
+            for field, value in smi.fields.items():
+                host[field] = value
+            return True
         if self._init and not self.x86_vmm.in_root_operation:
             self._init = False
             vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
-            return True
-        if self._smi:
-            self._smi = False
-            vm_exit(self.move_to_vmcs0(), ExitReason.OTHER_SMI, 0, 0)
             return True
         if self._nmi and not state & _BLOCKED_BY_STI_OR_SS:
             blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
             if not blocked:
                 self._nmi = False
                 return self._wake(v, 2, 2)
+        if activity == ACTIVITY_SHUTDOWN:
+            return False
         if window_exit(v) != GO_ON:
             return True
         interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS

@@ -20,7 +20,7 @@ from trapgate.engine import machine as stops
 from trapgate.events.exits import vm_exit
 from trapgate.instructions import intercepts as ix
 from trapgate.processor.decoded import Operand
-from trapgate.processor.logical import LogicalProcessor, Outcome
+from trapgate.processor.logical import LogicalProcessor, Outcome, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.reasons import ExitReason
@@ -130,6 +130,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         mapped = all(_is_mapped(guest, access) for access in accesses)
         fault = 17 if mapped else -1
     if fault >= 0:
+        engine.cells[stops.TIME] += 1
         return Outcome(processor.raise_fault(fault, 0))
     unmasked = ~engine.mxcsr & _MASKS
     if unmasked:
@@ -190,7 +191,10 @@ def trap(
         return False
     loads_ss = instruction.op0_kind == OpKind.REGISTER and instruction.op0_register == Register.SS
     if loads_ss and instruction.mnemonic in _SHADOWING:
-        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= causes & _BREAKPOINTS
+        if causes & _BREAKPOINTS:
+            pending = causes & _BREAKPOINTS | PENDING_ENABLED_BREAKPOINT
+            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= pending
+            processor.engine.cells[stops.HELD_BACK] = signed(linear_rip(processor, v)) + 1
         return False
     return processor.raise_fault(1, -1, causes)
 
@@ -355,9 +359,8 @@ def _alignment(access: Access) -> int:
 
 def _is_mapped(guest: Operand, access: Access) -> bool:
     for linear in (access.linear, guest.wrap(access.linear + access.size - 1)):
-        signed = linear - (1 << 64) if linear >> 63 else linear
         kind = 1 if access.write else 0
-        _, code = guest.walk(signed, kind, 1)
+        _, code = guest.walk(signed(linear), kind, 1)
         if code >= 0:
             return False
     return True

@@ -31,6 +31,7 @@ from trapgate.vmm.identity import (
     XSAVE_LEAF,
     cpuid,
 )
+from trapgate.vmm.initialisation import initialise, start_up
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.task_switch import switch_tasks
 
@@ -260,6 +261,13 @@ def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
     return EMULATED
 
 
+def call_bios(vmexit: VmExit, vm: Platform) -> Action:
+    """VMCALL: one of our own BIOS's services, or an undefined instruction."""
+    if vm.bios is not None and vm.bios.answers(vm):
+        return vm.bios.call(vm)
+    return undefined(vmexit, vm)
+
+
 def undefined(vmexit: VmExit, vm: Platform) -> Action:
     """Instructions that the guest is not told of (MONITOR; under another VMM VMX): #UD."""
     return _INVALID_OPCODE
@@ -276,13 +284,11 @@ def flush(vmexit: VmExit, vm: Platform) -> Action:
     return EMULATED
 
 
-def initialise(vmexit: VmExit, vm: Platform) -> Action:
-    """INIT, which only the guest itself can have sent: it starts the machine anew."""
-    return Stop(End.RESET, "the guest reset the machine (INIT through the local APIC)")
-
-
 def again(vmexit: VmExit, vm: Platform) -> Action:
-    """An exit that only gives the VMM a turn (windows, timer, external interrupt)."""
+    """An exit that only gives the VMM a turn (windows, timer, external interrupt).
+
+    And SMIs: as if the firmware's handler were RSM alone.
+    """
     return RESUME
 
 
@@ -315,6 +321,9 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.EXTERNAL_INTERRUPT: again,
     ExitReason.TRIPLE_FAULT: triple_fault,
     ExitReason.INIT_SIGNAL: initialise,
+    ExitReason.STARTUP_IPI: start_up,
+    ExitReason.IO_SMI: again,
+    ExitReason.OTHER_SMI: again,
     ExitReason.INTERRUPT_WINDOW: again,
     ExitReason.NMI_WINDOW: again,
     ExitReason.TASK_SWITCH: switch_tasks,
@@ -336,9 +345,9 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.WBINVD: nothing,
     ExitReason.XSETBV: extended_control_register,
     ExitReason.PREEMPTION_TIMER: again,
+    ExitReason.VMCALL: call_bios,
     **dict.fromkeys(
         (
-            ExitReason.VMCALL,
             ExitReason.VMCLEAR,
             ExitReason.VMLAUNCH,
             ExitReason.VMPTRLD,

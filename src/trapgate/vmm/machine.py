@@ -48,7 +48,7 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
-from trapgate.vmm.loaders import GuestImage
+from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
@@ -195,6 +195,7 @@ class VirtualMachine(Platform):
         """Put a guest into memory and its first state into the VMCS."""
         for segment in image.segments:
             self.processor.memory.write(self.base + segment.address, segment.data)
+        self.has_firmware = image.kind is GuestKind.FIRMWARE
         for name, value in image.fields.items():
             self.vmcs[name] = value
         for name, value in image.registers.items():
@@ -206,6 +207,15 @@ class VirtualMachine(Platform):
         vmcs["GUEST_CR4"] |= 1 << 13
         entry = vmcs["VM_ENTRY_CONTROLS"] & ~ct.ENTRY_IA32E_MODE_GUEST
         vmcs["VM_ENTRY_CONTROLS"] = entry | (ct.ENTRY_IA32E_MODE_GUEST if image.long_mode else 0)
+
+    def boot(self) -> GuestImage:
+        """Have our own BIOS boot the first drive that can be booted. Raises BootError."""
+        if self.bios is None:
+            raise ValueError("the machine has no BIOS: give it Board(bios=True)")
+        image = self.bios.guest()
+        self.load(image)
+        self.bios.start(self)
+        return image
 
     def apply(self, settings: Settings) -> None:
         """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
@@ -245,7 +255,7 @@ class VirtualMachine(Platform):
         return self.stopped
 
     def step(self, budget: int) -> Stop | None:
-        """Run for about `budget` instructions (to the end of a block); what stopped it for good."""
+        """Run for `budget` instructions; what stopped it for good, if something did."""
         end = self.processor.time + budget
         started = time.perf_counter()
         while self.stopped is None and self.processor.time < end:

@@ -15,10 +15,11 @@ from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.state import ACTIVITY_HLT, PENDING_BS
+from trapgate.sdm.state import ACTIVITY_HLT, ACTIVITY_WAIT_FOR_SIPI, PENDING_BS
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
+from trapgate.vmm.bios.firmware import Bios
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
@@ -40,6 +41,8 @@ class _Wiring:
     def __init__(self, processor: Processor) -> None:
         self.nmi = processor.nmi
         self.init = processor.init
+        self.smi = processor.smi
+        self.start_up = processor.start_up
         self._processor = processor
         self._registers = processor.registers.cells
 
@@ -112,11 +115,19 @@ class Platform:
             ram=_Ram(processor),
             board=board,
         )
+        self.bios = (
+            Bios(board, self.devices, self._emit, memory_map(memory))
+            if board is not None and board.bios
+            else None
+        )
+        """Our own firmware, if it is what boots the guest."""
         self.base = 0
         """Where in the processor's memory the guest's address 0 lies."""
         self.mtrrs = Mtrrs()
         self.tsc_adjust = 0
         """IA32_TSC_ADJUST, 64 bits: what the guest has added to its time-stamp counter."""
+        self.has_firmware = False
+        """Whether there is something at the reset vector."""
         self._device_due = 0
         processor.connect(self._load, self._store, self.devices.pages)
 
@@ -240,7 +251,7 @@ class Platform:
         for _ in range(_MOST_DEADLINES):
             now = processor.time
             devices.advance(now)
-            if processor.nmi_pending or (awake and devices.pending()):
+            if processor.woken or (awake and devices.pending()):
                 return Resume()
             stop = self.after_device()
             if stop is not None:
@@ -294,6 +305,8 @@ class Platform:
             yield text
 
     def _takes_interrupts(self, v: memoryview[int]) -> bool:
+        if v[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI:
+            return False
         return bool(v[f.GUEST_RFLAGS] & _IF) or self.processor.x86_vmm.wants_interrupts
 
     def _emit(self, byte: int) -> None:

@@ -74,6 +74,12 @@ class Pins(Protocol):
     def init(self) -> None:
         """Signal INIT."""
 
+    def smi(self) -> None:
+        """Signal a system-management interrupt."""
+
+    def start_up(self, vector: int) -> None:
+        """Send a start-up IPI."""
+
 
 class ExternalController(Protocol):
     """The 8259s, seen from LINT0 and the processor's INTR pin."""
@@ -127,6 +133,16 @@ class LocalApic:
     # The processor's side.
 
     @property
+    def of_bootstrap_processor(self) -> bool:
+        """Is this the bootstrap processor's (IA32_APIC_BASE.BSP)?"""
+        return bool(self.base & _BSP)
+
+    def initialise(self) -> None:
+        """INIT: as after a reset, but for IA32_APIC_BASE and the APIC ID."""
+        if self.enabled:
+            self._reset()
+
+    @property
     def enabled(self) -> bool:
         """Is it there at all (IA32_APIC_BASE.EN, CPUID.1:EDX.APIC)?"""
         return bool(self.base & _EN)
@@ -169,6 +185,10 @@ class LocalApic:
             self._pins.nmi()
         elif mode == INIT:
             self._pins.init()
+        elif mode == SMI:
+            self._pins.smi()
+        elif mode == STARTUP:
+            self._pins.start_up(vector)
         elif mode in (FIXED, LOWEST_PRIORITY) and self._registers[SVR] & _SOFTWARE_ENABLE:
             if vector < 16:
                 self._fail(_RECEIVED_ILLEGAL_VECTOR)
@@ -177,7 +197,6 @@ class LocalApic:
             self._requests |= bit
             self._levels = self._levels | bit if level else self._levels & ~bit
             return True
-        # There is no SMM, and a processor that runs ignores start-up messages.
         return False
 
     def is_destination(self, destination: int, *, logical: bool, wide: bool = False) -> bool:

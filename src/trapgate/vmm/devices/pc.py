@@ -67,6 +67,12 @@ class NoProcessor:
     def init(self) -> None:
         """Nothing."""
 
+    def smi(self) -> None:
+        """Nothing."""
+
+    def start_up(self, vector: int) -> None:
+        """Nothing."""
+
 
 class Pc:
     """A PC for one processor: an i440FX and what is plugged into its board.
