@@ -10,6 +10,9 @@ from has to drop it before the next instruction is executed:
   regions, MSR areas) are noted by `paging.memory`, and forgotten by `forget_stale_code`.
 * Stores from outside (a VMM, devices) come to `UnicornEngine.forget_code`.
 
+All three mark the page as written, too, for snapshots (`written_pages`): a TLB entry that asks no
+more has asked once.
+
 The engine calls the first four through slots of its procedure linkage table (Linux
 only). Where there are none, each store has to be hooked. `audit` looks whether
 all this is true.
@@ -22,7 +25,7 @@ from trapgate.compiler.raw import call, cells, peek64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import execute_again
-from trapgate.paging.memory import NOTED_MOST, WATCH_COUNT, WATCH_PAGES, WATCHED_PAGE
+from trapgate.paging.memory import NOTED_MOST, WATCH_COUNT, WATCH_PAGES, WATCHED_PAGE, WRITTEN_PAGE
 
 CODE = WATCHED_PAGE
 """Of a page's cell: there may be code that was translated from it."""
@@ -131,7 +134,10 @@ def on_store(
     pages = pages_of(m)
     page = start >> 12
     m[mc.STORED_PAGE] = page
-    if not 0 <= page < len(pages) or pages[page] & CODE == 0:
+    if not 0 <= page < len(pages):
+        return
+    pages[page] |= WRITTEN_PAGE
+    if pages[page] & CODE == 0:
         return
     call(invalidate, (uc, locked, start, size, return_address))
     state = pages[page]
@@ -172,7 +178,10 @@ def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
     m = cells(machine, mc.CELLS)
     pages = pages_of(m)
     page = address >> 12
-    if 0 <= page < len(pages) and pages[page] & CODE:
+    if not 0 <= page < len(pages):
+        return
+    pages[page] |= WRITTEN_PAGE
+    if pages[page] & CODE:
         forget_range(m, address, address + 4)
 
 

@@ -152,6 +152,14 @@ been told that interrupts are inhibited, so that it executes one instruction (po
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
+RUN_STATE = (
+    *(V, TIME, DEADLINE, TIMER_END, BUDGET_END, ATTENTION, STOP, STOP_CODE, STOP_INFO, STOP_VALUE),
+    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, SKIP, EXTRA),
+    *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
+    *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
+)
+"""What of a machine changes as its guest runs and lasts from one VM entry to the next."""
+
 # Why the engine stopped (cell STOP).
 RUNNING = 0
 EXITED = 1

@@ -24,7 +24,7 @@ from trapgate.engine.state import save, segment_shape
 from trapgate.engine.translation import translator
 from trapgate.errors import EngineError
 from trapgate.events.exits import vm_exit
-from trapgate.paging.memory import WATCH_PAGES
+from trapgate.paging.memory import WATCH_PAGES, WRITTEN_PAGE
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import TYPE_OTHER_EVENT
@@ -270,6 +270,7 @@ def invalidate_code(machine: int, start: int, end: int) -> int:
     m = cells(machine, mc.CELLS)
     pages = coherence.pages_of(m)
     for page in range(start >> 12, min((end + 0xFFF) >> 12, len(pages))):
+        pages[page] |= WRITTEN_PAGE
         if pages[page] & coherence.CODE:
             coherence.forget_range(m, max(start, page << 12), min(end, (page + 1) << 12))
     return 0
@@ -376,6 +377,8 @@ class UnicornEngine:
         watch_cells = np.zeros(WATCH_PAGES + size // _PAGE, np.int64)
         self._keep.append(watch_cells)
         watch(self.memory, watch_cells)
+        self.page_cells = watch_cells[WATCH_PAGES:]
+        """A cell a page of memory: bits of `coherence`, WRITTEN_PAGE among them."""
         c[mc.WATCH] = _address(watch_cells)
         # Every MSR is intercepted: its bitmap, in the scratch pages, is all ones.
         self.scratch[512:] = -1

@@ -333,6 +333,11 @@ class Processor(LogicalProcessor):
             v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
         return VmExit(vmcs)
 
+    def make_current(self, vmcs: Vmcs) -> None:
+        """Let `vmcs` be the current one, as VMPTRLD does."""
+        if vmcs is not self._vmcs:
+            self._attach(vmcs)
+
     def _attach(self, vmcs: Vmcs) -> None:
         number = self._numbers.setdefault(id(vmcs), len(self._numbers))
         self.head[HEAD_GENERATION] = number

@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import Disposition
+from trapgate.decision.faults import Interruption
+from trapgate.errors import TrapgateError
 from trapgate.events.journal import (
     COUNTS,
     DISPOSITIONS,
@@ -50,6 +52,7 @@ from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.platform import Platform
+from trapgate.vmm.snapshot import Snapshot, SnapshotError
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
 if TYPE_CHECKING:
@@ -77,6 +80,10 @@ _KINDS = {
 }
 JOURNAL = 1 << 15
 """Events that a machine's processor remembers."""
+
+
+class EventPendingError(TrapgateError):
+    """An event cannot be injected since another one waits for the VM entry; step, and try again."""
 
 
 class Vmm:
@@ -110,7 +117,9 @@ class Vmm:
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """What a machine has counted of its own."""
+
     seconds: float = 0.0
     exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
     """By basic exit reason."""
@@ -132,6 +141,9 @@ class VirtualMachine(Platform):
 
     Raises EngineError as `Processor` does.
     """
+
+    can_be_restored: ClassVar[bool] = True
+    """Whether a snapshot holds all that there is to know."""
 
     def __init__(
         self,
@@ -165,7 +177,7 @@ class VirtualMachine(Platform):
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.stopped: Stop | None = None
-        self._tally = _Tally()
+        self._tally = Tally()
         self._next_poll = 0
         if trace is not None:
             self.processor.trace_to(trace.append)
@@ -266,6 +278,40 @@ class VirtualMachine(Platform):
             if self.console is not None:
                 self.console.flush()
         return self.stopped
+
+    def inject(self, event: Interruption, *, address: int | None = None, length: int = 0) -> None:
+        """Let the next VM entry deliver `event` to the guest, if the checks at VM entry let it.
+
+        `address` is the linear address of a page fault, for CR2; `length` the bytes of the
+        instruction of a software event. An entry that fails stops the machine. What devices want
+        stays pending. Raises EventPendingError if an event whose delivery was broken off is to be
+        delivered again.
+        """
+        if self.vmcs.words[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID:
+            raise EventPendingError("an event is about to be delivered already; step first")
+        if address is not None:
+            self.processor.registers.cr2 = address
+        self._inject(Inject(event, length))
+
+    def snapshot(self) -> Snapshot:
+        """Everything of the machine at this moment, for `restore`.
+
+        Raises SnapshotError for a machine under direct paging, or with a device whose state is
+        kept outside of it: a disk that is a file, say.
+        """
+        if not self.can_be_restored:
+            raise SnapshotError("the VMM of direct paging knows more than the machine: no snapshot")
+        return Snapshot(self, self._tally)
+
+    def restore(self, snapshot: Snapshot) -> int:
+        """Let everything be as it was; how many pages of memory had been written since.
+
+        It costs what was changed. The run that follows is the one that followed then, to the last
+        row of the trace. Raises SnapshotError for another machine's snapshot.
+        """
+        if snapshot.machine is not self:
+            raise SnapshotError("this is the snapshot of another machine; restore it there")
+        return snapshot.restore()
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         """One VM entry, and what its exit asks for."""
