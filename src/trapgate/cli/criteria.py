@@ -226,13 +226,15 @@ def _load(path: Path) -> Vmcs:
 
 def _is_vmcs_file(path: Path) -> bool:
     """Whether a file is one of VMCS fields, rather than of wishes."""
+    return bool({"fields", "controls", "rules", "profile"} & _document(path).keys())
+
+
+def _document(path: Path) -> Mapping[str, object]:
     from trapgate.criteria import SpecError
     from trapgate.tomlfile import parse_toml, read_toml
 
-    document = parse_toml(
-        read_toml(path, partial(SpecError, path=str(path))), partial(SpecError, path=str(path))
-    )
-    return bool({"fields", "controls", "rules", "profile"} & document.keys())
+    wrong = partial(SpecError, path=str(path))
+    return parse_toml(read_toml(path, wrong), wrong)
 
 
 def _weights(path: Path | None) -> Mapping[int, Mapping[int, int]] | None:
@@ -256,6 +258,13 @@ def define(
     """Find the fields that do what a SPEC wishes, or the best sound ones, and prove it."""
     from trapgate import criteria
 
+    if "wishes" in _document(spec):
+        granted = criteria.define_criteria(
+            criteria.read_wishes(spec), scheme, weights=_weights(weights), timeout=timeout
+        )
+        if output is not None:
+            _write(output, granted.toml())
+        return Answer(lambda: [*granted.lines(), "", granted.toml().rstrip()], granted.document)
     definition = criteria.define(
         criteria.read_spec(spec),
         scheme,

@@ -9,6 +9,13 @@ from trapgate.criteria.answer import Definition, VectorAnswer
 from trapgate.criteria.check import Verdict, check
 from trapgate.criteria.closed_form import PageFaultFilter, merged, prove_closed_form
 from trapgate.criteria.define import define
+from trapgate.criteria.define_table import (
+    FaultWishes,
+    Granted,
+    define_criteria,
+    parse_wishes,
+    read_wishes,
+)
 from trapgate.criteria.errors import (
     ContradictionError,
     CriteriaError,
@@ -37,7 +44,9 @@ __all__ = [
     "Definition",
     "Difference",
     "Explanation",
+    "FaultWishes",
     "Filter",
+    "Granted",
     "InexpressibleError",
     "Learned",
     "Merged",
@@ -60,15 +69,18 @@ __all__ = [
     "compare",
     "compare_exits",
     "define",
+    "define_criteria",
     "explain",
     "filter_in",
     "learn",
     "merge",
     "merged",
     "parse_spec",
+    "parse_wishes",
     "prove_closed_form",
     "read_spec",
     "read_table",
+    "read_wishes",
     "scheme_names",
     "weights_in",
 ]

@@ -6,7 +6,7 @@ facts that say so, so that what is proved of a criteria table is proved of fault
 and an example is one that may.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,26 @@ from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.table_worlds import table_in, terms
 from trapgate.decision import fault_values as fv
 from trapgate.decision.conditions import PAGE_FAULT_BITS
-from trapgate.decision.criteria_rules import Action
+from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.fault_values import FaultValue
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
-from trapgate.sdm.vectors import BP, DB, ERROR_CODE_VECTORS, GP, NMI, NP, OF, PF, SS, TS, Vector
+from trapgate.sdm.vectors import (
+    AC,
+    BP,
+    CP,
+    DB,
+    ERROR_CODE_VECTORS,
+    GP,
+    NMI,
+    NP,
+    OF,
+    PF,
+    SS,
+    TS,
+    Vector,
+)
 from trapgate.vmcs.vmcs import Vmcs
 
 _PE, _PG, _VM, _LMA = 1, 1 << 31, 1 << 17, 1 << 10
@@ -94,9 +108,15 @@ def _is(term: Any, *numbers: int) -> Any:
     return z3_module().Or([term == int(number) for number in numbers])
 
 
-def fault_terms() -> FaultTerms:
-    """A fault of which nothing more is known. Raises MissingSolverError without z3."""
+def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
+    """A fault of which nothing more is known, as far as `rules` may see it.
+
+    There is a frame map, and its bit in error codes, only if a rule asks for frames' types. Raises
+    MissingSolverError without z3.
+    """
     z3 = z3_module()
+    names = {clause.value.number for rule in rules for clause in rule.clauses}
+    map_bit = PFEC_MAP if names & {fv.FRAME_TYPE, fv.NEW_FRAME_TYPE} else 0
     value = {one.name: z3.BitVec(one.name, 64) for one in fv.VALUES}
     vector, kind, code = value["vector"], value["type"], value["code"]
     hardware = _is(kind, InterruptionType.HARDWARE_EXCEPTION)
@@ -123,7 +143,7 @@ def fault_terms() -> FaultTerms:
         *_modes(value),
         z3.Implies(walked, page_fault),
         z3.Implies(mapped, walked),
-        z3.Implies(written, z3.And(page_fault, (code & ~(PFEC_U | PFEC_MAP)) == PFEC_P | PFEC_W)),
+        z3.Implies(written, z3.And(page_fault, (code & ~(PFEC_U | map_bit)) == PFEC_P | PFEC_W)),
         z3.Implies(written, _is(value["table_entry"], 1, 2)),
         z3.Implies(present["interrupted_vector"], value["depth"] != 0),
         z3.Implies(walked, z3.And(z3.UGE(value["walk_level"], 1), z3.ULE(value["walk_level"], 4))),
@@ -136,7 +156,11 @@ def fault_terms() -> FaultTerms:
         value["set_bits"] == value["new_entry"] & ~value["old_entry"],
         value["cleared_bits"] == value["old_entry"] & ~value["new_entry"],
         *_kinds(vector, kind),
-        *_codes(vector, code, has_code),
+        # Selectors are checked, and CPL 3 exists, only in protected mode.
+        z3.Implies(
+            value["mode"] == fv.MODE_REAL, z3.Not(z3.And(hardware, _is(vector, TS, NP, AC, CP)))
+        ),
+        *_codes(vector, code, has_code, map_bit),
     ]
     plain = z3.And(hardware, value["depth"] == 0, z3.Or(vector != PF, z3.ULT(code, 0x20)))
     return FaultTerms(present, value, z3.And(facts), plain)
@@ -174,16 +198,16 @@ def _kinds(vector: Any, kind: Any) -> list[Any]:
     ]
 
 
-def _codes(vector: Any, code: Any, has_code: Any) -> list[Any]:
-    """Which error codes each vector has."""
+def _codes(vector: Any, code: Any, has_code: Any, map_bit: int) -> list[Any]:
+    """Which error codes each vector has; `map_bit` is PFEC_MAP or 0."""
     z3 = z3_module()
     facts = []
     for number in (n for n in range(32) if ERROR_CODE_VECTORS >> n & 1):
         layout = layout_of(number)
         occurs = layout.occurs(z3.Extract(31, 0, code))
-        if number == PF:
-            occurs = z3.Or(occurs, (code & ~PFEC_U) == PFEC_P | PFEC_W | PFEC_MAP)
-        inside = z3.And(occurs, code & ~(layout.window | (PFEC_MAP if number == PF else 0)) == 0)
+        if number == PF and map_bit:
+            occurs = z3.Or(occurs, (code & ~PFEC_U) == PFEC_P | PFEC_W | map_bit)
+        inside = z3.And(occurs, code & ~(layout.window | (map_bit if number == PF else 0)) == 0)
         facts.append(z3.Implies(z3.And(has_code, vector == number), inside))
     return facts
 

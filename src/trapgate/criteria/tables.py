@@ -97,7 +97,7 @@ class Difference:
         return {"sound": self.sound, "exact": self.exact, **vars(self)}
 
 
-class _Search:
+class Search:
     """Looks for faults, within a time."""
 
     def __init__(self, fault: FaultTerms, deadline: Deadline) -> None:
@@ -130,8 +130,8 @@ def read_table(rules: Sequence[Rule], *, timeout: float | None = None) -> TableR
     Raises: UndecidedError: z3 has no answer within `timeout` seconds. MissingSolverError.
     """
     z3 = z3_module()
-    fault = fault_terms()
-    search = _Search(fault, Deadline(timeout))
+    fault = fault_terms(rules)
+    search = Search(fault, Deadline(timeout))
     world = terms()
     matches = [rule_in(rule, fault.fetch, world) for rule in rules]
     read, warnings = [], []
@@ -157,7 +157,7 @@ def read_table(rules: Sequence[Rule], *, timeout: float | None = None) -> TableR
 
 
 def _dead(
-    number: int, rule: Rule, matches: Sequence[Any], search: _Search, fault: FaultTerms
+    number: int, rule: Rule, matches: Sequence[Any], search: Search, fault: FaultTerms
 ) -> Warn:
     """Why a rule decides nothing."""
     z3 = z3_module()
@@ -200,8 +200,8 @@ def wishes_broken(
     `read_table`.
     """
     z3 = z3_module()
-    fault = fault_terms()
-    search = _Search(fault, deadline)
+    fault = fault_terms(vmcs.criteria_table)
+    search = Search(fault, deadline)
     code = z3.If(fault.present["code"], z3.Extract(31, 0, fault.values["code"]), 0)
     kinds = [fault.values["type"] == int(kind) for kind in EXCEPTION_TYPES]
     ours = z3.And(fault.values["vector"] == vector, z3.Or(kinds))
@@ -220,8 +220,8 @@ def compare_exits(wanted: Vmcs, given: Vmcs, *, timeout: float | None = None) ->
     Both may have criteria tables. Raises as `read_table`.
     """
     z3 = z3_module()
-    fault = fault_terms()
-    search = _Search(fault, Deadline(timeout))
+    fault = fault_terms([*wanted.criteria_table, *given.criteria_table])
+    search = Search(fault, Deadline(timeout))
     must, does = fault.exits(wanted), fault.exits(given)
     asked = frozenset(
         clause.value.name
