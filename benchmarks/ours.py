@@ -39,7 +39,7 @@ def _ready(engine: str) -> None:
         raise SkipSide(str(why)) from None
 
 
-def _prepared(loop: Loop, engine: str, *, user: bool) -> tuple[Processor, Vmcs]:
+def prepared(loop: Loop, engine: str, *, user: bool) -> tuple[Processor, Vmcs]:
     """A processor with the loop's guest in memory, and a VMCS that leaves it all its faults."""
     _ready(engine)
     image = parse_guest(multiboot_guest(loop, user=user), file="loop.elf", memory=MEMORY)
@@ -60,7 +60,7 @@ def _prepared(loop: Loop, engine: str, *, user: bool) -> tuple[Processor, Vmcs]:
 
 def seconds_of(loop: Loop, engine: str, *, user: bool = False) -> float:
     """Seconds that the loop's guest runs on a `Processor` without a VM exit."""
-    processor, vmcs = _prepared(loop, engine, user=user)
+    processor, vmcs = prepared(loop, engine, user=user)
     began = time.perf_counter()
     outcome = processor.vmlaunch(vmcs)
     seconds = time.perf_counter() - began
@@ -70,7 +70,7 @@ def seconds_of(loop: Loop, engine: str, *, user: bool = False) -> float:
 
 def seconds_of_exits(loop: Loop, engine: str, reason: ExitReason) -> float:
     """Seconds of a plain loop over `vmresume` that steps over each instruction that exits."""
-    processor, vmcs = _prepared(loop, engine, user=False)
+    processor, vmcs = prepared(loop, engine, user=False)
     began = time.perf_counter()
     outcome = processor.vmlaunch(vmcs)
     while isinstance(outcome, VmExit) and outcome.reason is reason:

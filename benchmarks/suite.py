@@ -18,6 +18,7 @@ from benchmarks.guests import (
     vmcall_loop,
 )
 from benchmarks.measure import Benchmark, SkipSide, rate
+from benchmarks.tables import criteria_table
 from benchmarks.x86_vmm import under_vmm
 from trapgate.sdm.reasons import ExitReason
 
@@ -101,6 +102,7 @@ SUITE = (
     x86_vmm_stores,
     cold_start,
     *FILTER_BENCHMARKS,
+    criteria_table,
     *CRITERIA,
 )
 

@@ -41,7 +41,7 @@ def image() -> bytes:
 @needs_seabios
 @pytest.mark.parametrize("engine", ["native", "portable"])
 def test_seabios_boots_our_sector_from_a_disk(engine: str) -> None:
-    plugged = board([], [], SEABIOS, MEMORY, serial=True)
+    plugged = board([], [], [], SEABIOS, MEMORY)
     plugged = type(plugged)(disks=(Memory(image()),), firmware=True, files=plugged.files, log=None)
     vm = VirtualMachine(MEMORY, engine=engine, board=plugged)
     vm.load(load_bios(SEABIOS))
@@ -58,7 +58,7 @@ def test_seabios_boots_our_sector_from_a_disk(engine: str) -> None:
 @needs_seabios
 def test_seabios_says_that_there_is_nothing_to_boot() -> None:
     log = bytearray()
-    plugged = board([], [], SEABIOS, MEMORY, serial=True)
+    plugged = board([], [], [], SEABIOS, MEMORY)
     plugged = type(plugged)(firmware=True, files=plugged.files, log=log.append)
     vm = VirtualMachine(MEMORY, board=plugged)
     vm.load(load_bios(SEABIOS))

@@ -7,6 +7,7 @@ from struct import pack
 import pytest
 
 from tests.conformance.self_mapped_guest import CODE, TWO_LEVEL, Bench
+from trapgate.decision.criteria_rules import Rule
 from trapgate.events.journal import HEAD_COUNTS
 from trapgate.processor.processor import VmExit
 from trapgate.replay import Policy, replay
@@ -31,7 +32,9 @@ def program(seed: int) -> tuple[bytes, dict[int, tuple[int, bytes]]]:
     return code, stores
 
 
-def run(seed: int, sink: TraceWriter | None, **fields: int) -> tuple[list[int], bytes]:
+def run(
+    seed: int, sink: TraceWriter | None, *, rules: tuple[Rule, ...] = (), **fields: int
+) -> tuple[list[int], bytes]:
     """Exits, deliveries and completions of page faults, and the table as it is at last."""
     code, stores = program(seed)
     bench = Bench(TWO_LEVEL, "auto")
@@ -43,7 +46,9 @@ def run(seed: int, sink: TraceWriter | None, **fields: int) -> tuple[list[int], 
     memory = {TWO_LEVEL.frames[0]: table}
     # Without CR4.PSE, about which a trace says nothing (docs/guide/replay.md).
     fields |= {"GUEST_CR4": 0x2600}
-    outcome = bench.run(code, writable=False, memory=memory, registers={}, fields=fields)
+    outcome = bench.run(
+        code, writable=False, memory=memory, registers={}, fields=fields, rules=rules
+    )
     exit_ = outcome.exit
     while exit_.reason.name != "VMCALL":
         assert exit_.interruption is not None
@@ -83,7 +88,7 @@ def test_a_replay_of_a_run_without_filters_tells_the_filtered_run(
                 [tmp_path / "run.parquet"], [Policy.from_settings(name, settings)]
             ).outcomes
             named = {field.name: value for field, value in settings.fields.items()}
-            counts, after = run(seed, None, **named)
+            counts, after = run(seed, None, rules=(), **named)
             assert counts == [said.exits, said.deliveries, said.completions]
             assert after == table
             found.add(tuple(counts))

@@ -1,4 +1,4 @@
-"""What `trapgate run` plugs into the PC: drives and firmware, from its options."""
+"""The PC of `trapgate run`: its drives and firmware from the options, and what it shows."""
 
 from __future__ import annotations
 
@@ -9,37 +9,28 @@ from trapgate.cli.terminal import fail
 
 if TYPE_CHECKING:
     from trapgate.vmm.devices.board import Board
+    from trapgate.vmm.machine import VirtualMachine
 
-_FIRMWARE = (
-    Path("/usr/share/seabios/bios-256k.bin"),
-    Path("/usr/share/seabios/bios.bin"),
-    Path("/usr/share/qemu/bios-256k.bin"),
-)
-"""Where Debian's packages put SeaBIOS."""
 _VGA_FIRMWARE = "vgabios-isavga.bin"
 _SERIAL_CONSOLE = 0x3F8
 _MOST_DRIVES = 4
-
-
-def firmware(bios: Path | None) -> Path:
-    """The firmware to start: what is given, or SeaBIOS where a package has put it."""
-    if bios is not None:
-        return bios
-    for path in _FIRMWARE:
-        if path.is_file():
-            return path
-    raise fail(
-        "--disk: booting from a disk wants a PC's firmware; install SeaBIOS (Debian's package "
-        "seabios) or give --bios FILE"
-    )
+_MOST_FLOPPIES = 2
 
 
 def board(
-    disks: list[str], cds: list[str], bios: Path | None, memory: int, *, serial: bool
+    disks: list[str],
+    cds: list[str],
+    floppies: list[str],
+    bios: Path | None,
+    memory: int,
+    *,
+    kernel: bool = False,
+    serial: bool = True,
 ) -> Board:
     """The drives of the options, and what firmware is given if `bios` is to start.
 
-    `serial` has the firmware use COM1 as its console, beside the screen.
+    Without a `kernel` and without `bios` our own BIOS boots from the drives. `serial` has the
+    firmware use COM1 as its console, beside the screen.
     """
     from trapgate.vmm.devices.board import Board
     from trapgate.vmm.devices.storage import open_image
@@ -48,6 +39,13 @@ def board(
         raise fail(
             f"--disk: {len(disks) + len(cds)} drives; the two channels have room for "
             f"{_MOST_DRIVES}, CD drives included"
+        )
+    if len(floppies) > _MOST_FLOPPIES:
+        raise fail(f"--floppy: {len(floppies)} drives; a BIOS knows {_MOST_FLOPPIES} of them")
+    if floppies and (kernel or bios is not None):
+        raise fail(
+            "--floppy: there is no floppy controller, only our own BIOS reads floppies; leave "
+            "GUEST and --bios out"
         )
     files: dict[str, bytes] = {}
     if bios is not None:
@@ -62,6 +60,16 @@ def board(
     return Board(
         disks=tuple(open_image(disk) for disk in disks),
         cds=tuple(open_image(disc, read_only=True) for disc in cds),
+        floppies=tuple(open_image(floppy) for floppy in floppies),
         firmware=bios is not None,
+        bios=not kernel and bios is None,
         files=files,
     )
+
+
+def screen_lines(vm: VirtualMachine) -> list[str]:
+    """The lines on the screen in a text mode; none if it is empty."""
+    lines = vm.devices.vga.text(vm.processor.memory)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines

@@ -224,6 +224,19 @@ def _load(path: Path) -> Vmcs:
     return vmcs
 
 
+def _is_vmcs_file(path: Path) -> bool:
+    """Whether a file is one of VMCS fields, rather than of wishes."""
+    return bool({"fields", "controls", "rules", "profile"} & _document(path).keys())
+
+
+def _document(path: Path) -> Mapping[str, object]:
+    from trapgate.criteria import SpecError
+    from trapgate.tomlfile import parse_toml, read_toml
+
+    wrong = partial(SpecError, path=str(path))
+    return parse_toml(read_toml(path, wrong), wrong)
+
+
 def _weights(path: Path | None) -> Mapping[int, Mapping[int, int]] | None:
     from trapgate.criteria import weights_in
 
@@ -245,6 +258,13 @@ def define(
     """Find the fields that do what a SPEC wishes, or the best sound ones, and prove it."""
     from trapgate import criteria
 
+    if "wishes" in _document(spec):
+        granted = criteria.define_criteria(
+            criteria.read_wishes(spec), scheme, weights=_weights(weights), timeout=timeout
+        )
+        if output is not None:
+            _write(output, granted.toml())
+        return Answer(lambda: [*granted.lines(), "", granted.toml().rstrip()], granted.document)
     definition = criteria.define(
         criteria.read_spec(spec),
         scheme,
@@ -316,19 +336,30 @@ def explain(
     vectors = None if vector is None else [vector_named(name) for name in vector]
     loaded = [(str(path), _load(path)) for path in files]
     told = [(name, criteria.explain(vmcs, vectors)) for name, vmcs in loaded]
+    tables = {
+        name: criteria.read_table(vmcs.criteria_table)
+        for name, vmcs in loaded
+        if vmcs.criteria_table
+    }
     same = criteria.compare(loaded)
 
     def lines() -> list[str]:
         printed = []
         for name, explanations in told:
             printed += [f"{name}:"] if len(told) > 1 else []
+            if name in tables:
+                printed += [*tables[name].lines(), "where no rule decides:"]
             printed += [line for one in explanations for line in one.lines(table=table)]
         return printed + [f"warning: {warning.text}" for warning in same]
 
     def document() -> dict[str, Any]:
         return {
             "files": [
-                {"file": name, "vectors": [one.document() for one in explanations]}
+                {
+                    "file": name,
+                    "vectors": [one.document() for one in explanations],
+                    **({"table": tables[name].document()} if name in tables else {}),
+                }
                 for name, explanations in told
             ],
             "warnings": [vars(warning) for warning in same],
@@ -343,9 +374,10 @@ def check(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SPEC FIELDS | L0 L1... VMCS02",
-            help="Wishes and the fields to check; or fields of two hypervisors and more, and "
-            "last the fields that are to serve them all.",
+            metavar="SPEC FIELDS | FIELDS FIELDS | L0 L1... VMCS02",
+            help="Wishes and the fields to check; or fields, perhaps with a criteria table, and "
+            "others that should make the same faults exit; or fields of two hypervisors and "
+            "more, and last the fields that are to serve them all.",
         ),
     ],
     sound: Annotated[
@@ -358,8 +390,9 @@ def check(
 ) -> Answer:
     """Prove that fields do what is wished, or give a counterexample.
 
-    With two files the first is a SPEC. With more the last is a vmcs02: it holds if it is
-    sound, that is, if every exit that one of the others wants happens.
+    With two files the first is a SPEC, or a VMCS file whose exits are wished. With more the
+    last is a vmcs02: it holds if it is sound, that is, if every exit that one of the others
+    wants happens.
     """
     from trapgate import criteria
     from trapgate.criteria import documents
@@ -372,6 +405,11 @@ def check(
         )
         page = partial(documents.of_check, found)
         return Answer(found.lines, found.document, 0 if found.sound else 1, page)
+    if _is_vmcs_file(files[0]):
+        wanted, given = map(_load, files)
+        differs = criteria.compare_exits(wanted, given, timeout=timeout)
+        status = 0 if (differs.sound if sound else differs.exact) else 1
+        return Answer(differs.lines, differs.document, status)
     verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1]), timeout=timeout)
     holds = all(one.sound if sound else one.exact for one in verdicts)
     return Answer(

@@ -208,6 +208,12 @@ def _show(result: Replay, top: int) -> None:
         f"that no policy judges ({first.outside_exits:,} of them exits)"
     )
     out.print(basis[first.time.basis])
+    for outcome in result.outcomes[:top]:
+        for words in outcome.missing:
+            out.print(
+                f"{plain(outcome.policy)}: {words}; what hangs on it is among its "
+                f"{outcome.unjudged:,} unjudged"
+            )
 
 
 def _cells(outcome: Outcome, *, lost: bool, completes: bool) -> list[str]:

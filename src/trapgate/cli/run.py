@@ -6,13 +6,15 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trapgate.cli.injections import read_injections
+from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
     EngineOption,
@@ -23,23 +25,16 @@ from trapgate.cli.terminal import (
     prepared,
     tell_portable,
     terminal,
-    vector_name,
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console as Terminal
-    from rich.table import Table
-
     from trapgate.debug.story import Story
     from trapgate.debug.story.instruction import Namer
-    from trapgate.sdm.reasons import ExitReason
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
+    from trapgate.vmm.loaders.image import GuestImage
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.summary import Counts, EventKind, Summary, TableWrites
-
-    Events = Mapping[EventKind, Counts]
-    Injected = Mapping[EventKind, Mapping[int, int]]
+    from trapgate.vmm.summary import Summary
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -56,64 +51,6 @@ def memory_size(text: str) -> int:
     if not low <= size <= high:
         raise fail(f"--memory: {text} is out of range; choose from 1M to 3G")
     return size
-
-
-def summary_json(summary: Summary) -> dict[str, Any]:
-    """A run's summary as JSON has it; `x86_vmm` is there if the guest was a VMM itself."""
-    nested = summary.nested
-    answer: dict[str, Any] = {
-        "engine": summary.engine,
-        **({"why_not_native": summary.why_not_native} if summary.why_not_native else {}),
-        "instructions": summary.instructions,
-        "halted": summary.halted,
-        "seconds": round(summary.seconds, 6),
-        **_events_json(summary.events, summary.injected),
-        "exits": {reason.name: count for reason, count in summary.exits.items()},
-    }
-    if summary.table_writes is not None:
-        writes = summary.table_writes
-        answer["table_writes"] = {"completed": writes.completed, "exited": writes.exited}
-    if nested is not None:
-        answer["x86_vmm"] = {
-            "entries": nested.entries,
-            **_events_json(nested.events),
-            "exits": {reason.name: count for reason, count in nested.exits.items()},
-        }
-    return answer
-
-
-def _events_json(events: Events, injected: Injected | None = None) -> dict[str, Any]:
-    """Counts of faults, interrupts and INT n, by vector and disposition."""
-    answer: dict[str, Any] = {}
-    for kind, counts in events.items():
-        answer[kind.value] = {}
-        for vector, found in counts.items():
-            numbers = {disposition.name: count for disposition, count in found.items()}
-            if injected is not None:
-                numbers["injected"] = injected[kind].get(vector, 0)
-            answer[kind.value][str(vector)] = numbers
-    return answer
-
-
-def show_summary(summary: Summary, out: Terminal) -> None:
-    """Tables of faults and exits, those of an x86 VMM's guest apart."""
-    out.print(_fault_table("faults and interrupts", summary.events, summary.injected))
-    out.print(_exit_table("VM exits", summary.exits))
-    nested = summary.nested
-    if nested is not None:
-        title = f"faults and interrupts of the x86 VMM's guest ({nested.entries:,} VM entries)"
-        out.print(_fault_table(title, nested.events))
-        out.print(_exit_table("VM exits to the x86 VMM", nested.exits))
-    writes = summary.table_writes
-    if writes is not None and (writes.completed or writes.exited):
-        out.print(_writes_table(writes))
-    speed = summary.executed / summary.seconds / 1e6 if summary.seconds else 0.0
-    waited = f"; halted for the time of {summary.halted:,} more" if summary.halted else ""
-    out.print(
-        f"{summary.executed:,} instructions in {summary.seconds:.2f} s "
-        f"({speed:.0f} million/s){waited}"
-    )
-    out.print(f"engine: {summary.engine_words}")
 
 
 def _keyboard() -> int | None:
@@ -149,64 +86,6 @@ class Explanations:
         return [{"explanation": words, "count": count} for words, count in self.counts.items()]
 
 
-def event_name(kind: EventKind, vector: int) -> str:
-    """What the event is called: #PF, interrupt 48, INT 80H."""
-    from trapgate.vmm.summary import EventKind
-
-    if kind is EventKind.INTERRUPT:
-        return f"interrupt {vector}"
-    return f"INT {vector:X}H" if kind is EventKind.SOFTWARE_INTERRUPT else vector_name(vector)
-
-
-def _fault_table(title: str, events: Events, injected: Injected | None = None) -> Table:
-    from rich.table import Table
-
-    from trapgate.decision.decide import Disposition
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
-    titles = ("event", "exited", "delivered") + ("of these injected",) * (injected is not None)
-    titles += ("completed",)
-    for column in titles:
-        table.add_column(column, justify="left" if column == "event" else "right")
-    for kind, counts in events.items():
-        for vector, found in counts.items():
-            numbers = [found.get(Disposition.EXIT, 0), found.get(Disposition.DELIVER, 0)]
-            if injected is not None:
-                numbers.append(injected[kind].get(vector, 0))
-            numbers.append(found.get(Disposition.COMPLETE, 0))
-            table.add_row(event_name(kind, vector), *(f"{number:,}" for number in numbers))
-    return table
-
-
-def _exit_table(title: str, counts: Mapping[ExitReason, int]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
-    table.add_column("reason")
-    table.add_column("count", justify="right")
-    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
-        table.add_row(reason.name.replace("_", " ").lower(), f"{count:,}")
-    return table
-
-
-def _writes_table(writes: TableWrites) -> Table:
-    """What became of writes to page tables."""
-    from rich.table import Table
-
-    total = sum(writes.completed.values()) + sum(
-        count for name, count in writes.exited.items() if name != "reused"
-    )
-    title = "writes to page tables"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
-    for column in ("what became of it", "count", "share"):
-        table.add_column(column, justify="left" if column.startswith("what") else "right")
-    for words, counts in (("completed by ", writes.completed), ("exited, ", writes.exited)):
-        for name, count in counts.items():
-            shown = words + name.replace("fault_filter_", "").replace("_", " ")
-            table.add_row(shown, f"{count:,}", f"{100 * count / total:.1f} %")
-    return table
-
-
 PORTABLE_FILTERS = (
     "on the portable engine a write that a fault filter judges takes longer than an exit: "
     "filters save exits there, and cost time"
@@ -227,6 +106,8 @@ Examples:
 
   trapgate run kernel.elf --report why.html
 
+  trapgate run kernel.elf --inject "PF(code=2,cr2=0x1000)@1000000" --trace faults.parquet
+
   trapgate run --disk xv6.img --disk fs.img --memory 512M
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
@@ -239,8 +120,8 @@ def run(
     guest: Annotated[
         Path | None,
         typer.Argument(
-            help="bzImage, ELF, multiboot, flat binary or boot sector; without one a PC's "
-            "firmware starts, and boots from a disk."
+            help="bzImage, ELF, multiboot, flat binary or boot sector; without one "
+            "the BIOS boots from a disk."
         ),
     ] = None,
     disk: Annotated[
@@ -253,8 +134,12 @@ def run(
     cdrom: Annotated[
         list[str] | None, typer.Option(help="CD image (ISO 9660). Repeatable.")
     ] = None,
+    floppy: Annotated[
+        list[str] | None, typer.Option(help="Floppy image, for the built-in BIOS. Repeatable.")
+    ] = None,
     bios: Annotated[
-        Path | None, typer.Option(help="Firmware to start instead of a guest: SeaBIOS's bios.bin.")
+        Path | None,
+        typer.Option(help="Firmware to start instead of the built-in BIOS: SeaBIOS's bios.bin."),
     ] = None,
     keys: Annotated[
         str, typer.Option(help=r"Text to type on the PS/2 keyboard; \n is Enter.")
@@ -307,6 +192,13 @@ def run(
             "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
         ),
     ] = False,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Deliver an event by VM entry: EVENT@INSTRUCTIONS, as PF(code=2,cr2=0x1000)@5000, "
+            "GP(0x10)@5000, NMI@5000, INT 0x20@5000. Repeatable."
+        ),
+    ] = None,
     gdb: Annotated[
         str | None,
         typer.Option(help="Serve gdb at [HOST:]PORT (loopback unless told): target remote :PORT."),
@@ -328,7 +220,7 @@ def run(
     """Run a guest with the terminal as its console."""
     if guest is not None and bios is not None:
         raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
-    if guest is None and not (bios or disk or cdrom):
+    if guest is None and not (bios or disk or cdrom or floppy):
         raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     with one_line_errors(), prepared():
         raise typer.Exit(
@@ -336,6 +228,7 @@ def run(
                 guest,
                 disk or [],
                 cdrom or [],
+                floppy or [],
                 bios,
                 keys,
                 memory_size(memory),
@@ -353,6 +246,7 @@ def run(
                 timeout,
                 engine.value,
                 explain,
+                inject or [],
                 gdb,
                 wait,
                 report,
@@ -366,6 +260,7 @@ def _run(
     guest: Path | None,
     disks: list[str],
     cds: list[str],
+    floppies: list[str],
     bios: Path | None,
     keys: str,
     memory: int,
@@ -383,28 +278,31 @@ def _run(
     timeout: float | None,
     engine: str,
     explain: bool,
+    inject: list[str],
     gdb: str | None,
     wait: bool,
     report: Path | None,
     symbols: Path | None,
     as_json: bool,
 ) -> int:
-    from trapgate.cli.board import board, firmware
+    from trapgate.cli.board import board, screen_lines
     from trapgate.debug.story.names import namer
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
+    injections = read_injections(inject)
     settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
-    if guest is None:
-        bios = firmware(bios)
-        guest = bios
-        image = load_bios(bios)
-    else:
+    plugged = board(disks, cds, floppies, bios, memory, kernel=guest is not None)
+    image: GuestImage | None = None
+    if guest is not None:
         image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
-    plugged = board(disks, cds, bios, memory, serial=True)
+    elif bios is not None:
+        guest, image = bios, load_bios(bios)
+    else:
+        guest = Path((floppies + disks + cds)[0].partition(",")[0])
     output = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
@@ -424,7 +322,12 @@ def _run(
         )
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
-        vm.load(image)
+        if image is None:
+            image = vm.boot()
+        else:
+            vm.load(image)
+        for injection in injections:
+            injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
         if text:
@@ -449,7 +352,7 @@ def _run(
             "end": stop.end.value,
             "message": stop.message,
             "status": stop.status,
-            **({"screen": screen_text} if (screen_text := _screen(vm)) else {}),
+            **({"screen": screen_text} if (screen_text := screen_lines(vm)) else {}),
             "notes": notes,
             **summary_json(summary),
             **({"failures": explanations.as_json()} if explain else {}),
@@ -458,7 +361,7 @@ def _run(
         print(json.dumps(answer, indent=2))
         return stop.status
     out = terminal(error=True)
-    screen = _screen(vm)
+    screen = screen_lines(vm)
     if screen:
         print("\non the screen:", *screen, sep="\n", file=sys.stderr)
     if story is None or story.headline != stop.message:
@@ -472,14 +375,6 @@ def _run(
     if failures and not explain:
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
     return stop.status
-
-
-def _screen(vm: VirtualMachine) -> list[str]:
-    """The lines on the screen in a text mode; none if it is empty."""
-    lines = vm.devices.vga.text(vm.processor.memory)
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
 
 
 @contextmanager

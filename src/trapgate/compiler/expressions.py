@@ -27,7 +27,7 @@ from trapgate.compiler.kinds import (
     Value,
     integer,
 )
-from trapgate.compiler.operators import Operators
+from trapgate.compiler.operators import Alternatives, Operators
 from trapgate.compiler.routine import Routine, routine
 from trapgate.compiler.text import Code
 
@@ -76,6 +76,8 @@ class Expressions(Operators):
                 return TRUE if constant else FALSE
             case ast.Constant(int(number)):
                 return self._constant(number, node)
+            case ast.UnaryOp(ast.USub(), ast.Constant(int(number))) if number is not True:
+                return self._constant(-number, node)  # the least number's opposite is none
             case ast.Name(name) if name in self.constants:
                 return self.constants[name]
             case ast.Name(name) if name in self.known:
@@ -184,7 +186,7 @@ class Expressions(Operators):
         self, op: ast.boolop, operands: Sequence[Callable[[], Value]], node: ast.expr
     ) -> Value:
         """The value of `and` and `or`: that of the operand that decides, the last looked at."""
-        result = _Alternatives(self)
+        result = Alternatives(self)
         after = self.code.name()
         for operand in operands:
             value = operand()
@@ -211,7 +213,7 @@ class Expressions(Operators):
 
     def _either(self, test: ast.expr, then: ast.expr, otherwise: ast.expr) -> Value:
         """`then if test else otherwise`."""
-        result = _Alternatives(self)
+        result = Alternatives(self)
         one, other = (
             functools.partial(lambda node: result.keep(self.value(node), node), node)
             for node in (then, otherwise)
@@ -380,29 +382,3 @@ class Expressions(Operators):
         raise self.error(
             node, f"`{ast.unparse(node)}` is no call of the dialect; see compiler/raw.py"
         )
-
-
-class _Alternatives:
-    """A value that comes from one of several places; an integer if some are, else a boolean."""
-
-    def __init__(self, body: Operators) -> None:
-        self._body = body
-        self._slots: dict[Kind, Value] = {}
-        self._kinds: set[Kind] = set()
-
-    def keep(self, value: Value, node: ast.expr) -> None:
-        """One of them."""
-        self._kinds.add(value.kind)
-        for kind in (BOOL, INT) if value.kind is BOOL else (value.kind,):
-            if kind not in self._slots:
-                self._slots[kind] = self._body.code.slot(kind)
-            self._body.code.store(self._body.coerce(value, kind, node), self._slots[kind])
-
-    def value(self, node: ast.expr) -> Value:
-        """What was kept last."""
-        kinds = self._kinds if len(self._kinds) == 1 else self._kinds - {BOOL}
-        if len(kinds) != 1 or (self._kinds - kinds and kinds != {INT}):
-            raise self._body.error(
-                node, "the alternatives are of different types; make them one with int() or bool()"
-            )
-        return self._body.code.load(self._slots[kinds.pop()])

@@ -242,3 +242,29 @@ class Operators:
     def _at(self, array: Value, index: Value) -> Value:
         start = self.part(array, 0)
         return self.code.let(f"getelementptr i64, ptr {start.text}, i64 {index.text}")
+
+
+class Alternatives:
+    """A value that comes from one of several places; an integer if some are, else a boolean."""
+
+    def __init__(self, body: Operators) -> None:
+        self._body = body
+        self._slots: dict[Kind, Value] = {}
+        self._kinds: set[Kind] = set()
+
+    def keep(self, value: Value, node: ast.expr) -> None:
+        """One of them."""
+        self._kinds.add(value.kind)
+        for kind in (BOOL, INT) if value.kind is BOOL else (value.kind,):
+            if kind not in self._slots:
+                self._slots[kind] = self._body.code.slot(kind)
+            self._body.code.store(self._body.coerce(value, kind, node), self._slots[kind])
+
+    def value(self, node: ast.expr) -> Value:
+        """What was kept last."""
+        kinds = self._kinds if len(self._kinds) == 1 else self._kinds - {BOOL}
+        if len(kinds) != 1 or (self._kinds - kinds and kinds != {INT}):
+            raise self._body.error(
+                node, "the alternatives are of different types; make them one with int() or bool()"
+            )
+        return self._body.code.load(self._slots[kinds.pop()])

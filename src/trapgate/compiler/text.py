@@ -31,12 +31,9 @@ class Code:
         return Value(name, kind)
 
     def slot(self, kind: Kind) -> Value:
-        """Memory for a variable, all zeros; `text` is its address."""
+        """Memory for a variable, which is stored before it is loaded; `text` is its address."""
         name = self.name()
-        self.slots += [
-            f"{name} = alloca {kind.llvm}",
-            f"store {kind.llvm} zeroinitializer, ptr {name}",
-        ]
+        self.slots.append(f"{name} = alloca {kind.llvm}")
         return Value(name, kind)
 
     def load(self, slot: Value) -> Value:

@@ -9,6 +9,13 @@ from trapgate.criteria.answer import Definition, VectorAnswer
 from trapgate.criteria.check import Verdict, check
 from trapgate.criteria.closed_form import PageFaultFilter, merged, prove_closed_form
 from trapgate.criteria.define import define
+from trapgate.criteria.define_table import (
+    FaultWishes,
+    Granted,
+    define_criteria,
+    parse_wishes,
+    read_wishes,
+)
 from trapgate.criteria.errors import (
     ContradictionError,
     CriteriaError,
@@ -25,6 +32,7 @@ from trapgate.criteria.learn import Learned, learn
 from trapgate.criteria.merge import Merged, Party, Share, merge
 from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.spec import Spec, parse_spec, read_spec
+from trapgate.criteria.tables import Difference, TableReading, compare_exits, read_table
 from trapgate.criteria.trace_faults import weights_in
 from trapgate.criteria.vmcs02 import Vmcs02Check, check_vmcs02
 
@@ -34,8 +42,11 @@ __all__ = [
     "ContradictionError",
     "CriteriaError",
     "Definition",
+    "Difference",
     "Explanation",
+    "FaultWishes",
     "Filter",
+    "Granted",
     "InexpressibleError",
     "Learned",
     "Merged",
@@ -46,6 +57,7 @@ __all__ = [
     "Share",
     "Spec",
     "SpecError",
+    "TableReading",
     "UndecidedError",
     "UnknownSchemeError",
     "VectorAnswer",
@@ -55,15 +67,20 @@ __all__ = [
     "check",
     "check_vmcs02",
     "compare",
+    "compare_exits",
     "define",
+    "define_criteria",
     "explain",
     "filter_in",
     "learn",
     "merge",
     "merged",
     "parse_spec",
+    "parse_wishes",
     "prove_closed_form",
     "read_spec",
+    "read_table",
+    "read_wishes",
     "scheme_names",
     "weights_in",
 ]

@@ -7,11 +7,13 @@ import numpy as np
 
 from trapgate.criteria.codes import Layout, vector_label
 from trapgate.criteria.errors import ProofError
+from trapgate.criteria.fault_terms import in_words
 from trapgate.criteria.filters import filter_in
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.proof import counterexample
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.spec import DELIVER, EXIT, Spec
+from trapgate.criteria.tables import wishes_broken
 from trapgate.criteria.tasks import Task, tasks_of
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -22,7 +24,8 @@ class Verdict:
 
     `missed` is a code that must exit and does not, `needless` one that exits and should
     not, each None if there is none; the counts are of all such codes. A vector without
-    an error code has code 0 for itself. `wishes` are the lines of the wishes broken.
+    an error code has code 0 for itself. `wishes` are the lines of the wishes broken. Under a
+    criteria table `faults` tells of whole faults, one for each counterexample, and counts are 1.
     """
 
     vector: int
@@ -32,6 +35,7 @@ class Verdict:
     missed_count: int
     needless_count: int
     wishes: tuple[int, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -66,7 +70,8 @@ class Verdict:
                 more = f" (one of {count})" if count > 1 else ""
                 told.append(f"{code:#x} ({self.layout.describe(code)}) {words}{more}")
         where = f" [wished in line {', '.join(map(str, self.wishes))}]" if self.wishes else ""
-        return f"{name}: counterexample: {'; '.join(told)}{where}"
+        seen = f"; {'; '.join(self.faults)}" if self.faults else ""
+        return f"{name}: counterexample: {'; '.join(told)}{seen}{where}"
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -80,6 +85,7 @@ class Verdict:
             "needless": None if self.needless is None else f"{self.needless:#x}",
             "needless_count": self.needless_count,
             "lines": list(self.wishes),
+            **({"faults": list(self.faults)} if self.faults else {}),
         }
 
 
@@ -105,8 +111,25 @@ def _with_lines(verdict: Verdict, spec: Spec) -> Verdict:
     return replace(verdict, wishes=tuple(sorted(lines)))
 
 
+def _verdict_on_table(task: Task, vmcs: Vmcs, deadline: Deadline) -> Verdict:
+    """The verdict where a criteria table decides first: of all that faults tell, by z3 alone."""
+    must, spare = task.must, task.spare
+    if task.layout is None:
+        truth = z3_module().BoolVal
+        goal = int(task.goals[0])
+        must, spare = (lambda _: truth(goal == EXIT)), (lambda _: truth(goal == DELIVER))
+    broken = wishes_broken(vmcs, task.vector, must, spare, deadline=deadline)
+    asked = frozenset(c.value.name for rule in vmcs.criteria_table for c in rule.clauses)
+    missed, needless = (None if fault is None else fault.get("code", 0) for fault in broken)
+    counts = int(missed is not None), int(needless is not None)
+    faults = tuple(in_words(fault, asked) for fault in broken if fault)
+    return Verdict(task.vector, task.layout, missed, needless, *counts, faults=faults)
+
+
 def verdict_on(task: Task, vmcs: Vmcs, deadline: Deadline) -> Verdict:
     """Whether `vmcs` does what `task` asks; raises as `check`."""
+    if vmcs.criteria_table:
+        return _verdict_on_table(task, vmcs, deadline)
     filter_ = filter_in(vmcs, task.vector)
     if task.layout is None:
         goal = int(task.goals[0])

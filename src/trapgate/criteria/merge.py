@@ -173,13 +173,20 @@ def merge_tasks(
 ) -> list[Task]:
     """What `parties` ask for together, a task for each exception.
 
-    Raises: CriteriaError: fewer than two parties, or two of one name.
+    Raises: CriteriaError: fewer than two parties, two of one name, or one with a criteria table.
     """
     if len(parties) < 2:
         raise CriteriaError("merging takes at least two VMCS files; name another")
     names = [party.name for party in parties]
     if len(set(names)) != len(names):
         raise CriteriaError(f"two files have one name ({', '.join(names)}); rename one")
+    for party in parties:
+        if party.vmcs.criteria_table:
+            raise CriteriaError(
+                f"{party.name} has a criteria table, and fields cannot stand for all of it; "
+                "compare two files with `criteria check A B`",
+                field="rules",
+            )
     vectors = [int(row.vector) for row in TABLE if row.vector != Vector.NMI]
     layouts: dict[int, Layout | None] = {
         vector: layout_of(vector) if has_error_code(vector) else None for vector in vectors

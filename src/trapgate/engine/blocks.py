@@ -11,6 +11,7 @@ from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.clock import set_deadline
 from trapgate.engine.coherence import CODE, pages_of
 from trapgate.engine.state import save_paging
 from trapgate.paging.memory import load8
@@ -113,7 +114,7 @@ def must_stop(m: Cells) -> bool:
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         return True
     if m[mc.ATTENTION] == 0:
-        m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])
+        set_deadline(m)
     return False
 
 
@@ -203,7 +204,7 @@ def check_block(m: Cells, address: int, size: int, slot: int) -> bool:
         if m[mc.NEW_BLOCK_SIZE] != 0:
             return must_stop(m)
     if blocks[slot] != ~key or m[mc.STEPPING] != 0:
-        m[mc.TIME] += (size + 3) >> 2
+        m[mc.TIME] += (size + 3) >> 2 if m[mc.CPU] == 0 else 0
         return False
     m[mc.STOP] = mc.CHECKED
     m[mc.STOP_CODE] = mc.CHECK_NEXT

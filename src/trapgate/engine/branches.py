@@ -21,6 +21,7 @@ from trapgate.compiler.raw import (
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.clock import locate
 from trapgate.engine.control_flow import machine_at
 from trapgate.engine.odd_code import code_byte, is_prefix
 
@@ -104,7 +105,7 @@ def refuse_target(m: Cells, env: int, return_address: int) -> None:
     t = cells(m[mc.TRANSLATOR], em.CELLS)
     target = peek64(env + at.EIP)
     flags = peek32(env + at.CC_OP)
-    call(m[mc.CPU_RESTORE_STATE], (m[mc.CPU], return_address, 1))
+    locate(m, m[mc.CPU], return_address)
     if not take_branch_back(t[em.CODE_BYTE], env):
         poke64(env + at.EIP, target)
         poke32(env + at.CC_OP, flags)

@@ -6,7 +6,7 @@ virtual clock right; the block needs care then. Code without breakpoints stays a
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
+from trapgate.compiler.raw import cells, peek32, peek64, poke32
 from trapgate.engine import machine as mc
 
 _NEXT_PC = 0x10
@@ -48,5 +48,4 @@ def stop_at_breakpoint(m: Cells, address: int) -> bool:
         return False
     m[mc.DEBUG_HIT] = address + 1
     m[mc.STOP] = mc.TIMER
-    call(m[mc.EMU_STOP], (m[mc.UC],))
     return True

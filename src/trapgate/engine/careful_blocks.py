@@ -21,6 +21,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import alignment_is_checked, must_stop
 from trapgate.engine.breakpoints import stop_at_breakpoint
+from trapgate.engine.clock import cut_where_time_is_up, execute_again
 from trapgate.engine.odd_code import CARE_AUDIT, CARE_BREAKPOINT, CARE_LIMIT, CARE_MXCSR
 
 _CARE = 0x1F
@@ -40,6 +41,15 @@ def is_asked_to_exit(m: Cells) -> bool:
     return peek32(m[mc.REQUEST]) & 1 << 31 != 0
 
 
+@jit
+def leave_before(m: Cells, count: int) -> None:
+    """A block of `count` instructions does not begin: the engine leaves it at once.
+
+    It restores the first one's state as if that one were done (`clock`).
+    """
+    m[mc.TIME] += count - 1
+
+
 @stub
 def block_begins(machine: int, count: int) -> None:
     """Begin a block of `count` instructions.
@@ -51,19 +61,23 @@ def block_begins(machine: int, count: int) -> None:
     if m[mc.TIME] >= m[mc.DEADLINE]:
         go_on(late_block_begins, (machine, count))
     if is_asked_to_exit(m):
+        leave_before(m, count)
         go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
     m[mc.TIME] += count
 
 
 @stub
 def late_block_begins(machine: int, count: int) -> None:
-    """The same when the deadline has come."""
+    """The same when the deadline is near: stop, or end the block where it comes."""
     m = cells(machine, mc.CELLS)
     if must_stop(m):
         call(m[mc.EMU_STOP], (m[mc.UC],))
+        leave_before(m, count)
         go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
     if is_asked_to_exit(m):
+        leave_before(m, count)
         go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    cut_where_time_is_up(m, count, return_address())
     m[mc.TIME] += count
 
 
@@ -71,8 +85,28 @@ def late_block_begins(machine: int, count: int) -> None:
 def careful_block_begins(machine: int, tagged: int) -> None:
     """Begin a block that needs care; `tagged` is its address, and says why."""
     m = cells(machine, mc.CELLS)
-    if must_stop_at(m, tagged, return_address()) or is_asked_to_exit(m):
+    count = peek16((tagged & ~_CARE) + at.TB_ICOUNT)
+    if must_stop_at(m, tagged, return_address()):
+        call(m[mc.EMU_STOP], (m[mc.UC],))
+        leave_before(m, count)
         go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    if is_asked_to_exit(m):
+        leave_before(m, count)
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    m[mc.TIME] += count
+
+
+@stub
+def portable_block_begins(machine: int, tb: int) -> None:
+    """Begin any block on the portable path, where a hook has looked at the deadline."""
+    m = cells(machine, mc.CELLS)
+    count = peek16(tb + at.TB_ICOUNT)
+    if is_asked_to_exit(m):
+        leave_before(m, count)
+        go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
+    if m[mc.TIME] >= m[mc.DEADLINE]:
+        cut_where_time_is_up(m, count, return_address())
+    m[mc.TIME] += count
 
 
 @jit
@@ -85,41 +119,38 @@ def must_stop_at(m: Cells, tagged: int, back: int) -> bool:
     instruction that does: that one faults.
     """
     tb = tagged & ~_CARE
+    count = peek16(tb + at.TB_ICOUNT)
     if tagged & CARE_AUDIT and is_stale(m, m[mc.ENV], tb, peek64(tb), peek16(tb + at.TB_SIZE)):
-        call(m[mc.EMU_STOP], (m[mc.UC],))
         return True
-    if m[mc.TIME] >= m[mc.DEADLINE] and must_stop(m):
-        call(m[mc.EMU_STOP], (m[mc.UC],))
-        return True
+    if m[mc.TIME] >= m[mc.DEADLINE]:
+        if must_stop(m):
+            return True
+        cut_where_time_is_up(m, count, back)
     cut = tagged & CARE_MXCSR != 0
     if tagged & CARE_LIMIT:
         limit = peek32(m[mc.ENV] + at.SEGMENTS + at.SEGMENT_SIZE + at.LIMIT)
         if last_offset(tb) > limit:
             cut = True
-            if peek16(tb + at.TB_ICOUNT) == 1:
+            if count == 1:
+                m[mc.TIME] += 1
                 m[mc.FAULT_KIND] = 0
                 poke32(m[mc.ENV] + at.ERROR_CODE, 0)
                 poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
                 call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back))
     if m[mc.STEPPING] != 0:
-        m[mc.TIME] += peek16(tb + at.TB_ICOUNT)
         return False
     if tagged & CARE_BREAKPOINT and stop_at_breakpoint(m, peek64(tb)):
         return True
     if alignment_is_checked(m):
         m[mc.STOP] = mc.CHECKED
         m[mc.STOP_CODE] = mc.CHECK_NEXT
-        call(m[mc.EMU_STOP], (m[mc.UC],))
         return True
     if not cut:
-        m[mc.TIME] += peek16(tb + at.TB_ICOUNT)
         return False
     if peek32(tb + at.TB_CFLAGS) & at.TB_COUNT == 1:
-        m[mc.TIME] += 1
-        # What it has done to MXCSR is looked at where the next block starts.
+        # What it does to MXCSR is looked at where the next block starts.
         m[mc.DEADLINE] = 0
         return False
-    poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
-    poke32(m[mc.EXCEPTION_INDEX], -1)
-    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back))
+    m[mc.TIME] += count
+    execute_again(m, m[mc.CPU], back, 1)
     return False

@@ -10,6 +10,9 @@ from has to drop it before the next instruction is executed:
   regions, MSR areas) are noted by `paging.memory`, and forgotten by `forget_stale_code`.
 * Stores from outside (a VMM, devices) come to `UnicornEngine.forget_code`.
 
+All three mark the page as written, too, for snapshots (`written_pages`): a TLB entry that asks no
+more has asked once.
+
 The engine calls the first four through slots of its procedure linkage table (Linux
 only). Where there are none, each store has to be hooked. `audit` looks whether
 all this is true.
@@ -18,10 +21,11 @@ all this is true.
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import BOUND, INT32, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek64, poke32
+from trapgate.compiler.raw import call, cells, peek64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.paging.memory import NOTED_MOST, WATCH_COUNT, WATCH_PAGES, WATCHED_PAGE
+from trapgate.engine.clock import execute_again
+from trapgate.paging.memory import NOTED_MOST, WATCH_COUNT, WATCH_PAGES, WATCHED_PAGE, WRITTEN_PAGE
 
 CODE = WATCHED_PAGE
 """Of a page's cell: there may be code that was translated from it."""
@@ -130,7 +134,10 @@ def on_store(
     pages = pages_of(m)
     page = start >> 12
     m[mc.STORED_PAGE] = page
-    if not 0 <= page < len(pages) or pages[page] & CODE == 0:
+    if not 0 <= page < len(pages):
+        return
+    pages[page] |= WRITTEN_PAGE
+    if pages[page] & CODE == 0:
         return
     call(invalidate, (uc, locked, start, size, return_address))
     state = pages[page]
@@ -143,9 +150,7 @@ def on_store(
     pages[page] = min(drops + 1, _MOST_DROPS) * _DROPS | state & 0xFF
     forget_range(m, page << 12, (page + 1) << 12)
     # The block that stores may be one of those: execute the instruction alone, and again.
-    poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
-    poke32(m[mc.EXCEPTION_INDEX], -1)
-    call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], return_address))
+    execute_again(m, m[mc.CPU], return_address, 1)
 
 
 @callback(VOID, INT64, INT64, BOUND)
@@ -173,7 +178,10 @@ def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
     m = cells(machine, mc.CELLS)
     pages = pages_of(m)
     page = address >> 12
-    if 0 <= page < len(pages) and pages[page] & CODE:
+    if not 0 <= page < len(pages):
+        return
+    pages[page] |= WRITTEN_PAGE
+    if pages[page] & CODE:
         forget_range(m, address, address + 4)
 
 

@@ -33,6 +33,7 @@ from trapgate.sdm import registers as reg
 from trapgate.sdm.state import RFLAGS_VM
 from trapgate.sdm.vectors import GP, PF, UD
 
+_OF = 1 << 11
 _CS, _SS, _FS, _GS = 1, 2, 4, 5
 _RETURN = 2
 """How far before a return address the call surely is."""
@@ -311,7 +312,18 @@ def on_sysexit(env: int, shift: int, back: int) -> None:
     end_transfer(m, env, v)
 
 
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
+def on_into(env: int, length: int, back: int) -> None:
+    """helper_into. The engine's leaves the block without saying where, as if it ended here."""
+    m = machine_at(env)
+    if rflags_of(m, env) & _OF:
+        poke32(env + at.ERROR_CODE, 0)
+        poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_SOFTWARE_INTERRUPT)
+        call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back - _RETURN))
+
+
 SUBSTITUTES = {
+    "helper_into": on_into,
     "helper_iret_protected": on_iret,
     "helper_iret_real": on_iret_real,
     "helper_lret_protected": on_far_return,

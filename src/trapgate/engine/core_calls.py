@@ -7,6 +7,7 @@ from trapgate.compiler.raw import cells, memory, table
 from trapgate.decision.frame_filters import entry_written
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
+from trapgate.engine.clock import set_deadline
 from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit
 from trapgate.paging.walk import walk
@@ -118,7 +119,9 @@ def set_clock(m: Cells) -> None:
     if primary & ct.PRIMARY_NMI_WINDOW_EXITING or m[mc.PINS] & mc.PIN_EVENT:
         waiting |= mc.AT_ONCE
     m[mc.ATTENTION] = waiting
-    m[mc.DEADLINE] = 0 if waiting else min(m[mc.TIMER_END], m[mc.BUDGET_END])
+    set_deadline(m)
+    if waiting != 0:
+        m[mc.DEADLINE] = 0
 
 
 @jit
@@ -137,7 +140,7 @@ def look_ahead(m: Cells) -> None:
     if primary & ct.PRIMARY_NMI_WINDOW_EXITING or m[mc.PINS] & mc.PIN_EVENT:
         waiting |= mc.AT_ONCE
     m[mc.ATTENTION] = waiting
-    m[mc.DEADLINE] = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])
+    set_deadline(m)
     if waiting != 0:
         m[mc.DEADLINE] = 0
 

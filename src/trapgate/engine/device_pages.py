@@ -29,9 +29,9 @@ class DevicePages:
 
     def __init__(self, machine: Cells) -> None:
         self._cells = machine
-        self._pages: Cells = np.full(mc.DEVICE_SLOTS, -1, np.int64)
+        self.pages: Cells = np.full(mc.DEVICE_SLOTS, -1, np.int64)
         self._trouble: BaseException | None = None
-        machine[mc.DEVICE_PAGES] = self._pages.ctypes.data
+        machine[mc.DEVICE_PAGES] = self.pages.ctypes.data
 
     def connect(self, load: Load, store: Store) -> None:
         """Let `load` and `store` answer accesses to all device pages."""
@@ -63,7 +63,7 @@ class DevicePages:
                 f"{len(pages)} pages of devices: connect them first, and have at most "
                 f"{mc.DEVICE_SLOTS}"
             )
-        self._pages[:] = [*pages, *[-1] * (mc.DEVICE_SLOTS - len(pages))]
+        self.pages[:] = [*pages, *[-1] * (mc.DEVICE_SLOTS - len(pages))]
 
     def preempt(self) -> None:
         """Let the preemption timer of the VMM in Python expire where the next block begins."""

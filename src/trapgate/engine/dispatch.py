@@ -15,6 +15,7 @@ from trapgate.decode.read_modify_write import writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.clock import end_block_here
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
     arm,
@@ -448,6 +449,7 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
         # `trapgate.processor.stepping` executes it, and knows when it has ended.
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~BLOCKING_BY_NMI
         m[mc.UNBLOCKED] = 1
+        m[mc.TIME] -= 1
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         arm(m, env, v)
         return mc.CHECKED
@@ -497,6 +499,8 @@ def port(m: Cells, env: int, v: Cells, r: Cells) -> int:
     if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
         return dispatch(m, env, v, r, at.SVM_IO, 0)
     m[mc.SKIP] = linear_rip(v) + 1
+    # It was counted as if it were done.
+    m[mc.TIME] -= 1 if m[mc.CPU] != 0 else 0
     return mc.RUNNING
 
 
@@ -534,6 +538,7 @@ def execute_in_core(m: Cells) -> None:
     env = m[mc.ENV]
     v = cells(m[mc.V], m[mc.V_CELLS])
     r = cells(m[mc.R], m[mc.R_CELLS])
+    end_block_here(m)
     save(m, env, v, r)
     stop = dispatch(m, env, v, r, at.SVM_IO, 0)
     if stop == mc.RUNNING:

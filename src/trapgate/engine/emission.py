@@ -58,6 +58,7 @@ SYMBOLS = (
     READ_FLAGS,
     COUNT_CODE,
     CARE_CODE,
+    PORTABLE_CODE,
     GUARD_CODE,
     REFUSE_CODE,
     STI_CODE,
@@ -74,7 +75,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(38)
+) = range(39)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

@@ -9,6 +9,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
 from trapgate.engine.checked_accesses import is_poison, poisoned_by
+from trapgate.engine.clock import begin_device_access, execute_again
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.dispatch import (
     arbitrate,
@@ -76,7 +77,8 @@ def on_block(uc: int, address: int, size: int, user: int) -> None:
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     slot = ((address ^ address >> 16) & (mc.BLOCK_SLOTS - 1)) * 2
     if blocks[slot] == address ^ size << 48:
-        m[mc.TIME] += blocks[slot + 1]
+        # Where translated code counts, this would be the second time.
+        m[mc.TIME] += blocks[slot + 1] if m[mc.CPU] == 0 else 0
     elif check_block(m, address, size, slot):
         call(m[mc.EMU_STOP], (uc,))
 
@@ -114,6 +116,8 @@ def on_debugger_breakpoint(uc: int, address: int, size: int, user: int) -> None:
         return
     m[mc.DEBUG_HIT] = address + 1
     m[mc.STOP] = mc.TIMER
+    # The engine leaves the block as if the instruction were done.
+    m[mc.TIME] -= 1 if m[mc.CPU] != 0 else 0
     call(m[mc.EMU_STOP], (uc,))
 
 
@@ -215,9 +219,7 @@ def refill(
         physical, code, prot, page_size = walk(v, rflags, mem, address, access_kind, user)
         if forget_stale_code(m) and probe == 0:
             # Its own block may be what a flag in an entry changes: execute it alone, and again.
-            poke32(cpu + at.CFLAGS_NEXT_TB, 1)
-            poke32(m[mc.EXCEPTION_INDEX], -1)
-            call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
+            execute_again(m, cpu, return_address, 1)
     if code < 0 and access_kind == 2 and physical >> 3 >= m[mc.MEM_CELLS]:
         # Nothing there reads as all ones, and that is no instruction.
         vector = 6
@@ -317,6 +319,7 @@ def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
         m = cells(user, mc.CELLS)
         address = device_address(m, offset)
         if address >= 0:
+            begin_device_access(m)
             return call(m[mc.DEVICE_LOAD], (address, size))
     return (1 << (8 * size)) - 1 if size < 8 else -1
 
@@ -328,6 +331,7 @@ def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> N
         m = cells(user, mc.CELLS)
         address = device_address(m, offset)
         if address >= 0:
+            begin_device_access(m)
             call(m[mc.DEVICE_STORE], (address, size, value))
 
 

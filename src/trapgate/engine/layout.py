@@ -69,6 +69,8 @@ CPU_OF_HANDLE = 0x1B8
 CPU_SIZE = HOST.cpu_size
 """From the CPU to its x86 state (native path only)."""
 CFLAGS_NEXT_TB = 24
+IO_PC = 0x8178
+"""In the CPU: where the machine code goes on that accesses a device."""
 """In the CPU: how the next block is to be translated; the low bits limit its instructions."""
 
 # A block of translated code, after its linear address.
@@ -78,6 +80,8 @@ TB_SIZE = 0x14
 """Bytes of its source, 16 bits."""
 TB_ICOUNT = 0x16
 TB_CFLAGS = 0x18
+TB_CODE = 0x20
+"""Where its machine code is, and its size."""
 TB_COUNT = 0x7FFF
 """Bits of TB_CFLAGS: at most so many instructions, 0 without a limit."""
 

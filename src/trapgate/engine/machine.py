@@ -119,13 +119,15 @@ journal, the virtual clock, and why the engine stopped.
     LOOK_UP,
     SINGLE_STEP,
     HELD_BACK,
+    RESTORED,
+    BEHIND,
     X87_OPERANDS,
     X87_FAULT,
     X87_DENORMAL,
     X87_FILLED,
     X87_WRITTEN,
     CELLS,
-) = range(119)
+) = range(121)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -151,10 +153,20 @@ blocks. LIVE is the state of the engine, also where ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
 READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
 line that is held low (A20), or 0; both native only.
+RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
+instructions of the block were behind the latest one (`clock`).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
+
+RUN_STATE = (
+    *(V, TIME, DEADLINE, TIMER_END, BUDGET_END, ATTENTION, STOP, STOP_CODE, STOP_INFO, STOP_VALUE),
+    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, SKIP, EXTRA),
+    *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
+    *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
+)
+"""What of a machine changes as its guest runs and lasts from one VM entry to the next."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
@@ -233,6 +245,9 @@ WHEN_INTERRUPTIBLE = 2
 
 DEVICE_SLOTS = 4
 """Physical pages behind which there may be devices: their numbers, -1 for none."""
+
+LONGEST_BLOCK = 512
+"""Instructions of a block, at most."""
 
 BLOCK_SLOTS = 1 << 16
 """Slots of the table from a block's address to its count of instructions."""

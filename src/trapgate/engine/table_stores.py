@@ -22,6 +22,7 @@ from trapgate.decision.self_map import entry_of, entry_size, merged
 from trapgate.decode.read_modify_write import repeats, stores_once
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.clock import locate
 from trapgate.engine.coherence import CODE, forget_stale_code, pages_of
 from trapgate.engine.state import save_for_criteria, save_paging
 from trapgate.events.journal import (
@@ -103,7 +104,7 @@ def intercept_store(
     if kind == 0 or pages_of(m)[physical >> 12] & CODE:
         # Code in a page table: the block itself may be what the store changes.
         return False
-    call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
+    locate(m, cpu, return_address)
     word = code_at_rip(m)
     long = peek32(m[mc.ENV] + at.HFLAGS) & at.HF_CS64 != 0
     if not stores_once(word, long) or is_reuse(v, word, long, physical):

@@ -11,7 +11,8 @@ them are given functions of ours here (Linux only):
   functions of ours (`control_flow`).
 * Loads and stores are preceded by checks of their segments (`checked_accesses`), branches by checks
   of their targets (`branches`).
-* What stores to memory, and where code is made of it, `coherence` wants to know.
+* What stores to memory, and where code is made of it, `coherence` wants to know; where a block is
+  left, `clock`.
 * The translator is shown UD2 in place of code that it gets wrong, and told other things
   (`odd_code`). What is no #UD after all is carried out where #UD arrives
   (`dispatch.undefined_opcode`).
@@ -30,7 +31,7 @@ from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
 from trapgate.compiler.library import Callback, Stub
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
-from trapgate.engine import branches, careful_blocks, coherence
+from trapgate.engine import branches, careful_blocks, clock, coherence
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
@@ -114,6 +115,10 @@ def on_translate(
         m[mc.CARE] |= CARE_AUDIT
     if m[mc.CALL_OP] == 0:
         return
+    if m[mc.NATIVE] == 0:
+        poke64(em.argument(m[mc.CALL_OP], 2), t[em.PORTABLE_CODE])
+        poke64(em.argument(m[mc.COUNT_OP], 1), tb)
+        return
     if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
         m[mc.CARE] |= CARE_BREAKPOINT
     if flags & _AC:
@@ -169,7 +174,7 @@ def on_gen_call(
     m = cells(machine, mc.CELLS)
     m[mc.TRANSLATION] = context
     count &= 0xFF
-    if function != t[em.CHECK_EXIT] or m[mc.NATIVE] == 0:
+    if function != t[em.CHECK_EXIT] or (m[mc.NATIVE] == 0 and m[mc.CALL_OP] != 0):
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
@@ -295,6 +300,7 @@ that they share."""
 _STUBS: dict[int, Callback | Stub] = {
     em.COUNT_CODE: careful_blocks.block_begins,
     em.CARE_CODE: careful_blocks.careful_block_begins,
+    em.PORTABLE_CODE: careful_blocks.portable_block_begins,
     em.STI_CODE: on_sti,
     em.SHADOW_CODE: on_shadow,
     em.X87_BEGINS: x87.on_x87_begins,
@@ -311,6 +317,9 @@ _STUBS: dict[int, Callback | Stub] = {
 """Cells, and what translated code calls by them."""
 
 
+_SLOTS = coherence.SLOTS | clock.SLOTS
+
+
 class Translator:
     """The functions of ours in the engine's translator; one for the process, never taken out.
 
@@ -318,7 +327,7 @@ class Translator:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        names = (*_HOOKS, *coherence.SLOTS)
+        names = (*_HOOKS, *_SLOTS)
         places = slots(library, tuple(f"{name}_x86_64" for name in names))
         t = self.cells = np.zeros(em.CELLS, np.int64)
         self.address = int(t.ctypes.data)
@@ -340,8 +349,8 @@ class Translator:
         for n, pair in enumerate(substitutes.items()):
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair
         hooks = {name: hook.bind(self.address) for name, hook in _HOOKS.items()}
-        for name, coherent in coherence.SLOTS.items():
-            hooks[name] = coherent.bind(_symbol(library, name))
+        for name, told in _SLOTS.items():
+            hooks[name] = told.bind(_symbol(library, name))
         for name, hook in hooks.items():
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = hook
 

@@ -24,7 +24,7 @@ from trapgate.engine.state import save, segment_shape
 from trapgate.engine.translation import translator
 from trapgate.errors import EngineError
 from trapgate.events.exits import vm_exit
-from trapgate.paging.memory import WATCH_PAGES
+from trapgate.paging.memory import WATCH_PAGES, WRITTEN_PAGE
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import TYPE_OTHER_EVENT
@@ -77,6 +77,7 @@ def execute_alone(m: Cells, env: int, v: Cells) -> int:
 def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
     """Let the engine run from the state in `v` and `r`; the engine's error."""
     m[mc.STOP] = mc.RUNNING
+    m[mc.RESTORED] = 0
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
     dispatch.go_on(m, env, r)
     # Between runs the engine keeps all flags in one word, and takes them apart itself.
@@ -156,7 +157,7 @@ def step(machine: int, emu_start: int) -> int:
     go(machine, emu_start)
     done = m[mc.STEPPING] != mc.STEP_EVENT
     m[mc.STEPPING] = 0
-    m[mc.TIME] = time + 1
+    m[mc.TIME] = time if m[mc.STOP] == mc.CHECKED and m[mc.STOP_CODE] == 0 else time + 1
     return 1 if done else 0
 
 
@@ -269,6 +270,7 @@ def invalidate_code(machine: int, start: int, end: int) -> int:
     m = cells(machine, mc.CELLS)
     pages = coherence.pages_of(m)
     for page in range(start >> 12, min((end + 0xFFF) >> 12, len(pages))):
+        pages[page] |= WRITTEN_PAGE
         if pages[page] & coherence.CODE:
             coherence.forget_range(m, max(start, page << 12), min(end, (page + 1) << 12))
     return 0
@@ -375,6 +377,8 @@ class UnicornEngine:
         watch_cells = np.zeros(WATCH_PAGES + size // _PAGE, np.int64)
         self._keep.append(watch_cells)
         watch(self.memory, watch_cells)
+        self.page_cells = watch_cells[WATCH_PAGES:]
+        """A cell a page of memory: bits of `coherence`, WRITTEN_PAGE among them."""
         c[mc.WATCH] = _address(watch_cells)
         # Every MSR is intercepted: its bitmap, in the scratch pages, is all ones.
         self.scratch[512:] = -1

@@ -249,8 +249,6 @@ def empty_again(m: Cells, env: int) -> None:
 @jit
 def settle(m: Cells, env: int) -> None:
     """Behind an instruction that computes: what it has met joins what was there."""
-    if peek8(env + at.X87_FLAGS) == 0 and m[mc.X87_FAULT] == 0 and m[mc.X87_DENORMAL] == 0:
-        return
     before = m[mc.X87_STATUS]
     control = peek16(env + _CONTROL)
     met = exceptions_met(m, env)

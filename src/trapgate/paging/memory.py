@@ -23,13 +23,20 @@ WATCH_PAGES = 64
 """The first cell of those that say, a page each, what is to be watched there."""
 WATCHED_PAGE = 1
 """Of such a cell: stores to this page are noted."""
+WRITTEN_PAGE = 4
+"""... this page was stored to since somebody cleared the bit."""
 
 
 @core
 def note_store(mem: Memory, cell: int) -> None:
     """Note that a cell of memory changes, if its page is watched: an engine executes copies."""
     watch = watched(mem)
-    if len(watch) == 0 or watch[WATCH_PAGES + (cell >> 9)] & WATCHED_PAGE == 0:
+    if len(watch) == 0:
+        return
+    page = WATCH_PAGES + (cell >> 9)
+    state = watch[page]
+    watch[page] = state | WRITTEN_PAGE
+    if state & WATCHED_PAGE == 0:
         return
     count = watch[WATCH_COUNT]
     if count > NOTED_MOST or (count > 0 and watch[count] == cell):

@@ -233,7 +233,7 @@ class Processor(LogicalProcessor):
         self.engine.devices.place(pages)
 
     def preempt(self) -> None:
-        """Give the VMM a turn at the next block, as if the VMX-preemption timer expired there."""
+        """Give the VMM a turn before the next instruction, as if the preemption timer expired."""
         self.engine.devices.preempt()
 
     # Events at the processor's pins (¶21-22: interrupts and platform events).
@@ -332,6 +332,11 @@ class Processor(LogicalProcessor):
             left = max(c[stops.TIMER_END] - c[stops.TIME], 0)
             v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
         return VmExit(vmcs)
+
+    def make_current(self, vmcs: Vmcs) -> None:
+        """Let `vmcs` be the current one, as VMPTRLD does."""
+        if vmcs is not self._vmcs:
+            self._attach(vmcs)
 
     def _attach(self, vmcs: Vmcs) -> None:
         number = self._numbers.setdefault(id(vmcs), len(self._numbers))

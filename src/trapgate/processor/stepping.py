@@ -130,6 +130,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         mapped = all(_is_mapped(guest, access) for access in accesses)
         fault = 17 if mapped else -1
     if fault >= 0:
+        engine.cells[stops.TIME] += 1
         return Outcome(processor.raise_fault(fault, 0))
     unmasked = ~engine.mxcsr & _MASKS
     if unmasked:

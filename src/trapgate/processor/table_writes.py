@@ -219,6 +219,8 @@ def _execute(processor: LogicalProcessor, v: Cells, grants: set[int], width: int
         engine.flush_translations()
     elif not length:
         v[f.GUEST_CR0] &= ~CR0_WP
+    # It was counted when it faulted.
+    engine.cells[stops.TIME] -= 1
     done = engine.step()
     v[f.GUEST_CR0] |= write_protect
     v[f.FRAME_MAP_LENGTH] = length

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trapgate.errors import TrapgateError
 from trapgate.replay.replay import Tally
-from trapgate.replay.tally import merged, rows_of, tally
+from trapgate.replay.tally import Asked, merged, rows_of, tally
 from trapgate.trace.frames import is_weighted, optional, polars, reading, scan
 from trapgate.trace.reader import Trace
 
@@ -37,9 +37,7 @@ def pieces(traces: Sequence[Path], groups: int = GROUPS) -> list[tuple[str, int,
     return work
 
 
-def tally_piece(
-    path: str, first: int, last: int, pairs: Sequence[tuple[int, int]]
-) -> list[dict[str, int]]:
+def tally_piece(path: str, first: int, last: int, pairs: Sequence[Asked]) -> list[dict[str, int]]:
     """The tally of some row groups of a file, as plain rows."""
     with Trace(path) as trace:
         starts = trace.group_starts
@@ -59,7 +57,7 @@ def on_cluster(address: str) -> Tally:
     """
     ray = optional("ray", "cluster", "--cluster")
 
-    def tallied(traces: Sequence[Path], pairs: Sequence[tuple[int, int]]) -> Any:
+    def tallied(traces: Sequence[Path], pairs: Sequence[Asked]) -> Any:
         polars()
         with _connected(ray, address):
             task = ray.remote(num_cpus=1, max_retries=RETRIES)(tally_piece)

@@ -12,6 +12,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final
 
+from trapgate.decision.criteria_rules import Action
 from trapgate.decision.decide import REASON_EPT, REASON_TASK_GATE, REASON_TRIPLE_FAULT, REASONS
 from trapgate.decision.fault_filters import (
     FILTER_FIGURE_7,
@@ -30,6 +31,7 @@ from trapgate.decision.fault_filters import (
 )
 from trapgate.decision.rules import mapped_code, mapped_field
 from trapgate.replay.policy import Policy
+from trapgate.replay.tables import UNDECIDED, Table, action_of
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.interruption import (
     TYPE_EXTERNAL_INTERRUPT,
@@ -80,11 +82,13 @@ class Columns:
 
     `codes_missing`: a trace may lack error codes. `completes` names, for each
     (filter, PTBASE), two columns that were computed before rows were counted together:
-    what the filter says, and whether it cannot be asked.
+    what the filter says, and whether it cannot be asked. `tables` likewise names three for each
+    criteria table (`table_flags`).
     """
 
     codes_missing: bool = True
-    completes: dict[tuple[int, int], tuple[str, str]] | None = None
+    completes: dict[tuple[int, int], tuple[str, ...]] | None = None
+    tables: dict[Table, tuple[str, ...]] | None = None
 
 
 def recorded_exit() -> Expr:
@@ -150,7 +154,35 @@ def verdict(policy: Policy, columns: Columns) -> Verdict:
             event = (kind == number) & ~pl.col("injected")
             judged = judged | event
             exits = (exits & (kind != number)) | (event & bool(pins & bit))
-    return Verdict(judged, unjudged, judged & exits, judged & completes)
+    said = Verdict(judged, unjudged, judged & exits, judged & completes)
+    return _ruled(said, policy, columns) if policy.rules else said
+
+
+def _ruled(said: Verdict, policy: Policy, columns: Columns) -> Verdict:
+    """The verdict of the criteria table where it decides, else that of the other criteria."""
+    pl = polars()
+    if columns.tables is None:
+        low, high, undecided = table_flags((policy.rules, policy.ptbase))
+    else:
+        low, high, undecided = map(pl.col, columns.tables[policy.rules, policy.ptbase])
+    event = pl.col("type").is_not_null() & ~pl.col("injected") & ~always_exits()
+    decided, unknown = event & (low | high), event & undecided
+    others = ~decided & ~unknown
+    return Verdict(
+        judged=decided | (others & said.judged),
+        unjudged=unknown | (others & said.unjudged),
+        exits=(decided & ~high) | (others & said.exits),
+        completes=(decided & low & high) | (others & said.completes),
+    )
+
+
+def table_flags(table: Table) -> tuple[Expr, Expr, Expr]:
+    """What a criteria table does, in columns: bits 0 and 1 of the action, and "undecided"."""
+    pl = polars()
+    action = action_of(*table)
+    low = action.is_in([Action.EXIT, Action.COMPLETE])
+    high = action.is_in([Action.DELIVER, Action.COMPLETE])
+    return low, high, action == pl.lit(UNDECIDED, pl.UInt8)
 
 
 def transfers(policy: Policy) -> Expr:

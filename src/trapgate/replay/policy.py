@@ -7,10 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from trapgate.decision.criteria_rules import Rule
+from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.decision.fault_filters import FILTER_NONE, ORDER_FIGURE_6
 from trapgate.decision.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.errors import VmcsFileError
+from trapgate.sdm.checks import CHECKS
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, ROWS
 from trapgate.trace.html import table
@@ -66,6 +69,13 @@ class Policy:
                 "and the fields that it reads",
                 path=settings.path,
             )
+        failed, place = check_table(vmcs.cells)
+        if failed:
+            raise VmcsFileError(
+                f"rule {place >> 16}, clause {place & 0xFFFF}: {CHECKS[failed].rule}",
+                field="rules",
+                path=settings.path,
+            )
         _check_filter(kind, ptbase, settings.path)
         named = Field.PIN_BASED_CONTROLS
         judges = named in settings.bits or named in settings.fields
@@ -79,6 +89,11 @@ class Policy:
         vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = mask
         vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = match
         return cls(name, vmcs)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The criteria table."""
+        return self.vmcs.criteria_table
 
     def control(self, vector: int) -> bool:
         """The exception bitmap's bit of `vector` (0 to 31)."""
@@ -140,6 +155,8 @@ class Policy:
         if self.fault_filter:
             name = ("", "figure 7", "figure 8", "¶80")[self.fault_filter]
             parts.append(f"fault filter {name}, PTBASE {self.ptbase:#x}")
+        if self.rules:
+            parts.insert(0, f"a criteria table of {len(self.rules)} rules")
         return "; ".join(parts)
 
     def _repr_html_(self) -> str:

@@ -11,7 +11,8 @@ from trapgate.decision.rules import figure_3
 from trapgate.replay.judge import Columns, Verdict, exceptions, recorded_exit, verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.result import CostModel, Outcome, Replay, Sums, time_saved
-from trapgate.replay.tally import SUMS, columns_for, filters_of, tally
+from trapgate.replay.tables import unjudgeable
+from trapgate.replay.tally import SUMS, Asked, columns_for, filters_of, tally
 from trapgate.sdm.vectors import PF
 from trapgate.trace.frames import is_weighted, lost_events, polars, reading, scan, time_unit
 from trapgate.trace.schema import TraceError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 HOST_UNITS: Final = ("ns", "ticks")
 """Units of time of traces that may have latencies."""
 
-Tally = Callable[[Sequence[Path], Sequence[tuple[int, int]]], Any]
+Tally = Callable[[Sequence[Path], Sequence[Asked]], Any]
 """Makes the tally of traces, for the filters given; where and how is its business."""
 
 
@@ -87,7 +88,7 @@ def _alone(
 
 
 def here(
-    traces: Sequence[Path], pairs: Sequence[tuple[int, int]], *, chosen: Selection = EVERYTHING
+    traces: Sequence[Path], pairs: Sequence[Asked], *, chosen: Selection = EVERYTHING
 ) -> DataFrame:
     """The tally, made in this process."""
     with reading(traces):
@@ -111,7 +112,7 @@ def direct(lazy: LazyFrame, policy: Policy, *, timed: bool = False) -> dict[str,
     said = verdict(policy, Columns(codes_missing=timed))
     # Each mask is worked out once, and only then combined and counted.
     masks = {"judged": said.judged, "exits": said.exits, "was": recorded_exit()}
-    if policy.fault_filter or timed:
+    if policy.fault_filter or policy.rules or timed:
         masks |= {"unjudged": said.unjudged, "completes": said.completes}
     more: list[Expr] = []
     if timed:
@@ -135,7 +136,7 @@ def direct(lazy: LazyFrame, policy: Policy, *, timed: bool = False) -> dict[str,
 def judged(
     kinds: DataFrame,
     policies: Sequence[Policy],
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[Asked],
     *,
     unit: str,
     model: CostModel | None = None,
@@ -288,4 +289,5 @@ def _outcome(
         added=found["added"],
         time=time_saved(*times, recorded or {}, unit=unit, model=model),
         lost=found.get("lost"),
+        missing=tuple(unjudgeable(policy.rules)),
     )

@@ -84,6 +84,8 @@ class Outcome:
     time: TimeSaved
     lost: int | None = None
     """Of the faults that had to keep exiting (where any had to), those that do not."""
+    missing: tuple[str, ...] = ()
+    """What rules of the criteria table ask for and no trace has, in sentences."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -138,6 +140,11 @@ class Replay:
         time = f"time saved ({first.time.unit}, 95 %, by {first.time.basis})"
         parts += [Table((*heads, time), rows, "policies beside the recorded run")]
         parts += [Paragraph(f"{one.policy}: {one.summary}") for one in self.outcomes[:SHOWN]]
+        parts += [
+            Paragraph(f"{one.policy}: {words}")
+            for one in self.outcomes[:SHOWN]
+            for words in one.missing
+        ]
         return Document(f"Policies on {', '.join(self.traces)}", tuple(parts))
 
     def _repr_html_(self) -> str:

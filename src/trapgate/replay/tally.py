@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from trapgate.decision.fault_filters import FILTER_NONE
-from trapgate.replay.judge import Columns, always_exits, filter_verdict
+from trapgate.replay.judge import Columns, always_exits, filter_verdict, table_flags
 from trapgate.replay.policy import Policy
+from trapgate.replay.tables import Table
 from trapgate.trace.frames import count, polars
 
 if TYPE_CHECKING:
@@ -28,21 +29,44 @@ _BASE: Final = 1 << 8
 _FLAGS: Final = _BASE * 8
 
 
-def filters_of(policies: Iterable[Policy]) -> list[tuple[int, int]]:
-    """The (filter, PTBASE) pairs that `policies` use, sorted."""
-    return sorted({(p.fault_filter, p.ptbase) for p in policies if p.fault_filter != FILTER_NONE})
+Asked = tuple[int, int] | Table
+"""What is judged row by row, before rows are counted together: a fault filter or a criteria table,
+and its PTBASE."""
 
 
-def columns_for(pairs: Sequence[tuple[int, int]]) -> Columns:
-    """The columns of a tally made for those filters."""
-    names = {pair: (f"completes_{n}", f"unknown_{n}") for n, pair in enumerate(pairs)}
-    return Columns(codes_missing=True, completes=names)
+def filters_of(policies: Iterable[Policy]) -> list[Asked]:
+    """The fault filters and criteria tables that `policies` use, each once."""
+    policies = list(policies)
+    filters = {(p.fault_filter, p.ptbase) for p in policies if p.fault_filter != FILTER_NONE}
+    tables = dict.fromkeys((p.rules, p.ptbase) for p in policies if p.rules)
+    return [*sorted(filters), *tables]
 
 
-def packed_key(pairs: Sequence[tuple[int, int]]) -> Expr:
+def columns_for(pairs: Sequence[Asked]) -> Columns:
+    """The columns of a tally made for those filters and tables."""
+    filters: dict[tuple[int, int], tuple[str, ...]] = {}
+    tables: dict[Table, tuple[str, ...]] = {}
+    for number, (what, ptbase) in enumerate(pairs):
+        if isinstance(what, tuple):
+            tables[what, ptbase] = _flag_names(number, 3)
+        else:
+            filters[what, ptbase] = _flag_names(number, 2)
+    return Columns(codes_missing=True, completes=filters, tables=tables)
+
+
+def _flag_names(number: int, count: int) -> tuple[str, ...]:
+    return tuple(f"flag_{number}_{n}" for n in range(count))
+
+
+def _flags(asked: Asked) -> tuple[Expr, ...]:
+    what, ptbase = asked
+    return table_flags((what, ptbase)) if isinstance(what, tuple) else filter_verdict(what, ptbase)
+
+
+def packed_key(pairs: Sequence[Asked]) -> Expr:
     """One number (64 bits) made of all that policies with the filters `pairs` can ask of a row.
 
-    Raises: ValueError for more filters than there is room for.
+    Raises: ValueError for more filters and tables than there is room for.
     """
     pl = polars()
     narrow = pl.UInt64
@@ -55,7 +79,7 @@ def packed_key(pairs: Sequence[tuple[int, int]]) -> Expr:
         pl.col("disposition") == "EXIT",
         pl.col("disposition") == "COMPLETE",
         always_exits(),
-        *(expression.fill_null(value=False) for p in pairs for expression in filter_verdict(*p)),
+        *(flag.fill_null(value=False) for asked in pairs for flag in _flags(asked)),
     ]
     packed = pl.col("vector").fill_null(0).cast(narrow)
     packed = packed + pl.col("type").fill_null(0).cast(narrow) * _BASE
@@ -64,14 +88,14 @@ def packed_key(pairs: Sequence[tuple[int, int]]) -> Expr:
         packed = packed + flag.cast(narrow) * flag_base
         flag_base *= 2
     if flag_base > 1 << 32:
-        raise ValueError(f"{len(pairs)} fault filters in one replay; give at most six")
+        raise ValueError(
+            f"{len(pairs)} fault filters and criteria tables in one replay; give at most four"
+        )
     whole: Expr = packed + pl.col("error_code").fill_null(0).cast(narrow) * (1 << 32)
     return whole
 
 
-def tally(
-    lazy: LazyFrame, pairs: Sequence[tuple[int, int]], *, weighted: bool = False
-) -> DataFrame:
+def tally(lazy: LazyFrame, pairs: Sequence[Asked], *, weighted: bool = False) -> DataFrame:
     """The kinds of rows of a trace, sorted; `pairs` are the filters to judge on the way.
 
     Rows are grouped by one number made of all keys, which is many times faster than
@@ -93,9 +117,7 @@ def tally(
     return unpacked(kinds, pairs)
 
 
-def unpacked(
-    kinds: DataFrame, pairs: Sequence[tuple[int, int]], *, order: bool = True
-) -> DataFrame:
+def unpacked(kinds: DataFrame, pairs: Sequence[Asked], *, order: bool = True) -> DataFrame:
     """The kinds with their keys as columns again, sorted by key unless `order` is False."""
     pl = polars()
     key = pl.col("key")
@@ -119,17 +141,16 @@ def unpacked(
         pl.when(bit(7)).then(pl.lit("TRIPLE_FAULT")).otherwise(pl.lit("")).alias("reason"),
         pl.lit(value=False).alias("reflected"),
     ]
-    for number in range(len(pairs)):
-        columns += [
-            bit(8 + 2 * number).alias(f"completes_{number}"),
-            bit(9 + 2 * number).alias(f"unknown_{number}"),
-        ]
+    made = columns_for(pairs)
+    named: dict[Any, tuple[str, ...]] = {**(made.completes or {}), **(made.tables or {})}
+    names = [name for asked in pairs for name in named[asked]]
+    columns += [bit(8 + number).alias(name) for number, name in enumerate(names)]
     if order:
         kinds = kinds.sort("key")
     return kinds.select([*columns, *SUMS, "key"])
 
 
-def merged(pieces: Iterable[Sequence[dict[str, Any]]], pairs: Sequence[tuple[int, int]]) -> Any:
+def merged(pieces: Iterable[Sequence[dict[str, Any]]], pairs: Sequence[Asked]) -> Any:
     """The tally of a whole from those of its pieces, as rows of key and sums."""
     pl = polars()
     total: dict[int, list[int]] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trapgate.replay.judge import verdict
 from trapgate.replay.policy import Policy
-from trapgate.replay.tally import SUMS, columns_for, filters_of, packed_key, unpacked
+from trapgate.replay.tally import SUMS, Asked, columns_for, filters_of, packed_key, unpacked
 from trapgate.trace.frames import count, is_weighted, polars, reading, scan, time_unit
 from trapgate.trace.labels import vector_label
 from trapgate.trace.schema import TraceError
@@ -172,7 +172,7 @@ def _placed(lazy: LazyFrame, symbols: Symbols | None) -> tuple[LazyFrame, list[s
 def _described(
     kinds: DataFrame,
     policies: Sequence[Policy],
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[Asked],
     names: list[str],
 ) -> DataFrame:
     """For each kind its words, and as `says N` what policy N does to it."""

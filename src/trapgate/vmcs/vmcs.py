@@ -166,13 +166,17 @@ class Vmcs:
     def criteria_table(self) -> tuple[Rule, ...]:
         """The rules of the criteria table, as far as the processor has them; () without one.
 
+        The profile "vt-x" has none.
+
         Setting them puts the table where the processor keeps it and writes its length and number
         of rules.
 
         Raises:
             CriteriaTableError: it has more than the processor takes, or what lies there is no
-            table. ExtensionError: the profile is "vt-x".
+            table. ExtensionError: they are set where the profile is "vt-x".
         """
+        if self.profile == "vt-x":
+            return ()
         length = min(self["CRITERIA_TABLE_LENGTH"], TABLE_CELLS * 8)
         data = self.cells[TABLE_START:].tobytes()[:length]
         return decode(data, self["CRITERIA_TABLE_RULES"])

@@ -261,6 +261,13 @@ def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
     return EMULATED
 
 
+def call_bios(vmexit: VmExit, vm: Platform) -> Action:
+    """VMCALL: one of our own BIOS's services, or an undefined instruction."""
+    if vm.bios is not None and vm.bios.answers(vm):
+        return vm.bios.call(vm)
+    return undefined(vmexit, vm)
+
+
 def undefined(vmexit: VmExit, vm: Platform) -> Action:
     """Instructions that the guest is not told of (MONITOR; under another VMM VMX): #UD."""
     return _INVALID_OPCODE
@@ -338,9 +345,9 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.WBINVD: nothing,
     ExitReason.XSETBV: extended_control_register,
     ExitReason.PREEMPTION_TIMER: again,
+    ExitReason.VMCALL: call_bios,
     **dict.fromkeys(
         (
-            ExitReason.VMCALL,
             ExitReason.VMCLEAR,
             ExitReason.VMLAUNCH,
             ExitReason.VMPTRLD,

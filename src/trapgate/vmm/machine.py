@@ -11,14 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import Disposition
+from trapgate.decision.faults import Interruption
+from trapgate.errors import TrapgateError
 from trapgate.events.journal import (
     COUNTS,
     DISPOSITIONS,
@@ -50,6 +53,7 @@ from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.platform import Platform
+from trapgate.vmm.snapshot import Snapshot, SnapshotError
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
 if TYPE_CHECKING:
@@ -77,6 +81,10 @@ _KINDS = {
 }
 JOURNAL = 1 << 15
 """Events that a machine's processor remembers."""
+
+
+class EventPendingError(TrapgateError):
+    """An event cannot be injected since another one waits for the VM entry; step, and try again."""
 
 
 class Vmm:
@@ -110,7 +118,9 @@ class Vmm:
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """What a machine has counted of its own."""
+
     seconds: float = 0.0
     exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
     """By basic exit reason."""
@@ -132,6 +142,9 @@ class VirtualMachine(Platform):
 
     Raises EngineError as `Processor` does.
     """
+
+    can_be_restored: ClassVar[bool] = True
+    """Whether a snapshot holds all that there is to know."""
 
     def __init__(
         self,
@@ -165,8 +178,10 @@ class VirtualMachine(Platform):
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.stopped: Stop | None = None
-        self._tally = _Tally()
+        self._tally = Tally()
         self._next_poll = 0
+        self._planned: list[tuple[int, int, Callable[[VirtualMachine], None]]] = []
+        self._plans = 0
         if trace is not None:
             self.processor.trace_to(trace.append)
         self._set_controls(seed)
@@ -208,6 +223,15 @@ class VirtualMachine(Platform):
         entry = vmcs["VM_ENTRY_CONTROLS"] & ~ct.ENTRY_IA32E_MODE_GUEST
         vmcs["VM_ENTRY_CONTROLS"] = entry | (ct.ENTRY_IA32E_MODE_GUEST if image.long_mode else 0)
 
+    def boot(self) -> GuestImage:
+        """Have our own BIOS boot the first drive that can be booted. Raises BootError."""
+        if self.bios is None:
+            raise ValueError("the machine has no BIOS: give it Board(bios=True)")
+        image = self.bios.guest()
+        self.load(image)
+        self.bios.start(self)
+        return image
+
     def apply(self, settings: Settings) -> None:
         """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
 
@@ -246,7 +270,7 @@ class VirtualMachine(Platform):
         return self.stopped
 
     def step(self, budget: int) -> Stop | None:
-        """Run for about `budget` instructions (to the end of a block); what stopped it for good."""
+        """Run for `budget` instructions; what stopped it for good, if something did."""
         end = self.processor.time + budget
         started = time.perf_counter()
         while self.stopped is None and self.processor.time < end:
@@ -257,6 +281,53 @@ class VirtualMachine(Platform):
             if self.console is not None:
                 self.console.flush()
         return self.stopped
+
+    def inject(self, event: Interruption, *, address: int | None = None, length: int = 0) -> None:
+        """Let the next VM entry deliver `event` to the guest, if the checks at VM entry let it.
+
+        `address` is the linear address of a page fault, for CR2; `length` the bytes of the
+        instruction of a software event. An entry that fails stops the machine. What devices want
+        stays pending. Raises EventPendingError if an event whose delivery was broken off is to be
+        delivered again.
+        """
+        if self.vmcs.words[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID:
+            raise EventPendingError("an event is about to be delivered already; step first")
+        if address is not None:
+            self.processor.registers.cr2 = address
+        self._inject(Inject(event, length))
+
+    def at(self, when: int, action: Callable[[VirtualMachine], None]) -> None:
+        """Call `action` with this machine when it has executed `when` instructions, exactly then.
+
+        At once if it has executed more. While an event waits for the VM entry, after that one.
+        """
+        heappush(self._planned, (when, self._plans, action))
+        self._plans += 1
+
+    @property
+    def next_planned(self) -> int | None:
+        """When the next action of `at` is due, in virtual time."""
+        return self._planned[0][0] if self._planned else None
+
+    def snapshot(self) -> Snapshot:
+        """Everything of the machine at this moment, for `restore`.
+
+        Raises SnapshotError for a machine under direct paging, or with a device whose state is
+        kept outside of it: a disk that is a file, say.
+        """
+        if not self.can_be_restored:
+            raise SnapshotError("the VMM of direct paging knows more than the machine: no snapshot")
+        return Snapshot(self, self._tally, self._planned)
+
+    def restore(self, snapshot: Snapshot) -> int:
+        """Let everything be as it was; how many pages of memory had been written since.
+
+        It costs what was changed. The run that follows is the one that followed then, to the last
+        row of the trace. Raises SnapshotError for another machine's snapshot.
+        """
+        if snapshot.machine is not self:
+            raise SnapshotError("this is the snapshot of another machine; restore it there")
+        return snapshot.restore()
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         """One VM entry, and what its exit asks for."""
@@ -282,11 +353,19 @@ class VirtualMachine(Platform):
             devices.advance(now)
             due = devices.next_deadline(now)
             self._device_due = _NEVER if due is None else due
+        while (
+            self._planned
+            and self._planned[0][0] <= now
+            and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
+        ):
+            heappop(self._planned)[2](self)
         self._offer_interrupt(v)
         limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
         limit = min(limit, self._device_due)
         if end is not None and end < limit:
             limit = end
+        if self._planned:
+            limit = min(limit, self._planned[0][0])
         if until is not None and until < limit:
             limit = until
         v[f.VMX_PREEMPTION_TIMER_VALUE] = limit - now if limit > now else 0

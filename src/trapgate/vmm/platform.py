@@ -19,6 +19,7 @@ from trapgate.sdm.state import ACTIVITY_HLT, ACTIVITY_WAIT_FOR_SIPI, PENDING_BS
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
+from trapgate.vmm.bios.firmware import Bios
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
@@ -114,6 +115,12 @@ class Platform:
             ram=_Ram(processor),
             board=board,
         )
+        self.bios = (
+            Bios(board, self.devices, self._emit, memory_map(memory))
+            if board is not None and board.bios
+            else None
+        )
+        """Our own firmware, if it is what boots the guest."""
         self.base = 0
         """Where in the processor's memory the guest's address 0 lies."""
         self.mtrrs = Mtrrs()
@@ -236,11 +243,17 @@ class Platform:
         guest.count_iterations(instruction, size, done)
         return True
 
+    @property
+    def next_planned(self) -> int | None:
+        """When something is to be done to the guest, in virtual time; None if nothing is."""
+        return None
+
     def idle(self) -> Action:
         """The guest waits: let virtual time jump to what could wake it."""
         devices, processor = self.devices, self.processor
         awake = self._takes_interrupts(self.vmcs.words)
         alarm = processor.x86_vmm.alarm
+        planned = self.next_planned
         for _ in range(_MOST_DEADLINES):
             now = processor.time
             devices.advance(now)
@@ -251,9 +264,13 @@ class Platform:
                 return stop
             if alarm is not None and now >= alarm:
                 return Resume()
+            if planned is not None and now >= planned:
+                break
             deadline = devices.next_deadline(now) if awake else None
             if alarm is not None and (deadline is None or alarm < deadline):
                 deadline = alarm
+            if planned is not None and (deadline is None or planned < deadline):
+                deadline = planned
             console = self.console
             interactive = console is not None and console.interactive
             if deadline is None and not (awake and interactive):
@@ -270,8 +287,8 @@ class Platform:
                         return Resume()
             if deadline is not None:
                 processor.skip_to(deadline)
-        # Devices go on and wake nobody, a timer whose interrupt is in service, say. The guest
-        # stays halted, and whoever runs it has a look at its limits.
+        # It is time for something else, or devices go on and wake nobody: a timer whose interrupt
+        # is in service, say. The guest stays halted, and whoever runs it has a look at its limits.
         self.vmcs.words[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT
         return Resume()
 

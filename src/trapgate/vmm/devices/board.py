@@ -20,13 +20,17 @@ _BUS_MASTER_PORTS = 16
 class Board:
     """A machine's drives in their order (at most four), and files for its firmware.
 
+    Floppies are for `bios` alone: there is no controller for them. `bios` says that our own BIOS
+    boots from the drives (`VirtualMachine.boot`).
     `firmware` says that real firmware starts the machine: it makes the memory map itself, and its
     messages (port 402H) go to `log`. `files` are those of the firmware configuration device.
     """
 
     disks: tuple[Sectors, ...] = ()
     cds: tuple[Sectors, ...] = ()
+    floppies: tuple[Sectors, ...] = ()
     firmware: bool = False
+    bios: bool = False
     files: Mapping[str, bytes] = field(default_factory=dict)
     log: Callable[[int], None] | None = None
 

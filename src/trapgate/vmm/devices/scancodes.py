@@ -17,6 +17,18 @@ _KEYS = {
     if character != "\0"
 }
 
+CHARACTERS = {
+    first + n: (plain[n].replace("\n", "\r"), shifted[n])
+    for first, plain, shifted in _ROWS
+    for n in range(len(plain))
+}
+"""What each key gives by itself and with shift; NUL for nothing. Enter gives a return."""
+
+
+def characters() -> dict[str, tuple[int, int]]:
+    """The key of each character, and whether it takes shift."""
+    return _KEYS
+
 
 def set_1(text: str) -> bytes:
     """The codes of pressing and releasing the keys of `text`; other characters are left out."""

@@ -212,6 +212,23 @@ def _told(path: Path) -> Iterator[None]:
         raise DiskImageError(f"{path}: {error.strerror or error}") from None
 
 
+class Part:
+    """`count` sectors of others, from `first` on."""
+
+    def __init__(self, whole: Sectors, first: int, count: int) -> None:
+        self._whole = whole
+        self._first = first
+        self.count = count
+
+    def read(self, first: int, count: int) -> bytes:
+        """`count` sectors."""
+        return self._whole.read(self._first + first, count)
+
+    def write(self, first: int, data: bytes) -> None:
+        """Store whole sectors."""
+        self._whole.write(self._first + first, data)
+
+
 def open_image(option: str, *, read_only: bool = False) -> Sectors:
     """The sectors that `FILE[,write][,overlay=FILE]` names. Raises DiskImageError."""
     name, *settings = option.split(",")

@@ -163,6 +163,8 @@ class DirectMachine(VirtualMachine):
     has not so much left.
     """
 
+    can_be_restored = False
+
     def __init__(
         self,
         memory: int = 16 << 20,

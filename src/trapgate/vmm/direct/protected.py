@@ -81,6 +81,8 @@ class ProtectedMachine(VirtualMachine):
     engine, whose page walk knows no frame map, and for more memory than the map describes.
     """
 
+    can_be_restored = False
+
     def __init__(
         self,
         memory: int = 128 << 20,

@@ -1,0 +1,239 @@
+"""What a criteria table does: rules in words, rules that never matter, an example for each claim.
+
+Everything is proved by z3 of all faults that may happen (`fault_terms`), with the operators that
+the processor runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trapgate.criteria.codes import has_error_code
+from trapgate.criteria.explain import Warn
+from trapgate.criteria.fault_terms import EXCEPTION_TYPES, FaultTerms, fault_terms, in_words
+from trapgate.criteria.problem import Deadline
+from trapgate.criteria.solvers import z3_module
+from trapgate.criteria.table_worlds import rule_in, terms
+from trapgate.decision.conditions import Both, words
+from trapgate.decision.criteria_rules import Rule
+from trapgate.vmcs.vmcs import Vmcs
+
+
+@dataclass(frozen=True)
+class RuleReading:
+    """One rule: `text` is its condition, `example` the values of a fault that it decides.
+
+    `example` is None for a rule that decides none.
+    """
+
+    number: int
+    action: str
+    text: str
+    example: dict[str, int] | None
+    example_text: str = ""
+
+    def line(self) -> str:
+        """In words."""
+        shown = f"; e.g. {self.example_text}" if self.example_text else ""
+        return f"rule {self.number}: {self.action} if {self.text}{shown}"
+
+
+@dataclass(frozen=True)
+class TableReading:
+    """A table read back, with warnings."""
+
+    rules: tuple[RuleReading, ...]
+    warnings: tuple[Warn, ...]
+
+    def lines(self) -> list[str]:
+        """In words."""
+        return [one.line() for one in self.rules] + [
+            f"  warning: {warning.text}" for warning in self.warnings
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "rules": [vars(one) for one in self.rules],
+            "warnings": [vars(warning) for warning in self.warnings],
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two VMCSs differ: a fault that must exit and does not, one that should not and does.
+
+    Each is None if there is none; the texts tell of them.
+    """
+
+    missed: dict[str, int] | None
+    needless: dict[str, int] | None
+    missed_text: str = ""
+    needless_text: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether all exits that must."""
+        return self.missed is None
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing else exits either."""
+        return self.sound and self.needless is None
+
+    def lines(self) -> list[str]:
+        """In words."""
+        if self.exact:
+            return ["holds: the same faults exit"]
+        told = []
+        if self.missed is not None:
+            told.append(f"counterexample: must exit and does not: {self.missed_text}")
+        if self.needless is not None:
+            told.append(f"counterexample: should not exit and does: {self.needless_text}")
+        return told
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"sound": self.sound, "exact": self.exact, **vars(self)}
+
+
+class Search:
+    """Looks for faults, within a time."""
+
+    def __init__(self, fault: FaultTerms, deadline: Deadline) -> None:
+        self._fault = fault
+        self._deadline = deadline
+
+    def find(self, condition: Any) -> dict[str, int] | None:
+        """The values of a fault for which a term is true; None if there is none.
+
+        Raises: UndecidedError when the time is over.
+        """
+        z3 = z3_module()
+        solver = z3.Solver()
+        solver.add(self._fault.facts, condition)
+        self._deadline.check()
+        left = self._deadline.left()
+        if left is not None:
+            solver.set("timeout", max(int(left * 1000), 1))
+        if solver.check(self._fault.plain) == z3.sat:
+            return self._fault.example(solver.model())
+        answer = solver.check()
+        if answer == z3.unknown:
+            raise self._deadline.passed()
+        return self._fault.example(solver.model()) if answer == z3.sat else None
+
+
+def read_table(rules: Sequence[Rule], *, timeout: float | None = None) -> TableReading:
+    """The rules in words, each with a fault that it decides, and what is wrong with them.
+
+    Raises: UndecidedError: z3 has no answer within `timeout` seconds. MissingSolverError.
+    """
+    z3 = z3_module()
+    fault = fault_terms(rules)
+    search = Search(fault, Deadline(timeout))
+    world = terms()
+    matches = [rule_in(rule, fault.fetch, world) for rule in rules]
+    read, warnings = [], []
+    for number, rule in enumerate(rules):
+        earlier = matches[:number]
+        text = words(Both(rule.clauses))
+        asked = frozenset(clause.value.name for clause in rule.clauses)
+        example = search.find(z3.And(matches[number], z3.Not(z3.Or(earlier))))
+        told = in_words(example, asked) if example else ""
+        read.append(RuleReading(number, rule.action.name.lower(), text, example, told))
+        if example is None:
+            warnings.append(_dead(number, rule, matches, search, fault))
+            continue
+        for other in range(number):
+            if rules[other].action == rule.action:
+                continue
+            before = z3.Not(z3.Or(matches[:other]))
+            both = search.find(z3.And(matches[number], matches[other], before))
+            if both is not None:
+                shared = f"rule {other} comes before rule {number} for {in_words(both, asked)}"
+                warnings.append(Warn("overlap", shared))
+    return TableReading(tuple(read), tuple(warnings))
+
+
+def _dead(
+    number: int, rule: Rule, matches: Sequence[Any], search: Search, fault: FaultTerms
+) -> Warn:
+    """Why a rule decides nothing."""
+    z3 = z3_module()
+    if search.find(matches[number]) is not None:
+        covering = [
+            other
+            for other in range(number)
+            if search.find(z3.And(matches[number], z3.Not(matches[other]))) is None
+        ]
+        which = f"rule {covering[0]} matches" if covering else "the rules before it match"
+        return Warn("dead-rule", f"rule {number} decides nothing: {which} whatever it does")
+    names = [clause.value.name for clause in rule.clauses]
+    if search.find(z3.And([fault.present[name] for name in names])) is None:
+        lacking = next(
+            name
+            for n, name in enumerate(names)
+            if search.find(z3.And([fault.present[one] for one in names[: n + 1]])) is None
+        )
+        return Warn(
+            "absent-value",
+            f"rule {number} never matches: no fault has {lacking} together with the rest",
+        )
+    held = [rule_in(Rule(rule.action, (clause,)), fault.fetch, terms()) for clause in rule.clauses]
+    for clause, holds in zip(rule.clauses, held, strict=True):
+        others = z3.And([one for one in held if one is not holds])
+        if search.find(others) is not None and search.find(z3.And(others, holds)) is None:
+            absent = search.find(z3.And(others, fault.present[clause.value.name])) is None
+            if absent:
+                text = f"no fault for which the rest holds has {clause.value.name}"
+                return Warn("absent-value", f"rule {number} never matches: {text}")
+    return Warn("contradiction", f"rule {number} never matches: its clauses contradict one another")
+
+
+def wishes_broken(
+    vmcs: Vmcs, vector: int, must: Any, spare: Any, *, deadline: Deadline
+) -> tuple[dict[str, int] | None, dict[str, int] | None]:
+    """An exception of `vector` that must exit and does not, and one that should not and does.
+
+    `must` and `spare` take its error code, a bit-vector of 32 bits, 0 if it has none. Raises as
+    `read_table`.
+    """
+    z3 = z3_module()
+    fault = fault_terms(vmcs.criteria_table)
+    search = Search(fault, deadline)
+    code = z3.If(fault.present["code"], z3.Extract(31, 0, fault.values["code"]), 0)
+    kinds = [fault.values["type"] == int(kind) for kind in EXCEPTION_TYPES]
+    ours = z3.And(fault.values["vector"] == vector, z3.Or(kinds))
+    if has_error_code(vector):
+        ours = z3.And(ours, fault.present["code"])
+    exits = fault.exits(vmcs)
+    return (
+        search.find(z3.And(ours, must(code), z3.Not(exits))),
+        search.find(z3.And(ours, spare(code), exits)),
+    )
+
+
+def compare_exits(wanted: Vmcs, given: Vmcs, *, timeout: float | None = None) -> Difference:
+    """Whether `given` makes those faults exit that `wanted` does, of all that may happen.
+
+    Both may have criteria tables. Raises as `read_table`.
+    """
+    z3 = z3_module()
+    fault = fault_terms([*wanted.criteria_table, *given.criteria_table])
+    search = Search(fault, Deadline(timeout))
+    must, does = fault.exits(wanted), fault.exits(given)
+    asked = frozenset(
+        clause.value.name
+        for vmcs in (wanted, given)
+        for rule in vmcs.criteria_table
+        for clause in rule.clauses
+    )
+    missed = search.find(z3.And(must, z3.Not(does)))
+    needless = search.find(z3.And(does, z3.Not(must)))
+    return Difference(
+        missed,
+        needless,
+        in_words(missed, asked) if missed else "",
+        in_words(needless, asked) if needless else "",
+    )

@@ -1,0 +1,153 @@
+"""The virtual clock where a block of translated code is left before its end, or cut.
+
+Compiled only. A block's instructions are added to the clock when it begins, so those behind an
+instruction that leaves it have to be taken off again. The engine restores the state of
+the instruction then, through slots of its procedure linkage table (Linux x86-64
+wheel only), and we count what is left of the block. An instruction counts when it was
+executed, when it faults, and when it exits; one that will be executed again does not.
+"""
+
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.kinds import BOOLEAN, BOUND, INT32, INT64, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke32
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+
+# What it means that the state within a block is restored, in RESTORED.
+_REPEATS = 0
+"""The engine leaves the block of its own, to execute the instruction again."""
+_LEAVES = 1
+"""The block ends with this instruction."""
+_STAYS = 2
+"""Somebody wants to know where we are, and the block goes on."""
+
+
+@jit
+def signed_leb128(place: int) -> tuple[int, int]:
+    """A number as the translator packs it, and where the next one is."""
+    value = 0
+    shift = 0
+    byte = 0x80
+    while byte & 0x80:
+        byte = peek8(place)
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        place += 1
+    if byte & 0x40 and shift < 64:
+        value -= 1 << shift
+    return value, place
+
+
+@jit
+def instructions_from(tb: int, linear: int) -> int:
+    """How many instructions a block has from the one at a linear address on; 0 if none is there.
+
+    Behind a block's machine code the translator keeps for each instruction how far the address,
+    the state of the flags, and the end of its code are from those of the one before.
+    """
+    count = peek16(tb + at.TB_ICOUNT)
+    place = peek64(tb + at.TB_CODE) + peek64(tb + at.TB_CODE + 8)
+    here = peek64(tb)
+    for n in range(count):
+        step, place = signed_leb128(place)
+        here += step
+        if here == linear:
+            return count - n
+        step, place = signed_leb128(place)
+        step, place = signed_leb128(place)
+    return 0
+
+
+@callback(VOID, *[INT64] * 3, BOUND)
+def on_restore(env: int, tb: int, data: int, restore: int) -> None:
+    """restore_state_to_opc: the state becomes that of an instruction within a block."""
+    call(restore, (env, tb, data))
+    machine = peek64(env + at.MACHINE)
+    if machine == 0:
+        return
+    m = cells(machine, mc.CELLS)
+    left = instructions_from(tb, peek64(data))
+    m[mc.BEHIND] = max(left - 1, 0)
+    if m[mc.RESTORED] == _LEAVES:
+        m[mc.TIME] -= m[mc.BEHIND]
+    elif m[mc.RESTORED] == _REPEATS:
+        m[mc.TIME] -= left
+
+
+@callback(BOOLEAN, INT64, INT64, INT32, BOUND)
+def on_restore_at(cpu: int, host: int, leaves: int, restore: int) -> int:
+    """cpu_restore_state: at the instruction whose machine code is at `host`."""
+    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
+    if machine == 0:
+        return call(restore, (cpu, host, leaves)) & 0xFF
+    m = cells(machine, mc.CELLS)
+    m[mc.RESTORED] = _LEAVES if leaves & 0xFF else _STAYS
+    found = call(restore, (cpu, host, leaves)) & 0xFF
+    m[mc.RESTORED] = _REPEATS
+    return found
+
+
+@jit
+def end_block_here(m: Cells) -> None:
+    """The block ends with the instruction that was restored last, whoever leaves it."""
+    m[mc.TIME] -= m[mc.BEHIND]
+    m[mc.BEHIND] = 0
+
+
+@jit
+def locate(m: Cells, cpu: int, return_address: int) -> None:
+    """Let the CPU state be that of the instruction within the block, which goes on."""
+    m[mc.RESTORED] = _STAYS
+    call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
+    m[mc.RESTORED] = _REPEATS
+
+
+@jit
+def execute_again(m: Cells, cpu: int, return_address: int, count: int) -> None:
+    """Leave the block before its current instruction, and go on with `count` instructions alone.
+
+    Where the block has not begun, who calls this counts it first.
+    """
+    if return_address != 0:
+        m[mc.TIME] -= 1
+    poke32(cpu + at.CFLAGS_NEXT_TB, count)
+    poke32(m[mc.EXCEPTION_INDEX], -1)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))
+
+
+@jit
+def begin_device_access(m: Cells) -> None:
+    """A device is about to be asked: let that be at the end of a block (native only).
+
+    So the device sees the time of the instruction, and if it wants the VMM, the next one waits.
+    """
+    if m[mc.NATIVE] == 0 or m[mc.STEPPING] != 0:
+        return
+    return_address = peek64(m[mc.CPU] + at.IO_PC)
+    locate(m, m[mc.CPU], return_address)
+    if m[mc.BEHIND] != 0:
+        execute_again(m, m[mc.CPU], return_address, 1)
+
+
+@jit
+def set_deadline(m: Cells) -> None:
+    """When a block has to look before it begins: early enough to be cut where time is up."""
+    end = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])
+    m[mc.DEADLINE] = end - mc.LONGEST_BLOCK
+
+
+@jit
+def cut_where_time_is_up(m: Cells, count: int, return_address: int) -> None:
+    """A block of `count` instructions is about to begin: let it end where time does."""
+    left = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END]) - m[mc.TIME]
+    if 0 < left < count and m[mc.STEPPING] == 0:
+        m[mc.TIME] += count
+        execute_again(m, m[mc.CPU], return_address, left)
+
+
+SLOTS = {
+    "restore_state_to_opc": on_restore,
+    "cpu_restore_state": on_restore_at,
+}
+"""As `coherence.SLOTS`."""

@@ -1,0 +1,86 @@
+"""The state of a logical processor at one moment, and the way back to it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trapgate.compiler.dialect import Cells
+from trapgate.engine import machine as stops
+from trapgate.engine.written_pages import MemoryCopy
+from trapgate.events.journal import COUNTS, HEAD_COMPLETED, HEAD_COUNTS, HEAD_SEQUENCE
+from trapgate.processor.processor import Processor
+from trapgate.sdm.vmx import ENTRIES
+from trapgate.vmcs.vmcs import Vmcs
+
+_RUN_STATE = np.array(stops.RUN_STATE)
+_NESTED = slice(HEAD_COUNTS + COUNTS, HEAD_COMPLETED)
+"""Of the journal's head: counts of what happens to the guest of an x86 VMM, 0 without."""
+_HOST = frozenset({"expires"})
+"""Attributes of a processor that are not the guest's."""
+
+
+def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
+    """The attributes of an object that are numbers, texts or None."""
+    return {
+        name: value
+        for name, value in vars(one).items()
+        if isinstance(value, int | float | str | None) and name not in but
+    }
+
+
+class ProcessorSnapshot:
+    """A processor and the VMCS of its guest as they were when this was made.
+
+    `restore` costs what was changed since. Translated code stays, but that of pages that are
+    copied back.
+    """
+
+    def __init__(self, processor: Processor, vmcs: Vmcs) -> None:
+        processor.make_current(vmcs)
+        processor.drain()
+        self._processor, self._vmcs = processor, vmcs
+        engine = processor.engine
+        self._memory = MemoryCopy(engine)
+        self._arrays: list[tuple[Cells, Cells]] = [
+            (array, array.copy())
+            for array in (
+                *(vmcs.cells, processor.registers.cells, engine.devices.pages),
+                *(processor.head[: _NESTED.start], processor.head[_NESTED.stop :]),
+                *(processor.x86_vmm.state, processor.x86_vmm.vmcs),
+            )
+        ]
+        self._nested_counts = processor.head[_NESTED].copy()
+        self._run_state = engine.cells[_RUN_STATE]
+        self._vector_registers = engine.save_registers()
+        self._patience = dict(engine.patience)
+        self._rows = processor.rows.copy()
+        self._sequence = int(processor.head[HEAD_SEQUENCE])
+        self._launched = vmcs.launched
+        self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, processor.x86_vmm)]
+
+    def restore(self) -> int:
+        """Go back; how many pages of memory were copied."""
+        processor, engine = self._processor, self._processor.engine
+        processor.make_current(self._vmcs)
+        processor.drain()
+        self._restore_rows()
+        if processor.x86_vmm.state[ENTRIES]:
+            processor.head[_NESTED] = self._nested_counts
+        for array, saved in self._arrays:
+            array[:] = saved
+        engine.cells[_RUN_STATE] = self._run_state
+        engine.restore_registers(self._vector_registers)
+        if engine.patience != self._patience:
+            engine.patience = dict(self._patience)
+        self._vmcs.launched = self._launched
+        for attributes, saved_values in self._plain:
+            attributes.update(saved_values)
+        return self._memory.restore()
+
+    def _restore_rows(self) -> None:
+        """Rows of the journal that others have taken the place of."""
+        rows = self._processor.rows
+        sequence = int(self._processor.head[HEAD_SEQUENCE])
+        if sequence > len(rows):
+            changed = np.arange(max(self._sequence, sequence - len(rows)), sequence) % len(rows)
+            rows[changed] = self._rows[changed]

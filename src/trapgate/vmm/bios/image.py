@@ -1,0 +1,91 @@
+"""What the BIOS leaves in memory: interrupt vectors, the stubs behind them, its data area.
+
+A stub executes VMCALL, which brings the VMM here with CS:IP saying which service is meant, and
+returns. Hardware interrupts are acknowledged by the stub, in the guest's own code.
+"""
+
+from struct import pack
+from typing import Final
+
+SEGMENT: Final = 0xF000
+STUBS: Final = 0x2000
+"""Offset of the stub of vector 0; each has STUB bytes."""
+STUB: Final = 32
+DATA_AREA: Final = 0x400
+EXTENDED_DATA: Final = 0x9FC0
+"""Segment of the extended BIOS data area; conventional memory ends there."""
+DISK_TABLE: Final = 0x1F00
+CONFIGURATION: Final = 0x1F40
+
+_VMCALL = b"\x0f\x01\xc1"
+_IRET = b"\xcf"
+_FIRST_ACKNOWLEDGE = b"\x50\xb0\x20\xe6\x20\x58"  # push ax; mov al, 20h; out 20h, al; pop ax
+_BOTH_ACKNOWLEDGE = b"\x50\xb0\x20\xe6\xa0\xe6\x20\x58"
+_TICK = _VMCALL + b"\xcd\x1c" + _FIRST_ACKNOWLEDGE + _IRET
+# sti; again: vmcall; jz wait; iret; wait: hlt; jmp again
+_WAITING = b"\xfb" + _VMCALL + b"\x74\x01" + _IRET + b"\xf4\xeb\xf7"
+
+SERVICES: Final = (0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x17, 0x18, 0x19, 0x1A)
+"""Vectors whose stub is just a call and a return."""
+
+
+def _stub(vector: int) -> bytes:
+    if vector == 0x08:
+        return _TICK
+    if vector == 0x09:
+        return _VMCALL + _FIRST_ACKNOWLEDGE + _IRET
+    if vector == 0x16:
+        return _WAITING
+    if vector in SERVICES:
+        return _VMCALL + _IRET
+    if 0x0A <= vector <= 0x0F:
+        return _FIRST_ACKNOWLEDGE + _IRET
+    if 0x70 <= vector <= 0x77:
+        return _BOTH_ACKNOWLEDGE + _IRET
+    return _IRET
+
+
+def vector_at(offset: int) -> int | None:
+    """The vector whose stub holds the instruction at that offset of SEGMENT, if one does."""
+    vector, within = divmod(offset - STUBS, STUB)
+    return vector if 0 <= vector < 256 and within < STUB else None
+
+
+def code() -> bytes:
+    """The stubs, to be put at SEGMENT:STUBS."""
+    return b"".join(_stub(vector).ljust(STUB, b"\xcf") for vector in range(256))
+
+
+def vectors(hard_disks: int) -> bytes:
+    """The interrupt vector table, to be put at 0."""
+    entries = [(SEGMENT, STUBS + STUB * vector) for vector in range(256)]
+    entries[0x1E] = (SEGMENT, DISK_TABLE)
+    if hard_disks == 0:
+        entries[0x41] = entries[0x46] = (0, 0)
+    return b"".join(pack("<HH", offset, segment) for segment, offset in entries)
+
+
+def tables() -> dict[int, bytes]:
+    """Tables in SEGMENT by their offsets: the floppy's parameters, the configuration."""
+    return {
+        DISK_TABLE: bytes.fromhex("df0225 0212 1bff 6cf6 0f08"),
+        CONFIGURATION: pack("<HBBBBBBBB", 8, 0xFC, 0, 0, 0x74, 0, 0, 0, 0),
+    }
+
+
+def data_area(*, equipment: int, hard_disks: int) -> bytes:
+    """The BIOS data area, 256 bytes, to be put at DATA_AREA."""
+    area = bytearray(256)
+    area[0x00:0x02] = pack("<H", 0x3F8)
+    area[0x0E:0x10] = pack("<H", EXTENDED_DATA)
+    area[0x10:0x12] = pack("<H", equipment)
+    area[0x13:0x15] = pack("<H", EXTENDED_DATA >> 6)
+    area[0x1A:0x1E] = pack("<HH", 0x1E, 0x1E)
+    area[0x49:0x4E] = pack("<BHH", 3, 80, 0x1000)
+    area[0x60:0x62] = pack("<H", 0x0607)
+    area[0x63:0x65] = pack("<H", 0x3D4)
+    area[0x75] = hard_disks
+    area[0x80:0x84] = pack("<HH", 0x1E, 0x3E)
+    area[0x84:0x87] = pack("<BH", 24, 16)
+    area[0x96] = 0x10
+    return bytes(area)

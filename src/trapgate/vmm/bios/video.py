@@ -1,0 +1,226 @@
+"""INT 10H: text on the screen, and what programs ask of a VGA (IBM, "Video BIOS Interface")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from trapgate.vmm.bios.call import Call
+
+_MODE, _COLUMNS, _PAGE, _ROWS = 0x449, 0x44A, 0x462, 0x484
+_CURSORS, _SHAPE = 0x450, 0x460
+_TEXT, _PAGE_BYTES = 0xB8000, 0x1000
+_GRAPHICS = 0xA0000
+_LINEAR_256 = 0x13
+_TEXT_MODES: Final = {0: 40, 1: 40, 2: 80, 3: 80, 7: 80}
+_MOST_COLUMNS = 132
+_BLANK = b" \x07"
+_BACKSPACE, _BELL, _LINE_FEED, _RETURN = 8, 7, 10, 13
+
+
+class Video:
+    """The services; `emit` gets each character that is written, as COM1's output does.
+
+    `out` writes a byte to a port of the VGA's.
+    """
+
+    def __init__(self, emit: Callable[[int], None], out: Callable[[int, int], None]) -> None:
+        self._emit = emit
+        self._out = out
+        self._services: dict[int, Callable[[Call], None]] = {
+            0x00: self._set_mode,
+            0x01: self._set_shape,
+            0x02: self._set_cursor,
+            0x03: self._get_cursor,
+            0x05: self._set_page,
+            0x06: self._scroll,
+            0x07: self._scroll,
+            0x08: self._read_character,
+            0x09: self._write_characters,
+            0x0A: self._write_characters,
+            0x0C: self._write_pixel,
+            0x0D: self._read_pixel,
+            0x0E: self._teletype,
+            0x0F: self._get_mode,
+            0x12: self._alternate,
+            0x13: self._write_string,
+            0x1A: self._combination,
+        }
+
+    def call(self, call: Call) -> None:
+        """INT 10H; functions that are not there change nothing."""
+        service = self._services.get(call.high("ax"))
+        if service is not None:
+            service(call)
+
+    def reset(self, call: Call) -> None:
+        """Mode 3, an empty screen."""
+        self._enter_mode(call, 3, clear=True)
+
+    def _set_mode(self, call: Call) -> None:
+        mode = call.low("ax")
+        self._enter_mode(call, mode & 0x7F, clear=not mode & 0x80)
+
+    def _enter_mode(self, call: Call, mode: int, *, clear: bool) -> None:
+        if mode not in _TEXT_MODES and mode != _LINEAR_256:
+            return
+        columns = _TEXT_MODES.get(mode, 40)
+        call.put_word(_MODE, mode, 1)
+        call.put_word(_COLUMNS, columns)
+        call.put_word(_PAGE, 0, 1)
+        call.write(_CURSORS, bytes(16))
+        graphics = mode == _LINEAR_256
+        self._out(0x3CE, 6)
+        self._out(0x3CF, 5 if graphics else 0x0E)
+        self._show_page(0)
+        if clear and graphics:
+            call.write(_GRAPHICS, bytes(64000))
+        elif clear:
+            call.write(_TEXT, _BLANK * (0x8000 // 2))
+        self._show_cursor(call)
+
+    def _set_shape(self, call: Call) -> None:
+        call.put_word(_SHAPE, call.get("cx"))
+
+    def _set_cursor(self, call: Call) -> None:
+        call.put_word(_CURSORS + 2 * (call.high("bx") & 7), call.get("dx"))
+        self._show_cursor(call)
+
+    def _get_cursor(self, call: Call) -> None:
+        call.put("dx", call.word(_CURSORS + 2 * (call.high("bx") & 7)))
+        call.put("cx", call.word(_SHAPE))
+
+    def _set_page(self, call: Call) -> None:
+        page = call.low("ax") & 7
+        call.put_word(_PAGE, page, 1)
+        self._show_page(page)
+        self._show_cursor(call)
+
+    def _show_page(self, page: int) -> None:
+        start = page * _PAGE_BYTES // 2
+        for index, value in ((0x0C, start >> 8), (0x0D, start & 0xFF)):
+            self._out(0x3D4, index)
+            self._out(0x3D5, value)
+
+    def _show_cursor(self, call: Call) -> None:
+        page = call.word(_PAGE, 1) & 7
+        column, row = call.read(_CURSORS + 2 * page, 2)
+        place = page * _PAGE_BYTES // 2 + row * self._columns(call) + column
+        for index, value in ((0x0E, place >> 8 & 0xFF), (0x0F, place & 0xFF)):
+            self._out(0x3D4, index)
+            self._out(0x3D5, value)
+
+    def _columns(self, call: Call) -> int:
+        return min(call.word(_COLUMNS) or 80, _MOST_COLUMNS)
+
+    def _cell(self, call: Call, page: int, column: int, row: int) -> int:
+        """The address of a character on a page, within text memory."""
+        place = page * _PAGE_BYTES + 2 * (row * self._columns(call) + column)
+        return _TEXT + place % 0x8000
+
+    def _scroll(self, call: Call) -> None:
+        up = call.high("ax") == 6
+        page = call.word(_PAGE, 1) & 7
+        left, top = call.low("cx"), call.high("cx")
+        right = min(call.low("dx"), self._columns(call) - 1)
+        bottom = min(call.high("dx"), 24)
+        if right < left or bottom < top:
+            return
+        width = 2 * (right - left + 1)
+        rows = [
+            call.read(self._cell(call, page, left, row), width) for row in range(top, bottom + 1)
+        ]
+        count = call.low("ax") or len(rows)
+        blank = bytes((0x20, call.high("bx"))) * (width // 2)
+        blanks = [blank] * min(count, len(rows))
+        moved = rows[count:] + blanks if up else blanks + rows[: max(len(rows) - count, 0)]
+        for row, data in zip(range(top, bottom + 1), moved, strict=True):
+            call.write(self._cell(call, page, left, row), data)
+
+    def _read_character(self, call: Call) -> None:
+        page = call.high("bx") & 7
+        column, row = call.read(_CURSORS + 2 * page, 2)
+        call.put("ax", call.word(self._cell(call, page, column, row)))
+
+    def _write_characters(self, call: Call) -> None:
+        page = call.high("bx") & 7
+        column, row = call.read(_CURSORS + 2 * page, 2)
+        keeps = call.high("ax") == 0x0A
+        for n in range(min(call.get("cx") & 0xFFFF, 2000)):
+            at = self._cell(call, page, column + n, row)
+            call.write(at, bytes((call.low("ax"),)))
+            if not keeps:
+                call.write(at + 1, bytes((call.low("bx"),)))
+
+    def _write_pixel(self, call: Call) -> None:
+        if call.word(_MODE, 1) == _LINEAR_256:
+            at = (call.get("dx") & 0xFFFF) * 320 + (call.get("cx") & 0xFFFF)
+            call.write(_GRAPHICS + at % 0x10000, bytes((call.low("ax"),)))
+
+    def _read_pixel(self, call: Call) -> None:
+        if call.word(_MODE, 1) == _LINEAR_256:
+            at = (call.get("dx") & 0xFFFF) * 320 + (call.get("cx") & 0xFFFF)
+            call.put_low("ax", call.word(_GRAPHICS + at % 0x10000, 1))
+
+    def _teletype(self, call: Call) -> None:
+        self.write(call, call.low("ax"))
+
+    def write(self, call: Call, character: int, attribute: int | None = None) -> None:
+        """A character at the cursor of the page shown, which moves on; the screen scrolls."""
+        self._emit(character)
+        if call.word(_MODE, 1) not in _TEXT_MODES:
+            return
+        page = call.word(_PAGE, 1) & 7
+        columns = self._columns(call)
+        column, row = call.read(_CURSORS + 2 * page, 2)
+        if character == _RETURN:
+            column = 0
+        elif character == _LINE_FEED:
+            row += 1
+        elif character == _BACKSPACE:
+            column = max(column - 1, 0)
+        elif character != _BELL:
+            at = self._cell(call, page, column, row)
+            call.write(at, bytes((character,)))
+            if attribute is not None:
+                call.write(at + 1, bytes((attribute,)))
+            column += 1
+        if column >= columns:
+            column, row = 0, row + 1
+        while row > 24:
+            row -= 1
+            start = self._cell(call, page, 0, 0)
+            kept = call.read(start + 2 * columns, 2 * columns * 24)
+            call.write(start, kept + _BLANK * columns)
+        call.write(_CURSORS + 2 * page, bytes((column, row)))
+        self._show_cursor(call)
+
+    def _get_mode(self, call: Call) -> None:
+        call.put("ax", call.word(_MODE, 1) | self._columns(call) << 8)
+        call.put_high("bx", call.word(_PAGE, 1))
+
+    def _alternate(self, call: Call) -> None:
+        if call.low("bx") == 0x10:  # colour, 256 KiB
+            call.put("bx", 0x0003)
+            call.put("cx", 0x0009)
+
+    def _write_string(self, call: Call) -> None:
+        mode = call.low("ax")
+        page = call.high("bx") & 7
+        before = call.read(_CURSORS + 2 * page, 2)
+        call.put_word(_CURSORS + 2 * page, call.get("dx"))
+        at = call.segment("ES") + (call.get("bp") & 0xFFFF)
+        for _ in range(min(call.get("cx") & 0xFFFF, 2000)):
+            character, attribute = call.read(at, 2)
+            if not mode & 2:
+                attribute = call.low("bx")
+            self.write(call, character, attribute)
+            at += 2 if mode & 2 else 1
+        if not mode & 1:
+            call.write(_CURSORS + 2 * page, before)
+            self._show_cursor(call)
+
+    def _combination(self, call: Call) -> None:
+        if call.low("ax") == 0:
+            call.put_low("ax", 0x1A)
+            call.put("bx", 0x0008)  # a VGA with a colour screen

@@ -1,0 +1,272 @@
+"""Our own BIOS: it boots sectors of ours, and its services answer as IBM's and Phoenix's do.
+
+The services are called by guest code, `INT n` and then a jump to itself at 0:600H, with registers
+set from outside; what they leave is compared with the interfaces' documents.
+"""
+
+import json
+from pathlib import Path
+from struct import pack, unpack
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.guests.test_firmware import MESSAGE
+from tests.guests.test_firmware import image as disk_image
+from trapgate.cli import app
+from trapgate.vmm.actions import End
+from trapgate.vmm.bios.firmware import BootError
+from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.storage import Memory
+from trapgate.vmm.machine import VirtualMachine
+
+MEMORY = 32 << 20
+CODE = 0x600
+CARRY, ZERO = 1, 1 << 6
+ENGINES = pytest.mark.parametrize("engine", ["native", "portable"])
+
+
+def numbered(count: int, size: int = 512) -> bytes:
+    return b"".join(pack("<I", n) * (size // 4) for n in range(count))
+
+
+def cd_image() -> bytes:
+    """An El Torito CD whose boot image, four sectors at block 20, leaves with the status 7."""
+    image = bytearray(2048 * 32)
+    image[17 * 2048 : 17 * 2048 + 39] = b"\0CD001\1EL TORITO SPECIFICATION".ljust(39, b"\0")
+    image[17 * 2048 + 0x47 : 17 * 2048 + 0x4B] = pack("<I", 19)
+    image[19 * 2048 : 19 * 2048 + 32] = b"\1\0".ljust(30, b"\0") + b"\x55\xaa"
+    image[19 * 2048 + 32 : 19 * 2048 + 44] = pack("<BBHBBHI", 0x88, 0, 0, 0, 0, 4, 20)
+    image[20 * 2048 : 20 * 2048 + 5] = b"\xb0\x07\xe6\xf4\xf4"
+    return bytes(image)
+
+
+class Caller:
+    """A machine whose guest calls one service at a time."""
+
+    def __init__(self, board: Board | None = None) -> None:
+        self.vm = VirtualMachine(
+            MEMORY, board=board or Board(disks=(Memory(disk_image()),), bios=True)
+        )
+        self.vm.boot()
+        self.registers = self.vm.processor.registers
+
+    def call(self, vector: int, *, before: bytes = b"", **registers: int) -> int:
+        """Call it, and give RFLAGS; registers by their names: ax=0x0E41."""
+        code = before + bytes((0xCD, vector)) + b"\xeb\xfe"
+        self.vm.processor.memory.write(CODE, code)
+        for name, value in registers.items():
+            setattr(self.registers, f"r{name}", value)
+        self.vm.vmcs["GUEST_RIP"] = CODE
+        self.vm.vmcs["GUEST_CS_SELECTOR"] = self.vm.vmcs["GUEST_CS_BASE"] = 0
+        for _ in range(20):
+            self.vm.step(100)
+            if self.vm.vmcs["GUEST_RIP"] == CODE + len(code) - 2:
+                break
+        assert self.vm.vmcs["GUEST_RIP"] == CODE + len(code) - 2
+        return self.vm.vmcs["GUEST_RFLAGS"]
+
+    def read(self, address: int, count: int) -> bytes:
+        return self.vm.processor.memory.read(address, count)
+
+
+@ENGINES
+def test_boots_a_disk(engine: str) -> None:
+    board = Board(disks=(Memory(disk_image()),), bios=True)
+    vm = VirtualMachine(MEMORY, engine=engine, board=board)
+    image = vm.boot()
+    assert image.description == "boot sector of drive 80H in real mode at 0x7c00"
+    vm.type(b"k")
+    stop = vm.run(timeout=60)
+    assert (stop.end, stop.status) == (End.DEBUG_EXIT, 0)
+    assert bytes(vm.output) == MESSAGE.rstrip(b"\0") + b"k"
+    assert vm.devices.vga.text(vm.processor.memory)[:2] == ["read by firmware", "k"]
+
+
+def test_a_key_is_waited_for() -> None:
+    vm = VirtualMachine(MEMORY, board=Board(disks=(Memory(disk_image()),), bios=True))
+    vm.boot()
+    vm.step(3_000_000)
+    assert bytes(vm.output) == MESSAGE.rstrip(b"\0")
+    vm.devices.keyboard.type("Q")
+    stop = vm.run(timeout=60)
+    assert (stop.end, stop.status) == (End.DEBUG_EXIT, 0)
+    assert bytes(vm.output).endswith(b"Q")
+
+
+@ENGINES
+def test_boots_a_cd(engine: str) -> None:
+    vm = VirtualMachine(MEMORY, engine=engine, board=Board(cds=(Memory(cd_image()),), bios=True))
+    vm.boot()
+    assert vm.processor.registers.rdx == 0xE0
+    assert vm.run(timeout=60).message == "the guest exited with status 7"
+
+
+def test_a_cd_is_shown_as_a_floppy() -> None:
+    image = bytearray(cd_image().ljust(2048 * 800, b"\0"))
+    image[19 * 2048 + 33] = 2
+    image[20 * 2048 : 20 * 2048 + 512 * 3] = disk_image()[: 512 * 3]
+    caller = Caller(Board(cds=(Memory(bytes(image)),), bios=True))
+    assert caller.registers.rdx == 0
+    caller.call(0x13, ax=0x0201, cx=3, dx=0, bx=0x9000)
+    assert caller.read(0x9000, len(MESSAGE)) == MESSAGE
+    assert caller.call(0x13, ax=0x0301, cx=3, dx=0, bx=0x9000) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 3
+
+
+def test_floppies_come_before_disks() -> None:
+    board = Board(
+        disks=(Memory(disk_image()),), floppies=(Memory(disk_image()[: 1440 << 10]),), bios=True
+    )
+    caller = Caller(board)
+    assert caller.registers.rdx == 0
+    caller.call(0x11)
+    assert caller.registers.rax & 0xC1 == 0x01
+    flags = caller.call(0x13, ax=0x0800, dx=0)
+    assert not flags & CARRY
+    assert caller.registers.rdx & 0xFF == 1
+
+
+def test_nothing_to_boot() -> None:
+    vm = VirtualMachine(MEMORY, board=Board(disks=(Memory(bytes(1 << 20)),), bios=True))
+    with pytest.raises(BootError, match=r"drives: 80H.*55H AAH"):
+        vm.boot()
+
+
+def test_sectors_by_cylinder_head_and_sector() -> None:
+    disk = Memory(b"\x55\xaa".rjust(512, b"\0") + numbered(2000))
+    caller = Caller(Board(disks=(disk,), bios=True))
+    assert not caller.call(0x13, ax=0x0800, dx=0x80) & CARRY
+    sectors, heads = caller.registers.rcx & 0x3F, (caller.registers.rdx >> 8 & 0xFF) + 1
+    assert (sectors, heads) == (63, 16)
+    # Cylinder 1, head 2, sector 3.
+    assert not caller.call(0x13, ax=0x0202, cx=0x0103, dx=0x0280, bx=0x9000) & CARRY
+    first = (1 * 16 + 2) * 63 + 2
+    assert caller.read(0x9000, 1024) == numbered(2000)[(first - 1) * 512 : (first + 1) * 512]
+    for cx, dx in ((0x0100, 0x0280), (0xFF03, 0x0280), (0x0103, 0x2080)):
+        assert caller.call(0x13, ax=0x0201, cx=cx, dx=dx, bx=0x9000) & CARRY
+        assert caller.registers.rax >> 8 & 0xFF == 4
+    assert caller.call(0x13, ax=0x0201, cx=1, dx=0x81, bx=0x9000) & CARRY
+
+
+def test_sectors_by_packet() -> None:
+    disk = Memory(b"\x55\xaa".rjust(512, b"\0") + bytes(512 * 99))
+    caller = Caller(Board(disks=(disk,), bios=True))
+    caller.call(0x13, ax=0x4100, bx=0x55AA, dx=0x80)
+    assert caller.registers.rbx & 0xFFFF == 0xAA55
+    memory = caller.vm.processor.memory
+    memory.write(0x9000, b"written".ljust(512, b"!"))
+    memory.write(0x8000, pack("<BBHHHQ", 16, 0, 1, 0x9000, 0, 42))
+    assert not caller.call(0x13, ax=0x4300, si=0x8000, dx=0x80) & CARRY
+    assert disk.read(42, 1) == b"written".ljust(512, b"!")
+    memory.write(0x8000, pack("<BBHHHQ", 16, 0, 2, 0, 0xA00, 41))
+    assert not caller.call(0x13, ax=0x4200, si=0x8000, dx=0x80) & CARRY
+    assert caller.read(0xA000, 1024) == bytes(512) + b"written".ljust(512, b"!")
+    memory.write(0x8000, pack("<BBHHHQ", 16, 0, 2, 0, 0xA00, 99))
+    assert caller.call(0x13, ax=0x4200, si=0x8000, dx=0x80) & CARRY
+    memory.write(0x8000, pack("<H", 26))
+    assert not caller.call(0x13, ax=0x4800, si=0x8000, dx=0x80) & CARRY
+    assert unpack("<QH", caller.read(0x8010, 10)) == (100, 512)
+
+
+def test_memory() -> None:
+    caller = Caller()
+    caller.call(0x12)
+    assert caller.registers.rax & 0xFFFF == 639
+    entries = []
+    following = 0
+    while True:
+        flags = caller.call(0x15, ax=0xE820, bx=following, cx=20, dx=0x534D4150, di=0x9000)
+        assert not flags & CARRY
+        assert caller.registers.rax & 0xFFFFFFFF == 0x534D4150
+        entries.append(unpack("<QQI", caller.read(0x9000, 20)))
+        following = caller.registers.rbx & 0xFFFFFFFF
+        if not following:
+            break
+    assert (0x100000, MEMORY - 0x100000, 1) in entries
+    caller.call(0x15, ax=0x8800)
+    assert caller.registers.rax & 0xFFFF == MEMORY // 1024 - 1024
+    caller.call(0x15, ax=0xE801)
+    assert caller.registers.rax & 0xFFFF == 15 * 1024
+    assert caller.registers.rbx & 0xFFFF == (MEMORY - (16 << 20)) >> 16
+    assert caller.call(0x15, ax=0x5300) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x86
+
+
+def test_the_screen_scrolls() -> None:
+    caller = Caller()
+    caller.call(0x10, ax=0x0003)
+    for n in range(30):
+        caller.call(0x10, ax=0x0E00 + ord("A") + n, bx=7)
+        caller.call(0x10, ax=0x0E0D, bx=7)
+        caller.call(0x10, ax=0x0E0A, bx=7)
+    caller.call(0x10, ax=0x0300, bx=0)
+    assert caller.registers.rdx & 0xFFFF == 24 << 8
+    lines = caller.vm.devices.vga.text(caller.vm.processor.memory)
+    assert lines[0] == chr(ord("A") + 6)
+    assert lines[23] == chr(ord("A") + 29)
+
+
+def test_time_passes() -> None:
+    caller = Caller()
+    caller.call(0x1A, ax=0)
+    first = (caller.registers.rcx & 0xFFFF) << 16 | caller.registers.rdx & 0xFFFF
+    # Two seconds.
+    assert not caller.call(0x15, before=b"\xfb", ax=0x8600, cx=0x001E, dx=0x8480) & CARRY
+    caller.vm.step(100_000)
+    caller.call(0x1A, ax=0)
+    assert (caller.registers.rcx & 0xFFFF) << 16 | caller.registers.rdx & 0xFFFF > first
+
+
+def test_hostile_values_stay_in_the_guest() -> None:
+    """Every service with every function, and registers and data area full of ones."""
+    caller = Caller()
+    services = caller.vm.bios
+    assert services is not None
+    for vector in (0x08, 0x09, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x17, 0x1A):
+        for function in range(256):
+            caller.vm.processor.memory.write(0x417, b"\xff" * 0xE0)
+            ones = 0xFFFF_FFFF
+            caller.call(
+                vector,
+                ax=function << 8 | 0xFF,
+                bx=ones,
+                cx=ones,
+                dx=0xFFFF_FF80,
+                si=ones,
+                di=ones,
+                bp=ones,
+            )
+    assert caller.vm.stopped is None
+
+
+def test_the_command_boots_a_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(disk_image())
+    before = disk.read_bytes()
+    result = CliRunner().invoke(
+        app, ["run", "--disk", str(disk), "--memory", "16M", "--keys", "z", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["end"] == "debug exit"
+    assert answer["screen"] == ["read by firmware", "z"]
+    assert disk.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--disk", "{}"], "nothing to boot"),
+        (["--floppy", "{}", "--floppy", "{}", "--floppy", "{}"], "--floppy"),
+        (["--floppy", "{}", "--bios", "{}"], "--floppy"),
+        (["--floppy", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_drives_are_refused_in_a_line(tmp_path: Path, options: list[str], words: str) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    result = CliRunner().invoke(app, ["run", *(option.format(disk) for option in options)])
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1

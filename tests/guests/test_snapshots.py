@@ -1,0 +1,128 @@
+"""A machine goes back to a snapshot, and the run that follows is the one that followed before."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from trapgate import guests
+from trapgate.decision.faults import Interruption
+from trapgate.events.journal import ROW_ADDRESS, ROW_ERROR_CODE, ROW_VECTOR
+from trapgate.sdm.cells import VMX_PREEMPTION_TIMER_VALUE
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.vmm.actions import End
+from trapgate.vmm.loaders import parse_guest
+from trapgate.vmm.machine import EventPendingError, VirtualMachine
+from trapgate.vmm.snapshot import SnapshotError
+
+MEMORY = 16 << 20
+END = 60_000
+"""Instructions from the snapshot to where runs are compared."""
+
+
+def machine(workload: str, engine: str = "native") -> VirtualMachine:
+    vm = VirtualMachine(MEMORY, engine=engine)
+    command = guests.command_line(*workload.split())
+    vm.load(parse_guest(guests.image(), file="guest.elf", memory=MEMORY, append=command))
+    return vm
+
+
+def state(vm: VirtualMachine) -> dict[str, object]:
+    """All that can be compared of a machine; its VMM's timer is left out."""
+    p = vm.processor
+    engine = p.engine
+    return {
+        "output": bytes(vm.output),
+        "stopped": vm.stopped,
+        "time": p.time,
+        "rows": hashlib.sha256(np.array(list(p.last_events())).tobytes()).hexdigest(),
+        "memory": hashlib.sha256(p.memory.cells.tobytes()).hexdigest(),
+        "vmcs": np.delete(vm.vmcs.cells, VMX_PREEMPTION_TIMER_VALUE).tolist(),
+        "registers": p.registers.cells.tolist(),
+        "x87 and SSE": [engine.read_vector_register(f"xmm{n}") for n in range(16)],
+        "exits": vm.summary().exits,
+        "injected": vm.summary().injected,
+        "deadline": vm.devices.next_deadline(p.time),
+        "pending": vm.devices.pending(),
+    }
+
+
+@pytest.mark.parametrize("workload", ["demand", "fork", "swap", "faults"])
+@pytest.mark.parametrize("start", [0, 1_000, 10_200_000, 10_140_123])
+def test_a_restored_machine_runs_as_it_did(workload: str, start: int) -> None:
+    vm = machine(workload)
+    vm.step(start)
+    assert vm.processor.time == start
+    snapshot = vm.snapshot()
+    before = state(vm)
+    vm.step(END)
+    after = state(vm)
+    for detour in (0, 1, 777, END):
+        vm.restore(snapshot)
+        assert state(vm) == before
+        vm.step(detour)
+        vm.restore(snapshot)
+        vm.step(END)
+        assert state(vm) == after
+    undisturbed = machine(workload)
+    undisturbed.step(start + END)
+    there = state(undisturbed)
+    # The stop for the snapshot was one exit more.
+    assert [name for name in there if there[name] != after[name]] in ([], ["exits"])
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_what_a_fault_did_is_taken_back(engine: str) -> None:
+    vm = machine("demand", engine)
+    vm.step(10_200_000 if engine == "native" else 100_000)
+    snapshot = vm.snapshot()
+    before = state(vm)
+    vm.step(2_000)
+    after = state(vm)
+    for vector in (6, 13, 14):
+        vm.restore(snapshot)
+        code = 0 if vector > 6 else None
+        event = Interruption(vector, InterruptionType.HARDWARE_EXCEPTION, code)
+        vm.inject(event, address=0xDEAD000)
+        vm.step(2_000)
+        assert state(vm) != after
+        vm.restore(snapshot)
+        assert state(vm) == before
+        vm.step(2_000)
+        assert state(vm) == after
+
+
+def test_foreign_snapshots_and_what_cannot_go_back_are_refused() -> None:
+    one, other = machine("demand"), machine("demand")
+    with pytest.raises(SnapshotError, match="another machine"):
+        one.restore(other.snapshot())
+
+
+def test_restoring_costs_what_was_written() -> None:
+    vm = machine("demand")
+    vm.step(10_200_000)
+    snapshot = vm.snapshot()
+    assert vm.restore(snapshot) == 0
+    vm.step(10_000)
+    assert 5 < vm.restore(snapshot) < 40
+    assert vm.restore(snapshot) == 0
+
+
+def test_what_is_injected_is_checked_and_delivered() -> None:
+    vm = machine("demand")
+    vm.step(10_200_000)
+    snapshot = vm.snapshot()
+    fault = Interruption(14, InterruptionType.HARDWARE_EXCEPTION, 2)
+    vm.inject(fault, address=0x7000)
+    with pytest.raises(EventPendingError, match="already"):
+        vm.inject(fault)
+    vm.step(1)
+    row = next(iter(vm.processor.last_events()))
+    assert (row[ROW_VECTOR], row[ROW_ERROR_CODE], row[ROW_ADDRESS]) == (14, 2, 0x7000)
+    vm.restore(snapshot)
+    vm.inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, None))
+    stop = vm.step(1)
+    assert stop is not None
+    assert stop.end is End.ENTRY_FAILED
+    vm.restore(snapshot)
+    assert vm.stopped is None
