@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trapgate.cli.injections import read_injections
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -105,6 +106,8 @@ Examples:
 
   trapgate run kernel.elf --report why.html
 
+  trapgate run kernel.elf --inject "PF(code=2,cr2=0x1000)@1000000" --trace faults.parquet
+
   trapgate run --disk xv6.img --disk fs.img --memory 512M
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
@@ -189,6 +192,13 @@ def run(
             "--explain", help="Say on stderr why VMX instructions and VM entries of the guest fail."
         ),
     ] = False,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Deliver an event by VM entry: EVENT@INSTRUCTIONS, as PF(code=2,cr2=0x1000)@5000, "
+            "GP(0x10)@5000, NMI@5000, INT 0x20@5000. Repeatable."
+        ),
+    ] = None,
     gdb: Annotated[
         str | None,
         typer.Option(help="Serve gdb at [HOST:]PORT (loopback unless told): target remote :PORT."),
@@ -236,6 +246,7 @@ def run(
                 timeout,
                 engine.value,
                 explain,
+                inject or [],
                 gdb,
                 wait,
                 report,
@@ -267,6 +278,7 @@ def _run(
     timeout: float | None,
     engine: str,
     explain: bool,
+    inject: list[str],
     gdb: str | None,
     wait: bool,
     report: Path | None,
@@ -280,6 +292,7 @@ def _run(
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
+    injections = read_injections(inject)
     settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
     plugged = board(disks, cds, floppies, bios, memory, kernel=guest is not None)
@@ -313,6 +326,8 @@ def _run(
             image = vm.boot()
         else:
             vm.load(image)
+        for injection in injections:
+            injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
         if text:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
@@ -179,6 +180,8 @@ class VirtualMachine(Platform):
         self.stopped: Stop | None = None
         self._tally = Tally()
         self._next_poll = 0
+        self._planned: list[tuple[int, int, Callable[[VirtualMachine], None]]] = []
+        self._plans = 0
         if trace is not None:
             self.processor.trace_to(trace.append)
         self._set_controls(seed)
@@ -293,6 +296,19 @@ class VirtualMachine(Platform):
             self.processor.registers.cr2 = address
         self._inject(Inject(event, length))
 
+    def at(self, when: int, action: Callable[[VirtualMachine], None]) -> None:
+        """Call `action` with this machine when it has executed `when` instructions, exactly then.
+
+        At once if it has executed more. While an event waits for the VM entry, after that one.
+        """
+        heappush(self._planned, (when, self._plans, action))
+        self._plans += 1
+
+    @property
+    def next_planned(self) -> int | None:
+        """When the next action of `at` is due, in virtual time."""
+        return self._planned[0][0] if self._planned else None
+
     def snapshot(self) -> Snapshot:
         """Everything of the machine at this moment, for `restore`.
 
@@ -301,7 +317,7 @@ class VirtualMachine(Platform):
         """
         if not self.can_be_restored:
             raise SnapshotError("the VMM of direct paging knows more than the machine: no snapshot")
-        return Snapshot(self, self._tally)
+        return Snapshot(self, self._tally, self._planned)
 
     def restore(self, snapshot: Snapshot) -> int:
         """Let everything be as it was; how many pages of memory had been written since.
@@ -337,11 +353,19 @@ class VirtualMachine(Platform):
             devices.advance(now)
             due = devices.next_deadline(now)
             self._device_due = _NEVER if due is None else due
+        while (
+            self._planned
+            and self._planned[0][0] <= now
+            and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
+        ):
+            heappop(self._planned)[2](self)
         self._offer_interrupt(v)
         limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
         limit = min(limit, self._device_due)
         if end is not None and end < limit:
             limit = end
+        if self._planned:
+            limit = min(limit, self._planned[0][0])
         if until is not None and until < limit:
             limit = until
         v[f.VMX_PREEMPTION_TIMER_VALUE] = limit - now if limit > now else 0

@@ -243,11 +243,17 @@ class Platform:
         guest.count_iterations(instruction, size, done)
         return True
 
+    @property
+    def next_planned(self) -> int | None:
+        """When something is to be done to the guest, in virtual time; None if nothing is."""
+        return None
+
     def idle(self) -> Action:
         """The guest waits: let virtual time jump to what could wake it."""
         devices, processor = self.devices, self.processor
         awake = self._takes_interrupts(self.vmcs.words)
         alarm = processor.x86_vmm.alarm
+        planned = self.next_planned
         for _ in range(_MOST_DEADLINES):
             now = processor.time
             devices.advance(now)
@@ -258,9 +264,13 @@ class Platform:
                 return stop
             if alarm is not None and now >= alarm:
                 return Resume()
+            if planned is not None and now >= planned:
+                break
             deadline = devices.next_deadline(now) if awake else None
             if alarm is not None and (deadline is None or alarm < deadline):
                 deadline = alarm
+            if planned is not None and (deadline is None or planned < deadline):
+                deadline = planned
             console = self.console
             interactive = console is not None and console.interactive
             if deadline is None and not (awake and interactive):
@@ -277,8 +287,8 @@ class Platform:
                         return Resume()
             if deadline is not None:
                 processor.skip_to(deadline)
-        # Devices go on and wake nobody, a timer whose interrupt is in service, say. The guest
-        # stays halted, and whoever runs it has a look at its limits.
+        # It is time for something else, or devices go on and wake nobody: a timer whose interrupt
+        # is in service, say. The guest stays halted, and whoever runs it has a look at its limits.
         self.vmcs.words[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT
         return Resume()
 

@@ -116,7 +116,7 @@ class Snapshot:
     trace, bytes on a console.
     """
 
-    def __init__(self, vm: VirtualMachine, tally: Tally) -> None:
+    def __init__(self, vm: VirtualMachine, tally: Tally, planned: list[Any]) -> None:
         self.machine = vm
         self.time = vm.processor.time
         """The virtual time of the moment, in instructions."""
@@ -126,7 +126,10 @@ class Snapshot:
             (vars(vm), {**plain(vm, _HOST), "stopped": vm.stopped}),
             (vars(tally), plain(tally)),
         ]
-        self._counts: list[tuple[Any, Any]] = [(tally.exits, tally.exits.copy())]
+        self._counts: list[tuple[Any, Any]] = [
+            (tally.exits, tally.exits.copy()),
+            (planned, planned.copy()),
+        ]
         counters: list[Counter[int]] = list(tally.injected.values())
         self._counts += [(counter, counter.copy()) for counter in counters]
         self._output = len(vm.output)
