@@ -90,7 +90,8 @@ class Granted:
         how = {
             "vt-x": "VT-x's fields alone",
             "extended": "the extensions' fields",
-            "table": f"a criteria table of {len(rules)} rules and {clauses} clauses",
+            "table": f"a criteria table of {_counted(len(rules), 'rule')} "
+            f"and {_counted(clauses, 'clause')}",
         }[self.means]
         if self.exact:
             return [f"exact, by {how}"]
@@ -273,6 +274,10 @@ class _Proof:
                     rules = fewer
                 place -= 1
         return rules
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _of_exceptions(rule: Rule) -> Iterator[Rule]:
