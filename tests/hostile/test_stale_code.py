@@ -87,6 +87,47 @@ def test_a_store_from_outside(engine: str, mode: str) -> None:
         assert run.processor.registers.rax == value
 
 
+ROUNDS = 3000
+"""More than the stores after which a page's code is dropped."""
+
+
+@pytest.mark.parametrize("where", range(8))
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_read_modify_write_beside_its_own_code(engine: str, size: int, where: int) -> None:
+    """ADD [data], EAX where data is on the code's page, aligned or not: each round counts once."""
+    data = 0x50000 + 0x800 + where
+    prefix = {2: b"\x66", 4: b"", 8: b"\x48"}[size]
+    # A few stores of bytes first, so that the code is dropped at another byte of the store.
+    function = (
+        b"\xb9" + pack("<I", ROUNDS) + b"\xbb" + pack("<I", data) + b"\xb8\x03\x01\0\0"
+        + b"\xfe\x43\x40" * where
+        + prefix + b"\x01\x03\x83\xe9\x01\x75" + bytes((0xFB - 2 - len(prefix),)) + b"\xc3"
+    )  # fmt: skip
+    code = b"\xbd\0\0\x05\0\xff\xd5"
+    run = begin(Tiny("l64", 0, code, {0x50000: function}), engine=engine)
+    assert run.exit.reason == ExitReason.VMCALL
+    expected = 0x103 * ROUNDS & (1 << 8 * size) - 1
+    assert int.from_bytes(run.processor.memory.read(data, size), "little") == expected
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_read_modify_write_into_its_own_block(engine: str) -> None:
+    """An unaligned dword whose first half lies before the block, and whose second begins it."""
+    block = 0x50000 + 0x403
+    rounds = 100
+    loop = b"\xb0\0\x81\x03" + pack("<I", 0x0100_0001) + b"\x83\xe9\x01\x75\xf3\xc3"
+    code = (
+        b"\xbb" + pack("<I", block - 2) + b"\xb9" + pack("<I", rounds)
+        + b"\xbd" + pack("<I", block) + b"\xff\xd5"
+    )  # fmt: skip
+    run = begin(Tiny("p32", 0, code, {block: loop}), engine=engine)
+    assert run.exit.reason == ExitReason.VMCALL
+    stored = int.from_bytes(run.processor.memory.read(block - 2, 4), "little")
+    assert stored == 0x00B0_0000 + rounds * 0x0100_0001 & 0xFFFF_FFFF
+    assert run.processor.registers.rax & 0xFF == rounds - 1
+
+
 WITHOUT = """
 import ctypes
 from unicorn.unicorn_py3.unicorn import uclib

@@ -199,7 +199,7 @@ def test_bad_guest_state(fields: dict[str, int]) -> None:
         {"GUEST_CR4": 0},
         {"GUEST_IA32_EFER": state.EFER_LMA},
         {"GUEST_IA32_EFER": 0},
-        {"GUEST_RIP": 1 << 47},
+        {"GUEST_RIP": 1 << 48},
         {"GUEST_RFLAGS": 2 | 1 << 17},
         {"GUEST_CS_ACCESS_RIGHTS": 0xE09B},
         {"GUEST_TR_ACCESS_RIGHTS": 0x83},
@@ -211,6 +211,12 @@ def test_bad_long_mode_state(fields: dict[str, int]) -> None:
     guest.set(**fields)
     assert enter(guest) == entry.EXITED
     assert guest["EXIT_REASON"] == FAILED_ENTRY
+
+
+def test_rip_right_behind_the_lower_half_passes() -> None:
+    guest = Guest(bits=64)
+    guest.set(GUEST_RIP=1 << 47)
+    assert enter(guest) == entry.RUNS
 
 
 def test_page_attribute_table() -> None:

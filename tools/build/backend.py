@@ -3,7 +3,7 @@
 A wheel for Linux on x86-64 has the core's machine code within (`image.py` here), and to compile
 that the package is imported. An editable install compiles on its own first start instead. The
 hooks that only prepare metadata are left out, for a wheel's dependencies are known when it is
-built (docs/adr/0016-wheels-with-machine-code.md).
+built (docs/adr/0019-wheels-with-machine-code.md).
 """
 
 import tomllib

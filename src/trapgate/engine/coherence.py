@@ -38,6 +38,8 @@ _DROPS = 1 << 32
 _MOST_STORES = 256
 """So many stores, one at a time, cost about what it costs to translate a page's code anew."""
 _MOST_DROPS = 8
+_WIDEST = 8
+"""Bytes of the widest store that the engine takes apart."""
 _FLUSH_CODE = 1 << 30 | 10
 """Unicorn's control of that name, to be written, without arguments."""
 
@@ -117,6 +119,23 @@ def on_code_is_gone(uc: int, address: int, unprotect: int) -> None:
         pages[page] &= ~CODE
 
 
+@jit
+def begins(m: Cells, start: int, return_address: int) -> bool:
+    """Whether the store of a byte begins an access, rather than going on with one.
+
+    The engine makes an unaligned store byte by byte. Whoever has an instruction executed again
+    after some of them has a read-modify-write work on its own result. Bytes without a gap by one
+    instruction are accesses of one size, which divides 8; those that come in from the page before
+    may have begun there.
+    """
+    if start != m[mc.STORED_BYTE] + 1 or return_address != m[mc.STORED_BY]:
+        m[mc.STORED_FROM] = start
+    m[mc.STORED_BYTE] = start
+    m[mc.STORED_BY] = return_address
+    first = m[mc.STORED_FROM]
+    return bool((start - first) % _WIDEST == 0 and first & 0xFFF >= _WIDEST)
+
+
 @callback(VOID, INT64, INT64, INT64, INT32, INT64, BOUND)
 def on_store(
     uc: int, locked: int, start: int, size: int, return_address: int, invalidate: int
@@ -139,6 +158,12 @@ def on_store(
     pages[page] |= WRITTEN_PAGE
     if pages[page] & CODE == 0:
         return
+    if size == 1 and return_address != 0:
+        if not begins(m, start, return_address):
+            call(invalidate, (uc, locked, start, 1, return_address))
+            return
+        # What the bytes behind would have executed again is so now, before one of them is stored.
+        size = min(_WIDEST, 4096 - (start & 0xFFF))
     call(invalidate, (uc, locked, start, size, return_address))
     state = pages[page]
     if state & CODE == 0 or return_address == 0 or m[mc.NATIVE] == 0:

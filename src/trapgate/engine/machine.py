@@ -105,6 +105,9 @@ journal, the virtual clock, and why the engine stopped.
     BREAKPOINTS,
     BREAKPOINTS_COUNT,
     STORED_PAGE,
+    STORED_BYTE,
+    STORED_FROM,
+    STORED_BY,
     TLB_RESET_DIRTY,
     AUDIT,
     AUDITED,
@@ -127,7 +130,7 @@ journal, the virtual clock, and why the engine stopped.
     X87_FILLED,
     X87_WRITTEN,
     CELLS,
-) = range(121)
+) = range(124)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -148,8 +151,10 @@ DEBUG_SKIP: 1 + the linear address of the instruction whose debugger's breakpoin
 once. DEBUG_HIT: 1 + that of the one that stopped the run. BREAKPOINTS: where the addresses of a
 debugger's breakpoints are, so many of them (native only).
 WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED_PAGE the page of
-the latest store that `coherence` was told of. AUDIT: see `audit`, 0 without; AUDITED counts
-blocks. LIVE is the state of the engine, also where ENV is a copy.
+the latest store that `coherence` was told of. STORED_BYTE: the latest store of a byte among them,
+STORED_FROM where the bytes without a gap before it begin, STORED_BY the code that stored them.
+AUDIT: see `audit`, 0 without; AUDITED counts blocks. LIVE is the state of the engine, also where
+ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
 READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
 line that is held low (A20), or 0; both native only.
