@@ -120,3 +120,6 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.startswith("exact, by a criteria table of 2 rules and 4 clauses\n")
     assert len(Vmcs.load(fields).criteria_table) == 2
+    for option, words in (("--scheme=tables", "did you mean table"), ("--fields=2", "--scheme")):
+        result = CliRunner().invoke(app, ["criteria", "define", str(wishes), option])
+        assert (result.exit_code, words in result.output) == (2, True), result.output

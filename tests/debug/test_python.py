@@ -15,7 +15,8 @@ from tests.report.test_notebook import parsed
 from trapgate.decision.decide import decide
 from trapgate.sdm.event_words import code_words, event_words
 
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.ipynb"
+DOCS = Path(__file__).parents[2] / "docs"
+NOTEBOOKS = (DOCS / "tutorial.ipynb", DOCS / "notebooks" / "figures.ipynb")
 
 
 def test_the_names_for_daily_use_are_there_and_cost_nothing_until_used() -> None:
@@ -116,10 +117,11 @@ def test_definitions_show_in_notebooks() -> None:
     assert "PAGE_FAULT_ERROR_CODE_MASK" in parsed(definition._repr_html_()).words
 
 
-def test_the_tutorial_shows_what_it_says() -> None:
-    pytest.importorskip("polars")
-    pytest.importorskip("z3")
-    notebook = json.loads(TUTORIAL.read_text())
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_shows_what_it_says(path: Path) -> None:
+    for extra in ("polars", "z3", "pysat"):
+        pytest.importorskip(extra)
+    notebook = json.loads(path.read_text())
     names: dict[str, Any] = {}
     shown = 0
     for cell in notebook["cells"]:
@@ -127,9 +129,9 @@ def test_the_tutorial_shows_what_it_says() -> None:
             continue
         tree = ast.parse("".join(cell["source"]))
         last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, TUTORIAL.name, "exec"), names)
+        exec(compile(tree, path.name, "exec"), names)
         if isinstance(last, ast.Expr):
-            value = eval(compile(ast.Expression(last.value), TUTORIAL.name, "eval"), names)
+            value = eval(compile(ast.Expression(last.value), path.name, "eval"), names)
             (output,) = cell["outputs"]
             assert "".join(output["data"]["text/plain"]) == repr(value)
             shown += 1

@@ -86,3 +86,17 @@ def test_machine_code_depends_on_no_source_that_its_key_leaves_out() -> None:
                     file_of_it = next((place for place in found if place.is_file()), None)
                     if file_of_it is not None:
                         assert file_of_it in sources, f"{file} uses {one.name}"
+
+
+def test_no_module_of_the_engine_is_too_late_for_the_machine_code() -> None:
+    code = """
+import pkgutil
+from importlib import import_module
+from trapgate.compiler.program import LIBRARY
+LIBRARY.code
+from trapgate import engine
+for module in pkgutil.iter_modules(engine.__path__):
+    import_module(f"trapgate.engine.{module.name}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -259,6 +259,11 @@ def define(
     from trapgate import criteria
 
     if "wishes" in _document(spec):
+        if fields is not None or operator or form is not Form.all:
+            raise criteria.CriteriaError(
+                "--fields, --operator and --format are about wishes for error codes; "
+                "--scheme chooses for [[wishes]]"
+            )
         granted = criteria.define_criteria(
             criteria.read_wishes(spec), scheme, weights=_weights(weights), timeout=timeout
         )

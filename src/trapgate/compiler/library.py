@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -37,10 +38,17 @@ _VOCABULARY = _ROOM.parent / "sdm"
 
 
 class Library:
-    """Functions with one image; its file is named after the library, or it has no `name`."""
+    """Functions with one image; its file is named after the library, or it has no `name`.
 
-    def __init__(self, name: str = "", core: Mapping[str, FunctionType] | None = None) -> None:
+    `whole` names the module that imports all modules which mark functions of the library: it is
+    imported before the image is looked for, so that no function can be too late for it.
+    """
+
+    def __init__(
+        self, name: str = "", core: Mapping[str, FunctionType] | None = None, *, whole: str = ""
+    ) -> None:
         self.name: Final = name
+        self._whole = whole
         self._core = {} if core is None else core
         self._functions: set[FunctionType] = set()
         self._entries: list[Entry | Callback | Stub] = []
@@ -106,12 +114,17 @@ class Library:
     @functools.cached_property
     def code(self) -> "Placed | llvm.Linked":
         """All of it in machine code, from where it is kept or made now."""
+        self._complete()
         image = self._kept
         if image is None:
             image = self.made()
             if self.name:
                 cache.save(self._kind, f"{self.key} {llvm.version()}", image)
         return Placed(image) if IS_LINUX_X86_64 else llvm.Linked(image.code)
+
+    def _complete(self) -> None:
+        if self._whole:
+            import_module(self._whole)
 
     @property
     def is_kept(self) -> bool:
@@ -150,6 +163,7 @@ class Library:
     @functools.cached_property
     def key(self) -> str:
         """What machine code is made from: sources, target, and how Python lays out objects."""
+        self._complete()
         digest = hashlib.sha256()
         for source in sorted(self.sources()):
             content = source.read_bytes()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trapgate.compiler.image import Placed
     from trapgate.compiler.llvm import Linked
 
-LIBRARY = Library("core", CORE)
+LIBRARY = Library("core", CORE, whole="trapgate.engine.program")
 """All core functions, and all that the engine marks."""
 
 jit = LIBRARY.inside

@@ -25,7 +25,7 @@ import numpy as np
 from trapgate.criteria.answer import Definition
 from trapgate.criteria.codes import Codes, Truths, has_error_code, layout_of
 from trapgate.criteria.define import compiled
-from trapgate.criteria.errors import InexpressibleError, ProofError, SpecError
+from trapgate.criteria.errors import InexpressibleError, ProofError, SpecError, UnknownSchemeError
 from trapgate.criteria.fault_terms import EXCEPTION_TYPES, FaultTerms, fault_terms, in_words
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.solvers import z3_module
@@ -46,6 +46,7 @@ from trapgate.sdm.vectors import BP, DB, OF, PF, TABLE, Vector
 from trapgate.tomlfile import demand_known, parse_toml, read_toml
 from trapgate.vmcs.vmcs import Vmcs
 
+SCHEMES_OF_WISHES: Final = ("", "vt-x", "auto", "table")
 _GOALS: Final = {"exit": Action.EXIT, "deliver": Action.DELIVER, "free": Action.NEXT}
 _GOAL_NUMBERS: Final = {Action.EXIT: EXIT, Action.DELIVER: DELIVER, Action.NEXT: FREE}
 _EXCEPTIONS: Final = tuple(int(row.vector) for row in TABLE if row.vector != Vector.NMI)
@@ -90,7 +91,8 @@ class Granted:
         how = {
             "vt-x": "VT-x's fields alone",
             "extended": "the extensions' fields",
-            "table": f"a criteria table of {len(rules)} rules and {clauses} clauses",
+            "table": f"a criteria table of {_counted(len(rules), 'rule')} "
+            f"and {_counted(clauses, 'clause')}",
         }[self.means]
         if self.exact:
             return [f"exact, by {how}"]
@@ -156,8 +158,14 @@ def define_criteria(
     `scheme` is "vt-x", "auto" (all fields), "table", or empty for all three in this order.
     `rules` is how many rules the hardware takes. `weights` counts error codes, by vector.
 
-    Raises: InexpressibleError: no sound ones either. UndecidedError, MissingSolverError.
+    Raises: InexpressibleError: no sound ones either. UndecidedError, MissingSolverError,
+    UnknownSchemeError.
     """
+    if scheme not in SCHEMES_OF_WISHES:
+        known = [name for name in SCHEMES_OF_WISHES if name]
+        raise UnknownSchemeError(
+            f"no scheme {scheme!r} for such wishes; {suggestion(scheme, known)}"
+        )
     deadline = Deadline(timeout)
     proof = _Proof(wishes, deadline)
     tasks = _tasks(wishes, weights)
@@ -273,6 +281,10 @@ class _Proof:
                     rules = fewer
                 place -= 1
         return rules
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _of_exceptions(rule: Rule) -> Iterator[Rule]:

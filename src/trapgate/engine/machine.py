@@ -121,15 +121,23 @@ journal, the virtual clock, and why the engine stopped.
     HELD_BACK,
     RESTORED,
     BEHIND,
+    X87_OPERANDS,
+    X87_FAULT,
+    X87_DENORMAL,
+    X87_FILLED,
+    X87_WRITTEN,
     CELLS,
-) = range(116)
+) = range(121)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
-X87_STATUS: the x87 status word before the current instruction. HELD_BACK: 1 + the linear
-address of the instruction behind a MOV SS that met a data breakpoint. ALIGNED: 1 until the access
+X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: what the one that is
+being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
+X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and that it writes.
+HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
+ALIGNED: 1 until the access
 is translated whose address must be a multiple of 16.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
@@ -267,7 +275,9 @@ BRANCH_IS_FAR = OPERAND + 5
 """Whether the instruction, if a branch, may lead beyond the limit of CS: 1, or LOOP_IS_FAR."""
 LOOP_IS_FAR = 2
 """... and is LOOP or JCXZ."""
-CELLS = OPERAND + 6
+X87_KEPT = OPERAND + 6
+"""18 cells: the x87 registers, their tags and the top of the stack before an instruction."""
+CELLS = X87_KEPT + 18
 
 # What ACCESSES may hold.
 ACCESSES_UNCHECKED = 0

@@ -28,6 +28,7 @@ from trapgate.decode.undefined import (
     has_form,
     undefined_forms,
 )
+from trapgate.decode.x87_operands import x87_operands
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.x87_exceptions import kind_of_x87
@@ -274,7 +275,9 @@ def look(reader: int, block: int, env: int) -> int:
         look_at_prefixes(m, reader, env, form_at, repeat, operand_size)
         return PLAIN
     if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
-        return X87 + kind_of_x87(byte, code_byte(reader, env, form_at))
+        form = code_byte(reader, env, form_at)
+        m[mc.X87_OPERANDS] = x87_operands(byte, form)
+        return X87 + kind_of_x87(byte, form)
     found = PLAIN
     if byte == 0xFB:
         found = STI

@@ -1,6 +1,12 @@
 """The engine's machine code as a whole: importing this marks every function that belongs to it."""
 
-from trapgate.compiler.program import is_kept, machine_code
-from trapgate.engine import hooks, translation, unicorn_engine
+import pkgutil
+from importlib import import_module
 
-__all__ = ["hooks", "is_kept", "machine_code", "translation", "unicorn_engine"]
+from trapgate import engine
+from trapgate.compiler.program import is_kept, machine_code
+
+__all__ = ["is_kept", "machine_code"]
+
+for _module in pkgutil.iter_modules(engine.__path__, f"{engine.__name__}."):
+    import_module(_module.name)

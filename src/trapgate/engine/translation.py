@@ -230,10 +230,10 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     elif found == USES_MXCSR:
         em.emit_call(t, m, t[em.MXCSR_CODE], machine, env)
     elif found > X87:
-        em.emit_call(t, m, t[em.X87_BEGINS], machine, env)
+        em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     call(t[em.THEIR_TRANSLATE], (block, cpu))
     if found > X87:
-        em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, env)
+        em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, 0)
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
@@ -341,8 +341,8 @@ class Translator:
         for n, (name, size) in enumerate(OPERAND_HELPERS):
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
         substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
-        for name, result in x87.RESULTS.items():
-            substitutes[_symbol(library, name)] = result.bind(_symbol(library, name))
+        for name, (conversion, helper) in x87.CONVERSIONS.items():
+            substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
         load = _symbol(library, "helper_ldmxcsr")
         substitutes[load] = load_mxcsr.bind(load)
         substitutes[int(t[em.READ_FLAGS])] = pushed_flags.bind(int(t[em.READ_FLAGS]))

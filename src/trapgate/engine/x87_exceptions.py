@@ -4,25 +4,69 @@ SDM, volume 1, "x87 FPU Exception Handling" and "x87 FPU Floating-Point Exceptio
 engine computes with flags of its own that nobody looks at, and sets ZE by itself where a divisor is
 0. So a call of ours stands before and behind each x87 instruction that computes: the status word
 gets the flags, and ES if one of them is unmasked. The next waiting instruction raises #MF.
+
+The engine knows neither denormal operands nor an empty or full register stack. The call before
+the instruction looks at the registers that it uses (`decode.x87_operands`), and puts the
+indefinite NaN into an empty one. The call behind it undoes everything where an exception that is
+found before the result is unmasked.
 """
 
-from trapgate.compiler.dialect import core
-from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, VOID
-from trapgate.compiler.program import callback
-from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, poke16, poke32, poke64
+from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, UINT32, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import (
+    call,
+    cells,
+    peek8,
+    peek16,
+    peek32,
+    peek64,
+    poke8,
+    poke16,
+    poke32,
+    poke64,
+)
+from trapgate.decode.x87_operands import (
+    EXCHANGES,
+    FINDS_DENORMALS,
+    OTHER_SHIFT,
+    PUSHES,
+    READS_OTHER,
+    READS_TOP,
+    WRITES_OTHER,
+    WRITES_TOP,
+)
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 
+_TOP = at.FPU + 4
 _STATUS = at.FPU + 8
 _CONTROL = at.FPU + 10
+_TAGS = at.FPU + 12
+"""A byte for each register: 1 if it is empty."""
+_REGISTERS = at.FPU + 24
+"""16 bytes each."""
 _INVALID = 1
+_DENORMAL = 2
+_ZERO_DIVIDE = 4
+_BEFORE_THE_RESULT = _INVALID | _DENORMAL | _ZERO_DIVIDE
 _EXCEPTIONS = 0x3F
-_KNOWN = 0x3D
-"""All but that of a denormal operand, which the engine does not know."""
+_STACK_FAULT = 0x40
 _SUMMARY = 0x80
 _BUSY = 0x8000
+_C1 = 0x200
 _OF_SF_AF = 0x890
 _MF = 16
+
+_UNDERFLOW, _OVERFLOW = 1, 2
+"""What X87_FAULT may hold: an empty register was read; a full one pushed to."""
+_ONE_IS_A_NAN = -1
+"""What X87_DENORMAL may hold besides 0 and 1: NaNs count before denormal operands."""
+
+_EXPONENT = 0x7FFF
+_INDEFINITE = -(1 << 62)
+_INDEFINITE_HIGH = 0xFFFF
+_FRACTION = (1 << 63) - 1
 
 NO_X87 = 0
 COMPUTES = 1
@@ -61,10 +105,108 @@ def summarised(status: int, control: int) -> int:
     return status & ~(_SUMMARY | _BUSY)
 
 
+@jit
+def state_of(m: Cells) -> int:
+    """The live CPU state, on both paths."""
+    return int(m[mc.CPU]) + at.CPU_SIZE
+
+
+@jit
+def register_of(env: int, number: int) -> int:
+    """The address of ST(`number`)."""
+    return env + _REGISTERS + 16 * ((peek32(env + _TOP) + number) & 7)
+
+
+@jit
+def tag_of(env: int, number: int) -> int:
+    """The address of its tag."""
+    return env + _TAGS + ((peek32(env + _TOP) + number) & 7)
+
+
+@jit
+def put_indefinite(env: int, number: int) -> None:
+    """Put the indefinite NaN into ST(`number`)."""
+    poke64(register_of(env, number), _INDEFINITE)
+    poke16(register_of(env, number) + 8, _INDEFINITE_HIGH)
+    poke8(tag_of(env, number), 0)
+
+
+@jit
+def fill_empty(m: Cells, env: int, number: int) -> None:
+    """ST(`number`) is read: an empty register is a stack fault and counts as the indefinite NaN."""
+    if peek8(tag_of(env, number)) != 0:
+        put_indefinite(env, number)
+        m[mc.X87_FAULT] = _UNDERFLOW
+        m[mc.X87_FILLED] |= 1 << ((peek32(env + _TOP) + number) & 7)
+
+
+@jit
+def note_operand(m: Cells, exponent: int, largest: int, fraction: int) -> None:
+    """Note an operand that is a NaN or denormal; `largest` is its format's exponent of NaNs."""
+    if exponent == largest and fraction != 0:
+        m[mc.X87_DENORMAL] = _ONE_IS_A_NAN
+    elif exponent == 0 and fraction != 0 and m[mc.X87_DENORMAL] == 0:
+        m[mc.X87_DENORMAL] = 1
+
+
+@jit
+def note_register(m: Cells, env: int, number: int) -> None:
+    """The same of ST(`number`); without the integer bit a NaN's fraction is all of the rest."""
+    place = register_of(env, number)
+    exponent = peek16(place + 8) & _EXPONENT
+    mantissa = peek64(place)
+    fraction = mantissa if exponent == 0 else mantissa & _FRACTION
+    note_operand(m, exponent, _EXPONENT, fraction)
+
+
+@jit
+def keep_registers(m: Cells, env: int) -> None:
+    """Keep the register stack, for `take_back`."""
+    for n in range(16):
+        m[mc.X87_KEPT + n] = peek64(env + _REGISTERS + 8 * n)
+    m[mc.X87_KEPT + 16] = peek64(env + _TAGS)
+    m[mc.X87_KEPT + 17] = peek32(env + _TOP)
+
+
+@jit
+def take_back(m: Cells, env: int) -> None:
+    """The register stack as it was."""
+    for n in range(16):
+        poke64(env + _REGISTERS + 8 * n, m[mc.X87_KEPT + n])
+    poke64(env + _TAGS, m[mc.X87_KEPT + 16])
+    poke32(env + _TOP, m[mc.X87_KEPT + 17])
+
+
+@jit
+def look_at_operands(m: Cells, env: int, operands: int) -> None:
+    """What an instruction is about to read and push to: stack faults and denormal operands."""
+    other = operands >> OTHER_SHIFT
+    top = peek32(env + _TOP)
+    m[mc.X87_WRITTEN] = 0
+    if operands & WRITES_TOP:
+        m[mc.X87_WRITTEN] = 1 << (top & 7)
+    if operands & WRITES_OTHER:
+        m[mc.X87_WRITTEN] |= 1 << ((top + other) & 7)
+    if operands & PUSHES and peek8(tag_of(env, -1)) == 0:
+        m[mc.X87_FAULT] = _OVERFLOW
+    if operands & READS_TOP:
+        fill_empty(m, env, 0)
+    if operands & READS_OTHER:
+        fill_empty(m, env, other)
+    if operands & EXCHANGES:
+        m[mc.X87_FILLED] = 0
+    if operands & FINDS_DENORMALS:
+        if operands & READS_TOP:
+            note_register(m, env, 0)
+        if operands & READS_OTHER:
+            note_register(m, env, other)
+
+
 @callback(VOID, INT64, INT64, RETURN_ADDRESS)
-def on_x87_begins(machine: int, env: int, return_address: int) -> None:
+def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
     """Before a waiting instruction: #MF if an unmasked exception is pending."""
     m = cells(machine, mc.CELLS)
+    env = state_of(m)
     status = peek16(env + _STATUS)
     if status & _SUMMARY:
         poke32(env + at.ERROR_CODE, 0)
@@ -72,31 +214,102 @@ def on_x87_begins(machine: int, env: int, return_address: int) -> None:
         call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, return_address))
     m[mc.X87_STATUS] = status
     poke8(env + at.X87_FLAGS, 0)
+    m[mc.X87_FAULT] = 0
+    m[mc.X87_FILLED] = 0
+    m[mc.X87_DENORMAL] = 0
+    if peek16(env + _CONTROL) & _EXCEPTIONS != _EXCEPTIONS:
+        keep_registers(m, env)
+    if operands != 0:
+        look_at_operands(m, env, operands)
 
 
-@callback(VOID, INT64, INT64)
-def on_x87_ends(machine: int, env: int) -> None:
+@jit
+def exceptions_met(m: Cells, env: int) -> int:
+    """What the instruction has met, as flags of the status word."""
+    if m[mc.X87_FAULT] != 0:
+        return _INVALID | _STACK_FAULT
+    met = peek8(env + at.X87_FLAGS) & _EXCEPTIONS & ~_DENORMAL
+    if m[mc.X87_DENORMAL] == 1 and met & (_INVALID | _ZERO_DIVIDE) == 0:
+        met |= _DENORMAL
+    return met
+
+
+@jit
+def empty_again(m: Cells, env: int) -> None:
+    """Behind a stack underflow: the destination is indefinite, and what was only read is empty."""
+    for n in range(8):
+        place = env + _REGISTERS + 16 * n
+        if (m[mc.X87_WRITTEN] >> n) & 1:
+            poke64(place, _INDEFINITE)
+            poke16(place + 8, _INDEFINITE_HIGH)
+        elif (m[mc.X87_FILLED] >> n) & 1:
+            poke8(env + _TAGS + n, 1)
+
+
+@jit
+def settle(m: Cells, env: int) -> None:
     """Behind an instruction that computes: what it has met joins what was there."""
-    m = cells(machine, mc.CELLS)
-    met = (m[mc.X87_STATUS] & _EXCEPTIONS) | (peek8(env + at.X87_FLAGS) & _KNOWN)
-    status = peek16(env + _STATUS) & ~_EXCEPTIONS | met
-    poke16(env + _STATUS, summarised(status, peek16(env + _CONTROL)))
+    before = m[mc.X87_STATUS]
+    control = peek16(env + _CONTROL)
+    met = exceptions_met(m, env)
+    status = peek16(env + _STATUS)
+    if met & ~control & _BEFORE_THE_RESULT != 0:
+        take_back(m, env)
+        met &= _BEFORE_THE_RESULT | _STACK_FAULT
+    elif m[mc.X87_FAULT] == _OVERFLOW:
+        put_indefinite(env, 0)
+    elif m[mc.X87_FAULT] == _UNDERFLOW:
+        empty_again(m, env)
+    if m[mc.X87_FAULT] != 0:
+        status = status & ~_C1 | (_C1 if m[mc.X87_FAULT] == _OVERFLOW else 0)
+    sticky = _EXCEPTIONS | _STACK_FAULT
+    status = status & ~sticky | before & sticky | met
+    poke16(env + _STATUS, summarised(status, control))
 
 
 @callback(VOID, INT64, INT64)
-def on_x87_compares(machine: int, env: int) -> None:
+def on_x87_ends(machine: int, operands: int) -> None:
+    """Behind an instruction that computes."""
+    m = cells(machine, mc.CELLS)
+    settle(m, state_of(m))
+
+
+@callback(VOID, INT64, INT64)
+def on_x87_compares(machine: int, operands: int) -> None:
     """Behind FCOMI and its like, which clear OF, SF and AF as well."""
     m = cells(machine, mc.CELLS)
+    env = state_of(m)
+    settle(m, env)
     poke64(env + at.CC_SRC, peek64(env + at.CC_SRC) & ~_OF_SF_AF)
-    met = (m[mc.X87_STATUS] & _EXCEPTIONS) | (peek8(env + at.X87_FLAGS) & _KNOWN)
-    status = peek16(env + _STATUS) & ~_EXCEPTIONS | met
-    poke16(env + _STATUS, summarised(status, peek16(env + _CONTROL)))
 
 
 @callback(VOID, INT64, INT64)
-def on_x87_reloads(machine: int, env: int) -> None:
+def on_x87_reloads(machine: int, operands: int) -> None:
     """Behind FLDCW, FLDENV and FRSTOR, which may unmask what is flagged."""
+    env = state_of(cells(machine, mc.CELLS))
     poke16(env + _STATUS, summarised(peek16(env + _STATUS), peek16(env + _CONTROL)))
+
+
+@jit
+def within_16_bits(env: int, value: int) -> int:
+    """A value converted to 32 bits, or the indefinite integer of 16 where it does not fit."""
+    value = value << 32 >> 32
+    if value != value << 48 >> 48 or peek8(env + at.X87_FLAGS) & _INVALID:
+        poke8(env + at.X87_FLAGS, _INVALID)
+        return -0x8000
+    return value
+
+
+@callback(INT64, INT64, BOUND)
+def on_store_of_16(env: int, helper: int) -> int:
+    """FIST of 16 bits, by the conversion to 32."""
+    return within_16_bits(env, call(helper, (env,)))
+
+
+@callback(INT64, INT64, BOUND)
+def on_truncation_to_16(env: int, helper: int) -> int:
+    """FISTTP of 16 bits."""
+    return within_16_bits(env, call(helper, (env,)))
 
 
 @callback(INT64, INT64, BOUND)
@@ -127,10 +340,69 @@ def on_store_of_64(env: int, helper: int) -> int:
     return value | 1 << 51 if peek8(env + at.X87_FLAGS) & _INVALID else value
 
 
-RESULTS = {
-    "helper_fisttl_ST0": on_truncation_to_32,
-    "helper_fisttll_ST0": on_truncation_to_64,
-    "helper_fsts_ST0": on_store_of_32,
-    "helper_fstl_ST0": on_store_of_64,
+@jit
+def note_single(env: int, value: int) -> None:
+    """A single-precision operand is about to be converted."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    note_operand(m, (value >> 23) & 0xFF, 0xFF, value & 0x7F_FFFF)
+
+
+@jit
+def note_double(env: int, value: int) -> None:
+    """A double-precision one."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    note_operand(m, (value >> 52) & 0x7FF, 0x7FF, value & 0xF_FFFF_FFFF_FFFF)
+
+
+@jit
+def make_quiet(env: int) -> None:
+    """What FLD has pushed: a signalling NaN, the only invalid operand, becomes a quiet one."""
+    if peek8(env + at.X87_FLAGS) & _INVALID:
+        place = register_of(env, 0)
+        poke64(place, peek64(place) | 1 << 62)
+
+
+@callback(VOID, INT64, UINT32, BOUND)
+def on_single(env: int, value: int, helper: int) -> None:
+    """The operand of arithmetic."""
+    note_single(env, value)
+    call(helper, (env, value))
+
+
+@callback(VOID, INT64, UINT32, BOUND)
+def on_load_of_single(env: int, value: int, helper: int) -> None:
+    """FLD."""
+    note_single(env, value)
+    call(helper, (env, value))
+    make_quiet(env)
+
+
+@callback(VOID, INT64, INT64, BOUND)
+def on_double(env: int, value: int, helper: int) -> None:
+    """The operand of arithmetic."""
+    note_double(env, value)
+    call(helper, (env, value))
+
+
+@callback(VOID, INT64, INT64, BOUND)
+def on_load_of_double(env: int, value: int, helper: int) -> None:
+    """FLD."""
+    note_double(env, value)
+    call(helper, (env, value))
+    make_quiet(env)
+
+
+CONVERSIONS = {
+    "helper_fist_ST0": (on_store_of_16, "helper_fistl_ST0"),
+    "helper_fistt_ST0": (on_truncation_to_16, "helper_fisttl_ST0"),
+    "helper_fisttl_ST0": (on_truncation_to_32, "helper_fisttl_ST0"),
+    "helper_fisttll_ST0": (on_truncation_to_64, "helper_fisttll_ST0"),
+    "helper_fsts_ST0": (on_store_of_32, "helper_fsts_ST0"),
+    "helper_fstl_ST0": (on_store_of_64, "helper_fstl_ST0"),
+    "helper_flds_ST0": (on_load_of_single, "helper_flds_ST0"),
+    "helper_flds_FT0": (on_single, "helper_flds_FT0"),
+    "helper_fldl_ST0": (on_load_of_double, "helper_fldl_ST0"),
+    "helper_fldl_FT0": (on_double, "helper_fldl_FT0"),
 }
-"""Helpers of the engine's whose results are not those of an invalid operation; what mends them."""
+"""Helpers of the engine's that convert operands, what is called instead, and what this calls. An
+invalid operation has other results than the engine's, and denormal operands are noted."""

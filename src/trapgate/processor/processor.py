@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
+from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be known before any is used
 from trapgate.engine.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit

@@ -5,7 +5,7 @@ from typing import Final
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.library import Library
 
-LIBRARY: Final = Library("imports")
+LIBRARY: Final = Library("imports", whole="trapgate.trace.imports.importer")
 """What readers of recordings have compiled."""
 
 
