@@ -7,6 +7,7 @@ import pytest
 
 from trapgate import guests
 from trapgate.decision.faults import Interruption
+from trapgate.demo import x86 as demo_x86
 from trapgate.events.journal import ROW_ADDRESS, ROW_ERROR_CODE, ROW_VECTOR
 from trapgate.sdm.cells import VMX_PREEMPTION_TIMER_VALUE
 from trapgate.sdm.interruption import InterruptionType
@@ -41,6 +42,7 @@ def state(vm: VirtualMachine) -> dict[str, object]:
         "registers": p.registers.cells.tolist(),
         "x87 and SSE": [engine.read_vector_register(f"xmm{n}") for n in range(16)],
         "exits": vm.summary().exits,
+        "x86 VMM": vm.summary().nested,
         "injected": vm.summary().injected,
         "deadline": vm.devices.next_deadline(p.time),
         "pending": vm.devices.pending(),
@@ -126,3 +128,23 @@ def test_what_is_injected_is_checked_and_delivered() -> None:
     assert stop.end is End.ENTRY_FAILED
     vm.restore(snapshot)
     assert vm.stopped is None
+
+
+def test_an_x86_vmm_and_its_guest_go_back_together() -> None:
+    memory = demo_x86.MEMORY
+    vm = VirtualMachine(memory)
+    line = f"hypervisor.elf policy=all {guests.command_line('demand')}"
+    image, kernel = guests.hypervisor(), guests.image()
+    vm.load(parse_guest(image, file="hypervisor.elf", memory=memory, append=line, initrd=kernel))
+    for start in (500_000, 10_300_000, 10_320_123):
+        vm.step(start - vm.processor.time)
+        snapshot = vm.snapshot()
+        before = state(vm)
+        vm.step(END)
+        after = state(vm)
+        vm.restore(snapshot)
+        assert state(vm) == before
+        vm.step(END)
+        assert state(vm) == after
+        vm.restore(snapshot)
+    assert vm.summary().nested is not None
