@@ -1,4 +1,4 @@
-"""`python -m benchmarks.snapshots`: going back to a snapshot and running from it, processor time."""
+"""`python -m benchmarks.snapshots`: going back to a snapshot, runs from it, by processor time."""
 
 import time
 from statistics import median
