@@ -1,7 +1,7 @@
 """Memory as it was: a copy of it, and back to that by the pages that were written since.
 
 Who stores marks the page, in the same cells that keep translated code coherent (`coherence`). Where
-the engine does not tell of its stores (other libraries than the Linux x86-64 wheel's) all pages are
+the engine does not tell of its stores (other libraries than the Linux wheels') all pages are
 taken for written. Going back drops the code that was translated from those pages, and all
 entries of the TLB, so that the next store to each page is told again. All other code stays.
 """
