@@ -6,7 +6,6 @@ taken for written. Going back drops the code that was translated from those page
 entries of the TLB, so that the next store to each page is told again. All other code stays.
 """
 
-
 from trapgate.compiler.program import bound, jit_for_python
 from trapgate.compiler.raw import call, cells
 from trapgate.engine import machine as mc
