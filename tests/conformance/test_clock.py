@@ -8,7 +8,7 @@ from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import ABSENT, CODE, DATA, Tiny, begin, prepare
+from tests.conformance.tiny_guest import ABSENT, CODE, DATA, Tiny, begin, launch, prepare
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
@@ -190,3 +190,16 @@ def test_a_branch_to_a_non_canonical_address_counts_once(engine: str) -> None:
     assert run.exit.reason is ExitReason.VMCALL
     assert run.pushed(1) == [0]
     assert run.processor.time == 6
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_pending_but_blocked_holds_up_no_block_that_is_cut(engine: str) -> None:
+    """An NMI waits for IRET, and the timer ends within a block of 200 instructions."""
+    blocked = guest(b"\x90" * 200)
+    processor, vmcs = prepare(blocked, {"PIN_BASED_CONTROLS": ct.PIN_NMI_EXITING}, engine=engine)
+    vmcs["GUEST_INTERRUPTIBILITY_STATE"] = 1 << 3
+    vmcs["VMX_PREEMPTION_TIMER_VALUE"] = 50
+    processor.nmi()
+    run = launch(blocked, processor, vmcs)
+    assert run.exit.reason is ExitReason.PREEMPTION_TIMER
+    assert (processor.time, vmcs["GUEST_RIP"]) == (50, CODE + 50)

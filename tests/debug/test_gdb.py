@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -346,7 +347,7 @@ def test_the_command_serves_gdb(tmp_path: Path) -> None:
     path = tmp_path / "guest"
     path.write_bytes(LOOP_32)
     with subprocess.Popen(
-        ["trapgate", "run", str(path), "--gdb", "0", "--wait"],
+        [sys.executable, "-m", "trapgate", "run", str(path), "--gdb", "0", "--wait"],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,

@@ -66,7 +66,7 @@ class Expressions(Operators):
         """Those of them that have a value, whichever way the code has come here."""
         self.is_stub = is_stub
         """Whether C calls this very code, so that it knows its caller and may go on elsewhere."""
-        self._within = (*within, source)
+        self._within = within
         """Functions that are being put where they are called, for one must not call itself."""
 
     def value(self, node: ast.expr) -> Value:
@@ -310,7 +310,8 @@ class Expressions(Operators):
             return self.module.call(self.code, callee, list(arguments.values()))
         if callee in self._within:
             raise self.error(node, "a function with `Any` calls itself; give it types, or a loop")
-        return Expressions(self.module, self.code, callee, arguments, self._within).expanded()
+        within = (*self._within, callee)
+        return Expressions(self.module, self.code, callee, arguments, within).expanded()
 
     def expanded(self) -> Value:
         """The result of a function that is put where it is called: names, then a result."""

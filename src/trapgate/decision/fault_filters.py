@@ -31,8 +31,8 @@ ORDER_PARAGRAPH_66 = 2
 ORDER_PARAGRAPH_67 = 3
 """The values of the extension field FAULT_FILTER_ORDER (see `decide.decide_filtered`)."""
 
-OWN_FRAME = 1 << 0
-NO_LINK = 1 << 1
+OWN_FRAME = 1
+NO_LINK = 2
 """Bits of the extension field FRAME_FILTERS (see `decision.frame_filters`)."""
 
 NOBODY = 0

@@ -21,7 +21,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import alignment_is_checked, must_stop
 from trapgate.engine.breakpoints import stop_at_breakpoint
-from trapgate.engine.clock import cut_where_time_is_up, execute_again
+from trapgate.engine.clock import cut_block, cut_where_time_is_up
 from trapgate.engine.odd_code import CARE_AUDIT, CARE_BREAKPOINT, CARE_LIMIT, CARE_MXCSR
 
 _CARE = 0x1F
@@ -152,5 +152,5 @@ def must_stop_at(m: Cells, tagged: int, back: int) -> bool:
         m[mc.DEADLINE] = 0
         return False
     m[mc.TIME] += count
-    execute_again(m, m[mc.CPU], back, 1)
+    cut_block(m, back, 1)
     return False

@@ -117,6 +117,18 @@ def execute_again(m: Cells, cpu: int, return_address: int, count: int) -> None:
 
 
 @jit
+def cut_block(m: Cells, return_address: int, count: int) -> None:
+    """Leave a block that has been counted before it begins, for one of `count` instructions.
+
+    Whether events can be taken here has been looked at, and is not to be asked again: what
+    is pending but blocked would keep the guest where it is for ever.
+    """
+    if m[mc.ATTENTION] != 0:
+        m[mc.PATIENCE] = 1
+    execute_again(m, m[mc.CPU], return_address, count)
+
+
+@jit
 def begin_device_access(m: Cells) -> None:
     """A device is about to be asked: let that be at the end of a block (native only).
 
@@ -143,7 +155,7 @@ def cut_where_time_is_up(m: Cells, count: int, return_address: int) -> None:
     left = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END]) - m[mc.TIME]
     if 0 < left < count and m[mc.STEPPING] == 0:
         m[mc.TIME] += count
-        execute_again(m, m[mc.CPU], return_address, left)
+        cut_block(m, return_address, left)
 
 
 SLOTS = {

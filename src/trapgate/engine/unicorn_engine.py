@@ -13,23 +13,18 @@ from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.compiler.dialect import Cells, Rows
-from trapgate.compiler.program import bound, jit, jit_for_python
-from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, poke64, table, watch
-from trapgate.engine import audit, calibration, coherence, core_calls, dispatch, hooks, native
+from trapgate.compiler.program import bound
+from trapgate.compiler.raw import watch
+from trapgate.engine import audit, calibration, core_calls, hooks, loop, native
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.device_pages import DevicePages
-from trapgate.engine.state import save, segment_shape
 from trapgate.engine.translation import translator
 from trapgate.errors import EngineError
-from trapgate.events.exits import vm_exit
-from trapgate.paging.memory import WATCH_PAGES, WRITTEN_PAGE
+from trapgate.paging.memory import WATCH_PAGES
 from trapgate.sdm import cells as f
-from trapgate.sdm import registers, vmx
-from trapgate.sdm.interruption import TYPE_OTHER_EVENT
-from trapgate.sdm.reasons import REASON_MONITOR_TRAP_FLAG
-from trapgate.vmx.entry import enter
+from trapgate.sdm import registers
 
 _FOREVER = 1 << 62
 _CODE_BUFFER = 64 << 20
@@ -44,236 +39,7 @@ _VECTOR_REGISTERS = {
     "ftag": x86_const.UC_X86_REG_FPTAG,
 }
 _EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
-
-
-_PREEMPTION_TIMER = 52
-_DR6_BITS = 0x400F
 _SSE_4_2, _XSAVE = 1 << 20, 1 << 26
-_FLUSH_TB = 1 << 30 | 10
-"""Unicorn's control of that name, to be written, without arguments."""
-
-
-@jit
-def execute_alone(m: Cells, env: int, v: Cells) -> int:
-    """Let the next block have one instruction (portable path); what to limit the engine's count to.
-
-    Where STI or a load of SS inhibits interrupts the engine's blocks have one instruction, and it
-    keeps them apart from all others, so nothing has to be translated again. An instruction that
-    inhibits interrupts itself would not do so then. The engine counts for that one, and
-    forgets all translations.
-    """
-    hflags = peek32(env + at.HFLAGS)
-    if hflags & at.HF_INHIBIT_IRQ:
-        return 0
-    if dispatch.inhibits_interrupts(m, v):
-        call(m[mc.UC_CTL], (m[mc.UC], _FLUSH_TB))
-        return 1
-    poke32(env + at.HFLAGS, hflags | at.HF_INHIBIT_IRQ)
-    m[mc.ALONE] = 1
-    return 0
-
-
-@jit
-def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
-    """Let the engine run from the state in `v` and `r`; the engine's error."""
-    m[mc.STOP] = mc.RUNNING
-    m[mc.RESTORED] = 0
-    m[mc.SWITCHED] |= mc.SWITCHED_VMCS
-    dispatch.go_on(m, env, r)
-    # Between runs the engine keeps all flags in one word, and takes them apart itself.
-    poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
-    count = 0
-    if m[mc.STEPPING] != 0:
-        m[mc.STEP_START] = dispatch.linear_rip(v)
-        if m[mc.NATIVE] == 0:
-            count = execute_alone(m, env, v)
-    dispatch.state_end(m)
-    return call(emu_start, (m[mc.UC], peek64(env + at.EIP), 0, 0, count))
-
-
-@jit_for_python
-def go(machine: int, emu_start: int) -> int:
-    """Run the guest whose state lies in the VMCS until the engine stops; the engine's error."""
-    m = cells(machine, mc.CELLS)
-    r = cells(m[mc.R], m[mc.R_CELLS])
-    env = m[mc.ENV]
-    error = 0
-    exited = m[mc.STOP] == mc.EXITED and m[mc.V] != m[mc.HOST]
-    if exited and dispatch.pass_exit_to_x86_vmm(m, mc.EXITED) != mc.RUNNING:
-        return 0
-    m[mc.STOP] = mc.PORT
-    v = cells(m[mc.V], m[mc.V_CELLS])
-    while m[mc.STOP] in (mc.PORT, mc.NESTED_TIMER):
-        if m[mc.STOP] == mc.NESTED_TIMER or (
-            v[f.GUEST_ACTIVITY_STATE] in (1, 2) and m[mc.TIME] >= m[mc.NESTED_TIMER_END]
-        ):
-            vm_exit(v, _PREEMPTION_TIMER, 0, 0)
-            m[mc.STOP] = dispatch.pass_exit_to_x86_vmm(m, mc.EXITED)
-            if m[mc.STOP] != mc.RUNNING:
-                return 0
-            v = cells(m[mc.V], m[mc.V_CELLS])
-        if v[f.GUEST_ACTIVITY_STATE] != 0:
-            m[mc.STOP] = mc.HALTED
-            return 0
-        error = run(m, env, v, r, emu_start)
-        # Hooks may have put another VMCS in force.
-        v = cells(m[mc.V], m[mc.V_CELLS])
-        if m[mc.STOP] == mc.NESTED_TIMER:
-            save(m, dispatch.state_begin(m), v, r)
-        elif m[mc.STOP] == mc.PORT:
-            save(m, dispatch.state_begin(m), v, r)
-            stop = dispatch.port(m, env, v, r)
-            v = cells(m[mc.V], m[mc.V_CELLS])
-            if stop != mc.RUNNING:
-                m[mc.STOP] = stop
-            elif m[mc.STEPPING] != 0 and m[mc.SKIP] == 0:
-                m[mc.STOP] = mc.STEPPED
-                return error
-    stop = m[mc.STOP]
-    if stop == mc.RUNNING or (stop >= mc.TIMER and stop not in (mc.HALTED, mc.EXPLAIN)):
-        save(m, dispatch.state_begin(m), v, r)
-    if stop == mc.RUNNING:
-        if m[mc.STEPPING] != 0 and error == 0:
-            m[mc.STOP] = mc.STEPPED
-        else:
-            m[mc.STOP] = mc.BROKEN
-            m[mc.STOP_INFO] = error
-    return error
-
-
-@jit_for_python
-def step(machine: int, emu_start: int) -> int:
-    """Execute one instruction; whether it was (1), or an event was dealt with instead (0).
-
-    STOP is STEPPED, or what else stopped the engine.
-    """
-    m = cells(machine, mc.CELLS)
-    m[mc.STEPPING] = mc.STEP_DUE
-    m[mc.STEP_CAUSES] = 0
-    m[mc.DEADLINE] = 0
-    time = m[mc.TIME]
-    if m[mc.NATIVE] != 0:
-        poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
-    go(machine, emu_start)
-    done = m[mc.STEPPING] != mc.STEP_EVENT
-    m[mc.STEPPING] = 0
-    m[mc.TIME] = time if m[mc.STOP] == mc.CHECKED and m[mc.STOP_CODE] == 0 else time + 1
-    return 1 if done else 0
-
-
-@jit
-def serve(m: Cells) -> int:
-    """Go on with the x86 VMM's guest after the VMM in Python has served it; RUNNING or EXITED.
-
-    What that VMM injects is an event like any other to the VMCS of the x86 VMM.
-    """
-    host = cells(m[mc.HOST], m[mc.V_CELLS])
-    r = cells(m[mc.R], m[mc.R_CELLS])
-    dispatch.move_from_vmcs0(m)
-    m[mc.TIME_BIAS] = 0
-    if host[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & 1 << 3:
-        m[mc.TIME_BIAS] = host[f.TSC_OFFSET]
-    core_calls.look_ahead(m)
-    info = host[f.VM_ENTRY_INTERRUPTION_INFORMATION]
-    v = cells(m[mc.V], m[mc.V_CELLS])
-    if info & 1 << 31 == 0:
-        causes = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _DR6_BITS
-        if causes == 0 or v[f.GUEST_INTERRUPTIBILITY_STATE] & 2:
-            return mc.RUNNING
-        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-        return dispatch.arbitrate(m, v, r, 1, 3, -1, causes, 0)
-    host[f.VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~(1 << 31)
-    if (info >> 8) & 7 == TYPE_OTHER_EVENT:
-        vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
-        return mc.EXITED
-    error_code = host[f.VM_ENTRY_EXCEPTION_ERROR_CODE] if info & 1 << 11 else -1
-    vector = info & 0xFF
-    kind = (info >> 8) & 7
-    address = r[registers.CR2] if vector == 14 and kind == 3 else 0
-    length = host[f.VM_ENTRY_INSTRUCTION_LENGTH]
-    return dispatch.arbitrate(m, v, r, vector, kind, error_code, address, length)
-
-
-@jit_for_python
-def enter_and_go(machine: int, emu_start: int) -> int:
-    """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
-    m = cells(machine, mc.CELLS)
-    core_calls.set_clock(m)
-    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
-    head[2] = m[mc.TIME]
-    x = cells(m[mc.X], vmx.LENGTH)
-    if x[vmx.LENT] != 0:
-        m[mc.STOP] = serve(m)
-        if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:
-            return -1
-        return go(machine, emu_start)
-    outcome = enter(
-        cells(m[mc.V], m[mc.V_CELLS]),
-        cells(m[mc.R], m[mc.R_CELLS]),
-        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
-        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
-        head,
-    )
-    if outcome != 0:
-        m[mc.STOP] = mc.EXITED
-        m[mc.STOP_CODE] = outcome
-        return -1
-    m[mc.STOP] = mc.RUNNING
-    return go(machine, emu_start)
-
-
-@jit_for_python
-def move_state_to_vmcs0(machine: int) -> int:
-    """See `dispatch.lend`; 0."""
-    dispatch.move_to_vmcs0(cells(machine, mc.CELLS))
-    return 0
-
-
-@jit_for_python
-def move_state_from_vmcs0(machine: int) -> int:
-    """See `dispatch.move_from_vmcs0`; 0."""
-    dispatch.move_from_vmcs0(cells(machine, mc.CELLS))
-    return 0
-
-
-@jit_for_python
-def set_clock_now(machine: int) -> int:
-    """See `core_calls.set_clock`; 0."""
-    core_calls.set_clock(cells(machine, mc.CELLS))
-    return 0
-
-
-@jit_for_python
-def look_ahead_now(machine: int) -> int:
-    """See `core_calls.look_ahead`; 0."""
-    core_calls.look_ahead(cells(machine, mc.CELLS))
-    return 0
-
-
-@jit_for_python
-def shape_now(machine: int) -> int:
-    """`segment_shape` of the current VMCS."""
-    m = cells(machine, mc.CELLS)
-    return segment_shape(cells(m[mc.V], m[mc.V_CELLS]))
-
-
-@jit_for_python
-def flush(machine: int) -> int:
-    """Flush the engine's TLB; 0."""
-    m = cells(machine, mc.CELLS)
-    return call(m[mc.TLB_FLUSH], (m[mc.CPU],))
-
-
-@jit_for_python
-def invalidate_code(machine: int, start: int, end: int) -> int:
-    """Drop what was translated from physical [start, end); 0."""
-    m = cells(machine, mc.CELLS)
-    pages = coherence.pages_of(m)
-    for page in range(start >> 12, min((end + 0xFFF) >> 12, len(pages))):
-        pages[page] |= WRITTEN_PAGE
-        if pages[page] & coherence.CODE:
-            coherence.forget_range(m, max(start, page << 12), min(end, (page + 1) << 12))
-    return 0
 
 
 def _address(array: Cells) -> int:
@@ -311,10 +77,10 @@ class UnicornEngine:
         self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")
-        self._enter_and_go = bound(enter_and_go, self._machine, start)
-        self._go = bound(go, self._machine, start)
-        self._step = bound(step, self._machine, start)
-        self._shape_now = bound(shape_now, self._machine)
+        self._enter_and_go = bound(loop.enter_and_go, self._machine, start)
+        self._go = bound(loop.go, self._machine, start)
+        self._step = bound(loop.step, self._machine, start)
+        self._shape_now = bound(loop.shape_now, self._machine)
         c = self.cells
         c[mc.UC] = self.uc._uch.value
         c[mc.SELF] = self._machine
@@ -584,19 +350,19 @@ class UnicornEngine:
 
     def move_to_vmcs0(self) -> None:
         """Lend the state of the x86 VMM's guest to VMCS 0."""
-        move_state_to_vmcs0(self._machine)
+        loop.move_state_to_vmcs0(self._machine)
 
     def move_from_vmcs0(self) -> None:
         """Undo `move_to_vmcs0`."""
-        move_state_from_vmcs0(self._machine)
+        loop.move_state_from_vmcs0(self._machine)
 
     def set_clock(self) -> None:
         """Arm the preemption timer of VMCS 0, and say when the engine has to stop and look."""
-        set_clock_now(self._machine)
+        loop.set_clock_now(self._machine)
 
     def look_ahead(self) -> None:
         """Say when the engine has to stop and look, from the VMCS in force and the pins."""
-        look_ahead_now(self._machine)
+        loop.look_ahead_now(self._machine)
 
     def attach(self, v: Cells, r: Cells, rows: Rows, head: Cells) -> None:
         """Let `v` be VMCS 0 and in force, `r` the register file, `rows` and `head` the journal."""
@@ -688,7 +454,7 @@ class UnicornEngine:
         """Drop translations of the code in [start, start + size) after a store from outside."""
         if size <= 0:
             return
-        invalidate_code(self._machine, start, start + size)
+        loop.invalidate_code(self._machine, start, start + size)
 
     def walk(self, v: Cells, rflags: int, linear: int, access: int, user: int) -> tuple[int, int]:
         """The physical address of a linear one, and the error code or -1; see `paging.walk`."""
@@ -719,7 +485,7 @@ class UnicornEngine:
     def flush_translations(self) -> None:
         """Forget cached translations of linear addresses, as a VM entry without VPID does."""
         if self.cells[mc.NATIVE]:
-            flush(self._machine)
+            loop.flush(self._machine)
         else:
             self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
 

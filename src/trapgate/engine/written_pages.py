@@ -6,9 +6,6 @@ taken for written. Going back drops the code that was translated from those page
 entries of the TLB, so that the next store to each page is told again. All other code stays.
 """
 
-import numpy as np
-
-from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import bound, jit_for_python
 from trapgate.compiler.raw import call, cells
 from trapgate.engine import machine as mc
@@ -63,13 +60,3 @@ class MemoryCopy:
             engine.page_cells[:] |= WRITTEN_PAGE | CODE
             engine.flush_translations()
         return int(self._restore())
-
-    def advance(self) -> int:
-        """Let the copy be of now; how many pages had been written."""
-        engine = self._engine
-        if not engine.cells[mc.CPU]:
-            engine.page_cells[:] |= WRITTEN_PAGE
-        written: Cells = np.flatnonzero(engine.page_cells & WRITTEN_PAGE)
-        self._memory.reshape(-1, _CELLS)[written] = engine.memory.reshape(-1, _CELLS)[written]
-        self._forget_marks()
-        return len(written)
