@@ -8,7 +8,6 @@ from trapgate.processor.processor import Processor
 from trapgate.vmcs.vmcs import Vmcs
 
 CARRY, ZERO = 1 << 0, 1 << 6
-_GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
 
 
 class Machine(Protocol):
