@@ -43,15 +43,6 @@ _FLUSH_TLB = 1 << 30 | 11
 _BLOCKED = 3
 """Blocking by STI and by MOV SS: the engine has one flag for both."""
 
-_R_OF_MSR = (
-    (reg.STAR, at.STAR),
-    (reg.LSTAR, at.LSTAR),
-    (reg.CSTAR, at.CSTAR),
-    (reg.FMASK, at.FMASK),
-    (reg.KERNEL_GS_BASE, at.KERNEL_GS_BASE),
-    (reg.TSC_AUX, at.TSC_AUX),
-)
-
 
 @jit
 def save_paging(env: int, v: Cells) -> None:

@@ -38,7 +38,6 @@ _VECTOR_REGISTERS = {
     "fstat": x86_const.UC_X86_REG_FPSW,
     "ftag": x86_const.UC_X86_REG_FPTAG,
 }
-_EDGES = {"intr": uc_const.UC_HOOK_INTR, "block": uc_const.UC_HOOK_BLOCK}
 _SSE_4_2, _XSAVE = 1 << 20, 1 << 26
 
 

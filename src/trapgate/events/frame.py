@@ -7,10 +7,11 @@ mode, "64-Bit Mode Stack Frame".
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.events.stack import each_word_fits, probe_each
 from trapgate.paging.memory import store8, store16, store32, store64
 from trapgate.paging.walk import WRITE, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
-from trapgate.sdm.state import AR_DB, AR_EXPAND_DOWN, AR_UNUSABLE
+from trapgate.sdm.state import AR_EXPAND_DOWN, AR_UNUSABLE
 
 _CANONICAL_HALF = 1 << 47
 
@@ -27,18 +28,7 @@ def stack_has_room(limit: int, rights: int, sp: int, size: int, count: int) -> b
     if rights & AR_EXPAND_DOWN == 0 and sp >= size * count:
         return sp - 1 <= limit
     # It wraps around, or the segment expands down: look at each word.
-    mask = 0xFFFF_FFFF if rights & AR_DB else 0xFFFF
-    for n in range(1, count + 1):
-        first = (sp - size * n) & mask
-        last = first + size - 1
-        if last > mask:
-            return False
-        if rights & AR_EXPAND_DOWN:
-            if first <= limit:
-                return False
-        elif last > limit:
-            return False
-    return True
+    return each_word_fits(limit, rights, sp - size, size, -size, count)
 
 
 @core
@@ -72,18 +62,7 @@ def probe_frame(
         first = (top - size) & linear_mask
         _, error, _, _ = walk(v, rflags, mem, first, WRITE, user)
         return 0, error, first
-    for n in range(1, count + 1):
-        first = (base + ((sp - size * n) & mask)) & linear_mask
-        _, error, _, _ = walk(v, rflags, mem, first, WRITE, user)
-        if error >= 0:
-            return 0, error, first
-        last = (first + size - 1) & linear_mask
-        if (first ^ last) & ~0xFFF:
-            onward = last & ~0xFFF
-            _, error, _, _ = walk(v, rflags, mem, onward, WRITE, user)
-            if error >= 0:
-                return 0, error, onward
-    return -1, -1, 0
+    return probe_each(v, mem, base, sp - size, mask, size, -size, count, WRITE, user)
 
 
 @core

@@ -13,18 +13,14 @@ _CANONICAL_HALF = 1 << 47
 
 
 @core
-def stack_holds(limit: int, rights: int, sp: int, size: int, count: int) -> bool:
-    """Whether `count` words of `size` bytes from `sp` upwards lie within this stack segment.
+def each_word_fits(limit: int, rights: int, sp: int, size: int, step: int, count: int) -> bool:
+    """Whether `count` words lie within the segment, the first at `sp`, each `step` from the last.
 
-    The parameters are those of `frame.stack_has_room`.
+    `limit` and `rights` as in `frame.stack_has_room`; the stack pointer wraps as B says.
     """
-    if rights & AR_UNUSABLE:
-        return False
     mask = 0xFFFF_FFFF if rights & AR_DB else 0xFFFF
-    if rights & AR_EXPAND_DOWN == 0 and sp + size * count - 1 <= min(limit, mask):
-        return True
     for n in range(count):
-        first = (sp + size * n) & mask
+        first = (sp + step * n) & mask
         last = first + size - 1
         if last > mask:
             return False
@@ -37,9 +33,57 @@ def stack_holds(limit: int, rights: int, sp: int, size: int, count: int) -> bool
 
 
 @core
+def stack_holds(limit: int, rights: int, sp: int, size: int, count: int) -> bool:
+    """Whether `count` words of `size` bytes from `sp` upwards lie within this stack segment.
+
+    The parameters are those of `frame.stack_has_room`.
+    """
+    if rights & AR_UNUSABLE:
+        return False
+    mask = 0xFFFF_FFFF if rights & AR_DB else 0xFFFF
+    if rights & AR_EXPAND_DOWN == 0 and sp + size * count - 1 <= min(limit, mask):
+        return True
+    return each_word_fits(limit, rights, sp, size, size, count)
+
+
+@core
 def words_are_canonical(sp: int, length: int) -> bool:
     """Whether all of the `length` bytes from `sp` upwards are at canonical addresses (48 bits)."""
     return -_CANONICAL_HALF <= sp <= _CANONICAL_HALF - length and (sp < 0) == (sp + length - 1 < 0)
+
+
+@core
+def probe_each(
+    v: Cells,
+    mem: Memory,
+    base: int,
+    sp: int,
+    mask: int,
+    size: int,
+    step: int,
+    count: int,
+    access: int,
+    user: int,
+) -> tuple[int, int, int]:
+    """Translate `count` words of `size` bytes, the first at `sp`, each `step` from the one before.
+
+    (-1, -1, 0) if all of them can be accessed, else (0, page-fault error code, faulting linear
+    address) of the first that cannot.
+    """
+    rflags = v[GUEST_RFLAGS]
+    linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
+    for n in range(count):
+        first = (base + ((sp + step * n) & mask)) & linear_mask
+        _, error, _, _ = walk(v, rflags, mem, first, access, user)
+        if error >= 0:
+            return 0, error, first
+        last = (first + size - 1) & linear_mask
+        if (first ^ last) & ~0xFFF:
+            onward = last & ~0xFFF
+            _, error, _, _ = walk(v, rflags, mem, onward, access, user)
+            if error >= 0:
+                return 0, error, onward
+    return -1, -1, 0
 
 
 @core
@@ -61,18 +105,7 @@ def probe_words(
         if error >= 0:
             return 0, error, first
         return physical, -1, 0
-    for n in range(count):
-        first = (base + ((sp + size * n) & mask)) & linear_mask
-        _, error, _, _ = walk(v, rflags, mem, first, READ, user)
-        if error >= 0:
-            return 0, error, first
-        last = (first + size - 1) & linear_mask
-        if (first ^ last) & ~0xFFF:
-            onward = last & ~0xFFF
-            _, error, _, _ = walk(v, rflags, mem, onward, READ, user)
-            if error >= 0:
-                return 0, error, onward
-    return -1, -1, 0
+    return probe_each(v, mem, base, sp, mask, size, size, count, READ, user)
 
 
 @core

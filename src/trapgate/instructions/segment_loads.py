@@ -35,13 +35,9 @@ from trapgate.sdm.state import (
 )
 from trapgate.sdm.vectors import GP, NP, PF, SS
 
-_SS, _LDTR, _TR = 2, 6, 7
+_SS = 2
 _READABLE = AR_WRITABLE
 """The same bit of a code segment's type."""
-_LDT, _TSS_16, _TSS_32 = 2, 1, 9
-_BUSY = 2
-_UPPER_TYPE = 0x1F << 8
-"""Of the upper half of a descriptor of 16 bytes: must be 0."""
 
 
 @core

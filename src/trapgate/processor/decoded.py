@@ -43,7 +43,6 @@ _TASK_SWITCHES = {
     Mnemonic.IRETD: ix.TASK_BY_IRET,
 }
 _STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
-_OUT_STRINGS = {Mnemonic.OUTSB, Mnemonic.OUTSW, Mnemonic.OUTSD}
 _WIDTH = {
     Mnemonic.INSB: 1,
     Mnemonic.INSW: 2,

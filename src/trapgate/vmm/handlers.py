@@ -44,17 +44,6 @@ _TSC_ADJUST = 0x3B
 _INVALID_OPCODE = Inject(Interruption(6, InterruptionType.HARDWARE_EXCEPTION))
 _GENERAL_PROTECTION = Inject(Interruption(13, InterruptionType.HARDWARE_EXCEPTION, 0))
 _SIZES = {0: 1, 1: 2, 3: 4}
-_REGISTERS = (
-    "rax",
-    "rcx",
-    "rdx",
-    "rbx",
-    "rsp",
-    "rbp",
-    "rsi",
-    "rdi",
-    *(f"r{n}" for n in range(8, 16)),
-)
 
 
 def reflect(vmexit: VmExit, vm: Platform) -> Action:

@@ -63,16 +63,13 @@ from trapgate.trace.html import table
 if TYPE_CHECKING:
     from polars import DataFrame
 
-_IF = 1 << 9
 _NE = 1 << 5
 _TIMER_MAX = 0xFFFF_FFFF
 _POLL = 2_000_000
 """Instructions between two looks at the terminal."""
-_TF = 1 << 8
 _RF = 1 << 16
 _VALID = 1 << 31
 _HARDWARE = 3 << 8
-_MONITOR_TRAP = _VALID | InterruptionType.OTHER_EVENT << 8
 _NEVER = 1 << 62
 _KINDS = {
     EventKind.FAULT: InterruptionType.HARDWARE_EXCEPTION,

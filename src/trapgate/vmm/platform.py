@@ -24,6 +24,7 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.loaders.layout import memory_map
 from trapgate.vmm.mtrrs import Mtrrs
 
@@ -70,7 +71,7 @@ class _Wiring:
 
 
 class _Ram:
-    """Memory as a bus master sees it: all ones where there is none, and stores dropped."""
+    """All ones where there is no memory, and stores dropped."""
 
     def __init__(self, processor: Processor) -> None:
         self._memory = processor.memory
@@ -107,12 +108,14 @@ class Platform:
         self.vmcs = vmcs
         self.console = console
         self.output = bytearray()
+        self.ram: GuestMemory = _Ram(processor)
+        """Memory as bus masters and our own firmware see it."""
         self.devices = Pc(
             memory,
             self._emit,
             processor=_Wiring(processor),
             ranges=memory_map(memory),
-            ram=_Ram(processor),
+            ram=self.ram,
             board=board,
         )
         self.bios = (

@@ -33,7 +33,6 @@ from trapgate.debug.doctor.rules import (
     unrestricted,
 )
 from trapgate.sdm import controls as ct
-from trapgate.sdm.vectors import CP, ERROR_CODE_VECTORS
 
 _PIN = "PIN_BASED_CONTROLS"
 _PRIMARY = "PRIMARY_PROCESSOR_BASED_CONTROLS"
@@ -41,9 +40,7 @@ _SECONDARY = "SECONDARY_PROCESSOR_BASED_CONTROLS"
 _TERTIARY = "TERTIARY_PROCESSOR_BASED_CONTROLS"
 _EXIT = "VM_EXIT_CONTROLS"
 _ENTRY = "VM_ENTRY_CONTROLS"
-_INFO = "VM_ENTRY_INTERRUPTION_INFORMATION"
 
-_WITH_CODE = ERROR_CODE_VECTORS & ~(1 << CP)
 _FORGOT_MSR = (
     "the value was not adjusted by the capability MSR: or in its low half, and with its high half"
 )

@@ -6,9 +6,9 @@ from typing import Protocol
 
 from trapgate.processor.processor import Processor
 from trapgate.vmcs.vmcs import Vmcs
+from trapgate.vmm.devices.ide import GuestMemory
 
 CARRY, ZERO = 1 << 0, 1 << 6
-_GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
 
 
 class Machine(Protocol):
@@ -16,6 +16,7 @@ class Machine(Protocol):
 
     processor: Processor
     vmcs: Vmcs
+    ram: GuestMemory
 
 
 class Call:
@@ -62,16 +63,11 @@ class Call:
 
     def read(self, address: int, count: int) -> bytes:
         """Memory at a linear address; all ones where there is none."""
-        memory = self._machine.processor.memory
-        there = max(0, min(count, memory.size - address))
-        return (memory.read(address, there) if there else b"").ljust(count, b"\xff")
+        return self._machine.ram.read(address, count)
 
     def write(self, address: int, data: bytes) -> None:
         """Store what there is memory for."""
-        memory = self._machine.processor.memory
-        there = max(0, min(len(data), memory.size - address))
-        if there:
-            memory.write(address, data[:there])
+        self._machine.ram.write(address, data)
 
     def word(self, address: int, size: int = 2) -> int:
         """A little-endian number in memory."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from trapgate.vmm.bios.call import ZERO, Call
-from trapgate.vmm.devices.scancodes import CHARACTERS, characters
+from trapgate.vmm.devices.scancodes import CHARACTERS, KEYS
 
 _FLAGS, _HEAD, _TAIL, _START, _END = 0x417, 0x41A, 0x41C, 0x480, 0x482
 _SEGMENT: Final = 0x400
@@ -49,7 +49,7 @@ class Keyboard:
         """What was typed at the serial console counts as keys when there are no others."""
         while self._typed and call.word(_HEAD) == call.word(_TAIL):
             character = chr(self._typed.popleft())
-            key = characters().get("\n" if character == "\r" else character)
+            key = KEYS.get("\n" if character == "\r" else character)
             code = ord("\r" if character == "\n" else character)
             self._store(call, (key[0] if key else 0) << 8 | code)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from trapgate.vmm.bios.call import Call
 
-_MODE, _COLUMNS, _PAGE, _ROWS = 0x449, 0x44A, 0x462, 0x484
+_MODE, _COLUMNS, _PAGE = 0x449, 0x44A, 0x462
 _CURSORS, _SHAPE = 0x450, 0x460
 _TEXT, _PAGE_BYTES = 0xB8000, 0x1000
 _GRAPHICS = 0xA0000

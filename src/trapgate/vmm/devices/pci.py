@@ -13,7 +13,7 @@ _SUBSYSTEM = 0x1100_1AF4
 """QEMU's; firmware knows by that of the host bridge that fw_cfg is there."""
 _COMMAND = 0x04
 _BASE_ADDRESSES = 0x10
-_IO_SPACE, _MEMORY_SPACE = 1, 2
+_IO_SPACE = 1
 
 _PAM = 0x59
 """The first of the host bridge's programmable-attribute-map registers."""

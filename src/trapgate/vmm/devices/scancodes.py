@@ -9,7 +9,7 @@ _ROWS = (
     (0x39, " ", "\0"),
     (0x01, "\x1b", "\0"),
 )
-_KEYS = {
+KEYS = {
     character: (first + n, shifted)
     for first, *cases in _ROWS
     for shifted, row in enumerate(cases)
@@ -25,18 +25,13 @@ CHARACTERS = {
 """What each key gives by itself and with shift; NUL for nothing. Enter gives a return."""
 
 
-def characters() -> dict[str, tuple[int, int]]:
-    """The key of each character, and whether it takes shift."""
-    return _KEYS
-
-
 def set_1(text: str) -> bytes:
     """The codes of pressing and releasing the keys of `text`; other characters are left out."""
     codes = bytearray()
     for character in text.replace("\r", "\n"):
-        if character not in _KEYS:
+        if character not in KEYS:
             continue
-        key, shifted = _KEYS[character]
+        key, shifted = KEYS[character]
         pressed = bytes((key, key | _RELEASED))
         codes += bytes((_SHIFT,)) + pressed + bytes((_SHIFT | _RELEASED,)) if shifted else pressed
     return bytes(codes)

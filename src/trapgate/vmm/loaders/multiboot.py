@@ -29,7 +29,6 @@ _HEADER = Struct("<III")
 _ADDRESSES = Struct("<IIIII")
 _MODULE = Struct("<IIII")
 
-_VIDEO = 1 << 2
 _KNOWN_NEEDS = 0b111
 _NEEDS = 0xFFFF
 _HAS_ADDRESSES = 1 << 16
