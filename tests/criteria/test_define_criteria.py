@@ -136,7 +136,7 @@ def what_it_says(clause: Clause) -> tuple[bool, ...]:
 def narrow_clauses() -> list[Clause]:
     """Every clause on the privilege level, by what it says."""
     cpl = BY_NAME["cpl"]
-    found = {}
+    found: dict[tuple[bool, ...], Clause] = {}
     for operator in (Operator.EQUAL, Operator.BELOW, Operator.ANY_BIT, Operator.ALL_BITS):
         for mask, operand, negated in product(range(4), range(5), (False, True)):
             clause = Clause(cpl, operator, operand, mask=mask, negated=negated)
