@@ -22,7 +22,7 @@ from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging import frame_map as fm
 from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
-from trapgate.vmm.direct.links import Links
+from trapgate.vmm.direct.links import FOUR_LEVELS, Links
 
 P, W, A, D, PS = 1, 2, 0x20, 0x40, 0x80
 ADDRESS = 0xFF_FFFF_F000
@@ -66,8 +66,8 @@ class Model:
         words[0][0], words[0][1] = 1 << 12 | P | W, 0 << 12 | P | W
         words[1][0], words[2][0] = 2 << 12 | P | W, 3 << 12 | P | W
         words[3][:OWN] = [n << 12 | P | W for n in range(OWN)]
-        self.links.set_mode(4, large_pages=True)
-        assert self.links.load_root(0) is None
+        self.links.set_mode(FOUR_LEVELS)
+        assert self.links.load_root((0,)) is None
         self.settle()
 
     def settle(self) -> None:
@@ -149,8 +149,8 @@ class Model:
         chance = self.random.random()
         if self.paragraph_80 and chance < 0.3:
             links.recount()
-        elif frame in links.roots and frame != self.cr3 and chance < 0.3:
-            links.drop_root(frame)
+        elif (frame,) in links.roots and frame != self.cr3 and chance < 0.3:
+            links.drop_root((frame,))
         else:
             refusal = links.store(frame << 12 | n << 3, value.to_bytes(8, "little"))
             self.settle()
@@ -160,7 +160,7 @@ class Model:
 
     def load_cr3(self, frame: int) -> None:
         """MOV to CR3: without an exit if the map has it as a root."""
-        if not self.map[frame] & fm.ROOT and self.links.load_root(frame) is not None:
+        if not self.map[frame] & fm.ROOT and self.links.load_root((frame,)) is not None:
             self.settle()
             return
         self.cr3 = frame
@@ -202,7 +202,7 @@ class Model:
     def check(self) -> None:
         """Walk everything from the roots, by nothing but memory."""
         seen: set[tuple[int, int]] = set()
-        ahead = [(root, 4) for root in self.links.roots]
+        ahead = [(root, 4) for (root,) in self.links.roots]
         while ahead:
             frame, level = ahead.pop()
             if (frame, level) in seen:
@@ -218,7 +218,7 @@ class Model:
                 elif not entry & PS:
                     assert to < OWN, f"{frame} leads to {to}, which is not the guest's"
                     ahead.append((to, level - 1))
-        assert self.cr3 in self.links.roots, "CR3 is no root"
+        assert (self.cr3,) in self.links.roots, "CR3 is no root"
         tables = {frame for frame, _ in seen}
         marked = set(np.flatnonzero(self.map & fm.TABLE).tolist())
         assert tables == marked or (self.paragraph_80 and tables < marked), tables ^ marked
