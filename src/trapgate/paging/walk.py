@@ -391,16 +391,17 @@ def pointer_is_legal(pointer: int) -> bool:
 
 @core
 def load_pointers(v: Cells, mem: Memory) -> int:
-    """Load the four pointers of PAE paging from the table at CR3, through EPT.
+    """Load the four pointers of PAE paging from the table at CR3, through EPT if it is in force.
 
     -1, NO_POINTERS if one of them has a reserved bit set, or the error of reaching them; only
     -1 changes the fields. SDM, "Loading Page-Directory-Pointer-Table Entries".
     """
-    table, error, _, _ = through_ept(
-        v[EPT_POINTER_IN_FORCE], mem, v[GUEST_CR3] & 0xFFFF_FFE0, RIGHT_READ, 0
-    )
-    if error >= 0:
-        return error
+    table = v[GUEST_CR3] & 0xFFFF_FFE0
+    ept = v[EPT_POINTER_IN_FORCE]
+    if ept != 0:
+        table, error, _, _ = through_ept(ept, mem, table, RIGHT_READ, 0)
+        if error >= 0:
+            return error
     for n in range(4):
         if not pointer_is_legal(load64(mem, table + 8 * n)):
             return NO_POINTERS

@@ -148,6 +148,9 @@ class Links:
         That is always safe, for a root is validated when it is loaded again. `recount` says
         that counts may be too high.
         """
+        # With PAE paging the processor loads what it finds to be directories of other roots.
+        refusal = self.load_root(loaded)
+        assert refusal is None, refusal
         if (frame,) in self.roots and (frame,) != loaded:
             self.drop_root((frame,))
         if self.levels_of(frame) and recount:
@@ -309,9 +312,15 @@ class Links:
                 byte |= fm.LEAF
             elif 1 in levels:
                 byte |= fm.MIXED
-        if not self.mode.pointers and (frame,) in self.roots:
+        if self._is_root(frame):
             byte |= fm.ROOT
         self._map[frame] = byte
+
+    def _is_root(self, frame: int) -> bool:
+        """Whether CR3, or one of its pointers, may lead to a frame."""
+        if self.mode.pointers:
+            return self.mode.levels in self.levels_of(frame)
+        return (frame,) in self.roots
 
     def _table(self, frame: int) -> Entries:
         table: Entries = self._wide[frame] if self.mode.width == 8 else self._narrow[frame]
