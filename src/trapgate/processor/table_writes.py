@@ -40,7 +40,7 @@ from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
 from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
-from trapgate.sdm.state import CR0_WP, CR4_PAE
+from trapgate.sdm.state import CR0_WP, CR4_PAE, EFER_LMA
 from trapgate.sdm.vectors import AC, PF
 
 _PAGE = 0x1000
@@ -297,10 +297,19 @@ def _written(guest: Operand, linear: int, user: int) -> tuple[int, int, int]:
 
 
 def _way(guest: Operand, linear: int) -> Iterator[int]:
-    """The physical addresses of the table entries that translate `linear`, if it is mapped."""
+    """The physical addresses of the table entries that translate `linear`, if it is mapped.
+
+    Those of PAE paging's pointers, which have no rights, are left out.
+    """
     cr3, cr4 = int(guest.v[f.GUEST_CR3]), int(guest.v[f.GUEST_CR4])
     levels, bits, width, frame = (4, 9, 8, FRAME_64) if cr4 & CR4_PAE else (2, 10, 4, FRAME)
     table = cr3 & frame
+    if cr4 & CR4_PAE and not guest.v[f.GUEST_IA32_EFER] & EFER_LMA:
+        levels = 2
+        pointer = int(entry_of(guest.mem, (cr3 & 0xFFFF_FFE0) + (linear >> 27 & 0x18), width))
+        if not pointer & PRESENT:
+            return
+        table = pointer & frame
     for level in reversed(range(levels)):
         index = linear >> (12 + bits * level) & (1 << bits) - 1
         yield table + index * width
