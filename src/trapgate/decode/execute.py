@@ -242,7 +242,11 @@ def execute_two_byte(
     outcome = UNKNOWN
     value = 0
     if second == 0xA2:
-        return intercept_cpuid(v, length)
+        outcome = intercept_cpuid(v, r[RAX] & _LOW, length)
+        if outcome != GO_ON:
+            return outcome
+        # What this processor is, the platform says.
+        return PLATFORM if x[MODE] == MODE_NON_ROOT else UNKNOWN
     reason = vmx_reason(v, mem, word, start)
     if reason != NOT_VMX:
         outcome, length = execute_vmx(v, r, mem, x, n, word, start, rex, reason)

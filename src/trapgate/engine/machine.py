@@ -238,7 +238,7 @@ CHECK_SSE = 4
 CHECK_LIMITS = 8
 CHECK_TRAP = 16
 
-FAILED_VALID = 2
+FAILED_VALID = -1
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""
 
 # What ATTENTION may hold: stop at the next block, or as soon as the guest takes interrupts.

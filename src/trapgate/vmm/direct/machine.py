@@ -229,7 +229,7 @@ class DirectMachine(VirtualMachine):
         processor.registers.cells[:] = self._registers
         processor.engine.restore_registers(self._floating)
         processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS] = self._counted
-        processor.name_vm(self.number)
+        self.own_processor()
 
     def leave_processor(self) -> None:
         """Save what no VMCS field holds."""
