@@ -50,6 +50,7 @@ from trapgate.vmm.actions import (
 )
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.initialisation import reset_platform
@@ -137,7 +138,8 @@ class VirtualMachine(Platform):
     the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
-    what is plugged into the PC: drives, and files for firmware.
+    what is plugged into the PC: drives, and files for firmware; `ram` what its bus masters store
+    to, if that is not simply memory.
 
     Raises EngineError as `Processor` does.
     """
@@ -159,6 +161,7 @@ class VirtualMachine(Platform):
         profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
+        ram: GuestMemory | None = None,
     ) -> None:
         super().__init__(
             memory,
@@ -166,6 +169,7 @@ class VirtualMachine(Platform):
             vmcs=Vmcs(profile),
             console=console,
             board=board,
+            ram=ram,
         )
         self.number = number
         self.own_processor()
