@@ -212,6 +212,8 @@ PIN_PRIORITY = 4
 
 SWITCHED_VMCS = 1
 SWITCHED_TRANSLATIONS = 2
+SWITCHED_REGISTERS = 4
+"""The core may have changed any register, not only what delivering an event does."""
 
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0
@@ -238,7 +240,7 @@ CHECK_SSE = 4
 CHECK_LIMITS = 8
 CHECK_TRAP = 16
 
-FAILED_VALID = 2
+FAILED_VALID = -1
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""
 
 # What ATTENTION may hold: stop at the next block, or as soon as the guest takes interrupts.

@@ -55,6 +55,26 @@ def restore_pages(machine: int, wanted: int, latest: int) -> int:
     return count
 
 
+@jit_for_python
+def differing_pages(machine: int, wanted: int, latest: int) -> int:
+    """How many pages of memory are not as a copy has them; addresses as for `restore_pages`."""
+    m = cells(machine, mc.CELLS)
+    pages = pages_of(m)
+    contents = cells(wanted, len(pages))
+    known = cells(latest, len(pages))
+    count = 0
+    for page in range(len(pages)):
+        if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
+            now = cells(m[mc.MEM] + (page << 12), _CELLS)
+            then = cells(contents[page], _CELLS)
+            differences = 0
+            for cell in range(_CELLS):
+                differences |= now[cell] ^ then[cell]
+            if differences != 0:
+                count += 1
+    return count
+
+
 class _Kept:
     """Numbers of a pool's pages, one a page of memory, which are theirs as long as this lives."""
 
@@ -145,12 +165,10 @@ class MemoryCopy:
         changed = np.flatnonzero(engine.page_cells & WRITTEN_PAGE)
         self._pool.take(changed, engine.memory.reshape(-1, _CELLS))
         self._kept = self._pool.latest
-        self._restore = bound(
-            restore_pages,
-            int(engine.cells[mc.SELF]),
-            int(self._kept.addresses.ctypes.data),
-            int(self._pool.known.ctypes.data),
-        )
+        arrays = self._kept.addresses, self._pool.known
+        numbers = int(engine.cells[mc.SELF]), *(int(array.ctypes.data) for array in arrays)
+        self._restore = bound(restore_pages, *numbers)
+        self._differing = bound(differing_pages, *numbers)
         engine.page_cells[:] &= ~WRITTEN_PAGE
         engine.flush_translations()
 
@@ -163,6 +181,11 @@ class MemoryCopy:
         """Take all pages for written, where nobody tells which ones were."""
         if not self._engine.cells[mc.CPU]:
             self._engine.page_cells[:] |= WRITTEN_PAGE | CODE
+
+    def differences(self) -> int:
+        """How many pages of memory are not now as they were."""
+        self._mark_all()
+        return int(self._differing())
 
     def restore(self) -> int:
         """Let memory be as it was; how many pages were copied."""

@@ -78,6 +78,10 @@ class ProcessorSnapshot:
             attributes.update(saved_values)
         return self._memory.restore()
 
+    def differing_pages(self) -> int:
+        """How many pages of memory are not now as they were."""
+        return self._memory.differences()
+
     def _restore_rows(self) -> None:
         """Rows of the journal that others have taken the place of."""
         rows = self._processor.rows

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from html import escape
 from itertools import islice
@@ -49,8 +50,10 @@ from trapgate.vmm.actions import (
 )
 from trapgate.vmm.console import Console
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
-from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
+from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
+from trapgate.vmm.initialisation import reset_platform
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.snapshot import Snapshot, SnapshotError
@@ -135,7 +138,8 @@ class VirtualMachine(Platform):
     the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
-    what is plugged into the PC: drives, and files for firmware.
+    what is plugged into the PC: drives, and files for firmware; `ram` what its bus masters store
+    to, if that is not simply memory.
 
     Raises EngineError as `Processor` does.
     """
@@ -157,6 +161,7 @@ class VirtualMachine(Platform):
         profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
+        ram: GuestMemory | None = None,
     ) -> None:
         super().__init__(
             memory,
@@ -164,12 +169,13 @@ class VirtualMachine(Platform):
             vmcs=Vmcs(profile),
             console=console,
             board=board,
+            ram=ram,
         )
-        self.processor.name_vm(number)
+        self.number = number
+        self.own_processor()
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
             self.processor.x86_vmm.offer(extended=profile == "extended")
-        self.number = number
         if explain is not None:
             self.processor.x86_vmm.explain_to(explain)
         self.processor.watches_priority = True
@@ -182,6 +188,12 @@ class VirtualMachine(Platform):
         if trace is not None:
             self.processor.trace_to(trace.append)
         self._set_controls(seed)
+
+    def own_processor(self) -> None:
+        """Tell the processor whose guest it runs from now on."""
+        self.processor.name_vm(self.number)
+        self.processor.cpuid = partial(identity, self)
+        self.processor.platform_reset = partial(reset_platform, self)
 
     def _set_controls(self, seed: int) -> None:
         """The controls of a VMM that emulates a PC and leaves all faults to the guest."""

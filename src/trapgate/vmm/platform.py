@@ -92,7 +92,7 @@ class Platform:
     """A processor, the VMCS of its guest, and a PC's devices: what a handler may read and change.
 
     `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys;
-    `board` is what is plugged in.
+    `board` is what is plugged in, `ram` what bus masters find in memory's place.
     """
 
     def __init__(
@@ -103,12 +103,13 @@ class Platform:
         vmcs: Vmcs,
         console: Console | None,
         board: Board | None = None,
+        ram: GuestMemory | None = None,
     ) -> None:
         self.processor = processor
         self.vmcs = vmcs
         self.console = console
         self.output = bytearray()
-        self.ram: GuestMemory = _Ram(processor)
+        self.ram: GuestMemory = _Ram(processor) if ram is None else ram
         """Memory as bus masters and our own firmware see it."""
         self.devices = Pc(
             memory,
@@ -169,6 +170,12 @@ class Platform:
         v[f.GUEST_RFLAGS] &= ~_RF
         if self.processor.x86_vmm.wants_trap:
             v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
+
+    def take_cr3(self, value: int) -> Stop | None:
+        """Load CR3 for a task switch; what stops the machine instead, if it may not."""
+        self.vmcs.cells[f.GUEST_CR3] = value
+        self.processor.engine.flush_translations()
+        return None
 
     def after_device(self, port: int = -1) -> Stop | None:
         """A device was used, at `port` if any: the machine's end, if somebody asked for it."""

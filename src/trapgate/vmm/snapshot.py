@@ -144,6 +144,10 @@ class Snapshot:
                 put_back(container, saved)
         return self._processor.restore()
 
+    def differing_pages(self) -> int:
+        """How many pages of the machine's memory are not now as they were."""
+        return self._processor.differing_pages()
+
     def __repr__(self) -> str:
         """Of which machine, and when."""
         return f"<Snapshot of machine {self.machine.number} at {self.time:,} instructions>"

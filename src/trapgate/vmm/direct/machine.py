@@ -87,8 +87,8 @@ def demand_no_drives(board: Board | None) -> None:
     """Raise DirectPagingError for drives: a bus master would store to page tables unseen."""
     if board is not None and (board.disks or board.cds):
         raise DirectPagingError(
-            "a machine under direct paging has no drives: DMA goes past its VMM; "
-            "use --paging own, or an initial RAM disk"
+            "with tables protected by their entries a machine has no drives: DMA goes past its "
+            "VMM; use --protect frames, or an initial RAM disk"
         )
 
 
@@ -229,7 +229,7 @@ class DirectMachine(VirtualMachine):
         processor.registers.cells[:] = self._registers
         processor.engine.restore_registers(self._floating)
         processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS] = self._counted
-        processor.name_vm(self.number)
+        self.own_processor()
 
     def leave_processor(self) -> None:
         """Save what no VMCS field holds."""
