@@ -159,7 +159,7 @@ def test_pages_say_it_in_words(answers: dict[str, Path]) -> None:
     assert "| key | 8 | " in told["explanation"]
     assert "every error code of 6 bits" in told["explanation"], "protection keys matter there"
     assert "sound, not exact" in told["check"]
-    assert "holds" in told["fields"]
+    assert "should not exit and does: #PF" in told["fields"]
     assert "nested_vmx_merge_pf_filters" in told["closed form"]
     assert "| whole trace | " in told["learned"]
     assert "exits by the control that causes them" in told["controls"]

@@ -167,9 +167,14 @@ def _cell(cell: Cell) -> str:
     return f"<td{kind}>{escape(_shown(cell))}</td>"
 
 
+def _escaped(text: str) -> str:
+    """Text that Markdown leaves as it is within a line."""
+    return "".join(f"\\{sign}" if sign in "\\`*[]<>|" else sign for sign in text)
+
+
 def _plain(text: str) -> str:
     """Text that Markdown leaves as it is."""
-    shown = "".join(f"\\{sign}" if sign in "\\`*[]<>|" else sign for sign in text)
+    shown = _escaped(text)
     return f"\\{shown}" if shown.startswith(("#", "-", "+")) else shown
 
 
@@ -193,9 +198,9 @@ def _markdown_table(
     heads: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, right: Sequence[bool]
 ) -> str:
     lines = [
-        "| " + " | ".join(map(_plain, heads)) + " |",
+        "| " + " | ".join(map(_escaped, heads)) + " |",
         "|" + "|".join("---:" if one else "---" for one in right) + "|",
-        *("| " + " | ".join(_plain(_shown(cell)) for cell in row) + " |" for row in rows),
+        *("| " + " | ".join(_escaped(_shown(cell)) for cell in row) + " |" for row in rows),
     ]
     told = f"{_plain(caption)}\n\n" if caption else ""
     return told + "\n".join(lines)
