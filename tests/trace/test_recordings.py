@@ -29,6 +29,7 @@ EVENTS = workload(300)
 FORMS: dict[str, Callable[[], bytes]] = {
     "trace.dat 6": lambda: trace_dat_6(EVENTS),
     "trace.dat 6, 32 bits": lambda: trace_dat_6(EVENTS, long=4),
+    "trace.dat 6, instance": lambda: trace_dat_6(EVENTS, instance=True),
     "trace.dat 7": lambda: trace_dat_7(EVENTS),
     "trace.dat 7, zstd": lambda: trace_dat_7(EVENTS, codec="zstd"),
     "trace.dat 7, zlib": lambda: trace_dat_7(EVENTS, codec="zlib"),
