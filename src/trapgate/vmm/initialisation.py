@@ -3,12 +3,21 @@
 SDM, "Processor State After Reset" and, for what follows, "Multiple-Processor (MP) Initialization".
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trapgate.processor.logical import Registers
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import registers
 from trapgate.sdm.controls import ENTRY_IA32E_MODE_GUEST
-from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_WAIT_FOR_SIPI, CR0_NE, CR4_VMXE
+from trapgate.sdm.state import ACTIVITY_ACTIVE, CR0_NE, CR4_VMXE
+from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import RESUME, Action, End, Stop
-from trapgate.vmm.platform import Platform
+from trapgate.vmm.devices.apic import LocalApic
+
+if TYPE_CHECKING:
+    from trapgate.vmm.platform import Platform
 
 _ET = 1 << 4
 _CD_NW = 3 << 29
@@ -31,6 +40,7 @@ _FIELDS = {
     "GUEST_IDTR_LIMIT": 0xFFFF,
     "GUEST_INTERRUPTIBILITY_STATE": 0,
     "GUEST_PENDING_DEBUG_EXCEPTIONS": 0,
+    "GUEST_ACTIVITY_STATE": ACTIVITY_ACTIVE,
     "VM_ENTRY_INTERRUPTION_INFORMATION": 0,
 }
 _RIGHTS = dict.fromkeys(("ES", "SS", "DS", "FS", "GS"), _DATA) | {
@@ -40,13 +50,12 @@ _RIGHTS = dict.fromkeys(("ES", "SS", "DS", "FS", "GS"), _DATA) | {
 }
 
 
-def reset_processor(vm: Platform) -> None:
-    """Put the guest's processor into the state that INIT leaves.
+def reset_processor(vmcs: Vmcs, file: Registers, apic: LocalApic) -> None:
+    """Put a processor of the guest's into the state that INIT leaves.
 
     CS is F000H with the base F0000H, where this machine's firmware lies (FFFF0000H on boards
     that show it below 4 GiB). x87 and SSE registers, the time-stamp counter and most MSRs stay.
     """
-    vmcs = vm.vmcs
     for name, value in _FIELDS.items():
         vmcs[name] = value
     for name, rights in _RIGHTS.items():
@@ -58,37 +67,39 @@ def reset_processor(vm: Platform) -> None:
     vmcs["CR0_READ_SHADOW"] = cr0 & _CD_NW | _ET
     vmcs["GUEST_CR0"] = cr0 & _CD_NW | _ET | CR0_NE
     vmcs["VM_ENTRY_CONTROLS"] &= ~ENTRY_IA32E_MODE_GUEST
-    r = vm.processor.registers.cells
+    r = file.cells
     r[:16] = 0
     r[registers.RDX] = _SIGNATURE
     for number in (registers.CR2, registers.DR0, registers.DR1, registers.DR2, registers.DR3):
         r[number] = 0
     r[registers.DR6] = 0xFFFF_0FF0
-    vm.devices.apic.initialise()
-    vm.processor.engine.flush_translations()
+    apic.initialise()
+
+
+def begin_at(vmcs: Vmcs, vector: int) -> None:
+    """What a start-up IPI with vector VV does: real mode at VV00:0000."""
+    vmcs["GUEST_CS_SELECTOR"], vmcs["GUEST_CS_BASE"] = vector << 8, vector << 12
+    vmcs["GUEST_RIP"] = 0
+    vmcs["GUEST_ACTIVITY_STATE"] = ACTIVITY_ACTIVE
 
 
 def initialise(vmexit: VmExit, vm: Platform) -> Action:
     """INIT: the bootstrap processor begins at its firmware, others wait for a start-up IPI.
 
-    The machine ends with the wait: `Processor.start_up` and another run go on from there. It
-    ends without firmware, too: there is nothing to begin with.
+    A machine with one processor ends with the wait: `Processor.start_up` and another run go on
+    from there. It ends without firmware, too: there is nothing to begin with.
     """
     bootstrap = vm.devices.apic.of_bootstrap_processor
     if bootstrap and not vm.has_firmware:
         return Stop(End.RESET, "the guest reset the machine (INIT through the local APIC)")
-    reset_processor(vm)
-    vm.vmcs["GUEST_ACTIVITY_STATE"] = ACTIVITY_ACTIVE if bootstrap else ACTIVITY_WAIT_FOR_SIPI
-    if bootstrap:
+    vm.cpu.reset()
+    vm.processor.engine.flush_translations()
+    if bootstrap or len(vm.cpus) > 1:
         return RESUME
     return Stop(End.HALTED, "the guest waits for a start-up IPI, and no processor will send one")
 
 
 def start_up(vmexit: VmExit, vm: Platform) -> Action:
-    """A start-up IPI with vector VV: real mode at VV00:0000."""
-    vector = vmexit.qualification & 0xFF
-    vmcs = vm.vmcs
-    vmcs["GUEST_CS_SELECTOR"], vmcs["GUEST_CS_BASE"] = vector << 8, vector << 12
-    vmcs["GUEST_RIP"] = 0
-    vmcs["GUEST_ACTIVITY_STATE"] = ACTIVITY_ACTIVE
+    """A start-up IPI."""
+    begin_at(vm.vmcs, vmexit.qualification & 0xFF)
     return RESUME

@@ -27,7 +27,7 @@ _FIXED = (
     *(FunctionType, BuiltinMethodType),
 )
 _CONTAINERS = (list, dict, set, deque, bytearray)
-_OURS = ("trapgate.vmm.devices", "trapgate.vmm.mtrrs")
+_OURS = ("trapgate.vmm.devices", "trapgate.vmm.cpu", "trapgate.vmm.mtrrs")
 _HOST = frozenset({"number", "base"})
 
 
@@ -120,7 +120,7 @@ class Snapshot:
         self.machine = vm
         self.time = vm.processor.time
         """The virtual time of the moment, in instructions."""
-        self._devices = _State(vm.devices, vm.mtrrs)
+        self._devices = _State(vm.devices, *vm.cpus)
         self._processor = ProcessorSnapshot(vm.processor, vm.vmcs)
         self._plain = [
             (vars(vm), {**plain(vm, _HOST), "stopped": vm.stopped}),
