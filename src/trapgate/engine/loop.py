@@ -170,7 +170,6 @@ def enter_and_go(machine: int, emu_start: int) -> int:
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     head[2] = m[mc.TIME]
     x = cells(m[mc.X], vmx.LENGTH)
-    x[vmx.LATEST_PAUSE] = vmx.NEVER
     if x[vmx.LENT] != 0:
         m[mc.STOP] = serve(m)
         if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:

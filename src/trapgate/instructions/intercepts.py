@@ -153,6 +153,7 @@ def intercept_pause_loop(v: Cells, x: Cells, now: int, length: int) -> int:
 
     SDM, "Instructions That Cause VM Exits Conditionally": a PAUSE that comes more than PLE_GAP
     after the last one begins a loop, and one more than PLE_WINDOW after that beginning exits.
+    Entries by the VMM in Python begin none: they come when something outside wants to look.
     """
     if (secondary_controls(v) & ct.SECONDARY_PAUSE_LOOP_EXITING) == 0 or privilege_level(v) != 0:
         return GO_ON

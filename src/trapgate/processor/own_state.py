@@ -42,6 +42,10 @@ class OwnState:
     _placed: Vmcs | None = None
     _places: tuple[int, int, int, int] = (0, 0, 0, 0)
 
+    def arrays(self) -> list[Cells]:
+        """What holds its state beside memory, `vmcs` aside; always the same objects."""
+        return [self.registers.cells, self.x86_vmm.state, self.x86_vmm.vmcs]
+
     def put_aside(self, engine: UnicornEngine, head: Cells) -> None:
         """Remember what they hold."""
         self.vector_registers = engine.save_registers()

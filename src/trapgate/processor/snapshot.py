@@ -8,6 +8,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
 from trapgate.engine.written_pages import MemoryCopy
 from trapgate.events.journal import COUNTS, HEAD_COMPLETED, HEAD_COUNTS, HEAD_SEQUENCE
+from trapgate.processor.own_state import OwnState
 from trapgate.processor.processor import Processor
 from trapgate.sdm.vmx import ENTRIES
 from trapgate.vmcs.vmcs import Vmcs
@@ -28,10 +29,24 @@ def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
     }
 
 
-class ProcessorSnapshot:
-    """A processor and the VMCS of its guest as they were when this was made.
+class _Waiting:
+    """A logical processor that has no turn."""
 
-    `restore` costs what was changed since. Translated code stays, but that of pages that are
+    def __init__(self, one: OwnState) -> None:
+        self._one = one
+        self._kept = one.vector_registers, one.cells.copy(), one.head.copy()
+
+    def restore(self) -> None:
+        one = self._one
+        one.vector_registers, cells, head = self._kept
+        one.cells[:] = cells
+        one.head[:] = head
+
+
+class ProcessorSnapshot:
+    """The logical processors and the VMCSs of their guest as they were when this was made.
+
+    `vmcs` is that of the one that has its turn. `restore` costs what was changed since. Translated code stays, but that of pages that are
     copied back.
     """
 
@@ -41,30 +56,38 @@ class ProcessorSnapshot:
         self._processor, self._vmcs = processor, vmcs
         engine = processor.engine
         self._memory = MemoryCopy(engine)
-        self._arrays: list[tuple[Cells, Cells]] = [
-            (array, array.copy())
-            for array in (
-                *(vmcs.cells, processor.registers.cells, engine.devices.pages),
-                *(processor.head[: _NESTED.start], processor.head[_NESTED.stop :]),
-                *(processor.x86_vmm.state, processor.x86_vmm.vmcs),
-            )
+        self._running = next(one for one in processor.every if processor.runs(one))
+        others = [one for one in processor.every if one is not self._running]
+        self._waiting = [_Waiting(one) for one in others]
+        self._launched = [
+            (one, one.launched) for one in (vmcs, *(one.vmcs for one in others)) if one is not None
         ]
+        arrays = [
+            *(engine.devices.pages, processor.head[: _NESTED.start]),
+            processor.head[_NESTED.stop :],
+            *(one.cells for one, _ in self._launched),
+            *(array for one in processor.every for array in one.arrays()),
+        ]
+        self._arrays: list[tuple[Cells, Cells]] = [(array, array.copy()) for array in arrays]
         self._nested_counts = processor.head[_NESTED].copy()
         self._run_state = engine.cells[_RUN_STATE]
         self._vector_registers = engine.save_registers()
         self._patience = dict(engine.patience)
         self._rows = processor.rows.copy()
         self._sequence = int(processor.head[HEAD_SEQUENCE])
-        self._launched = vmcs.launched
-        self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, processor.x86_vmm)]
+        owners: list[object] = [processor]
+        owners += [part for one in processor.every for part in (one.pins, one.x86_vmm)]
+        self._plain = [(vars(one), plain(one, _HOST)) for one in owners]
+        self._smis = [(one.pins, one.pins.smi) for one in processor.every]
 
     def restore(self) -> int:
         """Go back; how many pages of memory were copied."""
         processor, engine = self._processor, self._processor.engine
+        processor.turn_to(self._running)
         processor.make_current(self._vmcs)
         processor.drain()
         self._restore_rows()
-        if processor.x86_vmm.state[ENTRIES]:
+        if any(one.x86_vmm.state[ENTRIES] for one in processor.every):
             processor.head[_NESTED] = self._nested_counts
         for array, saved in self._arrays:
             array[:] = saved
@@ -72,7 +95,12 @@ class ProcessorSnapshot:
         engine.restore_registers(self._vector_registers)
         if engine.patience != self._patience:
             engine.patience = dict(self._patience)
-        self._vmcs.launched = self._launched
+        for waiting in self._waiting:
+            waiting.restore()
+        for vmcs, launched in self._launched:
+            vmcs.launched = launched
+        for pins, smi in self._smis:
+            pins.smi = smi
         for attributes, saved_values in self._plain:
             attributes.update(saved_values)
         return self._memory.restore()

@@ -60,7 +60,7 @@ an exit); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or
 being executed. FLUSH: 1 if cached translations have to go. SECONDARY_ALLOWED: the secondary
 processor-based controls that an x86 VMM may set, which the engine decides. RANDOM: the state of
 RDRAND, 32 bits. FIRST_PAUSE, LATEST_PAUSE: when the first PAUSE of a loop of them was executed at
-CPL 0 since the last VM entry, and when the latest; NEVER for none.
+CPL 0, and when the latest; NEVER for none since an x86 VMM's VM entry.
 """
 
 EXITS = 32

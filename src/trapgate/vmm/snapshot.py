@@ -121,10 +121,12 @@ class Snapshot:
         self.time = vm.processor.time
         """The virtual time of the moment, in instructions."""
         self._devices = _State(vm.devices, *vm.cpus)
+        self._cpu = vm.cpu
         self._processor = ProcessorSnapshot(vm.processor, vm.vmcs)
         self._plain = [
             (vars(vm), {**plain(vm, _HOST), "stopped": vm.stopped}),
             (vars(tally), plain(tally)),
+            (vars(vm.turns), plain(vm.turns)),
         ]
         self._counts: list[tuple[Any, Any]] = [
             (tally.exits, tally.exits.copy()),
@@ -136,6 +138,7 @@ class Snapshot:
 
     def restore(self) -> int:
         """Let the machine be as it was; how many pages of memory had been written."""
+        self.machine.turn_to(self._cpu)
         self._devices.restore()
         for attributes, saved in self._plain:
             attributes.update(saved)

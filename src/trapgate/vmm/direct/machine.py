@@ -83,8 +83,16 @@ class DirectPagingError(TrapgateError):
     """A guest or its memory is not what direct paging can do; the message says what it can."""
 
 
-def demand_no_drives(board: Board | None) -> None:
-    """Raise DirectPagingError for drives: a bus master would store to page tables unseen."""
+def demand_plain_board(board: Board | None) -> None:
+    """Raise DirectPagingError for what is plugged in and goes past the VMM.
+
+    A bus master would store to page tables unseen; of several processors each has tables in use.
+    """
+    if board is not None and board.processors > 1:
+        raise DirectPagingError(
+            "a machine under direct paging has one processor: its VMM follows one CR3; "
+            "use --paging own, or --cpus 1"
+        )
     if board is not None and (board.disks or board.cds):
         raise DirectPagingError(
             "a machine under direct paging has no drives: DMA goes past its VMM; "
@@ -180,7 +188,7 @@ class DirectMachine(VirtualMachine):
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
     ) -> None:
-        demand_no_drives(board)
+        demand_plain_board(board)
         host = host or Host(memory, engine=engine, trace=trace)
         base = host.place(self, memory)
         number = len(host.machines)

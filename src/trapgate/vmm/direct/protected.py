@@ -36,7 +36,7 @@ from trapgate.sdm.state import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA
 from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.links import ADDRESS, Links
-from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_no_drives
+from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_plain_board
 from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import Write, decode_write
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
@@ -96,7 +96,7 @@ class ProtectedMachine(VirtualMachine):
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
     ) -> None:
-        demand_no_drives(board)
+        demand_plain_board(board)
         if memory % _PAGE or not 0 < memory <= _FRAMES * _PAGE - _FRAMES:
             raise DirectPagingError(
                 f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, "
