@@ -5,6 +5,7 @@ from struct import pack
 import numpy as np
 import pytest
 
+from tests.guests.apic_guest import STI
 from tests.guests.smp_guest import (
     COUNTER,
     DONE,
@@ -12,7 +13,6 @@ from tests.guests.smp_guest import (
     IDS,
     PAUSE,
     STACKS,
-    STI,
     TAKEN,
     TO_OTHERS,
     VECTOR,

@@ -46,8 +46,8 @@ class _Waiting:
 class ProcessorSnapshot:
     """The logical processors and the VMCSs of their guest as they were when this was made.
 
-    `vmcs` is that of the one that has its turn. `restore` costs what was changed since. Translated code stays, but that of pages that are
-    copied back.
+    `vmcs` is that of the one whose turn it is. `restore` costs what was changed since. Translated
+    code stays, but that of pages that are copied back.
     """
 
     def __init__(self, processor: Processor, vmcs: Vmcs) -> None:
