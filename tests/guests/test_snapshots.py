@@ -8,6 +8,7 @@ import pytest
 from trapgate import guests
 from trapgate.decision.faults import Interruption
 from trapgate.demo import x86 as demo_x86
+from trapgate.engine.written_pages import pool_of
 from trapgate.events.journal import ROW_ADDRESS, ROW_ERROR_CODE, ROW_VECTOR
 from trapgate.sdm.cells import VMX_PREEMPTION_TIMER_VALUE
 from trapgate.sdm.interruption import InterruptionType
@@ -108,6 +109,38 @@ def test_restoring_costs_what_was_written() -> None:
     vm.step(10_000)
     assert 5 < vm.restore(snapshot) < 40
     assert vm.restore(snapshot) == 0
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_one_can_go_back_to_any_of_several_snapshots(engine: str) -> None:
+    vm = machine("swap", engine)
+    taken = []
+    for _ in range(6):
+        vm.step(100_000 if engine == "native" else 5_000)
+        taken.append((vm.snapshot(), state(vm)))
+    for number in (0, 5, 2, 2, 4, 1, 3, 0):
+        vm.step(3_000)
+        snapshot, then = taken[number]
+        vm.restore(snapshot)
+        assert state(vm) == then
+
+
+def test_snapshots_share_pages_and_give_them_back() -> None:
+    vm = machine("swap")
+    vm.step(10_200_000)
+    first = vm.snapshot()
+    pool = pool_of(vm.processor.engine)
+    alone = pool.size
+    assert alone < MEMORY // 2  # empty pages are one
+    taken = [vm.snapshot() for _ in range(5)]
+    assert pool.size == alone
+    for _ in range(20):
+        vm.step(5_000)
+        taken.append(vm.snapshot())
+    assert alone < pool.size < 6 * alone
+    vm.restore(first)
+    taken.clear()
+    assert pool.size == alone
 
 
 def test_what_is_injected_is_checked_and_delivered() -> None:

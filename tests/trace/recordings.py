@@ -54,6 +54,24 @@ EVENTS: dict[str, tuple[int, list[tuple[str, str, int]]]] = {
         [("unsigned int", "vector", 4), ("bool", "soft", 1), ("bool", "reinjected", 1)],
     ),
     "kvm_fpu": (1006, [("u32", "load", 4)]),
+    "kvm_msr": (
+        1007,
+        [("unsigned", "write", 4), ("u32", "ecx", 4), ("u64", "data", 8), ("u8", "exception", 1)],
+    ),
+    "kvm_cr": (
+        1008,
+        [("unsigned int", "rw", 4), ("unsigned int", "cr", 4), ("unsigned long", "val", 8)],
+    ),
+    "kvm_pi_irte_update": (
+        1009,
+        [
+            ("unsigned int", "host_irq", 4),
+            ("int", "vcpu_id", 4),
+            ("unsigned int", "gsi", 4),
+            ("unsigned int", "gvec", 4),
+            ("bool", "set", 1),
+        ],
+    ),
 }
 
 PRINTED = {
@@ -81,6 +99,15 @@ PRINTED = {
         'REC->reinjected ? " [reinjected]" : ""'
     ),
     "kvm_fpu": '"%s", REC->load ? "load" : "unload"',
+    "kvm_msr": (
+        '"msr_%s %x = 0x%llx%s", REC->write ? "write" : "read", REC->ecx, REC->data, '
+        'REC->exception ? " (#GP)" : ""'
+    ),
+    "kvm_cr": '"cr_%s %x = 0x%lx", REC->rw ? "write" : "read", REC->cr, REC->val',
+    "kvm_pi_irte_update": (
+        '"PI is %s for irq %u, vcpu %d, gsi: 0x%x, gvec: 0x%x", REC->set ? "enabled and being '
+        'updated" : "disabled", REC->host_irq, REC->vcpu_id, REC->gsi, REC->gvec'
+    ),
 }
 
 COMMON = [

@@ -173,7 +173,7 @@ def test_acpi_interrupt_controllers(tables: Tables) -> None:
         at += madt[at + 1]
     assert entries == [
         bytes((0, 8, 0, 0, 1, 0, 0, 0)),
-        bytes((1, 12, 0, 0)) + 0xFEC00000.to_bytes(4, "little") + bytes(4),
+        bytes((1, 12, 1, 0)) + 0xFEC00000.to_bytes(4, "little") + bytes(4),
         bytes((2, 10, 0, 0, 2, 0, 0, 0, 0, 0)),
         bytes((2, 10, 0, 9, 9, 0, 0, 0, 13, 0)),
         bytes((4, 6, 255, 0, 0, 1)),
@@ -222,7 +222,7 @@ def test_multiprocessor_tables(tables: Tables) -> None:
     assert at == size
     assert [len(kinds[kind]) for kind in range(5)] == [1, 1, 1, 15, 2]
     assert kinds[0][0][1:4] == bytes((0, 0x14, 3))
-    assert unpack_from("<BBBBI", kinds[2][0]) == (2, 0, 0x11, 1, 0xFEC00000)
+    assert unpack_from("<BBBBI", kinds[2][0]) == (2, 1, 0x11, 1, 0xFEC00000)
     wires = {entry[5]: entry[7] for entry in kinds[3]}
     assert wires == {irq: 2 if irq == 0 else irq for irq in range(16) if irq != 2}
     assert [(entry[1], entry[7]) for entry in kinds[4]] == [(3, 0), (1, 1)]

@@ -247,7 +247,7 @@ def head(
 _SHOWN = (
     *("time", "vm", "vcpu", "vector", "error_code", "rip", "linear_address", "guest_physical"),
     *("interrupted_vector", "access", "disposition", "reason", "exit_reason", "latency", "depth"),
-    *("level", "reflected", "injected", "weight"),
+    *("operand", "data", "old_value", "level", "reflected", "injected", "weight"),
 )
 
 

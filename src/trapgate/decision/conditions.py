@@ -10,7 +10,8 @@ The syntax is Python's, of which only this is allowed:
 * `present(VALUE)` and `writable(VALUE)` for the bits of table entries, `bit(VALUE, NUMBER)`;
 * `and`, `or`, `not`, parentheses, `all` and `none`.
 
-Numbers may be vectors by their mnemonics (`PF`), event types (`nmi`) and modes (`mode_64_bit`).
+Numbers may be vectors by their mnemonics (`PF`), event types (`nmi`), modes (`mode_64_bit`) and
+exit reasons (`HLT`).
 A comparison of a value that the fault does not have is false, and so is its opposite (¶32).
 """
 
@@ -25,6 +26,7 @@ from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.errors import TrapgateError, suggestion
 from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import Vector
 
 _LONGEST = 20_000
@@ -45,6 +47,19 @@ PAGE_FAULT_BITS: Final = {
 }
 """The bits of a page fault's error code (SDM, "Page-Fault Error Code")."""
 
+INTERCEPTED: Final = tuple(
+    reason
+    for reason in ExitReason
+    if reason in (ExitReason.INIT_SIGNAL, ExitReason.IO_SMI, ExitReason.OTHER_SMI)
+    or ExitReason.CPUID <= reason <= ExitReason.WRMSR
+    or reason
+    in (
+        *(ExitReason.MWAIT, ExitReason.MONITOR, ExitReason.PAUSE, ExitReason.WBINVD),
+        *(ExitReason.RDTSCP, ExitReason.INVEPT, ExitReason.INVVPID),
+    )
+)
+"""Exit reasons of the instructions and platform events that rules may be about."""
+
 _ENTRY_BITS = {"present": 0, "writable": 1, "user": 2, "accessed": 5, "dirty": 6, "large": 7}
 
 CONSTANTS: Final = {
@@ -55,6 +70,7 @@ CONSTANTS: Final = {
     "mode_protected": fv.MODE_PROTECTED,
     "mode_compatibility": fv.MODE_COMPATIBILITY,
     "mode_64_bit": fv.MODE_64_BIT,
+    **{reason.name: int(reason) for reason in INTERCEPTED},
 }
 """Numbers that have names."""
 
@@ -450,9 +466,15 @@ def _clause_words(clause: Clause, bitmaps: Mapping[bytes, str]) -> str:
 
 
 def _shown(clause: Clause, number: int) -> str:
-    if clause.value.number in (fv.VECTOR, fv.INTERRUPTED_VECTOR) and number in _VECTORS:
-        return _VECTORS[number]
+    names = _NUMBER_NAMES.get(clause.value.number, {})
+    if number in names:
+        return names[number]
     return f"{number:#x}" if number > 9 else str(number)
 
 
 _VECTORS = {int(vector): vector.name for vector in Vector}
+_NUMBER_NAMES: Mapping[int, Mapping[int, str]] = {
+    fv.VECTOR: _VECTORS,
+    fv.INTERRUPTED_VECTOR: _VECTORS,
+    fv.REASON: {int(reason): reason.name for reason in INTERCEPTED},
+}

@@ -24,6 +24,7 @@ from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
+from trapgate.paging.memory import WATCH_LOAD, WATCH_PAGES, WATCH_STORE, has_device
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
@@ -305,11 +306,7 @@ def on_any_store(uc: int, kind: int, address: int, size: int, value: int, user: 
 def device_address(m: Cells, offset: int) -> int:
     """The physical address `offset` bytes above RAM, if there is a device; else -1."""
     address = offset + int(m[mc.MEM_CELLS]) * 8
-    pages = cells(m[mc.DEVICE_PAGES], mc.DEVICE_SLOTS)
-    for n in range(mc.DEVICE_SLOTS):
-        if pages[n] == address >> 12:
-            return address
-    return -1
+    return address if has_device(cells(m[mc.WATCH], WATCH_PAGES), address) else -1
 
 
 @callback(UINT64, INT64, INT64, UINT32, INT64)
@@ -320,7 +317,7 @@ def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
         address = device_address(m, offset)
         if address >= 0:
             begin_device_access(m)
-            return call(m[mc.DEVICE_LOAD], (address, size))
+            return call(peek64(m[mc.WATCH] + 8 * WATCH_LOAD), (address, size))
     return (1 << (8 * size)) - 1 if size < 8 else -1
 
 
@@ -332,7 +329,7 @@ def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> N
         address = device_address(m, offset)
         if address >= 0:
             begin_device_access(m)
-            call(m[mc.DEVICE_STORE], (address, size, value))
+            call(peek64(m[mc.WATCH] + 8 * WATCH_STORE), (address, size, value))
 
 
 @jit

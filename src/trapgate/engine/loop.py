@@ -13,7 +13,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import TYPE_OTHER_EVENT
 from trapgate.sdm.reasons import REASON_MONITOR_TRAP_FLAG
-from trapgate.vmx.entry import enter
+from trapgate.vmx.entry import FAILED, enter
 
 _PREEMPTION_TIMER = 52
 _DR6_BITS = 0x400F
@@ -184,7 +184,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
     )
     if outcome != 0:
         m[mc.STOP] = mc.EXITED
-        m[mc.STOP_CODE] = outcome
+        m[mc.STOP_CODE] = mc.FAILED_VALID if outcome == FAILED else outcome
         return -1
     m[mc.STOP] = mc.RUNNING
     return go(machine, emu_start)

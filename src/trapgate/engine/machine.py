@@ -73,9 +73,6 @@ journal, the virtual clock, and why the engine stopped.
     FORBIDDEN_AT,
     PAIR,
     PAIR_2,
-    DEVICE_PAGES,
-    DEVICE_LOAD,
-    DEVICE_STORE,
     X,
     N,
     HOST,
@@ -130,7 +127,7 @@ journal, the virtual clock, and why the engine stopped.
     X87_FILLED,
     X87_WRITTEN,
     CELLS,
-) = range(124)
+) = range(121)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -247,15 +244,12 @@ CHECK_SSE = 4
 CHECK_LIMITS = 8
 CHECK_TRAP = 16
 
-FAILED_VALID = 2
+FAILED_VALID = -1
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""
 
 # What ATTENTION may hold: stop at the next block, or as soon as the guest takes interrupts.
 AT_ONCE = 1
 WHEN_INTERRUPTIBLE = 2
-
-DEVICE_SLOTS = 4
-"""Physical pages behind which there may be devices: their numbers, -1 for none."""
 
 LONGEST_BLOCK = 512
 """Instructions of a block, at most."""

@@ -409,9 +409,12 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         | 1 << (at.SVM_WBINVD - at.SVM_BASE)
         | 1 << (at.SVM_RDPMC - at.SVM_BASE)
     )
-    if primary & 1 << 9:
+    # A criteria table may want what no control asks for.
+    table = v[f.CRITERIA_TABLE_INSTRUCTIONS] != 0
+    if primary & 1 << 9 or table:
         words |= 1 << (at.SVM_INVLPG - at.SVM_BASE)
-    if primary & PRIMARY_PAUSE_EXITING or secondary & SECONDARY_PAUSE_LOOP_EXITING:
+    loops = secondary & SECONDARY_PAUSE_LOOP_EXITING
+    if primary & PRIMARY_PAUSE_EXITING or loops or table:
         words |= 1 << (at.SVM_PAUSE - at.SVM_BASE)
     pin = v[f.PIN_BASED_CONTROLS]
     unblocks = pin & PIN_NMI_EXITING == 0 or pin & PIN_VIRTUAL_NMIS != 0
@@ -432,10 +435,13 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         read |= 1 << 4
     if primary & 1 << 16:
         read |= 1 << 3
+    if table:
+        read |= 1 | 1 << 2 | 1 << 3 | 1 << 4
+        write |= 1 << 2
     poke16(env + at.INTERCEPT_CR_READ, read)
     poke16(env + at.INTERCEPT_CR_WRITE, write)
     # DR6 always, for the engine's own collects causes; DR7 because of GD.
-    debug = 0xFF if primary & 1 << 23 or v[f.GUEST_DR7] & 1 << 13 else 0xF0
+    debug = 0xFF if primary & 1 << 23 or v[f.GUEST_DR7] & 1 << 13 or table else 0xF0
     poke16(env + at.INTERCEPT_DR_READ, debug)
     poke16(env + at.INTERCEPT_DR_WRITE, debug)
     poke32(env + at.INTERCEPT_EXCEPTIONS, -1)

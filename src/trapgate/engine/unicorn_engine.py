@@ -75,7 +75,6 @@ class UnicornEngine:
         """Whether guests may use XSAVE and XRSTOR, of x87 and SSE state."""
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
-        self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")
         self._enter_and_go = bound(loop.enter_and_go, self._machine, start)
@@ -144,6 +143,7 @@ class UnicornEngine:
         watch_cells = np.zeros(WATCH_PAGES + size // _PAGE, np.int64)
         self._keep.append(watch_cells)
         watch(self.memory, watch_cells)
+        self.devices = DevicePages(c, watch_cells)
         self.page_cells = watch_cells[WATCH_PAGES:]
         """A cell a page of memory: bits of `coherence`, WRITTEN_PAGE among them."""
         c[mc.WATCH] = _address(watch_cells)

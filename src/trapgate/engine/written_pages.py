@@ -1,11 +1,18 @@
-"""Memory as it was: a copy of it, and back to that by the pages that were written since.
+"""Memory as it was: copies of it that share their pages, and back to any of them.
 
 Who stores marks the page, in the same cells that keep translated code coherent (`coherence`). Where
 the engine does not tell of its stores (other libraries than the Linux wheels') all pages are
-taken for written. Going back drops the code that was translated from those pages, and all
-entries of the TLB, so that the next store to each page is told again. All other code stays.
+taken for written. A copy costs the pages that were written since the one before; going back costs
+those that were written since and those in which the two copies differ, drops the code that was
+translated from them, and all entries of the TLB, so that the next store to each page is told
+again. All other code stays.
 """
 
+import weakref
+
+import numpy as np
+
+from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import bound, jit_for_python
 from trapgate.compiler.raw import call, cells
 from trapgate.engine import machine as mc
@@ -15,21 +22,31 @@ from trapgate.paging.memory import WRITTEN_PAGE
 
 _CELLS = 512
 """Of a page."""
+_PAGE = 1 << 12
+_CHUNK = 256
+"""Pages that the pool grows by."""
 
 
 @jit_for_python
-def restore_pages(machine: int, base: int) -> int:
-    """Let the pages that are marked as written be as in the copy at `base`; how many those were."""
+def restore_pages(machine: int, wanted: int, latest: int) -> int:
+    """Let memory be as a copy has it; how many pages were copied.
+
+    `wanted` and `latest` are addresses of arrays with the address of each page's content: in that
+    copy, and in the one that memory was last the same as, which becomes `wanted`.
+    """
     m = cells(machine, mc.CELLS)
     pages = pages_of(m)
+    contents = cells(wanted, len(pages))
+    known = cells(latest, len(pages))
     count = 0
     for page in range(len(pages)):
-        if pages[page] & WRITTEN_PAGE:
+        if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
             if pages[page] & CODE:
                 forget_range(m, page << 12, (page + 1) << 12)
             pages[page] &= ~WRITTEN_PAGE
+            known[page] = contents[page]
             now = cells(m[mc.MEM] + (page << 12), _CELLS)
-            then = cells(base + (page << 12), _CELLS)
+            then = cells(contents[page], _CELLS)
             for cell in range(_CELLS):
                 now[cell] = then[cell]
             count += 1
@@ -38,25 +55,142 @@ def restore_pages(machine: int, base: int) -> int:
     return count
 
 
+@jit_for_python
+def differing_pages(machine: int, wanted: int, latest: int) -> int:
+    """How many pages of memory are not as a copy has them; addresses as for `restore_pages`."""
+    m = cells(machine, mc.CELLS)
+    pages = pages_of(m)
+    contents = cells(wanted, len(pages))
+    known = cells(latest, len(pages))
+    count = 0
+    for page in range(len(pages)):
+        if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
+            now = cells(m[mc.MEM] + (page << 12), _CELLS)
+            then = cells(contents[page], _CELLS)
+            differences = 0
+            for cell in range(_CELLS):
+                differences |= now[cell] ^ then[cell]
+            if differences != 0:
+                count += 1
+    return count
+
+
+class _Kept:
+    """Numbers of a pool's pages, one a page of memory, which are theirs as long as this lives."""
+
+    def __init__(self, pool: "PagePool", numbers: Cells) -> None:
+        self.numbers = numbers
+        self.addresses = pool.addresses[numbers]
+        pool.use(numbers)
+        weakref.finalize(self, pool.drop, numbers)
+
+
+class PagePool:
+    """Contents of pages for the copies of one engine's memory. Page 0 of the pool is all zeros."""
+
+    def __init__(self, pages: int) -> None:
+        self._chunks: list[Cells] = []
+        self._uses = np.zeros(0, np.int64)
+        self._free: list[int] = []
+        self.addresses: Cells = np.zeros(0, np.int64)
+        """Of each page's content."""
+        self._keep(np.zeros((1, _CELLS), np.int64))
+        self._uses[0] = 1
+        self.latest = _Kept(self, np.zeros(pages, np.int64))
+        """What memory was last the same as, but for the pages that are marked."""
+        self.known = self.latest.addresses.copy()
+
+    @property
+    def size(self) -> int:
+        """Bytes that are in use."""
+        return (len(self._uses) - len(self._free)) * _PAGE
+
+    def take(self, changed: Cells, memory: Cells) -> None:
+        """`memory` (pages x 512) is as `latest`, but for the pages `changed`."""
+        numbers = self.latest.numbers.copy()
+        for some in np.array_split(changed, len(changed) // _CHUNK + 1):
+            contents = memory[some]
+            filled = contents.any(axis=1)
+            numbers[some] = 0
+            numbers[some[filled]] = self._keep(contents[filled])
+        self.latest = _Kept(self, numbers)
+        self.known[:] = self.latest.addresses
+
+    def _keep(self, contents: Cells) -> Cells:
+        """Numbers of pages that hold `contents`; nobody uses them yet."""
+        while len(self._free) < len(contents):
+            chunk = np.zeros((_CHUNK, _CELLS), np.int64)
+            first = len(self._uses)
+            self._chunks.append(chunk)
+            starts = np.arange(_CHUNK, dtype=np.int64) * _PAGE + chunk.ctypes.data
+            self.addresses = np.concatenate((self.addresses, starts))
+            self._uses = np.concatenate((self._uses, np.zeros(_CHUNK, np.int64)))
+            self._free += range(first + _CHUNK - 1, first - 1, -1)
+        numbers = np.array([self._free.pop() for _ in range(len(contents))], np.int64)
+        chunks = numbers // _CHUNK
+        for chunk in np.unique(chunks):
+            here = chunks == chunk
+            self._chunks[chunk][numbers[here] % _CHUNK] = contents[here]
+        return numbers
+
+    def use(self, numbers: Cells) -> None:
+        """One more has these pages."""
+        self._uses += np.bincount(numbers, minlength=len(self._uses))
+
+    def drop(self, numbers: Cells) -> None:
+        """One has them no more; what nobody has is free."""
+        self._uses -= np.bincount(numbers, minlength=len(self._uses))
+        self._free += [int(one) for one in np.unique(numbers) if not self._uses[one]]
+
+
+_POOLS: weakref.WeakKeyDictionary[UnicornEngine, PagePool] = weakref.WeakKeyDictionary()
+
+
+def pool_of(engine: UnicornEngine) -> PagePool:
+    """The pool of an engine's copies, which all share it."""
+    pool = _POOLS.get(engine)
+    if pool is None:
+        pool = _POOLS[engine] = PagePool(len(engine.page_cells))
+        engine.page_cells[:] |= WRITTEN_PAGE
+    return pool
+
+
 class MemoryCopy:
     """A copy of an engine's memory."""
 
     def __init__(self, engine: UnicornEngine) -> None:
         self._engine = engine
-        self._memory = engine.memory.copy()
-        self._restore = bound(
-            restore_pages, int(engine.cells[mc.SELF]), int(self._memory.ctypes.data)
-        )
-        self._forget_marks()
+        self._pool = pool_of(engine)
+        self._mark_all()
+        changed = np.flatnonzero(engine.page_cells & WRITTEN_PAGE)
+        self._pool.take(changed, engine.memory.reshape(-1, _CELLS))
+        self._kept = self._pool.latest
+        arrays = self._kept.addresses, self._pool.known
+        numbers = int(engine.cells[mc.SELF]), *(int(array.ctypes.data) for array in arrays)
+        self._restore = bound(restore_pages, *numbers)
+        self._differing = bound(differing_pages, *numbers)
+        engine.page_cells[:] &= ~WRITTEN_PAGE
+        engine.flush_translations()
 
-    def _forget_marks(self) -> None:
-        self._engine.page_cells[:] &= ~WRITTEN_PAGE
-        self._engine.flush_translations()
+    @property
+    def is_latest(self) -> bool:
+        """Whether memory was not the same as another copy since it was the same as this one."""
+        return self._pool.latest is self._kept
+
+    def _mark_all(self) -> None:
+        """Take all pages for written, where nobody tells which ones were."""
+        if not self._engine.cells[mc.CPU]:
+            self._engine.page_cells[:] |= WRITTEN_PAGE | CODE
+
+    def differences(self) -> int:
+        """How many pages of memory are not now as they were."""
+        self._mark_all()
+        return int(self._differing())
 
     def restore(self) -> int:
         """Let memory be as it was; how many pages were copied."""
-        engine = self._engine
-        if not engine.cells[mc.CPU]:
-            engine.page_cells[:] |= WRITTEN_PAGE | CODE
-            engine.flush_translations()
+        self._mark_all()
+        if not self._engine.cells[mc.CPU]:
+            self._engine.flush_translations()
+        self._pool.latest = self._kept
         return int(self._restore())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.criteria_table import RULE_DELIVER, decide_by_table
 from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
 from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be known before any is used
@@ -19,16 +20,18 @@ from trapgate.engine.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
-from trapgate.instructions.intercepts import GO_ON, window_exit
+from trapgate.instructions.intercepts import EXITED, GO_ON, platform_exit, window_exit
 from trapgate.processor import decoded, stepping, table_writes
 from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
 from trapgate.processor.own_state import OwnState
 from trapgate.processor.pins import Smi
+from trapgate.processor.reset import reset
 from trapgate.processor.x86_vmm import X86Vmm
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
+from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.state import ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
@@ -249,7 +252,7 @@ class Processor(LogicalProcessor):
         self.pins.start_up = vector & 0xFF
 
     def smi(self, io: VmExit | None = None) -> None:
-        """Signal a system-management interrupt, which exits with OTHER_SMI.
+        """Signal a system-management interrupt, which exits with OTHER_SMI if `extended`.
 
         With IO_SMI if an I/O instruction raises it: `io` is that instruction's exit, which is
         being handled (SDM, "SMM VM Exits": the qualification is the same, and IO_RCX, IO_RSI,
@@ -464,16 +467,16 @@ class Processor(LogicalProcessor):
                 vm_exit(v, ExitReason.STARTUP_IPI, start_up, 0)
             return start_up is not None
         smi, pins.smi = pins.smi, None
-        if smi is not None:
-            host = self.move_to_vmcs0()
-            vm_exit(host, smi.reason, smi.qualification, 0)
-            for field, value in smi.fields.items():
-                host[field] = value
+        if smi is not None and self._smi_exits(v, smi):
             return True
         if pins.init and not self.x86_vmm.in_root_operation:
             pins.init = False
-            vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
-            return True
+            if platform_exit(v, True, ExitReason.INIT_SIGNAL, 0) == EXITED:
+                return True
+            reset(self.registers.cells, v)
+            self.engine.flush_translations()
+            self.platform_reset()
+            return False
         if pins.nmi and not state & _BLOCKED_BY_STI_OR_SS:
             blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
             if not blocked:
@@ -490,7 +493,7 @@ class Processor(LogicalProcessor):
             return True
         if pins.interrupt is not None:
             vector = pins.interrupt
-            if exiting:
+            if exiting and self._interrupt_exits(v, vector):
                 vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
                 if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
                     pins.interrupt = None
@@ -501,6 +504,33 @@ class Processor(LogicalProcessor):
                 pins.interrupt = None
                 return self._wake(v, vector, 0)
         return False
+
+    def _smi_exits(self, v: Cells, smi: Smi) -> bool:
+        """Put an SMI to the criteria; whether it exits.
+
+        One that does not is for system-management mode, whose handler is RSM alone. VT-x lets
+        none exit without dual-monitor treatment, which there is not.
+        """
+        assert self._vmcs is not None
+        host = self.move_to_vmcs0()
+        usual = self._vmcs.profile == "extended"
+        if platform_exit(host, usual, smi.reason, smi.qualification) == GO_ON:
+            if v is not host:
+                self.move_from_vmcs0()
+            return False
+        for cell, value in smi.fields.items():
+            host[cell] = value
+        return True
+
+    def _interrupt_exits(self, v: Cells, vector: int) -> bool:
+        """Whether external-interrupt exiting holds for a vector: a criteria table may exempt it."""
+        if v[f.CRITERIA_TABLE_RULES] == 0:
+            return True
+        action, _ = decide_by_table(
+            v, self.memory.cells, vector, int(InterruptionType.EXTERNAL_INTERRUPT),
+            -1, 0, 0, 0, -1, 0, 0, 0,
+        )  # fmt: skip
+        return action != RULE_DELIVER
 
     def _awaits_window(self) -> bool:
         """Whether VMCS 0 asks for an exit as soon as interrupts are enabled."""

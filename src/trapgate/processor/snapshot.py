@@ -46,8 +46,9 @@ class _Waiting:
 class ProcessorSnapshot:
     """The logical processors and the VMCSs of their guest as they were when this was made.
 
-    `vmcs` is that of the one whose turn it is. `restore` costs what was changed since. Translated
-    code stays, but that of pages that are copied back.
+    `vmcs` is that of the one whose turn it is. `restore` costs what was changed since, or since
+    the snapshot that the processor was at last taken back to, and the difference between the two.
+    Translated code stays, but that of pages that are copied back.
     """
 
     def __init__(self, processor: Processor, vmcs: Vmcs) -> None:
@@ -105,9 +106,16 @@ class ProcessorSnapshot:
             attributes.update(saved_values)
         return self._memory.restore()
 
+    def differing_pages(self) -> int:
+        """How many pages of memory are not now as they were."""
+        return self._memory.differences()
+
     def _restore_rows(self) -> None:
         """Rows of the journal that others have taken the place of."""
         rows = self._processor.rows
+        if not self._memory.is_latest:
+            rows[:] = self._rows
+            return
         sequence = int(self._processor.head[HEAD_SEQUENCE])
         if sequence > len(rows):
             changed = np.arange(max(self._sequence, sequence - len(rows)), sequence) % len(rows)

@@ -33,7 +33,7 @@ from trapgate.events.journal import (
 )
 from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, store8
-from trapgate.paging.walk import FETCH, READ, WRITE
+from trapgate.paging.walk import FETCH, READ, WRITE, uses_pae_paging
 from trapgate.processor import stepping
 from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import LogicalProcessor, Outcome
@@ -297,10 +297,22 @@ def _written(guest: Operand, linear: int, user: int) -> tuple[int, int, int]:
 
 
 def _way(guest: Operand, linear: int) -> Iterator[int]:
-    """The physical addresses of the table entries that translate `linear`, if it is mapped."""
-    cr3, cr4 = int(guest.v[f.GUEST_CR3]), int(guest.v[f.GUEST_CR4])
+    """The physical addresses of the table entries that translate `linear`, if it is mapped.
+
+    Those of PAE paging's pointers, which have no rights, are left out.
+    """
+    v = guest.v
+    cr3, cr4 = int(v[f.GUEST_CR3]), int(v[f.GUEST_CR4])
     levels, bits, width, frame = (4, 9, 8, FRAME_64) if cr4 & CR4_PAE else (2, 10, 4, FRAME)
     table = cr3 & frame
+    if uses_pae_paging(v):
+        levels = 2
+        pointer = int(v[f.GUEST_PDPTE0 + (linear >> 30 & 3)])
+        if not has_frame_map(v):
+            pointer = int(entry_of(guest.mem, (cr3 & 0xFFFF_FFE0) + (linear >> 27 & 0x18), width))
+        if not pointer & PRESENT:
+            return
+        table = pointer & frame
     for level in reversed(range(levels)):
         index = linear >> (12 + bits * level) & (1 << bits) - 1
         yield table + index * width

@@ -90,15 +90,16 @@ def scan(paths: Sequence[str | os.PathLike[str]], chosen: Selection = EVERYTHING
 
 def is_weighted(paths: Sequence[str | os.PathLike[str]]) -> bool:
     """Whether rows of the traces stand for many events each."""
-    return any(facts.get(WEIGHTED) == "yes" for facts in _facts(paths))
+    return any(facts.get(WEIGHTED) == "yes" for facts in facts_of(paths))
 
 
 def lost_events(paths: Sequence[str | os.PathLike[str]]) -> int:
     """How many events the recorders of the traces say that they lost, at least."""
-    return sum(int(facts.get("import-lost", "0")) for facts in _facts(paths))
+    return sum(int(facts.get("import-lost", "0")) for facts in facts_of(paths))
 
 
-def _facts(paths: Sequence[str | os.PathLike[str]]) -> Iterator[dict[str, str]]:
+def facts_of(paths: Sequence[str | os.PathLike[str]]) -> Iterator[dict[str, str]]:
+    """The facts about the run of each trace."""
     for path in paths:
         with Trace(path) as trace:
             yield trace.run

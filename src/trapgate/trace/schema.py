@@ -99,6 +99,7 @@ HOST_COLUMNS: Final = (
     pa.field("qualification", pa.uint64()),
     pa.field("access", _REASONS),
     pa.field("weight", pa.uint64()),
+    pa.field("operand", pa.uint32()),
 )
 """Columns that version 2 adds, for traces of real hosts and of other emulators.
 
@@ -114,7 +115,9 @@ an exception and the trace does not tell which (then `vector` is null, too).
 delivery an exit met (SDM, "Information for VM Exits That Occur During Event Delivery"; AMD's
 EXITINTINFO); `qualification` is an exit's qualification (AMD's EXITINFO1), and `access` what
 it says of a violation of the second stage, in words. `weight` says how many events a row
-stands for (null for one).
+stands for (null for one). `operand` is the port, the MSR or the control register that an exit
+is about; `data` then is the value that was written or read, and `old_value` what the guest had
+written to CR0 or CR4 before.
 """
 
 _UNKNOWN_TO_HOSTS = frozenset({"vector", "type", "rip", "cpl", "cr3"})
@@ -135,6 +138,9 @@ default), `ns`, `ticks` or `events`."""
 
 CRITERIA: Final = "criteria"
 """The fact about a run that has the criteria in force, as a VMCS file (fields that are not 0)."""
+
+POSTED_INTERRUPTS: Final = "posted-interrupts"
+"""The fact about a trace that names the interrupts that go to the guest without an exit."""
 
 WEIGHTED: Final = "weighted"
 """The fact about a trace that says (`yes`) that its rows stand for many events each."""

@@ -43,6 +43,7 @@ from trapgate.sdm.controls import (
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import Vector
 from trapgate.tomlfile import demand_known, parse_toml, read_toml
+from trapgate.vmcs.intercepts import Intercepts, parse_intercepts
 
 Profile = Literal["extended", "vt-x"]
 """What a processor has: all extensions, or only what Intel ships."""
@@ -80,7 +81,8 @@ class Settings:
 
     `bits` holds for each field the bits to turn on and those to turn off; `fields`
     whole values, which come after. `profile` is empty if the file names none. `rules` is
-    the criteria table, None if the file says nothing of one.
+    the criteria table, `intercepts` what bitmaps and EPT entries hold, None if the file says
+    nothing of them.
     """
 
     profile: str
@@ -88,6 +90,7 @@ class Settings:
     fields: Mapping[Field, int]
     path: str = ""
     rules: tuple[Rule, ...] | None = None
+    intercepts: Intercepts | None = None
 
 
 def field_named(name: str, path: str = "") -> Field:
@@ -116,7 +119,7 @@ def parse_settings(text: str, path: str = "") -> Settings:
     document = parse_toml(text, partial(VmcsFileError, path=path))
     demand_known(
         document,
-        ("profile", "controls", "fields", "rules", "bitmaps"),
+        ("profile", "controls", "fields", "rules", "bitmaps", "intercepts"),
         partial(VmcsFileError, path=path),
     )
     profile = document.get("profile", "")
@@ -130,7 +133,10 @@ def parse_settings(text: str, path: str = "") -> Settings:
     fields = _fields(_table(document, "fields", path), path)
     names = Names(bitmaps=_bitmaps(_table(document, "bitmaps", path), path))
     rules = _rules(document["rules"], names, path) if "rules" in document else None
-    return Settings(profile, bits, fields, path, rules)
+    intercepts = None
+    if "intercepts" in document:
+        intercepts = parse_intercepts(_table(document, "intercepts", path), path)
+    return Settings(profile, bits, fields, path, rules, intercepts)
 
 
 def _table(document: Mapping[str, object], key: str, path: str) -> Mapping[str, object]:

@@ -282,6 +282,12 @@ class Vmcs:
                 field="profile",
                 path=settings.path,
             )
+        if settings.intercepts is not None:
+            raise VmcsFileError(
+                "says what lies in memory and not in a VMCS; only `trapgate replay` reads it",
+                field="intercepts",
+                path=settings.path,
+            )
         before = self.cells.copy()
         try:
             for field, (on, off) in settings.bits.items():

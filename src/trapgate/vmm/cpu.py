@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trapgate.processor.own_state import OwnState
 from trapgate.processor.processor import Processor
+from trapgate.processor.reset import reset
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.interruption import INFO_VALID
@@ -11,7 +12,7 @@ from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_WAIT_FOR_SIPI, RFLAGS_I
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
 from trapgate.vmm.devices.apic import LocalApic
-from trapgate.vmm.initialisation import begin_at, reset_processor
+from trapgate.vmm.initialisation import begin_at
 from trapgate.vmm.mtrrs import Mtrrs
 
 
@@ -72,7 +73,12 @@ class Cpu:
 
     def reset(self) -> None:
         """What INIT does: the first one begins at the reset vector, others wait to be called."""
-        reset_processor(self.vmcs, self.own.registers, self.apic)
+        reset(self.own.registers.cells, self.vmcs.cells)
+        self.reset_platform()
+
+    def reset_platform(self) -> None:
+        """What INIT does beside the processor itself: its local APIC, and whether it waits."""
+        self.apic.initialise()
         if not self.apic.of_bootstrap_processor:
             self.vmcs["GUEST_ACTIVITY_STATE"] = ACTIVITY_WAIT_FOR_SIPI
 

@@ -29,6 +29,7 @@ from trapgate.vmm.identity import (
     WRITABLE_MSRS,
     XSAVE,
     XSAVE_LEAF,
+    Leaf,
     cpuid,
 )
 from trapgate.vmm.initialisation import initialise, start_up
@@ -77,21 +78,26 @@ def _escalates(first: int, second: int) -> bool:
     return bool(CONTRIBUTORY_VECTORS >> first & 1 and contributory)
 
 
-def identify(vmexit: VmExit, vm: Platform) -> Action:
-    """CPUID."""
-    registers = vm.processor.registers
-    leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
+def identity(vm: Platform, leaf: int, subleaf: int) -> Leaf:
+    """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`, on this machine as it is."""
     eax, ebx, ecx, edx = cpuid(leaf, subleaf, vm.cpu.number)
     if leaf == 1 and not vm.devices.apic.enabled:
         edx &= ~APIC
     can_save = vm.processor.engine.has_xsave
     if leaf == 1 and not can_save:
         ecx &= ~XSAVE
-    elif leaf == 1 and int(effects.cr4_seen(vmexit.vmcs.cells)) & CR4_OSXSAVE:
+    elif leaf == 1 and int(effects.cr4_seen(vm.processor.in_force)) & CR4_OSXSAVE:
         ecx |= OSXSAVE
     elif leaf == XSAVE_LEAF and not can_save:
         eax = ebx = ecx = 0
-    registers.rax, registers.rbx, registers.rcx, registers.rdx = eax, ebx, ecx, edx
+    return eax, ebx, ecx, edx
+
+
+def identify(vmexit: VmExit, vm: Platform) -> Action:
+    """CPUID."""
+    registers = vm.processor.registers
+    leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
+    registers.rax, registers.rbx, registers.rcx, registers.rdx = identity(vm, leaf, subleaf)
     return EMULATED
 
 
@@ -179,7 +185,7 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
     if access == 1:
         vm.set_general(qualification >> 8 & 0xF, int(effects.read_cr(v, r, number)))
         return EMULATED
-    if access == 0 and number in (3, 8):
+    if access == 0 and number in (2, 3, 8):
         value = signed(vm.general(qualification >> 8 & 0xF) & ~(1 << 63))
         outcome = effects.write_cr(v, r, number, value)
         return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
@@ -190,6 +196,7 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
     )
     if access == 2:
         v[shadow] &= ~8
+        effects.clear_task_switched(v)
         return EMULATED
     if access == 3:
         seen = int(effects.cr0_seen(v))

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from html import escape
 from itertools import islice
@@ -50,8 +51,9 @@ from trapgate.vmm.actions import (
 from trapgate.vmm.console import Console
 from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
-from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
+from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.snapshot import Snapshot, SnapshotError
@@ -137,8 +139,9 @@ class VirtualMachine(Platform):
     the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
-    what is plugged into the PC: processors, drives, and files for firmware. Several processors take
-    turns (`turns`), whose lengths `seed` decides.
+    what is plugged into the PC: processors, drives, and files for firmware; `ram` what its bus
+    masters store to, if that is not simply memory. Several processors take turns (`turns`), whose
+    lengths `seed` decides.
 
     Raises EngineError as `Processor` does.
     """
@@ -160,6 +163,7 @@ class VirtualMachine(Platform):
         profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
+        ram: GuestMemory | None = None,
     ) -> None:
         super().__init__(
             memory,
@@ -167,14 +171,15 @@ class VirtualMachine(Platform):
             vmcss=[Vmcs(profile) for _ in range(1 if board is None else board.processors)],
             console=console,
             board=board,
+            ram=ram,
             seed=seed,
         )
-        self.processor.name_vm(number)
+        self.number = number
+        self.own_processor()
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
             for cpu in self.cpus:
                 cpu.own.x86_vmm.offer(extended=profile == "extended")
-        self.number = number
         if explain is not None:
             for cpu in self.cpus:
                 cpu.own.x86_vmm.explain_to(explain)
@@ -189,6 +194,12 @@ class VirtualMachine(Platform):
             self.processor.trace_to(trace.append)
         for cpu in self.cpus:
             self._set_controls(cpu, seed)
+
+    def own_processor(self) -> None:
+        """Tell the processor whose guest it runs from now on."""
+        self.processor.name_vm(self.number)
+        self.processor.cpuid = partial(identity, self)
+        self.processor.platform_reset = self.reset_around_processor
 
     def _set_controls(self, cpu: Cpu, seed: int) -> None:
         """The controls of a VMM that emulates a PC and leaves all faults to the guest."""

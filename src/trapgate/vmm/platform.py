@@ -59,7 +59,7 @@ class Platform:
     There is a processor for each of `vmcss`; `cpu` and `vmcs` are of the one whose turn it is.
     `seed` decides on the lengths of turns.
     `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys;
-    `board` is what is plugged in.
+    `board` is what is plugged in, `ram` what bus masters find in memory's place.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Platform:
         vmcss: Sequence[Vmcs],
         console: Console | None,
         board: Board | None = None,
+        ram: GuestMemory | None = None,
         seed: int = 0,
     ) -> None:
         self.processor = processor
@@ -80,7 +81,7 @@ class Platform:
         self.turns = Turns(self.cpus, seed)
         self.console = console
         self.output = bytearray()
-        self.ram: GuestMemory = _Ram(processor)
+        self.ram: GuestMemory = _Ram(processor) if ram is None else ram
         """Memory as bus masters and our own firmware see it."""
         self.devices = Pc(
             memory,
@@ -117,6 +118,10 @@ class Platform:
         if self.devices.apic.page != page:
             self.processor.place_devices(self.devices.pages)
 
+    def reset_around_processor(self) -> None:
+        """What INIT does to the one whose turn it is, beside the processor itself."""
+        self.cpu.reset_platform()
+
     def adjust_tsc(self, by: int) -> None:
         """Move the guest's time-stamp counter, as WRMSR to it or to IA32_TSC_ADJUST does."""
         mask = 0xFFFF_FFFF_FFFF_FFFF
@@ -152,6 +157,12 @@ class Platform:
         v[f.GUEST_RFLAGS] &= ~_RF
         if self.processor.x86_vmm.wants_trap:
             v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
+
+    def take_cr3(self, value: int) -> Stop | None:
+        """Load CR3 for a task switch; what stops the machine instead, if it may not."""
+        self.vmcs.cells[f.GUEST_CR3] = value
+        self.processor.engine.flush_translations()
+        return None
 
     def after_device(self, port: int = -1) -> Stop | None:
         """A device was used, at `port` if any: the machine's end, if somebody asked for it."""

@@ -131,10 +131,10 @@ class Snapshot:
         self._counts: list[tuple[Any, Any]] = [
             (tally.exits, tally.exits.copy()),
             (planned, planned.copy()),
+            (vm.output, vm.output.copy()),
         ]
         counters: list[Counter[int]] = list(tally.injected.values())
         self._counts += [(counter, counter.copy()) for counter in counters]
-        self._output = len(vm.output)
 
     def restore(self) -> int:
         """Let the machine be as it was; how many pages of memory had been written."""
@@ -145,8 +145,11 @@ class Snapshot:
         for container, saved in self._counts:
             if container != saved:
                 put_back(container, saved)
-        del self.machine.output[self._output :]
         return self._processor.restore()
+
+    def differing_pages(self) -> int:
+        """How many pages of the machine's memory are not now as they were."""
+        return self._processor.differing_pages()
 
     def __repr__(self) -> str:
         """Of which machine, and when."""

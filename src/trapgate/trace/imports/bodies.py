@@ -17,6 +17,7 @@ from trapgate.trace.imports.letters import (
 from trapgate.trace.imports.points import (
     ADDRESS,
     CODE,
+    CONTROL_REGISTER,
     ENTRY,
     EXCEPTION,
     EXIT,
@@ -38,9 +39,12 @@ from trapgate.trace.imports.points import (
     IS_SOFT,
     IS_SVM,
     IS_VMX,
+    IS_WRITE,
     KIND,
     LENGTH,
+    MSR,
     PAGE_FAULT,
+    POSTED,
     REASON,
     RIP,
     START,
@@ -58,6 +62,10 @@ _W_ADDRESS = digest("address")
 _W_EXIT_REASON, _W_GUEST_RIP, _W_VCPU_ID = map(digest, ("exit_reason", "guest_rip", "vcpu_id"))
 _W_FAULT_ADDRESS, _W_ISA = map(digest, ("fault_address", "isa"))
 _W_EXCEPTION, _W_HAS_ERROR = map(digest, ("exception", "has_error"))
+_W_READ_MSR, _W_WRITE_MSR, _W_READ_CR, _W_WRITE_CR = map(
+    digest, ("msr_read", "msr_write", "cr_read", "cr_write")
+)
+_W_GVEC, _W_ENABLED = map(digest, ("gvec", "enabled"))
 _W_REINJECTED, _W_VECTOR, _W_SOFT, _W_IRQ = map(digest, ("reinjected", "vector", "soft", "irq"))
 
 _NO_FIELD, _VCPU, _RIP, _INFO, _REASON, _INFO1, _INFO2, _INTR, _CODE, _ADDRESS = range(10)
@@ -325,6 +333,48 @@ def injected_interrupt(text: Cells, at: int, end: int, point: Cells) -> bool:
 
 
 @LIBRARY.inside
+def accessed(text: Cells, at: int, end: int, point: Cells) -> bool:
+    """Read `msr_write 6e0 = 0x1f` or `cr_read 3 = 0x2000`; False if it cannot be read."""
+    _, at, value = word_at(text, at, end)
+    if value in (_W_WRITE_MSR, _W_WRITE_CR):
+        point[HAS] |= IS_WRITE
+    elif value not in (_W_READ_MSR, _W_READ_CR):
+        return False
+    begin, at, _ = word_at(text, at, end)
+    named, which = hex_number(text, begin, at)
+    begin, at, _ = word_at(text, at, end)
+    told, number = hex_number(text, begin, at)
+    if not named or not told or which >> 32:
+        return False
+    point[ADDRESS] = which
+    point[INFO1] = number
+    point[HAS] |= HAS_ADDRESS | HAS_INFO1
+    return True
+
+
+@LIBRARY.inside
+def posted(text: Cells, at: int, end: int, point: Cells) -> bool:
+    """Read `PI is disabled for irq 25, vcpu 0, gsi: 0x18, gvec: 0x31`; False if it cannot be."""
+    while True:
+        begin, at, value = word_at(text, at, end)
+        if begin == at:
+            return bool(point[HAS] & HAS_VCPU) and bool(point[HAS] & HAS_ADDRESS)
+        if value == _W_ENABLED:
+            point[HAS] |= IS_WRITE
+        elif value in (_W_VCPU, _W_VCPU_ID):
+            begin, at, _ = word_at(text, at, end)
+            point[VCPU] = decimal_number(text, begin, at, 9)
+            if point[VCPU] >= 0:
+                point[HAS] |= HAS_VCPU
+        elif value == _W_GVEC:
+            begin, at, _ = word_at(text, at, end)
+            good, number = hex_number(text, begin, at)
+            if good and 0 <= number < 256:
+                point[ADDRESS] = number
+                point[HAS] |= HAS_ADDRESS
+
+
+@LIBRARY.inside
 def body(text: Cells, at: int, end: int, point: Cells) -> bool:
     """Read what stands after an event's name; False if it lacks what the event must have."""
     kind = point[KIND]
@@ -332,6 +382,10 @@ def body(text: Cells, at: int, end: int, point: Cells) -> bool:
         return injected_exception(text, at, end, point)
     if kind == INTERRUPT:
         return injected_interrupt(text, at, end, point)
+    if kind in (MSR, CONTROL_REGISTER):
+        return accessed(text, at, end, point)
+    if kind == POSTED:
+        return posted(text, at, end, point)
     if not fields(text, at, end, point):
         return False
     has = point[HAS]

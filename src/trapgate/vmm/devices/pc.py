@@ -21,6 +21,7 @@ from trapgate.vmm.devices.pic import IrqLine, PicPair
 from trapgate.vmm.devices.pit import Pit8254
 from trapgate.vmm.devices.power import PowerManagement
 from trapgate.vmm.devices.rtc import DEFAULT_EPOCH, CmosRtc
+from trapgate.vmm.devices.testdev import MEMORY_PAGE, TestLines, TestMemory
 from trapgate.vmm.devices.uart import Uart16550
 from trapgate.vmm.devices.vga import VgaRegisters
 
@@ -123,6 +124,10 @@ class Pc:
         self.uart = Uart16550(emit, self._line(4), clock)
         self.rtc = CmosRtc(self._line(8), clock, memory, epoch)
         self.post = PostPort(processor.wait)
+        self._fixed: dict[int, Device] = {
+            ioapic.BASE_ADDRESS >> 12: self.io_apic,
+            MEMORY_PAGE: TestMemory(range(0x1000)),
+        }
         self.vga = VgaRegisters()
         ranges = [(0, memory, 1)] if board.firmware else ranges
         files = {"etc/e820": e820(ranges), **board.files}
@@ -139,6 +144,8 @@ class Pc:
             self.post,
             DebugConsole(emit if debug_emit is None else debug_emit),
             DebugExit(self.bus),
+            TestMemory(range(0xE0, 0xE4)),
+            TestLines([self._line(irq) for irq in range(16)]),
             self.vga,
             *self._pci(board, processor, nothing if ram is None else ram),
             SlowDevice(PowerManagement(self._line(_SCI), self.bus, clock), processor.wait),
@@ -188,7 +195,7 @@ class Pc:
     def pages(self) -> tuple[int, ...]:
         """Numbers of the physical pages behind which there are devices."""
         own = self.apic.page
-        return (ioapic.BASE_ADDRESS >> 12, *(() if own is None else (own,)))
+        return (*self._fixed, *(() if own is None else (own,)))
 
     def load(self, address: int, size: int, now: int) -> int:
         """Load `size` bytes (1 to 8) at a physical address: all ones where no device is."""
@@ -207,4 +214,4 @@ class Pc:
         page = address >> 12
         if page == self.apic.page:
             return self.apic
-        return self.io_apic if page == ioapic.BASE_ADDRESS >> 12 else None
+        return self._fixed.get(page)
