@@ -20,6 +20,8 @@ from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
     arm,
     load,
+    load_handler,
+    loads_segments_in_core,
     save,
     segment_shape,
 )
@@ -171,6 +173,8 @@ def arbitrate(
     head[2] = m[mc.TIME]
     if m[mc.STEPPING] != 0:
         m[mc.STEPPING] = mc.STEP_EVENT
+    if vector == 1:
+        m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
     event = (m[mc.SELF], vector, kind, error_code, address, length)
     outcome = call(m[mc.RAISE_EVENT], event)
     if outcome != 0:
@@ -222,6 +226,7 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """`execute_sensitive` but for the stop at a failure."""
     stepping = v[f.GUEST_RFLAGS] & _TF
     priority = r[reg.CR8]
+    m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.PLATFORM:
         outcome = execute_for_platform(m, word)
@@ -478,6 +483,9 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
     """Load the state of the VMCS in force into the engine, and what else depends on it."""
     v = cells(m[mc.V], m[mc.V_CELLS])
     forget_stale_code(m)
+    if m[mc.SWITCHED] == 0 and m[mc.NATIVE] != 0 and loads_segments_in_core(env):
+        load_handler(m, env, v, r)
+        return
     load(m, env, v, r)
     switched = m[mc.SWITCHED] & mc.SWITCHED_VMCS
     m[mc.SWITCHED] = 0

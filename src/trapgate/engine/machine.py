@@ -212,6 +212,8 @@ PIN_PRIORITY = 4
 
 SWITCHED_VMCS = 1
 SWITCHED_TRANSLATIONS = 2
+SWITCHED_REGISTERS = 4
+"""The core may have changed any register, not only what delivering an event does."""
 
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0
