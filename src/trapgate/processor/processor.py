@@ -181,6 +181,13 @@ class Processor(LogicalProcessor):
         """Let the journal say that what happens from now on happens in VM `number`."""
         self.head[HEAD_VM] = number
 
+    def answer_ports(self, table: int) -> None:
+        """Let accesses to ports be answered by the table of `instructions.quick_ports` there.
+
+        0: all of them exit. Who gives the address keeps the table alive.
+        """
+        self._words[stops.PORTS] = table
+
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
         c = self._words
@@ -380,9 +387,6 @@ class Processor(LogicalProcessor):
             exited = self._checked_instruction(v) or self._out_of_time(v)
         elif stop == stops.TABLE_WRITE:
             exited = self._settled(table_writes.step(self, v))
-        elif stop == stops.TIMER:
-            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
-            exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
         elif stop == stops.EXPLAIN:
