@@ -459,6 +459,14 @@ class UnicornEngine:
         elif name in _VECTOR_REGISTERS:
             self.uc.reg_write(_VECTOR_REGISTERS[name], value)
 
+    @property
+    def vector_registers(self) -> Cells:
+        """The state of the x87, MMX and SSE registers in place, while the engine stands."""
+        start, end = (int(self.cells[mc.ENV]) + offset for offset in (at.FPU, at.SYSENTER_CS))
+        state = (ctypes.c_int64 * ((end - start) // 8)).from_address(start)
+        found: Cells = np.ctypeslib.as_array(state)
+        return found
+
     def save_registers(self) -> bytes:
         """The state of the x87, MMX and SSE registers."""
         return ctypes.string_at(int(self.cells[mc.ENV]) + at.FPU, at.SYSENTER_CS - at.FPU)

@@ -6,8 +6,6 @@ turn ends between two instructions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
@@ -23,7 +21,6 @@ _CELLS = np.array(stops.OWN_STATE)
 _HEAD = np.array((HEAD_CPU, HEAD_CURRENT, HEAD_GENERATION, HEAD_LEVEL))
 
 
-@dataclass
 class OwnState:
     """One logical processor: its number, pins, registers, VMX state, and current VMCS.
 
@@ -31,39 +28,45 @@ class OwnState:
     SSE registers among them.
     """
 
-    number: int
-    registers: Registers
-    x86_vmm: X86Vmm
-    vmcs: Vmcs | None = None
-    pins: Pins = field(default_factory=Pins)
-    vector_registers: bytes = b""
-    cells: Cells = field(default_factory=lambda: np.zeros(0, np.int64))
-    head: Cells = field(default_factory=lambda: np.zeros(0, np.int64))
-    _placed: Vmcs | None = None
-    _places: tuple[int, int, int, int] = (0, 0, 0, 0)
+    def __init__(
+        self, number: int, engine: UnicornEngine, registers: Registers, x86_vmm: X86Vmm
+    ) -> None:
+        self.number = number
+        self.registers, self.x86_vmm = registers, x86_vmm
+        self.vmcs: Vmcs | None = None
+        self.pins = Pins()
+        self._engine = engine
+        self._vector_registers = engine.vector_registers.copy()
+        self._cells = engine.cells.copy()
+        self._head: Cells = np.zeros(len(_HEAD), np.int64)
+        self._placed: Vmcs | None = None
+        self._places = (0, 0, 0, 0)
 
     def arrays(self) -> list[Cells]:
-        """What holds its state beside memory, `vmcs` aside; always the same objects."""
+        """What holds its state beside memory and the VMCS."""
         return [self.registers.cells, self.x86_vmm.state, self.x86_vmm.vmcs]
 
-    def put_aside(self, engine: UnicornEngine, head: Cells) -> None:
-        """Remember what they hold."""
-        self.vector_registers = engine.save_registers()
-        self.cells = engine.cells.copy()
-        self.head = head[_HEAD]
-        self.x86_vmm.look_at(self.cells)
+    def put_aside_in(self) -> list[Cells]:
+        """What holds the rest while it has no turn."""
+        return [self._vector_registers, self._cells, self._head]
 
-    def take_up(self, engine: UnicornEngine, head: Cells) -> None:
+    def put_aside(self, vmcs: Vmcs | None, head: Cells) -> None:
+        """Remember what engine and journal hold, and its current VMCS."""
+        self.vmcs = vmcs
+        self._vector_registers[:] = self._engine.vector_registers
+        self._cells[:] = self._engine.cells
+        self._head[:] = head[_HEAD]
+        self.x86_vmm.look_at(self._cells)
+
+    def take_up(self, head: Cells) -> None:
         """Give them what they held."""
-        vmcs = self.vmcs
+        vmcs, engine = self.vmcs, self._engine
         assert vmcs is not None
         if vmcs is not self._placed:
             # To ask NumPy where arrays lie takes longer than all else.
-            x86_vmm = self.x86_vmm
-            arrays = vmcs.cells, self.registers.cells, x86_vmm.state, x86_vmm.vmcs
-            self._placed, self._places = vmcs, UnicornEngine.places_of(*arrays)
+            self._placed, self._places = vmcs, engine.places_of(vmcs.cells, *self.arrays())
         engine.exchange(vmcs.cells, self.registers.cells, self._places)
-        engine.restore_registers(self.vector_registers)
-        engine.cells[_CELLS] = self.cells[_CELLS]
-        head[_HEAD] = self.head
+        engine.vector_registers[:] = self._vector_registers
+        engine.cells[_CELLS] = self._cells[_CELLS]
+        head[_HEAD] = self._head
         self.x86_vmm.look_at(engine.cells)

@@ -146,7 +146,7 @@ class Processor(LogicalProcessor):
     def __init__(self, memory: int, *, engine: str = "auto", journal: int = 4096) -> None:
         super().__init__(memory, engine=engine, journal=journal)
         self._numbers: dict[int, int] = {}
-        first = OwnState(0, self.registers, self.x86_vmm)
+        first = OwnState(0, self.engine, self.registers, self.x86_vmm)
         self.every = [first]
         """The logical processors, one of which has the engine."""
         self._own = first
@@ -170,6 +170,13 @@ class Processor(LogicalProcessor):
     def name_vm(self, number: int) -> None:
         """Let the journal say that what happens from now on happens in VM `number`."""
         self.head[HEAD_VM] = number
+
+    def answer_ports(self, table: int) -> None:
+        """Let accesses to ports be answered by the table of `instructions.quick_ports` there.
+
+        0: all of them exit. Who gives the address keeps the table alive.
+        """
+        self._words[stops.PORTS] = table
 
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
@@ -277,12 +284,12 @@ class Processor(LogicalProcessor):
 
         Turns change between two VM entries (`turn_to`).
         """
-        one = OwnState(len(self.every), Registers(), X86Vmm(self.engine), vmcs)
+        one = OwnState(len(self.every), self.engine, Registers(), X86Vmm(self.engine))
         self.every.append(one)
-        generation = self._numbers.setdefault(id(vmcs), len(self._numbers))
         head = self.head.copy()
-        head[HEAD_CPU], head[HEAD_GENERATION] = one.number, generation
-        one.put_aside(self.engine, head)
+        head[HEAD_CPU] = one.number
+        head[HEAD_GENERATION] = self._numbers.setdefault(id(vmcs), len(self._numbers))
+        one.put_aside(vmcs, head)
         return one
 
     def runs(self, one: OwnState) -> bool:
@@ -293,9 +300,8 @@ class Processor(LogicalProcessor):
         """Go on as another one of `every`; cached translations of linear addresses are lost."""
         if one is self._own:
             return
-        self._own.vmcs = self._vmcs
-        self._own.put_aside(self.engine, self.head)
-        one.take_up(self.engine, self.head)
+        self._own.put_aside(self._vmcs, self.head)
+        one.take_up(self.head)
         self._own = one
         self._vmcs = one.vmcs
         self.registers, self.pins, self.x86_vmm = one.registers, one.pins, one.x86_vmm
@@ -392,9 +398,6 @@ class Processor(LogicalProcessor):
             exited = self._checked_instruction(v) or self._out_of_time(v)
         elif stop == stops.TABLE_WRITE:
             exited = self._settled(table_writes.step(self, v))
-        elif stop == stops.TIMER:
-            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
-            exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
         elif stop == stops.EXPLAIN:

@@ -8,7 +8,7 @@ processor back when a device wants time (SDM, "VM-Entry Controls for Event Injec
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,7 @@ from trapgate.events.journal import (
     TYPES,
     VECTORS,
 )
+from trapgate.instructions.quick_ports import ANSWERED
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -53,10 +54,11 @@ from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
-from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
+from trapgate.vmm.handlers import HANDLERS, Handler, identity, port, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.platform import Platform
-from trapgate.vmm.snapshot import Snapshot, SnapshotError
+from trapgate.vmm.snapshot import Snapshot
+from trapgate.vmm.state import SnapshotError
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 from trapgate.vmm.turns import PLE_GAP, PLE_WINDOW
 
@@ -125,8 +127,8 @@ class Tally:
     seconds: float = 0.0
     exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
     """By basic exit reason."""
-    injected: dict[EventKind, Counter[int]] = field(
-        default_factory=lambda: {kind: Counter() for kind in EventKind}
+    injected: dict[EventKind, dict[int, int]] = field(
+        default_factory=lambda: {kind: defaultdict(int) for kind in EventKind}
     )
 
 
@@ -188,6 +190,7 @@ class VirtualMachine(Platform):
         self.stopped: Stop | None = None
         self._tally = Tally()
         self._next_poll = 0
+        self._answers = self.devices.ports.words
         self._planned: list[tuple[int, int, Callable[[VirtualMachine], None]]] = []
         self._plans = 0
         if trace is not None:
@@ -272,6 +275,7 @@ class VirtualMachine(Platform):
         end = None if max_instructions is None else self.processor.time + max_instructions
         expires = None if timeout is None else time.monotonic() + timeout
         self.processor.expires = expires
+        self._let_ports_answer()
         started = time.perf_counter()
         try:
             while self.stopped is None:
@@ -289,6 +293,7 @@ class VirtualMachine(Platform):
     def step(self, budget: int) -> Stop | None:
         """Run for `budget` instructions; what stopped it for good, if something did."""
         end = self.processor.time + budget
+        self._let_ports_answer()
         started = time.perf_counter()
         while self.stopped is None and self.processor.time < end:
             self._turn(None, None, until=end)
@@ -298,6 +303,20 @@ class VirtualMachine(Platform):
             if self.console is not None:
                 self.console.flush()
         return self.stopped
+
+    def _let_ports_answer(self) -> None:
+        """Let the processor answer for devices, if nobody else wants to see their exits."""
+        vmm = self.vmm
+        usual = type(vmm) is Vmm and not vmm.vectors
+        answers = usual and vmm.handlers[ExitReason.IO_INSTRUCTION] is port
+        self.processor.answer_ports(self.devices.ports.address if answers else 0)
+
+    def _count_answers(self) -> None:
+        """Take over what the processor has answered for the devices: exits like any other."""
+        answered, skipped = self.devices.ports.counted()
+        self._tally.exits[ExitReason.IO_INSTRUCTION] += answered
+        self.processor.skipped += skipped
+        self._emit_sent()
 
     def inject(self, event: Interruption, *, address: int | None = None, length: int = 0) -> None:
         """Let the next VM entry deliver `event` to the guest, if the checks at VM entry let it.
@@ -390,6 +409,8 @@ class VirtualMachine(Platform):
             limit = until
         v[f.VMX_PREEMPTION_TIMER_VALUE] = limit - now if limit > now else 0
         outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
+        if self._answers[ANSWERED]:
+            self._count_answers()
         if isinstance(outcome, VmFail):
             self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
             return

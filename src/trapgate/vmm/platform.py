@@ -30,6 +30,8 @@ from trapgate.vmm.turns import Turns
 
 _TF = 1 << 8
 _RF = 1 << 16
+_MOST_OUTPUT = 1 << 20
+"""Bytes of output that are kept without a console."""
 _MOST_DEADLINES = 64
 """How many deadlines of devices a halted guest sleeps through in one go."""
 _MONITOR_TRAP = 1 << 31 | InterruptionType.OTHER_EVENT << 8
@@ -107,6 +109,8 @@ class Platform:
         self.has_firmware = False
         """Whether there is something at the reset vector."""
         self._device_due = 0
+        self.devices.uart.one_by_one = console is not None and console.watches
+        self.devices.uart.tell()
         processor.connect(self._load, self._store, self.devices.pages)
 
     def turn_to(self, cpu: Cpu) -> None:
@@ -321,8 +325,17 @@ class Platform:
                 text += f", CR2 {int(row[ROW_ADDRESS]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
             yield text
 
+    def _emit_sent(self) -> None:
+        """Give out what the guest has sent at COM1 without an exit."""
+        sent = self.devices.uart.taken()
+        if self.console is not None:
+            for byte in sent:
+                self.console.emit(byte)
+        else:
+            self.output += sent[: max(_MOST_OUTPUT - len(self.output), 0)]
+
     def _emit(self, byte: int) -> None:
         if self.console is not None:
             self.console.emit(byte)
-        elif len(self.output) < 1 << 20:
+        elif len(self.output) < _MOST_OUTPUT:
             self.output.append(byte)

@@ -20,6 +20,7 @@ from trapgate.vmm.devices.pci import Function, HostBridge, PciHost, isa_bridge
 from trapgate.vmm.devices.pic import IrqLine, PicPair
 from trapgate.vmm.devices.pit import Pit8254
 from trapgate.vmm.devices.power import PowerManagement
+from trapgate.vmm.devices.quick import QuickPorts, Wired
 from trapgate.vmm.devices.rtc import DEFAULT_EPOCH, CmosRtc
 from trapgate.vmm.devices.testdev import MEMORY_PAGE, TestLines, TestMemory
 from trapgate.vmm.devices.uart import Uart16550
@@ -76,7 +77,7 @@ class NoProcessor:
         """Nothing."""
 
 
-class Pc:
+class Pc(Wired):
     """A PC: an i440FX and what is plugged into its board.
 
     `memory` is RAM in bytes, `ranges` the memory map that firmware tells of, as
@@ -108,6 +109,8 @@ class Pc:
         board = Board() if board is None else board
         self.bus = Bus(clock)
         clock = self.bus.clock
+        self.ports = QuickPorts()
+        """What the processor answers without asking."""
         self.pic = PicPair()
         processor = nothing if processor is None else processor
         interconnect = Interconnect()
@@ -119,11 +122,11 @@ class Pc:
         self.pic.wire = self._ask_for_interrupt
         self.pit = Pit8254(self._line(0), clock)
         self.keyboard = KeyboardController(
-            self._line(1), self._line(12), self.bus, processor.hold_a20
+            self._line(1), self._line(12), self.bus, processor.hold_a20, self.ports
         )
-        self.uart = Uart16550(emit, self._line(4), clock)
+        self.uart = Uart16550(emit, self._line(4), clock, ports=self.ports)
         self.rtc = CmosRtc(self._line(8), clock, memory, epoch)
-        self.post = PostPort(processor.wait)
+        self.post = PostPort(processor.wait, self.ports)
         self._fixed: dict[int, Device] = {
             ioapic.BASE_ADDRESS >> 12: self.io_apic,
             MEMORY_PAGE: TestMemory(range(0x1000)),
@@ -148,7 +151,9 @@ class Pc:
             TestLines([self._line(irq) for irq in range(16)]),
             self.vga,
             *self._pci(board, processor, nothing if ram is None else ram),
-            SlowDevice(PowerManagement(self._line(_SCI), self.bus, clock), processor.wait),
+            SlowDevice(
+                PowerManagement(self._line(_SCI), self.bus, clock, self.ports), processor.wait
+            ),
             firmware,
         )
         for device in devices:
