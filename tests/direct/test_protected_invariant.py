@@ -11,12 +11,13 @@ from trapgate.decision import frame_filters as ff
 from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging import frame_map as fm
 from trapgate.vmm.direct import links as module
-from trapgate.vmm.direct.links import Links
+from trapgate.vmm.direct.links import FOUR_LEVELS, PAE, Links, Mode
 
 
+@pytest.mark.parametrize("mode", [FOUR_LEVELS, PAE], ids=["four levels", "PAE"])
 @pytest.mark.parametrize("name", MODES)
-def test_hostile_guests_stay_in(name: str) -> None:
-    done = play(range(60), 250, (name,))
+def test_hostile_guests_stay_in(name: str, mode: Mode) -> None:
+    done = play(range(30), 250, (name,), mode)
     assert min(done[what] for what in ("data", "edited", "refused", "loaded")) > 20, done
     assert (done["completed"] > 10) == (name != "none"), done
 

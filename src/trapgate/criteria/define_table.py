@@ -92,6 +92,12 @@ class Granted:
         weight = "" if self.weight is None else f", weight {self.weight}"
         return [f"sound, not exact, by {how}; exits needlessly{weight}: {self.needless}"]
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_granted
+
+        return of_granted(self).notebook()
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         rules, clauses = self.size

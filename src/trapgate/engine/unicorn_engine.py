@@ -65,6 +65,8 @@ class UnicornEngine:
         self.uc.reg_write(x86_const.UC_X86_REG_MXCSR, 0x1F80)
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
+        self.words = memoryview(self.cells.data)
+        """The same as plain integers, quicker to reach."""
         self._keep: list[object] = []
         self.why_not_native = "" if native_path else "it was asked for"
         """Why this is the portable engine; empty if it is the native one."""
@@ -379,6 +381,22 @@ class UnicornEngine:
         c[mc.ROWS_CAPACITY] = len(rows)
         assert len(r) == len(registers.NAMES)
 
+    def exchange(self, v: Cells, r: Cells, places: tuple[int, int, int, int]) -> None:
+        """`attach` and `offer_vmx` for another logical processor of the same machine.
+
+        `places` are the addresses of `v`, `r` and its VMX state's two arrays, by `places_of`.
+        """
+        self._arrays = (v, r, *self._arrays[2:])
+        c = self.words
+        c[mc.V] = c[mc.HOST] = places[0]
+        c[mc.R], c[mc.X], c[mc.N] = places[1:]
+        c[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
+
+    @staticmethod
+    def places_of(v: Cells, r: Cells, x: Cells, n: Cells) -> tuple[int, int, int, int]:
+        """Where these arrays lie; their owner keeps them alive."""
+        return _address(v), _address(r), _address(x), _address(n)
+
     def enter_and_go(self) -> int:
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
         return self._enter_and_go()
@@ -440,6 +458,14 @@ class UnicornEngine:
             self.uc.reg_write(_VECTOR_REGISTERS[name], (value & _MASK, value >> 64))
         elif name in _VECTOR_REGISTERS:
             self.uc.reg_write(_VECTOR_REGISTERS[name], value)
+
+    @property
+    def vector_registers(self) -> Cells:
+        """The state of the x87, MMX and SSE registers in place, while the engine stands."""
+        start, end = (int(self.cells[mc.ENV]) + offset for offset in (at.FPU, at.SYSENTER_CS))
+        state = (ctypes.c_int64 * ((end - start) // 8)).from_address(start)
+        found: Cells = np.ctypeslib.as_array(state)
+        return found
 
     def save_registers(self) -> bytes:
         """The state of the x87, MMX and SSE registers."""

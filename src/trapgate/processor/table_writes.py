@@ -33,14 +33,14 @@ from trapgate.events.journal import (
 )
 from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, store8
-from trapgate.paging.walk import FETCH, READ, WRITE
+from trapgate.paging.walk import FETCH, READ, WRITE, uses_pae_paging
 from trapgate.processor import stepping
 from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import LogicalProcessor, Outcome
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
 from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
-from trapgate.sdm.state import CR0_WP, CR4_PAE, EFER_LMA
+from trapgate.sdm.state import CR0_WP, CR4_PAE
 from trapgate.sdm.vectors import AC, PF
 
 _PAGE = 0x1000
@@ -301,12 +301,15 @@ def _way(guest: Operand, linear: int) -> Iterator[int]:
 
     Those of PAE paging's pointers, which have no rights, are left out.
     """
-    cr3, cr4 = int(guest.v[f.GUEST_CR3]), int(guest.v[f.GUEST_CR4])
+    v = guest.v
+    cr3, cr4 = int(v[f.GUEST_CR3]), int(v[f.GUEST_CR4])
     levels, bits, width, frame = (4, 9, 8, FRAME_64) if cr4 & CR4_PAE else (2, 10, 4, FRAME)
     table = cr3 & frame
-    if cr4 & CR4_PAE and not guest.v[f.GUEST_IA32_EFER] & EFER_LMA:
+    if uses_pae_paging(v):
         levels = 2
-        pointer = int(entry_of(guest.mem, (cr3 & 0xFFFF_FFE0) + (linear >> 27 & 0x18), width))
+        pointer = int(v[f.GUEST_PDPTE0 + (linear >> 30 & 3)])
+        if not has_frame_map(v):
+            pointer = int(entry_of(guest.mem, (cr3 & 0xFFFF_FFE0) + (linear >> 27 & 0x18), width))
         if not pointer & PRESENT:
             return
         table = pointer & frame

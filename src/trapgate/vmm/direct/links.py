@@ -16,7 +16,9 @@ that.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +30,33 @@ from trapgate.vmm.direct.tables import Refusal
 Bytes = NDArray[np.uint8]
 Entries = NDArray[np.uint32] | NDArray[np.uint64]
 
+Root = tuple[int, ...]
+"""What CR3 leads to: one frame, or with PAE paging up to four page directories."""
+
 P, PS = 1, 0x80
 ADDRESS = 0xFF_FFFF_F000
 """Bits of an entry that name a frame, of 40 bits of physical address."""
 _LEAF = frozenset((1,))
 _NOWHERE: frozenset[int] = frozenset()
+
+
+class Mode(NamedTuple):
+    """A paging mode: of how many levels its tables are, in what entries.
+
+    `width` is an entry's in bytes; `large_pages` says whether bit 7 of an upper entry means one.
+    With `pointers` the root is no table but four pointers in registers.
+    """
+
+    levels: int
+    width: int
+    large_pages: bool = True
+    pointers: bool = False
+
+
+UNPAGED = Mode(0, 8)
+TWO_LEVELS = Mode(2, 4)
+PAE = Mode(2, 8, pointers=True)
+FOUR_LEVELS = Mode(4, 8)
 
 
 class _RefusedError(Exception):
@@ -42,15 +66,14 @@ class _RefusedError(Exception):
 class Links:
     """The tables of one guest, whose memory is the first `frames` frames of `memory`.
 
-    `frame_map` has a byte a frame, and is kept true. `levels` is how many a walk passes, from a
-    root down to 1; `large_pages` whether bit 7 of an upper entry means one. What changes has to
-    be settled with the processor before the guest runs on (`settle`).
+    `frame_map` has a byte a frame, and is kept true. Levels are counted from a last-level table, 1,
+    up to `mode.levels`. What changes has to be settled with the processor before the guest runs
+    on (`settle`).
     """
 
     def __init__(self, memory: Bytes, frame_map: Bytes, frames: int) -> None:
-        self.levels = 0
-        self.large_pages = False
-        self.roots: set[int] = set()
+        self.mode = UNPAGED
+        self.roots: set[Root] = set()
         self.linked = self.released = 0
         """How many tables came and went."""
         self._memory = memory
@@ -87,34 +110,56 @@ class Links:
 
     # What the VMM asks for. Each gives None if it is done, or else why not.
 
-    def set_mode(self, levels: int, *, large_pages: bool) -> None:
+    def set_mode(self, mode: Mode) -> None:
         """Another paging mode: no table is one any more."""
-        if (levels, large_pages) == (self.levels, self.large_pages):
+        if mode == self.mode:
             return
         for root in tuple(self.roots):
             self.drop_root(root)
         self._recount_if_any_left()
-        self.levels, self.large_pages = levels, large_pages
+        self.mode = mode
 
-    def load_root(self, frame: int) -> Refusal | None:
-        """Let CR3 lead to `frame`: all that it leads to is validated."""
-        if frame in self.roots:
+    def load_root(self, root: Root) -> Refusal | None:
+        """Let CR3 lead to `root`: all that it leads to is validated."""
+        if root in self.roots:
             return None
         self._made.clear()
         try:
-            self._link(frame, self.levels)
+            for frame in root:
+                self._link(frame, self.mode.levels)
         except _RefusedError as refused:
             self._undo()
             return Refusal(str(refused))
-        self.roots.add(frame)
-        self._mark(frame)
+        self.roots.add(root)
+        for frame in root:
+            self._mark(frame)
         return None
 
-    def drop_root(self, frame: int) -> None:
-        """Let CR3 lead to `frame` no more: it is validated again before it does."""
-        self.roots.remove(frame)
-        self._unlink(frame, self.levels)
-        self._mark(frame)
+    def drop_root(self, root: Root) -> None:
+        """Let CR3 lead to `root` no more: it is validated again before it does."""
+        self.roots.remove(root)
+        for frame in root:
+            self._unlink(frame, self.mode.levels)
+            self._mark(frame)
+
+    def let_go(self, frame: int, loaded: Root, *, recount: bool = False) -> bool:
+        """Let roots go, but the loaded one, as far as they lead to `frame`; is it data now?
+
+        That is always safe, for a root is validated when it is loaded again. `recount` says
+        that counts may be too high.
+        """
+        # With PAE paging the processor loads what it finds to be directories of other roots.
+        refusal = self.load_root(loaded)
+        assert refusal is None, refusal
+        if (frame,) in self.roots and (frame,) != loaded:
+            self.drop_root((frame,))
+        if self.levels_of(frame) and recount:
+            self.recount()
+        if self.levels_of(frame):
+            for root in sorted(self.roots - {loaded}):
+                if self.reaches(root, frame):
+                    self.drop_root(root)
+        return not self.levels_of(frame)
 
     def store(self, physical: int, data: bytes) -> Refusal | None:
         """Store `data` within one table: all of it, or nothing."""
@@ -148,9 +193,10 @@ class Links:
 
     def recount(self) -> None:
         """Count links anew, from the roots: a filter may have let some go unseen."""
-        found = {(root, self.levels): 1 for root in self.roots}
-        tables = sorted(self.roots)
-        for level in range(self.levels, 1, -1):
+        top = self.mode.levels
+        found = dict(Counter((frame, top) for root in self.roots for frame in root))
+        tables = sorted({frame for root in self.roots for frame in root})
+        for level in range(top, 1, -1):
             frames, counts = np.unique(self._led_to(tables), return_counts=True)
             tables = frames.tolist()
             found.update(zip(((t, level - 1) for t in tables), counts.tolist(), strict=True))
@@ -159,10 +205,10 @@ class Links:
         for frame, level in gone:
             self._forget(frame, level)
 
-    def reaches(self, root: int, frame: int) -> bool:
+    def reaches(self, root: Root, frame: int) -> bool:
         """Whether a root leads to `frame` as a table."""
-        tables, seen = [root], {root}
-        for _ in range(self.levels - 1):
+        tables, seen = list(root), set(root)
+        for _ in range(self.mode.levels - 1):
             tables = np.unique(self._led_to(tables)).tolist()
             seen.update(tables)
         return frame in seen
@@ -247,7 +293,7 @@ class Links:
             self._unlink((before & ADDRESS) >> 12, level - 1)
 
     def _is_large(self, entry: int) -> bool:
-        return bool(entry & PS) and self.large_pages
+        return bool(entry & PS) and self.mode.large_pages
 
     @staticmethod
     def _is_same(before: int, after: int) -> bool:
@@ -266,12 +312,18 @@ class Links:
                 byte |= fm.LEAF
             elif 1 in levels:
                 byte |= fm.MIXED
-        if frame in self.roots:
+        if self._is_root(frame):
             byte |= fm.ROOT
         self._map[frame] = byte
 
+    def _is_root(self, frame: int) -> bool:
+        """Whether CR3, or one of its pointers, may lead to a frame."""
+        if self.mode.pointers:
+            return self.mode.levels in self.levels_of(frame)
+        return (frame,) in self.roots
+
     def _table(self, frame: int) -> Entries:
-        table: Entries = self._wide[frame] if self.levels == 4 else self._narrow[frame]
+        table: Entries = self._wide[frame] if self.mode.width == 8 else self._narrow[frame]
         return table
 
     def _present(self, frame: int) -> Entries:
@@ -287,9 +339,9 @@ class Links:
 
     def _led_to(self, tables: Iterable[int]) -> NDArray[np.int64]:
         """The tables that upper ones lead to, each as often as it is led to."""
-        whole = self._wide if self.levels == 4 else self._narrow
+        whole = self._wide if self.mode.width == 8 else self._narrow
         entries = whole[list(tables)].ravel()
         entries = entries[entries & P == P]
-        if self.large_pages:
+        if self.mode.large_pages:
             entries = entries[entries & PS == 0]
         return self._targets(entries)
