@@ -135,8 +135,6 @@ class Platform:
         self.has_firmware = False
         """Whether there is something at the reset vector."""
         self._device_due = 0
-        self.devices.uart.one_by_one = console is not None and console.watches
-        self.devices.uart.tell()
         processor.connect(self._load, self._store, self.devices.pages)
 
     def adjust_tsc(self, by: int) -> None:
@@ -333,6 +331,9 @@ class Platform:
             return False
         return bool(v[f.GUEST_RFLAGS] & _IF) or self.processor.x86_vmm.wants_interrupts
 
+    def see_output(self, byte: int) -> None:
+        """Nothing: see `VirtualMachine`."""
+
     def _emit_sent(self) -> None:
         """Give out what the guest has sent at COM1 without an exit."""
         sent = self.devices.uart.taken()
@@ -343,6 +344,7 @@ class Platform:
             self.output += sent[: max(_MOST_OUTPUT - len(self.output), 0)]
 
     def _emit(self, byte: int) -> None:
+        self.see_output(byte)
         if self.console is not None:
             self.console.emit(byte)
         elif len(self.output) < _MOST_OUTPUT:

@@ -34,6 +34,7 @@ class Snapshot:
             (vars(vm), {**plain(vm, _HOST), "stopped": vm.stopped}),
             (vars(tally), plain(tally)),
         ]
+        self._watched = vm.watch.state()
         self._counts: list[tuple[Any, Any]] = [
             (tally.exits, tally.exits.copy()),
             (planned, planned.copy()),
@@ -49,7 +50,9 @@ class Snapshot:
         for container, saved in self._counts:
             if container != saved:
                 put_back(container, saved)
-        return self._processor.restore()
+        copied = self._processor.restore()
+        self.machine.watch.restore(self._watched)
+        return copied
 
     def differing_pages(self) -> int:
         """How many pages of the machine's memory are not now as they were."""
