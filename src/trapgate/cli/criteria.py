@@ -190,11 +190,13 @@ def _defined(definition: Definition, form: Form, output: Path | None, told: Told
             printed += ["", f"{name}:", text]
         return printed + (["", *told.lines()] if told is not definition else [])
 
-    from trapgate.criteria import Merged, documents
+    from trapgate.criteria import Learned, Merged, documents
 
     page: Callable[[], Document] = partial(documents.of_definition, definition)
     if isinstance(told, Merged):
         page = partial(documents.of_merge, told)
+    elif isinstance(told, Learned):
+        page = partial(documents.of_learned, told)
     return Answer(lines, told.document, page=page)
 
 
@@ -257,6 +259,7 @@ def define(
 ) -> Answer:
     """Find the fields that do what a SPEC wishes, or the best sound ones, and prove it."""
     from trapgate import criteria
+    from trapgate.criteria import documents
 
     if "wishes" in _document(spec):
         if fields is not None or operator or form is not Form.all:
@@ -269,7 +272,11 @@ def define(
         )
         if output is not None:
             _write(output, granted.toml())
-        return Answer(lambda: [*granted.lines(), "", granted.toml().rstrip()], granted.document)
+        return Answer(
+            lambda: [*granted.lines(), "", granted.toml().rstrip()],
+            granted.document,
+            page=partial(documents.of_granted, granted),
+        )
     definition = criteria.define(
         criteria.read_spec(spec),
         scheme,
@@ -305,6 +312,7 @@ def merge(
 ) -> Answer:
     """Find the tightest fields that exit whenever one of the files' fields would."""
     from trapgate import criteria
+    from trapgate.criteria import documents
 
     if form in (MergeForm.kvm_c, MergeForm.kvm_c_test):
         text, document = closed_form(
@@ -312,7 +320,8 @@ def merge(
         )
         if output is not None:
             _write(output, text)
-        return Answer(lambda: [text.rstrip("\n")], lambda: document)
+        page = partial(documents.of_closed_form, text, document)
+        return Answer(lambda: [text.rstrip("\n")], lambda: document, page=page)
     merged = criteria.merge(
         _parties(files),
         scheme,
@@ -336,6 +345,7 @@ def explain(
 ) -> Answer:
     """Say in words what fields do; and warn of what was probably not meant."""
     from trapgate import criteria
+    from trapgate.criteria import documents
     from trapgate.criteria.codes import vector_named
 
     vectors = None if vector is None else [vector_named(name) for name in vector]
@@ -370,7 +380,8 @@ def explain(
             "warnings": [vars(warning) for warning in same],
         }
 
-    return Answer(lines, document)
+    page = partial(documents.of_explanations, told, same, tables)
+    return Answer(lines, document, page=page)
 
 
 @app.command()
@@ -414,13 +425,15 @@ def check(
         wanted, given = map(_load, files)
         differs = criteria.compare_exits(wanted, given, timeout=timeout)
         status = 0 if (differs.sound if sound else differs.exact) else 1
-        return Answer(differs.lines, differs.document, status)
+        page = partial(documents.of_difference, differs)
+        return Answer(differs.lines, differs.document, status, page)
     verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1]), timeout=timeout)
     holds = all(one.sound if sound else one.exact for one in verdicts)
     return Answer(
         lambda: [one.line() for one in verdicts],
         lambda: {"holds": holds, "vectors": [one.document() for one in verdicts]},
         0 if holds else 1,
+        partial(documents.of_verdicts, verdicts),
     )
 
 

@@ -98,6 +98,12 @@ class Granted:
             return [f"exact, by {how}"]
         return [f"sound, not exact, by {how}; exits needlessly: {self.needless}"]
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_granted
+
+        return of_granted(self).notebook()
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {

@@ -110,6 +110,12 @@ class Learned:
             told += [f"held out:    {self.held_out.line()}", f"whole trace: {self.whole.line()}"]
         return told
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_learned
+
+        return of_learned(self).notebook()
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {

@@ -300,7 +300,6 @@ def judge_exits(
     Raises: TraceError for files that are no traces.
     """
     pl = polars()
-    reflected = pl.col("reflected").fill_null(value=False)
     latency = pl.col("latency")
     wide = latency.cast(pl.Int128)
     keys = [
@@ -311,10 +310,7 @@ def judge_exits(
         (accesses.is_msr() & pl.col("operand").is_in(list(SWITCHED_MSRS)))
         .fill_null(value=False)
         .alias("switched"),
-        *(
-            _said(policy, reflected).alias(f"says {number}")
-            for number, policy in enumerate(policies)
-        ),
+        *(said_of(policy).alias(f"says {number}") for number, policy in enumerate(policies)),
     ]
     with reading(paths):
         cells = (
@@ -335,9 +331,11 @@ def judge_exits(
     return [_by_reason(cells, number, second_stage=second_stage) for number in range(len(policies))]
 
 
-def _said(policy: ExitPolicy, reflected: Expr) -> Expr:
+def said_of(policy: ExitPolicy) -> Expr:
+    """What a policy says of each row that is an exit: OUTSIDE, STAYS, SAVED or UNJUDGED."""
     pl = polars()
     said: Expr = pl.lit(OUTSIDE)
+    reflected = pl.col("reflected").fill_null(value=False)
     for which, exits, unknown in policy.rules():
         verdict = pl.when(reflected).then(STAYS).when(unknown).then(UNJUDGED)
         said = pl.when(which).then(verdict.when(exits).then(STAYS).otherwise(SAVED)).otherwise(said)
