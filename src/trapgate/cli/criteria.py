@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial, wraps
 from pathlib import Path
@@ -239,6 +239,17 @@ def _document(path: Path) -> Mapping[str, object]:
     return parse_toml(read_toml(path, wrong), wrong)
 
 
+def _with_lost(definition: Definition, weights: Path | None) -> Definition:
+    """With a note if the recorder of the trace that gave the weights lost events."""
+    from trapgate.trace.frames import lost_events
+
+    lost = 0 if weights is None else lost_events([weights])
+    if not lost:
+        return definition
+    note = f"{weights}: the recorder lost {lost:,} events: they are in no weight"
+    return replace(definition, notes=(*definition.notes, note))
+
+
 def _weights(path: Path | None) -> Mapping[int, Mapping[int, int]] | None:
     from trapgate.criteria import weights_in
 
@@ -285,6 +296,7 @@ def define(
         operators=operator,
         timeout=timeout,
     )
+    definition = _with_lost(definition, weights)
     return _defined(definition, form, output, definition)
 
 
@@ -331,6 +343,7 @@ def merge(
         operators=operator,
         timeout=timeout,
     )
+    merged = replace(merged, definition=_with_lost(merged.definition, weights))
     return _defined(merged.definition, Form(form.value), output, merged)
 
 
