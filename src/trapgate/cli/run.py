@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trapgate.cli.injections import read_injections
+from trapgate.cli.injections import finder, read_injections
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -228,8 +228,9 @@ def run(
     inject: Annotated[
         list[str] | None,
         typer.Option(
-            help="Deliver an event by VM entry: EVENT@INSTRUCTIONS, as PF(code=2,cr2=0x1000)@5000, "
-            "GP(0x10)@5000, NMI@5000, INT 0x20@5000. Repeatable."
+            help="Deliver an event by VM entry: EVENT@WHEN, as PF(code=2,cr2=0x1000)@5000, "
+            "NMI@rip=0x101234#3, GP(0x10)@symbol=trap, UD@exit=CPUID, INT 0x20@fault=PF, "
+            'DB@output="login:". Repeatable.'
         ),
     ] = None,
     gdb: Annotated[
@@ -335,7 +336,7 @@ def _run(
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
-    injections = read_injections(inject)
+    injections = read_injections(inject, finder(guest, symbols))
     settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
     plugged = board(disks, cds, floppies, bios, memory, processors=cpus, kernel=guest is not None)

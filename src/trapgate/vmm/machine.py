@@ -56,6 +56,7 @@ from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, identity, port, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
+from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.reset import PowerOn, resume_warm
 from trapgate.vmm.snapshot import Snapshot
@@ -198,6 +199,9 @@ class VirtualMachine(Platform):
         self._tally = Tally()
         self._next_poll = 0
         self._answers = self.devices.ports.words
+        self.watch = Watch(self.processor, number, self._plan_now)
+        """What the machine waits for, beside counts of instructions."""
+        self._look_at_output()
         self._planned: list[tuple[int, int, Callable[[VirtualMachine], None]]] = []
         self._plans = 0
         if trace is not None:
@@ -338,7 +342,8 @@ class VirtualMachine(Platform):
         """Let the processor answer for devices, if nobody else wants to see their exits."""
         vmm = self.vmm
         usual = type(vmm) is Vmm and not vmm.vectors
-        answers = usual and vmm.handlers[ExitReason.IO_INSTRUCTION] is port
+        reason = ExitReason.IO_INSTRUCTION
+        answers = usual and vmm.handlers[reason] is port and not self.watch.wants(reason)
         self.processor.answer_ports(self.devices.ports.address if answers else 0)
 
     def _count_answers(self) -> None:
@@ -362,13 +367,33 @@ class VirtualMachine(Platform):
             self.processor.registers.cr2 = address
         self._inject(Inject(event, length))
 
-    def at(self, when: int, action: Callable[[VirtualMachine], None]) -> None:
-        """Call `action` with this machine when it has executed `when` instructions, exactly then.
+    def at(self, when: Moment, action: Callable[[VirtualMachine], None]) -> None:
+        """Call `action` with this machine at a moment (`moments`), exactly then.
 
-        At once if it has executed more. While an event waits for the VM entry, after that one.
+        A count of instructions is one; if the machine has executed more, at once. While an event
+        waits for the VM entry, after that one.
         """
-        heappush(self._planned, (when, self._plans, action))
-        self._plans += 1
+        if isinstance(when, int):
+            heappush(self._planned, (when, self._plans, action))
+            self._plans += 1
+            return
+        self.watch.add(when, action)
+        self._look_at_output()
+
+    def see_output(self, byte: int) -> None:
+        """A byte of output, for who waits for it."""
+        if self.watch.waits:
+            self.watch.see(bytes((byte,)))
+
+    def _plan_now(self, action: Callable[[VirtualMachine], None]) -> None:
+        self.at(self.processor.time, action)
+        self._look_at_output()
+
+    def _look_at_output(self) -> None:
+        """Have COM1 send byte by byte while somebody waits for one."""
+        watched = self.console is not None and self.console.watches
+        self.devices.uart.one_by_one = watched or self.watch.byte_by_byte
+        self.devices.uart.tell()
 
     @property
     def next_planned(self) -> int | None:
@@ -445,6 +470,8 @@ class VirtualMachine(Platform):
             self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
             return
         self._tally.exits[outcome.reason] += 1
+        if self.watch.waits:
+            self.watch.look(outcome)
         self._carry_out(outcome, self.vmm.handle(outcome, self))
 
     def _take_turn(self, now: int) -> bool:
