@@ -272,7 +272,7 @@ def test_pages_of_the_second_stage(path: Path) -> None:
 
 
 def test_what_no_trace_tells(path: Path) -> None:
-    loops = outcome_of(path, "[intercepts]\nple_window = 8192\n")
+    loops = outcome_of(path, "[fields]\nPLE_WINDOW = 8192\n")
     (pause,) = loops.reasons
     assert (pause.saved, pause.unjudged) == (0, pause.recorded)
     assert "how long each loop" in pause.unknown
@@ -307,7 +307,6 @@ def test_what_the_hypervisor_above_was_given_stays(tmp_path: Path) -> None:
         ("ports = [true]", "True is no number below"),
         ("prots = []", "did you mean ports"),
         ("late_mapping = 1", "1 is neither true nor false"),
-        ("ple_gap = -1", "-1 is no number of 32 bits"),
     ],
 )
 def test_intercepts_that_are_none(text: str, words: str) -> None:

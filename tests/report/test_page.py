@@ -1,8 +1,6 @@
 """The report in a real browser: drawn, filterable, offline, and by keyboard."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from trapgate.trace import Trace, TraceError
 from trapgate.trace.code_words import code_words, cubes_of, held, pattern
 from trapgate.trace.imports import import_trace
 from trapgate.trace.symbols import Symbols
+from trapgate.vmcs.file import parse_settings
 
 pytest.importorskip("polars")
 
@@ -73,6 +72,24 @@ def test_the_cube_counts_every_event(host: Path) -> None:
             if cube.verdicts[n][kind] == 0
         )
         assert exits == outcome.exits
+
+
+def test_the_cube_knows_policies_on_exits(host: Path) -> None:
+    text = (
+        'profile = "vt-x"\n[controls]\nprimary = ["-HLT_EXITING"]\nexceptions = ["PF"]\n'
+        "[intercepts]\nmsr_writes = [0]\nlate_mapping = false\n"
+    )
+    policies = [*POLICIES, Policy.from_settings("exits", parse_settings(text))]
+    cube = cube_of([host], policies)
+    (outcome,) = replay([host], policies[2:]).outcomes
+    said = [0] * 5
+    for kind, count in zip(cube.cells["kind"], cube.cells["count"], strict=True):
+        said[cube.verdicts[2][kind]] += count
+    assert said == [
+        *(outcome.exits, outcome.deliveries, outcome.completions, outcome.unjudged),
+        outcome.outside,
+    ]
+    assert sum(one.saved for one in outcome.reasons) > 0
 
 
 @pytest.mark.parametrize("most", [2000, 1000, 600])
@@ -192,23 +209,6 @@ def test_ten_million_rows_stay_below_a_megabyte(tmp_path: Path) -> None:
             rows[:, 5] = np.where(rows[:, 3] == 13, rows[:, 6] % 65536, rows[:, 5])
             writer.append(rows)
     assert report([path], tmp_path / "r.html", policies=POLICIES) < 1_000_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium or no chromedriver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1400"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    opened = webdriver.Chrome(options=options, service=service)
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture(scope="module")

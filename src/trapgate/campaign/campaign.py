@@ -6,25 +6,34 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
 
 from trapgate import guests
 from trapgate.campaign.bench import Bench
 from trapgate.campaign.errors import PlanError
+from trapgate.campaign.execute import Result
+from trapgate.campaign.faults import Overwritten
 from trapgate.campaign.golden import Reference
-from trapgate.campaign.moments import Told, moments_of, path_of, silent
-from trapgate.campaign.outcomes import DETECTED
+from trapgate.campaign.moments import Course, Told, course_of, moments_of, silent
+from trapgate.campaign.outcomes import DETECTED, NO_EFFECT
 from trapgate.campaign.plan import BUNDLED, Plan
-from trapgate.campaign.results import Results
+from trapgate.campaign.pruning import Pruned, prune
+from trapgate.campaign.results import Results, table_of
 from trapgate.campaign.runs import Runs, select
+from trapgate.campaign.symbols import names_of
 from trapgate.campaign.targets import Faults, faults_of
 from trapgate.campaign.worker import Tally, Worker
 from trapgate.campaign.workers import Pool
 from trapgate.sdm import cells as f
 from trapgate.sdm.state import EFER_LMA
+
+OVERWRITTEN: Final = "overwritten before it is read"
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Prepared:
     faults: Faults
     moments: int
     runs: Runs
+    pruned: Pruned | None
+    course: Course | None
     wide: bool
 
 
@@ -49,10 +60,16 @@ def prepare(plan: Plan, told: Told = silent) -> Prepared:
     faults = faults_of(plan.targets, plan.path, wide=wide)
     reference = Reference(bench)
     _demand_silence(reference)
-    path = path_of(reference, told) if plan.when.symbols else None
-    moments = moments_of(reference, path)
-    runs = select(plan.sample, moments, faults, plan.path)
-    return Prepared(plan, reference, faults, len(moments), runs, wide)
+    course = None
+    if plan.when.symbols or plan.prune:
+        course = course_of(reference, told, uses=plan.prune)
+    moments = moments_of(reference, course)
+    pruned = None
+    if plan.prune and course is not None:
+        runs, pruned = prune(plan.sample, moments, faults, course, plan.path)
+    else:
+        runs = select(plan.sample, moments, faults, plan.path)
+    return Prepared(plan, reference, faults, len(moments), runs, pruned, course, wide)
 
 
 def _demand_silence(reference: Reference) -> None:
@@ -93,9 +110,27 @@ def create(prepared: Prepared, folder: Path) -> Results:
         "faults": len(prepared.faults),
         "wide": prepared.wide,
         "exact": prepared.runs.exact,
+        "drawn": prepared.runs.drawn,
         "confidence": plan.sample.confidence,
     }
-    return Results.create(folder, plan, facts, prepared.runs)
+    pruned = None if prepared.pruned is None else _pruned_rows(prepared, prepared.pruned)
+    return Results.create(folder, plan, facts, prepared.runs, pruned)
+
+
+def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
+    """Rows for what is known to have no effect; they are no runs, and have no bit."""
+    course, symbols = prepared.course, prepared.reference.bench.symbols
+    assert course is not None
+    rips = course.rips[np.searchsorted(course.times, pruned.moments)]
+    none = Result(NO_EFFECT, "", 0, OVERWRITTEN, 0, 0, "")
+    return table_of(
+        [None] * len(rips),
+        pruned.moments.tolist(),
+        [Overwritten(prepared.faults[n].target) for n in pruned.faults.tolist()],
+        pruned.weights.tolist(),
+        [replace(none, rip=rip) for rip in rips.tolist()],
+        names_of(symbols, rips),
+    )
 
 
 def base_of(plan: Plan) -> Path:

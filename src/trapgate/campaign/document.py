@@ -40,10 +40,6 @@ class Table:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def peek(self, key: str, default: object) -> object:
-        """The value of a key that is left for its reader."""
-        return self._values.get(key, default)
-
     def _take(self, key: str) -> Any:
         self._known.append(key)
         return self._values.pop(key, None)

@@ -116,6 +116,23 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class Overwritten:
+    """Any bit of a target that nobody reads; it is put into no run."""
+
+    target: str
+    bit: int = -1
+    holds: bool = False
+
+    @property
+    def what(self) -> str:
+        """All bits."""
+        return f"{self.target}, any bit"
+
+    def apply(self, vm: VirtualMachine) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
 class Skip:
     """The next instruction is left out."""
 

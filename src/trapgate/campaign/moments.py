@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.symbols import within
+from trapgate.campaign.uses import ALL, Uses
 from trapgate.events.journal import HEAD_SEQUENCE, ROW_SEQUENCE, ROW_TIME, ROW_VECTOR
+from trapgate.processor.decoded import Operand
 from trapgate.sdm import cells as f
 
-LONGEST_PATH: Final = 20_000_000
+LONGEST_COURSE: Final = 20_000_000
 """Instructions of a golden run that are looked at one by one, at most."""
 _STEP = 10_000
 """The journal holds what happens in so many instructions."""
@@ -29,23 +31,27 @@ def silent(done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Path:
+class Course:
     """The golden run, instruction by instruction: where each begins, and what it finds.
 
-    `times` are virtual times, `rips` linear addresses of code, `events` how many events had
-    happened. `registers` (n x 16, by their encoding) are those before the instruction.
+    `times` are virtual times, `rips` linear addresses of code. `reads` and `writes` are masks of
+    the general registers that the instruction, and what happens with it, may read, and that it
+    overwrites; 0 if nobody asked for them.
     """
 
     times: NDArray[np.int64]
     rips: NDArray[np.int64]
-    events: NDArray[np.int64]
-    registers: NDArray[np.int64]
+    reads: NDArray[np.int64]
+    writes: NDArray[np.int64]
 
 
-def path_of(reference: Reference, told: Told = silent) -> Path:
-    """Run the golden run instruction by instruction. Raises PlanError if it is too long."""
+def course_of(reference: Reference, told: Told = silent, *, uses: bool = False) -> Course:
+    """Run the golden run instruction by instruction, and look what each `uses` if wanted.
+
+    Raises PlanError if it is too long.
+    """
     bench, golden = reference.bench, reference.golden
-    if golden.length > LONGEST_PATH:
+    if golden.length > LONGEST_COURSE:
         raise PlanError(
             f"the golden run has {golden.length:,} instructions, too many to be looked at one by "
             f"one; let it begin later or end earlier, or leave out symbols and prune",
@@ -55,18 +61,13 @@ def path_of(reference: Reference, told: Told = silent) -> Path:
     bench.go_to(bench.start)
     vm = bench.vm
     words, head = vm.vmcs.words, vm.processor.head
-    registers = vm.processor.registers.cells
-    found = np.zeros((golden.length, 3), np.int64)
-    general = np.zeros((golden.length, 16), np.int64)
+    looked = Uses()
+    found = np.zeros((golden.length, 5), np.int64)
     count = 0
     while vm.processor.time < golden.end and vm.stopped is None:
-        found[count] = (
-            vm.processor.time,
-            words[f.GUEST_RIP] + words[f.GUEST_CS_BASE],
-            head[HEAD_SEQUENCE],
-        )
-        general[count] = registers[:16]
-        general[count, 4] = words[f.GUEST_RSP]
+        linear = words[f.GUEST_RIP] + words[f.GUEST_CS_BASE]
+        masks = looked.of(Operand(vm.processor, vm.vmcs.cells), linear) if uses else (0, 0)
+        found[count] = vm.processor.time, linear, head[HEAD_SEQUENCE], *masks
         count += 1
         vm.step(1)
         if not count % _STEP:
@@ -77,7 +78,13 @@ def path_of(reference: Reference, told: Told = silent) -> Path:
             "golden",
             bench.plan.path,
         )
-    return Path(found[:count, 0], found[:count, 1], found[:count, 2], general[:count])
+    times, rips, events, reads, writes = found[:count].T.copy()
+    # Where anything else happened than one instruction, it may have read whatever it wanted.
+    last = events[-1:] + 1, times[-1:] + 2
+    more = (np.diff(events, append=last[0]) != 0) | (np.diff(times, append=last[1]) != 1)
+    reads[more] = ALL
+    writes[more] = 0
+    return Course(times, rips, reads, writes)
 
 
 def _fault_moments(reference: Reference) -> NDArray[np.int64]:
@@ -100,19 +107,19 @@ def _fault_moments(reference: Reference) -> NDArray[np.int64]:
     return np.array(inside, np.int64)
 
 
-def moments_of(reference: Reference, path: Path | None) -> NDArray[np.int64]:
+def moments_of(reference: Reference, course: Course | None) -> NDArray[np.int64]:
     """The virtual times of the plan's moments, in order. Raises PlanError if there are none.
 
-    `path` is needed for symbols only.
+    `course` is needed for symbols only.
     """
     plan, golden = reference.bench.plan, reference.golden
     when = plan.when
     if when.faults:
         moments = _fault_moments(reference)
-    elif path is not None:
-        moments = path.times
+    elif course is not None:
+        moments = course.times
         if when.symbols:
-            moments = moments[within(reference.bench.symbols, when.symbols, path.rips, plan.path)]
+            moments = moments[within(reference.bench.symbols, when.symbols, course.rips, plan.path)]
         moments = moments[:: when.every]
     else:
         moments = np.arange(golden.begin, golden.end, when.every, dtype=np.int64)

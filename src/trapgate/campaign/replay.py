@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trapgate.campaign.execute import Result
 from trapgate.campaign.plan import Plan, parse_plan
 from trapgate.campaign.results import Results
+from trapgate.campaign.symbols import names_of
 from trapgate.campaign.worker import Worker
 from trapgate.vmm.machine import VirtualMachine
 
@@ -98,7 +101,7 @@ def replay(
     return Seen(
         run=run,
         moment=worker.moment(run),
-        symbol=worker.names([result.rip])[0],
+        symbol=names_of(worker.bench.symbols, np.array([result.rip], np.int64))[0],
         fault=worker.fault(run).what,
         result=result,
         printed=worker.bench.output.decode("utf-8", "backslashreplace"),

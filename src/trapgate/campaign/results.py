@@ -6,7 +6,8 @@ it was stopped: batches that have no part are run.
 
     campaign.json   plan's digest, environment, golden run, number of runs and size of batches
     plan.toml       the plan as it was
-    space.parquet   run, moment, number of fault, weight: what is run (and what is not, `pruned`)
+    space.parquet   moment, number of fault and weight of each run
+    pruned.parquet  rows for what is known without a run, if the plan prunes
     parts/N.parquet results of batch N
 """
 
@@ -55,7 +56,8 @@ SCHEMA: Final = pa.schema(
         ("output", pa.string()),
     ]
 )
-"""A row a run. `moment` counts instructions since the guest's start, `bit` is null for events."""
+"""A row a run; of what is known without one `run` is null. `moment` counts instructions since the
+guest's start, `bit` is null for events."""
 _SPACE = pa.schema([("moment", pa.int64()), ("fault", pa.int64()), ("weight", pa.float64())])
 
 
@@ -73,10 +75,21 @@ class Results:
         self.runs_total = int(facts["runs"])
         self.batch = int(facts["batch"])
         self._parts = folder / "parts"
+        self._pruned = folder / "pruned.parquet"
 
     @classmethod
-    def create(cls, folder: Path, plan: Plan, facts: Mapping[str, Any], runs: Runs) -> Results:
-        """A new directory, or an empty one. Raises CampaignError if it holds something else."""
+    def create(
+        cls,
+        folder: Path,
+        plan: Plan,
+        facts: Mapping[str, Any],
+        runs: Runs,
+        pruned: pa.Table | None = None,
+    ) -> Results:
+        """A new directory, or an empty one, for these runs and rows for what need not be run.
+
+        Raises CampaignError if it holds something else.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if any(one.name != "lock" for one in folder.iterdir()):
@@ -86,6 +99,8 @@ class Results:
             raise CampaignError(f"{folder}: cannot be made ({error.strerror})") from None
         columns = [pa.array(runs.moments), pa.array(runs.faults), pa.array(runs.weights)]
         _write(folder / "space.parquet", pa.Table.from_arrays(columns, schema=_SPACE))
+        if pruned is not None:
+            _write(folder / "pruned.parquet", pruned)
         _replace(folder / "plan.toml", plan.text.encode())
         every = {
             "format": FORMAT,
@@ -142,7 +157,13 @@ class Results:
             table.column("weight").to_numpy(),
             space=int(self.facts["space"]),
             exact=bool(self.facts["exact"]),
+            drawn=int(self.facts["drawn"]),
         )
+
+    @property
+    def draws_per_point(self) -> float:
+        """How many draws of a sample a point of the space stands for; 1 of all of it."""
+        return float(self.facts["drawn"]) / float(self.facts["space"])
 
     @property
     def batches(self) -> int:
@@ -195,6 +216,15 @@ class Results:
         """The parts that there are."""
         return [self.part(batch) for batch in range(self.batches) if self._is_there(batch)]
 
+    def tables(self) -> list[Path]:
+        """The parts, and before them what is known without a run."""
+        return [self._pruned, *self.parts()] if self.has_pruned else self.parts()
+
+    @property
+    def has_pruned(self) -> bool:
+        """Whether there is something known without a run."""
+        return self._pruned.exists()
+
     def row(self, run: int) -> dict[str, Any] | None:
         """The result of a run; None if it has not been run."""
         if not 0 <= run < self.runs_total:
@@ -244,7 +274,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def table_of(
-    numbers: Sequence[int],
+    numbers: Sequence[int] | Sequence[None],
     moments: Sequence[int],
     faults: Sequence[Fault],
     weights: Sequence[float],

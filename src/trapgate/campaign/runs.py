@@ -34,6 +34,8 @@ class Runs:
     """Points that all of it stands for."""
     exact: bool
     """Whether nothing is left to chance."""
+    drawn: int
+    """Points that were drawn; all of them if nothing is left to chance."""
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -111,5 +113,5 @@ def select(sample: Sample, moments: NDArray[np.int64], faults: Faults, path: str
         strata = np.linspace(0, len(moments), 65).astype(np.int64) * count
     points, weights = points_of(sample, space, strata, path)
     which, fault = np.divmod(points, count)
-    exact = sample_size(sample, space) is None
-    return Runs(moments[which], fault, weights, space, exact)
+    exact = len(points) == space
+    return Runs(moments[which], fault, weights, space, exact, len(points))

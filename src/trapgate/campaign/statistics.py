@@ -49,15 +49,21 @@ def merge(tallies: Iterable[Tally]) -> Tally:
 
 
 def shares(
-    tally: Mapping[str, tuple[int, float]], *, exact: bool, confidence: float = 0.95
+    tally: Mapping[str, tuple[int, float]],
+    *,
+    exact: bool,
+    confidence: float = 0.95,
+    drawn: float = 1.0,
 ) -> list[Share]:
-    """The outcomes of a tally, the commonest first; `exact` if nothing was left to chance."""
-    runs = sum(count for count, _ in tally.values())
+    """The outcomes of a tally, the commonest first; `exact` if nothing was left to chance.
+
+    `drawn` is how many draws a point stands for: with pruning a run may stand for several.
+    """
     points = sum(part for _, part in tally.values())
     found = []
     for name, (count, part) in tally.items():
         share = part / points if points else 0.0
-        low, high = (share, share) if exact else interval(share, runs, confidence)
+        low, high = (share, share) if exact else interval(share, points * drawn, confidence)
         found.append(Share(name, count, part, share, low, high))
     order = {name: n for n, name in enumerate(OUTCOMES)}
     return sorted(found, key=lambda one: (-one.points, order.get(one.outcome, -1), one.outcome))

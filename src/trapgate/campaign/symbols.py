@@ -46,3 +46,11 @@ def within(
             )
         wanted[:-1] |= matches
     return wanted[symbols.indices(addresses.view(np.uint64))]
+
+
+def names_of(symbols: Symbols | None, addresses: NDArray[np.int64]) -> list[str]:
+    """The functions that addresses are in; empty where nobody knows."""
+    if symbols is None:
+        return [""] * len(addresses)
+    found = symbols.indices(addresses.view(np.uint64)).tolist()
+    return [symbols.names[n] if n >= 0 else "" for n in found]

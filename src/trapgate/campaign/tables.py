@@ -19,7 +19,7 @@ def frame(results: Results) -> LazyFrame:
     Raises CampaignError if there are none, MissingExtraError without polars.
     """
     pl: Any = optional("polars", "replay", "this")
-    parts = results.parts()
+    parts = results.tables()
     if not parts:
         raise CampaignError(f"{results.folder}: nothing has been run yet; use campaign run")
     lazy: LazyFrame = pl.concat([pl.scan_parquet(part) for part in parts])
@@ -32,13 +32,13 @@ def tally(results: Results) -> Tally:
     import pyarrow.parquet as pq
 
     found: dict[str, tuple[int, float]] = {}
-    for part in results.parts():
-        table = pq.read_table(part, columns=["outcome", "weight"])
+    for part in results.tables():
+        table = pq.read_table(part, columns=["outcome", "weight", "run"])
         plain = table.set_column(0, "outcome", pc.cast(table.column("outcome"), "string"))
-        sums = plain.group_by("outcome").aggregate([("weight", "sum"), ("weight", "count")])
+        sums = plain.group_by("outcome").aggregate([("weight", "sum"), ("run", "count")])
         for row in sums.to_pylist():
             runs, points = found.get(row["outcome"], (0, 0.0))
-            found[row["outcome"]] = runs + row["weight_count"], points + row["weight_sum"]
+            found[row["outcome"]] = runs + row["run_count"], points + row["weight_sum"]
     return found
 
 
@@ -49,7 +49,7 @@ def sql(results: Results, query: str) -> DataFrame:
     that DuckDB does not take, MissingExtraError without duckdb.
     """
     duckdb: Any = optional("duckdb", "campaign", "campaign sql")
-    parts = [str(part) for part in results.parts()]
+    parts = [str(part) for part in results.tables()]
     if not parts:
         raise CampaignError(f"{results.folder}: nothing has been run yet; use campaign run")
     with duckdb.connect(":memory:") as connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -24,6 +24,7 @@ from trapgate.campaign.places import (
 )
 from trapgate.errors import UnknownFieldError, suggestion
 from trapgate.sdm.fields import Field
+from trapgate.sdm.registers import GENERAL
 from trapgate.vmcs.file import field_named
 from trapgate.vmm.injection import InjectionError, parse_injection
 
@@ -59,12 +60,12 @@ _LIVED_ON: Final = frozenset({Field.PIN_BASED_CONTROLS, Field.VMX_PREEMPTION_TIM
 class Target:
     """Some faults of a kind: `count`, and how the n-th is made.
 
-    `prunable` says that they are flips of a general register's neighbouring bits.
+    `register` is the number of the general register that they flip neighbouring bits of, if so.
     """
 
     count: int
     make: Callable[[int], Fault]
-    prunable: bool = False
+    register: int = -1
 
 
 class Faults(Sequence[Fault]):
@@ -73,7 +74,7 @@ class Faults(Sequence[Fault]):
     def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = tuple(targets)
         self._ends = list(accumulate(one.count for one in targets))
-        self.prunable = all(one.prunable for one in targets)
+        self.prunable = all(one.register >= 0 for one in targets)
         self._made = lru_cache(1 << 16)(self._make)
 
     def __len__(self) -> int:
@@ -81,6 +82,12 @@ class Faults(Sequence[Fault]):
 
     def __getitem__(self, number: Any) -> Any:
         return self._made(int(number))
+
+    @property
+    def registers(self) -> Iterator[tuple[int, int, int]]:
+        """Of flips of registers: the first fault's number, how many there are, the register."""
+        for end, one in zip(self._ends, self._targets, strict=True):
+            yield end - one.count, one.count, one.register
 
     def _make(self, number: int) -> Fault:
         which = bisect_right(self._ends, number)
@@ -148,7 +155,10 @@ def _vectors(table: Table, wide: bool) -> list[Target]:
 
 
 def _flips(
-    table: Table, places: Sequence[Place], bits: tuple[int, int], **more: Any
+    table: Table,
+    places: Sequence[Place],
+    bits: tuple[int, int],
+    numbers: Mapping[str, int] | None = None,
 ) -> list[Target]:
     """The bits from `bits[0]` to before `bits[1]` of each place that has them."""
     mode, holds = _MODES[table.choice("mode", tuple(_MODES), "flip")]
@@ -156,7 +166,9 @@ def _flips(
     for place in places:
         first, last = bits[0], min(bits[1], place.width)
         if first < last:
-            found.append(Target(last - first, _flip_maker(place, first, mode, holds=holds), **more))
+            make = _flip_maker(place, first, mode, holds=holds)
+            number = -1 if numbers is None or mode != FLIP else numbers[place.name]
+            found.append(Target(last - first, make, number))
     return found
 
 
@@ -182,8 +194,8 @@ def _registers(table: Table, wide: bool) -> list[Target]:
             names.append(name)
         else:
             raise table.wrong(f"no register {word!r}; {suggestion(name, list(known))}", "register")
-    prunable = table.peek("mode", "flip") == "flip"
-    return _flips(table, [known[one] for one in names], _bits(table), prunable=prunable)
+    numbers = {name: number for number, name in enumerate(GENERAL)}
+    return _flips(table, [known[one] for one in names], _bits(table), numbers)
 
 
 def _flags(table: Table, wide: bool) -> list[Target]:

@@ -16,6 +16,7 @@ from trapgate.campaign.golden import Reference
 from trapgate.campaign.outcomes import ERROR
 from trapgate.campaign.plan import Plan, parse_plan
 from trapgate.campaign.results import Results, table_of
+from trapgate.campaign.symbols import names_of
 from trapgate.campaign.targets import Faults, faults_of
 
 
@@ -85,7 +86,7 @@ class Worker:
             [self.faults[n] for n in runs.faults[part].tolist()],
             weights,
             found,
-            self.names([one.rip for one in found]),
+            names_of(self.bench.symbols, np.array([one.rip for one in found], np.int64)),
         )
         self.results.keep(batch, table)
         counts: Counter[str] = Counter()
@@ -94,15 +95,6 @@ class Worker:
             counts[result.outcome] += 1
             points[result.outcome] += weight
         return {name: (counts[name], float(points[name])) for name in counts}
-
-    def names(self, rips: list[int]) -> list[str]:
-        """The functions that addresses are in; in hexadecimal where nobody knows."""
-        symbols = self.bench.symbols
-        unsigned = [rip & 0xFFFF_FFFF_FFFF_FFFF for rip in rips]
-        if symbols is None:
-            return [""] * len(rips)
-        found = symbols.indices(np.array(unsigned, np.uint64))
-        return [symbols.names[n] if n >= 0 else "" for n in found.tolist()]
 
     def _renew(self) -> None:
         """A new machine, since nobody knows what became of the old one."""

@@ -133,7 +133,7 @@ def _work(plan: Plan, results: Results, workers: int) -> bool:
     tally = _tally(results)
     begun, before = time.monotonic(), _runs(tally)
     try:
-        with _bar(results.runs_total, before) as told:
+        with _bar(results.runs_total, before, results.draws_per_point) as told:
             for more in work(plan, results, workers):
                 tally = merge((tally, more))
                 rate = (_runs(tally) - before) / max(time.monotonic() - begun, 1e-9)
@@ -146,10 +146,11 @@ def _work(plan: Plan, results: Results, workers: int) -> bool:
 class _bar:  # noqa: N801 - used as a function
     """A progress bar on a terminal: runs, rate, and the outcomes so far with their intervals."""
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int, done: int, drawn: float) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
+        self._drawn = drawn
         self._console = terminal(error=True)
         self._progress = Progress(
             BarColumn(),
@@ -173,7 +174,7 @@ class _bar:  # noqa: N801 - used as a function
 
         words = ", ".join(
             f"{one.outcome} {one.share:.1%} ±{(one.high - one.low) / 2:.1%}"
-            for one in shares(tally, exact=False)[:3]
+            for one in shares(tally, exact=False, drawn=self._drawn)[:3]
         )
         done = _runs(tally)
         self._progress.update(
@@ -211,7 +212,7 @@ def _show(results: Results, *, as_json: bool) -> None:
     complete = done == results.runs_total
     exact = bool(results.facts.get("exact")) and complete
     confidence = float(results.facts.get("confidence", 0.95))
-    found = shares(tally, exact=exact, confidence=confidence)
+    found = shares(tally, exact=exact, confidence=confidence, drawn=results.draws_per_point)
     if as_json:
         answer = {
             "title": results.facts.get("title"),
@@ -245,6 +246,20 @@ def _show(results: Results, *, as_json: bool) -> None:
             cells.append(f"{one.low:.3%} to {one.high:.3%}")
         table.add_row(*cells)
     out.print(table)
+
+
+@app.command()
+def report(
+    folder: FolderArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+) -> None:
+    """Write one self-contained page about a campaign: it opens offline, in any browser."""
+    with one_line_errors():
+        from trapgate.campaign.page.write import write_page
+        from trapgate.campaign.results import Results
+
+        size = write_page(Results.open(folder), output)
+    print(f"{output}: {size:,} bytes")
 
 
 @contextmanager

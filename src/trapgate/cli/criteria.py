@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial, wraps
 from pathlib import Path
@@ -82,7 +82,8 @@ OperatorOption = Annotated[
     list[str] | None,
     typer.Option(
         help="With auto: only this operator (repeatable): match, any-bit, invert, member, equal, "
-        "not-equal, less, less-or-equal, greater, greater-or-equal."
+        "not-equal, less, less-or-equal, greater, greater-or-equal. With [[wishes]], of clauses: "
+        "equal, below, below-or-equal, in-range, any-bit, all-bits, in-bitmap."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -190,11 +191,13 @@ def _defined(definition: Definition, form: Form, output: Path | None, told: Told
             printed += ["", f"{name}:", text]
         return printed + (["", *told.lines()] if told is not definition else [])
 
-    from trapgate.criteria import Merged, documents
+    from trapgate.criteria import Learned, Merged, documents
 
     page: Callable[[], Document] = partial(documents.of_definition, definition)
     if isinstance(told, Merged):
         page = partial(documents.of_merge, told)
+    elif isinstance(told, Learned):
+        page = partial(documents.of_learned, told)
     return Answer(lines, told.document, page=page)
 
 
@@ -237,6 +240,17 @@ def _document(path: Path) -> Mapping[str, object]:
     return parse_toml(read_toml(path, wrong), wrong)
 
 
+def _with_lost(definition: Definition, weights: Path | None) -> Definition:
+    """With a note if the recorder of the trace that gave the weights lost events."""
+    from trapgate.trace.frames import lost_events
+
+    lost = 0 if weights is None else lost_events([weights])
+    if not lost:
+        return definition
+    note = f"{weights}: the recorder lost {lost:,} events: they are in no weight"
+    return replace(definition, notes=(*definition.notes, note))
+
+
 def _weights(path: Path | None) -> Mapping[int, Mapping[int, int]] | None:
     from trapgate.criteria import weights_in
 
@@ -251,25 +265,46 @@ def define(
     weights: WeightsOption = None,
     fields: FieldsOption = None,
     operator: OperatorOption = None,
+    rules: Annotated[
+        int | None, typer.Option(min=1, help="With [[wishes]]: rules that the hardware takes.")
+    ] = None,
+    clauses: Annotated[
+        int | None, typer.Option(min=0, help="With [[wishes]]: clauses, of all rules together.")
+    ] = None,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
     """Find the fields that do what a SPEC wishes, or the best sound ones, and prove it."""
     from trapgate import criteria
+    from trapgate.criteria import documents
 
     if "wishes" in _document(spec):
-        if fields is not None or operator or form is not Form.all:
+        if fields is not None or form is not Form.all:
             raise criteria.CriteriaError(
-                "--fields, --operator and --format are about wishes for error codes; "
-                "--scheme chooses for [[wishes]]"
+                "--fields and --format are about wishes for error codes; "
+                "--scheme, --rules, --clauses and --operator choose for [[wishes]]"
             )
+        wishes = criteria.read_wishes(spec)
         granted = criteria.define_criteria(
-            criteria.read_wishes(spec), scheme, weights=_weights(weights), timeout=timeout
+            wishes,
+            scheme,
+            rules=criteria.MOST_RULES if rules is None else rules,
+            clauses=clauses,
+            operators=criteria.operators_named(operator),
+            weights=_weights(weights),
+            rows=None if weights is None else criteria.rows_for(wishes, weights),
+            timeout=timeout,
         )
         if output is not None:
             _write(output, granted.toml())
-        return Answer(lambda: [*granted.lines(), "", granted.toml().rstrip()], granted.document)
+        return Answer(
+            lambda: [*granted.lines(), "", granted.toml().rstrip()],
+            granted.document,
+            page=partial(documents.of_granted, granted),
+        )
+    if rules is not None or clauses is not None:
+        raise criteria.CriteriaError("--rules and --clauses are about tables; write [[wishes]]")
     definition = criteria.define(
         criteria.read_spec(spec),
         scheme,
@@ -278,6 +313,7 @@ def define(
         operators=operator,
         timeout=timeout,
     )
+    definition = _with_lost(definition, weights)
     return _defined(definition, form, output, definition)
 
 
@@ -305,6 +341,7 @@ def merge(
 ) -> Answer:
     """Find the tightest fields that exit whenever one of the files' fields would."""
     from trapgate import criteria
+    from trapgate.criteria import documents
 
     if form in (MergeForm.kvm_c, MergeForm.kvm_c_test):
         text, document = closed_form(
@@ -312,7 +349,8 @@ def merge(
         )
         if output is not None:
             _write(output, text)
-        return Answer(lambda: [text.rstrip("\n")], lambda: document)
+        page = partial(documents.of_closed_form, text, document)
+        return Answer(lambda: [text.rstrip("\n")], lambda: document, page=page)
     merged = criteria.merge(
         _parties(files),
         scheme,
@@ -322,6 +360,7 @@ def merge(
         operators=operator,
         timeout=timeout,
     )
+    merged = replace(merged, definition=_with_lost(merged.definition, weights))
     return _defined(merged.definition, Form(form.value), output, merged)
 
 
@@ -336,6 +375,7 @@ def explain(
 ) -> Answer:
     """Say in words what fields do; and warn of what was probably not meant."""
     from trapgate import criteria
+    from trapgate.criteria import documents
     from trapgate.criteria.codes import vector_named
 
     vectors = None if vector is None else [vector_named(name) for name in vector]
@@ -370,7 +410,8 @@ def explain(
             "warnings": [vars(warning) for warning in same],
         }
 
-    return Answer(lines, document)
+    page = partial(documents.of_explanations, told, same, tables)
+    return Answer(lines, document, page=page)
 
 
 @app.command()
@@ -414,13 +455,15 @@ def check(
         wanted, given = map(_load, files)
         differs = criteria.compare_exits(wanted, given, timeout=timeout)
         status = 0 if (differs.sound if sound else differs.exact) else 1
-        return Answer(differs.lines, differs.document, status)
+        page = partial(documents.of_difference, differs)
+        return Answer(differs.lines, differs.document, status, page)
     verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1]), timeout=timeout)
     holds = all(one.sound if sound else one.exact for one in verdicts)
     return Answer(
         lambda: [one.line() for one in verdicts],
         lambda: {"holds": holds, "vectors": [one.document() for one in verdicts]},
         0 if holds else 1,
+        partial(documents.of_verdicts, verdicts),
     )
 
 

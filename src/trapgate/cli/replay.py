@@ -199,17 +199,11 @@ def _show(result: Replay, top: int) -> None:
     out.print(table)
     if len(result.outcomes) > top:
         out.print(f"({len(result.outcomes) - top:,} more; --top shows them)")
-    basis = {
-        "latencies": "time by the trace's own latencies; the interval holds 95 % of what runs like "
-        "this one show, if exits come independently (--bursts if not); two recordings differ by "
-        "1.41 times as much",
-        "cost model": "the trace has no latencies: time by the cost model (--cost)",
-    }
     out.print(
         f"\nrecorded: {first.recorded_exits:,} exits of judged events; {first.outside:,} events "
         f"that no policy judges ({first.outside_exits:,} of them exits)"
     )
-    out.print(basis.get(first.time.basis, f"time by {first.time.basis} (--cost)"))
+    out.print(f"time {first.time.words}")
     if any(outcome.unjudged_exits for outcome in result.outcomes[:top]):
         out.print("saved: from none to all of the unjudged exits; times are of the others")
     for outcome in result.outcomes[:top]:

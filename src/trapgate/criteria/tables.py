@@ -93,6 +93,12 @@ class Difference:
             told.append(f"counterexample: should not exit and does: {self.needless_text}")
         return told
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_difference
+
+        return of_difference(self).notebook()
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {"sound": self.sound, "exact": self.exact, **vars(self)}

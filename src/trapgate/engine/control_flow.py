@@ -23,8 +23,8 @@ from trapgate.engine.state import (
     save_segments,
     save_swapped_bases,
 )
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.idt import TASK_GATE
-from trapgate.events.ivt import NO_FAULT
 from trapgate.instructions.far_transfers import far_call, far_call_real, far_jump, far_return
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, privilege_level

@@ -100,6 +100,13 @@ def go(machine: int, emu_start: int) -> int:
     stop = m[mc.STOP]
     if stop == mc.RUNNING or (stop >= mc.TIMER and stop not in (mc.HALTED, mc.EXPLAIN)):
         save(m, dispatch.state_begin(m), v, r)
+    if stop == mc.TIMER:
+        # An exit to the VMM in Python, whoever's guest was running.
+        if m[mc.V] != m[mc.HOST]:
+            dispatch.move_to_vmcs0(m)
+        vm_exit(cells(m[mc.HOST], m[mc.V_CELLS]), _PREEMPTION_TIMER, 0, 0)
+        m[mc.STOP] = mc.EXITED
+        m[mc.STOP_CODE] = 0
     if stop == mc.RUNNING:
         if m[mc.STEPPING] != 0 and error == 0:
             m[mc.STOP] = mc.STEPPED

@@ -40,6 +40,7 @@ _TARGETS: Final = (
 _OTHER_FIELDS: Final = (
     *(Field.CR0_GUEST_HOST_MASK, Field.CR0_READ_SHADOW, Field.CR4_GUEST_HOST_MASK),
     *(Field.CR4_READ_SHADOW, Field.CR3_TARGET_COUNT, Field.TPR_THRESHOLD),
+    *(Field.PLE_GAP, Field.PLE_WINDOW),
 )
 _ENUMERATIONS: Final = {
     Field.PIN_BASED_CONTROLS: PinControl,
@@ -227,7 +228,7 @@ def _others(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
     word, held = accesses.word(), policy.intercepts
     pause = word.is_in(["PAUSE_INSTRUCTION", "pause", "EXIT_PAUSE"])
     each, loops = PrimaryControl.PAUSE_EXITING, SecondaryControl.PAUSE_LOOP_EXITING
-    windows = held.ple_window is not None or held.ple_gap is not None
+    windows = policy.names(Field.PLE_WINDOW) or policy.names(Field.PLE_GAP)
     if policy.names(_PRIMARY, each) or policy.names(_SECONDARY, loops) or windows:
         if policy.has(_PRIMARY, each):
             found.append(_sure(pause, exits=True))
@@ -300,7 +301,6 @@ def judge_exits(
     Raises: TraceError for files that are no traces.
     """
     pl = polars()
-    reflected = pl.col("reflected").fill_null(value=False)
     latency = pl.col("latency")
     wide = latency.cast(pl.Int128)
     keys = [
@@ -311,10 +311,7 @@ def judge_exits(
         (accesses.is_msr() & pl.col("operand").is_in(list(SWITCHED_MSRS)))
         .fill_null(value=False)
         .alias("switched"),
-        *(
-            _said(policy, reflected).alias(f"says {number}")
-            for number, policy in enumerate(policies)
-        ),
+        *(said_of(policy).alias(f"says {number}") for number, policy in enumerate(policies)),
     ]
     with reading(paths):
         cells = (
@@ -335,9 +332,11 @@ def judge_exits(
     return [_by_reason(cells, number, second_stage=second_stage) for number in range(len(policies))]
 
 
-def _said(policy: ExitPolicy, reflected: Expr) -> Expr:
+def said_of(policy: ExitPolicy) -> Expr:
+    """What a policy says of each row that is an exit: OUTSIDE, STAYS, SAVED or UNJUDGED."""
     pl = polars()
     said: Expr = pl.lit(OUTSIDE)
+    reflected = pl.col("reflected").fill_null(value=False)
     for which, exits, unknown in policy.rules():
         verdict = pl.when(reflected).then(STAYS).when(unknown).then(UNJUDGED)
         said = pl.when(which).then(verdict.when(exits).then(STAYS).otherwise(SAVED)).otherwise(said)

@@ -23,8 +23,7 @@ from trapgate.events.delivery import (
     combine,
 )
 from trapgate.events.descriptors import (
-    FAULTED,
-    OUT_OF_LIMITS,
+    NO_FAULT,
     base_of,
     limit_of,
     mark_accessed,
@@ -378,13 +377,11 @@ class _Switch:
 
     def descriptor(self, selector: int, wrong: int) -> tuple[int, int]:
         """A descriptor and its linear address; `wrong` is the exception if there is none."""
-        status, descriptor, linear, error = read_descriptor(
-            self.v, self.memory.processor.memory.cells, selector
-        )
-        if status == OUT_OF_LIMITS:
-            raise self.fault(wrong, selector)
-        if status == FAULTED:
-            raise TaskFaultError(PF, int(error), int(linear))
+        cells = self.memory.processor.memory.cells
+        named = selector & 0xFFFC | self.ext
+        fault, error, linear, descriptor = read_descriptor(self.v, cells, selector, wrong, named)
+        if fault != NO_FAULT:
+            raise TaskFaultError(int(fault), int(error), int(linear))
         return int(descriptor) & 0xFFFF_FFFF_FFFF_FFFF, int(linear)
 
     def accessed(self, descriptor: int, linear: int) -> None:
