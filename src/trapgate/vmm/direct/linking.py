@@ -12,9 +12,10 @@ from typing import Final
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.library import Library
+from trapgate.paging import frame_map
 from trapgate.paging.frame_map import LEAF, MIXED, OWN, ROOT, TABLE
 
-LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking")
+LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants=(frame_map,))
 
 (
     MAP,
