@@ -14,6 +14,7 @@ from trapgate.cli import app
 from trapgate.errors import VmcsFileError
 from trapgate.instructions import intercepts
 from trapgate.replay import Policy, replay
+from trapgate.replay.bursts import burst_interval
 from trapgate.replay.control_table import CONTROLS, control_of
 from trapgate.replay.controls import by_control
 from trapgate.replay.needs import with_lost_exceptions
@@ -296,6 +297,24 @@ def test_what_the_hypervisor_above_was_given_stays(tmp_path: Path) -> None:
     path = import_trace(tmp_path / "n.txt", tmp_path / "n.parquet").path
     outcome = outcome_of(path, '[controls]\nprimary = ["-HLT_EXITING"]\n')
     assert (outcome.recorded_exits, outcome.saved, outcome.time.estimate) == (2, 1, 1000)
+
+
+def test_bursts_count_all_that_is_saved(path: Path) -> None:
+    policy = Policy.from_settings(
+        "p", parse_settings(HEAD + '[controls]\nprimary = ["-HLT_EXITING"]\n')
+    )
+    interval = burst_interval([path], policy)
+    assert interval is not None
+    (outcome,) = replay([path], [policy]).outcomes
+    assert interval[0] < outcome.time.estimate < interval[1]
+    low, high = outcome.time.of_two_recordings
+    assert high - low == pytest.approx(2**0.5 * (outcome.time.high - outcome.time.low))
+    assert "1.41" in outcome.as_json()["time"]["interval"]
+
+
+def test_controls_take_no_policy(path: Path) -> None:
+    refused = CliRunner().invoke(app, ["replay", str(path), "--controls", "--policy", "x.toml"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize(

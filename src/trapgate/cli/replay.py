@@ -91,6 +91,8 @@ def replay(
     with one_line_errors():
         chosen = selection(level, vm, vcpu, time, rip)
     if controls:
+        if policy or sweep is not None or cluster is not None or bursts or lost:
+            raise fail("--controls asks for every exit, not for a policy: give it without one")
         _controls(trace, chosen, as_json=as_json, markdown=markdown, html=html)
         return
     if not policy and sweep is None:
