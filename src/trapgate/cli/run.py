@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trapgate.cli.injections import read_injections
+from trapgate.cli.injections import finder, read_injections
 from trapgate.cli.names import BitmapOption, names_for
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
@@ -188,6 +188,21 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop when this regular expression appears.")
     ] = None,
+    no_reboot: Annotated[
+        bool,
+        typer.Option(
+            "--no-reboot",
+            help="End when the guest resets the machine. Without a disk's boot sector or firmware "
+            "to start again a reset always ends.",
+        ),
+    ] = False,
+    reset_on_triple_fault: Annotated[
+        bool,
+        typer.Option(
+            "--reset-on-triple-fault",
+            help="A triple fault resets the machine, as on a PC, instead of telling its story.",
+        ),
+    ] = False,
     trace: Annotated[
         Path | None, typer.Option(help="Write every fault to this Parquet file.")
     ] = None,
@@ -215,8 +230,9 @@ def run(
     inject: Annotated[
         list[str] | None,
         typer.Option(
-            help="Deliver an event by VM entry: EVENT@INSTRUCTIONS, as PF(code=2,cr2=0x1000)@5000, "
-            "GP(0x10)@5000, NMI@5000, INT 0x20@5000. Repeatable."
+            help="Deliver an event by VM entry: EVENT@WHEN, as PF(code=2,cr2=0x1000)@5000, "
+            "NMI@rip=0x101234#3, GP(0x10)@symbol=trap, UD@exit=CPUID, INT 0x20@fault=PF, "
+            'DB@output="login:". Repeatable.'
         ),
     ] = None,
     gdb: Annotated[
@@ -269,6 +285,8 @@ def run(
                 protect,
                 text,
                 until,
+                no_reboot,
+                reset_on_triple_fault,
                 trace,
                 seed,
                 max_instructions,
@@ -304,6 +322,8 @@ def _run(
     protect: Protect | None,
     text: str,
     until: str | None,
+    no_reboot: bool,
+    reset_on_triple_fault: bool,
     trace: Path | None,
     seed: int,
     max_instructions: int | None,
@@ -325,7 +345,7 @@ def _run(
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
-    injections = read_injections(inject)
+    injections = read_injections(inject, finder(guest, symbols))
     if bitmaps and vmcs is None and gdb is None:
         raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
     known = None if vmcs is None and gdb is None else names_for(symbols, bitmaps, guest)
@@ -364,6 +384,7 @@ def _run(
             board=plugged,
         )
         vm.turns.length = turn
+        vm.reboots, vm.resets_on_triple_fault = not no_reboot, reset_on_triple_fault
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
         if image is None:

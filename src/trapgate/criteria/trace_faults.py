@@ -59,11 +59,17 @@ class Faults:
 
 
 def read_faults(
-    path: Path, mark: str = "", hold_out: float = 0.0, *, more: Sequence[str] = ()
+    path: Path,
+    mark: str = "",
+    hold_out: float = 0.0,
+    *,
+    own: bool = False,
+    more: Sequence[str] = (),
 ) -> tuple[Faults, Faults, str, int]:
     """The exceptions of a trace, but for the last `hold_out` of them; these; the column that
     marks the needed ones (empty: inferred); and how many exceptions are left out because the
-    trace does not tell their error codes. Memory does not grow with the trace, but for the
+    trace does not tell their error codes. With `own` exits that were given to the hypervisor
+    above are left out. Memory does not grow with the trace, but for the
     different faults that `more` columns tell apart.
 
     Raises:
@@ -81,7 +87,7 @@ def read_faults(
             raise CriteriaError(
                 "is not Boolean; mark needed exits with true", path=str(path), field=column
             )
-        optional = {"vcpu", "thread", "weight"} & set(names)
+        optional = {"vcpu", "thread", "weight", *(["reflected"] if own else [])} & set(names)
         wanted = sorted({*_COLUMNS, *optional, *more, *({column} if column else ())})
         total = sum(
             int(_rows(batch, column)["ruled"].sum()) for batch in trace.batches(wanted, rows=BATCH)
@@ -156,6 +162,8 @@ def _rows(batch: pa.RecordBatch, column: str) -> dict[str, NDArray[Any]]:
     injected = _cells(batch, "injected", False)
     ruled, lacking = _ruled(vector, code, _cells(batch, "type", _NONE), injected)
     found = set(batch.schema.names)
+    if "reflected" in found:  # asked for by who leaves them out
+        ruled &= ~_cells(batch, "reflected", False)
     zeros = np.zeros(batch.num_rows, np.int64)
     again = batch["reason"].cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
     return {
