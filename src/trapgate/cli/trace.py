@@ -129,7 +129,7 @@ def stat(
     html: HtmlOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count and time events per reason, vector, error code and symbol."""
+    """Count and time events per reason, vector, error code, vCPU and symbol."""
     with one_line_errors():
         from trapgate.trace.stat import compared, statistics
         from trapgate.trace.symbols import Symbols

@@ -172,6 +172,12 @@ RUN_STATE = (
 )
 """What of a machine changes as its guest runs and lasts from one VM entry to the next."""
 
+OWN_STATE = (
+    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, SKIP, EXTRA, TIME_BIAS),
+    *(NESTED_TIMER_END, UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK),
+)
+"""What of RUN_STATE is about one logical processor, where the machine has several."""
+
 # Why the engine stopped (cell STOP).
 RUNNING = 0
 EXITED = 1

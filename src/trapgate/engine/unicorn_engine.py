@@ -65,6 +65,8 @@ class UnicornEngine:
         self.uc.reg_write(x86_const.UC_X86_REG_MXCSR, 0x1F80)
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
+        self.words = memoryview(self.cells.data)
+        """The same as plain integers, quicker to reach."""
         self._keep: list[object] = []
         self.why_not_native = "" if native_path else "it was asked for"
         """Why this is the portable engine; empty if it is the native one."""
@@ -378,6 +380,22 @@ class UnicornEngine:
                 c[count] = len(array)
         c[mc.ROWS_CAPACITY] = len(rows)
         assert len(r) == len(registers.NAMES)
+
+    def exchange(self, v: Cells, r: Cells, places: tuple[int, int, int, int]) -> None:
+        """`attach` and `offer_vmx` for another logical processor of the same machine.
+
+        `places` are the addresses of `v`, `r` and its VMX state's two arrays, by `places_of`.
+        """
+        self._arrays = (v, r, *self._arrays[2:])
+        c = self.words
+        c[mc.V] = c[mc.HOST] = places[0]
+        c[mc.R], c[mc.X], c[mc.N] = places[1:]
+        c[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
+
+    @staticmethod
+    def places_of(v: Cells, r: Cells, x: Cells, n: Cells) -> tuple[int, int, int, int]:
+        """Where these arrays lie; their owner keeps them alive."""
+        return _address(v), _address(r), _address(x), _address(n)
 
     def enter_and_go(self) -> int:
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""

@@ -25,15 +25,6 @@ _NESTED = slice(HEAD_COUNTS + COUNTS, HEAD_COMPLETED)
 _HOST = frozenset({"expires"})
 """Attributes of a processor that are not the guest's."""
 _ALL = slice(None)
-_LASTS: dict[str, Cells | slice] = {
-    "registers": _ALL,
-    "vmcs": LASTING_FIELDS,
-    "device pages": _ALL,
-    "x86 VMM": _ALL,
-    "x86 VMM's VMCS": _ALL,
-    "x87 and SSE": LASTING_VECTOR_CELLS,
-}
-"""What of which array makes a difference to what follows; the quickest to differ first."""
 _PAST = frozenset({"skipped", "_drained", "_checked"})
 """Attributes of a processor that only tell of the past."""
 
@@ -48,53 +39,69 @@ def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
 
 
 class ProcessorSnapshot:
-    """A processor and the VMCS of its guest as they were when this was made.
+    """The logical processors and the VMCSs of their guest as they were when this was made.
 
-    `others` are further arrays that go back with it. `restore` costs what was changed since, or
-    since the snapshot that the processor was at last taken back to, and the difference between
-    the two. Translated code stays, but that of pages that are copied back.
+    `vmcs` is that of the one whose turn it is, `others` are further arrays that go back with it.
+    `restore` costs what was changed since, or since the snapshot that the processor was at last
+    taken back to, and the difference between the two. Translated code stays, but that of pages
+    that are copied back.
     """
 
     def __init__(self, processor: Processor, vmcs: Vmcs, others: Iterable[Cells] = ()) -> None:
         processor.make_current(vmcs)
         processor.drain()
         self._processor, self._vmcs = processor, vmcs
+        self._running = next(one for one in processor.every if processor.runs(one))
         engine = processor.engine
         head = processor.head
-        arrays = {
-            "vmcs": vmcs.cells,
-            "registers": processor.registers.cells,
-            "device pages": engine.devices.pages,
-            "counts": head[: _NESTED.start],
-            "completed": head[_NESTED.stop :],
-            "x86 VMM": processor.x86_vmm.state,
-            "x86 VMM's VMCS": processor.x86_vmm.vmcs,
-            "x87 and SSE": engine.vector_registers,
-            **{f"cell {n}": engine.cells[n : n + 1] for n in stops.RUN_STATE},
-        }
-        self._copies = MemoryCopy(engine, (*arrays.values(), *others))
-        self._lasting = {name: arrays[name][part].copy() for name, part in _LASTS.items()}
-        self._arrays = arrays
-        self._cells = engine.cells[LASTING_CELLS]
+        waiting = [one for one in processor.every if one is not self._running]
+        vmcss = [vmcs, *(one.vmcs for one in waiting if one.vmcs is not None)]
+        arrays = [
+            *(one.cells for one in vmcss),
+            *(array for one in processor.every for array in one.arrays()),
+            *(array for one in waiting for array in one.put_aside_in()),
+            *(engine.devices.pages, engine.vector_registers),
+            *(head[: _NESTED.start], head[_NESTED.stop :]),
+            *(engine.cells[n : n + 1] for n in stops.RUN_STATE),
+        ]
+        self._copies = MemoryCopy(engine, (*arrays, *others))
+        self._lasting = [
+            (array, part, array[part].copy())
+            for array, part in (
+                (processor.registers.cells, _ALL),
+                (vmcs.cells, LASTING_FIELDS),
+                (engine.cells, LASTING_CELLS),
+                (engine.vector_registers, LASTING_VECTOR_CELLS),
+                (engine.devices.pages, _ALL),
+                (processor.x86_vmm.state, _ALL),
+                (processor.x86_vmm.vmcs, _ALL),
+            )
+        ]
         self._nested_counts = head[_NESTED].copy()
         self._patience = dict(engine.patience)
         self._rows = processor.rows.copy()
         self._sequence = int(head[HEAD_SEQUENCE])
-        self._launched = vmcs.launched
+        self._launched = [(one, one.launched) for one in vmcss]
+        parts = [part for one in processor.every for part in (one.pins, one.x86_vmm)]
+        self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, *parts)]
+        self._smis = [(one.pins, one.pins.smi) for one in processor.every]
         self._has_event = has_event(vmcs.cells)
-        self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, processor.x86_vmm)]
 
     def restore(self) -> int:
         """Go back; how many pages of memory were copied."""
         processor, engine = self._processor, self._processor.engine
+        processor.turn_to(self._running)
         processor.make_current(self._vmcs)
         processor.drain()
         self._restore_rows()
-        if processor.x86_vmm.state[ENTRIES]:
+        if any(one.x86_vmm.state[ENTRIES] for one in processor.every):
             processor.head[_NESTED] = self._nested_counts
         if engine.patience != self._patience:
             engine.patience = dict(self._patience)
-        self._vmcs.launched = self._launched
+        for vmcs, launched in self._launched:
+            vmcs.launched = launched
+        for pins, smi in self._smis:
+            pins.smi = smi
         for attributes, saved_values in self._plain:
             attributes.update(saved_values)
         return self._copies.restore()
@@ -102,20 +109,19 @@ class ProcessorSnapshot:
     def is_met(self) -> bool:
         """Whether the processor is now, event for event, where it was then: the same follows.
 
-        What only tells of the past may differ. Memory is not looked at.
+        What only tells of the past may differ. Memory is not looked at. Of several processors
+        it is not known, and not said.
         """
-        arrays = self._arrays
-        if has_event(arrays["vmcs"]) or self._has_event:
-            return False
-        for name, then in self._lasting.items():
-            if not np.array_equal(arrays[name][_LASTS[name]], then):
-                return False
         return (
-            np.array_equal(self._processor.engine.cells[LASTING_CELLS], self._cells)
-            and self._vmcs.launched == self._launched
+            len(self._processor.every) == 1
+            and not self._has_event
+            and not has_event(self._vmcs.cells)
+            and all(np.array_equal(array[part], then) for array, part, then in self._lasting)
+            and all(vmcs.launched == launched for vmcs, launched in self._launched)
+            and all(pins.smi == smi for pins, smi in self._smis)
             and all(
-                vars_now[name] == value
-                for vars_now, saved in self._plain
+                attributes[name] == value
+                for attributes, saved in self._plain
                 for name, value in saved.items()
                 if name not in _PAST
             )

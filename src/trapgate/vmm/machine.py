@@ -50,16 +50,17 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
+from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, identity, port, unhandled
-from trapgate.vmm.initialisation import reset_platform
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.state import SnapshotError
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
+from trapgate.vmm.turns import PLE_GAP, PLE_WINDOW
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
@@ -132,7 +133,7 @@ class Tally:
 
 
 class VirtualMachine(Platform):
-    """A PC with one virtual processor, ready for `load` and `run`.
+    """A PC with one virtual processor or several, ready for `load` and `run`.
 
     `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
     with others (see `direct.DirectMachine`). `console` takes the serial
@@ -140,8 +141,9 @@ class VirtualMachine(Platform):
     the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
-    what is plugged into the PC: drives, and files for firmware; `ram` what its bus masters store
-    to, if that is not simply memory.
+    what is plugged into the PC: processors, drives, and files for firmware; `ram` what its bus
+    masters store to, if that is not simply memory. Several processors take turns (`turns`), whose
+    lengths `seed` decides.
 
     Raises EngineError as `Processor` does.
     """
@@ -168,18 +170,21 @@ class VirtualMachine(Platform):
         super().__init__(
             memory,
             processor=processor or Processor(memory, engine=engine, journal=JOURNAL),
-            vmcs=Vmcs(profile),
+            vmcss=[Vmcs(profile) for _ in range(1 if board is None else board.processors)],
             console=console,
             board=board,
             ram=ram,
+            seed=seed,
         )
         self.number = number
         self.own_processor()
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
-            self.processor.x86_vmm.offer(extended=profile == "extended")
+            for cpu in self.cpus:
+                cpu.own.x86_vmm.offer(extended=profile == "extended")
         if explain is not None:
-            self.processor.x86_vmm.explain_to(explain)
+            for cpu in self.cpus:
+                cpu.own.x86_vmm.explain_to(explain)
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.stopped: Stop | None = None
@@ -190,17 +195,18 @@ class VirtualMachine(Platform):
         self._plans = 0
         if trace is not None:
             self.processor.trace_to(trace.append)
-        self._set_controls(seed)
+        for cpu in self.cpus:
+            self._set_controls(cpu, seed)
 
     def own_processor(self) -> None:
         """Tell the processor whose guest it runs from now on."""
         self.processor.name_vm(self.number)
         self.processor.cpuid = partial(identity, self)
-        self.processor.platform_reset = partial(reset_platform, self)
+        self.processor.platform_reset = self.reset_around_processor
 
-    def _set_controls(self, seed: int) -> None:
+    def _set_controls(self, cpu: Cpu, seed: int) -> None:
         """The controls of a VMM that emulates a PC and leaves all faults to the guest."""
-        vmcs = self.vmcs
+        vmcs = cpu.vmcs
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
         vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= (
             ct.PRIMARY_HLT_EXITING
@@ -214,7 +220,9 @@ class VirtualMachine(Platform):
         )
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
         vmcs["TSC_OFFSET"] = seed * 0x9E37_79B9 & 0xFFFF_FFFF_FFFF
-        self.processor.x86_vmm.state[RANDOM] = (seed + 1) * 0x9E37_79B9 & 0xFFFF_FFFF
+        vmcs["PLE_GAP"], vmcs["PLE_WINDOW"] = PLE_GAP, PLE_WINDOW
+        random = (seed + 1 + (cpu.number << 16)) * 0x9E37_79B9
+        cpu.own.x86_vmm.state[RANDOM] = random & 0xFFFF_FFFF
         # VMX fixes CR0.NE to 1; the guest sees what it wrote.
         vmcs["CR0_GUEST_HOST_MASK"] = _NE
 
@@ -250,10 +258,10 @@ class VirtualMachine(Platform):
         What the machine itself lives on stays: I/O exits, the preemption timer, and the
         bits of CR0 and CR4 that VMX fixes.
         """
-        vmcs = self.vmcs
-        vmcs.apply(settings)
-        vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
-        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
+        for vmcs in (cpu.vmcs for cpu in self.cpus):
+            vmcs.apply(settings)
+            vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
+            vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
 
     def type(self, text: bytes) -> None:
         """Let `text` come in at the serial port, as fast as the guest takes it."""
@@ -359,7 +367,7 @@ class VirtualMachine(Platform):
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         """One VM entry, and what its exit asks for."""
-        processor, devices, vmcs = self.processor, self.devices, self.vmcs
+        processor, devices = self.processor, self.devices
         now = processor.time
         if end is not None and now >= end:
             self.stopped = Stop(End.LIMIT, f"{now} instructions executed", 1)
@@ -376,7 +384,6 @@ class VirtualMachine(Platform):
             self.stopped = self.after_device()
             if self.stopped is not None:
                 return
-        v = vmcs.words
         if now >= self._device_due:
             devices.advance(now)
             due = devices.next_deadline(now)
@@ -384,12 +391,16 @@ class VirtualMachine(Platform):
         while (
             self._planned
             and self._planned[0][0] <= now
-            and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
+            and not self.vmcs.words[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
         ):
             heappop(self._planned)[2](self)
+        if len(self.cpus) > 1 and not self._take_turn(now):
+            return
+        vmcs = self.vmcs
+        v = vmcs.words
         self._offer_interrupt(v)
         limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
-        limit = min(limit, self._device_due)
+        limit = min(limit, self._device_due, self.turns.end)
         if end is not None and end < limit:
             limit = end
         if self._planned:
@@ -406,6 +417,22 @@ class VirtualMachine(Platform):
         self._tally.exits[outcome.reason] += 1
         self._carry_out(outcome, self.vmm.handle(outcome, self))
 
+    def _take_turn(self, now: int) -> bool:
+        """Let the processor go on whose turn it is; False if all wait, and time has moved on."""
+        cpu = self.turns.next(self.cpu, now)
+        if cpu is None:
+            waited = self.idle()
+            self.stopped = waited if isinstance(waited, Stop) else None
+            return False
+        if cpu is not self.cpu:
+            self.turn_to(cpu)
+        v = self.vmcs.words
+        secondary = v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ~ct.SECONDARY_PAUSE_LOOP_EXITING
+        if self.turns.shared:
+            secondary |= ct.SECONDARY_PAUSE_LOOP_EXITING
+        v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] = secondary
+        return True
+
     def _offer_interrupt(self, v: memoryview[int]) -> None:
         """Inject a pending interrupt if the guest takes one now, else ask for the window."""
         x86_vmm = self.processor.x86_vmm
@@ -415,7 +442,7 @@ class VirtualMachine(Platform):
         if self.devices.pending():
             blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & 3 and not x86_vmm.wants_interrupts
             open_now = (
-                self._takes_interrupts(v)
+                self.cpu.takes_interrupts
                 and not blocked
                 and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
             )

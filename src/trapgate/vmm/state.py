@@ -30,7 +30,7 @@ FIXED = (
 )
 """What never changes, and leads to nothing that does."""
 CONTAINERS = (list, dict, set, deque, bytearray)
-_OURS = ("trapgate.vmm.devices", "trapgate.vmm.mtrrs", "trapgate.vmm.bios")
+_OURS = ("trapgate.vmm.devices", "trapgate.vmm.cpu", "trapgate.vmm.mtrrs", "trapgate.vmm.bios")
 
 
 class SnapshotError(TrapgateError):

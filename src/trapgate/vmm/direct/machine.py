@@ -83,6 +83,15 @@ class DirectPagingError(TrapgateError):
     """A guest or its memory is not what direct paging can do; the message says what it can."""
 
 
+def demand_one_processor(board: Board | None) -> None:
+    """Raise DirectPagingError for several: each would have tables of its own in use."""
+    if board is not None and board.processors > 1:
+        raise DirectPagingError(
+            "a machine under direct paging has one processor: its VMM follows one CR3; "
+            "use --paging own, or --cpus 1"
+        )
+
+
 def demand_no_drives(board: Board | None) -> None:
     """Raise DirectPagingError for drives: a bus master would store to page tables unseen."""
     if board is not None and (board.disks or board.cds):
@@ -180,6 +189,7 @@ class DirectMachine(VirtualMachine):
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
     ) -> None:
+        demand_one_processor(board)
         demand_no_drives(board)
         host = host or Host(memory, engine=engine, trace=trace)
         base = host.place(self, memory)

@@ -57,7 +57,7 @@ from trapgate.vmm.direct.links import (
     P,
     Root,
 )
-from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError
+from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import Write, decode_write
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
@@ -121,6 +121,7 @@ class ProtectedMachine(VirtualMachine):
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
     ) -> None:
+        demand_one_processor(board)
         if memory % _PAGE or not 0 < memory <= _FRAMES * _PAGE - _FRAMES:
             raise DirectPagingError(
                 f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, "
