@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trapgate.cli.injections import read_injections
+from trapgate.cli.injections import finder, read_injections
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -186,6 +186,21 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop when this regular expression appears.")
     ] = None,
+    no_reboot: Annotated[
+        bool,
+        typer.Option(
+            "--no-reboot",
+            help="End when the guest resets the machine. Without a disk's boot sector or firmware "
+            "to start again a reset always ends.",
+        ),
+    ] = False,
+    reset_on_triple_fault: Annotated[
+        bool,
+        typer.Option(
+            "--reset-on-triple-fault",
+            help="A triple fault resets the machine, as on a PC, instead of telling its story.",
+        ),
+    ] = False,
     trace: Annotated[
         Path | None, typer.Option(help="Write every fault to this Parquet file.")
     ] = None,
@@ -213,8 +228,9 @@ def run(
     inject: Annotated[
         list[str] | None,
         typer.Option(
-            help="Deliver an event by VM entry: EVENT@INSTRUCTIONS, as PF(code=2,cr2=0x1000)@5000, "
-            "GP(0x10)@5000, NMI@5000, INT 0x20@5000. Repeatable."
+            help="Deliver an event by VM entry: EVENT@WHEN, as PF(code=2,cr2=0x1000)@5000, "
+            "NMI@rip=0x101234#3, GP(0x10)@symbol=trap, UD@exit=CPUID, INT 0x20@fault=PF, "
+            'DB@output="login:". Repeatable.'
         ),
     ] = None,
     gdb: Annotated[
@@ -262,6 +278,8 @@ def run(
                 protect,
                 text,
                 until,
+                no_reboot,
+                reset_on_triple_fault,
                 trace,
                 seed,
                 max_instructions,
@@ -296,6 +314,8 @@ def _run(
     protect: Protect | None,
     text: str,
     until: str | None,
+    no_reboot: bool,
+    reset_on_triple_fault: bool,
     trace: Path | None,
     seed: int,
     max_instructions: int | None,
@@ -316,7 +336,7 @@ def _run(
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
-    injections = read_injections(inject)
+    injections = read_injections(inject, finder(guest, symbols))
     settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
     plugged = board(disks, cds, floppies, bios, memory, processors=cpus, kernel=guest is not None)
@@ -352,6 +372,7 @@ def _run(
             board=plugged,
         )
         vm.turns.length = turn
+        vm.reboots, vm.resets_on_triple_fault = not no_reboot, reset_on_triple_fault
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
         if image is None:

@@ -71,6 +71,7 @@ class UnicornEngine:
         self.why_not_native = "" if native_path else "it was asked for"
         """Why this is the portable engine; empty if it is the native one."""
         self._breakpoints: dict[int, ctypes.c_size_t | None] = {}
+        self._breakpoints_of: dict[str, frozenset[int]] = {}
         self.has_xsave = False
         """Whether guests may use XSAVE and XRSTOR, of x87 and SSE state."""
         self.patience: dict[int, int] = {}
@@ -242,14 +243,15 @@ class UnicornEngine:
             self._hook(uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address)
         self.uc.ctl_remove_cache(block & _MASK, (block + size) & _MASK)
 
-    def set_breakpoints(self, addresses: Collection[int]) -> None:
-        """Stop before the instructions at these linear addresses, for a debugger.
+    def set_breakpoints(self, addresses: Collection[int], *, of: str = "debugger") -> None:
+        """Stop before the instructions at these linear addresses; others' breakpoints stay.
 
         Memory and debug registers stay the guest's own; code without breakpoints is as fast as
         ever. `breakpoint_hit` says which one stopped the run, which the VMM sees as an exit of
         the preemption timer.
         """
-        wanted = set(addresses)
+        self._breakpoints_of[of] = frozenset(addresses)
+        wanted = frozenset().union(*self._breakpoints_of.values())
         if wanted == self._breakpoints.keys():
             return
         if self.cells[mc.NATIVE]:
@@ -272,6 +274,20 @@ class UnicornEngine:
         hit = int(self.cells[mc.DEBUG_HIT])
         self.cells[mc.DEBUG_HIT] = 0
         return (hit - 1) & _MASK if hit else None
+
+    def take_breakpoint(self, of: str) -> int | None:
+        """The same for one of several who set breakpoints; it is passed over once then.
+
+        If others have set it too, they learn of it as well.
+        """
+        hit = int(self.cells[mc.DEBUG_HIT])
+        address = (hit - 1) & _MASK
+        if not hit or address not in self._breakpoints_of.get(of, ()):
+            return None
+        self.pass_breakpoint(address)
+        if sum(address in addresses for addresses in self._breakpoints_of.values()) == 1:
+            self.cells[mc.DEBUG_HIT] = 0
+        return address
 
     @property
     def has_breakpoints(self) -> bool:

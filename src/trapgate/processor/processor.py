@@ -157,6 +157,10 @@ class Processor(LogicalProcessor):
         """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
         so is slow, has to stop; its run then ends with an exit of the preemption timer."""
         self._checked = 0
+        self.stops_at_events = False
+        """Whether an event of the guest's ends the run, as the preemption timer does: where the
+        guest is about to go on."""
+        self._entered = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
         self.skipped = 0
@@ -204,6 +208,10 @@ class Processor(LogicalProcessor):
 
     def _make_room(self) -> None:
         """Drain the journal in time; the engine stops at JOURNAL_LIMIT for this."""
+        if self.stops_at_events:
+            self.drain()
+            self._words[stops.JOURNAL_LIMIT] = self._head[HEAD_SEQUENCE] + 1
+            return
         if self._sink is None:
             self._words[stops.JOURNAL_LIMIT] = _FOREVER
             return
@@ -339,7 +347,8 @@ class Processor(LogicalProcessor):
             self._attach(vmcs)
         elif not v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID:
             engine.flush_translations()
-        if self._sink is not None:
+        if self._sink is not None or self.stops_at_events:
+            self._entered = self._head[HEAD_SEQUENCE]
             self._make_room()
         c[stops.PINS] = self._pins
         c[stops.STOP] = stops.RUNNING
@@ -446,6 +455,9 @@ class Processor(LogicalProcessor):
     def _attend(self, v: Cells) -> bool:
         """Take what is pending, in the order of "Priority Among Concurrent Events" (SDM)."""
         c = self.engine.cells
+        if self.stops_at_events and self._head[HEAD_SEQUENCE] > self._entered:
+            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
+            return True
         exited = self._take(v)
         if not exited:
             # What is pending may stay blocked: let the guest execute a block before the next look.

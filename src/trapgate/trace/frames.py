@@ -94,8 +94,14 @@ def is_weighted(paths: Sequence[str | os.PathLike[str]]) -> bool:
 
 
 def lost_events(paths: Sequence[str | os.PathLike[str]]) -> int:
-    """How many events the recorders of the traces say that they lost, at least."""
-    return sum(int(facts.get("import-lost", "0")) for facts in facts_of(paths))
+    """How many events the recorders of the traces say that they lost, at least.
+
+    Where a recorder tells of a gap and not how long it is, one was lost in it.
+    """
+    return sum(
+        max(int(facts.get("import-lost", "0")), int(facts.get("import-gaps", "0")))
+        for facts in facts_of(paths)
+    )
 
 
 def facts_of(paths: Sequence[str | os.PathLike[str]]) -> Iterator[dict[str, str]]:

@@ -56,7 +56,9 @@ from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, identity, port, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
+from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.platform import Platform
+from trapgate.vmm.reset import PowerOn, resume_warm
 from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.state import SnapshotError
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
@@ -125,6 +127,7 @@ class Tally:
     """What a machine has counted of its own."""
 
     seconds: float = 0.0
+    resets: int = 0
     exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
     """By basic exit reason."""
     injected: dict[EventKind, dict[int, int]] = field(
@@ -188,9 +191,17 @@ class VirtualMachine(Platform):
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.stopped: Stop | None = None
+        self.reboots = False
+        """Whether a reset starts the machine's firmware again, instead of ending the run."""
+        self.resets_on_triple_fault = False
+        """Whether a triple fault is a reset, as on a PC, and not the end of a guest that died."""
+        self._power_on: PowerOn | None = None
         self._tally = Tally()
         self._next_poll = 0
         self._answers = self.devices.ports.words
+        self.watch = Watch(self.processor, number, self._plan_now)
+        """What the machine waits for, beside counts of instructions."""
+        self._look_at_output()
         self._planned: list[tuple[int, int, Callable[[VirtualMachine], None]]] = []
         self._plans = 0
         if trace is not None:
@@ -231,6 +242,8 @@ class VirtualMachine(Platform):
         for segment in image.segments:
             self.processor.memory.write(self.base + segment.address, segment.data)
         self.has_firmware = image.kind is GuestKind.FIRMWARE
+        if self.has_firmware:
+            self._comes_up(partial(self.load, image))
         for name, value in image.fields.items():
             self.vmcs[name] = value
         for name, value in image.registers.items():
@@ -247,10 +260,31 @@ class VirtualMachine(Platform):
         """Have our own BIOS boot the first drive that can be booted. Raises BootError."""
         if self.bios is None:
             raise ValueError("the machine has no BIOS: give it Board(bios=True)")
+        self._comes_up(self.boot)
         image = self.bios.guest()
         self.load(image)
         self.bios.start(self)
         return image
+
+    def _comes_up(self, start: Callable[[], object]) -> None:
+        """Remember how the machine comes up, before its firmware starts for the first time."""
+        if self._power_on is None and self.can_be_restored:
+            self._power_on = PowerOn(self, start)
+
+    def _end(self, stop: Stop | None) -> None:
+        """Stop, unless it is a reset, and there is something that a reset starts."""
+        if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
+            self._tally.resets += 1
+            return
+        self.stopped = stop
+
+    def _reset(self) -> bool:
+        if resume_warm(self):
+            return True
+        if self._power_on is None:
+            return False
+        self._power_on.reset()
+        return True
 
     def apply(self, settings: Settings) -> None:
         """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
@@ -308,7 +342,8 @@ class VirtualMachine(Platform):
         """Let the processor answer for devices, if nobody else wants to see their exits."""
         vmm = self.vmm
         usual = type(vmm) is Vmm and not vmm.vectors
-        answers = usual and vmm.handlers[ExitReason.IO_INSTRUCTION] is port
+        reason = ExitReason.IO_INSTRUCTION
+        answers = usual and vmm.handlers[reason] is port and not self.watch.wants(reason)
         self.processor.answer_ports(self.devices.ports.address if answers else 0)
 
     def _count_answers(self) -> None:
@@ -332,13 +367,33 @@ class VirtualMachine(Platform):
             self.processor.registers.cr2 = address
         self._inject(Inject(event, length))
 
-    def at(self, when: int, action: Callable[[VirtualMachine], None]) -> None:
-        """Call `action` with this machine when it has executed `when` instructions, exactly then.
+    def at(self, when: Moment, action: Callable[[VirtualMachine], None]) -> None:
+        """Call `action` with this machine at a moment (`moments`), exactly then.
 
-        At once if it has executed more. While an event waits for the VM entry, after that one.
+        A count of instructions is one; if the machine has executed more, at once. While an event
+        waits for the VM entry, after that one.
         """
-        heappush(self._planned, (when, self._plans, action))
-        self._plans += 1
+        if isinstance(when, int):
+            heappush(self._planned, (when, self._plans, action))
+            self._plans += 1
+            return
+        self.watch.add(when, action)
+        self._look_at_output()
+
+    def see_output(self, byte: int) -> None:
+        """A byte of output, for who waits for it."""
+        if self.watch.waits:
+            self.watch.see(bytes((byte,)))
+
+    def _plan_now(self, action: Callable[[VirtualMachine], None]) -> None:
+        self.at(self.processor.time, action)
+        self._look_at_output()
+
+    def _look_at_output(self) -> None:
+        """Have COM1 send byte by byte while somebody waits for one."""
+        watched = self.console is not None and self.console.watches
+        self.devices.uart.one_by_one = watched or self.watch.byte_by_byte
+        self.devices.uart.tell()
 
     @property
     def next_planned(self) -> int | None:
@@ -381,7 +436,7 @@ class VirtualMachine(Platform):
             keys = console.poll()
             if keys:
                 devices.uart.receive(keys)
-            self.stopped = self.after_device()
+            self._end(self.after_device())
             if self.stopped is not None:
                 return
         if now >= self._device_due:
@@ -415,6 +470,8 @@ class VirtualMachine(Platform):
             self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
             return
         self._tally.exits[outcome.reason] += 1
+        if self.watch.waits:
+            self.watch.look(outcome)
         self._carry_out(outcome, self.vmm.handle(outcome, self))
 
     def _take_turn(self, now: int) -> bool:
@@ -422,7 +479,7 @@ class VirtualMachine(Platform):
         cpu = self.turns.next(self.cpu, now)
         if cpu is None:
             waited = self.idle()
-            self.stopped = waited if isinstance(waited, Stop) else None
+            self._end(waited if isinstance(waited, Stop) else None)
             return False
         if cpu is not self.cpu:
             self.turn_to(cpu)
@@ -467,7 +524,8 @@ class VirtualMachine(Platform):
         elif isinstance(action, Inject):
             self._inject(action)
         elif isinstance(action, Stop):
-            self.stopped = action
+            dies = action.end is End.TRIPLE_FAULT and self.resets_on_triple_fault
+            self._end(Stop(End.RESET, action.message) if dies else action)
         elif isinstance(action, Resume):
             vectoring = vmexit.idt_vectoring
             if vectoring is not None:
@@ -526,7 +584,13 @@ class VirtualMachine(Platform):
 
     def summary(self) -> Summary:
         """What has happened so far."""
-        entries, exits = self.processor.x86_vmm.counts()
+        entries = 0
+        exits: dict[ExitReason, int] = {}
+        for cpu in self.cpus:
+            made, seen = cpu.own.x86_vmm.counts()
+            entries += made
+            for reason, count in seen.items():
+                exits[reason] = exits.get(reason, 0) + count
         return Summary(
             self.processor.time,
             self.processor.skipped,
@@ -538,6 +602,7 @@ class VirtualMachine(Platform):
             NestedSummary(entries, self._events(1), exits) if entries else None,
             self.processor.engine.kind,
             self.processor.engine.why_not_native,
+            resets=self._tally.resets,
         )
 
     def _events(self, level: int) -> dict[EventKind, Counts]:

@@ -109,8 +109,6 @@ class Platform:
         self.has_firmware = False
         """Whether there is something at the reset vector."""
         self._device_due = 0
-        self.devices.uart.one_by_one = console is not None and console.watches
-        self.devices.uart.tell()
         processor.connect(self._load, self._store, self.devices.pages)
 
     def turn_to(self, cpu: Cpu) -> None:
@@ -125,6 +123,10 @@ class Platform:
     def reset_around_processor(self) -> None:
         """What INIT does to the one whose turn it is, beside the processor itself."""
         self.cpu.reset_platform()
+
+    def device_due(self) -> None:
+        """Let the devices be asked what they want before the next VM entry."""
+        self._device_due = 0
 
     def adjust_tsc(self, by: int) -> None:
         """Move the guest's time-stamp counter, as WRMSR to it or to IA32_TSC_ADJUST does."""
@@ -325,6 +327,9 @@ class Platform:
                 text += f", CR2 {int(row[ROW_ADDRESS]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
             yield text
 
+    def see_output(self, byte: int) -> None:
+        """Nothing: see `VirtualMachine`."""
+
     def _emit_sent(self) -> None:
         """Give out what the guest has sent at COM1 without an exit."""
         sent = self.devices.uart.taken()
@@ -335,6 +340,7 @@ class Platform:
             self.output += sent[: max(_MOST_OUTPUT - len(self.output), 0)]
 
     def _emit(self, byte: int) -> None:
+        self.see_output(byte)
         if self.console is not None:
             self.console.emit(byte)
         elif len(self.output) < _MOST_OUTPUT:

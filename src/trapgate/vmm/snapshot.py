@@ -37,6 +37,7 @@ class Snapshot:
             (vars(tally), plain(tally)),
             (vars(vm.turns), plain(vm.turns)),
         ]
+        self._watched = vm.watch.state()
         self._counts: list[tuple[Any, Any]] = [
             (tally.exits, tally.exits.copy()),
             (planned, planned.copy()),
@@ -53,7 +54,9 @@ class Snapshot:
         for container, saved in self._counts:
             if container != saved:
                 put_back(container, saved)
-        return self._processor.restore()
+        copied = self._processor.restore()
+        self.machine.watch.restore(self._watched)
+        return copied
 
     def is_met(self) -> bool:
         """Whether the machine is now where it was then, so that the same follows.
