@@ -340,6 +340,7 @@ def _run(
 ) -> int:
     from trapgate.cli.board import board, screen_lines
     from trapgate.debug.story.names import namer
+    from trapgate.trace.schema import CRITERIA
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
@@ -369,7 +370,7 @@ def _run(
     output = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else _writer(trace, guest, vmcs, settings)
+    writer = None if trace is None else _writer(trace, guest)
     try:
         if protect is not None and paging is not Paging.direct:
             raise fail("--protect is about direct paging; give --paging direct too")
@@ -395,6 +396,8 @@ def _run(
             injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
+        if writer is not None:
+            writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
         if text:
             vm.type(input_bytes(text))
         if keys:
@@ -478,21 +481,10 @@ def _settings(file: Path, names: Names | None) -> Settings:
     return read_settings(file, names)
 
 
-def _writer(file: Path, guest: Path, vmcs: Path | None, settings: Settings | None) -> TraceWriter:
+def _writer(file: Path, guest: Path) -> TraceWriter:
     from trapgate.trace import TraceWriter
-    from trapgate.trace.schema import CRITERIA
 
-    facts = {"guest": guest.name}
-    if settings is not None and settings.rules:
-        from trapgate.vmcs.vmcs import Vmcs
-
-        # Whoever reads the trace need not have the files of its symbols and bitmaps.
-        recorded = Vmcs()
-        recorded.apply(settings)
-        facts[CRITERIA] = recorded.to_toml()
-    elif vmcs is not None:
-        facts[CRITERIA] = vmcs.read_text(encoding="utf-8")
-    return TraceWriter(file, metadata=facts)
+    return TraceWriter(file, metadata={"guest": guest.name})
 
 
 def _story(vm: VirtualMachine, names: Namer) -> Story | None:
