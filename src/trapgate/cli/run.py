@@ -331,6 +331,7 @@ def _run(
 ) -> int:
     from trapgate.cli.board import board, screen_lines
     from trapgate.debug.story.names import namer
+    from trapgate.trace.schema import CRITERIA
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
@@ -357,7 +358,7 @@ def _run(
     output = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else _writer(trace, guest, vmcs)
+    writer = None if trace is None else _writer(trace, guest)
     try:
         if protect is not None and paging is not Paging.direct:
             raise fail("--protect is about direct paging; give --paging direct too")
@@ -383,6 +384,8 @@ def _run(
             injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
+        if writer is not None:
+            writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
         if text:
             vm.type(input_bytes(text))
         if keys:
@@ -460,14 +463,10 @@ def _settings(file: Path) -> Settings:
     return read_settings(file)
 
 
-def _writer(file: Path, guest: Path, vmcs: Path | None) -> TraceWriter:
+def _writer(file: Path, guest: Path) -> TraceWriter:
     from trapgate.trace import TraceWriter
-    from trapgate.trace.schema import CRITERIA
 
-    facts = {"guest": guest.name}
-    if vmcs is not None:
-        facts[CRITERIA] = vmcs.read_text(encoding="utf-8")
-    return TraceWriter(file, metadata=facts)
+    return TraceWriter(file, metadata={"guest": guest.name})
 
 
 def _story(vm: VirtualMachine, names: Namer) -> Story | None:

@@ -106,6 +106,8 @@ def import_command(
         ):
             if count:
                 out.print(f"  {count:,} {words}")
+        if counters.posted:
+            out.print(f"  {len(counters.posted):,} interrupts of devices go to the guest directly")
         for remark in counters.remarks:
             out.print(f"  {plain(remark)}")
 
@@ -240,7 +242,8 @@ def head(
             f"times in {opened.time_unit}"
         )
         for key, value in opened.run.items():
-            out.print(f"  {plain(key)}: {plain(value)}")
+            told = ", ".join(line for line in value.splitlines() if line)
+            out.print(f"  {plain(key)}: {plain(told)}")
         _show_rows(shown)
 
 

@@ -20,7 +20,7 @@ from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, ROWS
 from trapgate.trace.html import table
 from trapgate.vmcs.file import Settings, read_settings
-from trapgate.vmcs.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs, rules_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,7 +86,7 @@ class Policy:
         exits = ExitPolicy.of(settings)
         interrupts = PIN_EXTERNAL_INTERRUPT_EXITING | PIN_NMI_EXITING
         judges = exits.names(Field.PIN_BASED_CONTROLS, interrupts)
-        about = {one for one in exits.named if _is_of_exceptions(one)}
+        about = {one for one in exits.named if rules_exceptions(one)}
         only_exits = exits.speaks and not about and settings.rules is None
         return cls(name, vmcs, judges, kind, order, ptbase, exits, not only_exits)
 
@@ -193,13 +193,6 @@ class Policy:
 
 
 _WHOLE: Final = (0xFFFFFFFF, 1)
-_PREFIXES: Final = ("PAGE_FAULT_", "TRANSFER_", "VECTOR_", "SECOND_", "ANY_BIT", "COMPARISON_")
-
-
-def _is_of_exceptions(one: Field) -> bool:
-    return one is Field.EXCEPTION_BITMAP or one.name.startswith(
-        (*_PREFIXES, "MEMBER", "ERROR_CODE_FIELD", "FAULT_FILTER", "CRITERIA_TABLE")
-    )
 
 
 def _short(field: str) -> str:

@@ -5,7 +5,7 @@ extensions the seed's. A VMM reads and writes fields as unsigned numbers of the
 field's width; the processor works on `cells`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -301,13 +301,20 @@ class Vmcs:
             self.cells[:] = before
             raise
 
+    def criteria_toml(self) -> str:
+        """TOML of what says which exceptions exit: fields that are not at their initial value,
+        the exception bitmap, and the criteria table.
+        """
+        return self._toml(rules_exceptions, {Field.EXCEPTION_BITMAP: self["EXCEPTION_BITMAP"]})
+
     def to_toml(self) -> str:
         """TOML of every writable field that is not at its initial value."""
+        return self._toml(lambda field: not field.read_only, {})
+
+    def _toml(self, wanted: Callable[[Field], bool], always: Mapping[Field, int]) -> str:
         initial = type(self)(self.profile)
-        changed = {
-            field: self[field]
-            for field in self
-            if not field.read_only and self[field] != initial[field]
+        changed = dict(always) | {
+            field: self[field] for field in self if wanted(field) and self[field] != initial[field]
         }
         rules: tuple[Rule, ...] = ()
         with suppress(ExtensionError, CriteriaTableError):
@@ -316,6 +323,17 @@ class Vmcs:
         if rules:
             changed = {field: changed[field] for field in changed if field not in _TABLE_FIELDS}
         return write_settings(self.profile, changed, rules)
+
+
+_ABOUT_EXCEPTIONS = (
+    *("EXCEPTION_BITMAP", "PAGE_FAULT_", "TRANSFER_", "VECTOR_", "SECOND_ERROR", "ANY_BIT"),
+    *("COMPARISON_", "MEMBER", "ERROR_CODE_FIELD", "FAULT_FILTER", "PTBASE", "CRITERIA_TABLE"),
+)
+
+
+def rules_exceptions(field: Field) -> bool:
+    """Whether a field has a say in which exceptions exit, go to the guest or complete."""
+    return field.name.startswith(_ABOUT_EXCEPTIONS)
 
 
 def _real_mode_guest() -> Mapping[str, int]:
