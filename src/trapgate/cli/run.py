@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli.injections import finder, read_injections
+from trapgate.cli.names import BitmapOption, names_for
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -30,6 +31,7 @@ from trapgate.cli.terminal import (
 if TYPE_CHECKING:
     from trapgate.debug.story import Story
     from trapgate.debug.story.instruction import Namer
+    from trapgate.decision.conditions import Names
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.loaders.image import GuestImage
@@ -245,8 +247,13 @@ def run(
         typer.Option(help="If the guest dies, write the story of it to this HTML file."),
     ] = None,
     symbols: Annotated[
-        Path | None, typer.Option(help="System.map or ELF that names the guest's functions.")
+        Path | None,
+        typer.Option(
+            help="System.map or ELF that names the guest's functions, in conditions, too; an ELF "
+            "guest does so itself."
+        ),
     ] = None,
+    bitmap: BitmapOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -291,6 +298,7 @@ def run(
                 wait,
                 report,
                 symbols,
+                bitmap,
                 as_json,
             )
         )
@@ -327,6 +335,7 @@ def _run(
     wait: bool,
     report: Path | None,
     symbols: Path | None,
+    bitmaps: list[str] | None,
     as_json: bool,
 ) -> int:
     from trapgate.cli.board import board, screen_lines
@@ -338,7 +347,10 @@ def _run(
     from trapgate.vmm.loaders.bios import load_bios
 
     injections = read_injections(inject, finder(guest, symbols))
-    settings = None if vmcs is None else _settings(vmcs)
+    if bitmaps and vmcs is None and gdb is None:
+        raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
+    known = None if vmcs is None and gdb is None else names_for(symbols, bitmaps, guest)
+    settings = None if vmcs is None else _settings(vmcs, known)
     names = namer(guest, symbols)
     plugged = board(disks, cds, floppies, bios, memory, processors=cpus, kernel=guest is not None)
     image: GuestImage | None = None
@@ -390,7 +402,7 @@ def _run(
             vm.type(input_bytes(text))
         if keys:
             vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
-        with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
+        with console, _debugger(vm, gdb, guest, image.bits, known, wait=wait):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
@@ -435,7 +447,13 @@ def _run(
 
 @contextmanager
 def _debugger(
-    vm: VirtualMachine, gdb: str | None, guest: Path, bits: int, *, wait: bool
+    vm: VirtualMachine,
+    gdb: str | None,
+    guest: Path,
+    bits: int,
+    names: Names | None,
+    *,
+    wait: bool,
 ) -> Iterator[None]:
     """The server for gdb around a run, if there is to be one."""
     if gdb is None:
@@ -445,7 +463,7 @@ def _debugger(
         return
     from trapgate.debug.gdb import Debugger, address_of
 
-    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits)
+    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits, names=names)
     host, port = debugger.address
     print(f"trapgate: gdb: target remote {host}:{port}", file=sys.stderr, flush=True)
     try:
@@ -457,10 +475,10 @@ def _debugger(
             debugger.finished(vm.stopped)
 
 
-def _settings(file: Path) -> Settings:
+def _settings(file: Path, names: Names | None) -> Settings:
     from trapgate.vmcs.file import read_settings
 
-    return read_settings(file)
+    return read_settings(file, names)
 
 
 def _writer(file: Path, guest: Path) -> TraceWriter:
