@@ -226,17 +226,27 @@ def by_cpu(events: Sequence[Given]) -> list[list[Given]]:
     return [[event for event in events if event[1] == cpu] for cpu in range(cpus)]
 
 
-def trace_dat_6(events: Sequence[Given], *, long: int = 8, missed: int = 0) -> bytes:
+def trace_dat_6(
+    events: Sequence[Given], *, long: int = 8, missed: int = 0, instance: bool = False
+) -> bytes:
+    """With `instance` the buffers are those of an instance (`trace-cmd record -B`)."""
     buffers = [pages(some, long=long, missed=missed) for some in by_cpu(events)]
     clock = b"[local] global counter\n\0"
-    options = struct.pack("<HI", 4, len(clock)) + clock + struct.pack("<H", 0)
+    options = struct.pack("<HI", 4, len(clock)) + clock
     head = tracing_data(long=long) + sized(b"100 CPU\n")
-    head += struct.pack("<I", len(buffers)) + b"options  \0" + options + b"flyrecord\0"
-    start = -(-(len(head) + 16 * len(buffers)) // 4096) * 4096
+    head += struct.pack("<I", len(buffers)) + b"options  \0"
+    each = 16 * len(buffers)
+    lists = len(head) + len(options) + (18 if instance else 0) + 2 + 10 + each
+    if instance:
+        options += struct.pack("<HIQ", 3, 12, lists) + b"own\0"
+    head += options + struct.pack("<H", 0) + b"flyrecord\0"
+    start = -(-(lists + 10 + each) // 4096) * 4096
     at, table = start, b""
     for data in buffers:
         table += struct.pack("<QQ", at, len(data))
         at += len(data)
+    if instance:
+        table = bytes(each) + b"flyrecord\0" + table
     return (head + table).ljust(start, b"\0") + b"".join(buffers)
 
 

@@ -29,6 +29,7 @@ EVENTS = workload(300)
 FORMS: dict[str, Callable[[], bytes]] = {
     "trace.dat 6": lambda: trace_dat_6(EVENTS),
     "trace.dat 6, 32 bits": lambda: trace_dat_6(EVENTS, long=4),
+    "trace.dat 6, instance": lambda: trace_dat_6(EVENTS, instance=True),
     "trace.dat 7": lambda: trace_dat_7(EVENTS),
     "trace.dat 7, zstd": lambda: trace_dat_7(EVENTS, codec="zstd"),
     "trace.dat 7, zlib": lambda: trace_dat_7(EVENTS, codec="zlib"),
@@ -77,6 +78,51 @@ def test_all_forms_say_the_same(tmp_path: Path, form: str) -> None:
     assert result.format == ("trace-dat" if "trace" in form else "perf-data")
     assert counters.lines == len(EVENTS)
     assert counters.remarks == []
+
+
+SAID = ("vector", "error_code", "rip", "guest_physical", "interrupted_vector", "vcpu")
+
+
+def as_text(tmp_path: Path, command: list[str]) -> list[dict[str, Any]]:
+    """The rows of what a tool prints of a recording."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return imported(tmp_path, done.stdout.encode())[1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "comm,tid,pid,time,cpu,event,trace",
+        "time,event,trace",
+        "cpu,event,trace,time",
+        "tid,event,trace,time,cpu",
+        "event,trace",
+        "+period",
+        "-comm",
+        "-tid",
+        "-cpu",
+        "+flags",
+    ],
+)
+@pytest.mark.skipif(shutil.which("perf") is None, reason="no perf")
+def test_layouts_of_perf_script(tmp_path: Path, fields: str) -> None:
+    recording = tmp_path / "perf.data"
+    recording.write_bytes(perf_data(workload(60)))
+    expected_rows = imported(tmp_path, recording.read_bytes())[1]
+    rows = as_text(tmp_path, ["perf", "script", "-i", str(recording), "-F", fields])
+    names = SAID if fields == "event,trace" else (*SAID, "latency")
+    assert [[r[n] for n in names] for r in rows] == [[r[n] for n in names] for r in expected_rows]
+
+
+@pytest.mark.parametrize("option", ["-N", "-R", "-N -l", "-N -t", "-N -w", "-N --ts-diff"])
+@pytest.mark.skipif(shutil.which("trace-cmd") is None, reason="no trace-cmd")
+def test_layouts_of_trace_cmd(tmp_path: Path, option: str) -> None:
+    recording = tmp_path / "trace.dat"
+    recording.write_bytes(trace_dat_7(workload(60)))
+    expected_rows = imported(tmp_path, recording.read_bytes())[1]
+    rows = as_text(tmp_path, ["trace-cmd", "report", *option.split(), "-i", str(recording)])
+    names = (*SAID, "latency")
+    assert [[r[n] for n in names] for r in rows] == [[r[n] for n in names] for r in expected_rows]
 
 
 def accesses(write: int = 1) -> list[Given]:
@@ -130,7 +176,18 @@ def printed(event: Given) -> str:
     return f" CPU 0/KVM-{thread} [{cpu:03}] {seconds}: {name}: {body}\n"
 
 
+def raw(event: Given) -> str:
+    """An event as `trace-cmd report -R` prints it."""
+    time, cpu, thread, name, values = event
+    decimal = {"exit_reason", "isa", "write", "rw", "set", "vcpu_id", "ecx", "cr"}
+    shown = " ".join(f"{n}={v if n in decimal else hex(v)}" for n, v in values.items())
+    if name == "kvm_entry":
+        shown = f"vcpu_id=0 {shown}"
+    return f" CPU-{thread} [{cpu:03}] {time // 10**9}.{time % 10**9:09}: {name}: {shown}\n"
+
+
 ACCESS_FORMS: dict[str, Callable[[], bytes]] = {
+    "raw text": lambda: "".join(map(raw, accesses())).encode(),
     "text": lambda: "".join(map(printed, accesses())).encode(),
     "trace.dat": lambda: trace_dat_6(accesses()),
     "perf.data": lambda: perf_data(accesses()),
@@ -291,6 +348,7 @@ FUZZED = {
     "perf": perf_data(workload(60)),
     "perf zstd": perf_data(workload(60), codec="zstd"),
     "pipe": perf_pipe(workload(60)),
+    "accesses": trace_dat_6(accesses(), instance=True),
 }
 
 

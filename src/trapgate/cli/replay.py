@@ -66,6 +66,13 @@ def replay(
         bool,
         typer.Option("--controls", help="All exits by the control that causes them."),
     ] = False,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost",
+            help="By vector, too: exceptions saved, and those that the VMM did not give back.",
+        ),
+    ] = False,
     bursts: Annotated[
         bool,
         typer.Option("--bursts", help="Intervals for exits in bursts, too (a block bootstrap)."),
@@ -84,12 +91,16 @@ def replay(
     with one_line_errors():
         chosen = selection(level, vm, vcpu, time, rip)
     if controls:
+        if policy or sweep is not None or cluster is not None or bursts or lost:
+            raise fail("--controls asks for every exit, not for a policy: give it without one")
         _controls(trace, chosen, as_json=as_json, markdown=markdown, html=html)
         return
     if not policy and sweep is None:
         raise fail("no policy: give --policy FILE, --sweep BITS, or --controls")
     if cluster is not None and not chosen.is_all:
         raise fail("--cluster counts whole traces: leave --level, --vm, --vcpu, --time, --rip out")
+    if lost and (sweep is not None or not chosen.is_all):
+        raise fail("--lost judges whole traces by --policy: leave --sweep and selections out")
     model = _model(cost)
     bits = None if sweep is None else _bits(sweep)
     kept = None if keep is None else _pair(keep)
@@ -116,6 +127,10 @@ def replay(
             )
         else:
             result = replaying.replay(trace, policies, model=model, tallied=tallied, chosen=chosen)
+            if lost:
+                from trapgate.replay.needs import with_lost_exceptions
+
+                result = with_lost_exceptions(result, trace, policies)
         intervals = {}
         if bursts:
             from trapgate.replay.bursts import burst_interval
@@ -199,17 +214,11 @@ def _show(result: Replay, top: int) -> None:
     out.print(table)
     if len(result.outcomes) > top:
         out.print(f"({len(result.outcomes) - top:,} more; --top shows them)")
-    basis = {
-        "latencies": "time by the trace's own latencies; the interval holds 95 % of what runs like "
-        "this one show, if exits come independently (--bursts if not); two recordings differ by "
-        "1.41 times as much",
-        "cost model": "the trace has no latencies: time by the cost model (--cost)",
-    }
     out.print(
         f"\nrecorded: {first.recorded_exits:,} exits of judged events; {first.outside:,} events "
         f"that no policy judges ({first.outside_exits:,} of them exits)"
     )
-    out.print(basis.get(first.time.basis, f"time by {first.time.basis} (--cost)"))
+    out.print(f"time {first.time.words}")
     if any(outcome.unjudged_exits for outcome in result.outcomes[:top]):
         out.print("saved: from none to all of the unjudged exits; times are of the others")
     for outcome in result.outcomes[:top]:

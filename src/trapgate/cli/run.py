@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trapgate.cli.injections import read_injections
+from trapgate.cli.injections import finder, read_injections
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -110,6 +110,8 @@ Examples:
 
   trapgate run --disk xv6.img --disk fs.img --memory 512M
 
+  trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --cpus 4 --seed 7
+
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
 Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
@@ -145,6 +147,15 @@ def run(
         str, typer.Option(help=r"Text to type on the PS/2 keyboard; \n is Enter.")
     ] = "",
     memory: Annotated[str, typer.Option(help="RAM of the guest.")] = "128M",
+    cpus: Annotated[
+        int, typer.Option(min=1, max=32, help="Processors, which take turns on one host thread.")
+    ] = 1,
+    turn: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Instructions of a turn, on average; --seed draws the length of each."
+        ),
+    ] = 100_000,
     append: Annotated[str, typer.Option(help="Kernel command line.")] = "",
     initrd: Annotated[Path | None, typer.Option(help="Initial RAM disk, or module.")] = None,
     module: Annotated[
@@ -175,10 +186,32 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop when this regular expression appears.")
     ] = None,
+    no_reboot: Annotated[
+        bool,
+        typer.Option(
+            "--no-reboot",
+            help="End when the guest resets the machine. Without a disk's boot sector or firmware "
+            "to start again a reset always ends.",
+        ),
+    ] = False,
+    reset_on_triple_fault: Annotated[
+        bool,
+        typer.Option(
+            "--reset-on-triple-fault",
+            help="A triple fault resets the machine, as on a PC, instead of telling its story.",
+        ),
+    ] = False,
     trace: Annotated[
         Path | None, typer.Option(help="Write every fault to this Parquet file.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Start of the time-stamp counter.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Start of the time-stamp counter and of RDRAND, and the order in which processors "
+            "meet: another number, another schedule.",
+        ),
+    ] = 0,
     max_instructions: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many instructions.")
     ] = None,
@@ -195,8 +228,9 @@ def run(
     inject: Annotated[
         list[str] | None,
         typer.Option(
-            help="Deliver an event by VM entry: EVENT@INSTRUCTIONS, as PF(code=2,cr2=0x1000)@5000, "
-            "GP(0x10)@5000, NMI@5000, INT 0x20@5000. Repeatable."
+            help="Deliver an event by VM entry: EVENT@WHEN, as PF(code=2,cr2=0x1000)@5000, "
+            "NMI@rip=0x101234#3, GP(0x10)@symbol=trap, UD@exit=CPUID, INT 0x20@fault=PF, "
+            'DB@output="login:". Repeatable.'
         ),
     ] = None,
     gdb: Annotated[
@@ -220,6 +254,8 @@ def run(
     """Run a guest with the terminal as its console."""
     if guest is not None and bios is not None:
         raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
+    if gdb is not None and cpus > 1:
+        raise fail("--gdb: the debugger knows one processor; leave --cpus out")
     if guest is None and not (bios or disk or cdrom or floppy):
         raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     with one_line_errors(), prepared():
@@ -232,6 +268,8 @@ def run(
                 bios,
                 keys,
                 memory_size(memory),
+                cpus,
+                turn,
                 append,
                 initrd,
                 module or [],
@@ -240,6 +278,8 @@ def run(
                 protect,
                 text,
                 until,
+                no_reboot,
+                reset_on_triple_fault,
                 trace,
                 seed,
                 max_instructions,
@@ -264,6 +304,8 @@ def _run(
     bios: Path | None,
     keys: str,
     memory: int,
+    cpus: int,
+    turn: int,
     append: str,
     initrd: Path | None,
     modules: list[str],
@@ -272,6 +314,8 @@ def _run(
     protect: Protect | None,
     text: str,
     until: str | None,
+    no_reboot: bool,
+    reset_on_triple_fault: bool,
     trace: Path | None,
     seed: int,
     max_instructions: int | None,
@@ -292,13 +336,20 @@ def _run(
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
-    injections = read_injections(inject)
+    injections = read_injections(inject, finder(guest, symbols))
     settings = None if vmcs is None else _settings(vmcs)
     names = namer(guest, symbols)
-    plugged = board(disks, cds, floppies, bios, memory, kernel=guest is not None)
+    plugged = board(disks, cds, floppies, bios, memory, processors=cpus, kernel=guest is not None)
     image: GuestImage | None = None
     if guest is not None:
-        image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
+        image = load_guest(
+            guest,
+            memory=memory,
+            append=append,
+            initrd=initrd,
+            modules=modules,
+            processors=cpus,
+        )
     elif bios is not None:
         guest, image = bios, load_bios(bios)
     else:
@@ -320,6 +371,8 @@ def _run(
             explain=explanations if explain else None,
             board=plugged,
         )
+        vm.turns.length = turn
+        vm.reboots, vm.resets_on_triple_fault = not no_reboot, reset_on_triple_fault
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
         if image is None:

@@ -40,6 +40,7 @@ from trapgate.instructions.intercepts import (
     intercept_mov_to_cr,
     intercept_mwait,
     intercept_pause,
+    intercept_pause_loop,
     intercept_rdmsr,
     intercept_rdpmc,
     intercept_rdtsc,
@@ -178,6 +179,8 @@ def execute(v: Cells, r: Cells, mem: Memory, x: Cells, n: Cells, word: int, time
         return outcome
     if opcode == 0x90:
         outcome = intercept_pause(v, start + 1)
+        if outcome == GO_ON:
+            outcome = intercept_pause_loop(v, x, time, start + 1)
         if outcome == GO_ON:
             advance(v, start + 1)
         return outcome

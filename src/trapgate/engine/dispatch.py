@@ -185,6 +185,7 @@ def arbitrate(
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
         m[mc.ATTENTION] |= mc.AT_ONCE
         m[mc.DEADLINE] = 0
+        m[mc.PATIENCE] = 0
     return mc.RUNNING
 
 

@@ -23,7 +23,12 @@ from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
-from trapgate.sdm.controls import PIN_NMI_EXITING, PIN_VIRTUAL_NMIS
+from trapgate.sdm.controls import (
+    PIN_NMI_EXITING,
+    PIN_VIRTUAL_NMIS,
+    PRIMARY_PAUSE_EXITING,
+    SECONDARY_PAUSE_LOOP_EXITING,
+)
 from trapgate.sdm.state import BLOCKING_BY_NMI
 
 _CC = 0x8D5
@@ -457,7 +462,8 @@ def arm(m: Cells, env: int, v: Cells) -> None:
     table = v[f.CRITERIA_TABLE_INSTRUCTIONS] != 0
     if primary & 1 << 9 or table:
         words |= 1 << (at.SVM_INVLPG - at.SVM_BASE)
-    if primary & 1 << 30 or table:
+    loops = secondary & SECONDARY_PAUSE_LOOP_EXITING
+    if primary & PRIMARY_PAUSE_EXITING or loops or table:
         words |= 1 << (at.SVM_PAUSE - at.SVM_BASE)
     pin = v[f.PIN_BASED_CONTROLS]
     unblocks = pin & PIN_NMI_EXITING == 0 or pin & PIN_VIRTUAL_NMIS != 0

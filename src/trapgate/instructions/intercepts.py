@@ -17,6 +17,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import reasons as why
 from trapgate.sdm import state as st
+from trapgate.sdm.vmx import FIRST_PAUSE, LATEST_PAUSE
 
 GO_ON = 0
 EXITED = 1
@@ -154,6 +155,26 @@ def intercept_hlt(v: Cells, length: int) -> int:
 def intercept_pause(v: Cells, length: int) -> int:
     """PAUSE: "PAUSE exiting"."""
     return exit_if(v, ct.PRIMARY_PAUSE_EXITING, why.REASON_PAUSE, 0, length)
+
+
+@core
+def intercept_pause_loop(v: Cells, x: Cells, now: int, length: int) -> int:
+    """PAUSE: "PAUSE-loop exiting", at CPL 0; `now` is the time-stamp counter, without its offset.
+
+    SDM, "Instructions That Cause VM Exits Conditionally": a PAUSE that comes more than PLE_GAP
+    after the last one begins a loop, and one more than PLE_WINDOW after that beginning exits.
+    Entries by the VMM in Python begin none: they come when something outside wants to look.
+    """
+    if (secondary_controls(v) & ct.SECONDARY_PAUSE_LOOP_EXITING) == 0 or privilege_level(v) != 0:
+        return GO_ON
+    begins = now - x[LATEST_PAUSE] > v[f.PLE_GAP]
+    x[LATEST_PAUSE] = now
+    if begins:
+        x[FIRST_PAUSE] = now
+    if now - x[FIRST_PAUSE] <= v[f.PLE_WINDOW]:
+        return GO_ON
+    vm_exit(v, why.REASON_PAUSE, 0, length)
+    return EXITED
 
 
 @core

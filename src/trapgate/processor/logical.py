@@ -117,9 +117,10 @@ class LogicalProcessor:
         self.head: Cells = np.zeros(HEAD_LENGTH, np.int64)
         self.head[HEAD_CAPACITY] = journal
         # Plain integers, and quicker to reach from Python than the arrays.
-        self._words = memoryview(self.engine.cells.data)
+        self._words = self.engine.words
         self._head = memoryview(self.head.data)
         self.x86_vmm = X86Vmm(self.engine)
+        self.engine.offer_vmx(self.x86_vmm.state, self.x86_vmm.vmcs)
         """The VMM that the guest may be itself."""
         self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None

@@ -8,7 +8,7 @@ figure 2).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from trapgate.compiler.dialect import Cells
@@ -19,15 +19,14 @@ from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be k
 from trapgate.engine.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
-from trapgate.events.journal import (
-    HEAD_GENERATION,
-    HEAD_SEQUENCE,
-    HEAD_VM,
-)
+from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
 from trapgate.instructions.intercepts import EXITED, GO_ON, platform_exit, window_exit
 from trapgate.processor import decoded, stepping, table_writes
-from trapgate.processor.logical import LogicalProcessor, Outcome, signed
+from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
+from trapgate.processor.own_state import OwnState
+from trapgate.processor.pins import Smi
 from trapgate.processor.reset import reset
+from trapgate.processor.x86_vmm import X86Vmm
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
@@ -123,15 +122,6 @@ class VmExit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Smi:
-    """A pending SMI: the exit that it causes, and the fields that this writes beside."""
-
-    reason: ExitReason
-    qualification: int
-    fields: Mapping[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class VmFail:
     """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
 
@@ -156,17 +146,21 @@ class Processor(LogicalProcessor):
     def __init__(self, memory: int, *, engine: str = "auto", journal: int = 4096) -> None:
         super().__init__(memory, engine=engine, journal=journal)
         self._numbers: dict[int, int] = {}
-        self._interrupt: int | None = None
-        self._nmi = False
-        self._init = False
-        self._smi: _Smi | None = None
-        self._start_up: int | None = None
+        first = OwnState(0, self.engine, self.registers, self.x86_vmm)
+        self.every = [first]
+        """The logical processors, one of which has the engine."""
+        self._own = first
+        self.pins = first.pins
         self.watches_priority = False
         """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
         self.expires: float | None = None
         """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
         so is slow, has to stop; its run then ends with an exit of the preemption timer."""
         self._checked = 0
+        self.stops_at_events = False
+        """Whether an event of the guest's ends the run, as the preemption timer does: where the
+        guest is about to go on."""
+        self._entered = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
         self.skipped = 0
@@ -214,6 +208,10 @@ class Processor(LogicalProcessor):
 
     def _make_room(self) -> None:
         """Drain the journal in time; the engine stops at JOURNAL_LIMIT for this."""
+        if self.stops_at_events:
+            self.drain()
+            self._words[stops.JOURNAL_LIMIT] = self._head[HEAD_SEQUENCE] + 1
+            return
         if self._sink is None:
             self._words[stops.JOURNAL_LIMIT] = _FOREVER
             return
@@ -251,30 +249,22 @@ class Processor(LogicalProcessor):
 
     def interrupt(self, vector: int | None) -> None:
         """Assert an external interrupt with `vector` (None: no longer)."""
-        self._interrupt = vector
+        self.pins.interrupt = vector
 
     def nmi(self) -> None:
         """Signal a non-maskable interrupt; it stays pending until it is taken."""
-        self._nmi = True
-
-    @property
-    def woken(self) -> bool:
-        """Does an event wait at the pins, interrupts aside, that a halted guest takes?"""
-        if self.in_force[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI:
-            return self._start_up is not None
-        init = self._init and not self.x86_vmm.in_root_operation
-        return self._nmi or self._smi is not None or init
+        self.pins.nmi = True
 
     def init(self) -> None:
         """Signal INIT; it stays pending in VMX root operation and in the wait-for-SIPI state."""
-        self._init = True
+        self.pins.init = True
 
     def start_up(self, vector: int) -> None:
         """Send a start-up IPI of eight bits; it is lost unless the processor waits for one.
 
         In activity state 3, wait-for-SIPI, it exits: STARTUP_IPI, `vector` in the qualification.
         """
-        self._start_up = vector & 0xFF
+        self.pins.start_up = vector & 0xFF
 
     def smi(self, io: VmExit | None = None) -> None:
         """Signal a system-management interrupt, which exits with OTHER_SMI if `extended`.
@@ -284,7 +274,7 @@ class Processor(LogicalProcessor):
         IO_RDI and IO_RIP hold what the registers are now, before RIP moves on).
         """
         if io is None:
-            self._smi = _Smi(ExitReason.OTHER_SMI, 0, {})
+            self.pins.smi = Smi(ExitReason.OTHER_SMI, 0, {})
             return
         r = self.registers.cells
         fields = {
@@ -293,7 +283,36 @@ class Processor(LogicalProcessor):
             f.IO_RDI: int(r[registers.RDI]),
             f.IO_RIP: signed(io.vmcs["GUEST_RIP"]),
         }
-        self._smi = _Smi(ExitReason.IO_SMI, io.qualification, fields)
+        self.pins.smi = Smi(ExitReason.IO_SMI, io.qualification, fields)
+
+    # Several logical processors.
+
+    def add(self, vmcs: Vmcs) -> OwnState:
+        """One more logical processor, as after a reset; `vmcs` is current on it.
+
+        Turns change between two VM entries (`turn_to`).
+        """
+        one = OwnState(len(self.every), self.engine, Registers(), X86Vmm(self.engine))
+        self.every.append(one)
+        head = self.head.copy()
+        head[HEAD_CPU] = one.number
+        head[HEAD_GENERATION] = self._numbers.setdefault(id(vmcs), len(self._numbers))
+        one.put_aside(vmcs, head)
+        return one
+
+    def runs(self, one: OwnState) -> bool:
+        """Whether that is the one that has the engine."""
+        return one is self._own
+
+    def turn_to(self, one: OwnState) -> None:
+        """Go on as another one of `every`; cached translations of linear addresses are lost."""
+        if one is self._own:
+            return
+        self._own.put_aside(self._vmcs, self.head)
+        one.take_up(self.head)
+        self._own = one
+        self._vmcs = one.vmcs
+        self.registers, self.pins, self.x86_vmm = one.registers, one.pins, one.x86_vmm
 
     # The two instructions of seed two.
 
@@ -328,7 +347,8 @@ class Processor(LogicalProcessor):
             self._attach(vmcs)
         elif not v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID:
             engine.flush_translations()
-        if self._sink is not None:
+        if self._sink is not None or self.stops_at_events:
+            self._entered = self._head[HEAD_SEQUENCE]
             self._make_room()
         c[stops.PINS] = self._pins
         c[stops.STOP] = stops.RUNNING
@@ -359,12 +379,12 @@ class Processor(LogicalProcessor):
     @property
     def _pins(self) -> int:
         """What waits at the pins, as bits of PINS."""
-        pins = 0
-        if self._interrupt is not None:
-            pins = stops.PIN_INTERRUPT
-        if self._nmi or self._init or self._smi is not None or self._start_up is not None:
-            pins |= stops.PIN_EVENT
-        return pins | stops.PIN_PRIORITY if self.watches_priority else pins
+        waiting = 0
+        if self.pins.interrupt is not None:
+            waiting = stops.PIN_INTERRUPT
+        if self.pins.has_event:
+            waiting |= stops.PIN_EVENT
+        return waiting | stops.PIN_PRIORITY if self.watches_priority else waiting
 
     def _handle_stop(self) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit to this VMM.
@@ -435,6 +455,9 @@ class Processor(LogicalProcessor):
     def _attend(self, v: Cells) -> bool:
         """Take what is pending, in the order of "Priority Among Concurrent Events" (SDM)."""
         c = self.engine.cells
+        if self.stops_at_events and self._head[HEAD_SEQUENCE] > self._entered:
+            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
+            return True
         exited = self._take(v)
         if not exited:
             # What is pending may stay blocked: let the guest execute a block before the next look.
@@ -451,26 +474,28 @@ class Processor(LogicalProcessor):
         pin = int(v[f.PIN_BASED_CONTROLS])
         state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
         activity = v[f.GUEST_ACTIVITY_STATE]
-        start_up, self._start_up = self._start_up, None
+        pins = self.pins
+        start_up, pins.start_up = pins.start_up, None
         if activity == ACTIVITY_WAIT_FOR_SIPI:
             # SDM, "Activity State" of VM entries: everything else is blocked.
             if start_up is not None:
                 vm_exit(v, ExitReason.STARTUP_IPI, start_up, 0)
             return start_up is not None
-        smi, self._smi = self._smi, None
+        smi, pins.smi = pins.smi, None
         if smi is not None and self._smi_exits(v, smi):
             return True
-        if self._init and not self.x86_vmm.in_root_operation:
-            self._init = False
+        if pins.init and not self.x86_vmm.in_root_operation:
+            pins.init = False
             if platform_exit(v, True, ExitReason.INIT_SIGNAL, 0) == EXITED:
                 return True
-            reset(self, v)
+            reset(self.registers.cells, v)
+            self.engine.flush_translations()
             self.platform_reset()
             return False
-        if self._nmi and not state & _BLOCKED_BY_STI_OR_SS:
+        if pins.nmi and not state & _BLOCKED_BY_STI_OR_SS:
             blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
             if not blocked:
-                self._nmi = False
+                pins.nmi = False
                 return self._wake(v, 2, 2)
         if activity == ACTIVITY_SHUTDOWN:
             return False
@@ -481,21 +506,21 @@ class Processor(LogicalProcessor):
         if v is self.x86_vmm.vmcs and (interruptible or exiting) and self._awaits_window():
             vm_exit(self.move_to_vmcs0(), ExitReason.INTERRUPT_WINDOW, 0, 0)
             return True
-        if self._interrupt is not None:
-            vector = self._interrupt
+        if pins.interrupt is not None:
+            vector = pins.interrupt
             if exiting and self._interrupt_exits(v, vector):
                 vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
                 if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
-                    self._interrupt = None
+                    pins.interrupt = None
                     word, _ = Interruption(vector, 0).encode()  # type: ignore[arg-type]
                     v[f.VM_EXIT_INTERRUPTION_INFORMATION] = word
                 return True
             if interruptible:
-                self._interrupt = None
+                pins.interrupt = None
                 return self._wake(v, vector, 0)
         return False
 
-    def _smi_exits(self, v: Cells, smi: _Smi) -> bool:
+    def _smi_exits(self, v: Cells, smi: Smi) -> bool:
         """Put an SMI to the criteria; whether it exits.
 
         One that does not is for system-management mode, whose handler is RSM alone. VT-x lets

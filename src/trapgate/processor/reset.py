@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from trapgate.compiler.dialect import Cells
-from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.controls import ENTRY_IA32E_MODE_GUEST
@@ -39,8 +38,10 @@ _RIGHTS: Final = (_DATA, _CODE, _DATA, _DATA, _DATA, _DATA, _LDT, _BUSY_TSS)
 """Of ES, CS, SS, DS, FS, GS, LDTR and TR, as the fields lie."""
 
 
-def reset(processor: LogicalProcessor, v: Cells) -> None:
-    """Put the guest of the VMCS `v` into the state that INIT leaves.
+def reset(r: Cells, v: Cells) -> None:
+    """Put the guest with the registers `r` and the VMCS `v` into the state that INIT leaves.
+
+    Cached translations are the caller's to flush.
 
     CS is F000H with the base F0000H, where this machine's firmware lies (FFFF0000H on boards
     that show it below 4 GiB). x87 and SSE registers, the time-stamp counter and most MSRs stay.
@@ -56,10 +57,8 @@ def reset(processor: LogicalProcessor, v: Cells) -> None:
     v[f.CR0_READ_SHADOW] = cr0 & _CD_NW | _ET
     v[f.GUEST_CR0] = cr0 & _CD_NW | _ET | CR0_NE
     v[f.VM_ENTRY_CONTROLS] &= ~ENTRY_IA32E_MODE_GUEST
-    r = processor.registers.cells
     r[:16] = 0
     r[registers.RDX] = _SIGNATURE
     for number in (registers.CR2, registers.DR0, registers.DR1, registers.DR2, registers.DR3):
         r[number] = 0
     r[registers.DR6] = 0xFFFF_0FF0
-    processor.engine.flush_translations()

@@ -30,49 +30,56 @@ def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
 
 
 class ProcessorSnapshot:
-    """A processor and the VMCS of its guest as they were when this was made.
+    """The logical processors and the VMCSs of their guest as they were when this was made.
 
-    `others` are further arrays that go back with it. `restore` costs what was changed since, or
-    since the snapshot that the processor was at last taken back to, and the difference between
-    the two. Translated code stays, but that of pages that are copied back.
+    `vmcs` is that of the one whose turn it is, `others` are further arrays that go back with it.
+    `restore` costs what was changed since, or since the snapshot that the processor was at last
+    taken back to, and the difference between the two. Translated code stays, but that of pages
+    that are copied back.
     """
 
     def __init__(self, processor: Processor, vmcs: Vmcs, others: Iterable[Cells] = ()) -> None:
         processor.make_current(vmcs)
         processor.drain()
         self._processor, self._vmcs = processor, vmcs
+        self._running = next(one for one in processor.every if processor.runs(one))
         engine = processor.engine
         head = processor.head
-        arrays = {
-            "vmcs": vmcs.cells,
-            "registers": processor.registers.cells,
-            "device pages": engine.devices.pages,
-            "counts": head[: _NESTED.start],
-            "completed": head[_NESTED.stop :],
-            "x86 VMM": processor.x86_vmm.state,
-            "x86 VMM's VMCS": processor.x86_vmm.vmcs,
-            "x87 and SSE": engine.vector_registers,
-            **{f"cell {n}": engine.cells[n : n + 1] for n in stops.RUN_STATE},
-        }
-        self._copies = MemoryCopy(engine, (*arrays.values(), *others))
+        waiting = [one for one in processor.every if one is not self._running]
+        vmcss = [vmcs, *(one.vmcs for one in waiting if one.vmcs is not None)]
+        arrays = [
+            *(one.cells for one in vmcss),
+            *(array for one in processor.every for array in one.arrays()),
+            *(array for one in waiting for array in one.put_aside_in()),
+            *(engine.devices.pages, engine.vector_registers),
+            *(head[: _NESTED.start], head[_NESTED.stop :]),
+            *(engine.cells[n : n + 1] for n in stops.RUN_STATE),
+        ]
+        self._copies = MemoryCopy(engine, (*arrays, *others))
         self._nested_counts = head[_NESTED].copy()
         self._patience = dict(engine.patience)
         self._rows = processor.rows.copy()
         self._sequence = int(head[HEAD_SEQUENCE])
-        self._launched = vmcs.launched
-        self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, processor.x86_vmm)]
+        self._launched = [(one, one.launched) for one in vmcss]
+        parts = [part for one in processor.every for part in (one.pins, one.x86_vmm)]
+        self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, *parts)]
+        self._smis = [(one.pins, one.pins.smi) for one in processor.every]
 
     def restore(self) -> int:
         """Go back; how many pages of memory were copied."""
         processor, engine = self._processor, self._processor.engine
+        processor.turn_to(self._running)
         processor.make_current(self._vmcs)
         processor.drain()
         self._restore_rows()
-        if processor.x86_vmm.state[ENTRIES]:
+        if any(one.x86_vmm.state[ENTRIES] for one in processor.every):
             processor.head[_NESTED] = self._nested_counts
         if engine.patience != self._patience:
             engine.patience = dict(self._patience)
-        self._vmcs.launched = self._launched
+        for vmcs, launched in self._launched:
+            vmcs.launched = launched
+        for pins, smi in self._smis:
+            pins.smi = smi
         for attributes, saved_values in self._plain:
             attributes.update(saved_values)
         return self._copies.restore()

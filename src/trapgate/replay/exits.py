@@ -40,6 +40,7 @@ _TARGETS: Final = (
 _OTHER_FIELDS: Final = (
     *(Field.CR0_GUEST_HOST_MASK, Field.CR0_READ_SHADOW, Field.CR4_GUEST_HOST_MASK),
     *(Field.CR4_READ_SHADOW, Field.CR3_TARGET_COUNT, Field.TPR_THRESHOLD),
+    *(Field.PLE_GAP, Field.PLE_WINDOW),
 )
 _ENUMERATIONS: Final = {
     Field.PIN_BASED_CONTROLS: PinControl,
@@ -227,7 +228,7 @@ def _others(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
     word, held = accesses.word(), policy.intercepts
     pause = word.is_in(["PAUSE_INSTRUCTION", "pause", "EXIT_PAUSE"])
     each, loops = PrimaryControl.PAUSE_EXITING, SecondaryControl.PAUSE_LOOP_EXITING
-    windows = held.ple_window is not None or held.ple_gap is not None
+    windows = policy.names(Field.PLE_WINDOW) or policy.names(Field.PLE_GAP)
     if policy.names(_PRIMARY, each) or policy.names(_SECONDARY, loops) or windows:
         if policy.has(_PRIMARY, each):
             found.append(_sure(pause, exits=True))

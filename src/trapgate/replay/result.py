@@ -56,6 +56,36 @@ class TimeSaved:
     unit: str
     basis: str
 
+    @property
+    def of_two_recordings(self) -> tuple[float, float]:
+        """The interval of the difference that a second recording shows: as wide as that of two
+        independent ones, root 2 times.
+        """
+        spread = math.sqrt(2) * (self.high - self.low) / 2
+        middle = (self.high + self.low) / 2
+        return middle - spread, middle + spread
+
+    @property
+    def words(self) -> str:
+        """What kind of interval it is."""
+        if self.basis == "latencies":
+            return (
+                "by the trace's own latencies; the interval holds 95 % of what runs like this one "
+                "show, if exits come independently (--bursts if not); two recordings differ by "
+                "1.41 times as much"
+            )
+        if self.basis == "cost model":
+            return (
+                "by the cost model (--cost), for the trace has no latencies; the interval is that "
+                "of the model's costs, which are assumed"
+            )
+        return "by latencies where the trace has them, else by the cost model (--cost)"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        low, high = self.of_two_recordings
+        return asdict(self) | {"interval": self.words, "of_two_recordings": [low, high]}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -103,7 +133,8 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"saved_range": list(self.saved_range)}
+        more = {"saved_range": list(self.saved_range), "time": self.time.as_json()}
+        return asdict(self) | more
 
 
 @dataclass(frozen=True)
@@ -153,6 +184,7 @@ class Replay:
         )
         time = f"time saved ({first.time.unit}, 95 %, by {first.time.basis})"
         parts += [Table((*heads, time), rows, "policies beside the recorded run")]
+        parts.append(Paragraph(f"Time {first.time.words}."))
         parts += [Paragraph(f"{one.policy}: {one.summary}") for one in self.outcomes[:SHOWN]]
         for one in self.outcomes[:SHOWN]:
             parts += reason_parts(one)

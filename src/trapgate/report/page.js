@@ -186,8 +186,8 @@
     }
     const most = Math.max(...grid.values());
     const head = element("tr", {}, element("th", { scope: "col" }, titles.symbol));
-    codes.forEach((c) => head.append(element("th", { scope: "col", class: "code" },
-      cube.labels.code[c])));
+    codes.forEach((c) => head.append(element("th", { scope: "col", class: "code",
+      title: data.words[cube.labels.code[c]] || "" }, cube.labels.code[c])));
     const table = element("table", { class: "heat" }, element("thead", {}, head));
     const body = element("tbody", {});
     for (const s of symbols) {
@@ -232,8 +232,10 @@
       const row = element("div", { class: "chain" }, element("b", {}, number(chain.count) + " ×"));
       chain.steps.forEach((step, n) => {
         if (n) row.append("→");
+        const label = `${step.vector} ${step.code}`.trim();
         row.append(element("span", { class: "step s-" + step.disposition },
-          `${step.vector} ${step.code} ${step.disposition}`.replace("  ", " ")));
+          `${label} ${step.disposition}`, element("span", { class: "words" },
+            data.words[label] || "")));
       });
       list.append(row);
     }

@@ -68,7 +68,7 @@ def report(
         "chains": found_chains,
         "policies": [],
         "truth": None,
-        "words": _words(cube.labels["code"]),
+        "words": _words([*cube.labels["code"], *_coded(found_chains)]),
         "lost": lost_events(traces),
     }
     if policies:
@@ -188,6 +188,11 @@ def _said(frame: DataFrame, policy: Policy) -> list[int]:
     number = pl.when(found.exits).then(EXIT).otherwise(DELIVER)
     numbers: list[int] = frame.select(number.alias("n"))["n"].to_list()
     return numbers
+
+
+def _coded(chains_found: Sequence[dict[str, Any]]) -> list[str]:
+    steps = [step for chain in chains_found for step in chain["steps"]]
+    return [f"{step['vector']} {step['code']}" for step in steps]
 
 
 def _words(labels: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a trace holds: per reason, vector, error code and symbol, with times."""
+"""What a trace holds: per reason, vector, error code, processor and symbol, with times."""
 
 from __future__ import annotations
 
@@ -166,6 +166,7 @@ def _statistics(
         "reason": [words.alias("reason")],
         "vector": [pl.col("vector")],
         "error code": [pl.col("vector"), pl.col("error_code")],
+        "vCPU": [pl.col("vcpu")],
     }
     if symbols is not None:
         check_symbols(lazy, symbols)
@@ -188,6 +189,9 @@ def _statistics(
         events = int(frame["count"].sum())
         if name == "error code":
             frame = frame.filter(pl.col("error_code").is_not_null())
+        elif name == "vCPU" and len(frame) == 1:
+            # There is one, or nobody says.
+            frame = frame.clear()
         tables[name] = _lines(frame, len(key), events, name, symbols)
     return Stat(events, unit, tables, lost_events(paths), chosen.words())
 

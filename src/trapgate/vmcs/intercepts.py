@@ -1,4 +1,4 @@
-"""What a VMCS points to and a VMCS file says for `replay`: bitmaps, windows, EPT entries.
+"""What a VMCS points to and a VMCS file says for `replay`: bitmaps and EPT entries.
 
 ```toml
 [intercepts]
@@ -7,7 +7,6 @@ msr_reads = ["0x800-0x83F"]            # bits of the MSR bitmaps for RDMSR
 msr_writes = [0x6E0]                   # and for WRMSR
 late_mapping = false                   # EPT: are pages left out until they are touched?
 write_protection = false               # EPT: are pages write-protected?
-ple_window = 4096                      # PAUSE-loop exiting, in ticks of the time-stamp counter
 ```
 
 A processor finds these in memory, which a file cannot fill; a judge of recorded exits needs
@@ -29,23 +28,16 @@ MSRS: Final = 1 << 32
 
 @dataclass(frozen=True)
 class Intercepts:
-    """Contents of bitmaps and of EPT entries; None where a file says nothing of them.
-
-    `ple_window` and `ple_gap` are in ticks of the time-stamp counter (SDM, "VM-Execution
-    Control Fields").
-    """
+    """Contents of bitmaps and of EPT entries; None where a file says nothing of them."""
 
     ports: Ranges | None = None
     msr_reads: Ranges | None = None
     msr_writes: Ranges | None = None
     late_mapping: bool | None = None
     write_protection: bool | None = None
-    ple_window: int | None = None
-    ple_gap: int | None = None
 
 
 _LIMITS: Final = {"ports": PORTS, "msr_reads": MSRS, "msr_writes": MSRS}
-_TRUTHS: Final = ("late_mapping", "write_protection")
 _NAMES: Final = tuple(field.name for field in fields(Intercepts))
 
 
@@ -62,15 +54,10 @@ def parse_intercepts(table: Mapping[str, object], path: str = "") -> Intercepts:
             raise VmcsFileError(problem, field=where, path=path)
         if name in _LIMITS:
             found[name] = _ranges(value, _LIMITS[name], where, path)
-        elif name in _TRUTHS:
-            if not isinstance(value, bool):
-                raise VmcsFileError(f"{value!r} is neither true nor false", field=where, path=path)
-            found[name] = value
-        elif type(value) is int and 0 <= value < MSRS:
+        elif isinstance(value, bool):
             found[name] = value
         else:
-            problem = f"{value!r} is no number of 32 bits"
-            raise VmcsFileError(problem, field=where, path=path)
+            raise VmcsFileError(f"{value!r} is neither true nor false", field=where, path=path)
     return Intercepts(**found)  # type: ignore[arg-type]  # the types are those just checked
 
 

@@ -80,7 +80,7 @@ def _escalates(first: int, second: int) -> bool:
 
 def identity(vm: Platform, leaf: int, subleaf: int) -> Leaf:
     """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`, on this machine as it is."""
-    eax, ebx, ecx, edx = cpuid(leaf, subleaf)
+    eax, ebx, ecx, edx = cpuid(leaf, subleaf, vm.cpu.number)
     if leaf == 1 and not vm.devices.apic.enabled:
         edx &= ~APIC
     can_save = vm.processor.engine.has_xsave
@@ -125,7 +125,7 @@ def halt(vmexit: VmExit, vm: Platform) -> Action:
     vm.advance(vmexit)
     if vmexit.vmcs["GUEST_PENDING_DEBUG_EXCEPTIONS"]:
         return RESUME  # a single step ends the wait
-    return vm.idle()
+    return vm.rest()
 
 
 def read_msr(vmexit: VmExit, vm: Platform) -> Action:
@@ -140,8 +140,8 @@ def read_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
-        known = {**MSRS, **vm.processor.x86_vmm.msrs(), _TSC_ADJUST: vm.tsc_adjust}
-        found = known.get(index, vm.mtrrs.read(index))
+        known = {**MSRS, **vm.processor.x86_vmm.msrs(), _TSC_ADJUST: vm.cpu.tsc_adjust}
+        found = known.get(index, vm.cpu.mtrrs.read(index))
         if found is None:
             return _GENERAL_PROTECTION
         value = found
@@ -162,10 +162,10 @@ def write_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED if allowed else _GENERAL_PROTECTION
     if index == MSR_FEATURE_CONTROL:
         return EMULATED if vm.processor.x86_vmm.set_feature_control(value) else _GENERAL_PROTECTION
-    if vm.mtrrs.read(index) is not None:
-        return EMULATED if vm.mtrrs.write(index, value) else _GENERAL_PROTECTION
+    if vm.cpu.mtrrs.read(index) is not None:
+        return EMULATED if vm.cpu.mtrrs.write(index, value) else _GENERAL_PROTECTION
     if index == _TSC_ADJUST:
-        vm.adjust_tsc(value - vm.tsc_adjust)
+        vm.adjust_tsc(value - vm.cpu.tsc_adjust)
         return EMULATED
     if index == MSR_TSC:
         now = int(effects.time_stamp(vmexit.vmcs.cells, vm.processor.time))
@@ -270,7 +270,13 @@ def undefined(vmexit: VmExit, vm: Platform) -> Action:
 
 
 def nothing(vmexit: VmExit, vm: Platform) -> Action:
-    """An instruction without effect here (PAUSE, WBINVD, INVD)."""
+    """An instruction without effect here (WBINVD, INVD)."""
+    return EMULATED
+
+
+def pause(vmexit: VmExit, vm: Platform) -> Action:
+    """PAUSE in a loop: the processor waits for another one, whose turn it may be."""
+    vm.turns.give_up()
     return EMULATED
 
 
@@ -337,7 +343,7 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.ENTRY_FAILURE_GUEST_STATE: entry_failure,
     ExitReason.MWAIT: undefined,
     ExitReason.MONITOR: undefined,
-    ExitReason.PAUSE: nothing,
+    ExitReason.PAUSE: pause,
     ExitReason.WBINVD: nothing,
     ExitReason.XSETBV: extended_control_register,
     ExitReason.PREEMPTION_TIMER: again,

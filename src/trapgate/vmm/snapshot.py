@@ -28,12 +28,16 @@ class Snapshot:
         self.machine = vm
         self.time = vm.processor.time
         """The virtual time of the moment, in instructions."""
-        self._devices = State({"pc": vm.devices, "mtrrs": vm.mtrrs})
+        self._cpu = vm.cpu
+        cpus = {f"cpu {cpu.number}": cpu for cpu in vm.cpus}
+        self._devices = State({"pc": vm.devices, **cpus})
         self._processor = ProcessorSnapshot(vm.processor, vm.vmcs, self._devices.arrays.values())
         self._plain = [
             (vars(vm), {**plain(vm, _HOST), "stopped": vm.stopped}),
             (vars(tally), plain(tally)),
+            (vars(vm.turns), plain(vm.turns)),
         ]
+        self._watched = vm.watch.state()
         self._counts: list[tuple[Any, Any]] = [
             (tally.exits, tally.exits.copy()),
             (planned, planned.copy()),
@@ -43,13 +47,16 @@ class Snapshot:
 
     def restore(self) -> int:
         """Let the machine be as it was; how many pages of memory had been written."""
+        self.machine.turn_to(self._cpu)
         self._devices.restore()
         for attributes, saved in self._plain:
             attributes.update(saved)
         for container, saved in self._counts:
             if container != saved:
                 put_back(container, saved)
-        return self._processor.restore()
+        copied = self._processor.restore()
+        self.machine.watch.restore(self._watched)
+        return copied
 
     def differing_pages(self) -> int:
         """How many pages of the machine's memory are not now as they were."""

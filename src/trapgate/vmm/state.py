@@ -30,7 +30,7 @@ FIXED = (
 )
 """What never changes, and leads to nothing that does."""
 CONTAINERS = (list, dict, set, deque, bytearray)
-_OURS = ("trapgate.vmm.devices", "trapgate.vmm.mtrrs", "trapgate.vmm.bios")
+_OURS = ("trapgate.vmm.devices", "trapgate.vmm.cpu", "trapgate.vmm.mtrrs", "trapgate.vmm.bios")
 
 
 class SnapshotError(TrapgateError):
@@ -38,9 +38,13 @@ class SnapshotError(TrapgateError):
 
 
 class State:
-    """Everything that changes of what can be reached from `roots`."""
+    """Everything that changes of what can be reached from `roots`.
 
-    def __init__(self, roots: Mapping[str, object]) -> None:
+    But for what classes of the module `leaving` keep, for who wants no snapshot.
+    """
+
+    def __init__(self, roots: Mapping[str, object], *, leaving: str | None = None) -> None:
+        self._leaving = leaving
         self.objects: dict[str, object] = {}
         self.containers: dict[str, Any] = {}
         self.arrays: dict[str, Cells] = {}
@@ -57,6 +61,8 @@ class State:
         while todo:
             path, one = todo.pop()
             if isinstance(one, FIXED) or id(one) in self._seen:
+                continue
+            if type(one).__module__ == self._leaving:
                 continue
             self._seen.add(id(one))
             todo += self._within(path, one)

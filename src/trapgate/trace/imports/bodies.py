@@ -65,6 +65,8 @@ _W_EXCEPTION, _W_HAS_ERROR = map(digest, ("exception", "has_error"))
 _W_READ_MSR, _W_WRITE_MSR, _W_READ_CR, _W_WRITE_CR = map(
     digest, ("msr_read", "msr_write", "cr_read", "cr_write")
 )
+_W_ECX, _W_CR, _W_DATA, _W_VAL = map(digest, ("ecx", "cr", "data", "val"))
+_W_WRITE, _W_RW, _W_SET = map(digest, ("write", "rw", "set"))
 _W_GVEC, _W_ENABLED = map(digest, ("gvec", "enabled"))
 _W_REINJECTED, _W_VECTOR, _W_SOFT, _W_IRQ = map(digest, ("reinjected", "vector", "soft", "irq"))
 
@@ -181,10 +183,7 @@ def fields(text: Cells, at: int, end: int, point: Cells) -> bool:
             point[LENGTH] = after - first
             point[HAS] |= HAS_REASON
             continue
-        good, number = hex_number(text, first, after)
-        if raw and not (after - first > 2 and text[first + 1] == 120):
-            number = decimal_number(text, first, after, 18)
-            good = number >= 0
+        good, number = raw_number(text, first, after) if raw else hex_number(text, first, after)
         if not good:
             return False
         store(point, field, number)
@@ -253,7 +252,7 @@ def injected_exception(text: Cells, at: int, end: int, point: Cells) -> bool:
         for n in range(_NAMES):
             if _NAME_DIGESTS[n] == value:
                 vector = _NAME_VECTORS[n]
-    elif text[at] == 91:  # [FAILED TO PARSE]
+    elif text[at] in (91, 101):  # [FAILED TO PARSE], exception=
         if not fields(text, at, end, point) or not point[HAS] & HAS_ADDRESS:
             return False
         if point[HAS] & HAS_CODE and point[CODE] == -1:
@@ -308,7 +307,7 @@ def injected_interrupt(text: Cells, at: int, end: int, point: Cells) -> bool:
     if at >= end:
         return False
     first = text[at]
-    if first == 91:
+    if first in (91, 118):  # [FAILED TO PARSE], vector=
         if not fields(text, at, end, point) or not point[HAS] & HAS_ADDRESS:
             return False
         return bool(point[ADDRESS] >= 0) and bool(point[ADDRESS] < 256)
@@ -333,9 +332,44 @@ def injected_interrupt(text: Cells, at: int, end: int, point: Cells) -> bool:
 
 
 @LIBRARY.inside
+def accessed_raw(text: Cells, at: int, end: int, point: Cells) -> bool:
+    """Read the fields of kvm_msr or kvm_cr by their names; False if they cannot be read."""
+    while True:
+        begin, at, name = word_at(text, at, end)
+        if begin == at:
+            break
+        begin, at, _ = word_at(text, at, end)
+        good, number = raw_number(text, begin, at)
+        if not good:
+            return False
+        if name in (_W_WRITE, _W_RW):
+            point[HAS] |= IS_WRITE if number else 0
+        elif name in (_W_ECX, _W_CR):
+            point[ADDRESS] = number
+            point[HAS] |= HAS_ADDRESS
+        elif name in (_W_DATA, _W_VAL):
+            point[INFO1] = number
+            point[HAS] |= HAS_INFO1
+    return bool(point[HAS] & HAS_ADDRESS) and bool(point[HAS] & HAS_INFO1)
+
+
+@LIBRARY.inside
+def raw_number(text: Cells, at: int, end: int) -> tuple[bool, int]:
+    """(whether it is a number as tools print it that know an event's layout only; it)."""
+    if end - at > 2 and text[at + 1] == 120:
+        return hex_number(text, at, end)
+    number = decimal_number(text, at, end, 18)
+    return number >= 0, number
+
+
+@LIBRARY.inside
 def accessed(text: Cells, at: int, end: int, point: Cells) -> bool:
-    """Read `msr_write 6e0 = 0x1f` or `cr_read 3 = 0x2000`; False if it cannot be read."""
-    _, at, value = word_at(text, at, end)
+    """Read `msr_write 6e0 = 0x1f`, `cr_read 3 = 0x2000`, `write=1 ecx=0x6e0 data=0x1f` or
+    `rw=0 cr=3 val=0x2000`; False if it cannot be read.
+    """
+    begin, at, value = word_at(text, at, end)
+    if begin < at < end and text[at] == 61:
+        return accessed_raw(text, begin, end, point)
     if value in (_W_WRITE_MSR, _W_WRITE_CR):
         point[HAS] |= IS_WRITE
     elif value not in (_W_READ_MSR, _W_READ_CR):
@@ -361,14 +395,18 @@ def posted(text: Cells, at: int, end: int, point: Cells) -> bool:
             return bool(point[HAS] & HAS_VCPU) and bool(point[HAS] & HAS_ADDRESS)
         if value == _W_ENABLED:
             point[HAS] |= IS_WRITE
+        elif value == _W_SET and at < end and text[at] == 61:
+            begin, at, _ = word_at(text, at, end)
+            point[HAS] |= IS_WRITE if decimal_number(text, begin, at, 9) > 0 else 0
         elif value in (_W_VCPU, _W_VCPU_ID):
             begin, at, _ = word_at(text, at, end)
             point[VCPU] = decimal_number(text, begin, at, 9)
             if point[VCPU] >= 0:
                 point[HAS] |= HAS_VCPU
         elif value == _W_GVEC:
+            raw = at < end and text[at] == 61
             begin, at, _ = word_at(text, at, end)
-            good, number = hex_number(text, begin, at)
+            good, number = raw_number(text, begin, at) if raw else hex_number(text, begin, at)
             if good and 0 <= number < 256:
                 point[ADDRESS] = number
                 point[HAS] |= HAS_ADDRESS
