@@ -14,6 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli.injections import finder, read_injections
+from trapgate.cli.screen import (
+    DisplayOption,
+    ScreenshotOption,
+    UntilScreenOption,
+    screen_lines,
+    shown,
+    take_picture,
+)
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -111,6 +119,8 @@ Examples:
   trapgate run --disk xv6.img --disk fs.img --memory 512M
 
   trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --cpus 4 --seed 7
+
+  trapgate run --floppy kolibri.img --display 8080 --screenshot desktop.png
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
@@ -247,6 +257,9 @@ def run(
     symbols: Annotated[
         Path | None, typer.Option(help="System.map or ELF that names the guest's functions.")
     ] = None,
+    screenshot: ScreenshotOption = None,
+    until_screen: UntilScreenOption = None,
+    display: DisplayOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -291,6 +304,9 @@ def run(
                 wait,
                 report,
                 symbols,
+                screenshot,
+                until_screen,
+                display,
                 as_json,
             )
         )
@@ -327,9 +343,12 @@ def _run(
     wait: bool,
     report: Path | None,
     symbols: Path | None,
+    screenshot: Path | None,
+    until_screen: str | None,
+    display: str | None,
     as_json: bool,
 ) -> int:
-    from trapgate.cli.board import board, screen_lines
+    from trapgate.cli.board import board
     from trapgate.debug.story.names import namer
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
@@ -387,11 +406,16 @@ def _run(
             vm.type(input_bytes(text))
         if keys:
             vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
-        with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
+        with (
+            console,
+            _debugger(vm, gdb, guest, image.bits, wait=wait),
+            shown(vm, until_screen, display),
+        ):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
             writer.close()
+    take_picture(vm, screenshot)
     summary = vm.summary()
     notes = [] if stop.end is End.REFUSED else list(_notes(vm, paging, summary))
     story = _story(vm, names)

@@ -149,4 +149,5 @@ def cga(memory: Readable, bits: int) -> Pixels:
     if bits == 1:
         return np.repeat(single[:, :, None] * 255, 3, axis=2).astype(np.uint8)
     values = single[:, ::2] << 1 | single[:, 1::2]
-    return np.array(TEXT_COLOURS, np.uint8)[_CGA_PALETTE[values]]
+    shown: Pixels = np.array(TEXT_COLOURS, np.uint8)[_CGA_PALETTE[values]]
+    return shown
