@@ -242,7 +242,8 @@ def head(
             f"times in {opened.time_unit}"
         )
         for key, value in opened.run.items():
-            out.print(f"  {plain(key)}: {plain(value)}")
+            told = ", ".join(line for line in value.splitlines() if line)
+            out.print(f"  {plain(key)}: {plain(told)}")
         _show_rows(shown)
 
 
