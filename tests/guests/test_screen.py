@@ -47,7 +47,7 @@ class Screen(Caller):
     def vbe(self, function: int, **registers: int) -> int:
         """A VBE function with ES:DI = 0:5000H; its status."""
         self.vm.vmcs["GUEST_ES_SELECTOR"] = self.vm.vmcs["GUEST_ES_BASE"] = 0
-        self.call(0x10, ax=0x4F00 | function, di=BLOCK, **registers)
+        self.call(0x10, before=b"", ax=0x4F00 | function, di=BLOCK, **registers)
         return int(self.registers.rax) & 0xFFFF
 
     def pixels(self) -> Any:
