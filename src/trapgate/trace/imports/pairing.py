@@ -274,17 +274,21 @@ def take_nested(state: Cells, point: Cells, known: Cells) -> int:
 
 @LIBRARY.inside
 def take_access(state: Cells, point: Cells, known: Cells) -> int:
-    """Which MSR or control register the exit that waits accesses, and the value; 0."""
+    """Which MSR or control register the exit that waits accesses, and the value; 0.
+
+    A guest's guest has registers of its own, of which nothing is kept.
+    """
     has_before = 0
     before = 0
     register = point[ADDRESS]
-    if point[KIND] == CONTROL_REGISTER and point[HAS] & IS_WRITE and register in (0, 4):
+    row = state[_WAITING_ROW:]
+    own = not state[IS_WAITING] or row[LEVEL] != 2
+    if own and point[KIND] == CONTROL_REGISTER and point[HAS] & IS_WRITE and register in (0, 4):
         cell = HAS_CR0 if register == 0 else HAS_CR4
         has_before = state[cell]
         before = state[cell + 1]
         state[cell] = 1
         state[cell + 1] = point[INFO1]
-    row = state[_WAITING_ROW:]
     if not state[IS_WAITING]:
         known[STRAY] += 1
     elif not row[ACCESSED]:
