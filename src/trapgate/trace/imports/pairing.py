@@ -38,6 +38,7 @@ from trapgate.trace.imports.points import (
     NESTED_INJECTION,
     NOTHING,
     PAGE_FAULT,
+    PAUSE_WINDOW,
     POINT,
     PROCESS,
     REASON,
@@ -274,7 +275,8 @@ def take_nested(state: Cells, point: Cells, known: Cells) -> int:
 
 @LIBRARY.inside
 def take_access(state: Cells, point: Cells, known: Cells) -> int:
-    """Which MSR or control register the exit that waits accesses, and the value; 0.
+    """Which MSR or control register the exit that waits accesses, and the value (of a loop of
+    PAUSEs the window in force); 0.
 
     A guest's guest has registers of its own, of which nothing is kept.
     """
@@ -369,7 +371,7 @@ def pair(points: Cells, size: int, states: Cells, known: Cells, cpus: Cells, out
             count = take_injection(state, point, known, out, count)
         elif kind in (NESTED_EXIT, NESTED_INJECTION):
             take_nested(state, point, known)
-        elif kind in (MSR, CONTROL_REGISTER):
+        elif kind in (MSR, CONTROL_REGISTER, PAUSE_WINDOW):
             take_access(state, point, known)
     return count
 
