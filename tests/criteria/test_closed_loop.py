@@ -14,6 +14,7 @@ from trapgate.criteria.merge import Party
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.trace import Trace, TraceWriter
+from trapgate.trace.schema import CRITERIA
 from trapgate.vmcs.file import parse_settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import End

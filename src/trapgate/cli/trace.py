@@ -172,7 +172,7 @@ def _show(result: Stat, top: int) -> None:
             table.add_column(column, justify="right")
         for line in lines[:top]:
             table.add_row(
-                plain(line.key),
+                plain(f"{line.key} ({line.words})" if line.words else line.key),
                 f"{line.count:,}",
                 f"{line.share:.1%}",
                 f"{line.exits:,}",

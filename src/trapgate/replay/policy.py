@@ -7,13 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from trapgate.decision.conditions import Names
 from trapgate.decision.criteria_rules import Rule
 from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.decision.fault_filters import FILTER_NONE, ORDER_FIGURE_6
 from trapgate.decision.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.errors import VmcsFileError
-from trapgate.replay.exits import ExitPolicy
+from trapgate.replay.exit_policy import ExitPolicy
 from trapgate.sdm.checks import CHECKS
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.fields import Field
@@ -51,12 +52,12 @@ class Policy:
     judges_exceptions: bool = True
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """The policy in a VMCS file, named after the file.
+    def load(cls, path: Path, names: Names | None = None) -> Self:
+        """The policy in a VMCS file, named after the file; its conditions may use `names`.
 
         Raises: VmcsError for a file that is none, or asks for what cannot be replayed.
         """
-        return cls.from_settings(path.stem, read_settings(path))
+        return cls.from_settings(path.stem, read_settings(path, names))
 
     @classmethod
     def from_settings(cls, name: str, settings: Settings) -> Self:

@@ -14,6 +14,7 @@ from typing import Literal, Self
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.conditions import Names
 from trapgate.decision.criteria_rules import CriteriaTableError, Rule, decode, encode
 from trapgate.errors import (
     ExtensionError,
@@ -258,9 +259,15 @@ class Vmcs:
         return cls._from_settings(parse_settings(text, path), profile)
 
     @classmethod
-    def load(cls, path: str | PathLike[str], *, profile: Profile | None = None) -> Self:
-        """The same from a file."""
-        return cls._from_settings(read_settings(Path(path)), profile)
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        profile: Profile | None = None,
+        names: Names | None = None,
+    ) -> Self:
+        """The same from a file; its conditions may use `names`."""
+        return cls._from_settings(read_settings(Path(path), names), profile)
 
     @classmethod
     def _from_settings(cls, settings: Settings, profile: Profile | None) -> Self:
