@@ -277,3 +277,24 @@ def test_ram_comes_before_a_device(engine: str) -> None:
     processor.connect(lambda a, s: 0, lambda a, s, v: None, (DATA >> 12,))
     launch(tiny, processor, vmcs)
     assert processor.registers.rax == 0x44332211
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mode", MODES)
+def test_operands_of_what_the_core_carries_out(mode: str, engine: str) -> None:
+    code = (
+        b"\x0f\x01\x53\x10"  # lgdt [rbx + 10h]
+        b"\x0f\x01\x63\x20"  # smsw [rbx + 20h]
+        b"\x0f\x01\x43\x30"  # sgdt [rbx + 30h]
+    )
+    processor, vmcs = prepare(guest(mode, code), engine=engine)
+    panel = Panel()
+    size = 10 if mode == "l64" else 6
+    table = pack("<HQ", 0x7F, 0x123400)[:size]
+    panel.bytes[0x10 : 0x10 + size] = table
+    processor.connect(panel.load, panel.store, (PAGE,))
+    run = launch(guest(mode, code), processor, vmcs)
+    assert run.exit.reason == ExitReason.VMCALL
+    assert (vmcs["GUEST_GDTR_LIMIT"], vmcs["GUEST_GDTR_BASE"]) == (0x7F, 0x123400)
+    assert panel.bytes[0x20:0x24] == bytes([0x31, 0, 0x22 * 7 & 0xFF, 0x23 * 7 & 0xFF])
+    assert panel.bytes[0x30 : 0x30 + size] == table

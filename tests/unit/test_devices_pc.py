@@ -111,6 +111,21 @@ def test_machine_events(port: int, size: int, value: int, event: MachineEvent) -
     assert pc.bus.event == event  # the first one counts
 
 
+def test_what_test_guests_look_for() -> None:
+    pc = Pc(1 << 24, lambda byte: None)
+    pc.write(0xE0, 4, 0x44332211, 0)
+    pc.write(0xE1, 1, 0xAA, 0)
+    assert [pc.read(0xE0 + n, 2, 0) for n in range(4)] == [0xAA11, 0x33AA, 0x4433, 0x44]
+    assert 0xFF000 in pc.pages
+    pc.store(0xFF00_0008, 8, 0x1122_3344_5566_7788, 0)
+    pc.store(0xFF00_0009, 1, 0xAA, 0)
+    assert pc.load(0xFF00_0008, 8, 0) == 0x1122_3344_5566_AA88
+    pc.write(0x21, 1, 0, 0)
+    for level in (1, 0):
+        pc.write(0x2005, 4, level, 0)
+        assert pc.pic.master.lines >> 5 & 1 == level
+
+
 def test_the_bridges_of_an_i440fx() -> None:
     pc = Pc(1 << 24, lambda byte: None)
 

@@ -4,6 +4,7 @@ Each is an instruction or two, or one call: `trapgate.compiler.expressions` know
 their names. Addresses and values are 64-bit integers; narrower loads are zero-extended.
 """
 
+import ctypes
 import weakref
 from typing import NoReturn
 
@@ -58,7 +59,8 @@ def poke64(address: int, value: int) -> None:
 
 def call(address: int, arguments: tuple[int, ...]) -> int:
     """Call the C function at an address with a tuple of integers; its result as an integer."""
-    _compiled_only()
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * len(arguments))
+    return int(kind(int(address))(*map(int, arguments)))
 
 
 def return_address() -> int:

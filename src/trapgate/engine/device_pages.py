@@ -8,11 +8,10 @@ begins.
 import ctypes
 from collections.abc import Callable, Collection
 
-import numpy as np
-
 from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as mc
 from trapgate.errors import EngineError
+from trapgate.paging.memory import DEVICE_SLOTS, WATCH_DEVICES, WATCH_LOAD, WATCH_STORE
 
 Load = Callable[[int, int], int]
 """A physical address and a size of 1 to 8 bytes; what is there."""
@@ -25,13 +24,17 @@ _ONES = (1 << 64) - 1
 
 
 class DevicePages:
-    """The device pages of the engine whose cells these are; none at first."""
+    """The device pages of an engine, none at first: its cells, and those of `paging.memory`.
 
-    def __init__(self, machine: Cells) -> None:
+    So the core finds them too, where it carries an instruction out. It asks for bytes.
+    """
+
+    def __init__(self, machine: Cells, watch: Cells) -> None:
         self._cells = machine
-        self.pages: Cells = np.full(mc.DEVICE_SLOTS, -1, np.int64)
+        self._watch = watch
+        self.pages: Cells = watch[WATCH_DEVICES : WATCH_DEVICES + DEVICE_SLOTS]
+        self.pages[:] = -1
         self._trouble: BaseException | None = None
-        machine[mc.DEVICE_PAGES] = self.pages.ctypes.data
 
     def connect(self, load: Load, store: Store) -> None:
         """Let `load` and `store` answer accesses to all device pages."""
@@ -50,20 +53,20 @@ class DevicePages:
                 self._keep(error)
 
         self._callbacks = (_LOAD(loaded), _STORE(stored))
-        for cell, function in zip((mc.DEVICE_LOAD, mc.DEVICE_STORE), self._callbacks, strict=True):
-            self._cells[cell] = ctypes.cast(function, ctypes.c_void_p).value or 0
+        for cell, function in zip((WATCH_LOAD, WATCH_STORE), self._callbacks, strict=True):
+            self._watch[cell] = ctypes.cast(function, ctypes.c_void_p).value or 0
 
     def place(self, pages: Collection[int]) -> None:
         """Say which physical pages, by number, have devices. Where there is RAM it comes first.
 
         Raises EngineError for more pages than there are slots, or where nothing is connected.
         """
-        if len(pages) > mc.DEVICE_SLOTS or not self._cells[mc.DEVICE_LOAD]:
+        if len(pages) > DEVICE_SLOTS or not self._watch[WATCH_LOAD]:
             raise EngineError(
                 f"{len(pages)} pages of devices: connect them first, and have at most "
-                f"{mc.DEVICE_SLOTS}"
+                f"{DEVICE_SLOTS}"
             )
-        self.pages[:] = [*pages, *[-1] * (mc.DEVICE_SLOTS - len(pages))]
+        self.pages[:] = [*pages, *[-1] * (DEVICE_SLOTS - len(pages))]
 
     def preempt(self) -> None:
         """Let the preemption timer of the VMM in Python expire where the next block begins."""

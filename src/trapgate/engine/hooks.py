@@ -6,6 +6,7 @@ from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, memory, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.apic_page import read_apic_page, write_apic_page
 from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
 from trapgate.engine.checked_accesses import is_poison, poisoned_by
@@ -22,11 +23,21 @@ from trapgate.engine.dispatch import (
 )
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
+from trapgate.instructions import quick_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
-from trapgate.instructions.intercepts import GO_ON, RAISE_UD
+from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
+from trapgate.paging.apic_access import APIC_ACCESS
+from trapgate.paging.memory import WATCH_LOAD, WATCH_PAGES, WATCH_STORE, has_device
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
-from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
+from trapgate.sdm import vmx
+from trapgate.sdm.state import (
+    BLOCKING_BY_MOV_SS,
+    RFLAGS_IOPL_SHIFT,
+    RFLAGS_RF,
+    RFLAGS_TF,
+    RFLAGS_VM,
+)
 
 
 @jit
@@ -121,17 +132,53 @@ def on_debugger_breakpoint(uc: int, address: int, size: int, user: int) -> None:
     call(m[mc.EMU_STOP], (uc,))
 
 
+@jit
+def slot_at_once(m: Cells, port: int, size: int, is_in: bool) -> int:
+    """The slot that answers an access while the block goes on; -1: stop there, and do it all.
+
+    What the core would find out about the instruction, that it is permitted and exits, is asked of
+    the live state. An access that takes time has to end its block.
+    """
+    env = m[mc.ENV]
+    flags = peek64(env + at.EFLAGS)
+    free = (
+        m[mc.PORTS] != 0
+        and m[mc.V] == m[mc.HOST]
+        and cells(m[mc.X], vmx.LENGTH)[vmx.LENT] == 0
+        and m[mc.STEPPING] | m[mc.CHECKS] == 0
+        and flags & (RFLAGS_TF | RFLAGS_VM) == 0
+        and peek32(env + at.HFLAGS) & 3 <= (flags >> RFLAGS_IOPL_SHIFT) & 3
+    )
+    if not free:
+        return -1
+    p = cells(m[mc.PORTS], quick_ports.LENGTH)
+    slot = quick_ports.slot_of(p, quick_ports.access(port, size, is_in))
+    if slot < 0 or p[slot + quick_ports.WAIT] != 0:
+        return -1
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    return slot if io_exits(cells(m[mc.V], m[mc.V_CELLS]), mem, port, size) else -1
+
+
 @callback(UINT32, INT64, UINT32, INT32, INT64)
 def on_in(uc: int, port: int, size: int, user: int) -> int:
     """UC_HOOK_INSN, IN and INS: instead of the engine's doing."""
-    execute_in_core(cells(user, mc.CELLS))
+    m = cells(user, mc.CELLS)
+    slot = slot_at_once(m, port, size, True)
+    if slot >= 0:
+        return quick_ports.load(cells(m[mc.PORTS], quick_ports.LENGTH), slot, 0)
+    execute_in_core(m)
     return 0
 
 
 @callback(VOID, INT64, UINT32, INT32, UINT32, INT64)
 def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     """UC_HOOK_INSN, OUT and OUTS: instead of the engine's doing."""
-    execute_in_core(cells(user, mc.CELLS))
+    m = cells(user, mc.CELLS)
+    slot = slot_at_once(m, port, size, False)
+    if slot >= 0:
+        quick_ports.store(cells(m[mc.PORTS], quick_ports.LENGTH), slot, value)
+        return
+    execute_in_core(m)
 
 
 @jit
@@ -232,8 +279,7 @@ def refill(
             prot &= ~2
             if access_kind == 1 and probe == 0:
                 # To where nothing is, by an entry for less than a page, which is used once.
-                nowhere = at.STORES + 0x1000
-                call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, nowhere, 2, mmu_index, 1))
+                call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.NOWHERE, 2, mmu_index, 1))
                 return 1
         call(
             m[mc.TLB_SET_PAGE],
@@ -242,6 +288,11 @@ def refill(
         return 1
     if probe:
         return 0
+    if code >= APIC_ACCESS and access_kind != 2:
+        # Whether it is an exit can only be said of the access itself.
+        page = address & ~0xFFF
+        call(m[mc.TLB_SET_PAGE], (cpu, page, at.APIC_ACCESSES, 1 + access_kind, mmu_index, 1))
+        return 1
     if access_kind == 1 and intercept_store(
         m, cpu, address, size, user, code, mmu_index, return_address
     ):
@@ -296,6 +347,18 @@ def on_intercepted_store(uc: int, offset: int, size: int, value: int, user: int)
     judge_table_store(cells(user, mc.CELLS), offset, size, value)
 
 
+@callback(UINT64, INT64, INT64, UINT32, INT64)
+def on_apic_page_read(uc: int, offset: int, size: int, user: int) -> int:
+    """A load from the APIC-access page: see `apic_page`."""
+    return read_apic_page(cells(user, mc.CELLS), offset, size)
+
+
+@callback(VOID, INT64, INT64, UINT32, UINT64, INT64)
+def on_apic_page_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store to the APIC-access page."""
+    write_apic_page(cells(user, mc.CELLS), offset, size, value)
+
+
 @callback(VOID, INT64, INT32, INT64, INT32, INT64, INT64)
 def on_any_store(uc: int, kind: int, address: int, size: int, value: int, user: int) -> None:
     """UC_HOOK_MEM_WRITE: nothing to do (portable only, where `coherence` has no slots)."""
@@ -305,11 +368,7 @@ def on_any_store(uc: int, kind: int, address: int, size: int, value: int, user: 
 def device_address(m: Cells, offset: int) -> int:
     """The physical address `offset` bytes above RAM, if there is a device; else -1."""
     address = offset + int(m[mc.MEM_CELLS]) * 8
-    pages = cells(m[mc.DEVICE_PAGES], mc.DEVICE_SLOTS)
-    for n in range(mc.DEVICE_SLOTS):
-        if pages[n] == address >> 12:
-            return address
-    return -1
+    return address if has_device(cells(m[mc.WATCH], WATCH_PAGES), address) else -1
 
 
 @callback(UINT64, INT64, INT64, UINT32, INT64)
@@ -320,7 +379,7 @@ def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
         address = device_address(m, offset)
         if address >= 0:
             begin_device_access(m)
-            return call(m[mc.DEVICE_LOAD], (address, size))
+            return call(peek64(m[mc.WATCH] + 8 * WATCH_LOAD), (address, size))
     return (1 << (8 * size)) - 1 if size < 8 else -1
 
 
@@ -332,7 +391,7 @@ def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> N
         address = device_address(m, offset)
         if address >= 0:
             begin_device_access(m)
-            call(m[mc.DEVICE_STORE], (address, size, value))
+            call(peek64(m[mc.WATCH] + 8 * WATCH_STORE), (address, size, value))
 
 
 @jit

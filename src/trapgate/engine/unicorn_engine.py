@@ -65,15 +65,17 @@ class UnicornEngine:
         self.uc.reg_write(x86_const.UC_X86_REG_MXCSR, 0x1F80)
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
+        self.words = memoryview(self.cells.data)
+        """The same as plain integers, quicker to reach."""
         self._keep: list[object] = []
         self.why_not_native = "" if native_path else "it was asked for"
         """Why this is the portable engine; empty if it is the native one."""
         self._breakpoints: dict[int, ctypes.c_size_t | None] = {}
+        self._breakpoints_of: dict[str, frozenset[int]] = {}
         self.has_xsave = False
         """Whether guests may use XSAVE and XRSTOR, of x87 and SSE state."""
         self.patience: dict[int, int] = {}
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
-        self.devices = DevicePages(self.cells)
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")
         self._enter_and_go = bound(loop.enter_and_go, self._machine, start)
@@ -119,20 +121,26 @@ class UnicornEngine:
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
         # Devices lie below the engine's own pages.
-        for start, end, read, write, store in (
-            (size, at.VMCB, self._machine, self._machine, hooks.on_absent_write),
-            (at.STORES, at.STORES + _PAGE, None, self._machine, hooks.on_intercepted_store),
-            (at.STORES + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
+        apic_page = hooks.on_apic_page_read, hooks.on_apic_page_write
+        absent = hooks.on_absent_read, hooks.on_absent_write
+        stores = hooks.on_absent_read, hooks.on_intercepted_store
+        own = self._machine
+        for start, end, reader, (load, store), writer in (
+            (size, at.VMCB, own, absent, own),
+            (at.STORES, at.NOWHERE, None, stores, own),
+            (at.NOWHERE, at.APIC_ACCESSES, None, absent, None),
+            (at.APIC_ACCESSES, at.APIC_ACCESSES + _PAGE, own, apic_page, own),
+            (at.APIC_ACCESSES + _PAGE, 1 << 52, None, absent, None),
         ):
             self._check(
                 uclib.uc_mmio_map(
                     self.uc._uch,
                     ctypes.c_uint64(start),
                     ctypes.c_size_t(end - start),
-                    ctypes.c_void_p(hooks.on_absent_read.address),
-                    ctypes.c_void_p(read),
+                    ctypes.c_void_p(load.address),
+                    ctypes.c_void_p(reader),
                     ctypes.c_void_p(store.address),
-                    ctypes.c_void_p(write),
+                    ctypes.c_void_p(writer),
                 )
             )
         c = self.cells
@@ -142,6 +150,7 @@ class UnicornEngine:
         watch_cells = np.zeros(WATCH_PAGES + size // _PAGE, np.int64)
         self._keep.append(watch_cells)
         watch(self.memory, watch_cells)
+        self.devices = DevicePages(c, watch_cells)
         self.page_cells = watch_cells[WATCH_PAGES:]
         """A cell a page of memory: bits of `coherence`, WRITTEN_PAGE among them."""
         c[mc.WATCH] = _address(watch_cells)
@@ -240,14 +249,15 @@ class UnicornEngine:
             self._hook(uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address)
         self.uc.ctl_remove_cache(block & _MASK, (block + size) & _MASK)
 
-    def set_breakpoints(self, addresses: Collection[int]) -> None:
-        """Stop before the instructions at these linear addresses, for a debugger.
+    def set_breakpoints(self, addresses: Collection[int], *, of: str = "debugger") -> None:
+        """Stop before the instructions at these linear addresses; others' breakpoints stay.
 
         Memory and debug registers stay the guest's own; code without breakpoints is as fast as
         ever. `breakpoint_hit` says which one stopped the run, which the VMM sees as an exit of
         the preemption timer.
         """
-        wanted = set(addresses)
+        self._breakpoints_of[of] = frozenset(addresses)
+        wanted = frozenset().union(*self._breakpoints_of.values())
         if wanted == self._breakpoints.keys():
             return
         if self.cells[mc.NATIVE]:
@@ -270,6 +280,20 @@ class UnicornEngine:
         hit = int(self.cells[mc.DEBUG_HIT])
         self.cells[mc.DEBUG_HIT] = 0
         return (hit - 1) & _MASK if hit else None
+
+    def take_breakpoint(self, of: str) -> int | None:
+        """The same for one of several who set breakpoints; it is passed over once then.
+
+        If others have set it too, they learn of it as well.
+        """
+        hit = int(self.cells[mc.DEBUG_HIT])
+        address = (hit - 1) & _MASK
+        if not hit or address not in self._breakpoints_of.get(of, ()):
+            return None
+        self.pass_breakpoint(address)
+        if sum(address in addresses for addresses in self._breakpoints_of.values()) == 1:
+            self.cells[mc.DEBUG_HIT] = 0
+        return address
 
     @property
     def has_breakpoints(self) -> bool:
@@ -379,6 +403,22 @@ class UnicornEngine:
         c[mc.ROWS_CAPACITY] = len(rows)
         assert len(r) == len(registers.NAMES)
 
+    def exchange(self, v: Cells, r: Cells, places: tuple[int, int, int, int]) -> None:
+        """`attach` and `offer_vmx` for another logical processor of the same machine.
+
+        `places` are the addresses of `v`, `r` and its VMX state's two arrays, by `places_of`.
+        """
+        self._arrays = (v, r, *self._arrays[2:])
+        c = self.words
+        c[mc.V] = c[mc.HOST] = places[0]
+        c[mc.R], c[mc.X], c[mc.N] = places[1:]
+        c[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
+
+    @staticmethod
+    def places_of(v: Cells, r: Cells, x: Cells, n: Cells) -> tuple[int, int, int, int]:
+        """Where these arrays lie; their owner keeps them alive."""
+        return _address(v), _address(r), _address(x), _address(n)
+
     def enter_and_go(self) -> int:
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
         return self._enter_and_go()
@@ -440,6 +480,14 @@ class UnicornEngine:
             self.uc.reg_write(_VECTOR_REGISTERS[name], (value & _MASK, value >> 64))
         elif name in _VECTOR_REGISTERS:
             self.uc.reg_write(_VECTOR_REGISTERS[name], value)
+
+    @property
+    def vector_registers(self) -> Cells:
+        """The state of the x87, MMX and SSE registers in place, while the engine stands."""
+        start, end = (int(self.cells[mc.ENV]) + offset for offset in (at.FPU, at.SYSENTER_CS))
+        state = (ctypes.c_int64 * ((end - start) // 8)).from_address(start)
+        found: Cells = np.ctypeslib.as_array(state)
+        return found
 
     def save_registers(self) -> bytes:
         """The state of the x87, MMX and SSE registers."""

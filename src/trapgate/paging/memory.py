@@ -1,14 +1,15 @@
 """Physical memory as the core sees it: one array of 64-bit words, little endian.
 
 The array is RAM from physical address 0 up. Outside of it there is nothing: reads
-give all ones and writes go nowhere, as on an open bus. Every access checks its
+give all ones and writes go nowhere, as on an open bus. Only operands of instructions
+(`load_operand`, `store_operand`) may lie in devices. Every access checks its
 bounds itself, for compiled code would not, and guests choose the addresses.
 Values narrower than 64 bits are zero-extended; a 64-bit value is the word's own
 two's complement, so it may be negative.
 """
 
-from trapgate.compiler.dialect import Memory, core
-from trapgate.compiler.raw import watched
+from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.raw import call, watched
 
 MAXPHYADDR = 40
 """Width of physical addresses in bits."""
@@ -19,7 +20,13 @@ WATCH_COUNT = 0
 the numbers of the cells of memory that they changed."""
 NOTED_MOST = 62
 """More are not noted one by one: WATCH_COUNT is then one more."""
-WATCH_PAGES = 64
+WATCH_LOAD = 64
+WATCH_STORE = 65
+"""The functions to call for loads from devices and stores to them: see `engine.device_pages`."""
+WATCH_DEVICES = 66
+DEVICE_SLOTS = 4
+"""The numbers of the pages behind which there are devices, -1 for none: where, and how many."""
+WATCH_PAGES = 72
 """The first cell of those that say, a page each, what is to be watched there."""
 WATCHED_PAGE = 1
 """Of such a cell: stores to this page are noted."""
@@ -134,3 +141,44 @@ def store64(mem: Memory, pa: int, value: int) -> None:
         return
     store32(mem, pa, value)
     store32(mem, pa + 4, value >> 32)
+
+
+@core
+def has_device(watch: Cells, pa: int) -> bool:
+    """Whether `pa` belongs to a device; `watch` as of `watched`."""
+    found = False
+    if len(watch) != 0 and pa >= 0:
+        for n in range(DEVICE_SLOTS):
+            found = found or watch[WATCH_DEVICES + n] == pa >> 12
+    return found
+
+
+@core
+def load_operand(mem: Memory, pa: int, size: int) -> int:
+    """Read 1, 2, 4 or 8 bytes of a page, from RAM or a device; 8 are two's complement."""
+    watch = watched(mem)
+    if (pa >> 3) >= len(mem) and has_device(watch, pa):
+        return call(watch[WATCH_LOAD], (pa, size))
+    if size == 1:
+        return load8(mem, pa)
+    if size == 2:
+        return load16(mem, pa)
+    return load64(mem, pa) if size == 8 else load32(mem, pa)
+
+
+@core
+def store_operand(mem: Memory, pa: int, size: int, value: int) -> None:
+    """Write 1, 2, 4 or 8 bytes of a page, to RAM or a device."""
+    watch = watched(mem)
+    if (pa >> 3) >= len(mem) and has_device(watch, pa):
+        call(
+            watch[WATCH_STORE], (pa, size, value if size == 8 else value & ((1 << (8 * size)) - 1))
+        )
+    elif size == 1:
+        store8(mem, pa, value)
+    elif size == 2:
+        store16(mem, pa, value)
+    elif size == 4:
+        store32(mem, pa, value)
+    else:
+        store64(mem, pa, value)

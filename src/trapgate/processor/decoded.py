@@ -21,7 +21,7 @@ from trapgate.instructions.effects import (
     load_machine_status,
     read_cr,
 )
-from trapgate.paging.memory import load8, store8
+from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
@@ -53,6 +53,7 @@ _WIDTH = {
 }
 
 
+_LEAF_REGISTERS = (Register.EAX, Register.EBX, Register.ECX, Register.EDX)
 _HIGH_BYTES = {Register.AH, Register.CH, Register.DH, Register.BH}
 
 
@@ -102,17 +103,22 @@ class Operand:
             if last < len(self.mem):
                 found = self.mem[first : last + 1].tobytes()[at & 7 : (at & 7) + size]
                 return int.from_bytes(found, "little")
+            if size <= 8:
+                return int(load_operand(self.mem, at, size)) & _MASK
         value = 0
         for n in range(size):
             at = self.physical(self.wrap(linear + n), access)
-            value |= int(load8(self.mem, at)) << (8 * n)
+            value |= int(load_operand(self.mem, at, 1)) << (8 * n)
         return value
 
     def write(self, linear: int, size: int, value: int) -> None:
         """Store `size` bytes at a linear address."""
         places = [self.physical(self.wrap(linear + n), 1) for n in range(size)]
+        if places[-1] - places[0] == size - 1 and size in (1, 2, 4, 8):
+            store_operand(self.mem, places[0], size, value)
+            return
         for n, at in enumerate(places):
-            store8(self.mem, at, value >> (8 * n) & 0xFF)
+            store_operand(self.mem, at, 1, value >> (8 * n) & 0xFF)
 
     def wrap(self, linear: int) -> int:
         """A linear address as wide as the mode makes it."""
@@ -297,6 +303,13 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     v = guest.v
     mnemonic = instruction.mnemonic
     length = instruction.len
+    if mnemonic == Mnemonic.CPUID:
+        # The core has asked whether it exits.
+        leaf, subleaf = guest.register(Register.EAX), guest.register(Register.ECX)
+        answer = processor.cpuid(leaf, subleaf)
+        for register, value in zip(_LEAF_REGISTERS, answer, strict=True):
+            guest.set_register(register, value)
+        return ix.GO_ON
     if mnemonic == Mnemonic.INVLPG:
         linear = guest.linear(instruction)
         signed = linear - (1 << 64) if linear >> 63 else linear

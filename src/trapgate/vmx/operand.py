@@ -14,7 +14,7 @@ from trapgate.instructions.intercepts import (
     RAISE_SS,
     privilege_level,
 )
-from trapgate.paging.memory import load8, load16, load32, load64, store8, store32, store64
+from trapgate.paging.memory import load8, load_operand, store_operand
 from trapgate.paging.walk import FETCH, READ, WRITE, translate
 from trapgate.sdm.cells import (
     GUEST_CS_ACCESS_RIGHTS,
@@ -254,14 +254,12 @@ def read_operand(x: Cells, v: Cells, mem: Memory, linear: int, size: int) -> tup
     if outcome != GO_ON:
         return outcome, 0
     if last - first == size - 1:
-        if size == 2:
-            return GO_ON, load16(mem, first)
-        return GO_ON, load64(mem, first) if size == 8 else load32(mem, first)
+        return GO_ON, load_operand(mem, first, size)
     value = 0
     in_first = 0x1000 - (linear & 0xFFF)
     for k in range(size):
         at = first + k if k < in_first else last - (size - 1 - k)
-        byte = load8(mem, at)
+        byte = load_operand(mem, at, 1)
         if k == 7 and byte > 0x7F:
             byte -= 0x100
         value |= byte << (8 * k)
@@ -275,13 +273,10 @@ def write_operand(x: Cells, v: Cells, mem: Memory, linear: int, size: int, value
     if outcome != GO_ON:
         return outcome
     if last - first == size - 1:
-        if size == 8:
-            store64(mem, first, value)
-        else:
-            store32(mem, first, value)
+        store_operand(mem, first, size, value)
         return GO_ON
     in_first = 0x1000 - (linear & 0xFFF)
     for k in range(size):
         at = first + k if k < in_first else last - (size - 1 - k)
-        store8(mem, at, value >> (8 * k))
+        store_operand(mem, at, 1, (value >> (8 * k)) & 0xFF)
     return GO_ON

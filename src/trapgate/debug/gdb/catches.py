@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trapgate.debug.story.instruction import decoded
 from trapgate.debug.story.tell import view_of
 from trapgate.debug.story.view import Step
-from trapgate.decision.conditions import Condition, holds, parse
+from trapgate.decision.conditions import Condition, Names, holds, parse
 from trapgate.decision.criteria_table import fault_value
 from trapgate.decision.fault_values import FaultValue
 from trapgate.decision.faults import Interruption
@@ -48,8 +48,9 @@ class Pending:
 class Catches:
     """What is to be caught, and the decision about what was."""
 
-    def __init__(self, vm: VirtualMachine) -> None:
+    def __init__(self, vm: VirtualMachine, names: Names | None = None) -> None:
         self._vm = vm
+        self._names = names
         self._faults: dict[int, Condition] = {}
         self._exits: set[ExitReason] | None = None
         self._kept: dict[str, int] = {}
@@ -80,7 +81,7 @@ class Catches:
             vector = int(Vector[name.upper().removeprefix("#")])
         except KeyError:
             raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
-        wanted = parse(text or "all")
+        wanted = parse(text or "all", self._names)
         if not self._faults:
             self._kept = {field: self._vm.vmcs[field] for field in _FIELDS}
         self._faults[vector] = wanted

@@ -16,6 +16,7 @@ from trapgate.debug.gdb.stops import STEPPED, Stopped, Stops
 from trapgate.debug.gdb.target import Target
 from trapgate.debug.story.tell import tell, view_of
 from trapgate.debug.story.view import View
+from trapgate.decision.conditions import Names
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import RESUME, Action, End, Inject, Moved, Stop
@@ -60,17 +61,25 @@ _SENT = b"sent"
 class Debugger(Vmm):
     """Serves gdb on `host`:`port` for `vm`, whose VMM it takes the place of.
 
-    `guest` is the file that gdb may read symbols from. Raises TrapgateError if the port is taken.
+    `guest` is the file that gdb may read symbols from, `names` are for conditions. Raises
+    TrapgateError if the port is taken.
     """
 
     def __init__(
-        self, vm: VirtualMachine, host: str, port: int, *, guest: Path | None = None, bits: int = 64
+        self,
+        vm: VirtualMachine,
+        host: str,
+        port: int,
+        *,
+        guest: Path | None = None,
+        bits: int = 64,
+        names: Names | None = None,
     ) -> None:
         self._vm = vm
         self._inner = vm.vmm
         super().__init__(self._inner.handlers)
         self.target = Target(vm, wide=bits == 64)
-        self._stops = Stops(vm)
+        self._stops = Stops(vm, names)
         self.catches = self._stops.catches
         self._past = Past(vm)
         self._reverse = Reverse(self._past, self._stops, self._physical_address, self._interrupts)

@@ -17,7 +17,8 @@ from trapgate.engine.written_pages import pool_of
 from trapgate.sdm import cells as f
 from trapgate.vmm.console import Console
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.snapshot import Snapshot, SnapshotError
+from trapgate.vmm.snapshot import Snapshot
+from trapgate.vmm.state import SnapshotError
 
 NEVER = 1 << 62
 _FIRST_GAP = 1_000_000
@@ -81,6 +82,11 @@ class Recorded(Console):
     def interactive(self) -> bool:
         """As the console."""
         return self._inner.interactive
+
+    @property
+    def watches(self) -> bool:
+        """As the console."""
+        return self._inner.watches
 
     @property
     def found(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trapgate.debug.gdb.catches import Catches, Pending
 from trapgate.debug.story.tell import view_of
+from trapgate.decision.conditions import Names
 from trapgate.processor.decoded import Operand
 from trapgate.processor.processor import VmExit
 from trapgate.processor.stepping import Access, accesses_of
@@ -61,13 +62,13 @@ class Stops:
     """Everything that is to stop one machine.
 
     `code` are breakpoints by linear address, counted; `data` watchpoints: gdb's kind, linear
-    address and length.
+    address and length. `names` are for conditions.
     """
 
-    def __init__(self, vm: VirtualMachine) -> None:
+    def __init__(self, vm: VirtualMachine, names: Names | None = None) -> None:
         self._vm = vm
         self._engine = vm.processor.engine
-        self.catches = Catches(vm)
+        self.catches = Catches(vm, names)
         self.code: dict[int, int] = {}
         self.data: set[tuple[int, int, int]] = set()
         self.stepping = False

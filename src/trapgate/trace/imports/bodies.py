@@ -6,17 +6,20 @@ import numpy as np
 
 from trapgate.compiler.dialect import Cells
 from trapgate.sdm.vectors import Vector
+from trapgate.trace.imports.access_bodies import accessed, posted
 from trapgate.trace.imports.letters import (
     LIBRARY,
     decimal_number,
     digest,
     hex_number,
     is_blank,
+    raw_number,
     word_at,
 )
 from trapgate.trace.imports.points import (
     ADDRESS,
     CODE,
+    CONTROL_REGISTER,
     ENTRY,
     EXCEPTION,
     EXIT,
@@ -40,7 +43,9 @@ from trapgate.trace.imports.points import (
     IS_VMX,
     KIND,
     LENGTH,
+    MSR,
     PAGE_FAULT,
+    POSTED,
     REASON,
     RIP,
     START,
@@ -173,10 +178,7 @@ def fields(text: Cells, at: int, end: int, point: Cells) -> bool:
             point[LENGTH] = after - first
             point[HAS] |= HAS_REASON
             continue
-        good, number = hex_number(text, first, after)
-        if raw and not (after - first > 2 and text[first + 1] == 120):
-            number = decimal_number(text, first, after, 18)
-            good = number >= 0
+        good, number = raw_number(text, first, after) if raw else hex_number(text, first, after)
         if not good:
             return False
         store(point, field, number)
@@ -245,7 +247,7 @@ def injected_exception(text: Cells, at: int, end: int, point: Cells) -> bool:
         for n in range(_NAMES):
             if _NAME_DIGESTS[n] == value:
                 vector = _NAME_VECTORS[n]
-    elif text[at] == 91:  # [FAILED TO PARSE]
+    elif text[at] in (91, 101):  # [FAILED TO PARSE], exception=
         if not fields(text, at, end, point) or not point[HAS] & HAS_ADDRESS:
             return False
         if point[HAS] & HAS_CODE and point[CODE] == -1:
@@ -300,7 +302,7 @@ def injected_interrupt(text: Cells, at: int, end: int, point: Cells) -> bool:
     if at >= end:
         return False
     first = text[at]
-    if first == 91:
+    if first in (91, 118):  # [FAILED TO PARSE], vector=
         if not fields(text, at, end, point) or not point[HAS] & HAS_ADDRESS:
             return False
         return bool(point[ADDRESS] >= 0) and bool(point[ADDRESS] < 256)
@@ -332,6 +334,10 @@ def body(text: Cells, at: int, end: int, point: Cells) -> bool:
         return injected_exception(text, at, end, point)
     if kind == INTERRUPT:
         return injected_interrupt(text, at, end, point)
+    if kind in (MSR, CONTROL_REGISTER):
+        return accessed(text, at, end, point)
+    if kind == POSTED:
+        return posted(text, at, end, point)
     if not fields(text, at, end, point):
         return False
     has = point[HAS]
