@@ -379,6 +379,7 @@ def test_the_commands(path: Path, tmp_path: Path) -> None:
     assert "CR3-load exiting" in by_control([path])._repr_html_()
     result = replay([path], [Policy.load(policy)])
     assert "HLT exiting" in result._repr_html_()
+    assert "HLT_EXITING off, ports none" in Policy.load(policy)._repr_html_()
 
 
 def test_exceptions_without_codes_give_a_range(tmp_path: Path) -> None:

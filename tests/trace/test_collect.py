@@ -71,6 +71,15 @@ def test_a_histogram_has_accesses_and_injections(tmp_path: Path) -> None:
     assert found["MSR bitmaps"] == 7
 
 
+def test_a_histogram_has_no_events_to_export(histogram: Path, tmp_path: Path) -> None:
+    command = ["trace", "export", str(histogram)]
+    refused = CliRunner().invoke(app, [*command, "--ftrace", str(tmp_path / "x.txt")])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    written = CliRunner().invoke(app, [*command, "--csv", str(tmp_path / "x.csv")])
+    assert written.exit_code == 0
+    assert "weight" in (tmp_path / "x.csv").read_text()
+
+
 def test_a_histogram_tells_what_it_lost(tmp_path: Path) -> None:
     (tmp_path / "h.txt").write_text(
         "stdin:3:1-9: WARNING: Map full; can't update element. Try increasing max_map_keys.\n"
