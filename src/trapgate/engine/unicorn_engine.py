@@ -3,7 +3,7 @@
 import ctypes
 import mmap
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ _VECTOR_REGISTERS = {
     "fstat": x86_const.UC_X86_REG_FPSW,
     "ftag": x86_const.UC_X86_REG_FPTAG,
 }
+_X87_REGISTERS = {f"fp{n}": x86_const.UC_X86_REG_FP0 + n for n in range(8)}
+_STATE_BESIDE_X87 = [name for name in _VECTOR_REGISTERS if not name.startswith("st")]
 _SSE_4_2, _XSAVE = 1 << 20, 1 << 26
 
 
@@ -482,6 +484,29 @@ class UnicornEngine:
         state = (ctypes.c_int64 * ((end - start) // 8)).from_address(start)
         found: Cells = np.ctypeslib.as_array(state)
         return found
+
+    def vector_state(self) -> dict[str, int]:
+        """x87 and SSE registers, as `take_vector_state` takes them; of the x87 the physical ones."""
+        read = self.uc.reg_read
+        x87 = {name: read(number) for name, number in _X87_REGISTERS.items()}
+        return {
+            **{name: int(mantissa | exponent << 64) for name, (mantissa, exponent) in x87.items()},
+            **{name: int(read(_VECTOR_REGISTERS[name])) for name in _STATE_BESIDE_X87},
+            "mxcsr": self.mxcsr,
+        }
+
+    def take_vector_state(self, state: Mapping[str, int]) -> None:
+        """Let the x87 and SSE registers be so, whatever numbers these are."""
+        for name in _STATE_BESIDE_X87:
+            mask = (1 << 128) - 1 if name.startswith("xmm") else 0xFFFF
+            self.uc.reg_write(_VECTOR_REGISTERS[name], state[name] & mask)
+        for name, number in _X87_REGISTERS.items():
+            self.uc.reg_write(number, (state[name] & _MASK, state[name] >> 64 & 0xFFFF))
+        self.uc.reg_write(x86_const.UC_X86_REG_MXCSR, state["mxcsr"] & 0xFFFF)
+        if not self.cells[mc.NATIVE]:
+            context = ctypes.c_void_p(int(self.cells[mc.CONTEXT]))
+            self._check(uclib.uc_context_save(self.uc._uch, context))
+        self.take_sse_flags()
 
     def save_registers(self) -> bytes:
         """The state of the x87, MMX and SSE registers."""

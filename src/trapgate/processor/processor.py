@@ -194,6 +194,10 @@ class Processor(LogicalProcessor):
         self._sink = sink
         self._drained = int(self.head[HEAD_SEQUENCE])
 
+    def rewind(self, sequence: int) -> None:
+        """The journal is as it was: the sink is to get what comes from row `sequence` on."""
+        self._drained = sequence
+
     def drain(self) -> None:
         """Give the sink what it has not seen."""
         if self._sink is None:
