@@ -61,7 +61,7 @@ class Model:
         self.v[f.GUEST_CR4] = 0x20
         self.v[f.FRAME_MAP_ADDRESS], self.v[f.FRAME_MAP_LENGTH] = (FRAMES - 1) * 4096, FRAMES
         self.v[f.FAULT_FILTER], self.v[f.FRAME_FILTERS] = fault_filter, frame_filters
-        self.links = Links(self.bytes, self.map, OWN)
+        self.links = Links(self.bytes, (FRAMES - 1) * 4096, FRAMES, OWN)
         self.tlb: dict[int, tuple[int, bool]] = {}
         self.caches: dict[tuple[int, int], int] = {}
         self.done: Counter[str] = Counter()

@@ -159,6 +159,39 @@ def test_stores_of_every_width_and_kind() -> None:
     assert vm.counts.refused == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "stored"),
+    [
+        ("movups", "66480f6ec1 0f1100", {0: Y | 7, 1: 0}),
+        ("movq", "66480f6ec1 660fd600", {0: Y | 7}),
+        ("push", "488d6008 51", {0: Y | 7}),
+        ("cmpxchg16b", "4889c7 31c0ba01000000 4889cb31c9 480fc70f", {0: Y | 7, 1: 0}),
+        ("pop", "bc00001800 51 488f00", {0: Y | 7}),
+        ("xlock", "f0480fc108", {0: Y | 7}),
+    ],
+)
+def test_edits_by_instructions_that_kernels_do_not_edit_by(
+    name: str, code: str, stored: dict[int, int]
+) -> None:
+    """They are tried: with an entry that may stand, and with one that may not."""
+    for target, end in ((Y, "halted"), (MEMORY, "not the guest's")):
+        load = RAX_X + b"\x48\xb9" + pack("<Q", target | 7)
+        vm = machine(LINKED + load + bytes.fromhex(code) + HLT)
+        stop = vm.run(timeout=20)
+        assert end in stop.message, (name, stop)
+        expected = {n: value if target == Y else n for n, value in stored.items()}
+        assert {n: words(vm, X)[n] for n in stored} == expected, name
+
+
+def test_an_instruction_that_was_tried_and_refused_is_as_if_it_never_was() -> None:
+    load = RAX_X + b"\x48\xb9" + pack("<Q", MEMORY | 7)
+    vm = machine(LINKED + load + bytes.fromhex("488d6008 51") + HLT)
+    assert vm.run(timeout=20).end is End.REFUSED
+    assert vm.vmcs["GUEST_RSP"] == X + 8
+    at = vm.vmcs["GUEST_RIP"]
+    assert vm.processor.memory.read(at, 1) == b"\x51"
+
+
 def test_code_in_a_table() -> None:
     """It is executed where it lies, and an edit that the VMM carries out changes it."""
     # X[2]: mov eax, 5 << 8; ret: not present. Called, changed by the VMM's hand, called again.

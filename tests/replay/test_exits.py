@@ -14,8 +14,10 @@ from trapgate.cli import app
 from trapgate.errors import VmcsFileError
 from trapgate.instructions import intercepts
 from trapgate.replay import Policy, replay
+from trapgate.replay.bursts import burst_interval
 from trapgate.replay.control_table import CONTROLS, control_of
 from trapgate.replay.controls import by_control
+from trapgate.replay.needs import with_lost_exceptions
 from trapgate.sdm.controls import PrimaryControl
 from trapgate.trace import Trace
 from trapgate.trace.imports import import_trace
@@ -297,6 +299,24 @@ def test_what_the_hypervisor_above_was_given_stays(tmp_path: Path) -> None:
     assert (outcome.recorded_exits, outcome.saved, outcome.time.estimate) == (2, 1, 1000)
 
 
+def test_bursts_count_all_that_is_saved(path: Path) -> None:
+    policy = Policy.from_settings(
+        "p", parse_settings(HEAD + '[controls]\nprimary = ["-HLT_EXITING"]\n')
+    )
+    interval = burst_interval([path], policy)
+    assert interval is not None
+    (outcome,) = replay([path], [policy]).outcomes
+    assert interval[0] < outcome.time.estimate < interval[1]
+    low, high = outcome.time.of_two_recordings
+    assert high - low == pytest.approx(2**0.5 * (outcome.time.high - outcome.time.low))
+    assert "1.41" in outcome.as_json()["time"]["interval"]
+
+
+def test_controls_take_no_policy(path: Path) -> None:
+    refused = CliRunner().invoke(app, ["replay", str(path), "--controls", "--policy", "x.toml"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -377,6 +397,48 @@ def test_exceptions_without_codes_give_a_range(tmp_path: Path) -> None:
     several = [Policy.of(f"{n}", vectors=[14], mask=n, match=1) for n in (0, 1, 2)]
     together = [one.saved_range for one in replay([path], several).outcomes]
     assert together == [(8, 8), (0, 8), (8, 8)]
+
+
+def test_exceptions_that_the_vmm_needed(tmp_path: Path) -> None:
+    """What is given back at once nobody misses; what the hypervisor above was given is its own."""
+    host = Host()
+    for number in range(12):
+        host.wait(1000)
+        host.exception(14, 7 if number % 2 else 0, 0x10, 0x1000)
+        if number % 3 == 0:
+            host.inject(14, 7)
+        if number == 1:
+            host.exit("EXCEPTION_NMI", 0x10, (0x1000, 0), 0x80000B0E, 7, event="kvm_nested_vmexit")
+            host.put(
+                "kvm_nested_vmexit_inject", "reason: EXCEPTION_NMI ext_inf1: 0x0 ext_inf2: 0x0"
+            )
+        host.wait(1000)
+        host.put("kvm_entry", "vcpu 0, rip 0x10")
+    host.exception(6, 0, 0x10)
+    (tmp_path / "e.txt").write_text(host.text)
+    path = import_trace(tmp_path / "e.txt", tmp_path / "e.parquet").path
+    policies = [Policy.of("writes", vectors=[14], mask=1, match=1), Policy.of("none")]
+    first = replay([path], policies)
+    result = with_lost_exceptions(first, [path], policies)
+    told = [
+        [(one.reason, one.recorded, one.saved, one.lost) for one in outcome.reasons]
+        for outcome in result.outcomes
+    ]
+    # Codes of 0 are the even ones; of those 0 and 6 were given back.
+    assert told == [
+        [("#PF", 11, 6, 4), ("#UD", 1, 1, 1)],
+        [("#PF", 11, 11, 7), ("#UD", 1, 1, 1)],
+    ]
+    assert [one.saved for one in result.outcomes] == [one.saved for one in first.outcomes]
+    assert [sum(r.saved for r in one.reasons) for one in result.outcomes] == [7, 12]
+    assert [one.saved for one in first.outcomes] == [7, 12]
+    (tmp_path / "p.toml").write_text('profile = "vt-x"\n[fields]\nEXCEPTION_BITMAP = 0\n')
+    command = ["replay", str(path), "--policy", str(tmp_path / "p.toml"), "--lost"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.stderr
+    assert "#UD" in shown.stdout
+    refused = CliRunner().invoke(app, [*command, "--level", "1"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
 
 def test_an_untimed_trace_knows_what_it_lacks(tmp_path: Path) -> None:

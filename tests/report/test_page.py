@@ -376,3 +376,39 @@ def test_the_command(host: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.stderr
     assert f"{out}: {out.stat().st_size:,} bytes" in result.stdout
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+def test_the_page_fits_its_window(
+    browser: Any, pages: dict[str, Path], width: int, scheme: str
+) -> None:
+    """Nothing but what scrolls by itself is wider than the window, and words can be read."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for page in pages.values():
+        opened(browser, page)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.execute_script(CONTRAST) >= 4.5, "WCAG 2.1, 1.4.3"
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+CONTRAST = """
+const light = (text) => {
+  const parts = text.match(/[\\d.]+/g).slice(0, 3).map((n) => n / 255)
+    .map((n) => n <= .03928 ? n / 12.92 : ((n + .055) / 1.055) ** 2.4);
+  return .2126 * parts[0] + .7152 * parts[1] + .0722 * parts[2];
+};
+const paper = light(getComputedStyle(document.body).backgroundColor);
+let least = 99;
+for (const one of document.querySelectorAll("p, dd, th, td, h1, h2, b, .words")) {
+  if (!one.textContent.trim()) continue;
+  const ink = light(getComputedStyle(one).color);
+  least = Math.min(least, (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05));
+}
+return least;
+"""

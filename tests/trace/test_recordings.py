@@ -348,6 +348,7 @@ FUZZED = {
     "perf": perf_data(workload(60)),
     "perf zstd": perf_data(workload(60), codec="zstd"),
     "pipe": perf_pipe(workload(60)),
+    "accesses": trace_dat_6(accesses(), instance=True),
 }
 
 

@@ -82,7 +82,8 @@ OperatorOption = Annotated[
     list[str] | None,
     typer.Option(
         help="With auto: only this operator (repeatable): match, any-bit, invert, member, equal, "
-        "not-equal, less, less-or-equal, greater, greater-or-equal."
+        "not-equal, less, less-or-equal, greater, greater-or-equal. With [[wishes]], of clauses: "
+        "equal, below, below-or-equal, in-range, any-bit, all-bits, in-bitmap."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -264,6 +265,12 @@ def define(
     weights: WeightsOption = None,
     fields: FieldsOption = None,
     operator: OperatorOption = None,
+    rules: Annotated[
+        int | None, typer.Option(min=1, help="With [[wishes]]: rules that the hardware takes.")
+    ] = None,
+    clauses: Annotated[
+        int | None, typer.Option(min=0, help="With [[wishes]]: clauses, of all rules together.")
+    ] = None,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
@@ -273,13 +280,21 @@ def define(
     from trapgate.criteria import documents
 
     if "wishes" in _document(spec):
-        if fields is not None or operator or form is not Form.all:
+        if fields is not None or form is not Form.all:
             raise criteria.CriteriaError(
-                "--fields, --operator and --format are about wishes for error codes; "
-                "--scheme chooses for [[wishes]]"
+                "--fields and --format are about wishes for error codes; "
+                "--scheme, --rules, --clauses and --operator choose for [[wishes]]"
             )
+        wishes = criteria.read_wishes(spec)
         granted = criteria.define_criteria(
-            criteria.read_wishes(spec), scheme, weights=_weights(weights), timeout=timeout
+            wishes,
+            scheme,
+            rules=criteria.MOST_RULES if rules is None else rules,
+            clauses=clauses,
+            operators=criteria.operators_named(operator),
+            weights=_weights(weights),
+            rows=None if weights is None else criteria.rows_for(wishes, weights),
+            timeout=timeout,
         )
         if output is not None:
             _write(output, granted.toml())
@@ -288,6 +303,8 @@ def define(
             granted.document,
             page=partial(documents.of_granted, granted),
         )
+    if rules is not None or clauses is not None:
+        raise criteria.CriteriaError("--rules and --clauses are about tables; write [[wishes]]")
     definition = criteria.define(
         criteria.read_spec(spec),
         scheme,

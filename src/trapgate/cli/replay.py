@@ -66,6 +66,13 @@ def replay(
         bool,
         typer.Option("--controls", help="All exits by the control that causes them."),
     ] = False,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost",
+            help="By vector, too: exceptions saved, and those that the VMM did not give back.",
+        ),
+    ] = False,
     bursts: Annotated[
         bool,
         typer.Option("--bursts", help="Intervals for exits in bursts, too (a block bootstrap)."),
@@ -84,12 +91,16 @@ def replay(
     with one_line_errors():
         chosen = selection(level, vm, vcpu, time, rip)
     if controls:
+        if policy or sweep is not None or cluster is not None or bursts or lost:
+            raise fail("--controls asks for every exit, not for a policy: give it without one")
         _controls(trace, chosen, as_json=as_json, markdown=markdown, html=html)
         return
     if not policy and sweep is None:
         raise fail("no policy: give --policy FILE, --sweep BITS, or --controls")
     if cluster is not None and not chosen.is_all:
         raise fail("--cluster counts whole traces: leave --level, --vm, --vcpu, --time, --rip out")
+    if lost and (sweep is not None or not chosen.is_all):
+        raise fail("--lost judges whole traces by --policy: leave --sweep and selections out")
     model = _model(cost)
     bits = None if sweep is None else _bits(sweep)
     kept = None if keep is None else _pair(keep)
@@ -116,6 +127,10 @@ def replay(
             )
         else:
             result = replaying.replay(trace, policies, model=model, tallied=tallied, chosen=chosen)
+            if lost:
+                from trapgate.replay.needs import with_lost_exceptions
+
+                result = with_lost_exceptions(result, trace, policies)
         intervals = {}
         if bursts:
             from trapgate.replay.bursts import burst_interval

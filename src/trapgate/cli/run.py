@@ -186,6 +186,21 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop when this regular expression appears.")
     ] = None,
+    no_reboot: Annotated[
+        bool,
+        typer.Option(
+            "--no-reboot",
+            help="End when the guest resets the machine. Without a disk's boot sector or firmware "
+            "to start again a reset always ends.",
+        ),
+    ] = False,
+    reset_on_triple_fault: Annotated[
+        bool,
+        typer.Option(
+            "--reset-on-triple-fault",
+            help="A triple fault resets the machine, as on a PC, instead of telling its story.",
+        ),
+    ] = False,
     trace: Annotated[
         Path | None, typer.Option(help="Write every fault to this Parquet file.")
     ] = None,
@@ -263,6 +278,8 @@ def run(
                 protect,
                 text,
                 until,
+                no_reboot,
+                reset_on_triple_fault,
                 trace,
                 seed,
                 max_instructions,
@@ -297,6 +314,8 @@ def _run(
     protect: Protect | None,
     text: str,
     until: str | None,
+    no_reboot: bool,
+    reset_on_triple_fault: bool,
     trace: Path | None,
     seed: int,
     max_instructions: int | None,
@@ -353,6 +372,7 @@ def _run(
             board=plugged,
         )
         vm.turns.length = turn
+        vm.reboots, vm.resets_on_triple_fault = not no_reboot, reset_on_triple_fault
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
         if image is None:

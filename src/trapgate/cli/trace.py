@@ -106,6 +106,8 @@ def import_command(
         ):
             if count:
                 out.print(f"  {count:,} {words}")
+        if counters.posted:
+            out.print(f"  {len(counters.posted):,} interrupts of devices go to the guest directly")
         for remark in counters.remarks:
             out.print(f"  {plain(remark)}")
 

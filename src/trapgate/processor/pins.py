@@ -28,6 +28,11 @@ class Pins:
     smi: Smi | None = None
     start_up: int | None = None
 
+    def clear(self) -> None:
+        """Nothing waits any more."""
+        self.interrupt = self.smi = self.start_up = None
+        self.nmi = self.init = False
+
     @property
     def has_event(self) -> bool:
         """Does anything but an external interrupt wait?"""

@@ -6,7 +6,7 @@ from trapgate.processor.own_state import OwnState
 from trapgate.processor.processor import Processor
 from trapgate.processor.reset import reset
 from trapgate.sdm import cells as f
-from trapgate.sdm import registers
+from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import INFO_VALID
 from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_WAIT_FOR_SIPI, RFLAGS_IF
 from trapgate.vmcs.vmcs import Vmcs
@@ -70,6 +70,13 @@ class Cpu:
             self.own.pins.init = True
             return
         self.reset()
+
+    def leave_vmx(self) -> None:
+        """End VMX operation, whatever was going on, as a reset does."""
+        x = self.own.x86_vmm.state
+        x[vmx.MODE], x[vmx.LENT] = vmx.MODE_OFF, 0
+        x[vmx.VMXON_POINTER] = x[vmx.CURRENT] = vmx.NONE
+        self.own.pins.clear()
 
     def reset(self) -> None:
         """What INIT does: the first one begins at the reset vector, others wait to be called."""

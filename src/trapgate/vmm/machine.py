@@ -59,6 +59,7 @@ from trapgate.vmm.handlers import HANDLERS, Handler, identity, port, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.platform import Platform
+from trapgate.vmm.reset import PowerOn, resume_warm
 from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.state import SnapshotError
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
@@ -127,6 +128,7 @@ class Tally:
     """What a machine has counted of its own."""
 
     seconds: float = 0.0
+    resets: int = 0
     exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
     """By basic exit reason."""
     injected: dict[EventKind, dict[int, int]] = field(
@@ -190,6 +192,11 @@ class VirtualMachine(Platform):
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.stopped: Stop | None = None
+        self.reboots = False
+        """Whether a reset starts the machine's firmware again, instead of ending the run."""
+        self.resets_on_triple_fault = False
+        """Whether a triple fault is a reset, as on a PC, and not the end of a guest that died."""
+        self._power_on: PowerOn | None = None
         self._tally = Tally()
         self._next_poll = 0
         self._answers = self.devices.ports.words
@@ -236,6 +243,8 @@ class VirtualMachine(Platform):
         for segment in image.segments:
             self.processor.memory.write(self.base + segment.address, segment.data)
         self.has_firmware = image.kind is GuestKind.FIRMWARE
+        if self.has_firmware:
+            self._comes_up(partial(self.load, image))
         for name, value in image.fields.items():
             self.vmcs[name] = value
         for name, value in image.registers.items():
@@ -252,10 +261,31 @@ class VirtualMachine(Platform):
         """Have our own BIOS boot the first drive that can be booted. Raises BootError."""
         if self.bios is None:
             raise ValueError("the machine has no BIOS: give it Board(bios=True)")
+        self._comes_up(self.boot)
         image = self.bios.guest()
         self.load(image)
         self.bios.start(self)
         return image
+
+    def _comes_up(self, start: Callable[[], object]) -> None:
+        """Remember how the machine comes up, before its firmware starts for the first time."""
+        if self._power_on is None and self.can_be_restored:
+            self._power_on = PowerOn(self, start)
+
+    def _end(self, stop: Stop | None) -> None:
+        """Stop, unless it is a reset, and there is something that a reset starts."""
+        if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
+            self._tally.resets += 1
+            return
+        self.stopped = stop
+
+    def _reset(self) -> bool:
+        if resume_warm(self):
+            return True
+        if self._power_on is None:
+            return False
+        self._power_on.reset()
+        return True
 
     def apply(self, settings: Settings) -> None:
         """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
@@ -418,7 +448,7 @@ class VirtualMachine(Platform):
             keys = console.poll()
             if keys:
                 devices.uart.receive(keys)
-            self.stopped = self.after_device()
+            self._end(self.after_device())
             if self.stopped is not None:
                 return
         if now >= self._device_due:
@@ -461,7 +491,7 @@ class VirtualMachine(Platform):
         cpu = self.turns.next(self.cpu, now)
         if cpu is None:
             waited = self.idle()
-            self.stopped = waited if isinstance(waited, Stop) else None
+            self._end(waited if isinstance(waited, Stop) else None)
             return False
         if cpu is not self.cpu:
             self.turn_to(cpu)
@@ -506,7 +536,8 @@ class VirtualMachine(Platform):
         elif isinstance(action, Inject):
             self._inject(action)
         elif isinstance(action, Stop):
-            self.stopped = action
+            dies = action.end is End.TRIPLE_FAULT and self.resets_on_triple_fault
+            self._end(Stop(End.RESET, action.message) if dies else action)
         elif isinstance(action, Resume):
             vectoring = vmexit.idt_vectoring
             if vectoring is not None:
@@ -565,7 +596,13 @@ class VirtualMachine(Platform):
 
     def summary(self) -> Summary:
         """What has happened so far."""
-        entries, exits = self.processor.x86_vmm.counts()
+        entries = 0
+        exits: dict[ExitReason, int] = {}
+        for cpu in self.cpus:
+            made, seen = cpu.own.x86_vmm.counts()
+            entries += made
+            for reason, count in seen.items():
+                exits[reason] = exits.get(reason, 0) + count
         return Summary(
             self.processor.time,
             self.processor.skipped,
@@ -577,6 +614,7 @@ class VirtualMachine(Platform):
             NestedSummary(entries, self._events(1), exits) if entries else None,
             self.processor.engine.kind,
             self.processor.engine.why_not_native,
+            resets=self._tally.resets,
         )
 
     def _events(self, level: int) -> dict[EventKind, Counts]:

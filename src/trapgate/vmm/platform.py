@@ -126,6 +126,10 @@ class Platform:
         """What INIT does to the one whose turn it is, beside the processor itself."""
         self.cpu.reset_platform()
 
+    def device_due(self) -> None:
+        """Let the devices be asked what they want before the next VM entry."""
+        self._device_due = 0
+
     def adjust_tsc(self, by: int) -> None:
         """Move the guest's time-stamp counter, as WRMSR to it or to IA32_TSC_ADJUST does."""
         mask = 0xFFFF_FFFF_FFFF_FFFF

@@ -39,9 +39,13 @@ class SnapshotError(TrapgateError):
 
 
 class State:
-    """Everything that changes of what can be reached from `roots`."""
+    """Everything that changes of what can be reached from `roots`.
 
-    def __init__(self, roots: Mapping[str, object]) -> None:
+    But for what classes of the module `leaving` keep, for who wants no snapshot.
+    """
+
+    def __init__(self, roots: Mapping[str, object], *, leaving: str | None = None) -> None:
+        self._leaving = leaving
         self.objects: dict[str, object] = {}
         self.containers: dict[str, Any] = {}
         self.arrays: dict[str, Cells] = {}
@@ -62,6 +66,8 @@ class State:
         while todo:
             path, one = todo.popleft()
             if isinstance(one, FIXED) or id(one) in self._seen:
+                continue
+            if type(one).__module__ == self._leaving:
                 continue
             self._seen.add(id(one))
             todo += self._within(path, one)

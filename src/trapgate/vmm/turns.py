@@ -40,6 +40,10 @@ class Turns:
         """Whether another processor waits for its turn."""
         return self.end != _NEVER
 
+    def rest(self) -> None:
+        """Begin anew: only one processor has something to do."""
+        self.end = _NEVER
+
     def give_up(self) -> None:
         """The processor whose turn it is has nothing to do but wait for others."""
         if self.shared:

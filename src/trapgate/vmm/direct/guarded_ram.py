@@ -46,7 +46,7 @@ class GuardedRam:
 
     def _write(self, address: int, data: bytes) -> None:
         frame = address // FRAME_SIZE
-        if not self._links.levels_of(frame) or self._let_go(frame):
+        if not self._links.is_table(frame) or self._let_go(frame):
             self._memory.write(address, data)
             return
         refusal = self._links.store(address, data)

@@ -47,7 +47,7 @@ from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.frames import VMM, Frames
 from trapgate.vmm.direct.tables import ENTRIES, PS, GuestTables, P, Refusal, W
-from trapgate.vmm.direct.writes import decode_write
+from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
 from trapgate.vmm.platform import Platform
@@ -399,7 +399,7 @@ class DirectMachine(VirtualMachine):
             return handlers.reflect(vmexit, self)
         guest = Operand(self.processor, v)
         try:
-            write = decode_write(guest)
+            write = decode_write(guest, instruction_at_rip(guest))
         except PageFaultError as fault:
             return _page_fault(self, fault.address, fault.error_code)
         if write is None:

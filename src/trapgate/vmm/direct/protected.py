@@ -28,6 +28,7 @@ from trapgate.paging.walk import WRITE, pointer_is_legal
 from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.table_writes import walk_without_map
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -45,21 +46,21 @@ from trapgate.sdm.state import (
 )
 from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
+from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
+from trapgate.vmm.direct.linking import ADDRESS, P
 from trapgate.vmm.direct.links import (
-    ADDRESS,
     FOUR_LEVELS,
     PAE,
     TWO_LEVELS,
     UNPAGED,
     Links,
     Mode,
-    P,
     Root,
 )
 from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.tables import Refusal
-from trapgate.vmm.direct.writes import Write, decode_write
+from trapgate.vmm.direct.writes import instruction_at_rip
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
 from trapgate.vmm.summary import Summary, TableWrites
 
@@ -87,7 +88,6 @@ _FRAMES = 1 << 20
 _PAGE = 4096
 _LOW = 0xFFFF_FFFF
 _PF, _GP = 14, 13
-_REPEAT = 0xF2, 0xF3
 _GENERAL_PROTECTION = Inject(Interruption(_GP, InterruptionType.HARDWARE_EXCEPTION, 0))
 _CR0_OWNED, _CR4_OWNED = CR0_PG, CR4_PAE | CR4_PSE
 _CR0_RELOADS, _CR4_RELOADS = CR0_CD | CR0_NW, CR4_PGE | CR4_SMEP
@@ -101,9 +101,10 @@ _POINTERS = Struct("<4q")
 class ProtectedMachine(VirtualMachine):
     """A PC whose guest has `memory` bytes from machine address 0, and its tables under a frame map.
 
-    Fault filter and order are the VMCS's; unless a settings file says otherwise both filters by the
-    frame map are on. The rest is as for `VirtualMachine`. Raises DirectPagingError on the portable
-    engine, whose page walk knows no frame map, and for more memory than the map describes.
+    Fault filter and order are the VMCS's; unless a settings file says otherwise ¶80 and both
+    filters by the frame map are on. The rest is as for `VirtualMachine`. Raises
+    DirectPagingError on the portable engine, whose page walk knows no frame map, and for more
+    memory than the map describes.
     """
 
     can_be_restored = False
@@ -137,7 +138,8 @@ class ProtectedMachine(VirtualMachine):
         frame_map = everything[memory:]
         frame_map[:] = fm.OWN
         frame_map[memory // _PAGE : (memory + _FRAMES) // _PAGE] = fm.FOREIGN
-        self.links = Links(everything, frame_map, memory // _PAGE)
+        self.links = Links(everything, memory, _FRAMES, memory // _PAGE)
+        self._edits = Edits(processor, self.links, memory)
         self._masters = GuardedRam(processor.memory, memory, self.links, self.let_go)
         super().__init__(
             memory,
@@ -157,6 +159,7 @@ class ProtectedMachine(VirtualMachine):
         """How many writes to tables exited, by the level of the table or what became of it."""
         vmcs = self.vmcs
         vmcs["FRAME_MAP_ADDRESS"], vmcs["FRAME_MAP_LENGTH"] = memory, _FRAMES
+        vmcs["FAULT_FILTER"] = FILTER_PARAGRAPH_80
         vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK
         vmcs["EXCEPTION_BITMAP"] = 1 << _PF
         vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = PFEC_MAP
@@ -309,12 +312,26 @@ class ProtectedMachine(VirtualMachine):
             linear = signed(self.vmcs["GUEST_LINEAR_ADDRESS"])
             _, code = guest.walk(linear, WRITE, user)
             if code >= 0 and code & PFEC_MAP:
-                physical, _ = self._unprotected(guest, linear, user)
-                frame = physical >> 12
-                if not self.links.levels_of(frame) or not self.let_go(frame):
+                frame = self._table_let_go(guest, linear, user)
+                if frame >= 0:
                     return self.refuse(Refusal(f"INS goes to frame {frame:#x}, a table or foreign"))
                 return RESUME
         return super().string_io(port, size, is_in=is_in)
+
+    def _table_let_go(self, guest: Operand, linear: int, user: int) -> int:
+        """Make the table that `linear` leads to data: -1, or the frame that has to stay one."""
+        physical, _ = walk_without_map(guest, signed(linear), user)
+        frame = physical >> 12
+        return -1 if self.links.is_table(frame) and self.let_go(frame) else frame
+
+    def make_way_for_event(self, vmexit: VmExit) -> Action:
+        """The delivery of an event, which goes to a table or needs it changed."""
+        guest = Operand(self.processor, vmexit.vmcs.cells)
+        address = vmexit.qualification
+        if self._table_let_go(guest, address, 0) < 0:
+            return RESUME
+        reason = f"an event's frame, or its way there, is in a table, at {address:#x}"
+        return self.refuse(Refusal(reason))
 
     def change_mode(self, vmexit: VmExit, number: int) -> Action:
         """MOV to CR0 or CR4: the VMM's bits take effect as the guest wrote them."""
@@ -331,15 +348,11 @@ class ProtectedMachine(VirtualMachine):
         self.processor.engine.flush_translations()
         return action
 
-    def carry_out(self, vmexit: VmExit) -> Action:
-        """A write to a table that no filter has completed."""
-        v = vmexit.vmcs.cells
-        event = vmexit.interruption
-        assert event is not None
-        assert event.error_code is not None
-        user = 1 if event.error_code & PFEC_U else 0
-        guest = Operand(self.processor, v)
-        physical, fault = self._unprotected(guest, vmexit.qualification, user)
+    def carry_out(self, vmexit: VmExit, user: int) -> Action:
+        """A write to a table that no filter has completed; `user` is 1 for one of user mode."""
+        guest = Operand(self.processor, vmexit.vmcs.cells)
+        linear = vmexit.qualification
+        physical, fault = walk_without_map(guest, signed(linear), user)
         frame = physical >> 12
         levels = self.links.levels_of(frame) if fault < 0 else frozenset()
         if not levels:
@@ -348,51 +361,23 @@ class ProtectedMachine(VirtualMachine):
             self.processor.engine.flush_translations()
             return RESUME
         self.exits_by_level[f"level {max(levels)}"] += 1
-        if (user or self._repeats(guest)) and self.let_go(frame):
+        instruction = instruction_at_rip(guest)
+        repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
+        if (user or repeats) and self.let_go(frame):
             self.exits_by_level["reused"] += 1
             return RESUME
-        length, v[f.FRAME_MAP_LENGTH] = v[f.FRAME_MAP_LENGTH], 0
         try:
-            write = decode_write(guest)
-            pieces = [] if write is None else self._pieces(guest, write, user)
+            refusal = self._edits.carry_out(guest, instruction, user, linear, physical)
         except PageFaultError as found:
+            if found.error_code & PFEC_MAP:
+                return self.refuse(Refusal(f"an operand at {found.address:#x} is not the guest's"))
             self.processor.registers.cr2 = found.address
             return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, found.error_code))
-        finally:
-            v[f.FRAME_MAP_LENGTH] = length
-        if write is None:
-            rip = self.vmcs["GUEST_RIP"]
-            code = guest.code(guest.wrap(rip), 8).hex(" ")
-            reason = f"the instruction {code} is none that tables are edited by"
-            return self.refuse(Refusal(reason))
-        refusal = self.store(pieces)
         if refusal is not None:
             # What comes is no entry: perhaps the guest uses the frame for something else.
             return RESUME if self.let_go(frame) else self.refuse(refusal)
-        write.finish(guest)
         self.counts.edits += 1
         return RESUME
-
-    def store(self, pieces: list[tuple[int, bytes]]) -> Refusal | None:
-        """Store at physical addresses, each within a page: all of it or nothing."""
-        memory = self.processor.memory
-        done: list[tuple[int, bytes]] = []
-        for physical, data in pieces:
-            done.append((physical, memory.read(physical, len(data))))
-            refusal = None
-            if self.links.levels_of(physical >> 12):
-                refusal = self.links.store(physical, data)
-            else:
-                memory.write(physical, data)
-            if refusal is not None:
-                for at, before in reversed(done[:-1]):
-                    if self.links.levels_of(at >> 12):
-                        back = self.links.store(at, before)
-                        assert back is None, back
-                    else:
-                        memory.write(at, before)
-                return refusal
-        return None
 
     def let_go(self, frame: int) -> bool:
         """Let roots go that are not loaded, as far as they lead to `frame`; is it data now?
@@ -400,35 +385,6 @@ class ProtectedMachine(VirtualMachine):
         That is always safe, for a root is validated when it is loaded again.
         """
         return self.links.let_go(frame, self._root(), recount=self.counts_too_high)
-
-    def _unprotected(self, guest: Operand, linear: int, user: int) -> tuple[int, int]:
-        """Where a write would go without the map: the physical address, and the fault or -1."""
-        v = guest.v
-        length, v[f.FRAME_MAP_LENGTH] = v[f.FRAME_MAP_LENGTH], 0
-        found = guest.walk(signed(linear), WRITE, user)
-        v[f.FRAME_MAP_LENGTH] = length
-        return found
-
-    def _pieces(self, guest: Operand, write: Write, user: int) -> list[tuple[int, bytes]]:
-        """A store, page by page. Raises PageFaultError."""
-        pieces = []
-        done = 0
-        while done < len(write.data):
-            linear = guest.wrap(write.linear + done)
-            count = min(len(write.data) - done, _PAGE - linear % _PAGE)
-            physical, code = guest.walk(signed(linear), WRITE, user)
-            if code >= 0:
-                raise PageFaultError(code, linear)
-            if physical >= self.memory_size:
-                raise PageFaultError(PFEC_MAP, linear)
-            pieces.append((physical, write.data[done : done + count]))
-            done += count
-        return pieces
-
-    def _repeats(self, guest: Operand) -> bool:
-        rip = int(guest.v[f.GUEST_RIP]) + (0 if guest.long else int(guest.v[f.GUEST_CS_BASE]))
-        code = guest.code(guest.wrap(rip), 2)
-        return bool(set(code) & set(_REPEAT))
 
 
 def _root_of(pointers: Sequence[int]) -> Root:
@@ -443,13 +399,12 @@ def exception(vmexit: VmExit, vm: Platform) -> Action:
     """A page fault of the map's is the VMM's; all else is the guest's."""
     assert isinstance(vm, ProtectedMachine)
     event = vmexit.interruption
-    if event is None or event.vector != _PF or not (event.error_code or 0) & PFEC_MAP:
+    code = 0 if event is None or event.vector != _PF else event.error_code or 0
+    if not code & PFEC_MAP:
         return handlers.reflect(vmexit, vm)
     if vmexit.idt_vectoring is not None:
-        address = vmexit.qualification
-        reason = f"an event's frame, or its way there, is in a table, at {address:#x}"
-        return vm.refuse(Refusal(reason))
-    return vm.carry_out(vmexit)
+        return vm.make_way_for_event(vmexit)
+    return vm.carry_out(vmexit, 1 if code & PFEC_U else 0)
 
 
 def control_register(vmexit: VmExit, vm: Platform) -> Action:
