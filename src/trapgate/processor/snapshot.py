@@ -75,6 +75,7 @@ class ProcessorSnapshot:
         self._copies = MemoryCopy(engine, arrays)
         self._vector_state = engine.vector_state()
         self._nested_counts = head[_NESTED].copy()
+        self._nested = bool(self._nested_counts.any())
         self._patience = dict(engine.patience)
         self._rows = processor.rows.copy()
         self._sequence = int(head[HEAD_SEQUENCE])
@@ -90,7 +91,7 @@ class ProcessorSnapshot:
         processor.make_current(self._vmcs)
         processor.drain()
         self._restore_rows()
-        if any(one.x86_vmm.state[ENTRIES] for one in processor.every):
+        if self._nested or any(one.x86_vmm.state[ENTRIES] for one in processor.every):
             processor.head[_NESTED] = self._nested_counts
         if engine.patience != self._patience:
             engine.patience = dict(self._patience)
@@ -153,6 +154,7 @@ class ProcessorSnapshot:
         for copy, array in zip(self.arrays, arrays, strict=True):
             copy[:] = array
         self._nested_counts[:] = values["nested counts"]
+        self._nested = bool(self._nested_counts.any())
         self._patience = {int(shape): int(count) for shape, count in values["patience"]}
         self._sequence = int(values["sequence"])
         self._rows.reshape(-1)[: rows.size] = rows

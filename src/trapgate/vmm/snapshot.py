@@ -20,7 +20,7 @@ from trapgate.vmm.state_values import take_values, values_of
 if TYPE_CHECKING:
     from trapgate.vmm.machine import Tally, VirtualMachine
 
-_HOST = frozenset({"number", "base", "console", "bios"})
+_HOST = frozenset({"number", "base", "console", "bios", "_power_on"})
 _TIME = stops.RUN_STATE.index(stops.TIME)
 
 

@@ -206,6 +206,11 @@ class SavedMachine:
         return str(self._description["engine"])
 
     @property
+    def memory(self) -> int:
+        """Bytes of memory."""
+        return int(self._description["memory"])
+
+    @property
     def drives(self) -> tuple[int, int, int]:
         """How many disks, CDs and floppies the machine had."""
         disks, cds, floppies = (int(count) for count in self._description["board"])
@@ -264,7 +269,7 @@ class SavedMachine:
             self._restore(vm)
         except SnapshotError as error:
             raise self._error(str(error)) from None
-        except (KeyError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise self._error(f"is no snapshot of this machine ({error!r})") from None
 
     def _restore(self, vm: VirtualMachine) -> None:

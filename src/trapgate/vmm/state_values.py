@@ -27,6 +27,10 @@ _MAPPINGS: dict[str, type[Any]] = {"dict": dict, "Wires": Wires}
 _DEEPEST = 20
 
 
+class BusyError(SnapshotError):
+    """The machine can be saved, but not now: some thousand instructions later."""
+
+
 class _WireError(Exception):
     """There is something that is not written."""
 
@@ -77,10 +81,10 @@ class _Writer:
 def values_of(state: State) -> dict[str, Any]:
     """All that changes, for `take_values`; arrays and files are not in it.
 
-    Raises SnapshotError in the middle of a disk transfer.
+    Raises BusyError in the middle of a disk transfer.
     """
     if any(getattr(one, "is_busy", False) for one in state.objects.values()):
-        raise SnapshotError("a disk transfer is under way; save some thousand instructions later")
+        raise BusyError("a disk transfer is under way; save some thousand instructions later")
     writer = _Writer(state)
     return {
         "objects": {
