@@ -107,7 +107,8 @@ class Plan:
     prune: bool
     budget: int | None
     """Instructions beyond the golden run's end after which a run counts as hung."""
-    checkpoints: int
+    checkpoints: int | None
+    """Moments at which a run that is back at the golden run's state ends; None for the usual."""
     detected: tuple[re.Pattern[bytes], ...]
     classes: tuple[UserClass, ...]
     path: str
@@ -166,7 +167,7 @@ def parse_plan(text: str, name: str, folder: Path) -> Plan:
         sample=_sample(document.table("sample")),
         prune=document.flag("prune"),
         budget=run.number("budget", low=1),
-        checkpoints=run.number("checkpoints", 16, high=1024) or 0,
+        checkpoints=run.number("checkpoints", high=256),
         detected=outcomes.patterns("detected"),
         classes=tuple(_user_class(one) for one in document.tables("class")),
         path=name,

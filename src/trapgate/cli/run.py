@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli.injections import finder, read_injections
+from trapgate.cli.names import BitmapOption, names_for
 from trapgate.cli.notes import notes_about
 from trapgate.cli.saved import Saving, open_saved, plugged_in
 from trapgate.cli.summary import show_summary, summary_json
@@ -32,6 +33,7 @@ from trapgate.cli.terminal import (
 if TYPE_CHECKING:
     from trapgate.debug.story import Story
     from trapgate.debug.story.instruction import Namer
+    from trapgate.decision.conditions import Names
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.loaders.image import GuestImage
@@ -252,8 +254,13 @@ def run(
         typer.Option(help="If the guest dies, write the story of it to this HTML file."),
     ] = None,
     symbols: Annotated[
-        Path | None, typer.Option(help="System.map or ELF that names the guest's functions.")
+        Path | None,
+        typer.Option(
+            help="System.map or ELF that names the guest's functions, in conditions, too; an ELF "
+            "guest does so itself."
+        ),
     ] = None,
+    bitmap: BitmapOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -300,6 +307,7 @@ def run(
                 wait,
                 report,
                 symbols,
+                bitmap,
                 as_json,
             )
         )
@@ -338,10 +346,12 @@ def _run(
     wait: bool,
     report: Path | None,
     symbols: Path | None,
+    bitmaps: list[str] | None,
     as_json: bool,
 ) -> int:
     from trapgate.cli.board import board, screen_lines
     from trapgate.debug.story.names import namer
+    from trapgate.trace.schema import CRITERIA
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
@@ -350,7 +360,10 @@ def _run(
     find = finder(guest, symbols)
     injections = read_injections(inject, find)
     saving = None if save is None else Saving(save, find)
-    settings = None if vmcs is None else _settings(vmcs)
+    if bitmaps and vmcs is None and gdb is None:
+        raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
+    known = None if vmcs is None and gdb is None else names_for(symbols, bitmaps, guest)
+    settings = None if vmcs is None else _settings(vmcs, known)
     names = namer(guest, symbols)
     saved = None
     if load is not None:
@@ -389,7 +402,7 @@ def _run(
     output = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else _writer(trace, guest, vmcs)
+    writer = None if trace is None else _writer(trace, guest)
     try:
         if protect is not None and paging is not Paging.direct:
             raise fail("--protect is about direct paging; give --paging direct too")
@@ -427,11 +440,13 @@ def _run(
             injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
+        if writer is not None:
+            writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
         if text:
             vm.type(input_bytes(text))
         if keys:
             vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
-        with console, _debugger(vm, gdb, guest, bits, wait=wait):
+        with console, _debugger(vm, gdb, guest, bits, known, wait=wait):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
@@ -484,7 +499,13 @@ def code_bits(vm: VirtualMachine) -> int:
 
 @contextmanager
 def _debugger(
-    vm: VirtualMachine, gdb: str | None, guest: Path, bits: int, *, wait: bool
+    vm: VirtualMachine,
+    gdb: str | None,
+    guest: Path,
+    bits: int,
+    names: Names | None,
+    *,
+    wait: bool,
 ) -> Iterator[None]:
     """The server for gdb around a run, if there is to be one."""
     if gdb is None:
@@ -494,7 +515,7 @@ def _debugger(
         return
     from trapgate.debug.gdb import Debugger, address_of
 
-    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits)
+    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits, names=names)
     host, port = debugger.address
     print(f"trapgate: gdb: target remote {host}:{port}", file=sys.stderr, flush=True)
     try:
@@ -506,20 +527,16 @@ def _debugger(
             debugger.finished(vm.stopped)
 
 
-def _settings(file: Path) -> Settings:
+def _settings(file: Path, names: Names | None) -> Settings:
     from trapgate.vmcs.file import read_settings
 
-    return read_settings(file)
+    return read_settings(file, names)
 
 
-def _writer(file: Path, guest: Path, vmcs: Path | None) -> TraceWriter:
+def _writer(file: Path, guest: Path) -> TraceWriter:
     from trapgate.trace import TraceWriter
-    from trapgate.trace.schema import CRITERIA
 
-    facts = {"guest": guest.name}
-    if vmcs is not None:
-        facts[CRITERIA] = vmcs.read_text(encoding="utf-8")
-    return TraceWriter(file, metadata=facts)
+    return TraceWriter(file, metadata={"guest": guest.name})
 
 
 def _story(vm: VirtualMachine, names: Namer) -> Story | None:

@@ -172,7 +172,7 @@ def _show(result: Stat, top: int) -> None:
             table.add_column(column, justify="right")
         for line in lines[:top]:
             table.add_row(
-                plain(line.key),
+                plain(f"{line.key} ({line.words})" if line.words else line.key),
                 f"{line.count:,}",
                 f"{line.share:.1%}",
                 f"{line.exits:,}",
@@ -242,7 +242,8 @@ def head(
             f"times in {opened.time_unit}"
         )
         for key, value in opened.run.items():
-            out.print(f"  {plain(key)}: {plain(value)}")
+            told = ", ".join(line for line in value.splitlines() if line)
+            out.print(f"  {plain(key)}: {plain(told)}")
         _show_rows(shown)
 
 

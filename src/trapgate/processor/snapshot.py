@@ -11,6 +11,12 @@ from trapgate.compiler.dialect import Cells, Rows
 from trapgate.engine import machine as stops
 from trapgate.engine.written_pages import MemoryCopy
 from trapgate.events.journal import COUNTS, HEAD_COMPLETED, HEAD_COUNTS, HEAD_SEQUENCE
+from trapgate.processor.likeness import (
+    LASTING_CELLS,
+    LASTING_FIELDS,
+    LASTING_VECTOR_CELLS,
+    has_event,
+)
 from trapgate.processor.processor import Processor
 from trapgate.sdm.vmx import ENTRIES
 from trapgate.vmcs.vmcs import Vmcs
@@ -21,6 +27,9 @@ _HOST = frozenset({"expires", "_sink", "_drained"})
 """Attributes of a processor that are not the guest's."""
 _SOME = 2048
 """Pages that are written to a file at a time."""
+_ALL = slice(None)
+_PAST = frozenset({"skipped", "_drained", "_checked"})
+"""Attributes of a processor that only tell of the past."""
 
 
 def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
@@ -74,6 +83,18 @@ class ProcessorSnapshot:
         ]
         self._copies = MemoryCopy(engine, arrays)
         self._vector_state = engine.vector_state()
+        self._lasting = [
+            (array, part, array[part].copy())
+            for array, part in (
+                (processor.registers.cells, _ALL),
+                (vmcs.cells, LASTING_FIELDS),
+                (engine.cells, LASTING_CELLS),
+                (engine.vector_registers, LASTING_VECTOR_CELLS),
+                (engine.devices.pages, _ALL),
+                (processor.x86_vmm.state, _ALL),
+                (processor.x86_vmm.vmcs, _ALL),
+            )
+        ]
         self._nested_counts = head[_NESTED].copy()
         self._nested = bool(self._nested_counts.any())
         self._patience = dict(engine.patience)
@@ -83,6 +104,7 @@ class ProcessorSnapshot:
         parts = [part for one in processor.every for part in (one.pins, one.x86_vmm)]
         self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, *parts)]
         self._smis = [(one.pins, one.pins.smi) for one in processor.every]
+        self._has_event = has_event(vmcs.cells)
 
     def restore(self) -> int:
         """Go back; how many pages of memory were copied."""
@@ -163,6 +185,27 @@ class ProcessorSnapshot:
         self._launched = [(vmcs, bool(was)) for (vmcs, _), was in launched]
         for (_, now), then in zip(self._plain, values["plain"], strict=True):
             take_plain(now, then)
+
+    def is_met(self) -> bool:
+        """Whether the processor is now, event for event, where it was then: the same follows.
+
+        What only tells of the past may differ. Memory is not looked at. Of several processors
+        it is not known, and not said.
+        """
+        return (
+            len(self._processor.every) == 1
+            and not self._has_event
+            and not has_event(self._vmcs.cells)
+            and all(np.array_equal(array[part], then) for array, part, then in self._lasting)
+            and all(vmcs.launched == launched for vmcs, launched in self._launched)
+            and all(pins.smi == smi for pins, smi in self._smis)
+            and all(
+                attributes[name] == value
+                for attributes, saved in self._plain
+                for name, value in saved.items()
+                if name not in _PAST
+            )
+        )
 
     def differing_pages(self) -> int:
         """How many pages of memory are not now as they were."""

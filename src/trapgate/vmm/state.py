@@ -60,6 +60,7 @@ class State:
         self._live = [(vars(self.objects[path]), then) for path, then in self.attributes.items()]
         self._now = list(self.containers.values())
         self._then = list(self.contents.values())
+        self._cells = {path: array.copy() for path, array in self.arrays.items()}
 
     def _look(self, roots: Mapping[str, object]) -> None:
         todo = deque(roots.items())
@@ -108,6 +109,14 @@ class State:
             raise SnapshotError(
                 f"{path} is a {type(one).__name__}, which no snapshot can take back"
             )
+
+    def is_met(self) -> bool:
+        """Whether everything is as it was, arrays included."""
+        return (
+            all(attributes == then for attributes, then in self._live)
+            and self._now == self._then
+            and all(np.array_equal(array, self._cells[path]) for path, array in self.arrays.items())
+        )
 
     def restore(self) -> None:
         """Let everything be as it was but the arrays."""
