@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.trace.foreign_text import Host
 from trapgate.cli import app
+from trapgate.decision.decide import REASONS
 from trapgate.errors import VmcsFileError
 from trapgate.instructions import intercepts
 from trapgate.replay import Policy, replay
@@ -348,6 +349,16 @@ def test_every_pattern_is_met_first_by_its_own_control() -> None:
     assert control_of("CPUID").name == "none: always exits"
 
 
+def test_every_reason_of_our_own_has_its_control() -> None:
+    told = {name: control_of(name).name for name in REASONS.values()}
+    always = {"TASK_GATE", "TRIPLE_FAULT", "OTHER_EVENT"}
+    no_exits = {"SOFTWARE_INTERRUPT", "INJECTED", "OWN_FRAME", "NO_LINK"}
+    no_exits |= {name for name in told if name.startswith("FAULT_FILTER_") and "ALONE" not in name}
+    nothing = {name for name, control in told.items() if control == "none: always exits"}
+    assert nothing == always | no_exits
+    assert told["FIGURE_3_MATCH"] == told["MEMBER"] == told["CONTROL_BIT"]
+
+
 def test_the_commands(path: Path, tmp_path: Path) -> None:
     policy = tmp_path / "p.toml"
     policy.write_text(HEAD + '[controls]\nprimary = ["-HLT_EXITING"]\n[intercepts]\nports = []\n')
@@ -368,6 +379,7 @@ def test_the_commands(path: Path, tmp_path: Path) -> None:
     assert "CR3-load exiting" in by_control([path])._repr_html_()
     result = replay([path], [Policy.load(policy)])
     assert "HLT exiting" in result._repr_html_()
+    assert "HLT_EXITING off, ports none" in Policy.load(policy)._repr_html_()
 
 
 def test_exceptions_without_codes_give_a_range(tmp_path: Path) -> None:

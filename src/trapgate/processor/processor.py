@@ -198,6 +198,11 @@ class Processor(LogicalProcessor):
         """The journal is as it was: the sink is to get what comes from row `sequence` on."""
         self._drained = sequence
 
+    @property
+    def sink(self) -> Callable[[Cells], None] | None:
+        """Who gets the rows of events."""
+        return self._sink
+
     def drain(self) -> None:
         """Give the sink what it has not seen."""
         if self._sink is None:
