@@ -28,6 +28,7 @@ from trapgate.vmm import snapshot_file
 from trapgate.vmm.actions import End
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import open_image
+from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
@@ -245,9 +246,9 @@ def test_what_cannot_be_saved_is_refused_in_words(tmp_path: Path) -> None:
     several = VirtualMachine(2 << 20, board=Board(processors=2))
     with pytest.raises(SnapshotError, match="several processors"):
         several.save(tmp_path / "machine")
-    direct = ProtectedMachine(16 << 20)
-    with pytest.raises(SnapshotError, match="direct paging"):
-        direct.save(tmp_path / "machine")
+    for direct in (ProtectedMachine(16 << 20), DirectMachine(16 << 20)):
+        with pytest.raises(SnapshotError, match="direct paging"):
+            direct.save(tmp_path / "machine")
     over = real_mode(b"\xe6\xf4", "native")
     assert over.run().end is End.DEBUG_EXIT
     with pytest.raises(SnapshotError, match="stopped for good"):

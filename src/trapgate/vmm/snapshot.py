@@ -80,9 +80,12 @@ class Snapshot:
     def values(self) -> dict[str, Any]:
         """What is no array, as JSON has values.
 
-        Raises SnapshotError for a machine that has stopped or has several processors.
+        Raises SnapshotError for a machine that has stopped for good, is under direct paging, or has
+        several processors.
         """
         vm = self.machine
+        if not vm.can_be_restored:
+            raise SnapshotError("a machine under direct paging cannot be saved in a file")
         if len(vm.cpus) > 1:
             raise SnapshotError("a machine with several processors cannot be saved in a file")
         plain_values = [dict(saved) for _, saved in self._plain]
