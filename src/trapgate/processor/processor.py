@@ -209,6 +209,10 @@ class Processor(LogicalProcessor):
         self._sink = sink
         self._drained = int(self.head[HEAD_SEQUENCE])
 
+    def rewind(self, sequence: int) -> None:
+        """The journal is as it was: the sink is to get what comes from row `sequence` on."""
+        self._drained = sequence
+
     @property
     def sink(self) -> Callable[[Cells], None] | None:
         """Who gets the rows of events."""
