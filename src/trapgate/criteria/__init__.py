@@ -27,6 +27,8 @@ from trapgate.criteria.fault_wishes import FaultWishes, parse_wishes, read_wishe
 from trapgate.criteria.filters import Filter, filter_in
 from trapgate.criteria.learn import Learned, learn
 from trapgate.criteria.merge import Merged, Party, Share, merge
+from trapgate.criteria.merge_tables import MOST_RULES as MOST_MERGED_RULES
+from trapgate.criteria.merge_tables import MergedTables, merge_tables
 from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.spec import Spec, parse_spec, read_spec
 from trapgate.criteria.tables import Difference, TableReading, compare_exits, read_table
@@ -36,6 +38,7 @@ from trapgate.decision.criteria_rules import MOST_RULES
 
 __all__ = [
     "FILTER_SCHEMES",
+    "MOST_MERGED_RULES",
     "MOST_RULES",
     "OPERATORS",
     "ContradictionError",
@@ -49,6 +52,7 @@ __all__ = [
     "InexpressibleError",
     "Learned",
     "Merged",
+    "MergedTables",
     "MissingSolverError",
     "PageFaultFilter",
     "Party",
@@ -73,6 +77,7 @@ __all__ = [
     "filter_in",
     "learn",
     "merge",
+    "merge_tables",
     "merged",
     "operators_named",
     "parse_spec",
