@@ -524,13 +524,38 @@ def learn(
     ] = UnseenCodes.exit,
     fields: FieldsOption = None,
     operator: OperatorOption = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="A criteria table by this value: rip, cpl, page, ... (repeatable)."),
+    ] = None,
+    rules: Annotated[int, typer.Option(min=1, help="With --by: rules at most.")] = 4,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
-    """Define the filter that keeps the exits that a VMM needed, and test it on the rest."""
-    from trapgate import criteria
+    """Define the filter that keeps the exits that a VMM needed, and test it on the rest.
 
+    With --by a criteria table, which looks at more than the error code.
+    """
+    from trapgate import criteria
+    from trapgate.criteria import documents
+
+    if by:
+        table = criteria.learn_table(
+            trace,
+            by,
+            mark=mark,
+            hold_out=hold_out,
+            unseen=unseen.value,
+            rules=rules,
+            timeout=timeout,
+        )
+        if output is not None:
+            _write(output, table.toml())
+        page = partial(documents.of_learned_table, table)
+        return Answer(
+            lambda: [*table.lines(), "", table.toml().rstrip()], table.document, page=page
+        )
     learned = criteria.learn(
         trace,
         scheme,

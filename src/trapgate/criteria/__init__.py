@@ -26,6 +26,7 @@ from trapgate.criteria.fault_rows import read_rows, rows_for
 from trapgate.criteria.fault_wishes import FaultWishes, parse_wishes, read_wishes
 from trapgate.criteria.filters import Filter, filter_in
 from trapgate.criteria.learn import Learned, learn
+from trapgate.criteria.learn_table import LearnedTable, learn_table
 from trapgate.criteria.merge import Merged, Party, Share, merge
 from trapgate.criteria.merge_tables import MOST_RULES as MOST_MERGED_RULES
 from trapgate.criteria.merge_tables import MergedTables, merge_tables
@@ -51,6 +52,7 @@ __all__ = [
     "Granted",
     "InexpressibleError",
     "Learned",
+    "LearnedTable",
     "Merged",
     "MergedTables",
     "MissingSolverError",
@@ -76,6 +78,7 @@ __all__ = [
     "explain",
     "filter_in",
     "learn",
+    "learn_table",
     "merge",
     "merge_tables",
     "merged",
