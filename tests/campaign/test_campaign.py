@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.campaign.plans import EVENTS, HEAD, REGISTERS, finished, plan
 from trapgate.campaign.campaign import create, prepare, run
+from trapgate.campaign.compare import compare
 from trapgate.campaign.errors import CampaignError
 from trapgate.campaign.outcomes import OUTCOMES
 from trapgate.campaign.plan import find_plan, shipped
@@ -173,6 +175,52 @@ def test_the_command_line(tmp_path: Path) -> None:
         assert failed.exit_code == 2
         assert failed.stderr.startswith("trapgate: ")
         assert failed.stderr.count("\n") == 1
+
+
+def test_a_campaign_s_difference_from_itself_is_none(events: Results, tmp_path: Path) -> None:
+    assert all(one.change == 0 and not one.sure for one in compare(events, events))
+    nmi = finished(EVENTS.replace('"PF(code=2,cr2=0x1000)", "GP(0x10)", ', ""), tmp_path / "nmi")
+    found = {one.outcome: one for one in compare(events, nmi)}
+    assert -found["handled"].before < found["handled"].change < 0
+    assert found["handled"].sure
+    sampled = finished(EVENTS + "[sample]\nruns = 100\n", tmp_path / "s")
+    few = {one.outcome: one for one in compare(events, sampled)}
+    assert few["detected"].low < few["detected"].change < few["detected"].high
+    told = CliRunner().invoke(
+        app, ["campaign", "diff", str(events.folder), str(nmi.folder), "--json"]
+    )
+    assert {one["outcome"] for one in json.loads(told.stdout)} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "how"),
+    [
+        ('{ output = "paging on" }', "{ instructions = 1000 }", "golden end"),
+        ('{ symbol = "space_fault", time = 3 }', '{ symbol = "trap_return" }', "golden end"),
+        ('{ rip = "0x10033d" }', '{ rip = "0x10033d", time = 4 }', "golden end"),
+        ("{ instructions = 50_000 }", '{ output = "checksum [0-9A-F]+" }', "golden end"),
+        ("{ instructions = 10_000_000 }", "{ exit = true }", "debug exit"),
+    ],
+)
+def test_golden_runs_begin_and_end_where_one_says(begin: str, end: str, how: str) -> None:
+    head = HEAD.replace("{ instructions = 10_200_000 }", begin)
+    head = head.replace("{ instructions = 3000 }", end)
+    prepared = prepare(plan(EVENTS, head))
+    golden = prepared.reference.golden
+    assert golden.how == how
+    assert golden.end > golden.begin
+    vm = prepared.reference.bench.vm
+    vm.restore(prepared.reference.bench.snapshot)
+    if "symbol" in begin or "rip" in begin:
+        wanted = {"space_fault", "trap_return"}
+        bench = prepared.reference.bench
+        assert bench.symbols is not None
+        at = bench.symbols.names[
+            int(bench.symbols.indices(np.array([vm.vmcs["GUEST_RIP"]], np.uint64))[0])
+        ]
+        assert at in wanted
+    again = prepare(plan(EVENTS, head)).reference.golden
+    assert again == golden
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -75,13 +75,38 @@ def _execute(reference: Reference, moment: int, fault: Fault, there: Callable[[]
         fault.apply(vm)
     except AbsentError as error:
         return Result(NOT_APPLIED, "", 0, str(error), rip, 0, "")
-    halt = _hold(reference, fault) if fault.holds else bench.run_to(bench.plan.end, reference.limit)
-    ending = ending_of(reference, halt)
+    ending = _on(reference, fault)
     outcome = classify(ending, bench.plan.detected, bench.plan.classes)
-    detail = ", ".join(ending.extra) if ending.same_end and ending.same_output else halt.message
+    detail = ", ".join(ending.extra) if ending.same_end and ending.same_output else ending.message
     digest = "" if ending.same_output else hashlib.sha256(ending.output).hexdigest()[:16]
-    time = vm.processor.time - begun
-    return Result(outcome, halt.end, halt.status, detail[:_LONGEST_DETAIL], rip, time, digest)
+    time = (vm.processor.time if ending.time is None else ending.time) - begun
+    return Result(outcome, ending.end, ending.status, detail[:_LONGEST_DETAIL], rip, time, digest)
+
+
+def _on(reference: Reference, fault: Fault) -> Ending:
+    """To the end; or to a checkpoint where all is again as in the golden run, whose end follows."""
+    bench = reference.bench
+    if fault.holds:
+        return ending_of(reference, _hold(reference, fault))
+    for checkpoint in reference.ahead(bench.vm.processor.time):
+        halt = bench.run_towards(bench.plan.end, checkpoint.snapshot.time)
+        if halt is not None:
+            return ending_of(reference, halt)
+        if checkpoint.snapshot.is_met():
+            golden = reference.golden
+            extra = bench.extra_faults(checkpoint.counts)
+            return Ending(
+                golden.how,
+                golden.status,
+                golden.message,
+                golden.output,
+                extra,
+                same_end=True,
+                same_output=True,
+                same_state=True,
+                time=golden.end,
+            )
+    return ending_of(reference, bench.run_to(bench.plan.end, reference.limit))
 
 
 def _hold(reference: Reference, fault: Fault) -> Halt:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from trapgate.vmm.snapshot import Snapshot
 
 _SHOWN = 1 << 16
+_CHECKPOINTS = 8
+_LONG = 200_000
+"""Instructions of a golden run that has checkpoints: in shorter ones they cost what they save."""
+_ENDS_BY_STATE = frozenset({"instructions", "output", "exit"})
+"""Ends that state, time and output decide; how often a function was entered before is none."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,14 @@ class Golden:
         return {**asdict(self), "output": shown, "output_sha256": digest}
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """The golden run on the way: everything of the machine, and the counts of events so far."""
+
+    snapshot: Snapshot
+    counts: NDArray[np.int64]
+
+
 class Reference:
     """The golden run on a bench, with all that runs are compared with.
 
@@ -72,6 +87,34 @@ class Reference:
         at_time = plan.end.kind == "instructions"
         self.limit = self.golden.end if at_time else self.golden.end + spare
         """The virtual time at which a run has used up its budget."""
+        self.checkpoints = self._make_checkpoints()
+        """Moments of the golden run on the way, in order."""
+
+    def _make_checkpoints(self) -> list[Checkpoint]:
+        bench, golden = self.bench, self.golden
+        plan, vm = bench.plan, bench.vm
+        count = plan.checkpoints
+        if count is None:
+            count = _CHECKPOINTS if golden.length >= _LONG else 0
+        if plan.end.kind not in _ENDS_BY_STATE:
+            count = 0
+        bench.go_to(bench.start)
+        found = []
+        for number in range(1, count + 1):
+            time = golden.begin + golden.length * number // (count + 1)
+            if time <= vm.processor.time or vm.step(time - vm.processor.time) is not None:
+                continue
+            found.append(Checkpoint(vm.snapshot(), bench.counts.copy()))
+        return found
+
+    def ahead(self, moment: int) -> Iterator[Checkpoint]:
+        """Checkpoints behind a moment, at growing distances."""
+        first = bisect_right(self.checkpoints, moment, key=lambda one: one.snapshot.time)
+        step = 1
+        while first < len(self.checkpoints):
+            yield self.checkpoints[first]
+            first += step
+            step *= 2
 
     @staticmethod
     def _run(bench: Bench) -> tuple[Golden, NDArray[np.int64], Snapshot]:

@@ -53,7 +53,7 @@ _BY_END = {
     End.UNHANDLED: STOPPED,
     End.VMX_ABORT: STOPPED,
 }
-ENDS: Final = (*(end.value for end in End), "golden end", "budget", "golden state", "")
+ENDS: Final = (*(end.value for end in End), "golden end", "budget", "")
 """How runs end: as machines do, at the golden run's end, or by the budget."""
 
 
@@ -91,6 +91,8 @@ class Ending:
     same_end: bool
     same_output: bool
     same_state: bool
+    time: int | None = None
+    """The virtual time of the end, where the run itself did not get there."""
 
 
 _OUTCOME_OF_END = {end.value: outcome for end, outcome in _BY_END.items()} | {"budget": HANG}

@@ -41,6 +41,7 @@ class Worker:
         self.reference.demand_equal(self.results.facts["golden"], str(folder))
         self.faults: Faults = faults_of(plan.targets, plan.path, wide=self.results.facts["wide"])
         self._runs = self.results.runs
+        self._approached: int | None = None
 
     def moment(self, run: int) -> int:
         """The virtual time of a run's fault."""
@@ -53,6 +54,11 @@ class Worker:
 
     def result(self, run: int, there: Callable[[], None] = lambda: None) -> Result:
         """Run a run; `there` is called just before the fault is put in."""
+        batch = run // self.results.batch
+        if batch != self._approached:
+            numbers = self.results.range_of(batch)
+            self.bench.approach(self.moment(numbers.start), len(numbers))
+            self._approached = batch
         return execute(self.reference, self.moment(run), self.fault(run), there)
 
     def work(
@@ -100,6 +106,7 @@ class Worker:
         """A new machine, since nobody knows what became of the old one."""
         self.bench = Bench(self.bench.plan)
         self.reference = Reference(self.bench)
+        self._approached = None
 
 
 def serve(pipe: Any, plan: tuple[str, str, str], folder: str, now: Any) -> None:

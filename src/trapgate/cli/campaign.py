@@ -249,6 +249,35 @@ def _show(results: Results, *, as_json: bool) -> None:
 
 
 @app.command()
+def diff(
+    before: FolderArgument,
+    after: Annotated[Path, typer.Argument(help="Directory of other results.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two campaigns: which outcomes became more or less frequent."""
+    with one_line_errors():
+        from trapgate.campaign.compare import compare
+        from trapgate.campaign.results import Results
+
+        found = compare(Results.open(before), Results.open(after))
+    if as_json:
+        names = ("outcome", "before", "after", "change", "low", "high", "sure")
+        print(json.dumps([{n: getattr(one, n) for n in names} for one in found], indent=2))
+        return
+    from rich.table import Table
+
+    table = Table("outcome")
+    for head in ("before", "after", "change", "95% interval", ""):
+        table.add_column(head, justify="right")
+    for one in found:
+        interval = f"{one.low:+.3%} to {one.high:+.3%}"
+        told = "" if one.sure else "within chance"
+        cells = f"{one.before:.3%}", f"{one.after:.3%}", f"{one.change:+.3%}", interval, told
+        table.add_row(plain(one.outcome), *cells)
+    terminal().print(table)
+
+
+@app.command()
 def report(
     folder: FolderArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],

@@ -16,11 +16,13 @@ import typer
 
 from trapgate.cli.closed_form import MergeForm, closed_form
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 from trapgate.cli.terminal import fail
 from trapgate.errors import TrapgateError
 
 if TYPE_CHECKING:
     from trapgate.criteria import Definition, Party
+    from trapgate.decision.conditions import Names
     from trapgate.trace.document import Document
     from trapgate.vmcs.vmcs import Vmcs
 
@@ -210,19 +212,19 @@ def _write(output: Path, text: str) -> None:
         ) from None
 
 
-def _parties(files: list[Path]) -> list[Party]:
+def _parties(files: list[Path], known: Names | None = None) -> list[Party]:
     from trapgate.criteria import Party
 
     names = [path.stem for path in files]
     twice = len(set(names)) != len(names)
-    return [Party(str(path) if twice else path.stem, _load(path)) for path in files]
+    return [Party(str(path) if twice else path.stem, _load(path, known)) for path in files]
 
 
-def _load(path: Path) -> Vmcs:
+def _load(path: Path, names: Names | None = None) -> Vmcs:
     from trapgate.criteria.filters import demand_valid
     from trapgate.vmcs.vmcs import Vmcs
 
-    vmcs = Vmcs.load(path)
+    vmcs = Vmcs.load(path, names=names)
     demand_valid(vmcs, str(path))
     return vmcs
 
@@ -271,6 +273,8 @@ def define(
     clauses: Annotated[
         int | None, typer.Option(min=0, help="With [[wishes]]: clauses, of all rules together.")
     ] = None,
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
@@ -285,7 +289,7 @@ def define(
                 "--fields and --format are about wishes for error codes; "
                 "--scheme, --rules, --clauses and --operator choose for [[wishes]]"
             )
-        wishes = criteria.read_wishes(spec)
+        wishes = criteria.read_wishes(spec, names_for(symbols, bitmap))
         granted = criteria.define_criteria(
             wishes,
             scheme,
@@ -372,6 +376,8 @@ def explain(
         list[str] | None, typer.Option(help="Only this vector: PF, 14, ... (repeatable).")
     ] = None,
     table: Annotated[bool, typer.Option(help="Print the truth table.")] = True,
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
 ) -> Answer:
     """Say in words what fields do; and warn of what was probably not meant."""
     from trapgate import criteria
@@ -379,7 +385,8 @@ def explain(
     from trapgate.criteria.codes import vector_named
 
     vectors = None if vector is None else [vector_named(name) for name in vector]
-    loaded = [(str(path), _load(path)) for path in files]
+    names = names_for(symbols, bitmap)
+    loaded = [(str(path), _load(path, names)) for path in files]
     told = [(name, criteria.explain(vmcs, vectors)) for name, vmcs in loaded]
     tables = {
         name: criteria.read_table(vmcs.criteria_table)
@@ -432,6 +439,8 @@ def check(
     bits: Annotated[
         str, typer.Option(help="Of three files: bits of a page fault's error code, as in merge.")
     ] = "sdm",
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
     """Prove that fields do what is wished, or give a counterexample.
@@ -445,19 +454,20 @@ def check(
 
     if len(files) < 2:
         raise criteria.CriteriaError("check takes a SPEC and FIELDS, or L0, L1 and VMCS02")
+    names = names_for(symbols, bitmap)
     if len(files) > 2:
         found = criteria.check_vmcs02(
-            _parties(files[:-1]), _load(files[-1]), bits=bits, timeout=timeout
+            _parties(files[:-1], names), _load(files[-1], names), bits=bits, timeout=timeout
         )
         page = partial(documents.of_check, found)
         return Answer(found.lines, found.document, 0 if found.sound else 1, page)
     if _is_vmcs_file(files[0]):
-        wanted, given = map(_load, files)
+        wanted, given = (_load(path, names) for path in files)
         differs = criteria.compare_exits(wanted, given, timeout=timeout)
         status = 0 if (differs.sound if sound else differs.exact) else 1
         page = partial(documents.of_difference, differs)
         return Answer(differs.lines, differs.document, status, page)
-    verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1]), timeout=timeout)
+    verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1], names), timeout=timeout)
     holds = all(one.sound if sound else one.exact for one in verdicts)
     return Answer(
         lambda: [one.line() for one in verdicts],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 from trapgate.cli.selection import (
     LevelOption,
     RipOption,
@@ -83,6 +84,8 @@ def replay(
     time: TimeOption = ":",
     rip: RipOption = ":",
     top: Annotated[int, typer.Option(min=1, help="Policies of a sweep to show.")] = 20,
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
     markdown: MarkdownOption = False,
     html: HtmlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -91,6 +94,8 @@ def replay(
     with one_line_errors():
         chosen = selection(level, vm, vcpu, time, rip)
     if controls:
+        if policy or sweep is not None or cluster is not None or bursts or lost:
+            raise fail("--controls asks for every exit, not for a policy: give it without one")
         _controls(trace, chosen, as_json=as_json, markdown=markdown, html=html)
         return
     if not policy and sweep is None:
@@ -108,7 +113,8 @@ def replay(
         from trapgate import replay as replaying
         from trapgate.replay.cluster import on_cluster
 
-        policies = [replaying.Policy.load(path) for path in policy or ()]
+        names = names_for(symbols, bitmap)
+        policies = [replaying.Policy.load(path, names) for path in policy or ()]
         tallied: Tally | None = None
         if cluster is not None:
             if cluster != "local" and not cluster.startswith("ray://"):

@@ -14,6 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli.injections import finder, read_injections
+from trapgate.cli.names import BitmapOption, names_for
+from trapgate.cli.screen import (
+    DisplayOption,
+    ScreenshotOption,
+    UntilScreenOption,
+    screen_lines,
+    shown,
+    take_picture,
+)
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -30,6 +39,7 @@ from trapgate.cli.terminal import (
 if TYPE_CHECKING:
     from trapgate.debug.story import Story
     from trapgate.debug.story.instruction import Namer
+    from trapgate.decision.conditions import Names
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.loaders.image import GuestImage
@@ -111,6 +121,8 @@ Examples:
   trapgate run --disk xv6.img --disk fs.img --memory 512M
 
   trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --cpus 4 --seed 7
+
+  trapgate run --floppy kolibri.img --display 8080 --screenshot desktop.png
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
@@ -245,8 +257,16 @@ def run(
         typer.Option(help="If the guest dies, write the story of it to this HTML file."),
     ] = None,
     symbols: Annotated[
-        Path | None, typer.Option(help="System.map or ELF that names the guest's functions.")
+        Path | None,
+        typer.Option(
+            help="System.map or ELF that names the guest's functions, in conditions, too; an ELF "
+            "guest does so itself."
+        ),
     ] = None,
+    screenshot: ScreenshotOption = None,
+    until_screen: UntilScreenOption = None,
+    display: DisplayOption = None,
+    bitmap: BitmapOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -291,6 +311,10 @@ def run(
                 wait,
                 report,
                 symbols,
+                screenshot,
+                until_screen,
+                display,
+                bitmap,
                 as_json,
             )
         )
@@ -327,17 +351,25 @@ def _run(
     wait: bool,
     report: Path | None,
     symbols: Path | None,
+    screenshot: Path | None,
+    until_screen: str | None,
+    display: str | None,
+    bitmaps: list[str] | None,
     as_json: bool,
 ) -> int:
-    from trapgate.cli.board import board, screen_lines
+    from trapgate.cli.board import board
     from trapgate.debug.story.names import namer
+    from trapgate.trace.schema import CRITERIA
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
     injections = read_injections(inject, finder(guest, symbols))
-    settings = None if vmcs is None else _settings(vmcs)
+    if bitmaps and vmcs is None and gdb is None:
+        raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
+    known = None if vmcs is None and gdb is None else names_for(symbols, bitmaps, guest)
+    settings = None if vmcs is None else _settings(vmcs, known)
     names = namer(guest, symbols)
     plugged = board(disks, cds, floppies, bios, memory, processors=cpus, kernel=guest is not None)
     image: GuestImage | None = None
@@ -357,7 +389,7 @@ def _run(
     output = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else _writer(trace, guest, vmcs)
+    writer = None if trace is None else _writer(trace, guest)
     try:
         if protect is not None and paging is not Paging.direct:
             raise fail("--protect is about direct paging; give --paging direct too")
@@ -383,15 +415,22 @@ def _run(
             injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
+        if writer is not None:
+            writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
         if text:
             vm.type(input_bytes(text))
         if keys:
             vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
-        with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
+        with (
+            console,
+            _debugger(vm, gdb, guest, image.bits, known, wait=wait),
+            shown(vm, until_screen, display),
+        ):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
             writer.close()
+    take_picture(vm, screenshot)
     summary = vm.summary()
     notes = [] if stop.end is End.REFUSED else list(_notes(vm, paging, summary))
     story = _story(vm, names)
@@ -432,7 +471,13 @@ def _run(
 
 @contextmanager
 def _debugger(
-    vm: VirtualMachine, gdb: str | None, guest: Path, bits: int, *, wait: bool
+    vm: VirtualMachine,
+    gdb: str | None,
+    guest: Path,
+    bits: int,
+    names: Names | None,
+    *,
+    wait: bool,
 ) -> Iterator[None]:
     """The server for gdb around a run, if there is to be one."""
     if gdb is None:
@@ -442,7 +487,7 @@ def _debugger(
         return
     from trapgate.debug.gdb import Debugger, address_of
 
-    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits)
+    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits, names=names)
     host, port = debugger.address
     print(f"trapgate: gdb: target remote {host}:{port}", file=sys.stderr, flush=True)
     try:
@@ -454,20 +499,16 @@ def _debugger(
             debugger.finished(vm.stopped)
 
 
-def _settings(file: Path) -> Settings:
+def _settings(file: Path, names: Names | None) -> Settings:
     from trapgate.vmcs.file import read_settings
 
-    return read_settings(file)
+    return read_settings(file, names)
 
 
-def _writer(file: Path, guest: Path, vmcs: Path | None) -> TraceWriter:
+def _writer(file: Path, guest: Path) -> TraceWriter:
     from trapgate.trace import TraceWriter
-    from trapgate.trace.schema import CRITERIA
 
-    facts = {"guest": guest.name}
-    if vmcs is not None:
-        facts[CRITERIA] = vmcs.read_text(encoding="utf-8")
-    return TraceWriter(file, metadata=facts)
+    return TraceWriter(file, metadata={"guest": guest.name})
 
 
 def _story(vm: VirtualMachine, names: Namer) -> Story | None:

@@ -32,12 +32,15 @@ class FaultWishes:
     path: str = ""
 
 
-def read_wishes(path: Path) -> FaultWishes:
-    """The wishes in a file. Raises SpecError, also for a condition that cannot be read."""
-    return parse_wishes(read_toml(path, partial(SpecError, path=str(path))), str(path))
+def read_wishes(path: Path, names: Names | None = None) -> FaultWishes:
+    """The wishes in a file, whose conditions may use `names`.
+
+    Raises SpecError, also for a condition that cannot be read.
+    """
+    return parse_wishes(read_toml(path, partial(SpecError, path=str(path))), str(path), names)
 
 
-def parse_wishes(text: str, path: str = "") -> FaultWishes:
+def parse_wishes(text: str, path: str = "", names: Names | None = None) -> FaultWishes:
     """The wishes in TOML `text`; raises as `read_wishes`."""
     wrong = partial(SpecError, path=path)
     document = parse_toml(text, wrong)
@@ -62,7 +65,7 @@ def parse_wishes(text: str, path: str = "") -> FaultWishes:
         if not isinstance(when, str):
             raise wrong(f"{when!r} is no condition in quotes", field=f"{where}.when")
         try:
-            rules += rules_for(parse(when, Names()), _GOALS[then])
+            rules += rules_for(parse(when, names), _GOALS[then])
         except ConditionError as error:
             raise wrong(str(error), field=f"{where}.when") from None
     return FaultWishes(tuple(rules), _GOALS[default], path)

@@ -194,6 +194,11 @@ class Processor(LogicalProcessor):
         self._sink = sink
         self._drained = int(self.head[HEAD_SEQUENCE])
 
+    @property
+    def sink(self) -> Callable[[Cells], None] | None:
+        """Who gets the rows of events."""
+        return self._sink
+
     def drain(self) -> None:
         """Give the sink what it has not seen."""
         if self._sink is None:

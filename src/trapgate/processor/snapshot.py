@@ -10,6 +10,12 @@ from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
 from trapgate.engine.written_pages import MemoryCopy
 from trapgate.events.journal import COUNTS, HEAD_COMPLETED, HEAD_COUNTS, HEAD_SEQUENCE
+from trapgate.processor.likeness import (
+    LASTING_CELLS,
+    LASTING_FIELDS,
+    LASTING_VECTOR_CELLS,
+    has_event,
+)
 from trapgate.processor.processor import Processor
 from trapgate.sdm.vmx import ENTRIES
 from trapgate.vmcs.vmcs import Vmcs
@@ -18,6 +24,9 @@ _NESTED = slice(HEAD_COUNTS + COUNTS, HEAD_COMPLETED)
 """Of the journal's head: counts of what happens to the guest of an x86 VMM, 0 without."""
 _HOST = frozenset({"expires"})
 """Attributes of a processor that are not the guest's."""
+_ALL = slice(None)
+_PAST = frozenset({"skipped", "_drained", "_checked"})
+"""Attributes of a processor that only tell of the past."""
 
 
 def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
@@ -56,6 +65,18 @@ class ProcessorSnapshot:
             *(engine.cells[n : n + 1] for n in stops.RUN_STATE),
         ]
         self._copies = MemoryCopy(engine, (*arrays, *others))
+        self._lasting = [
+            (array, part, array[part].copy())
+            for array, part in (
+                (processor.registers.cells, _ALL),
+                (vmcs.cells, LASTING_FIELDS),
+                (engine.cells, LASTING_CELLS),
+                (engine.vector_registers, LASTING_VECTOR_CELLS),
+                (engine.devices.pages, _ALL),
+                (processor.x86_vmm.state, _ALL),
+                (processor.x86_vmm.vmcs, _ALL),
+            )
+        ]
         self._nested_counts = head[_NESTED].copy()
         self._patience = dict(engine.patience)
         self._rows = processor.rows.copy()
@@ -64,6 +85,7 @@ class ProcessorSnapshot:
         parts = [part for one in processor.every for part in (one.pins, one.x86_vmm)]
         self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, *parts)]
         self._smis = [(one.pins, one.pins.smi) for one in processor.every]
+        self._has_event = has_event(vmcs.cells)
 
     def restore(self) -> int:
         """Go back; how many pages of memory were copied."""
@@ -83,6 +105,27 @@ class ProcessorSnapshot:
         for attributes, saved_values in self._plain:
             attributes.update(saved_values)
         return self._copies.restore()
+
+    def is_met(self) -> bool:
+        """Whether the processor is now, event for event, where it was then: the same follows.
+
+        What only tells of the past may differ. Memory is not looked at. Of several processors
+        it is not known, and not said.
+        """
+        return (
+            len(self._processor.every) == 1
+            and not self._has_event
+            and not has_event(self._vmcs.cells)
+            and all(np.array_equal(array[part], then) for array, part, then in self._lasting)
+            and all(vmcs.launched == launched for vmcs, launched in self._launched)
+            and all(pins.smi == smi for pins, smi in self._smis)
+            and all(
+                attributes[name] == value
+                for attributes, saved in self._plain
+                for name, value in saved.items()
+                if name not in _PAST
+            )
+        )
 
     def differing_pages(self) -> int:
         """How many pages of memory are not now as they were."""

@@ -7,20 +7,21 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from trapgate.decision.conditions import Names
 from trapgate.decision.criteria_rules import Rule
 from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.decision.fault_filters import FILTER_NONE, ORDER_FIGURE_6
 from trapgate.decision.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.errors import VmcsFileError
-from trapgate.replay.exits import ExitPolicy
+from trapgate.replay.exit_policy import ExitPolicy
 from trapgate.sdm.checks import CHECKS
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, ROWS
 from trapgate.trace.html import table
 from trapgate.vmcs.file import Settings, read_settings
-from trapgate.vmcs.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs, rules_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,12 +52,12 @@ class Policy:
     judges_exceptions: bool = True
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """The policy in a VMCS file, named after the file.
+    def load(cls, path: Path, names: Names | None = None) -> Self:
+        """The policy in a VMCS file, named after the file; its conditions may use `names`.
 
         Raises: VmcsError for a file that is none, or asks for what cannot be replayed.
         """
-        return cls.from_settings(path.stem, read_settings(path))
+        return cls.from_settings(path.stem, read_settings(path, names))
 
     @classmethod
     def from_settings(cls, name: str, settings: Settings) -> Self:
@@ -86,7 +87,7 @@ class Policy:
         exits = ExitPolicy.of(settings)
         interrupts = PIN_EXTERNAL_INTERRUPT_EXITING | PIN_NMI_EXITING
         judges = exits.names(Field.PIN_BASED_CONTROLS, interrupts)
-        about = {one for one in exits.named if _is_of_exceptions(one)}
+        about = {one for one in exits.named if rules_exceptions(one)}
         only_exits = exits.speaks and not about and settings.rules is None
         return cls(name, vmcs, judges, kind, order, ptbase, exits, not only_exits)
 
@@ -187,19 +188,14 @@ class Policy:
                 values = ", ".join(f"{name} = {value:#x}" for name, value in named)
             name = "bitmap" if scheme is None else scheme.name
             rows.append((f"#{row.vector.name}", int(self.control(vector)), name, values))
-        return f"<h4>Policy {escape(self.name)}</h4>" + table(
-            ("vector", "control bit", "criterion", "fields"), rows
-        )
+        exits = f"<p>exits: {escape(self.exits.words)}</p>" if self.exits.speaks else ""
+        title = f"<h4>Policy {escape(self.name)}</h4>"
+        if not self.judges_exceptions:
+            return title + exits
+        return title + table(("vector", "control bit", "criterion", "fields"), rows) + exits
 
 
 _WHOLE: Final = (0xFFFFFFFF, 1)
-_PREFIXES: Final = ("PAGE_FAULT_", "TRANSFER_", "VECTOR_", "SECOND_", "ANY_BIT", "COMPARISON_")
-
-
-def _is_of_exceptions(one: Field) -> bool:
-    return one is Field.EXCEPTION_BITMAP or one.name.startswith(
-        (*_PREFIXES, "MEMBER", "ERROR_CODE_FIELD", "FAULT_FILTER", "CRITERIA_TABLE")
-    )
 
 
 def _short(field: str) -> str:

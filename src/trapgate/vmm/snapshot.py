@@ -58,6 +58,22 @@ class Snapshot:
         self.machine.watch.restore(self._watched)
         return copied
 
+    def is_met(self) -> bool:
+        """Whether the machine is now where it was then, so that the same follows.
+
+        Time, processor, devices, memory, what is planned, and what was printed. Counts, the trace,
+        and how the latest exit came about tell of the past, and may differ.
+        """
+        vm = self.machine
+        return (
+            vm.processor.time == self.time
+            and vm.stopped is None
+            and self._processor.is_met()
+            and all(now == then for now, then in self._counts[1:3])
+            and self._devices.is_met()
+            and self._processor.differing_pages() == 0
+        )
+
     def differing_pages(self) -> int:
         """How many pages of the machine's memory are not now as they were."""
         return self._processor.differing_pages()

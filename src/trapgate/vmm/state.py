@@ -55,6 +55,7 @@ class State:
             self._look(name, root)
         self._now = list(self.containers.values())
         self._then = [container.copy() for container in self._now]
+        self._cells = {path: array.copy() for path, array in self.arrays.items()}
 
     def _look(self, path: str, one: object) -> None:
         todo = [(path, one)]
@@ -105,6 +106,15 @@ class State:
         if not (is_dataclass(one) and kind.__dataclass_params__.frozen):
             self._slots.append((one, values))
         return values
+
+    def is_met(self) -> bool:
+        """Whether everything is as it was, arrays included."""
+        return (
+            all(attributes == saved for attributes, saved in self._attributes)
+            and self._now == self._then
+            and all(getattr(one, n) == value for one, values in self._slots for n, value in values)
+            and all(np.array_equal(array, self._cells[path]) for path, array in self.arrays.items())
+        )
 
     def restore(self) -> None:
         """Let everything be as it was but the arrays."""
