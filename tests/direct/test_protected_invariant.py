@@ -96,7 +96,7 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         "bool(0 <= frame < state[FRAMES] + 4)",
     ),
     "links are not followed": changed(
-        "        link(state, mem, counts, target, level - 1)\n", "        pass\n"
+        "        link(state, mem, counts, (after & ADDRESS) >> 12, level - 1)\n", "        pass\n"
     ),
     "a refused edit is not undone": changed(
         "                    go(state, mem, counts, level, after, before[n])\n",
