@@ -82,6 +82,8 @@ class Platform:
         self.cpu, self.vmcs = self.cpus[0], vmcss[0]
         self.turns = Turns(self.cpus, seed)
         self.console = console
+        self.board = Board() if board is None else board
+        """What is plugged in."""
         self.output = bytearray()
         self.ram: GuestMemory = _Ram(processor) if ram is None else ram
         """Memory as bus masters and our own firmware see it."""
