@@ -54,11 +54,13 @@ _UNDEFINED = _table(
         (ONE_BYTE, 0xC7, _ANY, _register(7)),  # XBEGIN
         # VMCALL to VMXOFF; MONITOR, MWAIT, CLAC, STAC; XGETBV, XSETBV, VMFUNC.
         (TWO_BYTES, 0x01, _66 | _F3 | _F2, _register(0, 1, 2)),
+        *((TWO_BYTES, n, _ANY, ALL_FORMS) for n in (0x0E, 0x0F)),  # FEMMS and 3DNow!
         (TWO_BYTES, 0x12, _66, _REGISTER),  # MOVLPD
         (TWO_BYTES, 0x13, _ANY, _REGISTER),
         (TWO_BYTES, 0x16, _66, _REGISTER),  # MOVHPD
         (TWO_BYTES, 0x17, _ANY, _REGISTER),
         (TWO_BYTES, 0x2B, _F3 | _F2, ALL_FORMS),  # MOVNTSS, MOVNTSD
+        (TWO_BYTES, 0x2B, _NONE | _66, _REGISTER),  # MOVNTPS, MOVNTPD
         (TWO_BYTES, 0x50, _ANY, _MEMORY),  # MOVMSKPS, MOVMSKPD
         (TWO_BYTES, 0x71, _ANY, _MEMORY | _register(0, 1, 3, 5, 7)),  # shifts by a constant
         (TWO_BYTES, 0x72, _ANY, _MEMORY | _register(0, 1, 3, 5, 7)),
@@ -69,8 +71,11 @@ _UNDEFINED = _table(
         (TWO_BYTES, 0xAE, _66 | _F3 | _F2, _memory(0, 1, 2, 3) | _register(5)),  # FXSAVE, LFENCE
         (TWO_BYTES, 0xAE, _F3, _register(6, 7)),  # UMONITOR
         (TWO_BYTES, 0xAE, _66 | _F2, _register(0, 1, 2, 3, 6, 7)),  # TPAUSE, UMWAIT
+        (TWO_BYTES, 0xAE, _F3 | _F2, _memory(7)),  # CLFLUSH
         (TWO_BYTES, 0xC3, _66 | _F3 | _F2, ALL_FORMS),  # MOVNTI
+        *((TWO_BYTES, n, _ANY, _MEMORY) for n in (0xC5, 0xD7, 0xF7)),  # PEXTRW, PMOVMSKB, MASKMOVQ
         (TWO_BYTES, 0xD6, _F3 | _F2, _MEMORY),  # MOVQ2DQ, MOVDQ2Q
+        *((TWO_BYTES, n, _ANY, _REGISTER) for n in (0xE7, 0xF0)),  # MOVNTQ, MOVNTDQ, LDDQU
     )
 )
 
