@@ -1,7 +1,7 @@
-"""Every opcode behind 0FH, with each prefix and form: what is no instruction is #UD, before #NM.
+"""Every opcode that has a ModR/M byte, with each prefix and form: what is no instruction is #UD.
 
-The authority is iced-x86's opcode table, as far as the features that CPUID shows go. CR0.TS is 1,
-so a vector instruction ends with #NM, and #UD has to come first.
+The authority is iced-x86's opcode table, as far as the features that CPUID shows go. #UD comes
+before #NM, so CR0.TS is 1; and before page faults, so the operand in memory is absent.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import iced_x86 as iced
 import pytest
 from iced_x86 import CpuidFeature as Feature
 
-from tests.conformance.tiny_guest import CODE, DATA, VMCALL, Tiny, prepare
+from tests.conformance.tiny_guest import ABSENT, CODE, DATA, VMCALL, Tiny, prepare
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.vectors import UD
 
@@ -29,7 +29,17 @@ LEFT_OUT = {
 }
 FEATURES = {
     *(Feature.INTEL8086, Feature.INTEL186, Feature.INTEL286, Feature.INTEL386, Feature.INTEL486),
-    *(Feature.X64, Feature.MMX, Feature.SSE, Feature.SSE2, Feature.SSE3, Feature.SSSE3),
+    *(
+        Feature.FPU,
+        Feature.FPU287,
+        Feature.FPU387,
+        Feature.X64,
+        Feature.MMX,
+        Feature.SSE,
+        Feature.SSE2,
+        Feature.SSE3,
+        Feature.SSSE3,
+    ),
     *(Feature.SSE4_1, Feature.SSE4_2, Feature.POPCNT, Feature.CX8, Feature.CMPXCHG16B),
     *(Feature.CMOV, Feature.FXSR, Feature.SEP, Feature.SYSCALL, Feature.TSC, Feature.MSR),
     *(Feature.RDTSCP, Feature.RDPMC, Feature.CLFSH, Feature.CLFLUSHOPT, Feature.RDRAND),
@@ -42,13 +52,21 @@ PREFIX_IGNORED = {"wbnoinvd", "tzcnt", "lzcnt"}
 """On a processor without them they are the instruction without F3H."""
 
 
+GROUPS = [
+    *(0x62, 0x80, 0x81, 0x83, 0x8C, 0x8D, 0x8E, 0x8F, 0xC0, 0xC1, 0xC6, 0xC7),
+    *(0xD0, 0xD1, 0xD2, 0xD3, *range(0xD8, 0xE0), 0xF6, 0xF7, 0xFE, 0xFF),
+]
+"""Opcodes without escape some forms of which are no instructions."""
+
+
 def encodings(bits: int, escape: bytes) -> Iterator[tuple[bytes, bool]]:
     """Code, and whether it is an instruction."""
-    for opcode in range(256):
+    for opcode in range(256) if escape else GROUPS:
         if len(escape) == 1 and opcode in LEFT_OUT:
             continue
+        of_x87 = not escape and 0xD8 <= opcode <= 0xDF
         for prefix in PREFIXES:
-            for form in FORMS:
+            for form in (*FORMS[:8], *range(0xC0, 0x100)) if of_x87 else FORMS:
                 code = prefix + escape + bytes([opcode, form, 0, 0, 0, 0])
                 instruction = iced.Decoder(bits, code + bytes(4)).decode()
                 name = str(instruction).split()[0]
@@ -62,10 +80,10 @@ def encodings(bits: int, escape: bytes) -> Iterator[tuple[bytes, bool]]:
 
 @pytest.mark.parametrize("engine", ["native", "portable"])
 @pytest.mark.parametrize("mode", ["p32", "l64"])
-@pytest.mark.parametrize("escape", [b"\x0f", b"\x0f\x38", b"\x0f\x3a"])
+@pytest.mark.parametrize("escape", [b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a"])
 def test_what_is_no_instruction_is_undefined(escape: bytes, mode: str, engine: str) -> None:
-    registers = dict.fromkeys(("rax", "rbx", "rsi", "rdi", "rbp"), DATA)
-    guest = Tiny(mode, registers=registers | {"rcx": 0, "rdx": 0})
+    registers = dict.fromkeys(("rax", "rsi", "rdi", "rbp"), DATA)
+    guest = Tiny(mode, registers=registers | {"rbx": ABSENT, "rcx": 0, "rdx": 0})
     guest.fields["GUEST_CR0"] = guest.state()["GUEST_CR0"] | TS
     controls = {"EXCEPTION_BITMAP": 0xFFFFFFFF, "PRIMARY_PROCESSOR_BASED_CONTROLS": HLT_AND_MOV_DR}
     processor, vmcs = prepare(guest, controls, engine=engine)

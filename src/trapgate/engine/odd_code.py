@@ -31,6 +31,7 @@ from trapgate.decode.undefined import (
     THREE_BYTES,
     TWO_BYTES,
     has_form,
+    is_undefined_x87,
     undefined_forms,
 )
 from trapgate.decode.x87_operands import x87_operands
@@ -295,6 +296,8 @@ def look(reader: int, block: int, env: int) -> int:
         if (code_byte(reader, env, form_at) >> 3) & 7 == 1:
             m[mc.FORBIDDEN] = TEST_TWIN
             m[mc.FORBIDDEN_AT] = form_at
+    elif opcode_map == ONE_BYTE and byte & 0xF8 == 0xD8:
+        forbidden = is_undefined_x87(byte, code_byte(reader, env, form_at))
     elif opcode_map == ONE_BYTE and byte & 0xFC == 0x6C:
         # INS would store before anybody can stop it.
         forbidden = True
