@@ -1,9 +1,12 @@
 """`python -m benchmarks.snapshots`: going back to a snapshot, runs from it, by processor time."""
 
+import random
 import time
 from statistics import median
 
 from trapgate import guests
+from trapgate.decision.faults import Interruption
+from trapgate.sdm.interruption import InterruptionType
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
 
@@ -38,6 +41,17 @@ def main() -> None:
         vm.restore(snapshot)
         vm.step(_LENGTH)
     print(f"runs of {_LENGTH:,} instructions: {20_000 / (time.process_time() - begin):,.0f}/s")
+    chance = random.Random(1)
+    events = [Interruption(n, InterruptionType.HARDWARE_EXCEPTION) for n in (0, 1, 6)]
+    events += [Interruption(n, InterruptionType.HARDWARE_EXCEPTION, 0) for n in (13, 14)]
+    begin = time.process_time()
+    for _ in range(10_000):
+        vm.restore(snapshot)
+        when = chance.randrange(_LENGTH)
+        vm.step(when)
+        vm.inject(chance.choice(events))
+        vm.step(_LENGTH - when)
+    print(f"with an exception put in: {10_000 / (time.process_time() - begin):,.0f}/s")
 
 
 if __name__ == "__main__":

@@ -2,4 +2,5 @@
 
 from trapgate.cli import app
 
-app()
+if __name__ == "__main__":  # worker processes import it too
+    app()

@@ -1,4 +1,4 @@
-"""Guests whose page tables map themselves, for writes to them: 32-bit and four-level tables.
+"""Guests whose page tables map themselves, for writes to them: 32-bit, PAE and four-level tables.
 
 Physical memory is mapped to itself (by writable pages). `tables` is the linear address of
 two neighbouring pages of page-table entries which map nothing that is used, so that any
@@ -34,6 +34,7 @@ class Layout:
     tables: int
     frames: tuple[int, int]
     before: int | None = None
+    pae: bool = False
 
     @property
     def self_entry(self) -> int:
@@ -56,6 +57,16 @@ class Layout:
                 0x7000 + 4 * 1023: pack(word, DATA | 7),
             }
             return parts | slot
+        if self.pae:
+            # Directories at 8000H to B000H; the last one's first four entries show them.
+            shown = b"".join(pack(word, n << 12 | (7 if writable else 5)) for n in range(8, 12))
+            return {
+                ROOT: b"".join(pack(word, n << 12 | 1) for n in range(8, 12)),
+                0x8000: pack(word, 0x87)
+                + pack(word, self.frames[0] | 7)
+                + pack(word, self.frames[1] | 7),
+                0xB000: shown,
+            }
         parts = {
             ROOT: pack(word, 0x3000 | 7),
             0x3000: pack(word, 0x4000 | 7),
@@ -68,6 +79,7 @@ class Layout:
 
 
 TWO_LEVEL = Layout(32, 4, 0xC0000000, 768, 0xC0001000, (0x5000, 0x6000), 0xC0000000)
+PAE = Layout(32, 8, 0xC0000000, 0, 0xC0001000, (0x5000, 0x6000), pae=True)
 FOUR_LEVEL = Layout(
     64,
     8,
@@ -142,7 +154,7 @@ class Bench:
         vmcs.flat(32 if layout.bits == 32 else 64, user=self.ring == 3)
         vmcs["GUEST_RIP"], vmcs["GUEST_RSP"], vmcs["GUEST_CR3"] = CODE, STACK, ROOT
         vmcs["GUEST_CR0"] = 0x80010031
-        vmcs["GUEST_CR4"] = 0x2600 | (0x20 if layout.bits == 64 else 0x10)
+        vmcs["GUEST_CR4"] = 0x2600 | (0x20 if layout.width == 8 else 0x10)
         vmcs["GUEST_IA32_EFER"] = 0xD01 if layout.bits == 64 else 0
         vmcs["GUEST_LDTR_ACCESS_RIGHTS"] = 1 << 16
         vmcs["EXCEPTION_BITMAP"] = 0xFFFFFFFF

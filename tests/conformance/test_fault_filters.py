@@ -8,6 +8,7 @@ from tests.conformance.self_mapped_guest import (
     CODE,
     DATA,
     FOUR_LEVEL,
+    PAE,
     ROOT,
     TWO_LEVEL,
     Bench,
@@ -85,6 +86,23 @@ def test_filters_and_kinds_of_tables(engine: str) -> None:
 
 
 @both_engines
+def test_kinds_of_tables_under_pae(engine: str) -> None:
+    bench = Bench(PAE, engine)
+    entry = 0x9000 + 8 * 100
+    linear, directory = 0xC0601000 + 8 * 100, {entry: pack("<Q", PRESENT)}
+    for value, pte, pde in FILTERS:
+        for number in (1, 2, 3):
+            assert went(store(bench, value, FAULT_FILTER=number)) == pte[number - 1]
+            outcome = store(bench, value, linear=linear, memory=directory, FAULT_FILTER=number)
+            assert went(outcome) == pde[number - 1]
+            (now,) = unpack_from("<Q", outcome.memory, entry)
+            assert now == (value if pde[number - 1] == COMPLETE else PRESENT)
+    # A slot that does not hold its directory, and none is asked any more.
+    outcome = store(bench, UNMAPPED, memory={0xB008: pack("<Q", 0x8000 | 5)})
+    assert went(outcome) == EXIT
+
+
+@both_engines
 def test_without_a_filter_nothing_completes_and_the_data_are_known(engine: str) -> None:
     outcome = store(Bench(TWO_LEVEL, engine), UNMAPPED, FAULT_FILTER=0)
     row = outcome.rows[-1]
@@ -96,7 +114,9 @@ def test_without_a_filter_nothing_completes_and_the_data_are_known(engine: str) 
 
 
 @both_engines
-@pytest.mark.parametrize("layout", [TWO_LEVEL, FOUR_LEVEL], ids=["two-level", "four-level"])
+@pytest.mark.parametrize(
+    "layout", [TWO_LEVEL, PAE, FOUR_LEVEL], ids=["two-level", "pae", "four-level"]
+)
 @pytest.mark.parametrize("ring", [0, 3])
 def test_the_row_of_a_completed_write(layout: Layout, engine: str, ring: int) -> None:
     code = bytes.fromhex("90 90") + (b"\x48" if layout.bits == 64 else b"") + STORE
@@ -216,12 +236,14 @@ def test_a_supervisors_table_is_not_for_users(engine: str) -> None:
 
 
 @both_engines
-@pytest.mark.parametrize("layout", [TWO_LEVEL, FOUR_LEVEL], ids=["two-level", "four-level"])
+@pytest.mark.parametrize(
+    "layout", [TWO_LEVEL, PAE, FOUR_LEVEL], ids=["two-level", "pae", "four-level"]
+)
 def test_an_old_translation_may_live_until_invlpg_and_no_longer(
     layout: Layout, engine: str
 ) -> None:
     """The guest maps a page, reads it, unmaps it by a completed write, flushes, reads again."""
-    page = 0x400000 if layout.width == 4 else 1 << 39
+    page = {TWO_LEVEL: 0x400000, PAE: 0x200000, FOUR_LEVEL: 1 << 39}[layout]
     wide = b"\x48" if layout.bits == 64 else b""
     code = (
         bytes.fromhex("8b1e")  # mov ebx, [esi]

@@ -14,6 +14,7 @@ from trapgate.criteria.merge import Party
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.trace import Trace, TraceWriter
+from trapgate.trace.schema import CRITERIA
 from trapgate.vmcs.file import parse_settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import End
@@ -91,6 +92,11 @@ def test_the_command_line_closes_the_loop(tmp_path: Path) -> None:
     seen = dispositions(trace)
     assert {code for code, what in seen.items() if "EXIT" in what} == {0x3, 0xB}
     assert set(seen) == set(fault_guest.CASES)
+    with Trace(trace) as opened:
+        kept = Vmcs.from_toml(opened.run[CRITERIA])
+    given = Vmcs.load(fields)
+    for name in ("EXCEPTION_BITMAP", "PAGE_FAULT_ERROR_CODE_MASK", "PAGE_FAULT_ERROR_CODE_MATCH"):
+        assert kept[name] == given[name]
     # What was reflected can be learned from: nothing was needed, so nothing exits.
     learned = json.loads(
         trapgate("criteria", "learn", trace, "--hold-out", "0", "--unseen", "free", "--json")
@@ -98,6 +104,11 @@ def test_the_command_line_closes_the_loop(tmp_path: Path) -> None:
     assert learned["trained"]["exits_before"] == 2
     assert (learned["trained"]["exits_after"], learned["trained"]["missed"]) == (0, 0)
     trapgate("run", guest, "--memory", "16M", "--vmcs", fields, "--json")
+    # Without a file the machine's own criteria are kept, and nothing is worse than they.
+    bare = tmp_path / "bare.parquet"
+    trapgate("run", guest, "--memory", "16M", "--trace", bare, "--json")
+    again = json.loads(trapgate("criteria", "learn", bare, "--hold-out", "0", "--json"))
+    assert again["whole"]["exits_after"] <= again["whole"]["exits_before"] == 0
 
 
 def test_merged_fields_exit_for_both(tmp_path: Path) -> None:

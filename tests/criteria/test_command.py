@@ -43,7 +43,7 @@ def test_define_check_explain(folder: Path) -> None:
     assert (status, told["warnings"], len(told["table"])) == (0, [], 68)
     status, out, _ = trapgate("explain", "a.toml", "b.toml")
     assert status == 0
-    assert "0x0003  exit  present page, write, supervisor" in out
+    assert "  -------11  exit   present and write (20 codes, e.g. 0x3)" in out
 
 
 def test_printed_toml_is_a_vmcs_file(folder: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trapgate.criteria import ContradictionError, SpecError, parse_spec, read_spec, scheme_names
 from trapgate.criteria.codes import layout_of, plain_layout
-from trapgate.criteria.condition import condition, terms
+from trapgate.criteria.condition import condition
 from trapgate.criteria.lines import lines_of
 from trapgate.criteria.spec import DELIVER, EXIT, FREE
 
@@ -67,7 +67,7 @@ def test_arrays_and_terms_agree(text: str) -> None:
     codes = np.array([0, 1, 3, 7, 0x15, 0x80, 0x8000, 0x80FF])
     held = read.holds(codes)
     for code, expected in zip(codes.tolist(), held.tolist(), strict=True):
-        term = z3.simplify(z3.And(read.value(z3.BitVecVal(code, 32), terms()), True))
+        term = z3.simplify(z3.And(read.term(z3.BitVecVal(code, 32)), True))
         assert z3.is_true(term) == expected, (text, code)
 
 
@@ -136,7 +136,10 @@ def test_contradictions_name_codes_and_lines() -> None:
 
 BAD = [
     ("[PG]\nexit = [1]", "w.toml:1: PG: no such vector; did you mean PF?"),
-    ('[PF]\nexit = ["wrte"]', "w.toml:2: PF.exit: no bit is called 'wrte'; did you mean write?"),
+    (
+        '[PF]\nexit = ["wrte"]',
+        "w.toml:2: PF.exit: column 1: nothing is called wrte; did you mean write?",
+    ),
     ('bits = ["U", "wite"]\nPF = "exit"', "w.toml:1: bits: no bit is called 'wite'; did you mean"),
     ("[PF]\nexit = [\n0x100]", "w.toml:3: PF.exit: 0x100 has bits that the error code lacks"),
     ("[PF]\nexit = [-1]", "w.toml:2: PF.exit: -0x1 is negative"),
@@ -159,15 +162,18 @@ BAD = [
     ('PF = "exit"\n' + "a." * 40 + "b = 1", "w.toml: has a key of more than 32 parts"),
     (f"[PF]\nexit = [{'3, ' * 5001}]", "w.toml:2: PF.exit: has 5001 wishes, more than 5000"),
     ("[PF", "w.toml: is not TOML"),
-    ('[PF]\nexit = ["open(1)"]', "is not allowed in a condition"),
+    ('[PF]\nexit = ["open(1)"]', "column 1: open(...) is unknown"),
+    ('[PF]\nexit = ["cpl == 3"]', "column 1: cpl is no business of this condition; compare code"),
     ('[PF]\nexit = ["write +"]', "is no condition"),
-    ('[PF]\nexit = ["code < 4 < 5"]', "compare one thing with one other"),
-    ('[PF]\nexit = ["code in 4"]', "'in' wants numbers"),
-    ('[PF]\nexit = ["code == -4"]', "is no number of 32 bits"),
-    ('[PF]\nexit = ["write == 1"]', "cannot be compared"),
+    ('[PF]\nexit = ["code < 4 < 5"]', "column 8: '4' is no value"),
+    ('[PF]\nexit = ["code in 4"]', "column 9: write in (1, 2)"),
+    ('[PF]\nexit = ["code == -4"]', "column 9: '-4' is no unsigned number"),
+    ('[PF]\nexit = ["code == 0x100000000"]', "column 9: 0x100000000 is too wide: code has 32 bits"),
+    ('[PF]\nexit = ["code >> 30 == 4"]', "0x4 is too wide: code has 2 bits left after >> 30"),
+    ('[PF]\nexit = ["write == 1"]', "column 1: write is a bit"),
     (f'[PF]\nexit = ["{"not " * 400}write"]', "nested too deeply"),
     (f'[PF]\nexit = ["{"(" * 400}write{")" * 400}"]', "is no condition"),
-    (f'[PF]\nexit = ["{"write or " * 4000}write"]', "keep it below"),
+    (f'[PF]\nexit = ["{"write or " * 4000}write"]', "keep a condition below"),
 ]
 
 

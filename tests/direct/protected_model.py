@@ -1,10 +1,10 @@
 """A hostile guest under a frame map, on a processor of a few lines that forgets nothing by itself.
 
-Four levels of tables, pages of 4 KiB and large ones. Its TLB and its paging-structure caches
-keep everything until they are told to forget. What may not happen: a store to a table that
-neither the filters nor the VMM have let through, an access to a frame of others, and a walk
-through a frame that is no table. Filters and VMM are the package's; the walk and what is
-checked are not.
+Four levels of tables, or PAE paging's two below four pointers, pages of 4 KiB and large ones.
+Its TLB and its paging-structure caches keep everything until they are told to forget. What
+may not happen: a store to a table that neither the filters nor the VMM have let through, an
+access to a frame of others, and a walk through a frame that is no table. Filters and VMM are
+the package's; the walk and what is checked are not.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging import frame_map as fm
 from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
-from trapgate.vmm.direct.links import Links
+from trapgate.vmm.direct.links import FOUR_LEVELS, Links, Mode, Root
 
 P, W, A, D, PS = 1, 2, 0x20, 0x40, 0x80
 ADDRESS = 0xFF_FFFF_F000
 FRAMES, OWN = 48, 36
+POINTERS = 9
+"""A frame that begins with pointers of PAE paging."""
 """Frames, and how many of them are the guest's; the map lies in the last."""
 LARGE = 4
 """Frames of a large page, by the model's own rule."""
@@ -43,7 +45,10 @@ ABSENT, RESERVED, READ_ONLY, FOREIGN, PROTECTED = (
 class Model:
     """One guest, and everything that it does from a seed."""
 
-    def __init__(self, seed: int, fault_filter: int, frame_filters: int) -> None:
+    def __init__(
+        self, seed: int, fault_filter: int, frame_filters: int, mode: Mode = FOUR_LEVELS
+    ) -> None:
+        self.mode = mode
         self.random = random.Random(seed)
         self.paragraph_80 = fault_filter == PARAGRAPH_80
         self.bytes = np.zeros(FRAMES * 4096, np.uint8)
@@ -56,19 +61,30 @@ class Model:
         self.v[f.GUEST_CR4] = 0x20
         self.v[f.FRAME_MAP_ADDRESS], self.v[f.FRAME_MAP_LENGTH] = (FRAMES - 1) * 4096, FRAMES
         self.v[f.FAULT_FILTER], self.v[f.FRAME_FILTERS] = fault_filter, frame_filters
-        self.links = Links(self.bytes, self.map, OWN)
+        self.links = Links(self.bytes, (FRAMES - 1) * 4096, FRAMES, OWN)
         self.tlb: dict[int, tuple[int, bool]] = {}
         self.caches: dict[tuple[int, int], int] = {}
         self.done: Counter[str] = Counter()
-        self.cr3 = 0
         # A self-mapped root, a way down to one table, and in it all frames of the guest's.
         words = self.words
-        words[0][0], words[0][1] = 1 << 12 | P | W, 0 << 12 | P | W
-        words[1][0], words[2][0] = 2 << 12 | P | W, 3 << 12 | P | W
+        words[0][1] = 0 << 12 | P | W
+        if mode is FOUR_LEVELS:
+            words[0][0], words[1][0] = 1 << 12 | P | W, 2 << 12 | P | W
+            words[2][0] = 3 << 12 | P | W
+        else:
+            words[0][0] = 3 << 12 | P | W
+            words[POINTERS][:3] = 0 << 12 | P, 0 << 12 | P, 1 << 12 | P
         words[3][:OWN] = [n << 12 | P | W for n in range(OWN)]
-        self.links.set_mode(4, large_pages=True)
-        assert self.links.load_root(0) is None
+        self.root: Root = ()
+        """What CR3 leads to: each pointer's frame, or -1 for none."""
+        self.links.set_mode(mode)
+        self.load_cr3(0 if mode is FOUR_LEVELS else POINTERS)
         self.settle()
+
+    @property
+    def loaded(self) -> Root:
+        """The root as the VMM finds it in the processor."""
+        return tuple(frame for frame in self.root if frame >= 0)
 
     def settle(self) -> None:
         self.links.settle(self.forget, lambda address, size: None)
@@ -86,8 +102,10 @@ class Model:
             if writable or not write:
                 return frame, ""
             del self.tlb[page]
-        level, table = 4, self.cr3
-        for below in (1, 2):
+        level, table = self.mode.levels, self.root[page >> 18 & 3 if self.mode.pointers else 0]
+        if table < 0:
+            return 0, ABSENT
+        for below in range(1, level):
             if (below, page >> 9 * below) in self.caches:
                 level, table = below, self.caches[below, page >> 9 * below]
                 break
@@ -149,8 +167,8 @@ class Model:
         chance = self.random.random()
         if self.paragraph_80 and chance < 0.3:
             links.recount()
-        elif frame in links.roots and frame != self.cr3 and chance < 0.3:
-            links.drop_root(frame)
+        elif chance < 0.3 and (frame not in self.loaded or self.mode.pointers):
+            links.let_go(frame, self.loaded)
         else:
             refusal = links.store(frame << 12 | n << 3, value.to_bytes(8, "little"))
             self.settle()
@@ -160,10 +178,16 @@ class Model:
 
     def load_cr3(self, frame: int) -> None:
         """MOV to CR3: without an exit if the map has it as a root."""
-        if not self.map[frame] & fm.ROOT and self.links.load_root(frame) is not None:
+        root: Root = (frame,)
+        if self.mode.pointers:
+            words = self.words[frame][:4].tolist()
+            root = tuple((word & ADDRESS) >> 12 if word & P else -1 for word in words)
+        present = [frame for frame in root if frame >= 0]
+        known = all(frame < FRAMES and self.map[frame] & fm.ROOT for frame in present)
+        if not known and self.links.load_root(tuple(present)) is not None:
             self.settle()
             return
-        self.cr3 = frame
+        self.root = root
         self.done["loaded"] += 1
         self.forget()
         self.settle()
@@ -197,12 +221,15 @@ class Model:
             self.tlb.pop(page, None)
             self.caches.clear()
         else:
-            self.load_cr3(r.choice((0, 0, r.randrange(OWN))))
+            usual = POINTERS if self.mode.pointers else 0
+            self.load_cr3(r.choice((usual, usual, r.randrange(OWN))))
 
     def check(self) -> None:
         """Walk everything from the roots, by nothing but memory."""
         seen: set[tuple[int, int]] = set()
-        ahead = [(root, 4) for root in self.links.roots]
+        ahead = [
+            (frame, self.mode.levels) for root in (*self.links.roots, self.loaded) for frame in root
+        ]
         while ahead:
             frame, level = ahead.pop()
             if (frame, level) in seen:
@@ -218,7 +245,6 @@ class Model:
                 elif not entry & PS:
                     assert to < OWN, f"{frame} leads to {to}, which is not the guest's"
                     ahead.append((to, level - 1))
-        assert self.cr3 in self.links.roots, "CR3 is no root"
         tables = {frame for frame, _ in seen}
         marked = set(np.flatnonzero(self.map & fm.TABLE).tolist())
         assert tables == marked or (self.paragraph_80 and tables < marked), tables ^ marked
@@ -243,12 +269,14 @@ MODES = {
 }
 
 
-def play(seeds: Iterable[int], steps: int, modes: Collection[str]) -> Counter[str]:
+def play(
+    seeds: Iterable[int], steps: int, modes: Collection[str], mode: Mode = FOUR_LEVELS
+) -> Counter[str]:
     """Let guests do their worst; what they did."""
     done: Counter[str] = Counter()
     for seed in seeds:
         for name in modes:
-            model = Model(seed, *MODES[name])
+            model = Model(seed, *MODES[name], mode)
             for n in range(steps):
                 model.step()
                 model.check()

@@ -159,6 +159,39 @@ def test_stores_of_every_width_and_kind() -> None:
     assert vm.counts.refused == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "stored"),
+    [
+        ("movups", "66480f6ec1 0f1100", {0: Y | 7, 1: 0}),
+        ("movq", "66480f6ec1 660fd600", {0: Y | 7}),
+        ("push", "488d6008 51", {0: Y | 7}),
+        ("cmpxchg16b", "4889c7 31c0ba01000000 4889cb31c9 480fc70f", {0: Y | 7, 1: 0}),
+        ("pop", "bc00001800 51 488f00", {0: Y | 7}),
+        ("xlock", "f0480fc108", {0: Y | 7}),
+    ],
+)
+def test_edits_by_instructions_that_kernels_do_not_edit_by(
+    name: str, code: str, stored: dict[int, int]
+) -> None:
+    """They are tried: with an entry that may stand, and with one that may not."""
+    for target, end in ((Y, "halted"), (MEMORY, "not the guest's")):
+        load = RAX_X + b"\x48\xb9" + pack("<Q", target | 7)
+        vm = machine(LINKED + load + bytes.fromhex(code) + HLT)
+        stop = vm.run(timeout=20)
+        assert end in stop.message, (name, stop)
+        expected = {n: value if target == Y else n for n, value in stored.items()}
+        assert {n: words(vm, X)[n] for n in stored} == expected, name
+
+
+def test_an_instruction_that_was_tried_and_refused_is_as_if_it_never_was() -> None:
+    load = RAX_X + b"\x48\xb9" + pack("<Q", MEMORY | 7)
+    vm = machine(LINKED + load + bytes.fromhex("488d6008 51") + HLT)
+    assert vm.run(timeout=20).end is End.REFUSED
+    assert vm.vmcs["GUEST_RSP"] == X + 8
+    at = vm.vmcs["GUEST_RIP"]
+    assert vm.processor.memory.read(at, 1) == b"\x51"
+
+
 def test_code_in_a_table() -> None:
     """It is executed where it lies, and an edit that the VMM carries out changes it."""
     # X[2]: mov eax, 5 << 8; ret: not present. Called, changed by the VMM's hand, called again.
@@ -191,11 +224,9 @@ def look(vm: ProtectedMachine) -> None:
     everything = vm.processor.memory.cells.view(np.uint8)
     size = vm.memory_size
     frame_map = everything[size:]
-    levels = vm.links.levels
-    whole = everything.view(np.uint64 if levels == 4 else np.uint32).reshape(
-        -1, 512 if levels == 4 else 1024
-    )
-    tables = {vm.vmcs["GUEST_CR3"] >> 12 & ADDRESS >> 12} | vm.links.roots
+    levels, width = vm.links.mode.levels, vm.links.mode.width
+    whole = everything.view(np.uint64 if width == 8 else np.uint32).reshape(-1, 4096 // width)
+    tables = {frame for root in {vm._root(), *vm.links.roots} for frame in root}
     for level in range(levels, 0, -1):
         frames = sorted(tables)
         assert all(frame_map[frame] & fm.TABLE for frame in frames)
@@ -209,9 +240,12 @@ def look(vm: ProtectedMachine) -> None:
 
 
 @pytest.mark.linux
-@pytest.mark.parametrize("name", ["amd64", pytest.param("686", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["amd64", *(pytest.param(name, marks=pytest.mark.slow) for name in ("686", "686-pae"))],
+)
 def test_debian_boots_unmodified(name: str) -> None:
-    initrd = {"amd64": "initrd-amd64.cpio", "686": "initrd-i386.cpio"}[name]
+    initrd = f"initrd-{'amd64' if name == 'amd64' else 'i386'}.cpio"
     if not (LINUX / f"vmlinuz-{name}").exists():
         pytest.skip("run tools/fetch-linux")
     output = io.BytesIO()
@@ -227,7 +261,7 @@ def test_debian_boots_unmodified(name: str) -> None:
     )
     while vm.stopped is None:
         vm.step(20_000_000)
-        if vm.links.levels:
+        if vm.links.mode.levels:
             look(vm)
     assert vm.stopped.end is End.UNTIL, vm.stopped
     exits, completed = counts(vm)

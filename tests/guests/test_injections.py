@@ -40,8 +40,8 @@ def test_injections_are_read(text: str, event: Interruption, address: int, when:
     ("text", "word"),
     [
         ("PF", "no injection"),
-        ("PF@", "no injection"),
-        ("PF@-1", "no injection"),
+        ("PF@", "no moment"),
+        ("PF@-1", "no moment"),
         ("XY@5", "no event"),
         ("UD(3)@5", "has no code"),
         ("GP(cr2=3)@5", "has no cr2"),

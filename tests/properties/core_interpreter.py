@@ -93,6 +93,14 @@ class Word(int):
     def __rmod__(self, other: int) -> "Word":
         return Word(other) % int(self)
 
+    def __floordiv__(self, other: int) -> "Word":
+        if other == 0:
+            raise UndefinedError("modulo 0")
+        return Word(int(self) // int(other))
+
+    def __rfloordiv__(self, other: int) -> "Word":
+        return Word(other) // int(self)
+
     def __neg__(self) -> "Word":
         return Word(-int(self))
 

@@ -20,6 +20,7 @@ from tests.properties.core_interpreter import (
 from trapgate.compiler.dialect import CORE, Cells, Memory, Rows
 from trapgate.compiler.program import alone_together
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
+from trapgate.instructions import quick_ports
 from trapgate.sdm import cells, registers, vmx
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -36,6 +37,7 @@ _LENGTHS = {
     "x": vmx.LENGTH,
     "mem": _MEMORY,
     "head": HEAD_LENGTH,
+    "p": quick_ports.LENGTH,
 }
 _COMPARED, _TRIALS = 40, 400
 """How many inputs are compared, and among how many those are looked for that mean something."""

@@ -83,6 +83,7 @@ class _Writer:
             lambda: f"({one()} {shift} ({two()} & 63))",
             lambda: f"({one()} {shift} {self.draw(st.integers(0, 63))})",
             lambda: f"({one()} % ({two()} | 1))",
+            lambda: f"({one()} // ({two()} | 1))",
             lambda: f"(~{one()})",
             lambda: f"(-{one()})",
             lambda: f"({one()} if {truth()} else {two()})",

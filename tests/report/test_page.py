@@ -1,8 +1,6 @@
 """The report in a real browser: drawn, filterable, offline, and by keyboard."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from trapgate.trace import Trace, TraceError
 from trapgate.trace.code_words import code_words, cubes_of, held, pattern
 from trapgate.trace.imports import import_trace
 from trapgate.trace.symbols import Symbols
+from trapgate.vmcs.file import parse_settings
 
 pytest.importorskip("polars")
 
@@ -73,6 +72,24 @@ def test_the_cube_counts_every_event(host: Path) -> None:
             if cube.verdicts[n][kind] == 0
         )
         assert exits == outcome.exits
+
+
+def test_the_cube_knows_policies_on_exits(host: Path) -> None:
+    text = (
+        'profile = "vt-x"\n[controls]\nprimary = ["-HLT_EXITING"]\nexceptions = ["PF"]\n'
+        "[intercepts]\nmsr_writes = [0]\nlate_mapping = false\n"
+    )
+    policies = [*POLICIES, Policy.from_settings("exits", parse_settings(text))]
+    cube = cube_of([host], policies)
+    (outcome,) = replay([host], policies[2:]).outcomes
+    said = [0] * 5
+    for kind, count in zip(cube.cells["kind"], cube.cells["count"], strict=True):
+        said[cube.verdicts[2][kind]] += count
+    assert said == [
+        *(outcome.exits, outcome.deliveries, outcome.completions, outcome.unjudged),
+        outcome.outside,
+    ]
+    assert sum(one.saved for one in outcome.reasons) > 0
 
 
 @pytest.mark.parametrize("most", [2000, 1000, 600])
@@ -192,23 +209,6 @@ def test_ten_million_rows_stay_below_a_megabyte(tmp_path: Path) -> None:
             rows[:, 5] = np.where(rows[:, 3] == 13, rows[:, 6] % 65536, rows[:, 5])
             writer.append(rows)
     assert report([path], tmp_path / "r.html", policies=POLICIES) < 1_000_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium or no chromedriver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1400"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    opened = webdriver.Chrome(options=options, service=service)
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture(scope="module")
@@ -376,3 +376,39 @@ def test_the_command(host: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.stderr
     assert f"{out}: {out.stat().st_size:,} bytes" in result.stdout
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+def test_the_page_fits_its_window(
+    browser: Any, pages: dict[str, Path], width: int, scheme: str
+) -> None:
+    """Nothing but what scrolls by itself is wider than the window, and words can be read."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for page in pages.values():
+        opened(browser, page)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.execute_script(CONTRAST) >= 4.5, "WCAG 2.1, 1.4.3"
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+CONTRAST = """
+const light = (text) => {
+  const parts = text.match(/[\\d.]+/g).slice(0, 3).map((n) => n / 255)
+    .map((n) => n <= .03928 ? n / 12.92 : ((n + .055) / 1.055) ** 2.4);
+  return .2126 * parts[0] + .7152 * parts[1] + .0722 * parts[2];
+};
+const paper = light(getComputedStyle(document.body).backgroundColor);
+let least = 99;
+for (const one of document.querySelectorAll("p, dd, th, td, h1, h2, b, .words")) {
+  if (!one.textContent.trim()) continue;
+  const ink = light(getComputedStyle(one).color);
+  least = Math.min(least, (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05));
+}
+return least;
+"""

@@ -54,6 +54,24 @@ EVENTS: dict[str, tuple[int, list[tuple[str, str, int]]]] = {
         [("unsigned int", "vector", 4), ("bool", "soft", 1), ("bool", "reinjected", 1)],
     ),
     "kvm_fpu": (1006, [("u32", "load", 4)]),
+    "kvm_msr": (
+        1007,
+        [("unsigned", "write", 4), ("u32", "ecx", 4), ("u64", "data", 8), ("u8", "exception", 1)],
+    ),
+    "kvm_cr": (
+        1008,
+        [("unsigned int", "rw", 4), ("unsigned int", "cr", 4), ("unsigned long", "val", 8)],
+    ),
+    "kvm_pi_irte_update": (
+        1009,
+        [
+            ("unsigned int", "host_irq", 4),
+            ("int", "vcpu_id", 4),
+            ("unsigned int", "gsi", 4),
+            ("unsigned int", "gvec", 4),
+            ("bool", "set", 1),
+        ],
+    ),
 }
 
 PRINTED = {
@@ -81,6 +99,15 @@ PRINTED = {
         'REC->reinjected ? " [reinjected]" : ""'
     ),
     "kvm_fpu": '"%s", REC->load ? "load" : "unload"',
+    "kvm_msr": (
+        '"msr_%s %x = 0x%llx%s", REC->write ? "write" : "read", REC->ecx, REC->data, '
+        'REC->exception ? " (#GP)" : ""'
+    ),
+    "kvm_cr": '"cr_%s %x = 0x%lx", REC->rw ? "write" : "read", REC->cr, REC->val',
+    "kvm_pi_irte_update": (
+        '"PI is %s for irq %u, vcpu %d, gsi: 0x%x, gvec: 0x%x", REC->set ? "enabled and being '
+        'updated" : "disabled", REC->host_irq, REC->vcpu_id, REC->gsi, REC->gvec'
+    ),
 }
 
 COMMON = [
@@ -199,17 +226,27 @@ def by_cpu(events: Sequence[Given]) -> list[list[Given]]:
     return [[event for event in events if event[1] == cpu] for cpu in range(cpus)]
 
 
-def trace_dat_6(events: Sequence[Given], *, long: int = 8, missed: int = 0) -> bytes:
+def trace_dat_6(
+    events: Sequence[Given], *, long: int = 8, missed: int = 0, instance: bool = False
+) -> bytes:
+    """With `instance` the buffers are those of an instance (`trace-cmd record -B`)."""
     buffers = [pages(some, long=long, missed=missed) for some in by_cpu(events)]
     clock = b"[local] global counter\n\0"
-    options = struct.pack("<HI", 4, len(clock)) + clock + struct.pack("<H", 0)
+    options = struct.pack("<HI", 4, len(clock)) + clock
     head = tracing_data(long=long) + sized(b"100 CPU\n")
-    head += struct.pack("<I", len(buffers)) + b"options  \0" + options + b"flyrecord\0"
-    start = -(-(len(head) + 16 * len(buffers)) // 4096) * 4096
+    head += struct.pack("<I", len(buffers)) + b"options  \0"
+    each = 16 * len(buffers)
+    lists = len(head) + len(options) + (18 if instance else 0) + 2 + 10 + each
+    if instance:
+        options += struct.pack("<HIQ", 3, 12, lists) + b"own\0"
+    head += options + struct.pack("<H", 0) + b"flyrecord\0"
+    start = -(-(lists + 10 + each) // 4096) * 4096
     at, table = start, b""
     for data in buffers:
         table += struct.pack("<QQ", at, len(data))
         at += len(data)
+    if instance:
+        table = bytes(each) + b"flyrecord\0" + table
     return (head + table).ljust(start, b"\0") + b"".join(buffers)
 
 

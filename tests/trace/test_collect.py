@@ -1,5 +1,6 @@
 """Scripts for hosts, histograms with weights, and which events are asked about."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,50 @@ def histogram(tmp_path: Path) -> Path:
     result = import_trace(tmp_path / "exits.txt", tmp_path / "exits.parquet")
     assert (result.format, result.counters.unreadable, result.counters.rows) == ("bpftrace", 1, 6)
     return result.path
+
+
+def test_a_histogram_has_accesses_and_injections(tmp_path: Path) -> None:
+    (tmp_path / "h.txt").write_text(
+        "@exits[1, 30, 0, 0, 1, 0, 66584576, -1]: 5\n"
+        "@exits[1, 32, 0, 0, 1, 0, 0, 1760]: 7\n"
+        "@exits[1, 28, 0, 0, 1, 0, 19, 18446744073709551615]: 2\n"
+        "@exits[2, 1024, 0, 0, 1, 0, 8589934594, -1]: 3\n"
+        "@injections[3, 14, 6]: 11\n"
+        "@injections[0, 236, 0]: 13\n"
+        "@injections[3, 999, 6]: 1\n"
+    )
+    result = import_trace(tmp_path / "h.txt", tmp_path / "h.parquet")
+    assert result.counters.unreadable == 1
+    with Trace(result.path) as trace:
+        rows = trace.table().to_pylist()
+    told = [(r["exit_reason"], r["operand"], r["access"], r["weight"]) for r in rows[:4]]
+    assert told == [
+        ("IO_INSTRUCTION", 0x3F8, None, 5),
+        ("MSR_WRITE", 0x6E0, None, 7),
+        ("CR_ACCESS", 3, None, 2),
+        ("npf", None, "write to absent page in a walk of the guest's tables", 3),
+    ]
+    injected = [(r["vector"], r["type"], r["error_code"], r["injected"], r["weight"]) for r in rows]
+    assert injected[4:] == [(14, 3, 6, True, 11), (0xEC, 0, None, True, 13)]
+    found = {line.control: line.exits for line in by_control([result.path]).lines}
+    assert found["CR3-store exiting"] == 2
+    assert found["MSR bitmaps"] == 7
+
+
+KVM = Path("/sys/kernel/tracing/events/kvm/kvm_exit/format")
+
+
+@pytest.mark.skipif(
+    shutil.which("bpftrace") is None or not KVM.exists(), reason="no bpftrace, or no KVM here"
+)
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_bpftrace_takes_its_script(question: str, tmp_path: Path) -> None:
+    path = tmp_path / "script.bt"
+    path.write_text(script(question, "bpftrace"))
+    done = subprocess.run(
+        ["bpftrace", "-d", str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -141,7 +186,7 @@ def test_exits_by_control(nested: Path) -> None:
     found = {line.control: line for line in by_control([nested]).lines}
     ports = found["I/O bitmaps, unconditional I/O exiting"]
     assert (ports.exits, ports.savable, ports.savable_time) == (20, 20, 40_000)
-    assert ports.details == (("port 1016", 10), ("port 1017", 10))
+    assert ports.details == (("port 0x3f8", 10), ("port 0x3f9", 10))
     faults = found["exception bitmap, page-fault mask and match"]
     assert (faults.exits, faults.reflected, faults.savable) == (20, 5, 15)
     result = CliRunner().invoke(app, ["replay", str(nested), "--controls"])

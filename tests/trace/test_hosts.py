@@ -221,11 +221,12 @@ def test_a_vcpu_in_somebody_elses_event_says_nothing(tmp_path: Path) -> None:
     host = Host()
     host.put(
         "kvm_pi_irte_update",
-        "PI is on for irq 40, vcpu 7, gsi 20, gvec 0x31, pi_desc_addr 0x1000",
+        "PI is enabled and being updated for irq 40, vcpu 7, gsi: 0x20, gvec: 0x31",
     )
     put_exit(host, "HLT")
     result, (row,) = imported(tmp_path, host.text)
-    assert (row["vcpu"], result.counters.foreign) == (1, 1)
+    assert (row["vcpu"], result.counters.foreign) == (1, 0)
+    assert result.counters.posted == {(7, 0x31)}
 
 
 def test_clocks_that_jump_are_counted(tmp_path: Path) -> None:

@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.trace.recordings import perf_data, perf_pipe, trace_dat_6, trace_dat_7, workload
+from tests.trace.recordings import (
+    Given,
+    perf_data,
+    perf_pipe,
+    trace_dat_6,
+    trace_dat_7,
+    workload,
+)
 from trapgate.cli import app
 from trapgate.trace import Trace, TraceError
+from trapgate.trace.export import to_ftrace
 from trapgate.trace.imports import Imported, import_trace
 
 EVENTS = workload(300)
@@ -21,6 +29,7 @@ EVENTS = workload(300)
 FORMS: dict[str, Callable[[], bytes]] = {
     "trace.dat 6": lambda: trace_dat_6(EVENTS),
     "trace.dat 6, 32 bits": lambda: trace_dat_6(EVENTS, long=4),
+    "trace.dat 6, instance": lambda: trace_dat_6(EVENTS, instance=True),
     "trace.dat 7": lambda: trace_dat_7(EVENTS),
     "trace.dat 7, zstd": lambda: trace_dat_7(EVENTS, codec="zstd"),
     "trace.dat 7, zlib": lambda: trace_dat_7(EVENTS, codec="zlib"),
@@ -69,6 +78,149 @@ def test_all_forms_say_the_same(tmp_path: Path, form: str) -> None:
     assert result.format == ("trace-dat" if "trace" in form else "perf-data")
     assert counters.lines == len(EVENTS)
     assert counters.remarks == []
+
+
+SAID = ("vector", "error_code", "rip", "guest_physical", "interrupted_vector", "vcpu")
+
+
+def as_text(tmp_path: Path, command: list[str]) -> list[dict[str, Any]]:
+    """The rows of what a tool prints of a recording."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return imported(tmp_path, done.stdout.encode())[1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "comm,tid,pid,time,cpu,event,trace",
+        "time,event,trace",
+        "cpu,event,trace,time",
+        "tid,event,trace,time,cpu",
+        "event,trace",
+        "+period",
+        "-comm",
+        "-tid",
+        "-cpu",
+        "+flags",
+    ],
+)
+@pytest.mark.skipif(shutil.which("perf") is None, reason="no perf")
+def test_layouts_of_perf_script(tmp_path: Path, fields: str) -> None:
+    recording = tmp_path / "perf.data"
+    recording.write_bytes(perf_data(workload(60)))
+    expected_rows = imported(tmp_path, recording.read_bytes())[1]
+    rows = as_text(tmp_path, ["perf", "script", "-i", str(recording), "-F", fields])
+    names = SAID if fields == "event,trace" else (*SAID, "latency")
+    assert [[r[n] for n in names] for r in rows] == [[r[n] for n in names] for r in expected_rows]
+
+
+@pytest.mark.parametrize("option", ["-N", "-R", "-N -l", "-N -t", "-N -w", "-N --ts-diff"])
+@pytest.mark.skipif(shutil.which("trace-cmd") is None, reason="no trace-cmd")
+def test_layouts_of_trace_cmd(tmp_path: Path, option: str) -> None:
+    recording = tmp_path / "trace.dat"
+    recording.write_bytes(trace_dat_7(workload(60)))
+    expected_rows = imported(tmp_path, recording.read_bytes())[1]
+    rows = as_text(tmp_path, ["trace-cmd", "report", *option.split(), "-i", str(recording)])
+    names = (*SAID, "latency")
+    assert [[r[n] for n in names] for r in rows] == [[r[n] for n in names] for r in expected_rows]
+
+
+def accesses(write: int = 1) -> list[Given]:
+    """Exits of MSRs and control registers, and what KVM says of them."""
+    found: list[Given] = []
+    told: list[tuple[int, int, str, dict[str, int]]] = [
+        (32, 0, "kvm_msr", {"write": 1, "ecx": 0xC0000101, "data": 1 << 63}),
+        (31, 0, "kvm_msr", {"ecx": 0x1B, "data": 5}),
+        (28, 4, "kvm_cr", {"rw": 1, "cr": 4, "val": 0x6F0}),
+        (28, 4, "kvm_cr", {"rw": 1, "cr": 4, "val": 0x6B0}),
+        (28, 0x13, "kvm_cr", {"cr": 3, "val": 0x2000}),
+        (30, 0x3F80003, "kvm_fpu", {}),
+    ]
+    for number, (reason, info1, name, values) in enumerate(told):
+        time = 1_000_000_000 + number * 10_000
+        exit_ = {"exit_reason": reason, "info1": info1, "isa": 1, "guest_rip": 16}
+        found += [
+            (time, 0, 4001, "kvm_exit", exit_),
+            (time + 1000, 0, 4001, name, values),
+            (time + 2000, 0, 4001, "kvm_entry", {"rip": 16}),
+        ]
+    irq = {"host_irq": 40, "vcpu_id": 7, "gvec": 0x31, "set": write}
+    return [*found, (1_001_000_000, 1, 99, "kvm_pi_irte_update", irq)]
+
+
+def printed(event: Given) -> str:
+    """An event as the kernel prints it."""
+    time, cpu, thread, name, v = event
+    match name:
+        case "kvm_exit":
+            word = {28: "CR_ACCESS", 30: "IO_INSTRUCTION", 31: "MSR_READ", 32: "MSR_WRITE"}
+            body = (
+                f"vcpu 0 reason {word[v['exit_reason']]} rip 0x10 info1 0x{v['info1']:016x} "
+                "info2 0x0 intr_info 0x00000000 error_code 0x00000000"
+            )
+        case "kvm_msr":
+            way = "write" if v.get("write") else "read"
+            body = f"msr_{way} {v['ecx']:x} = 0x{v['data']:x}"
+        case "kvm_cr":
+            body = f"cr_{'write' if v.get('rw') else 'read'} {v['cr']:x} = 0x{v['val']:x}"
+        case "kvm_entry":
+            body = "vcpu 0, rip 0x10"
+        case "kvm_pi_irte_update":
+            body = (
+                "PI is enabled and being updated for irq 40, vcpu 7, gsi: 0x0, gvec: 0x31, "
+                "pi_desc_addr: 0x1000"
+            )
+        case _:
+            body = "unload"
+    seconds = f"{time // 10**9}.{time % 10**9:09}"
+    return f" CPU 0/KVM-{thread} [{cpu:03}] {seconds}: {name}: {body}\n"
+
+
+def raw(event: Given) -> str:
+    """An event as `trace-cmd report -R` prints it."""
+    time, cpu, thread, name, values = event
+    decimal = {"exit_reason", "isa", "write", "rw", "set", "vcpu_id", "ecx", "cr"}
+    shown = " ".join(f"{n}={v if n in decimal else hex(v)}" for n, v in values.items())
+    if name == "kvm_entry":
+        shown = f"vcpu_id=0 {shown}"
+    return f" CPU-{thread} [{cpu:03}] {time // 10**9}.{time % 10**9:09}: {name}: {shown}\n"
+
+
+ACCESS_FORMS: dict[str, Callable[[], bytes]] = {
+    "raw text": lambda: "".join(map(raw, accesses())).encode(),
+    "text": lambda: "".join(map(printed, accesses())).encode(),
+    "trace.dat": lambda: trace_dat_6(accesses()),
+    "perf.data": lambda: perf_data(accesses()),
+}
+
+
+@pytest.mark.parametrize("form", ACCESS_FORMS)
+def test_what_exits_access(tmp_path: Path, form: str) -> None:
+    result, rows = imported(tmp_path, ACCESS_FORMS[form]())
+    told = [(r["exit_reason"], r["operand"], r["data"], r["old_value"], r["latency"]) for r in rows]
+    assert told == [
+        ("MSR_WRITE", 0xC0000101, 1 << 63, None, 2000),
+        ("MSR_READ", 0x1B, 5, None, 2000),
+        ("CR_ACCESS", 4, 0x6F0, None, 2000),
+        ("CR_ACCESS", 4, 0x6B0, 0x6F0, 2000),
+        ("CR_ACCESS", 3, 0x2000, None, 2000),
+        ("IO_INSTRUCTION", 0x3F8, None, None, 2000),
+    ]
+    assert result.counters.posted == {(7, 0x31)}
+    with Trace(result.path) as trace:
+        assert trace.run["posted-interrupts"] == "vCPU 7 vector 0x31"
+
+
+def test_accesses_go_around(tmp_path: Path) -> None:
+    first, rows = imported(tmp_path, trace_dat_6(accesses()))
+    with Trace(first.path) as trace:
+        to_ftrace(trace, tmp_path / "again.txt")
+    again = import_trace(tmp_path / "again.txt", tmp_path / "again.parquet")
+    with Trace(again.path) as trace:
+        names = ("exit_reason", "operand", "data", "old_value", "latency", "qualification")
+        assert [[row[n] for n in names] for row in trace.table().to_pylist()] == [
+            [row[n] for n in names] for row in rows
+        ]
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
@@ -196,6 +348,7 @@ FUZZED = {
     "perf": perf_data(workload(60)),
     "perf zstd": perf_data(workload(60), codec="zstd"),
     "pipe": perf_pipe(workload(60)),
+    "accesses": trace_dat_6(accesses(), instance=True),
 }
 
 

@@ -110,7 +110,10 @@ def test_a_value_that_is_absent_makes_a_comparison_and_its_opposite_false(text: 
         ("vector is 14", 11, "compare with =="),
         ("vector == 14 and", 17, "this is no condition"),
         ("__import__('os')", 1, "is unknown"),
-        ("address >> 12 == 3", 1, "only & NUMBER"),
+        ("address + 12 == 3", 1, "only & NUMBER or >> NUMBER"),
+        ("cpl >> 2 == 0", 8, "cpl has 2 bits"),
+        ("cpl >> 1 == 2", 13, "cpl has 1 bits left after >> 1"),
+        ("rip >> 1 in symbol('main')", 13, "no >> before this"),
         ("bit(cpl, 2)", 10, "cpl has 2 bits"),
         ("lambda: 1", 1, "is no condition"),
         ("größe == 1", 1, "no value is called"),
@@ -215,3 +218,18 @@ def test_a_condition_may_have_several_lines() -> None:
     assert parse("\n  vector == PF\n and\n  write\n") == parse("vector == PF and write")
     with pytest.raises(ConditionError, match="column 18: nothing is called wrote"):
         parse("vector == PF and\nwrote")
+
+
+def held_at(read: Condition, number: int) -> bool:
+    return holds(read, lambda _: number)
+
+
+@pytest.mark.parametrize(
+    "operator", ["==", "!=", "<", "<=", ">", ">=", "in range(1, 3)", "in (0, 2)"]
+)
+def test_shifts_are_comparisons_of_the_whole_value(operator: str) -> None:
+    text = f"depth >> 3 {operator}" + ("" if "in" in operator else " 2")
+    read = parse(text)
+    for depth in range(256):
+        wanted = eval(text, {"depth": depth})
+        assert held_at(read, depth) == wanted, depth

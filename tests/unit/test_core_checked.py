@@ -48,6 +48,10 @@ def modulo(n: int) -> int:
     return 5 % n
 
 
+def divide(n: int) -> int:
+    return 5 // n
+
+
 v = np.arange(3, dtype=np.int64)
 rows = np.arange(6, dtype=np.int64).reshape(3, 2)
 print({call})
@@ -85,6 +89,7 @@ def _run(tmp_path: Path, call: str) -> tuple[int, str, str]:
         ("shift", "alone(shift)(64)", "shift count out of range: 1 << n"),
         ("shift", "alone(shift)(-1)", "shift count out of range: 1 << n"),
         ("modulo", "alone(modulo)(0)", "modulo 0: 5 % n"),
+        ("divide", "alone(divide)(0)", "modulo 0: 5 // n"),
     ],
 )
 def test_out_of_range(tmp_path: Path, name: str, call: str, what: str) -> None:

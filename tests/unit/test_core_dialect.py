@@ -49,6 +49,10 @@ def remainder(a: int, b: int) -> int:
     return a % b if b != 0 else 0
 
 
+def quotient(a: int, b: int) -> int:
+    return a // b if b != 0 else 0
+
+
 def loops(a: int, b: int) -> int:
     total = 0
     n = 0
@@ -96,6 +100,7 @@ def several_of_them(a: int, b: int) -> int:
         comparisons,
         values_of_and_and_or,
         remainder,
+        quotient,
         loops,
         members,
         several_of_them,
@@ -165,7 +170,7 @@ def refuses_strings(a: int) -> int:
 
 
 def refuses_division(a: int) -> int:
-    return a // 2
+    return a / 2  # type: ignore[return-value]
 
 
 def refuses_an_integer_for_a_boolean(a: int) -> bool:

@@ -42,8 +42,7 @@ class Machine:
         self.processor = Processor()
         self.pic = PicPair()
         self.apic = LocalApic(self.processor, self.pic)
-        self.io = IoApic(self.apic)
-        self.apic.io_apic = self.io
+        self.io = IoApic(self.apic.interconnect)
 
     def get(self, offset: int, now: int = 0) -> int:
         return self.apic.read(offset, 4, now)

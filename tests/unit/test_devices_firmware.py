@@ -5,6 +5,7 @@ from struct import unpack_from
 import pytest
 
 from trapgate.vmm.devices import MachineEvent, MachineEventKind, Pc
+from trapgate.vmm.devices.board import MOST_PROCESSORS
 from trapgate.vmm.firmware import AREA, SIZE, bios_area
 from trapgate.vmm.firmware.aml import integer, package
 from trapgate.vmm.loaders.layout import Layout, memory_map
@@ -173,7 +174,7 @@ def test_acpi_interrupt_controllers(tables: Tables) -> None:
         at += madt[at + 1]
     assert entries == [
         bytes((0, 8, 0, 0, 1, 0, 0, 0)),
-        bytes((1, 12, 0, 0)) + 0xFEC00000.to_bytes(4, "little") + bytes(4),
+        bytes((1, 12, 1, 0)) + 0xFEC00000.to_bytes(4, "little") + bytes(4),
         bytes((2, 10, 0, 0, 2, 0, 0, 0, 0, 0)),
         bytes((2, 10, 0, 9, 9, 0, 0, 0, 13, 0)),
         bytes((4, 6, 255, 0, 0, 1)),
@@ -222,10 +223,26 @@ def test_multiprocessor_tables(tables: Tables) -> None:
     assert at == size
     assert [len(kinds[kind]) for kind in range(5)] == [1, 1, 1, 15, 2]
     assert kinds[0][0][1:4] == bytes((0, 0x14, 3))
-    assert unpack_from("<BBBBI", kinds[2][0]) == (2, 0, 0x11, 1, 0xFEC00000)
+    assert unpack_from("<BBBBI", kinds[2][0]) == (2, 1, 0x11, 1, 0xFEC00000)
     wires = {entry[5]: entry[7] for entry in kinds[3]}
     assert wires == {irq: 2 if irq == 0 else irq for irq in range(16) if irq != 2}
     assert [(entry[1], entry[7]) for entry in kinds[4]] == [(3, 0), (1, 1)]
+
+
+def test_tables_tell_of_every_processor() -> None:
+    tables = [bios_area(count) for count in (1, 2, MOST_PROCESSORS)]
+    assert all(len(area) <= SIZE for area in tables)
+    for area, count in zip(tables, (1, 2, MOST_PROCESSORS), strict=True):
+        at = area.index(b"APIC")
+        madt = area[at : at + unpack_from("<I", area, at + 4)[0]]
+        local = [bytes((0, 8, number, number, 1, 0, 0, 0)) for number in range(count)]
+        assert madt[44:].startswith(b"".join(local) + bytes((1, 12, count, 0)))
+        at = area.index(b"PCMP")
+        config = area[at : at + unpack_from("<H", area, at + 4)[0]]
+        assert sum(config) & 0xFF == 0
+        flags = [tuple(config[44 + 20 * n : 44 + 20 * n + 4]) for n in range(count)]
+        assert flags == [(0, n, 0x14, 1 if n else 3) for n in range(count)]
+        assert config[44 + 20 * count + 8 : 44 + 20 * count + 10] == bytes((2, count))
 
 
 def test_a_guest_that_lies_in_the_bios_area_stays_whole() -> None:

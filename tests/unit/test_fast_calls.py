@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
-from trapgate.events.ivt import NO_FAULT
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
 from trapgate.instructions.intercepts import GO_ON, RAISE_GP, RAISE_UD
 from trapgate.instructions.segment_loads import load_segment_register

@@ -8,9 +8,7 @@ from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
 from trapgate.events import idt
 from trapgate.events.descriptors import (
-    FAULTED,
-    IN_REACH,
-    OUT_OF_LIMITS,
+    NO_FAULT,
     base_of,
     limit_of,
     mark_accessed,
@@ -216,21 +214,23 @@ def test_reading_descriptors() -> None:
     guest = Guest()
     guest.set(GUEST_GDTR_LIMIT=0x17, GUEST_LDTR_BASE=0x4000, GUEST_LDTR_LIMIT=0xF)
     guest.write(0x4008, (0x1234).to_bytes(8, "little"))
+    beyond = (TS, 0x7C, 0, 0)
     for selector, wanted in (
-        (g.CODE0, (IN_REACH, descriptor(0x9B), g.GDT + 8, 0)),
-        (g.CODE0 | 3, (IN_REACH, descriptor(0x9B), g.GDT + 8, 0)),
-        (0x13, (IN_REACH, descriptor(0x93), g.GDT + 16, 0)),
-        (0x18, (OUT_OF_LIMITS, 0, 0, 0)),
-        (0x0C, (OUT_OF_LIMITS, 0, 0, 0)),
+        (g.CODE0, (NO_FAULT, 0, g.GDT + 8, descriptor(0x9B))),
+        (g.CODE0 | 3, (NO_FAULT, 0, g.GDT + 8, descriptor(0x9B))),
+        (0x13, (NO_FAULT, 0, g.GDT + 16, descriptor(0x93))),
+        (0x18, beyond),
+        (0x0C, beyond),
     ):
-        assert read_descriptor(guest.v, guest.mem, selector) == wanted
+        assert read_descriptor(guest.v, guest.mem, selector, TS, 0x7C) == wanted
     guest.set(GUEST_LDTR_ACCESS_RIGHTS=0x82)
-    assert read_descriptor(guest.v, guest.mem, 0x0C) == (IN_REACH, 0x1234, 0x4008, 0)
-    assert read_descriptor(guest.v, guest.mem, 0x14) == (OUT_OF_LIMITS, 0, 0, 0)
+    found = (NO_FAULT, 0, 0x4008, 0x1234)
+    assert read_descriptor(guest.v, guest.mem, 0x0C, TS, 0x7C) == found
+    assert read_descriptor(guest.v, guest.mem, 0x14, TS, 0x7C) == beyond
     guest.set(GUEST_GDTR_LIMIT=0x16)
-    assert read_descriptor(guest.v, guest.mem, 0x10) == (OUT_OF_LIMITS, 0, 0, 0)
+    assert read_descriptor(guest.v, guest.mem, 0x10, TS, 0x7C) == beyond
     guest.page(absent=(1,))
-    assert read_descriptor(guest.v, guest.mem, g.CODE0) == (FAULTED, 0, g.GDT + 8, 0)
+    assert read_descriptor(guest.v, guest.mem, g.CODE0, TS, 0x7C) == (PF, 0, g.GDT + 8, 0)
 
 
 @pytest.mark.parametrize("access", [0x9A, 0x92, 0xFE])

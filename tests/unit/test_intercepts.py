@@ -60,7 +60,10 @@ def test_conditional(function: Simple, control: PrimaryControl, reason: int, use
 
 @pytest.mark.parametrize(
     ("function", "reason"),
-    [(intercepts.intercept_cpuid, 10), (intercepts.intercept_invd, 13)],
+    [
+        (lambda v, length: intercepts.intercept_cpuid(v, 0, length), 10),
+        (intercepts.intercept_invd, 13),
+    ],
 )
 def test_unconditional(function: Simple, reason: int) -> None:
     vmcs = protected()
@@ -72,7 +75,7 @@ def test_privilege_comes_before_the_exit() -> None:
     vmcs = with_primary(PrimaryControl.HLT_EXITING, cpl=3)
     assert intercepts.intercept_hlt(vmcs.cells, 1) == RAISE_GP
     assert intercepts.intercept_invd(vmcs.cells, 2) == RAISE_GP
-    assert intercepts.intercept_cpuid(vmcs.cells, 2) == EXITED
+    assert intercepts.intercept_cpuid(vmcs.cells, 0, 2) == EXITED
 
 
 def test_xsetbv() -> None:
@@ -365,7 +368,9 @@ def test_task_switches_and_platform_events() -> None:
     assert intercepts.intercept_task_switch(vmcs.cells, 0x28, intercepts.TASK_BY_GATE, 2) == EXITED
     assert vmcs[EXIT_REASON] == 9
     assert vmcs["EXIT_QUALIFICATION"] == 0x28 | 3 << 30
-    assert intercepts.platform_exit(vmcs.cells, 3, 0) == EXITED
+    assert intercepts.platform_exit(vmcs.cells, True, 3, 0) == EXITED
+    assert vmcs[EXIT_REASON] == 3
+    assert intercepts.platform_exit(vmcs.cells, False, 6, 0) == GO_ON
     assert vmcs[EXIT_REASON] == 3
 
 

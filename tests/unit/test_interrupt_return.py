@@ -6,8 +6,8 @@ import pytest
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.idt import TASK_GATE
-from trapgate.events.ivt import NO_FAULT
 from trapgate.instructions.interrupt_return import interrupt_return
 from trapgate.sdm import state
 

@@ -54,7 +54,12 @@ def test_only_64_bit_fields_have_a_high_half() -> None:
     assert Field.EXCEPTION_BITMAP.high is None
 
 
-READ_ONLY_EXTENSIONS = {"FAILED_CHECK", "FAILED_RULE", "EPT_POINTER_IN_FORCE"}
+READ_ONLY_EXTENSIONS = {
+    "CRITERIA_TABLE_INSTRUCTIONS",
+    "EPT_POINTER_IN_FORCE",
+    "FAILED_CHECK",
+    "FAILED_RULE",
+}
 
 
 def test_extension_fields_are_controls_beyond_the_sdms_indexes() -> None:

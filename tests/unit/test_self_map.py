@@ -27,6 +27,7 @@ PSE, PAE, SMAP = 1 << 4, 1 << 5, 1 << 21
 LMA = 1 << 10
 PG_WP = 0x80010001
 BASE_32, SLOT_32 = 0xC0000000, 768
+BASE_PAE, SLOT_PAE = 0xC0000000, 0
 BASE_64, SLOT_64 = -(1 << 47) | 493 - 256 << 39, 493
 
 
@@ -57,6 +58,17 @@ class Tables:
         made.put(ROOT, 1, 0x5000 | 7)
         made.put(0x5000, 2, 0x6000 | 7)
         made.put(0x6000, 3, 0x7000 | 7)
+        return made
+
+    @classmethod
+    def pae(cls, **more: int) -> "Tables":
+        """Four directories at 3000H to 6000H, which the last one's first entries show."""
+        made = cls(**{"width": 8, "cr4": PAE, "ptbase": BASE_PAE} | more)
+        for n in range(4):
+            made.put(ROOT, n, 0x3000 + n * 0x1000 | 1)
+            made.put(0x6000, n, 0x3000 + n * 0x1000 | 5)
+        made.put(0x3000, 1, 0x7000 | 7)
+        made.put(0x5000, 2, 0x8000 | 7)
         return made
 
     def put(self, table: int, index: int, entry: int) -> None:
@@ -129,8 +141,37 @@ def test_a_large_page_is_no_slot() -> None:
 @pytest.mark.parametrize(
     "state", [{"cr0": 0x10001}, {"cr4": PAE}, {"cr4": PAE | PSE, "ptbase": 0xC0000000}], ids=str
 )
-def test_without_paging_or_with_pae_alone_there_is_no_slot(state: dict[str, int]) -> None:
+def test_without_paging_or_with_other_tables_there_is_no_slot(state: dict[str, int]) -> None:
     assert not Tables.two_level(**state).holds()
+
+
+@pytest.mark.parametrize(
+    "ptbase", [BASE_PAE + 0x400000, BASE_PAE + 1, BASE_PAE | 1 << 32, -1 << 23]
+)
+def test_an_unaligned_ptbase_maps_nothing_under_pae(ptbase: int) -> None:
+    assert Tables.pae().holds()
+    assert not Tables.pae(ptbase=ptbase).holds()
+    assert not Tables.pae(cr0=0x10001).holds()
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("entry", [0, 0x3000 ^ 0x1000, 0x9000 | 5, 0x85, 1 << 33 | 5])
+def test_each_slot_must_hold_its_directory(number: int, entry: int) -> None:
+    tables = Tables.pae()
+    frame = 0x3000 + number * 0x1000
+    tables.put(0x6000, number, entry | frame if entry in (0x85, 1 << 33 | 5) else entry)
+    assert not tables.holds()
+
+
+def test_a_directory_that_is_not_there_has_no_slot() -> None:
+    tables = Tables.pae()
+    tables.put(ROOT, 1, 0)
+    assert not tables.holds()
+    tables.put(0x6000, 1, 0)
+    assert tables.holds()
+    assert tables.at(BASE_PAE + (2 << 21) + 0x2000)[0] == PTE
+    tables.put(ROOT, 3, 0)
+    assert not tables.holds()
 
 
 # Classes of ¶75.
@@ -145,6 +186,21 @@ def test_two_level_classes() -> None:
     assert tables.at(BASE_32 - 4)[0] == ABSENT
     assert tables.at(BASE_32 + (4 << 20))[0] == ABSENT
     assert tables.at(0x1000)[0] == ABSENT
+
+
+def test_pae_classes() -> None:
+    tables = Tables.pae()
+    assert tables.at(BASE_PAE + 0x1000 + 24) == (PTE, 0x7018)
+    assert tables.at(BASE_PAE + (2 << 21) + 0x2000 + 8) == (PTE, 0x8008)
+    # C0600000H is where the directories show, one after another.
+    for n in range(4):
+        shown = 0xC0600000 + n * 0x1000 + 16
+        assert tables.at(shown) == (DIRECTORY, 0x3000 + n * 0x1000 + 16)
+    assert tables.at(BASE_PAE + 0x2000)[0] == ABSENT
+    assert tables.at(BASE_PAE - 8)[0] == ABSENT
+    assert tables.at(BASE_PAE + (8 << 20))[0] == ABSENT
+    tables.put(0x3000, 1, 0x7000 | 0x87)
+    assert tables.at(BASE_PAE + 0x1000)[0] == ABSENT
 
 
 def test_four_level_classes() -> None:
@@ -260,6 +316,56 @@ def test_every_page_of_the_region(width: int, data: st.DataObject) -> None:
         assert kind == ABSENT
     else:
         assert (kind, physical) == (PTE if expected[0] == "pte" else DIRECTORY, expected[1] | 16)
+
+
+def walk_pae(memory: bytes, linear: int) -> tuple[int, bool] | None:
+    """(physical page, whether R/W is 0) of a linear address."""
+
+    def entry(at: int) -> int:
+        return int.from_bytes(memory[at : at + 8], "little")
+
+    pointer = entry(ROOT + (linear >> 30) * 8)
+    directory = pointer & ~0xFFF
+    if not pointer & 1 or directory >= len(memory):
+        return None
+    table = entry(directory + (linear >> 21 & 511) * 8)
+    if not table & 1 or table & 0x80 or (table & ~0xFFF) >= len(memory):
+        return None
+    page = entry((table & ~0xFFF) + (linear >> 12 & 511) * 8)
+    if not page & 1 or page & 0x80 or (page & ~0xFFF) >= len(memory):
+        return None
+    return page & ~0xFFF, not table & page & 2
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_every_page_of_the_region_under_pae(data: st.DataObject) -> None:
+    """What `entry_at` calls an entry is one that some linear address is translated by."""
+    frames = st.integers(3, 9).map(lambda n: n << 12)
+    flags = st.sampled_from([0, 1, 5, 5, 7, 7, 0x85])
+    tables = Tables.pae()
+    for frame in range(3, 10):
+        for index in (5, 6):
+            tables.put(frame << 12, index, data.draw(frames) | data.draw(flags))
+    changed = data.draw(st.integers(0, 3))
+    tables.put(0x6000, changed, data.draw(frames) | data.draw(flags))
+    index = data.draw(st.sampled_from([0, 1, 2, 3, 5, 6]))
+    quarter = data.draw(st.integers(0, 3))
+    linear = BASE_PAE + (quarter << 21) + (index << 12) + 16
+    kind, physical = tables.at(linear)
+    memory = tables.mem.tobytes()
+    expected = walk_pae(memory, linear)
+    if not tables.holds() or expected is None or not expected[1]:
+        assert kind == ABSENT
+        return
+    assert physical == expected[0] | 16
+    shown = [0x3000 + n * 0x1000 for n in range(4)]
+    if quarter == 3 and index < 4:
+        assert (kind, expected[0]) == (DIRECTORY, shown[index])
+    else:
+        # The directory's entry that leads to this table is where the paging would look.
+        above = int.from_bytes(memory[shown[quarter] + index * 8 :][:8], "little")
+        assert (kind, above & ~0xFFF) == (PTE, expected[0])
 
 
 # Which entries a write touches.

@@ -63,6 +63,7 @@ def test_machine_code_depends_on_no_source_that_its_key_leaves_out() -> None:
     """What functions get from other modules of ours comes from rooms that the key looks at."""
     import trapgate.engine.program
     import trapgate.trace.imports.importer
+    import trapgate.vmm.direct.linking
 
     root = Path(trapgate.__file__).parent
     for library in NAMED.values():

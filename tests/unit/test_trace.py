@@ -45,13 +45,14 @@ def write(path: Path, rows: NDArray[np.int64], **options: Any) -> Path:
 
 def test_every_column_of_one_row(tmp_path: Path) -> None:
     row = np.array(
-        [[5, 900, 2, 14, 3, 7, -4096, 3, 0x1000, -8, -1, 1, 2, 1, 1, 0, 4, 0x8001, 0x7000, 0]],
+        [[5, 900, 2, 14, 3, 7, -4096, 3, 0x1000, -8, -1, 1, 2, 1, 1, 0, 4, 0x8001, 0x7000, 6]],
         np.int64,
     )
     with Trace(write(tmp_path / "t.parquet", row)) as trace:
         (found,) = trace.table().to_pylist()
     assert found == {
         "current_vmcs": 0x7000,
+        "vcpu": 6,
         "sequence": 5,
         "time": 900,
         "vm": 2,

@@ -8,7 +8,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_MARKING = ("trapgate.engine.program", "trapgate.trace.imports.importer")
+_MARKING = (
+    "trapgate.engine.program",
+    "trapgate.trace.imports.importer",
+    "trapgate.vmm.direct.linking",
+)
 """Modules that import all functions which are compiled."""
 
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 COMMANDS = {
     "run": "Run a guest with the terminal as its console.",
     "demo": "Run the bundled guest under several filters of page faults, and show what each costs.",
+    "campaign": "Put faults into a guest by plan, and tell what became of each.",
     "criteria": "Compile wishes about faults into VMCS fields; explain fields; prove what they do.",
     "replay": "Replay recorded faults under other policies: exits saved and added, and time saved.",
     "report": "Write one self-contained page about a trace: it opens offline, in any browser.",

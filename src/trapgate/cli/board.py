@@ -24,6 +24,7 @@ def board(
     bios: Path | None,
     memory: int,
     *,
+    processors: int = 1,
     kernel: bool = False,
     serial: bool = True,
 ) -> Board:
@@ -51,7 +52,7 @@ def board(
     if bios is not None:
         from trapgate.vmm.firmware import tables
 
-        files = tables.files(memory)
+        files = tables.files(memory, processors)
         if serial:
             files["etc/sercon-port"] = _SERIAL_CONSOLE.to_bytes(8, "little")
         screen = bios.parent / _VGA_FIRMWARE
@@ -64,6 +65,7 @@ def board(
         firmware=bios is not None,
         bios=not kernel and bios is None,
         files=files,
+        processors=processors,
     )
 
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial, wraps
 from pathlib import Path
@@ -16,11 +16,13 @@ import typer
 
 from trapgate.cli.closed_form import MergeForm, closed_form
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 from trapgate.cli.terminal import fail
 from trapgate.errors import TrapgateError
 
 if TYPE_CHECKING:
     from trapgate.criteria import Definition, Party
+    from trapgate.decision.conditions import Names
     from trapgate.trace.document import Document
     from trapgate.vmcs.vmcs import Vmcs
 
@@ -82,7 +84,8 @@ OperatorOption = Annotated[
     list[str] | None,
     typer.Option(
         help="With auto: only this operator (repeatable): match, any-bit, invert, member, equal, "
-        "not-equal, less, less-or-equal, greater, greater-or-equal."
+        "not-equal, less, less-or-equal, greater, greater-or-equal. With [[wishes]], of clauses: "
+        "equal, below, below-or-equal, in-range, any-bit, all-bits, in-bitmap."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -190,11 +193,13 @@ def _defined(definition: Definition, form: Form, output: Path | None, told: Told
             printed += ["", f"{name}:", text]
         return printed + (["", *told.lines()] if told is not definition else [])
 
-    from trapgate.criteria import Merged, documents
+    from trapgate.criteria import Learned, Merged, documents
 
     page: Callable[[], Document] = partial(documents.of_definition, definition)
     if isinstance(told, Merged):
         page = partial(documents.of_merge, told)
+    elif isinstance(told, Learned):
+        page = partial(documents.of_learned, told)
     return Answer(lines, told.document, page=page)
 
 
@@ -207,19 +212,19 @@ def _write(output: Path, text: str) -> None:
         ) from None
 
 
-def _parties(files: list[Path]) -> list[Party]:
+def _parties(files: list[Path], known: Names | None = None) -> list[Party]:
     from trapgate.criteria import Party
 
     names = [path.stem for path in files]
     twice = len(set(names)) != len(names)
-    return [Party(str(path) if twice else path.stem, _load(path)) for path in files]
+    return [Party(str(path) if twice else path.stem, _load(path, known)) for path in files]
 
 
-def _load(path: Path) -> Vmcs:
+def _load(path: Path, names: Names | None = None) -> Vmcs:
     from trapgate.criteria.filters import demand_valid
     from trapgate.vmcs.vmcs import Vmcs
 
-    vmcs = Vmcs.load(path)
+    vmcs = Vmcs.load(path, names=names)
     demand_valid(vmcs, str(path))
     return vmcs
 
@@ -237,6 +242,17 @@ def _document(path: Path) -> Mapping[str, object]:
     return parse_toml(read_toml(path, wrong), wrong)
 
 
+def _with_lost(definition: Definition, weights: Path | None) -> Definition:
+    """With a note if the recorder of the trace that gave the weights lost events."""
+    from trapgate.trace.frames import lost_events
+
+    lost = 0 if weights is None else lost_events([weights])
+    if not lost:
+        return definition
+    note = f"{weights}: the recorder lost {lost:,} events: they are in no weight"
+    return replace(definition, notes=(*definition.notes, note))
+
+
 def _weights(path: Path | None) -> Mapping[int, Mapping[int, int]] | None:
     from trapgate.criteria import weights_in
 
@@ -251,25 +267,48 @@ def define(
     weights: WeightsOption = None,
     fields: FieldsOption = None,
     operator: OperatorOption = None,
+    rules: Annotated[
+        int | None, typer.Option(min=1, help="With [[wishes]]: rules that the hardware takes.")
+    ] = None,
+    clauses: Annotated[
+        int | None, typer.Option(min=0, help="With [[wishes]]: clauses, of all rules together.")
+    ] = None,
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
     """Find the fields that do what a SPEC wishes, or the best sound ones, and prove it."""
     from trapgate import criteria
+    from trapgate.criteria import documents
 
     if "wishes" in _document(spec):
-        if fields is not None or operator or form is not Form.all:
+        if fields is not None or form is not Form.all:
             raise criteria.CriteriaError(
-                "--fields, --operator and --format are about wishes for error codes; "
-                "--scheme chooses for [[wishes]]"
+                "--fields and --format are about wishes for error codes; "
+                "--scheme, --rules, --clauses and --operator choose for [[wishes]]"
             )
+        wishes = criteria.read_wishes(spec, names_for(symbols, bitmap))
         granted = criteria.define_criteria(
-            criteria.read_wishes(spec), scheme, weights=_weights(weights), timeout=timeout
+            wishes,
+            scheme,
+            rules=criteria.MOST_RULES if rules is None else rules,
+            clauses=clauses,
+            operators=criteria.operators_named(operator),
+            weights=_weights(weights),
+            rows=None if weights is None else criteria.rows_for(wishes, weights),
+            timeout=timeout,
         )
         if output is not None:
             _write(output, granted.toml())
-        return Answer(lambda: [*granted.lines(), "", granted.toml().rstrip()], granted.document)
+        return Answer(
+            lambda: [*granted.lines(), "", granted.toml().rstrip()],
+            granted.document,
+            page=partial(documents.of_granted, granted),
+        )
+    if rules is not None or clauses is not None:
+        raise criteria.CriteriaError("--rules and --clauses are about tables; write [[wishes]]")
     definition = criteria.define(
         criteria.read_spec(spec),
         scheme,
@@ -278,6 +317,7 @@ def define(
         operators=operator,
         timeout=timeout,
     )
+    definition = _with_lost(definition, weights)
     return _defined(definition, form, output, definition)
 
 
@@ -305,6 +345,7 @@ def merge(
 ) -> Answer:
     """Find the tightest fields that exit whenever one of the files' fields would."""
     from trapgate import criteria
+    from trapgate.criteria import documents
 
     if form in (MergeForm.kvm_c, MergeForm.kvm_c_test):
         text, document = closed_form(
@@ -312,7 +353,8 @@ def merge(
         )
         if output is not None:
             _write(output, text)
-        return Answer(lambda: [text.rstrip("\n")], lambda: document)
+        page = partial(documents.of_closed_form, text, document)
+        return Answer(lambda: [text.rstrip("\n")], lambda: document, page=page)
     merged = criteria.merge(
         _parties(files),
         scheme,
@@ -322,6 +364,7 @@ def merge(
         operators=operator,
         timeout=timeout,
     )
+    merged = replace(merged, definition=_with_lost(merged.definition, weights))
     return _defined(merged.definition, Form(form.value), output, merged)
 
 
@@ -333,13 +376,17 @@ def explain(
         list[str] | None, typer.Option(help="Only this vector: PF, 14, ... (repeatable).")
     ] = None,
     table: Annotated[bool, typer.Option(help="Print the truth table.")] = True,
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
 ) -> Answer:
     """Say in words what fields do; and warn of what was probably not meant."""
     from trapgate import criteria
+    from trapgate.criteria import documents
     from trapgate.criteria.codes import vector_named
 
     vectors = None if vector is None else [vector_named(name) for name in vector]
-    loaded = [(str(path), _load(path)) for path in files]
+    names = names_for(symbols, bitmap)
+    loaded = [(str(path), _load(path, names)) for path in files]
     told = [(name, criteria.explain(vmcs, vectors)) for name, vmcs in loaded]
     tables = {
         name: criteria.read_table(vmcs.criteria_table)
@@ -370,7 +417,8 @@ def explain(
             "warnings": [vars(warning) for warning in same],
         }
 
-    return Answer(lines, document)
+    page = partial(documents.of_explanations, told, same, tables)
+    return Answer(lines, document, page=page)
 
 
 @app.command()
@@ -391,6 +439,8 @@ def check(
     bits: Annotated[
         str, typer.Option(help="Of three files: bits of a page fault's error code, as in merge.")
     ] = "sdm",
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
     """Prove that fields do what is wished, or give a counterexample.
@@ -404,23 +454,26 @@ def check(
 
     if len(files) < 2:
         raise criteria.CriteriaError("check takes a SPEC and FIELDS, or L0, L1 and VMCS02")
+    names = names_for(symbols, bitmap)
     if len(files) > 2:
         found = criteria.check_vmcs02(
-            _parties(files[:-1]), _load(files[-1]), bits=bits, timeout=timeout
+            _parties(files[:-1], names), _load(files[-1], names), bits=bits, timeout=timeout
         )
         page = partial(documents.of_check, found)
         return Answer(found.lines, found.document, 0 if found.sound else 1, page)
     if _is_vmcs_file(files[0]):
-        wanted, given = map(_load, files)
+        wanted, given = (_load(path, names) for path in files)
         differs = criteria.compare_exits(wanted, given, timeout=timeout)
         status = 0 if (differs.sound if sound else differs.exact) else 1
-        return Answer(differs.lines, differs.document, status)
-    verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1]), timeout=timeout)
+        page = partial(documents.of_difference, differs)
+        return Answer(differs.lines, differs.document, status, page)
+    verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1], names), timeout=timeout)
     holds = all(one.sound if sound else one.exact for one in verdicts)
     return Answer(
         lambda: [one.line() for one in verdicts],
         lambda: {"holds": holds, "vectors": [one.document() for one in verdicts]},
         0 if holds else 1,
+        partial(documents.of_verdicts, verdicts),
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from trapgate.cli.run import PORTABLE_FILTERS
+from trapgate.cli.run import PORTABLE_FILTERS, memory_size
 from trapgate.cli.summary import summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -46,6 +46,10 @@ Examples:
   trapgate demo --paging own --report demo.html
 
   trapgate demo --vmm x86
+
+  trapgate demo --guest vmlinuz --initrd initrd.cpio --append console=ttyS0 --until "# $"
+
+  trapgate demo --disk xv6.img --disk fs.img --memory 512M --until "sh"
 """
 
 
@@ -80,8 +84,54 @@ def demo(
         VmmKind,
         typer.Option(help="x86: also under the bundled hypervisor, x86 code that uses VMX."),
     ] = VmmKind.python,
+    guest: Annotated[
+        Path | None,
+        typer.Option(help="A kernel of yours instead of the bundled guest, as for `trapgate run`."),
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(help="Disk image for the guest; the BIOS boots it if there is no kernel."),
+    ] = None,
+    initrd: Annotated[Path | None, typer.Option(help="Initial RAM disk of --guest.")] = None,
+    append: Annotated[str, typer.Option(help="Command line of --guest.")] = "",
+    memory: Annotated[str, typer.Option(help="RAM of --guest.")] = "256M",
+    text: Annotated[
+        str, typer.Option("--input", help=r"Text to type at its serial port; \n is Enter.")
+    ] = "",
+    until: Annotated[
+        str | None, typer.Option(help="End each run of it when this expression appears.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, help="End each run of it after so many seconds.")
+    ] = None,
 ) -> None:
-    """Run the bundled guest under several filters of page faults, and show what each costs."""
+    """Run the bundled guest under several filters of page faults, and show what each costs.
+
+    With --guest or --disk any other guest, under a frame map.
+    """
+    if guest is not None or disk:
+        if workload or report is not None or vmm is VmmKind.x86 or paging is Paging.own:
+            raise fail(
+                "--guest: --workload, --report, --paging own and --vmm x86 are for the bundled one"
+            )
+        with one_line_errors(), prepared():
+            from trapgate.cli.demo_guest import demo_guest
+
+            alike = demo_guest(
+                guest,
+                disks=disk or [],
+                initrd=initrd,
+                append=append,
+                memory=memory_size(memory),
+                text=text,
+                until=until,
+                timeout=timeout,
+                engine=engine.value,
+                as_json=as_json,
+            )
+            raise typer.Exit(0 if alike else 1)
+    if initrd is not None or append or text or until is not None or timeout is not None:
+        raise fail("--initrd, --append, --input, --until, --timeout: go with --guest or --disk")
     if vmm is VmmKind.x86:
         if report is not None:
             raise fail("--report: is about the VMM in Python; leave out --vmm x86")

@@ -1,8 +1,9 @@
-"""The option --inject."""
+"""The option --inject, and symbols in what options say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trapgate.cli.terminal import fail
@@ -11,11 +12,38 @@ if TYPE_CHECKING:
     from trapgate.vmm.injection import Injection
 
 
-def read_injections(texts: Iterable[str]) -> list[Injection]:
+def read_injections(texts: Iterable[str], find: Callable[[str], int]) -> list[Injection]:
     """What is to be injected; ends the command with a word if one cannot be read."""
     from trapgate.vmm.injection import InjectionError, parse_injection
 
     try:
-        return [parse_injection(text) for text in texts]
+        return [parse_injection(text, find) for text in texts]
     except InjectionError as error:
         raise fail(f"--inject: {error}") from None
+
+
+def finder(guest: Path | None, symbols: Path | None) -> Callable[[str], int]:
+    """Addresses of the functions that `symbols` names, or the guest's own file.
+
+    It raises MomentError for a name that nobody has.
+    """
+
+    def find(name: str) -> int:
+        from trapgate.errors import suggestion
+        from trapgate.trace.schema import TraceError
+        from trapgate.trace.symbols import Symbols
+        from trapgate.vmm.moments import MomentError
+
+        file = guest if symbols is None else symbols
+        try:
+            if file is None:
+                raise MomentError(f"symbol={name}: nothing names functions; give --symbols")
+            table = Symbols(file)
+        except TraceError as error:
+            raise MomentError(f"symbol={name}: {error}; give --symbols") from None
+        if name not in table.names:
+            near = suggestion(name, table.names)
+            raise MomentError(f"symbol={name}: {file} has no such function; {near}")
+        return int(table.starts[table.names.index(name)])
+
+    return find

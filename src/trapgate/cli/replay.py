@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 from trapgate.cli.selection import (
     LevelOption,
     RipOption,
@@ -34,6 +35,8 @@ Examples:
   trapgate replay *.parquet --policy writes.toml --cluster local
 
   trapgate replay host.parquet --controls --level 1
+
+  trapgate replay host.parquet --policy no-hlt-exiting.toml --html replay.html
 """
 
 
@@ -64,6 +67,13 @@ def replay(
         bool,
         typer.Option("--controls", help="All exits by the control that causes them."),
     ] = False,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost",
+            help="By vector, too: exceptions saved, and those that the VMM did not give back.",
+        ),
+    ] = False,
     bursts: Annotated[
         bool,
         typer.Option("--bursts", help="Intervals for exits in bursts, too (a block bootstrap)."),
@@ -74,6 +84,8 @@ def replay(
     time: TimeOption = ":",
     rip: RipOption = ":",
     top: Annotated[int, typer.Option(min=1, help="Policies of a sweep to show.")] = 20,
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
     markdown: MarkdownOption = False,
     html: HtmlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -82,12 +94,16 @@ def replay(
     with one_line_errors():
         chosen = selection(level, vm, vcpu, time, rip)
     if controls:
-        _controls(trace, chosen, as_json=as_json)
+        if policy or sweep is not None or cluster is not None or bursts or lost:
+            raise fail("--controls asks for every exit, not for a policy: give it without one")
+        _controls(trace, chosen, as_json=as_json, markdown=markdown, html=html)
         return
     if not policy and sweep is None:
         raise fail("no policy: give --policy FILE, --sweep BITS, or --controls")
     if cluster is not None and not chosen.is_all:
         raise fail("--cluster counts whole traces: leave --level, --vm, --vcpu, --time, --rip out")
+    if lost and (sweep is not None or not chosen.is_all):
+        raise fail("--lost judges whole traces by --policy: leave --sweep and selections out")
     model = _model(cost)
     bits = None if sweep is None else _bits(sweep)
     kept = None if keep is None else _pair(keep)
@@ -97,7 +113,8 @@ def replay(
         from trapgate import replay as replaying
         from trapgate.replay.cluster import on_cluster
 
-        policies = [replaying.Policy.load(path) for path in policy or ()]
+        names = names_for(symbols, bitmap)
+        policies = [replaying.Policy.load(path, names) for path in policy or ()]
         tallied: Tally | None = None
         if cluster is not None:
             if cluster != "local" and not cluster.startswith("ray://"):
@@ -114,6 +131,10 @@ def replay(
             )
         else:
             result = replaying.replay(trace, policies, model=model, tallied=tallied, chosen=chosen)
+            if lost:
+                from trapgate.replay.needs import with_lost_exceptions
+
+                result = with_lost_exceptions(result, trace, policies)
         intervals = {}
         if bursts:
             from trapgate.replay.bursts import burst_interval
@@ -197,17 +218,15 @@ def _show(result: Replay, top: int) -> None:
     out.print(table)
     if len(result.outcomes) > top:
         out.print(f"({len(result.outcomes) - top:,} more; --top shows them)")
-    basis = {
-        "latencies": "time by the trace's own latencies; the interval holds 95 % of what runs like "
-        "this one show, if exits come independently (--bursts if not); two recordings differ by "
-        "1.41 times as much",
-        "cost model": "the trace has no latencies: time by the cost model (--cost)",
-    }
     out.print(
         f"\nrecorded: {first.recorded_exits:,} exits of judged events; {first.outside:,} events "
         f"that no policy judges ({first.outside_exits:,} of them exits)"
     )
-    out.print(basis[first.time.basis])
+    out.print(f"time {first.time.words}")
+    if any(outcome.unjudged_exits for outcome in result.outcomes[:top]):
+        out.print("saved: from none to all of the unjudged exits; times are of the others")
+    for outcome in result.outcomes[:top]:
+        _show_reasons(outcome)
     for outcome in result.outcomes[:top]:
         for words in outcome.missing:
             out.print(
@@ -221,7 +240,7 @@ def _cells(outcome: Outcome, *, lost: bool, completes: bool) -> list[str]:
     cells = [outcome.policy, f"{outcome.exits:,}", f"{outcome.deliveries:,}"]
     if completes:
         cells.append(f"{outcome.completions:,}")
-    cells += [f"{outcome.unjudged:,}", f"{outcome.saved:,}", f"{outcome.added:,}"]
+    cells += [f"{outcome.unjudged:,}", outcome.saved_words, f"{outcome.added:,}"]
     if lost:
         cells.append(f"{outcome.lost:,}")
     return [*cells, f"{time.estimate:,.0f}", f"{time.low:,.0f} to {time.high:,.0f}"]
@@ -236,11 +255,37 @@ def _show_bursts(intervals: dict[str, tuple[float, float] | None], unit: str) ->
         out.print(f"{name}, if exits come in bursts: {told}")
 
 
-def _controls(traces: list[Path], chosen: Selection, *, as_json: bool) -> None:
+def _show_reasons(outcome: Outcome) -> None:
+    """What a policy does to exits that are no exceptions."""
+    from rich.table import Table
+
+    from trapgate.replay.result import REASON_HEADS, reason_notes, reason_row
+
+    out = terminal()
+    if not outcome.reasons:
+        return
+    title = f"\n{plain(outcome.policy)}: exits by reason"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, head in enumerate(REASON_HEADS):
+        table.add_column(head, overflow="fold", justify="left" if number < 2 else "right")
+    for one in outcome.reasons:
+        cells = reason_row(one)
+        table.add_row(*(f"{c:,}" if isinstance(c, int) else plain(c or "") for c in cells))
+    out.print(table)
+    for words in reason_notes(outcome):
+        out.print(f"  {plain(words)}")
+
+
+def _controls(
+    traces: list[Path], chosen: Selection, *, as_json: bool, markdown: bool, html: Path | None
+) -> None:
     with one_line_errors():
         from trapgate.replay.controls import by_control
+        from trapgate.replay.exits import lost_range
 
         found = by_control(traces, chosen)
+        if shown(found.document, markdown=markdown, html=html):
+            return
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
         return
@@ -254,10 +299,13 @@ def _controls(traces: list[Path], chosen: Selection, *, as_json: bool) -> None:
         if line.savable:
             time = "" if line.savable_time is None else f", {line.savable_time:,} {found.time_unit}"
             saved = f"{line.savable:,} exits{time}"
-        out.print(f"  off saves: {saved}; loses: {line.lost}")
+        lost = lost_range(line.lost, line.lost_untold)
+        out.print(f"  off saves: {saved}; loses at {lost} of them: {line.lost_words}")
         if line.reflected:
             out.print(f"  given to the guest's hypervisor, hence not savable: {line.reflected:,}")
         for words, number in line.details:
             out.print(f"  {number:,} {plain(words)}")
         if line.unknown:
             out.print(f"  the trace does not tell {line.unknown}")
+    if found.posted:
+        out.print(f"posted to the guest without an exit: {plain(found.posted)}")

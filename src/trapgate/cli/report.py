@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trapgate.cli.terminal import one_line_errors
+from trapgate.cli.terminal import one_line_errors, terminal
 
 EXAMPLES = """
 Examples:
@@ -16,6 +18,21 @@ Examples:
 
   trapgate report host.parquet --policy writes.toml --policy none.toml -o report.html
 """
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None] | None]:
+    """A bar on a terminal: what is being done, and how much of it is."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = terminal(error=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda words, share: bar.update(task, description=words, completed=share)
 
 
 def report(
@@ -35,11 +52,10 @@ def report(
         from trapgate.report import report as write
         from trapgate.trace.symbols import Symbols
 
-        size = write(
-            trace,
-            output,
-            policies=[Policy.load(path) for path in policy or ()],
-            symbols=None if symbols is None else Symbols(symbols),
-            title=title,
-        )
+        policies = [Policy.load(path) for path in policy or ()]
+        names = None if symbols is None else Symbols(symbols)
+        with _progress() as progress:
+            size = write(
+                trace, output, policies=policies, symbols=names, title=title, progress=progress
+            )
         print(f"{output}: {size:,} bytes")

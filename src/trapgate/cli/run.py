@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trapgate.cli.injections import read_injections
+from trapgate.cli.injections import finder, read_injections
+from trapgate.cli.names import BitmapOption, names_for
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -30,6 +31,7 @@ from trapgate.cli.terminal import (
 if TYPE_CHECKING:
     from trapgate.debug.story import Story
     from trapgate.debug.story.instruction import Namer
+    from trapgate.decision.conditions import Names
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.loaders.image import GuestImage
@@ -110,6 +112,8 @@ Examples:
 
   trapgate run --disk xv6.img --disk fs.img --memory 512M
 
+  trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --cpus 4 --seed 7
+
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
 Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
@@ -145,6 +149,15 @@ def run(
         str, typer.Option(help=r"Text to type on the PS/2 keyboard; \n is Enter.")
     ] = "",
     memory: Annotated[str, typer.Option(help="RAM of the guest.")] = "128M",
+    cpus: Annotated[
+        int, typer.Option(min=1, max=32, help="Processors, which take turns on one host thread.")
+    ] = 1,
+    turn: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Instructions of a turn, on average; --seed draws the length of each."
+        ),
+    ] = 100_000,
     append: Annotated[str, typer.Option(help="Kernel command line.")] = "",
     initrd: Annotated[Path | None, typer.Option(help="Initial RAM disk, or module.")] = None,
     module: Annotated[
@@ -175,10 +188,32 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop when this regular expression appears.")
     ] = None,
+    no_reboot: Annotated[
+        bool,
+        typer.Option(
+            "--no-reboot",
+            help="End when the guest resets the machine. Without a disk's boot sector or firmware "
+            "to start again a reset always ends.",
+        ),
+    ] = False,
+    reset_on_triple_fault: Annotated[
+        bool,
+        typer.Option(
+            "--reset-on-triple-fault",
+            help="A triple fault resets the machine, as on a PC, instead of telling its story.",
+        ),
+    ] = False,
     trace: Annotated[
         Path | None, typer.Option(help="Write every fault to this Parquet file.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Start of the time-stamp counter.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Start of the time-stamp counter and of RDRAND, and the order in which processors "
+            "meet: another number, another schedule.",
+        ),
+    ] = 0,
     max_instructions: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many instructions.")
     ] = None,
@@ -195,8 +230,9 @@ def run(
     inject: Annotated[
         list[str] | None,
         typer.Option(
-            help="Deliver an event by VM entry: EVENT@INSTRUCTIONS, as PF(code=2,cr2=0x1000)@5000, "
-            "GP(0x10)@5000, NMI@5000, INT 0x20@5000. Repeatable."
+            help="Deliver an event by VM entry: EVENT@WHEN, as PF(code=2,cr2=0x1000)@5000, "
+            "NMI@rip=0x101234#3, GP(0x10)@symbol=trap, UD@exit=CPUID, INT 0x20@fault=PF, "
+            'DB@output="login:". Repeatable.'
         ),
     ] = None,
     gdb: Annotated[
@@ -211,8 +247,13 @@ def run(
         typer.Option(help="If the guest dies, write the story of it to this HTML file."),
     ] = None,
     symbols: Annotated[
-        Path | None, typer.Option(help="System.map or ELF that names the guest's functions.")
+        Path | None,
+        typer.Option(
+            help="System.map or ELF that names the guest's functions, in conditions, too; an ELF "
+            "guest does so itself."
+        ),
     ] = None,
+    bitmap: BitmapOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,
@@ -220,6 +261,8 @@ def run(
     """Run a guest with the terminal as its console."""
     if guest is not None and bios is not None:
         raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
+    if gdb is not None and cpus > 1:
+        raise fail("--gdb: the debugger knows one processor; leave --cpus out")
     if guest is None and not (bios or disk or cdrom or floppy):
         raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     with one_line_errors(), prepared():
@@ -232,6 +275,8 @@ def run(
                 bios,
                 keys,
                 memory_size(memory),
+                cpus,
+                turn,
                 append,
                 initrd,
                 module or [],
@@ -240,6 +285,8 @@ def run(
                 protect,
                 text,
                 until,
+                no_reboot,
+                reset_on_triple_fault,
                 trace,
                 seed,
                 max_instructions,
@@ -251,6 +298,7 @@ def run(
                 wait,
                 report,
                 symbols,
+                bitmap,
                 as_json,
             )
         )
@@ -264,6 +312,8 @@ def _run(
     bios: Path | None,
     keys: str,
     memory: int,
+    cpus: int,
+    turn: int,
     append: str,
     initrd: Path | None,
     modules: list[str],
@@ -272,6 +322,8 @@ def _run(
     protect: Protect | None,
     text: str,
     until: str | None,
+    no_reboot: bool,
+    reset_on_triple_fault: bool,
     trace: Path | None,
     seed: int,
     max_instructions: int | None,
@@ -283,22 +335,34 @@ def _run(
     wait: bool,
     report: Path | None,
     symbols: Path | None,
+    bitmaps: list[str] | None,
     as_json: bool,
 ) -> int:
     from trapgate.cli.board import board, screen_lines
     from trapgate.debug.story.names import namer
+    from trapgate.trace.schema import CRITERIA
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
-    injections = read_injections(inject)
-    settings = None if vmcs is None else _settings(vmcs)
+    injections = read_injections(inject, finder(guest, symbols))
+    if bitmaps and vmcs is None and gdb is None:
+        raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
+    known = None if vmcs is None and gdb is None else names_for(symbols, bitmaps, guest)
+    settings = None if vmcs is None else _settings(vmcs, known)
     names = namer(guest, symbols)
-    plugged = board(disks, cds, floppies, bios, memory, kernel=guest is not None)
+    plugged = board(disks, cds, floppies, bios, memory, processors=cpus, kernel=guest is not None)
     image: GuestImage | None = None
     if guest is not None:
-        image = load_guest(guest, memory=memory, append=append, initrd=initrd, modules=modules)
+        image = load_guest(
+            guest,
+            memory=memory,
+            append=append,
+            initrd=initrd,
+            modules=modules,
+            processors=cpus,
+        )
     elif bios is not None:
         guest, image = bios, load_bios(bios)
     else:
@@ -306,7 +370,7 @@ def _run(
     output = sys.stderr.buffer if as_json else sys.stdout.buffer
     console = Console(output, source=_keyboard(), until=until)
     explanations = Explanations()
-    writer = None if trace is None else _writer(trace, guest, vmcs)
+    writer = None if trace is None else _writer(trace, guest)
     try:
         if protect is not None and paging is not Paging.direct:
             raise fail("--protect is about direct paging; give --paging direct too")
@@ -320,6 +384,8 @@ def _run(
             explain=explanations if explain else None,
             board=plugged,
         )
+        vm.turns.length = turn
+        vm.reboots, vm.resets_on_triple_fault = not no_reboot, reset_on_triple_fault
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
         if image is None:
@@ -330,11 +396,13 @@ def _run(
             injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
+        if writer is not None:
+            writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
         if text:
             vm.type(input_bytes(text))
         if keys:
             vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
-        with console, _debugger(vm, gdb, guest, image.bits, wait=wait):
+        with console, _debugger(vm, gdb, guest, image.bits, known, wait=wait):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
@@ -379,7 +447,13 @@ def _run(
 
 @contextmanager
 def _debugger(
-    vm: VirtualMachine, gdb: str | None, guest: Path, bits: int, *, wait: bool
+    vm: VirtualMachine,
+    gdb: str | None,
+    guest: Path,
+    bits: int,
+    names: Names | None,
+    *,
+    wait: bool,
 ) -> Iterator[None]:
     """The server for gdb around a run, if there is to be one."""
     if gdb is None:
@@ -389,7 +463,7 @@ def _debugger(
         return
     from trapgate.debug.gdb import Debugger, address_of
 
-    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits)
+    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits, names=names)
     host, port = debugger.address
     print(f"trapgate: gdb: target remote {host}:{port}", file=sys.stderr, flush=True)
     try:
@@ -401,20 +475,16 @@ def _debugger(
             debugger.finished(vm.stopped)
 
 
-def _settings(file: Path) -> Settings:
+def _settings(file: Path, names: Names | None) -> Settings:
     from trapgate.vmcs.file import read_settings
 
-    return read_settings(file)
+    return read_settings(file, names)
 
 
-def _writer(file: Path, guest: Path, vmcs: Path | None) -> TraceWriter:
+def _writer(file: Path, guest: Path) -> TraceWriter:
     from trapgate.trace import TraceWriter
-    from trapgate.trace.schema import CRITERIA
 
-    facts = {"guest": guest.name}
-    if vmcs is not None:
-        facts[CRITERIA] = vmcs.read_text(encoding="utf-8")
-    return TraceWriter(file, metadata=facts)
+    return TraceWriter(file, metadata={"guest": guest.name})
 
 
 def _story(vm: VirtualMachine, names: Namer) -> Story | None:

@@ -26,6 +26,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         **({"why_not_native": summary.why_not_native} if summary.why_not_native else {}),
         "instructions": summary.instructions,
         "halted": summary.halted,
+        **({"resets": summary.resets} if summary.resets else {}),
         "seconds": round(summary.seconds, 6),
         **_events_json(summary.events, summary.injected),
         "exits": {reason.name: count for reason, count in summary.exits.items()},
@@ -73,6 +74,8 @@ def show_summary(summary: Summary, out: Terminal) -> None:
         f"{summary.executed:,} instructions in {summary.seconds:.2f} s "
         f"({speed:.0f} million/s){waited}"
     )
+    if summary.resets:
+        out.print(f"resets: {summary.resets:,}")
     out.print(f"engine: {summary.engine_words}")
 
 

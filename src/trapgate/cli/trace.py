@@ -106,6 +106,8 @@ def import_command(
         ):
             if count:
                 out.print(f"  {count:,} {words}")
+        if counters.posted:
+            out.print(f"  {len(counters.posted):,} interrupts of devices go to the guest directly")
         for remark in counters.remarks:
             out.print(f"  {plain(remark)}")
 
@@ -129,7 +131,7 @@ def stat(
     html: HtmlOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count and time events per reason, vector, error code and symbol."""
+    """Count and time events per reason, vector, error code, vCPU and symbol."""
     with one_line_errors():
         from trapgate.trace.stat import compared, statistics
         from trapgate.trace.symbols import Symbols
@@ -240,14 +242,15 @@ def head(
             f"times in {opened.time_unit}"
         )
         for key, value in opened.run.items():
-            out.print(f"  {plain(key)}: {plain(value)}")
+            told = ", ".join(line for line in value.splitlines() if line)
+            out.print(f"  {plain(key)}: {plain(told)}")
         _show_rows(shown)
 
 
 _SHOWN = (
     *("time", "vm", "vcpu", "vector", "error_code", "rip", "linear_address", "guest_physical"),
     *("interrupted_vector", "access", "disposition", "reason", "exit_reason", "latency", "depth"),
-    *("level", "reflected", "injected", "weight"),
+    *("operand", "data", "old_value", "level", "reflected", "injected", "weight"),
 )
 
 

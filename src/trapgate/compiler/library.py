@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from trapgate.compiler import cache, llvm, python_call
@@ -42,12 +42,19 @@ class Library:
 
     `whole` names the module that imports all modules which mark functions of the library: it is
     imported before the image is looked for, so that no function can be too late for it.
+    `constants` are modules of other rooms whose constants stand in the code.
     """
 
     def __init__(
-        self, name: str = "", core: Mapping[str, FunctionType] | None = None, *, whole: str = ""
+        self,
+        name: str = "",
+        core: Mapping[str, FunctionType] | None = None,
+        *,
+        whole: str = "",
+        constants: Sequence[ModuleType] = (),
     ) -> None:
         self.name: Final = name
+        self._constants = constants
         self._whole = whole
         self._core = {} if core is None else core
         self._functions: set[FunctionType] = set()
@@ -173,12 +180,14 @@ class Library:
 
     def sources(self) -> set[Path]:
         """The files on which machine code depends: those of the rooms of all functions, the
-        compiler's own, and the vocabulary's, whose constants stand in the code.
+        compiler's own, the vocabulary's and `constants`, whose constants stand in the code.
         """
         functions = [*self._core.values(), *self._functions]
         files = {Path(inspect.getfile(one)).resolve() for one in functions}
         rooms = {file.parent for file in files if _ROOM.parent in file.parents}
-        return {file for room in rooms | {_ROOM, _VOCABULARY} for file in room.glob("*.py")}
+        constants = {Path(str(module.__file__)).resolve() for module in self._constants}
+        rooms |= {_ROOM, _VOCABULARY}
+        return constants | {file for room in rooms for file in room.glob("*.py")}
 
 
 class Callback:

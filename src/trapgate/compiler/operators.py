@@ -47,8 +47,7 @@ _COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.GtE: "sge",
 }
 _INSTEAD: dict[type[ast.AST], str] = {
-    ast.Div: "write `>>`, or compare and subtract: there are no fractions",
-    ast.FloorDiv: "write `>>` for powers of two",
+    ast.Div: "write `//`, or `>>` for powers of two: there are no fractions",
     ast.Pow: "write `1 << n` for powers of two",
     ast.Is: "write `==`",
     ast.IsNot: "write `!=`",
@@ -142,6 +141,8 @@ class Operators:
         left, right = (self.coerce(value, INT, node) for value in (left, right))
         if isinstance(op, ast.Mod):
             return self._modulo(left, right, node)
+        if isinstance(op, ast.FloorDiv):
+            return self._quotient(left, right, node)
         if type(op) not in _ARITHMETIC:
             raise self._unknown(op, node, "operator")
         name, fold = _ARITHMETIC[type(op)]
@@ -164,8 +165,8 @@ class Operators:
         # As the processor does.
         return self.code.let(f"and i64 {count.text}, 63")
 
-    def _modulo(self, left: Value, right: Value, node: ast.AST) -> Value:
-        """The remainder, which has the divisor's sign; 0 where that is 0."""
+    def _division(self, left: Value, right: Value, node: ast.AST) -> tuple[Value, Value, Value]:
+        """The divisor to use, the remainder that the processor gives, and whether to round down."""
         code = self.code
         zero = code.let(f"icmp eq i64 {right.text}, 0", BOOL)
         self._demand(f"icmp ne i64 {right.text}, 0", node, "modulo 0")
@@ -177,9 +178,26 @@ class Operators:
         signs = code.let(f"xor i64 {rest.text}, {divisor.text}")
         differ = code.let(f"icmp slt i64 {signs.text}, 0", BOOL)
         some = code.let(f"icmp ne i64 {rest.text}, 0", BOOL)
-        wrong = code.let(f"and i1 {differ.text}, {some.text}", BOOL)
+        return divisor, rest, code.let(f"and i1 {differ.text}, {some.text}", BOOL)
+
+    def _modulo(self, left: Value, right: Value, node: ast.AST) -> Value:
+        """The remainder, which has the divisor's sign; 0 where that is 0."""
+        code = self.code
+        divisor, rest, wrong = self._division(left, right, node)
         more = code.let(f"select i1 {wrong.text}, i64 {divisor.text}, i64 0")
         return code.let(f"add i64 {rest.text}, {more.text}")
+
+    def _quotient(self, left: Value, right: Value, node: ast.AST) -> Value:
+        """The quotient, rounded down; 0 where the divisor is 0. By -1 it wraps."""
+        code = self.code
+        divisor, _, wrong = self._division(left, right, node)
+        toward_zero = code.let(f"sdiv i64 {left.text}, {divisor.text}")
+        less = code.let(f"sext i1 {wrong.text} to i64")
+        quotient = code.let(f"add i64 {toward_zero.text}, {less.text}")
+        # By 0 and -1 it was divided by 1: what comes of that, times the divisor.
+        factor = code.let(f"icmp eq i64 {divisor.text}, {right.text}", BOOL)
+        by = code.let(f"select i1 {factor.text}, i64 1, i64 {right.text}")
+        return code.let(f"mul i64 {quotient.text}, {by.text}")
 
     def extreme(self, least: bool, left: Value, right: Value, node: ast.AST) -> Value:
         """The lesser or the greater of two."""

@@ -7,15 +7,10 @@ is verified on the rules that the processor runs (`trapgate.decision.rules`).
 
 from trapgate.criteria.answer import Definition, VectorAnswer
 from trapgate.criteria.check import Verdict, check
+from trapgate.criteria.clause_candidates import operators_named
 from trapgate.criteria.closed_form import PageFaultFilter, merged, prove_closed_form
 from trapgate.criteria.define import define
-from trapgate.criteria.define_table import (
-    FaultWishes,
-    Granted,
-    define_criteria,
-    parse_wishes,
-    read_wishes,
-)
+from trapgate.criteria.define_table import Granted, define_criteria
 from trapgate.criteria.errors import (
     ContradictionError,
     CriteriaError,
@@ -27,6 +22,8 @@ from trapgate.criteria.errors import (
     UnknownSchemeError,
 )
 from trapgate.criteria.explain import Explanation, Warn, compare, explain
+from trapgate.criteria.fault_rows import read_rows, rows_for
+from trapgate.criteria.fault_wishes import FaultWishes, parse_wishes, read_wishes
 from trapgate.criteria.filters import Filter, filter_in
 from trapgate.criteria.learn import Learned, learn
 from trapgate.criteria.merge import Merged, Party, Share, merge
@@ -35,9 +32,11 @@ from trapgate.criteria.spec import Spec, parse_spec, read_spec
 from trapgate.criteria.tables import Difference, TableReading, compare_exits, read_table
 from trapgate.criteria.trace_faults import weights_in
 from trapgate.criteria.vmcs02 import Vmcs02Check, check_vmcs02
+from trapgate.decision.criteria_rules import MOST_RULES
 
 __all__ = [
     "FILTER_SCHEMES",
+    "MOST_RULES",
     "OPERATORS",
     "ContradictionError",
     "CriteriaError",
@@ -75,12 +74,15 @@ __all__ = [
     "learn",
     "merge",
     "merged",
+    "operators_named",
     "parse_spec",
     "parse_wishes",
     "prove_closed_form",
+    "read_rows",
     "read_spec",
     "read_table",
     "read_wishes",
+    "rows_for",
     "scheme_names",
     "weights_in",
 ]

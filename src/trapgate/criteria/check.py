@@ -89,7 +89,17 @@ class Verdict:
         }
 
 
-def check(spec: Spec, vmcs: Vmcs, *, timeout: float | None = None) -> list[Verdict]:
+class Verdicts(list[Verdict]):
+    """The verdicts on several vectors; a notebook shows them as one table."""
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_verdicts
+
+        return of_verdicts(self).notebook()
+
+
+def check(spec: Spec, vmcs: Vmcs, *, timeout: float | None = None) -> Verdicts:
     """The verdicts on `vmcs`, a vector of `spec` each; by z3 and by trying all codes.
 
     Raises:
@@ -97,7 +107,7 @@ def check(spec: Spec, vmcs: Vmcs, *, timeout: float | None = None) -> list[Verdi
         MissingSolverError: z3-solver is not installed.
     """
     deadline = Deadline(timeout)
-    return [_with_lines(verdict_on(task, vmcs, deadline), spec) for task in tasks_of(spec)]
+    return Verdicts(_with_lines(verdict_on(task, vmcs, deadline), spec) for task in tasks_of(spec))
 
 
 def _with_lines(verdict: Verdict, spec: Spec) -> Verdict:

@@ -6,7 +6,6 @@ implicants by Quine and McCluskey's table (`cubes.py`), the minimum cover by Max
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from threading import Timer
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from trapgate.criteria.exactness import (
     coverable,
 )
 from trapgate.criteria.problem import NEVER, Deadline, Problem
-from trapgate.criteria.solvers import sat_modules
+from trapgate.criteria.solvers import interruptible, sat_modules
 
 _MOST_PRIMES = 20_000
 _CUBE = 1 << 20
@@ -111,16 +110,7 @@ def _lightest(
     for number in sorted({number for row in left for number in row}):
         task.append([-(number + 1)], weight=weights[number])
     with rc2.RC2(task) as solver:
-        seconds = deadline.left()
-        if seconds is None:
-            model = solver.compute()
-        else:
-            timer = Timer(seconds, solver.interrupt)
-            timer.start()
-            try:
-                model = solver.compute(expect_interrupt=True)
-            finally:
-                timer.cancel()
+        model = interruptible(solver, deadline, lambda: solver.compute(expect_interrupt=True))
     if model is None:
         raise deadline.passed()
     return sorted(essential | {literal - 1 for literal in model if 0 < literal <= len(weights)})

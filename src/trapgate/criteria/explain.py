@@ -15,7 +15,7 @@ from trapgate.criteria.codes import (
     vector_label,
 )
 from trapgate.criteria.filters import Filter, filter_in, mask_bits, without_bit
-from trapgate.criteria.words import in_words, ranges
+from trapgate.criteria.words import covering, in_words, ranges
 from trapgate.sdm.vectors import PF, TABLE, Vector
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -28,6 +28,31 @@ class Warn:
 
     kind: str
     text: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Codes that fare the same: `pattern` has the layout's bits, the highest first, a dash for
+    one that does not matter; `count` of them occur, `example` being the least.
+    """
+
+    pattern: str
+    exits: bool
+    count: int
+    example: int
+    words: str
+
+    def line(self) -> str:
+        """In words."""
+        codes = f"{self.count} code{'s' if self.count > 1 else ''}, e.g. {self.example:#x}"
+        return f"{self.pattern}  {'exit ' if self.exits else 'guest'}  {self.words} ({codes})"
+
+
+def _pattern(layout: Layout, mask: int, value: int) -> str:
+    return "".join(
+        ("1" if value >> n & 1 else "0") if mask >> n & 1 else "-"
+        for n in reversed(layout.positions)
+    )
 
 
 @dataclass(frozen=True)
@@ -75,11 +100,40 @@ class Explanation:
         """How many codes that occur the truth table leaves out."""
         return max(int(self.occurs.sum()) - _MOST_ROWS, 0)
 
+    def groups(self) -> list[Group]:
+        """The truth table with codes that fare the same as one row; empty if that would take
+        too long (`rows` has each code then).
+        """
+        layout = self.layout
+        if layout is None or not self.filter.scheme:
+            return []
+        raised = self.codes[self.occurs]
+        found = []
+        for exits in (True, False):
+            mine, others = self.exits == exits, self.exits != exits
+            cubes = covering(layout, mine & self.occurs, others & self.occurs)
+            if not cubes and (mine & self.occurs).any():
+                return []
+            for mask, value in cubes:
+                held = raised[(raised & mask) == value]
+                pattern = _pattern(layout, mask, value)
+                words = layout.words(mask, value)
+                found.append(Group(pattern, exits, len(held), int(held[0]), words))
+        return found
+
     def lines(self, *, table: bool = True) -> list[str]:
-        """In words: what exits, warnings, and the truth table where there is a filter."""
+        """In words: what exits, warnings, and the truth table where there is a filter.
+
+        Codes that fare the same are one row, in which a dash is a bit that does not matter.
+        """
         told = [self.summary, *(f"  warning: {warning.text}" for warning in self.warnings)]
         if not table or self.layout is None or not self.filter.scheme:
             return told
+        groups = self.groups()
+        if groups:
+            names = " ".join(bit.name for bit in reversed(self.layout.bits))
+            told.append(f"  bits: {names}; a dash does not matter")
+            return told + [f"  {one.line()}" for one in groups]
         told += [
             f"  {code:#06x}  {'exit' if exits else '-':4}  {words}"
             for code, exits, words in self.rows()
@@ -103,12 +157,23 @@ class Explanation:
                 for code, exits, words in self.rows()
             ],
             "table_leaves_out": self.rows_left_out,
+            "groups": [vars(one) for one in self.groups()],
             "impossible_codes": int((~self.occurs).sum()),
             "warnings": [vars(warning) for warning in self.warnings],
         }
 
 
-def explain(vmcs: Vmcs, vectors: Iterable[int] | None = None) -> list[Explanation]:
+class Explanations(list[Explanation]):
+    """What fields do for several vectors; a notebook shows them as one table."""
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_explanations
+
+        return of_explanations([("fields", self)]).notebook()
+
+
+def explain(vmcs: Vmcs, vectors: Iterable[int] | None = None) -> Explanations:
     """What `vmcs` does, for each of `vectors`; if not given, those for which it says anything."""
     wanted = _spoken_of(vmcs) if vectors is None else list(vectors)
     told = [_explained(vmcs, vector) for vector in wanted]
@@ -123,7 +188,7 @@ def explain(vmcs: Vmcs, vectors: Iterable[int] | None = None) -> list[Explanatio
             text += " (NMIs are ruled by NMI_EXITING)"
         first = told[0]
         told[0] = replace(first, warnings=(*first.warnings, Warn("idle-bit", text)))
-    return told
+    return Explanations(told)
 
 
 _RULED = {int(row.vector) for row in TABLE} - {int(Vector.NMI)}

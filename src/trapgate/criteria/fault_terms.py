@@ -46,13 +46,15 @@ class FaultTerms:
     """A fault that may happen: `present` and `values` by name, `facts` that hold of all.
 
     `plain` holds of those that make the best examples: exceptions outside any delivery, with
-    a page fault's first five bits.
+    a page fault's first five bits. `instructions` says that it is no fault but an instruction or
+    a platform event.
     """
 
     present: Mapping[str, Any]
     values: Mapping[str, Any]
     facts: Any
     plain: Any
+    instructions: bool = False
 
     def fetch(self, value: FaultValue) -> tuple[Any, Any]:
         """(whether the fault has the value, the value), for `table_worlds`."""
@@ -61,7 +63,10 @@ class FaultTerms:
     def action(self, vmcs: Vmcs) -> Any:
         """What the criteria table of a VMCS does, as a number of `Action`."""
         world = terms()
-        return table_in(vmcs.criteria_table, self.fetch, world, world.number(Action.NEXT))
+        rules = [
+            rule for rule in vmcs.criteria_table if rule.about_instructions == self.instructions
+        ]
+        return table_in(rules, self.fetch, world, world.number(Action.NEXT))
 
     def exits(self, vmcs: Vmcs) -> Any:
         """Whether the fault exits under a VMCS, by its table or by its other criteria."""
@@ -137,10 +142,12 @@ def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
     present |= dict.fromkeys(
         ("table_entry", "old_entry", "new_entry", "set_bits", "cleared_bits"), written
     )
+    present |= dict.fromkeys((one.name for one in fv.OF_INSTRUCTIONS), z3.BoolVal(False))
     present["new_frame_type"] = z3.And(written, value["new_entry"] & 1 != 0, present["frame_type"])
     facts = [
         *(z3.ULE(value[one.name], (1 << one.width) - 1) for one in fv.VALUES if one.width < 64),
-        *_modes(value),
+        *mode_facts(value),
+        *_paging_facts(value),
         z3.Implies(walked, page_fault),
         z3.Implies(mapped, walked),
         z3.Implies(written, z3.And(page_fault, (code & ~(PFEC_U | map_bit)) == PFEC_P | PFEC_W)),
@@ -166,7 +173,7 @@ def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
     return FaultTerms(present, value, z3.And(facts), plain)
 
 
-def _modes(value: Mapping[str, Any]) -> list[Any]:
+def mode_facts(value: Mapping[str, Any]) -> list[Any]:
     """What the operating mode means for the registers."""
     z3 = z3_module()
     mode, cpl = value["mode"], value["cpl"]
@@ -179,9 +186,16 @@ def _modes(value: Mapping[str, Any]) -> list[Any]:
         z3.Implies(mode == fv.MODE_VIRTUAL_8086, cpl == 3),
         z3.Implies(mode == fv.MODE_VIRTUAL_8086, value["rflags"] & _VM != 0),
         z3.Implies(mode == fv.MODE_PROTECTED, value["rflags"] & _VM == 0),
-        z3.Implies(value["vector"] == PF, value["cr0"] & _PG != 0),
         z3.Implies(value["cr0"] & _PG != 0, value["cr0"] & _PE != 0),
-        z3.Implies(mode != fv.MODE_64_BIT, z3.ULE(value["address"], 0xFFFF_FFFF)),
+    ]
+
+
+def _paging_facts(value: Mapping[str, Any]) -> list[Any]:
+    """What page faults mean for the registers, and the mode for their addresses."""
+    z3 = z3_module()
+    return [
+        z3.Implies(value["vector"] == PF, value["cr0"] & _PG != 0),
+        z3.Implies(value["mode"] != fv.MODE_64_BIT, z3.ULE(value["address"], 0xFFFF_FFFF)),
     ]
 
 

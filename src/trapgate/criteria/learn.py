@@ -32,6 +32,7 @@ from trapgate.criteria.trace_faults import Faults, read_faults
 from trapgate.errors import suggestion
 from trapgate.sdm.vectors import TABLE
 from trapgate.trace import Trace
+from trapgate.trace.frames import lost_events
 from trapgate.trace.schema import CRITERIA
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -110,6 +111,12 @@ class Learned:
             told += [f"held out:    {self.held_out.line()}", f"whole trace: {self.whole.line()}"]
         return told
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_learned
+
+        return of_learned(self).notebook()
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -160,6 +167,10 @@ def learn(
         deadline=Deadline(timeout),
         path=str(path),
     )
+    lost = lost_events([path])
+    if lost:
+        gone = f"the recorder lost {lost:,} events: what they asked for is in no count"
+        definition = replace(definition, notes=(*definition.notes, gone))
     if unknown:
         missing = f"{unknown} faults are left out: the trace does not tell their error codes"
         definition = replace(definition, notes=(*definition.notes, missing))

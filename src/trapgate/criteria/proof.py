@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from trapgate.criteria.codes import Codes, Layout, Truths
-from trapgate.criteria.condition import terms
 from trapgate.criteria.errors import ProofError, UndecidedError, listed
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.problem import Deadline
@@ -66,7 +65,7 @@ def wished(wishes: VectorWishes) -> tuple[Term, Term]:
                     low, high = wish.what
                     found.append(z3.And(z3.UGE(code, low), z3.ULE(code, high)))
                 else:
-                    found.append(wish.what.value(code, terms()))
+                    found.append(wish.what.term(code))
         return z3.Or(found)
 
     def counts(code: Any) -> Any:

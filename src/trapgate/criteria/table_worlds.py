@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trapgate.decision.clauses import all_bits, any_bit, below_64, in_range, is_equal, masked
+from trapgate.decision.conditions import Both, Condition
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import FaultValue
 
@@ -101,6 +102,18 @@ def clause_in(clause: Clause, fetch: Fetch, world: World) -> Any:
         case _:
             holds = world.member(value, clause.bitmap)
     return world.both(present, world.inverse(holds) if clause.negated else holds)
+
+
+def condition_in(condition: Condition, fetch: Fetch, world: World) -> Any:
+    """Where a condition holds."""
+    if isinstance(condition, Clause):
+        return clause_in(condition, fetch, world)
+    together = isinstance(condition, Both)
+    holds = world.true if together else world.inverse(world.true)
+    for part in condition.parts:
+        truth = condition_in(part, fetch, world)
+        holds = world.both(holds, truth) if together else world.either(holds, truth)
+    return holds
 
 
 def rule_in(rule: Rule, fetch: Fetch, world: World) -> Any:

@@ -4,13 +4,14 @@ Everything is proved by z3 of all faults that may happen (`fault_terms`), with t
 the processor runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trapgate.criteria.codes import has_error_code
 from trapgate.criteria.explain import Warn
 from trapgate.criteria.fault_terms import EXCEPTION_TYPES, FaultTerms, fault_terms, in_words
+from trapgate.criteria.instruction_terms import instruction_in_words, instruction_terms
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.table_worlds import rule_in, terms
@@ -92,6 +93,12 @@ class Difference:
             told.append(f"counterexample: should not exit and does: {self.needless_text}")
         return told
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from trapgate.criteria.documents import of_difference
+
+        return of_difference(self).notebook()
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {"sound": self.sound, "exact": self.exact, **vars(self)}
@@ -127,68 +134,109 @@ class Search:
 def read_table(rules: Sequence[Rule], *, timeout: float | None = None) -> TableReading:
     """The rules in words, each with a fault that it decides, and what is wrong with them.
 
+    Rules about instructions are read by themselves, for no others meet what they decide.
+
     Raises: UndecidedError: z3 has no answer within `timeout` seconds. MissingSolverError.
     """
-    z3 = z3_module()
-    fault = fault_terms(rules)
-    search = Search(fault, Deadline(timeout))
-    world = terms()
-    matches = [rule_in(rule, fault.fetch, world) for rule in rules]
-    read, warnings = [], []
-    for number, rule in enumerate(rules):
-        earlier = matches[:number]
-        text = words(Both(rule.clauses))
-        asked = frozenset(clause.value.name for clause in rule.clauses)
-        example = search.find(z3.And(matches[number], z3.Not(z3.Or(earlier))))
-        told = in_words(example, asked) if example else ""
-        read.append(RuleReading(number, rule.action.name.lower(), text, example, told))
-        if example is None:
-            warnings.append(_dead(number, rule, matches, search, fault))
+    deadline = Deadline(timeout)
+    read: list[RuleReading] = []
+    warnings: list[tuple[int, Warn]] = []
+    for about_instructions, tell in ((False, in_words), (True, instruction_in_words)):
+        numbers = [n for n, one in enumerate(rules) if one.about_instructions == about_instructions]
+        if not numbers:
             continue
-        for other in range(number):
-            if rules[other].action == rule.action:
+        events = instruction_terms() if about_instructions else fault_terms(rules)
+        reader = _Reader([(n, rules[n]) for n in numbers], events, deadline, tell)
+        for place in range(len(numbers)):
+            one, found = reader.read(place)
+            read.append(one)
+            warnings += [(one.number, warning) for warning in found]
+    read.sort(key=lambda one: one.number)
+    warnings.sort(key=lambda one: one[0])
+    return TableReading(tuple(read), tuple(warning for _, warning in warnings))
+
+
+class _Reader:
+    """Reads rules that may meet one another, given with their numbers in the table."""
+
+    def __init__(
+        self,
+        rules: Sequence[tuple[int, Rule]],
+        events: FaultTerms,
+        deadline: Deadline,
+        tell: Callable[[dict[str, int], frozenset[str]], str],
+    ) -> None:
+        self._rules = rules
+        self._events = events
+        self._search = Search(events, deadline)
+        self._tell = tell
+        self._matches = [rule_in(rule, events.fetch, terms()) for _, rule in rules]
+
+    def read(self, place: int) -> tuple[RuleReading, list[Warn]]:
+        """The rule at a place in words, and what there is to warn of."""
+        z3 = z3_module()
+        number, rule = self._rules[place]
+        matches, search = self._matches, self._search
+        asked = frozenset(clause.value.name for clause in rule.clauses)
+        example = search.find(z3.And(matches[place], z3.Not(z3.Or(matches[:place]))))
+        told = self._tell(example, asked) if example else ""
+        text = words(Both(rule.clauses))
+        reading = RuleReading(number, rule.action.name.lower(), text, example, told)
+        if example is None:
+            return reading, [self._dead(place)]
+        warnings = []
+        for other in range(place):
+            earlier, action = self._rules[other][0], self._rules[other][1].action
+            if action == rule.action:
                 continue
             before = z3.Not(z3.Or(matches[:other]))
-            both = search.find(z3.And(matches[number], matches[other], before))
+            both = search.find(z3.And(matches[place], matches[other], before))
             if both is not None:
-                shared = f"rule {other} comes before rule {number} for {in_words(both, asked)}"
+                shared = f"rule {earlier} comes before rule {number} for {self._tell(both, asked)}"
                 warnings.append(Warn("overlap", shared))
-    return TableReading(tuple(read), tuple(warnings))
+        return reading, warnings
 
-
-def _dead(
-    number: int, rule: Rule, matches: Sequence[Any], search: Search, fault: FaultTerms
-) -> Warn:
-    """Why a rule decides nothing."""
-    z3 = z3_module()
-    if search.find(matches[number]) is not None:
-        covering = [
-            other
-            for other in range(number)
-            if search.find(z3.And(matches[number], z3.Not(matches[other]))) is None
+    def _dead(self, place: int) -> Warn:
+        """Why a rule decides nothing."""
+        z3 = z3_module()
+        number, rule = self._rules[place]
+        matches, search, present = self._matches, self._search, self._events.present
+        asked = frozenset(clause.value.name for clause in rule.clauses)
+        example = search.find(matches[place])
+        if example is not None:
+            covering = [
+                self._rules[other][0]
+                for other in range(place)
+                if search.find(z3.And(matches[place], z3.Not(matches[other]))) is None
+            ]
+            which = f"rule {covering[0]} matches" if covering else "the rules before it match"
+            shown = f"; e.g. {self._tell(example, asked)}"
+            text = f"rule {number} decides nothing: {which} whatever it does{shown}"
+            return Warn("dead-rule", text)
+        names = [clause.value.name for clause in rule.clauses]
+        if search.find(z3.And([present[name] for name in names])) is None:
+            lacking = next(
+                name
+                for n, name in enumerate(names)
+                if search.find(z3.And([present[one] for one in names[: n + 1]])) is None
+            )
+            return Warn(
+                "absent-value",
+                f"rule {number} never matches: no fault has {lacking} together with the rest",
+            )
+        held = [
+            rule_in(Rule(rule.action, (one,)), self._events.fetch, terms()) for one in rule.clauses
         ]
-        which = f"rule {covering[0]} matches" if covering else "the rules before it match"
-        return Warn("dead-rule", f"rule {number} decides nothing: {which} whatever it does")
-    names = [clause.value.name for clause in rule.clauses]
-    if search.find(z3.And([fault.present[name] for name in names])) is None:
-        lacking = next(
-            name
-            for n, name in enumerate(names)
-            if search.find(z3.And([fault.present[one] for one in names[: n + 1]])) is None
-        )
+        for clause, holds in zip(rule.clauses, held, strict=True):
+            others = z3.And([one for one in held if one is not holds])
+            if search.find(others) is not None and search.find(z3.And(others, holds)) is None:
+                absent = search.find(z3.And(others, present[clause.value.name])) is None
+                if absent:
+                    text = f"no fault for which the rest holds has {clause.value.name}"
+                    return Warn("absent-value", f"rule {number} never matches: {text}")
         return Warn(
-            "absent-value",
-            f"rule {number} never matches: no fault has {lacking} together with the rest",
+            "contradiction", f"rule {number} never matches: its clauses contradict one another"
         )
-    held = [rule_in(Rule(rule.action, (clause,)), fault.fetch, terms()) for clause in rule.clauses]
-    for clause, holds in zip(rule.clauses, held, strict=True):
-        others = z3.And([one for one in held if one is not holds])
-        if search.find(others) is not None and search.find(z3.And(others, holds)) is None:
-            absent = search.find(z3.And(others, fault.present[clause.value.name])) is None
-            if absent:
-                text = f"no fault for which the rest holds has {clause.value.name}"
-                return Warn("absent-value", f"rule {number} never matches: {text}")
-    return Warn("contradiction", f"rule {number} never matches: its clauses contradict one another")
 
 
 def wishes_broken(
@@ -217,12 +265,27 @@ def wishes_broken(
 def compare_exits(wanted: Vmcs, given: Vmcs, *, timeout: float | None = None) -> Difference:
     """Whether `given` makes those faults exit that `wanted` does, of all that may happen.
 
-    Both may have criteria tables. Raises as `read_table`.
+    Both may have criteria tables; if one of them has a rule about instructions, these are compared
+    too. Raises as `read_table`.
     """
+    rules = [*wanted.criteria_table, *given.criteria_table]
+    deadline = Deadline(timeout)
+    found = _compared(wanted, given, fault_terms(rules), in_words, deadline)
+    if found.exact and any(rule.about_instructions for rule in rules):
+        return _compared(wanted, given, instruction_terms(), instruction_in_words, deadline)
+    return found
+
+
+def _compared(
+    wanted: Vmcs,
+    given: Vmcs,
+    events: FaultTerms,
+    tell: Callable[[dict[str, int], frozenset[str]], str],
+    deadline: Deadline,
+) -> Difference:
     z3 = z3_module()
-    fault = fault_terms([*wanted.criteria_table, *given.criteria_table])
-    search = Search(fault, Deadline(timeout))
-    must, does = fault.exits(wanted), fault.exits(given)
+    search = Search(events, deadline)
+    must, does = events.exits(wanted), events.exits(given)
     asked = frozenset(
         clause.value.name
         for vmcs in (wanted, given)
@@ -234,6 +297,6 @@ def compare_exits(wanted: Vmcs, given: Vmcs, *, timeout: float | None = None) ->
     return Difference(
         missed,
         needless,
-        in_words(missed, asked) if missed else "",
-        in_words(needless, asked) if needless else "",
+        tell(missed, asked) if missed else "",
+        tell(needless, asked) if needless else "",
     )

@@ -4,8 +4,8 @@ Memory does not grow with the trace: it is read in batches, and equal faults are
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class Faults:
     """Exceptions of a trace that a filter decides about, equal ones counted together.
 
     `code` is -1 where there is none; `exited` says what happened, `needed` what should,
-    `count` how often.
+    `count` how often. `more` has further columns of the trace by their names, as signed
+    64-bit cells.
     """
 
     vector: _Cells
@@ -49,6 +50,7 @@ class Faults:
     exited: _Flags
     needed: _Flags
     count: _Cells
+    more: Mapping[str, _Cells] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -57,11 +59,18 @@ class Faults:
 
 
 def read_faults(
-    path: Path, mark: str = "", hold_out: float = 0.0
+    path: Path,
+    mark: str = "",
+    hold_out: float = 0.0,
+    *,
+    own: bool = False,
+    more: Sequence[str] = (),
 ) -> tuple[Faults, Faults, str, int]:
     """The exceptions of a trace, but for the last `hold_out` of them; these; the column that
     marks the needed ones (empty: inferred); and how many exceptions are left out because the
-    trace does not tell their error codes. Memory does not grow with the trace.
+    trace does not tell their error codes. With `own` exits that were given to the hypervisor
+    above are left out. Memory does not grow with the trace, but for the
+    different faults that `more` columns tell apart.
 
     Raises:
         TraceError: the file is no trace.
@@ -78,17 +87,17 @@ def read_faults(
             raise CriteriaError(
                 "is not Boolean; mark needed exits with true", path=str(path), field=column
             )
-        optional = {"vcpu", "thread", "weight"} & set(names)
-        wanted = sorted({*_COLUMNS, *optional, *({column} if column else ())})
+        optional = {"vcpu", "thread", "weight", *(["reflected"] if own else [])} & set(names)
+        wanted = sorted({*_COLUMNS, *optional, *more, *({column} if column else ())})
         total = sum(
             int(_rows(batch, column)["ruled"].sum()) for batch in trace.batches(wanted, rows=BATCH)
         )
         split = total - int(total * hold_out)
-        parts = _Counted(), _Counted()
+        parts = _Counted(more), _Counted(more)
         unknown = seen = 0
         carried: dict[str, NDArray[Any]] | None = None
         for batch in trace.batches(wanted, rows=BATCH):
-            rows = _rows(batch, column)
+            rows = _rows(batch, column) | {name: _signed(batch, name) for name in more}
             unknown += int(rows["lacking"].sum())
             # The number of each among the faults, by which it is learned from or held out.
             rows["number"] = seen + np.cumsum(rows["ruled"])
@@ -126,19 +135,24 @@ def weights_in(path: Path) -> Mapping[int, Mapping[int, int]]:
     return counts
 
 
-class _Counted(Counter[tuple[int, int, bool, bool]]):
-    """Faults counted by vector, code, whether they exited and whether that was needed."""
+class _Counted(Counter[tuple[int, ...]]):
+    """Faults counted by vector, code, whether they exited, whether that was needed, and more."""
+
+    def __init__(self, more: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.more = more
 
     def faults(self) -> Faults:
         """As columns, sorted."""
         keys = sorted(self)
-        columns = list(zip(*keys, strict=True)) or [(), (), (), ()]
+        columns = list(zip(*keys, strict=True)) or [() for _ in range(4 + len(self.more))]
         return Faults(
             np.array(columns[0], np.int64),
             np.array(columns[1], np.int64),
             np.array(columns[2], np.bool_),
             np.array(columns[3], np.bool_),
             np.array([self[key] for key in keys], np.int64),
+            {name: np.array(columns[4 + n], np.int64) for n, name in enumerate(self.more)},
         )
 
 
@@ -148,6 +162,8 @@ def _rows(batch: pa.RecordBatch, column: str) -> dict[str, NDArray[Any]]:
     injected = _cells(batch, "injected", False)
     ruled, lacking = _ruled(vector, code, _cells(batch, "type", _NONE), injected)
     found = set(batch.schema.names)
+    if "reflected" in found:  # asked for by who leaves them out
+        ruled &= ~_cells(batch, "reflected", False)
     zeros = np.zeros(batch.num_rows, np.int64)
     again = batch["reason"].cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
     return {
@@ -177,6 +193,14 @@ def _cells(table: pa.Table | pa.RecordBatch, name: str, null: int | bool) -> NDA
     kind = pa.bool_() if isinstance(null, bool) else pa.int64()
     cells: NDArray[Any] = table[name].cast(kind).fill_null(null).to_numpy(zero_copy_only=False)
     return cells
+
+
+def _signed(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    """A column of unsigned numbers as signed cells; 0 stands for null."""
+    unsigned: NDArray[np.uint64] = (
+        batch[name].cast(pa.uint64()).fill_null(0).to_numpy(zero_copy_only=False)
+    )
+    return unsigned.view(np.int64)
 
 
 def _ruled(vector: _Cells, code: _Cells, kind: _Cells, injected: _Flags) -> tuple[_Flags, _Flags]:
@@ -235,12 +259,13 @@ def _count(
     for part, mine in zip(
         parts, (wanted & (rows["number"] <= split), wanted & (rows["number"] > split)), strict=True
     ):
+        more = [rows[name] for name in part.more]
         table = np.stack(
             [cells[mine].astype(np.int64) for cells in
-             (rows["vector"], rows["code"], rows["exited"], needed)]
+             (rows["vector"], rows["code"], rows["exited"], needed, *more)]
         )  # fmt: skip
         keys, back = np.unique(table, axis=1, return_inverse=True)
         sums = np.zeros(keys.shape[1], np.int64)
         np.add.at(sums, back.reshape(-1), rows["weight"][mine])
         for key, count in zip(keys.T.tolist(), sums.tolist(), strict=True):
-            part[key[0], key[1], bool(key[2]), bool(key[3])] += count
+            part[tuple(key)] += count

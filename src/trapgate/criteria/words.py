@@ -15,6 +15,13 @@ def in_words(layout: Layout, chosen: Truths, occurs: Truths) -> list[str]:
     occur may be counted in or out. Empty if there are none, or it would be too long to find.
     """
     must, barred = chosen & occurs, ~chosen & occurs
+    return sorted(layout.words(*cube) for cube in covering(layout, must, barred))
+
+
+def covering(layout: Layout, must: Truths, barred: Truths) -> list[tuple[int, int]]:
+    """As few cubes (mask, value) as possible that hold all codes of `must` and none of
+    `barred`, the widest first. Empty if there is nothing to hold, or it would take too long.
+    """
     if not must.any():
         return []
     problem = Problem(layout.positions, must, barred.astype(np.int64)).reduced()
@@ -22,9 +29,8 @@ def in_words(layout: Layout, chosen: Truths, occurs: Truths) -> list[str]:
         cubes = minimum_cover(problem.must, problem.cost > 0, Deadline(_SECONDS))
     except (UndecidedError, MissingSolverError):
         return []
-    return sorted(
-        layout.words(problem.code(cube.fixed), problem.code(cube.value)) for cube in cubes
-    )
+    found = ((problem.code(cube.fixed), problem.code(cube.value)) for cube in cubes)
+    return sorted(found, key=lambda cube: (cube[0].bit_count(), cube))
 
 
 def ranges(codes: Codes, most: int = 24) -> str:

@@ -3,14 +3,15 @@
 The syntax is Python's, of which only this is allowed:
 
 * the names of values (`fault_values.VALUES`), compared with numbers by `==`, `!=`, `<`, `<=`, `>`,
-  `>=`, also in chains (`0x1000 <= address < 0x2000`) and after `& NUMBER`;
+  `>=`, also in chains (`0x1000 <= address < 0x2000`) and after `& NUMBER` or `>> NUMBER`;
 * `VALUE in (1, 2, 3)`, `VALUE in range(START, END)`, `rip in symbol("copy_from_user")`,
   `VALUE in bitmap("NAME")`, and `not in`;
 * the bits of a page fault's error code by their names (`write`, `user`, `present`, ...);
 * `present(VALUE)` and `writable(VALUE)` for the bits of table entries, `bit(VALUE, NUMBER)`;
 * `and`, `or`, `not`, parentheses, `all` and `none`.
 
-Numbers may be vectors by their mnemonics (`PF`), event types (`nmi`) and modes (`mode_64_bit`).
+Numbers may be vectors by their mnemonics (`PF`), event types (`nmi`), modes (`mode_64_bit`) and
+exit reasons (`HLT`).
 A comparison of a value that the fault does not have is false, and so is its opposite (¶32).
 """
 
@@ -25,6 +26,7 @@ from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.errors import TrapgateError, suggestion
 from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import Vector
 
 _LONGEST = 20_000
@@ -45,6 +47,19 @@ PAGE_FAULT_BITS: Final = {
 }
 """The bits of a page fault's error code (SDM, "Page-Fault Error Code")."""
 
+INTERCEPTED: Final = tuple(
+    reason
+    for reason in ExitReason
+    if reason in (ExitReason.INIT_SIGNAL, ExitReason.IO_SMI, ExitReason.OTHER_SMI)
+    or ExitReason.CPUID <= reason <= ExitReason.WRMSR
+    or reason
+    in (
+        *(ExitReason.MWAIT, ExitReason.MONITOR, ExitReason.PAUSE, ExitReason.WBINVD),
+        *(ExitReason.RDTSCP, ExitReason.INVEPT, ExitReason.INVVPID),
+    )
+)
+"""Exit reasons of the instructions and platform events that rules may be about."""
+
 _ENTRY_BITS = {"present": 0, "writable": 1, "user": 2, "accessed": 5, "dirty": 6, "large": 7}
 
 CONSTANTS: Final = {
@@ -55,6 +70,7 @@ CONSTANTS: Final = {
     "mode_protected": fv.MODE_PROTECTED,
     "mode_compatibility": fv.MODE_COMPATIBILITY,
     "mode_64_bit": fv.MODE_64_BIT,
+    **{reason.name: int(reason) for reason in INTERCEPTED},
 }
 """Numbers that have names."""
 
@@ -72,12 +88,30 @@ class ConditionError(TrapgateError):
 
 @dataclass(frozen=True)
 class Names:
-    """What conditions may name besides values: `symbols` with start and end (not included),
-    `bitmaps`.
+    """What conditions may name: `symbols` with start and end (not included), and `bitmaps`.
+
+    `values` are the fault information that they may be about. `bits` are the masks of
+    the error code's bits, if they are not a page fault's.
     """
 
     symbols: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     bitmaps: Mapping[str, bytes] = field(default_factory=dict)
+    values: Mapping[str, fv.FaultValue] = field(default_factory=lambda: fv.BY_NAME)
+    bits: Mapping[str, int] | None = None
+
+    def bit(self, name: str) -> Clause | None:
+        """That the bit of an error code is set which has a name; None if none has it."""
+        if self.bits is not None:
+            mask = self.bits.get(name.lower())
+            return None if mask is None else Clause(fv.BY_NAME["code"], Operator.ANY_BIT, mask)
+        if name not in PAGE_FAULT_BITS:
+            return None
+        return _bit(fv.BY_NAME["page_fault_code"], PAGE_FAULT_BITS[name])
+
+    @property
+    def bit_names(self) -> tuple[str, ...]:
+        """The names of bits."""
+        return tuple(PAGE_FAULT_BITS if self.bits is None else self.bits)
 
 
 @dataclass(frozen=True)
@@ -152,11 +186,12 @@ class _Reader:
                 return ALWAYS
             case ast.Name(id="none"):
                 return NEVER
-            case ast.Name(id=name) if name in PAGE_FAULT_BITS:
-                return _bit(fv.BY_NAME["page_fault_code"], PAGE_FAULT_BITS[name])
             case ast.Name(id=name):
-                known = [*PAGE_FAULT_BITS, "all", "none"]
-                if name in fv.BY_NAME:
+                bit = self._names.bit(name)
+                if bit is not None:
+                    return bit
+                known = [*self._names.bit_names, "all", "none"]
+                if name in self._names.values:
                     raise self._wrong(node, f"compare {name} with a number")
                 raise self._wrong(node, f"nothing is called {name}; {suggestion(name, known)}")
             case ast.Compare(left=left, ops=ops, comparators=rights):
@@ -190,36 +225,38 @@ class _Reader:
 
     def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
         if isinstance(op, ast.In | ast.NotIn):
-            what, mask = self._masked(left)
-            held = self._member(what, mask, right)
+            what, mask, shift = self._operand(left)
+            held = self._member(what, mask, shift, right)
             return opposite(held) if isinstance(op, ast.NotIn) else held
         kind = type(op)
         if kind not in _MIRRORED:
             raise self._wrong(right, "compare with ==, !=, <, <=, >, >= or in")
         if not self._is_value(left) and self._is_value(right):
             left, right, kind = right, left, _MIRRORED[kind]
-        what, mask = self._masked(left)
-        number = self._fitting(right, what)
+        what, mask, shift = self._operand(left)
+        number = self._fitting(right, what, shift)
         operator, negated = _OPERATORS[kind]
-        return Clause(what, operator, number, mask=mask, negated=negated)
+        if operator is Operator.EQUAL:
+            return replace(_between(what, number, number, mask, shift), negated=negated)
+        # Of the bits that a shift drops, the greatest number has all.
+        low = number << shift
+        operand = low if operator is Operator.BELOW else low | (1 << shift) - 1
+        return Clause(what, operator, operand, mask=mask, negated=negated)
 
-    def _member(self, what: fv.FaultValue, mask: int, node: ast.expr) -> Condition:
+    def _member(self, what: fv.FaultValue, mask: int, shift: int, node: ast.expr) -> Condition:
         match node:
             case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
-                numbers = sorted({self._fitting(element, what) for element in elements})
+                numbers = sorted({self._fitting(element, what, shift) for element in elements})
                 return Either(
-                    tuple(
-                        Clause(what, Operator.EQUAL, low, mask=mask)
-                        if low == high
-                        else Clause(what, Operator.IN_RANGE, low, high, mask)
-                        for low, high in _runs(numbers)
-                    )
+                    tuple(_between(what, low, high, mask, shift) for low, high in _runs(numbers))
                 )
             case ast.Call(func=ast.Name(id="range"), args=[start, end], keywords=[]):
-                low, high = self._fitting(start, what), self._fitting(end, what)
+                low, high = self._fitting(start, what, shift), self._fitting(end, what, shift)
                 if low >= high:
                     return NEVER
-                return Clause(what, Operator.IN_RANGE, low, high - 1, mask)
+                return _between(what, low, high - 1, mask, shift)
+            case ast.Call() if shift:
+                raise self._wrong(node, "no >> before this; name the value itself")
             case ast.Call(func=ast.Name(id="symbol"), args=[ast.Constant(value=str(name))]):
                 if name not in self._names.symbols:
                     raise self._unknown(node, "symbol", name, self._names.symbols)
@@ -244,32 +281,48 @@ class _Reader:
     def _is_value(self, node: ast.expr) -> bool:
         if isinstance(node, ast.BinOp):
             node = node.left
-        return isinstance(node, ast.Name) and node.id in fv.BY_NAME
+        return isinstance(node, ast.Name) and node.id in self._names.values
 
-    def _masked(self, node: ast.expr) -> tuple[fv.FaultValue, int]:
+    def _operand(self, node: ast.expr) -> tuple[fv.FaultValue, int, int]:
+        """(the value, the mask before a comparison, how far it is shifted to the right)."""
         match node:
             case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
                 what = self._value(left)
-                return what, self._fitting(right, what)
+                return what, self._fitting(right, what), 0
+            case ast.BinOp(left=left, op=ast.RShift(), right=right):
+                what = self._value(left)
+                shift = self._number(right)
+                if shift >= what.width:
+                    raise self._wrong(right, f"{what.name} has {what.width} bits")
+                return what, _WORD, shift
             case ast.BinOp():
-                raise self._wrong(node, "only & NUMBER can stand between a value and a comparison")
-        return self._value(node), _WORD
+                raise self._wrong(
+                    node, "only & NUMBER or >> NUMBER can stand between a value and a comparison"
+                )
+        return self._value(node), _WORD, 0
 
     def _value(self, node: ast.expr) -> fv.FaultValue:
         if isinstance(node, ast.Name):
-            if node.id in fv.BY_NAME:
-                return fv.BY_NAME[node.id]
-            known = [*fv.BY_NAME, *PAGE_FAULT_BITS]
+            values = self._names.values
+            if node.id in values:
+                return values[node.id]
+            known = [*values, *self._names.bit_names]
             problem = f"no value is called {node.id}; {suggestion(node.id, known)}"
-            if node.id in PAGE_FAULT_BITS:
+            if node.id in fv.BY_NAME:
+                problem = f"{node.id} is no business of this condition; compare {', '.join(values)}"
+            if self._names.bit(node.id) is not None:
                 problem = f"{node.id} is a bit: it stands alone, or behind 'not'"
             raise self._wrong(node, problem)
         raise self._wrong(node, f"{ast.unparse(node)[:60]!r} is no value of the fault information")
 
-    def _fitting(self, node: ast.expr, what: fv.FaultValue) -> int:
+    def _fitting(self, node: ast.expr, what: fv.FaultValue, shift: int = 0) -> int:
         number = self._number(node)
-        if number >> what.width:
-            raise self._wrong(node, f"{number:#x} is too wide: {what.name} has {what.width} bits")
+        if number >> what.width - shift:
+            left = f" left after >> {shift}" if shift else ""
+            raise self._wrong(
+                node,
+                f"{number:#x} is too wide: {what.name} has {what.width - shift} bits{left}",
+            )
         return number
 
     def _number(self, node: ast.expr) -> int:
@@ -307,6 +360,14 @@ _MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 def _bit(what: fv.FaultValue, number: int) -> Clause:
     return Clause(what, Operator.ANY_BIT, 1 << number)
+
+
+def _between(what: fv.FaultValue, low: int, high: int, mask: int, shift: int) -> Clause:
+    """That a value, shifted to the right, lies from `low` to `high`."""
+    low, high = low << shift, (high << shift) | (1 << shift) - 1
+    if low == high:
+        return Clause(what, Operator.EQUAL, low, mask=mask)
+    return Clause(what, Operator.IN_RANGE, low, high, mask)
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
@@ -450,9 +511,15 @@ def _clause_words(clause: Clause, bitmaps: Mapping[bytes, str]) -> str:
 
 
 def _shown(clause: Clause, number: int) -> str:
-    if clause.value.number in (fv.VECTOR, fv.INTERRUPTED_VECTOR) and number in _VECTORS:
-        return _VECTORS[number]
+    names = _NUMBER_NAMES.get(clause.value.number, {})
+    if number in names:
+        return names[number]
     return f"{number:#x}" if number > 9 else str(number)
 
 
 _VECTORS = {int(vector): vector.name for vector in Vector}
+_NUMBER_NAMES: Mapping[int, Mapping[int, str]] = {
+    fv.VECTOR: _VECTORS,
+    fv.INTERRUPTED_VECTOR: _VECTORS,
+    fv.REASON: {int(reason): reason.name for reason in INTERCEPTED},
+}

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Final
 
 from trapgate.decision import criteria_table as table
-from trapgate.decision.fault_values import VALUES, FaultValue
+from trapgate.decision.fault_values import OF_INSTRUCTIONS, VALUES, FaultValue
 from trapgate.errors import TrapgateError
 
 _WORD = 8
@@ -68,6 +68,11 @@ class Rule:
 
     action: Action
     clauses: tuple[Clause, ...] = ()
+
+    @property
+    def about_instructions(self) -> bool:
+        """Whether it is about intercepted instructions and platform events, not about faults."""
+        return any(clause.value in OF_INSTRUCTIONS for clause in self.clauses)
 
 
 MOST_RULES: Final = table.MOST_RULES

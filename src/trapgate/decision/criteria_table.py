@@ -185,7 +185,8 @@ def decide_by_table(
 
     The fault is given as to `delivery.raise_event`; `outer` is the vector that was being
     delivered, or -1. `table_entry` is 0 unless a write to a table entry is to be judged, which
-    would turn `old_entry` into `new_entry`; only then can a rule complete anything.
+    would turn `old_entry` into `new_entry`; only then can a rule complete anything. Rules about
+    instructions and platform events (`instruction_rules`) never match here.
     """
     walked = False
     level = 0
@@ -224,7 +225,7 @@ def decide_by_table(
                     present = level > 0 and page_address >= 0 and has_frame_map(v)
                     value = frame_byte(v, mem, page_address) if present else 0
             else:
-                present = table_entry != 0
+                present = table_entry != 0 and what < fv.REASON
                 value = table_entry
                 if what == fv.OLD_ENTRY:
                     value = old_entry
@@ -266,9 +267,11 @@ def check_table(v: Cells) -> tuple[int, int]:
     """The check that the table in the VMCS fails (`sdm.checks`), and where: rule << 16 | clause.
 
     (0, 0) if it is as it should be: whole, of known parts, and nothing is completed but what only
-    a write to a table entry can be.
+    a write to a table entry can be. CRITERIA_TABLE_INSTRUCTIONS becomes whether a rule is about
+    instructions or platform events.
     """
     length = v[f.CRITERIA_TABLE_LENGTH]
+    v[f.CRITERIA_TABLE_INSTRUCTIONS] = 0
     if length == 0:
         return (ck.TABLE_RULES, 0) if v[f.CRITERIA_TABLE_RULES] != 0 else (0, 0)
     if length < 0 or length > TABLE_BYTES or length & 7:
@@ -287,6 +290,7 @@ def check_table(v: Cells) -> tuple[int, int]:
         if offset + count * CLAUSE_BYTES > length:
             return ck.TABLE_END, rule << 16
         filtered = False
+        instructions = False
         for n in range(count):
             word = table_word(v, offset)
             operator = (word >> 8) & 0xF
@@ -307,7 +311,10 @@ def check_table(v: Cells) -> tuple[int, int]:
             elif operator != IN_RANGE and limit != 0:
                 return ck.TABLE_CLAUSE, place
             filtered = filtered or what >= fv.TABLE_ENTRY
+            instructions = instructions or what >= fv.REASON
             offset += CLAUSE_BYTES
-        if head & 0xFF == RULE_COMPLETE and not filtered:
+        if head & 0xFF == RULE_COMPLETE and (instructions or not filtered):
             return ck.TABLE_COMPLETES, rule << 16
+        if instructions:
+            v[f.CRITERIA_TABLE_INSTRUCTIONS] = 1
     return 0, 0

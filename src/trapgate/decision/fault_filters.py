@@ -66,8 +66,9 @@ FRAME_64 = 0x000FFFFFFFFFF000
 """The page frame number in an entry of 4 bytes, and of 8."""
 
 SPAN = 0x3FFFFF
+SPAN_PAE = 0x7FFFFF
 SPAN_64 = 0x7FFFFFFFFF
-"""The offset bits of the self-mapped tables: 4 MB, and 512 GB."""
+"""The offset bits of the self-mapped tables: 4 MB, 8 MB under PAE paging, and 512 GB."""
 
 
 @core
@@ -89,6 +90,20 @@ def in_page_table(address: Any, ptbase: Any) -> Any:
 def is_pte(address: Any, ptbase: Any) -> Any:
     """In the page table, and ADDR[21:12] != PTBASE[31:22], which would be a PDE (¶75)."""
     return in_page_table(address, ptbase) & ((address & 0x3FF000) * 0x400 != (ptbase & 0xFFC00000))
+
+
+@core
+def in_page_table_pae(address: Any, ptbase: Any) -> Any:
+    """ADDR[31:23] == PTBASE[31:23]: in the tables of the four page directories."""
+    return ((address ^ ptbase) | SPAN_PAE) == SPAN_PAE
+
+
+@core
+def is_pte_pae(address: Any, ptbase: Any) -> Any:
+    """In the tables, and ADDR[22:14] != PTBASE[31:23], which would be a directory's entry."""
+    return in_page_table_pae(address, ptbase) & (
+        (address & 0x7FC000) * 0x200 != (ptbase & 0xFF800000)
+    )
 
 
 @core

@@ -42,9 +42,16 @@ from typing import Final
     SET_BITS,
     CLEARED_BITS,
     NEW_FRAME_TYPE,
-) = range(32)
+    REASON,
+    QUALIFICATION,
+    LEAF,
+    PORT,
+    MSR,
+    CONTROL_REGISTER,
+    DEBUG_REGISTER,
+) = range(39)
 
-VALUES_END: Final = 32
+VALUES_END: Final = 39
 """Numbers from here on name no value."""
 
 MODE_REAL = 0
@@ -77,6 +84,7 @@ _ALWAYS = "always"
 _PAGE_FAULT = "page faults"
 _WALKED = "page faults while paging is on and EPT is off"
 _TABLE_WRITE = "page faults by writes to table entries that a fault filter may judge"
+_INSTRUCTION = "intercepted instructions, INIT and SMIs"
 
 VALUES: Final[tuple[FaultValue, ...]] = (
     FaultValue(VECTOR, "vector", 8, True, _ALWAYS, "the fault identifier", "vector"),
@@ -186,6 +194,24 @@ VALUES: Final[tuple[FaultValue, ...]] = (
         f"{_TABLE_WRITE}, if it makes a present entry and there is a frame map",
         "the frame map's byte of the frame that the new entry leads to",
     ),
+    FaultValue(
+        REASON, "reason", 16, True, _INSTRUCTION, "the exit reason that it has if it exits: `HLT`"
+    ),
+    FaultValue(
+        QUALIFICATION, "qualification", 64, True, _INSTRUCTION, "likewise the exit qualification"
+    ),
+    FaultValue(LEAF, "leaf", 32, True, "CPUID", "EAX"),
+    FaultValue(PORT, "port", 16, True, "IN, OUT, INS and OUTS", "the first port"),
+    FaultValue(MSR, "msr", 32, True, "RDMSR and WRMSR", "ECX"),
+    FaultValue(
+        CONTROL_REGISTER,
+        "control_register",
+        4,
+        True,
+        "MOV CR, CLTS and LMSW",
+        "the control register's number",
+    ),
+    FaultValue(DEBUG_REGISTER, "debug_register", 3, True, "MOV DR", "the debug register's number"),
 )
 
 BY_NAME: Final = {value.name: value for value in VALUES}
@@ -199,3 +225,7 @@ ONLY_OF_TABLE_WRITES: Final = (
     NEW_FRAME_TYPE,
 )
 """Values that only those faults have which a fault filter may let complete."""
+
+
+OF_INSTRUCTIONS: Final = VALUES[REASON:]
+"""Values that only intercepted instructions and platform events have."""

@@ -1,9 +1,10 @@
 """Self-mapped page tables: where an entry lies, and which entries a write would change.
 
 The conditions of ¶74 and the classification of ¶75 for the two-level tables of 32-bit
-paging, and the same for the recursive slot of four-level paging, where PTBASE is 512 GB
-aligned and the PML4 entry that PTBASE[47:39] selects holds CR3's own frame. PAE paging
-without IA-32e mode has no such slot: no filter is ever satisfied there.
+paging; the same for the recursive slot of four-level paging, where PTBASE is 512 GB aligned and
+the PML4 entry that PTBASE[47:39] selects holds CR3's own frame; and for the four slots of PAE
+paging, where PTBASE is 8 MB aligned and the directory entries that PTBASE[31:21] selects and the
+three behind it hold the frames of the four directories.
 
 What keeps a filter from being more than it should be is `entry_at`: docs/fault-filters.md
 has the argument.
@@ -24,8 +25,10 @@ from trapgate.decision.fault_filters import (
     figure_8,
     in_page_table,
     in_page_table_64,
+    in_page_table_pae,
     is_pte,
     is_pte_64,
+    is_pte_pae,
     paragraph_80,
 )
 from trapgate.paging.memory import load32, load64
@@ -44,9 +47,11 @@ ABSENT = 0
 """No entry of the self-mapped tables that a filter may be asked about."""
 PTE = 1
 DIRECTORY = 2
-"""A PDE, or in 64-bit mode an entry of any table above the last."""
+"""A PDE, or in IA-32e mode an entry of any table above the last."""
 
 _USER = 4
+_POINTERS = 0xFFFFFFE0
+"""The page-directory-pointer table in CR3."""
 _EXECUTE_DISABLE = -(1 << 63)
 """Bit 63, as the core's signed cells have it."""
 
@@ -61,7 +66,8 @@ def entry_size(cr4: int) -> int:
 def self_mapped(cr0: int, cr3: int, cr4: int, efer: int, mem: Memory, ptbase: int) -> bool:
     """The conditions of ¶74: PTBASE is aligned, and its directory entry holds CR3's frame.
 
-    The entry must be a present one, and no large page: then the region shows the tables.
+    The entry must be a present one, and no large page: then the region shows the tables. Under
+    PAE paging each directory has such an entry, one that is not there has none.
     """
     if cr0 & CR0_PG == 0:
         return False
@@ -70,11 +76,33 @@ def self_mapped(cr0: int, cr3: int, cr4: int, efer: int, mem: Memory, ptbase: in
             return False
         entry = load32(mem, (cr3 & FRAME) + ((ptbase >> 22) << 2))
         return entry & PRESENT != 0 and (entry ^ cr3) & FRAME == 0 and not is_large(cr4, entry)
+    if efer & EFER_LMA == 0:
+        return self_mapped_pae(cr3, cr4, mem, ptbase)
     # Canonical: bits 63:47 are all alike.
-    if efer & EFER_LMA == 0 or ptbase & SPAN_64 or ((ptbase >> 47) + 1) >> 1 != 0:
+    if ptbase & SPAN_64 or ((ptbase >> 47) + 1) >> 1 != 0:
         return False
     entry = load64(mem, (cr3 & FRAME_64) + (((ptbase >> 39) & 0x1FF) << 3))
     return entry & PRESENT != 0 and (entry ^ cr3) & FRAME_64 == 0 and not is_large(cr4, entry)
+
+
+@core
+def self_mapped_pae(cr3: int, cr4: int, mem: Memory, ptbase: int) -> bool:
+    """The conditions for the four directories of PAE paging."""
+    if ptbase & ~0xFF800000:
+        return False
+    pointers = cr3 & _POINTERS
+    directory = load64(mem, pointers + ((ptbase >> 27) & 0x18))
+    if directory & PRESENT == 0:
+        return False
+    slot = (directory & FRAME_64) + ((ptbase >> 18) & 0xFE0)
+    for n in range(4):
+        pointer = load64(mem, pointers + 8 * n)
+        entry = load64(mem, slot + 8 * n)
+        if (pointer ^ entry) & PRESENT:
+            return False
+        if entry & PRESENT and ((entry ^ pointer) & FRAME_64 or is_large(cr4, entry)):
+            return False
+    return True
 
 
 @core
@@ -135,11 +163,22 @@ def entry_at(
             rights &= entry
             table = entry & FRAME
     else:
-        if not in_page_table_64(linear, ptbase):
-            return ABSENT, 0
-        if not is_pte_64(linear, ptbase):
-            kind = DIRECTORY
-        for level in range(4):
+        first = 0
+        if efer & EFER_LMA:
+            if not in_page_table_64(linear, ptbase):
+                return ABSENT, 0
+            if not is_pte_64(linear, ptbase):
+                kind = DIRECTORY
+        else:
+            first = 2
+            linear &= 0xFFFFFFFF
+            if not in_page_table_pae(linear, ptbase):
+                return ABSENT, 0
+            if not is_pte_pae(linear, ptbase):
+                kind = DIRECTORY
+            # `self_mapped` has found it present; it has no rights.
+            table = load64(mem, (cr3 & _POINTERS) + ((linear >> 27) & 0x18)) & FRAME_64
+        for level in range(first, 4):
             entry = load64(mem, table + ((linear >> (36 - 9 * level)) & 0xFF8))
             if entry & PRESENT == 0 or is_large(cr4, entry):
                 return ABSENT, 0

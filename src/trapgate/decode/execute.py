@@ -40,6 +40,7 @@ from trapgate.instructions.intercepts import (
     intercept_mov_to_cr,
     intercept_mwait,
     intercept_pause,
+    intercept_pause_loop,
     intercept_rdmsr,
     intercept_rdpmc,
     intercept_rdtsc,
@@ -50,7 +51,8 @@ from trapgate.instructions.intercepts import (
     io_permission,
     privilege_level,
 )
-from trapgate.paging.frame_map import ROOT, frame_byte, has_frame_map
+from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
+from trapgate.paging.memory import load64
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.sdm.cells import (
     EPT_POINTER_IN_FORCE,
@@ -97,6 +99,7 @@ PLATFORM = 10
 business of the VMM in Python; nothing has changed."""
 
 _LOW = 0xFFFFFFFF
+_ADDRESS = 0xFF_FFFF_F000
 _CR0_LOADS = CR0_PG | CR0_CD | CR0_NW
 _CR4_LOADS = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
 """Changes of these load the pointers of PAE paging."""
@@ -177,6 +180,8 @@ def execute(v: Cells, r: Cells, mem: Memory, x: Cells, n: Cells, word: int, time
     if opcode == 0x90:
         outcome = intercept_pause(v, start + 1)
         if outcome == GO_ON:
+            outcome = intercept_pause_loop(v, x, time, start + 1)
+        if outcome == GO_ON:
             advance(v, start + 1)
         return outcome
     if opcode & 0xF4 == 0xE4:
@@ -240,7 +245,11 @@ def execute_two_byte(
     outcome = UNKNOWN
     value = 0
     if second == 0xA2:
-        return intercept_cpuid(v, length)
+        outcome = intercept_cpuid(v, r[RAX] & _LOW, length)
+        if outcome != GO_ON:
+            return outcome
+        # What this processor is, the platform says.
+        return PLATFORM if x[MODE] == MODE_NON_ROOT else UNKNOWN
     reason = vmx_reason(v, mem, word, start)
     if reason != NOT_VMX:
         outcome, length = execute_vmx(v, r, mem, x, n, word, start, rex, reason)
@@ -343,8 +352,22 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
 
 @core
 def is_root(v: Cells, mem: Memory, value: int) -> bool:
-    """Whether the frame map lets CR3 be loaded with `value` without a VM exit."""
-    return has_frame_map(v) and frame_byte(v, mem, value & 0xFF_FFFF_F000) & ROOT != 0
+    """Whether the frame map lets CR3 be loaded with `value` without a VM exit.
+
+    With PAE paging the root is what the four pointers there lead to.
+    """
+    if not has_frame_map(v):
+        return False
+    if not uses_pae_paging(v):
+        return frame_byte(v, mem, value & _ADDRESS) & ROOT != 0
+    table = value & 0xFFFF_FFE0
+    if frame_byte(v, mem, table) & FOREIGN:
+        return False
+    for n in range(4):
+        pointer = load64(mem, table + 8 * n)
+        if pointer & 1 and frame_byte(v, mem, pointer & _ADDRESS) & ROOT == 0:
+            return False
+    return True
 
 
 @core
@@ -396,14 +419,16 @@ def write_paging_register(
 ) -> int:
     """MOV to a control register, which may load the pointers of PAE paging from memory.
 
-    Without EPT each walk reads them there. If they cannot be loaded, no register changes.
+    Without EPT and frame map each walk reads them there. Under a map they come with CR3 alone,
+    for `is_root` has looked at them. If they cannot be loaded, no register changes.
     """
     cr0 = v[GUEST_CR0]
     cr3 = v[GUEST_CR3]
     cr4 = v[GUEST_CR4]
     efer = v[GUEST_IA32_EFER]
     outcome = write_cr(v, r, number, value)
-    if outcome != GO_ON or v[EPT_POINTER_IN_FORCE] == 0 or not uses_pae_paging(v):
+    loads = v[EPT_POINTER_IN_FORCE] != 0 or (number == 3 and has_frame_map(v))
+    if outcome != GO_ON or not loads or not uses_pae_paging(v):
         return outcome
     changed = ((v[GUEST_CR0] ^ cr0) & _CR0_LOADS) | ((v[GUEST_CR4] ^ cr4) & _CR4_LOADS)
     if number != 3 and changed == 0:

@@ -123,8 +123,8 @@ _UNDEFINED_X87_MEMORY = np.array([0, 1 << 1, 0, 1 << 4 | 1 << 6, 0, 1 << 5, 0, 0
 def is_undefined_x87(opcode: int, modrm: int) -> bool:
     """Whether an opcode of D8H to DFH is #UD with this ModR/M byte."""
     if modrm < 0xC0:
-        return (_UNDEFINED_X87_MEMORY[opcode - 0xD8] >> ((modrm >> 3) & 7)) & 1 != 0
-    return (_UNDEFINED_X87[opcode - 0xD8] >> (modrm & 0x3F)) & 1 != 0
+        return bool((_UNDEFINED_X87_MEMORY[opcode - 0xD8] >> ((modrm >> 3) & 7)) & 1)
+    return bool((_UNDEFINED_X87[opcode - 0xD8] >> (modrm & 0x3F)) & 1)
 
 
 @core

@@ -17,12 +17,14 @@ from trapgate.engine.state import (
     load_mode,
     load_segment_cache,
     load_segments,
+    loads_segments_in_core,
     rflags_of,
     save_paging,
     save_segments,
+    save_swapped_bases,
 )
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.idt import TASK_GATE
-from trapgate.events.ivt import NO_FAULT
 from trapgate.instructions.far_transfers import far_call, far_call_real, far_jump, far_return
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, privilege_level
@@ -30,11 +32,10 @@ from trapgate.instructions.interrupt_return import interrupt_return
 from trapgate.instructions.segment_loads import load_segment_register
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
-from trapgate.sdm.state import RFLAGS_VM
 from trapgate.sdm.vectors import GP, PF, UD
 
 _OF = 1 << 11
-_CS, _SS, _FS, _GS = 1, 2, 4, 5
+_CS, _SS = 1, 2
 _RETURN = 2
 """How far before a return address the call surely is."""
 
@@ -62,19 +63,14 @@ def begin_transfer(m: Cells, env: int, v: Cells) -> None:
 
 @jit
 def begin_return(m: Cells, env: int, v: Cells) -> None:
-    """`begin_transfer` for IRET, which has to be quick.
-
-    In protected mode whatever loads a segment register leaves it in the VMCS, but for SWAPGS.
-    """
-    eflags = peek64(env + at.EFLAGS)
-    if peek32(env + at.HFLAGS) & at.HF_PE == 0 or eflags & RFLAGS_VM:
+    """`begin_transfer` for IRET, which has to be quick."""
+    if not loads_segments_in_core(env):
         begin_transfer(m, env, v)
         return
     save_paging(env, v)
-    v[f.GUEST_FS_BASE] = peek64(env + at.SEGMENTS + at.SEGMENT_SIZE * _FS + at.BASE)
-    v[f.GUEST_GS_BASE] = peek64(env + at.SEGMENTS + at.SEGMENT_SIZE * _GS + at.BASE)
+    save_swapped_bases(env, v)
     v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
-    v[f.GUEST_RFLAGS] = eflags
+    v[f.GUEST_RFLAGS] = peek64(env + at.EFLAGS)
 
 
 @jit

@@ -20,6 +20,8 @@ from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
     arm,
     load,
+    load_handler,
+    loads_segments_in_core,
     save,
     segment_shape,
 )
@@ -32,6 +34,7 @@ from trapgate.events.journal import (
     ROW_WIDTH,
 )
 from trapgate.instructions import intercepts as ix
+from trapgate.instructions import quick_ports
 from trapgate.paging.ept import (
     EPT_VIOLATION,
     RIGHT_READ,
@@ -43,6 +46,7 @@ from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
+from trapgate.sdm.reasons import REASON_IO_INSTRUCTION
 from trapgate.sdm.state import BLOCKING_BY_NMI, DR7_GD, RFLAGS_RF
 from trapgate.vmx import instructions as vi
 from trapgate.vmx.transition import copy_guest_state
@@ -171,6 +175,8 @@ def arbitrate(
     head[2] = m[mc.TIME]
     if m[mc.STEPPING] != 0:
         m[mc.STEPPING] = mc.STEP_EVENT
+    if vector == 1:
+        m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
     event = (m[mc.SELF], vector, kind, error_code, address, length)
     outcome = call(m[mc.RAISE_EVENT], event)
     if outcome != 0:
@@ -179,6 +185,7 @@ def arbitrate(
         # Somebody reads the journal: stop at the next block, before rows are overwritten.
         m[mc.ATTENTION] |= mc.AT_ONCE
         m[mc.DEADLINE] = 0
+        m[mc.PATIENCE] = 0
     return mc.RUNNING
 
 
@@ -218,15 +225,35 @@ def execute_for_platform(m: Cells, word: int) -> int:
 
 
 @jit
+def is_answered(m: Cells, v: Cells, r: Cells) -> bool:
+    """Whether the VMM in Python has said beforehand what it does about this exit: then it is done.
+
+    Not for what an x86 VMM lets its guest do.
+    """
+    x = cells(m[mc.X], vmx.LENGTH)
+    if m[mc.V] != m[mc.HOST] or x[vmx.LENT] != 0 or v[f.EXIT_REASON] != REASON_IO_INSTRUCTION:
+        return False
+    wait = quick_ports.answer(cells(m[mc.PORTS], quick_ports.LENGTH), v, r, m[mc.TIME])
+    if wait < 0:
+        return False
+    m[mc.TIME] += wait
+    advance(v, v[f.VM_EXIT_INSTRUCTION_LENGTH])
+    return True
+
+
+@jit
 def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """`execute_sensitive` but for the stop at a failure."""
     stepping = v[f.GUEST_RFLAGS] & _TF
     priority = r[reg.CR8]
+    m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.PLATFORM:
         outcome = execute_for_platform(m, word)
     if m[mc.EXTRA] != 0:
         count_prefixes(m, v, outcome)
+    if outcome == ix.EXITED and m[mc.PORTS] != 0 and is_answered(m, v, r):
+        outcome = ix.GO_ON
     if outcome == ix.GO_ON:
         if r[reg.CR8] != priority and m[mc.PINS] & mc.PIN_PRIORITY:
             # An interrupt that waited for it may be taken now; only the VMM can tell.
@@ -482,6 +509,9 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
     """Load the state of the VMCS in force into the engine, and what else depends on it."""
     v = cells(m[mc.V], m[mc.V_CELLS])
     forget_stale_code(m)
+    if m[mc.SWITCHED] == 0 and m[mc.NATIVE] != 0 and loads_segments_in_core(env):
+        load_handler(m, env, v, r)
+        return
     load(m, env, v, r)
     switched = m[mc.SWITCHED] & mc.SWITCHED_VMCS
     m[mc.SWITCHED] = 0

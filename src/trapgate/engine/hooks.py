@@ -22,12 +22,20 @@ from trapgate.engine.dispatch import (
 )
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
+from trapgate.instructions import quick_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
-from trapgate.instructions.intercepts import GO_ON, RAISE_UD
+from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
 from trapgate.paging.memory import WATCH_LOAD, WATCH_PAGES, WATCH_STORE, has_device
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
-from trapgate.sdm.state import BLOCKING_BY_MOV_SS, RFLAGS_RF
+from trapgate.sdm import vmx
+from trapgate.sdm.state import (
+    BLOCKING_BY_MOV_SS,
+    RFLAGS_IOPL_SHIFT,
+    RFLAGS_RF,
+    RFLAGS_TF,
+    RFLAGS_VM,
+)
 
 
 @jit
@@ -120,17 +128,53 @@ def on_debugger_breakpoint(uc: int, address: int, size: int, user: int) -> None:
     call(m[mc.EMU_STOP], (uc,))
 
 
+@jit
+def slot_at_once(m: Cells, port: int, size: int, is_in: bool) -> int:
+    """The slot that answers an access while the block goes on; -1: stop there, and do it all.
+
+    What the core would find out about the instruction, that it is permitted and exits, is asked of
+    the live state. An access that takes time has to end its block.
+    """
+    env = m[mc.ENV]
+    flags = peek64(env + at.EFLAGS)
+    free = (
+        m[mc.PORTS] != 0
+        and m[mc.V] == m[mc.HOST]
+        and cells(m[mc.X], vmx.LENGTH)[vmx.LENT] == 0
+        and m[mc.STEPPING] | m[mc.CHECKS] == 0
+        and flags & (RFLAGS_TF | RFLAGS_VM) == 0
+        and peek32(env + at.HFLAGS) & 3 <= (flags >> RFLAGS_IOPL_SHIFT) & 3
+    )
+    if not free:
+        return -1
+    p = cells(m[mc.PORTS], quick_ports.LENGTH)
+    slot = quick_ports.slot_of(p, quick_ports.access(port, size, is_in))
+    if slot < 0 or p[slot + quick_ports.WAIT] != 0:
+        return -1
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    return slot if io_exits(cells(m[mc.V], m[mc.V_CELLS]), mem, port, size) else -1
+
+
 @callback(UINT32, INT64, UINT32, INT32, INT64)
 def on_in(uc: int, port: int, size: int, user: int) -> int:
     """UC_HOOK_INSN, IN and INS: instead of the engine's doing."""
-    execute_in_core(cells(user, mc.CELLS))
+    m = cells(user, mc.CELLS)
+    slot = slot_at_once(m, port, size, True)
+    if slot >= 0:
+        return quick_ports.load(cells(m[mc.PORTS], quick_ports.LENGTH), slot, 0)
+    execute_in_core(m)
     return 0
 
 
 @callback(VOID, INT64, UINT32, INT32, UINT32, INT64)
 def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     """UC_HOOK_INSN, OUT and OUTS: instead of the engine's doing."""
-    execute_in_core(cells(user, mc.CELLS))
+    m = cells(user, mc.CELLS)
+    slot = slot_at_once(m, port, size, False)
+    if slot >= 0:
+        quick_ports.store(cells(m[mc.PORTS], quick_ports.LENGTH), slot, value)
+        return
+    execute_in_core(m)
 
 
 @jit

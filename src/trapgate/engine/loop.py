@@ -13,7 +13,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import TYPE_OTHER_EVENT
 from trapgate.sdm.reasons import REASON_MONITOR_TRAP_FLAG
-from trapgate.vmx.entry import enter
+from trapgate.vmx.entry import FAILED, enter
 
 _PREEMPTION_TIMER = 52
 _DR6_BITS = 0x400F
@@ -101,6 +101,13 @@ def go(machine: int, emu_start: int) -> int:
     stop = m[mc.STOP]
     if stop == mc.RUNNING or (stop >= mc.TIMER and stop not in (mc.HALTED, mc.EXPLAIN)):
         save(m, dispatch.state_begin(m), v, r)
+    if stop == mc.TIMER:
+        # An exit to the VMM in Python, whoever's guest was running.
+        if m[mc.V] != m[mc.HOST]:
+            dispatch.move_to_vmcs0(m)
+        vm_exit(cells(m[mc.HOST], m[mc.V_CELLS]), _PREEMPTION_TIMER, 0, 0)
+        m[mc.STOP] = mc.EXITED
+        m[mc.STOP_CODE] = 0
     if stop == mc.RUNNING:
         if m[mc.STEPPING] != 0 and error == 0:
             m[mc.STOP] = mc.STEPPED
@@ -186,7 +193,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
     )
     if outcome != 0:
         m[mc.STOP] = mc.EXITED
-        m[mc.STOP_CODE] = outcome
+        m[mc.STOP_CODE] = mc.FAILED_VALID if outcome == FAILED else outcome
         return -1
     m[mc.STOP] = mc.RUNNING
     return go(machine, emu_start)

@@ -125,8 +125,9 @@ journal, the virtual clock, and why the engine stopped.
     X87_DENORMAL,
     X87_FILLED,
     X87_WRITTEN,
+    PORTS,
     CELLS,
-) = range(120)
+) = range(121)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -159,6 +160,7 @@ instructions of the block were behind the latest one (`clock`).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
+PORTS: where the table of ports is that are answered here (`instructions.quick_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
 RUN_STATE = (
@@ -166,8 +168,15 @@ RUN_STATE = (
     *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, EXTRA),
     *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
     *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
+    *(DEBUG_SKIP, DEBUG_HIT),
 )
 """What of a machine changes as its guest runs and lasts from one VM entry to the next."""
+
+OWN_STATE = (
+    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, EXTRA, TIME_BIAS),
+    *(NESTED_TIMER_END, UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK),
+)
+"""What of RUN_STATE is about one logical processor, where the machine has several."""
 
 # Why the engine stopped (cell STOP).
 RUNNING = 0
@@ -211,6 +220,8 @@ PIN_PRIORITY = 4
 
 SWITCHED_VMCS = 1
 SWITCHED_TRANSLATIONS = 2
+SWITCHED_REGISTERS = 4
+"""The core may have changed any register, not only what delivering an event does."""
 
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0
@@ -239,7 +250,7 @@ CHECK_SSE = 4
 CHECK_LIMITS = 8
 CHECK_TRAP = 16
 
-FAILED_VALID = 2
+FAILED_VALID = -1
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""
 
 # What ATTENTION may hold: stop at the next block, or as soon as the guest takes interrupts.

@@ -24,7 +24,12 @@ from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
-from trapgate.sdm.controls import PIN_NMI_EXITING, PIN_VIRTUAL_NMIS
+from trapgate.sdm.controls import (
+    PIN_NMI_EXITING,
+    PIN_VIRTUAL_NMIS,
+    PRIMARY_PAUSE_EXITING,
+    SECONDARY_PAUSE_LOOP_EXITING,
+)
 from trapgate.sdm.state import BLOCKING_BY_NMI
 
 _CC = 0x8D5
@@ -36,6 +41,7 @@ _DF = 0x400
 _UNUSABLE = 0x10000
 _AC = 1 << 18
 _VM = 1 << 17
+_CS, _SS, _FS, _GS = 1, 2, 4, 5
 _AM = 1 << 18
 _DPL = 0x60
 _MXCSR_MASKS = 0x1F80
@@ -133,11 +139,34 @@ def save_segments(env: int, v: Cells) -> None:
     # The engine keeps CPL in SS's DPL only where the guest loaded SS itself.
     cpl = peek32(env + at.HFLAGS) & 3
     v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~0x60) | cpl << 5
+    save_table_registers(env, v)
+
+
+@jit
+def save_table_registers(env: int, v: Cells) -> None:
+    """Of `save` GDTR and IDTR."""
     gdt = env + at.SEGMENTS + at.SEGMENT_SIZE * 8
     v[f.GUEST_GDTR_BASE] = peek64(gdt + at.BASE)
     v[f.GUEST_GDTR_LIMIT] = peek32(gdt + at.LIMIT)
     v[f.GUEST_IDTR_BASE] = peek64(gdt + at.SEGMENT_SIZE + at.BASE)
     v[f.GUEST_IDTR_LIMIT] = peek32(gdt + at.SEGMENT_SIZE + at.LIMIT)
+
+
+@jit
+def loads_segments_in_core(env: int) -> bool:
+    """Whether the guest is in protected mode, and not in virtual-8086 mode.
+
+    Where the translator is ours, too, every load of a segment register, LLDT, LTR and WRMSR are
+    the core's then, which leaves in the VMCS what it has loaded; SWAPGS, LGDT and LIDT are not.
+    """
+    return bool(peek32(env + at.HFLAGS) & at.HF_PE and peek64(env + at.EFLAGS) & _VM == 0)
+
+
+@jit
+def save_swapped_bases(env: int, v: Cells) -> None:
+    """The bases that SWAPGS and WRFSBASE change."""
+    v[f.GUEST_FS_BASE] = peek64(env + at.SEGMENTS + at.SEGMENT_SIZE * _FS + at.BASE)
+    v[f.GUEST_GS_BASE] = peek64(env + at.SEGMENTS + at.SEGMENT_SIZE * _GS + at.BASE)
 
 
 @jit
@@ -154,23 +183,27 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     v[f.GUEST_RSP] = r[reg.RSP]
     v[f.GUEST_RIP] = peek64(env + at.EIP)
     v[f.GUEST_RFLAGS] = rflags_of(m, env)
-    save_segments(env, v)
     save_paging(env, v)
-    v[f.GUEST_IA32_SYSENTER_CS] = peek32(env + at.SYSENTER_CS)
-    v[f.GUEST_IA32_SYSENTER_ESP] = peek64(env + at.SYSENTER_ESP)
-    v[f.GUEST_IA32_SYSENTER_EIP] = peek64(env + at.SYSENTER_EIP)
-    v[f.GUEST_IA32_PAT] = peek64(env + at.PAT)
     v[f.GUEST_INTERRUPTIBILITY_STATE] = blocking_now(m, env, v)
     if m[mc.PASSED] != 0:
         forget_passed_breakpoint(m, v)
     r[reg.CR2] = peek64(env + at.CR2)
     for n in range(4):
         r[reg.DR0 + n] = peek64(env + at.DR0 + 8 * n)
+    r[reg.KERNEL_GS_BASE] = peek64(env + at.KERNEL_GS_BASE)
+    if m[mc.CPU] != 0 and loads_segments_in_core(env):
+        save_swapped_bases(env, v)
+        save_table_registers(env, v)
+        return
+    save_segments(env, v)
+    v[f.GUEST_IA32_SYSENTER_CS] = peek32(env + at.SYSENTER_CS)
+    v[f.GUEST_IA32_SYSENTER_ESP] = peek64(env + at.SYSENTER_ESP)
+    v[f.GUEST_IA32_SYSENTER_EIP] = peek64(env + at.SYSENTER_EIP)
+    v[f.GUEST_IA32_PAT] = peek64(env + at.PAT)
     r[reg.STAR] = peek64(env + at.STAR)
     r[reg.LSTAR] = peek64(env + at.LSTAR)
     r[reg.CSTAR] = peek64(env + at.CSTAR)
     r[reg.FMASK] = peek64(env + at.FMASK)
-    r[reg.KERNEL_GS_BASE] = peek64(env + at.KERNEL_GS_BASE)
     r[reg.TSC_AUX] = peek64(env + at.TSC_AUX)
 
 
@@ -388,6 +421,27 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
 
 @jit
+def load_handler(m: Cells, env: int, v: Cells, r: Cells) -> None:
+    """Of `load` what the delivery of an event changes in protected mode, #DB aside.
+
+    No other segment than CS and SS is loaded, and no translation becomes stale.
+    """
+    poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
+    poke64(env + at.EIP, v[f.GUEST_RIP])
+    load_flags(env, v[f.GUEST_RFLAGS])
+    load_segment_cache(env, v, _CS)
+    load_segment_cache(env, v, _SS)
+    poke64(env + at.CR2, r[reg.CR2])
+    load_mode(m, env, v)
+    m[mc.SHADOW] = min(0, m[mc.SHADOW])
+    poke32(env + at.OLD_EXCEPTION, -1)
+    poke32(env + at.EXCEPTION_IS_INT, 0)
+    m[mc.CHECKS] = checks_of(m, env, v)
+    if m[mc.CHECKS] != 0:
+        m[mc.DEADLINE] = 0
+
+
+@jit
 def arm(m: Cells, env: int, v: Cells) -> None:
     """Tell the engine what to intercept, from the controls in `v`."""
     primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
@@ -407,9 +461,12 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         | 1 << (at.SVM_WBINVD - at.SVM_BASE)
         | 1 << (at.SVM_RDPMC - at.SVM_BASE)
     )
-    if primary & 1 << 9:
+    # A criteria table may want what no control asks for.
+    table = v[f.CRITERIA_TABLE_INSTRUCTIONS] != 0
+    if primary & 1 << 9 or table:
         words |= 1 << (at.SVM_INVLPG - at.SVM_BASE)
-    if primary & 1 << 30:
+    loops = secondary & SECONDARY_PAUSE_LOOP_EXITING
+    if primary & PRIMARY_PAUSE_EXITING or loops or table:
         words |= 1 << (at.SVM_PAUSE - at.SVM_BASE)
     pin = v[f.PIN_BASED_CONTROLS]
     unblocks = pin & PIN_NMI_EXITING == 0 or pin & PIN_VIRTUAL_NMIS != 0
@@ -430,10 +487,13 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         read |= 1 << 4
     if primary & 1 << 16:
         read |= 1 << 3
+    if table:
+        read |= 1 | 1 << 2 | 1 << 3 | 1 << 4
+        write |= 1 << 2
     poke16(env + at.INTERCEPT_CR_READ, read)
     poke16(env + at.INTERCEPT_CR_WRITE, write)
     # DR6 always, for the engine's own collects causes; DR7 because of GD.
-    debug = 0xFF if primary & 1 << 23 or v[f.GUEST_DR7] & 1 << 13 else 0xF0
+    debug = 0xFF if primary & 1 << 23 or v[f.GUEST_DR7] & 1 << 13 or table else 0xF0
     poke16(env + at.INTERCEPT_DR_READ, debug)
     poke16(env + at.INTERCEPT_DR_WRITE, debug)
     poke32(env + at.INTERCEPT_EXCEPTIONS, -1)

@@ -65,10 +65,13 @@ class UnicornEngine:
         self.uc.reg_write(x86_const.UC_X86_REG_MXCSR, 0x1F80)
         self.cells: Cells = np.zeros(mc.CELLS, np.int64)
         self._machine = _address(self.cells)
+        self.words = memoryview(self.cells.data)
+        """The same as plain integers, quicker to reach."""
         self._keep: list[object] = []
         self.why_not_native = "" if native_path else "it was asked for"
         """Why this is the portable engine; empty if it is the native one."""
         self._breakpoints: dict[int, ctypes.c_size_t | None] = {}
+        self._breakpoints_of: dict[str, frozenset[int]] = {}
         self.has_xsave = False
         """Whether guests may use XSAVE and XRSTOR, of x87 and SSE state."""
         self.patience: dict[int, int] = {}
@@ -247,14 +250,15 @@ class UnicornEngine:
         self._check(uclib.uc_hook_del(self.uc._uch, self._ports.pop(address)))
         self.uc.ctl_flush_tb()
 
-    def set_breakpoints(self, addresses: Collection[int]) -> None:
-        """Stop before the instructions at these linear addresses, for a debugger.
+    def set_breakpoints(self, addresses: Collection[int], *, of: str = "debugger") -> None:
+        """Stop before the instructions at these linear addresses; others' breakpoints stay.
 
         Memory and debug registers stay the guest's own; code without breakpoints is as fast as
         ever. `breakpoint_hit` says which one stopped the run, which the VMM sees as an exit of
         the preemption timer.
         """
-        wanted = set(addresses)
+        self._breakpoints_of[of] = frozenset(addresses)
+        wanted = frozenset().union(*self._breakpoints_of.values())
         if wanted == self._breakpoints.keys():
             return
         if self.cells[mc.NATIVE]:
@@ -277,6 +281,20 @@ class UnicornEngine:
         hit = int(self.cells[mc.DEBUG_HIT])
         self.cells[mc.DEBUG_HIT] = 0
         return (hit - 1) & _MASK if hit else None
+
+    def take_breakpoint(self, of: str) -> int | None:
+        """The same for one of several who set breakpoints; it is passed over once then.
+
+        If others have set it too, they learn of it as well.
+        """
+        hit = int(self.cells[mc.DEBUG_HIT])
+        address = (hit - 1) & _MASK
+        if not hit or address not in self._breakpoints_of.get(of, ()):
+            return None
+        self.pass_breakpoint(address)
+        if sum(address in addresses for addresses in self._breakpoints_of.values()) == 1:
+            self.cells[mc.DEBUG_HIT] = 0
+        return address
 
     @property
     def has_breakpoints(self) -> bool:
@@ -386,6 +404,22 @@ class UnicornEngine:
         c[mc.ROWS_CAPACITY] = len(rows)
         assert len(r) == len(registers.NAMES)
 
+    def exchange(self, v: Cells, r: Cells, places: tuple[int, int, int, int]) -> None:
+        """`attach` and `offer_vmx` for another logical processor of the same machine.
+
+        `places` are the addresses of `v`, `r` and its VMX state's two arrays, by `places_of`.
+        """
+        self._arrays = (v, r, *self._arrays[2:])
+        c = self.words
+        c[mc.V] = c[mc.HOST] = places[0]
+        c[mc.R], c[mc.X], c[mc.N] = places[1:]
+        c[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
+
+    @staticmethod
+    def places_of(v: Cells, r: Cells, x: Cells, n: Cells) -> tuple[int, int, int, int]:
+        """Where these arrays lie; their owner keeps them alive."""
+        return _address(v), _address(r), _address(x), _address(n)
+
     def enter_and_go(self) -> int:
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
         return self._enter_and_go()
@@ -447,6 +481,14 @@ class UnicornEngine:
             self.uc.reg_write(_VECTOR_REGISTERS[name], (value & _MASK, value >> 64))
         elif name in _VECTOR_REGISTERS:
             self.uc.reg_write(_VECTOR_REGISTERS[name], value)
+
+    @property
+    def vector_registers(self) -> Cells:
+        """The state of the x87, MMX and SSE registers in place, while the engine stands."""
+        start, end = (int(self.cells[mc.ENV]) + offset for offset in (at.FPU, at.SYSENTER_CS))
+        state = (ctypes.c_int64 * ((end - start) // 8)).from_address(start)
+        found: Cells = np.ctypeslib.as_array(state)
+        return found
 
     def save_registers(self) -> bytes:
         """The state of the x87, MMX and SSE registers."""

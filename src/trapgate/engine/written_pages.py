@@ -5,15 +5,16 @@ the engine does not tell of its stores (other libraries than the Linux wheels') 
 taken for written. A copy costs the pages that were written since the one before; going back costs
 those that were written since and those in which the two copies differ, drops the code that was
 translated from them, and all entries of the TLB, so that the next store to each page is told
-again. All other code stays.
+again. All other code stays. Other arrays, which are small, are copied with memory.
 """
 
 import weakref
+from collections.abc import Iterable
 
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
-from trapgate.compiler.program import bound, jit_for_python
+from trapgate.compiler.program import bound, jit, jit_for_python
 from trapgate.compiler.raw import call, cells
 from trapgate.engine import machine as mc
 from trapgate.engine.coherence import CODE, forget_range, pages_of
@@ -23,17 +24,67 @@ from trapgate.paging.memory import WRITTEN_PAGE
 _CELLS = 512
 """Of a page."""
 _PAGE = 1 << 12
+_GROUP = 64
+"""Pages that are looked at together."""
 _CHUNK = 256
 """Pages that the pool grows by."""
 
 
+@jit
+def copy_cells(to: Cells, source: Cells) -> None:
+    """Let an array be as another one."""
+    for n in range(len(source)):
+        to[n] = source[n]
+
+
+@jit
+def any_changes(pages: Cells, contents: Cells, known: Cells, first: int, end: int) -> bool:
+    """Whether any of some pages was written, or is another one in two copies."""
+    changes = 0
+    for page in range(first, end):
+        changes |= pages[page] & WRITTEN_PAGE | known[page] ^ contents[page]
+    return changes != 0
+
+
 @jit_for_python
-def restore_pages(machine: int, wanted: int, latest: int) -> int:
+def restore_pages(machine: int, wanted: int, latest: int, spans: int, count: int) -> int:
     """Let memory be as a copy has it; how many pages were copied.
 
     `wanted` and `latest` are addresses of arrays with the address of each page's content: in that
-    copy, and in the one that memory was last the same as, which becomes `wanted`.
+    copy, and in the one that memory was last the same as, which becomes `wanted`. At `spans` there
+    are, for each of `count` other arrays, where it is, where its copy is, and how many cells.
     """
+    m = cells(machine, mc.CELLS)
+    arrays = cells(spans, 3 * count)
+    for n in range(count):
+        span = arrays[3 * n :]
+        copy_cells(cells(span[0], span[2]), cells(span[1], span[2]))
+    pages = pages_of(m)
+    contents = cells(wanted, len(pages))
+    known = cells(latest, len(pages))
+    copied = 0
+    first = 0
+    while first < len(pages):
+        end = min(first + _GROUP, len(pages))
+        if any_changes(pages, contents, known, first, end):
+            for page in range(first, end):
+                if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
+                    if pages[page] & CODE:
+                        forget_range(m, page << 12, (page + 1) << 12)
+                    pages[page] &= ~WRITTEN_PAGE
+                    known[page] = contents[page]
+                    now = cells(m[mc.MEM] + (page << 12), _CELLS)
+                    copy_cells(now, cells(contents[page], _CELLS))
+                    copied += 1
+        first = end
+    if m[mc.TLB_FLUSH] != 0:
+        call(m[mc.TLB_FLUSH], (m[mc.CPU],))
+    return copied
+
+
+@jit_for_python
+def differing_pages(machine: int, wanted: int, latest: int) -> int:
+    """How many pages of memory are not as a copy has them; addresses as for `restore_pages`."""
     m = cells(machine, mc.CELLS)
     pages = pages_of(m)
     contents = cells(wanted, len(pages))
@@ -41,17 +92,13 @@ def restore_pages(machine: int, wanted: int, latest: int) -> int:
     count = 0
     for page in range(len(pages)):
         if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
-            if pages[page] & CODE:
-                forget_range(m, page << 12, (page + 1) << 12)
-            pages[page] &= ~WRITTEN_PAGE
-            known[page] = contents[page]
             now = cells(m[mc.MEM] + (page << 12), _CELLS)
             then = cells(contents[page], _CELLS)
+            differences = 0
             for cell in range(_CELLS):
-                now[cell] = then[cell]
-            count += 1
-    if m[mc.TLB_FLUSH] != 0:
-        call(m[mc.TLB_FLUSH], (m[mc.CPU],))
+                differences |= now[cell] ^ then[cell]
+            if differences != 0:
+                count += 1
     return count
 
 
@@ -136,21 +183,26 @@ def pool_of(engine: UnicornEngine) -> PagePool:
 
 
 class MemoryCopy:
-    """A copy of an engine's memory."""
+    """A copy of an engine's memory, and of other `arrays` of 64-bit cells."""
 
-    def __init__(self, engine: UnicornEngine) -> None:
+    def __init__(self, engine: UnicornEngine, arrays: Iterable[Cells] = ()) -> None:
         self._engine = engine
         self._pool = pool_of(engine)
         self._mark_all()
         changed = np.flatnonzero(engine.page_cells & WRITTEN_PAGE)
         self._pool.take(changed, engine.memory.reshape(-1, _CELLS))
         self._kept = self._pool.latest
-        self._restore = bound(
-            restore_pages,
-            int(engine.cells[mc.SELF]),
-            int(self._kept.addresses.ctypes.data),
-            int(self._pool.known.ctypes.data),
-        )
+        self._arrays = list(arrays)
+        self.copies = [array.copy() for array in self._arrays]
+        spans = [
+            (array.ctypes.data, copy.ctypes.data, array.size)
+            for array, copy in zip(self._arrays, self.copies, strict=True)
+        ]
+        self._spans: Cells = np.array(spans, np.int64).reshape(-1)
+        maps = self._kept.addresses, self._pool.known
+        numbers = int(engine.cells[mc.SELF]), *(int(array.ctypes.data) for array in maps)
+        self._restore = bound(restore_pages, *numbers, self._spans.ctypes.data, len(spans))
+        self._differing = bound(differing_pages, *numbers)
         engine.page_cells[:] &= ~WRITTEN_PAGE
         engine.flush_translations()
 
@@ -163,6 +215,11 @@ class MemoryCopy:
         """Take all pages for written, where nobody tells which ones were."""
         if not self._engine.cells[mc.CPU]:
             self._engine.page_cells[:] |= WRITTEN_PAGE | CODE
+
+    def differences(self) -> int:
+        """How many pages of memory are not now as they were."""
+        self._mark_all()
+        return int(self._differing())
 
     def restore(self) -> int:
         """Let memory be as it was; how many pages were copied."""

@@ -31,36 +31,38 @@ from trapgate.sdm.state import (
     AR_UNUSABLE,
     EFER_LMA,
 )
+from trapgate.sdm.vectors import PF
 
-IN_REACH = 0
-OUT_OF_LIMITS = 1
-FAULTED = 2
+NO_FAULT = -1
+"""Stands where a fault's vector would if nothing was in the way."""
 
 _ES, _SS, _DS, _FS, _GS = 0, 2, 3, 4, 5
 
 
 @core
-def read_descriptor(v: Cells, mem: Memory, selector: int) -> tuple[int, int, int, int]:
-    """Read a segment descriptor: (status, descriptor, its linear address, error code).
+def read_descriptor(
+    v: Cells, mem: Memory, selector: int, wrong: int, code: int
+) -> tuple[int, int, int, int]:
+    """Read a segment descriptor: (NO_FAULT, 0, its linear address, descriptor).
 
-    With status FAULTED the address is the faulting one, the error code the page
-    fault's.
+    Or (`wrong`, `code`, 0, 0), the exception of a selector beyond its table's limit or into no
+    LDT, and its error code; or (#PF's vector, its error code, faulting linear address, 0).
     """
     if selector & 4:
         if v[GUEST_LDTR_ACCESS_RIGHTS] & AR_UNUSABLE:
-            return OUT_OF_LIMITS, 0, 0, 0
+            return wrong, code, 0, 0
         base = v[GUEST_LDTR_BASE]
         limit = v[GUEST_LDTR_LIMIT]
     else:
         base = v[GUEST_GDTR_BASE]
         limit = v[GUEST_GDTR_LIMIT]
     if (selector | 7) > limit:
-        return OUT_OF_LIMITS, 0, 0, 0
+        return wrong, code, 0, 0
     linear = base + (selector & 0xFFF8)
     descriptor, error, address = read_system(v, mem, linear, 8)
     if error >= 0:
-        return FAULTED, 0, address, error
-    return IN_REACH, descriptor, linear, 0
+        return PF, error, address, 0
+    return NO_FAULT, 0, linear, descriptor
 
 
 @core

@@ -7,15 +7,14 @@ says which fault stood in the way; what that fault leads to is `delivery`'s busi
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
-    FAULTED,
-    OUT_OF_LIMITS,
+    NO_FAULT,
     base_of,
     limit_of,
     mark_accessed,
     read_descriptor,
 )
 from trapgate.events.frame import probe_frame, push_word, stack_has_room, stack_is_canonical
-from trapgate.events.ivt import NO_FAULT, deliver_real, deliver_redirected, is_redirected
+from trapgate.events.ivt import deliver_real, deliver_redirected, is_redirected
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import READ, read_system, walk
 from trapgate.sdm.cells import (
@@ -122,11 +121,9 @@ def _handler_segment(
     if selector & 0xFFFC == 0:
         return GP, ext, 0, 0
     named = (selector & 0xFFFC) | ext
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0, 0
-    if status == FAULTED:
-        return PF, error, linear, 0
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+    if fault != NO_FAULT:
+        return fault, error, linear, 0
     rights = (descriptor >> 40) & 0xF0FF
     dpl = (rights >> AR_DPL_SHIFT) & 3
     if rights & AR_S == 0 or rights & AR_CODE == 0 or dpl > cpl:
@@ -375,11 +372,9 @@ def stack_of_ring(
     if selector & 0xFFFC == 0:
         return TS, ext, 0, 0, 0, 0
     named = (selector & 0xFFFC) | ext
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return TS, named, 0, 0, 0, 0
-    if status == FAULTED:
-        return PF, error, linear, 0, 0, 0
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, TS, named)
+    if fault != NO_FAULT:
+        return fault, error, linear, 0, 0, 0
     rights = (descriptor >> 40) & 0xFF
     writable_data = rights & (AR_S | AR_CODE | AR_WRITABLE) == AR_S | AR_WRITABLE
     if selector & 3 != ring or (rights >> AR_DPL_SHIFT) & 3 != ring or not writable_data:
@@ -410,11 +405,9 @@ def check_tss(
     named = (selector & 0xFFFC) | ext
     if selector & 4:
         return wrong, named, 0
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return wrong, named, 0
-    if status == FAULTED:
-        return PF, error, linear
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, wrong, named)
+    if fault != NO_FAULT:
+        return fault, error, linear
     kind = (descriptor >> 40) & 0x1F
     if kind & ~8 != 1 | busy:
         return wrong, named, 0

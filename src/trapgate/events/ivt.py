@@ -6,6 +6,7 @@ redirects to the 8086 program's own handlers (SDM, "Real-Address Mode Operation"
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.frame import probe_frame, push_word, stack_has_room
 from trapgate.paging.walk import read_system
 from trapgate.sdm import cells as f
@@ -22,9 +23,6 @@ from trapgate.sdm.state import (
     RFLAGS_VM,
 )
 from trapgate.sdm.vectors import GP, PF, SS
-
-NO_FAULT = -1
-"""First number of an answer if nothing stood in the way."""
 
 _IO_MAP_BASE = 102
 _REDIRECTION_SIZE = 32

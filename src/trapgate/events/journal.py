@@ -34,7 +34,8 @@ ROW_WIDTH = 20
     ROW_VMCS,
     ROW_OLD_VALUE,
     ROW_CURRENT,
-) = range(19)
+    ROW_CPU,
+) = range(20)
 
 (
     HEAD_USED,
@@ -49,10 +50,12 @@ ROW_WIDTH = 20
     HEAD_DATA,
     HEAD_OLD_VALUE,
     HEAD_TABLE_ENTRY,
-) = range(12)
+    HEAD_CPU,
+) = range(13)
 """HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python.
 HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's. HEAD_TABLE_ENTRY: where there are data, of
-which kind the entry is that they would go to (`decision.self_map`)."""
+which kind the entry is that they would go to (`decision.self_map`). HEAD_CPU: the number of the
+logical processor that runs."""
 HEAD_COUNTS = 16
 """From here on, for each level, interruption type and vector 3 counts: how often each
 disposition was taken (`count_of`)."""
@@ -127,7 +130,7 @@ def record(
     row[ROW_VMCS] = head[HEAD_GENERATION]
     row[ROW_OLD_VALUE] = head[HEAD_OLD_VALUE] if has_data else 0
     row[ROW_CURRENT] = head[HEAD_CURRENT]
-    row[19] = 0
+    row[ROW_CPU] = head[HEAD_CPU]
 
 
 @core

@@ -17,6 +17,7 @@ __all__ = [
     "EXIT_PORT",
     "HYPERVISOR_PATH",
     "IMAGE_PATH",
+    "MAP_PATH",
     "POLICIES",
     "WORKLOADS",
     "HypervisorOutput",
@@ -30,6 +31,9 @@ __all__ = [
 
 IMAGE_PATH: Final = Path(__file__).with_name("guest.elf")
 """Where the guest's built image is."""
+
+MAP_PATH: Final = Path(__file__).with_name("guest.map")
+"""Where its functions are, as a System.map: the kernel's, and those of the user program."""
 
 HYPERVISOR_PATH: Final = Path(__file__).with_name("hypervisor.elf")
 """Where the VMM's is."""

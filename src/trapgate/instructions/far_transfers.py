@@ -7,8 +7,7 @@ code, linear address of a page fault), nothing changed but accessed and dirty fl
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
-    FAULTED,
-    OUT_OF_LIMITS,
+    NO_FAULT,
     base_of,
     is_64_bit,
     is_code_for,
@@ -24,7 +23,6 @@ from trapgate.events.descriptors import (
 )
 from trapgate.events.frame import probe_frame, push_word, stack_has_room, stack_is_canonical
 from trapgate.events.idt import TASK_GATE, stack_of_ring
-from trapgate.events.ivt import NO_FAULT
 from trapgate.events.stack import probe_words, stack_holds, word_at, words_are_canonical
 from trapgate.instructions.effects import in_64_bit_mode
 from trapgate.instructions.intercepts import privilege_level
@@ -219,11 +217,9 @@ def _target(
     if selector & 0xFFFC == 0:
         return GP, 0, 0, 0, 0, 0, 0
     named = selector & 0xFFFC
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0, 0, 0, 0, 0
-    if status == FAULTED:
-        return PF, error, linear, 0, 0, 0, 0
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+    if fault != NO_FAULT:
+        return fault, error, linear, 0, 0, 0, 0
     cpl = privilege_level(v)
     rights = rights_of(descriptor)
     dpl = privilege_of(descriptor)
@@ -244,11 +240,9 @@ def _target(
         if kind == _CALL_GATE_16:
             offset &= 0xFFFF
         if long:
-            status, upper, linear, error = read_descriptor(v, mem, selector + 8)
-            if status == OUT_OF_LIMITS:
-                return GP, named, 0, 0, 0, 0, 0
-            if status == FAULTED:
-                return PF, error, linear, 0, 0, 0, 0
+            fault, error, linear, upper = read_descriptor(v, mem, selector + 8, GP, named)
+            if fault != NO_FAULT:
+                return fault, error, linear, 0, 0, 0, 0
             if upper & _UPPER_TYPE:
                 return GP, named, 0, 0, 0, 0, 0
             offset |= upper << 32
@@ -256,11 +250,9 @@ def _target(
         if selector & 0xFFFC == 0:
             return GP, 0, 0, 0, 0, 0, 0
         named = selector & 0xFFFC
-        status, descriptor, linear, error = read_descriptor(v, mem, selector)
-        if status == OUT_OF_LIMITS:
-            return GP, named, 0, 0, 0, 0, 0
-        if status == FAULTED:
-            return PF, error, linear, 0, 0, 0, 0
+        fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+        if fault != NO_FAULT:
+            return fault, error, linear, 0, 0, 0, 0
         rights = rights_of(descriptor)
         dpl = privilege_of(descriptor)
         if long and rights & (AR_L | AR_DB) != AR_L:

@@ -1,14 +1,15 @@
 """Which sensitive instructions exit to the VMM (¶42, the redirection map beyond exceptions).
 
-Source: SDM, "Instructions That Cause VM Exits" and "Exit Qualification". Operands come
-decoded. A function answers GO_ON (no exit: carry the instruction out, `effects` knows
-how where that is not plain), EXITED (the exit is recorded, RIP still at the
-instruction), or the fault that comes before the exit: RAISE_UD, RAISE_GP (with error
-code 0). Faults for a lack of privilege come first (SDM, "Relative Priority of Faults
-and VM Exits"); MOV DR is the exception.
+Source: SDM, "Instructions That Cause VM Exits" and "Exit Qualification". A criteria table may
+decide otherwise than the controls (`decision.instruction_rules`). Operands come decoded. A
+function answers GO_ON (no exit: carry the instruction out, `effects` knows how where that is not
+plain), EXITED (the exit is recorded, RIP still at the instruction), or the fault that comes before
+the exit: RAISE_UD, RAISE_GP (with error code 0). Faults for a lack of privilege come first (SDM,
+"Relative Priority of Faults and VM Exits"); MOV DR is the exception.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.decision.instruction_rules import exits_by_table
 from trapgate.events.exits import vm_exit
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import read_system
@@ -16,6 +17,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import reasons as why
 from trapgate.sdm import state as st
+from trapgate.sdm.vmx import FIRST_PAUSE, LATEST_PAUSE
 
 GO_ON = 0
 EXITED = 1
@@ -61,28 +63,35 @@ def secondary_controls(v: Cells) -> int:
 
 
 @core
-def exit_if(v: Cells, control: int, reason: int, qualification: int, length: int) -> int:
-    """Exit if the primary control `control` is 1."""
-    if (v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & control) == 0:
+def exit_where(
+    v: Cells, usual: bool, reason: int, qualification: int, operand: int, length: int
+) -> int:
+    """Exit if the criteria table says so, or says nothing and `usual` is true."""
+    if not exits_by_table(v, usual, reason, qualification, operand):
         return GO_ON
     vm_exit(v, reason, qualification, length)
     return EXITED
 
 
 @core
-def intercept_cpuid(v: Cells, length: int) -> int:
-    """CPUID: always exits."""
-    vm_exit(v, why.REASON_CPUID, 0, length)
-    return EXITED
+def exit_if(v: Cells, control: int, reason: int, qualification: int, length: int) -> int:
+    """Exit if the primary control `control` is 1, unless the criteria table decides."""
+    usual = (v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & control) != 0
+    return exit_where(v, usual, reason, qualification, 0, length)
+
+
+@core
+def intercept_cpuid(v: Cells, leaf: int, length: int) -> int:
+    """CPUID of `leaf` (EAX): always exits, but for a criteria table."""
+    return exit_where(v, True, why.REASON_CPUID, 0, leaf, length)
 
 
 @core
 def intercept_invd(v: Cells, length: int) -> int:
-    """INVD: always exits, from ring 0."""
+    """INVD: always exits from ring 0, but for a criteria table; there are no caches."""
     if privilege_level(v) != 0:
         return RAISE_GP
-    vm_exit(v, why.REASON_INVD, 0, length)
-    return EXITED
+    return exit_where(v, True, why.REASON_INVD, 0, 0, length)
 
 
 @core
@@ -90,10 +99,8 @@ def intercept_wbinvd(v: Cells, length: int) -> int:
     """WBINVD: "WBINVD exiting"; nothing happens otherwise, there are no caches."""
     if privilege_level(v) != 0:
         return RAISE_GP
-    if (secondary_controls(v) & ct.SECONDARY_WBINVD_EXITING) == 0:
-        return GO_ON
-    vm_exit(v, why.REASON_WBINVD, 0, length)
-    return EXITED
+    usual = (secondary_controls(v) & ct.SECONDARY_WBINVD_EXITING) != 0
+    return exit_where(v, usual, why.REASON_WBINVD, 0, 0, length)
 
 
 @core
@@ -111,12 +118,16 @@ def intercept_xsetbv(v: Cells, length: int) -> int:
 def intercept_vmx(v: Cells, reason: int, displacement: int, information: int, length: int) -> int:
     """A VMX instruction, or RSM or GETSEC: always exits, whatever the privilege level.
 
+    If a criteria table leaves it to the guest, it is undefined there.
+
     `reason` is the instruction's exit reason. `displacement` (the qualification) and
     `information` (VM-exit instruction information) are those of its memory operand, 0
     without one. VMCALL, RSM and GETSEC exit in every mode; the others are #UD outside
     protected mode, in virtual-8086 mode and in compatibility mode.
     """
     if reason > why.REASON_VMCALL and vmx_undefined(v):
+        return RAISE_UD
+    if not exits_by_table(v, True, reason, displacement, 0):
         return RAISE_UD
     vm_exit(v, reason, displacement, length)
     v[f.VM_EXIT_INSTRUCTION_INFORMATION] = information
@@ -144,6 +155,26 @@ def intercept_hlt(v: Cells, length: int) -> int:
 def intercept_pause(v: Cells, length: int) -> int:
     """PAUSE: "PAUSE exiting"."""
     return exit_if(v, ct.PRIMARY_PAUSE_EXITING, why.REASON_PAUSE, 0, length)
+
+
+@core
+def intercept_pause_loop(v: Cells, x: Cells, now: int, length: int) -> int:
+    """PAUSE: "PAUSE-loop exiting", at CPL 0; `now` is the time-stamp counter, without its offset.
+
+    SDM, "Instructions That Cause VM Exits Conditionally": a PAUSE that comes more than PLE_GAP
+    after the last one begins a loop, and one more than PLE_WINDOW after that beginning exits.
+    Entries by the VMM in Python begin none: they come when something outside wants to look.
+    """
+    if (secondary_controls(v) & ct.SECONDARY_PAUSE_LOOP_EXITING) == 0 or privilege_level(v) != 0:
+        return GO_ON
+    begins = now - x[LATEST_PAUSE] > v[f.PLE_GAP]
+    x[LATEST_PAUSE] = now
+    if begins:
+        x[FIRST_PAUSE] = now
+    if now - x[FIRST_PAUSE] <= v[f.PLE_WINDOW]:
+        return GO_ON
+    vm_exit(v, why.REASON_PAUSE, 0, length)
+    return EXITED
 
 
 @core
@@ -199,10 +230,9 @@ def intercept_rdpmc(v: Cells, counter: int, length: int) -> int:
 
 
 @core
-def control_register_exit(v: Cells, qualification: int, length: int) -> int:
-    """The exit of a control-register access."""
-    vm_exit(v, why.REASON_CONTROL_REGISTER_ACCESS, qualification, length)
-    return EXITED
+def control_register_exit(v: Cells, usual: bool, qualification: int, length: int) -> int:
+    """A control-register access, which exits if `usual` is true."""
+    return exit_where(v, usual, why.REASON_CONTROL_REGISTER_ACCESS, qualification, 0, length)
 
 
 @core
@@ -230,9 +260,7 @@ def intercept_mov_to_cr(v: Cells, number: int, register: int, value: int, length
                 exits = False
     elif number == 8:
         exits = (primary & ct.PRIMARY_CR8_LOAD_EXITING) != 0
-    if not exits:
-        return GO_ON
-    return control_register_exit(v, number | ACCESS_MOV_TO << 4 | register << 8, length)
+    return control_register_exit(v, exits, number | ACCESS_MOV_TO << 4 | register << 8, length)
 
 
 @core
@@ -247,9 +275,8 @@ def intercept_mov_from_cr(v: Cells, number: int, register: int, length: int) -> 
         control = ct.PRIMARY_CR3_STORE_EXITING
     elif number == 8:
         control = ct.PRIMARY_CR8_STORE_EXITING
-    if (v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & control) == 0:
-        return GO_ON
-    return control_register_exit(v, number | ACCESS_MOV_FROM << 4 | register << 8, length)
+    usual = (v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & control) != 0
+    return control_register_exit(v, usual, number | ACCESS_MOV_FROM << 4 | register << 8, length)
 
 
 @core
@@ -257,9 +284,8 @@ def intercept_clts(v: Cells, length: int) -> int:
     """CLTS: exits if CR0.TS is the host's and its shadow is 1."""
     if privilege_level(v) != 0:
         return RAISE_GP
-    if (v[f.CR0_GUEST_HOST_MASK] & v[f.CR0_READ_SHADOW] & st.CR0_TS) == 0:
-        return GO_ON
-    return control_register_exit(v, ACCESS_CLTS << 4, length)
+    usual = (v[f.CR0_GUEST_HOST_MASK] & v[f.CR0_READ_SHADOW] & st.CR0_TS) != 0
+    return control_register_exit(v, usual, ACCESS_CLTS << 4, length)
 
 
 @core
@@ -274,10 +300,9 @@ def intercept_lmsw(v: Cells, source: int, is_memory: int, linear: int, length: i
     mask = v[f.CR0_GUEST_HOST_MASK]
     shadow = v[f.CR0_READ_SHADOW]
     exits = (mask & (source ^ shadow) & 0xE) != 0 or (mask & source & ~shadow & 1) != 0
-    if not exits:
-        return GO_ON
     qualification = ACCESS_LMSW << 4 | is_memory << 6 | (source & 0xFFFF) << 16
-    control_register_exit(v, qualification, length)
+    if control_register_exit(v, exits, qualification, length) == GO_ON:
+        return GO_ON
     if is_memory != 0:
         v[f.GUEST_LINEAR_ADDRESS] = linear
     return EXITED
@@ -316,10 +341,7 @@ def intercept_rdmsr(v: Cells, mem: Memory, index: int, length: int) -> int:
     """RDMSR of `index` (ECX, unsigned)."""
     if privilege_level(v) != 0:
         return RAISE_GP
-    if not msr_exits(v, mem, index, 0):
-        return GO_ON
-    vm_exit(v, why.REASON_RDMSR, 0, length)
-    return EXITED
+    return exit_where(v, msr_exits(v, mem, index, 0), why.REASON_RDMSR, 0, index, length)
 
 
 @core
@@ -327,10 +349,7 @@ def intercept_wrmsr(v: Cells, mem: Memory, index: int, length: int) -> int:
     """WRMSR to `index` (ECX, unsigned)."""
     if privilege_level(v) != 0:
         return RAISE_GP
-    if not msr_exits(v, mem, index, 1):
-        return GO_ON
-    vm_exit(v, why.REASON_WRMSR, 0, length)
-    return EXITED
+    return exit_where(v, msr_exits(v, mem, index, 1), why.REASON_WRMSR, 0, index, length)
 
 
 @core
@@ -395,13 +414,11 @@ def intercept_io(
 
     `io_permission` comes before. An exiting INS or OUTS also calls `record_string_io`.
     """
-    if not io_exits(v, mem, port, size):
-        return GO_ON
     qualification = (
         (size - 1) | is_in << 3 | string << 4 | rep << 5 | immediate << 6 | (port & 0xFFFF) << 16
     )
-    vm_exit(v, why.REASON_IO_INSTRUCTION, qualification, length)
-    return EXITED
+    usual = io_exits(v, mem, port, size)
+    return exit_where(v, usual, why.REASON_IO_INSTRUCTION, qualification, 0, length)
 
 
 @core
@@ -445,7 +462,6 @@ def window_exit(v: Cells) -> int:
 
 
 @core
-def platform_exit(v: Cells, reason: int, qualification: int) -> int:
-    """A platform event (¶27): INIT, start-up IPI (vector in the qualification) or SMI; always."""
-    vm_exit(v, reason, qualification, 0)
-    return EXITED
+def platform_exit(v: Cells, usual: bool, reason: int, qualification: int) -> int:
+    """INIT or an SMI (¶27), which exits if the criteria table says so, else if `usual` is true."""
+    return exit_where(v, usual, reason, qualification, 0, 0)

@@ -6,8 +6,7 @@ which fault stood in the way, as `idt.deliver` does for the way there.
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
-    FAULTED,
-    OUT_OF_LIMITS,
+    NO_FAULT,
     is_64_bit,
     is_code_for,
     mark_accessed,
@@ -21,7 +20,6 @@ from trapgate.events.descriptors import (
     withdraw_data_segments,
 )
 from trapgate.events.idt import TASK_GATE
-from trapgate.events.ivt import NO_FAULT
 from trapgate.events.stack import probe_words, stack_holds, word_at, words_are_canonical
 from trapgate.instructions.effects import in_64_bit_mode
 from trapgate.instructions.intercepts import privilege_level
@@ -168,11 +166,9 @@ def return_segment(v: Cells, mem: Memory, selector: int, cpl: int) -> tuple[int,
     if selector & 0xFFFC == 0:
         return GP, 0, 0, 0
     named = selector & 0xFFFC
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0, 0
-    if status == FAULTED:
-        return PF, error, linear, 0
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+    if fault != NO_FAULT:
+        return fault, error, linear, 0
     rpl = selector & 3
     dpl = privilege_of(descriptor)
     if not is_code_for(v, descriptor) or rpl < cpl:
@@ -201,11 +197,9 @@ def return_stack(
             return NO_FAULT, 0, 0, 0
         return GP, 0, 0, 0
     named = selector & 0xFFFC
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0, 0
-    if status == FAULTED:
-        return PF, error, linear, 0
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+    if fault != NO_FAULT:
+        return fault, error, linear, 0
     rights = rights_of(descriptor)
     writable_data = rights & (AR_S | AR_CODE | AR_WRITABLE) == AR_S | AR_WRITABLE
     if selector & 3 != rpl or not writable_data or privilege_of(descriptor) != rpl:

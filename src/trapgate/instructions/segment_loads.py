@@ -7,8 +7,7 @@ nothing changed.
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
-    FAULTED,
-    OUT_OF_LIMITS,
+    NO_FAULT,
     mark_accessed,
     privilege_of,
     put_null_stack,
@@ -16,7 +15,6 @@ from trapgate.events.descriptors import (
     read_descriptor,
     rights_of,
 )
-from trapgate.events.ivt import NO_FAULT
 from trapgate.instructions.effects import in_64_bit_mode
 from trapgate.instructions.intercepts import privilege_level
 from trapgate.sdm.cells import (
@@ -52,11 +50,9 @@ def load_segment_register(v: Cells, mem: Memory, n: int, selector: int) -> tuple
         v[GUEST_ES_ACCESS_RIGHTS + n] = AR_UNUSABLE
         return NO_FAULT, 0, 0
     named = selector & 0xFFFC
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0
-    if status == FAULTED:
-        return PF, error, linear
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+    if fault != NO_FAULT:
+        return fault, error, linear
     rights = rights_of(descriptor)
     if rights & AR_S == 0 or rights & (AR_CODE | _READABLE) == AR_CODE:
         return GP, named, 0
@@ -82,11 +78,9 @@ def _load_stack_segment(v: Cells, mem: Memory, selector: int) -> tuple[int, int,
         put_null_stack(v, selector, cpl)
         return NO_FAULT, 0, 0
     named = selector & 0xFFFC
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0
-    if status == FAULTED:
-        return PF, error, linear
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+    if fault != NO_FAULT:
+        return fault, error, linear
     rights = rights_of(descriptor)
     writable_data = rights & (AR_S | AR_CODE | AR_WRITABLE) == AR_S | AR_WRITABLE
     if selector & 3 != cpl or not writable_data or privilege_of(descriptor) != cpl:

@@ -6,8 +6,6 @@ A fault is (vector, error code, linear address of a page fault), none is (NO_FAU
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
-    FAULTED,
-    OUT_OF_LIMITS,
     base_of,
     limit_of,
     read_descriptor,
@@ -66,11 +64,9 @@ def load_system_segment(
         return NO_FAULT, 0, 0
     if selector & 4:
         return GP, named, 0
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0
-    if status == FAULTED:
-        return PF, error, linear
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+    if fault != NO_FAULT:
+        return fault, error, linear
     long = v[GUEST_IA32_EFER] & EFER_LMA != 0
     rights = (descriptor >> 40) & 0xF0FF
     kind = rights & 0x1F

@@ -4,7 +4,7 @@ SDM, "Treatment of Task Switches". Those by task gates in the IDT are `idt`'s.
 """
 
 from trapgate.compiler.dialect import Cells, Memory
-from trapgate.events.descriptors import FAULTED, OUT_OF_LIMITS, read_descriptor
+from trapgate.events.descriptors import NO_FAULT, read_descriptor
 from trapgate.events.idt import TASK_GATE, check_tss
 from trapgate.instructions import intercepts as ix
 from trapgate.paging.walk import read_system
@@ -22,12 +22,10 @@ def transfer(v: Cells, mem: Memory, selector: int, source: int, length: int) -> 
 
     `source` is `intercepts.TASK_BY_JMP` or TASK_BY_CALL, `length` the instruction's in bytes.
     """
-    status, descriptor, linear, error = read_descriptor(v, mem, selector)
     named = selector & 0xFFFC
-    if status == OUT_OF_LIMITS:
-        return GP, named, 0
-    if status == FAULTED:
-        return PF, error, linear
+    fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
+    if fault != NO_FAULT:
+        return fault, error, linear
     if (descriptor >> 45) & 3 < max(int(ix.privilege_level(v)), selector & 3):
         return GP, named, 0
     if (descriptor >> 40) & 0x1F == _TASK_GATE_TYPE:

@@ -18,7 +18,8 @@ TABLE = 1 << 0
 LEAF = 1 << 1
 """One of the last level, and of no other."""
 ROOT = 1 << 2
-"""One that MOV to CR3 may load without a VM exit."""
+"""One that MOV to CR3 may load without a VM exit, or a page directory that a pointer of PAE paging
+may lead to when it is loaded with CR3."""
 MIXED = 1 << 3
 """One of the last level and of an upper one at once, by self-mapping."""
 OWN = 1 << 4

@@ -5,10 +5,10 @@ PAE paging and 4-level paging. A walk that succeeds sets the accessed flags it
 passed and, for a write, the dirty flag; one that ends in a page fault sets none. With
 an EPT pointer in force every address in the guest's tables, and the one that they lead to,
 is guest-physical and goes through `ept`. In PAE paging the four page-directory-pointer
-entries are then those of the VMCS; without EPT they are read from memory at CR3 on each
-walk instead of once at MOV to CR3: software that edits them without reloading CR3 sees
-the edit at once. Protection keys, shadow stacks, 57-bit addresses and global pages
-have no part here. Whether a linear address is canonical is the caller's business.
+entries are then those of the VMCS, and so they are with a frame map; else they are read from
+memory at CR3 on each walk instead of once at MOV to CR3: software that edits them without
+reloading CR3 sees the edit at once. Protection keys, shadow stacks, 57-bit addresses and
+global pages have no part here. Whether a linear address is canonical is the caller's business.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
@@ -107,14 +107,18 @@ def walk(
     """
     cr0 = v[GUEST_CR0]
     ept = v[EPT_POINTER_IN_FORCE]
+    write = access & WRITE
+    code = (write << 1) | (user << 2)
     if cr0 & CR0_PG == 0:
-        return at_guest_physical(ept, mem, linear & 0xFFFF_FFFF, access, 7, 0x1000)
+        physical = linear & 0xFFFF_FFFF
+        prot = under_frame_map(v, mem, physical, write, 7)
+        if prot < 0:
+            return 0, code | _P | PFEC_MAP, 0, 0
+        return at_guest_physical(ept, mem, physical, access, prot, 0x1000)
 
     cr3 = v[GUEST_CR3]
     cr4 = v[GUEST_CR4]
     efer = v[GUEST_IA32_EFER]
-    write = access & WRITE
-    code = (write << 1) | (user << 2)
     if access & FETCH and (cr4 & CR4_SMEP or (cr4 & CR4_PAE and efer & EFER_NXE)):
         code |= PFEC_ID
 
@@ -160,7 +164,7 @@ def walk(
         table = entry3 & _FRAME
     else:
         linear &= 0xFFFF_FFFF
-        if ept != 0:
+        if ept != 0 or has_frame_map(v):
             pointer = v[GUEST_PDPTE0 + ((linear >> 30) & 3)]
         else:
             pointer = load64(mem, (cr3 & 0xFFFF_FFE0) | ((linear >> 27) & 0x18))
@@ -222,12 +226,9 @@ def walk(
         physical = (entry & _FRAME_2M) | (linear & 0x1F_FFFF)
     elif size == 0x4000_0000:
         physical = (entry & _FRAME_1G) | (linear & 0x3FFF_FFFF)
-    if has_frame_map(v) and ept == 0:
-        byte = frame_byte(v, mem, physical)
-        if byte & FOREIGN or (byte & TABLE and write):
-            return 0, code | _P | PFEC_MAP, 0, 0
-        if byte & TABLE:
-            prot &= ~PROT_WRITE
+    prot = under_frame_map(v, mem, physical, write, prot)
+    if prot < 0:
+        return 0, code | _P | PFEC_MAP, 0, 0
 
     # Every level's accessed flag, the last level's dirty flag; mostly set already.
     error = -1
@@ -292,12 +293,9 @@ def _walk_two_level(
     if large:
         high = ((entry >> 13) & 0xFF) << 32
         physical = high | (entry & 0xFFC0_0000) | (linear & 0x3F_FFFF)
-    if has_frame_map(v) and ept == 0:
-        byte = frame_byte(v, mem, physical)
-        if byte & FOREIGN or (byte & TABLE and write):
-            return 0, code | _P | PFEC_MAP, 0, 0
-        if byte & TABLE:
-            prot &= ~PROT_WRITE
+    prot = under_frame_map(v, mem, physical, write, prot)
+    if prot < 0:
+        return 0, code | _P | PFEC_MAP, 0, 0
 
     if at != at2 and entry2 & _A == 0:
         error = write_entry(ept, mem, at2, 4, entry2 | _A)
@@ -311,6 +309,20 @@ def _walk_two_level(
     if marked & _D == 0:
         prot &= ~PROT_WRITE
     return at_guest_physical(ept, mem, physical, access, prot, 0x40_0000 if large else 0x1000)
+
+
+@core
+def under_frame_map(v: Cells, mem: Memory, physical: int, write: int, prot: int) -> int:
+    """What a frame map leaves of the protection `prot` of the page at `physical`.
+
+    -1 if it stops the access itself. Under EPT no map is looked at.
+    """
+    if not has_frame_map(v) or v[EPT_POINTER_IN_FORCE] != 0:
+        return prot
+    byte = frame_byte(v, mem, physical)
+    if byte & FOREIGN or (byte & TABLE and write):
+        return -1
+    return prot & ~PROT_WRITE if byte & TABLE else prot
 
 
 @core
@@ -379,16 +391,17 @@ def pointer_is_legal(pointer: int) -> bool:
 
 @core
 def load_pointers(v: Cells, mem: Memory) -> int:
-    """Load the four pointers of PAE paging from the table at CR3, through EPT.
+    """Load the four pointers of PAE paging from the table at CR3, through EPT if it is in force.
 
     -1, NO_POINTERS if one of them has a reserved bit set, or the error of reaching them; only
     -1 changes the fields. SDM, "Loading Page-Directory-Pointer-Table Entries".
     """
-    table, error, _, _ = through_ept(
-        v[EPT_POINTER_IN_FORCE], mem, v[GUEST_CR3] & 0xFFFF_FFE0, RIGHT_READ, 0
-    )
-    if error >= 0:
-        return error
+    table = v[GUEST_CR3] & 0xFFFF_FFE0
+    ept = v[EPT_POINTER_IN_FORCE]
+    if ept != 0:
+        table, error, _, _ = through_ept(ept, mem, table, RIGHT_READ, 0)
+        if error >= 0:
+            return error
     for n in range(4):
         if not pointer_is_legal(load64(mem, table + 8 * n)):
             return NO_POINTERS

@@ -54,6 +54,7 @@ _WIDTH = {
 }
 
 
+_LEAF_REGISTERS = (Register.EAX, Register.EBX, Register.ECX, Register.EDX)
 _HIGH_BYTES = {Register.AH, Register.CH, Register.DH, Register.BH}
 
 
@@ -307,6 +308,13 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     v = guest.v
     mnemonic = instruction.mnemonic
     length = instruction.len
+    if mnemonic == Mnemonic.CPUID:
+        # The core has asked whether it exits.
+        leaf, subleaf = guest.register(Register.EAX), guest.register(Register.ECX)
+        answer = processor.cpuid(leaf, subleaf)
+        for register, value in zip(_LEAF_REGISTERS, answer, strict=True):
+            guest.set_register(register, value)
+        return ix.GO_ON
     if mnemonic == Mnemonic.INVLPG:
         linear = guest.linear(instruction)
         signed = linear - (1 << 64) if linear >> 63 else linear

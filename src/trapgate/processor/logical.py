@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
@@ -85,6 +86,14 @@ class Registers:
         self.cells[index] = signed(value)
 
 
+def _no_leaf(_leaf: int, _subleaf: int) -> tuple[int, int, int, int]:
+    return 0, 0, 0, 0
+
+
+def _nothing() -> None:
+    pass
+
+
 _REGISTERS = {name.lower(): n for n, name in enumerate(registers.NAMES) if name != "RSP"}
 
 
@@ -108,12 +117,17 @@ class LogicalProcessor:
         self.head: Cells = np.zeros(HEAD_LENGTH, np.int64)
         self.head[HEAD_CAPACITY] = journal
         # Plain integers, and quicker to reach from Python than the arrays.
-        self._words = memoryview(self.engine.cells.data)
+        self._words = self.engine.words
         self._head = memoryview(self.head.data)
         self.x86_vmm = X86Vmm(self.engine)
+        self.engine.offer_vmx(self.x86_vmm.state, self.x86_vmm.vmcs)
         """The VMM that the guest may be itself."""
         self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None
+        self.cpuid: Callable[[int, int], tuple[int, int, int, int]] = _no_leaf
+        """EAX, EBX, ECX, EDX of CPUID with EAX and ECX, for guests that may execute it."""
+        self.platform_reset: Callable[[], None] = _nothing
+        """What else becomes of the platform when INIT has reset the guest's processor."""
 
     @property
     def time(self) -> int:

@@ -8,28 +8,30 @@ figure 2).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.criteria_table import RULE_DELIVER, decide_by_table
 from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
 from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be known before any is used
 from trapgate.engine.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
-from trapgate.events.journal import (
-    HEAD_GENERATION,
-    HEAD_SEQUENCE,
-    HEAD_VM,
-)
-from trapgate.instructions.intercepts import GO_ON, window_exit
+from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
+from trapgate.instructions.intercepts import EXITED, GO_ON, platform_exit, window_exit
 from trapgate.processor import decoded, stepping, table_writes
-from trapgate.processor.logical import LogicalProcessor, Outcome, signed
+from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
+from trapgate.processor.own_state import OwnState
+from trapgate.processor.pins import Smi
+from trapgate.processor.reset import reset
+from trapgate.processor.x86_vmm import X86Vmm
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
+from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.state import ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
@@ -120,15 +122,6 @@ class VmExit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Smi:
-    """A pending SMI: the exit that it causes, and the fields that this writes beside."""
-
-    reason: ExitReason
-    qualification: int
-    fields: Mapping[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class VmFail:
     """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
 
@@ -153,17 +146,21 @@ class Processor(LogicalProcessor):
     def __init__(self, memory: int, *, engine: str = "auto", journal: int = 4096) -> None:
         super().__init__(memory, engine=engine, journal=journal)
         self._numbers: dict[int, int] = {}
-        self._interrupt: int | None = None
-        self._nmi = False
-        self._init = False
-        self._smi: _Smi | None = None
-        self._start_up: int | None = None
+        first = OwnState(0, self.engine, self.registers, self.x86_vmm)
+        self.every = [first]
+        """The logical processors, one of which has the engine."""
+        self._own = first
+        self.pins = first.pins
         self.watches_priority = False
         """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
         self.expires: float | None = None
         """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
         so is slow, has to stop; its run then ends with an exit of the preemption timer."""
         self._checked = 0
+        self.stops_at_events = False
+        """Whether an event of the guest's ends the run, as the preemption timer does: where the
+        guest is about to go on."""
+        self._entered = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
         self.skipped = 0
@@ -177,6 +174,13 @@ class Processor(LogicalProcessor):
     def name_vm(self, number: int) -> None:
         """Let the journal say that what happens from now on happens in VM `number`."""
         self.head[HEAD_VM] = number
+
+    def answer_ports(self, table: int) -> None:
+        """Let accesses to ports be answered by the table of `instructions.quick_ports` there.
+
+        0: all of them exit. Who gives the address keeps the table alive.
+        """
+        self._words[stops.PORTS] = table
 
     def skip_to(self, time: int) -> None:
         """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
@@ -204,6 +208,10 @@ class Processor(LogicalProcessor):
 
     def _make_room(self) -> None:
         """Drain the journal in time; the engine stops at JOURNAL_LIMIT for this."""
+        if self.stops_at_events:
+            self.drain()
+            self._words[stops.JOURNAL_LIMIT] = self._head[HEAD_SEQUENCE] + 1
+            return
         if self._sink is None:
             self._words[stops.JOURNAL_LIMIT] = _FOREVER
             return
@@ -241,40 +249,32 @@ class Processor(LogicalProcessor):
 
     def interrupt(self, vector: int | None) -> None:
         """Assert an external interrupt with `vector` (None: no longer)."""
-        self._interrupt = vector
+        self.pins.interrupt = vector
 
     def nmi(self) -> None:
         """Signal a non-maskable interrupt; it stays pending until it is taken."""
-        self._nmi = True
-
-    @property
-    def woken(self) -> bool:
-        """Does an event wait at the pins, interrupts aside, that a halted guest takes?"""
-        if self.in_force[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI:
-            return self._start_up is not None
-        init = self._init and not self.x86_vmm.in_root_operation
-        return self._nmi or self._smi is not None or init
+        self.pins.nmi = True
 
     def init(self) -> None:
         """Signal INIT; it stays pending in VMX root operation and in the wait-for-SIPI state."""
-        self._init = True
+        self.pins.init = True
 
     def start_up(self, vector: int) -> None:
         """Send a start-up IPI of eight bits; it is lost unless the processor waits for one.
 
         In activity state 3, wait-for-SIPI, it exits: STARTUP_IPI, `vector` in the qualification.
         """
-        self._start_up = vector & 0xFF
+        self.pins.start_up = vector & 0xFF
 
     def smi(self, io: VmExit | None = None) -> None:
-        """Signal a system-management interrupt, which exits with OTHER_SMI.
+        """Signal a system-management interrupt, which exits with OTHER_SMI if `extended`.
 
         With IO_SMI if an I/O instruction raises it: `io` is that instruction's exit, which is
         being handled (SDM, "SMM VM Exits": the qualification is the same, and IO_RCX, IO_RSI,
         IO_RDI and IO_RIP hold what the registers are now, before RIP moves on).
         """
         if io is None:
-            self._smi = _Smi(ExitReason.OTHER_SMI, 0, {})
+            self.pins.smi = Smi(ExitReason.OTHER_SMI, 0, {})
             return
         r = self.registers.cells
         fields = {
@@ -283,7 +283,36 @@ class Processor(LogicalProcessor):
             f.IO_RDI: int(r[registers.RDI]),
             f.IO_RIP: signed(io.vmcs["GUEST_RIP"]),
         }
-        self._smi = _Smi(ExitReason.IO_SMI, io.qualification, fields)
+        self.pins.smi = Smi(ExitReason.IO_SMI, io.qualification, fields)
+
+    # Several logical processors.
+
+    def add(self, vmcs: Vmcs) -> OwnState:
+        """One more logical processor, as after a reset; `vmcs` is current on it.
+
+        Turns change between two VM entries (`turn_to`).
+        """
+        one = OwnState(len(self.every), self.engine, Registers(), X86Vmm(self.engine))
+        self.every.append(one)
+        head = self.head.copy()
+        head[HEAD_CPU] = one.number
+        head[HEAD_GENERATION] = self._numbers.setdefault(id(vmcs), len(self._numbers))
+        one.put_aside(vmcs, head)
+        return one
+
+    def runs(self, one: OwnState) -> bool:
+        """Whether that is the one that has the engine."""
+        return one is self._own
+
+    def turn_to(self, one: OwnState) -> None:
+        """Go on as another one of `every`; cached translations of linear addresses are lost."""
+        if one is self._own:
+            return
+        self._own.put_aside(self._vmcs, self.head)
+        one.take_up(self.head)
+        self._own = one
+        self._vmcs = one.vmcs
+        self.registers, self.pins, self.x86_vmm = one.registers, one.pins, one.x86_vmm
 
     # The two instructions of seed two.
 
@@ -318,7 +347,8 @@ class Processor(LogicalProcessor):
             self._attach(vmcs)
         elif not v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_VPID:
             engine.flush_translations()
-        if self._sink is not None:
+        if self._sink is not None or self.stops_at_events:
+            self._entered = self._head[HEAD_SEQUENCE]
             self._make_room()
         c[stops.PINS] = self._pins
         c[stops.STOP] = stops.RUNNING
@@ -349,12 +379,12 @@ class Processor(LogicalProcessor):
     @property
     def _pins(self) -> int:
         """What waits at the pins, as bits of PINS."""
-        pins = 0
-        if self._interrupt is not None:
-            pins = stops.PIN_INTERRUPT
-        if self._nmi or self._init or self._smi is not None or self._start_up is not None:
-            pins |= stops.PIN_EVENT
-        return pins | stops.PIN_PRIORITY if self.watches_priority else pins
+        waiting = 0
+        if self.pins.interrupt is not None:
+            waiting = stops.PIN_INTERRUPT
+        if self.pins.has_event:
+            waiting |= stops.PIN_EVENT
+        return waiting | stops.PIN_PRIORITY if self.watches_priority else waiting
 
     def _handle_stop(self) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit to this VMM.
@@ -377,9 +407,6 @@ class Processor(LogicalProcessor):
             exited = self._checked_instruction(v) or self._out_of_time(v)
         elif stop == stops.TABLE_WRITE:
             exited = self._settled(table_writes.step(self, v))
-        elif stop == stops.TIMER:
-            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
-            exited = True
         elif stop == stops.HALTED:
             exited = self._halted(v)
         elif stop == stops.EXPLAIN:
@@ -431,6 +458,9 @@ class Processor(LogicalProcessor):
     def _attend(self, v: Cells) -> bool:
         """Take what is pending, in the order of "Priority Among Concurrent Events" (SDM)."""
         c = self.engine.cells
+        if self.stops_at_events and self._head[HEAD_SEQUENCE] > self._entered:
+            vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
+            return True
         exited = self._take(v)
         if not exited:
             # What is pending may stay blocked: let the guest execute a block before the next look.
@@ -447,27 +477,28 @@ class Processor(LogicalProcessor):
         pin = int(v[f.PIN_BASED_CONTROLS])
         state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
         activity = v[f.GUEST_ACTIVITY_STATE]
-        start_up, self._start_up = self._start_up, None
+        pins = self.pins
+        start_up, pins.start_up = pins.start_up, None
         if activity == ACTIVITY_WAIT_FOR_SIPI:
             # SDM, "Activity State" of VM entries: everything else is blocked.
             if start_up is not None:
                 vm_exit(v, ExitReason.STARTUP_IPI, start_up, 0)
             return start_up is not None
-        smi, self._smi = self._smi, None
-        if smi is not None:
-            host = self.move_to_vmcs0()
-            vm_exit(host, smi.reason, smi.qualification, 0)
-            for field, value in smi.fields.items():
-                host[field] = value
+        smi, pins.smi = pins.smi, None
+        if smi is not None and self._smi_exits(v, smi):
             return True
-        if self._init and not self.x86_vmm.in_root_operation:
-            self._init = False
-            vm_exit(v, ExitReason.INIT_SIGNAL, 0, 0)
-            return True
-        if self._nmi and not state & _BLOCKED_BY_STI_OR_SS:
+        if pins.init and not self.x86_vmm.in_root_operation:
+            pins.init = False
+            if platform_exit(v, True, ExitReason.INIT_SIGNAL, 0) == EXITED:
+                return True
+            reset(self.registers.cells, v)
+            self.engine.flush_translations()
+            self.platform_reset()
+            return False
+        if pins.nmi and not state & _BLOCKED_BY_STI_OR_SS:
             blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
             if not blocked:
-                self._nmi = False
+                pins.nmi = False
                 return self._wake(v, 2, 2)
         if activity == ACTIVITY_SHUTDOWN:
             return False
@@ -478,19 +509,46 @@ class Processor(LogicalProcessor):
         if v is self.x86_vmm.vmcs and (interruptible or exiting) and self._awaits_window():
             vm_exit(self.move_to_vmcs0(), ExitReason.INTERRUPT_WINDOW, 0, 0)
             return True
-        if self._interrupt is not None:
-            vector = self._interrupt
-            if exiting:
+        if pins.interrupt is not None:
+            vector = pins.interrupt
+            if exiting and self._interrupt_exits(v, vector):
                 vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
                 if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
-                    self._interrupt = None
+                    pins.interrupt = None
                     word, _ = Interruption(vector, 0).encode()  # type: ignore[arg-type]
                     v[f.VM_EXIT_INTERRUPTION_INFORMATION] = word
                 return True
             if interruptible:
-                self._interrupt = None
+                pins.interrupt = None
                 return self._wake(v, vector, 0)
         return False
+
+    def _smi_exits(self, v: Cells, smi: Smi) -> bool:
+        """Put an SMI to the criteria; whether it exits.
+
+        One that does not is for system-management mode, whose handler is RSM alone. VT-x lets
+        none exit without dual-monitor treatment, which there is not.
+        """
+        assert self._vmcs is not None
+        host = self.move_to_vmcs0()
+        usual = self._vmcs.profile == "extended"
+        if platform_exit(host, usual, smi.reason, smi.qualification) == GO_ON:
+            if v is not host:
+                self.move_from_vmcs0()
+            return False
+        for cell, value in smi.fields.items():
+            host[cell] = value
+        return True
+
+    def _interrupt_exits(self, v: Cells, vector: int) -> bool:
+        """Whether external-interrupt exiting holds for a vector: a criteria table may exempt it."""
+        if v[f.CRITERIA_TABLE_RULES] == 0:
+            return True
+        action, _ = decide_by_table(
+            v, self.memory.cells, vector, int(InterruptionType.EXTERNAL_INTERRUPT),
+            -1, 0, 0, 0, -1, 0, 0, 0,
+        )  # fmt: skip
+        return action != RULE_DELIVER
 
     def _awaits_window(self) -> bool:
         """Whether VMCS 0 asks for an exit as soon as interrupts are enabled."""

@@ -10,7 +10,8 @@ as they were, and the page fault is raised. Nobody looks in between.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import iced_x86 as iced
@@ -33,7 +34,7 @@ from trapgate.events.journal import (
 )
 from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, store8
-from trapgate.paging.walk import FETCH, READ, WRITE
+from trapgate.paging.walk import FETCH, READ, WRITE, uses_pae_paging
 from trapgate.processor import stepping
 from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import LogicalProcessor, Outcome
@@ -89,12 +90,16 @@ class Snapshot:
 
     def put_back(self, processor: LogicalProcessor, v: Cells) -> None:
         """As if the instruction had not been tried."""
-        # The engine may have translated what comes next.
-        translated = _code_pages(Operand(processor, v))
+        self.put_memory_back(processor, v)
         v[:] = self.v
         processor.registers.cells[:] = self.r
         processor.engine.cells[stops.TIME] = self.time
         processor.engine.restore_registers(self.fpu)
+
+    def put_memory_back(self, processor: LogicalProcessor, v: Cells) -> None:
+        """Memory alone as it was."""
+        # The engine may have translated what comes next.
+        translated = _code_pages(Operand(processor, v))
         # What was kept first is the older, where two places overlap.
         for physical, data in reversed(self._kept):
             if self._memory.read(physical, len(data)) != data:
@@ -184,6 +189,61 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         cells[stops.ATTENTION] |= stops.AT_ONCE
         cells[stops.DEADLINE] = 0
     return Outcome(stepping.trap(processor, v, instruction, accesses))
+
+
+class Attempt(NamedTuple):
+    """An instruction that was executed, and whose stores have been taken back.
+
+    `pieces` are these stores, within a page each, by physical address.
+    """
+
+    pieces: list[tuple[int, bytes]]
+    take_back: Callable[[], None]
+    """Have the registers as they were before, too."""
+
+
+def attempt(processor: LogicalProcessor, v: Cells, user: int, size: int) -> Attempt | None:
+    """What the instruction at RIP stores to tables that a frame map protects, by trying it.
+
+    `user` is 1 in user mode; `size` bytes of memory are the guest's. None, and nothing has
+    changed, if it reaches other memory, faults, or may store where its operands do not show.
+    """
+    guest = Operand(processor, v)
+    instruction = guest.decode()
+    if _writes_more(instruction):
+        return None
+    before = Snapshot(processor, v)
+    places: list[tuple[int, int]] = []
+    for access in stepping.accesses_of(guest, instruction):
+        start, end = access.linear, access.linear + access.size
+        while start < end:
+            count = min(end - start, _PAGE - start % _PAGE)
+            linear = _signed(guest.wrap(start))
+            physical, fault = guest.walk(linear, READ, user)
+            if access.write and fault < 0:
+                physical, fault = walk_without_map(guest, linear, user)
+            if fault >= 0 or physical + count > size:
+                return None
+            if access.write:
+                places.append((physical, count))
+                before.keep(physical, count)
+            start += count
+    if not places or not _execute(processor, v, set(), 0):
+        before.put_back(processor, v)
+        return None
+    memory = processor.memory
+    pieces = [(physical, memory.read(physical, count)) for physical, count in places]
+    before.put_memory_back(processor, v)
+    return Attempt(pieces, partial(before.put_back, processor, v))
+
+
+def walk_without_map(guest: Operand, linear: int, user: int) -> tuple[int, int]:
+    """Where a write to a linear address, signed, goes if no frame map stops it; see `walk`."""
+    v = guest.v
+    length, v[f.FRAME_MAP_LENGTH] = v[f.FRAME_MAP_LENGTH], 0
+    found = guest.walk(linear, WRITE, user)
+    v[f.FRAME_MAP_LENGTH] = length
+    return found
 
 
 def _address_of(part: Part, address: int) -> int:
@@ -297,10 +357,22 @@ def _written(guest: Operand, linear: int, user: int) -> tuple[int, int, int]:
 
 
 def _way(guest: Operand, linear: int) -> Iterator[int]:
-    """The physical addresses of the table entries that translate `linear`, if it is mapped."""
-    cr3, cr4 = int(guest.v[f.GUEST_CR3]), int(guest.v[f.GUEST_CR4])
+    """The physical addresses of the table entries that translate `linear`, if it is mapped.
+
+    Those of PAE paging's pointers, which have no rights, are left out.
+    """
+    v = guest.v
+    cr3, cr4 = int(v[f.GUEST_CR3]), int(v[f.GUEST_CR4])
     levels, bits, width, frame = (4, 9, 8, FRAME_64) if cr4 & CR4_PAE else (2, 10, 4, FRAME)
     table = cr3 & frame
+    if uses_pae_paging(v):
+        levels = 2
+        pointer = int(v[f.GUEST_PDPTE0 + (linear >> 30 & 3)])
+        if not has_frame_map(v):
+            pointer = int(entry_of(guest.mem, (cr3 & 0xFFFF_FFE0) + (linear >> 27 & 0x18), width))
+        if not pointer & PRESENT:
+            return
+        table = pointer & frame
     for level in reversed(range(levels)):
         index = linear >> (12 + bits * level) & (1 << bits) - 1
         yield table + index * width

@@ -32,11 +32,15 @@ class X86Vmm:
         self._engine = engine.cells
         self.state: Cells = np.zeros(vmx.LENGTH, np.int64)
         self.state[vmx.VMXON_POINTER] = self.state[vmx.CURRENT] = vmx.NONE
+        self.state[vmx.LATEST_PAUSE] = vmx.NEVER
         self.vmcs: Cells = np.zeros(LENGTH, np.int64)
         self._words = memoryview(self.state.data)
         self._sink: Callable[[str], None] | None = None
         self._told = 0
-        engine.offer_vmx(self.state, self.vmcs)
+
+    def look_at(self, machine: Cells) -> None:
+        """Let `machine` be the cells of the engine as they are for this processor."""
+        self._engine = machine
 
     def offer(self, *, extended: bool) -> None:
         """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.

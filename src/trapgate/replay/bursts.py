@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from trapgate.replay.exits import SAVED, said_of
 from trapgate.replay.judge import Columns, recorded_exit, verdict
 from trapgate.trace.frames import polars, reading, scan
 from trapgate.trace.selection import EVERYTHING, Selection
@@ -44,6 +45,9 @@ def burst_interval(
             return None
         said = verdict(policy, Columns(codes_missing=True))
         saved = (said.judged & recorded_exit() & ~said.exits).fill_null(value=False)
+        if policy.exits.speaks:
+            other = recorded_exit() & ~pl.col("injected") & (said_of(policy.exits) == SAVED)
+            saved = saved | other.fill_null(value=False)
         width = (last - first) // blocks + 1
         sums = (
             lazy.filter(saved & pl.col("latency").is_not_null())

@@ -119,8 +119,8 @@ def verdict(policy: Policy, columns: Columns) -> Verdict:
     """The expressions of `policy` for frames with those `columns`."""
     pl = polars()
     vector = pl.col("vector")
-    asked = exceptions()
-    exits = transfers(policy) | always_exits()
+    asked = exceptions() & policy.judges_exceptions
+    exits = transfers(policy, codes_missing=columns.codes_missing) | always_exits()
     unjudged = pl.lit(value=False)
     readers = [number for number in range(32) if policy.reads_code(number)]
     if columns.codes_missing and readers:
@@ -141,7 +141,7 @@ def verdict(policy: Policy, columns: Columns) -> Verdict:
         exits = exits & ~filtered
     unjudged = asked & unjudged
     judged = asked & ~unjudged
-    if columns.codes_missing:
+    if columns.codes_missing and policy.judges_exceptions:
         # An exit of an exception, and the trace does not tell of which.
         unjudged = unjudged | (vector.is_null() & pl.col("code_missing").fill_null(value=False))
     if policy.judges_interrupts:
@@ -185,11 +185,17 @@ def table_flags(table: Table) -> tuple[Expr, Expr, Expr]:
     return low, high, action == pl.lit(UNDECIDED, pl.UInt8)
 
 
-def transfers(policy: Policy) -> Expr:
-    """Whether the control-transfer criteria send an exception to the VMM."""
+def transfers(policy: Policy, *, codes_missing: bool = False) -> Expr:
+    """Whether the control-transfer criteria send an exception to the VMM.
+
+    With `codes_missing` there are exceptions whose code the trace does not tell: those have
+    one, and where it has no say (`Policy.reads_code`) they are judged all the same.
+    """
     pl = polars()
     vector, column = pl.col("vector"), pl.col("error_code")
     code, has_code = column.fill_null(0), column.is_not_null()
+    if codes_missing:
+        has_code = has_code | pl.col("code_missing").fill_null(value=False)
     parts: list[Expr] = []
     constant: list[int] = []
     for number in range(32):

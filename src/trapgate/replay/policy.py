@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from trapgate.decision.conditions import Names
 from trapgate.decision.criteria_rules import Rule
 from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.decision.fault_filters import FILTER_NONE, ORDER_FIGURE_6
 from trapgate.decision.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.errors import VmcsFileError
+from trapgate.replay.exits import ExitPolicy
 from trapgate.sdm.checks import CHECKS
+from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, ROWS
 from trapgate.trace.html import table
 from trapgate.vmcs.file import Settings, read_settings
-from trapgate.vmcs.vmcs import Vmcs
+from trapgate.vmcs.vmcs import Vmcs, rules_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +37,9 @@ class Policy:
     `judges_interrupts` tells whether external interrupts and NMIs are judged by its
     pin-based controls, or are left as recorded. `fault_filter`, `order` and `ptbase` are
     the fault filter's fields (figures 7 and 8, ¶60-80), which need not be ones that the
-    processor carries out.
+    processor carries out. `exits` is what it says of exits that are no exceptions;
+    `judges_exceptions` is False for a file that speaks of nothing else: then they are left
+    as recorded.
     """
 
     name: str
@@ -43,22 +48,24 @@ class Policy:
     fault_filter: int = FILTER_NONE
     order: int = ORDER_FIGURE_6
     ptbase: int = 0
+    exits: ExitPolicy = field(default_factory=ExitPolicy)
+    judges_exceptions: bool = True
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """The policy in a VMCS file, named after the file.
+    def load(cls, path: Path, names: Names | None = None) -> Self:
+        """The policy in a VMCS file, named after the file; its conditions may use `names`.
 
         Raises: VmcsError for a file that is none, or asks for what cannot be replayed.
         """
-        return cls.from_settings(path.stem, read_settings(path))
+        return cls.from_settings(path.stem, read_settings(path, names))
 
     @classmethod
     def from_settings(cls, name: str, settings: Settings) -> Self:
         """The policy that `settings` describe; raises as `load`."""
-        kind, order, ptbase = (settings.fields.get(field, 0) for field in _FILTER_FIELDS)
+        kind, order, ptbase = (settings.fields.get(one, 0) for one in _FILTER_FIELDS)
         others = {f: v for f, v in settings.fields.items() if f not in _FILTER_FIELDS}
         vmcs = Vmcs("vt-x" if settings.profile == "vt-x" else "extended")
-        vmcs.apply(replace(settings, fields=others))
+        vmcs.apply(replace(settings, fields=others, intercepts=None))
         if settings.profile == "vt-x" and kind:
             raise VmcsFileError(
                 'is an extension; use profile "extended"', field="FAULT_FILTER", path=settings.path
@@ -77,9 +84,12 @@ class Policy:
                 path=settings.path,
             )
         _check_filter(kind, ptbase, settings.path)
-        named = Field.PIN_BASED_CONTROLS
-        judges = named in settings.bits or named in settings.fields
-        return cls(name, vmcs, judges, kind, order, ptbase)
+        exits = ExitPolicy.of(settings)
+        interrupts = PIN_EXTERNAL_INTERRUPT_EXITING | PIN_NMI_EXITING
+        judges = exits.names(Field.PIN_BASED_CONTROLS, interrupts)
+        about = {one for one in exits.named if rules_exceptions(one)}
+        only_exits = exits.speaks and not about and settings.rules is None
+        return cls(name, vmcs, judges, kind, order, ptbase, exits, not only_exits)
 
     @classmethod
     def of(cls, name: str, *, vectors: Iterable[int] = (), mask: int = 0, match: int = 0) -> Self:
@@ -124,18 +134,22 @@ class Policy:
         )
         width = self._value("ERROR_CODE_FIELD_WIDTH") if extended else 0
         if not width:
-            return 0xFFFFFFFF, 1
+            return _WHOLE
         return (1 << width) - 1, 1 << self._value("ERROR_CODE_FIELD_SHIFT")
 
     def reads_code(self, vector: int) -> bool:
         """Whether the error code has a say about `vector`.
 
-        It has none where nothing is masked: then all codes match, or none does.
+        It has none where nothing is masked: then all codes match, or none does. Nor has it
+        where the match has bits outside of the mask: then none does.
         """
         scheme = self.scheme(vector)
         if scheme is None:
             return False
-        return scheme is not SCHEMES["figure-3"] or self.values(vector)[0] != 0
+        if scheme is not SCHEMES["figure-3"] or self.window(vector) != _WHOLE:
+            return True
+        mask, match = self.values(vector)[:2]
+        return mask != 0 and not match & ~mask
 
     def _value(self, name: str) -> int:
         return self.vmcs[name]
@@ -144,7 +158,7 @@ class Policy:
     def summary(self) -> str:
         """Its criteria on one line."""
         on = [row.vector.name for row in ROWS.values() if self.control(int(row.vector))]
-        parts = [f"exceptions {', '.join(on) or 'none'}"]
+        parts = [f"exceptions {', '.join(on) or 'none'}"] if self.judges_exceptions else []
         for vector in PAIR:
             scheme = self.scheme(vector)
             if scheme is None or (vector == PF and not any(self.values(vector))):
@@ -157,6 +171,8 @@ class Policy:
             parts.append(f"fault filter {name}, PTBASE {self.ptbase:#x}")
         if self.rules:
             parts.insert(0, f"a criteria table of {len(self.rules)} rules")
+        if self.exits.speaks:
+            parts.append(f"exits: {self.exits.words}")
         return "; ".join(parts)
 
     def _repr_html_(self) -> str:
@@ -175,6 +191,9 @@ class Policy:
         return f"<h4>Policy {escape(self.name)}</h4>" + table(
             ("vector", "control bit", "criterion", "fields"), rows
         )
+
+
+_WHOLE: Final = (0xFFFFFFFF, 1)
 
 
 def _short(field: str) -> str:

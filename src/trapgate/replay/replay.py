@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trapgate.decision.rules import figure_3
+from trapgate.replay.exits import judge_exits
 from trapgate.replay.judge import Columns, Verdict, exceptions, recorded_exit, verdict
 from trapgate.replay.policy import Policy
-from trapgate.replay.result import CostModel, Outcome, Replay, Sums, time_saved
+from trapgate.replay.result import CostModel, Outcome, Replay, Sums, time_saved, with_exits
 from trapgate.replay.tables import unjudgeable
 from trapgate.replay.tally import SUMS, Asked, columns_for, filters_of, tally
 from trapgate.sdm.vectors import PF
@@ -56,6 +57,12 @@ def replay(
         kinds = (tallied or partial(here, chosen=chosen))(traces, pairs)
         outcomes = judged(kinds, policies, pairs, unit=unit, model=model)
         demand_rows(outcomes[0].rows if outcomes else 1, traces)
+    if any(policy.exits.speaks for policy in policies):
+        found = judge_exits(traces, [policy.exits for policy in policies], chosen)
+        outcomes = [
+            with_exits(outcome, told, unit, model or CostModel())
+            for outcome, told in zip(outcomes, found, strict=True)
+        ]
     return Replay(
         tuple(map(str, traces)), unit, tuple(outcomes), lost_events(traces), chosen.words()
     )
@@ -69,7 +76,8 @@ def _alone(
     That is so where latencies have to be guessed, by the means of their vectors.
     """
     with reading(traces):
-        counted = direct(scan(traces, chosen), policy, timed=unit in HOST_UNITS)
+        timed, untold = unit in HOST_UNITS, unit != "instructions"
+        counted = direct(scan(traces, chosen), policy, timed=timed, codes_missing=untold)
     demand_rows(counted["rows"], traces)
     if unit not in HOST_UNITS or not counted["recorded_timed"]:
         return _outcome(policy, counted, unit, model)
@@ -102,21 +110,25 @@ def demand_rows(rows: int, traces: Sequence[Path]) -> None:
         raise TraceError(names, "no event in it", "give a trace of a run that had some")
 
 
-def direct(lazy: LazyFrame, policy: Policy, *, timed: bool = False) -> dict[str, Any]:
+def direct(
+    lazy: LazyFrame, policy: Policy, *, timed: bool = False, codes_missing: bool | None = None
+) -> dict[str, Any]:
     """The counts of one policy, straight from the rows.
 
-    With `timed`, for traces of hosts: rows may lack what the policy asks for, and the
-    latencies of saved exits, and their squares, are added up.
+    With `timed`, for traces of hosts, the latencies of saved exits, and their squares, are
+    added up; with `codes_missing` (as `timed`, if not given) rows may lack what it asks for.
     """
     pl = polars()
-    said = verdict(policy, Columns(codes_missing=timed))
+    untold = timed if codes_missing is None else codes_missing
+    said = verdict(policy, Columns(codes_missing=untold))
     # Each mask is worked out once, and only then combined and counted.
     masks = {"judged": said.judged, "exits": said.exits, "was": recorded_exit()}
-    if policy.fault_filter or policy.rules or timed:
+    if policy.fault_filter or policy.rules or untold:
         masks |= {"unjudged": said.unjudged, "completes": said.completes}
     more: list[Expr] = []
-    if timed:
+    if untold:
         masks = {name: mask.fill_null(value=False) for name, mask in masks.items()}
+    if timed:
         masks |= {"latency": pl.col("latency"), "recorded": exceptions() & recorded_exit()}
         latency = pl.col("latency").filter(pl.col("judged") & pl.col("was") & ~pl.col("exits"))
         wide = latency.cast(pl.Int128)
@@ -282,6 +294,7 @@ def _outcome(
         deliveries=found["judged"] - found["exits"] - found["completions"],
         completions=found["completions"],
         unjudged=found["unjudged"],
+        unjudged_exits=found["unjudged_was"],
         outside=found["rows"] - found["judged"] - found["unjudged"],
         outside_exits=found["outside_exits"],
         recorded_exits=found["recorded_exits"],

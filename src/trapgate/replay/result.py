@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, Final
 
-from trapgate.trace.document import Document, Paragraph, Part, Table
+from trapgate.replay.exits import ReasonOutcome, lost_range
+from trapgate.trace.document import Document, Heading, Paragraph, Part, Table
 from trapgate.trace.html import bars, table
 
 SHOWN: Final = 30
@@ -55,17 +56,48 @@ class TimeSaved:
     unit: str
     basis: str
 
+    @property
+    def of_two_recordings(self) -> tuple[float, float]:
+        """The interval of the difference that a second recording shows: as wide as that of two
+        independent ones, root 2 times.
+        """
+        spread = math.sqrt(2) * (self.high - self.low) / 2
+        middle = (self.high + self.low) / 2
+        return middle - spread, middle + spread
+
+    @property
+    def words(self) -> str:
+        """What kind of interval it is."""
+        if self.basis == "latencies":
+            return (
+                "by the trace's own latencies; the interval holds 95 % of what runs like this one "
+                "show, if exits come independently (--bursts if not); two recordings differ by "
+                "1.41 times as much"
+            )
+        if self.basis == "cost model":
+            return (
+                "by the cost model (--cost), for the trace has no latencies; the interval is that "
+                "of the model's costs, which are assumed"
+            )
+        return "by latencies where the trace has them, else by the cost model (--cost)"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        low, high = self.of_two_recordings
+        return asdict(self) | {"interval": self.words, "of_two_recordings": [low, high]}
+
 
 @dataclass(frozen=True)
 class Outcome:
     """What one policy would have done.
 
-    Of all `rows`, `judged` ones are `exits`, `deliveries` or `completions`; `unjudged`
-    ones lack what the policy asks for; `outside` ones it does not speak of (exits that are
-    no faults, injected events, interrupts unless it sets pin-based controls), and
+    Of all `rows`, `judged` ones are `exits`, `deliveries` (the guest gets the fault, or carries
+    the instruction out) or `completions`; `unjudged` ones lack what the policy asks for, and
+    `unjudged_exits` of them exited; `outside` ones it does not speak of (injected events,
+    interrupts and exits whose control it does not set), and
     `outside_exits` of them exited and still do. `recorded_exits` counts exits among judged
     rows; `saved` and `added` are the differences: exits less `recorded_exits` is `added`
-    less `saved`.
+    less `saved`. `reasons` has what it does to exits that are no exceptions.
     """
 
     policy: str
@@ -86,10 +118,23 @@ class Outcome:
     """Of the faults that had to keep exiting (where any had to), those that do not."""
     missing: tuple[str, ...] = ()
     """What rules of the criteria table ask for and no trace has, in sentences."""
+    unjudged_exits: int = 0
+    reasons: tuple[ReasonOutcome, ...] = ()
+
+    @property
+    def saved_range(self) -> tuple[int, int]:
+        """The fewest and the most exits that may be saved: each unjudged one may, or may not."""
+        return self.saved, self.saved + self.unjudged_exits
+
+    @property
+    def saved_words(self) -> str:
+        """`1,200`, or `1,200 to 1,500` where exits are unjudged."""
+        return " to ".join(f"{end:,}" for end in dict.fromkeys(self.saved_range))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        more = {"saved_range": list(self.saved_range), "time": self.time.as_json()}
+        return asdict(self) | more
 
 
 @dataclass(frozen=True)
@@ -131,7 +176,7 @@ class Replay:
                 one.deliveries,
                 one.completions,
                 one.unjudged,
-                one.saved,
+                one.saved if one.unjudged_exits == 0 else one.saved_words,
                 one.added,
                 f"{one.time.estimate:,.0f} ({one.time.low:,.0f} to {one.time.high:,.0f})",
             )
@@ -139,7 +184,10 @@ class Replay:
         )
         time = f"time saved ({first.time.unit}, 95 %, by {first.time.basis})"
         parts += [Table((*heads, time), rows, "policies beside the recorded run")]
+        parts.append(Paragraph(f"Time {first.time.words}."))
         parts += [Paragraph(f"{one.policy}: {one.summary}") for one in self.outcomes[:SHOWN]]
+        for one in self.outcomes[:SHOWN]:
+            parts += reason_parts(one)
         parts += [
             Paragraph(f"{one.policy}: {words}")
             for one in self.outcomes[:SHOWN]
@@ -159,7 +207,7 @@ class Replay:
                 f"{outcome.deliveries:,}",
                 f"{outcome.completions:,}",
                 f"{outcome.unjudged:,}",
-                f"{outcome.saved:,}",
+                outcome.saved_words,
                 f"{outcome.added:,}",
                 f"{outcome.time.estimate:,.0f} {outcome.time.unit}",
                 f"{outcome.time.low:,.0f} to {outcome.time.high:,.0f}",
@@ -174,6 +222,7 @@ class Replay:
             f"<h4>Replay of {escape(', '.join(self.traces))}</h4>"
             + table((*heads, "time saved", f"interval, by {shown[0].time.basis}"), rows)
             + (f"<p>{more:,} more</p>" if more else "")
+            + "".join(Document("", tuple(reason_parts(one))).html(level=4) for one in shown)
             + bars(chart, "exits of judged events")
         )
 
@@ -229,3 +278,79 @@ def time_saved(
     variance += squares
     spread = Z * math.sqrt(variance)
     return TimeSaved(estimate, estimate - spread, estimate + spread, unit, "latencies")
+
+
+REASON_HEADS: Final = ("reason", "control", "exits", "saved", "lost", "unjudged", "time saved")
+
+
+def reason_row(one: ReasonOutcome) -> tuple[str | int | None, ...]:
+    """A row below `REASON_HEADS`."""
+    lost = lost_range(one.lost, one.lost_untold)
+    return one.reason, one.control, one.recorded, one.saved, lost, one.unjudged, one.time
+
+
+def reason_parts(outcome: Outcome) -> list[Part]:
+    """What a policy does to exits that are no exceptions, by their reasons."""
+    if not outcome.reasons:
+        return []
+    rows = tuple(map(reason_row, outcome.reasons))
+    caption = "exits that are no exceptions; lost: what the VMM did there and nobody does any more"
+    return [
+        Heading(f"{outcome.policy}: exits by reason"),
+        Table(REASON_HEADS, rows, caption),
+        *map(Paragraph, reason_notes(outcome)),
+    ]
+
+
+def reason_notes(outcome: Outcome) -> list[str]:
+    """What is lost by each control, and what the trace does not tell, in sentences."""
+    lost = {one.control: one.lost_words for one in outcome.reasons if one.saved}
+    unknown = {one.control: one.unknown for one in outcome.reasons if one.unknown}
+    return [
+        *(f"without {control} goes: {words}" for control, words in lost.items()),
+        *(f"{control}: the trace does not tell {words}" for control, words in unknown.items()),
+    ]
+
+
+def with_exits(
+    outcome: Outcome, reasons: tuple[ReasonOutcome, ...], unit: str, model: CostModel
+) -> Outcome:
+    """An outcome together with what the policy does to exits that are no exceptions."""
+    if not reasons:
+        return outcome
+    recorded = sum(one.recorded for one in reasons)
+    saved = sum(one.saved for one in reasons)
+    unjudged = sum(one.unjudged for one in reasons)
+    sums = {
+        number: Sums(one.saved, one.timed, one.time or 0, one.squared)
+        for number, one in enumerate(reasons)
+    }
+    # An exit without a latency counts with the mean of those of its reason.
+    means = {number: replace(one, count=one.timed) for number, one in sums.items()}
+    time = time_saved(sums, {}, means, unit=unit, model=model)
+    if outcome.saved or outcome.added:
+        time = _together(outcome.time, time) if saved else outcome.time
+    return replace(
+        outcome,
+        judged=outcome.judged + recorded - unjudged,
+        exits=outcome.exits + recorded - unjudged - saved,
+        deliveries=outcome.deliveries + saved,
+        unjudged=outcome.unjudged + unjudged,
+        unjudged_exits=outcome.unjudged_exits + unjudged,
+        outside=outcome.outside - recorded,
+        outside_exits=outcome.outside_exits - recorded,
+        recorded_exits=outcome.recorded_exits + recorded - unjudged,
+        saved=outcome.saved + saved,
+        time=time,
+        reasons=reasons,
+    )
+
+
+def _together(one: TimeSaved, other: TimeSaved) -> TimeSaved:
+    """Two times saved; those by latencies are independent, a cost model's are not."""
+    estimate = one.estimate + other.estimate
+    if one.basis == other.basis == "latencies":
+        spread = math.hypot(one.high - one.estimate, other.high - other.estimate)
+        return TimeSaved(estimate, estimate - spread, estimate + spread, one.unit, one.basis)
+    basis = one.basis if one.basis == other.basis else "latencies and cost model"
+    return TimeSaved(estimate, one.low + other.low, one.high + other.high, one.unit, basis)

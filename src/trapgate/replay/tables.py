@@ -36,6 +36,7 @@ NOT_IN_TRACES: Final = frozenset(
         *(fv.INSTRUCTION_LENGTH, fv.MODE, fv.RFLAGS, fv.CR0, fv.CR4, fv.EFER, fv.RSP),
         *(fv.BELOW_STACK, fv.WALK_LEVEL, fv.ENTRY_ADDRESS, fv.ENTRY, fv.PAGE_ADDRESS),
         *(fv.FRAME_TYPE, fv.NEW_FRAME_TYPE),
+        *range(fv.REASON, fv.VALUES_END),
     )
 )
 """Values that no trace has a column for."""
@@ -146,6 +147,9 @@ class _Values:
             case fv.INSTRUCTION_LENGTH:
                 software = (self._type >= TYPE_SOFTWARE_INTERRUPT) & (self._type <= 6)
                 return software, self._null
+            case _ if what >= fv.REASON:
+                # The rows of traces are faults and interrupts.
+                return pl.lit(value=False), self._null
             case fv.MODE | fv.RFLAGS | fv.CR0 | fv.CR4 | fv.EFER | fv.RSP:
                 return self._always, self._null
         return self._page_fault, self._null

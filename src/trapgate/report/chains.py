@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +22,19 @@ Step = tuple[int, int, int, int]
 _DISPOSITIONS = ("EXIT", "DELIVER", "COMPLETE")
 
 
-def chains(paths: Sequence[Path], most: int = MOST) -> list[dict[str, Any]]:
+def chains(
+    paths: Sequence[Path],
+    most: int = MOST,
+    progress: Callable[[float], None] | None = None,
+) -> list[dict[str, Any]]:
     """The commonest chains of the traces: their steps and how often they happened.
 
     Events of one vCPU belong together where each has a greater depth than the one before.
     """
     found: Counter[tuple[Step, ...]] = Counter()
-    for path in paths:
+    for number, path in enumerate(paths):
+        if progress is not None:
+            progress(number / len(paths))
         with Trace(path) as trace:
             found.update(_of_trace(trace))
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:most]

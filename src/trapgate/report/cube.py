@@ -8,11 +8,14 @@ disposition. All charts are sums of cells, so a filter on the page is exact.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from trapgate.replay.exits import OUTSIDE, SAVED, said_of
+from trapgate.replay.exits import STAYS as STAYS_AN_EXIT
+from trapgate.replay.exits import UNJUDGED as NOT_JUDGED
 from trapgate.replay.judge import verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.tally import SUMS, Asked, columns_for, filters_of, packed_key, unpacked
@@ -40,6 +43,14 @@ SYMBOLS: Final = 30
 _DIMENSIONS: Final = ("reason", "vector", "code", "symbol", "disposition")
 _LEAST = 500
 _NUMBERS: Final = ("count", "timed", "spent")
+
+Progress = Callable[[str, float], None]
+"""Is told what is being done, and what share (0 to 1) of the work that begins at."""
+
+
+def unheard(words: str, share: float) -> None:
+    """Nobody is told."""
+
 
 OTHER: Final = "(other)"
 NONE: Final = "(none)"
@@ -79,8 +90,10 @@ def cube_of(
     *,
     symbols: Symbols | None = None,
     most: int = CELLS,
+    progress: Progress | None = None,
 ) -> Cube:
-    """Count traces; memory and result do not grow with their length.
+    """Count traces; memory and result do not grow with their length. `progress` is told what
+    is being done, and what share (0 to 1) of a whole report's work that begins at.
 
     Raises: TraceError for files that are no traces, or hold no event, or symbols that do
     not match.
@@ -88,8 +101,10 @@ def cube_of(
     pl = polars()
     unit = time_unit(paths)
     pairs = filters_of(policies)
+    say = progress or unheard
     with reading(paths):
         lazy = scan(paths)
+        say("times", 0.0)
         facts = lazy.select(
             count(weighted=is_weighted(paths)).alias("rows"),
             pl.col("time").min().alias("first"),
@@ -102,15 +117,23 @@ def cube_of(
         if symbols is not None:
             check_symbols(lazy, symbols)
         step = (last - first) // BINS + 1
+        say("addresses", 0.15)
         lazy, names = _placed(lazy, symbols)
+        say("events", 0.35)
         # A categorical column keeps words short on the way through the group-by.
         why = pl.when(pl.col("exit_reason").is_null()).then(pl.col("reason").cast(pl.String))
+        speaking = {f"exits {n}": p.exits for n, p in enumerate(policies) if p.exits.speaks}
+        recorded = (pl.col("disposition") == "EXIT") & ~pl.col("injected")
         counted = (
             lazy.group_by(
                 ((pl.col("time") - first) // step).cast(pl.UInt16).alias("bin"),
                 packed_key(pairs).alias("key"),
                 why.otherwise(pl.col("exit_reason").cast(pl.String)).alias("why"),
                 "place",
+                *(
+                    pl.when(recorded).then(said_of(policy)).otherwise(OUTSIDE).alias(name)
+                    for name, policy in speaking.items()
+                ),
             )
             .agg(
                 *_sums(
@@ -121,9 +144,9 @@ def cube_of(
             )
             .collect(engine="streaming")
         )
-    kinds = counted.select("key", "why", "place").unique().sort("key", "why", "place")
-    kinds = kinds.with_row_index("kind")
-    cells = counted.join(kinds, on=["key", "why", "place"]).select("bin", "kind", *_NUMBERS)
+    keys = ["key", "why", "place", *speaking]
+    kinds = counted.select(keys).unique().sort(keys).with_row_index("kind")
+    cells = counted.join(kinds, on=keys).select("bin", "kind", *_NUMBERS)
     described = _described(kinds, policies, pairs, names)
     while True:
         fitted = _fitted(cells, described, step, most)
@@ -179,12 +202,18 @@ def _described(
     pl = polars()
     zeros = [pl.lit(0, pl.Int128).alias(name) for name in SUMS]
     facts = unpacked(kinds.select("key", *zeros), pairs, order=False)
+    facts = facts.hstack(kinds.select(name for name in kinds.columns if name.startswith("exits ")))
     columns = columns_for(pairs)
     says = []
     for number, policy in enumerate(policies):
         said = verdict(policy, columns)
+        exits = f"exits {number}"
+        other = pl.col(exits) if exits in kinds.columns else pl.lit(OUTSIDE)
         says.append(
-            pl.when(said.exits).then(EXIT)
+            pl.when(other == STAYS_AN_EXIT).then(EXIT)
+            .when(other == SAVED).then(DELIVER)
+            .when(other == NOT_JUDGED).then(UNJUDGED)
+            .when(said.exits).then(EXIT)
             .when(said.completes).then(COMPLETE)
             .when(said.judged).then(DELIVER)
             .when(said.unjudged).then(UNJUDGED)

@@ -7,7 +7,8 @@
     symbol: data.named ? "Symbol" : "Address", disposition: "Disposition" };
   const chosen = Object.fromEntries(dimensions.map((name) => [name, new Set()]));
   const SVG = "http://www.w3.org/2000/svg";
-  const EXIT = 0, DELIVER = 1, COMPLETE = 2, UNJUDGED = 3;
+  const EXIT = 0, DELIVER = 1, COMPLETE = 2, UNJUDGED = 3, STAYS = 4;
+  const goes = { [EXIT]: ["exit", "s-exit"], [DELIVER]: ["guest", "s-guest"], [STAYS]: ["as it was", ""] };
   const kindCount = cube.kinds.reason.length;
   let from = 0, to = cube.bins - 1;
 
@@ -185,8 +186,8 @@
     }
     const most = Math.max(...grid.values());
     const head = element("tr", {}, element("th", { scope: "col" }, titles.symbol));
-    codes.forEach((c) => head.append(element("th", { scope: "col", class: "code" },
-      cube.labels.code[c])));
+    codes.forEach((c) => head.append(element("th", { scope: "col", class: "code",
+      title: data.words[cube.labels.code[c]] || "" }, cube.labels.code[c])));
     const table = element("table", { class: "heat" }, element("thead", {}, head));
     const body = element("tbody", {});
     for (const s of symbols) {
@@ -231,8 +232,10 @@
       const row = element("div", { class: "chain" }, element("b", {}, number(chain.count) + " ×"));
       chain.steps.forEach((step, n) => {
         if (n) row.append("→");
+        const label = `${step.vector} ${step.code}`.trim();
         row.append(element("span", { class: "step s-" + step.disposition },
-          `${step.vector} ${step.code} ${step.disposition}`.replace("  ", " ")));
+          `${label} ${step.disposition}`, element("span", { class: "words" },
+            data.words[label] || "")));
       });
       list.append(row);
     }
@@ -259,7 +262,7 @@
         if (!pass[k]) continue;
         const says = cube.verdicts[p][k], was = cube.kinds.disposition[k] === exits;
         found[says] += sums.count[k];
-        if (says === 4 && was) stays += sums.count[k];
+        if (says === STAYS && was) stays += sums.count[k];
         if (was && (says === DELIVER || says === COMPLETE)) saved += sums.count[k];
         if (!was && says === EXIT) added += sums.count[k];
       }
@@ -281,10 +284,39 @@
       const unit = time.unit === "ns" ? "ms" : "million " + time.unit;
       return element("span", {}, `${policy.policy}: ${policy.summary}. Whole trace: saves `
         + `${scale(time.estimate)} ${unit} (${scale(time.low)} to ${scale(time.high)}), by `
-        + (time.basis === "latencies" ? "the trace's own latencies." : "the cost model."),
-        element("br"));
+        + (time.basis === "latencies" ? "the trace's own latencies." : `the ${time.basis}.`)
+        + (policy.unjudged_exits ? ` Between ${number(policy.saved_range[0])} and `
+          + `${number(policy.saved_range[1])} exits are saved: the trace lacks what some hang on.`
+          : ""), element("br"));
     });
     find("basis").replaceChildren(...notes);
+    find("reasons").replaceChildren(...data.policies.filter((policy) => policy.reasons.length)
+      .map(reasons));
+  }
+
+  // What a policy does to exits that are no exceptions, over the whole trace.
+  function reasons(policy) {
+    const heads = ["reason", "control", "exits", "saved", "lost", "unjudged"];
+    const head = element("tr", {}, ...heads.map((name, n) =>
+      element("th", { scope: "col", ...(n < 2 ? { class: "left" } : {}) }, name)));
+    const body = element("tbody", {}, ...policy.reasons.map((one) => {
+      const lost = number(one.lost)
+        + (one.lost_untold ? ` to ${number(one.lost + one.lost_untold)}` : "");
+      return element("tr", {}, element("td", {}, one.reason),
+        element("td", { class: "left" }, one.control), ...[number(one.recorded),
+          number(one.saved), lost, number(one.unjudged)].map((text) => element("td", {}, text)));
+    }));
+    const told = new Map();
+    for (const one of policy.reasons) {
+      if (one.saved) told.set(one.control, `Without ${one.control} goes: ${one.lost_words}.`);
+      if (one.unknown) {
+        told.set(one.control + "?", `${one.control}: the trace does not tell ${one.unknown}.`);
+      }
+    }
+    return element("div", {}, element("table", {}, element("caption", {},
+      `${policy.policy}: exits by reason, whole trace; lost is what the VMM did there and `
+      + "nobody does any more"), element("thead", {}, head), body),
+      ...[...told.values()].map((text) => element("p", { class: "note" }, text)));
   }
 
   function truth(sums) {
@@ -304,10 +336,11 @@
       const count = row.events.reduce((sum, label) => sum + (seen.get(label) || 0), 0);
       body.append(element("tr", {}, element("td", {}, row.label), element("td", { class: "left" },
         row.words), element("td", {}, count ? number(count) : ""), ...row.said.map((said) =>
-        element("td", { class: said === EXIT ? "s-exit" : "s-deliver" },
-          said === EXIT ? "exit" : "guest"))));
+        element("td", { class: goes[said][1] }, goes[said][0]))));
     }
-    const grids = data.policies.map((policy, p) => karnaugh(policy.policy, p, seen));
+    const grids = data.policies.flatMap((policy, p) =>
+      data.truth.grid.said.every((said) => said[p] === STAYS) ? []
+        : [karnaugh(policy.policy, p, seen)]);
     replace("truth", element("div", {},
       element("table", {}, element("thead", {}, head), body),
       element("p", { class: "note" }, "A dash is a bit that does not matter. Below every code of a "
@@ -321,10 +354,9 @@
     const body = element("tbody", {});
     rows.forEach((row, r) => body.append(element("tr", {}, element("th", { scope: "row" }, row),
       ...codes[r].map((code) => {
-        const exits = said[code][p] === EXIT, label = "#PF 0x" + code.toString(16);
+        const [word, style] = goes[said[code][p]], label = "#PF 0x" + code.toString(16);
         const count = seen.get(label) || 0;
-        return element("td", { class: exits ? "s-exit" : "s-guest",
-          title: `${label}: ${words[code]}` }, exits ? "exit" : "guest",
+        return element("td", { class: style, title: `${label}: ${words[code]}` }, word,
           element("span", { class: "words" }, count ? short(count) : "\u00a0"));
       }))));
     return element("table", { class: "karnaugh" }, element("caption", {}, name),

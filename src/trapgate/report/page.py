@@ -13,7 +13,7 @@ from trapgate.replay.policy import Policy
 from trapgate.replay.replay import replay
 from trapgate.replay.result import CostModel
 from trapgate.report.chains import chains
-from trapgate.report.cube import DELIVER, EXIT, cube_of
+from trapgate.report.cube import DELIVER, EXIT, STAYS, Progress, cube_of, unheard
 from trapgate.sdm.vectors import PF, ROWS, VECTORS_WITH_ERROR_CODE
 from trapgate.trace.code_words import (
     code_words,
@@ -45,30 +45,39 @@ def report(
     symbols: Symbols | None = None,
     model: CostModel | None = None,
     title: str = "",
+    progress: Progress | None = None,
 ) -> int:
     """Write the page `out` about `traces`; returns its size in bytes (under 1 MB).
 
-    Each of `policies` is set beside the recorded run; `symbols` names addresses.
+    Each of `policies` is set beside the recorded run; `symbols` names addresses. `progress` is
+    told what is being done, and what share (0 to 1) of the work that begins at.
 
     Raises: TraceError for files that are no traces, or hold no event, symbols that do not
     match, or a page that cannot be written.
     """
-    cube = cube_of(traces, policies, symbols=symbols)
+    say = progress or unheard
+    cube = cube_of(traces, policies, symbols=symbols, progress=say)
+    found_chains = chains(
+        traces, progress=lambda share: say("chains of nested faults", 0.7 + 0.2 * share)
+    )
     data: dict[str, Any] = {
         "title": title or ", ".join(path.name for path in traces),
         "facts": _facts(traces),
         "named": symbols is not None,
         "cube": cube.as_json(),
-        "chains": chains(traces),
+        "chains": found_chains,
         "policies": [],
         "truth": None,
-        "words": _words(cube.labels["code"]),
+        "words": _words([*cube.labels["code"], *_coded(found_chains)]),
         "lost": lost_events(traces),
     }
     if policies:
+        say("policies", 0.9)
         found = replay(traces, policies, model=model)
         data["policies"] = [outcome.as_json() for outcome in found.outcomes]
-        data["truth"] = truth(policies)
+        if any(policy.judges_exceptions for policy in policies):
+            data["truth"] = truth(policies)
+    say("the page", 1.0)
     page = render(data).encode()
     with draft(out, "report") as temporary:
         temporary.write_bytes(page)
@@ -172,11 +181,18 @@ def grid(said: Sequence[Sequence[int]]) -> dict[str, Any]:
 
 
 def _said(frame: DataFrame, policy: Policy) -> list[int]:
+    if not policy.judges_exceptions:
+        return [STAYS] * frame.height
     pl = polars()
     found = verdict(policy, Columns(codes_missing=False))
     number = pl.when(found.exits).then(EXIT).otherwise(DELIVER)
     numbers: list[int] = frame.select(number.alias("n"))["n"].to_list()
     return numbers
+
+
+def _coded(chains_found: Sequence[dict[str, Any]]) -> list[str]:
+    steps = [step for chain in chains_found for step in chain["steps"]]
+    return [f"{step['vector']} {step['code']}" for step in steps]
 
 
 def _words(labels: Sequence[str]) -> dict[str, str]:

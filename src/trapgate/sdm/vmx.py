@@ -38,7 +38,9 @@ Capability Reporting Facility".
     SECONDARY_ALLOWED,
     FAULT_VECTOR,
     RANDOM,
-) = range(30)
+    FIRST_PAUSE,
+    LATEST_PAUSE,
+) = range(32)
 """What the cells of `x` hold.
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
@@ -57,7 +59,8 @@ last, and its VM-instruction error (0 for what has none, NO_ERROR for a VM entry
 an exit); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or VMRESUME that is
 being executed. FLUSH: 1 if cached translations have to go. SECONDARY_ALLOWED: the secondary
 processor-based controls that an x86 VMM may set, which the engine decides. RANDOM: the state of
-RDRAND, 32 bits.
+RDRAND, 32 bits. FIRST_PAUSE, LATEST_PAUSE: when the first PAUSE of a loop of them was executed at
+CPL 0, and when the latest; NEVER for none since an x86 VMM's VM entry.
 """
 
 EXITS = 32
@@ -74,6 +77,8 @@ MODE_NON_ROOT = 2
 
 CLEAR = 0
 LAUNCHED_STATE = 1
+
+NEVER = -(1 << 62)
 
 NONE = -1
 """No pointer: VMXON region or current VMCS (SDM writes FFFFFFFF_FFFFFFFFH)."""

@@ -23,6 +23,7 @@ class Question:
 
 
 _EXITS = ("kvm_exit", "kvm_entry")
+_ACCESSES = ("kvm_msr", "kvm_cr", "kvm_pi_irte_update")
 
 QUESTIONS: Final = {
     "filter": Question(
@@ -37,12 +38,17 @@ QUESTIONS: Final = {
         "what is injected, and what interrupted its delivery?",
         (*_EXITS, "kvm_inj_exception", "kvm_inj_virq"),
     ),
+    "controls": Question(
+        "which control causes which exits, and what would turning it off save?",
+        (*_EXITS, *_ACCESSES, "kvm_nested_vmexit", "kvm_nested_vmexit_inject"),
+    ),
     "everything": Question(
         "all that an import reads",
         (
             *_EXITS,
             *("kvm_page_fault", "kvm_inj_exception", "kvm_inj_virq"),
             *("kvm_nested_vmexit", "kvm_nested_vmexit_inject"),
+            *_ACCESSES,
         ),
     ),
 }
@@ -50,8 +56,9 @@ QUESTIONS: Final = {
 _BPFTRACE = """\
 #!/usr/bin/env bpftrace
 // {words}
-// Counts exits by (vendor, reason, interruption information, error code, level, reflected);
-// run it as root for {seconds} s:  bpftrace {name} > exits.txt
+// Counts exits by (vendor, reason, interruption information, error code, level, reflected,
+// qualification, MSR), and injections by (type, vector, error code); for kernels from 5.19.
+// Run it as root for {seconds} s:  bpftrace {name} > exits.txt
 // then:  trapgate trace import exits.txt -o exits.parquet
 
 tracepoint:kvm:kvm_exit{process}
@@ -60,13 +67,37 @@ tracepoint:kvm:kvm_exit{process}
 	@reason[tid] = (uint64)args->exit_reason;
 	@information[tid] = (uint64)args->intr_info;
 	@code[tid] = (uint64)args->error_code;
+	// Of the qualification what tells accesses apart: ports, registers, rights of pages.
+	@access[tid] = args->exit_reason == 30 ? (uint64)args->info1 & 0xffff000f :
+		args->exit_reason == 28 ? (uint64)args->info1 & 0x3f :
+		args->exit_reason == 48 ? (uint64)args->info1 & 0x1ff : 0;
 	if (args->isa == 2) {{
 		// AMD: an exception's code is EXITINFO1.
 		@code[tid] = args->exit_reason >= 0x40 && args->exit_reason < 0x60 ?
 			(uint64)args->info1 : 0;
+		@access[tid] = args->exit_reason == 0x7b ? (uint64)args->info1 & 0xffff0071 :
+			args->exit_reason == 0x7c ? (uint64)args->info1 & 1 :
+			args->exit_reason == 0x400 ? (uint64)args->info1 & 0x30000001f : 0;
 	}}
+	@msr[tid] = (uint64)0xffffffffffffffff;
 	@level[tid] = 1;
 	@reflected[tid] = 0;
+}}
+
+tracepoint:kvm:kvm_msr /@isa[tid]/
+{{
+	@msr[tid] = (uint64)args->ecx;
+}}
+
+tracepoint:kvm:kvm_inj_exception{process}
+{{
+	@injections[3, (uint64)args->exception, args->has_error ? (uint64)args->error_code : 0] =
+		count();
+}}
+
+tracepoint:kvm:kvm_inj_virq{process}
+{{
+	@injections[0, (uint64)args->vector, 0] = count();
 }}
 
 tracepoint:kvm:kvm_nested_vmexit /@isa[tid]/
@@ -82,8 +113,8 @@ tracepoint:kvm:kvm_nested_vmexit_inject /@isa[tid]/
 
 tracepoint:kvm:kvm_entry /@isa[tid]/
 {{
-	@exits[@isa[tid], @reason[tid], @information[tid], @code[tid], @level[tid], @reflected[tid]] =
-		count();
+	@exits[@isa[tid], @reason[tid], @information[tid], @code[tid], @level[tid], @reflected[tid],
+		@access[tid], @msr[tid]] = count();
 	delete(@isa[tid]);
 }}
 
@@ -98,6 +129,8 @@ END
 	clear(@reason);
 	clear(@information);
 	clear(@code);
+	clear(@access);
+	clear(@msr);
 	clear(@level);
 	clear(@reflected);
 }}

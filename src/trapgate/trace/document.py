@@ -5,9 +5,11 @@ An answer says what it consists of once; a page, a notebook and a mail show the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Final
 
 Cell = str | int | float | None
 
@@ -33,6 +35,15 @@ class Table:
     heads: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
+
+
+def without_empty(table: Table) -> Table:
+    """The table without columns of which every cell is empty."""
+    kept = [
+        n for n in range(len(table.heads)) if any(row[n] not in (None, "") for row in table.rows)
+    ]
+    rows = tuple(tuple(row[n] for n in kept) for row in table.rows)
+    return Table(tuple(table.heads[n] for n in kept), rows, table.caption)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,10 @@ class Document:
         """Title and parts, for a notebook."""
         return f"<h3>{escape(self.title)}</h3>{self.html(level=4)}"
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return self.notebook()
+
     def markdown(self) -> str:
         """Title and parts as Markdown, for a mail."""
         return "\n\n".join([f"# {_plain(self.title)}", *map(_markdown, self.parts)]) + "\n"
@@ -107,7 +122,7 @@ def _html(part: Part, level: int) -> str:
             body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
             told = f"<caption>{escape(caption)}</caption>" if caption else ""
             return (
-                f'<div class="scroll"><table>{told}<thead><tr>{head}</tr></thead>'
+                f"{_scrolled(caption or heads[0])}<table>{told}<thead><tr>{head}</tr></thead>"
                 f"<tbody>{body}</tbody></table></div>"
             )
         case Grid(caption, columns, rows):
@@ -121,26 +136,45 @@ def _html(part: Part, level: int) -> str:
                 )
                 lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
             return (
-                f'<div class="scroll"><table class="karnaugh"><caption>{escape(caption)}</caption>'
+                f'{_scrolled(caption)}<table class="karnaugh"><caption>{escape(caption)}</caption>'
                 f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
                 "</table></div>"
             )
 
 
+def _scrolled(name: str) -> str:
+    """The beginning of what is moved sideways on a narrow screen, by keyboard, too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">'
+
+
+_NUMBERS: Final = re.compile(r"-?[\d,.]+%?(?: to -?[\d,.]+)?(?: \(-?[\d,.]+ to -?[\d,.]+\))?")
+"""What stands to the right like a number: shares, ranges, estimates with an interval."""
+
+
+def _is_number(cell: Cell) -> bool:
+    if isinstance(cell, str):
+        return _NUMBERS.fullmatch(cell) is not None
+    return cell is not None
+
+
 def _side(rows: Sequence[Sequence[Cell]], column: int) -> str:
     """A heading stands where its column stands."""
-    numbers = any(isinstance(row[column], int | float) for row in rows)
-    return "" if numbers else ' class="left"'
+    return "" if any(_is_number(row[column]) for row in rows) else ' class="left"'
 
 
 def _cell(cell: Cell) -> str:
-    kind = ' class="left"' if isinstance(cell, str) else ""
+    kind = "" if cell is None or _is_number(cell) else ' class="left"'
     return f"<td{kind}>{escape(_shown(cell))}</td>"
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown leaves as it is within a line."""
+    return "".join(f"\\{sign}" if sign in "\\`*[]<>|" else sign for sign in text)
 
 
 def _plain(text: str) -> str:
     """Text that Markdown leaves as it is."""
-    shown = "".join(f"\\{sign}" if sign in "\\`*[]<>|" else sign for sign in text)
+    shown = _escaped(text)
     return f"\\{shown}" if shown.startswith(("#", "-", "+")) else shown
 
 
@@ -153,18 +187,20 @@ def _markdown(part: Part) -> str:
         case Listing(text, language):
             return f"```{language}\n{text.rstrip()}\n```"
         case Table(heads, rows, caption):
-            return _markdown_table(heads, rows, caption)
+            right = [any(_is_number(row[n]) for row in rows) for n in range(len(heads))]
+            return _markdown_table(heads, rows, caption, right)
         case Grid(caption, columns, rows):
             plain = [(name, *(one.short for one in squares)) for name, squares in rows]
-            return _markdown_table(("", *columns), plain, caption)
+            return _markdown_table(("", *columns), plain, caption, [False] * (len(columns) + 1))
 
 
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str) -> str:
-    right = [any(isinstance(row[n], int | float) for row in rows) for n in range(len(heads))]
+def _markdown_table(
+    heads: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, right: Sequence[bool]
+) -> str:
     lines = [
-        "| " + " | ".join(map(_plain, heads)) + " |",
+        "| " + " | ".join(map(_escaped, heads)) + " |",
         "|" + "|".join("---:" if one else "---" for one in right) + "|",
-        *("| " + " | ".join(_plain(_shown(cell)) for cell in row) + " |" for row in rows),
+        *("| " + " | ".join(_escaped(_shown(cell)) for cell in row) + " |" for row in rows),
     ]
     told = f"{_plain(caption)}\n\n" if caption else ""
     return told + "\n".join(lines)

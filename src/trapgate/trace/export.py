@@ -69,6 +69,9 @@ def to_ftrace(trace: Trace, out: Path) -> int:
                     count += 1
                 file.write(_line(row, track, row["time"], *_event(row)))
                 count += 1
+                if row.get("operand") is not None and row["data"] is not None:
+                    file.write(_line(row, track, row["time"], *_access(row)))
+                    count += 1
                 if row.get("latency") is not None:
                     end = row["time"] + row["latency"]
                     body = f"vcpu {row.get('vcpu') or 0}"
@@ -85,6 +88,19 @@ def _line(row: dict[str, Any], track: tuple[int, int], time: int, event: str, bo
         f" CPU {vcpu}/KVM-{track[1]:<7} ({track[0] + 1:>7}) [{vcpu:03}] ..... "
         f"{time // _NANO:>5}.{time % _NANO:09}: {event}: {body}\n"
     )
+
+
+def _access(row: dict[str, Any]) -> tuple[str, str]:
+    """What KVM says of an MSR or a control register that an exit is about, and its value."""
+    reason, qualification = row["exit_reason"], row["qualification"] or 0
+    name = "msr" if "MSR" in reason.upper() else "cr"
+    writes = "write" in reason.lower()
+    if reason == "CR_ACCESS":
+        writes = qualification >> 4 & 3 != 1
+    elif name == "msr" and reason.islower():
+        writes = bool(qualification & 1)
+    word = f"{name}_{'write' if writes else 'read'}"
+    return f"kvm_{name}", f"{word} {row['operand']:x} = 0x{row['data']:x}"
 
 
 def _event(row: dict[str, Any]) -> tuple[str, str]:

@@ -14,7 +14,14 @@ import pyarrow as pa
 
 from trapgate.errors import TrapgateError
 from trapgate.trace.reader import Trace
-from trapgate.trace.schema import FAULT_VERSION, HOST_COLUMNS, SCHEMA, WEIGHTED, TraceError
+from trapgate.trace.schema import (
+    FAULT_VERSION,
+    HOST_COLUMNS,
+    SCHEMA,
+    VCPU,
+    WEIGHTED,
+    TraceError,
+)
 from trapgate.trace.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
@@ -83,15 +90,22 @@ def scan(paths: Sequence[str | os.PathLike[str]], chosen: Selection = EVERYTHING
 
 def is_weighted(paths: Sequence[str | os.PathLike[str]]) -> bool:
     """Whether rows of the traces stand for many events each."""
-    return any(facts.get(WEIGHTED) == "yes" for facts in _facts(paths))
+    return any(facts.get(WEIGHTED) == "yes" for facts in facts_of(paths))
 
 
 def lost_events(paths: Sequence[str | os.PathLike[str]]) -> int:
-    """How many events the recorders of the traces say that they lost, at least."""
-    return sum(int(facts.get("import-lost", "0")) for facts in _facts(paths))
+    """How many events the recorders of the traces say that they lost, at least.
+
+    Where a recorder tells of a gap and not how long it is, one was lost in it.
+    """
+    return sum(
+        max(int(facts.get("import-lost", "0")), int(facts.get("import-gaps", "0")))
+        for facts in facts_of(paths)
+    )
 
 
-def _facts(paths: Sequence[str | os.PathLike[str]]) -> Iterator[dict[str, str]]:
+def facts_of(paths: Sequence[str | os.PathLike[str]]) -> Iterator[dict[str, str]]:
+    """The facts about the run of each trace."""
     for path in paths:
         with Trace(path) as trace:
             yield trace.run
@@ -127,9 +141,8 @@ def reading(paths: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
 def _scan(path: Path) -> LazyFrame:
     pl = polars()
     with Trace(path) as trace:
-        known = list(SCHEMA.names)
-        if trace.version > FAULT_VERSION:
-            known += [f.name for f in HOST_COLUMNS if f.name in trace.schema.names]
+        added = HOST_COLUMNS if trace.version > FAULT_VERSION else (VCPU,)
+        known = [*SCHEMA.names, *(f.name for f in added if f.name in trace.schema.names)]
     types = _types()
     lazy = pl.scan_parquet(path, glob=False)
     absent = [pl.lit(None, types[name]).alias(name) for name in COLUMNS if name not in known]

@@ -6,6 +6,7 @@ from trapgate.sdm.vectors import ROWS
 
 _HEXADECIMAL: Final = frozenset(
     {"rip", "cr3", "linear_address", "guest_physical", "error_code", "data", "old_value"}
+    | {"qualification", "interrupted_error_code", "operand"}
 )
 
 
@@ -21,5 +22,5 @@ def shown_value(column: str, value: object) -> str:
     if value is None or value is False:
         return ""
     if column in _HEXADECIMAL and isinstance(value, int):
-        return f"{value:x}"
+        return f"{value:#x}"
     return "yes" if value is True else str(value)

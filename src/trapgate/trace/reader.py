@@ -21,6 +21,7 @@ from trapgate.trace.schema import (
     RUN_PREFIX,
     SCHEMA,
     TIME_UNIT,
+    VCPU,
     VERSION,
     VERSION_KEY,
     TraceError,
@@ -186,8 +187,9 @@ class Trace:
         twice = [name for name, count in Counter(self.schema.names).items() if count > 1]
         if twice:
             raise self._error(f"several columns are named {twice[0]}", "record the trace again")
-        hosts = HOST_COLUMNS if int(text) > FAULT_VERSION else ()
-        present = (field for field in hosts if field.name in self.schema.names)
+        of_host = int(text) > FAULT_VERSION
+        added = HOST_COLUMNS if of_host else (VCPU,)
+        present = (field for field in added if field.name in self.schema.names)
         for expected in (*SCHEMA, *present):
             found = self.schema.field(expected.name).type
             if _plain(found) != _plain(expected.type):
@@ -195,7 +197,7 @@ class Trace:
                     f"column {expected.name} has type {found}, not {expected.type}",
                     "record the trace again",
                 )
-        self._check_values(HOST_SCHEMA if hosts else SCHEMA)
+        self._check_values(HOST_SCHEMA if of_host else SCHEMA)
         return int(text)
 
     def _check_values(self, schema: pa.Schema) -> None:

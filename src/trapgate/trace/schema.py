@@ -36,7 +36,7 @@ RUN_PREFIX: Final = KEY_PREFIX + b"run."
 # The journal's columns, by the meaning they have there.
 _SEQUENCE, _TIME, _VM, _VECTOR, _TYPE, _ERROR_CODE, _RIP, _CPL, _CR3, _LINEAR = range(10)
 _DATA, _HAS_DATA, _DISPOSITION, _REASON, _DEPTH, _INJECTED, _VMCS, _OLD_VALUE = range(10, 18)
-_CURRENT = 18
+_CURRENT, _CPU = 18, 19
 
 _DEBUG, _PAGE_FAULT = 1, 14
 _HARDWARE_EXCEPTION = 3
@@ -74,15 +74,18 @@ was a write that carries them;
 nested faults from 0; `injected` marks events delivered at VM entry.
 """
 
-RUN_SCHEMA: Final = SCHEMA.append(pa.field("current_vmcs", pa.uint64(), nullable=True))
+VCPU: Final = pa.field("vcpu", pa.uint32())
+"""Whose event it was: the number of the guest's processor."""
+
+RUN_SCHEMA: Final = SCHEMA.append(pa.field("current_vmcs", pa.uint64(), nullable=True)).append(VCPU)
 """The columns that the processor writes. `current_vmcs` says which VMCS was in force: the
 physical address of the region of an x86 VMM's current VMCS while its guest ran, null for VMCS 0.
-Traces without the column can be read."""
+Traces without the two columns can be read."""
 
 _REASONS = pa.dictionary(pa.int16(), pa.string())
 
 HOST_COLUMNS: Final = (
-    pa.field("vcpu", pa.uint32()),
+    VCPU,
     pa.field("thread", pa.uint32()),
     pa.field("exit_reason", _REASONS),
     pa.field("latency", pa.uint64()),
@@ -96,6 +99,7 @@ HOST_COLUMNS: Final = (
     pa.field("qualification", pa.uint64()),
     pa.field("access", _REASONS),
     pa.field("weight", pa.uint64()),
+    pa.field("operand", pa.uint32()),
 )
 """Columns that version 2 adds, for traces of real hosts and of other emulators.
 
@@ -111,7 +115,9 @@ an exception and the trace does not tell which (then `vector` is null, too).
 delivery an exit met (SDM, "Information for VM Exits That Occur During Event Delivery"; AMD's
 EXITINTINFO); `qualification` is an exit's qualification (AMD's EXITINFO1), and `access` what
 it says of a violation of the second stage, in words. `weight` says how many events a row
-stands for (null for one).
+stands for (null for one). `operand` is the port, the MSR or the control register that an exit
+is about; `data` then is the value that was written or read, and `old_value` what the guest had
+written to CR0 or CR4 before.
 """
 
 _UNKNOWN_TO_HOSTS = frozenset({"vector", "type", "rip", "cpl", "cr3"})
@@ -132,6 +138,9 @@ default), `ns`, `ticks` or `events`."""
 
 CRITERIA: Final = "criteria"
 """The fact about a run that has the criteria in force, as a VMCS file (fields that are not 0)."""
+
+POSTED_INTERRUPTS: Final = "posted-interrupts"
+"""The fact about a trace that names the interrupts that go to the guest without an exit."""
 
 WEIGHTED: Final = "weighted"
 """The fact about a trace that says (`yes`) that its rows stand for many events each."""
@@ -207,6 +216,7 @@ def batch_of(rows: NDArray[np.int64], reasons: Sequence[str]) -> pa.RecordBatch:
         pa.array(columns[_DEPTH].astype(np.uint8)),
         pa.array(injected),
         _unsigned(columns[_CURRENT], columns[_CURRENT] < 0),
+        pa.array(columns[_CPU].astype(np.uint32)),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=RUN_SCHEMA)
 

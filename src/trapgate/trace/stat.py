@@ -1,4 +1,4 @@
-"""What a trace holds: per reason, vector, error code and symbol, with times."""
+"""What a trace holds: per reason, vector, error code, processor and symbol, with times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trapgate.trace.code_words import code_words
-from trapgate.trace.document import Document, Heading, Paragraph, Part, Table
+from trapgate.trace.document import Document, Heading, Paragraph, Part, Table, without_empty
 from trapgate.trace.frames import count, is_weighted, lost_events, polars, reading, scan, time_unit
 from trapgate.trace.labels import vector_label
 from trapgate.trace.selection import EVERYTHING, Selection
@@ -68,13 +68,13 @@ class Stat:
             parts.append(Paragraph(f"the recorder lost {self.lost:,} events: in no count"))
         for name, lines in self.tables.items():
             rows = tuple(
-                (line.key, line.words, line.count, f"{line.share:.1%}", line.exits, line.total,
+                (*_named(line), line.count, f"{line.share:.1%}", line.exits, line.total,
                  line.mean, line.p99)
                 for line in lines[:top]
             )  # fmt: skip
             heads = (name, "meaning", "count", "share", "exits", "total", "mean", "p99")
             if rows:
-                parts += [Heading(f"Per {name}"), Table(heads, rows)]
+                parts += [Heading(f"Per {name}"), without_empty(Table(heads, rows))]
         return Document("What the trace holds", tuple(parts))
 
     def _repr_html_(self) -> str:
@@ -92,6 +92,15 @@ class Stat:
         }
 
 
+def _named(line: Line) -> tuple[str, str]:
+    """A line's key and what it means."""
+    return (
+        ("none", "no fault, or the trace does not tell")
+        if line.key == "-"
+        else (line.key, line.words)
+    )
+
+
 def compared(one: Stat, other: Stat, names: tuple[str, str]) -> Document:
     """Two traces side by side: each key's events and time, the greatest difference first."""
     parts: list[Part] = [
@@ -105,10 +114,13 @@ def compared(one: Stat, other: Stat, names: tuple[str, str]) -> Document:
             pair = left.get(key), right.get(key)
             counts = [0 if line is None else line.count for line in pair]
             times = [None if line is None else line.mean for line in pair]
-            rows.append((key, *counts, counts[1] - counts[0], *times))
-        rows.sort(key=lambda row: (-abs(int(row[3] or 0)), str(row[0])))
-        heads = (name, *names, "difference", f"mean, {names[0]}", f"mean, {names[1]}")
-        parts += [Heading(f"Per {name}"), Table(heads, tuple(rows[:30]))]
+            known = _named(next(line for line in pair if line is not None))
+            rows.append((*known, *counts, counts[1] - counts[0], *times))
+        rows.sort(key=lambda row: (-abs(int(row[4] or 0)), str(row[0])))
+        heads = (name, "meaning", *names, "difference", *(f"mean, {one}" for one in names))
+        if rows:
+            table = Table(heads, tuple(rows[:30]))
+            parts += [Heading(f"Per {name}"), without_empty(table)]
     return Document(f"{names[0]} and {names[1]} compared", tuple(parts))
 
 
@@ -154,6 +166,7 @@ def _statistics(
         "reason": [words.alias("reason")],
         "vector": [pl.col("vector")],
         "error code": [pl.col("vector"), pl.col("error_code")],
+        "vCPU": [pl.col("vcpu")],
     }
     if symbols is not None:
         check_symbols(lazy, symbols)
@@ -176,6 +189,9 @@ def _statistics(
         events = int(frame["count"].sum())
         if name == "error code":
             frame = frame.filter(pl.col("error_code").is_not_null())
+        elif name == "vCPU" and len(frame) == 1:
+            # There is one, or nobody says.
+            frame = frame.clear()
         tables[name] = _lines(frame, len(key), events, name, symbols)
     return Stat(events, unit, tables, lost_events(paths), chosen.words())
 

@@ -23,7 +23,7 @@ mine = [0x1000, 0x1001, 0x1008]
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -43,6 +43,7 @@ from trapgate.sdm.controls import (
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import Vector
 from trapgate.tomlfile import demand_known, parse_toml, read_toml
+from trapgate.vmcs.intercepts import Intercepts, parse_intercepts
 
 Profile = Literal["extended", "vt-x"]
 """What a processor has: all extensions, or only what Intel ships."""
@@ -80,7 +81,8 @@ class Settings:
 
     `bits` holds for each field the bits to turn on and those to turn off; `fields`
     whole values, which come after. `profile` is empty if the file names none. `rules` is
-    the criteria table, None if the file says nothing of one.
+    the criteria table, `intercepts` what bitmaps and EPT entries hold, None if the file says
+    nothing of them.
     """
 
     profile: str
@@ -88,6 +90,7 @@ class Settings:
     fields: Mapping[Field, int]
     path: str = ""
     rules: tuple[Rule, ...] | None = None
+    intercepts: Intercepts | None = None
 
 
 def field_named(name: str, path: str = "") -> Field:
@@ -100,23 +103,24 @@ def field_named(name: str, path: str = "") -> Field:
         ) from None
 
 
-def read_settings(path: Path) -> Settings:
-    """The settings in the file `path`.
+def read_settings(path: Path, names: Names | None = None) -> Settings:
+    """The settings in the file `path`; `names` are for its conditions, beside its own bitmaps.
 
     Raises:
         VmcsFileError: it cannot be read, or is no TOML, or not laid out as it should be.
         UnknownFieldError: a name in it is not known.
         FieldValueError: a value does not fit.
     """
-    return parse_settings(read_toml(path, partial(VmcsFileError, path=str(path))), str(path))
+    text = read_toml(path, partial(VmcsFileError, path=str(path)))
+    return parse_settings(text, str(path), names)
 
 
-def parse_settings(text: str, path: str = "") -> Settings:
-    """The settings in TOML `text`; `path` is only for messages. Raises as `read_settings`."""
+def parse_settings(text: str, path: str = "", names: Names | None = None) -> Settings:
+    """The settings in TOML `text`; `path` is only for messages. As `read_settings`."""
     document = parse_toml(text, partial(VmcsFileError, path=path))
     demand_known(
         document,
-        ("profile", "controls", "fields", "rules", "bitmaps"),
+        ("profile", "controls", "fields", "rules", "bitmaps", "intercepts"),
         partial(VmcsFileError, path=path),
     )
     profile = document.get("profile", "")
@@ -128,9 +132,14 @@ def parse_settings(text: str, path: str = "") -> Settings:
         )
     bits = _bits(_table(document, "controls", path), path)
     fields = _fields(_table(document, "fields", path), path)
-    names = Names(bitmaps=_bitmaps(_table(document, "bitmaps", path), path))
-    rules = _rules(document["rules"], names, path) if "rules" in document else None
-    return Settings(profile, bits, fields, path, rules)
+    given = names or Names()
+    own = _bitmaps(_table(document, "bitmaps", path), path)
+    known = replace(given, bitmaps={**given.bitmaps, **own})
+    rules = _rules(document["rules"], known, path) if "rules" in document else None
+    intercepts = None
+    if "intercepts" in document:
+        intercepts = parse_intercepts(_table(document, "intercepts", path), path)
+    return Settings(profile, bits, fields, path, rules, intercepts)
 
 
 def _table(document: Mapping[str, object], key: str, path: str) -> Mapping[str, object]:

@@ -5,7 +5,7 @@ extensions the seed's. A VMM reads and writes fields as unsigned numbers of the
 field's width; the processor works on `cells`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Literal, Self
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.conditions import Names
 from trapgate.decision.criteria_rules import CriteriaTableError, Rule, decode, encode
 from trapgate.errors import (
     ExtensionError,
@@ -258,9 +259,15 @@ class Vmcs:
         return cls._from_settings(parse_settings(text, path), profile)
 
     @classmethod
-    def load(cls, path: str | PathLike[str], *, profile: Profile | None = None) -> Self:
-        """The same from a file."""
-        return cls._from_settings(read_settings(Path(path)), profile)
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        profile: Profile | None = None,
+        names: Names | None = None,
+    ) -> Self:
+        """The same from a file; its conditions may use `names`."""
+        return cls._from_settings(read_settings(Path(path), names), profile)
 
     @classmethod
     def _from_settings(cls, settings: Settings, profile: Profile | None) -> Self:
@@ -282,6 +289,12 @@ class Vmcs:
                 field="profile",
                 path=settings.path,
             )
+        if settings.intercepts is not None:
+            raise VmcsFileError(
+                "says what lies in memory and not in a VMCS; only `trapgate replay` reads it",
+                field="intercepts",
+                path=settings.path,
+            )
         before = self.cells.copy()
         try:
             for field, (on, off) in settings.bits.items():
@@ -295,13 +308,20 @@ class Vmcs:
             self.cells[:] = before
             raise
 
+    def criteria_toml(self) -> str:
+        """TOML of what says which exceptions exit: fields that are not at their initial value,
+        the exception bitmap, and the criteria table.
+        """
+        return self._toml(rules_exceptions, {Field.EXCEPTION_BITMAP: self["EXCEPTION_BITMAP"]})
+
     def to_toml(self) -> str:
         """TOML of every writable field that is not at its initial value."""
+        return self._toml(lambda field: not field.read_only, {})
+
+    def _toml(self, wanted: Callable[[Field], bool], always: Mapping[Field, int]) -> str:
         initial = type(self)(self.profile)
-        changed = {
-            field: self[field]
-            for field in self
-            if not field.read_only and self[field] != initial[field]
+        changed = dict(always) | {
+            field: self[field] for field in self if wanted(field) and self[field] != initial[field]
         }
         rules: tuple[Rule, ...] = ()
         with suppress(ExtensionError, CriteriaTableError):
@@ -310,6 +330,17 @@ class Vmcs:
         if rules:
             changed = {field: changed[field] for field in changed if field not in _TABLE_FIELDS}
         return write_settings(self.profile, changed, rules)
+
+
+_ABOUT_EXCEPTIONS = (
+    *("EXCEPTION_BITMAP", "PAGE_FAULT_", "TRANSFER_", "VECTOR_", "SECOND_ERROR", "ANY_BIT"),
+    *("COMPARISON_", "MEMBER", "ERROR_CODE_FIELD", "FAULT_FILTER", "PTBASE", "CRITERIA_TABLE"),
+)
+
+
+def rules_exceptions(field: Field) -> bool:
+    """Whether a field has a say in which exceptions exit, go to the guest or complete."""
+    return field.name.startswith(_ABOUT_EXCEPTIONS)
 
 
 def _real_mode_guest() -> Mapping[str, int]:

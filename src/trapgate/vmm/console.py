@@ -136,6 +136,11 @@ class Console:
         return self._source is not None
 
     @property
+    def watches(self) -> bool:
+        """Does a run end with a byte of output?"""
+        return self._watcher is not None
+
+    @property
     def found(self) -> bool:
         """Has the --until expression appeared?"""
         return self._watcher is not None and self._watcher.found

@@ -25,6 +25,7 @@ def event_frame(latest_first: Iterable[Cells]) -> DataFrame:
     pl = polars()
     schema = {
         "time": pl.UInt64,
+        "vcpu": pl.UInt32,
         "name": pl.String,
         "vector": pl.UInt8,
         "error_code": pl.UInt32,
@@ -45,6 +46,7 @@ def _row(row: Cells) -> tuple[object, ...]:
     vector, kind, code = (int(row[n]) for n in (j.ROW_VECTOR, j.ROW_TYPE, j.ROW_ERROR_CODE))
     return (
         int(row[j.ROW_TIME]),
+        int(row[j.ROW_CPU]),
         event_words(vector, kind, code),
         vector,
         code if code >= 0 else None,

@@ -29,6 +29,7 @@ from trapgate.vmm.identity import (
     WRITABLE_MSRS,
     XSAVE,
     XSAVE_LEAF,
+    Leaf,
     cpuid,
 )
 from trapgate.vmm.initialisation import initialise, start_up
@@ -77,21 +78,26 @@ def _escalates(first: int, second: int) -> bool:
     return bool(CONTRIBUTORY_VECTORS >> first & 1 and contributory)
 
 
-def identify(vmexit: VmExit, vm: Platform) -> Action:
-    """CPUID."""
-    registers = vm.processor.registers
-    leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
-    eax, ebx, ecx, edx = cpuid(leaf, subleaf)
+def identity(vm: Platform, leaf: int, subleaf: int) -> Leaf:
+    """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`, on this machine as it is."""
+    eax, ebx, ecx, edx = cpuid(leaf, subleaf, vm.cpu.number)
     if leaf == 1 and not vm.devices.apic.enabled:
         edx &= ~APIC
     can_save = vm.processor.engine.has_xsave
     if leaf == 1 and not can_save:
         ecx &= ~XSAVE
-    elif leaf == 1 and int(effects.cr4_seen(vmexit.vmcs.cells)) & CR4_OSXSAVE:
+    elif leaf == 1 and int(effects.cr4_seen(vm.processor.in_force)) & CR4_OSXSAVE:
         ecx |= OSXSAVE
     elif leaf == XSAVE_LEAF and not can_save:
         eax = ebx = ecx = 0
-    registers.rax, registers.rbx, registers.rcx, registers.rdx = eax, ebx, ecx, edx
+    return eax, ebx, ecx, edx
+
+
+def identify(vmexit: VmExit, vm: Platform) -> Action:
+    """CPUID."""
+    registers = vm.processor.registers
+    leaf, subleaf = registers.rax & _LOW, registers.rcx & _LOW
+    registers.rax, registers.rbx, registers.rcx, registers.rdx = identity(vm, leaf, subleaf)
     return EMULATED
 
 
@@ -119,7 +125,7 @@ def halt(vmexit: VmExit, vm: Platform) -> Action:
     vm.advance(vmexit)
     if vmexit.vmcs["GUEST_PENDING_DEBUG_EXCEPTIONS"]:
         return RESUME  # a single step ends the wait
-    return vm.idle()
+    return vm.rest()
 
 
 def read_msr(vmexit: VmExit, vm: Platform) -> Action:
@@ -134,8 +140,8 @@ def read_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
-        known = {**MSRS, **vm.processor.x86_vmm.msrs(), _TSC_ADJUST: vm.tsc_adjust}
-        found = known.get(index, vm.mtrrs.read(index))
+        known = {**MSRS, **vm.processor.x86_vmm.msrs(), _TSC_ADJUST: vm.cpu.tsc_adjust}
+        found = known.get(index, vm.cpu.mtrrs.read(index))
         if found is None:
             return _GENERAL_PROTECTION
         value = found
@@ -156,10 +162,10 @@ def write_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED if allowed else _GENERAL_PROTECTION
     if index == MSR_FEATURE_CONTROL:
         return EMULATED if vm.processor.x86_vmm.set_feature_control(value) else _GENERAL_PROTECTION
-    if vm.mtrrs.read(index) is not None:
-        return EMULATED if vm.mtrrs.write(index, value) else _GENERAL_PROTECTION
+    if vm.cpu.mtrrs.read(index) is not None:
+        return EMULATED if vm.cpu.mtrrs.write(index, value) else _GENERAL_PROTECTION
     if index == _TSC_ADJUST:
-        vm.adjust_tsc(value - vm.tsc_adjust)
+        vm.adjust_tsc(value - vm.cpu.tsc_adjust)
         return EMULATED
     if index == MSR_TSC:
         now = int(effects.time_stamp(vmexit.vmcs.cells, vm.processor.time))
@@ -179,7 +185,7 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
     if access == 1:
         vm.set_general(qualification >> 8 & 0xF, int(effects.read_cr(v, r, number)))
         return EMULATED
-    if access == 0 and number in (3, 8):
+    if access == 0 and number in (2, 3, 8):
         value = signed(vm.general(qualification >> 8 & 0xF) & ~(1 << 63))
         outcome = effects.write_cr(v, r, number, value)
         return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
@@ -190,6 +196,7 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
     )
     if access == 2:
         v[shadow] &= ~8
+        effects.clear_task_switched(v)
         return EMULATED
     if access == 3:
         seen = int(effects.cr0_seen(v))
@@ -263,7 +270,13 @@ def undefined(vmexit: VmExit, vm: Platform) -> Action:
 
 
 def nothing(vmexit: VmExit, vm: Platform) -> Action:
-    """An instruction without effect here (PAUSE, WBINVD, INVD)."""
+    """An instruction without effect here (WBINVD, INVD)."""
+    return EMULATED
+
+
+def pause(vmexit: VmExit, vm: Platform) -> Action:
+    """PAUSE in a loop: the processor waits for another one, whose turn it may be."""
+    vm.turns.give_up()
     return EMULATED
 
 
@@ -330,7 +343,7 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.ENTRY_FAILURE_GUEST_STATE: entry_failure,
     ExitReason.MWAIT: undefined,
     ExitReason.MONITOR: undefined,
-    ExitReason.PAUSE: nothing,
+    ExitReason.PAUSE: pause,
     ExitReason.WBINVD: nothing,
     ExitReason.XSETBV: extended_control_register,
     ExitReason.PREEMPTION_TIMER: again,

@@ -96,7 +96,7 @@ _MEGAHERTZ = INSTRUCTIONS_PER_MICROSECOND
 
 _LEAVES: dict[int, Leaf] = {
     0x0: (_HIGHEST_LEAF, _word(_VENDOR, 0), _word(_VENDOR, 2), _word(_VENDOR, 1)),
-    # One logical processor, APIC ID 0.
+    # One logical processor in the package.
     0x1: (_SIGNATURE, 0x0001_0800, _FEATURES_ECX, _FEATURES_EDX),
     0x2: (0x0000_0001, 0, 0, 0),
     # The timer of the local APIC never stops.
@@ -119,17 +119,22 @@ _LEAVES: dict[int, Leaf] = {
 
 _NOTHING: Leaf = (0, 0, 0, 0)
 
-_TOPOLOGY: tuple[Leaf, ...] = ((0, 1, 1 << 8, 0), (0, 1, 2 << 8 | 1, 0))
-"""Leaf BH: one thread in a core, one of these in a package; x2APIC ID 0."""
+_TOPOLOGY = ((1, 1 << 8), (1, 2 << 8 | 1))
+"""EBX and ECX of leaf BH: one thread in a core, one of these in a package."""
 
 
-def cpuid(leaf: int, subleaf: int) -> Leaf:
-    """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`; or zeros."""
+def cpuid(leaf: int, subleaf: int, number: int = 0) -> Leaf:
+    """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`; or zeros.
+
+    `number` is the initial APIC ID; each processor is a package of its own.
+    """
     if subleaf and leaf in (0x7, XSAVE_LEAF):
         return _NOTHING
     if leaf == 0xB:
-        return _TOPOLOGY[subleaf] if subleaf < len(_TOPOLOGY) else (0, 0, subleaf & 0xFF, 0)
-    return _LEAVES.get(leaf, _NOTHING)
+        count, level = _TOPOLOGY[subleaf] if subleaf < len(_TOPOLOGY) else (0, subleaf & 0xFF)
+        return 0, count, level, number
+    eax, ebx, ecx, edx = _LEAVES.get(leaf, _NOTHING)
+    return eax, ebx | number << 24 if leaf == 1 else ebx, ecx, edx
 
 
 MSRS: Mapping[int, int] = {

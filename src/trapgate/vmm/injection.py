@@ -7,7 +7,7 @@ refuse ends the run.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,14 @@ from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.vectors import ROWS, Vector
+from trapgate.vmm.moments import Moment, MomentError, parse_moment
 
 if TYPE_CHECKING:
     from trapgate.vmm.machine import VirtualMachine
 
-_FORM = re.compile(r"\s*(?P<event>[^@]+?)\s*@\s*(?P<when>[0-9][0-9_]*)\s*")
+_FORM = re.compile(r"\s*(?P<event>[^@]+?)\s*@(?P<when>.*)", re.DOTALL)
 _EVENT = re.compile(r"#?(?P<name>[A-Za-z]+)(?:\s*\((?P<arguments>[^()]*)\))?")
 _INTERRUPT = re.compile(r"INT\s+(?P<vector>\w+)", re.IGNORECASE)
-_LARGEST_TIME = 1 << 62
 _WIDTHS = {"code": 32, "cr2": 64}
 _HOW = "write it as PF(code=2,cr2=0x1000)@1000000, GP(0x10)@5000, NMI@5000 or INT 0x20@5000"
 
@@ -33,32 +33,33 @@ class InjectionError(TrapgateError):
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """An event, CR2 if it is to change, and when: instructions since the machine began."""
+    """An event, CR2 if it is to change, and when."""
 
     event: Interruption
     address: int | None
-    when: int
+    when: Moment
 
     def plan(self, vm: VirtualMachine) -> None:
         """Let `vm` deliver it when its time has come."""
         vm.at(self.when, lambda vm: vm.inject(self.event, address=self.address))
 
 
-def parse_injection(text: str) -> Injection:
-    """Read EVENT@WHEN.
+def parse_injection(text: str, find: Callable[[str], int] | None = None) -> Injection:
+    """Read EVENT@WHEN, WHEN as `parse_moment` does.
 
     EVENT is an exception by its mnemonic, with the error code or `code=` and `cr2=` in
-    parentheses; NMI; or INT and the vector of an external interrupt. WHEN counts instructions.
-    An exception that has an error code and is given none gets 0.
+    parentheses; NMI; or INT and the vector of an external interrupt. An exception that has an
+    error code and is given none gets 0.
 
     Raises InjectionError.
     """
     form = _FORM.fullmatch(text)
     if form is None:
         raise InjectionError(f"{text!r} is no injection; {_HOW}")
-    when = int(form["when"])
-    if when >= _LARGEST_TIME:
-        raise InjectionError(f"{text!r}: no guest executes so many instructions")
+    try:
+        when = parse_moment(form["when"], find)
+    except MomentError as error:
+        raise InjectionError(f"{text!r}: {error}") from None
     interrupt = _INTERRUPT.fullmatch(form["event"])
     if interrupt is not None:
         vector = _number(text, interrupt["vector"], 8)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+from trapgate.vmm.devices.board import Board
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
 
@@ -16,11 +17,12 @@ def load(
     append: str = "",
     initrd: str | PathLike[str] | None = None,
     modules: Sequence[str] = (),
+    processors: int = 1,
 ) -> VirtualMachine:
     """A machine with a guest in it: bzImage, ELF, multiboot, flat binary or boot sector.
 
     `memory` is in bytes; `append` is the kernel's command line, `initrd` its initial RAM disk,
-    `modules` those of a multiboot kernel. `run` runs it.
+    `modules` those of a multiboot kernel, `processors` how many there are. `run` runs it.
 
     Raises:
         GuestImageError: the file is no guest, or does not fit.
@@ -28,8 +30,13 @@ def load(
     """
     disk = None if initrd is None else Path(initrd)
     image = load_guest(
-        Path(guest), memory=memory, append=append, initrd=disk, modules=list(modules)
+        Path(guest),
+        memory=memory,
+        append=append,
+        initrd=disk,
+        modules=list(modules),
+        processors=processors,
     )
-    vm = VirtualMachine(memory, engine=engine)
+    vm = VirtualMachine(memory, engine=engine, board=Board(processors=processors))
     vm.load(image)
     return vm

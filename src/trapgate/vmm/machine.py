@@ -8,9 +8,10 @@ processor back when a device wants time (SDM, "VM-Entry Controls for Event Injec
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from html import escape
 from itertools import islice
@@ -29,6 +30,7 @@ from trapgate.events.journal import (
     TYPES,
     VECTORS,
 )
+from trapgate.instructions.quick_ports import ANSWERED
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -48,13 +50,19 @@ from trapgate.vmm.actions import (
     Stop,
 )
 from trapgate.vmm.console import Console
+from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
-from trapgate.vmm.handlers import HANDLERS, Handler, unhandled
+from trapgate.vmm.handlers import HANDLERS, Handler, identity, port, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
+from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.platform import Platform
-from trapgate.vmm.snapshot import Snapshot, SnapshotError
+from trapgate.vmm.reset import PowerOn, resume_warm
+from trapgate.vmm.snapshot import Snapshot
+from trapgate.vmm.state import SnapshotError
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
+from trapgate.vmm.turns import PLE_GAP, PLE_WINDOW
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
@@ -119,15 +127,16 @@ class Tally:
     """What a machine has counted of its own."""
 
     seconds: float = 0.0
+    resets: int = 0
     exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
     """By basic exit reason."""
-    injected: dict[EventKind, Counter[int]] = field(
-        default_factory=lambda: {kind: Counter() for kind in EventKind}
+    injected: dict[EventKind, dict[int, int]] = field(
+        default_factory=lambda: {kind: defaultdict(int) for kind in EventKind}
     )
 
 
 class VirtualMachine(Platform):
-    """A PC with one virtual processor, ready for `load` and `run`.
+    """A PC with one virtual processor or several, ready for `load` and `run`.
 
     `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
     with others (see `direct.DirectMachine`). `console` takes the serial
@@ -135,7 +144,9 @@ class VirtualMachine(Platform):
     the trace. `seed` moves the time-stamp counter's start and is what RDRAND starts from: all
     that a guest could take for random. `profile` is the VMCS's. `explain` is told, a line
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
-    what is plugged into the PC: drives, and files for firmware.
+    what is plugged into the PC: processors, drives, and files for firmware; `ram` what its bus
+    masters store to, if that is not simply memory. Several processors take turns (`turns`), whose
+    lengths `seed` decides.
 
     Raises EngineError as `Processor` does.
     """
@@ -157,35 +168,56 @@ class VirtualMachine(Platform):
         profile: Profile = "extended",
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
+        ram: GuestMemory | None = None,
     ) -> None:
         super().__init__(
             memory,
             processor=processor or Processor(memory, engine=engine, journal=JOURNAL),
-            vmcs=Vmcs(profile),
+            vmcss=[Vmcs(profile) for _ in range(1 if board is None else board.processors)],
             console=console,
             board=board,
+            ram=ram,
+            seed=seed,
         )
-        self.processor.name_vm(number)
+        self.number = number
+        self.own_processor()
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
-            self.processor.x86_vmm.offer(extended=profile == "extended")
-        self.number = number
+            for cpu in self.cpus:
+                cpu.own.x86_vmm.offer(extended=profile == "extended")
         if explain is not None:
-            self.processor.x86_vmm.explain_to(explain)
+            for cpu in self.cpus:
+                cpu.own.x86_vmm.explain_to(explain)
         self.processor.watches_priority = True
         self.vmm = vmm or Vmm()
         self.stopped: Stop | None = None
+        self.reboots = False
+        """Whether a reset starts the machine's firmware again, instead of ending the run."""
+        self.resets_on_triple_fault = False
+        """Whether a triple fault is a reset, as on a PC, and not the end of a guest that died."""
+        self._power_on: PowerOn | None = None
         self._tally = Tally()
         self._next_poll = 0
+        self._answers = self.devices.ports.words
+        self.watch = Watch(self.processor, number, self._plan_now)
+        """What the machine waits for, beside counts of instructions."""
+        self._look_at_output()
         self._planned: list[tuple[int, int, Callable[[VirtualMachine], None]]] = []
         self._plans = 0
         if trace is not None:
             self.processor.trace_to(trace.append)
-        self._set_controls(seed)
+        for cpu in self.cpus:
+            self._set_controls(cpu, seed)
 
-    def _set_controls(self, seed: int) -> None:
+    def own_processor(self) -> None:
+        """Tell the processor whose guest it runs from now on."""
+        self.processor.name_vm(self.number)
+        self.processor.cpuid = partial(identity, self)
+        self.processor.platform_reset = self.reset_around_processor
+
+    def _set_controls(self, cpu: Cpu, seed: int) -> None:
         """The controls of a VMM that emulates a PC and leaves all faults to the guest."""
-        vmcs = self.vmcs
+        vmcs = cpu.vmcs
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
         vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= (
             ct.PRIMARY_HLT_EXITING
@@ -199,7 +231,9 @@ class VirtualMachine(Platform):
         )
         vmcs["VIRTUAL_PROCESSOR_IDENTIFIER"] = 1
         vmcs["TSC_OFFSET"] = seed * 0x9E37_79B9 & 0xFFFF_FFFF_FFFF
-        self.processor.x86_vmm.state[RANDOM] = (seed + 1) * 0x9E37_79B9 & 0xFFFF_FFFF
+        vmcs["PLE_GAP"], vmcs["PLE_WINDOW"] = PLE_GAP, PLE_WINDOW
+        random = (seed + 1 + (cpu.number << 16)) * 0x9E37_79B9
+        cpu.own.x86_vmm.state[RANDOM] = random & 0xFFFF_FFFF
         # VMX fixes CR0.NE to 1; the guest sees what it wrote.
         vmcs["CR0_GUEST_HOST_MASK"] = _NE
 
@@ -208,6 +242,8 @@ class VirtualMachine(Platform):
         for segment in image.segments:
             self.processor.memory.write(self.base + segment.address, segment.data)
         self.has_firmware = image.kind is GuestKind.FIRMWARE
+        if self.has_firmware:
+            self._comes_up(partial(self.load, image))
         for name, value in image.fields.items():
             self.vmcs[name] = value
         for name, value in image.registers.items():
@@ -224,10 +260,31 @@ class VirtualMachine(Platform):
         """Have our own BIOS boot the first drive that can be booted. Raises BootError."""
         if self.bios is None:
             raise ValueError("the machine has no BIOS: give it Board(bios=True)")
+        self._comes_up(self.boot)
         image = self.bios.guest()
         self.load(image)
         self.bios.start(self)
         return image
+
+    def _comes_up(self, start: Callable[[], object]) -> None:
+        """Remember how the machine comes up, before its firmware starts for the first time."""
+        if self._power_on is None and self.can_be_restored:
+            self._power_on = PowerOn(self, start)
+
+    def _end(self, stop: Stop | None) -> None:
+        """Stop, unless it is a reset, and there is something that a reset starts."""
+        if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
+            self._tally.resets += 1
+            return
+        self.stopped = stop
+
+    def _reset(self) -> bool:
+        if resume_warm(self):
+            return True
+        if self._power_on is None:
+            return False
+        self._power_on.reset()
+        return True
 
     def apply(self, settings: Settings) -> None:
         """Change the VMCS as a settings file says. Raises VmcsError as `Vmcs.apply` does.
@@ -235,10 +292,10 @@ class VirtualMachine(Platform):
         What the machine itself lives on stays: I/O exits, the preemption timer, and the
         bits of CR0 and CR4 that VMX fixes.
         """
-        vmcs = self.vmcs
-        vmcs.apply(settings)
-        vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
-        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
+        for vmcs in (cpu.vmcs for cpu in self.cpus):
+            vmcs.apply(settings)
+            vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER
+            vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
 
     def type(self, text: bytes) -> None:
         """Let `text` come in at the serial port, as fast as the guest takes it."""
@@ -252,6 +309,7 @@ class VirtualMachine(Platform):
         end = None if max_instructions is None else self.processor.time + max_instructions
         expires = None if timeout is None else time.monotonic() + timeout
         self.processor.expires = expires
+        self._let_ports_answer()
         started = time.perf_counter()
         try:
             while self.stopped is None:
@@ -269,6 +327,7 @@ class VirtualMachine(Platform):
     def step(self, budget: int) -> Stop | None:
         """Run for `budget` instructions; what stopped it for good, if something did."""
         end = self.processor.time + budget
+        self._let_ports_answer()
         started = time.perf_counter()
         while self.stopped is None and self.processor.time < end:
             self._turn(None, None, until=end)
@@ -278,6 +337,21 @@ class VirtualMachine(Platform):
             if self.console is not None:
                 self.console.flush()
         return self.stopped
+
+    def _let_ports_answer(self) -> None:
+        """Let the processor answer for devices, if nobody else wants to see their exits."""
+        vmm = self.vmm
+        usual = type(vmm) is Vmm and not vmm.vectors
+        reason = ExitReason.IO_INSTRUCTION
+        answers = usual and vmm.handlers[reason] is port and not self.watch.wants(reason)
+        self.processor.answer_ports(self.devices.ports.address if answers else 0)
+
+    def _count_answers(self) -> None:
+        """Take over what the processor has answered for the devices: exits like any other."""
+        answered, skipped = self.devices.ports.counted()
+        self._tally.exits[ExitReason.IO_INSTRUCTION] += answered
+        self.processor.skipped += skipped
+        self._emit_sent()
 
     def inject(self, event: Interruption, *, address: int | None = None, length: int = 0) -> None:
         """Let the next VM entry deliver `event` to the guest, if the checks at VM entry let it.
@@ -293,13 +367,33 @@ class VirtualMachine(Platform):
             self.processor.registers.cr2 = address
         self._inject(Inject(event, length))
 
-    def at(self, when: int, action: Callable[[VirtualMachine], None]) -> None:
-        """Call `action` with this machine when it has executed `when` instructions, exactly then.
+    def at(self, when: Moment, action: Callable[[VirtualMachine], None]) -> None:
+        """Call `action` with this machine at a moment (`moments`), exactly then.
 
-        At once if it has executed more. While an event waits for the VM entry, after that one.
+        A count of instructions is one; if the machine has executed more, at once. While an event
+        waits for the VM entry, after that one.
         """
-        heappush(self._planned, (when, self._plans, action))
-        self._plans += 1
+        if isinstance(when, int):
+            heappush(self._planned, (when, self._plans, action))
+            self._plans += 1
+            return
+        self.watch.add(when, action)
+        self._look_at_output()
+
+    def see_output(self, byte: int) -> None:
+        """A byte of output, for who waits for it."""
+        if self.watch.waits:
+            self.watch.see(bytes((byte,)))
+
+    def _plan_now(self, action: Callable[[VirtualMachine], None]) -> None:
+        self.at(self.processor.time, action)
+        self._look_at_output()
+
+    def _look_at_output(self) -> None:
+        """Have COM1 send byte by byte while somebody waits for one."""
+        watched = self.console is not None and self.console.watches
+        self.devices.uart.one_by_one = watched or self.watch.byte_by_byte
+        self.devices.uart.tell()
 
     @property
     def next_planned(self) -> int | None:
@@ -328,7 +422,7 @@ class VirtualMachine(Platform):
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         """One VM entry, and what its exit asks for."""
-        processor, devices, vmcs = self.processor, self.devices, self.vmcs
+        processor, devices = self.processor, self.devices
         now = processor.time
         if end is not None and now >= end:
             self.stopped = Stop(End.LIMIT, f"{now} instructions executed", 1)
@@ -342,10 +436,9 @@ class VirtualMachine(Platform):
             keys = console.poll()
             if keys:
                 devices.uart.receive(keys)
-            self.stopped = self.after_device()
+            self._end(self.after_device())
             if self.stopped is not None:
                 return
-        v = vmcs.words
         if now >= self._device_due:
             devices.advance(now)
             due = devices.next_deadline(now)
@@ -353,12 +446,16 @@ class VirtualMachine(Platform):
         while (
             self._planned
             and self._planned[0][0] <= now
-            and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
+            and not self.vmcs.words[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
         ):
             heappop(self._planned)[2](self)
+        if len(self.cpus) > 1 and not self._take_turn(now):
+            return
+        vmcs = self.vmcs
+        v = vmcs.words
         self._offer_interrupt(v)
         limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
-        limit = min(limit, self._device_due)
+        limit = min(limit, self._device_due, self.turns.end)
         if end is not None and end < limit:
             limit = end
         if self._planned:
@@ -367,11 +464,31 @@ class VirtualMachine(Platform):
             limit = until
         v[f.VMX_PREEMPTION_TIMER_VALUE] = limit - now if limit > now else 0
         outcome = processor.vmresume(vmcs) if vmcs.launched else processor.vmlaunch(vmcs)
+        if self._answers[ANSWERED]:
+            self._count_answers()
         if isinstance(outcome, VmFail):
             self.stopped = Stop(End.ENTRY_FAILED, f"VM entry failed: {outcome.explanation}", 1)
             return
         self._tally.exits[outcome.reason] += 1
+        if self.watch.waits:
+            self.watch.look(outcome)
         self._carry_out(outcome, self.vmm.handle(outcome, self))
+
+    def _take_turn(self, now: int) -> bool:
+        """Let the processor go on whose turn it is; False if all wait, and time has moved on."""
+        cpu = self.turns.next(self.cpu, now)
+        if cpu is None:
+            waited = self.idle()
+            self._end(waited if isinstance(waited, Stop) else None)
+            return False
+        if cpu is not self.cpu:
+            self.turn_to(cpu)
+        v = self.vmcs.words
+        secondary = v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] & ~ct.SECONDARY_PAUSE_LOOP_EXITING
+        if self.turns.shared:
+            secondary |= ct.SECONDARY_PAUSE_LOOP_EXITING
+        v[f.SECONDARY_PROCESSOR_BASED_CONTROLS] = secondary
+        return True
 
     def _offer_interrupt(self, v: memoryview[int]) -> None:
         """Inject a pending interrupt if the guest takes one now, else ask for the window."""
@@ -382,7 +499,7 @@ class VirtualMachine(Platform):
         if self.devices.pending():
             blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & 3 and not x86_vmm.wants_interrupts
             open_now = (
-                self._takes_interrupts(v)
+                self.cpu.takes_interrupts
                 and not blocked
                 and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
             )
@@ -407,7 +524,8 @@ class VirtualMachine(Platform):
         elif isinstance(action, Inject):
             self._inject(action)
         elif isinstance(action, Stop):
-            self.stopped = action
+            dies = action.end is End.TRIPLE_FAULT and self.resets_on_triple_fault
+            self._end(Stop(End.RESET, action.message) if dies else action)
         elif isinstance(action, Resume):
             vectoring = vmexit.idt_vectoring
             if vectoring is not None:
@@ -466,7 +584,13 @@ class VirtualMachine(Platform):
 
     def summary(self) -> Summary:
         """What has happened so far."""
-        entries, exits = self.processor.x86_vmm.counts()
+        entries = 0
+        exits: dict[ExitReason, int] = {}
+        for cpu in self.cpus:
+            made, seen = cpu.own.x86_vmm.counts()
+            entries += made
+            for reason, count in seen.items():
+                exits[reason] = exits.get(reason, 0) + count
         return Summary(
             self.processor.time,
             self.processor.skipped,
@@ -478,6 +602,7 @@ class VirtualMachine(Platform):
             NestedSummary(entries, self._events(1), exits) if entries else None,
             self.processor.engine.kind,
             self.processor.engine.why_not_native,
+            resets=self._tally.resets,
         )
 
     def _events(self, level: int) -> dict[EventKind, Counts]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from iced_x86 import Instruction
 
@@ -13,61 +13,28 @@ from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
-from trapgate.sdm import registers
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.state import ACTIVITY_HLT, ACTIVITY_WAIT_FOR_SIPI, PENDING_BS
+from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT, PENDING_BS
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
 from trapgate.vmm.bios.firmware import Bios
 from trapgate.vmm.console import Console
-from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND, MachineEventKind, Pc
+from trapgate.vmm.cpu import Cpu
+from trapgate.vmm.devices import MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.loaders.layout import memory_map
-from trapgate.vmm.mtrrs import Mtrrs
+from trapgate.vmm.turns import Turns
 
-_IF = 1 << 9
 _TF = 1 << 8
 _RF = 1 << 16
+_MOST_OUTPUT = 1 << 20
+"""Bytes of output that are kept without a console."""
 _MOST_DEADLINES = 64
 """How many deadlines of devices a halted guest sleeps through in one go."""
 _MONITOR_TRAP = 1 << 31 | InterruptionType.OTHER_EVENT << 8
-
-
-class _Wiring:
-    """The processor, as the devices see it."""
-
-    def __init__(self, processor: Processor) -> None:
-        self.nmi = processor.nmi
-        self.init = processor.init
-        self.smi = processor.smi
-        self.start_up = processor.start_up
-        self._processor = processor
-        self._registers = processor.registers.cells
-
-    def protect_firmware(self, segments: int) -> None:
-        """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each."""
-        self._processor.engine.protect_firmware(segments)
-
-    def hold_a20(self, *, low: bool) -> None:
-        """Hold address line 20 low, or let it through."""
-        self._processor.engine.hold_a20(low=low)
-
-    def wait(self, microseconds: int) -> None:
-        """Let virtual time pass while the processor stands."""
-        count = microseconds * INSTRUCTIONS_PER_MICROSECOND
-        self._processor.skip_to(self._processor.time + count)
-
-    @property
-    def cr8(self) -> int:
-        """CR8, 4 bits."""
-        return int(self._registers[registers.CR8])
-
-    @cr8.setter
-    def cr8(self, value: int) -> None:
-        self._registers[registers.CR8] = value
 
 
 class _Ram:
@@ -89,10 +56,12 @@ class _Ram:
 
 
 class Platform:
-    """A processor, the VMCS of its guest, and a PC's devices: what a handler may read and change.
+    """Processors, VMCSs of their guest, and a PC's devices: what a handler may read and change.
 
+    There is a processor for each of `vmcss`; `cpu` and `vmcs` are of the one whose turn it is.
+    `seed` decides on the lengths of turns.
     `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys;
-    `board` is what is plugged in.
+    `board` is what is plugged in, `ram` what bus masters find in memory's place.
     """
 
     def __init__(
@@ -100,24 +69,35 @@ class Platform:
         memory: int,
         *,
         processor: Processor,
-        vmcs: Vmcs,
+        vmcss: Sequence[Vmcs],
         console: Console | None,
         board: Board | None = None,
+        ram: GuestMemory | None = None,
+        seed: int = 0,
     ) -> None:
         self.processor = processor
-        self.vmcs = vmcs
+        processor.make_current(vmcss[0])
+        owns = [*processor.every, *map(processor.add, vmcss[1:])]
+        self.cpus = [Cpu(processor, *both) for both in zip(owns, vmcss, strict=True)]
+        self.cpu, self.vmcs = self.cpus[0], vmcss[0]
+        self.turns = Turns(self.cpus, seed)
         self.console = console
         self.output = bytearray()
-        self.ram: GuestMemory = _Ram(processor)
+        self.ram: GuestMemory = _Ram(processor) if ram is None else ram
         """Memory as bus masters and our own firmware see it."""
         self.devices = Pc(
             memory,
             self._emit,
-            processor=_Wiring(processor),
+            processor=self.cpu,
+            others=self.cpus[1:],
             ranges=memory_map(memory),
             ram=self.ram,
             board=board,
         )
+        for cpu, apic in zip(self.cpus, self.devices.apics, strict=True):
+            cpu.apic = apic
+            if cpu is not self.cpu:
+                cpu.reset()
         self.bios = (
             Bios(board, self.devices, self._emit, memory_map(memory))
             if board is not None and board.bios
@@ -126,18 +106,32 @@ class Platform:
         """Our own firmware, if it is what boots the guest."""
         self.base = 0
         """Where in the processor's memory the guest's address 0 lies."""
-        self.mtrrs = Mtrrs()
-        self.tsc_adjust = 0
-        """IA32_TSC_ADJUST, 64 bits: what the guest has added to its time-stamp counter."""
         self.has_firmware = False
         """Whether there is something at the reset vector."""
         self._device_due = 0
         processor.connect(self._load, self._store, self.devices.pages)
 
+    def turn_to(self, cpu: Cpu) -> None:
+        """Let another processor run."""
+        page = self.devices.apic.page
+        self.processor.turn_to(cpu.own)
+        self.cpu, self.vmcs = cpu, cpu.vmcs
+        self.devices.select(cpu.number)
+        if self.devices.apic.page != page:
+            self.processor.place_devices(self.devices.pages)
+
+    def reset_around_processor(self) -> None:
+        """What INIT does to the one whose turn it is, beside the processor itself."""
+        self.cpu.reset_platform()
+
+    def device_due(self) -> None:
+        """Let the devices be asked what they want before the next VM entry."""
+        self._device_due = 0
+
     def adjust_tsc(self, by: int) -> None:
         """Move the guest's time-stamp counter, as WRMSR to it or to IA32_TSC_ADJUST does."""
         mask = 0xFFFF_FFFF_FFFF_FFFF
-        self.tsc_adjust = (self.tsc_adjust + by) & mask
+        self.cpu.tsc_adjust = (self.cpu.tsc_adjust + by) & mask
         self.vmcs["TSC_OFFSET"] = (self.vmcs["TSC_OFFSET"] + by) & mask
 
     def general(self, number: int) -> int:
@@ -174,6 +168,12 @@ class Platform:
         v[f.GUEST_RFLAGS] &= ~_RF
         if self.processor.x86_vmm.wants_trap:
             v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
+
+    def take_cr3(self, value: int) -> Stop | None:
+        """Load CR3 for a task switch; what stops the machine instead, if it may not."""
+        self.vmcs.cells[f.GUEST_CR3] = value
+        self.processor.engine.flush_translations()
+        return None
 
     def after_device(self, port: int = -1) -> Stop | None:
         """A device was used, at `port` if any: the machine's end, if somebody asked for it."""
@@ -258,16 +258,26 @@ class Platform:
         """When something is to be done to the guest, in virtual time; None if nothing is."""
         return None
 
+    def rest(self) -> Action:
+        """The processor whose turn it is waits: others may go on."""
+        if len(self.cpus) == 1:
+            return self.idle()
+        v = self.vmcs.words
+        if v[f.GUEST_ACTIVITY_STATE] == ACTIVITY_ACTIVE:
+            v[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT
+        return Resume()
+
     def idle(self) -> Action:
-        """The guest waits: let virtual time jump to what could wake it."""
+        """All processors wait: let virtual time jump to what could wake one."""
         devices, processor = self.devices, self.processor
-        awake = self._takes_interrupts(self.vmcs.words)
-        alarm = processor.x86_vmm.alarm
+        awake = any(cpu.takes_interrupts for cpu in self.cpus)
+        alarms = [alarm for cpu in self.cpus if (alarm := cpu.own.x86_vmm.alarm) is not None]
+        alarm = min(alarms, default=None)
         planned = self.next_planned
         for _ in range(_MOST_DEADLINES):
             now = processor.time
             devices.advance(now)
-            if processor.woken or (awake and devices.pending()):
+            if any(cpu.is_called for cpu in self.cpus):
                 return Resume()
             stop = self.after_device()
             if stop is not None:
@@ -293,7 +303,7 @@ class Platform:
                 if keys:
                     devices.uart.receive(keys)
                     devices.advance(now)
-                    if devices.pending():
+                    if any(cpu.is_called for cpu in self.cpus):
                         return Resume()
             if deadline is not None:
                 processor.skip_to(deadline)
@@ -324,13 +334,21 @@ class Platform:
                 text += f", CR2 {int(row[ROW_ADDRESS]) & 0xFFFF_FFFF_FFFF_FFFF:#x}"
             yield text
 
-    def _takes_interrupts(self, v: memoryview[int]) -> bool:
-        if v[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI:
-            return False
-        return bool(v[f.GUEST_RFLAGS] & _IF) or self.processor.x86_vmm.wants_interrupts
+    def see_output(self, byte: int) -> None:
+        """Nothing: see `VirtualMachine`."""
+
+    def _emit_sent(self) -> None:
+        """Give out what the guest has sent at COM1 without an exit."""
+        sent = self.devices.uart.taken()
+        if self.console is not None:
+            for byte in sent:
+                self.console.emit(byte)
+        else:
+            self.output += sent[: max(_MOST_OUTPUT - len(self.output), 0)]
 
     def _emit(self, byte: int) -> None:
+        self.see_output(byte)
         if self.console is not None:
             self.console.emit(byte)
-        elif len(self.output) < 1 << 20:
+        elif len(self.output) < _MOST_OUTPUT:
             self.output.append(byte)

@@ -81,6 +81,8 @@ class Summary:
     engine: str = "native"
     why_not_native: str = ""
     table_writes: TableWrites | None = None
+    resets: int = 0
+    """How often the guest reset the machine and went on."""
 
     @property
     def engine_words(self) -> str:

@@ -8,6 +8,7 @@ goes wrong afterwards the new task's, before its first instruction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import pack_into, unpack_from
@@ -22,8 +23,7 @@ from trapgate.events.delivery import (
     combine,
 )
 from trapgate.events.descriptors import (
-    FAULTED,
-    OUT_OF_LIMITS,
+    NO_FAULT,
     base_of,
     limit_of,
     mark_accessed,
@@ -91,6 +91,14 @@ class TaskFaultError(Exception):
         self.address = address
 
 
+class _StoppedError(Exception):
+    """The machine stops in the midst of the switch."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__()
+        self.stop = stop
+
+
 @dataclass(frozen=True)
 class Memory:
     """Linear memory as the processor sees it for itself: supervisor accesses."""
@@ -129,9 +137,11 @@ def switch_tasks(vmexit: VmExit, vm: Platform) -> Action:
     """Carry out the task switch that exited."""
     v = vmexit.vmcs.cells
     memory = Memory(vm.processor, v)
-    switch = _Switch(vmexit, memory)
+    switch = _Switch(vmexit, memory, vm.take_cr3)
     try:
         switch.carry_out()
+    except _StoppedError as stopped:
+        return stopped.stop
     except TaskFaultError as fault:
         if fault.vector == PF:
             vm.processor.registers.cr2 = fault.address
@@ -146,8 +156,11 @@ def switch_tasks(vmexit: VmExit, vm: Platform) -> Action:
 class _Switch:
     """One switch, from the task in `memory.v` to that of the exit's selector."""
 
-    def __init__(self, vmexit: VmExit, memory: Memory) -> None:
+    def __init__(
+        self, vmexit: VmExit, memory: Memory, take_cr3: Callable[[int], Stop | None]
+    ) -> None:
         self.memory = memory
+        self.take_cr3 = take_cr3
         self.v = memory.v
         self.r = memory.processor.registers.cells
         self.source = Source(vmexit.qualification >> 30 & 3)
@@ -227,8 +240,9 @@ class _Switch:
         """The new task's registers from its TSS, then its segments."""
         v, r = self.v, self.r
         if layout is _TSS_32 and v[f.GUEST_CR0] & st.CR0_PG:
-            v[f.GUEST_CR3] = unpack_from("<I", tss, _CR3)[0]
-            self.memory.processor.engine.flush_translations()
+            stop = self.take_cr3(unpack_from("<I", tss, _CR3)[0])
+            if stop is not None:
+                raise _StoppedError(stop)
         rip, flags, *general = unpack_from(layout.code, tss, layout.first)
         flags = flags & _FLAGS | st.RFLAGS_FIXED_1
         v[f.GUEST_RIP] = rip
@@ -363,13 +377,11 @@ class _Switch:
 
     def descriptor(self, selector: int, wrong: int) -> tuple[int, int]:
         """A descriptor and its linear address; `wrong` is the exception if there is none."""
-        status, descriptor, linear, error = read_descriptor(
-            self.v, self.memory.processor.memory.cells, selector
-        )
-        if status == OUT_OF_LIMITS:
-            raise self.fault(wrong, selector)
-        if status == FAULTED:
-            raise TaskFaultError(PF, int(error), int(linear))
+        cells = self.memory.processor.memory.cells
+        named = selector & 0xFFFC | self.ext
+        fault, error, linear, descriptor = read_descriptor(self.v, cells, selector, wrong, named)
+        if fault != NO_FAULT:
+            raise TaskFaultError(int(fault), int(error), int(linear))
         return int(descriptor) & 0xFFFF_FFFF_FFFF_FFFF, int(linear)
 
     def accessed(self, descriptor: int, linear: int) -> None:

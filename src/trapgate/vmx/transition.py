@@ -85,6 +85,7 @@ def enter_guest(
     load_unloaded(host, n)
     put_ept_in_force(n)
     x[vmx.MODE] = vmx.MODE_NON_ROOT
+    x[vmx.LATEST_PAUSE] = vmx.NEVER
     head[HEAD_CURRENT] = x[vmx.CURRENT]
     head[HEAD_LEVEL] = 1
     failed = load_msrs(n, r, mem, n[f.VM_ENTRY_MSR_LOAD_ADDRESS], n[f.VM_ENTRY_MSR_LOAD_COUNT])

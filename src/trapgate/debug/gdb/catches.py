@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trapgate.debug.story.instruction import decoded
 from trapgate.debug.story.tell import view_of
 from trapgate.debug.story.view import Step
-from trapgate.decision.conditions import Condition, holds, parse
+from trapgate.decision.conditions import Condition, Names, holds, parse
 from trapgate.decision.criteria_table import fault_value
 from trapgate.decision.fault_values import FaultValue
 from trapgate.decision.faults import Interruption
@@ -46,8 +46,9 @@ class Pending:
 class Catches:
     """What is to be caught, and the decision about what was."""
 
-    def __init__(self, vm: VirtualMachine) -> None:
+    def __init__(self, vm: VirtualMachine, names: Names | None = None) -> None:
         self._vm = vm
+        self._names = names
         self._faults: dict[int, Condition] = {}
         self._exits: set[ExitReason] | None = None
         self._kept: dict[str, int] = {}
@@ -78,7 +79,7 @@ class Catches:
             vector = int(Vector[name.upper().removeprefix("#")])
         except KeyError:
             raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
-        wanted = parse(text or "all")
+        wanted = parse(text or "all", self._names)
         vmcs = self._vm.vmcs
         for field in (
             "EXCEPTION_BITMAP", "PAGE_FAULT_ERROR_CODE_MASK", "PAGE_FAULT_ERROR_CODE_MATCH",

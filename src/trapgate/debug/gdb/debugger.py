@@ -18,6 +18,7 @@ from trapgate.debug.gdb.packets import INTERRUPT, LONGEST
 from trapgate.debug.gdb.target import Target
 from trapgate.debug.story.tell import tell, view_of
 from trapgate.debug.story.view import View
+from trapgate.decision.conditions import Names
 from trapgate.processor.decoded import Operand
 from trapgate.processor.processor import VmExit
 from trapgate.processor.stepping import Access, accesses_of
@@ -71,17 +72,25 @@ class _Points:
 class Debugger(Vmm):
     """Serves gdb on `host`:`port` for `vm`, whose VMM it takes the place of.
 
-    `guest` is the file that gdb may read symbols from. Raises TrapgateError if the port is taken.
+    `guest` is the file that gdb may read symbols from, `names` are for conditions. Raises
+    TrapgateError if the port is taken.
     """
 
     def __init__(
-        self, vm: VirtualMachine, host: str, port: int, *, guest: Path | None = None, bits: int = 64
+        self,
+        vm: VirtualMachine,
+        host: str,
+        port: int,
+        *,
+        guest: Path | None = None,
+        bits: int = 64,
+        names: Names | None = None,
     ) -> None:
         self._vm = vm
         self._inner = vm.vmm
         super().__init__(self._inner.handlers)
         self.target = Target(vm, wide=bits == 64)
-        self.catches = Catches(vm)
+        self.catches = Catches(vm, names)
         self._guest = guest
         self._points = _Points()
         self._stepping = False

@@ -24,7 +24,18 @@ from trapgate.trace.imports.pairing import (
     SEQUENCE,
     STATE,
 )
-from trapgate.trace.imports.points import PROCESS, SLOT, THREAD, VCPU
+from trapgate.trace.imports.points import (
+    ADDRESS,
+    HAS,
+    IS_WRITE,
+    KIND,
+    NOTHING,
+    POSTED,
+    PROCESS,
+    SLOT,
+    THREAD,
+    VCPU,
+)
 from trapgate.trace.imports.reasons import Reasons
 from trapgate.trace.imports.rows import Counters, RowWriter
 from trapgate.trace.schema import HOST_SCHEMA
@@ -58,6 +69,7 @@ class Assembler:
         """Points in order (n x POINT); the reasons of exits are numbers of `reasons`."""
         if not len(points):
             return
+        self._note_posted(points)
         self._place(points)
         room = len(points) + (len(self._threads) + 1) * 5
         out = np.empty(room * ROW, np.int64)
@@ -80,6 +92,16 @@ class Assembler:
         counters.backwards += int(known[pairing.BACKWARDS])
         counters.unreadable += int(known[pairing.UNREAD])
         counters.untimed += int(known[pairing.UNTIMED_POINTS])
+
+    def _note_posted(self, points: Cells) -> None:
+        """Keep which interrupts of devices go to the guest without an exit: no events of it."""
+        mine = points[:, KIND] == POSTED
+        if not mine.any():
+            return
+        on = mine & (points[:, HAS] & IS_WRITE != 0)
+        for vcpu, vector in np.unique(points[on][:, [VCPU, ADDRESS]], axis=0).tolist():
+            self._counters.posted.add((vcpu, vector))
+        points[mine, KIND] = NOTHING
 
     def _place(self, points: Cells) -> None:
         """Number the threads and the processes of points."""

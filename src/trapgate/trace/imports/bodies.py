@@ -17,6 +17,7 @@ from trapgate.trace.imports.letters import (
 from trapgate.trace.imports.points import (
     ADDRESS,
     CODE,
+    CONTROL_REGISTER,
     ENTRY,
     EXCEPTION,
     EXIT,
@@ -38,9 +39,12 @@ from trapgate.trace.imports.points import (
     IS_SOFT,
     IS_SVM,
     IS_VMX,
+    IS_WRITE,
     KIND,
     LENGTH,
+    MSR,
     PAGE_FAULT,
+    POSTED,
     REASON,
     RIP,
     START,
@@ -58,6 +62,12 @@ _W_ADDRESS = digest("address")
 _W_EXIT_REASON, _W_GUEST_RIP, _W_VCPU_ID = map(digest, ("exit_reason", "guest_rip", "vcpu_id"))
 _W_FAULT_ADDRESS, _W_ISA = map(digest, ("fault_address", "isa"))
 _W_EXCEPTION, _W_HAS_ERROR = map(digest, ("exception", "has_error"))
+_W_READ_MSR, _W_WRITE_MSR, _W_READ_CR, _W_WRITE_CR = map(
+    digest, ("msr_read", "msr_write", "cr_read", "cr_write")
+)
+_W_ECX, _W_CR, _W_DATA, _W_VAL = map(digest, ("ecx", "cr", "data", "val"))
+_W_WRITE, _W_RW, _W_SET = map(digest, ("write", "rw", "set"))
+_W_GVEC, _W_ENABLED = map(digest, ("gvec", "enabled"))
 _W_REINJECTED, _W_VECTOR, _W_SOFT, _W_IRQ = map(digest, ("reinjected", "vector", "soft", "irq"))
 
 _NO_FIELD, _VCPU, _RIP, _INFO, _REASON, _INFO1, _INFO2, _INTR, _CODE, _ADDRESS = range(10)
@@ -173,10 +183,7 @@ def fields(text: Cells, at: int, end: int, point: Cells) -> bool:
             point[LENGTH] = after - first
             point[HAS] |= HAS_REASON
             continue
-        good, number = hex_number(text, first, after)
-        if raw and not (after - first > 2 and text[first + 1] == 120):
-            number = decimal_number(text, first, after, 18)
-            good = number >= 0
+        good, number = raw_number(text, first, after) if raw else hex_number(text, first, after)
         if not good:
             return False
         store(point, field, number)
@@ -245,7 +252,7 @@ def injected_exception(text: Cells, at: int, end: int, point: Cells) -> bool:
         for n in range(_NAMES):
             if _NAME_DIGESTS[n] == value:
                 vector = _NAME_VECTORS[n]
-    elif text[at] == 91:  # [FAILED TO PARSE]
+    elif text[at] in (91, 101):  # [FAILED TO PARSE], exception=
         if not fields(text, at, end, point) or not point[HAS] & HAS_ADDRESS:
             return False
         if point[HAS] & HAS_CODE and point[CODE] == -1:
@@ -300,7 +307,7 @@ def injected_interrupt(text: Cells, at: int, end: int, point: Cells) -> bool:
     if at >= end:
         return False
     first = text[at]
-    if first == 91:
+    if first in (91, 118):  # [FAILED TO PARSE], vector=
         if not fields(text, at, end, point) or not point[HAS] & HAS_ADDRESS:
             return False
         return bool(point[ADDRESS] >= 0) and bool(point[ADDRESS] < 256)
@@ -325,6 +332,87 @@ def injected_interrupt(text: Cells, at: int, end: int, point: Cells) -> bool:
 
 
 @LIBRARY.inside
+def accessed_raw(text: Cells, at: int, end: int, point: Cells) -> bool:
+    """Read the fields of kvm_msr or kvm_cr by their names; False if they cannot be read."""
+    while True:
+        begin, at, name = word_at(text, at, end)
+        if begin == at:
+            break
+        begin, at, _ = word_at(text, at, end)
+        good, number = raw_number(text, begin, at)
+        if not good:
+            return False
+        if name in (_W_WRITE, _W_RW):
+            point[HAS] |= IS_WRITE if number else 0
+        elif name in (_W_ECX, _W_CR):
+            point[ADDRESS] = number
+            point[HAS] |= HAS_ADDRESS
+        elif name in (_W_DATA, _W_VAL):
+            point[INFO1] = number
+            point[HAS] |= HAS_INFO1
+    return bool(point[HAS] & HAS_ADDRESS) and bool(point[HAS] & HAS_INFO1)
+
+
+@LIBRARY.inside
+def raw_number(text: Cells, at: int, end: int) -> tuple[bool, int]:
+    """(whether it is a number as tools print it that know an event's layout only; it)."""
+    if end - at > 2 and text[at + 1] == 120:
+        return hex_number(text, at, end)
+    number = decimal_number(text, at, end, 18)
+    return number >= 0, number
+
+
+@LIBRARY.inside
+def accessed(text: Cells, at: int, end: int, point: Cells) -> bool:
+    """Read `msr_write 6e0 = 0x1f`, `cr_read 3 = 0x2000`, `write=1 ecx=0x6e0 data=0x1f` or
+    `rw=0 cr=3 val=0x2000`; False if it cannot be read.
+    """
+    begin, at, value = word_at(text, at, end)
+    if begin < at < end and text[at] == 61:
+        return accessed_raw(text, begin, end, point)
+    if value in (_W_WRITE_MSR, _W_WRITE_CR):
+        point[HAS] |= IS_WRITE
+    elif value not in (_W_READ_MSR, _W_READ_CR):
+        return False
+    begin, at, _ = word_at(text, at, end)
+    named, which = hex_number(text, begin, at)
+    begin, at, _ = word_at(text, at, end)
+    told, number = hex_number(text, begin, at)
+    if not named or not told or which >> 32:
+        return False
+    point[ADDRESS] = which
+    point[INFO1] = number
+    point[HAS] |= HAS_ADDRESS | HAS_INFO1
+    return True
+
+
+@LIBRARY.inside
+def posted(text: Cells, at: int, end: int, point: Cells) -> bool:
+    """Read `PI is disabled for irq 25, vcpu 0, gsi: 0x18, gvec: 0x31`; False if it cannot be."""
+    while True:
+        begin, at, value = word_at(text, at, end)
+        if begin == at:
+            return bool(point[HAS] & HAS_VCPU) and bool(point[HAS] & HAS_ADDRESS)
+        if value == _W_ENABLED:
+            point[HAS] |= IS_WRITE
+        elif value == _W_SET and at < end and text[at] == 61:
+            begin, at, _ = word_at(text, at, end)
+            point[HAS] |= IS_WRITE if decimal_number(text, begin, at, 9) > 0 else 0
+        elif value in (_W_VCPU, _W_VCPU_ID):
+            begin, at, _ = word_at(text, at, end)
+            point[VCPU] = decimal_number(text, begin, at, 9)
+            if point[VCPU] >= 0:
+                point[HAS] |= HAS_VCPU
+        elif value == _W_GVEC:
+            raw = at < end and text[at] == 61
+            begin, at, _ = word_at(text, at, end)
+            good, number = raw_number(text, begin, at) if raw else hex_number(text, begin, at)
+            if good and 0 <= number < 256:
+                point[ADDRESS] = number
+                point[HAS] |= HAS_ADDRESS
+
+
+@LIBRARY.inside
 def body(text: Cells, at: int, end: int, point: Cells) -> bool:
     """Read what stands after an event's name; False if it lacks what the event must have."""
     kind = point[KIND]
@@ -332,6 +420,10 @@ def body(text: Cells, at: int, end: int, point: Cells) -> bool:
         return injected_exception(text, at, end, point)
     if kind == INTERRUPT:
         return injected_interrupt(text, at, end, point)
+    if kind in (MSR, CONTROL_REGISTER):
+        return accessed(text, at, end, point)
+    if kind == POSTED:
+        return posted(text, at, end, point)
     if not fields(text, at, end, point):
         return False
     has = point[HAS]

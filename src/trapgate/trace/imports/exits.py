@@ -27,12 +27,16 @@ from trapgate.sdm.interruption import (
 from trapgate.sdm.vectors import ERROR_CODE_VECTORS, NMI, PF
 from trapgate.trace.imports import reasons as kinds
 from trapgate.trace.imports.pairing import (
+    ACCESSED,
+    BEFORE,
     BY,
     BY_INJECTION,
     FAULT,
     FAULT_ADDRESS,
     FAULT_CODE,
+    HAS_BEFORE,
     IS_VECTORING,
+    OPERAND,
     R_CODE,
     R_HAS,
     R_INFO1,
@@ -41,15 +45,18 @@ from trapgate.trace.imports.pairing import (
     R_REASON,
     R_RIP,
     TYPE,
+    VALUE,
     VECTOR,
 )
 from trapgate.trace.imports.points import (
+    CONTROL_REGISTER,
     HAS_CODE,
     HAS_INFO1,
     HAS_INFO2,
     HAS_INTERRUPTION,
     HAS_RIP,
     IS_BARE,
+    MSR,
 )
 from trapgate.trace.imports.reasons import Reasons
 
@@ -93,6 +100,9 @@ class Meaning:
     interrupted_vector: Column = field(init=False)
     interrupted_type: Column = field(init=False)
     interrupted_error_code: Column = field(init=False)
+    operand: Column = field(init=False)
+    data: Column = field(init=False)
+    old_value: Column = field(init=False)
     depth: Cells = field(init=False)
     code_missing: Truths = field(init=False)
 
@@ -121,6 +131,7 @@ def meaning(rows: Cells, reasons: Reasons) -> Meaning:
     _faults(told, rows, kind, injected)
     told.code_missing |= ~told.vector.known & (kind == kinds.EXCEPTION)
     _second_stage(told, kind)
+    _operands(told, rows, kind)
     return told
 
 
@@ -209,6 +220,23 @@ def _faults(told: Meaning, rows: Cells, kind: Cells, injected: Truths) -> None:
     told.guest_physical.put(fault & ~told.vector.known, rows[:, FAULT_ADDRESS])
 
 
+def _operands(told: Meaning, rows: Cells, kind: Cells) -> None:
+    """Ports, control registers and MSRs; their values, which KVM tells by points of their own."""
+    known, value = told.qualification.known, told.qualification.values
+    port = (kind == kinds.PORT) | (kind == kinds.SVM_PORT)
+    told.operand.put(port & known, value >> 16 & 0xFFFF)
+    register = (kind == kinds.REGISTER) & known
+    # CLTS and LMSW are accesses to CR0.
+    told.operand.put(register, np.where(value >> 4 & 3 < 2, value & 15, 0))
+    said = rows[:, ACCESSED]
+    is_msr = (kind == kinds.MSR) | (kind == kinds.SVM_MSR)
+    is_register = (kind == kinds.REGISTER) | (kind == kinds.SVM_REGISTER)
+    mine = (is_msr & (said == MSR)) | (is_register & (said == CONTROL_REGISTER))
+    told.operand.put(mine, rows[:, OPERAND])
+    told.data.put(mine, rows[:, VALUE])
+    told.old_value.put(mine & (rows[:, HAS_BEFORE] != 0), rows[:, BEFORE])
+
+
 _PERMISSIONS = ("r", "w", "x")
 
 
@@ -236,6 +264,16 @@ ACCESS_WORDS: Final = [
     *(_npf_words(bits) for bits in range(64)),
 ]
 """What a second stage refused, in words: an EPT violation's, then a nested page fault's."""
+
+
+def access_words(kind: int, qualification: int) -> str | None:
+    """What a second stage refused, in words; None for an exit of another kind."""
+    if kind == kinds.EPT_VIOLATION:
+        walk = qualification >> 7 & ~(qualification >> 8) & 1
+        return ACCESS_WORDS[qualification & 63 | walk << 6]
+    if kind == kinds.NESTED_PAGE_FAULT:
+        return ACCESS_WORDS[128 + (qualification & 0x1F | (qualification >> 33 & 1) << 5)]
+    return None
 
 
 def _second_stage(told: Meaning, kind: Cells) -> None:

@@ -36,6 +36,7 @@ ISA: Final = 32
 HAS_ERROR: Final = 33
 REINJECTED: Final = 34
 SOFT: Final = 35
+WRITE: Final = 36
 
 DESCRIPTOR: Final = 5
 """Cells of a field's description: the point's cell, offset, size, sign, bit of HAS."""
@@ -86,6 +87,23 @@ _FIELDS: Final = {
         (("soft",), SOFT, 0),
         (("reinjected",), REINJECTED, 0),
     ),
+    points.MSR: (
+        _PID,
+        (("ecx",), points.ADDRESS, points.HAS_ADDRESS),
+        (("data",), points.INFO1, points.HAS_INFO1),
+        (("write",), WRITE, 0),
+    ),
+    points.CONTROL_REGISTER: (
+        _PID,
+        (("cr",), points.ADDRESS, points.HAS_ADDRESS),
+        (("val",), points.INFO1, points.HAS_INFO1),
+        (("rw",), WRITE, 0),
+    ),
+    points.POSTED: (
+        _VCPU,
+        (("gvec",), points.ADDRESS, points.HAS_ADDRESS),
+        (("set",), WRITE, 0),
+    ),
 }
 """For each kind of point its fields' names (old kernels have others), cells and bits of HAS."""
 
@@ -97,6 +115,9 @@ _NEEDED: Final = {
     points.PAGE_FAULT: {points.ADDRESS, points.CODE},
     points.EXCEPTION: {points.ADDRESS},
     points.INTERRUPT: {points.ADDRESS},
+    points.MSR: {points.ADDRESS, points.INFO1},
+    points.CONTROL_REGISTER: {points.ADDRESS, points.INFO1},
+    points.POSTED: {points.ADDRESS, points.VCPU},
 }
 
 

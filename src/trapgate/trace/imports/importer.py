@@ -69,6 +69,7 @@ class Imported:
             "format": self.format,
             "time_unit": self.time_unit,
             **asdict(self.counters),
+            "posted": [list(one) for one in sorted(self.counters.posted)],
         }
 
 

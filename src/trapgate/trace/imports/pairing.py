@@ -12,6 +12,7 @@ from trapgate.trace.imports.letters import LIBRARY
 from trapgate.trace.imports.points import (
     ADDRESS,
     CODE,
+    CONTROL_REGISTER,
     CPU,
     ENTRY,
     EXCEPTION,
@@ -30,7 +31,9 @@ from trapgate.trace.imports.points import (
     IS_AGAIN,
     IS_BARE,
     IS_SOFT,
+    IS_WRITE,
     KIND,
+    MSR,
     NESTED_EXIT,
     NESTED_INJECTION,
     NOTHING,
@@ -46,11 +49,14 @@ from trapgate.trace.imports.points import (
 )
 
 # An event, as cells; most of them are a point's.
-ROW: Final = 26
+ROW: Final = 30
 SEQUENCE, R_TIME, BY, R_SLOT, R_THREAD, R_PROCESS, R_VCPU = range(7)
 R_REASON, R_RIP, R_INFO1, R_INFO2, R_INTERRUPTION, R_CODE, R_HAS = range(7, 14)
 LATENCY, LEVEL, REFLECTED, FAULT, FAULT_ADDRESS, FAULT_CODE = range(14, 20)
-IS_VECTORING, VECTOR, TYPE, UNTIMED, R_CPU, SPARE = range(20, 26)
+IS_VECTORING, VECTOR, TYPE, UNTIMED, R_CPU = range(20, 25)
+ACCESSED, OPERAND, VALUE, HAS_BEFORE, BEFORE = range(25, 30)
+"""What kvm_msr or kvm_cr say of an exit: its kind (0: nothing), which one, the value, and the
+value that the control register had, where that is known."""
 
 BY_EXIT: Final = 0
 BY_NESTED_EXIT: Final = 1
@@ -68,7 +74,9 @@ LAST_TIME: Final = 3
 HELD: Final = 4
 IS_UNTIMED: Final = 5
 """Whether its latest point had no time."""
-_WAITING_ROW = 8
+HAS_CR0, CR0, HAS_CR4, CR4 = range(6, 10)
+"""The control registers as the guest wrote them last."""
+_WAITING_ROW = 10
 _HELD_ROWS = _WAITING_ROW + ROW
 STATE: Final = _HELD_ROWS + _HELD * ROW
 
@@ -265,6 +273,30 @@ def take_nested(state: Cells, point: Cells, known: Cells) -> int:
 
 
 @LIBRARY.inside
+def take_access(state: Cells, point: Cells, known: Cells) -> int:
+    """Which MSR or control register the exit that waits accesses, and the value; 0."""
+    has_before = 0
+    before = 0
+    register = point[ADDRESS]
+    if point[KIND] == CONTROL_REGISTER and point[HAS] & IS_WRITE and register in (0, 4):
+        cell = HAS_CR0 if register == 0 else HAS_CR4
+        has_before = state[cell]
+        before = state[cell + 1]
+        state[cell] = 1
+        state[cell + 1] = point[INFO1]
+    row = state[_WAITING_ROW:]
+    if not state[IS_WAITING]:
+        known[STRAY] += 1
+    elif not row[ACCESSED]:
+        row[ACCESSED] = point[KIND]
+        row[OPERAND] = register
+        row[VALUE] = point[INFO1]
+        row[HAS_BEFORE] = has_before
+        row[BEFORE] = before
+    return 0
+
+
+@LIBRARY.inside
 def placed(point: Cells, known: Cells, cpus: Cells) -> int:
     """The number of the point's thread; where it is not told, of whoever ran on its CPU last."""
     slot = int(point[SLOT])
@@ -333,6 +365,8 @@ def pair(points: Cells, size: int, states: Cells, known: Cells, cpus: Cells, out
             count = take_injection(state, point, known, out, count)
         elif kind in (NESTED_EXIT, NESTED_INJECTION):
             take_nested(state, point, known)
+        elif kind in (MSR, CONTROL_REGISTER):
+            take_access(state, point, known)
     return count
 
 

@@ -24,7 +24,7 @@ INTERRUPTION: Final = 10
 CODE: Final = 11
 HAS: Final = 12
 ADDRESS: Final = 13
-"""Of a kvm_page_fault; of an injection its vector."""
+"""Of a kvm_page_fault; of an injection its vector; of a kvm_msr and a kvm_cr what was accessed."""
 START: Final = 14
 LENGTH: Final = 15
 """Where in the chunk the reason stands; of a note, the line."""
@@ -43,6 +43,11 @@ NOTE: Final = 8
 """A line that may tell of lost events."""
 GAP: Final = 9
 """Events were lost: `ADDRESS` of them (0 if that is not told), on `CPU` (-1: on any)."""
+MSR: Final = 10
+CONTROL_REGISTER: Final = 11
+"""What an exit accessed: `ADDRESS` says which, `INFO1` the value."""
+POSTED: Final = 12
+"""A device's interrupt is from now on posted to `VCPU` as vector `ADDRESS` (`IS_WRITE`), or not."""
 
 EVENT_KINDS: Final = {
     "kvm_exit": EXIT,
@@ -52,6 +57,9 @@ EVENT_KINDS: Final = {
     "kvm_inj_virq": INTERRUPT,
     "kvm_nested_vmexit": NESTED_EXIT,
     "kvm_nested_vmexit_inject": NESTED_INJECTION,
+    "kvm_msr": MSR,
+    "kvm_cr": CONTROL_REGISTER,
+    "kvm_pi_irte_update": POSTED,
 }
 """The trace points that are read; all others are foreign."""
 
@@ -72,6 +80,7 @@ HAS_REASON: Final = 1 << 10
 IS_SVM: Final = 1 << 11
 """The recording says that the exit is AMD's."""
 IS_VMX: Final = 1 << 12
+IS_WRITE: Final = 1 << 13
 
 # What a scan counts.
 LINES: Final = 0

@@ -14,6 +14,7 @@ from trapgate.trace.imports.formats import (
     MOST_FIELDS,
     REINJECTED,
     SOFT,
+    WRITE,
 )
 from trapgate.trace.imports.letters import LIBRARY
 from trapgate.trace.imports.points import (
@@ -30,6 +31,7 @@ from trapgate.trace.imports.points import (
     IS_SOFT,
     IS_SVM,
     IS_VMX,
+    IS_WRITE,
     KIND,
     POINT,
     PROCESS,
@@ -123,6 +125,8 @@ def event_point(
             point[HAS] |= IS_AGAIN
         elif cell == SOFT and value:
             point[HAS] |= IS_SOFT
+        elif cell == WRITE and value:
+            point[HAS] |= IS_WRITE
     point[ADDRESS] = point[ADDRESS] & 0xFF if kind in (EXCEPTION, INTERRUPT) else point[ADDRESS]
     if kind == EXIT and bare:
         point[HAS] |= IS_BARE

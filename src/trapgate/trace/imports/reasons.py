@@ -16,9 +16,10 @@ from trapgate.sdm.vectors import Vector
 VECTORS: Final = {vector.name: int(vector) for vector in Vector} | {"XF": int(Vector.XM)}
 """Exceptions by the names that KVM prints."""
 
-OTHER, EXCEPTION, INTERRUPT, EPT_VIOLATION = range(4)
+OTHER, EXCEPTION, INTERRUPT, EPT_VIOLATION, PORT, REGISTER, MSR = range(7)
 """Kinds of exits of Intel's."""
 SVM, SVM_EXCEPTION, SVM_NMI, SVM_INTERRUPT, NESTED_PAGE_FAULT = range(8, 13)
+SVM_PORT, SVM_REGISTER, SVM_MSR = range(13, 16)
 """Kinds of exits of AMD's."""
 
 
@@ -72,11 +73,20 @@ _SVM_KINDS: Final = {
     "nmi": SVM_NMI,
     "interrupt": SVM_INTERRUPT,
     "intr": SVM_INTERRUPT,
+    "io": SVM_PORT,
+    "ioio": SVM_PORT,
+    "msr": SVM_MSR,
+    "cr0_sel_write": SVM_REGISTER,
 }
+_SVM_CR: Final = re.compile(r"(?:read|write)_cr(\d{1,2})")
 _VMX_KINDS: Final = {
     "EXCEPTION_NMI": EXCEPTION,
     "EXTERNAL_INTERRUPT": INTERRUPT,
     "EPT_VIOLATION": EPT_VIOLATION,
+    "IO_INSTRUCTION": PORT,
+    "CR_ACCESS": REGISTER,
+    "MSR_READ": MSR,
+    "MSR_WRITE": MSR,
 }
 
 
@@ -101,6 +111,8 @@ def kind_of(word: str) -> tuple[int, int]:
         return _VMX_KINDS.get(word.partition(" ")[0], OTHER), -1
     if word.removeprefix("EXIT_").lower() in _SVM_KINDS:
         return _SVM_KINDS[word.removeprefix("EXIT_").lower()], -1
+    if _SVM_CR.fullmatch(word.removeprefix("EXIT_").lower()):
+        return SVM_REGISTER, -1
     match = _EXCEPTION.fullmatch(word)
     if match is None:
         return SVM, -1

@@ -8,7 +8,7 @@ from typing import Final, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trapgate.trace.schema import HOST_SCHEMA, VERSION, metadata_of
+from trapgate.trace.schema import HOST_SCHEMA, POSTED_INTERRUPTS, VERSION, metadata_of
 
 ROW_GROUP: Final = 65536
 """Rows in a row group of an imported trace."""
@@ -53,6 +53,7 @@ class Event:
     qualification: int | None = None
     access: str | None = None
     weight: int | None = None
+    operand: int | None = None
 
 
 @dataclass
@@ -67,7 +68,8 @@ class Counters:
     exits have no latency because no entry of their vCPU follows, or events were lost before
     it; `vectorless` ones are exceptions of which the trace does not tell which; `backwards`
     events are earlier than the one before of their thread; `untimed` ones have no time of
-    their own. `remarks` say what else is odd about the recording, in words.
+    their own. `posted` are the interrupts of devices, by vCPU and vector, that go to the guest
+    without an exit. `remarks` say what else is odd about the recording, in words.
     """
 
     lines: int = 0
@@ -81,13 +83,21 @@ class Counters:
     vectorless: int = 0
     backwards: int = 0
     untimed: int = 0
+    posted: set[tuple[int, int]] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, str]:
         """The counts that are not 0, for a trace's metadata."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "remarks"}
-        counts = {f"import-{name}": str(count) for name, count in known.items() if count}
-        return counts | ({"import-remarks": "; ".join(self.remarks)} if self.remarks else {})
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        counts = {f"import-{n}": str(count) for n, count in known.items() if type(count) is int}
+        told = {name: text for name, text in counts.items() if text != "0"}
+        if self.remarks:
+            told["import-remarks"] = "; ".join(self.remarks)
+        if self.posted:
+            told[POSTED_INTERRUPTS] = ", ".join(
+                f"vCPU {vcpu} vector {vector:#x}" for vcpu, vector in sorted(self.posted)[:64]
+            )
+        return told
 
 
 _COLUMNS = tuple(HOST_SCHEMA.names)

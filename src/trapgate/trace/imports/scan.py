@@ -10,6 +10,7 @@ from trapgate.trace.imports.bodies import body
 from trapgate.trace.imports.heads import head
 from trapgate.trace.imports.letters import LIBRARY, digest, is_blank, is_lower
 from trapgate.trace.imports.points import (
+    CONTROL_REGISTER,
     CPU,
     ENTRY,
     EVENT_KINDS,
@@ -22,12 +23,14 @@ from trapgate.trace.imports.points import (
     KIND,
     LENGTH,
     LINES,
+    MSR,
     NESTED_EXIT,
     NESTED_INJECTION,
     NOTE,
     NOTHING,
     PAGE_FAULT,
     POINT,
+    POSTED,
     PROCESS,
     REASON,
     SLOT,
@@ -45,7 +48,8 @@ _EXIT, _ENTRY = digest("kvm_exit"), digest("kvm_entry")
 _PAGE_FAULT, _INJ_EXCEPTION = digest("kvm_page_fault"), digest("kvm_inj_exception")
 _INJ_VIRQ = digest("kvm_inj_virq")
 _NESTED_EXIT, _NESTED_INJECT = digest("kvm_nested_vmexit"), digest("kvm_nested_vmexit_inject")
-assert len(EVENT_KINDS) == 7
+_MSR, _CR, _POSTED = digest("kvm_msr"), digest("kvm_cr"), digest("kvm_pi_irte_update")
+assert len(EVENT_KINDS) == 10
 
 
 @LIBRARY.inside
@@ -65,6 +69,12 @@ def event_of(value: int) -> int:
         return NESTED_EXIT
     if value == _NESTED_INJECT:
         return NESTED_INJECTION
+    if value == _MSR:
+        return MSR
+    if value == _CR:
+        return CONTROL_REGISTER
+    if value == _POSTED:
+        return POSTED
     return NOTHING
 
 

@@ -118,7 +118,7 @@ def contents_of(file: BinaryIO, size: int) -> Contents:
     version, page = _initial(head)
     contents = Contents(page_size=page)
     if version == "6":
-        _version_6(head, contents)
+        _version_6(head, contents, file, size)
     elif version == "7":
         _version_7(head, contents, file, size)
     else:
@@ -126,16 +126,21 @@ def contents_of(file: BinaryIO, size: int) -> Contents:
     return contents
 
 
-def _version_6(head: Stretch, contents: Contents) -> None:
+def _version_6(head: Stretch, contents: Contents, file: BinaryIO, size: int) -> None:
     read_tracing_data(head, contents)
     head.take(head.number(8))  # names of processes
     cpus = head.number(4)
     if cpus > _MOST_CPUS:
         raise DamagedError(f"{cpus} CPUs, more than there are")
     kind = head.take(10)
+    instances: list[int] = []
     if kind == b"options  \0":
         while (option := head.number(2)) != _DONE:
-            _option(option, Stretch(head.take(head.number(4)), "an option"), contents)
+            data = Stretch(head.take(head.number(4)), "an option")
+            if option == _BUFFER and len(instances) < _MOST_CPUS:
+                instances.append(data.number(8))
+            else:
+                _option(option, data, contents)
         kind = head.take(10)
     if kind == b"latency  \0":
         contents.text = head.data[head.at :]
@@ -143,6 +148,14 @@ def _version_6(head: Stretch, contents: Contents) -> None:
     if kind != b"flyrecord\0":
         raise DamagedError("no list of buffers in the head")
     contents.buffers = [Buffer(n, head.number(8), head.number(8)) for n in range(cpus)]
+    # Buffers of instances (trace-cmd record -B) have lists of their own.
+    for offset in instances:
+        what = "an instance's list of buffers"
+        part = Stretch(read_at(file, offset, 10 + 16 * cpus, size, what), what)
+        part.expect(b"flyrecord\0")
+        if len(contents.buffers) + cpus > _MOST_CPUS:
+            raise DamagedError("more buffers than there are CPUs")
+        contents.buffers += [Buffer(n, part.number(8), part.number(8)) for n in range(cpus)]
 
 
 def _option(option: int, data: Stretch, contents: Contents) -> None:
@@ -255,6 +268,7 @@ class TraceDat:
             if (found := re.search(r"^(?:overrun|dropped events): (\d{1,15})$", stat, re.MULTILINE))
         )
         if overrun and not counters.lost:
+            counters.lost = overrun
             counters.remarks.append(
                 f"{overrun:,} events were overwritten before they could be recorded"
             )

@@ -51,6 +51,7 @@ class Bios:
             if shown is not None:
                 self.drives[0] = shown
         self._devices = devices
+        self._processors = board.processors
         self._machine: Machine | None = None
         self._video = Video(emit, self._out)
         self._disks = Disks(self.drives, min(self.drives, default=None))
@@ -110,7 +111,7 @@ class Bios:
                 for offset, data in image.tables().items()
             ),
             Segment(image.EXTENDED_DATA << 4, b"\x01"),
-            Segment(firmware.AREA, firmware.bios_area()),
+            Segment(firmware.AREA, firmware.bios_area(self._processors)),
             Segment(0xB8000, b" \x07" * 0x4000),
             Segment(found.address, found.data),
         ]

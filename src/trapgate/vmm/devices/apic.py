@@ -1,14 +1,15 @@
-"""The local APIC: priorities, local interrupts, interprocessor interrupts to itself.
+"""The local APIC: priorities, local interrupts, interprocessor interrupts.
 
 SDM, "Advanced Programmable Interrupt Controller (APIC)". It answers in xAPIC mode at
 its page of memory and in x2APIC mode at MSRs 800H-8FFH. It comes up as firmware leaves
-it, in virtual wire mode: enabled, LINT0 takes the 8259s' interrupts (ExtINT), LINT1 NMIs.
-There is one processor, so every message that finds a target finds this one.
+it, in virtual wire mode: enabled, LINT0 takes the 8259s' interrupts (ExtINT), LINT1 NMIs. Those of
+other processors than the first come up as a reset leaves them.
 """
 
 from typing import Protocol
 
 from trapgate.vmm.devices.apic_timer import ApicTimer
+from trapgate.vmm.devices.interconnect import Interconnect
 
 BASE_ADDRESS = 0xFEE0_0000
 """Where the registers lie after reset (IA32_APIC_BASE)."""
@@ -59,7 +60,7 @@ _READABLE = frozenset(
 _VERSION = 0x14 | (len(_LVT_WRITABLE) - 1) << 16
 
 _SEND_ILLEGAL_VECTOR, _RECEIVED_ILLEGAL_VECTOR, _ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7
-_TO_DESTINATION, _TO_SELF, _TO_ALL = 0, 1, 2
+_TO_DESTINATION, _TO_SELF, _TO_ALL, _TO_OTHERS = range(4)
 _ALL = 0xFFFF_FFFF
 
 
@@ -91,40 +92,43 @@ class ExternalController(Protocol):
         """Take it: its vector."""
 
 
-class Broadcast(Protocol):
-    """Where ends of level-triggered interrupts go: the I/O APIC."""
-
-    def end(self, vector: int) -> None:
-        """`vector` is no longer in service."""
-
-
 class LocalApic:
-    """The local APIC of the only processor, with APIC ID 0.
+    """The local APIC of processor `number`, whose APIC ID that is at first; 0 is the first one.
 
-    `read` and `write` are accesses to its page in xAPIC mode, at an offset; `read_msr`
-    and `write_msr` are RDMSR and WRMSR. `pending` and `acknowledge` are the processor's
-    side. `io_apic` has to be set before a level-triggered interrupt ends.
+    Messages to others go over `interconnect`. `read` and `write` are accesses to its page in
+    xAPIC mode, at an offset; `read_msr` and `write_msr` are RDMSR and WRMSR. `pending` and
+    `acknowledge` are the processor's side.
     """
 
     ports = ()
     wide = True
 
-    def __init__(self, pins: Pins, external: ExternalController) -> None:
-        self.io_apic: Broadcast | None = None
+    def __init__(
+        self,
+        pins: Pins,
+        external: ExternalController,
+        interconnect: Interconnect | None = None,
+        number: int = 0,
+    ) -> None:
+        self.number = number
         self.timer = ApicTimer()
-        self.base = BASE_ADDRESS | _BSP | _EN
+        self.base = BASE_ADDRESS | _EN | (0 if number else _BSP)
+        self.interconnect = Interconnect() if interconnect is None else interconnect
+        self.interconnect.add(self)
         self._pins = pins
         self._external = external
         self._lint = [False, False]
         self._reset()
-        self._registers[SVR] |= _SOFTWARE_ENABLE
-        self._registers[LVT_LINT0] = EXTINT << 8
-        self._registers[LVT_LINT1] = NMI << 8
+        if not number:
+            self._registers[SVR] |= _SOFTWARE_ENABLE
+            self._registers[LVT_LINT0] = EXTINT << 8
+            self._registers[LVT_LINT1] = NMI << 8
 
     def _reset(self) -> None:
         self.timer = ApicTimer()
         self._registers = dict.fromkeys(_LVT_WRITABLE, _MASKED)
-        self._registers |= {ID: 0, LDR: 0, DFR: _ALL, SVR: 0xFF, ESR: 0, ICR: 0, ICR_HIGH: 0}
+        self._registers |= {ID: self.number << 24, LDR: 0, DFR: _ALL, SVR: 0xFF}
+        self._registers |= {ESR: 0, ICR: 0, ICR_HIGH: 0}
         self._in_service = self._requests = self._levels = 0
         self._errors = 0
         self._task_priority = 0
@@ -204,11 +208,11 @@ class LocalApic:
         if destination == (_ALL if wide else 0xFF):
             return True
         if not logical:
-            own = 0 if self.base & _EXTD else self._registers[ID] >> 24
+            own = self.number if self.base & _EXTD else self._registers[ID] >> 24
             return destination == own
         if self.base & _EXTD:
-            # Cluster 0, bit 0: the logical ID of APIC ID 0.
-            return destination >> 16 == 0 and bool(destination & 1)
+            own = self._logical_id
+            return destination >> 16 == own >> 16 and bool(destination & own & 0xFFFF)
         own = self._registers[LDR] >> 24
         if self._registers[DFR] >> 28 == 0xF:
             return bool(destination & own)
@@ -243,12 +247,13 @@ class LocalApic:
         if mode in (FIXED, LOWEST_PRIORITY) and vector < 16:
             self._fail(_SEND_ILLEGAL_VECTOR)
             return
-        logical = bool(command & 1 << 11)
-        if shorthand in (_TO_SELF, _TO_ALL) or (
-            shorthand == _TO_DESTINATION
-            and self.is_destination(destination, logical=logical, wide=wide)
-        ):
+        if shorthand == _TO_SELF:
             self.accept(vector, mode)
+        elif shorthand == _TO_DESTINATION:
+            logical = bool(command & 1 << 11)
+            self.interconnect.send(vector, mode, destination, logical=logical, wide=wide)
+        else:
+            self.interconnect.broadcast(vector, mode, but=self if shorthand == _TO_OTHERS else None)
 
     # Priorities.
 
@@ -257,8 +262,13 @@ class LocalApic:
         cr8 = self._pins.cr8
         return self._task_priority if self._task_priority >> 4 == cr8 else cr8 << 4
 
-    def _ppr(self) -> int:
-        """PPR (SDM, "Task and Processor Priorities")."""
+    @property
+    def _logical_id(self) -> int:
+        """The x2APIC's: cluster in bits 31:16, one bit below."""
+        return self.number >> 4 << 16 | 1 << (self.number & 0xF)
+
+    def priority(self) -> int:
+        """PPR, 8 bits (SDM, "Task and Processor Priorities")."""
         task = self._tpr()
         served = max(self._in_service.bit_length() - 1, 0)
         return task if task >> 4 >= served >> 4 else served & 0xF0
@@ -266,15 +276,15 @@ class LocalApic:
     def _winner(self) -> int:
         """The request that the processor gets next; -1 if none is above its priority."""
         highest = self._requests.bit_length() - 1
-        return highest if highest >> 4 > self._ppr() >> 4 else -1
+        return highest if highest >> 4 > self.priority() >> 4 else -1
 
     def _end_of_interrupt(self) -> None:
         vector = self._in_service.bit_length() - 1
         if vector < 0:
             return
         self._in_service &= ~(1 << vector)
-        if self._levels >> vector & 1 and self.io_apic is not None:
-            self.io_apic.end(vector)
+        if self._levels >> vector & 1:
+            self.interconnect.end(vector)
 
     # Registers.
 
@@ -288,7 +298,7 @@ class LocalApic:
         if number == TPR:
             return self._tpr()
         if number == PPR:
-            return self._ppr()
+            return self.priority()
         if number == INITIAL_COUNT:
             return self.timer.initial
         if number == CURRENT_COUNT:
@@ -370,9 +380,9 @@ class LocalApic:
         if not self.base & _EXTD or number not in _READABLE:
             return None
         if number == LDR:
-            return 1
+            return self._logical_id
         if number == ID:
-            return 0
+            return self.number
         if number == ICR:
             return self._registers[ICR_HIGH] << 32 | self._registers[ICR]
         return self._get(number, now)

@@ -1,4 +1,4 @@
-"""What is plugged into a PC: drives, and what its firmware is given."""
+"""What is plugged into a PC: processors, drives, and what its firmware is given."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from trapgate.vmm.devices.pci import Function, IoRegion
 from trapgate.vmm.devices.storage import Sectors
 
 MOST_DRIVES = 4
+MOST_PROCESSORS = 32
+"""More would need tables longer than the firmware's area, and a second APIC ID space."""
 _CHANNELS = ((0x1F0, 0x3F6, 14), (0x170, 0x376, 15))
 _BUS_MASTER_PORTS = 16
 
@@ -20,6 +22,7 @@ _BUS_MASTER_PORTS = 16
 class Board:
     """A machine's drives in their order (at most four), and files for its firmware.
 
+    `processors` is their number, 1 to `MOST_PROCESSORS`.
     Floppies are for `bios` alone: there is no controller for them. `bios` says that our own BIOS
     boots from the drives (`VirtualMachine.boot`).
     `firmware` says that real firmware starts the machine: it makes the memory map itself, and its
@@ -33,6 +36,7 @@ class Board:
     bios: bool = False
     files: Mapping[str, bytes] = field(default_factory=dict)
     log: Callable[[int], None] | None = None
+    processors: int = 1
 
     @property
     def drives(self) -> tuple[Drive | None, ...]:

@@ -8,9 +8,10 @@ read as all ones and swallow writes, as a PC's floating bus does.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from trapgate.vmm.devices.clock import VirtualClock
+from trapgate.vmm.devices.quick import Wired
 
 Reader = Callable[[int, int, int], int]
 Writer = Callable[[int, int, int, int], None]
@@ -94,7 +95,7 @@ class UntimedDevice:
         """Nothing to do: time means nothing here."""
 
 
-class SlowDevice:
+class SlowDevice(Wired):
     """A device each access to which takes a microsecond, as on a PC's slow bus.
 
     Guests poll clocks until a time has come. If only their instructions counted, a virtual
@@ -120,19 +121,23 @@ class SlowDevice:
         self._device.write(port, size, value, now)
 
 
+class Wires(dict[Any, Any]):
+    """Which port leads where. Never changes: whoever moves a wire makes others (`State`)."""
+
+
 class Bus:
     """Route port accesses to devices, and collect their deadlines and machine events."""
 
     def __init__(self, clock: VirtualClock | None = None) -> None:
         self.clock = VirtualClock() if clock is None else clock
-        self.devices: list[Device] = []
+        self.devices: tuple[Device, ...] = ()
         self.event: MachineEvent | None = None
-        self._timed: list[Device] = []
-        self._readers: dict[int, Reader] = {}
-        self._writers: dict[int, Writer] = {}
-        self._wide: set[int] = set()
-        self._untimed: set[int] = set()
-        self._blocks: dict[int, BlockReader] = {}
+        self._timed: tuple[Device, ...] = ()
+        self._readers: dict[int, Reader] = Wires()
+        self._writers: dict[int, Writer] = Wires()
+        self._wide: frozenset[int] = frozenset()
+        self._untimed: frozenset[int] = frozenset()
+        self._blocks: dict[int, BlockReader] = Wires()
 
     def attach(self, device: Device) -> None:
         """Let `device` answer its ports. Raises ValueError if a port is taken."""
@@ -140,24 +145,25 @@ class Bus:
         for port in ports:
             if port in self._readers:
                 raise ValueError(f"port {port:#x} is claimed twice")
-        for port in ports:
-            self._readers[port] = device.read
-            self._writers[port] = device.write
-            if device.wide:
-                self._wide.add(port)
-        self.devices.append(device)
+        self._readers = Wires(self._readers | dict.fromkeys(ports, device.read))
+        self._writers = Wires(self._writers | dict.fromkeys(ports, device.write))
+        if device.wide:
+            self._wide |= set(ports)
+        self.devices += (device,)
         if isinstance(device, UntimedDevice):
-            self._untimed.update(ports)
+            self._untimed |= set(ports)
         else:
-            self._timed.append(device)
+            self._timed += (device,)
 
     def detach(self, device: Device) -> None:
         """Let nobody answer the ports of `device` any more."""
-        self.devices.remove(device)
-        for port in device.ports:
-            del self._readers[port], self._writers[port]
-            self._wide.discard(port)
-            self._untimed.discard(port)
+        gone = set(device.ports)
+        self.devices = tuple(one for one in self.devices if one is not device)
+        self._timed = tuple(one for one in self._timed if one is not device)
+        self._readers = Wires({n: to for n, to in self._readers.items() if n not in gone})
+        self._writers = Wires({n: to for n, to in self._writers.items() if n not in gone})
+        self._wide -= gone
+        self._untimed -= gone
 
     def is_free(self, ports: Iterable[int]) -> bool:
         """Whether nobody answers these ports."""
@@ -169,7 +175,7 @@ class Bus:
 
     def read_blocks(self, port: int, reader: BlockReader) -> None:
         """Have repeated INS from `port` ask `reader` for many bytes at once."""
-        self._blocks[port] = reader
+        self._blocks = Wires(self._blocks | {port: reader})
 
     def read_string(self, port: int, size: int, count: int, now: int) -> bytes:
         """What up to `count` INs of `size` bytes give, one behind the other; at least one."""

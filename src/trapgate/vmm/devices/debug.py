@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices.bus import EventSink, MachineEvent, MachineEventKind, UntimedDevice
+from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND
+from trapgate.vmm.devices.quick import QuickPorts, Wired
 
 
-class DebugExit(UntimedDevice):
+class DebugExit(Wired, UntimedDevice):
     """Ends the machine with exit status `value << 1 | 1`, as QEMU's isa-debug-exit does."""
 
     wide = True
@@ -25,7 +28,7 @@ class DebugExit(UntimedDevice):
         self._events.signal(event)
 
 
-class DebugConsole(UntimedDevice):
+class DebugConsole(Wired, UntimedDevice):
     """Port E9h: every byte written goes to the sink; reads answer E9h, as Bochs does."""
 
     def __init__(self, emit: Callable[[int], None], port: int = 0xE9) -> None:
@@ -42,7 +45,7 @@ class DebugConsole(UntimedDevice):
         self._emit(value)
 
 
-class PostPort(UntimedDevice):
+class PostPort(Wired, UntimedDevice):
     """Port 80h: remembers the last power-on self-test code.
 
     Guests write it to wait, so a write tells `wait` of a microsecond that passes.
@@ -50,9 +53,17 @@ class PostPort(UntimedDevice):
 
     ports = (0x80,)
 
-    def __init__(self, wait: Callable[[int], None]) -> None:
-        self.code = 0
+    def __init__(self, wait: Callable[[int], None], ports: QuickPorts | None = None) -> None:
         self._wait = wait
+        ports = QuickPorts() if ports is None else ports
+        self._slot = ports.slot(
+            *self.ports, is_in=False, kind=quick.KEEP, wait=INSTRUCTIONS_PER_MICROSECOND
+        )
+
+    @property
+    def code(self) -> int:
+        """The last code written."""
+        return self._slot[quick.VALUE]
 
     def read(self, port: int, size: int, now: int) -> int:
         """The last code written."""
@@ -60,5 +71,5 @@ class PostPort(UntimedDevice):
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Remember a code, and let a microsecond pass."""
-        self.code = value
+        self._slot[quick.VALUE] = value
         self._wait(1)

@@ -23,22 +23,22 @@ def e820(ranges: Iterable[tuple[int, int, int]]) -> bytes:
 class FirmwareConfiguration(UntimedDevice):
     """A selector at port 510H (16 bits) and the selected item's bytes at port 511H.
 
-    `memory` is RAM in bytes. Behind an item's end, and for items that are not there,
-    the data are zeros.
+    `memory` is RAM in bytes, `processors` their number. Behind an item's end, and for items
+    that are not there, the data are zeros.
     """
 
     wide = True
     ports = (0x510, 0x511)
 
-    def __init__(self, memory: int, files: Mapping[str, bytes]) -> None:
+    def __init__(self, memory: int, files: Mapping[str, bytes], processors: int = 1) -> None:
         self._items = {
             _SIGNATURE: b"QEMU",
             _FEATURES: pack("<I", _TRADITIONAL),
             _UUID: bytes(16),
             _RAM_SIZE: pack("<Q", memory),
             _NO_GRAPHICS: pack("<H", 1),
-            _PROCESSORS: pack("<H", 1),
-            _MAX_PROCESSORS: pack("<H", 1),
+            _PROCESSORS: pack("<H", processors),
+            _MAX_PROCESSORS: pack("<H", processors),
         }
         directory = pack(">I", len(files))
         for key, (name, data) in enumerate(sorted(files.items()), _FIRST_FILE):

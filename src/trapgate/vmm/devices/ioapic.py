@@ -1,13 +1,12 @@
-"""The I/O APIC, an 82093AA: from interrupt lines to messages to the local APIC.
+"""The I/O APIC, an 82093AA: from interrupt lines to messages to local APICs.
 
 Edges at a masked pin are lost, as its data sheet says. A level-triggered pin that the
 local APIC has accepted waits (remote IRR) until that interrupt ends. Lines are told as
 "asserted", so the polarity bits are kept and mean nothing.
 """
 
-from typing import Protocol
-
 from trapgate.vmm.devices.bus import UntimedDevice
+from trapgate.vmm.devices.interconnect import Interconnect
 
 BASE_ADDRESS = 0xFEC0_0000
 """Where its page of registers lies."""
@@ -20,26 +19,20 @@ _WRITABLE_LOW = 0x1AFFF
 _FIXED, _LOWEST_PRIORITY = 0, 1
 
 
-class Receiver(Protocol):
-    """The local APIC, as messages see it."""
-
-    def is_destination(self, destination: int, *, logical: bool) -> bool:
-        """Does a message to `destination` (8 bits) mean it?"""
-
-    def accept(self, vector: int, mode: int, *, level: bool) -> bool:
-        """Take a message; whether a fixed interrupt was accepted."""
-
-
 class IoApic(UntimedDevice):
-    """24 pins and their redirection table, indexed at offset 0 and accessed at offset 10H."""
+    """24 pins and their redirection table, indexed at offset 0 and accessed at offset 10H.
+
+    `number` is its APIC ID, as firmware leaves it: that of no local APIC.
+    """
 
     ports = ()
     wide = True
 
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
+    def __init__(self, interconnect: Interconnect, number: int = 0) -> None:
+        self._interconnect = interconnect
+        interconnect.enders.append(self)
         self._selected = 0
-        self._id = 0
+        self._id = number << 24
         self._table = [_MASKED] * PINS
         self._lines = 0
 
@@ -106,6 +99,6 @@ class IoApic(UntimedDevice):
     def _send(self, entry: int) -> bool:
         mode = entry >> 8 & 7
         level = bool(entry & _LEVEL) and mode in (_FIXED, _LOWEST_PRIORITY)
-        if not self._receiver.is_destination(entry >> 56, logical=bool(entry & _LOGICAL)):
-            return False
-        return self._receiver.accept(entry & 0xFF, mode, level=level)
+        return self._interconnect.send(
+            entry & 0xFF, mode, entry >> 56, logical=bool(entry & _LOGICAL), level=level
+        )

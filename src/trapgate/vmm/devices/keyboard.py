@@ -9,7 +9,9 @@ Auxiliary Device Controller").
 from collections import deque
 from collections.abc import Callable
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices.bus import EventSink, Line, MachineEvent, MachineEventKind, UntimedDevice
+from trapgate.vmm.devices.quick import QuickPorts
 from trapgate.vmm.devices.scancodes import set_1
 
 _OUTPUT_FULL = 0x01
@@ -58,6 +60,7 @@ class KeyboardController(UntimedDevice):
         mouse_line: Line,
         events: EventSink,
         hold_a20: Callable[..., None] | None = None,
+        ports: QuickPorts | None = None,
     ) -> None:
         self.a20 = True
         self._hold_a20 = hold_a20
@@ -72,6 +75,20 @@ class KeyboardController(UntimedDevice):
         self._expects: int | None = None
         self._keyboard_argument: int | None = None
         self._mouse_argument = False
+        ports = QuickPorts() if ports is None else ports
+        self._status = ports.slot(0x64, is_in=True, kind=quick.LATCH)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say what the next read of the status will find."""
+        status = _UNLOCKED | (self._memory[0] & _SYSTEM)
+        if self._output:
+            status |= _OUTPUT_FULL
+            if self._output[0] & _MOUSE:
+                status |= _FROM_MOUSE
+        if self._last_was_command:
+            status |= _COMMAND
+        self._status[quick.VALUE] = status
 
     def press(self, codes: bytes) -> None:
         """Have keys come in: scan codes of set 1, as a guest with translation reads them."""
@@ -91,14 +108,7 @@ class KeyboardController(UntimedDevice):
     def read(self, port: int, size: int, now: int) -> int:
         """Read data (60h), status (64h) or the A20 gate (92h)."""
         if port == 0x64:
-            status = _UNLOCKED | (self._memory[0] & _SYSTEM)
-            if self._output:
-                status |= _OUTPUT_FULL
-                if self._output[0] & _MOUSE:
-                    status |= _FROM_MOUSE
-            if self._last_was_command:
-                status |= _COMMAND
-            return status
+            return self._status[quick.VALUE]
         if port == 0x92:
             return 0x02 if self.a20 else 0
         if not self._output:
@@ -213,6 +223,7 @@ class KeyboardController(UntimedDevice):
         enabled = self._memory[0]
         self._line.set(waiting and not mouse and bool(enabled & _KEYBOARD_INTERRUPT))
         self._mouse_line.set(mouse and bool(enabled & _MOUSE_INTERRUPT))
+        self._tell()
 
     def _reset(self, source: str) -> None:
         self._events.signal(MachineEvent(MachineEventKind.RESET, source))

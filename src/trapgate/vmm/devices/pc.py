@@ -1,6 +1,6 @@
 """The PC that guests see: its devices on one bus, its interrupt lines on two controllers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Protocol
@@ -13,12 +13,14 @@ from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
 from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
 from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.interconnect import Interconnect
 from trapgate.vmm.devices.ioapic import IoApic
 from trapgate.vmm.devices.keyboard import KeyboardController
 from trapgate.vmm.devices.pci import Function, HostBridge, PciHost, isa_bridge
 from trapgate.vmm.devices.pic import IrqLine, PicPair
 from trapgate.vmm.devices.pit import Pit8254
 from trapgate.vmm.devices.power import PowerManagement
+from trapgate.vmm.devices.quick import QuickPorts, Wired
 from trapgate.vmm.devices.rtc import DEFAULT_EPOCH, CmosRtc
 from trapgate.vmm.devices.testdev import MEMORY_PAGE, TestLines, TestMemory
 from trapgate.vmm.devices.uart import Uart16550
@@ -75,17 +77,18 @@ class NoProcessor:
         """Nothing."""
 
 
-class Pc:
-    """A PC for one processor: an i440FX and what is plugged into its board.
+class Pc(Wired):
+    """A PC: an i440FX and what is plugged into its board.
 
     `memory` is RAM in bytes, `ranges` the memory map that firmware tells of, as
     (start, length, type). `emit` takes each byte the guest sends to COM1; `debug_emit`
     those for port E9h, and is `emit` if not given. `processor` is what the devices see
-    of the processor, `ram` what they see of memory, `board` says which drives there are.
+    of the first processor, `others` what local APICs see of further ones, `ram` what devices
+    see of memory; `board` says which drives there are.
 
     The VMM calls `read` and `write` at I/O exits, `load` and `store` for accesses to the
     physical pages in `pages`, `advance` when a deadline has come, and looks at `pending`
-    and `event` afterwards.
+    and `event` afterwards. `select` says which processor that is about.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Pc:
         epoch: datetime = DEFAULT_EPOCH,
         debug_emit: Callable[[int], None] | None = None,
         processor: Processor | None = None,
+        others: Sequence[Pins] = (),
         ranges: Iterable[tuple[int, int, int]] = (),
         ram: GuestMemory | None = None,
         board: Board | None = None,
@@ -105,19 +109,24 @@ class Pc:
         board = Board() if board is None else board
         self.bus = Bus(clock)
         clock = self.bus.clock
+        self.ports = QuickPorts()
+        """What the processor answers without asking."""
         self.pic = PicPair()
         processor = nothing if processor is None else processor
-        self.apic = LocalApic(processor, self.pic)
-        self.io_apic = IoApic(self.apic)
-        self.apic.io_apic = self.io_apic
-        self.pic.wire = partial(self.apic.lint, 0)
+        interconnect = Interconnect()
+        self.apics = [
+            LocalApic(pins, self.pic, interconnect, number)
+            for number, pins in enumerate((processor, *others))
+        ]
+        self.io_apic = IoApic(interconnect, len(self.apics))
+        self.pic.wire = self._ask_for_interrupt
         self.pit = Pit8254(self._line(0), clock)
         self.keyboard = KeyboardController(
-            self._line(1), self._line(12), self.bus, processor.hold_a20
+            self._line(1), self._line(12), self.bus, processor.hold_a20, self.ports
         )
-        self.uart = Uart16550(emit, self._line(4), clock)
+        self.uart = Uart16550(emit, self._line(4), clock, ports=self.ports)
         self.rtc = CmosRtc(self._line(8), clock, memory, epoch)
-        self.post = PostPort(processor.wait)
+        self.post = PostPort(processor.wait, self.ports)
         self._fixed: dict[int, Device] = {
             ioapic.BASE_ADDRESS >> 12: self.io_apic,
             MEMORY_PAGE: TestMemory(range(0x1000)),
@@ -125,11 +134,11 @@ class Pc:
         self.vga = VgaRegisters()
         ranges = [(0, memory, 1)] if board.firmware else ranges
         files = {"etc/e820": e820(ranges), **board.files}
-        firmware = FirmwareConfiguration(memory, files)
+        firmware = FirmwareConfiguration(memory, files, len(self.apics))
         self.bus.read_blocks(0x511, firmware.read_block)
         devices: tuple[Device, ...] = (
             self.pic,
-            self.apic,
+            *self.apics,
             self.io_apic,
             SlowDevice(self.pit, processor.wait),
             self.keyboard,
@@ -142,7 +151,9 @@ class Pc:
             TestLines([self._line(irq) for irq in range(16)]),
             self.vga,
             *self._pci(board, processor, nothing if ram is None else ram),
-            SlowDevice(PowerManagement(self._line(_SCI), self.bus, clock), processor.wait),
+            SlowDevice(
+                PowerManagement(self._line(_SCI), self.bus, clock, self.ports), processor.wait
+            ),
             firmware,
         )
         for device in devices:
@@ -152,8 +163,18 @@ class Pc:
         self.read_string = self.bus.read_string
         self.advance = self.bus.advance
         self.next_deadline = self.bus.next_deadline
+        self.select(0)
+
+    def select(self, number: int) -> None:
+        """From now on processor `number` is the one that reaches devices, and takes interrupts."""
+        self.apic = self.apics[number]
         self.pending = self.apic.pending
         self.acknowledge = self.apic.acknowledge
+
+    def _ask_for_interrupt(self, level: bool) -> None:
+        """The 8259s' output, which goes to LINT0 of every processor."""
+        for apic in self.apics:
+            apic.lint(0, level)
 
     def _pci(self, board: Board, processor: Processor, ram: GuestMemory) -> list[Device]:
         """The bridges and, if there are drives, their interface."""

@@ -290,8 +290,6 @@ def _nowhere(level: bool) -> None:
 class IrqLine:
     """One numbered interrupt line into a `PicPair`, and into what else is wired to it."""
 
-    __slots__ = ("_level", "_number", "_others", "_pic")
-
     def __init__(self, pic: PicPair, number: int, *others: Callable[[bool], None]) -> None:
         self._pic = pic
         self._number = number

@@ -4,8 +4,14 @@ ACPI Specification, "ACPI Hardware Specification". The machine is always in ACPI
 (SCI_EN reads as 1); it knows one sleeping state, S5: off.
 """
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices.bus import EventSink, Line, MachineEvent, MachineEventKind
-from trapgate.vmm.devices.clock import PM_TIMER_HERTZ, VirtualClock
+from trapgate.vmm.devices.clock import (
+    INSTRUCTIONS_PER_MICROSECOND,
+    PM_TIMER_HERTZ,
+    VirtualClock,
+)
+from trapgate.vmm.devices.quick import QuickPorts
 
 PM1_EVENT, PM1_CONTROL, PM_TIMER = 0x600, 0x604, 0x608
 """Ports: two words of status and enables, one word of control, a double word of timer."""
@@ -17,6 +23,7 @@ _TIMER_STATUS = 1
 _ENABLES = 0x421  # timer, global lock, clock alarm; the last only wakes, and nobody sleeps
 _SCI_ENABLED = 1
 _SLEEP = 1 << 13
+_TIMER_BITS = 0xFF_FFFF
 _TIMER_HALF = 1 << 23
 """Ticks between two changes of the timer's highest bit, each of which sets its status."""
 
@@ -27,7 +34,13 @@ class PowerManagement:
     wide = True
     ports = range(PM1_EVENT, PM_TIMER + 4)
 
-    def __init__(self, line: Line, events: EventSink, clock: VirtualClock) -> None:
+    def __init__(
+        self,
+        line: Line,
+        events: EventSink,
+        clock: VirtualClock,
+        ports: QuickPorts | None = None,
+    ) -> None:
         self._line = line
         self._events = events
         self._clock = clock
@@ -35,6 +48,13 @@ class PowerManagement:
         self._enable = 0
         self._control = _SCI_ENABLED
         self._half = 0
+        if ports is not None:
+            # Its accesses are slow (`bus.SlowDevice`).
+            timer = ports.slot(
+                PM_TIMER, is_in=True, size=4, kind=quick.CLOCK, wait=INSTRUCTIONS_PER_MICROSECOND
+            )
+            timer[quick.TICKS], timer[quick.SECOND] = PM_TIMER_HERTZ, clock.hertz
+            timer[quick.VALUE] = _TIMER_BITS
 
     def read(self, port: int, size: int, now: int) -> int:
         """Read `size` bytes from the twelve; they are laid out as in memory."""
@@ -43,7 +63,7 @@ class PowerManagement:
             self._status
             | self._enable << 16
             | self._control << 32
-            | (self._ticks(now) & 0xFF_FFFF) << 64
+            | (self._ticks(now) & _TIMER_BITS) << 64
         )
         return image >> 8 * (port - PM1_EVENT) & (1 << 8 * size) - 1
 

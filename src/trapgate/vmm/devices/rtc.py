@@ -15,6 +15,7 @@ DEFAULT_EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 _SECONDS, _SECONDS_ALARM, _MINUTES, _MINUTES_ALARM, _HOURS, _HOURS_ALARM = range(6)
 _WEEKDAY, _DAY, _MONTH, _YEAR = range(6, 10)
 _CENTURY = 0x32
+_SHUTDOWN = 0x0F
 _TIME_REGISTERS = (_SECONDS, _MINUTES, _HOURS, _WEEKDAY, _DAY, _MONTH, _YEAR, _CENTURY)
 
 _SET = 0x80
@@ -100,6 +101,25 @@ class CmosRtc:
             self._cells[index] = value
         if index in (_SECONDS_ALARM, _MINUTES_ALARM, _HOURS_ALARM):
             self._plan_alarm(now)
+
+    @property
+    def shutdown_code(self) -> int:
+        """What firmware looks at after a reset: why there was one."""
+        return self._cells[_SHUTDOWN]
+
+    @shutdown_code.setter
+    def shutdown_code(self, value: int) -> None:
+        self._cells[_SHUTDOWN] = value
+
+    def kept(self) -> tuple[bytes, int]:
+        """What the battery keeps: memory, and by how many seconds the clock was set."""
+        return bytes(self._cells), self._offset
+
+    def keep(self, kept: tuple[bytes, int]) -> None:
+        """Have that after a reset, which disables its interrupts."""
+        cells, self._offset = kept
+        self._cells[:] = cells
+        self._cells[0x0B] &= ~(_PERIODIC | _ALARM | _UPDATE)
 
     def next_deadline(self, now: int) -> int | None:
         """When the next enabled interrupt comes; flags nobody waits for need no wake-up."""

@@ -12,8 +12,10 @@ of a driver that starts.
 from collections import deque
 from collections.abc import Callable
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices.bus import Line
 from trapgate.vmm.devices.clock import VirtualClock
+from trapgate.vmm.devices.quick import QuickPorts
 
 _RECEIVE_INTERRUPT = 0x01
 _TRANSMIT_INTERRUPT = 0x02
@@ -39,7 +41,8 @@ class Uart16550:
     """A 16550A at eight ports from `base`.
 
     `emit` takes each byte sent. `line` is the interrupt request; it is not gated by
-    OUT2, since some guests never set it and emulated PCs are kind to them.
+    OUT2, since some guests never set it and emulated PCs are kind to them. `ports` answer for it
+    where they can: `taken` gives the bytes that were sent through them.
     """
 
     wide = False
@@ -50,6 +53,7 @@ class Uart16550:
         line: Line,
         clock: VirtualClock,
         base: int = 0x3F8,
+        ports: QuickPorts | None = None,
     ) -> None:
         self.ports = range(base, base + 8)
         self.incoming: deque[int] = deque()
@@ -59,7 +63,8 @@ class Uart16550:
         self._burst = clock.microseconds(BURST_MICROSECONDS)
         self._fifo: deque[int] = deque()
         self._next_burst = 0
-        self._status_reads = 0
+        self.one_by_one = False
+        """Whether each byte is to be emitted before the guest goes on."""
         self._interrupt_enable = 0
         self._fifo_enabled = False
         self._trigger = 1
@@ -71,10 +76,37 @@ class Uart16550:
         self._divisor = 12
         self._overrun = False
         self._transmit_pending = False
+        self._ports = ports = QuickPorts() if ports is None else ports
+        self._status = ports.slot(base + 5, is_in=True)
+        self._sender = ports.slot(base, is_in=False)
+        self._sender[quick.PARTNER] = self._status.number
+        self.tell()
+
+    def tell(self) -> None:
+        """Say what the next accesses will find."""
+        reloads = self.incoming and not self._fifo
+        self._status[quick.VALUE] = _TRANSMITTER_EMPTY | (_DATA_READY if self._fifo else 0)
+        self._status[quick.KIND] = quick.ASK if self._overrun or reloads else quick.LATCH
+        moves_line = self._interrupt_enable & _TRANSMIT_INTERRUPT and not self._transmit_pending
+        asks = (
+            self.one_by_one
+            or moves_line
+            or self._line_control & 0x80
+            or self._modem_control & _LOOPBACK
+        )
+        self._sender[quick.KIND] = quick.ASK if asks else quick.SEND
+
+    def taken(self) -> bytes:
+        """The bytes that were sent since the last time without asking."""
+        sent = self._ports.sent()
+        if sent:
+            self._transmit_pending = True
+        return sent
 
     def receive(self, data: bytes) -> None:
         """Queue bytes from the other end; the guest gets them when it listens."""
         self.incoming.extend(data)
+        self.tell()
 
     @property
     def baud(self) -> int:
@@ -83,10 +115,15 @@ class Uart16550:
 
     def read(self, port: int, size: int, now: int) -> int:
         """Read one of the eight registers."""
+        value = self._read(port, now)
+        self.tell()
+        return value
+
+    def _read(self, port: int, now: int) -> int:
         register = port - self._base
         if register == 5:
-            self._status_reads += 1
-            if self._status_reads >= _POLLS and self.incoming and not self._fifo:
+            self._status[quick.READS] += 1
+            if self._status[quick.READS] >= _POLLS and self.incoming and not self._fifo:
                 self._load()
             status = _TRANSMITTER_EMPTY
             if self._fifo:
@@ -100,7 +137,7 @@ class Uart16550:
             if self._line_control & 0x80:
                 return self._divisor & 0xFF
             return self._receive_byte(now)
-        self._status_reads = 0
+        self._status[quick.READS] = 0
         if register == 1:
             if self._line_control & 0x80:
                 return self._divisor >> 8
@@ -120,12 +157,16 @@ class Uart16550:
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Write one of the eight registers."""
+        self._write(port, value, now)
+        self.tell()
+
+    def _write(self, port: int, value: int, now: int) -> None:
         register = port - self._base
         if register != 0:
-            self._status_reads = 0
+            self._status[quick.READS] = 0
         if register == 0:
-            if self._status_reads:
-                self._status_reads -= 1  # that read asked whether it may send
+            if self._status[quick.READS]:
+                self._status[quick.READS] -= 1  # that read asked whether it may send
             if self._line_control & 0x80:
                 self._divisor = (self._divisor & 0xFF00) | value
                 return
@@ -171,6 +212,7 @@ class Uart16550:
             and now >= self._next_burst
         ):
             self._load()
+            self.tell()
 
     def _load(self) -> None:
         # While looped back, the receiver is cut off from the line.

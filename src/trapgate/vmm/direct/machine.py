@@ -47,7 +47,7 @@ from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.frames import VMM, Frames
 from trapgate.vmm.direct.tables import ENTRIES, PS, GuestTables, P, Refusal, W
-from trapgate.vmm.direct.writes import decode_write
+from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
 from trapgate.vmm.platform import Platform
@@ -83,12 +83,21 @@ class DirectPagingError(TrapgateError):
     """A guest or its memory is not what direct paging can do; the message says what it can."""
 
 
+def demand_one_processor(board: Board | None) -> None:
+    """Raise DirectPagingError for several: each would have tables of its own in use."""
+    if board is not None and board.processors > 1:
+        raise DirectPagingError(
+            "a machine under direct paging has one processor: its VMM follows one CR3; "
+            "use --paging own, or --cpus 1"
+        )
+
+
 def demand_no_drives(board: Board | None) -> None:
     """Raise DirectPagingError for drives: a bus master would store to page tables unseen."""
     if board is not None and (board.disks or board.cds):
         raise DirectPagingError(
-            "a machine under direct paging has no drives: DMA goes past its VMM; "
-            "use --paging own, or an initial RAM disk"
+            "with tables protected by their entries a machine has no drives: DMA goes past its "
+            "VMM; use --protect frames, or an initial RAM disk"
         )
 
 
@@ -180,6 +189,7 @@ class DirectMachine(VirtualMachine):
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
     ) -> None:
+        demand_one_processor(board)
         demand_no_drives(board)
         host = host or Host(memory, engine=engine, trace=trace)
         base = host.place(self, memory)
@@ -229,7 +239,7 @@ class DirectMachine(VirtualMachine):
         processor.registers.cells[:] = self._registers
         processor.engine.restore_registers(self._floating)
         processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS] = self._counted
-        processor.name_vm(self.number)
+        self.own_processor()
 
     def leave_processor(self) -> None:
         """Save what no VMCS field holds."""
@@ -389,7 +399,7 @@ class DirectMachine(VirtualMachine):
             return handlers.reflect(vmexit, self)
         guest = Operand(self.processor, v)
         try:
-            write = decode_write(guest)
+            write = decode_write(guest, instruction_at_rip(guest))
         except PageFaultError as fault:
             return _page_fault(self, fault.address, fault.error_code)
         if write is None:

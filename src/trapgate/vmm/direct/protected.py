@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from struct import Struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,29 +22,50 @@ from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, NO_LINK, OWN_FR
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import COMPLETED, HEAD_COMPLETED
 from trapgate.instructions import effects
-from trapgate.instructions.intercepts import GO_ON
+from trapgate.instructions.intercepts import GO_ON, privilege_level
 from trapgate.paging import frame_map as fm
-from trapgate.paging.walk import WRITE
+from trapgate.paging.walk import WRITE, pointer_is_legal
 from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.table_writes import walk_without_map
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.pagefault import PFEC_MAP, PFEC_U
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.state import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA
+from trapgate.sdm.state import (
+    CR0_CD,
+    CR0_NW,
+    CR0_PG,
+    CR4_PAE,
+    CR4_PGE,
+    CR4_PSE,
+    CR4_SMEP,
+    EFER_LMA,
+)
 from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
-from trapgate.vmm.direct.links import ADDRESS, Links
-from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_no_drives
+from trapgate.vmm.direct.edits import Edits
+from trapgate.vmm.direct.guarded_ram import GuardedRam
+from trapgate.vmm.direct.linking import ADDRESS, P
+from trapgate.vmm.direct.links import (
+    FOUR_LEVELS,
+    PAE,
+    TWO_LEVELS,
+    UNPAGED,
+    Links,
+    Mode,
+    Root,
+)
+from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.tables import Refusal
-from trapgate.vmm.direct.writes import Write, decode_write
+from trapgate.vmm.direct.writes import instruction_at_rip
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
 from trapgate.vmm.summary import Summary, TableWrites
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Profile, Settings
@@ -66,19 +88,23 @@ _FRAMES = 1 << 20
 _PAGE = 4096
 _LOW = 0xFFFF_FFFF
 _PF, _GP = 14, 13
-_REPEAT = 0xF2, 0xF3
-_CR0_OWNED = CR0_PG
-_CR4_OWNED = CR4_PAE | CR4_PSE
-_MODES = {0: (f.GUEST_CR0, f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW, _CR0_OWNED),
-          4: (f.GUEST_CR4, f.CR4_GUEST_HOST_MASK, f.CR4_READ_SHADOW, _CR4_OWNED)}  # fmt: skip
+_GENERAL_PROTECTION = Inject(Interruption(_GP, InterruptionType.HARDWARE_EXCEPTION, 0))
+_CR0_OWNED, _CR4_OWNED = CR0_PG, CR4_PAE | CR4_PSE
+_CR0_RELOADS, _CR4_RELOADS = CR0_CD | CR0_NW, CR4_PGE | CR4_SMEP
+"""Further bits whose change loads the pointers of PAE paging (SDM, "Loading PDPTEs")."""
+_OWNED = _CR0_OWNED | _CR0_RELOADS, _CR4_OWNED | _CR4_RELOADS
+_MODES = {0: (f.GUEST_CR0, f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW, _OWNED[0]),
+          4: (f.GUEST_CR4, f.CR4_GUEST_HOST_MASK, f.CR4_READ_SHADOW, _OWNED[1])}  # fmt: skip
+_POINTERS = Struct("<4q")
 
 
 class ProtectedMachine(VirtualMachine):
     """A PC whose guest has `memory` bytes from machine address 0, and its tables under a frame map.
 
-    Fault filter and order are the VMCS's; unless a settings file says otherwise both filters by the
-    frame map are on. The rest is as for `VirtualMachine`. Raises DirectPagingError on the portable
-    engine, whose page walk knows no frame map, and for more memory than the map describes.
+    Fault filter and order are the VMCS's; unless a settings file says otherwise ¶80 and both
+    filters by the frame map are on. The rest is as for `VirtualMachine`. Raises
+    DirectPagingError on the portable engine, whose page walk knows no frame map, and for more
+    memory than the map describes.
     """
 
     can_be_restored = False
@@ -96,7 +122,7 @@ class ProtectedMachine(VirtualMachine):
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
     ) -> None:
-        demand_no_drives(board)
+        demand_one_processor(board)
         if memory % _PAGE or not 0 < memory <= _FRAMES * _PAGE - _FRAMES:
             raise DirectPagingError(
                 f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, "
@@ -108,6 +134,13 @@ class ProtectedMachine(VirtualMachine):
                 f"a frame map needs the native engine: {processor.engine.why_not_native}; give "
                 "--protect entries"
             )
+        everything = processor.memory.cells.view(np.uint8)
+        frame_map = everything[memory:]
+        frame_map[:] = fm.OWN
+        frame_map[memory // _PAGE : (memory + _FRAMES) // _PAGE] = fm.FOREIGN
+        self.links = Links(everything, memory, _FRAMES, memory // _PAGE)
+        self._edits = Edits(processor, self.links, memory)
+        self._masters = GuardedRam(processor.memory, memory, self.links, self.let_go)
         super().__init__(
             memory,
             processor=processor,
@@ -118,18 +151,15 @@ class ProtectedMachine(VirtualMachine):
             profile=profile,
             explain=explain,
             board=board,
+            ram=self._masters,
         )
-        everything = processor.memory.cells.view(np.uint8)
-        frame_map = everything[memory:]
-        frame_map[:] = fm.OWN
-        frame_map[memory // _PAGE : (memory + _FRAMES) // _PAGE] = fm.FOREIGN
-        self.links = Links(everything, frame_map, memory // _PAGE)
         self.counts = DirectCounts()
         self.has_paged = False
         self.exits_by_level: Counter[str] = Counter()
         """How many writes to tables exited, by the level of the table or what became of it."""
         vmcs = self.vmcs
         vmcs["FRAME_MAP_ADDRESS"], vmcs["FRAME_MAP_LENGTH"] = memory, _FRAMES
+        vmcs["FAULT_FILTER"] = FILTER_PARAGRAPH_80
         vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK
         vmcs["EXCEPTION_BITMAP"] = 1 << _PF
         vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = PFEC_MAP
@@ -186,11 +216,17 @@ class ProtectedMachine(VirtualMachine):
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         engine = self.processor.engine
         self.links.settle(engine.flush_translations, engine.forget_code)
+        refusal = self._masters.refusal
+        if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
+            refusal = Refusal("address line 20 is held low while the guest pages; open the gate")
+        if refusal is not None:
+            self.stopped = self.refuse(refusal)
+            return
         super()._turn(end, expires, until)
 
     # What the guest does.
 
-    def refuse(self, refusal: Refusal) -> Action:
+    def refuse(self, refusal: Refusal) -> Stop:
         """Stop a guest that wants of its tables what it may not have."""
         self.counts.refused += 1
         self.counts.last_refusal = refusal.reason
@@ -200,22 +236,50 @@ class ProtectedMachine(VirtualMachine):
     def follow_mode(self) -> Refusal | None:
         """Learn of the paging mode and of CR3, after they may have changed."""
         v = self.vmcs.cells
-        pae = bool(v[f.GUEST_CR4] & CR4_PAE)
-        if not v[f.GUEST_CR0] & CR0_PG:
-            self.links.set_mode(0, large_pages=False)
+        mode = self._mode()
+        self.links.set_mode(mode)
+        if mode is UNPAGED:
             return None
-        if pae and not v[f.GUEST_IA32_EFER] & EFER_LMA:
-            return Refusal(
-                "PAE paging outside IA-32e mode has no frame for a root; use another kernel"
-            )
+        if mode.pointers:
+            v[f.CR0_GUEST_HOST_MASK] |= _CR0_RELOADS
+            v[f.CR4_GUEST_HOST_MASK] |= _CR4_RELOADS
         self.has_paged = True
-        large = pae or bool(v[f.GUEST_CR4] & CR4_PSE)
-        self.links.set_mode(4 if pae else 2, large_pages=large)
-        return self.links.load_root(self._root())
+        return self.follow_cr3(int(v[f.GUEST_CR3]))
 
-    def _root(self) -> int:
-        """The frame that CR3 leads to."""
-        return (int(self.vmcs.cells[f.GUEST_CR3]) & ADDRESS) >> 12
+    def _mode(self) -> Mode:
+        v = self.vmcs.cells
+        if not v[f.GUEST_CR0] & CR0_PG:
+            return UNPAGED
+        if v[f.GUEST_CR4] & CR4_PAE:
+            return FOUR_LEVELS if v[f.GUEST_IA32_EFER] & EFER_LMA else PAE
+        return TWO_LEVELS._replace(large_pages=bool(v[f.GUEST_CR4] & CR4_PSE))
+
+    def follow_cr3(self, cr3: int) -> Refusal | None:
+        """Validate what CR3 is about to lead to; with PAE paging, load the pointers."""
+        if not self.links.mode.pointers:
+            return self.links.load_root(((cr3 & ADDRESS) >> 12,))
+        pointers = self._pointers_at(cr3)
+        if pointers is None:
+            return Refusal(f"the pointers at {cr3:#x} are no legal ones, or not the guest's")
+        refusal = self.links.load_root(_root_of(pointers))
+        if refusal is None:
+            self.vmcs.cells[f.GUEST_PDPTE0 : f.GUEST_PDPTE0 + 4] = pointers
+        return refusal
+
+    def _pointers_at(self, cr3: int) -> tuple[int, ...] | None:
+        """The four pointers of PAE paging; None if they are not there or one is not legal."""
+        address = cr3 & _LOW & ~0x1F
+        if address >= self.memory_size:
+            return None
+        pointers = _POINTERS.unpack(self.processor.memory.read(address, _POINTERS.size))
+        return pointers if all(map(pointer_is_legal, pointers)) else None
+
+    def _root(self) -> Root:
+        """What CR3 leads to."""
+        v = self.vmcs.cells
+        if self.links.mode.pointers:
+            return _root_of(v[f.GUEST_PDPTE0 : f.GUEST_PDPTE0 + 4].tolist())
+        return ((int(v[f.GUEST_CR3]) & ADDRESS) >> 12,)
 
     def load_cr3(self, value: int) -> Action:
         """MOV to CR3 of what the map does not allow."""
@@ -224,13 +288,50 @@ class ProtectedMachine(VirtualMachine):
         if not effects.in_64_bit_mode(v):
             value &= _LOW
         if v[f.GUEST_CR0] & CR0_PG:
-            refusal = self.links.load_root((value & ADDRESS) >> 12)
+            if self.links.mode.pointers and self._pointers_at(value) is None:
+                return _GENERAL_PROTECTION
+            refusal = self.follow_cr3(value)
             if refusal is not None:
                 return self.refuse(refusal)
         if effects.write_cr(v, self.processor.registers.cells, 3, signed(value)) != GO_ON:
-            return Inject(Interruption(_GP, InterruptionType.HARDWARE_EXCEPTION, 0))
+            return _GENERAL_PROTECTION
         self.processor.engine.flush_translations()
         return EMULATED
+
+    def take_cr3(self, value: int) -> Stop | None:
+        """A task switch loads CR3."""
+        refusal = self.follow_cr3(value)
+        return self.refuse(refusal) if refusal is not None else super().take_cr3(value)
+
+    def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
+        """INS may not go to a table, either."""
+        if is_in:
+            v = self.vmcs.cells
+            user = 1 if privilege_level(v) == 3 else 0
+            guest = Operand(self.processor, v)
+            linear = signed(self.vmcs["GUEST_LINEAR_ADDRESS"])
+            _, code = guest.walk(linear, WRITE, user)
+            if code >= 0 and code & PFEC_MAP:
+                frame = self._table_let_go(guest, linear, user)
+                if frame >= 0:
+                    return self.refuse(Refusal(f"INS goes to frame {frame:#x}, a table or foreign"))
+                return RESUME
+        return super().string_io(port, size, is_in=is_in)
+
+    def _table_let_go(self, guest: Operand, linear: int, user: int) -> int:
+        """Make the table that `linear` leads to data: -1, or the frame that has to stay one."""
+        physical, _ = walk_without_map(guest, signed(linear), user)
+        frame = physical >> 12
+        return -1 if self.links.is_table(frame) and self.let_go(frame) else frame
+
+    def make_way_for_event(self, vmexit: VmExit) -> Action:
+        """The delivery of an event, which goes to a table or needs it changed."""
+        guest = Operand(self.processor, vmexit.vmcs.cells)
+        address = vmexit.qualification
+        if self._table_let_go(guest, address, 0) < 0:
+            return RESUME
+        reason = f"an event's frame, or its way there, is in a table, at {address:#x}"
+        return self.refuse(Refusal(reason))
 
     def change_mode(self, vmexit: VmExit, number: int) -> Action:
         """MOV to CR0 or CR4: the VMM's bits take effect as the guest wrote them."""
@@ -247,15 +348,11 @@ class ProtectedMachine(VirtualMachine):
         self.processor.engine.flush_translations()
         return action
 
-    def carry_out(self, vmexit: VmExit) -> Action:
-        """A write to a table that no filter has completed."""
-        v = vmexit.vmcs.cells
-        event = vmexit.interruption
-        assert event is not None
-        assert event.error_code is not None
-        user = 1 if event.error_code & PFEC_U else 0
-        guest = Operand(self.processor, v)
-        physical, fault = self._unprotected(guest, vmexit.qualification, user)
+    def carry_out(self, vmexit: VmExit, user: int) -> Action:
+        """A write to a table that no filter has completed; `user` is 1 for one of user mode."""
+        guest = Operand(self.processor, vmexit.vmcs.cells)
+        linear = vmexit.qualification
+        physical, fault = walk_without_map(guest, signed(linear), user)
         frame = physical >> 12
         levels = self.links.levels_of(frame) if fault < 0 else frozenset()
         if not levels:
@@ -264,96 +361,35 @@ class ProtectedMachine(VirtualMachine):
             self.processor.engine.flush_translations()
             return RESUME
         self.exits_by_level[f"level {max(levels)}"] += 1
-        if (user or self._repeats(guest)) and self.let_go(frame):
+        instruction = instruction_at_rip(guest)
+        repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
+        if (user or repeats) and self.let_go(frame):
             self.exits_by_level["reused"] += 1
             return RESUME
-        length, v[f.FRAME_MAP_LENGTH] = v[f.FRAME_MAP_LENGTH], 0
         try:
-            write = decode_write(guest)
-            pieces = [] if write is None else self._pieces(guest, write, user)
+            refusal = self._edits.carry_out(guest, instruction, user, linear, physical)
         except PageFaultError as found:
+            if found.error_code & PFEC_MAP:
+                return self.refuse(Refusal(f"an operand at {found.address:#x} is not the guest's"))
             self.processor.registers.cr2 = found.address
             return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, found.error_code))
-        finally:
-            v[f.FRAME_MAP_LENGTH] = length
-        if write is None:
-            rip = self.vmcs["GUEST_RIP"]
-            code = guest.code(guest.wrap(rip), 8).hex(" ")
-            reason = f"the instruction {code} is none that tables are edited by"
-            return self.refuse(Refusal(reason))
-        refusal = self.store(pieces)
         if refusal is not None:
             # What comes is no entry: perhaps the guest uses the frame for something else.
             return RESUME if self.let_go(frame) else self.refuse(refusal)
-        write.finish(guest)
         self.counts.edits += 1
         return RESUME
-
-    def store(self, pieces: list[tuple[int, bytes]]) -> Refusal | None:
-        """Store at physical addresses, each within a page: all of it or nothing."""
-        memory = self.processor.memory
-        done: list[tuple[int, bytes]] = []
-        for physical, data in pieces:
-            done.append((physical, memory.read(physical, len(data))))
-            refusal = None
-            if self.links.levels_of(physical >> 12):
-                refusal = self.links.store(physical, data)
-            else:
-                memory.write(physical, data)
-            if refusal is not None:
-                for at, before in reversed(done[:-1]):
-                    if self.links.levels_of(at >> 12):
-                        back = self.links.store(at, before)
-                        assert back is None, back
-                    else:
-                        memory.write(at, before)
-                return refusal
-        return None
 
     def let_go(self, frame: int) -> bool:
         """Let roots go that are not loaded, as far as they lead to `frame`; is it data now?
 
         That is always safe, for a root is validated when it is loaded again.
         """
-        links, loaded = self.links, self._root()
-        if frame in links.roots and frame != loaded:
-            links.drop_root(frame)
-        if links.levels_of(frame) and self.counts_too_high:
-            links.recount()
-        if links.levels_of(frame):
-            for root in sorted(links.roots - {loaded}):
-                if links.reaches(root, frame):
-                    links.drop_root(root)
-        return not links.levels_of(frame)
+        return self.links.let_go(frame, self._root(), recount=self.counts_too_high)
 
-    def _unprotected(self, guest: Operand, linear: int, user: int) -> tuple[int, int]:
-        """Where a write would go without the map: the physical address, and the fault or -1."""
-        v = guest.v
-        length, v[f.FRAME_MAP_LENGTH] = v[f.FRAME_MAP_LENGTH], 0
-        found = guest.walk(signed(linear), WRITE, user)
-        v[f.FRAME_MAP_LENGTH] = length
-        return found
 
-    def _pieces(self, guest: Operand, write: Write, user: int) -> list[tuple[int, bytes]]:
-        """A store, page by page. Raises PageFaultError."""
-        pieces = []
-        done = 0
-        while done < len(write.data):
-            linear = guest.wrap(write.linear + done)
-            count = min(len(write.data) - done, _PAGE - linear % _PAGE)
-            physical, code = guest.walk(signed(linear), WRITE, user)
-            if code >= 0:
-                raise PageFaultError(code, linear)
-            if physical >= self.memory_size:
-                raise PageFaultError(PFEC_MAP, linear)
-            pieces.append((physical, write.data[done : done + count]))
-            done += count
-        return pieces
-
-    def _repeats(self, guest: Operand) -> bool:
-        rip = int(guest.v[f.GUEST_RIP]) + (0 if guest.long else int(guest.v[f.GUEST_CS_BASE]))
-        code = guest.code(guest.wrap(rip), 2)
-        return bool(set(code) & set(_REPEAT))
+def _root_of(pointers: Sequence[int]) -> Root:
+    """The page directories that the four pointers of PAE paging lead to."""
+    return tuple((pointer & ADDRESS) >> 12 for pointer in pointers if pointer & P)
 
 
 # Handlers.
@@ -363,13 +399,12 @@ def exception(vmexit: VmExit, vm: Platform) -> Action:
     """A page fault of the map's is the VMM's; all else is the guest's."""
     assert isinstance(vm, ProtectedMachine)
     event = vmexit.interruption
-    if event is None or event.vector != _PF or not (event.error_code or 0) & PFEC_MAP:
+    code = 0 if event is None or event.vector != _PF else event.error_code or 0
+    if not code & PFEC_MAP:
         return handlers.reflect(vmexit, vm)
     if vmexit.idt_vectoring is not None:
-        address = vmexit.qualification
-        reason = f"an event's frame, or its way there, is in a table, at {address:#x}"
-        return vm.refuse(Refusal(reason))
-    return vm.carry_out(vmexit)
+        return vm.make_way_for_event(vmexit)
+    return vm.carry_out(vmexit, 1 if code & PFEC_U else 0)
 
 
 def control_register(vmexit: VmExit, vm: Platform) -> Action:
@@ -384,17 +419,8 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
     return handlers.control_register(vmexit, vm)
 
 
-def task_switch(vmexit: VmExit, vm: Platform) -> Action:
-    """A task switch, which may load CR3."""
-    assert isinstance(vm, ProtectedMachine)
-    action = handlers.HANDLERS[ExitReason.TASK_SWITCH](vmexit, vm)
-    refusal = vm.follow_mode()
-    return action if refusal is None else vm.refuse(refusal)
-
-
 HANDLERS: Mapping[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: exception,
     ExitReason.CONTROL_REGISTER_ACCESS: control_register,
-    ExitReason.TASK_SWITCH: task_switch,
 }
 """What a VMM does otherwise under a frame map."""

@@ -51,9 +51,8 @@ class Write:
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= _SINGLE_STEP
 
 
-def decode_write(guest: Operand) -> Write | None:
-    """The store that the instruction at RIP is about to make; None if it is not known here."""
-    instruction = _instruction(guest)
+def decode_write(guest: Operand, instruction: iced.Instruction) -> Write | None:
+    """The store that `instruction`, at RIP, is about to make; None if it is not known here."""
     make = _MAKERS.get(instruction.mnemonic)
     if make is None:
         return None
@@ -63,7 +62,7 @@ def decode_write(guest: Operand) -> Write | None:
 _decoded: dict[tuple[int, int, bytes], iced.Instruction] = {}
 
 
-def _instruction(guest: Operand) -> iced.Instruction:
+def instruction_at_rip(guest: Operand) -> iced.Instruction:
     """The instruction at RIP; kernels edit their tables in few places, so these are remembered."""
     # Only in 64-bit code does it matter where the instruction is.
     rip = guest.wrap(int(guest.v[f.GUEST_RIP])) if guest.long else 0

@@ -95,11 +95,12 @@ def fadt(facs_at: int, dsdt_at: int) -> bytes:
     return table(b"FACP", 3, body)
 
 
-def madt() -> bytes:
-    """The interrupt controllers: one local APIC, one I/O APIC, two 8259s."""
+def madt(processors: int) -> bytes:
+    """The interrupt controllers: a local APIC for each processor, one I/O APIC, two 8259s."""
     body = pack("<II", apic.BASE_ADDRESS, 1)
-    body += pack("<BBBBI", 0, 8, 0, 0, 1)
-    body += pack("<BBBBII", 1, 12, 0, 0, ioapic.BASE_ADDRESS, 0)
+    for number in range(processors):
+        body += pack("<BBBBI", 0, 8, number, number, 1)
+    body += pack("<BBBBII", 1, 12, processors, 0, ioapic.BASE_ADDRESS, 0)
     for irq, pin, flags in OVERRIDES:
         body += pack("<BBBBIH", 2, 10, 0, irq, pin, flags)
     body += pack("<BBBHB", 4, 6, 0xFF, 0, 1)

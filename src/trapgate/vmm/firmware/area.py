@@ -11,8 +11,8 @@ _MP = AREA + 0x40
 _FACS = AREA + 0x80
 
 
-def bios_area() -> bytes:
-    """The tables, to be put at `AREA`; at most `SIZE` bytes."""
+def bios_area(processors: int = 1) -> bytes:
+    """The tables of a machine with `processors`, to be put at `AREA`: at most `SIZE` bytes."""
     image = bytearray(0xC0)
 
     def place(data: bytes) -> int:
@@ -22,10 +22,10 @@ def bios_area() -> bytes:
         return address
 
     dsdt = place(acpi.dsdt())
-    tables = (place(acpi.fadt(_FACS, dsdt)), place(acpi.madt()))
+    tables = (place(acpi.fadt(_FACS, dsdt)), place(acpi.madt(processors)))
     roots = (place(acpi.root(b"RSDT", tables)), place(acpi.root(b"XSDT", tables)))
     signature, _, _, features = cpuid(1, 0)
-    configuration = place(mp.configuration(signature, features))
+    configuration = place(mp.configuration(signature, features, processors))
     for address, data in (
         (AREA, acpi.rsdp(*roots)),
         (_MP, mp.floating_pointer(configuration)),

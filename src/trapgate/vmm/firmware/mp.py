@@ -7,7 +7,6 @@ from trapgate.vmm.firmware.acpi import OVERRIDES, checksummed
 
 _LINES = 16
 _CASCADE = 2
-_IO_APIC_ID = 0
 _ISA = 0
 _INT, _NMI, _EXTINT = 0, 1, 3
 
@@ -17,18 +16,24 @@ def floating_pointer(configuration: int) -> bytes:
     return checksummed(pack("<4sIBBB5x", b"_MP_", configuration, 1, 4, 0), 10)
 
 
-def configuration(signature: int, features: int) -> bytes:
-    """The configuration table; `signature` and `features` are EAX and EDX of CPUID leaf 1."""
+def configuration(signature: int, features: int, processors: int) -> bytes:
+    """The configuration table; `signature` and `features` are EAX and EDX of CPUID leaf 1.
+
+    The I/O APIC has the ID behind those of the `processors`.
+    """
     pins = {irq: pin for irq, pin, _ in OVERRIDES}
     flags = {irq: flag for irq, _, flag in OVERRIDES}
     entries = [
-        # The boot processor, enabled; its family, model and stepping.
-        pack("<BBBBII8x", 0, 0, 0x14, 3, signature & 0xFFF, features),
+        # Enabled, the first one the boot processor; family, model and stepping.
+        *(
+            pack("<BBBBII8x", 0, number, 0x14, 1 if number else 3, signature & 0xFFF, features)
+            for number in range(processors)
+        ),
         pack("<BB6s", 1, _ISA, b"ISA   "),
-        pack("<BBBBI", 2, _IO_APIC_ID, 0x11, 1, ioapic.BASE_ADDRESS),
+        pack("<BBBBI", 2, processors, 0x11, 1, ioapic.BASE_ADDRESS),
     ]
     entries += [
-        pack("<BBHBBBB", 3, _INT, flags.get(irq, 0), _ISA, irq, _IO_APIC_ID, pins.get(irq, irq))
+        pack("<BBHBBBB", 3, _INT, flags.get(irq, 0), _ISA, irq, processors, pins.get(irq, irq))
         for irq in range(_LINES)
         if irq != _CASCADE
     ]

@@ -46,7 +46,7 @@ def pci_root(window: int) -> bytes:
     )
 
 
-def files(memory: int) -> dict[str, bytes]:
+def files(memory: int, processors: int = 1) -> dict[str, bytes]:
     """The tables of a machine of `memory` bytes, their root, and the script."""
     window = 0x8000_0000 if memory <= 0x8000_0000 else 0xC000_0000
     script = [_allocate(_TABLES, 64, _HIGH), _allocate(_ROOT, 16, _BELOW_1_MB)]
@@ -61,7 +61,7 @@ def files(memory: int) -> dict[str, bytes]:
     plain = acpi.dsdt()
     dsdt = place(acpi.table(b"DSDT", 2, plain[36:] + pci_root(window)))
     fadt = place(acpi.fadt(0, dsdt))
-    madt = place(acpi.madt())
+    madt = place(acpi.madt(processors))
     rsdt = place(acpi.root(b"RSDT", (fadt, madt)))
     xsdt = place(acpi.root(b"XSDT", (fadt, madt)))
     for offset, size in ((36, 4), (40, 4), (132, 8), (140, 8)):

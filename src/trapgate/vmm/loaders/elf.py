@@ -132,10 +132,9 @@ def place_elf(elf: Elf, data: bytes, layout: Layout) -> tuple[list[Segment], int
     return segments, _physical_entry(elf, file)
 
 
-def load_elf(data: bytes, file: str, memory: int, append: str, initrd: bytes | None) -> GuestImage:
+def load_elf(data: bytes, layout: Layout, append: str, initrd: bytes | None) -> GuestImage:
     """Make a guest of an ELF without a multiboot header. Raises GuestImageError."""
-    elf = parse_elf(data, file)
-    layout = Layout(file, memory)
+    elf = parse_elf(data, layout.file)
     segments, entry = place_elf(elf, data, layout)
     return finish(
         GuestKind.ELF,

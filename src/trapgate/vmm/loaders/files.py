@@ -8,6 +8,7 @@ from pathlib import Path
 from trapgate.vmm.loaders.elf import is_elf, load_elf
 from trapgate.vmm.loaders.flat import is_boot_sector, load_boot_sector, load_flat
 from trapgate.vmm.loaders.image import GuestImage, GuestImageError, mebibytes
+from trapgate.vmm.loaders.layout import Layout
 from trapgate.vmm.loaders.linux import is_bzimage, load_linux
 from trapgate.vmm.loaders.multiboot import Module, find_header, load_multiboot
 
@@ -24,23 +25,25 @@ def parse_guest(
     initrd_name: str = "initrd",
     modules: Sequence[Module] = (),
     base: int = 0,
+    processors: int = 1,
 ) -> GuestImage:
     """Make a guest of a file's contents.
 
     `file` names it in messages (and, its last part, to a multiboot kernel); `memory` is the
-    machine's RAM in bytes. To a multiboot kernel `initrd` is one more module, the first; other
-    guests take none but that. `base` is where that lies for a guest whose page tables hold
-    machine addresses: a multiboot kernel's memory map says so. Raises GuestImageError if
-    this is no guest or does not fit.
+    machine's RAM in bytes, `processors` their number, for the tables of its firmware. To a
+    multiboot kernel `initrd` is one more module, the first; other guests take none but that.
+    `base` is where that lies for a guest whose page tables hold machine addresses: a multiboot
+    kernel's memory map says so. Raises GuestImageError if this is no guest or does not fit.
     """
     if not data:
         raise GuestImageError(file, "size", "the file is empty; give a kernel or flat code")
     if initrd is not None and not initrd:
         raise GuestImageError(initrd_name, "size", "the file is empty; leave out --initrd")
+    layout = Layout(file, memory, base, processors)
     header = None if is_bzimage(data) else find_header(data)
     if header is not None:
         first = [] if initrd is None else [Module(initrd, initrd_name)]
-        return load_multiboot(data, header, file, memory, append, [*first, *modules], base)
+        return load_multiboot(data, header, layout, append, [*first, *modules])
     if modules:
         raise GuestImageError(
             file, "--module", "only multiboot kernels take modules; give a RAM disk as --initrd"
@@ -50,12 +53,12 @@ def parse_guest(
             file, "format", "its memory starts at 0 for all it can know; give a multiboot kernel"
         )
     if is_bzimage(data):
-        return load_linux(data, file, memory, append, initrd)
+        return load_linux(data, layout, append, initrd)
     if is_elf(data):
-        return load_elf(data, file, memory, append, initrd)
+        return load_elf(data, layout, append, initrd)
     if is_boot_sector(data):
-        return load_boot_sector(data, file, memory, append, initrd)
-    return load_flat(data, file, memory, append, initrd)
+        return load_boot_sector(data, layout, append, initrd)
+    return load_flat(data, layout, append, initrd)
 
 
 def load_guest(
@@ -65,12 +68,13 @@ def load_guest(
     append: str = "",
     initrd: str | os.PathLike[str] | None = None,
     modules: Sequence[str] = (),
+    processors: int = 1,
 ) -> GuestImage:
     """Read a guest file, and its initial RAM disk if there is one, and make a guest of it.
 
-    `memory` is the machine's RAM in bytes; `append` the command line. Each of `modules` is a
-    file's path, and after a space what else the kernel shall read with its name. Raises
-    GuestImageError naming file, field and remedy if it can't be booted.
+    `memory` is the machine's RAM in bytes, `processors` their number; `append` the command
+    line. Each of `modules` is a file's path, and after a space what else the kernel shall read
+    with its name. Raises GuestImageError naming file, field and remedy if it can't be booted.
     """
     data = _read(path)
     disk = None if initrd is None else _read(initrd)
@@ -82,6 +86,7 @@ def load_guest(
         initrd=disk,
         initrd_name="initrd" if initrd is None else Path(initrd).name,
         modules=[_module(module) for module in modules],
+        processors=processors,
     )
 
 

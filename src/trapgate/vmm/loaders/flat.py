@@ -45,14 +45,11 @@ def is_boot_sector(data: bytes) -> bool:
     return len(data) == _SECTOR and data[-2:] == b"\x55\xaa"
 
 
-def load_boot_sector(
-    data: bytes, file: str, memory: int, append: str, initrd: bytes | None
-) -> GuestImage:
+def load_boot_sector(data: bytes, layout: Layout, append: str, initrd: bytes | None) -> GuestImage:
     """Make a guest of a boot sector. Raises GuestImageError if it is given what it can't take."""
     for option, given in (("--append", append), ("--initrd", initrd)):
         if given:
-            raise GuestImageError(file, option, "a boot sector can't take it; leave it out")
-    layout = Layout(file, memory)
+            raise GuestImageError(layout.file, option, "a boot sector can't take it; leave it out")
     segments = [*layout.bios_data(), Segment(_SECTOR_ADDRESS, data)]
     return guest_image(
         GuestKind.BOOT_SECTOR,
@@ -64,8 +61,9 @@ def load_boot_sector(
     )
 
 
-def load_flat(data: bytes, file: str, memory: int, append: str, initrd: bytes | None) -> GuestImage:
+def load_flat(data: bytes, layout: Layout, append: str, initrd: bytes | None) -> GuestImage:
     """Make a guest of headerless 32-bit code. Raises GuestImageError if it is no code."""
+    file = layout.file
     for magic, what in _FOREIGN:
         if data.startswith(magic):
             raise GuestImageError(
@@ -79,8 +77,7 @@ def load_flat(data: bytes, file: str, memory: int, append: str, initrd: bytes | 
         raise GuestImageError(
             file, "contents", "this is a text, not a guest; give a kernel or flat code"
         )
-    layout = Layout(file, memory)
-    if MEGABYTE + len(data) > memory:
+    if MEGABYTE + len(data) > layout.memory:
         raise GuestImageError(
             file,
             "size",

@@ -59,15 +59,16 @@ def memory_map(memory: int) -> list[tuple[int, int, int]]:
 
 
 class Layout:
-    """The memory of a machine of `memory` bytes while `file` is being placed in it.
+    """The memory of a machine while `file` is being placed in it; it has `memory` bytes.
 
     All addresses are the guest's own. Only `map` says where they are in the machine.
     """
 
-    def __init__(self, file: str, memory: int, base: int = 0) -> None:
+    def __init__(self, file: str, memory: int, base: int = 0, processors: int = 1) -> None:
         self.file = file
         self.memory = memory
         self.base = base
+        self.processors = processors
         self._taken: list[tuple[int, int, str]] = []
         if memory < MEGABYTE:
             raise GuestImageError(
@@ -157,7 +158,7 @@ class Layout:
             ((_BIOS_SEGMENT << 4) + _STUBS_OFFSET, bytes.fromhex("".join(_STUBS.values()))),
             (_BIOS_DATA, bytes(area)),
             (LOW_MEMORY_END, b"\x01"),
-            (firmware.AREA, firmware.bios_area()),
+            (firmware.AREA, firmware.bios_area(self.processors)),
         ):
             if self._gap(start, start + len(data), len(data)) == start:
                 self.claim(start, len(data), "BIOS data area")

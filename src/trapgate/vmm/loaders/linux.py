@@ -40,10 +40,9 @@ def is_bzimage(data: bytes) -> bool:
     return data[0x1FE:0x200] == b"\x55\xaa" and data[0x202:0x206] == b"HdrS"
 
 
-def load_linux(
-    data: bytes, file: str, memory: int, append: str, initrd: bytes | None
-) -> GuestImage:
+def load_linux(data: bytes, layout: Layout, append: str, initrd: bytes | None) -> GuestImage:
     """Make a guest of a bzImage. Raises GuestImageError if it is damaged or doesn't fit."""
+    file = layout.file
 
     def number(offset: int, size: int) -> int:
         return int.from_bytes(data[offset : offset + size], "little")
@@ -77,7 +76,6 @@ def load_linux(
     preferred = number(0x258, 8) if modern else MEGABYTE
     load = preferred if modern and number(0x234, 1) else MEGABYTE
     needed = max(number(0x260, 4) if modern else 0, len(payload))
-    layout = Layout(file, memory)
     end = max(load, preferred) + needed
     if load < MEGABYTE or load % PAGE:
         raise GuestImageError(

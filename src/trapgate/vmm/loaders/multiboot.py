@@ -71,13 +71,12 @@ def find_header(data: bytes) -> MultibootHeader | None:
 def load_multiboot(
     data: bytes,
     header: MultibootHeader,
-    file: str,
-    memory: int,
+    layout: Layout,
     append: str,
     modules: Sequence[Module],
-    base: int = 0,
 ) -> GuestImage:
     """Make a guest of a multiboot kernel. Raises GuestImageError if it can't be."""
+    file = layout.file
     unknown = header.flags & _NEEDS & ~_KNOWN_NEEDS
     if unknown:
         raise GuestImageError(
@@ -85,7 +84,6 @@ def load_multiboot(
             "multiboot flags",
             f"asks for features {unknown:#x} that version 1 does not have; build it for version 1",
         )
-    layout = Layout(file, memory, base)
     # The video bit (2) is a wish: there is no display, and the answer says so.
     if header.flags & _HAS_ADDRESSES:
         segments, entry = _place_by_addresses(data, header, layout)

@@ -1,0 +1,221 @@
+"""The test bench: a machine at the golden run's beginning, to which it goes back for each run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trapgate import guests
+from trapgate.campaign.errors import PlanError
+from trapgate.campaign.plan import BUNDLED, Guest, Plan, Point
+from trapgate.campaign.symbols import symbols_of
+from trapgate.events.journal import COUNTS, DISPOSITIONS, HEAD_COUNTS, TYPES, VECTORS
+from trapgate.sdm import cells as f
+from trapgate.sdm.event_words import event_name
+from trapgate.sdm.interruption import InterruptionType
+from trapgate.trace.symbols import Symbols
+from trapgate.vmm.loaders import load_guest, parse_guest
+from trapgate.vmm.machine import VirtualMachine
+
+LOOK: Final = 1000
+"""Output is looked at whenever so many instructions have been executed since the beginning."""
+_WORTH = 10_000_000
+"""Instructions that a snapshot has to spare runs, all together."""
+_LONGEST_BEGINNING = 100_000_000_000
+_FAULTS = [
+    InterruptionType.NMI,
+    InterruptionType.HARDWARE_EXCEPTION,
+    InterruptionType.PRIVILEGED_SOFTWARE_EXCEPTION,
+    InterruptionType.SOFTWARE_EXCEPTION,
+]
+"""Types of events that count as faults; interrupts come whenever they come."""
+_FIRST_FAULT = min(_FAULTS)
+
+
+def make_machine(guest: Guest) -> VirtualMachine:
+    """The machine of a plan with its guest loaded. Raises what the loaders raise."""
+    from trapgate.vmcs.file import read_settings
+    from trapgate.vmm.console import input_bytes
+
+    if guest.paging == "direct":
+        from trapgate.vmm.direct.machine import DirectMachine
+
+        vm: VirtualMachine = DirectMachine(guest.memory, engine=guest.engine, seed=guest.seed)
+    else:
+        vm = VirtualMachine(guest.memory, engine=guest.engine, seed=guest.seed)
+    if guest.kernel == BUNDLED:
+        image = parse_guest(
+            guests.image(), file="guest.elf", memory=guest.memory, append=guest.append
+        )
+    else:
+        from pathlib import Path
+
+        image = load_guest(
+            Path(guest.kernel),
+            memory=guest.memory,
+            append=guest.append,
+            initrd=guest.initrd,
+            modules=list(guest.modules),
+        )
+    vm.load(image)
+    if guest.vmcs is not None:
+        vm.apply(read_settings(guest.vmcs))
+    if guest.keys:
+        vm.type(input_bytes(guest.keys))
+    return vm
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Why a bench stopped running: at the point that was asked for, by itself, or by the budget."""
+
+    end: str
+    status: int = 0
+    message: str = ""
+
+
+AT_POINT: Final = Halt("golden end")
+OUT_OF_BUDGET: Final = Halt("budget")
+
+
+class Bench:
+    """A machine at the beginning of the plan's golden run.
+
+    Raises PlanError if that is never reached.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.vm = make_machine(plan.guest)
+        self.symbols: Symbols | None = symbols_of(plan.guest)
+        self.start = 0
+        """The virtual time of the beginning, in instructions."""
+        self.printed = 0
+        begin = plan.begin
+        limit = begin.count if begin.kind == "instructions" else _LONGEST_BEGINNING
+        if self.run_to(begin, limit) is not AT_POINT:
+            stopped = self.vm.stopped
+            why = stopped.message if stopped is not None else "its budget is used up"
+            raise PlanError(
+                f"the guest never comes to {plan.begin} ({why}); let the golden run begin earlier",
+                "golden.begin",
+                plan.path,
+            )
+        self.start = self.vm.processor.time
+        self.printed = len(self.vm.output)
+        self.snapshot = self._near = self.vm.snapshot()
+        self.vm.restore(self.snapshot)
+        self._counts = self.vm.processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS]
+
+    @property
+    def output(self) -> bytes:
+        """What was printed since the beginning."""
+        return bytes(self.vm.output[self.printed :])
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each event happened: by type, vector and disposition."""
+        return self._counts.reshape(TYPES, VECTORS, DISPOSITIONS)
+
+    def approach(self, moment: int, runs: int) -> None:
+        """Begin `runs` runs to this moment and later ones there, if that is worth a snapshot."""
+        self._near = self.snapshot
+        if (moment - self.start) * runs > _WORTH and self.go_to(moment):
+            self._near = self.vm.snapshot()
+
+    def go_to(self, moment: int) -> bool:
+        """From the beginning to virtual time `moment`; False if the machine stops before."""
+        vm = self.vm
+        vm.restore(self._near if self._near.time <= moment else self.snapshot)
+        left = moment - vm.processor.time
+        return left <= 0 or vm.step(left) is None
+
+    def run_to(self, point: Point, limit: int) -> Halt:
+        """Run to a point or to virtual time `limit`: the point, if it counts instructions."""
+        at_limit = AT_POINT if point.kind == "instructions" else OUT_OF_BUDGET
+        return self.run_towards(point, limit) or at_limit
+
+    def run_towards(self, point: Point, limit: int) -> Halt | None:
+        """Run to a point, or to virtual time `limit` on the way there, which is None."""
+        if point.kind == "output":
+            return self._run_to_output(re.compile(point.text.encode()), limit)
+        if point.kind in {"rip", "symbol"}:
+            return self._run_to_address(self.address_of(point), point.time, limit)
+        self.vm.step(limit - self.vm.processor.time)
+        return self._halt()
+
+    def address_of(self, point: Point) -> int:
+        """The linear address of a point. Raises PlanError for a symbol that there is not."""
+        if point.kind == "rip":
+            return point.count
+        if self.symbols is None or point.text not in self.symbols.names:
+            from trapgate.errors import suggestion
+
+            names = [] if self.symbols is None else self.symbols.names
+            raise PlanError(
+                f"no symbol {point.text!r}; "
+                + (suggestion(point.text, names) if names else "give guest.symbols"),
+                "golden",
+                self.plan.path,
+            )
+        return int(self.symbols.starts[self.symbols.names.index(point.text)])
+
+    def _halt(self) -> Halt | None:
+        stopped = self.vm.stopped
+        return None if stopped is None else Halt(stopped.end.value, stopped.status, stopped.message)
+
+    def _run_to_output(self, pattern: re.Pattern[bytes], limit: int) -> Halt | None:
+        vm = self.vm
+        seen = -1
+        while vm.processor.time < limit:
+            past = (vm.processor.time - self.start) % LOOK
+            vm.step(min(LOOK - past, limit - vm.processor.time))
+            if len(vm.output) != seen:
+                seen = len(vm.output)
+                if pattern.search(vm.output, self.printed):
+                    return AT_POINT
+            halt = self._halt()
+            if halt is not None:
+                return halt
+        return None
+
+    def _run_to_address(self, address: int, times: int, limit: int) -> Halt | None:
+        vm = self.vm
+        engine = vm.processor.engine
+        engine.set_breakpoints([address])
+        try:
+            while vm.processor.time < limit:
+                vm._turn(None, None, until=limit)  # noqa: SLF001
+                if engine.breakpoint_hit() is not None:
+                    times -= 1
+                    if not times:
+                        return AT_POINT
+                    engine.pass_breakpoint(address)
+                halt = self._halt()
+                if halt is not None:
+                    return halt
+        finally:
+            engine.set_breakpoints(())
+        return None
+
+    def extra_faults(self, golden: NDArray[np.int64]) -> tuple[str, ...]:
+        """Faults that happened more often than `golden` counts, by name."""
+        counts = self.counts
+        if counts[_FIRST_FAULT:].tobytes() == golden[_FIRST_FAULT:].tobytes():
+            return ()
+        more = (counts[_FAULTS] - golden[_FAULTS]).sum(axis=2) > 0
+        return tuple(
+            event_name(int(vector), _FAULTS[int(kind)]) for kind, vector in np.argwhere(more)
+        )
+
+    def registers(self) -> bytes:
+        """General registers, RIP and RFLAGS."""
+        words = self.vm.vmcs.words
+        v = (words[f.GUEST_RSP], words[f.GUEST_RIP], words[f.GUEST_RFLAGS])
+        cells = self.vm.processor.registers.cells[:16].copy()
+        cells[4] = 0  # RSP's is the VMCS's
+        return bytes(cells) + repr(v).encode()

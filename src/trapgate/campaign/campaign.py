@@ -1,0 +1,169 @@
+"""A campaign from plan to results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from trapgate import guests
+from trapgate.campaign.bench import Bench
+from trapgate.campaign.errors import PlanError
+from trapgate.campaign.execute import Result
+from trapgate.campaign.faults import Overwritten
+from trapgate.campaign.golden import Reference
+from trapgate.campaign.moments import Course, Told, course_of, moments_of, silent
+from trapgate.campaign.outcomes import DETECTED, NO_EFFECT
+from trapgate.campaign.plan import BUNDLED, Plan
+from trapgate.campaign.pruning import Pruned, prune
+from trapgate.campaign.results import Results, table_of
+from trapgate.campaign.runs import Runs, select
+from trapgate.campaign.symbols import names_of
+from trapgate.campaign.targets import Faults, faults_of
+from trapgate.campaign.worker import Tally, Worker
+from trapgate.campaign.workers import Pool
+from trapgate.sdm import cells as f
+from trapgate.sdm.state import EFER_LMA
+
+OVERWRITTEN: Final = "overwritten before it is read"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan whose golden run has been made: what there is to run."""
+
+    plan: Plan
+    reference: Reference
+    faults: Faults
+    moments: int
+    runs: Runs
+    pruned: Pruned | None
+    course: Course | None
+    wide: bool
+
+
+def prepare(plan: Plan, told: Told = silent) -> Prepared:
+    """Make the golden run and choose the runs. Raises PlanError for a plan that cannot be run.
+
+    `told` hears how far a golden run is that has to be looked at instruction by instruction.
+    """
+    bench = Bench(plan)
+    wide = bool(bench.vm.vmcs.words[f.GUEST_IA32_EFER] & EFER_LMA)
+    faults = faults_of(plan.targets, plan.path, wide=wide)
+    reference = Reference(bench)
+    _demand_silence(reference)
+    course = None
+    if plan.when.symbols or plan.prune:
+        course = course_of(reference, told, uses=plan.prune)
+    moments = moments_of(reference, course)
+    pruned = None
+    if plan.prune and course is not None:
+        runs, pruned = prune(plan.sample, moments, faults, course, plan.path)
+    else:
+        runs = select(plan.sample, moments, faults, plan.path)
+    return Prepared(plan, reference, faults, len(moments), runs, pruned, course, wide)
+
+
+def _demand_silence(reference: Reference) -> None:
+    """What is said to tell of a fault must not be in the golden run's output."""
+    plan = reference.bench.plan
+    for pattern in plan.detected:
+        if pattern.search(reference.golden.output):
+            raise PlanError(
+                f"{pattern.pattern.decode()!r} is in the golden run's output too; name what only "
+                f'a guest that notices something prints ("{DETECTED}")',
+                "outcomes.detected",
+                plan.path,
+            )
+
+
+def environment(plan: Plan, reference: Reference) -> dict[str, Any]:
+    """What else results depend on: versions, the engine, the guest's files."""
+    kernel = guests.IMAGE_PATH if plan.guest.kernel == BUNDLED else Path(plan.guest.kernel)
+    named = [kernel, *(one for one in plan.guest.files if one != kernel)]
+    return {
+        "trapgate": version("trapgate"),
+        "engine": reference.bench.vm.processor.engine.kind,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "files": {
+            one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in named if one.is_file()
+        },
+    }
+
+
+def create(prepared: Prepared, folder: Path) -> Results:
+    """The directory of a campaign that is about to begin. Raises CampaignError."""
+    plan, reference = prepared.plan, prepared.reference
+    facts = {
+        "environment": environment(plan, reference),
+        "golden": reference.golden.values(),
+        "moments": prepared.moments,
+        "faults": len(prepared.faults),
+        "wide": prepared.wide,
+        "exact": prepared.runs.exact,
+        "drawn": prepared.runs.drawn,
+        "confidence": plan.sample.confidence,
+    }
+    pruned = None if prepared.pruned is None else _pruned_rows(prepared, prepared.pruned)
+    return Results.create(folder, plan, facts, prepared.runs, pruned)
+
+
+def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
+    """Rows for what is known to have no effect; they are no runs, and have no bit."""
+    course, symbols = prepared.course, prepared.reference.bench.symbols
+    assert course is not None
+    rips = course.rips[np.searchsorted(course.times, pruned.moments)]
+    none = Result(NO_EFFECT, "", 0, OVERWRITTEN, 0, 0, "")
+    return table_of(
+        [None] * len(rips),
+        pruned.moments.tolist(),
+        [Overwritten(prepared.faults[n].target) for n in pruned.faults.tolist()],
+        pruned.weights.tolist(),
+        [replace(none, rip=rip) for rip in rips.tolist()],
+        names_of(symbols, rips),
+    )
+
+
+def base_of(plan: Plan) -> Path:
+    """The folder that a plan's files are relative to."""
+    return Path(plan.path).parent if Path(plan.path).is_file() else Path()
+
+
+def run(
+    plan: Plan, results: Results, workers: int = 1, base: Path | None = None
+) -> Iterator[Tally]:
+    """Run what has no results yet; the tally of each batch when its results are stored.
+
+    `workers` processes work, or this one if it is 1. Raises CampaignError for a directory of
+    another plan, one that is being worked on, and a disk without room.
+    """
+    results.demand_plan(plan)
+    with results.locked():
+        results.clear_drafts()
+        missing = results.missing()
+        if workers == 1 or len(missing) < 2:
+            worker = Worker(plan, results.folder) if missing else None
+            for batch in missing:
+                assert worker is not None
+                yield worker.work(batch, {})
+            return
+        with Pool(plan, base or base_of(plan), results.folder, min(workers, len(missing))) as pool:
+            for _, tally in pool.work(missing, results.batch):
+                yield tally
+
+
+def usual_workers() -> int:
+    """One for each processor that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1

@@ -1,0 +1,145 @@
+"""One run: back to the beginning, on to the moment, the fault, and on to an end."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trapgate.campaign.bench import AT_POINT, Bench, Halt
+from trapgate.campaign.faults import Fault
+from trapgate.campaign.golden import Reference
+from trapgate.campaign.outcomes import ERROR, NOT_APPLIED, Ending, classify
+from trapgate.campaign.places import AbsentError
+from trapgate.errors import TrapgateError
+from trapgate.sdm import cells as f
+
+_LONGEST_DETAIL = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a run.
+
+    `outcome` is its class, `end` one of `outcomes.ENDS`, `detail` says more in words. `rip` is
+    where the fault was put in, `instructions` how many were executed from there on.
+    """
+
+    outcome: str
+    end: str
+    status: int
+    detail: str
+    rip: int
+    instructions: int
+    output: str
+    """The first 16 digits of the output's SHA-256 where it is not the golden run's."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def execute(
+    reference: Reference, moment: int, fault: Fault, there: Callable[[], None] = _nothing
+) -> Result:
+    """Run a fault at a moment. What goes wrong with Trapgate is an outcome too.
+
+    `there` is called when the moment has come, before the fault is put in.
+    """
+    try:
+        return _execute(reference, moment, fault, there)
+    except (
+        TrapgateError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        detail = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+        return Result(ERROR, "", 0, detail[:_LONGEST_DETAIL], 0, 0, "")
+
+
+def _execute(reference: Reference, moment: int, fault: Fault, there: Callable[[], None]) -> Result:
+    bench = reference.bench
+    vm = bench.vm
+    if not bench.go_to(moment):
+        raise TrapgateError(f"the golden run ends before {moment}")
+    words = vm.vmcs.words
+    rip = words[f.GUEST_RIP] + words[f.GUEST_CS_BASE]
+    begun = vm.processor.time
+    there()
+    try:
+        fault.apply(vm)
+    except AbsentError as error:
+        return Result(NOT_APPLIED, "", 0, str(error), rip, 0, "")
+    ending = _on(reference, fault)
+    outcome = classify(ending, bench.plan.detected, bench.plan.classes)
+    detail = ", ".join(ending.extra) if ending.same_end and ending.same_output else ending.message
+    digest = "" if ending.same_output else hashlib.sha256(ending.output).hexdigest()[:16]
+    time = (vm.processor.time if ending.time is None else ending.time) - begun
+    return Result(outcome, ending.end, ending.status, detail[:_LONGEST_DETAIL], rip, time, digest)
+
+
+def _on(reference: Reference, fault: Fault) -> Ending:
+    """To the end; or to a checkpoint where all is again as in the golden run, whose end follows."""
+    bench = reference.bench
+    if fault.holds:
+        return ending_of(reference, _hold(reference, fault))
+    for checkpoint in reference.ahead(bench.vm.processor.time):
+        halt = bench.run_towards(bench.plan.end, checkpoint.snapshot.time)
+        if halt is not None:
+            return ending_of(reference, halt)
+        if checkpoint.snapshot.is_met():
+            golden = reference.golden
+            extra = bench.extra_faults(checkpoint.counts)
+            return Ending(
+                golden.how,
+                golden.status,
+                golden.message,
+                golden.output,
+                extra,
+                same_end=True,
+                same_output=True,
+                same_state=True,
+                time=golden.end,
+            )
+    return ending_of(reference, bench.run_to(bench.plan.end, reference.limit))
+
+
+def _hold(reference: Reference, fault: Fault) -> Halt:
+    """Go on instruction by instruction, and do the same to the machine before each."""
+    bench = reference.bench
+    vm = bench.vm
+    limit = min(reference.limit, reference.golden.end)
+    while vm.processor.time < limit and vm.stopped is None:
+        vm.step(1)
+        try:
+            fault.apply(vm)
+        except AbsentError:
+            continue  # it may be there again later
+    return bench.run_to(bench.plan.end, reference.limit)
+
+
+def ending_of(reference: Reference, halt: Halt) -> Ending:
+    """The end of the bench's run, compared with the golden run's."""
+    bench, golden = reference.bench, reference.golden
+    output = bench.output
+    same_end = halt.end == golden.how and halt.status == golden.status
+    same_output = output == golden.output
+    extra: tuple[str, ...] = ()
+    same_state = False
+    if same_end and same_output:
+        extra = bench.extra_faults(reference.counts)
+        same_state = reference.last.differing_pages() == 0 and (
+            halt.end != AT_POINT.end or _registers(bench) == golden.registers
+        )
+    return Ending(
+        halt.end, halt.status, halt.message, output, extra, same_end, same_output, same_state
+    )
+
+
+def _registers(bench: Bench) -> str:
+    return hashlib.sha256(bench.registers()).hexdigest()

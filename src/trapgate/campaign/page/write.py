@@ -1,0 +1,40 @@
+"""The page as a file."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from trapgate.campaign.page.data import page_data
+from trapgate.campaign.results import Results
+from trapgate.trace.draft import draft
+
+
+def write_page(results: Results, out: Path) -> int:
+    """Write the page `out` about a campaign; its size in bytes.
+
+    Raises CampaignError without results, TraceError if it cannot be written, MissingExtraError
+    without polars.
+    """
+    page = render(page_data(results)).encode()
+    with draft(out, "page") as temporary:
+        temporary.write_bytes(page)
+    return len(page)
+
+
+def render(data: dict[str, Any]) -> str:
+    """The page with `data` in it."""
+    ours = files("trapgate.campaign.page")
+    # A "<" in a string must not end the script element.
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    style = (files("trapgate.report") / "page.css").read_text(encoding="utf-8")
+    page = (ours / "page.html").read_text(encoding="utf-8")
+    for name, content in (
+        ("style", style + (ours / "page.css").read_text(encoding="utf-8")),
+        ("script", (ours / "page.js").read_text(encoding="utf-8")),
+        ("data", text),
+    ):
+        page = page.replace(f"/*{name}*/", content, 1)
+    return page

@@ -1,0 +1,110 @@
+"""A run of a campaign once more, exactly as it was, with somebody looking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trapgate.campaign.execute import Result
+from trapgate.campaign.plan import Plan, parse_plan
+from trapgate.campaign.results import Results
+from trapgate.campaign.symbols import names_of
+from trapgate.campaign.worker import Worker
+from trapgate.vmm.machine import VirtualMachine
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run that was run again: where and what, what came of it, and what was stored of it."""
+
+    run: int
+    moment: int
+    symbol: str
+    fault: str
+    result: Result
+    printed: str
+    chain: tuple[str, ...]
+    stored: dict[str, Any] | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what was stored of it, if anything, is what happened now."""
+        if self.stored is None:
+            return True
+        now = asdict(self.result)
+        names = ("outcome", "end", "status", "detail", "instructions", "output")
+        return all(self.stored[name] == now[name] for name in names)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        stored = "not run yet" if self.stored is None else "the same"
+        return {
+            "run": self.run,
+            "moment": self.moment,
+            "symbol": self.symbol,
+            "fault": self.fault,
+            **asdict(self.result),
+            "rip": f"{self.result.rip & 0xFFFF_FFFF_FFFF_FFFF:#x}",
+            "printed": self.printed,
+            "chain": list(self.chain),
+            "stored": stored if self.agrees else f"another: {self.stored}",
+        }
+
+
+def plan_of(results: Results) -> Plan:
+    """The plan that is kept in a campaign's directory, with files as they were named then."""
+    where = str(results.facts["plan"])
+    folder = Path(where).parent if where.endswith(".toml") else Path()
+    return parse_plan((results.folder / "plan.toml").read_text(encoding="utf-8"), where, folder)
+
+
+def replay(
+    results: Results,
+    run: int,
+    *,
+    trace: Path | None = None,
+    there: Callable[[VirtualMachine, bool], None] | None = None,
+) -> Seen:
+    """Run `run` again; `trace` gets its events from the fault on.
+
+    `there` is called with the machine just before the fault, and whether its code is 64-bit.
+
+    Raises CampaignError for a run that there is not, PlanError where the golden run is another.
+    """
+    stored = results.row(run)
+    plan = plan_of(results)
+    worker = Worker(plan, results.folder)
+    vm = worker.bench.vm
+    writer = None
+    if trace is not None:
+        from trapgate.trace import TraceWriter
+
+        facts = {"guest": plan.guest.kernel, "campaign": plan.title, "run": str(run)}
+        writer = TraceWriter(trace, metadata=facts)
+
+    def now() -> None:
+        if writer is not None:
+            vm.processor.trace_to(writer.append)
+        if there is not None:
+            there(vm, bool(results.facts["wide"]))
+
+    try:
+        result = worker.result(run, now)
+        vm.processor.drain()
+    finally:
+        if writer is not None:
+            writer.close()
+    return Seen(
+        run=run,
+        moment=worker.moment(run),
+        symbol=names_of(worker.bench.symbols, np.array([result.rip], np.int64))[0],
+        fault=worker.fault(run).what,
+        result=result,
+        printed=worker.bench.output.decode("utf-8", "backslashreplace"),
+        chain=tuple(vm.fault_chain()) if vm.stopped is not None else (),
+        stored=stored,
+    )

@@ -1,0 +1,109 @@
+"""`trapgate demo --guest`: any guest under direct paging, a row a filter."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trapgate.cli.board import board
+from trapgate.cli.summary import summary_json
+from trapgate.cli.terminal import fail, terminal
+
+if TYPE_CHECKING:
+    from trapgate.demo.any_guest import Run
+
+
+def demo_guest(
+    guest: Path | None,
+    *,
+    disks: list[str],
+    initrd: Path | None,
+    append: str,
+    memory: int,
+    text: str,
+    until: str | None,
+    timeout: float | None,
+    engine: str,
+    as_json: bool,
+) -> bool:
+    """Run the guest under each setting and print the table; whether all runs ended alike."""
+    from trapgate.demo.any_guest import SETTINGS, ended_alike, run_guest
+    from trapgate.vmm.console import input_bytes
+    from trapgate.vmm.loaders import load_guest
+
+    if guest is None and (initrd is not None or append):
+        raise fail("--initrd and --append are for a kernel; give it with --guest")
+    load = (
+        partial(load_guest, guest, memory=memory, append=append, initrd=initrd)
+        if guest is not None
+        else lambda: None
+    )
+    runs: list[Run] = []
+    with terminal(error=True).status("running") as status:
+        for run in run_guest(
+            memory,
+            load,
+            board=lambda: board(disks, [], [], None, memory, kernel=guest is not None),
+            text=input_bytes(text),
+            until=until,
+            timeout=timeout,
+            engine=engine,
+        ):
+            runs.append(run)
+            status.update(f"{len(runs)} of {len(SETTINGS)} runs done")
+    alike = ended_alike(runs)
+    if as_json:
+        print(json.dumps([_run_json(run) for run in runs], indent=2))
+        return alike
+    _show(runs)
+    for end in dict.fromkeys(run.stop.message for run in runs):
+        names = [run.setting.name for run in runs if run.stop.message == end]
+        print(f"Under {'every setting' if len(names) == len(runs) else ', '.join(names)}: {end}.")
+    return alike
+
+
+def _show(runs: list[Run]) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title="writes to page tables under direct paging, and what became of them",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("filter")
+    for title in ("exits", "completed", "spared", "CR exits", "CPU seconds", "by own paging"):
+        table.add_column(title, justify="right")
+    own = runs[0].seconds
+    for run in runs:
+        table.add_row(
+            run.setting.name,
+            f"{run.exits:,}",
+            f"{run.completed:,}",
+            f"{run.saved:.1%}",
+            f"{run.root_loads:,}",
+            f"{run.seconds:.2f}",
+            f"{run.seconds / own:.2f}",
+        )
+    terminal().print(table)
+    print()
+    for run in runs:
+        left = ", ".join(f"{count:,} {what}" for what, count in run.left.items())
+        what = f"; exits by {left}" if left else ""
+        print(f"{run.setting.name}: {run.setting.meaning}{what}")
+    print()
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    return {
+        "filter": run.setting.name,
+        "fault_filter": run.setting.fault_filter,
+        "frame_filters": run.setting.frame_filters,
+        "end": run.stop.end.value,
+        "status": run.stop.status,
+        "cpu_seconds": run.seconds,
+        "spared": run.saved,
+        **summary_json(run.summary),
+    }

@@ -1,0 +1,137 @@
+"""An intercepted instruction, INIT or SMI as z3 sees it: the like of `fault_terms`.
+
+What the controls would do about one is known where a control decides alone. Bitmaps lie in memory,
+and whether a MOV to CR0 changes a bit of the host's depends on what is written: there one truth
+value stands for what equal fields do, and another for other fields.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from trapgate.criteria.fault_terms import FaultTerms, mode_facts
+from trapgate.criteria.solvers import z3_module
+from trapgate.decision import fault_values as fv
+from trapgate.decision.conditions import INTERCEPTED
+from trapgate.decision.criteria_rules import Action
+from trapgate.sdm import controls as ct
+from trapgate.sdm.reasons import ExitReason
+from trapgate.vmcs.vmcs import Vmcs
+
+_STATE: Final = (fv.RIP, fv.RSP, fv.CPL, fv.MODE, fv.RFLAGS, fv.CR0, fv.CR3, fv.CR4, fv.EFER)
+_BY_PRIMARY: Final = {
+    ExitReason.HLT: ct.PRIMARY_HLT_EXITING,
+    ExitReason.INVLPG: ct.PRIMARY_INVLPG_EXITING,
+    ExitReason.MWAIT: ct.PRIMARY_MWAIT_EXITING,
+    ExitReason.MONITOR: ct.PRIMARY_MONITOR_EXITING,
+    ExitReason.RDPMC: ct.PRIMARY_RDPMC_EXITING,
+    ExitReason.RDTSC: ct.PRIMARY_RDTSC_EXITING,
+    ExitReason.RDTSCP: ct.PRIMARY_RDTSC_EXITING,
+    ExitReason.MOV_DR: ct.PRIMARY_MOV_DR_EXITING,
+    ExitReason.PAUSE: ct.PRIMARY_PAUSE_EXITING,
+}
+_BY_MORE: Final = {
+    ExitReason.IO_INSTRUCTION: ("IO_BITMAP_A_ADDRESS", "IO_BITMAP_B_ADDRESS"),
+    ExitReason.RDMSR: ("MSR_BITMAP_ADDRESS",),
+    ExitReason.WRMSR: ("MSR_BITMAP_ADDRESS",),
+    ExitReason.CONTROL_REGISTER_ACCESS: (
+        *("CR0_GUEST_HOST_MASK", "CR0_READ_SHADOW", "CR4_GUEST_HOST_MASK", "CR4_READ_SHADOW"),
+        *("CR3_TARGET_COUNT", *(f"CR3_TARGET_VALUE_{n}" for n in range(4))),
+    ),
+}
+"""Fields beside the primary controls that have a say."""
+
+
+@dataclass(frozen=True)
+class InstructionTerms(FaultTerms):
+    """An instruction or platform event that may happen."""
+
+    def exits(self, vmcs: Vmcs) -> Any:
+        """Whether it exits under a VMCS, by its table or by its controls."""
+        z3 = z3_module()
+        action = self.action(vmcs)
+        reason = self.values["reason"]
+        usual = z3.Or([z3.And(reason == int(one), _usual(vmcs, one)) for one in INTERCEPTED])
+        return z3.Or(action == Action.EXIT.value, z3.And(action == Action.NEXT.value, usual))
+
+
+def _usual(vmcs: Vmcs, reason: ExitReason) -> Any:
+    """What the controls do, as a term."""
+    z3 = z3_module()
+    primary = vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"]
+    if reason in _BY_PRIMARY:
+        return z3.BoolVal(bool(primary & _BY_PRIMARY[reason]))
+    if reason == ExitReason.WBINVD:
+        active = primary & ct.PRIMARY_SECONDARY_CONTROLS
+        secondary = vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] if active else 0
+        return z3.BoolVal(bool(secondary & ct.SECONDARY_WBINVD_EXITING))
+    if reason in (ExitReason.OTHER_SMI, ExitReason.IO_SMI):
+        return z3.BoolVal(vmcs.profile == "extended")
+    if reason not in _BY_MORE:
+        return z3.BoolVal(True)
+    told = [primary, *(vmcs[name] for name in _BY_MORE[reason])]
+    return z3.Bool(f"{reason.name} exits under {told}")
+
+
+def instruction_terms() -> InstructionTerms:
+    """An instruction or event of which nothing more is known. Raises MissingSolverError."""
+    z3 = z3_module()
+    value = {one.name: z3.BitVec(one.name, 64) for one in fv.VALUES}
+    reason, qualification = value["reason"], value["qualification"]
+
+    def one_of(*reasons: ExitReason) -> Any:
+        return z3.Or([reason == int(one) for one in reasons])
+
+    present = dict.fromkeys(value, z3.BoolVal(False))
+    present |= {fv.VALUES[number].name: z3.BoolVal(True) for number in _STATE}
+    present |= dict.fromkeys(("reason", "qualification"), z3.BoolVal(True))
+    present |= {
+        "leaf": one_of(ExitReason.CPUID),
+        "port": one_of(ExitReason.IO_INSTRUCTION),
+        "msr": one_of(ExitReason.RDMSR, ExitReason.WRMSR),
+        "control_register": one_of(ExitReason.CONTROL_REGISTER_ACCESS),
+        "debug_register": one_of(ExitReason.MOV_DR),
+    }
+    alone = one_of(
+        *(ExitReason(r) for r in INTERCEPTED if r not in _QUALIFIED and r not in _OPERANDS)
+    )
+    facts = [
+        *(z3.ULE(value[one.name], (1 << one.width) - 1) for one in fv.VALUES if one.width < 64),
+        *mode_facts(value),
+        one_of(*INTERCEPTED),
+        z3.Implies(z3.Or(alone, present["leaf"], present["msr"]), qualification == 0),
+        z3.Implies(present["port"], value["port"] == z3.LShR(qualification, 16) & 0xFFFF),
+        z3.Implies(present["control_register"], value["control_register"] == qualification & 0xF),
+        z3.Implies(
+            present["control_register"],
+            z3.Or([value["control_register"] == n for n in (0, 2, 3, 4, 8)]),
+        ),
+        z3.Implies(present["debug_register"], value["debug_register"] == qualification & 7),
+        # Which instructions only ring 0 has; MOV DR is put to the controls first.
+        z3.Implies(one_of(*_PRIVILEGED), value["cpl"] == 0),
+    ]
+    return InstructionTerms(present, value, z3.And(facts), value["mode"] == fv.MODE_PROTECTED, True)
+
+
+_OPERANDS: Final = (ExitReason.CPUID, ExitReason.RDMSR, ExitReason.WRMSR)
+_QUALIFIED: Final = (
+    *(ExitReason.INVLPG, ExitReason.CONTROL_REGISTER_ACCESS, ExitReason.MOV_DR),
+    *(ExitReason.IO_INSTRUCTION, ExitReason.IO_SMI, ExitReason.MWAIT, ExitReason.INVEPT),
+    *(ExitReason.INVVPID, *map(ExitReason, range(ExitReason.VMCLEAR, ExitReason.VMXON + 1))),
+)
+"""Those whose qualification says something."""
+_PRIVILEGED: Final = (
+    *(ExitReason.HLT, ExitReason.INVD, ExitReason.INVLPG, ExitReason.WBINVD),
+    *(ExitReason.RDMSR, ExitReason.WRMSR, ExitReason.CONTROL_REGISTER_ACCESS),
+    *(ExitReason.MONITOR, ExitReason.MWAIT),
+)
+
+
+_OPERAND_NAMES: Final = ("leaf", "port", "msr", "control_register", "debug_register")
+
+
+def instruction_in_words(example: dict[str, int], asked: frozenset[str] = frozenset()) -> str:
+    """An example on one line: what it is, and the values that were asked for."""
+    told = [ExitReason(example["reason"]).name]
+    shown: list[str] = [one for one in _OPERAND_NAMES if one in example]
+    shown += [one for one in example if one in asked and one not in (*shown, "reason")]
+    return ", ".join(told + [f"{one} {example[one]:#x}" for one in shown])

@@ -1,0 +1,83 @@
+"""What devices let the processor answer for them: ports that cost no turn of the VMM.
+
+A device keeps a slot up to date with what the next access to a port will find
+(`instructions.quick_ports`). What the processor has answered meanwhile, it learns when the VMM has
+the processor next. Who runs devices without a processor is asked for everything, as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from trapgate.compiler.dialect import Cells
+from trapgate.instructions import quick_ports as quick
+
+
+class Wired:
+    """A part whose attributes are given once: what changes is behind them (`vmm.state`)."""
+
+
+class Slot:
+    """One way to access one port: `size` bytes in or out."""
+
+    __slots__ = ("_at", "_ports", "number")
+
+    def __init__(self, ports: QuickPorts, number: int) -> None:
+        self._ports = ports
+        self._at = quick.HEAD + number * quick.WIDTH
+        self.number = number
+
+    def __getitem__(self, cell: int) -> int:
+        """A cell of the slot, by its name in `quick_ports`."""
+        return self._ports.words[self._at + cell]
+
+    def __setitem__(self, cell: int, value: int) -> None:
+        """Change one."""
+        self._ports.words[self._at + cell] = value
+
+
+class QuickPorts(Wired):
+    """The table that the devices of a PC share with its processor."""
+
+    def __init__(self) -> None:
+        self._free = iter(range(quick.SLOTS))
+        self._keep(np.zeros(quick.LENGTH, np.int64))
+
+    def _keep(self, cells: Cells) -> None:
+        self.cells = cells
+        self.words: memoryview[int] = memoryview(cells.data)
+        self.address = int(cells.ctypes.data)
+
+    def __getstate__(self) -> tuple[Iterator[int], Cells]:
+        """For copies, which have tables of their own."""
+        return self._free, self.cells
+
+    def __setstate__(self, state: tuple[Iterator[int], Cells]) -> None:
+        self._free, cells = state
+        self._keep(cells)
+
+    def slot(
+        self, port: int, *, is_in: bool, size: int = 1, kind: int = quick.ASK, wait: int = 0
+    ) -> Slot:
+        """A new slot; `wait` is how many instructions' time an access takes."""
+        slot = Slot(self, next(self._free))
+        slot[quick.ACCESS] = quick.access(port, size, is_in)
+        slot[quick.KIND] = kind
+        slot[quick.WAIT] = wait
+        return slot
+
+    def counted(self) -> tuple[int, int]:
+        """How many accesses were answered since the last time, and how much time they took."""
+        words = self.words
+        found = words[quick.ANSWERED], words[quick.SKIPPED]
+        words[quick.ANSWERED] = words[quick.SKIPPED] = 0
+        return found
+
+    def sent(self) -> bytes:
+        """The bytes that were sent since the last time."""
+        words = self.words
+        count = words[quick.QUEUED]
+        words[quick.QUEUED] = 0
+        return bytes(words[quick.QUEUE : quick.QUEUE + count].tolist()) if count else b""

@@ -1,0 +1,54 @@
+"""A guest's memory as bus masters and our own firmware reach it, past the processor's page walk.
+
+They are the VMM's devices, so it is the VMM that looks where they store: never outside of the
+guest's memory, and to a table only what may stand in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trapgate.processor.logical import Memory
+from trapgate.vmm.direct.frames import FRAME_SIZE
+from trapgate.vmm.direct.links import Links
+from trapgate.vmm.direct.tables import Refusal
+
+
+class GuardedRam:
+    """The first `size` bytes of `memory`, a guest's, whose tables `links` knows.
+
+    `let_go` is asked whether a table that is stored to may be data from now on; one that stays is
+    edited. What may not stand in it is dropped, and the first such store is `refusal`.
+    """
+
+    def __init__(
+        self, memory: Memory, size: int, links: Links, let_go: Callable[[int], bool]
+    ) -> None:
+        self.refusal: Refusal | None = None
+        self._memory = memory
+        self._size = size
+        self._links = links
+        self._let_go = let_go
+
+    def read(self, address: int, count: int) -> bytes:
+        """`count` bytes; all ones where the guest has no memory."""
+        there = max(0, min(count, self._size - address))
+        found = self._memory.read(address, there) if there else b""
+        return found.ljust(count, b"\xff")
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store, frame by frame; dropped where the guest has no memory."""
+        data = data[: max(0, self._size - address)]
+        while data:
+            count = FRAME_SIZE - address % FRAME_SIZE
+            self._write(address, data[:count])
+            address, data = address + count, data[count:]
+
+    def _write(self, address: int, data: bytes) -> None:
+        frame = address // FRAME_SIZE
+        if not self._links.is_table(frame) or self._let_go(frame):
+            self._memory.write(address, data)
+            return
+        refusal = self._links.store(address, data)
+        if self.refusal is None:
+            self.refusal = refusal

@@ -1,0 +1,278 @@
+"""Links between paging structures, counted; compiled, for a new root leads to many entries.
+
+`counts` has four cells a frame: how many links lead to it as a table of level 1 (the last) to 4.
+`state` holds what the functions have to know and what came of them, by the names below. `mem` is
+physical memory as 64-bit words, the frame map (`paging.frame_map`) within.
+
+A link that must not be is made like others, but for its own count, and told of in `state`: who
+asked takes back what was asked for, by the very way on which it came.
+"""
+
+from typing import Final
+
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.library import Library
+from trapgate.paging import frame_map
+from trapgate.paging.frame_map import LEAF, MIXED, OWN, ROOT, TABLE
+
+LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants=(frame_map,))
+
+(
+    MAP,
+    MAP_FRAMES,
+    FRAMES,
+    LEVELS,
+    WIDTH,
+    LARGE_PAGES,
+    POINTERS,
+    STALE,
+    LINKED,
+    RELEASED,
+    REFUSED,
+    REFUSED_FRAME,
+    REFUSED_IN,
+    STATE_CELLS,
+) = range(14)
+"""The map's address and how many frames it has; how many are the guest's; the paging mode
+(`links.Mode`); whether translations are stale; how many tables came and went; the level of the
+first table, or with 0 the last-level table, that may not be: its frame, and where it is led to."""
+
+P, PS = 1, 0x80
+ADDRESS: Final = 0xFF_FFFF_F000
+"""Bits of an entry that name a frame, of 40 bits of physical address."""
+NOT_REFUSED: Final = -1
+LEAF_ENTRY: Final = 0
+_TABLES: Final = 0x0101_0101_0101_0101
+assert TABLE == 1
+
+
+@LIBRARY.inside
+def byte_of(state: Cells, mem: Cells, frame: int) -> int:
+    """The map's byte of a frame; 0 beyond the map."""
+    if frame < 0 or frame >= state[MAP_FRAMES]:
+        return 0
+    at: int = state[MAP] + frame
+    word: int = mem[at >> 3]
+    return (word >> ((at & 7) << 3)) & 0xFF
+
+
+@LIBRARY.inside
+def mark(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
+    """Let the map's byte of a frame say what it is used for."""
+    last = counts[frame * 4] != 0
+    upper = counts[frame * 4 + 1] | counts[frame * 4 + 2] | counts[frame * 4 + 3] != 0
+    byte = OWN
+    if last and upper:
+        byte |= TABLE | MIXED
+    elif last:
+        byte |= TABLE | LEAF
+    elif upper:
+        byte |= TABLE
+    if state[POINTERS] == 0:
+        byte |= byte_of(state, mem, frame) & ROOT
+    elif counts[frame * 4 + state[LEVELS] - 1] != 0:
+        byte |= ROOT
+    put_byte(state, mem, frame, byte)
+
+
+@LIBRARY.inside
+def put_byte(state: Cells, mem: Cells, frame: int, byte: int) -> None:
+    """Write the map's byte of one of the guest's frames."""
+    at = state[MAP] + frame
+    mem[at >> 3] ^= (byte_of(state, mem, frame) ^ byte) << ((at & 7) << 3)
+
+
+@LIBRARY.inside
+def entry_at(state: Cells, mem: Cells, frame: int, n: int) -> int:
+    """An entry of a table."""
+    if state[WIDTH] == 8:
+        entry: int = mem[frame << 9 | n]
+        return entry
+    pair: int = mem[frame << 9 | n >> 1]
+    return (pair >> ((n & 1) << 5)) & 0xFFFF_FFFF
+
+
+@LIBRARY.inside
+def entries_of(state: Cells) -> int:
+    """How many entries a table has."""
+    return 512 if state[WIDTH] == 8 else 1024
+
+
+@LIBRARY.inside
+def leads_to_table(state: Cells, entry: int) -> bool:
+    """Whether an entry of an upper table leads to a table: it is present, and no large page."""
+    return bool(entry & P != 0 and (entry & PS == 0 or state[LARGE_PAGES] == 0))
+
+
+@LIBRARY.inside
+def is_same(before: int, after: int) -> bool:
+    """Whether two present entries of an upper table lead to the same."""
+    return bool((before ^ after) & (P | PS | ADDRESS) == 0)
+
+
+@LIBRARY.inside
+def refuse(state: Cells, level: int, frame: int, table: int) -> None:
+    """Remember the first thing that may not be."""
+    if state[REFUSED] == NOT_REFUSED:
+        state[REFUSED] = level
+        state[REFUSED_FRAME] = frame
+        state[REFUSED_IN] = table
+
+
+@LIBRARY.inside
+def is_own(state: Cells, mem: Cells, frame: int) -> bool:
+    """Whether a frame is memory of the guest's, which may be a table."""
+    return bool(0 <= frame < state[FRAMES] and byte_of(state, mem, frame) & OWN)
+
+
+@LIBRARY.inside
+def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
+    """One more link leads to `frame` as a table of `level`; the first validates it."""
+    if not is_own(state, mem, frame):
+        refuse(state, level, frame, 0)
+        return
+    at = frame * 4 + level - 1
+    counts[at] += 1
+    if counts[at] > 1:
+        return
+    mark(state, mem, counts, frame)
+    state[STALE] = 1
+    state[LINKED] += 1
+    for n in range(entries_of(state)):
+        come(state, mem, counts, frame, level, 0, entry_at(state, mem, frame, n))
+
+
+@LIBRARY.inside
+def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
+    """One link less; with the last the frame is no table of that level, and links nothing."""
+    if not is_own(state, mem, frame):
+        return
+    at = frame * 4 + level - 1
+    counts[at] -= 1
+    if counts[at] > 0:
+        return
+    forget(state, mem, counts, frame)
+    if level > 1:
+        for n in range(entries_of(state)):
+            go(state, mem, counts, level, entry_at(state, mem, frame, n), 0)
+
+
+@LIBRARY.inside
+def forget(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
+    """A frame is no table of some level any more."""
+    mark(state, mem, counts, frame)
+    state[STALE] = 1
+    state[RELEASED] += 1
+
+
+@LIBRARY.inside
+def come(
+    state: Cells, mem: Cells, counts: Cells, table: int, level: int, before: int, after: int
+) -> None:
+    """An entry of `table`, of `level`, has become `after`."""
+    if after & P == 0:
+        return
+    target = (after & ADDRESS) >> 12
+    if level == 1:
+        if byte_of(state, mem, target) & OWN == 0:
+            refuse(state, LEAF_ENTRY, target, table)
+    elif leads_to_table(state, after) and not is_same(before, after):
+        link(state, mem, counts, target, level - 1)
+
+
+@LIBRARY.inside
+def go(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int) -> None:
+    """An entry of a table of `level` has been `before`, and is `after` now."""
+    if level > 1 and leads_to_table(state, before) and not is_same(before, after):
+        unlink(state, mem, counts, (before & ADDRESS) >> 12, level - 1)
+
+
+@LIBRARY.inside
+def tally(state: Cells, mem: Cells, fresh: Cells, frame: int, level: int) -> None:
+    """Count a link in `fresh`, and at the first one to a table those of its entries."""
+    if frame >= state[FRAMES]:
+        return
+    at = frame * 4 + level - 1
+    fresh[at] += 1
+    if fresh[at] > 1 or level == 1:
+        return
+    for n in range(entries_of(state)):
+        entry = entry_at(state, mem, frame, n)
+        if leads_to_table(state, entry):
+            tally(state, mem, fresh, (entry & ADDRESS) >> 12, level - 1)
+
+
+# For Python.
+
+
+@LIBRARY.entry
+def link_root(state: Cells, mem: Cells, counts: Cells, frame: int) -> bool:
+    """Link the top table of a root; whether that may be. If not, it has to be taken back."""
+    state[REFUSED] = NOT_REFUSED
+    link(state, mem, counts, frame, state[LEVELS])
+    return bool(state[REFUSED] == NOT_REFUSED)
+
+
+@LIBRARY.entry
+def unlink_root(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
+    """Take the link of a root's top table back."""
+    unlink(state, mem, counts, frame, state[LEVELS])
+
+
+@LIBRARY.entry
+def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before: Cells) -> bool:
+    """Entries from `first` on have been `before` and are what is in memory; whether that may be.
+
+    If not, no link has changed, and memory has to be put back.
+    """
+    state[REFUSED] = NOT_REFUSED
+    levels = 0
+    for level in range(1, 5):
+        if counts[frame * 4 + level - 1] != 0:
+            levels |= 1 << level
+    # What comes is linked at all levels before what went is let go: else a table that is
+    # its own would be counted wrongly on the way.
+    for n in range(len(before)):
+        after = entry_at(state, mem, frame, first + n)
+        for level in range(1, 5):
+            if levels >> level & 1 and after != before[n]:
+                come(state, mem, counts, frame, level, before[n], after)
+    refused = state[REFUSED] != NOT_REFUSED
+    for n in range(len(before)):
+        after = entry_at(state, mem, frame, first + n)
+        for level in range(1, 5):
+            if levels >> level & 1 and after != before[n]:
+                if refused:
+                    go(state, mem, counts, level, after, before[n])
+                else:
+                    go(state, mem, counts, level, before[n], after)
+    return not refused
+
+
+@LIBRARY.entry
+def clear(state: Cells, mem: Cells, fresh: Cells) -> None:
+    """Make `fresh`, which is like `counts`, 0 for all frames that are tables."""
+    start = state[MAP] >> 3
+    for n in range((state[FRAMES] + 7) >> 3):
+        if mem[start + n] & _TABLES != 0:
+            for cell in range(n * 32, min(n * 32 + 32, len(fresh))):
+                fresh[cell] = 0
+
+
+@LIBRARY.entry
+def tally_root(state: Cells, mem: Cells, fresh: Cells, frame: int) -> None:
+    """Count in `fresh` all links that a root's top table makes, and the one to it."""
+    tally(state, mem, fresh, frame, state[LEVELS])
+
+
+@LIBRARY.entry
+def replace(state: Cells, mem: Cells, counts: Cells, fresh: Cells) -> None:
+    """Let the counts of `fresh` be those that count."""
+    start = state[MAP] >> 3
+    for n in range((state[FRAMES] + 7) >> 3):
+        if mem[start + n] & _TABLES != 0:
+            for cell in range(n * 32, min(n * 32 + 32, len(counts))):
+                gone = counts[cell] != 0 and fresh[cell] == 0
+                counts[cell] = fresh[cell]
+                if gone:
+                    forget(state, mem, counts, cell >> 2)

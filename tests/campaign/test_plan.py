@@ -1,0 +1,170 @@
+"""Plans: what is wrong with one is said in a line, with file, field and remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.campaign.plans import EVENTS, HEAD, plan
+from trapgate.campaign.campaign import prepare
+from trapgate.campaign.errors import PlanError
+from trapgate.campaign.plan import find_plan, parse_plan
+from trapgate.campaign.targets import faults_of
+
+GUEST = HEAD.replace('workload = "demand"', "{}")
+
+
+def wrong(text: str, *words: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_plan(text, "p.toml", Path())
+    told = str(caught.value)
+    assert told.startswith("p.toml: ")
+    assert "\n" not in told
+    for word in words:
+        assert word in told
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("", ["target", "[[target]]"]),
+        ("x = 1\n[[target]]\nskip = true", ["unknown key"]),
+        (EVENTS.replace("every", "evry"), ["when.evry", "did you mean every?"]),
+        (EVENTS.replace("20", "0"), ["when.every", "choose from 1"]),
+        (EVENTS.replace("20", "true"), ["when.every", "whole number"]),
+        (EVENTS + 'faults = ["PFF"]', ["when", "no fault 'PFF'"]),
+        (EVENTS + 'faults = ["PF"]', ["moments of their own"]),
+        (EVENTS + "[sample]\nruns = 5\nhalf_width = 0.1", ["sample", "leave one out"]),
+        (EVENTS + "[sample]\nhalf_width = 1.5", ["sample.half_width"]),
+        (EVENTS + "[sample]\nconfidence = 0.2", ["sample.confidence"]),
+        (EVENTS + '[sample]\nstratify = "moon"', ["sample.stratify"]),
+        (EVENTS + "[run]\nbudget = -1", ["run.budget"]),
+        (EVENTS + '[[class]]\nname = "hang"\nstatus = 1', ["class already"]),
+        (EVENTS + '[[class]]\nname = "a"', ["give a condition"]),
+        (EVENTS + '[[class]]\nname = "a"\nend = "bang"', ["no run ends by 'bang'"]),
+        (EVENTS + '[[class]]\nname = "a"\noutput = "("', ["no regular expression"]),
+        (EVENTS + "[[class]]\nname = 3", ["is not text"]),
+        (EVENTS + "[class]\nname = 3", ["[[class]]"]),
+        ("[[target]]\n" + "a." * 50 + "b = 1", ["more than 32 parts"]),
+    ],
+)
+def test_wrong_plans(body: str, words: list[str]) -> None:
+    wrong(HEAD + body, *words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"bundled"', '"no.elf"', ["guest.kernel", "no file no.elf"]),
+        ('append = "timer=off"', 'vmcs = "no.toml"', ["guest.vmcs"]),
+        ('append = "timer=off"', 'memory = "5T"', ["guest.memory", "16M"]),
+        ('append = "timer=off"', 'memory = "4K"', ["guest.memory", "out of range"]),
+        ("{ instructions = 3000 }", "{ output = '(' }", ["golden.end"]),
+        ("{ instructions = 3000 }", "{ exit = false }", ["golden.end.exit"]),
+        ("{ instructions = 3000 }", "{ exit = true, rip = 3 }", ["give one of"]),
+        ("{ instructions = 3000 }", "5", ["golden.end", "no table"]),
+        ("{ instructions = 10_200_000 }", "{ exit = true }", ["golden.begin"]),
+        ('["panic: "]', '["("]', ["outcomes.detected"]),
+    ],
+)
+def test_wrong_heads(old: str, new: str, words: list[str]) -> None:
+    assert old in HEAD
+    wrong(HEAD.replace(old, new) + EVENTS, *words)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ('colour = "red"', ["target[1]", "give one of event"]),
+        ('event = "XX"', ["target[1].event", "no event"]),
+        ('event = "PF"\nbits = "0-3"', ["unknown key"]),
+        ('register = "EAZ"', ["no register 'EAZ'", "use one of RAX"]),
+        ('register = "EAX"\nbits = "0-64"', ["no range"]),
+        ('register = "EAX"\nbits = "40-50"', ["no fault is left"]),
+        ('register = "EAX"\nmode = "melt"', ["target[1].mode"]),
+        ('control = "CR2"', ["no control register"]),
+        ('vmcs = "GUEST_RIPP"', ["GUEST_RIP"]),
+        ('vmcs = "EXIT_REASON"', ["cannot be a target"]),
+        ('vmcs = "PIN_BASED_CONTROLS"', ["cannot be a target"]),
+        ('vmcs = "HOST_RIP"', ["cannot be a target"]),
+        ('memory = "9-3"', ["no range"]),
+        ('entries = "0-1"\nfield = "Q"', ["no field 'Q'"]),
+        ('entries = "0-1"\nlevel = 9', ["target[1].level"]),
+        ('descriptor = "LDT"', ["no table 'LDT'"]),
+        ('vectors = "0-256"', ["no range"]),
+        ('vectors = "3"\ntype = "odd"', ["no type 'odd'"]),
+    ],
+)
+def test_wrong_targets(target: str, words: list[str]) -> None:
+    made = parse_plan(HEAD + "[[target]]\n" + target, "p.toml", Path())
+    with pytest.raises(PlanError) as caught:
+        faults_of(made.targets, "p.toml", wide=False)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEAD.replace("3000", "0") + EVENTS, ["golden run is empty"]),
+        (
+            HEAD.replace("{ instructions = 3000 }", "{ exit = true }\nbudget = 9") + EVENTS,
+            ["never comes to its own end"],
+        ),
+        (
+            HEAD.replace("{ instructions = 3000 }", '{ output = "x{9}" }\nbudget = 9000') + EVENTS,
+            ["never comes to output"],
+        ),
+        (
+            HEAD.replace("{ instructions = 10_200_000 }", '{ symbol = "trp" }') + EVENTS,
+            ["no symbol 'trp'", "did you mean trap?"],
+        ),
+        (HEAD + EVENTS + 'symbols = "spce_*"', ["no symbol"]),
+        (HEAD + EVENTS + 'symbols = "swap_in"', ["never there"]),
+        (
+            HEAD.replace("10_200_000", "1000")
+            .replace("3000", "100_000")
+            .replace('"panic: "', '"paging on"')
+            + EVENTS,
+            ["golden run's output"],
+        ),
+        (
+            HEAD.replace("{ instructions = 3000 }", "{ exit = true }")
+            + '[[target]]\nmemory = "0-0xffffff"',
+            ["too many"],
+        ),
+    ],
+)
+def test_plans_that_cannot_be_run_are_refused_before_the_first_run(
+    text: str, words: list[str]
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        prepare(parse_plan(text, "p.toml", Path()))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_golden_run_that_is_another_one_each_time_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from trapgate.campaign.bench import Bench
+
+    go_to = Bench.go_to
+    count = 0
+
+    def moody(bench: Bench, moment: int) -> bool:
+        nonlocal count
+        count += 1
+        there = go_to(bench, moment)
+        bench.vm.processor.registers.rax = count  # what a device that looks at a clock may do
+        return there
+
+    monkeypatch.setattr(Bench, "go_to", moody)
+    with pytest.raises(PlanError, match="not the same the second time"):
+        prepare(plan())
+
+
+def test_a_plan_s_name_may_be_wrong() -> None:
+    with pytest.raises(PlanError, match="did you mean fault-handler"):
+        find_plan("fault-handlr")
+    with pytest.raises(PlanError, match="cannot be read"):
+        find_plan("no.toml")
