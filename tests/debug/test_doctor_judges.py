@@ -38,7 +38,8 @@ def patient(fields: dict[str, int]) -> Patient:
 
 
 def judged(row: Row) -> bool:
-    return row.check not in (*HOST_MODE, NMI_BY_STI, 1232, 1233, *range(1300, 1304))
+    # A dump does not show memory: VTPR (117), the VMCS link's region, PDPTEs.
+    return row.check not in (*HOST_MODE, NMI_BY_STI, 117, 1232, 1233, *range(1300, 1304))
 
 
 CASES = [(row, bits) for row in violations.ROWS if judged(row) for bits in row.bits]

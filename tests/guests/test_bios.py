@@ -44,9 +44,11 @@ def cd_image() -> bytes:
 class Caller:
     """A machine whose guest calls one service at a time."""
 
+    memory = MEMORY
+
     def __init__(self, board: Board | None = None) -> None:
         self.vm = VirtualMachine(
-            MEMORY, board=board or Board(disks=(Memory(disk_image()),), bios=True)
+            self.memory, board=board or Board(disks=(Memory(disk_image()),), bios=True)
         )
         self.vm.boot()
         self.registers = self.vm.processor.registers

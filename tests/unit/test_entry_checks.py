@@ -21,7 +21,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm.cells import ENCODINGS, LENGTH
 from trapgate.sdm.fields import Field
 from trapgate.vmcs.explain import explain
-from trapgate.vmx.checks.controls import check_controls
+from trapgate.vmx.checks.controls import check_controls, check_threshold
 from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
 from trapgate.vmx.checks.host_state import check_host_state
 
@@ -39,9 +39,10 @@ def supported(*, long: bool, python: bool) -> Processor:
     ram = memory()
     pin = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 6
     primary = sum(
-        1 << n for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 22, 23, 24, 25, 27, 28, 29, 30, 31)
+        1 << n
+        for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 21, 22, 23, 24, 25, 27, 28, 29, 30, 31)
     )
-    secondary = sum(1 << n for n in (2, 3, 5, 6, 7, 12)) | (not python) << 1
+    secondary = sum(1 << n for n in (2, 3, 4, 5, 6, 7, 10, 12)) | (not python) * 3
     leave = sum(1 << n for n in (2, 9, 15, 18, 19, 20, 21, 22))
     enter = sum(1 << n for n in (2, 9, 14, 15))
     may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)
@@ -96,7 +97,7 @@ def complete(fields: Mapping[str, int]) -> dict[str, int]:
 
 def check(v: Cells, p: Processor) -> int:
     """What a VM entry finds, in its order."""
-    found = check_controls(v, p.current, p.secondary[1])
+    found = check_controls(v, p.current, p.secondary[1]) or check_threshold(v, memory())
     if found == 0 and not p.python:
         found = check_host_state(v, p.long)
     return int(found or check_guest_state(v, memory(), p.current))

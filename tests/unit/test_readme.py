@@ -50,7 +50,9 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_the_guide_explains_every_option(verb: object, page: str) -> None:
     assert callable(verb)
     text = (ROOT / f"docs/guide/{page}.md").read_text()
-    renamed = {"as_json": "json", "text": "input", "guest": "GUEST"}
+    renamed = {"as_json": "json", "text": "input"}
+    if page == "run":
+        renamed["guest"] = "GUEST"  # an argument there
     for name in inspect.signature(verb).parameters:
         option = renamed.get(name, name).replace("_", "-")
         assert f"`{option}`" in text or f"`--{option}" in text, option

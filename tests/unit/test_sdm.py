@@ -55,6 +55,7 @@ def test_only_64_bit_fields_have_a_high_half() -> None:
 
 
 READ_ONLY_EXTENSIONS = {
+    "APIC_ACCESS_PAGE_IN_FORCE",
     "CRITERIA_TABLE_INSTRUCTIONS",
     "EPT_POINTER_IN_FORCE",
     "FAILED_CHECK",

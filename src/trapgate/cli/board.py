@@ -9,7 +9,6 @@ from trapgate.cli.terminal import fail
 
 if TYPE_CHECKING:
     from trapgate.vmm.devices.board import Board
-    from trapgate.vmm.machine import VirtualMachine
 
 _VGA_FIRMWARE = "vgabios-isavga.bin"
 _SERIAL_CONSOLE = 0x3F8
@@ -67,11 +66,3 @@ def board(
         files=files,
         processors=processors,
     )
-
-
-def screen_lines(vm: VirtualMachine) -> list[str]:
-    """The lines on the screen in a text mode; none if it is empty."""
-    lines = vm.devices.vga.text(vm.processor.memory)
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines

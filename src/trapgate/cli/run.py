@@ -15,6 +15,14 @@ import typer
 
 from trapgate.cli.injections import finder, read_injections
 from trapgate.cli.names import BitmapOption, names_for
+from trapgate.cli.screen import (
+    DisplayOption,
+    ScreenshotOption,
+    UntilScreenOption,
+    screen_lines,
+    shown,
+    take_picture,
+)
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -113,6 +121,8 @@ Examples:
   trapgate run --disk xv6.img --disk fs.img --memory 512M
 
   trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --cpus 4 --seed 7
+
+  trapgate run --floppy kolibri.img --display 8080 --screenshot desktop.png
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
@@ -253,6 +263,9 @@ def run(
             "guest does so itself."
         ),
     ] = None,
+    screenshot: ScreenshotOption = None,
+    until_screen: UntilScreenOption = None,
+    display: DisplayOption = None,
     bitmap: BitmapOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
@@ -298,6 +311,9 @@ def run(
                 wait,
                 report,
                 symbols,
+                screenshot,
+                until_screen,
+                display,
                 bitmap,
                 as_json,
             )
@@ -335,10 +351,13 @@ def _run(
     wait: bool,
     report: Path | None,
     symbols: Path | None,
+    screenshot: Path | None,
+    until_screen: str | None,
+    display: str | None,
     bitmaps: list[str] | None,
     as_json: bool,
 ) -> int:
-    from trapgate.cli.board import board, screen_lines
+    from trapgate.cli.board import board
     from trapgate.debug.story.names import namer
     from trapgate.trace.schema import CRITERIA
     from trapgate.vmm.actions import End
@@ -402,11 +421,16 @@ def _run(
             vm.type(input_bytes(text))
         if keys:
             vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
-        with console, _debugger(vm, gdb, guest, image.bits, known, wait=wait):
+        with (
+            console,
+            _debugger(vm, gdb, guest, image.bits, known, wait=wait),
+            shown(vm, until_screen, display),
+        ):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
         if writer is not None:
             writer.close()
+    take_picture(vm, screenshot)
     summary = vm.summary()
     notes = [] if stop.end is End.REFUSED else list(_notes(vm, paging, summary))
     story = _story(vm, names)

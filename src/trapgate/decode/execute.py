@@ -51,6 +51,13 @@ from trapgate.instructions.intercepts import (
     io_permission,
     privilege_level,
 )
+from trapgate.instructions.virtual_apic import (
+    exit_below_threshold,
+    has_tpr_shadow,
+    set_virtual_tpr,
+    virtual_tpr,
+    virtualizes_msr,
+)
 from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
@@ -281,7 +288,9 @@ def execute_two_byte(
             set_pair(r, time_stamp(v, time))
     elif second == 0x32:
         outcome = intercept_rdmsr(v, mem, r[RCX] & _LOW, length)
-        if outcome == GO_ON:
+        if outcome == GO_ON and virtualizes_msr(v, r[RCX] & _LOW):
+            set_pair(r, virtual_tpr(v, mem))
+        elif outcome == GO_ON:
             outcome, value = read_msr(v, r, r[RCX] & _LOW, time)
             if outcome == GO_ON:
                 set_pair(r, value)
@@ -291,6 +300,8 @@ def execute_two_byte(
         outcome = intercept_wrmsr(v, mem, r[RCX] & _LOW, length)
         if outcome == GO_ON:
             value = (r[RDX] & _LOW) << 32 | (r[RAX] & _LOW)
+            if virtualizes_msr(v, r[RCX] & _LOW):
+                return write_task_priority(v, mem, value, length)
             outcome = write_msr(v, r, r[RCX] & _LOW, value)
             if outcome != GO_ON and x[MODE] == MODE_NON_ROOT:
                 return PLATFORM
@@ -402,15 +413,29 @@ def execute_mov_cr(
                     # Bit 63 asks to keep translations; it is not part of CR3.
                     value = value & 0x7FFFFFFFFFFFFFFF
                 x[FLUSH] = 1
+            if number == 8 and has_tpr_shadow(v):
+                return write_task_priority(v, mem, value << 4, length)
             outcome = write_paging_register(v, r, mem, x, number, value)
     else:
         outcome = intercept_mov_from_cr(v, number, register, length)
         if outcome == GO_ON:
             value = read_cr(v, r, number)
+            if number == 8 and has_tpr_shadow(v):
+                value = virtual_tpr(v, mem) >> 4
             set_general(v, r, register, value if long else value & _LOW)
     if outcome == GO_ON:
         advance(v, length)
     return outcome
+
+
+@core
+def write_task_priority(v: Cells, mem: Memory, value: int, length: int) -> int:
+    """MOV to CR8 or WRMSR of the TPR, where that is VTPR: GO_ON, RIP past it; EXITED, likewise."""
+    if value & ~0xFF:
+        return RAISE_GP
+    advance(v, length)
+    set_virtual_tpr(v, mem, value)
+    return exit_below_threshold(v, mem)
 
 
 @core

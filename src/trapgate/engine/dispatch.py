@@ -35,6 +35,7 @@ from trapgate.events.journal import (
 )
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import quick_ports
+from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
     EPT_VIOLATION,
     RIGHT_READ,
@@ -442,9 +443,12 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 changes = info & _WRITE == 0 and count == 8 and writes_what_it_reads(v, word)
                 if changes and info < EPT_VIOLATION:
                     info |= _WRITE
+                elif changes and info & APIC_ACCESS:
+                    info |= OF_WRITE
                 elif changes and info & TRANSLATED:
                     info = info & ~RIGHT_READ | RIGHT_WRITE
-            if m[mc.FAULT_KIND] != mc.FAULT_JUDGED and is_table_write(m, v, info, address):
+            is_fault = info < EPT_VIOLATION and m[mc.FAULT_KIND] != mc.FAULT_JUDGED
+            if is_fault and is_table_write(m, v, info, address):
                 m[mc.STOP_INFO] = info
                 m[mc.FAULT_ADDRESS] = address
                 return mc.TABLE_WRITE

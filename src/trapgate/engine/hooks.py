@@ -6,6 +6,7 @@ from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, memory, peek16, peek32, peek64, poke32, poke64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.apic_page import read_apic_page, write_apic_page
 from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
 from trapgate.engine.checked_accesses import is_poison, poisoned_by
@@ -25,6 +26,7 @@ from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.instructions import quick_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
+from trapgate.paging.apic_access import APIC_ACCESS
 from trapgate.paging.memory import WATCH_LOAD, WATCH_PAGES, WATCH_STORE, has_device
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
@@ -275,8 +277,7 @@ def refill(
             prot &= ~2
             if access_kind == 1 and probe == 0:
                 # To where nothing is, by an entry for less than a page, which is used once.
-                nowhere = at.STORES + 0x1000
-                call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, nowhere, 2, mmu_index, 1))
+                call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.NOWHERE, 2, mmu_index, 1))
                 return 1
         call(
             m[mc.TLB_SET_PAGE],
@@ -285,6 +286,11 @@ def refill(
         return 1
     if probe:
         return 0
+    if code >= APIC_ACCESS and access_kind != 2:
+        # Whether it is an exit can only be said of the access itself.
+        page = address & ~0xFFF
+        call(m[mc.TLB_SET_PAGE], (cpu, page, at.APIC_ACCESSES, 1 + access_kind, mmu_index, 1))
+        return 1
     if access_kind == 1 and intercept_store(
         m, cpu, address, size, user, code, mmu_index, return_address
     ):
@@ -337,6 +343,18 @@ def on_tlb_fill(
 def on_intercepted_store(uc: int, offset: int, size: int, value: int, user: int) -> None:
     """A store to page tables, redirected: see `judge_table_store`."""
     judge_table_store(cells(user, mc.CELLS), offset, size, value)
+
+
+@callback(UINT64, INT64, INT64, UINT32, INT64)
+def on_apic_page_read(uc: int, offset: int, size: int, user: int) -> int:
+    """A load from the APIC-access page: see `apic_page`."""
+    return read_apic_page(cells(user, mc.CELLS), offset, size)
+
+
+@callback(VOID, INT64, INT64, UINT32, UINT64, INT64)
+def on_apic_page_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store to the APIC-access page."""
+    write_apic_page(cells(user, mc.CELLS), offset, size, value)
 
 
 @callback(VOID, INT64, INT32, INT64, INT32, INT64, INT64)

@@ -118,6 +118,10 @@ VMCB = 0xF_FFFF_0000_0000 >> 4
 VMCB_PAGES = 8
 STORES = VMCB + VMCB_PAGES * 0x1000
 """The page behind it: what is written there is judged first (see `table_stores`)."""
+NOWHERE = STORES + 0x1000
+"""Behind it, where loads give all ones and stores are dropped."""
+APIC_ACCESSES = NOWHERE + 0x1000
+"""Behind it: what stands for the APIC-access page of an x86 VMM's guest (see `apic_page`)."""
 VMCB_EXIT_INFO_2 = 0x80
 VMCB_MSRPM_BASE = 0x48
 

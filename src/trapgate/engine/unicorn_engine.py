@@ -121,20 +121,26 @@ class UnicornEngine:
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
         # Devices lie below the engine's own pages.
-        for start, end, read, write, store in (
-            (size, at.VMCB, self._machine, self._machine, hooks.on_absent_write),
-            (at.STORES, at.STORES + _PAGE, None, self._machine, hooks.on_intercepted_store),
-            (at.STORES + _PAGE, 1 << 52, None, None, hooks.on_absent_write),
+        apic_page = hooks.on_apic_page_read, hooks.on_apic_page_write
+        absent = hooks.on_absent_read, hooks.on_absent_write
+        stores = hooks.on_absent_read, hooks.on_intercepted_store
+        own = self._machine
+        for start, end, reader, (load, store), writer in (
+            (size, at.VMCB, own, absent, own),
+            (at.STORES, at.NOWHERE, None, stores, own),
+            (at.NOWHERE, at.APIC_ACCESSES, None, absent, None),
+            (at.APIC_ACCESSES, at.APIC_ACCESSES + _PAGE, own, apic_page, own),
+            (at.APIC_ACCESSES + _PAGE, 1 << 52, None, absent, None),
         ):
             self._check(
                 uclib.uc_mmio_map(
                     self.uc._uch,
                     ctypes.c_uint64(start),
                     ctypes.c_size_t(end - start),
-                    ctypes.c_void_p(hooks.on_absent_read.address),
-                    ctypes.c_void_p(read),
+                    ctypes.c_void_p(load.address),
+                    ctypes.c_void_p(reader),
                     ctypes.c_void_p(store.address),
-                    ctypes.c_void_p(write),
+                    ctypes.c_void_p(writer),
                 )
             )
         c = self.cells

@@ -30,6 +30,7 @@ from trapgate.events.journal import (
     amend,
     record,
 )
+from trapgate.paging.apic_access import APIC_ACCESS, access_qualification
 from trapgate.paging.ept import (
     EPT_VIOLATION,
     LINEAR_VALID,
@@ -66,6 +67,7 @@ from trapgate.sdm.interruption import (
     TYPE_SOFTWARE_INTERRUPT,
 )
 from trapgate.sdm.reasons import (
+    REASON_APIC_ACCESS,
     REASON_EXCEPTION_OR_NMI,
     REASON_EXTERNAL_INTERRUPT,
     REASON_TASK_SWITCH,
@@ -291,7 +293,7 @@ def report_unblocking(v: Cells, vector: int, kind: int, error_code: int) -> None
         v[VM_EXIT_INTERRUPTION_INFORMATION] = (
             v[VM_EXIT_INTERRUPTION_INFORMATION] | INFO_NMI_UNBLOCKING
         )
-    elif error_code >= EPT_VIOLATION:
+    elif EPT_VIOLATION <= error_code < APIC_ACCESS:
         v[EXIT_QUALIFICATION] = v[EXIT_QUALIFICATION] | UNBLOCKED_BY_IRET
 
 
@@ -342,16 +344,22 @@ def _exit_for_ept(
     outer_kind: int,
     outer_error: int,
 ) -> None:
-    """The VM exit that an error code of EPT asks for; `address` is the linear address."""
+    """The VM exit that an error code of EPT asks for; `address` is the linear address.
+
+    Or that of an access to the APIC-access page.
+    """
     qualification = ept_qualification(error)
     if outer < 0:
         # The instruction will be executed again.
         v[GUEST_RFLAGS] = v[GUEST_RFLAGS] | RFLAGS_RF
     reported = _length_of(outer_kind, length) if outer >= 0 else 0
-    vm_exit(v, ept_exit_reason(error), qualification, reported)
-    v[GUEST_PHYSICAL_ADDRESS] = ept_address(error)
-    if qualification & LINEAR_VALID:
-        v[GUEST_LINEAR_ADDRESS] = address
+    if error & APIC_ACCESS:
+        vm_exit(v, REASON_APIC_ACCESS, access_qualification(error, outer >= 0), reported)
+    else:
+        vm_exit(v, ept_exit_reason(error), qualification, reported)
+        v[GUEST_PHYSICAL_ADDRESS] = ept_address(error)
+        if qualification & LINEAR_VALID:
+            v[GUEST_LINEAR_ADDRESS] = address
     if outer >= 0:
         record_idt_vectoring(v, outer, outer_kind, outer_error)
 

@@ -12,6 +12,7 @@ global pages have no part here. Whether a linear address is canonical is the cal
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.paging.apic_access import apic_access
 from trapgate.paging.ept import (
     EPTP_ACCESSED_DIRTY,
     LINEAR_VALID,
@@ -23,6 +24,7 @@ from trapgate.paging.ept import (
 from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map
 from trapgate.paging.memory import MAXPHYADDR, load8, load16, load32, load64, store32, store64
 from trapgate.sdm.cells import (
+    APIC_ACCESS_PAGE_IN_FORCE,
     EPT_POINTER_IN_FORCE,
     GUEST_CR0,
     GUEST_CR3,
@@ -114,7 +116,7 @@ def walk(
         prot = under_frame_map(v, mem, physical, write, 7)
         if prot < 0:
             return 0, code | _P | PFEC_MAP, 0, 0
-        return at_guest_physical(ept, mem, physical, access, prot, 0x1000)
+        return at_guest_physical(v, ept, mem, physical, access, prot, 0x1000)
 
     cr3 = v[GUEST_CR3]
     cr4 = v[GUEST_CR4]
@@ -247,7 +249,7 @@ def walk(
         return 0, error, 0, 0
     if marked & _D == 0:
         prot &= ~PROT_WRITE
-    return at_guest_physical(ept, mem, physical, access, prot, size)
+    return at_guest_physical(v, ept, mem, physical, access, prot, size)
 
 
 @core
@@ -308,7 +310,7 @@ def _walk_two_level(
         return 0, error, 0, 0
     if marked & _D == 0:
         prot &= ~PROT_WRITE
-    return at_guest_physical(ept, mem, physical, access, prot, 0x40_0000 if large else 0x1000)
+    return at_guest_physical(v, ept, mem, physical, access, prot, 0x40_0000 if large else 0x1000)
 
 
 @core
@@ -360,19 +362,25 @@ def write_entry(ept: int, mem: Memory, at: int, width: int, entry: int) -> int:
 
 @core
 def at_guest_physical(
-    ept: int, mem: Memory, address: int, access: int, prot: int, size: int
+    v: Cells, ept: int, mem: Memory, address: int, access: int, prot: int, size: int
 ) -> tuple[int, int, int, int]:
     """What `walk` answers where the guest's own tables, if any, lead to `address`.
 
     `prot` and `size` (bytes) are what they say of the page. The rights of EPT have the bits
     of a protection: that of `access` is 1 << `access`.
     """
-    if ept == 0:
-        return address, -1, prot, size
-    physical, error, rights, span = through_ept(
-        ept, mem, address, 1 << access, LINEAR_VALID | TRANSLATED
-    )
-    return physical, error, prot & rights, min(size, span)
+    physical = address
+    error = -1
+    if ept != 0:
+        physical, error, rights, span = through_ept(
+            ept, mem, address, 1 << access, LINEAR_VALID | TRANSLATED
+        )
+        prot &= rights
+        size = min(size, span)
+    page = v[APIC_ACCESS_PAGE_IN_FORCE]
+    if page != 0 and error < 0 and physical & ~0xFFF == page - 1:
+        return 0, apic_access(access, physical), 0, 0
+    return physical, error, prot, size
 
 
 @core

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from trapgate.replay.exits import SAVED, said_of
+from trapgate.replay.exit_policy import SAVED, said_of
 from trapgate.replay.judge import Columns, recorded_exit, verdict
 from trapgate.trace.frames import polars, reading, scan
 from trapgate.trace.selection import EVERYTHING, Selection

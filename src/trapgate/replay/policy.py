@@ -14,7 +14,7 @@ from trapgate.decision.decide import check_extension_fields
 from trapgate.decision.fault_filters import FILTER_NONE, ORDER_FIGURE_6
 from trapgate.decision.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.errors import VmcsFileError
-from trapgate.replay.exits import ExitPolicy
+from trapgate.replay.exit_policy import ExitPolicy
 from trapgate.sdm.checks import CHECKS
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.fields import Field
@@ -188,9 +188,11 @@ class Policy:
                 values = ", ".join(f"{name} = {value:#x}" for name, value in named)
             name = "bitmap" if scheme is None else scheme.name
             rows.append((f"#{row.vector.name}", int(self.control(vector)), name, values))
-        return f"<h4>Policy {escape(self.name)}</h4>" + table(
-            ("vector", "control bit", "criterion", "fields"), rows
-        )
+        exits = f"<p>exits: {escape(self.exits.words)}</p>" if self.exits.speaks else ""
+        title = f"<h4>Policy {escape(self.name)}</h4>"
+        if not self.judges_exceptions:
+            return title + exits
+        return title + table(("vector", "control bit", "criterion", "fields"), rows) + exits
 
 
 _WHOLE: Final = (0xFFFFFFFF, 1)

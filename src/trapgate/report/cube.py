@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.replay.exits import OUTSIDE, SAVED, said_of
-from trapgate.replay.exits import STAYS as STAYS_AN_EXIT
-from trapgate.replay.exits import UNJUDGED as NOT_JUDGED
+from trapgate.replay.exit_policy import OUTSIDE, SAVED, said_of
+from trapgate.replay.exit_policy import STAYS as STAYS_AN_EXIT
+from trapgate.replay.exit_policy import UNJUDGED as NOT_JUDGED
 from trapgate.replay.judge import verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.tally import SUMS, Asked, columns_for, filters_of, packed_key, unpacked

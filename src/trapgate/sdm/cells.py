@@ -189,6 +189,7 @@ ENCODINGS: dict[str, int] = {
     "FAILED_RULE": 0x4702,
     "CRITERIA_TABLE_INSTRUCTIONS": 0x4704,
     "EPT_POINTER_IN_FORCE": 0x2700,
+    "APIC_ACCESS_PAGE_IN_FORCE": 0x2702,
     "PTBASE": 0x6300,
 }
 """Field name to encoding, in the order of the cells."""
@@ -373,6 +374,7 @@ ENCODINGS: dict[str, int] = {
     FAILED_RULE,
     CRITERIA_TABLE_INSTRUCTIONS,
     EPT_POINTER_IN_FORCE,
+    APIC_ACCESS_PAGE_IN_FORCE,
     PTBASE,
 ) = range(len(ENCODINGS))
 

@@ -24,6 +24,12 @@ EPT_MEMORY_TYPE = 111
 EPT_WALK_LENGTH = 112
 EPT_RESERVED = 113
 UNRESTRICTED_WITHOUT_EPT = 114
+VIRTUAL_APIC_PAGE = 115
+THRESHOLD_RESERVED = 116
+THRESHOLD_ABOVE = 117
+APIC_WITHOUT_SHADOW = 118
+APIC_ACCESS_PAGE = 119
+X2APIC_WITH_ACCESSES = 120
 
 EXIT_CONTROLS = 201
 SAVE_TIMER = 202
@@ -239,6 +245,24 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (EPT_WALK_LENGTH, ("EPT_POINTER",), "bits 5:3 must be 3: a page walk of four levels"),
     (EPT_RESERVED, ("EPT_POINTER",), "bits 11:7 and bits 63:40 must be 0"),
     (UNRESTRICTED_WITHOUT_EPT, (_SECONDARY,), '"unrestricted guest" needs "enable EPT"'),
+    (VIRTUAL_APIC_PAGE, ("VIRTUAL_APIC_ADDRESS",), _PAGE),
+    (THRESHOLD_RESERVED, ("TPR_THRESHOLD",), "bits 31:4 must be 0"),
+    (
+        THRESHOLD_ABOVE,
+        ("TPR_THRESHOLD", "VIRTUAL_APIC_ADDRESS"),
+        'without "virtualize APIC accesses" bits 3:0 must not be greater than bits 7:4 of VTPR',
+    ),
+    (
+        APIC_WITHOUT_SHADOW,
+        (_SECONDARY, _PRIMARY),
+        '"virtualize x2APIC mode" needs "use TPR shadow"',
+    ),
+    (APIC_ACCESS_PAGE, ("APIC_ACCESS_ADDRESS",), _PAGE),
+    (
+        X2APIC_WITH_ACCESSES,
+        (_SECONDARY,),
+        '"virtualize x2APIC mode" and "virtualize APIC accesses" must not both be 1',
+    ),
     (EXIT_CONTROLS, (_EXIT,), "reserved bits must be as IA32_VMX_(TRUE_)EXIT_CTLS says"),
     (
         SAVE_TIMER,

@@ -20,6 +20,10 @@ EPT_POINTER_IN_FORCE = "EPT_POINTER_IN_FORCE"
 """The extension field, read-only, with the EPT pointer that translates the guest's physical
 addresses: EPT_POINTER if "enable EPT" is 1, else 0. VM entry writes it."""
 
+APIC_ACCESS_PAGE_IN_FORCE = "APIC_ACCESS_PAGE_IN_FORCE"
+"""The extension field, read-only, with 1 + the address of the page whose accesses exit, or 0
+without "virtualize APIC accesses". VM entry writes it."""
+
 READ_ONLY = 1
 """Bits 11:10 of the encodings of VM-exit information."""
 

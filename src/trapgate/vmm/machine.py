@@ -449,6 +449,8 @@ class VirtualMachine(Platform):
             and not self.vmcs.words[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID
         ):
             heappop(self._planned)[2](self)
+            if self.stopped is not None:
+                return
         if len(self.cpus) > 1 and not self._take_turn(now):
             return
         vmcs = self.vmcs

@@ -25,7 +25,7 @@ from trapgate.vmm.devices import MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
-from trapgate.vmm.loaders.layout import memory_map
+from trapgate.vmm.loaders.layout import frame_buffer, memory_map
 from trapgate.vmm.turns import Turns
 
 _TF = 1 << 8
@@ -85,12 +85,15 @@ class Platform:
         self.output = bytearray()
         self.ram: GuestMemory = _Ram(processor) if ram is None else ram
         """Memory as bus masters and our own firmware see it."""
+        built_in = board is not None and board.bios
+        video = frame_buffer(memory) if built_in else (memory, 0)
+        ranges = memory_map(memory, video[1])
         self.devices = Pc(
-            memory,
+            memory - video[1],
             self._emit,
             processor=self.cpu,
             others=self.cpus[1:],
-            ranges=memory_map(memory),
+            ranges=ranges,
             ram=self.ram,
             board=board,
         )
@@ -99,8 +102,8 @@ class Platform:
             if cpu is not self.cpu:
                 cpu.reset()
         self.bios = (
-            Bios(board, self.devices, self._emit, memory_map(memory))
-            if board is not None and board.bios
+            Bios(board, self.devices, self._emit, ranges, video)
+            if board is not None and built_in
             else None
         )
         """Our own firmware, if it is what boots the guest."""

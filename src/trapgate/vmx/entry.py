@@ -8,7 +8,9 @@ from trapgate.compiler.dialect import Cells, Memory, Rows, core
 from trapgate.decision.criteria_table import load_table
 from trapgate.events.delivery import raise_event
 from trapgate.events.exits import vm_exit
+from trapgate.instructions.virtual_apic import has_tpr_shadow, is_below_threshold
 from trapgate.sdm.cells import (
+    APIC_ACCESS_PAGE_IN_FORCE,
     CRITERIA_TABLE_ADDRESS,
     EPT_POINTER_IN_FORCE,
     FAILED_CHECK,
@@ -55,6 +57,7 @@ from trapgate.sdm.reasons import (
     REASON_MONITOR_TRAP_FLAG,
     REASON_NMI_WINDOW,
     REASON_PREEMPTION_TIMER,
+    REASON_TPR_BELOW_THRESHOLD,
 )
 from trapgate.sdm.registers import CR2
 from trapgate.sdm.state import (
@@ -72,7 +75,12 @@ from trapgate.sdm.state import (
     RFLAGS_IF,
 )
 from trapgate.sdm.vectors import DB, PF
-from trapgate.vmx.checks.controls import check_controls, ept_pointer
+from trapgate.vmx.checks.controls import (
+    apic_access_page,
+    check_controls,
+    check_threshold,
+    ept_pointer,
+)
 from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
 
 RUNS = 0
@@ -94,6 +102,8 @@ def enter(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     # A VMM in Python puts its table behind the fields itself, and names no address.
     is_there = v[CRITERIA_TABLE_ADDRESS] == 0 or load_table(v, mem)
     check = check_controls(v, -1, SECONDARY_ALLOWED_1) if is_there else TABLE_ADDRESS
+    if check == 0:
+        check = check_threshold(v, mem)
     if check != 0:
         v[VM_INSTRUCTION_ERROR] = ERROR_ENTRY_CONTROL_FIELDS
         v[FAILED_CHECK] = check
@@ -113,6 +123,7 @@ def enter(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
 def put_ept_in_force(v: Cells) -> None:
     """From now on the guest's physical addresses are those that the controls make them."""
     v[EPT_POINTER_IN_FORCE] = ept_pointer(v)
+    v[APIC_ACCESS_PAGE_IN_FORCE] = apic_access_page(v)
 
 
 @core
@@ -149,7 +160,18 @@ def begin(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
             return EXITED
     if take_pending_debug(v, r, mem, rows, head) != 0:
         return EXITED
+    if is_due_below_threshold(v, mem):
+        vm_exit(v, REASON_TPR_BELOW_THRESHOLD, 0, 0)
+        return EXITED
     return exit_before_instruction(v)
+
+
+@core
+def is_due_below_threshold(v: Cells, mem: Memory) -> bool:
+    """SDM, "VM Exits Induced by the TPR Threshold": only where a check has not refused it."""
+    if v[APIC_ACCESS_PAGE_IN_FORCE] == 0 or v[GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI:
+        return False
+    return has_tpr_shadow(v) and is_below_threshold(v, mem)
 
 
 @core

@@ -35,7 +35,7 @@ from trapgate.sdm.reasons import (
     REASON_EXCEPTION_OR_NMI,
     REASON_VMLAUNCH,
 )
-from trapgate.vmx.checks.controls import check_controls
+from trapgate.vmx.checks.controls import check_controls, check_threshold
 from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
 from trapgate.vmx.checks.host_state import check_host_state
 from trapgate.vmx.entry import EXITED, FAILED, begin, put_ept_in_force, set_long_mode
@@ -63,6 +63,8 @@ def enter_guest(
     check = TABLE_ADDRESS
     if load_table(n, mem):
         check = check_controls(n, x[vmx.CURRENT], x[vmx.SECONDARY_ALLOWED])
+    if check == 0:
+        check = check_threshold(n, mem)
     if check == 0:
         x[vmx.ERROR] = ERROR_ENTRY_HOST_STATE
         check = check_host_state(n, host[f.GUEST_IA32_EFER] & st.EFER_LMA != 0)
@@ -281,7 +283,7 @@ def load_host_state(x: Cells, host: Cells, n: Cells, efer: int, pat: int, cr0: i
     host[f.GUEST_RFLAGS] = st.RFLAGS_FIXED_1
     host[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
     # It may have come with the guest's state, when that was lent.
-    host[f.EPT_POINTER_IN_FORCE] = 0
+    host[f.EPT_POINTER_IN_FORCE] = host[f.APIC_ACCESS_PAGE_IN_FORCE] = 0
     host[f.GUEST_ACTIVITY_STATE] = st.ACTIVITY_ACTIVE
 
 
@@ -303,6 +305,7 @@ def copy_guest_state(source: Cells, target: Cells) -> None:
     With it goes what its physical addresses mean.
     """
     target[f.EPT_POINTER_IN_FORCE] = source[f.EPT_POINTER_IN_FORCE]
+    target[f.APIC_ACCESS_PAGE_IN_FORCE] = source[f.APIC_ACCESS_PAGE_IN_FORCE]
     for cell in range(f.GUEST_ES_SELECTOR, f.GUEST_TR_SELECTOR + 1):
         target[cell] = source[cell]
     for cell in range(f.GUEST_IA32_DEBUGCTL, f.GUEST_PDPTE3 + 1):

@@ -101,6 +101,27 @@ def secondary_of(v: Fields) -> int:
     return v["SECONDARY_PROCESSOR_BASED_CONTROLS"] * active
 
 
+def _task_priority(
+    v: Fields, p: Processor, shadow: int, accesses: int, x2apic: int
+) -> Iterator[str]:
+    """Of "VM-Execution Control Fields" what is about the local APIC."""
+    if shadow:
+        if not _page(v["VIRTUAL_APIC_ADDRESS"], p):
+            yield "VIRTUAL_APIC_ADDRESS"
+        elif not accesses and bits(v["TPR_THRESHOLD"], 3, 0) > bits(
+            p.memory(v["VIRTUAL_APIC_ADDRESS"] + 0x80, 1), 7, 4
+        ):
+            yield "TPR_THRESHOLD"
+        if bits(v["TPR_THRESHOLD"], 31, 4):
+            yield "TPR_THRESHOLD"
+    elif x2apic:
+        yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
+    if accesses and not _page(v["APIC_ACCESS_ADDRESS"], p):
+        yield "APIC_ACCESS_ADDRESS"
+    if accesses and x2apic:
+        yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
+
+
 def _controls(v: Fields, p: Processor) -> Iterator[str]:
     # "VM-Execution Control Fields"
     pin = v["PIN_BASED_CONTROLS"]
@@ -134,6 +155,7 @@ def _controls(v: Fields, p: Processor) -> Iterator[str]:
             yield "EPT_POINTER"
     if bit(secondary, 7) and not bit(secondary, 1) and not p.python:
         yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
+    yield from _task_priority(v, p, bit(primary, 21), bit(secondary, 0), bit(secondary, 4))
     # "VM-Exit Control Fields"
     if not supported(v["VM_EXIT_CONTROLS"], p.exit):
         yield "VM_EXIT_CONTROLS"

@@ -103,13 +103,16 @@ def _page_rows() -> list[Row]:
     return rows
 
 
+VIRTUAL_APIC, THRESHOLD = "VIRTUAL_APIC_ADDRESS", "TPR_THRESHOLD"
+ACCESSES: Changes = {PRIMARY: on(21, 31), SECONDARY: on(0)}
+
 CONTROLS = [
     Row(101, {PIN: on(0, 3, 5, 6)}, ({PIN: off(1)}, {PIN: on(7)}, {PIN: on(31)})),
     Row(102, {PRIMARY: on(2, 7, 31)}, ({PRIMARY: off(1)}, {PRIMARY: on(0)}, {PRIMARY: on(17)})),
     Row(
         103,
         {PRIMARY: off(31), SECONDARY: 0xFFFF_FFFF},
-        ({PRIMARY: on(31), SECONDARY: 1 << 0}, {PRIMARY: on(31), SECONDARY: 1 << 31}),
+        ({PRIMARY: on(31), SECONDARY: 1 << 13}, {PRIMARY: on(31), SECONDARY: 1 << 31}),
     ),
     Row(104, {"CR3_TARGET_COUNT": 4}, ({"CR3_TARGET_COUNT": 5}, {"CR3_TARGET_COUNT": 1 << 31})),
     *_page_rows(),
@@ -128,6 +131,28 @@ CONTROLS = [
         tuple({**EPT, EPTP: 0x1E | 1 << n} for n in (7, 8, 11, 40, 52, 63)),
     ),
     Row(114, {**EPT, SECONDARY: 1 << 1 | 1 << 7}, ({**EPT, SECONDARY: 1 << 7},)),
+    Row(
+        115,
+        {PRIMARY: on(21), VIRTUAL_APIC: 0x3000},
+        ({PRIMARY: on(21), VIRTUAL_APIC: 0x3001}, {PRIMARY: on(21), VIRTUAL_APIC: WIDE}),
+    ),
+    Row(
+        116,
+        {**ACCESSES, THRESHOLD: 15},
+        ({**ACCESSES, THRESHOLD: 16}, {**ACCESSES, THRESHOLD: 1 << 31}),
+    ),
+    Row(117, {PRIMARY: on(21), THRESHOLD: 0}, ({PRIMARY: on(21), THRESHOLD: 1},)),
+    Row(
+        118,
+        {PRIMARY: on(21, 31), SECONDARY: on(4)},
+        ({PRIMARY: lambda old: on(31)(off(21)(old)), SECONDARY: on(4)},),
+    ),
+    Row(
+        119,
+        {**ACCESSES, "APIC_ACCESS_ADDRESS": WIDE - 0x1000},
+        tuple({**ACCESSES, "APIC_ACCESS_ADDRESS": address} for address in (0x3008, WIDE)),
+    ),
+    Row(120, ACCESSES, ({**ACCESSES, SECONDARY: on(0, 4)},)),
     Row(201, {EXIT: on(15)}, ({EXIT: off(0)}, {EXIT: on(12)}, {EXIT: on(31)})),
     Row(
         202,

@@ -22,11 +22,13 @@ GONE = b"\x00gone"
 _LOOPBACK = "127.0.0.1"
 
 
-def address_of(text: str) -> tuple[str, int]:
-    """[HOST:]PORT; loopback unless a host is given. Raises TrapgateError."""
+def address_of(text: str, option: str = "--gdb") -> tuple[str, int]:
+    """[HOST:]PORT; loopback unless a host is given. Raises TrapgateError, which names `option`."""
     host, _, port = text.rpartition(":")
     if not port.isdigit() or not 0 <= int(port) < 65536:
-        raise TrapgateError(f"--gdb: {text[:60]!r} is no [HOST:]PORT; write 1234 or 127.0.0.1:1234")
+        raise TrapgateError(
+            f"{option}: {text[:60]!r} is no [HOST:]PORT; write 1234 or 127.0.0.1:1234"
+        )
     return host.strip("[]") or _LOOPBACK, int(port)
 
 

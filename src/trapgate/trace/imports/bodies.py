@@ -6,12 +6,14 @@ import numpy as np
 
 from trapgate.compiler.dialect import Cells
 from trapgate.sdm.vectors import Vector
+from trapgate.trace.imports.access_bodies import accessed, pause_window, posted
 from trapgate.trace.imports.letters import (
     LIBRARY,
     decimal_number,
     digest,
     hex_number,
     is_blank,
+    raw_number,
     word_at,
 )
 from trapgate.trace.imports.points import (
@@ -39,11 +41,11 @@ from trapgate.trace.imports.points import (
     IS_SOFT,
     IS_SVM,
     IS_VMX,
-    IS_WRITE,
     KIND,
     LENGTH,
     MSR,
     PAGE_FAULT,
+    PAUSE_WINDOW,
     POSTED,
     REASON,
     RIP,
@@ -62,12 +64,6 @@ _W_ADDRESS = digest("address")
 _W_EXIT_REASON, _W_GUEST_RIP, _W_VCPU_ID = map(digest, ("exit_reason", "guest_rip", "vcpu_id"))
 _W_FAULT_ADDRESS, _W_ISA = map(digest, ("fault_address", "isa"))
 _W_EXCEPTION, _W_HAS_ERROR = map(digest, ("exception", "has_error"))
-_W_READ_MSR, _W_WRITE_MSR, _W_READ_CR, _W_WRITE_CR = map(
-    digest, ("msr_read", "msr_write", "cr_read", "cr_write")
-)
-_W_ECX, _W_CR, _W_DATA, _W_VAL = map(digest, ("ecx", "cr", "data", "val"))
-_W_WRITE, _W_RW, _W_SET = map(digest, ("write", "rw", "set"))
-_W_GVEC, _W_ENABLED = map(digest, ("gvec", "enabled"))
 _W_REINJECTED, _W_VECTOR, _W_SOFT, _W_IRQ = map(digest, ("reinjected", "vector", "soft", "irq"))
 
 _NO_FIELD, _VCPU, _RIP, _INFO, _REASON, _INFO1, _INFO2, _INTR, _CODE, _ADDRESS = range(10)
@@ -332,87 +328,6 @@ def injected_interrupt(text: Cells, at: int, end: int, point: Cells) -> bool:
 
 
 @LIBRARY.inside
-def accessed_raw(text: Cells, at: int, end: int, point: Cells) -> bool:
-    """Read the fields of kvm_msr or kvm_cr by their names; False if they cannot be read."""
-    while True:
-        begin, at, name = word_at(text, at, end)
-        if begin == at:
-            break
-        begin, at, _ = word_at(text, at, end)
-        good, number = raw_number(text, begin, at)
-        if not good:
-            return False
-        if name in (_W_WRITE, _W_RW):
-            point[HAS] |= IS_WRITE if number else 0
-        elif name in (_W_ECX, _W_CR):
-            point[ADDRESS] = number
-            point[HAS] |= HAS_ADDRESS
-        elif name in (_W_DATA, _W_VAL):
-            point[INFO1] = number
-            point[HAS] |= HAS_INFO1
-    return bool(point[HAS] & HAS_ADDRESS) and bool(point[HAS] & HAS_INFO1)
-
-
-@LIBRARY.inside
-def raw_number(text: Cells, at: int, end: int) -> tuple[bool, int]:
-    """(whether it is a number as tools print it that know an event's layout only; it)."""
-    if end - at > 2 and text[at + 1] == 120:
-        return hex_number(text, at, end)
-    number = decimal_number(text, at, end, 18)
-    return number >= 0, number
-
-
-@LIBRARY.inside
-def accessed(text: Cells, at: int, end: int, point: Cells) -> bool:
-    """Read `msr_write 6e0 = 0x1f`, `cr_read 3 = 0x2000`, `write=1 ecx=0x6e0 data=0x1f` or
-    `rw=0 cr=3 val=0x2000`; False if it cannot be read.
-    """
-    begin, at, value = word_at(text, at, end)
-    if begin < at < end and text[at] == 61:
-        return accessed_raw(text, begin, end, point)
-    if value in (_W_WRITE_MSR, _W_WRITE_CR):
-        point[HAS] |= IS_WRITE
-    elif value not in (_W_READ_MSR, _W_READ_CR):
-        return False
-    begin, at, _ = word_at(text, at, end)
-    named, which = hex_number(text, begin, at)
-    begin, at, _ = word_at(text, at, end)
-    told, number = hex_number(text, begin, at)
-    if not named or not told or which >> 32:
-        return False
-    point[ADDRESS] = which
-    point[INFO1] = number
-    point[HAS] |= HAS_ADDRESS | HAS_INFO1
-    return True
-
-
-@LIBRARY.inside
-def posted(text: Cells, at: int, end: int, point: Cells) -> bool:
-    """Read `PI is disabled for irq 25, vcpu 0, gsi: 0x18, gvec: 0x31`; False if it cannot be."""
-    while True:
-        begin, at, value = word_at(text, at, end)
-        if begin == at:
-            return bool(point[HAS] & HAS_VCPU) and bool(point[HAS] & HAS_ADDRESS)
-        if value == _W_ENABLED:
-            point[HAS] |= IS_WRITE
-        elif value == _W_SET and at < end and text[at] == 61:
-            begin, at, _ = word_at(text, at, end)
-            point[HAS] |= IS_WRITE if decimal_number(text, begin, at, 9) > 0 else 0
-        elif value in (_W_VCPU, _W_VCPU_ID):
-            begin, at, _ = word_at(text, at, end)
-            point[VCPU] = decimal_number(text, begin, at, 9)
-            if point[VCPU] >= 0:
-                point[HAS] |= HAS_VCPU
-        elif value == _W_GVEC:
-            raw = at < end and text[at] == 61
-            begin, at, _ = word_at(text, at, end)
-            good, number = raw_number(text, begin, at) if raw else hex_number(text, begin, at)
-            if good and 0 <= number < 256:
-                point[ADDRESS] = number
-                point[HAS] |= HAS_ADDRESS
-
-
-@LIBRARY.inside
 def body(text: Cells, at: int, end: int, point: Cells) -> bool:
     """Read what stands after an event's name; False if it lacks what the event must have."""
     kind = point[KIND]
@@ -422,6 +337,8 @@ def body(text: Cells, at: int, end: int, point: Cells) -> bool:
         return injected_interrupt(text, at, end, point)
     if kind in (MSR, CONTROL_REGISTER):
         return accessed(text, at, end, point)
+    if kind == PAUSE_WINDOW:
+        return pause_window(text, at, end, point)
     if kind == POSTED:
         return posted(text, at, end, point)
     if not fields(text, at, end, point):

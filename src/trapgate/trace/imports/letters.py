@@ -100,3 +100,12 @@ def decimal_number(text: Cells, at: int, end: int, digits: int) -> int:
         value = value * 10 + text[at] - 48
         at += 1
     return value
+
+
+@LIBRARY.inside
+def raw_number(text: Cells, at: int, end: int) -> tuple[bool, int]:
+    """(whether it is a number as tools print it that know an event's layout only; it)."""
+    if end - at > 2 and text[at + 1] == 120:
+        return hex_number(text, at, end)
+    number = decimal_number(text, at, end, 18)
+    return number >= 0, number

@@ -36,10 +36,18 @@ class Emit(Protocol):
 
 
 class Bios:
-    """Firmware for the drives of `board`; `ranges` is the memory map it tells of."""
+    """Firmware for the drives of `board`; `ranges` is the memory map it tells of.
+
+    `video` are address and size of the frame buffer; of size 0 if there is none.
+    """
 
     def __init__(
-        self, board: Board, devices: Pc, emit: Emit, ranges: Sequence[tuple[int, int, int]]
+        self,
+        board: Board,
+        devices: Pc,
+        emit: Emit,
+        ranges: Sequence[tuple[int, int, int]],
+        video: tuple[int, int],
     ) -> None:
         self.drives: dict[int, BiosDrive] = {
             **{n: floppy(one) for n, one in enumerate(board.floppies)},
@@ -53,7 +61,7 @@ class Bios:
         self._devices = devices
         self._processors = board.processors
         self._machine: Machine | None = None
-        self._video = Video(emit, self._out)
+        self._video = Video(emit, self._out, devices.vga, *video)
         self._disks = Disks(self.drives, min(self.drives, default=None))
         self._keyboard = Keyboard(lambda: self._in(0x60), devices.uart.incoming)
         self._system = System(ranges, self._in, self._out, self._wait)

@@ -1,4 +1,4 @@
-"""INT 10H: text on the screen, and what programs ask of a VGA (IBM, "Video BIOS Interface")."""
+"""INT 10H: text on the screen, pixels, and the palette (IBM, "Video BIOS Interface")."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from trapgate.vmm.bios.call import Call
+from trapgate.vmm.bios.vbe import VBE, Vbe
+from trapgate.vmm.devices.pixels import PALETTE
+from trapgate.vmm.devices.vga import VgaRegisters
 
 _MODE, _COLUMNS, _PAGE = 0x449, 0x44A, 0x462
 _CURSORS, _SHAPE = 0x450, 0x460
@@ -13,6 +16,15 @@ _TEXT, _PAGE_BYTES = 0xB8000, 0x1000
 _GRAPHICS = 0xA0000
 _LINEAR_256 = 0x13
 _TEXT_MODES: Final = {0: 40, 1: 40, 2: 80, 3: 80, 7: 80}
+_CGA_MODES: Final = {4: 40, 5: 40, 6: 80}
+_COLUMNS_OF: Final = {**_TEXT_MODES, **_CGA_MODES, _LINEAR_256: 40}
+_REGISTERS: Final = {
+    **dict.fromkeys(_TEXT_MODES, (0x10, 0x0E, 0x02)),
+    **dict.fromkeys((4, 5), (0x30, 0x0F, 0x02)),
+    6: (0x00, 0x0D, 0x06),
+    _LINEAR_256: (0x40, 0x05, 0x0E),
+}
+"""By mode: the graphics controller's registers 5 and 6, and the sequencer's 4."""
 _MOST_COLUMNS = 132
 _BLANK = b" \x07"
 _BACKSPACE, _BELL, _LINE_FEED, _RETURN = 8, 7, 10, 13
@@ -21,12 +33,20 @@ _BACKSPACE, _BELL, _LINE_FEED, _RETURN = 8, 7, 10, 13
 class Video:
     """The services; `emit` gets each character that is written, as COM1's output does.
 
-    `out` writes a byte to a port of the VGA's.
+    `out` writes a byte to a port of the `vga`. The frame buffer has `size` bytes at `address`.
     """
 
-    def __init__(self, emit: Callable[[int], None], out: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        emit: Callable[[int], None],
+        out: Callable[[int, int], None],
+        vga: VgaRegisters,
+        address: int,
+        size: int,
+    ) -> None:
         self._emit = emit
         self._out = out
+        self._vga = vga
         self._services: dict[int, Callable[[Call], None]] = {
             0x00: self._set_mode,
             0x01: self._set_shape,
@@ -42,10 +62,13 @@ class Video:
             0x0D: self._read_pixel,
             0x0E: self._teletype,
             0x0F: self._get_mode,
+            0x10: self._palette,
             0x12: self._alternate,
             0x13: self._write_string,
             0x1A: self._combination,
         }
+        if size:
+            self._services[VBE] = Vbe(vga, address, size, out).call
 
     def call(self, call: Call) -> None:
         """INT 10H; functions that are not there change nothing."""
@@ -62,22 +85,46 @@ class Video:
         self._enter_mode(call, mode & 0x7F, clear=not mode & 0x80)
 
     def _enter_mode(self, call: Call, mode: int, *, clear: bool) -> None:
-        if mode not in _TEXT_MODES and mode != _LINEAR_256:
+        if mode not in _COLUMNS_OF:
             return
-        columns = _TEXT_MODES.get(mode, 40)
         call.put_word(_MODE, mode, 1)
-        call.put_word(_COLUMNS, columns)
+        call.put_word(_COLUMNS, _COLUMNS_OF[mode])
         call.put_word(_PAGE, 0, 1)
         call.write(_CURSORS, bytes(16))
-        graphics = mode == _LINEAR_256
-        self._out(0x3CE, 6)
-        self._out(0x3CF, 5 if graphics else 0x0E)
+        self._vga.linear = None
+        for port, index, value in zip(
+            (0x3CE, 0x3CE, 0x3C4), (5, 6, 4), _REGISTERS[mode], strict=True
+        ):
+            self._out(port, index)
+            self._out(port + 1, value)
+        self._load_palette(0, PALETTE)
         self._show_page(0)
-        if clear and graphics:
-            call.write(_GRAPHICS, bytes(64000))
+        if clear and mode == _LINEAR_256:
+            call.write(_GRAPHICS, bytes(0x10000))
         elif clear:
-            call.write(_TEXT, _BLANK * (0x8000 // 2))
+            call.write(_TEXT, (_BLANK if mode in _TEXT_MODES else bytes(2)) * (0x8000 // 2))
         self._show_cursor(call)
+
+    def _load_palette(self, first: int, colours: bytes) -> None:
+        self._out(0x3C8, first)
+        for part in colours:
+            self._out(0x3C9, part)
+
+    def _palette(self, call: Call) -> None:
+        """AH = 10H, as far as it is about the 256 colours; AL says what is wanted."""
+        wanted = call.low("ax")
+        first, count = call.get("bx") & 0xFF, min(call.get("cx") & 0xFFFF, 256)
+        at = call.segment("ES") + (call.get("dx") & 0xFFFF)
+        if wanted == 0x10:
+            self._load_palette(first, bytes((call.high("dx"), call.high("cx"), call.low("cx"))))
+        elif wanted == 0x12:
+            self._load_palette(first, call.read(at, 3 * count))
+        elif wanted == 0x15:
+            red, green, blue = self._vga.colours(first, 1)
+            call.put_high("dx", red)
+            call.put("cx", green << 8 | blue)
+        elif wanted == 0x17:
+            call.write(at, self._vga.colours(first, count))
 
     def _set_shape(self, call: Call) -> None:
         call.put_word(_SHAPE, call.get("cx"))

@@ -1,4 +1,4 @@
-"""The 8042 keyboard controller and port 92h: keys, a mouse at rest, A20 and reset.
+"""The 8042 keyboard controller and port 92h: keys, a mouse, A20 and reset.
 
 The controller answers its self-tests, and keyboard and mouse acknowledge every command, so that a
 guest's probe ends at once. Keys come as a keyboard of scan code set 2 sends them, translated
@@ -39,6 +39,8 @@ _MOUSE_ANSWERS = {
     0xF2: (_ACKNOWLEDGE, 0x00),
     0xFF: (_ACKNOWLEDGE, 0xAA, 0x00),
 }
+_MOUSE_SWITCHES = {0xF4: True, 0xF5: False, 0xF6: False, 0xFF: False}
+"""Whether the mouse reports what it does from then on."""
 _QUEUE_LIMIT = 16
 _KEYS_LIMIT = 4096
 _MOUSE = 0x100
@@ -75,6 +77,7 @@ class KeyboardController(UntimedDevice):
         self._expects: int | None = None
         self._keyboard_argument: int | None = None
         self._mouse_argument = False
+        self._mouse_reports = False
         ports = QuickPorts() if ports is None else ports
         self._status = ports.slot(0x64, is_in=True, kind=quick.LATCH)
         self._tell()
@@ -99,6 +102,20 @@ class KeyboardController(UntimedDevice):
     def type(self, text: str) -> None:
         """Have text typed on a keyboard of the American layout; other characters are left out."""
         self.press(set_1(text))
+
+    def move(self, right: int, down: int, buttons: int) -> None:
+        """Have the mouse report a movement (-255 to 255 counts) and its buttons, if it is asked to.
+
+        Of `buttons` bit 0 is the left one, bit 1 the right one, bit 2 the middle one. What the
+        guest has no room for is lost, as on a slow PC.
+        """
+        if not self._mouse_reports or len(self._output) + 3 > _QUEUE_LIMIT:
+            return
+        right, up = max(-255, min(255, right)), max(-255, min(255, -down))
+        first = 8 | buttons & 7 | (right < 0) << 4 | (up < 0) << 5
+        for byte in (first, right & 0xFF, up & 0xFF):
+            self._answer(byte | _MOUSE)
+        self._update()
 
     def _next_key(self) -> None:
         """A key comes once the guest has read what was there."""
@@ -210,6 +227,8 @@ class KeyboardController(UntimedDevice):
         if not argument:
             answers = _MOUSE_ANSWERS.get(value, answers)
             self._mouse_argument = value in _MOUSE_WITH_ARGUMENT
+            if value in _MOUSE_SWITCHES:
+                self._mouse_reports = _MOUSE_SWITCHES[value]
         for answer in answers:
             self._answer(answer | _MOUSE)
 

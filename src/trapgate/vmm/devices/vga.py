@@ -1,27 +1,26 @@
-"""A VGA's registers, which keep what is written, and the screen as text (IBM VGA, "Registers").
+"""A VGA's registers, which keep what is written, and what is on its screen (IBM VGA, "Registers").
 
-Video memory is RAM from A0000H on. Text modes are shown; of graphics modes there are the
-registers only.
+Video memory is RAM from A0000H on: see `pixels` for what that means to graphics modes.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from trapgate.vmm.devices import pixels
 from trapgate.vmm.devices.bus import UntimedDevice
+from trapgate.vmm.devices.pixels import LinearMode, Pixels, Readable
 
 TEXT_MEMORY = 0xB8000
-_WIDTH, _HEIGHT = 80, 25
+WIDTH, HEIGHT = 80, 25
+"""Of the screen in text modes."""
 _ATTRIBUTE, _SEQUENCER, _GRAPHICS, _COLOUR_CRTC, _MONO_CRTC = 0x3C0, 0x3C4, 0x3CE, 0x3D4, 0x3B4
 _DATA_OF = {0x3C5: _SEQUENCER, 0x3CF: _GRAPHICS, 0x3D5: _COLOUR_CRTC, 0x3B5: _MONO_CRTC}
 _RETRACE = 0x09
-
-
-class Readable(Protocol):
-    """Physical memory of the guest."""
-
-    def read(self, address: int, count: int) -> bytes:
-        """`count` bytes."""
+_AT_B8000 = 3
+"""In the graphics controller's miscellaneous register: where video memory is."""
+_INTERLEAVED, _BYTE_A_PIXEL = 0x20, 0x40
+"""In its mode register."""
+_CHAINED = 8
+"""In the sequencer's memory mode: consecutive bytes are in consecutive planes."""
 
 
 class VgaRegisters(UntimedDevice):
@@ -36,9 +35,11 @@ class VgaRegisters(UntimedDevice):
         self._awaits_data = False
         self._miscellaneous = 0x67
         self._status = 0
-        self._palette = bytearray(768)
+        self._palette = bytearray(pixels.PALETTE)
         self._palette_read = self._palette_write = 0
         self._mask = 0xFF
+        self.linear: LinearMode | None = None
+        """The mode with a linear frame buffer that the BIOS has set, if any."""
 
     def read(self, port: int, size: int, now: int) -> int:
         """A register; ports without one read 0."""
@@ -84,6 +85,10 @@ class VgaRegisters(UntimedDevice):
             self._palette[self._palette_write] = value & 0x3F
             self._palette_write = (self._palette_write + 1) % 768
 
+    def colours(self, first: int, count: int) -> bytes:
+        """`count` entries of the palette, 6 bits each of red, green and blue."""
+        return bytes((self._palette * 2)[3 * first : 3 * (first + count)])
+
     @property
     def start(self) -> int:
         """Where the screen begins, in bytes from the start of text memory."""
@@ -93,23 +98,44 @@ class VgaRegisters(UntimedDevice):
     @property
     def is_text(self) -> bool:
         """Whether the screen shows characters, not pixels."""
-        return not self._sets[_GRAPHICS][6] & 1
+        return self.linear is None and not self._sets[_GRAPHICS][6] & 1
 
     @property
     def cursor(self) -> tuple[int, int]:
         """Column and row of the cursor."""
         crtc = self._sets[_COLOUR_CRTC]
         place = (crtc[0x0E] << 8 | crtc[0x0F]) - self.start // 2
-        return place % _WIDTH, place // _WIDTH
+        return place % WIDTH, place // WIDTH
+
+    def cells(self, memory: Readable) -> bytes:
+        """The screen in a text mode, 80 x 25: a character and its attribute each."""
+        data = memory.read(TEXT_MEMORY, 0x8000) * 2
+        return data[self.start : self.start + 2 * WIDTH * HEIGHT]
+
+    def pixels(self, memory: Readable) -> Pixels | None:
+        """The screen in a graphics mode; None in a text mode, and in one that is not shown."""
+        if self.linear is not None:
+            return pixels.linear(self.linear, memory, bytes(self._palette))
+        graphics = self._sets[_GRAPHICS]
+        if self.is_text:
+            return None
+        if graphics[6] >> 2 & 3 == _AT_B8000:
+            return pixels.cga(memory, 2 if graphics[5] & _INTERLEAVED else 1)
+        if graphics[5] & _BYTE_A_PIXEL and self._sets[_SEQUENCER][4] & _CHAINED:
+            return pixels.mode_13h(memory, bytes(self._palette), 2 * self.start)
+        return None
 
     def text(self, memory: Readable) -> list[str]:
         """The screen's lines, without blanks at their ends; none in a graphics mode."""
         if not self.is_text:
             return []
-        data = memory.read(TEXT_MEMORY, 0x8000) * 2
-        data = data[self.start : self.start + 2 * _WIDTH * _HEIGHT]
-        characters = data[::2].decode("cp437").translate(_SHOWN)
-        return [characters[row * _WIDTH : (row + 1) * _WIDTH].rstrip() for row in range(_HEIGHT)]
+        characters = shown(self.cells(memory)[::2])
+        return [characters[row * WIDTH : (row + 1) * WIDTH].rstrip() for row in range(HEIGHT)]
+
+
+def shown(characters: bytes) -> str:
+    """What a PC's character generator shows for characters in video memory."""
+    return characters.decode("cp437").translate(_SHOWN)
 
 
 _SHOWN = {

@@ -24,6 +24,10 @@ RAM_HOLE = 0xE000_0000
 RAM = 1
 RESERVED = 2
 
+FRAME_BUFFER = 8 << 20
+"""Bytes at the top of RAM that are the screen's where our own BIOS has graphics modes."""
+_LEAST_WITH_FRAME_BUFFER = 64 << 20
+
 _BIOS_DATA = 0x400
 _BIOS_SEGMENT = 0xF000
 _STUBS_OFFSET = 0xFF53  # where PC firmware has its IRET for unused vectors
@@ -44,15 +48,26 @@ def _top(memory: int) -> int:
     return min(memory, RAM_HOLE)
 
 
-def memory_map(memory: int) -> list[tuple[int, int, int]]:
-    """The map of a machine of `memory` bytes: (start, length, RAM or RESERVED)."""
+def frame_buffer(memory: int) -> tuple[int, int]:
+    """Address and size of the frame buffer at the top of `memory` bytes: no size in little."""
+    size = FRAME_BUFFER if memory >= _LEAST_WITH_FRAME_BUFFER else 0
+    return _top(memory) - size, size
+
+
+def memory_map(memory: int, video: int = 0) -> list[tuple[int, int, int]]:
+    """The map of a machine of `memory` bytes: (start, length, RAM or RESERVED).
+
+    `video` bytes at the top are the screen's.
+    """
     entries = [
         (0, LOW_MEMORY_END, RAM),
         (LOW_MEMORY_END, 0xA0000 - LOW_MEMORY_END, RESERVED),
         (0xF0000, 0x10000, RESERVED),
     ]
     if _top(memory) > MEGABYTE:
-        entries.append((MEGABYTE, _top(memory) - MEGABYTE, RAM))
+        entries.append((MEGABYTE, _top(memory) - MEGABYTE - video, RAM))
+    if video:
+        entries.append((_top(memory) - video, video, RESERVED))
     if memory > 1 << 32:
         entries.append((1 << 32, memory - (1 << 32), RAM))
     return entries

@@ -4,13 +4,16 @@ SDM, "Checks on VMX Controls", in its order. `current` tells whose VMCS it is: t
 physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM in Python.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
+from trapgate.instructions.intercepts import secondary_controls
+from trapgate.instructions.virtual_apic import has_tpr_shadow, is_below_threshold
 from trapgate.paging.memory import MAXPHYADDR
 from trapgate.sdm import checks as ck
 from trapgate.sdm import controls as ct
 from trapgate.sdm.cells import (
+    APIC_ACCESS_ADDRESS,
     CR3_TARGET_COUNT,
     EPT_POINTER,
     FAILED_RULE,
@@ -21,6 +24,8 @@ from trapgate.sdm.cells import (
     PIN_BASED_CONTROLS,
     PRIMARY_PROCESSOR_BASED_CONTROLS,
     SECONDARY_PROCESSOR_BASED_CONTROLS,
+    TPR_THRESHOLD,
+    VIRTUAL_APIC_ADDRESS,
     VIRTUAL_PROCESSOR_IDENTIFIER,
     VM_ENTRY_CONTROLS,
     VM_ENTRY_EXCEPTION_ERROR_CODE,
@@ -141,6 +146,9 @@ def _check_execution_controls(v: Cells, current: int, secondary_may: int) -> int
             return ck.IO_BITMAP_B
     if primary & ct.PRIMARY_USE_MSR_BITMAPS and not page_address(v[MSR_BITMAP_ADDRESS]):
         return ck.MSR_BITMAP
+    check = _check_apic_virtualization(v, primary, secondary)
+    if check != 0:
+        return check
     if pin & ct.PIN_VIRTUAL_NMIS and pin & ct.PIN_NMI_EXITING == 0:
         return ck.VIRTUAL_NMIS
     if primary & ct.PRIMARY_NMI_WINDOW_EXITING and pin & ct.PIN_VIRTUAL_NMIS == 0:
@@ -152,6 +160,44 @@ def _check_execution_controls(v: Cells, current: int, secondary_may: int) -> int
     # To a VMM in Python "unrestricted guest" needs no EPT: guest-physical memory is the VM's own.
     if secondary & ct.SECONDARY_UNRESTRICTED_GUEST and current >= 0:
         return ck.UNRESTRICTED_WITHOUT_EPT
+    return 0
+
+
+@core
+def _check_apic_virtualization(v: Cells, primary: int, secondary: int) -> int:
+    """Of the same section what is about the virtual-APIC page and the APIC-access page."""
+    if primary & ct.PRIMARY_TPR_SHADOW:
+        if not page_address(v[VIRTUAL_APIC_ADDRESS]):
+            return ck.VIRTUAL_APIC_PAGE
+        if v[TPR_THRESHOLD] >> 4 != 0:
+            return ck.THRESHOLD_RESERVED
+    elif secondary & ct.SECONDARY_VIRTUALIZE_X2APIC:
+        return ck.APIC_WITHOUT_SHADOW
+    if secondary & ct.SECONDARY_VIRTUALIZE_APIC_ACCESSES:
+        if not page_address(v[APIC_ACCESS_ADDRESS]):
+            return ck.APIC_ACCESS_PAGE
+        if secondary & ct.SECONDARY_VIRTUALIZE_X2APIC:
+            return ck.X2APIC_WITH_ACCESSES
+    return 0
+
+
+@core
+def apic_access_page(v: Cells) -> int:
+    """1 + the address of the page whose accesses the VMCS makes exits; 0 for none."""
+    if secondary_controls(v) & ct.SECONDARY_VIRTUALIZE_APIC_ACCESSES == 0:
+        return 0
+    return int(v[APIC_ACCESS_ADDRESS]) | 1
+
+
+@core
+def check_threshold(v: Cells, mem: Memory) -> int:
+    """Whether the task priority may be what it is, with accesses that are not virtualized.
+
+    The only check of controls that looks into memory.
+    """
+    accesses = secondary_controls(v) & ct.SECONDARY_VIRTUALIZE_APIC_ACCESSES
+    if has_tpr_shadow(v) and accesses == 0 and is_below_threshold(v, mem):
+        return ck.THRESHOLD_ABOVE
     return 0
 
 

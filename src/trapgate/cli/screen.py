@@ -1,0 +1,94 @@
+"""What `trapgate run` does with the screen: show it in a browser, wait for text, take a picture."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trapgate.cli.terminal import fail
+
+if TYPE_CHECKING:
+    from trapgate.vmm.machine import VirtualMachine
+
+_LOOK = 2_000_000
+"""Instructions between two looks at the screen for the expression."""
+
+ScreenshotOption = Annotated[
+    Path | None,
+    typer.Option("--screenshot", help="At the end write the screen to this PNG file."),
+]
+UntilScreenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--until-screen",
+        help="Stop when this regular expression is in the text on the screen.",
+    ),
+]
+DisplayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--display",
+        help="Show the screen to a browser at [HOST:]PORT (loopback unless told), and take keys "
+        "and mouse from it.",
+    ),
+]
+
+
+def screen_lines(vm: VirtualMachine) -> list[str]:
+    """The lines on the screen in a text mode; none if it is empty."""
+    lines = vm.devices.vga.text(vm.processor.memory)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+@contextmanager
+def shown(vm: VirtualMachine, until: str | None, display: str | None) -> Iterator[None]:
+    """Around a run: stop it when `until` is on the screen, and serve the screen at `display`."""
+    if until is not None:
+        _watch(vm, until)
+    if display is None:
+        yield
+        return
+    from trapgate.debug.gdb.server import address_of
+    from trapgate.vmm.display import Display
+
+    page = Display(vm, *address_of(display, "--display"))
+    print(f"trapgate: display: http://{page.address}/", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        page.close()
+
+
+def take_picture(vm: VirtualMachine, file: Path | None) -> None:
+    """Write the screen to a PNG file, if that is wanted."""
+    if file is not None:
+        from trapgate.vmm.screen import save
+
+        save(vm.devices.vga, vm.processor.memory, file)
+
+
+def _watch(vm: VirtualMachine, expression: str) -> None:
+    from trapgate.vmm.actions import End, Stop
+
+    try:
+        search = re.compile(expression).search
+    except (re.error, OverflowError, RecursionError) as error:
+        raise fail(
+            f"--until-screen: {expression!r} is no regular expression ({error}); mend it"
+        ) from None
+
+    def look(vm: VirtualMachine) -> None:
+        if search("\n".join(screen_lines(vm))):
+            vm.stopped = Stop(End.UNTIL, "the expression appeared on the screen")
+        else:
+            vm.at(vm.processor.time + _LOOK, look)
+
+    vm.at(vm.processor.time + _LOOK, look)
