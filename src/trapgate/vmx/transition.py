@@ -310,11 +310,12 @@ def page_directory_pointers_valid(host: Cells, mem: Memory) -> bool:
 def copy_guest_state(source: Cells, target: Cells) -> None:
     """Lend or give back the state of the running guest: the whole guest-state area.
 
+    But the interrupt status: interrupts are posted to a guest also while it is served.
     With it goes what its physical addresses mean.
     """
     target[f.EPT_POINTER_IN_FORCE] = source[f.EPT_POINTER_IN_FORCE]
     target[f.APIC_ACCESS_PAGE_IN_FORCE] = source[f.APIC_ACCESS_PAGE_IN_FORCE]
-    for cell in range(f.GUEST_ES_SELECTOR, f.GUEST_INTERRUPT_STATUS + 1):
+    for cell in range(f.GUEST_ES_SELECTOR, f.GUEST_TR_SELECTOR + 1):
         target[cell] = source[cell]
     for cell in range(f.GUEST_IA32_DEBUGCTL, f.GUEST_PDPTE3 + 1):
         target[cell] = source[cell]
