@@ -327,7 +327,7 @@ def test_monitor_commands(tmp_path: Path) -> None:
             "walk wants more words",
             "no fault has been caught",
             "no command 'frob'",
-            "waits for snapshots",
+            "Triple faults always stop",
         ):
             assert sentence in words, words
 

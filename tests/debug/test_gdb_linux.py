@@ -47,6 +47,16 @@ def test_a_kernel_is_stopped_stepped_and_goes_on_to_its_shell() -> None:
         "continue",
         'printf "syscall %d %d\\n", $rip == $lstar, $cs & 3',
         "monitor trace 1",
+        "delete",
+        "stepi 3",
+        "reverse-stepi",
+        "reverse-stepi 2",
+        'printf "back %d\\n", $rip == $lstar',
+        "hbreak *$lstar",
+        "stepi 2",
+        "reverse-continue",
+        'printf "broken %d\\n", $rip == $lstar',
+        "delete",
         "detach",
     )
     assert "kernel 1" in words
@@ -54,5 +64,7 @@ def test_a_kernel_is_stopped_stepped_and_goes_on_to_its_shell() -> None:
     assert "PML4E at" in words
     assert "its handler would be entered" in words
     assert "syscall 1 0" in words
+    assert "back 1" in words
+    assert "broken 1" in words
     assert made.end(120).end is End.UNTIL
     assert PROMPT in output.getvalue()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.trace.foreign_text import Host
 from trapgate.cli import app
+from trapgate.decision.decide import REASONS
 from trapgate.errors import VmcsFileError
 from trapgate.instructions import intercepts
 from trapgate.replay import Policy, replay
@@ -273,11 +274,27 @@ def test_pages_of_the_second_stage(path: Path) -> None:
     assert everything.saved == sum(access.values())
 
 
-def test_what_no_trace_tells(path: Path) -> None:
+def test_what_no_trace_tells(path: Path, tmp_path: Path) -> None:
     loops = outcome_of(path, "[fields]\nPLE_WINDOW = 8192\n")
     (pause,) = loops.reasons
     assert (pause.saved, pause.unjudged) == (0, pause.recorded)
     assert "how long each loop" in pause.unknown
+    host = Host()
+    for window in (4096, 8192, 16384):
+        host.exit("PAUSE_INSTRUCTION", 0x10, (0, 0))
+        host.put("kvm_ple_window_update", f"vcpu 0 old {window} new {2 * window} (growed)")
+        host.wait(1000)
+        host.put("kvm_entry", "vcpu 0, rip 0x10")
+    (tmp_path / "w.txt").write_text(host.text)
+    windows = import_trace(tmp_path / "w.txt", tmp_path / "w.parquet").path
+    told = [
+        (one.recorded, one.saved, one.unjudged)
+        for size in (4096, 8192, 1 << 20)
+        for one in outcome_of(windows, f"[fields]\nPLE_WINDOW = {size}\n").reasons
+    ]
+    assert told == [(3, 0, 0), (3, 0, 1), (3, 0, 3)]
+    gap = outcome_of(windows, "[fields]\nPLE_WINDOW = 4096\nPLE_GAP = 64\n")
+    assert gap.unjudged == 3
     assert outcome_of(path, "[fields]\nTPR_THRESHOLD = 5\n").saved_range[0] == 0
     assert outcome_of(path, "[fields]\nTPR_THRESHOLD = 0\n").saved > 0
     unknown = outcome_of(path, '[controls]\nprimary = ["USE_IO_BITMAPS"]\n')
@@ -348,6 +365,16 @@ def test_every_pattern_is_met_first_by_its_own_control() -> None:
     assert control_of("CPUID").name == "none: always exits"
 
 
+def test_every_reason_of_our_own_has_its_control() -> None:
+    told = {name: control_of(name).name for name in REASONS.values()}
+    always = {"TASK_GATE", "TRIPLE_FAULT", "OTHER_EVENT"}
+    no_exits = {"SOFTWARE_INTERRUPT", "INJECTED", "OWN_FRAME", "NO_LINK"}
+    no_exits |= {name for name in told if name.startswith("FAULT_FILTER_") and "ALONE" not in name}
+    nothing = {name for name, control in told.items() if control == "none: always exits"}
+    assert nothing == always | no_exits
+    assert told["FIGURE_3_MATCH"] == told["MEMBER"] == told["CONTROL_BIT"]
+
+
 def test_the_commands(path: Path, tmp_path: Path) -> None:
     policy = tmp_path / "p.toml"
     policy.write_text(HEAD + '[controls]\nprimary = ["-HLT_EXITING"]\n[intercepts]\nports = []\n')
@@ -368,6 +395,7 @@ def test_the_commands(path: Path, tmp_path: Path) -> None:
     assert "CR3-load exiting" in by_control([path])._repr_html_()
     result = replay([path], [Policy.load(policy)])
     assert "HLT exiting" in result._repr_html_()
+    assert "HLT_EXITING off, ports none" in Policy.load(policy)._repr_html_()
 
 
 def test_exceptions_without_codes_give_a_range(tmp_path: Path) -> None:

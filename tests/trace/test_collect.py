@@ -16,6 +16,7 @@ from trapgate.replay.bursts import burst_interval
 from trapgate.replay.controls import by_control
 from trapgate.trace import Trace, TraceError
 from trapgate.trace.collect import QUESTIONS, TOOLS, script
+from trapgate.trace.frames import lost_events
 from trapgate.trace.imports import import_trace
 from trapgate.trace.selection import Selection, stretch
 from trapgate.trace.stat import statistics
@@ -68,6 +69,27 @@ def test_a_histogram_has_accesses_and_injections(tmp_path: Path) -> None:
     found = {line.control: line.exits for line in by_control([result.path]).lines}
     assert found["CR3-store exiting"] == 2
     assert found["MSR bitmaps"] == 7
+
+
+def test_a_histogram_has_no_events_to_export(histogram: Path, tmp_path: Path) -> None:
+    command = ["trace", "export", str(histogram)]
+    refused = CliRunner().invoke(app, [*command, "--ftrace", str(tmp_path / "x.txt")])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    written = CliRunner().invoke(app, [*command, "--csv", str(tmp_path / "x.csv")])
+    assert written.exit_code == 0
+    assert "weight" in (tmp_path / "x.csv").read_text()
+
+
+def test_a_histogram_tells_what_it_lost(tmp_path: Path) -> None:
+    (tmp_path / "h.txt").write_text(
+        "stdin:3:1-9: WARNING: Map full; can't update element. Try increasing max_map_keys.\n"
+        "WARNING: Failed to map_update_elem: -7\nLost 12 events\n@exits[1, 12, 0, 0, 1, 0]: 5\n"
+    )
+    result = import_trace(tmp_path / "h.txt", tmp_path / "h.parquet")
+    assert (result.counters.lost, result.counters.gaps, result.counters.foreign) == (12, 3, 0)
+    assert len(result.counters.remarks) == 1
+    assert lost_events([result.path]) == 12
+    assert statistics([result.path]).lost == 12
 
 
 KVM = Path("/sys/kernel/tracing/events/kvm/kvm_exit/format")

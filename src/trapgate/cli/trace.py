@@ -284,10 +284,13 @@ def export(
     from trapgate.trace import Trace
     from trapgate.trace.export import to_csv, to_ftrace
     from trapgate.trace.perfetto import to_perfetto, to_perfetto_proto
+    from trapgate.trace.schema import WEIGHTED
 
     if perfetto is None and csv is None and ftrace is None:
         raise fail("nothing to write: give --perfetto FILE, --ftrace FILE or --csv FILE")
     with one_line_errors(), Trace(trace) as opened:
+        if opened.run.get(WEIGHTED) == "yes" and (perfetto is not None or ftrace is not None):
+            raise fail(f"{trace}: a histogram, which has counts and no events; give --csv FILE")
         if perfetto is not None:
             write = to_perfetto if perfetto.suffix == ".json" else to_perfetto_proto
             print(f"{perfetto}: {write(opened, perfetto):,} slices", file=sys.stderr)

@@ -102,6 +102,31 @@ def differing_pages(machine: int, wanted: int, latest: int) -> int:
     return count
 
 
+@jit_for_python
+def save_pages(machine: int, count: int, pages: int, places: int) -> int:
+    """Copy pages of memory that are not all zeros to one place after another; how many those were.
+
+    `pages` is the address of an array of `count` page numbers, of which those that were copied
+    come to stand first; `places` of one of addresses.
+    """
+    m = cells(machine, mc.CELLS)
+    numbers = cells(pages, count)
+    contents = cells(places, count)
+    copied = 0
+    for n in range(count):
+        now = cells(m[mc.MEM] + (numbers[n] << 12), _CELLS)
+        ones = 0
+        for cell in range(_CELLS):
+            ones |= now[cell]
+        if ones != 0:
+            numbers[copied] = numbers[n]
+            then = cells(contents[copied], _CELLS)
+            for cell in range(_CELLS):
+                then[cell] = now[cell]
+            copied += 1
+    return copied
+
+
 class _Kept:
     """Numbers of a pool's pages, one a page of memory, which are theirs as long as this lives."""
 
@@ -121,8 +146,8 @@ class PagePool:
         self._free: list[int] = []
         self.addresses: Cells = np.zeros(0, np.int64)
         """Of each page's content."""
-        self._keep(np.zeros((1, _CELLS), np.int64))
-        self._uses[0] = 1
+        self._grow()
+        self._uses[self._free.pop()] = 1
         self.latest = _Kept(self, np.zeros(pages, np.int64))
         """What memory was last the same as, but for the pages that are marked."""
         self.known = self.latest.addresses.copy()
@@ -132,33 +157,37 @@ class PagePool:
         """Bytes that are in use."""
         return (len(self._uses) - len(self._free)) * _PAGE
 
-    def take(self, changed: Cells, memory: Cells) -> None:
-        """`memory` (pages x 512) is as `latest`, but for the pages `changed`."""
+    def take(self, changed: Cells, machine: int) -> None:
+        """Memory is as `latest`, but for the pages `changed`, which are copied."""
+        while len(self._free) < len(changed):
+            self._grow()
+        free = np.array(self._free[-len(changed) :] if len(changed) else [], np.int64)
+        places, pages = self.addresses[free], changed.astype(np.int64)
         numbers = self.latest.numbers.copy()
-        for some in np.array_split(changed, len(changed) // _CHUNK + 1):
-            contents = memory[some]
-            filled = contents.any(axis=1)
-            numbers[some] = 0
-            numbers[some[filled]] = self._keep(contents[filled])
+        count = save_pages(machine, len(pages), pages.ctypes.data, places.ctypes.data)
+        numbers[changed] = 0
+        numbers[pages[:count]] = free[:count]
+        del self._free[len(self._free) - len(free) :]
+        self._free += free[count:].tolist()
         self.latest = _Kept(self, numbers)
         self.known[:] = self.latest.addresses
 
-    def _keep(self, contents: Cells) -> Cells:
-        """Numbers of pages that hold `contents`; nobody uses them yet."""
-        while len(self._free) < len(contents):
-            chunk = np.zeros((_CHUNK, _CELLS), np.int64)
-            first = len(self._uses)
-            self._chunks.append(chunk)
-            starts = np.arange(_CHUNK, dtype=np.int64) * _PAGE + chunk.ctypes.data
-            self.addresses = np.concatenate((self.addresses, starts))
-            self._uses = np.concatenate((self._uses, np.zeros(_CHUNK, np.int64)))
-            self._free += range(first + _CHUNK - 1, first - 1, -1)
-        numbers = np.array([self._free.pop() for _ in range(len(contents))], np.int64)
-        chunks = numbers // _CHUNK
-        for chunk in np.unique(chunks):
-            here = chunks == chunk
-            self._chunks[chunk][numbers[here] % _CHUNK] = contents[here]
-        return numbers
+    def _grow(self) -> None:
+        chunk = np.zeros((_CHUNK, _CELLS), np.int64)
+        first = len(self._uses)
+        self._chunks.append(chunk)
+        starts = np.arange(_CHUNK, dtype=np.int64) * _PAGE + chunk.ctypes.data
+        self.addresses = np.concatenate((self.addresses, starts))
+        self._uses = np.concatenate((self._uses, np.zeros(_CHUNK, np.int64)))
+        self._free += range(first + _CHUNK - 1, first - 1, -1)
+
+    def contents(self, numbers: Cells) -> Cells:
+        """What pages of the pool hold."""
+        found = np.empty((len(numbers), _CELLS), np.int64)
+        for chunk in np.unique(numbers // _CHUNK):
+            here = numbers // _CHUNK == chunk
+            found[here] = self._chunks[chunk][numbers[here] % _CHUNK]
+        return found
 
     def use(self, numbers: Cells) -> None:
         """One more has these pages."""
@@ -178,7 +207,6 @@ def pool_of(engine: UnicornEngine) -> PagePool:
     pool = _POOLS.get(engine)
     if pool is None:
         pool = _POOLS[engine] = PagePool(len(engine.page_cells))
-        engine.page_cells[:] |= WRITTEN_PAGE
     return pool
 
 
@@ -190,7 +218,7 @@ class MemoryCopy:
         self._pool = pool_of(engine)
         self._mark_all()
         changed = np.flatnonzero(engine.page_cells & WRITTEN_PAGE)
-        self._pool.take(changed, engine.memory.reshape(-1, _CELLS))
+        self._pool.take(changed, int(engine.cells[mc.SELF]))
         self._kept = self._pool.latest
         self._arrays = list(arrays)
         self.copies = [array.copy() for array in self._arrays]
@@ -216,6 +244,15 @@ class MemoryCopy:
         if not self._engine.cells[mc.CPU]:
             self._engine.page_cells[:] |= WRITTEN_PAGE | CODE
 
+    def filled_pages(self) -> Cells:
+        """The numbers of the pages that are not all zeros."""
+        filled: Cells = np.flatnonzero(self._kept.numbers)
+        return filled
+
+    def contents(self, pages: Cells) -> Cells:
+        """What some pages hold, 512 cells each."""
+        return self._pool.contents(self._kept.numbers[pages])
+
     def differences(self) -> int:
         """How many pages of memory are not now as they were."""
         self._mark_all()
@@ -228,3 +265,20 @@ class MemoryCopy:
             self._engine.flush_translations()
         self._pool.latest = self._kept
         return int(self._restore())
+
+
+def fill(engine: UnicornEngine, pages: Cells, contents: Cells) -> None:
+    """Let some pages of an engine's memory hold these cells, and forget their code."""
+    engine.memory.reshape(-1, _CELLS)[pages] = contents
+    engine.page_cells[pages] |= WRITTEN_PAGE
+
+
+def clear(engine: UnicornEngine) -> None:
+    """Let all memory hold zeros, and forget all code. Pages that do already are not touched."""
+    memory = engine.memory.reshape(-1, _CELLS)
+    for first in range(0, len(memory), _CHUNK):
+        some = memory[first : first + _CHUNK]
+        if some.any():
+            some[:] = 0
+    engine.page_cells[:] |= WRITTEN_PAGE
+    engine.forget_code(0, memory.nbytes)

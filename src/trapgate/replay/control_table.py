@@ -77,15 +77,26 @@ PROTECTED: Final = "EPT entries: write protection"
 CONTROLS: Final = (
     Control(
         EXCEPTIONS,
-        ("EXCEPTION_NMI", "* excp", "EXIT_EXCP_*"),
+        (
+            *("EXCEPTION_NMI", "* excp", "EXIT_EXCP_*"),
+            # What our own traces say: which criterion it was.
+            *("CONTROL_BIT", "FIGURE_*", "EXCHANGED", "WITHOUT_CONTROL", "ANY_OR_MATCH"),
+            *("COMPARISON", "MEMBER", "FAULT_FILTER_ALONE", "CRITERIA_TABLE"),
+        ),
         "the exceptions of those vectors and codes, which --policy judges one by one",
         Loss.UNTOLD,
     ),
     Control(
         "external-interrupt exiting",
-        ("EXTERNAL_INTERRUPT", "interrupt", "EXIT_INTR"),
+        ("EXTERNAL_INTERRUPT", "EXTERNAL_INTERRUPT_EXITING", "interrupt", "EXIT_INTR"),
         "the host's interrupts: the guest would take them",
         unknown="which of them devices could post to the guest: record kvm_pi_irte_update",
+        savable=False,
+    ),
+    Control(
+        "NMI exiting",
+        ("NMI_EXITING", "nmi", "EXIT_NMI"),
+        "the host's NMIs: the guest would take them",
         savable=False,
     ),
     Control(
@@ -128,7 +139,8 @@ CONTROLS: Final = (
         "lock holders that are preempted: the guest spins. A larger PLE_Window or a smaller "
         "PLE_Gap saves part of it",
         Loss.NOTHING,
-        unknown="the window and the gap in force, and how long each loop would have been",
+        unknown="how long each loop would have been, and the window in force unless "
+        "kvm_ple_window_update is recorded",
     ),
     Control(
         "INVLPG exiting",
@@ -242,7 +254,7 @@ CONTROLS: Final = (
     ),
     Control(
         ABSENT,
-        ("EPT_VIOLATION*", "npf*", "EXIT_NPF*"),
+        ("EPT", "EPT_VIOLATION*", "npf*", "EXIT_NPF*"),
         "pages that are filled late, and devices behind pages: huge pages save first touches",
         unknown="what the pages are for",
     ),

@@ -74,7 +74,13 @@ class ControlReport:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"controls": [line.as_json() for line in self.lines]}
+        return {
+            "time_unit": self.time_unit,
+            "lost_events": self.lost_events,
+            "chosen": self.chosen,
+            "posted": self.posted,
+            "controls": [line.as_json() for line in self.lines],
+        }
 
     def document(self) -> Document:
         """A page about it, or a mail."""

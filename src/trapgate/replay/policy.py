@@ -188,9 +188,11 @@ class Policy:
                 values = ", ".join(f"{name} = {value:#x}" for name, value in named)
             name = "bitmap" if scheme is None else scheme.name
             rows.append((f"#{row.vector.name}", int(self.control(vector)), name, values))
-        return f"<h4>Policy {escape(self.name)}</h4>" + table(
-            ("vector", "control bit", "criterion", "fields"), rows
-        )
+        exits = f"<p>exits: {escape(self.exits.words)}</p>" if self.exits.speaks else ""
+        title = f"<h4>Policy {escape(self.name)}</h4>"
+        if not self.judges_exceptions:
+            return title + exits
+        return title + table(("vector", "control bit", "criterion", "fields"), rows) + exits
 
 
 _WHOLE: Final = (0xFFFFFFFF, 1)

@@ -23,7 +23,7 @@ class Question:
 
 
 _EXITS = ("kvm_exit", "kvm_entry")
-_ACCESSES = ("kvm_msr", "kvm_cr", "kvm_pi_irte_update")
+_ACCESSES = ("kvm_msr", "kvm_cr", "kvm_pi_irte_update", "kvm_ple_window_update")
 
 QUESTIONS: Final = {
     "filter": Question(
@@ -57,7 +57,8 @@ _BPFTRACE = """\
 #!/usr/bin/env bpftrace
 // {words}
 // Counts exits by (vendor, reason, interruption information, error code, level, reflected,
-// qualification, MSR), and injections by (type, vector, error code); for kernels from 5.19.
+// qualification, MSR), and injections by (type, vector, error code); for kernels from 6.0.
+// If bpftrace warns of a full map, set BPFTRACE_MAP_KEYS_MAX=100000 in its environment.
 // Run it as root for {seconds} s:  bpftrace {name} > exits.txt
 // then:  trapgate trace import exits.txt -o exits.parquet
 

@@ -2,7 +2,8 @@
 
 `server` listens, `packets` cuts the stream into packets, `target` has the registers and their
 description, `commands` answers `monitor`, `catches` knows what stops the guest before it takes
-effect, `debugger` stops it and answers the rest.
+effect, `stops` whatever else stops it, `past` has its snapshots, `reverse` goes back to them, and
+`debugger` answers the rest.
 """
 
 from trapgate.debug.gdb.debugger import Debugger

@@ -27,6 +27,8 @@ _TURNS = (
     ExitReason.INTERRUPT_WINDOW,
     ExitReason.MONITOR_TRAP_FLAG,
 )
+_FIELDS = ("EXCEPTION_BITMAP", "PAGE_FAULT_ERROR_CODE_MASK", "PAGE_FAULT_ERROR_CODE_MATCH")
+"""That say which exceptions exit."""
 _OPEN = 0x7
 """P, R/W and U/S: what lets any access through."""
 
@@ -80,15 +82,10 @@ class Catches:
         except KeyError:
             raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
         wanted = parse(text or "all", self._names)
-        vmcs = self._vm.vmcs
-        for field in (
-            "EXCEPTION_BITMAP", "PAGE_FAULT_ERROR_CODE_MASK", "PAGE_FAULT_ERROR_CODE_MATCH",
-        ):  # fmt: skip
-            self._kept.setdefault(field, vmcs[field])
-        vmcs["EXCEPTION_BITMAP"] |= 1 << vector
-        if vector == PF:
-            vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = 0
+        if not self._faults:
+            self._kept = {field: self._vm.vmcs[field] for field in _FIELDS}
         self._faults[vector] = wanted
+        self._apply()
         return f"#{name.upper().removeprefix('#')} is caught{f' if {text}' if text else ''}\n"
 
     def catch_exit(self, name: str) -> str:
@@ -106,12 +103,26 @@ class Catches:
 
     def clear(self) -> None:
         """Catch nothing more; the VMCS is as it was."""
-        for field, value in self._kept.items():
-            self._vm.vmcs[field] = value
-        self._kept.clear()
+        self.trapped()
         self._faults.clear()
+        self._apply()
         self._exits = None
         self.injections = False
+
+    def moved(self) -> None:
+        """The machine, VMCS and page tables, is as it was at another time."""
+        self._opened.clear()
+        self._apply()
+
+    def _apply(self) -> None:
+        """Let the VMCS ask for what is caught, and no more."""
+        vmcs = self._vm.vmcs
+        for field, value in self._kept.items():
+            vmcs[field] = value
+        for vector in self._faults:
+            vmcs["EXCEPTION_BITMAP"] |= 1 << vector
+        if PF in self._faults:
+            vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = 0
 
     def caught(self, vmexit: VmExit) -> Pending | None:
         """The exit, if it is to stop the guest."""

@@ -37,7 +37,7 @@ catch exit [REASON]      stop at VM exits; catch inject: at injections of the VM
 uncatch                  catch nothing
 deliver, skip, complete, inject VECTOR [CODE]
                          what becomes of the fault that was caught
-Triple faults always stop. Reverse execution is not there: it waits for snapshots.
+Triple faults always stop.
 """
 _MOST = 64
 

@@ -1,40 +1,32 @@
-"""Stops the guest for gdb and answers it: a VMM around the machine's own.
-
-The guest notices nothing: breakpoints are the engine's (`UnicornEngine.set_breakpoints`), single
-steps the monitor trap flag, and a stop is what the VMM sees as a VM exit. Nothing is looked at
-between exits, so a guest that nobody stops runs at full speed.
-"""
+"""Stops the guest for gdb and answers it: a VMM around the machine's own."""
 
 from __future__ import annotations
 
 import queue
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from trapgate.debug.gdb import server as wire
-from trapgate.debug.gdb.catches import Catches, Pending
+from trapgate.debug.gdb.catches import Pending
 from trapgate.debug.gdb.packets import INTERRUPT, LONGEST
+from trapgate.debug.gdb.past import Moment, Past
+from trapgate.debug.gdb.reverse import BrokenOffError, NoWayBackError, Reverse
+from trapgate.debug.gdb.stops import INTERRUPT as SIGINT
+from trapgate.debug.gdb.stops import STEPPED, Stopped, Stops
 from trapgate.debug.gdb.target import Target
 from trapgate.debug.story.tell import tell, view_of
 from trapgate.debug.story.view import View
 from trapgate.decision.conditions import Names
-from trapgate.processor.decoded import Operand
 from trapgate.processor.processor import VmExit
-from trapgate.processor.stepping import Access, accesses_of
-from trapgate.sdm import cells as f
-from trapgate.sdm import controls as ct
-from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
-from trapgate.vmm.actions import RESUME, Action, Emulated, End, Inject, Resume, Stop
+from trapgate.vmm.actions import RESUME, Action, End, Inject, Moved, Stop
 from trapgate.vmm.machine import VirtualMachine, Vmm
 from trapgate.vmm.platform import Platform
 
 _MASK = (1 << 64) - 1
-_TRAP = b"05"
-_VALID = 1 << 31
-_MONITOR_TRAP = _VALID | InterruptionType.OTHER_EVENT << 8
-_WATCH_NAMES = {2: "watch", 3: "rwatch", 4: "awatch"}
+_CLEAN = ExitReason.PREEMPTION_TIMER
+"""The exit at which the guest stands between two instructions, and the VMM has nothing to do."""
+_BETWEEN = (_CLEAN, ExitReason.MONITOR_TRAP_FLAG)
 _NUDGE = 0.002
 """Seconds between two requests to stop."""
 _MEMORY_MAP = (
@@ -46,7 +38,8 @@ _MEMORY_MAP = (
 """gdb asks for linear addresses, any of which may be mapped."""
 _SUPPORTED = (
     f"PacketSize={LONGEST // 4:x};qXfer:features:read+;qXfer:memory-map:read+;"
-    "qXfer:exec-file:read+;QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+"
+    "qXfer:exec-file:read+;QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+;"
+    "ReverseStep+;ReverseContinue+"
 )
 _PLAIN: dict[bytes, bytes] = {
     b"qC": b"QC1",
@@ -61,12 +54,8 @@ _PLAIN: dict[bytes, bytes] = {
 }
 
 
-@dataclass
-class _Points:
-    """What gdb has set: breakpoints by linear address, watchpoints by kind, address and length."""
-
-    code: dict[int, int] = field(default_factory=dict)
-    data: set[tuple[int, int, int]] = field(default_factory=set)
+_SENT = b"sent"
+"""In place of an answer that gdb has got already."""
 
 
 class Debugger(Vmm):
@@ -90,18 +79,21 @@ class Debugger(Vmm):
         self._inner = vm.vmm
         super().__init__(self._inner.handlers)
         self.target = Target(vm, wide=bits == 64)
-        self.catches = Catches(vm, names)
+        self._stops = Stops(vm, names)
+        self.catches = self._stops.catches
+        self._past = Past(vm)
+        self._reverse = Reverse(self._past, self._stops, self._physical_address, self._interrupts)
         self._guest = guest
-        self._points = _Points()
-        self._stepping = False
-        self._watching = False
-        self._accesses: list[Access] = []
         self._physical = False
         self._attention = False
         self._attached = False
         self._standing = False
         self._busy = False
-        self._last = b"S" + _TRAP
+        self._moved = False
+        self._in_exit = False
+        """The guest stands in a VM exit that is not carried out yet."""
+        self._last = Stopped()
+        self._before: Moment | None = None
         self._server = wire.Server(host, port, self._wake)
         self.address = self._server.address
         vm.vmm = self
@@ -120,7 +112,7 @@ class Debugger(Vmm):
 
     def wait(self) -> None:
         """Stand before the first instruction until a gdb lets the guest go on."""
-        self._serve(b"")
+        self._serve()
 
     def finished(self, stop: Stop) -> None:
         """The machine has stopped for good: tell gdb, and close."""
@@ -133,41 +125,66 @@ class Debugger(Vmm):
     def handle(self, vmexit: VmExit, vm: Platform) -> Action:
         """What the machine's own VMM wants, after whatever gdb wanted."""
         if not (self._attention or self._busy) and vmexit.reason is not ExitReason.TRIPLE_FAULT:
+            if vm.processor.time >= self._past.due and vmexit.reason is _CLEAN:
+                self._past.keep()
             return self._inner.handle(vmexit, vm)
-        pending = self._look(vmexit)
+        pending = self.catches.caught(vmexit)
+        self._in_exit = vmexit.reason not in _BETWEEN
+        self._look(vmexit, pending)
         if self._vm.stopped is not None:
             return self._vm.stopped
+        if self._moved:
+            self._moved = False
+            return Moved()
+        if self._reverse.over:
+            return Stop(End.ASKED, "gdb looks for something in the past")
+        self._stops.go_past(vmexit)
         if vmexit.reason is ExitReason.MONITOR_TRAP_FLAG:
-            self.catches.trapped()
+            if self.catches.stepping:
+                self.catches.trapped()
+                self._past.changes(self._before)
             return RESUME
-        action = self.catches.action(pending) or self._inner.handle(vmexit, vm)
-        if isinstance(action, Inject) and self.catches.injections and not self._stepping:
-            self.say(f"about to inject {action.event}\n")
-            self._stop(b"T" + _TRAP + b"thread:1;")
-        if self._stepping or self._watching or self.catches.stepping:
-            self._count_as_step(vmexit, action)
+        if vm.processor.time >= self._past.due and vmexit.reason is _CLEAN:
+            self._past.keep()
+        self._before = None if pending is None else self._past.moment()
+        action = self.catches.action(pending)
+        if action is not None and not self.catches.stepping:
+            self._past.changes(self._before)
+        action = action or self._inner.handle(vmexit, vm)
+        if isinstance(action, Inject) and self.catches.injections and not self._stops.stepping:
+            self._meet(Stopped(words=f"about to inject {action.event}"))
+            if self._moved:
+                self._moved = False
+                return Moved()
+        self._stops.carried_out(vmexit, action)
         return action
 
-    def _look(self, vmexit: VmExit) -> Pending | None:
-        """Stop if there is a reason to; the fault that was caught, if one was."""
-        hit = self._vm.processor.engine.breakpoint_hit()
-        trapped = vmexit.reason is ExitReason.MONITOR_TRAP_FLAG
-        pending = self.catches.caught(vmexit)
-        if hit is not None and hit in self._points.code:
-            self._stop(b"T" + _TRAP + b"swbreak:;thread:1;")
-        elif trapped and self._stepping:
-            self._stop(b"T" + _TRAP + b"thread:1;")
-        elif trapped and self._watching:
-            self._watched()
-        elif pending is not None:
-            self.say(f"{pending.words}\n")
-            self._stop(b"T" + _TRAP + b"thread:1;")
-        elif vmexit.reason is ExitReason.TRIPLE_FAULT and self._attached:
-            self.say("triple fault: the guest stands before it shuts down\n")
-            self._stop(b"T0bthread:1;")
-        elif self._attention:
+    def _look(self, vmexit: VmExit, pending: Pending | None) -> None:
+        """Stop if there is a reason to."""
+        why = self._stops.why(vmexit, pending)
+        if vmexit.reason is ExitReason.TRIPLE_FAULT and not self._attached:
+            return
+        if why is not None:
+            self._meet(why)
+        elif self._attention and not self._reverse.searching:
             self._heed()
-        return pending
+
+    def _meet(self, why: Stopped) -> None:
+        """There is a reason to stop: do, but on the way to somewhere else."""
+        if not self._reverse.passes(why):
+            why = self._reverse.arrival(why)
+            if why.words:
+                self.say(f"{why.words}\n")
+            self._stop(why)
+
+    def _interrupts(self) -> bool:
+        """Whether gdb wants an end of what goes on, while the guest does not stand."""
+        if self._attention:
+            self._attention = False
+            with self._server.packets.mutex:
+                waiting = tuple(self._server.packets.queue)
+            return INTERRUPT in waiting or wire.GONE in waiting
+        return False
 
     def _heed(self) -> None:
         """Something came from gdb while the guest ran: Ctrl-C, a first packet, or its end."""
@@ -177,35 +194,38 @@ class Debugger(Vmm):
         except queue.Empty:
             return
         if packet == INTERRUPT:
-            self._stop(b"T02thread:1;")
+            self._stop(Stopped(SIGINT))
         elif packet == wire.GONE:
             self._detach()
         elif packet != wire.CONNECTED:
             self._attached = True
             if not self._answer(packet):
-                self._stop(b"")
+                self._stop(None)
         if not self._server.packets.empty():
             self._attention = True
             self._vm.processor.preempt()
 
-    def _stop(self, reply: bytes) -> None:
+    def _stop(self, why: Stopped | None) -> None:
         """Stand until gdb lets the guest go on."""
-        self._set_trap(on=False)
-        self._stepping = self._watching = False
-        self._serve(reply)
+        self._stops.rest()
+        self._reverse.give_up()
+        if why is not None:
+            self._report(why)
+        self._serve()
 
-    def _serve(self, reply: bytes) -> None:
+    def _report(self, why: Stopped) -> None:
+        self._last = why
+        self._server.send(why.reply)
+
+    def _serve(self) -> None:
         self._standing = True
-        if reply:
-            self._last = reply
-            self._server.send(reply)
         while True:
             packet = self._server.packets.get()
             if packet == wire.GONE:
                 self._detach()
                 break
             if packet == wire.CONNECTED:
-                self._last = b"S" + _TRAP
+                self._last = Stopped()
                 continue
             self._attached = True
             if packet != INTERRUPT and self._answer(packet):
@@ -215,63 +235,36 @@ class Debugger(Vmm):
 
     def _detach(self) -> None:
         self._attached = False
-        self._points = _Points()
-        self._vm.processor.engine.set_breakpoints(())
-        self.catches.clear()
-        self._set_trap(on=False)
-        self._stepping = self._watching = self._busy = False
+        self._stops.clear()
+        self._past.end()
+        self._busy = False
 
     def _resume(self, *, step: bool) -> None:
-        self._stepping = step
-        self._watching = not step and bool(self._points.data)
-        self._set_trap(on=step or self._watching or self.catches.stepping)
-        if self._watching:
-            self._foresee()
-        self._vm.processor.engine.set_breakpoints(self._points.code)
-        self._vm.processor.engine.pass_breakpoint(self.view().code_address)
-        self._busy = self._wants_looks
+        self._past.begin()
+        self._past.leave()
+        self._stops.arm(step=step)
+        self._busy = self._stops.any
 
-    @property
-    def _wants_looks(self) -> bool:
-        """Whether exits have to be looked at while the guest runs."""
-        points = self._points
-        return bool(points.code or points.data or self._stepping or self.catches.any)
-
-    def _set_trap(self, *, on: bool) -> None:
-        v = self._vm.vmcs.words
-        primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ~ct.PRIMARY_MONITOR_TRAP_FLAG
-        v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary | ct.PRIMARY_MONITOR_TRAP_FLAG * on
-
-    def _count_as_step(self, vmexit: VmExit, action: Action) -> None:
-        """An instruction that the VMM did itself is a step too: the trap comes before the next."""
-        v = self._vm.vmcs.words
-        self._set_trap(on=True)
-        halted = isinstance(action, Resume) and vmexit.reason is ExitReason.HLT
-        done = halted or isinstance(action, Emulated)
-        if done and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID:
-            v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
-
-    # Watchpoints: one instruction at a time, with a look at what it is about to access.
-
-    def _foresee(self) -> None:
-        guest = Operand(self._vm.processor, self._vm.vmcs.cells)
-        self._accesses = list(accesses_of(guest, guest.decode()))
-
-    def _watched(self) -> None:
-        for access in self._accesses:
-            for kind, address, length in self._points.data:
-                wanted = (kind in (2, 4) and access.write) or (kind in (3, 4) and access.read)
-                start = access.linear & _MASK
-                if wanted and start < address + length and address < start + access.size:
-                    name = _WATCH_NAMES[kind]
-                    self._stop(f"T05{name}:{address:x};thread:1;".encode())
-                    return
-        if self.view().code_address in self._points.code:
-            self._stop(b"T" + _TRAP + b"swbreak:;thread:1;")
-        elif self._attention:
-            self._heed()
-        else:
-            self._foresee()
+    def _back(self, *, step: bool) -> bool:
+        """Go back; whether the machine has to run to be where gdb wants it."""
+        self._standing, self._busy = False, True
+        try:
+            runs = self._reverse.step(in_exit=self._in_exit) if step else self._reverse.go_on()
+            why = STEPPED
+        except NoWayBackError as error:
+            runs, why = False, Stopped(detail="replaylog:begin;", words=str(error))
+        except BrokenOffError:
+            runs, why = False, Stopped(SIGINT)
+        self._standing = True
+        self._moved |= self._past.restored
+        self._in_exit &= not self._past.restored
+        self._past.restored = False
+        if not runs:
+            why = self._reverse.arrival(why)
+            if why.words:
+                self.say(f"{why.words}\n")
+            self._report(why)
+        return runs
 
     # Answers.
 
@@ -291,10 +284,14 @@ class Debugger(Vmm):
         try:
             reply = self._reply(packet)
         except (ValueError, IndexError, KeyError, OverflowError):
+            import traceback
+
+            traceback.print_exc()
             reply = b"E01"
         if reply is None:
             return True
-        self._server.send(reply)
+        if reply is not _SENT:
+            self._server.send(reply)
         if packet == b"QStartNoAckMode":
             self._server.stop_acknowledging()
         return packet[:1] == b"D"
@@ -305,7 +302,7 @@ class Debugger(Vmm):
         kind, rest = packet[:1], packet[1:]
         match kind:
             case b"?":
-                return self._last if self._last[:1] in b"TS" else b"S05"
+                return self._last.reply
             case b"g":
                 return b"".join(
                     self.target.read(n).hex().encode() for n in range(len(self.target.registers))
@@ -316,7 +313,7 @@ class Debugger(Vmm):
                 return self.target.read(int(rest, 16)).hex().encode()
             case b"P":
                 number, _, value = rest.partition(b"=")
-                self.target.write(int(number, 16), bytes.fromhex(value.decode()))
+                self._write_register(int(number, 16), bytes.fromhex(value.decode()))
                 return b"OK"
             case b"m":
                 address, length = (int(part, 16) for part in rest.split(b","))
@@ -327,7 +324,10 @@ class Debugger(Vmm):
                 self._resume(step=kind.lower() == b"s")
                 return None
             case b"Z" | b"z":
-                return self._point(rest, insert=kind == b"Z")
+                numbers = (int(part, 16) for part in rest.split(b";")[0].split(b","))
+                point, address, length = numbers
+                known = self._stops.point(point, address, length, insert=kind == b"Z")
+                return b"OK" if known else b""
             case b"H" | b"T":
                 return b"OK"
             case b"D":
@@ -340,8 +340,8 @@ class Debugger(Vmm):
                 return self._verbose(packet)
             case b"q" | b"Q":
                 return self._query(packet)
-            case b"b":
-                return b"E.reverse execution needs snapshots, which this version does not have"
+            case b"b" if rest in (b"s", b"c"):
+                return None if self._back(step=rest == b"s") else _SENT
         return b""
 
     def _verbose(self, packet: bytes) -> bytes | None:
@@ -387,13 +387,21 @@ class Debugger(Vmm):
     def _exec_file(self) -> str:
         return str(self._guest.resolve()) if self._guest else ""
 
+    def _write_register(self, number: int, data: bytes) -> None:
+        if self.target.read(number) != data:
+            self._past.changes()
+            self.target.write(number, data)
+
     def _write_all(self, data: bytes) -> bytes:
         for number, register in enumerate(self.target.registers):
             size = (register.bits + 7) // 8
             part, data = data[:size], data[size:]
             if len(part) == size:
-                self.target.write(number, part)
+                self._write_register(number, part)
         return b"OK"
+
+    def _physical_address(self, linear: int) -> int | None:
+        return self.view().walk(linear & _MASK).physical
 
     def _places(self, address: int, length: int) -> list[tuple[int, int]]:
         """Physical addresses and sizes of what lies at a linear address; shorter at a hole."""
@@ -420,25 +428,9 @@ class Debugger(Vmm):
         places = self._places(address, length)
         if len(data) != length or sum(size for _, size in places) != length:
             return b"E14"
+        if data:
+            self._past.changes()
         for at, size in places:
             self._vm.processor.memory.write(at, data[:size])
             data = data[size:]
-        return b"OK"
-
-    def _point(self, rest: bytes, *, insert: bool) -> bytes:
-        kind, address, length = (int(part, 16) for part in rest.split(b";")[0].split(b","))
-        if kind in (0, 1):
-            count = self._points.code.get(address, 0) + (1 if insert else -1)
-            if count > 0:
-                self._points.code[address] = count
-            else:
-                self._points.code.pop(address, None)
-        elif kind in _WATCH_NAMES:
-            point = (kind, address, max(length, 1))
-            if insert:
-                self._points.data.add(point)
-            else:
-                self._points.data.discard(point)
-        else:
-            return b""
         return b"OK"

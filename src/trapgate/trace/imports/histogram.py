@@ -23,6 +23,8 @@ _LINE = re.compile(
     rb"(?:, (-?\d{1,20}), (-?\d{1,20}))?\]: (\d{1,18})\s*$"
 )
 _INJECTION = re.compile(rb"^@injections\[([03]), (\d{1,3}), (\d{1,10})\]: (\d{1,18})\s*$")
+_LOST = re.compile(rb"^(?:Lost (\d{1,15}) events|.*(?:[Mm]ap full|map_update_elem))")
+_FULL_REMARK = "a map was full, so kinds of exits lack: set BPFTRACE_MAP_KEYS_MAX and record again"
 _SVM = 2
 _MSRS = 1 << 32
 """What is not below is none: the exit had no kvm_msr."""
@@ -54,6 +56,11 @@ class HistogramReader:
             elif line.startswith((b"@exits[", b"@injections[")):
                 self._counters.unreadable += 1
                 self.unread = self.unread or line
+            elif (lost := _LOST.match(line)) is not None:
+                self._counters.lost += int(lost[1] or 0)
+                self._counters.gaps += 1
+                if _FULL_REMARK not in self._counters.remarks and lost[1] is None:
+                    self._counters.remarks.append(_FULL_REMARK)
             else:
                 self._counters.foreign += 1
 
