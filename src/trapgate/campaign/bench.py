@@ -44,7 +44,9 @@ def make_machine(guest: Guest) -> VirtualMachine:
     if guest.paging == "direct":
         from trapgate.vmm.direct.machine import DirectMachine
 
-        vm: VirtualMachine = DirectMachine(guest.memory, engine=guest.engine, seed=guest.seed)
+        vm: VirtualMachine = DirectMachine(
+            guest.memory, engine=guest.engine, seed=guest.seed, on_refusal="stop"
+        )
     else:
         vm = VirtualMachine(guest.memory, engine=guest.engine, seed=guest.seed)
     if guest.kernel == BUNDLED:

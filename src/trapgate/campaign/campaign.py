@@ -133,14 +133,7 @@ def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
     )
 
 
-def base_of(plan: Plan) -> Path:
-    """The folder that a plan's files are relative to."""
-    return Path(plan.path).parent if Path(plan.path).is_file() else Path()
-
-
-def run(
-    plan: Plan, results: Results, workers: int = 1, base: Path | None = None
-) -> Iterator[Tally]:
+def run(plan: Plan, results: Results, workers: int = 1) -> Iterator[Tally]:
     """Run what has no results yet; the tally of each batch when its results are stored.
 
     `workers` processes work, or this one if it is 1. Raises CampaignError for a directory of
@@ -156,7 +149,7 @@ def run(
                 assert worker is not None
                 yield worker.work(batch, {})
             return
-        with Pool(plan, base or base_of(plan), results.folder, min(workers, len(missing))) as pool:
+        with Pool(plan, results.folder, min(workers, len(missing))) as pool:
             for _, tally in pool.work(missing, results.batch):
                 yield tally
 

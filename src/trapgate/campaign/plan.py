@@ -112,6 +112,9 @@ class Plan:
     detected: tuple[re.Pattern[bytes], ...]
     classes: tuple[UserClass, ...]
     path: str
+    """What the plan is called: a file, or the name of a shipped one."""
+    folder: Path
+    """Where the files that it names are looked for."""
     text: str
 
     @property
@@ -129,8 +132,8 @@ def shipped() -> list[str]:
 def find_plan(name: str) -> Plan:
     """The plan in the file `name`, or the shipped one of that name. Raises PlanError."""
     if name in shipped():
-        place = files("trapgate.campaign") / "plans" / f"{name}.toml"
-        return parse_plan(place.read_text(encoding="utf-8"), name, Path())
+        folder = Path(str(files("trapgate.campaign") / "plans"))
+        return parse_plan((folder / f"{name}.toml").read_text(encoding="utf-8"), name, folder)
     path = Path(name)
     if not path.exists() and path.suffix != ".toml":
         raise PlanError(
@@ -171,6 +174,7 @@ def parse_plan(text: str, name: str, folder: Path) -> Plan:
         detected=outcomes.patterns("detected"),
         classes=tuple(_user_class(one) for one in document.tables("class")),
         path=name,
+        folder=folder,
         text=text,
     )
     if plan.begin.kind == "exit":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trapgate.campaign.execute import Result
-from trapgate.campaign.plan import Plan, parse_plan
+from trapgate.campaign.plan import Plan, find_plan, parse_plan, shipped
 from trapgate.campaign.results import Results
 from trapgate.campaign.symbols import names_of
 from trapgate.campaign.worker import Worker
@@ -57,9 +57,9 @@ class Seen:
 
 def plan_of(results: Results) -> Plan:
     """The plan that is kept in a campaign's directory, with files as they were named then."""
-    where = str(results.facts["plan"])
-    folder = Path(where).parent if where.endswith(".toml") else Path()
-    return parse_plan((results.folder / "plan.toml").read_text(encoding="utf-8"), where, folder)
+    name = str(results.facts["plan"])
+    folder = find_plan(name).folder if name in shipped() else Path(results.facts["plan_folder"])
+    return parse_plan((results.folder / "plan.toml").read_text(encoding="utf-8"), name, folder)
 
 
 def replay(

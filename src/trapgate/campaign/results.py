@@ -106,6 +106,7 @@ class Results:
             "format": FORMAT,
             "title": plan.title,
             "plan": plan.path,
+            "plan_folder": str(plan.folder.resolve()),
             "plan_sha256": plan.digest,
             "runs": len(runs),
             "space": runs.space,

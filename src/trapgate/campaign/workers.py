@@ -36,10 +36,10 @@ class _Process:
 class Pool:
     """`count` workers for the campaign in `folder`."""
 
-    def __init__(self, plan: Plan, base: Path, folder: Path, count: int) -> None:
+    def __init__(self, plan: Plan, folder: Path, count: int) -> None:
         # Not forked: engines do not survive that.
         self._context = multiprocessing.get_context("spawn")
-        self._arguments = (plan.text, plan.path, str(base)), str(folder)
+        self._arguments = (plan.text, plan.path, str(plan.folder)), str(folder)
         self._failed: dict[int, str] = {}
         self._suspected: set[int] = set()
         self._deaths = 0

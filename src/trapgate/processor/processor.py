@@ -34,6 +34,7 @@ from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.sdm.state import ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
+from trapgate.trace.html import table
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -120,6 +121,20 @@ class VmExit:
             parts.append(f"while delivering {repr(self.idt_vectoring).strip('<>')}")
         return f"<{', '.join(parts)}, RIP {hexadecimal(self.vmcs['GUEST_RIP'])}>"
 
+    def _repr_html_(self) -> str:
+        """What the exit tells, a row each, for notebooks."""
+        told = (
+            ("exit reason", f"{int(self.reason)} {self.reason.name.lower().replace('_', ' ')}"),
+            ("qualification", hexadecimal(self.qualification)),
+            ("event", self.interruption),
+            ("while delivering", self.idt_vectoring),
+            ("instruction length", self.instruction_length or None),
+            ("RIP", hexadecimal(self.vmcs["GUEST_RIP"])),
+        )
+        heads = ("VM entry failed" if self.entry_failed else "VM exit", "")
+        rows = ((name, str(value).strip("<>")) for name, value in told if value is not None)
+        return table(heads, rows)
+
 
 @dataclass(frozen=True, slots=True)
 class VmFail:
@@ -193,6 +208,10 @@ class Processor(LogicalProcessor):
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
         self._sink = sink
         self._drained = int(self.head[HEAD_SEQUENCE])
+
+    def rewind(self, sequence: int) -> None:
+        """The journal is as it was: the sink is to get what comes from row `sequence` on."""
+        self._drained = sequence
 
     @property
     def sink(self) -> Callable[[Cells], None] | None:
@@ -429,6 +448,9 @@ class Processor(LogicalProcessor):
     def _checked_instruction(self, v: Cells) -> bool:
         if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
             stepping.look_for_ports(self, v)
+            return False
+        if self._words[stops.STOP_CODE] == stops.CHECK_NO_PORT:
+            self.engine.forget_port()
             return False
         if self.engine.has_breakpoints and self.engine.meets_breakpoint(
             stepping.linear_rip(self, v)

@@ -5,8 +5,10 @@ this is the table that says what a guest may map, and how.
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trapgate.errors import TrapgateError
 
@@ -50,6 +52,10 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.owner)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """All four, in place."""
+        return [self.owner, self.type, self.references, self.writable]
 
     def give(self, owner: int, first: int, count: int) -> None:
         """Make `count` free frames from number `first` on data of `owner`'s.

@@ -46,11 +46,14 @@ from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.frames import VMM, Frames
+from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.tables import ENTRIES, PS, GuestTables, P, Refusal, W
 from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
 from trapgate.vmm.platform import Platform
+from trapgate.vmm.snapshot import Snapshot
+from trapgate.vmm.state import SnapshotError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -258,6 +261,16 @@ class DirectMachine(VirtualMachine):
         # Whatever was asked of the tables since the guest ran, and however that ended.
         self.tables.settle(self.flush, self.processor.engine.forget_code)
         super()._turn(end, expires, until)
+
+    def snapshot(self) -> Snapshot:
+        """Everything of the machine at this moment, for `restore`.
+
+        Raises SnapshotError for one of several machines of a host.
+        """
+        if len(self.host.machines) > 1:
+            raise SnapshotError("the machines of a host share a processor and frames: no snapshot")
+        self.host.enter(self)
+        return DirectSnapshot(self, self._tally, self._planned)
 
     # Before the guest runs.
 

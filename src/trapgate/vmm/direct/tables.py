@@ -101,6 +101,27 @@ class GuestTables:
         self._busy = -1
         """The table or directory that is being changed, so that counts and contents differ."""
 
+    def keep(self) -> Callable[[], None]:
+        """What is known of the tables and frames now: a way back to that, memory aside."""
+        mine = {
+            name: getattr(self, name) for name in ("directory", "large_pages", "_stale", "_busy")
+        }
+        copies = {
+            name: getattr(self, name).copy() for name in ("_stored", "_rows", "_unused", "_seen")
+        }
+        frames = self.frames.arrays()
+        then = [array.copy() for array in frames]
+
+        def back() -> None:
+            for name, value in mine.items():
+                setattr(self, name, value)
+            for name, copy in copies.items():
+                setattr(self, name, copy.copy())
+            for array, content in zip(frames, then, strict=True):
+                array[:] = content
+
+        return back
+
     def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
         """Have translations flushed and code of stored places forgotten, as far as needed."""
         if self._stale:
