@@ -209,6 +209,10 @@ class Processor(LogicalProcessor):
         self._sink = sink
         self._drained = int(self.head[HEAD_SEQUENCE])
 
+    def rewind(self, sequence: int) -> None:
+        """The journal is as it was: the sink is to get what comes from row `sequence` on."""
+        self._drained = sequence
+
     @property
     def sink(self) -> Callable[[Cells], None] | None:
         """Who gets the rows of events."""
@@ -444,6 +448,9 @@ class Processor(LogicalProcessor):
     def _checked_instruction(self, v: Cells) -> bool:
         if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
             stepping.look_for_ports(self, v)
+            return False
+        if self._words[stops.STOP_CODE] == stops.CHECK_NO_PORT:
+            self.engine.forget_port()
             return False
         if self.engine.has_breakpoints and self.engine.meets_breakpoint(
             stepping.linear_rip(self, v)

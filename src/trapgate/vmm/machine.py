@@ -15,6 +15,7 @@ from functools import partial
 from heapq import heappop, heappush
 from html import escape
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -409,6 +410,17 @@ class VirtualMachine(Platform):
         if not self.can_be_restored:
             raise SnapshotError("the VMM of direct paging knows more than the machine: no snapshot")
         return Snapshot(self, self._tally, self._planned)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything of the machine to a file, from which `SavedMachine` makes it anew.
+
+        What is planned by `at` is not in it. The file is there whole or not at all. Raises
+        SnapshotError as `snapshot` does, for a machine with several processors, in the middle of
+        a disk transfer, and if the file cannot be written.
+        """
+        from trapgate.vmm.snapshot_file import save
+
+        save(self.snapshot(), Path(path))
 
     def restore(self, snapshot: Snapshot) -> int:
         """Let everything be as it was; how many pages of memory had been written since.
