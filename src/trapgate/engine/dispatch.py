@@ -466,6 +466,10 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
             return undefined_opcode(m, v, r)
         if vector == 1:
             causes = peek64(env + at.DR6) & _DEBUG_CAUSES
+            for n in range(4):
+                # The engine looks at addresses only; `trapgate.processor.stepping` knows data.
+                if (v[f.GUEST_DR7] >> (16 + 4 * n)) & 3 != 0:
+                    causes &= ~(1 << n)
             poke64(env + at.DR6, 0xFFFF0FF0)
             if m[mc.STEPPING] != 0 and causes & _SINGLE_STEP:
                 # `trapgate.processor.stepping` may have more to report together with this.
@@ -532,10 +536,10 @@ def port(m: Cells, env: int, v: Cells, r: Cells) -> int:
     byte = (word >> (8 * start)) & 0xFF
     if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
         return dispatch(m, env, v, r, at.SVM_IO, 0)
-    m[mc.SKIP] = linear_rip(v) + 1
     # It was counted as if it were done.
     m[mc.TIME] -= 1 if m[mc.CPU] != 0 else 0
-    return mc.RUNNING
+    m[mc.STOP_CODE] = mc.CHECK_NO_PORT
+    return mc.CHECKED
 
 
 @jit

@@ -105,10 +105,8 @@ def on_new_block(uc: int, block: int, previous: int, user: int) -> None:
 def on_port(uc: int, address: int, size: int, user: int) -> None:
     """UC_HOOK_CODE, at instructions of input and output: stop before them (portable only)."""
     m = cells(user, mc.CELLS)
-    if m[mc.SKIP] == address + 1:
-        m[mc.SKIP] = 0
-        return
     m[mc.STOP] = mc.PORT
+    m[mc.STOP_INFO] = address
     call(m[mc.EMU_STOP], (uc,))
 
 

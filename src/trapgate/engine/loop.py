@@ -100,7 +100,8 @@ def go(machine: int, emu_start: int) -> int:
             v = cells(m[mc.V], m[mc.V_CELLS])
             if stop != mc.RUNNING:
                 m[mc.STOP] = stop
-            elif m[mc.STEPPING] != 0 and m[mc.SKIP] == 0:
+                return error
+            if m[mc.STEPPING] != 0:
                 m[mc.STOP] = mc.STEPPED
                 return error
     stop = m[mc.STOP]
@@ -138,7 +139,8 @@ def step(machine: int, emu_start: int) -> int:
     go(machine, emu_start)
     done = m[mc.STEPPING] != mc.STEP_EVENT
     m[mc.STEPPING] = 0
-    m[mc.TIME] = time if m[mc.STOP] == mc.CHECKED and m[mc.STOP_CODE] == 0 else time + 1
+    again = m[mc.STOP_CODE] in (mc.CHECK_NEXT, mc.CHECK_NO_PORT)
+    m[mc.TIME] = time if m[mc.STOP] == mc.CHECKED and again else time + 1
     return 1 if done else 0
 
 

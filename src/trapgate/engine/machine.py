@@ -55,7 +55,6 @@ journal, the virtual clock, and why the engine stopped.
     TRUSTED,
     CRAWL,
     JOURNAL_LIMIT,
-    SKIP,
     EXTRA,
     NEW_BLOCK,
     NEW_BLOCK_SIZE,
@@ -129,7 +128,7 @@ journal, the virtual clock, and why the engine stopped.
     PORTS,
     TPR_DUE,
     CELLS,
-) = range(123)
+) = range(122)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -168,7 +167,7 @@ CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `
 
 RUN_STATE = (
     *(V, TIME, DEADLINE, TIMER_END, BUDGET_END, ATTENTION, STOP, STOP_CODE, STOP_INFO, STOP_VALUE),
-    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, SKIP, EXTRA),
+    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, EXTRA),
     *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
     *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
     TPR_DUE,
@@ -177,7 +176,7 @@ RUN_STATE = (
 """What of a machine changes as its guest runs and lasts from one VM entry to the next."""
 
 OWN_STATE = (
-    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, SKIP, EXTRA, TIME_BIAS),
+    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, EXTRA, TIME_BIAS),
     *(NESTED_TIMER_END, UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK),
     TPR_DUE,
 )
@@ -231,7 +230,9 @@ SWITCHED_REGISTERS = 4
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0
 CHECK_BLOCK = 1
-"""A new block, NEW_BLOCK, may hold input or output (portable path only)."""
+CHECK_NO_PORT = 2
+"""A new block, NEW_BLOCK, may hold input or output; or there was some at RIP, and is no more
+(portable path only)."""
 
 # What STEPPING may hold: not at all, about to, on the way; an event ended the instruction.
 STEP_DUE = 1

@@ -243,7 +243,7 @@ class UnicornEngine:
         c[mc.CONTEXT] = context.value
         c[mc.ENV] = context.value + calibration.context_data(self.uc, context.value)
         c[mc.UC_CTL] = self._symbol("uc_ctl")
-        self._ports: set[int] = set()
+        self._ports: dict[int, ctypes.c_size_t] = {}
         self._check(uclib.uc_context_save(self.uc._uch, context))
 
     @property
@@ -256,10 +256,17 @@ class UnicornEngine:
 
         It is part of a block of `size` bytes that was translated already.
         """
-        if address not in self._ports:
-            self._ports.add(address)
-            self._hook(uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address)
+        if address & _MASK not in self._ports:
+            self._ports[address & _MASK] = self._hook(
+                uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address
+            )
         self.uc.ctl_remove_cache(block & _MASK, (block + size) & _MASK)
+
+    def forget_port(self) -> None:
+        """Where `watch_port` has stopped the run there is something else now."""
+        address = int(self.cells[mc.STOP_INFO]) & _MASK
+        self._check(uclib.uc_hook_del(self.uc._uch, self._ports.pop(address)))
+        self.uc.ctl_flush_tb()
 
     def set_breakpoints(self, addresses: Collection[int], *, of: str = "debugger") -> None:
         """Stop before the instructions at these linear addresses; others' breakpoints stay.

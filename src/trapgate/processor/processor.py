@@ -449,6 +449,9 @@ class Processor(LogicalProcessor):
         if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
             stepping.look_for_ports(self, v)
             return False
+        if self._words[stops.STOP_CODE] == stops.CHECK_NO_PORT:
+            self.engine.forget_port()
+            return False
         if self.engine.has_breakpoints and self.engine.meets_breakpoint(
             stepping.linear_rip(self, v)
         ):
