@@ -19,8 +19,9 @@ from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be k
 from trapgate.engine.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
-from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
+from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_TIME, HEAD_VM
 from trapgate.instructions.intercepts import EXITED, GO_ON, platform_exit, window_exit
+from trapgate.instructions.virtual_apic import has_virtual_interrupt
 from trapgate.processor import decoded, stepping, table_writes
 from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
 from trapgate.processor.own_state import OwnState
@@ -33,7 +34,7 @@ from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.sdm.state import ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
+from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
 from trapgate.trace.html import table
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
@@ -535,16 +536,23 @@ class Processor(LogicalProcessor):
             return True
         if pins.interrupt is not None:
             vector = pins.interrupt
-            if exiting and self._interrupt_exits(v, vector):
+            if v is self.x86_vmm.vmcs and self.x86_vmm.posts(vector):
+                pins.interrupt = None
+                self.engine.post_interrupts()
+            elif exiting and self._interrupt_exits(v, vector):
                 vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
                 if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
                     pins.interrupt = None
                     word, _ = Interruption(vector, 0).encode()  # type: ignore[arg-type]
                     v[f.VM_EXIT_INTERRUPTION_INFORMATION] = word
                 return True
-            if interruptible:
+            elif interruptible:
                 pins.interrupt = None
                 return self._wake(v, vector, 0)
+        if interruptible and has_virtual_interrupt(v, self.memory.cells):
+            v[f.GUEST_ACTIVITY_STATE] = ACTIVITY_ACTIVE
+            self.head[HEAD_TIME] = self.time
+            return self.engine.deliver_virtual_interrupt()
         return False
 
     def _smi_exits(self, v: Cells, smi: Smi) -> bool:

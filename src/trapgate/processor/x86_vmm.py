@@ -131,6 +131,12 @@ class X86Vmm:
         """Whether a VM exit for an interrupt to it acknowledges that."""
         return bool(self.vmcs[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT)
 
+    def posts(self, vector: int) -> bool:
+        """Whether that interrupt only notifies its guest of others, which are posted."""
+        pin = self.vmcs[f.PIN_BASED_CONTROLS]
+        notifies = vector == self.vmcs[f.POSTED_INTERRUPT_NOTIFICATION_VECTOR]
+        return bool(pin & ct.PIN_POSTED_INTERRUPTS) and bool(notifies)
+
     @property
     def alarm(self) -> int | None:
         """The virtual time at which its preemption timer ends, if that is running."""

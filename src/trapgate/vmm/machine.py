@@ -521,6 +521,11 @@ class VirtualMachine(Platform):
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
                 if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
                     vector = self.devices.acknowledge()
+                    if x86_vmm.wants_interrupts and x86_vmm.posts(vector):
+                        self.devices.apic.end_of_interrupt()
+                        self.processor.engine.post_interrupts()
+                        self._offer_interrupt(v)
+                        return
                     self._tally.injected[EventKind.INTERRUPT][vector] += 1
                 else:
                     vector = 0
