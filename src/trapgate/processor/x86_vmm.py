@@ -91,6 +91,11 @@ class X86Vmm:
         return x[vmx.ENTRIES], {REASONS[n]: count for n, count in enumerate(counts) if count}
 
     @property
+    def has_entered(self) -> bool:
+        """Whether it has ever entered a guest."""
+        return self._words[vmx.ENTRIES] != 0
+
+    @property
     def failures(self) -> int:
         """How many of its VMX instructions and VM entries have failed."""
         return self._words[vmx.FAILURES]

@@ -56,7 +56,8 @@ class Snapshot:
 
     def restore(self) -> int:
         """Let the machine be as it was; how many pages of memory had been written."""
-        self.machine.turn_to(self._cpu)
+        if self.machine.cpu is not self._cpu:
+            self.machine.turn_to(self._cpu)
         self._devices.restore()
         for attributes, saved in self._plain:
             attributes.update(saved)
