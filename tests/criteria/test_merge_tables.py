@@ -103,7 +103,7 @@ def test_rules_about_instructions_are_left_out_and_named() -> None:
     found = merge_tables(parties(LOW, PORTS))
     assert found.notes == (
         "l1: its rules about instructions are not merged",
-        "l1: only exceptions are merged, not that its table lets a software interrupt 6 exit",
+        "l1: only exceptions are merged; its table also makes this exit: software interrupt 6",
     )
     assert not any(rule.about_instructions for rule in found.vmcs.criteria_table)
 
