@@ -9,9 +9,9 @@ from trapgate.vmm.snapshot import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trapgate.vmm.accounts import Tally
     from trapgate.vmm.direct.machine import DirectMachine
     from trapgate.vmm.direct.protected import ProtectedMachine
-    from trapgate.vmm.machine import Tally
 
 
 class DirectSnapshot(Snapshot):
