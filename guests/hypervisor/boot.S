@@ -49,4 +49,25 @@ host_stubs:
         .endr
 host_trapped:
         call    host_trap               /* does not return */
+
+/* With exits=idt a VM exit comes through the gate of a vector, with a frame that returns to
+ * HOST_RIP, and with an error code if an exception exits that has one. */
+        .globl  exit_gates
+        .set    WITH_ERROR_CODE, 0x227D00 /* 8, 10 to 14, 17, 21 */
+        .set    vector, 0
+        .balign 32
+exit_gates:
+        .rept   32
+        .if     (WITH_ERROR_CODE >> vector) & 1
+        cmpl    $vm_exit, 4(%esp)
+        jne     host_stubs + 8 * vector
+        add     $4, %esp
+        .else
+        cmpl    $vm_exit, (%esp)
+        jne     host_stubs + 8 * vector
+        .endif
+        iret
+        .balign 32
+        .set    vector, vector + 1
+        .endr
         .section .note.GNU-stack, "", @progbits

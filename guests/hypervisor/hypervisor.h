@@ -88,6 +88,7 @@ struct injection {
 #define COMMAND_LINE 1024
 struct options {
     enum policy policy;
+    bool through_idt; /* VM exits come through the IDT, not to an entry point */
     struct injection injections[INJECTIONS];
     u32 injection_count;
     char guest_line[COMMAND_LINE];

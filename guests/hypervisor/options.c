@@ -28,6 +28,12 @@ static _Noreturn void refuse(const char *text, u32 length, const char *remedy) {
     give_up("bad option '%s'; %s", word, remedy);
 }
 
+static void parse_exits(const char *text, u32 length, u32 key) {
+    options.through_idt = same(text + key, length - key, "idt");
+    if (!options.through_idt && !same(text + key, length - key, "entry"))
+        refuse(text, length, "exits come to an entry point (exits=entry) or through the IDT (exits=idt)");
+}
+
 static void parse_policy(const char *text, u32 length, u32 key) {
     for (u32 i = 0; i < POLICIES; i++)
         if (same(text + key, length - key, policy_names[i])) {
@@ -113,6 +119,8 @@ void parse_options(const char *text) {
             length++;
         if (starts(text, "policy=")) {
             parse_policy(text, length, 7);
+        } else if (starts(text, "exits=")) {
+            parse_exits(text, length, 6);
         } else if (starts(text, "inject=")) {
             parse_injections(text, length, 7);
         } else {

@@ -51,7 +51,7 @@ static u32 segments[][2] = {
     {0, 0}, {0xFFFF, 0x00CF9B00}, {0xFFFF, 0x00CF9300}, {0, 0}, /* TASK, filled in below */
 };
 static u32 gates[32][2];
-extern char host_stubs[], host_stack_top[], vm_exit[];
+extern char host_stubs[], exit_gates[], host_stack_top[], vm_exit[];
 
 struct pointer {
     u16 limit;
@@ -64,7 +64,7 @@ static void host_setup(u32 cr0, u32 cr4) {
     segments[TASK / 8][0] = task << 16 | (sizeof task_state - 1);
     segments[TASK / 8][1] = (task & 0xFF000000) | 0x8900 | ((task >> 16) & 0xFF);
     for (u32 i = 0; i < 32; i++) {
-        u32 stub = (u32)host_stubs + 8 * i;
+        u32 stub = options.through_idt ? (u32)exit_gates + 32 * i : (u32)host_stubs + 8 * i;
         gates[i][0] = CODE << 16 | (stub & 0xFFFF);
         gates[i][1] = (stub & 0xFFFF0000) | 0x8E00;
     }
@@ -186,6 +186,8 @@ static void host_state(u32 cr0, u32 cr4) {
         {HOST_RIP, (u32)vm_exit},
     };
     WRITE_ALL(host);
+    if (options.through_idt) /* what no exception causes comes by the last vector */
+        vmwrite(EXIT_THROUGH_IDT, 1u << 31 | 31);
     for (u32 i = 0; i < 6; i++) /* ES, CS, SS, DS, FS, GS */
         vmwrite(HOST_ES_SELECTOR + 2 * i, i == 1 ? CODE : DATA);
 }

@@ -65,6 +65,7 @@ enum field {
     EXIT_INTERRUPTION_ERROR_CODE = 0x4406,
     IDT_VECTORING_INFORMATION = 0x4408,
     IDT_VECTORING_ERROR_CODE = 0x440A,
+    EXIT_THROUGH_IDT = 0x4344, /* an extension of Trapgate's; the seed's paragraph 26 */
     EXIT_INSTRUCTION_LENGTH = 0x440C,
     GUEST_ES_LIMIT = 0x4800, /* CS, SS, DS, FS, GS, LDTR, TR follow, two apart */
     GUEST_LDTR_LIMIT = 0x480C,

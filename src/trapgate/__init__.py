@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trapgate.vmm.loaders import load_guest, parse_guest
     from trapgate.vmm.machine import VirtualMachine, Vmm
     from trapgate.vmm.scheduler import run_all
+    from trapgate.vmm.snapshot_file import SavedMachine
 
 __all__ = [
     "FILTERS",
@@ -41,6 +42,7 @@ __all__ = [
     "InterruptionType",
     "Policy",
     "Processor",
+    "SavedMachine",
     "Stop",
     "Trace",
     "TraceWriter",
@@ -85,6 +87,7 @@ _HOMES = {
     "VirtualMachine": "vmm.machine",
     "Vmm": "vmm.machine",
     "run_all": "vmm.scheduler",
+    "SavedMachine": "vmm.snapshot_file",
 }
 """Which module each name comes from."""
 

@@ -2,7 +2,17 @@
 
 import pytest
 
-from tests.conformance.tiny_guest import CODE, MODES, Run, Tiny, begin, handler
+from tests.conformance.tiny_guest import (
+    CODE,
+    DATA,
+    MODES,
+    STACK,
+    VMCALL,
+    Run,
+    Tiny,
+    begin,
+    handler,
+)
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 
@@ -78,3 +88,38 @@ def test_rex_counts_right_before_the_opcode_only(engine: str) -> None:
         run = begin(Tiny("l64", 0, prefixes + b"\x0f\x20\xc0"), engine=engine)
         assert end(run)[0] == ExitReason.VMCALL
         assert getattr(run.processor.registers, register) == run.vmcs["GUEST_CR0"]
+
+
+NEAR_BRANCHES = {
+    "call": b"\xe8\x10\x00\x00\x00",
+    "jmp": b"\xe9\x10\x00\x00\x00",
+    "jmp short": b"\xeb\x10",
+    "jz": b"\x0f\x84\x10\x00\x00\x00",
+    "jz short": b"\x74\x10",
+    "jrcxz": b"\xe3\x10",
+    "loop": b"\xe2\x10",
+    "jmp rbx": b"\xff\xe3",
+    "call rbx": b"\xff\xd3",
+    "jmp [rdi]": b"\xff\x27",
+    "ret": b"\xc3",
+    "ret 4": b"\xc2\x04\x00",
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", NEAR_BRANCHES)
+def test_near_branches_in_64_bit_mode_have_64_bits(name: str, engine: str) -> None:
+    """SDM, "Near Branches" in 64-bit mode: 66H changes neither operand nor displacement."""
+    code = DATA_SIZE + NEAR_BRANCHES[name]
+    target = CODE + len(code) + 0x10
+    count = 2 if name == "loop" else 0
+    stack = {STACK: target.to_bytes(8, "little"), DATA: target.to_bytes(8, "little")}
+    registers = {"rbx": target, "rdi": DATA, "rcx": count}
+    guest = Tiny("l64", 0, code, stack | {target: VMCALL}, registers=registers)
+    guest.fields["GUEST_RFLAGS"] = 0x42
+    run = begin(guest, engine=engine)
+    assert end(run) == (ExitReason.VMCALL, target)
+    moved = {"call": -8, "call rbx": -8, "ret": 8, "ret 4": 12}.get(name, 0)
+    assert run.vmcs["GUEST_RSP"] == STACK + moved
+    if moved < 0:
+        assert run.pushed(1) == [CODE + len(code)]

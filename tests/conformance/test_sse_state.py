@@ -191,3 +191,23 @@ def test_operand_size_counts_elsewhere(engine: str) -> None:
     for text, bits in (("66f20f38f1c1", 16), ("f20f38f1c1", 32)):
         done = run(bytes.fromhex("b800000000 b9ffffffff" + text), engine)
         assert done.processor.registers.rax == crc32c(0xFFFFFFFF, bits)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("code", ["0fae0f", "0fae2f"])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0x1F80, None), (0xFFFF, None), (0x11F80, (GP, 0))]
+)
+def test_images_with_reserved_bits_of_mxcsr(
+    code: str, value: int, expected: tuple[int, int] | None, engine: str
+) -> None:
+    """FXRSTOR and XRSTOR."""
+    image = bytes(24) + pack("<I", value)
+    guest = Tiny("l64", code=bytes.fromhex(code), registers={"rdi": DATA, "rax": 3, "rdx": 0})
+    guest.memory = {DATA: image.ljust(512, b"\0") + pack("<Q", 3)}
+    guest.fields["GUEST_CR4"] = guest.state()["GUEST_CR4"] | 1 << 18
+    guest.registers["xcr0"] = 3
+    done = begin(guest, ALL_EXIT, engine=engine)
+    assert fault(done) == expected
+    if expected is None:
+        assert done.processor.engine.mxcsr == value

@@ -95,9 +95,16 @@ def test_machines_and_exits_say_how_they_stand(tmp_path: Path) -> None:
     vmcs["GUEST_RIP"] = 0x1000
     vmcs["GUEST_TR_LIMIT"] = 0x67
     processor.memory.write(0x1000, UD2)
-    assert repr(processor.vmlaunch(vmcs)) == (
-        "<VM exit: exception or nmi, #UD, invalid opcode, RIP 1000H>"
-    )
+    vmexit = processor.vmlaunch(vmcs)
+    assert repr(vmexit) == "<VM exit: exception or nmi, #UD, invalid opcode, RIP 1000H>"
+    assert isinstance(vmexit, trapgate.VmExit)
+    words = parsed(vmexit._repr_html_()).words
+    assert "0 exception or nmi" in words
+    assert "#UD, invalid opcode" in words
+    assert vmexit.interruption is not None
+    assert parsed(vmexit.interruption._repr_html_()).words == ["#UD, invalid opcode"]
+    fault = trapgate.Fault(14, 2, address=0x40000000)
+    assert "address 40000000H" in fault._repr_html_()
 
 
 def test_events_are_a_frame(tmp_path: Path) -> None:

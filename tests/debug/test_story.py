@@ -1,7 +1,10 @@
 """Broken guests, and the sentences that the stories of their ends must have."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from tests.unit.core_guest import GDT, IDT, SIZE, Guest
 from trapgate.cli import app
 from trapgate.debug.story import Story, tell
 from trapgate.debug.story.delivery import attempt
+from trapgate.debug.story.lines import SourceLines
 from trapgate.debug.story.view import View
 from trapgate.events.idt import DELIVERED, TASK_GATE, deliver
 from trapgate.paging import walk as paging
@@ -186,3 +190,57 @@ def test_output_of_the_guest_cannot_spoil_the_story(tmp_path: Path) -> None:
     story = story_of(Broken("escape", guest, ()), tmp_path)
     assert story.output == (".<",)
     assert "&lt;" in story._repr_html_()
+
+
+SOURCE = """static int depth;
+static void crash(int n)
+{
+    depth = n;
+    __asm__ volatile ("ud2");
+}
+void kmain(void)
+{
+    crash(7);
+}
+"""
+
+
+@pytest.fixture(scope="module", params=[4, 5], ids=["DWARF 4", "DWARF 5"])
+def debuggable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ELF guest with debugging information that executes UD2 in line 5."""
+    pytest.importorskip("elftools")
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("gcc is not installed")
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "crash.c").write_text(SOURCE)
+    options = (
+        "-m32", "-g", f"-gdwarf-{request.param}", "-O0", "-ffreestanding", "-fno-pic", "-no-pie",
+        "-nostdlib", "-static", "-Wl,-Ttext=0x100000", "-Wl,-e,kmain", "-Wl,--build-id=none",
+    )  # fmt: skip
+    command = [compiler, *options, "crash.c", "-o", "guest.elf"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "guest.elf"
+
+
+def test_source_lines_are_told(debuggable: Path) -> None:
+    result = CliRunner().invoke(app, ["run", str(debuggable), "--memory", "4M"])
+    assert "crash.c:5) in 32-bit protected mode" in result.stderr
+    lines = SourceLines(debuggable)
+    assert lines(0x100000) == "crash.c:3"
+    assert lines(0x1000) == lines(1 << 63) == ""
+
+
+def test_damaged_debugging_information_names_no_lines(debuggable: Path, tmp_path: Path) -> None:
+    content = debuggable.read_bytes()
+    damaged = tmp_path / "damaged.elf"
+    random = Random(5)
+    for length in (0, 3, 40, 600, len(content) // 2, len(content) - 1):
+        damaged.write_bytes(content[:length])
+        assert SourceLines(damaged)(0x100000) in ("", "crash.c:3")
+    for _ in range(150):
+        spoiled = bytearray(content)
+        for _ in range(random.randint(1, 30)):
+            spoiled[random.randrange(len(spoiled))] = random.randrange(256)
+        damaged.write_bytes(spoiled)
+        assert SourceLines(damaged)(0x100000).isprintable()

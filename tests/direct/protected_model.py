@@ -241,7 +241,8 @@ class Model:
                 if not entry & P:
                     continue
                 if level == 1:
-                    assert to < OWN, f"{frame} maps {to}, which is not the guest's"
+                    leaf = self.map[frame] & fm.LEAF
+                    assert to < OWN or not leaf, f"{frame} maps {to}, which is not the guest's"
                 elif not entry & PS:
                     assert to < OWN, f"{frame} leads to {to}, which is not the guest's"
                     ahead.append((to, level - 1))

@@ -25,6 +25,7 @@ MEMORY = 16 << 20
 X, Y = 0x30_0000, 0x40_0000
 PML4, PDPT, PD, PD_2 = 0x20_0000, 0x20_1000, 0x20_2000, 0x20_3000
 RAX_X = b"\xb8" + pack("<I", X)
+RAX_PD_2 = b"\xb8" + pack("<I", PD_2 + 16)
 RCX_PD_2 = b"\xb9" + pack("<I", PD_2)
 LINKED = (
     RAX_X
@@ -129,18 +130,41 @@ def test_what_is_not_the_guests_cannot_even_be_read() -> None:
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_refused_edit_stops_the_guest(relative: bool) -> None:
-    """X[0] = the VMM's frame, to an address in a register or relative to RIP."""
-    code = LINKED + bytes.fromhex("48b90700000100000000")
+    """PD_2[1] = the VMM's frame, to an address in a register or relative to RIP."""
+    code = LINKED + bytes.fromhex("48b90700000100000000") + b"\xb8" + pack("<I", PD_2 + 8)
     if relative:
         end = 0x10_0000 + len(code) + 7
-        code += b"\x48\x89\x0d" + pack("<i", X - end)
+        code += b"\x48\x89\x0d" + pack("<i", PD_2 + 8 - end)
     else:
         code += b"\x48\x89\x08"
     vm = machine(code + HLT, "figure-8", OWN_FRAME | NO_LINK)
     stop = vm.run(timeout=20)
     assert stop.end is End.REFUSED
     assert "is not the guest's" in stop.message
-    assert words(vm, X)[0] == 0
+    assert words(vm, PD_2)[1] == 0
+
+
+def test_an_entry_that_leads_elsewhere_may_stand_but_not_be_used() -> None:
+    """The filters leave its table alone, until it has none any more."""
+    load = b"\x48\xb9" + pack("<Q", MEMORY | 7)
+    code = (
+        LINKED
+        + load + bytes.fromhex("48894808")  # X[1] = the VMM's frame
+        + bytes.fromhex("48c7401007004000")  # X[2] = Y | 7: an exit
+        + bytes.fromhex("48c7400800000000")  # X[1] = 0: an exit
+        + bytes.fromhex("48c7401807004000")  # X[3] = Y | 7: completed
+        + load + bytes.fromhex("48894808")
+        + b"\xba" + pack("<I", 0x4000_3000) + bytes.fromhex("488b1a")  # by X[3]
+        + b"\xba" + pack("<I", 0x4000_1000) + bytes.fromhex("488b1a")  # by X[1]
+        + HLT
+    )  # fmt: skip
+    vm = machine(code, "figure-8", OWN_FRAME | NO_LINK)
+    stop = vm.run(timeout=20)
+    assert stop.end is End.REFUSED
+    assert f"frame {MEMORY >> 12:#x} is not the guest's" in stop.message
+    assert [word & ~0x60 for word in words(vm, X)[:4]] == [0, MEMORY | 7, Y | 7, Y | 7]
+    assert vm.counts.edits == 6  # two links of LINKED's, and four here
+    assert sum(vm.completed) == 1
 
 
 def test_stores_of_every_width_and_kind() -> None:
@@ -162,12 +186,12 @@ def test_stores_of_every_width_and_kind() -> None:
 @pytest.mark.parametrize(
     ("name", "code", "stored"),
     [
-        ("movups", "66480f6ec1 0f1100", {0: Y | 7, 1: 0}),
-        ("movq", "66480f6ec1 660fd600", {0: Y | 7}),
-        ("push", "488d6008 51", {0: Y | 7}),
-        ("cmpxchg16b", "4889c7 31c0ba01000000 4889cb31c9 480fc70f", {0: Y | 7, 1: 0}),
-        ("pop", "bc00001800 51 488f00", {0: Y | 7}),
-        ("xlock", "f0480fc108", {0: Y | 7}),
+        ("movups", "66480f6ec1 0f1100", {2: Y | 7, 3: 0}),
+        ("movq", "66480f6ec1 660fd600", {2: Y | 7}),
+        ("push", "488d6008 51", {2: Y | 7}),
+        ("cmpxchg16b", "4889c7 31c031d2 4889cb31c9 480fc70f", {2: Y | 7, 3: 0}),
+        ("pop", "bc00001800 51 488f00", {2: Y | 7}),
+        ("xlock", "f0480fc108", {2: Y | 7}),
     ],
 )
 def test_edits_by_instructions_that_kernels_do_not_edit_by(
@@ -175,21 +199,66 @@ def test_edits_by_instructions_that_kernels_do_not_edit_by(
 ) -> None:
     """They are tried: with an entry that may stand, and with one that may not."""
     for target, end in ((Y, "halted"), (MEMORY, "not the guest's")):
-        load = RAX_X + b"\x48\xb9" + pack("<Q", target | 7)
+        load = RAX_PD_2 + b"\x48\xb9" + pack("<Q", target | 7)
         vm = machine(LINKED + load + bytes.fromhex(code) + HLT)
         stop = vm.run(timeout=20)
         assert end in stop.message, (name, stop)
-        expected = {n: value if target == Y else n for n, value in stored.items()}
-        assert {n: words(vm, X)[n] for n in stored} == expected, name
+        expected = {n: value if target == Y else 0 for n, value in stored.items()}
+        assert {n: words(vm, PD_2)[n] for n in stored} == expected, name
 
 
 def test_an_instruction_that_was_tried_and_refused_is_as_if_it_never_was() -> None:
-    load = RAX_X + b"\x48\xb9" + pack("<Q", MEMORY | 7)
+    load = RAX_PD_2 + b"\x48\xb9" + pack("<Q", MEMORY | 7)
     vm = machine(LINKED + load + bytes.fromhex("488d6008 51") + HLT)
     assert vm.run(timeout=20).end is End.REFUSED
-    assert vm.vmcs["GUEST_RSP"] == X + 8
+    assert vm.vmcs["GUEST_RSP"] == PD_2 + 24
     at = vm.vmcs["GUEST_RIP"]
     assert vm.processor.memory.read(at, 1) == b"\x51"
+
+
+@pytest.mark.parametrize(
+    ("frame_filters", "expected"), [(0, (1, 0)), (OWN_FRAME, (0, 1)), (NO_LINK, (1, 0))]
+)
+def test_user_mode_may_store_to_tables_that_its_kernel_lets_it(
+    frame_filters: int, expected: tuple[int, int]
+) -> None:
+    """X[2] = Y | 7 at ring 3, where HLT is #GP, and there is no handler."""
+    vm = machine(LINKED + HLT, "none", frame_filters)
+    assert "halted" in vm.run(timeout=20).message
+    before = counts(vm)
+    code = RAX_X + bytes.fromhex("48c7401007004000") + HLT
+    vm.processor.memory.write(0x11_0000, code)
+    vm.vmcs["GUEST_RIP"] = 0x11_0000
+    for name, rights in (("CS", 0xA0FB), ("SS", 0xC0F3)):
+        vm.vmcs[f"GUEST_{name}_SELECTOR"] |= 3
+        vm.vmcs[f"GUEST_{name}_ACCESS_RIGHTS"] = rights
+    vm.vmcs["GUEST_ACTIVITY_STATE"] = 0
+    vm.stopped = None
+    assert "triple fault" in vm.run(timeout=20).message
+    assert words(vm, X)[2] == Y | 7
+    after = counts(vm)
+    assert (after[0] - before[0], after[1] - before[1]) == expected
+
+
+def test_a_page_of_a_gigabyte_is_no_link_and_no_way_around() -> None:
+    # PDPT[2] = 1-GB page at 0; data by it; then X[2] by it, which is a table.
+    code = (
+        LINKED
+        + b"\xb9" + pack("<I", PDPT) + bytes.fromhex("48c7411087000000")
+        + b"\xbb" + pack("<I", 0x8000_0000 + Y) + bytes.fromhex("48c70334120000")
+        + b"\xbb" + pack("<I", 0x8000_0000 + X) + bytes.fromhex("48c7431007004000")
+        + b"\xbb" + pack("<I", 0x8000_0000 + MEMORY) + bytes.fromhex("488b13")
+        + HLT
+    )  # fmt: skip
+    vm = machine(code, "none", NO_LINK)
+    stop = vm.run(timeout=20)
+    assert stop.end is End.REFUSED
+    assert "is not the guest's" in stop.message
+    assert words(vm, Y)[0] == 0x1234
+    assert words(vm, X)[2] == Y | 7
+    # Two links, X[2] and the last load exit; the page of a gigabyte completes.
+    assert counts(vm) == (4, 1)
+    assert vm.links.levels_of(0) == set()
 
 
 def test_code_in_a_table() -> None:

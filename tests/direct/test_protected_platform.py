@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.direct.protected_model import P
-from tests.direct.test_protected_machine import HLT, LINKED, MEMORY, X, Y, machine, words
+from tests.direct.test_protected_machine import HLT, LINKED, MEMORY, PD_2, X, Y, machine, words
 from trapgate.decision.fault_filters import NO_LINK, OWN_FRAME
 from trapgate.paging import frame_map as fm
 from trapgate.sdm.reasons import ExitReason
@@ -67,9 +67,9 @@ def test_a_bus_master_may_store_to_a_table_what_may_stand_in_it() -> None:
 
 def test_a_bus_master_cannot_store_an_entry_that_leads_elsewhere() -> None:
     vm = linked_machine()
-    before = words(vm, X)
-    vm.ram.write(X, pack("<Q", MEMORY | 7))
-    assert words(vm, X) == before
+    before = words(vm, PD_2)
+    vm.ram.write(PD_2 + 8, pack("<Q", MEMORY | 7))
+    assert words(vm, PD_2) == before
     vm.stopped = None
     stop = vm.run(timeout=5)
     assert stop.end is End.REFUSED

@@ -108,6 +108,18 @@ def test_policies_differ_in_exits_alone() -> None:
     assert match["exceptions 14 given to the guest"] < faults["exceptions 14 given to the guest"]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_exits_through_the_idt_print_the_same(policy: str) -> None:
+    # The stubs take time: with a timer its interrupts would come at other instructions.
+    line = f"policy={policy} {guests.command_line('fork', 'faults', timer=False)}"
+    straight, stop, _ = run(line)
+    through, also, _ = run(f"exits=idt {line}")
+    assert (through, also.status) == (straight, stop.status)
+    assert through.counts["exits"] > 100
+    ticking = guests.command_line("fork")
+    assert run(f"exits=idt {ticking}")[0].guest.decode() == alone(ticking)
+
+
 def test_a_run_is_the_same_every_time() -> None:
     line = f"{guests.command_line('swap')} inject=pf@500"
     assert run(line) == run(line)
@@ -178,6 +190,7 @@ def test_an_injection_that_did_not_come_is_said_so() -> None:
     ("line", "says"),
     [
         ("policy=none", "bad option 'policy=none'; valid policies: all, pf, match"),
+        ("exits=id", "bad option 'exits=id'; exits come to an entry point (exits=entry) or"),
         ("inject=pf", "bad option 'inject=pf'; write inject=WHAT@EXIT"),
         ("inject=pf@0", "bad option 'inject=pf@0'"),
         ("inject=6:1@5", "bad option 'inject=6:1@5'"),

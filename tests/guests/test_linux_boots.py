@@ -4,16 +4,19 @@ import hashlib
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.suite import APPEND, LINUX
 from trapgate.decision.decide import Disposition
 from trapgate.engine.machine import AUDITED
+from trapgate.sdm.cells import VMX_PREEMPTION_TIMER_VALUE
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.snapshot_file import SavedMachine
 
 pytestmark = pytest.mark.linux
 
@@ -117,3 +120,32 @@ def test_two_boots_are_alike() -> None:
         digest = hashlib.sha256(output.getvalue()).hexdigest()
         runs.append((summary.instructions, summary.faults, summary.exits, digest))
     assert runs[0] == runs[1]
+
+
+def test_a_kernel_goes_on_from_a_file(tmp_path: Path) -> None:
+    kernel, initrd = paths("amd64")
+    vm = VirtualMachine(MEMORY)
+    vm.load(load_guest(kernel, memory=MEMORY, append=APPEND, initrd=initrd))
+    for length in (300_000_000, 40_000_123):
+        vm.step(length)
+        vm.save(tmp_path / "machine")
+        other = SavedMachine(tmp_path / "machine").machine()
+        before = [digest(one) for one in (vm, other)]
+        assert before[0] == before[1]
+        for one in (vm, other):
+            one.step(30_000_000)
+        assert digest(other) == digest(vm)
+        assert digest(vm) != before[0]
+        vm = other
+
+
+def digest(vm: VirtualMachine) -> str:
+    """Of all that can be compared of a machine, but its VMM's timer."""
+    processor = vm.processor
+    found = hashlib.sha256(processor.memory.cells.tobytes())
+    for array in (np.delete(vm.vmcs.cells, VMX_PREEMPTION_TIMER_VALUE), processor.registers.cells):
+        found.update(array.tobytes())
+    rows = np.array(list(processor.last_events()))
+    rest = (bytes(vm.output), processor.time, vm.devices.next_deadline(processor.time))
+    found.update(rows.tobytes() + repr((rest, processor.engine.vector_state())).encode())
+    return found.hexdigest()

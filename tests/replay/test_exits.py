@@ -274,11 +274,27 @@ def test_pages_of_the_second_stage(path: Path) -> None:
     assert everything.saved == sum(access.values())
 
 
-def test_what_no_trace_tells(path: Path) -> None:
+def test_what_no_trace_tells(path: Path, tmp_path: Path) -> None:
     loops = outcome_of(path, "[fields]\nPLE_WINDOW = 8192\n")
     (pause,) = loops.reasons
     assert (pause.saved, pause.unjudged) == (0, pause.recorded)
     assert "how long each loop" in pause.unknown
+    host = Host()
+    for window in (4096, 8192, 16384):
+        host.exit("PAUSE_INSTRUCTION", 0x10, (0, 0))
+        host.put("kvm_ple_window_update", f"vcpu 0 old {window} new {2 * window} (growed)")
+        host.wait(1000)
+        host.put("kvm_entry", "vcpu 0, rip 0x10")
+    (tmp_path / "w.txt").write_text(host.text)
+    windows = import_trace(tmp_path / "w.txt", tmp_path / "w.parquet").path
+    told = [
+        (one.recorded, one.saved, one.unjudged)
+        for size in (4096, 8192, 1 << 20)
+        for one in outcome_of(windows, f"[fields]\nPLE_WINDOW = {size}\n").reasons
+    ]
+    assert told == [(3, 0, 0), (3, 0, 1), (3, 0, 3)]
+    gap = outcome_of(windows, "[fields]\nPLE_WINDOW = 4096\nPLE_GAP = 64\n")
+    assert gap.unjudged == 3
     assert outcome_of(path, "[fields]\nTPR_THRESHOLD = 5\n").saved_range[0] == 0
     assert outcome_of(path, "[fields]\nTPR_THRESHOLD = 0\n").saved > 0
     unknown = outcome_of(path, '[controls]\nprimary = ["USE_IO_BITMAPS"]\n')

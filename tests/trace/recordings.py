@@ -62,6 +62,10 @@ EVENTS: dict[str, tuple[int, list[tuple[str, str, int]]]] = {
         1008,
         [("unsigned int", "rw", 4), ("unsigned int", "cr", 4), ("unsigned long", "val", 8)],
     ),
+    "kvm_ple_window_update": (
+        1010,
+        [("unsigned int", "vcpu_id", 4), ("unsigned int", "new", 4), ("unsigned int", "old", 4)],
+    ),
     "kvm_pi_irte_update": (
         1009,
         [
@@ -104,6 +108,10 @@ PRINTED = {
         'REC->exception ? " (#GP)" : ""'
     ),
     "kvm_cr": '"cr_%s %x = 0x%lx", REC->rw ? "write" : "read", REC->cr, REC->val',
+    "kvm_ple_window_update": (
+        '"vcpu %u old %u new %u (%s)", REC->vcpu_id, REC->old, REC->new, '
+        'REC->old < REC->new ? "growed" : "shrinked"'
+    ),
     "kvm_pi_irte_update": (
         '"PI is %s for irq %u, vcpu %d, gsi: 0x%x, gvec: 0x%x", REC->set ? "enabled and being '
         'updated" : "disabled", REC->host_irq, REC->vcpu_id, REC->gsi, REC->gvec'

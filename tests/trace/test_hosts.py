@@ -354,3 +354,17 @@ def test_reasons_that_are_numbers(tmp_path: Path, word: str) -> None:
     _, (row,) = imported(tmp_path, host.text)
     expected = {"007": "INTERRUPT_WINDOW", "0x7": "INTERRUPT_WINDOW", "0": "EXCEPTION_NMI"}
     assert row["exit_reason"] == expected.get(word, row["exit_reason"])
+
+
+def test_a_guests_guest_has_registers_of_its_own(tmp_path: Path) -> None:
+    host = Host()
+    for value, nested in ((0x31, False), (0x11, True), (0x33, False)):
+        put_exit(host, "CR_ACCESS")
+        if nested:
+            body = host.lines[-1].partition("kvm_exit:")[2].strip()
+            host.put("kvm_nested_vmexit", body)
+        host.put("kvm_cr", f"cr_write 0 = 0x{value:x}")
+        host.put("kvm_entry", "vcpu 1, rip 0x10")
+    _, rows = imported(tmp_path, host.text)
+    told = [(r["level"], r["operand"], r["data"], r["old_value"]) for r in rows]
+    assert told == [(1, 0, 0x31, None), (2, 0, 0x11, None), (1, 0, 0x33, 0x31)]

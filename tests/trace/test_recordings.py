@@ -135,6 +135,7 @@ def accesses(write: int = 1) -> list[Given]:
         (28, 4, "kvm_cr", {"rw": 1, "cr": 4, "val": 0x6B0}),
         (28, 0x13, "kvm_cr", {"cr": 3, "val": 0x2000}),
         (30, 0x3F80003, "kvm_fpu", {}),
+        (40, 0, "kvm_ple_window_update", {"old": 4096, "new": 8192}),
     ]
     for number, (reason, info1, name, values) in enumerate(told):
         time = 1_000_000_000 + number * 10_000
@@ -154,6 +155,7 @@ def printed(event: Given) -> str:
     match name:
         case "kvm_exit":
             word = {28: "CR_ACCESS", 30: "IO_INSTRUCTION", 31: "MSR_READ", 32: "MSR_WRITE"}
+            word[40] = "PAUSE_INSTRUCTION"
             body = (
                 f"vcpu 0 reason {word[v['exit_reason']]} rip 0x10 info1 0x{v['info1']:016x} "
                 "info2 0x0 intr_info 0x00000000 error_code 0x00000000"
@@ -163,6 +165,8 @@ def printed(event: Given) -> str:
             body = f"msr_{way} {v['ecx']:x} = 0x{v['data']:x}"
         case "kvm_cr":
             body = f"cr_{'write' if v.get('rw') else 'read'} {v['cr']:x} = 0x{v['val']:x}"
+        case "kvm_ple_window_update":
+            body = f"vcpu 0 old {v['old']} new {v['new']} (growed)"
         case "kvm_entry":
             body = "vcpu 0, rip 0x10"
         case "kvm_pi_irte_update":
@@ -179,7 +183,7 @@ def printed(event: Given) -> str:
 def raw(event: Given) -> str:
     """An event as `trace-cmd report -R` prints it."""
     time, cpu, thread, name, values = event
-    decimal = {"exit_reason", "isa", "write", "rw", "set", "vcpu_id", "ecx", "cr"}
+    decimal = {"exit_reason", "isa", "write", "rw", "set", "vcpu_id", "ecx", "cr", "old", "new"}
     shown = " ".join(f"{n}={v if n in decimal else hex(v)}" for n, v in values.items())
     if name == "kvm_entry":
         shown = f"vcpu_id=0 {shown}"
@@ -205,6 +209,7 @@ def test_what_exits_access(tmp_path: Path, form: str) -> None:
         ("CR_ACCESS", 4, 0x6B0, 0x6F0, 2000),
         ("CR_ACCESS", 3, 0x2000, None, 2000),
         ("IO_INSTRUCTION", 0x3F8, None, None, 2000),
+        ("PAUSE_INSTRUCTION", None, 4096, None, 2000),
     ]
     assert result.counters.posted == {(7, 0x31)}
     with Trace(result.path) as trace:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from trapgate.cli.run import PORTABLE_FILTERS, memory_size
+from trapgate.cli.notes import PORTABLE_FILTERS
+from trapgate.cli.run import memory_size
 from trapgate.cli.summary import summary_json
 from trapgate.cli.terminal import (
     EngineKind,

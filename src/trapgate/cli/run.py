@@ -15,6 +15,8 @@ import typer
 
 from trapgate.cli.injections import finder, read_injections
 from trapgate.cli.names import BitmapOption, names_for
+from trapgate.cli.notes import notes_about
+from trapgate.cli.saved import Saving, open_saved, plugged_in
 from trapgate.cli.screen import (
     DisplayOption,
     ScreenshotOption,
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.loaders.image import GuestImage
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.summary import Summary
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -95,11 +96,6 @@ class Explanations:
         """What failed, and how often, as JSON has it."""
         return [{"explanation": words, "count": count} for words, count in self.counts.items()]
 
-
-PORTABLE_FILTERS = (
-    "on the portable engine a write that a fault filter judges takes longer than an exit: "
-    "filters save exits there, and cost time"
-)
 
 EXAMPLES = """
 Examples:
@@ -245,6 +241,17 @@ def run(
             'DB@output="login:". Repeatable.'
         ),
     ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            help="Save the machine: FILE when the run ends, or FILE@WHEN as in --inject; "
+            "--load goes on from there."
+        ),
+    ] = None,
+    load: Annotated[
+        Path | None,
+        typer.Option(help="Go on with a machine that --save has saved; GUEST is left out."),
+    ] = None,
     gdb: Annotated[
         str | None,
         typer.Option(help="Serve gdb at [HOST:]PORT (loopback unless told): target remote :PORT."),
@@ -276,7 +283,7 @@ def run(
         raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
     if gdb is not None and cpus > 1:
         raise fail("--gdb: the debugger knows one processor; leave --cpus out")
-    if guest is None and not (bios or disk or cdrom or floppy):
+    if guest is None and not (bios or disk or cdrom or floppy or load):
         raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     with one_line_errors(), prepared():
         raise typer.Exit(
@@ -307,6 +314,8 @@ def run(
                 engine.value,
                 explain,
                 inject or [],
+                save,
+                load,
                 gdb,
                 wait,
                 report,
@@ -347,6 +356,8 @@ def _run(
     engine: str,
     explain: bool,
     inject: list[str],
+    save: str | None,
+    load: Path | None,
     gdb: str | None,
     wait: bool,
     report: Path | None,
@@ -359,21 +370,41 @@ def _run(
 ) -> int:
     from trapgate.cli.board import board
     from trapgate.debug.story.names import namer
-    from trapgate.trace.schema import CRITERIA
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
 
-    injections = read_injections(inject, finder(guest, symbols))
+    find = finder(guest, symbols)
+    injections = read_injections(inject, find)
+    saving = None if save is None else Saving(save, find)
     if bitmaps and vmcs is None and gdb is None:
         raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
     known = None if vmcs is None and gdb is None else names_for(symbols, bitmaps, guest)
     settings = None if vmcs is None else _settings(vmcs, known)
     names = namer(guest, symbols)
-    plugged = board(disks, cds, floppies, bios, memory, processors=cpus, kernel=guest is not None)
+    saved = None
+    if load is not None:
+        others = {
+            "GUEST": guest is not None,
+            "--bios": bios is not None,
+            "--append": bool(append),
+            "--initrd": initrd is not None,
+            "--module": bool(modules),
+            "--vmcs": vmcs is not None,
+            "--paging": paging is not Paging.own or protect is not None,
+            "--cpus": cpus != 1,
+            "--seed": seed != 0,
+        }
+        saved = open_saved(load, engine, others)
+        plugged = plugged_in(saved, disks, cds, floppies)
+    else:
+        kernel = guest is not None
+        plugged = board(disks, cds, floppies, bios, memory, processors=cpus, kernel=kernel)
     image: GuestImage | None = None
-    if guest is not None:
+    if load is not None:
+        guest = load
+    elif guest is not None:
         image = load_guest(
             guest,
             memory=memory,
@@ -393,29 +424,43 @@ def _run(
     try:
         if protect is not None and paging is not Paging.direct:
             raise fail("--protect is about direct paging; give --paging direct too")
-        vm = _machine(paging, protect or _protection(settings, engine))(
-            memory,
-            engine=engine,
-            console=console,
-            trace=writer,
-            seed=seed,
-            profile="vt-x" if settings is not None and settings.profile == "vt-x" else "extended",
-            explain=explanations if explain else None,
-            board=plugged,
-        )
+        if saved is not None:
+            vm = saved.machine(board=plugged, console=console, trace=writer)
+            if explain:
+                vm.processor.x86_vmm.explain_to(explanations)
+        else:
+            vt_x = settings is not None and settings.profile == "vt-x"
+            vm = _machine(paging, protect or _protection(settings, engine))(
+                memory,
+                engine=engine,
+                console=console,
+                trace=writer,
+                seed=seed,
+                profile="vt-x" if vt_x else "extended",
+                explain=explanations if explain else None,
+                board=plugged,
+            )
         vm.turns.length = turn
         vm.reboots, vm.resets_on_triple_fault = not no_reboot, reset_on_triple_fault
         if engine == EngineKind.auto and vm.summary().engine == "portable":
             tell_portable(vm.summary())
-        if image is None:
-            image = vm.boot()
+        if saved is not None:
+            description, bits = f"{load}, saved at {saved.time:,} instructions", code_bits(vm)
         else:
-            vm.load(image)
+            if image is None:
+                image = vm.boot()
+            else:
+                vm.load(image)
+            description, bits = image.description, image.bits
+        if saving is not None:
+            saving.plan(vm)
         for injection in injections:
             injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
         if writer is not None:
+            from trapgate.trace.schema import CRITERIA
+
             writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
         if text:
             vm.type(input_bytes(text))
@@ -423,7 +468,7 @@ def _run(
             vm.devices.keyboard.type(input_bytes(keys).decode("latin-1"))
         with (
             console,
-            _debugger(vm, gdb, guest, image.bits, known, wait=wait),
+            _debugger(vm, gdb, guest, bits, known, wait=wait),
             shown(vm, until_screen, display),
         ):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
@@ -431,8 +476,11 @@ def _run(
         if writer is not None:
             writer.close()
     take_picture(vm, screenshot)
+    status = stop.status
+    if saving is not None and not saving.end(vm, stop):
+        status = 1
     summary = vm.summary()
-    notes = [] if stop.end is End.REFUSED else list(_notes(vm, paging, summary))
+    notes = [] if stop.end is End.REFUSED else list(notes_about(vm, paging, summary))
     story = _story(vm, names)
     if story is not None and report is not None:
         from trapgate.debug.story.page import write
@@ -440,10 +488,10 @@ def _run(
         write(story, report, guest.name)
     if as_json:
         answer = {
-            "guest": image.description,
+            "guest": description,
             "end": stop.end.value,
             "message": stop.message,
-            "status": stop.status,
+            "status": status,
             **({"screen": screen_text} if (screen_text := screen_lines(vm)) else {}),
             "notes": notes,
             **summary_json(summary),
@@ -451,7 +499,7 @@ def _run(
             **({"story": story.values()} if story is not None else {}),
         }
         print(json.dumps(answer, indent=2))
-        return stop.status
+        return status
     out = terminal(error=True)
     screen = screen_lines(vm)
     if screen:
@@ -466,7 +514,12 @@ def _run(
     failures = vm.processor.x86_vmm.failures
     if failures and not explain:
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
-    return stop.status
+    return status
+
+
+def code_bits(vm: VirtualMachine) -> int:
+    """How wide the code is that a guest has come to: 64 in IA-32e mode, else 32."""
+    return 64 if vm.vmcs["GUEST_IA32_EFER"] >> 10 & 1 else 32
 
 
 @contextmanager
@@ -541,59 +594,3 @@ def _machine(paging: Paging, protect: Protect) -> type[VirtualMachine]:
     from trapgate.vmm.machine import VirtualMachine
 
     return VirtualMachine
-
-
-def _notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Iterator[str]:
-    """What a user should know who asked for direct paging or a fault filter in vain."""
-    if paging is Paging.direct:
-        yield from _direct_notes(vm)
-    mapped = vm.vmcs.profile == "extended" and vm.vmcs["FRAME_MAP_LENGTH"]
-    if vm.vmcs.profile == "extended" and vm.vmcs["FAULT_FILTER"] and not mapped:
-        yield from _filter_notes(vm, paging, summary)
-
-
-def _direct_notes(vm: VirtualMachine) -> Iterator[str]:
-    from trapgate.engine import machine as stops
-    from trapgate.vmm.direct.machine import DirectMachine
-    from trapgate.vmm.direct.protected import ProtectedMachine
-
-    assert isinstance(vm, DirectMachine | ProtectedMachine)
-    if not vm.has_paged:
-        yield "the guest never turned paging on, so there were no page tables to guard"
-    if vm.counts.refused:
-        yield f"the VMM refused {vm.counts.refused:,} times, at last: {vm.counts.last_refusal}"
-    if not vm.processor.engine.cells[stops.NATIVE]:
-        yield (
-            "the portable engine does not stop at task switches, which load CR3: "
-            "a guest that means harm gets out of direct paging; use --engine native for it"
-        )
-
-
-def _filter_notes(vm: VirtualMachine, paging: Paging, summary: Summary) -> Iterator[str]:
-    from trapgate.decision.decide import Disposition
-    from trapgate.decision.self_map import self_mapped
-    from trapgate.processor.logical import signed
-
-    if summary.engine == "portable":
-        yield PORTABLE_FILTERS
-    if summary.count(Disposition.COMPLETE, 14):
-        return
-    vmcs = vm.vmcs
-    if self_mapped(
-        vmcs["GUEST_CR0"],
-        vmcs["GUEST_CR3"],
-        vmcs["GUEST_CR4"],
-        vmcs["GUEST_IA32_EFER"],
-        vm.processor.memory.cells,
-        signed(vmcs["PTBASE"]),
-    ):
-        yield "the fault filter was never satisfied: no write to a page table was stopped" + (
-            ""
-            if paging is Paging.direct
-            else "; with --paging direct the VMM makes the tables read-only"
-        )
-    else:
-        yield (
-            f"the fault filter was never satisfied: PTBASE {vmcs['PTBASE']:#x} is not where "
-            "the guest's page directory maps itself (¶74); set PTBASE to that address"
-        )

@@ -36,3 +36,17 @@ def core(function: F) -> F:
     assert isinstance(function, FunctionType)
     CORE[name] = function
     return function
+
+
+INLINED: set[FunctionType] = set()
+"""Functions that machine code never calls."""
+
+
+def inlined(function: F) -> F:
+    """Have the code of a core function put wherever it is called, for a hot loop's sake.
+
+    It stands under `@core`. The compiler decides by itself elsewhere.
+    """
+    assert isinstance(function, FunctionType)
+    INLINED.add(function)
+    return function

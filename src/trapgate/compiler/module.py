@@ -11,6 +11,7 @@ where it is called, with the types that they have there (`trapgate.decision.rule
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trapgate.compiler.dialect import INLINED
 from trapgate.compiler.kinds import (
     BOOL,
     BOOLEAN,
@@ -32,6 +33,7 @@ from trapgate.compiler.text import Code
 _ATTRIBUTES = """
 attributes #0 = { nounwind uwtable "no-builtins" }
 attributes #2 = { nounwind uwtable "no-builtins" noinline }
+attributes #3 = { nounwind uwtable "no-builtins" alwaysinline }
 attributes #1 = { nounwind uwtable noreturn noinline cold }
 declare void @llvm.trap()
 declare ptr @llvm.returnaddress(i32)
@@ -87,7 +89,9 @@ class Module:
         arguments = {name: Value(f"%a{n}", kind) for n, (name, kind) in named}
         Statements(self, code, wanted, arguments).all()
         parameters = ", ".join(f"{v.kind.llvm} {v.text}" for v in arguments.values())
-        self.put(code, wanted.symbol, f"internal {_CONVENTION} {wanted.result.llvm}", parameters)
+        head = f"internal {_CONVENTION} {wanted.result.llvm}"
+        attributes = "#3" if wanted.function in INLINED else "#0"
+        self.put(code, wanted.symbol, head, parameters, attributes=attributes)
 
     def for_c(self, wanted: Routine, symbol: str, returns: CType, takes: Sequence[CType]) -> None:
         """Export a function with integer parameters to C, under `symbol`."""

@@ -22,7 +22,9 @@ address, puts it there.
 
 from typing import Final
 
-from trapgate.compiler.dialect import Cells, Memory, core
+import numpy as np
+
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decision import fault_values as fv
 from trapgate.decision.clauses import all_bits, any_bit, below_64, in_range, is_equal, masked
 from trapgate.decision.fault_filters import FRAME, FRAME_64, PRESENT
@@ -60,6 +62,19 @@ TABLE_BYTES: Final = f.TABLE_CELLS * 8
 """The longest table that the processor keeps."""
 MOST_RULES: Final = 64
 
+STATE_CELLS: Final = np.full(fv.VALUES_END, -1, np.int64)
+"""The cell of each value that is a field of the guest's state; -1 for the others."""
+for _value, _cell in (
+    (fv.RIP, f.GUEST_RIP),
+    (fv.RSP, f.GUEST_RSP),
+    (fv.RFLAGS, f.GUEST_RFLAGS),
+    (fv.CR0, f.GUEST_CR0),
+    (fv.CR3, f.GUEST_CR3),
+    (fv.CR4, f.GUEST_CR4),
+    (fv.EFER, f.GUEST_IA32_EFER),
+):
+    STATE_CELLS[_value] = _cell
+
 _ONES = -1
 _SIGN = -(1 << 63)
 
@@ -73,6 +88,7 @@ def table_word(v: Cells, offset: int) -> int:
 
 
 @core
+@inlined
 def fault_value(
     v: Cells,
     what: int,
@@ -111,25 +127,11 @@ def fault_value(
     if what == fv.SELECTOR_INDEX:
         has_selector = kind == TYPE_HARDWARE_EXCEPTION and vector in (TS, NP, SS, GP)
         return has_selector and error_code >= 0, (error_code >> 3) & 0x1FFF
-    if what == fv.RIP:
-        return True, v[f.GUEST_RIP]
-    if what == fv.RSP:
-        return True, v[f.GUEST_RSP]
     if what == fv.CPL:
         return True, (v[f.GUEST_SS_ACCESS_RIGHTS] >> AR_DPL_SHIFT) & 3
     if what == fv.MODE:
         return True, operating_mode(v)
-    if what == fv.RFLAGS:
-        return True, v[f.GUEST_RFLAGS]
-    if what == fv.CR0:
-        return True, v[f.GUEST_CR0]
-    if what == fv.CR3:
-        return True, v[f.GUEST_CR3]
-    if what == fv.CR4:
-        return True, v[f.GUEST_CR4]
-    if what == fv.EFER:
-        return True, v[f.GUEST_IA32_EFER]
-    return False, 0
+    return True, v[STATE_CELLS[what]]
 
 
 @core
@@ -145,6 +147,7 @@ def operating_mode(v: Cells) -> int:
 
 
 @core
+@inlined
 def clause_holds(v: Cells, word: int, value: int, operand: int, limit: int) -> bool:
     """Whether a clause holds for the bits of a value that its mask has left."""
     operator = (word >> 8) & 0xF

@@ -1,6 +1,7 @@
 """Fault information: what is known about a fault when somebody has to decide on it (¶27-31)."""
 
 from dataclasses import dataclass, field
+from html import escape
 from typing import Self
 
 from trapgate.errors import FieldValueError
@@ -59,6 +60,10 @@ class Interruption:
         """The event in words: <#PF(2H), page fault>."""
         code = -1 if self.error_code is None else self.error_code
         return f"<{event_words(self.vector, self.type, code)}>"
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return f"<p>{escape(repr(self)[1:-1])}</p>"
 
     @property
     def information(self) -> int:
@@ -127,6 +132,10 @@ class FaultInformation:
             if value is not None:
                 parts.append(f"{name.replace('_', ' ')} {hexadecimal(value)}")
         return f"<{', '.join(parts)}, RIP {hexadecimal(self.rip)}, CPL {self.cpl}>"
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return f"<p>{escape(repr(self)[1:-1])}</p>"
 
     @property
     def interruption(self) -> Interruption:

@@ -11,7 +11,8 @@ that an entry comes to lead to (¶85), and complete what those leave:
   the guest's.
 
 docs/fault-filters.md has the argument. A table that is of the last level and of an upper one
-at once satisfies none.
+at once satisfies none. One of the last level without LEAF counts as an upper one: it has entries
+that lead elsewhere, which the walk stops, so that nothing depends on what it holds.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core

@@ -15,8 +15,9 @@ from trapgate.decision.criteria_table import (
     NEXT,
     RULE_DELIVER,
     RULE_EXIT,
+    STATE_CELLS,
     clause_holds,
-    fault_value,
+    operating_mode,
 )
 from trapgate.sdm import cells as f
 from trapgate.sdm.reasons import (
@@ -27,6 +28,7 @@ from trapgate.sdm.reasons import (
     REASON_RDMSR,
     REASON_WRMSR,
 )
+from trapgate.sdm.state import AR_DPL_SHIFT
 
 
 @core
@@ -48,9 +50,12 @@ def instruction_value(
         return reason == REASON_CONTROL_REGISTER_ACCESS, qualification & 0xF
     if what == fv.DEBUG_REGISTER:
         return reason == REASON_MOV_DR, qualification & 7
-    if what in (fv.RIP, fv.RSP, fv.CPL, fv.MODE, fv.RFLAGS, fv.CR0, fv.CR3, fv.CR4, fv.EFER):
-        return fault_value(v, what, -1, -1, -1, 0, 0, 0, -1)
-    return False, 0
+    if what == fv.CPL:
+        return True, (v[f.GUEST_SS_ACCESS_RIGHTS] >> AR_DPL_SHIFT) & 3
+    if what == fv.MODE:
+        return True, operating_mode(v)
+    cell = STATE_CELLS[what]
+    return (True, v[cell]) if cell >= 0 else (False, 0)
 
 
 @core

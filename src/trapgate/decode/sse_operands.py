@@ -88,3 +88,28 @@ def is_chosen_by_prefix(opcode: int) -> bool:
         or opcode in (0xC2, 0xC4, 0xC5, 0xC6)
         or opcode >= 0xD0
     )
+
+
+@core
+def uses_mmx_registers(escape: int, opcode: int, repeat: int, operand_size: bool) -> bool:
+    """Whether 0FH (`escape` 38H, 3AH or 0) `opcode` uses a register of MMX, and so waits for #MF.
+
+    `repeat` is the last of F2H and F3H among the prefixes, or 0; `operand_size`: 66H is there.
+    """
+    if escape == 0 and opcode in (0x2A, 0x2C, 0x2D):
+        # Conversions of MMX registers; with F2H or F3H of general ones.
+        return repeat == 0
+    if escape == 0 and opcode == 0xD6:
+        return repeat != 0
+    if repeat != 0 or operand_size:
+        return False
+    if escape == 0x38:
+        return bool(opcode <= 0x0B or 0x1C <= opcode <= 0x1E)
+    if escape == 0x3A:
+        return opcode == 0x0F
+    return bool(
+        0x60 <= opcode <= 0x6B
+        or (0x6E <= opcode <= 0x77)
+        or opcode in (0x7E, 0x7F, 0xC4, 0xC5)
+        or (0xD1 <= opcode <= 0xFE and opcode not in (0xE6, 0xF0))
+    )

@@ -52,13 +52,16 @@ _UNDEFINED = _table(
         (ONE_BYTE, 0x8F, _ANY, ALL_FORMS & ~(_memory(0) | _register(0))),  # POP; XOP
         (ONE_BYTE, 0xC6, _ANY, _register(7)),  # XABORT
         (ONE_BYTE, 0xC7, _ANY, _register(7)),  # XBEGIN
+        (ONE_BYTE, 0xFF, _ANY, _memory(7) | _register(7)),
         # VMCALL to VMXOFF; MONITOR, MWAIT, CLAC, STAC; XGETBV, XSETBV, VMFUNC.
         (TWO_BYTES, 0x01, _66 | _F3 | _F2, _register(0, 1, 2)),
+        *((TWO_BYTES, n, _ANY, ALL_FORMS) for n in (0x0E, 0x0F)),  # FEMMS and 3DNow!
         (TWO_BYTES, 0x12, _66, _REGISTER),  # MOVLPD
         (TWO_BYTES, 0x13, _ANY, _REGISTER),
         (TWO_BYTES, 0x16, _66, _REGISTER),  # MOVHPD
         (TWO_BYTES, 0x17, _ANY, _REGISTER),
         (TWO_BYTES, 0x2B, _F3 | _F2, ALL_FORMS),  # MOVNTSS, MOVNTSD
+        (TWO_BYTES, 0x2B, _NONE | _66, _REGISTER),  # MOVNTPS, MOVNTPD
         (TWO_BYTES, 0x50, _ANY, _MEMORY),  # MOVMSKPS, MOVMSKPD
         (TWO_BYTES, 0x71, _ANY, _MEMORY | _register(0, 1, 3, 5, 7)),  # shifts by a constant
         (TWO_BYTES, 0x72, _ANY, _MEMORY | _register(0, 1, 3, 5, 7)),
@@ -69,8 +72,12 @@ _UNDEFINED = _table(
         (TWO_BYTES, 0xAE, _66 | _F3 | _F2, _memory(0, 1, 2, 3) | _register(5)),  # FXSAVE, LFENCE
         (TWO_BYTES, 0xAE, _F3, _register(6, 7)),  # UMONITOR
         (TWO_BYTES, 0xAE, _66 | _F2, _register(0, 1, 2, 3, 6, 7)),  # TPAUSE, UMWAIT
+        (TWO_BYTES, 0xAE, _F3 | _F2, _memory(7)),  # CLFLUSH
+        (TWO_BYTES, 0xBA, _ANY, _memory(0, 1, 2, 3) | _register(0, 1, 2, 3)),  # BT by a constant
         (TWO_BYTES, 0xC3, _66 | _F3 | _F2, ALL_FORMS),  # MOVNTI
+        *((TWO_BYTES, n, _ANY, _MEMORY) for n in (0xC5, 0xD7, 0xF7)),  # PEXTRW, PMOVMSKB, MASKMOVQ
         (TWO_BYTES, 0xD6, _F3 | _F2, _MEMORY),  # MOVQ2DQ, MOVDQ2Q
+        *((TWO_BYTES, n, _ANY, _REGISTER) for n in (0xE7, 0xF0)),  # MOVNTQ, MOVNTDQ, LDDQU
     )
 )
 
@@ -89,6 +96,35 @@ _LOCKABLE = _table(
     )
 )
 """Forms that LOCK may stand before: their memory operand is the destination."""
+
+
+_UNDEFINED_X87 = np.array(
+    [
+        sum(1 << (modrm & 0x3F) for modrm in forms)
+        for forms in (
+            (),
+            (*range(0xD1, 0xD8), 0xE2, 0xE3, 0xE6, 0xE7, 0xEF),
+            (*range(0xE0, 0xE9), *range(0xEA, 0x100)),
+            (*range(0xE5, 0xE8), *range(0xF8, 0x100)),
+            (),
+            range(0xF0, 0x100),
+            (0xD8, *range(0xDA, 0xE0)),
+            (*range(0xE1, 0xE8), *range(0xF8, 0x100)),
+        )
+    ],
+    np.uint64,
+).view(np.int64)
+"""A cell for each of D8H to DFH: ModR/M bytes from C0H on that are no instruction, a bit each."""
+_UNDEFINED_X87_MEMORY = np.array([0, 1 << 1, 0, 1 << 4 | 1 << 6, 0, 1 << 5, 0, 0], np.int64)
+"""... and REG fields beside a memory operand."""
+
+
+@core
+def is_undefined_x87(opcode: int, modrm: int) -> bool:
+    """Whether an opcode of D8H to DFH is #UD with this ModR/M byte."""
+    if modrm < 0xC0:
+        return bool((_UNDEFINED_X87_MEMORY[opcode - 0xD8] >> ((modrm >> 3) & 7)) & 1)
+    return bool((_UNDEFINED_X87[opcode - 0xD8] >> (modrm & 0x3F)) & 1)
 
 
 @core

@@ -55,7 +55,6 @@ journal, the virtual clock, and why the engine stopped.
     TRUSTED,
     CRAWL,
     JOURNAL_LIMIT,
-    SKIP,
     EXTRA,
     NEW_BLOCK,
     NEW_BLOCK_SIZE,
@@ -127,9 +126,11 @@ journal, the virtual clock, and why the engine stopped.
     X87_FILLED,
     X87_WRITTEN,
     PORTS,
-    TPR_DUE,
+    APIC_EXIT,
+    KEPT_TIMER_END,
+    INSTRUCTION_LENGTH,
     CELLS,
-) = range(123)
+) = range(124)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -161,25 +162,27 @@ RESTORED, BEHIND: what it means that the engine restores the state within a bloc
 instructions of the block were behind the latest one (`clock`).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
-TPR_DUE: 1 + what NESTED_TIMER_END was before a store to VTPR made an exit due; 0 without.
+APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
+KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
+restored last within a block, in bytes.
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.quick_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
 RUN_STATE = (
     *(V, TIME, DEADLINE, TIMER_END, BUDGET_END, ATTENTION, STOP, STOP_CODE, STOP_INFO, STOP_VALUE),
-    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, SKIP, EXTRA),
+    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, EXTRA),
     *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
     *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
-    TPR_DUE,
+    *(APIC_EXIT, KEPT_TIMER_END),
     *(DEBUG_SKIP, DEBUG_HIT),
 )
 """What of a machine changes as its guest runs and lasts from one VM entry to the next."""
 
 OWN_STATE = (
-    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, SKIP, EXTRA, TIME_BIAS),
+    *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, EXTRA, TIME_BIAS),
     *(NESTED_TIMER_END, UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK),
-    TPR_DUE,
+    *(APIC_EXIT, KEPT_TIMER_END),
 )
 """What of RUN_STATE is about one logical processor, where the machine has several."""
 
@@ -231,7 +234,9 @@ SWITCHED_REGISTERS = 4
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0
 CHECK_BLOCK = 1
-"""A new block, NEW_BLOCK, may hold input or output (portable path only)."""
+CHECK_NO_PORT = 2
+"""A new block, NEW_BLOCK, may hold input or output; or there was some at RIP, and is no more
+(portable path only)."""
 
 # What STEPPING may hold: not at all, about to, on the way; an event ended the instruction.
 STEP_DUE = 1

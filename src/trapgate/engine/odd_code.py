@@ -8,7 +8,8 @@ wheels. It has these means:
   ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
-* Of 66H, F2H and F3H before an SSE instruction the one that counts is shown in place of all.
+* Of 66H, F2H and F3H before an SSE instruction the one that counts is shown in place of all; before
+  a near branch in 64-bit mode 66H is not shown.
 * STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
   only; in the shadow of another the engine would not block again.
 
@@ -19,13 +20,18 @@ block has one instruction (`translation`), and branches but those of REP go the 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
-from trapgate.decode.sse_operands import has_aligned_operand, is_chosen_by_prefix
+from trapgate.decode.sse_operands import (
+    has_aligned_operand,
+    is_chosen_by_prefix,
+    uses_mmx_registers,
+)
 from trapgate.decode.undefined import (
     ALL_FORMS,
     ONE_BYTE,
     THREE_BYTES,
     TWO_BYTES,
     has_form,
+    is_undefined_x87,
     undefined_forms,
 )
 from trapgate.decode.x87_operands import x87_operands
@@ -53,9 +59,11 @@ CARE_BREAKPOINT = 16
 
 UNDEFINED = 1
 TEST_TWIN = 2
+NO_PREFIX = 0x3E
 """What FORBIDDEN may hold: UD2 is to be shown at FORBIDDEN_AT; or there is the ModR/M byte of the
 second encoding of TEST (F6H and F7H with reg 1), which the engine does not know. Or F2H or F3H:
-prefixes below FORBIDDEN_AT that choose among SSE instructions are to be shown as that one.
+prefixes below FORBIDDEN_AT that choose among SSE instructions are to be shown as that one; or
+NO_PREFIX, a segment override that means nothing in 64-bit mode.
 """
 
 PLAIN = 0
@@ -64,10 +72,12 @@ LOADS_SS = 2
 USES_MXCSR = 3
 X87 = 4
 """Plus the kind that `kind_of_x87` finds."""
+MMX = 8
 """What `look` finds out beside."""
 
 _SS = 2
 _XSETBV = 0xD1
+_MOVNTDQA = 0x2A
 _CPL = 3
 _RF = 1 << 16
 
@@ -102,35 +112,46 @@ def uses_vector_registers(opcode_map: int, opcode: int, prefixed: bool) -> bool:
 
 
 @core
-def is_vector_opcode(escape: int, opcode: int) -> bool:
-    """Whether 0FH `escape` (38H or 3AH) `opcode` is an MMX or SSE instruction of this processor."""
+def is_vector_opcode(escape: int, opcode: int, repeat: int, operand_size: bool) -> bool:
+    """Whether 0FH `escape` (38H or 3AH) `opcode` is an MMX or SSE instruction of this processor.
+
+    `repeat` is the last of F2H and F3H among the prefixes, or 0; `operand_size`: 66H is there.
+    """
+    if repeat != 0:
+        return False
     if escape == 0x3A:
-        return bool(
-            0x08 <= opcode <= 0x0F
+        if opcode == 0x0F:
+            return True
+        return operand_size and bool(
+            0x08 <= opcode <= 0x0E
             or 0x14 <= opcode <= 0x17
             or 0x20 <= opcode <= 0x22
             or 0x40 <= opcode <= 0x42
             or 0x60 <= opcode <= 0x63
         )
-    return bool(
-        opcode <= 0x0B
-        or opcode in (0x10, 0x14, 0x15, 0x17)
-        or 0x1C <= opcode <= 0x1E
+    if opcode <= 0x0B or 0x1C <= opcode <= 0x1E:
+        return True
+    return operand_size and bool(
+        opcode in (0x10, 0x14, 0x15, 0x17)
         or 0x20 <= opcode <= 0x25
         or 0x28 <= opcode <= 0x2B
-        or 0x30 <= opcode <= 0x41
+        or (0x30 <= opcode <= 0x41 and opcode != 0x36)
     )
 
 
 @jit
 def hides_task_switched(
-    reader: int, env: int, address: int, second: int, prefixed: bool, flags: int
+    reader: int, env: int, address: int, second: int, repeat: int, operand_size: bool, flags: int
 ) -> bool:
     """Whether CR0.TS is to be hidden from the opcode 0FH `second`, which ends before `address`."""
     if flags & at.HF_EM:
         return True
+    prefixed = operand_size or repeat != 0
     if second in (0x38, 0x3A):
-        if not is_vector_opcode(second, code_byte(reader, env, address)):
+        opcode = code_byte(reader, env, address)
+        if not is_vector_opcode(second, opcode, repeat, operand_size):
+            return True
+        if second == 0x38 and opcode == _MOVNTDQA and code_byte(reader, env, address + 1) >= 0xC0:
             return True
         return flags & at.HF_OSFXSR == 0 and prefixed
     if flags & at.HF_OSFXSR:
@@ -139,6 +160,18 @@ def hides_task_switched(
         form = code_byte(reader, env, address)
         return form < 0xC0 and (form >> 3) & 7 in (2, 3)
     return uses_vector_registers(TWO_BYTES, second, prefixed)
+
+
+@core
+def is_near_branch(opcode_map: int, opcode: int) -> bool:
+    """Whether this is a near branch, or FFH, which may be one."""
+    if opcode_map != ONE_BYTE:
+        return opcode_map == TWO_BYTES and opcode & 0xF0 == 0x80
+    return bool(
+        opcode & 0xF0 == 0x70
+        or 0xE0 <= opcode <= 0xE3
+        or opcode in (0xC2, 0xC3, 0xE8, 0xE9, 0xEB, 0xFF)
+    )
 
 
 @core
@@ -234,8 +267,9 @@ def look(reader: int, block: int, env: int) -> int:
         opcode = code_byte(reader, env, form_at)
         opcode_map = THREE_BYTES if opcode in (0x38, 0x3A) else TWO_BYTES
         form_at += 1
-        prefixed = operand_size or repeat != 0
-        if flags & at.HF_TS and hides_task_switched(reader, env, form_at, opcode, prefixed, flags):
+        if flags & at.HF_TS and hides_task_switched(
+            reader, env, form_at, opcode, repeat, operand_size, flags
+        ):
             poke32(block + _FLAGS, flags & ~at.HF_TS)
     forms = undefined_forms(opcode_map, opcode, lock, repeat, operand_size)
     if forms == ALL_FORMS:
@@ -262,9 +296,18 @@ def look(reader: int, block: int, env: int) -> int:
         if (code_byte(reader, env, form_at) >> 3) & 7 == 1:
             m[mc.FORBIDDEN] = TEST_TWIN
             m[mc.FORBIDDEN_AT] = form_at
+    elif opcode_map == ONE_BYTE and byte & 0xF8 == 0xD8:
+        forbidden = is_undefined_x87(byte, code_byte(reader, env, form_at))
     elif opcode_map == ONE_BYTE and byte & 0xFC == 0x6C:
         # INS would store before anybody can stop it.
         forbidden = True
+    branches = long and operand_size and is_near_branch(opcode_map, opcode)
+    if branches and opcode == 0xFF:
+        branches = (code_byte(reader, env, form_at) >> 3) & 7 in (2, 4)
+    if branches:
+        # SDM, "Near branches in 64-bit mode": their operands have 64 bits, whatever 66H says.
+        m[mc.FORBIDDEN] = NO_PREFIX
+        m[mc.FORBIDDEN_AT] = start + n
     if forbidden:
         m[mc.FORBIDDEN] = UNDEFINED
         m[mc.FORBIDDEN_AT] = start
@@ -273,7 +316,11 @@ def look(reader: int, block: int, env: int) -> int:
         if opcode_map == TWO_BYTES and opcode == 0xAE:
             return USES_MXCSR if code_byte(reader, env, form_at) < 0xC0 else PLAIN
         look_at_prefixes(m, reader, env, form_at, repeat, operand_size)
-        return PLAIN
+        escape = opcode if opcode_map == THREE_BYTES else 0
+        if escape != 0:
+            opcode = code_byte(reader, env, form_at)
+        waits = uses_mmx_registers(escape, opcode, repeat, operand_size)
+        return MMX if waits and flags & (at.HF_EM | at.HF_TS) == 0 else PLAIN
     if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
         form = code_byte(reader, env, form_at)
         m[mc.X87_OPERANDS] = x87_operands(byte, form)

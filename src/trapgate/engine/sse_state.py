@@ -9,16 +9,22 @@ conditional move chooses the address, or one that has no translation and raises 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, UINT32, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek8, peek32, peek64, poke8, poke32
+from trapgate.compiler.raw import call, cells, memory, peek8, peek32, peek64, poke8, poke32
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.state import save_paging
+from trapgate.paging.memory import load32
+from trapgate.paging.walk import READ, walk
 
 POISON_OF_ALIGNMENT = -(1 << 63) | 3 << 32
 """An address without a translation, as `checked_accesses` has them: #GP, of segment DS."""
 _KNOWN = 0x3D
 """All flags but that of a denormal operand, which the engine does not know."""
 _GP = 13
+_MXCSR_AT = 24
+"""Where MXCSR lies in an image of FXSAVE or XSAVE."""
+_SSE_AND_AVX = 6
 
 
 @callback(VOID, INT64, INT64)
@@ -29,17 +35,60 @@ def on_mxcsr_is_used(machine: int, env: int) -> None:
     poke8(env + at.SSE_FLAGS, 0)
 
 
+@jit
+def raise_gp(env: int, back: int) -> None:
+    """Leave the block with #GP(0) of the instruction that `back`, a return address, lies in."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    m[mc.FAULT_KIND] = mc.FAULT_OF_SEGMENT
+    poke32(env + at.ERROR_CODE, 0)
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
+    call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, back))
+
+
 @callback(VOID, INT64, UINT32, BOUND, RETURN_ADDRESS)
 def load_mxcsr(env: int, value: int, helper: int, back: int) -> None:
     """helper_ldmxcsr: #GP(0) for a value with reserved bits."""
     if value >> 16 == 0:
         call(helper, (env, value))
         return
+    raise_gp(env, back)
+
+
+@jit
+def refuses_mxcsr(env: int, address: int) -> bool:
+    """Whether the MXCSR of an FXSAVE image at a linear address has reserved bits."""
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    m[mc.FAULT_KIND] = mc.FAULT_OF_SEGMENT
-    poke32(env + at.ERROR_CODE, 0)
-    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
-    call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, back))
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    save_paging(env, v)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    user = 1 if peek32(env + at.HFLAGS) & 3 == 3 else 0
+    physical, code, _, _ = walk(v, peek64(env + at.EFLAGS), mem, address + _MXCSR_AT, READ, user)
+    # Where it faults the engine will find out.
+    return code < 0 and load32(mem, physical) >> 16 != 0
+
+
+@callback(VOID, INT64, INT64, BOUND, RETURN_ADDRESS)
+def restore_fx(env: int, address: int, helper: int, back: int) -> None:
+    """helper_fxrstor: #GP(0) for reserved bits of MXCSR, if it is restored."""
+    if peek32(env + at.HFLAGS) & at.HF_OSFXSR and refuses_mxcsr(env, address):
+        raise_gp(env, back)
+    call(helper, (env, address))
+
+
+@callback(VOID, INT64, INT64, INT64, BOUND, RETURN_ADDRESS)
+def restore_extended(env: int, address: int, wanted: int, helper: int, back: int) -> None:
+    """helper_xrstor: likewise; `wanted` is the requested-feature bitmap."""
+    if wanted & _SSE_AND_AVX and refuses_mxcsr(env, address):
+        raise_gp(env, back)
+    call(helper, (env, address, wanted))
+
+
+LOADS_OF_MXCSR = {
+    "helper_ldmxcsr": load_mxcsr,
+    "helper_fxrstor": restore_fx,
+    "helper_xrstor": restore_extended,
+}
+"""The engine's helpers, and what stands in front of them."""
 
 
 @jit

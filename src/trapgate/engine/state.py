@@ -19,6 +19,7 @@ from trapgate.compiler.raw import (
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.segments import look_at_segments
+from trapgate.engine.x87_exceptions import leave_unfinished
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
@@ -171,6 +172,8 @@ def save_swapped_bases(env: int, v: Cells) -> None:
 @jit
 def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Save the guest's state from `env` into the VMCS `v` and the register file `r`."""
+    if m[mc.X87_FILLED] != 0:
+        leave_unfinished(m, env)
     if m[mc.ALONE] != 0:
         # Interrupts seemed inhibited, so that the engine would execute one instruction.
         m[mc.ALONE] = 0

@@ -51,6 +51,8 @@ from trapgate.engine.odd_code import (
     CARE_BREAKPOINT,
     CARE_LIMIT,
     LOADS_SS,
+    MMX,
+    NO_PREFIX,
     STI,
     TEST_TWIN,
     UNDEFINED,
@@ -59,7 +61,7 @@ from trapgate.engine.odd_code import (
     look,
 )
 from trapgate.engine.segments import accesses_checked
-from trapgate.engine.sse_state import load_mxcsr, on_mxcsr_is_used
+from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
 from trapgate.errors import EngineError
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
@@ -229,10 +231,12 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         em.emit_call(t, m, t[em.SHADOW_CODE], machine, BLOCKING_BY_MOV_SS)
     elif found == USES_MXCSR:
         em.emit_call(t, m, t[em.MXCSR_CODE], machine, env)
+    elif found == MMX:
+        em.emit_call(t, m, t[em.X87_BEGINS], machine, 0)
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     call(t[em.THEIR_TRANSLATE], (block, cpu))
-    if found > X87:
+    if X87 < found < MMX:
         em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, 0)
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
@@ -276,7 +280,7 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
                 return 0x0F
             if address == m[mc.FORBIDDEN_AT] + 1:
                 return 0x0B
-        if m[mc.FORBIDDEN] >= 0xF2 and address < m[mc.FORBIDDEN_AT]:
+        if m[mc.FORBIDDEN] >= NO_PREFIX and address < m[mc.FORBIDDEN_AT]:
             byte = call(t[em.CODE_BYTE], (env, address)) & 0xFF
             return m[mc.FORBIDDEN] if byte in (0x66, 0xF2, 0xF3) else byte
     return call(t[em.CODE_BYTE], (env, address)) & 0xFF
@@ -343,8 +347,8 @@ class Translator:
         substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
         for name, (conversion, helper) in x87.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
-        load = _symbol(library, "helper_ldmxcsr")
-        substitutes[load] = load_mxcsr.bind(load)
+        for name, ours in LOADS_OF_MXCSR.items():
+            substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
         substitutes[int(t[em.READ_FLAGS])] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         for n, pair in enumerate(substitutes.items()):
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair

@@ -3,7 +3,7 @@
 import ctypes
 import mmap
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,18 @@ _VECTOR_REGISTERS = {
     "fctrl": x86_const.UC_X86_REG_FPCW,
     "fstat": x86_const.UC_X86_REG_FPSW,
     "ftag": x86_const.UC_X86_REG_FPTAG,
+}
+_X87_REGISTERS = {f"fp{n}": x86_const.UC_X86_REG_FP0 + n for n in range(8)}
+_X87_POINTERS = {
+    "fiseg": x86_const.UC_X86_REG_FCS,
+    "fioff": x86_const.UC_X86_REG_FIP,
+    "foseg": x86_const.UC_X86_REG_FDS,
+    "fooff": x86_const.UC_X86_REG_FDP,
+    "fop": x86_const.UC_X86_REG_FOP,
+}
+_STATE_BESIDE_X87 = {
+    **{name: one for name, one in _VECTOR_REGISTERS.items() if not name.startswith("st")},
+    **_X87_POINTERS,
 }
 _SSE_4_2, _XSAVE = 1 << 20, 1 << 26
 
@@ -231,7 +243,7 @@ class UnicornEngine:
         c[mc.CONTEXT] = context.value
         c[mc.ENV] = context.value + calibration.context_data(self.uc, context.value)
         c[mc.UC_CTL] = self._symbol("uc_ctl")
-        self._ports: set[int] = set()
+        self._ports: dict[int, ctypes.c_size_t] = {}
         self._check(uclib.uc_context_save(self.uc._uch, context))
 
     @property
@@ -244,10 +256,17 @@ class UnicornEngine:
 
         It is part of a block of `size` bytes that was translated already.
         """
-        if address not in self._ports:
-            self._ports.add(address)
-            self._hook(uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address)
+        if address & _MASK not in self._ports:
+            self._ports[address & _MASK] = self._hook(
+                uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address
+            )
         self.uc.ctl_remove_cache(block & _MASK, (block + size) & _MASK)
+
+    def forget_port(self) -> None:
+        """Where `watch_port` has stopped the run there is something else now."""
+        address = int(self.cells[mc.STOP_INFO]) & _MASK
+        self._check(uclib.uc_hook_del(self.uc._uch, self._ports.pop(address)))
+        self.uc.ctl_flush_tb()
 
     def set_breakpoints(self, addresses: Collection[int], *, of: str = "debugger") -> None:
         """Stop before the instructions at these linear addresses; others' breakpoints stay.
@@ -489,6 +508,29 @@ class UnicornEngine:
         found: Cells = np.ctypeslib.as_array(state)
         return found
 
+    def vector_state(self) -> dict[str, int]:
+        """x87 and SSE registers, for `take_vector_state`; of the x87 the physical ones."""
+        read = self.uc.reg_read
+        x87 = {name: read(number) for name, number in _X87_REGISTERS.items()}
+        return {
+            **{name: int(mantissa | exponent << 64) for name, (mantissa, exponent) in x87.items()},
+            **{name: int(read(number)) for name, number in _STATE_BESIDE_X87.items()},
+            "mxcsr": self.mxcsr,
+        }
+
+    def take_vector_state(self, state: Mapping[str, int]) -> None:
+        """Let the x87 and SSE registers be so, whatever numbers these are."""
+        for name, number in _STATE_BESIDE_X87.items():
+            bits = 128 if name.startswith("xmm") else 64 if name.endswith("off") else 16
+            self.uc.reg_write(number, state[name] & (1 << bits) - 1)
+        for name, number in _X87_REGISTERS.items():
+            self.uc.reg_write(number, (state[name] & _MASK, state[name] >> 64 & 0xFFFF))
+        self.uc.reg_write(x86_const.UC_X86_REG_MXCSR, state["mxcsr"] & 0xFFFF)
+        if not self.cells[mc.NATIVE]:
+            context = ctypes.c_void_p(int(self.cells[mc.CONTEXT]))
+            self._check(uclib.uc_context_save(self.uc._uch, context))
+        self.take_sse_flags()
+
     def save_registers(self) -> bytes:
         """The state of the x87, MMX and SSE registers."""
         return ctypes.string_at(int(self.cells[mc.ENV]) + at.FPU, at.SYSENTER_CS - at.FPU)
@@ -518,6 +560,14 @@ class UnicornEngine:
         """Arbitrate an event at GUEST_RIP; not 0 if it exited. See `delivery.raise_event`."""
         event = (self._machine, vector, kind, error_code, address, 0)
         return int(core_calls.raise_here(*event))
+
+    def deliver_virtual_interrupt(self) -> bool:
+        """Deliver the one that is recognized at GUEST_RIP; whether that exits."""
+        return bool(core_calls.deliver_virtual_interrupt_here(self._machine))
+
+    def post_interrupts(self) -> None:
+        """Move what is posted to the x86 VMM's guest into its virtual-APIC page."""
+        core_calls.post_interrupts_here(self._machine)
 
     def protect_firmware(self, segments: int) -> None:
         """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each (native path only)."""

@@ -181,6 +181,14 @@ class PagePool:
         self._uses = np.concatenate((self._uses, np.zeros(_CHUNK, np.int64)))
         self._free += range(first + _CHUNK - 1, first - 1, -1)
 
+    def contents(self, numbers: Cells) -> Cells:
+        """What pages of the pool hold."""
+        found = np.empty((len(numbers), _CELLS), np.int64)
+        for chunk in np.unique(numbers // _CHUNK):
+            here = numbers // _CHUNK == chunk
+            found[here] = self._chunks[chunk][numbers[here] % _CHUNK]
+        return found
+
     def use(self, numbers: Cells) -> None:
         """One more has these pages."""
         self._uses += np.bincount(numbers, minlength=len(self._uses))
@@ -236,6 +244,15 @@ class MemoryCopy:
         if not self._engine.cells[mc.CPU]:
             self._engine.page_cells[:] |= WRITTEN_PAGE | CODE
 
+    def filled_pages(self) -> Cells:
+        """The numbers of the pages that are not all zeros."""
+        filled: Cells = np.flatnonzero(self._kept.numbers)
+        return filled
+
+    def contents(self, pages: Cells) -> Cells:
+        """What some pages hold, 512 cells each."""
+        return self._pool.contents(self._kept.numbers[pages])
+
     def differences(self) -> int:
         """How many pages of memory are not now as they were."""
         self._mark_all()
@@ -248,3 +265,20 @@ class MemoryCopy:
             self._engine.flush_translations()
         self._pool.latest = self._kept
         return int(self._restore())
+
+
+def fill(engine: UnicornEngine, pages: Cells, contents: Cells) -> None:
+    """Let some pages of an engine's memory hold these cells, and forget their code."""
+    engine.memory.reshape(-1, _CELLS)[pages] = contents
+    engine.page_cells[pages] |= WRITTEN_PAGE
+
+
+def clear(engine: UnicornEngine) -> None:
+    """Let all memory hold zeros, and forget all code. Pages that do already are not touched."""
+    memory = engine.memory.reshape(-1, _CELLS)
+    for first in range(0, len(memory), _CHUNK):
+        some = memory[first : first + _CHUNK]
+        if some.any():
+            some[:] = 0
+    engine.page_cells[:] |= WRITTEN_PAGE
+    engine.forget_code(0, memory.nbytes)

@@ -247,6 +247,15 @@ def empty_again(m: Cells, env: int) -> None:
 
 
 @jit
+def leave_unfinished(m: Cells, env: int) -> None:
+    """An instruction that has begun is left by a fault: registers that it found empty stay so."""
+    for n in range(8):
+        if (m[mc.X87_FILLED] >> n) & 1:
+            poke8(env + _TAGS + n, 1)
+    m[mc.X87_FILLED] = 0
+
+
+@jit
 def settle(m: Cells, env: int) -> None:
     """Behind an instruction that computes: what it has met joins what was there."""
     before = m[mc.X87_STATUS]
@@ -265,6 +274,7 @@ def settle(m: Cells, env: int) -> None:
     sticky = _EXCEPTIONS | _STACK_FAULT
     status = status & ~sticky | before & sticky | met
     poke16(env + _STATUS, summarised(status, control))
+    m[mc.X87_FILLED] = 0
 
 
 @callback(VOID, INT64, INT64)

@@ -16,7 +16,7 @@ from trapgate.sdm.cells import FRAME_MAP_ADDRESS, FRAME_MAP_LENGTH
 TABLE = 1 << 0
 """A paging structure that is in use."""
 LEAF = 1 << 1
-"""One of the last level, and of no other."""
+"""One of the last level, and of no other, all of whose entries lead to the guest's own frames."""
 ROOT = 1 << 2
 """One that MOV to CR3 may load without a VM exit, or a page directory that a pointer of PAE paging
 may lead to when it is loaded with CR3."""

@@ -25,9 +25,10 @@ from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
-from trapgate.sdm.state import RFLAGS_DF
+from trapgate.sdm.state import PENDING_BS, RFLAGS_DF, RFLAGS_TF
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+_BREAKPOINTS = 0xF
 _SEGMENTS = {
     Register.ES: 0,
     Register.CS: 1,
@@ -277,6 +278,7 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     """Carry out the instruction at RIP, or raise what it raises; whether that was a VM exit."""
     guest = Operand(processor, v)
     instruction = guest.decode()
+    stepping = v[f.GUEST_RFLAGS] & RFLAGS_TF
     try:
         if instruction.mnemonic in _TASK_SWITCHES:
             fault = _switch_tasks(guest, instruction)
@@ -284,11 +286,14 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
         outcome = _carry_out(processor, guest, instruction)
     except PageFaultError as fault:
         return processor.raise_fault(14, fault.error_code, fault.address)
-    if outcome == ix.GO_ON:
-        advance(v, instruction.len)
-        return False
-    if outcome == NEXT_ALREADY:
-        return False
+    if outcome in (ix.GO_ON, NEXT_ALREADY):
+        if outcome == ix.GO_ON:
+            advance(v, instruction.len)
+        if not stepping:
+            return False
+        causes = PENDING_BS | int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & _BREAKPOINTS
+        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+        return processor.raise_fault(1, -1, causes)
     if outcome == ix.EXITED:
         return True
     if outcome in (ix.RAISE_GP, ix.RAISE_SS):

@@ -19,8 +19,9 @@ from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be k
 from trapgate.engine.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
-from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
+from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_TIME, HEAD_VM
 from trapgate.instructions.intercepts import EXITED, GO_ON, platform_exit, window_exit
+from trapgate.instructions.virtual_apic import has_virtual_interrupt
 from trapgate.processor import decoded, stepping, table_writes
 from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
 from trapgate.processor.own_state import OwnState
@@ -33,7 +34,8 @@ from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.sdm.state import ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
+from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
+from trapgate.trace.html import table
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -120,6 +122,20 @@ class VmExit:
             parts.append(f"while delivering {repr(self.idt_vectoring).strip('<>')}")
         return f"<{', '.join(parts)}, RIP {hexadecimal(self.vmcs['GUEST_RIP'])}>"
 
+    def _repr_html_(self) -> str:
+        """What the exit tells, a row each, for notebooks."""
+        told = (
+            ("exit reason", f"{int(self.reason)} {self.reason.name.lower().replace('_', ' ')}"),
+            ("qualification", hexadecimal(self.qualification)),
+            ("event", self.interruption),
+            ("while delivering", self.idt_vectoring),
+            ("instruction length", self.instruction_length or None),
+            ("RIP", hexadecimal(self.vmcs["GUEST_RIP"])),
+        )
+        heads = ("VM entry failed" if self.entry_failed else "VM exit", "")
+        rows = ((name, str(value).strip("<>")) for name, value in told if value is not None)
+        return table(heads, rows)
+
 
 @dataclass(frozen=True, slots=True)
 class VmFail:
@@ -193,6 +209,10 @@ class Processor(LogicalProcessor):
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
         self._sink = sink
         self._drained = int(self.head[HEAD_SEQUENCE])
+
+    def rewind(self, sequence: int) -> None:
+        """The journal is as it was: the sink is to get what comes from row `sequence` on."""
+        self._drained = sequence
 
     @property
     def sink(self) -> Callable[[Cells], None] | None:
@@ -430,6 +450,9 @@ class Processor(LogicalProcessor):
         if self._words[stops.STOP_CODE] == stops.CHECK_BLOCK:
             stepping.look_for_ports(self, v)
             return False
+        if self._words[stops.STOP_CODE] == stops.CHECK_NO_PORT:
+            self.engine.forget_port()
+            return False
         if self.engine.has_breakpoints and self.engine.meets_breakpoint(
             stepping.linear_rip(self, v)
         ):
@@ -513,16 +536,23 @@ class Processor(LogicalProcessor):
             return True
         if pins.interrupt is not None:
             vector = pins.interrupt
-            if exiting and self._interrupt_exits(v, vector):
+            if v is self.x86_vmm.vmcs and self.x86_vmm.posts(vector):
+                pins.interrupt = None
+                self.engine.post_interrupts()
+            elif exiting and self._interrupt_exits(v, vector):
                 vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
                 if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
                     pins.interrupt = None
                     word, _ = Interruption(vector, 0).encode()  # type: ignore[arg-type]
                     v[f.VM_EXIT_INTERRUPTION_INFORMATION] = word
                 return True
-            if interruptible:
+            elif interruptible:
                 pins.interrupt = None
                 return self._wake(v, vector, 0)
+        if interruptible and has_virtual_interrupt(v, self.memory.cells):
+            v[f.GUEST_ACTIVITY_STATE] = ACTIVITY_ACTIVE
+            self.head[HEAD_TIME] = self.time
+            return self.engine.deliver_virtual_interrupt()
         return False
 
     def _smi_exits(self, v: Cells, smi: Smi) -> bool:

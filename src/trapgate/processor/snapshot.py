@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Rows
 from trapgate.engine import machine as stops
 from trapgate.engine.written_pages import MemoryCopy
 from trapgate.events.journal import COUNTS, HEAD_COMPLETED, HEAD_COUNTS, HEAD_SEQUENCE
@@ -17,13 +18,14 @@ from trapgate.processor.likeness import (
     has_event,
 )
 from trapgate.processor.processor import Processor
-from trapgate.sdm.vmx import ENTRIES
 from trapgate.vmcs.vmcs import Vmcs
 
 _NESTED = slice(HEAD_COUNTS + COUNTS, HEAD_COMPLETED)
 """Of the journal's head: counts of what happens to the guest of an x86 VMM, 0 without."""
-_HOST = frozenset({"expires"})
+_HOST = frozenset({"expires", "_sink", "_drained"})
 """Attributes of a processor that are not the guest's."""
+_SOME = 2048
+"""Pages that are written to a file at a time."""
 _ALL = slice(None)
 _PAST = frozenset({"skipped", "_drained", "_checked"})
 """Attributes of a processor that only tell of the past."""
@@ -36,6 +38,19 @@ def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
         for name, value in vars(one).items()
         if isinstance(value, int | float | str | None) and name not in but
     }
+
+
+def take_plain(now: dict[str, object], then: Mapping[str, object]) -> None:
+    """Let attributes that `plain` gave be others of the same kinds. Raises ValueError."""
+    if then.keys() != now.keys():
+        raise ValueError(f"other attributes than {', '.join(now)}")
+    for name, value in then.items():
+        before = now[name]
+        if value is not None and before is not None and type(value) is not type(before):
+            raise ValueError(f"{name} is a {type(value).__name__}")
+        if not isinstance(value, int | float | str | None):
+            raise ValueError(f"{name} is no plain value")  # noqa: TRY004 -- of a file
+    now.update(then)
 
 
 class ProcessorSnapshot:
@@ -60,11 +75,13 @@ class ProcessorSnapshot:
             *(one.cells for one in vmcss),
             *(array for one in processor.every for array in one.arrays()),
             *(array for one in waiting for array in one.put_aside_in()),
-            *(engine.devices.pages, engine.vector_registers),
-            *(head[: _NESTED.start], head[_NESTED.stop :]),
+            *(engine.devices.pages, head[: _NESTED.start], head[_NESTED.stop :]),
+            *others,
+            engine.vector_registers,
             *(engine.cells[n : n + 1] for n in stops.RUN_STATE),
         ]
-        self._copies = MemoryCopy(engine, (*arrays, *others))
+        self._copies = MemoryCopy(engine, arrays)
+        self._vector_state = engine.vector_state()
         self._lasting = [
             (array, part, array[part].copy())
             for array, part in (
@@ -78,6 +95,7 @@ class ProcessorSnapshot:
             )
         ]
         self._nested_counts = head[_NESTED].copy()
+        self._nested = bool(self._nested_counts.any())
         self._patience = dict(engine.patience)
         self._rows = processor.rows.copy()
         self._sequence = int(head[HEAD_SEQUENCE])
@@ -94,7 +112,7 @@ class ProcessorSnapshot:
         processor.make_current(self._vmcs)
         processor.drain()
         self._restore_rows()
-        if any(one.x86_vmm.state[ENTRIES] for one in processor.every):
+        if self._nested or any(one.x86_vmm.has_entered for one in processor.every):
             processor.head[_NESTED] = self._nested_counts
         if engine.patience != self._patience:
             engine.patience = dict(self._patience)
@@ -104,7 +122,68 @@ class ProcessorSnapshot:
             pins.smi = smi
         for attributes, saved_values in self._plain:
             attributes.update(saved_values)
+        processor.rewind(self._sequence)
         return self._copies.restore()
+
+    # For files.
+
+    @property
+    def arrays(self) -> list[Cells]:
+        """The copies of all arrays but the engine's own state, in an order that machines share."""
+        return self._copies.copies[: -len(stops.RUN_STATE) - 1]
+
+    def values(self) -> dict[str, Any]:
+        """The rest but memory, as JSON has values. Raises TypeError for an SMI that waits."""
+        cells = [int(copy[0]) for copy in self._copies.copies[-len(stops.RUN_STATE) :]]
+        assert stops.RUN_STATE[0] == stops.V
+        cells[0] = int(cells[0] != self._processor.engine.cells[stops.HOST])
+        used = min(self._sequence, len(self._rows))
+        return {
+            "run state": cells,
+            "x87 and SSE": self._vector_state,
+            "nested counts": self._nested_counts.tolist(),
+            "patience": list(self._patience.items()),
+            "launched": [launched for _, launched in self._launched],
+            "plain": [saved for _, saved in self._plain],
+            "sequence": self._sequence,
+            "journal": len(self._rows),
+            "used": used,
+        }
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of the journal that were in use."""
+        return self._rows[: min(self._sequence, len(self._rows))]
+
+    def memory(self) -> Iterator[tuple[Cells, Cells]]:
+        """The numbers of the pages that are not all zeros, and what they hold, some at a time."""
+        pages = self._copies.filled_pages()
+        for some in np.array_split(pages, len(pages) // _SOME + 1):
+            yield some, self._copies.contents(some)
+
+    def take(self, values: Mapping[str, Any], arrays: Sequence[Cells], rows: Cells) -> None:
+        """Let `restore` lead to what another process's snapshot gave; memory is so already.
+
+        Raises ValueError or KeyError for what is none.
+        """
+        engine = self._processor.engine
+        cells = list(values["run state"])
+        cells[0] = int(engine.cells[stops.N if cells[0] else stops.HOST])
+        copies = self._copies.copies
+        for copy, value in zip(copies[-len(stops.RUN_STATE) :], cells, strict=True):
+            copy[0] = value
+        for copy, array in zip(self.arrays, arrays, strict=True):
+            copy[:] = array
+        self._nested_counts[:] = values["nested counts"]
+        self._nested = bool(self._nested_counts.any())
+        self._patience = {int(shape): int(count) for shape, count in values["patience"]}
+        self._sequence = int(values["sequence"])
+        self._rows.reshape(-1)[: rows.size] = rows
+        self._processor.rows[:] = self._rows
+        launched = zip(self._launched, values["launched"], strict=True)
+        self._launched = [(vmcs, bool(was)) for (vmcs, _), was in launched]
+        for (_, now), then in zip(self._plain, values["plain"], strict=True):
+            take_plain(now, then)
 
     def is_met(self) -> bool:
         """Whether the processor is now, event for event, where it was then: the same follows.

@@ -139,7 +139,8 @@ CONTROLS: Final = (
         "lock holders that are preempted: the guest spins. A larger PLE_Window or a smaller "
         "PLE_Gap saves part of it",
         Loss.NOTHING,
-        unknown="the window and the gap in force, and how long each loop would have been",
+        unknown="how long each loop would have been, and the window in force unless "
+        "kvm_ple_window_update is recorded",
     ),
     Control(
         "INVLPG exiting",

@@ -225,7 +225,12 @@ def _others(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
         if policy.has(_PRIMARY, each):
             found.append(_sure(pause, exits=True))
         elif policy.has(_SECONDARY, loops) or windows:
-            found.append((pause, pl.lit(value=False), pl.lit(value=True)))
+            # A loop that was too long for a window is too long for a smaller one.
+            longest = policy.values.get(Field.PLE_WINDOW)
+            sure = pl.lit(value=False)
+            if longest is not None and not policy.names(Field.PLE_GAP):
+                sure = (pl.col("data") >= longest).fill_null(value=False)
+            found.append((pause, sure, ~sure))
         else:
             found.append(_sure(pause, exits=False))
     tpr = word == "TPR_BELOW_THRESHOLD"

@@ -23,7 +23,7 @@ class Question:
 
 
 _EXITS = ("kvm_exit", "kvm_entry")
-_ACCESSES = ("kvm_msr", "kvm_cr", "kvm_pi_irte_update")
+_ACCESSES = ("kvm_msr", "kvm_cr", "kvm_pi_irte_update", "kvm_ple_window_update")
 
 QUESTIONS: Final = {
     "filter": Question(

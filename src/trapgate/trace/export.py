@@ -69,7 +69,7 @@ def to_ftrace(trace: Trace, out: Path) -> int:
                     count += 1
                 file.write(_line(row, track, row["time"], *_event(row)))
                 count += 1
-                if row.get("operand") is not None and row["data"] is not None:
+                if row["data"] is not None and row.get("exit_reason") is not None:
                     file.write(_line(row, track, row["time"], *_access(row)))
                     count += 1
                 if row.get("latency") is not None:
@@ -93,6 +93,9 @@ def _line(row: dict[str, Any], track: tuple[int, int], time: int, event: str, bo
 def _access(row: dict[str, Any]) -> tuple[str, str]:
     """What KVM says of an MSR or a control register that an exit is about, and its value."""
     reason, qualification = row["exit_reason"], row["qualification"] or 0
+    if row["operand"] is None:
+        window = row["data"]
+        return "kvm_ple_window_update", f"vcpu {row['vcpu'] or 0} old {window} new {2 * window}"
     name = "msr" if "MSR" in reason.upper() else "cr"
     writes = "write" in reason.lower()
     if reason == "CR_ACCESS":

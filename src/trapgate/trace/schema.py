@@ -117,7 +117,7 @@ EXITINTINFO); `qualification` is an exit's qualification (AMD's EXITINFO1), and 
 it says of a violation of the second stage, in words. `weight` says how many events a row
 stands for (null for one). `operand` is the port, the MSR or the control register that an exit
 is about; `data` then is the value that was written or read, and `old_value` what the guest had
-written to CR0 or CR4 before.
+written to CR0 or CR4 before. Of a loop of PAUSEs `data` is PLE_Window as it was then.
 """
 
 _UNKNOWN_TO_HOSTS = frozenset({"vector", "type", "rip", "cpl", "cr3"})

@@ -59,6 +59,11 @@ class Stop:
     message: str
     status: int = 0
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the guest would go on if it were run again: somebody else wanted the stop."""
+        return self.end in (End.LIMIT, End.UNTIL, End.LEFT, End.INTERRUPTED)
+
 
 Action = Resume | Emulated | Moved | Inject | Stop
 

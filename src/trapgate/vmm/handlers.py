@@ -117,7 +117,10 @@ def port(vmexit: VmExit, vm: Platform) -> Action:
         cells[0] = got if size == 4 else signed(value & ~mask | got)
     else:
         vm.devices.write(number, size, value, processor.time)
-    return vm.after_device(number) or EMULATED
+    stop = vm.after_device(number)
+    if stop is not None and stop.can_go_on:
+        vm.advance(vmexit)
+    return stop or EMULATED
 
 
 def halt(vmexit: VmExit, vm: Platform) -> Action:

@@ -15,6 +15,7 @@ from functools import partial
 from heapq import heappop, heappush
 from html import escape
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -411,6 +412,17 @@ class VirtualMachine(Platform):
             raise SnapshotError("the VMM of direct paging knows more than the machine: no snapshot")
         return Snapshot(self, self._tally, self._planned)
 
+    def save(self, path: str | Path) -> None:
+        """Write everything of the machine to a file, from which `SavedMachine` makes it anew.
+
+        What is planned by `at` is not in it. The file is there whole or not at all. Raises
+        SnapshotError as `snapshot` does, for a machine with several processors, in the middle of
+        a disk transfer, and if the file cannot be written.
+        """
+        from trapgate.vmm.snapshot_file import save
+
+        save(self.snapshot(), Path(path))
+
     def restore(self, snapshot: Snapshot) -> int:
         """Let everything be as it was; how many pages of memory had been written since.
 
@@ -510,6 +522,11 @@ class VirtualMachine(Platform):
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
                 if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
                     vector = self.devices.acknowledge()
+                    if x86_vmm.wants_interrupts and x86_vmm.posts(vector):
+                        self.devices.apic.end_of_interrupt()
+                        self.processor.engine.post_interrupts()
+                        self._offer_interrupt(v)
+                        return
                     self._tally.injected[EventKind.INTERRUPT][vector] += 1
                 else:
                     vector = 0

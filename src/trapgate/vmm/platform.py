@@ -82,6 +82,8 @@ class Platform:
         self.cpu, self.vmcs = self.cpus[0], vmcss[0]
         self.turns = Turns(self.cpus, seed)
         self.console = console
+        self.board = Board() if board is None else board
+        """What is plugged in."""
         self.output = bytearray()
         self.ram: GuestMemory = _Ram(processor) if ram is None else ram
         """Memory as bus masters and our own firmware see it."""
@@ -160,6 +162,11 @@ class Platform:
         if not (rights & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10):
             rip &= 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
         v[f.GUEST_RIP] = rip
+        self._settle()
+
+    def _settle(self) -> None:
+        """What follows an instruction, or an iteration of one, that the VMM has carried out."""
+        v = self.vmcs.words
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
         if v[f.GUEST_RFLAGS] & _TF:
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
@@ -222,7 +229,8 @@ class Platform:
         instruction = guest.decode()
         linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
         now = self.processor.time
-        if is_in and instruction.has_rep_prefix and self._input_block(guest, instruction, port):
+        by_blocks = is_in and instruction.has_rep_prefix and not v[f.GUEST_RFLAGS] & _TF
+        if by_blocks and self._input_block(guest, instruction, port):
             return self.after_device(port) or Resume()
         fault = guest.string_step(
             instruction,
@@ -234,6 +242,7 @@ class Platform:
             error_code, address = fault
             self.processor.registers.cells[16] = address
             return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
+        self._settle()
         return self.after_device(port) or Resume()
 
     def _input_block(self, guest: Operand, instruction: Instruction, port: int) -> bool:

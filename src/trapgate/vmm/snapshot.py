@@ -6,15 +6,22 @@ The processor's part is arrays (`processor.snapshot`), the devices' what their o
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trapgate.processor.snapshot import ProcessorSnapshot, plain
-from trapgate.vmm.state import State, put_back
+from trapgate.compiler.dialect import Cells
+from trapgate.engine import machine as stops
+from trapgate.processor.snapshot import ProcessorSnapshot, plain, take_plain
+from trapgate.vmm.actions import Stop
+from trapgate.vmm.state import SnapshotError, State, put_back
+from trapgate.vmm.state_values import take_values, values_of
 
 if TYPE_CHECKING:
     from trapgate.vmm.machine import Tally, VirtualMachine
 
-_HOST = frozenset({"number", "base"})
+_HOST = frozenset({"number", "base", "console", "bios", "_power_on"})
+_TIME = stops.RUN_STATE.index(stops.TIME)
 
 
 class Snapshot:
@@ -30,7 +37,8 @@ class Snapshot:
         """The virtual time of the moment, in instructions."""
         self._cpu = vm.cpu
         cpus = {f"cpu {cpu.number}": cpu for cpu in vm.cpus}
-        self._devices = State({"pc": vm.devices, **cpus})
+        bios = {} if vm.bios is None else {"bios": vm.bios}
+        self._devices = State({"pc": vm.devices, **cpus, **bios})
         self._processor = ProcessorSnapshot(vm.processor, vm.vmcs, self._devices.arrays.values())
         self._plain = [
             (vars(vm), {**plain(vm, _HOST), "stopped": vm.stopped}),
@@ -47,7 +55,8 @@ class Snapshot:
 
     def restore(self) -> int:
         """Let the machine be as it was; how many pages of memory had been written."""
-        self.machine.turn_to(self._cpu)
+        if self.machine.cpu is not self._cpu:
+            self.machine.turn_to(self._cpu)
         self._devices.restore()
         for attributes, saved in self._plain:
             attributes.update(saved)
@@ -57,6 +66,65 @@ class Snapshot:
         copied = self._processor.restore()
         self.machine.watch.restore(self._watched)
         return copied
+
+    # For files (`snapshot_file`).
+
+    @property
+    def processor(self) -> ProcessorSnapshot:
+        """The processors' part."""
+        return self._processor
+
+    def disks(self) -> dict[str, str]:
+        """The images that the guest reads, by their places: a digest of each."""
+        return {path: image.identity() for path, image in self._devices.files.items()}
+
+    def values(self) -> dict[str, Any]:
+        """What is no array, as JSON has values.
+
+        Raises SnapshotError for a machine that has stopped for good, is under direct paging, or has
+        several processors.
+        """
+        vm = self.machine
+        if not vm.can_be_restored:
+            raise SnapshotError("a machine under direct paging cannot be saved in a file")
+        if len(vm.cpus) > 1:
+            raise SnapshotError("a machine with several processors cannot be saved in a file")
+        plain_values = [dict(saved) for _, saved in self._plain]
+        stopped = plain_values[0].pop("stopped")
+        if isinstance(stopped, Stop) and not stopped.can_go_on:
+            raise SnapshotError(f"the machine has stopped for good: {stopped.message}")
+        _, *rest = (then for _, then in self._counts)
+        exits, output, *injected = (self._counts[0][1], *rest[1:])
+        return {
+            "plain": plain_values,
+            "exits": exits,
+            "output": b64encode(output).decode(),
+            "injected": [list(counts.items()) for counts in injected],
+            "devices": values_of(self._devices),
+            "processor": self._processor.values(),
+        }
+
+    def take(self, values: Mapping[str, Any], arrays: Sequence[Cells], rows: Cells) -> None:
+        """Let `restore` lead to what `values` and arrays of another process say; memory does.
+
+        Raises SnapshotError, ValueError, KeyError or TypeError for what is none.
+        """
+        for (_, now), then in zip(self._plain, values["plain"], strict=True):
+            stopped = now.pop("stopped", None)
+            take_plain(now, then)
+            if stopped is not None or now is self._plain[0][1]:
+                now["stopped"] = None
+        exits, _, output, *injected = (then for _, then in self._counts)
+        if len(values["exits"]) != len(exits):
+            raise ValueError("exits of other reasons")
+        exits[:] = [int(count) for count in values["exits"]]
+        output[:] = b64decode(values["output"], validate=True)
+        for now, then in zip(injected, values["injected"], strict=True):
+            now.clear()
+            now.update({int(vector): int(count) for vector, count in then})
+        take_values(self._devices, values["devices"])
+        self._processor.take(values["processor"], arrays, rows)
+        self.time = int(values["processor"]["run state"][_TIME])
 
     def is_met(self) -> bool:
         """Whether the machine is now where it was then, so that the same follows.

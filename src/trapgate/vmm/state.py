@@ -23,6 +23,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.errors import TrapgateError
 from trapgate.vmm.devices.bus import Wires
 from trapgate.vmm.devices.quick import Slot, Wired
+from trapgate.vmm.devices.storage import ImageFile, OverlayFile
 
 FIXED = (
     *(int, float, str, bytes, type(None), range, frozenset, datetime, Enum, type),
@@ -48,19 +49,23 @@ class State:
         self.objects: dict[str, object] = {}
         self.containers: dict[str, Any] = {}
         self.arrays: dict[str, Cells] = {}
+        self.files: dict[str, ImageFile] = {}
+        """Images that are only read."""
         self._seen: set[int] = set()
-        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._slots: list[tuple[object, list[tuple[str, object]]]] = []
-        for name, root in roots.items():
-            self._look(name, root)
+        self.attributes: dict[str, dict[str, Any]] = {}
+        """Of each object: what its attributes are to be again."""
+        self.contents: dict[str, Any] = {}
+        """Of each container: what it is to hold again."""
+        self._look(roots)
+        self._live = [(vars(self.objects[path]), then) for path, then in self.attributes.items()]
         self._now = list(self.containers.values())
-        self._then = [container.copy() for container in self._now]
+        self._then = list(self.contents.values())
         self._cells = {path: array.copy() for path, array in self.arrays.items()}
 
-    def _look(self, path: str, one: object) -> None:
-        todo = [(path, one)]
+    def _look(self, roots: Mapping[str, object]) -> None:
+        todo = deque(roots.items())
         while todo:
-            path, one = todo.pop()
+            path, one = todo.popleft()
             if isinstance(one, FIXED) or id(one) in self._seen:
                 continue
             if type(one).__module__ == self._leaving:
@@ -82,51 +87,58 @@ class State:
         elif isinstance(one, CONTAINERS):
             if not isinstance(one, Wires):
                 self.containers[path] = one
+                self.contents[path] = one.copy()
             items = one.items() if isinstance(one, dict) else enumerate(one)
             if not isinstance(one, bytearray):
                 yield from ((f"{path}[{key!r}]", part) for key, part in items)
+        elif isinstance(one, ImageFile | OverlayFile):
+            if not isinstance(one, ImageFile) or one.is_changed:
+                raise SnapshotError(
+                    f"{one}: what the guest writes goes to this file, which no snapshot can take "
+                    "back; leave out write and overlay="
+                )
+            self.files[path] = one
         elif type(one).__module__.startswith(_OURS):
             self.objects[path] = one
-            yield from ((f"{path}.{name}", part) for name, part in self._attributes_of(one))
+            attributes = attributes_of(one)
+            if attributes is not None:
+                if not isinstance(one, Wired):
+                    self.attributes[path] = dict(attributes)
+                yield from ((f"{path}.{name}", part) for name, part in attributes.items())
         elif not type(one).__module__.startswith("trapgate."):
             raise SnapshotError(
-                f"{path} is a {type(one).__name__}, which no snapshot can take back; "
-                "give the machine disks that are kept in memory"
+                f"{path} is a {type(one).__name__}, which no snapshot can take back"
             )
-
-    def _attributes_of(self, one: object) -> list[tuple[str, object]]:
-        if hasattr(one, "__dict__"):
-            attributes = vars(one)
-            if not isinstance(one, Wired):
-                self._attributes.append((attributes, dict(attributes)))
-            return list(attributes.items())
-        names = [name for base in type(one).__mro__ for name in getattr(base, "__slots__", ())]
-        values = [(name, getattr(one, name)) for name in names]
-        kind: Any = type(one)
-        if not (is_dataclass(one) and kind.__dataclass_params__.frozen):
-            self._slots.append((one, values))
-        return values
 
     def is_met(self) -> bool:
         """Whether everything is as it was, arrays included."""
         return (
-            all(attributes == saved for attributes, saved in self._attributes)
+            all(attributes == then for attributes, then in self._live)
             and self._now == self._then
-            and all(getattr(one, n) == value for one, values in self._slots for n, value in values)
             and all(np.array_equal(array, self._cells[path]) for path, array in self.arrays.items())
         )
 
     def restore(self) -> None:
         """Let everything be as it was but the arrays."""
-        for attributes, saved in self._attributes:
-            attributes.update(saved)
-        for one, values in self._slots:
-            for name, value in values:
-                setattr(one, name, value)
+        for attributes, then in self._live:
+            attributes.update(then)
         if self._now != self._then:
             for container, then in zip(self._now, self._then, strict=True):
                 if container != then:
                     put_back(container, then)
+
+
+def attributes_of(one: object) -> dict[str, Any] | None:
+    """The attributes of an object; None of one that cannot change.
+
+    What has slots and can change is not known here.
+    """
+    if hasattr(one, "__dict__"):
+        return vars(one)
+    kind: Any = type(one)
+    assert is_dataclass(one), kind
+    assert kind.__dataclass_params__.frozen, kind
+    return None
 
 
 def put_back(container: Any, saved: Any) -> None:

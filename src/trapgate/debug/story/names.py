@@ -1,10 +1,11 @@
-"""Names for a guest's addresses: functions of its ELF file or System.map."""
+"""Names for a guest's addresses: functions of its ELF file or System.map, and source lines."""
 
 from pathlib import Path
 
 import numpy as np
 
 from trapgate.debug.story.instruction import Namer, no_names
+from trapgate.debug.story.lines import SourceLines
 
 _MAGIC = b"\x7fELF"
 
@@ -12,6 +13,7 @@ _MAGIC = b"\x7fELF"
 def namer(guest: Path | None, symbols: Path | None) -> Namer:
     """Names from `symbols`, or from the guest's own file if it is an ELF with symbols.
 
+    With debugging information there is the source line, too: main+3H, kernel.c:42.
     Raises TraceError if `symbols` is given and is no such file.
     """
     if symbols is None and (guest is None or not _is_elf(guest)):
@@ -29,12 +31,17 @@ def namer(guest: Path | None, symbols: Path | None) -> Namer:
     else:
         table = Symbols(symbols)
 
+    lines = SourceLines(table.path) if _is_elf(table.path) else no_names
+
     def name(address: int) -> str:
         index = int(table.indices(np.array([address], np.uint64))[0])
         if index < 0:
-            return ""
+            return lines(address)
         offset = address - int(table.starts[index])
-        return table.names[index] + (f"+{offset:X}H" if offset else "")
+        line = lines(address)
+        return (
+            table.names[index] + (f"+{offset:X}H" if offset else "") + (f", {line}" if line else "")
+        )
 
     return name
 

@@ -26,7 +26,7 @@ _W_READ_MSR, _W_WRITE_MSR, _W_READ_CR, _W_WRITE_CR = map(
 _W_ECX, _W_CR, _W_DATA, _W_VAL = map(digest, ("ecx", "cr", "data", "val"))
 _W_WRITE, _W_RW, _W_SET = map(digest, ("write", "rw", "set"))
 _W_GVEC, _W_ENABLED = map(digest, ("gvec", "enabled"))
-_W_VCPU, _W_VCPU_ID = map(digest, ("vcpu", "vcpu_id"))
+_W_VCPU, _W_VCPU_ID, _W_OLD = map(digest, ("vcpu", "vcpu_id", "old"))
 
 
 @LIBRARY.inside
@@ -99,3 +99,23 @@ def posted(text: Cells, at: int, end: int, point: Cells) -> bool:
             if good and 0 <= number < 256:
                 point[ADDRESS] = number
                 point[HAS] |= HAS_ADDRESS
+
+
+@LIBRARY.inside
+def pause_window(text: Cells, at: int, end: int, point: Cells) -> bool:
+    """Read `vcpu 0 old 4096 new 8192 (growed)`; False if it cannot be read."""
+    while True:
+        begin, at, value = word_at(text, at, end)
+        if begin == at:
+            return bool(point[HAS] & HAS_INFO1)
+        if value in (_W_VCPU, _W_VCPU_ID, _W_OLD):
+            begin, at, _ = word_at(text, at, end)
+            number = decimal_number(text, begin, at, 10)
+            if number < 0:
+                return False
+            if value == _W_OLD:
+                point[INFO1] = number
+                point[HAS] |= HAS_INFO1
+            else:
+                point[VCPU] = number
+                point[HAS] |= HAS_VCPU

@@ -6,7 +6,7 @@ import numpy as np
 
 from trapgate.compiler.dialect import Cells
 from trapgate.sdm.vectors import Vector
-from trapgate.trace.imports.access_bodies import accessed, posted
+from trapgate.trace.imports.access_bodies import accessed, pause_window, posted
 from trapgate.trace.imports.letters import (
     LIBRARY,
     decimal_number,
@@ -45,6 +45,7 @@ from trapgate.trace.imports.points import (
     LENGTH,
     MSR,
     PAGE_FAULT,
+    PAUSE_WINDOW,
     POSTED,
     REASON,
     RIP,
@@ -336,6 +337,8 @@ def body(text: Cells, at: int, end: int, point: Cells) -> bool:
         return injected_interrupt(text, at, end, point)
     if kind in (MSR, CONTROL_REGISTER):
         return accessed(text, at, end, point)
+    if kind == PAUSE_WINDOW:
+        return pause_window(text, at, end, point)
     if kind == POSTED:
         return posted(text, at, end, point)
     if not fields(text, at, end, point):

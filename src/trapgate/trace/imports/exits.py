@@ -57,6 +57,7 @@ from trapgate.trace.imports.points import (
     HAS_RIP,
     IS_BARE,
     MSR,
+    PAUSE_WINDOW,
 )
 from trapgate.trace.imports.reasons import Reasons
 
@@ -233,7 +234,8 @@ def _operands(told: Meaning, rows: Cells, kind: Cells) -> None:
     is_register = (kind == kinds.REGISTER) | (kind == kinds.SVM_REGISTER)
     mine = (is_msr & (said == MSR)) | (is_register & (said == CONTROL_REGISTER))
     told.operand.put(mine, rows[:, OPERAND])
-    told.data.put(mine, rows[:, VALUE])
+    window = ((kind == kinds.PAUSE) | (kind == kinds.SVM_PAUSE)) & (said == PAUSE_WINDOW)
+    told.data.put(mine | window, rows[:, VALUE])
     told.old_value.put(mine & (rows[:, HAS_BEFORE] != 0), rows[:, BEFORE])
 
 

@@ -104,6 +104,7 @@ _FIELDS: Final = {
         (("gvec",), points.ADDRESS, points.HAS_ADDRESS),
         (("set",), WRITE, 0),
     ),
+    points.PAUSE_WINDOW: (_PID, _VCPU, (("old",), points.INFO1, points.HAS_INFO1)),
 }
 """For each kind of point its fields' names (old kernels have others), cells and bits of HAS."""
 
@@ -118,6 +119,7 @@ _NEEDED: Final = {
     points.MSR: {points.ADDRESS, points.INFO1},
     points.CONTROL_REGISTER: {points.ADDRESS, points.INFO1},
     points.POSTED: {points.ADDRESS, points.VCPU},
+    points.PAUSE_WINDOW: {points.INFO1},
 }
 
 

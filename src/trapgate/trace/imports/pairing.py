@@ -38,6 +38,7 @@ from trapgate.trace.imports.points import (
     NESTED_INJECTION,
     NOTHING,
     PAGE_FAULT,
+    PAUSE_WINDOW,
     POINT,
     PROCESS,
     REASON,
@@ -274,17 +275,22 @@ def take_nested(state: Cells, point: Cells, known: Cells) -> int:
 
 @LIBRARY.inside
 def take_access(state: Cells, point: Cells, known: Cells) -> int:
-    """Which MSR or control register the exit that waits accesses, and the value; 0."""
+    """Which MSR or control register the exit that waits accesses, and the value (of a loop of
+    PAUSEs the window in force); 0.
+
+    A guest's guest has registers of its own, of which nothing is kept.
+    """
     has_before = 0
     before = 0
     register = point[ADDRESS]
-    if point[KIND] == CONTROL_REGISTER and point[HAS] & IS_WRITE and register in (0, 4):
+    row = state[_WAITING_ROW:]
+    own = not state[IS_WAITING] or row[LEVEL] != 2
+    if own and point[KIND] == CONTROL_REGISTER and point[HAS] & IS_WRITE and register in (0, 4):
         cell = HAS_CR0 if register == 0 else HAS_CR4
         has_before = state[cell]
         before = state[cell + 1]
         state[cell] = 1
         state[cell + 1] = point[INFO1]
-    row = state[_WAITING_ROW:]
     if not state[IS_WAITING]:
         known[STRAY] += 1
     elif not row[ACCESSED]:
@@ -365,7 +371,7 @@ def pair(points: Cells, size: int, states: Cells, known: Cells, cpus: Cells, out
             count = take_injection(state, point, known, out, count)
         elif kind in (NESTED_EXIT, NESTED_INJECTION):
             take_nested(state, point, known)
-        elif kind in (MSR, CONTROL_REGISTER):
+        elif kind in (MSR, CONTROL_REGISTER, PAUSE_WINDOW):
             take_access(state, point, known)
     return count
 

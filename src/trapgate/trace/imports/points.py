@@ -48,6 +48,8 @@ CONTROL_REGISTER: Final = 11
 """What an exit accessed: `ADDRESS` says which, `INFO1` the value."""
 POSTED: Final = 12
 """A device's interrupt is from now on posted to `VCPU` as vector `ADDRESS` (`IS_WRITE`), or not."""
+PAUSE_WINDOW: Final = 13
+"""A loop of PAUSEs changed PLE_Window (AMD's pause filter); `INFO1` is what it was."""
 
 EVENT_KINDS: Final = {
     "kvm_exit": EXIT,
@@ -60,6 +62,7 @@ EVENT_KINDS: Final = {
     "kvm_msr": MSR,
     "kvm_cr": CONTROL_REGISTER,
     "kvm_pi_irte_update": POSTED,
+    "kvm_ple_window_update": PAUSE_WINDOW,
 }
 """The trace points that are read; all others are foreign."""
 

@@ -16,10 +16,10 @@ from trapgate.sdm.vectors import Vector
 VECTORS: Final = {vector.name: int(vector) for vector in Vector} | {"XF": int(Vector.XM)}
 """Exceptions by the names that KVM prints."""
 
-OTHER, EXCEPTION, INTERRUPT, EPT_VIOLATION, PORT, REGISTER, MSR = range(7)
+OTHER, EXCEPTION, INTERRUPT, EPT_VIOLATION, PORT, REGISTER, MSR, PAUSE = range(8)
 """Kinds of exits of Intel's."""
 SVM, SVM_EXCEPTION, SVM_NMI, SVM_INTERRUPT, NESTED_PAGE_FAULT = range(8, 13)
-SVM_PORT, SVM_REGISTER, SVM_MSR = range(13, 16)
+SVM_PORT, SVM_REGISTER, SVM_MSR, SVM_PAUSE = range(13, 17)
 """Kinds of exits of AMD's."""
 
 
@@ -76,6 +76,7 @@ _SVM_KINDS: Final = {
     "io": SVM_PORT,
     "ioio": SVM_PORT,
     "msr": SVM_MSR,
+    "pause": SVM_PAUSE,
     "cr0_sel_write": SVM_REGISTER,
 }
 _SVM_CR: Final = re.compile(r"(?:read|write)_cr(\d{1,2})")
@@ -85,6 +86,7 @@ _VMX_KINDS: Final = {
     "EPT_VIOLATION": EPT_VIOLATION,
     "IO_INSTRUCTION": PORT,
     "CR_ACCESS": REGISTER,
+    "PAUSE_INSTRUCTION": PAUSE,
     "MSR_READ": MSR,
     "MSR_WRITE": MSR,
 }

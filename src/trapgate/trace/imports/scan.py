@@ -29,6 +29,7 @@ from trapgate.trace.imports.points import (
     NOTE,
     NOTHING,
     PAGE_FAULT,
+    PAUSE_WINDOW,
     POINT,
     POSTED,
     PROCESS,
@@ -49,7 +50,8 @@ _PAGE_FAULT, _INJ_EXCEPTION = digest("kvm_page_fault"), digest("kvm_inj_exceptio
 _INJ_VIRQ = digest("kvm_inj_virq")
 _NESTED_EXIT, _NESTED_INJECT = digest("kvm_nested_vmexit"), digest("kvm_nested_vmexit_inject")
 _MSR, _CR, _POSTED = digest("kvm_msr"), digest("kvm_cr"), digest("kvm_pi_irte_update")
-assert len(EVENT_KINDS) == 10
+_WINDOW = digest("kvm_ple_window_update")
+assert len(EVENT_KINDS) == 11
 
 
 @LIBRARY.inside
@@ -75,6 +77,8 @@ def event_of(value: int) -> int:
         return CONTROL_REGISTER
     if value == _POSTED:
         return POSTED
+    if value == _WINDOW:
+        return PAUSE_WINDOW
     return NOTHING
 
 

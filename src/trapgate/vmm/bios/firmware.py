@@ -138,9 +138,13 @@ class Bios:
             f"boot sector of drive {found.drive:02X}H in real mode at {found.address:#x}",
         )
 
+    def serve(self, machine: Machine) -> None:
+        """Be the BIOS of a machine."""
+        self._machine = machine
+
     def start(self, machine: Machine) -> None:
         """Leave the devices as a BIOS does: 8259s at 08H and 70H, the timer at 18.2 Hz."""
-        self._machine = machine
+        self.serve(machine)
         for port, value in (
             *((0x20, 0x11), (0x21, 0x08), (0x21, 0x04), (0x21, 0x01), (0x21, 0xB8)),
             *((0xA0, 0x11), (0xA1, 0x70), (0xA1, 0x02), (0xA1, 0x01), (0xA1, 0x8F)),

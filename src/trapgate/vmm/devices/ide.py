@@ -152,6 +152,11 @@ class AtaChannel(UntimedDevice):
 
     # The data register.
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a transfer is under way."""
+        return self._next is not None or self._taken is not None
+
     def read_block(self, count: int) -> bytes:
         """Up to `count` bytes from the data register at once, for a repeated INS."""
         if self._wanted or not self._status & _DATA_REQUEST:
@@ -396,6 +401,11 @@ class BusMaster(UntimedDevice):
         self._status = 0x60
         self._table = 0
         self._job: Callable[[], None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a transfer is under way."""
+        return self._job is not None
 
     def begin(self, sectors: Sectors, first: int, count: int, *, to_disk: bool) -> None:
         """A DMA command of a disk's; it runs as soon as the master is started."""

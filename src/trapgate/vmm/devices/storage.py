@@ -8,6 +8,7 @@ the image itself, in the order of the writes, as a real disk would be changed.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import stat
 import weakref
@@ -36,6 +37,7 @@ _FOREIGN = (
     (b"BZh", "bzip2-compressed", "bunzip2"),
 )
 _LARGEST = 1 << 41
+_SAMPLES = 2048
 _OVERLAY = Struct("<8sQ")
 _OVERLAY_MAGIC = b"TrapgOvl"
 _OVERLAY_HEAD = 4096
@@ -62,6 +64,8 @@ class ImageFile:
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self._path = path
+        self.is_changed = writable
+        """Whether what a guest writes goes to the file."""
         flags = os.O_RDWR if writable else os.O_RDONLY
         with _told(path):
             self._handle = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -97,6 +101,18 @@ class ImageFile:
             other = "somebody uses it" if writable else "somebody writes to it"
             raise DiskImageError(f"{self._path}: {other}; wait, or copy it") from None
         self.count = size // SECTOR
+
+    def __str__(self) -> str:
+        """The file's name."""
+        return str(self._path)
+
+    def identity(self) -> str:
+        """A digest of the file's size and of sectors all over it, to know it again by."""
+        digest = hashlib.sha256(self.count.to_bytes(8, "little"))
+        step = max(self.count // _SAMPLES, 1)
+        for first in range(0, self.count, step):
+            digest.update(self.read(first, min(8, self.count - first)))
+        return digest.hexdigest()
 
     def read(self, first: int, count: int) -> bytes:
         """`count` sectors from `first` on; zeros where the file has shrunk meanwhile."""
@@ -176,6 +192,10 @@ class OverlayFile:
             raise DiskImageError(f"{path}: is no overlay of this image; name another file")
         bits = os.pread(self._handle, (self.count + 7) // 8, self._map)
         self._changed = bytearray(bits.ljust((self.count + 7) // 8, b"\0"))
+
+    def __str__(self) -> str:
+        """The file's name."""
+        return str(self._path)
 
     @property
     def _map(self) -> int:

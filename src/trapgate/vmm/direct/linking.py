@@ -30,18 +30,16 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants
     RELEASED,
     REFUSED,
     REFUSED_FRAME,
-    REFUSED_IN,
     STATE_CELLS,
-) = range(14)
+) = range(13)
 """The map's address and how many frames it has; how many are the guest's; the paging mode
-(`links.Mode`); whether translations are stale; how many tables came and went; the level of the
-first table, or with 0 the last-level table, that may not be: its frame, and where it is led to."""
+(`links.Mode`); whether translations are stale; how many tables came and went; the level and
+the frame of the first table that may not be."""
 
 P, PS = 1, 0x80
 ADDRESS: Final = 0xFF_FFFF_F000
 """Bits of an entry that name a frame, of 40 bits of physical address."""
-NOT_REFUSED: Final = -1
-LEAF_ENTRY: Final = 0
+NOT_REFUSED: Final = 0
 _TABLES: Final = 0x0101_0101_0101_0101
 assert TABLE == 1
 
@@ -65,7 +63,7 @@ def mark(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
     if last and upper:
         byte |= TABLE | MIXED
     elif last:
-        byte |= TABLE | LEAF
+        byte |= TABLE | LEAF if maps_own_alone(state, mem, frame) else TABLE
     elif upper:
         byte |= TABLE
     if state[POINTERS] == 0:
@@ -73,6 +71,16 @@ def mark(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
     elif counts[frame * 4 + state[LEVELS] - 1] != 0:
         byte |= ROOT
     put_byte(state, mem, frame, byte)
+
+
+@LIBRARY.inside
+def maps_own_alone(state: Cells, mem: Cells, frame: int) -> bool:
+    """Whether all entries of a last-level table lead to frames of the guest's own."""
+    for n in range(entries_of(state)):
+        entry = entry_at(state, mem, frame, n)
+        if entry & P != 0 and byte_of(state, mem, (entry & ADDRESS) >> 12) & OWN == 0:
+            return False
+    return True
 
 
 @LIBRARY.inside
@@ -111,12 +119,11 @@ def is_same(before: int, after: int) -> bool:
 
 
 @LIBRARY.inside
-def refuse(state: Cells, level: int, frame: int, table: int) -> None:
-    """Remember the first thing that may not be."""
+def refuse(state: Cells, level: int, frame: int) -> None:
+    """Remember the first table that may not be."""
     if state[REFUSED] == NOT_REFUSED:
         state[REFUSED] = level
         state[REFUSED_FRAME] = frame
-        state[REFUSED_IN] = table
 
 
 @LIBRARY.inside
@@ -129,7 +136,7 @@ def is_own(state: Cells, mem: Cells, frame: int) -> bool:
 def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
     """One more link leads to `frame` as a table of `level`; the first validates it."""
     if not is_own(state, mem, frame):
-        refuse(state, level, frame, 0)
+        refuse(state, level, frame)
         return
     at = frame * 4 + level - 1
     counts[at] += 1
@@ -138,8 +145,9 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
     mark(state, mem, counts, frame)
     state[STALE] = 1
     state[LINKED] += 1
-    for n in range(entries_of(state)):
-        come(state, mem, counts, frame, level, 0, entry_at(state, mem, frame, n))
+    if level > 1:
+        for n in range(entries_of(state)):
+            come(state, mem, counts, level, 0, entry_at(state, mem, frame, n))
 
 
 @LIBRARY.inside
@@ -166,18 +174,10 @@ def forget(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
 
 
 @LIBRARY.inside
-def come(
-    state: Cells, mem: Cells, counts: Cells, table: int, level: int, before: int, after: int
-) -> None:
-    """An entry of `table`, of `level`, has become `after`."""
-    if after & P == 0:
-        return
-    target = (after & ADDRESS) >> 12
-    if level == 1:
-        if byte_of(state, mem, target) & OWN == 0:
-            refuse(state, LEAF_ENTRY, target, table)
-    elif leads_to_table(state, after) and not is_same(before, after):
-        link(state, mem, counts, target, level - 1)
+def come(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int) -> None:
+    """An entry of a table of `level` has been `before`, and is `after` now."""
+    if level > 1 and leads_to_table(state, after) and not is_same(before, after):
+        link(state, mem, counts, (after & ADDRESS) >> 12, level - 1)
 
 
 @LIBRARY.inside
@@ -236,7 +236,7 @@ def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before
         after = entry_at(state, mem, frame, first + n)
         for level in range(1, 5):
             if levels >> level & 1 and after != before[n]:
-                come(state, mem, counts, frame, level, before[n], after)
+                come(state, mem, counts, level, before[n], after)
     refused = state[REFUSED] != NOT_REFUSED
     for n in range(len(before)):
         after = entry_at(state, mem, frame, first + n)
@@ -246,6 +246,8 @@ def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before
                     go(state, mem, counts, level, after, before[n])
                 else:
                     go(state, mem, counts, level, before[n], after)
+    if levels & 2 and not refused:
+        mark(state, mem, counts, frame)
     return not refused
 
 

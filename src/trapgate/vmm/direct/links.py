@@ -3,8 +3,10 @@
 Guests keep their tables as they wrote them; the map (`paging.frame_map`) stops every write to one,
 and each that no filter completes comes here. What has to stay true of every table:
 
-- an entry of a last-level table leads to a frame of the guest's own, at any rights;
-- an entry of an upper table leads to a large page or to a table, which is one here, too.
+- an entry of an upper table leads to a large page or to a table, which is one here, too;
+- in a last-level table with LEAF in the map, where filters complete, entries lead to frames of
+  the guest's own, at any rights. In another, which was filled before it was linked, say, the
+  walk stops what leads elsewhere (FOREIGN) as it does for large pages.
 
 A link is an entry of an upper table that leads to a table, or the VMM's word that a root may be
 loaded. A frame is a table as long as something links it. It may be one of several levels at once,
@@ -206,7 +208,5 @@ class Links:
 
     def _refusal(self) -> Refusal:
         """What may not be, in words."""
-        level, frame, table = self._state[linking.REFUSED : linking.REFUSED_IN + 1].tolist()
-        if level == linking.LEAF_ENTRY:
-            return Refusal(f"table {table:#x} maps frame {frame:#x}, which is not the guest's")
+        level, frame = self._state[linking.REFUSED : linking.REFUSED_FRAME + 1].tolist()
         return Refusal(f"frame {frame:#x}, a table of level {level}, is not the guest's")
