@@ -226,11 +226,3 @@ def test_golden_runs_begin_and_end_where_one_says(begin: str, end: str, how: str
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_plans_can_be_run(name: str) -> None:
     assert len(prepare(find_plan(name)).runs) > 100
-
-
-def test_both_engines_agree(tmp_path: Path) -> None:
-    body = EVENTS + "[sample]\nruns = 30\n"
-    native = finished(body, tmp_path / "native")
-    head = HEAD.replace('kernel = "bundled"', 'kernel = "bundled"\nengine = "portable"')
-    portable = finished(body, tmp_path / "portable", head)
-    assert rows(portable).equals(rows(native))
