@@ -18,7 +18,8 @@ from trapgate.vmm.state import SnapshotError, State, put_back
 from trapgate.vmm.state_values import take_values, values_of
 
 if TYPE_CHECKING:
-    from trapgate.vmm.machine import Tally, VirtualMachine
+    from trapgate.vmm.accounts import Tally
+    from trapgate.vmm.machine import VirtualMachine
 
 _HOST = frozenset({"number", "base", "console", "bios", "_power_on"})
 _TIME = stops.RUN_STATE.index(stops.TIME)
