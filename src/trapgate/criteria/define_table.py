@@ -230,8 +230,8 @@ class _Answers:
         asked = frozenset(clause.value.name for rule in rules for clause in rule.clauses)
         missed, needless = self._search.missed(vmcs), self._search.needless(vmcs)
         return Difference(
-            missed,
-            needless,
+            dict(missed) if missed else None,
+            dict(needless) if needless else None,
             in_words(missed, asked) if missed else "",
             in_words(needless, asked) if needless else "",
         )
