@@ -117,18 +117,19 @@ def on_translate(
         m[mc.CARE] |= CARE_AUDIT
     if m[mc.CALL_OP] == 0:
         return
+    # 16-bit code can pass the usual limit of 64 KB only where the block ends.
+    limited = m[mc.ACCESSES] == mc.ACCESSES_ALL and (
+        flags & at.HF_CODE_LIMITED != 0 or last_offset(tb) > 0xFFFF
+    )
     if m[mc.NATIVE] == 0:
         poke64(em.argument(m[mc.CALL_OP], 2), t[em.PORTABLE_CODE])
-        poke64(em.argument(m[mc.COUNT_OP], 1), tb)
+        poke64(em.argument(m[mc.COUNT_OP], 1), tb | (CARE_LIMIT if limited else 0))
         return
     if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
         m[mc.CARE] |= CARE_BREAKPOINT
     if flags & _AC:
         m[mc.CARE] |= CARE_ALIGNMENT
-    # 16-bit code can pass the usual limit of 64 KB only where the block ends.
-    if m[mc.ACCESSES] == mc.ACCESSES_ALL and (
-        flags & at.HF_CODE_LIMITED or last_offset(tb) > 0xFFFF
-    ):
+    if limited:
         m[mc.CARE] |= CARE_LIMIT
     if m[mc.CARE] != 0:
         poke64(em.argument(m[mc.CALL_OP], 2), t[em.CARE_CODE])
