@@ -28,7 +28,6 @@ HLT_EXITING = {"PRIMARY_PROCESSOR_BASED_CONTROLS": 1 << 7}
 BYTES = 0x58
 """Selector of a segment of our own."""
 AT_DATA = pack("<I", DATA)
-CR4_DE = 1 << 3
 BTF = 2
 
 
@@ -74,13 +73,6 @@ def test_single_step_on_branches() -> None:
     assert done.exit.interruption is not None
     assert done.exit.interruption.vector == DB
     assert done.vmcs["GUEST_RIP"] == CODE + 3
-
-
-@limit("breakpoints on I/O ports never match")
-def test_io_breakpoint() -> None:
-    fields = {"GUEST_DR7": 0x400 | 2 | 2 << 16, "GUEST_CR4": 0x2000 | 0x610 | CR4_DE}
-    guest = Tiny("p32", code=b"\xe4\x80\x90", fields=fields, registers={"dr0": 0x80})
-    assert faulted(guest) == (DB, None)
 
 
 def test_the_judge() -> None:

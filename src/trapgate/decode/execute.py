@@ -51,6 +51,7 @@ from trapgate.instructions.intercepts import (
     io_permission,
     privilege_level,
 )
+from trapgate.instructions.io_breakpoints import note_io
 from trapgate.instructions.virtual_apic import (
     exit_below_threshold,
     has_tpr_shadow,
@@ -223,6 +224,7 @@ def execute_io(
     if outcome == GO_ON and x[MODE] == MODE_NON_ROOT:
         return PLATFORM
     if outcome == GO_ON:
+        note_io(v, r, port, size)
         if is_in:
             if size == 4:
                 r[RAX] = _LOW

@@ -35,6 +35,7 @@ from trapgate.events.journal import (
 )
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import quick_ports
+from trapgate.instructions.io_breakpoints import note_io
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -238,6 +239,8 @@ def is_answered(m: Cells, v: Cells, r: Cells) -> bool:
     if wait < 0:
         return False
     m[mc.TIME] += wait
+    accessed = v[f.EXIT_QUALIFICATION]
+    note_io(v, r, (accessed >> 16) & 0xFFFF, (accessed & 7) + 1)
     advance(v, v[f.VM_EXIT_INSTRUCTION_LENGTH])
     return True
 
@@ -267,9 +270,11 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
         if v[f.GUEST_DR7] & DR7_GD:
             # Each MOV DR is to be intercepted from now on.
             m[mc.SWITCHED] |= mc.SWITCHED_VMCS
-        if stepping:
-            causes = _SINGLE_STEP | v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
+        causes = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
+        # Those of an instruction that is executed alone, `trapgate.processor.stepping` raises.
+        if stepping or (causes != 0 and m[mc.STEPPING] == 0):
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+            causes |= _SINGLE_STEP if stepping else 0
             return arbitrate(m, v, r, 1, 3, -1, causes, 0)
         return mc.RUNNING
     if outcome == ix.EXITED:

@@ -21,6 +21,7 @@ from trapgate.instructions.effects import (
     load_machine_status,
     read_cr,
 )
+from trapgate.instructions.io_breakpoints import note_io
 from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor
 from trapgate.sdm import cells as f
@@ -289,9 +290,11 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     if outcome in (ix.GO_ON, NEXT_ALREADY):
         if outcome == ix.GO_ON:
             advance(v, instruction.len)
-        if not stepping:
+        causes = int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & _BREAKPOINTS
+        if stepping:
+            causes |= PENDING_BS
+        if not causes:
             return False
-        causes = PENDING_BS | int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & _BREAKPOINTS
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return processor.raise_fault(1, -1, causes)
     if outcome == ix.EXITED:
@@ -393,6 +396,7 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     )
     if fault is not None:
         raise PageFaultError(*fault)
+    note_io(v, guest.r, port, size)
     return NEXT_ALREADY
 
 
