@@ -153,3 +153,24 @@ def test_breakpoints_on_ports_of_devices(code: bytes, engine: str) -> None:
     machine.run(max_instructions=10_000)
     dr6 = int.from_bytes(machine.processor.memory.read(0x180100, 4), "little")
     assert dr6 & 0x400F == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("code", "watched"), [(b"\x6c", 128), (b"\x6e", 64)])
+def test_strings_of_ports_meet_breakpoints_on_data(code: bytes, watched: int, engine: str) -> None:
+    """INSB and OUTSB."""
+    registers = {"rdx": 0x80, "rsi": DATA + 64, "rdi": DATA + 128, "dr0": DATA + watched}
+    guest = Tiny("p32", code=code + b"\x90", registers=registers)
+    guest.fields["GUEST_DR7"] = 0x400 | 1 | 3 << 16
+    run = begin(guest, WATCH_DB, engine=engine)
+    assert (run.vmcs["GUEST_RIP"], run.exit.qualification) == (CODE + 1, 1)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_trap_tells_of_a_breakpoint_on_what_comes_next(engine: str) -> None:
+    """Where CS has a base as well: the breakpoint's address is linear."""
+    for mode in ("p32", "r16"):
+        guest = Tiny(mode, code=b"\x90\x90", registers={"dr0": CODE + 1})
+        guest.fields |= {"GUEST_RFLAGS": 2 | TF, "GUEST_DR7": 0x401}
+        run = begin(guest, WATCH_DB, engine=engine)
+        assert run.exit.qualification == BS | 1, mode

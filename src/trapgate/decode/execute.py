@@ -9,6 +9,7 @@ from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
+from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.effects import (
     clear_task_switched,
     halt,
@@ -51,7 +52,6 @@ from trapgate.instructions.intercepts import (
     io_permission,
     privilege_level,
 )
-from trapgate.instructions.io_breakpoints import note_io
 from trapgate.instructions.virtual_apic import (
     exit_below_threshold,
     has_tpr_shadow,
@@ -224,7 +224,7 @@ def execute_io(
     if outcome == GO_ON and x[MODE] == MODE_NON_ROOT:
         return PLATFORM
     if outcome == GO_ON:
-        note_io(v, r, port, size)
+        note_ports(v, r, port, size)
         if is_in:
             if size == 4:
                 r[RAX] = _LOW

@@ -35,7 +35,7 @@ from trapgate.events.journal import (
 )
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import quick_ports
-from trapgate.instructions.io_breakpoints import note_io
+from trapgate.instructions.breakpoints import EXECUTION, breakpoints_met, note_ports
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -240,7 +240,7 @@ def is_answered(m: Cells, v: Cells, r: Cells) -> bool:
         return False
     m[mc.TIME] += wait
     accessed = v[f.EXIT_QUALIFICATION]
-    note_io(v, r, (accessed >> 16) & 0xFFFF, (accessed & 7) + 1)
+    note_ports(v, r, (accessed >> 16) & 0xFFFF, (accessed & 7) + 1)
     advance(v, v[f.VM_EXIT_INSTRUCTION_LENGTH])
     return True
 
@@ -471,10 +471,10 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
             return undefined_opcode(m, v, r)
         if vector == 1:
             causes = peek64(env + at.DR6) & _DEBUG_CAUSES
-            for n in range(4):
-                # The engine looks at addresses only; `trapgate.processor.stepping` knows data.
-                if (v[f.GUEST_DR7] >> (16 + 4 * n)) & 3 != 0:
-                    causes &= ~(1 << n)
+            if causes & _SINGLE_STEP:
+                # The engine compares offsets, and with breakpoints of all kinds.
+                here = breakpoints_met(v, r, 1 << EXECUTION, linear_rip(v), 1)
+                causes = causes & ~_BREAKPOINTS | here
             poke64(env + at.DR6, 0xFFFF0FF0)
             if m[mc.STEPPING] != 0 and causes & _SINGLE_STEP:
                 # `trapgate.processor.stepping` may have more to report together with this.

@@ -24,9 +24,9 @@ from trapgate.engine.dispatch import (
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.instructions import quick_ports
+from trapgate.instructions.breakpoints import watches_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
-from trapgate.instructions.io_breakpoints import watches_ports
 from trapgate.paging.apic_access import APIC_ACCESS
 from trapgate.paging.memory import WATCH_LOAD, WATCH_PAGES, WATCH_STORE, has_device
 from trapgate.paging.walk import walk

@@ -16,14 +16,14 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
+from trapgate.instructions.breakpoints import note_data, note_ports
 from trapgate.instructions.effects import (
     in_64_bit_mode,
     load_machine_status,
     read_cr,
 )
-from trapgate.instructions.io_breakpoints import note_io
 from trapgate.paging.memory import load_operand, store_operand
-from trapgate.processor.logical import LogicalProcessor
+from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.state import PENDING_BS, RFLAGS_DF, RFLAGS_TF
@@ -91,10 +91,10 @@ class Operand:
         """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
         v = self.v
         user = 1 if ix.privilege_level(v) == 3 else 0
-        signed = linear - (1 << 64) if linear >> 63 else linear
-        physical, code = self.walk(signed, access, user)
+        place = signed(linear)
+        physical, code = self.walk(place, access, user)
         if code >= 0:
-            raise PageFaultError(code, signed)
+            raise PageFaultError(code, place)
         return physical
 
     def read(self, linear: int, size: int, access: int = 0) -> int:
@@ -320,8 +320,7 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         return ix.GO_ON
     if mnemonic == Mnemonic.INVLPG:
         linear = guest.linear(instruction)
-        signed = linear - (1 << 64) if linear >> 63 else linear
-        outcome = ix.intercept_invlpg(v, signed, length)
+        outcome = ix.intercept_invlpg(v, signed(linear), length)
         if outcome == ix.GO_ON:
             processor.engine.flush_translations()
         return outcome
@@ -379,8 +378,7 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     linear = guest.wrap(linear)
     outcome = ix.intercept_io(v, guest.mem, port, size, is_in, 1, rep, 0, instruction.len)
     if outcome != ix.GO_ON:
-        signed = linear - (1 << 64) if linear >> 63 else linear
-        ix.record_string_io(v, signed, address_size, segment)
+        ix.record_string_io(v, signed(linear), address_size, segment)
         return outcome
     if v is processor.x86_vmm.vmcs:
         # The x86 VMM lets its guest have the port: it is the platform's. What memory may
@@ -396,7 +394,8 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     )
     if fault is not None:
         raise PageFaultError(*fault)
-    note_io(v, guest.r, port, size)
+    note_ports(v, guest.r, port, size)
+    note_data(v, guest.r, signed(linear), size, bool(is_in))
     return NEXT_ALREADY
 
 

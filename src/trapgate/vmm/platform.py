@@ -9,7 +9,7 @@ from iced_x86 import Instruction
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.instructions.io_breakpoints import note_io, watches_ports
+from trapgate.instructions.breakpoints import note_data, note_ports
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
@@ -230,7 +230,7 @@ class Platform:
         instruction = guest.decode()
         linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
         now = self.processor.time
-        traps = v[f.GUEST_RFLAGS] & _TF or watches_ports(v)
+        traps = v[f.GUEST_RFLAGS] & _TF or v[f.GUEST_DR7] & 0xFF
         by_blocks = is_in and instruction.has_rep_prefix and not traps
         if by_blocks and self._input_block(guest, instruction, port):
             return self.after_device(port) or Resume()
@@ -244,7 +244,9 @@ class Platform:
             error_code, address = fault
             self.processor.registers.cells[16] = address
             return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
-        note_io(v, self.processor.registers.cells, port, size)
+        registers = self.processor.registers.cells
+        note_ports(v, registers, port, size)
+        note_data(v, registers, signed(linear), size, is_in)
         self._settle()
         return self.after_device(port) or Resume()
 
