@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.debug.test_gdb import Session
@@ -10,6 +10,7 @@ from trapgate.debug.gdb import Debugger
 from trapgate.debug.gdb.packets import PacketReader, framed
 from trapgate.vmm.actions import End, Stop
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.scheduler import run_all
 
 STEPPED = b"T05thread:1;"
 BEGIN = b"T05replaylog:begin;thread:1;"
@@ -57,23 +58,39 @@ class Client:
 
 
 @contextmanager
-def debugged(
-    vm: VirtualMachine, *, bits: int = 32, steps: Callable[[], Stop] | None = None
-) -> Iterator[tuple[Client, Session]]:
-    """A machine that stands before its first instruction, and a client."""
-    made = Session(vm, Debugger(vm, "127.0.0.1", 0, bits=bits))
+def waiting(
+    machines: VirtualMachine | Sequence[VirtualMachine], *, bits: int = 32
+) -> Iterator[Session]:
+    """A machine, or several, before the first instruction; waits for a gdb."""
+    several = [machines] if isinstance(machines, VirtualMachine) else list(machines)
+    made = Session(several[0], Debugger(machines, "127.0.0.1", 0, bits=bits))
 
     def run() -> None:
         made.debugger.wait()
-        made.stops.append(steps() if steps is not None else vm.run(timeout=120))
+        if len(several) > 1:
+            made.stops += [stop for stop in run_all(several, turn=100_000) if stop is not None]
+        else:
+            made.stops.append(several[0].run(timeout=120))
         made.debugger.finished(made.stops[0])
 
     made.thread = threading.Thread(target=run, daemon=True)
     made.thread.start()
-    client = Client(made.debugger.address)
     try:
-        yield client, made
+        yield made
     finally:
-        vm.stopped = vm.stopped or Stop(End.ASKED, "the test is over", 1)
-        client.close()
+        for vm in several:
+            vm.stopped = vm.stopped or Stop(End.ASKED, "the test is over", 1)
         made.end(60)
+
+
+@contextmanager
+def debugged(
+    machines: VirtualMachine | Sequence[VirtualMachine], *, bits: int = 32
+) -> Iterator[tuple[Client, Session]]:
+    """The same with a client."""
+    with waiting(machines, bits=bits) as made:
+        client = Client(made.debugger.address)
+        try:
+            yield client, made
+        finally:
+            client.close()

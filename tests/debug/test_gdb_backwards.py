@@ -25,6 +25,7 @@ from tests.unit.guest_files import boot_sector
 from trapgate import guests
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console
+from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
 
@@ -296,9 +297,7 @@ def test_a_search_ends_when_gdb_wants() -> None:
 
 
 def test_a_machine_without_snapshots_says_why() -> None:
-    from trapgate.vmm.direct.machine import DirectMachine
-
-    vm = DirectMachine(MEMORY)
+    vm = ProtectedMachine(MEMORY)
     vm.load(parse_guest(LOOP_32, file="guest", memory=MEMORY))
     with debugged(vm) as (client, _):
         assert client.ask("s") == STEPPED

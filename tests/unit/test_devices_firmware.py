@@ -138,7 +138,7 @@ def described(tables: Tables) -> dict[bytes, bytes]:
     addresses = [unpack_from("<I", narrow, n)[0] for n in range(36, len(narrow), 4)]
     assert addresses == [unpack_from("<Q", wide, n)[0] for n in range(36, len(wide), 8)]
     found = {tables.table(address)[:4]: tables.table(address) for address in addresses}
-    assert set(found) == {b"FACP", b"APIC"}
+    assert set(found) == {b"FACP", b"APIC", b"HPET", b"SPCR"}
     return found
 
 
@@ -179,6 +179,16 @@ def test_acpi_interrupt_controllers(tables: Tables) -> None:
         bytes((2, 10, 0, 9, 9, 0, 0, 0, 13, 0)),
         bytes((4, 6, 255, 0, 0, 1)),
     ]
+
+
+def test_acpi_event_timer_and_console(tables: Tables) -> None:
+    timer = described(tables)[b"HPET"]
+    assert unpack_from("<I", timer, 36) == (0x8086A201,)
+    assert unpack_from("<BBBBQ", timer, 40) == (0, 64, 0, 0, 0xFED00000)
+    console = described(tables)[b"SPCR"]
+    assert (len(console), console[8], console[36]) == (80, 2, 0)
+    assert unpack_from("<BBBBQ", console, 40) == (1, 8, 0, 0, 0x3F8)
+    assert unpack_from("<BBI", console, 52) == (3, 4, 4)
 
 
 def test_acpi_names_the_sleeping_state_that_turns_off(tables: Tables) -> None:

@@ -370,7 +370,6 @@ def _run(
 ) -> int:
     from trapgate.cli.board import board
     from trapgate.debug.story.names import namer
-    from trapgate.trace.schema import CRITERIA
     from trapgate.vmm.actions import End
     from trapgate.vmm.console import Console, input_bytes
     from trapgate.vmm.loaders import load_guest
@@ -460,6 +459,8 @@ def _run(
         if settings is not None:
             vm.apply(settings)
         if writer is not None:
+            from trapgate.trace.schema import CRITERIA
+
             writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
         if text:
             vm.type(input_bytes(text))

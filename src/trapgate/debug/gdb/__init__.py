@@ -1,9 +1,9 @@
-"""gdb's remote protocol for a running machine: `Debugger` is a VMM around the machine's own.
+"""gdb's remote protocol for running machines, each with a VMM around its own (`debuggee`).
 
 `server` listens, `packets` cuts the stream into packets, `target` has the registers and their
-description, `commands` answers `monitor`, `catches` knows what stops the guest before it takes
-effect, `stops` whatever else stops it, `past` has its snapshots, `reverse` goes back to them, and
-`debugger` answers the rest.
+description, `threads` says who runs, `commands` answers `monitor`, `catches` knows what stops the
+guest before it takes effect, `stops` whatever else stops it, `past` has its snapshots, `reverse`
+goes back to them, and `debugger` answers the rest.
 """
 
 from trapgate.debug.gdb.debugger import Debugger

@@ -53,7 +53,8 @@ class Catches:
         self._names = names
         self._faults: dict[int, Condition] = {}
         self._exits: set[ExitReason] | None = None
-        self._kept: dict[str, int] = {}
+        self._kept: list[dict[str, int]] = []
+        """For each processor, what its VMCS has when nothing is caught."""
         self._decision = "deliver"
         self._injected: Interruption | None = None
         self._opened: list[tuple[int, bytes]] = []
@@ -83,7 +84,7 @@ class Catches:
             raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
         wanted = parse(text or "all", self._names)
         if not self._faults:
-            self._kept = {field: self._vm.vmcs[field] for field in _FIELDS}
+            self._kept = [{name: cpu.vmcs[name] for name in _FIELDS} for cpu in self._vm.cpus]
         self._faults[vector] = wanted
         self._apply()
         return f"#{name.upper().removeprefix('#')} is caught{f' if {text}' if text else ''}\n"
@@ -116,13 +117,14 @@ class Catches:
 
     def _apply(self) -> None:
         """Let the VMCS ask for what is caught, and no more."""
-        vmcs = self._vm.vmcs
-        for field, value in self._kept.items():
-            vmcs[field] = value
-        for vector in self._faults:
-            vmcs["EXCEPTION_BITMAP"] |= 1 << vector
-        if PF in self._faults:
-            vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = 0
+        for cpu, kept in zip(self._vm.cpus, self._kept, strict=False):
+            for name, value in kept.items():
+                cpu.vmcs[name] = value
+            for vector in self._faults:
+                cpu.vmcs["EXCEPTION_BITMAP"] |= 1 << vector
+            if PF in self._faults:
+                cpu.vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = 0
+                cpu.vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = 0
 
     def caught(self, vmexit: VmExit) -> Pending | None:
         """The exit, if it is to stop the guest."""

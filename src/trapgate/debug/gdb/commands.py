@@ -59,11 +59,11 @@ def _vector(text: str) -> int:
 
 
 def _walk(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    return f"{debugger.view().walk(_number(words[0]) & (1 << 64) - 1)}\n"
+    return f"{debugger.thread.view().walk(_number(words[0]) & (1 << 64) - 1)}\n"
 
 
 def _idt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    view = debugger.view()
+    view = debugger.thread.view()
     if words:
         vector = _vector(words[0])
         tried = attempt(view, vector, InterruptionType.HARDWARE_EXCEPTION, -1)
@@ -81,7 +81,7 @@ def _idt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
 
 
 def _gdt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    view = debugger.view()
+    view = debugger.thread.view()
     base, limit = view.cell(f.GUEST_GDTR_BASE), view.cell(f.GUEST_GDTR_LIMIT)
     lines = [f"GDTR base {hexadecimal(base)}, limit {hexadecimal(limit)}"]
     for selector in range(0, min(limit + 1, 8 * _MOST), 8):
@@ -92,7 +92,7 @@ def _gdt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
 
 
 def _tss(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    view = debugger.view()
+    view = debugger.thread.view()
     base, limit = view.cell(f.GUEST_TR_BASE), view.cell(f.GUEST_TR_LIMIT)
     lines = [
         (
@@ -117,9 +117,11 @@ def _tss(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
 def _vmcs(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     wanted = words[0].upper() if words else ""
     lines = [
-        shown(field.name, vm.vmcs[field])
+        shown(field.name, value)
         for field in vm.vmcs
-        if wanted in field.name and (wanted or vm.vmcs[field])
+        if wanted in field.name
+        and (value := debugger.thread.value(field.name)) is not None
+        and (wanted or value)
     ]
     if not lines:
         raise CatchError(f"no field of the VMCS has {wanted!r} in its name")
@@ -128,7 +130,9 @@ def _vmcs(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
 
 def _decide(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     code = _number(words[1]) if len(words) > 1 else None
-    decision = decide(FaultInformation(_vector(words[0]), error_code=code), vm.vmcs)
+    decision = decide(
+        FaultInformation(_vector(words[0]), error_code=code), debugger.thread.cpu.vmcs
+    )
     reason = decision.reason.name.lower().replace("_", " ")
     return f"{decision.disposition.name}: {reason}\n"
 
@@ -148,7 +152,7 @@ def _trace(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
 def _xp(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     address = _number(words[0])
     length = min(_number(words[1]) if len(words) > 1 else 64, 4096)
-    data = debugger.view().read(address, length)
+    data = debugger.thread.view().read(address, length)
     if data is None:
         raise CatchError(f"{hexadecimal(address)} lies beyond the guest's memory")
     return "".join(

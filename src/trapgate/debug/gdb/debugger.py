@@ -1,32 +1,26 @@
-"""Stops the guest for gdb and answers it: a VMM around the machine's own."""
+"""Answers gdb: which machines and processors there are, their registers and memory."""
 
 from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from trapgate.debug.gdb import server as wire
-from trapgate.debug.gdb.catches import Pending
+from trapgate.debug.gdb.catches import Catches
+from trapgate.debug.gdb.debuggee import Debuggee
 from trapgate.debug.gdb.packets import INTERRUPT, LONGEST
-from trapgate.debug.gdb.past import Moment, Past
-from trapgate.debug.gdb.reverse import BrokenOffError, NoWayBackError, Reverse
 from trapgate.debug.gdb.stops import INTERRUPT as SIGINT
-from trapgate.debug.gdb.stops import STEPPED, Stopped, Stops
+from trapgate.debug.gdb.stops import Stopped
 from trapgate.debug.gdb.target import Target
-from trapgate.debug.story.tell import tell, view_of
-from trapgate.debug.story.view import View
+from trapgate.debug.gdb.threads import Thread, current_thread, threads_of
+from trapgate.debug.story.tell import tell
 from trapgate.decision.conditions import Names
-from trapgate.processor.processor import VmExit
-from trapgate.sdm.reasons import ExitReason
-from trapgate.vmm.actions import RESUME, Action, End, Inject, Moved, Stop
-from trapgate.vmm.machine import VirtualMachine, Vmm
-from trapgate.vmm.platform import Platform
+from trapgate.vmm.actions import End, Stop
+from trapgate.vmm.machine import VirtualMachine
 
 _MASK = (1 << 64) - 1
-_CLEAN = ExitReason.PREEMPTION_TIMER
-"""The exit at which the guest stands between two instructions, and the VMM has nothing to do."""
-_BETWEEN = (_CLEAN, ExitReason.MONITOR_TRAP_FLAG)
 _NUDGE = 0.002
 """Seconds between two requests to stop."""
 _MEMORY_MAP = (
@@ -42,8 +36,6 @@ _SUPPORTED = (
     "ReverseStep+;ReverseContinue+"
 )
 _PLAIN: dict[bytes, bytes] = {
-    b"qC": b"QC1",
-    b"qfThreadInfo": b"m1",
     b"qsThreadInfo": b"l",
     b"qAttached": b"1",
     b"vCont?": b"vCont;c;C;s;S",
@@ -52,22 +44,22 @@ _PLAIN: dict[bytes, bytes] = {
     b"qqemu.PhyMemMode": b"0",
     b"!": b"OK",
 }
-
-
 _SENT = b"sent"
 """In place of an answer that gdb has got already."""
+_ANY = ("0", "-1")
+"""Threads that gdb does not choose between."""
 
 
-class Debugger(Vmm):
-    """Serves gdb on `host`:`port` for `vm`, whose VMM it takes the place of.
+class Debugger:
+    """Serves gdb on `host`:`port` for a machine, or several that take turns (`run_all`).
 
-    `guest` is the file that gdb may read symbols from, `names` are for conditions. Raises
-    TrapgateError if the port is taken.
+    It takes the place of their VMMs. `guest` is the file that gdb may read symbols from, `names`
+    are for conditions. Raises TrapgateError if the port is taken.
     """
 
     def __init__(
         self,
-        vm: VirtualMachine,
+        vm: VirtualMachine | Sequence[VirtualMachine],
         host: str,
         port: int,
         *,
@@ -75,28 +67,44 @@ class Debugger(Vmm):
         bits: int = 64,
         names: Names | None = None,
     ) -> None:
-        self._vm = vm
-        self._inner = vm.vmm
-        super().__init__(self._inner.handlers)
-        self.target = Target(vm, wide=bits == 64)
-        self._stops = Stops(vm, names)
-        self.catches = self._stops.catches
-        self._past = Past(vm)
-        self._reverse = Reverse(self._past, self._stops, self._physical_address, self._interrupts)
+        self._machines = [vm] if isinstance(vm, VirtualMachine) else list(vm)
+        self.target = Target(wide=bits == 64)
+        self.attention = False
+        self._debuggees = [Debuggee(one, self, names) for one in self._machines]
+        self._at = self._debuggees[0]
+        """The machine that stopped, or runs."""
+        self._selected: Thread | None = None
         self._guest = guest
         self._physical = False
-        self._attention = False
         self._attached = False
         self._standing = False
-        self._busy = False
-        self._moved = False
-        self._in_exit = False
-        """The guest stands in a VM exit that is not carried out yet."""
         self._last = Stopped()
-        self._before: Moment | None = None
         self._server = wire.Server(host, port, self._wake)
         self.address = self._server.address
-        vm.vmm = self
+
+    @property
+    def attached(self) -> bool:
+        """Whether a gdb is there."""
+        return self._attached
+
+    @property
+    def thread(self) -> Thread:
+        """The one that gdb asks about."""
+        return self._selected or self._current
+
+    @property
+    def _current(self) -> Thread:
+        return current_thread(self._machines, self._at.vm)
+
+    @property
+    def catches(self) -> Catches:
+        """What is caught of the machine that gdb asks about."""
+        return self._debuggee.stops.catches
+
+    @property
+    def _debuggee(self) -> Debuggee:
+        vm = self.thread.vm
+        return next(one for one in self._debuggees if one.vm is vm)
 
     # Running.
 
@@ -105,117 +113,79 @@ class Debugger(Vmm):
 
         A VM entry that is just being made sets the timer anew.
         """
-        self._attention = True
-        while self._attention and not self._standing and self._vm.stopped is None:
-            self._vm.processor.preempt()
+        self.attention = True
+        while self.attention and not self._standing and self._runs:
+            for vm in self._machines:
+                vm.processor.preempt()
             time.sleep(_NUDGE)
+
+    @property
+    def _runs(self) -> bool:
+        return any(vm.stopped is None for vm in self._machines)
 
     def wait(self) -> None:
         """Stand before the first instruction until a gdb lets the guest go on."""
         self._serve()
 
     def finished(self, stop: Stop) -> None:
-        """The machine has stopped for good: tell gdb, and close."""
+        """The machines have stopped for good: tell gdb, and close."""
         if self._attached:
-            story = tell(self._vm)
-            self.say(f"{story or stop.message}\n")
+            for vm in self._machines:
+                story = tell(vm)
+                self.say(f"{story or (vm.stopped or stop).message}\n")
             self._server.send(b"W%02x" % (stop.status & 0xFF))
         self._server.close()
 
-    def handle(self, vmexit: VmExit, vm: Platform) -> Action:
-        """What the machine's own VMM wants, after whatever gdb wanted."""
-        if not (self._attention or self._busy) and vmexit.reason is not ExitReason.TRIPLE_FAULT:
-            if vm.processor.time >= self._past.due and vmexit.reason is _CLEAN:
-                self._past.keep()
-            return self._inner.handle(vmexit, vm)
-        pending = self.catches.caught(vmexit)
-        self._in_exit = vmexit.reason not in _BETWEEN
-        self._look(vmexit, pending)
-        if self._vm.stopped is not None:
-            return self._vm.stopped
-        if self._moved:
-            self._moved = False
-            return Moved()
-        if self._reverse.over:
-            return Stop(End.ASKED, "gdb looks for something in the past")
-        self._stops.go_past(vmexit)
-        if vmexit.reason is ExitReason.MONITOR_TRAP_FLAG:
-            if self.catches.stepping:
-                self.catches.trapped()
-                self._past.changes(self._before)
-            return RESUME
-        if vm.processor.time >= self._past.due and vmexit.reason is _CLEAN:
-            self._past.keep()
-        self._before = None if pending is None else self._past.moment()
-        action = self.catches.action(pending)
-        if action is not None and not self.catches.stepping:
-            self._past.changes(self._before)
-        action = action or self._inner.handle(vmexit, vm)
-        if isinstance(action, Inject) and self.catches.injections and not self._stops.stepping:
-            self._meet(Stopped(words=f"about to inject {action.event}"))
-            if self._moved:
-                self._moved = False
-                return Moved()
-        self._stops.carried_out(vmexit, action)
-        return action
-
-    def _look(self, vmexit: VmExit, pending: Pending | None) -> None:
-        """Stop if there is a reason to."""
-        why = self._stops.why(vmexit, pending)
-        if vmexit.reason is ExitReason.TRIPLE_FAULT and not self._attached:
-            return
-        if why is not None:
-            self._meet(why)
-        elif self._attention and not self._reverse.searching:
-            self._heed()
-
-    def _meet(self, why: Stopped) -> None:
-        """There is a reason to stop: do, but on the way to somewhere else."""
-        if not self._reverse.passes(why):
-            why = self._reverse.arrival(why)
-            if why.words:
-                self.say(f"{why.words}\n")
-            self._stop(why)
-
-    def _interrupts(self) -> bool:
+    def interrupts(self) -> bool:
         """Whether gdb wants an end of what goes on, while the guest does not stand."""
-        if self._attention:
-            self._attention = False
+        if self.attention:
+            self.attention = False
             with self._server.packets.mutex:
                 waiting = tuple(self._server.packets.queue)
             return INTERRUPT in waiting or wire.GONE in waiting
         return False
 
-    def _heed(self) -> None:
-        """Something came from gdb while the guest ran: Ctrl-C, a first packet, or its end."""
-        self._attention = False
+    def heed(self, debuggee: Debuggee) -> None:
+        """Something came from gdb while a machine ran: Ctrl-C, a first packet, or its end."""
+        self._at = debuggee
+        self.attention = False
         try:
             packet = self._server.packets.get_nowait()
         except queue.Empty:
             return
         if packet == INTERRUPT:
-            self._stop(Stopped(SIGINT))
+            self.stop(debuggee, Stopped(SIGINT))
         elif packet == wire.GONE:
             self._detach()
         elif packet != wire.CONNECTED:
             self._attached = True
             if not self._answer(packet):
-                self._stop(None)
+                self._stand()
         if not self._server.packets.empty():
-            self._attention = True
-            self._vm.processor.preempt()
+            self.attention = True
+            debuggee.vm.processor.preempt()
 
-    def _stop(self, why: Stopped | None) -> None:
-        """Stand until gdb lets the guest go on."""
-        self._stops.rest()
-        self._reverse.give_up()
-        if why is not None:
-            self._report(why)
+    def stop(self, debuggee: Debuggee, why: Stopped) -> None:
+        """Stand until gdb lets the guests go on."""
+        self._at = debuggee
+        self._report(why)
+        self._stand()
+
+    def _stand(self) -> None:
+        self._selected = None
+        for one in self._debuggees:
+            one.stand()
         self._serve()
 
     def _report(self, why: Stopped) -> None:
+        if why.words:
+            self.say(f"{why.words}\n")
         self._last = why
-        self._server.send(why.reply)
+        self._server.send(self._stop_reply)
+
+    @property
+    def _stop_reply(self) -> bytes:
+        return f"{self._last.reply}thread:{self._current.number:x};".encode()
 
     def _serve(self) -> None:
         self._standing = True
@@ -225,52 +195,36 @@ class Debugger(Vmm):
                 self._detach()
                 break
             if packet == wire.CONNECTED:
-                self._last = Stopped()
+                self._last, self._selected = Stopped(), None
                 continue
             self._attached = True
             if packet != INTERRUPT and self._answer(packet):
                 break
-        self._attention = not self._server.packets.empty()
+        self.attention = not self._server.packets.empty()
         self._standing = False
 
     def _detach(self) -> None:
         self._attached = False
-        self._stops.clear()
-        self._past.end()
-        self._busy = False
+        for one in self._debuggees:
+            one.detach()
 
-    def _resume(self, *, step: bool) -> None:
-        self._past.begin()
-        self._past.leave()
-        self._stops.arm(step=step)
-        self._busy = self._stops.any
+    def _resume(self, thread: Thread, *, step: bool) -> None:
+        for one in self._debuggees:
+            steps = step and one.vm is thread.vm
+            one.resume(step=steps, cpu=thread.cpu if steps else None)
 
     def _back(self, *, step: bool) -> bool:
         """Go back; whether the machine has to run to be where gdb wants it."""
-        self._standing, self._busy = False, True
-        try:
-            runs = self._reverse.step(in_exit=self._in_exit) if step else self._reverse.go_on()
-            why = STEPPED
-        except NoWayBackError as error:
-            runs, why = False, Stopped(detail="replaylog:begin;", words=str(error))
-        except BrokenOffError:
-            runs, why = False, Stopped(SIGINT)
+        self._at = self._debuggee
+        self._standing = False
+        why = self._at.back(step=step)
         self._standing = True
-        self._moved |= self._past.restored
-        self._in_exit &= not self._past.restored
-        self._past.restored = False
-        if not runs:
-            why = self._reverse.arrival(why)
-            if why.words:
-                self.say(f"{why.words}\n")
+        self._selected = None
+        if why is not None:
             self._report(why)
-        return runs
+        return why is None
 
     # Answers.
-
-    def view(self) -> View:
-        """The guest as it stands."""
-        return view_of(self._vm)
 
     def say(self, text: str) -> None:
         """Let gdb print something."""
@@ -284,9 +238,6 @@ class Debugger(Vmm):
         try:
             reply = self._reply(packet)
         except (ValueError, IndexError, KeyError, OverflowError):
-            import traceback
-
-            traceback.print_exc()
             reply = b"E01"
         if reply is None:
             return True
@@ -302,15 +253,14 @@ class Debugger(Vmm):
         kind, rest = packet[:1], packet[1:]
         match kind:
             case b"?":
-                return self._last.reply
+                return self._stop_reply
             case b"g":
-                return b"".join(
-                    self.target.read(n).hex().encode() for n in range(len(self.target.registers))
-                )
+                numbers = range(len(self.target.registers))
+                return "".join(self.target.read(self.thread, n) for n in numbers).encode()
             case b"G":
                 return self._write_all(bytes.fromhex(rest.decode()))
             case b"p":
-                return self.target.read(int(rest, 16)).hex().encode()
+                return self.target.read(self.thread, int(rest, 16)).encode()
             case b"P":
                 number, _, value = rest.partition(b"=")
                 self._write_register(int(number, 16), bytes.fromhex(value.decode()))
@@ -321,15 +271,14 @@ class Debugger(Vmm):
             case b"M" | b"X":
                 return self._store(kind, rest)
             case b"c" | b"s" | b"C" | b"S":
-                self._resume(step=kind.lower() == b"s")
+                self._resume(self._current, step=kind.lower() == b"s")
                 return None
             case b"Z" | b"z":
-                numbers = (int(part, 16) for part in rest.split(b";")[0].split(b","))
-                point, address, length = numbers
-                known = self._stops.point(point, address, length, insert=kind == b"Z")
-                return b"OK" if known else b""
-            case b"H" | b"T":
-                return b"OK"
+                return self._point(rest, insert=kind == b"Z")
+            case b"H":
+                return self._select(rest)
+            case b"T":
+                return b"OK" if self._thread_of(rest.decode()) else b"E01"
             case b"D":
                 self._detach()
                 return b"OK"
@@ -348,16 +297,34 @@ class Debugger(Vmm):
         if packet.startswith(b"vKill"):
             self._kill()
             return None
-        if not packet.startswith(b"vCont;"):
+        actions = packet.decode().split(";")
+        if actions[0] != "vCont" or any(one[:1] not in ("c", "C", "s", "S") for one in actions[1:]):
             return b""
-        first = packet[6:].split(b";")[0].split(b":")[0]
-        if first[:1] not in (b"c", b"C", b"s", b"S"):
-            return b""
-        self._resume(step=first[:1].lower() == b"s")
+        for one in actions[1:]:
+            action, _, where = one.partition(":")
+            if action[:1] in "sS":
+                thread = self._thread_of(where) if where and where not in _ANY else self._current
+                if thread is None:
+                    return b"E01"
+                self._resume(thread, step=True)
+                return None
+        self._resume(self._current, step=False)
         return None
 
+    def _thread_of(self, text: str) -> Thread | None:
+        number = int(text.rpartition(".")[2], 16)
+        return next((one for one in threads_of(self._machines) if one.number == number), None)
+
+    def _select(self, rest: bytes) -> bytes:
+        text = rest[1:].decode()
+        if rest[:1] == b"g":
+            self._selected = None if text in _ANY else self._thread_of(text)
+            return b"OK" if text in _ANY or self._selected else b"E01"
+        return b"OK"
+
     def _kill(self) -> None:
-        self._vm.stopped = Stop(End.ASKED, "killed by gdb", 1)
+        for vm in self._machines:
+            vm.stopped = Stop(End.ASKED, "killed by gdb", 1)
 
     def _query(self, packet: bytes) -> bytes:
         from trapgate.debug.gdb.commands import run
@@ -366,9 +333,17 @@ class Debugger(Vmm):
             return _SUPPORTED.encode()
         if packet == b"QStartNoAckMode":
             return b"OK"
+        if packet == b"qC":
+            return b"QC%x" % self._current.number
+        if packet == b"qfThreadInfo":
+            return b"m" + b",".join(b"%x" % one.number for one in threads_of(self._machines))
+        if packet.startswith(b"qThreadExtraInfo,"):
+            thread = self._thread_of(packet[17:].decode())
+            return thread.words.encode().hex().encode() if thread else b"E01"
         if packet.startswith(b"qRcmd,"):
             words = bytes.fromhex(packet[6:].decode()).decode("latin-1")
-            return run(self, self._vm, words).encode("latin-1", "replace").hex().encode() or b"OK"
+            said = run(self, self.thread.vm, words)
+            return said.encode("latin-1", "replace").hex().encode() or b"OK"
         if packet.startswith(b"Qqemu.PhyMemMode:"):
             self._physical = packet.endswith(b"1")
             return b"OK"
@@ -387,10 +362,15 @@ class Debugger(Vmm):
     def _exec_file(self) -> str:
         return str(self._guest.resolve()) if self._guest else ""
 
+    def _point(self, rest: bytes, *, insert: bool) -> bytes:
+        kind, address, length = (int(part, 16) for part in rest.split(b";")[0].split(b","))
+        known = [one.stops.point(kind, address, length, insert=insert) for one in self._debuggees]
+        return b"OK" if all(known) else b""
+
     def _write_register(self, number: int, data: bytes) -> None:
-        if self.target.read(number) != data:
-            self._past.changes()
-            self.target.write(number, data)
+        if self.target.read(self.thread, number) != data.hex():
+            self._debuggee.past.changes()
+            self.target.write(self.thread, number, data)
 
     def _write_all(self, data: bytes) -> bytes:
         for number, register in enumerate(self.target.registers):
@@ -400,24 +380,23 @@ class Debugger(Vmm):
                 self._write_register(number, part)
         return b"OK"
 
-    def _physical_address(self, linear: int) -> int | None:
-        return self.view().walk(linear & _MASK).physical
-
     def _places(self, address: int, length: int) -> list[tuple[int, int]]:
-        """Physical addresses and sizes of what lies at a linear address; shorter at a hole."""
-        view, found = self.view(), []
+        """Machine addresses and sizes of what lies at a linear address; shorter at a hole."""
+        thread, found = self.thread, []
+        view, most = thread.view(), len(thread.vm.processor.memory.cells) * 8
         end = address + length
         while address < end:
             size = min(end - address, 0x1000 - (address & 0xFFF))
             physical = address if self._physical else view.walk(address & _MASK).physical
-            if physical is None or view.read(physical, size) is None:
+            where = None if physical is None else thread.machine_address(physical)
+            if where is None or not 0 <= where <= most - size:
                 break
-            found.append((physical, size))
+            found.append((where, size))
             address += size
         return found
 
     def _read_memory(self, address: int, length: int) -> bytes:
-        memory = self._vm.processor.memory
+        memory = self.thread.vm.processor.memory
         data = b"".join(memory.read(at, size) for at, size in self._places(address, length))
         return data.hex().encode() if data or not length else b"E14"
 
@@ -429,8 +408,8 @@ class Debugger(Vmm):
         if len(data) != length or sum(size for _, size in places) != length:
             return b"E14"
         if data:
-            self._past.changes()
+            self._debuggee.past.changes()
         for at, size in places:
-            self._vm.processor.memory.write(at, data[:size])
+            self.thread.vm.processor.memory.write(at, data[:size])
             data = data[size:]
         return b"OK"

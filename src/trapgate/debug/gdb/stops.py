@@ -20,6 +20,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, Emulated, Resume
+from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.machine import VirtualMachine
 
 _MASK = (1 << 64) - 1
@@ -49,9 +50,9 @@ class Stopped:
         return "watch:" in self.detail
 
     @property
-    def reply(self) -> bytes:
-        """The stop reply."""
-        return f"T{self.signal}{self.detail}thread:1;".encode()
+    def reply(self) -> str:
+        """The stop reply, but for the thread."""
+        return f"T{self.signal}{self.detail}"
 
 
 STEPPED = Stopped()
@@ -72,6 +73,7 @@ class Stops:
         self.code: dict[int, int] = {}
         self.data: set[tuple[int, int, int]] = set()
         self.stepping = False
+        self._stepper = vm.cpu
         self._watching = False
         self._met = False
         """The last exit was a breakpoint."""
@@ -109,13 +111,22 @@ class Stops:
         self._engine.set_breakpoints(())
         self.rest()
 
-    def arm(self, *, step: bool, watch: bool = True, passing: bool = True) -> None:
+    def arm(
+        self,
+        *,
+        step: bool,
+        cpu: Cpu | None = None,
+        watch: bool = True,
+        passing: bool = True,
+    ) -> None:
         """Let the guest go on from where it stands, for a step or until something stops it.
 
-        Without `watch` nobody looks at what instructions access. A breakpoint where the guest
-        stands stops it only without `passing`.
+        The step is that of processor `cpu`, the current one unless given. Without `watch` nobody
+        looks at what instructions access. A breakpoint where the guest stands stops it only
+        without `passing`.
         """
         self.stepping = step
+        self._stepper = cpu or self._vm.cpu
         self._watching = not step and watch and bool(self.data)
         self._set_trap(on=step or self._watching or self.catches.stepping)
         if self._watching:
@@ -162,15 +173,19 @@ class Stops:
             return
         v = self._vm.vmcs.words
         self._set_trap(on=True)
+        if self.stepping and self._stepper is not self._vm.cpu:
+            return
         halted = isinstance(action, Resume) and vmexit.reason is ExitReason.HLT
         done = halted or isinstance(action, Emulated)
         if done and not v[f.VM_ENTRY_INTERRUPTION_INFORMATION] & _VALID:
             v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
 
     def _set_trap(self, *, on: bool) -> None:
-        v = self._vm.vmcs.words
-        primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ~ct.PRIMARY_MONITOR_TRAP_FLAG
-        v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary | ct.PRIMARY_MONITOR_TRAP_FLAG * on
+        for cpu in self._vm.cpus:
+            v = cpu.vmcs.words
+            trap = on and (cpu is self._stepper or not self.stepping)
+            primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ~ct.PRIMARY_MONITOR_TRAP_FLAG
+            v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary | ct.PRIMARY_MONITOR_TRAP_FLAG * trap
 
     # Watchpoints: one instruction at a time, with a look at what it is about to access.
 

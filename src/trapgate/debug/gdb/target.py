@@ -7,8 +7,8 @@ code begins with 64 bits is an x86-64 to gdb, any other an i386, for gdb cannot 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from trapgate.debug.gdb.threads import Thread
 from trapgate.sdm import registers as numbers
-from trapgate.vmm.machine import VirtualMachine
 
 _GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp")
 _ENCODED = {"rax": 0, "rcx": 1, "rdx": 2, "rbx": 3, "rsp": 4, "rbp": 5, "rsi": 6, "rdi": 7}
@@ -34,59 +34,57 @@ _SYSCALL = ("star", "lstar", "cstar", "fmask", "kernel_gs_base")
 
 @dataclass(frozen=True)
 class Register:
-    """A register of gdb's: its name, width and type, and how to get and set it."""
+    """A register of gdb's: its name, width and type, and how to get and set it for a thread.
+
+    Getting it gives None for a thread that is parked where nobody knows it.
+    """
 
     name: str
     bits: int
     kind: str
     feature: str
-    read: Callable[[], int]
-    write: Callable[[int], None]
+    read: Callable[[Thread], int | None]
+    write: Callable[[Thread, int], None]
 
 
 class Target:
-    """The registers of a machine in gdb's order."""
+    """The registers of a processor in gdb's order."""
 
-    def __init__(self, vm: VirtualMachine, *, wide: bool) -> None:
-        self._vm = vm
+    def __init__(self, *, wide: bool) -> None:
         self.wide = wide
         self.registers = list(self._all())
 
     def _field(self, name: str, bits: int, field: str, feature: str, kind: str = "") -> Register:
-        vmcs = self._vm.vmcs
+        def write(thread: Thread, value: int) -> None:
+            thread.cpu.vmcs[field] = value
 
-        def write(value: int) -> None:
-            vmcs[field] = value
-
-        return Register(name, bits, kind or f"int{bits}", feature, lambda: vmcs[field], write)
+        return Register(
+            name, bits, kind or f"int{bits}", feature, lambda thread: thread.value(field), write
+        )
 
     def _cell(self, name: str, bits: int, number: int, feature: str, kind: str = "") -> Register:
-        vm = self._vm
-        mask = (1 << bits) - 1
-
-        def read() -> int:
-            return (
-                vm.general(number) & mask
-                if number < 16
-                else (int(vm.processor.registers.cells[number]) & mask)
-            )
-
-        def write(value: int) -> None:
+        def write(thread: Thread, value: int) -> None:
             if number == 4:
-                vm.vmcs["GUEST_RSP"] = value
+                thread.cpu.vmcs["GUEST_RSP"] = value
             else:
-                cells = vm.processor.registers.cells
+                cells = thread.cpu.own.registers.cells
                 cells[number] = value - (1 << 64) if value >> 63 else value
 
-        return Register(name, bits, kind or f"int{bits}", feature, read, write)
+        return Register(
+            name, bits, kind or f"int{bits}", feature, lambda thread: thread.general(number), write
+        )
 
     def _vector(self, name: str, bits: int, kind: str, feature: str) -> Register:
-        engine = self._vm.processor.engine
+        def read(thread: Thread) -> int | None:
+            known = thread.in_force and thread.cpu.has_turn
+            return thread.vm.processor.engine.read_vector_register(name) if known else None
 
-        def write(value: int) -> None:
-            engine.write_vector_register(name, value)
+        def write(thread: Thread, value: int) -> None:
+            if not thread.cpu.has_turn:
+                raise ValueError("it is another processor's turn")
+            thread.vm.processor.engine.write_vector_register(name, value)
 
-        return Register(name, bits, kind, feature, lambda: engine.read_vector_register(name), write)
+        return Register(name, bits, kind, feature, read, write)
 
     def _all(self) -> Iterator[Register]:
         core, sse = "org.gnu.gdb.i386.core", "org.gnu.gdb.i386.sse"
@@ -153,19 +151,21 @@ class Target:
             )
         return "".join((*parts, "</feature></target>"))
 
-    def read(self, number: int) -> bytes:
-        """A register's bytes, little endian. Raises IndexError."""
+    def read(self, thread: Thread, number: int) -> str:
+        """A register in hexadecimal digits, little endian, or x for each. Raises IndexError."""
         register = self.registers[number]
         size = (register.bits + 7) // 8
-        value = register.read() & (1 << 8 * size) - 1
-        return value.to_bytes(size, "little")
+        value = register.read(thread)
+        if value is None:
+            return "xx" * size
+        return (value & (1 << 8 * size) - 1).to_bytes(size, "little").hex()
 
-    def write(self, number: int, data: bytes) -> None:
-        """Set a register from its bytes. Raises IndexError, or what the VMCS raises."""
+    def write(self, thread: Thread, number: int, data: bytes) -> None:
+        """Set a register from its bytes. Raises IndexError, ValueError, what the VMCS raises."""
+        if not thread.in_force:
+            raise ValueError("its registers are kept by its VMM")
         register = self.registers[number]
-        value = int.from_bytes(data[: (register.bits + 7) // 8], "little")
-        if register.read() != value:
-            register.write(value)
+        register.write(thread, int.from_bytes(data[: (register.bits + 7) // 8], "little"))
 
 
 def _types(feature: str) -> list[str]:

@@ -5,13 +5,14 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
-from trapgate.vmm.devices import ioapic
+from trapgate.vmm.devices import hpet, ioapic
 from trapgate.vmm.devices.apic import LocalApic, Pins
 from trapgate.vmm.devices.board import Board, IdeInterface
 from trapgate.vmm.devices.bus import Bus, Device, SlowDevice
 from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
 from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
+from trapgate.vmm.devices.hpet import Hpet, LineGate
 from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.devices.interconnect import Interconnect
 from trapgate.vmm.devices.ioapic import IoApic
@@ -120,15 +121,18 @@ class Pc(Wired):
         ]
         self.io_apic = IoApic(interconnect, len(self.apics))
         self.pic.wire = self._ask_for_interrupt
-        self.pit = Pit8254(self._line(0), clock)
+        replaced = LineGate(self._line(0)), LineGate(self._line(8))
+        self.hpet = Hpet(clock, self.io_apic.set_line, (self._line(0), self._line(8)), replaced)
+        self.pit = Pit8254(replaced[0], clock, self.ports)
         self.keyboard = KeyboardController(
             self._line(1), self._line(12), self.bus, processor.hold_a20, self.ports
         )
         self.uart = Uart16550(emit, self._line(4), clock, ports=self.ports)
-        self.rtc = CmosRtc(self._line(8), clock, memory, epoch)
+        self.rtc = CmosRtc(replaced[1], clock, memory, epoch, self.ports)
         self.post = PostPort(processor.wait, self.ports)
         self._fixed: dict[int, Device] = {
             ioapic.BASE_ADDRESS >> 12: self.io_apic,
+            hpet.BASE_ADDRESS >> 12: SlowDevice(self.hpet, processor.wait),
             MEMORY_PAGE: TestMemory(range(0x1000)),
         }
         self.vga = VgaRegisters()
@@ -141,6 +145,7 @@ class Pc(Wired):
             *self.apics,
             self.io_apic,
             SlowDevice(self.pit, processor.wait),
+            self.hpet,
             self.keyboard,
             self.uart,
             SlowDevice(self.rtc, processor.wait),

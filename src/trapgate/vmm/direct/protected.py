@@ -45,6 +45,7 @@ from trapgate.sdm.state import (
     EFER_LMA,
 )
 from trapgate.vmm import handlers
+from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
@@ -61,7 +62,7 @@ from trapgate.vmm.direct.links import (
 from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import instruction_at_rip
-from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
+from trapgate.vmm.machine import VirtualMachine, Vmm
 from trapgate.vmm.summary import Summary, TableWrites
 
 if TYPE_CHECKING:

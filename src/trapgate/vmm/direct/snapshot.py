@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from trapgate.vmm.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from trapgate.vmm.accounts import Tally
     from trapgate.vmm.direct.machine import DirectMachine
-    from trapgate.vmm.machine import Tally
 
 
 class DirectSnapshot(Snapshot):

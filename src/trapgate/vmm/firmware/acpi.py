@@ -1,4 +1,4 @@
-"""ACPI tables of the machine: RSDP, RSDT, XSDT, FADT, FACS, DSDT and MADT.
+"""ACPI tables of the machine: RSDP, RSDT, XSDT, FADT, FACS, DSDT, MADT, HPET and SPCR.
 
 ACPI Specification, "ACPI Software Programming Model", revision 2.0. They describe what
 is there and nothing else: no PCI, no buttons, no sleeping state but S5.
@@ -6,7 +6,7 @@ is there and nothing else: no PCI, no buttons, no sleeping state but S5.
 
 from struct import pack
 
-from trapgate.vmm.devices import apic, ioapic, power
+from trapgate.vmm.devices import apic, hpet, ioapic, power
 from trapgate.vmm.firmware import aml
 
 SCI = 9
@@ -105,6 +105,20 @@ def madt(processors: int) -> bytes:
         body += pack("<BBBBIH", 2, 10, 0, irq, pin, flags)
     body += pack("<BBBHB", 4, 6, 0xFF, 0, 1)
     return table(b"APIC", 3, body)
+
+
+def timers() -> bytes:
+    """HPET, the table of the event timer (IA-PC HPET Specification, "HPET Description Table")."""
+    address = _address(0, 64, hpet.BASE_ADDRESS)
+    return table(b"HPET", 1, pack("<I", hpet.IDENTITY) + address + pack("<BHB", 0, 128, 0))
+
+
+def console() -> bytes:
+    """SPCR, revision 2: COM1 with 115,200 baud, as a VT100."""
+    body = bytes(4) + _address(1, 8, 0x3F8)
+    body += pack("<BBIBBBBBB", 0b11, 4, 4, 7, 0, 1, 0, 0, 0)
+    body += pack("<HHBBBIBI", 0xFFFF, 0xFFFF, 0, 0, 0, 0, 0, 0)
+    return table(b"SPCR", 2, body)
 
 
 def dsdt() -> bytes:

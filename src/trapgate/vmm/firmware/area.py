@@ -22,7 +22,10 @@ def bios_area(processors: int = 1) -> bytes:
         return address
 
     dsdt = place(acpi.dsdt())
-    tables = (place(acpi.fadt(_FACS, dsdt)), place(acpi.madt(processors)))
+    tables = (
+        place(acpi.fadt(_FACS, dsdt)),
+        *map(place, (acpi.madt(processors), acpi.timers(), acpi.console())),
+    )
     roots = (place(acpi.root(b"RSDT", tables)), place(acpi.root(b"XSDT", tables)))
     signature, _, _, features = cpuid(1, 0)
     configuration = place(mp.configuration(signature, features, processors))

@@ -61,12 +61,13 @@ def files(memory: int, processors: int = 1) -> dict[str, bytes]:
     plain = acpi.dsdt()
     dsdt = place(acpi.table(b"DSDT", 2, plain[36:] + pci_root(window)))
     fadt = place(acpi.fadt(0, dsdt))
-    madt = place(acpi.madt(processors))
-    rsdt = place(acpi.root(b"RSDT", (fadt, madt)))
-    xsdt = place(acpi.root(b"XSDT", (fadt, madt)))
+    others = map(place, (acpi.madt(processors), acpi.timers(), acpi.console()))
+    described = (fadt, *others)
+    rsdt = place(acpi.root(b"RSDT", described))
+    xsdt = place(acpi.root(b"XSDT", described))
     for offset, size in ((36, 4), (40, 4), (132, 8), (140, 8)):
         script.append(_pointer(_TABLES, _TABLES, fadt + offset, size))
-    for n in range(2):
+    for n in range(len(described)):
         script.append(_pointer(_TABLES, _TABLES, rsdt + 36 + 4 * n, 4))
         script.append(_pointer(_TABLES, _TABLES, xsdt + 36 + 8 * n, 8))
     for at in (fadt, rsdt, xsdt):
