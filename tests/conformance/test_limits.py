@@ -9,17 +9,15 @@ from struct import pack
 import pytest
 
 from tests.conformance.tiny_guest import (
-    CODE,
     CODE_32,
     DATA,
     TABLES,
-    TF,
     Run,
     Tiny,
     begin,
 )
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.vectors import DB, UD
+from trapgate.sdm.vectors import UD
 
 pytestmark = pytest.mark.conformance
 
@@ -61,18 +59,6 @@ def test_page_directory_pointers_are_loaded_with_cr3() -> None:
     code = b"\xc7\x05" + pack("<II", TABLES, 0) + invlpg + b"\xa1" + AT_DATA
     # The page of code stays in the TLB, or not: a fault on either means the new pointer.
     assert run(Tiny("pae", code=code)).exit.reason == ExitReason.VMCALL
-
-
-# Debugging.
-
-
-@limit("DEBUGCTL.BTF is kept and has no effect")
-def test_single_step_on_branches() -> None:
-    fields = {"GUEST_RFLAGS": 2 | TF, "GUEST_IA32_DEBUGCTL": BTF}
-    done = run(Tiny("p32", code=b"\x90\xeb\x00\x90", fields=fields))
-    assert done.exit.interruption is not None
-    assert done.exit.interruption.vector == DB
-    assert done.vmcs["GUEST_RIP"] == CODE + 3
 
 
 def test_the_judge() -> None:

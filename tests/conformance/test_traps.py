@@ -13,6 +13,7 @@ from tests.conformance.tiny_guest import (
     TF,
     Tiny,
     begin,
+    handler,
 )
 from trapgate.sdm.vectors import DB
 from trapgate.vmm.loaders import parse_guest
@@ -21,6 +22,7 @@ from trapgate.vmm.machine import VirtualMachine
 pytestmark = pytest.mark.conformance
 
 CR4_DE = 1 << 3
+BTF = 2
 ENGINES = ("native", "portable")
 BS = 1 << 14
 WATCH_DB = {"EXCEPTION_BITMAP": 1 << DB}
@@ -174,3 +176,29 @@ def test_a_trap_tells_of_a_breakpoint_on_what_comes_next(engine: str) -> None:
         guest.fields |= {"GUEST_RFLAGS": 2 | TF, "GUEST_DR7": 0x401}
         run = begin(guest, WATCH_DB, engine=engine)
         assert run.exit.qualification == BS | 1, mode
+
+
+BRANCHES = {
+    "jmp": (b"\x90\xeb\x00\x90", 3),
+    "jz not taken, call": (b"\x74\x05\x90\xe8\x00\x00\x00\x00\x90", 8),
+    "jnz taken": (b"\x90\x75\x01\x90\x90", 4),
+    "loop taken": (b"\xe2\x02\x90\x90\x90", 4),
+    "rep stosb, mov eax, cr0, jmp ebx": (b"\xf3\xaa\x0f\x20\xc0\x90\xff\xe3\x90\x90", 9),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", BRANCHES)
+def test_single_step_on_branches(name: str, engine: str) -> None:
+    code, place = BRANCHES[name]
+    registers = {"rcx": 3, "rdi": DATA, "rbx": CODE + place}
+    guest = Tiny("p32", code=code, registers=registers)
+    guest.fields |= {"GUEST_RFLAGS": 2 | TF, "GUEST_IA32_DEBUGCTL": BTF}
+    run = begin(guest, WATCH_DB, engine=engine)
+    assert run.exit.interruption is not None, run.exit
+    assert (run.vmcs["GUEST_RIP"] - CODE, run.exit.qualification) == (place, BS)
+    # The guest's own handler finds BTF clear.
+    guest.fields["GUEST_IDTR_LIMIT"] = 0x7FF
+    run = begin(guest, engine=engine)
+    assert run.vmcs["GUEST_RIP"] == handler(DB)
+    assert run.vmcs["GUEST_IA32_DEBUGCTL"] & BTF == 0

@@ -36,7 +36,7 @@ from trapgate.events.journal import (
 )
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import quick_ports
-from trapgate.instructions.breakpoints import EXECUTION, breakpoints_met, note_ports
+from trapgate.instructions.breakpoints import EXECUTION, breakpoints_met, note_ports, single_steps
 from trapgate.instructions.virtual_apic import delivers_interrupts
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
@@ -250,7 +250,7 @@ def is_answered(m: Cells, v: Cells, r: Cells) -> bool:
 @jit
 def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """`execute_sensitive` but for the stop at a failure."""
-    stepping = v[f.GUEST_RFLAGS] & _TF
+    stepping = single_steps(v)
     priority = r[reg.CR8]
     m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))

@@ -257,6 +257,7 @@ CHECK_ALIGNMENT = 2
 CHECK_SSE = 4
 CHECK_LIMITS = 8
 CHECK_TRAP = 16
+CHECK_BRANCHES = 32
 
 FAILED_VALID = -1
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""

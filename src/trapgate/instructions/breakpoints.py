@@ -5,12 +5,24 @@ Causes are bits 3:0 of DR6. Those of execution and of data in translated code ar
 """
 
 from trapgate.compiler.dialect import Cells, core
-from trapgate.sdm.cells import GUEST_CR4, GUEST_DR7, GUEST_PENDING_DEBUG_EXCEPTIONS
+from trapgate.sdm.cells import (
+    GUEST_CR4,
+    GUEST_DR7,
+    GUEST_IA32_DEBUGCTL,
+    GUEST_PENDING_DEBUG_EXCEPTIONS,
+    GUEST_RFLAGS,
+)
 from trapgate.sdm.registers import DR0
-from trapgate.sdm.state import CR4_DE, PENDING_ENABLED_BREAKPOINT
+from trapgate.sdm.state import CR4_DE, DEBUGCTL_BTF, PENDING_ENABLED_BREAKPOINT, RFLAGS_TF
 
 EXECUTION, WRITES, PORTS, ACCESSES = range(4)
 """R/W fields of DR7."""
+
+
+@core
+def single_steps(v: Cells) -> bool:
+    """Whether an instruction that is no branch is followed by a single-step trap."""
+    return bool(v[GUEST_RFLAGS] & RFLAGS_TF != 0 and v[GUEST_IA32_DEBUGCTL] & DEBUGCTL_BTF == 0)
 
 
 @core

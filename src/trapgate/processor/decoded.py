@@ -16,7 +16,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
-from trapgate.instructions.breakpoints import note_data, note_ports
+from trapgate.instructions.breakpoints import note_data, note_ports, single_steps
 from trapgate.instructions.effects import (
     in_64_bit_mode,
     load_machine_status,
@@ -26,7 +26,7 @@ from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
-from trapgate.sdm.state import PENDING_BS, RFLAGS_DF, RFLAGS_TF
+from trapgate.sdm.state import PENDING_BS, RFLAGS_DF
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _BREAKPOINTS = 0xF
@@ -279,7 +279,7 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     """Carry out the instruction at RIP, or raise what it raises; whether that was a VM exit."""
     guest = Operand(processor, v)
     instruction = guest.decode()
-    stepping = v[f.GUEST_RFLAGS] & RFLAGS_TF
+    stepping = single_steps(v)
     try:
         if instruction.mnemonic in _TASK_SWITCHES:
             fault = _switch_tasks(guest, instruction)

@@ -9,7 +9,7 @@ from iced_x86 import Instruction
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.instructions.breakpoints import note_data, note_ports
+from trapgate.instructions.breakpoints import note_data, note_ports, single_steps
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
@@ -169,7 +169,7 @@ class Platform:
         """What follows an instruction, or an iteration of one, that the VMM has carried out."""
         v = self.vmcs.words
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
-        if v[f.GUEST_RFLAGS] & _TF:
+        if single_steps(self.vmcs.cells):
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
         v[f.GUEST_RFLAGS] &= ~_RF
         if self.processor.x86_vmm.wants_trap:
