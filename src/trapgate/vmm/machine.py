@@ -55,7 +55,7 @@ from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.event_frame import event_frame
-from trapgate.vmm.handlers import HANDLERS, Handler, identity, port, unhandled
+from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.platform import Platform
@@ -110,6 +110,10 @@ class Vmm:
     ) -> None:
         self.handlers: dict[ExitReason, Handler] = {**HANDLERS, **(handlers or {})}
         self.vectors: dict[int, Handler] = dict(vectors or {})
+
+    def does_the_usual(self, reason: ExitReason) -> bool:
+        """Whether the processor may answer exits of that reason in place of the usual handler."""
+        return type(self) is Vmm and not self.vectors and self.handlers[reason] is HANDLERS[reason]
 
     def handle(self, vmexit: VmExit, vm: Platform) -> Action:
         """What to do about `vmexit`."""
@@ -310,7 +314,7 @@ class VirtualMachine(Platform):
         end = None if max_instructions is None else self.processor.time + max_instructions
         expires = None if timeout is None else time.monotonic() + timeout
         self.processor.expires = expires
-        self._let_ports_answer()
+        self.let_ports_answer()
         started = time.perf_counter()
         try:
             while self.stopped is None:
@@ -328,7 +332,7 @@ class VirtualMachine(Platform):
     def step(self, budget: int) -> Stop | None:
         """Run for `budget` instructions; what stopped it for good, if something did."""
         end = self.processor.time + budget
-        self._let_ports_answer()
+        self.let_ports_answer()
         started = time.perf_counter()
         while self.stopped is None and self.processor.time < end:
             self._turn(None, None, until=end)
@@ -339,12 +343,10 @@ class VirtualMachine(Platform):
                 self.console.flush()
         return self.stopped
 
-    def _let_ports_answer(self) -> None:
+    def let_ports_answer(self) -> None:
         """Let the processor answer for devices, if nobody else wants to see their exits."""
-        vmm = self.vmm
-        usual = type(vmm) is Vmm and not vmm.vectors
         reason = ExitReason.IO_INSTRUCTION
-        answers = usual and vmm.handlers[reason] is port and not self.watch.wants(reason)
+        answers = self.vmm.does_the_usual(reason) and not self.watch.wants(reason)
         self.processor.answer_ports(self.devices.ports.address if answers else 0)
 
     def _count_answers(self) -> None:
