@@ -216,6 +216,51 @@ def test_an_instruction_that_was_tried_and_refused_is_as_if_it_never_was() -> No
     assert vm.processor.memory.read(at, 1) == b"\x51"
 
 
+@pytest.mark.parametrize(
+    ("frame_filters", "expected"), [(0, (1, 0)), (OWN_FRAME, (0, 1)), (NO_LINK, (1, 0))]
+)
+def test_user_mode_may_store_to_tables_that_its_kernel_lets_it(
+    frame_filters: int, expected: tuple[int, int]
+) -> None:
+    """X[2] = Y | 7 at ring 3, where HLT is #GP, and there is no handler."""
+    vm = machine(LINKED + HLT, "none", frame_filters)
+    assert "halted" in vm.run(timeout=20).message
+    before = counts(vm)
+    code = RAX_X + bytes.fromhex("48c7401007004000") + HLT
+    vm.processor.memory.write(0x11_0000, code)
+    vm.vmcs["GUEST_RIP"] = 0x11_0000
+    for name, rights in (("CS", 0xA0FB), ("SS", 0xC0F3)):
+        vm.vmcs[f"GUEST_{name}_SELECTOR"] |= 3
+        vm.vmcs[f"GUEST_{name}_ACCESS_RIGHTS"] = rights
+    vm.vmcs["GUEST_ACTIVITY_STATE"] = 0
+    vm.stopped = None
+    assert "triple fault" in vm.run(timeout=20).message
+    assert words(vm, X)[2] == Y | 7
+    after = counts(vm)
+    assert (after[0] - before[0], after[1] - before[1]) == expected
+
+
+def test_a_page_of_a_gigabyte_is_no_link_and_no_way_around() -> None:
+    # PDPT[2] = 1-GB page at 0; data by it; then X[2] by it, which is a table.
+    code = (
+        LINKED
+        + b"\xb9" + pack("<I", PDPT) + bytes.fromhex("48c7411087000000")
+        + b"\xbb" + pack("<I", 0x8000_0000 + Y) + bytes.fromhex("48c70334120000")
+        + b"\xbb" + pack("<I", 0x8000_0000 + X) + bytes.fromhex("48c7431007004000")
+        + b"\xbb" + pack("<I", 0x8000_0000 + MEMORY) + bytes.fromhex("488b13")
+        + HLT
+    )  # fmt: skip
+    vm = machine(code, "none", NO_LINK)
+    stop = vm.run(timeout=20)
+    assert stop.end is End.REFUSED
+    assert "is not the guest's" in stop.message
+    assert words(vm, Y)[0] == 0x1234
+    assert words(vm, X)[2] == Y | 7
+    # Two links, X[2] and the last load exit; the page of a gigabyte completes.
+    assert counts(vm) == (4, 1)
+    assert vm.links.levels_of(0) == set()
+
+
 def test_code_in_a_table() -> None:
     """It is executed where it lies, and an edit that the VMM carries out changes it."""
     # X[2]: mov eax, 5 << 8; ret: not present. Called, changed by the VMM's hand, called again.
@@ -234,6 +279,26 @@ def test_code_in_a_table() -> None:
         assert "halted" in vm.run(timeout=20).message
         registers = vm.processor.registers
         assert (registers.rbx, registers.rax) == (0x500, 0x700)
+
+
+def test_what_follows_a_snapshot_follows_it_again() -> None:
+    """Halfway through the edits: tables, links and map go back with memory."""
+    vm = machine(LINKED + USES, "figure-8", OWN_FRAME)
+    vm.step(8)
+    assert vm.links.levels_of(X >> 12) == {1}
+    ends = []
+    before = vm.snapshot()
+    links = len(vm.links), vm.links.counts.tobytes()
+    for _ in range(3):
+        assert (len(vm.links), vm.links.counts.tobytes()) == links
+        vm.step(100)
+        assert vm.stopped is not None
+        state = vm.processor.registers.rsi, words(vm, X)[0], vm.counts.edits, len(vm.links)
+        ends.append((vm.stopped.message, *state, counts(vm), dict(vm.exits_by_level)))
+        vm.restore(before)
+        look(vm)
+    assert len(set(map(str, ends))) == 1
+    assert "halted" in ends[0][0]
 
 
 def test_memory_and_engine_that_do_not_fit() -> None:

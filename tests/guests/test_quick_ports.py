@@ -75,6 +75,28 @@ _LOOPS = {
     "polled output": ("", "bafd03 ec a820 74fb baf803 88c8 ee"),
     "timer": ("ba0806", "66ed 6601c3"),
     "post": ("", "88c8 e680 e480 00c3"),
+    # out 43h, 0 (latch counter 0); in al, 40h, twice: as it is after reset; then live
+    "counter, unloaded": ("", "b000 e643 e440 00c3 e440 00c3 e440 00c3"),
+    "counter, mode 2": ("b034 e643 b0e8 e640 b003 e640", "b000 e643 e440 00c3 e440 00c3 e440 00c3"),
+    "counter, mode 3": ("b036 e643 b001 e640 b010 e640", "e440 00c3 e440 00c3 b000 e643 e440 00c3"),
+    "counter, mode 0": ("b030 e643 b0ff e640 b0ff e640", "b000 e643 b000 e643 e440 00c3 e440 00c3"),
+    "counter, decimal": ("b035 e643 b000 e640 b010 e640", "b000 e643 e440 00c3 e440 00c3"),
+    "counter, low bytes": ("b014 e643 b050 e640", "e440 00c3 b000 e643 e440 00c3"),
+    "counter, read back": (
+        "b034 e643 b0e8 e640 b003 e640",
+        "b0c2 e643 e440 00c3 e440 00c3 e440 00c3",
+    ),
+    "counter, reloaded": (
+        "b034 e643 b010 e640 b000 e640",
+        "b020 e640 b000 e640 e440 00c3 e440 00c3",
+    ),
+    # gate of counter 2; mode 0 of 1000 ticks; then its output, polled
+    "speaker": ("e461 0c01 e661 b0b0 e643 b0e8 e642 b003 e642", "e461 00c3 e442 00c3 e442 00c3"),
+    "speaker, mode 3": ("b003 e661 b0b6 e643 b040 e642 b000 e642", "e461 00c3 e461 00c3"),
+    "speaker, gated": ("b0b0 e643 b040 e642 b000 e642", "e461 00c3 e461 3401 e661 e461 00c3"),
+    "clock": ("b08a e670", "e471 00c3 e471 00c3"),
+    "clock, other registers": ("", "b00a e670 e471 00c3 b00c e670 e471 00c3 b000 e670 e471 00c3"),
+    "clock, set": ("b00b e670 b082 e671", "b00a e670 e471 00c3 b00b e670 e471 00c3"),
     "keyboard": ("", "e464 00c3 b0aa e664 e464 00c3 e460 00c3"),
     "interrupts on": ("b003 baf903 ee", "bafd03 ec 00c3 baf803 88c8 ee bafa03 ec 00c3"),
     "loopback": ("b010 bafc03 ee", "baf803 88c8 ee bafd03 ec 00c3 baf803 ec 00c3"),
@@ -111,7 +133,7 @@ def test_loops_over_ports_run_the_same(engine: str, name: str) -> None:
         vm.processor.memory.write(4, b"\x00\x05\x00\x00")  # #DB: inc bp; iret
         vm.processor.memory.write(0x500, b"\x45\xcf")
         vm.type(b"typed")
-        stop = vm.run(max_instructions=1_000_000)
+        stop = vm.run(max_instructions=3_000_000)
         assert stop.end is End.DEBUG_EXIT
         found = state(vm)
         del found["vmcs"]

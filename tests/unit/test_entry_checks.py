@@ -37,12 +37,12 @@ DEFAULT_1 = {"pin": 0x16, "primary": 0x04006172, "secondary": 0, "exit": 0x36DFB
 def supported(*, long: bool, python: bool) -> Processor:
     """The processor as docs/limits.md describes it."""
     ram = memory()
-    pin = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 6
+    pin = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7
     primary = sum(
         1 << n
         for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 21, 22, 23, 24, 25, 27, 28, 29, 30, 31)
     )
-    secondary = sum(1 << n for n in (2, 3, 4, 5, 6, 7, 10, 12)) | (not python) * 3
+    secondary = sum(1 << n for n in (2, 3, 4, 5, 6, 7, 10, 12)) | (not python) * 0x303
     leave = sum(1 << n for n in (2, 9, 15, 18, 19, 20, 21, 22))
     enter = sum(1 << n for n in (2, 9, 14, 15))
     may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)

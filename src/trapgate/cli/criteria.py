@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from trapgate.cli import criteria_tables
 from trapgate.cli.closed_form import MergeForm, closed_form
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
 from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
@@ -340,10 +341,21 @@ def merge(
             "as a function for the kernel, proved; kvm-c-test: its test program.",
         ),
     ] = MergeForm.all,
+    rules: Annotated[
+        int | None, typer.Option(min=0, help="Of files with criteria tables: rules at most.")
+    ] = None,
+    clauses: Annotated[
+        int | None, typer.Option(min=0, help="Likewise: clauses, of all rules together.")
+    ] = None,
+    symbols: SymbolsOption = None,
+    bitmap: BitmapOption = None,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
-    """Find the tightest fields that exit whenever one of the files' fields would."""
+    """Find the tightest fields that exit whenever one of the files' fields would.
+
+    If one of the files has a criteria table, fields and the smallest table.
+    """
     from trapgate import criteria
     from trapgate.criteria import documents
 
@@ -355,8 +367,16 @@ def merge(
             _write(output, text)
         page = partial(documents.of_closed_form, text, document)
         return Answer(lambda: [text.rstrip("\n")], lambda: document, page=page)
+    parties = _parties(files, names_for(symbols, bitmap))
+    if criteria_tables.have_tables(parties) and form in (MergeForm.all, MergeForm.toml):
+        toml, told = criteria_tables.merged(parties, scheme, operator, rules, clauses, timeout)
+        if output is not None:
+            _write(output, toml)
+        return Answer(*told)
+    if rules is not None or clauses is not None:
+        raise criteria.CriteriaError("--rules and --clauses are for files with criteria tables")
     merged = criteria.merge(
-        _parties(files),
+        parties,
         scheme,
         bits=bits,
         weights=_weights(weights),
@@ -456,9 +476,10 @@ def check(
         raise criteria.CriteriaError("check takes a SPEC and FIELDS, or L0, L1 and VMCS02")
     names = names_for(symbols, bitmap)
     if len(files) > 2:
-        found = criteria.check_vmcs02(
-            _parties(files[:-1], names), _load(files[-1], names), bits=bits, timeout=timeout
-        )
+        parties, vmcs02 = _parties(files[:-1], names), _load(files[-1], names)
+        if criteria_tables.have_tables([*parties, criteria.Party("vmcs02", vmcs02)]):
+            return Answer(*criteria_tables.checked(parties, vmcs02, timeout))
+        found = criteria.check_vmcs02(parties, vmcs02, bits=bits, timeout=timeout)
         page = partial(documents.of_check, found)
         return Answer(found.lines, found.document, 0 if found.sound else 1, page)
     if _is_vmcs_file(files[0]):
@@ -466,12 +487,24 @@ def check(
         differs = criteria.compare_exits(wanted, given, timeout=timeout)
         status = 0 if (differs.sound if sound else differs.exact) else 1
         page = partial(documents.of_difference, differs)
-        return Answer(differs.lines, differs.document, status, page)
-    verdicts = criteria.check(criteria.read_spec(files[0]), _load(files[1], names), timeout=timeout)
+        warned = list(criteria_tables.warnings_of(given))
+        return Answer(
+            lambda: [*differs.lines(), *warned],
+            lambda: {**differs.document(), "warnings": warned},
+            status,
+            page,
+        )
+    fields = _load(files[1], names)
+    verdicts = criteria.check(criteria.read_spec(files[0]), fields, timeout=timeout)
     holds = all(one.sound if sound else one.exact for one in verdicts)
+    warned = list(criteria_tables.warnings_of(fields))
     return Answer(
-        lambda: [one.line() for one in verdicts],
-        lambda: {"holds": holds, "vectors": [one.document() for one in verdicts]},
+        lambda: [*(one.line() for one in verdicts), *warned],
+        lambda: {
+            "holds": holds,
+            "vectors": [one.document() for one in verdicts],
+            "warnings": warned,
+        },
         0 if holds else 1,
         partial(documents.of_verdicts, verdicts),
     )
@@ -491,13 +524,38 @@ def learn(
     ] = UnseenCodes.exit,
     fields: FieldsOption = None,
     operator: OperatorOption = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="A criteria table by this value: rip, cpl, page, ... (repeatable)."),
+    ] = None,
+    rules: Annotated[int, typer.Option(min=1, help="With --by: rules at most.")] = 4,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
-    """Define the filter that keeps the exits that a VMM needed, and test it on the rest."""
-    from trapgate import criteria
+    """Define the filter that keeps the exits that a VMM needed, and test it on the rest.
 
+    With --by a criteria table, which looks at more than the error code.
+    """
+    from trapgate import criteria
+    from trapgate.criteria import documents
+
+    if by:
+        table = criteria.learn_table(
+            trace,
+            by,
+            mark=mark,
+            hold_out=hold_out,
+            unseen=unseen.value,
+            rules=rules,
+            timeout=timeout,
+        )
+        if output is not None:
+            _write(output, table.toml())
+        page = partial(documents.of_learned_table, table)
+        return Answer(
+            lambda: [*table.lines(), "", table.toml().rstrip()], table.document, page=page
+        )
     learned = criteria.learn(
         trace,
         scheme,

@@ -26,7 +26,10 @@ from trapgate.criteria.fault_rows import read_rows, rows_for
 from trapgate.criteria.fault_wishes import FaultWishes, parse_wishes, read_wishes
 from trapgate.criteria.filters import Filter, filter_in
 from trapgate.criteria.learn import Learned, learn
+from trapgate.criteria.learn_table import LearnedTable, learn_table
 from trapgate.criteria.merge import Merged, Party, Share, merge
+from trapgate.criteria.merge_tables import MOST_RULES as MOST_MERGED_RULES
+from trapgate.criteria.merge_tables import MergedTables, merge_tables
 from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.spec import Spec, parse_spec, read_spec
 from trapgate.criteria.tables import Difference, TableReading, compare_exits, read_table
@@ -36,6 +39,7 @@ from trapgate.decision.criteria_rules import MOST_RULES
 
 __all__ = [
     "FILTER_SCHEMES",
+    "MOST_MERGED_RULES",
     "MOST_RULES",
     "OPERATORS",
     "ContradictionError",
@@ -48,7 +52,9 @@ __all__ = [
     "Granted",
     "InexpressibleError",
     "Learned",
+    "LearnedTable",
     "Merged",
+    "MergedTables",
     "MissingSolverError",
     "PageFaultFilter",
     "Party",
@@ -72,7 +78,9 @@ __all__ = [
     "explain",
     "filter_in",
     "learn",
+    "learn_table",
     "merge",
+    "merge_tables",
     "merged",
     "operators_named",
     "parse_spec",

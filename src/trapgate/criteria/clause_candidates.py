@@ -58,7 +58,7 @@ def candidates(
 
 def _of_value(value: FaultValue, mine: list[Clause]) -> Iterator[Clause]:
     # Every fault that has the value satisfies the first.
-    yield Clause(value, Operator.BELOW_OR_EQUAL, _WORD)
+    yield Clause(value, Operator.BELOW_OR_EQUAL, (1 << value.width) - 1)
     if value.width <= _NARROW:
         bounds, bits = list(range(1 << value.width)), list(range(value.width))
     else:

@@ -81,8 +81,8 @@ class Granted:
         how = {
             "vt-x": "VT-x's fields alone",
             "extended": "the extensions' fields",
-            "table": f"a criteria table of {_counted(rules, 'rule')} "
-            f"and {_counted(clauses, 'clause')}",
+            "table": f"a criteria table of {counted(rules, 'rule')} "
+            f"and {counted(clauses, 'clause')}",
         }[self.means]
         if self.exact:
             told = [f"exact, by {how}"]
@@ -300,7 +300,8 @@ class _Answers:
         return rules
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """How many of them, in words: 1 rule, 2 rules."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -12,7 +12,9 @@ from trapgate.criteria.define_table import Granted
 from trapgate.criteria.explain import Explanation, Warn
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.learn import Learned
+from trapgate.criteria.learn_table import LearnedTable
 from trapgate.criteria.merge import Merged
+from trapgate.criteria.merge_tables import MergedTables
 from trapgate.criteria.tables import Difference, TableReading
 from trapgate.criteria.vmcs02 import Vmcs02Check
 from trapgate.sdm.vectors import PF
@@ -168,6 +170,20 @@ def of_granted(granted: Granted) -> Document:
     parts: list[Part] = [Paragraph(line) for line in granted.lines()]
     parts += [Heading("As a VMCS file"), Listing(granted.toml(), "toml")]
     return Document("Criteria for wishes about faults", tuple(parts))
+
+
+def of_merged_tables(merged: MergedTables) -> Document:
+    """Fields and a criteria table that serve several VMCSs."""
+    parts: list[Part] = [Paragraph(line.strip()) for line in merged.lines()]
+    parts += [Heading("As a VMCS file"), Listing(merged.toml(), "toml")]
+    return Document("Merged criteria tables", tuple(parts))
+
+
+def of_learned_table(learned: LearnedTable) -> Document:
+    """A criteria table learned from a trace."""
+    parts: list[Part] = [Paragraph(line) for line in learned.lines()]
+    parts += [Heading("As a VMCS file"), Listing(learned.toml(), "toml")]
+    return Document("A criteria table learned from a trace", tuple(parts))
 
 
 def of_learned(learned: Learned) -> Document:

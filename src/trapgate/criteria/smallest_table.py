@@ -71,6 +71,18 @@ class TableProblem:
         number: int = self._pool.id(what)
         return number
 
+    def forbid(self, action: Action) -> None:
+        """Have no rule of this action."""
+        for rule in self._rules:
+            exits, delivers = self._name("exit", rule), self._name("deliver", rule)
+            match action:
+                case Action.EXIT:
+                    self._clauses.append([-exits])
+                case Action.DELIVER:
+                    self._clauses.append([-delivers])
+                case _:
+                    self._clauses.append([exits, delivers])
+
     def add(self, sample: Sample) -> None:
         """Demand that a fault be treated right, or, with a weight, pay for it if it is not."""
         n = self._samples

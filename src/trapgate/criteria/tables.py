@@ -262,22 +262,25 @@ def wishes_broken(
     )
 
 
-def compare_exits(wanted: Vmcs, given: Vmcs, *, timeout: float | None = None) -> Difference:
+def compare_exits(
+    wanted: Vmcs | Sequence[Vmcs], given: Vmcs, *, timeout: float | None = None
+) -> Difference:
     """Whether `given` makes those faults exit that `wanted` does, of all that may happen.
 
-    Both may have criteria tables; if one of them has a rule about instructions, these are compared
-    too. Raises as `read_table`.
+    Of several VMCSs that are wanted it is those that one of them makes exit. All may have criteria
+    tables; if one has a rule about instructions, these are compared too. Raises as `read_table`.
     """
-    rules = [*wanted.criteria_table, *given.criteria_table]
+    several = [wanted] if isinstance(wanted, Vmcs) else list(wanted)
+    rules = [rule for vmcs in (*several, given) for rule in vmcs.criteria_table]
     deadline = Deadline(timeout)
-    found = _compared(wanted, given, fault_terms(rules), in_words, deadline)
+    found = _compared(several, given, fault_terms(rules), in_words, deadline)
     if found.exact and any(rule.about_instructions for rule in rules):
-        return _compared(wanted, given, instruction_terms(), instruction_in_words, deadline)
+        return _compared(several, given, instruction_terms(), instruction_in_words, deadline)
     return found
 
 
 def _compared(
-    wanted: Vmcs,
+    wanted: Sequence[Vmcs],
     given: Vmcs,
     events: FaultTerms,
     tell: Callable[[dict[str, int], frozenset[str]], str],
@@ -285,10 +288,10 @@ def _compared(
 ) -> Difference:
     z3 = z3_module()
     search = Search(events, deadline)
-    must, does = events.exits(wanted), events.exits(given)
+    must, does = z3.Or([events.exits(vmcs) for vmcs in wanted]), events.exits(given)
     asked = frozenset(
         clause.value.name
-        for vmcs in (wanted, given)
+        for vmcs in (*wanted, given)
         for rule in vmcs.criteria_table
         for clause in rule.clauses
     )

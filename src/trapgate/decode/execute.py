@@ -9,6 +9,7 @@ from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
+from trapgate.events.exits import vm_exit
 from trapgate.instructions.effects import (
     clear_task_switched,
     halt,
@@ -23,6 +24,7 @@ from trapgate.instructions.effects import (
     write_msr,
 )
 from trapgate.instructions.intercepts import (
+    EXITED,
     GO_ON,
     RAISE_GP,
     RAISE_OPERAND_PF,
@@ -52,11 +54,14 @@ from trapgate.instructions.intercepts import (
     privilege_level,
 )
 from trapgate.instructions.virtual_apic import (
-    exit_below_threshold,
+    fits_msr_of_page,
     has_tpr_shadow,
-    set_virtual_tpr,
+    read_msr_of_page,
     virtual_tpr,
-    virtualizes_msr,
+    virtualizes_read,
+    virtualizes_write,
+    write_msr_of_page,
+    write_tpr,
 )
 from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
 from trapgate.paging.memory import load64
@@ -288,8 +293,8 @@ def execute_two_byte(
             set_pair(r, time_stamp(v, time))
     elif second == 0x32:
         outcome = intercept_rdmsr(v, mem, r[RCX] & _LOW, length)
-        if outcome == GO_ON and virtualizes_msr(v, r[RCX] & _LOW):
-            set_pair(r, virtual_tpr(v, mem))
+        if outcome == GO_ON and virtualizes_read(v, r[RCX] & _LOW):
+            set_pair(r, read_msr_of_page(v, mem, r[RCX] & _LOW))
         elif outcome == GO_ON:
             outcome, value = read_msr(v, r, r[RCX] & _LOW, time)
             if outcome == GO_ON:
@@ -300,8 +305,12 @@ def execute_two_byte(
         outcome = intercept_wrmsr(v, mem, r[RCX] & _LOW, length)
         if outcome == GO_ON:
             value = (r[RDX] & _LOW) << 32 | (r[RAX] & _LOW)
-            if virtualizes_msr(v, r[RCX] & _LOW):
-                return write_task_priority(v, mem, value, length)
+            index = r[RCX] & _LOW
+            if virtualizes_write(v, index):
+                if not fits_msr_of_page(index, value):
+                    return RAISE_GP
+                advance(v, length)
+                return exit_behind(v, write_msr_of_page(v, mem, index, value))
             outcome = write_msr(v, r, r[RCX] & _LOW, value)
             if outcome != GO_ON and x[MODE] == MODE_NON_ROOT:
                 return PLATFORM
@@ -414,7 +423,10 @@ def execute_mov_cr(
                     value = value & 0x7FFFFFFFFFFFFFFF
                 x[FLUSH] = 1
             if number == 8 and has_tpr_shadow(v):
-                return write_task_priority(v, mem, value << 4, length)
+                if value & ~0xF:
+                    return RAISE_GP
+                advance(v, length)
+                return exit_behind(v, write_tpr(v, mem, value << 4))
             outcome = write_paging_register(v, r, mem, x, number, value)
     else:
         outcome = intercept_mov_from_cr(v, number, register, length)
@@ -429,13 +441,12 @@ def execute_mov_cr(
 
 
 @core
-def write_task_priority(v: Cells, mem: Memory, value: int, length: int) -> int:
-    """MOV to CR8 or WRMSR of the TPR, where that is VTPR: GO_ON, RIP past it; EXITED, likewise."""
-    if value & ~0xFF:
-        return RAISE_GP
-    advance(v, length)
-    set_virtual_tpr(v, mem, value)
-    return exit_below_threshold(v, mem)
+def exit_behind(v: Cells, due: int) -> int:
+    """The exit that follows a write to the virtual-APIC page, if any; RIP is past it already."""
+    if due == 0:
+        return GO_ON
+    vm_exit(v, due & 0xFFFF, due >> 16, 0)
+    return EXITED
 
 
 @core

@@ -1,7 +1,8 @@
 """Accesses to the APIC-access page of the guest that runs, one by one (native only).
 
-The MMU's refill lets the page stand for one whose loads and stores come here. An access to VTPR is
-virtualized; any other is undone, and is an exit (SDM, "Virtualizing Memory-Mapped APIC Accesses").
+The MMU's refill lets the page stand for one whose loads and stores come here. An access to a
+register that is virtualized goes on; any other is undone, and is an exit (SDM, "Virtualizing
+Memory-Mapped APIC Accesses").
 """
 
 from trapgate.compiler.dialect import Cells
@@ -10,11 +11,11 @@ from trapgate.compiler.raw import call, cells, memory, peek64, poke32
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import begin_device_access
+from trapgate.engine.core_calls import look_ahead
 from trapgate.instructions.virtual_apic import (
-    is_below_threshold,
     is_virtualized_access,
     read_virtual,
-    write_virtual_tpr,
+    write_virtual,
 )
 from trapgate.paging.apic_access import DATA_READ, DATA_WRITE, apic_access
 
@@ -34,22 +35,25 @@ def leave_for_access(m: Cells, offset: int, access: int) -> None:
 def read_apic_page(m: Cells, offset: int, size: int) -> int:
     """A load of `size` bytes at `offset` of the page."""
     v = cells(m[mc.V], m[mc.V_CELLS])
-    if not is_virtualized_access(v, offset, size):
+    if not is_virtualized_access(v, offset, size, 0):
         leave_for_access(m, offset, DATA_READ)
     return read_virtual(v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]), offset, size)
 
 
 @jit
 def write_apic_page(m: Cells, offset: int, size: int, value: int) -> None:
-    """A store; if it leaves VTPR below the threshold the exit comes behind the instruction."""
+    """A store; the exit that it leads to, if any, comes behind the instruction."""
     v = cells(m[mc.V], m[mc.V_CELLS])
-    if not is_virtualized_access(v, offset, size):
+    if not is_virtualized_access(v, offset, size, 1):
         leave_for_access(m, offset, DATA_WRITE)
     begin_device_access(m)
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    write_virtual_tpr(v, mem, offset, size, value)
-    if is_below_threshold(v, mem):
+    due = write_virtual(v, mem, offset, size, value)
+    if due != 0:
         # The way out is that of the preemption timer, which gets its end back there.
-        m[mc.TPR_DUE] = 1 + m[mc.NESTED_TIMER_END]
+        m[mc.APIC_EXIT] = due
+        m[mc.KEPT_TIMER_END] = m[mc.NESTED_TIMER_END]
         m[mc.NESTED_TIMER_END] = m[mc.TIME]
         m[mc.DEADLINE] = 0
+    else:
+        look_ahead(m)

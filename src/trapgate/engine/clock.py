@@ -40,11 +40,12 @@ def signed_leb128(place: int) -> tuple[int, int]:
 
 
 @jit
-def instructions_from(tb: int, linear: int) -> int:
-    """How many instructions a block has from the one at a linear address on; 0 if none is there.
+def instructions_from(tb: int, linear: int) -> tuple[int, int]:
+    """How many instructions a block has from the one at a linear address on, and its length.
 
-    Behind a block's machine code the translator keeps for each instruction how far the address,
-    the state of the flags, and the end of its code are from those of the one before.
+    0 and 0 if none is there. Behind a block's machine code the translator keeps for each
+    instruction how far the address, the state of the flags, and the end of its code are from those
+    of the one before.
     """
     count = peek16(tb + at.TB_ICOUNT)
     place = peek64(tb + at.TB_CODE) + peek64(tb + at.TB_CODE + 8)
@@ -52,11 +53,14 @@ def instructions_from(tb: int, linear: int) -> int:
     for n in range(count):
         step, place = signed_leb128(place)
         here += step
+        step, place = signed_leb128(place)
+        step, place = signed_leb128(place)
         if here == linear:
-            return count - n
-        step, place = signed_leb128(place)
-        step, place = signed_leb128(place)
-    return 0
+            length = peek64(tb) + peek16(tb + at.TB_SIZE) - here
+            if n + 1 < count:
+                length, place = signed_leb128(place)
+            return count - n, length
+    return 0, 0
 
 
 @callback(VOID, *[INT64] * 3, BOUND)
@@ -67,7 +71,8 @@ def on_restore(env: int, tb: int, data: int, restore: int) -> None:
     if machine == 0:
         return
     m = cells(machine, mc.CELLS)
-    left = instructions_from(tb, peek64(data))
+    left, length = instructions_from(tb, peek64(data))
+    m[mc.INSTRUCTION_LENGTH] = length
     m[mc.BEHIND] = max(left - 1, 0)
     if m[mc.RESTORED] == _LEAVES:
         m[mc.TIME] -= m[mc.BEHIND]

@@ -10,6 +10,11 @@ from trapgate.engine import machine as mc
 from trapgate.engine.clock import set_deadline
 from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit
+from trapgate.instructions.virtual_apic import (
+    has_virtual_interrupt,
+    post_interrupts,
+    take_virtual_interrupt,
+)
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -50,6 +55,37 @@ def raise_here(
     if outcome == _EXITED and m[mc.UNBLOCKED] != 0:
         report_unblocking(v, vector, kind, error_code)
     return outcome
+
+
+@jit_for_python
+def deliver_virtual_interrupt_here(machine: int) -> int:
+    """Deliver the virtual interrupt that is recognized; not 0 if that exits."""
+    m = cells(machine, mc.CELLS)
+    v = cells(m[mc.V], m[mc.V_CELLS])
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    vector = take_virtual_interrupt(v, mem)
+    return raise_event(
+        v,
+        cells(m[mc.R], m[mc.R_CELLS]),
+        mem,
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
+        cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
+        vector,
+        0,
+        -1,
+        0,
+        0,
+        1,
+    )
+
+
+@jit_for_python
+def post_interrupts_here(machine: int) -> int:
+    """Post interrupts to the guest of the x86 VMM, which does not run now; 0."""
+    m = cells(machine, mc.CELLS)
+    n = cells(m[mc.N], m[mc.V_CELLS])
+    post_interrupts(n, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]))
+    return 0
 
 
 @jit_for_python
@@ -139,6 +175,8 @@ def look_ahead(m: Cells) -> None:
         waiting |= mc.AT_ONCE if exiting else mc.WHEN_INTERRUPTIBLE
     if primary & ct.PRIMARY_NMI_WINDOW_EXITING or m[mc.PINS] & mc.PIN_EVENT:
         waiting |= mc.AT_ONCE
+    if has_virtual_interrupt(v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])):
+        waiting |= mc.WHEN_INTERRUPTIBLE
     m[mc.ATTENTION] = waiting
     set_deadline(m)
     if waiting != 0:

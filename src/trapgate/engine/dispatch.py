@@ -17,6 +17,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import end_block_here
 from trapgate.engine.coherence import forget_stale_code
+from trapgate.engine.core_calls import look_ahead
 from trapgate.engine.state import (
     arm,
     load,
@@ -35,6 +36,7 @@ from trapgate.events.journal import (
 )
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import quick_ports
+from trapgate.instructions.virtual_apic import delivers_interrupts
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -256,6 +258,8 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     if outcome == ix.EXITED and m[mc.PORTS] != 0 and is_answered(m, v, r):
         outcome = ix.GO_ON
     if outcome == ix.GO_ON:
+        if delivers_interrupts(v):
+            look_ahead(m)
         if r[reg.CR8] != priority and m[mc.PINS] & mc.PIN_PRIORITY:
             # An interrupt that waited for it may be taken now; only the VMM can tell.
             m[mc.TIMER_END] = min(m[mc.TIMER_END], m[mc.TIME])
@@ -453,7 +457,8 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 m[mc.FAULT_ADDRESS] = address
                 return mc.TABLE_WRITE
             m[mc.FAULT_KIND] = 0
-            return arbitrate(m, v, r, 14, 3, info, address, 0)
+            length = m[mc.INSTRUCTION_LENGTH] if info >= APIC_ACCESS and not fetched else 0
+            return arbitrate(m, v, r, 14, 3, info, address, length)
         if m[mc.FAULT_KIND] == mc.FAULT_OF_SEGMENT:
             m[mc.FAULT_KIND] = 0
             return arbitrate(m, v, r, vector, 3, 0, 0, 0)

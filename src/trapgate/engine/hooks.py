@@ -150,7 +150,7 @@ def slot_at_once(m: Cells, port: int, size: int, is_in: bool) -> int:
     if not free:
         return -1
     p = cells(m[mc.PORTS], quick_ports.LENGTH)
-    slot = quick_ports.slot_of(p, quick_ports.access(port, size, is_in))
+    slot = quick_ports.slot_of(p, quick_ports.access(port, size, is_in), 0, 0)
     if slot < 0 or p[slot + quick_ports.WAIT] != 0:
         return -1
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
@@ -174,7 +174,7 @@ def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     m = cells(user, mc.CELLS)
     slot = slot_at_once(m, port, size, False)
     if slot >= 0:
-        quick_ports.store(cells(m[mc.PORTS], quick_ports.LENGTH), slot, value)
+        quick_ports.store(cells(m[mc.PORTS], quick_ports.LENGTH), slot, 0, value)
         return
     execute_in_core(m)
 

@@ -12,7 +12,7 @@ from trapgate.paging.memory import WRITTEN_PAGE
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import TYPE_OTHER_EVENT
-from trapgate.sdm.reasons import REASON_MONITOR_TRAP_FLAG, REASON_TPR_BELOW_THRESHOLD
+from trapgate.sdm.reasons import REASON_MONITOR_TRAP_FLAG
 from trapgate.vmx.entry import FAILED, enter
 
 _PREEMPTION_TIMER = 52
@@ -72,16 +72,18 @@ def go(machine: int, emu_start: int) -> int:
     m[mc.STOP] = mc.PORT
     v = cells(m[mc.V], m[mc.V_CELLS])
     while m[mc.STOP] in (mc.PORT, mc.NESTED_TIMER):
-        due = m[mc.TPR_DUE] != 0
+        due = m[mc.APIC_EXIT]
         if (
             m[mc.STOP] == mc.NESTED_TIMER
-            or due
+            or due != 0
             or (v[f.GUEST_ACTIVITY_STATE] in (1, 2) and m[mc.TIME] >= m[mc.NESTED_TIMER_END])
         ):
-            if due:
-                m[mc.NESTED_TIMER_END] = m[mc.TPR_DUE] - 1
-                m[mc.TPR_DUE] = 0
-            vm_exit(v, REASON_TPR_BELOW_THRESHOLD if due else _PREEMPTION_TIMER, 0, 0)
+            if due == 0:
+                vm_exit(v, _PREEMPTION_TIMER, 0, 0)
+            else:
+                vm_exit(v, due & 0xFFFF, due >> 16, 0)
+                m[mc.NESTED_TIMER_END] = m[mc.KEPT_TIMER_END]
+                m[mc.APIC_EXIT] = 0
             m[mc.STOP] = dispatch.pass_exit_to_x86_vmm(m, mc.EXITED)
             if m[mc.STOP] != mc.RUNNING:
                 return 0

@@ -126,9 +126,11 @@ journal, the virtual clock, and why the engine stopped.
     X87_FILLED,
     X87_WRITTEN,
     PORTS,
-    TPR_DUE,
+    APIC_EXIT,
+    KEPT_TIMER_END,
+    INSTRUCTION_LENGTH,
     CELLS,
-) = range(122)
+) = range(124)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -160,7 +162,9 @@ RESTORED, BEHIND: what it means that the engine restores the state within a bloc
 instructions of the block were behind the latest one (`clock`).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
-TPR_DUE: 1 + what NESTED_TIMER_END was before a store to VTPR made an exit due; 0 without.
+APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
+KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
+restored last within a block, in bytes.
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.quick_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
@@ -170,7 +174,7 @@ RUN_STATE = (
     *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, EXTRA),
     *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
     *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
-    TPR_DUE,
+    *(APIC_EXIT, KEPT_TIMER_END),
     *(DEBUG_SKIP, DEBUG_HIT),
 )
 """What of a machine changes as its guest runs and lasts from one VM entry to the next."""
@@ -178,7 +182,7 @@ RUN_STATE = (
 OWN_STATE = (
     *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, EXTRA, TIME_BIAS),
     *(NESTED_TIMER_END, UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK),
-    TPR_DUE,
+    *(APIC_EXIT, KEPT_TIMER_END),
 )
 """What of RUN_STATE is about one logical processor, where the machine has several."""
 

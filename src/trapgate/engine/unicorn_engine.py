@@ -561,6 +561,14 @@ class UnicornEngine:
         event = (self._machine, vector, kind, error_code, address, 0)
         return int(core_calls.raise_here(*event))
 
+    def deliver_virtual_interrupt(self) -> bool:
+        """Deliver the one that is recognized at GUEST_RIP; whether that exits."""
+        return bool(core_calls.deliver_virtual_interrupt_here(self._machine))
+
+    def post_interrupts(self) -> None:
+        """Move what is posted to the x86 VMM's guest into its virtual-APIC page."""
+        core_calls.post_interrupts_here(self._machine)
+
     def protect_firmware(self, segments: int) -> None:
         """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each (native path only)."""
         self.cells[mc.READ_ONLY] = segments

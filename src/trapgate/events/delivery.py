@@ -354,6 +354,8 @@ def _exit_for_ept(
         v[GUEST_RFLAGS] = v[GUEST_RFLAGS] | RFLAGS_RF
     reported = _length_of(outer_kind, length) if outer >= 0 else 0
     if error & APIC_ACCESS:
+        if outer < 0:
+            reported = length
         vm_exit(v, REASON_APIC_ACCESS, access_qualification(error, outer >= 0), reported)
     else:
         vm_exit(v, ept_exit_reason(error), qualification, reported)

@@ -22,7 +22,7 @@ QUEUED = 2
 HEAD = 3
 
 SLOTS = 16
-WIDTH = 8
+WIDTH = 12
 ACCESS = 0
 """Of a slot: the exit qualification of the access that it answers, see `access`."""
 KIND = 1
@@ -34,6 +34,11 @@ WAIT = 4
 TICKS, SECOND = 5, 6
 """A clock's ticks a second, and the instructions of a second."""
 PARTNER = 7
+"""The number of another slot that has to do with this one."""
+UNTIL = 8
+"""At which tick the VMM is to be asked again. Of UPDATING: when in a second an update begins."""
+START, RELOAD, MODE = 9, 10, 11
+"""Of an 8254's counter: the tick at which it began to count, and how it counts."""
 
 QUEUE = HEAD + SLOTS * WIDTH
 QUEUE_LENGTH = 1024
@@ -49,6 +54,19 @@ KEEP = 3
 """A store changes VALUE."""
 SEND = 4
 """A store puts a byte into the queue, while there is room."""
+SPEAKER = 5
+"""A load finds VALUE until the tick UNTIL, and in bit 4 the refresh of memory."""
+COUNTER = 6
+"""A load finds a byte of a counter, low and high in turns (READS): of VALUE, which is latched, or
+of what it counts if VALUE is -1."""
+COMMAND = 7
+"""A store of a command that latches one of three counters, from slot PARTNER on."""
+UPDATING = 8
+"""A load finds VALUE, and in bit 7 whether the clock's update is under way, if the index in slot
+PARTNER selects register A."""
+REFRESH_TICKS = 18
+"""The memory refresh toggles about every 15 us."""
+_REGISTER_A = 0x0A
 
 IS_IN = 1 << 3
 _IMMEDIATE = 1 << 6
@@ -68,13 +86,47 @@ def ticks(time: int, hertz: int, second: int) -> int:
 
 
 @core
-def slot_of(p: Cells, qualification: int) -> int:
+def counted(mode: int, reload: int, passed: int) -> int:
+    """What an 8254's counter of 16 bits has come to after so many ticks; binary, and not cut."""
+    if mode == 2:
+        return reload - passed % reload
+    if mode == 3:
+        phase = passed % reload
+        high = (reload + 1) // 2
+        return (reload & ~1) - 2 * (phase if phase < high else phase - high)
+    return reload - passed
+
+
+@core
+def count_now(p: Cells, at: int, time: int) -> int:
+    """What the counter of the slot at `at` has come to."""
+    passed = ticks(time, p[at + TICKS], p[at + SECOND]) - p[at + START]
+    return counted(p[at + MODE], p[at + RELOAD], max(passed, 0)) & 0xFFFF
+
+
+@core
+def asks(p: Cells, at: int, time: int, value: int) -> bool:
+    """Whether the VMM has to be asked about an access to the slot at `at`, a store of `value`."""
+    kind = p[at + KIND]
+    if kind == SEND:
+        return bool(p[QUEUED] >= QUEUE_LENGTH)
+    if kind == SPEAKER:
+        return bool(ticks(time, p[at + TICKS], p[at + SECOND]) >= p[at + UNTIL])
+    if kind == UPDATING:
+        return bool(p[HEAD + p[at + PARTNER] * WIDTH + VALUE] & 0x7F != _REGISTER_A)
+    if kind == COMMAND:
+        counter = HEAD + (p[at + PARTNER] + (value >> 6)) * WIDTH
+        return value & 0x30 != 0 or value >> 6 == 3 or bool(p[counter + KIND] != COUNTER)
+    return bool(kind == ASK)
+
+
+@core
+def slot_of(p: Cells, qualification: int, time: int, value: int) -> int:
     """Where the slot begins that answers an I/O exit with this qualification; -1: ask the VMM."""
     for n in range(SLOTS):
         at = HEAD + n * WIDTH
         if p[at + ACCESS] == qualification:
-            full = p[at + KIND] == SEND and p[QUEUED] >= QUEUE_LENGTH
-            return -1 if p[at + KIND] == ASK or full else at
+            return -1 if asks(p, at, time, value) else at
     return -1
 
 
@@ -83,24 +135,43 @@ def load(p: Cells, at: int, time: int) -> int:
     """What a load finds that the slot at `at` answers, at a virtual time."""
     p[ANSWERED] += 1
     p[SKIPPED] += p[at + WAIT]
-    if p[at + KIND] == CLOCK:
+    kind = p[at + KIND]
+    if kind == CLOCK:
         return int(ticks(time, p[at + TICKS], p[at + SECOND]) & p[at + VALUE])
+    if kind == SPEAKER:
+        tick = ticks(time, p[at + TICKS], p[at + SECOND])
+        return int(p[at + VALUE] | (tick // REFRESH_TICKS & 1) << 4)
+    if kind == UPDATING:
+        updates = time % p[at + SECOND] >= p[at + UNTIL]
+        return int(p[at + VALUE] | updates << 7)
+    if kind == COUNTER:
+        value = p[at + VALUE] if p[at + VALUE] >= 0 else count_now(p, at, time)
+        p[at + READS] ^= 1
+        if p[at + READS]:
+            return int(value & 0xFF)
+        p[at + VALUE] = -1
+        return int(value >> 8)
     p[at + READS] += 1
     return int(p[at + VALUE])
 
 
 @core
-def store(p: Cells, at: int, value: int) -> None:
-    """Carry out a store that the slot at `at` answers."""
+def store(p: Cells, at: int, time: int, value: int) -> None:
+    """Carry out a store that the slot at `at` answers, at a virtual time."""
     p[ANSWERED] += 1
     p[SKIPPED] += p[at + WAIT]
-    if p[at + KIND] == KEEP:
+    kind = p[at + KIND]
+    if kind == KEEP:
         p[at + VALUE] = value
-        return
-    p[QUEUE + p[QUEUED]] = value
-    p[QUEUED] += 1
-    reads = HEAD + p[at + PARTNER] * WIDTH + READS
-    p[reads] -= 1 if p[reads] > 0 else 0
+    elif kind == COMMAND:
+        counter = HEAD + (p[at + PARTNER] + (value >> 6)) * WIDTH
+        if p[counter + VALUE] < 0:
+            p[counter + VALUE] = count_now(p, counter, time)
+    else:
+        p[QUEUE + p[QUEUED]] = value
+        p[QUEUED] += 1
+        reads = HEAD + p[at + PARTNER] * WIDTH + READS
+        p[reads] -= 1 if p[reads] > 0 else 0
 
 
 @core
@@ -110,14 +181,14 @@ def answer(p: Cells, v: Cells, r: Cells, time: int) -> int:
     The instruction is done then, but for RIP. -1: it is for the VMM, and nothing has changed.
     """
     qualification = v[EXIT_QUALIFICATION] & ~_IMMEDIATE
-    at = slot_of(p, qualification)
-    if at < 0:
-        return -1
     bits = 8 * ((qualification & 7) + 1)
     mask = (1 << bits) - 1
+    at = slot_of(p, qualification, time, r[RAX] & mask)
+    if at < 0:
+        return -1
     if qualification & IS_IN:
         value = load(p, at, time) & mask
         r[RAX] = value if bits == 32 else r[RAX] & ~mask | value
     else:
-        store(p, at, r[RAX] & mask)
+        store(p, at, time, r[RAX] & mask)
     return int(p[at + WAIT])

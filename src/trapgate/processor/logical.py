@@ -155,8 +155,9 @@ class LogicalProcessor:
 
     def raise_fault(self, vector: int, error_code: int, address: int = 0) -> bool:
         """Arbitrate a hardware exception of the guest's; whether it caused a VM exit."""
-        return self._raise(vector, 3, error_code, address)
+        return self.raise_event(vector, 3, error_code, address)
 
-    def _raise(self, vector: int, kind: int, error_code: int = -1, address: int = 0) -> bool:
+    def raise_event(self, vector: int, kind: int, error_code: int = -1, address: int = 0) -> bool:
+        """Arbitrate an event of that interruption type; whether it caused a VM exit."""
         self.head[HEAD_TIME] = self.time
         return self.engine.raise_event(vector, kind, error_code, address) != 0

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from trapgate.compiler.dialect import Cells
-from trapgate.decision.criteria_table import RULE_DELIVER, decide_by_table
 from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
 from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be known before any is used
@@ -20,20 +19,16 @@ from trapgate.engine.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
-from trapgate.instructions.intercepts import EXITED, GO_ON, platform_exit, window_exit
-from trapgate.processor import decoded, stepping, table_writes
+from trapgate.processor import decoded, pending, stepping, table_writes
 from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
 from trapgate.processor.own_state import OwnState
 from trapgate.processor.pins import Smi
-from trapgate.processor.reset import reset
 from trapgate.processor.x86_vmm import X86Vmm
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
-from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.sdm.state import ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
 from trapgate.trace.html import table
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
@@ -42,9 +37,6 @@ _CHECKED_SLICE = 256
 """Instructions executed one at a time between two looks at the host's time."""
 _FOREVER = 1 << 62
 _FAILED = 1 << 31
-_BLOCKED_BY_STI_OR_SS = 3
-_BLOCKED_BY_NMI = 8
-_IF = 1 << 9
 
 
 _INFORMATION = slice(f.EXIT_REASON, f.VM_EXIT_INSTRUCTION_LENGTH + 1)
@@ -485,7 +477,7 @@ class Processor(LogicalProcessor):
         if self.stops_at_events and self._head[HEAD_SEQUENCE] > self._entered:
             vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
             return True
-        exited = self._take(v)
+        exited = pending.take(self, v)
         if not exited:
             # What is pending may stay blocked: let the guest execute a block before the next look.
             c[stops.PATIENCE] = 1
@@ -497,98 +489,6 @@ class Processor(LogicalProcessor):
             self.engine.look_ahead()
         return exited
 
-    def _take(self, v: Cells) -> bool:
-        pin = int(v[f.PIN_BASED_CONTROLS])
-        state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
-        activity = v[f.GUEST_ACTIVITY_STATE]
-        pins = self.pins
-        start_up, pins.start_up = pins.start_up, None
-        if activity == ACTIVITY_WAIT_FOR_SIPI:
-            # SDM, "Activity State" of VM entries: everything else is blocked.
-            if start_up is not None:
-                vm_exit(v, ExitReason.STARTUP_IPI, start_up, 0)
-            return start_up is not None
-        smi, pins.smi = pins.smi, None
-        if smi is not None and self._smi_exits(v, smi):
-            return True
-        if pins.init and not self.x86_vmm.in_root_operation:
-            pins.init = False
-            if platform_exit(v, True, ExitReason.INIT_SIGNAL, 0) == EXITED:
-                return True
-            reset(self.registers.cells, v)
-            self.engine.flush_translations()
-            self.platform_reset()
-            return False
-        if pins.nmi and not state & _BLOCKED_BY_STI_OR_SS:
-            blocked = state & _BLOCKED_BY_NMI and not pin & ct.PIN_VIRTUAL_NMIS
-            if not blocked:
-                pins.nmi = False
-                return self._wake(v, 2, 2)
-        if activity == ACTIVITY_SHUTDOWN:
-            return False
-        if window_exit(v) != GO_ON:
-            return True
-        interruptible = bool(v[f.GUEST_RFLAGS] & _IF) and not state & _BLOCKED_BY_STI_OR_SS
-        exiting = bool(pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING)
-        if v is self.x86_vmm.vmcs and (interruptible or exiting) and self._awaits_window():
-            vm_exit(self.move_to_vmcs0(), ExitReason.INTERRUPT_WINDOW, 0, 0)
-            return True
-        if pins.interrupt is not None:
-            vector = pins.interrupt
-            if exiting and self._interrupt_exits(v, vector):
-                vm_exit(v, ExitReason.EXTERNAL_INTERRUPT, 0, 0)
-                if v[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT:
-                    pins.interrupt = None
-                    word, _ = Interruption(vector, 0).encode()  # type: ignore[arg-type]
-                    v[f.VM_EXIT_INTERRUPTION_INFORMATION] = word
-                return True
-            if interruptible:
-                pins.interrupt = None
-                return self._wake(v, vector, 0)
-        return False
-
-    def _smi_exits(self, v: Cells, smi: Smi) -> bool:
-        """Put an SMI to the criteria; whether it exits.
-
-        One that does not is for system-management mode, whose handler is RSM alone. VT-x lets
-        none exit without dual-monitor treatment, which there is not.
-        """
-        assert self._vmcs is not None
-        host = self.move_to_vmcs0()
-        usual = self._vmcs.profile == "extended"
-        if platform_exit(host, usual, smi.reason, smi.qualification) == GO_ON:
-            if v is not host:
-                self.move_from_vmcs0()
-            return False
-        for cell, value in smi.fields.items():
-            host[cell] = value
-        return True
-
-    def _interrupt_exits(self, v: Cells, vector: int) -> bool:
-        """Whether external-interrupt exiting holds for a vector: a criteria table may exempt it."""
-        if v[f.CRITERIA_TABLE_RULES] == 0:
-            return True
-        action, _ = decide_by_table(
-            v, self.memory.cells, vector, int(InterruptionType.EXTERNAL_INTERRUPT),
-            -1, 0, 0, 0, -1, 0, 0, 0,
-        )  # fmt: skip
-        return action != RULE_DELIVER
-
-    def _awaits_window(self) -> bool:
-        """Whether VMCS 0 asks for an exit as soon as interrupts are enabled."""
-        assert self._vmcs is not None
-        primary = self._vmcs.words[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
-        return bool(primary & ct.PRIMARY_INTERRUPT_WINDOW_EXITING)
-
-    def _wake(self, v: Cells, vector: int, kind: int) -> bool:
-        """An interrupt or NMI: what it does not exit for, it wakes from HLT."""
-        halted = int(v[f.GUEST_ACTIVITY_STATE])
-        v[f.GUEST_ACTIVITY_STATE] = 0
-        exited = self._raise(vector, kind)
-        if exited:
-            v[f.GUEST_ACTIVITY_STATE] = halted
-        return exited
-
     def _waits_for_vmm(self) -> bool:
         """Whether VMCS 0 asks for exits on HLT: its VMM knows what can wake the guest."""
         assert self._vmcs is not None
@@ -598,7 +498,7 @@ class Processor(LogicalProcessor):
     def _halted(self, v: Cells) -> bool:
         """HLT without HLT exiting: the virtual clock jumps to what wakes the guest."""
         c = self.engine.cells
-        if self._take(v):
+        if pending.take(self, v):
             return True
         if v[f.GUEST_ACTIVITY_STATE] == 0:
             return False

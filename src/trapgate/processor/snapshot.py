@@ -18,7 +18,6 @@ from trapgate.processor.likeness import (
     has_event,
 )
 from trapgate.processor.processor import Processor
-from trapgate.sdm.vmx import ENTRIES
 from trapgate.vmcs.vmcs import Vmcs
 
 _NESTED = slice(HEAD_COUNTS + COUNTS, HEAD_COMPLETED)
@@ -113,7 +112,7 @@ class ProcessorSnapshot:
         processor.make_current(self._vmcs)
         processor.drain()
         self._restore_rows()
-        if self._nested or any(one.x86_vmm.state[ENTRIES] for one in processor.every):
+        if self._nested or any(one.x86_vmm.has_entered for one in processor.every):
             processor.head[_NESTED] = self._nested_counts
         if engine.patience != self._patience:
             engine.patience = dict(self._patience)

@@ -94,6 +94,11 @@ class X86Vmm:
         return x[vmx.ENTRIES], {REASONS[n]: count for n, count in enumerate(counts) if count}
 
     @property
+    def has_entered(self) -> bool:
+        """Whether it has ever entered a guest."""
+        return self._words[vmx.ENTRIES] != 0
+
+    @property
     def failures(self) -> int:
         """How many of its VMX instructions and VM entries have failed."""
         return self._words[vmx.FAILURES]
@@ -128,6 +133,12 @@ class X86Vmm:
     def acknowledges(self) -> bool:
         """Whether a VM exit for an interrupt to it acknowledges that."""
         return bool(self.vmcs[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT)
+
+    def posts(self, vector: int) -> bool:
+        """Whether that interrupt only notifies its guest of others, which are posted."""
+        pin = self.vmcs[f.PIN_BASED_CONTROLS]
+        notifies = vector == self.vmcs[f.POSTED_INTERRUPT_NOTIFICATION_VECTOR]
+        return bool(pin & ct.PIN_POSTED_INTERRUPTS) and bool(notifies)
 
     @property
     def alarm(self) -> int | None:

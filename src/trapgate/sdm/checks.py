@@ -30,6 +30,10 @@ THRESHOLD_ABOVE = 117
 APIC_WITHOUT_SHADOW = 118
 APIC_ACCESS_PAGE = 119
 X2APIC_WITH_ACCESSES = 120
+DELIVERY_WITHOUT_EXITING = 121
+POSTING_CONTROLS = 122
+POSTED_VECTOR = 123
+POSTED_DESCRIPTOR = 124
 
 EXIT_CONTROLS = 201
 SAVE_TIMER = 202
@@ -255,13 +259,29 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (
         APIC_WITHOUT_SHADOW,
         (_SECONDARY, _PRIMARY),
-        '"virtualize x2APIC mode" needs "use TPR shadow"',
+        'virtualization of x2APIC mode, registers and interrupts needs "use TPR shadow"',
     ),
     (APIC_ACCESS_PAGE, ("APIC_ACCESS_ADDRESS",), _PAGE),
     (
         X2APIC_WITH_ACCESSES,
         (_SECONDARY,),
         '"virtualize x2APIC mode" and "virtualize APIC accesses" must not both be 1',
+    ),
+    (
+        DELIVERY_WITHOUT_EXITING,
+        (_SECONDARY, _PIN),
+        '"virtual-interrupt delivery" needs "external-interrupt exiting"',
+    ),
+    (
+        POSTING_CONTROLS,
+        (_PIN, _SECONDARY, _EXIT),
+        '"process posted interrupts" needs virtual-interrupt delivery and "acknowledge interrupt"',
+    ),
+    (POSTED_VECTOR, ("POSTED_INTERRUPT_NOTIFICATION_VECTOR",), "bits 15:8 must be 0"),
+    (
+        POSTED_DESCRIPTOR,
+        ("POSTED_INTERRUPT_DESCRIPTOR_ADDRESS",),
+        "bits 5:0 and bits 63:40 must be 0",
     ),
     (EXIT_CONTROLS, (_EXIT,), "reserved bits must be as IA32_VMX_(TRUE_)EXIT_CTLS says"),
     (

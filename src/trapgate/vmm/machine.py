@@ -8,40 +8,24 @@ processor back when a device wants time (SDM, "VM-Entry Controls for Event Injec
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
-from html import escape
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from trapgate.compiler.dialect import Cells
-from trapgate.decision.decide import Disposition
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
-from trapgate.events.journal import (
-    COUNTS,
-    DISPOSITIONS,
-    HEAD_COUNTS,
-    TYPES,
-    VECTORS,
-)
 from trapgate.instructions.quick_ports import ANSWERED
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
-from trapgate.sdm.event_words import event_name, hexadecimal
-from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.reasons import REASONS, ExitReason
+from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
 from trapgate.sdm.vmx import RANDOM, THROUGH_IDT_VECTOR
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
+from trapgate.vmm.accounts import JOURNAL, Accounts, Tally
 from trapgate.vmm.actions import (
     Action,
     Emulated,
@@ -54,7 +38,6 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
-from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
@@ -62,15 +45,12 @@ from trapgate.vmm.platform import Platform
 from trapgate.vmm.reset import PowerOn, resume_warm
 from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.state import SnapshotError
-from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
+from trapgate.vmm.summary import EventKind
 from trapgate.vmm.turns import PLE_GAP, PLE_WINDOW
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
-from trapgate.trace.html import table
 
-if TYPE_CHECKING:
-    from polars import DataFrame
 
 _NE = 1 << 5
 _TIMER_MAX = 0xFFFF_FFFF
@@ -80,13 +60,6 @@ _RF = 1 << 16
 _VALID = 1 << 31
 _HARDWARE = 3 << 8
 _NEVER = 1 << 62
-_KINDS = {
-    EventKind.FAULT: InterruptionType.HARDWARE_EXCEPTION,
-    EventKind.INTERRUPT: InterruptionType.EXTERNAL_INTERRUPT,
-    EventKind.SOFTWARE_INTERRUPT: InterruptionType.SOFTWARE_INTERRUPT,
-}
-JOURNAL = 1 << 15
-"""Events that a machine's processor remembers."""
 
 
 class EventPendingError(TrapgateError):
@@ -127,20 +100,7 @@ class Vmm:
         return self.vectors.get(vector, usual)(vmexit, vm)
 
 
-@dataclass
-class Tally:
-    """What a machine has counted of its own."""
-
-    seconds: float = 0.0
-    resets: int = 0
-    exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
-    """By basic exit reason."""
-    injected: dict[EventKind, dict[int, int]] = field(
-        default_factory=lambda: {kind: defaultdict(int) for kind in EventKind}
-    )
-
-
-class VirtualMachine(Platform):
+class VirtualMachine(Accounts):
     """A PC with one virtual processor or several, ready for `load` and `run`.
 
     `memory` is RAM in bytes, `engine` as for `Processor`, or `processor` one that it shares
@@ -523,6 +483,11 @@ class VirtualMachine(Platform):
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
                 if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
                     vector = self.devices.acknowledge()
+                    if x86_vmm.wants_interrupts and x86_vmm.posts(vector):
+                        self.devices.apic.end_of_interrupt()
+                        self.processor.engine.post_interrupts()
+                        self._offer_interrupt(v)
+                        return
                     self._tally.injected[EventKind.INTERRUPT][vector] += 1
                 else:
                     vector = 0
@@ -559,80 +524,3 @@ class VirtualMachine(Platform):
         v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = word
         v[f.VM_ENTRY_EXCEPTION_ERROR_CODE] = code
         v[f.VM_ENTRY_INSTRUCTION_LENGTH] = action.length
-
-    def __repr__(self) -> str:
-        """Where the guest stands, and whether it has stopped."""
-        state = f"stopped: {self.stopped.end.value}" if self.stopped else "not stopped"
-        rip = hexadecimal(self.vmcs["GUEST_RIP"])
-        return (
-            f"<VirtualMachine {self.number}: {self.processor.memory.size >> 20} MB, "
-            f"{self.processor.engine.kind} engine, RIP {rip}, "
-            f"{self.processor.time:,} instructions, {state}>"
-        )
-
-    def _repr_html_(self) -> str:
-        """What happened so far, for notebooks."""
-        summary = self.summary()
-        rows = [
-            (f"{event_name(vector, _KINDS[kind])} {disposition.name.lower()}", f"{count:,}")
-            for kind, vectors in summary.events.items()
-            for vector, counts in vectors.items()
-            for disposition, count in counts.items()
-        ]
-        rows += [
-            (f"VM exit: {reason.name.lower().replace('_', ' ')}", f"{count:,}")
-            for reason, count in summary.exits.items()
-        ]
-        return f"<p>{escape(repr(self))}</p>" + table(("what", "count"), rows)
-
-    def events(self, count: int = JOURNAL) -> DataFrame:
-        """The last events, the earliest first, as a Polars frame; numbers as in the trace.
-
-        `name` is the event in words, `error_code` and `address` are null where there is none.
-        Raises: MissingExtraError without polars.
-        """
-        return event_frame(islice(self.processor.last_events(), count))
-
-    def _event_counts(self, level: int) -> Cells:
-        """The journal's counts of one level, by type, vector and disposition."""
-        start = HEAD_COUNTS + level * COUNTS
-        return self.processor.head[start : start + COUNTS]
-
-    def summary(self) -> Summary:
-        """What has happened so far."""
-        entries = 0
-        exits: dict[ExitReason, int] = {}
-        for cpu in self.cpus:
-            made, seen = cpu.own.x86_vmm.counts()
-            entries += made
-            for reason, count in seen.items():
-                exits[reason] = exits.get(reason, 0) + count
-        return Summary(
-            self.processor.time,
-            self.processor.skipped,
-            self._tally.seconds,
-            self._events(0),
-            {kind: dict(counts) for kind, counts in self._tally.injected.items()},
-            {reason: count for reason in ExitReason if (count := self._tally.exits[reason])},
-            self.stopped,
-            NestedSummary(entries, self._events(1), exits) if entries else None,
-            self.processor.engine.kind,
-            self.processor.engine.why_not_native,
-            resets=self._tally.resets,
-        )
-
-    def _events(self, level: int) -> dict[EventKind, Counts]:
-        """The journal's counts for one level."""
-        every = self._event_counts(level).reshape(TYPES, VECTORS, DISPOSITIONS)
-        found: dict[EventKind, Counts] = {}
-        for kind in EventKind:
-            counts = every[[t for t in range(TYPES) if EventKind.of(t) is kind]].sum(axis=0)
-            found[kind] = {
-                int(vector): {
-                    disposition: int(counts[vector, disposition])
-                    for disposition in Disposition
-                    if counts[vector, disposition]
-                }
-                for vector in np.flatnonzero(counts.any(axis=1))
-            }
-        return found

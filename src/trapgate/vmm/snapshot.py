@@ -18,7 +18,8 @@ from trapgate.vmm.state import SnapshotError, State, put_back
 from trapgate.vmm.state_values import take_values, values_of
 
 if TYPE_CHECKING:
-    from trapgate.vmm.machine import Tally, VirtualMachine
+    from trapgate.vmm.accounts import Tally
+    from trapgate.vmm.machine import VirtualMachine
 
 _HOST = frozenset({"number", "base", "console", "bios", "_power_on"})
 _TIME = stops.RUN_STATE.index(stops.TIME)
@@ -55,7 +56,8 @@ class Snapshot:
 
     def restore(self) -> int:
         """Let the machine be as it was; how many pages of memory had been written."""
-        self.machine.turn_to(self._cpu)
+        if self.machine.cpu is not self._cpu:
+            self.machine.turn_to(self._cpu)
         self._devices.restore()
         for attributes, saved in self._plain:
             attributes.update(saved)

@@ -344,13 +344,18 @@ def _demand_sound(
             fixed = own.copy()
             for slot in range(quick.SLOTS):
                 at = quick.HEAD + slot * quick.WIDTH
-                for cell in (quick.KIND, quick.VALUE, quick.READS):
+                for cell in _CHANGING:
                     fixed[at + cell] = array[at + cell]
             sound = sound and bool((fixed[: quick.QUEUE] == array[: quick.QUEUE]).all())
     if not sound:
         raise SnapshotError("has numbers that no machine has")
 
 
+_CHANGING = (
+    *(quick.KIND, quick.VALUE, quick.READS, quick.UNTIL),
+    *(quick.START, quick.RELOAD, quick.MODE),
+)
+"""Of a slot of ports that are answered by the processor: all but what says where it is."""
 _COUNTS = 5
 """Of a processor snapshot's arrays: the head of the journal. Before it are the VMCS, registers,
 VMX state, the x86 VMM's VMCS, and the pages of devices."""

@@ -8,7 +8,12 @@ from trapgate.compiler.dialect import Cells, Memory, Rows, core
 from trapgate.decision.criteria_table import load_table
 from trapgate.events.delivery import raise_event
 from trapgate.events.exits import vm_exit
-from trapgate.instructions.virtual_apic import has_tpr_shadow, is_below_threshold
+from trapgate.instructions.virtual_apic import (
+    delivers_interrupts,
+    has_tpr_shadow,
+    is_below_threshold,
+    virtualize_ppr,
+)
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
     CRITERIA_TABLE_ADDRESS,
@@ -127,6 +132,13 @@ def put_ept_in_force(v: Cells) -> None:
 
 
 @core
+def evaluate_virtual_interrupts(v: Cells, mem: Memory) -> None:
+    """VM entry virtualizes the PPR, which says whether a virtual interrupt is recognized."""
+    if delivers_interrupts(v):
+        virtualize_ppr(v, mem)
+
+
+@core
 def set_long_mode(v: Cells) -> None:
     """Without "load IA32_EFER" its LMA and LME follow "IA-32e mode guest"."""
     if v[VM_ENTRY_CONTROLS] & ENTRY_LOAD_EFER == 0:
@@ -169,6 +181,8 @@ def begin(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
 @core
 def is_due_below_threshold(v: Cells, mem: Memory) -> bool:
     """SDM, "VM Exits Induced by the TPR Threshold": only where a check has not refused it."""
+    if delivers_interrupts(v):
+        return False
     if v[APIC_ACCESS_PAGE_IN_FORCE] == 0 or v[GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI:
         return False
     return has_tpr_shadow(v) and is_below_threshold(v, mem)

@@ -38,7 +38,14 @@ from trapgate.sdm.reasons import (
 from trapgate.vmx.checks.controls import check_controls, check_threshold
 from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
 from trapgate.vmx.checks.host_state import check_host_state
-from trapgate.vmx.entry import EXITED, FAILED, begin, put_ept_in_force, set_long_mode
+from trapgate.vmx.entry import (
+    EXITED,
+    FAILED,
+    begin,
+    evaluate_virtual_interrupts,
+    put_ept_in_force,
+    set_long_mode,
+)
 from trapgate.vmx.msr_areas import load_msrs, store_msrs
 from trapgate.vmx.region import record_abort
 
@@ -86,6 +93,7 @@ def enter_guest(
     x[vmx.ROOT_BLOCKING] = host[f.GUEST_INTERRUPTIBILITY_STATE] & st.BLOCKING_BY_NMI
     load_unloaded(host, n)
     put_ept_in_force(n)
+    evaluate_virtual_interrupts(n, mem)
     x[vmx.MODE] = vmx.MODE_NON_ROOT
     x[vmx.LATEST_PAUSE] = vmx.NEVER
     head[HEAD_CURRENT] = x[vmx.CURRENT]
@@ -302,6 +310,7 @@ def page_directory_pointers_valid(host: Cells, mem: Memory) -> bool:
 def copy_guest_state(source: Cells, target: Cells) -> None:
     """Lend or give back the state of the running guest: the whole guest-state area.
 
+    But the interrupt status: interrupts are posted to a guest also while it is served.
     With it goes what its physical addresses mean.
     """
     target[f.EPT_POINTER_IN_FORCE] = source[f.EPT_POINTER_IN_FORCE]

@@ -101,20 +101,22 @@ def secondary_of(v: Fields) -> int:
     return v["SECONDARY_PROCESSOR_BASED_CONTROLS"] * active
 
 
-def _task_priority(
-    v: Fields, p: Processor, shadow: int, accesses: int, x2apic: int
-) -> Iterator[str]:
+def _task_priority(v: Fields, p: Processor, shadow: int, secondary: int) -> Iterator[str]:
     """Of "VM-Execution Control Fields" what is about the local APIC."""
+    accesses, x2apic, delivery = bit(secondary, 0), bit(secondary, 4), bit(secondary, 9)
     if shadow:
         if not _page(v["VIRTUAL_APIC_ADDRESS"], p):
             yield "VIRTUAL_APIC_ADDRESS"
-        elif not accesses and bits(v["TPR_THRESHOLD"], 3, 0) > bits(
-            p.memory(v["VIRTUAL_APIC_ADDRESS"] + 0x80, 1), 7, 4
+        elif (
+            not accesses
+            and not delivery
+            and bits(v["TPR_THRESHOLD"], 3, 0)
+            > bits(p.memory(v["VIRTUAL_APIC_ADDRESS"] + 0x80, 1), 7, 4)
         ):
             yield "TPR_THRESHOLD"
-        if bits(v["TPR_THRESHOLD"], 31, 4):
+        if not delivery and bits(v["TPR_THRESHOLD"], 31, 4):
             yield "TPR_THRESHOLD"
-    elif x2apic:
+    elif x2apic or delivery or bit(secondary, 8):
         yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
     if accesses and not _page(v["APIC_ACCESS_ADDRESS"], p):
         yield "APIC_ACCESS_ADDRESS"
@@ -155,7 +157,17 @@ def _controls(v: Fields, p: Processor) -> Iterator[str]:
             yield "EPT_POINTER"
     if bit(secondary, 7) and not bit(secondary, 1) and not p.python:
         yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
-    yield from _task_priority(v, p, bit(primary, 21), bit(secondary, 0), bit(secondary, 4))
+    yield from _task_priority(v, p, bit(primary, 21), secondary)
+    if bit(secondary, 9) and not bit(pin, 0):
+        yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
+    if bit(pin, 7):
+        if not bit(secondary, 9) or not bit(v["VM_EXIT_CONTROLS"], 15):
+            yield "PIN_BASED_CONTROLS"
+        if bits(v["POSTED_INTERRUPT_NOTIFICATION_VECTOR"], 15, 8):
+            yield "POSTED_INTERRUPT_NOTIFICATION_VECTOR"
+        descriptor = v["POSTED_INTERRUPT_DESCRIPTOR_ADDRESS"]
+        if bits(descriptor, 5, 0) or descriptor >= 1 << p.width:
+            yield "POSTED_INTERRUPT_DESCRIPTOR_ADDRESS"
     # "VM-Exit Control Fields"
     if not supported(v["VM_EXIT_CONTROLS"], p.exit):
         yield "VM_EXIT_CONTROLS"

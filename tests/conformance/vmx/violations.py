@@ -105,9 +105,11 @@ def _page_rows() -> list[Row]:
 
 VIRTUAL_APIC, THRESHOLD = "VIRTUAL_APIC_ADDRESS", "TPR_THRESHOLD"
 ACCESSES: Changes = {PRIMARY: on(21, 31), SECONDARY: on(0)}
+DELIVERY: Changes = {PRIMARY: on(21, 31), SECONDARY: on(9), PIN: on(0)}
+POSTED: Changes = {**DELIVERY, PIN: on(0, 7), EXIT: on(15)}
 
 CONTROLS = [
-    Row(101, {PIN: on(0, 3, 5, 6)}, ({PIN: off(1)}, {PIN: on(7)}, {PIN: on(31)})),
+    Row(101, {PIN: on(0, 3, 5, 6)}, ({PIN: off(1)}, {PIN: on(8)}, {PIN: on(31)})),
     Row(102, {PRIMARY: on(2, 7, 31)}, ({PRIMARY: off(1)}, {PRIMARY: on(0)}, {PRIMARY: on(17)})),
     Row(
         103,
@@ -145,7 +147,10 @@ CONTROLS = [
     Row(
         118,
         {PRIMARY: on(21, 31), SECONDARY: on(4)},
-        ({PRIMARY: lambda old: on(31)(off(21)(old)), SECONDARY: on(4)},),
+        tuple(
+            {PRIMARY: lambda old: on(31)(off(21)(old)), SECONDARY: on(n), PIN: on(0)}
+            for n in (4, 8, 9)
+        ),
     ),
     Row(
         119,
@@ -153,6 +158,21 @@ CONTROLS = [
         tuple({**ACCESSES, "APIC_ACCESS_ADDRESS": address} for address in (0x3008, WIDE)),
     ),
     Row(120, ACCESSES, ({**ACCESSES, SECONDARY: on(0, 4)},)),
+    Row(121, {**DELIVERY, THRESHOLD: 0x70}, ({**DELIVERY, PIN: off(0)},)),
+    Row(122, POSTED, ({**POSTED, EXIT: off(15)}, {**POSTED, SECONDARY: off(9)})),
+    Row(
+        123,
+        {**POSTED, "POSTED_INTERRUPT_NOTIFICATION_VECTOR": 0xFF},
+        ({**POSTED, "POSTED_INTERRUPT_NOTIFICATION_VECTOR": 0x100},),
+    ),
+    Row(
+        124,
+        {**POSTED, "POSTED_INTERRUPT_DESCRIPTOR_ADDRESS": WIDE - 64},
+        tuple(
+            {**POSTED, "POSTED_INTERRUPT_DESCRIPTOR_ADDRESS": address}
+            for address in (0x3001, 0x3020, WIDE)
+        ),
+    ),
     Row(201, {EXIT: on(15)}, ({EXIT: off(0)}, {EXIT: on(12)}, {EXIT: on(31)})),
     Row(
         202,

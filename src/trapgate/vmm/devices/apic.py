@@ -278,7 +278,8 @@ class LocalApic:
         highest = self._requests.bit_length() - 1
         return highest if highest >> 4 > self.priority() >> 4 else -1
 
-    def _end_of_interrupt(self) -> None:
+    def end_of_interrupt(self) -> None:
+        """What a write to EOI does."""
         vector = self._in_service.bit_length() - 1
         if vector < 0:
             return
@@ -315,7 +316,7 @@ class LocalApic:
             self._task_priority = value
             self._pins.cr8 = value >> 4
         elif number == EOI:
-            self._end_of_interrupt()
+            self.end_of_interrupt()
         elif number == ESR:
             self._registers[ESR], self._errors = self._errors, 0
         elif number == DFR:

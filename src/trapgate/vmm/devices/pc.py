@@ -123,12 +123,12 @@ class Pc(Wired):
         self.pic.wire = self._ask_for_interrupt
         replaced = LineGate(self._line(0)), LineGate(self._line(8))
         self.hpet = Hpet(clock, self.io_apic.set_line, (self._line(0), self._line(8)), replaced)
-        self.pit = Pit8254(replaced[0], clock)
+        self.pit = Pit8254(replaced[0], clock, self.ports)
         self.keyboard = KeyboardController(
             self._line(1), self._line(12), self.bus, processor.hold_a20, self.ports
         )
         self.uart = Uart16550(emit, self._line(4), clock, ports=self.ports)
-        self.rtc = CmosRtc(replaced[1], clock, memory, epoch)
+        self.rtc = CmosRtc(replaced[1], clock, memory, epoch, self.ports)
         self.post = PostPort(processor.wait, self.ports)
         self._fixed: dict[int, Device] = {
             ioapic.BASE_ADDRESS >> 12: self.io_apic,

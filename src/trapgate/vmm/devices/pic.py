@@ -9,6 +9,7 @@ request answers the spurious vector (line 7), as the chip does.
 from collections.abc import Callable
 
 from trapgate.vmm.devices.bus import UntimedDevice
+from trapgate.vmm.devices.quick import Wired
 
 _CASCADE = 2
 _COMMANDS = (0x20, 0xA0)
@@ -210,6 +211,8 @@ class PicPair(UntimedDevice):
     def __init__(self) -> None:
         self.master = Pic8259(0x08, master=True)
         self.slave = Pic8259(0x70, master=False)
+        self.levels: list[bool] = []
+        """What each `IrqLine` is driven to; together, for snapshots have to look at each part."""
         self.wire: Callable[[bool], None] = _nowhere
         """Is told every level of the output pin, where somebody looks for edges."""
 
@@ -287,19 +290,21 @@ def _nowhere(level: bool) -> None:
     pass
 
 
-class IrqLine:
+class IrqLine(Wired):
     """One numbered interrupt line into a `PicPair`, and into what else is wired to it."""
 
     def __init__(self, pic: PicPair, number: int, *others: Callable[[bool], None]) -> None:
         self._pic = pic
         self._number = number
         self._others = others
-        self._level = False
+        self._levels = pic.levels
+        self._at = len(pic.levels)
+        pic.levels.append(False)
 
     def set(self, level: bool) -> None:
         """Drive the line; setting it to the level it has costs and does nothing."""
-        if level != self._level:
-            self._level = level
+        if level != self._levels[self._at]:
+            self._levels[self._at] = level
             self._pic.set_line(self._number, level)
             for other in self._others:
                 other(level)

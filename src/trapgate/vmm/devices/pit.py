@@ -5,11 +5,14 @@ somebody looks. Rising edges of channel 0's output since the last look become on
 on IRQ0, as they would be seen by an interrupt controller that nobody served meanwhile.
 """
 
+from functools import partial
+
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices.bus import Line
-from trapgate.vmm.devices.clock import PIT_HERTZ, VirtualClock
+from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND, PIT_HERTZ, VirtualClock
+from trapgate.vmm.devices.quick import QuickPorts, Slot
 
-_REFRESH_TICKS = 18  # the memory refresh toggles about every 15 us
-
+_FOREVER = 1 << 62
 _LOW = 1
 _HIGH = 2
 _BOTH = 3
@@ -18,7 +21,8 @@ _BOTH = 3
 class Channel:
     """One counter of the 8254. All times are ticks of its 1.193182 MHz clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot: Slot | None = None) -> None:
+        self._slot = QuickPorts().slot(0x40, is_in=True) if slot is None else slot
         self.mode = 0
         self.gate = True
         self.access = _BOTH
@@ -30,10 +34,50 @@ class Channel:
         self._held: int | None = 0  # ticks already counted, while counting is stopped
         self._loaded = False
         self._low_byte: int | None = None
-        self._latch: int | None = None
+        self._latch = None
         self._status: int | None = None
         self._second_read = False
         self._seen = 0
+
+    @property
+    def _latch(self) -> int | None:
+        latch = self._slot[quick.VALUE]
+        return None if latch < 0 else latch
+
+    @_latch.setter
+    def _latch(self, value: int | None) -> None:
+        self._slot[quick.VALUE] = -1 if value is None else value
+
+    @property
+    def _second_read(self) -> bool:
+        return bool(self._slot[quick.READS])
+
+    @_second_read.setter
+    def _second_read(self, value: bool) -> None:
+        self._slot[quick.READS] = value
+
+    def tell(self) -> None:
+        """Say what the next reads will find, as long as nothing but time changes it."""
+        counts = self._loaded and self._held is None and self._next_reload is None
+        plain = self.access == _BOTH and not self.bcd and self._status is None
+        slot = self._slot
+        slot[quick.KIND] = quick.COUNTER if counts and plain else quick.ASK
+        slot[quick.START], slot[quick.RELOAD] = self._start, self._reload
+        slot[quick.MODE] = self.mode
+
+    def steady_until(self, tick: int) -> int:
+        """OUT stays as it is at `tick` until then, at least; `tick` where nobody knows."""
+        if not self._loaded or self._held is not None:
+            return _FOREVER
+        if self._next_reload is not None:
+            return tick
+        passed = self._passed(tick)
+        if self.mode in (0, 1):
+            return self._start + self._reload if passed < self._reload else _FOREVER
+        if self.mode == 3:
+            phase, high = passed % self._reload, (self._reload + 1) // 2
+            return tick + (high if phase < high else self._reload) - phase
+        return tick
 
     def control(self, access: int, mode: int, bcd: bool, tick: int) -> None:
         """Write a control word: stop, and wait for a new count."""
@@ -123,14 +167,7 @@ class Channel:
         self._settle(tick)
         passed = self._passed(tick)
         modulus = 10_000 if self.bcd else 0x10000
-        if self.mode == 2:
-            value = self._reload - passed % self._reload
-        elif self.mode == 3:
-            phase = passed % self._reload
-            high = (self._reload + 1) // 2
-            value = (self._reload & ~1) - 2 * (phase if phase < high else phase - high)
-        else:
-            value = self._reload - passed
+        value = quick.counted(self.mode, self._reload, passed)
         value %= modulus
         return _to_bcd(value) if self.bcd else value
 
@@ -216,8 +253,18 @@ class Pit8254:
     wide = False
     ports = (0x40, 0x41, 0x42, 0x43, 0x61)
 
-    def __init__(self, line: Line, clock: VirtualClock) -> None:
-        self.channels = (Channel(), Channel(), Channel())
+    def __init__(self, line: Line, clock: VirtualClock, ports: QuickPorts | None = None) -> None:
+        ports = QuickPorts() if ports is None else ports
+        slot = partial(
+            ports.slot,
+            wait=INSTRUCTIONS_PER_MICROSECOND,  # its accesses are slow (`bus.SlowDevice`)
+            hertz=PIT_HERTZ,
+            second=clock.hertz,
+        )
+        counters = [slot(0x40 + n, is_in=True) for n in range(3)]
+        slot(0x43, is_in=False, kind=quick.COMMAND)[quick.PARTNER] = counters[0].number
+        self._speaker_slot = slot(0x61, is_in=True, kind=quick.SPEAKER)
+        self.channels = tuple(Channel(one) for one in counters)
         self._line = line
         self._clock = clock
         self._speaker = 0
@@ -225,11 +272,25 @@ class Pit8254:
 
     def read(self, port: int, size: int, now: int) -> int:
         """Read a counter or port 61h; the control port can't be read."""
+        value = self._read(port, now)
+        self._tell(now)
+        return value
+
+    def _tell(self, now: int) -> None:
+        """Say what the next reads will find."""
+        for channel in self.channels:
+            channel.tell()
+        tick = self._clock.ticks(now, PIT_HERTZ)
+        out = self.channels[2].output(tick)
+        self._speaker_slot[quick.VALUE] = self._speaker | out << 5
+        self._speaker_slot[quick.UNTIL] = self.channels[2].steady_until(tick)
+
+    def _read(self, port: int, now: int) -> int:
         tick = self._clock.ticks(now, PIT_HERTZ)
         if port == 0x61:
             return (
                 self._speaker
-                | (tick // _REFRESH_TICKS & 1) << 4
+                | (tick // quick.REFRESH_TICKS & 1) << 4
                 | self.channels[2].output(tick) << 5
             )
         if port == 0x43:
@@ -240,6 +301,10 @@ class Pit8254:
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Write a counter, a control word or port 61h."""
+        self._write(port, value, now)
+        self._tell(now)
+
+    def _write(self, port: int, value: int, now: int) -> None:
         tick = self._clock.ticks(now, PIT_HERTZ)
         if port == 0x61:
             self._speaker = value & 0x0F

@@ -51,9 +51,14 @@ class PowerManagement:
         if ports is not None:
             # Its accesses are slow (`bus.SlowDevice`).
             timer = ports.slot(
-                PM_TIMER, is_in=True, size=4, kind=quick.CLOCK, wait=INSTRUCTIONS_PER_MICROSECOND
+                PM_TIMER,
+                is_in=True,
+                size=4,
+                kind=quick.CLOCK,
+                wait=INSTRUCTIONS_PER_MICROSECOND,
+                hertz=PM_TIMER_HERTZ,
+                second=clock.hertz,
             )
-            timer[quick.TICKS], timer[quick.SECOND] = PM_TIMER_HERTZ, clock.hertz
             timer[quick.VALUE] = _TIMER_BITS
 
     def read(self, port: int, size: int, now: int) -> int:

@@ -59,13 +59,25 @@ class QuickPorts(Wired):
         self._keep(cells)
 
     def slot(
-        self, port: int, *, is_in: bool, size: int = 1, kind: int = quick.ASK, wait: int = 0
+        self,
+        port: int,
+        *,
+        is_in: bool,
+        size: int = 1,
+        kind: int = quick.ASK,
+        wait: int = 0,
+        hertz: int = 0,
+        second: int = 0,
     ) -> Slot:
-        """A new slot; `wait` is how many instructions' time an access takes."""
+        """A new slot; `wait` is how many instructions' time an access takes.
+
+        `hertz` is of the clock that it is about, `second` how many instructions a second has.
+        """
         slot = Slot(self, next(self._free))
         slot[quick.ACCESS] = quick.access(port, size, is_in)
         slot[quick.KIND] = kind
         slot[quick.WAIT] = wait
+        slot[quick.TICKS], slot[quick.SECOND] = hertz, second
         return slot
 
     def counted(self) -> tuple[int, int]:

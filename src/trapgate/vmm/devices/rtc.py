@@ -6,8 +6,10 @@ two runs of a guest see the same date at the same instruction.
 
 from datetime import UTC, datetime, timedelta
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices.bus import Line
-from trapgate.vmm.devices.clock import RTC_HERTZ, VirtualClock
+from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND, RTC_HERTZ, VirtualClock
+from trapgate.vmm.devices.quick import QuickPorts
 
 DEFAULT_EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 """Date and time at instruction 0."""
@@ -45,13 +47,18 @@ class CmosRtc:
         clock: VirtualClock,
         memory: int,
         epoch: datetime = DEFAULT_EPOCH,
+        ports: QuickPorts | None = None,
     ) -> None:
-        self.nmi_masked = False
+        ports = QuickPorts() if ports is None else ports
+        wait = INSTRUCTIONS_PER_MICROSECOND  # its accesses are slow (`bus.SlowDevice`)
+        self._select = ports.slot(0x70, is_in=False, kind=quick.KEEP, wait=wait)
+        self._update_slot = ports.slot(0x71, is_in=True, wait=wait, second=clock.hertz)
+        self._update_slot[quick.PARTNER] = self._select.number
+        self._update_slot[quick.UNTIL] = clock.hertz - clock.microseconds(_UPDATE_MICROSECONDS)
         self._line = line
         self._clock = clock
         self._epoch = epoch.replace(microsecond=0, tzinfo=UTC)
         self._cells = bytearray(128)
-        self._index = 0
         self._offset = 0  # seconds by which the guest has set the clock
         self._frozen: dict[int, int] | None = None
         self._flags = 0
@@ -61,6 +68,21 @@ class CmosRtc:
         self._cells[0x0B] = _HOURS_24
         self._cells[0x0D] = 0x80
         self._describe_memory(memory)
+        self._tell()
+
+    @property
+    def nmi_masked(self) -> bool:
+        """Whether the guest wants no NMIs; nothing comes of it."""
+        return bool(self._select[quick.VALUE] & 0x80)
+
+    @property
+    def _index(self) -> int:
+        return self._select[quick.VALUE] & 0x7F
+
+    def _tell(self) -> None:
+        """Say what the next read of register A will find."""
+        self._update_slot[quick.KIND] = quick.ASK if self._frozen is not None else quick.UPDATING
+        self._update_slot[quick.VALUE] = self._cells[0x0A]
 
     def read(self, port: int, size: int, now: int) -> int:
         """Read the selected cell; the index port itself reads as all ones."""
@@ -83,8 +105,7 @@ class CmosRtc:
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Select a cell (bit 7: mask NMI), or write the selected one."""
         if port == 0x70:
-            self._index = value & 0x7F
-            self.nmi_masked = bool(value & 0x80)
+            self._select[quick.VALUE] = value
             return
         index = self._index
         self.advance(now)

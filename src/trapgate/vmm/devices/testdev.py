@@ -6,6 +6,7 @@ kvm-unit-tests looks for it at these places. Other guests have no business there
 from collections.abc import Sequence
 
 from trapgate.vmm.devices.bus import Line, UntimedDevice
+from trapgate.vmm.devices.quick import Wired
 
 MEMORY_PAGE = 0xFF000
 """Number of the physical page that keeps what is stored there."""
@@ -33,7 +34,7 @@ class TestMemory(UntimedDevice):
         self._data[start : start + len(data)] = data
 
 
-class TestLines(UntimedDevice):
+class TestLines(Wired, UntimedDevice):
     """Ports 2000H and up: one for each interrupt line, high while something but 0 is in it."""
 
     wide = True

@@ -44,13 +44,14 @@ from trapgate.sdm.state import (
 )
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmm import handlers
+from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.frames import VMM, Frames
 from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.tables import ENTRIES, PS, GuestTables, P, Refusal, W
 from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
 from trapgate.vmm.loaders import GuestImage
-from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
+from trapgate.vmm.machine import VirtualMachine, Vmm
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.state import SnapshotError
@@ -270,7 +271,7 @@ class DirectMachine(VirtualMachine):
         if len(self.host.machines) > 1:
             raise SnapshotError("the machines of a host share a processor and frames: no snapshot")
         self.host.enter(self)
-        return DirectSnapshot(self, self._tally, self._planned)
+        return DirectSnapshot(self, self._tally, self._planned, self.tables.keep())
 
     # Before the guest runs.
 

@@ -45,6 +45,7 @@ from trapgate.sdm.state import (
     EFER_LMA,
 )
 from trapgate.vmm import handlers
+from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
@@ -59,9 +60,11 @@ from trapgate.vmm.direct.links import (
     Root,
 )
 from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
+from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import instruction_at_rip
-from trapgate.vmm.machine import JOURNAL, VirtualMachine, Vmm
+from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.summary import Summary, TableWrites
 
 if TYPE_CHECKING:
@@ -163,6 +166,16 @@ class ProtectedMachine(VirtualMachine):
         vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK
         vmcs["EXCEPTION_BITMAP"] = 1 << _PF
         vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = PFEC_MAP
+
+    def snapshot(self) -> Snapshot:
+        """Everything of the machine at this moment, for `restore`."""
+        tables, exits = self.links.keep(), self.exits_by_level.copy()
+
+        def back() -> None:
+            tables()
+            self.exits_by_level = exits.copy()
+
+        return DirectSnapshot(self, self._tally, self._planned, back)
 
     def load(self, image: GuestImage) -> None:
         """Put a guest into memory. Raises DirectPagingError if its first tables cannot be used."""

@@ -86,9 +86,12 @@ def _size(instruction: iced.Instruction) -> int:
 
 
 def _source(guest: Operand, instruction: iced.Instruction, operand: int) -> int:
-    """A register's or immediate's value."""
+    """A register's or immediate's value, or a segment register's selector."""
     if instruction.op_kind(operand) == OpKind.REGISTER:
-        return guest.register(instruction.op_register(operand))
+        register = instruction.op_register(operand)
+        if register in _SEGMENTS:
+            return int(guest.v[f.GUEST_ES_SELECTOR + _SEGMENTS[register]])
+        return guest.register(register)
     return int(instruction.immediate(operand))
 
 

@@ -22,6 +22,8 @@ from trapgate.sdm.cells import (
     IO_BITMAP_B_ADDRESS,
     MSR_BITMAP_ADDRESS,
     PIN_BASED_CONTROLS,
+    POSTED_INTERRUPT_DESCRIPTOR_ADDRESS,
+    POSTED_INTERRUPT_NOTIFICATION_VECTOR,
     PRIMARY_PROCESSOR_BASED_CONTROLS,
     SECONDARY_PROCESSOR_BASED_CONTROLS,
     TPR_THRESHOLD,
@@ -56,6 +58,11 @@ from trapgate.sdm.interruption import (
 from trapgate.sdm.state import CR0_PE
 from trapgate.sdm.vectors import CP, ERROR_CODE_VECTORS, NMI
 
+_NEEDS_SHADOW = (
+    ct.SECONDARY_VIRTUALIZE_X2APIC
+    | ct.SECONDARY_APIC_REGISTER_VIRTUALIZATION
+    | ct.SECONDARY_VIRTUAL_INTERRUPT_DELIVERY
+)
 _CODE_AT_ENTRY = ERROR_CODE_VECTORS & ~(1 << CP)
 # Without CET, #CP is a vector like any other reserved one.
 
@@ -146,7 +153,7 @@ def _check_execution_controls(v: Cells, current: int, secondary_may: int) -> int
             return ck.IO_BITMAP_B
     if primary & ct.PRIMARY_USE_MSR_BITMAPS and not page_address(v[MSR_BITMAP_ADDRESS]):
         return ck.MSR_BITMAP
-    check = _check_apic_virtualization(v, primary, secondary)
+    check = _check_apic_virtualization(v, pin, primary, secondary)
     if check != 0:
         return check
     if pin & ct.PIN_VIRTUAL_NMIS and pin & ct.PIN_NMI_EXITING == 0:
@@ -164,15 +171,26 @@ def _check_execution_controls(v: Cells, current: int, secondary_may: int) -> int
 
 
 @core
-def _check_apic_virtualization(v: Cells, primary: int, secondary: int) -> int:
+def _check_apic_virtualization(v: Cells, pin: int, primary: int, secondary: int) -> int:
     """Of the same section what is about the virtual-APIC page and the APIC-access page."""
+    delivers = secondary & ct.SECONDARY_VIRTUAL_INTERRUPT_DELIVERY
     if primary & ct.PRIMARY_TPR_SHADOW:
         if not page_address(v[VIRTUAL_APIC_ADDRESS]):
             return ck.VIRTUAL_APIC_PAGE
-        if v[TPR_THRESHOLD] >> 4 != 0:
+        if delivers == 0 and v[TPR_THRESHOLD] >> 4 != 0:
             return ck.THRESHOLD_RESERVED
-    elif secondary & ct.SECONDARY_VIRTUALIZE_X2APIC:
+    elif secondary & _NEEDS_SHADOW:
         return ck.APIC_WITHOUT_SHADOW
+    if delivers and pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING == 0:
+        return ck.DELIVERY_WITHOUT_EXITING
+    if pin & ct.PIN_POSTED_INTERRUPTS:
+        if delivers == 0 or v[VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT == 0:
+            return ck.POSTING_CONTROLS
+        if v[POSTED_INTERRUPT_NOTIFICATION_VECTOR] >> 8 != 0:
+            return ck.POSTED_VECTOR
+        descriptor = v[POSTED_INTERRUPT_DESCRIPTOR_ADDRESS]
+        if descriptor & 0x3F or descriptor >> MAXPHYADDR != 0:
+            return ck.POSTED_DESCRIPTOR
     if secondary & ct.SECONDARY_VIRTUALIZE_APIC_ACCESSES:
         if not page_address(v[APIC_ACCESS_ADDRESS]):
             return ck.APIC_ACCESS_PAGE
@@ -195,8 +213,8 @@ def check_threshold(v: Cells, mem: Memory) -> int:
 
     The only check of controls that looks into memory.
     """
-    accesses = secondary_controls(v) & ct.SECONDARY_VIRTUALIZE_APIC_ACCESSES
-    if has_tpr_shadow(v) and accesses == 0 and is_below_threshold(v, mem):
+    looked_at = ct.SECONDARY_VIRTUALIZE_APIC_ACCESSES | ct.SECONDARY_VIRTUAL_INTERRUPT_DELIVERY
+    if has_tpr_shadow(v) and secondary_controls(v) & looked_at == 0 and is_below_threshold(v, mem):
         return ck.THRESHOLD_ABOVE
     return 0
 
