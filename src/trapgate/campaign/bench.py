@@ -21,9 +21,11 @@ from trapgate.trace.symbols import Symbols
 from trapgate.vmm.loaders import load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine
 
+JOURNAL: Final = 2048
+"""Events that a bench's machine remembers: a snapshot has a copy of them."""
 LOOK: Final = 1000
 """Output is looked at whenever so many instructions have been executed since the beginning."""
-_WORTH = 10_000_000
+_WORTH = 2_000_000
 """Instructions that a snapshot has to spare runs, all together."""
 _LONGEST_BEGINNING = 100_000_000_000
 _FAULTS = [
@@ -48,7 +50,7 @@ def make_machine(guest: Guest) -> VirtualMachine:
             guest.memory, engine=guest.engine, seed=guest.seed, on_refusal="stop"
         )
     else:
-        vm = VirtualMachine(guest.memory, engine=guest.engine, seed=guest.seed)
+        vm = VirtualMachine(guest.memory, engine=guest.engine, seed=guest.seed, journal=JOURNAL)
     if guest.kernel == BUNDLED:
         image = parse_guest(
             guests.image(), file="guest.elf", memory=guest.memory, append=guest.append

@@ -111,7 +111,7 @@ class VirtualMachine(Accounts):
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
     what is plugged into the PC: processors, drives, and files for firmware; `ram` what its bus
     masters store to, if that is not simply memory. Several processors take turns (`turns`), whose
-    lengths `seed` decides.
+    lengths `seed` decides. `journal` is how many events the machine remembers.
 
     Raises EngineError as `Processor` does.
     """
@@ -134,10 +134,11 @@ class VirtualMachine(Accounts):
         explain: Callable[[str], None] | None = None,
         board: Board | None = None,
         ram: GuestMemory | None = None,
+        journal: int = JOURNAL,
     ) -> None:
         super().__init__(
             memory,
-            processor=processor or Processor(memory, engine=engine, journal=JOURNAL),
+            processor=processor or Processor(memory, engine=engine, journal=journal),
             vmcss=[Vmcs(profile) for _ in range(1 if board is None else board.processors)],
             console=console,
             board=board,
