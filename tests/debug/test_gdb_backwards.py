@@ -25,7 +25,7 @@ from tests.unit.guest_files import boot_sector
 from trapgate import guests
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console
-from trapgate.vmm.direct.protected import ProtectedMachine
+from trapgate.vmm.direct.machine import DirectMachine, Host
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
 
@@ -59,7 +59,7 @@ def stop_at(client: Client, made: Session, when: int) -> None:
             asked.append(when)
             client.send(b"\x03")
             time.sleep(0.2)
-            vm.processor.preempt()
+            vm.at(vm.processor.time + 1, lambda _: None)  # an exit to notice it at
 
     made.vm.at(when, ask)
     assert client.ask("c") == b"T02thread:1;"
@@ -297,8 +297,10 @@ def test_a_search_ends_when_gdb_wants() -> None:
 
 
 def test_a_machine_without_snapshots_says_why() -> None:
-    vm = ProtectedMachine(MEMORY)
-    vm.load(parse_guest(LOOP_32, file="guest", memory=MEMORY))
+    size = 4 << 20
+    host = Host(2 * size)
+    vm, _ = (DirectMachine(size, host=host) for _ in range(2))
+    vm.load(parse_guest(LOOP_32, file="guest", memory=size))
     with debugged(vm) as (client, _):
         assert client.ask("s") == STEPPED
         assert client.ask("bs") == BEGIN

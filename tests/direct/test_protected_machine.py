@@ -281,6 +281,26 @@ def test_code_in_a_table() -> None:
         assert (registers.rbx, registers.rax) == (0x500, 0x700)
 
 
+def test_what_follows_a_snapshot_follows_it_again() -> None:
+    """Halfway through the edits: tables, links and map go back with memory."""
+    vm = machine(LINKED + USES, "figure-8", OWN_FRAME)
+    vm.step(8)
+    assert vm.links.levels_of(X >> 12) == {1}
+    ends = []
+    before = vm.snapshot()
+    links = len(vm.links), vm.links.counts.tobytes()
+    for _ in range(3):
+        assert (len(vm.links), vm.links.counts.tobytes()) == links
+        vm.step(100)
+        assert vm.stopped is not None
+        state = vm.processor.registers.rsi, words(vm, X)[0], vm.counts.edits, len(vm.links)
+        ends.append((vm.stopped.message, *state, counts(vm), dict(vm.exits_by_level)))
+        vm.restore(before)
+        look(vm)
+    assert len(set(map(str, ends))) == 1
+    assert "halted" in ends[0][0]
+
+
 def test_memory_and_engine_that_do_not_fit() -> None:
     with pytest.raises(DirectPagingError, match="4 GB"):
         ProtectedMachine(4 << 30)

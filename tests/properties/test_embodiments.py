@@ -10,10 +10,18 @@ from tests.unit.test_criteria_table import expected
 from trapgate.criteria.table_worlds import World, arrays, table_in, terms
 from trapgate.decision import embodiments
 from trapgate.decision.criteria_rules import Action, Rule
+from trapgate.decision.decide import Disposition, decide_fault, decide_filtered
 from trapgate.decision.embodiments import TRANSFER
-from trapgate.decision.fault_filters import figure_7, figure_8, paragraph_80
+from trapgate.decision.fault_filters import (
+    BY_FAULT_FILTER,
+    ORDERS,
+    figure_7,
+    figure_8,
+    paragraph_80,
+)
 from trapgate.decision.fault_values import FaultValue
 from trapgate.decision.rules import SCHEMES
+from trapgate.vmcs.vmcs import Vmcs
 
 z3 = pytest.importorskip("z3")
 
@@ -135,6 +143,73 @@ def test_every_fault_filter_is_a_table_for_all_entries(name: str) -> None:
     )
     claim = (action == world.number(Action.COMPLETE)) == completes
     assert proved(z3.Implies(z3.Or(kind == 1, kind == 2), claim))
+
+
+def in_order(order: str, satisfied: Any, exits: Any) -> Any:
+    """What the seed says becomes of a page fault, as a term."""
+    by_criteria = z3.If(exits, z3.BitVecVal(Action.EXIT, 64), z3.BitVecVal(Action.DELIVER, 64))
+    complete = z3.BitVecVal(Action.COMPLETE, 64)
+    match order:
+        case "figure-6":
+            return z3.If(satisfied, complete, by_criteria)
+        case "paragraph-60":
+            return z3.If(z3.And(satisfied, exits), complete, by_criteria)
+        case "paragraph-66":
+            return z3.If(satisfied, complete, z3.BitVecVal(Action.EXIT, 64))
+    return z3.If(z3.And(satisfied, z3.Not(exits)), complete, by_criteria)
+
+
+@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["figure-7", "figure-8, 8 bytes", "paragraph-80"])
+def test_every_order_of_filter_and_criteria_is_a_table(
+    name: str, order: str, control: bool
+) -> None:
+    world = terms()
+    code, mask, match = narrow("code"), narrow("mask"), narrow("match")
+    old, new, kind = (z3.BitVec(label, 64) for label in ("old", "new", "kind"))
+    rules = embodiments.ordered(order, FILTERS[name][0], control, mask, match)
+    known = {"vector": world.number(14), "code": code}
+    exits = SCHEMES["figure-3"].function(z3.BoolVal(control), z3.BoolVal(True), code, mask, match)
+    # A page fault that no filter may judge has no table entry.
+    action = table_in(rules, fetching(world, known), world, world.number(Action.NEXT))
+    assert proved(action == in_order(order, z3.BoolVal(False), exits))
+    known |= {"table_entry": kind, "old_entry": old, "new_entry": new}
+    known |= {"set_bits": new & ~old, "cleared_bits": old & ~new}
+    action = table_in(rules, fetching(world, known), world, world.number(Action.NEXT))
+    satisfied = built_in(
+        name,
+        z3.Or(kind == 1, kind == 2),
+        kind == 1,
+        new,
+        old,
+        world.number(0x000FFFFFFFFFF080),
+        world.number(1 << 63),
+    )
+    judged = z3.Or(kind == 1, kind == 2)
+    assert proved(z3.Implies(judged, action == in_order(order, satisfied, exits)))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders_do_what_the_processor_does_for_all_small_fields(order: str) -> None:
+    vmcs = Vmcs()
+    vmcs["FAULT_FILTER"], vmcs["FAULT_FILTER_ORDER"] = 1, ORDERS[order]
+    actions = {Disposition.EXIT: Action.EXIT, Disposition.DELIVER: Action.DELIVER}
+    actions[Disposition.COMPLETE] = Action.COMPLETE
+    for control in (False, True):
+        vmcs["EXCEPTION_BITMAP"] = 1 << 14 if control else 0
+        for code, mask, match in np.ndindex(8, 8, 8):
+            vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = mask
+            vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = match
+            rules = embodiments.ordered(order, FILTERS["figure-7"][0], control, mask, match)
+            for entry in (0, 1):
+                fault = {"vector": 14, "code": code, "table_entry": 1, "new_entry": entry}
+                action, _ = expected(list(rules), fault)
+                if entry == 0:
+                    disposition, _ = decide_filtered(vmcs.cells, code, BY_FAULT_FILTER)
+                else:
+                    disposition, _ = decide_fault(vmcs.cells, 14, 3, code)
+                assert action == actions[Disposition(disposition)], (code, mask, match, entry)
 
 
 def test_a_wrong_table_is_not_proved() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from typer.testing import CliRunner
 from tests.replay.traces import PTBASE, by_hand, journal, random_policy, write
 from tests.trace.foreign_text import Host, workload
 from trapgate.cli import app
-from trapgate.replay import CostModel, Family, Outcome, Policy, replay, sweep
+from trapgate.decision.conditions import ConditionError
+from trapgate.replay import ConditionFamily, CostModel, Family, Outcome, Policy, replay, sweep
 from trapgate.replay.judge import Columns, transfers
 from trapgate.replay.replay import direct
-from trapgate.trace import TraceError
+from trapgate.trace import Trace, TraceError
 from trapgate.trace.frames import scan
 from trapgate.trace.imports import import_trace
+from trapgate.vmcs.vmcs import Vmcs
 
 pl = pytest.importorskip("polars")
 
@@ -223,6 +226,57 @@ def test_a_sweep_is_every_policy_of_its_family(own: Path) -> None:
         assert counts(by_name[policy.name]) == by_hand(own, policy)
     saved = [outcome.time.estimate for outcome in result.outcomes]
     assert saved == sorted(saved, reverse=True)
+
+
+def test_a_sweep_of_conditions_is_every_conjunction(own: Path) -> None:
+    """Of other columns than the code; each policy counted by hand, row by row."""
+    conditions = ("cpl == 3", "address < 0x400000", "write")
+    family = ConditionFamily(conditions, Policy("base", Vmcs()))
+    result = sweep([own], family)
+    assert len(result.outcomes) == 27
+    with Trace(own) as trace:
+        rows = trace.table().to_pylist()
+
+    def holds(row: dict[str, Any]) -> tuple[bool, bool, bool | None]:
+        """None for a bit of the error code where there is none: neither it nor its opposite."""
+        code = row["error_code"]
+        write = None if code is None else bool(code >> 1 & 1)
+        return row["cpl"] == 3, row["linear_address"] < 0x400000, write
+
+    faults = [
+        row
+        for row in rows
+        if row["vector"] == 14
+        and row["type"] == 3
+        and not row["injected"]
+        and row["reason"] not in ("TASK_GATE", "TRIPLE_FAULT", "EPT")
+    ]
+    told = {one.policy: one for one in result.outcomes}
+    for states in product((None, True, False), repeat=3):
+        parts = [
+            f"{'' if state else 'not '}({text})"
+            for text, state in zip(conditions, states, strict=True)
+            if state is not None
+        ]
+        outcome = told[f"exit on {' and '.join(parts) or 'all'}"]
+        wanted = sum(
+            all(s is None or s == h for s, h in zip(states, holds(row), strict=True))
+            for row in faults
+        )
+        always = outcome.exits - wanted
+        assert always == told["exit on all"].exits - len(faults)
+    best = result.outcomes[0]
+    assert best.exits == min(one.exits for one in result.outcomes)
+
+
+def test_families_of_conditions_that_cannot_be() -> None:
+    base = Policy("base", Vmcs())
+    with pytest.raises(ConditionError, match="did you mean cpl"):
+        ConditionFamily(("cpel == 3",), base)
+    with pytest.raises(ValueError, match="1 to 4 conditions"):
+        ConditionFamily(("cpl == 3",) * 5, base)
+    with pytest.raises(ValueError, match="VT-x has no criteria table"):
+        ConditionFamily(("cpl == 3",), Policy.of("vt-x"))
 
 
 def test_a_sweep_that_must_keep_some_exits(own: Path) -> None:

@@ -6,7 +6,9 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +34,10 @@ from trapgate.campaign.worker import Tally, Worker
 from trapgate.campaign.workers import Pool
 from trapgate.sdm import cells as f
 from trapgate.sdm.state import EFER_LMA
+from trapgate.vmm.state import SnapshotError
 
+WORTH_SAVING: Final = 100_000_000
+"""Instructions to the golden run's beginning from which on it is saved."""
 OVERWRITTEN: Final = "overwritten before it is read"
 
 
@@ -114,7 +119,17 @@ def create(prepared: Prepared, folder: Path) -> Results:
         "confidence": plan.sample.confidence,
     }
     pruned = None if prepared.pruned is None else _pruned_rows(prepared, prepared.pruned)
-    return Results.create(folder, plan, facts, prepared.runs, pruned)
+    return Results.create(folder, plan, facts, prepared.runs, pruned, partial(_save, reference))
+
+
+def _save(reference: Reference, path: Path) -> None:
+    """Save the beginning for workers, if they would need long to get there."""
+    bench = reference.bench
+    if bench.start < WORTH_SAVING or not bench.vm.can_be_restored:
+        return
+    bench.go_to(bench.start)
+    with suppress(SnapshotError):  # in the middle of a transfer, say: workers start from the start
+        bench.vm.save(path)
 
 
 def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
@@ -124,25 +139,32 @@ def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
     rips = course.rips[np.searchsorted(course.times, pruned.moments)]
     none = Result(NO_EFFECT, "", 0, OVERWRITTEN, 0, 0, "")
     return table_of(
-        [None] * len(rips),
-        pruned.moments.tolist(),
+        None,
+        pruned.moments,
         [Overwritten(prepared.faults[n].target) for n in pruned.faults.tolist()],
-        pruned.weights.tolist(),
-        [replace(none, rip=rip) for rip in rips.tolist()],
+        pruned.weights,
+        [none._replace(rip=rip) for rip in rips.tolist()],
         names_of(symbols, rips),
     )
 
 
-def run(plan: Plan, results: Results, workers: int = 1) -> Iterator[Tally]:
+def run(plan: Plan, results: Results, workers: int = 1, cluster: str = "") -> Iterator[Tally]:
     """Run what has no results yet; the tally of each batch when its results are stored.
 
-    `workers` processes work, or this one if it is 1. Raises CampaignError for a directory of
+    `workers` processes work, or this one if it is 1, or those of the Ray cluster at `cluster`.
+    Raises CampaignError for a directory of
     another plan, one that is being worked on, and a disk without room.
     """
     results.demand_plan(plan)
     with results.locked():
         results.clear_drafts()
         missing = results.missing()
+        if cluster and missing:
+            from trapgate.campaign.cluster import work_on_cluster
+
+            for _, tally in work_on_cluster(cluster, plan, results, missing):
+                yield tally
+            return
         if workers == 1 or len(missing) < 2:
             worker = Worker(plan, results.folder) if missing else None
             for batch in missing:

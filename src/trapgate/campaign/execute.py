@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from trapgate.campaign.bench import AT_POINT, Bench, Halt
 from trapgate.campaign.faults import Fault
@@ -18,8 +18,7 @@ from trapgate.sdm import cells as f
 _LONGEST_DETAIL = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What became of a run.
 
     `outcome` is its class, `end` one of `outcomes.ENDS`, `detail` says more in words. `rip` is
@@ -88,24 +87,15 @@ def _on(reference: Reference, fault: Fault) -> Ending:
     bench = reference.bench
     if fault.holds:
         return ending_of(reference, _hold(reference, fault))
-    for checkpoint in reference.ahead(bench.vm.processor.time):
+    for checkpoint in reference.ahead(bench.vm.processor.time) if reference.checkpoints else ():
         halt = bench.run_towards(bench.plan.end, checkpoint.snapshot.time)
         if halt is not None:
             return ending_of(reference, halt)
         if checkpoint.snapshot.is_met():
             golden = reference.golden
             extra = bench.extra_faults(checkpoint.counts)
-            return Ending(
-                golden.how,
-                golden.status,
-                golden.message,
-                golden.output,
-                extra,
-                same_end=True,
-                same_output=True,
-                same_state=True,
-                time=golden.end,
-            )
+            how = golden.how, golden.status, golden.message, golden.output
+            return Ending(*how, extra, True, True, True, time=golden.end)
     return ending_of(reference, bench.run_to(bench.plan.end, reference.limit))
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trapgate.campaign.bench import JOURNAL
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.symbols import within
@@ -19,7 +20,8 @@ from trapgate.sdm import cells as f
 
 LONGEST_COURSE: Final = 20_000_000
 """Instructions of a golden run that are looked at one by one, at most."""
-_STEP = 10_000
+_TELL = 10_000
+_STEP = JOURNAL // 2
 """The journal holds what happens in so many instructions."""
 
 Told = Callable[[int, int], None]
@@ -70,7 +72,7 @@ def course_of(reference: Reference, told: Told = silent, *, uses: bool = False) 
         found[count] = vm.processor.time, linear, head[HEAD_SEQUENCE], *masks
         count += 1
         vm.step(1)
-        if not count % _STEP:
+        if not count % _TELL:
             told(count, golden.length)
     if bench.output != golden.output or vm.processor.time != golden.end:
         raise PlanError(

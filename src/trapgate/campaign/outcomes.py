@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from trapgate.vmm.actions import End
 
@@ -74,8 +74,7 @@ class UserClass:
     handled: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a run ended, as far as its outcome depends on it.
 
     `end` is one of ENDS. `output` is what was printed since the golden run's beginning,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trapgate.campaign.errors import PlanError
 from trapgate.campaign.execute import Result
 from trapgate.campaign.plan import Plan, find_plan, parse_plan, shipped
 from trapgate.campaign.results import Results
 from trapgate.campaign.symbols import names_of
 from trapgate.campaign.worker import Worker
+from trapgate.tomlfile import read_toml
 from trapgate.vmm.machine import VirtualMachine
 
 
@@ -35,7 +37,7 @@ class Seen:
         """Whether what was stored of it, if anything, is what happened now."""
         if self.stored is None:
             return True
-        now = asdict(self.result)
+        now = self.result._asdict()
         names = ("outcome", "end", "status", "detail", "instructions", "output")
         return all(self.stored[name] == now[name] for name in names)
 
@@ -47,7 +49,7 @@ class Seen:
             "moment": self.moment,
             "symbol": self.symbol,
             "fault": self.fault,
-            **asdict(self.result),
+            **self.result._asdict(),
             "rip": f"{self.result.rip & 0xFFFF_FFFF_FFFF_FFFF:#x}",
             "printed": self.printed,
             "chain": list(self.chain),
@@ -59,7 +61,12 @@ def plan_of(results: Results) -> Plan:
     """The plan that is kept in a campaign's directory, with files as they were named then."""
     name = str(results.facts["plan"])
     folder = find_plan(name).folder if name in shipped() else Path(results.facts["plan_folder"])
-    return parse_plan((results.folder / "plan.toml").read_text(encoding="utf-8"), name, folder)
+    path = results.folder / "plan.toml"
+
+    def wrong(problem: str) -> PlanError:
+        return PlanError(problem, path=str(path))
+
+    return parse_plan(read_toml(path, wrong), name, folder)
 
 
 def replay(

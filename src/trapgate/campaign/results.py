@@ -8,6 +8,7 @@ it was stopped: batches that have no part are run.
     plan.toml       the plan as it was
     space.parquet   moment, number of fault and weight of each run
     pruned.parquet  rows for what is known without a run, if the plan prunes
+    beginning.snapshot  the machine at the golden run's beginning, if it takes long to get there
     parts/N.parquet results of batch N
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -24,17 +25,19 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from trapgate.campaign.errors import CampaignError
 from trapgate.campaign.execute import Result
 from trapgate.campaign.faults import Fault
 from trapgate.campaign.plan import Plan
-from trapgate.campaign.runs import Runs
+from trapgate.campaign.runs import MOST_RUNS, Runs
 
 FORMAT: Final = 1
 KEEP_FREE: Final = 256 << 20
 """Bytes that are left free on the disk."""
-_BATCHES = 256
+_BEGINNING = "beginning.snapshot"
+_BATCHES = 100
 _SMALLEST_BATCH, _LARGEST_BATCH = 100, 10_000
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -61,6 +64,16 @@ guest's start, `bit` is null for events."""
 _SPACE = pa.schema([("moment", pa.int64()), ("fault", pa.int64()), ("weight", pa.float64())])
 
 
+_FACTS: Final[dict[str, type]] = {
+    **dict.fromkeys(("runs", "batch", "space", "drawn", "moments", "faults"), int),
+    **dict.fromkeys(("title", "plan", "plan_folder", "plan_sha256"), str),
+    **dict.fromkeys(("exact", "wide"), bool),
+    **dict.fromkeys(("environment", "golden"), dict),
+    "confidence": float,
+}
+"""What campaign.json holds at least."""
+
+
 def batch_size(runs: int) -> int:
     """Runs of a batch."""
     return min(max(-(-runs // _BATCHES), _SMALLEST_BATCH), _LARGEST_BATCH)
@@ -85,8 +98,11 @@ class Results:
         facts: Mapping[str, Any],
         runs: Runs,
         pruned: pa.Table | None = None,
+        save: Callable[[Path], None] | None = None,
     ) -> Results:
         """A new directory, or an empty one, for these runs and rows for what need not be run.
+
+        `save` may write the golden run's beginning to a file.
 
         Raises CampaignError if it holds something else.
         """
@@ -101,6 +117,8 @@ class Results:
         _write(folder / "space.parquet", pa.Table.from_arrays(columns, schema=_SPACE))
         if pruned is not None:
             _write(folder / "pruned.parquet", pruned)
+        if save is not None and shutil.disk_usage(folder).free > KEEP_FREE + plan.guest.memory:
+            save(folder / _BEGINNING)
         _replace(folder / "plan.toml", plan.text.encode())
         every = {
             "format": FORMAT,
@@ -125,6 +143,13 @@ class Results:
             facts = json.loads(path.read_bytes())
             if not isinstance(facts, dict) or facts["format"] != FORMAT:
                 raise CampaignError(f"{path}: of another version; run the campaign anew")
+            for name, kind in _FACTS.items():
+                if not isinstance(facts[name], kind):
+                    raise ValueError(name)  # noqa: TRY004, TRY301 - as for what is no JSON
+            if not 0 < facts["runs"] <= MOST_RUNS or facts["batch"] != batch_size(facts["runs"]):
+                raise ValueError("runs")  # noqa: TRY301
+            if not 0 < facts["drawn"] <= facts["space"]:
+                raise ValueError("space")  # noqa: TRY301
             return cls(folder, facts)
         except OSError as error:
             raise CampaignError(
@@ -149,7 +174,7 @@ class Results:
     @property
     def runs(self) -> Runs:
         """What is run. Raises CampaignError if the file is damaged."""
-        table = self._read(self.folder / "space.parquet", _SPACE)
+        table = self.read(self.folder / "space.parquet", _SPACE)
         if table.num_rows != self.runs_total:
             raise CampaignError(f"{self.folder}/space.parquet: damaged; run the campaign anew")
         return Runs(
@@ -179,6 +204,12 @@ class Results:
         """Where a batch's results are, once there are any."""
         return self._parts / f"{batch:06}.parquet"
 
+    @property
+    def beginning(self) -> Path | None:
+        """The golden run's beginning as a saved machine, if it was worth that."""
+        path = self.folder / _BEGINNING
+        return path if path.exists() else None
+
     def clear_drafts(self) -> None:
         """Remove what killed processes had not finished."""
         for path in self._parts.glob(".*"):
@@ -191,12 +222,11 @@ class Results:
     def _is_there(self, batch: int) -> bool:
         path = self.part(batch)
         try:
-            rows = int(pq.read_metadata(path).num_rows)
-        except FileNotFoundError:
-            return False
+            found = pq.read_metadata(path)
         except (OSError, pa.ArrowException):
             return False  # a part that is no part is made anew
-        return rows == len(self.range_of(batch))
+        rows = len(self.range_of(batch))
+        return int(found.num_rows) == rows and found.schema.names == SCHEMA.names
 
     def keep(self, batch: int, table: pa.Table) -> None:
         """Store a batch's results. Raises CampaignError if the disk has no room for them."""
@@ -215,7 +245,8 @@ class Results:
 
     def parts(self) -> list[Path]:
         """The parts that there are."""
-        return [self.part(batch) for batch in range(self.batches) if self._is_there(batch)]
+        numbers = sorted(int(path.stem) for path in self._parts.glob("[0-9]*.parquet"))
+        return [self.part(batch) for batch in numbers if self._is_there(batch)]
 
     def tables(self) -> list[Path]:
         """The parts, and before them what is known without a run."""
@@ -234,18 +265,19 @@ class Results:
         if not self._is_there(batch):
             return None
         found: dict[str, Any] = (
-            self._read(self.part(batch), SCHEMA).slice(run % self.batch, 1).to_pylist()[0]
+            self.read(self.part(batch), SCHEMA).slice(run % self.batch, 1).to_pylist()[0]
         )
         return found
 
     @staticmethod
-    def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    def read(path: Path, schema: pa.Schema) -> pa.Table:
+        """A file of the directory. Raises CampaignError if it is damaged."""
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
-            raise CampaignError(f"{path}: cannot be read ({error})") from None
-        if table.schema.names != schema.names:
-            raise CampaignError(f"{path}: has other columns; run the campaign anew")
+            raise CampaignError(f"{path}: cannot be read ({error}); remove it") from None
+        if not table.schema.equals(schema):
+            raise CampaignError(f"{path}: has other columns; remove it")
         return table
 
     @contextmanager
@@ -275,34 +307,49 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def table_of(
-    numbers: Sequence[int] | Sequence[None],
-    moments: Sequence[int],
+    numbers: NDArray[np.int64] | None,
+    moments: NDArray[np.int64],
     faults: Sequence[Fault],
-    weights: Sequence[float],
+    weights: NDArray[np.float64],
     results: Sequence[Result],
     symbols: Sequence[str],
 ) -> pa.Table:
-    """The rows of a batch."""
+    """The rows of a batch; without `numbers` of what is known without a run."""
+    if not results:
+        return SCHEMA.empty_table()
 
-    def named(values: list[str]) -> pa.Array:
+    def named(values: Sequence[str]) -> pa.Array:
         return pa.array(values, pa.string()).dictionary_encode()
 
-    rips = np.array([one.rip & 0xFFFF_FFFF_FFFF_FFFF for one in results], np.uint64)
+    # A column a time, and what faults say of themselves once for each of them.
+    outcomes, ends, statuses, details, rips, instructions, outputs = zip(*results, strict=True)
+    which = {id(one): n for n, one in enumerate(faults)}
+    known = [faults[n] for n in which.values()]
+    place = {number: n for n, number in enumerate(which)}
+    places = np.array([place[id(one)] for one in faults], np.int32)
+    bits = np.array([one.bit for one in known], np.int16)[places]
+
+    def of_fault(words: list[str]) -> pa.Array:
+        names, inverse = np.unique(words, return_inverse=True)
+        return pa.DictionaryArray.from_arrays(
+            inverse.astype(np.int32)[places], pa.array(names.tolist(), pa.string())
+        )
+
     arrays = [
-        pa.array(numbers, pa.int64()),
-        pa.array(moments, pa.int64()),
-        pa.array(rips),
-        named(list(symbols)),
-        named([one.target for one in faults]),
-        pa.array([one.bit if one.bit >= 0 else None for one in faults], pa.int16()),
-        named([one.what for one in faults]),
-        pa.array(weights, pa.float64()),
-        named([one.outcome for one in results]),
-        named([one.end for one in results]),
-        pa.array([one.status for one in results], pa.int32()),
-        named([one.detail for one in results]),
-        pa.array([one.instructions for one in results], pa.int64()),
-        pa.array([one.output for one in results], pa.string()),
+        pa.nulls(len(results), pa.int64()) if numbers is None else pa.array(numbers),
+        pa.array(moments),
+        pa.array(np.array(rips, np.int64).view(np.uint64)),
+        named(symbols),
+        of_fault([one.target for one in known]),
+        pa.array(bits, mask=bits < 0),
+        of_fault([one.what for one in known]),
+        pa.array(weights),
+        named(outcomes),
+        named(ends),
+        pa.array(statuses, pa.int32()),
+        named(details),
+        pa.array(instructions, pa.int64()),
+        pa.array(outputs, pa.string()),
     ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 

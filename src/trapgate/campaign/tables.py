@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trapgate.campaign.errors import CampaignError
-from trapgate.campaign.results import Results
+from trapgate.campaign.results import SCHEMA, Results
 from trapgate.campaign.worker import Tally
 from trapgate.trace.frames import optional
 
@@ -29,11 +29,10 @@ def frame(results: Results) -> LazyFrame:
 def tally(results: Results) -> Tally:
     """By outcome: runs, and the points that they stand for. Needs no extra."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     found: dict[str, tuple[int, float]] = {}
     for part in results.tables():
-        table = pq.read_table(part, columns=["outcome", "weight", "run"])
+        table = results.read(part, SCHEMA).select(["outcome", "weight", "run"])
         plain = table.set_column(0, "outcome", pc.cast(table.column("outcome"), "string"))
         sums = plain.group_by("outcome").aggregate([("weight", "sum"), ("run", "count")])
         for row in sums.to_pylist():

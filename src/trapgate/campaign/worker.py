@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trapgate.campaign.bench import Bench
+from trapgate.campaign.errors import CampaignError
 from trapgate.campaign.execute import Result, execute
 from trapgate.campaign.faults import Fault
 from trapgate.campaign.golden import Reference
@@ -36,11 +37,17 @@ class Worker:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.results = Results.open(folder)
-        self.bench = Bench(plan)
+        self.bench = Bench(plan, self.results.beginning)
         self.reference = Reference(self.bench)
         self.reference.demand_equal(self.results.facts["golden"], str(folder))
         self.faults: Faults = faults_of(plan.targets, plan.path, wide=self.results.facts["wide"])
         self._runs = self.results.runs
+        golden = self.reference.golden
+        if not (
+            golden.begin <= self._runs.moments.min() <= self._runs.moments.max() < golden.end
+            and 0 <= self._runs.faults.min() <= self._runs.faults.max() < len(self.faults)
+        ):
+            raise CampaignError(f"{folder}/space.parquet: damaged; run the campaign anew")
         self._approached: int | None = None
 
     def moment(self, run: int) -> int:
@@ -85,10 +92,10 @@ class Worker:
             if result.outcome == ERROR:
                 self._renew()
         part = slice(numbers.start, numbers.stop)
-        weights = runs.weights[part].tolist()
+        weights = runs.weights[part]
         table = table_of(
-            numbers,
-            runs.moments[part].tolist(),
+            np.arange(numbers.start, numbers.stop),
+            runs.moments[part],
             [self.faults[n] for n in runs.faults[part].tolist()],
             weights,
             found,
@@ -97,14 +104,14 @@ class Worker:
         self.results.keep(batch, table)
         counts: Counter[str] = Counter()
         points: Counter[str] = Counter()
-        for result, weight in zip(found, weights, strict=True):
+        for result, weight in zip(found, weights.tolist(), strict=True):
             counts[result.outcome] += 1
             points[result.outcome] += weight
         return {name: (counts[name], float(points[name])) for name in counts}
 
     def _renew(self) -> None:
         """A new machine, since nobody knows what became of the old one."""
-        self.bench = Bench(self.bench.plan)
+        self.bench = Bench(self.bench.plan, self.results.beginning)
         self.reference = Reference(self.bench)
         self._approached = None
 

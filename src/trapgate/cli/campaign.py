@@ -101,6 +101,10 @@ def run(
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that work; 0: as many as there are processors.")
     ] = 0,
+    ray: Annotated[
+        str,
+        typer.Option(help="Work on the Ray cluster at this address; local: on a new one here."),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Run a campaign, or go on with one that was stopped at any moment."""
@@ -117,7 +121,7 @@ def run(
             results.demand_plan(wanted)
         else:
             results = create(_prepare(wanted), folder)
-        finished = _work(wanted, results, workers or usual_workers())
+        finished = _work(wanted, results, workers or usual_workers(), ray)
         _show(results, as_json=as_json)
     if not finished:
         print(f"trapgate: stopped; the same command goes on from here: {folder}", file=sys.stderr)
@@ -125,7 +129,7 @@ def run(
     raise typer.Exit(1 if _tally(results).get("error") else 0)
 
 
-def _work(plan: Plan, results: Results, workers: int) -> bool:
+def _work(plan: Plan, results: Results, workers: int, ray: str) -> bool:
     """Run what is missing, with a bar; False if Ctrl-C ended it."""
     from trapgate.campaign.campaign import run as work
     from trapgate.campaign.statistics import merge
@@ -134,7 +138,7 @@ def _work(plan: Plan, results: Results, workers: int) -> bool:
     begun, before = time.monotonic(), _runs(tally)
     try:
         with _bar(results.runs_total, before, results.draws_per_point) as told:
-            for more in work(plan, results, workers):
+            for more in work(plan, results, workers, ray):
                 tally = merge((tally, more))
                 rate = (_runs(tally) - before) / max(time.monotonic() - begun, 1e-9)
                 told(tally, rate)

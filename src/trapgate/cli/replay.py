@@ -49,6 +49,14 @@ def replay(
         str | None,
         typer.Option(help="Bits of page faults' error codes (P,W,U or 0x7): try all masks."),
     ] = None,
+    sweep_when: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help='Try all conjunctions of such conditions and their opposites: "cpl == 3" '
+            "(repeatable, up to 4).",
+        ),
+    ] = None,
     both: Annotated[
         bool, typer.Option("--both", help="Sweep with bit 14 of the bitmap clear, too.")
     ] = False,
@@ -98,20 +106,23 @@ def replay(
             raise fail("--controls asks for every exit, not for a policy: give it without one")
         _controls(trace, chosen, as_json=as_json, markdown=markdown, html=html)
         return
-    if not policy and sweep is None:
-        raise fail("no policy: give --policy FILE, --sweep BITS, or --controls")
+    if not policy and sweep is None and not sweep_when:
+        raise fail("no policy: give --policy FILE, --sweep BITS, --sweep-when, or --controls")
+    if sweep is not None and sweep_when:
+        raise fail("--sweep and --sweep-when are families of their own: give one of the two")
     if cluster is not None and not chosen.is_all:
         raise fail("--cluster counts whole traces: leave --level, --vm, --vcpu, --time, --rip out")
-    if lost and (sweep is not None or not chosen.is_all):
+    if lost and (sweep is not None or sweep_when or not chosen.is_all):
         raise fail("--lost judges whole traces by --policy: leave --sweep and selections out")
     model = _model(cost)
     bits = None if sweep is None else _bits(sweep)
     kept = None if keep is None else _pair(keep)
-    if kept is not None and bits is None:
+    if kept is not None and bits is None and not sweep_when:
         raise fail("--keep is for --sweep: give both")
     with one_line_errors():
         from trapgate import replay as replaying
         from trapgate.replay.cluster import on_cluster
+        from trapgate.vmcs.vmcs import Vmcs
 
         names = names_for(symbols, bitmap)
         policies = [replaying.Policy.load(path, names) for path in policy or ()]
@@ -120,10 +131,16 @@ def replay(
             if cluster != "local" and not cluster.startswith("ray://"):
                 raise fail(f"--cluster: {cluster!r} is neither local nor ray://HOST:PORT")
             tallied = on_cluster(cluster)
-        if bits is not None:
-            base = policies[0] if policies else replaying.Policy.of("base", vectors=[14])
+        if bits is not None or sweep_when:
+            family: replaying.Family | replaying.ConditionFamily
             try:
-                family = replaying.Family(bits, base, both)
+                if sweep_when:
+                    plain = replaying.Policy("base", Vmcs())
+                    base = policies[0] if policies else plain
+                    family = replaying.ConditionFamily(tuple(sweep_when), base, names)
+                else:
+                    base = policies[0] if policies else replaying.Policy.of("base", vectors=[14])
+                    family = replaying.Family(bits or 0, base, both)
             except ValueError as error:
                 raise fail(f"--sweep: {error}") from None
             result = replaying.sweep(

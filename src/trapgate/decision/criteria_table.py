@@ -61,6 +61,8 @@ CLAUSE_BYTES: Final = 32
 TABLE_BYTES: Final = f.TABLE_CELLS * 8
 """The longest table that the processor keeps."""
 MOST_RULES: Final = 64
+MOST_CLAUSES: Final = 255
+"""Of one rule: what eight bits can count."""
 
 STATE_CELLS: Final = np.full(fv.VALUES_END, -1, np.int64)
 """The cell of each value that is a field of the guest's state; -1 for the others."""

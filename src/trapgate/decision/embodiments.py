@@ -5,6 +5,7 @@ redirection map (¶42). The masks and values may be terms of another world, for 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
@@ -17,6 +18,7 @@ from trapgate.decision.fault_filters import (
 )
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.paging.frame_map import OWN
+from trapgate.sdm.vectors import PF
 
 _CODE = BY_NAME["code"]
 _WORD = (1 << 64) - 1
@@ -176,3 +178,24 @@ def paragraph_80() -> tuple[Rule, ...]:
     """¶80: a write to a PTE or a PDE that does not set P completes."""
     either = _entry("table_entry", Operator.BELOW_OR_EQUAL, 2)
     return (Rule(Action.COMPLETE, (either, _clear("new_entry", PRESENT))),)
+
+
+def ordered(
+    order: str, completing: tuple[Rule, ...], control: bool, mask: Any, match: Any
+) -> tuple[Rule, ...]:
+    """Page faults by a fault filter and figure 3, in an order of `fault_filters.ORDERS`.
+
+    `completing` are the filter's rules. Before (figure 6), for what would exit (¶60), alone
+    (¶66), or for what would go to the guest (¶67).
+    """
+    criteria = figure_3(PF, control, mask, match)
+    if order == "paragraph-66":
+        return *completing, Rule(Action.EXIT, _of(PF))
+    if order == "figure-6":
+        return *completing, *criteria
+    matches = _match(mask, match)
+    would_exit = matches if control else replace(matches, negated=True)
+    asked = would_exit
+    if order == "paragraph-67":
+        asked = replace(would_exit, negated=not would_exit.negated)
+    return *(Rule(rule.action, (*rule.clauses, asked)) for rule in completing), *criteria

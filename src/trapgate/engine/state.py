@@ -8,6 +8,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit, jit_for_python
 from trapgate.compiler.raw import (
     call,
+    cells,
     memory,
     peek16,
     peek32,
@@ -291,9 +292,12 @@ def checks_of(m: Cells, env: int, v: Cells) -> int:
         checks |= mc.CHECK_ALIGNMENT
     if ~peek32(env + at.MXCSR) & _MXCSR_MASKS:
         checks |= mc.CHECK_SSE
-    # A debug exception may be pending behind MOV SS, for the end of the next instruction.
+    # Whoever is in force, the VMM in Python may want a trap. A debug exception may be pending
+    # behind MOV SS, for the end of the next instruction.
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
     if (
         v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG
+        or host[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG
         or v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]
     ):
         checks |= mc.CHECK_TRAP

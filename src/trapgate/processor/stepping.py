@@ -99,10 +99,14 @@ class Access(NamedTuple):
 def monitor_trap(processor: LogicalProcessor, v: Cells) -> bool:
     """The exit that the monitor trap flag asks for behind an instruction, if it does."""
     # Another VMCS is in force if the instruction exited to an x86 VMM.
-    if not _is_trapped(v) or v is not processor.in_force:
-        return False
-    vm_exit(v, ExitReason.MONITOR_TRAP_FLAG, 0, 0)
-    return True
+    if _is_trapped(v) and v is processor.in_force:
+        vm_exit(v, ExitReason.MONITOR_TRAP_FLAG, 0, 0)
+        return True
+    # The VMM in Python sees an x86 VMM and its guest as one.
+    if v is not processor.vmcs0 and _is_trapped(processor.vmcs0):
+        vm_exit(processor.move_to_vmcs0(), ExitReason.MONITOR_TRAP_FLAG, 0, 0)
+        return True
+    return False
 
 
 def _is_trapped(v: Cells) -> bool:

@@ -3,6 +3,16 @@
 from trapgate.replay.policy import Policy
 from trapgate.replay.replay import replay
 from trapgate.replay.result import CostModel, Outcome, Replay, TimeSaved
-from trapgate.replay.sweep import Family, sweep
+from trapgate.replay.sweep import ConditionFamily, Family, sweep
 
-__all__ = ["CostModel", "Family", "Outcome", "Policy", "Replay", "TimeSaved", "replay", "sweep"]
+__all__ = [
+    "ConditionFamily",
+    "CostModel",
+    "Family",
+    "Outcome",
+    "Policy",
+    "Replay",
+    "TimeSaved",
+    "replay",
+    "sweep",
+]

@@ -59,7 +59,7 @@ def on_cluster(address: str) -> Tally:
 
     def tallied(traces: Sequence[Path], pairs: Sequence[Asked]) -> Any:
         polars()
-        with _connected(ray, address):
+        with connected(ray, address):
             task = ray.remote(num_cpus=1, max_retries=RETRIES)(tally_piece)
             work = pieces(traces)
             running = [task.remote(*piece, list(pairs)) for piece in work]
@@ -74,7 +74,8 @@ def on_cluster(address: str) -> Tally:
 
 
 @contextmanager
-def _connected(ray: Any, address: str) -> Iterator[None]:
+def connected(ray: Any, address: str) -> Iterator[None]:
+    """A cluster while this lasts: the caller's own, the one at `address`, or a `local` new one."""
     if ray.is_initialized():
         yield  # the caller's own cluster
         return

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Final
 
+from trapgate.decision.conditions import Both, Names, opposite, parse, rules_for
+from trapgate.decision.criteria_rules import Action
 from trapgate.replay.policy import Policy
 from trapgate.replay.replay import Tally, demand_rows, here, judged
 from trapgate.replay.result import CostModel, Outcome, Replay
-from trapgate.replay.tally import filters_of
+from trapgate.replay.tally import Asked, filters_of
 from trapgate.sdm.pagefault import PageFaultCode
 from trapgate.sdm.vectors import PF
 from trapgate.trace.frames import lost_events, time_unit
 from trapgate.trace.selection import EVERYTHING, Selection
 
 MOST_BITS: Final = 8
+MOST_CONDITIONS: Final = 4
 _AT_ONCE: Final = 256
+_TABLES_AT_ONCE: Final = 3
+"""A tally has room for four filters and tables; the base may have a filter."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,46 @@ class Family:
         )
 
 
+@dataclass(frozen=True)
+class ConditionFamily:
+    """All conjunctions of some conditions and their opposites, on page faults on top of `base`.
+
+    Each condition holds, or does not, or does not matter: 3 to their number of criteria tables. Of
+    page faults exits what a table's conjunction holds for, and nothing else.
+    """
+
+    conditions: tuple[str, ...]
+    base: Policy
+    names: Names | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse families that are too large. Raises ConditionError for what is no condition."""
+        if not 0 < len(self.conditions) <= MOST_CONDITIONS:
+            raise ValueError(f"give 1 to {MOST_CONDITIONS} conditions")
+        if self.base.vmcs.profile == "vt-x":
+            raise ValueError('VT-x has no criteria table; use profile "extended" in the policy')
+        for text in self.conditions:
+            parse(text, self.names)
+
+    def __iter__(self) -> Iterator[Policy]:
+        """Every policy of the family, named by its conditions, the plainest first."""
+        read = [parse(text, self.names) for text in self.conditions]
+        page_fault = parse("vector == PF and type == hardware_exception")
+        (rest,) = rules_for(page_fault, Action.DELIVER)
+        states = product((None, True, False), repeat=len(read))
+        for state in sorted(states, key=lambda one: sum(each is not None for each in one)):
+            used = [(n, holds) for n, holds in enumerate(state) if holds is not None]
+            parts = [read[n] if holds else opposite(read[n]) for n, holds in used]
+            told = [f"{'' if holds else 'not '}({self.conditions[n]})" for n, holds in used]
+            vmcs = self.base.vmcs.copy()
+            vmcs.criteria_table = (
+                *rules_for(Both((page_fault, *parts)), Action.EXIT),
+                rest,
+                *self.base.rules,
+            )
+            yield replace(self.base, name=f"exit on {' and '.join(told) or 'all'}", vmcs=vmcs)
+
+
 def _name(control: bool, mask: int, match: int) -> str:
     parts = [f"{'' if match & flag else '!'}{flag.name}" for flag in PageFaultCode if mask & flag]
     rest = mask & ~sum(PageFaultCode)
@@ -83,29 +128,38 @@ def _name(control: bool, mask: int, match: int) -> str:
 
 def sweep(
     traces: Sequence[Path],
-    family: Family,
+    family: Family | ConditionFamily,
     *,
     keep: tuple[int, int] | None = None,
     model: CostModel | None = None,
     tallied: Tally | None = None,
     chosen: Selection = EVERYTHING,
 ) -> Replay:
-    """Every policy of `family` on `traces`, best first; rows are read once.
+    """Every policy of `family` on `traces`, best first.
 
-    Best is what saves most time; of equals, the simplest mask. With `keep` (mask, match),
+    Rows are read once, or of a family of conditions once for each four policies. Best is what
+    saves most time; of equals, the simplest mask or the fewest clauses. With `keep` (mask, match),
     policies that let a recorded page fault with such an error code go to the guest come
     last, however much they save. Raises as `replay.replay`.
     """
     unit = time_unit(traces)
-    pairs = filters_of([family.base])
-    kinds = (tallied or partial(here, chosen=chosen))(traces, pairs)
     members = list(family)
+    count = tallied or partial(here, chosen=chosen)
+    at_once = _TABLES_AT_ONCE if isinstance(family, ConditionFamily) else _AT_ONCE
+    pairs: list[Asked] | None = None
     outcomes: list[Outcome] = []
-    for start in range(0, len(members), _AT_ONCE):
-        part = members[start : start + _AT_ONCE]
+    for start in range(0, len(members), at_once):
+        part = members[start : start + at_once]
+        asked = filters_of(part)
+        if asked != pairs:
+            pairs, kinds = asked, count(traces, asked)
         outcomes += judged(kinds, part, pairs, unit=unit, model=model, keep=keep)
     demand_rows(outcomes[0].rows, traces)
-    bits = [policy.vmcs["PAGE_FAULT_ERROR_CODE_MASK"].bit_count() for policy in members]
+    bits = [
+        policy.vmcs["PAGE_FAULT_ERROR_CODE_MASK"].bit_count()
+        + sum(len(rule.clauses) for rule in policy.rules)
+        for policy in members
+    ]
     order = sorted(
         range(len(members)),
         key=lambda n: (outcomes[n].lost or 0, -outcomes[n].time.estimate, bits[n], n),

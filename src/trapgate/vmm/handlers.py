@@ -301,7 +301,7 @@ def triple_fault(vmexit: VmExit, vm: Platform) -> Action:
     """The guest is beyond help: the machine stops, and says how it came to this."""
     abort = vm.processor.x86_vmm.abort
     if abort:
-        return Stop(End.VMX_ABORT, explain_abort(abort), 1)
+        return Stop(End.VMX_ABORT, explain_abort(abort, vm.processor.x86_vmm.why_aborted()), 1)
     chain = "; ".join(vm.fault_chain())
     return Stop(End.TRIPLE_FAULT, f"triple fault: {chain}" if chain else "triple fault", 1)
 

@@ -6,7 +6,7 @@ say come from the same constants (`sdm.controls`).
 
 from collections.abc import Mapping
 
-from trapgate.decision.criteria_table import MOST_RULES, TABLE_BYTES
+from trapgate.decision.criteria_table import MOST_CLAUSES, MOST_RULES, TABLE_BYTES
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
 from trapgate.sdm.cells import ENCODINGS
@@ -17,7 +17,7 @@ _DEFAULT_1_PRIMARY = 0x0401E172
 _DEFAULT_1_EXIT = 0x00036DFF
 _DEFAULT_1_ENTRY = 0x000011FF
 _WRITE_BACK = 6
-_EXTENSIONS = 1 | MOST_RULES << 16 | TABLE_BYTES << 32
+_EXTENSIONS = 1 | MOST_CLAUSES << 8 | MOST_RULES << 16 | TABLE_BYTES << 32
 _EXIT_SAVES_LMA = 1 << 5
 _ACTIVITY_STATES = 7 << 6
 _INVVPID = 1 << 32 | 0xF << 40

@@ -7,9 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from trapgate.campaign.errors import CampaignError
 from trapgate.campaign.page.data import page_data
 from trapgate.campaign.results import Results
 from trapgate.trace.draft import draft
+from trapgate.trace.frames import optional
 
 
 def write_page(results: Results, out: Path) -> int:
@@ -18,7 +20,13 @@ def write_page(results: Results, out: Path) -> int:
     Raises CampaignError without results, TraceError if it cannot be written, MissingExtraError
     without polars.
     """
-    page = render(page_data(results)).encode()
+    pl: Any = optional("polars", "campaign", "campaign report")
+    try:
+        page = render(page_data(results)).encode()
+    except pl.exceptions.PolarsError as error:
+        raise CampaignError(f"{results.folder}: a part cannot be read ({error})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CampaignError(f"{results.folder}/campaign.json: damaged ({error})") from None
     with draft(out, "page") as temporary:
         temporary.write_bytes(page)
     return len(page)

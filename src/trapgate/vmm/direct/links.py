@@ -19,7 +19,7 @@ that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,24 @@ class Links:
     def is_foreign(self, frame: int) -> bool:
         """Whether a frame is none of the guest's."""
         return frame >= len(self._map) or not self._map[frame] & fm.OWN
+
+    def keep(self) -> Callable[[], None]:
+        """What is known of the tables now, the map included: a way back to that."""
+        mode, roots, stored = self.mode, set(self.roots), list(self._stored)
+        arrays: tuple[NDArray[Any], ...] = (
+            self.counts,
+            self._state,
+            self._map[: self._frames],
+        )
+        then = [array.copy() for array in arrays]
+
+        def back() -> None:
+            self.mode = mode
+            self.roots, self._stored = set(roots), list(stored)
+            for array, content in zip(arrays, then, strict=True):
+                array[:] = content
+
+        return back
 
     def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
         """Have translations flushed and code of stored places forgotten, as far as needed."""

@@ -271,7 +271,7 @@ class DirectMachine(VirtualMachine):
         if len(self.host.machines) > 1:
             raise SnapshotError("the machines of a host share a processor and frames: no snapshot")
         self.host.enter(self)
-        return DirectSnapshot(self, self._tally, self._planned)
+        return DirectSnapshot(self, self._tally, self._planned, self.tables.keep())
 
     # Before the guest runs.
 

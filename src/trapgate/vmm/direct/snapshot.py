@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING, Any
 from trapgate.vmm.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trapgate.vmm.accounts import Tally
     from trapgate.vmm.direct.machine import DirectMachine
+    from trapgate.vmm.direct.protected import ProtectedMachine
 
 
 class DirectSnapshot(Snapshot):
     """A machine as it was, its tables and frames as the VMM knew them included.
 
-    Made by `DirectMachine.snapshot`, of a machine that has its host for itself.
+    Made by the machine's `snapshot`, if it has its host for itself. `tables` is the way back to
+    what the VMM knows now.
     """
 
-    def __init__(self, vm: DirectMachine, tally: Tally, planned: list[Any]) -> None:
+    def __init__(
+        self,
+        vm: DirectMachine | ProtectedMachine,
+        tally: Tally,
+        planned: list[Any],
+        tables: Callable[[], None],
+    ) -> None:
         super().__init__(vm, tally, planned)
-        self._tables = vm.tables.keep()
+        self._tables = tables
         self._now, self._then = vars(vm.counts), dict(vars(vm.counts))
 
     def is_met(self) -> bool:
@@ -28,6 +38,7 @@ class DirectSnapshot(Snapshot):
 
     def restore(self) -> int:
         """Let everything be as it was; how many pages of memory had been written."""
+        copied = super().restore()
         self._tables()
         self._now.update(self._then)
-        return super().restore()
+        return copied
