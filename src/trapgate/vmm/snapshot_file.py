@@ -117,9 +117,9 @@ def save(snapshot: Snapshot, path: Path) -> None:
         "pages": pages,
         "sizes": sizes,
     }
-    text = pa.compress(json.dumps(description).encode(), codec="zstd", asbytes=True)
-    lengths = struct.pack("<I", len(json.dumps(description).encode()))
-    _write(path, [lengths, text, *parts], len(text))
+    text = json.dumps(description).encode()
+    packed = pa.compress(text, codec="zstd", asbytes=True)
+    _write(path, [struct.pack("<I", len(text)), packed, *parts], len(packed))
 
 
 def _write(path: Path, parts: Sequence[bytes], description: int) -> None:
