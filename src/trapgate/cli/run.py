@@ -467,7 +467,7 @@ def _run(
         with (
             console,
             _debugger(vm, gdb, guest, bits, known, wait=wait),
-            shown(vm, until_screen, display),
+            shown(vm, until_screen, display, screenshot),
         ):
             stop = vm.run(max_instructions=max_instructions, timeout=timeout)
     finally:
