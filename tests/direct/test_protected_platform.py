@@ -193,4 +193,6 @@ def test_pointers_in_the_vmms_memory_are_not_read() -> None:
     vm = unpaged(PAGING_ON.replace(pack("<I", POINTERS), pack("<I", MEMORY)) + HLT, PAE_TABLES)
     stop = vm.run(timeout=20)
     assert stop.end is End.REFUSED
+    assert not vm.vmcs["GUEST_CR0"] & 1 << 31  # it stands before MOV to CR0
+    assert vm.processor.memory.read(vm.vmcs["GUEST_RIP"], 3) == b"\x0f\x22\xc0"
     assert np.all(vm.vmcs.cells != 0x1010101010101010)

@@ -5,7 +5,7 @@ import pytest
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest
 from trapgate.sdm import controls, state
-from trapgate.sdm.checks import CHECKS
+from trapgate.sdm.check_words import CHECKS
 from trapgate.vmx import entry
 
 VALID = 1 << 31

@@ -19,6 +19,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.sdm import checks as ck
 from trapgate.sdm import controls as ct
 from trapgate.sdm.cells import ENCODINGS, LENGTH
+from trapgate.sdm.check_words import CHECKS
 from trapgate.sdm.fields import Field
 from trapgate.vmcs.explain import explain
 from trapgate.vmx.checks.controls import check_controls, check_threshold
@@ -139,9 +140,9 @@ def test_satisfied_and_violated(row: Row, bits: int) -> None:
         assert found == row.check, (changes, found and explain(found, cells(bad)))
         assert outcome(found) == outcomes(bad, p)
         broken = {rule.field for rule in broken_rules(bad, p) if rule.outcome in outcome(found)}
-        assert ck.CHECKS[found].fields[0] in broken
+        assert CHECKS[found].fields[0] in broken
         words = explain(found, cells(bad))
-        name = ck.CHECKS[found].fields[0]
+        name = CHECKS[found].fields[0]
         assert words.startswith(f"{name} = {bad[name]:#x}: "), words
         assert "\n" not in words
 
@@ -175,13 +176,13 @@ def test_every_check_has_been_violated() -> None:
     # What a criteria table holds is violated in tests/unit/test_criteria_table.py.
     table = {ck.TABLE_ADDRESS, *range(ck.TABLE_RULE, ck.TABLE_COMPLETES + 1)}
     violated = {row.check for row in ROWS if row.bad} | set(PYTHON) | table
-    assert violated == set(ck.CHECKS)
+    assert violated == set(CHECKS)
     satisfied = {row.check for row in ROWS} | set(PYTHON) | table
-    assert satisfied == set(ck.CHECKS)
+    assert satisfied == set(CHECKS)
 
 
 def test_numbers_fields_and_sections_are_in_order() -> None:
-    for number, row in ck.CHECKS.items():
+    for number, row in CHECKS.items():
         assert number == row.number
         assert row.rule
         assert row.section or ck.EXTENSION_RESERVED <= number <= ck.LAST_OF_CONTROLS
@@ -239,7 +240,7 @@ def judged_alike(case: tuple[int, bool, dict[str, int]]) -> None:
     assert (found == 0) == (not wanted)
     if found:
         broken = {rule.field for rule in broken_rules(fields, p) if rule.outcome in outcome(found)}
-        assert ck.CHECKS[found].fields[0] in broken
+        assert CHECKS[found].fields[0] in broken
 
 
 @settings(max_examples=150, deadline=None)
@@ -254,5 +255,5 @@ def test_noise_breaks_nothing(data: bytes, current: int) -> None:
         check_host_state(v, current % 2 == 0),
         check_guest_state(v, memory(), current),
     ):
-        assert found == 0 or found in ck.CHECKS
+        assert found == 0 or found in CHECKS
         assert explain(int(found), v)

@@ -15,7 +15,7 @@ from trapgate.decision.fault_filters import FILTER_NONE, ORDER_FIGURE_6
 from trapgate.decision.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.errors import VmcsFileError
 from trapgate.replay.exit_policy import ExitPolicy
-from trapgate.sdm.checks import CHECKS
+from trapgate.sdm.check_words import CHECKS
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, ROWS

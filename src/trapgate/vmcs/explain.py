@@ -10,7 +10,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.sdm import checks as ck
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state, vmx
-from trapgate.sdm.checks import CHECKS
+from trapgate.sdm.check_words import CHECKS
 from trapgate.sdm.fields import Field
 from trapgate.sdm.reasons import REASON_ENTRY_FAILURE, ExitReason, VmInstructionError
 

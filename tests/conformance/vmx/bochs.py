@@ -13,7 +13,7 @@ from tests.conformance.vmx import test_entry_checks as entry
 from tests.conformance.vmx import test_ept as ept
 from tests.conformance.vmx import test_failure_modes as modes
 from tests.conformance.vmx.violations import Changes
-from trapgate.sdm.checks import CHECKS
+from trapgate.sdm.check_words import CHECKS
 
 REVISION = 0x2B
 """Bochs' VMCS revision identifier."""

@@ -14,8 +14,8 @@ from trapgate.debug.doctor.rules import (
     unrestricted,
 )
 from trapgate.sdm import state as st
+from trapgate.sdm.check_words import CHECKS
 from trapgate.sdm.checks import (
-    CHECKS,
     CODE_OR_SYSTEM,
     DEFAULT_SIZE,
     DPL,

@@ -98,6 +98,8 @@ _CR0_RELOADS, _CR4_RELOADS = CR0_CD | CR0_NW, CR4_PGE | CR4_SMEP
 _OWNED = _CR0_OWNED | _CR0_RELOADS, _CR4_OWNED | _CR4_RELOADS
 _MODES = {0: (f.GUEST_CR0, f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW, _OWNED[0]),
           4: (f.GUEST_CR4, f.CR4_GUEST_HOST_MASK, f.CR4_READ_SHADOW, _OWNED[1])}  # fmt: skip
+_WITH_MODE = f.GUEST_IA32_EFER, f.VM_ENTRY_CONTROLS
+"""What goes with a change of the mode."""
 _POINTERS = Struct("<4q")
 
 
@@ -350,6 +352,7 @@ class ProtectedMachine(VirtualMachine):
         """MOV to CR0 or CR4: the VMM's bits take effect as the guest wrote them."""
         register, mask, shadow, owned = _MODES[number]
         v = vmexit.vmcs.cells
+        before = {cell: int(v[cell]) for cell in (register, shadow, *_WITH_MODE)}
         kept = v[mask]
         v[mask] &= ~owned
         action = handlers.control_register(vmexit, self)
@@ -357,6 +360,10 @@ class ProtectedMachine(VirtualMachine):
         v[shadow] = v[shadow] & ~owned | v[register] & owned
         refusal = self.follow_mode()
         if refusal is not None:
+            # The guest stands before the instruction, on the tables that it had.
+            for cell, value in before.items():
+                v[cell] = value
+            self.follow_mode()
             return self.refuse(refusal)
         self.processor.engine.flush_translations()
         return action
