@@ -10,15 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.campaign.plans import EVENTS, HEAD, REGISTERS, finished, plan
+from trapgate.campaign.bench import Bench, Halt
 from trapgate.campaign.campaign import create, prepare, run
 from trapgate.campaign.compare import compare
 from trapgate.campaign.errors import CampaignError
 from trapgate.campaign.outcomes import OUTCOMES
-from trapgate.campaign.plan import find_plan, shipped
+from trapgate.campaign.plan import Point, find_plan, shipped
 from trapgate.campaign.replay import replay
 from trapgate.campaign.results import SCHEMA, Results
 from trapgate.campaign.tables import frame, sql, tally
 from trapgate.cli import app
+from trapgate.errors import TrapgateError
 
 
 def rows(results: Results) -> pa.Table:
@@ -226,3 +228,25 @@ def test_golden_runs_begin_and_end_where_one_says(begin: str, end: str, how: str
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_plans_can_be_run(name: str) -> None:
     assert len(prepare(find_plan(name)).runs) > 100
+
+
+def test_workers_start_where_the_golden_run_begins(
+    events: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert events.beginning is None  # it takes no time to get there
+    monkeypatch.setattr("trapgate.campaign.campaign.WORTH_SAVING", 0)
+    saved = create(prepare(plan(EVENTS)), tmp_path / "saved")
+    assert saved.beginning is not None
+    reached = Bench.run_to
+
+    def run_to(bench: Bench, point: Point, limit: int) -> Halt:
+        assert point != bench.plan.begin  # nobody runs the guest from its start again
+        return reached(bench, point, limit)
+
+    monkeypatch.setattr(Bench, "run_to", run_to)
+    list(run(plan(EVENTS), saved))
+    assert rows(saved).equals(rows(events))
+    assert replay(saved, 17).agrees
+    saved.beginning.write_bytes(saved.beginning.read_bytes()[:-100])
+    with pytest.raises(TrapgateError, match="beginning"):
+        replay(saved, 17)

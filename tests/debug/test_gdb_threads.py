@@ -49,7 +49,7 @@ def test_a_vmm_and_its_guest_are_threads() -> None:
                 asked.append(1)
                 client.send(b"\x03")
                 time.sleep(0.2)
-                vm.processor.preempt()
+                vm.at(vm.processor.time + 1, lambda _: None)  # an exit to notice it at
 
         made.vm.at(10_300_000, ask)
         assert client.ask("c") == b"T02thread:2;"
@@ -73,9 +73,17 @@ def test_a_vmm_and_its_guest_are_threads() -> None:
         assert client.ask("c") == b"T05swbreak:;thread:1;"
         assert words(client, 1) == "machine 0, processor 0: VMM"
         assert words(client, 2).endswith("parked")
+        # A second visit, so that its guest has run in between; then back to an instruction of that.
+        assert client.ask("c") == b"T05swbreak:;thread:1;"
         there = moment(client, made)
         assert client.ask("bs") == b"T05thread:2;"
-        assert client.ask("vCont;s:2;c") == b"T05swbreak:;thread:1;"
+        assert client.number(EIP) == int(current[f.GUEST_RIP])
+        inside = [moment(client, made)]
+        assert client.ask("bs") == b"T05thread:2;"
+        inside.append(moment(client, made))
+        assert client.ask("vCont;s:2;c") == b"T05thread:2;"
+        assert moment(client, made) == inside[0]
+        assert client.ask("c") == b"T05swbreak:;thread:1;"
         assert moment(client, made) == there
 
 

@@ -337,3 +337,25 @@ def test_a_callback_is_called_from_c() -> None:
     square = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(lambda n: n * n)
     function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(made.address)
     assert function(ctypes.cast(square, ctypes.c_void_p).value, 7) == 50
+
+
+_OUTLIVES = """
+import gc
+from trapgate.compiler import python_call
+function = python_call.built_in("name", 1)
+vars(python_call).clear()
+gc.collect()
+print(function.__name__)
+"""
+
+
+def test_functions_outlive_the_module_that_made_them() -> None:
+    # At the end of a process modules go first, in some order.
+    told = subprocess.run(
+        [sys.executable, "-c", _OUTLIVES],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONMALLOC": "debug"},
+    )
+    assert (told.returncode, told.stdout) == (0, "name\n")

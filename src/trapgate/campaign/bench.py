@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from trapgate.sdm.interruption import InterruptionType
 from trapgate.trace.symbols import Symbols
 from trapgate.vmm.loaders import load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.snapshot_file import SavedMachine
 
 JOURNAL: Final = 2048
 """Events that a bench's machine remembers: a snapshot has a copy of them."""
@@ -56,8 +58,6 @@ def make_machine(guest: Guest) -> VirtualMachine:
             guests.image(), file="guest.elf", memory=guest.memory, append=guest.append
         )
     else:
-        from pathlib import Path
-
         image = load_guest(
             Path(guest.kernel),
             memory=guest.memory,
@@ -87,12 +87,12 @@ OUT_OF_BUDGET: Final = Halt("budget")
 
 
 class Bench:
-    """A machine at the beginning of the plan's golden run.
+    """A machine at the beginning of the plan's golden run; `saved` is a file with it there, if any.
 
-    Raises PlanError if that is never reached.
+    Raises PlanError if that is never reached, SnapshotError if the file is none of this machine.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, saved: Path | None = None) -> None:
         self.plan = plan
         self.vm = make_machine(plan.guest)
         self.symbols: Symbols | None = symbols_of(plan.guest)
@@ -101,7 +101,9 @@ class Bench:
         self.printed = 0
         begin = plan.begin
         limit = begin.count if begin.kind == "instructions" else _LONGEST_BEGINNING
-        if self.run_to(begin, limit) is not AT_POINT:
+        if saved is not None:
+            SavedMachine(saved).restore(self.vm)
+        elif self.run_to(begin, limit) is not AT_POINT:
             stopped = self.vm.stopped
             why = stopped.message if stopped is not None else "its budget is used up"
             raise PlanError(

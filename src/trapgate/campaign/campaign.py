@@ -6,7 +6,9 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +34,10 @@ from trapgate.campaign.worker import Tally, Worker
 from trapgate.campaign.workers import Pool
 from trapgate.sdm import cells as f
 from trapgate.sdm.state import EFER_LMA
+from trapgate.vmm.state import SnapshotError
 
+WORTH_SAVING: Final = 100_000_000
+"""Instructions to the golden run's beginning from which on it is saved."""
 OVERWRITTEN: Final = "overwritten before it is read"
 
 
@@ -114,7 +119,17 @@ def create(prepared: Prepared, folder: Path) -> Results:
         "confidence": plan.sample.confidence,
     }
     pruned = None if prepared.pruned is None else _pruned_rows(prepared, prepared.pruned)
-    return Results.create(folder, plan, facts, prepared.runs, pruned)
+    return Results.create(folder, plan, facts, prepared.runs, pruned, partial(_save, reference))
+
+
+def _save(reference: Reference, path: Path) -> None:
+    """Save the beginning for workers, if they would need long to get there."""
+    bench = reference.bench
+    if bench.start < WORTH_SAVING or not bench.vm.can_be_restored:
+        return
+    bench.go_to(bench.start)
+    with suppress(SnapshotError):  # in the middle of a transfer, say: workers start from the start
+        bench.vm.save(path)
 
 
 def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:

@@ -8,6 +8,7 @@ it was stopped: batches that have no part are run.
     plan.toml       the plan as it was
     space.parquet   moment, number of fault and weight of each run
     pruned.parquet  rows for what is known without a run, if the plan prunes
+    beginning.snapshot  the machine at the golden run's beginning, if it takes long to get there
     parts/N.parquet results of batch N
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,7 @@ from trapgate.campaign.runs import MOST_RUNS, Runs
 FORMAT: Final = 1
 KEEP_FREE: Final = 256 << 20
 """Bytes that are left free on the disk."""
+_BEGINNING = "beginning.snapshot"
 _BATCHES = 100
 _SMALLEST_BATCH, _LARGEST_BATCH = 100, 10_000
 
@@ -96,8 +98,11 @@ class Results:
         facts: Mapping[str, Any],
         runs: Runs,
         pruned: pa.Table | None = None,
+        save: Callable[[Path], None] | None = None,
     ) -> Results:
         """A new directory, or an empty one, for these runs and rows for what need not be run.
+
+        `save` may write the golden run's beginning to a file.
 
         Raises CampaignError if it holds something else.
         """
@@ -112,6 +117,8 @@ class Results:
         _write(folder / "space.parquet", pa.Table.from_arrays(columns, schema=_SPACE))
         if pruned is not None:
             _write(folder / "pruned.parquet", pruned)
+        if save is not None and shutil.disk_usage(folder).free > KEEP_FREE + plan.guest.memory:
+            save(folder / _BEGINNING)
         _replace(folder / "plan.toml", plan.text.encode())
         every = {
             "format": FORMAT,
@@ -196,6 +203,12 @@ class Results:
     def part(self, batch: int) -> Path:
         """Where a batch's results are, once there are any."""
         return self._parts / f"{batch:06}.parquet"
+
+    @property
+    def beginning(self) -> Path | None:
+        """The golden run's beginning as a saved machine, if it was worth that."""
+        path = self.folder / _BEGINNING
+        return path if path.exists() else None
 
     def clear_drafts(self) -> None:
         """Remove what killed processes had not finished."""
@@ -361,6 +374,8 @@ def _replace(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise CampaignError(f"{path}: cannot be written ({error.strerror})") from None
+        raise CampaignError(
+            f"{path}: cannot be written ({error.strerror}); give another folder"
+        ) from None
     finally:
         draft.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.results = Results.open(folder)
-        self.bench = Bench(plan)
+        self.bench = Bench(plan, self.results.beginning)
         self.reference = Reference(self.bench)
         self.reference.demand_equal(self.results.facts["golden"], str(folder))
         self.faults: Faults = faults_of(plan.targets, plan.path, wide=self.results.facts["wide"])
@@ -111,7 +111,7 @@ class Worker:
 
     def _renew(self) -> None:
         """A new machine, since nobody knows what became of the old one."""
-        self.bench = Bench(self.bench.plan)
+        self.bench = Bench(self.bench.plan, self.results.beginning)
         self.reference = Reference(self.bench)
         self._approached = None
 

@@ -49,9 +49,6 @@ class _Definition(ctypes.Structure):
     ]
 
 
-_kept: list[_Definition] = []
-
-
 @functools.cache
 def _table() -> bytes:
     addresses = [
@@ -64,7 +61,8 @@ def _table() -> bytes:
 def built_in(name: str, address: int) -> Callable[..., Any]:
     """The function of Python's whose machine code, made by `python_export`, is at `address`."""
     definition = _Definition(name.encode(), address, _FASTCALL, None)
-    _kept.append(definition)
+    # Functions look at it when they die, which may be after all modules have at the process's end.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(definition))
     make = ctypes.pythonapi.PyCFunction_NewEx
     make.restype = ctypes.py_object
     make.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]

@@ -11,6 +11,7 @@ from trapgate.events.exits import vm_exit
 from trapgate.paging.memory import WRITTEN_PAGE
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
+from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.interruption import TYPE_OTHER_EVENT
 from trapgate.sdm.reasons import REASON_MONITOR_TRAP_FLAG
 from trapgate.vmx.entry import FAILED, enter
@@ -169,6 +170,10 @@ def serve(m: Cells) -> int:
         return dispatch.arbitrate(m, v, r, 1, 3, -1, causes, 0)
     host[f.VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~(1 << 31)
     if (info >> 8) & 7 == TYPE_OTHER_EVENT:
+        # The trap is the x86 VMM's, if it has asked for it, or else that of the VMM in Python.
+        if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG == 0:
+            dispatch.move_to_vmcs0(m)
+            v = host
         vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
         return mc.EXITED
     error_code = host[f.VM_ENTRY_EXCEPTION_ERROR_CODE] if info & 1 << 11 else -1

@@ -8,6 +8,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit, jit_for_python
 from trapgate.compiler.raw import (
     call,
+    cells,
     memory,
     peek16,
     peek32,
@@ -30,7 +31,7 @@ from trapgate.sdm.controls import (
     PRIMARY_PAUSE_EXITING,
     SECONDARY_PAUSE_LOOP_EXITING,
 )
-from trapgate.sdm.state import BLOCKING_BY_NMI
+from trapgate.sdm.state import BLOCKING_BY_NMI, DEBUGCTL_BTF
 
 _CC = 0x8D5
 _IF = 0x200
@@ -291,12 +292,18 @@ def checks_of(m: Cells, env: int, v: Cells) -> int:
         checks |= mc.CHECK_ALIGNMENT
     if ~peek32(env + at.MXCSR) & _MXCSR_MASKS:
         checks |= mc.CHECK_SSE
-    # A debug exception may be pending behind MOV SS, for the end of the next instruction.
+    # Whoever is in force, the VMM in Python may want a trap. A debug exception may be pending
+    # behind MOV SS, for the end of the next instruction.
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
     if (
         v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG
+        or host[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG
         or v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]
     ):
         checks |= mc.CHECK_TRAP
+    if v[f.GUEST_IA32_DEBUGCTL] & DEBUGCTL_BTF:
+        # The guest may set TF at any time.
+        checks |= mc.CHECK_BRANCHES
     return checks
 
 

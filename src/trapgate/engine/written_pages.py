@@ -38,6 +38,15 @@ def copy_cells(to: Cells, source: Cells) -> None:
 
 
 @jit
+def any_written(pages: Cells, first: int, end: int) -> bool:
+    """Whether any of some pages was written."""
+    marks = 0
+    for page in range(first, end):
+        marks |= pages[page]
+    return marks & WRITTEN_PAGE != 0
+
+
+@jit
 def any_changes(pages: Cells, contents: Cells, known: Cells, first: int, end: int) -> bool:
     """Whether any of some pages was written, or is another one in two copies."""
     changes = 0
@@ -47,12 +56,13 @@ def any_changes(pages: Cells, contents: Cells, known: Cells, first: int, end: in
 
 
 @jit_for_python
-def restore_pages(machine: int, wanted: int, latest: int, spans: int, count: int) -> int:
+def restore_pages(machine: int, wanted: int, latest: int, spans: int, count: int, same: int) -> int:
     """Let memory be as a copy has it; how many pages were copied.
 
     `wanted` and `latest` are addresses of arrays with the address of each page's content: in that
     copy, and in the one that memory was last the same as, which becomes `wanted`. At `spans` there
     are, for each of `count` other arrays, where it is, where its copy is, and how many cells.
+    `same` says that the two copies are one.
     """
     m = cells(machine, mc.CELLS)
     arrays = cells(spans, 3 * count)
@@ -66,7 +76,11 @@ def restore_pages(machine: int, wanted: int, latest: int, spans: int, count: int
     first = 0
     while first < len(pages):
         end = min(first + _GROUP, len(pages))
-        if any_changes(pages, contents, known, first, end):
+        if same:
+            changed = any_written(pages, first, end)
+        else:
+            changed = any_changes(pages, contents, known, first, end)
+        if changed:
             for page in range(first, end):
                 if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
                     if pages[page] & CODE:
@@ -229,7 +243,9 @@ class MemoryCopy:
         self._spans: Cells = np.array(spans, np.int64).reshape(-1)
         maps = self._kept.addresses, self._pool.known
         numbers = int(engine.cells[mc.SELF]), *(int(array.ctypes.data) for array in maps)
-        self._restore = bound(restore_pages, *numbers, self._spans.ctypes.data, len(spans))
+        numbers_of_arrays = int(self._spans.ctypes.data), len(spans)
+        self._restore = bound(restore_pages, *numbers, *numbers_of_arrays, 0)
+        self._restore_latest = bound(restore_pages, *numbers, *numbers_of_arrays, 1)
         self._differing = bound(differing_pages, *numbers)
         engine.page_cells[:] &= ~WRITTEN_PAGE
         engine.flush_translations()
@@ -263,6 +279,8 @@ class MemoryCopy:
         self._mark_all()
         if not self._engine.cells[mc.CPU]:
             self._engine.flush_translations()
+        if self.is_latest:
+            return int(self._restore_latest())
         self._pool.latest = self._kept
         return int(self._restore())
 

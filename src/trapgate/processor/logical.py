@@ -143,6 +143,12 @@ class LogicalProcessor:
         assert self._vmcs is not None
         return self._vmcs.cells
 
+    @property
+    def vmcs0(self) -> Cells:
+        """The VMCS of the VMM in Python, whoever is in force."""
+        assert self._vmcs is not None
+        return self._vmcs.cells
+
     def move_to_vmcs0(self) -> Cells:
         """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
         if self._words[stops.V] != self._words[stops.HOST]:

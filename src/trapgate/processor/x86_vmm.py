@@ -14,9 +14,11 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
 from trapgate.sdm.cells import LENGTH
 from trapgate.sdm.reasons import REASONS, ExitReason
+from trapgate.sdm.registers import NAMES as REGISTER_NAMES
 from trapgate.sdm.state import ACTIVITY_WAIT_FOR_SIPI
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure, hexadecimal
 from trapgate.vmx.capability_msrs import capability_msrs
+from trapgate.vmx.msr_areas import first_not_stored, load_msrs, why_not
 
 _FOREVER = 1 << 62
 
@@ -30,6 +32,7 @@ class X86Vmm:
 
     def __init__(self, engine: UnicornEngine) -> None:
         self._engine = engine.cells
+        self._memory = engine.memory
         self.state: Cells = np.zeros(vmx.LENGTH, np.int64)
         self.state[vmx.VMXON_POINTER] = self.state[vmx.CURRENT] = vmx.NONE
         self.state[vmx.LATEST_PAUSE] = vmx.NEVER
@@ -159,10 +162,42 @@ class X86Vmm:
         self._told = x[vmx.FAILURES]
         valid = x[vmx.CURRENT] != vmx.NONE and x[vmx.ERROR] != 0
         if x[vmx.ERROR] == vmx.NO_ERROR:
-            words = explain_entry_failure(self.vmcs)
+            words = explain_entry_failure(self.vmcs, self._msr_not_loaded())
         else:
             words = explain_failure(
-                x[vmx.INSTRUCTION], x[vmx.ERROR], self.vmcs, valid=valid, operand=x[vmx.OPERAND]
+                x[vmx.INSTRUCTION],
+                x[vmx.ERROR],
+                self.vmcs,
+                valid=valid,
+                operand=x[vmx.OPERAND],
+                descriptor=(x[vmx.OPERAND_TYPE], x[vmx.OPERAND], x[vmx.OPERAND_REST]),
             )
         current = f", current VMCS {hexadecimal(x[vmx.CURRENT])}" if valid else ""
         self._sink(f"RIP {hexadecimal(x[vmx.FAILED_RIP])}{current}: {words}")
+
+    def _msr_not_loaded(self) -> str:
+        """Why a VM entry has not loaded an MSR, "" if that was not what failed."""
+        if int(self.vmcs[f.EXIT_REASON]) & 0xFFFF != ExitReason.ENTRY_FAILURE_MSR_LOADING:
+            return ""
+        address, number = (
+            int(self.vmcs[cell]) for cell in (f.VM_ENTRY_MSR_LOAD_ADDRESS, f.EXIT_QUALIFICATION)
+        )
+        return why_not(self._memory, address, number)
+
+    def why_aborted(self) -> str:
+        """Which MSR was not saved or loaded, if that has led to a VMX abort; "" otherwise."""
+        n = self.vmcs
+        stored = self.abort == vmx.ABORT_SAVING_MSRS
+        if not stored and self.abort != vmx.ABORT_LOADING_MSRS:
+            return ""
+        fields = (
+            (f.VM_EXIT_MSR_STORE_ADDRESS, f.VM_EXIT_MSR_STORE_COUNT)
+            if stored
+            else (f.VM_EXIT_MSR_LOAD_ADDRESS, f.VM_EXIT_MSR_LOAD_COUNT)
+        )
+        address, count = (int(n[cell]) for cell in fields)
+        # On copies: who looks changes nothing.
+        state, registers = n.copy(), np.zeros(len(REGISTER_NAMES), np.int64)
+        find = first_not_stored if stored else load_msrs
+        number = find(state, registers, self._memory, address, count)
+        return why_not(self._memory, address, number, stored=stored) if number else ""

@@ -40,30 +40,33 @@ Capability Reporting Facility".
     RANDOM,
     FIRST_PAUSE,
     LATEST_PAUSE,
-) = range(32)
+    OPERAND_TYPE,
+    OPERAND_REST,
+) = range(34)
 """What the cells of `x` hold.
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
 VMXON_POINTER and CURRENT: physical addresses, -1 for none. LAUNCHED: the launch state of the
 current VMCS. FEATURE_CONTROL: IA32_FEATURE_CONTROL. EXTENDED: 1 if the extension fields exist.
-LENT: 1 while the guest state of `n` is lent to VMCS 0, for the VMM in Python to work on.
-KEPT_*: what the fields held that the entry did not load or the exit will not save. ROOT_*: CR0
-and CR4 as the VMM in Python keeps them, and blocking by NMI, in VMX root operation. FAULT_*:
-error code and linear address of a page fault on an instruction's operand, and the vector of
-other faults. EXPLAINING: 1 if the
-run has to stop whenever a VMX instruction or a VM entry fails. FAILED_RIP: RIP of the
-instruction that failed last or may yet fail. OPERAND: the physical address or the field's
-encoding that a VMX instruction was given last. ABORT: the VMX-abort indicator. ENTRIES: VM
-entries by the x86 VMM. INSTRUCTION and ERROR: the exit reason of the VMX instruction that failed
-last, and its VM-instruction error (0 for what has none, NO_ERROR for a VM entry that failed with
-an exit); FAILURES counts them. ENTRY_LENGTH: length in bytes of the VMLAUNCH or VMRESUME that is
-being executed. FLUSH: 1 if cached translations have to go. SECONDARY_ALLOWED: the secondary
-processor-based controls that an x86 VMM may set, which the engine decides. RANDOM: the state of
-RDRAND, 32 bits. FIRST_PAUSE, LATEST_PAUSE: when the first PAUSE of a loop of them was executed at
-CPL 0, and when the latest; NEVER for none since an x86 VMM's VM entry.
+LENT: 1 while the guest state of `n` is lent to VMCS 0, for the VMM in Python to work on. KEPT_*:
+what the fields held that the entry did not load or the exit will not save. ROOT_*: CR0 and CR4 as
+the VMM in Python keeps them, and blocking by NMI, in VMX root operation. FAULT_*: error code and
+linear address of a page fault on an instruction's operand, and the vector of other faults.
+EXPLAINING: 1 if the run has to stop whenever a VMX instruction or a VM entry fails. FAILED_RIP:
+RIP of the instruction that failed last or may yet fail. OPERAND: the physical address or the
+field's encoding that a VMX instruction was given last, or the lower half of the descriptor of an
+INVEPT or INVVPID, of which OPERAND_REST is the upper half, and OPERAND_TYPE the type. ABORT: the
+VMX-abort indicator. ENTRIES: VM entries by the x86 VMM. INSTRUCTION and ERROR: the exit reason of
+the VMX instruction that failed last, and its VM-instruction error (0 for what has none, NO_ERROR
+for a VM entry that failed with an exit); FAILURES counts them. ENTRY_LENGTH: length in bytes of
+the VMLAUNCH or VMRESUME that is being executed. FLUSH: 1 if cached translations have to go.
+SECONDARY_ALLOWED: the secondary processor-based controls that an x86 VMM may set, which the
+engine decides. RANDOM: the state of RDRAND, 32 bits. FIRST_PAUSE, LATEST_PAUSE: when the first
+PAUSE of a loop of them was executed at CPL 0, and when the latest; NEVER for none since an x86
+VMM's VM entry.
 """
 
-EXITS = 32
+EXITS = 34
 """From here on the VM exits to the x86 VMM, a cell for each basic exit reason."""
 EXIT_REASONS = 70
 LENGTH = EXITS + EXIT_REASONS

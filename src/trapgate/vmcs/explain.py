@@ -87,7 +87,7 @@ _ERRORS: dict[int, tuple[str, str]] = {
     ),
     VmInstructionError.INVALID_INVEPT_INVVPID_OPERAND: (
         "Invalid operand to INVEPT/INVVPID",
-        "its type must be one that IA32_VMX_EPT_VPID_CAP reports, and the descriptor legal",
+        "",
     ),
 }
 
@@ -162,14 +162,21 @@ def _listed(bits: int, names: dict[int, str]) -> str:
 
 
 def explain_failure(
-    instruction: int, error: int, v: Cells, *, valid: bool = True, operand: int = 0
+    instruction: int,
+    error: int,
+    v: Cells,
+    *,
+    valid: bool = True,
+    operand: int = 0,
+    descriptor: tuple[int, int, int] | None = None,
 ) -> str:
     """Why the VMX instruction with that exit reason failed with that VM-instruction error.
 
     `v` is the current VMCS; it holds the number of the failed check, if a check of VM
     entry failed. `valid` is False if there is none: VMfailInvalid, and the error number
     is what it would have been, 0 for what has none. `operand` is the physical address or
-    the field's encoding that the instruction was given.
+    the field's encoding that the instruction was given, `descriptor` the type and the halves of
+    the descriptor that an INVEPT or INVVPID was.
     """
     name = ExitReason(instruction).name
     kind = f"VMfailValid({error})" if valid else "VMfailInvalid"
@@ -180,6 +187,9 @@ def explain_failure(
     else:
         meaning, remedy = _ERRORS.get(error, (f"VM-instruction error {error}", "see the SDM"))
         source = "VM Instruction Error Numbers"
+        if error == VmInstructionError.INVALID_INVEPT_INVVPID_OPERAND and descriptor is not None:
+            wrong = _wrong_invvpid if instruction == ExitReason.INVVPID else _wrong_invept
+            remedy, source = wrong(*descriptor), f"{name} - Invalidate Translations"
     given = _operand(instruction, operand)
     return f'{name}{given}: {kind}, {meaning}: {remedy} [SDM, "{source}"]'
 
@@ -204,8 +214,47 @@ def _operand(instruction: int, operand: int) -> str:
     return ""
 
 
-def explain_entry_failure(v: Cells) -> str:
-    """Why the VM entry failed that VMCS `v` reports, or "" if EXIT_REASON reports none."""
+_TYPES = {
+    ExitReason.INVEPT: "1 (single-context) or 2 (all-context)",
+    ExitReason.INVVPID: (
+        "0 (individual-address), 1 (single-context), 2 (all-context) or 3 "
+        "(single-context-retaining-globals)"
+    ),
+}
+
+
+def _wrong_type(instruction: ExitReason, kind: int) -> str:
+    return (
+        f"its type is {hexadecimal(kind)}, and must be {_TYPES[instruction]}, as "
+        "IA32_VMX_EPT_VPID_CAP reports"
+    )
+
+
+def _wrong_invvpid(kind: int, vpid: int, address: int) -> str:
+    vpid &= (1 << 64) - 1
+    if not 0 <= kind <= 3:
+        return _wrong_type(ExitReason.INVVPID, kind)
+    if vpid >> 16:
+        return f"bits 63:16 of its descriptor must be 0, and bits 63:0 are {hexadecimal(vpid)}"
+    if vpid == 0 and kind != 2:
+        return f"VPID 0 is the VMM's own, and type {kind} does not take it"
+    return f"its linear address {hexadecimal(address)} is not canonical"
+
+
+def _wrong_invept(kind: int, pointer: int, _rest: int) -> str:
+    if not 1 <= kind <= 2:
+        return _wrong_type(ExitReason.INVEPT, kind)
+    return (
+        f"its EPT pointer {hexadecimal(pointer)} would fail VM entry: memory type (bits 2:0) 0 or "
+        "6, page-walk length (bits 5:3) 3, bits 11:7 and those beyond the physical-address width 0"
+    )
+
+
+def explain_entry_failure(v: Cells, msr: str = "") -> str:
+    """Why the VM entry failed that VMCS `v` reports, or "" if EXIT_REASON reports none.
+
+    `msr` says why an MSR was not loaded, if somebody has looked.
+    """
     reason = int(v[Field.EXIT_REASON.cell])
     if reason & REASON_ENTRY_FAILURE == 0:
         return ""
@@ -216,13 +265,14 @@ def explain_entry_failure(v: Cells) -> str:
     else:
         what = f"MSR loading, entry {qualification}"
         area = hexadecimal(int(v[Field.VM_ENTRY_MSR_LOAD_ADDRESS.cell]))
-        why = f'VM_ENTRY_MSR_LOAD_ADDRESS = {area}: {_MSR_LOADING} [SDM, "Loading MSRs"]'
+        why = f'VM_ENTRY_MSR_LOAD_ADDRESS = {area}: {msr or _MSR_LOADING} [SDM, "Loading MSRs"]'
     return (
         f"VM-entry failure, exit reason {hexadecimal(reason)} ({what}), exit qualification "
         f"{qualification}: {why}"
     )
 
 
-def explain_abort(code: int) -> str:
-    """What the VMX-abort indicator `code` means (SDM, "VMX Aborts")."""
-    return f'VMX abort {code}: {_ABORTS.get(code, "no such abort")} [SDM, "VMX Aborts"]'
+def explain_abort(code: int, why: str = "") -> str:
+    """What the VMX-abort indicator `code` means (SDM, "VMX Aborts"), and `why` in particular."""
+    what = _ABORTS.get(code, "no such abort")
+    return f'VMX abort {code}: {what}{f": {why}" if why else ""} [SDM, "VMX Aborts"]'

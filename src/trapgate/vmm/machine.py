@@ -38,7 +38,7 @@ from trapgate.vmm.console import Console
 from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
-from trapgate.vmm.handlers import HANDLERS, Handler, identity, port, unhandled
+from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.platform import Platform
@@ -83,6 +83,10 @@ class Vmm:
     ) -> None:
         self.handlers: dict[ExitReason, Handler] = {**HANDLERS, **(handlers or {})}
         self.vectors: dict[int, Handler] = dict(vectors or {})
+
+    def does_the_usual(self, reason: ExitReason) -> bool:
+        """Whether the processor may answer exits of that reason in place of the usual handler."""
+        return type(self) is Vmm and not self.vectors and self.handlers[reason] is HANDLERS[reason]
 
     def handle(self, vmexit: VmExit, vm: Platform) -> Action:
         """What to do about `vmexit`."""
@@ -271,7 +275,7 @@ class VirtualMachine(Accounts):
         end = None if max_instructions is None else self.processor.time + max_instructions
         expires = None if timeout is None else time.monotonic() + timeout
         self.processor.expires = expires
-        self._let_ports_answer()
+        self.let_ports_answer()
         started = time.perf_counter()
         try:
             while self.stopped is None:
@@ -289,7 +293,7 @@ class VirtualMachine(Accounts):
     def step(self, budget: int) -> Stop | None:
         """Run for `budget` instructions; what stopped it for good, if something did."""
         end = self.processor.time + budget
-        self._let_ports_answer()
+        self.let_ports_answer()
         started = time.perf_counter()
         while self.stopped is None and self.processor.time < end:
             self._turn(None, None, until=end)
@@ -300,12 +304,10 @@ class VirtualMachine(Accounts):
                 self.console.flush()
         return self.stopped
 
-    def _let_ports_answer(self) -> None:
+    def let_ports_answer(self) -> None:
         """Let the processor answer for devices, if nobody else wants to see their exits."""
-        vmm = self.vmm
-        usual = type(vmm) is Vmm and not vmm.vectors
         reason = ExitReason.IO_INSTRUCTION
-        answers = usual and vmm.handlers[reason] is port and not self.watch.wants(reason)
+        answers = self.vmm.does_the_usual(reason) and not self.watch.wants(reason)
         self.processor.answer_ports(self.devices.ports.address if answers else 0)
 
     def _count_answers(self) -> None:

@@ -84,6 +84,8 @@ from trapgate.sdm.vmx import (
     NONE,
     OFFERED,
     OPERAND,
+    OPERAND_REST,
+    OPERAND_TYPE,
     SECONDARY_ALLOWED,
     VMXON_POINTER,
 )
@@ -389,6 +391,7 @@ def vmwrite(
 @core
 def invvpid(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVVPID: one tag stands for all VPIDs, so that each type flushes everything."""
+    x[OPERAND_TYPE] = kind
     if kind < 0 or kind > 3:
         return fail(x, v, n, REASON_INVVPID, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
     outcome, vpid = read_operand(x, v, mem, linear, 8)
@@ -397,6 +400,7 @@ def invvpid(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -
     outcome, address = read_operand(x, v, mem, linear + 8, 8)
     if outcome != GO_ON:
         return outcome
+    x[OPERAND], x[OPERAND_REST] = vpid, address
     wrong = vpid >> 16 != 0 or (kind != 2 and vpid == 0)
     if kind == 0 and address >> 47 not in (0, -1):
         wrong = True
@@ -415,6 +419,7 @@ def has_ept(x: Cells) -> bool:
 @core
 def invept(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVEPT: one tag stands for all EPT pointers, so that both types flush everything."""
+    x[OPERAND_TYPE] = kind
     if kind < 1 or kind > 2:
         return fail(x, v, n, REASON_INVEPT, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
     outcome, pointer = read_operand(x, v, mem, linear, 8)

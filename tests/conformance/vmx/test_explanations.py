@@ -12,8 +12,11 @@ import pytest
 from tests.conformance.tiny_guest import Tiny, prepare
 from tests.conformance.vmx import harness as h
 from trapgate.processor.processor import VmExit, VmFail
-from trapgate.sdm.reasons import VmInstructionError
-from trapgate.vmcs.explain import explain_abort
+from trapgate.sdm.cells import LENGTH
+from trapgate.sdm.reasons import ExitReason, VmInstructionError
+from trapgate.sdm.registers import NAMES
+from trapgate.vmcs.explain import explain_abort, explain_failure
+from trapgate.vmx.msr_areas import first_not_stored, load_msrs, why_not
 
 pytestmark = pytest.mark.conformance
 
@@ -34,6 +37,9 @@ def failing_script(bits: int = 64) -> h.Script:
     script.call(b"\xba\xfe\x6f\x00\x00\x0f\x78\xd1")
     script.call(b"\xba\x02\x44\x00\x00\x0f\x79\xd1")
     script.resume()
+    for code, kind, low, high in INVALIDATIONS:
+        script.poke(h.AREAS, pack("<QQ", low, high))
+        script.call(invalidation(bits, code, kind))
     for name, value in (
         ("PIN_BASED_CONTROLS", 0x14),
         ("HOST_CS_SELECTOR", 0x0B),
@@ -48,6 +54,24 @@ def failing_script(bits: int = 64) -> h.Script:
     return script
 
 
+INVEPT, INVVPID = 0x80, 0x81
+INVALIDATIONS = [
+    (INVVPID, 7, 1, 0),
+    (INVVPID, 0, 0, 0),
+    (INVVPID, 1, 0x10001, 0),
+    (INVVPID, 0, 1, 1 << 50),
+]
+"""Opcode, type and descriptor of what fails on every engine."""
+
+
+def invalidation(bits: int, code: int, kind: int) -> bytes:
+    """Mov ecx, kind; mov edx, AREAS; INVEPT or INVVPID of RCX, [RDX]."""
+    return (
+        b"\xb9" + pack("<I", kind) + b"\xba" + pack("<I", h.AREAS) + b"\x66\x0f\x38"
+        + bytes((code,)) + b"\x0a"
+    )  # fmt: skip
+
+
 EXPECTED = [
     ("VMXON of 0x300000: VMfailInvalid", "0x54524701"),
     ("VMPTRLD of 0x304000: VMfailInvalid", "incorrect VMCS revision identifier"),
@@ -56,10 +80,17 @@ EXPECTED = [
     ("VMREAD of field 0x6ffe: VMfailValid(12)", "no field of this processor"),
     ("VMWRITE of field 0x4402 (EXIT_REASON): VMfailValid(13)", "read-only"),
     ("VMRESUME: VMfailValid(5)", "use VMLAUNCH"),
+    ("INVVPID: VMfailValid(28)", "its type is 0x7, and must be 0 (individual-address)"),
+    ("INVVPID: VMfailValid(28)", "VPID 0 is the VMM's own"),
+    ("INVVPID: VMfailValid(28)", "bits 63:16 of its descriptor must be 0"),
+    ("INVVPID: VMfailValid(28)", "linear address 0x4000000000000 is not canonical"),
     ("PIN_BASED_CONTROLS = 0x14", "bit 1 must be 1"),
     ("HOST_CS_SELECTOR = 0xb", "RPL and TI (bits 2:0) must be 0"),
     ("GUEST_RFLAGS = 0x8000", "bits 63:22, 15, 5 and 3 must be 0 and bit 1 must be 1"),
-    ("exit reason 0x80000022 (MSR loading, entry 1)", "IA32_FS_BASE"),
+    (
+        "exit reason 0x80000022 (MSR loading, entry 1)",
+        "entry 1 at 304000H is MSR C0000100H, value 0H: the bases of FS and GS are in fields",
+    ),
 ]
 
 
@@ -95,7 +126,8 @@ def test_the_command_line_tells(tmp_path: Path) -> None:
         assert all(part in failure["explanation"] for part in parts)
         assert f"trapgate: {failure['explanation']}\n" in ran.stderr
     assert (
-        "11 VMX instructions or VM entries failed; --explain says why" in command_line(image).stderr
+        f"{len(EXPECTED)} VMX instructions or VM entries failed; --explain says why"
+        in command_line(image).stderr
     )
 
 
@@ -131,9 +163,6 @@ def test_a_vmm_in_python_is_told() -> None:
 
 
 def test_every_number_has_words() -> None:
-    from trapgate.sdm.reasons import ExitReason
-    from trapgate.vmcs.explain import explain_failure
-
     entry_errors = (VmInstructionError.ENTRY_CONTROL_FIELDS, VmInstructionError.ENTRY_HOST_STATE)
     for error in VmInstructionError:
         # 6 comes only of VMXOFF and VMXON between, which make the launch state clear here.
@@ -142,3 +171,44 @@ def test_every_number_has_words() -> None:
             assert "see the SDM" not in words, error
     assert all("no such abort" not in explain_abort(code) for code in range(1, 7))
     assert "no such abort" in explain_abort(99)
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "words"),
+    [
+        ((0, 0, 0), "its type is 0x0, and must be 1 (single-context) or 2 (all-context)"),
+        ((1, 0x1003, 0), "its EPT pointer 0x1003 would fail VM entry"),
+    ],
+)
+def test_what_is_wrong_with_an_invept(descriptor: tuple[int, int, int], words: str) -> None:
+    error = VmInstructionError.INVALID_INVEPT_INVVPID_OPERAND
+    told = explain_failure(ExitReason.INVEPT, error, np.zeros(0, np.int64), descriptor=descriptor)
+    assert told.startswith("INVEPT: VMfailValid(28), Invalid operand to INVEPT/INVVPID: ")
+    assert words in told
+
+
+@pytest.mark.parametrize(
+    ("entry", "stored", "words"),
+    [
+        (pack("<IIQ", 0x277, 1, 0), False, "bits 63:32 of the entry are 1H and must be 0"),
+        (pack("<IIQ", 0x808, 0, 0), True, "MSRs of the x2APIC"),
+        (pack("<IIQ", 0x1234, 0, 0), False, "WRMSR faults, since there is no such MSR here"),
+        (pack("<IIQ", 0x1234, 0, 0), True, "RDMSR faults, since there is no such MSR here"),
+        (pack("<IIQ", 0xC0000082, 0, 1 << 60), False, "the address is not canonical"),
+        (pack("<IIQ", 0x277, 0, 2), False, "MSR 277H, value 2H: WRMSR of the value faults"),
+    ],
+)
+def test_which_msr_was_not_loaded_or_stored(entry: bytes, stored: bool, words: str) -> None:
+    good = pack("<IIQ", 0xC0000082, 0, 0x1000)
+    memory = np.frombuffer(bytes(4096) + good + entry, np.int64).copy()
+    fields, registers = np.zeros(LENGTH, np.int64), np.zeros(len(NAMES), np.int64)
+    find = first_not_stored if stored else load_msrs
+    assert find(fields, registers, memory, 4096, 2) == 2
+    told = why_not(memory, 4096, 2, stored=stored)
+    assert told.startswith("entry 2 at 1010H is MSR ")
+    assert words in told
+    assert "at most 512" in why_not(memory, 4096, 513)
+
+
+def test_a_vmx_abort_names_the_msr() -> None:
+    assert ": entry 1 at 1000H [SDM" in explain_abort(4, "entry 1 at 1000H")

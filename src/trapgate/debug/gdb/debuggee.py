@@ -61,6 +61,10 @@ class Debuggee(Vmm):
         self._before: Moment | None = None
         vm.vmm = self
 
+    def does_the_usual(self, reason: ExitReason) -> bool:
+        """As the VMM before, unless gdb looks at exits."""
+        return self._inner.does_the_usual(reason) and not self.stops.looks_at_exits
+
     def handle(self, vmexit: VmExit, vm: Platform) -> Action:
         """What the machine's own VMM wants, after whatever gdb wanted."""
         triple = vmexit.reason is ExitReason.TRIPLE_FAULT
@@ -131,6 +135,7 @@ class Debuggee(Vmm):
         self.past.leave()
         self.stops.arm(step=step, cpu=cpu)
         self._busy = self.stops.any
+        self.vm.let_ports_answer()
 
     def back(self, *, step: bool) -> Stopped | None:
         """Go back; where the machine stands then, None if it has to run to be there."""
@@ -138,6 +143,7 @@ class Debuggee(Vmm):
         why = STEPPED
         try:
             if self._reverse.step(in_exit=self._in_exit) if step else self._reverse.go_on():
+                self.vm.let_ports_answer()
                 return None
         except NoWayBackError as error:
             why = Stopped(detail="replaylog:begin;", words=str(error))
@@ -154,6 +160,7 @@ class Debuggee(Vmm):
         self.stops.clear()
         self.past.end()
         self._busy = False
+        self.vm.let_ports_answer()
 
     def _physical_address(self, linear: int) -> int | None:
         return view_of(self.vm).walk(linear & _MASK).physical

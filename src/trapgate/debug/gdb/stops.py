@@ -85,6 +85,11 @@ class Stops:
         return bool(self.code or self.data or self.stepping or self.catches.any)
 
     @property
+    def looks_at_exits(self) -> bool:
+        """Whether exits that the guest makes itself may stop it, or count as steps."""
+        return bool(self.data or self.stepping or self.catches.any)
+
+    @property
     def only_writes(self) -> bool:
         """Whether there are watchpoints, and all of them are for writes."""
         return bool(self.data) and all(kind == _WRITES[0] for kind, _, _ in self.data)
