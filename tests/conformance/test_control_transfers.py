@@ -155,6 +155,27 @@ def test_iret_to_virtual_8086_mode_and_its_limit(engine: str) -> None:
     assert run.vmcs["GUEST_RFLAGS"] & 1 << 17
 
 
+@pytest.mark.parametrize("middle", [b"", b"\x90", b"\x9c", b"\x90\x9c"])
+def test_input_behind_arithmetic_in_virtual_8086_mode(middle: bytes, engine: str) -> None:
+    """ADD AL, 1; (NOP, PUSHF;) IN AL, DX: the mode stays as it is, and IN is #GP(0).
+
+    Run twice: on the portable path the address of an IN is known from the first time on.
+    """
+    segments = CODE >> 4
+    frame = (segments, segments, segments, segments, segments, 0x8000, 0x23002, segments, 0x800)
+    code = b"\x04\x01" + middle + b"\xec"
+    guest = Tiny("p32", code=push_32(*frame) + b"\xcf", memory={TARGET: b"\x04\x01\xec" + code})
+    run = begin(guest, ALL_EXCEPTIONS, engine=engine)
+    for start in (0, 3):
+        event = run.exit.interruption
+        assert event is not None
+        length = 3 if start == 0 else len(code)
+        assert (event.vector, run.vmcs["GUEST_RIP"]) == (GP, 0x800 + start + length - 1)
+        assert run.vmcs["GUEST_RFLAGS"] & 1 << 17
+        run.vmcs["GUEST_RIP"] += 1
+        run.resume()
+
+
 # Fast system calls.
 
 STAR = CODE_64 << 32 | 0x33 << 48

@@ -9,17 +9,15 @@ from struct import pack
 import pytest
 
 from tests.conformance.tiny_guest import (
-    CODE,
     CODE_32,
     DATA,
     TABLES,
-    TF,
     Run,
     Tiny,
     begin,
 )
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.vectors import DB, UD
+from trapgate.sdm.vectors import UD
 
 pytestmark = pytest.mark.conformance
 
@@ -28,7 +26,6 @@ HLT_EXITING = {"PRIMARY_PROCESSOR_BASED_CONTROLS": 1 << 7}
 BYTES = 0x58
 """Selector of a segment of our own."""
 AT_DATA = pack("<I", DATA)
-CR4_DE = 1 << 3
 BTF = 2
 
 
@@ -62,25 +59,6 @@ def test_page_directory_pointers_are_loaded_with_cr3() -> None:
     code = b"\xc7\x05" + pack("<II", TABLES, 0) + invlpg + b"\xa1" + AT_DATA
     # The page of code stays in the TLB, or not: a fault on either means the new pointer.
     assert run(Tiny("pae", code=code)).exit.reason == ExitReason.VMCALL
-
-
-# Debugging.
-
-
-@limit("DEBUGCTL.BTF is kept and has no effect")
-def test_single_step_on_branches() -> None:
-    fields = {"GUEST_RFLAGS": 2 | TF, "GUEST_IA32_DEBUGCTL": BTF}
-    done = run(Tiny("p32", code=b"\x90\xeb\x00\x90", fields=fields))
-    assert done.exit.interruption is not None
-    assert done.exit.interruption.vector == DB
-    assert done.vmcs["GUEST_RIP"] == CODE + 3
-
-
-@limit("breakpoints on I/O ports never match")
-def test_io_breakpoint() -> None:
-    fields = {"GUEST_DR7": 0x400 | 2 | 2 << 16, "GUEST_CR4": 0x2000 | 0x610 | CR4_DE}
-    guest = Tiny("p32", code=b"\xe4\x80\x90", fields=fields, registers={"dr0": 0x80})
-    assert faulted(guest) == (DB, None)
 
 
 def test_the_judge() -> None:

@@ -281,22 +281,23 @@ def test_loop_beyond_the_limit_leaves_ecx(engine: str) -> None:
     assert run.processor.registers.rcx == 2
 
 
-# The portable engine looks at branches alone (docs/limits.md).
-
-
 @pytest.mark.parametrize(
     ("code", "place"),
     [("90" * 10, 6), ("909090b811111111", 3)],
     ids=["begins beyond it", "straddles it"],
 )
-def test_code_that_runs_into_the_limit(code: str, place: int) -> None:
-    assert outcome(code_32(code, **CS_SHORT), "native") == (GP, place)
+def test_code_that_runs_into_the_limit(code: str, place: int, engine: str) -> None:
+    assert outcome(code_32(code, **CS_SHORT), engine) == (GP, place)
 
 
-def test_real_mode_code_at_the_end_of_64_kb() -> None:
-    guest = real("e9fbff")
-    guest.memory[CODE + 0xFFFE] = bytes.fromhex("b83412")
-    assert outcome(guest, "native") == (GP, 0xFFFE)
+@pytest.mark.parametrize(
+    ("code", "start", "place"),
+    [("b83412", 0xFFFE, 0xFFFE), ("909090909090", 0xFFFC, 0x10000), ("90b83412", 0xFFFD, 0xFFFE)],
+)
+def test_real_mode_code_at_the_end_of_64_kb(code: str, start: int, place: int, engine: str) -> None:
+    guest = real("e9" + (start - 3).to_bytes(2, "little").hex())
+    guest.memory[CODE + start] = bytes.fromhex(code)
+    assert outcome(guest, engine) == (GP, place)
 
 
 NOT_CANONICAL = "48b80000000000800000"

@@ -10,6 +10,7 @@ from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_lat
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
 from trapgate.events.exits import vm_exit
+from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.effects import (
     clear_task_switched,
     halt,
@@ -228,6 +229,7 @@ def execute_io(
     if outcome == GO_ON and x[MODE] == MODE_NON_ROOT:
         return PLATFORM
     if outcome == GO_ON:
+        note_ports(v, r, port, size)
         if is_in:
             if size == 4:
                 r[RAX] = _LOW

@@ -96,16 +96,38 @@ def careful_block_begins(machine: int, tagged: int) -> None:
     m[mc.TIME] += count
 
 
+@jit
+def ends_beyond_limit(m: Cells, tb: int, count: int, back: int) -> bool:
+    """Whether a block ends beyond the limit of CS; if it is one instruction, that faults."""
+    env = m[mc.CPU] + at.CPU_SIZE
+    if last_offset(tb) <= peek32(env + at.SEGMENTS + at.SEGMENT_SIZE + at.LIMIT):
+        return False
+    if count == 1:
+        m[mc.TIME] += 1
+        m[mc.FAULT_KIND] = 0
+        poke32(env + at.ERROR_CODE, 0)
+        poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
+        call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back))
+    return True
+
+
 @stub
-def portable_block_begins(machine: int, tb: int) -> None:
-    """Begin any block on the portable path, where a hook has looked at the deadline."""
+def portable_block_begins(machine: int, tagged: int) -> None:
+    """Begin any block on the portable path, where a hook has looked at the deadline.
+
+    `tagged` is its address, and says whether it may end beyond the limit of CS.
+    """
     m = cells(machine, mc.CELLS)
+    tb = tagged & ~_CARE
     count = peek16(tb + at.TB_ICOUNT)
     if is_asked_to_exit(m):
         leave_before(m, count)
         go_on(m[mc.CHECK_EXIT], (m[mc.UC], 0))
     if m[mc.TIME] >= m[mc.DEADLINE]:
         cut_where_time_is_up(m, count, return_address())
+    if tagged & CARE_LIMIT and ends_beyond_limit(m, tb, count, return_address()):
+        m[mc.TIME] += count
+        cut_block(m, return_address(), 1)
     m[mc.TIME] += count
 
 
@@ -127,16 +149,8 @@ def must_stop_at(m: Cells, tagged: int, back: int) -> bool:
             return True
         cut_where_time_is_up(m, count, back)
     cut = tagged & CARE_MXCSR != 0
-    if tagged & CARE_LIMIT:
-        limit = peek32(m[mc.ENV] + at.SEGMENTS + at.SEGMENT_SIZE + at.LIMIT)
-        if last_offset(tb) > limit:
-            cut = True
-            if count == 1:
-                m[mc.TIME] += 1
-                m[mc.FAULT_KIND] = 0
-                poke32(m[mc.ENV] + at.ERROR_CODE, 0)
-                poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
-                call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back))
+    if tagged & CARE_LIMIT and ends_beyond_limit(m, tb, count, back):
+        cut = True
     if m[mc.STEPPING] != 0:
         return False
     if tagged & CARE_BREAKPOINT and stop_at_breakpoint(m, peek64(tb)):

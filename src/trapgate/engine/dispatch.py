@@ -36,6 +36,7 @@ from trapgate.events.journal import (
 )
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import quick_ports
+from trapgate.instructions.breakpoints import EXECUTION, breakpoints_met, note_ports, single_steps
 from trapgate.instructions.virtual_apic import delivers_interrupts
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
@@ -240,6 +241,8 @@ def is_answered(m: Cells, v: Cells, r: Cells) -> bool:
     if wait < 0:
         return False
     m[mc.TIME] += wait
+    accessed = v[f.EXIT_QUALIFICATION]
+    note_ports(v, r, (accessed >> 16) & 0xFFFF, (accessed & 7) + 1)
     advance(v, v[f.VM_EXIT_INSTRUCTION_LENGTH])
     return True
 
@@ -247,7 +250,7 @@ def is_answered(m: Cells, v: Cells, r: Cells) -> bool:
 @jit
 def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     """`execute_sensitive` but for the stop at a failure."""
-    stepping = v[f.GUEST_RFLAGS] & _TF
+    stepping = single_steps(v)
     priority = r[reg.CR8]
     m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
@@ -271,9 +274,11 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
         if v[f.GUEST_DR7] & DR7_GD:
             # Each MOV DR is to be intercepted from now on.
             m[mc.SWITCHED] |= mc.SWITCHED_VMCS
-        if stepping:
-            causes = _SINGLE_STEP | v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
+        causes = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
+        # Those of an instruction that is executed alone, `trapgate.processor.stepping` raises.
+        if stepping or (causes != 0 and m[mc.STEPPING] == 0):
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+            causes |= _SINGLE_STEP if stepping else 0
             return arbitrate(m, v, r, 1, 3, -1, causes, 0)
         return mc.RUNNING
     if outcome == ix.EXITED:
@@ -471,10 +476,10 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
             return undefined_opcode(m, v, r)
         if vector == 1:
             causes = peek64(env + at.DR6) & _DEBUG_CAUSES
-            for n in range(4):
-                # The engine looks at addresses only; `trapgate.processor.stepping` knows data.
-                if (v[f.GUEST_DR7] >> (16 + 4 * n)) & 3 != 0:
-                    causes &= ~(1 << n)
+            if causes & _SINGLE_STEP:
+                # The engine compares offsets, and with breakpoints of all kinds.
+                here = breakpoints_met(v, r, 1 << EXECUTION, linear_rip(v), 1)
+                causes = causes & ~_BREAKPOINTS | here
             poke64(env + at.DR6, 0xFFFF0FF0)
             if m[mc.STEPPING] != 0 and causes & _SINGLE_STEP:
                 # `trapgate.processor.stepping` may have more to report together with this.

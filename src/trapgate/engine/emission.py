@@ -68,6 +68,8 @@ SYMBOLS = (
     X87_COMPARES,
     X87_RELOADS,
     MXCSR_CODE,
+    PUSHED_FLAGS,
+    WHOLE_FLAGS,
     LOOK_UP_CANONICAL,
     SINGLE_STEP_CANONICAL,
     LOOK_UP_WITHIN_LIMIT,
@@ -75,7 +77,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(39)
+) = range(41)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

@@ -24,6 +24,7 @@ from trapgate.engine.dispatch import (
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.instructions import quick_ports
+from trapgate.instructions.breakpoints import watches_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
 from trapgate.paging.apic_access import APIC_ACCESS
@@ -145,6 +146,7 @@ def slot_at_once(m: Cells, port: int, size: int, is_in: bool) -> int:
         and cells(m[mc.X], vmx.LENGTH)[vmx.LENT] == 0
         and m[mc.STEPPING] | m[mc.CHECKS] == 0
         and flags & (RFLAGS_TF | RFLAGS_VM) == 0
+        and not watches_ports(cells(m[mc.V], m[mc.V_CELLS]))
         and peek32(env + at.HFLAGS) & 3 <= (flags >> RFLAGS_IOPL_SHIFT) & 3
     )
     if not free:

@@ -257,6 +257,7 @@ CHECK_ALIGNMENT = 2
 CHECK_SSE = 4
 CHECK_LIMITS = 8
 CHECK_TRAP = 16
+CHECK_BRANCHES = 32
 
 FAILED_VALID = -1
 """STOP_CODE after a VM entry that failed before it touched the guest (VMfailValid)."""
@@ -296,7 +297,9 @@ LOOP_IS_FAR = 2
 """... and is LOOP or JCXZ."""
 X87_KEPT = OPERAND + 6
 """18 cells: the x87 registers, their tags and the top of the stack before an instruction."""
-CELLS = X87_KEPT + 18
+PUSHES_FLAGS = X87_KEPT + 18
+"""1 if the instruction is PUSHF; then where the function stands that its flags come from."""
+CELLS = PUSHES_FLAGS + 1
 
 # What ACCESSES may hold.
 ACCESSES_UNCHECKED = 0

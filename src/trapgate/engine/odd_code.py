@@ -78,6 +78,7 @@ MMX = 8
 _SS = 2
 _XSETBV = 0xD1
 _MOVNTDQA = 0x2A
+_PUSHF = 0x9C
 _CPL = 3
 _RF = 1 << 16
 
@@ -257,6 +258,7 @@ def look(reader: int, block: int, env: int) -> int:
         # The engine finds such code too long.
         return PLAIN
     m[mc.BRANCH_IS_FAR] = reach_of_branch(m, flags, byte, operand_size)
+    m[mc.PUSHES_FLAGS] = 1 if byte == _PUSHF else 0
     if flags & _RF and not is_repeated(byte, repeat):
         poke32(block + _JUMPS_FAST, 0)
     forbidden = False

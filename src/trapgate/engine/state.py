@@ -31,7 +31,7 @@ from trapgate.sdm.controls import (
     PRIMARY_PAUSE_EXITING,
     SECONDARY_PAUSE_LOOP_EXITING,
 )
-from trapgate.sdm.state import BLOCKING_BY_NMI
+from trapgate.sdm.state import BLOCKING_BY_NMI, DEBUGCTL_BTF
 
 _CC = 0x8D5
 _IF = 0x200
@@ -301,6 +301,9 @@ def checks_of(m: Cells, env: int, v: Cells) -> int:
         or v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]
     ):
         checks |= mc.CHECK_TRAP
+    if v[f.GUEST_IA32_DEBUGCTL] & DEBUGCTL_BTF:
+        # The guest may set TF at any time.
+        checks |= mc.CHECK_BRANCHES
     return checks
 
 

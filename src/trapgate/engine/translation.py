@@ -117,18 +117,19 @@ def on_translate(
         m[mc.CARE] |= CARE_AUDIT
     if m[mc.CALL_OP] == 0:
         return
+    # 16-bit code can pass the usual limit of 64 KB only where the block ends.
+    limited = m[mc.ACCESSES] == mc.ACCESSES_ALL and (
+        flags & at.HF_CODE_LIMITED != 0 or last_offset(tb) > 0xFFFF
+    )
     if m[mc.NATIVE] == 0:
         poke64(em.argument(m[mc.CALL_OP], 2), t[em.PORTABLE_CODE])
-        poke64(em.argument(m[mc.COUNT_OP], 1), tb)
+        poke64(em.argument(m[mc.COUNT_OP], 1), tb | (CARE_LIMIT if limited else 0))
         return
     if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
         m[mc.CARE] |= CARE_BREAKPOINT
     if flags & _AC:
         m[mc.CARE] |= CARE_ALIGNMENT
-    # 16-bit code can pass the usual limit of 64 KB only where the block ends.
-    if m[mc.ACCESSES] == mc.ACCESSES_ALL and (
-        flags & at.HF_CODE_LIMITED or last_offset(tb) > 0xFFFF
-    ):
+    if limited:
         m[mc.CARE] |= CARE_LIMIT
     if m[mc.CARE] != 0:
         poke64(em.argument(m[mc.CALL_OP], 2), t[em.CARE_CODE])
@@ -147,6 +148,16 @@ def substitute(
     """
     place = em.argument(em.last_op(context), results + count)
     if peek64(place) != function:
+        return
+    if function == t[em.READ_FLAGS]:
+        if m[mc.PUSHES_FLAGS] == 0:
+            poke64(place, t[em.WHOLE_FLAGS])
+            return
+        if m[mc.PUSHES_FLAGS] != 1:
+            # Of two calls the first one is for a hook.
+            poke64(m[mc.PUSHES_FLAGS], t[em.WHOLE_FLAGS])
+        m[mc.PUSHES_FLAGS] = place
+        poke64(place, t[em.PUSHED_FLAGS])
         return
     for pair in range(em.SUBSTITUTE_PAIRS):
         if function == t[em.SUBSTITUTES + 2 * pair]:
@@ -252,6 +263,13 @@ def pushed_flags(env: int, read_flags: int) -> int:
     return call(read_flags, (env,)) & ~(RFLAGS_RF | RFLAGS_VM)
 
 
+@callback(UINT32, INT64, BOUND)
+def whole_flags(env: int, read_flags: int) -> int:
+    """The same where the engine keeps them for a hook, and has to keep these two as well."""
+    kept = peek64(env + at.EFLAGS) & (RFLAGS_RF | RFLAGS_VM)
+    return call(read_flags, (env,)) & ~(RFLAGS_RF | RFLAGS_VM) | kept
+
+
 @callback(VOID, INT64, INT64)
 def on_sti(machine: int, env: int) -> None:
     """Before STI: it blocks interrupts if it enables them."""
@@ -349,7 +367,8 @@ class Translator:
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
         for name, ours in LOADS_OF_MXCSR.items():
             substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
-        substitutes[int(t[em.READ_FLAGS])] = pushed_flags.bind(int(t[em.READ_FLAGS]))
+        t[em.PUSHED_FLAGS] = pushed_flags.bind(int(t[em.READ_FLAGS]))
+        t[em.WHOLE_FLAGS] = whole_flags.bind(int(t[em.READ_FLAGS]))
         for n, pair in enumerate(substitutes.items()):
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair
         hooks = {name: hook.bind(self.address) for name, hook in _HOOKS.items()}

@@ -80,6 +80,7 @@ from trapgate.sdm.state import (
     BLOCKING_BY_NMI,
     BLOCKING_BY_STI,
     CR0_PE,
+    DEBUGCTL_DEFINED,
     DR7_GD,
     EFER_LMA,
     RFLAGS_IOPL,
@@ -94,7 +95,6 @@ COMBINE_SHUTDOWN = 2
 
 _TASK_SWITCH_BY_GATE = 3 << 30
 _DR6_BREAKPOINTS = 0xF
-_DEBUGCTL_LBR = 1
 
 
 @core
@@ -375,4 +375,4 @@ def _before_delivery(v: Cells, r: Cells, vector: int, kind: int, address: int) -
         if kind == TYPE_HARDWARE_EXCEPTION:
             r[DR6] = (r[DR6] & ~_DR6_BREAKPOINTS) | address
         v[GUEST_DR7] = v[GUEST_DR7] & ~DR7_GD
-        v[GUEST_IA32_DEBUGCTL] = v[GUEST_IA32_DEBUGCTL] & ~_DEBUGCTL_LBR
+        v[GUEST_IA32_DEBUGCTL] = v[GUEST_IA32_DEBUGCTL] & ~DEBUGCTL_DEFINED

@@ -16,16 +16,17 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
+from trapgate.instructions.breakpoints import note_data, note_ports, single_steps
 from trapgate.instructions.effects import (
     in_64_bit_mode,
     load_machine_status,
     read_cr,
 )
 from trapgate.paging.memory import load_operand, store_operand
-from trapgate.processor.logical import LogicalProcessor
+from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
-from trapgate.sdm.state import PENDING_BS, RFLAGS_DF, RFLAGS_TF
+from trapgate.sdm.state import PENDING_BS, RFLAGS_DF
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _BREAKPOINTS = 0xF
@@ -90,10 +91,10 @@ class Operand:
         """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
         v = self.v
         user = 1 if ix.privilege_level(v) == 3 else 0
-        signed = linear - (1 << 64) if linear >> 63 else linear
-        physical, code = self.walk(signed, access, user)
+        place = signed(linear)
+        physical, code = self.walk(place, access, user)
         if code >= 0:
-            raise PageFaultError(code, signed)
+            raise PageFaultError(code, place)
         return physical
 
     def read(self, linear: int, size: int, access: int = 0) -> int:
@@ -278,7 +279,7 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     """Carry out the instruction at RIP, or raise what it raises; whether that was a VM exit."""
     guest = Operand(processor, v)
     instruction = guest.decode()
-    stepping = v[f.GUEST_RFLAGS] & RFLAGS_TF
+    stepping = single_steps(v)
     try:
         if instruction.mnemonic in _TASK_SWITCHES:
             fault = _switch_tasks(guest, instruction)
@@ -289,9 +290,11 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     if outcome in (ix.GO_ON, NEXT_ALREADY):
         if outcome == ix.GO_ON:
             advance(v, instruction.len)
-        if not stepping:
+        causes = int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & _BREAKPOINTS
+        if stepping:
+            causes |= PENDING_BS
+        if not causes:
             return False
-        causes = PENDING_BS | int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & _BREAKPOINTS
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return processor.raise_fault(1, -1, causes)
     if outcome == ix.EXITED:
@@ -317,8 +320,7 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         return ix.GO_ON
     if mnemonic == Mnemonic.INVLPG:
         linear = guest.linear(instruction)
-        signed = linear - (1 << 64) if linear >> 63 else linear
-        outcome = ix.intercept_invlpg(v, signed, length)
+        outcome = ix.intercept_invlpg(v, signed(linear), length)
         if outcome == ix.GO_ON:
             processor.engine.flush_translations()
         return outcome
@@ -376,8 +378,7 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     linear = guest.wrap(linear)
     outcome = ix.intercept_io(v, guest.mem, port, size, is_in, 1, rep, 0, instruction.len)
     if outcome != ix.GO_ON:
-        signed = linear - (1 << 64) if linear >> 63 else linear
-        ix.record_string_io(v, signed, address_size, segment)
+        ix.record_string_io(v, signed(linear), address_size, segment)
         return outcome
     if v is processor.x86_vmm.vmcs:
         # The x86 VMM lets its guest have the port: it is the platform's. What memory may
@@ -393,6 +394,8 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     )
     if fault is not None:
         raise PageFaultError(*fault)
+    note_ports(v, guest.r, port, size)
+    note_data(v, guest.r, signed(linear), size, bool(is_in))
     return NEXT_ALREADY
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import iced_x86 as iced
-from iced_x86 import CodeSize, MemorySize, Mnemonic, OpAccess, OpKind, Register
+from iced_x86 import CodeSize, FlowControl, MemorySize, Mnemonic, OpAccess, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
@@ -29,6 +29,7 @@ from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
     CR0_AM,
     CR4_OSXMMEXCPT,
+    DEBUGCTL_BTF,
     PENDING_BS,
     PENDING_ENABLED_BREAKPOINT,
     RFLAGS_AC,
@@ -180,6 +181,8 @@ def trap(
 ) -> bool:
     """Raise the debug exceptions that follow an instruction; whether that was a VM exit."""
     causes = int(processor.engine.cells[stops.STEP_CAUSES])
+    if v[f.GUEST_IA32_DEBUGCTL] & DEBUGCTL_BTF and not _branched(v, instruction):
+        causes &= ~PENDING_BS
     causes |= int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & (_BREAKPOINTS | PENDING_BS)
     v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
     for number in range(4):
@@ -201,6 +204,13 @@ def trap(
             processor.engine.cells[stops.HELD_BACK] = signed(linear_rip(processor, v)) + 1
         return False
     return processor.raise_fault(1, -1, causes)
+
+
+def _branched(v: Cells, instruction: iced.Instruction) -> bool:
+    """Whether an instruction that is done was a taken branch (SDM, "Single-Stepping")."""
+    if instruction.flow_control == FlowControl.CONDITIONAL_BRANCH:
+        return bool((int(v[f.GUEST_RIP]) ^ instruction.next_ip) & 0xFFFF_FFFF)
+    return bool(instruction.flow_control != FlowControl.NEXT)
 
 
 def linear_rip(processor: LogicalProcessor, v: Cells) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from trapgate.decision.faults import Interruption
 from trapgate.events.exits import save_ia32e_mode
 from trapgate.instructions import effects
+from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import VmExit
@@ -110,6 +111,7 @@ def port(vmexit: VmExit, vm: Platform) -> Action:
     if qualification & 0x10:
         return vm.string_io(number, size, is_in=bool(qualification & 8))
     cells = processor.registers.cells
+    note_ports(vm.vmcs.cells, cells, number, size)
     value = int(cells[0]) & _MASK
     if qualification & 8:
         mask = (1 << 8 * size) - 1

@@ -9,6 +9,7 @@ from iced_x86 import Instruction
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
+from trapgate.instructions.breakpoints import note_data, note_ports, single_steps
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
@@ -168,7 +169,7 @@ class Platform:
         """What follows an instruction, or an iteration of one, that the VMM has carried out."""
         v = self.vmcs.words
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
-        if v[f.GUEST_RFLAGS] & _TF:
+        if single_steps(self.vmcs.cells):
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
         v[f.GUEST_RFLAGS] &= ~_RF
         if self.processor.x86_vmm.wants_trap:
@@ -229,7 +230,8 @@ class Platform:
         instruction = guest.decode()
         linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
         now = self.processor.time
-        by_blocks = is_in and instruction.has_rep_prefix and not v[f.GUEST_RFLAGS] & _TF
+        traps = v[f.GUEST_RFLAGS] & _TF or v[f.GUEST_DR7] & 0xFF
+        by_blocks = is_in and instruction.has_rep_prefix and not traps
         if by_blocks and self._input_block(guest, instruction, port):
             return self.after_device(port) or Resume()
         fault = guest.string_step(
@@ -242,6 +244,9 @@ class Platform:
             error_code, address = fault
             self.processor.registers.cells[16] = address
             return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
+        registers = self.processor.registers.cells
+        note_ports(v, registers, port, size)
+        note_data(v, registers, signed(linear), size, is_in)
         self._settle()
         return self.after_device(port) or Resume()
 
