@@ -16,9 +16,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {folded[close[0]]}?"
     names = list(folded.values())
-    return (
-        f"use one of {', '.join(names)}" if len(names) <= _MANY_NAMES else "see docs for the names"
-    )
+    if len(names) <= _MANY_NAMES:
+        return f"use one of {', '.join(names)}"
+    return f"there are {len(names):,}, such as {', '.join(names[:3])}"
 
 
 class TrapgateError(Exception):

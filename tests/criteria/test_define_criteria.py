@@ -1,5 +1,6 @@
 """Wishes over all that faults tell: the cheapest criteria that grant them, checked by integers."""
 
+import json
 from itertools import combinations, product
 from pathlib import Path
 
@@ -223,3 +224,29 @@ def test_the_command_line(tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(app, ["criteria", "define", str(wishes), option])
         assert (result.exit_code, words in result.output) == (2, True), result.output
+
+
+def test_checking_fields_and_tables_against_wishes(tmp_path: Path) -> None:
+    wishes, rules, fields = (tmp_path / name for name in ("wishes.toml", "r.toml", "f.toml"))
+    when = "vector == PF and cpl == 3 and below_stack <= 64"
+    wishes.write_text(wish(when, default="exit", then="deliver"))
+    rules.write_text(f'[[rules]]\nwhen = "{when}"\nthen = "deliver"\n[[rules]]\nthen = "exit"\n')
+    fields.write_text("[fields]\nEXCEPTION_BITMAP = 0xFFFFFFFF\n")
+
+    def check(given: Path, *options: str) -> tuple[int, str]:
+        result = CliRunner().invoke(
+            app, ["criteria", "check", str(wishes), str(given), *options, "--json"]
+        )
+        return result.exit_code, result.stdout
+
+    assert check(rules)[0] == 0
+    status, told = check(fields)
+    assert status == 1
+    found = json.loads(told)
+    assert found["missed"] is None
+    assert (found["needless"]["vector"], found["needless"]["cpl"]) == (14, 3)
+    assert check(fields, "--sound")[0] == 0
+    fields.write_text("[fields]\nEXCEPTION_BITMAP = 0\n")
+    status, told = check(fields, "--sound")
+    assert status == 1
+    assert json.loads(told)["missed"] is not None

@@ -520,3 +520,13 @@ def test_the_command_says_when_nothing_was_saved(tmp_path: Path) -> None:
         assert (told.exit_code, word in told.output) == (2, True), told.output
     direct = CliRunner().invoke(app, [*common, "--paging", "direct", "--save", "x@5"])
     assert (direct.exit_code, "direct paging" in direct.output) == (2, True)
+
+
+def test_an_smi_that_waits_is_taken_first(tmp_path: Path) -> None:
+    vm = machine("demand")
+    vm.step(1_000)
+    vm.processor.smi()
+    with pytest.raises(SnapshotError, match="an instruction later"):
+        vm.save(tmp_path / "machine")
+    vm.step(1)
+    vm.save(tmp_path / "machine")

@@ -92,7 +92,9 @@ class Table:
         """One of `names`."""
         value = self.text(key, default)
         if value not in names:
-            raise self.wrong(f"{value!r} is none of them; {suggestion(value, names)}", key)
+            raise self.wrong(
+                f"{value!r} is none of them; {suggestion(value, filter(None, names))}", key
+            )
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:

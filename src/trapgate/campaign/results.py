@@ -374,6 +374,8 @@ def _replace(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise CampaignError(f"{path}: cannot be written ({error.strerror})") from None
+        raise CampaignError(
+            f"{path}: cannot be written ({error.strerror}); give another folder"
+        ) from None
     finally:
         draft.unlink(missing_ok=True)

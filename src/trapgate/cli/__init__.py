@@ -4,6 +4,10 @@
 `COMMANDS` says what there is, and each module is imported when its command is asked for.
 """
 
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -23,6 +27,36 @@ COMMANDS = {
 """Each command's module in this room, and the first line of its help."""
 
 
+_UsageError: Any = typer.BadParameter.__mro__[1]
+"""Click's, or that of Typer's own copy of Click: an option or argument that cannot be read."""
+
+
+def usage_line(message: str, command: str) -> str:
+    """What Typer says of an option, as all other mistakes are told: field, problem, remedy.
+
+    `message` is Typer's own ("Invalid value for '--cpus': Input should be ..."), `command` the
+    command that was called.
+    """
+    line = " ".join(message.split()).rstrip(".")
+    line = re.sub(r"^Invalid value for '?([^':]+)'?: ", r"\1: ", line)
+    line = line.replace("Value error, ", "").replace(": Input should", ": should")
+    return f"trapgate: {line}; see {command} --help"
+
+
+@contextmanager
+def _in_one_line(ctx: Any = None) -> Iterator[None]:
+    """Around reading options, within `ctx`: end with one line instead of Typer's four."""
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).show is not _UsageError.show:  # nothing was given: the help is shown
+            raise
+        called = getattr(ctx, "invoked_subcommand", None) or ""
+        command = error.ctx.command_path if error.ctx else f"trapgate {called}".strip()
+        print(usage_line(error.format_message(), command), file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
 class _Commands(TyperGroup):
     """The commands, imported when they are asked for."""
 
@@ -30,6 +64,16 @@ class _Commands(TyperGroup):
         super().__init__(**attributes)
         # For lists, and for what a typing error meant.
         self.commands: Any = dict.fromkeys(COMMANDS)
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the options before the command's name."""
+        with _in_one_line():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that is asked for."""
+        with _in_one_line(ctx):
+            return super().invoke(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by its name; None if there is none."""

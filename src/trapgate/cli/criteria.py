@@ -482,9 +482,15 @@ def check(
         found = criteria.check_vmcs02(parties, vmcs02, bits=bits, timeout=timeout)
         page = partial(documents.of_check, found)
         return Answer(found.lines, found.document, 0 if found.sound else 1, page)
-    if _is_vmcs_file(files[0]):
-        wanted, given = (_load(path, names) for path in files)
-        differs = criteria.compare_exits(wanted, given, timeout=timeout)
+    of_whole_faults = "wishes" in _document(files[0])
+    if of_whole_faults or _is_vmcs_file(files[0]):
+        given = _load(files[1], names)
+        if of_whole_faults:
+            wishes = criteria.read_wishes(files[0], names)
+            differs = criteria.check_wishes(wishes, given, timeout=timeout)
+        else:
+            wanted = _load(files[0], names)
+            differs = criteria.compare_exits(wanted, given, timeout=timeout)
         status = 0 if (differs.sound if sound else differs.exact) else 1
         page = partial(documents.of_difference, differs)
         warned = list(criteria_tables.warnings_of(given))

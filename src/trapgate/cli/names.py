@@ -77,7 +77,9 @@ def _bitmap(text: str) -> tuple[str, bytes]:
         with Path(file).open("rb") as stream:
             bits = stream.read(TABLE_BYTES + 1)
     except OSError as error:
-        raise TrapgateError(f"--bitmap: {file}: cannot be read ({error.strerror})") from None
+        raise TrapgateError(
+            f"--bitmap: {file}: cannot be read ({error.strerror}); check the path"
+        ) from None
     if not 0 < len(bits) <= TABLE_BYTES:
         raise TrapgateError(
             f"--bitmap: {file}: a bitmap has 1 to {TABLE_BYTES} bytes, for a table holds it"

@@ -281,8 +281,6 @@ def run(
     """Run a guest with the terminal as its console."""
     if guest is not None and bios is not None:
         raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
-    if gdb is not None and cpus > 1:
-        raise fail("--gdb: the debugger knows one processor; leave --cpus out")
     if guest is None and not (bios or disk or cdrom or floppy or load):
         raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     with one_line_errors(), prepared():

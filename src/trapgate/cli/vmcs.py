@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 EXAMPLES = """Examples:
 
   dmesg | trapgate vmcs -
+
   trapgate vmcs vmcs.txt --fix
+
   trapgate vmcs vmcs.txt --capabilities rdmsr.txt --maxphyaddr 39
+
   trapgate vmcs --diff works.txt fails.txt
+
   trapgate vmcs --new long-mode > vmcs.txt
 
 Exit status: 0 no check fails, 1 a check fails (or --diff differs), 2 something given was wrong.

@@ -35,6 +35,7 @@ from trapgate.criteria.table_search import (
     with_table,
 )
 from trapgate.criteria.table_worlds import arrays, clause_in, table_in, terms
+from trapgate.criteria.tables import Difference
 from trapgate.criteria.tasks import Weights
 from trapgate.criteria.wish_tasks import EXCEPTIONS, tasks_of
 from trapgate.decision.conditions import holds
@@ -177,17 +178,30 @@ def define_criteria(
     return min(best, key=lambda one: (one.weight or 0, one.means == "table"))
 
 
+def check_wishes(wishes: FaultWishes, vmcs: Vmcs, *, timeout: float | None = None) -> Difference:
+    """Whether `vmcs` grants `wishes`, for all exceptions that may happen.
+
+    Raises: UndecidedError, MissingSolverError.
+    """
+    answers = _Answers(wishes, Deadline(timeout), others=vmcs.criteria_table)
+    return answers.difference(vmcs)
+
+
 class _Answers:
     """What was wished, as terms over one fault, and answers to it."""
 
     def __init__(
-        self, wishes: FaultWishes, deadline: Deadline, rows: FaultRows | None = None
+        self,
+        wishes: FaultWishes,
+        deadline: Deadline,
+        rows: FaultRows | None = None,
+        others: Sequence[Rule] = (),
     ) -> None:
         self._wishes = wishes
         self._deadline = deadline
         self._rows = rows
         rules = (*wishes.rules, Rule(Action.NEXT, OF_EXCEPTIONS))
-        fault = fault_terms(rules)
+        fault = fault_terms((*rules, *others))
         world = terms()
         wished = table_in(wishes.rules, fault.fetch, world, world.number(wishes.default))
         goal = Goal(
@@ -209,6 +223,18 @@ class _Answers:
         asked = frozenset(c.value.name for rule in self._wishes.rules for c in rule.clauses)
         told = in_words(needless, asked) if needless else ""
         return Granted(vmcs, means, needless is None, told, smallest=smallest)
+
+    def difference(self, vmcs: Vmcs) -> Difference:
+        """How a VMCS, whose rules are among the `others`, falls short of what was wished."""
+        rules = (*self._wishes.rules, *vmcs.criteria_table)
+        asked = frozenset(clause.value.name for rule in rules for clause in rule.clauses)
+        missed, needless = self._search.missed(vmcs), self._search.needless(vmcs)
+        return Difference(
+            dict(missed) if missed else None,
+            dict(needless) if needless else None,
+            in_words(missed, asked) if missed else "",
+            in_words(needless, asked) if needless else "",
+        )
 
     def table(self, limits: Limits) -> Granted | None:
         """The smallest exact table within the limits, else the best sound one."""

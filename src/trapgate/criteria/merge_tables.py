@@ -145,8 +145,8 @@ def _left_out(parties: Sequence[Party], fault: FaultTerms, deadline: Deadline) -
         example = search.find(z3.And(interrupt, decided))
         if example is not None:
             yield (
-                f"{party.name}: only exceptions are merged, not that its table lets a "
-                f"{in_words(example)} exit"
+                f"{party.name}: only exceptions are merged; its table also makes this exit: "
+                f"{in_words(example)}"
             )
 
 

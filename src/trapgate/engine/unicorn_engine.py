@@ -256,10 +256,13 @@ class UnicornEngine:
 
         It is part of a block of `size` bytes that was translated already.
         """
-        if address & _MASK not in self._ports:
-            self._ports[address & _MASK] = self._hook(
-                uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address
-            )
+        if address & _MASK in self._ports:
+            # The block was translated with the stop in it. To drop it would be to meet it again as
+            # new, for ever if it is now whole and now cut where time is up.
+            return
+        self._ports[address & _MASK] = self._hook(
+            uc_const.UC_HOOK_CODE, hooks.on_port, begin=address, end=address
+        )
         self.uc.ctl_remove_cache(block & _MASK, (block + size) & _MASK)
 
     def forget_port(self) -> None:

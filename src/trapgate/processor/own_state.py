@@ -36,7 +36,8 @@ class OwnState:
         self.vmcs: Vmcs | None = None
         self.pins = Pins()
         self._engine = engine
-        self._vector_registers = engine.vector_registers.copy()
+        self._live = engine.vector_registers
+        self._vector_registers = self._live.copy()
         self._cells = engine.cells.copy()
         self._head: Cells = np.zeros(len(_HEAD), np.int64)
         self._placed: Vmcs | None = None
@@ -53,7 +54,7 @@ class OwnState:
     def put_aside(self, vmcs: Vmcs | None, head: Cells) -> None:
         """Remember what engine and journal hold, and its current VMCS."""
         self.vmcs = vmcs
-        self._vector_registers[:] = self._engine.vector_registers
+        self._vector_registers[:] = self._live
         self._cells[:] = self._engine.cells
         self._head[:] = head[_HEAD]
         self.x86_vmm.look_at(self._cells)
@@ -66,7 +67,7 @@ class OwnState:
             # To ask NumPy where arrays lie takes longer than all else.
             self._placed, self._places = vmcs, engine.places_of(vmcs.cells, *self.arrays())
         engine.exchange(vmcs.cells, self.registers.cells, self._places)
-        engine.vector_registers[:] = self._vector_registers
+        self._live[:] = self._vector_registers
         engine.cells[_CELLS] = self._cells[_CELLS]
         head[_HEAD] = self._head
         self.x86_vmm.look_at(engine.cells)

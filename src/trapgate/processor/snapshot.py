@@ -132,12 +132,16 @@ class ProcessorSnapshot:
         """The copies of all arrays but the engine's own state, in an order that machines share."""
         return self._copies.copies[: -len(stops.RUN_STATE) - 1]
 
+    @property
+    def smi_waits(self) -> bool:
+        """Whether an SMI waits at the pins, which `values` does not tell."""
+        return any(smi is not None for _, smi in self._smis)
+
     def values(self) -> dict[str, Any]:
-        """The rest but memory, as JSON has values. Raises TypeError for an SMI that waits."""
+        """The rest but memory, as JSON has values."""
         cells = [int(copy[0]) for copy in self._copies.copies[-len(stops.RUN_STATE) :]]
         assert stops.RUN_STATE[0] == stops.V
         cells[0] = int(cells[0] != self._processor.engine.cells[stops.HOST])
-        used = min(self._sequence, len(self._rows))
         return {
             "run state": cells,
             "x87 and SSE": self._vector_state,
@@ -147,7 +151,6 @@ class ProcessorSnapshot:
             "plain": [saved for _, saved in self._plain],
             "sequence": self._sequence,
             "journal": len(self._rows),
-            "used": used,
         }
 
     @property

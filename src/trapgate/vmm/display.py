@@ -194,7 +194,7 @@ class Display:
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise TrapgateError(
-                f"--display: {host}:{port} cannot be had ({why}); give another port"
+                f"--display: {host}:{port} cannot be had ({why}); give another port or host"
             ) from None
         self._server.daemon_threads = True
         self.address: Final = f"{host}:{self._server.server_address[1]}"

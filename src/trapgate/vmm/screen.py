@@ -55,7 +55,9 @@ def save(vga: VgaRegisters, memory: Readable, path: Path) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise ScreenError(f"{path}: cannot be written ({error.strerror})") from None
+        raise ScreenError(
+            f"{path}: cannot be written ({error.strerror}); give a file in a writable folder"
+        ) from None
 
 
 def _font() -> FreeTypeFont | ImageFont:

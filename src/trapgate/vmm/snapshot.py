@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
 from trapgate.processor.snapshot import ProcessorSnapshot, plain, take_plain
-from trapgate.vmm.actions import Stop
 from trapgate.vmm.state import SnapshotError, State, put_back
-from trapgate.vmm.state_values import take_values, values_of
+from trapgate.vmm.state_values import BusyError, take_values, values_of
 
 if TYPE_CHECKING:
     from trapgate.vmm.accounts import Tally
     from trapgate.vmm.machine import VirtualMachine
 
-_HOST = frozenset({"number", "base", "console", "bios", "_power_on"})
+_HOST = frozenset({"number", "base", "console", "bios", "stopped", "_power_on"})
+"""Attributes of a machine that are the host's, or remembered apart."""
 _TIME = stops.RUN_STATE.index(stops.TIME)
 
 
@@ -41,18 +41,19 @@ class Snapshot:
         bios = {} if vm.bios is None else {"bios": vm.bios}
         self._devices = State({"pc": vm.devices, **cpus, **bios})
         self._processor = ProcessorSnapshot(vm.processor, vm.vmcs, self._devices.arrays.values())
-        self._plain = [
-            (vars(vm), {**plain(vm, _HOST), "stopped": vm.stopped}),
-            (vars(tally), plain(tally)),
-            (vars(vm.turns), plain(vm.turns)),
-        ]
+        self._stopped = vm.stopped
+        self._plain = [(vars(one), plain(one, _HOST)) for one in (vm, tally, vm.turns)]
         self._watched = vm.watch.state()
-        self._counts: list[tuple[Any, Any]] = [
-            (tally.exits, tally.exits.copy()),
-            (planned, planned.copy()),
-            (vm.output, vm.output.copy()),
-            *((counts, counts.copy()) for counts in tally.injected.values()),
-        ]
+        kept: dict[str, Any] = {
+            "exits": tally.exits,
+            "planned": planned,
+            "output": vm.output,
+            **{kind.value: counts for kind, counts in tally.injected.items()},
+        }
+        self._injected = [kind.value for kind in tally.injected]
+        self._kept: dict[str, tuple[Any, Any]] = {
+            name: (container, container.copy()) for name, container in kept.items()
+        }
 
     def restore(self) -> int:
         """Let the machine be as it was; how many pages of memory had been written."""
@@ -61,7 +62,8 @@ class Snapshot:
         self._devices.restore()
         for attributes, saved in self._plain:
             attributes.update(saved)
-        for container, saved in self._counts:
+        self.machine.stopped = self._stopped
+        for container, saved in self._kept.values():
             if container != saved:
                 put_back(container, saved)
         copied = self._processor.restore()
@@ -83,24 +85,23 @@ class Snapshot:
         """What is no array, as JSON has values.
 
         Raises SnapshotError for a machine that has stopped for good, is under direct paging, or has
-        several processors.
+        several processors; BusyError while a disk transfer is under way or an SMI waits.
         """
         vm = self.machine
         if not vm.can_be_restored:
             raise SnapshotError("a machine under direct paging cannot be saved in a file")
         if len(vm.cpus) > 1:
             raise SnapshotError("a machine with several processors cannot be saved in a file")
-        plain_values = [dict(saved) for _, saved in self._plain]
-        stopped = plain_values[0].pop("stopped")
-        if isinstance(stopped, Stop) and not stopped.can_go_on:
-            raise SnapshotError(f"the machine has stopped for good: {stopped.message}")
-        _, *rest = (then for _, then in self._counts)
-        exits, output, *injected = (self._counts[0][1], *rest[1:])
+        if self._stopped is not None and not self._stopped.can_go_on:
+            raise SnapshotError(f"the machine has stopped for good: {self._stopped.message}")
+        if self._processor.smi_waits:
+            raise BusyError("an SMI waits to be taken; save an instruction later")
+        then = {name: saved for name, (_, saved) in self._kept.items()}
         return {
-            "plain": plain_values,
-            "exits": exits,
-            "output": b64encode(output).decode(),
-            "injected": [list(counts.items()) for counts in injected],
+            "plain": [saved for _, saved in self._plain],
+            "exits": then["exits"],
+            "output": b64encode(then["output"]).decode(),
+            "injected": {name: list(then[name].items()) for name in self._injected},
             "devices": values_of(self._devices),
             "processor": self._processor.values(),
         }
@@ -110,19 +111,17 @@ class Snapshot:
 
         Raises SnapshotError, ValueError, KeyError or TypeError for what is none.
         """
+        self._stopped = None
         for (_, now), then in zip(self._plain, values["plain"], strict=True):
-            stopped = now.pop("stopped", None)
             take_plain(now, then)
-            if stopped is not None or now is self._plain[0][1]:
-                now["stopped"] = None
-        exits, _, output, *injected = (then for _, then in self._counts)
-        if len(values["exits"]) != len(exits):
+        saved = {name: saved for name, (_, saved) in self._kept.items()}
+        if len(values["exits"]) != len(saved["exits"]):
             raise ValueError("exits of other reasons")
-        exits[:] = [int(count) for count in values["exits"]]
-        output[:] = b64decode(values["output"], validate=True)
-        for now, then in zip(injected, values["injected"], strict=True):
-            now.clear()
-            now.update({int(vector): int(count) for vector, count in then})
+        saved["exits"][:] = [int(count) for count in values["exits"]]
+        saved["output"][:] = b64decode(values["output"], validate=True)
+        for name in self._injected:
+            saved[name].clear()
+            saved[name].update({int(n): int(count) for n, count in values["injected"][name]})
         take_values(self._devices, values["devices"])
         self._processor.take(values["processor"], arrays, rows)
         self.time = int(values["processor"]["run state"][_TIME])
@@ -138,7 +137,7 @@ class Snapshot:
             vm.processor.time == self.time
             and vm.stopped is None
             and self._processor.is_met()
-            and all(now == then for now, then in self._counts[1:3])
+            and all(now == then for now, then in (self._kept["planned"], self._kept["output"]))
             and self._devices.is_met()
             and self._processor.differing_pages() == 0
         )

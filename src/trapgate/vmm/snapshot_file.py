@@ -117,9 +117,9 @@ def save(snapshot: Snapshot, path: Path) -> None:
         "pages": pages,
         "sizes": sizes,
     }
-    text = pa.compress(json.dumps(description).encode(), codec="zstd", asbytes=True)
-    lengths = struct.pack("<I", len(json.dumps(description).encode()))
-    _write(path, [lengths, text, *parts], len(text))
+    text = json.dumps(description).encode()
+    packed = pa.compress(text, codec="zstd", asbytes=True)
+    _write(path, [struct.pack("<I", len(text)), packed, *parts], len(packed))
 
 
 def _write(path: Path, parts: Sequence[bytes], description: int) -> None:
@@ -137,7 +137,9 @@ def _write(path: Path, parts: Sequence[bytes], description: int) -> None:
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
-        raise SnapshotError(f"{path}: cannot be written ({error.strerror})") from None
+        raise SnapshotError(
+            f"{path}: cannot be written ({error.strerror}); give another file"
+        ) from None
 
 
 class SavedMachine:
@@ -151,7 +153,9 @@ class SavedMachine:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise SnapshotError(f"{path}: cannot be read ({error.strerror})") from None
+            raise SnapshotError(
+                f"{path}: cannot be read ({error.strerror}); give what --save wrote"
+            ) from None
         if len(data) < _HEAD.size + 4 or not data.startswith(_MAGIC):
             raise self._error("is no snapshot; make one with trapgate run --save")
         _, form, length, digest = _HEAD.unpack_from(data)

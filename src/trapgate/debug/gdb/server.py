@@ -27,7 +27,7 @@ def address_of(text: str, option: str = "--gdb") -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdigit() or not 0 <= int(port) < 65536:
         raise TrapgateError(
-            f"{option}: {text[:60]!r} is no [HOST:]PORT; write 1234 or 127.0.0.1:1234"
+            f"{option}: {text[:60]!r} is no [HOST:]PORT; write 1234 or 127.0.0.1:1234 (0 to 65535)"
         )
     return host.strip("[]") or _LOOPBACK, int(port)
 
@@ -50,9 +50,10 @@ class Server:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self._listener = socket.create_server(family[4][:2], family=family[0])
         except (OSError, UnicodeError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            # Python adds the address to some of these texts.
+            reason = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
             raise TrapgateError(
-                f"--gdb: {host}:{port} cannot be had ({reason}); choose another port"
+                f"--gdb: {host}:{port} cannot be had ({reason}); give another port or host"
             ) from None
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         threading.Thread(target=self._accept, daemon=True).start()

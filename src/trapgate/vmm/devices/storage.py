@@ -229,7 +229,9 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskImageError(f"{path}: {error.strerror or error}") from None
+        raise DiskImageError(
+            f"{path}: cannot be opened ({error.strerror or error}); check the path"
+        ) from None
 
 
 class Part:

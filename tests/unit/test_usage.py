@@ -1,0 +1,35 @@
+"""Mistakes on the command line: one line on standard error, status 2."""
+
+import pytest
+from typer.testing import CliRunner
+
+from trapgate.cli import COMMANDS, app
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "x", "--cpus", "33"], "trapgate: --cpus: "),
+        (["run", "x", "--engine", "fast"], "trapgate: --engine: 'fast' is not"),
+        (["run", "x", "--nosuch"], "trapgate: No such option: --nosuch"),
+        (["run", "--save"], "trapgate: Option '--save' requires an argument"),
+        (["campaign", "run"], "trapgate: Missing argument"),
+        (["--nosuch"], "trapgate: No such option: --nosuch"),
+        (["rn"], "trapgate: No such command 'rn'"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments: list[str], line: str) -> None:
+    result = CliRunner().invoke(app, arguments, prog_name="trapgate")
+    assert result.exit_code == 2
+    (told,) = result.stderr.splitlines()
+    assert told.startswith(line)
+    command = [name for name in arguments[:1] if name in COMMANDS]
+    assert f"; see {' '.join(['trapgate', *command])}" in told
+    assert told.endswith(" --help")
+
+
+@pytest.mark.parametrize("arguments", [[], ["campaign"]])
+def test_nothing_given_shows_the_help(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments, prog_name="trapgate")
+    assert "Commands:" in result.output + result.stderr
+    assert result.exit_code == 2
