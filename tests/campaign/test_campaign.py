@@ -18,6 +18,7 @@ from trapgate.campaign.outcomes import OUTCOMES
 from trapgate.campaign.plan import Point, find_plan, shipped
 from trapgate.campaign.replay import replay
 from trapgate.campaign.results import SCHEMA, Results
+from trapgate.campaign.symbols import functions_of
 from trapgate.campaign.tables import frame, sql, tally
 from trapgate.cli import app
 from trapgate.errors import TrapgateError
@@ -145,13 +146,30 @@ def test_frames_and_tallies_agree(events: Results) -> None:
     }
 
 
-def test_a_sample_s_weights_stand_for_the_space(tmp_path: Path) -> None:
-    results = finished(
-        REGISTERS + '[sample]\nruns = 60\nseed = 5\nstratify = "time"\n', tmp_path / "s"
-    )
-    table = rows(results)
-    assert table.num_rows >= 30
-    assert sum(table.column("weight").to_pylist()) == pytest.approx(30 * 32)
+@pytest.mark.parametrize("stratify", ["", "time", "target", "symbol"])
+def test_a_sample_s_weights_stand_for_the_space(stratify: str) -> None:
+    body = REGISTERS.replace("every = 100", "every = 3")
+    body += f'[sample]\nruns = 900\nseed = 5\nstratify = "{stratify}"\n'
+    made = prepare(plan(body))
+    runs = made.runs
+    assert runs.weights.sum() == pytest.approx(1000 * 32)
+    assert not runs.exact
+    points = list(zip(runs.moments.tolist(), runs.faults.tolist(), strict=True))
+    assert points == sorted(set(points))
+    # Each stratum's weights stand for it exactly.
+    if stratify == "target":
+        first = runs.faults < 16
+        assert runs.weights[first].sum() == pytest.approx(1000 * 16)
+        assert runs.weights[~first].sum() == pytest.approx(1000 * 16)
+    if stratify == "symbol":
+        moments = np.arange(10_200_000, 10_203_000, 3)
+        assert made.course is not None
+        rips = made.course.rips[moments - 10_200_000]
+        every = functions_of(made.reference.bench.symbols, rips, "")
+        drawn = every[(runs.moments - 10_200_000) // 3]
+        for function in np.unique(every):
+            points_of_it = runs.weights[drawn == function].sum()
+            assert points_of_it == pytest.approx((every == function).sum() * 32)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Bench:
         self.layout = layout
         self.ring = ring
         self.processor = Processor(MEMORY, engine=engine, journal=64)
-        self._fpu = self.processor.engine.save_registers()
+        self._fpu = self.processor.engine.vectors.save()
 
     def run(
         self,
@@ -149,7 +149,7 @@ class Bench:
         for address, data in parts.items():
             image[address : address + len(data)] = data
         processor.memory.write(0, bytes(image))
-        processor.engine.restore_registers(self._fpu)
+        processor.engine.vectors.restore(self._fpu)
         vmcs = Vmcs()
         vmcs.flat(32 if layout.bits == 32 else 64, user=self.ring == 3)
         vmcs["GUEST_RIP"], vmcs["GUEST_RSP"], vmcs["GUEST_CR3"] = CODE, STACK, ROOT
@@ -178,6 +178,6 @@ class Bench:
             {name: vmcs[name] for name in _FIELDS},
             {name: getattr(processor.registers, name) for name in _REGISTERS},
             processor.memory.read(0, MEMORY),
-            processor.engine.save_registers(),
+            processor.engine.vectors.save(),
             rows[::-1],
         )

@@ -7,6 +7,7 @@ import pytest
 from tests.conformance.self_mapped_guest import (
     CODE,
     FOUR_LEVEL,
+    PAE,
     ROOT,
     STACK,
     TWO_LEVEL,
@@ -15,7 +16,7 @@ from tests.conformance.self_mapped_guest import (
     Outcome,
 )
 from trapgate.decision import embodiments
-from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.conditions import Names, parse, rules_for
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.decide import Disposition, Reason
 from trapgate.decision.fault_filters import FILTERS, OWN_FRAME
@@ -45,7 +46,7 @@ ADD = bytes.fromhex("0107")
 
 both_engines = pytest.mark.parametrize("engine", ["native", "portable"])
 layouts = pytest.mark.parametrize(
-    "layout", [TWO_LEVEL, FOUR_LEVEL], ids=["two-level", "four-level"]
+    "layout", [TWO_LEVEL, PAE, FOUR_LEVEL], ids=["two-level", "pae", "four-level"]
 )
 
 
@@ -199,6 +200,26 @@ def test_each_entry_of_a_write_is_judged_and_the_first_refused_is_told(engine: s
     assert row[ROW_DISPOSITION] == Disposition.DELIVER
     assert row[ROW_DATA] == PRESENT & 0xFFFF_0000 | 0x66
     assert row[ROW_ADDRESS] & 0xFFFF_FFFF == TWO_LEVEL.tables + 0x42
+
+
+@both_engines
+@layouts
+def test_a_bitmap_of_frames_says_what_entries_may_lead_to(layout: Layout, engine: str) -> None:
+    """The VMM's own bitmap of frames, ¶72 without a frame map."""
+    bench = Bench(layout, engine)
+    mine = bytearray(0x40)
+    mine[0x123 >> 3] |= 1 << (0x123 & 7)
+    names = Names(bitmaps={"mine": bytes(mine)})
+    condition = 'table_entry == 1 and new_frame in bitmap("mine")'
+    rules = rules_for(parse(condition, names), Action.COMPLETE)
+    for value, disposition in (
+        (CLEAN, Disposition.COMPLETE),
+        (OTHER, Disposition.EXIT),
+        # What is not present leads to no frame.
+        (UNMAPPED, Disposition.EXIT),
+    ):
+        outcome = write(bench, value, rules, FAULT_FILTER=0)
+        assert outcome.rows[-1][ROW_DISPOSITION] == disposition, hex(value)
 
 
 @both_engines

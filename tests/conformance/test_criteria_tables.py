@@ -106,6 +106,7 @@ def test_where_the_walk_ends_and_what_stands_there(mode: str, engine: str) -> No
         ("walk_level", 1),
         ("entry_address", entry_at),
         ("page_address", READ_ONLY),
+        ("frame", READ_ONLY >> 12),
     ):
         for operator, exits in ((Operator.EQUAL, True), (Operator.BELOW, False)):
             table = (Rule(Action.EXIT, (PAGE_FAULT, clause(name, operator, operand))),)

@@ -129,7 +129,7 @@ def test_ldmxcsr_refuses_reserved_bits(engine: str) -> None:
     done = run(DIVIDE + b"\x0f\xae\x57\x40" + STORE, engine, data=data)
     assert fault(done) == (GP, 0)
     assert done.vmcs["GUEST_RIP"] & 0xFFF == len(DIVIDE)
-    assert done.processor.engine.mxcsr == 0x1F80 | ZE_PE
+    assert done.processor.engine.vectors.mxcsr == 0x1F80 | ZE_PE
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -140,7 +140,7 @@ def test_unmasking_keeps_what_is_flagged(engine: str) -> None:
     assert fault(done) is not None
     assert done.exit.interruption is not None
     assert done.exit.interruption.vector in (6, 19)
-    assert done.processor.engine.mxcsr == 0x1D80 | ZE_PE
+    assert done.processor.engine.vectors.mxcsr == 0x1D80 | ZE_PE
 
 
 # Prefixes.
@@ -210,4 +210,4 @@ def test_images_with_reserved_bits_of_mxcsr(
     done = begin(guest, ALL_EXIT, engine=engine)
     assert fault(done) == expected
     if expected is None:
-        assert done.processor.engine.mxcsr == value
+        assert done.processor.engine.vectors.mxcsr == value

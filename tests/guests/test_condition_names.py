@@ -46,6 +46,24 @@ def test_faults_of_one_function_exit(tmp_path: Path) -> None:
     assert json.loads(output)["policies"][0]["exits"] == exits
 
 
+def test_cpuid_without_an_exit_answers_the_same(tmp_path: Path) -> None:
+    """The hypervisor asks for VMX; left to the guest, the machine answers as its VMM would."""
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rules]]\nwhen = "leaf <= 1"\nthen = "deliver"\n')
+    told = []
+    for given in ((), ("--vmcs", rules)):
+        status, output = run(
+            "run", guests.HYPERVISOR_PATH, "--initrd", guests.IMAGE_PATH, "--memory", "64M",
+            "--append", "workload=swap", "--json", *given,
+        )  # fmt: skip
+        assert status == 0, output
+        told.append(json.loads(output[output.index("{\n") :]))
+    exits, none = (answer["exits"].pop("CPUID", 0) for answer in told)
+    assert (exits > 0, none) == (True, 0)
+    assert told[0]["exits"] == told[1]["exits"]
+    assert told[0]["x86_vmm"] == told[1]["x86_vmm"]
+
+
 def test_bitmaps_of_files(tmp_path: Path, bits: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text('[[rules]]\nwhen = \'page in bitmap("mine")\'\nthen = "exit"\n')

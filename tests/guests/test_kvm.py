@@ -17,6 +17,7 @@ from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console
+from trapgate.vmm.devices.board import Board
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
 
@@ -66,6 +67,7 @@ def initramfs(kernel: str, base: str, client: str, ept: int, folder: Path) -> Pa
     return archive
 
 
+@pytest.mark.parametrize("processors", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ept", [0, 1], ids=["shadow", "ept"])
 @pytest.mark.parametrize(
     ("kernel", "base", "client"),
@@ -77,15 +79,20 @@ def initramfs(kernel: str, base: str, client: str, ept: int, folder: Path) -> Pa
     ],
 )
 def test_kvm_runs_virtual_machines(
-    kernel: str, base: str, client: str, ept: int, tmp_path: Path
+    kernel: str, base: str, client: str, ept: int, processors: int, tmp_path: Path
 ) -> None:
     initrd = initramfs(kernel, base, client, ept, tmp_path)
     output = io.BytesIO()
     failures: list[str] = []
-    vm = VirtualMachine(MEMORY, console=Console(output), explain=failures.append)
+    board = Board(processors=processors)
+    vm = VirtualMachine(MEMORY, console=Console(output), explain=failures.append, board=board)
     vm.load(
         load_guest(
-            LINUX / f"vmlinuz-{kernel}", memory=MEMORY, append=f"{APPEND} quiet", initrd=initrd
+            LINUX / f"vmlinuz-{kernel}",
+            memory=MEMORY,
+            append=f"{APPEND} quiet",
+            initrd=initrd,
+            processors=processors,
         )
     )
     stop = vm.run(max_instructions=20_000_000_000)

@@ -147,5 +147,5 @@ def digest(vm: VirtualMachine) -> str:
         found.update(array.tobytes())
     rows = np.array(list(processor.last_events()))
     rest = (bytes(vm.output), processor.time, vm.devices.next_deadline(processor.time))
-    found.update(rows.tobytes() + repr((rest, processor.engine.vector_state())).encode())
+    found.update(rows.tobytes() + repr((rest, processor.engine.vectors.state())).encode())
     return found.hexdigest()

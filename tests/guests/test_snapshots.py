@@ -41,7 +41,7 @@ def state(vm: VirtualMachine) -> dict[str, object]:
         "memory": hashlib.sha256(p.memory.cells.tobytes()).hexdigest(),
         "vmcs": np.delete(vm.vmcs.cells, VMX_PREEMPTION_TIMER_VALUE).tolist(),
         "registers": p.registers.cells.tolist(),
-        "x87 and SSE": [engine.read_vector_register(f"xmm{n}") for n in range(16)],
+        "x87 and SSE": [engine.vectors.read(f"xmm{n}") for n in range(16)],
         "exits": vm.summary().exits,
         "x86 VMM": vm.summary().nested,
         "injected": vm.summary().injected,

@@ -220,6 +220,15 @@ def test_a_condition_may_have_several_lines() -> None:
         parse("vector == PF and\nwrote")
 
 
+def test_the_seeds_word_for_what_is_written() -> None:
+    """A condition as one would say it of figure 7."""
+    text = (
+        "vector == PF and write and not user and 0xC0000000 <= address < 0xC0400000 "
+        "and not present(data)"
+    )
+    assert parse(text) == parse(text.replace("data", "new_entry"))
+
+
 def held_at(read: Condition, number: int) -> bool:
     return holds(read, lambda _: number)
 

@@ -204,7 +204,7 @@ def test_a_table_made_of_rules_passes_the_checks_of_vm_entry(table: list[Rule]) 
     vmcs.criteria_table = tuple(table)
     filtered = (
         *("table_entry", "old_entry", "new_entry", "set_bits", "cleared_bits"),
-        "new_frame_type",
+        *("new_frame", "new_frame_type"),
     )
     bad = [
         n

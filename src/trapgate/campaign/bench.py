@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from trapgate import guests
 from trapgate.campaign.errors import PlanError
+from trapgate.campaign.faults import FAULTS
 from trapgate.campaign.plan import BUNDLED, Guest, Plan, Point
 from trapgate.campaign.symbols import symbols_of
 from trapgate.events.journal import COUNTS, DISPOSITIONS, HEAD_COUNTS, TYPES, VECTORS
 from trapgate.sdm import cells as f
 from trapgate.sdm.event_words import event_name
-from trapgate.sdm.interruption import InterruptionType
 from trapgate.trace.symbols import Symbols
 from trapgate.vmm.loaders import load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine
@@ -30,13 +30,7 @@ LOOK: Final = 1000
 _WORTH = 2_000_000
 """Instructions that a snapshot has to spare runs, all together."""
 _LONGEST_BEGINNING = 100_000_000_000
-_FAULTS = [
-    InterruptionType.NMI,
-    InterruptionType.HARDWARE_EXCEPTION,
-    InterruptionType.PRIVILEGED_SOFTWARE_EXCEPTION,
-    InterruptionType.SOFTWARE_EXCEPTION,
-]
-"""Types of events that count as faults; interrupts come whenever they come."""
+_FAULTS = list(FAULTS)
 _FIRST_FAULT = min(_FAULTS)
 
 

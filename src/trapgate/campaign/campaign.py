@@ -28,7 +28,7 @@ from trapgate.campaign.plan import BUNDLED, Plan
 from trapgate.campaign.pruning import Pruned, prune
 from trapgate.campaign.results import Results, table_of
 from trapgate.campaign.runs import Runs, select
-from trapgate.campaign.symbols import names_of
+from trapgate.campaign.symbols import functions_of, names_of
 from trapgate.campaign.targets import Faults, faults_of
 from trapgate.campaign.worker import Tally, Worker
 from trapgate.campaign.workers import Pool
@@ -38,6 +38,8 @@ from trapgate.vmm.state import SnapshotError
 
 WORTH_SAVING: Final = 100_000_000
 """Instructions to the golden run's beginning from which on it is saved."""
+_SPANS = 64
+"""Strata of a sample that is stratified by time."""
 OVERWRITTEN: Final = "overwritten before it is read"
 
 
@@ -66,14 +68,21 @@ def prepare(plan: Plan, told: Told = silent) -> Prepared:
     reference = Reference(bench)
     _demand_silence(reference)
     course = None
-    if plan.when.symbols or plan.prune:
+    stratify = plan.sample.stratify
+    if plan.when.symbols or plan.prune or stratify == "symbol":
         course = course_of(reference, told, uses=plan.prune)
     moments = moments_of(reference, course)
+    strata = None
+    if stratify == "time":
+        strata = np.arange(len(moments)) * _SPANS // len(moments)
+    elif stratify == "symbol" and course is not None:
+        rips = course.rips[np.searchsorted(course.times, moments)]
+        strata = functions_of(bench.symbols, rips, plan.path)
     pruned = None
     if plan.prune and course is not None:
-        runs, pruned = prune(plan.sample, moments, faults, course, plan.path)
+        runs, pruned = prune(plan.sample, moments, faults, course, strata, plan.path)
     else:
-        runs = select(plan.sample, moments, faults, plan.path)
+        runs = select(plan.sample, moments, faults, strata, plan.path)
     return Prepared(plan, reference, faults, len(moments), runs, pruned, course, wide)
 
 

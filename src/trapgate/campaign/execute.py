@@ -7,6 +7,9 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trapgate.campaign.bench import AT_POINT, Bench, Halt
 from trapgate.campaign.faults import Fault
 from trapgate.campaign.golden import Reference
@@ -86,17 +89,17 @@ def _on(reference: Reference, fault: Fault) -> Ending:
     """To the end; or to a checkpoint where all is again as in the golden run, whose end follows."""
     bench = reference.bench
     if fault.holds:
-        return ending_of(reference, _hold(reference, fault))
+        return ending_of(reference, _hold(reference, fault), fault)
     for checkpoint in reference.ahead(bench.vm.processor.time) if reference.checkpoints else ():
         halt = bench.run_towards(bench.plan.end, checkpoint.snapshot.time)
         if halt is not None:
-            return ending_of(reference, halt)
+            return ending_of(reference, halt, fault)
         if checkpoint.snapshot.is_met():
             golden = reference.golden
-            extra = bench.extra_faults(checkpoint.counts)
+            extra = _taken(bench, checkpoint.counts, fault)
             how = golden.how, golden.status, golden.message, golden.output
             return Ending(*how, extra, True, True, True, time=golden.end)
-    return ending_of(reference, bench.run_to(bench.plan.end, reference.limit))
+    return ending_of(reference, bench.run_to(bench.plan.end, reference.limit), fault)
 
 
 def _hold(reference: Reference, fault: Fault) -> Halt:
@@ -113,7 +116,7 @@ def _hold(reference: Reference, fault: Fault) -> Halt:
     return bench.run_to(bench.plan.end, reference.limit)
 
 
-def ending_of(reference: Reference, halt: Halt) -> Ending:
+def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:
     """The end of the bench's run, compared with the golden run's."""
     bench, golden = reference.bench, reference.golden
     output = bench.output
@@ -122,13 +125,18 @@ def ending_of(reference: Reference, halt: Halt) -> Ending:
     extra: tuple[str, ...] = ()
     same_state = False
     if same_end and same_output:
-        extra = bench.extra_faults(reference.counts)
+        extra = _taken(bench, reference.counts, fault)
         same_state = reference.last.differing_pages() == 0 and (
             halt.end != AT_POINT.end or _registers(bench) == golden.registers
         )
     return Ending(
         halt.end, halt.status, halt.message, output, extra, same_end, same_output, same_state
     )
+
+
+def _taken(bench: Bench, golden: NDArray[np.int64], fault: Fault) -> tuple[str, ...]:
+    """Faults that the guest took and the golden run did not: the one put in, and others."""
+    return tuple(dict.fromkeys((*fault.raises, *bench.extra_faults(golden))))
 
 
 def _registers(bench: Bench) -> str:

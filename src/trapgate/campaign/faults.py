@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from trapgate.campaign.places import AbsentError, Place
 from trapgate.decision.faults import Interruption
 from trapgate.errors import FieldValueError
 from trapgate.processor.decoded import Operand
 from trapgate.sdm.event_words import event_name
+from trapgate.sdm.interruption import InterruptionType
 from trapgate.vmm.machine import EventPendingError, VirtualMachine
 
+FAULTS: Final = (
+    InterruptionType.NMI,
+    InterruptionType.HARDWARE_EXCEPTION,
+    InterruptionType.PRIVILEGED_SOFTWARE_EXCEPTION,
+    InterruptionType.SOFTWARE_EXCEPTION,
+)
+"""Types of events that count as faults; interrupts come whenever they come."""
 FLIP, SET_0, SET_1 = "flip", "0", "1"
 
 
@@ -19,7 +27,8 @@ class Fault(Protocol):
     """Something to do to a machine between two instructions.
 
     `target` is what it is done to, `bit` which one (-1 for none), `what` says it in words.
-    `holds` is whether it is to be done again before every instruction that follows.
+    `holds` is whether it is to be done again before every instruction that follows, `raises` the
+    faults that it is itself, by name.
     """
 
     @property
@@ -42,6 +51,11 @@ class Fault(Protocol):
         """Whether it stays."""
         ...
 
+    @property
+    def raises(self) -> tuple[str, ...]:
+        """Which faults it is."""
+        ...
+
     def apply(self, vm: VirtualMachine) -> None:
         """Do it. Raises AbsentError."""
         ...
@@ -56,6 +70,11 @@ class Event:
     length: int = 0
     bit: int = -1
     holds: bool = False
+
+    @property
+    def raises(self) -> tuple[str, ...]:
+        """Itself, if it is a fault and no interrupt."""
+        return (self.target,) if self.event.type in FAULTS else ()
 
     @property
     def target(self) -> str:
@@ -88,6 +107,7 @@ class Flip:
     bit: int
     mode: str = FLIP
     holds: bool = False
+    raises: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
@@ -122,6 +142,7 @@ class Overwritten:
     target: str
     bit: int = -1
     holds: bool = False
+    raises: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -138,6 +159,7 @@ class Skip:
 
     bit: int = -1
     holds: bool = False
+    raises: tuple[str, ...] = ()
     target: str = "skipped instruction"
     what: str = "skip"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.moments import Course
 from trapgate.campaign.plan import Sample
-from trapgate.campaign.runs import MOST_RUNS, Runs, points_of, sample_size
+from trapgate.campaign.runs import MOST_RUNS, Runs, draw, sample_size
 from trapgate.campaign.targets import Faults
 
 
@@ -57,7 +57,12 @@ class Pruned:
 
 
 def prune(
-    sample: Sample, moments: NDArray[np.int64], faults: Faults, course: Course, name: str
+    sample: Sample,
+    moments: NDArray[np.int64],
+    faults: Faults,
+    course: Course,
+    strata: NDArray[np.int64] | None,
+    name: str,
 ) -> tuple[Runs, Pruned]:
     """The runs of a plan, a class each, and the classes that need none.
 
@@ -73,7 +78,9 @@ def prune(
     space = len(moments) * len(faults)
     size = sample_size(sample, space)
     found = (
-        _whole(moments, faults, course) if size is None else _drawn(sample, moments, faults, course)
+        _whole(moments, faults, course)
+        if size is None
+        else _drawn(sample, moments, faults, course, strata, name)
     )
     live, dead = found
     if len(live[0]) > MOST_RUNS:
@@ -114,15 +121,15 @@ def _whole(moments: NDArray[np.int64], faults: Faults, course: Course) -> tuple[
 
 
 def _drawn(
-    sample: Sample, moments: NDArray[np.int64], faults: Faults, course: Course
+    sample: Sample,
+    moments: NDArray[np.int64],
+    faults: Faults,
+    course: Course,
+    strata: NDArray[np.int64] | None,
+    name: str,
 ) -> tuple[_Columns, _Columns]:
     """The classes of the points of a sample."""
-    count = len(faults)
-    strata = None
-    if sample.stratify == "time":
-        strata = np.linspace(0, len(moments), 65).astype(np.int64) * count
-    points, weights = points_of(sample, len(moments) * count, strata, "")
-    which, fault = np.divmod(points, count)
+    which, fault, weights = draw(sample, len(moments), faults, strata, name)
     live: list[_Columns] = []
     dead: list[_Columns] = []
     for first, bits, register in faults.registers:

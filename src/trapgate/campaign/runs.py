@@ -59,11 +59,11 @@ def sample_size(sample: Sample, space: int) -> int | None:
 
 
 def points_of(
-    sample: Sample, space: int, strata: NDArray[np.int64] | None, path: str
+    sample: Sample, space: int, borders: NDArray[np.int64], path: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Numbers of the points of a sample, in order, and their weights.
 
-    `strata` are the borders that part the numbers from 0 to `space` into strata: each gets its
+    `borders` part the numbers from 0 to `space` into strata: each gets its
     share of the sample, and at least one point. Raises PlanError if there are too many.
     """
     wanted = sample_size(sample, space)
@@ -78,7 +78,7 @@ def points_of(
     if wanted > MOST_RUNS:
         raise PlanError(f"{wanted:,} runs are too many; take fewer", "sample", path)
     random = np.random.default_rng(sample.seed)
-    borders = np.array([0, space]) if strata is None else np.unique(np.append(strata, [0, space]))
+    borders = np.unique(np.append(borders, [0, space]))
     points, weights = [], []
     for first, last in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
         size = last - first
@@ -101,17 +101,39 @@ def _distinct(random: np.random.Generator, size: int, count: int) -> NDArray[np.
     return np.sort(found)
 
 
-def select(sample: Sample, moments: NDArray[np.int64], faults: Faults, path: str) -> Runs:
-    """The runs of a plan without pruning. Point n is moment n // faults, fault n % faults.
+def draw(
+    sample: Sample, moments: int, faults: Faults, strata: NDArray[np.int64] | None, path: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The points of a sample: number of the moment, of the fault, and weight, in that order.
 
-    Raises PlanError if there are too many.
+    `strata` says of each moment which stratum it is in, if the sample is stratified by moments;
+    if by targets, each of the faults' targets is one. Raises PlanError if there are too many.
     """
     count = len(faults)
-    space = len(moments) * count
-    strata = None
-    if sample.stratify == "time":
-        strata = np.linspace(0, len(moments), 65).astype(np.int64) * count
-    points, weights = points_of(sample, space, strata, path)
-    which, fault = np.divmod(points, count)
-    exact = len(points) == space
-    return Runs(moments[which], fault, weights, space, exact, len(points))
+    space = moments * count
+    if sample.stratify == "target":
+        borders = np.array(faults.ends, np.int64) * moments
+        points, weights = points_of(sample, space, borders, path)
+        fault, which = np.divmod(points, moments)
+    else:
+        groups = np.zeros(moments, np.int64) if strata is None else strata
+        order = np.argsort(groups, kind="stable")
+        borders = (np.flatnonzero(np.diff(groups[order])) + 1) * count
+        points, weights = points_of(sample, space, borders, path)
+        place, fault = np.divmod(points, count)
+        which = order[place]
+    sequence = np.lexsort((fault, which))
+    return which[sequence], fault[sequence], weights[sequence]
+
+
+def select(
+    sample: Sample,
+    moments: NDArray[np.int64],
+    faults: Faults,
+    strata: NDArray[np.int64] | None,
+    path: str,
+) -> Runs:
+    """The runs of a plan without pruning. Raises PlanError if there are too many."""
+    which, fault, weights = draw(sample, len(moments), faults, strata, path)
+    space = len(moments) * len(faults)
+    return Runs(moments[which], fault, weights, space, len(which) == space, len(which))

@@ -54,3 +54,12 @@ def names_of(symbols: Symbols | None, addresses: NDArray[np.int64]) -> list[str]
         return [""] * len(addresses)
     found = symbols.indices(addresses.view(np.uint64)).tolist()
     return [symbols.names[n] if n >= 0 else "" for n in found]
+
+
+def functions_of(
+    symbols: Symbols | None, addresses: NDArray[np.int64], path: str
+) -> NDArray[np.int64]:
+    """Which function each address is in, as a number; -1 in none. Raises PlanError without any."""
+    if symbols is None:
+        raise PlanError("needs names of functions; give guest.symbols", "sample.stratify", path)
+    return symbols.indices(addresses.view(np.uint64)).astype(np.int64)

@@ -73,12 +73,13 @@ class Faults(Sequence[Fault]):
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = tuple(targets)
-        self._ends = list(accumulate(one.count for one in targets))
+        self.ends = list(accumulate(one.count for one in targets))
+        """Of each target the number behind its last fault."""
         self.prunable = all(one.register >= 0 for one in targets)
         self._made = lru_cache(1 << 16)(self._make)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self.ends[-1]
 
     def __getitem__(self, number: Any) -> Any:
         return self._made(int(number))
@@ -86,12 +87,12 @@ class Faults(Sequence[Fault]):
     @property
     def registers(self) -> Iterator[tuple[int, int, int]]:
         """Of flips of registers: the first fault's number, how many there are, the register."""
-        for end, one in zip(self._ends, self._targets, strict=True):
+        for end, one in zip(self.ends, self._targets, strict=True):
             yield end - one.count, one.count, one.register
 
     def _make(self, number: int) -> Fault:
-        which = bisect_right(self._ends, number)
-        return self._targets[which].make(number - (self._ends[which - 1] if which else 0))
+        which = bisect_right(self.ends, number)
+        return self._targets[which].make(number - (self.ends[which - 1] if which else 0))
 
 
 def faults_of(targets: Sequence[dict[str, Any]], path: str, *, wide: bool) -> Faults:

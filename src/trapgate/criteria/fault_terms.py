@@ -17,10 +17,12 @@ from trapgate.criteria.table_worlds import table_in, terms
 from trapgate.decision import fault_values as fv
 from trapgate.decision.conditions import PAGE_FAULT_BITS
 from trapgate.decision.criteria_rules import Action, Rule
+from trapgate.decision.fault_filters import FRAME, FRAME_64
 from trapgate.decision.fault_values import FaultValue
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
+from trapgate.sdm.state import CR4_PAE
 from trapgate.sdm.vectors import (
     AC,
     BP,
@@ -137,12 +139,13 @@ def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
     present["instruction_length"] = z3.And(z3.UGE(kind, 4), z3.ULE(kind, 6))
     present["interrupted_vector"] = z3.Bool("has interrupted_vector")
     present |= dict.fromkeys(("walk_level", "entry_address", "entry"), walked)
-    present["page_address"] = mapped
+    present |= {"page_address": mapped, "frame": mapped}
     present["frame_type"] = z3.And(mapped, z3.Bool("has frame_type"))
     present |= dict.fromkeys(
         ("table_entry", "old_entry", "new_entry", "set_bits", "cleared_bits"), written
     )
     present |= dict.fromkeys((one.name for one in fv.OF_INSTRUCTIONS), z3.BoolVal(False))
+    present["new_frame"] = z3.And(written, value["new_entry"] & 1 != 0)
     present["new_frame_type"] = z3.And(written, value["new_entry"] & 1 != 0, present["frame_type"])
     facts = [
         *(z3.ULE(value[one.name], (1 << one.width) - 1) for one in fv.VALUES if one.width < 64),
@@ -160,6 +163,8 @@ def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
         value["below_stack"] == value["rsp"] - value["address"],
         value["page_fault_code"] == code,
         value["selector_index"] == z3.LShR(code, 3) & 0x1FFF,
+        z3.Implies(mapped, value["frame"] == z3.LShR(value["page_address"], 12)),
+        z3.Implies(present["new_frame"], value["new_frame"] == _frame_of(value)),
         value["set_bits"] == value["new_entry"] & ~value["old_entry"],
         value["cleared_bits"] == value["old_entry"] & ~value["new_entry"],
         *_kinds(vector, kind),
@@ -171,6 +176,17 @@ def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
     ]
     plain = z3.And(hardware, value["depth"] == 0, z3.Or(vector != PF, z3.ULT(code, 0x20)))
     return FaultTerms(present, value, z3.And(facts), plain)
+
+
+def _frame_of(value: Mapping[str, Any]) -> Any:
+    """The number of the frame that the new entry leads to."""
+    z3 = z3_module()
+    wide = value["cr4"] & CR4_PAE != 0
+    return z3.LShR(value["new_entry"] & z3.If(wide, _word(FRAME_64), _word(FRAME)), 12)
+
+
+def _word(number: int) -> Any:
+    return z3_module().BitVecVal(number, 64)
 
 
 def mode_facts(value: Mapping[str, Any]) -> list[Any]:

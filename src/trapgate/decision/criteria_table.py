@@ -226,6 +226,9 @@ def decide_by_table(
                 elif what == fv.PAGE_ADDRESS:
                     present = level > 0 and page_address >= 0
                     value = page_address
+                elif what == fv.FRAME_NUMBER:
+                    present = level > 0 and page_address >= 0
+                    value = page_address >> 12
                 elif what == fv.FRAME_TYPE:
                     present = level > 0 and page_address >= 0 and has_frame_map(v)
                     value = frame_byte(v, mem, page_address) if present else 0
@@ -240,10 +243,13 @@ def decide_by_table(
                     value = new_entry & ~old_entry
                 elif what == fv.CLEARED_BITS:
                     value = old_entry & ~new_entry
-                elif what == fv.NEW_FRAME_TYPE:
-                    present = present and new_entry & PRESENT != 0 and has_frame_map(v)
+                elif what >= fv.NEW_FRAME_NUMBER:
+                    present = present and new_entry & PRESENT != 0
                     frame = new_entry & (FRAME_64 if v[f.GUEST_CR4] & CR4_PAE else FRAME)
-                    value = frame_byte(v, mem, frame) if present else 0
+                    value = frame >> 12
+                    if what == fv.NEW_FRAME_TYPE:
+                        present = present and has_frame_map(v)
+                        value = frame_byte(v, mem, frame) if present else 0
             value = int(masked(value, v[cell + 1]))
             matches = present and clause_holds(v, word, value, int(v[cell + 2]), int(v[cell + 3]))
             cell += CLAUSE_BYTES >> 3

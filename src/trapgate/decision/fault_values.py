@@ -35,12 +35,14 @@ from typing import Final
     ENTRY_ADDRESS,
     ENTRY,
     PAGE_ADDRESS,
+    FRAME_NUMBER,
     FRAME_TYPE,
     TABLE_ENTRY,
     OLD_ENTRY,
     NEW_ENTRY,
     SET_BITS,
     CLEARED_BITS,
+    NEW_FRAME_NUMBER,
     NEW_FRAME_TYPE,
     REASON,
     QUALIFICATION,
@@ -49,9 +51,9 @@ from typing import Final
     MSR,
     CONTROL_REGISTER,
     DEBUG_REGISTER,
-) = range(39)
+) = range(41)
 
-VALUES_END: Final = 39
+VALUES_END: Final = 41
 """Numbers from here on name no value."""
 
 MODE_REAL = 0
@@ -166,6 +168,14 @@ VALUES: Final[tuple[FaultValue, ...]] = (
         "the physical address that the linear address is mapped to",
     ),
     FaultValue(
+        FRAME_NUMBER,
+        "frame",
+        28,
+        True,
+        f"{_WALKED}, if the address is mapped",
+        "the number of that page's frame, for bitmaps of the VMM's (¶72)",
+    ),
+    FaultValue(
         FRAME_TYPE,
         "frame_type",
         8,
@@ -185,6 +195,14 @@ VALUES: Final[tuple[FaultValue, ...]] = (
     ),
     FaultValue(
         CLEARED_BITS, "cleared_bits", 64, True, _TABLE_WRITE, "those that become 0: old AND NOT new"
+    ),
+    FaultValue(
+        NEW_FRAME_NUMBER,
+        "new_frame",
+        28,
+        True,
+        f"{_TABLE_WRITE}, if it makes a present entry",
+        "the number of the frame that the new entry leads to",
     ),
     FaultValue(
         NEW_FRAME_TYPE,
@@ -222,6 +240,7 @@ ONLY_OF_TABLE_WRITES: Final = (
     NEW_ENTRY,
     SET_BITS,
     CLEARED_BITS,
+    NEW_FRAME_NUMBER,
     NEW_FRAME_TYPE,
 )
 """Values that only those faults have which a fault filter may let complete."""

@@ -3,7 +3,7 @@
 import ctypes
 import mmap
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.device_pages import DevicePages
 from trapgate.engine.translation import translator
+from trapgate.engine.vector_registers import VectorRegisters
 from trapgate.errors import EngineError
 from trapgate.paging.memory import WATCH_PAGES
 from trapgate.sdm import cells as f
@@ -31,25 +32,6 @@ _CODE_BUFFER = 64 << 20
 """The translation buffer, in bytes: the default lets memory grow past a gigabyte."""
 _PAGE = 4096
 _MASK = (1 << 64) - 1
-_VECTOR_REGISTERS = {
-    **{f"st{n}": x86_const.UC_X86_REG_ST0 + n for n in range(8)},
-    **{f"xmm{n}": x86_const.UC_X86_REG_XMM0 + n for n in range(16)},
-    "fctrl": x86_const.UC_X86_REG_FPCW,
-    "fstat": x86_const.UC_X86_REG_FPSW,
-    "ftag": x86_const.UC_X86_REG_FPTAG,
-}
-_X87_REGISTERS = {f"fp{n}": x86_const.UC_X86_REG_FP0 + n for n in range(8)}
-_X87_POINTERS = {
-    "fiseg": x86_const.UC_X86_REG_FCS,
-    "fioff": x86_const.UC_X86_REG_FIP,
-    "foseg": x86_const.UC_X86_REG_FDS,
-    "fooff": x86_const.UC_X86_REG_FDP,
-    "fop": x86_const.UC_X86_REG_FOP,
-}
-_STATE_BESIDE_X87 = {
-    **{name: one for name, one in _VECTOR_REGISTERS.items() if not name.startswith("st")},
-    **_X87_POINTERS,
-}
 _SSE_4_2, _XSAVE = 1 << 20, 1 << 26
 
 
@@ -79,6 +61,8 @@ class UnicornEngine:
         self._machine = _address(self.cells)
         self.words = memoryview(self.cells.data)
         """The same as plain integers, quicker to reach."""
+        self.vectors = VectorRegisters(self.uc, self.cells)
+        """The x87, MMX and SSE registers."""
         self._keep: list[object] = []
         self.why_not_native = "" if native_path else "it was asked for"
         """Why this is the portable engine; empty if it is the native one."""
@@ -459,88 +443,6 @@ class UnicornEngine:
     def segment_shape(self) -> int:
         """A number for the limits of ES, SS and DS; 0 where none of them can be exceeded."""
         return self._shape_now()
-
-    @property
-    def mxcsr(self) -> int:
-        """MXCSR with what SSE instructions have met, while the engine stands."""
-        env = int(self.cells[mc.ENV])
-        met = ctypes.c_uint8.from_address(env + at.SSE_FLAGS).value & 0x3D
-        return ctypes.c_uint32.from_address(env + at.MXCSR).value | met
-
-    @mxcsr.setter
-    def mxcsr(self, value: int) -> None:
-        ctypes.c_uint32.from_address(int(self.cells[mc.ENV]) + at.MXCSR).value = value
-        self.take_sse_flags()
-
-    def take_sse_flags(self) -> int:
-        """The exceptions that SSE instructions met since the last call, as flags of MXCSR.
-
-        Never that of a denormal operand, which the engine does not know.
-        """
-        cell = ctypes.c_uint8.from_address(int(self.cells[mc.ENV]) + at.SSE_FLAGS)
-        found, cell.value = cell.value, 0
-        return int(found) & 0x3D
-
-    def read_vector_register(self, name: str) -> int:
-        """An x87 or SSE register by gdb's name for it (st0, fctrl, xmm3, mxcsr), unsigned."""
-        if name == "mxcsr":
-            return self.mxcsr
-        number = _VECTOR_REGISTERS.get(name)
-        if number is None:
-            return 0
-        value = self.uc.reg_read(number)
-        if isinstance(value, tuple):
-            mantissa, exponent = value
-            return int(mantissa) | int(exponent) << 64
-        return int(value)
-
-    def write_vector_register(self, name: str, value: int) -> None:
-        """Set one; those that the engine does not keep stay 0."""
-        if name == "mxcsr":
-            self.mxcsr = value
-        elif name.startswith("st"):
-            self.uc.reg_write(_VECTOR_REGISTERS[name], (value & _MASK, value >> 64))
-        elif name in _VECTOR_REGISTERS:
-            self.uc.reg_write(_VECTOR_REGISTERS[name], value)
-
-    @property
-    def vector_registers(self) -> Cells:
-        """The state of the x87, MMX and SSE registers in place, while the engine stands."""
-        start, end = (int(self.cells[mc.ENV]) + offset for offset in (at.FPU, at.SYSENTER_CS))
-        state = (ctypes.c_int64 * ((end - start) // 8)).from_address(start)
-        found: Cells = np.ctypeslib.as_array(state)
-        return found
-
-    def vector_state(self) -> dict[str, int]:
-        """x87 and SSE registers, for `take_vector_state`; of the x87 the physical ones."""
-        read = self.uc.reg_read
-        x87 = {name: read(number) for name, number in _X87_REGISTERS.items()}
-        return {
-            **{name: int(mantissa | exponent << 64) for name, (mantissa, exponent) in x87.items()},
-            **{name: int(read(number)) for name, number in _STATE_BESIDE_X87.items()},
-            "mxcsr": self.mxcsr,
-        }
-
-    def take_vector_state(self, state: Mapping[str, int]) -> None:
-        """Let the x87 and SSE registers be so, whatever numbers these are."""
-        for name, number in _STATE_BESIDE_X87.items():
-            bits = 128 if name.startswith("xmm") else 64 if name.endswith("off") else 16
-            self.uc.reg_write(number, state[name] & (1 << bits) - 1)
-        for name, number in _X87_REGISTERS.items():
-            self.uc.reg_write(number, (state[name] & _MASK, state[name] >> 64 & 0xFFFF))
-        self.uc.reg_write(x86_const.UC_X86_REG_MXCSR, state["mxcsr"] & 0xFFFF)
-        if not self.cells[mc.NATIVE]:
-            context = ctypes.c_void_p(int(self.cells[mc.CONTEXT]))
-            self._check(uclib.uc_context_save(self.uc._uch, context))
-        self.take_sse_flags()
-
-    def save_registers(self) -> bytes:
-        """The state of the x87, MMX and SSE registers."""
-        return ctypes.string_at(int(self.cells[mc.ENV]) + at.FPU, at.SYSENTER_CS - at.FPU)
-
-    def restore_registers(self, saved: bytes) -> None:
-        """Undo what happened to them since `saved`."""
-        ctypes.memmove(int(self.cells[mc.ENV]) + at.FPU, saved, len(saved))
 
     def forget_code(self, start: int, size: int) -> None:
         """Drop translations of the code in [start, start + size) after a store from outside."""

@@ -34,14 +34,8 @@ _ENTRY_EVENT = frozenset(
         Field.VMX_PREEMPTION_TIMER_VALUE,
     }
 )
-LASTING_FIELDS: Cells = np.array(
-    [
-        cell
-        for cell in range(f.LENGTH)
-        if cell not in {one.cell for one in Field if one.read_only or one in _ENTRY_EVENT}
-    ],
-    np.int64,
-)
+_PAST_FIELDS = {one.cell for one in Field if one.read_only or one in _ENTRY_EVENT}
+LASTING_FIELDS: Cells = np.array([n for n in range(f.LENGTH) if n not in _PAST_FIELDS], np.int64)
 """Cells of a VMCS that make a difference while no event waits for the VM entry."""
 _VALID = 1 << 31
 _XMM = (at.MXCSR - at.FPU) // 8 + 1

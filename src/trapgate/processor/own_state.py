@@ -36,7 +36,7 @@ class OwnState:
         self.vmcs: Vmcs | None = None
         self.pins = Pins()
         self._engine = engine
-        self._live = engine.vector_registers
+        self._live = engine.vectors.live
         self._vector_registers = self._live.copy()
         self._cells = engine.cells.copy()
         self._head: Cells = np.zeros(len(_HEAD), np.int64)

@@ -77,18 +77,18 @@ class ProcessorSnapshot:
             *(array for one in waiting for array in one.put_aside_in()),
             *(engine.devices.pages, head[: _NESTED.start], head[_NESTED.stop :]),
             *others,
-            engine.vector_registers,
+            engine.vectors.live,
             *(engine.cells[n : n + 1] for n in stops.RUN_STATE),
         ]
         self._copies = MemoryCopy(engine, arrays)
-        self._vector_state = engine.vector_state()
+        self._vector_state = engine.vectors.state()
         self._lasting = [
             (array, part, array[part].copy())
             for array, part in (
                 (processor.registers.cells, _ALL),
                 (vmcs.cells, LASTING_FIELDS),
                 (engine.cells, LASTING_CELLS),
-                (engine.vector_registers, LASTING_VECTOR_CELLS),
+                (engine.vectors.live, LASTING_VECTOR_CELLS),
                 (engine.devices.pages, _ALL),
                 (processor.x86_vmm.state, _ALL),
                 (processor.x86_vmm.vmcs, _ALL),

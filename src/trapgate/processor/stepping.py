@@ -137,22 +137,22 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     if fault >= 0:
         engine.cells[stops.TIME] += 1
         return Outcome(processor.raise_fault(fault, 0))
-    unmasked = ~engine.mxcsr & _MASKS
+    unmasked = ~engine.vectors.mxcsr & _MASKS
     if unmasked:
-        engine.mxcsr |= engine.take_sse_flags()
-        before = v.copy(), processor.registers.cells.copy(), engine.save_registers()
+        engine.vectors.mxcsr |= engine.vectors.take_sse_flags()
+        before = v.copy(), processor.registers.cells.copy(), engine.vectors.save()
     done = engine.step()
     if unmasked:
-        flags = engine.take_sse_flags()
+        flags = engine.vectors.take_sse_flags()
         raised = flags & ~(~unmasked >> 7) & 0x3F
         if raised:
             v[:], processor.registers.cells[:] = before[:2]
-            engine.restore_registers(before[2])
-            engine.mxcsr |= flags & _BEFORE if raised & _BEFORE else flags
+            engine.vectors.restore(before[2])
+            engine.vectors.mxcsr |= flags & _BEFORE if raised & _BEFORE else flags
             if v[f.GUEST_CR4] & CR4_OSXMMEXCPT:
                 return Outcome(processor.raise_fault(19, -1))
             return Outcome(processor.raise_fault(6, -1))
-        engine.mxcsr |= flags
+        engine.vectors.mxcsr |= flags
     if engine.cells[stops.STOP] == stops.EXITED:
         return Outcome.EXITED
     if engine.cells[stops.STOP] != stops.STEPPED:

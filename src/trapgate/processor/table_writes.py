@@ -79,7 +79,7 @@ class Snapshot:
         self.v = v.copy()
         self.r = processor.registers.cells.copy()
         self.time = int(engine.cells[stops.TIME])
-        self.fpu = engine.save_registers()
+        self.fpu = engine.vectors.save()
         self._memory = processor.memory
         self._kept: list[tuple[int, bytes]] = []
 
@@ -94,7 +94,7 @@ class Snapshot:
         v[:] = self.v
         processor.registers.cells[:] = self.r
         processor.engine.cells[stops.TIME] = self.time
-        processor.engine.restore_registers(self.fpu)
+        processor.engine.vectors.restore(self.fpu)
 
     def put_memory_back(self, processor: LogicalProcessor, v: Cells) -> None:
         """Memory alone as it was."""

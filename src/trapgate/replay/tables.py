@@ -35,7 +35,7 @@ NOT_IN_TRACES: Final = frozenset(
     (
         *(fv.INSTRUCTION_LENGTH, fv.MODE, fv.RFLAGS, fv.CR0, fv.CR4, fv.EFER, fv.RSP),
         *(fv.BELOW_STACK, fv.WALK_LEVEL, fv.ENTRY_ADDRESS, fv.ENTRY, fv.PAGE_ADDRESS),
-        *(fv.FRAME_TYPE, fv.NEW_FRAME_TYPE),
+        *(fv.FRAME_NUMBER, fv.FRAME_TYPE, fv.NEW_FRAME_TYPE),
         *range(fv.REASON, fv.VALUES_END),
     )
 )
@@ -173,8 +173,13 @@ class _Values:
             # The bits that one of two numbers has alone.
             fv.SET_BITS: data ^ (data & old),
             fv.CLEARED_BITS: old ^ (data & old),
+            fv.NEW_FRAME_NUMBER: data // 4096 & 0xFFFFF,
             fv.NEW_FRAME_TYPE: self._null,
         }
+        if what == fv.NEW_FRAME_NUMBER:
+            # Of 32-bit paging; without PTBASE nobody knows how wide entries are.
+            known = pl.lit(value=True) if self._ptbase else pl.lit(None, pl.Boolean)
+            write = write & (data & 1 != 0) & known
         return write, values[what]
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from trapgate.decision.fault_filters import FILTER_NONE
-from trapgate.replay.judge import Columns, always_exits, filter_verdict, table_flags
+from trapgate.replay.judge import Columns, always_exits, filter_verdict
 from trapgate.replay.policy import Policy
-from trapgate.replay.tables import Table
+from trapgate.replay.tables import Table, action_of
 from trapgate.trace.frames import count, polars
 
 if TYPE_CHECKING:
@@ -58,11 +58,6 @@ def _flag_names(number: int, count: int) -> tuple[str, ...]:
     return tuple(f"flag_{number}_{n}" for n in range(count))
 
 
-def _flags(asked: Asked) -> tuple[Expr, ...]:
-    what, ptbase = asked
-    return table_flags((what, ptbase)) if isinstance(what, tuple) else filter_verdict(what, ptbase)
-
-
 def packed_key(pairs: Sequence[Asked]) -> Expr:
     """One number (64 bits) made of all that policies with the filters `pairs` can ask of a row.
 
@@ -79,7 +74,6 @@ def packed_key(pairs: Sequence[Asked]) -> Expr:
         pl.col("disposition") == "EXIT",
         pl.col("disposition") == "COMPLETE",
         always_exits(),
-        *(flag.fill_null(value=False) for asked in pairs for flag in _flags(asked)),
     ]
     packed = pl.col("vector").fill_null(0).cast(narrow)
     packed = packed + pl.col("type").fill_null(0).cast(narrow) * _BASE
@@ -87,6 +81,15 @@ def packed_key(pairs: Sequence[Asked]) -> Expr:
     for flag in flags:
         packed = packed + flag.cast(narrow) * flag_base
         flag_base *= 2
+    for what, ptbase in pairs:
+        if isinstance(what, tuple):
+            # The three bits of its number are the flags (`judge.table_flags`), found at once.
+            packed = packed + action_of(what, ptbase).cast(narrow) * flag_base
+            flag_base *= 8
+            continue
+        for flag in filter_verdict(what, ptbase):
+            packed = packed + flag.fill_null(value=False).cast(narrow) * flag_base
+            flag_base *= 2
     if flag_base > 1 << 32:
         raise ValueError(
             f"{len(pairs)} fault filters and criteria tables in one replay; give at most four"

@@ -44,7 +44,7 @@ class PowerOn:
         parts = {f"cpu {cpu.number}": cpu for cpu in vm.cpus}
         self._state = State({"pc": vm.devices, "bios": vm.bios, **parts}, leaving=_DRIVES)
         engine = vm.processor.engine
-        arrays: list[Cells] = [*self._state.arrays.values(), engine.vector_registers]
+        arrays: list[Cells] = [*self._state.arrays.values(), engine.vectors.live]
         arrays += [engine.cells[n : n + 1] for n in stops.OWN_STATE]
         arrays += [array for cpu in vm.cpus[1:] for array in cpu.own.put_aside_in()]
         arrays += [cpu.own.registers.cells for cpu in vm.cpus]

@@ -286,7 +286,7 @@ class SavedMachine:
             vm.bios.serve(vm)
         engine = vm.processor.engine
         state = found["values"]["processor"]["x87 and SSE"]
-        engine.take_vector_state({str(name): int(value) for name, value in state.items()})
+        engine.vectors.take({str(name): int(value) for name, value in state.items()})
         count = int(found["arrays"])
         arrays = [np.frombuffer(self._part(n), np.int64) for n in range(count)]
         rows = np.frombuffer(self._part(count), np.int64)

@@ -77,12 +77,12 @@ class Target:
     def _vector(self, name: str, bits: int, kind: str, feature: str) -> Register:
         def read(thread: Thread) -> int | None:
             known = thread.in_force and thread.cpu.has_turn
-            return thread.vm.processor.engine.read_vector_register(name) if known else None
+            return thread.vm.processor.engine.vectors.read(name) if known else None
 
         def write(thread: Thread, value: int) -> None:
             if not thread.cpu.has_turn:
                 raise ValueError("it is another processor's turn")
-            thread.vm.processor.engine.write_vector_register(name, value)
+            thread.vm.processor.engine.vectors.write(name, value)
 
         return Register(name, bits, kind, feature, read, write)
 

@@ -219,7 +219,7 @@ class DirectMachine(VirtualMachine):
         """CR3 as the guest sees it."""
         self._without_paging = self._map_all(number)
         self._registers = Registers().cells
-        self._floating = host.processor.engine.save_registers()
+        self._floating = host.processor.engine.vectors.save()
         self._counted: Cells = np.zeros(COUNTS, np.int64)
         # Until a filter is asked for, every page fault exits: what is not the VMM's is given back.
         self.vmcs["EXCEPTION_BITMAP"] = 1 << _PF
@@ -241,7 +241,7 @@ class DirectMachine(VirtualMachine):
         """Load what no VMCS field holds."""
         processor = self.processor
         processor.registers.cells[:] = self._registers
-        processor.engine.restore_registers(self._floating)
+        processor.engine.vectors.restore(self._floating)
         processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS] = self._counted
         self.own_processor()
 
@@ -249,7 +249,7 @@ class DirectMachine(VirtualMachine):
         """Save what no VMCS field holds."""
         processor = self.processor
         self._registers = processor.registers.cells.copy()
-        self._floating = processor.engine.save_registers()
+        self._floating = processor.engine.vectors.save()
         self._counted = processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS].copy()
 
     def _event_counts(self, level: int) -> Cells:

@@ -1,0 +1,437 @@
+"""What `trapgate run` does: a machine and its guest by the options, the run, and its summary."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trapgate.cli.injections import finder, read_injections
+from trapgate.cli.names import names_for
+from trapgate.cli.notes import notes_about
+from trapgate.cli.saved import Saving, open_saved, plugged_in
+from trapgate.cli.screen import screen_lines, shown, take_picture
+from trapgate.cli.summary import show_summary, summary_json
+from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, tell_portable, terminal
+
+if TYPE_CHECKING:
+    from trapgate.debug.story import Story
+    from trapgate.decision.conditions import Names
+    from trapgate.trace import TraceWriter
+    from trapgate.vmcs.file import Settings
+    from trapgate.vmm.actions import Stop
+    from trapgate.vmm.console import Console
+    from trapgate.vmm.devices.board import Board
+    from trapgate.vmm.loaders.image import GuestImage
+    from trapgate.vmm.machine import VirtualMachine
+    from trapgate.vmm.snapshot_file import SavedMachine
+
+_SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_LIMITS = 1 << 20, 3 << 30
+_MOST_EXPLANATIONS = 1000
+
+
+def memory_size(text: str) -> int:
+    """Bytes of a size like 128M, 1G or 65536K; a bare number counts MiB."""
+    match = re.fullmatch(r"(\d{1,9})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise fail(f"--memory: {text!r} is no size; write it as 128M or 1G")
+    size = int(match[1]) * _SUFFIXES[match[2].upper()] & ~0xFFF
+    low, high = _LIMITS
+    if not low <= size <= high:
+        raise fail(f"--memory: {text} is out of range; choose from 1M to 3G")
+    return size
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `trapgate run`, as `run.run` has and explains them."""
+
+    guest: Path | None
+    disk: list[str] | None
+    cdrom: list[str] | None
+    floppy: list[str] | None
+    bios: Path | None
+    keys: str
+    memory: str
+    cpus: int
+    turn: int
+    append: str
+    initrd: Path | None
+    module: list[str] | None
+    vmcs: Path | None
+    protect: Protect | None
+    paging: Paging
+    text: str
+    until: str | None
+    no_reboot: bool
+    reset_on_triple_fault: bool
+    trace: Path | None
+    seed: int
+    max_instructions: int | None
+    timeout: float | None
+    engine: EngineKind
+    explain: bool
+    inject: list[str] | None
+    save: str | None
+    load: Path | None
+    gdb: str | None
+    wait: bool
+    report: Path | None
+    symbols: Path | None
+    screenshot: Path | None
+    until_screen: str | None
+    display: str | None
+    bitmap: list[str] | None
+    as_json: bool
+
+
+def _keyboard() -> int | None:
+    """The file descriptor to read keys from; None where standard input is no file."""
+    try:
+        return sys.stdin.fileno() if sys.stdin else None
+    except OSError:
+        return None
+
+
+class Explanations:
+    """Prints each explanation once, in a line of its own on stderr, and keeps them all apart.
+
+    A VMM that tries the same for ever is not to fill a disk.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, words: str) -> None:
+        """One failure's explanation."""
+        if words not in self.counts and len(self.counts) >= _MOST_EXPLANATIONS:
+            words = f"more than {_MOST_EXPLANATIONS} different failures; the others are not shown"
+        self.counts[words] += 1
+        if self.counts[words] == 1:
+            # A terminal may be raw, and the guest in the middle of a line.
+            line = f"\r\ntrapgate: {words}\r\n" if sys.stderr.isatty() else f"trapgate: {words}\n"
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """What failed, and how often, as JSON has it."""
+        return [{"explanation": words, "count": count} for words, count in self.counts.items()]
+
+
+def perform(given: Options) -> int:
+    """Run what the options ask for; the exit status."""
+    _refuse_contradictions(given)
+    find = finder(given.guest, given.symbols)
+    injections = read_injections(given.inject or [], find)
+    saving = None if given.save is None else Saving(given.save, find)
+    known = _names(given)
+    settings = None if given.vmcs is None else _settings(given.vmcs, known)
+    start = _start(given)
+    explanations = Explanations()
+    with _trace(given.trace, start.file) as writer:
+        console = _console(given)
+        vm = _machine(given, start, settings, console, writer, explanations)
+        description, bits = start.put_into(vm)
+        if saving is not None:
+            saving.plan(vm)
+        for injection in injections:
+            injection.plan(vm)
+        if settings is not None:
+            vm.apply(settings)
+        if writer is not None:
+            from trapgate.trace.schema import CRITERIA
+
+            writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
+        _type(vm, given)
+        with (
+            console,
+            _debugger(vm, given.gdb, start.file, bits, known, wait=given.wait),
+            shown(vm, given.until_screen, given.display, given.screenshot),
+        ):
+            stop = vm.run(max_instructions=given.max_instructions, timeout=given.timeout)
+    take_picture(vm, given.screenshot)
+    status = stop.status
+    if saving is not None and not saving.end(vm, stop):
+        status = 1
+    story = _story(vm, given, start.file)
+    _tell(vm, given, description, stop, status, story, explanations)
+    return status
+
+
+def _refuse_contradictions(given: Options) -> None:
+    drives = given.disk or given.cdrom or given.floppy
+    if given.guest is not None and given.bios is not None:
+        raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
+    if given.guest is None and not (given.bios or drives or given.load):
+        raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
+    if given.bitmap and given.vmcs is None and given.gdb is None:
+        raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
+    if given.protect is not None and given.paging is not Paging.direct:
+        raise fail("--protect is about direct paging; give --paging direct too")
+
+
+def _names(given: Options) -> Names | None:
+    """What conditions may name; None where there are no conditions."""
+    if given.vmcs is None and given.gdb is None:
+        return None
+    return names_for(given.symbols, given.bitmap, given.guest)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run begins: a saved machine, a guest in `image`, or what the built-in BIOS boots.
+
+    `file` is what the user gave, `board` what is plugged in.
+    """
+
+    file: Path
+    board: Board
+    image: GuestImage | None = None
+    saved: SavedMachine | None = None
+
+    def put_into(self, vm: VirtualMachine) -> tuple[str, int]:
+        """Load the guest, if the machine has none yet: what it is, and how wide its code is."""
+        if self.saved is not None:
+            return f"{self.file}, saved at {self.saved.time:,} instructions", code_bits(vm)
+        image = self.image
+        if image is None:
+            image = vm.boot()
+        else:
+            vm.load(image)
+        return image.description, image.bits
+
+
+def _start(given: Options) -> _Start:
+    from trapgate.cli.board import board
+    from trapgate.vmm.loaders import load_guest
+    from trapgate.vmm.loaders.bios import load_bios
+
+    drives = given.disk or [], given.cdrom or [], given.floppy or []
+    memory, guest = memory_size(given.memory), given.guest
+    if given.load is not None:
+        saved = open_saved(given.load, given.engine.value, _beside_a_saved_machine(given))
+        return _Start(given.load, plugged_in(saved, *drives), saved=saved)
+    plugged = board(*drives, given.bios, memory, processors=given.cpus, kernel=guest is not None)
+    if guest is not None:
+        image = load_guest(
+            guest,
+            memory=memory,
+            append=given.append,
+            initrd=given.initrd,
+            modules=given.module or [],
+            processors=given.cpus,
+        )
+        return _Start(guest, plugged, image)
+    if given.bios is not None:
+        return _Start(given.bios, plugged, load_bios(given.bios))
+    disks, cds, floppies = drives
+    return _Start(Path((floppies + disks + cds)[0].partition(",")[0]), plugged)
+
+
+def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
+    """Options that a saved machine has its own answers to: whether they were given."""
+    return {
+        "GUEST": given.guest is not None,
+        "--bios": given.bios is not None,
+        "--append": bool(given.append),
+        "--initrd": given.initrd is not None,
+        "--module": bool(given.module),
+        "--vmcs": given.vmcs is not None,
+        "--paging": given.paging is not Paging.own or given.protect is not None,
+        "--cpus": given.cpus != 1,
+        "--seed": given.seed != 0,
+    }
+
+
+@contextmanager
+def _trace(file: Path | None, guest: Path) -> Iterator[TraceWriter | None]:
+    """The writer of a trace, if there is to be one; closed in the end."""
+    if file is None:
+        yield None
+        return
+    from trapgate.trace import TraceWriter
+
+    writer = TraceWriter(file, metadata={"guest": guest.name})
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _console(given: Options) -> Console:
+    from trapgate.vmm.console import Console
+
+    output = sys.stderr.buffer if given.as_json else sys.stdout.buffer
+    return Console(output, source=_keyboard(), until=given.until)
+
+
+def _machine(
+    given: Options,
+    start: _Start,
+    settings: Settings | None,
+    console: Console,
+    writer: TraceWriter | None,
+    explanations: Explanations,
+) -> VirtualMachine:
+    """The machine, without a guest as yet unless it was saved."""
+    engine = given.engine.value
+    if start.saved is not None:
+        vm = start.saved.machine(board=start.board, console=console, trace=writer)
+        if given.explain:
+            vm.processor.x86_vmm.explain_to(explanations)
+    else:
+        vt_x = settings is not None and settings.profile == "vt-x"
+        vm = _kind(given.paging, given.protect or _protection(settings, engine))(
+            memory_size(given.memory),
+            engine=engine,
+            console=console,
+            trace=writer,
+            seed=given.seed,
+            profile="vt-x" if vt_x else "extended",
+            explain=explanations if given.explain else None,
+            board=start.board,
+        )
+    vm.turns.length = given.turn
+    vm.reboots, vm.resets_on_triple_fault = not given.no_reboot, given.reset_on_triple_fault
+    if engine == EngineKind.auto and vm.summary().engine == "portable":
+        tell_portable(vm.summary())
+    return vm
+
+
+def _type(vm: VirtualMachine, given: Options) -> None:
+    from trapgate.vmm.console import input_bytes
+
+    if given.text:
+        vm.type(input_bytes(given.text))
+    if given.keys:
+        vm.devices.keyboard.type(input_bytes(given.keys).decode("latin-1"))
+
+
+def _tell(
+    vm: VirtualMachine,
+    given: Options,
+    description: str,
+    stop: Stop,
+    status: int,
+    story: Story | None,
+    explanations: Explanations,
+) -> None:
+    """What became of the run, for a reader or a program."""
+    from trapgate.vmm.actions import End
+
+    summary = vm.summary()
+    notes = [] if stop.end is End.REFUSED else list(notes_about(vm, given.paging, summary))
+    screen = screen_lines(vm)
+    if given.as_json:
+        answer = {
+            "guest": description,
+            "end": stop.end.value,
+            "message": stop.message,
+            "status": status,
+            **({"screen": screen} if screen else {}),
+            "notes": notes,
+            **summary_json(summary),
+            **({"failures": explanations.as_json()} if given.explain else {}),
+            **({"story": story.values()} if story is not None else {}),
+        }
+        print(json.dumps(answer, indent=2))
+        return
+    if screen:
+        print("\non the screen:", *screen, sep="\n", file=sys.stderr)
+    if story is None or story.headline != stop.message:
+        print(f"\n{stop.message}", file=sys.stderr)
+    if story is not None:
+        print(f"\n{story}\n", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    out = terminal(error=True)
+    show_summary(summary, out)
+    failures = vm.processor.x86_vmm.failures
+    if failures and not given.explain:
+        out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
+
+
+def code_bits(vm: VirtualMachine) -> int:
+    """How wide the code is that a guest has come to: 64 in IA-32e mode, else 32."""
+    return 64 if vm.vmcs["GUEST_IA32_EFER"] >> 10 & 1 else 32
+
+
+@contextmanager
+def _debugger(
+    vm: VirtualMachine,
+    gdb: str | None,
+    guest: Path,
+    bits: int,
+    names: Names | None,
+    *,
+    wait: bool,
+) -> Iterator[None]:
+    """The server for gdb around a run, if there is to be one."""
+    if gdb is None:
+        if wait:
+            raise fail("--wait: waits for gdb, so give --gdb too")
+        yield
+        return
+    from trapgate.debug.gdb import Debugger, address_of
+
+    debugger = Debugger(vm, *address_of(gdb), guest=guest, bits=bits, names=names)
+    host, port = debugger.address
+    print(f"trapgate: gdb: target remote {host}:{port}", file=sys.stderr, flush=True)
+    try:
+        if wait:
+            debugger.wait()
+        yield
+    finally:
+        if vm.stopped is not None:
+            debugger.finished(vm.stopped)
+
+
+def _settings(file: Path, names: Names | None) -> Settings:
+    from trapgate.vmcs.file import read_settings
+
+    return read_settings(file, names)
+
+
+def _story(vm: VirtualMachine, given: Options, file: Path) -> Story | None:
+    """Why the guest died, if it did; in a page, too, if one is wanted."""
+    from trapgate.debug.story import tell
+    from trapgate.debug.story.names import namer
+    from trapgate.debug.story.page import write
+
+    story = tell(vm, namer(given.guest, given.symbols))
+    if story is not None and given.report is not None:
+        write(story, given.report, file.name)
+    return story
+
+
+def _protection(settings: Settings | None, engine: str) -> Protect:
+    """How direct paging protects tables, if nobody says: PTBASE is about read-only entries."""
+    from trapgate.sdm.fields import Field
+
+    if engine == EngineKind.portable:
+        return Protect.entries
+    about_entries = settings is not None and (
+        settings.profile == "vt-x" or settings.fields.get(Field.PTBASE, 0) != 0
+    )
+    return Protect.entries if about_entries else Protect.frames
+
+
+def _kind(paging: Paging, protect: Protect) -> type[VirtualMachine]:
+    if paging is Paging.direct and protect is Protect.frames:
+        from trapgate.vmm.direct.protected import ProtectedMachine
+
+        return ProtectedMachine
+    if paging is Paging.direct:
+        from trapgate.vmm.direct.machine import DirectMachine
+
+        return DirectMachine
+    from trapgate.vmm.machine import VirtualMachine
+
+    return VirtualMachine
