@@ -1,5 +1,7 @@
 """Mistakes on the command line: one line on standard error, status 2."""
 
+import re
+
 import pytest
 from typer.testing import CliRunner
 
@@ -33,3 +35,14 @@ def test_nothing_given_shows_the_help(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments, prog_name="trapgate")
     assert "Commands:" in result.output + result.stderr
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("group", ["campaign", "criteria", "trace"])
+def test_each_help_has_an_example_that_begins_with_its_command(group: str) -> None:
+    listed = CliRunner().invoke(app, [group, "--help"], prog_name="trapgate").output
+    names = re.findall(r"^  ([a-z]+)  +\S", listed.partition("Commands:")[2], re.MULTILINE)
+    assert len(names) >= 5
+    for name in names:
+        told = CliRunner().invoke(app, [group, name, "--help"], prog_name="trapgate").output
+        examples = told.partition("Examples:")[2]
+        assert f"trapgate {group} {name}" in " ".join(examples.split()), name

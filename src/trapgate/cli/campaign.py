@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trapgate.cli.examples import examples
 from trapgate.cli.terminal import one_line_errors, plain, prepared, terminal
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _prepare(plan: Plan) -> Prepared:
         )
 
 
-@app.command("plan")
+@app.command("plan", epilog=examples("campaign plan"))
 def plan_command(plan: PlanArgument, as_json: AsJson = False) -> None:
     """Check a plan: make its golden run, and say how many runs it takes."""
     from trapgate.campaign.plan import find_plan
@@ -91,7 +92,7 @@ def plan_command(plan: PlanArgument, as_json: AsJson = False) -> None:
     out.print(f"runs: {len(runs):,}")
 
 
-@app.command()
+@app.command(epilog=examples("campaign run"))
 def run(
     plan: PlanArgument,
     output: Annotated[
@@ -196,7 +197,7 @@ def _tally(results: Results) -> Tally:
     return tally(results)
 
 
-@app.command()
+@app.command(epilog=examples("campaign stat"))
 def stat(folder: FolderArgument, as_json: AsJson = False) -> None:
     """Show what became of the runs so far."""
     with one_line_errors():
@@ -252,7 +253,7 @@ def _show(results: Results, *, as_json: bool) -> None:
     out.print(table)
 
 
-@app.command()
+@app.command(epilog=examples("campaign diff"))
 def diff(
     before: FolderArgument,
     after: Annotated[Path, typer.Argument(help="Directory of other results.")],
@@ -281,7 +282,7 @@ def diff(
     terminal().print(table)
 
 
-@app.command()
+@app.command(epilog=examples("campaign report"))
 def report(
     folder: FolderArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
@@ -319,7 +320,7 @@ def _debugger(gdb: str | None) -> Iterator[Callable[[VirtualMachine, bool], None
             debugger.finished(vm.stopped)
 
 
-@app.command()
+@app.command(epilog=examples("campaign show"))
 def show(
     folder: FolderArgument,
     number: Annotated[int, typer.Argument(min=0, help="Number of the run.")],
@@ -352,7 +353,7 @@ def show(
     raise typer.Exit(0 if seen.agrees else 1)
 
 
-@app.command()
+@app.command(epilog=examples("campaign sql"))
 def sql(
     folder: FolderArgument,
     query: Annotated[str, typer.Argument(help="SQL over the table `runs`.")],

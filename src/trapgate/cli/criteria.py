@@ -17,6 +17,7 @@ import typer
 from trapgate.cli import criteria_tables
 from trapgate.cli.closed_form import MergeForm, closed_form
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.examples import examples
 from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 from trapgate.cli.terminal import fail
 from trapgate.errors import TrapgateError
@@ -77,7 +78,7 @@ SchemeOption = Annotated[
     str,
     typer.Option(
         help="vt-x, figure-3, exchanged, no-bit, figure-4, figure-5, figure-5-no-bit, comparison, "
-        "membership, one comparison (less, ...), or auto."
+        "membership, one comparison (less, ...), or auto. With [[wishes]]: vt-x, auto or table."
     ),
 ]
 FieldsOption = Annotated[int | None, typer.Option(min=1, help="With auto: at most so many fields.")]
@@ -260,7 +261,7 @@ def _weights(path: Path | None) -> Mapping[int, Mapping[int, int]] | None:
     return None if path is None else weights_in(path)
 
 
-@app.command()
+@app.command(epilog=examples("criteria define"))
 @answered
 def define(
     spec: SpecArgument,
@@ -322,7 +323,7 @@ def define(
     return _defined(definition, form, output, definition)
 
 
-@app.command()
+@app.command(epilog=examples("criteria merge"))
 @answered
 def merge(
     files: Annotated[list[Path], typer.Argument(help="TOML files of VMCS fields, two or more.")],
@@ -388,7 +389,7 @@ def merge(
     return _defined(merged.definition, Form(form.value), output, merged)
 
 
-@app.command()
+@app.command(epilog=examples("criteria explain"))
 @answered
 def explain(
     files: Annotated[list[Path], typer.Argument(help="TOML files of VMCS fields.")],
@@ -441,7 +442,7 @@ def explain(
     return Answer(lines, document, page=page)
 
 
-@app.command()
+@app.command(epilog=examples("criteria check"))
 @answered
 def check(
     files: Annotated[
@@ -516,7 +517,7 @@ def check(
     )
 
 
-@app.command()
+@app.command(epilog=examples("criteria learn"))
 @answered
 def learn(
     trace: Annotated[Path, typer.Argument(help="A trace: recorded by `run`, or imported.")],

@@ -153,7 +153,7 @@ def perform(given: Options) -> int:
         with (
             console,
             _debugger(vm, given.gdb, start.file, bits, known, wait=given.wait),
-            shown(vm, given.until_screen, given.display),
+            shown(vm, given.until_screen, given.display, given.screenshot),
         ):
             stop = vm.run(max_instructions=given.max_instructions, timeout=given.timeout)
     take_picture(vm, given.screenshot)

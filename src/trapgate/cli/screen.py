@@ -49,8 +49,15 @@ def screen_lines(vm: VirtualMachine) -> list[str]:
 
 
 @contextmanager
-def shown(vm: VirtualMachine, until: str | None, display: str | None) -> Iterator[None]:
-    """Around a run: stop it when `until` is on the screen, and serve the screen at `display`."""
+def shown(
+    vm: VirtualMachine, until: str | None, display: str | None, screenshot: Path | None
+) -> Iterator[None]:
+    """Around a run: stop it when `until` is on the screen, and serve the screen at `display`.
+
+    What stands in the way of the picture `screenshot` is told before the run, not after it.
+    """
+    if screenshot is not None:
+        _demand_pictures(screenshot)
     if until is not None:
         _watch(vm, until)
     if display is None:
@@ -73,6 +80,15 @@ def take_picture(vm: VirtualMachine, file: Path | None) -> None:
         from trapgate.vmm.screen import save
 
         save(vm.devices.vga, vm.processor.memory, file)
+
+
+def _demand_pictures(file: Path) -> None:
+    from importlib.util import find_spec
+
+    if not file.parent.is_dir():
+        raise fail(f"--screenshot: {file}: {file.parent} is no directory; make it first")
+    if find_spec("PIL") is None:
+        raise fail("--screenshot needs Pillow; install it: pip install 'trapgate[screen]'")
 
 
 def _watch(vm: VirtualMachine, expression: str) -> None:

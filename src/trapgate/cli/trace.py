@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.examples import examples
 from trapgate.cli.selection import (
     LevelOption,
     RipOption,
@@ -112,7 +113,7 @@ def import_command(
             out.print(f"  {plain(remark)}")
 
 
-@app.command()
+@app.command(epilog=examples("trace stat"))
 def stat(
     trace: Annotated[list[Path], typer.Argument(help="Traces to count together.")],
     symbols: Annotated[
@@ -200,7 +201,7 @@ Examples:
 @app.command(epilog=COLLECT_EXAMPLES)
 def collect(
     question: Annotated[
-        str, typer.Argument(help="filter, reflect, inject or everything: what is to be answered.")
+        str, typer.Argument(help="Question: filter, reflect, inject, controls or everything.")
     ],
     tool: Annotated[str, typer.Option(help="trace-cmd, perf or bpftrace.")] = "trace-cmd",
     seconds: Annotated[int, typer.Option(min=1, help="How long to record.")] = 10,
@@ -215,7 +216,7 @@ def collect(
         print(script(question, tool, seconds=seconds, process=process), end="")
 
 
-@app.command()
+@app.command(epilog=examples("trace head"))
 def head(
     trace: Annotated[Path, typer.Argument(help="Trace to look at.")],
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many.")] = 10,
@@ -265,7 +266,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
         print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
 
 
-@app.command()
+@app.command(epilog=examples("trace export"))
 def export(
     trace: Annotated[Path, typer.Argument(help="Trace to export.")],
     perfetto: Annotated[
