@@ -1,6 +1,12 @@
-"""Tests that ask for the native engine are skipped, with the reason, where it is not to be had."""
+"""Tests that ask for the native engine are skipped, with the reason, where it is not to be had.
+
+And a real browser for pages.
+"""
 
 import functools
+import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -25,3 +31,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     asks = item.get_closest_marker("native") is not None or "native" in values
     if asks and why_not_native():
         pytest.skip(f"no native engine: {why_not_native()}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium or no chromedriver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1400"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    opened = webdriver.Chrome(options=options, service=service)
+    yield opened
+    opened.quit()

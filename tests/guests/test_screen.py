@@ -31,8 +31,6 @@ from trapgate.vmm.display import Display
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.screen import ScreenError, png
 
-pytest_plugins = ["tests.report.conftest"]
-
 MEMORY = 64 << 20
 FRAME_BUFFER = MEMORY - (8 << 20)
 BLOCK = 0x5000

@@ -21,6 +21,7 @@ from trapgate.compiler.dialect import CORE, Cells, Memory, Rows
 from trapgate.compiler.program import alone_together
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
 from trapgate.instructions import quick_ports
+from trapgate.paging.memory import WATCH_PAGES
 from trapgate.sdm import cells, registers, vmx
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -38,6 +39,7 @@ _LENGTHS = {
     "mem": _MEMORY,
     "head": HEAD_LENGTH,
     "p": quick_ports.LENGTH,
+    "watch": WATCH_PAGES + _MEMORY // 512,
 }
 _COMPARED, _TRIALS = 40, 400
 """How many inputs are compared, and among how many those are looked for that mean something."""
@@ -102,6 +104,8 @@ def _given(name: str, kind: Any, chance: random.Random) -> Any:
         return [[_number(chance) for _ in range(ROW_WIDTH)] for _ in range(_ROWS)]
     if kind in (Cells, Memory):
         return _cells(name, chance)
+    if name == "opcode" and chance.random() < 0.5:
+        return chance.randrange(256)
     return chance.random() < 0.5 if kind is bool else _number(chance)
 
 
