@@ -240,6 +240,15 @@ def test_the_command_takes_a_picture(tmp_path: Path) -> None:
         assert image.getbbox() is not None
 
 
+def test_a_guest_that_halts_for_good_ends_all_the_same(tmp_path: Path) -> None:
+    guest = tmp_path / "halts.bin"
+    guest.write_bytes(b"\xfa\xf4")
+    options = ["--memory", "16M", "--until-screen", "never", "--display", "0", "--timeout", "60"]
+    result = CliRunner().invoke(app, ["run", str(guest), *options])
+    assert result.exit_code == 0, result.output
+    assert "the guest halted with interrupts disabled" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

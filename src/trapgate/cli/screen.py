@@ -16,8 +16,6 @@ from trapgate.cli.terminal import fail
 if TYPE_CHECKING:
     from trapgate.vmm.machine import VirtualMachine
 
-_LOOK = 2_000_000
-"""Instructions between two looks at the screen for the expression."""
 
 ScreenshotOption = Annotated[
     Path | None,
@@ -104,7 +102,5 @@ def _watch(vm: VirtualMachine, expression: str) -> None:
     def look(vm: VirtualMachine) -> None:
         if search("\n".join(screen_lines(vm))):
             vm.stopped = Stop(End.UNTIL, "the expression appeared on the screen")
-        else:
-            vm.at(vm.processor.time + _LOOK, look)
 
-    vm.at(vm.processor.time + _LOOK, look)
+    vm.watchers.append(look)

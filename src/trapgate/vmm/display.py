@@ -20,8 +20,6 @@ from trapgate.vmm.screen import ScreenError, png
 if TYPE_CHECKING:
     from trapgate.vmm.machine import VirtualMachine
 
-LOOK: Final = 2_000_000
-"""Instructions between two looks at the page's wishes."""
 _LONGEST_MESSAGE = 4096
 _MOST_EVENTS = 1000
 _PATIENCE = 2.0
@@ -202,17 +200,17 @@ class Display:
         names = (host, "localhost", "127.0.0.1")
         Handler.hosts = frozenset(f"{one}:{self._server.server_address[1]}" for one in names)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.look(vm)
+        vm.watchers.append(self.look)
 
-    def look(self, vm: VirtualMachine) -> None:
-        """Do what the page wishes, and plan the next look."""
+    def look(self, _vm: VirtualMachine) -> None:
+        """Do what the page wishes; the machine asks from time to time."""
         self._take_events()
         if self._wishes.wanted.is_set():
             self._wishes.put(self._picture())
-        vm.at(vm.processor.time + LOOK, self.look)
 
     def close(self) -> None:
         """The run has ended."""
+        self._vm.watchers.remove(self.look)
         self._wishes.put(self._picture())
         self._server.shutdown()
         self._server.server_close()

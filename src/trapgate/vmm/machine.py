@@ -164,6 +164,8 @@ class VirtualMachine(Accounts):
         self._power_on: PowerOn | None = None
         self._tally = Tally()
         self._next_poll = 0
+        self.watchers: list[Callable[[VirtualMachine], None]] = []
+        """Called every two million instructions or so; they do not keep a halted guest going."""
         self._answers = self.devices.ports.words
         self.watch = Watch(self.processor, number, self._plan_now)
         """What the machine waits for, beside counts of instructions."""
@@ -406,12 +408,14 @@ class VirtualMachine(Accounts):
             self.stopped = Stop(End.LIMIT, "out of time", 1)
             return
         console = self.console
-        if console is not None and now >= self._next_poll:
+        if (console is not None or self.watchers) and now >= self._next_poll:
             self._next_poll = now + _POLL
-            keys = console.poll()
+            keys = b"" if console is None else console.poll()
             if keys:
                 devices.uart.receive(keys)
             self._end(self.after_device())
+            for watcher in self.watchers if self.stopped is None else ():
+                watcher(self)
             if self.stopped is not None:
                 return
         if now >= self._device_due:
@@ -431,7 +435,8 @@ class VirtualMachine(Accounts):
         vmcs = self.vmcs
         v = vmcs.words
         self._offer_interrupt(v)
-        limit = now + _POLL if console is not None or expires is not None else now + _TIMER_MAX
+        looks = console is not None or expires is not None or self.watchers
+        limit = now + (_POLL if looks else _TIMER_MAX)
         limit = min(limit, self._device_due, self.turns.end)
         if end is not None and end < limit:
             limit = end
