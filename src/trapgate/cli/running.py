@@ -403,10 +403,11 @@ def _story(vm: VirtualMachine, given: Options, file: Path) -> Story | None:
     """Why the guest died, if it did; in a page, too, if one is wanted."""
     from trapgate.debug.story import tell
     from trapgate.debug.story.names import namer
-    from trapgate.debug.story.page import write
 
     story = tell(vm, namer(given.guest, given.symbols))
     if story is not None and given.report is not None:
+        from trapgate.debug.story.page import write
+
         write(story, given.report, file.name)
     return story
 

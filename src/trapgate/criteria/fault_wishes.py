@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from trapgate.criteria.errors import SpecError
-from trapgate.decision.conditions import ConditionError, Names, parse, rules_for
+from trapgate.decision.conditions import Names
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.errors import suggestion
 from trapgate.tomlfile import demand_known, parse_toml, read_toml
+from trapgate.vmcs.file import rules_of
 
 _GOALS: Final = {"exit": Action.EXIT, "deliver": Action.DELIVER, "free": Action.NEXT}
 
@@ -53,19 +54,5 @@ def parse_wishes(text: str, path: str = "", names: Names | None = None) -> Fault
     entries = document.get("wishes", [])
     if default not in _GOALS:
         raise wrong(f"{default!r}: {suggestion(str(default), _GOALS)}", field="default")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise wrong("must be a list of tables; write [[wishes]]", field="wishes")
-    rules: list[Rule] = []
-    for number, entry in enumerate(entries):
-        where = f"wishes[{number}]"
-        demand_known(entry, ("when", "then"), unknown)
-        when, then = entry.get("when", "all"), entry.get("then")
-        if then not in _GOALS:
-            raise wrong(f"{then!r}: {suggestion(str(then), _GOALS)}", field=f"{where}.then")
-        if not isinstance(when, str):
-            raise wrong(f"{when!r} is no condition in quotes", field=f"{where}.when")
-        try:
-            rules += rules_for(parse(when, names), _GOALS[then])
-        except ConditionError as error:
-            raise wrong(str(error), field=f"{where}.when") from None
+    rules = rules_of(entries, "wishes", names, _GOALS, unknown)
     return FaultWishes(tuple(rules), _GOALS[default], path)

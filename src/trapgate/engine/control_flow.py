@@ -13,9 +13,9 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
+    load_code_and_stack,
     load_flags,
     load_mode,
-    load_segment_cache,
     load_segments,
     loads_segments_in_core,
     rflags_of,
@@ -35,7 +35,6 @@ from trapgate.sdm import registers as reg
 from trapgate.sdm.vectors import GP, PF, UD
 
 _OF = 1 << 11
-_CS, _SS = 1, 2
 _RETURN = 2
 """How far before a return address the call surely is."""
 
@@ -81,11 +80,7 @@ def end_return(m: Cells, env: int, v: Cells) -> None:
         end_transfer(m, env, v)
         return
     forget_stale_code(m)
-    load_segment_cache(env, v, _CS)
-    load_segment_cache(env, v, _SS)
-    poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
-    poke64(env + at.EIP, v[f.GUEST_RIP])
-    load_mode(m, env, v)
+    load_code_and_stack(m, env, v)
 
 
 @jit

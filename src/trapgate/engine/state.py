@@ -374,6 +374,16 @@ def load_mode(m: Cells, env: int, v: Cells) -> None:
 
 
 @jit
+def prepare_next_instruction(m: Cells, env: int, v: Cells) -> None:
+    """Nothing is being delivered, and CHECKS holds what the next instructions need."""
+    poke32(env + at.OLD_EXCEPTION, -1)
+    poke32(env + at.EXCEPTION_IS_INT, 0)
+    m[mc.CHECKS] = checks_of(m, env, v)
+    if m[mc.CHECKS] != 0:
+        m[mc.DEADLINE] = 0
+
+
+@jit
 def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Load the guest's state from `v` and `r` into `env`; flush what became stale."""
     stale = (
@@ -414,12 +424,8 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
         look_at_segments(m, env)
     if m[mc.SHADOW] >= 0:
         m[mc.SHADOW] = v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED
-    poke32(env + at.OLD_EXCEPTION, -1)
-    poke32(env + at.EXCEPTION_IS_INT, 0)
     load_debug_registers(m, env, v, r)
-    m[mc.CHECKS] = checks_of(m, env, v)
-    if m[mc.CHECKS] != 0:
-        m[mc.DEADLINE] = 0
+    prepare_next_instruction(m, env, v)
     if stale or m[mc.SWITCHED] & mc.SWITCHED_TRANSLATIONS:
         if m[mc.NATIVE] != 0:
             call(m[mc.TLB_FLUSH], (m[mc.CPU],))
@@ -428,24 +434,26 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
 
 @jit
+def load_code_and_stack(m: Cells, env: int, v: Cells) -> None:
+    """Of `load` CS, SS, RIP and RSP, and the translator's flags for them."""
+    load_segment_cache(env, v, _CS)
+    load_segment_cache(env, v, _SS)
+    poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
+    poke64(env + at.EIP, v[f.GUEST_RIP])
+    load_mode(m, env, v)
+
+
+@jit
 def load_handler(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Of `load` what the delivery of an event changes in protected mode, #DB aside.
 
     No other segment than CS and SS is loaded, and no translation becomes stale.
     """
-    poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
-    poke64(env + at.EIP, v[f.GUEST_RIP])
     load_flags(env, v[f.GUEST_RFLAGS])
-    load_segment_cache(env, v, _CS)
-    load_segment_cache(env, v, _SS)
+    load_code_and_stack(m, env, v)
     poke64(env + at.CR2, r[reg.CR2])
-    load_mode(m, env, v)
     m[mc.SHADOW] = min(0, m[mc.SHADOW])
-    poke32(env + at.OLD_EXCEPTION, -1)
-    poke32(env + at.EXCEPTION_IS_INT, 0)
-    m[mc.CHECKS] = checks_of(m, env, v)
-    if m[mc.CHECKS] != 0:
-        m[mc.DEADLINE] = 0
+    prepare_next_instruction(m, env, v)
 
 
 @jit

@@ -9,7 +9,7 @@ Only an aligned store by an instruction that stores once comes here: whatever co
 parts is for `trapgate.processor.table_writes`. Compiled only.
 """
 
-from trapgate.compiler.dialect import Cells, Memory
+from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, table
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
@@ -35,7 +35,7 @@ from trapgate.events.journal import (
     record,
 )
 from trapgate.paging.frame_map import has_frame_map
-from trapgate.paging.memory import load8, load64, store8, store16, store32, store64
+from trapgate.paging.memory import load8, load64, store_sized
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 
@@ -122,19 +122,6 @@ def intercept_store(
 
 
 @jit
-def store(mem: Memory, physical: int, size: int, value: int) -> None:
-    """Store what was let through."""
-    if size == 4:
-        store32(mem, physical, value)
-    elif size == 8:
-        store64(mem, physical, value)
-    elif size == 2:
-        store16(mem, physical, value)
-    else:
-        store8(mem, physical, value)
-
-
-@jit
 def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     """The data of a redirected store: let it through, or raise the page fault instead."""
     if size < m[mc.STORE_SIZE]:
@@ -177,7 +164,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         _, _, _, page_size = walk(v, _AC, mem, m[mc.STORE_LINEAR], 1, 0)
         v[f.FRAME_MAP_LENGTH] = length
         v[f.GUEST_CR0] = peek64(env + at.CR0)
-        store(mem, physical, size, value)
+        store_sized(mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)
         cpl = peek32(env + at.HFLAGS) & 3
         v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5

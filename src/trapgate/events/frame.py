@@ -8,7 +8,7 @@ mode, "64-Bit Mode Stack Frame".
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.stack import each_word_fits, probe_each
-from trapgate.paging.memory import store8, store16, store32, store64
+from trapgate.paging.memory import store8, store_sized
 from trapgate.paging.walk import WRITE, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
 from trapgate.sdm.state import AR_EXPAND_DOWN, AR_UNUSABLE
@@ -84,13 +84,7 @@ def push_word(
     the frame's lowest physical address plus its length, or -1 for a frame on two pages.
     """
     if physical >= 0:
-        at = physical - size * (n + 1)
-        if size == 8:
-            store64(mem, at, value)
-        elif size == 4:
-            store32(mem, at, value)
-        else:
-            store16(mem, at, value)
+        store_sized(mem, physical - size * (n + 1), size, value)
         return
     linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
     first = base + ((sp - size * (n + 1)) & mask)

@@ -4,7 +4,7 @@ The counterpart of `frame`. SDM, "IRET", "RET", "Stack Segment Limits".
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
-from trapgate.paging.memory import load8, load16, load32, load64
+from trapgate.paging.memory import load8, load_sized
 from trapgate.paging.walk import READ, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
 from trapgate.sdm.state import AR_DB, AR_EXPAND_DOWN, AR_UNUSABLE
@@ -125,12 +125,7 @@ def word_at(
     `physical` is what that answered. Words of 2 and 4 bytes are zero-extended.
     """
     if physical >= 0:
-        at = physical + size * n
-        if size == 8:
-            return load64(mem, at)
-        if size == 4:
-            return load32(mem, at)
-        return load16(mem, at)
+        return load_sized(mem, physical + size * n, size)
     linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
     first = base + ((sp + size * n) & mask)
     value = 0

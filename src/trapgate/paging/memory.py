@@ -144,6 +144,29 @@ def store64(mem: Memory, pa: int, value: int) -> None:
 
 
 @core
+def load_sized(mem: Memory, pa: int, size: int) -> int:
+    """Read `size` bytes (1, 2, 4 or 8) at physical address `pa`; any alignment."""
+    if size == 8:
+        return load64(mem, pa)
+    if size == 4:
+        return load32(mem, pa)
+    return load16(mem, pa) if size == 2 else load8(mem, pa)
+
+
+@core
+def store_sized(mem: Memory, pa: int, size: int, value: int) -> None:
+    """Write the low `size` bytes (1, 2, 4 or 8) of `value` at physical address `pa`."""
+    if size == 8:
+        store64(mem, pa, value)
+    elif size == 4:
+        store32(mem, pa, value)
+    elif size == 2:
+        store16(mem, pa, value)
+    else:
+        store8(mem, pa, value)
+
+
+@core
 def has_device(watch: Cells, pa: int) -> bool:
     """Whether `pa` belongs to a device; `watch` as of `watched`."""
     found = False
@@ -159,11 +182,7 @@ def load_operand(mem: Memory, pa: int, size: int) -> int:
     watch = watched(mem)
     if (pa >> 3) >= len(mem) and has_device(watch, pa):
         return call(watch[WATCH_LOAD], (pa, size))
-    if size == 1:
-        return load8(mem, pa)
-    if size == 2:
-        return load16(mem, pa)
-    return load64(mem, pa) if size == 8 else load32(mem, pa)
+    return load_sized(mem, pa, size)
 
 
 @core
@@ -174,11 +193,5 @@ def store_operand(mem: Memory, pa: int, size: int, value: int) -> None:
         call(
             watch[WATCH_STORE], (pa, size, value if size == 8 else value & ((1 << (8 * size)) - 1))
         )
-    elif size == 1:
-        store8(mem, pa, value)
-    elif size == 2:
-        store16(mem, pa, value)
-    elif size == 4:
-        store32(mem, pa, value)
     else:
-        store64(mem, pa, value)
+        store_sized(mem, pa, size, value)

@@ -22,7 +22,7 @@ from trapgate.paging.ept import (
     through_ept,
 )
 from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map
-from trapgate.paging.memory import MAXPHYADDR, load8, load16, load32, load64, store32, store64
+from trapgate.paging.memory import MAXPHYADDR, load8, load32, load64, load_sized, store32, store64
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
     EPT_POINTER_IN_FORCE,
@@ -449,11 +449,7 @@ def read_system(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int
     if error >= 0:
         return 0, error, linear
     if (linear & 0xFFF) + size <= 0x1000:
-        if size == 8:
-            return load64(mem, physical), -1, 0
-        if size == 4:
-            return load32(mem, physical), -1, 0
-        return load16(mem, physical), -1, 0
+        return load_sized(mem, physical, size), -1, 0
     # It straddles two pages: the second need not follow the first physically.
     onward = (linear | 0xFFF) + 1
     second, error, _, _ = walk(v, 0, mem, onward, READ, 0)

@@ -22,7 +22,7 @@ mine = [0x1000, 0x1001, 0x1008]
 ```
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,13 @@ from trapgate.decision.conditions import Both, ConditionError, Names, parse, rul
 from trapgate.decision.criteria_rules import Action, CriteriaTableError, Operator, Rule, encode
 from trapgate.decision.criteria_table import TABLE_BYTES
 from trapgate.decision.fault_filters import FILTERS, ORDERS, SPAN
-from trapgate.errors import FieldValueError, UnknownFieldError, VmcsFileError, suggestion
+from trapgate.errors import (
+    FieldValueError,
+    TrapgateError,
+    UnknownFieldError,
+    VmcsFileError,
+    suggestion,
+)
 from trapgate.sdm.controls import (
     EntryControl,
     ExitControl,
@@ -239,24 +245,39 @@ _MOST_BITS = 8 * TABLE_BYTES
 _ACTIONS = {action.name.lower(): action for action in Action}
 
 
-def _rules(entries: object, names: Names, path: str) -> tuple[Rule, ...]:
-    """The criteria table: in the order of the file, one rule or several for each entry."""
+def rules_of(
+    entries: object,
+    field: str,
+    names: Names | None,
+    actions: Mapping[str, Action],
+    wrong: Callable[[str, str], TrapgateError],
+) -> list[Rule]:
+    """Rules from tables with `when` and `then`: in their order, one or several for each.
+
+    `field` is what the file calls them, `actions` what `then` may say. What is wrong is raised
+    as `wrong` makes it of words and the place.
+    """
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise VmcsFileError("must be a list of tables; write [[rules]]", field="rules", path=path)
+        raise wrong(f"must be a list of tables; write [[{field}]]", field)
     rules: list[Rule] = []
     for number, entry in enumerate(entries):
-        where = f"rules[{number}]"
-        wrong = partial(VmcsFileError, path=path)
+        where = f"{field}[{number}]"
         demand_known(entry, ("when", "then"), wrong)
         when, then = entry.get("when", "all"), entry.get("then")
-        if then not in _ACTIONS:
-            raise wrong(f"{then!r}: {suggestion(str(then), _ACTIONS)}", field=f"{where}.then")
+        if then not in actions:
+            raise wrong(f"{then!r}: {suggestion(str(then), actions)}", f"{where}.then")
         if not isinstance(when, str):
-            raise wrong(f"{when!r} is no condition in quotes", field=f"{where}.when")
+            raise wrong(f"{when!r} is no condition in quotes", f"{where}.when")
         try:
-            rules += rules_for(parse(when, names), _ACTIONS[then])
+            rules += rules_for(parse(when, names), actions[then])
         except ConditionError as error:
-            raise wrong(str(error), field=f"{where}.when") from None
+            raise wrong(str(error), f"{where}.when") from None
+    return rules
+
+
+def _rules(entries: object, names: Names, path: str) -> tuple[Rule, ...]:
+    """The criteria table of a file."""
+    rules = rules_of(entries, "rules", names, _ACTIONS, partial(VmcsFileError, path=path))
     try:
         encode(rules)
     except CriteriaTableError as error:

@@ -169,6 +169,7 @@ class Platform:
         """What follows an instruction, or an iteration of one, that the VMM has carried out."""
         v = self.vmcs.words
         v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
+        # Words are quicker to ask than cells, and no guest that runs freely has TF set.
         if v[f.GUEST_RFLAGS] & _TF and single_steps(self.vmcs.cells):
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
         v[f.GUEST_RFLAGS] &= ~_RF
