@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.conformance.vmx.good import good_fields
 from tests.debug import foreign_dumps as fd
 from trapgate.debug.doctor import Patient, examine, read_capabilities, read_dump
-from trapgate.debug.doctor.fields import FIELDS, field_called
+from trapgate.debug.doctor.fields import FIELDS
+from trapgate.debug.doctor.names import field_called
 from trapgate.debug.doctor.template import KINDS, as_lines, template
 
 SPREAD = {

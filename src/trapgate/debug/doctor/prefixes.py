@@ -11,7 +11,8 @@ _PREFIX = re.compile(
     | \d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[^\s|]*(?:[ ]\S+(?=[ ](?:kernel|xen)))?[ ]?
     | \d\d:\d\d:\d\d\.\d+\s
     | (?:kernel|xen\S*)(?:\[\d+\])?:\s
-    | \[\s*\d+\.\d+\]
+    | \[\s*\d+[.,]\d+\]
+    | haxm_\w+:\s
     | \[\s*[TC]\d+\]
     | kvm(?:_intel)?(?:\s\[\d+\])?:\s
     | \(XEN\)\s?(?:\[[^\]]*\])?
