@@ -315,7 +315,7 @@ def test_every_rule_fails_somewhere_in_these_tests() -> None:
 def test_rules_of_capabilities() -> None:
     told = ForeignProcessor(msrs={0x485: 0, 0x48C: 1 << 6 | 1 << 14, 0x491: 1, 0x492: 0, 0x493: 2})
     base = {**dict.fromkeys(FIELDS, 0), **template("long-mode").values}
-    for name, changes in (
+    rows: tuple[tuple[str, Changes], ...] = (
         ("activity-unsupported", {"GUEST_ACTIVITY_STATE": 1}),
         ("vm-functions-reserved", {**second(13), "VM_FUNCTION_CONTROLS": 2}),
         ("tertiary-reserved", {**TERTIARY_ON, TERTIARY: 1}),
@@ -323,7 +323,8 @@ def test_rules_of_capabilities() -> None:
         ("cr3-target-count", {"CR3_TARGET_COUNT": 4}),
         ("ept-memory-type", {"EPT_POINTER": 3 << 3, SECONDARY: on(1), PRIMARY: on(31)}),
         ("ept-walk-length", {"EPT_POINTER": 4 << 3 | 6, SECONDARY: on(1), PRIMARY: on(31)}),
-    ):
+    )
+    for name, changes in rows:
         assert examine(Patient(apply(base, changes))).passes
         found = examine(Patient(apply(base, changes)), told).findings
         assert [finding.rule.name for finding in found] == [name]

@@ -44,7 +44,7 @@ def _once(patients: list[Patient]) -> list[Patient]:
 
 def _hexadecimal(digits: int) -> str:
     # A terminal may have broken the line within the number; a log may have left leading zeros out.
-    return rf"(?:(?:[0-9a-f]\n?){{{digits}}}|[0-9a-f]{{1,16}}(?![0-9a-z]))"
+    return rf"(?:(?:[0-9a-f]\n?){{{digits}}}(?![0-9a-f])|[0-9a-f]{{1,16}}(?![0-9a-z]))"
 
 
 def _pattern(form: str) -> re.Pattern[str]:
