@@ -4,8 +4,8 @@
 wheels. It has these means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
-  that the core carries out: INS and OUTS, loads of table registers, CLFLUSH, XSETBV, and above
-  ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
+  that the core carries out: INS and OUTS, RET that releases 8000H bytes or more, loads of table
+  registers, CLFLUSH, XSETBV, and above ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
 * Of 66H, F2H and F3H before an SSE instruction the one that counts is shown in place of all; before
@@ -38,6 +38,7 @@ from trapgate.decode.x87_operands import x87_operands
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.x87_exceptions import kind_of_x87
+from trapgate.instructions.near_return import RET_AND_RELEASE
 
 _NEXT_PC = 0x10
 _FLAGS = 0xA8
@@ -303,6 +304,9 @@ def look(reader: int, block: int, env: int) -> int:
     elif opcode_map == ONE_BYTE and byte & 0xFC == 0x6C:
         # INS would store before anybody can stop it.
         forbidden = True
+    elif opcode_map == ONE_BYTE and byte == RET_AND_RELEASE:
+        # The engine takes what is to be released as signed.
+        forbidden = code_byte(reader, env, form_at + 1) >= 0x80
     branches = long and operand_size and is_near_branch(opcode_map, opcode)
     if branches and opcode == 0xFF:
         branches = (code_byte(reader, env, form_at) >> 3) & 7 in (2, 4)
