@@ -72,7 +72,6 @@ from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.sdm.cells import (
-    EPT_POINTER_IN_FORCE,
     GUEST_CR0,
     GUEST_CR3,
     GUEST_CR4,
@@ -495,15 +494,15 @@ def write_paging_register(
 ) -> int:
     """MOV to a control register, which may load the pointers of PAE paging from memory.
 
-    Without EPT and frame map each walk reads them there. Under a map they come with CR3 alone,
-    for `is_root` has looked at them. If they cannot be loaded, no register changes.
+    Under a frame map they come with CR3 alone, for `is_root` has looked at them. If they cannot be
+    loaded, no register changes.
     """
     cr0 = v[GUEST_CR0]
     cr3 = v[GUEST_CR3]
     cr4 = v[GUEST_CR4]
     efer = v[GUEST_IA32_EFER]
     outcome = write_cr(v, r, number, value)
-    loads = v[EPT_POINTER_IN_FORCE] != 0 or (number == 3 and has_frame_map(v))
+    loads = number == 3 or not has_frame_map(v)
     if outcome != GO_ON or not loads or not uses_pae_paging(v):
         return outcome
     changed = ((v[GUEST_CR0] ^ cr0) & _CR0_LOADS) | ((v[GUEST_CR4] ^ cr4) & _CR4_LOADS)
