@@ -34,6 +34,13 @@ from trapgate.decode.undefined import (
     is_undefined_x87,
     undefined_forms,
 )
+from trapgate.decode.whole_stores import (
+    NOT_WHOLE,
+    may_store_whole,
+    may_store_whole_vector,
+    whole_store,
+    whole_vector_store,
+)
 from trapgate.decode.x87_operands import x87_operands
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
@@ -235,6 +242,7 @@ def look(reader: int, block: int, env: int) -> int:
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FORBIDDEN] = 0
     m[mc.ALIGNED] = 0
+    m[mc.WHOLE] = NOT_WHOLE
     m[mc.OPERAND] = 0
     m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
@@ -319,6 +327,9 @@ def look(reader: int, block: int, env: int) -> int:
         m[mc.FORBIDDEN_AT] = start
         return PLAIN
     if opcode_map != ONE_BYTE:
+        if opcode_map == TWO_BYTES and may_store_whole_vector(opcode):
+            form = code_byte(reader, env, form_at)
+            m[mc.WHOLE] = whole_vector_store(opcode, form, repeat, operand_size)
         if opcode_map == TWO_BYTES and opcode == 0xAE:
             return USES_MXCSR if code_byte(reader, env, form_at) < 0xC0 else PLAIN
         look_at_prefixes(m, reader, env, form_at, repeat, operand_size)
@@ -327,6 +338,9 @@ def look(reader: int, block: int, env: int) -> int:
             opcode = code_byte(reader, env, form_at)
         waits = uses_mmx_registers(escape, opcode, repeat, operand_size)
         return MMX if waits and flags & (at.HF_EM | at.HF_TS) == 0 else PLAIN
+    if may_store_whole(byte):
+        wide = (flags & at.HF_CS32 != 0) != operand_size
+        m[mc.WHOLE] = whole_store(byte, code_byte(reader, env, form_at), wide)
     if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
         form = code_byte(reader, env, form_at)
         m[mc.X87_OPERANDS] = x87_operands(byte, form)
