@@ -108,7 +108,6 @@ def walk(
     whatever RFLAGS.AC is. SDM, sections "Access Rights" and "Page-Fault Exceptions".
     """
     cr0 = v[GUEST_CR0]
-    ept = v[EPT_POINTER_IN_FORCE]
     write = access & WRITE
     code = (write << 1) | (user << 2)
     if cr0 & CR0_PG == 0:
@@ -166,10 +165,7 @@ def walk(
         table = entry3 & _FRAME
     else:
         linear &= 0xFFFF_FFFF
-        if ept != 0 or has_frame_map(v):
-            pointer = v[GUEST_PDPTE0 + ((linear >> 30) & 3)]
-        else:
-            pointer = load64(mem, (cr3 & 0xFFFF_FFE0) | ((linear >> 27) & 0x18))
+        pointer = v[GUEST_PDPTE0 + ((linear >> 30) & 3)]
         if pointer & _P == 0:
             return 0, code, 0, 0
         table = pointer & _FRAME
@@ -415,6 +411,16 @@ def load_pointers(v: Cells, mem: Memory) -> int:
     for n in range(4):
         v[GUEST_PDPTE0 + n] = load64(mem, table + 8 * n)
     return -1
+
+
+@core
+def load_pointers_of_entry(v: Cells, mem: Memory) -> None:
+    """What a transition does about the pointers of PAE paging, whose table has been checked.
+
+    They are those of the fields under EPT, and under a frame map, whose VMM has validated them.
+    """
+    if uses_pae_paging(v) and v[EPT_POINTER_IN_FORCE] == 0 and not has_frame_map(v):
+        load_pointers(v, mem)
 
 
 @core

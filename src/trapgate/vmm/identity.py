@@ -16,6 +16,7 @@ APIC = 1 << 9
 
 _FEATURES_EDX = (
     1 << 0  # FPU
+    | 1 << 1  # VME
     | 1 << 2  # DE
     | 1 << 3  # PSE
     | 1 << 4  # TSC

@@ -14,6 +14,7 @@ from trapgate.instructions.virtual_apic import (
     is_below_threshold,
     virtualize_ppr,
 )
+from trapgate.paging.walk import load_pointers_of_entry
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
     CRITERIA_TABLE_ADDRESS,
@@ -154,6 +155,7 @@ def set_long_mode(v: Cells) -> None:
 @core
 def begin(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     """What follows once the guest's state is loaded: RUNS, or EXITED before it could run."""
+    load_pointers_of_entry(v, mem)
     info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
     kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
     blocked_by_mov_ss = v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS != 0

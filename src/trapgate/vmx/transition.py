@@ -10,8 +10,7 @@ from trapgate.decision.criteria_table import load_table
 from trapgate.events.exits import vm_exit
 from trapgate.events.idt import DELIVERED, deliver
 from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
-from trapgate.paging.memory import load64
-from trapgate.paging.walk import pointer_is_legal, uses_pae_paging
+from trapgate.paging.walk import load_pointers, uses_pae_paging
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
@@ -186,7 +185,7 @@ def leave_guest(
             restore_all(x, n)
     load_host_state(x, host, n, efer, pat, counting, cr0)
     host[f.GUEST_INTERRUPTIBILITY_STATE] = blocking & st.BLOCKING_BY_NMI
-    if abort == 0 and not page_directory_pointers_valid(host, mem):
+    if abort == 0 and uses_pae_paging(host) and load_pointers(host, mem) >= 0:
         abort = vmx.ABORT_HOST_PDPTE
     if abort == 0:
         address = n[f.VM_EXIT_MSR_LOAD_ADDRESS]
@@ -306,17 +305,6 @@ def load_host_state(
     host[f.EPT_POINTER_IN_FORCE] = host[f.APIC_ACCESS_PAGE_IN_FORCE] = 0
     host[f.PML_ADDRESS_IN_FORCE] = 0
     host[f.GUEST_ACTIVITY_STATE] = st.ACTIVITY_ACTIVE
-
-
-@core
-def page_directory_pointers_valid(host: Cells, mem: Memory) -> bool:
-    """Whether the state just loaded, if it uses PAE paging, has legal PDPTEs."""
-    if not uses_pae_paging(host):
-        return True
-    for k in range(4):
-        if not pointer_is_legal(load64(mem, (host[f.GUEST_CR3] & 0xFFFF_FFE0) + 8 * k)):
-            return False
-    return True
 
 
 @core
