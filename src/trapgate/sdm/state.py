@@ -140,6 +140,7 @@ Based on Nehalem Microarchitecture")."""
 MSR_LBR_FROM_CORE = 0x40
 MSR_LBR_TO_CORE = 0x60
 """Where earlier processors have them, which some software tries first; the same registers here."""
+MSR_PERF_GLOBAL_CTRL = 0x38F
 MSR_EFER = 0xC0000080
 MSR_STAR = 0xC0000081
 MSR_LSTAR = 0xC0000082
@@ -180,3 +181,6 @@ DEBUGCTL_LBR = 1
 DEBUGCTL_BTF = 2
 DEBUGCTL_DEFINED = DEBUGCTL_LBR | DEBUGCTL_BTF
 """Bits of IA32_DEBUGCTL that are there: LBR and BTF."""
+
+PERF_GLOBAL_CTRL_DEFINED = 0
+"""Bits of IA32_PERF_GLOBAL_CTRL that are there: none, since there are no counters."""
