@@ -22,7 +22,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.segments import look_at_segments
 from trapgate.engine.x87_exceptions import leave_unfinished
 from trapgate.paging.memory import load8
-from trapgate.paging.walk import walk
+from trapgate.paging.walk import load_pointers_of_entry, walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm.controls import (
@@ -185,6 +185,9 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     v[f.GUEST_RIP] = peek64(env + at.EIP)
     v[f.GUEST_RFLAGS] = rflags_of(m, env)
     save_paging(env, v)
+    if m[mc.CPU] == 0:
+        # The engine may have switched tasks by itself, and its walks read the pointers each time.
+        load_pointers_of_entry(v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]))
     v[f.GUEST_INTERRUPTIBILITY_STATE] = blocking_now(m, env, v)
     if m[mc.PASSED] != 0:
         forget_passed_breakpoint(m, v)

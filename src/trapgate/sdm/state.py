@@ -69,6 +69,9 @@ RFLAGS_VIF = 1 << 19
 RFLAGS_VIP = 1 << 20
 RFLAGS_ID = 1 << 21
 
+RFLAGS_STATUS = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF
+"""The flags of arithmetic."""
+
 RFLAGS_IOPL_SHIFT = 12
 RFLAGS_IOPL = 3 << 12
 RFLAGS_RESERVED_LOW = (1 << 3) | (1 << 5) | (1 << 15)
@@ -137,6 +140,7 @@ Based on Nehalem Microarchitecture")."""
 MSR_LBR_FROM_CORE = 0x40
 MSR_LBR_TO_CORE = 0x60
 """Where earlier processors have them, which some software tries first; the same registers here."""
+MSR_PERF_GLOBAL_CTRL = 0x38F
 MSR_EFER = 0xC0000080
 MSR_STAR = 0xC0000081
 MSR_LSTAR = 0xC0000082
@@ -177,3 +181,6 @@ DEBUGCTL_LBR = 1
 DEBUGCTL_BTF = 2
 DEBUGCTL_DEFINED = DEBUGCTL_LBR | DEBUGCTL_BTF
 """Bits of IA32_DEBUGCTL that are there: LBR and BTF."""
+
+PERF_GLOBAL_CTRL_DEFINED = 0
+"""Bits of IA32_PERF_GLOBAL_CTRL that are there: none, since there are no counters."""

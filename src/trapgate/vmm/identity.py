@@ -16,11 +16,13 @@ APIC = 1 << 9
 
 _FEATURES_EDX = (
     1 << 0  # FPU
+    | 1 << 1  # VME
     | 1 << 2  # DE
     | 1 << 3  # PSE
     | 1 << 4  # TSC
     | 1 << 5  # MSR
     | 1 << 6  # PAE
+    | 1 << 7  # MCE, without MCA: there are no banks
     | 1 << 8  # CX8
     | APIC
     | 1 << 11  # SEP
@@ -102,6 +104,8 @@ _LEAVES: dict[int, Leaf] = {
     # The timer of the local APIC never stops.
     0x6: (_ARAT, 0, 0, 0),
     0x7: (0, _STRUCTURED, 0, 0),
+    # Version 2 of performance monitoring, without a counter.
+    0xA: (2, 0, 0, 0),
     # The legacy region and the header of XSAVE's area; x87 and SSE state.
     XSAVE_LEAF: (XCR0_IMPLEMENTED, _XSAVE_AREA, _XSAVE_AREA, 0),
     # The crystal clock is the TSC's: one tick an instruction.
@@ -138,6 +142,8 @@ def cpuid(leaf: int, subleaf: int, number: int = 0) -> Leaf:
 
 
 MSRS: Mapping[int, int] = {
+    0x000: 0,  # IA32_P5_MC_ADDR
+    0x001: 0,  # IA32_P5_MC_TYPE
     0x017: 0,  # IA32_PLATFORM_ID
     0x08B: 0,  # IA32_BIOS_SIGN_ID
     0x0CE: 0,  # MSR_PLATFORM_INFO
@@ -145,6 +151,9 @@ MSRS: Mapping[int, int] = {
     0x179: 0,  # IA32_MCG_CAP
     0x17A: 0,  # IA32_MCG_STATUS
     0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
+    0x38D: 0,  # IA32_FIXED_CTR_CTRL
+    0x38E: 0,  # IA32_PERF_GLOBAL_STATUS
+    0x390: 0,  # IA32_PERF_GLOBAL_OVF_CTRL
 }
 """MSRs that read as constants; writing back what they hold is allowed."""
 
