@@ -102,6 +102,8 @@ from trapgate.sdm.state import (
     MSR_LSTAR,
     MSR_PAT,
     MSR_PERF_GLOBAL_CTRL,
+    MSR_PRED_CMD,
+    MSR_SPEC_CTRL,
     MSR_STAR,
     MSR_SYSENTER_CS,
     MSR_SYSENTER_EIP,
@@ -379,6 +381,8 @@ def branch_record_of_msr(index: int) -> int:
         return LER_FROM
     if index == MSR_LER_TO:
         return LER_TO
+    if index in (MSR_SPEC_CTRL, MSR_PRED_CMD):
+        return -1
     if index & ~0xF in (MSR_LBR_FROM, MSR_LBR_FROM_CORE):
         return LBR_FROM_0 + (index & 0xF)
     if index & ~0xF in (MSR_LBR_TO, MSR_LBR_TO_CORE):
