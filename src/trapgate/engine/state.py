@@ -31,7 +31,7 @@ from trapgate.sdm.controls import (
     PRIMARY_PAUSE_EXITING,
     SECONDARY_PAUSE_LOOP_EXITING,
 )
-from trapgate.sdm.state import BLOCKING_BY_NMI, DEBUGCTL_BTF
+from trapgate.sdm.state import BLOCKING_BY_NMI, DEBUGCTL_BTF, EFER_LMA
 
 _CC = 0x8D5
 _IF = 0x200
@@ -409,6 +409,9 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.CR0, v[f.GUEST_CR0])
     poke64(env + at.CR2, r[reg.CR2])
     poke64(env + at.CR3, v[f.GUEST_CR3])
+    if m[mc.NATIVE] == 0 and v[f.GUEST_IA32_EFER] & EFER_LMA == 0:
+        # Outside of IA-32e mode bits 63:32 are ignored (SDM, "Paging"), but not by the engine.
+        poke64(env + at.CR3, v[f.GUEST_CR3] & 0xFFFFFFFF)
     poke64(env + at.CR4, v[f.GUEST_CR4])
     poke64(env + at.EFER, v[f.GUEST_IA32_EFER])
     poke32(env + at.SYSENTER_CS, v[f.GUEST_IA32_SYSENTER_CS])

@@ -3,7 +3,6 @@
 Source: SDM, "VM-Execution Control Fields", "VM-Exit Controls", "VM-Entry Controls".
 """
 
-SECONDARY_PML = 1 << 17
 SECONDARY_VIRTUALIZATION_EXCEPTION = 1 << 18
 SECONDARY_PASID_TRANSLATION = 1 << 21
 SECONDARY_MODE_BASED_EXECUTE = 1 << 22
