@@ -41,12 +41,7 @@ def board(
             f"{_MOST_DRIVES}, CD drives included"
         )
     if len(floppies) > _MOST_FLOPPIES:
-        raise fail(f"--floppy: {len(floppies)} drives; a BIOS knows {_MOST_FLOPPIES} of them")
-    if floppies and (kernel or bios is not None):
-        raise fail(
-            "--floppy: there is no floppy controller, only our own BIOS reads floppies; leave "
-            "GUEST and --bios out"
-        )
+        raise fail(f"--floppy: {len(floppies)} drives; there is room for {_MOST_FLOPPIES}")
     files: dict[str, bytes] = {}
     if bios is not None:
         from trapgate.vmm.firmware import tables

@@ -12,6 +12,8 @@ from trapgate.vmm.devices.bochs_vga import BochsVga
 from trapgate.vmm.devices.bus import Bus, Device, SlowDevice
 from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
+from trapgate.vmm.devices.dma import DmaControllers
+from trapgate.vmm.devices.floppy import FloppyController, geometry
 from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
 from trapgate.vmm.devices.hpet import Hpet, LineGate
 from trapgate.vmm.devices.ide import GuestMemory
@@ -31,6 +33,7 @@ from trapgate.vmm.devices.vga import VgaRegisters
 
 _TIMER_PIN = 2  # where IRQ0 arrives at the I/O APIC
 _SCI = 9
+_FLOPPY_IRQ = 6
 
 
 class Processor(Pins, Protocol):
@@ -217,6 +220,10 @@ class Pc(Wired):
             interface = IdeInterface(board.drives, self.bus, ram, self._line)
             functions[1, 1] = interface.function
             devices += interface.channels
+        if board.floppies:
+            dma = DmaControllers(ram)
+            devices += [dma, FloppyController(board.floppies, self._line(_FLOPPY_IRQ), dma)]
+            self.rtc.describe_floppies([geometry(disk.count)[3] for disk in board.floppies])
         if board.firmware and frame_buffer[1]:
             adapter = BochsVga(self.vga, *frame_buffer, processor, ram)
             functions[2, 0] = adapter.function
