@@ -73,6 +73,7 @@ journal, the virtual clock, and why the engine stopped.
     PAIR,
     PAIR_2,
     PAIR_3,
+    PAIR_4,
     X,
     N,
     HOST,
@@ -131,8 +132,9 @@ journal, the virtual clock, and why the engine stopped.
     KEPT_TIMER_END,
     INSTRUCTION_LENGTH,
     WHOLE,
+    ARITHMETIC,
     CELLS,
-) = range(126)
+) = range(128)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -144,7 +146,8 @@ X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and th
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
 ALIGNED: 1 until the access
 is translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
-the instruction stores, until its first access is translated (`whole_stores`).
+the instruction stores, until its first access is translated (`whole_stores`). ARITHMETIC: the kind
+of SSE arithmetic that it does (`sse_arithmetic`), until the helper is called that does it.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
@@ -302,7 +305,9 @@ X87_KEPT = OPERAND + 6
 """18 cells: the x87 registers, their tags and the top of the stack before an instruction."""
 PUSHES_FLAGS = X87_KEPT + 18
 """1 if the instruction is PUSHF; then where the function stands that its flags come from."""
-CELLS = PUSHES_FLAGS + 1
+VECTOR = PUSHES_FLAGS + 1
+"""Two cells: an operand of SSE arithmetic as it is to be taken (`sse_arithmetic`)."""
+CELLS = VECTOR + 2
 
 # What ACCESSES may hold.
 ACCESSES_UNCHECKED = 0

@@ -20,6 +20,7 @@ block has one instruction (`translation`), and branches but those of REP go the 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
+from trapgate.decode.sse_arithmetic import NO_ARITHMETIC, sse_arithmetic
 from trapgate.decode.sse_operands import (
     has_aligned_operand,
     is_chosen_by_prefix,
@@ -243,6 +244,7 @@ def look(reader: int, block: int, env: int) -> int:
     m[mc.FORBIDDEN] = 0
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
+    m[mc.ARITHMETIC] = NO_ARITHMETIC
     m[mc.OPERAND] = 0
     m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
@@ -336,6 +338,7 @@ def look(reader: int, block: int, env: int) -> int:
         escape = opcode if opcode_map == THREE_BYTES else 0
         if escape != 0:
             opcode = code_byte(reader, env, form_at)
+        m[mc.ARITHMETIC] = sse_arithmetic(escape, opcode, repeat, operand_size)
         waits = uses_mmx_registers(escape, opcode, repeat, operand_size)
         return MMX if waits and flags & (at.HF_EM | at.HF_TS) == 0 else PLAIN
     if may_store_whole(byte):
