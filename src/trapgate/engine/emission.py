@@ -32,6 +32,7 @@ SYMBOLS = (
     "helper_lookup_tb_ptr",
     "helper_single_step",
     "helper_read_eflags",
+    "helper_fistll_ST0",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -56,6 +57,7 @@ SYMBOLS = (
     LOOK_UP,
     SINGLE_STEP,
     READ_FLAGS,
+    TO_INTEGER,
     COUNT_CODE,
     CARE_CODE,
     PORTABLE_CODE,
@@ -77,10 +79,11 @@ SYMBOLS = (
     WHOLE_STORE_CODE,
     STORE_TO_COME_CODE,
     ARITHMETIC_CODE,
+    ROUNDING_CODE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(44)
+) = range(46)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -92,7 +95,10 @@ OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""
 OPERAND_PAIRS = 20
-CELLS = OPERANDS + 2 * OPERAND_PAIRS
+ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
+"""Helpers whose results are rounded (`x87_rounding`)."""
+ROUNDING_HELPERS = 15
+CELLS = ROUNDING + ROUNDING_HELPERS
 
 # Layout of the translator's data.
 UC = HOST.handle_of_translator

@@ -64,6 +64,7 @@ from trapgate.engine.odd_code import (
 )
 from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
+from trapgate.engine.x87_rounding import HELPERS, emit_rounding, on_rounding, rounds
 from trapgate.errors import EngineError
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
@@ -221,6 +222,9 @@ def on_gen_call(
             operand = take_operands(m, t, context, count, arguments)
         if m[mc.WHOLE] > NOT_WHOLE:
             look_at_operand(m, t, context, function, arguments)
+        if m[mc.X87_ROUNDS] != 0 and rounds(t, function):
+            emit_rounding(t, m, context, function, count, arguments)
+            return
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
         if operand != 0:
             em.release(t, context, operand)
@@ -279,7 +283,9 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, 0)
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
+    m[mc.X87_ROUNDS] = 1 if X87 < found < MMX else 0
     call(t[em.THEIR_TRANSLATE], (block, cpu))
+    m[mc.X87_ROUNDS] = 0
     if X87 < found < MMX:
         em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, 0)
     # It may have been hidden from this instruction.
@@ -366,6 +372,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.X87_RELOADS: x87.on_x87_reloads,
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
+    em.ROUNDING_CODE: on_rounding,
     em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
     em.STORE_TO_COME_CODE: whole_stores.on_store_to_come,
@@ -400,6 +407,8 @@ class Translator:
         t[em.GUARD_CODE] = on_instruction.bind(self.address)
         for n, (name, size) in enumerate(OPERAND_HELPERS):
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
+        for n, name in enumerate(HELPERS):
+            t[em.ROUNDING + n] = _symbol(library, name)
         substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
         for name, (conversion, helper) in x87.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
