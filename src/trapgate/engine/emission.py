@@ -33,6 +33,12 @@ SYMBOLS = (
     "helper_single_step",
     "helper_read_eflags",
     "helper_fistll_ST0",
+    "cpu_lduw_data_ra",
+    "cpu_ldl_data_ra",
+    "cpu_ldq_data_ra",
+    "cpu_stw_data_ra",
+    "cpu_stl_data_ra",
+    "cpu_stq_data_ra",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -58,6 +64,12 @@ SYMBOLS = (
     SINGLE_STEP,
     READ_FLAGS,
     TO_INTEGER,
+    LOAD_DATA_16,
+    LOAD_DATA_32,
+    LOAD_DATA_64,
+    STORE_DATA_16,
+    STORE_DATA_32,
+    STORE_DATA_64,
     COUNT_CODE,
     CARE_CODE,
     PORTABLE_CODE,
@@ -80,10 +92,11 @@ SYMBOLS = (
     STORE_TO_COME_CODE,
     ARITHMETIC_CODE,
     ROUNDING_CODE,
+    X87_IMAGE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(46)
+) = range(53)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -111,7 +124,7 @@ _GLOBAL_OFFSET = 0x18
 """In a temporary: whether it stands for memory of the CPU state, and where that is."""
 
 # Opcodes and conditions of Unicorn 2.1.4's tcg-opc.h and tcg-cond.h, on 64 bits.
-MOVE, LOAD, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 78, 79, 87, 109
+MOVE, LOAD, STORE, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 77, 78, 79, 87, 109
 BELOW = 4
 _I64 = 1
 
@@ -160,7 +173,7 @@ def emit_2(t: Cells, context: int, opcode: int, result: int, operand: int) -> No
 
 @jit
 def emit_3(t: Cells, context: int, opcode: int, result: int, first: int, second: int) -> None:
-    """Emit an operation on three; for LOAD the last is an offset in bytes."""
+    """Emit an operation on three; for LOAD and STORE the last is an offset in bytes."""
     call(t[OP_3], (context, opcode, result, first, second))
 
 

@@ -40,6 +40,7 @@ from trapgate.decode.x87_operands import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87_pointers import point
 from trapgate.engine.x87_registers import (
     CONTROL,
     REGISTERS,
@@ -273,24 +274,27 @@ def settle(m: Cells, env: int) -> None:
     m[mc.X87_FILLED] = 0
 
 
-@callback(VOID, INT64, INT64)
-def on_x87_ends(machine: int, operands: int) -> None:
-    """Behind an instruction that computes."""
+@callback(VOID, INT64, INT64, INT64)
+def on_x87_ends(machine: int, rip: int, what: int) -> None:
+    """Behind an instruction that computes, at offset `rip`; `what`: see `decode.x87_pointers`."""
     m = cells(machine, mc.CELLS)
-    settle(m, state_of(m))
+    env = state_of(m)
+    settle(m, env)
+    point(m, env, rip, what, peek16(env + STATUS) & _SUMMARY != 0)
 
 
-@callback(VOID, INT64, INT64)
-def on_x87_compares(machine: int, operands: int) -> None:
+@callback(VOID, INT64, INT64, INT64)
+def on_x87_compares(machine: int, rip: int, what: int) -> None:
     """Behind FCOMI and its like, which clear OF, SF and AF as well."""
     m = cells(machine, mc.CELLS)
     env = state_of(m)
     settle(m, env)
+    point(m, env, rip, what, peek16(env + STATUS) & _SUMMARY != 0)
     poke64(env + at.CC_SRC, peek64(env + at.CC_SRC) & ~_OF_SF_AF)
 
 
-@callback(VOID, INT64, INT64)
-def on_x87_reloads(machine: int, operands: int) -> None:
+@callback(VOID, INT64, INT64, INT64)
+def on_x87_reloads(machine: int, rip: int, what: int) -> None:
     """Behind FLDCW, FLDENV and FRSTOR, which may unmask what is flagged."""
     env = state_of(cells(machine, mc.CELLS))
     poke16(env + STATUS, summarised(peek16(env + STATUS), peek16(env + CONTROL)))
