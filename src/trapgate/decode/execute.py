@@ -14,7 +14,6 @@ from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.effects import (
     clear_task_switched,
     halt,
-    in_64_bit_mode,
     load_machine_status,
     read_cr,
     read_dr,
@@ -52,7 +51,6 @@ from trapgate.instructions.intercepts import (
     intercept_wrmsr,
     intercept_xsetbv,
     io_permission,
-    privilege_level,
 )
 from trapgate.instructions.virtual_apic import (
     fits_msr_of_page,
@@ -64,6 +62,8 @@ from trapgate.instructions.virtual_apic import (
     write_msr_of_page,
     write_tpr,
 )
+from trapgate.operands.encoding import prefix_length
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
@@ -116,19 +116,6 @@ _ADDRESS = 0xFF_FFFF_F000
 _CR0_LOADS = CR0_PG | CR0_CD | CR0_NW
 _CR4_LOADS = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
 """Changes of these load the pointers of PAE paging."""
-
-
-@core
-def prefix_length(word: int, long: bool) -> int:
-    """How many prefix bytes (REX included if `long`) start the code in `word`."""
-    n = 0
-    while n < 6:
-        byte = (word >> (8 * n)) & 0xFF
-        legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
-        if not (legacy or (long and byte & 0xF0 == 0x40)):
-            break
-        n += 1
-    return n
 
 
 @core

@@ -6,16 +6,23 @@ XRSTOR. SDM, volume 2, the instructions' pages.
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.exits import vm_exit
-from trapgate.instructions.effects import address_is_canonical, in_64_bit_mode
+from trapgate.instructions.effects import address_is_canonical
 from trapgate.instructions.intercepts import (
     EXITED,
     GO_ON,
     RAISE_FAULT,
     RAISE_GP,
     RAISE_UD,
-    privilege_level,
     secondary_controls,
 )
+from trapgate.operands.encoding import (
+    code_byte,
+    decode_operand,
+    has_prefix,
+    operand_offset,
+    register_value,
+)
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.walk import READ
 from trapgate.sdm.cells import (
     GUEST_CR4,
@@ -46,14 +53,9 @@ from trapgate.sdm.state import (
 from trapgate.sdm.vectors import NM
 from trapgate.sdm.vmx import FAULT_ERROR, FAULT_VECTOR, FLUSH, RANDOM
 from trapgate.vmx.operand import (
-    code_byte,
-    decode_operand,
-    has_prefix,
     operand_linear,
-    operand_offset,
     operand_pages,
     read_operand,
-    register_value,
 )
 
 NO_LATER_INSTRUCTION = -1

@@ -5,14 +5,12 @@ Loads are carried out here; stores only as far as "descriptor-table exiting" is 
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.exits import vm_exit
-from trapgate.instructions.effects import in_64_bit_mode
 from trapgate.instructions.intercepts import (
     EXITED,
     GO_ON,
     RAISE_FAULT,
     RAISE_GP,
     RAISE_UD,
-    privilege_level,
     secondary_controls,
 )
 from trapgate.instructions.table_registers import (
@@ -20,6 +18,14 @@ from trapgate.instructions.table_registers import (
     load_descriptor_table,
     load_system_segment,
 )
+from trapgate.operands.encoding import (
+    INFO_REGISTER,
+    decode_operand,
+    has_prefix,
+    operand_offset,
+    register_value,
+)
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.sdm.cells import (
     GUEST_CR0,
     GUEST_CS_ACCESS_RIGHTS,
@@ -31,13 +37,8 @@ from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_A
 from trapgate.sdm.state import AR_DB, CR0_PE, RFLAGS_VM
 from trapgate.sdm.vmx import FAULT_ADDRESS, FAULT_ERROR, FAULT_VECTOR
 from trapgate.vmx.operand import (
-    INFO_REGISTER,
-    decode_operand,
-    has_prefix,
     operand_linear,
-    operand_offset,
     read_operand,
-    register_value,
 )
 
 NO_TABLE_INSTRUCTION = -1

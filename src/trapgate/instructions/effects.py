@@ -11,9 +11,9 @@ from trapgate.instructions.intercepts import (
     RAISE_DB,
     RAISE_GP,
     RAISE_UD,
-    privilege_level,
     secondary_controls,
 )
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.memory import MAXPHYADDR
 from trapgate.paging.walk import pat_is_legal
 from trapgate.sdm.cells import (
@@ -117,13 +117,6 @@ def address_is_canonical(address: int) -> bool:
     """Whether bits 63:47 of a linear address are equal."""
     top = address >> 47
     return bool(top in (0, -1))
-
-
-@core
-def in_64_bit_mode(v: Cells) -> bool:
-    """Whether the guest runs 64-bit code."""
-    in_ia32e = (v[GUEST_IA32_EFER] & EFER_LMA) != 0
-    return bool(in_ia32e and (v[GUEST_CS_ACCESS_RIGHTS] & AR_L) != 0)
 
 
 @core

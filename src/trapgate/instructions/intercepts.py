@@ -11,6 +11,7 @@ the exit: RAISE_UD, RAISE_GP (with error code 0). Faults for a lack of privilege
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.instruction_rules import exits_by_table
 from trapgate.events.exits import vm_exit
+from trapgate.operands.mode import privilege_level
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import read_system
 from trapgate.sdm import cells as f
@@ -46,12 +47,6 @@ TASK_BY_GATE = 3
 
 _COUNTERS = 4
 """Performance counters that RDPMC reads. The processor model has so many; here they read 0."""
-
-
-@core
-def privilege_level(v: Cells) -> int:
-    """CPL: the DPL of SS (SDM, "Guest Register State")."""
-    return int((v[f.GUEST_SS_ACCESS_RIGHTS] >> st.AR_DPL_SHIFT) & 3)
 
 
 @core

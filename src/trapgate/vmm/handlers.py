@@ -13,6 +13,7 @@ from trapgate.events.exits import save_ia32e_mode
 from trapgate.instructions import effects
 from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
+from trapgate.operands.mode import in_64_bit_mode
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
@@ -208,7 +209,7 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
         value = seen & ~0xE | qualification >> 16 & 0xF
     else:
         value = vm.general(qualification >> 8 & 0xF)
-        if not effects.in_64_bit_mode(v):
+        if not in_64_bit_mode(v):
             value &= _LOW
     fixed = CR0_FIXED_0 if number == 0 else CR4_FIXED_0
     if vm.processor.x86_vmm.in_vmx_operation and value & fixed != fixed:
