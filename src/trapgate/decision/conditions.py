@@ -60,9 +60,6 @@ INTERCEPTED: Final = tuple(
 )
 """Exit reasons of the instructions and platform events that rules may be about."""
 
-VALUES_BY_NAME: Final = {**fv.BY_NAME, "data": fv.BY_NAME["new_entry"]}
-"""What conditions call the values; `data` is the seed's word for the entry that a write makes."""
-
 _ENTRY_BITS = {"present": 0, "writable": 1, "user": 2, "accessed": 5, "dirty": 6, "large": 7}
 
 CONSTANTS: Final = {
@@ -99,7 +96,7 @@ class Names:
 
     symbols: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     bitmaps: Mapping[str, bytes] = field(default_factory=dict)
-    values: Mapping[str, fv.FaultValue] = field(default_factory=lambda: VALUES_BY_NAME)
+    values: Mapping[str, fv.FaultValue] = field(default_factory=lambda: fv.BY_NAME)
     bits: Mapping[str, int] | None = None
 
     def bit(self, name: str) -> Clause | None:

@@ -233,6 +233,7 @@ def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int
 @core
 def decide_event(
     v: Cells,
+    r: Cells,
     mem: Memory,
     vector: int,
     kind: int,
@@ -253,6 +254,7 @@ def decide_event(
     if v[CRITERIA_TABLE_RULES] != 0:
         action, _ = decide_by_table(
             v,
+            r,
             mem,
             vector,
             kind,

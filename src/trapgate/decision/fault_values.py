@@ -37,6 +37,8 @@ from typing import Final
     PAGE_ADDRESS,
     FRAME_NUMBER,
     FRAME_TYPE,
+    DATA,
+    DATA_SIZE,
     TABLE_ENTRY,
     OLD_ENTRY,
     NEW_ENTRY,
@@ -51,9 +53,9 @@ from typing import Final
     MSR,
     CONTROL_REGISTER,
     DEBUG_REGISTER,
-) = range(41)
+) = range(43)
 
-VALUES_END: Final = 41
+VALUES_END: Final = 43
 """Numbers from here on name no value."""
 
 MODE_REAL = 0
@@ -85,6 +87,7 @@ class FaultValue:
 _ALWAYS = "always"
 _PAGE_FAULT = "page faults"
 _WALKED = "page faults while paging is on and EPT is off"
+_WRITE = "page faults by instructions that write to one place"
 _TABLE_WRITE = "page faults by writes to table entries that a fault filter may judge"
 _INSTRUCTION = "intercepted instructions, INIT and SMIs"
 
@@ -183,6 +186,15 @@ VALUES: Final[tuple[FaultValue, ...]] = (
         f"{_WALKED}, if the address is mapped and there is a frame map",
         "the frame map's byte of that physical address (¶72)",
     ),
+    FaultValue(
+        DATA,
+        "data",
+        64,
+        True,
+        f"{_WRITE}, if they are at most eight bytes and not of a register of x87, MMX or SSE",
+        "the data to be written",
+    ),
+    FaultValue(DATA_SIZE, "data_size", 10, True, _WRITE, "how many bytes they are"),
     FaultValue(
         TABLE_ENTRY, "table_entry", 2, True, _TABLE_WRITE, "1 for a PTE, 2 for an upper entry"
     ),

@@ -62,8 +62,10 @@ def save_paging(env: int, v: Cells) -> None:
 
 
 @jit
-def save_for_criteria(m: Cells, env: int, v: Cells) -> None:
+def save_for_criteria(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Of `save` what a criteria table may ask for."""
+    for n in range(16):
+        r[n] = peek64(env + at.REGS + 8 * n)
     save_paging(env, v)
     save_segments(env, v)
     v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)

@@ -112,8 +112,8 @@ def _interrupt_exits(processor: Processor, v: Cells, vector: int) -> bool:
     if v[f.CRITERIA_TABLE_RULES] == 0:
         return True
     action, _ = decide_by_table(
-        v, processor.memory.cells, vector, int(InterruptionType.EXTERNAL_INTERRUPT),
-        -1, 0, 0, 0, -1, 0, 0, 0,
+        v, processor.registers.cells, processor.memory.cells,
+        vector, int(InterruptionType.EXTERNAL_INTERRUPT), -1, 0, 0, 0, -1, 0, 0, 0,
     )  # fmt: skip
     return action != RULE_DELIVER
 
