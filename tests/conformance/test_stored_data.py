@@ -40,18 +40,18 @@ c00303 c10b05 c02303 c12b07 c13b04 d003 d123 d13b d223 d32b d33b 66d323 66d30b d
 e800000000 8f03
 8943f0 898330000000 89442310 89043d10000000 89047546ecfeff 892d40100100
 0f0003 0f000b
-""".split()
+"""
 LONG = """
 488903 4c8903 448803 448823 408823 48c7035aa5c381 48ab 48a5 480103 48f713 48ff0b
 48c12303 48d32b 48d33b 48c10b05 480fba2b3f 480fb313 4c0fbb03 0fbb13 480fb103 480fc103 480fc303
 48ff33 4150 50 6650 6aff 9c e800000000 8903 890425c0100100 891d3a100000 48c705351000005aa5c381
 83053910000011 8f03
 8803 0fc70b a4 67a5
-""".split()
+"""
 REAL = """
 8907 668907 678903 8847f0 50 6650 68a591 66685aa5c381 aa
 66ab a5 8f07 9c e80000 0107 f717 c747108591
-""".split()
+"""
 SIZES = [
     "d913",
     "d91b",
@@ -136,7 +136,7 @@ def test_what_is_told_is_what_is_stored(mode: str) -> None:
     made = machine(mode)
     processor, vmcs = made
     launched: list[bool] = []
-    for code in {"r16": REAL, "p32": KNOWN, "l64": LONG}[mode]:
+    for code in {"r16": REAL, "p32": KNOWN, "l64": LONG}[mode].split():
         begin(made, bytes.fromhex(code))
         before = processor.memory.read(DATA, 0x800)
         size, known, data = stored(vmcs.cells, processor.registers.cells, processor.memory.cells)
@@ -156,7 +156,7 @@ def test_sizes() -> None:
     processor, vmcs = made
     vmcs["GUEST_CR0"] &= ~0xE
     launched: list[bool] = []
-    for code in SIZES:
+    for code in SIZES.split():
         begin(made, bytes.fromhex(code))
         before = processor.memory.read(DATA, 0x800)
         size, known, _ = stored(vmcs.cells, processor.registers.cells, processor.memory.cells)
