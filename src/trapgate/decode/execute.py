@@ -22,6 +22,7 @@ from trapgate.instructions.effects import (
     write_cr,
     write_dr,
     write_msr,
+    write_xcr,
 )
 from trapgate.instructions.intercepts import (
     EXITED,
@@ -343,7 +344,10 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
         v[GUEST_RFLAGS] = flags | ((third & 1) << 18)
         outcome = GO_ON
     elif third == 0xD1:
-        outcome = intercept_xsetbv(v, length)
+        outcome = intercept_xsetbv(v, int(r[RCX]) & _LOW, length)
+        if outcome == GO_ON:
+            value = (int(r[RDX]) & _LOW) << 32 | int(r[RAX]) & _LOW
+            outcome = write_xcr(r, int(r[RCX]), value)
     elif third == 0xF9:
         outcome = intercept_rdtscp(v, length)
         if outcome == GO_ON:

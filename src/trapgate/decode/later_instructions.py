@@ -5,7 +5,6 @@ XRSTOR. SDM, volume 2, the instructions' pages.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
-from trapgate.events.exits import vm_exit
 from trapgate.instructions.effects import address_is_canonical
 from trapgate.instructions.intercepts import (
     EXITED,
@@ -13,6 +12,7 @@ from trapgate.instructions.intercepts import (
     RAISE_FAULT,
     RAISE_GP,
     RAISE_UD,
+    exit_where,
     secondary_controls,
 )
 from trapgate.operands.encoding import (
@@ -182,13 +182,13 @@ def invalidate_by_pcid(
     if privilege_level(v) != 0 or v[GUEST_RFLAGS] & RFLAGS_VM:
         return RAISE_GP, 0
     length, information, displacement = decode_operand(v, mem, word, start, rex, start + 3)
-    if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_INVLPG_EXITING:
-        vm_exit(v, REASON_INVPCID, displacement, length)
-        v[VM_EXIT_INSTRUCTION_INFORMATION] = information
-        return EXITED, length
     kind = register_value(v, r, (information >> 28) & 0xF)
     if not in_64_bit_mode(v):
         kind = kind & _LOW
+    usual = v[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_INVLPG_EXITING != 0
+    if exit_where(v, usual, REASON_INVPCID, displacement, kind, length) == EXITED:
+        v[VM_EXIT_INSTRUCTION_INFORMATION] = information
+        return EXITED, length
     if kind < 0 or kind > 3:
         return RAISE_GP, length
     offset = operand_offset(v, r, information, displacement)

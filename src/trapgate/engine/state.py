@@ -490,7 +490,7 @@ def arm(m: Cells, env: int, v: Cells) -> None:
     if unblocks and v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_NMI:
         # SDM, "Changes to Instruction Behavior in VMX Non-Root Operation", IRET.
         words |= 1 << (at.SVM_IRET - at.SVM_BASE)
-    if secondary & 1 << 2:
+    if secondary & 1 << 2 or table:
         # Descriptor-table exiting: reads and writes of IDTR, GDTR, LDTR, TR.
         words |= 0xFF << (at.SVM_IDTR_READ - at.SVM_BASE)
     poke64(env + at.INTERCEPT, words)

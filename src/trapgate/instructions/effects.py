@@ -57,6 +57,7 @@ from trapgate.sdm.registers import (
     LSTAR,
     STAR,
     TSC_AUX,
+    XCR0,
 )
 from trapgate.sdm.state import (
     ACTIVITY_HLT,
@@ -106,6 +107,8 @@ from trapgate.sdm.state import (
     MSR_SYSENTER_ESP,
     MSR_TSC,
     MSR_TSC_AUX,
+    XCR0_IMPLEMENTED,
+    XCR0_X87,
 )
 
 _DR6_WRITABLE = 0xE00F
@@ -117,6 +120,15 @@ def address_is_canonical(address: int) -> bool:
     """Whether bits 63:47 of a linear address are equal."""
     top = address >> 47
     return bool(top in (0, -1))
+
+
+@core
+def write_xcr(r: Cells, index: int, value: int) -> int:
+    """XSETBV of EDX:EAX to the register of ECX: GO_ON or RAISE_GP. There is XCR0."""
+    if index & 0xFFFF_FFFF or value & XCR0_X87 == 0 or value & ~XCR0_IMPLEMENTED:
+        return RAISE_GP
+    r[XCR0] = value
+    return GO_ON
 
 
 @core

@@ -99,14 +99,16 @@ def intercept_wbinvd(v: Cells, length: int) -> int:
 
 
 @core
-def intercept_xsetbv(v: Cells, length: int) -> int:
-    """XSETBV: always exits, from ring 0 and with CR4.OSXSAVE."""
+def intercept_xsetbv(v: Cells, index: int, length: int) -> int:
+    """XSETBV to register `index` (ECX): exits always, but for a criteria table.
+
+    From ring 0, and with CR4.OSXSAVE.
+    """
     if (v[f.GUEST_CR4] & st.CR4_OSXSAVE) == 0:
         return RAISE_UD
     if privilege_level(v) != 0:
         return RAISE_GP
-    vm_exit(v, why.REASON_XSETBV, 0, length)
-    return EXITED
+    return exit_where(v, True, why.REASON_XSETBV, 0, index, length)
 
 
 @core
@@ -428,7 +430,10 @@ def record_string_io(v: Cells, linear: int, address_size: int, segment: int) -> 
 
 @core
 def intercept_task_switch(v: Cells, selector: int, source: int, length: int) -> int:
-    """A task switch to the TSS `selector`: always exits; `source` is one of TASK_BY_*."""
+    """A task switch to the TSS `selector`; `source` is one of TASK_BY_*.
+
+    It always exits. A criteria table may take that back (`processor.task_switch`).
+    """
     vm_exit(v, why.REASON_TASK_SWITCH, (selector & 0xFFFF) | source << 30, length)
     return EXITED
 

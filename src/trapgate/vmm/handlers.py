@@ -19,7 +19,7 @@ from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.state import CR4_OSXSAVE, MSR_TSC, XCR0_IMPLEMENTED, XCR0_X87
+from trapgate.sdm.state import CR4_OSXSAVE, MSR_TSC
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
 from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmcs.explain import explain_abort
@@ -257,10 +257,8 @@ def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
     value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
     if not vm.processor.engine.has_xsave:
         return _INVALID_OPCODE
-    if registers.rcx & _LOW or not value & XCR0_X87 or value & ~XCR0_IMPLEMENTED:
-        return _GENERAL_PROTECTION
-    registers.xcr0 = value
-    return EMULATED
+    outcome = effects.write_xcr(registers.cells, registers.rcx & _LOW, signed(value))
+    return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
 
 
 def call_bios(vmexit: VmExit, vm: Platform) -> Action:
