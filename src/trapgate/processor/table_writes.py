@@ -368,8 +368,6 @@ def _way(guest: Operand, linear: int) -> Iterator[int]:
     if uses_pae_paging(v):
         levels = 2
         pointer = int(v[f.GUEST_PDPTE0 + (linear >> 30 & 3)])
-        if not has_frame_map(v):
-            pointer = int(entry_of(guest.mem, (cr3 & 0xFFFF_FFE0) + (linear >> 27 & 0x18), width))
         if not pointer & PRESENT:
             return
         table = pointer & frame
