@@ -26,6 +26,7 @@ from trapgate.sdm.cells import (
     GUEST_PENDING_DEBUG_EXCEPTIONS,
     GUEST_RFLAGS,
     PIN_BASED_CONTROLS,
+    PML_ADDRESS_IN_FORCE,
     PRIMARY_PROCESSOR_BASED_CONTROLS,
     VM_ENTRY_CONTROLS,
     VM_ENTRY_EXCEPTION_ERROR_CODE,
@@ -86,6 +87,7 @@ from trapgate.vmx.checks.controls import (
     check_controls,
     check_threshold,
     ept_pointer,
+    modification_log,
 )
 from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
 
@@ -130,6 +132,7 @@ def put_ept_in_force(v: Cells) -> None:
     """From now on the guest's physical addresses are those that the controls make them."""
     v[EPT_POINTER_IN_FORCE] = ept_pointer(v)
     v[APIC_ACCESS_PAGE_IN_FORCE] = apic_access_page(v)
+    v[PML_ADDRESS_IN_FORCE] = modification_log(v)
 
 
 @core
