@@ -96,6 +96,10 @@ LAST_BRANCHES: dict[str, tuple[Broken | str, tuple[str, ...]]] = {
         # jmp $+2; mov edi, 200000h; mov ecx, 5000; rep stosb; ud2
         Broken("stos", flat(b"\xeb\0\xbf\0\0\x20\0\xb9\x88\x13\0\0\xf3\xaa" + UD2), ()),
         ("100000H -> 100002H: jmp",)),
+    "a loop longer than anybody looks at": (
+        # mov ecx, 5000; dec ecx; jnz; ud2
+        Broken("loop", flat(b"\xb9\x88\x13\0\0\x49\x75\xfd" + UD2), ()),
+        ("100006H -> 100005H: jne, 2,047 times or more",)),
     "calls": (
         Broken("calls", flat(b"\xe8\x02\0\0\0" + UD2 + b"\x39\xc0\x75\xf7\x74\x01\xc3\xc3"), ()),
         ("100000H -> 100007H: call", "10000BH -> 10000EH: je", "10000EH -> 100005H: ret")),
