@@ -67,10 +67,13 @@ def _ended(call: Callable[[], object]) -> tuple[int, str]:
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads may be there
         child = os.fork()
     if child == 0:
-        faulthandler.disable()
-        os.dup2(into, 2)
-        call()
-        os._exit(0)
+        try:
+            faulthandler.disable()
+            os.dup2(into, 2)
+            call()
+            os._exit(0)
+        finally:
+            os._exit(1)
     os.close(into)
     with os.fdopen(out) as errors:
         said = errors.read()
