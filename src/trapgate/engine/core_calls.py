@@ -5,6 +5,7 @@ from trapgate.compiler.kinds import INT64
 from trapgate.compiler.program import callback, jit, jit_for_python
 from trapgate.compiler.raw import cells, memory, table
 from trapgate.decision.frame_filters import entry_written
+from trapgate.decode import emulated
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import set_deadline
@@ -106,6 +107,31 @@ def entry_written_here(
     m = cells(machine, mc.CELLS)
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     return entry_written(v, rflags, mem, linear, user)
+
+
+@jit_for_python
+def settle_here(machine: int) -> int:
+    """`emulated.settle` on VMCS 0; 0."""
+    m = cells(machine, mc.CELLS)
+    emulated.settle(
+        cells(m[mc.HOST], m[mc.V_CELLS]),
+        cells(m[mc.X], vmx.LENGTH),
+        cells(m[mc.N], m[mc.V_CELLS]),
+    )
+    return 0
+
+
+@jit_for_python
+def step_over_here(machine: int, length: int) -> int:
+    """`emulated.step_over` on VMCS 0; 0."""
+    m = cells(machine, mc.CELLS)
+    emulated.step_over(
+        cells(m[mc.HOST], m[mc.V_CELLS]),
+        cells(m[mc.X], vmx.LENGTH),
+        cells(m[mc.N], m[mc.V_CELLS]),
+        length,
+    )
+    return 0
 
 
 @jit

@@ -27,6 +27,7 @@ from trapgate.engine.state import (
     segment_shape,
 )
 from trapgate.engine.table_stores import is_reuse
+from trapgate.engine.translations import walk_always
 from trapgate.events.journal import (
     HEAD_CAPACITY,
     HEAD_SEQUENCE,
@@ -46,7 +47,7 @@ from trapgate.paging.ept import (
     TRANSLATED,
 )
 from trapgate.paging.memory import load8, load64
-from trapgate.paging.walk import walk
+from trapgate.paging.walk import locate
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
@@ -91,7 +92,7 @@ def fetch_from(m: Cells, v: Cells, linear: int, count: int) -> tuple[int, int]:
     for n in range(count):
         here = linear + n
         if here >> 12 != page:
-            physical, code, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, here, 2, user)
+            physical, code = locate(v, v[f.GUEST_RFLAGS], mem, here, 2, user)
             if code >= 0:
                 return word, n
             page = here >> 12
@@ -253,6 +254,7 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     stepping = single_steps(v)
     priority = r[reg.CR8]
     m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
+    walk_always(m)
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.PLATFORM:
         outcome = execute_for_platform(m, word)

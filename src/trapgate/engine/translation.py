@@ -31,7 +31,7 @@ from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
 from trapgate.compiler.library import Callback, Stub
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
-from trapgate.engine import branches, careful_blocks, clock, coherence
+from trapgate.engine import branches, careful_blocks, clock, coherence, translations
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
@@ -339,7 +339,7 @@ _STUBS: dict[int, Callback | Stub] = {
 """Cells, and what translated code calls by them."""
 
 
-_SLOTS = coherence.SLOTS | clock.SLOTS
+_SLOTS = coherence.SLOTS | clock.SLOTS | translations.SLOTS
 
 
 class Translator:
