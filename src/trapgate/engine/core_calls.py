@@ -9,6 +9,7 @@ from trapgate.decode import emulated
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import set_deadline
+from trapgate.engine.translations import walk_always
 from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit
 from trapgate.instructions.virtual_apic import (
@@ -212,6 +213,7 @@ def look_ahead(m: Cells) -> None:
 @jit
 def put_in_force(m: Cells, address: int) -> None:
     """Let the VMCS at `address` be in force. Cached translations have no tags, so all go."""
+    walk_always(m)
     m[mc.V] = address
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
     if m[mc.STEPPING] != 0:
