@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -83,11 +84,15 @@ def vmcs(
 def _text(path: Path) -> str:
     try:
         if str(path) == "-":
-            return sys.stdin.buffer.read(_LONGEST + 1).decode(errors="replace")
-        with path.open("rb") as file:
-            return file.read(_LONGEST + 1).decode(errors="replace")
+            data = sys.stdin.buffer.read(_LONGEST + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(_LONGEST + 1)
     except OSError as error:
         raise fail(f"{path}: {error.strerror}; give a text file") from None
+    # PowerShell redirects, and debuggers log, in UTF-16.
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return data.decode("utf-16" if wide else "utf-8", errors="replace")
 
 
 def _patients(path: Path) -> list[Patient]:
@@ -100,8 +105,12 @@ def _patients(path: Path) -> list[Patient]:
         own = Vmcs.load(path)
         values = {field.name: own[field] for field in own if field.name in FIELDS}
         return [Patient(values, "Trapgate's VMCS file")]
-    found = read_dump(_text(path))
+    text = _text(path)
+    found = read_dump(text)
     if not found:
+        said = re.search(r"VM(?:FAIL|ENTER FAIL): [^\n]{3,120}", text)
+        if said:
+            raise fail(f"{path}: no VMCS in it, but Bochs names the check: {said[0]}")
         raise fail(
             f"{path}: no VMCS in it; give what KVM's dump_vmcs or Xen prints (kvm_intel."
             "dump_invalid_vmcs=1), FIELD = value lines, or QEMU's info registers"

@@ -6,6 +6,7 @@ Python, which need not set CR0.NE and CR4.VMXE, nor hide them from its guest.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.instructions.intercepts import secondary_controls
 from trapgate.paging.memory import MAXPHYADDR, load32, load64
 from trapgate.paging.walk import LINEAR_ADDRESS_BITS, canonical, pat_is_legal, pointer_is_legal
 from trapgate.sdm import checks as ck
@@ -23,6 +24,7 @@ from trapgate.sdm.cells import (
     GUEST_IA32_DEBUGCTL,
     GUEST_IA32_EFER,
     GUEST_IA32_PAT,
+    GUEST_IA32_PERF_GLOBAL_CTRL,
     GUEST_IA32_SYSENTER_EIP,
     GUEST_IA32_SYSENTER_ESP,
     GUEST_IDTR_BASE,
@@ -43,7 +45,9 @@ from trapgate.sdm.controls import (
     ENTRY_LOAD_DEBUG_CONTROLS,
     ENTRY_LOAD_EFER,
     ENTRY_LOAD_PAT,
+    ENTRY_LOAD_PERF_GLOBAL_CTRL,
     PIN_VIRTUAL_NMIS,
+    SECONDARY_VMCS_SHADOWING,
 )
 from trapgate.sdm.interruption import (
     INFO_TYPE_MASK,
@@ -145,6 +149,9 @@ def _check_control_registers(v: Cells, current: int) -> int:
         return ck.GUEST_SYSENTER_ESP
     if not canonical(v[GUEST_IA32_SYSENTER_EIP]):
         return ck.GUEST_SYSENTER_EIP
+    counting = v[GUEST_IA32_PERF_GLOBAL_CTRL]
+    if entry_controls & ENTRY_LOAD_PERF_GLOBAL_CTRL and counting & ~st.PERF_GLOBAL_CTRL_DEFINED:
+        return ck.GUEST_PERF_GLOBAL_CTRL
     if entry_controls & ENTRY_LOAD_PAT and not pat_is_legal(v[GUEST_IA32_PAT]):
         return ck.GUEST_PAT
     if entry_controls & ENTRY_LOAD_EFER:
@@ -285,8 +292,11 @@ def _check_link_pointer(v: Cells, mem: Memory, current: int) -> int:
         return 0
     if not page_address(link):
         return ck.LINK_ADDRESS
-    # Bit 31, set in a shadow VMCS, has to be 0 like the "VMCS shadowing" control.
-    if current < 0 or load32(mem, link) != vmx.REVISION:
+    # Bit 31 of the identifier, set in a shadow VMCS, has to be as the control is.
+    wanted = vmx.REVISION
+    if secondary_controls(v) & SECONDARY_VMCS_SHADOWING:
+        wanted |= vmx.SHADOW_INDICATOR
+    if current < 0 or load32(mem, link) != wanted:
         return ck.LINK_REVISION
     if link == current:
         return ck.LINK_CURRENT
