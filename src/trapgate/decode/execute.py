@@ -64,7 +64,8 @@ from trapgate.instructions.virtual_apic import (
     write_msr_of_page,
     write_tpr,
 )
-from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
+from trapgate.paging.alias import aliased
+from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map, keeps_pointers
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.sdm.cells import (
@@ -386,7 +387,7 @@ def is_root(v: Cells, mem: Memory, value: int) -> bool:
     if frame_byte(v, mem, table) & FOREIGN:
         return False
     for n in range(4):
-        pointer = load64(mem, table + 8 * n)
+        pointer = load64(mem, aliased(v, table) + 8 * n)
         if pointer & 1 and frame_byte(v, mem, pointer & _ADDRESS) & ROOT == 0:
             return False
     return True
@@ -465,7 +466,7 @@ def write_paging_register(
     cr4 = v[GUEST_CR4]
     efer = v[GUEST_IA32_EFER]
     outcome = write_cr(v, r, number, value)
-    loads = v[EPT_POINTER_IN_FORCE] != 0 or (number == 3 and has_frame_map(v))
+    loads = v[EPT_POINTER_IN_FORCE] != 0 or (number == 3 and keeps_pointers(v))
     if outcome != GO_ON or not loads or not uses_pae_paging(v):
         return outcome
     changed = ((v[GUEST_CR0] ^ cr0) & _CR0_LOADS) | ((v[GUEST_CR4] ^ cr4) & _CR4_LOADS)

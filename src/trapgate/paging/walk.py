@@ -4,14 +4,16 @@ SDM, chapter "Paging": no paging, 32-bit paging (with 4-MByte pages and PSE-36),
 PAE paging and 4-level paging. A walk that succeeds sets the accessed flags it
 passed and, for a write, the dirty flag; one that ends in a page fault sets none. With
 an EPT pointer in force every address in the guest's tables, and the one that they lead to,
-is guest-physical and goes through `ept`. In PAE paging the four page-directory-pointer
-entries are then those of the VMCS, and so they are with a frame map; else they are read from
-memory at CR3 on each walk instead of once at MOV to CR3: software that edits them without
-reloading CR3 sees the edit at once. Protection keys, shadow stacks, 57-bit addresses and
-global pages have no part here. Whether a linear address is canonical is the caller's business.
+is guest-physical and goes through `ept`; without one it goes through `alias`. In PAE paging the
+four page-directory-pointer entries are under EPT those of the VMCS, and so they are with a frame
+map; else they are read from memory at CR3 on each walk instead of once at MOV to CR3: software
+that edits them without reloading CR3 sees the edit at once. Protection keys, shadow stacks, 57-bit
+addresses and global pages have no part here. Whether a linear address is canonical is the
+caller's business.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.paging.alias import aliased
 from trapgate.paging.apic_access import apic_access
 from trapgate.paging.ept import (
     EPTP_ACCESSED_DIRTY,
@@ -21,7 +23,7 @@ from trapgate.paging.ept import (
     TRANSLATED,
     through_ept,
 )
-from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map
+from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map, keeps_pointers
 from trapgate.paging.memory import MAXPHYADDR, load8, load32, load64, load_sized, store32, store64
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
@@ -139,7 +141,7 @@ def walk(
     no_execute = False
     if efer & EFER_LMA:
         at4 = (cr3 & _FRAME) | ((linear >> 36) & 0xFF8)
-        entry4, error = read_entry(ept, mem, at4, 8)
+        entry4, error = read_entry(v, ept, mem, at4, 8)
         if error >= 0:
             return 0, error, 0, 0
         if entry4 & _P == 0:
@@ -149,7 +151,7 @@ def walk(
         rights &= entry4
         no_execute = entry4 < 0
         at3 = (entry4 & _FRAME) | ((linear >> 27) & 0xFF8)
-        entry3, error = read_entry(ept, mem, at3, 8)
+        entry3, error = read_entry(v, ept, mem, at3, 8)
         if error >= 0:
             return 0, error, 0, 0
         if entry3 & _P == 0:
@@ -166,7 +168,7 @@ def walk(
         table = entry3 & _FRAME
     else:
         linear &= 0xFFFF_FFFF
-        if ept != 0 or has_frame_map(v):
+        if ept != 0 or keeps_pointers(v):
             pointer = v[GUEST_PDPTE0 + ((linear >> 30) & 3)]
         else:
             pointer = load64(mem, (cr3 & 0xFFFF_FFE0) | ((linear >> 27) & 0x18))
@@ -180,7 +182,7 @@ def walk(
     entry2 = 0
     if size == 0x1000:
         at = table | ((linear >> 18) & 0xFF8)
-        entry, error = read_entry(ept, mem, at, 8)
+        entry, error = read_entry(v, ept, mem, at, 8)
         if error >= 0:
             return 0, error, 0, 0
         if entry & _P == 0:
@@ -199,7 +201,7 @@ def walk(
             at2 = at
             entry2 = entry
             at = (entry & _FRAME) | ((linear >> 9) & 0xFF8)
-            entry, error = read_entry(ept, mem, at, 8)
+            entry, error = read_entry(v, ept, mem, at, 8)
             if error >= 0:
                 return 0, error, 0, 0
             if entry & _P == 0:
@@ -235,16 +237,16 @@ def walk(
     # Every level's accessed flag, the last level's dirty flag; mostly set already.
     error = -1
     if at4 >= 0 and entry4 & _A == 0:
-        error = write_entry(ept, mem, at4, 8, entry4 | _A)
+        error = write_entry(v, ept, mem, at4, 8, entry4 | _A)
     if error < 0 and at3 >= 0 and at != at3 and entry3 & _A == 0:
-        error = write_entry(ept, mem, at3, 8, entry3 | _A)
+        error = write_entry(v, ept, mem, at3, 8, entry3 | _A)
     if error < 0 and at2 >= 0 and entry2 & _A == 0:
-        error = write_entry(ept, mem, at2, 8, entry2 | _A)
+        error = write_entry(v, ept, mem, at2, 8, entry2 | _A)
     marked = entry | _A
     if write:
         marked |= _D
     if error < 0 and marked != entry:
-        error = write_entry(ept, mem, at, 8, marked)
+        error = write_entry(v, ept, mem, at, 8, marked)
     if error >= 0:
         return 0, error, 0, 0
     if marked & _D == 0:
@@ -260,7 +262,7 @@ def _walk_two_level(
     cr4 = v[GUEST_CR4]
     ept = v[EPT_POINTER_IN_FORCE]
     at2 = (v[GUEST_CR3] & 0xFFFF_F000) | ((linear >> 20) & 0xFFC)
-    entry2, error = read_entry(ept, mem, at2, 4)
+    entry2, error = read_entry(v, ept, mem, at2, 4)
     if error >= 0:
         return 0, error, 0, 0
     if entry2 & _P == 0:
@@ -274,7 +276,7 @@ def _walk_two_level(
         rights = entry2
     else:
         at = (entry2 & 0xFFFF_F000) | ((linear >> 10) & 0xFFC)
-        entry, error = read_entry(ept, mem, at, 4)
+        entry, error = read_entry(v, ept, mem, at, 4)
         if error >= 0:
             return 0, error, 0, 0
         if entry & _P == 0:
@@ -300,12 +302,12 @@ def _walk_two_level(
         return 0, code | _P | PFEC_MAP, 0, 0
 
     if at != at2 and entry2 & _A == 0:
-        error = write_entry(ept, mem, at2, 4, entry2 | _A)
+        error = write_entry(v, ept, mem, at2, 4, entry2 | _A)
     marked = entry | _A
     if write:
         marked |= _D
     if error < 0 and marked != entry:
-        error = write_entry(ept, mem, at, 4, marked)
+        error = write_entry(v, ept, mem, at, 4, marked)
     if error >= 0:
         return 0, error, 0, 0
     if marked & _D == 0:
@@ -328,7 +330,7 @@ def under_frame_map(v: Cells, mem: Memory, physical: int, write: int, prot: int)
 
 
 @core
-def read_entry(ept: int, mem: Memory, at: int, width: int) -> tuple[int, int]:
+def read_entry(v: Cells, ept: int, mem: Memory, at: int, width: int) -> tuple[int, int]:
     """The paging-structure entry of `width` bytes at guest-physical `at`: (entry, -1 or error).
 
     With accessed and dirty flags for EPT this counts as a write (SDM, section of that name).
@@ -340,11 +342,13 @@ def read_entry(ept: int, mem: Memory, at: int, width: int) -> tuple[int, int]:
         at, error, _, _ = through_ept(ept, mem, at, wanted, LINEAR_VALID)
         if error >= 0:
             return 0, error
+    else:
+        at = aliased(v, at)
     return load64(mem, at) if width == 8 else load32(mem, at), -1
 
 
 @core
-def write_entry(ept: int, mem: Memory, at: int, width: int, entry: int) -> int:
+def write_entry(v: Cells, ept: int, mem: Memory, at: int, width: int, entry: int) -> int:
     """Set flags in the entry that `read_entry` has read: -1, or the error.
 
     Processors report it as a read and a write.
@@ -353,6 +357,8 @@ def write_entry(ept: int, mem: Memory, at: int, width: int, entry: int) -> int:
         at, error, _, _ = through_ept(ept, mem, at, RIGHT_READ | RIGHT_WRITE, LINEAR_VALID)
         if error >= 0:
             return error
+    else:
+        at = aliased(v, at)
     if width == 8:
         store64(mem, at, entry)
     else:
@@ -369,7 +375,7 @@ def at_guest_physical(
     `prot` and `size` (bytes) are what they say of the page. The rights of EPT have the bits
     of a protection: that of `access` is 1 << `access`.
     """
-    physical = address
+    physical = aliased(v, address)
     error = -1
     if ept != 0:
         physical, error, rights, span = through_ept(
@@ -410,6 +416,8 @@ def load_pointers(v: Cells, mem: Memory) -> int:
         table, error, _, _ = through_ept(ept, mem, table, RIGHT_READ, 0)
         if error >= 0:
             return error
+    else:
+        table = aliased(v, table)
     for n in range(4):
         if not pointer_is_legal(load64(mem, table + 8 * n)):
             return NO_POINTERS
