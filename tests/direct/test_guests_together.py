@@ -1,7 +1,10 @@
 """Several unmodified guests in one physical memory: none reaches another's."""
 
+import io
+import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from struct import pack
 
 import numpy as np
@@ -22,6 +25,7 @@ from tests.direct.test_protected_machine import (
 from tests.direct.test_protected_on_engine import MEMORY as PLAYGROUND
 from tests.direct.test_protected_on_engine import machine as player
 from tests.direct.test_protected_on_engine import program
+from trapgate.cli import app
 from trapgate.decision.decide import Disposition
 from trapgate.decision.fault_filters import NO_LINK, OWN_FRAME
 from trapgate.paging import frame_map as fm
@@ -255,12 +259,11 @@ def test_limits_and_wrong_sizes_are_told() -> None:
         ProtectedHost([4095])
 
 
+@pytest.mark.slow
 @pytest.mark.linux
 def test_two_debians_boot_unmodified() -> None:
     if not (LINUX / "vmlinuz-amd64").exists():
         pytest.skip("run tools/fetch-linux")
-    import io
-
     memory = 128 << 20
     host = ProtectedHost([memory] * 2)
     pair = []
@@ -276,3 +279,53 @@ def test_two_debians_boot_unmodified() -> None:
         exits = vm.summary().count(Disposition.EXIT, PF)
         assert 0 < exits < 400
         assert sum(vm.completed) > 30_000
+
+
+# The command line.
+
+
+def told(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of `trapgate run`."""
+    with pytest.raises(SystemExit) as ended:
+        app(["run", *arguments], standalone_mode=True)
+    out, error = capfd.readouterr()
+    status = ended.value.code
+    assert isinstance(status, int)
+    return status, out, error
+
+
+SAYS = "ba f8030000 b0{:02x} ee b00a ee b8 {:02x}000000 e7f4"
+"""mov edx, 3F8H; a letter, a new line; out F4H, eax: debug exit."""
+
+
+def test_guests_on_one_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The second guest fails, so the run does."""
+    for name, letter, status in (("a", "A", 0), ("b", "B", 1)):
+        code = bytes.fromhex(SAYS.format(ord(letter), status))
+        (tmp_path / name).write_bytes(code)
+    first, second = str(tmp_path / "a"), f"{tmp_path / 'b'} --memory 4M --seed 1"
+    direct = ("--memory", "4M", "--paging", "direct")
+    status, out, error = told(capfd, first, *direct, "--beside", second, "--json")
+    answer = json.loads(out)["guests"]
+    assert [guest["end"] for guest in answer] == ["debug exit"] * 2
+    assert [guest["status"] for guest in answer] == [0, 1]
+    assert [guest["machine_address"] for guest in answer] == [0, room_for(4 << 20)]
+    assert status == 1
+    assert sorted(error.split("\n")[:2]) == ["1| A", "2| B"]
+    status, out, error = told(capfd, first, *direct, "--beside", first)
+    assert status == 0
+    assert sorted(out.split("\n")) == ["", "1| A", "2| A"]
+    assert "guest 2: " in error
+    for arguments, line in (
+        (("--beside", second), "give --paging direct"),
+        ((*direct, "--beside", "'"), "mind the quotes"),
+        ((*direct, "--beside", ""), "nothing to run"),
+        ((*direct, "--beside", "x --gdb 1"), "unrecognized arguments: --gdb 1"),
+        ((*direct, "--beside", "x --memory 4X"), "is no size"),
+        ((*direct, "--beside", second, "--gdb", "1"), "--gdb is for one guest"),
+        ((*direct, "--beside", str(tmp_path / "none")), "none"),
+    ):
+        status, out, error = told(capfd, first, *arguments)
+        assert status == 2, (arguments, error)
+        assert line in error, (arguments, error)
+        assert error.count("\n") == 1, error
