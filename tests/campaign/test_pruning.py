@@ -1,5 +1,6 @@
 """A pruned campaign has the same weighted result as one that makes every run."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from trapgate.campaign.bench import Bench
 from trapgate.campaign.campaign import prepare
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
-from trapgate.campaign.moments import Course, course_of
-from trapgate.campaign.pruning import classes_of
+from trapgate.campaign.moments import course_of
+from trapgate.campaign.pruning import LIVES, OVERWRITTEN, STAYS, classes_of
 from trapgate.campaign.results import Results
 from trapgate.campaign.tables import frame
 
@@ -32,16 +33,14 @@ def weighted(results: Results) -> dict[tuple[str, str, str, int], float]:
     rows = frame(results).collect().to_dicts()
     found: dict[tuple[str, str, str, int], float] = {}
     for row in rows:
-        detail = row["detail"] if row["outcome"] != "no effect" else ""
+        detail = row["detail"] if row["outcome"] not in {"no effect", "latent"} else ""
         key = row["target"], row["outcome"], detail, row["status"]
         found[key] = found.get(key, 0.0) + row["weight"]
     return found
 
 
-def compared(workload: str, begin: int, length: int, bits: str, folder: Path) -> tuple[int, int]:
+def compared(target: str, top: str, folder: Path) -> tuple[int, int]:
     """Both campaigns, which must agree; how many runs they have."""
-    target = f'[[target]]\nregister = "general"\nbits = "{bits}"\n'
-    top = head(workload, begin, length)
     every = finished(target, folder / "every", top)
     pruned = finished(target, folder / "pruned", "prune = true\n" + top)
     assert weighted(pruned) == weighted(every)
@@ -49,33 +48,60 @@ def compared(workload: str, begin: int, length: int, bits: str, folder: Path) ->
     return pruned.runs_total, every.runs_total
 
 
+def registers(bits: str) -> str:
+    return f'[[target]]\nregister = "general"\nbits = "{bits}"\n'
+
+
+def memory(top: str, count: int) -> str:
+    """Targets in some of the bytes that a golden run touches, and one that it does not."""
+    reference = Reference(Bench(plan('[[target]]\nregister = "EAX"', top)))
+    touches = course_of(reference, memory=[(0, 16 << 20)]).touches
+    found = random.Random(1).sample(touches.addresses, count)
+    return "".join(
+        f'[[target]]\nmemory = "{at:#x}"\nbits = "{at % 8}"\n' for at in (*found, 0xA0_0000)
+    )
+
+
 @pytest.mark.parametrize(("workload", "begin"), WINDOWS)
 def test_pruned_is_unpruned(workload: str, begin: int, tmp_path: Path) -> None:
-    few, many = compared(workload, begin, 60, "4", tmp_path)
+    few, many = compared(registers("4"), head(workload, begin, 60), tmp_path)
     assert few < many * 0.7
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workload", "begin"), WINDOWS)
 def test_pruned_is_unpruned_in_longer_runs(workload: str, begin: int, tmp_path: Path) -> None:
-    compared(workload, begin + 100_000, 900, "12", tmp_path)
+    compared(registers("12"), head(workload, begin + 100_000, 900), tmp_path)
+
+
+@pytest.mark.parametrize(("workload", "begin"), [("demand", 10_200_000), ("faults", 60_000)])
+def test_pruned_is_unpruned_in_memory(workload: str, begin: int, tmp_path: Path) -> None:
+    top = head(workload, begin, 60)
+    few, many = compared(memory(top, 25), top, tmp_path)
+    assert few < many * 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workload", "begin"), WINDOWS)
+def test_pruned_is_unpruned_in_memory_in_longer_runs(
+    workload: str, begin: int, tmp_path: Path
+) -> None:
+    top = head(workload, begin + 100_000, 600)
+    compared(memory(top, 60), top, tmp_path)
 
 
 def test_classes_end_at_accesses() -> None:
-    # A register that is read at 2, overwritten at 4, and read at 5; seven instructions.
-    reads = np.array([0, 0, 1, 0, 0, 1, 0], np.int64)
-    writes = np.array([0, 0, 0, 0, 1, 0, 0], np.int64)
-    times = np.arange(100, 107, dtype=np.int64)
-    course = Course(times, times, reads, writes)
-    found = classes_of(course, times, 0)
+    # Something that is read at 2, overwritten at 4, and read at 5; seven instructions.
+    accesses, reads = np.array([2, 4, 5]), np.array([True, False, True])
+    found = classes_of(np.arange(7), accesses, reads, LIVES)
     assert found.of.tolist() == [0, 0, 0, 1, 1, 2, 3]
-    assert found.lives.tolist() == [True, False, True, True]  # the last one may matter at the end
+    assert found.fate.tolist() == [LIVES, OVERWRITTEN, LIVES, LIVES]
     assert found.last.tolist() == [2, 4, 5, 6]
     assert found.size.tolist() == [3, 2, 1, 1]
-    some = classes_of(course, times[1::3], 0)  # 101, 104
-    assert some.lives.tolist() == [True, False]
+    some = classes_of(np.array([1, 4]), accesses, reads, STAYS)
+    assert some.fate.tolist() == [LIVES, OVERWRITTEN]
     assert some.size.tolist() == [1, 1]
-    assert classes_of(course, times, 1).lives.tolist() == [True]
+    assert classes_of(np.arange(7), accesses[:0], reads[:0], STAYS).fate.tolist() == [STAYS]
 
 
 def test_a_sample_of_classes_stands_for_the_space(tmp_path: Path) -> None:
@@ -87,11 +113,32 @@ def test_a_sample_of_classes_stands_for_the_space(tmp_path: Path) -> None:
     assert rows["run"].null_count() > 0
 
 
-def test_what_has_no_classes_is_not_pruned() -> None:
-    with pytest.raises(PlanError, match="only flips of general registers"):
-        prepare(plan("[[target]]\nskip = true", "prune = true\n" + HEAD))
-    with pytest.raises(PlanError, match="only flips of general registers"):
-        prepare(plan('[[target]]\nregister = "EAX"\nmode = "set 1"', "prune = true\n" + HEAD))
+def test_a_sample_of_classes_of_memory_stands_for_the_space(tmp_path: Path) -> None:
+    body = '[[target]]\nmemory = "0x100000-0x3fffff"\n[sample]\nruns = 400\nseed = 3\n'
+    results = finished(body, tmp_path / "s", "prune = true\n" + HEAD)
+    rows = frame(results).collect()
+    assert rows["weight"].sum() == pytest.approx(3000 * (3 << 20) * 8)
+    assert results.runs_total < 100
+    unread = rows.filter(rows["run"].is_null())
+    assert "latent" in set(unread["outcome"].cast(str)) <= {"latent", "no effect"}
+
+
+@pytest.mark.parametrize(
+    ("target", "top", "words"),
+    [
+        ("skip = true", HEAD, "only flips of general registers"),
+        ('register = "EAX"\nmode = "set 1"', HEAD, "only flips of general registers"),
+        ('linear = "0xc0000000"', HEAD, "by physical address"),
+        (
+            'memory = "0x1000"',
+            HEAD.replace("[guest]", '[guest]\npaging = "direct"'),
+            "the VMM reads the guest's memory",
+        ),
+    ],
+)
+def test_what_has_no_classes_is_not_pruned(target: str, top: str, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        prepare(plan(f"[[target]]\n{target}", "prune = true\n" + top))
 
 
 def test_the_course_is_the_golden_run_s() -> None:

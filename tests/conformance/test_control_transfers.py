@@ -9,6 +9,7 @@ from struct import pack
 import pytest
 
 from tests.conformance.tiny_guest import (
+    ABSENT,
     BEYOND_GDT,
     CODE,
     CODE_32,
@@ -41,7 +42,7 @@ TARGET = CODE + 0x800
 NT = 1 << 14
 GATE = 0x48
 """Selector of a call gate of our own."""
-UD, TS, NP, SS, GP = 6, 10, 11, 12, 13
+UD, TS, NP, SS, GP, PF = 6, 10, 11, 12, 13, 14
 FREE = 0x58
 
 
@@ -174,6 +175,39 @@ def test_input_behind_arithmetic_in_virtual_8086_mode(middle: bytes, engine: str
         assert run.vmcs["GUEST_RFLAGS"] & 1 << 17
         run.vmcs["GUEST_RIP"] += 1
         run.resume()
+
+
+# Near returns.
+
+
+def test_near_return_that_releases_much(engine: str) -> None:
+    """The number of bytes is unsigned."""
+    for mode, push in (("p32", b"\x68"), ("pae", b"\x68"), ("l64", b"\x68")):
+        code = push + pack("<I", CODE + 8) + b"\xc2\x00\x90"
+        run = begin(Tiny(mode, code=code), ALL_EXCEPTIONS, engine=engine)
+        assert (run.exit.reason.name, run.vmcs["GUEST_RIP"]) == ("VMCALL", CODE + 8)
+        assert run.vmcs["GUEST_RSP"] == STACK + 0x9000
+    code = bytes.fromhex("680600c20090")  # push 6; ret 9000H
+    run = begin(Tiny("r16", code=code), ALL_EXCEPTIONS, engine=engine)
+    assert (run.vmcs["GUEST_RIP"], run.vmcs["GUEST_RSP"]) == (6, (STACK + 0x9000) & 0xFFFF)
+
+
+def test_faults_of_a_near_return_that_releases_much(engine: str) -> None:
+    wide = b"\x48\xb8" + pack("<Q", 1 << 47) + b"\x50"  # mov rax, 2^47; push rax
+    code = wide + b"\xc2\xff\xff"
+    assert ends(go(engine, "l64", code)) == (GP, 0, len(wide))
+    fields = {"GUEST_RSP": ABSENT}
+    assert ends(go(engine, "p32", b"\xc2\xff\xff", fields=fields)) == (PF, 0, 0)
+
+
+def test_a_trap_behind_a_near_return_that_releases_much(engine: str) -> None:
+    fields = {"GUEST_RFLAGS": 0x102, "GUEST_RIP": CODE + 4, "GUEST_RSP": STACK - 4}
+    memory = {STACK - 4: pack("<I", CODE)}
+    guest = Tiny("p32", code=bytes.fromhex("90909090c20080"), fields=fields, memory=memory)
+    run = begin(guest, ALL_EXCEPTIONS, engine=engine)
+    assert run.exit.interruption is not None
+    assert (run.exit.interruption.vector, run.vmcs["GUEST_RIP"]) == (1, CODE)
+    assert run.vmcs["GUEST_RSP"] == STACK + 0x8000
 
 
 # Fast system calls.

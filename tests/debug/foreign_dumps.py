@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from trapgate.debug.doctor.fields import FIELDS, width
+
 Fields = Mapping[str, int]
 SEGMENTS = ("CS", "DS", "SS", "ES", "FS", "GS")
 
@@ -194,6 +196,175 @@ def virtualbox(v: Fields) -> list[str]:
     ]
 
 
+def kvm_later(v: Fields) -> list[str]:
+    """What dump_vmcs prints of kernels 6.x that know APICv, MSR lists, and CET."""
+    lines = kvm(v, new=True)
+    guest = lines.index("*** Host State ***")
+    lines[guest:guest] = [
+        "InterruptStatus = 0000",
+        "MSR guest autoload:",
+        "   0: msr=0x00000600 value=0x0000000000000000",
+        (
+            f"S_CET = 0x{v['GUEST_IA32_S_CET']:016x}, SSP = 0x{v['GUEST_SSP']:016x}, SSP TABLE = "
+            f"0x{v['GUEST_IA32_INTERRUPT_SSP_TABLE_ADDR']:016x}"
+        ),
+    ]
+    return [
+        *lines,
+        f"SVI|RVI = 00|00 TPR Threshold = 0x{v['TPR_THRESHOLD']:02x}",
+        (
+            f"APIC-access addr = 0x{v['APIC_ACCESS_ADDRESS']:016x} virt-APIC addr = "
+            f"0x{v['VIRTUAL_APIC_ADDRESS']:016x}"
+        ),
+        f"PostedIntrVec = 0x{v['POSTED_INTERRUPT_NOTIFICATION_VECTOR']:02x}",
+        f"PLE Gap={v['PLE_GAP']:08x} Window={v['PLE_WINDOW']:08x}",
+    ]
+
+
+def xen_older(v: Fields) -> list[str]:
+    """Xen's as of 4.5 to 4.10, with what the VMM believes beside RSP, RIP and RFLAGS."""
+
+    def beside(line: str) -> str:
+        rip, rsp, flags = (f"0x{v[f'GUEST_{n}']:016x}" for n in ("RIP", "RSP", "RFLAGS"))
+        line = line.replace(
+            f"RSP = {rsp}  RIP = {rip}", f"RSP = {rsp} ({rsp})  RIP = {rip} ({rip})"
+        )
+        return line.replace(f"RFLAGS=0x{flags[-8:]} ", f"RFLAGS=0x{flags[-8:]} (0x{flags[-8:]}) ")
+
+    return [
+        "d7v0 vmentry failure (reason 0x80000021): Invalid guest state (0)",
+        *map(beside, xen(v)),
+    ]
+
+
+def haxm(v: Fields) -> list[str]:
+    """HAXM's log: encoding, name, bare hexadecimal digits."""
+    return [f"haxm_warning: {FIELDS[name]:04x} VMX_{name}: {value:x}" for name, value in v.items()]
+
+
+def commented(v: Fields) -> list[str]:
+    """NAME = value lines behind #, with the upper halves of 64-bit fields in lines of their own."""
+    lines = ["   # vmread(0x2) failed"]
+    for name, value in v.items():
+        if width(name) == 64 and FIELDS[name] >> 13 == 1:
+            lines.append(f" # {name}_FULL = 0x{value & 0xFFFFFFFF:x}")
+            lines.append(f" # {name}_HIGH = 0x{value >> 32:x}")
+        else:
+            lines.append(f" # {name} = 0x{value:x}")
+    return lines
+
+
+def hyperdbg(v: Fields) -> list[str]:
+    """A driver's log with the names of ia32-doc."""
+    executed = "PROCESSOR_BASED_VM_EXECUTION_CONTROLS"
+    other = {
+        "PIN_BASED_CONTROLS": "CTRL_PIN_BASED_VM_EXECUTION_CONTROLS",
+        "PRIMARY_PROCESSOR_BASED_CONTROLS": f"CTRL_{executed}",
+        "SECONDARY_PROCESSOR_BASED_CONTROLS": f"CTRL_SECONDARY_{executed}",
+        "VM_EXIT_CONTROLS": "CTRL_PRIMARY_VMEXIT_CONTROLS",
+        "VM_ENTRY_CONTROLS": "CTRL_VMENTRY_CONTROLS",
+        "VM_ENTRY_INTERRUPTION_INFORMATION": "CTRL_VMENTRY_INTERRUPTION_INFORMATION_FIELD",
+        "VM_ENTRY_EXCEPTION_ERROR_CODE": "CTRL_VMENTRY_EXCEPTION_ERROR_CODE",
+        "VM_ENTRY_INSTRUCTION_LENGTH": "CTRL_VMENTRY_INSTRUCTION_LENGTH",
+        "VMCS_LINK_POINTER": "GUEST_VMCS_LINK_POINTER",
+        "EPT_POINTER": "CTRL_EPT_POINTER",
+        "VIRTUAL_PROCESSOR_IDENTIFIER": "CTRL_VIRTUAL_PROCESSOR_IDENTIFIER",
+        "MSR_BITMAP_ADDRESS": "CTRL_MSR_BITMAP_ADDRESS",
+    }
+    return [
+        f"[+] Information (VmxDumpVmcs:{n}) | VMCS_{other.get(name, name)} : 0x{value:x}"
+        for n, (name, value) in enumerate(v.items(), start=210)
+        if name in other or name.startswith(("GUEST_", "HOST_"))
+    ]
+
+
+def guru(v: Fields) -> list[str]:
+    """The guest's registers in VirtualBox's log after a Guru Meditation."""
+
+    def segment(name: str) -> str:
+        shown = {"LDTR": "ldtr", "TR": "tr  "}.get(name, name.lower())
+        return (
+            f"{shown}={{{v[f'GUEST_{name}_SELECTOR']:04x} base={v[f'GUEST_{name}_BASE']:016x} "
+            f"limit={v[f'GUEST_{name}_LIMIT']:08x} flags={v[f'GUEST_{name}_ACCESS_RIGHTS']:08x}}}"
+        )
+
+    return [
+        "Guest CPUM (VCPU 0) state: ",
+        "rax=0000000000000001 rbx=0000000000000000 rcx=0000000000000000 rdx=0000000000000000",
+        f"rip={v['GUEST_RIP']:016x} rsp={v['GUEST_RSP']:016x} rbp=0000000000000000 iopl=0 nv up di",
+        f"{segment('CS')} dr0=0000000000000000 dr1=0000000000000000",
+        f"{segment('DS')} dr2=0000000000000000 dr3=0000000000000000",
+        f"{segment('ES')} dr4=0000000000000000 dr5=0000000000000000",
+        f"{segment('FS')} dr6=00000000ffff0ff0 dr7={v['GUEST_DR7']:016x}",
+        f"{segment('GS')} cr0={v['GUEST_CR0']:016x} cr2=0000000000000000",
+        f"{segment('SS')} cr3={v['GUEST_CR3']:016x} cr4={v['GUEST_CR4']:016x}",
+        (
+            f"gdtr={v['GUEST_GDTR_BASE']:016x}:{v['GUEST_GDTR_LIMIT']:04x}  "
+            f"idtr={v['GUEST_IDTR_BASE']:016x}:{v['GUEST_IDTR_LIMIT']:04x}  "
+            f"rflags={v['GUEST_RFLAGS']:08x}"
+        ),
+        segment("LDTR"),
+        segment("TR"),
+        (
+            f"SysEnter={{cs={v['GUEST_IA32_SYSENTER_CS']:04x} "
+            f"eip={v['GUEST_IA32_SYSENTER_EIP']:016x} esp={v['GUEST_IA32_SYSENTER_ESP']:016x}}}"
+        ),
+        f"EFER         ={v['GUEST_IA32_EFER']:016x}",
+        f"PAT          ={v['GUEST_IA32_PAT']:016x}",
+    ]
+
+
+def bochs(v: Fields) -> list[str]:
+    """The part of Bochs' saved state that is about the current VMCS: controls and host."""
+
+    def row(name: str, field: str) -> str:
+        return f"      {name} = 0x{v[field]:x}"
+
+    selectors = ("ES", "CS", "SS", "DS", "FS", "GS", "TR")
+    return [
+        "VMX = {",
+        "  vmcsptr = 0x10c000",
+        "  in_vmx = true",
+        "  VMCS_CACHE = {",
+        "    VMEXEC_CTRLS = {",
+        row("pin_vmexec_ctrls", "PIN_BASED_CONTROLS"),
+        row("vmexec_ctrls1", "PRIMARY_PROCESSOR_BASED_CONTROLS"),
+        row("vmexec_ctrls2", "SECONDARY_PROCESSOR_BASED_CONTROLS"),
+        row("vm_exceptions_bitmap", "EXCEPTION_BITMAP"),
+        row("vm_pf_mask", "PAGE_FAULT_ERROR_CODE_MASK"),
+        row("vm_cr0_mask", "CR0_GUEST_HOST_MASK"),
+        f"      vm_cr3_target_cnt = {v['CR3_TARGET_COUNT']}",
+        row("msr_bitmap_addr", "MSR_BITMAP_ADDRESS"),
+        row("eptptr", "EPT_POINTER"),
+        row("vpid", "VIRTUAL_PROCESSOR_IDENTIFIER"),
+        row("vmcs_linkptr", "VMCS_LINK_POINTER"),
+        "    }",
+        "    VMEXIT_CTRLS = {",
+        row("vmexit_ctrls", "VM_EXIT_CONTROLS"),
+        f"      vmexit_msr_store_cnt = {v['VM_EXIT_MSR_STORE_COUNT']}",
+        row("vmexit_msr_store_addr", "VM_EXIT_MSR_STORE_ADDRESS"),
+        "    }",
+        "    VMENTRY_CTRLS = {",
+        row("vmentry_ctrls", "VM_ENTRY_CONTROLS"),
+        row("vmentry_interr_info", "VM_ENTRY_INTERRUPTION_INFORMATION"),
+        row("vmentry_excep_err_code", "VM_ENTRY_EXCEPTION_ERROR_CODE"),
+        "    }",
+        "    HOST_STATE = {",
+        *(row(f"CR{n}", f"HOST_CR{n}") for n in (0, 3, 4)),
+        *(row(name, f"HOST_{name}_SELECTOR") for name in selectors),
+        *(row(f"{name}_BASE", f"HOST_{name}_BASE") for name in ("FS", "GS", "GDTR", "IDTR", "TR")),
+        row("RIP", "HOST_RIP"),
+        row("sysenter_esp_msr", "HOST_IA32_SYSENTER_ESP"),
+        row("pat_msr", "HOST_IA32_PAT"),
+        row("efer_msr", "HOST_IA32_EFER"),
+        row("ia32_s_cet_msr", "HOST_IA32_S_CET"),
+        "    }",
+        "  }",
+        "}",
+        "  CR0 = 0xdeadbeef",
+    ]
+
+
 def linux_names(v: Fields) -> list[str]:
     """NAME: value lines with the names of a C header."""
     other = {
@@ -345,10 +516,15 @@ FORMS = {
     "kvm 4": lambda v: kvm(v, new=False),
     "kvm 6": lambda v: kvm(v, new=True),
     "xen": xen,
+    "kvm 6 later": kvm_later,
+    "xen 4.8": xen_older,
     "virtualbox": virtualbox,
+    "haxm": haxm,
+    "commented": commented,
+    "hyperdbg": hyperdbg,
     "names": linux_names,
 }
-REGISTERS = {"qemu": qemu, "sregs": sregs, "sregs table": sregs_table}
+REGISTERS = {"qemu": qemu, "sregs": sregs, "sregs table": sregs_table, "guru": guru}
 PASTED = {
     "as is": as_is,
     "dmesg": dmesg,

@@ -112,3 +112,13 @@ def test_misuse_is_said_in_one_line(tmp_path: Path) -> None:
         result = vmcs(*words)
         assert result.exit_code == 2
         assert result.stderr.count("\n") == 1
+
+
+def test_bochs_own_word_is_repeated_where_there_is_no_vmcs(tmp_path: Path) -> None:
+    path = tmp_path / "bochsout.txt"
+    path.write_text(
+        "00000012i[CPU0 ] x\n00000099e[CPU0 ] VMFAIL: VMCS host TR BASE non canonical\n"
+    )
+    result = vmcs(path)
+    assert result.exit_code == 2
+    assert "VMFAIL: VMCS host TR BASE non canonical" in result.stderr

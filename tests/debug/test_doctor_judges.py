@@ -1,5 +1,6 @@
 """Every check of VM entry, satisfied and violated, against the SDM's text written down apart."""
 
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -156,6 +157,9 @@ POSTED: Changes = {
     "POSTED_INTERRUPT_DESCRIPTOR_ADDRESS": 0x40,
 }
 CET: Changes = {ENTRY: on(20)}
+FRED: Changes = {"GUEST_CR4": on(32)}
+LATER_EXIT: Changes = {EXIT: on(31), "SECONDARY_VM_EXIT_CONTROLS": 1 << 1 | 1 << 2}
+FRED_LOADS: list[tuple[str, Changes]] = [("GUEST", {ENTRY: on(23)}), ("HOST", LATER_EXIT)]
 TERTIARY_ON: Changes = {**second(), PRIMARY: on(17, 31)}
 IPI: Changes = {
     **TERTIARY_ON,
@@ -164,6 +168,19 @@ IPI: Changes = {
     "PID_POINTER_TABLE_ADDRESS": 8,
     "VIRTUAL_APIC_ADDRESS": 0x1000,
 }
+
+
+def fred_rows(side: str, switch: Changes) -> Iterator[tuple[str, Changes, list[Changes]]]:
+    """What FRED's MSRs of one side must be when they are loaded."""
+    config, low = f"{side}_IA32_FRED_CONFIG", side.lower()
+    yield f"{low}-fred-config", switch, [{config: 1 << n} for n in (2, 4, 5, 11)]
+    yield f"{low}-fred-config-canonical", switch, [{config: 1 << 62}]
+    for n in (1, 2, 3):
+        for kind, odd in (("RSP", 0x20), ("SSP", 4)):
+            field, rule = f"{side}_IA32_FRED_{kind}{n}", f"{low}-fred-{kind.lower()}{n}"
+            yield f"{rule}-aligned", switch, [{field: odd}]
+            yield rule, switch, [{field: 1 << 50}]
+
 
 NEWER: list[tuple[str, Changes, list[Changes]]] = [
     ("tpr-threshold-reserved", {PRIMARY: on(21), "VIRTUAL_APIC_ADDRESS": 0x1000,
@@ -219,6 +236,31 @@ NEWER: list[tuple[str, Changes, list[Changes]]] = [
     ("guest-rtit-ctl", {ENTRY: on(18)}, [{"GUEST_IA32_RTIT_CTL": 1 << 63}]),
     ("guest-lbr-ctl", {ENTRY: on(21)}, [{"GUEST_IA32_LBR_CTL": 1 << 4}]),
     ("guest-uinv", {ENTRY: on(19)}, [{"GUEST_UINV": 0x100}]),
+    ("host-s-cet-high", {EXIT: on(28)}, [{EXIT: off(9), "HOST_IA32_S_CET": 1 << 32}]),
+    ("guest-s-cet-high", CET, [{ENTRY: off(9), "GUEST_IA32_S_CET": 1 << 32}]),
+    ("ssp-high", CET, [{ENTRY: off(9), "GUEST_SSP": 1 << 32},
+                       {"GUEST_CS_ACCESS_RIGHTS": off(13), "GUEST_SSP": 1 << 32}]),
+    ("host-ssp-high", {EXIT: on(28)}, [{EXIT: off(9), "HOST_SSP": 1 << 32}]),
+    ("guest-spec-ctrl", {ENTRY: on(24)}, [{"GUEST_IA32_SPEC_CTRL": 1 << 9}]),
+    ("host-spec-ctrl", {**LATER_EXIT, "HOST_IA32_SPEC_CTRL": 0x401},
+     [{"HOST_IA32_SPEC_CTRL": 1 << 63}]),
+    *(row for side, switch in FRED_LOADS for row in fred_rows(side, switch)),
+    ("guest-legacy-fred", FRED, [{ENTRY: off(9)}]),
+    ("fred-ss-dpl", FRED, [{"GUEST_SS_ACCESS_RIGHTS": on(5)}, {"GUEST_SS_ACCESS_RIGHTS": on(6)}]),
+    ("fred-cs-l", FRED, [{"GUEST_CS_ACCESS_RIGHTS": off(13)}]),
+    ("rflags-fred-iopl", FRED, [{"GUEST_RFLAGS": 0x1002, "GUEST_SS_ACCESS_RIGHTS": 0xC0F3}]),
+    ("blocking-sti-with-fred", {**FRED, "GUEST_RFLAGS": 0x202, "GUEST_INTERRUPTIBILITY_STATE": 1},
+     [{"GUEST_SS_ACCESS_RIGHTS": 0xC0F3}]),
+    ("injected-reserved", {**FRED, "VM_ENTRY_INTERRUPTION_INFORMATION": event(6, 3) | 1 << 13},
+     [{"GUEST_CR4": off(32)}, {"VM_ENTRY_INTERRUPTION_INFORMATION": event(6, 4) | 1 << 13}]),
+    ("injected-vector", {**FRED, "VM_ENTRY_INTERRUPTION_INFORMATION": event(2, 7)},
+     [{"GUEST_CR4": off(32)}, {"VM_ENTRY_INTERRUPTION_INFORMATION": event(3, 7)}]),
+    ("low-pasid-directory", second(21), [{"LOW_PASID_DIRECTORY_ADDRESS": 0x800}]),
+    ("high-pasid-directory", second(21), [{"HIGH_PASID_DIRECTORY_ADDRESS": 1 << 52}]),
+    ("pid-pointer-last", {**IPI, "LAST_PID_POINTER_INDEX": 0xFFFF},
+     [{"PID_POINTER_TABLE_ADDRESS": (1 << 52) - 8}]),
+    ("activity-sipi-in-smm", {"GUEST_ACTIVITY_STATE": 3}, [{ENTRY: on(10)}]),
+    ("blocking-smi-missing", {}, [{ENTRY: on(10)}]),
     ("pending-rtm", {"GUEST_PENDING_DEBUG_EXCEPTIONS": 0x11000},
      [{"GUEST_PENDING_DEBUG_EXCEPTIONS": 0x10000}, {"GUEST_INTERRUPTIBILITY_STATE": 2}]),
     ("blocking-enclave-and-mov-ss", {"GUEST_INTERRUPTIBILITY_STATE": 0x10},
@@ -261,6 +303,7 @@ def test_every_rule_fails_somewhere_in_these_tests() -> None:
         "host-ssp-table",
         "host-s-cet-canonical",
         "tertiary-reserved",
+        "secondary-exit-controls",
         "vm-functions-reserved",
         "rip-canonical",
         "secondary-controls-must-be-1",  # of no processor so far
@@ -270,13 +313,18 @@ def test_every_rule_fails_somewhere_in_these_tests() -> None:
 
 
 def test_rules_of_capabilities() -> None:
-    told = ForeignProcessor(msrs={0x485: 0, 0x491: 1, 0x492: 0})
+    told = ForeignProcessor(msrs={0x485: 0, 0x48C: 1 << 6 | 1 << 14, 0x491: 1, 0x492: 0, 0x493: 2})
     base = {**dict.fromkeys(FIELDS, 0), **template("long-mode").values}
-    for name, changes in (
+    rows: tuple[tuple[str, Changes], ...] = (
         ("activity-unsupported", {"GUEST_ACTIVITY_STATE": 1}),
         ("vm-functions-reserved", {**second(13), "VM_FUNCTION_CONTROLS": 2}),
         ("tertiary-reserved", {**TERTIARY_ON, TERTIARY: 1}),
-    ):
+        ("secondary-exit-controls", {EXIT: on(31), "SECONDARY_VM_EXIT_CONTROLS": 1}),
+        ("cr3-target-count", {"CR3_TARGET_COUNT": 4}),
+        ("ept-memory-type", {"EPT_POINTER": 3 << 3, SECONDARY: on(1), PRIMARY: on(31)}),
+        ("ept-walk-length", {"EPT_POINTER": 4 << 3 | 6, SECONDARY: on(1), PRIMARY: on(31)}),
+    )
+    for name, changes in rows:
         assert examine(Patient(apply(base, changes))).passes
         found = examine(Patient(apply(base, changes)), told).findings
         assert [finding.rule.name for finding in found] == [name]

@@ -11,10 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tests.debug.broken_guests import BASE, GUESTS, HLT, UD2, Broken, flat, long
+from tests.debug.broken_guests import (
+    BASE,
+    FOREVER,
+    GUESTS,
+    HANDLER,
+    HLT,
+    PIC_AT_8,
+    STI,
+    UD2,
+    Broken,
+    flat,
+    gate,
+    long,
+    with_idt,
+)
 from tests.unit.core_guest import GDT, IDT, SIZE, Guest
+from tests.unit.guest_files import boot_sector
 from trapgate.cli import app
 from trapgate.debug.story import Story, tell
+from trapgate.debug.story.branches import last_branches
 from trapgate.debug.story.delivery import attempt
 from trapgate.debug.story.lines import SourceLines
 from trapgate.debug.story.view import View
@@ -28,7 +44,7 @@ MEMORY = 4 << 20
 MASK = (1 << 64) - 1
 
 
-def story_of(guest: Broken, tmp_path: Path, engine: str = "auto") -> Story:
+def machine_with(guest: Broken, tmp_path: Path, engine: str = "auto") -> VirtualMachine:
     path = tmp_path / "guest"
     path.write_bytes(guest.file)
     machine = DirectMachine if guest.direct else VirtualMachine
@@ -36,6 +52,11 @@ def story_of(guest: Broken, tmp_path: Path, engine: str = "auto") -> Story:
     vm.load(load_guest(path, memory=MEMORY))
     for name, value in guest.fields.items():
         vm.vmcs[name] = value
+    return vm
+
+
+def story_of(guest: Broken, tmp_path: Path, engine: str = "auto") -> Story:
+    vm = machine_with(guest, tmp_path, engine)
     vm.run(max_instructions=2_000_000)
     story = tell(vm)
     assert story is not None, vm.stopped
@@ -54,6 +75,56 @@ def test_the_story_says_what_was_wrong(guest: Broken, tmp_path: Path) -> None:
 @pytest.mark.parametrize("guest", GUESTS[::5], ids=lambda guest: guest.name)
 def test_both_engines_tell_the_same(guest: Broken, tmp_path: Path) -> None:
     assert str(story_of(guest, tmp_path, "native")) == str(story_of(guest, tmp_path, "portable"))
+
+
+RM_DIES = b"\x66\x2e\x0f\x01\x1e\x50\0\xcd\x80"
+"""LIDT of an empty table (at CS:50H, where the sector has zeros), and INT 80H."""
+# A timer's handler that breaks, behind the IDT of IRQ 0 at vector 20H; EB 00 is JMP $+2.
+TICK = PIC_AT_8.replace(b"\xb0\x08\xe6\x21", b"\xb0\x20\xe6\x21") + STI
+LAST_BRANCHES: dict[str, tuple[Broken | str, tuple[str, ...]]] = {
+    "a loop, counted": ("stack not mapped", ("10001CH -> 100016H: loop, 1,023 times",)),
+    "the fault before, not the end's own": (
+        "error code left on the stack", ("10000BH -> 103000H: #GP",)),
+    "there and back": ("red zone", ("100008H -> 103000H: #BP", "10300FH -> 100009H: iretq")),
+    "none": ("SSE off", ()),
+    "an interrupt": (
+        Broken("tick",
+               with_idt(TICK + FOREVER, {32: gate(HANDLER)}, at_103000=b"\xeb\0" + UD2), ()),
+        ("100028H -> 100028H: jmp", "100028H -> 103000H: external interrupt 20H",
+         "103000H -> 103002H: jmp")),
+    "calls": (
+        Broken("calls", flat(b"\xe8\x02\0\0\0" + UD2 + b"\x39\xc0\x75\xf7\x74\x01\xc3\xc3"), ()),
+        ("100000H -> 100007H: call", "10000BH -> 10000EH: je", "10000EH -> 100005H: ret")),
+    "real mode": (
+        Broken("real", boot_sector(b"\xea\x07\0\xc0\x07" + b"\x90" * 2 + RM_DIES), ()),
+        ("7C00H -> 7C07H: jmp far",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("name", LAST_BRANCHES)
+def test_the_last_branches_are_found_by_executing_again(
+    name: str, engine: str, tmp_path: Path
+) -> None:
+    which, expected = LAST_BRANCHES[name]
+    guest = next(one for one in GUESTS if one.name == which) if isinstance(which, str) else which
+    vm = machine_with(guest, tmp_path, engine)
+    vm.run(max_instructions=200_000)
+    story = tell(vm, again=lambda: machine_with(guest, tmp_path, engine))
+    assert story is not None
+    assert story.end == "triple fault"
+    assert story.branches == expected
+    assert not expected or expected[-1] in str(story)
+    assert not expected or expected[-1].replace(">", "&gt;") in story._repr_html_()
+    assert story.values()["branches"] == list(expected)
+
+
+def test_another_run_has_no_last_branches(tmp_path: Path) -> None:
+    guest = next(one for one in GUESTS if one.name == "red zone")
+    vm = machine_with(guest, tmp_path)
+    vm.run()
+    assert last_branches(machine_with(GUESTS[0], tmp_path), vm) is None
+    assert last_branches(machine_with(guest, tmp_path), vm) is not None
 
 
 def test_guests_that_end_as_they_should_have_no_story(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Criteria tables on columns say what each fault's values say, nothing where they are unknown."""
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -147,27 +146,15 @@ def known_of(row: dict[str, Any]) -> dict[str, Any]:
 
 def possible(rules: list[Rule], known: dict[str, Any]) -> set[int]:
     """What the table may do, when each clause over what is unknown may hold or not."""
-    unknown = [
-        (number, clause)
-        for number, rule in enumerate(rules)
-        for clause in rule.clauses
-        if known[clause.value.name] is UNKNOWN
-    ]
     found = set()
-    for truths in product((False, True), repeat=len(unknown)):
-        assumed = dict(zip(unknown, truths, strict=True))
-        for number, rule in enumerate(rules):
-            if all(
-                assumed[number, clause]
-                if (number, clause) in assumed
-                else holds(clause, lambda value: known[value.name])
-                for clause in rule.clauses
-            ):
-                found.add(int(rule.action))
-                break
-        else:
-            found.add(int(Action.NEXT))
-    return found
+    for rule in rules:
+        unknown = [clause for clause in rule.clauses if known[clause.value.name] is UNKNOWN]
+        told = [clause for clause in rule.clauses if clause not in unknown]
+        if all(holds(clause, lambda value: known[value.name]) for clause in told):
+            found.add(int(rule.action))
+            if not unknown:
+                return found
+    return found | {int(Action.NEXT)}
 
 
 @given(

@@ -27,8 +27,8 @@ from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
 from trapgate.vmx.checks.host_state import check_host_state
 
 MEMORY = 1 << 16
-CURRENT, REVISED = 0x7000, 0x8000
-"""The current VMCS, and another region with the right revision identifier."""
+CURRENT, REVISED, SHADOW = 0x7000, 0x8000, 0xA000
+"""The current VMCS, another region with the right revision identifier, and a shadow VMCS's."""
 REVISION = 0x54524701
 DEFAULT_1 = {"pin": 0x16, "primary": 0x04006172, "secondary": 0, "exit": 0x36DFB, "entry": 0x11FB}
 """Bits that must be 1, from the SDM's appendix "VMX Capability Reporting Facility"."""
@@ -43,9 +43,9 @@ def supported(*, long: bool, python: bool) -> Processor:
         1 << n
         for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 21, 22, 23, 24, 25, 27, 28, 29, 30, 31)
     )
-    secondary = sum(1 << n for n in (2, 3, 4, 5, 6, 7, 10, 12)) | (not python) * 0x303
-    leave = sum(1 << n for n in (2, 9, 15, 18, 19, 20, 21, 22))
-    enter = sum(1 << n for n in (2, 9, 14, 15))
+    secondary = sum(1 << n for n in (2, 3, 4, 5, 6, 7, 10, 12)) | (not python) * 0x2_4303
+    leave = sum(1 << n for n in (2, 9, 12, 15, 18, 19, 20, 21, 22, 30))
+    enter = sum(1 << n for n in (2, 9, 13, 14, 15))
     may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)
     allowed = {name: (must, must | bits) for (name, must), bits in may}
     cr4 = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 17, 18, 20, 21))
@@ -76,6 +76,7 @@ def supported(*, long: bool, python: bool) -> Processor:
 def memory() -> Cells:
     ram = np.zeros(MEMORY // 8, np.int64)
     ram[CURRENT // 8] = ram[REVISED // 8] = REVISION
+    ram[SHADOW // 8] = REVISION | 1 << 31
     # Page-directory-pointer-table entries: the first good, one bad in each of the others.
     for n in range(4):
         ram[0x5000 // 8 + n] = 0x6001
@@ -114,12 +115,37 @@ def outcome(check: int) -> set[tuple[str, int]]:
 
 
 PAE: Changes = {"GUEST_CR4": violations.on(5), "GUEST_CR3": 0x5000}
-ONLY_IN_MEMORY = [
+NOT_IN_A_VMCS = [
     *(Row(1300 + n, PAE, ({**PAE, "GUEST_CR3": 0x5100 + 0x20 * n},), bits=(32,)) for n in range(4)),
-    Row(1232, {"VMCS_LINK_POINTER": REVISED}, ({"VMCS_LINK_POINTER": 0x9000},)),
+    Row(
+        1232,
+        {"VMCS_LINK_POINTER": REVISED},
+        tuple({"VMCS_LINK_POINTER": address} for address in (0x9000, SHADOW)),
+    ),
+    Row(
+        1232,
+        {**violations.SHADOWING, "VMCS_LINK_POINTER": SHADOW},
+        ({**violations.SHADOWING, "VMCS_LINK_POINTER": REVISED},),
+    ),
+    # How many counters there are no dump shows.
+    Row(
+        409,
+        {},
+        tuple(
+            {violations.EXIT: violations.on(12), violations.HOST_COUNTERS: 1 << n} for n in (0, 32)
+        ),
+    ),
+    Row(
+        716,
+        {},
+        tuple(
+            {violations.ENTRY: violations.on(13), violations.GUEST_COUNTERS: 1 << n}
+            for n in (0, 32)
+        ),
+    ),
     Row(1233, {"VMCS_LINK_POINTER": REVISED}, ({"VMCS_LINK_POINTER": CURRENT},)),
 ]
-ROWS = [*violations.ROWS, *violations.EXTENSIONS, *ONLY_IN_MEMORY]
+ROWS = [*violations.ROWS, *violations.EXTENSIONS, *NOT_IN_A_VMCS]
 CASES = [
     pytest.param(row, bits, id=f"{row.check}-{bits}-{n}")
     for n, row in enumerate(ROWS)

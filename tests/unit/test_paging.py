@@ -35,7 +35,10 @@ HIGH = -0x8000_0000_0000 + LINEAR
 
 @dataclass
 class Paging:
-    """Three modes over one memory: tables at 1000H (top) to 4000H (bottom), data at 9000H."""
+    """Three modes over one memory: tables at 1000H (top) to 4000H (bottom), data at 9000H.
+
+    PAE paging's pointers are registers, and there is one.
+    """
 
     mode: str
     cr0: int = CR0_PE | CR0_PG | CR0_WP
@@ -55,9 +58,7 @@ class Paging:
             self.efer |= EFER_NXE
             self.path = [0x3000 + 2 * 8, 0x4000 + 3 * 8]
             targets = [0x4000, 0x9000]
-            if self.mode == "pae":
-                self.mem[0x1000 // 8] = 0x3000 | PRESENT
-            else:
+            if self.mode != "pae":
                 self.efer |= EFER_LMA
                 self.path = [0x1000, 0x2000, *self.path]
                 targets = [0x2000, 0x3000, *targets]
@@ -87,6 +88,8 @@ class Paging:
         v = np.zeros(len(cells.ENCODINGS), np.int64)
         v[cells.GUEST_CR0], v[cells.GUEST_CR3] = self.cr0, self.cr3
         v[cells.GUEST_CR4], v[cells.GUEST_IA32_EFER] = self.cr4, self.efer
+        v[cells.GUEST_RFLAGS] = self.rflags
+        v[cells.GUEST_PDPTE0] = 0x3000 | PRESENT
         return v
 
 
@@ -250,26 +253,16 @@ def test_tables_outside_memory_read_as_ones() -> None:
     assert Paging("two-level", cr3=0xFFFF_F000).walk()[:2] == (0xFFFF_FABC, -1)
 
 
-def vmcs_of(machine: Paging) -> Cells:
-    v = np.zeros(len(cells.ENCODINGS), np.int64)
-    v[cells.GUEST_CR0] = machine.cr0
-    v[cells.GUEST_CR3] = machine.cr3
-    v[cells.GUEST_CR4] = machine.cr4
-    v[cells.GUEST_IA32_EFER] = machine.efer
-    v[cells.GUEST_RFLAGS] = machine.rflags
-    return v
-
-
 def test_translate_takes_the_guests_registers() -> None:
     machine = Paging("four-level")
-    v = vmcs_of(machine)
+    v = machine.v
     assert paging.translate(v, machine.mem, LINEAR, WRITE, 1) == (0x9ABC, -1)
     assert paging.translate(v, machine.mem, LINEAR + 0x1000, WRITE, 1) == (0, W | U)
 
 
 def test_system_reads_ignore_the_ac_flag() -> None:
     machine = Paging("pae", cr4=CR4_SMAP, rflags=RFLAGS_AC)
-    v = vmcs_of(machine)
+    v = machine.v
     assert paging.translate(v, machine.mem, LINEAR, READ, 0) == (0x9ABC, -1)
     assert paging.read_system(v, machine.mem, LINEAR, 8) == (0, P, LINEAR)
 
@@ -281,7 +274,7 @@ def test_system_reads_across_pages(size: int) -> None:
     ram = machine.mem.view(np.uint8)
     ram[0x9FFF] = 0x11
     ram[0x7000:0x7007] = [0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]
-    v = vmcs_of(machine)
+    v = machine.v
     start = (LINEAR | 0xFFF) - 0
     want = int.from_bytes(bytes.fromhex("1122334455667788")[:size], "little", signed=size == 8)
     assert paging.read_system(v, machine.mem, start, size) == (want, -1, 0)

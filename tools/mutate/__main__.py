@@ -61,6 +61,7 @@ PARTS = {
         (
             "unit/test_rules.py",
             "unit/test_decide.py",
+            "unit/test_fault_filters.py",
             "unit/test_self_map.py",
         ),
     ),

@@ -20,12 +20,12 @@ from trapgate import guests
 from trapgate.campaign.bench import Bench
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.execute import Result
-from trapgate.campaign.faults import Overwritten
+from trapgate.campaign.faults import Unread
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.moments import Course, Told, course_of, moments_of, silent
-from trapgate.campaign.outcomes import DETECTED, NO_EFFECT
+from trapgate.campaign.outcomes import DETECTED, Ending, classify
 from trapgate.campaign.plan import BUNDLED, Plan
-from trapgate.campaign.pruning import Pruned, prune
+from trapgate.campaign.pruning import OVERWRITTEN, STAYS, Pruned, demand_classes, prune
 from trapgate.campaign.results import Results, table_of
 from trapgate.campaign.runs import Runs, select
 from trapgate.campaign.symbols import functions_of, names_of
@@ -40,7 +40,8 @@ WORTH_SAVING: Final = 100_000_000
 """Instructions to the golden run's beginning from which on it is saved."""
 _SPANS = 64
 """Strata of a sample that is stratified by time."""
-OVERWRITTEN: Final = "overwritten before it is read"
+_WHY: Final = {OVERWRITTEN: "overwritten before it is read", STAYS: "never read again"}
+"""What is known of faults that are put into no run."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ def prepare(plan: Plan, told: Told = silent) -> Prepared:
     bench = Bench(plan)
     wide = bool(bench.vm.vmcs.words[f.GUEST_IA32_EFER] & EFER_LMA)
     faults = faults_of(plan.targets, plan.path, wide=wide)
+    if plan.prune:
+        demand_classes(faults, plan.path, guarded=plan.guest.paging == "direct")
     reference = Reference(bench)
     _demand_silence(reference)
     course = None
     stratify = plan.sample.stratify
     if plan.when.symbols or plan.prune or stratify == "symbol":
-        course = course_of(reference, told, uses=plan.prune)
+        course = course_of(
+            reference, told, uses=plan.prune, memory=faults.memory if plan.prune else ()
+        )
     moments = moments_of(reference, course)
     strata = None
     if stratify == "time":
@@ -80,7 +85,9 @@ def prepare(plan: Plan, told: Told = silent) -> Prepared:
         strata = functions_of(bench.symbols, rips, plan.path)
     pruned = None
     if plan.prune and course is not None:
-        runs, pruned = prune(plan.sample, moments, faults, course, strata, plan.path)
+        runs, pruned = prune(
+            plan.sample, moments, faults, course, strata, plan.path, plan.guest.memory
+        )
     else:
         runs = select(plan.sample, moments, faults, strata, plan.path)
     return Prepared(plan, reference, faults, len(moments), runs, pruned, course, wide)
@@ -142,17 +149,30 @@ def _save(reference: Reference, path: Path) -> None:
 
 
 def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
-    """Rows for what is known to have no effect; they are no runs, and have no bit."""
-    course, symbols = prepared.course, prepared.reference.bench.symbols
+    """Rows for faults whose outcome is known; they are no runs, and have no bit."""
+    course, reference = prepared.course, prepared.reference
+    plan, golden, symbols = prepared.plan, reference.golden, reference.bench.symbols
     assert course is not None
     rips = course.rips[np.searchsorted(course.times, pruned.moments)]
-    none = Result(NO_EFFECT, "", 0, OVERWRITTEN, 0, 0, "")
+    how = golden.how, golden.status, golden.message, golden.output
+    results = {
+        fate: Result(
+            classify(
+                Ending(*how, (), True, True, fate == OVERWRITTEN), plan.detected, plan.classes
+            ),
+            *(golden.how, golden.status, why, 0, 0, ""),
+        )
+        for fate, why in _WHY.items()
+    }
     return table_of(
         None,
         pruned.moments,
-        [Overwritten(prepared.faults[n].target) for n in pruned.faults.tolist()],
+        [Unread(prepared.faults[n].target) for n in pruned.faults.tolist()],
         pruned.weights,
-        [none._replace(rip=rip) for rip in rips.tolist()],
+        [
+            results[fate]._replace(rip=rip)
+            for fate, rip in zip(pruned.fates.tolist(), rips.tolist(), strict=True)
+        ],
         names_of(symbols, rips),
     )
 

@@ -136,7 +136,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Overwritten:
+class Unread:
     """Any bit of a target that nobody reads; it is put into no run."""
 
     target: str

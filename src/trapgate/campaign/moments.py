@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from trapgate.campaign.bench import JOURNAL
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.symbols import within
+from trapgate.campaign.touches import Touches
 from trapgate.campaign.uses import ALL, Uses
 from trapgate.events.journal import HEAD_SEQUENCE, ROW_SEQUENCE, ROW_TIME, ROW_VECTOR
 from trapgate.processor.decoded import Operand
@@ -38,17 +39,26 @@ class Course:
 
     `times` are virtual times, `rips` linear addresses of code. `reads` and `writes` are masks of
     the general registers that the instruction, and what happens with it, may read, and that it
-    overwrites; 0 if nobody asked for them.
+    overwrites; 0 if nobody asked for them. `touches` are the accesses to memory.
     """
 
     times: NDArray[np.int64]
     rips: NDArray[np.int64]
     reads: NDArray[np.int64]
     writes: NDArray[np.int64]
+    touches: Touches
 
 
-def course_of(reference: Reference, told: Told = silent, *, uses: bool = False) -> Course:
+def course_of(
+    reference: Reference,
+    told: Told = silent,
+    *,
+    uses: bool = False,
+    memory: Sequence[tuple[int, int]] = (),
+) -> Course:
     """Run the golden run instruction by instruction, and look what each `uses` if wanted.
+
+    `memory` are physical addresses (first, and last + 1) to which accesses are looked at, too.
 
     Raises PlanError if it is too long.
     """
@@ -64,14 +74,20 @@ def course_of(reference: Reference, told: Told = silent, *, uses: bool = False) 
     vm = bench.vm
     words, head = vm.vmcs.words, vm.processor.head
     looked = Uses()
+    touches = Touches(vm, memory)
     found = np.zeros((golden.length, 5), np.int64)
     count = 0
     while vm.processor.time < golden.end and vm.stopped is None:
         linear = words[f.GUEST_RIP] + words[f.GUEST_CS_BASE]
-        masks = looked.of(Operand(vm.processor, vm.vmcs.cells), linear) if uses else (0, 0)
+        guest = Operand(vm.processor, vm.vmcs.cells)
+        masks = looked.of(guest, linear) if uses else (0, 0)
         found[count] = vm.processor.time, linear, head[HEAD_SEQUENCE], *masks
-        count += 1
+        if memory:
+            touches.before(guest)
         vm.step(1)
+        if memory:
+            touches.after(count)
+        count += 1
         if not count % _TELL:
             told(count, golden.length)
     if bench.output != golden.output or vm.processor.time != golden.end:
@@ -86,7 +102,7 @@ def course_of(reference: Reference, told: Told = silent, *, uses: bool = False) 
     more = (np.diff(events, append=last[0]) != 0) | (np.diff(times, append=last[1]) != 1)
     reads[more] = ALL
     writes[more] = 0
-    return Course(times, rips, reads, writes)
+    return Course(times, rips, reads, writes, touches)
 
 
 def _fault_moments(reference: Reference) -> NDArray[np.int64]:

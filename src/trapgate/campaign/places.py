@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from trapgate.campaign.walks import levels_of, walk_of
 from trapgate.paging.probe import probe
 from trapgate.processor.decoded import Operand
 from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
 from trapgate.sdm.registers import GENERAL
-from trapgate.sdm.state import CR0_PG, CR4_PAE, EFER_LMA
 from trapgate.vmm.machine import VirtualMachine
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -143,28 +143,16 @@ class TableEntry:
         return 64
 
     def _at(self, vm: VirtualMachine) -> tuple[int, int]:
-        v, memory = vm.vmcs.cells, vm.processor.memory
-        if not v[f.GUEST_CR0] & CR0_PG:
+        top = levels_of(vm)
+        if not top:
             raise AbsentError("paging is off")
-        if v[f.GUEST_CR4] & CR4_PAE:
-            top, bits, size = (4 if v[f.GUEST_IA32_EFER] & EFER_LMA else 3), 9, 8
-        else:
-            top, bits, size = 2, 10, 4
         if self.level > top:
             raise AbsentError(f"a walk here has {top} levels")
-        frame = (1 << 40) - 4096 if top > 2 else 0xFFFF_F000
-        table = int(v[f.GUEST_CR3]) & (0xFFFF_FFE0 if top == 3 else frame)
-        for level in range(top, 0, -1):
-            at = table + (self.address >> 12 + bits * (level - 1) & (1 << bits) - 1) * size
-            if at + size > memory.size:
-                raise AbsentError("a table outside of memory")
-            if level == self.level:
-                return at, size
-            entry = int.from_bytes(memory.read(at, size), "little")
-            if not entry & 1 or entry & 0x80:
-                raise AbsentError(f"the walk for {self.address:#x} ends at its {LEVELS[level]}")
-            table = entry & frame
-        raise AbsentError("no such level")
+        entries, _ = walk_of(vm, self.address)
+        if top - self.level >= len(entries):
+            last = LEVELS[top + 1 - len(entries)] if entries else "root"
+            raise AbsentError(f"the walk for {self.address:#x} ends at its {last}")
+        return entries[top - self.level]
 
     def read(self, vm: VirtualMachine) -> int:
         """The entry."""

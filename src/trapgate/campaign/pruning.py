@@ -1,15 +1,18 @@
-"""Runs that need not be made: definition/use classes of general registers.
+"""Runs that need not be made: definition/use classes of general registers and of memory.
 
-Between two accesses to a register nothing depends on it, so a flipped bit does the same whenever
-in between it flips. Moments before the same next access are one class: if that access
-overwrites the register there is no effect, and nothing is run; else one run stands for all of
-them. What may read a register counts as a read: events, exits, conditional moves, writes of a
-part. After the last access the register may matter at the end, so that is a class that is run.
+Between two accesses to a register or a byte nothing depends on it, so a flipped bit does the same
+whenever in between it flips. Moments before the same next access are one class: if that access
+overwrites it there is no effect, and nothing is run; else one run stands for all of them. What may
+read counts as a read: events, exits, conditional moves, writes of a part (`uses`, `touches`). After
+the last access a register may matter at the end, so that is a class that is run; a byte of memory
+only stays changed, which is an outcome that is known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,42 +21,74 @@ from trapgate.campaign.errors import PlanError
 from trapgate.campaign.moments import Course
 from trapgate.campaign.plan import Sample
 from trapgate.campaign.runs import MOST_RUNS, Runs, draw, sample_size
-from trapgate.campaign.targets import Faults
+from trapgate.campaign.targets import Faults, Part
+
+LIVES: Final = 0
+OVERWRITTEN: Final = 1
+STAYS: Final = 2
+"""What becomes of a changed bit: something reads it, it is overwritten, or neither ever happens."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a register's moments.
+    """The classes of a part's moments.
 
-    `of` says of each moment which class it is in; of each class `lives` is whether something
-    reads the register next, `last` the number of its last moment, `size` how many it has.
+    `of` says of each moment which class it is in; of each class `fate` is LIVES, OVERWRITTEN or
+    STAYS, `last` the number of its last moment, `size` how many it has.
     """
 
     of: NDArray[np.int64]
-    lives: NDArray[np.bool_]
+    fate: NDArray[np.int64]
     last: NDArray[np.int64]
     size: NDArray[np.int64]
 
 
-def classes_of(course: Course, moments: NDArray[np.int64], register: int) -> Classes:
-    """The classes of the plan's `moments`, which are times of the course, for a register."""
-    steps = np.searchsorted(course.times, moments)
-    reads = course.reads >> register & 1
-    accesses = np.flatnonzero(reads | course.writes >> register & 1)
+def classes_of(
+    steps: NDArray[np.int64], accesses: NDArray[np.int64], reads: NDArray[np.bool_], end: int
+) -> Classes:
+    """The classes of moments, which are numbers of instructions (`steps`), by a part's accesses.
+
+    These are numbers of instructions, too, in order, and whether each may read. `end` is what
+    becomes of a bit that changes behind the last one.
+    """
     after = np.searchsorted(accesses, steps)
-    lives = np.append(reads[accesses] != 0, True)[after]
-    _, of, size = np.unique(after, return_inverse=True, return_counts=True)
-    last = np.cumsum(size) - 1
-    return Classes(of.astype(np.int64), lives[last], last, size)
+    fates = np.append(np.where(reads, LIVES, OVERWRITTEN), end)
+    which, of, size = np.unique(after, return_inverse=True, return_counts=True)
+    return Classes(of.astype(np.int64), fates[which], np.cumsum(size) - 1, size)
+
+
+def _finder(
+    course: Course, moments: NDArray[np.int64], memory_size: int
+) -> Callable[[Part], Classes]:
+    """What gives the classes of the plan's `moments`, which are times of the course, for a part."""
+    steps = np.searchsorted(course.times, moments)
+    known: dict[bytes, Classes] = {}
+
+    def find(part: Part) -> Classes:
+        if part.address < 0:
+            reads = course.reads >> part.register & 1
+            accesses = np.flatnonzero(reads | course.writes >> part.register & 1)
+            return classes_of(steps, accesses, reads[accesses] != 0, LIVES)
+        accesses, is_read = course.touches.of(part.address)
+        end = STAYS if part.address < memory_size else LIVES
+        key = accesses.tobytes() + is_read.tobytes() + bytes((end,))
+        found = known.get(key)
+        if found is None:
+            # Many bytes have the same ones: the bytes of a word, and all that are never touched.
+            found = known[key] = classes_of(steps, accesses, is_read, end)
+        return found
+
+    return find
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """Classes without effect: moment, target (its first fault's number), and points."""
+    """Classes whose outcome is known: moment, target (its first fault's number), points, fate."""
 
     moments: NDArray[np.int64]
     faults: NDArray[np.int64]
     weights: NDArray[np.float64]
+    fates: NDArray[np.int64]
 
 
 def prune(
@@ -63,93 +98,105 @@ def prune(
     course: Course,
     strata: NDArray[np.int64] | None,
     name: str,
+    memory_size: int,
 ) -> tuple[Runs, Pruned]:
     """The runs of a plan, a class each, and the classes that need none.
 
     In a sample points are drawn from the whole space, and a class stands for those of its points
-    that were. Raises PlanError for targets that have no classes, and for too many runs.
+    that were. `memory_size` is the machine's, in bytes. Raises PlanError for too many runs.
     """
-    if not faults.prunable:
-        raise PlanError(
-            "only flips of general registers can be pruned; leave prune out, or other targets",
-            "prune",
-            name,
-        )
     space = len(moments) * len(faults)
     size = sample_size(sample, space)
-    found = (
-        _whole(moments, faults, course)
+    find = _finder(course, moments, memory_size)
+    parts = (
+        _whole(faults, find, name)
         if size is None
-        else _drawn(sample, moments, faults, course, strata, name)
+        else _drawn(draw(sample, len(moments), faults, strata, name), faults, find)
     )
-    live, dead = found
-    if len(live[0]) > MOST_RUNS:
-        raise PlanError(
-            f"{len(live[0]):,} runs are too many; give sample.runs or sample.half_width",
-            "sample",
-            name,
-        )
-    order = np.lexsort((live[1], live[0]))
-    which, numbers, weights = live[0][order], live[1][order], live[2][order]
+    which, numbers, weights, fates = (np.concatenate(column) for column in zip(*parts, strict=True))
+    live = fates == LIVES
+    order = np.lexsort((numbers[live], which[live]))
     runs = Runs(
-        moments[which],
-        numbers,
-        weights,
+        moments[which[live][order]],
+        numbers[live][order],
+        weights[live][order],
         space,
         exact=size is None,
         drawn=space if size is None else size,
     )
-    return runs, Pruned(moments[dead[0]], dead[1], dead[2])
+    known = Pruned(moments[which[~live]], numbers[~live], weights[~live], fates[~live])
+    return runs, known
 
 
-_Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+def demand_classes(faults: Faults, name: str, *, guarded: bool) -> None:
+    """Raise PlanError for faults without classes; `guarded` is whether a VMM reads the tables."""
+    if not faults.prunable:
+        raise PlanError(
+            "only flips of general registers and of memory (by physical address) can be pruned; "
+            "leave prune out, or other targets",
+            "prune",
+            name,
+        )
+    if guarded and faults.memory:
+        raise PlanError(
+            "under direct paging the VMM reads the guest's memory, too: flips of memory cannot be "
+            "pruned; leave prune out",
+            "prune",
+            name,
+        )
 
 
-def _whole(moments: NDArray[np.int64], faults: Faults, course: Course) -> tuple[_Columns, _Columns]:
-    """All classes: moment's number, fault, points; those that live, and those that do not."""
-    live: list[_Columns] = []
-    dead: list[_Columns] = []
-    for first, count, register in faults.registers:
-        classes = classes_of(course, moments, register)
-        last, size = classes.last[classes.lives], classes.size[classes.lives]
+_Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
+"""Of classes: a moment's number, a fault, points, fate."""
+
+
+def _whole(faults: Faults, find: Callable[[Part], Classes], name: str) -> list[_Columns]:
+    """All classes: those that live once for each bit, the others once for all bits.
+
+    Raises PlanError for too many.
+    """
+    found: list[_Columns] = []
+    total = 0
+    for first, count, part in faults.parts:
+        classes = find(part)
+        live = classes.fate == LIVES
+        total += int(live.sum()) * count
+        if total > MOST_RUNS:
+            raise PlanError(
+                f"more than {MOST_RUNS:,} runs; give sample.runs or sample.half_width",
+                "sample",
+                name,
+            )
+        last, size = classes.last[live], classes.size[live]
         numbers = np.tile(np.arange(first, first + count), len(last))
-        live.append((np.repeat(last, count), numbers, np.repeat(size, count).astype(np.float64)))
-        gone = ~classes.lives
-        weights = (classes.size[gone] * count).astype(np.float64)
-        dead.append((classes.last[gone], np.full(int(gone.sum()), first), weights))
-    return _joined(live), _joined(dead)
+        points = np.repeat(size, count).astype(np.float64)
+        found.append((np.repeat(last, count), numbers, points, np.zeros(len(numbers), np.int64)))
+        last, size, fate = (one[~live] for one in (classes.last, classes.size, classes.fate))
+        points = (size * count).astype(np.float64)
+        found.append((last, np.full(len(last), first, np.int64), points, fate))
+    return found
 
 
 def _drawn(
-    sample: Sample,
-    moments: NDArray[np.int64],
+    points: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]],
     faults: Faults,
-    course: Course,
-    strata: NDArray[np.int64] | None,
-    name: str,
-) -> tuple[_Columns, _Columns]:
-    """The classes of the points of a sample."""
-    which, fault, weights = draw(sample, len(moments), faults, strata, name)
-    live: list[_Columns] = []
-    dead: list[_Columns] = []
-    for first, bits, register in faults.registers:
-        mine = (fault >= first) & (fault < first + bits)
-        classes = classes_of(course, moments, register)
+    find: Callable[[Part], Classes],
+) -> list[_Columns]:
+    """The classes of the points of a sample: which moment, which fault, weight."""
+    which, fault, weights = points
+    drawn, place = np.unique(fault, return_inverse=True)
+    firsts = np.array([faults.part_of(number)[0] for number in drawn.tolist()])[place]
+    order = np.argsort(firsts, kind="stable")
+    borders = np.flatnonzero(np.diff(firsts[order])) + 1
+    found: list[_Columns] = []
+    for mine in np.split(order, borders):
+        first, _, part = faults.part_of(int(firsts[mine[0]]))
+        classes = find(part)
         of = classes.of[which[mine]]
-        lives = classes.lives[of]
-        for kept, wanted, numbers in (
-            (live, lives, fault[mine]),
-            (dead, ~lives, np.full(int(mine.sum()), first)),
-        ):
-            keys = np.stack((of[wanted], numbers[wanted]))
-            unique, inverse = np.unique(keys, axis=1, return_inverse=True)
-            points_each = np.bincount(
-                inverse.ravel(), weights=weights[mine][wanted], minlength=unique.shape[1]
-            )
-            kept.append((classes.last[unique[0]], unique[1], points_each.astype(np.float64)))
-    return _joined(live), _joined(dead)
-
-
-def _joined(parts: list[_Columns]) -> _Columns:
-    first, second, third = zip(*parts, strict=True)
-    return np.concatenate(first), np.concatenate(second), np.concatenate(third)
+        # Of a class that nothing reads it is all the same which bit it is.
+        numbers = np.where(classes.fate[of] == LIVES, fault[mine], first)
+        unique, inverse = np.unique(np.stack((of, numbers)), axis=1, return_inverse=True)
+        total = np.zeros(unique.shape[1])
+        np.add.at(total, inverse.ravel(), weights[mine])
+        found.append((classes.last[unique[0]], unique[1], total, classes.fate[unique[0]]))
+    return found

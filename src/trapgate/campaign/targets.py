@@ -57,25 +57,35 @@ _LIVED_ON: Final = frozenset({Field.PIN_BASED_CONTROLS, Field.VMX_PREEMPTION_TIM
 
 
 @dataclass(frozen=True)
+class Part:
+    """What has definitions and uses: a general register by its number, or a byte of memory."""
+
+    register: int = -1
+    address: int = -1
+
+
+@dataclass(frozen=True)
 class Target:
     """Some faults of a kind: `count`, and how the n-th is made.
 
-    `register` is the number of the general register that they flip neighbouring bits of, if so.
+    Those that flip neighbouring bits of parts have the first `part`; each of `bits` faults is
+    one's, and memory's bytes follow each other.
     """
 
     count: int
     make: Callable[[int], Fault]
-    register: int = -1
+    part: Part | None = None
+    bits: int = 0
 
 
 class Faults(Sequence[Fault]):
-    """All faults of a plan, in its order. `prunable` is whether all are flips of registers."""
+    """All faults of a plan, in its order. `prunable` is whether all are flips in parts."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = tuple(targets)
         self.ends = list(accumulate(one.count for one in targets))
         """Of each target the number behind its last fault."""
-        self.prunable = all(one.register >= 0 for one in targets)
+        self.prunable = all(one.part is not None for one in targets)
         self._made = lru_cache(1 << 16)(self._make)
 
     def __len__(self) -> int:
@@ -85,10 +95,32 @@ class Faults(Sequence[Fault]):
         return self._made(int(number))
 
     @property
-    def registers(self) -> Iterator[tuple[int, int, int]]:
-        """Of flips of registers: the first fault's number, how many there are, the register."""
-        for end, one in zip(self.ends, self._targets, strict=True):
-            yield end - one.count, one.count, one.register
+    def parts(self) -> Iterator[tuple[int, int, Part]]:
+        """Of flips in parts: the first fault's number, how many there are, the part."""
+        number = 0
+        while number < len(self):
+            first, bits, part = self.part_of(number)
+            yield first, bits, part
+            number += bits
+
+    def part_of(self, number: int) -> tuple[int, int, Part]:
+        """The same of the part that a fault flips a bit in; all faults must be such flips."""
+        which = bisect_right(self.ends, number)
+        target = self._targets[which]
+        begin = self.ends[which] - target.count
+        n = (number - begin) // target.bits
+        assert target.part is not None
+        part = target.part if n == 0 else Part(address=target.part.address + n)
+        return begin + n * target.bits, target.bits, part
+
+    @property
+    def memory(self) -> list[tuple[int, int]]:
+        """Physical addresses that are flipped in: first, and last + 1, of each target."""
+        return [
+            (one.part.address, one.part.address + one.count // one.bits)
+            for one in self._targets
+            if one.part is not None and one.part.address >= 0
+        ]
 
     def _make(self, number: int) -> Fault:
         which = bisect_right(self.ends, number)
@@ -168,8 +200,10 @@ def _flips(
         first, last = bits[0], min(bits[1], place.width)
         if first < last:
             make = _flip_maker(place, first, mode, holds=holds)
-            number = -1 if numbers is None or mode != FLIP else numbers[place.name]
-            found.append(Target(last - first, make, number))
+            part = None
+            if numbers is not None and mode == FLIP:
+                part = Part(register=numbers[place.name])
+            found.append(Target(last - first, make, part, last - first))
     return found
 
 
@@ -240,7 +274,8 @@ def _memory(kind: str, *, linear: bool) -> Callable[[Table, bool], list[Target]]
             byte, bit = divmod(n, width)
             return Flip(Byte(first + byte, linear), low + bit, mode, holds)
 
-        return [Target((last - first) * width, make)]
+        part = None if linear or mode != FLIP else Part(address=first)
+        return [Target((last - first) * width, make, part, width)]
 
     return read
 

@@ -6,9 +6,10 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
 _MOST_EXPLANATIONS = 1000
+_SHORT_RUN = 5.0
+"""Seconds up to which a run that failed is executed again, to find its last branches."""
 
 
 def memory_size(text: str) -> int:
@@ -140,21 +143,34 @@ def perform(given: Options) -> int:
     settings = None if given.vmcs is None else settings_of(given.vmcs, known)
     start = start_of(given)
     explanations = Explanations()
-    with trace_of(given.trace, start.file) as writer:
-        console = _console(given)
-        vm = _machine(given, start, settings, console, writer, explanations)
+
+    def prepared(
+        start: Start, console: Console, writer: TraceWriter | None, explain: Callable[[str], None]
+    ) -> tuple[VirtualMachine, str, int]:
+        """A machine about to start: what its guest is, and how wide its code is."""
+        vm = _machine(given, start, settings, console, writer, explain)
         description, bits = start.put_into(vm)
-        if saving is not None:
-            saving.plan(vm)
         for injection in injections:
             injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
+        type_into(vm, given)
+        return vm, description, bits
+
+    def again() -> VirtualMachine:
+        return prepared(start_of(given), _console(given, muted=True), None, lambda _: None)[0]
+
+    with trace_of(given.trace, start.file) as writer:
+        console = _console(given)
+        vm, description, bits = prepared(start, console, writer, explanations)
+        if given.engine is EngineKind.auto and vm.summary().engine == "portable":
+            tell_portable(vm.summary())
+        if saving is not None:
+            saving.plan(vm)
         if writer is not None:
             from trapgate.trace.schema import CRITERIA
 
             writer.metadata[CRITERIA] = vm.vmcs.criteria_toml()
-        type_into(vm, given)
         with (
             console,
             _debugger(vm, given.gdb, start.file, bits, known, wait=given.wait),
@@ -165,9 +181,19 @@ def perform(given: Options) -> int:
     status = stop.status
     if saving is not None and not saving.end(vm, stop):
         status = 1
-    story = _story(vm, given, start.file)
+    story = _story(vm, given, start.file, again if _can_be_repeated(vm, given, console) else None)
     _tell(vm, given, description, stop, status, story, explanations)
     return status
+
+
+def _can_be_repeated(vm: VirtualMachine, given: Options, console: Console) -> bool:
+    """Whether the run, executed again, is the same, and is not too long for that.
+
+    It is not if somebody typed or changed the guest's state, or the guest a file.
+    """
+    files = any("," in disk for disk in (*(given.disk or ()), *(given.floppy or ())))
+    by_hand = console.typed or given.gdb is not None or given.display is not None
+    return not files and not by_hand and vm.summary().seconds < _SHORT_RUN
 
 
 def _refuse_contradictions(given: Options) -> None:
@@ -271,9 +297,11 @@ def trace_of(file: Path | None, guest: Path) -> Iterator[TraceWriter | None]:
         writer.close()
 
 
-def _console(given: Options) -> Console:
+def _console(given: Options, *, muted: bool = False) -> Console:
     from trapgate.vmm.console import Console
 
+    if muted:
+        return Console(BytesIO(), until=given.until)
     output = sys.stderr.buffer if given.as_json else sys.stdout.buffer
     return Console(output, source=_keyboard(), until=given.until)
 
@@ -284,14 +312,14 @@ def _machine(
     settings: Settings | None,
     console: Console,
     writer: TraceWriter | None,
-    explanations: Explanations,
+    explain: Callable[[str], None],
 ) -> VirtualMachine:
     """The machine, without a guest as yet unless it was saved."""
     engine = given.engine.value
     if start.saved is not None:
         vm = start.saved.machine(board=start.board, console=console, trace=writer)
         if given.explain:
-            vm.processor.x86_vmm.explain_to(explanations)
+            vm.processor.x86_vmm.explain_to(explain)
     else:
         vt_x = settings is not None and settings.profile == "vt-x"
         vm = _kind(given.paging, given.protect or _protection(settings, engine))(
@@ -301,13 +329,11 @@ def _machine(
             trace=writer,
             seed=given.seed,
             profile="vt-x" if vt_x else "extended",
-            explain=explanations if given.explain else None,
+            explain=explain if given.explain else None,
             board=start.board,
         )
     vm.turns.length = given.turn
     vm.reboots, vm.resets_on_triple_fault = not given.no_reboot, given.reset_on_triple_fault
-    if engine == EngineKind.auto and vm.summary().engine == "portable":
-        tell_portable(vm.summary())
     return vm
 
 
@@ -407,12 +433,14 @@ def settings_of(file: Path, names: Names | None) -> Settings:
     return read_settings(file, names)
 
 
-def _story(vm: VirtualMachine, given: Options, file: Path) -> Story | None:
+def _story(
+    vm: VirtualMachine, given: Options, file: Path, again: Callable[[], VirtualMachine] | None
+) -> Story | None:
     """Why the guest died, if it did; in a page, too, if one is wanted."""
     from trapgate.debug.story import tell
     from trapgate.debug.story.names import namer
 
-    story = tell(vm, namer(given.guest, given.symbols))
+    story = tell(vm, namer(given.guest, given.symbols), again)
     if story is not None and given.report is not None:
         from trapgate.debug.story.page import write
 

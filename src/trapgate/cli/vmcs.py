@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -100,8 +101,12 @@ def _patients(path: Path) -> list[Patient]:
         own = Vmcs.load(path)
         values = {field.name: own[field] for field in own if field.name in FIELDS}
         return [Patient(values, "Trapgate's VMCS file")]
-    found = read_dump(_text(path))
+    text = _text(path)
+    found = read_dump(text)
     if not found:
+        said = re.search(r"VM(?:FAIL|ENTER FAIL): [^\n]{3,120}", text)
+        if said:
+            raise fail(f"{path}: no VMCS in it, but Bochs names the check: {said[0]}")
         raise fail(
             f"{path}: no VMCS in it; give what KVM's dump_vmcs or Xen prints (kvm_intel."
             "dump_invalid_vmcs=1), FIELD = value lines, or QEMU's info registers"

@@ -9,6 +9,7 @@ from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.exits import vm_exit
 from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.effects import (
@@ -27,6 +28,7 @@ from trapgate.instructions.effects import (
 from trapgate.instructions.intercepts import (
     EXITED,
     GO_ON,
+    RAISE_FAULT,
     RAISE_GP,
     RAISE_OPERAND_PF,
     RAISE_PF,
@@ -54,6 +56,7 @@ from trapgate.instructions.intercepts import (
     io_permission,
     privilege_level,
 )
+from trapgate.instructions.near_return import RET_AND_RELEASE, near_return
 from trapgate.instructions.virtual_apic import (
     fits_msr_of_page,
     has_tpr_shadow,
@@ -64,12 +67,12 @@ from trapgate.instructions.virtual_apic import (
     write_msr_of_page,
     write_tpr,
 )
+from trapgate.instructions.virtual_interrupts import IRET, execute_on_vif, works_on_vif
 from trapgate.paging.alias import aliased
-from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map, keeps_pointers
+from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.sdm.cells import (
-    EPT_POINTER_IN_FORCE,
     GUEST_CR0,
     GUEST_CR3,
     GUEST_CR4,
@@ -97,12 +100,14 @@ from trapgate.sdm.vmx import (
     CR0_FIXED_0,
     FAULT_ADDRESS,
     FAULT_ERROR,
+    FAULT_VECTOR,
     FLUSH,
     MODE,
     MODE_NON_ROOT,
     MODE_ROOT,
 )
 from trapgate.vmx.instructions import NOT_VMX, execute_vmx, vmx_reason
+from trapgate.vmx.operand import has_prefix
 
 UNKNOWN = 6
 """Not one of the forms that are known here; nothing has changed."""
@@ -134,11 +139,17 @@ def prefix_length(word: int, long: bool) -> int:
 
 @core
 def advance(v: Cells, length: int) -> None:
-    """Move RIP past an instruction of `length` bytes; RF and the shadow of STI or MOV SS end."""
+    """Move RIP past an instruction of `length` bytes, which ends."""
     rip = v[GUEST_RIP] + length
     if not in_64_bit_mode(v):
         rip = rip & (_LOW if v[GUEST_CS_ACCESS_RIGHTS] & AR_DB else 0xFFFF)
     v[GUEST_RIP] = rip
+    end_instruction(v)
+
+
+@core
+def end_instruction(v: Cells) -> None:
+    """What ends with every instruction: RF, and the shadow of STI or MOV SS."""
     v[GUEST_RFLAGS] = v[GUEST_RFLAGS] & ~RFLAGS_RF
     v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~3
 
@@ -200,7 +211,33 @@ def execute(v: Cells, r: Cells, mem: Memory, x: Cells, n: Cells, word: int, time
         return outcome
     if opcode & 0xF4 == 0xE4:
         return execute_io(v, r, mem, x, word, start, opcode, second)
+    if opcode == RET_AND_RELEASE or works_on_vif(v, opcode):
+        return execute_on_stack(v, mem, x, word, start, opcode)
     return UNKNOWN
+
+
+@core
+def execute_on_stack(v: Cells, mem: Memory, x: Cells, word: int, start: int, opcode: int) -> int:
+    """RET that releases parameters, and what works on VIF."""
+    wide = v[GUEST_CS_ACCESS_RIGHTS] & AR_DB != 0
+    if has_prefix(word, start, 0x66):
+        wide = not wide
+    if opcode == RET_AND_RELEASE:
+        size = 8 if in_64_bit_mode(v) else (4 if wide else 2)
+        release = (word >> (8 * start + 8)) & 0xFFFF
+        fault, error, address = near_return(v, mem, size, release)
+    else:
+        fault, error, address = execute_on_vif(v, mem, opcode, wide, start + 1)
+    if fault != NO_FAULT:
+        x[FAULT_VECTOR] = fault
+        x[FAULT_ERROR] = error
+        x[FAULT_ADDRESS] = address
+        return RAISE_FAULT
+    if opcode in (RET_AND_RELEASE, IRET):
+        end_instruction(v)
+    else:
+        advance(v, start + 1)
+    return GO_ON
 
 
 @core
@@ -458,15 +495,15 @@ def write_paging_register(
 ) -> int:
     """MOV to a control register, which may load the pointers of PAE paging from memory.
 
-    Without EPT and frame map each walk reads them there. Under a map they come with CR3 alone,
-    for `is_root` has looked at them. If they cannot be loaded, no register changes.
+    Under a frame map they come with CR3 alone, for `is_root` has looked at them. If they cannot be
+    loaded, no register changes.
     """
     cr0 = v[GUEST_CR0]
     cr3 = v[GUEST_CR3]
     cr4 = v[GUEST_CR4]
     efer = v[GUEST_IA32_EFER]
     outcome = write_cr(v, r, number, value)
-    loads = v[EPT_POINTER_IN_FORCE] != 0 or (number == 3 and keeps_pointers(v))
+    loads = number == 3 or not has_frame_map(v)
     if outcome != GO_ON or not loads or not uses_pae_paging(v):
         return outcome
     changed = ((v[GUEST_CR0] ^ cr0) & _CR0_LOADS) | ((v[GUEST_CR4] ^ cr4) & _CR4_LOADS)

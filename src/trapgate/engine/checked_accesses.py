@@ -12,6 +12,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64, poke8, poke32, poke64
+from trapgate.decode.whole_stores import CHANGES_CARRY, NOT_WHOLE
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
@@ -32,6 +33,8 @@ OPERAND_HELPERS = (
     ("helper_fsave", -109),
     ("helper_fxsave", -513),
     ("helper_fxrstor", 512),
+    ("helper_xsave", -577),
+    ("helper_xrstor", 576),
     ("helper_cmpxchg8b", -9),
     ("helper_cmpxchg8b_unlocked", -9),
     ("helper_boundw", 4),
@@ -167,16 +170,38 @@ def emit_access(
             m[mc.ALIGNED] = 0
             chosen = aligned = emit_alignment(t, context, address)
         known = m[mc.ACCESSES] != 0 and m[mc.OPERAND] != 0
+        store = emitter in (em.STORE_64, em.STORE_32)
+        whole = whole_operand(m, store)
         if known and (m[mc.OPERAND] == address or is_second_half(m, t, context, address)):
-            store = emitter in (em.STORE_64, em.STORE_32)
-            chosen = emit_check(m, t, context, chosen, operation & 3, store)
+            store = store or whole == CHANGES_CARRY
+            if whole > 8:
+                # The second store needs none then.
+                chosen = check_operand(m, t, context, chosen, whole, store)
+                m[mc.OPERAND] = 0
+            else:
+                chosen = emit_check(m, t, context, chosen, operation & 3, store)
         if m[mc.NATIVE] == 0 and chosen != address:
             emit_refusal(m, t, context, chosen)
+        if whole == CHANGES_CARRY:
+            size = 1 << (operation & 3)
+            em.emit_look(t, m, context, t[em.STORE_TO_COME_CODE], context + chosen, size)
+        elif whole != NOT_WHOLE and aligned == 0:
+            em.emit_look(t, m, context, t[em.WHOLE_STORE_CODE], context + chosen, whole)
         call(t[emitter], (context, value, chosen, index, operation))
         if aligned != 0:
             em.release(t, context, aligned)
         return
     call(t[emitter], (context, value, address, index, operation))
+
+
+@jit
+def whole_operand(m: Cells, store: bool) -> int:
+    """What WHOLE says if this access is the one that it waits for."""
+    whole = int(m[mc.WHOLE])
+    if store == (whole == CHANGES_CARRY):
+        return NOT_WHOLE
+    m[mc.WHOLE] = NOT_WHOLE
+    return whole
 
 
 @jit
@@ -204,17 +229,28 @@ def check_operands(
                 size -= 14
             for n in range(1, count):
                 if peek64(arguments + 8 * n) == context + m[mc.OPERAND]:
-                    address = check_operand(m, t, context, size, store)
+                    address = check_operand(m, t, context, m[mc.OPERAND], size, store)
                     if m[mc.NATIVE] == 0:
                         emit_refusal(m, t, context, address)
                     poke64(arguments + 8 * n, context + address)
 
 
 @jit
-def check_operand(m: Cells, t: Cells, context: int, size: int, store: bool) -> int:
+def look_at_operand(m: Cells, t: Cells, context: int, function: int, arguments: int) -> None:
+    """Before the call of a helper that stores: all of it must be allowed (`whole_stores`)."""
+    for pair in range(em.OPERAND_PAIRS):
+        if function == t[em.OPERANDS + 2 * pair]:
+            address = peek64(arguments + 8)
+            em.emit_look(t, m, context, t[em.WHOLE_STORE_CODE], address, m[mc.WHOLE])
+            m[mc.WHOLE] = NOT_WHOLE
+            return
+
+
+@jit
+def check_operand(m: Cells, t: Cells, context: int, address: int, size: int, store: bool) -> int:
     """Check an operand of `size` bytes, 1, 4, or 8 and more; the temporary with its address."""
     log = 3 if size >= 8 else size >> 1
-    address = emit_check(m, t, context, m[mc.OPERAND], log, store)
+    address = emit_check(m, t, context, address, log, store)
     if size > 8:
         # Its last eight bytes, too.
         more = em.new_constant(t, context, size - 8)

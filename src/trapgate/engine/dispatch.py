@@ -18,6 +18,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.clock import end_block_here
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.core_calls import look_ahead
+from trapgate.engine.fetched_code import fetch, instruction, is_long, linear_rip
 from trapgate.engine.state import (
     arm,
     load,
@@ -37,7 +38,9 @@ from trapgate.events.journal import (
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import quick_ports
 from trapgate.instructions.breakpoints import EXECUTION, breakpoints_met, note_ports, single_steps
+from trapgate.instructions.near_return import RET_AND_RELEASE
 from trapgate.instructions.virtual_apic import delivers_interrupts
+from trapgate.instructions.virtual_interrupts import IRET, works_on_vif
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -45,13 +48,11 @@ from trapgate.paging.ept import (
     RIGHT_WRITE,
     TRANSLATED,
 )
-from trapgate.paging.memory import load8, load64
-from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
 from trapgate.sdm.reasons import REASON_IO_INSTRUCTION
-from trapgate.sdm.state import BLOCKING_BY_NMI, DR7_GD, RFLAGS_RF
+from trapgate.sdm.state import BLOCKING_BY_NMI, CR4_PVI, CR4_VME, DR7_GD, RFLAGS_RF
 from trapgate.vmx import instructions as vi
 from trapgate.vmx.transition import copy_guest_state
 
@@ -65,95 +66,6 @@ _BREAKPOINTS = 0xF
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
-
-
-@jit
-def is_long(v: Cells) -> bool:
-    """Whether the guest executes 64-bit code."""
-    return bool(v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10)
-
-
-@jit
-def linear_rip(v: Cells) -> int:
-    """The linear address of the next instruction."""
-    rip = int(v[f.GUEST_RIP])
-    return rip if is_long(v) else int(v[f.GUEST_CS_BASE] + rip) & 0xFFFFFFFF
-
-
-@jit
-def fetch_from(m: Cells, v: Cells, linear: int, count: int) -> tuple[int, int]:
-    """Up to eight bytes of code from a linear address: see `fetch`."""
-    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
-    word = 0
-    page = -1
-    physical = 0
-    for n in range(count):
-        here = linear + n
-        if here >> 12 != page:
-            physical, code, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, here, 2, user)
-            if code >= 0:
-                return word, n
-            page = here >> 12
-            physical &= ~0xFFF
-            if count == 8 and n == 0 and page == (here + 7) >> 12:
-                return load64(mem, physical | (here & 0xFFF)), 8
-        word |= load8(mem, physical | (here & 0xFFF)) << (8 * n)
-    return word, count
-
-
-@jit
-def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
-    """Up to eight bytes of code at RIP, little endian, and how many of them are readable."""
-    return fetch_from(m, v, linear_rip(v), count)
-
-
-@jit
-def instruction(m: Cells, v: Cells) -> int:
-    """Eight bytes of the instruction at RIP, without prefixes that say nothing new.
-
-    Without those no sensitive instruction needs more. EXTRA is how many were left out.
-    """
-    word, _ = fetch(m, v, 8)
-    m[mc.EXTRA] = 0
-    long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
-    if prefix_length(word, long) < 3:
-        return word
-    linear = linear_rip(v)
-    lock = repeat = segment = operand = address = rex = 0
-    n = 0
-    while n < 15:
-        if n == 8:
-            word, _ = fetch_from(m, v, linear + 8, 8)
-        byte = (word >> (8 * (n & 7))) & 0xFF
-        if long and byte & 0xF0 == 0x40:
-            rex = byte
-            n += 1
-            continue
-        if byte == 0xF0:
-            lock = byte
-        elif byte in (0xF2, 0xF3):
-            repeat = byte
-        elif byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65):
-            segment = byte
-        elif byte == 0x66:
-            operand = byte
-        elif byte == 0x67:
-            address = byte
-        else:
-            break
-        # REX counts right before the opcode only.
-        rex = 0
-        n += 1
-    short = 0
-    kept = 0
-    for prefix in (lock, repeat, segment, operand, address, rex):
-        if prefix != 0:
-            short |= prefix << (8 * kept)
-            kept += 1
-    rest, _ = fetch_from(m, v, linear + n, 8 - kept)
-    m[mc.EXTRA] = n - kept
-    return short | rest << (8 * kept)
 
 
 @jit
@@ -332,8 +244,23 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
     if byte & 0xFC == 0x6C:
         return execute_sensitive(m, v, r, word)
+    if byte == RET_AND_RELEASE:
+        m[mc.EXTRA] = 0
+        return execute_sensitive(m, v, r, word)
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
+    return execute_sensitive(m, v, r, word)
+
+
+@jit
+def protection_fault(m: Cells, v: Cells, r: Cells) -> int:
+    """#GP(0) by the engine's lights: perhaps an instruction that works on VIF."""
+    word = instruction(m, v)
+    start = prefix_length(word, is_long(v))
+    if is_undefined(word, start) or not works_on_vif(v, (word >> (8 * start)) & 0xFF):
+        return arbitrate(m, v, r, 13, 3, 0, 0, 0)
+    if (word >> (8 * start)) & 0xFF == IRET:
+        m[mc.EXTRA] = 0
     return execute_sensitive(m, v, r, word)
 
 
@@ -486,6 +413,8 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 m[mc.STEP_CAUSES] = causes
                 return mc.STEPPED
             return arbitrate(m, v, r, 1, 3, -1, causes, 0)
+        if vector == 13 and info & 0xFFFF == 0 and v[f.GUEST_CR4] & (CR4_VME | CR4_PVI):
+            return protection_fault(m, v, r)
         error_code = info & 0xFFFF if (_HAS_CODE >> vector) & 1 else -1
         return arbitrate(m, v, r, vector, 3, error_code, 0, 0)
     if code == at.SVM_SOFTWARE_INTERRUPT:

@@ -74,10 +74,12 @@ SYMBOLS = (
     SINGLE_STEP_CANONICAL,
     LOOK_UP_WITHIN_LIMIT,
     SINGLE_STEP_WITHIN_LIMIT,
+    WHOLE_STORE_CODE,
+    STORE_TO_COME_CODE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(41)
+) = range(43)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -192,7 +194,26 @@ def emit_call_of(t: Cells, m: Cells, context: int, function: int, first: int, se
     """
     m[mc.PAIR] = first
     m[mc.PAIR_2] = second
-    call(t[GEN_CALL], (context, t[CHECK_EXIT], 0, 2, m[mc.SELF] + 8 * mc.PAIR))
-    place = argument(last_op(context), 2)
+    emit_prepared_call(t, m, context, function, 2)
+
+
+@jit
+def emit_prepared_call(t: Cells, m: Cells, context: int, function: int, count: int) -> None:
+    """Emit the call of a function of ours with the `count` temporaries in PAIR and behind it."""
+    call(t[GEN_CALL], (context, t[CHECK_EXIT], 0, count, m[mc.SELF] + 8 * mc.PAIR))
+    place = argument(last_op(context), count)
     if peek64(place) == t[CHECK_EXIT]:
         poke64(place, function)
+
+
+@jit
+def emit_look(t: Cells, m: Cells, context: int, function: int, address: int, size: int) -> None:
+    """Emit the call of what looks at an access of `size` bytes; `address`: that of a temporary."""
+    machine = new_constant(t, context, m[mc.SELF])
+    length = new_constant(t, context, size)
+    m[mc.PAIR] = context + machine
+    m[mc.PAIR_2] = address
+    m[mc.PAIR_3] = context + length
+    emit_prepared_call(t, m, context, function, 3)
+    release(t, context, machine)
+    release(t, context, length)

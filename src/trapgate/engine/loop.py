@@ -6,6 +6,7 @@ from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, p
 from trapgate.engine import coherence, core_calls, dispatch
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.fetched_code import linear_rip
 from trapgate.engine.state import save, segment_shape
 from trapgate.events.exits import vm_exit
 from trapgate.paging.memory import WRITTEN_PAGE
@@ -53,7 +54,7 @@ def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
     poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
     count = 0
     if m[mc.STEPPING] != 0:
-        m[mc.STEP_START] = dispatch.linear_rip(v)
+        m[mc.STEP_START] = linear_rip(v)
         if m[mc.NATIVE] == 0:
             count = execute_alone(m, env, v)
     dispatch.state_end(m)

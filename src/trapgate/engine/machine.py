@@ -72,6 +72,7 @@ journal, the virtual clock, and why the engine stopped.
     FORBIDDEN_AT,
     PAIR,
     PAIR_2,
+    PAIR_3,
     X,
     N,
     HOST,
@@ -129,8 +130,9 @@ journal, the virtual clock, and why the engine stopped.
     APIC_EXIT,
     KEPT_TIMER_END,
     INSTRUCTION_LENGTH,
+    WHOLE,
     CELLS,
-) = range(124)
+) = range(126)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -141,7 +143,8 @@ being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
 X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and that it writes.
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
 ALIGNED: 1 until the access
-is translated whose address must be a multiple of 16.
+is translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
+the instruction stores, until its first access is translated (`whole_stores`).
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint

@@ -4,8 +4,8 @@
 wheels. It has these means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
-  that the core carries out: INS and OUTS, loads of table registers, CLFLUSH, XSETBV, and above
-  ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
+  that the core carries out: INS and OUTS, RET that releases 8000H bytes or more, loads of table
+  registers, CLFLUSH, XSETBV, and above ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
 * Of 66H, F2H and F3H before an SSE instruction the one that counts is shown in place of all; before
@@ -34,10 +34,18 @@ from trapgate.decode.undefined import (
     is_undefined_x87,
     undefined_forms,
 )
+from trapgate.decode.whole_stores import (
+    NOT_WHOLE,
+    may_store_whole,
+    may_store_whole_vector,
+    whole_store,
+    whole_vector_store,
+)
 from trapgate.decode.x87_operands import x87_operands
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.x87_exceptions import kind_of_x87
+from trapgate.instructions.near_return import RET_AND_RELEASE
 
 _NEXT_PC = 0x10
 _FLAGS = 0xA8
@@ -234,6 +242,7 @@ def look(reader: int, block: int, env: int) -> int:
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FORBIDDEN] = 0
     m[mc.ALIGNED] = 0
+    m[mc.WHOLE] = NOT_WHOLE
     m[mc.OPERAND] = 0
     m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
@@ -303,6 +312,9 @@ def look(reader: int, block: int, env: int) -> int:
     elif opcode_map == ONE_BYTE and byte & 0xFC == 0x6C:
         # INS would store before anybody can stop it.
         forbidden = True
+    elif opcode_map == ONE_BYTE and byte == RET_AND_RELEASE:
+        # The engine takes what is to be released as signed.
+        forbidden = code_byte(reader, env, form_at + 1) >= 0x80
     branches = long and operand_size and is_near_branch(opcode_map, opcode)
     if branches and opcode == 0xFF:
         branches = (code_byte(reader, env, form_at) >> 3) & 7 in (2, 4)
@@ -315,6 +327,9 @@ def look(reader: int, block: int, env: int) -> int:
         m[mc.FORBIDDEN_AT] = start
         return PLAIN
     if opcode_map != ONE_BYTE:
+        if opcode_map == TWO_BYTES and may_store_whole_vector(opcode):
+            form = code_byte(reader, env, form_at)
+            m[mc.WHOLE] = whole_vector_store(opcode, form, repeat, operand_size)
         if opcode_map == TWO_BYTES and opcode == 0xAE:
             return USES_MXCSR if code_byte(reader, env, form_at) < 0xC0 else PLAIN
         look_at_prefixes(m, reader, env, form_at, repeat, operand_size)
@@ -323,6 +338,9 @@ def look(reader: int, block: int, env: int) -> int:
             opcode = code_byte(reader, env, form_at)
         waits = uses_mmx_registers(escape, opcode, repeat, operand_size)
         return MMX if waits and flags & (at.HF_EM | at.HF_TS) == 0 else PLAIN
+    if may_store_whole(byte):
+        wide = (flags & at.HF_CS32 != 0) != operand_size
+        m[mc.WHOLE] = whole_store(byte, code_byte(reader, env, form_at), wide)
     if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
         form = code_byte(reader, env, form_at)
         m[mc.X87_OPERANDS] = x87_operands(byte, form)

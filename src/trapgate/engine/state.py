@@ -22,7 +22,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.segments import look_at_segments
 from trapgate.engine.x87_exceptions import leave_unfinished
 from trapgate.paging.memory import load8
-from trapgate.paging.walk import walk
+from trapgate.paging.walk import load_pointers_of_entry, walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm.controls import (
@@ -31,7 +31,7 @@ from trapgate.sdm.controls import (
     PRIMARY_PAUSE_EXITING,
     SECONDARY_PAUSE_LOOP_EXITING,
 )
-from trapgate.sdm.state import BLOCKING_BY_NMI, DEBUGCTL_BTF
+from trapgate.sdm.state import BLOCKING_BY_NMI, DEBUGCTL_BTF, EFER_LMA
 
 _CC = 0x8D5
 _IF = 0x200
@@ -185,6 +185,9 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     v[f.GUEST_RIP] = peek64(env + at.EIP)
     v[f.GUEST_RFLAGS] = rflags_of(m, env)
     save_paging(env, v)
+    if m[mc.CPU] == 0:
+        # The engine may have switched tasks by itself, and its walks read the pointers each time.
+        load_pointers_of_entry(v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]))
     v[f.GUEST_INTERRUPTIBILITY_STATE] = blocking_now(m, env, v)
     if m[mc.PASSED] != 0:
         forget_passed_breakpoint(m, v)
@@ -406,6 +409,9 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke64(env + at.CR0, v[f.GUEST_CR0])
     poke64(env + at.CR2, r[reg.CR2])
     poke64(env + at.CR3, v[f.GUEST_CR3])
+    if m[mc.NATIVE] == 0 and v[f.GUEST_IA32_EFER] & EFER_LMA == 0:
+        # Outside of IA-32e mode bits 63:32 are ignored (SDM, "Paging"), but not by the engine.
+        poke64(env + at.CR3, v[f.GUEST_CR3] & 0xFFFFFFFF)
     poke64(env + at.CR4, v[f.GUEST_CR4])
     poke64(env + at.EFER, v[f.GUEST_IA32_EFER])
     poke32(env + at.SYSENTER_CS, v[f.GUEST_IA32_SYSENTER_CS])

@@ -31,7 +31,8 @@ from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
 from trapgate.compiler.library import Callback, Stub
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
-from trapgate.engine import branches, careful_blocks, clock, coherence
+from trapgate.decode.whole_stores import NOT_WHOLE
+from trapgate.engine import branches, careful_blocks, clock, coherence, whole_stores
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
@@ -41,7 +42,7 @@ from trapgate.engine.audit import note_source
 from trapgate.engine.breakpoints import end_before_breakpoint, is_breakpoint
 from trapgate.engine.calibration import check_translator
 from trapgate.engine.careful_blocks import last_offset
-from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands
+from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands, look_at_operand
 from trapgate.engine.control_flow import SUBSTITUTES
 from trapgate.engine.host import request_of
 from trapgate.engine.linkage import slots
@@ -190,6 +191,8 @@ def on_gen_call(
     if function != t[em.CHECK_EXIT] or (m[mc.NATIVE] == 0 and m[mc.CALL_OP] != 0):
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
+        if m[mc.WHOLE] > NOT_WHOLE:
+            look_at_operand(m, t, context, function, arguments)
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
         substitute(t, m, context, function, 0 if result == 0 else 1, count, arguments)
         return
@@ -253,6 +256,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
     m[mc.ALIGNED] = 0
+    m[mc.WHOLE] = NOT_WHOLE
     m[mc.BRANCH_IS_FAR] = 0
     end_before_breakpoint(m, block)
 
@@ -331,6 +335,8 @@ _STUBS: dict[int, Callback | Stub] = {
     em.X87_RELOADS: x87.on_x87_reloads,
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
+    em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
+    em.STORE_TO_COME_CODE: whole_stores.on_store_to_come,
     em.LOOK_UP_CANONICAL: branches.look_up_canonical,
     em.LOOK_UP_WITHIN_LIMIT: branches.look_up_within_limit,
     em.SINGLE_STEP_CANONICAL: branches.single_step_canonical,

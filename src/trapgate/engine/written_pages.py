@@ -38,6 +38,15 @@ def copy_cells(to: Cells, source: Cells) -> None:
 
 
 @jit
+def are_different(one: Cells, other: Cells) -> bool:
+    """Whether two pages do not hold the same."""
+    differences = 0
+    for cell in range(_CELLS):
+        differences |= one[cell] ^ other[cell]
+    return differences != 0
+
+
+@jit
 def any_written(pages: Cells, first: int, end: int) -> bool:
     """Whether any of some pages was written."""
     marks = 0
@@ -83,12 +92,16 @@ def restore_pages(machine: int, wanted: int, latest: int, spans: int, count: int
         if changed:
             for page in range(first, end):
                 if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
-                    if pages[page] & CODE:
-                        forget_range(m, page << 12, (page + 1) << 12)
                     pages[page] &= ~WRITTEN_PAGE
                     known[page] = contents[page]
                     now = cells(m[mc.MEM] + (page << 12), _CELLS)
-                    copy_cells(now, cells(contents[page], _CELLS))
+                    then = cells(contents[page], _CELLS)
+                    if m[mc.CPU] == 0 and not are_different(now, then):
+                        # All pages are marked here, and to drop one page's code is to drop all.
+                        continue
+                    if pages[page] & CODE:
+                        forget_range(m, page << 12, (page + 1) << 12)
+                    copy_cells(now, then)
                     copied += 1
         first = end
     if m[mc.TLB_FLUSH] != 0:
@@ -107,11 +120,7 @@ def differing_pages(machine: int, wanted: int, latest: int) -> int:
     for page in range(len(pages)):
         if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
             now = cells(m[mc.MEM] + (page << 12), _CELLS)
-            then = cells(contents[page], _CELLS)
-            differences = 0
-            for cell in range(_CELLS):
-                differences |= now[cell] ^ then[cell]
-            if differences != 0:
+            if are_different(now, cells(contents[page], _CELLS)):
                 count += 1
     return count
 

@@ -34,6 +34,7 @@ from trapgate.paging.apic_access import APIC_ACCESS, access_qualification
 from trapgate.paging.ept import (
     EPT_VIOLATION,
     LINEAR_VALID,
+    LOG_FULL,
     UNBLOCKED_BY_IRET,
     ept_address,
     ept_exit_reason,
@@ -359,7 +360,8 @@ def _exit_for_ept(
         vm_exit(v, REASON_APIC_ACCESS, access_qualification(error, outer >= 0), reported)
     else:
         vm_exit(v, ept_exit_reason(error), qualification, reported)
-        v[GUEST_PHYSICAL_ADDRESS] = ept_address(error)
+        if error & LOG_FULL != LOG_FULL:
+            v[GUEST_PHYSICAL_ADDRESS] = ept_address(error)
         if qualification & LINEAR_VALID:
             v[GUEST_LINEAR_ADDRESS] = address
     if outer >= 0:

@@ -32,6 +32,7 @@ from trapgate.sdm.cells import (
     GUEST_IA32_DEBUGCTL,
     GUEST_IA32_EFER,
     GUEST_IA32_PAT,
+    GUEST_IA32_PERF_GLOBAL_CTRL,
     GUEST_IA32_SYSENTER_CS,
     GUEST_IA32_SYSENTER_EIP,
     GUEST_IA32_SYSENTER_ESP,
@@ -100,12 +101,16 @@ from trapgate.sdm.state import (
     MSR_LER_TO,
     MSR_LSTAR,
     MSR_PAT,
+    MSR_PERF_GLOBAL_CTRL,
+    MSR_PRED_CMD,
+    MSR_SPEC_CTRL,
     MSR_STAR,
     MSR_SYSENTER_CS,
     MSR_SYSENTER_EIP,
     MSR_SYSENTER_ESP,
     MSR_TSC,
     MSR_TSC_AUX,
+    PERF_GLOBAL_CTRL_DEFINED,
 )
 
 _DR6_WRITABLE = 0xE00F
@@ -342,6 +347,8 @@ def vmcs_cell_of_msr(index: int) -> int:
         return GUEST_IA32_PAT
     if index == MSR_DEBUGCTL:
         return GUEST_IA32_DEBUGCTL
+    if index == MSR_PERF_GLOBAL_CTRL:
+        return GUEST_IA32_PERF_GLOBAL_CTRL
     return -1
 
 
@@ -374,6 +381,8 @@ def branch_record_of_msr(index: int) -> int:
         return LER_FROM
     if index == MSR_LER_TO:
         return LER_TO
+    if index in (MSR_SPEC_CTRL, MSR_PRED_CMD):
+        return -1
     if index & ~0xF in (MSR_LBR_FROM, MSR_LBR_FROM_CORE):
         return LBR_FROM_0 + (index & 0xF)
     if index & ~0xF in (MSR_LBR_TO, MSR_LBR_TO_CORE):
@@ -403,6 +412,8 @@ def write_msr(v: Cells, r: Cells, index: int, value: int) -> int:
     if index == MSR_PAT and not pat_is_legal(value):
         return RAISE_GP
     if index == MSR_DEBUGCTL and (value & ~DEBUGCTL_DEFINED) != 0:
+        return RAISE_GP
+    if index == MSR_PERF_GLOBAL_CTRL and (value & ~PERF_GLOBAL_CTRL_DEFINED) != 0:
         return RAISE_GP
     if index in (MSR_FMASK, MSR_TSC_AUX) and (value >> 32) != 0:
         return RAISE_GP

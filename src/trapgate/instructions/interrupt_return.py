@@ -48,12 +48,14 @@ from trapgate.sdm.state import (
     CR4_VME,
     EFER_LMA,
     RFLAGS_AC,
+    RFLAGS_DF,
     RFLAGS_FIXED_1,
     RFLAGS_ID,
     RFLAGS_IF,
     RFLAGS_IOPL,
     RFLAGS_NT,
     RFLAGS_RF,
+    RFLAGS_STATUS,
     RFLAGS_TF,
     RFLAGS_VIF,
     RFLAGS_VIP,
@@ -62,10 +64,8 @@ from trapgate.sdm.state import (
 from trapgate.sdm.vectors import GP, NP, PF, SS
 
 _CS, _SS = 1, 2
-_STATUS = 0x8D5
-"""CF, PF, AF, ZF, SF and OF."""
-_ALWAYS = _STATUS | 1 << 10 | RFLAGS_TF | RFLAGS_NT
-"""... and DF, TF and NT: what every IRET in protected mode loads."""
+_ALWAYS = RFLAGS_STATUS | RFLAGS_DF | RFLAGS_TF | RFLAGS_NT
+"""What every IRET in protected mode loads."""
 _ALWAYS_WIDE = RFLAGS_RF | RFLAGS_AC | RFLAGS_ID
 """What an IRET of more than 16 bits loads, too."""
 _REAL = _ALWAYS | RFLAGS_IF | RFLAGS_IOPL

@@ -6,16 +6,29 @@ fault, and travels as one: as an error code, but one above all page faults'. `de
 the VM exit of it. In one integer it holds the kind (bits 61:60), the guest-physical address
 (bits 55:16) and the exit qualification (bits 15:0).
 
+With page-modification logging the first write to a page that is not dirty yet is noted in the log
+(SDM, "Page-Modification Logging"). A full log is a fault of a third kind, before anything changed.
+
 The rights in an entry, those of an access and those that a qualification reports all have the
 same bits: 0 read, 1 write, 2 execute.
 """
 
-from trapgate.compiler.dialect import Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import MAXPHYADDR, load64, store64
-from trapgate.sdm.reasons import REASON_EPT_MISCONFIGURATION, REASON_EPT_VIOLATION
+from trapgate.sdm.cells import EPT_POINTER_IN_FORCE, PML_ADDRESS_IN_FORCE, PML_INDEX
+from trapgate.sdm.reasons import (
+    REASON_EPT_MISCONFIGURATION,
+    REASON_EPT_VIOLATION,
+    REASON_PAGE_MODIFICATION_LOG_FULL,
+)
 
 EPT_VIOLATION = 1 << 60
 EPT_MISCONFIGURATION = 1 << 61
+LOG_FULL = EPT_VIOLATION | EPT_MISCONFIGURATION
+"""The page-modification log has no room: no address, and no qualification."""
+
+LOG_ENTRIES = 512
+"""Of a page-modification log, 64 bits each, filled from the last one down."""
 
 RIGHT_READ = 1
 RIGHT_WRITE = 2
@@ -42,16 +55,17 @@ _RESERVED_TYPES = 1 << 2 | 1 << 3 | 1 << 7
 
 @core
 def through_ept(
-    ept: int, mem: Memory, address: int, wanted: int, told: int
+    v: Cells, mem: Memory, address: int, wanted: int, told: int
 ) -> tuple[int, int, int, int]:
     """Translate the guest-physical `address` for an access that needs the rights `wanted`.
 
-    `ept` is an EPT pointer, `told` what else the qualification of a violation says. Returns
-    (physical address, -1, rights, size of the page in bytes) or (0, error code, 0, 0). The
-    rights are those that a cached translation may have: with dirty flags, no writes before
-    the page is dirty. Accessed flags above the last level are set on the way, as a processor
-    sets them.
+    The EPT pointer is the one in force in VMCS `v`, `told` what else the qualification of a
+    violation says. Returns (physical address, -1, rights, size of the page in bytes) or (0, error
+    code, 0, 0). The rights are those that a cached translation may have: with dirty flags, no
+    writes before the page is dirty. Accessed flags above the last level are set on the way, as a
+    processor sets them.
     """
+    ept = v[EPT_POINTER_IN_FORCE]
     marks = ept & EPTP_ACCESSED_DIRTY
     table = ept & _FRAME
     rights = 7
@@ -77,12 +91,31 @@ def through_ept(
         marked = entry | _A
         if wanted & RIGHT_WRITE:
             marked |= _D
+        if (marked & ~entry) & _D and not log_write(v, mem, address):
+            return 0, LOG_FULL, 0, 0
         if marked != entry:
             store64(mem, at, marked)
         if marked & _D == 0:
             rights &= ~RIGHT_WRITE
     span = 1 << shift
     return (entry & _FRAME & -span) | (address & (span - 1)), -1, rights, span
+
+
+@core
+def log_write(v: Cells, mem: Memory, address: int) -> bool:
+    """Note in the page-modification log, if there is one, that `address` is written to.
+
+    False if the log is full, and then nothing is noted.
+    """
+    log = v[PML_ADDRESS_IN_FORCE]
+    if log == 0:
+        return True
+    index = v[PML_INDEX]
+    if index >= LOG_ENTRIES:
+        return False
+    store64(mem, (log & _FRAME) + 8 * index, address & ~0xFFF)
+    v[PML_INDEX] = (index - 1) & 0xFFFF
+    return True
 
 
 @core
@@ -102,6 +135,8 @@ def is_misconfigured(entry: int, shift: int, leaf: bool) -> bool:
 @core
 def ept_exit_reason(error: int) -> int:
     """The basic exit reason of an error code of EPT."""
+    if error & LOG_FULL == LOG_FULL:
+        return REASON_PAGE_MODIFICATION_LOG_FULL
     return REASON_EPT_VIOLATION if error & EPT_VIOLATION else REASON_EPT_MISCONFIGURATION
 
 

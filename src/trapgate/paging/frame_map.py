@@ -38,16 +38,6 @@ def has_frame_map(v: Cells) -> bool:
 
 
 @core
-def keeps_pointers(v: Cells) -> bool:
-    """Whether PAE paging's four pointers are those of the VMCS, loaded with CR3.
-
-    So it is beside a map, and also while its VMM has it out of force for an access of its own,
-    with a length of 0.
-    """
-    return bool(v[FRAME_MAP_ADDRESS] != 0)
-
-
-@core
 def frame_byte(v: Cells, mem: Memory, physical: int) -> int:
     """The map's byte of the frame of a physical address. What it does not hold is foreign."""
     frame = physical >> 12

@@ -2,7 +2,6 @@
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.alias import aliased
-from trapgate.paging.frame_map import keeps_pointers
 from trapgate.paging.memory import load32, load64
 from trapgate.sdm.cells import GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_IA32_EFER, GUEST_PDPTE0
 from trapgate.sdm.state import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA
@@ -30,18 +29,18 @@ def probe(v: Cells, mem: Memory, linear: int) -> tuple[int, int, int, int]:
     table &= _FRAME
     if v[GUEST_IA32_EFER] & EFER_LMA == 0:
         level = 3
+        # Its four entries were loaded with CR3.
         table = v[GUEST_CR3] & 0xFFFF_FFE0
         linear &= 0xFFFF_FFFF
     while True:
         shift = 3 + 9 * level
         at = table + (((linear >> shift) & 0x1FF) << 3)
-        entry = load64(mem, aliased(v, at))
-        if level == 3 and v[GUEST_IA32_EFER] & EFER_LMA == 0 and keeps_pointers(v):
-            entry = v[GUEST_PDPTE0 + ((linear >> 30) & 3)]
+        loaded = level == 3 and v[GUEST_IA32_EFER] & EFER_LMA == 0
+        entry = v[GUEST_PDPTE0 + ((linear >> 30) & 3)] if loaded else load64(mem, aliased(v, at))
         if entry & _PRESENT == 0:
             return level, at, entry, _NOT_MAPPED
         is_page = level == 1 or (entry & _LARGE != 0 and level in (2, 3))
-        if is_page and not (level == 3 and v[GUEST_IA32_EFER] & EFER_LMA == 0):
+        if is_page and not loaded:
             offset = (1 << shift) - 1
             return level, at, entry, (entry & _FRAME & ~offset) | (linear & offset)
         table = entry & _FRAME

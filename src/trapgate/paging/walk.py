@@ -4,12 +4,10 @@ SDM, chapter "Paging": no paging, 32-bit paging (with 4-MByte pages and PSE-36),
 PAE paging and 4-level paging. A walk that succeeds sets the accessed flags it
 passed and, for a write, the dirty flag; one that ends in a page fault sets none. With
 an EPT pointer in force every address in the guest's tables, and the one that they lead to,
-is guest-physical and goes through `ept`; without one it goes through `alias`. In PAE paging the
-four page-directory-pointer entries are under EPT those of the VMCS, and so they are with a frame
-map; else they are read from memory at CR3 on each walk instead of once at MOV to CR3: software
-that edits them without reloading CR3 sees the edit at once. Protection keys, shadow stacks, 57-bit
-addresses and global pages have no part here. Whether a linear address is canonical is the
-caller's business.
+is guest-physical and goes through `ept`; without one it goes through `alias`. The four
+page-directory pointers of PAE paging are those of the VMCS, loaded with CR3. Protection keys, shadow
+stacks, 57-bit addresses and global pages have no part here. Whether a linear address is canonical
+is the caller's business.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
@@ -23,7 +21,7 @@ from trapgate.paging.ept import (
     TRANSLATED,
     through_ept,
 )
-from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map, keeps_pointers
+from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map
 from trapgate.paging.memory import MAXPHYADDR, load8, load32, load64, load_sized, store32, store64
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
@@ -110,7 +108,6 @@ def walk(
     whatever RFLAGS.AC is. SDM, sections "Access Rights" and "Page-Fault Exceptions".
     """
     cr0 = v[GUEST_CR0]
-    ept = v[EPT_POINTER_IN_FORCE]
     write = access & WRITE
     code = (write << 1) | (user << 2)
     if cr0 & CR0_PG == 0:
@@ -118,7 +115,7 @@ def walk(
         prot = under_frame_map(v, mem, physical, write, 7)
         if prot < 0:
             return 0, code | _P | PFEC_MAP, 0, 0
-        return at_guest_physical(v, ept, mem, physical, access, prot, 0x1000)
+        return at_guest_physical(v, mem, physical, access, prot, 0x1000)
 
     cr3 = v[GUEST_CR3]
     cr4 = v[GUEST_CR4]
@@ -141,7 +138,7 @@ def walk(
     no_execute = False
     if efer & EFER_LMA:
         at4 = (cr3 & _FRAME) | ((linear >> 36) & 0xFF8)
-        entry4, error = read_entry(v, ept, mem, at4, 8)
+        entry4, error = read_entry(v, mem, at4, 8)
         if error >= 0:
             return 0, error, 0, 0
         if entry4 & _P == 0:
@@ -151,7 +148,7 @@ def walk(
         rights &= entry4
         no_execute = entry4 < 0
         at3 = (entry4 & _FRAME) | ((linear >> 27) & 0xFF8)
-        entry3, error = read_entry(v, ept, mem, at3, 8)
+        entry3, error = read_entry(v, mem, at3, 8)
         if error >= 0:
             return 0, error, 0, 0
         if entry3 & _P == 0:
@@ -168,10 +165,7 @@ def walk(
         table = entry3 & _FRAME
     else:
         linear &= 0xFFFF_FFFF
-        if ept != 0 or keeps_pointers(v):
-            pointer = v[GUEST_PDPTE0 + ((linear >> 30) & 3)]
-        else:
-            pointer = load64(mem, (cr3 & 0xFFFF_FFE0) | ((linear >> 27) & 0x18))
+        pointer = v[GUEST_PDPTE0 + ((linear >> 30) & 3)]
         if pointer & _P == 0:
             return 0, code, 0, 0
         table = pointer & _FRAME
@@ -182,7 +176,7 @@ def walk(
     entry2 = 0
     if size == 0x1000:
         at = table | ((linear >> 18) & 0xFF8)
-        entry, error = read_entry(v, ept, mem, at, 8)
+        entry, error = read_entry(v, mem, at, 8)
         if error >= 0:
             return 0, error, 0, 0
         if entry & _P == 0:
@@ -201,7 +195,7 @@ def walk(
             at2 = at
             entry2 = entry
             at = (entry & _FRAME) | ((linear >> 9) & 0xFF8)
-            entry, error = read_entry(v, ept, mem, at, 8)
+            entry, error = read_entry(v, mem, at, 8)
             if error >= 0:
                 return 0, error, 0, 0
             if entry & _P == 0:
@@ -237,21 +231,21 @@ def walk(
     # Every level's accessed flag, the last level's dirty flag; mostly set already.
     error = -1
     if at4 >= 0 and entry4 & _A == 0:
-        error = write_entry(v, ept, mem, at4, 8, entry4 | _A)
+        error = write_entry(v, mem, at4, 8, entry4 | _A)
     if error < 0 and at3 >= 0 and at != at3 and entry3 & _A == 0:
-        error = write_entry(v, ept, mem, at3, 8, entry3 | _A)
+        error = write_entry(v, mem, at3, 8, entry3 | _A)
     if error < 0 and at2 >= 0 and entry2 & _A == 0:
-        error = write_entry(v, ept, mem, at2, 8, entry2 | _A)
+        error = write_entry(v, mem, at2, 8, entry2 | _A)
     marked = entry | _A
     if write:
         marked |= _D
     if error < 0 and marked != entry:
-        error = write_entry(v, ept, mem, at, 8, marked)
+        error = write_entry(v, mem, at, 8, marked)
     if error >= 0:
         return 0, error, 0, 0
     if marked & _D == 0:
         prot &= ~PROT_WRITE
-    return at_guest_physical(v, ept, mem, physical, access, prot, size)
+    return at_guest_physical(v, mem, physical, access, prot, size)
 
 
 @core
@@ -260,9 +254,8 @@ def _walk_two_level(
 ) -> tuple[int, int, int, int]:
     """The walk of 32-bit paging: SDM, section "32-Bit Paging"."""
     cr4 = v[GUEST_CR4]
-    ept = v[EPT_POINTER_IN_FORCE]
     at2 = (v[GUEST_CR3] & 0xFFFF_F000) | ((linear >> 20) & 0xFFC)
-    entry2, error = read_entry(v, ept, mem, at2, 4)
+    entry2, error = read_entry(v, mem, at2, 4)
     if error >= 0:
         return 0, error, 0, 0
     if entry2 & _P == 0:
@@ -276,7 +269,7 @@ def _walk_two_level(
         rights = entry2
     else:
         at = (entry2 & 0xFFFF_F000) | ((linear >> 10) & 0xFFC)
-        entry, error = read_entry(v, ept, mem, at, 4)
+        entry, error = read_entry(v, mem, at, 4)
         if error >= 0:
             return 0, error, 0, 0
         if entry & _P == 0:
@@ -302,17 +295,17 @@ def _walk_two_level(
         return 0, code | _P | PFEC_MAP, 0, 0
 
     if at != at2 and entry2 & _A == 0:
-        error = write_entry(v, ept, mem, at2, 4, entry2 | _A)
+        error = write_entry(v, mem, at2, 4, entry2 | _A)
     marked = entry | _A
     if write:
         marked |= _D
     if error < 0 and marked != entry:
-        error = write_entry(v, ept, mem, at, 4, marked)
+        error = write_entry(v, mem, at, 4, marked)
     if error >= 0:
         return 0, error, 0, 0
     if marked & _D == 0:
         prot &= ~PROT_WRITE
-    return at_guest_physical(v, ept, mem, physical, access, prot, 0x40_0000 if large else 0x1000)
+    return at_guest_physical(v, mem, physical, access, prot, 0x40_0000 if large else 0x1000)
 
 
 @core
@@ -330,16 +323,17 @@ def under_frame_map(v: Cells, mem: Memory, physical: int, write: int, prot: int)
 
 
 @core
-def read_entry(v: Cells, ept: int, mem: Memory, at: int, width: int) -> tuple[int, int]:
+def read_entry(v: Cells, mem: Memory, at: int, width: int) -> tuple[int, int]:
     """The paging-structure entry of `width` bytes at guest-physical `at`: (entry, -1 or error).
 
     With accessed and dirty flags for EPT this counts as a write (SDM, section of that name).
     """
+    ept = v[EPT_POINTER_IN_FORCE]
     if ept != 0:
         wanted = RIGHT_READ
         if ept & EPTP_ACCESSED_DIRTY:
             wanted = RIGHT_READ | RIGHT_WRITE
-        at, error, _, _ = through_ept(ept, mem, at, wanted, LINEAR_VALID)
+        at, error, _, _ = through_ept(v, mem, at, wanted, LINEAR_VALID)
         if error >= 0:
             return 0, error
     else:
@@ -348,13 +342,13 @@ def read_entry(v: Cells, ept: int, mem: Memory, at: int, width: int) -> tuple[in
 
 
 @core
-def write_entry(v: Cells, ept: int, mem: Memory, at: int, width: int, entry: int) -> int:
+def write_entry(v: Cells, mem: Memory, at: int, width: int, entry: int) -> int:
     """Set flags in the entry that `read_entry` has read: -1, or the error.
 
     Processors report it as a read and a write.
     """
-    if ept != 0:
-        at, error, _, _ = through_ept(ept, mem, at, RIGHT_READ | RIGHT_WRITE, LINEAR_VALID)
+    if v[EPT_POINTER_IN_FORCE] != 0:
+        at, error, _, _ = through_ept(v, mem, at, RIGHT_READ | RIGHT_WRITE, LINEAR_VALID)
         if error >= 0:
             return error
     else:
@@ -368,7 +362,7 @@ def write_entry(v: Cells, ept: int, mem: Memory, at: int, width: int, entry: int
 
 @core
 def at_guest_physical(
-    v: Cells, ept: int, mem: Memory, address: int, access: int, prot: int, size: int
+    v: Cells, mem: Memory, address: int, access: int, prot: int, size: int
 ) -> tuple[int, int, int, int]:
     """What `walk` answers where the guest's own tables, if any, lead to `address`.
 
@@ -377,9 +371,9 @@ def at_guest_physical(
     """
     physical = aliased(v, address)
     error = -1
-    if ept != 0:
+    if v[EPT_POINTER_IN_FORCE] != 0:
         physical, error, rights, span = through_ept(
-            ept, mem, address, 1 << access, LINEAR_VALID | TRANSLATED
+            v, mem, address, 1 << access, LINEAR_VALID | TRANSLATED
         )
         prot &= rights
         size = min(size, span)
@@ -411,9 +405,8 @@ def load_pointers(v: Cells, mem: Memory) -> int:
     -1 changes the fields. SDM, "Loading Page-Directory-Pointer-Table Entries".
     """
     table = v[GUEST_CR3] & 0xFFFF_FFE0
-    ept = v[EPT_POINTER_IN_FORCE]
-    if ept != 0:
-        table, error, _, _ = through_ept(ept, mem, table, RIGHT_READ, 0)
+    if v[EPT_POINTER_IN_FORCE] != 0:
+        table, error, _, _ = through_ept(v, mem, table, RIGHT_READ, 0)
         if error >= 0:
             return error
     else:
@@ -424,6 +417,16 @@ def load_pointers(v: Cells, mem: Memory) -> int:
     for n in range(4):
         v[GUEST_PDPTE0 + n] = load64(mem, table + 8 * n)
     return -1
+
+
+@core
+def load_pointers_of_entry(v: Cells, mem: Memory) -> None:
+    """What a transition does about the pointers of PAE paging, whose table has been checked.
+
+    They are those of the fields under EPT, and under a frame map, whose VMM has validated them.
+    """
+    if uses_pae_paging(v) and v[EPT_POINTER_IN_FORCE] == 0 and not has_frame_map(v):
+        load_pointers(v, mem)
 
 
 @core

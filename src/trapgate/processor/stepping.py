@@ -368,6 +368,9 @@ def is_misaligned(guest: Operand, accesses: list[Access]) -> bool:
 def _alignment(access: Access) -> int:
     if access.kind in _ALIGNMENTS:
         return _ALIGNMENTS[access.kind]
+    if access.size == 16:
+        # Of what may be unaligned (SDM, "MOVUPS"); the rest has raised #GP.
+        return 8
     return access.size if access.size in (2, 4, 8) else 1
 
 

@@ -33,7 +33,7 @@ from trapgate.events.journal import (
     record,
 )
 from trapgate.paging.alias import aliased
-from trapgate.paging.frame_map import has_frame_map, keeps_pointers
+from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, store8
 from trapgate.paging.probe import probe
 from trapgate.paging.walk import FETCH, READ, WRITE, uses_pae_paging
@@ -379,8 +379,6 @@ def _way(guest: Operand, linear: int) -> Iterator[int]:
     if uses_pae_paging(v):
         levels = 2
         pointer = int(v[f.GUEST_PDPTE0 + (linear >> 30 & 3)])
-        if not keeps_pointers(v):
-            pointer = int(entry_of(guest.mem, (cr3 & 0xFFFF_FFE0) + (linear >> 27 & 0x18), width))
         if not pointer & PRESENT:
             return
         table = pointer & frame

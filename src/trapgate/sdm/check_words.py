@@ -45,6 +45,7 @@ _PAGE = "must be the physical address of a page: bits 11:0 and bits 63:40 are 0"
 _MSR_AREA = "must be a multiple of 16, with bits 63:40 0, when the area's count is not 0"
 _MSR_END = "the area (16 bytes for each MSR) must end below the physical-address width, 2^40"
 _NO_AREA = "must be 0: a VMM in Python switches MSRs itself"
+_NO_COUNTERS = "must be 0: the processor has no performance counters"
 _PAT = "each byte must be a memory type: 0, 1, 4, 5, 6 or 7"
 _EFER = "only SCE, LME, LMA and NXE (bits 0, 8, 10, 11) exist"
 _INFO = "VM_ENTRY_INTERRUPTION_INFORMATION"
@@ -86,6 +87,10 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (ck.EPT_WALK_LENGTH, ("EPT_POINTER",), "bits 5:3 must be 3: a page walk of four levels"),
     (ck.EPT_RESERVED, ("EPT_POINTER",), "bits 11:7 and bits 63:40 must be 0"),
     (ck.UNRESTRICTED_WITHOUT_EPT, (_SECONDARY,), '"unrestricted guest" needs "enable EPT"'),
+    (ck.PML_WITHOUT_EPT, (_SECONDARY,), '"enable PML" needs "enable EPT"'),
+    (ck.PML_PAGE, ("PML_ADDRESS",), _PAGE),
+    (ck.VMREAD_BITMAP, ("VMREAD_BITMAP_ADDRESS",), _PAGE),
+    (ck.VMWRITE_BITMAP, ("VMWRITE_BITMAP_ADDRESS",), _PAGE),
     (ck.VIRTUAL_APIC_PAGE, ("VIRTUAL_APIC_ADDRESS",), _PAGE),
     (ck.THRESHOLD_RESERVED, ("TPR_THRESHOLD",), "bits 31:4 must be 0"),
     (
@@ -243,6 +248,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (ck.HOST_CR3, ("HOST_CR3",), "bits 63:40, beyond the physical-address width, must be 0"),
     (ck.HOST_SYSENTER_ESP, ("HOST_IA32_SYSENTER_ESP",), _CANONICAL),
     (ck.HOST_SYSENTER_EIP, ("HOST_IA32_SYSENTER_EIP",), _CANONICAL),
+    (ck.HOST_PERF_GLOBAL_CTRL, ("HOST_IA32_PERF_GLOBAL_CTRL",), _NO_COUNTERS),
     (ck.HOST_PAT, ("HOST_IA32_PAT",), _PAT),
     (ck.HOST_EFER_RESERVED, ("HOST_IA32_EFER",), _EFER),
     (
@@ -308,6 +314,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (ck.GUEST_DR7, ("GUEST_DR7", _ENTRY), 'bits 63:32 must be 0 if "load debug controls" is 1'),
     (ck.GUEST_SYSENTER_ESP, ("GUEST_IA32_SYSENTER_ESP",), _CANONICAL),
     (ck.GUEST_SYSENTER_EIP, ("GUEST_IA32_SYSENTER_EIP",), _CANONICAL),
+    (ck.GUEST_PERF_GLOBAL_CTRL, ("GUEST_IA32_PERF_GLOBAL_CTRL",), _NO_COUNTERS),
     (ck.GUEST_PAT, ("GUEST_IA32_PAT",), _PAT),
     (ck.GUEST_EFER_RESERVED, ("GUEST_IA32_EFER",), _EFER),
     (
@@ -413,7 +420,10 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (
         ck.LINK_REVISION,
         ("VMCS_LINK_POINTER",),
-        "must be all ones, or the address of a VMCS with the right revision identifier",
+        (
+            "must be all ones, or the address of a VMCS with the right revision identifier, bit 31 "
+            "of which is 1 if and only if VMCS shadowing is"
+        ),
     ),
     (ck.LINK_CURRENT, ("VMCS_LINK_POINTER",), "must not be the current-VMCS pointer"),
     *(

@@ -24,6 +24,10 @@ APIC_ACCESS_PAGE_IN_FORCE = "APIC_ACCESS_PAGE_IN_FORCE"
 """The extension field, read-only, with 1 + the address of the page whose accesses exit, or 0
 without "virtualize APIC accesses". VM entry writes it."""
 
+PML_ADDRESS_IN_FORCE = "PML_ADDRESS_IN_FORCE"
+"""The extension field, read-only, with 1 + the address of the page-modification log, or 0 without
+"enable PML". VM entry writes it."""
+
 READ_ONLY = 1
 """Bits 11:10 of the encodings of VM-exit information."""
 
@@ -65,7 +69,7 @@ class Field(IntEnum, metaclass=_Named):
 
     @property
     def read_only(self) -> bool:
-        """Whether VMWRITE refuses it (VM-exit information)."""
+        """Whether it tells of VM entries and exits (VM-exit information), which write it."""
         return self >> 10 & 3 == READ_ONLY
 
     @property

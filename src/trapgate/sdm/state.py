@@ -69,6 +69,9 @@ RFLAGS_VIF = 1 << 19
 RFLAGS_VIP = 1 << 20
 RFLAGS_ID = 1 << 21
 
+RFLAGS_STATUS = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF
+"""The flags of arithmetic."""
+
 RFLAGS_IOPL_SHIFT = 12
 RFLAGS_IOPL = 3 << 12
 RFLAGS_RESERVED_LOW = (1 << 3) | (1 << 5) | (1 << 15)
@@ -121,6 +124,8 @@ PENDING_BS = 1 << 14
 PENDING_RTM = 1 << 16
 
 MSR_TSC = 0x10
+MSR_SPEC_CTRL = 0x48
+MSR_PRED_CMD = 0x49
 MSR_SYSENTER_CS = 0x174
 MSR_SYSENTER_ESP = 0x175
 MSR_SYSENTER_EIP = 0x176
@@ -136,7 +141,9 @@ MSR_LBR_TO = 0x6C0
 Based on Nehalem Microarchitecture")."""
 MSR_LBR_FROM_CORE = 0x40
 MSR_LBR_TO_CORE = 0x60
-"""Where earlier processors have them, which some software tries first; the same registers here."""
+"""Where earlier processors have them, which some software tries first; the same registers here.
+Two of the numbers are IA32_SPEC_CTRL's and IA32_PRED_CMD's by now, and CPUID shows neither."""
+MSR_PERF_GLOBAL_CTRL = 0x38F
 MSR_EFER = 0xC0000080
 MSR_STAR = 0xC0000081
 MSR_LSTAR = 0xC0000082
@@ -177,3 +184,6 @@ DEBUGCTL_LBR = 1
 DEBUGCTL_BTF = 2
 DEBUGCTL_DEFINED = DEBUGCTL_LBR | DEBUGCTL_BTF
 """Bits of IA32_DEBUGCTL that are there: LBR and BTF."""
+
+PERF_GLOBAL_CTRL_DEFINED = 0
+"""Bits of IA32_PERF_GLOBAL_CTRL that are there: none, since there are no counters."""

@@ -42,7 +42,9 @@ Capability Reporting Facility".
     LATEST_PAUSE,
     OPERAND_TYPE,
     OPERAND_REST,
-) = range(34)
+    SHADOW,
+    KEPT_PERF_GLOBAL_CTRL,
+) = range(36)
 """What the cells of `x` hold.
 
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
@@ -63,10 +65,10 @@ the VMLAUNCH or VMRESUME that is being executed. FLUSH: 1 if cached translations
 SECONDARY_ALLOWED: the secondary processor-based controls that an x86 VMM may set, which the
 engine decides. RANDOM: the state of RDRAND, 32 bits. FIRST_PAUSE, LATEST_PAUSE: when the first
 PAUSE of a loop of them was executed at CPL 0, and when the latest; NEVER for none since an x86
-VMM's VM entry.
+VMM's VM entry. SHADOW: 1 if the current VMCS is a shadow VMCS.
 """
 
-EXITS = 34
+EXITS = 36
 """From here on the VM exits to the x86 VMM, a cell for each basic exit reason."""
 EXIT_REASONS = 70
 LENGTH = EXITS + EXIT_REASONS
@@ -87,6 +89,8 @@ NONE = -1
 """No pointer: VMXON region or current VMCS (SDM writes FFFFFFFF_FFFFFFFFH)."""
 
 REVISION = 0x5452_4701
+SHADOW_INDICATOR = 1 << 31
+"""In the revision identifier of a region: it is that of a shadow VMCS."""
 """The VMCS revision identifier, bits 30:0 of IA32_VMX_BASIC."""
 REGION_SIZE = 4096
 

@@ -201,7 +201,17 @@ def _without_number(instruction: int) -> tuple[str, str, str]:
             f"{_REGION}, and its first 32 bits the revision identifier {vmx.REVISION:#x}",
             "VMXON - Enter VMX Operation",
         )
-    return "there is no current VMCS", "VMPTRLD one first", "VMX Instruction Reference"
+    if instruction in (ExitReason.VMLAUNCH, ExitReason.VMRESUME):
+        return (
+            "there is no current VMCS, or it is a shadow VMCS",
+            "VMPTRLD one first that is none",
+            "Basic VM-Entry Checks",
+        )
+    return (
+        "there is no current VMCS, or the guest with VMCS shadowing has none",
+        "VMPTRLD one first; for a guest, VMCS_LINK_POINTER says where its shadow VMCS is",
+        "VMX Instruction Reference",
+    )
 
 
 def _operand(instruction: int, operand: int) -> str:

@@ -139,6 +139,8 @@ class Console:
         self._saved: list[int | list[bytes | int]] | None = None
         self._handlers: list[tuple[signal.Signals, object]] = []
         self._broken = False
+        self.typed = False
+        """Whether the guest has got keys from a terminal."""
 
     @property
     def interactive(self) -> bool:
@@ -259,7 +261,9 @@ class Console:
         if not typed:
             self._broken = True  # the terminal was hung up
             return b""
-        return self._keys.feed(typed)
+        keys = self._keys.feed(typed)
+        self.typed |= bool(keys)
+        return keys
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self.restore()

@@ -12,6 +12,7 @@ from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_WAIT_FOR_SIPI, RFLAGS_I
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
 from trapgate.vmm.devices.apic import LocalApic
+from trapgate.vmm.identity import MISC_ENABLE_AT_RESET
 from trapgate.vmm.initialisation import begin_at
 from trapgate.vmm.mtrrs import Mtrrs
 
@@ -33,6 +34,8 @@ class Cpu:
         self.mtrrs = Mtrrs()
         self.tsc_adjust = 0
         """IA32_TSC_ADJUST, 64 bits: what the guest has added to the time-stamp counter."""
+        self.misc_enable = MISC_ENABLE_AT_RESET
+        """IA32_MISC_ENABLE, 64 bits."""
 
     @property
     def number(self) -> int:

@@ -25,6 +25,7 @@ from trapgate.vmcs.explain import explain_abort
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.identity import (
     APIC,
+    MISC_ENABLE,
     MSRS,
     OSXSAVE,
     WRITABLE_MSRS,
@@ -32,6 +33,7 @@ from trapgate.vmm.identity import (
     XSAVE_LEAF,
     Leaf,
     cpuid,
+    misc_enable_with,
 )
 from trapgate.vmm.initialisation import initialise, start_up
 from trapgate.vmm.platform import Platform
@@ -81,7 +83,7 @@ def _escalates(first: int, second: int) -> bool:
 
 def identity(vm: Platform, leaf: int, subleaf: int) -> Leaf:
     """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`, on this machine as it is."""
-    eax, ebx, ecx, edx = cpuid(leaf, subleaf, vm.cpu.number)
+    eax, ebx, ecx, edx = cpuid(leaf, subleaf, vm.cpu.number, vm.cpu.misc_enable)
     if leaf == 1 and not vm.devices.apic.enabled:
         edx &= ~APIC
     can_save = vm.processor.engine.has_xsave
@@ -145,7 +147,8 @@ def read_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
-        known = {**MSRS, **vm.processor.x86_vmm.msrs(), _TSC_ADJUST: vm.cpu.tsc_adjust}
+        kept = {MISC_ENABLE: vm.cpu.misc_enable, _TSC_ADJUST: vm.cpu.tsc_adjust}
+        known = {**MSRS, **vm.processor.x86_vmm.msrs(), **kept}
         found = known.get(index, vm.cpu.mtrrs.read(index))
         if found is None:
             return _GENERAL_PROTECTION
@@ -169,6 +172,12 @@ def write_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED if vm.processor.x86_vmm.set_feature_control(value) else _GENERAL_PROTECTION
     if vm.cpu.mtrrs.read(index) is not None:
         return EMULATED if vm.cpu.mtrrs.write(index, value) else _GENERAL_PROTECTION
+    if index == MISC_ENABLE:
+        held = misc_enable_with(vm.cpu.misc_enable, value)
+        if held is None:
+            return _GENERAL_PROTECTION
+        vm.cpu.misc_enable = held
+        return EMULATED
     if index == _TSC_ADJUST:
         vm.adjust_tsc(value - vm.cpu.tsc_adjust)
         return EMULATED

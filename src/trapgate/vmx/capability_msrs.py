@@ -20,6 +20,7 @@ _WRITE_BACK = 6
 _EXTENSIONS = 1 | MOST_CLAUSES << 8 | MOST_RULES << 16 | TABLE_BYTES << 32
 _EXIT_SAVES_LMA = 1 << 5
 _ACTIVITY_STATES = 7 << 6
+_VMWRITE_ANY_FIELD = 1 << 29
 _INVVPID = 1 << 32 | 0xF << 40
 _EXECUTE_ONLY = 1 << 0
 _FOUR_LEVELS = 1 << 6
@@ -61,7 +62,7 @@ def capability_msrs(*, extended: bool, secondary: int) -> Mapping[int, int]:
         vmx.MSR_VMX_PROCBASED_CTLS: _allowed(_DEFAULT_1_PRIMARY, ct.PRIMARY_ALLOWED_1),
         vmx.MSR_VMX_EXIT_CTLS: _allowed(_DEFAULT_1_EXIT, ct.EXIT_ALLOWED_1),
         vmx.MSR_VMX_ENTRY_CTLS: _allowed(_DEFAULT_1_ENTRY, ct.ENTRY_ALLOWED_1),
-        vmx.MSR_VMX_MISC: _EXIT_SAVES_LMA | _ACTIVITY_STATES | 4 << 16,
+        vmx.MSR_VMX_MISC: _EXIT_SAVES_LMA | _ACTIVITY_STATES | 4 << 16 | _VMWRITE_ANY_FIELD,
         vmx.MSR_VMX_CR0_FIXED0: vmx.CR0_FIXED_0,
         vmx.MSR_VMX_CR0_FIXED1: vmx.CR0_FIXED_1,
         vmx.MSR_VMX_CR4_FIXED0: vmx.CR4_FIXED_0,

@@ -14,6 +14,7 @@ from trapgate.instructions.virtual_apic import (
     is_below_threshold,
     virtualize_ppr,
 )
+from trapgate.paging.walk import load_pointers_of_entry
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
     CRITERIA_TABLE_ADDRESS,
@@ -25,6 +26,7 @@ from trapgate.sdm.cells import (
     GUEST_PENDING_DEBUG_EXCEPTIONS,
     GUEST_RFLAGS,
     PIN_BASED_CONTROLS,
+    PML_ADDRESS_IN_FORCE,
     PRIMARY_PROCESSOR_BASED_CONTROLS,
     VM_ENTRY_CONTROLS,
     VM_ENTRY_EXCEPTION_ERROR_CODE,
@@ -85,6 +87,7 @@ from trapgate.vmx.checks.controls import (
     check_controls,
     check_threshold,
     ept_pointer,
+    modification_log,
 )
 from trapgate.vmx.checks.guest_state import check_guest_state, qualification_of
 
@@ -129,6 +132,7 @@ def put_ept_in_force(v: Cells) -> None:
     """From now on the guest's physical addresses are those that the controls make them."""
     v[EPT_POINTER_IN_FORCE] = ept_pointer(v)
     v[APIC_ACCESS_PAGE_IN_FORCE] = apic_access_page(v)
+    v[PML_ADDRESS_IN_FORCE] = modification_log(v)
 
 
 @core
@@ -151,6 +155,7 @@ def set_long_mode(v: Cells) -> None:
 @core
 def begin(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     """What follows once the guest's state is loaded: RUNS, or EXITED before it could run."""
+    load_pointers_of_entry(v, mem)
     info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
     kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
     blocked_by_mov_ss = v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS != 0

@@ -13,22 +13,24 @@ from trapgate.instructions.intercepts import (
     RAISE_UD,
     intercept_vmx,
     privilege_level,
+    secondary_controls,
     vmx_undefined,
 )
-from trapgate.paging.memory import MAXPHYADDR
+from trapgate.paging.memory import MAXPHYADDR, load8
 from trapgate.sdm.cells import (
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
     GUEST_RIP,
     GUEST_RSP,
     VM_INSTRUCTION_ERROR,
+    VMCS_LINK_POINTER,
+    VMREAD_BITMAP_ADDRESS,
+    VMWRITE_BITMAP_ADDRESS,
 )
-from trapgate.sdm.controls import SECONDARY_EPT
-from trapgate.sdm.fields import READ_ONLY
+from trapgate.sdm.controls import SECONDARY_EPT, SECONDARY_VMCS_SHADOWING
 from trapgate.sdm.reasons import (
     ERROR_ENTRY_EVENTS_BLOCKED_BY_MOV_SS,
     ERROR_INVALID_INVEPT_INVVPID_OPERAND,
-    ERROR_READ_ONLY_FIELD,
     ERROR_UNSUPPORTED_FIELD,
     ERROR_VMCALL_IN_ROOT,
     ERROR_VMCLEAR_BAD_ADDRESS,
@@ -87,6 +89,7 @@ from trapgate.sdm.vmx import (
     OPERAND_REST,
     OPERAND_TYPE,
     SECONDARY_ALLOWED,
+    SHADOW,
     VMXON_POINTER,
 )
 from trapgate.vmx.checks.controls import check_ept_pointer
@@ -105,11 +108,15 @@ from trapgate.vmx.region import (
     UNSUPPORTED,
     cell_of_encoding,
     clear_launch_state,
+    initialise_region,
+    is_shadow,
+    load_field,
     load_region,
-    read_field,
     revision_matches,
+    store_field,
     store_region,
-    write_field,
+    value_read,
+    value_written,
 )
 
 NOT_VMX = -1
@@ -183,7 +190,11 @@ def execute_vmx(
         length, information, displacement = decode_operand(v, mem, word, start, rex, at)
     mode = x[MODE]
     starts = reason == REASON_VMXON and x[OFFERED] != 0 and cr4_seen(v) & CR4_VMXE != 0
-    if mode == MODE_NON_ROOT or (mode == MODE_OFF and not starts):
+    region = NONE
+    shadowed = mode == MODE_NON_ROOT and is_shadowed(v, r, mem, reason, information)
+    if shadowed:
+        region = v[VMCS_LINK_POINTER]
+    if (mode == MODE_NON_ROOT and not shadowed) or (mode == MODE_OFF and not starts):
         if reason not in (REASON_VMREAD, REASON_VMWRITE, REASON_INVEPT, REASON_INVVPID):
             # Without a second operand bits 31:28 say nothing.
             information = information & 0xFFF_FFFF
@@ -206,8 +217,11 @@ def execute_vmx(
         return succeed(v), length
     elif reason == REASON_VMXON:
         return fail(x, v, n, reason, ERROR_VMXON_IN_ROOT), length
-    elif reason in (REASON_VMREAD, REASON_VMWRITE) and x[CURRENT] == NONE:
-        return fail(x, v, n, reason, 0), length
+    elif reason in (REASON_VMREAD, REASON_VMWRITE):
+        if shadowed and region == NONE:
+            return fail_invalid(x, v, reason), length
+        if x[CURRENT] == NONE:
+            return fail(x, v, n, reason, 0), length
 
     long = in_64_bit_mode(v)
     size = 8
@@ -223,9 +237,9 @@ def execute_vmx(
         if outcome != GO_ON:
             return outcome, length
     if reason == REASON_VMREAD:
-        return vmread(x, v, r, mem, n, information, linear, long), length
+        return vmread(x, v, r, mem, n, region, information, linear, long), length
     if reason == REASON_VMWRITE:
-        return vmwrite(x, v, r, mem, n, information, linear, long), length
+        return vmwrite(x, v, r, mem, n, region, information, linear, long), length
     if reason == REASON_VMPTRST:
         outcome = write_operand(x, v, mem, linear, 8, x[CURRENT])
         if outcome == GO_ON:
@@ -300,7 +314,8 @@ def is_region_address(pointer: int) -> bool:
 @core
 def vmxon(x: Cells, v: Cells, mem: Memory, pointer: int) -> int:
     """Enter VMX root operation with the VMXON region at `pointer`."""
-    if not is_region_address(pointer) or not revision_matches(mem, pointer):
+    is_one = is_region_address(pointer) and revision_matches(mem, pointer)
+    if not is_one or is_shadow(mem, pointer):
         return fail_invalid(x, v, REASON_VMXON)
     x[MODE] = MODE_ROOT
     x[VMXON_POINTER] = pointer
@@ -339,10 +354,43 @@ def vmptrld(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
 
 
 @core
+def is_shadowed(v: Cells, r: Cells, mem: Memory, reason: int, information: int) -> bool:
+    """Whether a guest's VMREAD or VMWRITE means the shadow VMCS, and does not exit.
+
+    SDM, "VMCS Shadowing": the control is 1, the encoding has no bit above 14, and the bitmap of
+    the instruction has a 0 for it.
+    """
+    if secondary_controls(v) & SECONDARY_VMCS_SHADOWING == 0 or vmx_undefined(v):
+        return False
+    bitmap = v[VMREAD_BITMAP_ADDRESS]
+    if reason == REASON_VMWRITE:
+        bitmap = v[VMWRITE_BITMAP_ADDRESS]
+    elif reason != REASON_VMREAD:
+        return False
+    encoding = register_value(v, r, (information >> 28) & 0xF)
+    if not in_64_bit_mode(v):
+        encoding = encoding & _LOW
+    if encoding >> 15 != 0:
+        return False
+    return (load8(mem, bitmap + (encoding >> 3)) >> (encoding & 7)) & 1 == 0
+
+
+@core
 def vmread(
-    x: Cells, v: Cells, r: Cells, mem: Memory, n: Cells, information: int, linear: int, long: bool
+    x: Cells,
+    v: Cells,
+    r: Cells,
+    mem: Memory,
+    n: Cells,
+    region: int,
+    information: int,
+    linear: int,
+    long: bool,
 ) -> int:
-    """VMREAD of the field whose encoding bits 31:28 of `information` find."""
+    """VMREAD of the field whose encoding bits 31:28 of `information` find.
+
+    `region` is the address of a shadow VMCS, NONE for the current VMCS.
+    """
     encoding = register_value(v, r, (information >> 28) & 0xF)
     if not long:
         encoding = encoding & _LOW
@@ -350,7 +398,11 @@ def vmread(
     cell = cell_of_encoding(x, encoding)
     if cell == UNSUPPORTED:
         return fail(x, v, n, REASON_VMREAD, ERROR_UNSUPPORTED_FIELD)
-    value = read_field(n, cell, encoding, long)
+    value = n[cell]
+    if region != NONE:
+        initialise_region(mem, region)
+        value = load_field(mem, region, cell)
+    value = value_read(value, encoding, long)
     if information & INFO_REGISTER:
         number = (information >> 3) & 0xF
         if number == RSP:
@@ -365,9 +417,20 @@ def vmread(
 
 @core
 def vmwrite(
-    x: Cells, v: Cells, r: Cells, mem: Memory, n: Cells, information: int, linear: int, long: bool
+    x: Cells,
+    v: Cells,
+    r: Cells,
+    mem: Memory,
+    n: Cells,
+    region: int,
+    information: int,
+    linear: int,
+    long: bool,
 ) -> int:
-    """VMWRITE of the field whose encoding bits 31:28 of `information` find."""
+    """VMWRITE of the field whose encoding bits 31:28 of `information` find; see `vmread`.
+
+    VM-exit information can be written, as IA32_VMX_MISC says by its bit 29.
+    """
     encoding = register_value(v, r, (information >> 28) & 0xF)
     if information & INFO_REGISTER:
         value = register_value(v, r, (information >> 3) & 0xF)
@@ -382,9 +445,12 @@ def vmwrite(
     cell = cell_of_encoding(x, encoding)
     if cell == UNSUPPORTED:
         return fail(x, v, n, REASON_VMWRITE, ERROR_UNSUPPORTED_FIELD)
-    if (encoding >> 10) & 3 == READ_ONLY:
-        return fail(x, v, n, REASON_VMWRITE, ERROR_READ_ONLY_FIELD)
-    write_field(n, cell, encoding, value, long)
+    if region == NONE:
+        n[cell] = value_written(n[cell], cell, encoding, value, long)
+    else:
+        initialise_region(mem, region)
+        old = load_field(mem, region, cell)
+        store_field(mem, region, cell, value_written(old, cell, encoding, value, long))
     return succeed(v)
 
 
@@ -438,8 +504,8 @@ def invept(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) ->
 @core
 def before_entry(x: Cells, v: Cells, n: Cells, reason: int, length: int) -> int:
     """What VMLAUNCH and VMRESUME look at before the VMCS: ENTER, or GO_ON after a VMfail."""
-    if x[CURRENT] == NONE:
-        return fail(x, v, n, reason, 0)
+    if x[CURRENT] == NONE or x[SHADOW] != 0:
+        return fail_invalid(x, v, reason)
     if v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS:
         return fail(x, v, n, reason, ERROR_ENTRY_EVENTS_BLOCKED_BY_MOV_SS)
     if reason == REASON_VMLAUNCH and x[LAUNCHED] != CLEAR:

@@ -16,7 +16,15 @@ from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import load32, load64, store32, store64
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.fields import EXTENSION_INDEX, Field
-from trapgate.sdm.vmx import CURRENT, EXTENDED, LAUNCHED, NONE, REVISION
+from trapgate.sdm.vmx import (
+    CURRENT,
+    EXTENDED,
+    LAUNCHED,
+    NONE,
+    REVISION,
+    SHADOW,
+    SHADOW_INDICATOR,
+)
 
 _ABORT_OFFSET = 4
 _LAUNCH_OFFSET = 8
@@ -68,25 +76,40 @@ def cell_of_encoding(x: Cells, encoding: int) -> int:
 
 
 @core
-def read_field(n: Cells, cell: int, encoding: int, long: bool) -> int:
-    """What VMREAD of the field in `cell` gives: 64 bits, or 32 outside 64-bit mode."""
-    value = int(n[cell])
+def value_read(value: int, encoding: int, long: bool) -> int:
+    """What VMREAD of a field that holds `value` gives: 64 bits, or 32 outside 64-bit mode."""
     if encoding & 1 != 0:
         return (value >> 32) & 0xFFFF_FFFF
     return value if long else value & 0xFFFF_FFFF
 
 
 @core
-def write_field(n: Cells, cell: int, encoding: int, value: int, long: bool) -> None:
-    """VMWRITE; bits beyond the field's width are ignored, and a narrow write clears the rest."""
+def value_written(old: int, cell: int, encoding: int, value: int, long: bool) -> int:
+    """What a field that held `old` holds after a VMWRITE of `value`.
+
+    Bits beyond the field's width are ignored, and a narrow write clears the rest.
+    """
     width = int(_WIDTH_OF[cell])
     if encoding & 1 != 0:
         high = ((value & 0xFFFF_FFFF) ^ 0x8000_0000) - 0x8000_0000
-        n[cell] = (n[cell] & 0xFFFF_FFFF) | high << 32
-    elif width == 64:
-        n[cell] = value if long else value & 0xFFFF_FFFF
-    else:
-        n[cell] = value & ((1 << width) - 1)
+        return (old & 0xFFFF_FFFF) | high << 32
+    if width == 64:
+        return value if long else value & 0xFFFF_FFFF
+    return value & ((1 << width) - 1)
+
+
+@core
+def load_field(mem: Memory, pointer: int, cell: int) -> int:
+    """The field of `cell` in the region at `pointer`, which `initialise_region` has seen."""
+    value = load64(mem, pointer + _FIELDS_OFFSET + 8 * cell)
+    width = int(_WIDTH_OF[cell])
+    return value if width == 64 else value & ((1 << width) - 1)
+
+
+@core
+def store_field(mem: Memory, pointer: int, cell: int, value: int) -> None:
+    """Give the field of `cell` in the region at `pointer` a value of its width."""
+    store64(mem, pointer + _FIELDS_OFFSET + 8 * cell, value)
 
 
 @core
@@ -107,12 +130,9 @@ def load_region(x: Cells, n: Cells, mem: Memory, pointer: int) -> None:
     x[CURRENT] = pointer
     initialise_region(mem, pointer)
     x[LAUNCHED] = load64(mem, pointer + _LAUNCH_OFFSET) & 1
+    x[SHADOW] = 1 if is_shadow(mem, pointer) else 0
     for cell in range(_FIELDS):
-        value = load64(mem, pointer + _FIELDS_OFFSET + 8 * cell)
-        width = int(_WIDTH_OF[cell])
-        if width != 64:
-            value = value & ((1 << width) - 1)
-        n[cell] = value
+        n[cell] = load_field(mem, pointer, cell)
 
 
 @core
@@ -134,8 +154,14 @@ def initialise_region(mem: Memory, pointer: int) -> None:
 
 @core
 def revision_matches(mem: Memory, pointer: int) -> bool:
-    """Whether a region has this processor's revision identifier, and is no shadow VMCS."""
-    return load32(mem, pointer) == REVISION
+    """Whether a region has this processor's revision identifier, be it a shadow VMCS's or not."""
+    return load32(mem, pointer) & ~SHADOW_INDICATOR == REVISION
+
+
+@core
+def is_shadow(mem: Memory, pointer: int) -> bool:
+    """Whether the region at `pointer` says that it is a shadow VMCS's."""
+    return load32(mem, pointer) & SHADOW_INDICATOR != 0
 
 
 @core

@@ -10,8 +10,7 @@ from trapgate.decision.criteria_table import load_table
 from trapgate.events.exits import vm_exit
 from trapgate.events.idt import DELIVERED, deliver
 from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
-from trapgate.paging.memory import load64
-from trapgate.paging.walk import pointer_is_legal, uses_pae_paging
+from trapgate.paging.walk import load_pointers, uses_pae_paging
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
@@ -116,6 +115,7 @@ def keep_unsaved(x: Cells, n: Cells) -> None:
     x[vmx.KEPT_DR7] = n[f.GUEST_DR7]
     x[vmx.KEPT_PAT] = n[f.GUEST_IA32_PAT]
     x[vmx.KEPT_EFER] = n[f.GUEST_IA32_EFER]
+    x[vmx.KEPT_PERF_GLOBAL_CTRL] = n[f.GUEST_IA32_PERF_GLOBAL_CTRL]
 
 
 @core
@@ -129,6 +129,8 @@ def restore_unsaved(x: Cells, n: Cells) -> None:
         n[f.GUEST_IA32_PAT] = x[vmx.KEPT_PAT]
     if controls & ct.EXIT_SAVE_EFER == 0:
         n[f.GUEST_IA32_EFER] = x[vmx.KEPT_EFER]
+    if controls & ct.EXIT_SAVE_PERF_GLOBAL_CTRL == 0:
+        n[f.GUEST_IA32_PERF_GLOBAL_CTRL] = x[vmx.KEPT_PERF_GLOBAL_CTRL]
 
 
 @core
@@ -140,6 +142,8 @@ def load_unloaded(host: Cells, n: Cells) -> None:
         n[f.GUEST_DR7] = host[f.GUEST_DR7]
     if controls & ct.ENTRY_LOAD_PAT == 0:
         n[f.GUEST_IA32_PAT] = host[f.GUEST_IA32_PAT]
+    if controls & ct.ENTRY_LOAD_PERF_GLOBAL_CTRL == 0:
+        n[f.GUEST_IA32_PERF_GLOBAL_CTRL] = host[f.GUEST_IA32_PERF_GLOBAL_CTRL]
     if controls & ct.ENTRY_LOAD_EFER == 0:
         n[f.GUEST_IA32_EFER] = host[f.GUEST_IA32_EFER]
     set_long_mode(n)
@@ -164,6 +168,7 @@ def leave_guest(
     head[HEAD_LEVEL] = 0
     efer = n[f.GUEST_IA32_EFER] if loaded else host[f.GUEST_IA32_EFER]
     pat = n[f.GUEST_IA32_PAT] if loaded else host[f.GUEST_IA32_PAT]
+    counting = n[f.GUEST_IA32_PERF_GLOBAL_CTRL] if loaded else host[f.GUEST_IA32_PERF_GLOBAL_CTRL]
     cr0 = n[f.GUEST_CR0] if loaded else host[f.GUEST_CR0]
     blocking = leaves_blocked(x, n) if loaded else host[f.GUEST_INTERRUPTIBILITY_STATE]
     abort = 0
@@ -178,9 +183,9 @@ def leave_guest(
             restore_unsaved(x, n)
         else:
             restore_all(x, n)
-    load_host_state(x, host, n, efer, pat, cr0)
+    load_host_state(x, host, n, efer, pat, counting, cr0)
     host[f.GUEST_INTERRUPTIBILITY_STATE] = blocking & st.BLOCKING_BY_NMI
-    if abort == 0 and not page_directory_pointers_valid(host, mem):
+    if abort == 0 and uses_pae_paging(host) and load_pointers(host, mem) >= 0:
         abort = vmx.ABORT_HOST_PDPTE
     if abort == 0:
         address = n[f.VM_EXIT_MSR_LOAD_ADDRESS]
@@ -220,6 +225,7 @@ def restore_all(x: Cells, n: Cells) -> None:
     n[f.GUEST_DR7] = x[vmx.KEPT_DR7]
     n[f.GUEST_IA32_PAT] = x[vmx.KEPT_PAT]
     n[f.GUEST_IA32_EFER] = x[vmx.KEPT_EFER]
+    n[f.GUEST_IA32_PERF_GLOBAL_CTRL] = x[vmx.KEPT_PERF_GLOBAL_CTRL]
 
 
 @core
@@ -237,10 +243,12 @@ def leaves_blocked(x: Cells, n: Cells) -> int:
 
 
 @core
-def load_host_state(x: Cells, host: Cells, n: Cells, efer: int, pat: int, cr0: int) -> None:
+def load_host_state(
+    x: Cells, host: Cells, n: Cells, efer: int, pat: int, counting: int, cr0: int
+) -> None:
     """SDM, "Loading Host State": into `host`, whose guest the x86 VMM is.
 
-    `efer`, `pat` and `cr0` are what the registers hold before.
+    `efer`, `pat`, `counting` (IA32_PERF_GLOBAL_CTRL) and `cr0` are what the registers hold before.
     """
     controls = n[f.VM_EXIT_CONTROLS]
     long = controls & ct.EXIT_HOST_ADDRESS_SPACE_SIZE != 0
@@ -260,6 +268,9 @@ def load_host_state(x: Cells, host: Cells, n: Cells, efer: int, pat: int, cr0: i
         efer = efer | st.EFER_LMA | st.EFER_LME
     host[f.GUEST_IA32_EFER] = efer
     host[f.GUEST_IA32_PAT] = n[f.HOST_IA32_PAT] if controls & ct.EXIT_LOAD_PAT else pat
+    if controls & ct.EXIT_LOAD_PERF_GLOBAL_CTRL:
+        counting = n[f.HOST_IA32_PERF_GLOBAL_CTRL]
+    host[f.GUEST_IA32_PERF_GLOBAL_CTRL] = counting
     host[f.GUEST_DR7] = st.DR7_FIXED_1
     host[f.GUEST_IA32_DEBUGCTL] = 0
     host[f.GUEST_IA32_SYSENTER_CS] = n[f.HOST_IA32_SYSENTER_CS]
@@ -292,18 +303,8 @@ def load_host_state(x: Cells, host: Cells, n: Cells, efer: int, pat: int, cr0: i
     host[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
     # It may have come with the guest's state, when that was lent.
     host[f.EPT_POINTER_IN_FORCE] = host[f.APIC_ACCESS_PAGE_IN_FORCE] = 0
+    host[f.PML_ADDRESS_IN_FORCE] = 0
     host[f.GUEST_ACTIVITY_STATE] = st.ACTIVITY_ACTIVE
-
-
-@core
-def page_directory_pointers_valid(host: Cells, mem: Memory) -> bool:
-    """Whether the state just loaded, if it uses PAE paging, has legal PDPTEs."""
-    if not uses_pae_paging(host):
-        return True
-    for k in range(4):
-        if not pointer_is_legal(load64(mem, (host[f.GUEST_CR3] & 0xFFFF_FFE0) + 8 * k)):
-            return False
-    return True
 
 
 @core
@@ -315,6 +316,8 @@ def copy_guest_state(source: Cells, target: Cells) -> None:
     """
     target[f.EPT_POINTER_IN_FORCE] = source[f.EPT_POINTER_IN_FORCE]
     target[f.APIC_ACCESS_PAGE_IN_FORCE] = source[f.APIC_ACCESS_PAGE_IN_FORCE]
+    target[f.PML_ADDRESS_IN_FORCE] = source[f.PML_ADDRESS_IN_FORCE]
+    target[f.PML_INDEX] = source[f.PML_INDEX]
     for cell in range(f.GUEST_ES_SELECTOR, f.GUEST_TR_SELECTOR + 1):
         target[cell] = source[cell]
     for cell in range(f.GUEST_IA32_DEBUGCTL, f.GUEST_PDPTE3 + 1):

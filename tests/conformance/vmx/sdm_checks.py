@@ -155,6 +155,15 @@ def _controls(v: Fields, p: Processor) -> Iterator[str]:
         reserved = bits(pointer, 11, 7) or pointer >= 1 << p.width
         if bits(pointer, 2, 0) not in (0, 6) or bits(pointer, 5, 3) != 3 or reserved:
             yield "EPT_POINTER"
+    if bit(secondary, 17) and not bit(secondary, 1):
+        yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
+    for control, name in (
+        (17, "PML_ADDRESS"),
+        (14, "VMREAD_BITMAP_ADDRESS"),
+        (14, "VMWRITE_BITMAP_ADDRESS"),
+    ):
+        if bit(secondary, control) and not _page(v[name], p):
+            yield name
     if bit(secondary, 7) and not bit(secondary, 1) and not p.python:
         yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
     yield from _task_priority(v, p, bit(primary, 21), secondary)
@@ -262,6 +271,9 @@ def _host(v: Fields, p: Processor) -> Iterator[str]:
     for name in ("HOST_IA32_SYSENTER_ESP", "HOST_IA32_SYSENTER_EIP"):
         if not is_canonical(v[name]):
             yield name
+    # There are no performance counters.
+    if bit(v["VM_EXIT_CONTROLS"], 12) and v["HOST_IA32_PERF_GLOBAL_CTRL"]:
+        yield "HOST_IA32_PERF_GLOBAL_CTRL"
     if bit(v["VM_EXIT_CONTROLS"], 19) and not memory_types(v["HOST_IA32_PAT"]):
         yield "HOST_IA32_PAT"
     if bit(v["VM_EXIT_CONTROLS"], 21):
@@ -308,7 +320,7 @@ def _guest(v: Fields, p: Processor) -> Iterator[tuple[int, str]]:
         for n in range(4):
             field = "GUEST_CR3"
             entry = p.memory((bits(v["GUEST_CR3"], 31, 5) << 5) + 8 * n, 8)
-            if bit(secondary_of(v), 1) or v["FRAME_MAP_ADDRESS"]:
+            if bit(secondary_of(v), 1) or v["FRAME_MAP_LENGTH"]:
                 field = f"GUEST_PDPTE{n}"
                 entry = v[field]
             reserved = bits(entry, 2, 1) | bits(entry, 8, 5) | bits(entry, 63, p.width)
@@ -342,6 +354,8 @@ def _registers(v: Fields, p: Processor) -> Iterator[str]:
     for name in ("GUEST_IA32_SYSENTER_ESP", "GUEST_IA32_SYSENTER_EIP"):
         if not is_canonical(v[name]):
             yield name
+    if bit(entry, 13) and v["GUEST_IA32_PERF_GLOBAL_CTRL"]:
+        yield "GUEST_IA32_PERF_GLOBAL_CTRL"
     if bit(entry, 14) and not memory_types(v["GUEST_IA32_PAT"]):
         yield "GUEST_IA32_PAT"
     if bit(entry, 15):
@@ -517,6 +531,7 @@ def _non_register(v: Fields, p: Processor) -> Iterator[str | tuple[int, str]]:
             yield name
     link = v["VMCS_LINK_POINTER"]
     if link != (1 << 64) - 1:
-        is_vmcs = not p.python and _page(link, p) and p.memory(link, 4) == p.revision
+        revision = p.revision | bit(secondary_of(v), 14) << 31
+        is_vmcs = not p.python and _page(link, p) and p.memory(link, 4) == revision
         if not is_vmcs or link == p.current:
             yield 4, "VMCS_LINK_POINTER"

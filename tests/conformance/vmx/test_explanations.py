@@ -35,7 +35,7 @@ def failing_script(bits: int = 64) -> h.Script:
     script.call(script.on_pointer("vmptrld", h.VMCS))
     script.call(script.on_pointer("vmptrld", h.VMXON_REGION))
     script.call(b"\xba\xfe\x6f\x00\x00\x0f\x78\xd1")
-    script.call(b"\xba\x02\x44\x00\x00\x0f\x79\xd1")
+    script.call(b"\xba\xfe\x6f\x00\x00\x0f\x79\xd1")
     script.resume()
     for code, kind, low, high in INVALIDATIONS:
         script.poke(h.AREAS, pack("<QQ", low, high))
@@ -78,7 +78,7 @@ EXPECTED = [
     ("VMLAUNCH: VMfailInvalid", "no current VMCS"),
     ("VMPTRLD of 0x300000: VMfailValid(10)", "VMXON pointer"),
     ("VMREAD of field 0x6ffe: VMfailValid(12)", "no field of this processor"),
-    ("VMWRITE of field 0x4402 (EXIT_REASON): VMfailValid(13)", "read-only"),
+    ("VMWRITE of field 0x6ffe: VMfailValid(12)", "no field of this processor"),
     ("VMRESUME: VMfailValid(5)", "use VMLAUNCH"),
     ("INVVPID: VMfailValid(28)", "its type is 0x7, and must be 0 (individual-address)"),
     ("INVVPID: VMfailValid(28)", "VPID 0 is the VMM's own"),

@@ -171,7 +171,7 @@ ROWS = [
     ),
     Row(
         "VMPTRLD of a shadow VMCS",
-        revised(SPARE, lambda n: n | 1 << 31, region("vmptrld", SPARE)), "clear", 11,
+        revised(SPARE, lambda n: n | 1 << 31, region("vmptrld", SPARE)), "clear", "ok",
     ),
     Row("VMPTRLD, not a page, no VMCS", region("vmptrld", h.VMCS + 4), "none", "invalid"),
     Row(
@@ -199,7 +199,7 @@ ROWS = [
         for encoding in UNSUPPORTED
     ),
     *(
-        Row(f"VMWRITE of {encoding:#x}, read-only", vmwrite(encoding), "clear", 13)
+        Row(f"VMWRITE of {encoding:#x}, exit information", vmwrite(encoding), "clear", "ok")
         for encoding in (0x4400, 0x4402, 0x440E, 0x6400, 0x640A, 0x2400)
     ),
     Row("VMWRITE, not mapped", at_address(b"\xba\x1e\x68\x00\x00\x0f\x79", 2, NOWHERE), "clear",

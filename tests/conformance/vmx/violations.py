@@ -60,6 +60,7 @@ PIN, PRIMARY, SECONDARY = (
     "SECONDARY_PROCESSOR_BASED_CONTROLS",
 )
 EXIT, ENTRY = "VM_EXIT_CONTROLS", "VM_ENTRY_CONTROLS"
+HOST_COUNTERS, GUEST_COUNTERS = "HOST_IA32_PERF_GLOBAL_CTRL", "GUEST_IA32_PERF_GLOBAL_CTRL"
 INFO, CODE, LENGTH = (
     "VM_ENTRY_INTERRUPTION_INFORMATION",
     "VM_ENTRY_EXCEPTION_ERROR_CODE",
@@ -107,6 +108,8 @@ VIRTUAL_APIC, THRESHOLD = "VIRTUAL_APIC_ADDRESS", "TPR_THRESHOLD"
 ACCESSES: Changes = {PRIMARY: on(21, 31), SECONDARY: on(0)}
 DELIVERY: Changes = {PRIMARY: on(21, 31), SECONDARY: on(9), PIN: on(0)}
 POSTED: Changes = {**DELIVERY, PIN: on(0, 7), EXIT: on(15)}
+LOGGED: Changes = {**EPT, SECONDARY: 1 << 1 | 1 << 17, "PML_ADDRESS": 0x1000}
+SHADOWING: Changes = {PRIMARY: on(31), SECONDARY: on(14)}
 
 CONTROLS = [
     Row(101, {PIN: on(0, 3, 5, 6)}, ({PIN: off(1)}, {PIN: on(8)}, {PIN: on(31)})),
@@ -173,13 +176,19 @@ CONTROLS = [
             for address in (0x3001, 0x3020, WIDE)
         ),
     ),
-    Row(201, {EXIT: on(15)}, ({EXIT: off(0)}, {EXIT: on(12)}, {EXIT: on(31)})),
+    Row(125, LOGGED, ({**LOGGED, SECONDARY: 1 << 17},)),
+    Row(126, LOGGED, tuple({**LOGGED, "PML_ADDRESS": address} for address in (8, WIDE))),
+    *(
+        Row(check, {**SHADOWING, name: 0x1000}, tuple({**SHADOWING, name: a} for a in (8, WIDE)))
+        for check, name in ((127, "VMREAD_BITMAP_ADDRESS"), (128, "VMWRITE_BITMAP_ADDRESS"))
+    ),
+    Row(201, {EXIT: on(12, 15, 30)}, ({EXIT: off(0)}, {EXIT: on(28)}, {EXIT: on(31)})),
     Row(
         202,
         {PIN: on(6), EXIT: on(22), "VMX_PREEMPTION_TIMER_VALUE": 0xFFFF_FFFF},
         ({EXIT: on(22)},),
     ),
-    Row(301, {ENTRY: on(14)}, ({ENTRY: off(0)}, {ENTRY: on(10)}, {ENTRY: on(31)})),
+    Row(301, {ENTRY: on(13, 14)}, ({ENTRY: off(0)}, {ENTRY: on(10)}, {ENTRY: on(31)})),
     Row(302, {INFO: event(6, 3)}, ({INFO: event(6, 1)}, {INFO: event(2, 1)})),
     Row(
         303,
@@ -300,6 +309,11 @@ HOST = [
         {EXIT: on(19), "HOST_IA32_PAT": 0x0706050401000706},
         tuple({EXIT: on(19), "HOST_IA32_PAT": b} for b in (2, 3 << 56, 8 << 8, 0x80 << 56)),
     ),
+    Row(
+        409,
+        {HOST_COUNTERS: 1},
+        tuple({EXIT: on(12), HOST_COUNTERS: 1 << n} for n in (49, 63)),
+    ),
     Row(407, {}, tuple({EXIT: on(21), "HOST_IA32_EFER": on(n)} for n in (1, 9, 12, 63))),
     Row(
         408,
@@ -367,6 +381,11 @@ REGISTERS = [
         711,
         {ENTRY: on(14), "GUEST_IA32_PAT": 0x0706050401000706},
         tuple({ENTRY: on(14), "GUEST_IA32_PAT": b} for b in (2, 3 << 56, 8 << 8, 0x80 << 56)),
+    ),
+    Row(
+        716,
+        {GUEST_COUNTERS: 1},
+        tuple({ENTRY: on(13), GUEST_COUNTERS: 1 << n} for n in (49, 63)),
     ),
     Row(
         712,

@@ -8,20 +8,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trapgate.debug.doctor.fields import FIELDS, SEGMENTS, field_called
+from trapgate.debug.doctor.fields import SEGMENTS
+from trapgate.debug.doctor.listed import read_fields, read_virtualbox
 from trapgate.debug.doctor.patient import Patient, fits
 from trapgate.debug.doctor.prefixes import bare_lines
-from trapgate.debug.doctor.registers import read_qemu, read_sregs
+from trapgate.debug.doctor.registers import read_guru_meditation, read_qemu, read_sregs
 
 _LONGEST = 1 << 24
-_SHOWN = 5
 
 
 def read_dump(text: str) -> list[Patient]:
     """Each VMCS that `text` shows, in its order and each one once; empty if there is none."""
     lines = bare_lines(text[:_LONGEST])
     whole = "\n".join(lines)
-    for reader in (_read_sections, _read_virtualbox, _read_fields, read_qemu, read_sregs):
+    for reader in _READERS:
         found = [patient for patient in reader(whole) if len(patient.values) > 1]
         if found:
             if len(text) > _LONGEST:
@@ -44,7 +44,7 @@ def _once(patients: list[Patient]) -> list[Patient]:
 
 def _hexadecimal(digits: int) -> str:
     # A terminal may have broken the line within the number; a log may have left leading zeros out.
-    return rf"(?:(?:[0-9a-f]\n?){{{digits}}}|[0-9a-f]{{1,16}}(?![0-9a-z]))"
+    return rf"(?:(?:[0-9a-f]\n?){{{digits}}}(?![0-9a-f])|[0-9a-f]{{1,16}}(?![0-9a-z]))"
 
 
 def _pattern(form: str) -> re.Pattern[str]:
@@ -211,110 +211,12 @@ def _search(forms: list[re.Pattern[str]], body: str) -> dict[str, int]:
     return values
 
 
-_LABELS = {
-    "pin ctls": "PIN_BASED_CONTROLS",
-    "processor ctls": "PRIMARY_PROCESSOR_BASED_CONTROLS",
-    "secondary processor ctls": "SECONDARY_PROCESSOR_BASED_CONTROLS",
-    "vm-exit ctls": "VM_EXIT_CONTROLS",
-    "vm-entry ctls": "VM_ENTRY_CONTROLS",
-    "page-fault mask": "PAGE_FAULT_ERROR_CODE_MASK",
-    "page-fault match": "PAGE_FAULT_ERROR_CODE_MATCH",
-    "vm-entry interruption info": "VM_ENTRY_INTERRUPTION_INFORMATION",
-    "vm-entry xcpt error-code": "VM_ENTRY_EXCEPTION_ERROR_CODE",
-    "vm-entry instr length": "VM_ENTRY_INSTRUCTION_LENGTH",
-    "posted intr notify vector": "POSTED_INTERRUPT_NOTIFICATION_VECTOR",
-    "posted-intr desc addr": "POSTED_INTERRUPT_DESCRIPTOR_ADDRESS",
-    "vm-functions control": "VM_FUNCTION_CONTROLS",
-    "eptp ptr": "EPT_POINTER",
-    "interruptibility state": "GUEST_INTERRUPTIBILITY_STATE",
-    "activity state": "GUEST_ACTIVITY_STATE",
-    "vmcs link ptr": "VMCS_LINK_POINTER",
-    "pending debug xcpts": "GUEST_PENDING_DEBUG_EXCEPTIONS",
-    "exit reason": "EXIT_REASON",
-    "exit qualification": "EXIT_QUALIFICATION",
-    "vm-instruction error": "VM_INSTRUCTION_ERROR",
-    **{f"cr{n} guest/host mask": f"CR{n}_GUEST_HOST_MASK" for n in (0, 4)},
-    **{f"cr{n} read shadow": f"CR{n}_READ_SHADOW" for n in (0, 4)},
-}
-_HEADING = re.compile(
-    r"^\s*(Control|Guest state|Host state|Read-only data fields)\s*:\s*$", re.IGNORECASE
+_READERS = (
+    _read_sections,
+    read_virtualbox,
+    read_fields,
+    read_qemu,
+    read_guru_meditation,
+    read_sregs,
 )
-_SEGMENT = re.compile(
-    r"^(\w+)\s*=\s*\{([0-9a-f]{4})?\s*base=([0-9a-f]+)(?:\s+limit=([0-9a-f]+))?"
-    r"(?:\s+flags=([0-9a-f]+))?\s*\}",
-    re.IGNORECASE,
-)
-_ASSIGNMENT = re.compile(
-    r"^[\s,;*|-]*(?P<name>[A-Za-z0-9_][\w .+/\[\]()\"'-]{0,70}?)\s*(?:\([^)]*\)\s*)?[:=|]+>?\s*"
-    r"(?P<value>[\"']?(?:0x[0-9a-f_`']+|[0-9a-f`]+h?))\b(?!\s*[%\w]*://)",
-    re.IGNORECASE,
-)
-
-
-def _read_virtualbox(text: str) -> Iterator[Patient]:
-    """VirtualBox's list of the fields of a VMCS: headings, labels in words, segments in braces."""
-    heading = ""
-    values: dict[str, int] = {}
-    for line in text.split("\n"):
-        mark = _HEADING.match(line)
-        if mark:
-            heading = mark[1].split()[0].lower()
-            continue
-        segment = _SEGMENT.match(line.strip())
-        if heading in ("guest", "host") and segment:
-            name, *parts = segment.groups()
-            for kind, digits in zip(
-                ("SELECTOR", "BASE", "LIMIT", "ACCESS_RIGHTS"), parts, strict=True
-            ):
-                field = f"{heading.upper()}_{name.upper()}_{kind}"
-                if digits and field in FIELDS:
-                    values[field] = int(digits, 16)
-            continue
-        assignment = _ASSIGNMENT.match(line) if heading else None
-        if assignment:
-            label = " ".join(assignment["name"].lower().split())
-            name_found = _LABELS.get(label) or field_called(f"{heading} {label}")
-            name_found = name_found or field_called(label)
-            if heading in ("guest", "host") and len(label) == 2 and label.isalpha():
-                name_found = f"{heading.upper()}_{label.upper()}_SELECTOR"
-            _put(values, name_found, assignment["value"], decimal="0x" not in assignment["value"])
-    yield Patient(values, "VirtualBox's log")
-
-
-def _read_fields(text: str) -> Iterator[Patient]:
-    """Lines with a field's name or encoding and its value, from whatever program."""
-    found: list[tuple[str, str, str]] = []
-    unread = []
-    area = ""
-    for line in text.split("\n"):
-        heading = re.fullmatch(r"\W*(guest|host)\b[\w -]*\W*", line, re.IGNORECASE)
-        if heading:
-            area = heading[1]
-        pieces = re.split(r"[,;]\s+(?=[A-Za-z_]{2}[\w ]*[:=])", line)
-        for piece in pieces:
-            mark = _ASSIGNMENT.match(piece)
-            name = mark and (field_called(mark["name"]) or field_called(f"{area} {mark['name']}"))
-            if mark and name:
-                found.append((name, mark["value"], piece))
-            elif piece.strip() and not piece.lstrip().startswith("#"):
-                unread.append(piece.strip())
-    bare = [value for _, value, _ in found if not value.lower().startswith("0x")]
-    decimal = not any(re.search(r"[a-f]|h$|^0\d{3,}$", value, re.IGNORECASE) for value in bare)
-    values: dict[str, int] = {}
-    for name, value, _ in found:
-        _put(values, name, value, decimal=decimal)
-    if found and len(found) * 4 >= len(unread):
-        yield Patient(values, "fields and values", unread=tuple(unread[:_SHOWN]))
-    elif len(values) >= _SHOWN:
-        yield Patient(values, "fields and values among other lines")
-
-
-def _put(values: dict[str, int], name: str | None, digits: str, *, decimal: bool) -> None:
-    digits = re.sub(r"[\"'_`]", "", digits).lower()
-    try:
-        base = 16 if digits.startswith("0x") or digits.endswith("h") or not decimal else 10
-        value = int(digits.removesuffix("h"), base)
-    except ValueError:
-        return
-    if name in FIELDS and name is not None and fits(name, value):
-        values.setdefault(name, value)
+"""The first that finds something has the say."""

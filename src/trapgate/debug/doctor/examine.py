@@ -1,6 +1,7 @@
 """Makes the checks on a VMCS: what fails, what could not be checked, what the processor said."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -63,10 +64,20 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Suspect:
+    """A field with its value that `count` failing checks have in common."""
+
+    name: str
+    value: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Everything that the checks found.
 
-    `findings` are in the order to read them: the first of each group, then the others;
+    `findings` are in the order to read them: the first of each group, then the others, and before
+    all the first about the suspect;
     `unchecked` maps what the dump does not tell to how many checks need it; `notes` say what may
     be wrong on some processors.
     """
@@ -76,6 +87,14 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     unchecked: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def suspect(self) -> Suspect | None:
+        """The field that more of the failing checks look at than any other.
+
+        None if no field stands out: if one check fails, or several that have nothing in common.
+        """
+        return _suspect(self.findings)
 
     @property
     def passes(self) -> bool:
@@ -105,9 +124,22 @@ def examine(patient: Patient, processor: ForeignProcessor | None = None) -> Diag
     notes = (
         *_said(patient),
         *_unknown_bits(patient, cpu),
+        *_address_masking(patient, firsts),
         *_without_unrestricted(patient, cpu, firsts),
     )
-    return Diagnosis(patient, cpu, (*firsts, *others), unchecked, notes)
+    findings = [*firsts, *others]
+    suspect = _suspect(findings)
+    if suspect is not None:
+        about = (n for n, one in enumerate(findings) if one.fields[0][0] == suspect.name)
+        findings.insert(0, findings.pop(next(about, 0)))
+    return Diagnosis(patient, cpu, tuple(findings), unchecked, notes)
+
+
+def _suspect(findings: Iterable[Finding]) -> Suspect | None:
+    looked_at = Counter(field for finding in findings for field in finding.fields)
+    most = max(looked_at.values(), default=0)
+    first, *others = [field for field, count in looked_at.items() if count == most] or [("", 0)]
+    return None if most < 2 or others else Suspect(*first, most)
 
 
 def failing(patient: Patient, cpu: ForeignProcessor) -> set[str]:
@@ -187,6 +219,18 @@ def _unknown_bits(patient: Patient, cpu: ForeignProcessor) -> list[str]:
                 "--capabilities with IA32_VMX_CR4_FIXED1 would tell"
             )
     return notes
+
+
+_LAM = 3 << 61
+
+
+def _address_masking(patient: Patient, found: list[Finding]) -> list[str]:
+    """Bits of CR3 that not every processor has, and no capability MSR tells of."""
+    bits = patient.values.get("GUEST_CR3", 0) & _LAM
+    if not bits or any(finding.rule.name == "guest-cr3-reserved" for finding in found):
+        return []
+    words = "linear-address masking, which a processor without LAM refuses"
+    return [f"GUEST_CR3 has {hexadecimal(bits)} (bits 62:61), {words}"]
 
 
 def _without_unrestricted(

@@ -6,7 +6,7 @@ from trapgate.debug.doctor.bits import (
     ENTRY_LOAD_RTIT_CTL,
     EXIT_CLEAR_RTIT_CTL,
     SECONDARY_MODE_BASED_EXECUTE,
-    SECONDARY_PML,
+    SECONDARY_PASID_TRANSLATION,
     SECONDARY_PT_GUEST_PHYSICAL,
     SECONDARY_SUB_PAGE_WRITE,
     SECONDARY_TSC_SCALING,
@@ -103,12 +103,26 @@ def _posted(p: Patient) -> bool:
     return bool(_pin(p) & ct.PIN_POSTED_INTERRUPTS)
 
 
+_EPT_TYPES = {0: 8, 6: 14}
+_EPT_LENGTHS = {3: 6, 4: 7}
+"""Values of the EPT pointer's parts, and the bits of IA32_VMX_EPT_VPID_CAP that allow them."""
+
+
 def _ept_type(p: Patient, cpu: ForeignProcessor) -> bool:
-    return not ept(p) or p["EPT_POINTER"] & 7 in (0, 6)
+    kind = p["EPT_POINTER"] & 7 if ept(p) else 0
+    return not ept(p) or (kind in _EPT_TYPES and cpu.ept(_EPT_TYPES[kind]) is not False)
 
 
 def _ept_length(p: Patient, cpu: ForeignProcessor) -> bool:
-    return not ept(p) or p["EPT_POINTER"] >> 3 & 7 in ((3, 4) if cpu.ept(7) is not False else (3,))
+    length = p["EPT_POINTER"] >> 3 & 7 if ept(p) else 3
+    return not ept(p) or (length in _EPT_LENGTHS and cpu.ept(_EPT_LENGTHS[length]) is not False)
+
+
+def _last_pid(p: Patient, cpu: ForeignProcessor) -> bool:
+    if not tertiary(p) & TERTIARY_IPI_VIRTUALIZATION:
+        return True
+    last = p["PID_POINTER_TABLE_ADDRESS"] + 8 * p["LAST_PID_POINTER_INDEX"]
+    return last >> cpu.physical_limit == 0
 
 
 def _ept_reserved(p: Patient, cpu: ForeignProcessor) -> bool:
@@ -136,8 +150,8 @@ EXECUTION = Group(
         Rule(
             "cr3-target-count",
             ("CR3_TARGET_COUNT",),
-            "must not be greater than 4",
-            lambda p, cpu: p["CR3_TARGET_COUNT"] <= 4,
+            "must not be greater than IA32_VMX_MISC bits 24:16, 4 of every processor so far",
+            lambda p, cpu: p["CR3_TARGET_COUNT"] <= cpu.cr3_targets,
             "the field was never written",
             lambda value, cpu: 0,
         ),
@@ -268,10 +282,10 @@ EXECUTION = Group(
             "pml-without-ept",
             (_SECONDARY,),
             '"enable EPT" must be 1 if "enable PML" is 1',
-            _bit(secondary, SECONDARY_PML),
+            _bit(secondary, ct.SECONDARY_PML),
             ept,
         ),
-        aligned("pml-address", "PML_ADDRESS", 12, _bit(secondary, SECONDARY_PML)),
+        aligned("pml-address", "PML_ADDRESS", 12, _bit(secondary, ct.SECONDARY_PML)),
         needs(
             "unrestricted-guest-without-ept",
             (_SECONDARY,),
@@ -409,6 +423,23 @@ EXECUTION = Group(
             "PID_POINTER_TABLE_ADDRESS",
             3,
             _bit(tertiary, TERTIARY_IPI_VIRTUALIZATION),
+        ),
+        Rule(
+            "pid-pointer-last",
+            ("LAST_PID_POINTER_INDEX", "PID_POINTER_TABLE_ADDRESS"),
+            "the table's last entry, 8 bytes each, must lie within the physical-address width",
+            _last_pid,
+            "a table at the end of the address space, or an index that was never written",
+            lambda value, cpu: 0,
+        ),
+        *(
+            aligned(
+                f"{x}-pasid-directory",
+                f"{x.upper()}_PASID_DIRECTORY_ADDRESS",
+                12,
+                _bit(secondary, SECONDARY_PASID_TRANSLATION),
+            )
+            for x in ("low", "high")
         ),
     ),
 )

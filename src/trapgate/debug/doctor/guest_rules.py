@@ -1,7 +1,9 @@
 """SDM, "Checks on the Guest State Area", registers, RIP and RFLAGS."""
 
 from trapgate.debug.doctor.bits import (
+    CR4_FRED,
     ENTRY_LOAD_BNDCFGS,
+    ENTRY_LOAD_CET,
     ENTRY_LOAD_LBR_CTL,
     ENTRY_LOAD_RTIT_CTL,
     ENTRY_LOAD_UINV,
@@ -15,6 +17,8 @@ from trapgate.debug.doctor.rules import (
     Rule,
     canonical,
     entry,
+    fred,
+    in_64_bit_mode,
     linear_width,
     long_guest,
 )
@@ -86,6 +90,14 @@ REGISTERS = Group(
             lambda p, cpu: not p["GUEST_CR4"] & st.CR4_PCIDE or long_guest(p),
             "",
             lambda value, cpu: value & ~st.CR4_PCIDE,
+        ),
+        Rule(
+            "guest-legacy-fred",
+            ("GUEST_CR4", _ENTRY),
+            'FRED (bit 32) must be 0 if "IA-32e mode guest" is 0',
+            lambda p, cpu: not p["GUEST_CR4"] & CR4_FRED or long_guest(p),
+            "",
+            lambda value, cpu: value & ~CR4_FRED,
         ),
         Rule(
             "guest-dr7",
@@ -167,14 +179,10 @@ REGISTERS = Group(
 )
 
 
-def _in_64_bit_mode(p: Patient) -> bool:
-    return long_guest(p) and bool(p["GUEST_CS_ACCESS_RIGHTS"] & st.AR_L)
-
-
 def _rip_bits(p: Patient, cpu: ForeignProcessor) -> bool:
     # Not quite canonical: RIP may have run from the end of the lower half into the hole.
     rest = p["GUEST_RIP"] >> linear_width(p, cpu)
-    return rest in (0, (1 << (64 - linear_width(p, cpu))) - 1) or not _in_64_bit_mode(p)
+    return rest in (0, (1 << (64 - linear_width(p, cpu))) - 1) or not in_64_bit_mode(p)
 
 
 RIP = Group(
@@ -185,7 +193,7 @@ RIP = Group(
             "rip-high",
             ("GUEST_RIP", _ENTRY, "GUEST_CS_ACCESS_RIGHTS"),
             "bits 63:32 must be 0 outside 64-bit mode",
-            lambda p, cpu: p["GUEST_RIP"] >> 32 == 0 or _in_64_bit_mode(p),
+            lambda p, cpu: p["GUEST_RIP"] >> 32 == 0 or in_64_bit_mode(p),
             'CS has no L bit, or "IA-32e mode guest" is 0, though the guest runs 64-bit code',
             lambda value, cpu: value & 0xFFFF_FFFF,
         ),
@@ -216,6 +224,28 @@ RIP = Group(
             ),
             "virtual-8086 mode was used for a real mode that the guest has left",
             lambda value, cpu: value & ~st.RFLAGS_VM,
+        ),
+        Rule(
+            "rflags-fred-iopl",
+            ("GUEST_RFLAGS", "GUEST_CR4", "GUEST_SS_ACCESS_RIGHTS"),
+            "IOPL (bits 13:12) must be 0 if CR4.FRED is 1 and the DPL of SS is 3",
+            lambda p, cpu: (
+                not fred(p)
+                or p["GUEST_SS_ACCESS_RIGHTS"] & st.AR_DPL != st.AR_DPL
+                or not p["GUEST_RFLAGS"] & 3 << 12
+            ),
+            "",
+            lambda value, cpu: value & ~(3 << 12),
+        ),
+        Rule(
+            "ssp-high",
+            ("GUEST_SSP", _ENTRY, "GUEST_CS_ACCESS_RIGHTS"),
+            "bits 63:32 must be 0 outside 64-bit mode if CET is loaded",
+            lambda p, cpu: (
+                not entry(p, ENTRY_LOAD_CET) or p["GUEST_SSP"] >> 32 == 0 or in_64_bit_mode(p)
+            ),
+            "",
+            lambda value, cpu: value & 0xFFFF_FFFF,
         ),
         Rule(
             "rflags-if",

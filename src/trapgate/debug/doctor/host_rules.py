@@ -1,5 +1,6 @@
 """SDM, "Checks on Host-State Area": control registers and MSRs, segments, address-space size."""
 
+from trapgate.debug.doctor.bits import EXIT_LOAD_CET
 from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.register_rules import registers
@@ -129,6 +130,14 @@ ADDRESS_SPACE = Group(
             lambda value, cpu: value & 0xFFFF_FFFF,
         ),
         canonical("host-rip", "HOST_RIP"),
+        Rule(
+            "host-ssp-high",
+            ("HOST_SSP", _EXIT),
+            'bits 63:32 must be 0 if "host address-space size" is 0 and CET is loaded',
+            lambda p, cpu: not leave(p, EXIT_LOAD_CET) or long_host(p) or p["HOST_SSP"] >> 32 == 0,
+            "",
+            lambda value, cpu: value & 0xFFFF_FFFF,
+        ),
     ),
 )
 

@@ -39,6 +39,7 @@ _CONTROLS: Mapping[str, tuple[int, int, int]] = {
     ),
 }
 MSR_VMX_PROCBASED_CTLS3 = 0x492
+MSR_VMX_EXIT_CTLS2 = 0x493
 
 _ALL = (1 << 64) - 1
 
@@ -81,6 +82,12 @@ class ForeignProcessor:
         value = self.msrs.get(vmx.MSR_VMX_MISC)
         return None if value is None else bool(value >> bit & 1)
 
+    @property
+    def cr3_targets(self) -> int:
+        """How many CR3-target values there may be."""
+        value = self.msrs.get(vmx.MSR_VMX_MISC)
+        return 4 if value is None else value >> 16 & 0x1FF
+
     def basic(self, bit: int) -> bool | None:
         """A bit of IA32_VMX_BASIC, None if it is not known."""
         value = self.msrs.get(vmx.MSR_VMX_BASIC)
@@ -96,7 +103,7 @@ _NAMED = {
     name.removeprefix("MSR_"): number
     for name, number in vars(vmx).items()
     if name.startswith("MSR_VMX_")
-} | {"VMX_PROCBASED_CTLS3": MSR_VMX_PROCBASED_CTLS3}
+} | {"VMX_PROCBASED_CTLS3": MSR_VMX_PROCBASED_CTLS3, "VMX_EXIT_CTLS2": MSR_VMX_EXIT_CTLS2}
 _MSR_NAME = re.compile(
     r"\b(?:MSR_)?(?:IA32_)?(VMX_[A-Z0-9_]+)\b[^\n=:0-9]*[=:(\s]\s*(?:\(?0x4[0-9a-f]{2}\)?\s*[=:]?\s*)?"
     r"(0x[0-9a-f]+|[0-9a-f]{8,16})",

@@ -4,13 +4,25 @@ from collections.abc import Callable
 
 from trapgate.debug.doctor.bits import (
     ENTRY_LOAD_CET,
+    ENTRY_LOAD_FRED,
     ENTRY_LOAD_PKRS,
+    ENTRY_LOAD_SPEC_CTRL,
     EXIT_LOAD_CET,
     EXIT_LOAD_PKRS,
+    SECOND_EXIT_LOAD_FRED,
+    SECOND_EXIT_LOAD_SPEC_CTRL,
 )
 from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.processor import ForeignProcessor
-from trapgate.debug.doctor.rules import Rule, canonical, entry, leave, unrestricted
+from trapgate.debug.doctor.rules import (
+    Rule,
+    canonical,
+    entry,
+    leave,
+    leave_second,
+    long_guest,
+    unrestricted,
+)
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
 
@@ -18,6 +30,9 @@ _PAT_TYPES = (0, 1, 4, 5, 6, 7)
 _PAT_RESET = 0x0007040600070406
 _PERF_RESERVED = ~((1 << 49) - 1) & (1 << 64) - 1
 _CET_RESERVED = 0x3C0
+_FRED_RESERVED = 0x834
+_SPEC_CTRL_RESERVED = ~0x5FF & (1 << 64) - 1
+_LAM = 3 << 61
 _CET_SUPPRESS_AND_TRACK = 0xC00
 
 
@@ -31,6 +46,22 @@ def _mended_pat(value: int, cpu: ForeignProcessor) -> int:
     return sum((value if (value & m) // (m & -m) in _PAT_TYPES else _PAT_RESET) & m for m in masks)
 
 
+def _stack(name: str, low: int, when: Callable[[Patient], bool]) -> tuple[Rule, Rule]:
+    """The rules that a stack pointer of FRED is aligned, and canonical."""
+    rule = name.lower().replace("_ia32", "").replace("_", "-")
+    return (
+        Rule(
+            f"{rule}-aligned",
+            (name,),
+            f"bits {low - 1}:0 must be 0 if FRED's MSRs are loaded",
+            lambda p, cpu: not when(p) or p[name] & (1 << low) - 1 == 0,
+            "",
+            lambda value, cpu: value & ~((1 << low) - 1),
+        ),
+        canonical(rule, name, when),
+    )
+
+
 def registers(side: str) -> tuple[Rule, ...]:
     """CR0, CR3, CR4 and the MSRs; `side` is GUEST or HOST."""
     guest = side == "GUEST"
@@ -39,6 +70,14 @@ def registers(side: str) -> tuple[Rule, ...]:
 
     def loads(entry_bit: int, exit_bit: int) -> Callable[[Patient], bool]:
         return lambda p: entry(p, entry_bit) if guest else leave(p, exit_bit)
+
+    def loads_second(entry_bit: int, exit_bit: int) -> Callable[[Patient], bool]:
+        return lambda p: entry(p, entry_bit) if guest else leave_second(p, exit_bit)
+
+    def masking(p: Patient) -> int:
+        # Processors differ; the SDM, "Linear-Address Masking".
+        long = p.values.get("VM_ENTRY_CONTROLS", 0) & ct.ENTRY_IA32E_MODE_GUEST
+        return _LAM if guest and long else 0
 
     def cr0_ones(p: Patient, cpu: ForeignProcessor) -> bool:
         must = cpu.fixed("CR0")[0]
@@ -50,6 +89,17 @@ def registers(side: str) -> tuple[Rule, ...]:
     perf = loads(ct.ENTRY_LOAD_PERF_GLOBAL_CTRL, ct.EXIT_LOAD_PERF_GLOBAL_CTRL)
     cet = loads(ENTRY_LOAD_CET, EXIT_LOAD_CET)
     pkrs = loads(ENTRY_LOAD_PKRS, EXIT_LOAD_PKRS)
+    fred = loads_second(ENTRY_LOAD_FRED, SECOND_EXIT_LOAD_FRED)
+    spec_ctrl = loads_second(ENTRY_LOAD_SPEC_CTRL, SECOND_EXIT_LOAD_SPEC_CTRL)
+    long_field, long_words = (
+        ("VM_ENTRY_CONTROLS", '"IA-32e mode guest" is 0')
+        if guest
+        else ("VM_EXIT_CONTROLS", '"host address-space size" is 0')
+    )
+
+    def legacy(p: Patient) -> bool:
+        return not (long_guest(p) if guest else leave(p, ct.EXIT_HOST_ADDRESS_SPACE_SIZE))
+
     perf_field, pat_field = f"{side}_IA32_PERF_GLOBAL_CTRL", f"{side}_IA32_PAT"
     s_cet, ssp = f"{side}_IA32_S_CET", f"{side}_SSP"
     unless = ' (PE and PG not with "unrestricted guest")' if guest else ""
@@ -104,7 +154,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             f"{low}-cr3-reserved",
             (cr3,),
             "bits beyond the physical-address width must be 0",
-            lambda p, cpu: p[cr3] >> cpu.physical_limit == 0,
+            lambda p, cpu: (p[cr3] & ~masking(p)) >> cpu.physical_limit == 0,
             "bit 63 of what MOV to CR3 was given (keep translations, with PCIDs) is no part of CR3"
             if guest
             else "a virtual address was written",
@@ -145,6 +195,14 @@ def registers(side: str) -> tuple[Rule, ...]:
             lambda value, cpu: value & ~(_CET_RESERVED | _CET_SUPPRESS_AND_TRACK),
         ),
         canonical(f"{low}-s-cet-canonical", s_cet, cet),
+        Rule(
+            f"{low}-s-cet-high",
+            (s_cet, long_field),
+            f"bits 63:32 must be 0 if {long_words} and CET is loaded",
+            lambda p, cpu: not cet(p) or not legacy(p) or p[s_cet] >> 32 == 0,
+            "",
+            lambda value, cpu: value & 0xFFFF_FFFF,
+        ),
         canonical(f"{low}-ssp-table", f"{side}_IA32_INTERRUPT_SSP_TABLE_ADDR", cet),
         Rule(
             f"{low}-ssp-aligned",
@@ -162,5 +220,30 @@ def registers(side: str) -> tuple[Rule, ...]:
             lambda p, cpu: not pkrs(p) or p[f"{side}_IA32_PKRS"] >> 32 == 0,
             "",
             lambda value, cpu: value & 0xFFFF_FFFF,
+        ),
+        Rule(
+            f"{low}-spec-ctrl",
+            (f"{side}_IA32_SPEC_CTRL",),
+            "reserved bits (63:11 and 9 of every processor so far) must be 0 if it is loaded",
+            lambda p, cpu: (
+                not spec_ctrl(p) or p[f"{side}_IA32_SPEC_CTRL"] & _SPEC_CTRL_RESERVED == 0
+            ),
+            "",
+            lambda value, cpu: value & ~_SPEC_CTRL_RESERVED,
+        ),
+        Rule(
+            f"{low}-fred-config",
+            (f"{side}_IA32_FRED_CONFIG",),
+            "bits 11, 5:4 and 2 must be 0 if FRED's MSRs are loaded",
+            lambda p, cpu: not fred(p) or p[f"{side}_IA32_FRED_CONFIG"] & _FRED_RESERVED == 0,
+            "",
+            lambda value, cpu: value & ~_FRED_RESERVED,
+        ),
+        canonical(f"{low}-fred-config-canonical", f"{side}_IA32_FRED_CONFIG", fred),
+        *(
+            rule
+            for n in (1, 2, 3)
+            for kind, bits in (("RSP", 6), ("SSP", 3))
+            for rule in _stack(f"{side}_IA32_FRED_{kind}{n}", bits, fred)
         ),
     )

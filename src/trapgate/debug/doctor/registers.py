@@ -1,11 +1,12 @@
-"""Reads the registers of a virtual CPU: QEMU's `info registers`, KVM_GET_SREGS in programs' logs.
+"""Reads the registers of a virtual CPU: QEMU's `info registers`, VirtualBox's log, KVM_GET_SREGS.
 
 That is what people have when KVM says "hardware error 0x80000021" and dmesg says nothing. It is the
-guest's view: KVM makes VMCS fields of it, and what it adds by itself is added here too.
+guest's view: the hypervisor makes VMCS fields of it, and what it adds by itself is added here too.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from trapgate.debug.doctor.fields import SEGMENTS
 from trapgate.debug.doctor.patient import Patient, fits
@@ -15,6 +16,11 @@ from trapgate.sdm import state as st
 _KVM_ADDS = (
     "CR0.NE and CR4.VMXE, the accessed bits of segments, and the controls are as KVM sets them; "
     "an event that KVM injected is not in such a dump"
+)
+
+_VIRTUALBOX_ADDS = (
+    "CR0.NE, CR4.VMXE and the controls are as VirtualBox sets them; an event that it injected is "
+    "not in such a log"
 )
 
 _QEMU_SEGMENT = re.compile(
@@ -34,6 +40,8 @@ _REGISTERS = {
     "EFER": "GUEST_IA32_EFER",
     "IP": "GUEST_RIP",
     "SP": "GUEST_RSP",
+    "FLAGS": "GUEST_RFLAGS",
+    "PAT": "GUEST_IA32_PAT",
     "EFL": "GUEST_RFLAGS",
     "RFL": "GUEST_RFLAGS",
     "RFLAGS": "GUEST_RFLAGS",
@@ -60,6 +68,60 @@ def read_qemu(text: str) -> Iterator[Patient]:
                 values.setdefault(field, int(digits, 16))
         if "GUEST_CS_SELECTOR" in values and "GUEST_CR0" in values:
             yield _as_kvm_would(values, "QEMU's info registers")
+
+
+_GURU_SEGMENT = re.compile(
+    r"\b([c-gs]s|ldtr|tr)\s*=\s*\{([0-9a-f]{4})\s+base=([0-9a-f]+)\s+limit=([0-9a-f]+)\s+"
+    r"flags=([0-9a-f]+)\s*\}",
+    re.IGNORECASE,
+)
+_GURU_TABLE = re.compile(r"\b([gi]dtr)\s*=\s*([0-9a-f]+):([0-9a-f]+)", re.IGNORECASE)
+_GURU_SYSENTER = re.compile(
+    r"SysEnter\s*=\s*\{cs=([0-9a-f]+)\s+eip=([0-9a-f]+)\s+esp=([0-9a-f]+)\}", re.IGNORECASE
+)
+_GURU_REGISTER = re.compile(
+    r"\b(cr0|cr3|cr4|dr7|[er]ip|[er]sp|[er]flags|EFER|PAT)\s*=\s*(?:0x)?([0-9a-f]+)\b",
+    re.IGNORECASE,
+)
+_V86_ACTIVE = re.compile(r"Real-on-v86 active\s*=\s*true", re.IGNORECASE)
+_V86_RIGHTS = 0xF3
+
+
+def read_guru_meditation(text: str) -> Iterator[Patient]:
+    """The guest's registers as VirtualBox's log has them after a Guru Meditation."""
+    values: dict[str, int] = {}
+    for name, selector, base, limit, flags in _GURU_SEGMENT.findall(text):
+        parts = (("SELECTOR", selector), ("BASE", base), ("LIMIT", limit), ("ACCESS_RIGHTS", flags))
+        for part, digits in parts:
+            field = f"GUEST_{name.upper()}_{part}"
+            if fits(field, int(digits, 16)):
+                values.setdefault(field, int(digits, 16))
+    for name, base, limit in _GURU_TABLE.findall(text):
+        values.setdefault(f"GUEST_{name.upper()}_BASE", int(base, 16))
+        values.setdefault(f"GUEST_{name.upper()}_LIMIT", int(limit, 16))
+    for cs, eip, esp in _GURU_SYSENTER.findall(text):
+        for part, digits in (("CS", cs), ("EIP", eip), ("ESP", esp)):
+            values.setdefault(f"GUEST_IA32_SYSENTER_{part}", int(digits, 16))
+    for name, digits in _GURU_REGISTER.findall(text):
+        field = _REGISTERS[re.sub("^[ER](?=[IS]P|FL)", "", name.upper())]
+        if fits(field, int(digits, 16)):
+            values.setdefault(field, int(digits, 16))
+    if "GUEST_CS_SELECTOR" in values and "GUEST_CR0" in values:
+        yield _as_virtualbox_would(values, in_v86=bool(_V86_ACTIVE.search(text)))
+
+
+def _as_virtualbox_would(values: dict[str, int], *, in_v86: bool) -> Patient:
+    patient = _entered(values, "VirtualBox's registers in VBox.log", _VIRTUALBOX_ADDS)
+    if not in_v86:
+        return patient
+    changes = {
+        "GUEST_RFLAGS": values.get("GUEST_RFLAGS", 2) | st.RFLAGS_VM,
+        "GUEST_CR0": patient["GUEST_CR0"] | st.CR0_PE | st.CR0_PG,
+        "SECONDARY_PROCESSOR_BASED_CONTROLS": 0,
+        **{f"GUEST_{name}_ACCESS_RIGHTS": _V86_RIGHTS for name in SEGMENTS[:6]},
+    }
+    note = "real mode runs in virtual-8086 mode here (Real-on-v86 active), whose rules are checked"
+    return replace(patient.changed(changes), notes=(*patient.notes, note))
 
 
 _SREGS_NAMES = "cs|ds|es|fs|gs|ss|tr|ldt|ldtr|gdt|idt"
@@ -147,6 +209,10 @@ def _segment(
 
 
 def _as_kvm_would(values: dict[str, int], form: str) -> Patient:
+    return _entered(values, form, _KVM_ADDS)
+
+
+def _entered(values: dict[str, int], form: str, note: str) -> Patient:
     values["GUEST_CR0"] |= st.CR0_NE
     if "GUEST_CR4" in values:
         values["GUEST_CR4"] |= st.CR4_VMXE
@@ -159,5 +225,5 @@ def _as_kvm_would(values: dict[str, int], form: str) -> Patient:
         "SECONDARY_PROCESSOR_BASED_CONTROLS": ct.SECONDARY_EPT | ct.SECONDARY_UNRESTRICTED_GUEST,
     }
     return Patient(
-        {**assumed, **values}, form, assumed=frozenset(assumed) - set(values), notes=(_KVM_ADDS,)
+        {**assumed, **values}, form, assumed=frozenset(assumed) - set(values), notes=(note,)
     )

@@ -8,6 +8,7 @@ that a rule about a feature that is off asks for nothing.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from trapgate.debug.doctor.bits import CR4_FRED, EXIT_SECONDARY_CONTROLS
 from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.sdm import controls as ct
@@ -87,6 +88,21 @@ def entry(p: Patient, bit: int) -> bool:
 def leave(p: Patient, bit: int) -> bool:
     """Whether a VM-exit control is 1."""
     return bool(p["VM_EXIT_CONTROLS"] & bit)
+
+
+def leave_second(p: Patient, bit: int) -> bool:
+    """Whether a secondary VM-exit control is 1: never, unless they are activated."""
+    return leave(p, EXIT_SECONDARY_CONTROLS) and bool(p["SECONDARY_VM_EXIT_CONTROLS"] & bit)
+
+
+def fred(p: Patient) -> bool:
+    """Whether the guest will have FRED on."""
+    return bool(p["GUEST_CR4"] & CR4_FRED)
+
+
+def in_64_bit_mode(p: Patient) -> bool:
+    """Whether the guest will be in 64-bit mode."""
+    return long_guest(p) and bool(p["GUEST_CS_ACCESS_RIGHTS"] & st.AR_L)
 
 
 def long_guest(p: Patient) -> bool:

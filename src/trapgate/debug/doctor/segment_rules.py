@@ -8,6 +8,7 @@ from trapgate.debug.doctor.rules import (
     Group,
     Rule,
     canonical,
+    fred,
     is_canonical,
     linear_width,
     long_guest,
@@ -107,6 +108,9 @@ def _right_base(p: Patient, name: str, cpu: ForeignProcessor) -> bool:
     return base >> 32 == 0 or not checked
 
 
+_FLAGS = "GUEST_RFLAGS"
+_BESIDE_DPL = {"CS": ("GUEST_SS_ACCESS_RIGHTS",), "SS": ("GUEST_CS_ACCESS_RIGHTS", "GUEST_CR0")}
+"""What else the rule about a segment's DPL looks at."""
 _KEEP = 0xF0FF | st.AR_UNUSABLE
 
 
@@ -137,14 +141,14 @@ def _segment(name: str) -> list[Rule]:
         rules += [
             Rule(
                 f"{low}-v8086-base",
-                (base, selector),
+                (base, selector, _FLAGS),
                 says(V8086_BASE),
                 lambda p, cpu: not v8086(p) or p[base] == p[selector] << 4,
                 "virtual-8086 mode has no cached bases: write base, limit and rights anew",
             ),
             Rule(
                 f"{low}-v8086-limit",
-                (limit,),
+                (limit, _FLAGS),
                 says(V8086_LIMIT),
                 lambda p, cpu: not v8086(p) or p[limit] == 0xFFFF,
                 "the guest is in big real mode, which virtual-8086 mode cannot do",
@@ -152,7 +156,7 @@ def _segment(name: str) -> list[Rule]:
             ),
             Rule(
                 f"{low}-v8086-rights",
-                (rights,),
+                (rights, _FLAGS),
                 says(V8086_RIGHTS),
                 lambda p, cpu: not v8086(p) or p[rights] == 0xF3,
                 "",
@@ -193,7 +197,7 @@ def _segment(name: str) -> list[Rule]:
         rules.append(
             Rule(
                 f"{low}-dpl",
-                (rights, selector),
+                (rights, selector, *_BESIDE_DPL.get(name, ())),
                 says(DPL),
                 lambda p, cpu: (
                     v8086(p)
@@ -282,10 +286,28 @@ def _segment(name: str) -> list[Rule]:
     return rules
 
 
+_FRED = (
+    Rule(
+        "fred-ss-dpl",
+        ("GUEST_SS_ACCESS_RIGHTS", "GUEST_CR4"),
+        "DPL (bits 6:5) must be 0 or 3 if CR4.FRED is 1",
+        lambda p, cpu: not fred(p) or _dpl(p, "SS") in (0, 3),
+        "rings 1 and 2 do not exist with FRED",
+    ),
+    Rule(
+        "fred-cs-l",
+        ("GUEST_CS_ACCESS_RIGHTS", "GUEST_CR4", "GUEST_SS_ACCESS_RIGHTS"),
+        "L (bit 13) must be 1 if CR4.FRED is 1 and the DPL of SS is 0",
+        lambda p, cpu: not fred(p) or _dpl(p, "SS") != 0 or bool(_rights(p, "CS") & st.AR_L),
+        "with FRED a supervisor runs 64-bit code only",
+        lambda value, cpu: value & ~st.AR_DB | st.AR_L,
+    ),
+)
+
 SEGMENTS_GROUP = Group(
     "Checks on Guest Segment Registers",
     GUEST_FAILS,
-    tuple(rule for name in SEGMENTS for rule in _segment(name)),
+    (*(rule for name in SEGMENTS for rule in _segment(name)), *_FRED),
 )
 
 TABLES = Group(

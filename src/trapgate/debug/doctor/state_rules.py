@@ -8,6 +8,7 @@ from trapgate.debug.doctor.rules import (
     Rule,
     entry,
     ept,
+    fred,
     long_guest,
     secondary,
 )
@@ -111,6 +112,16 @@ STATE = Group(
             lambda value, cpu: 0,
         ),
         Rule(
+            "activity-sipi-in-smm",
+            (_ACTIVITY, _ENTRY),
+            'must not be wait-for-SIPI if "entry to SMM" is 1',
+            lambda p, cpu: (
+                p[_ACTIVITY] != st.ACTIVITY_WAIT_FOR_SIPI or not entry(p, ct.ENTRY_ENTRY_TO_SMM)
+            ),
+            "",
+            lambda value, cpu: 0,
+        ),
+        Rule(
             "blocking-reserved",
             (_BLOCKING,),
             "bits 31:5 must be 0, and bit 4 (enclave interruption) without SGX",
@@ -133,6 +144,18 @@ STATE = Group(
                 not p[_BLOCKING] & st.BLOCKING_BY_STI or bool(p["GUEST_RFLAGS"] & st.RFLAGS_IF)
             ),
             "RFLAGS was changed (CLI or POPF emulated, or restored) and the STI shadow stayed",
+            lambda value, cpu: value & ~st.BLOCKING_BY_STI,
+        ),
+        Rule(
+            "blocking-sti-with-fred",
+            (_BLOCKING, "GUEST_CR4", "GUEST_SS_ACCESS_RIGHTS"),
+            "blocking by STI (bit 0) must be 0 if CR4.FRED is 1 and the DPL of SS is 3",
+            lambda p, cpu: (
+                not p[_BLOCKING] & st.BLOCKING_BY_STI
+                or not fred(p)
+                or p["GUEST_SS_ACCESS_RIGHTS"] & st.AR_DPL != st.AR_DPL
+            ),
+            "",
             lambda value, cpu: value & ~st.BLOCKING_BY_STI,
         ),
         Rule(
@@ -161,6 +184,16 @@ STATE = Group(
             lambda p, cpu: not p[_BLOCKING] & st.BLOCKING_BY_SMI or entry(p, ct.ENTRY_ENTRY_TO_SMM),
             "",
             lambda value, cpu: value & ~st.BLOCKING_BY_SMI,
+        ),
+        Rule(
+            "blocking-smi-missing",
+            (_BLOCKING, _ENTRY),
+            'blocking by SMI (bit 2) must be 1 if "entry to SMM" is 1',
+            lambda p, cpu: (
+                bool(p[_BLOCKING] & st.BLOCKING_BY_SMI) or not entry(p, ct.ENTRY_ENTRY_TO_SMM)
+            ),
+            "",
+            lambda value, cpu: value | st.BLOCKING_BY_SMI,
         ),
         Rule(
             "blocking-virtual-nmi",

@@ -20,6 +20,10 @@ def as_text(diagnosis: Diagnosis, found: Repair | None = None) -> Iterator[str]:
         f"{count} check{'s' * (count != 1)} fail{'s' * (count == 1)}" if count else "no check fails"
     )
     yield f"{patient.form}: {len(patient.values)} fields; {verdict} of {made} that could be made"
+    suspect = diagnosis.suspect
+    if suspect is not None and any(one.fields[0][0] != suspect.name for one in diagnosis.findings):
+        yield ""
+        yield f"  {suspect.count} of these look at {shown(suspect.name, suspect.value)}"
     for finding in diagnosis.findings:
         yield ""
         yield f"  {'also ' if finding.place else ''}{finding.sentence}"
@@ -51,6 +55,7 @@ def as_values(diagnosis: Diagnosis, found: Repair | None = None) -> dict[str, ob
         "form": diagnosis.patient.form,
         "passes": diagnosis.passes,
         "findings": [_finding(finding) for finding in diagnosis.findings],
+        "suspect": diagnosis.suspect.name if diagnosis.suspect else None,
         "notes": [*diagnosis.notes, *diagnosis.patient.notes],
         "not_checked": diagnosis.unchecked,
         "fields": dict(diagnosis.patient.values),

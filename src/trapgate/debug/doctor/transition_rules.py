@@ -1,9 +1,9 @@
 """SDM, "VM-Exit Control Fields" and "VM-Entry Control Fields" of the checks on VMX controls."""
 
-from trapgate.debug.doctor.bits import ENTRY_LOAD_CET
+from trapgate.debug.doctor.bits import CR4_FRED, ENTRY_LOAD_CET, EXIT_SECONDARY_CONTROLS
 from trapgate.debug.doctor.execution_rules import reserved
 from trapgate.debug.doctor.patient import Patient
-from trapgate.debug.doctor.processor import ForeignProcessor
+from trapgate.debug.doctor.processor import MSR_VMX_EXIT_CTLS2, ForeignProcessor
 from trapgate.debug.doctor.rules import (
     CONTROLS_FAIL,
     Group,
@@ -34,6 +34,10 @@ _SECONDARY = "SECONDARY_PROCESSOR_BASED_CONTROLS"
 _EXIT = "VM_EXIT_CONTROLS"
 _ENTRY = "VM_ENTRY_CONTROLS"
 _INFO = "VM_ENTRY_INTERRUPTION_INFORMATION"
+_ALL = (1 << 64) - 1
+_NESTED_EXCEPTION = 1 << 13
+_SYSTEM_CALLS = 2
+"""With FRED the type of other events has vectors 1 and 2, SYSCALL and SYSENTER."""
 _WITH_CODE = ERROR_CODE_VECTORS & ~(1 << CP)
 
 
@@ -75,6 +79,17 @@ EXIT = Group(
             lambda p: bool(p[_PIN] & ct.PIN_PREEMPTION_TIMER),
             "the timer was switched off in the pin-based controls alone",
         ),
+        Rule(
+            "secondary-exit-controls",
+            ("SECONDARY_VM_EXIT_CONTROLS", _EXIT),
+            "must have no bit that IA32_VMX_EXIT_CTLS2 does not allow",
+            lambda p, cpu: (
+                not leave(p, EXIT_SECONDARY_CONTROLS)
+                or not p["SECONDARY_VM_EXIT_CONTROLS"] & ~cpu.msrs.get(MSR_VMX_EXIT_CTLS2, _ALL)
+            ),
+            "",
+            lambda value, cpu: value & cpu.msrs.get(MSR_VMX_EXIT_CTLS2, _ALL),
+        ),
         *_msr_area("VM_EXIT_MSR_STORE", "exit-store"),
         *_msr_area("VM_EXIT_MSR_LOAD", "exit-load"),
     ),
@@ -96,10 +111,21 @@ def vector(p: Patient) -> int:
     return p[_INFO] & 0xFF
 
 
+def _fred(p: Patient) -> bool:
+    return bool(p.values.get("GUEST_CR4", 0) & CR4_FRED)
+
+
+def _reserved_bits(p: Patient, cpu: ForeignProcessor) -> int:
+    """Of the injected event: with FRED an exception may be nested (bit 13)."""
+    nested = kind(p) == TYPE_HARDWARE_EXCEPTION and (cpu.basic(58) or _fred(p))
+    return p[_INFO] & INFO_ENTRY_RESERVED & ~(_NESTED_EXCEPTION if nested else 0)
+
+
 def _right_vector(p: Patient, cpu: ForeignProcessor) -> bool:
     if not injects(p):
         return True
-    most = {TYPE_NMI: NMI, TYPE_HARDWARE_EXCEPTION: 31, TYPE_OTHER_EVENT: 0}.get(kind(p), 255)
+    other = _SYSTEM_CALLS if kind(p) == TYPE_OTHER_EVENT and _fred(p) else 0
+    most = {TYPE_NMI: NMI, TYPE_HARDWARE_EXCEPTION: 31, TYPE_OTHER_EVENT: other}.get(kind(p), 255)
     return vector(p) <= most and (kind(p) != TYPE_NMI or vector(p) == NMI)
 
 
@@ -174,7 +200,7 @@ ENTRY = Group(
             "injected-reserved",
             (_INFO,),
             "bits 30:12 must be 0",
-            lambda p, cpu: not injects(p) or p[_INFO] & INFO_ENTRY_RESERVED == 0,
+            lambda p, cpu: not injects(p) or _reserved_bits(p, cpu) == 0,
             "the VM-exit interruption information was copied with its bit 12 (NMI unblocking)",
             lambda value, cpu: value & ~INFO_ENTRY_RESERVED,
         ),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trapgate.debug.story.instruction import decoded
-from trapgate.debug.story.tell import view_of
-from trapgate.debug.story.view import Step
+from trapgate.debug.story.view import Step, view_of
 from trapgate.decision.conditions import Condition, Names, holds, parse
 from trapgate.decision.criteria_table import fault_value
 from trapgate.decision.fault_values import FaultValue

@@ -14,9 +14,10 @@ from trapgate.sdm.event_words import event_name, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 
 _MASK = (1 << 64) - 1
+_TASK_GATE = 5
 _GATES = {
     0: "nothing at all",
-    5: "task gate",
+    _TASK_GATE: "task gate",
     6: "16-bit interrupt gate",
     7: "16-bit trap gate",
     0xE: "interrupt gate",
@@ -44,6 +45,26 @@ class Attempt:
         return self
 
 
+def handler_of(view: View, vector: int) -> int | None:
+    """The linear address of a vector's handler; None if memory or a task stands in its place."""
+    base, width = view.cell(f.GUEST_IDTR_BASE), 16 if view.long else 8
+    if not view.protected:
+        pointer = view.number(base + 4 * vector, 4)
+        return None if pointer is None else (pointer >> 12 & 0xFFFF0) + (pointer & 0xFFFF)
+    gate = view.number(base + width * vector, width)
+    if gate is None or gate >> 40 & 0x1F == _TASK_GATE:
+        return None
+    if view.long:
+        return _offset(gate, gate >> 64)
+    segment = descriptor_of(view, gate >> 16 & 0xFFFF)
+    start = segment.base if isinstance(segment, Descriptor) else 0
+    return start + (_offset(gate, 0) if gate >> 43 & 1 else gate & 0xFFFF) & 0xFFFF_FFFF
+
+
+def _offset(gate: int, upper: int) -> int:
+    return gate & 0xFFFF | gate >> 32 & 0xFFFF_0000 | (upper & 0xFFFF_FFFF) << 32
+
+
 def _canonical(address: int) -> bool:
     return address >> 47 in (0, (1 << 17) - 1)
 
@@ -51,7 +72,7 @@ def _canonical(address: int) -> bool:
 def gate_words(gate: int, upper: int, *, long: bool) -> str:
     """Bytes of a gate, decoded."""
     kind = gate >> 40 & 0x1F
-    offset = gate & 0xFFFF | gate >> 32 & 0xFFFF_0000 | (upper & 0xFFFF_FFFF) << 32
+    offset = _offset(gate, upper)
     ist = f", IST {gate >> 32 & 7}" if long and gate >> 32 & 7 else ""
     present = "P" if gate >> 47 & 1 else "not present"
     size = 16 if long else 8
@@ -112,7 +133,7 @@ def attempt(view: View, vector: int, kind: int, code: int) -> Attempt:
         )
     if not gate >> 47 & 1:
         return found.fail("gate-absent", f"gate {vector} has P = 0")
-    if kind_of_gate == 5:
+    if kind_of_gate == _TASK_GATE:
         return found
     return _segment(view, found, gate, upper, code)
 
@@ -219,7 +240,7 @@ def _stack_64(
         return found.fail(
             "stack-canonical", f"the stack at {whose} = {hexadecimal(top)} is not canonical"
         )
-    offset = gate & 0xFFFF | gate >> 32 & 0xFFFF_0000 | (upper & 0xFFFF_FFFF) << 32
+    offset = _offset(gate, upper)
     if not _canonical(offset):
         return found.fail(
             "handler-canonical", f"the handler's address {hexadecimal(offset)} is not canonical"

@@ -24,10 +24,7 @@ def body(story: Story) -> str:
     parts += [
         f'<p class="remedy">What probably helps: {escape(words)}</p>' for words in story.remedies
     ]
-    if story.before:
-        parts.append("<p>Before that:</p><ul>")
-        parts += [f"<li>{escape(line)}</li>" for line in story.before]
-        parts.append("</ul>")
+    parts += _list("Before that:", story.before)
     parts.append("<ol>")
     for scene in story.scenes:
         lines = "".join(f"<li>{escape(line)}</li>" for line in scene.lines)
@@ -36,11 +33,17 @@ def body(story: Story) -> str:
     parts.append(
         table(("register", "value"), [(n, f"{value:X}H") for n, value in story.registers.items()])
     )
+    parts += _list("The last branches:", story.branches)
     if story.output:
         parts.append(
             f"<p>The guest's last words:</p><pre>{escape(chr(10).join(story.output))}</pre>"
         )
     return "".join(parts)
+
+
+def _list(title: str, lines: tuple[str, ...]) -> list[str]:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return [f"<p>{title}</p><ul>{items}</ul>"] if lines else []
 
 
 def write(story: Story, path: Path, title: str) -> int:

@@ -21,7 +21,8 @@ class Story:
 
     `end` says what the end was, `headline` why in a sentence; `before` are the last events before
     the first scene, `remedies` what probably helps, the likeliest first; `registers` the guest's by
-    name; `output` the last lines that it wrote.
+    name; `branches` the last that were taken, the latest last; `output` the last lines that it
+    wrote.
     """
 
     end: str
@@ -30,6 +31,7 @@ class Story:
     remedies: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     registers: dict[str, int] = field(default_factory=dict)
+    branches: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -58,6 +60,10 @@ class Story:
             yield "  ".join(
                 f"{name}={self.registers[name]:X}H" for name in names[start : start + 4]
             )
+        if self.branches:
+            yield "the last branches:"
+            for line in self.branches:
+                yield from _folded(line, "  ", "    ")
         if self.output:
             yield "the guest's last words:"
             yield from (f"  {line}" for line in self.output)
@@ -71,6 +77,7 @@ class Story:
             "scenes": [{"title": scene.title, "lines": list(scene.lines)} for scene in self.scenes],
             "remedies": list(self.remedies),
             "registers": self.registers,
+            "branches": list(self.branches),
             "output": list(self.output),
         }
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from trapgate.compiler.dialect import Cells
 from trapgate.debug.story import instruction as at
+from trapgate.debug.story.branches import last_branches
 from trapgate.debug.story.delivery import attempt
 from trapgate.debug.story.facts import Facts, Fault
 from trapgate.debug.story.remedies import remedies
 from trapgate.debug.story.story import Scene, Story
-from trapgate.debug.story.view import View
+from trapgate.debug.story.view import View, view_of
 from trapgate.events import journal as j
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.event_words import code_words, event_name, event_words, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.registers import CR2
 from trapgate.sdm.vectors import DF, PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.machine import VirtualMachine
@@ -49,19 +50,6 @@ _GENERAL = (
 )
 
 
-def view_of(vm: VirtualMachine) -> View:
-    """The guest of `vm` as it stands, to look at."""
-    memory = vm.processor.memory
-    size = len(memory.cells) * 8
-    cells = vm.processor.registers.cells
-
-    def read(address: int, count: int) -> bytes | None:
-        return memory.read(address, count) if 0 <= address <= size - count else None
-
-    general = tuple(int(cells[n]) & _MASK for n in range(16))
-    return View(vm.vmcs.cells, read, general, int(cells[CR2]) & _MASK)
-
-
 def faults_of(vm: VirtualMachine) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
     """The last chain of nested faults, and the events before it, each the first first."""
     rows = [_fault(row) for _, row in zip(range(200), vm.processor.last_events(), strict=False)]
@@ -82,10 +70,15 @@ def _fault(row: Cells) -> Fault:
     )
 
 
-def tell(vm: VirtualMachine, names: at.Namer = at.no_names) -> Story | None:
+def tell(
+    vm: VirtualMachine,
+    names: at.Namer = at.no_names,
+    again: Callable[[], VirtualMachine] | None = None,
+) -> Story | None:
     """The story of `vm`'s end; None if it runs still, or ended as guests should.
 
-    `names` gives linear addresses their symbols.
+    `names` gives linear addresses their symbols. `again` makes a machine that stands at the
+    beginning of the same run, or at any moment of it; then the story has the last branches.
     """
     stop = vm.stopped
     if stop is None or stop.end in _PEACEFUL:
@@ -99,7 +92,8 @@ def tell(vm: VirtualMachine, names: at.Namer = at.no_names) -> Story | None:
         story = _halted(vm, view, names, stop.message)
     else:
         story = _stopped(vm, view, names, stop.end.value, stop.message)
-    return story
+    branches = None if again is None else last_branches(again(), vm)
+    return replace(story, branches=tuple(one.words(names) for one in branches or ()))
 
 
 def _triple_fault(vm: VirtualMachine, view: View, names: at.Namer) -> Story:
@@ -280,5 +274,11 @@ def _made(
     output = bytes(vm.output[-2000:]).decode("latin-1").splitlines()[-_LAST_LINES:]
     shown = tuple("".join(c if c.isprintable() else "." for c in line) for line in output)
     return Story(
-        end, headline, tuple(scenes), fixes, tuple(_before_words(before, names)), registers, shown
+        end,
+        headline,
+        tuple(scenes),
+        fixes,
+        tuple(_before_words(before, names)),
+        registers,
+        output=shown,
     )

@@ -6,11 +6,16 @@ SDM, chapters "Paging" and "Protection".
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from trapgate.compiler.dialect import Cells
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
 from trapgate.sdm.event_words import hexadecimal
+from trapgate.sdm.registers import CR2
+
+if TYPE_CHECKING:
+    from trapgate.vmm.machine import VirtualMachine
 
 _MASK = (1 << 64) - 1
 _FRAME = ((1 << 52) - 1) & ~0xFFF
@@ -234,6 +239,19 @@ class View:
         """The same as a number."""
         data = self.linear(address, size)
         return None if data is None else int.from_bytes(data, "little")
+
+
+def view_of(vm: "VirtualMachine") -> View:
+    """The guest of `vm` as it stands, to look at."""
+    memory = vm.processor.memory
+    size = len(memory.cells) * 8
+    cells = vm.processor.registers.cells
+
+    def read(address: int, count: int) -> bytes | None:
+        return memory.read(address, count) if 0 <= address <= size - count else None
+
+    general = tuple(int(cells[n]) & _MASK for n in range(16))
+    return View(vm.vmcs.cells, read, general, int(cells[CR2]) & _MASK)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from trapgate.sdm.cells import (
     IO_BITMAP_B_ADDRESS,
     MSR_BITMAP_ADDRESS,
     PIN_BASED_CONTROLS,
+    PML_ADDRESS,
     POSTED_INTERRUPT_DESCRIPTOR_ADDRESS,
     POSTED_INTERRUPT_NOTIFICATION_VECTOR,
     PRIMARY_PROCESSOR_BASED_CONTROLS,
@@ -40,6 +41,8 @@ from trapgate.sdm.cells import (
     VM_EXIT_MSR_LOAD_COUNT,
     VM_EXIT_MSR_STORE_ADDRESS,
     VM_EXIT_MSR_STORE_COUNT,
+    VMREAD_BITMAP_ADDRESS,
+    VMWRITE_BITMAP_ADDRESS,
 )
 from trapgate.sdm.interruption import (
     INFO_DELIVER_ERROR_CODE,
@@ -162,11 +165,29 @@ def _check_execution_controls(v: Cells, current: int, secondary_may: int) -> int
         return ck.NMI_WINDOW
     if secondary & ct.SECONDARY_VPID and v[VIRTUAL_PROCESSOR_IDENTIFIER] == 0:
         return ck.VPID_ZERO
+    return _check_ept(v, current, secondary)
+
+
+@core
+def _check_ept(v: Cells, current: int, secondary: int) -> int:
+    """Of the same section what is about EPT and what builds on it, and VMCS shadowing."""
     if secondary & ct.SECONDARY_EPT:
-        return check_ept_pointer(v[EPT_POINTER])
-    # To a VMM in Python "unrestricted guest" needs no EPT: guest-physical memory is the VM's own.
-    if secondary & ct.SECONDARY_UNRESTRICTED_GUEST and current >= 0:
-        return ck.UNRESTRICTED_WITHOUT_EPT
+        check = check_ept_pointer(v[EPT_POINTER])
+        if check != 0:
+            return check
+        if secondary & ct.SECONDARY_PML and not page_address(v[PML_ADDRESS]):
+            return ck.PML_PAGE
+    else:
+        if secondary & ct.SECONDARY_PML:
+            return ck.PML_WITHOUT_EPT
+        # To a VMM in Python "unrestricted guest" needs no EPT: its guest's memory is the VM's own.
+        if secondary & ct.SECONDARY_UNRESTRICTED_GUEST and current >= 0:
+            return ck.UNRESTRICTED_WITHOUT_EPT
+    if secondary & ct.SECONDARY_VMCS_SHADOWING:
+        if not page_address(v[VMREAD_BITMAP_ADDRESS]):
+            return ck.VMREAD_BITMAP
+        if not page_address(v[VMWRITE_BITMAP_ADDRESS]):
+            return ck.VMWRITE_BITMAP
     return 0
 
 
@@ -205,6 +226,14 @@ def apic_access_page(v: Cells) -> int:
     if secondary_controls(v) & ct.SECONDARY_VIRTUALIZE_APIC_ACCESSES == 0:
         return 0
     return int(v[APIC_ACCESS_ADDRESS]) | 1
+
+
+@core
+def modification_log(v: Cells) -> int:
+    """1 + the address of the page-modification log that the VMCS asks for; 0 for none."""
+    if secondary_controls(v) & ct.SECONDARY_PML == 0:
+        return 0
+    return int(v[PML_ADDRESS]) | 1
 
 
 @core

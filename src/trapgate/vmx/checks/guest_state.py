@@ -6,7 +6,8 @@ Python, which need not set CR0.NE and CR4.VMXE, nor hide them from its guest.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
-from trapgate.paging.frame_map import keeps_pointers
+from trapgate.instructions.intercepts import secondary_controls
+from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import MAXPHYADDR, load32, load64
 from trapgate.paging.walk import LINEAR_ADDRESS_BITS, canonical, pat_is_legal, pointer_is_legal
 from trapgate.sdm import checks as ck
@@ -24,6 +25,7 @@ from trapgate.sdm.cells import (
     GUEST_IA32_DEBUGCTL,
     GUEST_IA32_EFER,
     GUEST_IA32_PAT,
+    GUEST_IA32_PERF_GLOBAL_CTRL,
     GUEST_IA32_SYSENTER_EIP,
     GUEST_IA32_SYSENTER_ESP,
     GUEST_IDTR_BASE,
@@ -44,7 +46,9 @@ from trapgate.sdm.controls import (
     ENTRY_LOAD_DEBUG_CONTROLS,
     ENTRY_LOAD_EFER,
     ENTRY_LOAD_PAT,
+    ENTRY_LOAD_PERF_GLOBAL_CTRL,
     PIN_VIRTUAL_NMIS,
+    SECONDARY_VMCS_SHADOWING,
 )
 from trapgate.sdm.interruption import (
     INFO_TYPE_MASK,
@@ -146,6 +150,9 @@ def _check_control_registers(v: Cells, current: int) -> int:
         return ck.GUEST_SYSENTER_ESP
     if not canonical(v[GUEST_IA32_SYSENTER_EIP]):
         return ck.GUEST_SYSENTER_EIP
+    counting = v[GUEST_IA32_PERF_GLOBAL_CTRL]
+    if entry_controls & ENTRY_LOAD_PERF_GLOBAL_CTRL and counting & ~st.PERF_GLOBAL_CTRL_DEFINED:
+        return ck.GUEST_PERF_GLOBAL_CTRL
     if entry_controls & ENTRY_LOAD_PAT and not pat_is_legal(v[GUEST_IA32_PAT]):
         return ck.GUEST_PAT
     if entry_controls & ENTRY_LOAD_EFER:
@@ -286,8 +293,11 @@ def _check_link_pointer(v: Cells, mem: Memory, current: int) -> int:
         return 0
     if not page_address(link):
         return ck.LINK_ADDRESS
-    # Bit 31, set in a shadow VMCS, has to be 0 like the "VMCS shadowing" control.
-    if current < 0 or load32(mem, link) != vmx.REVISION:
+    # Bit 31 of the identifier, set in a shadow VMCS, has to be as the control is.
+    wanted = vmx.REVISION
+    if secondary_controls(v) & SECONDARY_VMCS_SHADOWING:
+        wanted |= vmx.SHADOW_INDICATOR
+    if current < 0 or load32(mem, link) != wanted:
         return ck.LINK_REVISION
     if link == current:
         return ck.LINK_CURRENT
@@ -300,7 +310,7 @@ def _check_page_directory_pointers(v: Cells, mem: Memory) -> int:
     pae = v[GUEST_CR0] & st.CR0_PG != 0 and v[GUEST_CR4] & st.CR4_PAE != 0
     if not pae or v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST:
         return 0
-    in_fields = ept_pointer(v) != 0 or keeps_pointers(v)
+    in_fields = ept_pointer(v) != 0 or has_frame_map(v)
     for n in range(4):
         if in_fields:
             if not pointer_is_legal(v[GUEST_PDPTE0 + n]):

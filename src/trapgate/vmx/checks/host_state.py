@@ -22,6 +22,7 @@ from trapgate.sdm.cells import (
     HOST_GS_BASE,
     HOST_IA32_EFER,
     HOST_IA32_PAT,
+    HOST_IA32_PERF_GLOBAL_CTRL,
     HOST_IA32_SYSENTER_EIP,
     HOST_IA32_SYSENTER_ESP,
     HOST_IDTR_BASE,
@@ -37,6 +38,7 @@ from trapgate.sdm.controls import (
     EXIT_HOST_ADDRESS_SPACE_SIZE,
     EXIT_LOAD_EFER,
     EXIT_LOAD_PAT,
+    EXIT_LOAD_PERF_GLOBAL_CTRL,
 )
 
 
@@ -69,6 +71,9 @@ def _check_host_registers(v: Cells) -> int:
     if not canonical(v[HOST_IA32_SYSENTER_EIP]):
         return ck.HOST_SYSENTER_EIP
     controls = v[VM_EXIT_CONTROLS]
+    counting = v[HOST_IA32_PERF_GLOBAL_CTRL]
+    if controls & EXIT_LOAD_PERF_GLOBAL_CTRL and counting & ~st.PERF_GLOBAL_CTRL_DEFINED:
+        return ck.HOST_PERF_GLOBAL_CTRL
     if controls & EXIT_LOAD_PAT and not pat_is_legal(v[HOST_IA32_PAT]):
         return ck.HOST_PAT
     if controls & EXIT_LOAD_EFER:

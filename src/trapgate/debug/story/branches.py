@@ -1,0 +1,131 @@
+"""The last branches of a guest before its end, like a processor's last-branch records.
+
+Nothing is recorded while a guest runs. Runs are deterministic, so a second machine executes the
+same run again, its last instructions one at a time.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+from iced_x86 import Decoder, FlowControl, FormatMnemonicOptions, Formatter, FormatterSyntax
+
+from trapgate.debug.story.delivery import handler_of
+from trapgate.debug.story.instruction import Namer
+from trapgate.debug.story.view import View, view_of
+from trapgate.decision.decide import Disposition
+from trapgate.events import journal as j
+from trapgate.sdm.event_words import event_name, hexadecimal
+from trapgate.vmm.machine import VirtualMachine
+
+_MOST = 16
+"""Branches that are shown, equal ones in a row counted once, as records of a processor."""
+_LOOKED_AT = 4096
+"""Instructions before the end that are executed one at a time: some tenths of a second."""
+_LONGEST = 15
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch that was taken, `count` times in a row, from one linear address to another.
+
+    `cause` is the instruction's mnemonic, or the event whose delivery it was.
+    """
+
+    source: int
+    target: int
+    cause: str
+    count: int = 1
+
+    def words(self, names: Namer) -> str:
+        """10003FH (kmain+1AH) -> 100043H (crash): call, 3 times."""
+        places = (
+            hexadecimal(address) + (f" ({name})" if (name := names(address)) else "")
+            for address in (self.source, self.target)
+        )
+        times = f", {self.count:,} times" if self.count > 1 else ""
+        return f"{' -> '.join(places)}: {self.cause}{times}"
+
+
+def last_branches(again: VirtualMachine, end: VirtualMachine) -> tuple[Branch, ...] | None:
+    """The last branches that `end` took, the latest last; None if the run cannot be repeated.
+
+    `again` is a machine at an earlier moment of the same run; it goes to its end.
+    """
+    until = end.processor.time
+    again.step(max(until - _LOOKED_AT - again.processor.time, 0))
+    found: deque[Branch] = deque(maxlen=_MOST)
+    for branch in _to_the_end(again, until):
+        if found and found[-1] == replace(branch, count=found[-1].count):
+            found[-1] = replace(found[-1], count=found[-1].count + 1)
+        else:
+            found.append(branch)
+    same = again.stopped == end.stopped and again.processor.time == until
+    return tuple(found) if same else None
+
+
+def _to_the_end(vm: VirtualMachine, until: int) -> Iterator[Branch]:
+    formatter = Formatter(FormatterSyntax.INTEL)
+    while vm.stopped is None and vm.processor.time <= until:
+        before, cpu = view_of(vm), vm.cpu
+        start = before.code_address
+        sequence = int(vm.processor.head[j.HEAD_SEQUENCE])
+        here = _Instruction(before, start, formatter)
+        handler = None
+        stop = vm.step(1)
+        if vm.cpu is not cpu:
+            continue  # another processor's turn
+        after = view_of(vm)
+        event = _delivered(vm, sequence)
+        if event is not None and stop is None:
+            vector, cause = event
+            handler = handler_of(after, vector)
+            if handler is not None:
+                yield Branch(start, handler, cause)
+                # An event that comes from outside takes no time, so its handler has begun.
+                start = handler
+                here = _Instruction(after, handler, formatter)
+        target = after.code_address
+        # An instruction that stays where it is may be a repeated one, or have died there.
+        stays = target == start and (stop is not None or start == handler or not here.branches)
+        if not stays and (target != here.behind or here.always):
+            yield Branch(start, target, here.mnemonic)
+
+
+_ALWAYS = (
+    FlowControl.UNCONDITIONAL_BRANCH,
+    FlowControl.INDIRECT_BRANCH,
+    FlowControl.CALL,
+    FlowControl.INDIRECT_CALL,
+    FlowControl.RETURN,
+)
+
+
+class _Instruction:
+    """What may be about to branch: its mnemonic, where it does not lead if it does.
+
+    Whether it is one that may branch, and one that always does.
+    """
+
+    def __init__(self, view: View, at: int, formatter: Formatter) -> None:
+        data = next((d for n in (_LONGEST, 8, 4, 2, 1) if (d := view.linear(at, n))), b"")
+        found = Decoder(view.bits, data, ip=at).decode() if data else None
+        self.mnemonic, self.behind = "unknown", at
+        self.branches = self.always = False
+        if found is not None and not found.is_invalid:
+            self.mnemonic = formatter.format_mnemonic(found, FormatMnemonicOptions.NO_PREFIXES)
+            self.behind = at + found.len
+            self.branches = found.flow_control != FlowControl.NEXT
+            self.always = found.flow_control in _ALWAYS
+
+
+def _delivered(vm: VirtualMachine, sequence: int) -> tuple[int, str] | None:
+    """The latest event since that number of the journal which the guest's handler got."""
+    new = int(vm.processor.head[j.HEAD_SEQUENCE]) - sequence
+    rows = takewhile(lambda row: row[j.ROW_SEQUENCE] >= sequence, vm.processor.last_events())
+    for row in rows if new else ():
+        if row[j.ROW_DISPOSITION] == Disposition.DELIVER:
+            vector = int(row[j.ROW_VECTOR])
+            return vector, event_name(vector, int(row[j.ROW_TYPE]))
+    return None

@@ -1,0 +1,99 @@
+"""The bytes of the instruction at RIP, as the core's decoders take them. Compiled only."""
+
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.program import jit
+from trapgate.compiler.raw import memory
+from trapgate.decode.execute import prefix_length
+from trapgate.engine import machine as mc
+from trapgate.paging.memory import load8, load64
+from trapgate.paging.walk import walk
+from trapgate.sdm import cells as f
+
+
+@jit
+def is_long(v: Cells) -> bool:
+    """Whether the guest executes 64-bit code."""
+    return bool(v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10)
+
+
+@jit
+def linear_rip(v: Cells) -> int:
+    """The linear address of the next instruction."""
+    rip = int(v[f.GUEST_RIP])
+    return rip if is_long(v) else int(v[f.GUEST_CS_BASE] + rip) & 0xFFFFFFFF
+
+
+@jit
+def fetch_from(m: Cells, v: Cells, linear: int, count: int) -> tuple[int, int]:
+    """Up to eight bytes of code from a linear address: see `fetch`."""
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
+    word = 0
+    page = -1
+    physical = 0
+    for n in range(count):
+        here = linear + n
+        if here >> 12 != page:
+            physical, code, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, here, 2, user)
+            if code >= 0:
+                return word, n
+            page = here >> 12
+            physical &= ~0xFFF
+            if count == 8 and n == 0 and page == (here + 7) >> 12:
+                return load64(mem, physical | (here & 0xFFF)), 8
+        word |= load8(mem, physical | (here & 0xFFF)) << (8 * n)
+    return word, count
+
+
+@jit
+def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
+    """Up to eight bytes of code at RIP, little endian, and how many of them are readable."""
+    return fetch_from(m, v, linear_rip(v), count)
+
+
+@jit
+def instruction(m: Cells, v: Cells) -> int:
+    """Eight bytes of the instruction at RIP, without prefixes that say nothing new.
+
+    Without those no sensitive instruction needs more. EXTRA is how many were left out.
+    """
+    word, _ = fetch(m, v, 8)
+    m[mc.EXTRA] = 0
+    long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
+    if prefix_length(word, long) < 3:
+        return word
+    linear = linear_rip(v)
+    lock = repeat = segment = operand = address = rex = 0
+    n = 0
+    while n < 15:
+        if n == 8:
+            word, _ = fetch_from(m, v, linear + 8, 8)
+        byte = (word >> (8 * (n & 7))) & 0xFF
+        if long and byte & 0xF0 == 0x40:
+            rex = byte
+            n += 1
+            continue
+        if byte == 0xF0:
+            lock = byte
+        elif byte in (0xF2, 0xF3):
+            repeat = byte
+        elif byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65):
+            segment = byte
+        elif byte == 0x66:
+            operand = byte
+        elif byte == 0x67:
+            address = byte
+        else:
+            break
+        # REX counts right before the opcode only.
+        rex = 0
+        n += 1
+    short = 0
+    kept = 0
+    for prefix in (lock, repeat, segment, operand, address, rex):
+        if prefix != 0:
+            short |= prefix << (8 * kept)
+            kept += 1
+    rest, _ = fetch_from(m, v, linear + n, 8 - kept)
+    m[mc.EXTRA] = n - kept
+    return short | rest << (8 * kept)
