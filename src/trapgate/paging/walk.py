@@ -5,9 +5,9 @@ PAE paging and 4-level paging. A walk that succeeds sets the accessed flags it
 passed and, for a write, the dirty flag; one that ends in a page fault sets none. With
 an EPT pointer in force every address in the guest's tables, and the one that they lead to,
 is guest-physical and goes through `ept`; without one it goes through `alias`. The four
-page-directory pointers of PAE paging are those of the VMCS, loaded with CR3. Protection keys, shadow
-stacks, 57-bit addresses and global pages have no part here. Whether a linear address is canonical
-is the caller's business.
+page-directory pointers of PAE paging are those of the VMCS, loaded with CR3. Protection keys,
+shadow stacks, 57-bit addresses and global pages have no part here. Whether a linear address is
+canonical is the caller's business.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
