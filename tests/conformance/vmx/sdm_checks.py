@@ -243,7 +243,7 @@ def _extensions(v: Fields) -> Iterator[str]:
     if v["ALIAS_BASE"] % (2 << 20) or v["ALIAS_BASE"] >> 40 or window % 4096 or window >> 40:
         yield "ALIAS_BASE"
     elif window and not v["FRAME_MAP_LENGTH"]:
-        yield "ALIAS_LENGTH"
+        yield "ALIAS_BASE"
     with_code = sum(1 << vector for vector in (8, 10, 11, 12, 13, 14, 17, 21))
     if v["TRANSFER_CRITERION_VECTORS"] & ~with_code:
         yield "TRANSFER_CRITERION_VECTORS"
