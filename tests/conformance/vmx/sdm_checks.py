@@ -228,7 +228,7 @@ def _extensions(v: Fields) -> Iterator[str]:
     for name, most in (
         ("FAULT_FILTER", 3),
         ("FAULT_FILTER_ORDER", 3),
-        ("TRANSFER_CRITERION", 7),
+        ("TRANSFER_CRITERION", 8),
         ("COMPARISON_OPERATOR", 5),
         ("MEMBERS_USED", 255),
     ):
@@ -240,9 +240,13 @@ def _extensions(v: Fields) -> Iterator[str]:
     if v["FRAME_FILTERS"] > (3 if v["FRAME_MAP_LENGTH"] else 0):
         yield "FRAME_FILTERS"
     window = v["ALIAS_LENGTH"]
-    if v["ALIAS_BASE"] % (2 << 20) or v["ALIAS_BASE"] >> 40 or window % 4096 or window >> 40:
-        yield "ALIAS_BASE"
-    elif window and not v["FRAME_MAP_LENGTH"]:
+    if (
+        v["ALIAS_BASE"] % (2 << 20)
+        or v["ALIAS_BASE"] >> 40
+        or window % 4096
+        or window >> 40
+        or (window and not v["FRAME_MAP_LENGTH"])
+    ):
         yield "ALIAS_BASE"
     with_code = sum(1 << vector for vector in (8, 10, 11, 12, 13, 14, 17, 21))
     if v["TRANSFER_CRITERION_VECTORS"] & ~with_code:
