@@ -113,7 +113,8 @@ class VirtualMachine(Accounts):
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
     what is plugged into the PC: processors, drives, and files for firmware; `ram` what its bus
     masters store to, if that is not simply memory. Several processors take turns (`turns`), whose
-    lengths `seed` decides. `journal` is how many events the machine remembers.
+    lengths `seed` decides. `journal` is how many events the machine remembers. `beside` says that
+    other machines have `processor`, too.
 
     Raises EngineError as `Processor` does.
     """
@@ -137,6 +138,7 @@ class VirtualMachine(Accounts):
         board: Board | None = None,
         ram: GuestMemory | None = None,
         journal: int = JOURNAL,
+        beside: bool = False,
     ) -> None:
         super().__init__(
             memory,
@@ -146,6 +148,7 @@ class VirtualMachine(Accounts):
             board=board,
             ram=ram,
             seed=seed,
+            beside=beside,
         )
         self.number = number
         self.own_processor()
@@ -182,6 +185,7 @@ class VirtualMachine(Accounts):
     def own_processor(self) -> None:
         """Tell the processor whose guest it runs from now on."""
         self.processor.name_vm(self.number)
+        self.processor.connect(self._load, self._store, self.devices.pages)
         self.processor.cpuid = partial(identity, self)
         self.processor.platform_reset = self.reset_around_processor
 
