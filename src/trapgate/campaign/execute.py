@@ -91,7 +91,7 @@ def _on(reference: Reference, fault: Fault) -> Ending:
     if fault.holds:
         return ending_of(reference, _hold(reference, fault), fault)
     for checkpoint in reference.ahead(bench.vm.processor.time) if reference.checkpoints else ():
-        halt = bench.run_towards(bench.plan.end, checkpoint.snapshot.time)
+        halt = bench.run_towards(checkpoint.snapshot.time)
         if halt is not None:
             return ending_of(reference, halt, fault)
         if checkpoint.snapshot.is_met():
@@ -99,7 +99,7 @@ def _on(reference: Reference, fault: Fault) -> Ending:
             extra = _taken(bench, checkpoint.counts, fault)
             how = golden.how, golden.status, golden.message, golden.output
             return Ending(*how, extra, True, True, True, time=golden.end)
-    return ending_of(reference, bench.run_to(bench.plan.end, reference.limit), fault)
+    return ending_of(reference, bench.run_to(reference.limit), fault)
 
 
 def _hold(reference: Reference, fault: Fault) -> Halt:
@@ -113,7 +113,7 @@ def _hold(reference: Reference, fault: Fault) -> Halt:
             fault.apply(vm)
         except AbsentError:
             continue  # it may be there again later
-    return bench.run_to(bench.plan.end, reference.limit)
+    return bench.run_to(reference.limit)
 
 
 def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:

@@ -21,8 +21,6 @@ _SHOWN = 1 << 16
 _CHECKPOINTS = 8
 _LONG = 200_000
 """Instructions of a golden run that has checkpoints: in shorter ones they cost what they save."""
-_ENDS_BY_STATE = frozenset({"instructions", "output", "exit"})
-"""Ends that state, time and output decide; how often a function was entered before is none."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,6 @@ class Reference:
         count = plan.checkpoints
         if count is None:
             count = _CHECKPOINTS if golden.length >= _LONG else 0
-        if plan.end.kind not in _ENDS_BY_STATE:
-            count = 0
         bench.go_to(bench.start)
         found = []
         for number in range(1, count + 1):
@@ -122,7 +118,7 @@ class Reference:
         bench.go_to(bench.start)
         at_time = plan.end.kind == "instructions"
         limit = bench.start + (plan.end.count if at_time else plan.golden_budget)
-        halt = bench.run_to(plan.end, limit)
+        halt = bench.run_to(limit)
         if halt is OUT_OF_BUDGET or (halt is not AT_POINT and plan.end.kind != "exit"):
             why = halt.message or f"it goes on for more than {plan.golden_budget:,} instructions"
             raise PlanError(
