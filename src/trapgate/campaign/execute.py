@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trapgate.campaign.bench import AT_POINT, Bench, Halt
+from trapgate.campaign.errors import ClassError
 from trapgate.campaign.faults import Fault
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.outcomes import ERROR, NOT_APPLIED, Ending, classify
@@ -47,10 +48,13 @@ def execute(
 ) -> Result:
     """Run a fault at a moment. What goes wrong with Trapgate is an outcome too.
 
-    `there` is called when the moment has come, before the fault is put in.
+    `there` is called when the moment has come, before the fault is put in. Raises ClassError if a
+    function of the plan's fails.
     """
     try:
         return _execute(reference, moment, fault, there)
+    except ClassError:
+        raise
     except (
         TrapgateError,
         ArithmeticError,

@@ -331,6 +331,10 @@ def show(
         str | None,
         typer.Option(help="Stand before the fault, and serve gdb at [HOST:]PORT."),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Execute the Python files that the campaign's plan names."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run run NUMBER once more, exactly as it was, and show what happens."""
@@ -340,7 +344,7 @@ def show(
 
         results = Results.open(folder)
         with _debugger(gdb) as there:
-            seen = replay(results, number, trace=trace, there=there)
+            seen = replay(results, number, trace=trace, there=there, trusted=trust)
     if as_json:
         print(json.dumps(seen.as_json(), indent=2))
     else:
