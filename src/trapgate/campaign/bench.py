@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,13 @@ class Halt:
 AT_POINT: Final = Halt("golden end")
 OUT_OF_BUDGET: Final = Halt("budget")
 _THERE: Final = Stop(End.UNTIL, "the point that was waited for")
+
+
+class Counts(NamedTuple):
+    """How often each event had happened: `Bench.counts` then, and those of faults as bytes."""
+
+    counts: NDArray[np.int64]
+    of_faults: bytes
 
 
 def _arrive(vm: VirtualMachine) -> None:
@@ -185,12 +192,17 @@ class Bench:
             )
         return int(self.symbols.starts[self.symbols.names.index(point.text)])
 
-    def extra_faults(self, golden: NDArray[np.int64]) -> tuple[str, ...]:
+    def counted(self) -> Counts:
+        """The counts of events so far."""
+        counts = self.counts
+        return Counts(counts.copy(), counts[_FIRST_FAULT:].tobytes())
+
+    def extra_faults(self, golden: Counts) -> tuple[str, ...]:
         """Faults that happened more often than `golden` counts, by name."""
         counts = self.counts
-        if counts[_FIRST_FAULT:].tobytes() == golden[_FIRST_FAULT:].tobytes():
+        if counts[_FIRST_FAULT:].tobytes() == golden.of_faults:
             return ()
-        more = (counts[_FAULTS] - golden[_FAULTS]).sum(axis=2) > 0
+        more = (counts[_FAULTS] - golden.counts[_FAULTS]).sum(axis=2) > 0
         return tuple(
             event_name(int(vector), _FAULTS[int(kind)]) for kind, vector in np.argwhere(more)
         )

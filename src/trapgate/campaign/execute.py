@@ -7,10 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from trapgate.campaign.bench import AT_POINT, Bench, Halt
+from trapgate.campaign.bench import AT_POINT, Bench, Counts, Halt
 from trapgate.campaign.errors import ClassError
 from trapgate.campaign.faults import Fault
 from trapgate.campaign.golden import Reference
@@ -138,7 +135,7 @@ def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:
     )
 
 
-def _taken(bench: Bench, golden: NDArray[np.int64], fault: Fault) -> tuple[str, ...]:
+def _taken(bench: Bench, golden: Counts, fault: Fault) -> tuple[str, ...]:
     """Faults that the guest took and the golden run did not: the one put in, and others."""
     return tuple(dict.fromkeys((*fault.raises, *bench.extra_faults(golden))))
 

@@ -8,10 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from trapgate.campaign.bench import AT_POINT, OUT_OF_BUDGET, Bench, Halt
+from trapgate.campaign.bench import AT_POINT, OUT_OF_BUDGET, Bench, Counts, Halt
 from trapgate.campaign.errors import PlanError
 
 if TYPE_CHECKING:
@@ -56,7 +53,7 @@ class Checkpoint:
     """The golden run on the way: everything of the machine, and the counts of events so far."""
 
     snapshot: Snapshot
-    counts: NDArray[np.int64]
+    counts: Counts
 
 
 class Reference:
@@ -100,7 +97,7 @@ class Reference:
             time = golden.begin + golden.length * number // (count + 1)
             if time <= vm.processor.time or vm.step(time - vm.processor.time) is not None:
                 continue
-            found.append(Checkpoint(vm.snapshot(), bench.counts.copy()))
+            found.append(Checkpoint(vm.snapshot(), bench.counted()))
         return found
 
     def ahead(self, moment: int) -> Iterator[Checkpoint]:
@@ -113,7 +110,7 @@ class Reference:
             step *= 2
 
     @staticmethod
-    def _run(bench: Bench) -> tuple[Golden, NDArray[np.int64], Snapshot]:
+    def _run(bench: Bench) -> tuple[Golden, Counts, Snapshot]:
         plan, vm = bench.plan, bench.vm
         bench.go_to(bench.start)
         at_time = plan.end.kind == "instructions"
@@ -138,7 +135,7 @@ class Reference:
             memory=hashlib.sha256(vm.processor.memory.cells.data).hexdigest(),
             registers=hashlib.sha256(bench.registers()).hexdigest(),
         )
-        return golden, bench.counts.copy(), bench.vm.snapshot()
+        return golden, bench.counted(), bench.vm.snapshot()
 
     def demand_equal(self, kept: dict[str, Any], where: str) -> None:
         """Raise PlanError if a golden run that was kept is not this one."""
