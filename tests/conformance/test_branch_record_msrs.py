@@ -33,7 +33,8 @@ def test_they_keep_what_is_written(index: int, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("index", "value"), [(0x1C8, 0x200), (0x1C9, 0x10), (0x680, 1 << 47), (0x690, 0), (0x6D0, 0)]
+    ("index", "value"),
+    [(0x1C8, 0x200), (0x1C9, 0x10), (0x680, 1 << 47), (0x690, 0), (0x6D0, 0), (0x48, 0), (0x49, 1)],
 )
 def test_what_they_cannot_hold(index: int, value: int, engine: str) -> None:
     run = begin(write_and_read(index, value), EVERYTHING, engine=engine)

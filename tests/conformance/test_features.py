@@ -113,7 +113,7 @@ def test_monitor_which_is_not_shown_exits_and_is_undefined() -> None:
 def test_every_bit_that_is_shown_is_known() -> None:
     """A bit without a sample has no instruction of its own."""
     without = {
-        (1, EDX): {1, 2, 3, 6, 9, 11, 12, 13, 16},
+        (1, EDX): {1, 2, 3, 6, 7, 9, 11, 12, 13, 16},
         (1, ECX): {5, 17, 21, 24, 31},
         (7, EBX): {1, 7},
         (0x80000001, EDX): {20, 29},
@@ -309,6 +309,21 @@ def test_mtrrs_are_kept() -> None:
     code += msr(WRMSR, 0x2FF, 0xC06) + msr(RDMSR, 0x2FF) + store(2)
     code += msr(WRMSR, 0x268, 0x06060606, 0x05050505) + msr(RDMSR, 0x268) + store(3, 2)
     assert answers(code, 4) == (0x508, 0xC000_0006, 0xC06, 0x05050505)
+
+
+def test_miscellaneous_enables_are_kept_and_hide_leaves_and_execute_disable() -> None:
+    def hidden() -> tuple[bytes, bytes]:
+        return b"\x31\xc0" + CPUID, b"\xb8\x01\x00\x00\x80" + CPUID
+
+    (leaves, features), read = hidden(), msr(RDMSR, 0x1A0)
+    code = read + store(0) + leaves + store(1) + features + store(2, 2)
+    code += msr(WRMSR, 0x1A0, 0x00C5_0089, 4) + read + store(3) + store(4, 2)
+    code += leaves + store(5) + features + store(6, 2)
+    at_reset, leaf, shown, low, high, limited, rest = answers(code, 7)
+    assert (at_reset, leaf) == (0x1801, cpuid(0, 0)[EAX])
+    # What the processor has not, performance monitoring and branch traces, stays as it is.
+    assert (low, high) == (0x00C5_1809, 4)
+    assert (limited, shown & ~rest) == (2, 1 << 20)
 
 
 def test_the_time_stamp_counter_can_be_set_and_adjusted() -> None:

@@ -41,6 +41,7 @@ from trapgate.decision.self_map import (
     may_be_filtered,
     merged,
 )
+from trapgate.paging.alias import unaliased
 from trapgate.paging.frame_map import LEAF, MIXED, OWN, TABLE, frame_byte, has_frame_map
 from trapgate.paging.walk import READ, walk
 from trapgate.sdm.cells import (
@@ -69,7 +70,7 @@ def entry_by_map(v: Cells, mem: Memory, linear: int, user: int) -> tuple[int, in
     physical, code, _, _ = walk(v, RFLAGS_AC, mem, linear, READ, user)
     if code >= 0 or physical >> 3 >= len(mem):
         return ABSENT, 0
-    byte = frame_byte(v, mem, physical)
+    byte = frame_byte(v, mem, unaliased(v, physical))
     if byte & TABLE == 0 or byte & MIXED:
         return ABSENT, 0
     return PTE if byte & LEAF else DIRECTORY, physical
@@ -104,7 +105,7 @@ def filter_of(v: Cells, mem: Memory, kind: int, data: int, old: int) -> int:
 
 @core
 def completed_by(
-    v: Cells, mem: Memory, error_code: int, linear: int, kind: int, data: int, old: int
+    v: Cells, r: Cells, mem: Memory, error_code: int, linear: int, kind: int, data: int, old: int
 ) -> int:
     """What lets a stopped write to `linear` turn the entry `old` into `data`; NOBODY if nothing.
 
@@ -113,7 +114,7 @@ def completed_by(
     """
     if v[CRITERIA_TABLE_RULES] != 0:
         action, _ = decide_by_table(
-            v, mem, PF, TYPE_HARDWARE_EXCEPTION, error_code, linear, 0, 0, -1, kind, old, data
+            v, r, mem, PF, TYPE_HARDWARE_EXCEPTION, error_code, linear, 0, 0, -1, kind, old, data
         )
         if action == RULE_COMPLETE:
             return BY_CRITERIA_TABLE
@@ -158,6 +159,7 @@ def entry_written(v: Cells, rflags: int, mem: Memory, linear: int, user: int) ->
 @core
 def judge_entries(
     v: Cells,
+    r: Cells,
     mem: Memory,
     error_code: int,
     linear: int,
@@ -177,7 +179,7 @@ def judge_entries(
     while at < physical + size:
         old = entry_of(mem, at, width)
         new = merged(old, at - physical, width, size, data)
-        which = min(which, completed_by(v, mem, error_code, linear, kind, new, old))
+        which = min(which, completed_by(v, r, mem, error_code, linear, kind, new, old))
         if which == NOBODY:
             return at, NOBODY
         at += width

@@ -23,10 +23,12 @@ from trapgate.engine.dispatch import (
 )
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
+from trapgate.engine.translations import use_translations, walk_always
 from trapgate.instructions import quick_ports
 from trapgate.instructions.breakpoints import watches_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
+from trapgate.paging.alias import unaliased
 from trapgate.paging.apic_access import APIC_ACCESS
 from trapgate.paging.memory import WATCH_LOAD, WATCH_PAGES, WATCH_STORE, has_device
 from trapgate.paging.walk import walk
@@ -54,7 +56,9 @@ def handle_exception(machine: int, number: int) -> None:
     stop = mc.BROKEN
     if code >= 0:
         info = peek32(env + at.ERROR_CODE)
+        use_translations(m)
         stop = dispatch(m, env, v, r, code, info)
+        walk_always(m)
     if stop == mc.RUNNING:
         go_on(m, env, r)
         state_end(m)
@@ -231,6 +235,18 @@ def is_read_only(m: Cells, physical: int) -> bool:
 
 
 @jit
+def through_window(m: Cells, physical: int) -> int:
+    """What lies at `physical` where a window is open."""
+    offset = physical - m[mc.WINDOW_0_START]
+    if 0 <= offset < m[mc.WINDOW_0_SIZE]:
+        return int(m[mc.WINDOW_0_TARGET] + offset)
+    offset = physical - m[mc.WINDOW_1_START]
+    if 0 <= offset < m[mc.WINDOW_1_SIZE]:
+        return int(m[mc.WINDOW_1_TARGET] + offset)
+    return physical
+
+
+@jit
 def refill(
     cpu: int,
     address: int,
@@ -244,6 +260,7 @@ def refill(
     env = cpu + at.CPU_SIZE
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    v = cells(m[mc.V], m[mc.V_CELLS])
     access_kind = access
     efer = peek64(env + at.EFER)
     user = 1 if mmu_index == 1 else 0
@@ -260,7 +277,6 @@ def refill(
         vector = 13
         code = 0
     else:
-        v = cells(m[mc.V], m[mc.V_CELLS])
         save_paging(env, v)
         rflags = 0x40000 if mmu_index == 2 else 0
         physical, code, prot, page_size = walk(v, rflags, mem, address, access_kind, user)
@@ -273,9 +289,11 @@ def refill(
         code = 0
     if code < 0:
         physical &= ~m[mc.ADDRESS_OFF]
+        if m[mc.WINDOWS] != 0:
+            physical = through_window(m, physical)
         # The engine takes every store by an entry that is for code, too, down its slow path.
         prot &= ~2 if access_kind == 2 else ~4
-        if m[mc.READ_ONLY] != 0 and is_read_only(m, physical):
+        if m[mc.READ_ONLY] != 0 and is_read_only(m, unaliased(v, physical)):
             prot &= ~2
             if access_kind == 1 and probe == 0:
                 # To where nothing is, by an entry for less than a page, which is used once.
@@ -392,6 +410,20 @@ def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> N
         if address >= 0:
             begin_device_access(m)
             call(peek64(m[mc.WATCH] + 8 * WATCH_STORE), (address, size, value))
+
+
+@callback(UINT64, INT64, INT64, UINT32, INT64)
+def on_video_read(uc: int, offset: int, size: int, user: int) -> int:
+    """A load by the window to a VGA's planes."""
+    m = cells(user, mc.CELLS)
+    return call(peek64(m[mc.WATCH] + 8 * WATCH_LOAD), (at.VIDEO_WINDOW + offset, size))
+
+
+@callback(VOID, INT64, INT64, UINT32, UINT64, INT64)
+def on_video_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store by it."""
+    m = cells(user, mc.CELLS)
+    call(peek64(m[mc.WATCH] + 8 * WATCH_STORE), (at.VIDEO_WINDOW + offset, size, value))
 
 
 @jit

@@ -30,10 +30,20 @@ CR8 = CR0 + 64
 EFER = 592
 FPU = 600
 """From here to SYSENTER_CS: the x87, MMX and SSE state."""
+FPU_OP = 752
+FPU_CS = 754
+FPU_DS = 756
+FPU_IP = 760
+FPU_DP = 768
+"""The pointers to the latest x87 instruction and its operand."""
 X87_FLAGS = 778
 """The exception flags of x87 arithmetic, likewise, in the order of the status word."""
+X87_FLUSHES = X87_FLAGS + 2
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
+SSE_FLUSHES = SSE_FLAGS + 2
+"""1 if its results are flushed to zero where they are tiny, as in all states of the engine's
+arithmetic two bytes behind the flags."""
 MXCSR = 816
 SYSENTER_CS = 4800
 SYSENTER_ESP = 4808
@@ -122,6 +132,11 @@ NOWHERE = STORES + 0x1000
 """Behind it, where loads give all ones and stores are dropped."""
 APIC_ACCESSES = NOWHERE + 0x1000
 """Behind it: what stands for the APIC-access page of an x86 VMM's guest (see `apic_page`)."""
+VIDEO = APIC_ACCESSES + 0x1000
+"""Behind it: what stands for the window to a VGA's planes, where that is open."""
+VIDEO_SIZE = 0x10000
+VIDEO_WINDOW = 0xA0000
+"""Where the guest finds it."""
 VMCB_EXIT_INFO_2 = 0x80
 VMCB_MSRPM_BASE = 0x48
 

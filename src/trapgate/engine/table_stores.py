@@ -34,6 +34,7 @@ from trapgate.events.journal import (
     HEAD_TIME,
     record,
 )
+from trapgate.paging.alias import unaliased
 from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, load64, store_sized
 from trapgate.paging.walk import walk
@@ -76,7 +77,7 @@ def is_reuse(v: Cells, word: int, long: bool, physical: int) -> bool:
 
     Whoever fills a whole table wants its frame for something else, which its VMM should know.
     """
-    if not has_frame_map(v) or (physical ^ v[f.GUEST_CR3]) & _FRAME == 0:
+    if not has_frame_map(v) or (unaliased(v, physical) ^ v[f.GUEST_CR3]) & _FRAME == 0:
         return False
     return repeats(word, long)
 
@@ -134,9 +135,10 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     env = m[mc.ENV]
     v = cells(m[mc.V], m[mc.V_CELLS])
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    r = cells(m[mc.R], m[mc.R_CELLS])
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     if v[f.CRITERIA_TABLE_RULES] != 0:
-        save_for_criteria(m, env, v)
+        save_for_criteria(m, env, v, r)
     else:
         save_paging(env, v)
     cr4 = v[f.GUEST_CR4]
@@ -144,7 +146,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     code = m[mc.STORE_CODE]
     kind = m[mc.STORE_KIND]
     linear = m[mc.STORE_LINEAR]
-    refused, which = judge_entries(v, mem, code, linear, kind, physical, size, value)
+    refused, which = judge_entries(v, r, mem, code, linear, kind, physical, size, value)
     disposition, reason = EXIT, 0
     if refused < 0:
         disposition, reason = decide_filtered(v, code, which)

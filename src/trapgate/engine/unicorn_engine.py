@@ -74,8 +74,14 @@ class UnicornEngine:
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")
-        self._enter_and_go = bound(loop.enter_and_go, self._machine, start)
-        self._go = bound(loop.go, self._machine, start)
+        self.enter_and_go = bound(loop.enter_and_go, self._machine, start)
+        """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
+        self.go = bound(loop.go, self._machine, start)
+        """Go on with the guest after an assist."""
+        self.step_over = bound(core_calls.step_over_here, self._machine)
+        """Move VMCS 0 past an instruction of so many bytes that was carried out there."""
+        self.settle = bound(core_calls.settle_here, self._machine)
+        """End an instruction in VMCS 0 whose RIP has moved, or stays; see `decode.emulated`."""
         self._step = bound(loop.step, self._machine, start)
         self._shape_now = bound(loop.shape_now, self._machine)
         c = self.cells
@@ -120,13 +126,15 @@ class UnicornEngine:
         apic_page = hooks.on_apic_page_read, hooks.on_apic_page_write
         absent = hooks.on_absent_read, hooks.on_absent_write
         stores = hooks.on_absent_read, hooks.on_intercepted_store
+        video = hooks.on_video_read, hooks.on_video_write
         own = self._machine
         for start, end, reader, (load, store), writer in (
             (size, at.VMCB, own, absent, own),
             (at.STORES, at.NOWHERE, None, stores, own),
             (at.NOWHERE, at.APIC_ACCESSES, None, absent, None),
             (at.APIC_ACCESSES, at.APIC_ACCESSES + _PAGE, own, apic_page, own),
-            (at.APIC_ACCESSES + _PAGE, 1 << 52, None, absent, None),
+            (at.VIDEO, at.VIDEO + at.VIDEO_SIZE, own, video, own),
+            (at.VIDEO + at.VIDEO_SIZE, 1 << 52, None, absent, None),
         ):
             self._check(
                 uclib.uc_mmio_map(
@@ -425,14 +433,6 @@ class UnicornEngine:
         """Where these arrays lie; their owner keeps them alive."""
         return _address(v), _address(r), _address(x), _address(n)
 
-    def enter_and_go(self) -> int:
-        """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
-        return self._enter_and_go()
-
-    def go(self) -> int:
-        """Go on with the guest after an assist."""
-        return self._go()
-
     def step(self) -> bool:
         """Execute one instruction; False if an event was dealt with instead of it.
 
@@ -478,6 +478,21 @@ class UnicornEngine:
         """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each (native path only)."""
         self.cells[mc.READ_ONLY] = segments
         self.flush_translations()
+
+    def open_window(self, number: int, start: int, size: int, target: int) -> None:
+        """From now on `size` bytes at physical `start` show those at `target` (native path only).
+
+        `number` is 0 or 1; a window of no size is closed. Pages each.
+        """
+        c = self.cells
+        first = (mc.WINDOW_0_START, mc.WINDOW_1_START)[number]
+        c[first : first + 3] = start, size, target
+        c[mc.WINDOWS] = int(c[mc.WINDOW_0_SIZE] != 0 or c[mc.WINDOW_1_SIZE] != 0)
+        self.flush_translations()
+
+    def open_planes(self) -> None:
+        """Let devices answer for the window to a VGA's planes, as window 0 (native path only)."""
+        self.open_window(0, at.VIDEO_WINDOW, at.VIDEO_SIZE, at.VIDEO)
 
     def hold_a20(self, *, low: bool) -> None:
         """Hold address line 20 low, or let it through (native path only)."""

@@ -26,7 +26,12 @@ WATCH_STORE = 65
 WATCH_DEVICES = 66
 DEVICE_SLOTS = 4
 """The numbers of the pages behind which there are devices, -1 for none: where, and how many."""
-WATCH_PAGES = 72
+WATCH_TRANSLATES = 70
+"""Whether the core may use translations that it remembers: see `translations`."""
+WATCH_TRANSLATIONS = 72
+TRANSLATION_SLOTS = 32
+"""Those translations, two cells each: where, and how many (a power of two)."""
+WATCH_PAGES = 136
 """The first cell of those that say, a page each, what is to be watched there."""
 WATCHED_PAGE = 1
 """Of such a cell: stores to this page are noted."""
@@ -151,6 +156,25 @@ def load_sized(mem: Memory, pa: int, size: int) -> int:
     if size == 4:
         return load32(mem, pa)
     return load16(mem, pa) if size == 2 else load8(mem, pa)
+
+
+@core
+def load_across(mem: Memory, first: int, second: int, linear: int, size: int) -> int:
+    """Read 1, 2, 4 or 8 bytes at a linear address, which may straddle two pages.
+
+    `first` is the physical address of the first byte, `second` that of the second page, which
+    counts only if there is one. Eight bytes are two's complement.
+    """
+    in_first = 0x1000 - (linear & 0xFFF)
+    if size <= in_first:
+        return load_sized(mem, first, size)
+    value = 0
+    for n in range(size):
+        byte = load8(mem, first + n if n < in_first else second + n - in_first)
+        if n == 7 and byte > 0x7F:
+            byte -= 0x100
+        value |= byte << (8 * n)
+    return value
 
 
 @core

@@ -124,6 +124,8 @@ PENDING_BS = 1 << 14
 PENDING_RTM = 1 << 16
 
 MSR_TSC = 0x10
+MSR_SPEC_CTRL = 0x48
+MSR_PRED_CMD = 0x49
 MSR_SYSENTER_CS = 0x174
 MSR_SYSENTER_ESP = 0x175
 MSR_SYSENTER_EIP = 0x176
@@ -139,7 +141,8 @@ MSR_LBR_TO = 0x6C0
 Based on Nehalem Microarchitecture")."""
 MSR_LBR_FROM_CORE = 0x40
 MSR_LBR_TO_CORE = 0x60
-"""Where earlier processors have them, which some software tries first; the same registers here."""
+"""Where earlier processors have them, which some software tries first; the same registers here.
+Two of the numbers are IA32_SPEC_CTRL's and IA32_PRED_CMD's by now, and CPUID shows neither."""
 MSR_PERF_GLOBAL_CTRL = 0x38F
 MSR_EFER = 0xC0000080
 MSR_STAR = 0xC0000081

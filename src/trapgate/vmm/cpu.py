@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trapgate.processor.own_state import OwnState
 from trapgate.processor.processor import Processor
-from trapgate.processor.reset import reset
+from trapgate.processor.reset import begin_at, reset
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import INFO_VALID
@@ -12,7 +12,7 @@ from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_WAIT_FOR_SIPI, RFLAGS_I
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
 from trapgate.vmm.devices.apic import LocalApic
-from trapgate.vmm.initialisation import begin_at
+from trapgate.vmm.identity import MISC_ENABLE_AT_RESET
 from trapgate.vmm.mtrrs import Mtrrs
 
 
@@ -33,6 +33,8 @@ class Cpu:
         self.mtrrs = Mtrrs()
         self.tsc_adjust = 0
         """IA32_TSC_ADJUST, 64 bits: what the guest has added to the time-stamp counter."""
+        self.misc_enable = MISC_ENABLE_AT_RESET
+        """IA32_MISC_ENABLE, 64 bits."""
 
     @property
     def number(self) -> int:
@@ -94,7 +96,7 @@ class Cpu:
         if self.has_turn or self.own.x86_vmm.in_vmx_operation:
             self.own.pins.start_up = vector & 0xFF
         elif self.activity == ACTIVITY_WAIT_FOR_SIPI:
-            begin_at(self.vmcs, vector)
+            begin_at(self.vmcs.cells, vector)
 
     def wait(self, microseconds: int) -> None:
         """Let virtual time pass while the processor stands."""
@@ -104,6 +106,14 @@ class Cpu:
     def protect_firmware(self, segments: int) -> None:
         """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each."""
         self._processor.engine.protect_firmware(segments)
+
+    def open_window(self, number: int, start: int, size: int, target: int) -> None:
+        """Let `size` bytes at physical `start` show those at `target`; see the engine's."""
+        self._processor.engine.open_window(number, start, size, target)
+
+    def open_planes(self) -> None:
+        """Let the VGA answer at A0000H, as window 0."""
+        self._processor.engine.open_planes()
 
     def hold_a20(self, *, low: bool) -> None:
         """Hold address line 20 low, or let it through."""

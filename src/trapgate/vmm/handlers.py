@@ -13,18 +13,20 @@ from trapgate.events.exits import save_ia32e_mode
 from trapgate.instructions import effects
 from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
+from trapgate.operands.mode import in_64_bit_mode
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.state import CR4_OSXSAVE, MSR_TSC, XCR0_IMPLEMENTED, XCR0_X87
+from trapgate.sdm.state import CR4_OSXSAVE, MSR_TSC
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
 from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmcs.explain import explain_abort
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.identity import (
     APIC,
+    MISC_ENABLE,
     MSRS,
     OSXSAVE,
     WRITABLE_MSRS,
@@ -32,6 +34,7 @@ from trapgate.vmm.identity import (
     XSAVE_LEAF,
     Leaf,
     cpuid,
+    misc_enable_with,
 )
 from trapgate.vmm.initialisation import initialise, start_up
 from trapgate.vmm.platform import Platform
@@ -81,7 +84,7 @@ def _escalates(first: int, second: int) -> bool:
 
 def identity(vm: Platform, leaf: int, subleaf: int) -> Leaf:
     """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`, on this machine as it is."""
-    eax, ebx, ecx, edx = cpuid(leaf, subleaf, vm.cpu.number)
+    eax, ebx, ecx, edx = cpuid(leaf, subleaf, vm.cpu.number, vm.cpu.misc_enable)
     if leaf == 1 and not vm.devices.apic.enabled:
         edx &= ~APIC
     can_save = vm.processor.engine.has_xsave
@@ -145,7 +148,8 @@ def read_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
-        known = {**MSRS, **vm.processor.x86_vmm.msrs(), _TSC_ADJUST: vm.cpu.tsc_adjust}
+        kept = {MISC_ENABLE: vm.cpu.misc_enable, _TSC_ADJUST: vm.cpu.tsc_adjust}
+        known = {**MSRS, **vm.processor.x86_vmm.msrs(), **kept}
         found = known.get(index, vm.cpu.mtrrs.read(index))
         if found is None:
             return _GENERAL_PROTECTION
@@ -169,6 +173,12 @@ def write_msr(vmexit: VmExit, vm: Platform) -> Action:
         return EMULATED if vm.processor.x86_vmm.set_feature_control(value) else _GENERAL_PROTECTION
     if vm.cpu.mtrrs.read(index) is not None:
         return EMULATED if vm.cpu.mtrrs.write(index, value) else _GENERAL_PROTECTION
+    if index == MISC_ENABLE:
+        held = misc_enable_with(vm.cpu.misc_enable, value)
+        if held is None:
+            return _GENERAL_PROTECTION
+        vm.cpu.misc_enable = held
+        return EMULATED
     if index == _TSC_ADJUST:
         vm.adjust_tsc(value - vm.cpu.tsc_adjust)
         return EMULATED
@@ -208,7 +218,7 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
         value = seen & ~0xE | qualification >> 16 & 0xF
     else:
         value = vm.general(qualification >> 8 & 0xF)
-        if not effects.in_64_bit_mode(v):
+        if not in_64_bit_mode(v):
             value &= _LOW
     fixed = CR0_FIXED_0 if number == 0 else CR4_FIXED_0
     if vm.processor.x86_vmm.in_vmx_operation and value & fixed != fixed:
@@ -256,10 +266,8 @@ def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
     value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
     if not vm.processor.engine.has_xsave:
         return _INVALID_OPCODE
-    if registers.rcx & _LOW or not value & XCR0_X87 or value & ~XCR0_IMPLEMENTED:
-        return _GENERAL_PROTECTION
-    registers.xcr0 = value
-    return EMULATED
+    outcome = effects.write_xcr(registers.cells, registers.rcx & _LOW, signed(value))
+    return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
 
 
 def call_bios(vmexit: VmExit, vm: Platform) -> Action:

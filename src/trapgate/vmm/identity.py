@@ -64,18 +64,21 @@ _STRUCTURED = (
     | 1 << 23  # CLFLUSHOPT
 )
 _ARAT = 1 << 2
+_EXECUTE_DISABLE = 1 << 20
 _EXTENDED_EDX = (
     1 << 11  # SYSCALL
-    | 1 << 20  # NX
+    | _EXECUTE_DISABLE
     | 1 << 27  # RDTSCP
     | 1 << 29  # long mode
 )
 _SIGNATURE = 0x106A5
 _HIGHEST_LEAF = 0x16
+_LIMITED_LEAF = 2
 XSAVE_LEAF = 0xD
 _XSAVE_AREA = 512 + 64
 """Bytes."""
 _HYPERVISOR = 0x4000_0000
+_EXTENDED_FEATURES = 0x8000_0001
 _HIGHEST_EXTENDED = 0x8000_0008
 Leaf = tuple[int, int, int, int]
 
@@ -113,7 +116,7 @@ _LEAVES: dict[int, Leaf] = {
     0x16: (_MEGAHERTZ, _MEGAHERTZ, 1, 0),
     _HYPERVISOR: (_HYPERVISOR, _word(_MONITOR, 0), _word(_MONITOR, 1), _word(_MONITOR, 2)),
     0x8000_0000: (_HIGHEST_EXTENDED, 0, 0, 0),
-    0x8000_0001: (0, 0, 1, _EXTENDED_EDX),
+    _EXTENDED_FEATURES: (0, 0, 1, _EXTENDED_EDX),
     0x8000_0002: _brand(0),
     0x8000_0003: _brand(1),
     0x8000_0004: _brand(2),
@@ -123,14 +126,44 @@ _LEAVES: dict[int, Leaf] = {
 
 _NOTHING: Leaf = (0, 0, 0, 0)
 
+MISC_ENABLE = 0x1A0
+_FAST_STRINGS, _LIMIT_CPUID, _XD_DISABLE = 1 << 0, 1 << 22, 1 << 34
+_MISC_ENABLE_READ_ONLY = (
+    1 << 7  # performance monitoring available
+    | 1 << 11  # branch trace storage unavailable
+    | 1 << 12  # precise event-based sampling unavailable
+)
+_MISC_ENABLE_WRITABLE = (
+    _FAST_STRINGS
+    | 1 << 3  # automatic thermal control
+    | 1 << 16  # Enhanced SpeedStep
+    | 1 << 18  # MONITOR
+    | _LIMIT_CPUID
+    | 1 << 23  # xTPR messages off
+    | _XD_DISABLE
+)
+MISC_ENABLE_AT_RESET = _FAST_STRINGS | 1 << 11 | 1 << 12
+"""IA32_MISC_ENABLE, 64 bits (SDM, volume 4, "Architectural MSRs")."""
+
+
+def misc_enable_with(present: int, value: int) -> int | None:
+    """What IA32_MISC_ENABLE holds once `value` is written to it; None for #GP: a reserved bit."""
+    if value & ~(_MISC_ENABLE_WRITABLE | _MISC_ENABLE_READ_ONLY):
+        return None
+    return present & _MISC_ENABLE_READ_ONLY | value & _MISC_ENABLE_WRITABLE
+
+
 _TOPOLOGY = ((1, 1 << 8), (1, 2 << 8 | 1))
 """EBX and ECX of leaf BH: one thread in a core, one of these in a package."""
 
 
-def cpuid(leaf: int, subleaf: int, number: int = 0) -> Leaf:
+def cpuid(
+    leaf: int, subleaf: int, number: int = 0, misc_enable: int = MISC_ENABLE_AT_RESET
+) -> Leaf:
     """EAX, EBX, ECX, EDX of CPUID with EAX = `leaf`, ECX = `subleaf`; or zeros.
 
-    `number` is the initial APIC ID; each processor is a package of its own.
+    `number` is the initial APIC ID; each processor is a package of its own. `misc_enable` is
+    IA32_MISC_ENABLE, of which two bits hide things.
     """
     if subleaf and leaf in (0x7, XSAVE_LEAF):
         return _NOTHING
@@ -138,7 +171,13 @@ def cpuid(leaf: int, subleaf: int, number: int = 0) -> Leaf:
         count, level = _TOPOLOGY[subleaf] if subleaf < len(_TOPOLOGY) else (0, subleaf & 0xFF)
         return 0, count, level, number
     eax, ebx, ecx, edx = _LEAVES.get(leaf, _NOTHING)
-    return eax, ebx | number << 24 if leaf == 1 else ebx, ecx, edx
+    if leaf == 0 and misc_enable & _LIMIT_CPUID:
+        eax = _LIMITED_LEAF
+    elif leaf == 1:
+        ebx |= number << 24
+    elif leaf == _EXTENDED_FEATURES and misc_enable & _XD_DISABLE:
+        edx &= ~_EXECUTE_DISABLE
+    return eax, ebx, ecx, edx
 
 
 MSRS: Mapping[int, int] = {
@@ -150,12 +189,11 @@ MSRS: Mapping[int, int] = {
     0x140: 0,  # MISC_FEATURES_ENABLES
     0x179: 0,  # IA32_MCG_CAP
     0x17A: 0,  # IA32_MCG_STATUS
-    0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
     0x38D: 0,  # IA32_FIXED_CTR_CTRL
     0x38E: 0,  # IA32_PERF_GLOBAL_STATUS
     0x390: 0,  # IA32_PERF_GLOBAL_OVF_CTRL
 }
 """MSRs that read as constants; writing back what they hold is allowed."""
 
-WRITABLE_MSRS = frozenset({0x08B, 0x140, 0x1A0})
+WRITABLE_MSRS = frozenset({0x08B, 0x140})
 """Those of them that take any write without effect."""

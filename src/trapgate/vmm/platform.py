@@ -9,13 +9,13 @@ from iced_x86 import Instruction
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.instructions.breakpoints import note_data, note_ports, single_steps
+from trapgate.instructions.breakpoints import note_data, note_ports
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT, PENDING_BS
+from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
@@ -26,16 +26,15 @@ from trapgate.vmm.devices import MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.planes import is_video
 from trapgate.vmm.loaders.layout import frame_buffer, memory_map
 from trapgate.vmm.turns import Turns
 
 _TF = 1 << 8
-_RF = 1 << 16
 _MOST_OUTPUT = 1 << 20
 """Bytes of output that are kept without a console."""
 _MOST_DEADLINES = 64
 """How many deadlines of devices a halted guest sleeps through in one go."""
-_MONITOR_TRAP = 1 << 31 | InterruptionType.OTHER_EVENT << 8
 
 
 class _Ram:
@@ -62,7 +61,8 @@ class Platform:
     There is a processor for each of `vmcss`; `cpu` and `vmcs` are of the one whose turn it is.
     `seed` decides on the lengths of turns.
     `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys;
-    `board` is what is plugged in, `ram` what bus masters find in memory's place.
+    `board` is what is plugged in, `ram` what bus masters find in memory's place. `beside` says that
+    the processor runs other machines, too.
     """
 
     def __init__(
@@ -75,10 +75,14 @@ class Platform:
         board: Board | None = None,
         ram: GuestMemory | None = None,
         seed: int = 0,
+        beside: bool = False,
     ) -> None:
         self.processor = processor
-        processor.make_current(vmcss[0])
-        owns = [*processor.every, *map(processor.add, vmcss[1:])]
+        if beside:
+            owns = list(map(processor.add, vmcss, range(len(vmcss))))
+        else:
+            processor.make_current(vmcss[0])
+            owns = [*processor.every, *map(processor.add, vmcss[1:], range(1, len(vmcss)))]
         self.cpus = [Cpu(processor, *both) for both in zip(owns, vmcss, strict=True)]
         self.cpu, self.vmcs = self.cpus[0], vmcss[0]
         self.turns = Turns(self.cpus, seed)
@@ -89,7 +93,8 @@ class Platform:
         self.ram: GuestMemory = _Ram(processor) if ram is None else ram
         """Memory as bus masters and our own firmware see it."""
         built_in = board is not None and board.bios
-        video = frame_buffer(memory) if built_in else (memory, 0)
+        has_video = built_in or (board is not None and board.firmware)
+        video = frame_buffer(memory) if has_video else (memory, 0)
         ranges = memory_map(memory, video[1])
         self.devices = Pc(
             memory - video[1],
@@ -99,6 +104,7 @@ class Platform:
             ranges=ranges,
             ram=self.ram,
             board=board,
+            frame_buffer=video,
         )
         for cpu, apic in zip(self.cpus, self.devices.apics, strict=True):
             cpu.apic = apic
@@ -115,7 +121,6 @@ class Platform:
         self.has_firmware = False
         """Whether there is something at the reset vector."""
         self._device_due = 0
-        processor.connect(self._load, self._store, self.devices.pages)
 
     def turn_to(self, cpu: Cpu) -> None:
         """Let another processor run."""
@@ -157,24 +162,7 @@ class Platform:
 
     def advance(self, vmexit: VmExit) -> None:
         """Move RIP past the instruction that exited."""
-        v = self.vmcs.words
-        rip = v[f.GUEST_RIP] + vmexit.instruction_length
-        rights = v[f.GUEST_CS_ACCESS_RIGHTS]
-        if not (rights & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10):
-            rip &= 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
-        v[f.GUEST_RIP] = rip
-        self._settle()
-
-    def _settle(self) -> None:
-        """What follows an instruction, or an iteration of one, that the VMM has carried out."""
-        v = self.vmcs.words
-        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
-        # Words are quicker to ask than cells, and no guest that runs freely has TF set.
-        if v[f.GUEST_RFLAGS] & _TF and single_steps(self.vmcs.cells):
-            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
-        v[f.GUEST_RFLAGS] &= ~_RF
-        if self.processor.x86_vmm.wants_trap:
-            v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
+        self.processor.engine.step_over(vmexit.instruction_length)
 
     def take_cr3(self, value: int) -> Stop | None:
         """Load CR3 for a task switch; what stops the machine instead, if it may not."""
@@ -221,6 +209,8 @@ class Platform:
     def _store(self, address: int, size: int, value: int) -> None:
         """The guest stores to a device's page; the VMM wants a turn to see what comes of it."""
         self.devices.store(address, size, value, self.processor.time)
+        if is_video(address):
+            return
         self._device_due = 0
         self.processor.preempt()
 
@@ -248,7 +238,7 @@ class Platform:
         registers = self.processor.registers.cells
         note_ports(v, registers, port, size)
         note_data(v, registers, signed(linear), size, is_in)
-        self._settle()
+        self.processor.engine.settle()
         return self.after_device(port) or Resume()
 
     def _input_block(self, guest: Operand, instruction: Instruction, port: int) -> bool:

@@ -173,11 +173,18 @@ _FORMS = {
     "Control": _compiled(_CONTROL),
 }
 _SECTION = re.compile(r"\*{3}\s*(Guest|Host|Control)\s+State\s*\*{3}", re.IGNORECASE)
+_GUEST_LINE = re.compile(
+    r"^(?:CR[04]\s*:\s*actual\s*=|[CS]S\s*:\s+(?:sel\s*=|[0-9a-f]{4}\s+[0-9a-f]{5}\s+[0-9a-f]{8}))",
+    re.IGNORECASE | re.MULTILINE,
+)
 _NOT_LOADED = re.compile(r"EFER\s*=\s*(?:0x)?[0-9a-f]+\s*\((effective|autoload)\)", re.IGNORECASE)
 
 
 def _read_sections(text: str) -> Iterator[Patient]:
     """What KVM's dump_vmcs and Xen's vmcs_dump_vcpu print: parts with stars at their titles."""
+    first = _SECTION.search(text)
+    if _GUEST_LINE.search(text[: first.start() if first else len(text)]):
+        text = f"*** Guest State ***\n{text}"  # whose title was not copied
     found = list(_SECTION.finditer(text))
     if not found:
         return
@@ -185,9 +192,11 @@ def _read_sections(text: str) -> Iterator[Patient]:
     ends = [mark.start() for mark in found[1:]] + [len(text)]
     values: dict[str, int] = {}
     notes: list[str] = []
+    parts: set[str] = set()
     for place, (mark, title, end) in enumerate(zip(found, titles, ends, strict=True)):
         body = text[mark.end() : end]
         values |= _search(_FORMS[title], body)
+        parts.add(title)
         loaded = _NOT_LOADED.search(body)
         if loaded:
             notes.append(f"{title.lower()} EFER is not from the VMCS: the dump says {loaded[1]}")
@@ -195,8 +204,13 @@ def _read_sections(text: str) -> Iterator[Patient]:
         if last:
             xen = "sel  attr  limit" in text or "VMfunc controls" in text
             form = "Xen's vmcs_dump_vcpu" if xen else "KVM's dump_vmcs"
+            notes += [
+                f"the dump has no part {name} State, and ends early or begins late"
+                for name in _FORMS
+                if name not in parts
+            ]
             yield Patient(values, form, notes=tuple(notes))
-            values, notes = {}, []
+            values, notes, parts = {}, [], set()
 
 
 def _search(forms: list[re.Pattern[str]], body: str) -> dict[str, int]:

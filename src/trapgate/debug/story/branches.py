@@ -5,11 +5,18 @@ same run again, its last instructions one at a time.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from iced_x86 import Decoder, FlowControl, FormatMnemonicOptions, Formatter, FormatterSyntax
+from iced_x86 import (
+    Decoder,
+    FlowControl,
+    FormatMnemonicOptions,
+    Formatter,
+    FormatterSyntax,
+    Mnemonic,
+)
 
 from trapgate.debug.story.delivery import handler_of
 from trapgate.debug.story.instruction import Namer
@@ -21,8 +28,12 @@ from trapgate.vmm.machine import VirtualMachine
 
 _MOST = 16
 """Branches that are shown, equal ones in a row counted once, as records of a processor."""
-_LOOKED_AT = 4096
-"""Instructions before the end that are executed one at a time: some tenths of a second."""
+_LOOKED_AT = 4096, 65536
+"""Instructions before the end that are executed one at a time, the second if the first show few.
+
+Some tenths of a second; and for a long string instruction, each iteration of which is one, seconds.
+"""
+_FEW = 4
 _LONGEST = 15
 
 
@@ -30,13 +41,20 @@ _LONGEST = 15
 class Branch:
     """A branch that was taken, `count` times in a row, from one linear address to another.
 
-    `cause` is the instruction's mnemonic, or the event whose delivery it was.
+    `cause` is the instruction's mnemonic, or the event whose delivery it was; `at_least` says that
+    nobody looked at what was before.
     """
 
     source: int
     target: int
     cause: str
     count: int = 1
+    at_least: bool = False
+
+    def is_like(self, other: "Branch") -> bool:
+        """Whether it is the same branch, taken again."""
+        mine, others = ((one.source, one.target, one.cause) for one in (self, other))
+        return mine == others
 
     def words(self, names: Namer) -> str:
         """10003FH (kmain+1AH) -> 100043H (crash): call, 3 times."""
@@ -45,38 +63,55 @@ class Branch:
             for address in (self.source, self.target)
         )
         times = f", {self.count:,} times" if self.count > 1 else ""
+        times += " or more" if self.count > 1 and self.at_least else ""
         return f"{' -> '.join(places)}: {self.cause}{times}"
 
 
-def last_branches(again: VirtualMachine, end: VirtualMachine) -> tuple[Branch, ...] | None:
+def last_branches(
+    again: Callable[[], VirtualMachine], end: VirtualMachine
+) -> tuple[Branch, ...] | None:
     """The last branches that `end` took, the latest last; None if the run cannot be repeated.
 
-    `again` is a machine at an earlier moment of the same run; it goes to its end.
+    `again` makes a machine at an earlier moment of the same run.
     """
+    found = None
+    for window in _LOOKED_AT:
+        found = _within(window, again(), end)
+        few = found is not None and sum(branch.count for branch in found) < _FEW
+        if not few or end.processor.time <= window:
+            break
+    return found
+
+
+def _within(window: int, again: VirtualMachine, end: VirtualMachine) -> tuple[Branch, ...] | None:
     until = end.processor.time
-    again.step(max(until - _LOOKED_AT - again.processor.time, 0))
+    before = max(until - window - again.processor.time, 0)
+    again.step(before)
     found: deque[Branch] = deque(maxlen=_MOST)
     for branch in _to_the_end(again, until):
-        if found and found[-1] == replace(branch, count=found[-1].count):
-            found[-1] = replace(found[-1], count=found[-1].count + 1)
+        latest = found[-1] if found else None
+        if latest is not None and latest.is_like(branch):
+            found[-1] = replace(latest, count=latest.count + 1)
         else:
-            found.append(branch)
+            found.append(replace(branch, at_least=latest is None and before > 0))
     same = again.stopped == end.stopped and again.processor.time == until
     return tuple(found) if same else None
 
 
 def _to_the_end(vm: VirtualMachine, until: int) -> Iterator[Branch]:
     formatter = Formatter(FormatterSyntax.INTEL)
+    before = view_of(vm)
+    here = _Instruction(before, before.code_address, formatter)
     while vm.stopped is None and vm.processor.time <= until:
-        before, cpu = view_of(vm), vm.cpu
-        start = before.code_address
+        cpu, start = vm.cpu, before.code_address
+        if here.at != start:
+            here = _Instruction(before, start, formatter)
         sequence = int(vm.processor.head[j.HEAD_SEQUENCE])
-        here = _Instruction(before, start, formatter)
         handler = None
         stop = vm.step(1)
+        before = after = view_of(vm)
         if vm.cpu is not cpu:
             continue  # another processor's turn
-        after = view_of(vm)
         event = _delivered(vm, sequence)
         if event is not None and stop is None:
             vector, cause = event
@@ -93,17 +128,11 @@ def _to_the_end(vm: VirtualMachine, until: int) -> Iterator[Branch]:
             yield Branch(start, target, here.mnemonic)
 
 
-_ALWAYS = (
-    FlowControl.UNCONDITIONAL_BRANCH,
-    FlowControl.INDIRECT_BRANCH,
-    FlowControl.CALL,
-    FlowControl.INDIRECT_CALL,
-    FlowControl.RETURN,
-)
+_ALWAYS = (Mnemonic.JMP, Mnemonic.CALL, Mnemonic.RET, Mnemonic.RETF)
 
 
 class _Instruction:
-    """What may be about to branch: its mnemonic, where it does not lead if it does.
+    """What may be about to branch: its address and mnemonic, where it does not lead if it does.
 
     Whether it is one that may branch, and one that always does.
     """
@@ -111,13 +140,13 @@ class _Instruction:
     def __init__(self, view: View, at: int, formatter: Formatter) -> None:
         data = next((d for n in (_LONGEST, 8, 4, 2, 1) if (d := view.linear(at, n))), b"")
         found = Decoder(view.bits, data, ip=at).decode() if data else None
-        self.mnemonic, self.behind = "unknown", at
+        self.at, self.mnemonic, self.behind = at, "unknown", at
         self.branches = self.always = False
         if found is not None and not found.is_invalid:
             self.mnemonic = formatter.format_mnemonic(found, FormatMnemonicOptions.NO_PREFIXES)
             self.behind = at + found.len
-            self.branches = found.flow_control != FlowControl.NEXT
-            self.always = found.flow_control in _ALWAYS
+            self.always = found.mnemonic in _ALWAYS
+            self.branches = self.always or found.flow_control == FlowControl.CONDITIONAL_BRANCH
 
 
 def _delivered(vm: VirtualMachine, sequence: int) -> tuple[int, str] | None:
