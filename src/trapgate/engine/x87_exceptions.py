@@ -51,7 +51,7 @@ from trapgate.engine.x87_registers import (
     state_of,
     tag_of,
 )
-from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, round_decimal
+from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, machine_of, round_decimal
 
 _INVALID = 1
 _DENORMAL = 2
@@ -311,6 +311,7 @@ def within_16_bits(env: int, value: int) -> int:
     value = value << 32 >> 32
     if value != value << 48 >> 48 or peek8(env + at.X87_FLAGS) & _INVALID:
         poke8(env + at.X87_FLAGS, _INVALID)
+        machine_of(env)[mc.X87_ROUNDED] = DOWN
         return -0x8000
     return value
 
