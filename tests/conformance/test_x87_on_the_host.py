@@ -66,6 +66,8 @@ BINARY = {
     "fucomi": "dbe9",
     "fprem": "d9f8",
     "fprem1": "d9f5",
+    "fscale": "d9fd",
+    "fxtract": "d9f4",
 }
 UNARY = {
     "fsqrt": "d9fa",
@@ -87,6 +89,8 @@ UNARY = {
     "fisttp m64": "dd0f",
 }
 ROUND = {"nearest": 0x37F, "down": 0x77F, "up": 0xB7F, "zero": 0xF7F}
+NARROW = (0xB7F, 0x67F, 0x07F, 0x27F)
+"""Control words: rounding up, and down to 64 bits; precisions of 24 and 53 bits."""
 FLAGS = 0x8D5
 SUMMARY = 0xFF
 """Of the status word: all exceptions, SF and ES."""
@@ -194,6 +198,11 @@ def cases() -> list[Case]:
     ):
         text = f"{name} {a} {b}"
         found.append((text, body(bytes.fromhex(code)), area(0x37F, first, second)))
+    for (name, code), (a, first), (b, second), control in itertools.product(
+        BINARY.items(), VALUES.items(), list(VALUES.items())[::3], NARROW
+    ):
+        text = f"{name} {a} {b} {control:#x}"
+        found.append((text, body(bytes.fromhex(code)), area(control, first, second)))
     for (name, code), (a, first), (rounding, control) in itertools.product(
         UNARY.items(), VALUES.items(), ROUND.items()
     ):

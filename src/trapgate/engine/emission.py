@@ -114,7 +114,7 @@ bytes, or -1 less that if it stores."""
 OPERAND_PAIRS = 20
 ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
 """Helpers whose results are rounded (`x87_rounding`)."""
-ROUNDING_HELPERS = 15
+ROUNDING_HELPERS = 14
 CELLS = ROUNDING + ROUNDING_HELPERS
 
 # Layout of the translator's data.

@@ -11,10 +11,10 @@ from trapgate.engine.x87_registers import STATUS, register_of
 from trapgate.engine.x87_rounding import AS_IT_IS
 from trapgate.instructions.partial_remainder import partial_remainder
 
-_INVALID = 1
+INVALID = 1
 _C0, _C1, _C2, _C3 = 0x100, 0x200, 0x400, 0x4000
-_LARGEST = 0x7FFF
-_SIGN = 0x8000
+LARGEST = 0x7FFF
+SIGN = 0x8000
 _INDEFINITE = -(1 << 62)
 
 ZERO, FINITE, INFINITE, OTHER = range(4)
@@ -24,9 +24,9 @@ ZERO, FINITE, INFINITE, OTHER = range(4)
 @core
 def kind_of(high: int, low: int) -> int:
     """Which of these sign and exponent `high` and mantissa `low` are."""
-    if high & _LARGEST == _LARGEST:
+    if high & LARGEST == LARGEST:
         return INFINITE if low == -(1 << 63) else OTHER
-    if high & _LARGEST == 0:
+    if high & LARGEST == 0:
         return ZERO if low == 0 else FINITE
     return FINITE if low < 0 else OTHER
 
@@ -65,6 +65,14 @@ def conditions(quotient: int, incomplete: bool) -> int:
 
 
 @jit
+def put_invalid(env: int, place: int) -> None:
+    """An invalid operation: its flag, and the indefinite NaN in the register at `place`."""
+    poke64(place, _INDEFINITE)
+    poke16(place + 8, 0xFFFF)
+    poke8(env + at.X87_FLAGS, peek8(env + at.X87_FLAGS) | INVALID)
+
+
+@jit
 def take_remainder(env: int, t: Cells, nearest: bool) -> None:
     """ST(0) becomes what remains of it, divided by ST(1)."""
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
@@ -78,19 +86,17 @@ def take_remainder(env: int, t: Cells, nearest: bool) -> None:
         call(t[em.TAKE_OPERAND], (env, 1))
         call(t[em.ADD_OPERAND], (env,))
     elif kind == INFINITE or other_kind == ZERO:
-        poke64(top, _INDEFINITE)
-        poke16(top + 8, 0xFFFF)
-        poke8(env + at.X87_FLAGS, peek8(env + at.X87_FLAGS) | _INVALID)
+        put_invalid(env, top)
     elif kind == FINITE and other_kind == FINITE:
-        exponent, mantissa = normalised(max(high & _LARGEST, 1), low)
-        other_exponent, divisor = normalised(max(other_high & _LARGEST, 1), other_low)
+        exponent, mantissa = normalised(max(high & LARGEST, 1), low)
+        other_exponent, divisor = normalised(max(other_high & LARGEST, 1), other_low)
         rest, scale, turned, quotient, incomplete = partial_remainder(
             mantissa, exponent, divisor, other_exponent, nearest
         )
         biased, mantissa = packed(scale, rest)
-        sign = high & _SIGN
+        sign = high & SIGN
         if turned:
-            sign = sign ^ _SIGN
+            sign = sign ^ SIGN
         poke64(top, mantissa)
         poke16(top + 8, sign | biased)
         found = conditions(quotient, incomplete)
