@@ -21,7 +21,7 @@ from trapgate.compiler.raw import (
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_registers import TOP, register_of, tag_of
+from trapgate.engine.x87_registers import EXTENDED_PRECISION, PRECISION, TOP, register_of, tag_of
 from trapgate.engine.x87_remainder import (
     FINITE,
     INFINITE,
@@ -83,7 +83,10 @@ def translator_of(env: int) -> Cells:
 
 @callback(VOID, INT64, BOUND)
 def on_scale(env: int, helper: int) -> None:
-    """helper_fscale: ST(0) times 2 to the power of ST(1), of which the fraction is cut off."""
+    """helper_fscale: ST(0) times 2 to the power of ST(1), of which the fraction is cut off.
+
+    The control word's precision is for addition, multiplication and their like only.
+    """
     top, other = register_of(env, 0), register_of(env, 1)
     high, low = peek16(top + 8), peek64(top)
     power_high, power_low = peek16(other + 8), peek64(other)
@@ -104,7 +107,10 @@ def on_scale(env: int, helper: int) -> None:
         steps = whole_part(power_high & LARGEST, power_low)
         whole_high, whole_low = of_integer(steps if grows else -steps)
         put(other, whole_high, whole_low)
+        precision = peek8(env + PRECISION)
+        poke8(env + PRECISION, EXTENDED_PRECISION)
         compute(env, top, helper, 0)
+        poke8(env + PRECISION, precision)
         put(other, power_high, power_low)
 
 
