@@ -29,8 +29,8 @@ from trapgate.engine.x87_remainder import (
     OTHER,
     SIGN,
     ZERO,
-    kind_of,
     normalised,
+    number_kind,
     put_invalid,
 )
 from trapgate.engine.x87_rounding import compute, machine_of
@@ -90,7 +90,7 @@ def on_scale(env: int, helper: int) -> None:
     top, other = register_of(env, 0), register_of(env, 1)
     high, low = peek16(top + 8), peek64(top)
     power_high, power_low = peek16(other + 8), peek64(other)
-    kind, power = kind_of(high, low), kind_of(power_high, power_low)
+    kind, power = number_kind(high, low), number_kind(power_high, power_low)
     grows = power_high & SIGN == 0
     if OTHER in (kind, power):
         t = translator_of(env)
@@ -119,7 +119,7 @@ def on_extract(env: int) -> None:
     """helper_fxtract: ST(0) becomes its exponent, and its significand is pushed."""
     top = register_of(env, 0)
     high, low = peek16(top + 8), peek64(top)
-    kind = kind_of(high, low)
+    kind = number_kind(high, low)
     if kind == OTHER:
         t = translator_of(env)
         call(t[em.TAKE_OPERAND], (env, 0))

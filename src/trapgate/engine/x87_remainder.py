@@ -22,7 +22,7 @@ ZERO, FINITE, INFINITE, OTHER = range(4)
 
 
 @core
-def kind_of(high: int, low: int) -> int:
+def number_kind(high: int, low: int) -> int:
     """Which of these sign and exponent `high` and mantissa `low` are."""
     if high & LARGEST == LARGEST:
         return INFINITE if low == -(1 << 63) else OTHER
@@ -79,7 +79,7 @@ def take_remainder(env: int, t: Cells, nearest: bool) -> None:
     top, other = register_of(env, 0), register_of(env, 1)
     high, low = peek16(top + 8), peek64(top)
     other_high, other_low = peek16(other + 8), peek64(other)
-    kind, other_kind = kind_of(high, low), kind_of(other_high, other_low)
+    kind, other_kind = number_kind(high, low), number_kind(other_high, other_low)
     found = 0
     if OTHER in (kind, other_kind):
         # Which NaN it is, and what is invalid, addition finds out.
