@@ -1,6 +1,5 @@
 """Moments of a campaign by conditions on the faults that its golden run takes."""
 
-import numpy as np
 import pytest
 
 from tests.campaign.plans import HEAD, plan
@@ -19,7 +18,7 @@ def moments(references: dict[str, Reference], when: str) -> list[int]:
         references[""] = Reference(Bench(wanted))
     made = references[""]
     made.bench.plan = wanted
-    return np.asarray(moments_of(made, None)).tolist()
+    return [int(time) for time in moments_of(made, None)]
 
 
 def test_moments_by_condition() -> None:
