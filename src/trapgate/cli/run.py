@@ -32,6 +32,9 @@ Examples:
 
   trapgate run vmlinuz --initrd initrd.cpio --paging direct --protect frames
 
+  trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --paging direct
+      --beside "--disk xv6.img --disk fs.img --memory 512M"
+
   trapgate run kernel.elf --report why.html
 
   trapgate run kernel.elf --inject "PF(code=2,cr2=0x1000)@1000000" --trace faults.parquet
@@ -196,6 +199,13 @@ def run(
     until_screen: UntilScreenOption = None,
     display: DisplayOption = None,
     bitmap: BitmapOption = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With direct paging, another guest in the same physical memory, as behind "
+            '`trapgate run`: "vmlinuz --initrd initrd.cpio --memory 64M". Repeatable.'
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,

@@ -92,6 +92,7 @@ class Options:
     until_screen: str | None
     display: str | None
     bitmap: list[str] | None
+    beside: list[str] | None
     as_json: bool
 
 
@@ -131,16 +132,20 @@ class Explanations:
 def perform(given: Options) -> int:
     """Run what the options ask for; the exit status."""
     _refuse_contradictions(given)
+    if given.beside:
+        from trapgate.cli.beside import perform_together
+
+        return perform_together(given, given.beside)
     find = finder(given.guest, given.symbols)
     injections = read_injections(given.inject or [], find)
     saving = None if given.save is None else Saving(given.save, find)
     known = _names(given)
-    settings = None if given.vmcs is None else _settings(given.vmcs, known)
-    start = _start(given)
+    settings = None if given.vmcs is None else settings_of(given.vmcs, known)
+    start = start_of(given)
     explanations = Explanations()
 
     def prepared(
-        start: _Start, console: Console, writer: TraceWriter | None, explain: Callable[[str], None]
+        start: Start, console: Console, writer: TraceWriter | None, explain: Callable[[str], None]
     ) -> tuple[VirtualMachine, str, int]:
         """A machine about to start: what its guest is, and how wide its code is."""
         vm = _machine(given, start, settings, console, writer, explain)
@@ -149,13 +154,13 @@ def perform(given: Options) -> int:
             injection.plan(vm)
         if settings is not None:
             vm.apply(settings)
-        _type(vm, given)
+        type_into(vm, given)
         return vm, description, bits
 
     def again() -> VirtualMachine:
-        return prepared(_start(given), _console(given, muted=True), None, lambda _: None)[0]
+        return prepared(start_of(given), _console(given, muted=True), None, lambda _: None)[0]
 
-    with _trace(given.trace, start.file) as writer:
+    with trace_of(given.trace, start.file) as writer:
         console = _console(given)
         vm, description, bits = prepared(start, console, writer, explanations)
         if given.engine is EngineKind.auto and vm.summary().engine == "portable":
@@ -211,7 +216,7 @@ def _names(given: Options) -> Names | None:
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """Where a run begins: a saved machine, a guest in `image`, or what the built-in BIOS boots.
 
     `file` is what the user gave, `board` what is plugged in.
@@ -234,7 +239,8 @@ class _Start:
         return image.description, image.bits
 
 
-def _start(given: Options) -> _Start:
+def start_of(given: Options) -> Start:
+    """Read what the options name: guest, drives, firmware."""
     from trapgate.cli.board import board
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
@@ -243,7 +249,7 @@ def _start(given: Options) -> _Start:
     memory, guest = memory_size(given.memory), given.guest
     if given.load is not None:
         saved = open_saved(given.load, given.engine.value, _beside_a_saved_machine(given))
-        return _Start(given.load, plugged_in(saved, *drives), saved=saved)
+        return Start(given.load, plugged_in(saved, *drives), saved=saved)
     plugged = board(*drives, given.bios, memory, processors=given.cpus, kernel=guest is not None)
     if guest is not None:
         image = load_guest(
@@ -254,11 +260,11 @@ def _start(given: Options) -> _Start:
             modules=given.module or [],
             processors=given.cpus,
         )
-        return _Start(guest, plugged, image)
+        return Start(guest, plugged, image)
     if given.bios is not None:
-        return _Start(given.bios, plugged, load_bios(given.bios))
+        return Start(given.bios, plugged, load_bios(given.bios))
     disks, cds, floppies = drives
-    return _Start(Path((floppies + disks + cds)[0].partition(",")[0]), plugged)
+    return Start(Path((floppies + disks + cds)[0].partition(",")[0]), plugged)
 
 
 def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
@@ -277,7 +283,7 @@ def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
 
 
 @contextmanager
-def _trace(file: Path | None, guest: Path) -> Iterator[TraceWriter | None]:
+def trace_of(file: Path | None, guest: Path) -> Iterator[TraceWriter | None]:
     """The writer of a trace, if there is to be one; closed in the end."""
     if file is None:
         yield None
@@ -302,7 +308,7 @@ def _console(given: Options, *, muted: bool = False) -> Console:
 
 def _machine(
     given: Options,
-    start: _Start,
+    start: Start,
     settings: Settings | None,
     console: Console,
     writer: TraceWriter | None,
@@ -331,7 +337,8 @@ def _machine(
     return vm
 
 
-def _type(vm: VirtualMachine, given: Options) -> None:
+def type_into(vm: VirtualMachine, given: Options) -> None:
+    """Let what the options say come in at the serial port and the keyboard."""
     from trapgate.vmm.console import input_bytes
 
     if given.text:
@@ -419,7 +426,8 @@ def _debugger(
             debugger.finished(vm.stopped)
 
 
-def _settings(file: Path, names: Names | None) -> Settings:
+def settings_of(file: Path, names: Names | None) -> Settings:
+    """What a VMCS file says."""
     from trapgate.vmcs.file import read_settings
 
     return read_settings(file, names)
