@@ -51,10 +51,10 @@ SETTINGS = (
         "figure-8",
         OWN_FRAME | NO_LINK,
     ),
-    Setting("¶80 as well", "¶80, own-frame and no-link", "paragraph-80", OWN_FRAME | NO_LINK),
+    Setting("all", "¶80, own-frame and no-link", "paragraph-80", OWN_FRAME | NO_LINK),
     Setting(
-        "all",
-        "and upper entries that lead to tables which are known",
+        "and known",
+        "and upper entries that lead to known tables",
         "paragraph-80",
         OWN_FRAME | NO_LINK | KNOWN_TABLE,
     ),
