@@ -12,6 +12,7 @@ from trapgate.compiler.program import alone, alone_together
 
 _NUMBERS = np.arange(7, dtype=np.int64) * 3
 _MASK = (1 << 40) - 1
+_MOST = (1 << 63) - 1
 
 
 def arithmetic(a: int, b: int) -> int:
@@ -162,6 +163,14 @@ def test_arguments_of_other_types(arguments: tuple[Any, ...], error: type[Except
 
 def test_minus_one_and_numbers_of_numpy() -> None:
     assert alone(arithmetic)(-1, np.int64(-1)) == arithmetic(-1, -1)
+
+
+def folded(a: int) -> int:
+    return a + (_MOST * 4 + 9) ^ (_MOST + 1)
+
+
+def test_constants_wrap_too() -> None:
+    assert alone(folded)(0) == 5 ^ -(1 << 63)
 
 
 def either(a: Any, b: Any) -> Any:
