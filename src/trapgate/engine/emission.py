@@ -32,6 +32,13 @@ SYMBOLS = (
     "helper_lookup_tb_ptr",
     "helper_single_step",
     "helper_read_eflags",
+    "helper_fistll_ST0",
+    "cpu_lduw_data_ra",
+    "cpu_ldl_data_ra",
+    "cpu_ldq_data_ra",
+    "cpu_stw_data_ra",
+    "cpu_stl_data_ra",
+    "cpu_stq_data_ra",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -56,6 +63,13 @@ SYMBOLS = (
     LOOK_UP,
     SINGLE_STEP,
     READ_FLAGS,
+    TO_INTEGER,
+    LOAD_DATA_16,
+    LOAD_DATA_32,
+    LOAD_DATA_64,
+    STORE_DATA_16,
+    STORE_DATA_32,
+    STORE_DATA_64,
     COUNT_CODE,
     CARE_CODE,
     PORTABLE_CODE,
@@ -76,10 +90,13 @@ SYMBOLS = (
     SINGLE_STEP_WITHIN_LIMIT,
     WHOLE_STORE_CODE,
     STORE_TO_COME_CODE,
+    ARITHMETIC_CODE,
+    ROUNDING_CODE,
+    X87_IMAGE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(43)
+) = range(53)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -91,7 +108,10 @@ OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""
 OPERAND_PAIRS = 20
-CELLS = OPERANDS + 2 * OPERAND_PAIRS
+ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
+"""Helpers whose results are rounded (`x87_rounding`)."""
+ROUNDING_HELPERS = 15
+CELLS = ROUNDING + ROUNDING_HELPERS
 
 # Layout of the translator's data.
 UC = HOST.handle_of_translator
@@ -104,7 +124,7 @@ _GLOBAL_OFFSET = 0x18
 """In a temporary: whether it stands for memory of the CPU state, and where that is."""
 
 # Opcodes and conditions of Unicorn 2.1.4's tcg-opc.h and tcg-cond.h, on 64 bits.
-MOVE, LOAD, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 78, 79, 87, 109
+MOVE, LOAD, STORE, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 77, 78, 79, 87, 109
 BELOW = 4
 _I64 = 1
 
@@ -153,7 +173,7 @@ def emit_2(t: Cells, context: int, opcode: int, result: int, operand: int) -> No
 
 @jit
 def emit_3(t: Cells, context: int, opcode: int, result: int, first: int, second: int) -> None:
-    """Emit an operation on three; for LOAD the last is an offset in bytes."""
+    """Emit an operation on three; for LOAD and STORE the last is an offset in bytes."""
     call(t[OP_3], (context, opcode, result, first, second))
 
 
@@ -194,14 +214,19 @@ def emit_call_of(t: Cells, m: Cells, context: int, function: int, first: int, se
     """
     m[mc.PAIR] = first
     m[mc.PAIR_2] = second
-    emit_prepared_call(t, m, context, function, 2)
+    emit_prepared_call(t, m, context, function, 2, 0)
 
 
 @jit
-def emit_prepared_call(t: Cells, m: Cells, context: int, function: int, count: int) -> None:
-    """Emit the call of a function of ours with the `count` temporaries in PAIR and behind it."""
-    call(t[GEN_CALL], (context, t[CHECK_EXIT], 0, count, m[mc.SELF] + 8 * mc.PAIR))
-    place = argument(last_op(context), count)
+def emit_prepared_call(
+    t: Cells, m: Cells, context: int, function: int, count: int, result: int
+) -> None:
+    """Emit the call of a function of ours with the `count` temporaries in PAIR and behind it.
+
+    `result` is the address of a temporary for what it returns, or 0.
+    """
+    call(t[GEN_CALL], (context, t[CHECK_EXIT], result, count, m[mc.SELF] + 8 * mc.PAIR))
+    place = argument(last_op(context), count if result == 0 else count + 1)
     if peek64(place) == t[CHECK_EXIT]:
         poke64(place, function)
 
@@ -214,6 +239,6 @@ def emit_look(t: Cells, m: Cells, context: int, function: int, address: int, siz
     m[mc.PAIR] = context + machine
     m[mc.PAIR_2] = address
     m[mc.PAIR_3] = context + length
-    emit_prepared_call(t, m, context, function, 3)
+    emit_prepared_call(t, m, context, function, 3, 0)
     release(t, context, machine)
     release(t, context, length)

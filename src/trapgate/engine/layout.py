@@ -30,10 +30,20 @@ CR8 = CR0 + 64
 EFER = 592
 FPU = 600
 """From here to SYSENTER_CS: the x87, MMX and SSE state."""
+FPU_OP = 752
+FPU_CS = 754
+FPU_DS = 756
+FPU_IP = 760
+FPU_DP = 768
+"""The pointers to the latest x87 instruction and its operand."""
 X87_FLAGS = 778
 """The exception flags of x87 arithmetic, likewise, in the order of the status word."""
+X87_FLUSHES = X87_FLAGS + 2
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
+SSE_FLUSHES = SSE_FLAGS + 2
+"""1 if its results are flushed to zero where they are tiny, as in all states of the engine's
+arithmetic two bytes behind the flags."""
 MXCSR = 816
 SYSENTER_CS = 4800
 SYSENTER_ESP = 4808

@@ -73,6 +73,7 @@ journal, the virtual clock, and why the engine stopped.
     PAIR,
     PAIR_2,
     PAIR_3,
+    PAIR_4,
     X,
     N,
     HOST,
@@ -131,6 +132,13 @@ journal, the virtual clock, and why the engine stopped.
     KEPT_TIMER_END,
     INSTRUCTION_LENGTH,
     WHOLE,
+    ARITHMETIC,
+    X87_ROUNDED,
+    X87_AT,
+    X87_POINTS,
+    X87_ROUNDS,
+    X87_WHAT,
+    X87_IMAGE,
     WINDOWS,
     WINDOW_0_START,
     WINDOW_0_SIZE,
@@ -139,7 +147,7 @@ journal, the virtual clock, and why the engine stopped.
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
     CELLS,
-) = range(133)
+) = range(141)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -147,11 +155,17 @@ the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
 X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: what the one that is
 being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
+X87_ROUNDED: what C1 will be (`x87_rounding`). X87_AT: the linear address of the operand in memory.
+X87_ROUNDS: 1 while an instruction is translated that computes. X87_WHAT: of the one that is being
+translated, what `decode.x87_pointers` says; X87_IMAGE: of the one that is executed, if it loads or
+stores an image of FXSAVE or XSAVE. X87_POINTS: 1 until the access is translated whose address
+X87_AT is.
 X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and that it writes.
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
 ALIGNED: 1 until the access
 is translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
-the instruction stores, until its first access is translated (`whole_stores`).
+the instruction stores, until its first access is translated (`whole_stores`). ARITHMETIC: the kind
+of SSE arithmetic that it does (`sse_arithmetic`), until the helper is called that does it.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
@@ -311,7 +325,9 @@ X87_KEPT = OPERAND + 6
 """18 cells: the x87 registers, their tags and the top of the stack before an instruction."""
 PUSHES_FLAGS = X87_KEPT + 18
 """1 if the instruction is PUSHF; then where the function stands that its flags come from."""
-CELLS = PUSHES_FLAGS + 1
+VECTOR = PUSHES_FLAGS + 1
+"""Two cells: an operand of SSE arithmetic as it is to be taken (`sse_arithmetic`)."""
+CELLS = VECTOR + 2
 
 # What ACCESSES may hold.
 ACCESSES_UNCHECKED = 0
