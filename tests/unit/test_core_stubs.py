@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from trapgate.compiler.kinds import BOOLEAN, BOUND, INT32, INT64, RETURN_ADDRESS, UINT32, VOID
-from trapgate.compiler.library import Library
+from trapgate.compiler.library import Callback, Library, Stub
 from trapgate.compiler.raw import (
     call,
     cells,
@@ -54,6 +54,11 @@ def turned(function: int, left: int) -> None:
     """Elsewhere unless `left` is 0."""
     if left != 0:
         go_on(function, (left, function))
+
+
+@LIBRARY.stub
+def turned_by(cell: int, left: int) -> None:
+    go_on(peek64(cell), (left, 1))
 
 
 @LIBRARY.stub
@@ -121,6 +126,15 @@ def in_memory(address: int, count: int, watch: int) -> int:
     return int(mem[count - 1]) * 1000 + len(mem) * 10 + (len(seen) > 0)
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew() -> None:
+    """For each test, so that each sees what the compiler does now."""
+    vars(LIBRARY).pop("code", None)
+    for made in globals().values():
+        if isinstance(made, Callback | Stub):
+            vars(made).pop("address", None)
+
+
 def c(address: int, count: int) -> Callable[..., int]:
     return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(address)
 
@@ -136,6 +150,8 @@ def test_a_stub_goes_on_where_it_is_told() -> None:
     stub = c(turned.address, 2)
     assert stub(difference.address, 5) == 5 - difference.address
     stub(difference.address, 0)
+    cell = ctypes.c_int64(difference.address)
+    assert c(turned_by.address, 2)(ctypes.addressof(cell), 5) == 4
 
 
 def test_a_stub_goes_on_at_another_stub() -> None:
