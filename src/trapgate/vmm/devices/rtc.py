@@ -125,6 +125,13 @@ class CmosRtc:
             self._plan_alarm(now)
 
     @property
+    def alarm(self) -> int | None:
+        """The instruction at which the alarm comes, if its interrupt is enabled."""
+        if self._next_alarm is None or not self._cells[0x0B] & _ALARM:
+            return None
+        return self._clock.instant(self._next_alarm, 1)
+
+    @property
     def shutdown_code(self) -> int:
         """What firmware looks at after a reset: why there was one."""
         return self._cells[_SHUTDOWN]
