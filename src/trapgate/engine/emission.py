@@ -68,6 +68,8 @@ SYMBOLS = (
     X87_COMPARES,
     X87_RELOADS,
     MXCSR_CODE,
+    EXCHANGE_BEGINS,
+    EXCHANGE_ENDS,
     PUSHED_FLAGS,
     WHOLE_FLAGS,
     LOOK_UP_CANONICAL,
@@ -79,14 +81,14 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(43)
+) = range(45)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 32
+SUBSTITUTE_PAIRS = 48
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""

@@ -70,6 +70,11 @@ journal, the virtual clock, and why the engine stopped.
     CARE,
     FORBIDDEN,
     FORBIDDEN_AT,
+    SHOWN,
+    SHOWN_AT,
+    EXCHANGED,
+    ACCUMULATOR,
+    KEPT_EXCHANGED,
     PAIR,
     PAIR_2,
     PAIR_3,
@@ -132,7 +137,7 @@ journal, the virtual clock, and why the engine stopped.
     INSTRUCTION_LENGTH,
     WHOLE,
     CELLS,
-) = range(126)
+) = range(131)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -142,7 +147,9 @@ X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: wh
 being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
 X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and that it writes.
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
-ALIGNED: 1 until the access
+SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. EXCHANGED: the
+destination of CMPXCHG, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED: what RAX and it
+held before. ALIGNED: 1 until the access
 is translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
 the instruction stores, until its first access is translated (`whole_stores`).
 SHADOW: what blocks while the engine's flag says that something
@@ -303,6 +310,8 @@ X87_KEPT = OPERAND + 6
 PUSHES_FLAGS = X87_KEPT + 18
 """1 if the instruction is PUSHF; then where the function stands that its flags come from."""
 CELLS = PUSHES_FLAGS + 1
+
+IS_SHOWN = 0x100
 
 # What ACCESSES may hold.
 ACCESSES_UNCHECKED = 0

@@ -46,16 +46,17 @@ from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands, lo
 from trapgate.engine.control_flow import SUBSTITUTES
 from trapgate.engine.host import request_of
 from trapgate.engine.linkage import slots
+from trapgate.engine.mended_helpers import HELPERS_MENDED, on_exchange_begins, on_exchange_ends
 from trapgate.engine.odd_code import (
     CARE_ALIGNMENT,
     CARE_AUDIT,
     CARE_BREAKPOINT,
     CARE_LIMIT,
+    COMPARES_AND_EXCHANGES,
     LOADS_SS,
     MMX,
     NO_PREFIX,
     STI,
-    TEST_TWIN,
     UNDEFINED,
     USES_MXCSR,
     X87,
@@ -246,15 +247,20 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     elif found == USES_MXCSR:
         em.emit_call(t, m, t[em.MXCSR_CODE], machine, env)
     elif found == MMX:
-        em.emit_call(t, m, t[em.X87_BEGINS], machine, 0)
+        em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
+    elif found == COMPARES_AND_EXCHANGES:
+        em.emit_call(t, m, t[em.EXCHANGE_BEGINS], machine, m[mc.EXCHANGED])
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     call(t[em.THEIR_TRANSLATE], (block, cpu))
     if X87 < found < MMX:
         em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, 0)
+    elif found == COMPARES_AND_EXCHANGES:
+        em.emit_call(t, m, t[em.EXCHANGE_ENDS], machine, m[mc.EXCHANGED])
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
+    m[mc.SHOWN] = 0
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
     m[mc.BRANCH_IS_FAR] = 0
@@ -294,9 +300,8 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
     machine = peek64(env + at.MACHINE)
     if machine != 0:
         m = cells(machine, mc.CELLS)
-        if m[mc.FORBIDDEN] == TEST_TWIN and address == m[mc.FORBIDDEN_AT]:
-            # With reg 0 it is TEST, too.
-            return call(t[em.CODE_BYTE], (env, address)) & 0xC7
+        if m[mc.SHOWN] != 0 and address == m[mc.SHOWN_AT]:
+            return int(m[mc.SHOWN]) & 0xFF
         if m[mc.FORBIDDEN] == UNDEFINED:
             if address == m[mc.FORBIDDEN_AT]:
                 return 0x0F
@@ -333,6 +338,8 @@ _STUBS: dict[int, Callback | Stub] = {
     em.X87_ENDS: x87.on_x87_ends,
     em.X87_COMPARES: x87.on_x87_compares,
     em.X87_RELOADS: x87.on_x87_reloads,
+    em.EXCHANGE_BEGINS: on_exchange_begins,
+    em.EXCHANGE_ENDS: on_exchange_ends,
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
@@ -371,7 +378,7 @@ class Translator:
         substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
         for name, (conversion, helper) in x87.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
-        for name, ours in LOADS_OF_MXCSR.items():
+        for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED).items():
             substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
         t[em.PUSHED_FLAGS] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         t[em.WHOLE_FLAGS] = whole_flags.bind(int(t[em.READ_FLAGS]))

@@ -68,6 +68,9 @@ _INDEFINITE = -(1 << 62)
 _INDEFINITE_HIGH = 0xFFFF
 _FRACTION = (1 << 63) - 1
 
+ENTERS_MMX = -1
+"""In place of operands: an MMX instruction, which makes all registers valid and TOP 0."""
+
 NO_X87 = 0
 COMPUTES = 1
 COMPARES = 2
@@ -212,6 +215,10 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
         poke32(env + at.ERROR_CODE, 0)
         poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _MF)
         call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, return_address))
+    if operands == ENTERS_MMX:
+        poke32(env + _TOP, 0)
+        poke64(env + _TAGS, 0)
+        return
     m[mc.X87_STATUS] = status
     poke8(env + at.X87_FLAGS, 0)
     m[mc.X87_FAULT] = 0
