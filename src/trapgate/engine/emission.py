@@ -78,10 +78,11 @@ SYMBOLS = (
     SINGLE_STEP_WITHIN_LIMIT,
     WHOLE_STORE_CODE,
     STORE_TO_COME_CODE,
+    ARITHMETIC_CODE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(45)
+) = range(46)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -196,14 +197,19 @@ def emit_call_of(t: Cells, m: Cells, context: int, function: int, first: int, se
     """
     m[mc.PAIR] = first
     m[mc.PAIR_2] = second
-    emit_prepared_call(t, m, context, function, 2)
+    emit_prepared_call(t, m, context, function, 2, 0)
 
 
 @jit
-def emit_prepared_call(t: Cells, m: Cells, context: int, function: int, count: int) -> None:
-    """Emit the call of a function of ours with the `count` temporaries in PAIR and behind it."""
-    call(t[GEN_CALL], (context, t[CHECK_EXIT], 0, count, m[mc.SELF] + 8 * mc.PAIR))
-    place = argument(last_op(context), count)
+def emit_prepared_call(
+    t: Cells, m: Cells, context: int, function: int, count: int, result: int
+) -> None:
+    """Emit the call of a function of ours with the `count` temporaries in PAIR and behind it.
+
+    `result` is the address of a temporary for what it returns, or 0.
+    """
+    call(t[GEN_CALL], (context, t[CHECK_EXIT], result, count, m[mc.SELF] + 8 * mc.PAIR))
+    place = argument(last_op(context), count if result == 0 else count + 1)
     if peek64(place) == t[CHECK_EXIT]:
         poke64(place, function)
 
@@ -216,6 +222,6 @@ def emit_look(t: Cells, m: Cells, context: int, function: int, address: int, siz
     m[mc.PAIR] = context + machine
     m[mc.PAIR_2] = address
     m[mc.PAIR_3] = context + length
-    emit_prepared_call(t, m, context, function, 3)
+    emit_prepared_call(t, m, context, function, 3, 0)
     release(t, context, machine)
     release(t, context, length)

@@ -33,8 +33,12 @@ FPU = 600
 """From here to SYSENTER_CS: the x87, MMX and SSE state."""
 X87_FLAGS = 778
 """The exception flags of x87 arithmetic, likewise, in the order of the status word."""
+X87_FLUSHES = X87_FLAGS + 2
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
+SSE_FLUSHES = SSE_FLAGS + 2
+"""1 if its results are flushed to zero where they are tiny, as in all states of the engine's
+arithmetic two bytes behind the flags."""
 MXCSR = 816
 SYSENTER_CS = 4800
 SYSENTER_ESP = 4808

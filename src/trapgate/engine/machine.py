@@ -78,6 +78,7 @@ journal, the virtual clock, and why the engine stopped.
     PAIR,
     PAIR_2,
     PAIR_3,
+    PAIR_4,
     X,
     N,
     HOST,
@@ -136,8 +137,9 @@ journal, the virtual clock, and why the engine stopped.
     KEPT_TIMER_END,
     INSTRUCTION_LENGTH,
     WHOLE,
+    ARITHMETIC,
     CELLS,
-) = range(131)
+) = range(133)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -151,7 +153,8 @@ SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. EXC
 destination of CMPXCHG, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED: what RAX and it
 held before. ALIGNED: 1 until the access
 is translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
-the instruction stores, until its first access is translated (`whole_stores`).
+the instruction stores, until its first access is translated (`whole_stores`). ARITHMETIC: the kind
+of SSE arithmetic that it does (`sse_arithmetic`), until the helper is called that does it.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
@@ -309,7 +312,9 @@ X87_KEPT = OPERAND + 6
 """18 cells: the x87 registers, their tags and the top of the stack before an instruction."""
 PUSHES_FLAGS = X87_KEPT + 18
 """1 if the instruction is PUSHF; then where the function stands that its flags come from."""
-CELLS = PUSHES_FLAGS + 1
+VECTOR = PUSHES_FLAGS + 1
+"""Two cells: an operand of SSE arithmetic as it is to be taken (`sse_arithmetic`)."""
+CELLS = VECTOR + 2
 
 IS_SHOWN = 0x100
 

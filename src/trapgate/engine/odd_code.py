@@ -30,6 +30,7 @@ from trapgate.decode.register_forms import (
     rex_of_ah,
     rex_of_mmx,
 )
+from trapgate.decode.sse_arithmetic import NO_ARITHMETIC, sse_arithmetic
 from trapgate.decode.sse_operands import (
     has_aligned_operand,
     is_chosen_by_prefix,
@@ -270,6 +271,7 @@ def look(reader: int, block: int, env: int) -> int:
     m[mc.SHOWN] = 0
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
+    m[mc.ARITHMETIC] = NO_ARITHMETIC
     m[mc.OPERAND] = 0
     m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
@@ -375,6 +377,7 @@ def look(reader: int, block: int, env: int) -> int:
         escape = opcode if opcode_map == THREE_BYTES else 0
         if escape != 0:
             opcode = code_byte(reader, env, form_at)
+        m[mc.ARITHMETIC] = sse_arithmetic(escape, opcode, repeat, operand_size)
         waits = uses_mmx_registers(escape, opcode, repeat, operand_size)
         m[mc.X87_OPERANDS] = 0
         if waits and escape != 0:

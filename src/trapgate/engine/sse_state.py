@@ -13,14 +13,13 @@ from trapgate.compiler.raw import call, cells, memory, peek8, peek32, peek64, po
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.sse_arithmetic import flags_met
 from trapgate.engine.state import save_paging
 from trapgate.paging.memory import load32
 from trapgate.paging.walk import READ, walk
 
 POISON_OF_ALIGNMENT = -(1 << 63) | 3 << 32
 """An address without a translation, as `checked_accesses` has them: #GP, of segment DS."""
-_KNOWN = 0x3D
-"""All flags but that of a denormal operand, which the engine does not know."""
 _GP = 13
 _MXCSR_AT = 24
 """Where MXCSR lies in an image of FXSAVE or XSAVE."""
@@ -30,8 +29,8 @@ _SSE_AND_AVX = 6
 @callback(VOID, INT64, INT64)
 def on_mxcsr_is_used(machine: int, env: int) -> None:
     """Before an instruction that reads or replaces MXCSR: what arithmetic has met joins it."""
-    flags = peek8(env + at.SSE_FLAGS) & _KNOWN
-    poke32(env + at.MXCSR, peek32(env + at.MXCSR) | flags)
+    met = flags_met(peek8(env + at.SSE_FLAGS))
+    poke32(env + at.MXCSR, peek32(env + at.MXCSR) | met)
     poke8(env + at.SSE_FLAGS, 0)
 
 

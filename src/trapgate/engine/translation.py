@@ -31,8 +31,9 @@ from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
 from trapgate.compiler.library import Callback, Stub
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
+from trapgate.decode.sse_arithmetic import IMMEDIATE_SHIFT, NO_ARITHMETIC
 from trapgate.decode.whole_stores import NOT_WHOLE
-from trapgate.engine import branches, careful_blocks, clock, coherence, whole_stores
+from trapgate.engine import branches, careful_blocks, clock, coherence, sse_arithmetic, whole_stores
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
@@ -176,6 +177,30 @@ def substitute(
             poke64(place, t[em.SINGLE_STEP_WITHIN_LIMIT])
 
 
+@jit
+def take_operands(m: Cells, t: Cells, context: int, count: int, arguments: int) -> int:
+    """Before the call of a helper that does SSE arithmetic: emit that of `on_sse_arithmetic`.
+
+    The helper's arguments are the CPU state, destination, source, and perhaps an immediate byte.
+    The temporary that the source is in now, to be released.
+    """
+    kind = m[mc.ARITHMETIC]
+    if count > 3:
+        # It is a constant, which the last operation made.
+        immediate = peek64(em.argument(em.last_op(context), 1)) & 0xFF
+        kind |= immediate << IMMEDIATE_SHIFT
+    m[mc.ARITHMETIC] = NO_ARITHMETIC
+    for n in range(3):
+        m[mc.PAIR + n] = peek64(arguments + 8 * n)
+    what = em.new_constant(t, context, kind)
+    m[mc.PAIR_4] = context + what
+    source = em.new_temporary(t, context)
+    em.emit_prepared_call(t, m, context, t[em.ARITHMETIC_CODE], 4, context + source)
+    em.release(t, context, what)
+    poke64(arguments + 16, context + source)
+    return source
+
+
 @callback(VOID, *[INT64] * 5, BOUND)
 def on_gen_call(
     context: int, function: int, result: int, count: int, arguments: int, translator: int
@@ -190,11 +215,16 @@ def on_gen_call(
     m[mc.TRANSLATION] = context
     count &= 0xFF
     if function != t[em.CHECK_EXIT] or (m[mc.NATIVE] == 0 and m[mc.CALL_OP] != 0):
+        operand = 0
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
+        if m[mc.ARITHMETIC] != NO_ARITHMETIC and count >= 3:
+            operand = take_operands(m, t, context, count, arguments)
         if m[mc.WHOLE] > NOT_WHOLE:
             look_at_operand(m, t, context, function, arguments)
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
+        if operand != 0:
+            em.release(t, context, operand)
         substitute(t, m, context, function, 0 if result == 0 else 1, count, arguments)
         return
     # The first such call begins the block. The others follow loads and stores, and cost as much
@@ -263,6 +293,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     m[mc.SHOWN] = 0
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
+    m[mc.ARITHMETIC] = NO_ARITHMETIC
     m[mc.BRANCH_IS_FAR] = 0
     end_before_breakpoint(m, block)
 
@@ -342,6 +373,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.EXCHANGE_ENDS: on_exchange_ends,
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
+    em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
     em.STORE_TO_COME_CODE: whole_stores.on_store_to_come,
     em.LOOK_UP_CANONICAL: branches.look_up_canonical,

@@ -11,6 +11,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from trapgate.compiler.dialect import Cells
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.sse_arithmetic import flags_met
 from trapgate.errors import EngineError
 
 _MASK = (1 << 64) - 1
@@ -46,8 +47,8 @@ class VectorRegisters:
     def mxcsr(self) -> int:
         """MXCSR with what SSE instructions have met, while the engine stands."""
         env = int(self._cells[mc.ENV])
-        met = ctypes.c_uint8.from_address(env + at.SSE_FLAGS).value & 0x3D
-        return ctypes.c_uint32.from_address(env + at.MXCSR).value | met
+        met = ctypes.c_uint8.from_address(env + at.SSE_FLAGS).value
+        return flags_met(met) | ctypes.c_uint32.from_address(env + at.MXCSR).value
 
     @mxcsr.setter
     def mxcsr(self, value: int) -> None:
@@ -55,13 +56,10 @@ class VectorRegisters:
         self.take_sse_flags()
 
     def take_sse_flags(self) -> int:
-        """The exceptions that SSE instructions met since the last call, as flags of MXCSR.
-
-        Never that of a denormal operand, which the engine does not know.
-        """
+        """The exceptions that SSE instructions met since the last call, as flags of MXCSR."""
         cell = ctypes.c_uint8.from_address(int(self._cells[mc.ENV]) + at.SSE_FLAGS)
         found, cell.value = cell.value, 0
-        return int(found) & 0x3D
+        return flags_met(int(found))
 
     def read(self, name: str) -> int:
         """An x87 or SSE register by gdb's name for it (st0, fctrl, xmm3, mxcsr), unsigned."""
@@ -125,3 +123,9 @@ class VectorRegisters:
     def restore(self, saved: bytes) -> None:
         """Undo what happened to them since `saved`."""
         ctypes.memmove(int(self._cells[mc.ENV]) + at.FPU, saved, len(saved))
+        if not self._cells[mc.NATIVE]:
+            # That was a copy.
+            context = ctypes.c_void_p(int(self._cells[mc.CONTEXT]))
+            error = uclib.uc_context_restore(self._uc._uch, context)
+            if error != uc_const.UC_ERR_OK:
+                raise EngineError(f"the engine does not take its state back (error {error})")

@@ -221,6 +221,8 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
         return
     m[mc.X87_STATUS] = status
     poke8(env + at.X87_FLAGS, 0)
+    # MXCSR is none of the x87's.
+    poke8(env + at.X87_FLUSHES, 0)
     m[mc.X87_FAULT] = 0
     m[mc.X87_FILLED] = 0
     m[mc.X87_DENORMAL] = 0
