@@ -1,7 +1,9 @@
 """Forms of instructions in which REX, an immediate byte or a register means less than it seems.
 
 SDM, volume 2, "REX Prefixes": MMX registers are eight, whatever REX.R and REX.B say. LAHF and
-SAHF use AH with any REX. CMPPS and its like look at three bits of their immediate byte.
+SAHF use AH with any REX. REX.R does not extend what is no register, as in MOV of a constant.
+CMPPS and its like look at three bits of their immediate byte. CVTPI2PD of memory uses no MMX
+register, CMPXCHG writes one of its operands.
 """
 
 from trapgate.compiler.dialect import core
@@ -13,15 +15,24 @@ _IGNORED = 0x3E
 
 
 @core
-def rex_of_ah(opcode: int, rex: int) -> int:
+def rex_of_one_byte(opcode: int, rex: int) -> int:
     """What to take for the `rex` before a one-byte opcode: none before LAHF and SAHF."""
-    return _IGNORED if opcode in (0x9E, 0x9F) else rex
+    if opcode in (0x9E, 0x9F):
+        return _IGNORED
+    # MOV of a constant, whose ModR/M byte names one register.
+    return rex & ~_REX_R if opcode in (0xC6, 0xC7) else rex
 
 
 @core
 def rex_of_mmx(form: int, rex: int) -> int:
     """What to take for the `rex` of an instruction on MMX registers with this ModR/M byte."""
     return rex & ~(_REX_R | _REX_B) if form >= 0xC0 else rex & ~_REX_R
+
+
+@core
+def spares_x87(escape: int, opcode: int, operand_size: bool, form: int) -> bool:
+    """Whether an instruction between SSE and MMX registers is CVTPI2PD of memory."""
+    return escape == 0 and opcode == 0x2A and operand_size and form < 0xC0
 
 
 @core

@@ -32,6 +32,7 @@ SYMBOLS = (
     "helper_lookup_tb_ptr",
     "helper_single_step",
     "helper_read_eflags",
+    "helper_enter_mmx",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -56,6 +57,7 @@ SYMBOLS = (
     LOOK_UP,
     SINGLE_STEP,
     READ_FLAGS,
+    ENTER_MMX,
     COUNT_CODE,
     CARE_CODE,
     PORTABLE_CODE,
@@ -70,6 +72,7 @@ SYMBOLS = (
     MXCSR_CODE,
     EXCHANGE_BEGINS,
     EXCHANGE_ENDS,
+    MMX_ENDS,
     PUSHED_FLAGS,
     WHOLE_FLAGS,
     LOOK_UP_CANONICAL,
@@ -82,7 +85,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(46)
+) = range(48)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

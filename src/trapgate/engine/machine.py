@@ -72,7 +72,7 @@ journal, the virtual clock, and why the engine stopped.
     FORBIDDEN_AT,
     SHOWN,
     SHOWN_AT,
-    EXCHANGED,
+    DESTINATION,
     ACCUMULATOR,
     KEPT_EXCHANGED,
     PAIR,
@@ -149,12 +149,12 @@ X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: wh
 being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
 X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and that it writes.
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
-SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. EXCHANGED: the
-destination of CMPXCHG, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED: what RAX and it
-held before. ALIGNED: 1 until the access
-is translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
-the instruction stores, until its first access is translated (`whole_stores`). ARITHMETIC: the kind
-of SSE arithmetic that it does (`sse_arithmetic`), until the helper is called that does it.
+SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. DESTINATION: what
+CMPXCHG or an MMX instruction writes, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED:
+what RAX and it held before. ALIGNED: 1 until the access is translated whose address must be a
+multiple of 16. WHOLE: what must be allowed as a whole of what the instruction stores, until its
+first access is translated (`whole_stores`). ARITHMETIC: the kind of SSE arithmetic that it does
+(`sse_arithmetic`), until the helper is called that does it.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint

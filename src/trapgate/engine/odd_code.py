@@ -27,13 +27,15 @@ from trapgate.decode.register_forms import (
     has_predicate,
     is_narrow_exchange,
     register_exchanged,
-    rex_of_ah,
     rex_of_mmx,
+    rex_of_one_byte,
+    spares_x87,
 )
 from trapgate.decode.sse_arithmetic import NO_ARITHMETIC, sse_arithmetic
 from trapgate.decode.sse_operands import (
     has_aligned_operand,
     is_chosen_by_prefix,
+    mmx_destination,
     uses_mmx_registers,
 )
 from trapgate.decode.undefined import (
@@ -55,7 +57,7 @@ from trapgate.decode.whole_stores import (
 from trapgate.decode.x87_operands import x87_operands
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_exceptions import ENTERS_MMX, kind_of_x87
+from trapgate.engine.x87_exceptions import ENTERS_MMX, SPARES_X87, kind_of_x87
 from trapgate.instructions.near_return import RET_AND_RELEASE
 
 _NEXT_PC = 0x10
@@ -91,7 +93,7 @@ X87 = 4
 """Plus the kind that `kind_of_x87` finds."""
 MMX = 8
 COMPARES_AND_EXCHANGES = 9
-"""CMPXCHG of 32 bits in 64-bit mode, of the register in EXCHANGED."""
+"""CMPXCHG of 32 bits in 64-bit mode, of the register in DESTINATION."""
 """What `look` finds out beside."""
 
 _SS = 2
@@ -367,7 +369,7 @@ def look(reader: int, block: int, env: int) -> int:
             form = code_byte(reader, env, form_at)
             m[mc.WHOLE] = whole_vector_store(opcode, form, repeat, operand_size)
         if opcode_map == TWO_BYTES and long and is_narrow_exchange(opcode, rex, operand_size):
-            m[mc.EXCHANGED] = register_exchanged(code_byte(reader, env, form_at), rex)
+            m[mc.DESTINATION] = register_exchanged(code_byte(reader, env, form_at), rex)
             return COMPARES_AND_EXCHANGES
         if opcode_map == TWO_BYTES and has_predicate(opcode):
             show_predicate(m, reader, env, form_at, short_address)
@@ -380,6 +382,15 @@ def look(reader: int, block: int, env: int) -> int:
         m[mc.ARITHMETIC] = sse_arithmetic(escape, opcode, repeat, operand_size)
         waits = uses_mmx_registers(escape, opcode, repeat, operand_size)
         m[mc.X87_OPERANDS] = 0
+        if waits and spares_x87(escape, opcode, operand_size, code_byte(reader, env, form_at)):
+            m[mc.X87_OPERANDS] = SPARES_X87
+            return PLAIN
+        if waits:
+            form = code_byte(reader, env, form_at if escape == 0 else form_at + 1)
+            m[mc.DESTINATION] = mmx_destination(escape, opcode, form)
+            if escape == 0 and opcode == 0xD6 and repeat == 0xF3:
+                # MOVQ2DQ.
+                m[mc.DESTINATION] = -1
         if waits and escape != 0:
             # Of these the engine takes REX for more than it is, and goes on in the state of x87.
             m[mc.X87_OPERANDS] = ENTERS_MMX
@@ -394,8 +405,8 @@ def look(reader: int, block: int, env: int) -> int:
         form = code_byte(reader, env, form_at)
         m[mc.X87_OPERANDS] = x87_operands(byte, form)
         return X87 + kind_of_x87(byte, form)
-    if rex != 0 and rex_of_ah(byte, rex) != rex:
-        show(m, start + n - 1, rex_of_ah(byte, rex))
+    if rex != 0 and rex_of_one_byte(byte, rex) != rex:
+        show(m, start + n - 1, rex_of_one_byte(byte, rex))
     found = PLAIN
     if byte == 0xFB:
         found = STI

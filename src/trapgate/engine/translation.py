@@ -215,6 +215,8 @@ def on_gen_call(
     m[mc.TRANSLATION] = context
     count &= 0xFF
     if function != t[em.CHECK_EXIT] or (m[mc.NATIVE] == 0 and m[mc.CALL_OP] != 0):
+        if function == t[em.ENTER_MMX] and m[mc.X87_OPERANDS] == x87.SPARES_X87:
+            return
         operand = 0
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
@@ -279,14 +281,16 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     elif found == MMX:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     elif found == COMPARES_AND_EXCHANGES:
-        em.emit_call(t, m, t[em.EXCHANGE_BEGINS], machine, m[mc.EXCHANGED])
+        em.emit_call(t, m, t[em.EXCHANGE_BEGINS], machine, m[mc.DESTINATION])
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     call(t[em.THEIR_TRANSLATE], (block, cpu))
     if X87 < found < MMX:
         em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, 0)
     elif found == COMPARES_AND_EXCHANGES:
-        em.emit_call(t, m, t[em.EXCHANGE_ENDS], machine, m[mc.EXCHANGED])
+        em.emit_call(t, m, t[em.EXCHANGE_ENDS], machine, m[mc.DESTINATION])
+    elif found == MMX and m[mc.DESTINATION] >= 0:
+        em.emit_call(t, m, t[em.MMX_ENDS], machine, m[mc.DESTINATION])
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
@@ -371,6 +375,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.X87_RELOADS: x87.on_x87_reloads,
     em.EXCHANGE_BEGINS: on_exchange_begins,
     em.EXCHANGE_ENDS: on_exchange_ends,
+    em.MMX_ENDS: x87.on_mmx_ends,
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
     em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,

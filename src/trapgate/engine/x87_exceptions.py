@@ -69,7 +69,9 @@ _INDEFINITE_HIGH = 0xFFFF
 _FRACTION = (1 << 63) - 1
 
 ENTERS_MMX = -1
-"""In place of operands: an MMX instruction, which makes all registers valid and TOP 0."""
+SPARES_X87 = -2
+"""In place of operands: an MMX instruction, which makes all registers valid and TOP 0; or
+what the engine takes for one."""
 
 NO_X87 = 0
 COMPUTES = 1
@@ -284,6 +286,13 @@ def settle(m: Cells, env: int) -> None:
     status = status & ~sticky | before & sticky | met
     poke16(env + _STATUS, summarised(status, control))
     m[mc.X87_FILLED] = 0
+
+
+@callback(VOID, INT64, INT64)
+def on_mmx_ends(machine: int, destination: int) -> None:
+    """Behind an MMX instruction: its destination is a NaN to the x87 (SDM, "MMX Registers")."""
+    env = state_of(cells(machine, mc.CELLS))
+    poke16(env + _REGISTERS + 16 * destination + 8, 0xFFFF)
 
 
 @callback(VOID, INT64, INT64)
