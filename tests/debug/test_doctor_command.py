@@ -122,3 +122,15 @@ def test_bochs_own_word_is_repeated_where_there_is_no_vmcs(tmp_path: Path) -> No
     result = vmcs(path)
     assert result.exit_code == 2
     assert "VMFAIL: VMCS host TR BASE non canonical" in result.stderr
+
+
+def test_a_dump_may_be_cut_short_and_in_utf_16(tmp_path: Path) -> None:
+    path = tmp_path / "half.txt"
+    whole = sick(tmp_path).read_text()
+    path.write_bytes(whole[: whole.index("*** Host State")].encode("utf-16"))
+    result = vmcs(path)
+    assert result.exit_code == 1
+    assert "GUEST_RFLAGS = 0H" in result.stdout
+    assert "the dump has no part Host State" in result.stdout
+    assert "the dump has no part Control State" in result.stdout
+    assert "PIN_BASED_CONTROLS" in result.stdout.split("not in the dump:")[1]

@@ -149,8 +149,9 @@ TICKS = bytes.fromhex(
 COUNT = 0x7C2E
 
 
-def test_there_is_a_way_back_over_a_halt() -> None:
-    with debugged(machine(boot_sector(TICKS))) as (client, made):
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_there_is_a_way_back_over_a_halt(engine: str) -> None:
+    with debugged(machine(boot_sector(TICKS), engine)) as (client, made):
         client.ask(f"Z0,{COUNT:x},1")
         for _ in range(4):
             assert client.ask("c") == BREAK

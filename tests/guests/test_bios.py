@@ -261,7 +261,6 @@ def test_the_command_boots_a_disk(tmp_path: Path) -> None:
     [
         (["--disk", "{}"], "nothing to boot"),
         (["--floppy", "{}", "--floppy", "{}", "--floppy", "{}"], "--floppy"),
-        (["--floppy", "{}", "--bios", "{}"], "--floppy"),
         (["--floppy", "/nowhere"], "/nowhere"),
     ],
 )

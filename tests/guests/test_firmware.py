@@ -56,6 +56,30 @@ def test_seabios_boots_our_sector_from_a_disk(engine: str) -> None:
 
 
 @needs_seabios
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_seabios_reads_and_writes_a_floppy(engine: str) -> None:
+    """By its own driver: the guest copies sector 3 of cylinder 5 to sector 7 of cylinder 9."""
+    code = bytes.fromhex(
+        "fa31c08ed88ec08ed0bc007cfb"
+        "b80102bb0080b90305ba0001cd137211"  # read: AX 0201H, CX 0503H, DX 0100H
+        "b80103bb0080b90709ba0000cd137202"  # write: AX 0301H, CX 0907H, DX 0
+        "b000e6f4f4"
+    )
+    disk = bytearray(1440 << 10)
+    disk[: len(code)], disk[510:512] = code, b"\x55\xaa"
+    source, target = ((5 * 2 + 1) * 18 + 2), 9 * 36 + 6
+    disk[source * 512 : source * 512 + 512] = b"copied! " * 64
+    floppy = Memory(bytes(disk))
+    plugged = board([], [], [], SEABIOS, MEMORY)
+    plugged = type(plugged)(floppies=(floppy,), firmware=True, files=plugged.files, log=None)
+    vm = VirtualMachine(MEMORY, engine=engine, board=plugged)
+    vm.load(load_bios(SEABIOS))
+    stop = vm.run(timeout=120)
+    assert (stop.end, stop.status) == (End.DEBUG_EXIT, 0), bytes(vm.output)
+    assert floppy.read(target, 1) == b"copied! " * 64
+
+
+@needs_seabios
 def test_seabios_says_that_there_is_nothing_to_boot() -> None:
     log = bytearray()
     plugged = board([], [], [], SEABIOS, MEMORY)

@@ -29,7 +29,7 @@ from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import Memory
 from trapgate.vmm.display import Display
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.screen import ScreenError, png
+from trapgate.vmm.screen import png
 
 MEMORY = 64 << 20
 FRAME_BUFFER = MEMORY - (8 << 20)
@@ -208,11 +208,58 @@ def test_pictures() -> None:
     screen.store(FRAME_BUFFER, b"\x01\x02\x03")
     picture = Image.open(io.BytesIO(png(vga, memory)))
     assert (picture.size, picture.getpixel((0, 0))) == ((1024, 768), (3, 2, 1))
-    screen.call(0x10, ax=0x0003)
-    for port, value in ((0x3CE, 6), (0x3CF, 5), (0x3CE, 5), (0x3CF, 0)):
-        vga.write(port, 1, value, 0)  # planar, at A0000H
-    with pytest.raises(ScreenError, match="planar"):
-        png(vga, memory)
+
+
+def sector(code: bytes) -> bytes:
+    """A disk that runs `code`."""
+    return code.ljust(510, b"\0") + b"\x55\xaa" + bytes(512)
+
+
+@pytest.mark.native
+def test_stores_of_a_guest_to_planes() -> None:
+    """Mode 12H, write mode 2: REP STOSB of colour 5 to the first line; then a pixel by the BIOS."""
+    code = (
+        b"\xb8\x12\x00\xcd\x10"  # mov ax, 12h; int 10h
+        b"\xb8\x00\xa0\x8e\xc0"  # mov ax, a000h; mov es, ax
+        b"\xba\xce\x03\xb8\x05\x02\xef\xb8\x08\xff\xef"  # graphics 5 = 2, 8 = ffh
+        b"\x31\xff\xb0\x05\xb9\x50\x00\xf3\xaa"  # xor di, di; mov al, 5; mov cx, 80; rep stosb
+        b"\xb8\x0e\x0c\xb9\x07\x00\xba\x09\x00\xcd\x10"  # pixel (7, 9) in 14
+        b"\xfa\xf4"
+    )
+    vm = VirtualMachine(16 << 20, board=Board(disks=(Memory(sector(code)),), bios=True))
+    vm.boot()
+    before = vm.snapshot()
+    vm.run(timeout=60)
+    pixels = vm.devices.vga.pixels(vm.processor.memory)
+    assert pixels is not None
+    assert pixels.shape == (480, 640, 3)
+    assert (pixels[0] == (170, 0, 170)).all()
+    assert tuple(pixels[9, 7]) == (255, 255, 85)
+    assert np.count_nonzero(pixels[1:].any(axis=2)) == 1
+    picture = png(vm.devices.vga, vm.processor.memory)
+    vm.restore(before)
+    assert vm.devices.vga.is_text
+    vm.run(timeout=60)
+    assert png(vm.devices.vga, vm.processor.memory) == picture
+
+
+@pytest.mark.native
+def test_mode_x() -> None:
+    """Mode 13H, not chained: a byte to plane 2 at address 80 is pixel 2 of line 1."""
+    code = (
+        b"\xb8\x13\x00\xcd\x10\xb8\x00\xa0\x8e\xc0"
+        b"\xba\xc4\x03\xb8\x04\x06\xef\xb8\x02\x04\xef"  # sequencer 4 = 6, 2 = 4
+        b"\xba\xd4\x03\xb8\x14\x00\xef\xb8\x17\xe3\xef"  # CRTC 14h = 0, 17h = e3h
+        b"\x26\xc6\x06\x50\x00\x28\xfa\xf4"  # mov byte es:[80], 28h; cli; hlt
+    )
+    vm = VirtualMachine(16 << 20, board=Board(disks=(Memory(sector(code)),), bios=True))
+    vm.boot()
+    vm.run(timeout=60)
+    pixels = vm.devices.vga.pixels(vm.processor.memory)
+    assert pixels is not None
+    assert pixels.shape == (200, 320, 3)
+    assert np.argwhere(pixels.any(axis=2)).tolist() == [[1, 2]]
+    assert tuple(pixels[1, 2]) == (255, 0, 0)
 
 
 def boots(tmp_path: Path) -> Path:

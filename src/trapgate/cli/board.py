@@ -10,7 +10,7 @@ from trapgate.cli.terminal import fail
 if TYPE_CHECKING:
     from trapgate.vmm.devices.board import Board
 
-_VGA_FIRMWARE = "vgabios-isavga.bin"
+_VGA_FIRMWARE = "vgabios-stdvga.bin"
 _SERIAL_CONSOLE = 0x3F8
 _MOST_DRIVES = 4
 _MOST_FLOPPIES = 2
@@ -41,12 +41,7 @@ def board(
             f"{_MOST_DRIVES}, CD drives included"
         )
     if len(floppies) > _MOST_FLOPPIES:
-        raise fail(f"--floppy: {len(floppies)} drives; a BIOS knows {_MOST_FLOPPIES} of them")
-    if floppies and (kernel or bios is not None):
-        raise fail(
-            "--floppy: there is no floppy controller, only our own BIOS reads floppies; leave "
-            "GUEST and --bios out"
-        )
+        raise fail(f"--floppy: {len(floppies)} drives; there is room for {_MOST_FLOPPIES}")
     files: dict[str, bytes] = {}
     if bios is not None:
         from trapgate.vmm.firmware import tables
@@ -56,7 +51,7 @@ def board(
             files["etc/sercon-port"] = _SERIAL_CONSOLE.to_bytes(8, "little")
         screen = bios.parent / _VGA_FIRMWARE
         if screen.is_file():
-            files["vgaroms/vgabios.bin"] = screen.read_bytes()
+            files["pci1234,1111.rom"] = screen.read_bytes()
     return Board(
         disks=tuple(open_image(disk) for disk in disks),
         cds=tuple(open_image(disc, read_only=True) for disc in cds),

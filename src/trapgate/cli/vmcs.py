@@ -84,11 +84,15 @@ def vmcs(
 def _text(path: Path) -> str:
     try:
         if str(path) == "-":
-            return sys.stdin.buffer.read(_LONGEST + 1).decode(errors="replace")
-        with path.open("rb") as file:
-            return file.read(_LONGEST + 1).decode(errors="replace")
+            data = sys.stdin.buffer.read(_LONGEST + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(_LONGEST + 1)
     except OSError as error:
         raise fail(f"{path}: {error.strerror}; give a text file") from None
+    # PowerShell redirects, and debuggers log, in UTF-16.
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return data.decode("utf-16" if wide else "utf-8", errors="replace")
 
 
 def _patients(path: Path) -> list[Patient]:

@@ -231,6 +231,18 @@ def is_read_only(m: Cells, physical: int) -> bool:
 
 
 @jit
+def through_window(m: Cells, physical: int) -> int:
+    """What lies at `physical` where a window is open."""
+    offset = physical - m[mc.WINDOW_0_START]
+    if 0 <= offset < m[mc.WINDOW_0_SIZE]:
+        return int(m[mc.WINDOW_0_TARGET] + offset)
+    offset = physical - m[mc.WINDOW_1_START]
+    if 0 <= offset < m[mc.WINDOW_1_SIZE]:
+        return int(m[mc.WINDOW_1_TARGET] + offset)
+    return physical
+
+
+@jit
 def refill(
     cpu: int,
     address: int,
@@ -273,6 +285,8 @@ def refill(
         code = 0
     if code < 0:
         physical &= ~m[mc.ADDRESS_OFF]
+        if m[mc.WINDOWS] != 0:
+            physical = through_window(m, physical)
         # The engine takes every store by an entry that is for code, too, down its slow path.
         prot &= ~2 if access_kind == 2 else ~4
         if m[mc.READ_ONLY] != 0 and is_read_only(m, physical):
@@ -392,6 +406,20 @@ def on_absent_write(uc: int, offset: int, size: int, value: int, user: int) -> N
         if address >= 0:
             begin_device_access(m)
             call(peek64(m[mc.WATCH] + 8 * WATCH_STORE), (address, size, value))
+
+
+@callback(UINT64, INT64, INT64, UINT32, INT64)
+def on_video_read(uc: int, offset: int, size: int, user: int) -> int:
+    """A load by the window to a VGA's planes."""
+    m = cells(user, mc.CELLS)
+    return call(peek64(m[mc.WATCH] + 8 * WATCH_LOAD), (at.VIDEO_WINDOW + offset, size))
+
+
+@callback(VOID, INT64, INT64, UINT32, UINT64, INT64)
+def on_video_write(uc: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store by it."""
+    m = cells(user, mc.CELLS)
+    call(peek64(m[mc.WATCH] + 8 * WATCH_STORE), (at.VIDEO_WINDOW + offset, size, value))
 
 
 @jit

@@ -127,6 +127,11 @@ NOWHERE = STORES + 0x1000
 """Behind it, where loads give all ones and stores are dropped."""
 APIC_ACCESSES = NOWHERE + 0x1000
 """Behind it: what stands for the APIC-access page of an x86 VMM's guest (see `apic_page`)."""
+VIDEO = APIC_ACCESSES + 0x1000
+"""Behind it: what stands for the window to a VGA's planes, where that is open."""
+VIDEO_SIZE = 0x10000
+VIDEO_WINDOW = 0xA0000
+"""Where the guest finds it."""
 VMCB_EXIT_INFO_2 = 0x80
 VMCB_MSRPM_BASE = 0x48
 

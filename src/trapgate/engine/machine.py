@@ -138,8 +138,15 @@ journal, the virtual clock, and why the engine stopped.
     INSTRUCTION_LENGTH,
     WHOLE,
     ARITHMETIC,
+    WINDOWS,
+    WINDOW_0_START,
+    WINDOW_0_SIZE,
+    WINDOW_0_TARGET,
+    WINDOW_1_START,
+    WINDOW_1_SIZE,
+    WINDOW_1_TARGET,
     CELLS,
-) = range(133)
+) = range(140)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -170,7 +177,9 @@ AUDIT: see `audit`, 0 without; AUDITED counts blocks. LIVE is the state of the e
 ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
 READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
-line that is held low (A20), or 0; both native only.
+line that is held low (A20), or 0; both native only. WINDOWS: 1 if a window is open, that is, if
+what a guest finds at physical WINDOW_n_START, WINDOW_n_SIZE bytes, is at WINDOW_n_TARGET (native
+only).
 RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
 instructions of the block were behind the latest one (`clock`).
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
@@ -187,7 +196,7 @@ RUN_STATE = (
     *(FAULT_ADDRESS, FAULT_KIND, FAULT_CODE, CHECKS, TRUSTED, CRAWL, JOURNAL_LIMIT, EXTRA),
     *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
     *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
-    *(APIC_EXIT, KEPT_TIMER_END),
+    *(APIC_EXIT, KEPT_TIMER_END, *range(WINDOWS, WINDOW_1_TARGET + 1)),
     *(DEBUG_SKIP, DEBUG_HIT),
 )
 """What of a machine changes as its guest runs and lasts from one VM entry to the next."""

@@ -120,13 +120,15 @@ class UnicornEngine:
         apic_page = hooks.on_apic_page_read, hooks.on_apic_page_write
         absent = hooks.on_absent_read, hooks.on_absent_write
         stores = hooks.on_absent_read, hooks.on_intercepted_store
+        video = hooks.on_video_read, hooks.on_video_write
         own = self._machine
         for start, end, reader, (load, store), writer in (
             (size, at.VMCB, own, absent, own),
             (at.STORES, at.NOWHERE, None, stores, own),
             (at.NOWHERE, at.APIC_ACCESSES, None, absent, None),
             (at.APIC_ACCESSES, at.APIC_ACCESSES + _PAGE, own, apic_page, own),
-            (at.APIC_ACCESSES + _PAGE, 1 << 52, None, absent, None),
+            (at.VIDEO, at.VIDEO + at.VIDEO_SIZE, own, video, own),
+            (at.VIDEO + at.VIDEO_SIZE, 1 << 52, None, absent, None),
         ):
             self._check(
                 uclib.uc_mmio_map(
@@ -478,6 +480,21 @@ class UnicornEngine:
         """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each (native path only)."""
         self.cells[mc.READ_ONLY] = segments
         self.flush_translations()
+
+    def open_window(self, number: int, start: int, size: int, target: int) -> None:
+        """From now on `size` bytes at physical `start` show those at `target` (native path only).
+
+        `number` is 0 or 1; a window of no size is closed. Pages each.
+        """
+        c = self.cells
+        first = (mc.WINDOW_0_START, mc.WINDOW_1_START)[number]
+        c[first : first + 3] = start, size, target
+        c[mc.WINDOWS] = int(c[mc.WINDOW_0_SIZE] != 0 or c[mc.WINDOW_1_SIZE] != 0)
+        self.flush_translations()
+
+    def open_planes(self) -> None:
+        """Let devices answer for the window to a VGA's planes, as window 0 (native path only)."""
+        self.open_window(0, at.VIDEO_WINDOW, at.VIDEO_SIZE, at.VIDEO)
 
     def hold_a20(self, *, low: bool) -> None:
         """Hold address line 20 low, or let it through (native path only)."""

@@ -108,6 +108,14 @@ class Cpu:
         """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each."""
         self._processor.engine.protect_firmware(segments)
 
+    def open_window(self, number: int, start: int, size: int, target: int) -> None:
+        """Let `size` bytes at physical `start` show those at `target`; see the engine's."""
+        self._processor.engine.open_window(number, start, size, target)
+
+    def open_planes(self) -> None:
+        """Let the VGA answer at A0000H, as window 0."""
+        self._processor.engine.open_planes()
+
     def hold_a20(self, *, low: bool) -> None:
         """Hold address line 20 low, or let it through."""
         self._processor.engine.hold_a20(low=low)

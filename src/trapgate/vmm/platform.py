@@ -26,6 +26,7 @@ from trapgate.vmm.devices import MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.planes import is_video
 from trapgate.vmm.loaders.layout import frame_buffer, memory_map
 from trapgate.vmm.turns import Turns
 
@@ -89,7 +90,8 @@ class Platform:
         self.ram: GuestMemory = _Ram(processor) if ram is None else ram
         """Memory as bus masters and our own firmware see it."""
         built_in = board is not None and board.bios
-        video = frame_buffer(memory) if built_in else (memory, 0)
+        has_video = built_in or (board is not None and board.firmware)
+        video = frame_buffer(memory) if has_video else (memory, 0)
         ranges = memory_map(memory, video[1])
         self.devices = Pc(
             memory - video[1],
@@ -99,6 +101,7 @@ class Platform:
             ranges=ranges,
             ram=self.ram,
             board=board,
+            frame_buffer=video,
         )
         for cpu, apic in zip(self.cpus, self.devices.apics, strict=True):
             cpu.apic = apic
@@ -221,6 +224,8 @@ class Platform:
     def _store(self, address: int, size: int, value: int) -> None:
         """The guest stores to a device's page; the VMM wants a turn to see what comes of it."""
         self.devices.store(address, size, value, self.processor.time)
+        if is_video(address):
+            return
         self._device_due = 0
         self.processor.preempt()
 

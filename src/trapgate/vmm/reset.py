@@ -67,6 +67,8 @@ class PowerOn:
         engine = vm.processor.engine
         engine.protect_firmware(0)
         engine.hold_a20(low=False)
+        for number in range(2):
+            engine.open_window(number, 0, 0, 0)
         vm.processor.place_devices(vm.devices.pages)
         self._start()
 

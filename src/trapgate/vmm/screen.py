@@ -21,7 +21,7 @@ _FONTS: Final = ("DejaVuSansMono.ttf", "LiberationMono-Regular.ttf", "FreeMono.t
 
 
 class ScreenError(TrapgateError):
-    """The screen cannot be drawn: Pillow is missing, or the mode is one that is not shown."""
+    """The screen cannot be drawn: Pillow is missing."""
 
 
 def draw(vga: VgaRegisters, memory: Readable) -> Image:
@@ -35,10 +35,7 @@ def draw(vga: VgaRegisters, memory: Readable) -> Image:
     if vga.is_text:
         return _draw_text(vga.cells(memory))
     pixels = vga.pixels(memory)
-    if pixels is None:
-        raise ScreenError(
-            "the guest has set a planar graphics mode, and those are not shown (docs/limits.md)"
-        )
+    assert pixels is not None
     return Image.fromarray(pixels)
 
 

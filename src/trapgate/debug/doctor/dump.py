@@ -185,9 +185,11 @@ def _read_sections(text: str) -> Iterator[Patient]:
     ends = [mark.start() for mark in found[1:]] + [len(text)]
     values: dict[str, int] = {}
     notes: list[str] = []
+    parts: set[str] = set()
     for place, (mark, title, end) in enumerate(zip(found, titles, ends, strict=True)):
         body = text[mark.end() : end]
         values |= _search(_FORMS[title], body)
+        parts.add(title)
         loaded = _NOT_LOADED.search(body)
         if loaded:
             notes.append(f"{title.lower()} EFER is not from the VMCS: the dump says {loaded[1]}")
@@ -195,8 +197,13 @@ def _read_sections(text: str) -> Iterator[Patient]:
         if last:
             xen = "sel  attr  limit" in text or "VMfunc controls" in text
             form = "Xen's vmcs_dump_vcpu" if xen else "KVM's dump_vmcs"
+            notes += [
+                f"the dump has no part {name} State, and ends early or begins late"
+                for name in _FORMS
+                if name not in parts
+            ]
             yield Patient(values, form, notes=tuple(notes))
-            values, notes = {}, []
+            values, notes, parts = {}, [], set()
 
 
 def _search(forms: list[re.Pattern[str]], body: str) -> dict[str, int]:

@@ -15,6 +15,7 @@ from trapgate.debug.gdb.stops import INTERRUPT as SIGINT
 from trapgate.debug.gdb.stops import Stopped
 from trapgate.debug.gdb.target import Target
 from trapgate.debug.gdb.threads import Thread, current_thread, threads_of
+from trapgate.debug.story.names import is_elf
 from trapgate.debug.story.tell import tell
 from trapgate.decision.conditions import Names
 from trapgate.vmm.actions import End, Stop
@@ -32,8 +33,7 @@ _MEMORY_MAP = (
 """gdb asks for linear addresses, any of which may be mapped."""
 _SUPPORTED = (
     f"PacketSize={LONGEST // 4:x};qXfer:features:read+;qXfer:memory-map:read+;"
-    "qXfer:exec-file:read+;QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+;"
-    "ReverseStep+;ReverseContinue+"
+    "QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+;ReverseStep+;ReverseContinue+"
 )
 _PLAIN: dict[bytes, bytes] = {
     b"qsThreadInfo": b"l",
@@ -330,7 +330,8 @@ class Debugger:
         from trapgate.debug.gdb.commands import run
 
         if packet.startswith(b"qSupported"):
-            return _SUPPORTED.encode()
+            exec_file = ";qXfer:exec-file:read+" if self._exec_file() else ""
+            return (_SUPPORTED + exec_file).encode()
         if packet == b"QStartNoAckMode":
             return b"OK"
         if packet == b"qC":
@@ -360,7 +361,9 @@ class Debugger:
         return b""
 
     def _exec_file(self) -> str:
-        return str(self._guest.resolve()) if self._guest else ""
+        # A bzImage looks like a program to gdb, too, but one of EFI's, at other addresses.
+        guest = self._guest
+        return str(guest.resolve()) if guest is not None and is_elf(guest) else ""
 
     def _point(self, rest: bytes, *, insert: bool) -> bytes:
         kind, address, length = (int(part, 16) for part in rest.split(b";")[0].split(b","))

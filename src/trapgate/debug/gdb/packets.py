@@ -3,12 +3,14 @@
 A reader is fed whatever arrives, and gives what is whole; garbage between packets is dropped.
 """
 
+import re
 from collections.abc import Iterator
 
 INTERRUPT = b"\x03"
 """Stands for Ctrl-C among packets."""
 NOT_UNDERSTOOD = b"-"
 """Stands for a packet whose checksum is wrong."""
+_BEGIN = re.compile(b"[$\x03]")
 LONGEST = 0x10000
 """Bytes of a packet; what is longer is dropped."""
 
@@ -38,10 +40,12 @@ class PacketReader:
                 except ValueError:
                     right = False
                 yield _unescaped(body) if right else NOT_UNDERSTOOD
-            else:
+            elif first == INTERRUPT:
                 del self._buffer[:1]
-                if first == INTERRUPT:
-                    yield INTERRUPT
+                yield INTERRUPT
+            else:
+                begin = _BEGIN.search(self._buffer)
+                del self._buffer[: begin.start() if begin else len(self._buffer)]
 
 
 def _unescaped(body: bytes) -> bytes:

@@ -5,7 +5,7 @@ same run again, its last instructions one at a time.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -21,8 +21,12 @@ from trapgate.vmm.machine import VirtualMachine
 
 _MOST = 16
 """Branches that are shown, equal ones in a row counted once, as records of a processor."""
-_LOOKED_AT = 4096
-"""Instructions before the end that are executed one at a time: some tenths of a second."""
+_LOOKED_AT = 4096, 65536
+"""Instructions before the end that are executed one at a time, the second if the first show few.
+
+Some tenths of a second; and for a long string instruction, each iteration of which is one, seconds.
+"""
+_FEW = 4
 _LONGEST = 15
 
 
@@ -48,13 +52,24 @@ class Branch:
         return f"{' -> '.join(places)}: {self.cause}{times}"
 
 
-def last_branches(again: VirtualMachine, end: VirtualMachine) -> tuple[Branch, ...] | None:
+def last_branches(
+    again: Callable[[], VirtualMachine], end: VirtualMachine
+) -> tuple[Branch, ...] | None:
     """The last branches that `end` took, the latest last; None if the run cannot be repeated.
 
-    `again` is a machine at an earlier moment of the same run; it goes to its end.
+    `again` makes a machine at an earlier moment of the same run.
     """
+    found = None
+    for window in _LOOKED_AT:
+        found = _within(window, again(), end)
+        if found is None or len(found) >= _FEW or end.processor.time <= window:
+            break
+    return found
+
+
+def _within(window: int, again: VirtualMachine, end: VirtualMachine) -> tuple[Branch, ...] | None:
     until = end.processor.time
-    again.step(max(until - _LOOKED_AT - again.processor.time, 0))
+    again.step(max(until - window - again.processor.time, 0))
     found: deque[Branch] = deque(maxlen=_MOST)
     for branch in _to_the_end(again, until):
         if found and found[-1] == replace(branch, count=found[-1].count):
@@ -67,16 +82,18 @@ def last_branches(again: VirtualMachine, end: VirtualMachine) -> tuple[Branch, .
 
 def _to_the_end(vm: VirtualMachine, until: int) -> Iterator[Branch]:
     formatter = Formatter(FormatterSyntax.INTEL)
+    before = view_of(vm)
+    here = _Instruction(before, before.code_address, formatter)
     while vm.stopped is None and vm.processor.time <= until:
-        before, cpu = view_of(vm), vm.cpu
-        start = before.code_address
+        cpu, start = vm.cpu, before.code_address
+        if here.at != start:
+            here = _Instruction(before, start, formatter)
         sequence = int(vm.processor.head[j.HEAD_SEQUENCE])
-        here = _Instruction(before, start, formatter)
         handler = None
         stop = vm.step(1)
+        before = after = view_of(vm)
         if vm.cpu is not cpu:
             continue  # another processor's turn
-        after = view_of(vm)
         event = _delivered(vm, sequence)
         if event is not None and stop is None:
             vector, cause = event
@@ -103,7 +120,7 @@ _ALWAYS = (
 
 
 class _Instruction:
-    """What may be about to branch: its mnemonic, where it does not lead if it does.
+    """What may be about to branch: its address and mnemonic, where it does not lead if it does.
 
     Whether it is one that may branch, and one that always does.
     """
@@ -111,7 +128,7 @@ class _Instruction:
     def __init__(self, view: View, at: int, formatter: Formatter) -> None:
         data = next((d for n in (_LONGEST, 8, 4, 2, 1) if (d := view.linear(at, n))), b"")
         found = Decoder(view.bits, data, ip=at).decode() if data else None
-        self.mnemonic, self.behind = "unknown", at
+        self.at, self.mnemonic, self.behind = at, "unknown", at
         self.branches = self.always = False
         if found is not None and not found.is_invalid:
             self.mnemonic = formatter.format_mnemonic(found, FormatMnemonicOptions.NO_PREFIXES)

@@ -16,7 +16,7 @@ def namer(guest: Path | None, symbols: Path | None) -> Namer:
     With debugging information there is the source line, too: main+3H, kernel.c:42.
     Raises TraceError if `symbols` is given and is no such file.
     """
-    if symbols is None and (guest is None or not _is_elf(guest)):
+    if symbols is None and (guest is None or not is_elf(guest)):
         return no_names
     # Not before they are needed: with them comes pyarrow.
     from trapgate.trace.schema import TraceError
@@ -31,7 +31,7 @@ def namer(guest: Path | None, symbols: Path | None) -> Namer:
     else:
         table = Symbols(symbols)
 
-    lines = SourceLines(table.path) if _is_elf(table.path) else no_names
+    lines = SourceLines(table.path) if is_elf(table.path) else no_names
 
     def name(address: int) -> str:
         index = int(table.indices(np.array([address], np.uint64))[0])
@@ -46,7 +46,8 @@ def namer(guest: Path | None, symbols: Path | None) -> Namer:
     return name
 
 
-def _is_elf(file: Path) -> bool:
+def is_elf(file: Path) -> bool:
+    """Whether a file begins as ELF files do."""
     try:
         with file.open("rb") as stream:
             return stream.read(4) == _MAGIC

@@ -92,7 +92,7 @@ def tell(
         story = _halted(vm, view, names, stop.message)
     else:
         story = _stopped(vm, view, names, stop.end.value, stop.message)
-    branches = None if again is None else last_branches(again(), vm)
+    branches = None if again is None else last_branches(again, vm)
     return replace(story, branches=tuple(one.words(names) for one in branches or ()))
 
 

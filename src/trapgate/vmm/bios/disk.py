@@ -8,24 +8,13 @@ from struct import pack
 from typing import Final
 
 from trapgate.vmm.bios.call import CARRY, Call
+from trapgate.vmm.devices.floppy import geometry
 from trapgate.vmm.devices.storage import SECTOR, Sectors
 
 _BAD_COMMAND, _NOT_FOUND, _WRITE_PROTECTED = 0x01, 0x04, 0x03
 _LAST_STATUS: Final = 0x474
 _MOST_SECTORS = 127
 _HARD_DISK, _CD = 0x80, 0xE0
-
-_FLOPPIES: Final = {
-    # sectors: (cylinders, heads, sectors a track, type)
-    320: (40, 1, 8, 1),
-    360: (40, 1, 9, 1),
-    640: (40, 2, 8, 1),
-    720: (40, 2, 9, 1),
-    1440: (80, 2, 9, 3),
-    2400: (80, 2, 15, 2),
-    2880: (80, 2, 18, 4),
-    5760: (80, 2, 36, 5),
-}
 
 
 @dataclass(frozen=True)
@@ -62,10 +51,7 @@ def hard_disk(sectors: Sectors) -> BiosDrive:
 
 def floppy(sectors: Sectors) -> BiosDrive:
     """A floppy disk in the drive that its size wants, else in one of 2.88 MB."""
-    for count, (cylinders, heads, track, kind) in _FLOPPIES.items():
-        if sectors.count <= count:
-            return BiosDrive(sectors, cylinders, heads, track, kind)
-    return BiosDrive(sectors, 80, 2, 36, 5)
+    return BiosDrive(sectors, *geometry(sectors.count))
 
 
 def cd(sectors: Sectors) -> BiosDrive:

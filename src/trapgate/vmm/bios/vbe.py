@@ -119,7 +119,7 @@ class Vbe:
         mode = self.modes.get(wanted & _NUMBER)
         if mode is None or not wanted & _LINEAR:
             return _FAILED
-        self._vga.linear = mode
+        self._vga.show_linear(mode)
         if not wanted & _KEEP:
             call.write(mode.address, bytes(self._size))
         return _SUCCEEDED
@@ -141,7 +141,7 @@ class Vbe:
             pitch = max(-(-pitch // wide) * wide, mode.width * wide)
             if pitch > 0xFFFF or pitch * mode.height > self._size:
                 return 0x024F
-            self._vga.linear = replace(mode, pitch=pitch)
+            self._vga.show_linear(replace(mode, pitch=pitch))
         elif asked == 3:
             pitch = min(self._size // mode.height, 0xFFFF) // wide * wide
         call.put("bx", pitch)
@@ -162,7 +162,7 @@ class Vbe:
         start = (call.get("dx") & 0xFFFF) * mode.pitch + (call.get("cx") & 0xFFFF) * wide
         if start + mode.pitch * (mode.height - 1) + mode.width * wide > self._size:
             return _FAILED
-        self._vga.linear = replace(mode, start=start)
+        self._vga.show_linear(replace(mode, start=start))
         return _SUCCEEDED
 
     def _palette_width(self, call: Call) -> int:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
 
+from trapgate.vmm.bios import vga_modes as modes
 from trapgate.vmm.bios.call import Call
 from trapgate.vmm.bios.vbe import VBE, Vbe
-from trapgate.vmm.devices.pixels import PALETTE
 from trapgate.vmm.devices.vga import VgaRegisters
 
 _MODE, _COLUMNS, _PAGE = 0x449, 0x44A, 0x462
 _CURSORS, _SHAPE = 0x450, 0x460
 _TEXT, _PAGE_BYTES = 0xB8000, 0x1000
 _GRAPHICS = 0xA0000
-_LINEAR_256 = 0x13
-_TEXT_MODES: Final = {0: 40, 1: 40, 2: 80, 3: 80, 7: 80}
-_CGA_MODES: Final = {4: 40, 5: 40, 6: 80}
-_COLUMNS_OF: Final = {**_TEXT_MODES, **_CGA_MODES, _LINEAR_256: 40}
-_REGISTERS: Final = {
-    **dict.fromkeys(_TEXT_MODES, (0x10, 0x0E, 0x02)),
-    **dict.fromkeys((4, 5), (0x30, 0x0F, 0x02)),
-    6: (0x00, 0x0D, 0x06),
-    _LINEAR_256: (0x40, 0x05, 0x0E),
-}
-"""By mode: the graphics controller's registers 5 and 6, and the sequencer's 4."""
 _MOST_COLUMNS = 132
 _BLANK = b" \x07"
 _BACKSPACE, _BELL, _LINE_FEED, _RETURN = 8, 7, 10, 13
@@ -85,25 +73,29 @@ class Video:
         self._enter_mode(call, mode & 0x7F, clear=not mode & 0x80)
 
     def _enter_mode(self, call: Call, mode: int, *, clear: bool) -> None:
-        if mode not in _COLUMNS_OF:
+        if mode not in modes.COLUMNS:
             return
         call.put_word(_MODE, mode, 1)
-        call.put_word(_COLUMNS, _COLUMNS_OF[mode])
+        call.put_word(_COLUMNS, modes.COLUMNS[mode])
         call.put_word(_PAGE, 0, 1)
         call.write(_CURSORS, bytes(16))
-        self._vga.linear = None
-        for port, index, value in zip(
-            (0x3CE, 0x3CE, 0x3C4), (5, 6, 4), _REGISTERS[mode], strict=True
-        ):
-            self._out(port, index)
-            self._out(port + 1, value)
-        self._load_palette(0, PALETTE)
+        self._vga.show_linear(None)
+        self._put(modes.writes(mode))
+        self._load_palette(0, modes.palette(mode))
         self._show_page(0)
-        if clear and mode == _LINEAR_256:
+        if clear and mode in modes.PLANAR_MODES:
+            self._vga.planes.clear()
+        elif clear and mode == modes.LINEAR_256:
             call.write(_GRAPHICS, bytes(0x10000))
         elif clear:
-            call.write(_TEXT, (_BLANK if mode in _TEXT_MODES else bytes(2)) * (0x8000 // 2))
+            call.write(_TEXT, (_BLANK if mode in modes.TEXT_MODES else bytes(2)) * (0x8000 // 2))
         self._show_cursor(call)
+
+    def _put(self, writes: Iterable[tuple[int, int]]) -> None:
+        """Outputs, of which those to the attribute controller begin with an index."""
+        self._vga.read(modes.STATUS, 1, 0)
+        for port, value in writes:
+            self._out(port, value)
 
     def _load_palette(self, first: int, colours: bytes) -> None:
         self._out(0x3C8, first)
@@ -111,11 +103,16 @@ class Video:
             self._out(0x3C9, part)
 
     def _palette(self, call: Call) -> None:
-        """AH = 10H, as far as it is about the 256 colours; AL says what is wanted."""
+        """AH = 10H: 16 registers and 256 colours, without blinking and grey; AL says which."""
         wanted = call.low("ax")
         first, count = call.get("bx") & 0xFF, min(call.get("cx") & 0xFFFF, 256)
         at = call.segment("ES") + (call.get("dx") & 0xFFFF)
-        if wanted == 0x10:
+        if wanted == 0x00:
+            self._put(modes.attributes(call.low("bx") & 0x1F, bytes((call.high("bx"),))))
+        elif wanted == 0x02:
+            self._put(modes.attributes(0, call.read(at, 16)))
+            self._put(modes.attributes(0x11, call.read(at + 16, 1)))
+        elif wanted == 0x10:
             self._load_palette(first, bytes((call.high("dx"), call.high("cx"), call.low("cx"))))
         elif wanted == 0x12:
             self._load_palette(first, call.read(at, 3 * count))
@@ -200,14 +197,26 @@ class Video:
                 call.write(at + 1, bytes((call.low("bx"),)))
 
     def _write_pixel(self, call: Call) -> None:
-        if call.word(_MODE, 1) == _LINEAR_256:
+        mode = call.word(_MODE, 1)
+        if mode == modes.LINEAR_256:
             at = (call.get("dx") & 0xFFFF) * 320 + (call.get("cx") & 0xFFFF)
             call.write(_GRAPHICS + at % 0x10000, bytes((call.low("ax"),)))
+        elif mode in modes.PLANAR_MODES:
+            colour = call.low("ax")
+            self._vga.planes.put(*self._pixel(call, mode), colour & 15, blend=bool(colour & 0x80))
 
     def _read_pixel(self, call: Call) -> None:
-        if call.word(_MODE, 1) == _LINEAR_256:
+        mode = call.word(_MODE, 1)
+        if mode == modes.LINEAR_256:
             at = (call.get("dx") & 0xFFFF) * 320 + (call.get("cx") & 0xFFFF)
             call.put_low("ax", call.word(_GRAPHICS + at % 0x10000, 1))
+        elif mode in modes.PLANAR_MODES:
+            call.put_low("ax", self._vga.planes.get(*self._pixel(call, mode)))
+
+    def _pixel(self, call: Call, mode: int) -> tuple[int, int]:
+        """The address in the planes, and the bit there, of column CX and row DX."""
+        column, row = call.get("cx") & 0xFFFF, call.get("dx") & 0xFFFF
+        return row * modes.COLUMNS[mode] + (column >> 3) & 0xFFFF, 7 - (column & 7)
 
     def _teletype(self, call: Call) -> None:
         self.write(call, call.low("ax"))
@@ -215,7 +224,7 @@ class Video:
     def write(self, call: Call, character: int, attribute: int | None = None) -> None:
         """A character at the cursor of the page shown, which moves on; the screen scrolls."""
         self._emit(character)
-        if call.word(_MODE, 1) not in _TEXT_MODES:
+        if call.word(_MODE, 1) not in modes.TEXT_MODES:
             return
         page = call.word(_PAGE, 1) & 7
         columns = self._columns(call)

@@ -23,7 +23,7 @@ class Board:
     """A machine's drives in their order (at most four), and files for its firmware.
 
     `processors` is their number, 1 to `MOST_PROCESSORS`.
-    Floppies are for `bios` alone: there is no controller for them. `bios` says that our own BIOS
+    There are at most two floppies. `bios` says that our own BIOS
     boots from the drives (`VirtualMachine.boot`).
     `firmware` says that real firmware starts the machine: it makes the memory map itself, and its
     messages (port 402H) go to `log`. `files` are those of the firmware configuration device.

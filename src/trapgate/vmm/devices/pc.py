@@ -8,9 +8,12 @@ from typing import Protocol
 from trapgate.vmm.devices import hpet, ioapic
 from trapgate.vmm.devices.apic import LocalApic, Pins
 from trapgate.vmm.devices.board import Board, IdeInterface
+from trapgate.vmm.devices.bochs_vga import BochsVga
 from trapgate.vmm.devices.bus import Bus, Device, SlowDevice
 from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
+from trapgate.vmm.devices.dma import DmaControllers
+from trapgate.vmm.devices.floppy import FloppyController, geometry
 from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
 from trapgate.vmm.devices.hpet import Hpet, LineGate
 from trapgate.vmm.devices.ide import GuestMemory
@@ -20,6 +23,7 @@ from trapgate.vmm.devices.keyboard import KeyboardController
 from trapgate.vmm.devices.pci import Function, HostBridge, PciHost, isa_bridge
 from trapgate.vmm.devices.pic import IrqLine, PicPair
 from trapgate.vmm.devices.pit import Pit8254
+from trapgate.vmm.devices.planes import is_video
 from trapgate.vmm.devices.power import PowerManagement
 from trapgate.vmm.devices.quick import QuickPorts, Wired
 from trapgate.vmm.devices.rtc import DEFAULT_EPOCH, CmosRtc
@@ -29,6 +33,7 @@ from trapgate.vmm.devices.vga import VgaRegisters
 
 _TIMER_PIN = 2  # where IRQ0 arrives at the I/O APIC
 _SCI = 9
+_FLOPPY_IRQ = 6
 
 
 class Processor(Pins, Protocol):
@@ -39,6 +44,15 @@ class Processor(Pins, Protocol):
 
     def protect_firmware(self, segments: int) -> None:
         """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each."""
+
+    def open_window(self, number: int, start: int, size: int, target: int) -> None:
+        """Let `size` bytes at physical `start` show those at `target`; of no size: no more.
+
+        `number` is 0 for the window at A0000H, 1 for the frame buffer.
+        """
+
+    def open_planes(self) -> None:
+        """Let the devices answer at A0000H, as window 0."""
 
     def hold_a20(self, *, low: bool) -> None:
         """Hold address line 20 low, or let it through."""
@@ -53,6 +67,12 @@ class NoProcessor:
         """Nothing."""
 
     def protect_firmware(self, segments: int) -> None:
+        """Nothing."""
+
+    def open_window(self, number: int, start: int, size: int, target: int) -> None:
+        """Nothing."""
+
+    def open_planes(self) -> None:
         """Nothing."""
 
     def hold_a20(self, *, low: bool) -> None:
@@ -85,7 +105,8 @@ class Pc(Wired):
     (start, length, type). `emit` takes each byte the guest sends to COM1; `debug_emit`
     those for port E9h, and is `emit` if not given. `processor` is what the devices see
     of the first processor, `others` what local APICs see of further ones, `ram` what devices
-    see of memory; `board` says which drives there are.
+    see of memory; `board` says which drives there are. `frame_buffer` are address and size of
+    memory that is the screen's.
 
     The VMM calls `read` and `write` at I/O exits, `load` and `store` for accesses to the
     physical pages in `pages`, `advance` when a deadline has come, and looks at `pending`
@@ -105,6 +126,7 @@ class Pc(Wired):
         ranges: Iterable[tuple[int, int, int]] = (),
         ram: GuestMemory | None = None,
         board: Board | None = None,
+        frame_buffer: tuple[int, int] = (0, 0),
     ) -> None:
         nothing = NoProcessor()
         board = Board() if board is None else board
@@ -135,7 +157,7 @@ class Pc(Wired):
             hpet.BASE_ADDRESS >> 12: SlowDevice(self.hpet, processor.wait),
             MEMORY_PAGE: TestMemory(range(0x1000)),
         }
-        self.vga = VgaRegisters()
+        self.vga = VgaRegisters(processor)
         ranges = [(0, memory, 1)] if board.firmware else ranges
         files = {"etc/e820": e820(ranges), **board.files}
         firmware = FirmwareConfiguration(memory, files, len(self.apics))
@@ -155,7 +177,7 @@ class Pc(Wired):
             TestMemory(range(0xE0, 0xE4)),
             TestLines([self._line(irq) for irq in range(16)]),
             self.vga,
-            *self._pci(board, processor, nothing if ram is None else ram),
+            *self._pci(board, processor, nothing if ram is None else ram, frame_buffer),
             SlowDevice(
                 PowerManagement(self._line(_SCI), self.bus, clock, self.ports), processor.wait
             ),
@@ -181,8 +203,14 @@ class Pc(Wired):
         for apic in self.apics:
             apic.lint(0, level)
 
-    def _pci(self, board: Board, processor: Processor, ram: GuestMemory) -> list[Device]:
-        """The bridges and, if there are drives, their interface."""
+    def _pci(
+        self,
+        board: Board,
+        processor: Processor,
+        ram: GuestMemory,
+        frame_buffer: tuple[int, int],
+    ) -> list[Device]:
+        """The bridges and, if there are drives, their interface; for firmware a VGA."""
         functions: dict[tuple[int, int], Function] = {
             (0, 0): HostBridge(processor.protect_firmware),
             (1, 0): isa_bridge(),
@@ -192,6 +220,14 @@ class Pc(Wired):
             interface = IdeInterface(board.drives, self.bus, ram, self._line)
             functions[1, 1] = interface.function
             devices += interface.channels
+        if board.floppies:
+            dma = DmaControllers(ram)
+            devices += [dma, FloppyController(board.floppies, self._line(_FLOPPY_IRQ), dma)]
+            self.rtc.describe_floppies([geometry(disk.count)[3] for disk in board.floppies])
+        if board.firmware and frame_buffer[1]:
+            adapter = BochsVga(self.vga, *frame_buffer, processor, ram)
+            functions[2, 0] = adapter.function
+            devices.append(adapter)
         if board.log is not None:
             devices.append(DebugConsole(board.log, 0x402))
         return devices
@@ -209,6 +245,8 @@ class Pc(Wired):
 
     def load(self, address: int, size: int, now: int) -> int:
         """Load `size` bytes (1 to 8) at a physical address: all ones where no device is."""
+        if is_video(address):
+            return self.vga.planes.read(address & 0xFFFF, size, now)
         device = self._at(address)
         if device is None:
             return (1 << 8 * size) - 1
@@ -216,6 +254,9 @@ class Pc(Wired):
 
     def store(self, address: int, size: int, value: int, now: int) -> None:
         """Store `size` bytes (1 to 8) at a physical address."""
+        if is_video(address):
+            self.vga.planes.write(address & 0xFFFF, size, value, now)
+            return
         device = self._at(address)
         if device is not None:
             device.write(address & 0xFFF, size, value, now)

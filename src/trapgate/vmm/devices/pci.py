@@ -13,7 +13,9 @@ _SUBSYSTEM = 0x1100_1AF4
 """QEMU's; firmware knows by that of the host bridge that fw_cfg is there."""
 _COMMAND = 0x04
 _BASE_ADDRESSES = 0x10
-_IO_SPACE = 1
+_IO_SPACE, _MEMORY_SPACE = 1, 2
+_IO, _PREFETCHABLE = 1, 8
+"""Kinds of base address registers: ports, and memory of 32-bit addresses."""
 
 _PAM = 0x59
 """The first of the host bridge's programmable-attribute-map registers."""
@@ -22,6 +24,17 @@ _PAM = 0x59
 @dataclass(frozen=True)
 class IoRegion:
     """A base address register for `size` ports (a power of two, at least 4).
+
+    `moved` is told where they are from now on, or None if they are not decoded.
+    """
+
+    size: int
+    moved: Callable[[int | None], None]
+
+
+@dataclass(frozen=True)
+class MemoryRegion:
+    """A base address register for `size` bytes of memory (a power of two, pages).
 
     `moved` is told where they are from now on, or None if they are not decoded.
     """
@@ -43,7 +56,7 @@ class Function:
         kind: int,
         *,
         header: int = 0,
-        regions: Mapping[int, IoRegion] | None = None,
+        regions: Mapping[int, IoRegion | MemoryRegion] | None = None,
     ) -> None:
         self.space = bytearray(256)
         self._writable = bytearray(256)
@@ -57,7 +70,8 @@ class Function:
         self.put(0x0C, 0, 2, 0xFFFF)
         self.put(0x3C, 0, 1, 0xFF)
         for number, region in self._regions.items():
-            self.put(_BASE_ADDRESSES + 4 * number, 1, 4, (1 << 32) - region.size)
+            kind = _IO if isinstance(region, IoRegion) else _PREFETCHABLE
+            self.put(_BASE_ADDRESSES + 4 * number, kind, 4, (1 << 32) - region.size)
 
     def put(self, at: int, value: int, size: int, writable: int = 0) -> None:
         """Have `value` in `size` bytes at `at`, of which the guest may change bits `writable`."""
@@ -77,11 +91,13 @@ class Function:
         self._decode()
 
     def _decode(self) -> None:
-        enabled = self.space[_COMMAND] & _IO_SPACE
         for number, region in self._regions.items():
-            base = self.read(_BASE_ADDRESSES + 4 * number, 4) & ~3
+            base = self.read(_BASE_ADDRESSES + 4 * number, 4) & -region.size
+            is_io = isinstance(region, IoRegion)
+            enabled = self.space[_COMMAND] & (_IO_SPACE if is_io else _MEMORY_SPACE)
+            most = (0x10000 if is_io else 1 << 32) - region.size
             # All ones is what sizing writes, and 0 what nobody has placed yet.
-            place = base if enabled and 0 < base <= 0x10000 - region.size else None
+            place = base if enabled and 0 < base < most + is_io else None
             if place != self._where[number]:
                 self._where[number] = place
                 region.moved(place)

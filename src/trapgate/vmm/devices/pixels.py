@@ -1,8 +1,7 @@
 """What a VGA shows in its graphics modes, as pixels (IBM VGA; VESA BIOS Extension Core 3.0).
 
-Video memory is RAM as the guest addresses it, so modes whose memory is one plane can be shown:
-linear frame buffers, mode 13H, and the modes that go back to the CGA. Planar modes and
-"mode X" are not.
+In modes whose memory is one plane video memory is RAM as the guest addresses it: linear frame
+buffers, mode 13H, and the modes that go back to the CGA. The others have `planes`.
 """
 
 from __future__ import annotations
@@ -67,6 +66,22 @@ class LinearMode:
     def bytes_per_pixel(self) -> int:
         """Bytes of a pixel."""
         return (self.bits + 7) // 8
+
+
+@dataclass(frozen=True)
+class PlanarMode:
+    """How the CRT controller shows the planes.
+
+    `columns` are characters of eight dots from side to side, `height` lines; `pitch` are the
+    addresses from line to line, `start` the first. `is_byte_a_pixel` says that a pixel is a plane's
+    byte, of two dots ("mode X"); else it is a bit of each plane.
+    """
+
+    columns: int
+    height: int
+    pitch: int
+    start: int
+    is_byte_a_pixel: bool
 
 
 def _steps(low: int, high: int) -> list[tuple[int, int, int]]:
@@ -137,6 +152,23 @@ def mode_13h(memory: Readable, palette: bytes, start: int) -> Pixels:
     """320 x 200 in 256 colours."""
     data = (memory.read(_LINEAR_256, 0x10000) * 2)[start : start + 64000]
     return _colours(palette)[np.frombuffer(data, np.uint8).reshape(200, 320)]
+
+
+def planar(mode: PlanarMode, planes: bytes, palette: bytes) -> Pixels:
+    """The pixels of a mode with four planes; `planes` has four bytes an address.
+
+    `palette` has the colours of all values of a pixel, 6 bits each of red, green and blue.
+    """
+    memory = np.frombuffer(planes, np.uint8).reshape(-1, 4)
+    rows = mode.start + mode.pitch * np.arange(mode.height)[:, None]
+    lines = memory[(rows + np.arange(mode.columns)) % len(memory)]
+    if mode.is_byte_a_pixel:
+        values = lines.reshape(mode.height, -1)
+    else:
+        bits = np.unpackbits(lines.transpose(2, 0, 1), axis=2)
+        values = sum((bits[n] << n for n in range(4)), np.zeros_like(bits[0]))
+    six = np.frombuffer(palette, np.uint8).reshape(-1, 3)
+    return np.asarray((six << 2 | six >> 4)[values], np.uint8)
 
 
 def cga(memory: Readable, bits: int) -> Pixels:

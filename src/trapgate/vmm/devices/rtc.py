@@ -4,6 +4,7 @@ The clock starts at a configured instant, not the host's, and runs on virtual ti
 two runs of a guest see the same date at the same instruction.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from trapgate.instructions import quick_ports as quick
@@ -178,13 +179,19 @@ class CmosRtc:
                 self._plan_alarm(now)
         self._update()
 
+    def describe_floppies(self, kinds: Sequence[int]) -> None:
+        """Tell of one or two floppy drives by their types."""
+        first, second, *_ = *kinds, 0, 0
+        self._cells[0x10] = first << 4 | second
+        self._cells[0x14] |= 1 | len(kinds) - 1 << 6
+
     def _describe_memory(self, memory: int) -> None:
         cells = self._cells
         base = min(memory >> 10, 640)
         extended = min(max((memory >> 10) - 1024, 0), 0xFFFF)
         above_16m = min(max((memory >> 16) - 256, 0), 0xFFFF)
         above_4g = max((memory >> 16) - 0x10000, 0)
-        cells[0x14] = 0x06  # a numeric coprocessor and a PS/2 port
+        cells[0x14] |= 0x06  # a numeric coprocessor and a PS/2 port
         for low, value in ((0x15, base), (0x17, extended), (0x30, extended), (0x34, above_16m)):
             cells[low], cells[low + 1] = value & 0xFF, value >> 8
         cells[0x5B:0x5E] = min(above_4g, 0xFFFFFF).to_bytes(3, "little")

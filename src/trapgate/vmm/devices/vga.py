@@ -1,13 +1,16 @@
-"""A VGA's registers, which keep what is written, and what is on its screen (IBM VGA, "Registers").
+"""A VGA's registers, and what is on its screen (IBM VGA, "Registers").
 
-Video memory is RAM from A0000H on: see `pixels` for what that means to graphics modes.
+Video memory is RAM from A0000H on, but in planar modes, where the processor sees `planes` there.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from trapgate.vmm.devices import pixels
 from trapgate.vmm.devices.bus import UntimedDevice
-from trapgate.vmm.devices.pixels import LinearMode, Pixels, Readable
+from trapgate.vmm.devices.pixels import LinearMode, Pixels, PlanarMode, Readable
+from trapgate.vmm.devices.planes import BASE, Planes
 
 TEXT_MEMORY = 0xB8000
 WIDTH, HEIGHT = 80, 25
@@ -19,8 +22,21 @@ _AT_B8000 = 3
 """In the graphics controller's miscellaneous register: where video memory is."""
 _INTERLEAVED, _BYTE_A_PIXEL = 0x20, 0x40
 """In its mode register."""
+BANK = 0x10000
+"""Bytes of the window at A0000H."""
+_RAM, _PLANES = -2, -1
 _CHAINED = 8
 """In the sequencer's memory mode: consecutive bytes are in consecutive planes."""
+
+
+class Windows(Protocol):
+    """How the processor finds memory elsewhere; see `pc.Processor`."""
+
+    def open_window(self, number: int, start: int, size: int, target: int) -> None:
+        """Let `size` bytes at physical `start` show those at `target`."""
+
+    def open_planes(self) -> None:
+        """Let the planes answer at A0000H."""
 
 
 class VgaRegisters(UntimedDevice):
@@ -28,7 +44,7 @@ class VgaRegisters(UntimedDevice):
 
     ports = (0x3B4, 0x3B5, 0x3BA, *range(0x3C0, 0x3E0))
 
-    def __init__(self) -> None:
+    def __init__(self, windows: Windows) -> None:
         sets = (_ATTRIBUTE, _SEQUENCER, _GRAPHICS, _COLOUR_CRTC, _MONO_CRTC)
         self._sets = {one: bytearray(256) for one in sets}
         self._index = dict.fromkeys(sets, 0)
@@ -39,7 +55,12 @@ class VgaRegisters(UntimedDevice):
         self._palette_read = self._palette_write = 0
         self._mask = 0xFF
         self.linear: LinearMode | None = None
-        """The mode with a linear frame buffer that the BIOS has set, if any."""
+        """The mode with a linear frame buffer that is set, if any."""
+        self.planes = Planes(self._sets[_GRAPHICS], self._sets[_SEQUENCER])
+        self._windows = windows
+        self._bank: int | None = None
+        self._seen = _RAM
+        """What the processor sees at A0000H: _RAM, _PLANES, or the address of a bank."""
 
     def read(self, port: int, size: int, now: int) -> int:
         """A register; ports without one read 0."""
@@ -71,6 +92,7 @@ class VgaRegisters(UntimedDevice):
         elif port in _DATA_OF:
             chosen = _DATA_OF[port]
             self._sets[chosen][self._index[chosen]] = value
+            self._look()
         elif port in self._index:
             self._index[port] = value
         elif port == 0x3C2:
@@ -84,6 +106,41 @@ class VgaRegisters(UntimedDevice):
         elif port == 0x3C9:
             self._palette[self._palette_write] = value & 0x3F
             self._palette_write = (self._palette_write + 1) % 768
+
+    def show_linear(self, mode: LinearMode | None, bank: int | None = None) -> None:
+        """Show a mode with a linear frame buffer, or none; `bank` is what lies at A0000H."""
+        self.linear = mode
+        self._bank = bank if mode is not None else None
+        self._look()
+
+    def _look(self) -> None:
+        """Let the processor see at A0000H what belongs there now."""
+        seen = _RAM
+        if self._bank is not None:
+            seen = self._bank
+        elif self.is_planar:
+            seen = _PLANES
+        if seen == self._seen:
+            return
+        self._seen = seen
+        if seen == _PLANES:
+            self.planes.begin()
+            self._windows.open_planes()
+        elif seen == _RAM:
+            self._windows.open_window(0, 0, 0, 0)
+        else:
+            self._windows.open_window(0, BASE, BANK, seen)
+
+    @property
+    def is_planar(self) -> bool:
+        """Whether the mode is a graphics mode whose memory is four planes, side by side."""
+        graphics = self._sets[_GRAPHICS]
+        return (
+            not self.is_text
+            and self.linear is None
+            and graphics[6] >> 2 & 3 < _AT_B8000 - 1
+            and not self._sets[_SEQUENCER][4] & _CHAINED
+        )
 
     def colours(self, first: int, count: int) -> bytes:
         """`count` entries of the palette, 6 bits each of red, green and blue."""
@@ -113,7 +170,7 @@ class VgaRegisters(UntimedDevice):
         return data[self.start : self.start + 2 * WIDTH * HEIGHT]
 
     def pixels(self, memory: Readable) -> Pixels | None:
-        """The screen in a graphics mode; None in a text mode, and in one that is not shown."""
+        """The screen in a graphics mode; None in a text mode."""
         if self.linear is not None:
             return pixels.linear(self.linear, memory, bytes(self._palette))
         graphics = self._sets[_GRAPHICS]
@@ -123,7 +180,37 @@ class VgaRegisters(UntimedDevice):
             return pixels.cga(memory, 2 if graphics[5] & _INTERLEAVED else 1)
         if graphics[5] & _BYTE_A_PIXEL and self._sets[_SEQUENCER][4] & _CHAINED:
             return pixels.mode_13h(memory, bytes(self._palette), 2 * self.start)
-        return None
+        return pixels.planar(self._geometry(), self._planes_shown(), self._colours_shown())
+
+    def _geometry(self) -> PlanarMode:
+        """What the CRT controller makes of the planes."""
+        crtc, graphics = self._sets[_COLOUR_CRTC], self._sets[_GRAPHICS]
+        lines = (crtc[0x12] | (crtc[7] & 2) << 7 | (crtc[7] & 0x40) << 3) + 1
+        repeated = ((crtc[9] & 0x1F) + 1) << (crtc[9] >> 7)
+        return PlanarMode(
+            columns=crtc[1] + 1,
+            height=max(lines // repeated, 1),
+            pitch=2 * crtc[0x13],
+            start=crtc[0x0C] << 8 | crtc[0x0D],
+            is_byte_a_pixel=bool(graphics[5] & _BYTE_A_PIXEL),
+        )
+
+    def _planes_shown(self) -> bytes:
+        return bytes(self.planes.bytes) or bytes(4 * BANK)
+
+    def _colours_shown(self) -> bytes:
+        """The palette as the attribute controller leads to it, 16 colours; or all 256."""
+        attributes = self._sets[_ATTRIBUTE]
+        if self._sets[_GRAPHICS][5] & _BYTE_A_PIXEL:
+            return bytes(self._palette)
+        chosen = bytearray()
+        for n in range(16):
+            entry = attributes[n] & 0x3F
+            if attributes[0x10] & 0x80:
+                entry = entry & 0xF | (attributes[0x14] & 3) << 4
+            entry |= (attributes[0x14] & 0xC) << 4
+            chosen += self._palette[3 * entry : 3 * entry + 3]
+        return bytes(chosen)
 
     def text(self, memory: Readable) -> list[str]:
         """The screen's lines, without blanks at their ends; none in a graphics mode."""
