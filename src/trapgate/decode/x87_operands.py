@@ -19,6 +19,10 @@ WRITES_OTHER = 32
 EXCHANGES = 64
 """FXCH: neither register is empty behind it."""
 OTHER_SHIFT = 7
+TELLS_SIGN = 1 << 10
+"""FXAM: C1 is the sign."""
+TO_DECIMAL = 1 << 11
+"""FBSTP."""
 
 _BOTH = READS_TOP | READS_OTHER
 _COMPARES = READS_TOP | FINDS_DENORMALS
@@ -66,7 +70,7 @@ def _operands_beside_memory(opcode: int, field: int) -> int:
         return PUSHES
     if opcode in (0xD9, 0xDD) and field >= 4:
         return 0
-    return READS_TOP
+    return READS_TOP | (TO_DECIMAL if opcode == 0xDF and field == 6 else 0)
 
 
 @core
@@ -91,5 +95,7 @@ def _operands_of_d9(form: int) -> int:
     if form in (0xF0, 0xFA, 0xFC, 0xFE, 0xFF):
         # F2XM1, FSQRT, FRNDINT, FSIN, FCOS.
         return _COMPUTES
-    # FSTP; FNOP, FXAM, FDECSTP and FINCSTP read nothing.
+    if form == 0xE5:
+        return TELLS_SIGN
+    # FSTP; FNOP, FDECSTP and FINCSTP read nothing.
     return READS_TOP if 0xD8 <= form < 0xE0 else 0

@@ -17,6 +17,7 @@ from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.sse_state import emit_alignment
+from trapgate.engine.x87_pointers import emit_address
 
 POISON = -(1 << 63)
 """An address that no translation exists for. The segment's number stands in bits 34:32."""
@@ -166,6 +167,8 @@ def emit_access(
         m = cells(machine, mc.CELLS)
         chosen = address
         aligned = 0
+        if m[mc.X87_POINTS] != 0:
+            emit_address(t, m, context, context + address)
         if m[mc.ALIGNED] != 0:
             m[mc.ALIGNED] = 0
             chosen = aligned = emit_alignment(t, context, address)
@@ -233,6 +236,15 @@ def check_operands(
                     if m[mc.NATIVE] == 0:
                         emit_refusal(m, t, context, address)
                     poke64(arguments + 8 * n, context + address)
+
+
+@jit
+def note_operand_of_helper(m: Cells, t: Cells, context: int, function: int, arguments: int) -> None:
+    """Before the call of a helper that accesses memory itself: note its operand's address."""
+    for pair in range(em.OPERAND_PAIRS):
+        if function == t[em.OPERANDS + 2 * pair]:
+            emit_address(t, m, context, peek64(arguments + 8))
+            return
 
 
 @jit

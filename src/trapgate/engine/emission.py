@@ -33,6 +33,13 @@ SYMBOLS = (
     "helper_single_step",
     "helper_read_eflags",
     "helper_enter_mmx",
+    "helper_fistll_ST0",
+    "cpu_lduw_data_ra",
+    "cpu_ldl_data_ra",
+    "cpu_ldq_data_ra",
+    "cpu_stw_data_ra",
+    "cpu_stl_data_ra",
+    "cpu_stq_data_ra",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -58,6 +65,13 @@ SYMBOLS = (
     SINGLE_STEP,
     READ_FLAGS,
     ENTER_MMX,
+    TO_INTEGER,
+    LOAD_DATA_16,
+    LOAD_DATA_32,
+    LOAD_DATA_64,
+    STORE_DATA_16,
+    STORE_DATA_32,
+    STORE_DATA_64,
     COUNT_CODE,
     CARE_CODE,
     PORTABLE_CODE,
@@ -82,10 +96,12 @@ SYMBOLS = (
     WHOLE_STORE_CODE,
     STORE_TO_COME_CODE,
     ARITHMETIC_CODE,
+    ROUNDING_CODE,
+    X87_IMAGE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(48)
+) = range(57)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -97,7 +113,10 @@ OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""
 OPERAND_PAIRS = 20
-CELLS = OPERANDS + 2 * OPERAND_PAIRS
+ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
+"""Helpers whose results are rounded (`x87_rounding`)."""
+ROUNDING_HELPERS = 15
+CELLS = ROUNDING + ROUNDING_HELPERS
 
 # Layout of the translator's data.
 UC = HOST.handle_of_translator
@@ -110,7 +129,7 @@ _GLOBAL_OFFSET = 0x18
 """In a temporary: whether it stands for memory of the CPU state, and where that is."""
 
 # Opcodes and conditions of Unicorn 2.1.4's tcg-opc.h and tcg-cond.h, on 64 bits.
-MOVE, LOAD, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 78, 79, 87, 109
+MOVE, LOAD, STORE, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 77, 78, 79, 87, 109
 BELOW = 4
 _I64 = 1
 
@@ -159,7 +178,7 @@ def emit_2(t: Cells, context: int, opcode: int, result: int, operand: int) -> No
 
 @jit
 def emit_3(t: Cells, context: int, opcode: int, result: int, first: int, second: int) -> None:
-    """Emit an operation on three; for LOAD the last is an offset in bytes."""
+    """Emit an operation on three; for LOAD and STORE the last is an offset in bytes."""
     call(t[OP_3], (context, opcode, result, first, second))
 
 

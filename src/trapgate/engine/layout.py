@@ -31,6 +31,12 @@ CR8 = CR0 + 64
 EFER = 592
 FPU = 600
 """From here to SYSENTER_CS: the x87, MMX and SSE state."""
+FPU_OP = 752
+FPU_CS = 754
+FPU_DS = 756
+FPU_IP = 760
+FPU_DP = 768
+"""The pointers to the latest x87 instruction and its operand."""
 X87_FLAGS = 778
 """The exception flags of x87 arithmetic, likewise, in the order of the status word."""
 X87_FLUSHES = X87_FLAGS + 2

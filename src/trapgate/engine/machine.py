@@ -145,8 +145,14 @@ journal, the virtual clock, and why the engine stopped.
     WINDOW_1_START,
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
+    X87_ROUNDED,
+    X87_AT,
+    X87_POINTS,
+    X87_ROUNDS,
+    X87_WHAT,
+    X87_IMAGE,
     CELLS,
-) = range(140)
+) = range(146)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -154,6 +160,11 @@ the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
 X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: what the one that is
 being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
+X87_ROUNDED: what C1 will be (`x87_rounding`). X87_AT: the linear address of the operand in memory.
+X87_ROUNDS: 1 while an instruction is translated that computes. X87_WHAT: of the one that is being
+translated, what `decode.x87_pointers` says; X87_IMAGE: of the one that is executed, if it loads or
+stores an image of FXSAVE or XSAVE. X87_POINTS: 1 until the access is translated whose address
+X87_AT is.
 X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and that it writes.
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
 SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. DESTINATION: what

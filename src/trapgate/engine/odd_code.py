@@ -55,9 +55,20 @@ from trapgate.decode.whole_stores import (
     whole_vector_store,
 )
 from trapgate.decode.x87_operands import x87_operands
+from trapgate.decode.x87_pointers import (
+    ACTION_SHIFT,
+    EXTENDED,
+    IN_MEMORY,
+    OPCODE_SHIFT,
+    POINTS,
+    WIDE,
+    image_action,
+    x87_action,
+)
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.x87_exceptions import ENTERS_MMX, SPARES_X87, kind_of_x87
+from trapgate.engine.x87_pointers import look_at_operand
 from trapgate.instructions.near_return import RET_AND_RELEASE
 
 _NEXT_PC = 0x10
@@ -274,6 +285,7 @@ def look(reader: int, block: int, env: int) -> int:
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
     m[mc.ARITHMETIC] = NO_ARITHMETIC
+    m[mc.X87_WHAT] = 0
     m[mc.OPERAND] = 0
     m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
@@ -374,7 +386,14 @@ def look(reader: int, block: int, env: int) -> int:
         if opcode_map == TWO_BYTES and has_predicate(opcode):
             show_predicate(m, reader, env, form_at, short_address)
         if opcode_map == TWO_BYTES and opcode == 0xAE:
-            return USES_MXCSR if code_byte(reader, env, form_at) < 0xC0 else PLAIN
+            form = code_byte(reader, env, form_at)
+            action = image_action(form)
+            if action != POINTS and flags & (at.HF_EM | at.HF_TS) == 0:
+                what = look_at_operand(reader, env, start, form_at, flags)
+                extended = EXTENDED if form & 0x20 else 0
+                m[mc.X87_WHAT] = what | extended | action << ACTION_SHIFT
+                m[mc.X87_POINTS] = 1
+            return USES_MXCSR if form < 0xC0 else PLAIN
         look_at_prefixes(m, reader, env, form_at, repeat, operand_size)
         escape = opcode if opcode_map == THREE_BYTES else 0
         if escape != 0:
@@ -404,6 +423,12 @@ def look(reader: int, block: int, env: int) -> int:
     if byte & 0xF8 == 0xD8 and flags & (at.HF_EM | at.HF_TS) == 0:
         form = code_byte(reader, env, form_at)
         m[mc.X87_OPERANDS] = x87_operands(byte, form)
+        what = look_at_operand(reader, env, start, form_at, flags) & ~WIDE
+        if (flags & at.HF_CS32 != 0) != operand_size:
+            what |= WIDE
+        what |= ((byte & 7) << 8 | form) << OPCODE_SHIFT
+        m[mc.X87_WHAT] = what | x87_action(byte, form) << ACTION_SHIFT
+        m[mc.X87_POINTS] = 1 if what & IN_MEMORY else 0
         return X87 + kind_of_x87(byte, form)
     if rex != 0 and rex_of_one_byte(byte, rex) != rex:
         show(m, start + n - 1, rex_of_one_byte(byte, rex))

@@ -15,6 +15,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.sse_arithmetic import flags_met
 from trapgate.engine.state import save_paging
+from trapgate.engine.x87_pointers import finish_image
 from trapgate.paging.memory import load32
 from trapgate.paging.walk import READ, walk
 
@@ -26,9 +27,13 @@ _MXCSR_AT = 24
 _SSE_AND_AVX = 6
 
 
-@callback(VOID, INT64, INT64)
-def on_mxcsr_is_used(machine: int, env: int) -> None:
-    """Before an instruction that reads or replaces MXCSR: what arithmetic has met joins it."""
+@callback(VOID, INT64, INT64, INT64)
+def on_mxcsr_is_used(machine: int, env: int, what: int) -> None:
+    """Before an instruction that reads or replaces MXCSR: what arithmetic has met joins it.
+
+    `what` (`decode.x87_pointers`) is for the helper that it may call.
+    """
+    cells(machine, mc.CELLS)[mc.X87_IMAGE] = what
     met = flags_met(peek8(env + at.SSE_FLAGS))
     poke32(env + at.MXCSR, peek32(env + at.MXCSR) | met)
     poke8(env + at.SSE_FLAGS, 0)
@@ -80,6 +85,9 @@ def restore_extended(env: int, address: int, wanted: int, helper: int, back: int
     if wanted & _SSE_AND_AVX and refuses_mxcsr(env, address):
         raise_gp(env, back)
     call(helper, (env, address, wanted))
+    # The engine leaves the block behind it.
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    finish_image(m, env, m[mc.X87_IMAGE], back)
 
 
 LOADS_OF_MXCSR = {

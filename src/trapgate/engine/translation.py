@@ -33,6 +33,7 @@ from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, poke64
 from trapgate.decode.sse_arithmetic import IMMEDIATE_SHIFT, NO_ARITHMETIC
 from trapgate.decode.whole_stores import NOT_WHOLE
+from trapgate.decode.x87_pointers import ACTION
 from trapgate.engine import branches, careful_blocks, clock, coherence, sse_arithmetic, whole_stores
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
@@ -43,7 +44,12 @@ from trapgate.engine.audit import note_source
 from trapgate.engine.breakpoints import end_before_breakpoint, is_breakpoint
 from trapgate.engine.calibration import check_translator
 from trapgate.engine.careful_blocks import last_offset
-from trapgate.engine.checked_accesses import OPERAND_HELPERS, check_operands, look_at_operand
+from trapgate.engine.checked_accesses import (
+    OPERAND_HELPERS,
+    check_operands,
+    look_at_operand,
+    note_operand_of_helper,
+)
 from trapgate.engine.control_flow import SUBSTITUTES
 from trapgate.engine.host import request_of
 from trapgate.engine.linkage import slots
@@ -65,6 +71,8 @@ from trapgate.engine.odd_code import (
 )
 from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
+from trapgate.engine.x87_pointers import on_x87_image
+from trapgate.engine.x87_rounding import HELPERS, emit_rounding, on_rounding, rounds
 from trapgate.errors import EngineError
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
@@ -77,8 +85,9 @@ from trapgate.sdm.state import (
 _TRANSLATE_INSN = 4
 _SENTINEL = 0x7A9_5EED
 """Stands for a block's count of instructions until it is known."""
+_NEXT_PC = 0x10
 _BLOCK_FLAGS = 0xA8
-"""In the translator's context of a block: the flags that it translates for."""
+"""In the translator's context of a block: the next address, the flags that it translates for."""
 _AC = 1 << 18
 
 
@@ -222,8 +231,13 @@ def on_gen_call(
             check_operands(m, t, context, function, count, arguments)
         if m[mc.ARITHMETIC] != NO_ARITHMETIC and count >= 3:
             operand = take_operands(m, t, context, count, arguments)
+        if m[mc.X87_POINTS] != 0:
+            note_operand_of_helper(m, t, context, function, arguments)
         if m[mc.WHOLE] > NOT_WHOLE:
             look_at_operand(m, t, context, function, arguments)
+        if m[mc.X87_ROUNDS] != 0 and rounds(t, function):
+            emit_rounding(t, m, context, function, count, arguments)
+            return
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
         if operand != 0:
             em.release(t, context, operand)
@@ -263,6 +277,18 @@ def on_exit_block(context: int, block: int, number: int, translator: int) -> Non
     call(t[em.EXIT_BLOCK], (context, block, number))
 
 
+@jit
+def emit_what(t: Cells, m: Cells, function: int, machine: int, offset: int, what: int) -> None:
+    """Emit the call of a function of ours with three constants."""
+    context = m[mc.TRANSLATION]
+    m[mc.PAIR] = context + em.new_constant(t, context, machine)
+    m[mc.PAIR_2] = context + em.new_constant(t, context, offset)
+    m[mc.PAIR_3] = context + em.new_constant(t, context, what)
+    em.emit_prepared_call(t, m, context, function, 3, 0)
+    for n in range(3):
+        em.release(t, context, m[mc.PAIR + n] - context)
+
+
 @callback(VOID, *[INT64] * 2, BOUND)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
     """translate_insn: look at an instruction before it is translated (`odd_code`)."""
@@ -271,26 +297,34 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     machine = peek64(env + at.MACHINE)
     m = cells(machine, mc.CELLS)
     task_switched = peek32(block + _BLOCK_FLAGS) & at.HF_TS
+    start = peek64(block + _NEXT_PC)
     found = look(t[em.CODE_BYTE], block, env)
+    what = m[mc.X87_WHAT]
     if found == STI:
         em.emit_call(t, m, t[em.STI_CODE], machine, env)
     elif found == LOADS_SS:
         em.emit_call(t, m, t[em.SHADOW_CODE], machine, BLOCKING_BY_MOV_SS)
     elif found == USES_MXCSR:
-        em.emit_call(t, m, t[em.MXCSR_CODE], machine, env)
+        emit_what(t, m, t[em.MXCSR_CODE], machine, env, what)
     elif found == MMX:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     elif found == COMPARES_AND_EXCHANGES:
         em.emit_call(t, m, t[em.EXCHANGE_BEGINS], machine, m[mc.DESTINATION])
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
+    m[mc.X87_ROUNDS] = 1 if X87 < found < MMX else 0
     call(t[em.THEIR_TRANSLATE], (block, cpu))
+    m[mc.X87_ROUNDS] = 0
     if X87 < found < MMX:
-        em.emit_call(t, m, t[em.X87_BEGINS + found - X87], machine, 0)
+        offset = start - peek64(peek64(block) + at.TB_CS_BASE)
+        emit_what(t, m, t[em.X87_BEGINS + found - X87], machine, offset, what)
     elif found == COMPARES_AND_EXCHANGES:
         em.emit_call(t, m, t[em.EXCHANGE_ENDS], machine, m[mc.DESTINATION])
     elif found == MMX and m[mc.DESTINATION] >= 0:
         em.emit_call(t, m, t[em.MMX_ENDS], machine, m[mc.DESTINATION])
+    if what & ACTION:
+        em.emit_call(t, m, t[em.X87_IMAGE], machine, what)
+    m[mc.X87_POINTS] = 0
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
@@ -378,6 +412,8 @@ _STUBS: dict[int, Callback | Stub] = {
     em.MMX_ENDS: x87.on_mmx_ends,
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
+    em.X87_IMAGE: on_x87_image,
+    em.ROUNDING_CODE: on_rounding,
     em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
     em.STORE_TO_COME_CODE: whole_stores.on_store_to_come,
@@ -412,6 +448,8 @@ class Translator:
         t[em.GUARD_CODE] = on_instruction.bind(self.address)
         for n, (name, size) in enumerate(OPERAND_HELPERS):
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
+        for n, name in enumerate(HELPERS):
+            t[em.ROUNDING + n] = _symbol(library, name)
         substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
         for name, (conversion, helper) in x87.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))

@@ -33,19 +33,26 @@ from trapgate.decode.x87_operands import (
     PUSHES,
     READS_OTHER,
     READS_TOP,
+    TELLS_SIGN,
+    TO_DECIMAL,
     WRITES_OTHER,
     WRITES_TOP,
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87_pointers import point
+from trapgate.engine.x87_registers import (
+    CONTROL,
+    REGISTERS,
+    STATUS,
+    TAGS,
+    TOP,
+    register_of,
+    state_of,
+    tag_of,
+)
+from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, round_decimal
 
-_TOP = at.FPU + 4
-_STATUS = at.FPU + 8
-_CONTROL = at.FPU + 10
-_TAGS = at.FPU + 12
-"""A byte for each register: 1 if it is empty."""
-_REGISTERS = at.FPU + 24
-"""16 bytes each."""
 _INVALID = 1
 _DENORMAL = 2
 _ZERO_DIVIDE = 4
@@ -111,24 +118,6 @@ def summarised(status: int, control: int) -> int:
 
 
 @jit
-def state_of(m: Cells) -> int:
-    """The live CPU state, on both paths."""
-    return int(m[mc.CPU]) + at.CPU_SIZE
-
-
-@jit
-def register_of(env: int, number: int) -> int:
-    """The address of ST(`number`)."""
-    return env + _REGISTERS + 16 * ((peek32(env + _TOP) + number) & 7)
-
-
-@jit
-def tag_of(env: int, number: int) -> int:
-    """The address of its tag."""
-    return env + _TAGS + ((peek32(env + _TOP) + number) & 7)
-
-
-@jit
 def put_indefinite(env: int, number: int) -> None:
     """Put the indefinite NaN into ST(`number`)."""
     poke64(register_of(env, number), _INDEFINITE)
@@ -142,7 +131,7 @@ def fill_empty(m: Cells, env: int, number: int) -> None:
     if peek8(tag_of(env, number)) != 0:
         put_indefinite(env, number)
         m[mc.X87_FAULT] = _UNDERFLOW
-        m[mc.X87_FILLED] |= 1 << ((peek32(env + _TOP) + number) & 7)
+        m[mc.X87_FILLED] |= 1 << ((peek32(env + TOP) + number) & 7)
 
 
 @jit
@@ -168,25 +157,25 @@ def note_register(m: Cells, env: int, number: int) -> None:
 def keep_registers(m: Cells, env: int) -> None:
     """Keep the register stack, for `take_back`."""
     for n in range(16):
-        m[mc.X87_KEPT + n] = peek64(env + _REGISTERS + 8 * n)
-    m[mc.X87_KEPT + 16] = peek64(env + _TAGS)
-    m[mc.X87_KEPT + 17] = peek32(env + _TOP)
+        m[mc.X87_KEPT + n] = peek64(env + REGISTERS + 8 * n)
+    m[mc.X87_KEPT + 16] = peek64(env + TAGS)
+    m[mc.X87_KEPT + 17] = peek32(env + TOP)
 
 
 @jit
 def take_back(m: Cells, env: int) -> None:
     """The register stack as it was."""
     for n in range(16):
-        poke64(env + _REGISTERS + 8 * n, m[mc.X87_KEPT + n])
-    poke64(env + _TAGS, m[mc.X87_KEPT + 16])
-    poke32(env + _TOP, m[mc.X87_KEPT + 17])
+        poke64(env + REGISTERS + 8 * n, m[mc.X87_KEPT + n])
+    poke64(env + TAGS, m[mc.X87_KEPT + 16])
+    poke32(env + TOP, m[mc.X87_KEPT + 17])
 
 
 @jit
 def look_at_operands(m: Cells, env: int, operands: int) -> None:
     """What an instruction is about to read and push to: stack faults and denormal operands."""
     other = operands >> OTHER_SHIFT
-    top = peek32(env + _TOP)
+    top = peek32(env + TOP)
     m[mc.X87_WRITTEN] = 0
     if operands & WRITES_TOP:
         m[mc.X87_WRITTEN] = 1 << (top & 7)
@@ -212,14 +201,14 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
     """Before a waiting instruction: #MF if an unmasked exception is pending."""
     m = cells(machine, mc.CELLS)
     env = state_of(m)
-    status = peek16(env + _STATUS)
+    status = peek16(env + STATUS)
     if status & _SUMMARY:
         poke32(env + at.ERROR_CODE, 0)
         poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _MF)
         call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, return_address))
     if operands == ENTERS_MMX:
-        poke32(env + _TOP, 0)
-        poke64(env + _TAGS, 0)
+        poke32(env + TOP, 0)
+        poke64(env + TAGS, 0)
         return
     m[mc.X87_STATUS] = status
     poke8(env + at.X87_FLAGS, 0)
@@ -228,10 +217,13 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
     m[mc.X87_FAULT] = 0
     m[mc.X87_FILLED] = 0
     m[mc.X87_DENORMAL] = 0
-    if peek16(env + _CONTROL) & _EXCEPTIONS != _EXCEPTIONS:
+    m[mc.X87_ROUNDED] = AS_IT_IS if operands & TELLS_SIGN else DOWN
+    if peek16(env + CONTROL) & _EXCEPTIONS != _EXCEPTIONS:
         keep_registers(m, env)
     if operands != 0:
         look_at_operands(m, env, operands)
+    if operands & TO_DECIMAL:
+        round_decimal(m, env)
 
 
 @jit
@@ -249,12 +241,12 @@ def exceptions_met(m: Cells, env: int) -> int:
 def empty_again(m: Cells, env: int) -> None:
     """Behind a stack underflow: the destination is indefinite, and what was only read is empty."""
     for n in range(8):
-        place = env + _REGISTERS + 16 * n
+        place = env + REGISTERS + 16 * n
         if (m[mc.X87_WRITTEN] >> n) & 1:
             poke64(place, _INDEFINITE)
             poke16(place + 8, _INDEFINITE_HIGH)
         elif (m[mc.X87_FILLED] >> n) & 1:
-            poke8(env + _TAGS + n, 1)
+            poke8(env + TAGS + n, 1)
 
 
 @jit
@@ -262,7 +254,7 @@ def leave_unfinished(m: Cells, env: int) -> None:
     """An instruction that has begun is left by a fault: registers that it found empty stay so."""
     for n in range(8):
         if (m[mc.X87_FILLED] >> n) & 1:
-            poke8(env + _TAGS + n, 1)
+            poke8(env + TAGS + n, 1)
     m[mc.X87_FILLED] = 0
 
 
@@ -270,21 +262,24 @@ def leave_unfinished(m: Cells, env: int) -> None:
 def settle(m: Cells, env: int) -> None:
     """Behind an instruction that computes: what it has met joins what was there."""
     before = m[mc.X87_STATUS]
-    control = peek16(env + _CONTROL)
+    control = peek16(env + CONTROL)
     met = exceptions_met(m, env)
-    status = peek16(env + _STATUS)
+    status = peek16(env + STATUS)
     if met & ~control & _BEFORE_THE_RESULT != 0:
         take_back(m, env)
         met &= _BEFORE_THE_RESULT | _STACK_FAULT
+        m[mc.X87_ROUNDED] = DOWN
     elif m[mc.X87_FAULT] == _OVERFLOW:
         put_indefinite(env, 0)
     elif m[mc.X87_FAULT] == _UNDERFLOW:
         empty_again(m, env)
     if m[mc.X87_FAULT] != 0:
         status = status & ~_C1 | (_C1 if m[mc.X87_FAULT] == _OVERFLOW else 0)
+    elif m[mc.X87_ROUNDED] != AS_IT_IS:
+        status = status & ~_C1 | (_C1 if m[mc.X87_ROUNDED] != DOWN else 0)
     sticky = _EXCEPTIONS | _STACK_FAULT
     status = status & ~sticky | before & sticky | met
-    poke16(env + _STATUS, summarised(status, control))
+    poke16(env + STATUS, summarised(status, control))
     m[mc.X87_FILLED] = 0
 
 
@@ -292,30 +287,33 @@ def settle(m: Cells, env: int) -> None:
 def on_mmx_ends(machine: int, destination: int) -> None:
     """Behind an MMX instruction: its destination is a NaN to the x87 (SDM, "MMX Registers")."""
     env = state_of(cells(machine, mc.CELLS))
-    poke16(env + _REGISTERS + 16 * destination + 8, 0xFFFF)
+    poke16(env + REGISTERS + 16 * destination + 8, 0xFFFF)
 
 
-@callback(VOID, INT64, INT64)
-def on_x87_ends(machine: int, operands: int) -> None:
-    """Behind an instruction that computes."""
+@callback(VOID, INT64, INT64, INT64)
+def on_x87_ends(machine: int, rip: int, what: int) -> None:
+    """Behind an instruction that computes, at offset `rip`; `what`: see `decode.x87_pointers`."""
     m = cells(machine, mc.CELLS)
-    settle(m, state_of(m))
+    env = state_of(m)
+    settle(m, env)
+    point(m, env, rip, what, peek16(env + STATUS) & _SUMMARY != 0)
 
 
-@callback(VOID, INT64, INT64)
-def on_x87_compares(machine: int, operands: int) -> None:
+@callback(VOID, INT64, INT64, INT64)
+def on_x87_compares(machine: int, rip: int, what: int) -> None:
     """Behind FCOMI and its like, which clear OF, SF and AF as well."""
     m = cells(machine, mc.CELLS)
     env = state_of(m)
     settle(m, env)
+    point(m, env, rip, what, peek16(env + STATUS) & _SUMMARY != 0)
     poke64(env + at.CC_SRC, peek64(env + at.CC_SRC) & ~_OF_SF_AF)
 
 
-@callback(VOID, INT64, INT64)
-def on_x87_reloads(machine: int, operands: int) -> None:
+@callback(VOID, INT64, INT64, INT64)
+def on_x87_reloads(machine: int, rip: int, what: int) -> None:
     """Behind FLDCW, FLDENV and FRSTOR, which may unmask what is flagged."""
     env = state_of(cells(machine, mc.CELLS))
-    poke16(env + _STATUS, summarised(peek16(env + _STATUS), peek16(env + _CONTROL)))
+    poke16(env + STATUS, summarised(peek16(env + STATUS), peek16(env + CONTROL)))
 
 
 @jit
@@ -331,13 +329,25 @@ def within_16_bits(env: int, value: int) -> int:
 @callback(INT64, INT64, BOUND)
 def on_store_of_16(env: int, helper: int) -> int:
     """FIST of 16 bits, by the conversion to 32."""
-    return within_16_bits(env, call(helper, (env,)))
+    return within_16_bits(env, converted(env, helper, 32))
 
 
 @callback(INT64, INT64, BOUND)
 def on_truncation_to_16(env: int, helper: int) -> int:
     """FISTTP of 16 bits."""
     return within_16_bits(env, call(helper, (env,)))
+
+
+@callback(INT64, INT64, BOUND)
+def on_store_of_integer(env: int, helper: int) -> int:
+    """FIST of 32 bits; their upper half means nothing."""
+    return converted(env, helper, 32)
+
+
+@callback(INT64, INT64, BOUND)
+def on_store_of_long_integer(env: int, helper: int) -> int:
+    """FIST of 64 bits."""
+    return converted(env, helper, 64)
 
 
 @callback(INT64, INT64, BOUND)
@@ -357,14 +367,14 @@ def on_truncation_to_64(env: int, helper: int) -> int:
 @callback(INT64, INT64, BOUND)
 def on_store_of_32(env: int, helper: int) -> int:
     """FST of 32 bits: a signalling NaN, the only invalid operand, becomes a quiet one."""
-    value = call(helper, (env,))
+    value = converted(env, helper, 32)
     return value | 1 << 22 if peek8(env + at.X87_FLAGS) & _INVALID else value
 
 
 @callback(INT64, INT64, BOUND)
 def on_store_of_64(env: int, helper: int) -> int:
     """FST of 64 bits."""
-    value = call(helper, (env,))
+    value = converted(env, helper, 64)
     return value | 1 << 51 if peek8(env + at.X87_FLAGS) & _INVALID else value
 
 
@@ -422,6 +432,8 @@ def on_load_of_double(env: int, value: int, helper: int) -> None:
 
 CONVERSIONS = {
     "helper_fist_ST0": (on_store_of_16, "helper_fistl_ST0"),
+    "helper_fistl_ST0": (on_store_of_integer, "helper_fistl_ST0"),
+    "helper_fistll_ST0": (on_store_of_long_integer, "helper_fistll_ST0"),
     "helper_fistt_ST0": (on_truncation_to_16, "helper_fisttl_ST0"),
     "helper_fisttl_ST0": (on_truncation_to_32, "helper_fisttl_ST0"),
     "helper_fisttll_ST0": (on_truncation_to_64, "helper_fisttll_ST0"),
