@@ -1,9 +1,12 @@
 """Rules of the criteria table about instructions, INIT and SMIs: one redirection map for all."""
 
+from struct import pack
+
 import pytest
 
 from tests.conformance import tiny_guest as tg
-from tests.conformance.tiny_guest import CODE, Run, Tiny, handler, prepare
+from tests.conformance.test_task_switches import NEW_CODE, Task, memory_of
+from tests.conformance.tiny_guest import CODE, GDT, IDT, Run, Tiny, handler, prepare
 from tests.conformance.x86_vmm import X86Vmm
 from trapgate.decision.conditions import parse, rules_for
 from trapgate.decision.criteria_rules import Action, Rule, encode
@@ -24,7 +27,7 @@ def rules(*texts: tuple[str, Action]) -> tuple[Rule, ...]:
 
 
 def run(code: bytes, table: tuple[Rule, ...], engine: str, mode: str = "p32", **fields: int) -> Run:
-    guest = Tiny(mode, code=code + tg.VMCALL)
+    guest = Tiny(mode, code=code + tg.VMCALL, memory=TABLES_THERE)
     processor, vmcs = prepare(guest, fields, engine=engine)
     vmcs.criteria_table = table
     return tg.launch(guest, processor, vmcs)
@@ -43,7 +46,15 @@ INSTRUCTIONS = {
     "IN": (b"\xe4\x71", "port == 0x71", 30),
     "OUT": (b"\xe6\x80", "0x7F < port < 0x81", 30),
     "WBINVD": (b"\x0f\x09", "reason == WBINVD", 54),
+    "SGDT": (b"\x0f\x01\x05\x00\x10\x01\x00", "table_access == SGDT and qualification > 0", 46),
+    "SIDT": (b"\x0f\x01\x0d\x00\x10\x01\x00", "table_access == SIDT", 46),
+    "LGDT": (b"\x0f\x01\x15\x40\x10\x01\x00", "table_access == LGDT", 46),
+    "LIDT": (b"\x0f\x01\x1d\x50\x10\x01\x00", "table_access in (LIDT, SIDT)", 46),
+    "SLDT": (b"\x0f\x00\xc0", "reason == LDTR_OR_TR_ACCESS", 47),
+    "STR": (b"\x0f\x00\x0d\x00\x10\x01\x00", "table_access == STR", 47),
+    "LLDT": (b"\x0f\x00\xd2", "table_access > STR", 47),
 }
+TABLES_THERE = {0x11040: pack("<HI", 0x7F, GDT), 0x11050: pack("<HI", 0x7FF, IDT)}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -145,6 +156,122 @@ def test_init_for_the_guest(engine: str) -> None:
     assert (vmcs["GUEST_CS_BASE"], vmcs["GUEST_RIP"]) == (0xF0000, 0xFFF0)
     assert vmcs["GUEST_CR0"] & 1 == 0
     assert processor.registers.rdx == 0x106A5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mode", ["p32", "l64"])
+def test_table_registers_without_their_exits(mode: str, engine: str) -> None:
+    """Stores that descriptor-table exiting would stop are the guest's: they store what they do."""
+    at = b"\x04\x25\x00\x10\x01\x00"  # [11000H], by a SIB byte in both modes
+    code = b"\x0f\x01" + at + b"\x0f\x00" + bytes([0x0C]) + at[1:] + b"\x0f\x00\xcb"
+    exiting = {
+        "PRIMARY_PROCESSOR_BASED_CONTROLS": ct.PRIMARY_SECONDARY_CONTROLS,
+        "SECONDARY_PROCESSOR_BASED_CONTROLS": ct.SECONDARY_DESCRIPTOR_TABLE_EXITING,
+    }
+    assert run(code, (), engine, mode, **exiting).exit.reason == ExitReason.GDTR_OR_IDTR_ACCESS
+    got = run(code, rules(("table_access >= SGDT", Action.DELIVER)), engine, mode, **exiting)
+    assert got.exit.reason == ExitReason.VMCALL
+    stored = got.processor.memory.read(0x11000, 10)
+    assert stored[:2] == tg.TASK.to_bytes(2, "little")  # STR wrote over the limit
+    assert int.from_bytes(stored[2:], "little") == GDT
+    assert got.processor.registers.rbx & 0xFFFF == tg.TASK
+
+
+def test_a_store_that_is_left_to_the_guest_may_fault() -> None:
+    code = b"\x0f\x01\x05" + pack("<I", tg.ABSENT - 2)
+    table = rules(("table_access == SGDT", Action.DELIVER))
+    got = run(code, table, "native", EXCEPTION_BITMAP=1 << 14)
+    assert got.exit.interruption is not None
+    assert (got.exit.interruption.error_code, got.exit.qualification) == (2, tg.ABSENT)
+    assert got.processor.memory.read(tg.ABSENT - 2, 2) == bytes(2)
+
+
+def test_xsetbv_and_invpcid_by_operand() -> None:
+    def set_xcr(number: int, condition: str) -> Run:
+        xsetbv = b"\xb9" + bytes([number]) + b"\0\0\0\x31\xd2\xb8\x03\0\0\0\x0f\x01\xd1"
+        guest = Tiny("p32", code=xsetbv)
+        processor, vmcs = prepare(guest)
+        vmcs["GUEST_CR4"] |= 1 << 18
+        vmcs.criteria_table = rules((condition, Action.DELIVER))
+        return tg.launch(guest, processor, vmcs)
+
+    for condition, reason in (
+        ("xcr == 0", ExitReason.VMCALL),
+        ("reason == XSETBV", ExitReason.VMCALL),
+        ("xcr == 1", ExitReason.XSETBV),
+    ):
+        got = set_xcr(0, condition)
+        assert got.exit.reason == reason, condition
+        assert got.processor.registers.xcr0 == (3 if reason == ExitReason.VMCALL else 1)
+    assert set_xcr(1, "xcr == 1").vmcs["GUEST_RIP"] == handler(13)
+    # INVPCID EAX, [11000H]
+    invpcid = b"\x31\xc0\x40\x40\x66\x0f\x38\x82\x05\x00\x10\x01\x00"
+    there = {
+        "PRIMARY_PROCESSOR_BASED_CONTROLS": ct.PRIMARY_SECONDARY_CONTROLS,
+        "SECONDARY_PROCESSOR_BASED_CONTROLS": ct.SECONDARY_INVPCID,
+    }
+    for condition, reason in (
+        ("invpcid_type == 2", ExitReason.INVPCID),
+        ("invpcid_type == 1", ExitReason.VMCALL),
+        ("reason == INVLPG", ExitReason.VMCALL),
+    ):
+        got = run(invpcid, rules((condition, Action.EXIT)), "native", "p32", **there)
+        assert got.exit.reason == reason, condition
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_start_up_ipis(engine: str) -> None:
+    for condition, reason in (
+        ("startup_vector == 0x30", ExitReason.VMCALL),
+        ("startup_vector != 0x30", ExitReason.STARTUP_IPI),
+    ):
+        guest = Tiny("r16", memory={0x30000: tg.VMCALL}, fields={"GUEST_ACTIVITY_STATE": 3})
+        processor, vmcs = prepare(guest, engine=engine)
+        vmcs.criteria_table = rules((condition, Action.DELIVER))
+        processor.start_up(0x30)
+        got = tg.launch(guest, processor, vmcs)
+        assert got.exit.reason == reason
+        if reason == ExitReason.VMCALL:
+            assert (vmcs["GUEST_CS_BASE"], vmcs["GUEST_RIP"]) == (0x30000, 0)
+
+
+TASK_SWITCHES = {
+    "by_jmp": b"\xea" + pack("<IH", 0, tg.OTHER_TASK),
+    "by_call": b"\x9a" + pack("<IH", 0, tg.OTHER_TASK),
+    "by_gate": b"\xcd\x40",
+}
+
+
+@pytest.mark.parametrize("name", TASK_SWITCHES)
+def test_task_switches_by_the_processor(name: str) -> None:
+    task = Task()
+    memory = memory_of(task, 32)
+    memory[IDT + 8 * 0x40] = pack("<HHHH", 0, tg.OTHER_TASK, 0xE500, 0)
+    for condition, reason in (
+        (f"task_source == {name} and task_selector == {tg.OTHER_TASK:#x}", ExitReason.VMCALL),
+        (f"task_source != {name}", ExitReason.TASK_SWITCH),
+    ):
+        guest = Tiny("p32", code=TASK_SWITCHES[name], memory=memory)
+        processor, vmcs = prepare(guest)
+        vmcs.criteria_table = rules((condition, Action.DELIVER))
+        got = tg.launch(guest, processor, vmcs)
+        assert got.exit.reason == reason, condition
+        if reason == ExitReason.VMCALL:
+            assert vmcs["GUEST_RIP"] == NEW_CODE
+            assert vmcs["GUEST_TR_SELECTOR"] == tg.OTHER_TASK
+            assert processor.registers.rbx == task.general["ebx"]
+            rows = [int(row[12]) for row in processor.last_events()]
+            assert rows == ([1] if name == "by_gate" else [])
+
+
+def test_a_task_switch_that_fails_raises_its_fault() -> None:
+    task = Task(ldt=0x7FF8)
+    guest = Tiny("p32", code=TASK_SWITCHES["by_jmp"], memory=memory_of(task, 32))
+    processor, vmcs = prepare(guest, {"EXCEPTION_BITMAP": 1 << 10})
+    vmcs.criteria_table = rules(("task_source == by_jmp", Action.DELIVER))
+    got = tg.launch(guest, processor, vmcs)
+    assert got.exit.interruption is not None
+    assert (got.exit.interruption.vector, got.exit.interruption.error_code) == (10, 0x7FF8)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

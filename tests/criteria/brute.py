@@ -39,6 +39,11 @@ def _no_bit(width: int) -> Iterator[Rule]:
         yield lambda code, m=mask, v=match: code & m != v  # type: ignore[misc]
 
 
+def _match_exits(width: int) -> Iterator[Rule]:
+    for mask, match in _pairs(width):
+        yield lambda code, m=mask, v=match: code & m == v  # type: ignore[misc]
+
+
 def _figure_4(width: int) -> Iterator[Rule]:
     for (m1, v1), (m2, v2) in product(_pairs(width), repeat=2):
         yield lambda code, a=m1, b=v1, c=m2, d=v2: code & a == b or code & c == d  # type: ignore[misc]
@@ -89,6 +94,7 @@ SCHEMES: dict[str, Callable[[int], Iterator[Rule]]] = {
     "figure-3": _figure_3,
     "exchanged": _figure_3,
     "no-bit": _no_bit,
+    "match-exits": _match_exits,
     "figure-4": _figure_4,
     "figure-5": _figure_5,
     "figure-5-no-bit": _figure_5_no_bit,

@@ -116,6 +116,31 @@ def test_a_cd_is_shown_as_a_floppy() -> None:
     assert caller.registers.rax >> 8 & 0xFF == 3
 
 
+def test_a_cd_is_shown_as_a_hard_disk() -> None:
+    """As drive 80H, as long as its partition, with its geometry; real disks come behind it."""
+    image = bytearray(cd_image().ljust(2048 * 800, b"\0"))
+    image[19 * 2048 + 33] = 4
+    disk = bytearray(disk_image())
+    partition = pack("<BBBBBBBBII", 0x80, 0, 2, 0, 6, 3, 16, 9, 16, 624)  # ends at (9, 3, 16)
+    disk[446:462] = partition
+    image[20 * 2048 : 20 * 2048 + 512 * 3] = disk[: 512 * 3]
+    blank = Memory(bytes(1 << 20))
+    caller = Caller(Board(cds=(Memory(bytes(image)),), disks=(blank,), bios=True))
+    assert caller.registers.rdx == 0x80
+    caller.call(0x13, ax=0x0800, dx=0x80)
+    assert caller.registers.rdx & 0xFFFF == 0x0302
+    assert caller.registers.rcx & 0x3F == 16
+    caller.call(0x13, ax=0x0201, cx=3, dx=0x80, bx=0x9000)
+    assert caller.read(0x9000, len(MESSAGE)) == MESSAGE
+    assert caller.call(0x13, ax=0x0301, cx=3, dx=0x80, bx=0x9000) & CARRY
+    assert not caller.call(0x13, ax=0x0301, cx=1, dx=0x81, bx=0x9000) & CARRY
+    assert blank.read(0, 1).startswith(MESSAGE)
+    bootable = Memory(disk_image())
+    caller = Caller(Board(cds=(Memory(bytes(image)),), disks=(bootable,), bios=True))
+    caller.call(0x13, ax=0x1500, dx=0x81)
+    assert caller.registers.rax >> 8 & 0xFF == 0, "a disk that boots keeps its number"
+
+
 def test_floppies_come_before_disks() -> None:
     board = Board(
         disks=(Memory(disk_image()),), floppies=(Memory(disk_image()[: 1440 << 10]),), bios=True

@@ -36,6 +36,8 @@ def reference(name: str, control: bool, has_code: bool, code: int, *, fields: li
         return control if code & fields[0] != fields[1] else not control
     if name == "no-control":
         return code & fields[0] != fields[1]
+    if name == "match-exits":
+        return code & fields[0] == fields[1]
     if name == "figure-4":
         return code & fields[0] == fields[1] or code & fields[2] == fields[3]
     satisfied = bool(code & fields[0]) or code & fields[1] == fields[2]
@@ -141,6 +143,8 @@ def z3_reference(z3: Any, name: str, control: Any, code: Any, fields: list[Any])
         return z3.If(first, z3.Not(control), control)
     if name == "no-control":
         return z3.Not(first)
+    if name == "match-exits":
+        return first
     if name == "figure-4":
         return z3.Or(first, (code & fields[2]) == fields[3])
     satisfied = z3.Or((code & fields[0]) != 0, (code & fields[1]) == fields[2])

@@ -124,10 +124,15 @@ def faults(draw: st.DrawFn) -> tuple[Guest, tuple[int, ...], dict[str, int]]:
         known["page"] = address >> 12
         known["page_offset"] = address & 0xFFF
         known["below_stack"] = rsp - address & WORD
+    guest.ram[g.CODE : g.CODE + 2] = (0x89, 0x03)  # MOV [EBX], EAX
+    guest.r[0] = g.signed(old)
+    paged = v[f.GUEST_CR0] >> 31 & 1  # the walk has tests of its own
+    if "address" in known and code & 0x12 == 2 and outer < 0 and not paged:
+        known |= {"data": old & 0xFFFF_FFFF, "data_size": 4}
     if kind_of_entry:
         known |= {"table_entry": kind_of_entry, "old_entry": old, "new_entry": new}
         known |= {"set_bits": new & ~old & WORD, "cleared_bits": old & ~new & WORD}
-    if v[f.GUEST_CR0] >> 31 & 1:  # the walk has tests of its own
+    if paged:
         known |= dict.fromkeys(("walk_level", "entry_address", "entry", "page_address"), 0)
     arguments = (vector, kind, code, g.signed(address), 2, depth, outer, kind_of_entry)
     return guest, (*arguments, g.signed(old), g.signed(new)), known
@@ -152,7 +157,7 @@ def test_the_first_rule_that_matches_decides(
     if guest.v[f.GUEST_CR0] >> 31 & 1:
         table = [rule for rule in table if not any(c.value.name in WALKED for c in rule.clauses)]
     put(guest, table)
-    got = decide_by_table(guest.v, guest.mem, *arguments)
+    got = decide_by_table(guest.v, guest.r, guest.mem, *arguments)
     assert got == expected(table, known)
 
 
@@ -166,8 +171,8 @@ def test_compiled_it_decides_the_same(
 ) -> None:
     guest, arguments, _ = fault
     put(guest, table)
-    wanted = decide_by_table(guest.v, guest.mem, *arguments)
-    assert machine_code()(guest.v, guest.mem, *arguments) == wanted
+    wanted = decide_by_table(guest.v, guest.r, guest.mem, *arguments)
+    assert machine_code()(guest.v, guest.r, guest.mem, *arguments) == wanted
 
 
 def machine_code(made: list[Any] = []) -> Any:  # noqa: B006

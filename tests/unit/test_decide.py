@@ -108,6 +108,7 @@ def test_each_vector_has_its_own_pair(vector: int) -> None:
     [
         ({"TRANSFER_CRITERION": 1}, [1, 5], Reason.EXCHANGED),
         ({"TRANSFER_CRITERION": 2}, [0, 2, 3, 4, 6, 7], Reason.WITHOUT_CONTROL),
+        ({"TRANSFER_CRITERION": 8}, [1, 5], Reason.MATCH_EXITS),
         (
             {
                 "TRANSFER_CRITERION": 3,
@@ -175,7 +176,7 @@ def test_the_other_criteria_through_the_extension_fields(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("TRANSFER_CRITERION", 8),
+        ("TRANSFER_CRITERION", 9),
         ("COMPARISON_OPERATOR", 6),
         ("TRANSFER_CRITERION_VECTORS", 1 << 6),
         ("MEMBERS_USED", 0x100),
@@ -281,7 +282,7 @@ def test_events_that_are_no_faults(kind: int, pin: int, decision: tuple[int, int
     [
         ("FAULT_FILTER", 3, 4, 357),
         ("FAULT_FILTER_ORDER", 3, 4, 358),
-        ("TRANSFER_CRITERION", 7, 8, 352),
+        ("TRANSFER_CRITERION", 8, 9, 352),
         ("COMPARISON_OPERATOR", 5, 6, 353),
         *(("TRANSFER_CRITERION_VECTORS", 0x227D00, 1 << n, 354) for n in (0, 1, 7, 9, 15, 16, 22)),
         ("MEMBERS_USED", 0xFF, 0x100, 355),

@@ -80,9 +80,9 @@ def test_privilege_comes_before_the_exit() -> None:
 
 def test_xsetbv() -> None:
     vmcs = protected()
-    assert intercepts.intercept_xsetbv(vmcs.cells, 3) == RAISE_UD
+    assert intercepts.intercept_xsetbv(vmcs.cells, 0, 3) == RAISE_UD
     vmcs["GUEST_CR4"] |= 1 << 18
-    assert intercepts.intercept_xsetbv(vmcs.cells, 3) == EXITED
+    assert intercepts.intercept_xsetbv(vmcs.cells, 0, 3) == EXITED
     assert vmcs[EXIT_REASON] == 55
 
 

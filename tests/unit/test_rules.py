@@ -41,11 +41,19 @@ def test_paragraph_50_desired_results_1_need_the_inversion() -> None:
     # "The desired results 2 only require mask = (1 1) and match = (0 1)": a rule that exits on
     # a match gets them, and by no mask and match gets results 1.
     def on_match(mask: int, match: int) -> list[bool]:
-        return [exits("figure-4", False, c, mask, match, 0, 1) for c in range(4)]
+        return [exits("match-exits", False, c, mask, match) for c in range(4)]
 
     assert on_match(0b11, 0b01) == [False, True, False, False]
     every = [on_match(mask, match) for mask in range(4) for match in range(4)]
     assert [True, False, True, True] not in every
+
+    # ... which ¶47's polarity does get, and by no mask and match results 2.
+    def on_mismatch(mask: int, match: int) -> list[bool]:
+        return [exits("no-control", False, c, mask, match) for c in range(4)]
+
+    assert on_mismatch(0b11, 0b01) == [True, False, True, True]
+    every = [on_mismatch(mask, match) for mask in range(4) for match in range(4)]
+    assert [False, True, False, False] not in every
 
 
 def test_paragraph_43_without_an_error_code_the_control_bit_decides() -> None:

@@ -77,8 +77,9 @@ SpecArgument = Annotated[Path, typer.Argument(help="TOML file of wishes.")]
 SchemeOption = Annotated[
     str,
     typer.Option(
-        help="vt-x, figure-3, exchanged, no-bit, figure-4, figure-5, figure-5-no-bit, comparison, "
-        "membership, one comparison (less, ...), or auto. With [[wishes]]: vt-x, auto or table."
+        help="vt-x, figure-3, exchanged, no-bit, match-exits, figure-4, figure-5, figure-5-no-bit, "
+        "comparison, membership, one comparison (less, ...), or auto. "
+        "With [[wishes]]: vt-x, auto or table."
     ),
 ]
 FieldsOption = Annotated[int | None, typer.Option(min=1, help="With auto: at most so many fields.")]

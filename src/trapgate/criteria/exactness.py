@@ -56,6 +56,7 @@ FORMS: dict[str, dict[Form, int]] = {
     "vt-x": {PAIRS: 1, OUTSIDE: 1},
     "exchanged": {PAIRS: 1, OUTSIDE: 1},
     "no-bit": {OUTSIDE: 1},
+    "match-exits": {PAIRS: 1},
     "figure-4": {PAIRS: 2},
     "figure-5": {ANY_OR_PAIRS: 1, OUTSIDE_BOTH: 1},
     "figure-5-no-bit": {ANY_OR_PAIRS: 1},

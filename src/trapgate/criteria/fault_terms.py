@@ -21,7 +21,7 @@ from trapgate.decision.fault_filters import FRAME, FRAME_64
 from trapgate.decision.fault_values import FaultValue
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
+from trapgate.sdm.pagefault import PFEC_ID, PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
 from trapgate.sdm.state import CR4_PAE
 from trapgate.sdm.vectors import (
     AC,
@@ -145,6 +145,8 @@ def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
         ("table_entry", "old_entry", "new_entry", "set_bits", "cleared_bits"), written
     )
     present |= dict.fromkeys((one.name for one in fv.OF_INSTRUCTIONS), z3.BoolVal(False))
+    stores, known = z3.Bool("has data_size"), z3.Bool("has data")
+    present |= {"data_size": stores, "data": known}
     present["new_frame"] = z3.And(written, value["new_entry"] & 1 != 0)
     present["new_frame_type"] = z3.And(written, value["new_entry"] & 1 != 0, present["frame_type"])
     facts = [
@@ -155,6 +157,7 @@ def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
         z3.Implies(mapped, walked),
         z3.Implies(written, z3.And(page_fault, (code & ~(PFEC_U | map_bit)) == PFEC_P | PFEC_W)),
         z3.Implies(written, _is(value["table_entry"], 1, 2)),
+        *_data_facts(value, stores, known, written),
         z3.Implies(present["interrupted_vector"], value["depth"] != 0),
         z3.Implies(walked, z3.And(z3.UGE(value["walk_level"], 1), z3.ULE(value["walk_level"], 4))),
         z3.SignExt(16, z3.Extract(47, 0, value["address"])) == value["address"],
@@ -176,6 +179,24 @@ def fault_terms(rules: Iterable[Rule] = ()) -> FaultTerms:
     ]
     plain = z3.And(hardware, value["depth"] == 0, z3.Or(vector != PF, z3.ULT(code, 0x20)))
     return FaultTerms(present, value, z3.And(facts), plain)
+
+
+def _data_facts(value: Mapping[str, Any], stores: Any, known: Any, written: Any) -> list[Any]:
+    """What there is to know about data, where they are told (`stores`) and known."""
+    z3 = z3_module()
+    code, size, data = value["code"], value["data_size"], value["data"]
+    wide = value["cr4"] & CR4_PAE != 0
+    width = z3.If(wide, _word(8), _word(4))
+    whole = z3.And(size == width, value["address"] & (width - 1) == 0)
+    return [
+        z3.Implies(stores, z3.And(value["vector"] == PF, value["depth"] == 0)),
+        z3.Implies(stores, code & (PFEC_W | PFEC_ID) == PFEC_W),
+        z3.Implies(stores, size != 0),
+        z3.Implies(known, z3.And(stores, _is(size, 1, 2, 4, 8))),
+        *(z3.Implies(z3.And(known, size == n), data >> 8 * n == 0) for n in (1, 2, 4)),
+        # A store of just one entry is that entry.
+        z3.Implies(z3.And(known, written, whole), data == value["new_entry"]),
+    ]
 
 
 def _frame_of(value: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from trapgate.criteria.fault_terms import FaultTerms, mode_facts
 from trapgate.criteria.solvers import z3_module
 from trapgate.decision import fault_values as fv
-from trapgate.decision.conditions import INTERCEPTED
+from trapgate.decision.condition_names import INTERCEPTED
 from trapgate.decision.criteria_rules import Action
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
@@ -21,6 +21,7 @@ _STATE: Final = (fv.RIP, fv.RSP, fv.CPL, fv.MODE, fv.RFLAGS, fv.CR0, fv.CR3, fv.
 _BY_PRIMARY: Final = {
     ExitReason.HLT: ct.PRIMARY_HLT_EXITING,
     ExitReason.INVLPG: ct.PRIMARY_INVLPG_EXITING,
+    ExitReason.INVPCID: ct.PRIMARY_INVLPG_EXITING,
     ExitReason.MWAIT: ct.PRIMARY_MWAIT_EXITING,
     ExitReason.MONITOR: ct.PRIMARY_MONITOR_EXITING,
     ExitReason.RDPMC: ct.PRIMARY_RDPMC_EXITING,
@@ -28,6 +29,11 @@ _BY_PRIMARY: Final = {
     ExitReason.RDTSCP: ct.PRIMARY_RDTSC_EXITING,
     ExitReason.MOV_DR: ct.PRIMARY_MOV_DR_EXITING,
     ExitReason.PAUSE: ct.PRIMARY_PAUSE_EXITING,
+}
+_BY_SECONDARY: Final = {
+    ExitReason.WBINVD: ct.SECONDARY_WBINVD_EXITING,
+    ExitReason.GDTR_OR_IDTR_ACCESS: ct.SECONDARY_DESCRIPTOR_TABLE_EXITING,
+    ExitReason.LDTR_OR_TR_ACCESS: ct.SECONDARY_DESCRIPTOR_TABLE_EXITING,
 }
 _BY_MORE: Final = {
     ExitReason.IO_INSTRUCTION: ("IO_BITMAP_A_ADDRESS", "IO_BITMAP_B_ADDRESS"),
@@ -60,10 +66,10 @@ def _usual(vmcs: Vmcs, reason: ExitReason) -> Any:
     primary = vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"]
     if reason in _BY_PRIMARY:
         return z3.BoolVal(bool(primary & _BY_PRIMARY[reason]))
-    if reason == ExitReason.WBINVD:
+    if reason in _BY_SECONDARY:
         active = primary & ct.PRIMARY_SECONDARY_CONTROLS
         secondary = vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] if active else 0
-        return z3.BoolVal(bool(secondary & ct.SECONDARY_WBINVD_EXITING))
+        return z3.BoolVal(bool(secondary & _BY_SECONDARY[reason]))
     if reason in (ExitReason.OTHER_SMI, ExitReason.IO_SMI):
         return z3.BoolVal(vmcs.profile == "extended")
     if reason not in _BY_MORE:
@@ -90,6 +96,12 @@ def instruction_terms() -> InstructionTerms:
         "msr": one_of(ExitReason.RDMSR, ExitReason.WRMSR),
         "control_register": one_of(ExitReason.CONTROL_REGISTER_ACCESS),
         "debug_register": one_of(ExitReason.MOV_DR),
+        "xcr": one_of(ExitReason.XSETBV),
+        "invpcid_type": one_of(ExitReason.INVPCID),
+        "table_access": one_of(*_TABLE_ACCESSES),
+        "task_selector": one_of(ExitReason.TASK_SWITCH),
+        "task_source": one_of(ExitReason.TASK_SWITCH),
+        "startup_vector": one_of(ExitReason.STARTUP_IPI),
     }
     alone = one_of(
         *(ExitReason(r) for r in INTERCEPTED if r not in _QUALIFIED and r not in _OPERANDS)
@@ -98,7 +110,7 @@ def instruction_terms() -> InstructionTerms:
         *(z3.ULE(value[one.name], (1 << one.width) - 1) for one in fv.VALUES if one.width < 64),
         *mode_facts(value),
         one_of(*INTERCEPTED),
-        z3.Implies(z3.Or(alone, present["leaf"], present["msr"]), qualification == 0),
+        z3.Implies(z3.Or(alone, *(present[one] for one in _BY_OPERAND)), qualification == 0),
         z3.Implies(present["port"], value["port"] == z3.LShR(qualification, 16) & 0xFFFF),
         z3.Implies(present["control_register"], value["control_register"] == qualification & 0xF),
         z3.Implies(
@@ -106,27 +118,47 @@ def instruction_terms() -> InstructionTerms:
             z3.Or([value["control_register"] == n for n in (0, 2, 3, 4, 8)]),
         ),
         z3.Implies(present["debug_register"], value["debug_register"] == qualification & 7),
+        # LDTR and TR have the greater numbers.
+        z3.Implies(
+            present["table_access"],
+            z3.UGE(value["table_access"], 4) == one_of(ExitReason.LDTR_OR_TR_ACCESS),
+        ),
+        z3.Implies(
+            present["task_source"],
+            z3.And(
+                value["task_selector"] == qualification & 0xFFFF,
+                qualification == value["task_selector"] | value["task_source"] << 30,
+            ),
+        ),
+        z3.Implies(present["startup_vector"], qualification == value["startup_vector"]),
         # Which instructions only ring 0 has; MOV DR is put to the controls first.
         z3.Implies(one_of(*_PRIVILEGED), value["cpl"] == 0),
     ]
     return InstructionTerms(present, value, z3.And(facts), value["mode"] == fv.MODE_PROTECTED, True)
 
 
-_OPERANDS: Final = (ExitReason.CPUID, ExitReason.RDMSR, ExitReason.WRMSR)
+_OPERANDS: Final = (*(ExitReason.CPUID, ExitReason.RDMSR, ExitReason.WRMSR, ExitReason.XSETBV),)
+_BY_OPERAND: Final = ("leaf", "msr", "xcr")
+"""What names an instruction whose qualification is 0."""
+_TABLE_ACCESSES: Final = (ExitReason.GDTR_OR_IDTR_ACCESS, ExitReason.LDTR_OR_TR_ACCESS)
 _QUALIFIED: Final = (
     *(ExitReason.INVLPG, ExitReason.CONTROL_REGISTER_ACCESS, ExitReason.MOV_DR),
     *(ExitReason.IO_INSTRUCTION, ExitReason.IO_SMI, ExitReason.MWAIT, ExitReason.INVEPT),
+    *(ExitReason.INVPCID, *_TABLE_ACCESSES, ExitReason.TASK_SWITCH, ExitReason.STARTUP_IPI),
     *(ExitReason.INVVPID, *map(ExitReason, range(ExitReason.VMCLEAR, ExitReason.VMXON + 1))),
 )
 """Those whose qualification says something."""
 _PRIVILEGED: Final = (
     *(ExitReason.HLT, ExitReason.INVD, ExitReason.INVLPG, ExitReason.WBINVD),
     *(ExitReason.RDMSR, ExitReason.WRMSR, ExitReason.CONTROL_REGISTER_ACCESS),
-    *(ExitReason.MONITOR, ExitReason.MWAIT),
+    *(ExitReason.MONITOR, ExitReason.MWAIT, ExitReason.XSETBV, ExitReason.INVPCID),
 )
 
 
-_OPERAND_NAMES: Final = ("leaf", "port", "msr", "control_register", "debug_register")
+_OPERAND_NAMES: Final = (
+    *("leaf", "port", "msr", "control_register", "debug_register", "xcr", "invpcid_type"),
+    *("table_access", "task_selector", "task_source", "startup_vector"),
+)
 
 
 def instruction_in_words(example: dict[str, int], asked: frozenset[str] = frozenset()) -> str:

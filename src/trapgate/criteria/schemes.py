@@ -21,6 +21,7 @@ from trapgate.criteria.pairs import (
     Pair,
     Shape,
     best_of_one,
+    inside_one,
     inside_two,
     outside_one,
 )
@@ -102,9 +103,13 @@ def _each(rule: str, shape_of: Callable[[Problem, Deadline], Shape]) -> _Solve:
     return solve
 
 
+def _inside_one(problem: Problem, _deadline: Deadline) -> Shape:
+    return inside_one(problem)
+
+
 def one_pair_filter(rule: str, shape: Shape) -> Filter:
     """The fields of a rule that has one pair, for one cube, or none, of either polarity."""
-    if rule == "no-control":
+    if rule in ("no-control", "match-exits"):
         return Filter(rule, False, shape.pair or _never())
     # Without a cube no code is held: nothing exits, or all does if inverted. MASK and
     # MATCH 0 hold every code, and the control bit says the rest.
@@ -229,6 +234,8 @@ FILTER_SCHEMES: dict[str, FilterScheme] = {
                 _each("exchanged", best_of_one)),
         _scheme("no-bit", "what matches the pair is the guest's (¶47)", 2, ("match",),
                 _each("no-control", outside_one)),
+        _scheme("match-exits", "what matches the pair exits (¶50)", 2, ("match",),
+                _each("match-exits", _inside_one)),
         _scheme("figure-4", "what matches either of two pairs exits", 2, ("match",), _figure_4,
                 shared=True),
         _scheme("figure-5", "any bit of a mask, or a pair, and the control bit", 3,

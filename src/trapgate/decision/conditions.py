@@ -10,8 +10,9 @@ The syntax is Python's, of which only this is allowed:
 * `present(VALUE)` and `writable(VALUE)` for the bits of table entries, `bit(VALUE, NUMBER)`;
 * `and`, `or`, `not`, parentheses, `all` and `none`.
 
-Numbers may be vectors by their mnemonics (`PF`), event types (`nmi`), modes (`mode_64_bit`) and
-exit reasons (`HLT`).
+Numbers may be vectors by their mnemonics (`PF`), event types (`nmi`), modes (`mode_64_bit`),
+exit reasons (`HLT`), accesses to table registers (`LGDT`) and what switches tasks (`by_gate`), each
+beside the value that is one.
 A comparison of a value that the fault does not have is false, and so is its opposite (¶32).
 """
 
@@ -23,11 +24,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trapgate.decision import fault_values as fv
+from trapgate.decision.condition_names import CONSTANTS, KINDS, NUMBER_NAMES
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.errors import TrapgateError, suggestion
-from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.vectors import Vector
 
 _LONGEST = 20_000
 _DEEPEST = 100
@@ -47,35 +46,7 @@ PAGE_FAULT_BITS: Final = {
 }
 """The bits of a page fault's error code (SDM, "Page-Fault Error Code")."""
 
-INTERCEPTED: Final = tuple(
-    reason
-    for reason in ExitReason
-    if reason in (ExitReason.INIT_SIGNAL, ExitReason.IO_SMI, ExitReason.OTHER_SMI)
-    or ExitReason.CPUID <= reason <= ExitReason.WRMSR
-    or reason
-    in (
-        *(ExitReason.MWAIT, ExitReason.MONITOR, ExitReason.PAUSE, ExitReason.WBINVD),
-        *(ExitReason.RDTSCP, ExitReason.INVEPT, ExitReason.INVVPID),
-    )
-)
-"""Exit reasons of the instructions and platform events that rules may be about."""
-
-VALUES_BY_NAME: Final = {**fv.BY_NAME, "data": fv.BY_NAME["new_entry"]}
-"""What conditions call the values; `data` is the seed's word for the entry that a write makes."""
-
 _ENTRY_BITS = {"present": 0, "writable": 1, "user": 2, "accessed": 5, "dirty": 6, "large": 7}
-
-CONSTANTS: Final = {
-    **{vector.name: int(vector) for vector in Vector},
-    **{kind.name.lower(): int(kind) for kind in InterruptionType},
-    "mode_real": fv.MODE_REAL,
-    "mode_virtual_8086": fv.MODE_VIRTUAL_8086,
-    "mode_protected": fv.MODE_PROTECTED,
-    "mode_compatibility": fv.MODE_COMPATIBILITY,
-    "mode_64_bit": fv.MODE_64_BIT,
-    **{reason.name: int(reason) for reason in INTERCEPTED},
-}
-"""Numbers that have names."""
 
 
 class ConditionError(TrapgateError):
@@ -99,7 +70,7 @@ class Names:
 
     symbols: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     bitmaps: Mapping[str, bytes] = field(default_factory=dict)
-    values: Mapping[str, fv.FaultValue] = field(default_factory=lambda: VALUES_BY_NAME)
+    values: Mapping[str, fv.FaultValue] = field(default_factory=lambda: fv.BY_NAME)
     bits: Mapping[str, int] | None = None
 
     def bit(self, name: str) -> Clause | None:
@@ -218,7 +189,7 @@ class _Reader:
                 return _bit(self._value(value), _ENTRY_BITS[name])
             case ast.Call(func=ast.Name(id="bit"), args=[value, number], keywords=[]):
                 what = self._value(value)
-                place = self._number(number)
+                place = self._plain(number)
                 if place >= what.width:
                     raise self._wrong(number, f"{what.name} has {what.width} bits, from 0 on")
                 return _bit(what, place)
@@ -263,6 +234,10 @@ class _Reader:
             case ast.Call(func=ast.Name(id="symbol"), args=[ast.Constant(value=str(name))]):
                 if name not in self._names.symbols:
                     raise self._unknown(node, "symbol", name, self._names.symbols)
+                if what.width < 64:
+                    raise self._wrong(
+                        node, f"symbols are addresses, and {what.name} has {what.width} bits"
+                    )
                 low, high = self._names.symbols[name]
                 return Clause(what, Operator.IN_RANGE, low, high - 1, mask)
             case ast.Call(func=ast.Name(id="bitmap"), args=[ast.Constant(value=str(name))]):
@@ -294,7 +269,7 @@ class _Reader:
                 return what, self._fitting(right, what), 0
             case ast.BinOp(left=left, op=ast.RShift(), right=right):
                 what = self._value(left)
-                shift = self._number(right)
+                shift = self._plain(right)
                 if shift >= what.width:
                     raise self._wrong(right, f"{what.name} has {what.width} bits")
                 return what, _WORD, shift
@@ -320,6 +295,13 @@ class _Reader:
 
     def _fitting(self, node: ast.expr, what: fv.FaultValue, shift: int = 0) -> int:
         number = self._number(node)
+        if isinstance(node, ast.Name):
+            kind = next(kind for kind in KINDS if node.id in kind.numbers)
+            if what.number not in kind.of:
+                fitting = " or ".join(fv.VALUES[one].name for one in kind.of)
+                raise self._wrong(
+                    node, f"{node.id} is {kind.words}, and {what.name} is none; compare {fitting}"
+                )
         if number >> what.width - shift:
             left = f" left after >> {shift}" if shift else ""
             raise self._wrong(
@@ -327,6 +309,12 @@ class _Reader:
                 f"{number:#x} is too wide: {what.name} has {what.width - shift} bits{left}",
             )
         return number
+
+    def _plain(self, node: ast.expr) -> int:
+        """A number without a name: of a bit, or how far to shift."""
+        if isinstance(node, ast.Name):
+            raise self._wrong(node, f"{node.id} is no number here; write 10 or 0xA")
+        return self._number(node)
 
     def _number(self, node: ast.expr) -> int:
         match node:
@@ -514,15 +502,7 @@ def _clause_words(clause: Clause, bitmaps: Mapping[bytes, str]) -> str:
 
 
 def _shown(clause: Clause, number: int) -> str:
-    names = _NUMBER_NAMES.get(clause.value.number, {})
+    names = NUMBER_NAMES.get(clause.value.number, {})
     if number in names:
         return names[number]
     return f"{number:#x}" if number > 9 else str(number)
-
-
-_VECTORS = {int(vector): vector.name for vector in Vector}
-_NUMBER_NAMES: Mapping[int, Mapping[int, str]] = {
-    fv.VECTOR: _VECTORS,
-    fv.INTERRUPTED_VECTOR: _VECTORS,
-    fv.REASON: {int(reason): reason.name for reason in INTERCEPTED},
-}

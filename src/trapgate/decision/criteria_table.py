@@ -28,6 +28,7 @@ from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decision import fault_values as fv
 from trapgate.decision.clauses import all_bits, any_bit, below_64, in_range, is_equal, masked
 from trapgate.decision.fault_filters import FRAME, FRAME_64, PRESENT
+from trapgate.operands.stores import stored
 from trapgate.paging.frame_map import frame_byte, has_frame_map
 from trapgate.paging.probe import probe
 from trapgate.sdm import cells as f
@@ -37,6 +38,7 @@ from trapgate.sdm.interruption import (
     TYPE_SOFTWARE_EXCEPTION,
     TYPE_SOFTWARE_INTERRUPT,
 )
+from trapgate.sdm.pagefault import PFEC_ID, PFEC_W
 from trapgate.sdm.state import AR_DPL_SHIFT, AR_L, CR0_PE, CR4_PAE, EFER_LMA, RFLAGS_VM
 from trapgate.sdm.vectors import GP, NP, PF, SS, TS
 
@@ -174,6 +176,7 @@ def clause_holds(v: Cells, word: int, value: int, operand: int, limit: int) -> b
 @core
 def decide_by_table(
     v: Cells,
+    r: Cells,
     mem: Memory,
     vector: int,
     kind: int,
@@ -198,7 +201,14 @@ def decide_by_table(
     entry_address = 0
     entry = 0
     page_address = 0
-    can_walk = vector == PF and kind == TYPE_HARDWARE_EXCEPTION and v[f.EPT_POINTER_IN_FORCE] == 0
+    page_fault = vector == PF and kind == TYPE_HARDWARE_EXCEPTION
+    can_walk = page_fault and v[f.EPT_POINTER_IN_FORCE] == 0
+    # What the delivery of an event writes is no instruction's.
+    writes = page_fault and outer < 0 and error_code & (PFEC_W | PFEC_ID) == PFEC_W
+    decoded = False
+    size = 0
+    known = False
+    data = 0
     # VM entry has checked the table, so its words are where they should be.
     cell = f.TABLE_START
     for rule in range(v[f.CRITERIA_TABLE_RULES]):
@@ -232,6 +242,15 @@ def decide_by_table(
                 elif what == fv.FRAME_TYPE:
                     present = level > 0 and page_address >= 0 and has_frame_map(v)
                     value = frame_byte(v, mem, page_address) if present else 0
+            elif what <= fv.DATA_SIZE:
+                if writes and not decoded:
+                    size, known, data = stored(v, r, mem)
+                    decoded = True
+                present = size > 0
+                value = size
+                if what == fv.DATA:
+                    present = known
+                    value = data
             else:
                 present = table_entry != 0 and what < fv.REASON
                 value = table_entry

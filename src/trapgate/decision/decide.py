@@ -31,6 +31,7 @@ from trapgate.decision.rules import (
     CRITERION_EXCHANGED,
     CRITERION_FIGURE_4,
     CRITERION_FIGURE_5,
+    CRITERION_MATCH_EXITS,
     CRITERION_MEMBER,
     CRITERION_WITHOUT_CONTROL,
     OPERATOR_GREATER,
@@ -51,6 +52,7 @@ from trapgate.decision.rules import (
     less_or_equal,
     mapped_code,
     mapped_field,
+    match_exits,
     member,
     not_equal,
     without_control,
@@ -155,6 +157,7 @@ class Reason(IntEnum):
     """A fault filter by the frame map: the entry leads to a frame of the guest's own."""
     NO_LINK = 24
     """Likewise: an upper table's entry leads to the same table as before, or to none."""
+    MATCH_EXITS = 25
 
 
 _MAP_ADDRESS = 0xFF_FFFF_F000
@@ -181,6 +184,7 @@ REASON_FAULT_FILTER_ALONE = 20
 REASON_EPT = 21
 REASON_CRITERIA_TABLE = 22
 REASON_OWN_FRAME = 23
+REASON_MATCH_EXITS = 25
 
 REASONS: dict[int, str] = {int(reason): reason.name for reason in Reason}
 """The names of the reason codes."""
@@ -233,6 +237,7 @@ def decide_fault(v: Cells, vector: int, kind: int, error_code: int) -> tuple[int
 @core
 def decide_event(
     v: Cells,
+    r: Cells,
     mem: Memory,
     vector: int,
     kind: int,
@@ -253,6 +258,7 @@ def decide_event(
     if v[CRITERIA_TABLE_RULES] != 0:
         action, _ = decide_by_table(
             v,
+            r,
             mem,
             vector,
             kind,
@@ -340,6 +346,9 @@ def transfer_by_extension(v: Cells, vector: int, control: bool, error_code: int)
     elif criterion == CRITERION_WITHOUT_CONTROL:
         exits = without_control(control, True, code, mask, match)
         reason = REASON_WITHOUT_CONTROL
+    elif criterion == CRITERION_MATCH_EXITS:
+        exits = match_exits(control, True, code, mask, match)
+        reason = REASON_MATCH_EXITS
     elif criterion == CRITERION_FIGURE_4:
         second_mask = mapped_field(v[SECOND_ERROR_CODE_MASK], window, scale)
         second_match = mapped_field(v[SECOND_ERROR_CODE_MATCH], window, scale)
@@ -423,7 +432,7 @@ def check_extension_fields(v: Cells) -> int:
         through_idt & THROUGH_IDT == 0 and through_idt != 0
     ):
         return ck.EXTENSION_RESERVED
-    if v[TRANSFER_CRITERION] > CRITERION_MEMBER:
+    if v[TRANSFER_CRITERION] > CRITERION_MATCH_EXITS:
         return ck.EXTENSION_CRITERION
     if v[COMPARISON_OPERATOR] > OPERATOR_GREATER_OR_EQUAL:
         return ck.EXTENSION_OPERATOR

@@ -72,6 +72,12 @@ def without_control(vector: int, control: bool, mask: Any, match: Any) -> tuple[
     return _two_ways(vector, [_match(mask, match)], Action.DELIVER, Action.EXIT, by_bit)
 
 
+def match_exits(vector: int, control: bool, mask: Any, match: Any) -> tuple[Rule, ...]:
+    """No control bit: a code that matches exits, any other is the guest's (¶50)."""
+    by_bit, _ = _by_bit(control)
+    return _two_ways(vector, [_match(mask, match)], Action.EXIT, Action.DELIVER, by_bit)
+
+
 def figure_4(
     vector: int, control: bool, mask_1: Any, match_1: Any, mask_2: Any, match_2: Any
 ) -> tuple[Rule, ...]:
@@ -119,6 +125,7 @@ TRANSFER: Final[Mapping[str, Callable[..., tuple[Rule, ...]]]] = {
     "figure-3": figure_3,
     "exchanged": exchanged,
     "no-control": without_control,
+    "match-exits": match_exits,
     "figure-4": figure_4,
     "figure-5": figure_5,
     "any-or-match": any_or_match,

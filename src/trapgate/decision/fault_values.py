@@ -37,6 +37,8 @@ from typing import Final
     PAGE_ADDRESS,
     FRAME_NUMBER,
     FRAME_TYPE,
+    DATA,
+    DATA_SIZE,
     TABLE_ENTRY,
     OLD_ENTRY,
     NEW_ENTRY,
@@ -51,9 +53,15 @@ from typing import Final
     MSR,
     CONTROL_REGISTER,
     DEBUG_REGISTER,
-) = range(41)
+    EXTENDED_CONTROL_REGISTER,
+    INVPCID_TYPE,
+    TABLE_ACCESS,
+    TASK_SELECTOR,
+    TASK_SOURCE,
+    STARTUP_VECTOR,
+) = range(49)
 
-VALUES_END: Final = 41
+VALUES_END: Final = 49
 """Numbers from here on name no value."""
 
 MODE_REAL = 0
@@ -85,8 +93,9 @@ class FaultValue:
 _ALWAYS = "always"
 _PAGE_FAULT = "page faults"
 _WALKED = "page faults while paging is on and EPT is off"
+_WRITE = "page faults by instructions that write to one place"
 _TABLE_WRITE = "page faults by writes to table entries that a fault filter may judge"
-_INSTRUCTION = "intercepted instructions, INIT and SMIs"
+_INSTRUCTION = "intercepted instructions, task switches, INIT, start-up IPIs and SMIs"
 
 VALUES: Final[tuple[FaultValue, ...]] = (
     FaultValue(VECTOR, "vector", 8, True, _ALWAYS, "the fault identifier", "vector"),
@@ -184,6 +193,15 @@ VALUES: Final[tuple[FaultValue, ...]] = (
         "the frame map's byte of that physical address (¶72)",
     ),
     FaultValue(
+        DATA,
+        "data",
+        64,
+        True,
+        f"{_WRITE}, if they are at most eight bytes and not of a register of x87, MMX or SSE",
+        "the data to be written",
+    ),
+    FaultValue(DATA_SIZE, "data_size", 10, True, _WRITE, "how many bytes they are"),
+    FaultValue(
         TABLE_ENTRY, "table_entry", 2, True, _TABLE_WRITE, "1 for a PTE, 2 for an upper entry"
     ),
     FaultValue(OLD_ENTRY, "old_entry", 64, True, _TABLE_WRITE, "that entry", "old_value"),
@@ -230,6 +248,28 @@ VALUES: Final[tuple[FaultValue, ...]] = (
         "the control register's number",
     ),
     FaultValue(DEBUG_REGISTER, "debug_register", 3, True, "MOV DR", "the debug register's number"),
+    FaultValue(EXTENDED_CONTROL_REGISTER, "xcr", 32, True, "XSETBV", "ECX"),
+    FaultValue(INVPCID_TYPE, "invpcid_type", 64, True, "INVPCID", "its register operand"),
+    FaultValue(
+        TABLE_ACCESS,
+        "table_access",
+        3,
+        True,
+        "accesses to GDTR, IDTR, LDTR and TR",
+        "0 SGDT, 1 SIDT, 2 LGDT, 3 LIDT, 4 SLDT, 5 STR, 6 LLDT, 7 LTR",
+    ),
+    FaultValue(TASK_SELECTOR, "task_selector", 16, True, "task switches", "the new TSS's selector"),
+    FaultValue(
+        TASK_SOURCE,
+        "task_source",
+        2,
+        True,
+        "task switches",
+        "0 CALL, 1 IRET, 2 JMP, 3 a task gate in the IDT",
+    ),
+    FaultValue(
+        STARTUP_VECTOR, "startup_vector", 8, True, "start-up IPIs", "its vector: where code begins"
+    ),
 )
 
 BY_NAME: Final = {value.name: value for value in VALUES}

@@ -104,7 +104,7 @@ def filter_of(v: Cells, mem: Memory, kind: int, data: int, old: int) -> int:
 
 @core
 def completed_by(
-    v: Cells, mem: Memory, error_code: int, linear: int, kind: int, data: int, old: int
+    v: Cells, r: Cells, mem: Memory, error_code: int, linear: int, kind: int, data: int, old: int
 ) -> int:
     """What lets a stopped write to `linear` turn the entry `old` into `data`; NOBODY if nothing.
 
@@ -113,7 +113,7 @@ def completed_by(
     """
     if v[CRITERIA_TABLE_RULES] != 0:
         action, _ = decide_by_table(
-            v, mem, PF, TYPE_HARDWARE_EXCEPTION, error_code, linear, 0, 0, -1, kind, old, data
+            v, r, mem, PF, TYPE_HARDWARE_EXCEPTION, error_code, linear, 0, 0, -1, kind, old, data
         )
         if action == RULE_COMPLETE:
             return BY_CRITERIA_TABLE
@@ -158,6 +158,7 @@ def entry_written(v: Cells, rflags: int, mem: Memory, linear: int, user: int) ->
 @core
 def judge_entries(
     v: Cells,
+    r: Cells,
     mem: Memory,
     error_code: int,
     linear: int,
@@ -177,7 +178,7 @@ def judge_entries(
     while at < physical + size:
         old = entry_of(mem, at, width)
         new = merged(old, at - physical, width, size, data)
-        which = min(which, completed_by(v, mem, error_code, linear, kind, new, old))
+        which = min(which, completed_by(v, r, mem, error_code, linear, kind, new, old))
         if which == NOBODY:
             return at, NOBODY
         at += width

@@ -1,4 +1,4 @@
-"""The criteria table for what is no fault: intercepted instructions, INIT and SMIs (¶27, ¶42).
+"""The criteria table for what is no fault: instructions and platform events (¶27, ¶42).
 
 So the redirection map can be one table, for faults, interrupts, instructions and platform events.
 A rule is about these if one of its clauses asks for a value that only they have
@@ -23,10 +23,16 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.reasons import (
     REASON_CONTROL_REGISTER_ACCESS,
     REASON_CPUID,
+    REASON_GDTR_OR_IDTR_ACCESS,
+    REASON_INVPCID,
     REASON_IO_INSTRUCTION,
+    REASON_LDTR_OR_TR_ACCESS,
     REASON_MOV_DR,
     REASON_RDMSR,
+    REASON_STARTUP_IPI,
+    REASON_TASK_SWITCH,
     REASON_WRMSR,
+    REASON_XSETBV,
 )
 from trapgate.sdm.state import AR_DPL_SHIFT
 
@@ -50,6 +56,18 @@ def instruction_value(
         return reason == REASON_CONTROL_REGISTER_ACCESS, qualification & 0xF
     if what == fv.DEBUG_REGISTER:
         return reason == REASON_MOV_DR, qualification & 7
+    if what == fv.EXTENDED_CONTROL_REGISTER:
+        return reason == REASON_XSETBV, operand
+    if what == fv.INVPCID_TYPE:
+        return reason == REASON_INVPCID, operand
+    if what == fv.TABLE_ACCESS:
+        return reason in (REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS), operand
+    if what == fv.TASK_SELECTOR:
+        return reason == REASON_TASK_SWITCH, qualification & 0xFFFF
+    if what == fv.TASK_SOURCE:
+        return reason == REASON_TASK_SWITCH, (qualification >> 30) & 3
+    if what == fv.STARTUP_VECTOR:
+        return reason == REASON_STARTUP_IPI, qualification & 0xFF
     if what == fv.CPL:
         return True, (v[f.GUEST_SS_ACCESS_RIGHTS] >> AR_DPL_SHIFT) & 3
     if what == fv.MODE:
@@ -87,8 +105,9 @@ def instruction_action(v: Cells, reason: int, qualification: int, operand: int) 
 def exits_by_table(v: Cells, usual: bool, reason: int, qualification: int, operand: int) -> bool:
     """Whether an instruction or platform event exits: what the table says, else `usual`.
 
-    It would exit with `reason` and `qualification`. `operand` is CPUID's EAX or an MSR's number,
-    else 0. `usual` is what the controls and bitmaps say.
+    It would exit with `reason` and `qualification`. `operand` is CPUID's EAX, ECX of RDMSR, WRMSR
+    and XSETBV, INVPCID's type, or which access to a table register it is, else 0. `usual` is what
+    the controls and bitmaps say.
     """
     if v[f.CRITERIA_TABLE_INSTRUCTIONS] == 0:
         return usual

@@ -81,6 +81,12 @@ def without_control(control: Any, has_code: Any, code: Any, mask: Any, match: An
 
 
 @core
+def match_exits(control: Any, has_code: Any, code: Any, mask: Any, match: Any) -> Any:
+    """No control bit, the other way round: a code that matches exits, any other stays (¶50)."""
+    return control != ((control != ((code & mask) == match)) & has_code)
+
+
+@core
 def figure_4(
     control: Any,
     has_code: Any,
@@ -187,6 +193,7 @@ CRITERION_FIGURE_5 = 4
 CRITERION_ANY_OR_MATCH = 5
 CRITERION_COMPARISON = 6
 CRITERION_MEMBER = 7
+CRITERION_MATCH_EXITS = 8
 """The values of the extension field TRANSFER_CRITERION."""
 
 OPERATOR_EQUAL = 0
@@ -245,6 +252,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("figure-3", figure_3, (MASK, MATCH), "figure 3", CRITERION_FIGURE_3, 0, True),
         Scheme("exchanged", exchanged, (MASK, MATCH), "¶44", CRITERION_EXCHANGED, 0, True),
         Scheme("no-control", without_control, (MASK, MATCH), "¶47", CRITERION_WITHOUT_CONTROL),
+        Scheme("match-exits", match_exits, (MASK, MATCH), "¶50", CRITERION_MATCH_EXITS),
         Scheme(
             "figure-4",
             figure_4,

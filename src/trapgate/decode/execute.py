@@ -15,7 +15,6 @@ from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.effects import (
     clear_task_switched,
     halt,
-    in_64_bit_mode,
     load_machine_status,
     read_cr,
     read_dr,
@@ -24,6 +23,7 @@ from trapgate.instructions.effects import (
     write_cr,
     write_dr,
     write_msr,
+    write_xcr,
 )
 from trapgate.instructions.intercepts import (
     EXITED,
@@ -54,7 +54,6 @@ from trapgate.instructions.intercepts import (
     intercept_wrmsr,
     intercept_xsetbv,
     io_permission,
-    privilege_level,
 )
 from trapgate.instructions.near_return import RET_AND_RELEASE, near_return
 from trapgate.instructions.virtual_apic import (
@@ -68,6 +67,8 @@ from trapgate.instructions.virtual_apic import (
     write_tpr,
 )
 from trapgate.instructions.virtual_interrupts import IRET, execute_on_vif, works_on_vif
+from trapgate.operands.encoding import has_prefix, prefix_length
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
@@ -106,7 +107,6 @@ from trapgate.sdm.vmx import (
     MODE_ROOT,
 )
 from trapgate.vmx.instructions import NOT_VMX, execute_vmx, vmx_reason
-from trapgate.vmx.operand import has_prefix
 
 UNKNOWN = 6
 """Not one of the forms that are known here; nothing has changed."""
@@ -121,19 +121,6 @@ _ADDRESS = 0xFF_FFFF_F000
 _CR0_LOADS = CR0_PG | CR0_CD | CR0_NW
 _CR4_LOADS = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
 """Changes of these load the pointers of PAE paging."""
-
-
-@core
-def prefix_length(word: int, long: bool) -> int:
-    """How many prefix bytes (REX included if `long`) start the code in `word`."""
-    n = 0
-    while n < 6:
-        byte = (word >> (8 * n)) & 0xFF
-        legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
-        if not (legacy or (long and byte & 0xF0 == 0x40)):
-            break
-        n += 1
-    return n
 
 
 @core
@@ -393,7 +380,10 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
         v[GUEST_RFLAGS] = flags | ((third & 1) << 18)
         outcome = GO_ON
     elif third == 0xD1:
-        outcome = intercept_xsetbv(v, length)
+        outcome = intercept_xsetbv(v, int(r[RCX]) & _LOW, length)
+        if outcome == GO_ON:
+            value = (int(r[RDX]) & _LOW) << 32 | int(r[RAX]) & _LOW
+            outcome = write_xcr(r, int(r[RCX]), value)
     elif third == 0xF9:
         outcome = intercept_rdtscp(v, length)
         if outcome == GO_ON:

@@ -5,17 +5,24 @@ XRSTOR. SDM, volume 2, the instructions' pages.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
-from trapgate.events.exits import vm_exit
-from trapgate.instructions.effects import address_is_canonical, in_64_bit_mode
+from trapgate.instructions.effects import address_is_canonical
 from trapgate.instructions.intercepts import (
     EXITED,
     GO_ON,
     RAISE_FAULT,
     RAISE_GP,
     RAISE_UD,
-    privilege_level,
+    exit_where,
     secondary_controls,
 )
+from trapgate.operands.encoding import (
+    code_byte,
+    decode_operand,
+    has_prefix,
+    operand_offset,
+    register_value,
+)
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.walk import READ
 from trapgate.sdm.cells import (
     GUEST_CR4,
@@ -46,14 +53,9 @@ from trapgate.sdm.state import (
 from trapgate.sdm.vectors import NM
 from trapgate.sdm.vmx import FAULT_ERROR, FAULT_VECTOR, FLUSH, RANDOM
 from trapgate.vmx.operand import (
-    code_byte,
-    decode_operand,
-    has_prefix,
     operand_linear,
-    operand_offset,
     operand_pages,
     read_operand,
-    register_value,
 )
 
 NO_LATER_INSTRUCTION = -1
@@ -180,13 +182,13 @@ def invalidate_by_pcid(
     if privilege_level(v) != 0 or v[GUEST_RFLAGS] & RFLAGS_VM:
         return RAISE_GP, 0
     length, information, displacement = decode_operand(v, mem, word, start, rex, start + 3)
-    if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_INVLPG_EXITING:
-        vm_exit(v, REASON_INVPCID, displacement, length)
-        v[VM_EXIT_INSTRUCTION_INFORMATION] = information
-        return EXITED, length
     kind = register_value(v, r, (information >> 28) & 0xF)
     if not in_64_bit_mode(v):
         kind = kind & _LOW
+    usual = v[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_INVLPG_EXITING != 0
+    if exit_where(v, usual, REASON_INVPCID, displacement, kind, length) == EXITED:
+        v[VM_EXIT_INSTRUCTION_INFORMATION] = information
+        return EXITED, length
     if kind < 0 or kind > 3:
         return RAISE_GP, length
     offset = operand_offset(v, r, information, displacement)

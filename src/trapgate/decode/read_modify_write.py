@@ -6,8 +6,8 @@ instruction's "Operation"). An engine that does the load first reports a read.
 """
 
 from trapgate.compiler.dialect import Cells, core
-from trapgate.decode.execute import prefix_length
-from trapgate.instructions.effects import in_64_bit_mode
+from trapgate.operands.encoding import prefix_length
+from trapgate.operands.mode import in_64_bit_mode
 
 
 @core

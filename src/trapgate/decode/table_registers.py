@@ -1,18 +1,17 @@
 """The instructions of GDTR, IDTR, LDTR and TR: 0FH 00H and 0FH 01H with reg 0 to 3.
 
-Loads are carried out here; stores only as far as "descriptor-table exiting" is concerned.
+Loads are carried out here, stores only where they might exit: by "descriptor-table exiting" or a
+criteria table.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
-from trapgate.events.exits import vm_exit
-from trapgate.instructions.effects import in_64_bit_mode
 from trapgate.instructions.intercepts import (
     EXITED,
     GO_ON,
     RAISE_FAULT,
     RAISE_GP,
     RAISE_UD,
-    privilege_level,
+    exit_where,
     secondary_controls,
 )
 from trapgate.instructions.table_registers import (
@@ -20,28 +19,38 @@ from trapgate.instructions.table_registers import (
     load_descriptor_table,
     load_system_segment,
 )
+from trapgate.operands.encoding import (
+    INFO_REGISTER,
+    decode_operand,
+    has_prefix,
+    operand_offset,
+    register_value,
+)
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
+from trapgate.paging.walk import WRITE
 from trapgate.sdm.cells import (
+    CRITERIA_TABLE_INSTRUCTIONS,
     GUEST_CR0,
     GUEST_CS_ACCESS_RIGHTS,
+    GUEST_GDTR_BASE,
+    GUEST_GDTR_LIMIT,
+    GUEST_IDTR_BASE,
+    GUEST_IDTR_LIMIT,
+    GUEST_LDTR_SELECTOR,
     GUEST_RFLAGS,
+    GUEST_RSP,
+    GUEST_TR_SELECTOR,
     VM_EXIT_INSTRUCTION_INFORMATION,
 )
 from trapgate.sdm.controls import SECONDARY_DESCRIPTOR_TABLE_EXITING
 from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS
+from trapgate.sdm.registers import RSP
 from trapgate.sdm.state import AR_DB, CR0_PE, RFLAGS_VM
 from trapgate.sdm.vmx import FAULT_ADDRESS, FAULT_ERROR, FAULT_VECTOR
-from trapgate.vmx.operand import (
-    INFO_REGISTER,
-    decode_operand,
-    has_prefix,
-    operand_linear,
-    operand_offset,
-    read_operand,
-    register_value,
-)
+from trapgate.vmx.operand import operand_linear, operand_pages, read_operand, write_operand
 
 NO_TABLE_INSTRUCTION = -1
-"""Another one of 0FH 00H or 0FH 01H, or a store that does not exit."""
+"""Another one of 0FH 00H or 0FH 01H, or a store that nothing can make exit."""
 
 
 @core
@@ -63,8 +72,8 @@ def execute_table(
     field = (third >> 3) & 7
     if field > 3 or (second == 1 and third >= 0xC0):
         return NO_TABLE_INSTRUCTION, 0
-    exits = secondary_controls(v) & SECONDARY_DESCRIPTOR_TABLE_EXITING != 0
-    if field < 2 and not exits:
+    usual = secondary_controls(v) & SECONDARY_DESCRIPTOR_TABLE_EXITING != 0
+    if field < 2 and not usual and v[CRITERIA_TABLE_INSTRUCTIONS] == 0:
         return NO_TABLE_INSTRUCTION, 0
     if second == 0 and has_no_system_segments(v):
         return RAISE_UD, 0
@@ -75,15 +84,17 @@ def execute_table(
     small = not in_64_bit_mode(v) and v[GUEST_CS_ACCESS_RIGHTS] & AR_DB == 0
     if has_prefix(word, start, 0x66):
         small = not small
-    if exits:
-        reason = REASON_LDTR_OR_TR_ACCESS
-        if second == 1:
-            reason = REASON_GDTR_OR_IDTR_ACCESS
-            if in_64_bit_mode(v) or not small:
-                information = information | 1 << 11
-        vm_exit(v, reason, displacement, length)
+    reason = REASON_GDTR_OR_IDTR_ACCESS if second == 1 else REASON_LDTR_OR_TR_ACCESS
+    which = field if second == 1 else field + 4
+    if exit_where(v, usual, reason, displacement, which, length) == EXITED:
+        if second == 1 and (in_64_bit_mode(v) or not small):
+            information = information | 1 << 11
         v[VM_EXIT_INSTRUCTION_INFORMATION] = information | field << 28
         return EXITED, length
+    if field < 2:
+        size = 8 if rex & 8 else 4
+        size = 2 if small and size == 4 else size
+        return store_table(v, r, mem, x, second, field, information, displacement, size), length
     if second == 0 and information & INFO_REGISTER:
         selector = register_value(v, r, (information >> 3) & 0xF) & 0xFFFF
         return load_segment(v, mem, x, selector, field), length
@@ -107,6 +118,51 @@ def execute_table(
     if not load_descriptor_table(v, field == 3, base, value):
         return RAISE_GP, length
     return GO_ON, length
+
+
+@core
+def store_table(
+    v: Cells,
+    r: Cells,
+    mem: Memory,
+    x: Cells,
+    second: int,
+    field: int,
+    information: int,
+    displacement: int,
+    size: int,
+) -> int:
+    """SGDT, SIDT, SLDT or STR, where they were intercepted and do not exit; see `execute_table`.
+
+    `size` is the operand's, which only a register has that SLDT or STR stores to.
+    """
+    value = v[GUEST_GDTR_LIMIT] if field == 0 else v[GUEST_IDTR_LIMIT]
+    if second == 0:
+        value = v[GUEST_LDTR_SELECTOR] if field == 0 else v[GUEST_TR_SELECTOR]
+    value = int(value) & 0xFFFF
+    if information & INFO_REGISTER:
+        number = (information >> 3) & 0xF
+        if size == 2:
+            value |= register_value(v, r, number) & ~0xFFFF
+        if number == RSP:
+            v[GUEST_RSP] = value
+        r[number] = value
+        return GO_ON
+    span = 2
+    if second == 1:
+        span = 10 if in_64_bit_mode(v) else 6
+    offset = operand_offset(v, r, information, displacement)
+    outcome, linear = operand_linear(v, (information >> 15) & 7, offset, span, 1)
+    if outcome != GO_ON:
+        return outcome
+    # All of it can be written, or nothing is.
+    outcome, _, _ = operand_pages(x, v, mem, linear, span, WRITE)
+    if outcome == GO_ON:
+        outcome = write_operand(x, v, mem, linear, 2, value)
+    if outcome != GO_ON or second == 0:
+        return outcome
+    base = int(v[GUEST_GDTR_BASE]) if field == 0 else int(v[GUEST_IDTR_BASE])
+    return write_operand(x, v, mem, linear + 2, span - 2, base)
 
 
 @core

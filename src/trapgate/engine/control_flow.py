@@ -27,9 +27,13 @@ from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.idt import TASK_GATE
 from trapgate.instructions.far_transfers import far_call, far_call_real, far_jump, far_return
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
-from trapgate.instructions.intercepts import GO_ON, RAISE_UD, privilege_level
+from trapgate.instructions.intercepts import (
+    GO_ON,
+    RAISE_UD,
+)
 from trapgate.instructions.interrupt_return import interrupt_return
 from trapgate.instructions.segment_loads import load_segment_register
+from trapgate.operands.mode import privilege_level
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm.vectors import GP, PF, UD

@@ -10,7 +10,7 @@ from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64, table
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
-from trapgate.decode.execute import advance, prefix_length
+from trapgate.decode.execute import advance
 from trapgate.decode.read_modify_write import writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
@@ -41,6 +41,7 @@ from trapgate.instructions.breakpoints import EXECUTION, breakpoints_met, note_p
 from trapgate.instructions.near_return import RET_AND_RELEASE
 from trapgate.instructions.virtual_apic import delivers_interrupts
 from trapgate.instructions.virtual_interrupts import IRET, works_on_vif
+from trapgate.operands.encoding import prefix_length
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
     EPT_VIOLATION,

@@ -3,8 +3,8 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import memory
-from trapgate.decode.execute import prefix_length
 from trapgate.engine import machine as mc
+from trapgate.operands.encoding import prefix_length
 from trapgate.paging.memory import load8, load64
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f

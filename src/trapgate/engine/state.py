@@ -62,8 +62,10 @@ def save_paging(env: int, v: Cells) -> None:
 
 
 @jit
-def save_for_criteria(m: Cells, env: int, v: Cells) -> None:
+def save_for_criteria(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Of `save` what a criteria table may ask for."""
+    for n in range(16):
+        r[n] = peek64(env + at.REGS + 8 * n)
     save_paging(env, v)
     save_segments(env, v)
     v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
@@ -494,7 +496,7 @@ def arm(m: Cells, env: int, v: Cells) -> None:
     if unblocks and v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_NMI:
         # SDM, "Changes to Instruction Behavior in VMX Non-Root Operation", IRET.
         words |= 1 << (at.SVM_IRET - at.SVM_BASE)
-    if secondary & 1 << 2:
+    if secondary & 1 << 2 or table:
         # Descriptor-table exiting: reads and writes of IDTR, GDTR, LDTR, TR.
         words |= 0xFF << (at.SVM_IDTR_READ - at.SVM_BASE)
     poke64(env + at.INTERCEPT, words)

@@ -134,9 +134,10 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     env = m[mc.ENV]
     v = cells(m[mc.V], m[mc.V_CELLS])
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    r = cells(m[mc.R], m[mc.R_CELLS])
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     if v[f.CRITERIA_TABLE_RULES] != 0:
-        save_for_criteria(m, env, v)
+        save_for_criteria(m, env, v, r)
     else:
         save_paging(env, v)
     cr4 = v[f.GUEST_CR4]
@@ -144,7 +145,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     code = m[mc.STORE_CODE]
     kind = m[mc.STORE_KIND]
     linear = m[mc.STORE_LINEAR]
-    refused, which = judge_entries(v, mem, code, linear, kind, physical, size, value)
+    refused, which = judge_entries(v, r, mem, code, linear, kind, physical, size, value)
     disposition, reason = EXIT, 0
     if refused < 0:
         disposition, reason = decide_filtered(v, code, which)

@@ -188,6 +188,7 @@ def raise_event(
             judged = head[HEAD_HAS_DATA] != 0
             disposition, reason = decide_event(
                 v,
+                r,
                 mem,
                 vector,
                 kind,

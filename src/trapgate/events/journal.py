@@ -6,7 +6,7 @@ the writing. A capacity of 0 keeps only the counts.
 """
 
 from trapgate.compiler.dialect import Cells, Rows, core
-from trapgate.decision.decide import COMPLETE, DELIVER
+from trapgate.decision.decide import COMPLETE, DELIVER, EXIT
 from trapgate.sdm.cells import (
     GUEST_CR3,
     GUEST_RIP,
@@ -131,6 +131,16 @@ def record(
     row[ROW_OLD_VALUE] = head[HEAD_OLD_VALUE] if has_data else 0
     row[ROW_CURRENT] = head[HEAD_CURRENT]
     row[ROW_CPU] = head[HEAD_CPU]
+
+
+@core
+def reinstate(head: Cells, rows: Rows, vector: int, kind: int) -> None:
+    """Correct the row just written: the event that seemed to exit has reached the guest."""
+    counts = count_of(head, vector, kind)
+    head[counts + EXIT] -= 1
+    head[counts + DELIVER] += 1
+    if head[HEAD_CAPACITY] > 0:
+        rows[(head[HEAD_SEQUENCE] - 1) % head[HEAD_CAPACITY]][ROW_DISPOSITION] = DELIVER
 
 
 @core

@@ -11,9 +11,9 @@ from trapgate.instructions.intercepts import (
     RAISE_DB,
     RAISE_GP,
     RAISE_UD,
-    privilege_level,
     secondary_controls,
 )
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.memory import MAXPHYADDR
 from trapgate.paging.walk import pat_is_legal
 from trapgate.sdm.cells import (
@@ -58,6 +58,7 @@ from trapgate.sdm.registers import (
     LSTAR,
     STAR,
     TSC_AUX,
+    XCR0,
 )
 from trapgate.sdm.state import (
     ACTIVITY_HLT,
@@ -111,6 +112,8 @@ from trapgate.sdm.state import (
     MSR_TSC,
     MSR_TSC_AUX,
     PERF_GLOBAL_CTRL_DEFINED,
+    XCR0_IMPLEMENTED,
+    XCR0_X87,
 )
 
 _DR6_WRITABLE = 0xE00F
@@ -125,10 +128,12 @@ def address_is_canonical(address: int) -> bool:
 
 
 @core
-def in_64_bit_mode(v: Cells) -> bool:
-    """Whether the guest runs 64-bit code."""
-    in_ia32e = (v[GUEST_IA32_EFER] & EFER_LMA) != 0
-    return bool(in_ia32e and (v[GUEST_CS_ACCESS_RIGHTS] & AR_L) != 0)
+def write_xcr(r: Cells, index: int, value: int) -> int:
+    """XSETBV of EDX:EAX to the register of ECX: GO_ON or RAISE_GP. There is XCR0."""
+    if index & 0xFFFF_FFFF or value & XCR0_X87 == 0 or value & ~XCR0_IMPLEMENTED:
+        return RAISE_GP
+    r[XCR0] = value
+    return GO_ON
 
 
 @core

@@ -24,9 +24,8 @@ from trapgate.events.descriptors import (
 from trapgate.events.frame import probe_frame, push_word, stack_has_room, stack_is_canonical
 from trapgate.events.idt import TASK_GATE, stack_of_ring
 from trapgate.events.stack import probe_words, stack_holds, word_at, words_are_canonical
-from trapgate.instructions.effects import in_64_bit_mode
-from trapgate.instructions.intercepts import privilege_level
 from trapgate.instructions.interrupt_return import put_return_stack, return_segment, return_stack
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.walk import read_system
 from trapgate.sdm.cells import (
     GUEST_CS_BASE,

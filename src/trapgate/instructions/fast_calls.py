@@ -6,8 +6,13 @@ the instruction when they are called, and the target when they are done.
 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.events.descriptors import put_flat_segment
-from trapgate.instructions.effects import address_is_canonical, in_64_bit_mode
-from trapgate.instructions.intercepts import GO_ON, RAISE_GP, RAISE_UD, privilege_level
+from trapgate.instructions.effects import address_is_canonical
+from trapgate.instructions.intercepts import (
+    GO_ON,
+    RAISE_GP,
+    RAISE_UD,
+)
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.sdm.cells import (
     GUEST_CR0,
     GUEST_IA32_EFER,

@@ -11,6 +11,7 @@ the exit: RAISE_UD, RAISE_GP (with error code 0). Faults for a lack of privilege
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.instruction_rules import exits_by_table
 from trapgate.events.exits import vm_exit
+from trapgate.operands.mode import privilege_level
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import read_system
 from trapgate.sdm import cells as f
@@ -46,12 +47,6 @@ TASK_BY_GATE = 3
 
 _COUNTERS = 4
 """Performance counters that RDPMC reads. The processor model has so many; here they read 0."""
-
-
-@core
-def privilege_level(v: Cells) -> int:
-    """CPL: the DPL of SS (SDM, "Guest Register State")."""
-    return int((v[f.GUEST_SS_ACCESS_RIGHTS] >> st.AR_DPL_SHIFT) & 3)
 
 
 @core
@@ -104,14 +99,16 @@ def intercept_wbinvd(v: Cells, length: int) -> int:
 
 
 @core
-def intercept_xsetbv(v: Cells, length: int) -> int:
-    """XSETBV: always exits, from ring 0 and with CR4.OSXSAVE."""
+def intercept_xsetbv(v: Cells, index: int, length: int) -> int:
+    """XSETBV to register `index` (ECX): exits always, but for a criteria table.
+
+    From ring 0, and with CR4.OSXSAVE.
+    """
     if (v[f.GUEST_CR4] & st.CR4_OSXSAVE) == 0:
         return RAISE_UD
     if privilege_level(v) != 0:
         return RAISE_GP
-    vm_exit(v, why.REASON_XSETBV, 0, length)
-    return EXITED
+    return exit_where(v, True, why.REASON_XSETBV, 0, index, length)
 
 
 @core
@@ -433,7 +430,10 @@ def record_string_io(v: Cells, linear: int, address_size: int, segment: int) -> 
 
 @core
 def intercept_task_switch(v: Cells, selector: int, source: int, length: int) -> int:
-    """A task switch to the TSS `selector`: always exits; `source` is one of TASK_BY_*."""
+    """A task switch to the TSS `selector`; `source` is one of TASK_BY_*.
+
+    It always exits. A criteria table may take that back (`processor.task_switch`).
+    """
     vm_exit(v, why.REASON_TASK_SWITCH, (selector & 0xFFFF) | source << 30, length)
     return EXITED
 

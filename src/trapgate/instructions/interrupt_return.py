@@ -21,8 +21,7 @@ from trapgate.events.descriptors import (
 )
 from trapgate.events.idt import TASK_GATE
 from trapgate.events.stack import probe_words, stack_holds, word_at, words_are_canonical
-from trapgate.instructions.effects import in_64_bit_mode
-from trapgate.instructions.intercepts import privilege_level
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.sdm.cells import (
     GUEST_CR0,
     GUEST_CR4,

@@ -6,8 +6,8 @@ It takes the number of bytes to release as signed.
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.stack import probe_words, stack_holds, word_at, words_are_canonical
-from trapgate.instructions.effects import address_is_canonical, in_64_bit_mode
-from trapgate.instructions.intercepts import privilege_level
+from trapgate.instructions.effects import address_is_canonical
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.sdm.cells import (
     GUEST_CS_LIMIT,
     GUEST_RIP,

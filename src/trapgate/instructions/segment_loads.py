@@ -15,8 +15,7 @@ from trapgate.events.descriptors import (
     read_descriptor,
     rights_of,
 )
-from trapgate.instructions.effects import in_64_bit_mode
-from trapgate.instructions.intercepts import privilege_level
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.sdm.cells import (
     GUEST_ES_ACCESS_RIGHTS,
     GUEST_ES_BASE,

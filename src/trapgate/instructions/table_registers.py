@@ -10,7 +10,8 @@ from trapgate.events.descriptors import (
     limit_of,
     read_descriptor,
 )
-from trapgate.instructions.effects import address_is_canonical, in_64_bit_mode
+from trapgate.instructions.effects import address_is_canonical
+from trapgate.operands.mode import in_64_bit_mode
 from trapgate.paging.memory import store8
 from trapgate.paging.walk import WRITE, read_system, walk
 from trapgate.sdm.cells import (

@@ -7,6 +7,7 @@ from trapgate.compiler.dialect import Cells, Memory
 from trapgate.events.descriptors import NO_FAULT, read_descriptor
 from trapgate.events.idt import TASK_GATE, check_tss
 from trapgate.instructions import intercepts as ix
+from trapgate.operands.mode import privilege_level
 from trapgate.paging.walk import read_system
 from trapgate.sdm import cells as f
 from trapgate.sdm.vectors import GP, NP, PF, TS
@@ -26,7 +27,7 @@ def transfer(v: Cells, mem: Memory, selector: int, source: int, length: int) -> 
     fault, error, linear, descriptor = read_descriptor(v, mem, selector, GP, named)
     if fault != NO_FAULT:
         return fault, error, linear
-    if (descriptor >> 45) & 3 < max(int(ix.privilege_level(v)), selector & 3):
+    if (descriptor >> 45) & 3 < max(int(privilege_level(v)), selector & 3):
         return GP, named, 0
     if (descriptor >> 40) & 0x1F == _TASK_GATE_TYPE:
         if descriptor & 1 << 47 == 0:

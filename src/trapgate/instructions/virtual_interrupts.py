@@ -10,8 +10,8 @@ from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.frame import probe_frame, push_word, stack_has_room
 from trapgate.events.stack import probe_words, stack_holds, word_at
-from trapgate.instructions.intercepts import privilege_level
 from trapgate.instructions.interrupt_return import interrupt_return
+from trapgate.operands.mode import privilege_level
 from trapgate.sdm.cells import (
     GUEST_CR0,
     GUEST_CR4,

@@ -154,6 +154,25 @@ def load_sized(mem: Memory, pa: int, size: int) -> int:
 
 
 @core
+def load_across(mem: Memory, first: int, second: int, linear: int, size: int) -> int:
+    """Read 1, 2, 4 or 8 bytes at a linear address, which may straddle two pages.
+
+    `first` is the physical address of the first byte, `second` that of the second page, which
+    counts only if there is one. Eight bytes are two's complement.
+    """
+    in_first = 0x1000 - (linear & 0xFFF)
+    if size <= in_first:
+        return load_sized(mem, first, size)
+    value = 0
+    for n in range(size):
+        byte = load8(mem, first + n if n < in_first else second + n - in_first)
+        if n == 7 and byte > 0x7F:
+            byte -= 0x100
+        value |= byte << (8 * n)
+    return value
+
+
+@core
 def store_sized(mem: Memory, pa: int, size: int, value: int) -> None:
     """Write the low `size` bytes (1, 2, 4 or 8) of `value` at physical address `pa`."""
     if size == 8:

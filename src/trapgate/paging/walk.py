@@ -22,7 +22,7 @@ from trapgate.paging.ept import (
     through_ept,
 )
 from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map
-from trapgate.paging.memory import MAXPHYADDR, load8, load32, load64, load_sized, store32, store64
+from trapgate.paging.memory import MAXPHYADDR, load32, load64, load_across, store32, store64
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
     EPT_POINTER_IN_FORCE,
@@ -453,22 +453,14 @@ def read_system(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int
     physical, error, _, _ = walk(v, 0, mem, linear, READ, 0)
     if error >= 0:
         return 0, error, linear
-    if (linear & 0xFFF) + size <= 0x1000:
-        return load_sized(mem, physical, size), -1, 0
-    # It straddles two pages: the second need not follow the first physically.
-    onward = (linear | 0xFFF) + 1
-    second, error, _, _ = walk(v, 0, mem, onward, READ, 0)
-    if error >= 0:
-        return 0, error, onward
-    value = 0
-    for n in range(size):
-        byte = load8(mem, physical + n)
-        if linear + n >= onward:
-            byte = load8(mem, second + linear + n - onward)
-        if n == 7 and byte > 0x7F:
-            byte -= 0x100
-        value |= byte << (8 * n)
-    return value, -1, 0
+    second = -1
+    if (linear & 0xFFF) + size > 0x1000:
+        # It straddles two pages: the second need not follow the first physically.
+        onward = (linear | 0xFFF) + 1
+        second, error, _, _ = walk(v, 0, mem, onward, READ, 0)
+        if error >= 0:
+            return 0, error, onward
+    return load_across(mem, physical, second, linear, size), -1, 0
 
 
 @core

@@ -18,10 +18,10 @@ from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
 from trapgate.instructions.breakpoints import note_data, note_ports, single_steps
 from trapgate.instructions.effects import (
-    in_64_bit_mode,
     load_machine_status,
     read_cr,
 )
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
@@ -90,7 +90,7 @@ class Operand:
     def physical(self, linear: int, access: int) -> int:
         """Where a linear address lies, for an access of kind `access` (1 write, 2 fetch)."""
         v = self.v
-        user = 1 if ix.privilege_level(v) == 3 else 0
+        user = 1 if privilege_level(v) == 3 else 0
         place = signed(linear)
         physical, code = self.walk(place, access, user)
         if code >= 0:

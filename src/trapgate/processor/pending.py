@@ -15,7 +15,7 @@ from trapgate.events.journal import HEAD_TIME
 from trapgate.instructions.intercepts import EXITED, GO_ON, platform_exit, window_exit
 from trapgate.instructions.virtual_apic import has_virtual_interrupt
 from trapgate.processor.pins import Smi
-from trapgate.processor.reset import reset
+from trapgate.processor.reset import begin_at, reset
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -39,9 +39,12 @@ def take(processor: Processor, v: Cells) -> bool:
     start_up, pins.start_up = pins.start_up, None
     if activity == ACTIVITY_WAIT_FOR_SIPI:
         # SDM, "Activity State" of VM entries: everything else is blocked.
-        if start_up is not None:
-            vm_exit(v, ExitReason.STARTUP_IPI, start_up, 0)
-        return start_up is not None
+        if start_up is None:
+            return False
+        if platform_exit(v, True, ExitReason.STARTUP_IPI, start_up) == EXITED:
+            return True
+        begin_at(v, start_up)
+        return False
     smi, pins.smi = pins.smi, None
     if smi is not None and _smi_exits(processor, v, smi):
         return True
@@ -112,8 +115,8 @@ def _interrupt_exits(processor: Processor, v: Cells, vector: int) -> bool:
     if v[f.CRITERIA_TABLE_RULES] == 0:
         return True
     action, _ = decide_by_table(
-        v, processor.memory.cells, vector, int(InterruptionType.EXTERNAL_INTERRUPT),
-        -1, 0, 0, 0, -1, 0, 0, 0,
+        v, processor.registers.cells, processor.memory.cells,
+        vector, int(InterruptionType.EXTERNAL_INTERRUPT), -1, 0, 0, 0, -1, 0, 0, 0,
     )  # fmt: skip
     return action != RULE_DELIVER
 

@@ -19,7 +19,7 @@ from trapgate.engine.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
-from trapgate.processor import decoded, pending, stepping, table_writes
+from trapgate.processor import decoded, pending, stepping, table_writes, task_switch
 from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
 from trapgate.processor.own_state import OwnState
 from trapgate.processor.pins import Smi
@@ -369,8 +369,10 @@ class Processor(LogicalProcessor):
         c[stops.PINS] = self._pins
         c[stops.STOP] = stops.RUNNING
         engine.enter_and_go()
-        while c[stops.STOP] != stops.EXITED:
-            if not self._handle_stop():
+        while c[stops.STOP] != stops.EXITED or (
+            v[f.EXIT_REASON] == ExitReason.TASK_SWITCH and self._switched_tasks(vmcs.cells)
+        ):
+            if c[stops.STOP] != stops.EXITED and not self._handle_stop():
                 engine.go()
         engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
@@ -379,6 +381,16 @@ class Processor(LogicalProcessor):
             left = max(c[stops.TIMER_END] - c[stops.TIME], 0)
             v[f.VMX_PREEMPTION_TIMER_VALUE] = min(left, 0xFFFF_FFFF)
         return VmExit(vmcs)
+
+    def _switched_tasks(self, v: Cells) -> bool:
+        """Whether the exit was a task switch that the guest was to make, and it goes on."""
+        if not task_switch.left_to_guest(v):
+            return False
+        exited = task_switch.carry_out(self, v)
+        self._words[stops.STOP] = stops.EXITED if exited else stops.RUNNING
+        if not exited:
+            self.engine.go()
+        return True
 
     def make_current(self, vmcs: Vmcs) -> None:
         """Let `vmcs` be the current one, as VMPTRLD does."""

@@ -1,4 +1,7 @@
-"""What INIT leaves of the guest's processor (SDM, "Processor State After Reset")."""
+"""What INIT and start-up IPIs make of the guest's processor.
+
+SDM, "Processor State After Reset" and "Multiple-Processor (MP) Initialization".
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,13 @@ _FIELDS: Final = {
 }
 _RIGHTS: Final = (_DATA, _CODE, _DATA, _DATA, _DATA, _DATA, _LDT, _BUSY_TSS)
 """Of ES, CS, SS, DS, FS, GS, LDTR and TR, as the fields lie."""
+
+
+def begin_at(v: Cells, vector: int) -> None:
+    """What a start-up IPI with vector VV does to the guest of `v`: real mode at VV00:0000."""
+    v[f.GUEST_CS_SELECTOR], v[f.GUEST_CS_BASE] = vector << 8, vector << 12
+    v[f.GUEST_RIP] = 0
+    v[f.GUEST_ACTIVITY_STATE] = ACTIVITY_ACTIVE
 
 
 def reset(r: Cells, v: Cells) -> None:

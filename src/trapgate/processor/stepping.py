@@ -18,7 +18,7 @@ from iced_x86 import CodeSize, FlowControl, MemorySize, Mnemonic, OpAccess, OpKi
 from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
 from trapgate.events.exits import vm_exit
-from trapgate.instructions import intercepts as ix
+from trapgate.operands.mode import privilege_level
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import LogicalProcessor, Outcome, signed
 from trapgate.sdm import cells as f
@@ -358,9 +358,7 @@ def _lose_patience(processor: LogicalProcessor, shape: int) -> None:
 def is_misaligned(guest: Operand, accesses: list[Access]) -> bool:
     """Whether an access raises #AC (SDM, "Alignment Check Exception (#AC)")."""
     v = guest.v
-    if not (
-        v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM and ix.privilege_level(v) == 3
-    ):
+    if not (v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM and privilege_level(v) == 3):
         return False
     return any(access.linear & _alignment(access) - 1 for access in accesses)
 

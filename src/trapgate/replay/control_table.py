@@ -80,8 +80,8 @@ CONTROLS: Final = (
         (
             *("EXCEPTION_NMI", "* excp", "EXIT_EXCP_*"),
             # What our own traces say: which criterion it was.
-            *("CONTROL_BIT", "FIGURE_*", "EXCHANGED", "WITHOUT_CONTROL", "ANY_OR_MATCH"),
-            *("COMPARISON", "MEMBER", "FAULT_FILTER_ALONE", "CRITERIA_TABLE"),
+            *("CONTROL_BIT", "FIGURE_*", "EXCHANGED", "WITHOUT_CONTROL", "MATCH_EXITS"),
+            *("ANY_OR_MATCH", "COMPARISON", "MEMBER", "FAULT_FILTER_ALONE", "CRITERIA_TABLE"),
         ),
         "the exceptions of those vectors and codes, which --policy judges one by one",
         Loss.UNTOLD,

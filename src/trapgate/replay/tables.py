@@ -19,6 +19,7 @@ from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.fault_filters import in_page_table, is_pte, stopped_write
 from trapgate.decision.fault_values import FaultValue
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION, TYPE_SOFTWARE_INTERRUPT
+from trapgate.sdm.pagefault import PFEC_ID, PFEC_W
 from trapgate.sdm.vectors import GP, NP, PF, SS, TS
 from trapgate.trace.frames import polars
 
@@ -35,7 +36,7 @@ NOT_IN_TRACES: Final = frozenset(
     (
         *(fv.INSTRUCTION_LENGTH, fv.MODE, fv.RFLAGS, fv.CR0, fv.CR4, fv.EFER, fv.RSP),
         *(fv.BELOW_STACK, fv.WALK_LEVEL, fv.ENTRY_ADDRESS, fv.ENTRY, fv.PAGE_ADDRESS),
-        *(fv.FRAME_NUMBER, fv.FRAME_TYPE, fv.NEW_FRAME_TYPE),
+        *(fv.FRAME_NUMBER, fv.FRAME_TYPE, fv.DATA, fv.DATA_SIZE, fv.NEW_FRAME_TYPE),
         *range(fv.REASON, fv.VALUES_END),
     )
 )
@@ -144,6 +145,10 @@ class _Values:
                 return self._exception & named & self._has_code, index
             case _ if what in fv.ONLY_OF_TABLE_WRITES:
                 return self._of_table_write(what)
+            case fv.DATA | fv.DATA_SIZE:
+                writes = (self._code & (PFEC_W | PFEC_ID)) == PFEC_W
+                told = self._page_fault & writes & (pl.col("depth") == 0)
+                return told & pl.lit(None, pl.Boolean), self._null
             case fv.INSTRUCTION_LENGTH:
                 software = (self._type >= TYPE_SOFTWARE_INTERRUPT) & (self._type <= 6)
                 return software, self._null

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trapgate.processor.own_state import OwnState
 from trapgate.processor.processor import Processor
-from trapgate.processor.reset import reset
+from trapgate.processor.reset import begin_at, reset
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.interruption import INFO_VALID
@@ -13,7 +13,6 @@ from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
 from trapgate.vmm.devices.apic import LocalApic
 from trapgate.vmm.identity import MISC_ENABLE_AT_RESET
-from trapgate.vmm.initialisation import begin_at
 from trapgate.vmm.mtrrs import Mtrrs
 
 
@@ -97,7 +96,7 @@ class Cpu:
         if self.has_turn or self.own.x86_vmm.in_vmx_operation:
             self.own.pins.start_up = vector & 0xFF
         elif self.activity == ACTIVITY_WAIT_FOR_SIPI:
-            begin_at(self.vmcs, vector)
+            begin_at(self.vmcs.cells, vector)
 
     def wait(self, microseconds: int) -> None:
         """Let virtual time pass while the processor stands."""

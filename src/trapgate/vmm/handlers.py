@@ -13,12 +13,13 @@ from trapgate.events.exits import save_ia32e_mode
 from trapgate.instructions import effects
 from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
+from trapgate.operands.mode import in_64_bit_mode
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.state import CR4_OSXSAVE, MSR_TSC, XCR0_IMPLEMENTED, XCR0_X87
+from trapgate.sdm.state import CR4_OSXSAVE, MSR_TSC
 from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
 from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmcs.explain import explain_abort
@@ -217,7 +218,7 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
         value = seen & ~0xE | qualification >> 16 & 0xF
     else:
         value = vm.general(qualification >> 8 & 0xF)
-        if not effects.in_64_bit_mode(v):
+        if not in_64_bit_mode(v):
             value &= _LOW
     fixed = CR0_FIXED_0 if number == 0 else CR4_FIXED_0
     if vm.processor.x86_vmm.in_vmx_operation and value & fixed != fixed:
@@ -265,10 +266,8 @@ def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
     value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
     if not vm.processor.engine.has_xsave:
         return _INVALID_OPCODE
-    if registers.rcx & _LOW or not value & XCR0_X87 or value & ~XCR0_IMPLEMENTED:
-        return _GENERAL_PROTECTION
-    registers.xcr0 = value
-    return EMULATED
+    outcome = effects.write_xcr(registers.cells, registers.rcx & _LOW, signed(value))
+    return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
 
 
 def call_bios(vmexit: VmExit, vm: Platform) -> Action:

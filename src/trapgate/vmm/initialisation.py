@@ -8,19 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trapgate.processor.processor import VmExit
-from trapgate.sdm.state import ACTIVITY_ACTIVE
-from trapgate.vmcs.vmcs import Vmcs
+from trapgate.processor.reset import begin_at
 from trapgate.vmm.actions import RESUME, Action, End, Stop
 
 if TYPE_CHECKING:
     from trapgate.vmm.platform import Platform
-
-
-def begin_at(vmcs: Vmcs, vector: int) -> None:
-    """What a start-up IPI with vector VV does: real mode at VV00:0000."""
-    vmcs["GUEST_CS_SELECTOR"], vmcs["GUEST_CS_BASE"] = vector << 8, vector << 12
-    vmcs["GUEST_RIP"] = 0
-    vmcs["GUEST_ACTIVITY_STATE"] = ACTIVITY_ACTIVE
 
 
 def initialise(vmexit: VmExit, vm: Platform) -> Action:
@@ -41,5 +33,5 @@ def initialise(vmexit: VmExit, vm: Platform) -> Action:
 
 def start_up(vmexit: VmExit, vm: Platform) -> Action:
     """A start-up IPI."""
-    begin_at(vm.vmcs, vmexit.qualification & 0xFF)
+    begin_at(vm.vmcs.cells, vmexit.qualification & 0xFF)
     return RESUME

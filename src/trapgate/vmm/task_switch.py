@@ -1,94 +1,15 @@
-"""Task switches, which a VMM has to carry out for its guest: they always exit.
-
-SDM, "Task Switching" (the order of things, and the table "Exception Conditions Checked During a
-Task Switch") and "Treatment of Task Switches". The exit comes after the checks of the new TSS's
-descriptor. What goes wrong before the new task's state is loaded is the old task's fault, what
-goes wrong afterwards the new task's, before its first instruction.
-"""
+"""Task switches that exit: the VMM in Python carries them out for its guest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
-from struct import pack_into, unpack_from
-from typing import NamedTuple
-
-from trapgate.compiler.dialect import Cells
 from trapgate.decision.faults import Interruption
-from trapgate.events.delivery import (
-    COMBINE_DOUBLE_FAULT,
-    COMBINE_SERIALLY,
-    COMBINE_SHUTDOWN,
-    combine,
-)
-from trapgate.events.descriptors import (
-    NO_FAULT,
-    base_of,
-    limit_of,
-    mark_accessed,
-    read_descriptor,
-)
-from trapgate.processor.logical import signed
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import VmExit
+from trapgate.processor.task_switch import DR6_BT, Switch, TaskFaultError
 from trapgate.sdm import cells as f
-from trapgate.sdm import state as st
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.vectors import DF, GP, NP, PF, SS, TS
+from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Action, End, Inject, Moved, Stop
 from trapgate.vmm.platform import Platform
-
-_READ, _WRITE = 0, 1
-_CS, _SS, _LDTR, _TR = 1, 2, 6, 7
-_DATA_SEGMENTS = (3, 0, 4, 5)
-"""DS, ES, FS and GS, in the order in which they are loaded."""
-_BUSY = 1 << 41
-_LOCAL_BREAKPOINTS = 0x155
-_FLAGS = 0x3F7FD7
-_DEBUG_TRAP = 100
-_DR6_BT = 1 << 15
-_SEGMENT_8086 = 0xF3
-_LDT = 2
-
-
-class Source(IntEnum):
-    """Bits 31:30 of the exit qualification."""
-
-    CALL = 0
-    IRET = 1
-    JMP = 2
-    GATE = 3
-
-
-class Format(NamedTuple):
-    """Where a TSS has its fields: offsets in bytes, `code` that of one in `struct`.
-
-    `first` is the instruction pointer; flags and the eight general registers follow. `segments`
-    are ES, CS, SS, DS and, but for 16 bits, FS and GS.
-    """
-
-    size: int
-    code: str
-    first: int
-    segments: int
-    stride: int
-    segment_count: int
-    ldt: int
-
-
-_TSS_16 = Format(44, "<10H", 14, 34, 2, 4, 42)
-_TSS_32 = Format(104, "<10I", 32, 72, 4, 6, 96)
-_CR3 = 28
-
-
-class TaskFaultError(Exception):
-    """The switch raises an exception: vector, error code, and for a page fault the address."""
-
-    def __init__(self, vector: int, error_code: int, address: int = 0) -> None:
-        super().__init__()
-        self.vector = vector
-        self.error_code = error_code
-        self.address = address
 
 
 class _StoppedError(Exception):
@@ -99,45 +20,16 @@ class _StoppedError(Exception):
         self.stop = stop
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Linear memory as the processor sees it for itself: supervisor accesses."""
-
-    processor: Processor
-    v: Cells
-
-    def physical(self, linear: int, access: int) -> int:
-        """Where a linear address lies. Raises TaskFaultError."""
-        linear &= 0xFFFF_FFFF
-        physical, code = self.processor.engine.walk(self.v, 0, linear, access, 0)
-        if code >= 0:
-            raise TaskFaultError(PF, code, linear)
-        return physical
-
-    def read(self, linear: int, size: int, access: int = _READ) -> bytearray:
-        """`size` bytes, which with `access` 1 have to be writable, too."""
-        data = bytearray()
-        while len(data) < size:
-            start = linear + len(data)
-            count = min(size - len(data), 0x1000 - start % 0x1000)
-            data += self.processor.memory.read(self.physical(start, access), count)
-        return data
-
-    def write(self, linear: int, data: bytes) -> None:
-        """Store bytes."""
-        done = 0
-        while done < len(data):
-            count = min(len(data) - done, 0x1000 - (linear + done) % 0x1000)
-            at = self.physical(linear + done, _WRITE)
-            self.processor.memory.write(at, data[done : done + count])
-            done += count
-
-
 def switch_tasks(vmexit: VmExit, vm: Platform) -> Action:
     """Carry out the task switch that exited."""
     v = vmexit.vmcs.cells
-    memory = Memory(vm.processor, v)
-    switch = _Switch(vmexit, memory, vm.take_cr3)
+
+    def take_cr3(value: int) -> None:
+        stop = vm.take_cr3(value)
+        if stop is not None:
+            raise _StoppedError(stop)
+
+    switch = Switch(vm.processor, v, take_cr3)
     try:
         switch.carry_out()
     except _StoppedError as stopped:
@@ -145,263 +37,12 @@ def switch_tasks(vmexit: VmExit, vm: Platform) -> Action:
     except TaskFaultError as fault:
         if fault.vector == PF:
             vm.processor.registers.cr2 = fault.address
-        return switch.inject(fault)
-    if v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _DR6_BT:
+        event = switch.combined(fault)
+        if event is None:
+            return Stop(End.TRIPLE_FAULT, "triple fault: no task could be entered for #DF", 1)
+        return Inject(event)
+    if v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BT:
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-        vm.processor.registers.dr6 |= _DR6_BT
+        vm.processor.registers.dr6 |= DR6_BT
         return Inject(Interruption(1, InterruptionType.HARDWARE_EXCEPTION))
     return Moved()
-
-
-class _Switch:
-    """One switch, from the task in `memory.v` to that of the exit's selector."""
-
-    def __init__(
-        self, vmexit: VmExit, memory: Memory, take_cr3: Callable[[int], Stop | None]
-    ) -> None:
-        self.memory = memory
-        self.take_cr3 = take_cr3
-        self.v = memory.v
-        self.r = memory.processor.registers.cells
-        self.source = Source(vmexit.qualification >> 30 & 3)
-        self.selector = vmexit.qualification & 0xFFFF
-        self.event = vmexit.idt_vectoring
-        software = (
-            InterruptionType.SOFTWARE_INTERRUPT,
-            InterruptionType.PRIVILEGED_SOFTWARE_EXCEPTION,
-            InterruptionType.SOFTWARE_EXCEPTION,
-        )
-        is_instruction = self.source is not Source.GATE or (
-            self.event is not None and self.event.type in software
-        )
-        self.length = vmexit.instruction_length if is_instruction else 0
-        # EXT: the event came from outside the program.
-        self.ext = int(self.source is Source.GATE and not is_instruction)
-        self.is_done = False
-
-    def carry_out(self) -> None:
-        """Raises TaskFaultError, before or after the new task has become the current one."""
-        v = self.v
-        descriptor, linear = self.descriptor(self.selector, TS)
-        old_format = _TSS_32 if v[f.GUEST_TR_ACCESS_RIGHTS] & 8 else _TSS_16
-        wide = bool(descriptor >> 40 & 8)
-        new_format = _TSS_32 if wide else _TSS_16
-        base = int(base_of(descriptor))
-        nests = self.source in (Source.CALL, Source.GATE)
-        old_base, old_selector = int(v[f.GUEST_TR_BASE]), int(v[f.GUEST_TR_SELECTOR])
-        # All pages that the switch reads or writes are looked at before anything changes.
-        old = self.memory.read(old_base, old_format.size, _WRITE)
-        new = self.memory.read(base, new_format.size, _WRITE if nests else _READ)
-        self.memory.physical(linear + 5, _WRITE)
-        self.is_done = True
-        self.save(old, old_format)
-        if not nests:
-            self.set_busy(old_selector, busy=False)
-        self.memory.write(old_base, bytes(old))
-        if nests:
-            pack_into("<H", new, 0, old_selector)
-            self.memory.write(base, bytes(new[:2]))
-        if self.source is not Source.IRET:
-            self.set_busy(self.selector, busy=True)
-        v[f.GUEST_TR_SELECTOR] = self.selector
-        v[f.GUEST_TR_BASE] = base
-        v[f.GUEST_TR_LIMIT] = limit_of(descriptor)
-        v[f.GUEST_TR_ACCESS_RIGHTS] = descriptor >> 40 & 0xF0FF | 2
-        self.load(new, new_format, nests=nests)
-
-    def inject(self, fault: TaskFaultError) -> Action:
-        """Deliver a fault; the old task's is combined with the event that asked for the switch."""
-        event = self.event
-        outcome = COMBINE_SERIALLY
-        if event is not None and not self.is_done:
-            outcome = int(combine(event.vector, event.type, fault.vector))
-        if outcome == COMBINE_SHUTDOWN:
-            return Stop(End.TRIPLE_FAULT, "triple fault: no task could be entered for #DF", 1)
-        kind = InterruptionType.HARDWARE_EXCEPTION
-        if outcome == COMBINE_DOUBLE_FAULT:
-            return Inject(Interruption(DF, kind, 0))
-        return Inject(Interruption(fault.vector, kind, fault.error_code))
-
-    def save(self, tss: bytearray, layout: Format) -> None:
-        """The old task's registers, into the image of its TSS."""
-        v, r = self.v, self.r
-        mask = 0xFFFF_FFFF if layout is _TSS_32 else 0xFFFF
-        flags = int(v[f.GUEST_RFLAGS])
-        if self.source is Source.IRET:
-            flags &= ~st.RFLAGS_NT
-        general = [int(v[f.GUEST_RSP]) if n == 4 else int(r[n]) for n in range(8)]
-        words = (int(v[f.GUEST_RIP]) + self.length, flags, *general)
-        pack_into(layout.code, tss, layout.first, *(word & mask for word in words))
-        for n in range(layout.segment_count):
-            selector = int(v[f.GUEST_ES_SELECTOR + n])
-            pack_into("<H", tss, layout.segments + n * layout.stride, selector)
-
-    def load(self, tss: bytearray, layout: Format, *, nests: bool) -> None:
-        """The new task's registers from its TSS, then its segments."""
-        v, r = self.v, self.r
-        if layout is _TSS_32 and v[f.GUEST_CR0] & st.CR0_PG:
-            stop = self.take_cr3(unpack_from("<I", tss, _CR3)[0])
-            if stop is not None:
-                raise _StoppedError(stop)
-        rip, flags, *general = unpack_from(layout.code, tss, layout.first)
-        flags = flags & _FLAGS | st.RFLAGS_FIXED_1
-        v[f.GUEST_RIP] = rip
-        v[f.GUEST_RFLAGS] = flags | (st.RFLAGS_NT if nests else 0)
-        for n, value in enumerate(general):
-            r[n] = value
-        v[f.GUEST_RSP] = general[4]
-        v[f.GUEST_CR0] |= st.CR0_TS
-        v[f.GUEST_DR7] &= ~_LOCAL_BREAKPOINTS
-        v[f.GUEST_ACTIVITY_STATE] = 0
-        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
-        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-        selectors = [0] * 6
-        for n in range(layout.segment_count):
-            (selectors[n],) = unpack_from("<H", tss, layout.segments + n * layout.stride)
-        (ldt,) = unpack_from("<H", tss, layout.ldt)
-        self.load_ldt(ldt)
-        self.load_segments(selectors, virtual=bool(flags & st.RFLAGS_VM))
-        if self.event is not None and self.event.error_code is not None:
-            self.push(self.event.error_code, 4 if layout is _TSS_32 else 2)
-        if rip > int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF:
-            raise TaskFaultError(GP, self.ext)
-        if layout is _TSS_32 and tss[_DEBUG_TRAP] & 1:
-            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = _DR6_BT
-
-    def load_ldt(self, selector: int) -> None:
-        """LDTR."""
-        v = self.v
-        v[f.GUEST_LDTR_SELECTOR] = selector
-        v[f.GUEST_LDTR_ACCESS_RIGHTS] = st.AR_UNUSABLE
-        if selector & 0xFFFC == 0:
-            return
-        if selector & 4:
-            raise self.fault(TS, selector)
-        descriptor, _ = self.descriptor(selector, TS)
-        rights = descriptor >> 40 & 0xF0FF
-        if rights & 0x1F != _LDT or not rights & st.AR_P:
-            raise self.fault(TS, selector)
-        self.put(_LDTR, selector, descriptor)
-
-    def load_segments(self, selectors: list[int], *, virtual: bool) -> None:
-        """CS, SS and the data segments, with the new CPL; those not loaded yet are unusable."""
-        v = self.v
-        if virtual:
-            for n, selector in enumerate(selectors):
-                v[f.GUEST_ES_SELECTOR + n] = selector
-                v[f.GUEST_ES_BASE + n] = selector << 4
-                v[f.GUEST_ES_LIMIT + n] = 0xFFFF
-                v[f.GUEST_ES_ACCESS_RIGHTS + n] = _SEGMENT_8086
-            return
-        for n in _DATA_SEGMENTS:
-            v[f.GUEST_ES_SELECTOR + n] = selectors[n]
-            v[f.GUEST_ES_ACCESS_RIGHTS + n] = st.AR_UNUSABLE
-        cpl = selectors[_CS] & 3
-        # CS and SS change together: the VM entry that delivers a fault looks at both.
-        code = self.code_segment(selectors[_CS])
-        stack = self.stack_segment(selectors[_SS], cpl)
-        self.put(_CS, selectors[_CS], code)
-        self.put(_SS, selectors[_SS], stack)
-        # The CPL is the DPL of SS.
-        v[f.GUEST_SS_ACCESS_RIGHTS] = v[f.GUEST_SS_ACCESS_RIGHTS] & ~st.AR_DPL | cpl << 5
-        for n in _DATA_SEGMENTS:
-            if selectors[n] & 0xFFFC:
-                self.put(n, selectors[n], self.data_segment(selectors[n], cpl))
-
-    def code_segment(self, selector: int) -> int:
-        """The descriptor of a code segment that fits."""
-        if selector & 0xFFFC == 0:
-            raise self.fault(TS, selector)
-        descriptor, linear = self.descriptor(selector, TS)
-        rights = descriptor >> 40 & 0xFF
-        if not (rights & st.AR_S and rights & st.AR_CODE):
-            raise self.fault(TS, selector)
-        dpl, rpl = rights >> 5 & 3, selector & 3
-        if dpl > rpl if rights & st.AR_CONFORMING else dpl != rpl:
-            raise self.fault(TS, selector)
-        if not rights & st.AR_P:
-            raise self.fault(NP, selector)
-        self.accessed(descriptor, linear)
-        return descriptor
-
-    def stack_segment(self, selector: int, cpl: int) -> int:
-        """The descriptor of a stack segment that fits."""
-        if selector & 0xFFFC == 0:
-            raise self.fault(TS, selector)
-        descriptor, linear = self.descriptor(selector, TS)
-        rights = descriptor >> 40 & 0xFF
-        wanted = rights & (st.AR_S | st.AR_CODE | st.AR_WRITABLE) == st.AR_S | st.AR_WRITABLE
-        if not wanted or rights >> 5 & 3 != cpl or selector & 3 != cpl:
-            raise self.fault(TS, selector)
-        if not rights & st.AR_P:
-            raise self.fault(SS, selector)
-        self.accessed(descriptor, linear)
-        return descriptor
-
-    def data_segment(self, selector: int, cpl: int) -> int:
-        """The descriptor of a data segment, or of code that can be read."""
-        descriptor, linear = self.descriptor(selector, TS)
-        rights = descriptor >> 40 & 0xFF
-        readable = rights & st.AR_S and not (rights & st.AR_CODE and not rights & st.AR_WRITABLE)
-        conforming = rights & st.AR_CODE and rights & st.AR_CONFORMING
-        if not readable or (not conforming and rights >> 5 & 3 < max(cpl, selector & 3)):
-            raise self.fault(TS, selector)
-        if not rights & st.AR_P:
-            raise self.fault(NP, selector)
-        self.accessed(descriptor, linear)
-        return descriptor
-
-    def push(self, error_code: int, size: int) -> None:
-        """The event's error code, onto the new task's stack."""
-        v = self.v
-        wide = v[f.GUEST_SS_ACCESS_RIGHTS] & st.AR_DB
-        mask = 0xFFFF_FFFF if wide else 0xFFFF
-        top = int(v[f.GUEST_RSP])
-        place = (top - size) & mask
-        limit = int(v[f.GUEST_SS_LIMIT]) & 0xFFFF_FFFF
-        last = place + size - 1
-        expands_down = v[f.GUEST_SS_ACCESS_RIGHTS] & st.AR_EXPAND_DOWN
-        if (place <= limit or last > mask) if expands_down else last > limit:
-            raise TaskFaultError(SS, self.ext)
-        self.memory.write(
-            int(v[f.GUEST_SS_BASE]) + place,
-            (error_code & (1 << 8 * size) - 1).to_bytes(size, "little"),
-        )
-        v[f.GUEST_RSP] = top & ~mask | place
-
-    # Descriptors.
-
-    def fault(self, vector: int, selector: int) -> TaskFaultError:
-        """An exception whose error code names a selector."""
-        return TaskFaultError(vector, selector & 0xFFFC | self.ext)
-
-    def descriptor(self, selector: int, wrong: int) -> tuple[int, int]:
-        """A descriptor and its linear address; `wrong` is the exception if there is none."""
-        cells = self.memory.processor.memory.cells
-        named = selector & 0xFFFC | self.ext
-        fault, error, linear, descriptor = read_descriptor(self.v, cells, selector, wrong, named)
-        if fault != NO_FAULT:
-            raise TaskFaultError(int(fault), int(error), int(linear))
-        return int(descriptor) & 0xFFFF_FFFF_FFFF_FFFF, int(linear)
-
-    def accessed(self, descriptor: int, linear: int) -> None:
-        """Mark a descriptor accessed."""
-        cells = self.memory.processor.memory.cells
-        error = int(mark_accessed(self.v, cells, signed(descriptor), linear))
-        if error >= 0:
-            raise TaskFaultError(PF, error, linear + 5)
-
-    def set_busy(self, selector: int, *, busy: bool) -> None:
-        """Mark the TSS of `selector` busy, or available."""
-        descriptor, linear = self.descriptor(selector, TS)
-        changed = descriptor | _BUSY if busy else descriptor & ~_BUSY
-        self.memory.write(linear + 5, bytes([changed >> 40 & 0xFF]))
-
-    def put(self, segment: int, selector: int, descriptor: int) -> None:
-        """Load a segment register."""
-        v = self.v
-        v[f.GUEST_ES_SELECTOR + segment] = selector
-        v[f.GUEST_ES_BASE + segment] = base_of(descriptor)
-        v[f.GUEST_ES_LIMIT + segment] = limit_of(descriptor)
-        accessed = 0 if segment in (_LDTR, _TR) else 1
-        v[f.GUEST_ES_ACCESS_RIGHTS + segment] = descriptor >> 40 & 0xF0FF | accessed

@@ -6,16 +6,27 @@ in Python. Answers are those of `intercepts`, and ENTER.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
-from trapgate.instructions.effects import cr0_seen, cr4_seen, in_64_bit_mode
+from trapgate.instructions.effects import (
+    cr0_seen,
+    cr4_seen,
+)
 from trapgate.instructions.intercepts import (
     GO_ON,
     RAISE_GP,
     RAISE_UD,
     intercept_vmx,
-    privilege_level,
     secondary_controls,
     vmx_undefined,
 )
+from trapgate.operands.encoding import (
+    INFO_REGISTER,
+    code_byte,
+    decode_operand,
+    has_prefix,
+    operand_offset,
+    register_value,
+)
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.memory import MAXPHYADDR, load8
 from trapgate.sdm.cells import (
     GUEST_INTERRUPTIBILITY_STATE,
@@ -94,14 +105,8 @@ from trapgate.sdm.vmx import (
 )
 from trapgate.vmx.checks.controls import check_ept_pointer
 from trapgate.vmx.operand import (
-    INFO_REGISTER,
-    code_byte,
-    decode_operand,
-    has_prefix,
     operand_linear,
-    operand_offset,
     read_operand,
-    register_value,
     write_operand,
 )
 from trapgate.vmx.region import (

@@ -228,7 +228,7 @@ def _extensions(v: Fields) -> Iterator[str]:
     for name, most in (
         ("FAULT_FILTER", 3),
         ("FAULT_FILTER_ORDER", 3),
-        ("TRANSFER_CRITERION", 7),
+        ("TRANSFER_CRITERION", 8),
         ("COMPARISON_OPERATOR", 5),
         ("MEMBERS_USED", 255),
     ):

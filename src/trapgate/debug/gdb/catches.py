@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from trapgate.debug.story.instruction import decoded
 from trapgate.debug.story.view import Step, view_of
-from trapgate.decision.conditions import Condition, Names, holds, parse
-from trapgate.decision.criteria_table import fault_value
-from trapgate.decision.fault_values import FaultValue
+from trapgate.decision.conditions import Names, parse, rules_for
+from trapgate.decision.criteria_rules import Action as RuleAction
+from trapgate.decision.criteria_rules import Rule, encode
+from trapgate.decision.criteria_table import NEXT, decide_by_table
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
+from trapgate.processor.logical import signed
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
@@ -18,6 +20,7 @@ from trapgate.sdm.event_words import code_words, event_words, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF, Vector
+from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import RESUME, Action, Inject
 from trapgate.vmm.machine import VirtualMachine
 
@@ -50,7 +53,7 @@ class Catches:
     def __init__(self, vm: VirtualMachine, names: Names | None = None) -> None:
         self._vm = vm
         self._names = names
-        self._faults: dict[int, Condition] = {}
+        self._faults: dict[int, tuple[Rule, ...]] = {}
         self._exits: set[ExitReason] | None = None
         self._kept: list[dict[str, int]] = []
         """For each processor, what its VMCS has when nothing is caught."""
@@ -81,7 +84,8 @@ class Catches:
             vector = int(Vector[name.upper().removeprefix("#")])
         except KeyError:
             raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
-        wanted = parse(text or "all", self._names)
+        wanted = rules_for(parse(text or "all", self._names), RuleAction.EXIT)
+        encode(wanted)
         if not self._faults:
             self._kept = [{name: cpu.vmcs[name] for name in _FIELDS} for cpu in self._vm.cpus]
         self._faults[vector] = wanted
@@ -140,26 +144,28 @@ class Catches:
         self._decision = "deliver"
         return self._pending
 
-    def _fulfils(self, vmexit: VmExit, event: Interruption, wanted: Condition) -> bool:
-        v = self._vm.vmcs.cells
-        code = -1 if event.error_code is None else event.error_code
+    def _fulfils(self, vmexit: VmExit, event: Interruption, wanted: tuple[Rule, ...]) -> bool:
+        # The processor's own reading of conditions, on a copy of the VMCS.
+        vmcs = Vmcs()
+        vmcs.cells[:] = self._vm.vmcs.cells
+        vmcs.criteria_table = wanted
         outer = vmexit.idt_vectoring
-
-        def fetch(what: FaultValue) -> int | None:
-            present, value = fault_value(
-                v,
-                what.number,
-                event.vector,
-                int(event.type),
-                code,
-                vmexit.qualification,
-                vmexit.instruction_length,
-                int(outer is not None),
-                -1 if outer is None else outer.vector,
-            )
-            return int(value) & (1 << 64) - 1 if present else None
-
-        return holds(wanted, fetch)
+        action, _ = decide_by_table(
+            vmcs.cells,
+            self._vm.processor.registers.cells,
+            self._vm.processor.memory.cells,
+            event.vector,
+            int(event.type),
+            -1 if event.error_code is None else event.error_code,
+            signed(vmexit.qualification),
+            vmexit.instruction_length,
+            int(outer is not None),
+            -1 if outer is None else outer.vector,
+            0,
+            0,
+            0,
+        )
+        return action != NEXT
 
     def _fault_words(self, vmexit: VmExit, event: Interruption) -> str:
         code = -1 if event.error_code is None else event.error_code

@@ -12,6 +12,7 @@ _BLOCK = 2048
 _BOOT_RECORD = 17
 _MOST_SECTORS = 1024
 _BOOTABLE = 0x88
+_EMULATED_HARD_DISK = 4
 _EMULATED_FLOPPIES = {1: 2400, 2: 2880, 3: 5760}
 BOOT_ADDRESS = 0x7C00
 
@@ -23,6 +24,11 @@ class BootImage:
     data: bytes
     address: int
     drive: int
+
+
+def can_boot(drive: BiosDrive) -> bool:
+    """Whether a hard disk's first sector is one to boot."""
+    return drive.read(0, 1)[510:] == _SIGNATURE
 
 
 def boot_image(drives: dict[int, BiosDrive]) -> BootImage | None:
@@ -93,3 +99,24 @@ def emulated_floppy(disc: BiosDrive) -> BiosDrive | None:
     if first + count > disc.sectors.count:
         count = disc.sectors.count - first
     return replace(floppy(Part(disc.sectors, first, count)), read_only=True) if count > 0 else None
+
+
+def emulated_hard_disk(disc: BiosDrive) -> BiosDrive | None:
+    """The hard disk that a CD asks to be shown as drive 80H, if it does.
+
+    It is as long as its one partition says (El Torito, "Hard Disk Emulation"), and has the heads
+    and sectors with which that partition ends.
+    """
+    entry = _entry(disc)
+    first = 0 if entry is None else entry.first * (_BLOCK // SECTOR)
+    if entry is None or entry.emulation != _EMULATED_HARD_DISK or first >= disc.sectors.count:
+        return None
+    table = disc.sectors.read(first, 1)[446:510]
+    partition = next((table[n : n + 16] for n in range(0, 64, 16) if table[n + 4]), bytes(16))
+    start, length = (int.from_bytes(partition[at : at + 4], "little") for at in (8, 12))
+    heads, track = partition[5] + 1, partition[6] & 0x3F
+    count = min(start + length, disc.sectors.count - first)
+    if not track or not length or count <= 0:
+        return None
+    cylinders = max(1, min(-(-count // (heads * track)), 1024))
+    return BiosDrive(Part(disc.sectors, first, count), cylinders, heads, track, read_only=True)

@@ -169,7 +169,8 @@ class Disks:
         last = drive.cylinders - 1
         call.put_low("bx", drive.kind)
         call.put("cx", (last & 0xFF) << 8 | last >> 2 & 0xC0 | drive.track)
-        same = sum(other & 0x80 == number & 0x80 for other in self._drives)
+        floppies = sum(other < _HARD_DISK for other in self._drives)
+        same = floppies if number < _HARD_DISK else self.hard_disks
         call.put("dx", (drive.heads - 1) << 8 | same)
         if not number & 0x80:
             call.put_segment("ES", 0xF000)

@@ -9,7 +9,14 @@ from trapgate.errors import TrapgateError
 from trapgate.vmm import firmware
 from trapgate.vmm.actions import EMULATED, Action, End, Stop
 from trapgate.vmm.bios import image
-from trapgate.vmm.bios.boot import BOOT_ADDRESS, BootImage, boot_image, emulated_floppy
+from trapgate.vmm.bios.boot import (
+    BOOT_ADDRESS,
+    BootImage,
+    boot_image,
+    can_boot,
+    emulated_floppy,
+    emulated_hard_disk,
+)
 from trapgate.vmm.bios.call import Call, Machine
 from trapgate.vmm.bios.disk import BiosDrive, Disks, cd, floppy, hard_disk
 from trapgate.vmm.bios.keyboard import Keyboard
@@ -51,7 +58,7 @@ class Bios:
     ) -> None:
         self.drives: dict[int, BiosDrive] = {
             **{n: floppy(one) for n, one in enumerate(board.floppies)},
-            **{0x80 + n: hard_disk(one) for n, one in enumerate(board.disks)},
+            **{0x80 + n: one for n, one in enumerate(_hard_disks(board))},
             **{0xE0 + n: cd(one) for n, one in enumerate(board.cds)},
         }
         if not board.floppies:
@@ -101,8 +108,7 @@ class Bios:
             kinds = ", ".join(f"{number:02X}H" for number in sorted(self.drives)) or "none"
             raise BootError(
                 f"there is nothing to boot (drives: {kinds}): a disk's first sector must end in "
-                "55H AAH, and a CD needs a boot image that emulates no hard disk; for others give "
-                "--bios FILE"
+                "55H AAH, and a CD needs a boot image; or give --bios FILE"
             )
         return self._image(found)
 
@@ -171,3 +177,10 @@ class Bios:
         if service is not None:
             service(Call(machine))
         return EMULATED
+
+
+def _hard_disks(board: Board) -> list[BiosDrive]:
+    """The hard disks from 80H on: before them, if none of them boots, the one that a CD has."""
+    disks = [hard_disk(one) for one in board.disks]
+    shown = next(filter(None, map(emulated_hard_disk, map(cd, board.cds))), None)
+    return disks if shown is None or any(map(can_boot, disks)) else [shown, *disks]

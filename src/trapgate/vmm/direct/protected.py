@@ -22,7 +22,8 @@ from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, NO_LINK, OWN_FR
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import COMPLETED, HEAD_COMPLETED
 from trapgate.instructions import effects
-from trapgate.instructions.intercepts import GO_ON, privilege_level
+from trapgate.instructions.intercepts import GO_ON
+from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging import frame_map as fm
 from trapgate.paging.walk import WRITE, pointer_is_legal
 from trapgate.processor.decoded import Operand, PageFaultError
@@ -300,7 +301,7 @@ class ProtectedMachine(VirtualMachine):
         """MOV to CR3 of what the map does not allow."""
         v = self.vmcs.cells
         value &= ~(1 << 63)
-        if not effects.in_64_bit_mode(v):
+        if not in_64_bit_mode(v):
             value &= _LOW
         if v[f.GUEST_CR0] & CR0_PG:
             if self.links.mode.pointers and self._pointers_at(value) is None:
