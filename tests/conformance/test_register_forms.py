@@ -61,6 +61,12 @@ CASES: dict[str, tuple[str, dict[str, int], dict[str, int]]] = {
         {"rax": 0x0004_0003_0002_0001},
         {"rax": 0x0007_0003},
     ),
+    "dpps adds pairs": (
+        # (1 + 0) + (2^-24 + 2^-24): one after the other both would be lost.
+        "66480f6ec066480f6ecb660f6cc166480f6ed1660f6cd2660f3a40c2f1" + XMM0_TO_RAX,
+        {"rax": 0x3F800000, "rbx": 0x33800000_33800000, "rcx": 0x3F800000_3F800000},
+        {"rax": 0x3F800001},
+    ),
     "cmpps, predicate 0f8h": ("0fc2c1f8" + XMM0_TO_RAX, {}, {"rax": ONES}),
     "cmpsd of memory, predicate 0fch": (
         f"f20fc2842400000000fc{XMM0_TO_RAX}",

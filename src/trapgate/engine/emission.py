@@ -33,6 +33,10 @@ SYMBOLS = (
     "helper_single_step",
     "helper_read_eflags",
     "helper_enter_mmx",
+    "helper_mulps",
+    "helper_mulpd",
+    "helper_haddps",
+    "helper_haddpd",
     "helper_fistll_ST0",
     "cpu_lduw_data_ra",
     "cpu_ldl_data_ra",
@@ -65,6 +69,10 @@ SYMBOLS = (
     SINGLE_STEP,
     READ_FLAGS,
     ENTER_MMX,
+    MULTIPLY_SINGLES,
+    MULTIPLY_DOUBLES,
+    ADD_SINGLES,
+    ADD_DOUBLES,
     TO_INTEGER,
     LOAD_DATA_16,
     LOAD_DATA_32,
@@ -101,7 +109,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(57)
+) = range(61)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

@@ -334,7 +334,9 @@ PUSHES_FLAGS = X87_KEPT + 18
 """1 if the instruction is PUSHF; then where the function stands that its flags come from."""
 VECTOR = PUSHES_FLAGS + 1
 """Two cells: an operand of SSE arithmetic as it is to be taken (`sse_arithmetic`)."""
-CELLS = VECTOR + 2
+PRODUCTS = VECTOR + 2
+"""Four cells: the products that DPPS and DPPD add, and where their factors are copied to."""
+CELLS = PRODUCTS + 4
 
 IS_SHOWN = 0x100
 

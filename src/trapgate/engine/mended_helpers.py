@@ -2,8 +2,8 @@
 
 Compiled only; Linux wheels. SDM, volume 2: RCPPS and RSQRTPS raise no exceptions, take denormals
 for zeros and flush results to zero; ROUNDPS and its like can be told not to raise precision;
-lengths of PCMPESTRI and PCMPESTRM have 64 bits with REX.W, and saturate. CMPXCHG of 32 bits in
-64-bit mode leaves alone all 64 bits of what it does not write.
+lengths of PCMPESTRI and PCMPESTRM have 64 bits with REX.W, and saturate; DPPS adds in pairs.
+CMPXCHG of 32 bits in 64-bit mode leaves alone all 64 bits of what it does not write.
 
 A callback has one helper that it is bound to, so each helper has one of its own.
 """
@@ -12,8 +12,11 @@ from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek32, peek64, poke8, poke32, poke64
+from trapgate.decode.sse_arithmetic import ACROSS, DOUBLE, PROPAGATES
+from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.sse_arithmetic import ARE_ZEROS, settle_pairs
 
 _RAX, _RDX = 0, 2
 _QUIETLY = 8
@@ -109,6 +112,60 @@ def on_roundsd(env: int, destination: int, source: int, how: int, helper: int) -
     round_elements(env, destination, source, how, helper)
 
 
+@jit
+def copy_selected(place: int, operand: int, how: int, double: bool) -> None:
+    """Copy an operand of two doubles or four singles; 0 for elements that `how` leaves out."""
+    for n in range(2 if double else 4):
+        taken = (how >> (4 + n)) & 1
+        if double:
+            poke64(place + 8 * n, peek64(operand + 8 * n) if taken else 0)
+        else:
+            poke32(place + 4 * n, peek32(operand + 4 * n) if taken else 0)
+
+
+@jit
+def add_across(m: Cells, env: int, helper: int, operand: int, elements: int) -> None:
+    """Add neighbours, as HADDPS does, of an operand that is both of the `helper`'s."""
+    zeros = peek32(env + at.MXCSR) & ARE_ZEROS != 0
+    second = settle_pairs(m, env, operand, operand, elements | ACROSS | PROPAGATES, zeros)
+    call(helper, (env, operand, second))
+
+
+@jit
+def add_products(env: int, first: int, second: int, how: int, double: bool) -> None:
+    """The dot product, as the SDM adds it: of two pairs first. `how` is the immediate byte."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    t = cells(m[mc.TRANSLATOR], em.CELLS)
+    products = int(m[mc.SELF]) + 8 * mc.PRODUCTS
+    copy_selected(products, first, how, double)
+    copy_selected(products + 16, second, how, double)
+    if double:
+        call(t[em.MULTIPLY_DOUBLES], (env, products, products + 16))
+        add_across(m, env, t[em.ADD_DOUBLES], products, 2 | DOUBLE)
+    else:
+        call(t[em.MULTIPLY_SINGLES], (env, products, products + 16))
+        add_across(m, env, t[em.ADD_SINGLES], products, 4)
+        add_across(m, env, t[em.ADD_SINGLES], products, 4)
+    for n in range(2 if double else 4):
+        taken = (how >> n) & 1
+        if double:
+            poke64(first + 8 * n, peek64(products) if taken else 0)
+        else:
+            poke32(first + 4 * n, peek32(products) if taken else 0)
+
+
+@callback(VOID, INT64, INT64, INT64, UINT32)
+def on_dpps(env: int, first: int, second: int, how: int) -> None:
+    """DPPS."""
+    add_products(env, first, second, how, False)
+
+
+@callback(VOID, INT64, INT64, INT64, UINT32)
+def on_dppd(env: int, first: int, second: int, how: int) -> None:
+    """DPPD."""
+    add_products(env, first, second, how, True)
+
+
 @core
 def length_of_string(register: int, wide: bool) -> int:
     """What a length in RAX or RDX counts for: its absolute value, 16 at most."""
@@ -183,3 +240,6 @@ HELPERS_MENDED = {
     "helper_pcmpestrm_xmm": on_pcmpestrm,
 }
 """The engine's helpers, and what is called instead, which calls them."""
+
+HELPERS_REPLACED = {"helper_dpps_xmm": on_dpps, "helper_dppd_xmm": on_dppd}
+"""The same, without calling them."""

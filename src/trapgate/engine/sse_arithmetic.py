@@ -34,7 +34,7 @@ DENORMAL = 2
 _UNDERFLOW_AND_PRECISION = 0x30
 _FLUSHED = 0x80
 """Of the engine's flags: a result was flushed to zero."""
-_ARE_ZEROS = 1 << 6
+ARE_ZEROS = 1 << 6
 _UNDERFLOW_MASK = 1 << 11
 _FLUSH = 1 << 15
 
@@ -178,4 +178,4 @@ def on_sse_arithmetic(env: int, first: int, second: int, kind: int) -> int:
     # Results are flushed only while underflow is masked; the engine flushes those of the x87.
     flushes = mxcsr & (_FLUSH | _UNDERFLOW_MASK) == _FLUSH | _UNDERFLOW_MASK
     poke8(env + at.SSE_FLUSHES, 1 if flushes else 0)
-    return settle_pairs(m, env, first, second, kind, mxcsr & _ARE_ZEROS != 0)
+    return settle_pairs(m, env, first, second, kind, mxcsr & ARE_ZEROS != 0)

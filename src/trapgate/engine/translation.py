@@ -53,7 +53,12 @@ from trapgate.engine.checked_accesses import (
 from trapgate.engine.control_flow import SUBSTITUTES
 from trapgate.engine.host import request_of
 from trapgate.engine.linkage import slots
-from trapgate.engine.mended_helpers import HELPERS_MENDED, on_exchange_begins, on_exchange_ends
+from trapgate.engine.mended_helpers import (
+    HELPERS_MENDED,
+    HELPERS_REPLACED,
+    on_exchange_begins,
+    on_exchange_ends,
+)
 from trapgate.engine.odd_code import (
     CARE_ALIGNMENT,
     CARE_AUDIT,
@@ -450,7 +455,8 @@ class Translator:
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
         for n, name in enumerate(HELPERS):
             t[em.ROUNDING + n] = _symbol(library, name)
-        substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
+        ours_alone = (SUBSTITUTES | HELPERS_REPLACED).items()
+        substitutes = {_symbol(library, name): code.address for name, code in ours_alone}
         for name, (conversion, helper) in x87.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
         for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED).items():
