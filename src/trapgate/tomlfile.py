@@ -5,7 +5,6 @@ to the path.
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,11 @@ def parse_toml(text: str, wrong: Wrong) -> dict[str, Any]:
     if _LONG_KEY.search(text):
         raise wrong("has a key of more than 32 parts; mend that line")
     try:
+        # Most that import this module read no file, and tomllib's expressions take time to compile.
+        import tomllib
+
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+    except (RecursionError, ValueError) as error:
         raise wrong(f"is not TOML: {error}; mend that line") from None
 
 

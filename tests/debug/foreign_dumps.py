@@ -242,6 +242,11 @@ def haxm(v: Fields) -> list[str]:
     return [f"haxm_warning: {FIELDS[name]:04x} VMX_{name}: {value:x}" for name, value in v.items()]
 
 
+def columns(v: Fields) -> list[str]:
+    """A table: names, blanks, and hexadecimal digits, as many as the field has."""
+    return [f"{name:<44} {value:0{width(name) // 4}x}" for name, value in v.items()]
+
+
 def commented(v: Fields) -> list[str]:
     """NAME = value lines behind #, with the upper halves of 64-bit fields in lines of their own."""
     lines = ["   # vmread(0x2) failed"]
@@ -520,6 +525,7 @@ FORMS = {
     "xen 4.8": xen_older,
     "virtualbox": virtualbox,
     "haxm": haxm,
+    "columns": columns,
     "commented": commented,
     "hyperdbg": hyperdbg,
     "names": linux_names,

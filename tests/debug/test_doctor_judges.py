@@ -334,6 +334,7 @@ def test_rule_names_are_unique_and_fields_exist() -> None:
     rules = [rule for group in GROUPS for rule in group.rules]
     assert len({rule.name for rule in rules}) == len(rules) > 240
     assert {name for rule in rules for name in rule.fields} <= set(FIELDS)
+    assert all(len(rule.cause) > 15 for rule in rules)
 
 
 REPAIRS: list[tuple[Changes, dict[str, int]]] = [

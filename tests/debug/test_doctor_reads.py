@@ -27,7 +27,7 @@ SPREAD = {
 }
 
 
-LINE_FORMS = ("virtualbox", "names", "haxm", "commented", "hyperdbg")
+LINE_FORMS = ("virtualbox", "names", "haxm", "columns", "commented", "hyperdbg")
 """Assignments a line each are no more that when their lines are broken."""
 TABLE_WRAPPED = ("sregs table", "wrapped")
 """Nor are rows of a table; and a decimal number of any length cannot be mended if it is broken."""
@@ -80,6 +80,16 @@ def test_registers_are_read_as_printed(form: str, pasted: str) -> None:
         "SECONDARY_PROCESSOR_BASED_CONTROLS",
     }
     assert examine(patient).passes
+
+
+def test_a_dump_whose_beginning_was_not_copied_is_read() -> None:
+    printed = {**fields(), "GUEST_CS_ACCESS_RIGHTS": 0xAF9B}
+    for form in (fd.FORMS["kvm 6"], fd.xen):
+        lines = form(printed)
+        begin = next(n for n, line in enumerate(lines) if line.startswith("CR4"))
+        (patient,) = read_dump(fd.dmesg(lines[begin:]))
+        assert patient["GUEST_CS_ACCESS_RIGHTS"] == 0xAF9B
+        assert patient["HOST_RIP"] == printed["HOST_RIP"]
 
 
 def test_two_dumps_in_one_log_are_two_patients() -> None:

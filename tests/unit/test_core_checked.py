@@ -1,25 +1,25 @@
 """The checked build: what is out of range ends the process, with file, line and function."""
 
+import faulthandler
 import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
+import warnings
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 
+from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.library import CHECKED
+from trapgate.compiler.program import alone
 from trapgate.compiler.target import IS_LINUX_X86_64
 
 pytestmark = pytest.mark.skipif(not IS_LINUX_X86_64, reason="elsewhere it ends without a word")
 
-_PROGRAM = """
-import numpy as np
-from trapgate.compiler.dialect import Cells, Rows
-from trapgate.compiler.program import alone
-
 
 def load(v: Cells, n: int) -> int:
-    return v[n]
+    return int(v[n])
 
 
 def store(v: Cells, n: int) -> int:
@@ -37,7 +37,11 @@ def rest(v: Cells, n: int) -> int:
 
 
 def row(rows: Rows, n: int) -> int:
-    return rows[n][1]
+    return int(rows[n][1])
+
+
+def in_row(rows: Rows, n: int) -> int:
+    return int(rows[1][n])
 
 
 def shift(n: int) -> int:
@@ -52,58 +56,77 @@ def divide(n: int) -> int:
     return 5 // n
 
 
-v = np.arange(3, dtype=np.int64)
-rows = np.arange(6, dtype=np.int64).reshape(3, 2)
-print({call})
-"""
-_LINES = {
-    name: number
-    for number, line in enumerate(_PROGRAM.splitlines(), 1)
-    if line.startswith("def ")
-    for name in [line[4 : line.index("(")]]
-}
+V = np.arange(3, dtype=np.int64)
+ROWS = np.arange(6, dtype=np.int64).reshape(3, 2)
 
 
-def _run(tmp_path: Path, call: str) -> tuple[int, str, str]:
-    file = tmp_path / "checked_program.py"
-    file.write_text(_PROGRAM.replace("{call}", call))
-    done = subprocess.run(
-        [sys.executable, str(file)],
-        env={**os.environ, CHECKED: "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+def _ended(call: Callable[[], object]) -> tuple[int, str]:
+    """The status of a process that does nothing but this, and its standard error."""
+    out, into = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads may be there
+        child = os.fork()
+    if child == 0:
+        try:
+            faulthandler.disable()
+            os.dup2(into, 2)
+            call()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(into)
+    with os.fdopen(out) as errors:
+        said = errors.read()
+    return os.waitpid(child, 0)[1], said
 
 
 @pytest.mark.parametrize(
-    ("name", "call", "what"),
+    ("function", "arguments", "what"),
     [
-        ("load", "alone(load)(v, 3)", "index out of range: v[n]"),
-        ("load", "alone(load)(v, -1)", "index out of range: v[n]"),
-        ("store", "alone(store)(v, 1 << 62)", "index out of range: v[n]"),
-        ("change", "alone(change)(v, 3)", "index out of range: v[n]"),
-        ("rest", "alone(rest)(v, 4)", "index out of range: v[n:]"),
-        ("row", "alone(row)(rows, 3)", "index out of range: rows[n]"),
-        ("shift", "alone(shift)(64)", "shift count out of range: 1 << n"),
-        ("shift", "alone(shift)(-1)", "shift count out of range: 1 << n"),
-        ("modulo", "alone(modulo)(0)", "modulo 0: 5 % n"),
-        ("divide", "alone(divide)(0)", "modulo 0: 5 // n"),
+        (load, (V, 3), "index out of range: v[n]"),
+        (load, (V, -1), "index out of range: v[n]"),
+        (store, (V, 1 << 62), "index out of range: v[n]"),
+        (change, (V, 3), "index out of range: v[n]"),
+        (rest, (V, 4), "index out of range: v[n:]"),
+        (row, (ROWS, 3), "index out of range: rows[n]"),
+        (in_row, (ROWS, 2), "index out of range: rows[1][n]"),
+        (shift, (64,), "shift count out of range: 1 << n"),
+        (shift, (-1,), "shift count out of range: 1 << n"),
+        (modulo, (0,), "modulo 0: 5 % n"),
+        (divide, (0,), "modulo 0: 5 // n"),
     ],
 )
-def test_out_of_range(tmp_path: Path, name: str, call: str, what: str) -> None:
-    status, _, errors = _run(tmp_path, call)
-    assert status < 0, "it went on"
-    place = f"{tmp_path / 'checked_program.py'}:{_LINES[name] + 1}"
-    assert errors.splitlines()[0] == f"trapgate: checked build: {place}: {name}: {what}"
+def test_out_of_range(
+    monkeypatch: pytest.MonkeyPatch, function: Any, arguments: tuple[Any, ...], what: str
+) -> None:
+    monkeypatch.setenv(CHECKED, "1")
+    machine_code: Any = alone(function)
+    assert machine_code.built_in
+    status, said = _ended(lambda: machine_code(*arguments))
+    assert os.WIFSIGNALED(status), "it went on"
+    assert os.WTERMSIG(status) in (signal.SIGILL, signal.SIGTRAP)
+    place = f"{__file__}:{function.__code__.co_firstlineno + 1}"
+    words = f"trapgate: checked build: {place}: {function.__name__}: {what}\n"
+    assert said == words
 
 
-def test_in_range(tmp_path: Path) -> None:
-    call = (
-        "alone(load)(v, 2), alone(store)(v, 0), alone(change)(v, 2), alone(rest)(v, 3), "
-        "alone(row)(rows, 2), alone(shift)(63), alone(modulo)(-3)"
-    )
-    status, out, errors = _run(tmp_path, call)
-    assert (status, errors) == (0, "")
-    assert out == "2 0 0 0 5 -9223372036854775808 -1\n"
+@pytest.mark.parametrize(
+    ("function", "arguments", "result"),
+    [
+        (load, (V, 2), 2),
+        (store, (V.copy(), 0), 0),
+        (change, (V.copy(), 2), 0),
+        (rest, (V, 3), 0),
+        (row, (ROWS, 2), 5),
+        (in_row, (ROWS, 1), 3),
+        (shift, (63,), -(1 << 63)),
+        (modulo, (-3,), -1),
+    ],
+)
+def test_in_range(
+    monkeypatch: pytest.MonkeyPatch, function: Any, arguments: tuple[Any, ...], result: int
+) -> None:
+    monkeypatch.setenv(CHECKED, "1")
+    machine_code = alone(function)
+    assert _ended(lambda: machine_code(*arguments)) == (0, "")
+    assert machine_code(*arguments) == result

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import alone
-from trapgate.compiler.routine import DialectError
 
 _NUMBERS = np.arange(7, dtype=np.int64) * 3
 _MASK = (1 << 40) - 1
@@ -163,60 +162,3 @@ def test_arguments_of_other_types(arguments: tuple[Any, ...], error: type[Except
 
 def test_minus_one_and_numbers_of_numpy() -> None:
     assert alone(arithmetic)(-1, np.int64(-1)) == arithmetic(-1, -1)
-
-
-def refuses_strings(a: int) -> int:
-    return len("a") + a
-
-
-def refuses_division(a: int) -> int:
-    return a / 2  # type: ignore[return-value]
-
-
-def refuses_an_integer_for_a_boolean(a: int) -> bool:
-    return a & 1  # type: ignore[return-value]
-
-
-def refuses_another_type(a: int) -> int:
-    b = a == 1
-    b = a  # type: ignore[assignment]
-    return b  # noqa: RET504
-
-
-def refuses_names_of_nothing(a: int) -> int:
-    return a + nothing  # type: ignore[name-defined,no-any-return]  # noqa: F821
-
-
-def refuses_variables_without_a_value(a: int) -> int:
-    total = _MASK + a  # type: ignore[used-before-def]  # noqa: F823
-    _MASK = total  # noqa: N806
-    return total + _MASK
-
-
-def refuses_wide_numbers(a: int) -> int:
-    return a & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def refuses_the_end(a: int) -> int:  # type: ignore[return]  # noqa: RET503
-    if a:
-        return 1
-
-
-def refuses_other_functions(a: int) -> int:
-    return abs(a)
-
-
-def refuses_comprehensions(a: int) -> int:
-    return sum(n for n in range(a))
-
-
-def refuses_wide_shifts(a: int) -> int:
-    return a << 64
-
-
-@pytest.mark.parametrize(
-    "function", [value for name, value in globals().items() if name.startswith("refuses_")]
-)
-def test_what_is_not_in_the_dialect(function: Any) -> None:
-    with pytest.raises(DialectError, match=r"test_core_dialect\.py:\d+: "):
-        alone(function)(1)

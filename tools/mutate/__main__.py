@@ -107,7 +107,13 @@ PARTS = {
             "compiler.statements",
             "compiler.text",
         ),
-        ("unit/test_core_dialect.py",),
+        (
+            "unit/test_core_checked.py",
+            "unit/test_core_dialect.py",
+            "unit/test_core_errors.py",
+            "unit/test_core_stubs.py",
+            "properties/test_core_programs.py",
+        ),
     ),
 }
 

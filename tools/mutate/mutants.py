@@ -93,15 +93,14 @@ Change = tuple[ast.AST, ast.AST, ast.stmt, str]
 
 
 def _changes(function: ast.FunctionDef, names: dict[str, Any]) -> Iterator[Change]:
-    body = function.body
-    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-        body = body[1:]  # the docstring
     returns = ast.unparse(function.returns) if function.returns is not None else ""
-    for statement in body:
+    for statement in function.body:
         yield from _in_statement(statement, names, returns)
 
 
 def _in_statement(statement: ast.stmt, names: dict[str, Any], returns: str) -> Iterator[Change]:
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        return  # a docstring
     if isinstance(statement, ast.FunctionDef | ast.Import | ast.ImportFrom | ast.Assert):
         if isinstance(statement, ast.FunctionDef):
             for inner in statement.body:

@@ -41,8 +41,8 @@ def machine_code() -> "Placed | Linked":
     return LIBRARY.code
 
 
-def bound(twin: Callable[..., int], *numbers: int) -> Callable[[], int]:
-    """The quickest way to call a compiled function again and again with the same numbers."""
+def bound(twin: Callable[..., int], *numbers: int) -> Callable[..., int]:
+    """The quickest way to call a compiled function again and again with the same first numbers."""
     entry: Any = twin
     return functools.partial(entry.built_in, *numbers)
 

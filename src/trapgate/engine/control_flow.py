@@ -14,6 +14,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.state import (
     load_code_and_stack,
+    load_data_segments,
     load_flags,
     load_mode,
     load_segments,
@@ -23,6 +24,7 @@ from trapgate.engine.state import (
     save_segments,
     save_swapped_bases,
 )
+from trapgate.engine.translations import use_translations, walk_always
 from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.idt import TASK_GATE
 from trapgate.instructions.far_transfers import far_call, far_call_real, far_jump, far_return
@@ -36,6 +38,7 @@ from trapgate.instructions.segment_loads import load_segment_register
 from trapgate.operands.mode import privilege_level
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
+from trapgate.sdm.state import RFLAGS_VM
 from trapgate.sdm.vectors import GP, PF, UD
 
 _OF = 1 << 11
@@ -59,6 +62,7 @@ def vmcs_in_force(m: Cells) -> Cells:
 def begin_transfer(m: Cells, env: int, v: Cells) -> None:
     """Save what the core functions of this module look at, the arithmetic flags left out."""
     save_paging(env, v)
+    use_translations(m)
     save_segments(env, v)
     v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
     v[f.GUEST_RFLAGS] = peek64(env + at.EFLAGS)
@@ -71,6 +75,7 @@ def begin_return(m: Cells, env: int, v: Cells) -> None:
         begin_transfer(m, env, v)
         return
     save_paging(env, v)
+    use_translations(m)
     save_swapped_bases(env, v)
     v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
     v[f.GUEST_RFLAGS] = peek64(env + at.EFLAGS)
@@ -78,18 +83,22 @@ def begin_return(m: Cells, env: int, v: Cells) -> None:
 
 @jit
 def end_return(m: Cells, env: int, v: Cells) -> None:
-    """`end_transfer` for IRET: within a ring it loads CS and SS alone."""
+    """`end_transfer` for IRET: on the way to an outer ring it may make data segments null."""
     hflags = peek32(env + at.HFLAGS)
-    if hflags & at.HF_PE == 0 or privilege_level(v) != hflags & 3:
+    if hflags & at.HF_PE == 0 or v[f.GUEST_RFLAGS] & RFLAGS_VM:
         end_transfer(m, env, v)
         return
+    walk_always(m)
     forget_stale_code(m)
+    if privilege_level(v) != hflags & 3:
+        load_data_segments(env, v)
     load_code_and_stack(m, env, v)
 
 
 @jit
 def end_transfer(m: Cells, env: int, v: Cells) -> None:
     """Load what they may have changed, but for RFLAGS; drop code where they stored."""
+    walk_always(m)
     forget_stale_code(m)
     load_segments(env, v)
     poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
@@ -102,6 +111,7 @@ def raise_from_helper(
     m: Cells, env: int, fault: int, error_code: int, address: int, back: int
 ) -> None:
     """Leave the block with a fault of the instruction that `back`, a return address, lies in."""
+    walk_always(m)
     forget_stale_code(m)
     if fault == TASK_GATE:
         poke32(env + at.ERROR_CODE, 0)
@@ -231,6 +241,7 @@ def on_load_segment(env: int, number: int, selector: int, back: int) -> None:
     if fault != NO_FAULT:
         raise_from_helper(m, env, fault, error, address, back)
         return
+    walk_always(m)
     forget_stale_code(m)
     load_segments(env, v)
     load_mode(m, env, v)

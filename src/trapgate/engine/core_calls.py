@@ -5,9 +5,11 @@ from trapgate.compiler.kinds import INT64
 from trapgate.compiler.program import callback, jit, jit_for_python
 from trapgate.compiler.raw import cells, memory, table
 from trapgate.decision.frame_filters import entry_written
+from trapgate.decode import emulated
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import set_deadline
+from trapgate.engine.translations import walk_always
 from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit
 from trapgate.instructions.virtual_apic import (
@@ -108,6 +110,31 @@ def entry_written_here(
     return entry_written(v, rflags, mem, linear, user)
 
 
+@jit_for_python
+def settle_here(machine: int) -> int:
+    """`emulated.settle` on VMCS 0; 0."""
+    m = cells(machine, mc.CELLS)
+    emulated.settle(
+        cells(m[mc.HOST], m[mc.V_CELLS]),
+        cells(m[mc.X], vmx.LENGTH),
+        cells(m[mc.N], m[mc.V_CELLS]),
+    )
+    return 0
+
+
+@jit_for_python
+def step_over_here(machine: int, length: int) -> int:
+    """`emulated.step_over` on VMCS 0; 0."""
+    m = cells(machine, mc.CELLS)
+    emulated.step_over(
+        cells(m[mc.HOST], m[mc.V_CELLS]),
+        cells(m[mc.X], vmx.LENGTH),
+        cells(m[mc.N], m[mc.V_CELLS]),
+        length,
+    )
+    return 0
+
+
 @jit
 def execute_here(machine: int, word: int) -> int:
     """`execute` on the machine's current VMCS."""
@@ -186,6 +213,7 @@ def look_ahead(m: Cells) -> None:
 @jit
 def put_in_force(m: Cells, address: int) -> None:
     """Let the VMCS at `address` be in force. Cached translations have no tags, so all go."""
+    walk_always(m)
     m[mc.V] = address
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
     if m[mc.STEPPING] != 0:

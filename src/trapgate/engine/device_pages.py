@@ -34,7 +34,8 @@ class DevicePages:
         self._watch = watch
         self.pages: Cells = watch[WATCH_DEVICES : WATCH_DEVICES + DEVICE_SLOTS]
         self.pages[:] = -1
-        self._trouble: BaseException | None = None
+        self.trouble: BaseException | None = None
+        """What a device raised while the guest ran."""
 
     def connect(self, load: Load, store: Store) -> None:
         """Let `load` and `store` answer accesses to all device pages."""
@@ -75,12 +76,12 @@ class DevicePages:
         c[mc.DEADLINE] = 0
 
     def raise_trouble(self) -> None:
-        """Raise what a device raised while the guest ran."""
-        trouble, self._trouble = self._trouble, None
+        """Raise `trouble`, once."""
+        trouble, self.trouble = self.trouble, None
         if trouble is not None:
             raise trouble
 
     def _keep(self, error: BaseException) -> None:
-        if self._trouble is None:
-            self._trouble = error
+        if self.trouble is None:
+            self.trouble = error
         self.preempt()

@@ -28,6 +28,7 @@ from trapgate.engine.state import (
     segment_shape,
 )
 from trapgate.engine.table_stores import is_reuse
+from trapgate.engine.translations import walk_always
 from trapgate.events.journal import (
     HEAD_CAPACITY,
     HEAD_SEQUENCE,
@@ -166,6 +167,7 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     stepping = single_steps(v)
     priority = r[reg.CR8]
     m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
+    walk_always(m)
     outcome = call(m[mc.EXECUTE], (m[mc.SELF], word))
     if outcome == ex.PLATFORM:
         outcome = execute_for_platform(m, word)

@@ -6,7 +6,7 @@ from trapgate.compiler.raw import memory
 from trapgate.engine import machine as mc
 from trapgate.operands.encoding import prefix_length
 from trapgate.paging.memory import load8, load64
-from trapgate.paging.walk import walk
+from trapgate.paging.walk import locate
 from trapgate.sdm import cells as f
 
 
@@ -34,7 +34,7 @@ def fetch_from(m: Cells, v: Cells, linear: int, count: int) -> tuple[int, int]:
     for n in range(count):
         here = linear + n
         if here >> 12 != page:
-            physical, code, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, here, 2, user)
+            physical, code = locate(v, v[f.GUEST_RFLAGS], mem, here, 2, user)
             if code >= 0:
                 return word, n
             page = here >> 12

@@ -23,6 +23,7 @@ from trapgate.engine.dispatch import (
 )
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
+from trapgate.engine.translations import use_translations, walk_always
 from trapgate.instructions import quick_ports
 from trapgate.instructions.breakpoints import watches_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
@@ -54,7 +55,9 @@ def handle_exception(machine: int, number: int) -> None:
     stop = mc.BROKEN
     if code >= 0:
         info = peek32(env + at.ERROR_CODE)
+        use_translations(m)
         stop = dispatch(m, env, v, r, code, info)
+        walk_always(m)
     if stop == mc.RUNNING:
         go_on(m, env, r)
         state_end(m)

@@ -42,7 +42,7 @@ _DF = 0x400
 _UNUSABLE = 0x10000
 _AC = 1 << 18
 _VM = 1 << 17
-_CS, _SS, _FS, _GS = 1, 2, 4, 5
+_ES, _CS, _SS, _DS, _FS, _GS = range(6)
 _AM = 1 << 18
 _DPL = 0x60
 _MXCSR_MASKS = 0x1F80
@@ -442,13 +442,37 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
 
 @jit
+def has_segment(env: int, v: Cells, n: int) -> bool:
+    """Whether segment register `n` is loaded as in `v` already; no for one that is unusable."""
+    segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
+    return bool(
+        peek32(segment + at.SELECTOR) == v[f.GUEST_ES_SELECTOR + n]
+        and (peek32(segment + at.FLAGS) >> 8) & 0xF0FF == v[f.GUEST_ES_ACCESS_RIGHTS + n]
+        and peek32(segment + at.LIMIT) == v[f.GUEST_ES_LIMIT + n]
+        and peek64(segment + at.BASE) == v[f.GUEST_ES_BASE + n]
+    )
+
+
+@jit
 def load_code_and_stack(m: Cells, env: int, v: Cells) -> None:
     """Of `load` CS, SS, RIP and RSP, and the translator's flags for them."""
-    load_segment_cache(env, v, _CS)
-    load_segment_cache(env, v, _SS)
     poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
     poke64(env + at.EIP, v[f.GUEST_RIP])
+    if has_segment(env, v, _CS) and has_segment(env, v, _SS):
+        # Within a ring, mostly: neither the mode changes nor what segments allow.
+        poke32(env + at.HFLAGS, peek32(env + at.HFLAGS) & ~at.HF_INHIBIT_IRQ)
+        return
+    load_segment_cache(env, v, _CS)
+    load_segment_cache(env, v, _SS)
     load_mode(m, env, v)
+
+
+@jit
+def load_data_segments(env: int, v: Cells) -> None:
+    """Of `load` ES, DS, FS and GS."""
+    for n in (_ES, _DS, _FS, _GS):
+        if not has_segment(env, v, n):
+            load_segment_cache(env, v, n)
 
 
 @jit

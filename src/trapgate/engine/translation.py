@@ -34,7 +34,15 @@ from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke32, p
 from trapgate.decode.sse_arithmetic import IMMEDIATE_SHIFT, NO_ARITHMETIC
 from trapgate.decode.whole_stores import NOT_WHOLE
 from trapgate.decode.x87_pointers import ACTION
-from trapgate.engine import branches, careful_blocks, clock, coherence, sse_arithmetic, whole_stores
+from trapgate.engine import (
+    branches,
+    careful_blocks,
+    clock,
+    coherence,
+    sse_arithmetic,
+    translations,
+    whole_stores,
+)
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
@@ -430,7 +438,7 @@ _STUBS: dict[int, Callback | Stub] = {
 """Cells, and what translated code calls by them."""
 
 
-_SLOTS = coherence.SLOTS | clock.SLOTS
+_SLOTS = coherence.SLOTS | clock.SLOTS | translations.SLOTS
 
 
 class Translator:

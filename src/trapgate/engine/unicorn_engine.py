@@ -74,8 +74,14 @@ class UnicornEngine:
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")
-        self._enter_and_go = bound(loop.enter_and_go, self._machine, start)
-        self._go = bound(loop.go, self._machine, start)
+        self.enter_and_go = bound(loop.enter_and_go, self._machine, start)
+        """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
+        self.go = bound(loop.go, self._machine, start)
+        """Go on with the guest after an assist."""
+        self.step_over = bound(core_calls.step_over_here, self._machine)
+        """Move VMCS 0 past an instruction of so many bytes that was carried out there."""
+        self.settle = bound(core_calls.settle_here, self._machine)
+        """End an instruction in VMCS 0 whose RIP has moved, or stays; see `decode.emulated`."""
         self._step = bound(loop.step, self._machine, start)
         self._shape_now = bound(loop.shape_now, self._machine)
         c = self.cells
@@ -426,14 +432,6 @@ class UnicornEngine:
     def places_of(v: Cells, r: Cells, x: Cells, n: Cells) -> tuple[int, int, int, int]:
         """Where these arrays lie; their owner keeps them alive."""
         return _address(v), _address(r), _address(x), _address(n)
-
-    def enter_and_go(self) -> int:
-        """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
-        return self._enter_and_go()
-
-    def go(self) -> int:
-        """Go on with the guest after an assist."""
-        return self._go()
 
     def step(self) -> bool:
         """Execute one instruction; False if an event was dealt with instead of it.

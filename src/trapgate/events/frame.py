@@ -9,7 +9,7 @@ mode, "64-Bit Mode Stack Frame".
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.stack import each_word_fits, probe_each
 from trapgate.paging.memory import store8, store_sized
-from trapgate.paging.walk import WRITE, walk
+from trapgate.paging.walk import WRITE, locate, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
 from trapgate.sdm.state import AR_EXPAND_DOWN, AR_UNUSABLE
 
@@ -55,7 +55,7 @@ def probe_frame(
     top = (base + sp) & linear_mask
     if (mask == -1 or sp >= length) and ((top - 1) & 0xFFF) + 1 >= length:
         lowest = (top - length) & linear_mask
-        physical, error, _, _ = walk(v, rflags, mem, lowest, WRITE, user)
+        physical, error = locate(v, rflags, mem, lowest, WRITE, user)
         if error < 0:
             return physical, -1, 0
         # The first word pushed is the one that faults.

@@ -16,7 +16,7 @@ from trapgate.events.descriptors import (
 from trapgate.events.frame import probe_frame, push_word, stack_has_room, stack_is_canonical
 from trapgate.events.ivt import deliver_real, deliver_redirected, is_redirected
 from trapgate.paging.memory import load64
-from trapgate.paging.walk import READ, read_system, walk
+from trapgate.paging.walk import READ, locate, read_system
 from trapgate.sdm.cells import (
     GUEST_CR0,
     GUEST_CS_ACCESS_RIGHTS,
@@ -190,7 +190,7 @@ def _deliver_long(
         return GP, (vector << 3) | 2 | ext, 0
     linear = v[GUEST_IDTR_BASE] + (vector << 4)
     if linear & 0xFFF <= 0xFF0:
-        physical, error, _, _ = walk(v, 0, mem, linear, READ, 0)
+        physical, error = locate(v, 0, mem, linear, READ, 0)
         if error >= 0:
             return PF, error, linear
         gate = load64(mem, physical)

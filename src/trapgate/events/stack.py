@@ -5,7 +5,7 @@ The counterpart of `frame`. SDM, "IRET", "RET", "Stack Segment Limits".
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.memory import load8, load_sized
-from trapgate.paging.walk import READ, walk
+from trapgate.paging.walk import READ, locate, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
 from trapgate.sdm.state import AR_DB, AR_EXPAND_DOWN, AR_UNUSABLE
 
@@ -101,11 +101,20 @@ def probe_words(
     linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
     first = (base + sp) & linear_mask
     if (mask == -1 or sp + length - 1 <= mask) and (first & 0xFFF) + length <= 0x1000:
-        physical, error, _, _ = walk(v, rflags, mem, first, READ, user)
+        physical, error = locate(v, rflags, mem, first, READ, user)
         if error >= 0:
             return 0, error, first
         return physical, -1, 0
     return probe_each(v, mem, base, sp, mask, size, size, count, READ, user)
+
+
+@core
+def words_share_page(physical: int, sp: int, mask: int, length: int) -> bool:
+    """Whether `length` bytes from `sp` upwards lie in the page of the first word.
+
+    `physical` is what `probe_words` has answered for fewer words; `mask` as there, not -1.
+    """
+    return physical >= 0 and (physical & 0xFFF) + length <= 0x1000 and sp + length - 1 <= mask
 
 
 @core

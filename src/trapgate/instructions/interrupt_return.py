@@ -20,7 +20,13 @@ from trapgate.events.descriptors import (
     withdraw_data_segments,
 )
 from trapgate.events.idt import TASK_GATE
-from trapgate.events.stack import probe_words, stack_holds, word_at, words_are_canonical
+from trapgate.events.stack import (
+    probe_words,
+    stack_holds,
+    word_at,
+    words_are_canonical,
+    words_share_page,
+)
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.sdm.cells import (
     GUEST_CR0,
@@ -126,9 +132,10 @@ def interrupt_return(v: Cells, mem: Memory, size: int) -> tuple[int, int, int]:
         count = 5
         if not stack_holds(limit, rights, sp, size, count):
             return SS, 0, 0
-        physical, error, address = probe_words(v, mem, base, sp, mask, size, count, user)
-        if error >= 0:
-            return PF, error, address
+        if not words_share_page(physical, sp, mask, size * count):
+            physical, error, address = probe_words(v, mem, base, sp, mask, size, count, user)
+            if error >= 0:
+                return PF, error, address
     if count == 3:
         if not target_is_legal(v, code, target):
             return GP, 0, 0

@@ -26,7 +26,12 @@ WATCH_STORE = 65
 WATCH_DEVICES = 66
 DEVICE_SLOTS = 4
 """The numbers of the pages behind which there are devices, -1 for none: where, and how many."""
-WATCH_PAGES = 72
+WATCH_TRANSLATES = 70
+"""Whether the core may use translations that it remembers: see `translations`."""
+WATCH_TRANSLATIONS = 72
+TRANSLATION_SLOTS = 32
+"""Those translations, two cells each: where, and how many (a power of two)."""
+WATCH_PAGES = 136
 """The first cell of those that say, a page each, what is to be watched there."""
 WATCHED_PAGE = 1
 """Of such a cell: stores to this page are noted."""

@@ -23,6 +23,7 @@ from trapgate.paging.ept import (
 )
 from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map
 from trapgate.paging.memory import MAXPHYADDR, load32, load64, load_across, store32, store64
+from trapgate.paging.translations import kind_of, remember, remembered
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
     EPT_POINTER_IN_FORCE,
@@ -444,13 +445,31 @@ def _protection(cr0: int, cr4: int, rflags: int, rights: int, user: int) -> int:
 
 
 @core
+def locate(
+    v: Cells, rflags: int, mem: Memory, linear: int, access: int, user: int
+) -> tuple[int, int]:
+    """What `walk` answers first, by a translation that is remembered if there is one.
+
+    (physical address, -1), or (0, error code).
+    """
+    kind = kind_of(rflags, access, user)
+    physical = remembered(mem, linear, kind)
+    if physical >= 0:
+        return physical, -1
+    physical, error, _, _ = walk(v, rflags, mem, linear, access, user)
+    if error < 0:
+        remember(mem, linear, kind, physical)
+    return physical, error
+
+
+@core
 def read_system(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
     """Read `size` bytes (2, 4 or 8) of a descriptor table or TSS: implicit supervisor access.
 
     Returns (value, -1, 0), or (0, page-fault error code, faulting linear address).
     Narrow values are zero-extended. SDM, section "Access Rights".
     """
-    physical, error, _, _ = walk(v, 0, mem, linear, READ, 0)
+    physical, error = locate(v, 0, mem, linear, READ, 0)
     if error >= 0:
         return 0, error, linear
     second = -1

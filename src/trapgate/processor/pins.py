@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trapgate.engine.machine import PIN_EVENT, PIN_INTERRUPT
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import ACTIVITY_WAIT_FOR_SIPI
 
@@ -34,9 +35,12 @@ class Pins:
         self.nmi = self.init = False
 
     @property
-    def has_event(self) -> bool:
-        """Does anything but an external interrupt wait?"""
-        return self.nmi or self.init or self.smi is not None or self.start_up is not None
+    def bits(self) -> int:
+        """What waits, as bits of PINS (`engine.machine`)."""
+        waiting = 0 if self.interrupt is None else PIN_INTERRUPT
+        if self.nmi or self.init or self.smi is not None or self.start_up is not None:
+            waiting |= PIN_EVENT
+        return waiting
 
     def wake(self, activity: int, *, init_waits: bool) -> bool:
         """Is there an event, interrupts aside, that a processor in that activity state takes?

@@ -58,21 +58,28 @@ class VmExit:
     `vmcs` holds the guest's state, which moves on.
     """
 
-    __slots__ = ("_information", "_qualification", "explanation", "vmcs")
+    __slots__ = (
+        "_information",
+        "_qualification",
+        "explanation",
+        "instruction_length",
+        "reason",
+        "vmcs",
+    )
 
     def __init__(self, vmcs: Vmcs) -> None:
         """The latest exit of `vmcs`."""
         words = vmcs.words
         self.vmcs = vmcs
-        self._information = words[_INFORMATION].tolist()
+        self._information = information = words[_INFORMATION].tolist()
         self._qualification = words[f.EXIT_QUALIFICATION]
-        self.explanation = explain_entry_failure(vmcs.cells) if self.entry_failed else ""
-        """Why VM entry failed; empty if it did not."""
-
-    @property
-    def reason(self) -> ExitReason:
+        reason = information[0]
+        self.reason: ExitReason = REASONS[reason & 0xFFFF]
         """The basic exit reason."""
-        return REASONS[self._information[0] & 0xFFFF]
+        self.instruction_length: int = information[5]
+        """Bytes of the instruction that exited; 0 where undefined."""
+        self.explanation = explain_entry_failure(vmcs.cells) if reason & _FAILED else ""
+        """Why VM entry failed; empty if it did not."""
 
     @property
     def qualification(self) -> int:
@@ -90,11 +97,6 @@ class VmExit:
         """The event that was being delivered when the exit came."""
         _, _, _, word, code, _ = self._information
         return Interruption.decode(word, code) if word else None
-
-    @property
-    def instruction_length(self) -> int:
-        """Bytes of the instruction that exited; 0 where undefined."""
-        return self._information[5]
 
     @property
     def entry_failed(self) -> bool:
@@ -158,8 +160,7 @@ class Processor(LogicalProcessor):
         """The logical processors, one of which has the engine."""
         self._own = first
         self.pins = first.pins
-        self.watches_priority = False
-        """Whether a change of CR8 ends the run as the preemption timer does, for an APIC's sake."""
+        self._priority = 0
         self.expires: float | None = None
         """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
         so is slow, has to stop; its run then ends with an exit of the preemption timer."""
@@ -301,6 +302,10 @@ class Processor(LogicalProcessor):
         }
         self.pins.smi = Smi(ExitReason.IO_SMI, io.qualification, fields)
 
+    def watch_priority(self) -> None:
+        """Let a change of CR8 end the run as the preemption timer does, for an APIC's sake."""
+        self._priority = stops.PIN_PRIORITY
+
     # Several logical processors.
 
     def add(self, vmcs: Vmcs) -> OwnState:
@@ -366,7 +371,7 @@ class Processor(LogicalProcessor):
         if self._sink is not None or self.stops_at_events:
             self._entered = self._head[HEAD_SEQUENCE]
             self._make_room()
-        c[stops.PINS] = self._pins
+        c[stops.PINS] = self.pins.bits | self._priority
         c[stops.STOP] = stops.RUNNING
         engine.enter_and_go()
         while c[stops.STOP] != stops.EXITED or (
@@ -374,7 +379,8 @@ class Processor(LogicalProcessor):
         ):
             if c[stops.STOP] != stops.EXITED and not self._handle_stop():
                 engine.go()
-        engine.devices.raise_trouble()
+        if engine.devices.trouble is not None:
+            engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
             return self._fail(vmcs, v[f.VM_INSTRUCTION_ERROR], resuming=vmcs.launched)
         if v[f.VM_EXIT_CONTROLS] & ct.EXIT_SAVE_PREEMPTION_TIMER:
@@ -403,16 +409,6 @@ class Processor(LogicalProcessor):
         self._vmcs = vmcs
         self.engine.attach(vmcs.cells, self.registers.cells, self.rows, self.head)
         self.engine.flush_translations()
-
-    @property
-    def _pins(self) -> int:
-        """What waits at the pins, as bits of PINS."""
-        waiting = 0
-        if self.pins.interrupt is not None:
-            waiting = stops.PIN_INTERRUPT
-        if self.pins.has_event:
-            waiting |= stops.PIN_EVENT
-        return waiting | stops.PIN_PRIORITY if self.watches_priority else waiting
 
     def _handle_stop(self) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit to this VMM.
@@ -495,7 +491,7 @@ class Processor(LogicalProcessor):
             c[stops.PATIENCE] = 1
             self._make_room()
             timer = int(c[stops.TIMER_END])
-            c[stops.PINS] = self._pins
+            c[stops.PINS] = self.pins.bits | self._priority
             self.engine.set_clock()
             c[stops.TIMER_END] = timer
             self.engine.look_ahead()

@@ -116,14 +116,6 @@ class X86Vmm:
         return bool(self._words[vmx.LENT])
 
     @property
-    def wants_trap(self) -> bool:
-        """Whether its guest is served, and it wants an exit after each instruction of that."""
-        if not self._words[vmx.LENT]:
-            return False
-        primary = self.vmcs[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
-        return bool(primary & ct.PRIMARY_MONITOR_TRAP_FLAG)
-
-    @property
     def wants_interrupts(self) -> bool:
         """Whether its guest is served, and external interrupts exit to it, whatever IF says."""
         pin = self.vmcs[f.PIN_BASED_CONTROLS]

@@ -27,6 +27,7 @@ from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.accounts import JOURNAL, Accounts, Tally
 from trapgate.vmm.actions import (
+    EMULATED,
     Action,
     Emulated,
     End,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 
 _NE = 1 << 5
+_WINDOW = ct.PRIMARY_INTERRUPT_WINDOW_EXITING
 _TIMER_MAX = 0xFFFF_FFFF
 _POLL = 2_000_000
 """Instructions between two looks at the terminal."""
@@ -154,7 +156,7 @@ class VirtualMachine(Accounts):
         if explain is not None:
             for cpu in self.cpus:
                 cpu.own.x86_vmm.explain_to(explain)
-        self.processor.watches_priority = True
+        self.processor.watch_priority()
         self.vmm = vmm or Vmm()
         self.stopped: Stop | None = None
         self.reboots = False
@@ -434,14 +436,19 @@ class VirtualMachine(Accounts):
             return
         vmcs = self.vmcs
         v = vmcs.words
-        self._offer_interrupt(v)
+        if devices.pending() or v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _WINDOW:
+            self._offer_interrupt(v)
+        # No calls of min(), which would take a twentieth of the whole turn.
         looks = console is not None or expires is not None or self.watchers
         limit = now + (_POLL if looks else _TIMER_MAX)
-        limit = min(limit, self._device_due, self.turns.end)
+        if self._device_due < limit:  # noqa: PLR1730
+            limit = self._device_due
+        if self.turns.end < limit:  # noqa: PLR1730
+            limit = self.turns.end
         if end is not None and end < limit:
             limit = end
-        if self._planned:
-            limit = min(limit, self._planned[0][0])
+        if self._planned and self._planned[0][0] < limit:
+            limit = self._planned[0][0]
         if until is not None and until < limit:
             limit = until
         v[f.VMX_PREEMPTION_TIMER_VALUE] = limit - now if limit > now else 0
@@ -454,7 +461,11 @@ class VirtualMachine(Accounts):
         self._tally.exits[outcome.reason] += 1
         if self.watch.waits:
             self.watch.look(outcome)
-        self._carry_out(outcome, self.vmm.handle(outcome, self))
+        action = self.vmm.handle(outcome, self)
+        if action is EMULATED:
+            processor.engine.step_over(outcome.instruction_length)
+        else:
+            self._carry_out(outcome, action)
 
     def _take_turn(self, now: int) -> bool:
         """Let the processor go on whose turn it is; False if all wait, and time has moved on."""
@@ -476,7 +487,6 @@ class VirtualMachine(Accounts):
         """Inject a pending interrupt if the guest takes one now, else ask for the window."""
         x86_vmm = self.processor.x86_vmm
         primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
-        window = ct.PRIMARY_INTERRUPT_WINDOW_EXITING
         wanted = 0
         if self.devices.pending():
             blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & 3 and not x86_vmm.wants_interrupts
@@ -499,11 +509,11 @@ class VirtualMachine(Accounts):
                     vector = 0
                 v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _VALID | vector
                 if self.devices.pending():
-                    wanted = window
+                    wanted = _WINDOW
             else:
-                wanted = window
-        if primary & window != wanted:
-            v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary & ~window | wanted
+                wanted = _WINDOW
+        if primary & _WINDOW != wanted:
+            v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] = primary & ~_WINDOW | wanted
 
     def _carry_out(self, vmexit: VmExit, action: Action) -> None:
         if isinstance(action, Emulated):

@@ -130,12 +130,9 @@ class Watch:
         self._number = number
         self._plan = plan
         self._waiting: list[_Waiting] = []
-        self._sequence = 0
-
-    @property
-    def waits(self) -> bool:
+        self.waits = False
         """Whether there is anything to look for."""
-        return bool(self._waiting)
+        self._sequence = 0
 
     @property
     def byte_by_byte(self) -> bool:
@@ -155,6 +152,7 @@ class Watch:
     def _set(self, waiting: list[_Waiting]) -> None:
         """Wait for these from now on."""
         self._waiting = waiting
+        self.waits = bool(waiting)
         self._sequence = int(self._processor.head[HEAD_SEQUENCE])
         self._processor.stops_at_events = any(isinstance(one.moment, AtFault) for one in waiting)
         self._processor.engine.set_breakpoints(self._addresses(), of=_OWNER)

@@ -9,13 +9,13 @@ from iced_x86 import Instruction
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.instructions.breakpoints import note_data, note_ports, single_steps
+from trapgate.instructions.breakpoints import note_data, note_ports
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
-from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT, PENDING_BS
+from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT
 from trapgate.sdm.vectors import ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
@@ -31,12 +31,10 @@ from trapgate.vmm.loaders.layout import frame_buffer, memory_map
 from trapgate.vmm.turns import Turns
 
 _TF = 1 << 8
-_RF = 1 << 16
 _MOST_OUTPUT = 1 << 20
 """Bytes of output that are kept without a console."""
 _MOST_DEADLINES = 64
 """How many deadlines of devices a halted guest sleeps through in one go."""
-_MONITOR_TRAP = 1 << 31 | InterruptionType.OTHER_EVENT << 8
 
 
 class _Ram:
@@ -160,24 +158,7 @@ class Platform:
 
     def advance(self, vmexit: VmExit) -> None:
         """Move RIP past the instruction that exited."""
-        v = self.vmcs.words
-        rip = v[f.GUEST_RIP] + vmexit.instruction_length
-        rights = v[f.GUEST_CS_ACCESS_RIGHTS]
-        if not (rights & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10):
-            rip &= 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
-        v[f.GUEST_RIP] = rip
-        self._settle()
-
-    def _settle(self) -> None:
-        """What follows an instruction, or an iteration of one, that the VMM has carried out."""
-        v = self.vmcs.words
-        v[f.GUEST_INTERRUPTIBILITY_STATE] &= ~3
-        # Words are quicker to ask than cells, and no guest that runs freely has TF set.
-        if v[f.GUEST_RFLAGS] & _TF and single_steps(self.vmcs.cells):
-            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= PENDING_BS
-        v[f.GUEST_RFLAGS] &= ~_RF
-        if self.processor.x86_vmm.wants_trap:
-            v[f.VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
+        self.processor.engine.step_over(vmexit.instruction_length)
 
     def take_cr3(self, value: int) -> Stop | None:
         """Load CR3 for a task switch; what stops the machine instead, if it may not."""
@@ -253,7 +234,7 @@ class Platform:
         registers = self.processor.registers.cells
         note_ports(v, registers, port, size)
         note_data(v, registers, signed(linear), size, is_in)
-        self._settle()
+        self.processor.engine.settle()
         return self.after_device(port) or Resume()
 
     def _input_block(self, guest: Operand, instruction: Instruction, port: int) -> bool:

@@ -432,9 +432,7 @@ def test_the_end_of_an_instruction_that_the_machine_carried_out(mode: str) -> No
         fields = controls(plain, **bits) | step
         vmm = X86Vmm(mode, guest=out(0x77) + CPUID, fields=fields)
         assert vmm.run() == 0x77
-        vmm.vmcs["GUEST_PENDING_DEBUG_EXCEPTIONS"] = 1 << 14
-        if vmm.processor.x86_vmm.wants_trap:
-            vmm.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = 0x8000_0700
+        vmm.processor.engine.settle()
         assert vmm.run() == EXITED
         assert vmm["GUEST_RIP"] == GUEST_CODE + 2
         if bits:

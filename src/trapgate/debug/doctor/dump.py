@@ -173,11 +173,18 @@ _FORMS = {
     "Control": _compiled(_CONTROL),
 }
 _SECTION = re.compile(r"\*{3}\s*(Guest|Host|Control)\s+State\s*\*{3}", re.IGNORECASE)
+_GUEST_LINE = re.compile(
+    r"^(?:CR[04]\s*:\s*actual\s*=|[CS]S\s*:\s+(?:sel\s*=|[0-9a-f]{4}\s+[0-9a-f]{5}\s+[0-9a-f]{8}))",
+    re.IGNORECASE | re.MULTILINE,
+)
 _NOT_LOADED = re.compile(r"EFER\s*=\s*(?:0x)?[0-9a-f]+\s*\((effective|autoload)\)", re.IGNORECASE)
 
 
 def _read_sections(text: str) -> Iterator[Patient]:
     """What KVM's dump_vmcs and Xen's vmcs_dump_vcpu print: parts with stars at their titles."""
+    first = _SECTION.search(text)
+    if _GUEST_LINE.search(text[: first.start() if first else len(text)]):
+        text = f"*** Guest State ***\n{text}"  # whose title was not copied
     found = list(_SECTION.finditer(text))
     if not found:
         return

@@ -59,8 +59,8 @@ class Finding:
         return f"{shown(name, value)}: {self.rule.says}{beside}"
 
     def __str__(self) -> str:
-        cause = f" Usual cause: {self.rule.cause}." if self.rule.cause else ""
-        return f'{self.sentence}. [SDM, "{self.section}"; {self.outcome}]{cause}'
+        cause = f"Usual cause: {self.rule.cause}."
+        return f'{self.sentence}. [SDM, "{self.section}"; {self.outcome}] {cause}'
 
 
 @dataclass(frozen=True)

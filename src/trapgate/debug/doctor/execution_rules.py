@@ -45,6 +45,8 @@ _FORGOT_MSR = (
     "the value was not adjusted by the capability MSR: or in its low half, and with its high half"
 )
 
+_EPT_OFF = "EPT was switched off (ept=0, or an L1 without it), and what builds on it stayed on"
+
 
 def reserved(name: str, field: str, *, when_activated: bool = False) -> tuple[Rule, Rule]:
     """The rules that a control field has the bits it must have, and none that it may not."""
@@ -189,6 +191,7 @@ EXECUTION = Group(
             '"virtual NMIs" must be 0 if "NMI exiting" is 0',
             _bit(_pin, ct.PIN_VIRTUAL_NMIS),
             _bit(_pin, ct.PIN_NMI_EXITING),
+            "NMI exiting was switched off alone, for a debugger or an L1 that does not want it",
         ),
         needs(
             "nmi-window-without-virtual-nmis",
@@ -218,6 +221,7 @@ EXECUTION = Group(
             '"external-interrupt exiting" must be 1 if "virtual-interrupt delivery" is 1',
             _vid,
             _bit(_pin, ct.PIN_EXTERNAL_INTERRUPT_EXITING),
+            "APICv was switched on while external interrupts were left to the guest",
         ),
         needs(
             "posted-interrupts-without-delivery",
@@ -233,6 +237,7 @@ EXECUTION = Group(
             '"acknowledge interrupt on exit" must be 1 if "process posted interrupts" is 1',
             _posted,
             lambda p: leave(p, ct.EXIT_ACKNOWLEDGE_INTERRUPT),
+            "posted interrupts were switched on without the VM-exit control that goes with them",
         ),
         Rule(
             "posted-interrupt-vector",
@@ -284,6 +289,7 @@ EXECUTION = Group(
             '"enable EPT" must be 1 if "enable PML" is 1',
             _bit(secondary, ct.SECONDARY_PML),
             ept,
+            _EPT_OFF,
         ),
         aligned("pml-address", "PML_ADDRESS", 12, _bit(secondary, ct.SECONDARY_PML)),
         needs(
@@ -292,7 +298,7 @@ EXECUTION = Group(
             '"enable EPT" must be 1 if "unrestricted guest" is 1',
             unrestricted,
             ept,
-            "EPT was switched off (ept=0, or an L1 without it), and unrestricted guest stayed on",
+            _EPT_OFF,
         ),
         needs(
             "mode-based-execute-without-ept",
@@ -300,6 +306,7 @@ EXECUTION = Group(
             '"enable EPT" must be 1 if "mode-based execute control for EPT" is 1',
             _bit(secondary, SECONDARY_MODE_BASED_EXECUTE),
             ept,
+            _EPT_OFF,
         ),
         needs(
             "sub-page-write-without-ept",
@@ -307,6 +314,7 @@ EXECUTION = Group(
             '"enable EPT" must be 1 if "sub-page write permissions for EPT" is 1',
             _bit(secondary, SECONDARY_SUB_PAGE_WRITE),
             ept,
+            _EPT_OFF,
         ),
         aligned(
             "sub-page-permission-table",
@@ -323,6 +331,7 @@ EXECUTION = Group(
                 and bool(p["VM_FUNCTION_CONTROLS"] & 1)
             ),
             ept,
+            _EPT_OFF,
         ),
         Rule(
             "vm-functions-reserved",
@@ -332,7 +341,7 @@ EXECUTION = Group(
                 not secondary(p) & ct.SECONDARY_VM_FUNCTIONS
                 or p["VM_FUNCTION_CONTROLS"] & ~cpu.msrs.get(0x491, (1 << 64) - 1) == 0
             ),
-            "",
+            "bits were set without a look at the capability MSR",
             lambda value, cpu: value & cpu.msrs.get(0x491, 0),
         ),
         aligned(
@@ -365,6 +374,7 @@ EXECUTION = Group(
             '"Intel PT uses guest physical addresses" needs "enable EPT"',
             _bit(secondary, SECONDARY_PT_GUEST_PHYSICAL),
             ept,
+            _EPT_OFF,
         ),
         needs(
             "trace-addresses-without-rtit-ctl",
@@ -373,6 +383,7 @@ EXECUTION = Group(
             'guest physical addresses" is 1',
             _bit(secondary, SECONDARY_PT_GUEST_PHYSICAL),
             lambda p: entry(p, ENTRY_LOAD_RTIT_CTL) and leave(p, EXIT_CLEAR_RTIT_CTL),
+            "the three controls of Intel PT go together, and one was set alone",
         ),
         Rule(
             "tsc-multiplier-zero",
@@ -391,6 +402,7 @@ EXECUTION = Group(
                 tertiary, TERTIARY_HLAT | TERTIARY_PAGING_WRITE | TERTIARY_GUEST_PAGING_VERIFICATION
             ),
             ept,
+            _EPT_OFF,
         ),
         Rule(
             "hlat-pointer",
@@ -400,7 +412,7 @@ EXECUTION = Group(
                 not tertiary(p) & TERTIARY_HLAT
                 or (p["HLAT_POINTER"] & 0xFE7 == 0 and p["HLAT_POINTER"] >> cpu.physical_limit == 0)
             ),
-            "",
+            "a virtual address, or an EPT pointer with its memory type and walk length",
             lambda value, cpu: value & ~0xFE7 & ((1 << cpu.physical_limit) - 1),
         ),
         Rule(
@@ -417,6 +429,7 @@ EXECUTION = Group(
             '"IPI virtualization" needs "use TPR shadow"',
             _bit(tertiary, TERTIARY_IPI_VIRTUALIZATION),
             _tpr_shadow,
+            "APIC virtualization was switched off by half, and this control stayed on",
         ),
         aligned(
             "pid-pointer-table",

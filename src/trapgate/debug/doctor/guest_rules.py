@@ -88,7 +88,7 @@ REGISTERS = Group(
             ("GUEST_CR4", _ENTRY),
             'PCIDE must be 0 if "IA-32e mode guest" is 0',
             lambda p, cpu: not p["GUEST_CR4"] & st.CR4_PCIDE or long_guest(p),
-            "",
+            "the guest left IA-32e mode with PCIDE, which MOV to CR0 would have refused",
             lambda value, cpu: value & ~st.CR4_PCIDE,
         ),
         Rule(
@@ -96,7 +96,7 @@ REGISTERS = Group(
             ("GUEST_CR4", _ENTRY),
             'FRED (bit 32) must be 0 if "IA-32e mode guest" is 0',
             lambda p, cpu: not p["GUEST_CR4"] & CR4_FRED or long_guest(p),
-            "",
+            "the guest left IA-32e mode with FRED on, which MOV to CR0 would have refused",
             lambda value, cpu: value & ~CR4_FRED,
         ),
         Rule(
@@ -143,7 +143,7 @@ REGISTERS = Group(
             ("GUEST_IA32_BNDCFGS", _ENTRY),
             'bits 11:2 must be 0 if "load IA32_BNDCFGS" is 1',
             lambda p, cpu: not entry(p, ENTRY_LOAD_BNDCFGS) or p["GUEST_IA32_BNDCFGS"] & 0xFFC == 0,
-            "",
+            "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & ~0xFFC,
         ),
         canonical(
@@ -154,7 +154,7 @@ REGISTERS = Group(
             ("GUEST_IA32_RTIT_CTL", _ENTRY),
             'bits 63:59 must be 0 if "load IA32_RTIT_CTL" is 1',
             lambda p, cpu: not entry(p, ENTRY_LOAD_RTIT_CTL) or p["GUEST_IA32_RTIT_CTL"] >> 59 == 0,
-            "",
+            "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & ((1 << 59) - 1),
         ),
         Rule(
@@ -164,7 +164,7 @@ REGISTERS = Group(
             lambda p, cpu: (
                 not entry(p, ENTRY_LOAD_LBR_CTL) or p["GUEST_IA32_LBR_CTL"] & ~0x7F000F == 0
             ),
-            "",
+            "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & 0x7F000F,
         ),
         Rule(
@@ -172,7 +172,7 @@ REGISTERS = Group(
             ("GUEST_UINV", _ENTRY),
             'bits 15:8 must be 0 if "load UINV" is 1',
             lambda p, cpu: not entry(p, ENTRY_LOAD_UINV) or p["GUEST_UINV"] < 256,
-            "",
+            "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & 0xFF,
         ),
     ),
@@ -234,7 +234,7 @@ RIP = Group(
                 or p["GUEST_SS_ACCESS_RIGHTS"] & st.AR_DPL != st.AR_DPL
                 or not p["GUEST_RFLAGS"] & 3 << 12
             ),
-            "",
+            "user code was given an IOPL, which FRED does not allow",
             lambda value, cpu: value & ~(3 << 12),
         ),
         Rule(
@@ -244,7 +244,7 @@ RIP = Group(
             lambda p, cpu: (
                 not entry(p, ENTRY_LOAD_CET) or p["GUEST_SSP"] >> 32 == 0 or in_64_bit_mode(p)
             ),
-            "",
+            "the shadow stack of 64-bit code stayed when the mode changed",
             lambda value, cpu: value & 0xFFFF_FFFF,
         ),
         Rule(

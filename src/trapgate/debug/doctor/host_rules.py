@@ -35,7 +35,7 @@ REGISTERS = Group(
             lambda p, cpu: (
                 not leave(p, ct.EXIT_LOAD_EFER) or p["HOST_IA32_EFER"] & ~st.EFER_DEFINED == 0
             ),
-            "",
+            "the field was never written, or holds the guest's EFER",
             lambda value, cpu: value & st.EFER_DEFINED,
         ),
         Rule(
@@ -83,7 +83,7 @@ SEGMENTS = Group(
             ("HOST_SS_SELECTOR", _EXIT),
             'must not be 0 if "host address-space size" is 0',
             lambda p, cpu: p["HOST_SS_SELECTOR"] != 0 or long_host(p),
-            "",
+            "only a 64-bit host may have a null SS",
             lambda value, cpu: 0x10,
         ),
         *(
@@ -102,7 +102,7 @@ ADDRESS_SPACE = Group(
             ("VM_ENTRY_CONTROLS", _EXIT),
             '"IA-32e mode guest" must be 0 if "host address-space size" is 0',
             lambda p, cpu: not long_guest(p) or long_host(p),
-            "",
+            "a 32-bit VMM cannot run a guest in IA-32e mode",
             lambda value, cpu: value & ~ct.ENTRY_IA32E_MODE_GUEST,
         ),
         Rule(
@@ -118,7 +118,7 @@ ADDRESS_SPACE = Group(
             ("HOST_CR4", _EXIT),
             'PCIDE must be 0 if "host address-space size" is 0',
             lambda p, cpu: not p["HOST_CR4"] & st.CR4_PCIDE or long_host(p),
-            "",
+            "CR4 is that of a 64-bit host, and the VM-exit control says 32 bits",
             lambda value, cpu: value & ~st.CR4_PCIDE,
         ),
         Rule(
@@ -126,7 +126,7 @@ ADDRESS_SPACE = Group(
             ("HOST_RIP", _EXIT),
             'bits 63:32 must be 0 if "host address-space size" is 0',
             lambda p, cpu: p["HOST_RIP"] >> 32 == 0 or long_host(p),
-            "",
+            "RIP is that of a 64-bit host, and the VM-exit control says 32 bits",
             lambda value, cpu: value & 0xFFFF_FFFF,
         ),
         canonical("host-rip", "HOST_RIP"),
@@ -135,7 +135,7 @@ ADDRESS_SPACE = Group(
             ("HOST_SSP", _EXIT),
             'bits 63:32 must be 0 if "host address-space size" is 0 and CET is loaded',
             lambda p, cpu: not leave(p, EXIT_LOAD_CET) or long_host(p) or p["HOST_SSP"] >> 32 == 0,
-            "",
+            "SSP is that of a 64-bit host, and the VM-exit control says 32 bits",
             lambda value, cpu: value & 0xFFFF_FFFF,
         ),
     ),

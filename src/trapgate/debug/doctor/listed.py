@@ -80,6 +80,12 @@ def read_virtualbox(text: str) -> Iterator[Patient]:
     yield Patient(values, "VirtualBox's log")
 
 
+_COLUMNS = re.compile(
+    r"^[\s,;*|-]*(?P<name>[A-Za-z0-9_][\w .+/\[\]()\"'-]{0,70}?)[\s,]+"
+    r"(?P<value>0x[0-9a-f_`]+|[0-9a-f]{4}(?:[0-9a-f]{4}){0,3}h?)\s*$",
+    re.IGNORECASE,
+)
+"""A table's row: a name, blanks or a comma, and a number that can be nothing else."""
 _HIGH = re.compile(r"(.+)_(?:HIGH|HI)", re.IGNORECASE)
 _ENCODED = re.compile(r"(?:0x)?([0-9a-f]{4})\W+(?=[a-z])(.+)", re.IGNORECASE)
 _AREA = re.compile(r"\W*(guest|host)(?:\b|_)[\w -]*\W*", re.IGNORECASE)
@@ -127,7 +133,7 @@ def _listed(lines: Iterable[str]) -> _Listed:
         elif line.strip() == "}":
             area = ""
         for piece in re.split(r"[,;]\s+(?=[A-Za-z_]{2}[\w ]*[:=])", line):
-            mark = _ASSIGNMENT.match(piece)
+            mark = _ASSIGNMENT.match(piece) or _COLUMNS.match(piece)
             named = mark and _named(mark["name"], area)
             if mark and named:
                 result.found.append((named[0], mark["value"], named[1]))

@@ -55,7 +55,7 @@ def _stack(name: str, low: int, when: Callable[[Patient], bool]) -> tuple[Rule, 
             (name,),
             f"bits {low - 1}:0 must be 0 if FRED's MSRs are loaded",
             lambda p, cpu: not when(p) or p[name] & (1 << low) - 1 == 0,
-            "",
+            "with FRED regular stacks are aligned to 64 bytes, and shadow stacks to 8",
             lambda value, cpu: value & ~((1 << low) - 1),
         ),
         canonical(rule, name, when),
@@ -147,7 +147,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             (cr4, cr0),
             "CET (bit 23) must be 0 if CR0.WP is 0",
             lambda p, cpu: not p[cr4] & st.CR4_CET or bool(p[cr0] & st.CR0_WP),
-            "",
+            "CR0.WP was cleared (by a debugger, or to patch code) while shadow stacks are on",
             lambda value, cpu: value & ~st.CR4_CET,
         ),
         Rule(
@@ -169,7 +169,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             (perf_field,),
             "reserved bits (63:49 of every processor so far) must be 0 if it is loaded",
             lambda p, cpu: not perf(p) or p[perf_field] & _PERF_RESERVED == 0,
-            "",
+            "counters that this processor does not have, as after a migration",
             lambda value, cpu: value & ~_PERF_RESERVED,
         ),
         Rule(
@@ -191,7 +191,7 @@ def registers(side: str) -> tuple[Rule, ...]:
                     and p[s_cet] & _CET_SUPPRESS_AND_TRACK != _CET_SUPPRESS_AND_TRACK
                 )
             ),
-            "",
+            "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & ~(_CET_RESERVED | _CET_SUPPRESS_AND_TRACK),
         ),
         canonical(f"{low}-s-cet-canonical", s_cet, cet),
@@ -200,7 +200,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             (s_cet, long_field),
             f"bits 63:32 must be 0 if {long_words} and CET is loaded",
             lambda p, cpu: not cet(p) or not legacy(p) or p[s_cet] >> 32 == 0,
-            "",
+            "the value of 64-bit code stayed when the mode changed",
             lambda value, cpu: value & 0xFFFF_FFFF,
         ),
         canonical(f"{low}-ssp-table", f"{side}_IA32_INTERRUPT_SSP_TABLE_ADDR", cet),
@@ -209,7 +209,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             (ssp,),
             "bits 1:0 must be 0 if CET is loaded",
             lambda p, cpu: not cet(p) or p[ssp] & 3 == 0,
-            "",
+            "a shadow-stack token was taken for the pointer: its bits 1:0 are flags",
             lambda value, cpu: value & ~3,
         ),
         canonical(f"{low}-ssp", ssp, cet),
@@ -218,7 +218,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             (f"{side}_IA32_PKRS",),
             "bits 63:32 must be 0 if it is loaded",
             lambda p, cpu: not pkrs(p) or p[f"{side}_IA32_PKRS"] >> 32 == 0,
-            "",
+            "a mask was sign-extended: the register has 32 bits",
             lambda value, cpu: value & 0xFFFF_FFFF,
         ),
         Rule(
@@ -228,7 +228,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             lambda p, cpu: (
                 not spec_ctrl(p) or p[f"{side}_IA32_SPEC_CTRL"] & _SPEC_CTRL_RESERVED == 0
             ),
-            "",
+            "bits that this processor does not have, as after a migration",
             lambda value, cpu: value & ~_SPEC_CTRL_RESERVED,
         ),
         Rule(
@@ -236,7 +236,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             (f"{side}_IA32_FRED_CONFIG",),
             "bits 11, 5:4 and 2 must be 0 if FRED's MSRs are loaded",
             lambda p, cpu: not fred(p) or p[f"{side}_IA32_FRED_CONFIG"] & _FRED_RESERVED == 0,
-            "",
+            "the entry point is not at the beginning of a page, or a stack level is in wrong bits",
             lambda value, cpu: value & ~_FRED_RESERVED,
         ),
         canonical(f"{low}-fred-config-canonical", f"{side}_IA32_FRED_CONFIG", fred),

@@ -31,7 +31,7 @@ class Rule:
     fields: tuple[str, ...]
     says: str
     holds: Holds
-    cause: str = ""
+    cause: str
     mend: Mend | None = None
 
 
@@ -166,7 +166,7 @@ def needs(
     says: str,
     when: Callable[[Patient], bool],
     need: Callable[[Patient], bool],
-    cause: str = "",
+    cause: str,
 ) -> Rule:
     """The rule that one control needs another."""
     return Rule(name, fields, says, lambda p, cpu: not when(p) or need(p), cause)

@@ -159,7 +159,7 @@ def _segment(name: str) -> list[Rule]:
                 (rights, _FLAGS),
                 says(V8086_RIGHTS),
                 lambda p, cpu: not v8086(p) or p[rights] == 0xF3,
-                "",
+                "real mode's rights (93H, 9BH) were kept; virtual-8086 mode has F3H for all",
                 lambda value, cpu: 0xF3,
             ),
         ]

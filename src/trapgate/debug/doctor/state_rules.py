@@ -81,7 +81,7 @@ STATE = Group(
             (_ACTIVITY,),
             "must be a state that IA32_VMX_MISC bits 8:6 report",
             _activity_supported,
-            "",
+            "the state comes from another processor, as after a migration",
             lambda value, cpu: 0,
         ),
         Rule(
@@ -118,7 +118,7 @@ STATE = Group(
             lambda p, cpu: (
                 p[_ACTIVITY] != st.ACTIVITY_WAIT_FOR_SIPI or not entry(p, ct.ENTRY_ENTRY_TO_SMM)
             ),
-            "",
+            "the VMCS of a monitor in SMM was changed by half",
             lambda value, cpu: 0,
         ),
         Rule(
@@ -155,7 +155,7 @@ STATE = Group(
                 or not fred(p)
                 or p["GUEST_SS_ACCESS_RIGHTS"] & st.AR_DPL != st.AR_DPL
             ),
-            "",
+            "an STI of ring 3 was emulated with its shadow",
             lambda value, cpu: value & ~st.BLOCKING_BY_STI,
         ),
         Rule(
@@ -182,7 +182,7 @@ STATE = Group(
             (_BLOCKING, _ENTRY),
             "blocking by SMI (bit 2) must be 0 outside SMM",
             lambda p, cpu: not p[_BLOCKING] & st.BLOCKING_BY_SMI or entry(p, ct.ENTRY_ENTRY_TO_SMM),
-            "",
+            "SMM is emulated, and what the guest shall see was put into the VMCS",
             lambda value, cpu: value & ~st.BLOCKING_BY_SMI,
         ),
         Rule(
@@ -192,7 +192,7 @@ STATE = Group(
             lambda p, cpu: (
                 bool(p[_BLOCKING] & st.BLOCKING_BY_SMI) or not entry(p, ct.ENTRY_ENTRY_TO_SMM)
             ),
-            "",
+            "the VMCS of a monitor in SMM was changed by half",
             lambda value, cpu: value | st.BLOCKING_BY_SMI,
         ),
         Rule(
@@ -212,6 +212,7 @@ STATE = Group(
             (_BLOCKING,),
             "enclave interruption (bit 4) and blocking by MOV SS (bit 1) must not both be 1",
             lambda p, cpu: not p[_BLOCKING] & _ENCLAVE or not p[_BLOCKING] & st.BLOCKING_BY_MOV_SS,
+            "an emulated MOV SS added its shadow to an exit from an enclave",
         ),
         Rule(
             "pending-reserved",
@@ -254,6 +255,7 @@ STATE = Group(
                     and not p[_BLOCKING] & st.BLOCKING_BY_MOV_SS
                 )
             ),
+            "a debug exception of a transaction was merged with another one",
         ),
         Rule(
             "link-pointer",

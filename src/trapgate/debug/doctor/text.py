@@ -28,8 +28,7 @@ def as_text(diagnosis: Diagnosis, found: Repair | None = None) -> Iterator[str]:
         yield ""
         yield f"  {'also ' if finding.place else ''}{finding.sentence}"
         yield f'      [SDM, "{finding.section}"; the processor reports {finding.outcome}]'
-        if finding.rule.cause:
-            yield f"      usual cause: {finding.rule.cause}"
+        yield f"      usual cause: {finding.rule.cause}"
     notes = (*diagnosis.notes, *patient.notes)
     if notes or diagnosis.unchecked or patient.unread:
         yield ""

@@ -87,7 +87,7 @@ EXIT = Group(
                 not leave(p, EXIT_SECONDARY_CONTROLS)
                 or not p["SECONDARY_VM_EXIT_CONTROLS"] & ~cpu.msrs.get(MSR_VMX_EXIT_CTLS2, _ALL)
             ),
-            "",
+            "bits were set without a look at the capability MSR",
             lambda value, cpu: value & cpu.msrs.get(MSR_VMX_EXIT_CTLS2, _ALL),
         ),
         *_msr_area("VM_EXIT_MSR_STORE", "exit-store"),

@@ -50,6 +50,20 @@ def _number(text: str) -> int:
         raise CatchError(f"{text!r} is no number; write 0x10, 16 or 10H") from None
 
 
+def _address(debugger: Debugger, text: str) -> int:
+    """A number, or what a register holds: $cr2, $rsp, $pc."""
+    if not text.startswith("$"):
+        return _number(text)
+    wide = debugger.target.wide
+    name = {"pc": "rip" if wide else "eip", "sp": "rsp" if wide else "esp"}.get(text[1:], text[1:])
+    for register in debugger.target.registers:
+        if register.name == name and register.bits <= 64:
+            value = register.read(debugger.thread)
+            if value is not None:
+                return value
+    raise CatchError(f"{text!r} is no register here; write $cr2, $pc or a number")
+
+
 def _vector(text: str) -> int:
     name = text.upper().removeprefix("#")
     vector = int(Vector[name]) if name in Vector.__members__ else _number(text)
@@ -59,7 +73,7 @@ def _vector(text: str) -> int:
 
 
 def _walk(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    return f"{debugger.thread.view().walk(_number(words[0]) & (1 << 64) - 1)}\n"
+    return f"{debugger.thread.view().walk(_address(debugger, words[0]) & (1 << 64) - 1)}\n"
 
 
 def _idt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
@@ -150,7 +164,7 @@ def _trace(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
 
 
 def _xp(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    address = _number(words[0])
+    address = _address(debugger, words[0])
     length = min(_number(words[1]) if len(words) > 1 else 64, 4096)
     data = debugger.thread.view().read(address, length)
     if data is None:

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from iced_x86 import Decoder, FlowControl, FormatMnemonicOptions, Formatter, FormatterSyntax
+from iced_x86 import (
+    Decoder,
+    FlowControl,
+    FormatMnemonicOptions,
+    Formatter,
+    FormatterSyntax,
+    Mnemonic,
+)
 
 from trapgate.debug.story.delivery import handler_of
 from trapgate.debug.story.instruction import Namer
@@ -34,13 +41,20 @@ _LONGEST = 15
 class Branch:
     """A branch that was taken, `count` times in a row, from one linear address to another.
 
-    `cause` is the instruction's mnemonic, or the event whose delivery it was.
+    `cause` is the instruction's mnemonic, or the event whose delivery it was; `at_least` says that
+    nobody looked at what was before.
     """
 
     source: int
     target: int
     cause: str
     count: int = 1
+    at_least: bool = False
+
+    def is_like(self, other: "Branch") -> bool:
+        """Whether it is the same branch, taken again."""
+        mine, others = ((one.source, one.target, one.cause) for one in (self, other))
+        return mine == others
 
     def words(self, names: Namer) -> str:
         """10003FH (kmain+1AH) -> 100043H (crash): call, 3 times."""
@@ -49,6 +63,7 @@ class Branch:
             for address in (self.source, self.target)
         )
         times = f", {self.count:,} times" if self.count > 1 else ""
+        times += " or more" if self.count > 1 and self.at_least else ""
         return f"{' -> '.join(places)}: {self.cause}{times}"
 
 
@@ -62,20 +77,23 @@ def last_branches(
     found = None
     for window in _LOOKED_AT:
         found = _within(window, again(), end)
-        if found is None or len(found) >= _FEW or end.processor.time <= window:
+        few = found is not None and sum(branch.count for branch in found) < _FEW
+        if not few or end.processor.time <= window:
             break
     return found
 
 
 def _within(window: int, again: VirtualMachine, end: VirtualMachine) -> tuple[Branch, ...] | None:
     until = end.processor.time
-    again.step(max(until - window - again.processor.time, 0))
+    before = max(until - window - again.processor.time, 0)
+    again.step(before)
     found: deque[Branch] = deque(maxlen=_MOST)
     for branch in _to_the_end(again, until):
-        if found and found[-1] == replace(branch, count=found[-1].count):
-            found[-1] = replace(found[-1], count=found[-1].count + 1)
+        latest = found[-1] if found else None
+        if latest is not None and latest.is_like(branch):
+            found[-1] = replace(latest, count=latest.count + 1)
         else:
-            found.append(branch)
+            found.append(replace(branch, at_least=latest is None and before > 0))
     same = again.stopped == end.stopped and again.processor.time == until
     return tuple(found) if same else None
 
@@ -110,13 +128,7 @@ def _to_the_end(vm: VirtualMachine, until: int) -> Iterator[Branch]:
             yield Branch(start, target, here.mnemonic)
 
 
-_ALWAYS = (
-    FlowControl.UNCONDITIONAL_BRANCH,
-    FlowControl.INDIRECT_BRANCH,
-    FlowControl.CALL,
-    FlowControl.INDIRECT_CALL,
-    FlowControl.RETURN,
-)
+_ALWAYS = (Mnemonic.JMP, Mnemonic.CALL, Mnemonic.RET, Mnemonic.RETF)
 
 
 class _Instruction:
@@ -133,8 +145,8 @@ class _Instruction:
         if found is not None and not found.is_invalid:
             self.mnemonic = formatter.format_mnemonic(found, FormatMnemonicOptions.NO_PREFIXES)
             self.behind = at + found.len
-            self.branches = found.flow_control != FlowControl.NEXT
-            self.always = found.flow_control in _ALWAYS
+            self.always = found.mnemonic in _ALWAYS
+            self.branches = self.always or found.flow_control == FlowControl.CONDITIONAL_BRANCH
 
 
 def _delivered(vm: VirtualMachine, sequence: int) -> tuple[int, str] | None:

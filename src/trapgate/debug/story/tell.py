@@ -192,7 +192,7 @@ def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str)
     ]
     scenes = [Scene("the processor refused the VM entry")]
     scenes += [Scene(finding.sentence, (f'SDM, "{finding.section}"',)) for finding in found]
-    causes = tuple(dict.fromkeys(finding.rule.cause for finding in found if finding.rule.cause))
+    causes = tuple(dict.fromkeys(finding.rule.cause for finding in found))
     _, before = faults_of(vm)
     return _made(vm, view, names, "VM entry failed", message, scenes, before, causes[:2])
 

@@ -25,19 +25,28 @@ _RESERVED_HIGH = ((1 << 52) - 1) & ~((1 << 40) - 1)
 
 @dataclass(frozen=True)
 class Step:
-    """One entry of a walk: its name, physical address and value (None: beyond memory)."""
+    """One entry of a walk: its name, physical address and value (None: beyond memory).
+
+    In PAE paging the processor keeps the PDPTEs: `memory` is what stands now where one was loaded
+    from.
+    """
 
     name: str
     address: int
     entry: int | None
+    memory: int | None = None
 
     def __str__(self) -> str:
         if self.entry is None:
             return f"{self.name} at {hexadecimal(self.address)}: beyond memory"
         flags = " ".join(name for bit, name in _FLAGS if self.entry >> bit & 1)
+        changed = self.memory not in (None, self.entry)
+        stale = (
+            f", loaded with CR3; memory holds {hexadecimal(self.memory or 0)}" if changed else ""
+        )
         return (
             f"{self.name} at {hexadecimal(self.address)} = {hexadecimal(self.entry)} "
-            f"({flags or 'not present'})"
+            f"({flags or 'not present'}{stale})"
         )
 
 
@@ -157,8 +166,10 @@ class View:
             )
             at = start + (linear >> shift & (1 << index_bits) - 1) * width
             data = self.read(at, width)
-            entry = None if data is None else int.from_bytes(data, "little")
-            steps.append(Step(name, at, entry))
+            entry = memory = None if data is None else int.from_bytes(data, "little")
+            if name == "PDPTE" and not self.long:
+                entry = self.cell(f.GUEST_PDPTE0 + (linear >> 30 & 3))
+            steps.append(Step(name, at, entry, memory))
             if entry is None:
                 return Walk(linear, None, tuple(steps), f"the {name} lies beyond memory")
             if not entry & 1:
