@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from trapgate.vmcs.vmcs import Vmcs
     from trapgate.vmm.actions import End, Stop
     from trapgate.vmm.direct.machine import DirectMachine, Host
+    from trapgate.vmm.direct.mapped_memory import ProtectedHost
+    from trapgate.vmm.direct.protected import ProtectedMachine
     from trapgate.vmm.handlers import reflect
     from trapgate.vmm.load import load
     from trapgate.vmm.loaders import load_guest, parse_guest
@@ -42,6 +44,8 @@ __all__ = [
     "InterruptionType",
     "Policy",
     "Processor",
+    "ProtectedHost",
+    "ProtectedMachine",
     "SavedMachine",
     "Stop",
     "Trace",
@@ -80,6 +84,8 @@ _HOMES = {
     "Stop": "vmm.actions",
     "DirectMachine": "vmm.direct.machine",
     "Host": "vmm.direct.machine",
+    "ProtectedHost": "vmm.direct.mapped_memory",
+    "ProtectedMachine": "vmm.direct.protected",
     "reflect": "vmm.handlers",
     "load": "vmm.load",
     "load_guest": "vmm.loaders",

@@ -48,7 +48,7 @@ class CheckingMachine(ProtectedMachine):
     def _keep(self) -> None:
         """Copies of what is a table now."""
         everything = self.processor.memory.cells.view(np.uint8)
-        frame_map = everything[self.memory_size :][: self.memory_size >> 12]
+        frame_map = everything[self.memory :][: self.memory >> 12]
         self._frames = np.flatnonzero(frame_map & fm.TABLE)
         self._copies = everything.view(np.uint64).reshape(-1, 512)[self._frames]
 

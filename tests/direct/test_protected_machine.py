@@ -16,6 +16,7 @@ from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console
 from trapgate.vmm.direct.machine import DirectPagingError
+from trapgate.vmm.direct.mapped_memory import ProtectedHost
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
@@ -37,9 +38,14 @@ LINKED = (
 HLT = b"\xf4"
 
 
-def machine(code: bytes, fault_filter: str = "none", frame_filters: int = 0) -> ProtectedMachine:
+def machine(
+    code: bytes,
+    fault_filter: str = "none",
+    frame_filters: int = 0,
+    host: ProtectedHost | None = None,
+) -> ProtectedMachine:
     """A guest in 64-bit mode, whose first gigabyte is mapped by 2-MB pages."""
-    vm = ProtectedMachine(MEMORY)
+    vm = ProtectedMachine(MEMORY, host=host)
     tables = bytearray(0x3000)
     for at, entry in ((0, PDPT | 7), (0x1000, PD | 7)):
         tables[at : at + 8] = entry.to_bytes(8, "little")
@@ -54,7 +60,7 @@ def machine(code: bytes, fault_filter: str = "none", frame_filters: int = 0) -> 
 
 
 def words(vm: ProtectedMachine, at: int) -> list[int]:
-    found: list[int] = vm.processor.memory.cells.view(np.uint64)[at >> 3 :][:512].tolist()
+    found: list[int] = vm.processor.memory.cells.view(np.uint64)[vm.base + at >> 3 :][:512].tolist()
     return found
 
 
@@ -310,15 +316,18 @@ def test_memory_and_engine_that_do_not_fit() -> None:
 
 def look(vm: ProtectedMachine) -> None:
     """The invariant, from nothing but memory, CR3, and the map."""
-    everything = vm.processor.memory.cells.view(np.uint8)
-    size = vm.memory_size
-    frame_map = everything[size:]
+    size, everything = vm.memory, vm.processor.memory.cells.view(np.uint8)
+    frame_map = everything[vm.base + size :]
     levels, width = vm.links.mode.levels, vm.links.mode.width
-    whole = everything.view(np.uint64 if width == 8 else np.uint32).reshape(-1, 4096 // width)
+    entry = np.uint64 if width == 8 else np.uint32
+    whole = everything[vm.base :].view(entry).reshape(-1, 4096 // width)
     tables = {frame for root in {vm._root(), *vm.links.roots} for frame in root}
     for level in range(levels, 0, -1):
         frames = sorted(tables)
         assert all(frame_map[frame] & fm.TABLE for frame in frames)
+        if level == 1:
+            # What one without LEAF leads to, the walk looks at.
+            frames = [frame for frame in frames if frame_map[frame] & fm.LEAF]
         entries = whole[frames].ravel().astype(np.int64)
         entries = entries[entries & P == P]
         if level > 1:

@@ -8,6 +8,7 @@ import pytest
 from tests.direct.test_protected_machine import look
 from trapgate.decision.fault_filters import FILTERS, NO_LINK, OWN_FRAME
 from trapgate.vmm.actions import End
+from trapgate.vmm.direct.mapped_memory import ProtectedHost
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.loaders.state import gdt, long_mode
@@ -44,8 +45,11 @@ def idt() -> bytes:
 STEP_OVER = bytes.fromhex("4883442408034883c40848cf")  # add qword [rsp+8], 3; pop; iretq
 
 
-def program(chance: random.Random, steps: int) -> bytes:
-    """Stores to tables and data at random, loads, INVLPG, and loads of CR3."""
+def program(chance: random.Random, steps: int, frames_there: int = 1028) -> bytes:
+    """Stores to tables and data at random, loads, INVLPG, and loads of CR3.
+
+    Entries lead to `frames_there` frames, not all of which are the guest's.
+    """
     code = b""
     frames = [PML4, PDPT, PD, TABLES, *(PLAY + n * 0x1000 for n in range(8))]
     windows = [
@@ -63,7 +67,7 @@ def program(chance: random.Random, steps: int) -> bytes:
         # What it needs to go on it leaves alone, for a while.
         first = 32 if page in (TABLES, windows[3], windows[4]) else 1
         address = page + 8 * chance.choice((first, first + 1, chance.randrange(first, SLOT)))
-        target = chance.choice((*frames, PLAY, chance.randrange(1028) << 12))
+        target = chance.choice((*frames, PLAY, chance.randrange(frames_there) << 12))
         value = chance.choice((0, target | 7, target | 7, target | 5, target | 7 | PS, target))
         value |= chance.choice((0, 0, 0x60, 0x200))
         what = chance.random()
@@ -82,8 +86,10 @@ def program(chance: random.Random, steps: int) -> bytes:
     return code + b"\xf4"
 
 
-def machine(code: bytes, fault_filter: str, frame_filters: int) -> ProtectedMachine:
-    vm = ProtectedMachine(MEMORY)
+def machine(
+    code: bytes, fault_filter: str, frame_filters: int, host: ProtectedHost | None = None
+) -> ProtectedMachine:
+    vm = ProtectedMachine(MEMORY, host=host)
     vm.vmcs["FAULT_FILTER"] = FILTERS[fault_filter]
     vm.vmcs["FRAME_FILTERS"] = frame_filters
     fields = {**long_mode(CODE, STACK, GDT, PML4), "GUEST_IDTR_BASE": IDT}

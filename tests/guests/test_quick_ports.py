@@ -182,7 +182,7 @@ def test_a_run_ends_with_the_byte_that_is_waited_for() -> None:
 
     ends = []
     for vmm in (None, asked()):
-        console = Console(Sink(), until="C")  # type: ignore[arg-type]
+        console = Console(Sink(), until="C")
         vm = VirtualMachine(1 << 20, console=console, vmm=vmm)
         vm.processor.memory.write(0x7C00, bytes.fromhex("b041 baf803 ee fec0 ebfb"))
         vm.vmcs["GUEST_CS_SELECTOR"] = vm.vmcs["GUEST_CS_BASE"] = 0

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trapgate.cli.names import BitmapOption
-from trapgate.cli.running import Options, perform
+from trapgate.cli.running import USUAL_MEMORY, Options, perform
 from trapgate.cli.screen import DisplayOption, ScreenshotOption, UntilScreenOption
 from trapgate.cli.terminal import (
     EngineKind,
@@ -31,6 +31,9 @@ Examples:
   trapgate run kernel.elf --paging direct --memory 16M --vmcs figure-8.toml
 
   trapgate run vmlinuz --initrd initrd.cpio --paging direct --protect frames
+
+  trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --paging direct
+      --beside "--disk xv6.img --disk fs.img --memory 512M"
 
   trapgate run kernel.elf --report why.html
 
@@ -76,7 +79,9 @@ def run(
     keys: Annotated[
         str, typer.Option(help=r"Text to type on the PS/2 keyboard; \n is Enter.")
     ] = "",
-    memory: Annotated[str, typer.Option(help="RAM of the guest.")] = "128M",
+    memory: Annotated[
+        str | None, typer.Option(help="RAM of the guest.", show_default=USUAL_MEMORY)
+    ] = None,
     cpus: Annotated[
         int, typer.Option(min=1, max=32, help="Processors, which take turns on one host thread.")
     ] = 1,
@@ -196,6 +201,13 @@ def run(
     until_screen: UntilScreenOption = None,
     display: DisplayOption = None,
     bitmap: BitmapOption = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With direct paging, another guest in the same physical memory, as behind "
+            '`trapgate run`: "vmlinuz --initrd initrd.cpio --memory 64M". Repeatable.'
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON; the guest writes to stderr.")
     ] = False,

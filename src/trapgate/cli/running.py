@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trapgate.cli.injections import finder, read_injections
+from trapgate.cli.injections import Injections, finder
 from trapgate.cli.names import names_for
 from trapgate.cli.notes import notes_about
 from trapgate.cli.saved import Saving, open_saved, plugged_in
@@ -35,13 +35,15 @@ if TYPE_CHECKING:
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
+USUAL_MEMORY = "128M"
 _MOST_EXPLANATIONS = 1000
 _SHORT_RUN = 5.0
 """Seconds up to which a run that failed is executed again, to find its last branches."""
 
 
-def memory_size(text: str) -> int:
+def memory_size(text: str | None) -> int:
     """Bytes of a size like 128M, 1G or 65536K; a bare number counts MiB."""
+    text = USUAL_MEMORY if text is None else text
     match = re.fullmatch(r"(\d{1,9})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
         raise fail(f"--memory: {text!r} is no size; write it as 128M or 1G")
@@ -62,7 +64,7 @@ class Options:
     floppy: list[str] | None
     bios: Path | None
     keys: str
-    memory: str
+    memory: str | None
     cpus: int
     turn: int
     append: str
@@ -92,6 +94,7 @@ class Options:
     until_screen: str | None
     display: str | None
     bitmap: list[str] | None
+    beside: list[str] | None
     as_json: bool
 
 
@@ -131,31 +134,34 @@ class Explanations:
 def perform(given: Options) -> int:
     """Run what the options ask for; the exit status."""
     _refuse_contradictions(given)
+    if given.beside:
+        from trapgate.cli.beside import perform_together
+
+        return perform_together(given, given.beside)
     find = finder(given.guest, given.symbols)
-    injections = read_injections(given.inject or [], find)
+    injections = Injections(given.inject or [], find)
     saving = None if given.save is None else Saving(given.save, find)
     known = _names(given)
-    settings = None if given.vmcs is None else _settings(given.vmcs, known)
-    start = _start(given)
+    settings = None if given.vmcs is None else settings_of(given.vmcs, known)
+    start = start_of(given)
     explanations = Explanations()
 
     def prepared(
-        start: _Start, console: Console, writer: TraceWriter | None, explain: Callable[[str], None]
+        start: Start, console: Console, writer: TraceWriter | None, explain: Callable[[str], None]
     ) -> tuple[VirtualMachine, str, int]:
         """A machine about to start: what its guest is, and how wide its code is."""
         vm = _machine(given, start, settings, console, writer, explain)
         description, bits = start.put_into(vm)
-        for injection in injections:
-            injection.plan(vm)
+        injections.plan(vm)
         if settings is not None:
             vm.apply(settings)
-        _type(vm, given)
+        type_into(vm, given)
         return vm, description, bits
 
     def again() -> VirtualMachine:
-        return prepared(_start(given), _console(given, muted=True), None, lambda _: None)[0]
+        return prepared(start_of(given), _console(given, muted=True), None, lambda _: None)[0]
 
-    with _trace(given.trace, start.file) as writer:
+    with trace_of(given.trace, start.file) as writer:
         console = _console(given)
         vm, description, bits = prepared(start, console, writer, explanations)
         if given.engine is EngineKind.auto and vm.summary().engine == "portable":
@@ -177,7 +183,7 @@ def perform(given: Options) -> int:
     if saving is not None and not saving.end(vm, stop):
         status = 1
     story = _story(vm, given, start.file, again if _can_be_repeated(vm, given, console) else None)
-    _tell(vm, given, description, stop, status, story, explanations)
+    _tell(vm, given, description, stop, status, story, explanations, injections.missed)
     return status
 
 
@@ -211,7 +217,7 @@ def _names(given: Options) -> Names | None:
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """Where a run begins: a saved machine, a guest in `image`, or what the built-in BIOS boots.
 
     `file` is what the user gave, `board` what is plugged in.
@@ -234,7 +240,8 @@ class _Start:
         return image.description, image.bits
 
 
-def _start(given: Options) -> _Start:
+def start_of(given: Options) -> Start:
+    """Read what the options name: guest, drives, firmware."""
     from trapgate.cli.board import board
     from trapgate.vmm.loaders import load_guest
     from trapgate.vmm.loaders.bios import load_bios
@@ -243,7 +250,7 @@ def _start(given: Options) -> _Start:
     memory, guest = memory_size(given.memory), given.guest
     if given.load is not None:
         saved = open_saved(given.load, given.engine.value, _beside_a_saved_machine(given))
-        return _Start(given.load, plugged_in(saved, *drives), saved=saved)
+        return Start(given.load, plugged_in(saved, *drives), saved=saved)
     plugged = board(*drives, given.bios, memory, processors=given.cpus, kernel=guest is not None)
     if guest is not None:
         image = load_guest(
@@ -254,11 +261,11 @@ def _start(given: Options) -> _Start:
             modules=given.module or [],
             processors=given.cpus,
         )
-        return _Start(guest, plugged, image)
+        return Start(guest, plugged, image)
     if given.bios is not None:
-        return _Start(given.bios, plugged, load_bios(given.bios))
+        return Start(given.bios, plugged, load_bios(given.bios))
     disks, cds, floppies = drives
-    return _Start(Path((floppies + disks + cds)[0].partition(",")[0]), plugged)
+    return Start(Path((floppies + disks + cds)[0].partition(",")[0]), plugged)
 
 
 def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
@@ -266,6 +273,7 @@ def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
     return {
         "GUEST": given.guest is not None,
         "--bios": given.bios is not None,
+        "--memory": given.memory is not None,
         "--append": bool(given.append),
         "--initrd": given.initrd is not None,
         "--module": bool(given.module),
@@ -277,7 +285,7 @@ def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
 
 
 @contextmanager
-def _trace(file: Path | None, guest: Path) -> Iterator[TraceWriter | None]:
+def trace_of(file: Path | None, guest: Path) -> Iterator[TraceWriter | None]:
     """The writer of a trace, if there is to be one; closed in the end."""
     if file is None:
         yield None
@@ -302,7 +310,7 @@ def _console(given: Options, *, muted: bool = False) -> Console:
 
 def _machine(
     given: Options,
-    start: _Start,
+    start: Start,
     settings: Settings | None,
     console: Console,
     writer: TraceWriter | None,
@@ -331,7 +339,8 @@ def _machine(
     return vm
 
 
-def _type(vm: VirtualMachine, given: Options) -> None:
+def type_into(vm: VirtualMachine, given: Options) -> None:
+    """Let what the options say come in at the serial port and the keyboard."""
     from trapgate.vmm.console import input_bytes
 
     if given.text:
@@ -348,6 +357,7 @@ def _tell(
     status: int,
     story: Story | None,
     explanations: Explanations,
+    missed: list[str],
 ) -> None:
     """What became of the run, for a reader or a program."""
     from trapgate.vmm.actions import End
@@ -363,6 +373,7 @@ def _tell(
             "status": status,
             **({"screen": screen} if screen else {}),
             "notes": notes,
+            **({"not_injected": missed} if given.inject else {}),
             **summary_json(summary),
             **({"failures": explanations.as_json()} if given.explain else {}),
             **({"story": story.values()} if story is not None else {}),
@@ -375,6 +386,8 @@ def _tell(
         print(f"\n{stop.message}", file=sys.stderr)
     if story is not None:
         print(f"\n{story}\n", file=sys.stderr)
+    for injection in missed:
+        print(f"trapgate: --inject: {injection}: the moment never came", file=sys.stderr)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     out = terminal(error=True)
@@ -419,7 +432,8 @@ def _debugger(
             debugger.finished(vm.stopped)
 
 
-def _settings(file: Path, names: Names | None) -> Settings:
+def settings_of(file: Path, names: Names | None) -> Settings:
+    """What a VMCS file says."""
     from trapgate.vmcs.file import read_settings
 
     return read_settings(file, names)

@@ -60,6 +60,8 @@ from trapgate.decision.rules import (
 from trapgate.paging.frame_map import MOST_FRAMES
 from trapgate.sdm import checks as ck
 from trapgate.sdm.cells import (
+    ALIAS_BASE,
+    ALIAS_LENGTH,
     ANY_BIT_MASK,
     COMPARISON_OPERATOR,
     COMPARISON_VALUE,
@@ -161,6 +163,8 @@ class Reason(IntEnum):
 
 
 _MAP_ADDRESS = 0xFF_FFFF_F000
+_ALIAS_BASE = 0xFF_FFE0_0000
+"""Bit 20 is address line 20, which may be held low behind the window."""
 
 REASON_CONTROL_BIT = 0
 REASON_FIGURE_3_MATCH = 1
@@ -427,6 +431,12 @@ def check_extension_fields(v: Cells) -> int:
         v[FRAME_FILTERS] != 0 and v[FRAME_MAP_LENGTH] == 0
     ):
         return ck.FRAME_FILTERS
+    if (
+        v[ALIAS_BASE] & ~_ALIAS_BASE
+        or v[ALIAS_LENGTH] & ~_MAP_ADDRESS
+        or (v[ALIAS_LENGTH] != 0 and v[FRAME_MAP_LENGTH] == 0)
+    ):
+        return ck.ALIAS
     through_idt = v[EXIT_THROUGH_IDT]
     if through_idt & ~(THROUGH_IDT | THROUGH_IDT_VECTOR) or (
         through_idt & THROUGH_IDT == 0 and through_idt != 0

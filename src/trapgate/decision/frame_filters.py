@@ -41,6 +41,7 @@ from trapgate.decision.self_map import (
     may_be_filtered,
     merged,
 )
+from trapgate.paging.alias import unaliased
 from trapgate.paging.frame_map import LEAF, MIXED, OWN, TABLE, frame_byte, has_frame_map
 from trapgate.paging.walk import READ, walk
 from trapgate.sdm.cells import (
@@ -69,7 +70,7 @@ def entry_by_map(v: Cells, mem: Memory, linear: int, user: int) -> tuple[int, in
     physical, code, _, _ = walk(v, RFLAGS_AC, mem, linear, READ, user)
     if code >= 0 or physical >> 3 >= len(mem):
         return ABSENT, 0
-    byte = frame_byte(v, mem, physical)
+    byte = frame_byte(v, mem, unaliased(v, physical))
     if byte & TABLE == 0 or byte & MIXED:
         return ABSENT, 0
     return PTE if byte & LEAF else DIRECTORY, physical

@@ -69,6 +69,7 @@ from trapgate.instructions.virtual_apic import (
 from trapgate.instructions.virtual_interrupts import IRET, execute_on_vif, works_on_vif
 from trapgate.operands.encoding import has_prefix, prefix_length
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
+from trapgate.paging.alias import aliased
 from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
 from trapgate.paging.memory import load64
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
@@ -413,7 +414,7 @@ def is_root(v: Cells, mem: Memory, value: int) -> bool:
     if frame_byte(v, mem, table) & FOREIGN:
         return False
     for n in range(4):
-        pointer = load64(mem, table + 8 * n)
+        pointer = load64(mem, aliased(v, table) + 8 * n)
         if pointer & 1 and frame_byte(v, mem, pointer & _ADDRESS) & ROOT == 0:
             return False
     return True

@@ -44,6 +44,8 @@ SYMBOLS = (
     "cpu_stw_data_ra",
     "cpu_stl_data_ra",
     "cpu_stq_data_ra",
+    "helper_fmov_FT0_STN",
+    "helper_fadd_ST0_FT0",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -80,6 +82,8 @@ SYMBOLS = (
     STORE_DATA_16,
     STORE_DATA_32,
     STORE_DATA_64,
+    TAKE_OPERAND,
+    ADD_OPERAND,
     COUNT_CODE,
     CARE_CODE,
     PORTABLE_CODE,
@@ -109,7 +113,7 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(61)
+) = range(63)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -123,7 +127,7 @@ bytes, or -1 less that if it stores."""
 OPERAND_PAIRS = 20
 ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
 """Helpers whose results are rounded (`x87_rounding`)."""
-ROUNDING_HELPERS = 15
+ROUNDING_HELPERS = 14
 CELLS = ROUNDING + ROUNDING_HELPERS
 
 # Layout of the translator's data.

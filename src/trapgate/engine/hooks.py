@@ -28,6 +28,7 @@ from trapgate.instructions import quick_ports
 from trapgate.instructions.breakpoints import watches_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
+from trapgate.paging.alias import unaliased
 from trapgate.paging.apic_access import APIC_ACCESS
 from trapgate.paging.memory import WATCH_LOAD, WATCH_PAGES, WATCH_STORE, has_device
 from trapgate.paging.walk import walk
@@ -259,6 +260,7 @@ def refill(
     env = cpu + at.CPU_SIZE
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    v = cells(m[mc.V], m[mc.V_CELLS])
     access_kind = access
     efer = peek64(env + at.EFER)
     user = 1 if mmu_index == 1 else 0
@@ -275,7 +277,6 @@ def refill(
         vector = 13
         code = 0
     else:
-        v = cells(m[mc.V], m[mc.V_CELLS])
         save_paging(env, v)
         rflags = 0x40000 if mmu_index == 2 else 0
         physical, code, prot, page_size = walk(v, rflags, mem, address, access_kind, user)
@@ -292,7 +293,7 @@ def refill(
             physical = through_window(m, physical)
         # The engine takes every store by an entry that is for code, too, down its slow path.
         prot &= ~2 if access_kind == 2 else ~4
-        if m[mc.READ_ONLY] != 0 and is_read_only(m, physical):
+        if m[mc.READ_ONLY] != 0 and is_read_only(m, unaliased(v, physical)):
             prot &= ~2
             if access_kind == 1 and probe == 0:
                 # To where nothing is, by an entry for less than a page, which is used once.

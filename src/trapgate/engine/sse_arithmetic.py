@@ -6,7 +6,7 @@ Conditions", "Rules for Handling NaNs", "Flush-To-Zero", "Denormals-Are-Zeros". 
 operation and a division by 0 come before a denormal operand, for each pair of elements by itself.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 from trapgate.compiler.kinds import INT64
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import cells, peek8, peek32, peek64, poke8, poke32, poke64
@@ -76,6 +76,37 @@ def meets_denormal(first: int, second: int, kind: int) -> bool:
     if kind & DIVIDES and second == ZERO:
         return False
     return first in (TINY, NEGATIVE_TINY) or second in (TINY, NEGATIVE_TINY)
+
+
+@inlined
+@core
+def is_usual_double(bits: int) -> bool:
+    """Whether a value is a zero or a normal number: nothing to look at more closely."""
+    return ((bits >> 52) + 1) & 0x7FE != 0 or bits & (1 << 63) - 1 == 0
+
+
+@inlined
+@core
+def is_usual_single(bits: int) -> bool:
+    """The same of the lower 32 bits."""
+    return ((bits >> 23) + 1) & 0xFE != 0 or bits & 0x7FFF_FFFF == 0
+
+
+@jit
+def is_usual(operand: int, kind: int) -> bool:
+    """Whether all elements at an address are, which is soon found out."""
+    low = peek64(operand)
+    count = kind & ELEMENTS
+    if kind & DOUBLE:
+        return is_usual_double(low) and (count == 1 or is_usual_double(peek64(operand + 8)))
+    if count == 1:
+        return is_usual_single(low)
+    if not is_usual_single(low) or not is_usual_single(low >> 32):
+        return False
+    if count == 2:
+        return True
+    high = peek64(operand + 8)
+    return is_usual_single(high) and is_usual_single(high >> 32)
 
 
 @core
@@ -178,4 +209,6 @@ def on_sse_arithmetic(env: int, first: int, second: int, kind: int) -> int:
     # Results are flushed only while underflow is masked; the engine flushes those of the x87.
     flushes = mxcsr & (_FLUSH | _UNDERFLOW_MASK) == _FLUSH | _UNDERFLOW_MASK
     poke8(env + at.SSE_FLUSHES, 1 if flushes else 0)
+    if is_usual(second, kind) and (kind & SOURCE_ALONE != 0 or is_usual(first, kind)):
+        return second
     return settle_pairs(m, env, first, second, kind, mxcsr & ARE_ZEROS != 0)

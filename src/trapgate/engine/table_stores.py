@@ -34,6 +34,7 @@ from trapgate.events.journal import (
     HEAD_TIME,
     record,
 )
+from trapgate.paging.alias import unaliased
 from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, load64, store_sized
 from trapgate.paging.walk import walk
@@ -76,7 +77,7 @@ def is_reuse(v: Cells, word: int, long: bool, physical: int) -> bool:
 
     Whoever fills a whole table wants its frame for something else, which its VMM should know.
     """
-    if not has_frame_map(v) or (physical ^ v[f.GUEST_CR3]) & _FRAME == 0:
+    if not has_frame_map(v) or (unaliased(v, physical) ^ v[f.GUEST_CR3]) & _FRAME == 0:
         return False
     return repeats(word, long)
 

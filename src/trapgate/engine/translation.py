@@ -84,7 +84,9 @@ from trapgate.engine.odd_code import (
 )
 from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
+from trapgate.engine.x87_exponents import on_extract, on_scale
 from trapgate.engine.x87_pointers import on_x87_image
+from trapgate.engine.x87_remainder import REMAINDERS
 from trapgate.engine.x87_rounding import HELPERS, emit_rounding, on_rounding, rounds
 from trapgate.errors import EngineError
 from trapgate.sdm.state import (
@@ -469,6 +471,11 @@ class Translator:
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
         for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED).items():
             substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
+        for name, ours in REMAINDERS.items():
+            substitutes[_symbol(library, name)] = ours.bind(self.address)
+        substitutes[_symbol(library, "helper_fxtract")] = on_extract.address
+        scale = _symbol(library, "helper_fscale")
+        substitutes[scale] = on_scale.bind(scale)
         t[em.PUSHED_FLAGS] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         t[em.WHOLE_FLAGS] = whole_flags.bind(int(t[em.READ_FLAGS]))
         for n, pair in enumerate(substitutes.items()):

@@ -51,7 +51,7 @@ from trapgate.engine.x87_registers import (
     state_of,
     tag_of,
 )
-from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, round_decimal
+from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, machine_of, round_decimal
 
 _INVALID = 1
 _DENORMAL = 2
@@ -62,6 +62,8 @@ _STACK_FAULT = 0x40
 _SUMMARY = 0x80
 _BUSY = 0x8000
 _C1 = 0x200
+_CONDITIONS = 0x4700
+"""C0 to C3."""
 _OF_SF_AF = 0x890
 _MF = 16
 
@@ -268,6 +270,9 @@ def settle(m: Cells, env: int) -> None:
     if met & ~control & _BEFORE_THE_RESULT != 0:
         take_back(m, env)
         met &= _BEFORE_THE_RESULT | _STACK_FAULT
+        if m[mc.X87_ROUNDED] == AS_IT_IS:
+            # FPREM has no quotient then.
+            status = status & ~_CONDITIONS | before & _CONDITIONS
         m[mc.X87_ROUNDED] = DOWN
     elif m[mc.X87_FAULT] == _OVERFLOW:
         put_indefinite(env, 0)
@@ -322,6 +327,7 @@ def within_16_bits(env: int, value: int) -> int:
     value = value << 32 >> 32
     if value != value << 48 >> 48 or peek8(env + at.X87_FLAGS) & _INVALID:
         poke8(env + at.X87_FLAGS, _INVALID)
+        machine_of(env)[mc.X87_ROUNDED] = DOWN
         return -0x8000
     return value
 

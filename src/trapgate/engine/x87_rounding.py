@@ -107,6 +107,6 @@ _TWO_OPERANDS = ("fadd", "fsub", "fsubr", "fmul", "fdiv", "fdivr")
 
 HELPERS = (
     *(f"helper_{name}_{where}" for name in _TWO_OPERANDS for where in ("ST0_FT0", "STN_ST0")),
-    *("helper_fsqrt", "helper_frndint", "helper_fscale"),
+    *("helper_fsqrt", "helper_frndint"),
 )
 """The engine's, whose results may be rounded: of ST(0), or of the register of a given number."""

@@ -1,6 +1,7 @@
 """Where a page walk ends, found without changing anything: no accessed or dirty flag is set."""
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.paging.alias import aliased
 from trapgate.paging.memory import load32, load64
 from trapgate.sdm.cells import GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_IA32_EFER, GUEST_PDPTE0
 from trapgate.sdm.state import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA
@@ -12,6 +13,7 @@ _NOT_MAPPED = -1
 
 
 @core
+@apart
 def probe(v: Cells, mem: Memory, linear: int) -> tuple[int, int, int, int]:
     """The last entry of the walk for `linear`: (level, its address, the entry, physical address).
 
@@ -35,7 +37,7 @@ def probe(v: Cells, mem: Memory, linear: int) -> tuple[int, int, int, int]:
         shift = 3 + 9 * level
         at = table + (((linear >> shift) & 0x1FF) << 3)
         loaded = level == 3 and v[GUEST_IA32_EFER] & EFER_LMA == 0
-        entry = v[GUEST_PDPTE0 + ((linear >> 30) & 3)] if loaded else load64(mem, at)
+        entry = v[GUEST_PDPTE0 + ((linear >> 30) & 3)] if loaded else load64(mem, aliased(v, at))
         if entry & _PRESENT == 0:
             return level, at, entry, _NOT_MAPPED
         is_page = level == 1 or (entry & _LARGE != 0 and level in (2, 3))
@@ -49,7 +51,7 @@ def probe(v: Cells, mem: Memory, linear: int) -> tuple[int, int, int, int]:
 @core
 def _probe_two_levels(v: Cells, mem: Memory, linear: int, table: int) -> tuple[int, int, int, int]:
     at = table + ((linear >> 20) & 0xFFC)
-    entry = load32(mem, at)
+    entry = load32(mem, aliased(v, at))
     if entry & _PRESENT == 0:
         return 2, at, entry, _NOT_MAPPED
     if entry & _LARGE and v[GUEST_CR4] & CR4_PSE:
@@ -57,7 +59,7 @@ def _probe_two_levels(v: Cells, mem: Memory, linear: int, table: int) -> tuple[i
         frame = (entry & 0xFFC0_0000) | ((entry & 0x1F_E000) << 19)
         return 2, at, entry, frame | (linear & 0x3F_FFFF)
     at = (entry & 0xFFFF_F000) + ((linear >> 10) & 0xFFC)
-    entry = load32(mem, at)
+    entry = load32(mem, aliased(v, at))
     if entry & _PRESENT == 0:
         return 1, at, entry, _NOT_MAPPED
     return 1, at, entry, (entry & 0xFFFF_F000) | (linear & 0xFFF)

@@ -4,14 +4,14 @@ SDM, chapter "Paging": no paging, 32-bit paging (with 4-MByte pages and PSE-36),
 PAE paging and 4-level paging. A walk that succeeds sets the accessed flags it
 passed and, for a write, the dirty flag; one that ends in a page fault sets none. With
 an EPT pointer in force every address in the guest's tables, and the one that they lead to,
-is guest-physical and goes through `ept`. In PAE paging the four page-directory-pointer
-entries are then those of the VMCS, and so they are with a frame map; else they are read from
-memory at CR3 on each walk instead of once at MOV to CR3: software that edits them without
-reloading CR3 sees the edit at once. Protection keys, shadow stacks, 57-bit addresses and
-global pages have no part here. Whether a linear address is canonical is the caller's business.
+is guest-physical and goes through `ept`; without one it goes through `alias`. The four
+page-directory pointers of PAE paging are those of the VMCS, loaded with CR3. Protection keys,
+shadow stacks, 57-bit addresses and global pages have no part here. Whether a linear address is
+canonical is the caller's business.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.paging.alias import aliased
 from trapgate.paging.apic_access import apic_access
 from trapgate.paging.ept import (
     EPTP_ACCESSED_DIRTY,
@@ -337,6 +337,8 @@ def read_entry(v: Cells, mem: Memory, at: int, width: int) -> tuple[int, int]:
         at, error, _, _ = through_ept(v, mem, at, wanted, LINEAR_VALID)
         if error >= 0:
             return 0, error
+    else:
+        at = aliased(v, at)
     return load64(mem, at) if width == 8 else load32(mem, at), -1
 
 
@@ -350,6 +352,8 @@ def write_entry(v: Cells, mem: Memory, at: int, width: int, entry: int) -> int:
         at, error, _, _ = through_ept(v, mem, at, RIGHT_READ | RIGHT_WRITE, LINEAR_VALID)
         if error >= 0:
             return error
+    else:
+        at = aliased(v, at)
     if width == 8:
         store64(mem, at, entry)
     else:
@@ -366,7 +370,7 @@ def at_guest_physical(
     `prot` and `size` (bytes) are what they say of the page. The rights of EPT have the bits
     of a protection: that of `access` is 1 << `access`.
     """
-    physical = address
+    physical = aliased(v, address)
     error = -1
     if v[EPT_POINTER_IN_FORCE] != 0:
         physical, error, rights, span = through_ept(
@@ -406,6 +410,8 @@ def load_pointers(v: Cells, mem: Memory) -> int:
         table, error, _, _ = through_ept(v, mem, table, RIGHT_READ, 0)
         if error >= 0:
             return error
+    else:
+        table = aliased(v, table)
     for n in range(4):
         if not pointer_is_legal(load64(mem, table + 8 * n)):
             return NO_POINTERS

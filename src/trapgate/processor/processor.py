@@ -308,12 +308,13 @@ class Processor(LogicalProcessor):
 
     # Several logical processors.
 
-    def add(self, vmcs: Vmcs) -> OwnState:
+    def add(self, vmcs: Vmcs, number: int) -> OwnState:
         """One more logical processor, as after a reset; `vmcs` is current on it.
 
-        Turns change between two VM entries (`turn_to`).
+        `number` is that which its machine knows it by. Turns change between two VM entries
+        (`turn_to`).
         """
-        one = OwnState(len(self.every), self.engine, Registers(), X86Vmm(self.engine))
+        one = OwnState(number, self.engine, Registers(), X86Vmm(self.engine))
         self.every.append(one)
         head = self.head.copy()
         head[HEAD_CPU] = one.number

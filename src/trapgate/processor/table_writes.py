@@ -32,8 +32,10 @@ from trapgate.events.journal import (
     HEAD_TIME,
     record,
 )
+from trapgate.paging.alias import aliased
 from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, store8
+from trapgate.paging.probe import probe
 from trapgate.paging.walk import FETCH, READ, WRITE, uses_pae_paging
 from trapgate.processor import stepping
 from trapgate.processor.decoded import Operand, PageFaultError
@@ -194,7 +196,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
 class Attempt(NamedTuple):
     """An instruction that was executed, and whose stores have been taken back.
 
-    `pieces` are these stores, within a page each, by physical address.
+    `pieces` are these stores, within a page each, by guest-physical address.
     """
 
     pieces: list[tuple[int, bytes]]
@@ -220,30 +222,39 @@ def attempt(processor: LogicalProcessor, v: Cells, user: int, size: int) -> Atte
             count = min(end - start, _PAGE - start % _PAGE)
             linear = _signed(guest.wrap(start))
             physical, fault = guest.walk(linear, READ, user)
+            if fault < 0 and physical + count > processor.memory.size:
+                return None
             if access.write and fault < 0:
                 physical, fault = walk_without_map(guest, linear, user)
-            if fault >= 0 or physical + count > size:
-                return None
-            if access.write:
+                if physical + count > size:
+                    return None
                 places.append((physical, count))
-                before.keep(physical, count)
+                before.keep(int(aliased(v, physical)), count)
+            if fault >= 0:
+                return None
             start += count
     if not places or not _execute(processor, v, set(), 0):
         before.put_back(processor, v)
         return None
     memory = processor.memory
-    pieces = [(physical, memory.read(physical, count)) for physical, count in places]
+    pieces = [(at, memory.read(int(aliased(v, at)), count)) for at, count in places]
     before.put_memory_back(processor, v)
     return Attempt(pieces, partial(before.put_back, processor, v))
 
 
 def walk_without_map(guest: Operand, linear: int, user: int) -> tuple[int, int]:
-    """Where a write to a linear address, signed, goes if no frame map stops it; see `walk`."""
+    """Where a write to a linear address, signed, goes if no frame map stops it; see `walk`.
+
+    The address is guest-physical: beyond the window of `alias` it may be in the machine what
+    another one in it is.
+    """
     v = guest.v
     length, v[f.FRAME_MAP_LENGTH] = v[f.FRAME_MAP_LENGTH], 0
-    found = guest.walk(linear, WRITE, user)
+    physical, fault = guest.walk(linear, WRITE, user)
+    if fault < 0 and v[f.ALIAS_LENGTH]:
+        physical = int(probe(v, guest.mem, linear)[3])
     v[f.FRAME_MAP_LENGTH] = length
-    return found
+    return physical, fault
 
 
 def _address_of(part: Part, address: int) -> int:
@@ -373,8 +384,9 @@ def _way(guest: Operand, linear: int) -> Iterator[int]:
         table = pointer & frame
     for level in reversed(range(levels)):
         index = linear >> (12 + bits * level) & (1 << bits) - 1
-        yield table + index * width
-        entry = int(entry_of(guest.mem, table + index * width, width))
+        at = int(aliased(v, table + index * width))
+        yield at
+        entry = int(entry_of(guest.mem, at, width))
         if not entry & PRESENT or is_large(cr4, entry):
             return
         table = entry & frame

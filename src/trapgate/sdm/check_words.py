@@ -218,6 +218,11 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
         "bits 31:2 must be 0, and all of them without a frame map",
     ),
     (
+        ck.ALIAS,
+        ("ALIAS_BASE", "ALIAS_LENGTH", "FRAME_MAP_LENGTH"),
+        "below 1 TB; the base a multiple of 2 MiB, the length of 4096, and 0 without a frame map",
+    ),
+    (
         ck.EXTENSION_CRITERION,
         ("TRANSFER_CRITERION",),
         "there is no such control-transfer criterion",

@@ -75,6 +75,7 @@ TABLE_BITMAP = 366
 TABLE_COMPLETES = 367
 FRAME_MAP = 368
 FRAME_FILTERS = 369
+ALIAS = 370
 
 LAST_OF_CONTROLS = 399
 """Checks up to here fail with VM-instruction error 7."""

@@ -14,7 +14,7 @@ import re
 import select
 import signal
 from types import FrameType, TracebackType
-from typing import BinaryIO, Self
+from typing import Protocol, Self
 
 from trapgate.errors import TrapgateError
 
@@ -47,6 +47,16 @@ class ConsoleError(TrapgateError):
     def __str__(self) -> str:
         """Option and problem on one line."""
         return " ".join(f"{self.option}: {self.problem}".split())
+
+
+class Output(Protocol):
+    """Where a guest's output goes: a binary file, or what acts like one."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take bytes."""
+
+    def flush(self) -> object:
+        """Let them be seen."""
 
 
 class Watcher:
@@ -117,7 +127,7 @@ class Console:
     """
 
     def __init__(
-        self, output: BinaryIO, *, source: int | None = None, until: str | None = None
+        self, output: Output, *, source: int | None = None, until: str | None = None
     ) -> None:
         self._output = output
         has_terminals = importlib.util.find_spec("termios") is not None

@@ -43,7 +43,7 @@ from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.platform import Platform
-from trapgate.vmm.reset import PowerOn, resume_warm
+from trapgate.vmm.reset import PowerOn, resume_warm, wake_up
 from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.state import SnapshotError
 from trapgate.vmm.summary import EventKind
@@ -113,7 +113,8 @@ class VirtualMachine(Accounts):
     each, why VMX instructions and VM entries of a guest that is a VMM itself fail. `board` is
     what is plugged into the PC: processors, drives, and files for firmware; `ram` what its bus
     masters store to, if that is not simply memory. Several processors take turns (`turns`), whose
-    lengths `seed` decides. `journal` is how many events the machine remembers.
+    lengths `seed` decides. `journal` is how many events the machine remembers. `beside` says that
+    other machines have `processor`, too.
 
     Raises EngineError as `Processor` does.
     """
@@ -137,6 +138,7 @@ class VirtualMachine(Accounts):
         board: Board | None = None,
         ram: GuestMemory | None = None,
         journal: int = JOURNAL,
+        beside: bool = False,
     ) -> None:
         super().__init__(
             memory,
@@ -146,6 +148,7 @@ class VirtualMachine(Accounts):
             board=board,
             ram=ram,
             seed=seed,
+            beside=beside,
         )
         self.number = number
         self.own_processor()
@@ -182,6 +185,7 @@ class VirtualMachine(Accounts):
     def own_processor(self) -> None:
         """Tell the processor whose guest it runs from now on."""
         self.processor.name_vm(self.number)
+        self.processor.connect(self._load, self._store, self.devices.pages)
         self.processor.cpuid = partial(identity, self)
         self.processor.platform_reset = self.reset_around_processor
 
@@ -242,7 +246,9 @@ class VirtualMachine(Accounts):
             self._power_on = PowerOn(self, start)
 
     def _end(self, stop: Stop | None) -> None:
-        """Stop, unless it is a reset, and there is something that a reset starts."""
+        """Stop, unless it is a reset, and there is something that a reset starts, or a nap."""
+        if self.can_be_restored and stop is not None and stop.end is End.ASLEEP and wake_up(self):
+            return
         if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
             self._tally.resets += 1
             return

@@ -61,7 +61,8 @@ class Platform:
     There is a processor for each of `vmcss`; `cpu` and `vmcs` are of the one whose turn it is.
     `seed` decides on the lengths of turns.
     `memory` is RAM in bytes; `console` takes the serial port's output and gives it keys;
-    `board` is what is plugged in, `ram` what bus masters find in memory's place.
+    `board` is what is plugged in, `ram` what bus masters find in memory's place. `beside` says that
+    the processor runs other machines, too.
     """
 
     def __init__(
@@ -74,10 +75,14 @@ class Platform:
         board: Board | None = None,
         ram: GuestMemory | None = None,
         seed: int = 0,
+        beside: bool = False,
     ) -> None:
         self.processor = processor
-        processor.make_current(vmcss[0])
-        owns = [*processor.every, *map(processor.add, vmcss[1:])]
+        if beside:
+            owns = list(map(processor.add, vmcss, range(len(vmcss))))
+        else:
+            processor.make_current(vmcss[0])
+            owns = [*processor.every, *map(processor.add, vmcss[1:], range(1, len(vmcss)))]
         self.cpus = [Cpu(processor, *both) for both in zip(owns, vmcss, strict=True)]
         self.cpu, self.vmcs = self.cpus[0], vmcss[0]
         self.turns = Turns(self.cpus, seed)
@@ -116,7 +121,6 @@ class Platform:
         self.has_firmware = False
         """Whether there is something at the reset vector."""
         self._device_due = 0
-        processor.connect(self._load, self._store, self.devices.pages)
 
     def turn_to(self, cpu: Cpu) -> None:
         """Let another processor run."""
@@ -179,6 +183,10 @@ class Platform:
                 )
             if event.kind is MachineEventKind.POWER_OFF:
                 return Stop(End.POWER_OFF, f"the guest turned the machine off ({event.source})")
+            if event.kind is MachineEventKind.SLEEP:
+                return Stop(
+                    End.ASLEEP, f"the guest sleeps ({event.source}), and nothing will wake it"
+                )
             return Stop(End.RESET, f"the guest reset the machine ({event.source})")
         console = self.console
         if console is not None:

@@ -239,6 +239,15 @@ def _extensions(v: Fields) -> Iterator[str]:
         yield "FRAME_MAP_ADDRESS"
     if v["FRAME_FILTERS"] > (3 if v["FRAME_MAP_LENGTH"] else 0):
         yield "FRAME_FILTERS"
+    window = v["ALIAS_LENGTH"]
+    if (
+        v["ALIAS_BASE"] % (2 << 20)
+        or v["ALIAS_BASE"] >> 40
+        or window % 4096
+        or window >> 40
+        or (window and not v["FRAME_MAP_LENGTH"])
+    ):
+        yield "ALIAS_BASE"
     with_code = sum(1 << vector for vector in (8, 10, 11, 12, 13, 14, 17, 21))
     if v["TRANSFER_CRITERION_VECTORS"] & ~with_code:
         yield "TRANSFER_CRITERION_VECTORS"
@@ -315,7 +324,7 @@ def _guest(v: Fields, p: Processor) -> Iterator[tuple[int, str]]:
         for n in range(4):
             field = "GUEST_CR3"
             entry = p.memory((bits(v["GUEST_CR3"], 31, 5) << 5) + 8 * n, 8)
-            if bit(secondary_of(v), 1):
+            if bit(secondary_of(v), 1) or v["FRAME_MAP_LENGTH"]:
                 field = f"GUEST_PDPTE{n}"
                 entry = v[field]
             reserved = bits(entry, 2, 1) | bits(entry, 8, 5) | bits(entry, 63, p.width)

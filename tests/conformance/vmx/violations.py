@@ -262,6 +262,16 @@ EXTENSIONS = [
         {"FRAME_FILTERS": 3, "FRAME_MAP_LENGTH": 1},
         ({"FRAME_FILTERS": 4, "FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": 1}),
     ),
+    Row(
+        370,
+        {"ALIAS_BASE": 0x20_0000, "ALIAS_LENGTH": 0x1000, "FRAME_MAP_LENGTH": 1},
+        (
+            {"ALIAS_BASE": 0x10_0000},
+            {"ALIAS_BASE": 1 << 40},
+            {"ALIAS_LENGTH": 0x1000},
+            {"ALIAS_LENGTH": 0x1008, "FRAME_MAP_LENGTH": 1},
+        ),
+    ),
     Row(352, {"TRANSFER_CRITERION": 8}, ({"TRANSFER_CRITERION": 9},)),
     Row(353, {"COMPARISON_OPERATOR": 5}, ({"COMPARISON_OPERATOR": 6},)),
     Row(354, {"TRANSFER_CRITERION_VECTORS": 1 << 14}, ({"TRANSFER_CRITERION_VECTORS": 1 << 6},)),

@@ -31,6 +31,7 @@ _PEACEFUL = (
     End.DEBUG_EXIT,
     End.RESET,
     End.POWER_OFF,
+    End.ASLEEP,
     End.UNTIL,
     End.LEFT,
     End.INTERRUPTED,

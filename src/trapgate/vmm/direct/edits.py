@@ -14,20 +14,21 @@ from trapgate.processor.processor import Processor
 from trapgate.processor.table_writes import attempt, walk_without_map
 from trapgate.vmm.direct.frames import FRAME_SIZE
 from trapgate.vmm.direct.links import Links
+from trapgate.vmm.direct.mapped_memory import GuestRange
 from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import Write, decode_write
 
 Pieces = list[tuple[int, bytes]]
-"""Physical addresses and what is stored there, each within a frame."""
+"""Guest-physical addresses and what is stored there, each within a frame."""
 
 
 class Edits:
-    """Edits of the tables that `links` knows, for a guest with `size` bytes of memory."""
+    """Edits of the tables that `links` knows, in the guest's memory `own`."""
 
-    def __init__(self, processor: Processor, links: Links, size: int) -> None:
+    def __init__(self, processor: Processor, links: Links, own: GuestRange) -> None:
         self._processor = processor
         self._links = links
-        self._size = size
+        self._memory = own
 
     def carry_out(
         self,
@@ -40,7 +41,7 @@ class Edits:
         """Have the instruction at RIP behind it; or say why not, and nothing has changed.
 
         `user` is 1 for a user-mode write; `linear` is where it was stopped, and leads to
-        `physical`. Raises PageFaultError for a fault of the guest's own.
+        `physical`, guest-physical. Raises PageFaultError for a fault of the guest's own.
         """
         write = decode_write(guest, instruction)
         if write is None:
@@ -55,7 +56,7 @@ class Edits:
         return refusal
 
     def _try(self, guest: Operand, instruction: iced.Instruction, user: int) -> Refusal | None:
-        tried = attempt(self._processor, guest.v, user, self._size)
+        tried = attempt(self._processor, guest.v, user, self._memory.size)
         if tried is None:
             return Refusal(f"the instruction {instruction} is none that tables are edited by")
         refusal = self.store(tried.pieces)
@@ -65,7 +66,10 @@ class Edits:
 
     def store(self, pieces: Pieces) -> Refusal | None:
         """Store: all of it or nothing."""
-        memory, links = self._processor.memory, self._links
+        memory, links = self._memory, self._links
+        for physical, data in pieces:
+            if physical + len(data) > memory.size:
+                return Refusal(f"frame {physical // FRAME_SIZE:#x} is not the guest's")
         done: Pieces = []
         for physical, data in pieces:
             before = memory.read(physical, len(data)) if len(pieces) > 1 else b""

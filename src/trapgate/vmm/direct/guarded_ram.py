@@ -8,25 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trapgate.processor.logical import Memory
 from trapgate.vmm.direct.frames import FRAME_SIZE
 from trapgate.vmm.direct.links import Links
+from trapgate.vmm.direct.mapped_memory import GuestRange
 from trapgate.vmm.direct.tables import Refusal
 
 
 class GuardedRam:
-    """The first `size` bytes of `memory`, a guest's, whose tables `links` knows.
+    """The guest's memory `own`, whose tables `links` knows.
 
     `let_go` is asked whether a table that is stored to may be data from now on; one that stays is
     edited. What may not stand in it is dropped, and the first such store is `refusal`.
     """
 
-    def __init__(
-        self, memory: Memory, size: int, links: Links, let_go: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, own: GuestRange, links: Links, let_go: Callable[[int], bool]) -> None:
         self.refusal: Refusal | None = None
-        self._memory = memory
-        self._size = size
+        self._memory = own
+        self._size = own.size
         self._links = links
         self._let_go = let_go
 

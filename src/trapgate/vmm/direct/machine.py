@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells
 from trapgate.decision.criteria_rules import Action as CriteriaAction
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
-from trapgate.events.journal import COUNTS, HEAD_COUNTS
 from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON
 from trapgate.processor.decoded import Operand, PageFaultError
-from trapgate.processor.logical import Registers
 from trapgate.processor.processor import Processor, VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -47,14 +44,14 @@ from trapgate.vmm import handlers
 from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.frames import VMM, Frames
+from trapgate.vmm.direct.host import SharedProcessor, SharingMachine
 from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.tables import ENTRIES, PS, GuestTables, P, Refusal, W
 from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
 from trapgate.vmm.loaders import GuestImage
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.machine import Vmm
 from trapgate.vmm.platform import Platform
 from trapgate.vmm.snapshot import Snapshot
-from trapgate.vmm.state import SnapshotError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,7 +102,7 @@ def demand_no_drives(board: Board | None) -> None:
         )
 
 
-class Host:
+class Host(SharedProcessor["DirectMachine"]):
     """A processor and `memory` bytes for virtual machines, whose frames it keeps apart.
 
     Machines get their memory in the order in which they are made. `engine` is as for
@@ -120,16 +117,16 @@ class Host:
                 f"{memory:#x} bytes of memory are no multiple of 4 MiB, which direct paging "
                 f"gives memory in; ask for {-(-max(memory, 1) // LARGE_PAGE) * 4}M"
             )
-        self.processor = Processor(memory + VMM_MEMORY, engine=engine, journal=JOURNAL)
+        super().__init__(Processor(memory + VMM_MEMORY, engine=engine, journal=JOURNAL))
         self.words = self.processor.memory.cells.view(np.uint32)
         self.frames = Frames(len(self.words) // ENTRIES)
         self.frames.give(VMM, memory // _PAGE, VMM_MEMORY // _PAGE)
-        self.machines: list[DirectMachine] = []
-        self.running: DirectMachine | None = None
+        self._next = 0
+        """Where the memory of the latest machine ends."""
         if trace is not None:
             self.processor.trace_to(trace.append)
 
-    def place(self, machine: DirectMachine, memory: int) -> int:
+    def place(self, memory: int) -> int:
         """Memory for one more machine: the address of the first of its `memory` bytes.
 
         It is 0 for the first. Others lie above their own size, so that addresses from 0
@@ -137,22 +134,12 @@ class Host:
         """
         if memory % LARGE_PAGE or not memory:
             raise DirectPagingError(f"{memory:#x} bytes are no multiple of 4 MiB; ask for one")
-        last = self.machines[-1] if self.machines else None
-        base = 0 if last is None else max(last.base + last.memory, memory)
+        base = max(self._next, memory) if self.machines else 0
         if len(self.machines) * _PAGE >= VMM_MEMORY:
             raise DirectPagingError(f"a host holds {VMM_MEMORY // _PAGE} machines; make another")
         self.frames.give(len(self.machines) + 1, base // _PAGE, memory // _PAGE)
-        self.machines.append(machine)
+        self._next = base + memory
         return base
-
-    def enter(self, machine: DirectMachine) -> None:
-        """Give the processor to `machine`, with its registers."""
-        if self.running is machine:
-            return
-        if self.running is not None:
-            self.running.leave_processor()
-        machine.take_processor()
-        self.running = machine
 
 
 @dataclass
@@ -164,7 +151,7 @@ class DirectCounts:
     last_refusal: str = ""
 
 
-class DirectMachine(VirtualMachine):
+class DirectMachine(SharingMachine):
     """A PC under direct paging: `memory` bytes of `host`'s, or of a host of its own.
 
     `on_refusal` says what becomes of a guest that wants of its page tables what the VMM
@@ -176,6 +163,7 @@ class DirectMachine(VirtualMachine):
     has not so much left.
     """
 
+    host: Host
     can_be_restored = False
 
     def __init__(
@@ -196,11 +184,11 @@ class DirectMachine(VirtualMachine):
         demand_one_processor(board)
         demand_no_drives(board)
         host = host or Host(memory, engine=engine, trace=trace)
-        base = host.place(self, memory)
-        number = len(host.machines)
+        base = host.place(memory)
+        number = len(host.machines) + 1
         super().__init__(
             memory,
-            processor=host.processor,
+            host,
             vmm=Vmm({**HANDLERS, **(handlers or {})}),
             console=console,
             number=number,
@@ -209,7 +197,6 @@ class DirectMachine(VirtualMachine):
             explain=explain,
             board=board,
         )
-        self.host = host
         self.base, self.memory = base, memory
         self.on_refusal = on_refusal
         self.tables = GuestTables(host.words, host.frames, number)
@@ -218,9 +205,6 @@ class DirectMachine(VirtualMachine):
         self.cr3 = 0
         """CR3 as the guest sees it."""
         self._without_paging = self._map_all(number)
-        self._registers = Registers().cells
-        self._floating = host.processor.engine.vectors.save()
-        self._counted: Cells = np.zeros(COUNTS, np.int64)
         # Until a filter is asked for, every page fault exits: what is not the VMM's is given back.
         self.vmcs["EXCEPTION_BITMAP"] = 1 << _PF
 
@@ -235,30 +219,7 @@ class DirectMachine(VirtualMachine):
         directory[first : first + count] = entries
         return frame * _PAGE
 
-    # Sharing the processor.
-
-    def take_processor(self) -> None:
-        """Load what no VMCS field holds."""
-        processor = self.processor
-        processor.registers.cells[:] = self._registers
-        processor.engine.vectors.restore(self._floating)
-        processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS] = self._counted
-        self.own_processor()
-
-    def leave_processor(self) -> None:
-        """Save what no VMCS field holds."""
-        processor = self.processor
-        self._registers = processor.registers.cells.copy()
-        self._floating = processor.engine.vectors.save()
-        self._counted = processor.head[HEAD_COUNTS : HEAD_COUNTS + COUNTS].copy()
-
-    def _event_counts(self, level: int) -> Cells:
-        if level or self.host.running is self:
-            return super()._event_counts(level)
-        return self._counted
-
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
-        self.host.enter(self)
         # Whatever was asked of the tables since the guest ran, and however that ended.
         self.tables.settle(self.flush, self.processor.engine.forget_code)
         super()._turn(end, expires, until)
@@ -268,9 +229,7 @@ class DirectMachine(VirtualMachine):
 
         Raises SnapshotError for one of several machines of a host.
         """
-        if len(self.host.machines) > 1:
-            raise SnapshotError("the machines of a host share a processor and frames: no snapshot")
-        self.host.enter(self)
+        self.demand_host_for_itself()
         return DirectSnapshot(self, self._tally, self._planned, self.tables.keep())
 
     # Before the guest runs.

@@ -15,20 +15,17 @@ from dataclasses import replace
 from struct import Struct
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from trapgate.decision.decide import Reason
 from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, NO_LINK, OWN_FRAME
 from trapgate.decision.faults import Interruption
-from trapgate.events.journal import COMPLETED, HEAD_COMPLETED
+from trapgate.events.journal import COMPLETED
 from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
-from trapgate.paging import frame_map as fm
 from trapgate.paging.walk import WRITE, pointer_is_legal
 from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import VmExit
 from trapgate.processor.table_writes import walk_without_map
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -46,25 +43,25 @@ from trapgate.sdm.state import (
     EFER_LMA,
 )
 from trapgate.vmm import handlers
-from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
+from trapgate.vmm.direct.host import SharingMachine
 from trapgate.vmm.direct.linking import ADDRESS, P
 from trapgate.vmm.direct.links import (
     FOUR_LEVELS,
     PAE,
     TWO_LEVELS,
     UNPAGED,
-    Links,
     Mode,
     Root,
 )
 from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
+from trapgate.vmm.direct.mapped_memory import FRAMES, GuestRange, ProtectedHost
 from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import instruction_at_rip
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.machine import Vmm
 from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.summary import Summary, TableWrites
 
@@ -87,9 +84,6 @@ _FILTER_REASONS = (
     Reason.OWN_FRAME,
     Reason.NO_LINK,
 )
-_FRAMES = 1 << 20
-"""Frames that the map describes: four gigabytes."""
-_PAGE = 4096
 _LOW = 0xFFFF_FFFF
 _PF, _GP = 14, 13
 _GENERAL_PROTECTION = Inject(Interruption(_GP, InterruptionType.HARDWARE_EXCEPTION, 0))
@@ -104,8 +98,8 @@ _WITH_MODE = f.GUEST_IA32_EFER, f.VM_ENTRY_CONTROLS
 _POINTERS = Struct("<4q")
 
 
-class ProtectedMachine(VirtualMachine):
-    """A PC whose guest has `memory` bytes from machine address 0, and its tables under a frame map.
+class ProtectedMachine(SharingMachine):
+    """A PC whose guest has `memory` bytes of `host`'s, or a host of its own, and a frame map.
 
     Fault filter and order are the VMCS's; unless a settings file says otherwise ¶80 and both
     filters by the frame map are on. The rest is as for `VirtualMachine`. Raises
@@ -113,12 +107,14 @@ class ProtectedMachine(VirtualMachine):
     memory than the map describes.
     """
 
+    host: ProtectedHost
     can_be_restored = False
 
     def __init__(
         self,
         memory: int = 128 << 20,
         *,
+        host: ProtectedHost | None = None,
         engine: str = "auto",
         handlers: Mapping[ExitReason, Handler] | None = None,
         console: Console | None = None,
@@ -129,42 +125,31 @@ class ProtectedMachine(VirtualMachine):
         board: Board | None = None,
     ) -> None:
         demand_one_processor(board)
-        if memory % _PAGE or not 0 < memory <= _FRAMES * _PAGE - _FRAMES:
-            raise DirectPagingError(
-                f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, "
-                "less than 4 GB; ask for less"
-            )
-        processor = Processor(memory + _FRAMES, engine=engine, journal=JOURNAL)
-        if processor.engine.why_not_native:
-            raise DirectPagingError(
-                f"a frame map needs the native engine: {processor.engine.why_not_native}; give "
-                "--protect entries"
-            )
-        everything = processor.memory.cells.view(np.uint8)
-        frame_map = everything[memory:]
-        frame_map[:] = fm.OWN
-        frame_map[memory // _PAGE : (memory + _FRAMES) // _PAGE] = fm.FOREIGN
-        self.links = Links(everything, memory, _FRAMES, memory // _PAGE)
-        self._edits = Edits(processor, self.links, memory)
-        self._masters = GuardedRam(processor.memory, memory, self.links, self.let_go)
+        host = host or ProtectedHost([memory], engine=engine, trace=trace)
+        base = host.place(memory)
+        self.links = host.links_at(base, memory)
+        self._range = GuestRange(host.processor.memory, base, memory)
+        self._edits = Edits(host.processor, self.links, self._range)
+        self._masters = GuardedRam(self._range, self.links, self.let_go)
         super().__init__(
             memory,
-            processor=processor,
+            host,
+            number=len(host.machines) + 1 if base else 0,
             vmm=Vmm({**HANDLERS, **(handlers or {})}),
             console=console,
-            trace=trace,
             seed=seed,
             profile=profile,
             explain=explain,
             board=board,
             ram=self._masters,
         )
+        self.base, self.memory = base, memory
         self.counts = DirectCounts()
         self.has_paged = False
         self.exits_by_level: Counter[str] = Counter()
         """How many writes to tables exited, by the level of the table or what became of it."""
         vmcs = self.vmcs
-        vmcs["FRAME_MAP_ADDRESS"], vmcs["FRAME_MAP_LENGTH"] = memory, _FRAMES
+        self._own_map()
         vmcs["FAULT_FILTER"] = FILTER_PARAGRAPH_80
         vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK
         vmcs["EXCEPTION_BITMAP"] = 1 << _PF
@@ -172,6 +157,7 @@ class ProtectedMachine(VirtualMachine):
 
     def snapshot(self) -> Snapshot:
         """Everything of the machine at this moment, for `restore`."""
+        self.demand_host_for_itself()
         tables, exits = self.links.keep(), self.exits_by_level.copy()
 
         def back() -> None:
@@ -182,6 +168,7 @@ class ProtectedMachine(VirtualMachine):
 
     def load(self, image: GuestImage) -> None:
         """Put a guest into memory. Raises DirectPagingError if its first tables cannot be used."""
+        self.host.enter(self)
         super().load(image)
         self._own()
         refusal = self.follow_mode()
@@ -196,21 +183,17 @@ class ProtectedMachine(VirtualMachine):
     def _own(self) -> None:
         """What the VMM must hold on to."""
         vmcs = self.vmcs
-        vmcs["FRAME_MAP_ADDRESS"], vmcs["FRAME_MAP_LENGTH"] = self.memory_size, _FRAMES
+        self._own_map()
         vmcs["CR0_GUEST_HOST_MASK"] |= _CR0_OWNED
         vmcs["CR4_GUEST_HOST_MASK"] |= _CR4_OWNED
         vmcs["CR3_TARGET_COUNT"] = 0
         vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_CR3_LOAD_EXITING
 
-    @property
-    def memory_size(self) -> int:
-        """The guest's memory, in bytes."""
-        return self.processor.memory.size - _FRAMES
-
-    @property
-    def completed(self) -> list[int]:
-        """How many writes the filters let through, by the low four bits of the reason."""
-        return [int(n) for n in self.processor.head[HEAD_COMPLETED : HEAD_COMPLETED + COMPLETED]]
+    def _own_map(self) -> None:
+        """Say which map is in force, and where the guest's frames lie if not from 0 on."""
+        vmcs, base, size = self.vmcs, self.base, self.memory
+        vmcs["FRAME_MAP_ADDRESS"], vmcs["FRAME_MAP_LENGTH"] = base + size, FRAMES
+        vmcs["ALIAS_BASE"], vmcs["ALIAS_LENGTH"] = base, size if base else 0
 
     def summary(self) -> Summary:
         """As for `VirtualMachine`, with what each filter saved."""
@@ -231,7 +214,7 @@ class ProtectedMachine(VirtualMachine):
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         engine = self.processor.engine
-        self.links.settle(engine.flush_translations, engine.forget_code)
+        self.links.settle(engine.flush_translations, self._forget_code)
         refusal = self._masters.refusal
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
             refusal = Refusal("address line 20 is held low while the guest pages; open the gate")
@@ -239,6 +222,9 @@ class ProtectedMachine(VirtualMachine):
             self.stopped = self.refuse(refusal)
             return
         super()._turn(end, expires, until)
+
+    def _forget_code(self, address: int, size: int) -> None:
+        self.processor.engine.forget_code(self.base + address, size)
 
     # What the guest does.
 
@@ -285,9 +271,9 @@ class ProtectedMachine(VirtualMachine):
     def _pointers_at(self, cr3: int) -> tuple[int, ...] | None:
         """The four pointers of PAE paging; None if they are not there or one is not legal."""
         address = cr3 & _LOW & ~0x1F
-        if address >= self.memory_size:
+        if address >= self.memory:
             return None
-        pointers = _POINTERS.unpack(self.processor.memory.read(address, _POINTERS.size))
+        pointers = _POINTERS.unpack(self._range.read(address, _POINTERS.size))
         return pointers if all(map(pointer_is_legal, pointers)) else None
 
     def _root(self) -> Root:

@@ -7,6 +7,7 @@ Python, which need not set CR0.NE and CR4.VMXE, nor hide them from its guest.
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.instructions.intercepts import secondary_controls
+from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import MAXPHYADDR, load32, load64
 from trapgate.paging.walk import LINEAR_ADDRESS_BITS, canonical, pat_is_legal, pointer_is_legal
 from trapgate.sdm import checks as ck
@@ -309,9 +310,9 @@ def _check_page_directory_pointers(v: Cells, mem: Memory) -> int:
     pae = v[GUEST_CR0] & st.CR0_PG != 0 and v[GUEST_CR4] & st.CR4_PAE != 0
     if not pae or v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST:
         return 0
-    through_ept = ept_pointer(v) != 0
+    in_fields = ept_pointer(v) != 0 or has_frame_map(v)
     for n in range(4):
-        if through_ept:
+        if in_fields:
             if not pointer_is_legal(v[GUEST_PDPTE0 + n]):
                 return ck.PDPTE_FIELD + n
         elif not pointer_is_legal(load64(mem, (v[GUEST_CR3] & 0xFFFF_FFE0) + 8 * n)):
