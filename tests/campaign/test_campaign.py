@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.campaign.plans import EVENTS, HEAD, REGISTERS, finished, plan
-from trapgate.campaign.bench import Bench, Halt
+from trapgate.campaign.bench import Bench
 from trapgate.campaign.campaign import create, prepare, run
 from trapgate.campaign.compare import compare
 from trapgate.campaign.errors import CampaignError
@@ -255,13 +255,11 @@ def test_workers_start_where_the_golden_run_begins(
     monkeypatch.setattr("trapgate.campaign.campaign.WORTH_SAVING", 0)
     saved = create(prepare(plan(EVENTS)), tmp_path / "saved")
     assert saved.beginning is not None
-    reached = Bench.run_to
 
-    def run_to(bench: Bench, point: Point, limit: int) -> Halt:
-        assert point != bench.plan.begin  # nobody runs the guest from its start again
-        return reached(bench, point, limit)
+    def begin(bench: Bench, point: Point) -> None:
+        raise AssertionError("nobody runs the guest from its start again")
 
-    monkeypatch.setattr(Bench, "run_to", run_to)
+    monkeypatch.setattr(Bench, "_begin", begin)
     list(run(plan(EVENTS), saved))
     assert rows(saved).equals(rows(events))
     assert replay(saved, 17).agrees

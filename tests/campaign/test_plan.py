@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.campaign.plans import EVENTS, HEAD, plan
 from trapgate.campaign.campaign import prepare
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.plan import find_plan, parse_plan
+from trapgate.campaign.runs import allot
 from trapgate.campaign.targets import faults_of
 
 GUEST = HEAD.replace('workload = "demand"', "{}")
@@ -32,7 +34,7 @@ def wrong(text: str, *words: str) -> None:
         (EVENTS.replace("20", "0"), ["when.every", "choose from 1"]),
         (EVENTS.replace("20", "true"), ["when.every", "whole number"]),
         (EVENTS + 'faults = ["PFF"]', ["when", "no fault 'PFF'"]),
-        (EVENTS + 'faults = ["PF"]', ["moments of their own"]),
+        (EVENTS + 'faults = ["PF"]', ["moments of its own"]),
         (EVENTS + "[sample]\nruns = 5\nhalf_width = 0.1", ["sample", "leave one out"]),
         (EVENTS + "[sample]\nhalf_width = 1.5", ["sample.half_width"]),
         (EVENTS + "[sample]\nconfidence = 0.2", ["sample.confidence"]),
@@ -168,3 +170,27 @@ def test_a_plan_s_name_may_be_wrong() -> None:
         find_plan("fault-handlr")
     with pytest.raises(PlanError, match="cannot be read"):
         find_plan("no.toml")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sizes", "counts"),
+    [
+        (10, [50, 50], [5, 5]),
+        (10, [33, 33, 34], [3, 3, 4]),
+        (10, [1, 1, 98], [1, 1, 8]),
+        (3, [10, 10, 10, 10], [1, 1, 1, 1]),  # each stratum has one
+        (7, [3, 3, 3], [3, 2, 2]),
+        (8, [1, 1, 1, 1, 30], [1, 1, 1, 1, 4]),
+    ],
+)
+def test_strata_have_their_shares(wanted: int, sizes: list[int], counts: list[int]) -> None:
+    assert allot(wanted, np.array(sizes)).tolist() == counts
+
+
+def test_strata_have_together_what_was_asked_for() -> None:
+    sizes = np.random.default_rng(1).integers(1, 1000, 64)
+    for wanted in (64, 100, 1000, int(sizes.sum()) - 1):
+        counts = allot(wanted, sizes)
+        assert counts.sum() == wanted
+        assert (counts >= 1).all()
+        assert (counts <= sizes).all()

@@ -16,7 +16,11 @@ from trapgate.decision.decide import decide
 from trapgate.sdm.event_words import code_words, event_words
 
 DOCS = Path(__file__).parents[2] / "docs"
-NOTEBOOKS = (DOCS / "tutorial.ipynb", DOCS / "notebooks" / "figures.ipynb")
+NOTEBOOKS = (
+    DOCS / "tutorial.ipynb",
+    DOCS / "notebooks" / "figures.ipynb",
+    DOCS / "notebooks" / "campaign.ipynb",
+)
 
 
 def test_the_names_for_daily_use_are_there_and_cost_nothing_until_used() -> None:

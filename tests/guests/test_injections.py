@@ -1,5 +1,6 @@
 """Events put into a guest at exact instructions, from Python and from the command line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,12 @@ def test_the_command_delivers_and_refuses(tmp_path: Path) -> None:
     assert "panic" in told.output, told.output
     with Trace(rows) as trace:
         assert 6 in trace.table(["vector"])["vector"].to_pylist()
+    late = [*common, "--inject", "NMI@symbol=panic", "--inject", "UD@10200000"]
+    late += ["--symbols", str(guests.MAP_PATH), "--max-instructions", "1000"]
+    told = CliRunner().invoke(app, late)
+    assert "--inject: NMI@symbol=panic: the moment never came" in told.output
+    answer = json.loads(CliRunner().invoke(app, [*late, "--json"]).stdout)
+    assert answer["not_injected"] == ["NMI@symbol=panic", "UD@10200000"]
     refused = CliRunner().invoke(app, [*common, "--inject", "UD(3)@5"])
     assert refused.exit_code == 2
     assert "--inject" in refused.output

@@ -47,6 +47,42 @@ def machine(way: str, engine: str = "native", processors: int = 1) -> VirtualMac
     return vm
 
 
+SLEEPER = (
+    "31c0 8ed8 8ed0 bc007c b800f0 8ec0"  # segments 0, ES F000H
+    "2666c7068c00617c0000 66c706009078563412"  # the waking vector is 7C61H; a mark at 9000H
+    "b000e670e471 0402 27 3c60 7202 2c60 88c4"  # the CMOS clock's second, and two more
+    "b001e67088e0e671 b003e670b0c0e671 b005e670b0c0e671 b00be670b0ENe671"  # alarm, interrupts
+    "ba0206b80004ef ba0406b80024ef f4"  # PM1: the alarm wakes; S3
+    "66813e009078563412 7510"  # 7C61H: is the mark there,
+    "ba0006ed2500843d00847504 b000e6f4 b002e6f4"  # and WAK_STS and RTC_STS?
+)
+
+
+def sleeper(enables: int, engine: str) -> VirtualMachine:
+    """A guest that sets an alarm, sleeps, and leaves with status 0 if it wakes as it should."""
+    code = bytes.fromhex(SLEEPER.replace("EN", f"{enables:02x}"))
+    disk = Memory(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(512))
+    vm = VirtualMachine(MEMORY, engine=engine, board=Board(disks=(disk,), bios=True))
+    vm.boot()
+    return vm
+
+
+@ENGINES
+def test_a_guest_sleeps_until_its_alarm(engine: str) -> None:
+    """In S3: memory stays, virtual time passes, and it goes on at its waking vector."""
+    vm = sleeper(0x22, engine)
+    stop = vm.run(timeout=60)
+    assert (stop.end, stop.status) == (End.DEBUG_EXIT, 0)
+    assert vm.processor.skipped > 1_000_000_000
+
+
+def test_a_sleep_that_nothing_ends_ends_the_run() -> None:
+    vm = sleeper(0x02, "native")
+    stop = vm.run(timeout=60)
+    assert (stop.end, stop.status) == (End.ASLEEP, 0)
+    assert "nothing will wake it" in stop.message
+
+
 @ENGINES
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_the_bios_boots_again(way: str, engine: str) -> None:

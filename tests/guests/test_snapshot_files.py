@@ -493,6 +493,7 @@ def test_the_command_saves_and_loads(tmp_path: Path) -> None:
     ("options", "word"),
     [
         (["--append", "x"], "--append"),
+        (["--memory", "256M"], "--memory"),
         (["--seed", "3"], "--seed"),
         (["--engine", "portable"], "--engine"),
         (["--paging", "direct"], "--paging"),

@@ -191,12 +191,13 @@ def test_acpi_event_timer_and_console(tables: Tables) -> None:
     assert unpack_from("<BBI", console, 52) == (3, 4, 4)
 
 
-def test_acpi_names_the_sleeping_state_that_turns_off(tables: Tables) -> None:
+def test_acpi_names_the_sleeping_states(tables: Tables) -> None:
     fadt = described(tables)[b"FACP"]
     dsdt = tables.table(unpack_from("<I", fadt, 40)[0])
     assert b"\x08_S5_\x12" in dsdt
     package_at = dsdt.index(b"_S5_") + 4
     assert dsdt[package_at + 2 : package_at + 5] == b"\x04\x0a\x05"
+    assert b"\x08_S3_\x12\x06\x04\x01\x01" in dsdt
     for identifier in ("41d00501", "41d00b00", "41d00303", "41d00100", "41d00000"):
         assert bytes.fromhex("085f484944" + "0c" + identifier) in dsdt
 

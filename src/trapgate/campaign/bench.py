@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +18,14 @@ from trapgate.events.journal import COUNTS, DISPOSITIONS, HEAD_COUNTS, TYPES, VE
 from trapgate.sdm import cells as f
 from trapgate.sdm.event_words import event_name
 from trapgate.trace.symbols import Symbols
+from trapgate.vmm.actions import End, Stop
 from trapgate.vmm.loaders import load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.moments import AtAddress, AtOutput
 from trapgate.vmm.snapshot_file import SavedMachine
 
 JOURNAL: Final = 2048
 """Events that a bench's machine remembers: a snapshot has a copy of them."""
-LOOK: Final = 1000
-"""Output is looked at whenever so many instructions have been executed since the beginning."""
 _WORTH = 2_000_000
 """Instructions that a snapshot has to spare runs, all together."""
 _LONGEST_BEGINNING = 100_000_000_000
@@ -78,6 +77,18 @@ class Halt:
 
 AT_POINT: Final = Halt("golden end")
 OUT_OF_BUDGET: Final = Halt("budget")
+_THERE: Final = Stop(End.UNTIL, "the point that was waited for")
+
+
+class Counts(NamedTuple):
+    """How often each event had happened: `Bench.counts` then, and those of faults as bytes."""
+
+    counts: NDArray[np.int64]
+    of_faults: bytes
+
+
+def _arrive(vm: VirtualMachine) -> None:
+    vm.stopped = _THERE
 
 
 class Bench:
@@ -93,18 +104,11 @@ class Bench:
         self.start = 0
         """The virtual time of the beginning, in instructions."""
         self.printed = 0
-        begin = plan.begin
-        limit = begin.count if begin.kind == "instructions" else _LONGEST_BEGINNING
         if saved is not None:
             SavedMachine(saved).restore(self.vm)
-        elif self.run_to(begin, limit) is not AT_POINT:
-            stopped = self.vm.stopped
-            why = stopped.message if stopped is not None else "its budget is used up"
-            raise PlanError(
-                f"the guest never comes to {plan.begin} ({why}); let the golden run begin earlier",
-                "golden.begin",
-                plan.path,
-            )
+        else:
+            self._begin(plan.begin)
+        self._wait_for(plan.end)
         self.start = self.vm.processor.time
         self.printed = len(self.vm.output)
         self.snapshot = self._near = self.vm.snapshot()
@@ -134,19 +138,43 @@ class Bench:
         left = moment - vm.processor.time
         return left <= 0 or vm.step(left) is None
 
-    def run_to(self, point: Point, limit: int) -> Halt:
-        """Run to a point or to virtual time `limit`: the point, if it counts instructions."""
-        at_limit = AT_POINT if point.kind == "instructions" else OUT_OF_BUDGET
-        return self.run_towards(point, limit) or at_limit
+    def run_to(self, limit: int) -> Halt:
+        """Run to the golden run's end, or to virtual time `limit`: the end, if that is a time."""
+        at_limit = AT_POINT if self.plan.end.kind == "instructions" else OUT_OF_BUDGET
+        return self.run_towards(limit) or at_limit
 
-    def run_towards(self, point: Point, limit: int) -> Halt | None:
-        """Run to a point, or to virtual time `limit` on the way there, which is None."""
-        if point.kind == "output":
-            return self._run_to_output(re.compile(point.text.encode()), limit)
+    def run_towards(self, limit: int) -> Halt | None:
+        """Run to the golden run's end, or to virtual time `limit` on the way there, which is None.
+
+        What comes to it for the n-th time is counted from the golden run's beginning.
+        """
+        stopped = self.vm.step(limit - self.vm.processor.time)
+        if stopped is None:
+            return None
+        if stopped is _THERE:
+            return AT_POINT
+        return Halt(stopped.end.value, stopped.status, stopped.message)
+
+    def _begin(self, begin: Point) -> None:
+        vm = self.vm
+        self._wait_for(begin)
+        stopped = vm.step(begin.count if begin.kind == "instructions" else _LONGEST_BEGINNING)
+        if stopped is _THERE:
+            vm.stopped = None
+        elif stopped is not None or begin.kind != "instructions":
+            why = stopped.message if stopped is not None else "its budget is used up"
+            raise PlanError(
+                f"the guest never comes to {begin} ({why}); let the golden run begin earlier",
+                "golden.begin",
+                self.plan.path,
+            )
+
+    def _wait_for(self, point: Point) -> None:
+        """Let the machine stop at a point, if no count of instructions and no end of its own."""
         if point.kind in {"rip", "symbol"}:
-            return self._run_to_address(self.address_of(point), point.time, limit)
-        self.vm.step(limit - self.vm.processor.time)
-        return self._halt()
+            self.vm.at(AtAddress(self.address_of(point), point.time), _arrive)
+        elif point.kind == "output":
+            self.vm.at(AtOutput(point.text, point.time), _arrive)
 
     def address_of(self, point: Point) -> int:
         """The linear address of a point. Raises PlanError for a symbol that there is not."""
@@ -164,50 +192,17 @@ class Bench:
             )
         return int(self.symbols.starts[self.symbols.names.index(point.text)])
 
-    def _halt(self) -> Halt | None:
-        stopped = self.vm.stopped
-        return None if stopped is None else Halt(stopped.end.value, stopped.status, stopped.message)
+    def counted(self) -> Counts:
+        """The counts of events so far."""
+        counts = self.counts
+        return Counts(counts.copy(), counts[_FIRST_FAULT:].tobytes())
 
-    def _run_to_output(self, pattern: re.Pattern[bytes], limit: int) -> Halt | None:
-        vm = self.vm
-        seen = -1
-        while vm.processor.time < limit:
-            past = (vm.processor.time - self.start) % LOOK
-            vm.step(min(LOOK - past, limit - vm.processor.time))
-            if len(vm.output) != seen:
-                seen = len(vm.output)
-                if pattern.search(vm.output, self.printed):
-                    return AT_POINT
-            halt = self._halt()
-            if halt is not None:
-                return halt
-        return None
-
-    def _run_to_address(self, address: int, times: int, limit: int) -> Halt | None:
-        vm = self.vm
-        engine = vm.processor.engine
-        engine.set_breakpoints([address])
-        try:
-            while vm.processor.time < limit:
-                vm._turn(None, None, until=limit)  # noqa: SLF001
-                if engine.breakpoint_hit() is not None:
-                    times -= 1
-                    if not times:
-                        return AT_POINT
-                    engine.pass_breakpoint(address)
-                halt = self._halt()
-                if halt is not None:
-                    return halt
-        finally:
-            engine.set_breakpoints(())
-        return None
-
-    def extra_faults(self, golden: NDArray[np.int64]) -> tuple[str, ...]:
+    def extra_faults(self, golden: Counts) -> tuple[str, ...]:
         """Faults that happened more often than `golden` counts, by name."""
         counts = self.counts
-        if counts[_FIRST_FAULT:].tobytes() == golden[_FIRST_FAULT:].tobytes():
+        if counts[_FIRST_FAULT:].tobytes() == golden.of_faults:
             return ()
-        more = (counts[_FAULTS] - golden[_FAULTS]).sum(axis=2) > 0
+        more = (counts[_FAULTS] - golden.counts[_FAULTS]).sum(axis=2) > 0
         return tuple(
             event_name(int(vector), _FAULTS[int(kind)]) for kind, vector in np.argwhere(more)
         )

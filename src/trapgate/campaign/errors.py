@@ -24,3 +24,7 @@ class PlanError(CampaignError):
     def __str__(self) -> str:
         """File, field and problem on one line."""
         return ": ".join(part for part in (self.path, self.field, self.problem) if part)
+
+
+class ClassError(CampaignError):
+    """The function of a plan's class of outcomes has failed."""

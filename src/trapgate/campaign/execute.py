@@ -7,10 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from trapgate.campaign.bench import AT_POINT, Bench, Halt
+from trapgate.campaign.bench import AT_POINT, Bench, Counts, Halt
+from trapgate.campaign.errors import ClassError
 from trapgate.campaign.faults import Fault
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.outcomes import ERROR, NOT_APPLIED, Ending, classify
@@ -47,10 +45,13 @@ def execute(
 ) -> Result:
     """Run a fault at a moment. What goes wrong with Trapgate is an outcome too.
 
-    `there` is called when the moment has come, before the fault is put in.
+    `there` is called when the moment has come, before the fault is put in. Raises ClassError if a
+    function of the plan's fails.
     """
     try:
         return _execute(reference, moment, fault, there)
+    except ClassError:
+        raise
     except (
         TrapgateError,
         ArithmeticError,
@@ -91,7 +92,7 @@ def _on(reference: Reference, fault: Fault) -> Ending:
     if fault.holds:
         return ending_of(reference, _hold(reference, fault), fault)
     for checkpoint in reference.ahead(bench.vm.processor.time) if reference.checkpoints else ():
-        halt = bench.run_towards(bench.plan.end, checkpoint.snapshot.time)
+        halt = bench.run_towards(checkpoint.snapshot.time)
         if halt is not None:
             return ending_of(reference, halt, fault)
         if checkpoint.snapshot.is_met():
@@ -99,7 +100,7 @@ def _on(reference: Reference, fault: Fault) -> Ending:
             extra = _taken(bench, checkpoint.counts, fault)
             how = golden.how, golden.status, golden.message, golden.output
             return Ending(*how, extra, True, True, True, time=golden.end)
-    return ending_of(reference, bench.run_to(bench.plan.end, reference.limit), fault)
+    return ending_of(reference, bench.run_to(reference.limit), fault)
 
 
 def _hold(reference: Reference, fault: Fault) -> Halt:
@@ -113,7 +114,7 @@ def _hold(reference: Reference, fault: Fault) -> Halt:
             fault.apply(vm)
         except AbsentError:
             continue  # it may be there again later
-    return bench.run_to(bench.plan.end, reference.limit)
+    return bench.run_to(reference.limit)
 
 
 def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:
@@ -134,7 +135,7 @@ def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:
     )
 
 
-def _taken(bench: Bench, golden: NDArray[np.int64], fault: Fault) -> tuple[str, ...]:
+def _taken(bench: Bench, golden: Counts, fault: Fault) -> tuple[str, ...]:
     """Faults that the guest took and the golden run did not: the one put in, and others."""
     return tuple(dict.fromkeys((*fault.raises, *bench.extra_faults(golden))))
 

@@ -8,10 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from trapgate.campaign.bench import AT_POINT, OUT_OF_BUDGET, Bench, Halt
+from trapgate.campaign.bench import AT_POINT, OUT_OF_BUDGET, Bench, Counts, Halt
 from trapgate.campaign.errors import PlanError
 
 if TYPE_CHECKING:
@@ -21,8 +18,6 @@ _SHOWN = 1 << 16
 _CHECKPOINTS = 8
 _LONG = 200_000
 """Instructions of a golden run that has checkpoints: in shorter ones they cost what they save."""
-_ENDS_BY_STATE = frozenset({"instructions", "output", "exit"})
-"""Ends that state, time and output decide; how often a function was entered before is none."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class Checkpoint:
     """The golden run on the way: everything of the machine, and the counts of events so far."""
 
     snapshot: Snapshot
-    counts: NDArray[np.int64]
+    counts: Counts
 
 
 class Reference:
@@ -96,15 +91,13 @@ class Reference:
         count = plan.checkpoints
         if count is None:
             count = _CHECKPOINTS if golden.length >= _LONG else 0
-        if plan.end.kind not in _ENDS_BY_STATE:
-            count = 0
         bench.go_to(bench.start)
         found = []
         for number in range(1, count + 1):
             time = golden.begin + golden.length * number // (count + 1)
             if time <= vm.processor.time or vm.step(time - vm.processor.time) is not None:
                 continue
-            found.append(Checkpoint(vm.snapshot(), bench.counts.copy()))
+            found.append(Checkpoint(vm.snapshot(), bench.counted()))
         return found
 
     def ahead(self, moment: int) -> Iterator[Checkpoint]:
@@ -117,12 +110,12 @@ class Reference:
             step *= 2
 
     @staticmethod
-    def _run(bench: Bench) -> tuple[Golden, NDArray[np.int64], Snapshot]:
+    def _run(bench: Bench) -> tuple[Golden, Counts, Snapshot]:
         plan, vm = bench.plan, bench.vm
         bench.go_to(bench.start)
         at_time = plan.end.kind == "instructions"
         limit = bench.start + (plan.end.count if at_time else plan.golden_budget)
-        halt = bench.run_to(plan.end, limit)
+        halt = bench.run_to(limit)
         if halt is OUT_OF_BUDGET or (halt is not AT_POINT and plan.end.kind != "exit"):
             why = halt.message or f"it goes on for more than {plan.golden_budget:,} instructions"
             raise PlanError(
@@ -142,7 +135,7 @@ class Reference:
             memory=hashlib.sha256(vm.processor.memory.cells.data).hexdigest(),
             registers=hashlib.sha256(bench.registers()).hexdigest(),
         )
-        return golden, bench.counts.copy(), bench.vm.snapshot()
+        return golden, bench.counted(), bench.vm.snapshot()
 
     def demand_equal(self, kept: dict[str, Any], where: str) -> None:
         """Raise PlanError if a golden run that was kept is not this one."""

@@ -7,10 +7,11 @@ panics is not asked what its memory looks like.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from trapgate.campaign.errors import ClassError
 from trapgate.vmm.actions import End
 
 NO_EFFECT: Final = "no effect"
@@ -63,7 +64,7 @@ class UserClass:
 
     `of` are outcomes that it takes from, `end` ends of machines, `status` their exit status,
     `output` patterns one of which the output has, `handled` faults one of which the guest took
-    and the golden run did not.
+    and the golden run did not. `function` is asked last, and may be anything in Python.
     """
 
     name: str
@@ -72,6 +73,7 @@ class UserClass:
     status: int | None = None
     output: tuple[re.Pattern[bytes], ...] = ()
     handled: tuple[str, ...] = ()
+    function: Callable[[Ending], object] | None = None
 
 
 class Ending(NamedTuple):
@@ -100,7 +102,10 @@ _OUTCOME_OF_END = {end.value: outcome for end, outcome in _BY_END.items()} | {"b
 def classify(
     ending: Ending, detected: Sequence[re.Pattern[bytes]], classes: Sequence[UserClass]
 ) -> str:
-    """The outcome of a run, or the name of the first of the plan's `classes` that takes it."""
+    """The outcome of a run, or the name of the first of the plan's `classes` that takes it.
+
+    Raises ClassError if a class's function fails.
+    """
     outcome = _outcome(ending, detected)
     for one in classes:
         if _takes(one, ending, outcome):
@@ -130,4 +135,13 @@ def _takes(one: UserClass, ending: Ending, outcome: str) -> bool:
         and (one.status is None or one.status == ending.status)
         and (not one.output or any(p.search(ending.output) for p in one.output))
         and (not one.handled or not set(one.handled).isdisjoint(ending.extra))
+        and (one.function is None or _asked(one.name, one.function, ending))
     )
+
+
+def _asked(name: str, function: Callable[[Ending], object], ending: Ending) -> bool:
+    try:
+        return bool(function(ending))
+    except Exception as error:  # whatever a plan's own function may raise
+        words = f"{type(error).__name__}: {error}"
+        raise ClassError(f"the function of class {name!r} failed ({words}); mend it") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import runpy
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, Final
 
 from trapgate.campaign.document import Table
 from trapgate.campaign.errors import PlanError
-from trapgate.campaign.outcomes import OUTCOMES, UserClass
+from trapgate.campaign.outcomes import OUTCOMES, Ending, UserClass
 from trapgate.errors import suggestion
 from trapgate.sdm.vectors import Vector
 from trapgate.tomlfile import parse_toml, read_toml
@@ -73,12 +75,13 @@ class When:
     """At which instructions of the golden run faults are put in.
 
     Every `every`-th of those that lie in `symbols` (all if there are none), or those at which
-    the golden run takes one of `faults`.
+    the golden run takes one of `faults`, or a fault or interrupt for which `condition` holds.
     """
 
     every: int
     symbols: tuple[str, ...]
     faults: tuple[int, ...]
+    condition: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,13 @@ class Plan:
     """Where the files that it names are looked for."""
     text: str
 
+    code: bytes = b""
+    """The files with functions of its classes."""
+
     @property
     def digest(self) -> str:
-        """A fingerprint of the file's contents."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """A fingerprint of the file's contents, and of the functions that it names."""
+        return hashlib.sha256(self.text.encode() + self.code).hexdigest()
 
 
 def shipped() -> list[str]:
@@ -146,8 +152,11 @@ def find_plan(name: str) -> Plan:
     return parse_plan(read_toml(path, wrong), name, path.parent)
 
 
-def parse_plan(text: str, name: str, folder: Path) -> Plan:
-    """The plan in `text`; files that it names are relative to `folder`. Raises PlanError."""
+def parse_plan(text: str, name: str, folder: Path, *, trusted: bool = True) -> Plan:
+    """The plan in `text`; files that it names are relative to `folder`.
+
+    If it is not `trusted`, it may name no functions. Raises PlanError.
+    """
 
     def wrong(problem: str) -> PlanError:
         return PlanError(problem, path=name)
@@ -159,6 +168,7 @@ def parse_plan(text: str, name: str, folder: Path) -> Plan:
     targets = document.tables("target")
     if not targets:
         raise document.wrong("nothing is to be injected; give at least one [[target]]", "target")
+    functions = _Functions(folder, trusted=trusted)
     plan = Plan(
         title=document.text("title", Path(name).stem),
         guest=_guest(document.table("guest"), folder),
@@ -172,10 +182,11 @@ def parse_plan(text: str, name: str, folder: Path) -> Plan:
         budget=run.number("budget", low=1),
         checkpoints=run.number("checkpoints", high=256),
         detected=outcomes.patterns("detected"),
-        classes=tuple(_user_class(one) for one in document.tables("class")),
+        classes=tuple(_user_class(one, functions) for one in document.tables("class")),
         path=name,
         folder=folder,
         text=text,
+        code=b"".join(functions.code.values()),
     )
     if plan.begin.kind == "exit":
         raise golden.wrong("a run cannot begin where it ends; give instructions", "begin")
@@ -268,9 +279,13 @@ def _when(table: Table) -> When:
         if word not in Vector.__members__:
             raise table.wrong(f"no fault {name!r}; {suggestion(word, list(Vector.__members__))}")
         faults.append(int(Vector[word]))
-    found = When(table.number("every", 1, low=1) or 1, table.texts("symbols"), tuple(faults))
-    if found.faults and (found.symbols or found.every != 1):
-        raise table.wrong("faults are moments of their own; leave every and symbols out", "faults")
+    every, symbols = table.number("every", 1, low=1) or 1, table.texts("symbols")
+    found = When(every, symbols, tuple(faults), table.text("condition"))
+    of_events = "faults" if found.faults else "condition" if found.condition else ""
+    if of_events and (symbols or every != 1):
+        raise table.wrong(
+            f"{of_events} means moments of its own; leave every and symbols out", of_events
+        )
     table.done()
     return found
 
@@ -289,7 +304,47 @@ def _sample(table: Table) -> Sample:
     return found
 
 
-def _user_class(table: Table) -> UserClass:
+class _Functions:
+    """Functions in Python files that a plan names: a file is executed once."""
+
+    def __init__(self, folder: Path, *, trusted: bool) -> None:
+        self._folder = folder
+        self._trusted = trusted
+        self._names: dict[str, dict[str, Any]] = {}
+        self.code: dict[str, bytes] = {}
+
+    def find(self, table: Table) -> Callable[[Ending], object] | None:
+        """The function that a class's table names, if it does. Raises PlanError."""
+        text = table.text("function")
+        if not text:
+            return None
+        file, _, name = text.rpartition(":")
+        if not file or not name.isidentifier():
+            raise table.wrong(f'{text!r} names no function; write "FILE.py:NAME"', "function")
+        if not self._trusted:
+            raise table.wrong(f"executes {file}; give --trust if it is yours", "function")
+        if file not in self._names:
+            self._execute(file, table)
+        function = self._names[file].get(name)
+        if not callable(function):
+            near = suggestion(name, [one for one, it in self._names[file].items() if callable(it)])
+            raise table.wrong(f"{file} has no function {name!r}; {near}", "function")
+        found: Callable[[Ending], object] = function
+        return found
+
+    def _execute(self, file: str, table: Table) -> None:
+        path = self._folder / file
+        try:
+            self.code[file] = path.read_bytes()
+            self._names[file] = runpy.run_path(str(path))
+        except OSError as error:
+            raise table.wrong(f"{file} cannot be read ({error.strerror})", "function") from None
+        except Exception as error:  # whatever the file does
+            words = f"{type(error).__name__}: {error}"
+            raise table.wrong(f"{file} cannot be executed ({words})", "function") from error
+
+
+def _user_class(table: Table, functions: _Functions) -> UserClass:
     name = table.text("name")
     if not name:
         raise table.wrong("a class needs a name", "name")
@@ -303,8 +358,9 @@ def _user_class(table: Table) -> UserClass:
             raise table.wrong(f"no outcome {outcome!r}; {suggestion(outcome, OUTCOMES)}", "of")
     patterns = table.patterns("output")
     status = table.number("status", high=255)
-    found = UserClass(name, of, wanted, status, patterns, table.texts("handled"))
-    if not (of or wanted or patterns or status is not None or found.handled):
-        raise table.wrong("give a condition: of, end, status, output or handled")
+    function = functions.find(table)
+    found = UserClass(name, of, wanted, status, patterns, table.texts("handled"), function)
+    if not (of or wanted or patterns or status is not None or found.handled or function):
+        raise table.wrong("give a condition: of, end, status, output, handled or function")
     table.done()
     return found

@@ -57,8 +57,11 @@ class Seen:
         }
 
 
-def plan_of(results: Results) -> Plan:
-    """The plan that is kept in a campaign's directory, with files as they were named then."""
+def plan_of(results: Results, *, trusted: bool = False) -> Plan:
+    """The plan that is kept in a campaign's directory, with files as they were named then.
+
+    Raises PlanError if it names functions and is not `trusted`: somebody else may have made it.
+    """
     name = str(results.facts["plan"])
     folder = find_plan(name).folder if name in shipped() else Path(results.facts["plan_folder"])
     path = results.folder / "plan.toml"
@@ -66,7 +69,7 @@ def plan_of(results: Results) -> Plan:
     def wrong(problem: str) -> PlanError:
         return PlanError(problem, path=str(path))
 
-    return parse_plan(read_toml(path, wrong), name, folder)
+    return parse_plan(read_toml(path, wrong), name, folder, trusted=trusted)
 
 
 def replay(
@@ -75,15 +78,18 @@ def replay(
     *,
     trace: Path | None = None,
     there: Callable[[VirtualMachine, bool], None] | None = None,
+    trusted: bool = False,
 ) -> Seen:
     """Run `run` again; `trace` gets its events from the fault on.
 
     `there` is called with the machine just before the fault, and whether its code is 64-bit.
 
+    Functions that the plan names are called only if it is `trusted`.
+
     Raises CampaignError for a run that there is not, PlanError where the golden run is another.
     """
     stored = results.row(run)
-    plan = plan_of(results)
+    plan = plan_of(results, trusted=trusted)
     worker = Worker(plan, results.folder)
     vm = worker.bench.vm
     writer = None
@@ -112,6 +118,6 @@ def replay(
         fault=worker.fault(run).what,
         result=result,
         printed=worker.bench.output.decode("utf-8", "backslashreplace"),
-        chain=tuple(vm.fault_chain()) if vm.stopped is not None else (),
+        chain=tuple(vm.fault_chain()) if vm.stopped and not vm.stopped.can_go_on else (),
         stored=stored,
     )

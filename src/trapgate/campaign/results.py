@@ -37,7 +37,7 @@ FORMAT: Final = 1
 KEEP_FREE: Final = 256 << 20
 """Bytes that are left free on the disk."""
 _BEGINNING = "beginning.snapshot"
-_BATCHES = 100
+_BATCHES = 32
 _SMALLEST_BATCH, _LARGEST_BATCH = 100, 10_000
 
 _NAME = pa.dictionary(pa.int32(), pa.string())

@@ -63,8 +63,8 @@ def points_of(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Numbers of the points of a sample, in order, and their weights.
 
-    `borders` part the numbers from 0 to `space` into strata: each gets its
-    share of the sample, and at least one point. Raises PlanError if there are too many.
+    `borders` part the numbers from 0 to `space` into strata: each gets its share of the sample
+    (`allot`). Raises PlanError if there are too many.
     """
     wanted = sample_size(sample, space)
     if wanted is None:
@@ -80,12 +80,29 @@ def points_of(
     random = np.random.default_rng(sample.seed)
     borders = np.unique(np.append(borders, [0, space]))
     points, weights = [], []
-    for first, last in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-        size = last - first
-        count = min(size, max(1, round(wanted * size / space)))
+    sizes = np.diff(borders)
+    strata = zip(borders.tolist(), sizes.tolist(), allot(wanted, sizes).tolist(), strict=False)
+    for first, size, count in strata:
         points.append(first + _distinct(random, size, count))
         weights.append(np.full(count, size / count))
     return np.concatenate(points), np.concatenate(weights)
+
+
+def allot(wanted: int, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many points of each stratum, by its size: `wanted` together, no more than there are.
+
+    Each stratum has at least one, so there are more if there are more strata than that. What is
+    left over of whole shares goes to the largest remainders.
+    """
+    ideal = wanted * (sizes / sizes.sum())
+    counts: NDArray[np.int64] = np.clip(np.floor(ideal).astype(np.int64), 1, sizes)
+    while (left := wanted - int(counts.sum())) > 0:
+        room = np.flatnonzero(counts < sizes)
+        counts[room[np.argsort(counts[room] - ideal[room], kind="stable")][:left]] += 1
+    while (left := wanted - int(counts.sum())) < 0 and (counts > 1).any():
+        spare = np.flatnonzero(counts > 1)
+        counts[spare[np.argsort(ideal[spare] - counts[spare], kind="stable")][:-left]] -= 1
+    return counts
 
 
 def _distinct(random: np.random.Generator, size: int, count: int) -> NDArray[np.int64]:

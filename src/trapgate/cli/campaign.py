@@ -285,14 +285,27 @@ def diff(
 @app.command(epilog=examples("campaign report"))
 def report(
     folder: FolderArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="HTML file to write; or a PNG, SVG or PDF.")
+    ],
+    figure: Annotated[
+        str, typer.Option(help="Of a PNG, SVG or PDF: map, functions, outcomes or vulnerable.")
+    ] = "map",
 ) -> None:
-    """Write one self-contained page about a campaign: it opens offline, in any browser."""
+    """Write one self-contained page about a campaign: it opens offline, in any browser.
+
+    Or one of its figures, for papers: that needs the extra `figures`.
+    """
     with one_line_errors():
+        from trapgate.campaign.figures import SUFFIXES, write_figure
         from trapgate.campaign.page.write import write_page
         from trapgate.campaign.results import Results
 
-        size = write_page(Results.open(folder), output)
+        results = Results.open(folder)
+        if output.suffix in SUFFIXES:
+            size = write_figure(results, output, figure)
+        else:
+            size = write_page(results, output)
     print(f"{output}: {size:,} bytes")
 
 
@@ -331,6 +344,10 @@ def show(
         str | None,
         typer.Option(help="Stand before the fault, and serve gdb at [HOST:]PORT."),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Execute the Python files that the campaign's plan names."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run run NUMBER once more, exactly as it was, and show what happens."""
@@ -340,7 +357,7 @@ def show(
 
         results = Results.open(folder)
         with _debugger(gdb) as there:
-            seen = replay(results, number, trace=trace, there=there)
+            seen = replay(results, number, trace=trace, there=there, trusted=trust)
     if as_json:
         print(json.dumps(seen.as_json(), indent=2))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,36 @@ from trapgate.cli.terminal import fail
 
 if TYPE_CHECKING:
     from trapgate.vmm.injection import Injection
+    from trapgate.vmm.machine import VirtualMachine
 
 
-def read_injections(texts: Iterable[str], find: Callable[[str], int]) -> list[Injection]:
-    """What is to be injected; ends the command with a word if one cannot be read."""
-    from trapgate.vmm.injection import InjectionError, parse_injection
+class Injections:
+    """What --inject asks for, and what of it has not come about yet.
 
-    try:
-        return [parse_injection(text, find) for text in texts]
-    except InjectionError as error:
-        raise fail(f"--inject: {error}") from None
+    Ends the command with a word if one cannot be read.
+    """
+
+    def __init__(self, texts: Iterable[str], find: Callable[[str], int]) -> None:
+        from trapgate.vmm.injection import InjectionError, parse_injection
+
+        try:
+            self._waiting = [(text, parse_injection(text, find)) for text in texts]
+        except InjectionError as error:
+            raise fail(f"--inject: {error}") from None
+
+    def plan(self, vm: VirtualMachine) -> None:
+        """Let `vm` deliver each when its moment has come."""
+        for one in self._waiting:
+            vm.at(one[1].when, partial(self._deliver, one))
+
+    def _deliver(self, one: tuple[str, Injection], vm: VirtualMachine) -> None:
+        one[1].deliver(vm)
+        self._waiting = [other for other in self._waiting if other is not one]
+
+    @property
+    def missed(self) -> list[str]:
+        """Those whose moment has not come, as they were written."""
+        return [text for text, _ in self._waiting]
 
 
 def finder(guest: Path | None, symbols: Path | None) -> Callable[[str], int]:

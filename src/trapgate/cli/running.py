@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trapgate.cli.injections import finder, read_injections
+from trapgate.cli.injections import Injections, finder
 from trapgate.cli.names import names_for
 from trapgate.cli.notes import notes_about
 from trapgate.cli.saved import Saving, open_saved, plugged_in
@@ -35,13 +35,15 @@ if TYPE_CHECKING:
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
+USUAL_MEMORY = "128M"
 _MOST_EXPLANATIONS = 1000
 _SHORT_RUN = 5.0
 """Seconds up to which a run that failed is executed again, to find its last branches."""
 
 
-def memory_size(text: str) -> int:
+def memory_size(text: str | None) -> int:
     """Bytes of a size like 128M, 1G or 65536K; a bare number counts MiB."""
+    text = USUAL_MEMORY if text is None else text
     match = re.fullmatch(r"(\d{1,9})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
         raise fail(f"--memory: {text!r} is no size; write it as 128M or 1G")
@@ -62,7 +64,7 @@ class Options:
     floppy: list[str] | None
     bios: Path | None
     keys: str
-    memory: str
+    memory: str | None
     cpus: int
     turn: int
     append: str
@@ -137,7 +139,7 @@ def perform(given: Options) -> int:
 
         return perform_together(given, given.beside)
     find = finder(given.guest, given.symbols)
-    injections = read_injections(given.inject or [], find)
+    injections = Injections(given.inject or [], find)
     saving = None if given.save is None else Saving(given.save, find)
     known = _names(given)
     settings = None if given.vmcs is None else settings_of(given.vmcs, known)
@@ -150,8 +152,7 @@ def perform(given: Options) -> int:
         """A machine about to start: what its guest is, and how wide its code is."""
         vm = _machine(given, start, settings, console, writer, explain)
         description, bits = start.put_into(vm)
-        for injection in injections:
-            injection.plan(vm)
+        injections.plan(vm)
         if settings is not None:
             vm.apply(settings)
         type_into(vm, given)
@@ -182,7 +183,7 @@ def perform(given: Options) -> int:
     if saving is not None and not saving.end(vm, stop):
         status = 1
     story = _story(vm, given, start.file, again if _can_be_repeated(vm, given, console) else None)
-    _tell(vm, given, description, stop, status, story, explanations)
+    _tell(vm, given, description, stop, status, story, explanations, injections.missed)
     return status
 
 
@@ -272,6 +273,7 @@ def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
     return {
         "GUEST": given.guest is not None,
         "--bios": given.bios is not None,
+        "--memory": given.memory is not None,
         "--append": bool(given.append),
         "--initrd": given.initrd is not None,
         "--module": bool(given.module),
@@ -355,6 +357,7 @@ def _tell(
     status: int,
     story: Story | None,
     explanations: Explanations,
+    missed: list[str],
 ) -> None:
     """What became of the run, for a reader or a program."""
     from trapgate.vmm.actions import End
@@ -370,6 +373,7 @@ def _tell(
             "status": status,
             **({"screen": screen} if screen else {}),
             "notes": notes,
+            **({"not_injected": missed} if given.inject else {}),
             **summary_json(summary),
             **({"failures": explanations.as_json()} if given.explain else {}),
             **({"story": story.values()} if story is not None else {}),
@@ -382,6 +386,8 @@ def _tell(
         print(f"\n{stop.message}", file=sys.stderr)
     if story is not None:
         print(f"\n{story}\n", file=sys.stderr)
+    for injection in missed:
+        print(f"trapgate: --inject: {injection}: the moment never came", file=sys.stderr)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     out = terminal(error=True)

@@ -32,6 +32,11 @@ SYMBOLS = (
     "helper_lookup_tb_ptr",
     "helper_single_step",
     "helper_read_eflags",
+    "helper_enter_mmx",
+    "helper_mulps",
+    "helper_mulpd",
+    "helper_haddps",
+    "helper_haddpd",
     "helper_fistll_ST0",
     "cpu_lduw_data_ra",
     "cpu_ldl_data_ra",
@@ -39,6 +44,8 @@ SYMBOLS = (
     "cpu_stw_data_ra",
     "cpu_stl_data_ra",
     "cpu_stq_data_ra",
+    "helper_fmov_FT0_STN",
+    "helper_fadd_ST0_FT0",
 )
 """Functions of the engine's, less `_x86_64`. Their addresses are the first cells, in this order."""
 
@@ -63,6 +70,11 @@ SYMBOLS = (
     LOOK_UP,
     SINGLE_STEP,
     READ_FLAGS,
+    ENTER_MMX,
+    MULTIPLY_SINGLES,
+    MULTIPLY_DOUBLES,
+    ADD_SINGLES,
+    ADD_DOUBLES,
     TO_INTEGER,
     LOAD_DATA_16,
     LOAD_DATA_32,
@@ -70,6 +82,8 @@ SYMBOLS = (
     STORE_DATA_16,
     STORE_DATA_32,
     STORE_DATA_64,
+    TAKE_OPERAND,
+    ADD_OPERAND,
     COUNT_CODE,
     CARE_CODE,
     PORTABLE_CODE,
@@ -82,6 +96,9 @@ SYMBOLS = (
     X87_COMPARES,
     X87_RELOADS,
     MXCSR_CODE,
+    EXCHANGE_BEGINS,
+    EXCHANGE_ENDS,
+    MMX_ENDS,
     PUSHED_FLAGS,
     WHOLE_FLAGS,
     LOOK_UP_CANONICAL,
@@ -96,21 +113,21 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(53)
+) = range(63)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 32
+SUBSTITUTE_PAIRS = 48
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""
 OPERAND_PAIRS = 20
 ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
 """Helpers whose results are rounded (`x87_rounding`)."""
-ROUNDING_HELPERS = 15
+ROUNDING_HELPERS = 14
 CELLS = ROUNDING + ROUNDING_HELPERS
 
 # Layout of the translator's data.

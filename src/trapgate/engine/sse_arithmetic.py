@@ -6,7 +6,7 @@ Conditions", "Rules for Handling NaNs", "Flush-To-Zero", "Denormals-Are-Zeros". 
 operation and a division by 0 come before a denormal operand, for each pair of elements by itself.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 from trapgate.compiler.kinds import INT64
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import cells, peek8, peek32, peek64, poke8, poke32, poke64
@@ -17,6 +17,7 @@ from trapgate.decode.sse_arithmetic import (
     DOUBLE,
     ELEMENTS,
     IMMEDIATE_SHIFT,
+    IN_PLACE,
     MASKED,
     PROPAGATES,
     SOURCE_ALONE,
@@ -33,7 +34,7 @@ DENORMAL = 2
 _UNDERFLOW_AND_PRECISION = 0x30
 _FLUSHED = 0x80
 """Of the engine's flags: a result was flushed to zero."""
-_ARE_ZEROS = 1 << 6
+ARE_ZEROS = 1 << 6
 _UNDERFLOW_MASK = 1 << 11
 _FLUSH = 1 << 15
 
@@ -75,6 +76,37 @@ def meets_denormal(first: int, second: int, kind: int) -> bool:
     if kind & DIVIDES and second == ZERO:
         return False
     return first in (TINY, NEGATIVE_TINY) or second in (TINY, NEGATIVE_TINY)
+
+
+@inlined
+@core
+def is_usual_double(bits: int) -> bool:
+    """Whether a value is a zero or a normal number: nothing to look at more closely."""
+    return ((bits >> 52) + 1) & 0x7FE != 0 or bits & (1 << 63) - 1 == 0
+
+
+@inlined
+@core
+def is_usual_single(bits: int) -> bool:
+    """The same of the lower 32 bits."""
+    return ((bits >> 23) + 1) & 0xFE != 0 or bits & 0x7FFF_FFFF == 0
+
+
+@jit
+def is_usual(operand: int, kind: int) -> bool:
+    """Whether all elements at an address are, which is soon found out."""
+    low = peek64(operand)
+    count = kind & ELEMENTS
+    if kind & DOUBLE:
+        return is_usual_double(low) and (count == 1 or is_usual_double(peek64(operand + 8)))
+    if count == 1:
+        return is_usual_single(low)
+    if not is_usual_single(low) or not is_usual_single(low >> 32):
+        return False
+    if count == 2:
+        return True
+    high = peek64(operand + 8)
+    return is_usual_single(high) and is_usual_single(high >> 32)
 
 
 @core
@@ -136,11 +168,18 @@ def settle_pair(
 
 
 @jit
+def copied(m: Cells, operand: int) -> int:
+    """Copy the operand at an address; where the copy is."""
+    copy = int(m[mc.SELF]) + 8 * mc.VECTOR
+    poke64(copy, peek64(operand))
+    poke64(copy + 8, peek64(operand + 8))
+    return copy
+
+
+@jit
 def settle_pairs(m: Cells, env: int, first: int, second: int, kind: int, zeros: bool) -> int:
     """Look at all elements that meet; the address of the second operand as it is to be taken."""
-    copy = int(m[mc.SELF]) + 8 * mc.VECTOR
-    poke64(copy, peek64(second))
-    poke64(copy + 8, peek64(second + 8))
+    copy = copied(m, second)
     replaced = False
     count = kind & ELEMENTS
     if kind & ACROSS:
@@ -163,9 +202,13 @@ def on_sse_arithmetic(env: int, first: int, second: int, kind: int) -> int:
 
     Returns where the helper is to find the source. `kind`: see `decode.sse_arithmetic`.
     """
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    if kind & IN_PLACE:
+        return copied(m, second) if first == second else second
     mxcsr = peek32(env + at.MXCSR)
     # Results are flushed only while underflow is masked; the engine flushes those of the x87.
     flushes = mxcsr & (_FLUSH | _UNDERFLOW_MASK) == _FLUSH | _UNDERFLOW_MASK
     poke8(env + at.SSE_FLUSHES, 1 if flushes else 0)
-    m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    return settle_pairs(m, env, first, second, kind, mxcsr & _ARE_ZEROS != 0)
+    if is_usual(second, kind) and (kind & SOURCE_ALONE != 0 or is_usual(first, kind)):
+        return second
+    return settle_pairs(m, env, first, second, kind, mxcsr & ARE_ZEROS != 0)

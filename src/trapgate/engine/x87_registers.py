@@ -16,6 +16,9 @@ REGISTERS = at.FPU + 24
 ROUNDING = at.X87_FLAGS - 1
 """How the engine's arithmetic rounds: a byte."""
 TO_ZERO = 3
+PRECISION = at.X87_FLAGS + 1
+"""To how many bits of a register: 32, 64 or 80."""
+EXTENDED_PRECISION = 80
 
 
 @jit

@@ -96,17 +96,10 @@ def emit_rounding(
     em.release(t, context, top)
 
 
-@jit
-def round_decimal(m: Cells, env: int) -> None:
-    """Before FBSTP: it rounds as FIST of 64 bits does."""
-    converted(env, cells(m[mc.TRANSLATOR], em.CELLS)[em.TO_INTEGER], 64)
-    poke8(env + at.X87_FLAGS, 0)
-
-
 _TWO_OPERANDS = ("fadd", "fsub", "fsubr", "fmul", "fdiv", "fdivr")
 
 HELPERS = (
     *(f"helper_{name}_{where}" for name in _TWO_OPERANDS for where in ("ST0_FT0", "STN_ST0")),
-    *("helper_fsqrt", "helper_frndint", "helper_fscale"),
+    *("helper_fsqrt", "helper_frndint"),
 )
 """The engine's, whose results may be rounded: of ST(0), or of the register of a given number."""

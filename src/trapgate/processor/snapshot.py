@@ -219,7 +219,13 @@ class ProcessorSnapshot:
         if not self._copies.is_latest:
             rows[:] = self._rows
             return
-        sequence = int(self._processor.head[HEAD_SEQUENCE])
-        if sequence > len(rows):
-            changed = np.arange(max(self._sequence, sequence - len(rows)), sequence) % len(rows)
-            rows[changed] = self._rows[changed]
+        capacity, sequence = len(rows), int(self._processor.head[HEAD_SEQUENCE])
+        if sequence <= capacity:
+            return
+        if sequence - self._sequence >= capacity:
+            rows[:] = self._rows
+            return
+        first, end = self._sequence % capacity, sequence % capacity
+        parts = [(first, end)] if first <= end else [(first, capacity), (0, end)]
+        for first, end in parts:
+            rows[first:end] = self._rows[first:end]

@@ -38,6 +38,7 @@ class End(Enum):
     DEBUG_EXIT = "debug exit"
     RESET = "reset"
     POWER_OFF = "power off"
+    ASLEEP = "asleep"
     HALTED = "halted"
     TRIPLE_FAULT = "triple fault"
     ENTRY_FAILED = "VM entry failed"

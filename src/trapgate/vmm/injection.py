@@ -41,7 +41,11 @@ class Injection:
 
     def plan(self, vm: VirtualMachine) -> None:
         """Let `vm` deliver it when its time has come."""
-        vm.at(self.when, lambda vm: vm.inject(self.event, address=self.address))
+        vm.at(self.when, self.deliver)
+
+    def deliver(self, vm: VirtualMachine) -> None:
+        """Let the next VM entry of `vm` deliver it."""
+        vm.inject(self.event, address=self.address)
 
 
 def parse_injection(text: str, find: Callable[[str], int] | None = None) -> Injection:

@@ -43,7 +43,7 @@ from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.platform import Platform
-from trapgate.vmm.reset import PowerOn, resume_warm
+from trapgate.vmm.reset import PowerOn, resume_warm, wake_up
 from trapgate.vmm.snapshot import Snapshot
 from trapgate.vmm.state import SnapshotError
 from trapgate.vmm.summary import EventKind
@@ -246,7 +246,9 @@ class VirtualMachine(Accounts):
             self._power_on = PowerOn(self, start)
 
     def _end(self, stop: Stop | None) -> None:
-        """Stop, unless it is a reset, and there is something that a reset starts."""
+        """Stop, unless it is a reset, and there is something that a reset starts, or a nap."""
+        if self.can_be_restored and stop is not None and stop.end is End.ASLEEP and wake_up(self):
+            return
         if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
             self._tally.resets += 1
             return

@@ -183,6 +183,10 @@ class Platform:
                 )
             if event.kind is MachineEventKind.POWER_OFF:
                 return Stop(End.POWER_OFF, f"the guest turned the machine off ({event.source})")
+            if event.kind is MachineEventKind.SLEEP:
+                return Stop(
+                    End.ASLEEP, f"the guest sleeps ({event.source}), and nothing will wake it"
+                )
             return Stop(End.RESET, f"the guest reset the machine ({event.source})")
         console = self.console
         if console is not None:

@@ -15,6 +15,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
 from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
 from trapgate.sdm import vmx
+from trapgate.vmm.firmware.area import FACS, WAKING_VECTOR
 from trapgate.vmm.state import State
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 JUMP_WITH_EOI: Final = 0x05
 JUMP: Final = 0x0A
 """Shutdown codes: go on at the address in 40:67, after ending an interrupt or not."""
+_RESUME: Final = 0xFE
+"""... after S3, as SeaBIOS knows it."""
 _RESUME_AT = 0x467
 _DRIVES = "trapgate.vmm.devices.storage"
 _ON_RESET: Final = {
@@ -93,6 +96,31 @@ def resume_warm(vm: Platform) -> bool:
     )  # fmt: skip
     vm.vmcs["GUEST_CS_SELECTOR"], vm.vmcs["GUEST_CS_BASE"] = segment, segment << 4
     vm.vmcs["GUEST_RIP"] = offset
+    return True
+
+
+def wake_up(vm: Platform) -> bool:
+    """End the sleep S3 when the clock's alarm comes; False if nothing ends it.
+
+    The processors are reset, and firmware goes on where the guest has asked for. Memory and devices
+    are as they were.
+    """
+    devices = vm.devices
+    alarm = devices.rtc.alarm
+    vector = int.from_bytes(vm.ram.read(WAKING_VECTOR, 4), "little")
+    is_told = vm.ram.read(FACS, 4) == b"FACS" and 0 < vector < 1 << 20
+    if alarm is None or not devices.power.wakes_by_alarm or not (vm.has_firmware or is_told):
+        return False
+    vm.processor.skip_to(alarm)
+    devices.power.wake()
+    devices.bus.event = None
+    _reset_processors(vm)
+    vm.processor.engine.hold_a20(low=False)
+    if vm.has_firmware:
+        devices.rtc.shutdown_code = _RESUME
+    else:
+        vm.vmcs["GUEST_CS_SELECTOR"], vm.vmcs["GUEST_CS_BASE"] = vector >> 4, vector & ~15
+        vm.vmcs["GUEST_RIP"] = vector & 15
     return True
 
 

@@ -129,13 +129,14 @@ class Snapshot:
     def is_met(self) -> bool:
         """Whether the machine is now where it was then, so that the same follows.
 
-        Time, processor, devices, memory, what is planned, and what was printed. Counts, the trace,
-        and how the latest exit came about tell of the past, and may differ.
+        Time, processor, devices, memory, what is planned and waited for, and what was printed.
+        Counts, the trace, and how the latest exit came about tell of the past, and may differ.
         """
         vm = self.machine
         return (
             vm.processor.time == self.time
             and vm.stopped is None
+            and vm.watch.state().waiting == self._watched.waiting
             and self._processor.is_met()
             and all(now == then for now, then in (self._kept["planned"], self._kept["output"]))
             and self._devices.is_met()

@@ -121,7 +121,8 @@ class State:
     def restore(self) -> None:
         """Let everything be as it was but the arrays."""
         for attributes, then in self._live:
-            attributes.update(then)
+            if attributes != then:  # which is the exception, and quicker to find out
+                attributes.update(then)
         if self._now != self._then:
             for container, then in zip(self._now, self._then, strict=True):
                 if container != then:

@@ -24,6 +24,7 @@ class MachineEventKind(Enum):
     RESET = "reset"
     DEBUG_EXIT = "debug exit"
     POWER_OFF = "power off"
+    SLEEP = "sleep"
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,7 @@ class Pc(Wired):
         )
         self.uart = Uart16550(emit, self._line(4), clock, ports=self.ports)
         self.rtc = CmosRtc(replaced[1], clock, memory, epoch, self.ports)
+        self.power = PowerManagement(self._line(_SCI), self.bus, clock, self.ports)
         self.post = PostPort(processor.wait, self.ports)
         self._fixed: dict[int, Device] = {
             ioapic.BASE_ADDRESS >> 12: self.io_apic,
@@ -178,9 +179,7 @@ class Pc(Wired):
             TestLines([self._line(irq) for irq in range(16)]),
             self.vga,
             *self._pci(board, processor, nothing if ram is None else ram, frame_buffer),
-            SlowDevice(
-                PowerManagement(self._line(_SCI), self.bus, clock, self.ports), processor.wait
-            ),
+            SlowDevice(self.power, processor.wait),
             firmware,
         )
         for device in devices:

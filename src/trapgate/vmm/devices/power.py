@@ -1,7 +1,8 @@
 """ACPI's fixed hardware: the PM1 event and control registers and the power-management timer.
 
 ACPI Specification, "ACPI Hardware Specification". The machine is always in ACPI mode
-(SCI_EN reads as 1); it knows one sleeping state, S5: off.
+(SCI_EN reads as 1); it knows two sleeping states: S3, from which the CMOS clock's alarm wakes it,
+and S5: off.
 """
 
 from trapgate.instructions import quick_ports as quick
@@ -17,10 +18,13 @@ PM1_EVENT, PM1_CONTROL, PM_TIMER = 0x600, 0x604, 0x608
 """Ports: two words of status and enables, one word of control, a double word of timer."""
 OFF = 5
 """SLP_TYP of S5, as the DSDT's \\_S5 says."""
+SUSPENDED = 1
+"""SLP_TYP of S3."""
 
 _STATUS, _ENABLE = PM1_EVENT, PM1_EVENT + 2
 _TIMER_STATUS = 1
-_ENABLES = 0x421  # timer, global lock, clock alarm; the last only wakes, and nobody sleeps
+_ENABLES = 0x421  # timer, global lock, clock alarm; the last only wakes
+_ALARM, _WOKEN = 1 << 10, 1 << 15
 _SCI_ENABLED = 1
 _SLEEP = 1 << 13
 _TIMER_BITS = 0xFF_FFFF
@@ -88,6 +92,19 @@ class PowerManagement:
             self._control = value & 0x1C02 | _SCI_ENABLED
             if value & _SLEEP and value >> 10 & 7 == OFF:
                 self._events.signal(MachineEvent(MachineEventKind.POWER_OFF, "ACPI, S5"))
+            elif value & _SLEEP and value >> 10 & 7 == SUSPENDED:
+                self._events.signal(MachineEvent(MachineEventKind.SLEEP, "ACPI, S3"))
+        self._update()
+
+    @property
+    def wakes_by_alarm(self) -> bool:
+        """Whether the CMOS clock's alarm ends a sleep."""
+        return bool(self._enable & _ALARM)
+
+    def wake(self) -> None:
+        """The alarm has ended a sleep."""
+        self._status |= _ALARM | _WOKEN
+        self._control = _SCI_ENABLED
         self._update()
 
     def next_deadline(self, now: int) -> int | None:

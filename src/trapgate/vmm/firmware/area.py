@@ -8,7 +8,9 @@ AREA = 0xF_0000
 SIZE = 0x1000
 
 _MP = AREA + 0x40
-_FACS = AREA + 0x80
+FACS = AREA + 0x80
+WAKING_VECTOR = FACS + 12
+"""Where software leaves the physical address to go on at after S3, in real mode; 32 bits."""
 
 
 def bios_area(processors: int = 1) -> bytes:
@@ -23,7 +25,7 @@ def bios_area(processors: int = 1) -> bytes:
 
     dsdt = place(acpi.dsdt())
     tables = (
-        place(acpi.fadt(_FACS, dsdt)),
+        place(acpi.fadt(FACS, dsdt)),
         *map(place, (acpi.madt(processors), acpi.timers(), acpi.console())),
     )
     roots = (place(acpi.root(b"RSDT", tables)), place(acpi.root(b"XSDT", tables)))
@@ -32,7 +34,7 @@ def bios_area(processors: int = 1) -> bytes:
     for address, data in (
         (AREA, acpi.rsdp(*roots)),
         (_MP, mp.floating_pointer(configuration)),
-        (_FACS, acpi.facs()),
+        (FACS, acpi.facs()),
     ):
         image[address - AREA : address - AREA + len(data)] = data
     assert len(image) <= SIZE

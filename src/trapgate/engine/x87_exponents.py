@@ -1,0 +1,140 @@
+"""FSCALE and FXTRACT, of which the engine's helpers get special values wrong. Compiled only.
+
+SDM, "FSCALE" and "FXTRACT", their tables of results.
+"""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.kinds import BOUND, INT64, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import (
+    call,
+    cells,
+    peek8,
+    peek16,
+    peek32,
+    peek64,
+    poke8,
+    poke16,
+    poke32,
+    poke64,
+)
+from trapgate.engine import emission as em
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.engine.x87_registers import EXTENDED_PRECISION, PRECISION, TOP, register_of, tag_of
+from trapgate.engine.x87_remainder import (
+    FINITE,
+    INFINITE,
+    LARGEST,
+    OTHER,
+    SIGN,
+    ZERO,
+    normalised,
+    number_kind,
+    put_invalid,
+)
+from trapgate.engine.x87_rounding import compute, machine_of
+
+_ZERO_DIVIDE = 4
+_BIAS = 16383
+_INFINITE_MANTISSA = -(1 << 63)
+_BEYOND_ALL = 1 << 16
+"""A power of 2 by which every number overflows or vanishes."""
+
+
+@core
+def whole_part(exponent: int, mantissa: int) -> int:
+    """A number of this biased exponent without its fraction, or _BEYOND_ALL if it is greater."""
+    distance = exponent - _BIAS
+    if distance < 0:
+        return 0
+    if distance > 15:
+        return _BEYOND_ALL
+    return ((mantissa >> 1) & (1 << 63) - 1) >> (62 - distance)
+
+
+@core
+def of_integer(value: int) -> tuple[int, int]:
+    """(Sign and exponent, mantissa) of an integer of at most 32 bits."""
+    if value == 0:
+        return 0, 0
+    exponent, mantissa = normalised(_BIAS + 63, max(value, -value))
+    return exponent | (SIGN if value < 0 else 0), mantissa
+
+
+@jit
+def put(place: int, high: int, low: int) -> None:
+    """Write a register."""
+    poke64(place, low)
+    poke16(place + 8, high)
+
+
+@jit
+def raise_flags(env: int, flags: int) -> None:
+    """The instruction has met these."""
+    poke8(env + at.X87_FLAGS, peek8(env + at.X87_FLAGS) | flags)
+
+
+@jit
+def translator_of(env: int) -> Cells:
+    """The cells of `emission`."""
+    return cells(machine_of(env)[mc.TRANSLATOR], em.CELLS)
+
+
+@callback(VOID, INT64, BOUND)
+def on_scale(env: int, helper: int) -> None:
+    """helper_fscale: ST(0) times 2 to the power of ST(1), of which the fraction is cut off.
+
+    The control word's precision is for addition, multiplication and their like only.
+    """
+    top, other = register_of(env, 0), register_of(env, 1)
+    high, low = peek16(top + 8), peek64(top)
+    power_high, power_low = peek16(other + 8), peek64(other)
+    kind, power = number_kind(high, low), number_kind(power_high, power_low)
+    grows = power_high & SIGN == 0
+    if OTHER in (kind, power):
+        t = translator_of(env)
+        call(t[em.TAKE_OPERAND], (env, 1))
+        call(t[em.ADD_OPERAND], (env,))
+    elif power == INFINITE:
+        if kind == (ZERO if grows else INFINITE):
+            put_invalid(env, top)
+        elif grows:
+            put(top, high & SIGN | LARGEST, _INFINITE_MANTISSA)
+        else:
+            put(top, high & SIGN, 0)
+    elif kind == FINITE:
+        steps = whole_part(power_high & LARGEST, power_low)
+        whole_high, whole_low = of_integer(steps if grows else -steps)
+        put(other, whole_high, whole_low)
+        precision = peek8(env + PRECISION)
+        poke8(env + PRECISION, EXTENDED_PRECISION)
+        compute(env, top, helper, 0)
+        poke8(env + PRECISION, precision)
+        put(other, power_high, power_low)
+
+
+@callback(VOID, INT64)
+def on_extract(env: int) -> None:
+    """helper_fxtract: ST(0) becomes its exponent, and its significand is pushed."""
+    top = register_of(env, 0)
+    high, low = peek16(top + 8), peek64(top)
+    kind = number_kind(high, low)
+    if kind == OTHER:
+        t = translator_of(env)
+        call(t[em.TAKE_OPERAND], (env, 0))
+        call(t[em.ADD_OPERAND], (env,))
+        high, low = peek16(top + 8), peek64(top)
+    elif kind == ZERO:
+        raise_flags(env, _ZERO_DIVIDE)
+        put(top, SIGN | LARGEST, _INFINITE_MANTISSA)
+    elif kind == INFINITE:
+        put(top, LARGEST, _INFINITE_MANTISSA)
+    else:
+        exponent, low = normalised(max(high & LARGEST, 1), low)
+        of_high, of_low = of_integer(exponent - _BIAS)
+        put(top, of_high, of_low)
+        high = high & SIGN | _BIAS
+    poke32(env + TOP, (peek32(env + TOP) - 1) & 7)
+    poke8(tag_of(env, 0), 0)
+    put(register_of(env, 0), high, low)

@@ -1,0 +1,121 @@
+"""FPREM and FPREM1 in place of the engine's helpers, which compute with 53 bits. Compiled only."""
+
+from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.kinds import BOUND, INT64, VOID
+from trapgate.compiler.program import callback, jit
+from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, poke16, poke64
+from trapgate.engine import emission as em
+from trapgate.engine import layout as at
+from trapgate.engine import machine as mc
+from trapgate.engine.x87_registers import STATUS, register_of
+from trapgate.engine.x87_rounding import AS_IT_IS
+from trapgate.instructions.partial_remainder import partial_remainder
+
+INVALID = 1
+_C0, _C1, _C2, _C3 = 0x100, 0x200, 0x400, 0x4000
+LARGEST = 0x7FFF
+SIGN = 0x8000
+_INDEFINITE = -(1 << 62)
+
+ZERO, FINITE, INFINITE, OTHER = range(4)
+"""What a register may hold; the last: a NaN, or what is no number of this format."""
+
+
+@core
+def number_kind(high: int, low: int) -> int:
+    """Which of these sign and exponent `high` and mantissa `low` are."""
+    if high & LARGEST == LARGEST:
+        return INFINITE if low == -(1 << 63) else OTHER
+    if high & LARGEST == 0:
+        return ZERO if low == 0 else FINITE
+    return FINITE if low < 0 else OTHER
+
+
+@core
+def normalised(exponent: int, mantissa: int) -> tuple[int, int]:
+    """(Exponent, mantissa with its integer bit set) of a mantissa that is not 0."""
+    while mantissa >= 0:
+        # Bit 62 becomes the sign of the integer.
+        top = -(1 << 63) if mantissa & 1 << 62 else 0
+        mantissa = (mantissa & (1 << 62) - 1) << 1 | top
+        exponent -= 1
+    return exponent, mantissa
+
+
+@core
+def packed(exponent: int, mantissa: int) -> tuple[int, int]:
+    """(Biased exponent, mantissa) as a register holds them; nothing is lost of a denormal."""
+    if mantissa == 0:
+        return 0, 0
+    exponent, mantissa = normalised(exponent, mantissa)
+    if exponent > 0:
+        return exponent, mantissa
+    # The sign bit of this integer is a bit like others.
+    mantissa = (mantissa >> 1) & (1 << 63) - 1
+    return 0, mantissa >> min(-exponent, 63)
+
+
+@core
+def conditions(quotient: int, incomplete: bool) -> int:
+    """C0 to C3 of the status word: the quotient's low bits, and whether steps are left."""
+    found = _C2 if incomplete else 0
+    found |= _C0 if quotient & 4 else 0
+    found |= _C3 if quotient & 2 else 0
+    return found | (_C1 if quotient & 1 else 0)
+
+
+@jit
+def put_invalid(env: int, place: int) -> None:
+    """An invalid operation: its flag, and the indefinite NaN in the register at `place`."""
+    poke64(place, _INDEFINITE)
+    poke16(place + 8, 0xFFFF)
+    poke8(env + at.X87_FLAGS, peek8(env + at.X87_FLAGS) | INVALID)
+
+
+@jit
+def take_remainder(env: int, t: Cells, nearest: bool) -> None:
+    """ST(0) becomes what remains of it, divided by ST(1)."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    top, other = register_of(env, 0), register_of(env, 1)
+    high, low = peek16(top + 8), peek64(top)
+    other_high, other_low = peek16(other + 8), peek64(other)
+    kind, other_kind = number_kind(high, low), number_kind(other_high, other_low)
+    found = 0
+    if OTHER in (kind, other_kind):
+        # Which NaN it is, and what is invalid, addition finds out.
+        call(t[em.TAKE_OPERAND], (env, 1))
+        call(t[em.ADD_OPERAND], (env,))
+    elif kind == INFINITE or other_kind == ZERO:
+        put_invalid(env, top)
+    elif kind == FINITE and other_kind == FINITE:
+        exponent, mantissa = normalised(max(high & LARGEST, 1), low)
+        other_exponent, divisor = normalised(max(other_high & LARGEST, 1), other_low)
+        rest, scale, turned, quotient, incomplete = partial_remainder(
+            mantissa, exponent, divisor, other_exponent, nearest
+        )
+        biased, mantissa = packed(scale, rest)
+        sign = high & SIGN
+        if turned:
+            sign = sign ^ SIGN
+        poke64(top, mantissa)
+        poke16(top + 8, sign | biased)
+        found = conditions(quotient, incomplete)
+    status = peek16(env + STATUS) & ~(_C0 | _C1 | _C2 | _C3)
+    poke16(env + STATUS, status | found)
+    m[mc.X87_ROUNDED] = AS_IT_IS
+
+
+@callback(VOID, INT64, BOUND)
+def on_fprem(env: int, translator: int) -> None:
+    """helper_fprem."""
+    take_remainder(env, cells(translator, em.CELLS), False)
+
+
+@callback(VOID, INT64, BOUND)
+def on_fprem1(env: int, translator: int) -> None:
+    """helper_fprem1."""
+    take_remainder(env, cells(translator, em.CELLS), True)
+
+
+REMAINDERS = {"helper_fprem": on_fprem, "helper_fprem1": on_fprem1}
+"""The engine's helpers, and what is called instead, bound to the translator's cells."""
