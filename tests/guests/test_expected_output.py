@@ -25,10 +25,14 @@ def ended(until: str, engine: str) -> tuple[bytes, int, int]:
     vm = VirtualMachine(MEMORY, engine=engine, console=Console(output, until=until))
     guest = multiboot_guest(Loop(printing(TEXT), 2 * len(TEXT)))
     vm.load(parse_guest(guest, file="text.elf", memory=MEMORY))
-    asked = []
-    uart = vm.devices.uart
-    emit = uart._emit
-    uart._emit = lambda byte: (asked.append(byte), emit(byte))[1]  # type: ignore[method-assign]
+    asked: list[int] = []
+    emit = vm.devices.uart._emit
+
+    def emit_at_once(byte: int) -> None:
+        asked.append(byte)
+        emit(byte)
+
+    vm.devices.uart._emit = emit_at_once
     assert vm.run(max_instructions=10_000).end is End.UNTIL
     return output.getvalue(), vm.processor.time, len(asked)
 
