@@ -40,6 +40,7 @@ from trapgate.decode.x87_operands import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87_decimal import AS_STORED, INDEFINITE, round_decimal
 from trapgate.engine.x87_pointers import point
 from trapgate.engine.x87_registers import (
     CONTROL,
@@ -51,7 +52,7 @@ from trapgate.engine.x87_registers import (
     state_of,
     tag_of,
 )
-from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, machine_of, round_decimal
+from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, machine_of
 
 _INVALID = 1
 _DENORMAL = 2
@@ -76,6 +77,11 @@ _EXPONENT = 0x7FFF
 _INDEFINITE = -(1 << 62)
 _INDEFINITE_HIGH = 0xFFFF
 _FRACTION = (1 << 63) - 1
+
+ENTERS_MMX = -1
+SPARES_X87 = -2
+"""In place of operands: an MMX instruction, which makes all registers valid and TOP 0; or
+what the engine takes for one."""
 
 NO_X87 = 0
 COMPUTES = 1
@@ -203,6 +209,10 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
         poke32(env + at.ERROR_CODE, 0)
         poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _MF)
         call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, return_address))
+    if operands == ENTERS_MMX:
+        poke32(env + TOP, 0)
+        poke64(env + TAGS, 0)
+        return
     m[mc.X87_STATUS] = status
     poke8(env + at.X87_FLAGS, 0)
     # MXCSR is none of the x87's.
@@ -210,6 +220,7 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
     m[mc.X87_FAULT] = 0
     m[mc.X87_FILLED] = 0
     m[mc.X87_DENORMAL] = 0
+    m[mc.X87_DECIMAL] = AS_STORED
     m[mc.X87_ROUNDED] = AS_IT_IS if operands & TELLS_SIGN else DOWN
     if peek16(env + CONTROL) & _EXCEPTIONS != _EXCEPTIONS:
         keep_registers(m, env)
@@ -224,6 +235,9 @@ def exceptions_met(m: Cells, env: int) -> int:
     """What the instruction has met, as flags of the status word."""
     if m[mc.X87_FAULT] != 0:
         return _INVALID | _STACK_FAULT
+    if m[mc.X87_DECIMAL] == INDEFINITE:
+        m[mc.X87_ROUNDED] = DOWN
+        return _INVALID
     met = peek8(env + at.X87_FLAGS) & _EXCEPTIONS & ~_DENORMAL
     if m[mc.X87_DENORMAL] == 1 and met & (_INVALID | _ZERO_DIVIDE) == 0:
         met |= _DENORMAL
@@ -277,6 +291,13 @@ def settle(m: Cells, env: int) -> None:
     status = status & ~sticky | before & sticky | met
     poke16(env + STATUS, summarised(status, control))
     m[mc.X87_FILLED] = 0
+
+
+@callback(VOID, INT64, INT64)
+def on_mmx_ends(machine: int, destination: int) -> None:
+    """Behind an MMX instruction: its destination is a NaN to the x87 (SDM, "MMX Registers")."""
+    env = state_of(cells(machine, mc.CELLS))
+    poke16(env + REGISTERS + 16 * destination + 8, 0xFFFF)
 
 
 @callback(VOID, INT64, INT64, INT64)
