@@ -152,7 +152,7 @@ def _rules_of(bench: Bench) -> tuple[Rule, ...]:
         return ()
     names = Names(symbols=symbols.ranges() if symbols else {})
     try:
-        rules = rules_for(parse(text, names), Action.EXIT)
+        rules = rules_for(parse(text, names.about_faults()), Action.EXIT)
         encode(rules)
     except (ConditionError, CriteriaTableError) as error:
         raise PlanError(str(error), "when.condition", bench.plan.path) from None

@@ -50,7 +50,7 @@ class Catches:
 
     def __init__(self, vm: VirtualMachine, names: Names | None = None) -> None:
         self._vm = vm
-        self._names = names
+        self._names = names or Names()
         self._faults: dict[int, tuple[Rule, ...]] = {}
         self._exits: set[ExitReason] | None = None
         self._kept: list[dict[str, int]] = []
@@ -82,7 +82,7 @@ class Catches:
             vector = int(Vector[name.upper().removeprefix("#")])
         except KeyError:
             raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
-        wanted = rules_for(parse(text or "all", self._names), RuleAction.EXIT)
+        wanted = rules_for(parse(text or "all", self._names.about_faults()), RuleAction.EXIT)
         encode(wanted)
         if not self._faults:
             self._kept = [{name: cpu.vmcs[name] for name in _FIELDS} for cpu in self._vm.cpus]
