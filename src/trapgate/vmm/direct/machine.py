@@ -198,6 +198,7 @@ class DirectMachine(SharingMachine):
             board=board,
         )
         self.base, self.memory = base, memory
+        self.cpu.has_windows = False
         self.on_refusal = on_refusal
         self.tables = GuestTables(host.words, host.frames, number)
         self.counts = DirectCounts()
