@@ -15,7 +15,7 @@ from trapgate.vmm.actions import End
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import Memory
 from trapgate.vmm.direct.links import PAE
-from trapgate.vmm.direct.machine import DirectMachine
+from trapgate.vmm.direct.machine import DirectMachine, DirectPagingError
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.loaders.state import gdt, protected_mode
@@ -129,6 +129,15 @@ def test_a_screen_opens_no_window_past_the_vmm() -> None:
             vm.devices.write(port, 1, value, 0)
         assert vm.devices.vga.is_planar
         assert vm.processor.engine.cells[stops.WINDOWS] == 0
+
+
+_DRIVE = (Memory(bytes(1 << 20)),)
+
+
+@pytest.mark.parametrize("board", [Board(disks=_DRIVE), Board(cds=_DRIVE), Board(floppies=_DRIVE)])
+def test_entries_have_no_drives(board: Board) -> None:
+    with pytest.raises(DirectPagingError, match="no drives"):
+        DirectMachine(16 << 20, board=board)
 
 
 def test_a_machine_has_drives() -> None:
