@@ -67,12 +67,13 @@ def store_loop(count: int) -> Loop:
     return _counted(b"\xbf" + _u32(BUFFER), body, 4, count)
 
 
-def fault_loop(count: int) -> Loop:
-    """`count` times: a load that page-faults, skipped by the handler; dec ecx; jnz.
+def fault_loop(count: int, *, store: bool = False) -> Loop:
+    """`count` times: a load, or store, that page-faults, skipped by the handler; dec ecx; jnz.
 
     Needs `multiboot_guest`, whose handler for page faults steps over two bytes.
     """
-    return _counted(b"\xbb" + _u32(ABSENT), b"\x8b\x03", 1, count)
+    access = b"\x89\x03" if store else b"\x8b\x03"
+    return _counted(b"\xbb" + _u32(ABSENT), access, 1, count)
 
 
 def vmcall_loop(count: int) -> Loop:

@@ -34,7 +34,7 @@ def wrong(text: str, *words: str) -> None:
         (EVENTS.replace("20", "0"), ["when.every", "choose from 1"]),
         (EVENTS.replace("20", "true"), ["when.every", "whole number"]),
         (EVENTS + 'faults = ["PFF"]', ["when", "no fault 'PFF'"]),
-        (EVENTS + 'faults = ["PF"]', ["moments of their own"]),
+        (EVENTS + 'faults = ["PF"]', ["moments of its own"]),
         (EVENTS + "[sample]\nruns = 5\nhalf_width = 0.1", ["sample", "leave one out"]),
         (EVENTS + "[sample]\nhalf_width = 1.5", ["sample.half_width"]),
         (EVENTS + "[sample]\nconfidence = 0.2", ["sample.confidence"]),

@@ -10,6 +10,7 @@ from tests.conformance.tiny_guest import (
     DATA,
     GDT,
     OTHER_TASK,
+    TABLES,
     TF,
     Tiny,
     begin,
@@ -49,6 +50,14 @@ INSTRUCTIONS = {
     "rdmsr": (b"\x0f\x32", {"rcx": 0x174}),
     "xgetbv": (b"\x0f\x01\xd0", {"rcx": 0}),
     "clflush": (b"\x0f\xae\x3b", {}),
+    "addps": (b"\x0f\x58\xc0", {}),
+    "movups": (b"\x0f\x11\x03", {}),
+    "fld1": (b"\xd9\xe8", {}),
+    "fprem": (b"\xd9\xf8", {}),
+    "fnstenv": (b"\xd9\x33", {}),
+    "fxsave": (b"\x0f\xae\x03", {}),
+    "rcl": (b"\xd1\x13", {}),
+    "mov cr3, eax": (b"\x0f\x22\xd8", {"rax": TABLES}),
     "far jmp": (b"\xea" + pack("<IH", CODE + 7, CODE_32), {}),
 }
 REPEATED = {

@@ -167,6 +167,19 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert said.startswith("exact, by fields and a criteria table of 0 rules")
 
 
+def test_tables_that_vm_entry_refuses_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.toml"
+    path.write_text('[[rules]]\nthen = "exit"\n[[rules]]\nwhen = "data == 5"\nthen = "complete"\n')
+    result = CliRunner().invoke(app, ["criteria", "explain", str(path)])
+    assert result.exit_code == 2
+    assert "rule 1, clause 0 (counted from 0): a rule that completes needs" in result.output
+    # Wishes are about exceptions, which have no port.
+    path.write_text('[[wishes]]\nwhen = "port == 5"\nthen = "exit"\n')
+    result = CliRunner().invoke(app, ["criteria", "define", str(path)])
+    assert result.exit_code == 2
+    assert "wishes[0].when: column 1: port is no business of this condition" in result.output
+
+
 def test_what_a_table_says_is_not_merged_away() -> None:
     with pytest.raises(CriteriaError, match="two has a criteria table"):
         merge([Party("one", vmcs(PF)), Party("two", vmcs(0, ("write", Action.EXIT)))])

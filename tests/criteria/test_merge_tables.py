@@ -1,7 +1,6 @@
 """Merged criteria tables: sound and exact by z3's word and by integers, and small."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ from typer.testing import CliRunner
 from tests.criteria.test_criteria_tables import exits
 from trapgate.cli import app
 from trapgate.criteria import Party, compare_exits, merge_tables
-from trapgate.decision.criteria_rules import Clause, Operator
-from trapgate.decision.fault_values import BY_NAME
+from trapgate.decision.conditions import Both, words
 from trapgate.vmcs.vmcs import Vmcs
 
 pytest.importorskip("z3")
@@ -53,7 +51,7 @@ PAIRS = [
     ((STACKS, LOW), (2, 4)),
     ((FILTER, LOW), (1, 2)),
     ((STACKS, STACKS), (1, 2)),
-    ((LOW, PORTS), (2, 5)),
+    ((LOW, PORTS), (4, 9)),
 ]
 
 
@@ -68,18 +66,10 @@ def test_a_merge_exits_whenever_one_of_them_would(
     asking = parties(*texts)
     found = merge_tables(asking)
     assert found.exact
-    assert found.smallest
+    assert found.smallest is (PORTS not in texts)  # what is added about events is not counted
     rules = found.vmcs.criteria_table
     assert (len(rules), sum(len(rule.clauses) for rule in rules)) == size
-    for party in asking:
-        faults_only = party.vmcs.copy()
-        hardware = Clause(BY_NAME["type"], Operator.EQUAL, 3)
-        faults_only.criteria_table = tuple(
-            replace(rule, clauses=(*rule.clauses, hardware))
-            for rule in party.vmcs.criteria_table
-            if not rule.about_instructions
-        )
-        assert compare_exits(faults_only, found.vmcs).sound
+    assert compare_exits([party.vmcs for party in asking], found.vmcs).exact
     again = Vmcs.from_toml(found.toml())
     assert compare_exits(again, found.vmcs).exact
     for code in (0, 2, 3, 6, 7, 0x15):
@@ -100,16 +90,58 @@ def test_a_merge_exits_whenever_one_of_them_would(
                     assert exits(found.vmcs, fault) == wanted, fault
 
 
-def test_rules_about_instructions_are_left_out_and_named() -> None:
-    found = merge_tables(parties(LOW, PORTS))
-    instructions, interrupts = found.notes
-    assert instructions == "l1: its rules about instructions are not merged"
-    # Which of them is shown is the solver's choice.
-    assert re.fullmatch(
-        r"l1: only exceptions are merged; its table also makes this exit: \w+ interrupt \d+",
-        interrupts,
-    )
-    assert not any(rule.about_instructions for rule in found.vmcs.criteria_table)
+PAIRS_OF_EVENTS = [
+    # what the files have, and what the merge says beside exceptions
+    (
+        ('port == 0x80", "deliver', 'reason == WBINVD", "exit'),
+        ('port in range(0x70, 0x90)", "deliver', 'reason == IO_INSTRUCTION", "exit'),
+        [
+            ("deliver", "port == 0x80 and 0x70 <= port <= 0x8f"),
+            ("exit", "reason == WBINVD"),
+            ("next", "0x70 <= port <= 0x8f"),
+            ("exit", "reason == IO_INSTRUCTION"),
+        ],
+    ),
+    # INT 14 and interrupt 14 as well as #PF: the condition does not say which
+    (('vector == PF", "exit',), ('leaf == 1", "deliver',), None),
+    (
+        ('type == external_interrupt and vector >= 0x80", "exit',),
+        ('type == external_interrupt and vector != 0x90", "exit',),
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "wanted"), PAIRS_OF_EVENTS)
+def test_interrupts_and_instructions_are_merged(
+    first: tuple[str, ...], second: tuple[str, ...], wanted: list[tuple[str, str]] | None
+) -> None:
+    texts = [
+        "".join('[[rules]]\nwhen = "{}"\nthen = "{}"\n'.format(*one.split('", "')) for one in rules)
+        for rules in (first, second)
+    ]
+    asking = parties(*texts)
+    asking[1].vmcs["PIN_BASED_CONTROLS"] |= 8
+    found = merge_tables(asking)
+    assert found.exact
+    assert not found.notes
+    assert compare_exits([party.vmcs for party in asking], found.vmcs).exact
+    rules = [
+        (rule.action.name.lower(), words(Both(rule.clauses))) for rule in found.vmcs.criteria_table
+    ]
+    if wanted is not None:
+        assert rules == wanted
+    assert {share.asked for share in found.shares} >= {("l0",)}
+
+
+def test_bitmaps_that_differ_cannot_be_merged() -> None:
+    asking = parties(PORTS, LOW)
+    use = 1 << 25
+    for place, party in enumerate(asking):
+        party.vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= use
+        party.vmcs["IO_BITMAP_A_ADDRESS"] = 0x1000 * place
+    (note,) = merge_tables(asking).notes
+    assert re.fullmatch(r"loses IO_INSTRUCTION, .*: its fields are not merged", note)
 
 
 def test_within_what_the_hardware_has() -> None:

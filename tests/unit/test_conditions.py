@@ -1,5 +1,6 @@
 """Conditions: read, turned into rules, put into words, and refused with the column."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,30 @@ def test_a_condition_may_have_several_lines() -> None:
     assert parse("\n  vector == PF\n and\n  write\n") == parse("vector == PF and write")
     with pytest.raises(ConditionError, match="column 18: nothing is called wrote"):
         parse("vector == PF and\nwrote")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("vector == HLT", "column 11: HLT is an exit reason, and vector is none; compare reason"),
+        ("cpl == mode_real", "mode_real is a mode"),
+        ("type in (nmi, PF)", "PF is a vector, and type is none; compare vector or interrupted"),
+        ("table_access == by_gate", "by_gate is what switches tasks"),
+        ("bit(cr3, PF)", "PF is no number here"),
+        ("address >> PF == 3", "PF is no number here"),
+    ],
+)
+def test_names_of_numbers_have_kinds(text: str, problem: str) -> None:
+    with pytest.raises(ConditionError, match=re.escape(problem)):
+        parse(text)
+
+
+def test_symbols_are_addresses() -> None:
+    names = Names(symbols={"trap": (0x1000, 0x1010)})
+    found = parse('rip in symbol("trap")', names)
+    assert found == Clause(BY_NAME["rip"], Operator.IN_RANGE, 0x1000, 0x100F)
+    with pytest.raises(ConditionError, match="symbols are addresses, and cpl has 2 bits"):
+        parse('cpl in symbol("trap")', names)
 
 
 def test_the_seeds_word_for_what_is_written() -> None:

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trapgate.compiler.dialect import Cells, Rows
-from trapgate.compiler.program import alone
+from trapgate.compiler.program import alone, alone_together
 
 _NUMBERS = np.arange(7, dtype=np.int64) * 3
 _MASK = (1 << 40) - 1
+_MOST = (1 << 63) - 1
 
 
 def arithmetic(a: int, b: int) -> int:
@@ -162,3 +163,27 @@ def test_arguments_of_other_types(arguments: tuple[Any, ...], error: type[Except
 
 def test_minus_one_and_numbers_of_numpy() -> None:
     assert alone(arithmetic)(-1, np.int64(-1)) == arithmetic(-1, -1)
+
+
+def folded(a: int) -> int:
+    return a + (_MOST * 4 + 9) ^ (_MOST + 1)
+
+
+def test_constants_wrap_too() -> None:
+    assert alone(folded)(0) == 5 ^ -(1 << 63)
+
+
+def either(a: Any, b: Any) -> Any:
+    return a | b
+
+
+def test_a_function_of_any_type_is_compiled_for_each_mix() -> None:
+    machine_code = alone(either)
+    assert [machine_code(*pair) for pair in ((5, 2), (False, True), (False, 2))] == [7, True, 2]
+    assert type(machine_code(True, False)) is bool
+    assert type(machine_code(True, 0)) is int
+
+
+def test_functions_that_are_made_at_once() -> None:
+    made = alone_together([arithmetic, loops])  # type: ignore[list-item]
+    assert [one(3, 4) for one in made] == [arithmetic(3, 4), loops(3, 4)]

@@ -31,7 +31,7 @@ NUMBERS = np.arange(3, dtype=np.int64)
 
 
 def nothing(a: int) -> None:
-    pass
+    return None
 
 
 def pair(a: int) -> tuple[int, int]:

@@ -5,9 +5,25 @@ from collections.abc import Callable
 
 import pytest
 
-from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, VOID
-from trapgate.compiler.library import Library
-from trapgate.compiler.raw import call, go_on, peek64, poke64, return_address
+from trapgate.compiler.kinds import BOOLEAN, BOUND, INT32, INT64, RETURN_ADDRESS, UINT32, VOID
+from trapgate.compiler.library import Callback, Library, Stub
+from trapgate.compiler.raw import (
+    call,
+    cells,
+    go_on,
+    memory,
+    peek8,
+    peek16,
+    peek32,
+    peek64,
+    poke8,
+    poke16,
+    poke32,
+    poke64,
+    return_address,
+    table,
+    watched,
+)
 from trapgate.compiler.routine import DialectError
 
 LIBRARY = Library()
@@ -41,6 +57,11 @@ def turned(function: int, left: int) -> None:
 
 
 @LIBRARY.stub
+def turned_by(cell: int, left: int) -> None:
+    go_on(peek64(cell), (left, 1))
+
+
+@LIBRARY.stub
 def counted(cell: int, function: int) -> None:
     """Counts, and lets another stub do the rest."""
     poke64(cell, peek64(cell) + 1)
@@ -64,6 +85,56 @@ def tells_its_caller(cell: int) -> None:
     go_on(tells_caller, (cell,))
 
 
+@LIBRARY.callback(INT32, INT32, UINT32, BOOLEAN)
+def narrow(signed: int, unsigned: int, chosen: bool) -> int:
+    return (signed if chosen else unsigned) >> 1
+
+
+@LIBRARY.callback(BOOLEAN, INT64)
+def is_odd(number: int) -> bool:
+    return number & 1 != 0
+
+
+@LIBRARY.callback(VOID, INT64)
+def moves(address: int) -> None:
+    """Each width once: loaded from `address`, stored behind it, with higher bits to drop."""
+    poke8(address + 8, peek8(address) + 0x100)
+    poke16(address + 10, peek16(address) + 0x10000)
+    poke32(address + 12, peek32(address) + (1 << 32))
+    poke64(address + 16, peek64(address))
+
+
+@LIBRARY.callback(INT64, INT64, INT64, INT64)
+def in_cells(address: int, count: int, n: int) -> int:
+    v = cells(address, count)
+    return int(v[n]) * 100 + len(v)
+
+
+@LIBRARY.callback(INT64, INT64, INT64, INT64)
+def in_a_table(address: int, row: int, n: int) -> int:
+    rows = table(address, 2, 3)
+    return int(rows[row][n]) * 100 + len(rows[row])
+
+
+@LIBRARY.callback(INT64, INT64, INT64, INT64)
+def in_memory(address: int, count: int, watch: int) -> int:
+    """The last cell, how many there are, and whether somebody watches; who does is told."""
+    mem = memory(address, count, watch)
+    seen = watched(mem)
+    if len(seen) > 5:
+        seen[1] = 77
+    return int(mem[count - 1]) * 1000 + len(mem) * 10 + (len(seen) > 0)
+
+
+@pytest.fixture(autouse=True)
+def compiled_anew() -> None:
+    """For each test, so that each sees what the compiler does now."""
+    vars(LIBRARY).pop("code", None)
+    for made in globals().values():
+        if isinstance(made, Callback | Stub):
+            vars(made).pop("address", None)
+
+
 def c(address: int, count: int) -> Callable[..., int]:
     return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(address)
 
@@ -79,6 +150,8 @@ def test_a_stub_goes_on_where_it_is_told() -> None:
     stub = c(turned.address, 2)
     assert stub(difference.address, 5) == 5 - difference.address
     stub(difference.address, 0)
+    cell = ctypes.c_int64(difference.address)
+    assert c(turned_by.address, 2)(ctypes.addressof(cell), 5) == 4
 
 
 def test_a_stub_goes_on_at_another_stub() -> None:
@@ -95,6 +168,33 @@ def test_what_a_stub_goes_on_at_has_its_caller() -> None:
     assert cells[0] == cells[1] != 0
     # All are called by one place of ctypes'.
     assert c(caller.address, 0)() == cells[0]
+
+
+def test_types_of_c_are_widened_and_cut() -> None:
+    narrowed = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int32, ctypes.c_uint32, ctypes.c_uint8)
+    function = narrowed(narrow.address)
+    assert function(-4, 6, 1) == -2
+    assert function(-4, 0xFFFFFFFC, 0) == 0x7FFFFFFE
+    assert function(-4, 0xFFFFFFFC, 2) == -2  # any number but 0 is true
+    odd = ctypes.CFUNCTYPE(ctypes.c_uint8, ctypes.c_int64)(is_odd.address)
+    assert [odd(number) for number in (2, 3, -1)] == [0, 1, 1]
+
+
+def test_loads_and_stores_of_each_width() -> None:
+    held = (ctypes.c_uint8 * 24)(*range(0xF1, 0xF9))
+    c(moves.address, 1)(ctypes.addressof(held))
+    assert bytes(held) == bytes.fromhex("f1f2f3f4f5f6f7f8 f100 f1f2 f1f2f3f4 f1f2f3f4f5f6f7f8")
+
+
+def test_arrays_over_memory() -> None:
+    held = (ctypes.c_int64 * 6)(1, 2, 3, 4, 5, 6)
+    seen = (ctypes.c_int64 * 2)()
+    where = ctypes.addressof(held)
+    assert c(in_cells.address, 3)(where, 6, 4) == 506
+    assert c(in_a_table.address, 3)(where, 1, 2) == 603
+    assert c(in_memory.address, 3)(where, 4, 0) == 4040
+    assert c(in_memory.address, 3)(where, 5, ctypes.addressof(seen)) == 5051
+    assert list(seen) == [0, 77]
 
 
 WRONG = Library()

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices import Bus, MachineEvent, MachineEventKind, Pc, VirtualClock
 from trapgate.vmm.devices.debug import PostPort
 from trapgate.vmm.devices.keyboard import KeyboardController
 from trapgate.vmm.devices.pc import NoProcessor
+from trapgate.vmm.devices.quick import QuickPorts
 from trapgate.vmm.devices.rtc import CmosRtc
 
 CLOCK = VirtualClock()
@@ -383,6 +385,37 @@ def test_alarm_and_update_interrupts() -> None:
     put(rtc, 0x0B, 0x22, 9 * SECOND)
     cell(rtc, 0x0C, 9 * SECOND)
     assert rtc.next_deadline(9 * SECOND) is None
+
+
+def test_seconds_that_were_read_need_no_vmm_until_they_change() -> None:
+    """Nor does register A, while the guest has not stopped the clock."""
+    ports = QuickPorts()
+    rtc = CmosRtc(Wire(), CLOCK, 1 << 24, EPOCH, ports)
+    access = quick.access(0x71, 1, True)
+
+    def answered(now: int) -> int | None:
+        at = quick.slot_of(ports.cells, access, now, 0)
+        return None if at < 0 else quick.load(ports.cells, at, now)
+
+    rtc.write(0x70, 1, 0x80, 0)
+    assert answered(10) is None
+    assert rtc.read(0x71, 1, 10) == 0x58
+    assert [answered(11), answered(SECOND - 1), answered(SECOND)] == [0x58, 0x58, None]
+    assert rtc.read(0x71, 1, SECOND) == 0x59
+    assert answered(SECOND + 1) == 0x59
+    put(rtc, 0, 0x30, SECOND + 2)
+    assert answered(SECOND + 3) is None
+    assert rtc.read(0x71, 1, SECOND + 3) == 0x30
+    put(rtc, 0x0B, 0x82, SECOND + 4)
+    rtc.write(0x70, 1, 0, SECOND + 4)
+    assert answered(SECOND + 5) is None
+    rtc.write(0x70, 1, 0x0A, SECOND + 5)
+    assert answered(2 * SECOND - 1) is None
+    put(rtc, 0x0B, 0x02, SECOND + 6)
+    rtc.write(0x70, 1, 0x0A, SECOND + 7)
+    assert answered(2 * SECOND - 1) == 0xA6
+    rtc.write(0x70, 1, 2, SECOND + 7)
+    assert answered(SECOND + 8) is None
 
 
 def test_nmi_mask_is_bit_7_of_the_index() -> None:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trapgate.campaign.bench import JOURNAL
+from trapgate.campaign.bench import JOURNAL, Bench
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.symbols import within
 from trapgate.campaign.touches import Touches
 from trapgate.campaign.uses import ALL, Uses
-from trapgate.events.journal import HEAD_SEQUENCE, ROW_SEQUENCE, ROW_TIME, ROW_VECTOR
+from trapgate.decision.conditions import ConditionError, Names, parse, rules_for
+from trapgate.decision.criteria_rules import Action, CriteriaTableError, Rule, encode
+from trapgate.decision.frame_filters import entry_written
+from trapgate.events.journal import (
+    HEAD_SEQUENCE,
+    ROW_ADDRESS,
+    ROW_DATA,
+    ROW_DEPTH,
+    ROW_ERROR_CODE,
+    ROW_HAS_DATA,
+    ROW_OLD_VALUE,
+    ROW_TIME,
+    ROW_TYPE,
+    ROW_VECTOR,
+)
 from trapgate.processor.decoded import Operand
+from trapgate.processor.fault_conditions import Occurrence, holds
+from trapgate.processor.logical import signed
 from trapgate.sdm import cells as f
 
 LONGEST_COURSE: Final = 20_000_000
@@ -105,24 +122,84 @@ def course_of(
     return Course(times, rips, reads, writes, touches)
 
 
-def _fault_moments(reference: Reference) -> NDArray[np.int64]:
-    """When the golden run takes the plan's faults: just before the instruction that faults."""
+def _event_moments(reference: Reference) -> NDArray[np.int64]:
+    """When the golden run takes the plan's events: just before the instruction that they meet."""
     bench, golden = reference.bench, reference.golden
-    wanted = set(bench.plan.when.faults)
+    when = bench.plan.when
+    rules = _rules_of(bench)
+    events = [
+        (time, event)
+        for time, event in _events_of(reference)
+        if golden.begin <= time < golden.end and (not when.faults or event.vector in when.faults)
+    ]
+    if not rules:
+        return np.array(sorted({time for time, _ in events}), np.int64)
+    times: set[int] = set()
+    bench.go_to(bench.start)
+    processor = bench.vm.processor
+    for time, event in events:
+        if time > processor.time:
+            bench.vm.step(time - processor.time)
+        if holds(processor, bench.vm.vmcs.cells, rules, _seen(bench, event)):
+            times.add(time)
+    return np.array(sorted(times), np.int64)
+
+
+def _rules_of(bench: Bench) -> tuple[Rule, ...]:
+    """The plan's condition. Raises PlanError."""
+    text, symbols = bench.plan.when.condition, bench.symbols
+    if not text:
+        return ()
+    names = Names(symbols=symbols.ranges() if symbols else {})
+    try:
+        rules = rules_for(parse(text, names.about_faults()), Action.EXIT)
+        encode(rules)
+    except (ConditionError, CriteriaTableError) as error:
+        raise PlanError(str(error), "when.condition", bench.plan.path) from None
+    return rules
+
+
+def _events_of(reference: Reference) -> Iterator[tuple[int, Occurrence]]:
+    """The events of the golden run's journal and their times, in order, from `bench.start` on."""
+    bench, golden = reference.bench, reference.golden
     bench.go_to(bench.start)
     vm = bench.vm
-    times: set[int] = set()
     seen = int(vm.processor.head[HEAD_SEQUENCE])
+    outer = -1
     while vm.processor.time < golden.end and vm.stopped is None:
         vm.step(min(_STEP, golden.end - vm.processor.time))
-        for row in vm.processor.last_events():
-            if int(row[ROW_SEQUENCE]) < seen:
-                break
-            if int(row[ROW_VECTOR]) in wanted:
-                times.add(int(row[ROW_TIME]))
-        seen = int(vm.processor.head[HEAD_SEQUENCE])
-    inside = sorted(time for time in times if golden.begin <= time < golden.end)
-    return np.array(inside, np.int64)
+        fresh = int(vm.processor.head[HEAD_SEQUENCE]) - seen
+        rows = [[int(cell) for cell in row] for row in islice(vm.processor.last_events(), fresh)]
+        for row in reversed(rows):
+            nested = row[ROW_DEPTH] > 0
+            yield (
+                row[ROW_TIME],
+                Occurrence(
+                    row[ROW_VECTOR],
+                    row[ROW_TYPE],
+                    row[ROW_ERROR_CODE],
+                    row[ROW_ADDRESS],
+                    depth=row[ROW_DEPTH],
+                    outer=outer if nested else -1,
+                    table_entry=row[ROW_HAS_DATA],
+                    old_entry=row[ROW_OLD_VALUE],
+                    new_entry=row[ROW_DATA],
+                ),
+            )
+            outer = row[ROW_VECTOR]
+        seen += fresh
+
+
+def _seen(bench: Bench, event: Occurrence) -> Occurrence:
+    """An event with what the guest's state says of it, which stands just before it."""
+    vm = bench.vm
+    guest = Operand(vm.processor, vm.vmcs.cells)
+    kind = 0
+    if event.table_entry:
+        user = event.error_code >> 2 & 1
+        flags = int(vm.vmcs.cells[f.GUEST_RFLAGS])
+        kind, _ = entry_written(guest.v, flags, guest.mem, signed(event.address), user)
+    return replace(event, length=guest.decode().len, table_entry=int(kind))
 
 
 def moments_of(reference: Reference, course: Course | None) -> NDArray[np.int64]:
@@ -132,8 +209,8 @@ def moments_of(reference: Reference, course: Course | None) -> NDArray[np.int64]
     """
     plan, golden = reference.bench.plan, reference.golden
     when = plan.when
-    if when.faults:
-        moments = _fault_moments(reference)
+    if when.faults or when.condition:
+        moments = _event_moments(reference)
     elif course is not None:
         moments = course.times
         if when.symbols:

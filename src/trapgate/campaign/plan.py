@@ -75,12 +75,13 @@ class When:
     """At which instructions of the golden run faults are put in.
 
     Every `every`-th of those that lie in `symbols` (all if there are none), or those at which
-    the golden run takes one of `faults`.
+    the golden run takes one of `faults`, or a fault or interrupt for which `condition` holds.
     """
 
     every: int
     symbols: tuple[str, ...]
     faults: tuple[int, ...]
+    condition: str = ""
 
 
 @dataclass(frozen=True)
@@ -278,9 +279,13 @@ def _when(table: Table) -> When:
         if word not in Vector.__members__:
             raise table.wrong(f"no fault {name!r}; {suggestion(word, list(Vector.__members__))}")
         faults.append(int(Vector[word]))
-    found = When(table.number("every", 1, low=1) or 1, table.texts("symbols"), tuple(faults))
-    if found.faults and (found.symbols or found.every != 1):
-        raise table.wrong("faults are moments of their own; leave every and symbols out", "faults")
+    every, symbols = table.number("every", 1, low=1) or 1, table.texts("symbols")
+    found = When(every, symbols, tuple(faults), table.text("condition"))
+    of_events = "faults" if found.faults else "condition" if found.condition else ""
+    if of_events and (symbols or every != 1):
+        raise table.wrong(
+            f"{of_events} means moments of its own; leave every and symbols out", of_events
+        )
     table.done()
     return found
 

@@ -224,11 +224,12 @@ def _parties(files: list[Path], known: Names | None = None) -> list[Party]:
 
 
 def _load(path: Path, names: Names | None = None) -> Vmcs:
-    from trapgate.criteria.filters import demand_valid
+    from trapgate.criteria.filters import demand_table, demand_valid
     from trapgate.vmcs.vmcs import Vmcs
 
     vmcs = Vmcs.load(path, names=names)
     demand_valid(vmcs, str(path))
+    demand_table(vmcs, str(path))
     return vmcs
 
 

@@ -45,17 +45,11 @@ def _symbols(file: Path | None, guest: Path | None) -> dict[str, tuple[int, int]
     from trapgate.trace.symbols import Symbols
 
     try:
-        found = Symbols(file or guest or Path())
+        return Symbols(file or guest or Path()).ranges()
     except TraceError:
         if file is not None:
             raise
         return {}  # a guest without symbols is none the worse
-    return {
-        name: (start, end)
-        for name, start, end in zip(
-            found.names, found.starts.tolist(), found.ends.tolist(), strict=True
-        )
-    }
 
 
 def _is_elf(file: Path) -> bool:

@@ -11,7 +11,7 @@ where it is called, with the types that they have there (`trapgate.decision.rule
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trapgate.compiler.dialect import INLINED
+from trapgate.compiler.dialect import APART, INLINED
 from trapgate.compiler.kinds import (
     BOOL,
     BOOLEAN,
@@ -91,6 +91,8 @@ class Module:
         parameters = ", ".join(f"{v.kind.llvm} {v.text}" for v in arguments.values())
         head = f"internal {_CONVENTION} {wanted.result.llvm}"
         attributes = "#3" if wanted.function in INLINED else "#0"
+        if wanted.function in APART:
+            attributes = "#2"
         self.put(code, wanted.symbol, head, parameters, attributes=attributes)
 
     def for_c(self, wanted: Routine, symbol: str, returns: CType, takes: Sequence[CType]) -> None:

@@ -54,5 +54,6 @@ def parse_wishes(text: str, path: str = "", names: Names | None = None) -> Fault
     entries = document.get("wishes", [])
     if default not in _GOALS:
         raise wrong(f"{default!r}: {suggestion(str(default), _GOALS)}", field="default")
-    rules = rules_of(entries, "wishes", names, _GOALS, unknown)
+    about = (names or Names()).about_faults()
+    rules = rules_of(entries, "wishes", about, _GOALS, unknown)
     return FaultWishes(tuple(rules), _GOALS[default], path)

@@ -8,8 +8,10 @@ import numpy as np
 
 from trapgate.criteria.codes import Codes, Truths, has_error_code
 from trapgate.criteria.errors import CriteriaError
+from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.decision.rules import SCHEMES, Scheme, control_bit, mapped_code, mapped_field
+from trapgate.sdm.check_words import CHECKS
 from trapgate.sdm.vectors import PF
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -107,6 +109,14 @@ def demand_valid(vmcs: Vmcs, path: str = "") -> None:
             break
     told = ", ".join(f"{field.name} = {vmcs[field]:#x}" for field in suspects)
     raise CriteriaError(f"VM entry refuses {told}; give values that the extensions have", path=path)
+
+
+def demand_table(vmcs: Vmcs, path: str = "") -> None:
+    """Raise CriteriaError if VM entry refuses the criteria table, and say which rule and clause."""
+    failed, place = check_table(vmcs.copy().cells)
+    if failed:
+        where = f"rule {place >> 16}, clause {place & 0xFFFF} (counted from 0)"
+        raise CriteriaError(f"{where}: {CHECKS[failed].rule}", path=path, field="rules")
 
 
 def filter_in(vmcs: Vmcs, vector: int) -> Filter:

@@ -18,7 +18,7 @@ from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs
 
 _STATE: Final = (fv.RIP, fv.RSP, fv.CPL, fv.MODE, fv.RFLAGS, fv.CR0, fv.CR3, fv.CR4, fv.EFER)
-_BY_PRIMARY: Final = {
+BY_PRIMARY: Final = {
     ExitReason.HLT: ct.PRIMARY_HLT_EXITING,
     ExitReason.INVLPG: ct.PRIMARY_INVLPG_EXITING,
     ExitReason.INVPCID: ct.PRIMARY_INVLPG_EXITING,
@@ -30,21 +30,33 @@ _BY_PRIMARY: Final = {
     ExitReason.MOV_DR: ct.PRIMARY_MOV_DR_EXITING,
     ExitReason.PAUSE: ct.PRIMARY_PAUSE_EXITING,
 }
-_BY_SECONDARY: Final = {
+BY_SECONDARY: Final = {
     ExitReason.WBINVD: ct.SECONDARY_WBINVD_EXITING,
     ExitReason.GDTR_OR_IDTR_ACCESS: ct.SECONDARY_DESCRIPTOR_TABLE_EXITING,
     ExitReason.LDTR_OR_TR_ACCESS: ct.SECONDARY_DESCRIPTOR_TABLE_EXITING,
 }
-_BY_MORE: Final = {
-    ExitReason.IO_INSTRUCTION: ("IO_BITMAP_A_ADDRESS", "IO_BITMAP_B_ADDRESS"),
-    ExitReason.RDMSR: ("MSR_BITMAP_ADDRESS",),
-    ExitReason.WRMSR: ("MSR_BITMAP_ADDRESS",),
+_CR_BITS: Final = (
+    ct.PRIMARY_CR3_LOAD_EXITING
+    | ct.PRIMARY_CR3_STORE_EXITING
+    | ct.PRIMARY_CR8_LOAD_EXITING
+    | ct.PRIMARY_CR8_STORE_EXITING
+)
+BY_MORE: Final = {
+    ExitReason.IO_INSTRUCTION: (
+        ct.PRIMARY_USE_IO_BITMAPS | ct.PRIMARY_UNCONDITIONAL_IO_EXITING,
+        ("IO_BITMAP_A_ADDRESS", "IO_BITMAP_B_ADDRESS"),
+    ),
+    ExitReason.RDMSR: (ct.PRIMARY_USE_MSR_BITMAPS, ("MSR_BITMAP_ADDRESS",)),
+    ExitReason.WRMSR: (ct.PRIMARY_USE_MSR_BITMAPS, ("MSR_BITMAP_ADDRESS",)),
     ExitReason.CONTROL_REGISTER_ACCESS: (
-        *("CR0_GUEST_HOST_MASK", "CR0_READ_SHADOW", "CR4_GUEST_HOST_MASK", "CR4_READ_SHADOW"),
-        *("CR3_TARGET_COUNT", *(f"CR3_TARGET_VALUE_{n}" for n in range(4))),
+        _CR_BITS,
+        (
+            *("CR0_GUEST_HOST_MASK", "CR0_READ_SHADOW", "CR4_GUEST_HOST_MASK", "CR4_READ_SHADOW"),
+            *("CR3_TARGET_COUNT", *(f"CR3_TARGET_VALUE_{n}" for n in range(4))),
+        ),
     ),
 }
-"""Fields beside the primary controls that have a say."""
+"""Where no control decides alone: the primary controls and the other fields that have a say."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +76,18 @@ def _usual(vmcs: Vmcs, reason: ExitReason) -> Any:
     """What the controls do, as a term."""
     z3 = z3_module()
     primary = vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"]
-    if reason in _BY_PRIMARY:
-        return z3.BoolVal(bool(primary & _BY_PRIMARY[reason]))
-    if reason in _BY_SECONDARY:
+    if reason in BY_PRIMARY:
+        return z3.BoolVal(bool(primary & BY_PRIMARY[reason]))
+    if reason in BY_SECONDARY:
         active = primary & ct.PRIMARY_SECONDARY_CONTROLS
         secondary = vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] if active else 0
-        return z3.BoolVal(bool(secondary & _BY_SECONDARY[reason]))
+        return z3.BoolVal(bool(secondary & BY_SECONDARY[reason]))
     if reason in (ExitReason.OTHER_SMI, ExitReason.IO_SMI):
         return z3.BoolVal(vmcs.profile == "extended")
-    if reason not in _BY_MORE:
+    if reason not in BY_MORE:
         return z3.BoolVal(True)
-    told = [primary, *(vmcs[name] for name in _BY_MORE[reason])]
+    bits, names = BY_MORE[reason]
+    told = [primary & bits, *(vmcs[name] for name in names)]
     return z3.Bool(f"{reason.name} exits under {told}")
 
 

@@ -12,12 +12,14 @@ from typing import Any, Final
 from trapgate.criteria.clause_candidates import ALL_OPERATORS, OF_EXCEPTIONS
 from trapgate.criteria.define_table import counted
 from trapgate.criteria.errors import ProofError, UndecidedError
-from trapgate.criteria.fault_terms import FaultTerms, fault_terms, in_words
+from trapgate.criteria.fault_terms import EXCEPTION_TYPES, FaultTerms, fault_terms, in_words
+from trapgate.criteria.instruction_terms import instruction_in_words, instruction_terms
 from trapgate.criteria.merge import Party, merge
+from trapgate.criteria.merge_events import add_events
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.table_search import Example, Goal, Limits, TableSearch
-from trapgate.criteria.tables import Search
+from trapgate.criteria.tables import Search, compare_exits
 from trapgate.criteria.tasks import Weights
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import BY_NAME
@@ -101,7 +103,7 @@ def merge_tables(
     """Fields of `scheme` and a table of at most `rules` rules that serve all parties.
 
     `clauses` (of all rules together) and `operators` are what the hardware takes. If nothing is
-    exact within that, it is the best sound table. Only what rules faults is merged.
+    exact within that, it is the best sound table for exceptions; `merge_events` adds the rest.
 
     Raises: UndecidedError, also if not even a sound table is within the limits; as `merge`.
     """
@@ -122,32 +124,18 @@ def merge_tables(
         found, _ = sound
     if search.missed(found) is not None:
         raise ProofError("the merged criteria let a fault out; please report this")
-    needless = None if exact else search.needless(found)
+    alone = len(found.criteria_table)
+    asking = [party.vmcs for party in parties]
+    add_events(found, asking, deadline)
+    difference = compare_exits(asking, found, timeout=deadline.left())
     return MergedTables(
         found,
-        needless is None,
-        exact,
-        in_words(needless) if needless else "",
+        difference.exact,
+        exact and len(found.criteria_table) == alone,
+        difference.needless_text,
         tuple(_shares(parties, found, goal.fault, deadline)),
-        tuple(_left_out(parties, goal.fault, deadline)),
+        (f"loses {difference.missed_text}: its fields are not merged",) * (not difference.sound),
     )
-
-
-def _left_out(parties: Sequence[Party], fault: FaultTerms, deadline: Deadline) -> Iterator[str]:
-    """What tables say of other things than exceptions."""
-    z3 = z3_module()
-    search = Search(fault, deadline)
-    interrupt = z3.And([fault.values["type"] != kind for kind in (3, 5, 6)])
-    for party in parties:
-        if any(rule.about_instructions for rule in party.vmcs.criteria_table):
-            yield f"{party.name}: its rules about instructions are not merged"
-        decided = fault.action(party.vmcs) == Action.EXIT.value
-        example = search.find(z3.And(interrupt, decided))
-        if example is not None:
-            yield (
-                f"{party.name}: only exceptions are merged; its table also makes this exit: "
-                f"{in_words(example)}"
-            )
 
 
 def _fields(
@@ -203,15 +191,31 @@ def _goal(parties: Sequence[Party]) -> Goal:
 def _shares(
     parties: Sequence[Party], merged: Vmcs, fault: FaultTerms, deadline: Deadline
 ) -> Iterator[Share]:
-    """For each set of parties an exception that these and no others asked for, if there is one."""
+    """For each set of parties an event that these and no others asked for, if there is one.
+
+    An exception; and an interrupt, an instruction or a platform event, where tables decide.
+    """
     z3 = z3_module()
-    search = Search(fault, deadline)
-    exits = fault.exits(merged)
-    asks = {party.name: fault.exits(party.vmcs) for party in parties}
+    exception = z3.Or([fault.values["type"] == int(kind) for kind in EXCEPTION_TYPES])
+    yield from _shares_of(parties, merged, fault, exception, deadline)
+    worlds = [(fault, z3.Not(exception))]
+    if any(rule.about_instructions for rule in merged.criteria_table):
+        worlds.append((instruction_terms(), z3.BoolVal(True)))
+    for events, about in worlds:
+        decided = z3.Or([events.action(party.vmcs) != Action.NEXT.value for party in parties])
+        yield from _shares_of(parties, merged, events, z3.And(about, decided), deadline)
+
+
+def _shares_of(
+    parties: Sequence[Party], merged: Vmcs, events: FaultTerms, about: Any, deadline: Deadline
+) -> Iterator[Share]:
+    z3 = z3_module()
+    search = Search(events, deadline)
+    tell = instruction_in_words if events.instructions else in_words
+    asks = {party.name: events.exits(party.vmcs) for party in parties}
     names = list(asks)
-    exception = z3.Or([fault.values["type"] == kind for kind in (3, 5, 6)])
     for some in chain.from_iterable(combinations(names, n) for n in range(len(names) + 1)):
         these = [asks[name] if name in some else z3.Not(asks[name]) for name in names]
-        example = search.find(z3.And(exception, exits, *these))
+        example = search.find(z3.And(about, events.exits(merged), *these))
         if example is not None:
-            yield Share(some, in_words(example), exits=True)
+            yield Share(some, tell(example), exits=True)

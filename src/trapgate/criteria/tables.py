@@ -274,8 +274,9 @@ def compare_exits(
     rules = [rule for vmcs in (*several, given) for rule in vmcs.criteria_table]
     deadline = Deadline(timeout)
     found = _compared(several, given, fault_terms(rules), in_words, deadline)
-    if found.exact and any(rule.about_instructions for rule in rules):
-        return _compared(several, given, instruction_terms(), instruction_in_words, deadline)
+    if found.missed is None and any(rule.about_instructions for rule in rules):
+        more = _compared(several, given, instruction_terms(), instruction_in_words, deadline)
+        return more if more.missed is not None or found.exact else found
     return found
 
 

@@ -82,6 +82,13 @@ class Names:
             return None
         return _bit(fv.BY_NAME["page_fault_code"], PAGE_FAULT_BITS[name])
 
+    def about_faults(self) -> Names:
+        """The same names for conditions that no instruction or platform event comes before."""
+        of_faults = {
+            name: value for name, value in self.values.items() if value not in fv.OF_INSTRUCTIONS
+        }
+        return replace(self, values=of_faults)
+
     @property
     def bit_names(self) -> tuple[str, ...]:
         """The names of bits."""
@@ -287,7 +294,7 @@ class _Reader:
             known = [*values, *self._names.bit_names]
             problem = f"no value is called {node.id}; {suggestion(node.id, known)}"
             if node.id in fv.BY_NAME:
-                problem = f"{node.id} is no business of this condition; compare {', '.join(values)}"
+                problem = f"{node.id} is no business of this condition; {_some(values)}"
             if self._names.bit(node.id) is not None:
                 problem = f"{node.id} is a bit: it stands alone, or behind 'not'"
             raise self._wrong(node, problem)
@@ -329,6 +336,12 @@ class _Reader:
         raise self._wrong(
             node, f"{ast.unparse(node)[:60]!r} is no unsigned number of 64 bits; write 10 or 0xA"
         )
+
+
+def _some(values: Mapping[str, object]) -> str:
+    few = list(values)[:6]
+    more = f" or {len(values) - len(few)} more" if len(values) > len(few) else ""
+    return f"compare {', '.join(few)}{more}"
 
 
 _OPERATORS: dict[type[ast.cmpop], tuple[Operator, bool]] = {

@@ -40,6 +40,7 @@ from trapgate.decode.x87_operands import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87_decimal import AS_STORED, INDEFINITE, round_decimal
 from trapgate.engine.x87_pointers import point
 from trapgate.engine.x87_registers import (
     CONTROL,
@@ -51,7 +52,7 @@ from trapgate.engine.x87_registers import (
     state_of,
     tag_of,
 )
-from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, machine_of, round_decimal
+from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, machine_of
 
 _INVALID = 1
 _DENORMAL = 2
@@ -210,6 +211,7 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
     m[mc.X87_FAULT] = 0
     m[mc.X87_FILLED] = 0
     m[mc.X87_DENORMAL] = 0
+    m[mc.X87_DECIMAL] = AS_STORED
     m[mc.X87_ROUNDED] = AS_IT_IS if operands & TELLS_SIGN else DOWN
     if peek16(env + CONTROL) & _EXCEPTIONS != _EXCEPTIONS:
         keep_registers(m, env)
@@ -224,6 +226,9 @@ def exceptions_met(m: Cells, env: int) -> int:
     """What the instruction has met, as flags of the status word."""
     if m[mc.X87_FAULT] != 0:
         return _INVALID | _STACK_FAULT
+    if m[mc.X87_DECIMAL] == INDEFINITE:
+        m[mc.X87_ROUNDED] = DOWN
+        return _INVALID
     met = peek8(env + at.X87_FLAGS) & _EXCEPTIONS & ~_DENORMAL
     if m[mc.X87_DENORMAL] == 1 and met & (_INVALID | _ZERO_DIVIDE) == 0:
         met |= _DENORMAL

@@ -30,6 +30,7 @@ from trapgate.decode.x87_pointers import (
     OPCODE,
     OPCODE_SHIFT,
     SEGMENT,
+    STORES_DECIMAL,
     STORES_IMAGE,
     STORES_STATE,
     WIDE,
@@ -39,6 +40,7 @@ from trapgate.decode.x87_pointers import (
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87_decimal import finish_decimal
 from trapgate.engine.x87_registers import state_of
 from trapgate.sdm import registers as reg
 
@@ -221,6 +223,8 @@ def finish_image(m: Cells, env: int, what: int, back: int) -> None:
             put_pointers(env, 0, 0, 0, 0, 0)
         else:
             load_image(t, env, address, wide, back)
+    elif action == STORES_DECIMAL:
+        finish_decimal(m, t, env, address, back)
     elif action == LOADS_ENVIRONMENT:
         load_environment(t, env, address, wide, back)
     else:

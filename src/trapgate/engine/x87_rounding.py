@@ -96,13 +96,6 @@ def emit_rounding(
     em.release(t, context, top)
 
 
-@jit
-def round_decimal(m: Cells, env: int) -> None:
-    """Before FBSTP: it rounds as FIST of 64 bits does."""
-    converted(env, cells(m[mc.TRANSLATOR], em.CELLS)[em.TO_INTEGER], 64)
-    poke8(env + at.X87_FLAGS, 0)
-
-
 _TWO_OPERANDS = ("fadd", "fsub", "fsubr", "fmul", "fdiv", "fdivr")
 
 HELPERS = (

@@ -63,10 +63,11 @@ COMMAND = 7
 """A store of a command that latches one of three counters, from slot PARTNER on."""
 UPDATING = 8
 """A load finds VALUE, and in bit 7 whether the clock's update is under way, if the index in slot
-PARTNER selects register A."""
+PARTNER selects register A; and RELOAD, if it selects the seconds, as long as START is the number of
+the second."""
 REFRESH_TICKS = 18
 """The memory refresh toggles about every 15 us."""
-_REGISTER_A = 0x0A
+_REGISTER_A, _SECONDS = 0x0A, 0x00
 
 IS_IN = 1 << 3
 _IMMEDIATE = 1 << 6
@@ -105,6 +106,12 @@ def count_now(p: Cells, at: int, time: int) -> int:
 
 
 @core
+def selected(p: Cells, at: int) -> int:
+    """The register of the CMOS clock that the slot at `at` means now."""
+    return int(p[HEAD + p[at + PARTNER] * WIDTH + VALUE] & 0x7F)
+
+
+@core
 def asks(p: Cells, at: int, time: int, value: int) -> bool:
     """Whether the VMM has to be asked about an access to the slot at `at`, a store of `value`."""
     kind = p[at + KIND]
@@ -113,7 +120,10 @@ def asks(p: Cells, at: int, time: int, value: int) -> bool:
     if kind == SPEAKER:
         return bool(ticks(time, p[at + TICKS], p[at + SECOND]) >= p[at + UNTIL])
     if kind == UPDATING:
-        return bool(p[HEAD + p[at + PARTNER] * WIDTH + VALUE] & 0x7F != _REGISTER_A)
+        index = selected(p, at)
+        if index == _SECONDS:
+            return bool(time // p[at + SECOND] != p[at + START])
+        return bool(index != _REGISTER_A)
     if kind == COMMAND:
         counter = HEAD + (p[at + PARTNER] + (value >> 6)) * WIDTH
         return value & 0x30 != 0 or value >> 6 == 3 or bool(p[counter + KIND] != COUNTER)
@@ -142,6 +152,8 @@ def load(p: Cells, at: int, time: int) -> int:
         tick = ticks(time, p[at + TICKS], p[at + SECOND])
         return int(p[at + VALUE] | (tick // REFRESH_TICKS & 1) << 4)
     if kind == UPDATING:
+        if selected(p, at) == _SECONDS:
+            return int(p[at + RELOAD])
         updates = time % p[at + SECOND] >= p[at + UNTIL]
         return int(p[at + VALUE] | updates << 7)
     if kind == COUNTER:

@@ -60,6 +60,11 @@ class Symbols:
         inside = (at >= 0) & (addresses < self.ends[np.maximum(at, 0)])
         return np.where(inside, at, -1).astype(np.int32)
 
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Where each function begins, and where it has ended."""
+        places = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
+        return dict(zip(self.names, places, strict=True))
+
     def demand_match(self, addresses: NDArray[np.uint64]) -> None:
         """Raise TraceError if none of `addresses`, of which there are some, has a name."""
         if len(addresses) and (self.indices(addresses) < 0).all():

@@ -9,10 +9,9 @@ from trapgate.debug.story.view import Step, view_of
 from trapgate.decision.conditions import Names, parse, rules_for
 from trapgate.decision.criteria_rules import Action as RuleAction
 from trapgate.decision.criteria_rules import Rule, encode
-from trapgate.decision.criteria_table import NEXT, decide_by_table
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
-from trapgate.processor.logical import signed
+from trapgate.processor.fault_conditions import Occurrence, holds
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
@@ -20,7 +19,6 @@ from trapgate.sdm.event_words import code_words, event_words, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF, Vector
-from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import RESUME, Action, Inject
 from trapgate.vmm.machine import VirtualMachine
 
@@ -52,7 +50,7 @@ class Catches:
 
     def __init__(self, vm: VirtualMachine, names: Names | None = None) -> None:
         self._vm = vm
-        self._names = names
+        self._names = names or Names()
         self._faults: dict[int, tuple[Rule, ...]] = {}
         self._exits: set[ExitReason] | None = None
         self._kept: list[dict[str, int]] = []
@@ -84,7 +82,7 @@ class Catches:
             vector = int(Vector[name.upper().removeprefix("#")])
         except KeyError:
             raise CatchError(f"no exception {name!r}; write one like PF, GP or UD") from None
-        wanted = rules_for(parse(text or "all", self._names), RuleAction.EXIT)
+        wanted = rules_for(parse(text or "all", self._names.about_faults()), RuleAction.EXIT)
         encode(wanted)
         if not self._faults:
             self._kept = [{name: cpu.vmcs[name] for name in _FIELDS} for cpu in self._vm.cpus]
@@ -145,27 +143,21 @@ class Catches:
         return self._pending
 
     def _fulfils(self, vmexit: VmExit, event: Interruption, wanted: tuple[Rule, ...]) -> bool:
-        # The processor's own reading of conditions, on a copy of the VMCS.
-        vmcs = Vmcs()
-        vmcs.cells[:] = self._vm.vmcs.cells
-        vmcs.criteria_table = wanted
         outer = vmexit.idt_vectoring
-        action, _ = decide_by_table(
-            vmcs.cells,
-            self._vm.processor.registers.cells,
-            self._vm.processor.memory.cells,
-            event.vector,
-            int(event.type),
-            -1 if event.error_code is None else event.error_code,
-            signed(vmexit.qualification),
-            vmexit.instruction_length,
-            int(outer is not None),
-            -1 if outer is None else outer.vector,
-            0,
-            0,
-            0,
+        return holds(
+            self._vm.processor,
+            self._vm.vmcs.cells,
+            wanted,
+            Occurrence(
+                event.vector,
+                int(event.type),
+                -1 if event.error_code is None else event.error_code,
+                vmexit.qualification,
+                vmexit.instruction_length,
+                int(outer is not None),
+                -1 if outer is None else outer.vector,
+            ),
         )
-        return action != NEXT
 
     def _fault_words(self, vmexit: VmExit, event: Interruption) -> str:
         code = -1 if event.error_code is None else event.error_code

@@ -195,7 +195,8 @@ def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str)
     scenes += [Scene(finding.sentence, (f'SDM, "{finding.section}"',)) for finding in found]
     causes = tuple(dict.fromkeys(finding.rule.cause for finding in found))
     _, before = faults_of(vm)
-    return _made(vm, view, names, "VM entry failed", message, scenes, before, causes[:2])
+    told = message.removeprefix("VM entry failed: ")
+    return _made(vm, view, names, "VM entry failed", told, scenes, before, causes[:2])
 
 
 def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> Story:

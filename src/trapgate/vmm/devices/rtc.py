@@ -81,7 +81,8 @@ class CmosRtc:
         return self._select[quick.VALUE] & 0x7F
 
     def _tell(self) -> None:
-        """Say what the next read of register A will find."""
+        """Say what the next read of register A will find; of the seconds it is known when read."""
+        self._update_slot[quick.START] = -1
         self._update_slot[quick.KIND] = quick.ASK if self._frozen is not None else quick.UPDATING
         self._update_slot[quick.VALUE] = self._cells[0x0A]
 
@@ -100,7 +101,11 @@ class CmosRtc:
         if index in _TIME_REGISTERS:
             if self._frozen is not None:
                 return self._frozen[index]
-            return self._time_registers(now)[index]
+            value = self._time_registers(now)[index]
+            if index == _SECONDS:
+                self._update_slot[quick.START] = self._clock.ticks(now, 1)
+                self._update_slot[quick.RELOAD] = value
+            return value
         return self._cells[index]
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
@@ -123,6 +128,7 @@ class CmosRtc:
             self._cells[index] = value
         if index in (_SECONDS_ALARM, _MINUTES_ALARM, _HOURS_ALARM):
             self._plan_alarm(now)
+        self._tell()
 
     @property
     def alarm(self) -> int | None:
@@ -149,6 +155,7 @@ class CmosRtc:
         cells, self._offset = kept
         self._cells[:] = cells
         self._cells[0x0B] &= ~(_PERIODIC | _ALARM | _UPDATE)
+        self._tell()
 
     def next_deadline(self, now: int) -> int | None:
         """When the next enabled interrupt comes; flags nobody waits for need no wake-up."""
