@@ -143,3 +143,13 @@ def test_layouts(engine: str) -> None:
     end = run("be0004 bf8000" + START + "d805 66d934 d9e8 66d924 66d934", engine, "r16", **fields)
     ip, cs = unpack_from("<II", end.processor.memory.read(IMAGE, 28), 12)
     assert ip | cs >> 12 << 16 == CODE + 8
+
+
+def test_a_debugger_reads_and_writes_them(engine: str) -> None:
+    end = run(START + "d807", engine)
+    vectors = end.processor.engine.vectors
+    names = ("fioff", "fiseg", "fooff", "foseg", "fop")
+    assert tuple(map(vectors.read, names)) == (CODE + 2, CODE_64, VALUE, DATA_0, 0)
+    for n, name in enumerate(names):
+        vectors.write(name, n + 1)
+    assert tuple(map(vectors.read, names)) == (1, 2, 3, 4, 5)

@@ -8,12 +8,14 @@ import pytest
 from tests.direct.protected_model import P
 from tests.direct.test_protected_machine import HLT, LINKED, MEMORY, PD_2, X, Y, machine, words
 from trapgate.decision.fault_filters import NO_LINK, OWN_FRAME
+from trapgate.engine import machine as stops
 from trapgate.paging import frame_map as fm
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import End
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import Memory
 from trapgate.vmm.direct.links import PAE
+from trapgate.vmm.direct.machine import DirectMachine, DirectPagingError
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.loaders.state import gdt, protected_mode
@@ -118,6 +120,24 @@ def test_ins_to_a_table_is_refused() -> None:
     stop = machine(code, "figure-8", OWN_FRAME | NO_LINK).run(timeout=20)
     assert stop.end is End.REFUSED
     assert "INS" in stop.message
+
+
+def test_a_screen_opens_no_window_past_the_vmm() -> None:
+    """Planar modes and banks would show one guest's device, or another frame, behind the map."""
+    for vm in (ProtectedMachine(16 << 20), DirectMachine(16 << 20)):
+        for port, value in ((0x3C4, 4), (0x3C5, 6), (0x3CE, 6), (0x3CF, 5)):
+            vm.devices.write(port, 1, value, 0)
+        assert vm.devices.vga.is_planar
+        assert vm.processor.engine.cells[stops.WINDOWS] == 0
+
+
+_DRIVE = (Memory(bytes(1 << 20)),)
+
+
+@pytest.mark.parametrize("board", [Board(disks=_DRIVE), Board(cds=_DRIVE), Board(floppies=_DRIVE)])
+def test_entries_have_no_drives(board: Board) -> None:
+    with pytest.raises(DirectPagingError, match="no drives"):
+        DirectMachine(16 << 20, board=board)
 
 
 def test_a_machine_has_drives() -> None:

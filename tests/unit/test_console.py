@@ -12,7 +12,16 @@ import time
 
 import pytest
 
-from trapgate.vmm.console import WINDOW, Console, ConsoleError, KeyFilter, Watcher, input_bytes
+from trapgate.vmm.console import (
+    EVERY_BYTE,
+    WINDOW,
+    Console,
+    ConsoleError,
+    KeyFilter,
+    Watcher,
+    input_bytes,
+    last_bytes,
+)
 
 
 def test_output_goes_out_in_lines_or_when_flushed() -> None:
@@ -138,3 +147,18 @@ def test_terminal_is_restored_when_a_signal_ends_us() -> None:
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
+
+
+@pytest.mark.parametrize(
+    ("expression", "last"),
+    [(rb"/ # ", b" "), (rb"login:", b":"), (rb"a\.b\$", b"$"), ("ü".encode(), b"\xbc")],
+)
+def test_plain_text_ends_with_its_last_byte(expression: bytes, last: bytes) -> None:
+    assert last_bytes(expression) == 1 << last[0]
+
+
+@pytest.mark.parametrize(
+    "expression", [rb"a\n", rb"x|y", rb"a$", b"", rb"a\B", rb"(?i)x", rb"a{2}"]
+)
+def test_other_expressions_may_end_with_any_byte(expression: bytes) -> None:
+    assert last_bytes(expression) == EVERY_BYTE

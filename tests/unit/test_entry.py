@@ -337,7 +337,8 @@ def test_mov_ss_holds_them_back() -> None:
 
 
 def test_injection_drops_them_unless_a_software_interrupt_follows_mov_ss() -> None:
-    for kind, blocking, lost in ((4, 0, True), (4, MOV_SS, False), (6, MOV_SS, True)):
+    kinds = ((4, 0, True), (4, MOV_SS, False), (5, MOV_SS, True), (6, 0, True), (6, MOV_SS, False))
+    for kind, blocking, lost in kinds:
         guest = Guest()
         guest.set(
             GUEST_PENDING_DEBUG_EXCEPTIONS=1 << 12 | 1,
@@ -345,8 +346,8 @@ def test_injection_drops_them_unless_a_software_interrupt_follows_mov_ss() -> No
             VM_ENTRY_INTERRUPTION_INFORMATION=info(3, kind),
             VM_ENTRY_INSTRUCTION_LENGTH=1,
         )
-        assert enter(guest) == entry.RUNS
-        assert guest["GUEST_RIP"] == g.HANDLERS + 16 * (3 if lost else 1)
+        assert enter(guest) == entry.RUNS, (kind, blocking)
+        assert guest["GUEST_RIP"] == g.HANDLERS + 16 * (3 if lost else 1), (kind, blocking)
         assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 0
         if not lost:
             assert guest.frame(1) == [g.HANDLERS + 16 * 3]

@@ -5,11 +5,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.criteria_rules import Action
+from trapgate.decision.criteria_table import check_table
 from trapgate.instructions.intercepts import EXITED, GO_ON, intercept_pause_loop
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
 from trapgate.sdm.reasons import ExitReason
+from trapgate.vmcs.vmcs import Vmcs
 
 GAP, WINDOW = 10, 100
 
@@ -58,3 +62,14 @@ def test_without_the_control_nothing_exits() -> None:
     v, x = state(on=False)
     assert [intercept_pause_loop(v, x, now, 2) for now in range(0, 500, 2)] == [GO_ON] * 250
     assert x[vmx.LATEST_PAUSE] == vmx.NEVER
+
+
+def test_a_criteria_table_leaves_loops_to_the_guest() -> None:
+    v, x = state()
+    vmcs = Vmcs()
+    vmcs.criteria_table = rules_for(parse("reason == PAUSE"), Action.DELIVER)
+    v[f.CRITERIA_TABLE_RULES] = vmcs["CRITERIA_TABLE_RULES"]
+    v[f.CRITERIA_TABLE_LENGTH] = vmcs["CRITERIA_TABLE_LENGTH"]
+    v[f.TABLE_START :] = vmcs.cells[f.TABLE_START :]
+    assert check_table(v) == (0, 0)
+    assert {intercept_pause_loop(v, x, now, 2) for now in range(0, 500, 2)} == {GO_ON}

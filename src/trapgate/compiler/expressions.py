@@ -28,7 +28,7 @@ from trapgate.compiler.kinds import (
     integer,
 )
 from trapgate.compiler.operators import Alternatives, Operators
-from trapgate.compiler.routine import Routine, routine
+from trapgate.compiler.routine import Routine, assigned_in, routine
 from trapgate.compiler.text import Code
 
 if TYPE_CHECKING:
@@ -54,11 +54,7 @@ class Expressions(Operators):
         self.scope = source.function.__globals__
         self.constants = dict(arguments)
         """Variables that never change."""
-        self.assigned = {
-            node.id
-            for node in ast.walk(source.tree)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        }
+        self.assigned = set(assigned_in(source.tree.body))
         """Names of variables that the function itself gives values."""
         self.variables: dict[str, Value] = {}
         """Slots of the others."""

@@ -2,7 +2,7 @@
 
 import ast
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -58,6 +58,22 @@ def _definitions(file: str) -> dict[tuple[str, int], ast.FunctionDef]:
         for node in tree.body
         if isinstance(node, ast.FunctionDef)
     }
+
+
+def assigned_in(statements: Iterable[ast.stmt]) -> Iterator[str]:
+    """The names that statements of the dialect give values; expressions give none."""
+    for statement in statements:
+        targets: Sequence[ast.expr] = ()
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign | ast.AugAssign | ast.For):
+            targets = (statement.target,)
+        for node in (node for target in targets for node in ast.walk(target)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+        if isinstance(statement, ast.If | ast.While | ast.For):
+            yield from assigned_in(statement.body)
+            yield from assigned_in(statement.orelse)
 
 
 @functools.cache

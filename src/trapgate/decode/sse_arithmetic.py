@@ -26,6 +26,8 @@ PROPAGATES = 1 << 9
 """Of two NaNs that meet the result is one."""
 CHOOSES = 1 << 10
 """The result is one of the operands."""
+IN_PLACE = 1 << 11
+"""No arithmetic of floating-point numbers; the engine writes results before it has read all."""
 
 
 @core
@@ -44,7 +46,8 @@ def sse_arithmetic(escape: int, opcode: int, repeat: int, operand_size: bool) ->
             return MASKED | PROPAGATES | (4 if opcode == 0x40 else 2 | DOUBLE)
         return NO_ARITHMETIC
     if escape != 0:
-        return NO_ARITHMETIC
+        # PHADDW to PHADDSW, PHSUBW to PHSUBSW.
+        return IN_PLACE if 1 <= opcode <= 7 and opcode != 4 else NO_ARITHMETIC
     if opcode in (0x58, 0x59, 0x5C):
         return elements | PROPAGATES
     if opcode in (0x5D, 0x5F):

@@ -91,6 +91,24 @@ def is_chosen_by_prefix(opcode: int) -> bool:
 
 
 @core
+def mmx_destination(escape: int, opcode: int, form: int) -> int:
+    """The MMX register that an instruction of `uses_mmx_registers` writes; -1 if it writes none.
+
+    `form` is its ModR/M byte.
+    """
+    if escape != 0:
+        return (form >> 3) & 7
+    if opcode in (0x2A, 0x77, 0x7E, 0xC5, 0xD7, 0xE7, 0xF7):
+        # CVTPI2PS, EMMS, MOVD from one, PEXTRW, PMOVMSKB, MOVNTQ, MASKMOVQ.
+        return -1
+    if opcode in (0x71, 0x72, 0x73):
+        return form & 7
+    if opcode == 0x7F:
+        return form & 7 if form >= 0xC0 else -1
+    return (form >> 3) & 7
+
+
+@core
 def uses_mmx_registers(escape: int, opcode: int, repeat: int, operand_size: bool) -> bool:
     """Whether 0FH (`escape` 38H, 3AH or 0) `opcode` uses a register of MMX, and so waits for #MF.
 

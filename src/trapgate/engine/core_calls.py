@@ -213,7 +213,6 @@ def look_ahead(m: Cells) -> None:
 @jit
 def put_in_force(m: Cells, address: int) -> None:
     """Let the VMCS at `address` be in force. Cached translations have no tags, so all go."""
-    walk_always(m)
     m[mc.V] = address
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
     if m[mc.STEPPING] != 0:
@@ -225,6 +224,8 @@ def put_in_force(m: Cells, address: int) -> None:
 def leave_here(machine: int) -> int:
     """The VM exit that N records, to the x86 VMM; what the run does next."""
     m = cells(machine, mc.CELLS)
+    # It may go through that VMM's IDT, in its address space.
+    walk_always(m)
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     n = cells(m[mc.N], m[mc.V_CELLS])
     timer = m[mc.NESTED_TIMER_END] - m[mc.TIME]
@@ -251,6 +252,7 @@ def leave_here(machine: int) -> int:
 def enter_from_here(machine: int) -> int:
     """The VM entry that an x86 VMM asks for; what the run does next."""
     m = cells(machine, mc.CELLS)
+    walk_always(m)
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     n = cells(m[mc.N], m[mc.V_CELLS])
     x = cells(m[mc.X], vmx.LENGTH)

@@ -32,6 +32,11 @@ SYMBOLS = (
     "helper_lookup_tb_ptr",
     "helper_single_step",
     "helper_read_eflags",
+    "helper_enter_mmx",
+    "helper_mulps",
+    "helper_mulpd",
+    "helper_haddps",
+    "helper_haddpd",
     "helper_fistll_ST0",
     "cpu_lduw_data_ra",
     "cpu_ldl_data_ra",
@@ -65,6 +70,11 @@ SYMBOLS = (
     LOOK_UP,
     SINGLE_STEP,
     READ_FLAGS,
+    ENTER_MMX,
+    MULTIPLY_SINGLES,
+    MULTIPLY_DOUBLES,
+    ADD_SINGLES,
+    ADD_DOUBLES,
     TO_INTEGER,
     LOAD_DATA_16,
     LOAD_DATA_32,
@@ -86,6 +96,9 @@ SYMBOLS = (
     X87_COMPARES,
     X87_RELOADS,
     MXCSR_CODE,
+    EXCHANGE_BEGINS,
+    EXCHANGE_ENDS,
+    MMX_ENDS,
     PUSHED_FLAGS,
     WHOLE_FLAGS,
     LOOK_UP_CANONICAL,
@@ -100,14 +113,14 @@ SYMBOLS = (
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(55)
+) = range(63)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 32
+SUBSTITUTE_PAIRS = 48
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""

@@ -136,7 +136,7 @@ def on_debugger_breakpoint(uc: int, address: int, size: int, user: int) -> None:
 
 
 @jit
-def slot_at_once(m: Cells, port: int, size: int, is_in: bool) -> int:
+def slot_at_once(m: Cells, port: int, size: int, is_in: bool, value: int) -> int:
     """The slot that answers an access while the block goes on; -1: stop there, and do it all.
 
     What the core would find out about the instruction, that it is permitted and exits, is asked of
@@ -156,7 +156,7 @@ def slot_at_once(m: Cells, port: int, size: int, is_in: bool) -> int:
     if not free:
         return -1
     p = cells(m[mc.PORTS], quick_ports.LENGTH)
-    slot = quick_ports.slot_of(p, quick_ports.access(port, size, is_in), 0, 0)
+    slot = quick_ports.slot_of(p, quick_ports.access(port, size, is_in), 0, value)
     if slot < 0 or p[slot + quick_ports.WAIT] != 0:
         return -1
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
@@ -167,7 +167,7 @@ def slot_at_once(m: Cells, port: int, size: int, is_in: bool) -> int:
 def on_in(uc: int, port: int, size: int, user: int) -> int:
     """UC_HOOK_INSN, IN and INS: instead of the engine's doing."""
     m = cells(user, mc.CELLS)
-    slot = slot_at_once(m, port, size, True)
+    slot = slot_at_once(m, port, size, True, 0)
     if slot >= 0:
         return quick_ports.load(cells(m[mc.PORTS], quick_ports.LENGTH), slot, 0)
     execute_in_core(m)
@@ -178,7 +178,7 @@ def on_in(uc: int, port: int, size: int, user: int) -> int:
 def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     """UC_HOOK_INSN, OUT and OUTS: instead of the engine's doing."""
     m = cells(user, mc.CELLS)
-    slot = slot_at_once(m, port, size, False)
+    slot = slot_at_once(m, port, size, False, value)
     if slot >= 0:
         quick_ports.store(cells(m[mc.PORTS], quick_ports.LENGTH), slot, 0, value)
         return

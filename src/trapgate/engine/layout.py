@@ -10,6 +10,7 @@ from trapgate.engine.host import HOST
 REGS = 0
 EIP = 128
 EFLAGS = 136
+CC_DST = 144
 CC_SRC = 152
 CC_OP = 168
 DF = 172

@@ -70,6 +70,11 @@ journal, the virtual clock, and why the engine stopped.
     CARE,
     FORBIDDEN,
     FORBIDDEN_AT,
+    SHOWN,
+    SHOWN_AT,
+    DESTINATION,
+    ACCUMULATOR,
+    KEPT_EXCHANGED,
     PAIR,
     PAIR_2,
     PAIR_3,
@@ -148,7 +153,7 @@ journal, the virtual clock, and why the engine stopped.
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
     CELLS,
-) = range(142)
+) = range(147)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -164,10 +169,12 @@ stores an image of FXSAVE or XSAVE. X87_POINTS: 1 until the access is translated
 X87_AT is.
 X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and that it writes.
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
-ALIGNED: 1 until the access
-is translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
-the instruction stores, until its first access is translated (`whole_stores`). ARITHMETIC: the kind
-of SSE arithmetic that it does (`sse_arithmetic`), until the helper is called that does it.
+SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. DESTINATION: what
+CMPXCHG or an MMX instruction writes, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED:
+what RAX and it held before. ALIGNED: 1 until the access is translated whose address must be a
+multiple of 16. WHOLE: what must be allowed as a whole of what the instruction stores, until its
+first access is translated (`whole_stores`). ARITHMETIC: the kind of SSE arithmetic that it does
+(`sse_arithmetic`), until the helper is called that does it.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
@@ -329,7 +336,11 @@ PUSHES_FLAGS = X87_KEPT + 18
 """1 if the instruction is PUSHF; then where the function stands that its flags come from."""
 VECTOR = PUSHES_FLAGS + 1
 """Two cells: an operand of SSE arithmetic as it is to be taken (`sse_arithmetic`)."""
-CELLS = VECTOR + 2
+PRODUCTS = VECTOR + 2
+"""Four cells: the products that DPPS and DPPD add, and where their factors are copied to."""
+CELLS = PRODUCTS + 4
+
+IS_SHOWN = 0x100
 
 # What ACCESSES may hold.
 ACCESSES_UNCHECKED = 0

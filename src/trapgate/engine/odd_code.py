@@ -10,6 +10,8 @@ wheels. It has these means:
   of MMX and SSE instructions), and where no register of theirs is used at all.
 * Of 66H, F2H and F3H before an SSE instruction the one that counts is shown in place of all; before
   a near branch in 64-bit mode 66H is not shown.
+* Another byte is shown for a REX, an immediate or a ModR/M byte of which the translator makes more
+  than it means (`decode.register_forms`).
 * STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
   only; in the shadow of another the engine would not block again.
 
@@ -20,10 +22,20 @@ block has one instruction (`translation`), and branches but those of REP go the 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
+from trapgate.decode.register_forms import (
+    bytes_of_operand,
+    has_predicate,
+    is_narrow_exchange,
+    register_exchanged,
+    rex_of_mmx,
+    rex_of_one_byte,
+    spares_x87,
+)
 from trapgate.decode.sse_arithmetic import NO_ARITHMETIC, sse_arithmetic
 from trapgate.decode.sse_operands import (
     has_aligned_operand,
     is_chosen_by_prefix,
+    mmx_destination,
     uses_mmx_registers,
 )
 from trapgate.decode.undefined import (
@@ -55,7 +67,7 @@ from trapgate.decode.x87_pointers import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_exceptions import kind_of_x87
+from trapgate.engine.x87_exceptions import ENTERS_MMX, SPARES_X87, kind_of_x87
 from trapgate.engine.x87_pointers import look_at_operand
 from trapgate.instructions.near_return import RET_AND_RELEASE
 
@@ -78,12 +90,10 @@ CARE_BREAKPOINT = 16
 """It begins with a debugger's breakpoint (`breakpoints`)."""
 
 UNDEFINED = 1
-TEST_TWIN = 2
 NO_PREFIX = 0x3E
-"""What FORBIDDEN may hold: UD2 is to be shown at FORBIDDEN_AT; or there is the ModR/M byte of the
-second encoding of TEST (F6H and F7H with reg 1), which the engine does not know. Or F2H or F3H:
-prefixes below FORBIDDEN_AT that choose among SSE instructions are to be shown as that one; or
-NO_PREFIX, a segment override that means nothing in 64-bit mode.
+"""What FORBIDDEN may hold: UD2 is to be shown at FORBIDDEN_AT. Or F2H or F3H: prefixes below
+FORBIDDEN_AT that choose among SSE instructions are to be shown as that one; or NO_PREFIX, a segment
+override that means nothing in 64-bit mode.
 """
 
 PLAIN = 0
@@ -93,6 +103,8 @@ USES_MXCSR = 3
 X87 = 4
 """Plus the kind that `kind_of_x87` finds."""
 MMX = 8
+COMPARES_AND_EXCHANGES = 9
+"""CMPXCHG of 32 bits in 64-bit mode, of the register in DESTINATION."""
 """What `look` finds out beside."""
 
 _SS = 2
@@ -226,6 +238,22 @@ def reach_of_branch(m: Cells, flags: int, byte: int, large_operand: bool) -> int
 
 
 @jit
+def show(m: Cells, address: int, byte: int) -> None:
+    """Have the translator see another byte at a linear address."""
+    m[mc.SHOWN] = mc.IS_SHOWN | byte
+    m[mc.SHOWN_AT] = address
+
+
+@jit
+def show_predicate(m: Cells, reader: int, env: int, form_at: int, short_address: bool) -> None:
+    """Show the three bits that count of the byte behind an operand in ModR/M at `form_at`."""
+    form = code_byte(reader, env, form_at)
+    sib = code_byte(reader, env, form_at + 1)
+    place = form_at + 1 + bytes_of_operand(form, sib, short_address)
+    show(m, place, code_byte(reader, env, place) & 7)
+
+
+@jit
 def look_at_prefixes(
     m: Cells, reader: int, env: int, form_at: int, repeat: int, operand_size: bool
 ) -> None:
@@ -253,6 +281,7 @@ def look(reader: int, block: int, env: int) -> int:
     """
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FORBIDDEN] = 0
+    m[mc.SHOWN] = 0
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
     m[mc.ARITHMETIC] = NO_ARITHMETIC
@@ -263,17 +292,23 @@ def look(reader: int, block: int, env: int) -> int:
     flags = peek32(block + _FLAGS)
     long = flags & at.HF_CS64 != 0
     lock = operand_size = False
+    short_address = not long and flags & at.HF_CS32 == 0
     repeat = 0
+    rex = 0
     byte = 0
     n = 0
     while n < 15:
         byte = code_byte(reader, env, start + n)
         if not is_prefix(byte, long):
             break
+        # It counts right before the opcode only.
+        rex = byte if byte & 0xF0 == 0x40 else 0
         if byte == 0xF0:
             lock = True
         elif byte == 0x66:
             operand_size = True
+        elif byte == 0x67:
+            short_address = not long and flags & at.HF_CS32 != 0
         elif byte in (0xF2, 0xF3):
             repeat = byte
         n += 1
@@ -318,9 +353,10 @@ def look(reader: int, block: int, env: int) -> int:
         # VEX, or LES and LDS with a register.
         forbidden = long or code_byte(reader, env, form_at) >= 0xC0
     elif opcode_map == ONE_BYTE and byte & 0xFE == 0xF6:
-        if (code_byte(reader, env, form_at) >> 3) & 7 == 1:
-            m[mc.FORBIDDEN] = TEST_TWIN
-            m[mc.FORBIDDEN_AT] = form_at
+        form = code_byte(reader, env, form_at)
+        if (form >> 3) & 7 == 1:
+            # The second encoding of TEST, which the engine does not know: as the first, with reg 0.
+            show(m, form_at, form & 0xC7)
     elif opcode_map == ONE_BYTE and byte & 0xF8 == 0xD8:
         forbidden = is_undefined_x87(byte, code_byte(reader, env, form_at))
     elif opcode_map == ONE_BYTE and byte & 0xFC == 0x6C:
@@ -344,6 +380,11 @@ def look(reader: int, block: int, env: int) -> int:
         if opcode_map == TWO_BYTES and may_store_whole_vector(opcode):
             form = code_byte(reader, env, form_at)
             m[mc.WHOLE] = whole_vector_store(opcode, form, repeat, operand_size)
+        if opcode_map == TWO_BYTES and long and is_narrow_exchange(opcode, rex, operand_size):
+            m[mc.DESTINATION] = register_exchanged(code_byte(reader, env, form_at), rex)
+            return COMPARES_AND_EXCHANGES
+        if opcode_map == TWO_BYTES and has_predicate(opcode):
+            show_predicate(m, reader, env, form_at, short_address)
         if opcode_map == TWO_BYTES and opcode == 0xAE:
             form = code_byte(reader, env, form_at)
             action = image_action(form)
@@ -359,6 +400,22 @@ def look(reader: int, block: int, env: int) -> int:
             opcode = code_byte(reader, env, form_at)
         m[mc.ARITHMETIC] = sse_arithmetic(escape, opcode, repeat, operand_size)
         waits = uses_mmx_registers(escape, opcode, repeat, operand_size)
+        m[mc.X87_OPERANDS] = 0
+        if waits and spares_x87(escape, opcode, operand_size, code_byte(reader, env, form_at)):
+            m[mc.X87_OPERANDS] = SPARES_X87
+            return PLAIN
+        if waits:
+            form = code_byte(reader, env, form_at if escape == 0 else form_at + 1)
+            m[mc.DESTINATION] = mmx_destination(escape, opcode, form)
+            if escape == 0 and opcode == 0xD6 and repeat == 0xF3:
+                # MOVQ2DQ.
+                m[mc.DESTINATION] = -1
+        if waits and escape != 0:
+            # Of these the engine takes REX for more than it is, and goes on in the state of x87.
+            m[mc.X87_OPERANDS] = ENTERS_MMX
+            if rex != 0:
+                form = code_byte(reader, env, form_at + 1)
+                show(m, start + n - 1, rex_of_mmx(form, rex))
         return MMX if waits and flags & (at.HF_EM | at.HF_TS) == 0 else PLAIN
     if may_store_whole(byte):
         wide = (flags & at.HF_CS32 != 0) != operand_size
@@ -373,6 +430,8 @@ def look(reader: int, block: int, env: int) -> int:
         m[mc.X87_WHAT] = what | x87_action(byte, form) << ACTION_SHIFT
         m[mc.X87_POINTS] = 1 if what & IN_MEMORY else 0
         return X87 + kind_of_x87(byte, form)
+    if rex != 0 and rex_of_one_byte(byte, rex) != rex:
+        show(m, start + n - 1, rex_of_one_byte(byte, rex))
     found = PLAIN
     if byte == 0xFB:
         found = STI

@@ -17,6 +17,7 @@ from trapgate.decode.sse_arithmetic import (
     DOUBLE,
     ELEMENTS,
     IMMEDIATE_SHIFT,
+    IN_PLACE,
     MASKED,
     PROPAGATES,
     SOURCE_ALONE,
@@ -33,7 +34,7 @@ DENORMAL = 2
 _UNDERFLOW_AND_PRECISION = 0x30
 _FLUSHED = 0x80
 """Of the engine's flags: a result was flushed to zero."""
-_ARE_ZEROS = 1 << 6
+ARE_ZEROS = 1 << 6
 _UNDERFLOW_MASK = 1 << 11
 _FLUSH = 1 << 15
 
@@ -167,11 +168,18 @@ def settle_pair(
 
 
 @jit
+def copied(m: Cells, operand: int) -> int:
+    """Copy the operand at an address; where the copy is."""
+    copy = int(m[mc.SELF]) + 8 * mc.VECTOR
+    poke64(copy, peek64(operand))
+    poke64(copy + 8, peek64(operand + 8))
+    return copy
+
+
+@jit
 def settle_pairs(m: Cells, env: int, first: int, second: int, kind: int, zeros: bool) -> int:
     """Look at all elements that meet; the address of the second operand as it is to be taken."""
-    copy = int(m[mc.SELF]) + 8 * mc.VECTOR
-    poke64(copy, peek64(second))
-    poke64(copy + 8, peek64(second + 8))
+    copy = copied(m, second)
     replaced = False
     count = kind & ELEMENTS
     if kind & ACROSS:
@@ -194,11 +202,13 @@ def on_sse_arithmetic(env: int, first: int, second: int, kind: int) -> int:
 
     Returns where the helper is to find the source. `kind`: see `decode.sse_arithmetic`.
     """
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    if kind & IN_PLACE:
+        return copied(m, second) if first == second else second
     mxcsr = peek32(env + at.MXCSR)
     # Results are flushed only while underflow is masked; the engine flushes those of the x87.
     flushes = mxcsr & (_FLUSH | _UNDERFLOW_MASK) == _FLUSH | _UNDERFLOW_MASK
     poke8(env + at.SSE_FLUSHES, 1 if flushes else 0)
     if is_usual(second, kind) and (kind & SOURCE_ALONE != 0 or is_usual(first, kind)):
         return second
-    m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    return settle_pairs(m, env, first, second, kind, mxcsr & _ARE_ZEROS != 0)
+    return settle_pairs(m, env, first, second, kind, mxcsr & ARE_ZEROS != 0)

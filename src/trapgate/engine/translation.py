@@ -61,16 +61,22 @@ from trapgate.engine.checked_accesses import (
 from trapgate.engine.control_flow import SUBSTITUTES
 from trapgate.engine.host import request_of
 from trapgate.engine.linkage import slots
+from trapgate.engine.mended_helpers import (
+    HELPERS_MENDED,
+    HELPERS_REPLACED,
+    on_exchange_begins,
+    on_exchange_ends,
+)
 from trapgate.engine.odd_code import (
     CARE_ALIGNMENT,
     CARE_AUDIT,
     CARE_BREAKPOINT,
     CARE_LIMIT,
+    COMPARES_AND_EXCHANGES,
     LOADS_SS,
     MMX,
     NO_PREFIX,
     STI,
-    TEST_TWIN,
     UNDEFINED,
     USES_MXCSR,
     X87,
@@ -233,6 +239,8 @@ def on_gen_call(
     m[mc.TRANSLATION] = context
     count &= 0xFF
     if function != t[em.CHECK_EXIT] or (m[mc.NATIVE] == 0 and m[mc.CALL_OP] != 0):
+        if function == t[em.ENTER_MMX] and m[mc.X87_OPERANDS] == x87.SPARES_X87:
+            return
         operand = 0
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
@@ -314,7 +322,9 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     elif found == USES_MXCSR:
         emit_what(t, m, t[em.MXCSR_CODE], machine, env, what)
     elif found == MMX:
-        em.emit_call(t, m, t[em.X87_BEGINS], machine, 0)
+        em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
+    elif found == COMPARES_AND_EXCHANGES:
+        em.emit_call(t, m, t[em.EXCHANGE_BEGINS], machine, m[mc.DESTINATION])
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     m[mc.X87_ROUNDS] = 1 if X87 < found < MMX else 0
@@ -323,12 +333,17 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     if X87 < found < MMX:
         offset = start - peek64(peek64(block) + at.TB_CS_BASE)
         emit_what(t, m, t[em.X87_BEGINS + found - X87], machine, offset, what)
+    elif found == COMPARES_AND_EXCHANGES:
+        em.emit_call(t, m, t[em.EXCHANGE_ENDS], machine, m[mc.DESTINATION])
+    elif found == MMX and m[mc.DESTINATION] >= 0:
+        em.emit_call(t, m, t[em.MMX_ENDS], machine, m[mc.DESTINATION])
     if what & ACTION:
         em.emit_call(t, m, t[em.X87_IMAGE], machine, what)
     m[mc.X87_POINTS] = 0
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
+    m[mc.SHOWN] = 0
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
     m[mc.ARITHMETIC] = NO_ARITHMETIC
@@ -369,9 +384,8 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
     machine = peek64(env + at.MACHINE)
     if machine != 0:
         m = cells(machine, mc.CELLS)
-        if m[mc.FORBIDDEN] == TEST_TWIN and address == m[mc.FORBIDDEN_AT]:
-            # With reg 0 it is TEST, too.
-            return call(t[em.CODE_BYTE], (env, address)) & 0xC7
+        if m[mc.SHOWN] != 0 and address == m[mc.SHOWN_AT]:
+            return int(m[mc.SHOWN]) & 0xFF
         if m[mc.FORBIDDEN] == UNDEFINED:
             if address == m[mc.FORBIDDEN_AT]:
                 return 0x0F
@@ -408,6 +422,9 @@ _STUBS: dict[int, Callback | Stub] = {
     em.X87_ENDS: x87.on_x87_ends,
     em.X87_COMPARES: x87.on_x87_compares,
     em.X87_RELOADS: x87.on_x87_reloads,
+    em.EXCHANGE_BEGINS: on_exchange_begins,
+    em.EXCHANGE_ENDS: on_exchange_ends,
+    em.MMX_ENDS: x87.on_mmx_ends,
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
     em.X87_IMAGE: on_x87_image,
@@ -448,10 +465,11 @@ class Translator:
             t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
         for n, name in enumerate(HELPERS):
             t[em.ROUNDING + n] = _symbol(library, name)
-        substitutes = {_symbol(library, name): code.address for name, code in SUBSTITUTES.items()}
+        ours_alone = (SUBSTITUTES | HELPERS_REPLACED).items()
+        substitutes = {_symbol(library, name): code.address for name, code in ours_alone}
         for name, (conversion, helper) in x87.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
-        for name, ours in LOADS_OF_MXCSR.items():
+        for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED).items():
             substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
         for name, ours in REMAINDERS.items():
             substitutes[_symbol(library, name)] = ours.bind(self.address)

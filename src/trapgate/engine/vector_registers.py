@@ -30,6 +30,7 @@ _X87_POINTERS = {
     "fooff": x86_const.UC_X86_REG_FDP,
     "fop": x86_const.UC_X86_REG_FOP,
 }
+_READABLE = _VECTOR_REGISTERS | _X87_POINTERS
 _STATE_BESIDE_X87 = {
     **{name: one for name, one in _VECTOR_REGISTERS.items() if not name.startswith("st")},
     **_X87_POINTERS,
@@ -65,7 +66,7 @@ class VectorRegisters:
         """An x87 or SSE register by gdb's name for it (st0, fctrl, xmm3, mxcsr), unsigned."""
         if name == "mxcsr":
             return self.mxcsr
-        number = _VECTOR_REGISTERS.get(name)
+        number = _READABLE.get(name)
         if number is None:
             return 0
         value = self._uc.reg_read(number)
@@ -80,8 +81,8 @@ class VectorRegisters:
             self.mxcsr = value
         elif name.startswith("st"):
             self._uc.reg_write(_VECTOR_REGISTERS[name], (value & _MASK, value >> 64))
-        elif name in _VECTOR_REGISTERS:
-            self._uc.reg_write(_VECTOR_REGISTERS[name], value)
+        elif name in _READABLE:
+            self._uc.reg_write(_READABLE[name], value)
 
     @property
     def live(self) -> Cells:

@@ -78,6 +78,11 @@ _INDEFINITE = -(1 << 62)
 _INDEFINITE_HIGH = 0xFFFF
 _FRACTION = (1 << 63) - 1
 
+ENTERS_MMX = -1
+SPARES_X87 = -2
+"""In place of operands: an MMX instruction, which makes all registers valid and TOP 0; or
+what the engine takes for one."""
+
 NO_X87 = 0
 COMPUTES = 1
 COMPARES = 2
@@ -204,6 +209,10 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
         poke32(env + at.ERROR_CODE, 0)
         poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _MF)
         call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, return_address))
+    if operands == ENTERS_MMX:
+        poke32(env + TOP, 0)
+        poke64(env + TAGS, 0)
+        return
     m[mc.X87_STATUS] = status
     poke8(env + at.X87_FLAGS, 0)
     # MXCSR is none of the x87's.
@@ -282,6 +291,13 @@ def settle(m: Cells, env: int) -> None:
     status = status & ~sticky | before & sticky | met
     poke16(env + STATUS, summarised(status, control))
     m[mc.X87_FILLED] = 0
+
+
+@callback(VOID, INT64, INT64)
+def on_mmx_ends(machine: int, destination: int) -> None:
+    """Behind an MMX instruction: its destination is a NaN to the x87 (SDM, "MMX Registers")."""
+    env = state_of(cells(machine, mc.CELLS))
+    poke16(env + REGISTERS + 16 * destination + 8, 0xFFFF)
 
 
 @callback(VOID, INT64, INT64, INT64)

@@ -170,8 +170,7 @@ def intercept_pause_loop(v: Cells, x: Cells, now: int, length: int) -> int:
         x[FIRST_PAUSE] = now
     if now - x[FIRST_PAUSE] <= v[f.PLE_WINDOW]:
         return GO_ON
-    vm_exit(v, why.REASON_PAUSE, 0, length)
-    return EXITED
+    return exit_where(v, True, why.REASON_PAUSE, 0, 0, length)
 
 
 @core

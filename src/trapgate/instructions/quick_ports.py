@@ -5,8 +5,9 @@ its own doings change, a timer that follows the virtual clock, a transmitter tha
 at any time. It says so in a table of slots, and what `answer` does about a VM exit is what the
 VMM would do. All accesses that the table does not name go to the VMM.
 
-The table is an array of cells: a head, `SLOTS` slots of `WIDTH` cells, and a queue of bytes that
-were sent. The VMM takes them, and the counts in the head, when it has the processor next.
+The table is an array of cells: a head, `SLOTS` slots of `WIDTH` cells, a queue of bytes that
+were sent, and a bit for each byte that the VMM wants to see before the guest goes on. The VMM
+takes the bytes, and the counts in the head, when it has the processor next.
 """
 
 from trapgate.compiler.dialect import Cells, core
@@ -42,7 +43,9 @@ START, RELOAD, MODE = 9, 10, 11
 
 QUEUE = HEAD + SLOTS * WIDTH
 QUEUE_LENGTH = 1024
-LENGTH = QUEUE + QUEUE_LENGTH
+EXPECTED = QUEUE + QUEUE_LENGTH
+"""Those bits: byte n's is bit n % 64 of cell n // 64."""
+LENGTH = EXPECTED + 4
 
 ASK = 0
 """KIND: the VMM is asked."""
@@ -53,7 +56,7 @@ CLOCK = 2
 KEEP = 3
 """A store changes VALUE."""
 SEND = 4
-"""A store puts a byte into the queue, while there is room."""
+"""A store puts a byte into the queue, while there is room, unless the byte is expected."""
 SPEAKER = 5
 """A load finds VALUE until the tick UNTIL, and in bit 4 the refresh of memory."""
 COUNTER = 6
@@ -116,7 +119,8 @@ def asks(p: Cells, at: int, time: int, value: int) -> bool:
     """Whether the VMM has to be asked about an access to the slot at `at`, a store of `value`."""
     kind = p[at + KIND]
     if kind == SEND:
-        return bool(p[QUEUED] >= QUEUE_LENGTH)
+        expected = (p[EXPECTED + ((value >> 6) & 3)] >> (value & 63)) & 1
+        return bool(p[QUEUED] >= QUEUE_LENGTH or expected != 0)
     if kind == SPEAKER:
         return bool(ticks(time, p[at + TICKS], p[at + SECOND]) >= p[at + UNTIL])
     if kind == UPDATING:

@@ -59,6 +59,19 @@ class Output(Protocol):
         """Let them be seen."""
 
 
+EVERY_BYTE = (1 << 256) - 1
+_PLAIN_TEXT = re.compile(rb"(?:[^\\.^$*+?{}\[\]|()]|\\[^0-9A-Za-z])+")
+
+
+def last_bytes(expression: bytes) -> int:
+    """With which bytes what matches a regular expression can end, a bit each.
+
+    Plain text is found with its last byte, so that no other has to be looked at before the guest
+    goes on. Of an expression that is more than that every byte may be the one.
+    """
+    return 1 << expression[-1] if _PLAIN_TEXT.fullmatch(expression) else EVERY_BYTE
+
+
 class Watcher:
     """Looks for a regular expression in the latest `WINDOW` bytes of output.
 
@@ -73,6 +86,8 @@ class Watcher:
             raise ConsoleError(
                 "--until", f"{expression!r} is no regular expression ({error}); mend it"
             ) from None
+        self.expected = last_bytes(expression.encode("utf-8", "surrogateescape"))
+        """With which bytes it can appear, a bit each."""
         self._recent = bytearray()
         self.found = False
 
@@ -148,9 +163,9 @@ class Console:
         return self._source is not None
 
     @property
-    def watches(self) -> bool:
-        """Does a run end with a byte of output?"""
-        return self._watcher is not None
+    def expected(self) -> int:
+        """With which bytes of output a run can end, a bit each."""
+        return 0 if self._watcher is None else self._watcher.expected
 
     @property
     def found(self) -> bool:

@@ -35,6 +35,8 @@ class Cpu:
         """IA32_TSC_ADJUST, 64 bits: what the guest has added to the time-stamp counter."""
         self.misc_enable = MISC_ENABLE_AT_RESET
         """IA32_MISC_ENABLE, 64 bits."""
+        self.has_windows = True
+        """Whether devices may show it memory where it is not: no, where a VMM owns the frames."""
 
     @property
     def number(self) -> int:
@@ -109,11 +111,13 @@ class Cpu:
 
     def open_window(self, number: int, start: int, size: int, target: int) -> None:
         """Let `size` bytes at physical `start` show those at `target`; see the engine's."""
-        self._processor.engine.open_window(number, start, size, target)
+        if self.has_windows:
+            self._processor.engine.open_window(number, start, size, target)
 
     def open_planes(self) -> None:
         """Let the VGA answer at A0000H, as window 0."""
-        self._processor.engine.open_planes()
+        if self.has_windows:
+            self._processor.engine.open_planes()
 
     def hold_a20(self, *, low: bool) -> None:
         """Hold address line 20 low, or let it through."""

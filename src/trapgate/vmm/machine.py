@@ -35,7 +35,7 @@ from trapgate.vmm.actions import (
     Resume,
     Stop,
 )
-from trapgate.vmm.console import Console
+from trapgate.vmm.console import EVERY_BYTE, Console
 from trapgate.vmm.cpu import Cpu
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
@@ -364,10 +364,9 @@ class VirtualMachine(Accounts):
         self._look_at_output()
 
     def _look_at_output(self) -> None:
-        """Have COM1 send byte by byte while somebody waits for one."""
-        watched = self.console is not None and self.console.watches
-        self.devices.uart.one_by_one = watched or self.watch.byte_by_byte
-        self.devices.uart.tell()
+        """Have COM1 tell of bytes before the guest goes on where somebody waits for them."""
+        expected = 0 if self.console is None else self.console.expected
+        self.devices.uart.expect(EVERY_BYTE if self.watch.byte_by_byte else expected)
 
     @property
     def next_planned(self) -> int | None:
@@ -403,7 +402,9 @@ class VirtualMachine(Accounts):
         """
         if snapshot.machine is not self:
             raise SnapshotError("this is the snapshot of another machine; restore it there")
-        return snapshot.restore()
+        copied = snapshot.restore()
+        self._look_at_output()
+        return copied
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         """One VM entry, and what its exit asks for."""

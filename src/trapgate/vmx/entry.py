@@ -53,7 +53,7 @@ from trapgate.sdm.interruption import (
     INFO_VECTOR_MASK,
     TYPE_HARDWARE_EXCEPTION,
     TYPE_OTHER_EVENT,
-    TYPE_PRIVILEGED_SOFTWARE_EXCEPTION,
+    TYPE_SOFTWARE_EXCEPTION,
     TYPE_SOFTWARE_INTERRUPT,
 )
 from trapgate.sdm.reasons import (
@@ -168,7 +168,7 @@ def begin(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
             return EXITED
         survives = blocked_by_mov_ss and kind in (
             TYPE_SOFTWARE_INTERRUPT,
-            TYPE_PRIVILEGED_SOFTWARE_EXCEPTION,
+            TYPE_SOFTWARE_EXCEPTION,
         )
         if not survives:
             v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0

@@ -84,9 +84,9 @@ class Recorded(Console):
         return self._inner.interactive
 
     @property
-    def watches(self) -> bool:
+    def expected(self) -> int:
         """As the console."""
-        return self._inner.watches
+        return self._inner.expected
 
     @property
     def found(self) -> bool:

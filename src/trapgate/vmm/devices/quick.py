@@ -87,6 +87,11 @@ class QuickPorts(Wired):
         words[quick.ANSWERED] = words[quick.SKIPPED] = 0
         return found
 
+    def expect(self, expected: int) -> None:
+        """Ask the VMM about these bytes, a bit each, before they are sent."""
+        cells = expected.to_bytes(32, "little")
+        self.cells[quick.EXPECTED : quick.EXPECTED + 4] = np.frombuffer(cells, np.int64)
+
     def sent(self) -> bytes:
         """The bytes that were sent since the last time."""
         words = self.words

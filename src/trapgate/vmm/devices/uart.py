@@ -63,8 +63,6 @@ class Uart16550:
         self._burst = clock.microseconds(BURST_MICROSECONDS)
         self._fifo: deque[int] = deque()
         self._next_burst = 0
-        self.one_by_one = False
-        """Whether each byte is to be emitted before the guest goes on."""
         self._interrupt_enable = 0
         self._fifo_enabled = False
         self._trigger = 1
@@ -88,13 +86,12 @@ class Uart16550:
         self._status[quick.VALUE] = _TRANSMITTER_EMPTY | (_DATA_READY if self._fifo else 0)
         self._status[quick.KIND] = quick.ASK if self._overrun or reloads else quick.LATCH
         moves_line = self._interrupt_enable & _TRANSMIT_INTERRUPT and not self._transmit_pending
-        asks = (
-            self.one_by_one
-            or moves_line
-            or self._line_control & 0x80
-            or self._modem_control & _LOOPBACK
-        )
+        asks = moves_line or self._line_control & 0x80 or self._modem_control & _LOOPBACK
         self._sender[quick.KIND] = quick.ASK if asks else quick.SEND
+
+    def expect(self, expected: int) -> None:
+        """Emit these bytes, a bit each, before the guest goes on; others may come later."""
+        self._ports.expect(expected)
 
     def taken(self) -> bytes:
         """The bytes that were sent since the last time without asking."""

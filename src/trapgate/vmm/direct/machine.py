@@ -95,7 +95,7 @@ def demand_one_processor(board: Board | None) -> None:
 
 def demand_no_drives(board: Board | None) -> None:
     """Raise DirectPagingError for drives: a bus master would store to page tables unseen."""
-    if board is not None and (board.disks or board.cds):
+    if board is not None and (board.disks or board.cds or board.floppies):
         raise DirectPagingError(
             "with tables protected by their entries a machine has no drives: DMA goes past its "
             "VMM; use --protect frames, or an initial RAM disk"
@@ -198,6 +198,7 @@ class DirectMachine(SharingMachine):
             board=board,
         )
         self.base, self.memory = base, memory
+        self.cpu.has_windows = False
         self.on_refusal = on_refusal
         self.tables = GuestTables(host.words, host.frames, number)
         self.counts = DirectCounts()

@@ -144,6 +144,7 @@ class ProtectedMachine(SharingMachine):
             ram=self._masters,
         )
         self.base, self.memory = base, memory
+        self.cpu.has_windows = False
         self.counts = DirectCounts()
         self.has_paged = False
         self.exits_by_level: Counter[str] = Counter()
