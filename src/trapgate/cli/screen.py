@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 ScreenshotOption = Annotated[
     Path | None,
-    typer.Option("--screenshot", help="At the end write the screen to this PNG file."),
+    typer.Option("--screenshot", help="At the end, write the screen to this PNG file."),
 ]
 UntilScreenOption = Annotated[
     str | None,
     typer.Option(
         "--until-screen",
-        help="Stop when this regular expression is in the text on the screen.",
+        help="Stop when this regular expression matches the text on the screen.",
     ),
 ]
 DisplayOption = Annotated[
     str | None,
     typer.Option(
         "--display",
-        help="Show the screen to a browser at [HOST:]PORT (loopback unless told), and take keys "
+        help="Show the screen in a browser at [HOST:]PORT (default host: loopback), and take keys "
         "and mouse from it.",
     ),
 ]
