@@ -64,9 +64,9 @@ def vmcs(
     new: Annotated[Mode | None, typer.Option(help="Print a valid VMCS to start from.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Say why a VM entry fails: every check of the SDM's that a VMCS does not pass.
+    """Explain why a VM entry fails: every check in the SDM that a VMCS does not pass.
 
-    Reads what KVM, Xen, VirtualBox, QEMU and others print, however it was pasted.
+    Reads dumps of KVM, Xen, VirtualBox, QEMU and others, however they were pasted.
     """
     if new is not None:
         from trapgate.debug.doctor.template import as_lines, template
