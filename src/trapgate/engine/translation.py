@@ -478,6 +478,8 @@ class Translator:
         substitutes[scale] = on_scale.bind(scale)
         t[em.PUSHED_FLAGS] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         t[em.WHOLE_FLAGS] = whole_flags.bind(int(t[em.READ_FLAGS]))
+        assert len(substitutes) <= em.SUBSTITUTE_PAIRS
+        assert len(OPERAND_HELPERS) <= em.OPERAND_PAIRS
         for n, pair in enumerate(substitutes.items()):
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair
         hooks = {name: hook.bind(self.address) for name, hook in _HOOKS.items()}
