@@ -1,5 +1,6 @@
 """A campaign that is killed at any moment goes on, and ends with the rows of one that was not."""
 
+import errno
 import os
 import random
 import signal
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.campaign.plans import EVENTS, HEAD, finished
+from tests.campaign.plans import EVENTS, HEAD, finished, plan
+from trapgate.campaign.campaign import create, prepare
+from trapgate.campaign.errors import CampaignError
 from trapgate.campaign.results import Results
 
 PLAN = HEAD + EVENTS.replace("every = 20", "every = 8")
@@ -111,3 +114,33 @@ def test_a_killed_worker_costs_its_batch_only(undisturbed: pa.Table, tmp_path: P
     assert running.returncode == 0
     running.communicate()
     assert rows(Results.open(folder)).equals(undisturbed)
+
+
+def test_what_was_begun_to_be_made_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    ready = prepare(plan(EVENTS))
+    create(ready, folder)
+    (folder / "campaign.json").unlink()  # the last file to appear
+    (folder / "pruned.parquet").write_bytes(b"of another plan")
+    (folder / ".space.parquet.77").write_bytes(b"half")
+    results = create(ready, folder)
+    assert not results.has_pruned
+    assert results.missing()
+    for name in ("notes.txt", ".git", "plan.toml"):
+        other = tmp_path / name.strip(".")
+        other.mkdir()
+        (other / name).write_text("mine")
+        with pytest.raises(CampaignError, match="holds something else"):
+            create(ready, other)
+        assert (other / name).read_text() == "mine"
+
+
+def test_a_directory_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(CampaignError, match=r"cannot be made .No space left"):
+        create(prepare(plan(EVENTS)), tmp_path / "c")

@@ -37,6 +37,8 @@ FORMAT: Final = 1
 KEEP_FREE: Final = 256 << 20
 """Bytes that are left free on the disk."""
 _BEGINNING = "beginning.snapshot"
+_SPACE_FILE = "space.parquet"
+_PRUNED = "pruned.parquet"
 _BATCHES = 32
 _SMALLEST_BATCH, _LARGEST_BATCH = 100, 10_000
 
@@ -88,7 +90,7 @@ class Results:
         self.runs_total = int(facts["runs"])
         self.batch = int(facts["batch"])
         self._parts = folder / "parts"
-        self._pruned = folder / "pruned.parquet"
+        self._pruned = folder / _PRUNED
 
     @classmethod
     def create(
@@ -102,21 +104,25 @@ class Results:
     ) -> Results:
         """A new directory, or an empty one, for these runs and rows for what need not be run.
 
-        `save` may write the golden run's beginning to a file.
+        `save` may write the golden run's beginning to a file. What somebody had begun to make who
+        was killed is made anew.
 
-        Raises CampaignError if it holds something else.
+        Raises CampaignError if it holds something else, and if the disk has no room.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(one.name != "lock" for one in folder.iterdir()):
+            parts = folder / "parts"
+            if not _is_begun(folder):
                 raise CampaignError(f"{folder}: holds something else; give a new directory")
-            (folder / "parts").mkdir()
+            for name in (_SPACE_FILE, _PRUNED, _BEGINNING):
+                (folder / name).unlink(missing_ok=True)
+            parts.mkdir(exist_ok=True)
+            columns = [pa.array(runs.moments), pa.array(runs.faults), pa.array(runs.weights)]
+            _write(folder / _SPACE_FILE, pa.Table.from_arrays(columns, schema=_SPACE))
+            if pruned is not None:
+                _write(folder / _PRUNED, pruned)
         except OSError as error:
             raise CampaignError(f"{folder}: cannot be made ({error.strerror})") from None
-        columns = [pa.array(runs.moments), pa.array(runs.faults), pa.array(runs.weights)]
-        _write(folder / "space.parquet", pa.Table.from_arrays(columns, schema=_SPACE))
-        if pruned is not None:
-            _write(folder / "pruned.parquet", pruned)
         if save is not None and shutil.disk_usage(folder).free > KEEP_FREE + plan.guest.memory:
             save(folder / _BEGINNING)
         _replace(folder / "plan.toml", plan.text.encode())
@@ -174,7 +180,7 @@ class Results:
     @property
     def runs(self) -> Runs:
         """What is run. Raises CampaignError if the file is damaged."""
-        table = self.read(self.folder / "space.parquet", _SPACE)
+        table = self.read(self.folder / _SPACE_FILE, _SPACE)
         if table.num_rows != self.runs_total:
             raise CampaignError(f"{self.folder}/space.parquet: damaged; run the campaign anew")
         return Runs(
@@ -285,6 +291,19 @@ class Results:
         """One process at a time runs a campaign. Raises CampaignError if another one does."""
         with locked(self.folder):
             yield
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a directory holds nothing, or what a killed process had begun to make."""
+    drafts = [f".{name}." for name in (_SPACE_FILE, _PRUNED, _BEGINNING, "plan.toml")]
+    ours = {"lock", "parts"}
+    if (folder / _SPACE_FILE).exists():
+        ours |= {_SPACE_FILE, _PRUNED, _BEGINNING, "plan.toml"}
+    parts = folder / "parts"
+    return not (parts.exists() and any(parts.iterdir())) and all(
+        one.name in ours or any(one.name.startswith(draft) for draft in drafts)
+        for one in folder.iterdir()
+    )
 
 
 @contextmanager

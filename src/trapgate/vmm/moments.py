@@ -224,6 +224,9 @@ class Watch:
 
     def restore(self, state: WatchState) -> None:
         """Wait for what was waited for then."""
+        if not (state.waiting or self._waiting):
+            self._sequence = state.sequence
+            return
         for one, left, recent in state.waiting:
             one.left = left
             one.recent[:] = recent
