@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from trapgate.decision import frame_filters as ff
-from trapgate.decision.fault_filters import NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import KNOWN_TABLE, NO_LINK, OWN_FRAME
 from trapgate.decision.self_map import ABSENT as NO_ENTRY
 from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging import frame_map as fm
@@ -50,7 +50,7 @@ class Model:
     ) -> None:
         self.mode = mode
         self.random = random.Random(seed)
-        self.paragraph_80 = fault_filter == PARAGRAPH_80
+        self.unseen = fault_filter == PARAGRAPH_80 or bool(frame_filters & KNOWN_TABLE)
         self.bytes = np.zeros(FRAMES * 4096, np.uint8)
         self.words = self.bytes.view(np.uint64).reshape(-1, 512)
         self.cells = self.bytes.view(np.int64)
@@ -77,6 +77,7 @@ class Model:
         words[3][:OWN] = [n << 12 | P | W for n in range(OWN)]
         self.root: Root = ()
         """What CR3 leads to: each pointer's frame, or -1 for none."""
+        self.links.let_links_come_unseen(bool(frame_filters & KNOWN_TABLE))
         self.links.set_mode(mode)
         self.load_cr3(0 if mode is FOUR_LEVELS else POINTERS)
         self.settle()
@@ -160,12 +161,12 @@ class Model:
         byte = int(self.map[frame])
         kind = NO_ENTRY if byte & fm.MIXED else PTE if byte & fm.LEAF else DIRECTORY
         old = int(self.words[frame][n])
-        if kind != NO_ENTRY and ff.filter_of(self.v, self.cells, kind, value, old):
+        if kind != NO_ENTRY and ff.filter_of(self.v, self.cells, byte, kind, value, old):
             self.words[frame][n] = value
             return "completed"
         links = self.links
         chance = self.random.random()
-        if self.paragraph_80 and chance < 0.3:
+        if self.unseen and chance < 0.3:
             links.recount()
         elif chance < 0.3 and (frame not in self.loaded or self.mode.pointers):
             links.let_go(frame, self.loaded)
@@ -248,9 +249,11 @@ class Model:
                     ahead.append((to, level - 1))
         tables = {frame for frame, _ in seen}
         marked = set(np.flatnonzero(self.map & fm.TABLE).tolist())
-        assert tables == marked or (self.paragraph_80 and tables < marked), tables ^ marked
+        assert tables == marked or (self.unseen and tables < marked), tables ^ marked
         for frame in tables:
             levels = {level for of, level in seen if of == frame}
+            alone = int(self.map[frame]) >> fm.LEVEL
+            assert not alone or levels == {alone + 1}, "a table of another level"
             assert not (self.map[frame] & fm.LEAF and levels != {1}), "a leaf that is none"
             assert bool(self.map[frame] & fm.MIXED) >= (1 in levels and len(levels) > 1), "mixed"
 
@@ -266,6 +269,8 @@ MODES = {
     "paragraph 80": (PARAGRAPH_80, 0),
     "own-frame": (2, OWN_FRAME),
     "all": (PARAGRAPH_80, OWN_FRAME | NO_LINK),
+    "known-table": (2, OWN_FRAME | NO_LINK | KNOWN_TABLE),
+    "known-table and paragraph 80": (PARAGRAPH_80, OWN_FRAME | NO_LINK | KNOWN_TABLE),
     "both": (2, OWN_FRAME | NO_LINK),
 }
 

@@ -27,7 +27,7 @@ from tests.direct.test_protected_on_engine import machine as player
 from tests.direct.test_protected_on_engine import program
 from trapgate.cli import app
 from trapgate.decision.decide import Disposition
-from trapgate.decision.fault_filters import NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import KNOWN_TABLE, NO_LINK, OWN_FRAME
 from trapgate.paging import frame_map as fm
 from trapgate.paging.alias import aliased, unaliased
 from trapgate.paging.walk import translate
@@ -44,7 +44,7 @@ from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.loaders.state import gdt, protected_mode
 from trapgate.vmm.state import SnapshotError
 
-FILTERED = "figure-8", OWN_FRAME | NO_LINK
+FILTERED = "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE
 
 
 def whole(vm: ProtectedMachine) -> bytes:

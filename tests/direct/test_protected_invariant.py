@@ -60,6 +60,17 @@ def changed(old: str, new: str) -> Callable[[pytest.MonkeyPatch], None]:
     return patch
 
 
+def drops_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A root that goes has its links counted away, though there may be more of them."""
+
+    def drop_root(self: links.Links, root: Root) -> None:
+        self.roots.remove(root)
+        self._mark(root)
+        self._unlink(root)
+
+    monkeypatch.setattr(links.Links, "drop_root", drop_root)
+
+
 def complete_if(
     condition: Callable[[int, int, int], bool],
 ) -> Callable[[pytest.MonkeyPatch], None]:
@@ -68,8 +79,8 @@ def complete_if(
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         original = ff.filter_of
 
-        def filter_of(v: Cells, mem: Cells, kind: int, data: int, old: int) -> int:
-            found = original(v, mem, kind, data, old)
+        def filter_of(v: Cells, mem: Cells, byte: int, kind: int, data: int, old: int) -> int:
+            found = original(v, mem, byte, kind, data, old)
             return found or int(condition(kind, data, old))
 
         monkeypatch.setattr(ff, "filter_of", filter_of)
@@ -134,11 +145,51 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-def play_both(seeds: Iterable[int]) -> None:
+def known(*conditions: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """The filter of known tables without one of its conditions."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        source = inspect.getsource(ff.leads_to_known_table).replace("@core\n", "")
+        for condition in conditions:
+            assert source.count(condition) == 1, condition
+            source = source.replace(condition, "True" if "if" not in condition else "if False")
+        exec(source, vars(ff))  # our own source
+
+    def restored(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ff, "leads_to_known_table", ff.leads_to_known_table)
+        patch(monkeypatch)
+
+    return restored
+
+
+UNSEEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "what goes is let go": changed(
+        "                elif state[UNSEEN] == 0:\n", "                else:\n"
+    ),
+    "any level is known": known("below >> LEVEL == level - 1"),
+    "anything is a known leaf": known("bool(below & LEAF)"),
+    "data is a known table": known("if below & TABLE == 0 or below & MIXED"),
+    "a table of several levels has one": changed(
+        "            if found != 0:\n                return 0\n", ""
+    ),
+    "a root lets its tables go": drops_all,
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_without_this_a_known_table_lets_a_guest_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    UNSEEN[name](monkeypatch)
+    with pytest.raises((AssertionError, IndexError)):
+        play_both(range(1000, 1300, 5), ("known-table",))
+
+
+def play_both(seeds: Iterable[int], names: tuple[str, ...] = ("none", "both")) -> None:
     """Five guests a seed in each mode, until something is wrong."""
     for seed in seeds:
         for mode in (FOUR_LEVELS, PAE):
-            play(range(seed, seed + 5), 250, ("none", "both"), mode)
+            play(range(seed, seed + 5), 250, names, mode)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

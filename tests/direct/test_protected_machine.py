@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.suite import LINUX
 from tests.direct.protected_model import ADDRESS, PS, P
-from trapgate.decision.decide import Disposition
-from trapgate.decision.fault_filters import FILTERS, NO_LINK, OWN_FRAME
+from trapgate.decision.decide import Disposition, Reason
+from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME
 from trapgate.paging import frame_map as fm
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
@@ -114,6 +114,60 @@ def test_a_table_is_protected_while_it_is_linked(
     assert words(vm, X)[0] == 5
     assert sum(vm.completed) == counts(vm)[1]
     assert ExitReason.CONTROL_REGISTER_ACCESS not in vm.summary().exits
+
+
+UNLINKED = (
+    LINKED + RAX_X + bytes.fromhex("48c70007004000 48c7400807104000")  # X[0] and X[1]
+    + RCX_PD_2 + bytes.fromhex("48c70100000000")  # PD_2[0] = 0
+    + b"\xbf" + pack("<I", X)
+)  # fmt: skip
+"""X is a last-level table with two entries, and led to no more, which only ¶80 knows."""
+
+
+def test_what_clears_a_known_table_is_one_write() -> None:
+    """REP STOS of any width, over the table's end or within, and of what is no clearing."""
+    filters = "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE
+    for repeated, count, value, exits in (
+        ("f3aa", 0x1800, 0, 2),
+        ("f3ab", 0x600, 0, 2),
+        ("f348ab", 0x300, 0, 2),
+        ("f348ab", 0x20, 0, 2),
+        ("f3aa", 0x803, 0, 3),  # three bytes of an entry
+        ("f348ab", 0x200, 0x500_0007, 3),  # not the guest's own
+        ("f3aa", 0x1000, 7, 3),
+        ("fdf348ab", 1, 0, 3),  # downwards
+    ):
+        fill = bytes.fromhex(repeated)
+        code = UNLINKED + b"\xb9" + pack("<I", count) + b"\xb8" + pack("<I", value) + fill + HLT
+        ends = []
+        for fault_filter, frame_filters in (("none", 0), filters):
+            vm = machine(code, fault_filter, frame_filters)
+            vm.processor.memory.write(X + 0x10, b"\x22" * 0x2FF0)
+            assert "halted" in vm.run(timeout=20).message
+            r = vm.processor.registers
+            memory = vm.processor.memory.read(X, 0x3000)
+            ends.append((memory, r.rdi, r.rcx, vm.vmcs["GUEST_RIP"], vm.processor.time))
+        assert ends[0][:-1] == ends[1][:-1], (repeated, count)
+        assert ends[0][-1] == ends[1][-1] or exits == 3, (repeated, count)
+        assert counts(vm)[0] == exits, (repeated, count, counts(vm))
+
+
+def test_a_known_table_may_be_linked_again_without_an_exit() -> None:
+    """At its level, and while it is a table and nothing else."""
+    code = UNLINKED + RCX_PD_2 + bytes.fromhex("48c70107003000") + HLT
+    for frame_filters, completed in ((OWN_FRAME, 0), (OWN_FRAME | KNOWN_TABLE, 1)):
+        vm = machine(code, "paragraph-80", frame_filters)
+        assert "halted" in vm.run(timeout=20).message
+        assert vm.completed[Reason.KNOWN_TABLE & 15] == completed
+        assert vm.links.levels_of(X >> 12) == {1}
+        look(vm)
+    # PDPT[2] = X: a table of the last level, where one of the level above belongs.
+    code = UNLINKED + b"\xb9" + pack("<I", PDPT) + bytes.fromhex("48c7411007003000") + HLT
+    vm = machine(code, "paragraph-80", OWN_FRAME | KNOWN_TABLE)
+    assert "halted" in vm.run(timeout=20).message
+    assert vm.completed[Reason.KNOWN_TABLE & 15] == 0
+    assert vm.links.levels_of(X >> 12) == {2}
+    look(vm)
 
 
 def test_upper_entries_that_lead_to_no_other_table_may_change() -> None:

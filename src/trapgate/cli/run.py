@@ -215,4 +215,8 @@ def run(
     """Run a guest with the terminal as its console."""
     given = Options(**locals())
     with one_line_errors(), prepared():
+        if given.beside:
+            from trapgate.cli.beside import perform_together
+
+            raise typer.Exit(perform_together(given, given.beside))
         raise typer.Exit(perform(given))

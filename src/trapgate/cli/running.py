@@ -133,11 +133,7 @@ class Explanations:
 
 def perform(given: Options) -> int:
     """Run what the options ask for; the exit status."""
-    _refuse_contradictions(given)
-    if given.beside:
-        from trapgate.cli.beside import perform_together
-
-        return perform_together(given, given.beside)
+    refuse_contradictions(given)
     find = finder(given.guest, given.symbols)
     injections = Injections(given.inject or [], find)
     saving = None if given.save is None else Saving(given.save, find)
@@ -197,7 +193,8 @@ def _can_be_repeated(vm: VirtualMachine, given: Options, console: Console) -> bo
     return not files and not by_hand and vm.summary().seconds < _SHORT_RUN
 
 
-def _refuse_contradictions(given: Options) -> None:
+def refuse_contradictions(given: Options) -> None:
+    """Fail with one line about options that cannot go together."""
     drives = given.disk or given.cdrom or given.floppy
     if given.guest is not None and given.bios is not None:
         raise fail("--bios: firmware starts instead of a guest; leave one of the two out")

@@ -15,10 +15,12 @@ from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_
 from trapgate.decision.fault_filters import (
     BY_CRITERIA_TABLE,
     BY_FAULT_FILTER,
+    BY_KNOWN_TABLE,
     BY_OWN_FRAME,
     FILTER_FIGURE_7,
     FILTER_NONE,
     FILTER_PARAGRAPH_80,
+    KNOWN_TABLE,
     NO_LINK,
     ORDER_PARAGRAPH_60,
     ORDER_PARAGRAPH_66,
@@ -160,6 +162,9 @@ class Reason(IntEnum):
     NO_LINK = 24
     """Likewise: an upper table's entry leads to the same table as before, or to none."""
     MATCH_EXITS = 25
+    KNOWN_TABLE = 26
+    """A fault filter by the frame map: an upper table's entry leads to a known table of the level
+    below."""
 
 
 _MAP_ADDRESS = 0xFF_FFFF_F000
@@ -188,6 +193,7 @@ REASON_FAULT_FILTER_ALONE = 20
 REASON_EPT = 21
 REASON_CRITERIA_TABLE = 22
 REASON_OWN_FRAME = 23
+REASON_KNOWN_TABLE = 26
 REASON_MATCH_EXITS = 25
 
 REASONS: dict[int, str] = {int(reason): reason.name for reason in Reason}
@@ -306,6 +312,8 @@ def decide_filtered(v: Cells, error_code: int, which: int) -> tuple[int, int]:
         return disposition, reason
     if disposition == DELIVER and order == ORDER_PARAGRAPH_60:
         return disposition, reason
+    if which == BY_KNOWN_TABLE:
+        return COMPLETE, REASON_KNOWN_TABLE
     if which != BY_FAULT_FILTER:
         return COMPLETE, REASON_OWN_FRAME + which - BY_OWN_FRAME
     return COMPLETE, REASON_FAULT_FILTER_FIGURE_7 + v[FAULT_FILTER] - FILTER_FIGURE_7
@@ -427,7 +435,7 @@ def check_extension_fields(v: Cells) -> int:
         return ck.EXTENSION_FILTER_ORDER
     if v[FRAME_MAP_ADDRESS] & ~_MAP_ADDRESS or v[FRAME_MAP_LENGTH] > MOST_FRAMES:
         return ck.FRAME_MAP
-    if v[FRAME_FILTERS] & ~(OWN_FRAME | NO_LINK) or (
+    if v[FRAME_FILTERS] & ~(OWN_FRAME | NO_LINK | KNOWN_TABLE) or (
         v[FRAME_FILTERS] != 0 and v[FRAME_MAP_LENGTH] == 0
     ):
         return ck.FRAME_FILTERS

@@ -33,13 +33,15 @@ ORDER_PARAGRAPH_67 = 3
 
 OWN_FRAME = 1
 NO_LINK = 2
+KNOWN_TABLE = 4
 """Bits of the extension field FRAME_FILTERS (see `decision.frame_filters`)."""
 
 NOBODY = 0
 BY_FAULT_FILTER = 1
 BY_OWN_FRAME = 2
 BY_NO_LINK = 3
-BY_CRITERIA_TABLE = 4
+BY_KNOWN_TABLE = 4
+BY_CRITERIA_TABLE = 5
 """Which filter lets a write complete."""
 
 FILTERS: Final = {

@@ -10,6 +10,9 @@ that an entry comes to lead to (¶85), and complete what those leave:
   none before and after. Large pages are no link, for what they reach is foreign where it is not
   the guest's.
 
+* known-table: an entry of an upper table may come to lead to a table that is known to be one of
+  the level below, and of no other. The VMM must not take its counts of links for true.
+
 docs/fault-filters.md has the argument. A table that is of the last level and of an upper one
 at once satisfies none. One of the last level without LEAF counts as an upper one: it has entries
 that lead elsewhere, which the walk stops, so that nothing depends on what it holds.
@@ -20,10 +23,12 @@ from trapgate.decision.criteria_table import NEXT, RULE_COMPLETE, decide_by_tabl
 from trapgate.decision.fault_filters import (
     BY_CRITERIA_TABLE,
     BY_FAULT_FILTER,
+    BY_KNOWN_TABLE,
     BY_NO_LINK,
     BY_OWN_FRAME,
     FRAME,
     FRAME_64,
+    KNOWN_TABLE,
     NO_LINK,
     NOBODY,
     OWN_FRAME,
@@ -42,7 +47,7 @@ from trapgate.decision.self_map import (
     merged,
 )
 from trapgate.paging.alias import unaliased
-from trapgate.paging.frame_map import LEAF, MIXED, OWN, TABLE, frame_byte, has_frame_map
+from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, OWN, TABLE, frame_byte, has_frame_map
 from trapgate.paging.walk import READ, walk
 from trapgate.sdm.cells import (
     CRITERIA_TABLE_RULES,
@@ -85,8 +90,24 @@ def table_led_to(cr4: int, entry: int) -> int:
 
 
 @core
-def filter_of(v: Cells, mem: Memory, kind: int, data: int, old: int) -> int:
-    """Which filter lets a write turn the entry `old` of a table into `data`; NOBODY if none."""
+def leads_to_known_table(v: Cells, mem: Memory, byte: int, entry: int) -> bool:
+    """Whether an entry of a table with the map's `byte` leads to one of the level below."""
+    level = byte >> LEVEL
+    table = table_led_to(v[GUEST_CR4], entry)
+    if level == 0 or table < 0:
+        return False
+    below = frame_byte(v, mem, table)
+    if below & TABLE == 0 or below & MIXED:
+        return False
+    return bool(below & LEAF) if level == 1 else below >> LEVEL == level - 1
+
+
+@core
+def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) -> int:
+    """Which filter lets a write turn the entry `old` of a table into `data`; NOBODY if none.
+
+    `byte` is the frame map's of the table, if there is a map.
+    """
     cr4 = v[GUEST_CR4]
     if admits(v[FAULT_FILTER], cr4, kind, data, old):
         return BY_FAULT_FILTER
@@ -100,14 +121,26 @@ def filter_of(v: Cells, mem: Memory, kind: int, data: int, old: int) -> int:
     same = table_led_to(cr4, old) == table_led_to(cr4, data)
     if kind == DIRECTORY and filters & NO_LINK and same:
         return BY_NO_LINK
+    if kind == DIRECTORY and filters & KNOWN_TABLE and leads_to_known_table(v, mem, byte, data):
+        return BY_KNOWN_TABLE
     return NOBODY
 
 
 @core
 def completed_by(
-    v: Cells, r: Cells, mem: Memory, error_code: int, linear: int, kind: int, data: int, old: int
+    v: Cells,
+    r: Cells,
+    mem: Memory,
+    error_code: int,
+    linear: int,
+    kind: int,
+    physical: int,
+    data: int,
+    old: int,
 ) -> int:
     """What lets a stopped write to `linear` turn the entry `old` into `data`; NOBODY if nothing.
+
+    The entry is at the machine address `physical`.
 
     The criteria table comes first. A rule of it that says no more than NEXT leaves the entry to
     the filters.
@@ -120,7 +153,10 @@ def completed_by(
             return BY_CRITERIA_TABLE
         if action != NEXT:
             return NOBODY
-    return filter_of(v, mem, kind, data, old)
+    byte = 0
+    if has_frame_map(v):
+        byte = frame_byte(v, mem, unaliased(v, physical))
+    return filter_of(v, mem, byte, kind, data, old)
 
 
 @core
@@ -179,7 +215,7 @@ def judge_entries(
     while at < physical + size:
         old = entry_of(mem, at, width)
         new = merged(old, at - physical, width, size, data)
-        which = min(which, completed_by(v, r, mem, error_code, linear, kind, new, old))
+        which = min(which, completed_by(v, r, mem, error_code, linear, kind, at, new, old))
         if which == NOBODY:
             return at, NOBODY
         at += width

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trapgate.decision.decide import Disposition
-from trapgate.decision.fault_filters import FILTERS, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Stop
@@ -52,6 +52,12 @@ SETTINGS = (
         OWN_FRAME | NO_LINK,
     ),
     Setting("all", "¶80, own-frame and no-link", "paragraph-80", OWN_FRAME | NO_LINK),
+    Setting(
+        "and known",
+        "and upper entries that lead to known tables",
+        "paragraph-80",
+        OWN_FRAME | NO_LINK | KNOWN_TABLE,
+    ),
 )
 
 

@@ -27,6 +27,7 @@ from trapgate.engine.state import (
     save,
     segment_shape,
 )
+from trapgate.engine.table_fills import clears_table
 from trapgate.engine.table_stores import is_reuse
 from trapgate.engine.translations import walk_always
 from trapgate.events.journal import (
@@ -387,6 +388,8 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 elif changes and info & TRANSLATED:
                     info = info & ~RIGHT_READ | RIGHT_WRITE
             is_fault = info < EPT_VIOLATION and m[mc.FAULT_KIND] != mc.FAULT_JUDGED
+            if is_fault and clears_table(m, v, r, info, address):
+                return mc.RUNNING
             if is_fault and is_table_write(m, v, info, address):
                 m[mc.STOP_INFO] = info
                 m[mc.FAULT_ADDRESS] = address

@@ -27,6 +27,9 @@ OWN = 1 << 4
 FOREIGN = 1 << 5
 """A frame that the guest may not reach, by large pages."""
 
+LEVEL = 6
+"""The first of two bits: one less than the level of a table of one upper level alone, else 0."""
+
 MOST_FRAMES = 1 << 28
 """A map of more is none: 40 bits of physical address have no more."""
 

@@ -168,7 +168,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     new = {at: entry_of(guest.mem, at, width) for at in old}
     with before.in_memory() if v[f.CRITERIA_TABLE_RULES] else contextlib.nullcontext():
         judged = [
-            (part, at, _completed_by(before, guest, code, address, part, new[at], old[at]))
+            (part, at, _completed_by(before, guest, code, address, part, at, new[at], old[at]))
             for part in ours
             for at in part.entries(width)
         ]
@@ -263,12 +263,19 @@ def _address_of(part: Part, address: int) -> int:
 
 
 def _completed_by(
-    before: Snapshot, guest: Operand, code: int, address: int, part: Part, new: int, old: int
+    before: Snapshot,
+    guest: Operand,
+    code: int,
+    address: int,
+    part: Part,
+    at: int,
+    new: int,
+    old: int,
 ) -> int:
-    """What lets a write turn an entry of `part` into another (`frame_filters.completed_by`)."""
+    """What lets a write turn the entry at `at` into another (`frame_filters.completed_by`)."""
     linear = _address_of(part, address)
     signed = _signed(int(new)), _signed(int(old))
-    return int(completed_by(before.v, before.r, guest.mem, code, linear, part.kind, *signed))
+    return int(completed_by(before.v, before.r, guest.mem, code, linear, part.kind, at, *signed))
 
 
 def _execute(processor: LogicalProcessor, v: Cells, grants: set[int], width: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Final
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.library import Library
 from trapgate.paging import frame_map
-from trapgate.paging.frame_map import LEAF, MIXED, OWN, ROOT, TABLE
+from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, OWN, ROOT, TABLE
 
 LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants=(frame_map,))
 
@@ -30,11 +30,14 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants
     RELEASED,
     REFUSED,
     REFUSED_FRAME,
+    UNSEEN,
+    SEVERAL,
     STATE_CELLS,
-) = range(13)
+) = range(15)
 """The map's address and how many frames it has; how many are the guest's; the paging mode
 (`links.Mode`); whether translations are stale; how many tables came and went; the level and
-the frame of the first table that may not be."""
+the frame of the first table that may not be; whether links come unseen; and
+1 + the last table of another level that has become one of a further level, -1 after several."""
 
 P, PS = 1, 0x80
 ADDRESS: Final = 0xFF_FFFF_F000
@@ -65,12 +68,24 @@ def mark(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
     elif last:
         byte |= TABLE | LEAF if maps_own_alone(state, mem, frame) else TABLE
     elif upper:
-        byte |= TABLE
+        byte |= TABLE | level_alone(counts, frame) << LEVEL
     if state[POINTERS] == 0:
         byte |= byte_of(state, mem, frame) & ROOT
     elif counts[frame * 4 + state[LEVELS] - 1] != 0:
         byte |= ROOT
     put_byte(state, mem, frame, byte)
+
+
+@LIBRARY.inside
+def level_alone(counts: Cells, frame: int) -> int:
+    """One less than the level of a table of one upper level; 0 for one of several."""
+    found = 0
+    for n in range(1, 4):
+        if counts[frame * 4 + n] != 0:
+            if found != 0:
+                return 0
+            found = n
+    return found
 
 
 @LIBRARY.inside
@@ -142,6 +157,9 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
     counts[at] += 1
     if counts[at] > 1:
         return
+    for n in range(4):
+        if n != level - 1 and counts[frame * 4 + n] != 0:
+            state[SEVERAL] = frame + 1 if state[SEVERAL] in (0, frame + 1) else -1
     mark(state, mem, counts, frame)
     state[STALE] = 1
     state[LINKED] += 1
@@ -244,7 +262,7 @@ def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before
             if levels >> level & 1 and after != before[n]:
                 if refused:
                     go(state, mem, counts, level, after, before[n])
-                else:
+                elif state[UNSEEN] == 0:
                     go(state, mem, counts, level, before[n], after)
     if levels & 2 and not refused:
         mark(state, mem, counts, frame)
@@ -265,6 +283,14 @@ def clear(state: Cells, mem: Cells, fresh: Cells) -> None:
 def tally_root(state: Cells, mem: Cells, fresh: Cells, frame: int) -> None:
     """Count in `fresh` all links that a root's top table makes, and the one to it."""
     tally(state, mem, fresh, frame, state[LEVELS])
+
+
+@LIBRARY.entry
+def replace_one(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: int) -> None:
+    """Let the counts of `fresh` be those that count for one table."""
+    for cell in range(frame * 4, frame * 4 + 4):
+        counts[cell] = fresh[cell]
+    forget(state, mem, counts, frame)
 
 
 @LIBRARY.entry

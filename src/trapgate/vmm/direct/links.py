@@ -13,7 +13,7 @@ loaded. A frame is a table as long as something links it. It may be one of sever
 by self-mapping, so links count for a frame and a level (`linking`).
 
 A filter that lets links go unseen (¶80) leaves counts too high, never too low; `recount` mends
-that.
+that. Where links also come unseen, to tables that are known, nothing is let go but by `recount`.
 """
 
 from __future__ import annotations
@@ -117,6 +117,12 @@ class Links:
 
         return back
 
+    def let_links_come_unseen(self, unseen: bool) -> None:
+        """Say whether a filter lets entries come to lead to known tables."""
+        if bool(self._state[linking.UNSEEN]) != unseen:
+            self._state[linking.UNSEEN] = unseen
+            self.recount()
+
     def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
         """Have translations flushed and code of stored places forgotten, as far as needed."""
         if self._state[linking.STALE]:
@@ -156,7 +162,8 @@ class Links:
         """Let CR3 lead to `root` no more: it is validated again before it does."""
         self.roots.remove(root)
         self._mark(root)
-        self._unlink(root)
+        if not self._state[linking.UNSEEN]:
+            self._unlink(root)
 
     def let_go(self, frame: int, loaded: Root, *, recount: bool = False) -> bool:
         """Let roots go, but the loaded one, as far as they lead to `frame`; is it data now?
@@ -175,6 +182,8 @@ class Links:
             for root in sorted(self.roots - {loaded}):
                 if self.reaches(root, frame):
                     self.drop_root(root)
+            if self._state[linking.UNSEEN]:
+                self.recount()
         return not self.is_table(frame)
 
     def store(self, physical: int, data: bytes) -> Refusal | None:
@@ -190,12 +199,19 @@ class Links:
             self._memory[entries] = old
             return self._refusal()
         self._stored.append((physical, len(data)))
+        several, self._state[linking.SEVERAL] = int(self._state[linking.SEVERAL]), 0
+        if self._state[linking.UNSEEN] and several:
+            # The other level may be one that the table had before.
+            self.recount(several - 1 if several > 0 else None)
         return None
 
-    def recount(self) -> None:
-        """Count links anew, from the roots: a filter may have let some go unseen."""
-        self._tally(frame for root in self.roots for frame in root)
-        linking.replace(*self._tables, self._fresh)
+    def recount(self, frame: int | None = None) -> None:
+        """Count links anew, to all tables or one: a filter may have let some go unseen."""
+        self._tally(top for root in self.roots for top in root)
+        if frame is None:
+            linking.replace(*self._tables, self._fresh)
+        else:
+            linking.replace_one(*self._tables, self._fresh, frame)
 
     def reaches(self, root: Root, frame: int) -> bool:
         """Whether a root leads to `frame` as a table."""

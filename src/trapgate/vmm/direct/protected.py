@@ -16,7 +16,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from trapgate.decision.decide import Reason
-from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, KNOWN_TABLE, NO_LINK, OWN_FRAME
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import COMPLETED
 from trapgate.instructions import effects
@@ -83,6 +83,7 @@ _FILTER_REASONS = (
     Reason.CRITERIA_TABLE,
     Reason.OWN_FRAME,
     Reason.NO_LINK,
+    Reason.KNOWN_TABLE,
 )
 _LOW = 0xFFFF_FFFF
 _PF, _GP = 14, 13
@@ -101,7 +102,7 @@ _POINTERS = Struct("<4q")
 class ProtectedMachine(SharingMachine):
     """A PC whose guest has `memory` bytes of `host`'s, or a host of its own, and a frame map.
 
-    Fault filter and order are the VMCS's; unless a settings file says otherwise ¶80 and both
+    Fault filter and order are the VMCS's; unless a settings file says otherwise ¶80 and all
     filters by the frame map are on. The rest is as for `VirtualMachine`. Raises
     DirectPagingError on the portable engine, whose page walk knows no frame map, and for more
     memory than the map describes.
@@ -152,7 +153,7 @@ class ProtectedMachine(SharingMachine):
         vmcs = self.vmcs
         self._own_map()
         vmcs["FAULT_FILTER"] = FILTER_PARAGRAPH_80
-        vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK
+        vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK | KNOWN_TABLE
         vmcs["EXCEPTION_BITMAP"] = 1 << _PF
         vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = PFEC_MAP
 
@@ -211,10 +212,13 @@ class ProtectedMachine(SharingMachine):
     @property
     def counts_too_high(self) -> bool:
         """Whether the fault filter lets links go that the VMM does not see (¶80)."""
-        return self.vmcs["FAULT_FILTER"] == FILTER_PARAGRAPH_80
+        v = self.vmcs.words
+        unseen = v[f.FRAME_FILTERS] & KNOWN_TABLE
+        return bool(v[f.FAULT_FILTER] == FILTER_PARAGRAPH_80 or unseen)
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         engine = self.processor.engine
+        self.links.let_links_come_unseen(bool(self.vmcs.words[f.FRAME_FILTERS] & KNOWN_TABLE))
         self.links.settle(engine.flush_translations, self._forget_code)
         refusal = self._masters.refusal
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
@@ -371,7 +375,9 @@ class ProtectedMachine(SharingMachine):
         self.exits_by_level[f"level {max(levels)}"] += 1
         instruction = instruction_at_rip(guest)
         repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
-        if (user or repeats) and self.let_go(frame):
+        # That no filter has completed an edit of a last level's is rare where they know frames.
+        stale = self.counts_too_high and levels == {1}
+        if (user or repeats or stale) and self.let_go(frame):
             self.exits_by_level["reused"] += 1
             return RESUME
         try:
@@ -383,7 +389,9 @@ class ProtectedMachine(SharingMachine):
             return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, found.error_code))
         if refusal is not None:
             # What comes is no entry: perhaps the guest uses the frame for something else.
-            return RESUME if self.let_go(frame) else self.refuse(refusal)
+            if self.let_go(frame) or self.links.levels_of(frame) != levels:
+                return RESUME
+            return self.refuse(refusal)
         self.counts.edits += 1
         return RESUME
 
