@@ -11,6 +11,13 @@ from trapgate.decision.decide import (
     decide_filtered,
     pair_slot,
 )
+from trapgate.decision.fault_filters import (
+    BY_CRITERIA_TABLE,
+    BY_FAULT_FILTER,
+    BY_KNOWN_TABLE,
+    BY_NO_LINK,
+    BY_OWN_FRAME,
+)
 from trapgate.decision.faults import FaultInformation
 from trapgate.sdm import checks as ck
 from trapgate.sdm.interruption import InterruptionType
@@ -305,7 +312,7 @@ def test_each_check_of_the_extension_fields(name: str, good: int, bad: int, chec
             {"FRAME_MAP_ADDRESS": [0xFF_FFFF_F000, 0x1000], "FRAME_MAP_LENGTH": [1 << 28]},
             ck.FRAME_MAP,
         ),
-        ({"FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": [1, 2, 3]}, ck.FRAME_FILTERS),
+        ({"FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": [1, 2, 4, 7]}, ck.FRAME_FILTERS),
         (
             {"FRAME_MAP_LENGTH": 1},
             {"ALIAS_BASE": [0xFF_FFE0_0000, 0x20_0000], "ALIAS_LENGTH": [0xFF_FFFF_F000, 0x1000]},
@@ -335,7 +342,7 @@ BAD = {
         *(("FRAME_MAP_ADDRESS", 1 << n) for n in (0, 11, 40, 62)),
         ("FRAME_MAP_LENGTH", (1 << 28) + 1),
     ],
-    ck.FRAME_FILTERS: [("FRAME_FILTERS", 4), ("FRAME_FILTERS", 1 << 31)],
+    ck.FRAME_FILTERS: [("FRAME_FILTERS", 8), ("FRAME_FILTERS", 1 << 31)],
     ck.ALIAS: [
         *(("ALIAS_BASE", 1 << n) for n in (0, 12, 20, 40)),
         *(("ALIAS_LENGTH", 1 << n) for n in (0, 11, 40)),
@@ -350,10 +357,11 @@ BAD = {
 @pytest.mark.parametrize(
     ("which", "reason"),
     [
-        (1, Reason.FAULT_FILTER_FIGURE_8),
-        (2, Reason.OWN_FRAME),
-        (3, Reason.NO_LINK),
-        (4, Reason.CRITERIA_TABLE),
+        (BY_FAULT_FILTER, Reason.FAULT_FILTER_FIGURE_8),
+        (BY_OWN_FRAME, Reason.OWN_FRAME),
+        (BY_NO_LINK, Reason.NO_LINK),
+        (BY_KNOWN_TABLE, Reason.KNOWN_TABLE),
+        (BY_CRITERIA_TABLE, Reason.CRITERIA_TABLE),
     ],
 )
 def test_who_completes_a_write_is_told(which: int, reason: Reason) -> None:
@@ -364,8 +372,8 @@ def test_who_completes_a_write_is_told(which: int, reason: Reason) -> None:
 def test_a_rule_that_completes_does_so_in_every_order() -> None:
     for order, control in ((1, 0), (3, 1 << 14)):
         made = vmcs(FAULT_FILTER=2, FAULT_FILTER_ORDER=order, EXCEPTION_BITMAP=control)
-        assert decide_filtered(made.cells, 3, 4)[0] == Disposition.COMPLETE
-        assert decide_filtered(made.cells, 3, 2)[0] != Disposition.COMPLETE
+        assert decide_filtered(made.cells, 3, BY_CRITERIA_TABLE)[0] == Disposition.COMPLETE
+        assert decide_filtered(made.cells, 3, BY_OWN_FRAME)[0] != Disposition.COMPLETE
 
 
 @pytest.mark.parametrize("filters", [{"FAULT_FILTER": 1}, {"FRAME_FILTERS": 1}])
