@@ -39,7 +39,7 @@ class _Words(argparse.ArgumentParser):
     """Options of a guest beside the first one; a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise fail(f"--beside: {message}; a guest is given as behind `trapgate run`")
+        raise fail(f"--beside: {message}; give a guest as arguments of `trapgate run`")
 
 
 def _words() -> _Words:

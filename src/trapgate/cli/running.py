@@ -46,7 +46,7 @@ def memory_size(text: str | None) -> int:
     text = USUAL_MEMORY if text is None else text
     match = re.fullmatch(r"(\d{1,9})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
-        raise fail(f"--memory: {text!r} is no size; write it as 128M or 1G")
+        raise fail(f"--memory: {text!r} is not a size; write it as 128M or 1G")
     size = int(match[1]) * _SUFFIXES[match[2].upper()] & ~0xFFF
     low, high = _LIMITS
     if not low <= size <= high:
@@ -99,7 +99,7 @@ class Options:
 
 
 def _keyboard() -> int | None:
-    """The file descriptor to read keys from; None where standard input is no file."""
+    """The file descriptor to read keys from; None where standard input is not a file."""
     try:
         return sys.stdin.fileno() if sys.stdin else None
     except OSError:
