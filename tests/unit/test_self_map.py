@@ -481,20 +481,26 @@ def test_frames_with_all_address_bits() -> None:
     assert long.at(linear_64(SLOT_64, SLOT_64, SLOT_64, SLOT_64) | 0xFFF) == (DIRECTORY, 0x3FFF)
 
 
-def test_pointers_in_the_middle_of_a_page() -> None:
+@pytest.mark.parametrize("base", [0xC0800000, 0x60800000, 0xFF800000, 0x20000000])
+def test_pointers_in_the_middle_of_a_page(base: int) -> None:
     # The four pointers of PAE paging begin at a multiple of 32 bytes.
-    base = 0xC0800000
     made = Tables(width=8, cr3=0x2FF8, cr4=PAE, ptbase=base)
+    directory, slot = 0x3000 + (base >> 30) * 0x2000, base >> 21 & 511
     for n in range(4):
         made.put(0x2FE0, n, 0x3000 + n * 0x2000 | 1)
-        made.put(0x9000, 4 + n, 0x3000 + n * 0x2000 | 5)
-    made.put(0x9000, 3, 0xC007)
+        made.put(directory, slot + n, 0x3000 + n * 0x2000 | 5)
+    made.put(0x9000, 9, 0xC007)
     assert made.holds()
-    # Directory 3's fourth table, as the region shows it, and by 64-bit numbers as well.
-    assert made.at(base + (3 << 21) + 0x3FFF) == (PTE, 0xCFFF)
-    assert made.at(base + (3 << 21) + 0x3FFF - (1 << 32)) == (PTE, 0xCFFF)
-    made.put(0x9000, 6, 0x5001)
-    assert not made.holds()
+    # Directory 3's tenth table, as the region shows it, and by 64-bit numbers as well.
+    assert made.at(base + (3 << 21) + 0x9FFF) == (PTE, 0xCFFF)
+    assert made.at(base + (3 << 21) + 0x9FFF - (1 << 32)) == (PTE, 0xCFFF)
+    for other in (0x6001, 0x5001):
+        made.put(directory, slot + 2, other)
+        assert not made.holds()
+    # A pointer that is not there has no slot, whatever else the two entries say.
+    made.put(0x2FE0, 2, 0x5000)
+    made.put(directory, slot + 2, 0x9000)
+    assert made.holds()
 
 
 def test_the_last_page_of_memory_may_be_a_table() -> None:
