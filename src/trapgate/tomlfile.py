@@ -37,14 +37,14 @@ def read_toml(path: Path, wrong: Wrong) -> str:
 def parse_toml(text: str, wrong: Wrong) -> dict[str, Any]:
     """The document in `text`; what is no TOML is `wrong`."""
     if _LONG_KEY.search(text):
-        raise wrong("has a key of more than 32 parts; mend that line")
+        raise wrong("has a key of more than 32 parts; correct that line")
     try:
         # Most that import this module read no file, and tomllib's expressions take time to compile.
         import tomllib
 
         return tomllib.loads(text)
     except (RecursionError, ValueError) as error:
-        raise wrong(f"is not TOML: {error}; mend that line") from None
+        raise wrong(f"is not TOML: {error}; correct that line") from None
 
 
 def demand_known(

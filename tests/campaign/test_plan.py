@@ -43,7 +43,7 @@ def wrong(text: str, *words: str) -> None:
         (EVENTS + '[[class]]\nname = "hang"\nstatus = 1', ["class already"]),
         (EVENTS + '[[class]]\nname = "a"', ["give a condition"]),
         (EVENTS + '[[class]]\nname = "a"\nend = "bang"', ["no run ends by 'bang'"]),
-        (EVENTS + '[[class]]\nname = "a"\noutput = "("', ["no regular expression"]),
+        (EVENTS + '[[class]]\nname = "a"\noutput = "("', ["not a regular expression"]),
         (EVENTS + "[[class]]\nname = 3", ["is not text"]),
         (EVENTS + "[class]\nname = 3", ["[[class]]"]),
         ("[[target]]\n" + "a." * 50 + "b = 1", ["more than 32 parts"]),

@@ -55,6 +55,12 @@ CASES: dict[str, tuple[str, dict[str, int], dict[str, int]]] = {
     ),
     "cvtpi2pd of memory spares x87": (f"dbe3660f2a0425{AT}" + LOAD_TAGS, {}, {"rax": 0xFFFF}),
     "cvtpi2pd of a register": ("dbe3660f2ac1" + LOAD_TAGS, {}, {"rax": 0x5555}),
+    "fldcw of zeros": (f"d92c25{AT}d93c25{AT}0fb70425{AT}", {}, {"rax": 0x40}),
+    "fldcw of ones": (
+        f"488904 25{AT}d92c25{AT}d93c25{AT}0fb70425{AT}",
+        {"rax": ONES},
+        {"rax": 0x1F7F},
+    ),
     "movq writes a nan": ("dbe3480f6ef0" + LOAD_TAGS, {}, {"rax": 0x6555}),
     "phaddw of one register": (
         "66480f6ec0660f3801c0" + XMM0_TO_RAX,

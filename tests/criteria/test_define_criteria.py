@@ -200,7 +200,7 @@ def test_no_smaller_table_exists_by_trying_all() -> None:
         (wish("adress < 5"), "column 1: no value is called adress; did you mean address"),
         (wish("write", then="exits"), "'exits': did you mean exit"),
         (wish("write", default="none"), "'none'"),
-        ('[[wishes]]\nwhen = 5\nthen = "exit"\n', "no condition in quotes"),
+        ('[[wishes]]\nwhen = 5\nthen = "exit"\n', "not a condition in quotes"),
         ('[[wishes]]\nwhat = "write"\nthen = "exit"\n', "what"),
         ("wishes = 3\n", "write"),
     ],

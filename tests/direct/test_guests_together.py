@@ -321,7 +321,7 @@ def test_guests_on_one_command_line(tmp_path: Path, capfd: pytest.CaptureFixture
         ((*direct, "--beside", "'"), "mind the quotes"),
         ((*direct, "--beside", ""), "nothing to run"),
         ((*direct, "--beside", "x --gdb 1"), "unrecognized arguments: --gdb 1"),
-        ((*direct, "--beside", "x --memory 4X"), "is no size"),
+        ((*direct, "--beside", "x --memory 4X"), "is not a size"),
         ((*direct, "--beside", second, "--gdb", "1"), "--gdb is for one guest"),
         ((*direct, "--beside", str(tmp_path / "none")), "none"),
     ):

@@ -91,7 +91,7 @@ def test_a_guest_that_never_ends_is_ended(flat: Path, option: str, value: str, w
 
 BAD = {
     "no file": (["run", "missing.bin"], "missing.bin: file: No such file"),
-    "no size": (["run", "{guest}", "--memory", "lots"], "--memory: 'lots' is no size"),
+    "no size": (["run", "{guest}", "--memory", "lots"], "--memory: 'lots' is not a size"),
     "little memory": (["run", "{guest}", "--memory", "1M"], "--memory 2M or more"),
     "bad expression": (["run", "{guest}", "--until", "("], "--until"),
     "no such folder": (["run", "{guest}", "--trace", "/nowhere/x.parquet"], "/nowhere/x.parquet"),

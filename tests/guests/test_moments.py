@@ -64,16 +64,16 @@ def test_moments_are_read(text: str, moment: Moment) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "no moment"),
-        ("-1", "no moment"),
-        ("place=3", "no moment"),
+        ("", "not a moment"),
+        ("-1", "not a moment"),
+        ("place=3", "not a moment"),
         ("rip=here", "no address"),
         ("rip=0x10000000000000000", "64 bits"),
         ("rip=1#0", "first time is #1"),
         ("symbol=trap", "--symbols"),
         ("exit=COFFEE", "no exit reason"),
         ("fault=NMI", "no exception"),
-        ("output=(", "no regular expression"),
+        ("output=(", "not a regular expression"),
         ("99999999999999999999", "so many"),
     ],
 )

@@ -299,7 +299,7 @@ def test_a_guest_that_halts_for_good_ends_all_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--until-screen", "("], "--until-screen: '(' is no regular expression"),
+        (["--until-screen", "("], "--until-screen: '(' is not a regular expression"),
         (["--display", "nonsense"], "--display: 'nonsense' is no [HOST:]PORT"),
         (["--display", "99999"], "--display: '99999' is no [HOST:]PORT"),
         (["--until-screen", "read", "--screenshot", "/nowhere/x.png"], "/nowhere/x.png"),

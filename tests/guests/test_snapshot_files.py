@@ -308,7 +308,7 @@ def test_files_that_are_cut_off_or_too_long(file: bytes, tmp_path: Path) -> None
     for length in lengths:
         refused(file[:length], tmp_path)
     refused(file + b"\0", tmp_path, "damaged")
-    refused(b"", tmp_path, "no snapshot")
+    refused(b"", tmp_path, "not a snapshot")
     with pytest.raises(SnapshotError, match="cannot be read"):
         SavedMachine(tmp_path / "nothing")
     with pytest.raises(SnapshotError, match="cannot be read"):
@@ -516,7 +516,11 @@ def test_the_command_says_when_nothing_was_saved(tmp_path: Path) -> None:
     assert (over.exit_code, "not saved" in over.output) == (1, True)
     never = [*common, "--save", f"{tmp_path / 'machine'}@exit=VMCALL"]
     assert "never came" in CliRunner().invoke(app, never).output
-    for option, word in (("@5", "no file"), ("x@place=3", "no moment"), ("/no/x", "no directory")):
+    for option, word in (
+        ("@5", "no file"),
+        ("x@place=3", "not a moment"),
+        ("/no/x", "not a directory"),
+    ):
         told = CliRunner().invoke(app, [*common, "--save", option])
         assert (told.exit_code, word in told.output) == (2, True), told.output
     direct = CliRunner().invoke(app, [*common, "--paging", "direct", "--save", "x@5"])

@@ -337,11 +337,11 @@ def test_controls_take_no_policy(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ports = [65536]", "65536 is no number below 0x10000"),
-        ('ports = ["9-5"]', "'9-5' is no number below"),
-        ('ports = ["x"]', "'x' is no number below"),
+        ("ports = [65536]", "65536 is not a number below 0x10000"),
+        ('ports = ["9-5"]', "'9-5' is not a number below"),
+        ('ports = ["x"]', "'x' is not a number below"),
         ("ports = 5", "must be a list"),
-        ("ports = [true]", "True is no number below"),
+        ("ports = [true]", "True is not a number below"),
         ("prots = []", "did you mean ports"),
         ("late_mapping = 1", "1 is neither true nor false"),
     ],

@@ -21,6 +21,7 @@ from trapgate.decision.criteria_rules import (
     encode,
 )
 from trapgate.decision.criteria_table import check_table, decide_by_table
+from trapgate.decision.decide import Disposition, Reason, decide_event, decide_fault
 from trapgate.sdm import cells as f
 from trapgate.sdm import checks as ck
 from trapgate.vmcs.vmcs import Vmcs
@@ -159,6 +160,22 @@ def test_the_first_rule_that_matches_decides(
     put(guest, table)
     got = decide_by_table(guest.v, guest.r, guest.mem, *arguments)
     assert got == expected(table, known)
+
+
+@given(tables, faults())
+def test_what_no_rule_decides_the_other_criteria_do(
+    table: list[Rule], fault: tuple[Guest, tuple[int, ...], dict[str, int]]
+) -> None:
+    guest, arguments, _ = fault
+    vector, kind, code = arguments[:3]
+    wanted = decide_fault(guest.v, vector, kind, code)
+    assert decide_event(guest.v, guest.r, guest.mem, *arguments) == wanted
+    put(guest, table)
+    action, _ = decide_by_table(guest.v, guest.r, guest.mem, *arguments)
+    if action in (Action.EXIT, Action.DELIVER):
+        does = Disposition.EXIT if action == Action.EXIT else Disposition.DELIVER
+        wanted = int(does), int(Reason.CRITERIA_TABLE)
+    assert decide_event(guest.v, guest.r, guest.mem, *arguments) == wanted
 
 
 WALKED = ("walk_level", "entry_address", "entry", "page_address")

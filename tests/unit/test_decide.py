@@ -8,9 +8,18 @@ from trapgate.decision.decide import (
     check_extension_fields,
     decide,
     decide_fault,
+    decide_filtered,
     pair_slot,
 )
+from trapgate.decision.fault_filters import (
+    BY_CRITERIA_TABLE,
+    BY_FAULT_FILTER,
+    BY_KNOWN_TABLE,
+    BY_NO_LINK,
+    BY_OWN_FRAME,
+)
 from trapgate.decision.faults import FaultInformation
+from trapgate.sdm import checks as ck
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.pagefault import PageFaultCode
 from trapgate.vmcs.vmcs import Vmcs
@@ -293,6 +302,86 @@ def test_events_that_are_no_faults(kind: int, pin: int, decision: tuple[int, int
 def test_each_check_of_the_extension_fields(name: str, good: int, bad: int, check: int) -> None:
     assert check_extension_fields(vmcs(**{name: good}).cells) == 0
     assert check_extension_fields(vmcs(**{name: bad}).cells) == check
+
+
+@pytest.mark.parametrize(
+    ("fields", "good", "check"),
+    [
+        (
+            {},
+            {"FRAME_MAP_ADDRESS": [0xFF_FFFF_F000, 0x1000], "FRAME_MAP_LENGTH": [1 << 28]},
+            ck.FRAME_MAP,
+        ),
+        ({"FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": [1, 2, 4, 7]}, ck.FRAME_FILTERS),
+        (
+            {"FRAME_MAP_LENGTH": 1},
+            {"ALIAS_BASE": [0xFF_FFE0_0000, 0x20_0000], "ALIAS_LENGTH": [0xFF_FFFF_F000, 0x1000]},
+            ck.ALIAS,
+        ),
+        ({}, {"EXIT_THROUGH_IDT": [0x8000_0000, 0x8000_00FF]}, ck.EXTENSION_RESERVED),
+        ({}, {"ERROR_CODE_FIELD_WIDTH": [0, 32], "ERROR_CODE_FIELD_SHIFT": [0, 31]}, 356),
+    ],
+)
+def test_good_values_of_the_extension_fields(
+    fields: dict[str, int], good: dict[str, list[int]], check: int
+) -> None:
+    for name, values in good.items():
+        for value in values:
+            assert check_extension_fields(vmcs(**fields, **{name: value}).cells) == 0, (name, value)
+    for name, value in BAD[check]:
+        assert check_extension_fields(vmcs(**fields, **{name: value}).cells) == check, (name, value)
+    if fields:
+        # Neither means anything without a map.
+        for name in ("FRAME_FILTERS", "ALIAS_LENGTH"):
+            if name in good:
+                assert check_extension_fields(vmcs(**{name: good[name][0]}).cells) == check
+
+
+BAD = {
+    ck.FRAME_MAP: [
+        *(("FRAME_MAP_ADDRESS", 1 << n) for n in (0, 11, 40, 62)),
+        ("FRAME_MAP_LENGTH", (1 << 28) + 1),
+    ],
+    ck.FRAME_FILTERS: [("FRAME_FILTERS", 8), ("FRAME_FILTERS", 1 << 31)],
+    ck.ALIAS: [
+        *(("ALIAS_BASE", 1 << n) for n in (0, 12, 20, 40)),
+        *(("ALIAS_LENGTH", 1 << n) for n in (0, 11, 40)),
+    ],
+    ck.EXTENSION_RESERVED: [
+        ("EXIT_THROUGH_IDT", value) for value in (1, 0xFF, 0x8000_0100, 0xC000_0000)
+    ],
+    ck.EXTENSION_CODE_FIELD: [("ERROR_CODE_FIELD_WIDTH", 33), ("ERROR_CODE_FIELD_SHIFT", 32)],
+}
+
+
+@pytest.mark.parametrize(
+    ("which", "reason"),
+    [
+        (BY_FAULT_FILTER, Reason.FAULT_FILTER_FIGURE_8),
+        (BY_OWN_FRAME, Reason.OWN_FRAME),
+        (BY_NO_LINK, Reason.NO_LINK),
+        (BY_KNOWN_TABLE, Reason.KNOWN_TABLE),
+        (BY_CRITERIA_TABLE, Reason.CRITERIA_TABLE),
+    ],
+)
+def test_who_completes_a_write_is_told(which: int, reason: Reason) -> None:
+    made = vmcs(FAULT_FILTER=2)
+    assert decide_filtered(made.cells, 3, which) == (int(Disposition.COMPLETE), reason)
+
+
+def test_a_rule_that_completes_does_so_in_every_order() -> None:
+    for order, control in ((1, 0), (3, 1 << 14)):
+        made = vmcs(FAULT_FILTER=2, FAULT_FILTER_ORDER=order, EXCEPTION_BITMAP=control)
+        assert decide_filtered(made.cells, 3, BY_CRITERIA_TABLE)[0] == Disposition.COMPLETE
+        assert decide_filtered(made.cells, 3, BY_OWN_FRAME)[0] != Disposition.COMPLETE
+
+
+@pytest.mark.parametrize("filters", [{"FAULT_FILTER": 1}, {"FRAME_FILTERS": 1}])
+def test_paragraph_66_lets_a_filter_alone_decide(filters: dict[str, int]) -> None:
+    made = vmcs(EXCEPTION_BITMAP=1 << 14, FAULT_FILTER_ORDER=2, **filters)
+    assert decide_fault(made.cells, 14, 3, 3)[1] == Reason.FAULT_FILTER_ALONE
+    none = vmcs(EXCEPTION_BITMAP=1 << 14, FAULT_FILTER_ORDER=2, FRAME_MAP_LENGTH=1)
+    assert decide_fault(none.cells, 14, 3, 3)[1] != Reason.FAULT_FILTER_ALONE
 
 
 @pytest.mark.parametrize("n", range(8))

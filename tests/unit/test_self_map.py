@@ -17,9 +17,12 @@ from trapgate.decision.self_map import (
     PTE,
     admits,
     entry_at,
+    may_be_filtered,
+    merged,
     refused_entry,
     self_mapped,
 )
+from trapgate.sdm import cells as f
 
 MEMORY = 1 << 20
 ROOT = 0x2000
@@ -433,6 +436,88 @@ def test_every_entry_that_a_write_touches_is_judged(width: int, data: st.DataObj
     for _, old, new in touched:
         wide = (cell(new), cell(old)) if width == 8 else (new, old)
         assert admits(name, cr4, kind, *wide) == allowed(name, kind, width, pse, old, new)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+@given(data=st.data())
+def test_the_entry_that_a_write_leaves(width: int, data: st.DataObject) -> None:
+    size = data.draw(st.sampled_from([1, 2, 4, 8]))
+    ahead = data.draw(st.integers(1 - width, size - 1) | st.just(0))
+    old, stored = (
+        data.draw(st.integers(0, (1 << 8 * bytes_) - 1) | st.sampled_from([0, 1 << 8 * bytes_ - 1]))
+        for bytes_ in (width, size)
+    )
+    page = bytearray(24)
+    page[8 : 8 + width] = old.to_bytes(width, "little")
+    page[8 - ahead : 8 - ahead + size] = stored.to_bytes(size, "little")
+    new = int.from_bytes(page[8 : 8 + width], "little")
+    wide = cell if width == 8 else int
+    assert merged(wide(old), ahead, width, size, cell(stored)) == wide(new)
+
+
+def test_which_faults_a_filter_may_judge() -> None:
+    write, others = (3, 7), (0, 1, 2, 5, 6, 0x11, 0x13, 0x4003)
+    for name in ("FAULT_FILTER", "PTBASE", "CRITERIA_TABLE_RULES"):
+        cells = np.zeros(f.LENGTH, np.int64)
+        assert not any(may_be_filtered(cells, code) for code in write)
+        cells[getattr(f, name)] = 1
+        assert all(may_be_filtered(cells, code) for code in write)
+        assert not any(may_be_filtered(cells, code) for code in others)
+        cells[f.EPT_POINTER_IN_FORCE] = 0x1000
+        assert not any(may_be_filtered(cells, code) for code in write)
+
+
+def test_frames_with_all_address_bits() -> None:
+    # Tables in frames with the lowest number's bit set, and slots beside the right one empty.
+    for made in (Tables(cr3=0x3000), Tables(cr3=0x3FFF)):
+        made.put(0x3000, SLOT_32, 0x3005)
+        made.put(0x3000, 1, 0x7007)
+        assert made.holds()
+        assert made.at(BASE_32 + 0x1FFF) == (PTE, 0x7FFF)
+        assert made.at(BASE_32 + 0x1FFF - (1 << 32)) == (PTE, 0x7FFF)
+    long = Tables(width=8, cr3=0x3FFF, cr4=PAE, efer=LMA, ptbase=BASE_64)
+    long.put(0x3000, SLOT_64, 0x3005)
+    assert long.holds()
+    assert long.at(linear_64(SLOT_64, SLOT_64, SLOT_64, SLOT_64) | 0xFFF) == (DIRECTORY, 0x3FFF)
+
+
+@pytest.mark.parametrize("base", [0xC0800000, 0x60800000, 0xFF800000, 0x20000000])
+def test_pointers_in_the_middle_of_a_page(base: int) -> None:
+    # The four pointers of PAE paging begin at a multiple of 32 bytes.
+    made = Tables(width=8, cr3=0x2FF8, cr4=PAE, ptbase=base)
+    directory, slot = 0x3000 + (base >> 30) * 0x2000, base >> 21 & 511
+    for n in range(4):
+        made.put(0x2FE0, n, 0x3000 + n * 0x2000 | 1)
+        made.put(directory, slot + n, 0x3000 + n * 0x2000 | 5)
+    made.put(0x9000, 9, 0xC007)
+    assert made.holds()
+    # Directory 3's tenth table, as the region shows it, and by 64-bit numbers as well.
+    assert made.at(base + (3 << 21) + 0x9FFF) == (PTE, 0xCFFF)
+    assert made.at(base + (3 << 21) + 0x9FFF - (1 << 32)) == (PTE, 0xCFFF)
+    for other in (0x6001, 0x5001):
+        made.put(directory, slot + 2, other)
+        assert not made.holds()
+    # A pointer that is not there has no slot, whatever else the two entries say.
+    made.put(0x2FE0, 2, 0x5000)
+    made.put(directory, slot + 2, 0x9000)
+    assert made.holds()
+
+
+def test_the_last_page_of_memory_may_be_a_table() -> None:
+    made = Tables.two_level()
+    made.put(ROOT, 1, MEMORY - 0x1000 | 7)
+    assert made.at(BASE_32 + 0x1000) == (PTE, MEMORY - 0x1000)
+    made.put(ROOT, 1, MEMORY | 7)
+    assert made.at(BASE_32 + 0x1000) == (ABSENT, 0)
+
+
+def test_half_of_the_address_space_is_canonical() -> None:
+    for slot in (255, 256, 0):
+        made = Tables(width=8, cr4=PAE, efer=LMA, ptbase=linear_64(slot, 0, 0, 0))
+        made.put(ROOT, slot, ROOT | 5)
+        assert made.holds(), slot
+        made.ptbase ^= 1 << 47
+        assert not made.holds(), slot
 
 
 FIGURE_8 = [

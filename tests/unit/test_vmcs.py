@@ -98,7 +98,7 @@ def test_vt_x_has_no_extensions() -> None:
             vmcs.read(field)
     assert not set(vmcs) & EXTENSION_FIELDS
     assert set(Vmcs()) == set(Field)
-    with pytest.raises(ExtensionError, match="no profile"):
+    with pytest.raises(ExtensionError, match="not a profile"):
         Vmcs("amd-v")  # type: ignore[arg-type]
 
 
@@ -204,8 +204,8 @@ BAD = [
     ("[fields]\nPTBASE = 0xC0001000", FieldValueError, "4 MB aligned"),
     ("profile = 'vt-x'\n[fields]\nFAULT_FILTER = 'figure-8'", ExtensionError, "profile"),
     ("profile = 'vt-x'\n[fields]\nANY_BIT_MASK = 1", ExtensionError, "profile"),
-    ("profile = 'svm'", VmcsFileError, "no profile"),
-    ("profile = ['seed']", VmcsFileError, "no profile"),
+    ("profile = 'svm'", VmcsFileError, "not a profile"),
+    ("profile = ['seed']", VmcsFileError, "not a profile"),
     ("field = 1", VmcsFileError, "unknown key"),
     ("fields = 1", VmcsFileError, r"write \[fields\]"),
     ("[controls]\nping = []", UnknownFieldError, "group of controls"),
@@ -280,7 +280,7 @@ def test_rules_in_files() -> None:
         ("rules = 3", "write [[rules]]"),
         ('[[rules]]\nwhen = "cpl == 3"', "rules[0].then"),
         ('[[rules]]\nthen = "exits"', "rules[0].then: 'exits': did you mean exit?"),
-        ('[[rules]]\nwhen = 3\nthen = "exit"', "rules[0].when: 3 is no condition in quotes"),
+        ('[[rules]]\nwhen = 3\nthen = "exit"', "rules[0].when: 3 is not a condition in quotes"),
         ('[[rules]]\nif = "all"\nthen = "exit"', "unknown key"),
         (
             '[[rules]]\nthen = "next"\n[[rules]]\nwhen = "cpl == 4"\nthen = "exit"',

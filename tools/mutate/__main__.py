@@ -54,6 +54,7 @@ PARTS = {
             "unit/test_decide.py",
             "unit/test_faults.py",
             "unit/test_self_map.py",
+            "debug/test_python.py",
         ),
     ),
     "rules": Part(

@@ -77,7 +77,7 @@ class Table:
         if value is None:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool) or not low < value < high:
-            raise self.wrong(f"{value!r} is no number between {low} and {high}", key)
+            raise self.wrong(f"{value!r} is not a number between {low} and {high}", key)
         return float(value)
 
     def size(self, key: str, default: str) -> int:
@@ -85,7 +85,7 @@ class Table:
         text = self.text(key, default)
         match = _SIZE.fullmatch(text.strip())
         if match is None:
-            raise self.wrong(f"{text!r} is no size; write it as 16M or 1G", key)
+            raise self.wrong(f"{text!r} is not a size; write it as 16M or 1G", key)
         return int(match[1]) * _UNITS[match[2].upper()] & ~0xFFF
 
     def choice(self, key: str, names: Sequence[str], default: str) -> str:
@@ -115,7 +115,7 @@ class Table:
         try:
             return re.compile(text.encode())
         except re.error as error:
-            raise self.wrong(f"{text!r} is no regular expression: {error}", key) from None
+            raise self.wrong(f"{text!r} is not a regular expression: {error}", key) from None
 
     def span(self, key: str, default: tuple[int, int], width: int) -> tuple[int, int]:
         """FIRST-LAST, or one number, of `width` bits: first, and last + 1."""

@@ -144,4 +144,4 @@ def _asked(name: str, function: Callable[[Ending], object], ending: Ending) -> b
         return bool(function(ending))
     except Exception as error:  # whatever a plan's own function may raise
         words = f"{type(error).__name__}: {error}"
-        raise ClassError(f"the function of class {name!r} failed ({words}); mend it") from error
+        raise ClassError(f"the function of class {name!r} failed ({words}); correct it") from error

@@ -16,13 +16,13 @@ from typer.core import TyperGroup
 
 COMMANDS = {
     "run": "Run a guest with the terminal as its console.",
-    "demo": "Run the bundled guest under several filters of page faults, and show what each costs.",
-    "campaign": "Put faults into a guest by plan, and tell what became of each.",
-    "criteria": "Compile wishes about faults into VMCS fields; explain fields; prove what they do.",
-    "replay": "Replay recorded faults under other policies: exits saved and added, and time saved.",
-    "report": "Write one self-contained page about a trace: it opens offline, in any browser.",
-    "trace": "Import, show, export traces.",
-    "vmcs": "Say why a VM entry fails: every check of the SDM's that a VMCS does not pass.",
+    "demo": "Run the bundled guest under several page-fault filters, and show what each costs.",
+    "campaign": "Inject faults into a guest by plan, and classify the outcomes.",
+    "criteria": "Compile a specification into VMCS fields; explain, merge, check and learn fields.",
+    "replay": "Replay a trace under other policies: exits saved and added, and time saved.",
+    "report": "Write a self-contained HTML page about a trace, which opens offline.",
+    "trace": "Import, show and export traces.",
+    "vmcs": "Explain why a VM entry fails: every check in the SDM that a VMCS does not pass.",
 }
 """Each command's module in this room, and the first line of its help."""
 
@@ -118,10 +118,11 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def main(
     show: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Run x86 guests, and decide for every fault where it goes: to the VMM, or to the guest.
+    """Run x86 guests and decide what becomes of each fault: VM exit, delivery or completion.
 
-    Exit status: 0 all went well, 1 the guest failed, 2 something given was wrong.
+    Exit status: 0 success, 1 the guest failed, 2 wrong usage or input.
     """

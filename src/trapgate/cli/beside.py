@@ -17,6 +17,7 @@ from trapgate.cli.running import (
     Options,
     Start,
     memory_size,
+    refuse_contradictions,
     settings_of,
     start_of,
     trace_of,
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
     from trapgate.vmm.direct.protected import ProtectedMachine
 
 _MOST_GUESTS = 16
+_LONGEST_LINE = 1 << 16
+"""Bytes that are kept for the end of a line: a guest that never ends one is not to fill memory."""
 
 
 class _Words(argparse.ArgumentParser):
     """Options of a guest beside the first one; a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise fail(f"--beside: {message}; a guest is given as behind `trapgate run`")
+        raise fail(f"--beside: {message}; give a guest as arguments of `trapgate run`")
 
 
 def _words() -> _Words:
@@ -79,8 +82,10 @@ class Labelled:
         self._line = bytearray()
 
     def write(self, data: bytes) -> int:
-        """Whole lines go out; what follows them waits for its end."""
+        """Whole lines go out; what follows them waits for its end, if that comes soon enough."""
         *lines, rest = (bytes(self._line) + data).split(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            lines, rest = [*lines, rest], b""
         for line in lines:
             self._stream.write(self._label + line + b"\n")
         self._line[:] = rest
@@ -109,6 +114,7 @@ class _Guest:
 
 def perform_together(given: Options, beside: Sequence[str]) -> int:
     """Run the guest of `given` and those beside it; the exit status, which is the worst."""
+    refuse_contradictions(given)
     _refuse_what_is_for_one(given)
     every = [given, *(options_of(text, given) for text in beside)]
     if len(every) > _MOST_GUESTS:

@@ -37,19 +37,18 @@ Examples:
 
   trapgate campaign sql flips "select target, count(*) from runs group by all"
 
-Exit status: 0 an answer, 1 a run of Trapgate's failed or was interrupted, 2 something given was
-wrong.
+Exit status: 0 success, 1 Trapgate failed in a run or was interrupted, 2 wrong usage or input.
 """
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Put faults into a guest by plan, and tell what became of each.",
+    help="Inject faults into a guest by plan, and classify the outcomes.",
     epilog=EXAMPLES,
 )
 
-PlanArgument = Annotated[str, typer.Argument(help="TOML file of a plan, or a shipped plan's name.")]
+PlanArgument = Annotated[str, typer.Argument(help="TOML file of a plan, or a bundled plan's name.")]
 FolderArgument = Annotated[Path, typer.Argument(help="Directory of results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -68,7 +67,7 @@ def _prepare(plan: Plan) -> Prepared:
 
 @app.command("plan", epilog=examples("campaign plan"))
 def plan_command(plan: PlanArgument, as_json: AsJson = False) -> None:
-    """Check a plan: make its golden run, and say how many runs it takes."""
+    """Check a plan: make its golden run, and say how many runs it needs."""
     from trapgate.campaign.plan import find_plan
 
     with one_line_errors(), prepared():
@@ -97,18 +96,18 @@ def run(
     plan: PlanArgument,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Directory of results; NAME.campaign unless told."),
+        typer.Option("--output", "-o", help="Directory of results; default: NAME.campaign."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that work; 0: as many as there are processors.")
+        int, typer.Option(min=0, help="Worker processes; 0: one for each host processor.")
     ] = 0,
     ray: Annotated[
         str,
-        typer.Option(help="Work on the Ray cluster at this address; local: on a new one here."),
+        typer.Option(help="Use the Ray cluster at this address; local: start one on this host."),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Run a campaign, or go on with one that was stopped at any moment."""
+    """Run a campaign, or continue one that was stopped."""
     from trapgate.campaign.plan import find_plan
 
     with one_line_errors(), prepared():
@@ -125,7 +124,7 @@ def run(
         finished = _work(wanted, results, workers or usual_workers(), ray)
         _show(results, as_json=as_json)
     if not finished:
-        print(f"trapgate: stopped; the same command goes on from here: {folder}", file=sys.stderr)
+        print(f"trapgate: stopped; the same command continues from here: {folder}", file=sys.stderr)
         raise typer.Exit(1)
     raise typer.Exit(1 if _tally(results).get("error") else 0)
 
@@ -199,7 +198,7 @@ def _tally(results: Results) -> Tally:
 
 @app.command(epilog=examples("campaign stat"))
 def stat(folder: FolderArgument, as_json: AsJson = False) -> None:
-    """Show what became of the runs so far."""
+    """Show the outcomes of the runs so far."""
     with one_line_errors():
         from trapgate.campaign.results import Results
 
@@ -292,7 +291,7 @@ def report(
         str, typer.Option(help="Of a PNG, SVG or PDF: map, functions, outcomes or vulnerable.")
     ] = "map",
 ) -> None:
-    """Write one self-contained page about a campaign: it opens offline, in any browser.
+    """Write a self-contained HTML page about a campaign, which opens offline.
 
     Or one of its figures, for papers: that needs the extra `figures`.
     """
@@ -342,7 +341,7 @@ def show(
     ] = None,
     gdb: Annotated[
         str | None,
-        typer.Option(help="Stand before the fault, and serve gdb at [HOST:]PORT."),
+        typer.Option(help="Stop before the fault, and serve gdb at [HOST:]PORT."),
     ] = None,
     trust: Annotated[
         bool,
@@ -350,7 +349,7 @@ def show(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run run NUMBER once more, exactly as it was, and show what happens."""
+    """Repeat run NUMBER exactly, and show what happens."""
     with one_line_errors(), prepared():
         from trapgate.campaign.replay import replay
         from trapgate.campaign.results import Results
@@ -376,7 +375,7 @@ def sql(
     query: Annotated[str, typer.Argument(help="SQL over the table `runs`.")],
     as_json: AsJson = False,
 ) -> None:
-    """Ask the results in SQL (DuckDB)."""
+    """Query the results in SQL (DuckDB)."""
     with one_line_errors():
         from trapgate.campaign.results import Results
         from trapgate.campaign.tables import sql as ask

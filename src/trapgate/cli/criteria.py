@@ -44,14 +44,14 @@ Examples:
   trapgate criteria learn faults.parquet --hold-out 0.25
 
 Exit status: 0 an answer (check: it holds), 1 there is none (check: a counterexample),
-2 something given was wrong.
+2 wrong usage or input.
 """
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Compile wishes about faults into VMCS fields; explain fields; prove what they do.",
+    help="Compile a specification into VMCS fields; explain, merge, check and learn fields.",
     epilog=EXAMPLES,
 )
 
@@ -73,7 +73,7 @@ class UnseenCodes(StrEnum):
     free = "free"
 
 
-SpecArgument = Annotated[Path, typer.Argument(help="TOML file of wishes.")]
+SpecArgument = Annotated[Path, typer.Argument(help="TOML file of the specification.")]
 SchemeOption = Annotated[
     str,
     typer.Option(
@@ -82,7 +82,9 @@ SchemeOption = Annotated[
         "With [[wishes]]: vt-x, auto or table."
     ),
 ]
-FieldsOption = Annotated[int | None, typer.Option(min=1, help="With auto: at most so many fields.")]
+FieldsOption = Annotated[
+    int | None, typer.Option(min=1, help="With auto: maximum number of fields.")
+]
 OperatorOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -97,7 +99,7 @@ OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write the fields to this TOML file, too.")
 ]
 TimeoutOption = Annotated[
-    float, typer.Option(min=0.001, help="Seconds after which the answer is: unknown.")
+    float, typer.Option(min=0.001, help='Seconds after which the answer is "unknown".')
 ]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="A trace that says how often each error code occurs.")
@@ -126,7 +128,7 @@ class Answer:
 
 def answered(command: Callable[..., Answer]) -> Callable[..., None]:
     """A command with the option --json that prints its answer, or complains in one line
-    (in JSON, too). Status 1 if there is no answer, 2 if something given was wrong.
+    (in JSON, too). Status 1 if there is no answer, 2 for wrong usage or input.
     """
 
     @wraps(command)
@@ -272,10 +274,11 @@ def define(
     fields: FieldsOption = None,
     operator: OperatorOption = None,
     rules: Annotated[
-        int | None, typer.Option(min=1, help="With [[wishes]]: rules that the hardware takes.")
+        int | None, typer.Option(min=1, help="With [[wishes]]: maximum number of rules.")
     ] = None,
     clauses: Annotated[
-        int | None, typer.Option(min=0, help="With [[wishes]]: clauses, of all rules together.")
+        int | None,
+        typer.Option(min=0, help="With [[wishes]]: maximum number of clauses in all rules."),
     ] = None,
     symbols: SymbolsOption = None,
     bitmap: BitmapOption = None,
@@ -283,7 +286,7 @@ def define(
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
-    """Find the fields that do what a SPEC wishes, or the best sound ones, and prove it."""
+    """Find fields that implement a SPEC, or the best sound ones, and prove it."""
     from trapgate import criteria
     from trapgate.criteria import documents
 
@@ -345,10 +348,11 @@ def merge(
         ),
     ] = MergeForm.all,
     rules: Annotated[
-        int | None, typer.Option(min=0, help="Of files with criteria tables: rules at most.")
+        int | None,
+        typer.Option(min=0, help="For files with criteria tables: maximum number of rules."),
     ] = None,
     clauses: Annotated[
-        int | None, typer.Option(min=0, help="Likewise: clauses, of all rules together.")
+        int | None, typer.Option(min=0, help="Likewise: maximum number of clauses in all rules.")
     ] = None,
     symbols: SymbolsOption = None,
     bitmap: BitmapOption = None,
@@ -402,7 +406,7 @@ def explain(
     symbols: SymbolsOption = None,
     bitmap: BitmapOption = None,
 ) -> Answer:
-    """Say in words what fields do; and warn of what was probably not meant."""
+    """Explain in words what fields do, and warn of probable mistakes."""
     from trapgate import criteria
     from trapgate.criteria import documents
     from trapgate.criteria.codes import vector_named
@@ -457,16 +461,16 @@ def check(
         ),
     ],
     sound: Annotated[
-        bool, typer.Option("--sound", help="Needless exits are all right; only missed ones count.")
+        bool, typer.Option("--sound", help="Allow needless exits; only missed ones count.")
     ] = False,
     bits: Annotated[
-        str, typer.Option(help="Of three files: bits of a page fault's error code, as in merge.")
+        str, typer.Option(help="With three files: bits of a page fault's error code, as in merge.")
     ] = "sdm",
     symbols: SymbolsOption = None,
     bitmap: BitmapOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
-    """Prove that fields do what is wished, or give a counterexample.
+    """Prove that fields implement a SPEC, or give a counterexample.
 
     With two files the first is a SPEC, or a VMCS file whose exits are wished. With more the
     last is a vmcs02: it holds if it is sound, that is, if every exit that one of the others
@@ -525,24 +529,29 @@ def learn(
     trace: Annotated[Path, typer.Argument(help="A trace: recorded by `run`, or imported.")],
     scheme: SchemeOption = "vt-x",
     mark: Annotated[
-        str, typer.Option(help="Boolean column that marks needed exits (needed, or inferred).")
+        str,
+        typer.Option(
+            help="Boolean column that marks needed exits (default: needed, else inferred)."
+        ),
     ] = "",
     hold_out: Annotated[float, typer.Option(help="Share of the faults to test on.")] = 0.25,
     unseen: Annotated[
-        UnseenCodes, typer.Option(help="What codes do that the trace does not show.")
+        UnseenCodes, typer.Option(help="What happens to codes that are not in the trace.")
     ] = UnseenCodes.exit,
     fields: FieldsOption = None,
     operator: OperatorOption = None,
     by: Annotated[
         list[str] | None,
-        typer.Option(help="A criteria table by this value: rip, cpl, page, ... (repeatable)."),
+        typer.Option(
+            help="Learn a criteria table over this value: rip, cpl, page, ... (repeatable)."
+        ),
     ] = None,
-    rules: Annotated[int, typer.Option(min=1, help="With --by: rules at most.")] = 4,
+    rules: Annotated[int, typer.Option(min=1, help="With --by: maximum number of rules.")] = 4,
     form: FormOption = Form.all,
     output: OutputOption = None,
     timeout: TimeoutOption = 60.0,
 ) -> Answer:
-    """Define the filter that keeps the exits that a VMM needed, and test it on the rest.
+    """Learn the filter that keeps the exits that a VMM needed, and test it on held-out faults.
 
     With --by a criteria table, which looks at more than the error code.
     """

@@ -63,9 +63,9 @@ class VmmKind(StrEnum):
 
 def demo(
     workload: Annotated[
-        list[str] | None, typer.Option(help="A workload to run (repeatable); all by default.")
+        list[str] | None, typer.Option(help="A workload to run (repeatable); default: all.")
     ] = None,
-    scale: Annotated[int, typer.Option(min=1, help="Multiplies the work.")] = 1,
+    scale: Annotated[int, typer.Option(min=1, help="Multiply the work by this.")] = 1,
     paging: Annotated[
         Paging,
         typer.Option(
@@ -87,7 +87,7 @@ def demo(
     ] = VmmKind.python,
     guest: Annotated[
         Path | None,
-        typer.Option(help="A kernel of yours instead of the bundled guest, as for `trapgate run`."),
+        typer.Option(help="Your own kernel instead of the bundled guest, as for `trapgate run`."),
     ] = None,
     disk: Annotated[
         list[str] | None,
@@ -97,16 +97,19 @@ def demo(
     append: Annotated[str, typer.Option(help="Command line of --guest.")] = "",
     memory: Annotated[str, typer.Option(help="RAM of --guest.")] = "256M",
     text: Annotated[
-        str, typer.Option("--input", help=r"Text to type at its serial port; \n is Enter.")
+        str,
+        typer.Option("--input", help=r"Text to type at the serial port of --guest; \n is Enter."),
     ] = "",
     until: Annotated[
-        str | None, typer.Option(help="End each run of it when this expression appears.")
+        str | None,
+        typer.Option(help="End each run of --guest when this regular expression appears."),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0.001, help="End each run of it after so many seconds.")
+        float | None,
+        typer.Option(min=0.001, help="End each run of --guest after this many seconds."),
     ] = None,
 ) -> None:
-    """Run the bundled guest under several filters of page faults, and show what each costs.
+    """Run the bundled guest under several page-fault filters, and show what each costs.
 
     With --guest or --disk any other guest, under a frame map.
     """

@@ -18,7 +18,7 @@ BitmapOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=FILE",
-        help='A set of numbers for conditions, page in bitmap("NAME"): bit n of the file is n\'s '
+        help='A set of numbers for conditions: page in bitmap("NAME"); bit n of the file is for n '
         "(repeatable).",
     ),
 ]

@@ -41,13 +41,13 @@ Examples:
 
 
 def replay(
-    trace: Annotated[list[Path], typer.Argument(help="Traces, taken together.")],
+    trace: Annotated[list[Path], typer.Argument(help="Traces, counted together.")],
     policy: Annotated[
         list[Path] | None, typer.Option(help="VMCS file of a policy (repeatable).")
     ] = None,
     sweep: Annotated[
         str | None,
-        typer.Option(help="Bits of page faults' error codes (P,W,U or 0x7): try all masks."),
+        typer.Option(help="Try all masks over these error-code bits of page faults: P,W,U or 0x7."),
     ] = None,
     sweep_when: Annotated[
         list[str] | None,
@@ -62,43 +62,45 @@ def replay(
     ] = False,
     keep: Annotated[
         str | None,
-        typer.Option(help="MASK:MATCH of page faults that must go on exiting in a sweep."),
+        typer.Option(help="In a sweep, page faults with this MASK:MATCH must keep exiting."),
     ] = None,
     cost: Annotated[
         str | None,
-        typer.Option(help="LOW:TYPICAL:HIGH ns of an exit, if the trace has no latencies."),
+        typer.Option(help="Cost of an exit as LOW:TYPICAL:HIGH ns, if the trace has no latencies."),
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="Count with Ray: `local`, or ray://HOST:PORT.")
     ] = None,
     controls: Annotated[
         bool,
-        typer.Option("--controls", help="All exits by the control that causes them."),
+        typer.Option("--controls", help="List all exits by the control that causes them."),
     ] = False,
     lost: Annotated[
         bool,
         typer.Option(
             "--lost",
-            help="By vector, too: exceptions saved, and those that the VMM did not give back.",
+            help="Also by vector: exceptions saved, and those that the VMM did not just reflect.",
         ),
     ] = False,
     bursts: Annotated[
         bool,
-        typer.Option("--bursts", help="Intervals for exits in bursts, too (a block bootstrap)."),
+        typer.Option(
+            "--bursts", help="Also give intervals for exits in bursts (a block bootstrap)."
+        ),
     ] = False,
     level: LevelOption = None,
     vm: VmOption = None,
     vcpu: VcpuOption = None,
     time: TimeOption = ":",
     rip: RipOption = ":",
-    top: Annotated[int, typer.Option(min=1, help="Policies of a sweep to show.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Number of policies of a sweep to show.")] = 20,
     symbols: SymbolsOption = None,
     bitmap: BitmapOption = None,
     markdown: MarkdownOption = False,
     html: HtmlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Replay recorded faults under other policies: exits saved and added, and time saved."""
+    """Replay a trace under other policies: exits saved and added, and time saved."""
     with one_line_errors():
         chosen = selection(level, vm, vcpu, time, rip)
     if controls:

@@ -36,7 +36,7 @@ def _progress() -> Iterator[Callable[[str, float], None] | None]:
 
 
 def report(
-    trace: Annotated[list[Path], typer.Argument(help="Traces, taken together.")],
+    trace: Annotated[list[Path], typer.Argument(help="Traces, counted together.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
     policy: Annotated[
         list[Path] | None, typer.Option(help="VMCS file of a policy to compare (repeatable).")
@@ -46,7 +46,7 @@ def report(
     ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "",
 ) -> None:
-    """Write one self-contained page about a trace: it opens offline, in any browser."""
+    """Write a self-contained HTML page about a trace, which opens offline."""
     with one_line_errors():
         from trapgate.replay import Policy
         from trapgate.report import report as write

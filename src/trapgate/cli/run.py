@@ -56,14 +56,14 @@ def run(
         Path | None,
         typer.Argument(
             help="bzImage, ELF, multiboot, flat binary or boot sector; without one "
-            "the BIOS boots from a disk."
+            "the built-in BIOS boots from a disk."
         ),
     ] = None,
     disk: Annotated[
         list[str] | None,
         typer.Option(
-            help="Disk image: FILE[,write][,overlay=FILE]; what the guest writes is lost unless "
-            "one of the two says where it goes. Repeatable."
+            help="Disk image: FILE[,write][,overlay=FILE]; with neither option, what the "
+            "guest writes is lost. Repeatable."
         ),
     ] = None,
     cdrom: Annotated[
@@ -88,7 +88,7 @@ def run(
     turn: Annotated[
         int,
         typer.Option(
-            min=1, help="Instructions of a turn, on average; --seed draws the length of each."
+            min=1, help="Average number of instructions in a turn; --seed determines each length."
         ),
     ] = 100_000,
     append: Annotated[str, typer.Option(help="Kernel command line.")] = "",
@@ -104,15 +104,15 @@ def run(
         Protect | None,
         typer.Option(
             help="With direct paging. frames: the processor stops writes to frames that are page "
-            "tables, for any guest; entries: the VMM takes only guests that map their tables "
-            "read-only. Frames unless a VMCS file sets PTBASE or the engine is portable."
+            "tables, for any guest; entries: for guests that map their tables read-only. Default: "
+            "frames, unless a VMCS file sets PTBASE or the engine is portable."
         ),
     ] = None,
     paging: Annotated[
         Paging,
         typer.Option(
-            help="own: the guest has its memory for itself; direct: its page tables hold "
-            "machine addresses, and the VMM guards them."
+            help="own: the guest's page tables are not guarded; direct: the VMM guards them, and "
+            "fault filters complete harmless writes to them."
         ),
     ] = Paging.own,
     text: Annotated[
@@ -125,15 +125,15 @@ def run(
         bool,
         typer.Option(
             "--no-reboot",
-            help="End when the guest resets the machine. Without a disk's boot sector or firmware "
-            "to start again a reset always ends.",
+            help="End the run when the guest resets the machine. A guest given as a file "
+            "always ends at a reset.",
         ),
     ] = False,
     reset_on_triple_fault: Annotated[
         bool,
         typer.Option(
             "--reset-on-triple-fault",
-            help="A triple fault resets the machine, as on a PC, instead of telling its story.",
+            help="A triple fault resets the machine, as on a PC, instead of ending the run.",
         ),
     ] = False,
     trace: Annotated[
@@ -143,15 +143,15 @@ def run(
         int,
         typer.Option(
             min=0,
-            help="Start of the time-stamp counter and of RDRAND, and the order in which processors "
-            "meet: another number, another schedule.",
+            help="Determines the start of the time-stamp counter, the values of RDRAND, and the "
+            "schedule of several processors.",
         ),
     ] = 0,
     max_instructions: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many instructions.")
+        int | None, typer.Option(min=1, help="Stop after this many instructions.")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0.001, help="Stop after so many seconds.")
+        float | None, typer.Option(min=0.001, help="Stop after this many seconds.")
     ] = None,
     engine: EngineOption = EngineKind.auto,
     explain: Annotated[
@@ -163,7 +163,7 @@ def run(
     inject: Annotated[
         list[str] | None,
         typer.Option(
-            help="Deliver an event by VM entry: EVENT@WHEN, as PF(code=2,cr2=0x1000)@5000, "
+            help="Inject an event by VM entry: EVENT@WHEN, such as PF(code=2,cr2=0x1000)@5000, "
             "NMI@rip=0x101234#3, GP(0x10)@symbol=trap, UD@exit=CPUID, INT 0x20@fault=PF, "
             'DB@output="login:". Repeatable.'
         ),
@@ -172,29 +172,31 @@ def run(
         str | None,
         typer.Option(
             help="Save the machine: FILE when the run ends, or FILE@WHEN as in --inject; "
-            "--load goes on from there."
+            "--load continues from there."
         ),
     ] = None,
     load: Annotated[
         Path | None,
-        typer.Option(help="Go on with a machine that --save has saved; GUEST is left out."),
+        typer.Option(help="Continue with a machine that --save has saved; omit GUEST."),
     ] = None,
     gdb: Annotated[
         str | None,
-        typer.Option(help="Serve gdb at [HOST:]PORT (loopback unless told): target remote :PORT."),
+        typer.Option(
+            help="Serve gdb at [HOST:]PORT (default host: loopback): target remote :PORT."
+        ),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="With --gdb: stand until gdb lets the guest begin.")
+        bool, typer.Option("--wait", help="With --gdb: wait until gdb starts the guest.")
     ] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="If the guest dies, write the story of it to this HTML file."),
+        typer.Option(help="If the guest dies, write the explanation to this HTML file."),
     ] = None,
     symbols: Annotated[
         Path | None,
         typer.Option(
-            help="System.map or ELF that names the guest's functions, in conditions, too; an ELF "
-            "guest does so itself."
+            help="System.map or ELF with the names of the guest's functions, also for conditions; "
+            "not needed for an ELF guest with symbols."
         ),
     ] = None,
     screenshot: ScreenshotOption = None,
@@ -204,8 +206,8 @@ def run(
     beside: Annotated[
         list[str] | None,
         typer.Option(
-            help="With direct paging, another guest in the same physical memory, as behind "
-            '`trapgate run`: "vmlinuz --initrd initrd.cpio --memory 64M". Repeatable.'
+            help="With direct paging, another guest in the same physical memory, as "
+            'arguments of `trapgate run`: "vmlinuz --initrd initrd.cpio --memory 64M". Repeatable.'
         ),
     ] = None,
     as_json: Annotated[
@@ -215,4 +217,8 @@ def run(
     """Run a guest with the terminal as its console."""
     given = Options(**locals())
     with one_line_errors(), prepared():
+        if given.beside:
+            from trapgate.cli.beside import perform_together
+
+            raise typer.Exit(perform_together(given, given.beside))
         raise typer.Exit(perform(given))

@@ -46,7 +46,7 @@ def memory_size(text: str | None) -> int:
     text = USUAL_MEMORY if text is None else text
     match = re.fullmatch(r"(\d{1,9})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
-        raise fail(f"--memory: {text!r} is no size; write it as 128M or 1G")
+        raise fail(f"--memory: {text!r} is not a size; write it as 128M or 1G")
     size = int(match[1]) * _SUFFIXES[match[2].upper()] & ~0xFFF
     low, high = _LIMITS
     if not low <= size <= high:
@@ -99,7 +99,7 @@ class Options:
 
 
 def _keyboard() -> int | None:
-    """The file descriptor to read keys from; None where standard input is no file."""
+    """The file descriptor to read keys from; None where standard input is not a file."""
     try:
         return sys.stdin.fileno() if sys.stdin else None
     except OSError:
@@ -133,11 +133,7 @@ class Explanations:
 
 def perform(given: Options) -> int:
     """Run what the options ask for; the exit status."""
-    _refuse_contradictions(given)
-    if given.beside:
-        from trapgate.cli.beside import perform_together
-
-        return perform_together(given, given.beside)
+    refuse_contradictions(given)
     find = finder(given.guest, given.symbols)
     injections = Injections(given.inject or [], find)
     saving = None if given.save is None else Saving(given.save, find)
@@ -197,7 +193,8 @@ def _can_be_repeated(vm: VirtualMachine, given: Options, console: Console) -> bo
     return not files and not by_hand and vm.summary().seconds < _SHORT_RUN
 
 
-def _refuse_contradictions(given: Options) -> None:
+def refuse_contradictions(given: Options) -> None:
+    """Fail with one line about options that cannot go together."""
     drives = given.disk or given.cdrom or given.floppy
     if given.guest is not None and given.bios is not None:
         raise fail("--bios: firmware starts instead of a guest; leave one of the two out")

@@ -33,7 +33,7 @@ class Saving:
             raise fail("--save: no file; write FILE or FILE@WHEN")
         self.path = Path(name)
         if not self.path.parent.is_dir():
-            raise fail(f"--save: {self.path.parent} is no directory; make it first")
+            raise fail(f"--save: {self.path.parent} is not a directory; create it first")
         try:
             self._when: Moment | None = parse_moment(when, find) if when else None
         except MomentError as error:

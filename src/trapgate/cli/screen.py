@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 ScreenshotOption = Annotated[
     Path | None,
-    typer.Option("--screenshot", help="At the end write the screen to this PNG file."),
+    typer.Option("--screenshot", help="At the end, write the screen to this PNG file."),
 ]
 UntilScreenOption = Annotated[
     str | None,
     typer.Option(
         "--until-screen",
-        help="Stop when this regular expression is in the text on the screen.",
+        help="Stop when this regular expression matches the text on the screen.",
     ),
 ]
 DisplayOption = Annotated[
     str | None,
     typer.Option(
         "--display",
-        help="Show the screen to a browser at [HOST:]PORT (loopback unless told), and take keys "
+        help="Show the screen in a browser at [HOST:]PORT (default host: loopback), and take keys "
         "and mouse from it.",
     ),
 ]
@@ -84,7 +84,7 @@ def _demand_pictures(file: Path) -> None:
     from importlib.util import find_spec
 
     if not file.parent.is_dir():
-        raise fail(f"--screenshot: {file}: {file.parent} is no directory; make it first")
+        raise fail(f"--screenshot: {file}: {file.parent} is not a directory; create it first")
     if find_spec("PIL") is None:
         raise fail("--screenshot needs Pillow; install it: pip install 'trapgate[screen]'")
 
@@ -96,7 +96,7 @@ def _watch(vm: VirtualMachine, expression: str) -> None:
         search = re.compile(expression).search
     except (re.error, OverflowError, RecursionError) as error:
         raise fail(
-            f"--until-screen: {expression!r} is no regular expression ({error}); mend it"
+            f"--until-screen: {expression!r} is not a regular expression ({error}); correct it"
         ) from None
 
     def look(vm: VirtualMachine) -> None:

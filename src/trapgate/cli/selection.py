@@ -16,7 +16,8 @@ LevelOption = Annotated[
 VmOption = Annotated[list[int] | None, typer.Option(help="Only this machine (repeatable).")]
 VcpuOption = Annotated[list[int] | None, typer.Option(help="Only this vCPU (repeatable).")]
 TimeOption = Annotated[
-    str, typer.Option(help="FROM:TO in the trace's unit, from its first event; one may lack.")
+    str,
+    typer.Option(help="FROM:TO in the trace's unit, from its first event; either may be omitted."),
 ]
 RipOption = Annotated[str, typer.Option(help="FROM:TO of the instruction's address.")]
 

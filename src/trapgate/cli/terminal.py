@@ -26,7 +26,7 @@ class EngineKind(StrEnum):
     portable = "portable"
 
 
-EngineOption = Annotated[EngineKind, typer.Option(help="Way into the engine.")]
+EngineOption = Annotated[EngineKind, typer.Option(help="Which engine to use.")]
 """`--engine` of every command that runs guests."""
 
 _LONGEST = 2000

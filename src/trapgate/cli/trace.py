@@ -28,7 +28,9 @@ from trapgate.cli.terminal import fail, one_line_errors, plain, terminal
 if TYPE_CHECKING:
     from trapgate.trace.stat import Line, Stat
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Import, show, export traces.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Import, show and export traces."
+)
 
 
 class Format(StrEnum):
@@ -206,7 +208,7 @@ def collect(
     tool: Annotated[str, typer.Option(help="trace-cmd, perf or bpftrace.")] = "trace-cmd",
     seconds: Annotated[int, typer.Option(min=1, help="How long to record.")] = 10,
     process: Annotated[
-        int | None, typer.Option(min=1, help="Process of the one virtual machine to record.")
+        int | None, typer.Option(min=1, help="Process ID of the only virtual machine to record.")
     ] = None,
 ) -> None:
     """Print a script that records on a host what a question needs."""
@@ -220,7 +222,7 @@ def collect(
 def head(
     trace: Annotated[Path, typer.Argument(help="Trace to look at.")],
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Show the first rows of a trace, and the facts about its run."""
     from trapgate.trace import Trace

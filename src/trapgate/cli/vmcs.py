@@ -28,7 +28,7 @@ EXAMPLES = """Examples:
 
   trapgate vmcs --new long-mode > vmcs.txt
 
-Exit status: 0 no check fails, 1 a check fails (or --diff differs), 2 something given was wrong.
+Exit status: 0 no check fails, 1 a check fails (or --diff finds one), 2 wrong usage or input.
 """
 
 
@@ -51,21 +51,22 @@ def vmcs(
         ),
     ] = None,
     capabilities: Annotated[
-        Path | None, typer.Option(help="What rdmsr of the VMX MSRs and cpuid said, as text.")
+        Path | None,
+        typer.Option(help="Text with the output of rdmsr for the VMX MSRs, and of cpuid."),
     ] = None,
     maxphyaddr: Annotated[
         int | None, typer.Option(min=32, max=52, help="The processor's physical-address width.")
     ] = None,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Find the smallest change that enters.")
+        bool, typer.Option("--fix", help="Find the smallest change after which VM entry succeeds.")
     ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Compare two dumps field by field.")] = False,
     new: Annotated[Mode | None, typer.Option(help="Print a valid VMCS to start from.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Say why a VM entry fails: every check of the SDM's that a VMCS does not pass.
+    """Explain why a VM entry fails: every check in the SDM that a VMCS does not pass.
 
-    Reads what KVM, Xen, VirtualBox, QEMU and others print, however it was pasted.
+    Reads dumps of KVM, Xen, VirtualBox, QEMU and others, however they were pasted.
     """
     if new is not None:
         from trapgate.debug.doctor.template import as_lines, template

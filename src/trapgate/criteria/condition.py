@@ -64,7 +64,7 @@ def condition(
     """Read a condition on the error codes of `layout`.
 
     Raises:
-        SpecError: it is no condition, or names a bit that the error code does not have.
+        SpecError: it is not a condition, or names a bit that the error code does not have.
     """
     bits = layout.names()
     code = BY_NAME["code"]

@@ -69,7 +69,7 @@ class FaultRows:
 def rows_for(wishes: FaultWishes, path: Path) -> FaultRows:
     """The exceptions of a trace, told apart by the values that wishes are about.
 
-    Raises: TraceError: the file is no trace.
+    Raises: TraceError: the file is not a trace.
     """
     values = {clause.value for rule in wishes.rules for clause in rule.clauses}
     return read_rows(path, values)[0]

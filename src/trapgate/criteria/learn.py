@@ -147,7 +147,7 @@ def learn(
     does not show, and vectors, too (`free` leaves these to the guest).
 
     Raises:
-        TraceError: the file is no trace.
+        TraceError: the file is not a trace.
         CriteriaError: there is no such column, or nothing to learn from.
         InexpressibleError, UndecidedError, MissingSolverError: as `define`.
     """

@@ -115,7 +115,7 @@ def learn_table(
     what exits. `mark` and `hold_out` as for `learn`, `clauses` are of all rules together.
 
     Raises:
-        TraceError: the file is no trace.
+        TraceError: the file is not a trace.
         CriteriaError: there is no such column or value, or nothing to learn from.
         UndecidedError: out of time, or too many kinds of faults. MissingSolverError.
     """

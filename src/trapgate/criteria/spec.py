@@ -289,7 +289,7 @@ class _Reader:
                 what = (low, high)
             else:
                 raise self._wrong(
-                    f"{item!r} is no wish; write a condition in quotes, a code, or a range",
+                    f"{item!r} is not a wish; write a condition in quotes, a code, or a range",
                     *where,
                     goal,
                     number,

@@ -91,7 +91,7 @@ def tasks_of(spec: Spec, weights: Weights | None = None) -> list[Task]:
 def weights_of(vector: int, codes: Codes, weights: Weights | None) -> Costs | None:
     """The weights of one vector's codes, as an array; those not mentioned weigh nothing.
 
-    Raises: CriteriaError: a weight is no whole number, or it is too large.
+    Raises: CriteriaError: a weight is not a whole number, or it is too large.
     """
     if weights is None:
         return None

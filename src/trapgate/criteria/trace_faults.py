@@ -73,7 +73,7 @@ def read_faults(
     different faults that `more` columns tell apart.
 
     Raises:
-        TraceError: the file is no trace.
+        TraceError: the file is not a trace.
         CriteriaError: the column `mark` is missing or not Boolean.
     """
     with Trace(path) as trace:

@@ -126,7 +126,7 @@ def parse(text: str, names: Names | None = None) -> Condition:
         tree = ast.parse(stripped, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = getattr(error, "offset", None) or len(stripped) + 1
-        raise ConditionError("this is no condition", column) from None
+        raise ConditionError("this is not a condition", column) from None
     return _Reader(stripped, names or Names()).condition(tree, 0)
 
 
@@ -186,7 +186,7 @@ class _Reader:
             case _:
                 raise self._wrong(
                     node,
-                    f"{ast.unparse(node)[:60]!r} is no condition; "
+                    f"{ast.unparse(node)[:60]!r} is not a condition; "
                     "use comparisons, and, or, not, and the names of error-code bits",
                 )
 
@@ -320,7 +320,7 @@ class _Reader:
     def _plain(self, node: ast.expr) -> int:
         """A number without a name: of a bit, or how far to shift."""
         if isinstance(node, ast.Name):
-            raise self._wrong(node, f"{node.id} is no number here; write 10 or 0xA")
+            raise self._wrong(node, f"{node.id} is not a number here; write 10 or 0xA")
         return self._number(node)
 
     def _number(self, node: ast.expr) -> int:
@@ -334,7 +334,8 @@ class _Reader:
                     node, f"no number is called {name}; {suggestion(name, CONSTANTS)}"
                 )
         raise self._wrong(
-            node, f"{ast.unparse(node)[:60]!r} is no unsigned number of 64 bits; write 10 or 0xA"
+            node,
+            f"{ast.unparse(node)[:60]!r} is not an unsigned number of 64 bits; write 10 or 0xA",
         )
 
 

@@ -112,7 +112,7 @@ def encode(rules: Sequence[Rule]) -> bytes:
 
 
 def decode(data: bytes, count: int) -> tuple[Rule, ...]:
-    """The first `count` rules in a table's bytes. Raises CriteriaTableError for what is no rule."""
+    """The first `count` rules in a table's bytes. Raises CriteriaTableError for a bad one."""
 
     def word(offset: int, where: str) -> int:
         if offset + _WORD > len(data):
@@ -125,7 +125,7 @@ def decode(data: bytes, count: int) -> tuple[Rule, ...]:
         head = word(offset, f"rule {number}")
         offset += _WORD
         if head >> 16 or head & 0xFF not in set(Action):
-            raise CriteriaTableError(f"rule {number}: {head:#x} is no rule's first word")
+            raise CriteriaTableError(f"rule {number}: {head:#x} is not a rule's first word")
         clauses = []
         for n in range(head >> 8):
             where = f"rule {number}, clause {n}"

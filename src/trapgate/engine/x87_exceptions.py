@@ -60,6 +60,8 @@ _ZERO_DIVIDE = 4
 _BEFORE_THE_RESULT = _INVALID | _DENORMAL | _ZERO_DIVIDE
 _EXCEPTIONS = 0x3F
 _STACK_FAULT = 0x40
+_CONTROL_BITS, _ALWAYS_1 = 0x1F3F, 0x40
+"""Of the control word: what is there, and a reserved bit."""
 _SUMMARY = 0x80
 _BUSY = 0x8000
 _C1 = 0x200
@@ -323,7 +325,9 @@ def on_x87_compares(machine: int, rip: int, what: int) -> None:
 def on_x87_reloads(machine: int, rip: int, what: int) -> None:
     """Behind FLDCW, FLDENV and FRSTOR, which may unmask what is flagged."""
     env = state_of(cells(machine, mc.CELLS))
-    poke16(env + STATUS, summarised(peek16(env + STATUS), peek16(env + CONTROL)))
+    control = peek16(env + CONTROL) & _CONTROL_BITS | _ALWAYS_1
+    poke16(env + CONTROL, control)
+    poke16(env + STATUS, summarised(peek16(env + STATUS), control))
 
 
 @jit

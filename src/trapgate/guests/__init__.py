@@ -118,7 +118,7 @@ def command_line(*workloads: str, scale: int = 1, timer: bool = True) -> str:
     PIT alone and masks all interrupts; what it prints of its workloads stays the same.
 
     Raises:
-        ValueError: a name that is no workload, or a scale outside 1 to 10,000.
+        ValueError: a name that is not a workload, or a scale outside 1 to 10,000.
     """
     names = [workload.name for workload in WORKLOADS]
     for name in workloads:

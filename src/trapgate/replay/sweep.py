@@ -89,7 +89,7 @@ class ConditionFamily:
     names: Names | None = None
 
     def __post_init__(self) -> None:
-        """Refuse families that are too large. Raises ConditionError for what is no condition."""
+        """Refuse families that are too large. Raises ConditionError for what is not a condition."""
         if not 0 < len(self.conditions) <= MOST_CONDITIONS:
             raise ValueError(f"give 1 to {MOST_CONDITIONS} conditions")
         if self.base.vmcs.profile == "vt-x":

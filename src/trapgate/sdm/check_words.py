@@ -25,7 +25,7 @@ _SECTIONS = {
 class Check(NamedTuple):
     """One check: the VMCS fields that it looks at, the one at fault first, and its rule.
 
-    `section` is a title in the SDM; empty for what is no rule of the SDM's.
+    `section` is a title in the SDM; empty for what is not a rule of the SDM's.
     """
 
     number: int

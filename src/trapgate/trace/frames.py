@@ -61,7 +61,7 @@ def polars() -> ModuleType:
 def time_unit(paths: Sequence[str | os.PathLike[str]]) -> str:
     """Check that all `paths` are traces that count time in one unit; return it.
 
-    Raises: TraceError for a file that is no trace, for none, and for mixed units.
+    Raises: TraceError for a file that is not a trace, for none, and for mixed units.
     """
     unit = ""
     first = ""
@@ -81,7 +81,7 @@ def scan(paths: Sequence[str | os.PathLike[str]], chosen: Selection = EVERYTHING
 
     Columns that a file lacks are null. Nothing is read yet.
 
-    Raises: TraceError for a file that is no trace; MissingExtraError without polars.
+    Raises: TraceError for a file that is not a trace; MissingExtraError without polars.
     """
     frames = [_scan(Path(path)) for path in paths]
     lazy: LazyFrame = polars().concat(frames)

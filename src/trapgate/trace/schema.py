@@ -149,7 +149,7 @@ WEIGHTED: Final = "weighted"
 class TraceError(TrapgateError):
     """A trace cannot be written or read.
 
-    Caused by a path that cannot be used, a file that is no trace of this version or is
+    Caused by a path that cannot be used, a file that is not a trace of this version or is
     damaged, or a disk that refuses a write. The message names the file, what is wrong or
     missing and the remedy; `path` and `problem` carry the first two.
     """

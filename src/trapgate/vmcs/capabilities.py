@@ -41,4 +41,4 @@ def capabilities(profile: Profile) -> Capabilities:
         return Capabilities(profile, frozenset(), ("figure-3",), ("none",))
     if profile == "extended":
         return Capabilities(profile, EXTENSION_FIELDS, tuple(SCHEMES), tuple(FILTERS))
-    raise ExtensionError(f"{profile!r} is no profile; use one of {', '.join(PROFILES)}")
+    raise ExtensionError(f"{profile!r} is not a profile; use one of {', '.join(PROFILES)}")

@@ -132,7 +132,7 @@ def parse_settings(text: str, path: str = "", names: Names | None = None) -> Set
     profile = document.get("profile", "")
     if profile not in ("", *PROFILES):
         raise VmcsFileError(
-            f"{profile!r} is no profile; use one of {', '.join(PROFILES)}",
+            f"{profile!r} is not a profile; use one of {', '.join(PROFILES)}",
             field="profile",
             path=path,
         )
@@ -267,7 +267,7 @@ def rules_of(
         if then not in actions:
             raise wrong(f"{then!r}: {suggestion(str(then), actions)}", f"{where}.then")
         if not isinstance(when, str):
-            raise wrong(f"{when!r} is no condition in quotes", f"{where}.when")
+            raise wrong(f"{when!r} is not a condition in quotes", f"{where}.when")
         try:
             rules += rules_for(parse(when, names), actions[then])
         except ConditionError as error:

@@ -73,7 +73,7 @@ def _ranges(value: object, limit: int, where: str, path: str) -> Ranges:
             ends = []
         known = len(ends) in (1, 2) and all(type(end) is int for end in ends)
         if not known or not 0 <= ends[0] <= ends[-1] < limit:
-            problem = f"{one!r} is no number below {limit:#x}, nor a stretch like 0x3F8-0x3FF"
+            problem = f"{one!r} is not a number below {limit:#x}, nor a stretch like 0x3F8-0x3FF"
             raise VmcsFileError(problem, field=where, path=path)
         found.append((ends[0], ends[-1]))
     return tuple(sorted(found))

@@ -73,7 +73,7 @@ class Vmcs:
             ExtensionError: there is no such profile.
         """
         if profile not in PROFILES:
-            raise ExtensionError(f"{profile!r} is no profile; use one of {', '.join(PROFILES)}")
+            raise ExtensionError(f"{profile!r} is not a profile; use one of {', '.join(PROFILES)}")
         self.profile: Profile = profile
         self.cells: Cells = np.zeros(LENGTH, dtype=np.int64)
         # Python reads a memoryview several times as fast as an array.
@@ -101,7 +101,7 @@ class Vmcs:
 
         Raises:
             UnknownFieldError: no field has that name.
-            FieldValueError: `value` is no unsigned number of the field's width.
+            FieldValueError: `value` is not an unsigned number of the field's width.
             ReadOnlyFieldError: it is VM-exit information.
             ExtensionError: it is an extension and the profile is "vt-x".
         """

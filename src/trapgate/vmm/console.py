@@ -84,7 +84,7 @@ class Watcher:
             self._search = re.compile(expression.encode("utf-8", "surrogateescape")).search
         except (re.error, OverflowError, RecursionError) as error:
             raise ConsoleError(
-                "--until", f"{expression!r} is no regular expression ({error}); mend it"
+                "--until", f"{expression!r} is not a regular expression ({error}); correct it"
             ) from None
         self.expected = last_bytes(expression.encode("utf-8", "surrogateescape"))
         """With which bytes it can appear, a bit each."""

@@ -87,7 +87,7 @@ class AtOutput:
             re.compile(self.expression.encode("utf-8", "surrogateescape"))
         except (re.error, OverflowError, RecursionError) as error:
             raise MomentError(
-                f"{self.expression!r} is no regular expression ({error}); mend it"
+                f"{self.expression!r} is not a regular expression ({error}); correct it"
             ) from None
 
 
@@ -255,7 +255,7 @@ def parse_moment(text: str, find: Callable[[str], int] | None = None) -> Moment:
     """
     form = _FORM.fullmatch(text)
     if form is None:
-        raise MomentError(f"{text!r} is no moment; {_HOW}")
+        raise MomentError(f"{text!r} is not a moment; {_HOW}")
     if form["count"] is not None:
         when = int(form["count"])
         if when >= _LARGEST_TIME:
@@ -286,7 +286,7 @@ def parse_moment(text: str, find: Callable[[str], int] | None = None) -> Moment:
         case "output":
             quoted = len(what) > 1 and what[0] == what[-1] and what[0] in "\"'"
             return AtOutput(what[1:-1] if quoted else what, time)
-    raise MomentError(f"{text!r} is no moment; {_HOW}")
+    raise MomentError(f"{text!r} is not a moment; {_HOW}")
 
 
 def _address(text: str, word: str) -> int:

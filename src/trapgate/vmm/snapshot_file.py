@@ -145,7 +145,7 @@ def _write(path: Path, parts: Sequence[bytes], description: int) -> None:
 class SavedMachine:
     """A snapshot that was read from a file; `machine` makes the machine that goes on.
 
-    Raises SnapshotError, in words, for what is no snapshot, is damaged, or is another version's.
+    Raises SnapshotError, in words, for what is not a snapshot, is damaged, or is another version's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,7 +157,7 @@ class SavedMachine:
                 f"{path}: cannot be read ({error.strerror}); give what --save wrote"
             ) from None
         if len(data) < _HEAD.size + 4 or not data.startswith(_MAGIC):
-            raise self._error("is no snapshot; make one with trapgate run --save")
+            raise self._error("is not a snapshot; make one with trapgate run --save")
         _, form, length, digest = _HEAD.unpack_from(data)
         if form != FORMAT:
             raise self._error(f"has format {form}, and this version reads {FORMAT}; make it again")
@@ -176,7 +176,7 @@ class SavedMachine:
             self._data = data
             self._demand_same_kind()
         except (KeyError, TypeError, ValueError, RecursionError, struct.error) as error:
-            raise self._error(f"is no snapshot of this version ({error!r})") from None
+            raise self._error(f"is not a snapshot of this version ({error!r})") from None
 
     def _error(self, problem: str) -> SnapshotError:
         return SnapshotError(f"{self.path}: {problem}")
@@ -274,7 +274,7 @@ class SavedMachine:
         except SnapshotError as error:
             raise self._error(str(error)) from None
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise self._error(f"is no snapshot of this machine ({error!r})") from None
+            raise self._error(f"is not a snapshot of this machine ({error!r})") from None
 
     def _restore(self, vm: VirtualMachine) -> None:
         found = self._description

@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = (id) => document.getElementById(id);
   const number = (value) => Math.round(value).toLocaleString("en-US");
-  const percent = (value) => (100 * value).toFixed(value && value < 0.001 ? 4 : 2) + " %";
+  const percent = (value) => (100 * value).toFixed(value > 5e-7 && value < 0.001 ? 4 : 2) + " %";
   let across = "time", only = -1, cell = null;
 
   function element(tag, attributes, ...children) {

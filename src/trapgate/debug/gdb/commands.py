@@ -47,7 +47,7 @@ def _number(text: str) -> int:
         text = text.strip()
         return int(text[:-1], 16) if text[-1:] in "hH" else int(text, 0)
     except ValueError:
-        raise CatchError(f"{text!r} is no number; write 0x10, 16 or 10H") from None
+        raise CatchError(f"{text!r} is not a number; write 0x10, 16 or 10H") from None
 
 
 def _address(debugger: Debugger, text: str) -> int:
@@ -68,7 +68,7 @@ def _vector(text: str) -> int:
     name = text.upper().removeprefix("#")
     vector = int(Vector[name]) if name in Vector.__members__ else _number(text)
     if not 0 <= vector < 256:
-        raise CatchError(f"{text!r} is no vector; write PF, GP, or a number below 256")
+        raise CatchError(f"{text!r} is not a vector; write PF, GP, or a number below 256")
     return vector
 
 

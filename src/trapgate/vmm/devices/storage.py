@@ -126,7 +126,7 @@ class ImageFile:
 
 
 class Memory:
-    """Sectors in memory: a small image that is no file, all zeros at first or `data`."""
+    """Sectors in memory: a small image that is not a file, all zeros at first or `data`."""
 
     def __init__(self, data: bytes) -> None:
         self._data = bytearray(data)
