@@ -60,17 +60,6 @@ def changed(old: str, new: str) -> Callable[[pytest.MonkeyPatch], None]:
     return patch
 
 
-def drops_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A root that goes has its links counted away, though there may be more of them."""
-
-    def drop_root(self: links.Links, root: Root) -> None:
-        self.roots.remove(root)
-        self._mark(root)
-        self._unlink(root)
-
-    monkeypatch.setattr(links.Links, "drop_root", drop_root)
-
-
 def complete_if(
     condition: Callable[[int, int, int], bool],
 ) -> Callable[[pytest.MonkeyPatch], None]:
@@ -168,11 +157,9 @@ UNSEEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "any level is known": known("below >> LEVEL == level - 1"),
     "anything is a known leaf": known("bool(below & LEAF)"),
-    "data is a known table": known("if below & TABLE == 0 or below & MIXED"),
     "a table of several levels has one": changed(
         "            if found != 0:\n                return 0\n", ""
     ),
-    "a root lets its tables go": drops_all,
 }
 
 

@@ -97,8 +97,6 @@ def leads_to_known_table(v: Cells, mem: Memory, byte: int, entry: int) -> bool:
     if level == 0 or table < 0:
         return False
     below = frame_byte(v, mem, table)
-    if below & TABLE == 0 or below & MIXED:
-        return False
     return bool(below & LEAF) if level == 1 else below >> LEVEL == level - 1
 
 

@@ -37,7 +37,7 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants
 """The map's address and how many frames it has; how many are the guest's; the paging mode
 (`links.Mode`); whether translations are stale; how many tables came and went; the level and
 the frame of the first table that may not be; whether links come unseen; and
-1 + the last table of another level that has become one of a further level, -1 after several."""
+whether a table has become one of a further level."""
 
 P, PS = 1, 0x80
 ADDRESS: Final = 0xFF_FFFF_F000
@@ -159,7 +159,7 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
         return
     for n in range(4):
         if n != level - 1 and counts[frame * 4 + n] != 0:
-            state[SEVERAL] = frame + 1 if state[SEVERAL] in (0, frame + 1) else -1
+            state[SEVERAL] = 1
     mark(state, mem, counts, frame)
     state[STALE] = 1
     state[LINKED] += 1
@@ -283,14 +283,6 @@ def clear(state: Cells, mem: Cells, fresh: Cells) -> None:
 def tally_root(state: Cells, mem: Cells, fresh: Cells, frame: int) -> None:
     """Count in `fresh` all links that a root's top table makes, and the one to it."""
     tally(state, mem, fresh, frame, state[LEVELS])
-
-
-@LIBRARY.entry
-def replace_one(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: int) -> None:
-    """Let the counts of `fresh` be those that count for one table."""
-    for cell in range(frame * 4, frame * 4 + 4):
-        counts[cell] = fresh[cell]
-    forget(state, mem, counts, frame)
 
 
 @LIBRARY.entry

@@ -201,17 +201,15 @@ class Links:
         self._stored.append((physical, len(data)))
         several, self._state[linking.SEVERAL] = int(self._state[linking.SEVERAL]), 0
         if self._state[linking.UNSEEN] and several:
-            # The other level may be one that the table had before.
-            self.recount(several - 1 if several > 0 else None)
+            # The other level may be one that the table had before. That it has it no more can be
+            # said of all tables or of none: one that is known may lead to it at that level.
+            self.recount()
         return None
 
-    def recount(self, frame: int | None = None) -> None:
-        """Count links anew, to all tables or one: a filter may have let some go unseen."""
-        self._tally(top for root in self.roots for top in root)
-        if frame is None:
-            linking.replace(*self._tables, self._fresh)
-        else:
-            linking.replace_one(*self._tables, self._fresh, frame)
+    def recount(self) -> None:
+        """Count links anew, from the roots: a filter may have let some go unseen."""
+        self._tally(frame for root in self.roots for frame in root)
+        linking.replace(*self._tables, self._fresh)
 
     def reaches(self, root: Root, frame: int) -> bool:
         """Whether a root leads to `frame` as a table."""
