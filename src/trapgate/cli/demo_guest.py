@@ -74,7 +74,7 @@ def _show(runs: list[Run]) -> None:
         pad_edge=False,
     )
     table.add_column("filter")
-    for title in ("exits", "completed", "spared", "CR exits", "CPU seconds", "by own paging"):
+    for title in ("exits", "completed", "saved", "CR exits", "CPU seconds", "relative"):
         table.add_column(title, justify="right")
     own = runs[0].seconds
     for run in runs:
@@ -91,7 +91,7 @@ def _show(runs: list[Run]) -> None:
     print()
     for run in runs:
         left = ", ".join(f"{count:,} {what}" for what, count in run.left.items())
-        what = f"; exits by {left}" if left else ""
+        what = f"; exits: {left}" if left else ""
         print(f"{run.setting.name}: {run.setting.meaning}{what}")
     print()
 

@@ -35,11 +35,11 @@ def _direct_notes(vm: VirtualMachine) -> Iterator[str]:
     if not vm.has_paged:
         yield "the guest never turned paging on, so there were no page tables to guard"
     if vm.counts.refused:
-        yield f"the VMM refused {vm.counts.refused:,} times, at last: {vm.counts.last_refusal}"
+        yield f"the VMM refused {vm.counts.refused:,} times, last: {vm.counts.last_refusal}"
     if not vm.processor.engine.cells[stops.NATIVE]:
         yield (
             "the portable engine does not stop at task switches, which load CR3: "
-            "a guest that means harm gets out of direct paging; use --engine native for it"
+            "a malicious guest can escape direct paging; use --engine native for it"
         )
 
 
