@@ -318,7 +318,7 @@ def test_guests_on_one_command_line(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "guest 2: " in error
     for arguments, line in (
         (("--beside", second), "give --paging direct"),
-        ((*direct, "--beside", "'"), "mind the quotes"),
+        ((*direct, "--beside", "'"), "check the quotes"),
         ((*direct, "--beside", ""), "nothing to run"),
         ((*direct, "--beside", "x --gdb 1"), "unrecognized arguments: --gdb 1"),
         ((*direct, "--beside", "x --memory 4X"), "is not a size"),

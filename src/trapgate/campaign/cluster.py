@@ -68,7 +68,7 @@ def work_on_cluster(
                 if deaths[batch] >= MOST_DEATHS:
                     raise CampaignError(
                         f"workers die of batch {batch}; run the campaign without --ray, which "
-                        "tells the run, and goes on behind it"
+                        "names the run, and continues after it"
                     ) from None
                 todo.append(batch)
                 worker = actor.remote(*arguments)

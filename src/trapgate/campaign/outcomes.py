@@ -31,7 +31,7 @@ MEANINGS: Final = {
     NO_EFFECT: "output, end and state at the end are the golden run's",
     LATENT: "output and end are the golden run's, state at the end is not",
     HANDLED: "output and end are the golden run's, and the guest took faults that it did not take",
-    SILENT: "the same end with other output, and nobody noticed",
+    SILENT: "the same end with different output, undetected",
     DETECTED: "the output has what the plan says guests print when they notice",
     OTHER_END: "the guest ended in another way",
     HANG: "the budget was used up",

@@ -148,7 +148,7 @@ class Results:
         try:
             facts = json.loads(path.read_bytes())
             if not isinstance(facts, dict) or facts["format"] != FORMAT:
-                raise CampaignError(f"{path}: of another version; run the campaign anew")
+                raise CampaignError(f"{path}: made by another version; run the campaign again")
             for name, kind in _FACTS.items():
                 if not isinstance(facts[name], kind):
                     raise ValueError(name)  # noqa: TRY004, TRY301 - as for what is no JSON
@@ -162,7 +162,7 @@ class Results:
                 f"{folder}: no campaign in it ({error.strerror}); give the directory of one"
             ) from None
         except (ValueError, KeyError, TypeError):
-            raise CampaignError(f"{path}: damaged; run the campaign anew") from None
+            raise CampaignError(f"{path}: damaged; run the campaign again") from None
 
     @classmethod
     def exists(cls, folder: Path) -> bool:
@@ -182,7 +182,7 @@ class Results:
         """What is run. Raises CampaignError if the file is damaged."""
         table = self.read(self.folder / _SPACE_FILE, _SPACE)
         if table.num_rows != self.runs_total:
-            raise CampaignError(f"{self.folder}/space.parquet: damaged; run the campaign anew")
+            raise CampaignError(f"{self.folder}/space.parquet: damaged; run the campaign again")
         return Runs(
             table.column("moment").to_numpy(),
             table.column("fault").to_numpy(),

@@ -47,7 +47,7 @@ class Worker:
             golden.begin <= self._runs.moments.min() <= self._runs.moments.max() < golden.end
             and 0 <= self._runs.faults.min() <= self._runs.faults.max() < len(self.faults)
         ):
-            raise CampaignError(f"{folder}/space.parquet: damaged; run the campaign anew")
+            raise CampaignError(f"{folder}/space.parquet: damaged; run the campaign again")
         self._approached: int | None = None
 
     def moment(self, run: int) -> int:

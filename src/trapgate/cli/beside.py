@@ -64,7 +64,7 @@ def options_of(text: str, first: Options) -> Options:
     try:
         arguments = shlex.split(text)
     except ValueError as error:
-        raise fail(f"--beside: {text!r} cannot be read ({error}); mind the quotes") from None
+        raise fail(f"--beside: {text!r} cannot be read ({error}); check the quotes") from None
     found = replace(first, **vars(_words().parse_args(arguments)))
     if found.seed < 0:
         raise fail(f"--beside: --seed {found.seed} is negative; give 0 or more")

@@ -249,7 +249,7 @@ def _show(result: Replay, top: int) -> None:
     for outcome in result.outcomes[:top]:
         for words in outcome.missing:
             out.print(
-                f"{plain(outcome.policy)}: {words}; what hangs on it is among its "
+                f"{plain(outcome.policy)}: {words}; rows that depend on it are among its "
                 f"{outcome.unjudged:,} unjudged"
             )
 

@@ -64,7 +64,7 @@ def _image(place: Path, read: Callable[[Path], bytes], key: str) -> Image | None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ForeignError) as error:
-        tell(f"{place} is not used, and the core is compiled anew: {_why(error)}")
+        tell(f"{place} is not used, and the core is compiled again: {_why(error)}")
         return None
 
 

@@ -185,7 +185,7 @@ CONTROLS: Final = (
     Control(
         MSRS,
         ("MSR_READ*", "MSR_WRITE*", "msr", "msr MSR*", "EXIT_MSR*"),
-        "what the VMM does at those MSRs, but for those that VM entry and exit switch (APIC "
+        "what the VMM does at those MSRs, except those that VM entry and exit switch (APIC "
         "registers need APIC-register virtualization)",
         Loss.UNTOLD,
         unknown="which MSRs: record kvm_msr besides",

@@ -294,7 +294,7 @@ def reason_parts(outcome: Outcome) -> list[Part]:
     if not outcome.reasons:
         return []
     rows = tuple(map(reason_row, outcome.reasons))
-    caption = "exits that are no exceptions; lost: what the VMM did there and nobody does any more"
+    caption = "exits other than exceptions; lost: work of the VMM that would be left undone"
     return [
         Heading(f"{outcome.policy}: exits by reason"),
         Table(REASON_HEADS, rows, caption),

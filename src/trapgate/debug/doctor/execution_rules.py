@@ -68,8 +68,8 @@ def reserved(name: str, field: str, *, when_activated: bool = False) -> tuple[Ru
         Rule(
             f"{name}-must-be-1",
             (field,),
-            "must have the bits that the processor demands (of every processor so far: "
-            "those of the default1 class that no TRUE capability MSR has let go)",
+            "must have the bits that the processor demands (on every processor so far: "
+            "those of the default1 class that no TRUE capability MSR allows to be 0)",
             ones,
             _FORGOT_MSR,
             lambda value, cpu: value | cpu.control(field)[0],

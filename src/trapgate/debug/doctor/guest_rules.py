@@ -135,7 +135,7 @@ REGISTERS = Group(
                 or bool(p["GUEST_IA32_EFER"] & st.EFER_LMA)
                 == bool(p["GUEST_IA32_EFER"] & st.EFER_LME)
             ),
-            "paging was switched on without LMA being computed anew",
+            "paging was switched on without LMA being updated",
             lambda value, cpu: value ^ st.EFER_LME,
         ),
         Rule(

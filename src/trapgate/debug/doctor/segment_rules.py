@@ -144,7 +144,7 @@ def _segment(name: str) -> list[Rule]:
                 (base, selector, _FLAGS),
                 says(V8086_BASE),
                 lambda p, cpu: not v8086(p) or p[base] == p[selector] << 4,
-                "virtual-8086 mode has no cached bases: write base, limit and rights anew",
+                "virtual-8086 mode has no cached bases: write base, limit and rights again",
             ),
             Rule(
                 f"{low}-v8086-limit",

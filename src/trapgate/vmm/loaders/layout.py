@@ -129,7 +129,7 @@ class Layout:
                     self.file,
                     field,
                     f"{start:#x}-{end - 1:#x} overlaps {neighbour[2]} at "
-                    f"{neighbour[0]:#x}-{neighbour[1] - 1:#x}; link the guest anew",
+                    f"{neighbour[0]:#x}-{neighbour[1] - 1:#x}; relink the guest",
                 )
         insort(self._taken, (start, end, field))
 
