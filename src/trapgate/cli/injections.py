@@ -21,12 +21,7 @@ class Injections:
     """
 
     def __init__(self, texts: Iterable[str], find: Callable[[str], int]) -> None:
-        from trapgate.vmm.injection import InjectionError, parse_injection
-
-        try:
-            self._waiting = [(text, parse_injection(text, find)) for text in texts]
-        except InjectionError as error:
-            raise fail(f"--inject: {error}") from None
+        self._waiting = [(text, _injection(text, find)) for text in texts]
 
     def plan(self, vm: VirtualMachine) -> None:
         """Let `vm` deliver each when its moment has come."""
@@ -41,6 +36,15 @@ class Injections:
     def missed(self) -> list[str]:
         """Those whose moment has not come, as they were written."""
         return [text for text, _ in self._waiting]
+
+
+def _injection(text: str, find: Callable[[str], int]) -> Injection:
+    from trapgate.vmm.injection import InjectionError, parse_injection
+
+    try:
+        return parse_injection(text, find)
+    except InjectionError as error:
+        raise fail(f"--inject: {error}") from None
 
 
 def finder(guest: Path | None, symbols: Path | None) -> Callable[[str], int]:

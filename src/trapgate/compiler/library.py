@@ -183,7 +183,7 @@ class Library:
         compiler's own, the vocabulary's and `constants`, whose constants stand in the code.
         """
         functions = [*self._core.values(), *self._functions]
-        files = {Path(inspect.getfile(one)).resolve() for one in functions}
+        files = {Path(name).resolve() for name in {inspect.getfile(one) for one in functions}}
         rooms = {file.parent for file in files if _ROOM.parent in file.parents}
         constants = {Path(str(module.__file__)).resolve() for module in self._constants}
         rooms |= {_ROOM, _VOCABULARY}

@@ -153,7 +153,7 @@ class ProtectedMachine(SharingMachine):
         vmcs = self.vmcs
         self._own_map()
         vmcs["FAULT_FILTER"] = FILTER_PARAGRAPH_80
-        vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK | KNOWN_TABLE
+        vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK
         vmcs["EXCEPTION_BITMAP"] = 1 << _PF
         vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = PFEC_MAP
 
