@@ -152,8 +152,9 @@ journal, the virtual clock, and why the engine stopped.
     WINDOW_1_START,
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
+    NEW_BLOCKS_TOLD,
     CELLS,
-) = range(147)
+) = range(148)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -200,6 +201,7 @@ been told that interrupts are inhibited, so that it executes one instruction (po
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
 KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
 restored last within a block, in bytes.
+NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.quick_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
