@@ -70,7 +70,7 @@ class Bios:
         self._machine: Machine | None = None
         self._video = Video(emit, self._out, devices.vga, *video)
         self._disks = Disks(self.drives, min(self.drives, default=None))
-        self._keyboard = Keyboard(lambda: self._in(0x60), devices.uart.incoming)
+        self._keyboard = Keyboard(lambda: self._in(0x60), devices.uart.incoming, self._wait)
         self._system = System(ranges, self._in, self._out, self._wait)
         self._services: dict[int, Callable[[Call], None]] = {
             0x08: self._system.tick,
