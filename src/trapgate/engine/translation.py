@@ -85,6 +85,7 @@ from trapgate.engine.odd_code import (
 )
 from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
+from trapgate.engine.state import look_for_interrupts
 from trapgate.engine.x87_exponents import on_extract, on_scale
 from trapgate.engine.x87_functions import FUNCTIONS
 from trapgate.engine.x87_pointers import on_x87_image
@@ -369,8 +370,10 @@ def whole_flags(env: int, read_flags: int) -> int:
 @callback(VOID, INT64, INT64)
 def on_sti(machine: int, env: int) -> None:
     """Before STI: it blocks interrupts if it enables them."""
+    m = cells(machine, mc.CELLS)
     enabled = peek64(env + at.EFLAGS) & RFLAGS_IF
-    cells(machine, mc.CELLS)[mc.SHADOW] = 0 if enabled else BLOCKING_BY_STI
+    m[mc.SHADOW] = 0 if enabled else BLOCKING_BY_STI
+    look_for_interrupts(m)
 
 
 @callback(VOID, INT64, INT64)
