@@ -76,8 +76,8 @@ _POWER = _constants(
 )
 _LOGARITHMS = 30
 _LOGARITHM = _constants(*(2 * _ONE**2 // _LN_2 // (2 * n + 1) for n in range(_LOGARITHMS)))
-_ANGLES = 14
-_ANGLE = _constants(*(_ONE // (2 * n + 1) for n in range(_ANGLES)))
+_ARCTANGENTS = 14
+_ARCTANGENT = _constants(*(_ONE // (2 * n + 1) for n in range(_ARCTANGENTS)))
 _STEP = [0]
 for _n in range(_STEPS):
     # The difference of two angles has a tangent that is known.
@@ -93,7 +93,7 @@ _LARGEST_POWER = 62
 """Of 2, that angles may have."""
 _UNIT = table([1 << POINT])
 _ROOT = 0x1A827999
-"""The root of 2 behind the point."""
+"""The root of 2: 30 bits behind the point."""
 
 SINE, COSINE, TANGENT = range(3)
 
@@ -229,7 +229,7 @@ def arctangent(
     copy(square, angle)
     shift_right(square, -exponent)
     multiply(square, square)
-    series(factor, _ANGLE, _ANGLES, square, True)
+    series(factor, _ARCTANGENT, _ARCTANGENTS, square, True)
     multiply(angle, factor)
     if step == 0 and less and not behind:
         angle[LIMBS - 1] -= 1
