@@ -73,6 +73,19 @@ def time_is_up(m: Cells) -> int:
 
 
 @jit
+def waits_for_flag(m: Cells) -> bool:
+    """Whether nothing can be taken until RFLAGS.IF becomes 1 (see `look_for_interrupts`).
+
+    Only where the translator is ours does every instruction that sets it say so.
+    """
+    return (
+        m[mc.CPU] != 0
+        and m[mc.ATTENTION] == mc.WHEN_INTERRUPTIBLE
+        and peek64(m[mc.ENV] + at.EFLAGS) & 0x200 == 0
+    )
+
+
+@jit
 def must_stop(m: Cells) -> bool:
     """Whether the run has to stop at this block's start; STOP says why."""
     if m[mc.NEW_BLOCK_SIZE] != 0:
@@ -113,7 +126,7 @@ def must_stop(m: Cells) -> bool:
         m[mc.STOP] = mc.CHECKED
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         return True
-    if m[mc.ATTENTION] == 0:
+    if m[mc.ATTENTION] == 0 or waits_for_flag(m):
         set_deadline(m)
     return False
 

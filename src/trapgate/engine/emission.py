@@ -109,11 +109,12 @@ SYMBOLS = (
     STORE_TO_COME_CODE,
     ARITHMETIC_CODE,
     ROUNDING_CODE,
+    X87_STORE,
     X87_IMAGE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(63)
+) = range(64)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

@@ -40,6 +40,8 @@ FPU_DP = 768
 X87_FLAGS = 778
 """The exception flags of x87 arithmetic, likewise, in the order of the status word."""
 X87_FLUSHES = X87_FLAGS + 2
+FT0 = 784
+"""The other operand of x87 arithmetic."""
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
 SSE_FLUSHES = SSE_FLAGS + 2

@@ -144,7 +144,7 @@ journal, the virtual clock, and why the engine stopped.
     X87_ROUNDS,
     X87_WHAT,
     X87_IMAGE,
-    X87_DECIMAL,
+    X87_UNDONE_BY,
     WINDOWS,
     WINDOW_0_START,
     WINDOW_0_SIZE,
@@ -163,7 +163,7 @@ VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
 X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: what the one that is
 being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
 X87_ROUNDED: what C1 will be (`x87_rounding`). X87_AT: the linear address of the operand in memory.
-X87_DECIMAL: what FBSTP stores that the engine does not (`x87_decimal`).
+X87_UNDONE_BY: exceptions that, unmasked, leave everything as it was before the instruction.
 X87_ROUNDS: 1 while an instruction is translated that computes. X87_WHAT: of the one that is being
 translated, what `decode.x87_pointers` says; X87_IMAGE: of the one that is executed, if it loads or
 stores an image of FXSAVE or XSAVE. X87_POINTS: 1 until the access is translated whose address

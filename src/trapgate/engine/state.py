@@ -334,8 +334,16 @@ def segment_shape(v: Cells) -> int:
 
 
 @jit
-def load_flags(env: int, rflags: int) -> None:
+def look_for_interrupts(m: Cells) -> None:
+    """RFLAGS.IF may become 1: look before the next block whether something waits for that."""
+    if m[mc.ATTENTION] != 0:
+        m[mc.DEADLINE] = 0
+
+
+@jit
+def load_flags(m: Cells, env: int, rflags: int) -> None:
     """Of `load` RFLAGS."""
+    look_for_interrupts(m)
     poke64(env + at.EFLAGS, rflags & ~(_CC | _DF))
     poke64(env + at.CC_SRC, rflags & _CC)
     poke32(env + at.CC_OP, at.CC_OP_EFLAGS)
@@ -424,7 +432,7 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     for n in range(16):
         poke64(env + at.REGS + 8 * n, r[n])
     poke64(env + at.EIP, v[f.GUEST_RIP])
-    load_flags(env, v[f.GUEST_RFLAGS])
+    load_flags(m, env, v[f.GUEST_RFLAGS])
     load_segments(env, v)
     gdt = env + at.SEGMENTS + at.SEGMENT_SIZE * 8
     poke64(gdt + at.BASE, v[f.GUEST_GDTR_BASE])
@@ -500,7 +508,7 @@ def load_handler(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
     No other segment than CS and SS is loaded, and no translation becomes stale.
     """
-    load_flags(env, v[f.GUEST_RFLAGS])
+    load_flags(m, env, v[f.GUEST_RFLAGS])
     load_code_and_stack(m, env, v)
     poke64(env + at.CR2, r[reg.CR2])
     m[mc.SHADOW] = min(0, m[mc.SHADOW])
