@@ -35,8 +35,8 @@ SYMBOLS = (
     "helper_enter_mmx",
     "helper_mulps",
     "helper_mulpd",
-    "helper_haddps",
-    "helper_haddpd",
+    "helper_addps",
+    "helper_addpd",
     "helper_fistll_ST0",
     "cpu_lduw_data_ra",
     "cpu_ldl_data_ra",
@@ -121,7 +121,7 @@ we want them. What is to be remembered while a block is translated lies in the m
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 48
+SUBSTITUTE_PAIRS = 60
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""

@@ -5,6 +5,8 @@ here. They hold the addresses of the state, of the current VMCS, of memory and o
 journal, the virtual clock, and why the engine stopped.
 """
 
+from trapgate.instructions.transcendental import WORK as WORK_CELLS
+
 (
     NATIVE,
     UC,
@@ -340,7 +342,9 @@ VECTOR = PUSHES_FLAGS + 1
 """Two cells: an operand of SSE arithmetic as it is to be taken (`sse_arithmetic`)."""
 PRODUCTS = VECTOR + 2
 """Four cells: the products that DPPS and DPPD add, and where their factors are copied to."""
-CELLS = PRODUCTS + 4
+WORK = PRODUCTS + 4
+"""Cells to compute transcendental functions in (`instructions.transcendental`)."""
+CELLS = WORK + WORK_CELLS
 
 IS_SHOWN = 0x100
 

@@ -87,6 +87,7 @@ from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
 from trapgate.engine.state import look_for_interrupts
 from trapgate.engine.x87_exponents import on_extract, on_scale
+from trapgate.engine.x87_functions import FUNCTIONS
 from trapgate.engine.x87_pointers import on_x87_image
 from trapgate.engine.x87_remainder import REMAINDERS
 from trapgate.engine.x87_rounding import HELPERS, emit_rounding, on_rounding, rounds
@@ -476,7 +477,7 @@ class Translator:
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
         for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED | x87.LOADS).items():
             substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
-        for name, ours in (REMAINDERS | x87_stores.STORES_OF_80).items():
+        for name, ours in (REMAINDERS | FUNCTIONS | x87_stores.STORES_OF_80).items():
             substitutes[_symbol(library, name)] = ours.bind(self.address)
         substitutes[_symbol(library, "helper_fxtract")] = on_extract.address
         scale = _symbol(library, "helper_fscale")
