@@ -213,4 +213,4 @@ class Bench:
         v = (words[f.GUEST_RSP], words[f.GUEST_RIP], words[f.GUEST_RFLAGS])
         cells = self.vm.processor.registers.cells[:16].copy()
         cells[4] = 0  # RSP's is the VMCS's
-        return bytes(cells) + repr(v).encode()
+        return cells.tobytes() + repr(v).encode()
