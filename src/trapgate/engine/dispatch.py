@@ -392,7 +392,15 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 address = peek64(m[mc.SCRATCH] + at.VMCB_EXIT_INFO_2)
                 info &= 0xFFFF
                 # Which it was can only be told from where it was.
-                distance = address - linear_rip(v)
+                here = linear_rip(v)
+                distance = address - here
+                if 0 < distance < 0x1000 and address & 0xFFF == 0 and m[mc.STEPPING] == 0:
+                    if m[mc.CRAWL] != here + 1:
+                        # Instructions of the block may come before one that cannot be fetched.
+                        m[mc.CRAWL] = here + 1
+                        m[mc.STOP_CODE] = mc.CHECK_NEXT
+                        return mc.CHECKED
+                    m[mc.CRAWL] = 0
                 fetched = distance == 0 or (0 < distance < 15 and address & 0xFFF == 0)
                 fetched = fetched or info & _FETCH != 0
             if not fetched:
