@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from trapgate.decision import frame_filters as ff
-from trapgate.decision.fault_filters import KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import KNOWN_TABLE, NO_LINK, OWN_FRAME, OWN_TABLE
 from trapgate.decision.self_map import ABSENT as NO_ENTRY
 from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging import frame_map as fm
@@ -51,6 +51,7 @@ class Model:
         self.mode = mode
         self.random = random.Random(seed)
         self.unseen = fault_filter == PARAGRAPH_80 or bool(frame_filters & KNOWN_TABLE)
+        self.open = bool(frame_filters & OWN_TABLE)
         self.bytes = np.zeros(FRAMES * 4096, np.uint8)
         self.words = self.bytes.view(np.uint64).reshape(-1, 512)
         self.cells = self.bytes.view(np.int64)
@@ -78,6 +79,7 @@ class Model:
         self.root: Root = ()
         """What CR3 leads to: each pointer's frame, or -1 for none."""
         self.links.let_links_come_unseen(bool(frame_filters & KNOWN_TABLE))
+        self.links.leave_last_level_open(self.open)
         self.links.set_mode(mode)
         self.load_cr3(0 if mode is FOUR_LEVELS else POINTERS)
         self.settle()
@@ -113,7 +115,10 @@ class Model:
         way = []
         rights = W
         while True:
-            assert self.map[table] & fm.TABLE, f"a walk through {table}, which is no table"
+            if level == 1 and self.open:
+                assert table < OWN, f"a walk through {table}, which is not the guest's"
+            else:
+                assert self.map[table] & fm.TABLE, f"a walk through {table}, which is no table"
             n = page >> 9 * (level - 1) & 511
             entry = int(self.words[table][n])
             if not entry & P:
@@ -235,6 +240,9 @@ class Model:
             frame, level = ahead.pop()
             if (frame, level) in seen:
                 continue
+            if level == 1 and self.open:
+                assert frame < OWN, f"{frame} is a table, and not the guest's"
+                continue
             seen.add((frame, level))
             assert self.map[frame] & fm.TABLE, f"{frame} is not protected"
             for entry in self.words[frame].tolist():
@@ -271,6 +279,8 @@ MODES = {
     "all": (PARAGRAPH_80, OWN_FRAME | NO_LINK),
     "known-table": (2, OWN_FRAME | NO_LINK | KNOWN_TABLE),
     "known-table and paragraph 80": (PARAGRAPH_80, OWN_FRAME | NO_LINK | KNOWN_TABLE),
+    "own-table": (2, OWN_TABLE),
+    "every filter": (PARAGRAPH_80, OWN_FRAME | NO_LINK | KNOWN_TABLE | OWN_TABLE),
     "both": (2, OWN_FRAME | NO_LINK),
 }
 

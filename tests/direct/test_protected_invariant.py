@@ -10,6 +10,7 @@ import pytest
 from tests.direct.protected_model import MODES, Model, play
 from trapgate.compiler.dialect import Cells
 from trapgate.decision import frame_filters as ff
+from trapgate.decision.fault_filters import OWN_TABLE
 from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.vmm.direct import linking, links
 from trapgate.vmm.direct.links import FOUR_LEVELS, PAE, Mode, Root
@@ -19,7 +20,9 @@ from trapgate.vmm.direct.links import FOUR_LEVELS, PAE, Mode, Root
 @pytest.mark.parametrize("name", MODES)
 def test_hostile_guests_stay_in(name: str, mode: Mode) -> None:
     done = play(range(30), 250, (name,), mode)
-    assert min(done[what] for what in ("data", "edited", "loaded")) > 20, done
+    assert min(done[what] for what in ("data", "loaded")) > 20, done
+    # With own-table all edits of PAE paging's directories complete.
+    assert done["edited"] > 20 or (mode is PAE and MODES[name][1] & OWN_TABLE), done
     assert done["refused"] > 0, done
     assert (done["completed"] > 10) == (name != "none"), done
 

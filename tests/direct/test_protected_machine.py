@@ -9,7 +9,7 @@ import pytest
 from benchmarks.suite import LINUX
 from tests.direct.protected_model import ADDRESS, PS, P
 from trapgate.decision.decide import Disposition, Reason
-from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME, OWN_TABLE
 from trapgate.paging import frame_map as fm
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
@@ -376,8 +376,12 @@ def look(vm: ProtectedMachine) -> None:
     entry = np.uint64 if width == 8 else np.uint32
     whole = everything[vm.base :].view(entry).reshape(-1, 4096 // width)
     tables = {frame for root in {vm._root(), *vm.links.roots} for frame in root}
+    is_open = vm.vmcs["FRAME_FILTERS"] & OWN_TABLE
     for level in range(levels, 0, -1):
         frames = sorted(tables)
+        if level == 1 and is_open:
+            assert all(frame_map[frame] & fm.OWN for frame in frames)
+            break
         assert all(frame_map[frame] & fm.TABLE for frame in frames)
         if level == 1:
             # What one without LEAF leads to, the walk looks at.
@@ -387,7 +391,7 @@ def look(vm: ProtectedMachine) -> None:
         if level > 1:
             entries = entries[entries & PS == 0]
         tables = set(np.unique((entries & ADDRESS) >> 12).tolist())
-        assert all(frame < size >> 12 for frame in tables) or level == 1
+        assert all(frame < size >> 12 for frame in tables) or level == 1 or is_open
         assert not any(size >> 12 <= frame < vm.processor.memory.size >> 12 for frame in tables)
 
 

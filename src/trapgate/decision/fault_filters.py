@@ -34,6 +34,7 @@ ORDER_PARAGRAPH_67 = 3
 OWN_FRAME = 1
 NO_LINK = 2
 KNOWN_TABLE = 4
+OWN_TABLE = 8
 """Bits of the extension field FRAME_FILTERS (see `decision.frame_filters`)."""
 
 NOBODY = 0
@@ -41,7 +42,8 @@ BY_FAULT_FILTER = 1
 BY_OWN_FRAME = 2
 BY_NO_LINK = 3
 BY_KNOWN_TABLE = 4
-BY_CRITERIA_TABLE = 5
+BY_OWN_TABLE = 5
+BY_CRITERIA_TABLE = 6
 """Which filter lets a write complete."""
 
 FILTERS: Final = {

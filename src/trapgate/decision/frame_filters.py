@@ -26,12 +26,14 @@ from trapgate.decision.fault_filters import (
     BY_KNOWN_TABLE,
     BY_NO_LINK,
     BY_OWN_FRAME,
+    BY_OWN_TABLE,
     FRAME,
     FRAME_64,
     KNOWN_TABLE,
     NO_LINK,
     NOBODY,
     OWN_FRAME,
+    OWN_TABLE,
     PRESENT,
 )
 from trapgate.decision.self_map import (
@@ -101,6 +103,16 @@ def leads_to_known_table(v: Cells, mem: Memory, byte: int, entry: int) -> bool:
 
 
 @core
+def may_lead_to_last_level(v: Cells, mem: Memory, byte: int, entry: int) -> bool:
+    """Whether an entry of a table with the map's `byte`, one of level 2, leads to an own frame.
+
+    Or to no table. Where this is asked, any frame may be a table of the last level.
+    """
+    table = table_led_to(v[GUEST_CR4], entry)
+    return bool(byte >> LEVEL == 1 and (table < 0 or frame_byte(v, mem, table) & OWN))
+
+
+@core
 def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) -> int:
     """Which filter lets a write turn the entry `old` of a table into `data`; NOBODY if none.
 
@@ -119,6 +131,8 @@ def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) 
     same = table_led_to(cr4, old) == table_led_to(cr4, data)
     if kind == DIRECTORY and filters & NO_LINK and same:
         return BY_NO_LINK
+    if kind == DIRECTORY and filters & OWN_TABLE and may_lead_to_last_level(v, mem, byte, data):
+        return BY_OWN_TABLE
     if kind == DIRECTORY and filters & KNOWN_TABLE and leads_to_known_table(v, mem, byte, data):
         return BY_KNOWN_TABLE
     return NOBODY

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trapgate.decision.decide import Disposition
-from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME, OWN_TABLE
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Stop
@@ -58,6 +58,8 @@ SETTINGS = (
         "paragraph-80",
         OWN_FRAME | NO_LINK | KNOWN_TABLE,
     ),
+    Setting("own-table","","paragraph-80", OWN_FRAME | NO_LINK | OWN_TABLE),
+    Setting("both","","paragraph-80", OWN_FRAME | NO_LINK |KNOWN_TABLE| OWN_TABLE),
 )
 
 

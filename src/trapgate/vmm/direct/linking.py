@@ -32,8 +32,9 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants
     REFUSED_FRAME,
     UNSEEN,
     SEVERAL,
+    OPEN,
     STATE_CELLS,
-) = range(15)
+) = range(16)
 """The map's address and how many frames it has; how many are the guest's; the paging mode
 (`links.Mode`); whether translations are stale; how many tables came and went; the level and
 the frame of the first table that may not be; whether links come unseen; and
@@ -150,6 +151,10 @@ def is_own(state: Cells, mem: Cells, frame: int) -> bool:
 @LIBRARY.inside
 def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
     """One more link leads to `frame` as a table of `level`; the first validates it."""
+    if level == 1 and state[OPEN] != 0:
+        if byte_of(state, mem, frame) & OWN == 0:
+            refuse(state, level, frame)
+        return
     if not is_own(state, mem, frame):
         refuse(state, level, frame)
         return
@@ -171,7 +176,7 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
 @LIBRARY.inside
 def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
     """One link less; with the last the frame is no table of that level, and links nothing."""
-    if not is_own(state, mem, frame):
+    if (level == 1 and state[OPEN] != 0) or not is_own(state, mem, frame):
         return
     at = frame * 4 + level - 1
     counts[at] -= 1
@@ -208,7 +213,7 @@ def go(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: 
 @LIBRARY.inside
 def tally(state: Cells, mem: Cells, fresh: Cells, frame: int, level: int) -> None:
     """Count a link in `fresh`, and at the first one to a table those of its entries."""
-    if frame >= state[FRAMES]:
+    if frame >= state[FRAMES] or (level == 1 and state[OPEN] != 0):
         return
     at = frame * 4 + level - 1
     fresh[at] += 1

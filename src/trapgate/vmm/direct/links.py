@@ -123,6 +123,19 @@ class Links:
             self._state[linking.UNSEEN] = unseen
             self.recount()
 
+    def leave_last_level_open(self, is_open: bool) -> bool:
+        """Say whether a filter lets any frame be a table of the last level; has that changed?
+
+        Then no root is validated any more.
+        """
+        if bool(self._state[linking.OPEN]) == is_open:
+            return False
+        for root in tuple(self.roots):
+            self.drop_root(root)
+        self.recount()
+        self._state[linking.OPEN] = is_open
+        return True
+
     def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
         """Have translations flushed and code of stored places forgotten, as far as needed."""
         if self._state[linking.STALE]:

@@ -16,7 +16,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from trapgate.decision.decide import Reason
-from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, KNOWN_TABLE, NO_LINK, OWN_FRAME, OWN_TABLE
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import COMPLETED
 from trapgate.instructions import effects
@@ -84,6 +84,7 @@ _FILTER_REASONS = (
     Reason.OWN_FRAME,
     Reason.NO_LINK,
     Reason.KNOWN_TABLE,
+    Reason.OWN_TABLE,
 )
 _LOW = 0xFFFF_FFFF
 _PF, _GP = 14, 13
@@ -218,9 +219,12 @@ class ProtectedMachine(SharingMachine):
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         engine = self.processor.engine
-        self.links.let_links_come_unseen(bool(self.vmcs.words[f.FRAME_FILTERS] & KNOWN_TABLE))
+        filters = self.vmcs.words[f.FRAME_FILTERS]
+        self.links.let_links_come_unseen(bool(filters & KNOWN_TABLE))
         self.links.settle(engine.flush_translations, self._forget_code)
         refusal = self._masters.refusal
+        if self.links.leave_last_level_open(bool(filters & OWN_TABLE)):
+            refusal = refusal or self.follow_mode()
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
             refusal = Refusal("address line 20 is held low while the guest pages; open the gate")
         if refusal is not None:
