@@ -17,16 +17,13 @@ from trapgate.decision.fault_filters import (
     BY_FAULT_FILTER,
     BY_KNOWN_TABLE,
     BY_OWN_FRAME,
+    EVERY_FRAME_FILTER,
     FILTER_FIGURE_7,
     FILTER_NONE,
     FILTER_PARAGRAPH_80,
-    KNOWN_TABLE,
-    NO_LINK,
     ORDER_PARAGRAPH_60,
     ORDER_PARAGRAPH_66,
     ORDER_PARAGRAPH_67,
-    OWN_FRAME,
-    OWN_TABLE,
 )
 from trapgate.decision.rules import (
     CRITERION_ANY_OR_MATCH,
@@ -168,6 +165,9 @@ class Reason(IntEnum):
     below."""
     OWN_TABLE = 27
     """Likewise: an entry of a table of level 2 leads to a frame of the guest's own."""
+    EMPTY_TABLE = 28
+    """Likewise: an upper table's entry leads to a frame without a present entry, or to a known
+    table, and the processor counts."""
 
 
 _MAP_ADDRESS = 0xFF_FFFF_F000
@@ -438,7 +438,7 @@ def check_extension_fields(v: Cells) -> int:
         return ck.EXTENSION_FILTER_ORDER
     if v[FRAME_MAP_ADDRESS] & ~_MAP_ADDRESS or v[FRAME_MAP_LENGTH] > MOST_FRAMES:
         return ck.FRAME_MAP
-    if v[FRAME_FILTERS] & ~(OWN_FRAME | NO_LINK | KNOWN_TABLE | OWN_TABLE) or (
+    if v[FRAME_FILTERS] & ~EVERY_FRAME_FILTER or (
         v[FRAME_FILTERS] != 0 and v[FRAME_MAP_LENGTH] == 0
     ):
         return ck.FRAME_FILTERS

@@ -13,7 +13,7 @@ from typing import Final
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.library import Library
 from trapgate.paging import frame_map
-from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, OWN, ROOT, TABLE
+from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, MOST_LINKS, OWN, ROOT, TABLE
 
 LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants=(frame_map,))
 
@@ -296,8 +296,36 @@ def replace(state: Cells, mem: Cells, counts: Cells, fresh: Cells) -> None:
     start = state[MAP] >> 3
     for n in range((state[FRAMES] + 7) >> 3):
         if mem[start + n] & _TABLES != 0:
-            for cell in range(n * 32, min(n * 32 + 32, len(counts))):
-                gone = counts[cell] != 0 and fresh[cell] == 0
-                counts[cell] = fresh[cell]
-                if gone:
-                    forget(state, mem, counts, cell >> 2)
+            for frame in range(n * 8, min(n * 8 + 8, state[FRAMES])):
+                if byte_of(state, mem, frame) & TABLE != 0:
+                    replace_frame(state, mem, counts, fresh, frame)
+
+
+@LIBRARY.inside
+def replace_frame(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: int) -> None:
+    """Let the counts of `fresh` be those that count for one table."""
+    gone = True
+    for cell in range(frame * 4, frame * 4 + 4):
+        gone = gone and fresh[cell] == 0
+    for cell in range(frame * 4, frame * 4 + 4):
+        gone = gone or (counts[cell] != 0 and fresh[cell] == 0)
+        counts[cell] = fresh[cell]
+    if gone:
+        forget(state, mem, counts, frame)
+
+
+@LIBRARY.entry
+def publish(state: Cells, mem: Cells, counts: Cells) -> None:
+    """Tell the processor how many links lead to each table, behind the map."""
+    start = state[MAP] >> 3
+    for n in range((state[FRAMES] + 7) >> 3):
+        if mem[start + n] & _TABLES != 0:
+            word = 0
+            for k in range(8):
+                frame = n * 8 + 7 - k
+                links = 0
+                if frame < state[FRAMES]:
+                    for cell in range(frame * 4, frame * 4 + 4):
+                        links += counts[cell]
+                word = word << 8 | min(links, MOST_LINKS)
+            mem[start + (state[MAP_FRAMES] >> 3) + n] = word
