@@ -253,14 +253,21 @@ def test_without_this_an_empty_table_lets_a_guest_out(
 ) -> None:
     COUNTED[name](monkeypatch)
     with pytest.raises((AssertionError, IndexError)):
-        play_counted()
+        play_counted(FOUND_BY.get(name, 1000))
 
 
-def play_counted() -> None:
+FOUND_BY = {
+    "no flush when a table goes": 1045,
+    "a last-level table of others' frames has links": 1025,
+}
+"""Seeds with which some of the changes are found sooner."""
+
+
+def play_counted(first: int) -> None:
     """What a processor that counts links may have to stop, and guests at random."""
     use_an_old_translation()
     names = "empty-table", "empty-table and paragraph 80", "every filter"
-    play_both(range(1000, 1300, 5), names)
+    play_both(range(first, 1300, 5), names)
 
 
 def use_an_old_translation() -> None:
