@@ -216,7 +216,7 @@ def test_memory() -> None:
     caller.call(0x15, ax=0xE801)
     assert caller.registers.rax & 0xFFFF == 15 * 1024
     assert caller.registers.rbx & 0xFFFF == (MEMORY - (16 << 20)) >> 16
-    assert caller.call(0x15, ax=0x5300) & CARRY
+    assert caller.call(0x15, ax=0xD800) & CARRY
     assert caller.registers.rax >> 8 & 0xFF == 0x86
 
 
