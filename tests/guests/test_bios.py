@@ -296,3 +296,71 @@ def test_bad_drives_are_refused_in_a_line(tmp_path: Path, options: list[str], wo
     assert result.exit_code == 2, result.output
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_power_management_turns_the_machine_off() -> None:
+    caller = Caller()
+    assert caller.call(0x15, ax=0x5301, bx=1) & CARRY
+    assert not caller.call(0x15, ax=0x5300, bx=0) & CARRY
+    assert (caller.registers.rax & 0xFFFF, caller.registers.rbx) == (0x0102, 0x504D)
+    # Not before it is connected, and only in real mode.
+    assert caller.call(0x15, ax=0x5307, bx=1, cx=3) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x03
+    assert caller.call(0x15, ax=0x5303, bx=0) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x08
+    assert not caller.call(0x15, ax=0x5301, bx=0) & CARRY
+    assert not caller.call(0x15, ax=0x530E, bx=0, cx=0x0102) & CARRY
+    assert caller.registers.rax & 0xFFFF == 0x0102
+    assert not caller.call(0x15, ax=0x530A, bx=1) & CARRY
+    assert caller.registers.rbx & 0xFFFF == 0x01FF
+    assert caller.call(0x15, ax=0x530B) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x80
+    code = b"\xb8\x07\x53\xbb\x01\x00\xb9\x03\x00\xcd\x15"
+    caller.vm.processor.memory.write(CODE, code + b"\xeb\xfe")
+    caller.vm.vmcs["GUEST_RIP"] = CODE
+    stop = caller.vm.run(max_instructions=1000)
+    assert (stop.end, stop.status) == (End.POWER_OFF, 0)
+
+
+def test_idling_takes_time() -> None:
+    caller = Caller()
+    caller.call(0x15, ax=0x5301, bx=0)
+    before = caller.vm.processor.time
+    caller.call(0x15, ax=0x5305)
+    assert caller.vm.processor.time - before > 1_000_000
+
+
+def test_functions_of_the_pci_bus() -> None:
+    caller = Caller()
+    assert not caller.call(0x1A, ax=0xB101) & CARRY
+    assert caller.registers.rdx & 0xFFFF_FFFF == 0x20494350
+    assert (caller.registers.rax & 0xFFFF, caller.registers.rbx & 0xFFFF) == (1, 0x0210)
+    # The IDE interface by its vendor and by its class; the second one of a kind there is not.
+    for number, ecx in ((0xB102, 0x7010), (0xB103, 0x010180)):
+        assert not caller.call(0x1A, ax=number, cx=ecx, dx=0x8086, si=0) & CARRY
+        assert caller.registers.rbx & 0xFFFF == 1 << 3 | 1
+        assert caller.call(0x1A, ax=number, cx=ecx, dx=0x8086, si=1) & CARRY
+        assert caller.registers.rax >> 8 & 0xFF == 0x86
+    assert caller.call(0x1A, ax=0xB102, cx=1, dx=0xFFFF, si=0) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x83
+
+
+def test_registers_of_the_pci_bus() -> None:
+    caller = Caller()
+    address = 0x8000_1234
+    caller.vm.devices.write(0xCF8, 4, address, 0)
+    found = []
+    for number in (0xB108, 0xB109, 0xB10A):
+        assert not caller.call(0x1A, ax=number, bx=0, cx=0x5555_5555, di=0) & CARRY
+        found.append(caller.registers.rcx)
+    assert found == [0x5555_5586, 0x5555_8086, 0x1237_8086]
+    caller.call(0x1A, ax=0xB109, bx=9, cx=0, di=0x04)
+    command = caller.registers.rcx & 0xFFFF
+    assert not caller.call(0x1A, ax=0xB10C, bx=9, cx=command ^ 5, di=4) & CARRY
+    caller.call(0x1A, ax=0xB109, bx=9, di=4)
+    assert caller.registers.rcx & 0xFFFF == command ^ 5
+    assert caller.vm.devices.read(0xCF8, 4, 0) == address & ~3
+    for ax, register in ((0xB109, 1), (0xB10A, 2), (0xB10D, 0x101)):
+        assert caller.call(0x1A, ax=ax, bx=0, di=register) & CARRY
+        assert caller.registers.rax >> 8 & 0xFF == 0x87
+    assert caller.call(0x1A, ax=0xB106, bx=0) & CARRY
