@@ -245,7 +245,8 @@ def _registers(table: Table, wide: bool) -> list[Target]:
         elif name in known:
             names.append(name)
         else:
-            raise table.wrong(f"no register {word!r}; {suggestion(name, list(known))}", "register")
+            names_here = list(known if wide else short)
+            raise table.wrong(f"no register {word!r}; {suggestion(word, names_here)}", "register")
     numbers = {name: number for number, name in enumerate(GENERAL)}
     return _flips(table, [known[one] for one in names], _bits(table), numbers)
 
