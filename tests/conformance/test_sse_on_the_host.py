@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from struct import pack, unpack_from
+from struct import calcsize, pack, unpack_from
 
 import pytest
 
@@ -83,8 +83,12 @@ INSTRUCTIONS = {
     "mulsd [rdi + 32]": "f20f594720",
     "comisd [rdi + 32]": "660f2f4720",
 }
-CONTROLS = (0x1F80, 0x1FC0, 0x9F80, 0x5F80, 0x1F82, 0x3F80, 0x7F80, 0xFFC0)
-"""MXCSR: as at first, DAZ, FTZ, rounding up, with a flag set; the other roundings, all at once."""
+CONTROLS = (
+    *(0x1F80, 0x1FC0, 0x9F80, 0x5F80, 0x1F82, 0x3F80, 0x7F80, 0xFFC0),
+    *(0x1FA0, 0x1FE0, 0x9FA0),
+)
+"""MXCSR: as at first, DAZ, FTZ, rounding up, with a flag set; the other roundings, all at once;
+with the flag of inexact results, which then have nothing to tell, and DAZ, FTZ."""
 
 PROGRAM = r"""
 #include <stdio.h>
@@ -250,3 +254,19 @@ def test_denormal_operands_that_are_masked_leave_the_flag_alone() -> None:
         run = begin(guest)
         found = results(run.processor.memory.read(AREAS, SIZE))
         assert (code, hex(second), hex(found[0][0])) == (code, hex(second), hex(0x1F80 | met))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("instruction", ["f20f58c1", "660f59c1", "f20f5ec1", "0f5cc1"])
+def test_inexact_results_unmasked(instruction: str, engine: str) -> None:
+    """#XM, also where the flag is set already; none of a result that is exact."""
+    kind = "f" if instruction.startswith("0f") else "d"
+    for pair, vector in ((1 / 3, 3.3), XM), ((1.0, 1.0), None):
+        data = pack("<I", 0x0FA0).ljust(16, b"\0")
+        data += b"".join(pack("<" + kind, one) * (16 // calcsize(kind)) for one in pair)
+        guest = Tiny("l64", code=loop(bytes.fromhex(instruction)))
+        guest.memory[AREAS] = data.ljust(64, b"\0")
+        guest.registers |= {"rdi": AREAS, "rcx": 1}
+        run = begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)
+        event = run.exit.interruption
+        assert (event.vector if event else None) == vector

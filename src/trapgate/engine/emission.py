@@ -108,13 +108,14 @@ SYMBOLS = (
     WHOLE_STORE_CODE,
     STORE_TO_COME_CODE,
     ARITHMETIC_CODE,
+    RESULT_CODE,
     ROUNDING_CODE,
     X87_STORE,
     X87_IMAGE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(64)
+) = range(65)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -129,7 +130,10 @@ OPERAND_PAIRS = 20
 ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
 """Helpers whose results are rounded (`x87_rounding`)."""
 ROUNDING_HELPERS = 14
-CELLS = ROUNDING + ROUNDING_HELPERS
+RESULTS = ROUNDING + ROUNDING_HELPERS
+"""Pairs of cells: a helper of SSE arithmetic, and what it does (`sse_results`)."""
+RESULT_PAIRS = 16
+CELLS = RESULTS + 2 * RESULT_PAIRS
 
 # Layout of the translator's data.
 UC = HOST.handle_of_translator

@@ -397,6 +397,10 @@ def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
         m = cells(user, mc.CELLS)
         address = device_address(m, offset)
         if address >= 0:
+            if m[mc.PORTS] != 0:
+                value = quick_ports.latched(cells(m[mc.PORTS], quick_ports.LENGTH), address, size)
+                if value >= 0:
+                    return value
             begin_device_access(m)
             return call(peek64(m[mc.WATCH] + 8 * WATCH_LOAD), (address, size))
     return (1 << (8 * size)) - 1 if size < 8 else -1

@@ -44,6 +44,8 @@ FT0 = 784
 """The other operand of x87 arithmetic."""
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
+SSE_ROUNDING = SSE_FLAGS - 1
+"""How its results are rounded: 0 to nearest."""
 SSE_FLUSHES = SSE_FLAGS + 2
 """1 if its results are flushed to zero where they are tiny, as in all states of the engine's
 arithmetic two bytes behind the flags."""

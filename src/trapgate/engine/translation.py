@@ -84,6 +84,7 @@ from trapgate.engine.odd_code import (
     look,
 )
 from trapgate.engine.segments import accesses_checked
+from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
 from trapgate.engine.state import look_for_interrupts
 from trapgate.engine.x87_exponents import on_extract, on_scale
@@ -248,6 +249,10 @@ def on_gen_call(
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
         if m[mc.ARITHMETIC] != NO_ARITHMETIC and count >= 3:
+            entry = entry_of(t, function)
+            if entry != 0:
+                emit_arithmetic(t, m, context, arguments, entry)
+                return
             operand = take_operands(m, t, context, count, arguments)
         if m[mc.X87_POINTS] != 0:
             note_operand_of_helper(m, t, context, function, arguments)
@@ -435,6 +440,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.X87_IMAGE: on_x87_image,
     em.ROUNDING_CODE: on_rounding,
     em.X87_STORE: x87_stores.on_x87_store,
+    em.RESULT_CODE: on_arithmetic,
     em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
     em.STORE_TO_COME_CODE: whole_stores.on_store_to_come,
@@ -482,6 +488,9 @@ class Translator:
         substitutes[_symbol(library, "helper_fxtract")] = on_extract.address
         scale = _symbol(library, "helper_fscale")
         substitutes[scale] = on_scale.bind(scale)
+        assert len(RESULTS) == em.RESULT_PAIRS
+        for n, (name, kind) in enumerate(RESULTS.items()):
+            t[em.RESULTS + 2 * n : em.RESULTS + 2 * n + 2] = _symbol(library, name), kind
         t[em.PUSHED_FLAGS] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         t[em.WHOLE_FLAGS] = whole_flags.bind(int(t[em.READ_FLAGS]))
         assert len(substitutes) <= em.SUBSTITUTE_PAIRS
