@@ -130,15 +130,9 @@ class Bios:
         hard_disks = self._disks.hard_disks
         floppies = sum(number < 0x80 for number in self.drives)
         equipment = _EQUIPMENT | (1 | (floppies - 1) << 6 if floppies else 0)
+        memory = image.with_services(equipment=equipment, hard_disks=hard_disks)
         segments = [
-            Segment(0, image.vectors(hard_disks)),
-            Segment(image.DATA_AREA, image.data_area(equipment=equipment, hard_disks=hard_disks)),
-            Segment((image.SEGMENT << 4) + image.STUBS, image.code()),
-            *(
-                Segment((image.SEGMENT << 4) + offset, data)
-                for offset, data in image.tables().items()
-            ),
-            Segment(image.EXTENDED_DATA << 4, b"\x01"),
+            *(Segment(address, data) for address, data in memory.items()),
             Segment(firmware.AREA, firmware.bios_area(self._processors)),
             Segment(0xB8000, b" \x07" * 0x4000),
             Segment(found.address, found.data),
