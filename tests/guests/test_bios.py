@@ -369,3 +369,79 @@ def test_registers_of_the_pci_bus() -> None:
         assert caller.call(0x1A, ax=ax, bx=0, di=register) & CARRY
         assert caller.registers.rax >> 8 & 0xFF == 0x87
     assert caller.call(0x1A, ax=0xB106, bx=0) & CARRY
+
+
+_LETTER_A = ("..###...", ".#...#..", ".#...#..", ".#####..", ".#...#..", ".#...#..", ".#...#..")
+
+
+class Drawing(Caller):
+    """A machine in a graphics mode, and what is on its screen."""
+
+    memory = 64 << 20
+
+    def __init__(self, mode: int) -> None:
+        super().__init__()
+        if mode < 0x100:
+            self.call(0x10, ax=mode)
+        else:
+            self.call(0x10, ax=0x4F02, bx=mode | 0x4000)
+        self.height = unpack("<H", self.read(0x485, 2))[0]
+        self.rows = self.read(0x484, 1)[0] + 1
+
+    def shown(self, column: int, row: int) -> list[str]:
+        """A character's pixels: `#` where there is something else than the background."""
+        pixels = self.vm.devices.vga.pixels(self.vm.processor.memory)
+        assert pixels is not None
+        part = pixels[row * self.height : (row + 1) * self.height, 8 * column : 8 * column + 8]
+        return ["".join(".#"[int(pixel.any())] for pixel in line) for line in part]
+
+
+@pytest.mark.parametrize(
+    ("mode", "height", "rows", "colour"),
+    [
+        *((4, 8, 25, 3), (6, 8, 25, 1), (0x0D, 8, 25, 10), (0x0E, 8, 25, 15), (0x10, 14, 25, 7)),
+        *((0x12, 16, 30, 12), (0x13, 8, 25, 14), (0x101, 16, 30, 9), (0x110, 16, 30, 15)),
+        *((0x114, 16, 37, 15), (0x112, 16, 30, 15), (0x143, 16, 37, 15)),
+    ],
+)
+def test_text_is_drawn_in_graphics_modes(mode: int, height: int, rows: int, colour: int) -> None:
+    caller = Drawing(mode)
+    assert (caller.height, caller.rows) == (height, rows)
+    twice = height > 8
+    letter = [line for line in _LETTER_A for _ in range(1 + twice)]
+    above = (height - len(letter)) // 2
+    expected = ["." * 8] * above + letter
+    expected += ["." * 8] * (height - len(expected))
+    blank = ["." * 8] * height
+    caller.call(0x10, ax=0x0E41, bx=colour)
+    assert caller.shown(0, 0) == expected
+    assert caller.shown(1, 0) == blank
+    # At the bottom the screen scrolls.
+    caller.call(0x10, ax=0x0200, bx=0, dx=(rows - 1) << 8 | 3)
+    caller.call(0x10, ax=0x0942, bx=colour, cx=2)
+    caller.call(0x10, ax=0x0A41, bx=colour, cx=1)
+    assert caller.shown(3, rows - 1) == expected
+    assert caller.shown(4, rows - 1) != blank
+    caller.call(0x10, ax=0x0E0A, bx=colour)
+    assert caller.shown(3, rows - 2) == expected
+    assert caller.shown(3, rows - 1) == blank
+    assert caller.shown(0, 0) == blank
+    # What is blended twice is gone; a window is cleared.
+    if mode < 0x100:
+        for _ in range(2):
+            caller.call(0x10, ax=0x0941, bx=colour | 0x80, cx=1)
+        assert caller.shown(3, rows - 1) == blank
+    caller.call(0x10, ax=0x0600, bx=0, cx=(rows - 2) << 8 | 3, dx=(rows - 2) << 8 | 3)
+    assert caller.shown(3, rows - 2) == blank
+
+
+def test_guests_bring_characters_of_their_own() -> None:
+    caller = Drawing(0x13)
+    assert not caller.call(0x10, ax=0x1130, bx=0x0300) & CARRY
+    assert (caller.registers.rcx & 0xFFFF, caller.registers.rdx & 0xFF) == (8, 24)
+    at = caller.vm.vmcs["GUEST_ES_BASE"] + (caller.registers.rbp & 0xFFFF)
+    assert caller.read(at + 8 * ord("A"), 8)[0] == 0x38
+    caller.vm.processor.memory.write(0x9000 + 8 * 0x41, bytes.fromhex("8142241818244281"))
+    caller.call(0x10, before=b"\x31\xc0\x8e\xc0\xb8\x21\x11", bx=0, cx=8, bp=0x9000)
+    caller.call(0x10, ax=0x0E41, bx=15)
+    assert caller.shown(0, 0)[0] == "#......#"

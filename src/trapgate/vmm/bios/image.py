@@ -17,6 +17,8 @@ EXTENDED_DATA: Final = 0x9FC0
 """Segment of the extended BIOS data area; conventional memory ends there."""
 DISK_TABLE: Final = 0x1F00
 CONFIGURATION: Final = 0x1F40
+FONTS: Final = {8: 0xA000, 14: 0xA800, 16: 0xB600}
+"""Where fonts are, by the lines of a character."""
 
 _VMCALL = b"\x0f\x01\xc1"
 _IRET = b"\xcf"
@@ -66,16 +68,22 @@ def _vectors(places: Mapping[int, tuple[int, int]], other: tuple[int, int]) -> b
 def _vectors_of_stubs(hard_disks: int) -> bytes:
     places = {vector: (SEGMENT, STUBS + STUB * vector) for vector in range(256)}
     places[0x1E] = (SEGMENT, DISK_TABLE)
+    places[0x1F] = (SEGMENT, FONTS[8] + 8 * 0x80)
+    places[0x43] = (SEGMENT, FONTS[16])
     if hard_disks == 0:
         places[0x41] = places[0x46] = (0, 0)
     return _vectors(places, (0, 0))
 
 
 def tables() -> dict[int, bytes]:
-    """Tables in SEGMENT by their offsets: the floppy's parameters, the configuration."""
+    """Tables in SEGMENT by their offsets: the floppy's parameters, the configuration, fonts."""
+    # Machines without services need none.
+    from trapgate.vmm.bios.font import font
+
     return {
         DISK_TABLE: bytes.fromhex("df0225 0212 1bff 6cf6 0f08"),
         CONFIGURATION: pack("<HBBBBBBBB", 8, 0xFC, 0, 0, 0x74, 0, 0, 0, 0),
+        **{offset: font(height) for height, offset in FONTS.items()},
     }
 
 
