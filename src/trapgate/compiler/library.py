@@ -9,7 +9,6 @@ import ctypes
 import functools
 import gc
 import hashlib
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,8 @@ NAMED: "dict[str, Library]" = {}
 """The libraries whose images are kept, and go into wheels."""
 
 _ROOM = Path(__file__).resolve().parent
-_VOCABULARY = _ROOM.parent / "sdm"
+_PACKAGE = _ROOM.parent
+_VOCABULARY = _PACKAGE / "sdm"
 
 
 class Library:
@@ -187,8 +187,9 @@ class Library:
         compiler's own, the vocabulary's and `constants`, whose constants stand in the code.
         """
         functions = [*self._core.values(), *self._functions]
-        files = {Path(name).resolve() for name in {inspect.getfile(one) for one in functions}}
-        rooms = {file.parent for file in files if _ROOM.parent in file.parents}
+        folders = {os.path.dirname(one.__code__.co_filename) for one in functions}  # noqa: PTH120
+        rooms = {Path(folder).resolve() for folder in folders}
+        rooms = {room for room in rooms if _PACKAGE in (room, *room.parents)}
         constants = {Path(str(module.__file__)).resolve() for module in self._constants}
         rooms |= {_ROOM, _VOCABULARY}
         return constants | {file for room in rooms for file in room.glob("*.py")}
