@@ -109,18 +109,19 @@ SYMBOLS = (
     STORE_TO_COME_CODE,
     ARITHMETIC_CODE,
     ROUNDING_CODE,
+    X87_STORE,
     X87_IMAGE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(63)
+) = range(64)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 48
+SUBSTITUTE_PAIRS = 60
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""

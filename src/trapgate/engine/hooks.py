@@ -103,6 +103,7 @@ def on_block(uc: int, address: int, size: int, user: int) -> None:
 def on_new_block(uc: int, block: int, previous: int, user: int) -> None:
     """UC_HOOK_EDGE_GENERATED: how many instructions a new block has (portable)."""
     m = cells(user, mc.CELLS)
+    m[mc.NEW_BLOCKS_TOLD] = 1
     note_block(m, peek64(block), peek16(block + 10), peek16(block + 8))
 
 

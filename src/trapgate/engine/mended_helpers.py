@@ -3,7 +3,8 @@
 Compiled only; Linux wheels. SDM, volume 2: RCPPS and RSQRTPS raise no exceptions, take denormals
 for zeros and flush results to zero; ROUNDPS and its like can be told not to raise precision;
 lengths of PCMPESTRI and PCMPESTRM have 64 bits with REX.W, and saturate; DPPS adds in pairs.
-CMPXCHG of 32 bits in 64-bit mode leaves alone all 64 bits of what it does not write.
+CMPXCHG of 32 bits in 64-bit mode leaves alone all 64 bits of what it does not write. POPF may let
+interrupts in that wait.
 
 A callback has one helper that it is bound to, so each helper has one of its own.
 """
@@ -17,6 +18,7 @@ from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.sse_arithmetic import ARE_ZEROS, settle_pairs
+from trapgate.engine.state import look_for_interrupts
 
 _RAX, _RDX = 0, 2
 _QUIETLY = 8
@@ -199,6 +201,13 @@ def on_pcmpestrm(env: int, first: int, second: int, how: int, helper: int) -> No
     compare_strings(env, first, second, how, helper)
 
 
+@callback(VOID, INT64, INT64, UINT32, BOUND)
+def on_write_flags(env: int, flags: int, written: int, helper: int) -> None:
+    """POPF."""
+    call(helper, (env, flags, written))
+    look_for_interrupts(cells(peek64(env + at.MACHINE), mc.CELLS))
+
+
 @jit
 def registers_of(m: Cells) -> int:
     """Where the general registers are."""
@@ -238,6 +247,7 @@ HELPERS_MENDED = {
     "helper_roundsd_xmm": on_roundsd,
     "helper_pcmpestri_xmm": on_pcmpestri,
     "helper_pcmpestrm_xmm": on_pcmpestrm,
+    "helper_write_eflags": on_write_flags,
 }
 """The engine's helpers, and what is called instead, which calls them."""
 

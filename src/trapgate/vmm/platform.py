@@ -13,6 +13,7 @@ from trapgate.instructions.breakpoints import note_data, note_ports
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.task_switch import load_cr3
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT
@@ -165,9 +166,11 @@ class Platform:
         self.processor.engine.step_over(vmexit.instruction_length)
 
     def take_cr3(self, value: int) -> Stop | None:
-        """Load CR3 for a task switch; what stops the machine instead, if it may not."""
-        self.vmcs.cells[f.GUEST_CR3] = value
-        self.processor.engine.flush_translations()
+        """Load CR3 for a task switch; what stops the machine instead, if it may not.
+
+        Raises TaskFaultError.
+        """
+        load_cr3(self.processor, self.vmcs.cells, value)
         return None
 
     def after_device(self, port: int = -1) -> Stop | None:
