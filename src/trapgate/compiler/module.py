@@ -75,8 +75,8 @@ class Module:
         """The module in LLVM's language; all functions that were asked for are there."""
         bodies: list[tuple[Routine, Code]] = []
         while len(bodies) < len(self._asked):
-            for wanted in list(self._asked.values())[len(bodies) :]:
-                bodies.append((wanted, self._body(wanted)))
+            new = list(self._asked.values())[len(bodies) :]
+            bodies += [(wanted, self._body(wanted)) for wanted in new]
         # Which of them are called from one place is known only now.
         for wanted, body in bodies:
             self._define(wanted, body)
