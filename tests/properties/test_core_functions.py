@@ -21,7 +21,7 @@ from trapgate.compiler.dialect import CORE, Cells, Memory, Rows
 from trapgate.compiler.program import alone_together
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
 from trapgate.instructions import quick_ports, transcendental, wide_numbers
-from trapgate.paging.memory import WATCH_PAGES
+from trapgate.paging.memory import watch_length
 from trapgate.sdm import cells, registers, vmx
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -39,7 +39,7 @@ _LENGTHS = {
     "mem": _MEMORY,
     "head": HEAD_LENGTH,
     "p": quick_ports.LENGTH,
-    "watch": WATCH_PAGES + _MEMORY // 512,
+    "watch": watch_length(_MEMORY // 512),
 }
 _WIDE = (
     *("number", "other", "divisor", "into", "coefficients", "argument", "angle"),

@@ -108,17 +108,21 @@ def _demand_silence(reference: Reference) -> None:
 
 def environment(plan: Plan, reference: Reference) -> dict[str, Any]:
     """What else results depend on: versions, the engine, the guest's files."""
-    kernel = guests.IMAGE_PATH if plan.guest.kernel == BUNDLED else Path(plan.guest.kernel)
-    named = [kernel, *(one for one in plan.guest.files if one != kernel)]
+    named = plan.guest.files
+    if plan.guest.kernel == BUNDLED:
+        named = guests.IMAGE_PATH, *named
     return {
         "trapgate": version("trapgate"),
         "engine": reference.bench.vm.processor.engine.kind,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "files": {
-            one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in named if one.is_file()
-        },
+        "files": {one.name: _digest(one) for one in named if one.is_file()},
     }
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def create(prepared: Prepared, folder: Path) -> Results:

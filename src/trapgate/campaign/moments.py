@@ -89,12 +89,13 @@ def course_of(
         )
     bench.go_to(bench.start)
     vm = bench.vm
-    words, head = vm.vmcs.words, vm.processor.head
+    head = vm.processor.head
     looked = Uses()
     touches = Touches(vm, memory)
     found = np.zeros((golden.length, 5), np.int64)
     count = 0
     while vm.processor.time < golden.end and vm.stopped is None:
+        words = vm.vmcs.words  # of the processor whose turn it is
         linear = words[f.GUEST_RIP] + words[f.GUEST_CS_BASE]
         guest = Operand(vm.processor, vm.vmcs.cells)
         masks = looked.of(guest, linear) if uses else (0, 0)

@@ -135,7 +135,7 @@ def must_stop(m: Cells) -> bool:
 def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
     """What the bytes of a block may need care for, and a digest of them.
 
-    For LDMXCSR and FXRSTOR (0FH AEH, memory form /1 or /2), and for input and output.
+    For LDMXCSR, FXRSTOR and XRSTOR (0FH AEH, memory form /1, /2 or /5), and for input and output.
     False alarms cost time only.
     """
     v = cells(m[mc.V], m[mc.V_CELLS])
@@ -160,7 +160,7 @@ def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
         byte = load8(mem, physical | (here & 0xFFF))
         word = (word << 8 | byte) & 0xFFFFFF
         digest = digest * 0x100000001B3 + byte
-        if word >> 8 == 0x0FAE and word & 0xC0 != 0xC0 and (word >> 3) & 7 in (1, 2):
+        if word >> 8 == 0x0FAE and word & 0xC0 != 0xC0 and (word >> 3) & 7 in (1, 2, 5):
             care |= _CARE_MXCSR
         if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
             care |= _CARE_PORT

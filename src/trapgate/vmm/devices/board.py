@@ -11,7 +11,7 @@ from trapgate.vmm.devices.ide import AtaChannel, BusMaster, Drive, GuestMemory, 
 from trapgate.vmm.devices.pci import Function, IoRegion
 from trapgate.vmm.devices.storage import Sectors
 
-MOST_DRIVES = 4
+MOST_DRIVES, MOST_FLOPPIES = 4, 2
 MOST_PROCESSORS = 32
 """More would need tables longer than the firmware's area, and a second APIC ID space."""
 _CHANNELS = ((0x1F0, 0x3F6, 14), (0x170, 0x376, 15))

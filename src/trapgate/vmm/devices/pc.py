@@ -9,7 +9,7 @@ from trapgate.vmm.devices import hpet, ioapic
 from trapgate.vmm.devices.apic import LocalApic, Pins
 from trapgate.vmm.devices.board import Board, IdeInterface
 from trapgate.vmm.devices.bochs_vga import BochsVga
-from trapgate.vmm.devices.bus import Bus, Device, SlowDevice
+from trapgate.vmm.devices.bus import Bus, Device, SlowDevice, Wires
 from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
 from trapgate.vmm.devices.dma import DmaControllers
@@ -137,10 +137,10 @@ class Pc(Wired):
         self.pic = PicPair()
         processor = nothing if processor is None else processor
         interconnect = Interconnect()
-        self.apics = [
+        self.apics = tuple(
             LocalApic(pins, self.pic, interconnect, number)
             for number, pins in enumerate((processor, *others))
-        ]
+        )
         self.io_apic = IoApic(interconnect, len(self.apics))
         self.pic.wire = self._ask_for_interrupt
         replaced = LineGate(self._line(0)), LineGate(self._line(8))
@@ -153,11 +153,13 @@ class Pc(Wired):
         self.rtc = CmosRtc(replaced[1], clock, memory, epoch, self.ports)
         self.power = PowerManagement(self._line(_SCI), self.bus, clock, self.ports)
         self.post = PostPort(processor.wait, self.ports)
-        self._fixed: dict[int, Device] = {
-            ioapic.BASE_ADDRESS >> 12: self.io_apic,
-            hpet.BASE_ADDRESS >> 12: SlowDevice(self.hpet, processor.wait),
-            MEMORY_PAGE: TestMemory(range(0x1000)),
-        }
+        self._fixed: dict[int, Device] = Wires(
+            {
+                ioapic.BASE_ADDRESS >> 12: self.io_apic,
+                hpet.BASE_ADDRESS >> 12: SlowDevice(self.hpet, processor.wait),
+                MEMORY_PAGE: TestMemory(range(0x1000)),
+            }
+        )
         self.vga = VgaRegisters(processor)
         ranges = [(0, memory, 1)] if board.firmware else ranges
         files = {"etc/e820": e820(ranges), **board.files}
@@ -210,10 +212,9 @@ class Pc(Wired):
         frame_buffer: tuple[int, int],
     ) -> list[Device]:
         """The bridges and, if there are drives, their interface; for firmware a VGA."""
-        functions: dict[tuple[int, int], Function] = {
-            (0, 0): HostBridge(processor.protect_firmware),
-            (1, 0): isa_bridge(),
-        }
+        functions: dict[tuple[int, int], Function] = Wires(
+            {(0, 0): HostBridge(processor.protect_firmware), (1, 0): isa_bridge()}
+        )
         devices: list[Device] = [PciHost(functions, self.bus)]
         if board.disks or board.cds:
             interface = IdeInterface(board.drives, self.bus, ram, self._line)
