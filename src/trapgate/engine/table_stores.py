@@ -9,7 +9,7 @@ Only an aligned store by an instruction that stores once comes here: whatever co
 parts is for `trapgate.processor.table_writes`. Compiled only.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, table
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
@@ -75,6 +75,7 @@ def code_at_rip(m: Cells) -> int:
 
 
 @jit
+@inlined
 def is_reuse(v: Cells, word: int, long: bool, physical: int) -> bool:
     """Whether a repeated string store goes to a table, other than the loaded root.
 

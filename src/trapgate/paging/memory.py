@@ -63,6 +63,7 @@ def note_page(watch: Cells, pages: int, page: int) -> None:
 
 
 @core
+@inlined
 def note_store(mem: Memory, cell: int) -> None:
     """Note that a cell of memory changes, if its page is watched: an engine executes copies."""
     watch = watched(mem)

@@ -310,6 +310,7 @@ def _walk_two_level(
 
 
 @core
+@inlined
 def under_frame_map(v: Cells, mem: Memory, physical: int, write: int, prot: int) -> int:
     """What a frame map leaves of the protection `prot` of the page at `physical`.
 
