@@ -77,7 +77,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that is asked for."""
-        # Modules leave no garbage: looking for it takes an eighth of a start.
+        # Modules leave no garbage: looking for it takes a fourteenth of a start.
         gc.set_threshold(_OBJECTS)
         with _in_one_line(ctx):
             return super().invoke(ctx)
