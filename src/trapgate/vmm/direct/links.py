@@ -130,8 +130,9 @@ class Links:
 
     def let_processor_count(self, counts: bool) -> None:
         """Say whether the processor carries what filters complete over to the map."""
-        self._catch_up()
-        self._processor_counts = counts
+        if self._processor_counts != counts:
+            self._catch_up()
+            self._processor_counts = counts
 
     def _catch_up(self) -> None:
         """Learn what the processor has changed."""
