@@ -113,9 +113,24 @@ class Byte:
         return vm.processor.memory.read(self._at(vm), 1)[0]
 
     def write(self, vm: VirtualMachine, value: int) -> None:
-        """Change it; code that was translated from it is dropped, and no translation is cached."""
+        """Change it; code that was translated from it is dropped.
+
+        Cached translations of linear addresses stay. To flush them would make a difference between
+        moments that are alike (`pruning`), where the guest goes on with a translation that its
+        tables do not have any more.
+        """
         vm.processor.memory.write(self._at(vm), bytes((value,)))
-        vm.processor.engine.flush_translations()
+
+
+@dataclass(frozen=True)
+class LinearPage:
+    """4096 bytes at a linear address: now here in memory, now there, as the guest's tables say."""
+
+    address: int
+
+    def locate(self, vm: VirtualMachine) -> int:
+        """The physical address now. Raises AbsentError."""
+        return _physical(vm, self.address)
 
 
 def _physical(vm: VirtualMachine, linear: int) -> int:
