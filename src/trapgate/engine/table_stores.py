@@ -179,7 +179,6 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5
         head[HEAD_TIME] = m[mc.TIME]
         rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH)
-        linear = m[mc.STORE_LINEAR]
         record(v, rows, head, PF, TYPE_HARDWARE_EXCEPTION, code, linear, COMPLETE, reason, 0, 0)
         if head[HEAD_SEQUENCE] >= m[mc.JOURNAL_LIMIT]:
             m[mc.ATTENTION] |= mc.AT_ONCE
