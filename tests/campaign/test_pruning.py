@@ -15,6 +15,9 @@ from trapgate.campaign.moments import course_of
 from trapgate.campaign.pruning import LIVES, OVERWRITTEN, STAYS, classes_of
 from trapgate.campaign.results import Results
 from trapgate.campaign.tables import frame
+from trapgate.campaign.touches import Touches
+from trapgate.campaign.uses import ALL
+from trapgate.processor.decoded import Operand
 
 WINDOWS = [("demand", 10_200_000), ("fork", 5_000_000), ("faults", 60_000)]
 
@@ -62,6 +65,43 @@ def memory(top: str, count: int) -> str:
     )
 
 
+def linear_addresses(top: str) -> list[int]:
+    """Linear addresses that a golden run accesses, and two that nobody does, one of them mapped."""
+    found: set[int] = {0x7FFF_0000, 0x10_0000}
+
+    class Noted(Touches):
+        def _touch(self, linear: int, size: int, *, read: bool, write: bool = False) -> None:
+            found.add(linear & 0xFFFF_FFFF)
+            super()._touch(linear, size, read=read, write=write)
+
+    bench = Reference(Bench(plan('[[target]]\nregister = "EAX"', top))).bench
+    bench.go_to(bench.start)
+    noted = Noted(bench.vm, [])
+    while bench.vm.processor.time < bench.start + bench.plan.end.count:
+        noted.before(Operand(bench.vm.processor, bench.vm.vmcs.cells))
+        bench.vm.step(1)
+        noted.after(0)
+    return sorted(found)
+
+
+def linear(top: str, count: int) -> str:
+    """Targets in some of the bytes that a golden run accesses by linear addresses."""
+    found = random.Random(2).sample(linear_addresses(top), count)
+    return "".join(f'[[target]]\nlinear = "{at:#x}"\nbits = "{at % 8}"\n' for at in found)
+
+
+def entries(top: str, count: int) -> str:
+    """Targets in the page-table entries for some of the linear pages."""
+    pages = sorted({at >> 12 for at in linear_addresses(top)})
+    found = random.Random(3).sample(pages, min(count, len(pages)))
+    fields = '["R/W", "P", "XD", "A", "frame"]'
+    return "".join(
+        f'[[target]]\nentries = "{page << 12:#x}"\nlevel = {level}\nfield = {fields}\n'
+        for page in found
+        for level in (1, 2)
+    )
+
+
 @pytest.mark.parametrize(("workload", "begin"), WINDOWS)
 def test_pruned_is_unpruned(workload: str, begin: int, tmp_path: Path) -> None:
     few, many = compared(registers("4"), head(workload, begin, 60), tmp_path)
@@ -88,6 +128,47 @@ def test_pruned_is_unpruned_in_memory_in_longer_runs(
 ) -> None:
     top = head(workload, begin + 100_000, 600)
     compared(memory(top, 60), top, tmp_path)
+
+
+@pytest.mark.parametrize(("workload", "begin"), WINDOWS)
+@pytest.mark.parametrize(
+    "bits",
+    [
+        "0",
+        "6-7",
+        "8-11",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("2", "4", "14-22")),
+    ],
+)
+def test_pruned_is_unpruned_in_flags(bits: str, workload: str, begin: int, tmp_path: Path) -> None:
+    target = f'[[target]]\nflags = true\nbits = "{bits}"\n'
+    few, many = compared(target, head(workload, begin, 40), tmp_path)
+    if int(bits[0]) < 8 and "-" not in bits:
+        assert few < many * 0.8
+
+
+@pytest.mark.parametrize(("workload", "begin"), WINDOWS)
+def test_pruned_is_unpruned_in_linear_memory(workload: str, begin: int, tmp_path: Path) -> None:
+    top = head(workload, begin, 60)
+    few, many = compared(linear(top, 12), top, tmp_path)
+    assert few < many * 0.5
+
+
+@pytest.mark.parametrize(("workload", "begin"), WINDOWS)
+def test_pruned_is_unpruned_in_table_entries(workload: str, begin: int, tmp_path: Path) -> None:
+    top = head(workload, begin, 15)
+    few, many = compared(entries(top, 2), top, tmp_path)
+    assert few < many
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workload", "begin"), WINDOWS)
+def test_pruned_is_unpruned_where_pages_come_and_go(
+    workload: str, begin: int, tmp_path: Path
+) -> None:
+    top = head(workload, begin + 100_000, 600)
+    compared(linear(top, 40), top, tmp_path / "linear")
+    compared(entries(top, 1), top, tmp_path / "entries")
 
 
 def test_classes_end_at_accesses() -> None:
@@ -127,10 +208,17 @@ def test_a_sample_of_classes_of_memory_stands_for_the_space(tmp_path: Path) -> N
     ("target", "top", "words"),
     [
         ("skip = true", HEAD, "only flips of general registers"),
+        ('flags = true\nmode = "set 0"', HEAD, "only flips of general registers"),
+        ('linear = "0-0xffffffff"', HEAD, "at most 4096 linear pages"),
+        ('entries = "0-0xffffffff"', HEAD, "at most 4096 linear pages or entries"),
         ('register = "EAX"\nmode = "set 1"', HEAD, "only flips of general registers"),
-        ('linear = "0xc0000000"', HEAD, "by physical address"),
         (
             'memory = "0x1000"',
+            HEAD.replace("[guest]", '[guest]\npaging = "direct"'),
+            "the VMM reads the guest's memory",
+        ),
+        (
+            'linear = "0x1000"',
             HEAD.replace("[guest]", '[guest]\npaging = "direct"'),
             "the VMM reads the guest's memory",
         ),
@@ -145,5 +233,5 @@ def test_the_course_is_the_golden_run_s() -> None:
     reference = Reference(Bench(plan('[[target]]\nregister = "EAX"')))
     course = course_of(reference, uses=True)
     assert course.times.tolist() == list(range(10_200_000, 10_203_000))
-    faults = course.reads == 0xFFFF
+    faults = course.reads == ALL
     assert 0 < faults.sum() < 60  # steps in which something was delivered

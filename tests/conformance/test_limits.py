@@ -8,14 +8,8 @@ from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import (
-    CODE_32,
-    DATA,
-    TABLES,
-    Tiny,
-    begin,
-)
-from trapgate.sdm.vectors import UD
+from tests.conformance.tiny_guest import CODE_32, DATA, STACK, Tiny, begin, handler
+from trapgate.sdm.vectors import DB, UD
 
 pytestmark = pytest.mark.conformance
 
@@ -39,15 +33,16 @@ def load_segment(register: int, selector: int) -> bytes:
     return b"\xb8" + pack("<I", selector) + b"\x8e" + bytes([0xC0 | register << 3])
 
 
-# Paging.
+# Debug exceptions.
 
 
-@limit("the portable engine reads PAE's four pointers from memory at each walk")
-def test_page_directory_pointers_are_loaded_with_cr3() -> None:
-    invlpg = b"\x0f\x01\x3d" + AT_DATA
-    code = b"\xc7\x05" + pack("<II", TABLES, 0) + invlpg + b"\xa1" + AT_DATA
-    # The page of code stays in the TLB, or not: a fault on either means the new pointer.
-    assert faulted(Tiny("pae", code=code), "portable") == "VMCALL"
+@limit("data breakpoints are not compared with what event delivery pushes")
+def test_a_breakpoint_on_the_frame_of_a_fault() -> None:
+    guest = Tiny("p32", code=b"\x0f\x0b", registers={"dr0": STACK - 4})
+    guest.fields = {"GUEST_DR7": 0x400 | 2 | 0xD << 16}
+    end = begin(guest, {"EXCEPTION_BITMAP": 1 << DB})
+    assert end.exit.reason.name == "EXCEPTION_OR_NMI"
+    assert end.vmcs["GUEST_RIP"] == handler(UD)
 
 
 def test_the_judge() -> None:

@@ -1,10 +1,14 @@
 """Instructions that are executed alone: what they leave blocked, on both engines."""
 
+from struct import pack
+
 import pytest
 
-from tests.conformance.tiny_guest import CODE, Tiny, begin
+from tests.conformance.tiny_guest import ABSENT, AC, CODE, DATA, TABLES, Tiny, begin, handler
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import CR4_OSXSAVE as OSXSAVE
+from trapgate.sdm.vectors import GP, PF, UD
 
 pytestmark = pytest.mark.conformance
 
@@ -45,3 +49,59 @@ def test_a_fault_of_an_instruction_alone_leaves_nothing_blocked(engine: str) -> 
     assert run.exit.reason is ExitReason.EXCEPTION_OR_NMI
     assert run.vmcs["GUEST_RIP"] == CODE + 1
     assert run.vmcs["GUEST_INTERRUPTIBILITY_STATE"] == 0
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_a_store_to_its_own_page_ends(engine: str) -> None:
+    """With alignment checks the portable engine had begun such an instruction again for ever."""
+    code = b"\x00\x00" * 4  # add byte ptr [eax], al
+    guest = Tiny("p32", 3, code, fields={"GUEST_RFLAGS": 2 | AC}, registers={"rax": CODE})
+    run = begin(guest, engine=engine)
+    assert run.exit.reason is ExitReason.VMCALL
+    assert run.processor.memory.read(CODE, 8) == code
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize(
+    ("instruction", "place", "cr4", "vector"),
+    [
+        ("0fae2e", DATA, 0, UD),  # xrstor [esi]
+        ("0fae2e", DATA + 8, OSXSAVE, GP),
+        ("0fae2e", ABSENT, OSXSAVE, PF),
+        ("0fae26", DATA, 0, UD),  # xsave
+        ("0fae0e", DATA + 8, 0, GP),  # fxrstor
+        ("0fae16", ABSENT, 0, PF),  # ldmxcsr
+    ],
+)
+def test_a_fault_of_what_changes_mxcsr_is_at_the_instruction(
+    instruction: str, place: int, cr4: int, vector: int, engine: str
+) -> None:
+    """Not where its block begins. What is loaded as MXCSR may be wrong as well."""
+    code = b"\x42\x90" + bytes.fromhex(instruction)  # inc edx; nop
+    guest = Tiny("p32", 0, code, {DATA + 24: b"\xff" * 4}, {"GUEST_CR4": 0x2610 | cr4})
+    guest.registers = {"rsi": place, "rax": 7, "rdx": 0}
+    run = begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)
+    assert run.exit.interruption is not None
+    assert run.exit.interruption.vector == vector
+    assert run.vmcs["GUEST_RIP"] == CODE + 2
+    assert run.processor.registers.rdx == 1
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("instruction", ["0fa2", "cd40", "0f20c0", "e480", "0f01d0"])
+def test_an_instruction_that_is_no_longer_mapped_is_executed_or_not_found(
+    instruction: str, engine: str
+) -> None:
+    """Without INVLPG both is right; another exception, or another instruction, is not."""
+    entry = TABLES + 0x3000 + (CODE >> 12) * 4
+    clear = b"\xc7\x05" + pack("<II", entry, 0)
+    code = clear + bytes.fromhex(instruction)
+    run = begin(Tiny("p32", code=code), {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)
+    event = run.exit.interruption
+    if event is not None and event.vector == PF:
+        assert run.exit.qualification in (CODE + len(clear), CODE + len(code))
+    elif instruction == "cd40":
+        assert run.exit.reason is ExitReason.VMCALL
+        assert run.vmcs["GUEST_RIP"] == handler(0x40)
+    else:
+        assert run.exit.reason in (ExitReason.CPUID, ExitReason.IO_INSTRUCTION, ExitReason.VMCALL)

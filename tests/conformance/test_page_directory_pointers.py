@@ -10,7 +10,10 @@ import pytest
 
 from tests.conformance.tiny_guest import CODE, DATA, TABLES, Run, Tiny, begin
 
-pytestmark = pytest.mark.conformance
+pytestmark = [
+    pytest.mark.conformance,
+    pytest.mark.parametrize("engine", ["native", "portable"]),
+]
 
 EVERYTHING = {"EXCEPTION_BITMAP": 0xFFFFFFFF}
 OTHER = TABLES + 0x800
@@ -29,7 +32,7 @@ def load(register: bytes, value: int) -> bytes:
     return b"\xb8" + pack("<I", value) + register
 
 
-def run(code: bytes, pointer: int = DIRECTORY | 1, engine: str = "native") -> Run:
+def run(code: bytes, engine: str, pointer: int = DIRECTORY | 1) -> Run:
     memory = {OTHER: pack("<4Q", pointer, 0, 0, 0)}
     return begin(Tiny("pae", code=code, memory=memory), EVERYTHING, engine=engine)
 
@@ -41,9 +44,9 @@ def met(run: Run) -> tuple[int, int]:
     return event.vector if event else 0, run.vmcs["GUEST_RIP"] - CODE
 
 
-def test_a_store_to_their_table_changes_nothing() -> None:
+def test_a_store_to_their_table_changes_nothing(engine: str) -> None:
     code = STORE_0 + READ_DATA
-    assert met(run(code)) == (0, len(code))
+    assert met(run(code, engine)) == (0, len(code))
 
 
 RELOADS = {
@@ -54,36 +57,46 @@ RELOADS = {
 
 
 @pytest.mark.parametrize("name", RELOADS)
-def test_what_loads_them(name: str) -> None:
+def test_what_loads_them(name: str, engine: str) -> None:
     """Behind it the code may be fetched from the TLB, and the data, which was flushed, not read."""
-    vector, place = met(run(STORE_0 + RELOADS[name] + READ_DATA))
+    vector, place = met(run(STORE_0 + RELOADS[name] + READ_DATA, engine))
     before = len(STORE_0 + RELOADS[name])
     assert (vector, place in (before, before + 7)) == (14, True)
 
 
-def test_what_does_not() -> None:
+def test_what_does_not(engine: str) -> None:
     for keeps in (load(TO_CR4, 0x620 | DE), load(TO_CR0, 0x80010031 | 8)):
         code = STORE_0 + keeps + READ_DATA
-        assert met(run(code)) == (0, len(code))
+        assert met(run(code, engine)) == (0, len(code))
 
 
-def test_vm_entry_loads_them() -> None:
-    end = run(STORE_0 + b"\x0f\x01\xc1" + READ_DATA)
+def test_vm_entry_loads_them(engine: str) -> None:
+    end = run(STORE_0 + b"\x0f\x01\xc1" + READ_DATA, engine)
     assert end.exit.reason.name == "VMCALL"
     end.skip()
     assert met(end) == (14, len(STORE_0) + 3)
 
 
-@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_cr3_reads_back(engine: str) -> None:
+    """Wherever the engine keeps the pointers, and in all modes that come after."""
+    off = load(TO_CR0, 0x31)
+    code = load(TO_CR3, OTHER | 0x18) + b"\x0f\x20\xd9" + off + b"\x0f\x20\xda"
+    end = run(code, engine)
+    assert met(end) == (0, len(code))
+    registers = end.processor.registers
+    assert (registers.rcx, registers.rdx) == (OTHER | 0x18, OTHER | 0x18)
+    assert end.vmcs["GUEST_CR3"] == OTHER | 0x18
+
+
 def test_reserved_bits(engine: str) -> None:
     code = load(TO_CR3, OTHER)
     for reserved in (1 << 1, 1 << 2, 1 << 5, 1 << 8, 1 << 40, 1 << 63):
-        end = run(code, DIRECTORY | 1 | reserved, engine)
+        end = run(code, engine, DIRECTORY | 1 | reserved)
         assert (reserved, met(end)) == (reserved, (GP, 5))
         assert end.vmcs["GUEST_CR3"] == TABLES
     # Bits that are ignored, and an entry that is not present.
     for pointer in (DIRECTORY | 1 | 1 << 3 | 1 << 4 | 7 << 9, DIRECTORY | 1):
-        assert met(run(code, pointer, engine)) == (0, len(code))
-    end = run(code, 1 << 5, engine)
+        assert met(run(code, engine, pointer)) == (0, len(code))
+    end = run(code, engine, 1 << 5)
     assert met(end) == (14, len(code))
     assert end.vmcs["GUEST_CR3"] == OTHER

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from struct import pack, unpack_from
+from struct import calcsize, pack, unpack_from
 
 import pytest
 
@@ -70,8 +70,11 @@ INSTRUCTIONS = {
     "roundps": "660f3a08c100",
     "roundpd": "660f3a09c104",
     "roundss": "660f3a0ac101",
-    "dpps": "660f3a40c131",
-    "dppd": "660f3a41c111",
+    **{f"dpps {n:#x}": f"660f3a40c1{n:02x}" for n in (0x31, 0xFF, 0x7F, 0xA4, 0xCF)},
+    **{f"dppd {n:#x}": f"660f3a41c1{n:02x}" for n in (0x11, 0x33, 0x21)},
+    "dpps xmm0, xmm0": "660f3a40c0ff",
+    "haddps xmm0, xmm0": "f20f7cc0",
+    "divps xmm0, xmm0": "0f5ec0",
     "andps": "0f54c1",
     "unpcklps": "0f14c1",
     "shufps": "0fc6c11b",
@@ -80,8 +83,12 @@ INSTRUCTIONS = {
     "mulsd [rdi + 32]": "f20f594720",
     "comisd [rdi + 32]": "660f2f4720",
 }
-CONTROLS = (0x1F80, 0x1FC0, 0x9F80, 0x5F80, 0x1F82)
-"""MXCSR: as at first, DAZ, FTZ, rounding up, with a flag set."""
+CONTROLS = (
+    *(0x1F80, 0x1FC0, 0x9F80, 0x5F80, 0x1F82, 0x3F80, 0x7F80, 0xFFC0),
+    *(0x1FA0, 0x1FE0, 0x9FA0),
+)
+"""MXCSR: as at first, DAZ, FTZ, rounding up, with a flag set; the other roundings, all at once;
+with the flag of inexact results, which then have nothing to tell, and DAZ, FTZ."""
 
 PROGRAM = r"""
 #include <stdio.h>
@@ -124,17 +131,22 @@ def loop(instruction: bytes) -> bytes:
     return b"\x90" * 8 + body + b"\x75" + pack("b", -back)
 
 
+def any_number(chance: random.Random, double: bool) -> int:
+    """A number near 1, so that sums and products are rounded."""
+    bits, exponent = (52, 1023) if double else (23, 127)
+    high = exponent + chance.randrange(-12, 12) | chance.randrange(2) << (11 if double else 8)
+    return high << bits | chance.getrandbits(bits)
+
+
 def areas(name: str) -> bytes:
     """Operands for an instruction: all pairs of special values in some element, in some order."""
     chance = random.Random(name)
-    double = any(form in name for form in ("pd", "sd", "dppd"))
+    double = any(form in name for form in ("pd", "sd"))
     values: tuple[int, ...] = DOUBLE if double else SINGLE
     letter = "Q" if double else "I"
-    if name.startswith("dp"):
-        # Their products are rounded before they are added: docs/limits.md.
-        values = values[:8]
     count = 2 if double else 4
     pairs = [(a, b) for a in values for b in values]
+    pairs += [(any_number(chance, double), any_number(chance, double)) for _ in range(200)]
     chance.shuffle(pairs)
     found = bytearray()
     for n in range(0, len(pairs) - count + 1, count):
@@ -242,3 +254,19 @@ def test_denormal_operands_that_are_masked_leave_the_flag_alone() -> None:
         run = begin(guest)
         found = results(run.processor.memory.read(AREAS, SIZE))
         assert (code, hex(second), hex(found[0][0])) == (code, hex(second), hex(0x1F80 | met))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("instruction", ["f20f58c1", "660f59c1", "f20f5ec1", "0f5cc1"])
+def test_inexact_results_unmasked(instruction: str, engine: str) -> None:
+    """#XM, also where the flag is set already; none of a result that is exact."""
+    kind = "f" if instruction.startswith("0f") else "d"
+    for pair, vector in ((1 / 3, 3.3), XM), ((1.0, 1.0), None):
+        data = pack("<I", 0x0FA0).ljust(16, b"\0")
+        data += b"".join(pack("<" + kind, one) * (16 // calcsize(kind)) for one in pair)
+        guest = Tiny("l64", code=loop(bytes.fromhex(instruction)))
+        guest.memory[AREAS] = data.ljust(64, b"\0")
+        guest.registers |= {"rdi": AREAS, "rcx": 1}
+        run = begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)
+        event = run.exit.interruption
+        assert (event.vector if event else None) == vector

@@ -40,9 +40,14 @@ from trapgate.vmm.actions import Action, Inject, Moved
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.task_switch import switch_tasks
 
-pytestmark = pytest.mark.conformance
+pytestmark = [
+    pytest.mark.conformance,
+    pytest.mark.parametrize("engine", ["native", "portable"]),
+]
 
 NEW_CODE, NEW_STACK = 0x30000, 0x32000
+INNER_STACK = 0xF000
+"""That of ring 0, by the new task's TSS."""
 GATE = 0x68
 """Selector of a task gate to OTHER_TASK."""
 ABSENT_CODE, LDT, SMALL_CODE = 0x70, 0x78, 0x48
@@ -64,6 +69,7 @@ class Task:
     ldt: int = 0
     link: int = 0
     trap: int = 0
+    cr3: int = TABLES
 
     def image(self) -> bytes:
         """104 or 44 bytes."""
@@ -71,11 +77,13 @@ class Task:
         selectors = list(self.segments.values())
         if self.width == 16:
             tss = bytearray(44)
+            pack_into("<2H", tss, 2, INNER_STACK, DATA_0)
             pack_into("<10H", tss, 14, *(value & 0xFFFF for value in values))
             pack_into("<5H", tss, 34, *selectors[:4], self.ldt)
         else:
             tss = bytearray(104)
-            pack_into("<I", tss, 28, TABLES)
+            pack_into("<2I", tss, 4, INNER_STACK, DATA_0)
+            pack_into("<I", tss, 28, self.cr3)
             pack_into("<10I", tss, 32, *values)
             pack_into(
                 "<14H", tss, 72, *(word for one in selectors for word in (one, 0)), self.ldt, 0
@@ -109,12 +117,22 @@ def memory_of(task: Task, width: int) -> dict[int, bytes]:
     return parts
 
 
-def switched(guest: Tiny, engine: str = "native") -> tuple[Run, Action, VirtualMachine]:
+def switched(guest: Tiny, engine: str) -> tuple[Run, Action, VirtualMachine]:
     """The guest up to its task switch, and what the handler says."""
     run = begin(guest, engine=engine)
     assert run.exit.reason is ExitReason.TASK_SWITCH
     machine = VirtualMachine(MEMORY, processor=run.processor)
+    machine.vmcs = run.vmcs
     return run, switch_tasks(run.exit, machine), machine
+
+
+def inject(run: Run, action: Action) -> None:
+    """Go on to the VMCALL of the handler that the action wants entered."""
+    assert isinstance(action, Inject)
+    word, code = action.event.encode()
+    run.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = word
+    run.vmcs["VM_ENTRY_EXCEPTION_ERROR_CODE"] = code
+    assert run.resume().reason is ExitReason.VMCALL
 
 
 def by_far_transfer(name: str, task: Task, selector: int = OTHER_TASK, **fields: int) -> Tiny:
@@ -143,12 +161,12 @@ def access_byte(run: Run, selector: int) -> int:
 @pytest.mark.parametrize("selector", [OTHER_TASK, GATE])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", FAR)
-def test_a_far_transfer_to_a_task(name: str, width: int, selector: int) -> None:
+def test_a_far_transfer_to_a_task(name: str, width: int, selector: int, engine: str) -> None:
     ip = NEW_CODE if width == 32 else small(CODE_16)
     guest = by_far_transfer(name, Task(width, ip=ip), selector)
     guest.memory[CODE_16] = VMCALL
     guest.registers = {"rax": 0xABCD0001}
-    run, action, _ = switched(guest)
+    run, action, _ = switched(guest, engine)
     assert action == Moved()
     nested = name == "call"
     assert run.vmcs["GUEST_TR_SELECTOR"] == OTHER_TASK
@@ -172,7 +190,6 @@ CODE_16 = 0x9000
 """Below 64 KiB."""
 
 
-@pytest.mark.parametrize("engine", ["native"])
 def test_a_called_task_returns(engine: str) -> None:
     guest = by_far_transfer("call", Task())
     guest.memory[NEW_CODE] = b"\xcf" + VMCALL
@@ -195,19 +212,19 @@ def task_gate(vector: int) -> dict[int, bytes]:
     return {IDT + 8 * vector: pack("<Q", OTHER_TASK << 16 | 0xE5 << 40)}
 
 
-def test_an_interrupt_by_a_task_gate_saves_where_it_returns_to() -> None:
+def test_an_interrupt_by_a_task_gate_saves_where_it_returns_to(engine: str) -> None:
     guest = Tiny("p32", 0, b"\xcd\x40", memory_of(Task(), 32) | task_gate(0x40))
-    run, action, _ = switched(guest)
+    run, action, _ = switched(guest, engine)
     assert action == Moved()
     assert saved(run)[0] == CODE + 2
     assert run.vmcs["GUEST_RFLAGS"] & RFLAGS_NT
     assert run.vmcs["GUEST_RSP"] == NEW_STACK
 
 
-def test_a_fault_by_a_task_gate_pushes_its_error_code() -> None:
+def test_a_fault_by_a_task_gate_pushes_its_error_code(engine: str) -> None:
     load = b"\xb8\x00\x10\x00\x00\x8e\xd8"  # mov eax, 1000H; mov ds, ax
     guest = Tiny("p32", 0, load, memory_of(Task(), 32) | task_gate(GP))
-    run, action, _ = switched(guest)
+    run, action, _ = switched(guest, engine)
     assert action == Moved()
     assert saved(run)[0] == CODE + 5
     assert run.vmcs["GUEST_RSP"] == NEW_STACK - 4
@@ -215,21 +232,21 @@ def test_a_fault_by_a_task_gate_pushes_its_error_code() -> None:
     assert run.resume().reason is ExitReason.VMCALL
 
 
-def test_a_task_in_ring_3() -> None:
+def test_a_task_in_ring_3(engine: str) -> None:
     segments = dict.fromkeys(SEGMENTS, DATA_3) | {"cs": CODE_32_USER}
     task = Task(segments=segments, general=GENERAL | {"esp": USER_STACK})
-    run, action, _ = switched(by_far_transfer("jmp", task))
+    run, action, _ = switched(by_far_transfer("jmp", task), engine)
     assert action == Moved()
     assert run.vmcs["GUEST_SS_ACCESS_RIGHTS"] >> 5 & 3 == 3
     assert run.resume().reason is ExitReason.VMCALL
 
 
-def test_a_task_in_virtual_8086_mode() -> None:
+def test_a_task_in_virtual_8086_mode(engine: str) -> None:
     segments = dict.fromkeys(SEGMENTS, 0x900)
     task = Task(flags=2 | RFLAGS_VM, ip=0, segments=segments, general=GENERAL | {"esp": 0x100})
     guest = by_far_transfer("jmp", task)
     guest.memory[0x9000] = b"\x90\x0f\x0b"
-    run, action, _ = switched(guest)
+    run, action, _ = switched(guest, engine)
     assert action == Moved()
     run.vmcs["EXCEPTION_BITMAP"] = 1 << 6
     run.resume()
@@ -238,16 +255,16 @@ def test_a_task_in_virtual_8086_mode() -> None:
     assert run.vmcs["GUEST_CS_BASE"] == 0x9000
 
 
-def test_the_trap_flag_of_a_tss() -> None:
-    run, action, _ = switched(by_far_transfer("jmp", Task(trap=1)))
+def test_the_trap_flag_of_a_tss(engine: str) -> None:
+    run, action, _ = switched(by_far_transfer("jmp", Task(trap=1)), engine)
     assert isinstance(action, Inject)
     assert action.event.vector == 1
     assert run.processor.registers.dr6 & 0x8000
     assert run.vmcs["GUEST_RIP"] == NEW_CODE
 
 
-def test_local_breakpoints_are_the_old_tasks() -> None:
-    run, _, _ = switched(by_far_transfer("jmp", Task(), GUEST_DR7=0x755))
+def test_local_breakpoints_are_the_old_tasks(engine: str) -> None:
+    run, _, _ = switched(by_far_transfer("jmp", Task(), GUEST_DR7=0x755), engine)
     assert run.vmcs["GUEST_DR7"] == 0x600 | 0 | 0x400
 
 
@@ -271,24 +288,101 @@ BEYOND = 0x1000
     ],
 )
 def test_segments_of_the_new_task_are_checked_in_it(
-    change: dict[str, int], expected: tuple[int, int]
+    change: dict[str, int], expected: tuple[int, int], engine: str
 ) -> None:
-    run, action, _ = switched(by_far_transfer("jmp", Task(segments=SEGMENTS | change)))
+    run, action, _ = switched(by_far_transfer("jmp", Task(segments=SEGMENTS | change)), engine)
     assert isinstance(action, Inject)
     assert (action.event.vector, action.event.error_code) == expected
     # The fault is the new task's.
     assert run.vmcs["GUEST_RIP"] == NEW_CODE
     assert run.vmcs["GUEST_TR_SELECTOR"] == OTHER_TASK
-    word, code = action.event.encode()
-    run.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = word
-    run.vmcs["VM_ENTRY_EXCEPTION_ERROR_CODE"] = code
-    assert run.resume().reason is ExitReason.VMCALL
+    inject(run, action)
     assert run.vmcs["GUEST_RIP"] == handler(expected[0])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        # Each row against the next one that is wrong, too.
+        ({"ldt": CODE_32, "cs": CODE_32 | 1}, (TS, CODE_32)),
+        ({"cs": CODE_32 | 1, "ss": 0}, (TS, CODE_32)),
+        ({"cs": 0, "ss": 0x50}, (SS, 0x50)),
+        ({"cs": ABSENT_CODE, "ss": DATA_3}, (TS, DATA_3 & ~3)),
+        ({"cs": DATA_0, "ss": DATA_0 | 1}, (TS, DATA_0)),
+        ({"cs": ABSENT_CODE, "ss": DATA_0 | 1}, (NP, ABSENT_CODE)),
+        ({"ss": DATA_0 | 1, "ds": BEYOND}, (TS, DATA_0)),
+        ({"ds": 0x48, "es": BEYOND}, (NP, 0x48)),
+        ({"gs": BEYOND, "ip": 1 << 31}, (TS, BEYOND)),
+    ],
+)
+def test_the_order_of_the_checks(
+    wrong: dict[str, int], expected: tuple[int, int], engine: str
+) -> None:
+    """SDM, table "Exception Conditions Checked During a Task Switch"."""
+    task = Task(segments=SEGMENTS | {n: wrong[n] for n in wrong if n in SEGMENTS})
+    task.ldt, task.ip = wrong.get("ldt", 0), wrong.get("ip", NEW_CODE)
+    guest = by_far_transfer("jmp", task)
+    guest.memory[GDT + 0x48] = pack("<Q", descriptor(0, 0xFFFFF, 0xC013))
+    _, action, _ = switched(guest, engine)
+    assert isinstance(action, Inject)
+    assert (action.event.vector, action.event.error_code) == expected
+
+
+@pytest.mark.parametrize("unrestricted", [0, 0x80])
+def test_what_a_handler_finds(unrestricted: int, engine: str) -> None:
+    """Where SS cannot be loaded, the new task's inner stack, and on it its own selectors."""
+    task = Task(segments=SEGMENTS | {"ss": BEYOND, "cs": ABSENT_CODE})
+    guest = by_far_transfer("jmp", task)
+    run = begin(guest, engine=engine)
+    run.vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] &= ~0x80
+    run.vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] |= unrestricted
+    machine = VirtualMachine(MEMORY, processor=run.processor)
+    action = switch_tasks(run.exit, machine)
+    inject(run, action)
+    assert run.vmcs["GUEST_RIP"] == handler(TS)
+    assert run.vmcs["GUEST_RSP"] == INNER_STACK - 24
+    rpl = 0 if unrestricted else 3
+    pushed = [BEYOND, NEW_CODE, ABSENT_CODE | rpl, 2, NEW_STACK, BEYOND | rpl]
+    assert run.pushed(6) == pushed
+
+
+def test_where_only_cs_is_wrong_the_new_stack_is_used(engine: str) -> None:
+    task = Task(segments=SEGMENTS | {"cs": ABSENT_CODE})
+    run, action, _ = switched(by_far_transfer("jmp", task), engine)
+    inject(run, action)
+    assert run.vmcs["GUEST_RSP"] == NEW_STACK - 16
+    assert run.pushed(4) == [ABSENT_CODE, NEW_CODE, ABSENT_CODE, 2]
+
+
+OTHER_POINTERS = TABLES + 0x800
+
+
+@pytest.mark.parametrize("cr3", [TABLES, OTHER_POINTERS])
+@pytest.mark.parametrize("reserved", [0, 1 << 1, 1 << 40])
+def test_the_pointers_of_pae_paging(cr3: int, reserved: int, engine: str) -> None:
+    """They are loaded if the switch changes CR3, and checked; the fault is the new task's.
+
+    SDM, "Loading Page-Directory-Pointer-Table Entries".
+    """
+    guest = by_far_transfer("jmp", Task(cr3=cr3))
+    guest.mode = "pae"
+    guest.memory[OTHER_POINTERS] = pack("<4Q", TABLES + 0x2000 | 1 | reserved, 0, 0, 0)
+    run, action, _ = switched(guest, engine)
+    assert run.vmcs["GUEST_TR_SELECTOR"] == OTHER_TASK
+    if cr3 != TABLES and reserved:
+        assert isinstance(action, Inject)
+        assert (action.event.vector, action.event.error_code) == (GP, 0)
+        assert (run.vmcs["GUEST_CR3"], run.vmcs["GUEST_RIP"]) == (TABLES, NEW_CODE)
+    else:
+        assert action == Moved()
+        assert run.vmcs["GUEST_CR3"] == cr3
+        assert run.resume().reason is ExitReason.VMCALL
+        assert run.vmcs["GUEST_RIP"] == NEW_CODE
+
+
 @pytest.mark.parametrize(("ldt", "expected"), [(LDT, None), (4, (TS, 4)), (CODE_32, (TS, CODE_32))])
-def test_the_ldt_of_the_new_task(ldt: int, expected: tuple[int, int] | None) -> None:
-    run, action, _ = switched(by_far_transfer("jmp", Task(ldt=ldt)))
+def test_the_ldt_of_the_new_task(ldt: int, expected: tuple[int, int] | None, engine: str) -> None:
+    run, action, _ = switched(by_far_transfer("jmp", Task(ldt=ldt)), engine)
     if expected is None:
         assert run.vmcs["GUEST_LDTR_BASE"] == 0x33000
         assert run.resume().reason is ExitReason.VMCALL
@@ -297,18 +391,18 @@ def test_the_ldt_of_the_new_task(ldt: int, expected: tuple[int, int] | None) -> 
         assert (action.event.vector, action.event.error_code) == expected
 
 
-def test_an_instruction_pointer_beyond_the_limit() -> None:
+def test_an_instruction_pointer_beyond_the_limit(engine: str) -> None:
     task = Task(ip=0x10, segments=SEGMENTS | {"cs": SMALL_CODE})
-    run, action, _ = switched(by_far_transfer("jmp", task))
+    run, action, _ = switched(by_far_transfer("jmp", task), engine)
     assert isinstance(action, Inject)
     assert (action.event.vector, action.event.error_code) == (GP, 0)
     assert run.vmcs["GUEST_RIP"] == 0x10
 
 
-def test_a_tss_that_is_not_there_is_the_old_tasks_page_fault() -> None:
+def test_a_tss_that_is_not_there_is_the_old_tasks_page_fault(engine: str) -> None:
     guest = by_far_transfer("jmp", Task())
     guest.memory[GDT + OTHER_TASK] = pack("<Q", descriptor(ABSENT, 103, 0x89))
-    run, action, _ = switched(guest)
+    run, action, _ = switched(guest, engine)
     assert isinstance(action, Inject)
     assert (action.event.vector, action.event.error_code) == (PF, 0)
     assert run.processor.registers.cr2 == ABSENT
@@ -317,20 +411,20 @@ def test_a_tss_that_is_not_there_is_the_old_tasks_page_fault() -> None:
     assert access_byte(run, OTHER_TASK) & 2 == 0
 
 
-def test_a_page_fault_before_the_switch_is_combined_with_the_event() -> None:
+def test_a_page_fault_before_the_switch_is_combined_with_the_event(engine: str) -> None:
     guest = Tiny("p32", 0, b"\xa1" + pack("<I", ABSENT), memory_of(Task(), 32) | task_gate(PF))
     guest.memory[GDT + OTHER_TASK] = pack("<Q", descriptor(ABSENT, 103, 0x89))
-    _, action, _ = switched(guest)
+    _, action, _ = switched(guest, engine)
     assert isinstance(action, Inject)
     assert (action.event.vector, action.event.error_code) == (DF, 0)
 
 
-def test_a_guest_that_switches_tasks_runs_in_a_machine() -> None:
+def test_a_guest_that_switches_tasks_runs_in_a_machine(engine: str) -> None:
     """The whole loop: the machine's own handler, and no delivery anew of what the gate served."""
     guest = Tiny("p32", 0, b"\xcd\x40", memory_of(Task(), 32) | task_gate(0x40))
     guest.memory[NEW_CODE] = b"\xcf"
     guest.memory[CODE + 2] = b"\xb0\x00\xe6\xf4\xf4"  # mov al, 0; out 0F4h, al; hlt
-    machine = VirtualMachine(MEMORY)
+    machine = VirtualMachine(MEMORY, engine=engine)
     guest.put(machine.processor, machine.vmcs)
     stop = machine.run(max_instructions=1000)
     assert stop.message == "the guest exited with status 0"

@@ -1,4 +1,4 @@
-"""Guests that break as beginners' do, a few bytes each, and the sentences of their stories.
+"""Guests that break as beginners' do, a few bytes each, and the sentences of their post-mortems.
 
 32-bit guests are flat code at 1 MB (GDT: code 10H, data 18H), 64-bit ones an ELF at 1 MB on
 identity-mapped pages of 2 MB with the same selectors, 16-bit ones boot sectors.
@@ -29,7 +29,7 @@ FOREVER = b"\xeb\xfe"
 
 @dataclass(frozen=True)
 class Broken:
-    """A guest: its file, the sentences in its story, the word for its end."""
+    """A guest: its file, the sentences in its post-mortem, the word for its end."""
 
     name: str
     file: bytes

@@ -94,16 +94,27 @@ def machine(
 
     The first one does `first` when all are there, before it lets go, and `last` when they are done.
     """
+    vm = VirtualMachine(MEMORY, engine=engine, seed=seed, board=Board(processors=processors))
+    vm.turns.length = length
+    file = kernel(processors, first, last)
+    vm.load(parse_guest(file, file="guest.bin", memory=MEMORY, processors=processors))
+    put_in(vm, work)
+    return vm
+
+
+def kernel(processors: int, first: bytes = b"", last: bytes = b"") -> bytes:
+    """The file of the first processor's code; `put_in` sees to the rest."""
     code = _note_id() + b"\xbc" + pack("<I", STACKS + 0x1000)
     code += apic(ICR, TO_OTHERS | INIT)
     code += apic(ICR, TO_OTHERS | START_UP | TRAMPOLINE >> 12) * 2
     code += wait_for(HERE, processors) + first
     code += b"\xc7\x05" + pack("<II", GO, 1) + _call(WORK) + locked_increment(DONE)
     code += wait_for(DONE, processors) + last
-    vm = VirtualMachine(MEMORY, engine=engine, seed=seed, board=Board(processors=processors))
-    vm.turns.length = length
-    guest = parse_guest(image(code), file="guest.bin", memory=MEMORY, processors=processors)
-    vm.load(guest)
+    return image(code)
+
+
+def put_in(vm: VirtualMachine, work: bytes) -> None:
+    """Give a machine what all processors do, and what they need for that."""
     write = vm.processor.memory.write
     write(TRAMPOLINE, _trampoline())
     write(TABLES, pack("<HI", 31, TABLES + 0x100) + bytes(2) + pack("<HI", 256 * 8 - 1, IDT))
@@ -112,7 +123,6 @@ def machine(
     # Each interrupt is counted and ended, NMIs too.
     write(HANDLERS, locked_increment(TAKEN) + apic(0xB0, 0) + b"\xcf")
     write(IDT, pack("<HHHH", HANDLERS & 0xFFFF, 0x10, 0x8E00, HANDLERS >> 16) * 256)
-    return vm
 
 
 def word(vm: VirtualMachine, address: int) -> int:

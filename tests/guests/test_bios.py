@@ -216,7 +216,7 @@ def test_memory() -> None:
     caller.call(0x15, ax=0xE801)
     assert caller.registers.rax & 0xFFFF == 15 * 1024
     assert caller.registers.rbx & 0xFFFF == (MEMORY - (16 << 20)) >> 16
-    assert caller.call(0x15, ax=0x5300) & CARRY
+    assert caller.call(0x15, ax=0xD800) & CARRY
     assert caller.registers.rax >> 8 & 0xFF == 0x86
 
 
@@ -250,20 +250,25 @@ def test_hostile_values_stay_in_the_guest() -> None:
     caller = Caller()
     services = caller.vm.bios
     assert services is not None
-    for vector in (0x08, 0x09, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x17, 0x1A):
-        for function in range(256):
-            caller.vm.processor.memory.write(0x417, b"\xff" * 0xE0)
-            ones = 0xFFFF_FFFF
-            caller.call(
-                vector,
-                ax=function << 8 | 0xFF,
-                bx=ones,
-                cx=ones,
-                dx=0xFFFF_FF80,
-                si=ones,
-                di=ones,
-                bp=ones,
-            )
+    vectors = (0x08, 0x09, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x17, 0x1A)
+    calls = [(vector, function << 8 | 0xFF) for vector in vectors for function in range(256)]
+    # Those of power management and PCI have functions of their own.
+    calls += [
+        (vector, ax | n) for vector, ax in ((0x15, 0x5300), (0x1A, 0xB100)) for n in range(16)
+    ]
+    for vector, ax in calls:
+        caller.vm.processor.memory.write(0x417, b"\xff" * 0xE0)
+        ones = 0xFFFF_FFFF
+        caller.call(
+            vector,
+            ax=ax,
+            bx=ones,
+            cx=ones,
+            dx=0xFFFF_FF80,
+            si=ones,
+            di=ones,
+            bp=ones,
+        )
     assert caller.vm.stopped is None
 
 
@@ -296,3 +301,147 @@ def test_bad_drives_are_refused_in_a_line(tmp_path: Path, options: list[str], wo
     assert result.exit_code == 2, result.output
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_power_management_turns_the_machine_off() -> None:
+    caller = Caller()
+    assert caller.call(0x15, ax=0x5301, bx=1) & CARRY
+    assert not caller.call(0x15, ax=0x5300, bx=0) & CARRY
+    assert (caller.registers.rax & 0xFFFF, caller.registers.rbx) == (0x0102, 0x504D)
+    # Not before it is connected, and only in real mode.
+    assert caller.call(0x15, ax=0x5307, bx=1, cx=3) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x03
+    assert caller.call(0x15, ax=0x5303, bx=0) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x08
+    assert not caller.call(0x15, ax=0x5301, bx=0) & CARRY
+    assert not caller.call(0x15, ax=0x530E, bx=0, cx=0x0102) & CARRY
+    assert caller.registers.rax & 0xFFFF == 0x0102
+    assert not caller.call(0x15, ax=0x530A, bx=1) & CARRY
+    assert caller.registers.rbx & 0xFFFF == 0x01FF
+    assert caller.call(0x15, ax=0x530B) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x80
+    code = b"\xb8\x07\x53\xbb\x01\x00\xb9\x03\x00\xcd\x15"
+    caller.vm.processor.memory.write(CODE, code + b"\xeb\xfe")
+    caller.vm.vmcs["GUEST_RIP"] = CODE
+    stop = caller.vm.run(max_instructions=1000)
+    assert (stop.end, stop.status) == (End.POWER_OFF, 0)
+
+
+def test_idling_takes_time() -> None:
+    caller = Caller()
+    caller.call(0x15, ax=0x5301, bx=0)
+    before = caller.vm.processor.time
+    caller.call(0x15, ax=0x5305)
+    assert caller.vm.processor.time - before > 1_000_000
+
+
+def test_functions_of_the_pci_bus() -> None:
+    caller = Caller()
+    assert not caller.call(0x1A, ax=0xB101) & CARRY
+    assert caller.registers.rdx & 0xFFFF_FFFF == 0x20494350
+    assert (caller.registers.rax & 0xFFFF, caller.registers.rbx & 0xFFFF) == (1, 0x0210)
+    # The IDE interface by its vendor and by its class; the second one of a kind there is not.
+    for number, ecx in ((0xB102, 0x7010), (0xB103, 0x010180)):
+        assert not caller.call(0x1A, ax=number, cx=ecx, dx=0x8086, si=0) & CARRY
+        assert caller.registers.rbx & 0xFFFF == 1 << 3 | 1
+        assert caller.call(0x1A, ax=number, cx=ecx, dx=0x8086, si=1) & CARRY
+        assert caller.registers.rax >> 8 & 0xFF == 0x86
+    assert caller.call(0x1A, ax=0xB102, cx=1, dx=0xFFFF, si=0) & CARRY
+    assert caller.registers.rax >> 8 & 0xFF == 0x83
+
+
+def test_registers_of_the_pci_bus() -> None:
+    caller = Caller()
+    address = 0x8000_1234
+    caller.vm.devices.write(0xCF8, 4, address, 0)
+    found = []
+    for number in (0xB108, 0xB109, 0xB10A):
+        assert not caller.call(0x1A, ax=number, bx=0, cx=0x5555_5555, di=0) & CARRY
+        found.append(caller.registers.rcx)
+    assert found == [0x5555_5586, 0x5555_8086, 0x1237_8086]
+    caller.call(0x1A, ax=0xB109, bx=9, cx=0, di=0x04)
+    command = caller.registers.rcx & 0xFFFF
+    assert not caller.call(0x1A, ax=0xB10C, bx=9, cx=command ^ 5, di=4) & CARRY
+    caller.call(0x1A, ax=0xB109, bx=9, di=4)
+    assert caller.registers.rcx & 0xFFFF == command ^ 5
+    assert caller.vm.devices.read(0xCF8, 4, 0) == address & ~3
+    for ax, register in ((0xB109, 1), (0xB10A, 2), (0xB10D, 0x101)):
+        assert caller.call(0x1A, ax=ax, bx=0, di=register) & CARRY
+        assert caller.registers.rax >> 8 & 0xFF == 0x87
+    assert caller.call(0x1A, ax=0xB106, bx=0) & CARRY
+
+
+_LETTER_A = ("..###...", ".#...#..", ".#...#..", ".#####..", ".#...#..", ".#...#..", ".#...#..")
+
+
+class Drawing(Caller):
+    """A machine in a graphics mode, and what is on its screen."""
+
+    memory = 64 << 20
+
+    def __init__(self, mode: int) -> None:
+        super().__init__()
+        if mode < 0x100:
+            self.call(0x10, ax=mode)
+        else:
+            self.call(0x10, ax=0x4F02, bx=mode | 0x4000)
+        self.height = unpack("<H", self.read(0x485, 2))[0]
+        self.rows = self.read(0x484, 1)[0] + 1
+
+    def shown(self, column: int, row: int) -> list[str]:
+        """A character's pixels: `#` where there is something else than the background."""
+        pixels = self.vm.devices.vga.pixels(self.vm.processor.memory)
+        assert pixels is not None
+        part = pixels[row * self.height : (row + 1) * self.height, 8 * column : 8 * column + 8]
+        return ["".join(".#"[int(pixel.any())] for pixel in line) for line in part]
+
+
+@pytest.mark.parametrize(
+    ("mode", "height", "rows", "colour"),
+    [
+        *((4, 8, 25, 3), (6, 8, 25, 1), (0x0D, 8, 25, 10), (0x0E, 8, 25, 15), (0x10, 14, 25, 7)),
+        *((0x12, 16, 30, 12), (0x13, 8, 25, 14), (0x101, 16, 30, 9), (0x110, 16, 30, 15)),
+        *((0x114, 16, 37, 15), (0x112, 16, 30, 15), (0x143, 16, 37, 15)),
+    ],
+)
+def test_text_is_drawn_in_graphics_modes(mode: int, height: int, rows: int, colour: int) -> None:
+    caller = Drawing(mode)
+    assert (caller.height, caller.rows) == (height, rows)
+    twice = height > 8
+    letter = [line for line in _LETTER_A for _ in range(1 + twice)]
+    above = (height - len(letter)) // 2
+    expected = ["." * 8] * above + letter
+    expected += ["." * 8] * (height - len(expected))
+    blank = ["." * 8] * height
+    caller.call(0x10, ax=0x0E41, bx=colour)
+    assert caller.shown(0, 0) == expected
+    assert caller.shown(1, 0) == blank
+    # At the bottom the screen scrolls.
+    caller.call(0x10, ax=0x0200, bx=0, dx=(rows - 1) << 8 | 3)
+    caller.call(0x10, ax=0x0942, bx=colour, cx=2)
+    caller.call(0x10, ax=0x0A41, bx=colour, cx=1)
+    assert caller.shown(3, rows - 1) == expected
+    assert caller.shown(4, rows - 1) != blank
+    caller.call(0x10, ax=0x0E0A, bx=colour)
+    assert caller.shown(3, rows - 2) == expected
+    assert caller.shown(3, rows - 1) == blank
+    assert caller.shown(0, 0) == blank
+    # What is blended twice is gone; a window is cleared.
+    if mode < 0x100:
+        for _ in range(2):
+            caller.call(0x10, ax=0x0941, bx=colour | 0x80, cx=1)
+        assert caller.shown(3, rows - 1) == blank
+    caller.call(0x10, ax=0x0600, bx=0, cx=(rows - 2) << 8 | 3, dx=(rows - 2) << 8 | 3)
+    assert caller.shown(3, rows - 2) == blank
+
+
+def test_guests_bring_characters_of_their_own() -> None:
+    caller = Drawing(0x13)
+    assert not caller.call(0x10, ax=0x1130, bx=0x0300) & CARRY
+    assert (caller.registers.rcx & 0xFFFF, caller.registers.rdx & 0xFF) == (8, 24)
+    at = caller.vm.vmcs["GUEST_ES_BASE"] + (caller.registers.rbp & 0xFFFF)
+    assert caller.read(at + 8 * ord("A"), 8)[0] == 0x38
+    caller.vm.processor.memory.write(0x9000 + 8 * 0x41, bytes.fromhex("8142241818244281"))
+    caller.call(0x10, before=b"\x31\xc0\x8e\xc0\xb8\x21\x11", bx=0, cx=8, bp=0x9000)
+    caller.call(0x10, ax=0x0E41, bx=15)
+    assert caller.shown(0, 0)[0] == "#......#"

@@ -12,7 +12,9 @@ from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.console import Console
+from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.clock import PM_TIMER_HERTZ, VirtualClock
+from trapgate.vmm.devices.storage import Memory
 from trapgate.vmm.handlers import HANDLERS
 from trapgate.vmm.machine import VirtualMachine, Vmm
 from trapgate.vmm.platform import Platform
@@ -31,7 +33,9 @@ def _port(vmexit: VmExit, vm: Platform) -> Action:
 
 
 def real_mode(code: bytes, engine: str, vmm: Vmm | None = None) -> VirtualMachine:
-    vm = VirtualMachine(1 << 20, engine=engine, vmm=vmm)
+    disk, floppy = Memory(bytes(range(256)) * 1024), Memory(bytes(1440 << 10))
+    board = Board(disks=(disk,), floppies=(floppy,))
+    vm = VirtualMachine(1 << 20, engine=engine, vmm=vmm, board=board)
     vm.processor.memory.write(0x7C00, code)
     for name, value in {"GUEST_CS_SELECTOR": 0, "GUEST_CS_BASE": 0, "GUEST_RIP": 0x7C00}.items():
         vm.vmcs[name] = value
@@ -70,6 +74,12 @@ def test_the_bundled_guest_runs_the_same(engine: str, workload: str) -> None:
     assert quickly.summary().exits[ExitReason.IO_INSTRUCTION] > 5 * len(seen)
 
 
+# Read two sectors: drive and addresses, the command; both statuses before and behind each.
+_DISK = (
+    "51 baf601 b0e0 ee baf201 b002 ee 42 88c8 ee 42 b000 ee 42 ee baf701 b020 ee ec 00c3 ec 00c3"
+    "8cc8 8ec0 bf0060 b90001 baf001 f36d baf603 ec 00c3 baf701 ec 00c3 ec 00c3"
+    "b9ff00 baf001 f36d baf603 ec 00c3 baf001 6d baf701 ec 00c3 baf603 ec 00c3 59"
+)
 _LOOPS = {
     # in al, dx; test al, 20h; jz; mov al, cl; out 3F8h
     "polled output": ("", "bafd03 ec a820 74fb baf803 88c8 ee"),
@@ -103,6 +113,15 @@ _LOOPS = {
     "divisor": ("b083 bafb03 ee", "baf803 88c8 ee bafd03 ec 00c3 baf803 ec 00c3"),
     "input": ("", "bafd03 ec a801 7404 baf803 ec 00c3"),
     "strings": ("8cc88ed8 8ec0", "51 be007c b92000 baf803 f36e bafd03 bf0060 b92000 f36c 59"),
+    "retrace": ("", "bada03 ec 00c3 ec 00c3"),
+    # index, value, and what that index chooses, with and without a look at the retrace between
+    "attributes": ("", "bac003 88c8 ee bada03 ec bac003 b010 ee bac103 ec 00c3 bac003 ee"),
+    "cursor": ("", "bad403 88c8 240f ee 42 88c8 ee ec 00c3 4a ec 00c3"),
+    # SENSE INTERRUPT STATUS, the main status before, between and behind
+    "floppy": ("", "baf403 ec 00c3 42 b008 ee 4a ec 00c3 42 ec 00c3 ec 00c3 4a ec 00c3"),
+    "disk": ("baf603 b000 ee", _DISK),
+    "disk, polled": ("baf603 b002 ee", _DISK),
+    "disk, the other drive": ("baf601 b0f0 ee", "baf701 ec 00c3 baf603 ec 00c3 ba7703 ec 00c3"),
     # pushf; pop ax; or ah, 1; push ax; popf
     "single steps": ("9c 58 80cc01 50 9d", "bafd03 ec baf803 88c8 ee"),
 }

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from trapgate import guests
+from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.criteria_rules import Action
 from trapgate.decision.faults import Interruption
 from trapgate.demo import x86 as demo_x86
 from trapgate.engine.written_pages import pool_of
 from trapgate.events.journal import ROW_ADDRESS, ROW_ERROR_CODE, ROW_VECTOR
-from trapgate.sdm.cells import VMX_PREEMPTION_TIMER_VALUE
+from trapgate.sdm.cells import TABLE_START, VMX_PREEMPTION_TIMER_VALUE
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.vmm.actions import End
 from trapgate.vmm.loaders import parse_guest
@@ -22,8 +24,8 @@ END = 60_000
 """Instructions from the snapshot to where runs are compared."""
 
 
-def machine(workload: str, engine: str = "native") -> VirtualMachine:
-    vm = VirtualMachine(MEMORY, engine=engine)
+def machine(workload: str, engine: str = "native", journal: int = 1 << 15) -> VirtualMachine:
+    vm = VirtualMachine(MEMORY, engine=engine, journal=journal)
     command = guests.command_line(*workload.split())
     vm.load(parse_guest(guests.image(), file="guest.elf", memory=MEMORY, append=command))
     return vm
@@ -45,6 +47,8 @@ def state(vm: VirtualMachine) -> dict[str, object]:
         "exits": vm.summary().exits,
         "x86 VMM": vm.summary().nested,
         "injected": vm.summary().injected,
+        "events": vm.summary().events,
+        "criteria": vm.vmcs.cells[TABLE_START:].tolist(),
         "deadline": vm.devices.next_deadline(p.time),
         "pending": vm.devices.pending(),
     }
@@ -121,6 +125,36 @@ def test_one_can_go_back_to_any_of_several_snapshots(engine: str) -> None:
     for number in (0, 5, 2, 2, 4, 1, 3, 0):
         vm.step(3_000)
         snapshot, then = taken[number]
+        vm.restore(snapshot)
+        assert state(vm) == then
+
+
+@pytest.mark.parametrize("journal", [1, 7, 4096])
+def test_rows_and_counts_go_back_however_many_there_were(journal: int) -> None:
+    vm = machine("fork", journal=journal)
+    vm.step(10_150_000)
+    snapshot = vm.snapshot()
+    before = state(vm)
+    for instructions in (0, 100, 3_000, 60_000):
+        vm.step(instructions)
+        vm.restore(snapshot)
+        assert state(vm) == before
+    later = (vm.step(2_000), vm.snapshot(), state(vm))[1:]
+    for one, then in ((snapshot, before), later, (snapshot, before)):
+        vm.restore(one)
+        assert state(vm) == then
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_a_criteria_table_goes_back(engine: str) -> None:
+    vm = machine("demand", engine)
+    snapshots = [(vm.snapshot(), state(vm))]
+    for vector in (13, 6):
+        vm.vmcs.criteria_table = rules_for(parse(f"vector == {vector}"), Action.EXIT)
+        vm.step(1_000)
+        snapshots.append((vm.snapshot(), state(vm)))
+    for number in (0, 2, 1, 0, 1, 2):
+        snapshot, then = snapshots[number]
         vm.restore(snapshot)
         assert state(vm) == then
 

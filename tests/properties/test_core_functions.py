@@ -20,8 +20,8 @@ from tests.properties.core_interpreter import (
 from trapgate.compiler.dialect import CORE, Cells, Memory, Rows
 from trapgate.compiler.program import alone_together
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
-from trapgate.instructions import quick_ports
-from trapgate.paging.memory import WATCH_PAGES
+from trapgate.instructions import quick_ports, transcendental, wide_numbers
+from trapgate.paging.memory import watch_length
 from trapgate.sdm import cells, registers, vmx
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -39,8 +39,14 @@ _LENGTHS = {
     "mem": _MEMORY,
     "head": HEAD_LENGTH,
     "p": quick_ports.LENGTH,
-    "watch": WATCH_PAGES + _MEMORY // 512,
+    "watch": watch_length(_MEMORY // 512),
 }
+_WIDE = (
+    *("number", "other", "divisor", "into", "coefficients", "argument", "angle"),
+    *("copied", "work", "w"),
+)
+"""Numbers of `instructions.wide_numbers`."""
+_LENGTHS |= dict.fromkeys(_WIDE, transcendental.WORK)
 _COMPARED, _TRIALS = 40, 400
 """How many inputs are compared, and among how many those are looked for that mean something."""
 
@@ -82,6 +88,10 @@ def _number(chance: random.Random) -> int:
 
 def _cells(name: str, chance: random.Random) -> list[int]:
     length = _LENGTHS[name]
+    if name in _WIDE:
+        limbs = [chance.getrandbits(wide_numbers.BITS) for _ in range(length)]
+        limbs[:: wide_numbers.LIMBS] = [1] * (length // wide_numbers.LIMBS)
+        return limbs
     if name in ("v", "n", "host", "source", "target") and chance.random() < 0.8:
         found = [int(cell) for cell in chance.choice(_RESETS).cells]
         changes = chance.choice((0, 3, 30))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trapgate.compiler import raw
 from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import alone, alone_together
 
@@ -187,3 +188,33 @@ def test_a_function_of_any_type_is_compiled_for_each_mix() -> None:
 def test_functions_that_are_made_at_once() -> None:
     made = alone_together([arithmetic, loops])  # type: ignore[list-item]
     assert [one(3, 4) for one in made] == [arithmetic(3, 4), loops(3, 4)]
+
+
+def doubles(a: int, b: int) -> tuple[int, int, int, int]:
+    return (
+        raw.add_doubles(a, b),
+        raw.subtract_doubles(a, b),
+        raw.multiply_doubles(a, b),
+        raw.divide_doubles(a, b),
+    )
+
+
+def singles(a: int, b: int) -> tuple[int, int, int, int]:
+    return (
+        raw.add_singles(a, b),
+        raw.subtract_singles(a, b),
+        raw.multiply_singles(a, b),
+        raw.divide_singles(a, b),
+    )
+
+
+@pytest.mark.parametrize(("function", "kind"), [(doubles, np.float64), (singles, np.float32)])
+def test_floating_point_numbers(function: Any, kind: type[np.floating[Any]]) -> None:
+    machine_code = alone(function)
+    integers = np.dtype(f"i{np.dtype(kind).itemsize}")
+    for first, second in ((1.0, 3.0), (0.1, -7e30), (1e-30, 1e-9), (-2.5, 0.3)):
+        a, b = kind(first), kind(second)
+        found = machine_code(int(a.view(integers)), int(b.view(integers)))
+        mask = (1 << 8 * integers.itemsize) - 1
+        expected = [int(one.view(integers)) & mask for one in (a + b, a - b, a * b, a / b)]
+        assert [one & ((1 << 64) - 1) for one in found] == expected

@@ -2,10 +2,12 @@
 
 import pytest
 
+from trapgate.instructions import quick_ports
 from trapgate.vmm.devices import Pc
 from trapgate.vmm.devices.apic import LocalApic
 from trapgate.vmm.devices.apic_timer import ONE_SHOT, PERIODIC, TSC_DEADLINE, ApicTimer
 from trapgate.vmm.devices.ioapic import IoApic
+from trapgate.vmm.devices.pc import NoProcessor
 from trapgate.vmm.devices.pic import PicPair
 
 MASKED = 1 << 16
@@ -516,3 +518,25 @@ def test_only_device_pages_answer() -> None:
     pc.apic.write_msr(APIC_BASE, 0xFED40000 | BOOT | ENABLED, 0, 0)
     assert pc.load(0xFEE00030, 4, 0) == 0xFFFFFFFF
     assert pc.load(0xFED40030, 4, 0) == 0x50014
+
+
+def found(pc: Pc, address: int) -> int:
+    """What the processor says without asking, to a load of 32 bits; -1 if it asks."""
+    return int(quick_ports.latched(pc.ports.cells, address, 4))
+
+
+def test_the_processor_knows_the_id_of_its_apic() -> None:
+    pins = [NoProcessor(), NoProcessor()]
+    pc = Pc(1 << 20, lambda _: None, processor=pins[0], others=pins[1:])
+    assert found(pc, 0xFEE0_0020) == 0
+    pc.select(1)
+    assert found(pc, 0xFEE0_0020) == 1 << 24
+    pc.store(0xFEE0_0020, 4, 7 << 24, 0)
+    assert found(pc, 0xFEE0_0020) == pc.load(0xFEE0_0020, 4, 0) == 7 << 24
+    assert found(pc, 0xFEE0_0030) == found(pc, 0x20) == -1
+    pc.apic.write_msr(APIC_BASE, 0x8000_0000 | ENABLED, 0, 0)
+    pc.tell()
+    assert (found(pc, 0xFEE0_0020), found(pc, 0x8000_0020)) == (-1, 7 << 24)
+    pc.apic.write_msr(APIC_BASE, 0x8000_0000 | ENABLED | X2APIC, 0, 0)
+    pc.tell()
+    assert found(pc, 0x8000_0020) == -1

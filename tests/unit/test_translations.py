@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.test_paging import LINEAR, Paging
 from trapgate.compiler.raw import watch
-from trapgate.paging.memory import TRANSLATION_SLOTS, WATCH_PAGES, WATCH_TRANSLATES
+from trapgate.paging.memory import TRANSLATION_SLOTS, WATCH_TRANSLATES, watch_length
 from trapgate.paging.translations import forget, kind_of, remember, remembered
 from trapgate.paging.walk import READ, WRITE, locate
 from trapgate.sdm.state import RFLAGS_AC
@@ -18,7 +18,7 @@ class Watched(Paging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.watch = np.zeros(WATCH_PAGES + 0x10000 // 0x1000, np.int64)
+        self.watch = np.zeros(watch_length(0x10000 // 0x1000), np.int64)
         watch(self.mem, self.watch)
 
     def use(self) -> None:

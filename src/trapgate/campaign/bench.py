@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,7 +21,9 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.event_words import event_name
 from trapgate.trace.symbols import Symbols
 from trapgate.vmm.actions import End, Stop
-from trapgate.vmm.loaders import load_guest, parse_guest
+from trapgate.vmm.cpu import Cpu
+from trapgate.vmm.devices.board import Board
+from trapgate.vmm.loaders import GuestImage, load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.moments import AtAddress, AtOutput
 from trapgate.vmm.snapshot_file import SavedMachine
@@ -38,32 +42,73 @@ def make_machine(guest: Guest) -> VirtualMachine:
     from trapgate.vmcs.file import read_settings
     from trapgate.vmm.console import input_bytes
 
-    if guest.paging == "direct":
-        from trapgate.vmm.direct.machine import DirectMachine
-
-        vm: VirtualMachine = DirectMachine(
-            guest.memory, engine=guest.engine, seed=guest.seed, on_refusal="stop"
-        )
+    vm = _kind(guest)(guest.memory, engine=guest.engine, seed=guest.seed, board=_board(guest))
+    image = _image(guest)
+    if image is None:
+        vm.boot()
     else:
-        vm = VirtualMachine(guest.memory, engine=guest.engine, seed=guest.seed, journal=JOURNAL)
-    if guest.kernel == BUNDLED:
-        image = parse_guest(
-            guests.image(), file="guest.elf", memory=guest.memory, append=guest.append
-        )
-    else:
-        image = load_guest(
-            Path(guest.kernel),
-            memory=guest.memory,
-            append=guest.append,
-            initrd=guest.initrd,
-            modules=list(guest.modules),
-        )
-    vm.load(image)
+        vm.load(image)
     if guest.vmcs is not None:
         vm.apply(read_settings(guest.vmcs))
     if guest.keys:
         vm.type(input_bytes(guest.keys))
     return vm
+
+
+def _kind(guest: Guest) -> Callable[..., VirtualMachine]:
+    """What makes a plan's machine: a guest whose edit of its tables is refused is stopped."""
+    if guest.paging == "direct":
+        if guest.protect == "frames":
+            from trapgate.vmm.direct.protected import ProtectedMachine
+
+            return ProtectedMachine
+        from trapgate.vmm.direct.machine import DirectMachine
+
+        return partial(DirectMachine, on_refusal="stop")
+    return partial(VirtualMachine, journal=JOURNAL)
+
+
+def _board(guest: Guest) -> Board:
+    """What is plugged in. Raises DiskImageError."""
+    from trapgate.vmm.devices.storage import open_image
+    from trapgate.vmm.firmware.tables import files_beside
+
+    bios = guest.bios
+    return Board(
+        disks=tuple(open_image(str(one)) for one in guest.disks),
+        cds=tuple(open_image(str(one), read_only=True) for one in guest.cds),
+        floppies=tuple(open_image(str(one)) for one in guest.floppies),
+        firmware=bios is not None,
+        bios=not guest.kernel and bios is None,
+        files={} if bios is None else files_beside(bios, guest.memory, guest.processors),
+        processors=guest.processors,
+    )
+
+
+def _image(guest: Guest) -> GuestImage | None:
+    """What is loaded into memory; None if the built-in BIOS loads it from a drive."""
+    if guest.kernel == BUNDLED:
+        return parse_guest(
+            guests.image(),
+            file="guest.elf",
+            memory=guest.memory,
+            append=guest.append,
+            processors=guest.processors,
+        )
+    if guest.bios is not None:
+        from trapgate.vmm.loaders.bios import load_bios
+
+        return load_bios(guest.bios)
+    if not guest.kernel:
+        return None
+    return load_guest(
+        Path(guest.kernel),
+        memory=guest.memory,
+        append=guest.append,
+        initrd=guest.initrd,
+        modules=list(guest.modules),
+        processors=guest.processors,
+    )
 
 
 @dataclass(frozen=True)
@@ -208,9 +253,13 @@ class Bench:
         )
 
     def registers(self) -> bytes:
-        """General registers, RIP and RFLAGS."""
-        words = self.vm.vmcs.words
-        v = (words[f.GUEST_RSP], words[f.GUEST_RIP], words[f.GUEST_RFLAGS])
-        cells = self.vm.processor.registers.cells[:16].copy()
-        cells[4] = 0  # RSP's is the VMCS's
-        return bytes(cells) + repr(v).encode()
+        """General registers, RIP and RFLAGS of all processors."""
+        return b"".join(map(_registers, self.vm.cpus))
+
+
+def _registers(cpu: Cpu) -> bytes:
+    words = cpu.vmcs.words
+    v = (words[f.GUEST_RSP], words[f.GUEST_RIP], words[f.GUEST_RFLAGS])
+    cells = cpu.own.registers.cells[:16].copy()
+    cells[4] = 0  # RSP's is the VMCS's
+    return cells.tobytes() + repr(v).encode()

@@ -67,14 +67,18 @@ def prepare(plan: Plan, told: Told = silent) -> Prepared:
     wide = bool(bench.vm.vmcs.words[f.GUEST_IA32_EFER] & EFER_LMA)
     faults = faults_of(plan.targets, plan.path, wide=wide)
     if plan.prune:
-        demand_classes(faults, plan.path, guarded=plan.guest.paging == "direct")
+        demand_classes(faults, plan)
     reference = Reference(bench)
     _demand_silence(reference)
     course = None
     stratify = plan.sample.stratify
     if plan.when.symbols or plan.prune or stratify == "symbol":
         course = course_of(
-            reference, told, uses=plan.prune, memory=faults.memory if plan.prune else ()
+            reference,
+            told,
+            uses=plan.prune,
+            memory=faults.memory if plan.prune else (),
+            places=faults.places if plan.prune else (),
         )
     moments = moments_of(reference, course)
     strata = None
@@ -108,17 +112,21 @@ def _demand_silence(reference: Reference) -> None:
 
 def environment(plan: Plan, reference: Reference) -> dict[str, Any]:
     """What else results depend on: versions, the engine, the guest's files."""
-    kernel = guests.IMAGE_PATH if plan.guest.kernel == BUNDLED else Path(plan.guest.kernel)
-    named = [kernel, *(one for one in plan.guest.files if one != kernel)]
+    named = plan.guest.files
+    if plan.guest.kernel == BUNDLED:
+        named = guests.IMAGE_PATH, *named
     return {
         "trapgate": version("trapgate"),
         "engine": reference.bench.vm.processor.engine.kind,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "files": {
-            one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in named if one.is_file()
-        },
+        "files": {one.name: _digest(one) for one in named if one.is_file()},
     }
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def create(prepared: Prepared, folder: Path) -> Results:
@@ -148,6 +156,13 @@ def _save(reference: Reference, path: Path) -> None:
         bench.vm.save(path)
 
 
+def _unread(faults: Faults, number: int) -> Unread:
+    """A fault that stands for all of its part, which may have but one."""
+    _, bits, _ = faults.part_of(number)
+    fault = faults[number]
+    return Unread(fault.target, fault.bit if bits == 1 else -1)
+
+
 def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
     """Rows for faults whose outcome is known; they are no runs, and have no bit."""
     course, reference = prepared.course, prepared.reference
@@ -167,7 +182,7 @@ def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
     return table_of(
         None,
         pruned.moments,
-        [Unread(prepared.faults[n].target) for n in pruned.faults.tolist()],
+        [_unread(prepared.faults, n) for n in pruned.faults.tolist()],
         pruned.weights,
         [
             results[fate]._replace(rip=rip)

@@ -128,7 +128,7 @@ def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:
     if same_end and same_output:
         extra = _taken(bench, reference.counts, fault)
         same_state = reference.last.differing_pages() == 0 and (
-            halt.end != AT_POINT.end or _registers(bench) == golden.registers
+            halt.end != AT_POINT.end or bench.registers() == reference.registers
         )
     return Ending(
         halt.end, halt.status, halt.message, output, extra, same_end, same_output, same_state
@@ -138,7 +138,3 @@ def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:
 def _taken(bench: Bench, golden: Counts, fault: Fault) -> tuple[str, ...]:
     """Faults that the guest took and the golden run did not: the one put in, and others."""
     return tuple(dict.fromkeys((*fault.raises, *bench.extra_faults(golden))))
-
-
-def _registers(bench: Bench) -> str:
-    return hashlib.sha256(bench.registers()).hexdigest()

@@ -137,7 +137,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Unread:
-    """Any bit of a target that nobody reads; it is put into no run."""
+    """A bit of a target that nobody reads, or any; it is put into no run."""
 
     target: str
     bit: int = -1
@@ -146,8 +146,8 @@ class Unread:
 
     @property
     def what(self) -> str:
-        """All bits."""
-        return f"{self.target}, any bit"
+        """The bit, or all."""
+        return f"{self.target}, any bit" if self.bit < 0 else f"{self.target} bit {self.bit}"
 
     def apply(self, vm: VirtualMachine) -> None:
         """Nothing."""

@@ -66,6 +66,7 @@ class Reference:
         plan = bench.plan
         self.bench = bench
         self.golden, self.counts, self.last = self._run(bench)
+        self.registers = bench.registers()
         again, *_ = self._run(bench)
         if again != self.golden:
             raise PlanError(
@@ -77,7 +78,6 @@ class Reference:
                 plan.path,
             )
         self.halt = Halt(self.golden.how, self.golden.status, self.golden.message)
-        self.registers = self.golden.registers
         spare = plan.budget if plan.budget is not None else max(10 * self.golden.length, 1_000_000)
         at_time = plan.end.kind == "instructions"
         self.limit = self.golden.end if at_time else self.golden.end + spare

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from trapgate.campaign.bench import JOURNAL, Bench
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
+from trapgate.campaign.places import Moving
 from trapgate.campaign.symbols import within
 from trapgate.campaign.touches import Touches
 from trapgate.campaign.uses import ALL, Uses
@@ -72,10 +73,12 @@ def course_of(
     *,
     uses: bool = False,
     memory: Sequence[tuple[int, int]] = (),
+    places: Sequence[Moving] = (),
 ) -> Course:
     """Run the golden run instruction by instruction, and look what each `uses` if wanted.
 
-    `memory` are physical addresses (first, and last + 1) to which accesses are looked at, too.
+    `memory` are physical addresses (first, and last + 1) to which accesses are looked at, too, and
+    `places` move through memory.
 
     Raises PlanError if it is too long.
     """
@@ -89,20 +92,22 @@ def course_of(
         )
     bench.go_to(bench.start)
     vm = bench.vm
-    words, head = vm.vmcs.words, vm.processor.head
+    head = vm.processor.head
     looked = Uses()
-    touches = Touches(vm, memory)
+    touches = Touches(vm, memory, places)
+    looks = bool(memory or places)
     found = np.zeros((golden.length, 5), np.int64)
     count = 0
     while vm.processor.time < golden.end and vm.stopped is None:
+        words = vm.vmcs.words  # of the processor whose turn it is
         linear = words[f.GUEST_RIP] + words[f.GUEST_CS_BASE]
         guest = Operand(vm.processor, vm.vmcs.cells)
         masks = looked.of(guest, linear) if uses else (0, 0)
         found[count] = vm.processor.time, linear, head[HEAD_SEQUENCE], *masks
-        if memory:
+        if looks:
             touches.before(guest)
         vm.step(1)
-        if memory:
+        if looks:
             touches.after(count)
         count += 1
         if not count % _TELL:

@@ -118,6 +118,30 @@ class Byte:
         vm.processor.engine.flush_translations()
 
 
+class Moving(Protocol):
+    """Bytes that follow each other in memory, now here and now there, as the guest's tables say."""
+
+    @property
+    def address(self) -> int:
+        """The linear address whose walk leads there."""
+        ...
+
+    def locate(self, vm: VirtualMachine) -> tuple[int, int]:
+        """The physical address now, and how many bytes there are. Raises AbsentError."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearPage:
+    """4096 bytes at a linear address."""
+
+    address: int
+
+    def locate(self, vm: VirtualMachine) -> tuple[int, int]:
+        """The physical address now. Raises AbsentError."""
+        return _physical(vm, self.address), 0x1000
+
+
 def _physical(vm: VirtualMachine, linear: int) -> int:
     *_, at = probe(vm.vmcs.cells, vm.processor.memory.cells, _signed(linear))
     if at < 0:
@@ -142,7 +166,8 @@ class TableEntry:
         """Bits; 32-bit paging has no use for the upper half."""
         return 64
 
-    def _at(self, vm: VirtualMachine) -> tuple[int, int]:
+    def locate(self, vm: VirtualMachine) -> tuple[int, int]:
+        """The physical address and the size now. Raises AbsentError."""
         top = levels_of(vm)
         if not top:
             raise AbsentError("paging is off")
@@ -156,11 +181,11 @@ class TableEntry:
 
     def read(self, vm: VirtualMachine) -> int:
         """The entry."""
-        return int.from_bytes(vm.processor.memory.read(*self._at(vm)), "little")
+        return int.from_bytes(vm.processor.memory.read(*self.locate(vm)), "little")
 
     def write(self, vm: VirtualMachine, value: int) -> None:
         """Change it in memory, and let no older translation be cached."""
-        at, size = self._at(vm)
+        at, size = self.locate(vm)
         if value >> 8 * size:
             raise AbsentError(f"an entry here has {8 * size} bits")
         vm.processor.memory.write(at, value.to_bytes(size, "little"))

@@ -18,6 +18,7 @@ from trapgate.errors import suggestion
 from trapgate.sdm.vectors import Vector
 from trapgate.tomlfile import parse_toml, read_toml
 from trapgate.vmm.actions import End
+from trapgate.vmm.devices.board import MOST_DRIVES, MOST_FLOPPIES, MOST_PROCESSORS
 
 BUNDLED: Final = "bundled"
 """The name of the guest that comes with the package."""
@@ -28,7 +29,10 @@ STRATA: Final = ("", "target", "symbol", "time")
 
 @dataclass(frozen=True)
 class Guest:
-    """The guest and how to start it; as the options of `trapgate run` are."""
+    """The guest and how to start it; as the options of `trapgate run` are.
+
+    Without a `kernel` firmware starts it: `bios`, or the built-in BIOS from one of the drives.
+    """
 
     kernel: str
     append: str
@@ -42,14 +46,24 @@ class Guest:
     seed: int
     engine: str
     symbols: Path | None
+    disks: tuple[Path, ...] = ()
+    cds: tuple[Path, ...] = ()
+    floppies: tuple[Path, ...] = ()
+    bios: Path | None = None
+    processors: int = 1
+
+    @property
+    def drives(self) -> tuple[Path, ...]:
+        """The images of all drives."""
+        return *self.disks, *self.cds, *self.floppies
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that the runs depend on."""
         named = [self.initrd, self.vmcs, *(Path(one.split(" ", 1)[0]) for one in self.modules)]
-        if self.kernel != BUNDLED:
+        if self.kernel not in ("", BUNDLED):
             named.insert(0, Path(self.kernel))
-        return tuple(one for one in named if one is not None)
+        return tuple(one for one in (*named, self.bios, *self.drives) if one is not None)
 
 
 @dataclass(frozen=True)
@@ -192,6 +206,12 @@ def parse_plan(text: str, name: str, folder: Path, *, trusted: bool = True) -> P
         raise golden.wrong("a run cannot begin where it ends; give instructions", "begin")
     for table in (golden, run, outcomes, document):
         table.done()
+    if plan.guest.processors > 1 and (plan.prune or plan.when.condition):
+        raise document.wrong(
+            "registers and accesses of one processor are not told from another's; leave it out, or "
+            "guest.cpus",
+            "prune" if plan.prune else "when.condition",
+        )
     names = [one.name for one in plan.classes]
     for one in names:
         if one in OUTCOMES or names.count(one) > 1:
@@ -200,7 +220,9 @@ def parse_plan(text: str, name: str, folder: Path, *, trusted: bool = True) -> P
 
 
 def _guest(table: Table, folder: Path) -> Guest:
-    kernel = table.text("kernel", BUNDLED)
+    drives = {key: table.texts(key) for key in ("disk", "cdrom", "floppy")}
+    from_drives = "bios" in table or any(drives.values())
+    kernel = table.text("kernel", "" if from_drives else BUNDLED)
     workload = table.text("workload")
     append = table.text("append")
     if workload:
@@ -208,8 +230,15 @@ def _guest(table: Table, folder: Path) -> Guest:
 
     def file(key: str) -> Path | None:
         name = table.text(key)
-        if not name:
-            return None
+        return place(key, name) if name else None
+
+    def place(key: str, name: str) -> Path:
+        if key in drives and "," in name:
+            raise table.wrong(
+                f"{name}: what a guest writes to a drive is forgotten after its run; leave "
+                f"{name[name.index(',') :]} out",
+                key,
+            )
         path = folder / name
         if not path.is_file():
             raise table.wrong(f"there is no file {name}; give a path from the plan's folder", key)
@@ -220,7 +249,7 @@ def _guest(table: Table, folder: Path) -> Guest:
     if not low <= memory <= high:
         raise table.wrong("is out of range; choose from 1M to 3G", "memory")
     found = Guest(
-        kernel=kernel if kernel == BUNDLED else str(folder / kernel),
+        kernel=kernel if kernel in ("", BUNDLED) else str(folder / kernel),
         append=append,
         initrd=file("initrd"),
         modules=tuple(str(folder / one) for one in table.texts("modules")),
@@ -232,14 +261,34 @@ def _guest(table: Table, folder: Path) -> Guest:
         seed=table.number("seed", 0) or 0,
         engine=table.choice("engine", ("auto", "native", "portable"), "auto"),
         symbols=file("symbols"),
+        disks=tuple(place("disk", name) for name in drives["disk"]),
+        cds=tuple(place("cdrom", name) for name in drives["cdrom"]),
+        floppies=tuple(place("floppy", name) for name in drives["floppy"]),
+        bios=file("bios"),
+        processors=table.number("cpus", 1, low=1, high=MOST_PROCESSORS) or 1,
     )
-    if kernel != BUNDLED and not Path(found.kernel).is_file():
+    _demand_whole(table, found)
+    if kernel not in ("", BUNDLED) and not Path(found.kernel).is_file():
         raise table.wrong(
             f'there is no file {kernel}; give a kernel, or "{BUNDLED}" for the package\'s own',
             "kernel",
         )
     table.done()
     return found
+
+
+def _demand_whole(table: Table, guest: Guest) -> None:
+    """Raise PlanError for parts of a guest that do not go together."""
+    if guest.bios is not None and guest.kernel:
+        raise table.wrong("firmware starts instead of a kernel; leave one of the two out", "bios")
+    if not guest.kernel and (guest.append or guest.initrd or guest.modules):
+        raise table.wrong("only a kernel has append, initrd and modules; give kernel", "kernel")
+    if len(guest.disks) + len(guest.cds) > MOST_DRIVES:
+        raise table.wrong(f"there is room for {MOST_DRIVES} drives, CDs included", "disk")
+    if len(guest.floppies) > MOST_FLOPPIES:
+        raise table.wrong(f"there is room for {MOST_FLOPPIES} floppy drives", "floppy")
+    if guest.paging == "direct" and guest.processors > 1:
+        raise table.wrong("direct paging is for one processor; leave cpus or paging out", "cpus")
 
 
 def _point(golden: Table, key: str, default: Point) -> Point:

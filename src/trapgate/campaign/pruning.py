@@ -1,4 +1,4 @@
-"""Runs that need not be made: definition/use classes of general registers and of memory.
+"""Runs that need not be made: definition/use classes of registers, flags and memory.
 
 Between two accesses to a register or a byte nothing depends on it, so a flipped bit does the same
 whenever in between it flips. Moments before the same next access are one class: if that access
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.moments import Course
-from trapgate.campaign.plan import Sample
+from trapgate.campaign.places import Moving
+from trapgate.campaign.plan import Plan, Sample
 from trapgate.campaign.runs import MOST_RUNS, Runs, draw, sample_size
-from trapgate.campaign.targets import Faults, Part
+from trapgate.campaign.targets import MOST_PLACES, Faults, Part
 
 LIVES: Final = 0
 OVERWRITTEN: Final = 1
@@ -62,23 +63,56 @@ def _finder(
 ) -> Callable[[Part], Classes]:
     """What gives the classes of the plan's `moments`, which are times of the course, for a part."""
     steps = np.searchsorted(course.times, moments)
-    known: dict[bytes, Classes] = {}
+    known: dict[tuple[bytes, bytes, int, int, int], Classes] = {}
 
     def find(part: Part) -> Classes:
+        if part.place is not None:
+            return moving(part, part.place)
         if part.address < 0:
             reads = course.reads >> part.register & 1
             accesses = np.flatnonzero(reads | course.writes >> part.register & 1)
             return classes_of(steps, accesses, reads[accesses] != 0, LIVES)
-        accesses, is_read = course.touches.of(part.address)
-        end = STAYS if part.address < memory_size else LIVES
-        key = accesses.tobytes() + is_read.tobytes() + bytes((end,))
+        return at_address(part.address, steps)
+
+    def at_address(address: int, steps: NDArray[np.int64]) -> Classes:
+        accesses, is_read = course.touches.of(address)
+        end = STAYS if address < memory_size else LIVES
+        key = accesses.tobytes(), is_read.tobytes(), end, int(steps[0]), len(steps)
         found = known.get(key)
         if found is None:
             # Many bytes have the same ones: the bytes of a word, and all that are never touched.
             found = known[key] = classes_of(steps, accesses, is_read, end)
         return found
 
+    def moving(part: Part, place: Moving) -> Classes:
+        """Those of a byte that is here and there: between two moves it is as any other."""
+        stays = course.touches.places_of(place)
+        borders = np.searchsorted(steps, [first for first, *_ in stays[1:]])
+        found: list[Classes] = []
+        for (_, at, size), some in zip(stays, np.split(steps, borders), strict=True):
+            if len(some) == 0:
+                continue
+            if part.address < size:
+                found.append(at_address(at + part.address, some))
+            else:  # it is not there: that is what all these runs say
+                found.append(classes_of(some, some[:0], some[:0] > 0, LIVES))
+        return _joined(found)
+
     return find
+
+
+def _joined(classes: list[Classes]) -> Classes:
+    """Classes of moments that follow those of the one before."""
+    counts = [len(one.fate) for one in classes]
+    moments = [len(one.of) for one in classes]
+    before = np.cumsum([0, *counts[:-1]]).tolist()
+    earlier = np.cumsum([0, *moments[:-1]]).tolist()
+    return Classes(
+        np.concatenate([one.of + n for one, n in zip(classes, before, strict=True)]),
+        np.concatenate([one.fate for one in classes]),
+        np.concatenate([one.last + n for one, n in zip(classes, earlier, strict=True)]),
+        np.concatenate([one.size for one in classes]),
+    )
 
 
 @dataclass(frozen=True)
@@ -128,22 +162,25 @@ def prune(
     return runs, known
 
 
-def demand_classes(faults: Faults, name: str, *, guarded: bool) -> None:
-    """Raise PlanError for faults without classes; `guarded` is whether a VMM reads the tables."""
+def demand_classes(faults: Faults, plan: Plan) -> None:
+    """Raise PlanError for faults without classes, or where others than the guest read."""
+    guest = plan.guest
+    in_memory = bool(faults.memory or faults.places)
+    why = ""
     if not faults.prunable:
-        raise PlanError(
-            "only flips of general registers and of memory (by physical address) can be pruned; "
-            "leave prune out, or other targets",
-            "prune",
-            name,
+        why = (
+            "only flips of general registers, flags, memory and table entries (of at most "
+            f"{MOST_PLACES} linear pages or entries) can be pruned; leave prune out, or other "
+            "targets"
         )
-    if guarded and faults.memory:
-        raise PlanError(
-            "under direct paging the VMM reads the guest's memory, too: flips of memory cannot be "
-            "pruned; leave prune out",
-            "prune",
-            name,
-        )
+    elif not guest.kernel and guest.bios is None:
+        why = "the built-in BIOS reads registers and memory, too; leave prune out"
+    elif in_memory and guest.paging == "direct":
+        why = "under direct paging the VMM reads the guest's memory, too; leave prune out"
+    elif in_memory and guest.drives:
+        why = "drives read the guest's memory, too; leave prune out, or the drives"
+    if why:
+        raise PlanError(why, "prune", plan.path)
 
 
 _Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]

@@ -22,6 +22,8 @@ def symbols_of(guest: Guest) -> Symbols | None:
         return Symbols(guest.symbols)
     if guest.kernel == BUNDLED:
         return Symbols(guests.MAP_PATH)
+    if not guest.kernel:
+        return None
     try:
         return Symbols(Path(guest.kernel))
     except TraceError:

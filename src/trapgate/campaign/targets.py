@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final
@@ -17,11 +17,14 @@ from trapgate.campaign.places import (
     Byte,
     Descriptor,
     InstructionByte,
+    LinearPage,
+    Moving,
     Place,
     TableEntry,
     field_of_vmcs,
     general,
 )
+from trapgate.campaign.uses import FLAGS, MOST_FLAGS
 from trapgate.errors import UnknownFieldError, suggestion
 from trapgate.sdm.fields import Field
 from trapgate.sdm.registers import GENERAL
@@ -30,6 +33,8 @@ from trapgate.vmm.injection import InjectionError, parse_injection
 
 _MOST = 1 << 40
 """Faults of a plan: more are a mistake in it."""
+MOST_PLACES: Final = 4096
+"""Linear pages or table entries of a target that can be pruned."""
 _MODES: Final = {
     "flip": (FLIP, False),
     "set 0": (SET_0, False),
@@ -58,24 +63,32 @@ _LIVED_ON: Final = frozenset({Field.PIN_BASED_CONTROLS, Field.VMX_PREEMPTION_TIM
 
 @dataclass(frozen=True)
 class Part:
-    """What has definitions and uses: a general register by its number, or a byte of memory."""
+    """What has definitions and uses: a bit of the masks of `uses`, or a byte of memory.
+
+    That is at a physical address or, where `place` is now here and now there, so many bytes
+    behind its beginning.
+    """
 
     register: int = -1
     address: int = -1
+    place: Moving | None = None
 
 
 @dataclass(frozen=True)
 class Target:
     """Some faults of a kind: `count`, and how the n-th is made.
 
-    Those that flip neighbouring bits of parts have the first `part`; each of `bits` faults is
-    one's, and memory's bytes follow each other.
+    Those that flip bits of parts have `part`, which gives the n-th; each of `bits` faults is one's.
+    `memory` is where its bytes are, if it is memory: first, and last + 1. `places` are those that
+    move.
     """
 
     count: int
     make: Callable[[int], Fault]
-    part: Part | None = None
+    part: Callable[[int], Part] | None = None
     bits: int = 0
+    memory: tuple[int, int] | None = None
+    places: Sequence[Moving] = ()
 
 
 class Faults(Sequence[Fault]):
@@ -110,17 +123,17 @@ class Faults(Sequence[Fault]):
         begin = self.ends[which] - target.count
         n = (number - begin) // target.bits
         assert target.part is not None
-        part = target.part if n == 0 else Part(address=target.part.address + n)
-        return begin + n * target.bits, target.bits, part
+        return begin + n * target.bits, target.bits, target.part(n)
 
     @property
     def memory(self) -> list[tuple[int, int]]:
         """Physical addresses that are flipped in: first, and last + 1, of each target."""
-        return [
-            (one.part.address, one.part.address + one.count // one.bits)
-            for one in self._targets
-            if one.part is not None and one.part.address >= 0
-        ]
+        return [one.memory for one in self._targets if one.memory is not None]
+
+    @property
+    def places(self) -> list[Moving]:
+        """What moves through memory and is flipped in."""
+        return [place for one in self._targets for place in one.places]
 
     def _make(self, number: int) -> Fault:
         which = bisect_right(self.ends, number)
@@ -202,9 +215,13 @@ def _flips(
             make = _flip_maker(place, first, mode, holds=holds)
             part = None
             if numbers is not None and mode == FLIP:
-                part = Part(register=numbers[place.name])
+                part = _always(Part(register=numbers[place.name]))
             found.append(Target(last - first, make, part, last - first))
     return found
+
+
+def _always(part: Part) -> Callable[[int], Part]:
+    return lambda _: part
 
 
 def _flip_maker(place: Place, first: int, mode: str, *, holds: bool) -> Callable[[int], Fault]:
@@ -228,14 +245,24 @@ def _registers(table: Table, wide: bool) -> list[Target]:
         elif name in known:
             names.append(name)
         else:
-            raise table.wrong(f"no register {word!r}; {suggestion(name, list(known))}", "register")
+            names_here = list(known if wide else short)
+            raise table.wrong(f"no register {word!r}; {suggestion(word, names_here)}", "register")
     numbers = {name: number for number, name in enumerate(GENERAL)}
     return _flips(table, [known[one] for one in names], _bits(table), numbers)
 
 
 def _flags(table: Table, wide: bool) -> list[Target]:
     table.flag("flags")
-    return _flips(table, [field_of_vmcs(Field.GUEST_RFLAGS)], _bits(table))
+    first, last = _bits(table)
+    place = field_of_vmcs(Field.GUEST_RFLAGS)
+    (target,) = _flips(table, [place], (first, last), {place.name: FLAGS})
+    if target.part is None:
+        return [target]
+
+    def part(n: int) -> Part:
+        return Part(register=FLAGS + min(first + n, MOST_FLAGS - 1))
+
+    return [replace(target, part=part, bits=1)]
 
 
 def _control(table: Table, wide: bool) -> list[Target]:
@@ -274,8 +301,24 @@ def _memory(kind: str, *, linear: bool) -> Callable[[Table, bool], list[Target]]
             byte, bit = divmod(n, width)
             return Flip(Byte(first + byte, linear), low + bit, mode, holds)
 
-        part = None if linear or mode != FLIP else Part(address=first)
-        return [Target((last - first) * width, make, part, width)]
+        count = (last - first) * width
+        if mode != FLIP:
+            return [Target(count, make)]
+        if not linear:
+
+            def part(n: int) -> Part:
+                return Part(address=first + n)
+
+            return [Target(count, make, part, width, memory=(first, last))]
+        if last - first > MOST_PLACES << 12:
+            return [Target(count, make)]
+        pages = [LinearPage(page << 12) for page in range(first >> 12, (last - 1 >> 12) + 1)]
+
+        def part_of_page(n: int) -> Part:
+            address = first + n
+            return Part(address=address & 0xFFF, place=pages[(address >> 12) - (first >> 12)])
+
+        return [Target(count, make, part_of_page, width, places=pages)]
 
     return read
 
@@ -301,7 +344,15 @@ def _entries(table: Table, wide: bool) -> list[Target]:
         return Flip(TableEntry(start + entry << step, level), bits[bit], mode, holds)
 
     assert level in LEVELS
-    return [Target(count * len(bits), make)]
+    if mode != FLIP or count > MOST_PLACES:
+        return [Target(count * len(bits), make)]
+    entries = [TableEntry(start + n << step, level) for n in range(count)]
+
+    def part(n: int) -> Part:
+        entry, bit = divmod(n, len(bits))
+        return Part(address=bits[bit] >> 3, place=entries[entry])
+
+    return [Target(count * len(bits), make, part, 1, places=entries)]
 
 
 def _descriptors(table: Table, wide: bool) -> list[Target]:

@@ -12,7 +12,7 @@ A changed byte leaves no stale copy behind (`places.Byte`): neither a translatio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import iced_x86 as iced
@@ -20,6 +20,7 @@ import numpy as np
 from iced_x86 import CpuidFeature, Mnemonic, Register
 from numpy.typing import NDArray
 
+from trapgate.campaign.places import AbsentError, Moving
 from trapgate.campaign.walks import levels_of, walk_of
 from trapgate.decision.decide import DELIVER
 from trapgate.events.journal import (
@@ -79,6 +80,8 @@ _WIDEST = 16
 """Bytes of the widest write that certainly writes all of them; FXSAVE, say, leaves some out."""
 _FRAME = 64
 """Bytes of a stack that a delivery or IRET touches, at most."""
+_MAPPING: Final = (f.GUEST_CR0, f.GUEST_CR3, f.GUEST_CR4, f.GUEST_IA32_EFER)
+"""What page walks depend on beside the tables."""
 _STATE: Final = (f.GUEST_CR0, f.GUEST_CR4, f.GUEST_IA32_EFER, f.GUEST_TR_BASE)
 """What does not change in an instruction whose accesses are known."""
 _TABLES: Final = (
@@ -101,11 +104,22 @@ class _Kind(NamedTuple):
 class Touches:
     """The accesses to some pages of memory, by the number of the instruction that made them.
 
-    `spans` are ranges of physical addresses: first, and last + 1.
+    `spans` are ranges of physical addresses: first, and last + 1. `places` move through memory;
+    their pages count from the moment on at which they come there.
     """
 
-    def __init__(self, vm: VirtualMachine, spans: Iterable[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        vm: VirtualMachine,
+        spans: Iterable[tuple[int, int]],
+        places: Sequence[Moving] = (),
+    ) -> None:
         self._vm = vm
+        self._where: dict[Moving, list[tuple[int, int, int]]] = {place: [] for place in places}
+        self._tables: set[int] = set()
+        """Pages with entries on the way to places."""
+        self._may_have_moved = True
+        self._number = 0
         self._pages = {
             page for first, end in spans for page in range(first >> 12, (end - 1 >> 12) + 1)
         }
@@ -117,6 +131,7 @@ class Touches:
         self._now: list[tuple[int, int, bool]] = []
         self._known = True
         self._before: tuple[int, ...] = ()
+        self._mapping: tuple[int, ...] = ()
         self._sequence = 0
         self._time = 0
 
@@ -126,8 +141,11 @@ class Touches:
         words = vm.vmcs.words
         self._now = []
         self._before = tuple(words[cell] for cell in _STATE)
+        self._mapping = tuple(words[cell] for cell in _MAPPING)
         self._sequence = int(vm.processor.head[HEAD_SEQUENCE])
         self._time = vm.processor.time
+        if self._may_have_moved:
+            self._locate()
         instruction = guest.decode()
         kind = self._kind(instruction)
         self._known = not (kind.unknown or vm.processor.x86_vmm.in_vmx_operation)
@@ -138,7 +156,7 @@ class Touches:
         self._touch(guest.wrap(base + words[f.GUEST_RIP]), length, read=True)
         for one in accesses_of(guest, instruction):
             whole = one.write and not one.read and one.size <= _WIDEST and not kind.masked
-            self._touch(one.linear, one.size, read=not whole)
+            self._touch(one.linear, one.size, read=not whole, write=one.write)
         if kind.loads_descriptors:
             self._descriptors()
             self._stack()
@@ -174,6 +192,9 @@ class Touches:
                 self._touch(start & _MASK, gate, read=True)
                 self._descriptors()
                 self._stack()
+        self._number = number + 1
+        if not known or events or self._mapping != tuple(words[cell] for cell in _MAPPING):
+            self._may_have_moved = True
         if not known:
             self._everything.append(number)
             return
@@ -221,7 +242,28 @@ class Touches:
         )
         return _Kind(unknown, loads, mnemonic in _PORTS, mnemonic in _MASKED)
 
-    def _touch(self, linear: int, size: int, *, read: bool) -> None:
+    def places_of(self, place: Moving) -> list[tuple[int, int, int]]:
+        """From which instruction on a place is at which address (-1: nowhere); how many bytes."""
+        return self._where[place]
+
+    def _locate(self) -> None:
+        """Look where the places are now."""
+        self._may_have_moved = False
+        self._tables.clear()
+        vm = self._vm
+        for place, known in self._where.items():
+            entries, _ = walk_of(vm, place.address)
+            self._tables |= {at >> 12 for at, _ in entries}
+            try:
+                at, size = place.locate(vm)
+            except AbsentError:
+                at, size = -1, 0
+            if not known or known[-1][1:] != (at, size):
+                known.append((self._number, at, size))
+                if at >= 0:
+                    self._pages |= {at >> 12, at + size - 1 >> 12}
+
+    def _touch(self, linear: int, size: int, *, read: bool, write: bool = False) -> None:
         """An access to `size` bytes at a linear address, and the walks that it needs."""
         while size > 0:
             part = min(size, 0x1000 - (linear & 0xFFF))
@@ -230,6 +272,8 @@ class Touches:
                 self._note(entry, width, read=True)
             if at >= 0:
                 self._note(at, part, read=read)
+                if write and not self._tables.isdisjoint((at >> 12, at + part - 1 >> 12)):
+                    self._may_have_moved = True
             linear += part
             size -= part
 

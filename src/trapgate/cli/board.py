@@ -10,11 +10,6 @@ from trapgate.cli.terminal import fail
 if TYPE_CHECKING:
     from trapgate.vmm.devices.board import Board
 
-_VGA_FIRMWARE = "vgabios-stdvga.bin"
-_SERIAL_CONSOLE = 0x3F8
-_MOST_DRIVES = 4
-_MOST_FLOPPIES = 2
-
 
 def board(
     disks: list[str],
@@ -32,26 +27,21 @@ def board(
     Without a `kernel` and without `bios` our own BIOS boots from the drives. `serial` has the
     firmware use COM1 as its console, beside the screen.
     """
-    from trapgate.vmm.devices.board import Board
+    from trapgate.vmm.devices.board import MOST_DRIVES, MOST_FLOPPIES, Board
     from trapgate.vmm.devices.storage import open_image
 
-    if len(disks) + len(cds) > _MOST_DRIVES:
+    if len(disks) + len(cds) > MOST_DRIVES:
         raise fail(
             f"--disk: {len(disks) + len(cds)} drives; the two channels have room for "
-            f"{_MOST_DRIVES}, CD drives included"
+            f"{MOST_DRIVES}, CD drives included"
         )
-    if len(floppies) > _MOST_FLOPPIES:
-        raise fail(f"--floppy: {len(floppies)} drives; there is room for {_MOST_FLOPPIES}")
+    if len(floppies) > MOST_FLOPPIES:
+        raise fail(f"--floppy: {len(floppies)} drives; there is room for {MOST_FLOPPIES}")
     files: dict[str, bytes] = {}
     if bios is not None:
-        from trapgate.vmm.firmware import tables
+        from trapgate.vmm.firmware.tables import files_beside
 
-        files = tables.files(memory, processors)
-        if serial:
-            files["etc/sercon-port"] = _SERIAL_CONSOLE.to_bytes(8, "little")
-        screen = bios.parent / _VGA_FIRMWARE
-        if screen.is_file():
-            files["pci1234,1111.rom"] = screen.read_bytes()
+        files = files_beside(bios, memory, processors, serial=serial)
     return Board(
         disks=tuple(open_image(disk) for disk in disks),
         cds=tuple(open_image(disc, read_only=True) for disc in cds),

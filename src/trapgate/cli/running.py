@@ -22,7 +22,7 @@ from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, tell_portable, terminal
 
 if TYPE_CHECKING:
-    from trapgate.debug.story import Story
+    from trapgate.debug.postmortem import PostMortem
     from trapgate.decision.conditions import Names
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
@@ -178,8 +178,10 @@ def perform(given: Options) -> int:
     status = stop.status
     if saving is not None and not saving.end(vm, stop):
         status = 1
-    story = _story(vm, given, start.file, again if _can_be_repeated(vm, given, console) else None)
-    _tell(vm, given, description, stop, status, story, explanations, injections.missed)
+    post_mortem = _post_mortem(
+        vm, given, start.file, again if _can_be_repeated(vm, given, console) else None
+    )
+    _tell(vm, given, description, stop, status, post_mortem, explanations, injections.missed)
     return status
 
 
@@ -352,7 +354,7 @@ def _tell(
     description: str,
     stop: Stop,
     status: int,
-    story: Story | None,
+    post_mortem: PostMortem | None,
     explanations: Explanations,
     missed: list[str],
 ) -> None:
@@ -373,16 +375,16 @@ def _tell(
             **({"not_injected": missed} if given.inject else {}),
             **summary_json(summary),
             **({"failures": explanations.as_json()} if given.explain else {}),
-            **({"story": story.values()} if story is not None else {}),
+            **({"post_mortem": post_mortem.values()} if post_mortem is not None else {}),
         }
         print(json.dumps(answer, indent=2))
         return
     if screen:
         print("\non the screen:", *screen, sep="\n", file=sys.stderr)
-    if story is None or story.headline != stop.message:
+    if post_mortem is None or post_mortem.headline != stop.message:
         print(f"\n{stop.message}", file=sys.stderr)
-    if story is not None:
-        print(f"\n{story}\n", file=sys.stderr)
+    if post_mortem is not None:
+        print(f"\n{post_mortem}\n", file=sys.stderr)
     for injection in missed:
         print(f"trapgate: --inject: {injection}: the moment never came", file=sys.stderr)
     for note in notes:
@@ -436,19 +438,19 @@ def settings_of(file: Path, names: Names | None) -> Settings:
     return read_settings(file, names)
 
 
-def _story(
+def _post_mortem(
     vm: VirtualMachine, given: Options, file: Path, again: Callable[[], VirtualMachine] | None
-) -> Story | None:
+) -> PostMortem | None:
     """Why the guest died, if it did; in a page, too, if one is wanted."""
-    from trapgate.debug.story import tell
-    from trapgate.debug.story.names import namer
+    from trapgate.debug.postmortem import explain_end
+    from trapgate.debug.postmortem.names import namer
 
-    story = tell(vm, namer(given.guest, given.symbols), again)
-    if story is not None and given.report is not None:
-        from trapgate.debug.story.page import write
+    post_mortem = explain_end(vm, namer(given.guest, given.symbols), again)
+    if post_mortem is not None and given.report is not None:
+        from trapgate.debug.postmortem.page import write
 
-        write(story, given.report, file.name)
-    return story
+        write(post_mortem, given.report, file.name)
+    return post_mortem
 
 
 def _protection(settings: Settings | None, engine: str) -> Protect:

@@ -35,6 +35,17 @@ if TYPE_CHECKING:
     from trapgate.compiler.module import Module
 
 _BUILTINS = {"int": int, "bool": bool, "len": len, "min": min, "max": max}
+_FLOATING = {
+    f"{name}_{plural}": (instruction, bits)
+    for name, instruction in {
+        "add": "fadd",
+        "subtract": "fsub",
+        "multiply": "fmul",
+        "divide": "fdiv",
+    }.items()
+    for plural, bits in {"doubles": 64, "singles": 32}.items()
+}
+"""Of `raw`: LLVM's instructions, and how many bits their operands have."""
 
 
 class Expressions(Operators):
@@ -347,6 +358,17 @@ class Expressions(Operators):
             "len(cells), and min and max of two integers or more",
         )
 
+    def _floating(self, operation: str, bits: int, words: list[str]) -> Value:
+        """Arithmetic of numbers of `bits` bits, as which integers are taken."""
+        code = self.code
+        kind = "double" if bits == 64 else "float"
+        if bits != 64:
+            words = [code.let(f"trunc i64 {word} to i{bits}").text for word in words]
+        first, second = (code.let(f"bitcast i{bits} {word} to {kind}").text for word in words)
+        result = code.let(f"{operation} {kind} {first}, {second}").text
+        found = code.let(f"bitcast {kind} {result} to i{bits}")
+        return found if bits == 64 else code.let(f"zext i{bits} {found.text} to i64")
+
     def _raw(self, name: str, values: list[Value], node: ast.Call) -> Value:
         """Memory and C functions by their addresses: see `trapgate.compiler.raw`."""
         code = self.code
@@ -367,6 +389,8 @@ class Expressions(Operators):
         if (name, len(words)) in (("cells", 2), ("table", 3)):
             kind = CELLS if name == "cells" else ROWS
             return code.array(kind, code.pointer(words[0]), *words[1:])
+        if name in _FLOATING and len(words) == 2:
+            return self._floating(*_FLOATING[name], words)
         width = name[4:]
         if name.startswith("peek") and len(words) == 1:
             value = code.let(f"load i{width}, ptr {code.pointer(words[0])}, align 1")

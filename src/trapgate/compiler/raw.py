@@ -63,6 +63,46 @@ def call(address: int, arguments: tuple[int, ...]) -> int:
     return int(kind(int(address))(*map(int, arguments)))
 
 
+def add_doubles(first: int, second: int) -> int:
+    """Add two numbers of double precision, given by their bits; all these round to nearest."""
+    _compiled_only()
+
+
+def subtract_doubles(first: int, second: int) -> int:
+    """Subtract the second from the first."""
+    _compiled_only()
+
+
+def multiply_doubles(first: int, second: int) -> int:
+    """Multiply them."""
+    _compiled_only()
+
+
+def divide_doubles(first: int, second: int) -> int:
+    """Divide the first by the second."""
+    _compiled_only()
+
+
+def add_singles(first: int, second: int) -> int:
+    """Likewise with single precision, in the low 32 bits; the others of the result are 0."""
+    _compiled_only()
+
+
+def subtract_singles(first: int, second: int) -> int:
+    """Subtract."""
+    _compiled_only()
+
+
+def multiply_singles(first: int, second: int) -> int:
+    """Multiply."""
+    _compiled_only()
+
+
+def divide_singles(first: int, second: int) -> int:
+    """Divide."""
+    _compiled_only()
+
+
 def return_address() -> int:
     """In a stub: where its caller goes on."""
     _compiled_only()

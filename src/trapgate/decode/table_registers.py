@@ -98,9 +98,7 @@ def execute_table(
     if second == 0 and information & INFO_REGISTER:
         selector = register_value(v, r, (information >> 3) & 0xF) & 0xFFFF
         return load_segment(v, mem, x, selector, field), length
-    span = 2
-    if second == 1:
-        span = 10 if in_64_bit_mode(v) else 6
+    span = operand_span(v, second)
     offset = operand_offset(v, r, information, displacement)
     outcome, linear = operand_linear(v, (information >> 15) & 7, offset, span, 0)
     if outcome != GO_ON:
@@ -148,9 +146,7 @@ def store_table(
             v[GUEST_RSP] = value
         r[number] = value
         return GO_ON
-    span = 2
-    if second == 1:
-        span = 10 if in_64_bit_mode(v) else 6
+    span = operand_span(v, second)
     offset = operand_offset(v, r, information, displacement)
     outcome, linear = operand_linear(v, (information >> 15) & 7, offset, span, 1)
     if outcome != GO_ON:
@@ -163,6 +159,14 @@ def store_table(
         return outcome
     base = int(v[GUEST_GDTR_BASE]) if field == 0 else int(v[GUEST_IDTR_BASE])
     return write_operand(x, v, mem, linear + 2, span - 2, base)
+
+
+@core
+def operand_span(v: Cells, second: int) -> int:
+    """Bytes of the operand in memory: a selector, or a limit and a base."""
+    if second == 0:
+        return 2
+    return 10 if in_64_bit_mode(v) else 6
 
 
 @core

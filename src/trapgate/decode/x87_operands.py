@@ -21,8 +21,8 @@ EXCHANGES = 64
 OTHER_SHIFT = 7
 TELLS_SIGN = 1 << 10
 """FXAM: C1 is the sign."""
-TO_DECIMAL = 1 << 11
-"""FBSTP."""
+STORES = 1 << 11
+"""The destination is memory, which an unmasked exception leaves as it is."""
 
 _BOTH = READS_TOP | READS_OTHER
 _COMPARES = READS_TOP | FINDS_DENORMALS
@@ -70,7 +70,7 @@ def _operands_beside_memory(opcode: int, field: int) -> int:
         return PUSHES
     if opcode in (0xD9, 0xDD) and field >= 4:
         return 0
-    return READS_TOP | (TO_DECIMAL if opcode == 0xDF and field == 6 else 0)
+    return READS_TOP | STORES
 
 
 @core

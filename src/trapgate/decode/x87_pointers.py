@@ -23,10 +23,9 @@ WIDE = 1 << 20
     LOADS_ENVIRONMENT,
     STORES_IMAGE,
     LOADS_IMAGE,
-    STORES_DECIMAL,
-) = range(8)
+) = range(7)
 """The action: the pointers point to the instruction if it computes; FNINIT; FNSTENV; FNSAVE;
-FLDENV and FRSTOR; FXSAVE and XSAVE; FXRSTOR and XRSTOR; FBSTP, which computes."""
+FLDENV and FRSTOR; FXSAVE and XSAVE; FXRSTOR and XRSTOR."""
 EXTENDED = 1 << 21
 """Of the latter two: XSAVE or XRSTOR."""
 
@@ -68,8 +67,6 @@ def x87_action(opcode: int, form: int) -> int:
     field = (form >> 3) & 7
     if opcode == 0xDB and form == 0xE3:
         return CLEARS
-    if opcode == 0xDF and field == 6 and form < 0xC0:
-        return STORES_DECIMAL
     if form >= 0xC0 or opcode not in (0xD9, 0xDD):
         return POINTS
     if field == 6:

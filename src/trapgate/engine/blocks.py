@@ -73,6 +73,19 @@ def time_is_up(m: Cells) -> int:
 
 
 @jit
+def waits_for_flag(m: Cells) -> bool:
+    """Whether nothing can be taken until RFLAGS.IF becomes 1 (see `look_for_interrupts`).
+
+    Only where the translator is ours does every instruction that sets it say so.
+    """
+    return (
+        m[mc.CPU] != 0
+        and m[mc.ATTENTION] == mc.WHEN_INTERRUPTIBLE
+        and peek64(m[mc.ENV] + at.EFLAGS) & 0x200 == 0
+    )
+
+
+@jit
 def must_stop(m: Cells) -> bool:
     """Whether the run has to stop at this block's start; STOP says why."""
     if m[mc.NEW_BLOCK_SIZE] != 0:
@@ -113,7 +126,7 @@ def must_stop(m: Cells) -> bool:
         m[mc.STOP] = mc.CHECKED
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         return True
-    if m[mc.ATTENTION] == 0:
+    if m[mc.ATTENTION] == 0 or waits_for_flag(m):
         set_deadline(m)
     return False
 
@@ -122,7 +135,7 @@ def must_stop(m: Cells) -> bool:
 def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
     """What the bytes of a block may need care for, and a digest of them.
 
-    For LDMXCSR and FXRSTOR (0FH AEH, memory form /1 or /2), and for input and output.
+    For LDMXCSR, FXRSTOR and XRSTOR (0FH AEH, memory form /1, /2 or /5), and for input and output.
     False alarms cost time only.
     """
     v = cells(m[mc.V], m[mc.V_CELLS])
@@ -147,7 +160,7 @@ def block_hazards(m: Cells, linear: int, size: int) -> tuple[int, int]:
         byte = load8(mem, physical | (here & 0xFFF))
         word = (word << 8 | byte) & 0xFFFFFF
         digest = digest * 0x100000001B3 + byte
-        if word >> 8 == 0x0FAE and word & 0xC0 != 0xC0 and (word >> 3) & 7 in (1, 2):
+        if word >> 8 == 0x0FAE and word & 0xC0 != 0xC0 and (word >> 3) & 7 in (1, 2, 5):
             care |= _CARE_MXCSR
         if byte & 0xF4 == 0xE4 or byte & 0xFC == 0x6C:
             care |= _CARE_PORT
@@ -199,7 +212,10 @@ def check_block(m: Cells, address: int, size: int, slot: int) -> bool:
     """
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     key = address ^ size << 48
-    if blocks[slot] == 0:
+    # Of new blocks the engine tells once one has run to its end: each of the first may have ended
+    # with an event.
+    is_new = m[mc.NEW_BLOCKS_TOLD] == 0 and blocks[slot] != ~key
+    if blocks[slot] == 0 or is_new:
         note_block(m, address, size, (size + 3) >> 2)
         if m[mc.NEW_BLOCK_SIZE] != 0:
             return must_stop(m)

@@ -13,11 +13,13 @@ from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64, poke8, poke32, poke64
 from trapgate.decode.whole_stores import CHANGES_CARRY, NOT_WHOLE
+from trapgate.decode.x87_operands import STORES
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.sse_state import emit_alignment
 from trapgate.engine.x87_pointers import emit_address
+from trapgate.engine.x87_stores import emit_store
 
 POISON = -(1 << 63)
 """An address that no translation exists for. The segment's number stands in bits 34:32."""
@@ -190,6 +192,9 @@ def emit_access(
             em.emit_look(t, m, context, t[em.STORE_TO_COME_CODE], context + chosen, size)
         elif whole != NOT_WHOLE and aligned == 0:
             em.emit_look(t, m, context, t[em.WHOLE_STORE_CODE], context + chosen, whole)
+        if m[mc.X87_ROUNDS] != 0 and m[mc.X87_OPERANDS] & STORES:
+            emit_store(t, m, context, value, chosen, operation & 3)
+            return
         call(t[emitter], (context, value, chosen, index, operation))
         if aligned != 0:
             em.release(t, context, aligned)

@@ -78,6 +78,9 @@ def on_restore(env: int, tb: int, data: int, restore: int) -> None:
         m[mc.TIME] -= m[mc.BEHIND]
     elif m[mc.RESTORED] == _REPEATS:
         m[mc.TIME] -= left
+        if m[mc.STEPPING] == mc.STEP_RUNNING:
+            # It has stored to its own page, and is not done.
+            m[mc.STEPPING] = mc.STEP_DUE
 
 
 @callback(BOOLEAN, INT64, INT64, INT32, BOUND)

@@ -25,7 +25,14 @@ from trapgate.compiler.raw import call, cells, peek64
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import execute_again
-from trapgate.paging.memory import NOTED_MOST, WATCH_COUNT, WATCH_PAGES, WATCHED_PAGE, WRITTEN_PAGE
+from trapgate.paging.memory import (
+    NOTED_MOST,
+    WATCH_COUNT,
+    WATCH_PAGES,
+    WATCHED_PAGE,
+    note_page,
+    watch_length,
+)
 
 CODE = WATCHED_PAGE
 """Of a page's cell: there may be code that was translated from it."""
@@ -54,6 +61,12 @@ def machine_of(uc: int) -> int:
 def pages_of(m: Cells) -> Cells:
     """A cell for each page of memory."""
     return cells(m[mc.WATCH] + 8 * WATCH_PAGES, m[mc.MEM_CELLS] >> 9)
+
+
+@jit
+def watch_of(m: Cells) -> Cells:
+    """All cells that watch memory."""
+    return cells(m[mc.WATCH], watch_length(m[mc.MEM_CELLS] >> 9))
 
 
 @jit
@@ -155,7 +168,7 @@ def on_store(
     m[mc.STORED_PAGE] = page
     if not 0 <= page < len(pages):
         return
-    pages[page] |= WRITTEN_PAGE
+    note_page(watch_of(m), len(pages), page)
     if pages[page] & CODE == 0:
         return
     if size == 1 and return_address != 0:
@@ -205,7 +218,7 @@ def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
     page = address >> 12
     if not 0 <= page < len(pages):
         return
-    pages[page] |= WRITTEN_PAGE
+    note_page(watch_of(m), len(pages), page)
     if pages[page] & CODE:
         forget_range(m, address, address + 4)
 

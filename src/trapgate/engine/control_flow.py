@@ -153,7 +153,7 @@ def return_from_interrupt(env: int, shift: int, back: int) -> None:
     if fault != NO_FAULT:
         raise_from_helper(m, env, fault, error, address, back)
         return
-    load_flags(env, v[f.GUEST_RFLAGS])
+    load_flags(m, env, v[f.GUEST_RFLAGS])
     end_return(m, env, v)
 
 
@@ -254,7 +254,7 @@ def end_fast_call(m: Cells, env: int, v: Cells, outcome: int, back: int) -> None
         vector = UD if outcome == RAISE_UD else GP
         raise_from_helper(m, env, vector, 0, 0, back)
         return
-    load_flags(env, v[f.GUEST_RFLAGS])
+    load_flags(m, env, v[f.GUEST_RFLAGS])
     end_transfer(m, env, v)
 
 

@@ -18,7 +18,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.clock import end_block_here
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.core_calls import look_ahead
-from trapgate.engine.fetched_code import fetch, instruction, is_long, linear_rip
+from trapgate.engine.fetched_code import NOTHING_THERE, fetch, instruction, is_long, linear_rip
 from trapgate.engine.state import (
     arm,
     load,
@@ -51,6 +51,7 @@ from trapgate.paging.ept import (
     RIGHT_WRITE,
     TRANSLATED,
 )
+from trapgate.paging.walk import FETCH, walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
@@ -235,9 +236,26 @@ def execute_sensitive(m: Cells, v: Cells, r: Cells, word: int) -> int:
 
 
 @jit
+def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
+    """The guest's tables no longer lead to an instruction that the engine still found: a fault.
+
+    A processor that has not kept the translation raises it, too.
+    """
+    linear = linear_rip(v)
+    user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    _, error, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, linear, FETCH, user)
+    if error < 0:
+        return arbitrate(m, v, r, 6, 3, -1, 0, 0)
+    return arbitrate(m, v, r, 14, 3, error, linear, 0)
+
+
+@jit
 def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
     """#UD by the engine's lights: perhaps an instruction that this processor does have."""
     word = instruction(m, v)
+    if word & 0xFF == NOTHING_THERE:
+        return fetch_again(m, v, r)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
     if is_undefined(word, start):
@@ -304,6 +322,8 @@ def settle_software_interrupt(
 def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
     word = instruction(m, v)
+    if word & 0xFF == NOTHING_THERE:
+        return fetch_again(m, v, r)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     if is_undefined(word, start):
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
@@ -433,7 +453,10 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
         m[mc.STOP_CODE] = mc.CHECK_NEXT
         arm(m, env, v)
         return mc.CHECKED
-    return execute_sensitive(m, v, r, instruction(m, v))
+    word = instruction(m, v)
+    if word & 0xFF == NOTHING_THERE:
+        return fetch_again(m, v, r)
+    return execute_sensitive(m, v, r, word)
 
 
 @jit

@@ -35,8 +35,8 @@ SYMBOLS = (
     "helper_enter_mmx",
     "helper_mulps",
     "helper_mulpd",
-    "helper_haddps",
-    "helper_haddpd",
+    "helper_addps",
+    "helper_addpd",
     "helper_fistll_ST0",
     "cpu_lduw_data_ra",
     "cpu_ldl_data_ra",
@@ -108,19 +108,21 @@ SYMBOLS = (
     WHOLE_STORE_CODE,
     STORE_TO_COME_CODE,
     ARITHMETIC_CODE,
+    RESULT_CODE,
     ROUNDING_CODE,
+    X87_STORE,
     X87_IMAGE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(63)
+) = range(65)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 48
+SUBSTITUTE_PAIRS = 60
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""
@@ -128,7 +130,10 @@ OPERAND_PAIRS = 20
 ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
 """Helpers whose results are rounded (`x87_rounding`)."""
 ROUNDING_HELPERS = 14
-CELLS = ROUNDING + ROUNDING_HELPERS
+RESULTS = ROUNDING + ROUNDING_HELPERS
+"""Pairs of cells: a helper of SSE arithmetic, and what it does (`sse_results`)."""
+RESULT_PAIRS = 16
+CELLS = RESULTS + 2 * RESULT_PAIRS
 
 # Layout of the translator's data.
 UC = HOST.handle_of_translator

@@ -9,6 +9,9 @@ from trapgate.paging.memory import load8, load64
 from trapgate.paging.walk import locate
 from trapgate.sdm import cells as f
 
+NOTHING_THERE = 0
+"""The first byte of `instruction` where it cannot be read; none that comes here begins with it."""
+
 
 @jit
 def is_long(v: Cells) -> bool:

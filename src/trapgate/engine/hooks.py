@@ -103,6 +103,7 @@ def on_block(uc: int, address: int, size: int, user: int) -> None:
 def on_new_block(uc: int, block: int, previous: int, user: int) -> None:
     """UC_HOOK_EDGE_GENERATED: how many instructions a new block has (portable)."""
     m = cells(user, mc.CELLS)
+    m[mc.NEW_BLOCKS_TOLD] = 1
     note_block(m, peek64(block), peek16(block + 10), peek16(block + 8))
 
 
@@ -396,6 +397,10 @@ def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
         m = cells(user, mc.CELLS)
         address = device_address(m, offset)
         if address >= 0:
+            if m[mc.PORTS] != 0:
+                value = quick_ports.latched(cells(m[mc.PORTS], quick_ports.LENGTH), address, size)
+                if value >= 0:
+                    return value
             begin_device_access(m)
             return call(peek64(m[mc.WATCH] + 8 * WATCH_LOAD), (address, size))
     return (1 << (8 * size)) - 1 if size < 8 else -1

@@ -40,8 +40,12 @@ FPU_DP = 768
 X87_FLAGS = 778
 """The exception flags of x87 arithmetic, likewise, in the order of the status word."""
 X87_FLUSHES = X87_FLAGS + 2
+FT0 = 784
+"""The other operand of x87 arithmetic."""
 SSE_FLAGS = 810
 """The exception flags that SSE instructions raised; they stay until someone clears them."""
+SSE_ROUNDING = SSE_FLAGS - 1
+"""How its results are rounded: 0 to nearest."""
 SSE_FLUSHES = SSE_FLAGS + 2
 """1 if its results are flushed to zero where they are tiny, as in all states of the engine's
 arithmetic two bytes behind the flags."""
@@ -139,6 +143,10 @@ VIDEO_SIZE = 0x10000
 VIDEO_WINDOW = 0xA0000
 """Where the guest finds it."""
 VMCB_EXIT_INFO_2 = 0x80
+POINTERS = VMCB + (VMCB_PAGES - 1) * 0x1000
+"""In the last scratch page: the pointers of PAE paging that the guest's CR3 and its likes loaded,
+and CR3 itself. On the portable path the engine's CR3 is this address then, for its walks read the
+pointers from memory each time."""
 VMCB_MSRPM_BASE = 0x48
 
 # Codes of intercepted events, as EXCP_VMEXIT + code (AMD64 Manual, volume 2, appendix

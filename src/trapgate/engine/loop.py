@@ -9,7 +9,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.fetched_code import linear_rip
 from trapgate.engine.state import save, segment_shape
 from trapgate.events.exits import vm_exit
-from trapgate.paging.memory import WRITTEN_PAGE
+from trapgate.paging.memory import note_page
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
@@ -261,7 +261,7 @@ def invalidate_code(machine: int, start: int, end: int) -> int:
     m = cells(machine, mc.CELLS)
     pages = coherence.pages_of(m)
     for page in range(start >> 12, min((end + 0xFFF) >> 12, len(pages))):
-        pages[page] |= WRITTEN_PAGE
+        note_page(coherence.watch_of(m), len(pages), page)
         if pages[page] & coherence.CODE:
             coherence.forget_range(m, max(start, page << 12), min(end, (page + 1) << 12))
     return 0

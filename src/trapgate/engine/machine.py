@@ -5,6 +5,8 @@ here. They hold the addresses of the state, of the current VMCS, of memory and o
 journal, the virtual clock, and why the engine stopped.
 """
 
+from trapgate.instructions.transcendental import WORK as WORK_CELLS
+
 (
     NATIVE,
     UC,
@@ -144,7 +146,7 @@ journal, the virtual clock, and why the engine stopped.
     X87_ROUNDS,
     X87_WHAT,
     X87_IMAGE,
-    X87_DECIMAL,
+    X87_UNDONE_BY,
     WINDOWS,
     WINDOW_0_START,
     WINDOW_0_SIZE,
@@ -152,8 +154,9 @@ journal, the virtual clock, and why the engine stopped.
     WINDOW_1_START,
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
+    NEW_BLOCKS_TOLD,
     CELLS,
-) = range(147)
+) = range(148)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -162,7 +165,7 @@ VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
 X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: what the one that is
 being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
 X87_ROUNDED: what C1 will be (`x87_rounding`). X87_AT: the linear address of the operand in memory.
-X87_DECIMAL: what FBSTP stores that the engine does not (`x87_decimal`).
+X87_UNDONE_BY: exceptions that, unmasked, leave everything as it was before the instruction.
 X87_ROUNDS: 1 while an instruction is translated that computes. X87_WHAT: of the one that is being
 translated, what `decode.x87_pointers` says; X87_IMAGE: of the one that is executed, if it loads or
 stores an image of FXSAVE or XSAVE. X87_POINTS: 1 until the access is translated whose address
@@ -200,6 +203,7 @@ been told that interrupts are inhibited, so that it executes one instruction (po
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
 KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
 restored last within a block, in bytes.
+NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.quick_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
@@ -338,7 +342,9 @@ VECTOR = PUSHES_FLAGS + 1
 """Two cells: an operand of SSE arithmetic as it is to be taken (`sse_arithmetic`)."""
 PRODUCTS = VECTOR + 2
 """Four cells: the products that DPPS and DPPD add, and where their factors are copied to."""
-CELLS = PRODUCTS + 4
+WORK = PRODUCTS + 4
+"""Cells to compute transcendental functions in (`instructions.transcendental`)."""
+CELLS = WORK + WORK_CELLS
 
 IS_SHOWN = 0x100
 

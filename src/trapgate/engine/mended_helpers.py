@@ -3,7 +3,8 @@
 Compiled only; Linux wheels. SDM, volume 2: RCPPS and RSQRTPS raise no exceptions, take denormals
 for zeros and flush results to zero; ROUNDPS and its like can be told not to raise precision;
 lengths of PCMPESTRI and PCMPESTRM have 64 bits with REX.W, and saturate; DPPS adds in pairs.
-CMPXCHG of 32 bits in 64-bit mode leaves alone all 64 bits of what it does not write.
+CMPXCHG of 32 bits in 64-bit mode leaves alone all 64 bits of what it does not write. POPF may let
+interrupts in that wait.
 
 A callback has one helper that it is bound to, so each helper has one of its own.
 """
@@ -12,11 +13,12 @@ from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek32, peek64, poke8, poke32, poke64
-from trapgate.decode.sse_arithmetic import ACROSS, DOUBLE, PROPAGATES
+from trapgate.decode.sse_arithmetic import DOUBLE, PROPAGATES
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.sse_arithmetic import ARE_ZEROS, settle_pairs
+from trapgate.engine.sse_arithmetic import ARE_ZEROS, element_at, put_element, settle_pairs
+from trapgate.engine.state import look_for_interrupts
 
 _RAX, _RDX = 0, 2
 _QUIETLY = 8
@@ -116,42 +118,52 @@ def on_roundsd(env: int, destination: int, source: int, how: int, helper: int) -
 def copy_selected(place: int, operand: int, how: int, double: bool) -> None:
     """Copy an operand of two doubles or four singles; 0 for elements that `how` leaves out."""
     for n in range(2 if double else 4):
-        taken = (how >> (4 + n)) & 1
-        if double:
-            poke64(place + 8 * n, peek64(operand + 8 * n) if taken else 0)
-        else:
-            poke32(place + 4 * n, peek32(operand + 4 * n) if taken else 0)
+        taken = (how >> (4 + n)) & 1 != 0
+        put_element(place, n, double, element_at(operand, n, double) if taken else 0)
 
 
 @jit
-def add_across(m: Cells, env: int, helper: int, operand: int, elements: int) -> None:
-    """Add neighbours, as HADDPS does, of an operand that is both of the `helper`'s."""
+def copy_exchanged(place: int, operand: int, distance: int, double: bool) -> None:
+    """Copy an operand with elements exchanged that are 1 or 2 apart."""
+    for n in range(2 if double else 4):
+        put_element(place, n, double, element_at(operand, n ^ distance, double))
+
+
+@jit
+def add_elements(m: Cells, env: int, helper: int, first: int, second: int, elements: int) -> None:
+    """ADDPS or ADDPD of registers at these addresses, the first of which it changes."""
     zeros = peek32(env + at.MXCSR) & ARE_ZEROS != 0
-    second = settle_pairs(m, env, operand, operand, elements | ACROSS | PROPAGATES, zeros)
-    call(helper, (env, operand, second))
+    second = settle_pairs(m, env, first, second, elements | PROPAGATES, zeros)
+    call(helper, (env, first, second))
 
 
 @jit
 def add_products(env: int, first: int, second: int, how: int, double: bool) -> None:
-    """The dot product, as the SDM adds it: of two pairs first. `how` is the immediate byte."""
+    """The dot product, as the SDM adds it: of two pairs first. `how` is the immediate byte.
+
+    Each element gets a sum of its own, which counts if several products are NaNs: of two that are
+    added the first goes on. Of DPPS that is a neighbour's product, then the element's own sum; of
+    DPPD its own product. So processors have it.
+    """
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     t = cells(m[mc.TRANSLATOR], em.CELLS)
-    products = int(m[mc.SELF]) + 8 * mc.PRODUCTS
-    copy_selected(products, first, how, double)
-    copy_selected(products + 16, second, how, double)
+    sums = int(m[mc.SELF]) + 8 * mc.PRODUCTS
+    others = sums + 16
+    copy_selected(sums, first, how, double)
+    copy_selected(others, second, how, double)
     if double:
-        call(t[em.MULTIPLY_DOUBLES], (env, products, products + 16))
-        add_across(m, env, t[em.ADD_DOUBLES], products, 2 | DOUBLE)
+        call(t[em.MULTIPLY_DOUBLES], (env, sums, others))
+        copy_exchanged(others, sums, 1, True)
+        add_elements(m, env, t[em.ADD_DOUBLES], sums, others, 2 | DOUBLE)
     else:
-        call(t[em.MULTIPLY_SINGLES], (env, products, products + 16))
-        add_across(m, env, t[em.ADD_SINGLES], products, 4)
-        add_across(m, env, t[em.ADD_SINGLES], products, 4)
+        call(t[em.MULTIPLY_SINGLES], (env, others, sums))
+        copy_exchanged(sums, others, 1, False)
+        add_elements(m, env, t[em.ADD_SINGLES], sums, others, 4)
+        copy_exchanged(others, sums, 2, False)
+        add_elements(m, env, t[em.ADD_SINGLES], sums, others, 4)
     for n in range(2 if double else 4):
-        taken = (how >> n) & 1
-        if double:
-            poke64(first + 8 * n, peek64(products) if taken else 0)
-        else:
-            poke32(first + 4 * n, peek32(products) if taken else 0)
+        taken = (how >> n) & 1 != 0
+        put_element(first, n, double, element_at(sums, n, double) if taken else 0)
 
 
 @callback(VOID, INT64, INT64, INT64, UINT32)
@@ -199,6 +211,13 @@ def on_pcmpestrm(env: int, first: int, second: int, how: int, helper: int) -> No
     compare_strings(env, first, second, how, helper)
 
 
+@callback(VOID, INT64, INT64, UINT32, BOUND)
+def on_write_flags(env: int, flags: int, written: int, helper: int) -> None:
+    """POPF."""
+    call(helper, (env, flags, written))
+    look_for_interrupts(cells(peek64(env + at.MACHINE), mc.CELLS))
+
+
 @jit
 def registers_of(m: Cells) -> int:
     """Where the general registers are."""
@@ -238,6 +257,7 @@ HELPERS_MENDED = {
     "helper_roundsd_xmm": on_roundsd,
     "helper_pcmpestri_xmm": on_pcmpestri,
     "helper_pcmpestrm_xmm": on_pcmpestrm,
+    "helper_write_eflags": on_write_flags,
 }
 """The engine's helpers, and what is called instead, which calls them."""
 

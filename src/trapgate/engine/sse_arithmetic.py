@@ -196,8 +196,8 @@ def settle_pairs(m: Cells, env: int, first: int, second: int, kind: int, zeros: 
     return copy if replaced else second
 
 
-@callback(INT64, *[INT64] * 4)
-def on_sse_arithmetic(env: int, first: int, second: int, kind: int) -> int:
+@jit
+def source_to_take(env: int, first: int, second: int, kind: int) -> int:
     """Before arithmetic on the registers at `first`, the destination, and `second`.
 
     Returns where the helper is to find the source. `kind`: see `decode.sse_arithmetic`.
@@ -212,3 +212,9 @@ def on_sse_arithmetic(env: int, first: int, second: int, kind: int) -> int:
     if is_usual(second, kind) and (kind & SOURCE_ALONE != 0 or is_usual(first, kind)):
         return second
     return settle_pairs(m, env, first, second, kind, mxcsr & ARE_ZEROS != 0)
+
+
+@callback(INT64, *[INT64] * 4)
+def on_sse_arithmetic(env: int, first: int, second: int, kind: int) -> int:
+    """See `source_to_take`."""
+    return source_to_take(env, first, second, kind)

@@ -18,10 +18,11 @@ from trapgate.engine.state import save_paging
 from trapgate.engine.x87_pointers import finish_image
 from trapgate.paging.memory import load32
 from trapgate.paging.walk import READ, walk
+from trapgate.sdm.state import CR4_OSXSAVE
+from trapgate.sdm.vectors import GP, UD
 
 POISON_OF_ALIGNMENT = -(1 << 63) | 3 << 32
 """An address without a translation, as `checked_accesses` has them: #GP, of segment DS."""
-_GP = 13
 _MXCSR_AT = 24
 """Where MXCSR lies in an image of FXSAVE or XSAVE."""
 _SSE_AND_AVX = 6
@@ -40,13 +41,22 @@ def on_mxcsr_is_used(machine: int, env: int, what: int) -> None:
 
 
 @jit
-def raise_gp(env: int, back: int) -> None:
-    """Leave the block with #GP(0) of the instruction that `back`, a return address, lies in."""
+def raise_exception(env: int, back: int, vector: int, kind: int) -> None:
+    """Leave the block with an exception of the instruction that `back`, a return address, lies in.
+
+    Of `kind` FAULT_OF_SEGMENT its error code is 0, else `dispatch` has to find out what it is.
+    """
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
-    m[mc.FAULT_KIND] = mc.FAULT_OF_SEGMENT
+    m[mc.FAULT_KIND] = kind
     poke32(env + at.ERROR_CODE, 0)
-    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
+    poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + vector)
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, back))
+
+
+@jit
+def raise_gp(env: int, back: int) -> None:
+    """The same with #GP(0)."""
+    raise_exception(env, back, GP, mc.FAULT_OF_SEGMENT)
 
 
 @callback(VOID, INT64, UINT32, BOUND, RETURN_ADDRESS)
@@ -82,6 +92,8 @@ def restore_fx(env: int, address: int, helper: int, back: int) -> None:
 @callback(VOID, INT64, INT64, INT64, BOUND, RETURN_ADDRESS)
 def restore_extended(env: int, address: int, wanted: int, helper: int, back: int) -> None:
     """helper_xrstor: likewise; `wanted` is the requested-feature bitmap."""
+    if peek64(env + at.CR4) & CR4_OSXSAVE == 0:
+        raise_exception(env, back, UD, 0)
     if wanted & _SSE_AND_AVX and refuses_mxcsr(env, address):
         raise_gp(env, back)
     call(helper, (env, address, wanted))

@@ -22,7 +22,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.segments import look_at_segments
 from trapgate.engine.x87_exceptions import leave_unfinished
 from trapgate.paging.memory import load8
-from trapgate.paging.walk import load_pointers_of_entry, walk
+from trapgate.paging.walk import load_pointers_of_entry, uses_pae_paging, walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm.controls import (
@@ -56,7 +56,9 @@ _BLOCKED = 3
 def save_paging(env: int, v: Cells) -> None:
     """Of `save` what a page walk looks at."""
     v[f.GUEST_CR0] = peek64(env + at.CR0)
-    v[f.GUEST_CR3] = peek64(env + at.CR3)
+    cr3 = peek64(env + at.CR3)
+    if cr3 != at.POINTERS:
+        v[f.GUEST_CR3] = cr3
     v[f.GUEST_CR4] = peek64(env + at.CR4)
     v[f.GUEST_IA32_EFER] = peek64(env + at.EFER)
 
@@ -187,8 +189,8 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     v[f.GUEST_RIP] = peek64(env + at.EIP)
     v[f.GUEST_RFLAGS] = rflags_of(m, env)
     save_paging(env, v)
-    if m[mc.CPU] == 0:
-        # The engine may have switched tasks by itself, and its walks read the pointers each time.
+    if m[mc.CPU] == 0 and peek64(env + at.CR3) != at.POINTERS:
+        # The engine may have switched tasks by itself.
         load_pointers_of_entry(v, memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]))
     v[f.GUEST_INTERRUPTIBILITY_STATE] = blocking_now(m, env, v)
     if m[mc.PASSED] != 0:
@@ -332,8 +334,16 @@ def segment_shape(v: Cells) -> int:
 
 
 @jit
-def load_flags(env: int, rflags: int) -> None:
+def look_for_interrupts(m: Cells) -> None:
+    """RFLAGS.IF may become 1: look before the next block whether something waits for that."""
+    if m[mc.ATTENTION] != 0:
+        m[mc.DEADLINE] = 0
+
+
+@jit
+def load_flags(m: Cells, env: int, rflags: int) -> None:
     """Of `load` RFLAGS."""
+    look_for_interrupts(m)
     poke64(env + at.EFLAGS, rflags & ~(_CC | _DF))
     poke64(env + at.CC_SRC, rflags & _CC)
     poke32(env + at.CC_OP, at.CC_OP_EFLAGS)
@@ -389,19 +399,40 @@ def prepare_next_instruction(m: Cells, env: int, v: Cells) -> None:
 
 
 @jit
+def load_cr3(m: Cells, env: int, v: Cells) -> int:
+    """Of `load` CR3, and the pointers of PAE paging; 0 if they have not changed."""
+    cr3 = int(v[f.GUEST_CR3])
+    stale = 0
+    if m[mc.NATIVE] == 0 and v[f.GUEST_IA32_EFER] & EFER_LMA == 0:
+        # Outside of IA-32e mode bits 63:32 are ignored (SDM, "Paging"), but not by the engine.
+        cr3 &= 0xFFFFFFFF
+        if uses_pae_paging(v):
+            loaded = cells(m[mc.SCRATCH] + at.POINTERS - at.VMCB, 5)
+            for n in range(4):
+                stale |= loaded[n] ^ v[f.GUEST_PDPTE0 + n]
+                loaded[n] = v[f.GUEST_PDPTE0 + n]
+            stale |= loaded[4] ^ cr3
+            loaded[4] = cr3
+            cr3 = at.POINTERS
+    stale |= peek64(env + at.CR3) ^ cr3
+    poke64(env + at.CR3, cr3)
+    return stale
+
+
+@jit
 def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Load the guest's state from `v` and `r` into `env`; flush what became stale."""
     stale = (
         ((peek64(env + at.CR0) ^ v[f.GUEST_CR0]) & 0x80010001)
-        | (peek64(env + at.CR3) ^ v[f.GUEST_CR3])
         | ((peek64(env + at.CR4) ^ v[f.GUEST_CR4]) & 0x7210B0)
         | ((peek64(env + at.EFER) ^ v[f.GUEST_IA32_EFER]) & 0xD00)
+        | load_cr3(m, env, v)
     )
     r[reg.RSP] = v[f.GUEST_RSP]
     for n in range(16):
         poke64(env + at.REGS + 8 * n, r[n])
     poke64(env + at.EIP, v[f.GUEST_RIP])
-    load_flags(env, v[f.GUEST_RFLAGS])
+    load_flags(m, env, v[f.GUEST_RFLAGS])
     load_segments(env, v)
     gdt = env + at.SEGMENTS + at.SEGMENT_SIZE * 8
     poke64(gdt + at.BASE, v[f.GUEST_GDTR_BASE])
@@ -410,10 +441,6 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     poke32(gdt + at.SEGMENT_SIZE + at.LIMIT, v[f.GUEST_IDTR_LIMIT])
     poke64(env + at.CR0, v[f.GUEST_CR0])
     poke64(env + at.CR2, r[reg.CR2])
-    poke64(env + at.CR3, v[f.GUEST_CR3])
-    if m[mc.NATIVE] == 0 and v[f.GUEST_IA32_EFER] & EFER_LMA == 0:
-        # Outside of IA-32e mode bits 63:32 are ignored (SDM, "Paging"), but not by the engine.
-        poke64(env + at.CR3, v[f.GUEST_CR3] & 0xFFFFFFFF)
     poke64(env + at.CR4, v[f.GUEST_CR4])
     poke64(env + at.EFER, v[f.GUEST_IA32_EFER])
     poke32(env + at.SYSENTER_CS, v[f.GUEST_IA32_SYSENTER_CS])
@@ -481,7 +508,7 @@ def load_handler(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
     No other segment than CS and SS is loaded, and no translation becomes stale.
     """
-    load_flags(env, v[f.GUEST_RFLAGS])
+    load_flags(m, env, v[f.GUEST_RFLAGS])
     load_code_and_stack(m, env, v)
     poke64(env + at.CR2, r[reg.CR2])
     m[mc.SHADOW] = min(0, m[mc.SHADOW])
@@ -532,7 +559,8 @@ def arm(m: Cells, env: int, v: Cells) -> None:
         read |= 1
     if v[f.CR4_GUEST_HOST_MASK]:
         read |= 1 << 4
-    if primary & 1 << 16:
+    if primary & 1 << 16 or m[mc.NATIVE] == 0:
+        # On the portable path the engine's CR3 may be another.
         read |= 1 << 3
     if table:
         read |= 1 | 1 << 2 | 1 << 3 | 1 << 4

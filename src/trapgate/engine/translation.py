@@ -42,6 +42,7 @@ from trapgate.engine import (
     sse_arithmetic,
     translations,
     whole_stores,
+    x87_stores,
 )
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
@@ -83,8 +84,11 @@ from trapgate.engine.odd_code import (
     look,
 )
 from trapgate.engine.segments import accesses_checked
+from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
+from trapgate.engine.state import look_for_interrupts
 from trapgate.engine.x87_exponents import on_extract, on_scale
+from trapgate.engine.x87_functions import FUNCTIONS
 from trapgate.engine.x87_pointers import on_x87_image
 from trapgate.engine.x87_remainder import REMAINDERS
 from trapgate.engine.x87_rounding import HELPERS, emit_rounding, on_rounding, rounds
@@ -245,6 +249,10 @@ def on_gen_call(
         if m[mc.OPERAND] != 0:
             check_operands(m, t, context, function, count, arguments)
         if m[mc.ARITHMETIC] != NO_ARITHMETIC and count >= 3:
+            entry = entry_of(t, function)
+            if entry != 0:
+                emit_arithmetic(t, m, context, arguments, entry)
+                return
             operand = take_operands(m, t, context, count, arguments)
         if m[mc.X87_POINTS] != 0:
             note_operand_of_helper(m, t, context, function, arguments)
@@ -367,8 +375,10 @@ def whole_flags(env: int, read_flags: int) -> int:
 @callback(VOID, INT64, INT64)
 def on_sti(machine: int, env: int) -> None:
     """Before STI: it blocks interrupts if it enables them."""
+    m = cells(machine, mc.CELLS)
     enabled = peek64(env + at.EFLAGS) & RFLAGS_IF
-    cells(machine, mc.CELLS)[mc.SHADOW] = 0 if enabled else BLOCKING_BY_STI
+    m[mc.SHADOW] = 0 if enabled else BLOCKING_BY_STI
+    look_for_interrupts(m)
 
 
 @callback(VOID, INT64, INT64)
@@ -429,6 +439,8 @@ _STUBS: dict[int, Callback | Stub] = {
     em.REFUSE_CODE: accesses.on_checked_address,
     em.X87_IMAGE: on_x87_image,
     em.ROUNDING_CODE: on_rounding,
+    em.X87_STORE: x87_stores.on_x87_store,
+    em.RESULT_CODE: on_arithmetic,
     em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
     em.STORE_TO_COME_CODE: whole_stores.on_store_to_come,
@@ -467,15 +479,18 @@ class Translator:
             t[em.ROUNDING + n] = _symbol(library, name)
         ours_alone = (SUBSTITUTES | HELPERS_REPLACED).items()
         substitutes = {_symbol(library, name): code.address for name, code in ours_alone}
-        for name, (conversion, helper) in x87.CONVERSIONS.items():
+        for name, (conversion, helper) in x87_stores.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
-        for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED).items():
+        for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED | x87.LOADS).items():
             substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
-        for name, ours in REMAINDERS.items():
+        for name, ours in (REMAINDERS | FUNCTIONS | x87_stores.STORES_OF_80).items():
             substitutes[_symbol(library, name)] = ours.bind(self.address)
         substitutes[_symbol(library, "helper_fxtract")] = on_extract.address
         scale = _symbol(library, "helper_fscale")
         substitutes[scale] = on_scale.bind(scale)
+        assert len(RESULTS) == em.RESULT_PAIRS
+        for n, (name, kind) in enumerate(RESULTS.items()):
+            t[em.RESULTS + 2 * n : em.RESULTS + 2 * n + 2] = _symbol(library, name), kind
         t[em.PUSHED_FLAGS] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         t[em.WHOLE_FLAGS] = whole_flags.bind(int(t[em.READ_FLAGS]))
         assert len(substitutes) <= em.SUBSTITUTE_PAIRS

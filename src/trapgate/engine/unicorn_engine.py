@@ -23,7 +23,7 @@ from trapgate.engine.device_pages import DevicePages
 from trapgate.engine.translation import translator
 from trapgate.engine.vector_registers import VectorRegisters
 from trapgate.errors import EngineError
-from trapgate.paging.memory import WATCH_PAGES
+from trapgate.paging.memory import WATCH_PAGES, watch_length
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 
@@ -151,11 +151,13 @@ class UnicornEngine:
         c[mc.MEM] = _address(self.memory)
         c[mc.MEM_CELLS] = size // 8
         c[mc.SCRATCH] = _address(self.scratch)
-        watch_cells = np.zeros(WATCH_PAGES + size // _PAGE, np.int64)
-        self._keep.append(watch_cells)
+        pages = size // _PAGE
+        watch_cells = np.zeros(watch_length(pages), np.int64)
         watch(self.memory, watch_cells)
         self.devices = DevicePages(c, watch_cells)
-        self.page_cells = watch_cells[WATCH_PAGES:]
+        self.watch_cells = watch_cells
+        """What memory's stores are watched by, and the log of pages that were written."""
+        self.page_cells = watch_cells[WATCH_PAGES : WATCH_PAGES + pages]
         """A cell a page of memory: bits of `coherence`, WRITTEN_PAGE among them."""
         c[mc.WATCH] = _address(watch_cells)
         # Every MSR is intercepted: its bitmap, in the scratch pages, is all ones.

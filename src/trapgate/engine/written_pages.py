@@ -1,15 +1,16 @@
 """Memory as it was: copies of it that share their pages, and back to any of them.
 
-Who stores marks the page, in the same cells that keep translated code coherent (`coherence`). Where
-the engine does not tell of its stores (other libraries than the Linux wheels') all pages are
-taken for written. A copy costs the pages that were written since the one before; going back costs
-those that were written since and those in which the two copies differ, drops the code that was
-translated from them, and all entries of the TLB, so that the next store to each page is told
-again. All other code stays. Other arrays, which are small, are copied with memory.
+Who stores marks the page, in the same cells that keep translated code coherent (`coherence`), and
+logs its number (`paging.memory.note_page`). Where the engine does not tell of its stores (other
+libraries than the Linux wheels') all pages are taken for written. A copy costs the pages that were
+written since the one before; going back costs those that were written since and those in which the
+two copies differ, drops the code that was translated from them, and all entries of the TLB, so that
+the next store to each page is told again. All other code stays. Other arrays, which are small, are
+copied with memory.
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -17,15 +18,13 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import bound, jit, jit_for_python
 from trapgate.compiler.raw import call, cells
 from trapgate.engine import machine as mc
-from trapgate.engine.coherence import CODE, forget_range, pages_of
+from trapgate.engine.coherence import CODE, forget_range, pages_of, watch_of
 from trapgate.engine.unicorn_engine import UnicornEngine
-from trapgate.paging.memory import WRITTEN_PAGE
+from trapgate.paging.memory import WATCH_PAGES, WATCH_WRITTEN, WRITTEN_PAGE, note_page
 
 _CELLS = 512
 """Of a page."""
 _PAGE = 1 << 12
-_GROUP = 64
-"""Pages that are looked at together."""
 _CHUNK = 256
 """Pages that the pool grows by."""
 
@@ -46,32 +45,22 @@ def are_different(one: Cells, other: Cells) -> bool:
     return differences != 0
 
 
-@jit
-def any_written(pages: Cells, first: int, end: int) -> bool:
-    """Whether any of some pages was written."""
-    marks = 0
-    for page in range(first, end):
-        marks |= pages[page]
-    return marks & WRITTEN_PAGE != 0
-
-
-@jit
-def any_changes(pages: Cells, contents: Cells, known: Cells, first: int, end: int) -> bool:
-    """Whether any of some pages was written, or is another one in two copies."""
-    changes = 0
-    for page in range(first, end):
-        changes |= pages[page] & WRITTEN_PAGE | known[page] ^ contents[page]
-    return changes != 0
-
-
 @jit_for_python
-def restore_pages(machine: int, wanted: int, latest: int, spans: int, count: int, same: int) -> int:
+def restore_pages(
+    machine: int,
+    wanted: int,
+    latest: int,
+    spans: int,
+    count: int,
+    other: int,
+    others: int,
+) -> int:
     """Let memory be as a copy has it; how many pages were copied.
 
     `wanted` and `latest` are addresses of arrays with the address of each page's content: in that
     copy, and in the one that memory was last the same as, which becomes `wanted`. At `spans` there
-    are, for each of `count` other arrays, where it is, where its copy is, and how many cells.
-    `same` says that the two copies are one.
+    are, for each of `count` other arrays, where it is, where its copy is, and how many cells. At
+    `other` are the numbers of the `others` pages in which the two copies differ.
     """
     m = cells(machine, mc.CELLS)
     arrays = cells(spans, 3 * count)
@@ -79,50 +68,56 @@ def restore_pages(machine: int, wanted: int, latest: int, spans: int, count: int
         span = arrays[3 * n :]
         copy_cells(cells(span[0], span[2]), cells(span[1], span[2]))
     pages = pages_of(m)
+    watch = watch_of(m)
     contents = cells(wanted, len(pages))
     known = cells(latest, len(pages))
+    differing = cells(other, others)
+    for n in range(others):
+        note_page(watch, len(pages), differing[n])
+    log = watch[WATCH_PAGES + len(pages) :]
     copied = 0
-    first = 0
-    while first < len(pages):
-        end = min(first + _GROUP, len(pages))
-        if same:
-            changed = any_written(pages, first, end)
-        else:
-            changed = any_changes(pages, contents, known, first, end)
-        if changed:
-            for page in range(first, end):
-                if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
-                    pages[page] &= ~WRITTEN_PAGE
-                    known[page] = contents[page]
-                    now = cells(m[mc.MEM] + (page << 12), _CELLS)
-                    then = cells(contents[page], _CELLS)
-                    if m[mc.CPU] == 0 and not are_different(now, then):
-                        # All pages are marked here, and to drop one page's code is to drop all.
-                        continue
-                    if pages[page] & CODE:
-                        forget_range(m, page << 12, (page + 1) << 12)
-                    copy_cells(now, then)
-                    copied += 1
-        first = end
+    for n in range(watch[WATCH_WRITTEN]):
+        page = log[n]
+        pages[page] &= ~WRITTEN_PAGE
+        known[page] = contents[page]
+        now = cells(m[mc.MEM] + (page << 12), _CELLS)
+        then = cells(contents[page], _CELLS)
+        if m[mc.CPU] == 0 and not are_different(now, then):
+            # All pages are marked here, and to drop one page's code is to drop all.
+            continue
+        if pages[page] & CODE:
+            forget_range(m, page << 12, (page + 1) << 12)
+        copy_cells(now, then)
+        copied += 1
+    watch[WATCH_WRITTEN] = 0
     if m[mc.TLB_FLUSH] != 0:
         call(m[mc.TLB_FLUSH], (m[mc.CPU],))
     return copied
 
 
 @jit_for_python
-def differing_pages(machine: int, wanted: int, latest: int) -> int:
+def differing_pages(machine: int, wanted: int, other: int, others: int) -> int:
     """How many pages of memory are not as a copy has them; addresses as for `restore_pages`."""
     m = cells(machine, mc.CELLS)
     pages = pages_of(m)
+    watch = watch_of(m)
     contents = cells(wanted, len(pages))
-    known = cells(latest, len(pages))
+    differing = cells(other, others)
+    log = watch[WATCH_PAGES + len(pages) :]
     count = 0
-    for page in range(len(pages)):
-        if pages[page] & WRITTEN_PAGE or known[page] != contents[page]:
-            now = cells(m[mc.MEM] + (page << 12), _CELLS)
-            if are_different(now, cells(contents[page], _CELLS)):
-                count += 1
+    for n in range(watch[WATCH_WRITTEN]):
+        count += int(differs(m, contents, log[n]))
+    for n in range(others):
+        if pages[differing[n]] & WRITTEN_PAGE == 0:
+            count += int(differs(m, contents, differing[n]))
     return count
+
+
+@jit
+def differs(m: Cells, contents: Cells, page: int) -> bool:
+    """Whether a page of memory does not hold what a copy has."""
+    now = cells(m[mc.MEM] + (page << 12), _CELLS)
+    return are_different(now, cells(contents[page], _CELLS))
 
 
 @jit_for_python
@@ -234,29 +229,41 @@ def pool_of(engine: UnicornEngine) -> PagePool:
 
 
 class MemoryCopy:
-    """A copy of an engine's memory, and of other `arrays` of 64-bit cells."""
+    """A copy of an engine's memory, and of other `arrays` of 64-bit cells.
 
-    def __init__(self, engine: UnicornEngine, arrays: Iterable[Cells] = ()) -> None:
+    Somebody else sees to the rest of those of which `beginnings` says, by their addresses, how many
+    of the first cells go back with memory.
+    """
+
+    def __init__(
+        self,
+        engine: UnicornEngine,
+        arrays: Iterable[Cells] = (),
+        beginnings: Mapping[int, int] | None = None,
+    ) -> None:
         self._engine = engine
         self._pool = pool_of(engine)
         self._mark_all()
-        changed = np.flatnonzero(engine.page_cells & WRITTEN_PAGE)
+        changed = np.sort(_written(engine))
         self._pool.take(changed, int(engine.cells[mc.SELF]))
         self._kept = self._pool.latest
+        self._compared: weakref.ref[_Kept] | None = None
+        self._differing: Cells = np.zeros(0, np.int64)
+        self._others = 0, 0
         self._arrays = list(arrays)
         self.copies = [array.copy() for array in self._arrays]
+        sizes = beginnings or {}
         spans = [
-            (array.ctypes.data, copy.ctypes.data, array.size)
+            (at := array.ctypes.data, copy.ctypes.data, sizes.get(at, array.size))
             for array, copy in zip(self._arrays, self.copies, strict=True)
         ]
         self._spans: Cells = np.array(spans, np.int64).reshape(-1)
-        maps = self._kept.addresses, self._pool.known
-        numbers = int(engine.cells[mc.SELF]), *(int(array.ctypes.data) for array in maps)
-        numbers_of_arrays = int(self._spans.ctypes.data), len(spans)
-        self._restore = bound(restore_pages, *numbers, *numbers_of_arrays, 0)
-        self._restore_latest = bound(restore_pages, *numbers, *numbers_of_arrays, 1)
-        self._differing = bound(differing_pages, *numbers)
-        engine.page_cells[:] &= ~WRITTEN_PAGE
+        machine, wanted = int(engine.cells[mc.SELF]), self._kept.addresses.ctypes.data
+        known, others = self._pool.known.ctypes.data, self._spans.ctypes.data
+        self._restore = bound(restore_pages, machine, wanted, known, others, len(spans))
+        self._count_differing = bound(differing_pages, machine, wanted)
+        engine.page_cells[changed] &= ~WRITTEN_PAGE
+        engine.watch_cells[WATCH_WRITTEN] = 0
         engine.flush_translations()
 
     @property
@@ -264,10 +271,23 @@ class MemoryCopy:
         """Whether memory was not the same as another copy since it was the same as this one."""
         return self._pool.latest is self._kept
 
+    def _differing_from_latest(self) -> tuple[int, int]:
+        """Where the numbers are of the pages that another copy than the latest has, and how many.
+
+        They are looked for once: a bench goes to and fro between the same two copies.
+        """
+        latest = self._pool.latest
+        if self._compared is None or self._compared() is not latest:
+            self._compared = weakref.ref(latest)
+            self._differing = np.flatnonzero(latest.addresses != self._kept.addresses)
+            self._others = self._differing.ctypes.data, len(self._differing)
+        return self._others
+
     def _mark_all(self) -> None:
         """Take all pages for written, where nobody tells which ones were."""
         if not self._engine.cells[mc.CPU]:
-            self._engine.page_cells[:] |= WRITTEN_PAGE | CODE
+            self._engine.page_cells[:] |= CODE
+            _mark(self._engine, slice(None))
 
     def filled_pages(self) -> Cells:
         """The numbers of the pages that are not all zeros."""
@@ -281,7 +301,7 @@ class MemoryCopy:
     def differences(self) -> int:
         """How many pages of memory are not now as they were."""
         self._mark_all()
-        return int(self._differing())
+        return int(self._count_differing(*self._differing_from_latest()))
 
     def restore(self) -> int:
         """Let memory be as it was; how many pages were copied."""
@@ -289,15 +309,30 @@ class MemoryCopy:
         if not self._engine.cells[mc.CPU]:
             self._engine.flush_translations()
         if self.is_latest:
-            return int(self._restore_latest())
+            return int(self._restore(0, 0))
+        others = self._differing_from_latest()
         self._pool.latest = self._kept
-        return int(self._restore())
+        return int(self._restore(*others))
+
+
+def _written(engine: UnicornEngine) -> Cells:
+    """The log of pages that were written."""
+    log = engine.watch_cells[WATCH_PAGES + engine.page_cells.size :]
+    return log[: engine.watch_cells[WATCH_WRITTEN]]
+
+
+def _mark(engine: UnicornEngine, pages: Cells | slice) -> None:
+    """Mark pages as written, and log them."""
+    engine.page_cells[pages] |= WRITTEN_PAGE
+    marked = np.flatnonzero(engine.page_cells & WRITTEN_PAGE)
+    engine.watch_cells[WATCH_WRITTEN] = len(marked)
+    _written(engine)[:] = marked
 
 
 def fill(engine: UnicornEngine, pages: Cells, contents: Cells) -> None:
     """Let some pages of an engine's memory hold these cells, and forget their code."""
     engine.memory.reshape(-1, _CELLS)[pages] = contents
-    engine.page_cells[pages] |= WRITTEN_PAGE
+    _mark(engine, pages)
 
 
 def clear(engine: UnicornEngine) -> None:
@@ -307,5 +342,5 @@ def clear(engine: UnicornEngine) -> None:
         some = memory[first : first + _CHUNK]
         if some.any():
             some[:] = 0
-    engine.page_cells[:] |= WRITTEN_PAGE
+    _mark(engine, slice(None))
     engine.forget_code(0, memory.nbytes)

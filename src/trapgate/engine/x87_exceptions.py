@@ -33,14 +33,13 @@ from trapgate.decode.x87_operands import (
     PUSHES,
     READS_OTHER,
     READS_TOP,
+    STORES,
     TELLS_SIGN,
-    TO_DECIMAL,
     WRITES_OTHER,
     WRITES_TOP,
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_decimal import AS_STORED, INDEFINITE, round_decimal
 from trapgate.engine.x87_pointers import point
 from trapgate.engine.x87_registers import (
     CONTROL,
@@ -52,12 +51,14 @@ from trapgate.engine.x87_registers import (
     state_of,
     tag_of,
 )
-from trapgate.engine.x87_rounding import AS_IT_IS, DOWN, converted, machine_of
+from trapgate.engine.x87_rounding import AS_IT_IS, DOWN
 
 _INVALID = 1
 _DENORMAL = 2
 _ZERO_DIVIDE = 4
 _BEFORE_THE_RESULT = _INVALID | _DENORMAL | _ZERO_DIVIDE
+BEFORE_THE_STORE = _BEFORE_THE_RESULT | 0x18
+"""Overflow and underflow as well."""
 _EXCEPTIONS = 0x3F
 _STACK_FAULT = 0x40
 _CONTROL_BITS, _ALWAYS_1 = 0x1F3F, 0x40
@@ -222,14 +223,12 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
     m[mc.X87_FAULT] = 0
     m[mc.X87_FILLED] = 0
     m[mc.X87_DENORMAL] = 0
-    m[mc.X87_DECIMAL] = AS_STORED
+    m[mc.X87_UNDONE_BY] = BEFORE_THE_STORE if operands & STORES else _BEFORE_THE_RESULT
     m[mc.X87_ROUNDED] = AS_IT_IS if operands & TELLS_SIGN else DOWN
     if peek16(env + CONTROL) & _EXCEPTIONS != _EXCEPTIONS:
         keep_registers(m, env)
     if operands != 0:
         look_at_operands(m, env, operands)
-    if operands & TO_DECIMAL:
-        round_decimal(m, env)
 
 
 @jit
@@ -237,9 +236,6 @@ def exceptions_met(m: Cells, env: int) -> int:
     """What the instruction has met, as flags of the status word."""
     if m[mc.X87_FAULT] != 0:
         return _INVALID | _STACK_FAULT
-    if m[mc.X87_DECIMAL] == INDEFINITE:
-        m[mc.X87_ROUNDED] = DOWN
-        return _INVALID
     met = peek8(env + at.X87_FLAGS) & _EXCEPTIONS & ~_DENORMAL
     if m[mc.X87_DENORMAL] == 1 and met & (_INVALID | _ZERO_DIVIDE) == 0:
         met |= _DENORMAL
@@ -274,9 +270,10 @@ def settle(m: Cells, env: int) -> None:
     control = peek16(env + CONTROL)
     met = exceptions_met(m, env)
     status = peek16(env + STATUS)
-    if met & ~control & _BEFORE_THE_RESULT != 0:
+    undone_by = m[mc.X87_UNDONE_BY]
+    if met & ~control & undone_by != 0:
         take_back(m, env)
-        met &= _BEFORE_THE_RESULT | _STACK_FAULT
+        met &= undone_by | _STACK_FAULT
         if m[mc.X87_ROUNDED] == AS_IT_IS:
             # FPREM has no quotient then.
             status = status & ~_CONDITIONS | before & _CONDITIONS
@@ -331,69 +328,6 @@ def on_x87_reloads(machine: int, rip: int, what: int) -> None:
 
 
 @jit
-def within_16_bits(env: int, value: int) -> int:
-    """A value converted to 32 bits, or the indefinite integer of 16 where it does not fit."""
-    value = value << 32 >> 32
-    if value != value << 48 >> 48 or peek8(env + at.X87_FLAGS) & _INVALID:
-        poke8(env + at.X87_FLAGS, _INVALID)
-        machine_of(env)[mc.X87_ROUNDED] = DOWN
-        return -0x8000
-    return value
-
-
-@callback(INT64, INT64, BOUND)
-def on_store_of_16(env: int, helper: int) -> int:
-    """FIST of 16 bits, by the conversion to 32."""
-    return within_16_bits(env, converted(env, helper, 32))
-
-
-@callback(INT64, INT64, BOUND)
-def on_truncation_to_16(env: int, helper: int) -> int:
-    """FISTTP of 16 bits."""
-    return within_16_bits(env, call(helper, (env,)))
-
-
-@callback(INT64, INT64, BOUND)
-def on_store_of_integer(env: int, helper: int) -> int:
-    """FIST of 32 bits; their upper half means nothing."""
-    return converted(env, helper, 32)
-
-
-@callback(INT64, INT64, BOUND)
-def on_store_of_long_integer(env: int, helper: int) -> int:
-    """FIST of 64 bits."""
-    return converted(env, helper, 64)
-
-
-@callback(INT64, INT64, BOUND)
-def on_truncation_to_32(env: int, helper: int) -> int:
-    """FISTTP of 32 bits: the indefinite integer where the value does not fit."""
-    value = call(helper, (env,))
-    return 0x8000_0000 if peek8(env + at.X87_FLAGS) & _INVALID else value
-
-
-@callback(INT64, INT64, BOUND)
-def on_truncation_to_64(env: int, helper: int) -> int:
-    """FISTTP of 64 bits."""
-    value = call(helper, (env,))
-    return -(1 << 63) if peek8(env + at.X87_FLAGS) & _INVALID else value
-
-
-@callback(INT64, INT64, BOUND)
-def on_store_of_32(env: int, helper: int) -> int:
-    """FST of 32 bits: a signalling NaN, the only invalid operand, becomes a quiet one."""
-    value = converted(env, helper, 32)
-    return value | 1 << 22 if peek8(env + at.X87_FLAGS) & _INVALID else value
-
-
-@callback(INT64, INT64, BOUND)
-def on_store_of_64(env: int, helper: int) -> int:
-    """FST of 64 bits."""
-    value = converted(env, helper, 64)
-    return value | 1 << 51 if peek8(env + at.X87_FLAGS) & _INVALID else value
-
-
-@jit
 def note_single(env: int, value: int) -> None:
     """A single-precision operand is about to be converted."""
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
@@ -445,19 +379,11 @@ def on_load_of_double(env: int, value: int, helper: int) -> None:
     make_quiet(env)
 
 
-CONVERSIONS = {
-    "helper_fist_ST0": (on_store_of_16, "helper_fistl_ST0"),
-    "helper_fistl_ST0": (on_store_of_integer, "helper_fistl_ST0"),
-    "helper_fistll_ST0": (on_store_of_long_integer, "helper_fistll_ST0"),
-    "helper_fistt_ST0": (on_truncation_to_16, "helper_fisttl_ST0"),
-    "helper_fisttl_ST0": (on_truncation_to_32, "helper_fisttl_ST0"),
-    "helper_fisttll_ST0": (on_truncation_to_64, "helper_fisttll_ST0"),
-    "helper_fsts_ST0": (on_store_of_32, "helper_fsts_ST0"),
-    "helper_fstl_ST0": (on_store_of_64, "helper_fstl_ST0"),
-    "helper_flds_ST0": (on_load_of_single, "helper_flds_ST0"),
-    "helper_flds_FT0": (on_single, "helper_flds_FT0"),
-    "helper_fldl_ST0": (on_load_of_double, "helper_fldl_ST0"),
-    "helper_fldl_FT0": (on_double, "helper_fldl_FT0"),
+LOADS = {
+    "helper_flds_ST0": on_load_of_single,
+    "helper_flds_FT0": on_single,
+    "helper_fldl_ST0": on_load_of_double,
+    "helper_fldl_FT0": on_double,
 }
-"""Helpers of the engine's that convert operands, what is called instead, and what this calls. An
-invalid operation has other results than the engine's, and denormal operands are noted."""
+"""Helpers of the engine's that convert operands in memory, and what calls them instead. A
+signalling NaN becomes another one than the engine's, and denormal operands are noted."""

@@ -14,15 +14,26 @@ from trapgate.compiler.raw import (
     peek32,
     peek64,
     poke8,
-    poke16,
     poke32,
-    poke64,
 )
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.x87_registers import EXTENDED_PRECISION, PRECISION, TOP, register_of, tag_of
-from trapgate.engine.x87_remainder import (
+from trapgate.engine.x87_remainder import put_invalid
+from trapgate.engine.x87_rounding import (
+    DOWN,
+    OVERFLOW,
+    UNDERFLOW,
+    UP,
+    begin_again,
+    compute,
+    machine_of,
+    put,
+    wrapped_by,
+)
+from trapgate.instructions.extended_numbers import (
+    EXPONENT_OF_1,
     FINITE,
     INFINITE,
     LARGEST,
@@ -31,12 +42,9 @@ from trapgate.engine.x87_remainder import (
     ZERO,
     normalised,
     number_kind,
-    put_invalid,
 )
-from trapgate.engine.x87_rounding import compute, machine_of
 
 _ZERO_DIVIDE = 4
-_BIAS = 16383
 _INFINITE_MANTISSA = -(1 << 63)
 _BEYOND_ALL = 1 << 16
 """A power of 2 by which every number overflows or vanishes."""
@@ -45,7 +53,7 @@ _BEYOND_ALL = 1 << 16
 @core
 def whole_part(exponent: int, mantissa: int) -> int:
     """A number of this biased exponent without its fraction, or _BEYOND_ALL if it is greater."""
-    distance = exponent - _BIAS
+    distance = exponent - EXPONENT_OF_1
     if distance < 0:
         return 0
     if distance > 15:
@@ -58,15 +66,8 @@ def of_integer(value: int) -> tuple[int, int]:
     """(Sign and exponent, mantissa) of an integer of at most 32 bits."""
     if value == 0:
         return 0, 0
-    exponent, mantissa = normalised(_BIAS + 63, max(value, -value))
+    exponent, mantissa = normalised(EXPONENT_OF_1 + 63, max(value, -value))
     return exponent | (SIGN if value < 0 else 0), mantissa
-
-
-@jit
-def put(place: int, high: int, low: int) -> None:
-    """Write a register."""
-    poke64(place, low)
-    poke16(place + 8, high)
 
 
 @jit
@@ -79,6 +80,17 @@ def raise_flags(env: int, flags: int) -> None:
 def translator_of(env: int) -> Cells:
     """The cells of `emission`."""
     return cells(machine_of(env)[mc.TRANSLATOR], em.CELLS)
+
+
+@jit
+def scale_by(env: int, helper: int, power: int) -> None:
+    """ST(0) times 2 to this power, which ST(1) becomes."""
+    high, low = of_integer(power)
+    put(register_of(env, 1), high, low)
+    precision = peek8(env + PRECISION)
+    poke8(env + PRECISION, EXTENDED_PRECISION)
+    compute(env, register_of(env, 0), helper, 0)
+    poke8(env + PRECISION, precision)
 
 
 @callback(VOID, INT64, BOUND)
@@ -105,12 +117,21 @@ def on_scale(env: int, helper: int) -> None:
             put(top, high & SIGN, 0)
     elif kind == FINITE:
         steps = whole_part(power_high & LARGEST, power_low)
-        whole_high, whole_low = of_integer(steps if grows else -steps)
-        put(other, whole_high, whole_low)
-        precision = peek8(env + PRECISION)
-        poke8(env + PRECISION, EXTENDED_PRECISION)
-        compute(env, top, helper, 0)
-        poke8(env + PRECISION, precision)
+        steps = steps if grows else -steps
+        scale_by(env, helper, steps)
+        by = wrapped_by(env, top)
+        if by != 0:
+            met = OVERFLOW if by < 0 else UNDERFLOW
+            put(top, high, low)
+            begin_again(env)
+            scale_by(env, helper, steps + by)
+            if peek8(env + at.X87_FLAGS) & (OVERFLOW | UNDERFLOW):
+                # Massively so.
+                put(
+                    top, high & SIGN | (LARGEST if grows else 0), _INFINITE_MANTISSA if grows else 0
+                )
+                machine_of(env)[mc.X87_ROUNDED] = UP if grows else DOWN
+            raise_flags(env, met)
         put(other, power_high, power_low)
 
 
@@ -132,9 +153,9 @@ def on_extract(env: int) -> None:
         put(top, LARGEST, _INFINITE_MANTISSA)
     else:
         exponent, low = normalised(max(high & LARGEST, 1), low)
-        of_high, of_low = of_integer(exponent - _BIAS)
+        of_high, of_low = of_integer(exponent - EXPONENT_OF_1)
         put(top, of_high, of_low)
-        high = high & SIGN | _BIAS
+        high = high & SIGN | EXPONENT_OF_1
     poke32(env + TOP, (peek32(env + TOP) - 1) & 7)
     poke8(tag_of(env, 0), 0)
     put(register_of(env, 0), high, low)

@@ -30,7 +30,6 @@ from trapgate.decode.x87_pointers import (
     OPCODE,
     OPCODE_SHIFT,
     SEGMENT,
-    STORES_DECIMAL,
     STORES_IMAGE,
     STORES_STATE,
     WIDE,
@@ -40,13 +39,14 @@ from trapgate.decode.x87_pointers import (
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_decimal import finish_decimal
-from trapgate.engine.x87_registers import state_of
+from trapgate.engine.x87_registers import CONTROL, STATUS, state_of
 from trapgate.sdm import registers as reg
 
 _CS, _FS = 1, 4
 _LOW = 0xFFFF_FFFF
 _VM = 1 << 17
+_EXCEPTIONS = 0x3F
+_SUMMARY_AND_BUSY = 0x8080
 _HEADER = 512
 """Where XSTATE_BV is in the area of XSAVE."""
 
@@ -223,11 +223,13 @@ def finish_image(m: Cells, env: int, what: int, back: int) -> None:
             put_pointers(env, 0, 0, 0, 0, 0)
         else:
             load_image(t, env, address, wide, back)
-    elif action == STORES_DECIMAL:
-        finish_decimal(m, t, env, address, back)
     elif action == LOADS_ENVIRONMENT:
         load_environment(t, env, address, wide, back)
     else:
         finish_environment(t, env, address, wide, back)
         if action == STORES_STATE:
             poke16(env + at.FPU_OP, 0)
+        else:
+            # FNSTENV masks all exceptions.
+            poke16(env + CONTROL, peek16(env + CONTROL) | _EXCEPTIONS)
+            poke16(env + STATUS, peek16(env + STATUS) & ~_SUMMARY_AND_BUSY)

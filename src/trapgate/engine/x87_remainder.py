@@ -8,51 +8,24 @@ from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.x87_registers import STATUS, register_of
-from trapgate.engine.x87_rounding import AS_IT_IS
+from trapgate.engine.x87_rounding import AS_IT_IS, UNDERFLOW, is_unmasked
+from trapgate.instructions.extended_numbers import (
+    FINITE,
+    INFINITE,
+    LARGEST,
+    OTHER,
+    SIGN,
+    WRAPPED,
+    ZERO,
+    normalised,
+    number_kind,
+    packed,
+)
 from trapgate.instructions.partial_remainder import partial_remainder
 
 INVALID = 1
 _C0, _C1, _C2, _C3 = 0x100, 0x200, 0x400, 0x4000
-LARGEST = 0x7FFF
-SIGN = 0x8000
 _INDEFINITE = -(1 << 62)
-
-ZERO, FINITE, INFINITE, OTHER = range(4)
-"""What a register may hold; the last: a NaN, or what is no number of this format."""
-
-
-@core
-def number_kind(high: int, low: int) -> int:
-    """Which of these sign and exponent `high` and mantissa `low` are."""
-    if high & LARGEST == LARGEST:
-        return INFINITE if low == -(1 << 63) else OTHER
-    if high & LARGEST == 0:
-        return ZERO if low == 0 else FINITE
-    return FINITE if low < 0 else OTHER
-
-
-@core
-def normalised(exponent: int, mantissa: int) -> tuple[int, int]:
-    """(Exponent, mantissa with its integer bit set) of a mantissa that is not 0."""
-    while mantissa >= 0:
-        # Bit 62 becomes the sign of the integer.
-        top = -(1 << 63) if mantissa & 1 << 62 else 0
-        mantissa = (mantissa & (1 << 62) - 1) << 1 | top
-        exponent -= 1
-    return exponent, mantissa
-
-
-@core
-def packed(exponent: int, mantissa: int) -> tuple[int, int]:
-    """(Biased exponent, mantissa) as a register holds them; nothing is lost of a denormal."""
-    if mantissa == 0:
-        return 0, 0
-    exponent, mantissa = normalised(exponent, mantissa)
-    if exponent > 0:
-        return exponent, mantissa
-    # The sign bit of this integer is a bit like others.
-    mantissa = (mantissa >> 1) & (1 << 63) - 1
-    return 0, mantissa >> min(-exponent, 63)
 
 
 @core
@@ -94,6 +67,9 @@ def take_remainder(env: int, t: Cells, nearest: bool) -> None:
             mantissa, exponent, divisor, other_exponent, nearest
         )
         biased, mantissa = packed(scale, rest)
+        if biased == 0 and mantissa != 0 and is_unmasked(env, UNDERFLOW):
+            biased, mantissa = packed(scale + WRAPPED, rest)
+            poke8(env + at.X87_FLAGS, UNDERFLOW)
         sign = high & SIGN
         if turned:
             sign = sign ^ SIGN

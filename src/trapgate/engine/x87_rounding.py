@@ -5,6 +5,8 @@ not tell. So what has become inexact is computed once more, rounded towards 0: w
 another result, its magnitude was rounded up.
 """
 
+import numpy as np
+
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT32, INT64, VOID
 from trapgate.compiler.program import callback, jit
@@ -12,11 +14,17 @@ from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, pok
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_registers import ROUNDING, TO_ZERO, register_of
+from trapgate.engine.x87_registers import CONTROL, ROUNDING, TO_ZERO, register_of
+from trapgate.instructions.extended_numbers import LARGEST, WRAPPED, scaled
 
 DOWN, UP, AS_IT_IS = range(3)
 """What X87_ROUNDED may hold: C1 is to be cleared, set, or left to the engine."""
 _INEXACT = 0x20
+OVERFLOW, UNDERFLOW = 8, 0x10
+
+_TWO_OPERANDS = ("fadd", "fsub", "fsubr", "fmul", "fdiv", "fdivr")
+_SCALES = np.array((2, 2, 2, 2, 2, 2, 1, 1, 1, -1, -1, 1))
+"""Of each of these, what its operands' exponents grow by where the result's grows by 2."""
 
 
 @jit
@@ -47,6 +55,32 @@ def converted(env: int, helper: int, bits: int) -> int:
 
 
 @jit
+def put(place: int, high: int, low: int) -> None:
+    """Write a register."""
+    poke64(place, low)
+    poke16(place + 8, high)
+
+
+@jit
+def is_unmasked(env: int, exceptions: int) -> bool:
+    """Whether one of these exceptions is."""
+    return peek16(env + CONTROL) & exceptions != exceptions
+
+
+@jit
+def wrapped_by(env: int, place: int) -> int:
+    """By which power of 2 the result at `place` is to be multiplied, as it is out of range.
+
+    0 if it is not, or if what it has met is masked.
+    """
+    met = peek8(env + at.X87_FLAGS) & ~peek16(env + CONTROL)
+    if met & OVERFLOW:
+        return -WRAPPED
+    tiny = peek16(place + 8) & LARGEST == 0 and peek64(place) != 0
+    return WRAPPED if met & UNDERFLOW or (tiny and is_unmasked(env, UNDERFLOW)) else 0
+
+
+@jit
 def compute(env: int, place: int, helper: int, argument: int) -> None:
     """Let a helper compute the register at `place`."""
     low, high = peek64(place), peek16(place + 8)
@@ -66,10 +100,49 @@ def compute(env: int, place: int, helper: int, argument: int) -> None:
         poke16(place + 8, result_high)
 
 
+@jit
+def begin_again(env: int) -> None:
+    """Forget what a computation has met."""
+    poke8(env + at.X87_FLAGS, 0)
+    machine_of(env)[mc.X87_ROUNDED] = DOWN
+
+
+@jit
+def compute_wrapped(env: int, place: int, helper: int, number: int) -> None:
+    """The same where a result out of range is unmasked: of that the operands are scaled first."""
+    t = cells(machine_of(env)[mc.TRANSLATOR], em.CELLS)
+    which = 0
+    while t[em.ROUNDING + which] != helper:
+        which += 1
+    other = env + at.FT0 if which & 1 == 0 else register_of(env, 0)
+    high, low = peek16(place + 8), peek64(place)
+    other_high, other_low = peek16(other + 8), peek64(other)
+    compute(env, place, helper, number)
+    by = wrapped_by(env, place)
+    if by == 0 or which >= len(_SCALES):
+        return
+    met = OVERFLOW if by < 0 else UNDERFLOW
+    first = by * _SCALES[which >> 1 << 1] // 2
+    second = by * _SCALES[which | 1] // 2
+    scaled_high, scaled_low = scaled(high, low, first)
+    put(place, scaled_high, scaled_low)
+    if other != place:
+        scaled_high, scaled_low = scaled(other_high, other_low, second)
+        put(other, scaled_high, scaled_low)
+    begin_again(env)
+    compute(env, place, helper, number)
+    poke8(env + at.X87_FLAGS, peek8(env + at.X87_FLAGS) | met)
+    if other != place:
+        put(other, other_high, other_low)
+
+
 @callback(VOID, INT64, INT32, INT64)
 def on_rounding(env: int, number: int, helper: int) -> None:
     """In the place of a helper that computes ST(`number`)."""
-    compute(env, register_of(env, number), helper, number)
+    if is_unmasked(env, OVERFLOW | UNDERFLOW):
+        compute_wrapped(env, register_of(env, number), helper, number)
+    else:
+        compute(env, register_of(env, number), helper, number)
 
 
 @jit
@@ -95,8 +168,6 @@ def emit_rounding(
     em.release(t, context, helper)
     em.release(t, context, top)
 
-
-_TWO_OPERANDS = ("fadd", "fsub", "fsubr", "fmul", "fdiv", "fdivr")
 
 HELPERS = (
     *(f"helper_{name}_{where}" for name in _TWO_OPERANDS for where in ("ST0_FT0", "STN_ST0")),

@@ -22,7 +22,7 @@ QUEUED = 2
 """How many bytes wait in the queue."""
 HEAD = 3
 
-SLOTS = 16
+SLOTS = 24
 WIDTH = 12
 ACCESS = 0
 """Of a slot: the exit qualification of the access that it answers, see `access`."""
@@ -68,6 +68,8 @@ UPDATING = 8
 """A load finds VALUE, and in bit 7 whether the clock's update is under way, if the index in slot
 PARTNER selects register A; and RELOAD, if it selects the seconds, as long as START is the number of
 the second."""
+TOGGLE = 9
+"""A load finds VALUE, of which it has inverted the bits that are 1 in RELOAD."""
 REFRESH_TICKS = 18
 """The memory refresh toggles about every 15 us."""
 _REGISTER_A, _SECONDS = 0x0A, 0x00
@@ -81,6 +83,23 @@ _IMMEDIATE = 1 << 6
 def access(port: int, size: int, is_in: bool) -> int:
     """The exit qualification of IN or OUT of `size` bytes, 1, 2 or 4, at `port` in DX."""
     return port << 16 | is_in << 3 | size - 1
+
+
+@core
+def load_from(address: int) -> int:
+    """What stands in ACCESS for a load of 32 bits from a device's page, at a physical address."""
+    return 1 << 48 | address
+
+
+@core
+def latched(p: Cells, address: int, size: int) -> int:
+    """The 32 bits that a load from a device's page finds, if they are known; else -1."""
+    wanted = load_from(address)
+    for n in range(SLOTS):
+        at = HEAD + n * WIDTH
+        if p[at + ACCESS] == wanted and size == 4:
+            return int(p[at + VALUE])
+    return -1
 
 
 @core
@@ -167,6 +186,8 @@ def load(p: Cells, at: int, time: int) -> int:
             return int(value & 0xFF)
         p[at + VALUE] = -1
         return int(value >> 8)
+    if kind == TOGGLE:
+        p[at + VALUE] ^= p[at + RELOAD]
     p[at + READS] += 1
     return int(p[at + VALUE])
 

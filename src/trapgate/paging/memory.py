@@ -28,6 +28,8 @@ DEVICE_SLOTS = 4
 """The numbers of the pages behind which there are devices, -1 for none: where, and how many."""
 WATCH_TRANSLATES = 70
 """Whether the core may use translations that it remembers: see `translations`."""
+WATCH_WRITTEN = 71
+"""How many pages have WRITTEN_PAGE: the log of their numbers is behind the cells of the pages."""
 WATCH_TRANSLATIONS = 72
 TRANSLATION_SLOTS = 32
 """Those translations, two cells each: where, and how many (a power of two)."""
@@ -36,7 +38,28 @@ WATCH_PAGES = 136
 WATCHED_PAGE = 1
 """Of such a cell: stores to this page are noted."""
 WRITTEN_PAGE = 4
-"""... this page was stored to since somebody cleared the bit."""
+"""... this page was stored to since somebody cleared the bit, and is in the log."""
+
+
+@core
+def watch_length(pages: int) -> int:
+    """How many cells watch so many pages: those before WATCH_PAGES, the pages', and the log."""
+    return WATCH_PAGES + 2 * pages
+
+
+@core
+def note_page(watch: Cells, pages: int, page: int) -> None:
+    """Mark one of `pages` as written, and log it if it was not.
+
+    SDM, "Page-Modification Logging", does so for EPT.
+    """
+    state = watch[WATCH_PAGES + page]
+    if state & WRITTEN_PAGE:
+        return
+    watch[WATCH_PAGES + page] = state | WRITTEN_PAGE
+    count = watch[WATCH_WRITTEN]
+    watch[WATCH_WRITTEN] = count + 1
+    watch[WATCH_PAGES + pages + count] = page
 
 
 @core
@@ -45,10 +68,8 @@ def note_store(mem: Memory, cell: int) -> None:
     watch = watched(mem)
     if len(watch) == 0:
         return
-    page = WATCH_PAGES + (cell >> 9)
-    state = watch[page]
-    watch[page] = state | WRITTEN_PAGE
-    if state & WATCHED_PAGE == 0:
+    note_page(watch, len(mem) >> 9, cell >> 9)
+    if watch[WATCH_PAGES + (cell >> 9)] & WATCHED_PAGE == 0:
         return
     count = watch[WATCH_COUNT]
     if count > NOTED_MOST or (count > 0 and watch[count] == cell):

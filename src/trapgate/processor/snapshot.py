@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from trapgate.compiler.dialect import Cells, Rows
+from trapgate.compiler.program import bound
 from trapgate.engine import machine as stops
+from trapgate.engine.rare_changes import restore_journal, restore_tables
 from trapgate.engine.written_pages import MemoryCopy
 from trapgate.events.journal import COUNTS, HEAD_COMPLETED, HEAD_COUNTS, HEAD_SEQUENCE
 from trapgate.processor.likeness import (
@@ -18,6 +20,7 @@ from trapgate.processor.likeness import (
     has_event,
 )
 from trapgate.processor.processor import Processor
+from trapgate.sdm.cells import TABLE_START
 from trapgate.vmcs.vmcs import Vmcs
 
 _NESTED = slice(HEAD_COUNTS + COUNTS, HEAD_COMPLETED)
@@ -80,7 +83,17 @@ class ProcessorSnapshot:
             engine.vectors.live,
             *(engine.cells[n : n + 1] for n in stops.RUN_STATE),
         ]
-        self._copies = MemoryCopy(engine, arrays)
+        tables = [*(one.cells for one in vmcss), *(one.x86_vmm.vmcs for one in processor.every)]
+        beginnings = {array.ctypes.data: TABLE_START for array in tables}
+        beginnings[head.ctypes.data] = HEAD_COUNTS
+        self._copies = MemoryCopy(engine, arrays, beginnings)
+        copies = {
+            array.ctypes.data: copy.ctypes.data
+            for array, copy in zip(arrays, self._copies.copies, strict=True)
+        }
+        pairs = [(at, copies[at]) for at in (array.ctypes.data for array in tables)]
+        self._tables: Cells = np.array(pairs, np.int64)
+        self._restore_tables = bound(restore_tables, self._tables.ctypes.data, len(pairs))
         self._vector_state = engine.vectors.state()
         self._lasting = [
             (array, part, array[part].copy())
@@ -99,6 +112,11 @@ class ProcessorSnapshot:
         self._patience = dict(engine.patience)
         self._rows = processor.rows.copy()
         self._sequence = int(head[HEAD_SEQUENCE])
+        counts = copies[head.ctypes.data] + 8 * HEAD_COUNTS
+        addresses = int(engine.cells[stops.SELF]), counts, self._rows.ctypes.data
+        self._restore_journal = bound(restore_journal, *addresses)
+        self._is_taken = False
+        """Whether `take` has changed the copies, so that nothing need be as they have it."""
         self._launched = [(one, one.launched) for one in vmcss]
         parts = [part for one in processor.every for part in (one.pins, one.x86_vmm)]
         self._plain = [(vars(one), plain(one, _HOST)) for one in (processor, *parts)]
@@ -111,7 +129,9 @@ class ProcessorSnapshot:
         processor.turn_to(self._running)
         processor.make_current(self._vmcs)
         processor.drain()
-        self._restore_rows()
+        self._restore_tables()
+        self._restore_journal(self._sequence, int(self._copies.is_latest and not self._is_taken))
+        self._is_taken = False
         if self._nested or any(one.x86_vmm.has_entered for one in processor.every):
             processor.head[_NESTED] = self._nested_counts
         if engine.patience != self._patience:
@@ -169,6 +189,7 @@ class ProcessorSnapshot:
 
         Raises ValueError or KeyError for what is none.
         """
+        self._is_taken = True
         engine = self._processor.engine
         cells = list(values["run state"])
         cells[0] = int(engine.cells[stops.N if cells[0] else stops.HOST])
@@ -212,20 +233,3 @@ class ProcessorSnapshot:
     def differing_pages(self) -> int:
         """How many pages of memory are not now as they were."""
         return self._copies.differences()
-
-    def _restore_rows(self) -> None:
-        """Rows of the journal that others have taken the place of."""
-        rows = self._processor.rows
-        if not self._copies.is_latest:
-            rows[:] = self._rows
-            return
-        capacity, sequence = len(rows), int(self._processor.head[HEAD_SEQUENCE])
-        if sequence <= capacity:
-            return
-        if sequence - self._sequence >= capacity:
-            rows[:] = self._rows
-            return
-        first, end = self._sequence % capacity, sequence % capacity
-        parts = [(first, end)] if first <= end else [(first, capacity), (0, end)]
-        for first, end in parts:
-            rows[first:end] = self._rows[first:end]

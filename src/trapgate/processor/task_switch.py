@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from struct import pack_into, unpack_from
 from typing import NamedTuple
 
@@ -34,17 +35,21 @@ from trapgate.events.descriptors import (
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import reinstate
 from trapgate.instructions.intercepts import TASK_BY_CALL, TASK_BY_GATE, TASK_BY_IRET
+from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASON_TASK_SWITCH, REASON_TRIPLE_FAULT
 from trapgate.sdm.vectors import DB, DF, GP, NP, PF, SS, TS
+from trapgate.vmx.checks.controls import unrestricted_guest
 
 _READ, _WRITE = 0, 1
 _CS, _SS, _LDTR, _TR = 1, 2, 6, 7
 _DATA_SEGMENTS = (3, 0, 4, 5)
 """DS, ES, FS and GS, in the order in which they are loaded."""
+_FLAT_CODE = 0xC09B
+_DPL_3 = 3 << 5
 _BUSY = 1 << 41
 _LOCAL_BREAKPOINTS = 0x155
 _FLAGS = 0x3F7FD7
@@ -83,6 +88,67 @@ class TaskFaultError(Exception):
         self.vector = vector
         self.error_code = error_code
         self.address = address
+
+
+class Check(NamedTuple):
+    """A row of the SDM's table: a condition, and the exception if it does not hold."""
+
+    holds: bool
+    vector: int
+    selector: int
+
+
+def holds(checks: tuple[Check, ...]) -> bool:
+    """Whether all of them hold."""
+    return all(check.holds for check in checks)
+
+
+def ldt_checks(selector: int, rights: int) -> tuple[Check, Check]:
+    """Of the LDT, which may be none: is it one, is it present?
+
+    `rights` are here, and below, those of the descriptor, 0 if there is none.
+    """
+    is_ldt = rights & 0x1F == _LDT
+    is_none = selector & 0xFFFC == 0
+    return (
+        Check(is_none or is_ldt, TS, selector),
+        Check(is_none or rights & st.AR_P != 0, TS, selector),
+    )
+
+
+def code_checks(selector: int, rights: int) -> tuple[Check, Check, Check]:
+    """Of CS: does its privilege fit, is it code, is it present?"""
+    is_code = rights & (st.AR_S | st.AR_CODE) == st.AR_S | st.AR_CODE
+    dpl, rpl = rights >> 5 & 3, selector & 3
+    fits = dpl <= rpl if rights & st.AR_CONFORMING else dpl == rpl
+    return (
+        Check(fits or not is_code, TS, selector),
+        Check(is_code, TS, selector),
+        Check(rights & st.AR_P != 0, NP, selector),
+    )
+
+
+def stack_checks(selector: int, rights: int, cpl: int) -> tuple[Check, Check, Check, Check]:
+    """Of SS: is it writable data, is it present, is its DPL the CPL, and the selector's RPL?"""
+    is_stack = rights & (st.AR_S | st.AR_CODE | st.AR_WRITABLE) == st.AR_S | st.AR_WRITABLE
+    dpl = rights >> 5 & 3
+    return (
+        Check(is_stack, TS, selector),
+        Check(rights & st.AR_P != 0, SS, selector),
+        Check(dpl == cpl, TS, selector),
+        Check(dpl == selector & 3, TS, selector),
+    )
+
+
+def data_checks(selector: int, rights: int, cpl: int) -> tuple[Check, Check, Check]:
+    """Of DS, ES, FS or GS: can it be read, is it present, and for all that may use it?"""
+    readable = rights & st.AR_S and not (rights & st.AR_CODE and not rights & st.AR_WRITABLE)
+    conforming = rights & st.AR_CODE and rights & st.AR_CONFORMING
+    return (
+        Check(bool(readable), TS, selector),
+        Check(rights & st.AR_P != 0, NP, selector),
+        Check(bool(conforming) or rights >> 5 & 3 >= max(cpl, selector & 3), TS, selector),
+    )
 
 
 @dataclass(frozen=True)
@@ -212,8 +278,6 @@ class Switch:
     def load(self, tss: bytearray, layout: Format, *, nests: bool) -> None:
         """The new task's registers from its TSS, then its segments."""
         v, r = self.v, self.r
-        if layout is _TSS_32 and v[f.GUEST_CR0] & st.CR0_PG:
-            self.take_cr3(unpack_from("<I", tss, _CR3)[0])
         rip, flags, *general = unpack_from(layout.code, tss, layout.first)
         flags = flags & _FLAGS | st.RFLAGS_FIXED_1
         v[f.GUEST_RIP] = rip
@@ -230,8 +294,18 @@ class Switch:
         for n in range(layout.segment_count):
             (selectors[n],) = unpack_from("<H", tss, layout.segments + n * layout.stride)
         (ldt,) = unpack_from("<H", tss, layout.ldt)
-        self.load_ldt(ldt)
-        self.load_segments(selectors, virtual=bool(flags & st.RFLAGS_VM))
+        virtual = bool(flags & st.RFLAGS_VM)
+        self.name_segments(selectors, ldt)
+        if layout is _TSS_32 and v[f.GUEST_CR0] & st.CR0_PG:
+            cr3 = unpack_from("<I", tss, _CR3)[0]
+            if cr3 != int(v[f.GUEST_CR3]) & 0xFFFF_FFFF:
+                self.take_cr3(cr3)
+        if virtual:
+            self.load_segments_8086(selectors)
+        checks = self.load_ldt(ldt) if virtual else self.load_segments(selectors, ldt)
+        for check in checks:
+            if not check.holds:
+                raise self.fault(check.vector, check.selector)
         if self.event is not None and self.event.error_code is not None:
             self.push(self.event.error_code, 4 if layout is _TSS_32 else 2)
         if rip > int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF:
@@ -239,88 +313,68 @@ class Switch:
         if layout is _TSS_32 and tss[_DEBUG_TRAP] & 1:
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = DR6_BT
 
-    def load_ldt(self, selector: int) -> None:
-        """LDTR."""
-        v = self.v
-        v[f.GUEST_LDTR_SELECTOR] = selector
-        v[f.GUEST_LDTR_ACCESS_RIGHTS] = st.AR_UNUSABLE
-        if selector & 0xFFFC == 0:
-            return
-        if selector & 4:
-            raise self.fault(TS, selector)
-        descriptor, _ = self.descriptor(selector, TS)
-        rights = descriptor >> 40 & 0xF0FF
-        if rights & 0x1F != _LDT or not rights & st.AR_P:
-            raise self.fault(TS, selector)
-        self.put(_LDTR, selector, descriptor)
+    def name_segments(self, selectors: list[int], ldt: int) -> None:
+        """The selectors of all segment registers, before any of the segments is looked at.
 
-    def load_segments(self, selectors: list[int], *, virtual: bool) -> None:
-        """CS, SS and the data segments, with the new CPL; those not loaded yet are unusable."""
+        CS and SS are in a state in which a fault can be delivered: in ring 3, so that it takes the
+        stack which the TSS has for its handler.
+        """
         v = self.v
-        if virtual:
-            for n, selector in enumerate(selectors):
-                v[f.GUEST_ES_SELECTOR + n] = selector
-                v[f.GUEST_ES_BASE + n] = selector << 4
-                v[f.GUEST_ES_LIMIT + n] = 0xFFFF
-                v[f.GUEST_ES_ACCESS_RIGHTS + n] = _SEGMENT_8086
-            return
-        for n in _DATA_SEGMENTS:
-            v[f.GUEST_ES_SELECTOR + n] = selectors[n]
-            v[f.GUEST_ES_ACCESS_RIGHTS + n] = st.AR_UNUSABLE
+        for n, selector in (*enumerate(selectors), (_LDTR, ldt)):
+            v[f.GUEST_ES_SELECTOR + n] = selector
+            v[f.GUEST_ES_ACCESS_RIGHTS + n] = st.AR_UNUSABLE | _DPL_3
+        v[f.GUEST_CS_BASE] = 0
+        v[f.GUEST_CS_LIMIT] = 0xFFFF_FFFF
+        v[f.GUEST_CS_ACCESS_RIGHTS] = _FLAT_CODE | _DPL_3
+        if not unrestricted_guest(v):
+            # VM entry demands that the CPL is the RPL of both.
+            v[f.GUEST_CS_SELECTOR] |= 3
+            v[f.GUEST_SS_SELECTOR] |= 3
+
+    def load_segments_8086(self, selectors: list[int]) -> None:
+        """Segment registers as virtual-8086 mode has them."""
+        v = self.v
+        for n, selector in enumerate(selectors):
+            v[f.GUEST_ES_SELECTOR + n] = selector
+            v[f.GUEST_ES_BASE + n] = selector << 4
+            v[f.GUEST_ES_LIMIT + n] = 0xFFFF
+            v[f.GUEST_ES_ACCESS_RIGHTS + n] = _SEGMENT_8086
+
+    def load_ldt(self, selector: int) -> tuple[Check, ...]:
+        """LDTR, and what has to hold for it."""
+        descriptor, _ = self.look_up(selector)
+        checks = ldt_checks(selector, descriptor >> 40)
+        if holds(checks) and selector & 0xFFFC:
+            self.put(_LDTR, selector, descriptor)
+        return checks
+
+    def load_segments(self, selectors: list[int], ldt: int) -> tuple[Check, ...]:
+        """LDTR, CS, SS and the data segments: those of which everything holds that has to.
+
+        That is the result, in the order of the SDM's table.
+        """
+        v = self.v
+        table = self.load_ldt(ldt)
         cpl = selectors[_CS] & 3
-        # CS and SS change together: the VM entry that delivers a fault looks at both.
-        code = self.code_segment(selectors[_CS])
-        stack = self.stack_segment(selectors[_SS], cpl)
-        self.put(_CS, selectors[_CS], code)
-        self.put(_SS, selectors[_SS], stack)
-        # The CPL is the DPL of SS.
-        v[f.GUEST_SS_ACCESS_RIGHTS] = v[f.GUEST_SS_ACCESS_RIGHTS] & ~st.AR_DPL | cpl << 5
+        code_at, stack_at = self.look_up(selectors[_CS]), self.look_up(selectors[_SS])
+        code = code_checks(selectors[_CS], code_at[0] >> 40)
+        stack = stack_checks(selectors[_SS], stack_at[0] >> 40, cpl)
+        if holds(stack):
+            # VM entry demands that the CPL is the DPL of both.
+            v[f.GUEST_CS_ACCESS_RIGHTS] = _FLAT_CODE | cpl << 5
+            self.put_accessed(_SS, selectors[_SS], stack_at)
+            if holds(code):
+                self.put_accessed(_CS, selectors[_CS], code_at)
+        data: tuple[Check, ...] = ()
         for n in _DATA_SEGMENTS:
             if selectors[n] & 0xFFFC:
-                self.put(n, selectors[n], self.data_segment(selectors[n], cpl))
-
-    def code_segment(self, selector: int) -> int:
-        """The descriptor of a code segment that fits."""
-        if selector & 0xFFFC == 0:
-            raise self.fault(TS, selector)
-        descriptor, linear = self.descriptor(selector, TS)
-        rights = descriptor >> 40 & 0xFF
-        if not (rights & st.AR_S and rights & st.AR_CODE):
-            raise self.fault(TS, selector)
-        dpl, rpl = rights >> 5 & 3, selector & 3
-        if dpl > rpl if rights & st.AR_CONFORMING else dpl != rpl:
-            raise self.fault(TS, selector)
-        if not rights & st.AR_P:
-            raise self.fault(NP, selector)
-        self.accessed(descriptor, linear)
-        return descriptor
-
-    def stack_segment(self, selector: int, cpl: int) -> int:
-        """The descriptor of a stack segment that fits."""
-        if selector & 0xFFFC == 0:
-            raise self.fault(TS, selector)
-        descriptor, linear = self.descriptor(selector, TS)
-        rights = descriptor >> 40 & 0xFF
-        wanted = rights & (st.AR_S | st.AR_CODE | st.AR_WRITABLE) == st.AR_S | st.AR_WRITABLE
-        if not wanted or rights >> 5 & 3 != cpl or selector & 3 != cpl:
-            raise self.fault(TS, selector)
-        if not rights & st.AR_P:
-            raise self.fault(SS, selector)
-        self.accessed(descriptor, linear)
-        return descriptor
-
-    def data_segment(self, selector: int, cpl: int) -> int:
-        """The descriptor of a data segment, or of code that can be read."""
-        descriptor, linear = self.descriptor(selector, TS)
-        rights = descriptor >> 40 & 0xFF
-        readable = rights & st.AR_S and not (rights & st.AR_CODE and not rights & st.AR_WRITABLE)
-        conforming = rights & st.AR_CODE and rights & st.AR_CONFORMING
-        if not readable or (not conforming and rights >> 5 & 3 < max(cpl, selector & 3)):
-            raise self.fault(TS, selector)
-        if not rights & st.AR_P:
-            raise self.fault(NP, selector)
-        self.accessed(descriptor, linear)
-        return descriptor
+                data_at = self.look_up(selectors[n])
+                checks = data_checks(selectors[n], data_at[0] >> 40, cpl)
+                if holds(checks):
+                    self.put_accessed(n, selectors[n], data_at)
+                data += checks
+        valid, present = table
+        return (valid, code[0], *stack[:3], present, *code[1:], stack[3], *data)
 
     def push(self, error_code: int, size: int) -> None:
         """The event's error code, onto the new task's stack."""
@@ -355,6 +409,22 @@ class Switch:
             raise TaskFaultError(int(fault), int(error), int(linear))
         return int(descriptor) & 0xFFFF_FFFF_FFFF_FFFF, int(linear)
 
+    def look_up(self, selector: int) -> tuple[int, int]:
+        """The same, with a descriptor of 0 if there is none."""
+        if selector & 0xFFFC == 0:
+            return 0, 0
+        try:
+            return self.descriptor(selector, TS)
+        except TaskFaultError as fault:
+            if fault.vector == PF:
+                raise
+            return 0, 0
+
+    def put_accessed(self, segment: int, selector: int, found: tuple[int, int]) -> None:
+        """Load a segment register, and mark the descriptor accessed."""
+        self.accessed(*found)
+        self.put(segment, selector, found[0])
+
     def accessed(self, descriptor: int, linear: int) -> None:
         """Mark a descriptor accessed."""
         cells = self.memory.processor.memory.cells
@@ -378,6 +448,22 @@ class Switch:
         v[f.GUEST_ES_ACCESS_RIGHTS + segment] = descriptor >> 40 & 0xF0FF | accessed
 
 
+def load_cr3(processor: LogicalProcessor, v: Cells, value: int) -> None:
+    """Load CR3, and with PAE paging the pointers that it leads to.
+
+    SDM, "Loading Page-Directory-Pointer-Table Entries"; if that fails, CR3 does not change. Raises
+    TaskFaultError.
+    """
+    before = int(v[f.GUEST_CR3])
+    v[f.GUEST_CR3] = value
+    processor.engine.flush_translations()
+    if uses_pae_paging(v):
+        error = int(load_pointers(v, processor.memory.cells))
+        if error >= 0:
+            v[f.GUEST_CR3] = before
+            raise TaskFaultError(GP, 0) if error == NO_POINTERS else TaskFaultError(PF, error)
+
+
 def left_to_guest(v: Cells) -> bool:
     """Whether an exit that a VMCS tells of is a task switch which its criteria table delivers."""
     if v[f.CRITERIA_TABLE_INSTRUCTIONS] == 0 or v[f.EXIT_REASON] != REASON_TASK_SWITCH:
@@ -387,12 +473,7 @@ def left_to_guest(v: Cells) -> bool:
 
 def carry_out(processor: LogicalProcessor, v: Cells) -> bool:
     """Switch tasks as a processor does outside VMX operation; whether that ends in a VM exit."""
-
-    def take_cr3(value: int) -> None:
-        v[f.GUEST_CR3] = value
-        processor.engine.flush_translations()
-
-    switch = Switch(processor, v, take_cr3)
+    switch = Switch(processor, v, partial(load_cr3, processor, v))
     if switch.event is not None:
         reinstate(processor.head, processor.rows, switch.event.vector, switch.event.type)
     try:

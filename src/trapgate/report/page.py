@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from trapgate.replay.replay import replay
 from trapgate.replay.result import CostModel
 from trapgate.report.chains import chains
 from trapgate.report.cube import DELIVER, EXIT, STAYS, Progress, cube_of, unheard
+from trapgate.report.template import fill
 from trapgate.sdm.vectors import PF, ROWS, VECTORS_WITH_ERROR_CODE
 from trapgate.trace.code_words import (
     code_words,
@@ -78,25 +77,10 @@ def report(
         if any(policy.judges_exceptions for policy in policies):
             data["truth"] = truth(policies)
     say("the page", 1.0)
-    page = render(data).encode()
+    page = fill("trapgate.report", "Trapgate report", "trace", data).encode()
     with draft(out, "report") as temporary:
         temporary.write_bytes(page)
     return len(page)
-
-
-def render(data: dict[str, Any]) -> str:
-    """The page with `data` in it."""
-    folder = files("trapgate.report")
-    # A "<" in a string must not end the script element.
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    page = (folder / "page.html").read_text(encoding="utf-8")
-    for name, content in (
-        ("style", (folder / "page.css").read_text(encoding="utf-8")),
-        ("script", (folder / "page.js").read_text(encoding="utf-8")),
-        ("data", text),
-    ):
-        page = page.replace(f"/*{name}*/", content, 1)
-    return page
 
 
 def _facts(traces: Sequence[Path]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
 from html import escape
@@ -40,7 +41,7 @@ class Tally:
 
     seconds: float = 0.0
     resets: int = 0
-    exits: list[int] = field(default_factory=lambda: [0] * (max(REASONS) + 1))
+    exits: array[int] = field(default_factory=lambda: array("q", [0] * (max(REASONS) + 1)))
     """By basic exit reason."""
     injected: dict[EventKind, dict[int, int]] = field(
         default_factory=lambda: {kind: defaultdict(int) for kind in EventKind}

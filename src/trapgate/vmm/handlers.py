@@ -273,7 +273,8 @@ def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
 def call_bios(vmexit: VmExit, vm: Platform) -> Action:
     """VMCALL: one of our own BIOS's services, or an undefined instruction."""
     if vm.bios is not None and vm.bios.answers(vm):
-        return vm.bios.call(vm)
+        action = vm.bios.call(vm)
+        return action if vm.devices.bus.event is None else vm.after_device() or action
     return undefined(vmexit, vm)
 
 

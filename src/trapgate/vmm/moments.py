@@ -137,7 +137,7 @@ class Watch:
     @property
     def byte_by_byte(self) -> bool:
         """Whether each byte of output is to be seen before the guest goes on."""
-        return any(isinstance(one.moment, AtOutput) for one in self._waiting)
+        return self.waits and any(isinstance(one.moment, AtOutput) for one in self._waiting)
 
     def wants(self, reason: ExitReason) -> bool:
         """Whether exits of this reason are to be seen."""

@@ -5,6 +5,8 @@ SDM, "Memory Type Range Registers (MTRRs)".
 
 from __future__ import annotations
 
+from trapgate.vmm.devices.quick import Wired
+
 _CAPABILITY, _DEFAULT = 0xFE, 0x2FF
 _VARIABLE = range(0x200, 0x210)
 _FIXED = (0x250, 0x258, 0x259, *range(0x268, 0x270))
@@ -16,7 +18,7 @@ _VALID = 1 << 11
 _ENABLE = 1 << 11 | 1 << 10
 
 
-class Mtrrs:
+class Mtrrs(Wired):
     """Eight variable ranges, the fixed ones, and the default type: off, as after a reset."""
 
     def __init__(self) -> None:

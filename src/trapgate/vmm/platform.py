@@ -13,6 +13,7 @@ from trapgate.instructions.breakpoints import note_data, note_ports
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.task_switch import load_cr3
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT
@@ -134,6 +135,7 @@ class Platform:
     def reset_around_processor(self) -> None:
         """What INIT does to the one whose turn it is, beside the processor itself."""
         self.cpu.reset_platform()
+        self.devices.tell()
 
     def device_due(self) -> None:
         """Let the devices be asked what they want before the next VM entry."""
@@ -165,9 +167,11 @@ class Platform:
         self.processor.engine.step_over(vmexit.instruction_length)
 
     def take_cr3(self, value: int) -> Stop | None:
-        """Load CR3 for a task switch; what stops the machine instead, if it may not."""
-        self.vmcs.cells[f.GUEST_CR3] = value
-        self.processor.engine.flush_translations()
+        """Load CR3 for a task switch; what stops the machine instead, if it may not.
+
+        Raises TaskFaultError.
+        """
+        load_cr3(self.processor, self.vmcs.cells, value)
         return None
 
     def after_device(self, port: int = -1) -> Stop | None:
@@ -203,6 +207,7 @@ class Platform:
         self._device_due = 0
         written = self.devices.apic.write_msr(index, value, tsc, now)
         if index == MSR_APIC_BASE:
+            self.devices.tell()
             self.processor.place_devices(self.devices.pages)
         return written
 

@@ -6,8 +6,10 @@ The processor's part is arrays (`processor.snapshot`), the devices' what their o
 
 from __future__ import annotations
 
+from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from trapgate.compiler.dialect import Cells
@@ -52,7 +54,7 @@ class Snapshot:
         }
         self._injected = [kind.value for kind in tally.injected]
         self._kept: dict[str, tuple[Any, Any]] = {
-            name: (container, container.copy()) for name, container in kept.items()
+            name: (container, copy(container)) for name, container in kept.items()
         }
 
     def restore(self) -> int:
@@ -99,7 +101,7 @@ class Snapshot:
         then = {name: saved for name, (_, saved) in self._kept.items()}
         return {
             "plain": [saved for _, saved in self._plain],
-            "exits": then["exits"],
+            "exits": then["exits"].tolist(),
             "output": b64encode(then["output"]).decode(),
             "injected": {name: list(then[name].items()) for name in self._injected},
             "devices": values_of(self._devices),
@@ -117,7 +119,7 @@ class Snapshot:
         saved = {name: saved for name, (_, saved) in self._kept.items()}
         if len(values["exits"]) != len(saved["exits"]):
             raise ValueError("exits of other reasons")
-        saved["exits"][:] = [int(count) for count in values["exits"]]
+        saved["exits"][:] = array("q", map(int, values["exits"]))
         saved["output"][:] = b64decode(values["output"], validate=True)
         for name in self._injected:
             saved[name].clear()

@@ -9,6 +9,7 @@ every machine that is made the same way.
 from __future__ import annotations
 
 import functools
+from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -144,7 +145,7 @@ def attributes_of(one: object) -> dict[str, Any] | None:
 
 def put_back(container: Any, saved: Any) -> None:
     """Let a container have what a copy of it has; it stays the same object."""
-    if isinstance(container, list | bytearray):
+    if isinstance(container, list | bytearray | array):
         container[:] = saved
         return
     container.clear()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from trapgate.campaign.errors import CampaignError
 from trapgate.campaign.page.data import page_data
 from trapgate.campaign.results import Results
+from trapgate.report.template import fill
 from trapgate.trace.draft import draft
 from trapgate.trace.frames import optional
 
@@ -34,15 +33,4 @@ def write_page(results: Results, out: Path) -> int:
 
 def render(data: dict[str, Any]) -> str:
     """The page with `data` in it."""
-    ours = files("trapgate.campaign.page")
-    # A "<" in a string must not end the script element.
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    style = (files("trapgate.report") / "page.css").read_text(encoding="utf-8")
-    page = (ours / "page.html").read_text(encoding="utf-8")
-    for name, content in (
-        ("style", style + (ours / "page.css").read_text(encoding="utf-8")),
-        ("script", (ours / "page.js").read_text(encoding="utf-8")),
-        ("data", text),
-    ):
-        page = page.replace(f"/*{name}*/", content, 1)
-    return page
+    return fill("trapgate.campaign.page", "Trapgate campaign", "campaign", data)

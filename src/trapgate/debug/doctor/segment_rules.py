@@ -204,7 +204,7 @@ def _segment(name: str) -> list[Rule]:
                     or not (name in ("CS", "SS") or _usable(p, name))
                     or _right_dpl(p, name)
                 ),
-                "the CPL is the DPL of SS: CS, SS and their selectors' RPLs must tell one story",
+                "the CPL is the DPL of SS: CS, SS and their selectors' RPLs must agree",
             )
         )
     rules += [

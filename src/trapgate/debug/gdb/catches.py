@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trapgate.debug.story.instruction import decoded
-from trapgate.debug.story.view import Step, view_of
+from trapgate.debug.postmortem.instruction import decoded
+from trapgate.debug.postmortem.view import Step, view_of
 from trapgate.decision.conditions import Names, parse, rules_for
 from trapgate.decision.criteria_rules import Action as RuleAction
 from trapgate.decision.criteria_rules import Rule, encode

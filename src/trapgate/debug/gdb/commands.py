@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from trapgate.debug.doctor.words import shown
 from trapgate.debug.gdb.catches import CatchError
-from trapgate.debug.story.delivery import attempt, descriptor_of, gate_words
-from trapgate.debug.story.tell import faults_of
-from trapgate.debug.story.view import Descriptor
+from trapgate.debug.postmortem.delivery import attempt, descriptor_of, gate_words
+from trapgate.debug.postmortem.explain_end import faults_of
+from trapgate.debug.postmortem.view import Descriptor
 from trapgate.decision.decide import decide
 from trapgate.decision.faults import FaultInformation
 from trapgate.errors import TrapgateError

@@ -8,7 +8,7 @@ from trapgate.debug.gdb.catches import Pending
 from trapgate.debug.gdb.past import Moment, Past
 from trapgate.debug.gdb.reverse import BrokenOffError, NoWayBackError, Reverse
 from trapgate.debug.gdb.stops import INTERRUPT, STEPPED, Stopped, Stops
-from trapgate.debug.story.view import view_of
+from trapgate.debug.postmortem.view import view_of
 from trapgate.decision.conditions import Names
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason

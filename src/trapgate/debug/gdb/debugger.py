@@ -15,8 +15,8 @@ from trapgate.debug.gdb.stops import INTERRUPT as SIGINT
 from trapgate.debug.gdb.stops import Stopped
 from trapgate.debug.gdb.target import Target
 from trapgate.debug.gdb.threads import Thread, current_thread, threads_of
-from trapgate.debug.story.names import is_elf
-from trapgate.debug.story.tell import tell
+from trapgate.debug.postmortem.explain_end import explain_end
+from trapgate.debug.postmortem.names import is_elf
 from trapgate.decision.conditions import Names
 from trapgate.vmm.actions import End, Stop
 from trapgate.vmm.machine import VirtualMachine
@@ -131,8 +131,8 @@ class Debugger:
         """The machines have stopped for good: tell gdb, and close."""
         if self._attached:
             for vm in self._machines:
-                story = tell(vm)
-                self.say(f"{story or (vm.stopped or stop).message}\n")
+                post_mortem = explain_end(vm)
+                self.say(f"{post_mortem or (vm.stopped or stop).message}\n")
             self._server.send(b"W%02x" % (stop.status & 0xFF))
         self._server.close()
 

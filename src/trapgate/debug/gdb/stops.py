@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trapgate.debug.gdb.catches import Catches, Pending
-from trapgate.debug.story.view import view_of
+from trapgate.debug.postmortem.view import view_of
 from trapgate.decision.conditions import Names
 from trapgate.processor.decoded import Operand
 from trapgate.processor.processor import VmExit

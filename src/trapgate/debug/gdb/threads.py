@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trapgate.compiler.dialect import Cells
-from trapgate.debug.story.view import View
+from trapgate.debug.postmortem.view import View
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st

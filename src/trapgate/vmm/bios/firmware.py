@@ -9,6 +9,7 @@ from trapgate.errors import TrapgateError
 from trapgate.vmm import firmware
 from trapgate.vmm.actions import EMULATED, Action, End, Stop
 from trapgate.vmm.bios import image
+from trapgate.vmm.bios.apm import Apm
 from trapgate.vmm.bios.boot import (
     BOOT_ADDRESS,
     BootImage,
@@ -20,9 +21,11 @@ from trapgate.vmm.bios.boot import (
 from trapgate.vmm.bios.call import Call, Machine
 from trapgate.vmm.bios.disk import BiosDrive, Disks, cd, floppy, hard_disk
 from trapgate.vmm.bios.keyboard import Keyboard
+from trapgate.vmm.bios.pci import PciBios
 from trapgate.vmm.bios.system import System
 from trapgate.vmm.bios.video import Video
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.bus import MachineEvent, MachineEventKind
 from trapgate.vmm.devices.pc import Pc
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment, guest_image
 from trapgate.vmm.loaders.state import real_mode
@@ -70,8 +73,10 @@ class Bios:
         self._machine: Machine | None = None
         self._video = Video(emit, self._out, devices.vga, *video)
         self._disks = Disks(self.drives, min(self.drives, default=None))
-        self._keyboard = Keyboard(lambda: self._in(0x60), devices.uart.incoming)
-        self._system = System(ranges, self._in, self._out, self._wait)
+        self._keyboard = Keyboard(lambda: self._in(0x60), devices.uart.incoming, self._wait)
+        apm = Apm(self._power_off, self._wait)
+        pci = PciBios(self._access)
+        self._system = System(ranges, self._in, self._out, self._wait, apm.call, pci.call)
         self._services: dict[int, Callable[[Call], None]] = {
             0x08: self._system.tick,
             0x09: self._keyboard.interrupt,
@@ -96,6 +101,15 @@ class Bios:
     def _out(self, port: int, value: int) -> None:
         self._devices.write(port, 1, value, self._now())
 
+    def _access(self, port: int, size: int, value: int | None = None) -> int:
+        if value is None:
+            return self._devices.read(port, size, self._now())
+        self._devices.write(port, size, value, self._now())
+        return value
+
+    def _power_off(self) -> None:
+        self._devices.bus.signal(MachineEvent(MachineEventKind.POWER_OFF, "APM"))
+
     def _wait(self, microseconds: int) -> None:
         assert self._machine is not None
         per_microsecond = self._devices.bus.clock.hertz // 1_000_000
@@ -116,15 +130,9 @@ class Bios:
         hard_disks = self._disks.hard_disks
         floppies = sum(number < 0x80 for number in self.drives)
         equipment = _EQUIPMENT | (1 | (floppies - 1) << 6 if floppies else 0)
+        memory = image.with_services(equipment=equipment, hard_disks=hard_disks)
         segments = [
-            Segment(0, image.vectors(hard_disks)),
-            Segment(image.DATA_AREA, image.data_area(equipment=equipment, hard_disks=hard_disks)),
-            Segment((image.SEGMENT << 4) + image.STUBS, image.code()),
-            *(
-                Segment((image.SEGMENT << 4) + offset, data)
-                for offset, data in image.tables().items()
-            ),
-            Segment(image.EXTENDED_DATA << 4, b"\x01"),
+            *(Segment(address, data) for address, data in memory.items()),
             Segment(firmware.AREA, firmware.bios_area(self._processors)),
             Segment(0xB8000, b" \x07" * 0x4000),
             Segment(found.address, found.data),

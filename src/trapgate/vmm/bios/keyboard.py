@@ -14,14 +14,23 @@ _SEGMENT: Final = 0x400
 _RELEASED = 0x80
 _SHIFTS: Final = {0x2A: 0x02, 0x36: 0x01, 0x1D: 0x04, 0x38: 0x08}
 _CONTROL, _ANY_SHIFT = 0x04, 0x03
+_LOOK_MICROSECONDS = 10
+"""How long a look for a key takes if there is none: programs look again and again until one comes,
+or a time has passed."""
 
 
 class Keyboard:
-    """The services. `scan` reads port 60H; `typed` are bytes that came in at COM1."""
+    """The services. `scan` reads port 60H; `typed` are bytes that came in at COM1.
 
-    def __init__(self, scan: Callable[[], int], typed: deque[int]) -> None:
+    `wait` lets microseconds pass.
+    """
+
+    def __init__(
+        self, scan: Callable[[], int], typed: deque[int], wait: Callable[[int], None]
+    ) -> None:
         self._scan = scan
         self._typed = typed
+        self._wait = wait
 
     def interrupt(self, call: Call) -> None:
         """INT 9: a key was pressed or released."""
@@ -71,6 +80,8 @@ class Keyboard:
         empty = head == call.word(_TAIL)
         if function in (0x01, 0x11):
             call.flag(ZERO, on=empty)
+            if empty:
+                self._wait(_LOOK_MICROSECONDS)
         elif empty:
             call.wait(on=True)
             return

@@ -21,6 +21,7 @@ class System:
     """The services. `ranges` is the memory map, (start, length, type) each.
 
     `port_in` and `port_out` reach the machine's ports; `wait` lets microseconds pass.
+    `power_management` and `pci` answer the calls that are theirs.
     """
 
     def __init__(
@@ -29,11 +30,15 @@ class System:
         port_in: Callable[[int], int],
         port_out: Callable[[int, int], None],
         wait: Callable[[int], None],
+        power_management: Callable[[Call], None],
+        pci: Callable[[Call], None],
     ) -> None:
         self._ranges = ranges
         self._in = port_in
         self._out = port_out
         self._wait = wait
+        self._power_management = power_management
+        self._pci = pci
 
     @property
     def _extended(self) -> int:
@@ -92,6 +97,8 @@ class System:
             call.flag(CARRY, on=False)
         elif function >> 8 == 0x24:
             self._a20(call, function & 0xFF)
+        elif function >> 8 == 0x53:
+            self._power_management(call)
         elif function >> 8 == 0x86:
             self._wait((call.get("cx") & 0xFFFF) << 16 | call.get("dx") & 0xFFFF)
             call.succeed()
@@ -150,9 +157,11 @@ class System:
         call.succeed()
 
     def time(self, call: Call) -> None:
-        """INT 1AH: ticks since midnight, and the clock."""
+        """INT 1AH: ticks since midnight, the clock, and PCI."""
         function = call.high("ax")
-        if function == 0x00:
+        if function == 0xB1:
+            self._pci(call)
+        elif function == 0x00:
             ticks = call.word(_TICKS, 4)
             call.put("dx", ticks & 0xFFFF)
             call.put("cx", ticks >> 16)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from trapgate.vmm.bios import drawn_text
 from trapgate.vmm.bios import vga_modes as modes
 from trapgate.vmm.bios.call import Call
+from trapgate.vmm.bios.drawn_text import Surface
+from trapgate.vmm.bios.image import FONTS, SEGMENT
 from trapgate.vmm.bios.vbe import VBE, Vbe
 from trapgate.vmm.devices.vga import VgaRegisters
 
 _MODE, _COLUMNS, _PAGE = 0x449, 0x44A, 0x462
 _CURSORS, _SHAPE = 0x450, 0x460
+_LAST_ROW, _HEIGHT = 0x484, 0x485
+_OLD_FONT, _FONT = 4 * 0x1F, 4 * 0x43
+"""Vectors that say where characters are: 80H and up in the CGA's modes, and all others."""
 _TEXT, _PAGE_BYTES = 0xB8000, 0x1000
 _GRAPHICS = 0xA0000
 _MOST_COLUMNS = 132
@@ -51,12 +57,14 @@ class Video:
             0x0E: self._teletype,
             0x0F: self._get_mode,
             0x10: self._palette,
+            0x11: self._fonts,
             0x12: self._alternate,
             0x13: self._write_string,
             0x1A: self._combination,
         }
         if size:
-            self._services[VBE] = Vbe(vga, address, size, out).call
+            self._vbe = Vbe(vga, address, size, out)
+            self._services[VBE] = self._linear_modes
 
     def call(self, call: Call) -> None:
         """INT 10H; functions that are not there change nothing."""
@@ -80,6 +88,7 @@ class Video:
         call.put_word(_PAGE, 0, 1)
         call.write(_CURSORS, bytes(16))
         self._vga.show_linear(None)
+        self._describe(call)
         self._put(modes.writes(mode))
         self._load_palette(0, modes.palette(mode))
         self._show_page(0)
@@ -90,6 +99,65 @@ class Video:
         elif clear:
             call.write(_TEXT, (_BLANK if mode in modes.TEXT_MODES else bytes(2)) * (0x8000 // 2))
         self._show_cursor(call)
+
+    def _linear_modes(self, call: Call) -> None:
+        """AH = 4FH."""
+        sets = call.low("ax") == 0x02
+        self._vbe.call(call)
+        mode = self._vga.linear
+        if sets and mode is not None:
+            call.put_word(_COLUMNS, mode.width // 8)
+            call.put_word(_PAGE, 0, 1)
+            call.write(_CURSORS, bytes(16))
+            self._describe(call)
+
+    def _surface(self, call: Call) -> Surface | None:
+        """Where characters are drawn; None in text modes."""
+        if self._vga.linear is not None:
+            return drawn_text.of_linear(self._vga.linear, call)
+        return drawn_text.of_mode(call.word(_MODE, 1), call, self._vga.planes)
+
+    def _describe(self, call: Call) -> None:
+        """Say in the data area how many rows of which characters there are, and where these are."""
+        surface = self._surface(call)
+        rows, height = (25, 16) if surface is None else (surface.rows, surface.height)
+        call.put_word(_LAST_ROW, rows - 1, 1)
+        call.put_word(_HEIGHT, height)
+        call.put_word(_FONT, SEGMENT << 16 | FONTS[height], 4)
+
+    def _fonts(self, call: Call) -> None:
+        """AH = 11H: which characters graphics modes draw, and where fonts are."""
+        wanted = call.low("ax")
+        height = FONTS.get({0x22: 14, 0x23: 8, 0x24: 16}.get(wanted, 0))
+        given = call.segment("ES") << 12 | call.get("bp") & 0xFFFF
+        if wanted == 0x20:
+            call.put_word(_OLD_FONT, given, 4)
+        elif wanted == 0x21:
+            call.put_word(_FONT, given, 4)
+        elif height is not None:
+            call.put_word(_FONT, SEGMENT << 16 | height, 4)
+        elif wanted == 0x30:
+            which = call.high("bx")
+            ours = {2: FONTS[14], 3: FONTS[8], 4: FONTS[8] + 8 * 0x80, 5: FONTS[14]}
+            vectors = {0: call.word(_OLD_FONT, 4), 1: call.word(_FONT, 4)}
+            far = vectors.get(which, SEGMENT << 16 | ours.get(which, FONTS[16]))
+            call.put_segment("ES", far >> 16)
+            call.put("bp", far & 0xFFFF)
+            call.put("cx", call.word(_HEIGHT))
+            call.put_low("dx", call.word(_LAST_ROW, 1))
+
+    def _draw(
+        self, call: Call, surface: Surface, place: bytes, character: int, colour: int
+    ) -> None:
+        """A character at a column and row; bit 7 of the colour blends it by XOR."""
+        old = surface.height == 8 and character >= 0x80 and call.word(_MODE, 1) in modes.CGA_MODES
+        far = call.word(_OLD_FONT if old else _FONT, 4)
+        number = character - 0x80 if old else character
+        at = (far >> 16 << 4) + (far & 0xFFFF) + surface.height * number
+        blend = bool(colour & 0x80) and self._vga.linear is None
+        mask = 0x7F if blend else 0xFF
+        column, row = place
+        surface.draw(column, row, call.read(at, surface.height), colour & mask, blend=blend)
 
     def _put(self, writes: Iterable[tuple[int, int]]) -> None:
         """Outputs, of which those to the attribute controller begin with an index."""
@@ -166,6 +234,11 @@ class Video:
         up = call.high("ax") == 6
         page = call.word(_PAGE, 1) & 7
         left, top = call.low("cx"), call.high("cx")
+        surface = self._surface(call)
+        if surface is not None:
+            area = left, top, call.low("dx"), call.high("dx")
+            surface.scroll(area, call.low("ax"), call.high("bx"), up=up)
+            return
         right = min(call.low("dx"), self._columns(call) - 1)
         bottom = min(call.high("dx"), 24)
         if right < left or bottom < top:
@@ -190,6 +263,13 @@ class Video:
         page = call.high("bx") & 7
         column, row = call.read(_CURSORS + 2 * page, 2)
         keeps = call.high("ax") == 0x0A
+        surface = self._surface(call)
+        if surface is not None:
+            column, row = call.read(_CURSORS + 2 * (call.word(_PAGE, 1) & 7), 2)
+            for n in range(min(call.get("cx") & 0xFFFF, surface.columns - column)):
+                place = bytes((column + n, row))
+                self._draw(call, surface, place, call.low("ax"), call.low("bx"))
+            return
         for n in range(min(call.get("cx") & 0xFFFF, 2000)):
             at = self._cell(call, page, column + n, row)
             call.write(at, bytes((call.low("ax"),)))
@@ -224,10 +304,10 @@ class Video:
     def write(self, call: Call, character: int, attribute: int | None = None) -> None:
         """A character at the cursor of the page shown, which moves on; the screen scrolls."""
         self._emit(character)
-        if call.word(_MODE, 1) not in modes.TEXT_MODES:
-            return
         page = call.word(_PAGE, 1) & 7
-        columns = self._columns(call)
+        surface = self._surface(call)
+        columns = self._columns(call) if surface is None else surface.columns
+        last = 24 if surface is None else surface.rows - 1
         column, row = call.read(_CURSORS + 2 * page, 2)
         if character == _RETURN:
             column = 0
@@ -235,6 +315,10 @@ class Video:
             row += 1
         elif character == _BACKSPACE:
             column = max(column - 1, 0)
+        elif character != _BELL and surface is not None:
+            colour = call.low("bx") if attribute is None else attribute
+            self._draw(call, surface, bytes((column, row)), character, colour)
+            column += 1
         elif character != _BELL:
             at = self._cell(call, page, column, row)
             call.write(at, bytes((character,)))
@@ -243,8 +327,11 @@ class Video:
             column += 1
         if column >= columns:
             column, row = 0, row + 1
-        while row > 24:
+        while row > last:
             row -= 1
+            if surface is not None:
+                surface.scroll((0, 0, columns - 1, last), 1, 0, up=True)
+                continue
             start = self._cell(call, page, 0, 0)
             kept = call.read(start + 2 * columns, 2 * columns * 24)
             call.write(start, kept + _BLANK * columns)

@@ -9,9 +9,10 @@ from trapgate.vmm.devices.atapi import CdDrive
 from trapgate.vmm.devices.bus import Bus, Line
 from trapgate.vmm.devices.ide import AtaChannel, BusMaster, Drive, GuestMemory, HardDisk
 from trapgate.vmm.devices.pci import Function, IoRegion
+from trapgate.vmm.devices.quick import QuickPorts
 from trapgate.vmm.devices.storage import Sectors
 
-MOST_DRIVES = 4
+MOST_DRIVES, MOST_FLOPPIES = 4, 2
 MOST_PROCESSORS = 32
 """More would need tables longer than the firmware's area, and a second APIC ID space."""
 _CHANNELS = ((0x1F0, 0x3F6, 14), (0x170, 0x376, 15))
@@ -49,7 +50,7 @@ class Board:
 class IdeInterface:
     """The PIIX3's IDE interface: two channels, their bus masters, and the PCI function of both.
 
-    `line` gives an interrupt line by its number.
+    `line` gives an interrupt line by its number; `ports` are answered without asking.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class IdeInterface:
         bus: Bus,
         memory: GuestMemory,
         line: Callable[[int], Line],
+        ports: QuickPorts,
     ) -> None:
         self._bus = bus
         self.channels = [
-            AtaChannel(base, control, line(irq), (drives[2 * n], drives[2 * n + 1]))
+            AtaChannel(base, control, line(irq), (drives[2 * n], drives[2 * n + 1]), ports)
             for n, (base, control, irq) in enumerate(_CHANNELS)
         ]
         for (base, _, _), channel in zip(_CHANNELS, self.channels, strict=True):

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices.bus import Line, UntimedDevice
 from trapgate.vmm.devices.dma import DmaControllers
+from trapgate.vmm.devices.quick import QuickPorts
 from trapgate.vmm.devices.storage import SECTOR, Sectors
 
 FORMATS: Final = {
@@ -105,7 +107,15 @@ class FloppyController(UntimedDevice):
 
     ports = (*range(0x3F0, 0x3F6), 0x3F7)
 
-    def __init__(self, disks: Sequence[Sectors], line: Line, dma: DmaControllers) -> None:
+    def __init__(
+        self,
+        disks: Sequence[Sectors],
+        line: Line,
+        dma: DmaControllers,
+        ports: QuickPorts | None = None,
+    ) -> None:
+        ports = QuickPorts() if ports is None else ports
+        self._status_slot = ports.slot(_MAIN_STATUS, is_in=True, kind=quick.LATCH)
         self._drives = [_Drive(disk) for disk in disks]
         self._line, self._dma = line, dma
         self._output = _NOT_RESET | _GATE
@@ -142,6 +152,11 @@ class FloppyController(UntimedDevice):
             0x14: (1, self._set_lock),
             0x16: (9, self._verify),
         }
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say what the next look at the main status will find."""
+        self._status_slot[quick.VALUE] = self._main_status()
 
     # Ports.
 
@@ -154,7 +169,9 @@ class FloppyController(UntimedDevice):
         if port == _MAIN_STATUS:
             return self._main_status()
         if port == _FIFO:
-            return self._take()
+            value = self._take()
+            self._tell()
+            return value
         if port == _INPUT:
             drive = self._drive(self._output & 3)
             return 0x80 if drive is None or drive.is_changed else 0
@@ -175,6 +192,7 @@ class FloppyController(UntimedDevice):
             self._come_up()
         elif port == _FIFO and self._output & _NOT_RESET:
             self._put(value)
+        self._tell()
 
     def _main_status(self) -> int:
         if not self._output & _NOT_RESET:

@@ -8,7 +8,7 @@ word says so.
 from collections.abc import Iterable, Mapping
 from struct import pack
 
-from trapgate.vmm.devices.bus import UntimedDevice
+from trapgate.vmm.devices.bus import UntimedDevice, Wires
 
 _SIGNATURE, _FEATURES, _UUID, _RAM_SIZE, _NO_GRAPHICS, _PROCESSORS = range(6)
 _MAX_PROCESSORS, _DIRECTORY, _FIRST_FILE = 0x0F, 0x19, 0x20
@@ -31,7 +31,7 @@ class FirmwareConfiguration(UntimedDevice):
     ports = (0x510, 0x511)
 
     def __init__(self, memory: int, files: Mapping[str, bytes], processors: int = 1) -> None:
-        self._items = {
+        items = {
             _SIGNATURE: b"QEMU",
             _FEATURES: pack("<I", _TRADITIONAL),
             _UUID: bytes(16),
@@ -43,8 +43,9 @@ class FirmwareConfiguration(UntimedDevice):
         directory = pack(">I", len(files))
         for key, (name, data) in enumerate(sorted(files.items()), _FIRST_FILE):
             directory += pack(">IHH56s", len(data), key, 0, name.encode("ascii"))
-            self._items[key] = data
-        self._items[_DIRECTORY] = directory
+            items[key] = data
+        items[_DIRECTORY] = directory
+        self._items: dict[int, bytes] = Wires(items)
         self._selected = b""
         self._offset = 0
 

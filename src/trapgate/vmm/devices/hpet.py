@@ -92,7 +92,7 @@ class Hpet:
         self._counter = 0
         """The counter's value less the clock's tick if it counts; its value if not."""
         self._status = 0
-        self._timers = [_Timer() for _ in range(_TIMERS)]
+        self._timers = tuple(_Timer() for _ in range(_TIMERS))
 
     def _tick(self, now: int) -> int:
         return self._clock.ticks(now, HERTZ)

@@ -11,8 +11,10 @@ from functools import partial
 from struct import pack, unpack
 from typing import Final, Protocol
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices.atapi import CdDrive
 from trapgate.vmm.devices.bus import Line, UntimedDevice
+from trapgate.vmm.devices.quick import QuickPorts
 from trapgate.vmm.devices.storage import SECTOR, Sectors
 
 _READY, _SEEK_COMPLETE, _DATA_REQUEST, _ERROR = 0x40, 0x10, 0x08, 0x01
@@ -113,9 +115,17 @@ class AtaChannel(UntimedDevice):
     wide = True
 
     def __init__(
-        self, base: int, control: int, line: Line, drives: tuple[Drive | None, Drive | None]
+        self,
+        base: int,
+        control: int,
+        line: Line,
+        drives: tuple[Drive | None, Drive | None],
+        ports: QuickPorts | None = None,
     ) -> None:
         self.ports = (*range(base, base + 8), control)
+        ports = QuickPorts() if ports is None else ports
+        self._status_slot = ports.slot(base + 7, is_in=True)
+        self._alternate_slot = ports.slot(control, is_in=True, kind=quick.LATCH)
         self.master: BusMaster | None = None
         self._base = base
         self._line = line
@@ -138,7 +148,16 @@ class AtaChannel(UntimedDevice):
         self._interrupt(level=False)
 
     def _interrupt(self, *, level: bool) -> None:
-        self._line.set(level and not self._control & 2)
+        asks = level and not self._control & 2
+        self._line.set(asks)
+        # Reading the status takes the interrupt back.
+        self._status_slot[quick.KIND] = quick.ASK if asks else quick.LATCH
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say what the next look at the status will find."""
+        status = 0 if self._drive is None else self._status
+        self._status_slot[quick.VALUE] = self._alternate_slot[quick.VALUE] = status
 
     @property
     def _drive(self) -> Drive | None:
@@ -180,6 +199,7 @@ class AtaChannel(UntimedDevice):
 
     def _finished(self) -> None:
         self._status &= ~_DATA_REQUEST
+        self._tell()
         following, self._next = self._next, None
         if following is not None:
             following()
@@ -233,7 +253,10 @@ class AtaChannel(UntimedDevice):
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Data, a register, a command, or the control register."""
-        n = port - self._base
+        self._write(port - self._base, size, value)
+        self._tell()
+
+    def _write(self, n: int, size: int, value: int) -> None:
         if n == 0:
             self._store(value.to_bytes(size, "little"))
         elif size != 1:

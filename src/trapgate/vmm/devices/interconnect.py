@@ -32,12 +32,12 @@ class Interconnect:
     """The local APICs of a machine, and its I/O APIC."""
 
     def __init__(self) -> None:
-        self.receivers: list[Receiver] = []
-        self.enders: list[Ender] = []
+        self.receivers: tuple[Receiver, ...] = ()
+        self.enders: tuple[Ender, ...] = ()
 
     def add(self, receiver: Receiver) -> None:
         """One more local APIC."""
-        self.receivers.append(receiver)
+        self.receivers += (receiver,)
 
     def send(
         self,

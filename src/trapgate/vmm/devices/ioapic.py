@@ -30,7 +30,7 @@ class IoApic(UntimedDevice):
 
     def __init__(self, interconnect: Interconnect, number: int = 0) -> None:
         self._interconnect = interconnect
-        interconnect.enders.append(self)
+        interconnect.enders += (self,)
         self._selected = 0
         self._id = number << 24
         self._table = [_MASKED] * PINS

@@ -5,11 +5,12 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices import hpet, ioapic
-from trapgate.vmm.devices.apic import LocalApic, Pins
+from trapgate.vmm.devices.apic import ID, LocalApic, Pins
 from trapgate.vmm.devices.board import Board, IdeInterface
 from trapgate.vmm.devices.bochs_vga import BochsVga
-from trapgate.vmm.devices.bus import Bus, Device, SlowDevice
+from trapgate.vmm.devices.bus import Bus, Device, SlowDevice, Wires
 from trapgate.vmm.devices.clock import VirtualClock
 from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
 from trapgate.vmm.devices.dma import DmaControllers
@@ -134,13 +135,14 @@ class Pc(Wired):
         clock = self.bus.clock
         self.ports = QuickPorts()
         """What the processor answers without asking."""
+        self._apic_id = self.ports.slot(0, is_in=True)
         self.pic = PicPair()
         processor = nothing if processor is None else processor
         interconnect = Interconnect()
-        self.apics = [
+        self.apics = tuple(
             LocalApic(pins, self.pic, interconnect, number)
             for number, pins in enumerate((processor, *others))
-        ]
+        )
         self.io_apic = IoApic(interconnect, len(self.apics))
         self.pic.wire = self._ask_for_interrupt
         replaced = LineGate(self._line(0)), LineGate(self._line(8))
@@ -153,12 +155,14 @@ class Pc(Wired):
         self.rtc = CmosRtc(replaced[1], clock, memory, epoch, self.ports)
         self.power = PowerManagement(self._line(_SCI), self.bus, clock, self.ports)
         self.post = PostPort(processor.wait, self.ports)
-        self._fixed: dict[int, Device] = {
-            ioapic.BASE_ADDRESS >> 12: self.io_apic,
-            hpet.BASE_ADDRESS >> 12: SlowDevice(self.hpet, processor.wait),
-            MEMORY_PAGE: TestMemory(range(0x1000)),
-        }
-        self.vga = VgaRegisters(processor)
+        self._fixed: dict[int, Device] = Wires(
+            {
+                ioapic.BASE_ADDRESS >> 12: self.io_apic,
+                hpet.BASE_ADDRESS >> 12: SlowDevice(self.hpet, processor.wait),
+                MEMORY_PAGE: TestMemory(range(0x1000)),
+            }
+        )
+        self.vga = VgaRegisters(processor, self.ports)
         ranges = [(0, memory, 1)] if board.firmware else ranges
         files = {"etc/e820": e820(ranges), **board.files}
         firmware = FirmwareConfiguration(memory, files, len(self.apics))
@@ -196,6 +200,14 @@ class Pc(Wired):
         self.apic = self.apics[number]
         self.pending = self.apic.pending
         self.acknowledge = self.apic.acknowledge
+        self.tell()
+
+    def tell(self) -> None:
+        """Say what loads of the APIC's ID find: kernels ask for it all the time."""
+        page = self.apic.page
+        where = -1 if page is None else quick.load_from(page << 12 | ID << 4)
+        self._apic_id[quick.ACCESS] = where
+        self._apic_id[quick.VALUE] = self.apic.read(ID << 4, 4, 0)
 
     def _ask_for_interrupt(self, level: bool) -> None:
         """The 8259s' output, which goes to LINT0 of every processor."""
@@ -210,18 +222,18 @@ class Pc(Wired):
         frame_buffer: tuple[int, int],
     ) -> list[Device]:
         """The bridges and, if there are drives, their interface; for firmware a VGA."""
-        functions: dict[tuple[int, int], Function] = {
-            (0, 0): HostBridge(processor.protect_firmware),
-            (1, 0): isa_bridge(),
-        }
+        functions: dict[tuple[int, int], Function] = Wires(
+            {(0, 0): HostBridge(processor.protect_firmware), (1, 0): isa_bridge()}
+        )
         devices: list[Device] = [PciHost(functions, self.bus)]
         if board.disks or board.cds:
-            interface = IdeInterface(board.drives, self.bus, ram, self._line)
+            interface = IdeInterface(board.drives, self.bus, ram, self._line, self.ports)
             functions[1, 1] = interface.function
             devices += interface.channels
         if board.floppies:
             dma = DmaControllers(ram)
-            devices += [dma, FloppyController(board.floppies, self._line(_FLOPPY_IRQ), dma)]
+            line = self._line(_FLOPPY_IRQ)
+            devices += [dma, FloppyController(board.floppies, line, dma, self.ports)]
             self.rtc.describe_floppies([geometry(disk.count)[3] for disk in board.floppies])
         if board.firmware and frame_buffer[1]:
             adapter = BochsVga(self.vga, *frame_buffer, processor, ram)
@@ -259,6 +271,8 @@ class Pc(Wired):
         device = self._at(address)
         if device is not None:
             device.write(address & 0xFFF, size, value, now)
+            if device is self.apic:
+                self.tell()
 
     def _at(self, address: int) -> Device | None:
         page = address >> 12

@@ -7,7 +7,8 @@ Bus Specification, "Configuration Space"). Port CF9H resets.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trapgate.vmm.devices.bus import EventSink, MachineEvent, MachineEventKind, UntimedDevice
+from trapgate.vmm.devices.bus import EventSink, MachineEvent, MachineEventKind, UntimedDevice, Wires
+from trapgate.vmm.devices.quick import Wired
 
 _SUBSYSTEM = 0x1100_1AF4
 """QEMU's; firmware knows by that of the host bridge that fw_cfg is there."""
@@ -43,7 +44,7 @@ class MemoryRegion:
     moved: Callable[[int | None], None]
 
 
-class Function:
+class Function(Wired):
     """One function: 256 bytes of configuration space, and which of their bits can be written.
 
     `identity` is device and vendor, `kind` class code and revision, both 32 bits as they lie at
@@ -60,7 +61,7 @@ class Function:
     ) -> None:
         self.space = bytearray(256)
         self._writable = bytearray(256)
-        self._regions = dict(regions or {})
+        self._regions = Wires(regions or {})
         self._where: dict[int, int | None] = dict.fromkeys(self._regions)
         self.put(0x00, identity, 4)
         self.put(0x08, kind, 4)

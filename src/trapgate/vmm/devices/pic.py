@@ -203,7 +203,7 @@ class Pic8259:
         self.output = self._init_step == 0 and self._winner() is not None
 
 
-class PicPair(UntimedDevice):
+class PicPair(Wired, UntimedDevice):
     """Master (lines 0..7) and slave (lines 8..15, on the master's line 2)."""
 
     ports = (*_COMMANDS, *_DATA, *_EDGE_LEVEL)

@@ -8,11 +8,15 @@ the processor next. Who runs devices without a processor is asked for everything
 from __future__ import annotations
 
 from collections.abc import Iterator
+from struct import Struct
 
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
 from trapgate.instructions import quick_ports as quick
+
+_BITS = Struct("<4q")
+"""A bit for each byte."""
 
 
 class Wired:
@@ -89,8 +93,8 @@ class QuickPorts(Wired):
 
     def expect(self, expected: int) -> None:
         """Ask the VMM about these bytes, a bit each, before they are sent."""
-        cells = expected.to_bytes(32, "little")
-        self.cells[quick.EXPECTED : quick.EXPECTED + 4] = np.frombuffer(cells, np.int64)
+        for n, cell in enumerate(_BITS.unpack(expected.to_bytes(32, "little"))):
+            self.words[quick.EXPECTED + n] = cell
 
     def sent(self) -> bytes:
         """The bytes that were sent since the last time."""

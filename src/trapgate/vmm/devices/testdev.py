@@ -12,7 +12,7 @@ MEMORY_PAGE = 0xFF000
 """Number of the physical page that keeps what is stored there."""
 
 
-class TestMemory(UntimedDevice):
+class TestMemory(Wired, UntimedDevice):
     """Some bytes that keep what is written: four ports, or the physical page."""
 
     wide = True
@@ -42,7 +42,7 @@ class TestLines(Wired, UntimedDevice):
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.ports = range(0x2000, 0x2000 + len(lines))
-        self._lines = lines
+        self._lines = tuple(lines)
 
     def read(self, port: int, size: int, now: int) -> int:
         """Nothing to read: zero."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from trapgate.instructions import quick_ports as quick
 from trapgate.vmm.devices import pixels
 from trapgate.vmm.devices.bus import UntimedDevice
 from trapgate.vmm.devices.pixels import LinearMode, Pixels, PlanarMode, Readable
 from trapgate.vmm.devices.planes import BASE, Planes
+from trapgate.vmm.devices.quick import QuickPorts
 
 TEXT_MEMORY = 0xB8000
 WIDTH, HEIGHT = 80, 25
@@ -44,13 +46,16 @@ class VgaRegisters(UntimedDevice):
 
     ports = (0x3B4, 0x3B5, 0x3BA, *range(0x3C0, 0x3E0))
 
-    def __init__(self, windows: Windows) -> None:
+    def __init__(self, windows: Windows, ports: QuickPorts | None = None) -> None:
+        ports = QuickPorts() if ports is None else ports
+        self._crtc_index = ports.slot(_COLOUR_CRTC, is_in=False, kind=quick.KEEP)
+        self._status = ports.slot(0x3DA, is_in=True, kind=quick.TOGGLE)
+        self._status[quick.RELOAD] = _RETRACE
         sets = (_ATTRIBUTE, _SEQUENCER, _GRAPHICS, _COLOUR_CRTC, _MONO_CRTC)
         self._sets = {one: bytearray(256) for one in sets}
         self._index = dict.fromkeys(sets, 0)
         self._awaits_data = False
         self._miscellaneous = 0x67
-        self._status = 0
         self._palette = bytearray(pixels.PALETTE)
         self._palette_read = self._palette_write = 0
         self._mask = 0xFF
@@ -66,13 +71,13 @@ class VgaRegisters(UntimedDevice):
         """A register; ports without one read 0."""
         if port in (0x3DA, 0x3BA):
             self._awaits_data = False
-            self._status ^= _RETRACE
-            return self._status
+            self._status[quick.VALUE] ^= _RETRACE
+            return self._status[quick.VALUE]
         if port in _DATA_OF:
             chosen = _DATA_OF[port]
-            return self._sets[chosen][self._index[chosen]]
+            return self._sets[chosen][self._chosen(chosen)]
         if port in self._index:
-            return self._index[port]
+            return self._chosen(port)
         if port == 0x3C1:
             return self._sets[_ATTRIBUTE][self._index[_ATTRIBUTE] & 0x1F]
         if port == 0x3C9:
@@ -84,6 +89,9 @@ class VgaRegisters(UntimedDevice):
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """A register."""
         if port == _ATTRIBUTE:
+            if self._status[quick.READS]:
+                self._status[quick.READS] = 0
+                self._awaits_data = False
             if self._awaits_data:
                 self._sets[_ATTRIBUTE][self._index[_ATTRIBUTE] & 0x1F] = value
             else:
@@ -91,8 +99,10 @@ class VgaRegisters(UntimedDevice):
             self._awaits_data = not self._awaits_data
         elif port in _DATA_OF:
             chosen = _DATA_OF[port]
-            self._sets[chosen][self._index[chosen]] = value
+            self._sets[chosen][self._chosen(chosen)] = value
             self._look()
+        elif port == _COLOUR_CRTC:
+            self._crtc_index[quick.VALUE] = value
         elif port in self._index:
             self._index[port] = value
         elif port == 0x3C2:
@@ -106,6 +116,11 @@ class VgaRegisters(UntimedDevice):
         elif port == 0x3C9:
             self._palette[self._palette_write] = value & 0x3F
             self._palette_write = (self._palette_write + 1) % 768
+
+    def _chosen(self, indexed: int) -> int:
+        """Which register of an indexed set was chosen last."""
+        kept = indexed == _COLOUR_CRTC
+        return self._crtc_index[quick.VALUE] & 0xFF if kept else self._index[indexed]
 
     def show_linear(self, mode: LinearMode | None, bank: int | None = None) -> None:
         """Show a mode with a linear frame buffer, or none; `bank` is what lies at A0000H."""

@@ -27,6 +27,7 @@ from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import VmExit
 from trapgate.processor.table_writes import walk_without_map
+from trapgate.processor.task_switch import TaskFaultError
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -42,6 +43,7 @@ from trapgate.sdm.state import (
     CR4_SMEP,
     EFER_LMA,
 )
+from trapgate.sdm.vectors import GP
 from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
@@ -86,8 +88,8 @@ _FILTER_REASONS = (
     Reason.KNOWN_TABLE,
 )
 _LOW = 0xFFFF_FFFF
-_PF, _GP = 14, 13
-_GENERAL_PROTECTION = Inject(Interruption(_GP, InterruptionType.HARDWARE_EXCEPTION, 0))
+_PF = 14
+_GENERAL_PROTECTION = Inject(Interruption(GP, InterruptionType.HARDWARE_EXCEPTION, 0))
 _CR0_OWNED, _CR4_OWNED = CR0_PG, CR4_PAE | CR4_PSE
 _CR0_RELOADS, _CR4_RELOADS = CR0_CD | CR0_NW, CR4_PGE | CR4_SMEP
 """Further bits whose change loads the pointers of PAE paging (SDM, "Loading PDPTEs")."""
@@ -306,7 +308,9 @@ class ProtectedMachine(SharingMachine):
         return EMULATED
 
     def take_cr3(self, value: int) -> Stop | None:
-        """A task switch loads CR3."""
+        """A task switch loads CR3. Raises TaskFaultError."""
+        if self.links.mode.pointers and self._pointers_at(value) is None:
+            raise TaskFaultError(GP, 0)
         refusal = self.follow_cr3(value)
         return self.refuse(refusal) if refusal is not None else super().take_cr3(value)
 

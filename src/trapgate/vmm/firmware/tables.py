@@ -4,6 +4,7 @@ The firmware configuration device's `etc/table-loader`: entries of 128 bytes tha
 file's memory, add an address to a pointer, and mend a checksum.
 """
 
+from pathlib import Path
 from struct import pack
 
 from trapgate.vmm.firmware import acpi, aml
@@ -11,6 +12,8 @@ from trapgate.vmm.firmware import acpi, aml
 _TABLES, _ROOT = "etc/acpi/tables", "etc/acpi/rsdp"
 _HIGH, _BELOW_1_MB = 1, 2
 _WINDOW_END = 0xFEBF_FFFF
+_VGA_FIRMWARE = "vgabios-stdvga.bin"
+_SERIAL_CONSOLE = 0x3F8
 
 
 def _allocate(file: str, alignment: int, zone: int) -> bytes:
@@ -82,3 +85,19 @@ def files(memory: int, processors: int = 1) -> dict[str, bytes]:
         _ROOT: acpi.rsdp(rsdt, xsdt),
         "etc/table-loader": b"".join(script),
     }
+
+
+def files_beside(
+    bios: Path, memory: int, processors: int = 1, *, serial: bool = True
+) -> dict[str, bytes]:
+    """What SeaBIOS in the file `bios` is given, with the VGA's firmware if that lies beside it.
+
+    `serial` has it use COM1 as its console, beside the screen. Raises OSError.
+    """
+    found = files(memory, processors)
+    if serial:
+        found["etc/sercon-port"] = _SERIAL_CONSOLE.to_bytes(8, "little")
+    screen = bios.parent / _VGA_FIRMWARE
+    if screen.is_file():
+        found["pci1234,1111.rom"] = screen.read_bytes()
+    return found

@@ -3,6 +3,7 @@
 from bisect import insort
 
 from trapgate.vmm import firmware
+from trapgate.vmm.bios.image import EXTENDED_DATA, without_services
 from trapgate.vmm.loaders.image import (
     COMMAND_LINE_LIMIT,
     MEGABYTE,
@@ -12,7 +13,7 @@ from trapgate.vmm.loaders.image import (
     mebibytes,
 )
 
-LOW_MEMORY_END = 0x9FC00
+LOW_MEMORY_END = EXTENDED_DATA << 4
 """End of conventional memory: the extended BIOS data area begins here."""
 
 STACK_TOP = 0x9F000
@@ -27,21 +28,6 @@ RESERVED = 2
 FRAME_BUFFER = 8 << 20
 """Bytes at the top of RAM that are the screen's where our own BIOS has graphics modes."""
 _LEAST_WITH_FRAME_BUFFER = 64 << 20
-
-_BIOS_DATA = 0x400
-_BIOS_SEGMENT = 0xF000
-_STUBS_OFFSET = 0xFF53  # where PC firmware has its IRET for unused vectors
-_STUBS = {
-    _STUBS_OFFSET: "cf",  # iret
-    # cmp ah, 0Eh; jne out; push dx; mov dx, 3F8h; out dx, al; pop dx; out: iret
-    _STUBS_OFFSET + 1: "80fc0e 7506 52 baf803 ee 5a cf",
-    # push bp; mov bp, sp; or byte [bp + 6], 1; pop bp; iret
-    _STUBS_OFFSET + 13: "55 89e5 804e0601 5d cf",
-}
-_TELETYPE, _REFUSAL = list(_STUBS)[1:]
-_SERVICES = {0x10: _TELETYPE, 0x13: _REFUSAL, 0x15: _REFUSAL}
-"""There is no BIOS. In real mode INT 10H with AH = 0EH writes AL to COM1, the disk and system
-services answer with CF = 1 that they are not there, and all other interrupts return."""
 
 
 def _top(memory: int) -> int:
@@ -162,19 +148,9 @@ class Layout:
 
     def bios_data(self) -> list[Segment]:
         """Firmware's data and tables that kernels look for, unless the guest itself lies there."""
-        area = bytearray(0x100)
-        area[0x00:0x02] = (0x3F8).to_bytes(2, "little")  # COM1
-        area[0x0E:0x10] = (LOW_MEMORY_END >> 4).to_bytes(2, "little")
-        area[0x13:0x15] = (LOW_MEMORY_END >> 10).to_bytes(2, "little")
-        vectors = (_BIOS_SEGMENT << 16 | _SERVICES.get(n, _STUBS_OFFSET) for n in range(256))
         segments = []
-        for start, data in (
-            (0, b"".join(vector.to_bytes(4, "little") for vector in vectors)),
-            ((_BIOS_SEGMENT << 4) + _STUBS_OFFSET, bytes.fromhex("".join(_STUBS.values()))),
-            (_BIOS_DATA, bytes(area)),
-            (LOW_MEMORY_END, b"\x01"),
-            (firmware.AREA, firmware.bios_area(self.processors)),
-        ):
+        parts = without_services() | {firmware.AREA: firmware.bios_area(self.processors)}
+        for start, data in parts.items():
             if self._gap(start, start + len(data), len(data)) == start:
                 self.claim(start, len(data), "BIOS data area")
                 segments.append(Segment(start, data))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from trapgate.compiler.dialect import Cells
-from trapgate.debug.story import instruction as at
-from trapgate.debug.story.branches import last_branches
-from trapgate.debug.story.delivery import attempt
-from trapgate.debug.story.facts import Facts, Fault
-from trapgate.debug.story.remedies import remedies
-from trapgate.debug.story.story import Scene, Story
-from trapgate.debug.story.view import View, view_of
+from trapgate.debug.postmortem import instruction as at
+from trapgate.debug.postmortem.branches import last_branches
+from trapgate.debug.postmortem.delivery import attempt
+from trapgate.debug.postmortem.facts import Facts, Fault
+from trapgate.debug.postmortem.postmortem import PostMortem, Scene
+from trapgate.debug.postmortem.remedies import remedies
+from trapgate.debug.postmortem.view import View, view_of
 from trapgate.events import journal as j
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -71,33 +71,33 @@ def _fault(row: Cells) -> Fault:
     )
 
 
-def tell(
+def explain_end(
     vm: VirtualMachine,
     names: at.Namer = at.no_names,
     again: Callable[[], VirtualMachine] | None = None,
-) -> Story | None:
-    """The story of `vm`'s end; None if it runs still, or ended as guests should.
+) -> PostMortem | None:
+    """Why `vm` ended; None if it runs still, or ended as guests should.
 
     `names` gives linear addresses their symbols. `again` makes a machine that stands at the
-    beginning of the same run, or at any moment of it; then the story has the last branches.
+    beginning of the same run, or at any moment of it; then the post-mortem has the last branches.
     """
     stop = vm.stopped
     if stop is None or stop.end in _PEACEFUL:
         return None
     view = view_of(vm)
     if stop.end is End.TRIPLE_FAULT:
-        story = _triple_fault(vm, view, names)
+        post_mortem = _triple_fault(vm, view, names)
     elif stop.end is End.ENTRY_FAILED:
-        story = _entry_failed(vm, view, names, stop.message)
+        post_mortem = _entry_failed(vm, view, names, stop.message)
     elif stop.end is End.HALTED:
-        story = _halted(vm, view, names, stop.message)
+        post_mortem = _halted(vm, view, names, stop.message)
     else:
-        story = _stopped(vm, view, names, stop.end.value, stop.message)
+        post_mortem = _stopped(vm, view, names, stop.end.value, stop.message)
     branches = None if again is None else last_branches(again, vm)
-    return replace(story, branches=tuple(one.words(names) for one in branches or ()))
+    return replace(post_mortem, branches=tuple(one.words(names) for one in branches or ()))
 
 
-def _triple_fault(vm: VirtualMachine, view: View, names: at.Namer) -> Story:
+def _triple_fault(vm: VirtualMachine, view: View, names: at.Namer) -> PostMortem:
     chain, before = faults_of(vm)
     if not chain:
         return _stopped(vm, view, names, "triple fault", "no event is in the journal")
@@ -170,7 +170,7 @@ def _before_words(events: tuple[Fault, ...], names: at.Namer) -> Iterator[str]:
         yield f"{words}{f', {count} times' if count > 1 else ''}, delivered"
 
 
-def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> Story:
+def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> PostMortem:
     # The doctor knows many forms of dumps, and few guests need one.
     from trapgate.debug.doctor import ForeignProcessor, Patient, examine
     from trapgate.debug.doctor.fields import FIELDS
@@ -199,7 +199,7 @@ def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str)
     return _made(vm, view, names, "VM entry failed", told, scenes, before, causes[:2])
 
 
-def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> Story:
+def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> PostMortem:
     chain, before = faults_of(vm)
     interrupts = bool(view.cell(f.GUEST_RFLAGS) & 1 << 9)
     scenes = [
@@ -232,7 +232,7 @@ def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> St
     return _made(vm, view, names, "halted", message, scenes, events, (remedy,))
 
 
-def _stopped(vm: VirtualMachine, view: View, names: at.Namer, end: str, message: str) -> Story:
+def _stopped(vm: VirtualMachine, view: View, names: at.Namer, end: str, message: str) -> PostMortem:
     scenes = [Scene(f"the guest stood {at.sentence(view, names)}")]
     chain, before = faults_of(vm)
     fixes: tuple[str, ...] = ()
@@ -256,7 +256,7 @@ def _made(
     scenes: list[Scene],
     before: tuple[Fault, ...],
     fixes: tuple[str, ...],
-) -> Story:
+) -> PostMortem:
     registers = {"RIP": view.rip, "RFLAGS": view.cell(f.GUEST_RFLAGS)}
     registers |= {
         name: view.general(n) for n, name in enumerate(_GENERAL[: 16 if view.long else 8])
@@ -275,7 +275,7 @@ def _made(
     }
     output = bytes(vm.output[-2000:]).decode("latin-1").splitlines()[-_LAST_LINES:]
     shown = tuple("".join(c if c.isprintable() else "." for c in line) for line in output)
-    return Story(
+    return PostMortem(
         end,
         headline,
         tuple(scenes),

@@ -18,9 +18,9 @@ from iced_x86 import (
     Mnemonic,
 )
 
-from trapgate.debug.story.delivery import handler_of
-from trapgate.debug.story.instruction import Namer
-from trapgate.debug.story.view import View, view_of
+from trapgate.debug.postmortem.delivery import handler_of
+from trapgate.debug.postmortem.instruction import Namer
+from trapgate.debug.postmortem.view import View, view_of
 from trapgate.decision.decide import Disposition
 from trapgate.events import journal as j
 from trapgate.sdm.event_words import event_name, hexadecimal

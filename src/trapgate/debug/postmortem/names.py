@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trapgate.debug.story.instruction import Namer, no_names
-from trapgate.debug.story.lines import SourceLines
+from trapgate.debug.postmortem.instruction import Namer, no_names
+from trapgate.debug.postmortem.lines import SourceLines
 
 _MAGIC = b"\x7fELF"
 

@@ -29,11 +29,11 @@ from tests.debug.broken_guests import (
 from tests.unit.core_guest import GDT, IDT, SIZE, Guest
 from tests.unit.guest_files import boot_sector
 from trapgate.cli import app
-from trapgate.debug.story import Story, tell
-from trapgate.debug.story.branches import last_branches
-from trapgate.debug.story.delivery import attempt
-from trapgate.debug.story.lines import SourceLines
-from trapgate.debug.story.view import View
+from trapgate.debug.postmortem import PostMortem, explain_end
+from trapgate.debug.postmortem.branches import last_branches
+from trapgate.debug.postmortem.delivery import attempt
+from trapgate.debug.postmortem.lines import SourceLines
+from trapgate.debug.postmortem.view import View
 from trapgate.events.idt import DELIVERED, TASK_GATE, deliver
 from trapgate.paging import walk as paging
 from trapgate.vmm.direct.machine import DirectMachine
@@ -55,26 +55,28 @@ def machine_with(guest: Broken, tmp_path: Path, engine: str = "auto") -> Virtual
     return vm
 
 
-def story_of(guest: Broken, tmp_path: Path, engine: str = "auto") -> Story:
+def postmortem_of(guest: Broken, tmp_path: Path, engine: str = "auto") -> PostMortem:
     vm = machine_with(guest, tmp_path, engine)
     vm.run(max_instructions=2_000_000)
-    story = tell(vm)
-    assert story is not None, vm.stopped
-    return story
+    post_mortem = explain_end(vm)
+    assert post_mortem is not None, vm.stopped
+    return post_mortem
 
 
 @pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: guest.name)
-def test_the_story_says_what_was_wrong(guest: Broken, tmp_path: Path) -> None:
-    story = story_of(guest, tmp_path)
-    words = " ".join(str(story).split())
-    assert story.end == guest.end
+def test_the_post_mortem_says_what_was_wrong(guest: Broken, tmp_path: Path) -> None:
+    post_mortem = postmortem_of(guest, tmp_path)
+    words = " ".join(str(post_mortem).split())
+    assert post_mortem.end == guest.end
     for sentence in guest.says:
         assert sentence in words, words
 
 
 @pytest.mark.parametrize("guest", GUESTS[::5], ids=lambda guest: guest.name)
 def test_both_engines_tell_the_same(guest: Broken, tmp_path: Path) -> None:
-    assert str(story_of(guest, tmp_path, "native")) == str(story_of(guest, tmp_path, "portable"))
+    assert str(postmortem_of(guest, tmp_path, "native")) == str(
+        postmortem_of(guest, tmp_path, "portable")
+    )
 
 
 RM_DIES = b"\x66\x2e\x0f\x01\x1e\x50\0\xcd\x80"
@@ -118,13 +120,13 @@ def test_the_last_branches_are_found_by_executing_again(
     guest = next(one for one in GUESTS if one.name == which) if isinstance(which, str) else which
     vm = machine_with(guest, tmp_path, engine)
     vm.run(max_instructions=200_000)
-    story = tell(vm, again=lambda: machine_with(guest, tmp_path, engine))
-    assert story is not None
-    assert story.end == "triple fault"
-    assert story.branches == expected
-    assert not expected or expected[-1] in str(story)
-    assert not expected or expected[-1].replace(">", "&gt;") in story._repr_html_()
-    assert story.values()["branches"] == list(expected)
+    post_mortem = explain_end(vm, again=lambda: machine_with(guest, tmp_path, engine))
+    assert post_mortem is not None
+    assert post_mortem.end == "triple fault"
+    assert post_mortem.branches == expected
+    assert not expected or expected[-1] in str(post_mortem)
+    assert not expected or expected[-1].replace(">", "&gt;") in post_mortem._repr_html_()
+    assert post_mortem.values()["branches"] == list(expected)
 
 
 def test_another_run_has_no_last_branches(tmp_path: Path) -> None:
@@ -135,14 +137,14 @@ def test_another_run_has_no_last_branches(tmp_path: Path) -> None:
     assert last_branches(lambda: machine_with(guest, tmp_path), vm) is not None
 
 
-def test_guests_that_end_as_they_should_have_no_story(tmp_path: Path) -> None:
+def test_guests_that_end_as_they_should_have_no_post_mortem(tmp_path: Path) -> None:
     path = tmp_path / "guest"
     path.write_bytes(flat(b"\x90\x31\xc0\xe6\xf4\x90" * 2))
     vm = VirtualMachine(MEMORY)
-    assert tell(vm) is None
+    assert explain_end(vm) is None
     vm.load(load_guest(path, memory=MEMORY))
     vm.run()
-    assert tell(vm) is None
+    assert explain_end(vm) is None
 
 
 def view_of(guest: Guest) -> View:
@@ -260,9 +262,9 @@ def test_the_command_tells_it_in_words_json_and_html(tmp_path: Path) -> None:
     assert "<title>guest&lt;b&gt;: triple fault</title>" in html
     assert "no IDT was loaded before the first exception" in html
     answer = json.loads(CliRunner().invoke(app, ["run", str(path), "--json"]).stdout)
-    assert answer["story"]["end"] == "triple fault"
-    assert answer["story"]["scenes"][1]["title"] == "first: #UD, invalid opcode"
-    assert answer["story"]["registers"]["RIP"] == BASE
+    assert answer["post_mortem"]["end"] == "triple fault"
+    assert answer["post_mortem"]["scenes"][1]["title"] == "first: #UD, invalid opcode"
+    assert answer["post_mortem"]["registers"]["RIP"] == BASE
 
 
 def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
@@ -273,12 +275,12 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     assert "cannot be written" in result.stderr.splitlines()[-1]
 
 
-def test_output_of_the_guest_cannot_spoil_the_story(tmp_path: Path) -> None:
+def test_output_of_the_guest_cannot_spoil_the_post_mortem(tmp_path: Path) -> None:
     # mov dx, 3F8h; mov al, 1Bh; out dx, al
     guest = flat(b"\x66\xba\xf8\x03\xb0\x1b\xee\xb0\x3c\xee" + UD2)
-    story = story_of(Broken("escape", guest, ()), tmp_path)
-    assert story.output == (".<",)
-    assert "&lt;" in story._repr_html_()
+    post_mortem = postmortem_of(Broken("escape", guest, ()), tmp_path)
+    assert post_mortem.output == (".<",)
+    assert "&lt;" in post_mortem._repr_html_()
 
 
 SOURCE = """static int depth;

@@ -6,7 +6,7 @@ of checks. Pure: it looks and changes nothing.
 
 from dataclasses import dataclass, field
 
-from trapgate.debug.story.view import Descriptor, View
+from trapgate.debug.postmortem.view import Descriptor, View
 from trapgate.events.frame import stack_has_room
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st

@@ -6,7 +6,7 @@ delivery.
 
 from collections.abc import Callable
 
-from trapgate.debug.story.facts import (
+from trapgate.debug.postmortem.facts import (
     Facts,
     avx,
     bad_operand,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from iced_x86 import Code, Instruction, Mnemonic
 
-from trapgate.debug.story.delivery import Attempt, descriptor_of
-from trapgate.debug.story.instruction import is_avx, is_simd, uses_red_zone
-from trapgate.debug.story.view import Descriptor, View
+from trapgate.debug.postmortem.delivery import Attempt, descriptor_of
+from trapgate.debug.postmortem.instruction import is_avx, is_simd, uses_red_zone
+from trapgate.debug.postmortem.view import Descriptor, View
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
 from trapgate.sdm.event_words import hexadecimal

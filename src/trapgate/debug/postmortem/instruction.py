@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from iced_x86 import CpuidFeature, Decoder, Formatter, FormatterSyntax, Instruction, Register
 
-from trapgate.debug.story.view import View
+from trapgate.debug.postmortem.view import View
 from trapgate.sdm.event_words import hexadecimal
 
 _LONGEST = 15

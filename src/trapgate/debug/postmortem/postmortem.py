@@ -1,4 +1,4 @@
-"""A story as values: scenes in the order of events, remedies, registers; as text and for JSON."""
+"""A post-mortem as values: scenes in the order of events, remedies, registers; text and JSON."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Story:
+class PostMortem:
     """How a guest came to its end.
 
     `end` says what the end was, `headline` why in a sentence; `before` are the last events before
@@ -38,12 +38,12 @@ class Story:
         return "\n".join(self.lines())
 
     def _repr_html_(self) -> str:
-        from trapgate.debug.story.page import body
+        from trapgate.debug.postmortem.page import body
 
         return body(self)
 
     def lines(self) -> Iterator[str]:
-        """The story as a screenful of text."""
+        """The post-mortem as a screenful of text."""
         yield from _folded(f"{self.end}: {self.headline}", "", "  ")
         if self.before:
             yield "before that:"
@@ -69,7 +69,7 @@ class Story:
             yield from (f"  {line}" for line in self.output)
 
     def values(self) -> dict[str, object]:
-        """The story for programs."""
+        """The post-mortem for programs."""
         return {
             "end": self.end,
             "headline": self.headline,

@@ -1,9 +1,9 @@
-"""A story as HTML: a page of its own, or a part of one for notebooks. Opens offline."""
+"""A post-mortem as HTML: a page of its own, or a part of one for notebooks. Opens offline."""
 
 from html import escape
 from pathlib import Path
 
-from trapgate.debug.story.story import Story
+from trapgate.debug.postmortem.postmortem import PostMortem
 from trapgate.errors import TrapgateError
 from trapgate.trace.html import table
 
@@ -18,25 +18,29 @@ _STYLE = (
 )
 
 
-def body(story: Story) -> str:
-    """The story as a part of a page."""
-    parts = [f"<h1>{escape(story.end)}: {escape(story.headline)}</h1>"]
+def body(post_mortem: PostMortem) -> str:
+    """The post-mortem as a part of a page."""
+    parts = [f"<h1>{escape(post_mortem.end)}: {escape(post_mortem.headline)}</h1>"]
     parts += [
-        f'<p class="remedy">What probably helps: {escape(words)}</p>' for words in story.remedies
+        f'<p class="remedy">What probably helps: {escape(words)}</p>'
+        for words in post_mortem.remedies
     ]
-    parts += _list("Before that:", story.before)
+    parts += _list("Before that:", post_mortem.before)
     parts.append("<ol>")
-    for scene in story.scenes:
+    for scene in post_mortem.scenes:
         lines = "".join(f"<li>{escape(line)}</li>" for line in scene.lines)
         parts.append(f"<li>{escape(scene.title)}{f'<ul>{lines}</ul>' if lines else ''}</li>")
     parts.append("</ol>")
     parts.append(
-        table(("register", "value"), [(n, f"{value:X}H") for n, value in story.registers.items()])
+        table(
+            ("register", "value"),
+            [(n, f"{value:X}H") for n, value in post_mortem.registers.items()],
+        )
     )
-    parts += _list("The last branches:", story.branches)
-    if story.output:
+    parts += _list("The last branches:", post_mortem.branches)
+    if post_mortem.output:
         parts.append(
-            f"<p>The guest's last words:</p><pre>{escape(chr(10).join(story.output))}</pre>"
+            f"<p>The guest's last words:</p><pre>{escape(chr(10).join(post_mortem.output))}</pre>"
         )
     return "".join(parts)
 
@@ -46,12 +50,12 @@ def _list(title: str, lines: tuple[str, ...]) -> list[str]:
     return [f"<p>{title}</p><ul>{items}</ul>"] if lines else []
 
 
-def write(story: Story, path: Path, title: str) -> int:
+def write(post_mortem: PostMortem, path: Path, title: str) -> int:
     """Write a page; its size in bytes. Raises TrapgateError if it cannot be written."""
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{escape(title)}: {escape(story.end)}</title>'
-        f"<style>{_STYLE}</style><body>{body(story)}</body></html>\n"
+        f'content="width=device-width"><title>{escape(title)}: {escape(post_mortem.end)}</title>'
+        f"<style>{_STYLE}</style><body>{body(post_mortem)}</body></html>\n"
     )
     try:
         return path.write_text(page, encoding="utf-8")

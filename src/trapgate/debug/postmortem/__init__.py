@@ -1,0 +1,11 @@
+"""Why a guest ended: in words, in the order of events, with what it probably needs.
+
+`explain_end` makes a `PostMortem` of a machine that stopped. `view` shows the guest's state and
+memory without changing anything, `delivery` goes the way of an event through the IDT in words,
+`remedies` knows the mistakes of beginners, `page` makes HTML of a post-mortem.
+"""
+
+from trapgate.debug.postmortem.explain_end import explain_end
+from trapgate.debug.postmortem.postmortem import PostMortem, Scene
+
+__all__ = ["PostMortem", "Scene", "explain_end"]

@@ -1,0 +1,192 @@
+"""Numbers of 150 bits behind the point, for what must be more exact than an x87 register.
+
+A number is the first LIMBS of some cells: the integer part, then 30 bits in each. So products of
+limbs and their sums fit in a cell. None is negative, except where it says so.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from trapgate.compiler.dialect import Cells, core
+
+LIMBS = 6
+BITS = 30
+POINT = BITS * (LIMBS - 1)
+"""Bits behind the point."""
+_LOW = (1 << BITS) - 1
+_LAST = LIMBS - 1
+
+
+def table(numbers: Iterable[int]) -> Cells:
+    """Constants, one after the other, from integers that are them times 2 to the power of POINT."""
+    limbs = [
+        number >> POINT if n == 0 else number >> (POINT - BITS * n) & _LOW
+        for number in numbers
+        for n in range(LIMBS)
+    ]
+    return np.array(limbs, np.int64)
+
+
+@core
+def carry(number: Cells) -> None:
+    """Let all limbs but the integer part have 30 bits again, be they too great or negative."""
+    for n in range(_LAST):
+        k = _LAST - n
+        number[k - 1] += number[k] >> BITS
+        number[k] &= _LOW
+
+
+@core
+def copy(into: Cells, number: Cells) -> None:
+    """Let the first number be the second."""
+    for n in range(LIMBS):
+        into[n] = number[n]
+
+
+@core
+def add(number: Cells, other: Cells) -> None:
+    """Add another number to one."""
+    for n in range(LIMBS):
+        number[n] += other[n]
+    carry(number)
+
+
+@core
+def subtract(number: Cells, other: Cells) -> None:
+    """Subtract another number, that is not greater, from one."""
+    for n in range(LIMBS):
+        number[n] -= other[n]
+    carry(number)
+
+
+@core
+def is_less(number: Cells, other: Cells) -> bool:
+    """Whether a number is less than another one."""
+    for n in range(LIMBS):
+        if number[n] != other[n]:
+            return bool(number[n] < other[n])
+    return False
+
+
+@core
+def subtract_from(number: Cells, other: Cells) -> None:
+    """Let a number be what another one is greater than it by."""
+    for n in range(LIMBS):
+        number[n] = other[n] - number[n]
+    carry(number)
+
+
+@core
+def multiply(number: Cells, other: Cells) -> None:
+    """Multiply a number; less than 2 ** -117 is lost."""
+    for n in range(LIMBS):
+        k = _LAST - n
+        column = 0
+        for i in range(k + 1):
+            column += number[i] * other[k - i]
+        # No further column needs this limb.
+        number[k] = column
+    carry(number)
+
+
+@core
+def is_zero(number: Cells) -> bool:
+    """Whether a number is 0."""
+    met = 0
+    for n in range(LIMBS):
+        met |= number[n]
+    return met == 0
+
+
+@core
+def shift_left(number: Cells, count: int) -> None:
+    """Multiply by 2 ** `count`, 30 at most."""
+    for n in range(LIMBS):
+        number[n] = number[n] << count
+    carry(number)
+
+
+@core
+def shift_right(number: Cells, count: int) -> None:
+    """Divide by 2 ** `count`. If bits are lost the last one that is left is set."""
+    lost = 0
+    for _ in range(min(count // BITS, LIMBS)):
+        lost |= number[_LAST]
+        for n in range(_LAST):
+            number[_LAST - n] = number[_LAST - 1 - n]
+        number[0] = 0
+    rest = count % BITS
+    lost |= number[_LAST] & ((1 << rest) - 1)
+    for n in range(_LAST):
+        k = _LAST - n
+        number[k] = (number[k] >> rest) | (number[k - 1] << (BITS - rest)) & _LOW
+    number[0] = number[0] >> rest
+    if lost != 0:
+        number[_LAST] |= 1
+
+
+@core
+def normalise(number: Cells) -> int:
+    """Shift a number that is not 0 to between 1 and 2: by what power of 2 it is then multiplied."""
+    power = 0
+    while number[0] == 0 and number[1] == 0:
+        for n in range(1, _LAST):
+            number[n] = number[n + 1]
+        number[_LAST] = 0
+        power -= BITS
+    if number[0] == 0:
+        count = 1
+        while number[1] >> (BITS - count) == 0:
+            count += 1
+        shift_left(number, count)
+        return power - count
+    while number[0] > 1:
+        shift_right(number, 1)
+        power += 1
+    return power
+
+
+@core
+def divide(number: Cells, divisor: Cells) -> None:
+    """Divide a number, less than 4, by one between 1 and 2; less than 2 ** -148 is lost."""
+    by = divisor[0] << BITS | divisor[1]
+    # What remains, times 2 ** 30 for each digit found. A digit may be one too great; the next then
+    # is negative.
+    first, second, third = number[0], number[1], number[2]
+    fourth, fifth, sixth = number[3], number[4], number[5]
+    for n in range(LIMBS):
+        digit = ((first << BITS) + second) // by
+        number[n] = digit
+        sixth -= digit * divisor[5]
+        fifth += (sixth >> BITS) - digit * divisor[4]
+        fourth += (fifth >> BITS) - digit * divisor[3]
+        third += (fourth >> BITS) - digit * divisor[2]
+        second += (third >> BITS) - digit * divisor[1]
+        first = ((first - digit * divisor[0]) << BITS) + second
+        second, third, fourth = third & _LOW, fourth & _LOW, fifth & _LOW
+        fifth, sixth = sixth & _LOW, 0
+    carry(number)
+
+
+@core
+def from_mantissa(number: Cells, mantissa: int) -> None:
+    """Let a number be a register's mantissa, between 1 and 2, from its 64 bits."""
+    number[0] = 1
+    number[1] = (mantissa >> 33) & _LOW
+    number[2] = (mantissa >> 3) & _LOW
+    number[3] = (mantissa & 7) << (BITS - 3)
+    number[4] = number[5] = 0
+
+
+@core
+def series(into: Cells, coefficients: Cells, count: int, argument: Cells, alternates: bool) -> None:
+    """The sum of a power series, by Horner's rule; `alternates`: every other term is negative."""
+    copy(into, coefficients[LIMBS * (count - 1) :])
+    for n in range(1, count):
+        multiply(into, argument)
+        term = coefficients[LIMBS * (count - 1 - n) :]
+        if alternates:
+            subtract_from(into, term)
+        else:
+            add(into, term)
