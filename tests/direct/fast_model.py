@@ -343,6 +343,7 @@ class Model:
         """
         base = self.bases[s.number - 1]
         replaced = {word for word, _ in s.tables.replaced()}
+        assert all(s.tables.is_table(word >> 10) for word in replaced), "data is replaced"
         for first in (base + part.start for part in PLAYED):
             own = slice(first << 10, first + 8 << 10)
             there, wrote = self.memory[own], self.written[own]

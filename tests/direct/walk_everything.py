@@ -69,8 +69,7 @@ def violations(
     if beyond:
         wrong.append(f"frames {sorted(beyond)[:4]} are tables, and no memory")
     for vm, mapped, writable in reach:
-        there = mapped.difference(DEVICES)
-        foreign = [f for f in there if f >= len(owner) or owner[f] != vm]
+        foreign = [f for f in mapped if f not in DEVICES and (f >= len(owner) or owner[f] != vm)]
         if foreign:
             wrong.append(f"VM {vm} reaches frames {sorted(foreign)[:4]}, which are not its own")
         if writable & tables:
