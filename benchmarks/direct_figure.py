@@ -1,7 +1,7 @@
 """`python -m benchmarks.direct_figure FILE.json... OUT.svg`: the exits that each filter leaves.
 
 The numbers are those that `benchmarks.direct_paging --json` wrote. A panel a guest, a group a
-workload, a bar a filter: which part of the writes to page tables exits, on a logarithmic scale.
+workload, a bar a filter: which part of the exits without a filter is left, on a logarithmic scale.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _COLOURS = {
     "¶80": "#e0b27a",
     "own-frame": "#3f6ea8",
     "and no-link": "#1d4a80",
-    "all": "#a3431f",
+    "and ¶80": "#c97a3a",
+    "and own-table": "#a3431f",
 }
 _BAR, _GAP, _HEIGHT, _LEFT, _TOP = 9, 14, 150, 54, 46
 _DECADES = 4
@@ -42,7 +43,7 @@ def panel(guest: str, costs: Sequence[dict[str, Any]], top: int) -> Iterator[str
             if name not in here:
                 continue
             cost = here[name]
-            part = cost["exits"] / max(cost["exits"] + cost["completed"], 1)
+            part = cost["exits"] / max(here["no filter"]["exits"], 1)
             shown = max(0.0, 1 + math.log10(max(part, 1e-9)) / _DECADES) * _HEIGHT
             tip = f"{workload}, {name}: {cost['exits']:,} exits, {cost['completed']:,} completed"
             yield (

@@ -90,18 +90,6 @@ def linear(top: str, count: int) -> str:
     return "".join(f'[[target]]\nlinear = "{at:#x}"\nbits = "{at % 8}"\n' for at in found)
 
 
-def entries(top: str, count: int) -> str:
-    """Targets in the page-table entries for some of the linear pages."""
-    pages = sorted({at >> 12 for at in linear_addresses(top)})
-    found = random.Random(3).sample(pages, min(count, len(pages)))
-    fields = '["R/W", "P", "XD", "A", "frame"]'
-    return "".join(
-        f'[[target]]\nentries = "{page << 12:#x}"\nlevel = {level}\nfield = {fields}\n'
-        for page in found
-        for level in (1, 2)
-    )
-
-
 @pytest.mark.parametrize(("workload", "begin"), WINDOWS)
 def test_pruned_is_unpruned(workload: str, begin: int, tmp_path: Path) -> None:
     few, many = compared(registers("4"), head(workload, begin, 60), tmp_path)
@@ -154,21 +142,19 @@ def test_pruned_is_unpruned_in_linear_memory(workload: str, begin: int, tmp_path
     assert few < many * 0.5
 
 
-@pytest.mark.parametrize(("workload", "begin"), WINDOWS)
-def test_pruned_is_unpruned_in_table_entries(workload: str, begin: int, tmp_path: Path) -> None:
-    top = head(workload, begin, 15)
-    few, many = compared(entries(top, 2), top, tmp_path)
-    assert few < many
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("workload", "begin"), WINDOWS)
 def test_pruned_is_unpruned_where_pages_come_and_go(
     workload: str, begin: int, tmp_path: Path
 ) -> None:
     top = head(workload, begin + 100_000, 600)
-    compared(linear(top, 40), top, tmp_path / "linear")
-    compared(entries(top, 1), top, tmp_path / "entries")
+    compared(linear(top, 40), top, tmp_path)
+
+
+def test_flips_leave_cached_translations_alone(tmp_path: Path) -> None:
+    # The guest exchanges a page-table entry just before the byte of code that is flipped.
+    target = '[[target]]\nmemory = "0x1015d9"\nbits = "1"\n'
+    compared(target, head("fork", 5_100_000, 60), tmp_path)
 
 
 def test_classes_end_at_accesses() -> None:
@@ -209,8 +195,8 @@ def test_a_sample_of_classes_of_memory_stands_for_the_space(tmp_path: Path) -> N
     [
         ("skip = true", HEAD, "only flips of general registers"),
         ('flags = true\nmode = "set 0"', HEAD, "only flips of general registers"),
-        ('linear = "0-0xffffffff"', HEAD, "at most 4096 linear pages"),
-        ('entries = "0-0xffffffff"', HEAD, "at most 4096 linear pages or entries"),
+        ('linear = "0-0xffffffff"', HEAD, "at most 4,096 linear pages"),
+        ('entries = "0x40000000"', HEAD, "only flips of general registers"),
         ('register = "EAX"\nmode = "set 1"', HEAD, "only flips of general registers"),
         (
             'memory = "0x1000"',

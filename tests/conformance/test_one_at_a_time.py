@@ -4,7 +4,17 @@ from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import ABSENT, AC, CODE, DATA, TABLES, Tiny, begin, handler
+from tests.conformance.tiny_guest import (
+    ABSENT,
+    AC,
+    CODE,
+    DATA,
+    NO_EXECUTE,
+    TABLES,
+    Tiny,
+    begin,
+    handler,
+)
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import CR4_OSXSAVE as OSXSAVE
@@ -105,3 +115,31 @@ def test_an_instruction_that_is_no_longer_mapped_is_executed_or_not_found(
         assert run.vmcs["GUEST_RIP"] == handler(0x40)
     else:
         assert run.exit.reason in (ExitReason.CPUID, ExitReason.IO_INSTRUCTION, ExitReason.VMCALL)
+
+
+BEFORE = {
+    "up to its end": b"\x90" * 20,
+    "across it": b"\x90" * 17 + b"\xb8\x00\x00",  # mov eax, ...
+    "that reads it": b"\x90" * 15 + b"\x8b\x06" + b"\x90" * 3,  # mov eax, [rsi]
+}
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize(("mode", "page"), [("p32", ABSENT), ("pae", NO_EXECUTE), ("l64", ABSENT)])
+@pytest.mark.parametrize("name", BEFORE)
+def test_code_runs_up_to_a_page_that_cannot_be_fetched(
+    name: str, mode: str, page: int, engine: str
+) -> None:
+    """The fault is that of the first instruction which reaches it, not of its block."""
+    before = BEFORE[name]
+    at = page - len(before)
+    jump = b"\xb8" + pack("<I", at) + b"\xff\xe0"  # mov eax, at; jmp rax
+    guest = Tiny(mode, 0, jump, {at: before}, registers={"rsi": page})
+    run = begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)
+    event = run.exit.interruption
+    assert event is not None
+    assert (event.vector, run.exit.qualification) == (PF, page)
+    reads = name == "that reads it" and page == ABSENT
+    where = {"up to its end": page, "across it": page - 3, "that reads it": page - 5 * reads}
+    assert run.vmcs["GUEST_RIP"] == where[name]
+    assert event.error_code == (0x10 if mode != "p32" and not reads else 0) | (page == NO_EXECUTE)

@@ -10,6 +10,7 @@ from struct import pack
 import pytest
 
 from tests.conformance.tiny_guest import (
+    ABSENT,
     CODE,
     CODE_32,
     DATA,
@@ -325,3 +326,13 @@ def test_branches_to_a_non_canonical_address(
     assert run.exit.interruption is not None
     assert (run.exit.interruption.vector, run.exit.interruption.error_code) == (GP, 0)
     assert (run.vmcs["GUEST_RIP"] - CODE, stack - run.vmcs["GUEST_RSP"]) == (place, pushed)
+
+
+@pytest.mark.parametrize("last", [b"\x90" * 4, b"\x90" * 3 + b"\xb8"])
+def test_the_limit_of_code_comes_before_the_page_behind_it(last: bytes, engine: str) -> None:
+    """A segment that ends with a page, and then one that is not present."""
+    at = ABSENT - len(last)
+    entry = pack("<Q", descriptor(0, ABSENT - 1, 0x409B))
+    guest = Tiny("p32", 0, b"\xea" + pack("<IH", at, BYTES), {at: last, GDT + BYTES: entry})
+    where = ABSENT if last[-1] == 0x90 else ABSENT - 1
+    assert outcome(guest, engine) == (GP, where - CODE)

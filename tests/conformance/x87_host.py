@@ -128,6 +128,8 @@ def results(name: str, data: bytes) -> tuple[int, int, bytes]:
         # There C1 is the sign of what is left in an empty register.
         mask |= C1
     tags = data[96 + 8 : 96 + 10]
+    # What is reserved in the environment.
+    tags += b"".join(data[96 + n : 96 + n + 2] for n in (2, 6, 10, 26))
     flags = int.from_bytes(data[68:72], "little") & FLAGS
     return status & mask, flags, data[48:64] + data[80:90] + tags
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from trapgate.decision import frame_filters as ff
-from trapgate.decision.fault_filters import KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import EMPTY_TABLE, KNOWN_TABLE, NO_LINK, OWN_FRAME, OWN_TABLE
 from trapgate.decision.self_map import ABSENT as NO_ENTRY
 from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging import frame_map as fm
@@ -50,7 +50,11 @@ class Model:
     ) -> None:
         self.mode = mode
         self.random = random.Random(seed)
-        self.unseen = fault_filter == PARAGRAPH_80 or bool(frame_filters & KNOWN_TABLE)
+        self.unseen = fault_filter == PARAGRAPH_80 or bool(
+            frame_filters & (KNOWN_TABLE | EMPTY_TABLE)
+        )
+        self.open = bool(frame_filters & OWN_TABLE)
+        self.counted = bool(frame_filters & EMPTY_TABLE)
         self.bytes = np.zeros(FRAMES * 4096, np.uint8)
         self.words = self.bytes.view(np.uint64).reshape(-1, 512)
         self.cells = self.bytes.view(np.int64)
@@ -77,7 +81,9 @@ class Model:
         words[3][:OWN] = [n << 12 | P | W for n in range(OWN)]
         self.root: Root = ()
         """What CR3 leads to: each pointer's frame, or -1 for none."""
-        self.links.let_links_come_unseen(bool(frame_filters & KNOWN_TABLE))
+        self.links.let_processor_count(self.counted)
+        self.links.let_links_come_unseen(frame_filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
+        self.links.leave_last_level_open(self.open)
         self.links.set_mode(mode)
         self.load_cr3(0 if mode is FOUR_LEVELS else POINTERS)
         self.settle()
@@ -113,7 +119,10 @@ class Model:
         way = []
         rights = W
         while True:
-            assert self.map[table] & fm.TABLE, f"a walk through {table}, which is no table"
+            if level == 1 and self.open:
+                assert table < OWN, f"a walk through {table}, which is not the guest's"
+            else:
+                assert self.map[table] & fm.TABLE, f"a walk through {table}, which is no table"
             n = page >> 9 * (level - 1) & 511
             entry = int(self.words[table][n])
             if not entry & P:
@@ -162,7 +171,10 @@ class Model:
         kind = NO_ENTRY if byte & fm.MIXED else PTE if byte & fm.LEAF else DIRECTORY
         old = int(self.words[frame][n])
         if kind != NO_ENTRY and ff.filter_of(self.v, self.cells, byte, kind, value, old):
+            stale = ff.follow_links(self.v, self.cells, kind, frame << 12 | n << 3, 8, value)
             self.words[frame][n] = value
+            if stale:
+                self.forget()
             return "completed"
         links = self.links
         chance = self.random.random()
@@ -228,12 +240,16 @@ class Model:
     def check(self) -> None:
         """Walk everything from the roots, by nothing but memory."""
         seen: set[tuple[int, int]] = set()
+        links: Counter[int] = Counter()
         ahead = [
             (frame, self.mode.levels) for root in (*self.links.roots, self.loaded) for frame in root
         ]
         while ahead:
             frame, level = ahead.pop()
             if (frame, level) in seen:
+                continue
+            if level == 1 and self.open:
+                assert frame < OWN, f"{frame} is a table, and not the guest's"
                 continue
             seen.add((frame, level))
             assert self.map[frame] & fm.TABLE, f"{frame} is not protected"
@@ -247,7 +263,10 @@ class Model:
                 elif not entry & PS:
                     assert to < OWN, f"{frame} leads to {to}, which is not the guest's"
                     ahead.append((to, level - 1))
+                    links[to] += 1 if level > 2 or not self.open else 0
         tables = {frame for frame, _ in seen}
+        told = self.bytes[(FRAMES - 1) * 4096 :][FRAMES : 2 * FRAMES]
+        assert not self.counted or all(told[to] >= min(links[to], 255) for to in tables), "links"
         marked = set(np.flatnonzero(self.map & fm.TABLE).tolist())
         assert tables == marked or (self.unseen and tables < marked), tables ^ marked
         for frame in tables:
@@ -271,6 +290,11 @@ MODES = {
     "all": (PARAGRAPH_80, OWN_FRAME | NO_LINK),
     "known-table": (2, OWN_FRAME | NO_LINK | KNOWN_TABLE),
     "known-table and paragraph 80": (PARAGRAPH_80, OWN_FRAME | NO_LINK | KNOWN_TABLE),
+    "own-table": (2, OWN_TABLE),
+    "own-table and known": (PARAGRAPH_80, OWN_FRAME | NO_LINK | KNOWN_TABLE | OWN_TABLE),
+    "empty-table": (2, OWN_FRAME | EMPTY_TABLE),
+    "empty-table and paragraph 80": (PARAGRAPH_80, OWN_FRAME | NO_LINK | EMPTY_TABLE),
+    "every filter": (PARAGRAPH_80, 31),
     "both": (2, OWN_FRAME | NO_LINK),
 }
 

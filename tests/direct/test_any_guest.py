@@ -25,14 +25,15 @@ def test_each_filter_completes_what_the_ones_before_it_do() -> None:
     runs = list(run_guest(MEMORY, bundled, board=Board))
     assert [run.setting for run in runs] == list(SETTINGS)
     assert ended_alike(runs)
-    own, none, seven, eight, _, own_frame, both, everything, known = runs
+    own, none, seven, eight, _, own_frame, both, unlinking, known, empty, own_table = runs
     assert (own.exits, own.completed, own.left) == (0, 0, {})
     assert none.completed == 0
     writes = {run.exits + run.completed for run in (none, seven, eight, own_frame, both)}
     assert len(writes) == 1  # the guest cannot notice, so it does the same each time
     assert none.exits > seven.exits > eight.exits > own_frame.exits >= both.exits
-    assert own_frame.saved > 0.97
-    assert known.exits <= everything.exits < eight.exits
+    assert own_frame.saved(none) > 0.97
+    assert own_table.exits <= empty.exits <= known.exits <= unlinking.exits < eight.exits
+    assert own_table.completed < empty.completed
     levels = [count for what, count in none.left.items() if what != "reused"]
     assert sum(levels) == none.exits
 

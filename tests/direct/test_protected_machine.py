@@ -9,7 +9,14 @@ import pytest
 from benchmarks.suite import LINUX
 from tests.direct.protected_model import ADDRESS, PS, P
 from trapgate.decision.decide import Disposition, Reason
-from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import (
+    EMPTY_TABLE,
+    FILTERS,
+    KNOWN_TABLE,
+    NO_LINK,
+    OWN_FRAME,
+    OWN_TABLE,
+)
 from trapgate.paging import frame_map as fm
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
@@ -94,6 +101,9 @@ USES = (
         ("none", OWN_FRAME, (3, 3)),
         ("figure-8", OWN_FRAME | NO_LINK, (3, 3)),
         ("paragraph-80", OWN_FRAME, (2, 4)),
+        ("none", OWN_FRAME | EMPTY_TABLE, (1, 6)),
+        ("none", OWN_TABLE, (1, 2)),
+        ("figure-8", OWN_TABLE | EMPTY_TABLE, (0, 3)),
     ],
 )
 def test_a_table_is_protected_while_it_is_linked(
@@ -168,6 +178,84 @@ def test_a_known_table_may_be_linked_again_without_an_exit() -> None:
     assert vm.completed[Reason.KNOWN_TABLE & 15] == 0
     assert vm.links.levels_of(X >> 12) == {2}
     look(vm)
+
+
+EMPTY = (
+    b"\xb9" + pack("<I", PDPT) + bytes.fromhex("48c7410807302000")  # PDPT[1] = PD_2 | 7
+    + RCX_PD_2 + RAX_X + bytes.fromhex("48c70000000000")  # X[0] = 0, by a translation that stays
+    + bytes.fromhex("48c70107003000")  # PD_2[0] = X | 7
+    + bytes.fromhex("48c70007004000")  # X[0] = Y | 7: stopped, though an old translation allows it
+    + bytes.fromhex("48c70000000000")  # X[0] = 0
+)  # fmt: skip
+GONE = bytes.fromhex("48c70100000000 48c70008000000")  # PD_2[0] = 0, X[0] = 8: data once more
+
+
+def test_an_empty_frame_becomes_a_table_and_data_again_without_an_exit() -> None:
+    filters = "none", OWN_FRAME | EMPTY_TABLE
+    vm = machine(EMPTY + HLT, *filters)
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm) == (0, 4)
+    assert vm.completed[Reason.EMPTY_TABLE & 15] == 2
+    assert [vm.links.levels_of(at >> 12) for at in (PD_2, X)] == [{2}, {1}]
+    look(vm)
+    vm = machine(EMPTY + GONE + HLT, *filters)
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm) == (0, 5)
+    assert [vm.links.levels_of(at >> 12) for at in (PD_2, X)] == [{2}, set()]
+    # Its last link goes while it has an entry, and its next store is none of a table.
+    filled = bytes.fromhex("48c70007004000 48c70100000000 48c70007000001") + HLT
+    vm = machine(EMPTY + filled, *filters)
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm) == (1, 6)
+    assert not vm.links.is_table(X >> 12)
+    # By an instruction that has to be tried: MOVUPS, of two entries at once.
+    pair = b"\xbb" + pack("<I", Y) + bytes.fromhex("0f1003 0f1101")
+    vm = machine(EMPTY + pair + HLT, *filters)
+    vm.processor.memory.write(Y, pack("<2Q", 0, (Y + 0x1000) | 7))
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm) == (0, 5)
+    levels = [vm.links.levels_of(at >> 12) for at in (PD_2, X, Y + 0x1000)]
+    assert levels == [{2}, set(), {1}]
+    look(vm)
+
+
+@pytest.mark.parametrize("n", [0, 255, 511])
+def test_a_frame_with_a_present_entry_is_not_empty(n: int) -> None:
+    for filters, exits in ((OWN_FRAME | EMPTY_TABLE, 1), (OWN_TABLE | EMPTY_TABLE, 0)):
+        vm = machine(EMPTY + HLT, "none", filters)
+        vm.processor.memory.write(X + 8 * (n or 1), b"\x01")
+        assert "halted" in vm.run(timeout=20).message
+        assert counts(vm)[0] == exits
+
+
+def test_more_links_than_are_counted_keep_a_table() -> None:
+    """Three hundred links come, and all but one go: the processor has lost count, and keeps it."""
+    code = (
+        EMPTY
+        + bytes.fromhex("be07003000 bb2c010000")  # esi = X | 7, ebx = 300
+        + bytes.fromhex("4883c108 488931 ffcb 75f5")  # PD_2[n] = esi, upwards
+        + bytes.fromhex("31f6 bb2c010000")
+        + bytes.fromhex("488931 4883e908 ffcb 75f5")  # and away again
+        + HLT
+    )
+    vm = machine(code, "none", OWN_FRAME | EMPTY_TABLE)
+    assert "halted" in vm.run(timeout=20).message
+    assert vm.links.is_table(X >> 12)
+    assert counts(vm)[0] == 0
+    look(vm)
+
+
+def test_a_root_that_is_dropped_keeps_what_is_linked_unseen() -> None:
+    vm = machine(HLT, "none", OWN_FRAME | KNOWN_TABLE)
+    assert "halted" in vm.run(timeout=20).message
+    other = X >> 12
+    links = vm.links
+    assert links.load_root((other,)) is None
+    # A filter has let this entry come to lead to a known table.
+    vm.processor.memory.write(X, pack("<Q", PDPT | 7))
+    links.drop_root((PML4 >> 12,))
+    assert links.is_table(PDPT >> 12)
+    assert links.levels_of(PD >> 12) == {2}
 
 
 def test_upper_entries_that_lead_to_no_other_table_may_change() -> None:
@@ -376,8 +464,12 @@ def look(vm: ProtectedMachine) -> None:
     entry = np.uint64 if width == 8 else np.uint32
     whole = everything[vm.base :].view(entry).reshape(-1, 4096 // width)
     tables = {frame for root in {vm._root(), *vm.links.roots} for frame in root}
+    is_open = vm.vmcs["FRAME_FILTERS"] & OWN_TABLE
     for level in range(levels, 0, -1):
         frames = sorted(tables)
+        if level == 1 and is_open:
+            assert all(frame_map[frame] & fm.OWN for frame in frames)
+            break
         assert all(frame_map[frame] & fm.TABLE for frame in frames)
         if level == 1:
             # What one without LEAF leads to, the walk looks at.
@@ -387,7 +479,7 @@ def look(vm: ProtectedMachine) -> None:
         if level > 1:
             entries = entries[entries & PS == 0]
         tables = set(np.unique((entries & ADDRESS) >> 12).tolist())
-        assert all(frame < size >> 12 for frame in tables) or level == 1
+        assert all(frame < size >> 12 for frame in tables) or level == 1 or is_open
         assert not any(size >> 12 <= frame < vm.processor.memory.size >> 12 for frame in tables)
 
 

@@ -6,7 +6,14 @@ from struct import pack
 import pytest
 
 from tests.direct.test_protected_machine import look
-from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import (
+    EMPTY_TABLE,
+    FILTERS,
+    KNOWN_TABLE,
+    NO_LINK,
+    OWN_FRAME,
+    OWN_TABLE,
+)
 from trapgate.vmm.actions import End
 from trapgate.vmm.direct.mapped_memory import ProtectedHost
 from trapgate.vmm.direct.protected import ProtectedMachine
@@ -109,6 +116,10 @@ def machine(
         ("figure-8", OWN_FRAME | NO_LINK),
         ("paragraph-80", OWN_FRAME | NO_LINK),
         ("paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE),
+        ("figure-8", OWN_TABLE),
+        ("paragraph-80", NO_LINK | KNOWN_TABLE | OWN_TABLE),
+        ("figure-8", OWN_FRAME | EMPTY_TABLE),
+        ("paragraph-80", OWN_FRAME | NO_LINK | OWN_TABLE | EMPTY_TABLE),
     ],
 )
 def test_hostile_guests_stay_in_on_the_engine(fault_filter: str, frame_filters: int) -> None:

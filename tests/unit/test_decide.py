@@ -312,7 +312,7 @@ def test_each_check_of_the_extension_fields(name: str, good: int, bad: int, chec
             {"FRAME_MAP_ADDRESS": [0xFF_FFFF_F000, 0x1000], "FRAME_MAP_LENGTH": [1 << 28]},
             ck.FRAME_MAP,
         ),
-        ({"FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": [1, 2, 4, 7]}, ck.FRAME_FILTERS),
+        ({"FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": [1, 2, 4, 7, 8, 16, 31]}, ck.FRAME_FILTERS),
         (
             {"FRAME_MAP_LENGTH": 1},
             {"ALIAS_BASE": [0xFF_FFE0_0000, 0x20_0000], "ALIAS_LENGTH": [0xFF_FFFF_F000, 0x1000]},
@@ -342,7 +342,7 @@ BAD = {
         *(("FRAME_MAP_ADDRESS", 1 << n) for n in (0, 11, 40, 62)),
         ("FRAME_MAP_LENGTH", (1 << 28) + 1),
     ],
-    ck.FRAME_FILTERS: [("FRAME_FILTERS", 8), ("FRAME_FILTERS", 1 << 31)],
+    ck.FRAME_FILTERS: [("FRAME_FILTERS", 32), ("FRAME_FILTERS", 1 << 31)],
     ck.ALIAS: [
         *(("ALIAS_BASE", 1 << n) for n in (0, 12, 20, 40)),
         *(("ALIAS_LENGTH", 1 << n) for n in (0, 11, 40)),

@@ -78,7 +78,7 @@ def prepare(plan: Plan, told: Told = silent) -> Prepared:
             told,
             uses=plan.prune,
             memory=faults.memory if plan.prune else (),
-            places=faults.places if plan.prune else (),
+            pages=faults.pages if plan.prune else (),
         )
     moments = moments_of(reference, course)
     strata = None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trapgate.campaign.bench import JOURNAL, Bench
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
-from trapgate.campaign.places import Moving
+from trapgate.campaign.places import LinearPage
 from trapgate.campaign.symbols import within
 from trapgate.campaign.touches import Touches
 from trapgate.campaign.uses import ALL, Uses
@@ -73,12 +73,12 @@ def course_of(
     *,
     uses: bool = False,
     memory: Sequence[tuple[int, int]] = (),
-    places: Sequence[Moving] = (),
+    pages: Sequence[LinearPage] = (),
 ) -> Course:
     """Run the golden run instruction by instruction, and look what each `uses` if wanted.
 
     `memory` are physical addresses (first, and last + 1) to which accesses are looked at, too, and
-    `places` move through memory.
+    so are those to linear `pages`.
 
     Raises PlanError if it is too long.
     """
@@ -94,8 +94,8 @@ def course_of(
     vm = bench.vm
     head = vm.processor.head
     looked = Uses()
-    touches = Touches(vm, memory, places)
-    looks = bool(memory or places)
+    touches = Touches(vm, memory, pages)
+    looks = bool(memory or pages)
     found = np.zeros((golden.length, 5), np.int64)
     count = 0
     while vm.processor.time < golden.end and vm.stopped is None:

@@ -113,33 +113,24 @@ class Byte:
         return vm.processor.memory.read(self._at(vm), 1)[0]
 
     def write(self, vm: VirtualMachine, value: int) -> None:
-        """Change it; code that was translated from it is dropped, and no translation is cached."""
+        """Change it; code that was translated from it is dropped.
+
+        Cached translations of linear addresses stay. To flush them would make a difference between
+        moments that are alike (`pruning`), where the guest goes on with a translation that its
+        tables do not have any more.
+        """
         vm.processor.memory.write(self._at(vm), bytes((value,)))
-        vm.processor.engine.flush_translations()
-
-
-class Moving(Protocol):
-    """Bytes that follow each other in memory, now here and now there, as the guest's tables say."""
-
-    @property
-    def address(self) -> int:
-        """The linear address whose walk leads there."""
-        ...
-
-    def locate(self, vm: VirtualMachine) -> tuple[int, int]:
-        """The physical address now, and how many bytes there are. Raises AbsentError."""
-        ...
 
 
 @dataclass(frozen=True)
 class LinearPage:
-    """4096 bytes at a linear address."""
+    """4096 bytes at a linear address: now here in memory, now there, as the guest's tables say."""
 
     address: int
 
-    def locate(self, vm: VirtualMachine) -> tuple[int, int]:
+    def locate(self, vm: VirtualMachine) -> int:
         """The physical address now. Raises AbsentError."""
-        return _physical(vm, self.address), 0x1000
+        return _physical(vm, self.address)
 
 
 def _physical(vm: VirtualMachine, linear: int) -> int:
@@ -166,8 +157,7 @@ class TableEntry:
         """Bits; 32-bit paging has no use for the upper half."""
         return 64
 
-    def locate(self, vm: VirtualMachine) -> tuple[int, int]:
-        """The physical address and the size now. Raises AbsentError."""
+    def _at(self, vm: VirtualMachine) -> tuple[int, int]:
         top = levels_of(vm)
         if not top:
             raise AbsentError("paging is off")
@@ -181,11 +171,11 @@ class TableEntry:
 
     def read(self, vm: VirtualMachine) -> int:
         """The entry."""
-        return int.from_bytes(vm.processor.memory.read(*self.locate(vm)), "little")
+        return int.from_bytes(vm.processor.memory.read(*self._at(vm)), "little")
 
     def write(self, vm: VirtualMachine, value: int) -> None:
         """Change it in memory, and let no older translation be cached."""
-        at, size = self.locate(vm)
+        at, size = self._at(vm)
         if value >> 8 * size:
             raise AbsentError(f"an entry here has {8 * size} bits")
         vm.processor.memory.write(at, value.to_bytes(size, "little"))

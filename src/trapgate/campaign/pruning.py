@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.moments import Course
-from trapgate.campaign.places import Moving
+from trapgate.campaign.places import LinearPage
 from trapgate.campaign.plan import Plan, Sample
 from trapgate.campaign.runs import MOST_RUNS, Runs, draw, sample_size
-from trapgate.campaign.targets import MOST_PLACES, Faults, Part
+from trapgate.campaign.targets import MOST_PAGES, Faults, Part
 
 LIVES: Final = 0
 OVERWRITTEN: Final = 1
@@ -66,8 +66,8 @@ def _finder(
     known: dict[tuple[bytes, bytes, int, int, int], Classes] = {}
 
     def find(part: Part) -> Classes:
-        if part.place is not None:
-            return moving(part, part.place)
+        if part.page is not None:
+            return in_page(part.page, part.address)
         if part.address < 0:
             reads = course.reads >> part.register & 1
             accesses = np.flatnonzero(reads | course.writes >> part.register & 1)
@@ -84,17 +84,17 @@ def _finder(
             found = known[key] = classes_of(steps, accesses, is_read, end)
         return found
 
-    def moving(part: Part, place: Moving) -> Classes:
-        """Those of a byte that is here and there: between two moves it is as any other."""
-        stays = course.touches.places_of(place)
-        borders = np.searchsorted(steps, [first for first, *_ in stays[1:]])
+    def in_page(page: LinearPage, offset: int) -> Classes:
+        """Those of a byte that is now here, now there: between two moves it is as any other."""
+        stays = course.touches.where(page)
+        borders = np.searchsorted(steps, [first for first, _ in stays[1:]])
         found: list[Classes] = []
-        for (_, at, size), some in zip(stays, np.split(steps, borders), strict=True):
+        for (_, at), some in zip(stays, np.split(steps, borders), strict=True):
             if len(some) == 0:
                 continue
-            if part.address < size:
-                found.append(at_address(at + part.address, some))
-            else:  # it is not there: that is what all these runs say
+            if at >= 0:
+                found.append(at_address(at + offset, some))
+            else:  # it is not mapped: that is what all these runs say
                 found.append(classes_of(some, some[:0], some[:0] > 0, LIVES))
         return _joined(found)
 
@@ -165,13 +165,12 @@ def prune(
 def demand_classes(faults: Faults, plan: Plan) -> None:
     """Raise PlanError for faults without classes, or where others than the guest read."""
     guest = plan.guest
-    in_memory = bool(faults.memory or faults.places)
+    in_memory = bool(faults.memory or faults.pages)
     why = ""
     if not faults.prunable:
         why = (
-            "only flips of general registers, flags, memory and table entries (of at most "
-            f"{MOST_PLACES} linear pages or entries) can be pruned; leave prune out, or other "
-            "targets"
+            f"only flips of general registers, flags and memory (at most {MOST_PAGES:,} linear "
+            "pages) can be pruned; leave prune out, or other targets"
         )
     elif not guest.kernel and guest.bios is None:
         why = "the built-in BIOS reads registers and memory, too; leave prune out"

@@ -18,7 +18,6 @@ from trapgate.campaign.places import (
     Descriptor,
     InstructionByte,
     LinearPage,
-    Moving,
     Place,
     TableEntry,
     field_of_vmcs,
@@ -33,8 +32,8 @@ from trapgate.vmm.injection import InjectionError, parse_injection
 
 _MOST = 1 << 40
 """Faults of a plan: more are a mistake in it."""
-MOST_PLACES: Final = 4096
-"""Linear pages or table entries of a target that can be pruned."""
+MOST_PAGES: Final = 4096
+"""Linear pages of a target that can be pruned."""
 _MODES: Final = {
     "flip": (FLIP, False),
     "set 0": (SET_0, False),
@@ -65,13 +64,12 @@ _LIVED_ON: Final = frozenset({Field.PIN_BASED_CONTROLS, Field.VMX_PREEMPTION_TIM
 class Part:
     """What has definitions and uses: a bit of the masks of `uses`, or a byte of memory.
 
-    That is at a physical address or, where `place` is now here and now there, so many bytes
-    behind its beginning.
+    That is at a physical address or, if it has a `page`, so many bytes behind its beginning.
     """
 
     register: int = -1
     address: int = -1
-    place: Moving | None = None
+    page: LinearPage | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ class Target:
     """Some faults of a kind: `count`, and how the n-th is made.
 
     Those that flip bits of parts have `part`, which gives the n-th; each of `bits` faults is one's.
-    `memory` is where its bytes are, if it is memory: first, and last + 1. `places` are those that
-    move.
+    `memory` is where its bytes are, if it is memory by physical addresses: first, and last + 1;
+    `pages` are those of memory by linear addresses.
     """
 
     count: int
@@ -88,7 +86,7 @@ class Target:
     part: Callable[[int], Part] | None = None
     bits: int = 0
     memory: tuple[int, int] | None = None
-    places: Sequence[Moving] = ()
+    pages: Sequence[LinearPage] = ()
 
 
 class Faults(Sequence[Fault]):
@@ -131,9 +129,9 @@ class Faults(Sequence[Fault]):
         return [one.memory for one in self._targets if one.memory is not None]
 
     @property
-    def places(self) -> list[Moving]:
-        """What moves through memory and is flipped in."""
-        return [place for one in self._targets for place in one.places]
+    def pages(self) -> list[LinearPage]:
+        """The linear pages that are flipped in."""
+        return [page for one in self._targets for page in one.pages]
 
     def _make(self, number: int) -> Fault:
         which = bisect_right(self.ends, number)
@@ -310,15 +308,15 @@ def _memory(kind: str, *, linear: bool) -> Callable[[Table, bool], list[Target]]
                 return Part(address=first + n)
 
             return [Target(count, make, part, width, memory=(first, last))]
-        if last - first > MOST_PLACES << 12:
+        if last - first > MOST_PAGES << 12:
             return [Target(count, make)]
         pages = [LinearPage(page << 12) for page in range(first >> 12, (last - 1 >> 12) + 1)]
 
         def part_of_page(n: int) -> Part:
             address = first + n
-            return Part(address=address & 0xFFF, place=pages[(address >> 12) - (first >> 12)])
+            return Part(address=address & 0xFFF, page=pages[(address >> 12) - (first >> 12)])
 
-        return [Target(count, make, part_of_page, width, places=pages)]
+        return [Target(count, make, part_of_page, width, pages=pages)]
 
     return read
 
@@ -344,15 +342,7 @@ def _entries(table: Table, wide: bool) -> list[Target]:
         return Flip(TableEntry(start + entry << step, level), bits[bit], mode, holds)
 
     assert level in LEVELS
-    if mode != FLIP or count > MOST_PLACES:
-        return [Target(count * len(bits), make)]
-    entries = [TableEntry(start + n << step, level) for n in range(count)]
-
-    def part(n: int) -> Part:
-        entry, bit = divmod(n, len(bits))
-        return Part(address=bits[bit] >> 3, place=entries[entry])
-
-    return [Target(count * len(bits), make, part, 1, places=entries)]
+    return [Target(count * len(bits), make)]
 
 
 def _descriptors(table: Table, wide: bool) -> list[Target]:

@@ -7,7 +7,8 @@ stack that it comes to, and what the faulting instruction writes counts as read.
 write is one only if it replaces all bits of the byte for certain. Where anything else happens
 (an interrupt, an event that exits, a task switch, an instruction of VMX) all of memory is read.
 
-A changed byte leaves no stale copy behind (`places.Byte`): neither a translation nor code.
+A changed byte leaves no stale code behind (`places.Byte`). A linear address whose translation is
+cached stays so, which is the same whenever between two accesses the byte changes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from iced_x86 import CpuidFeature, Mnemonic, Register
 from numpy.typing import NDArray
 
-from trapgate.campaign.places import AbsentError, Moving
+from trapgate.campaign.places import AbsentError, LinearPage
 from trapgate.campaign.walks import levels_of, walk_of
 from trapgate.decision.decide import DELIVER
 from trapgate.events.journal import (
@@ -104,20 +105,20 @@ class _Kind(NamedTuple):
 class Touches:
     """The accesses to some pages of memory, by the number of the instruction that made them.
 
-    `spans` are ranges of physical addresses: first, and last + 1. `places` move through memory;
-    their pages count from the moment on at which they come there.
+    `spans` are ranges of physical addresses: first, and last + 1. Where linear `pages` are counts
+    from the moment on at which they come there.
     """
 
     def __init__(
         self,
         vm: VirtualMachine,
         spans: Iterable[tuple[int, int]],
-        places: Sequence[Moving] = (),
+        pages: Sequence[LinearPage] = (),
     ) -> None:
         self._vm = vm
-        self._where: dict[Moving, list[tuple[int, int, int]]] = {place: [] for place in places}
+        self._where: dict[LinearPage, list[tuple[int, int]]] = {page: [] for page in pages}
         self._tables: set[int] = set()
-        """Pages with entries on the way to places."""
+        """Physical pages with entries on the way to linear ones."""
         self._may_have_moved = True
         self._number = 0
         self._pages = {
@@ -242,26 +243,25 @@ class Touches:
         )
         return _Kind(unknown, loads, mnemonic in _PORTS, mnemonic in _MASKED)
 
-    def places_of(self, place: Moving) -> list[tuple[int, int, int]]:
-        """From which instruction on a place is at which address (-1: nowhere); how many bytes."""
-        return self._where[place]
+    def where(self, page: LinearPage) -> list[tuple[int, int]]:
+        """From which instruction on a linear page is at which physical address (-1: nowhere)."""
+        return self._where[page]
 
     def _locate(self) -> None:
-        """Look where the places are now."""
+        """Look where the linear pages are now."""
         self._may_have_moved = False
         self._tables.clear()
-        vm = self._vm
-        for place, known in self._where.items():
-            entries, _ = walk_of(vm, place.address)
+        for page, known in self._where.items():
+            entries, _ = walk_of(self._vm, page.address)
             self._tables |= {at >> 12 for at, _ in entries}
             try:
-                at, size = place.locate(vm)
+                at = page.locate(self._vm)
             except AbsentError:
-                at, size = -1, 0
-            if not known or known[-1][1:] != (at, size):
-                known.append((self._number, at, size))
+                at = -1
+            if not known or known[-1][1] != at:
+                known.append((self._number, at))
                 if at >= 0:
-                    self._pages |= {at >> 12, at + size - 1 >> 12}
+                    self._pages.add(at >> 12)
 
     def _touch(self, linear: int, size: int, *, read: bool, write: bool = False) -> None:
         """An access to `size` bytes at a linear address, and the walks that it needs."""

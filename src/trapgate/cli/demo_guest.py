@@ -55,7 +55,7 @@ def demo_guest(
             status.update(f"{len(runs)} of {len(SETTINGS)} runs done")
     alike = ended_alike(runs)
     if as_json:
-        print(json.dumps([_run_json(run) for run in runs], indent=2))
+        print(json.dumps([_run_json(run, runs[1]) for run in runs], indent=2))
         return alike
     _show(runs)
     for end in dict.fromkeys(run.stop.message for run in runs):
@@ -76,13 +76,13 @@ def _show(runs: list[Run]) -> None:
     table.add_column("filter")
     for title in ("exits", "completed", "saved", "CR exits", "CPU seconds", "relative"):
         table.add_column(title, justify="right")
-    own = runs[0].seconds
+    own, unfiltered = runs[0].seconds, runs[1]
     for run in runs:
         table.add_row(
             run.setting.name,
             f"{run.exits:,}",
             f"{run.completed:,}",
-            f"{run.saved:.1%}",
+            f"{run.saved(unfiltered):.1%}" if run.setting.mapped else "",
             f"{run.root_loads:,}",
             f"{run.seconds:.2f}",
             f"{run.seconds / own:.2f}",
@@ -96,7 +96,7 @@ def _show(runs: list[Run]) -> None:
     print()
 
 
-def _run_json(run: Run) -> dict[str, Any]:
+def _run_json(run: Run, unfiltered: Run) -> dict[str, Any]:
     return {
         "filter": run.setting.name,
         "fault_filter": run.setting.fault_filter,
@@ -104,6 +104,6 @@ def _run_json(run: Run) -> dict[str, Any]:
         "end": run.stop.end.value,
         "status": run.stop.status,
         "cpu_seconds": run.seconds,
-        "spared": run.saved,
+        "spared": run.saved(unfiltered) if run.setting.mapped else None,
         **summary_json(run.summary),
     }

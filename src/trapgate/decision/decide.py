@@ -17,15 +17,13 @@ from trapgate.decision.fault_filters import (
     BY_FAULT_FILTER,
     BY_KNOWN_TABLE,
     BY_OWN_FRAME,
+    EVERY_FRAME_FILTER,
     FILTER_FIGURE_7,
     FILTER_NONE,
     FILTER_PARAGRAPH_80,
-    KNOWN_TABLE,
-    NO_LINK,
     ORDER_PARAGRAPH_60,
     ORDER_PARAGRAPH_66,
     ORDER_PARAGRAPH_67,
-    OWN_FRAME,
 )
 from trapgate.decision.rules import (
     CRITERION_ANY_OR_MATCH,
@@ -165,6 +163,11 @@ class Reason(IntEnum):
     KNOWN_TABLE = 26
     """A fault filter by the frame map: an upper table's entry leads to a known table of the level
     below."""
+    OWN_TABLE = 27
+    """Likewise: an entry of a table of level 2 leads to a frame of the guest's own."""
+    EMPTY_TABLE = 28
+    """Likewise: an upper table's entry leads to a frame without a present entry, or to a known
+    table, and the processor counts."""
 
 
 _MAP_ADDRESS = 0xFF_FFFF_F000
@@ -312,8 +315,8 @@ def decide_filtered(v: Cells, error_code: int, which: int) -> tuple[int, int]:
         return disposition, reason
     if disposition == DELIVER and order == ORDER_PARAGRAPH_60:
         return disposition, reason
-    if which == BY_KNOWN_TABLE:
-        return COMPLETE, REASON_KNOWN_TABLE
+    if which >= BY_KNOWN_TABLE:
+        return COMPLETE, REASON_KNOWN_TABLE + which - BY_KNOWN_TABLE
     if which != BY_FAULT_FILTER:
         return COMPLETE, REASON_OWN_FRAME + which - BY_OWN_FRAME
     return COMPLETE, REASON_FAULT_FILTER_FIGURE_7 + v[FAULT_FILTER] - FILTER_FIGURE_7
@@ -435,7 +438,7 @@ def check_extension_fields(v: Cells) -> int:
         return ck.EXTENSION_FILTER_ORDER
     if v[FRAME_MAP_ADDRESS] & ~_MAP_ADDRESS or v[FRAME_MAP_LENGTH] > MOST_FRAMES:
         return ck.FRAME_MAP
-    if v[FRAME_FILTERS] & ~(OWN_FRAME | NO_LINK | KNOWN_TABLE) or (
+    if v[FRAME_FILTERS] & ~EVERY_FRAME_FILTER or (
         v[FRAME_FILTERS] != 0 and v[FRAME_MAP_LENGTH] == 0
     ):
         return ck.FRAME_FILTERS

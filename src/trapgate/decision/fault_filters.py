@@ -34,6 +34,9 @@ ORDER_PARAGRAPH_67 = 3
 OWN_FRAME = 1
 NO_LINK = 2
 KNOWN_TABLE = 4
+OWN_TABLE = 8
+EMPTY_TABLE = 16
+EVERY_FRAME_FILTER = OWN_FRAME | NO_LINK | KNOWN_TABLE | OWN_TABLE | EMPTY_TABLE
 """Bits of the extension field FRAME_FILTERS (see `decision.frame_filters`)."""
 
 NOBODY = 0
@@ -41,7 +44,9 @@ BY_FAULT_FILTER = 1
 BY_OWN_FRAME = 2
 BY_NO_LINK = 3
 BY_KNOWN_TABLE = 4
-BY_CRITERIA_TABLE = 5
+BY_OWN_TABLE = 5
+BY_EMPTY_TABLE = 6
+BY_CRITERIA_TABLE = 7
 """Which filter lets a write complete."""
 
 FILTERS: Final = {

@@ -12,6 +12,10 @@ that an entry comes to lead to (¶85), and complete what those leave:
 
 * known-table: an entry of an upper table may come to lead to a table that is known to be one of
   the level below, and of no other. The VMM must not take its counts of links for true.
+* empty-table: likewise, or to a frame that holds no entry, of which the processor then makes a
+  table; it counts links, and makes data of an empty table when the last one goes.
+* own-table: an entry of a table of level 2 may come to lead to any frame of the guest's own. The
+  VMM then protects no table of the last level: what its entries lead to, the walk looks up.
 
 docs/fault-filters.md has the argument. A table that is of the last level and of an upper one
 at once satisfies none. One of the last level without LEAF counts as an upper one: it has entries
@@ -22,16 +26,20 @@ from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.criteria_table import NEXT, RULE_COMPLETE, decide_by_table
 from trapgate.decision.fault_filters import (
     BY_CRITERIA_TABLE,
+    BY_EMPTY_TABLE,
     BY_FAULT_FILTER,
     BY_KNOWN_TABLE,
     BY_NO_LINK,
     BY_OWN_FRAME,
+    BY_OWN_TABLE,
+    EMPTY_TABLE,
     FRAME,
     FRAME_64,
     KNOWN_TABLE,
     NO_LINK,
     NOBODY,
     OWN_FRAME,
+    OWN_TABLE,
     PRESENT,
 )
 from trapgate.decision.self_map import (
@@ -46,8 +54,20 @@ from trapgate.decision.self_map import (
     may_be_filtered,
     merged,
 )
-from trapgate.paging.alias import unaliased
-from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, OWN, TABLE, frame_byte, has_frame_map
+from trapgate.paging.alias import aliased, unaliased
+from trapgate.paging.frame_map import (
+    LEAF,
+    LEVEL,
+    MIXED,
+    MOST_LINKS,
+    OWN,
+    TABLE,
+    frame_byte,
+    has_frame_map,
+    links_of,
+    set_frame_byte,
+    set_links,
+)
 from trapgate.paging.walk import READ, walk
 from trapgate.sdm.cells import (
     CRITERIA_TABLE_RULES,
@@ -101,6 +121,97 @@ def leads_to_known_table(v: Cells, mem: Memory, byte: int, entry: int) -> bool:
 
 
 @core
+def may_lead_to_last_level(v: Cells, mem: Memory, byte: int, entry: int) -> bool:
+    """Whether an entry of a table with the map's `byte`, one of level 2, leads to an own frame.
+
+    Or to no table. Where this is asked, any frame may be a table of the last level.
+    """
+    table = table_led_to(v[GUEST_CR4], entry)
+    return bool(byte >> LEVEL == 1 and (table < 0 or frame_byte(v, mem, table) & OWN))
+
+
+@core
+def is_empty(v: Cells, mem: Memory, table: int) -> bool:
+    """Whether a frame of memory holds no entry that is present, at whatever level."""
+    present = PRESENT
+    if entry_size(v[GUEST_CR4]) == 4:
+        present |= PRESENT << 32
+    at = aliased(v, table) >> 3
+    if at + 512 > len(mem):
+        return False
+    found = 0
+    for n in range(512):
+        found |= mem[at + n] & present
+    return found == 0
+
+
+@core
+def may_be_linked(v: Cells, mem: Memory, byte: int, entry: int) -> bool:
+    """Whether an entry of a table with the map's `byte` leads to no table, to one of the level
+    below alone, or to data that can become one because it is empty.
+    """
+    if byte >> LEVEL == 0:
+        return False
+    table = table_led_to(v[GUEST_CR4], entry)
+    if table < 0 or leads_to_known_table(v, mem, byte, entry):
+        return True
+    return frame_byte(v, mem, table) == OWN and is_empty(v, mem, table)
+
+
+@core
+def follow_link(v: Cells, mem: Memory, byte: int, old: int, new: int) -> bool:
+    """Carry a completed write to an entry of an upper table over to the map.
+
+    `byte` is the map's of the table. A frame that is led to becomes a table, and an empty one to
+    which the last link goes becomes data: then all translations have to go (the result). What is
+    not counted leaves a count too high: links from a table of several levels, and too many.
+    """
+    cr4 = v[GUEST_CR4]
+    before = table_led_to(cr4, old)
+    after = table_led_to(cr4, new)
+    level = byte >> LEVEL
+    if level == 0 or before == after or (level == 1 and v[FRAME_FILTERS] & OWN_TABLE):
+        return False
+    stale = False
+    if after >= 0:
+        links = links_of(v, mem, after)
+        if frame_byte(v, mem, after) & TABLE == 0:
+            links = 0
+            kind = LEAF if level == 1 else (level - 1) << LEVEL
+            set_frame_byte(v, mem, after, OWN | TABLE | kind)
+            stale = True
+        set_links(v, mem, after, min(links + 1, MOST_LINKS))
+    if before >= 0:
+        links = links_of(v, mem, before)
+        if 0 < links < MOST_LINKS:
+            set_links(v, mem, before, links - 1)
+            if links == 1 and is_empty(v, mem, before):
+                set_frame_byte(v, mem, before, OWN)
+                stale = True
+    return stale
+
+
+@core
+def follow_links(v: Cells, mem: Memory, kind: int, physical: int, size: int, data: int) -> bool:
+    """Carry a write that completes, of `size` bytes at `physical`, over to the map beforehand.
+
+    Whether translations have to go, as `follow_link` says.
+    """
+    if kind != DIRECTORY or v[FRAME_FILTERS] & EMPTY_TABLE == 0:
+        return False
+    byte = frame_byte(v, mem, unaliased(v, physical))
+    width = entry_size(v[GUEST_CR4])
+    at = physical & ~(width - 1)
+    stale = False
+    while at < physical + size:
+        old = entry_of(mem, at, width)
+        if follow_link(v, mem, byte, old, merged(old, at - physical, width, size, data)):
+            stale = True
+        at += width
+    return stale
+
+
+@core
 def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) -> int:
     """Which filter lets a write turn the entry `old` of a table into `data`; NOBODY if none.
 
@@ -119,6 +230,10 @@ def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) 
     same = table_led_to(cr4, old) == table_led_to(cr4, data)
     if kind == DIRECTORY and filters & NO_LINK and same:
         return BY_NO_LINK
+    if kind == DIRECTORY and filters & OWN_TABLE and may_lead_to_last_level(v, mem, byte, data):
+        return BY_OWN_TABLE
+    if kind == DIRECTORY and filters & EMPTY_TABLE and may_be_linked(v, mem, byte, data):
+        return BY_EMPTY_TABLE
     if kind == DIRECTORY and filters & KNOWN_TABLE and leads_to_known_table(v, mem, byte, data):
         return BY_KNOWN_TABLE
     return NOBODY

@@ -19,8 +19,8 @@ WRITES_OTHER = 32
 EXCHANGES = 64
 """FXCH: neither register is empty behind it."""
 OTHER_SHIFT = 7
-TELLS_SIGN = 1 << 10
-"""FXAM: C1 is the sign."""
+LEAVES_C1 = 1 << 10
+"""FCMOVcc, FCOMI, FUCOMI, FNOP; of FXAM C1 is the sign."""
 STORES = 1 << 11
 """The destination is memory, which an unmasked exception leaves as it is."""
 
@@ -47,18 +47,25 @@ def x87_operands(opcode: int, form: int) -> int:
             return READS_OTHER | PUSHES | other
         if field == 1:
             return _BOTH | EXCHANGES | other
+        if field == 3:
+            # FSTPNCE, which copies even an empty register.
+            return WRITES_OTHER | other
         return _operands_of_d9(form)
     if opcode in (0xDA, 0xDB) and field < 4:
         # FCMOVcc.
-        return _BOTH | WRITES_TOP | other
+        return _BOTH | WRITES_TOP | LEAVES_C1 | other
     if opcode == 0xDA:
         return _COMPARES_BOTH | _WITH_ST1 if form == 0xE9 else 0
-    if opcode in (0xDB, 0xDF):
-        return _COMPARES_BOTH | other if field in (5, 6) else 0
+    if opcode in (0xDB, 0xDF) and field in (5, 6):
+        return _COMPARES_BOTH | LEAVES_C1 | other
+    if opcode == 0xDB:
+        return 0
+    # Of DDH; DFH has other encodings of FXCH and FSTP.
+    if field == 1:
+        return _BOTH | EXCHANGES | other
     if field in (2, 3):
-        # FST and FSTP.
-        return READS_TOP
-    return _COMPARES_BOTH | other if field in (4, 5) else 0
+        return READS_TOP | WRITES_OTHER | other
+    return _COMPARES_BOTH | other if opcode == 0xDD and field in (4, 5) else 0
 
 
 @core
@@ -96,6 +103,6 @@ def _operands_of_d9(form: int) -> int:
         # F2XM1, FSQRT, FRNDINT, FSIN, FCOS.
         return _COMPUTES
     if form == 0xE5:
-        return TELLS_SIGN
-    # FSTP; FNOP, FDECSTP and FINCSTP read nothing.
-    return READS_TOP if 0xD8 <= form < 0xE0 else 0
+        return LEAVES_C1
+    # FDECSTP and FINCSTP read nothing, nor does FNOP.
+    return LEAVES_C1 if form == 0xD0 else 0

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trapgate.decision.decide import Disposition
-from trapgate.decision.fault_filters import FILTERS, KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import (
+    EMPTY_TABLE,
+    FILTERS,
+    KNOWN_TABLE,
+    NO_LINK,
+    OWN_FRAME,
+    OWN_TABLE,
+)
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Stop
@@ -51,12 +58,29 @@ SETTINGS = (
         "figure-8",
         OWN_FRAME | NO_LINK,
     ),
-    Setting("all", "¶80, own-frame and no-link", "paragraph-80", OWN_FRAME | NO_LINK),
+    Setting(
+        "and ¶80",
+        "and those that make an upper entry not present",
+        "paragraph-80",
+        OWN_FRAME | NO_LINK,
+    ),
     Setting(
         "and known",
         "and upper entries that lead to known tables",
         "paragraph-80",
         OWN_FRAME | NO_LINK | KNOWN_TABLE,
+    ),
+    Setting(
+        "and empty",
+        "and, which counts links, to frames that hold no entry",
+        "paragraph-80",
+        OWN_FRAME | NO_LINK | EMPTY_TABLE,
+    ),
+    Setting(
+        "and own-table",
+        "and last-level tables are not protected",
+        "paragraph-80",
+        OWN_FRAME | NO_LINK | EMPTY_TABLE | OWN_TABLE,
     ),
 )
 
@@ -85,10 +109,9 @@ class Run:
         """MOVs to and from control registers that exited."""
         return self.summary.exits.get(ExitReason.CONTROL_REGISTER_ACCESS, 0)
 
-    @property
-    def saved(self) -> float:
-        """The part of the writes to tables that the filters spared an exit; 0 if there are none."""
-        return self.completed / max(self.exits + self.completed, 1)
+    def saved(self, unfiltered: Run) -> float:
+        """The part of the exits of a run without a filter that this one does not have."""
+        return 1 - self.exits / max(unfiltered.exits, 1)
 
     @property
     def left(self) -> dict[str, int]:

@@ -236,6 +236,13 @@ def execute_sensitive(m: Cells, v: Cells, r: Cells, word: int) -> int:
 
 
 @jit
+def is_beyond_code(v: Cells, linear: int) -> bool:
+    """Whether a linear address lies beyond the limit of CS."""
+    offset = (linear - v[f.GUEST_CS_BASE]) & 0xFFFF_FFFF
+    return not is_long(v) and offset > int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF
+
+
+@jit
 def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
     """The guest's tables no longer lead to an instruction that the engine still found: a fault.
 
@@ -392,9 +399,21 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 address = peek64(m[mc.SCRATCH] + at.VMCB_EXIT_INFO_2)
                 info &= 0xFFFF
                 # Which it was can only be told from where it was.
-                distance = address - linear_rip(v)
+                here = linear_rip(v)
+                distance = address - here
+                if 0 < distance < 0x1000 and address & 0xFFF == 0 and m[mc.STEPPING] == 0:
+                    if m[mc.CRAWL] != here + 1:
+                        # Instructions of the block may come before one that cannot be fetched.
+                        m[mc.CRAWL] = here + 1
+                        m[mc.STOP_CODE] = mc.CHECK_NEXT
+                        return mc.CHECKED
+                    m[mc.CRAWL] = 0
                 fetched = distance == 0 or (0 < distance < 15 and address & 0xFFF == 0)
                 fetched = fetched or info & _FETCH != 0
+            if fetched and is_beyond_code(v, address):
+                # Segmentation comes before paging.
+                m[mc.FAULT_KIND] = 0
+                return arbitrate(m, v, r, 13, 3, 0, 0, 0)
             if not fetched:
                 word, count = fetch(m, v, 8)
                 if count == 8 and transfers_string(v, word):

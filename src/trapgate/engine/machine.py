@@ -344,7 +344,9 @@ PRODUCTS = VECTOR + 2
 """Four cells: the products that DPPS and DPPD add, and where their factors are copied to."""
 WORK = PRODUCTS + 4
 """Cells to compute transcendental functions in (`instructions.transcendental`)."""
-CELLS = WORK + WORK_CELLS
+X87_EMPTIED = WORK + WORK_CELLS
+"""16 cells: what was in x87 registers that were empty and read, mantissa and the rest."""
+CELLS = X87_EMPTIED + 16
 
 IS_SHOWN = 0x100
 

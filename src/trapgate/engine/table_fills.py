@@ -9,7 +9,12 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import cells, memory, table
 from trapgate.decision.decide import COMPLETE, decide_filtered
-from trapgate.decision.fault_filters import BY_FAULT_FILTER, FILTER_PARAGRAPH_80, KNOWN_TABLE
+from trapgate.decision.fault_filters import (
+    BY_FAULT_FILTER,
+    EMPTY_TABLE,
+    FILTER_PARAGRAPH_80,
+    KNOWN_TABLE,
+)
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decision.self_map import entry_of, entry_size
 from trapgate.decode.execute import advance
@@ -62,7 +67,10 @@ def clears_table(m: Cells, v: Cells, r: Cells, code: int, address: int) -> bool:
 
     False, and nothing has changed, if the instruction is another, or its fault goes elsewhere.
     """
-    if v[f.FRAME_FILTERS] & KNOWN_TABLE == 0 or v[f.FAULT_FILTER] != FILTER_PARAGRAPH_80:
+    if (
+        v[f.FRAME_FILTERS] & (KNOWN_TABLE | EMPTY_TABLE) != KNOWN_TABLE
+        or v[f.FAULT_FILTER] != FILTER_PARAGRAPH_80
+    ):
         return False
     if v[f.CRITERIA_TABLE_RULES] != 0 or not is_stopped_table_write(v, code):
         return False

@@ -15,6 +15,7 @@ from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, t
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.frame_filters import (
     entry_written,
+    follow_links,
     is_stopped_table_write,
     judge_entries,
 )
@@ -166,6 +167,8 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         _, _, _, page_size = walk(v, _AC, mem, m[mc.STORE_LINEAR], 1, 0)
         v[f.FRAME_MAP_LENGTH] = length
         v[f.GUEST_CR0] = peek64(env + at.CR0)
+        if follow_links(v, mem, kind, physical, size, value):
+            call(m[mc.TLB_FLUSH], (m[mc.CPU],))
         store_sized(mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)
         cpl = peek32(env + at.HFLAGS) & 3

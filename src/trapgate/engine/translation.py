@@ -87,7 +87,8 @@ from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
 from trapgate.engine.state import look_for_interrupts
-from trapgate.engine.x87_exponents import on_extract, on_scale
+from trapgate.engine.x87_constants import CONSTANTS
+from trapgate.engine.x87_exponents import on_examine, on_extract, on_scale
 from trapgate.engine.x87_functions import FUNCTIONS
 from trapgate.engine.x87_pointers import on_x87_image
 from trapgate.engine.x87_remainder import REMAINDERS
@@ -481,11 +482,12 @@ class Translator:
         substitutes = {_symbol(library, name): code.address for name, code in ours_alone}
         for name, (conversion, helper) in x87_stores.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
-        for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED | x87.LOADS).items():
+        for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED | x87.LOADS | CONSTANTS).items():
             substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
         for name, ours in (REMAINDERS | FUNCTIONS | x87_stores.STORES_OF_80).items():
             substitutes[_symbol(library, name)] = ours.bind(self.address)
         substitutes[_symbol(library, "helper_fxtract")] = on_extract.address
+        substitutes[_symbol(library, "helper_fxam_ST0")] = on_examine.address
         scale = _symbol(library, "helper_fscale")
         substitutes[scale] = on_scale.bind(scale)
         assert len(RESULTS) == em.RESULT_PAIRS

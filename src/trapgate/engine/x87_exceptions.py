@@ -29,12 +29,12 @@ from trapgate.compiler.raw import (
 from trapgate.decode.x87_operands import (
     EXCHANGES,
     FINDS_DENORMALS,
+    LEAVES_C1,
     OTHER_SHIFT,
     PUSHES,
     READS_OTHER,
     READS_TOP,
     STORES,
-    TELLS_SIGN,
     WRITES_OTHER,
     WRITES_TOP,
 )
@@ -66,8 +66,6 @@ _CONTROL_BITS, _ALWAYS_1 = 0x1F3F, 0x40
 _SUMMARY = 0x80
 _BUSY = 0x8000
 _C1 = 0x200
-_CONDITIONS = 0x4700
-"""C0 to C3."""
 _OF_SF_AF = 0x890
 _MF = 16
 
@@ -135,9 +133,13 @@ def put_indefinite(env: int, number: int) -> None:
 def fill_empty(m: Cells, env: int, number: int) -> None:
     """ST(`number`) is read: an empty register is a stack fault and counts as the indefinite NaN."""
     if peek8(tag_of(env, number)) != 0:
+        n = (peek32(env + TOP) + number) & 7
+        place = env + REGISTERS + 16 * n
+        m[mc.X87_EMPTIED + 2 * n] = peek64(place)
+        m[mc.X87_EMPTIED + 2 * n + 1] = peek16(place + 8)
         put_indefinite(env, number)
         m[mc.X87_FAULT] = _UNDERFLOW
-        m[mc.X87_FILLED] |= 1 << ((peek32(env + TOP) + number) & 7)
+        m[mc.X87_FILLED] |= 1 << n
 
 
 @jit
@@ -187,12 +189,17 @@ def look_at_operands(m: Cells, env: int, operands: int) -> None:
         m[mc.X87_WRITTEN] = 1 << (top & 7)
     if operands & WRITES_OTHER:
         m[mc.X87_WRITTEN] |= 1 << ((top + other) & 7)
-    if operands & PUSHES and peek8(tag_of(env, -1)) == 0:
-        m[mc.X87_FAULT] = _OVERFLOW
+    if operands & PUSHES:
+        m[mc.X87_WRITTEN] |= 1 << ((top - 1) & 7)
+        if peek8(tag_of(env, -1)) == 0:
+            m[mc.X87_FAULT] = _OVERFLOW
     if operands & READS_TOP:
         fill_empty(m, env, 0)
     if operands & READS_OTHER:
         fill_empty(m, env, other)
+    elif operands & WRITES_OTHER:
+        # The engine's FST leaves an empty register empty.
+        poke8(tag_of(env, other), peek8(tag_of(env, other)) & peek8(tag_of(env, 0)))
     if operands & EXCHANGES:
         m[mc.X87_FILLED] = 0
     if operands & FINDS_DENORMALS:
@@ -223,8 +230,13 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
     m[mc.X87_FAULT] = 0
     m[mc.X87_FILLED] = 0
     m[mc.X87_DENORMAL] = 0
-    m[mc.X87_UNDONE_BY] = BEFORE_THE_STORE if operands & STORES else _BEFORE_THE_RESULT
-    m[mc.X87_ROUNDED] = AS_IT_IS if operands & TELLS_SIGN else DOWN
+    m[mc.X87_UNDONE_BY] = _BEFORE_THE_RESULT
+    if operands & STORES:
+        m[mc.X87_UNDONE_BY] = BEFORE_THE_STORE
+    elif operands & PUSHES and operands & READS_TOP == 0:
+        # FLD of a denormal number pushes it even so.
+        m[mc.X87_UNDONE_BY] = _INVALID
+    m[mc.X87_ROUNDED] = AS_IT_IS if operands & LEAVES_C1 else DOWN
     if peek16(env + CONTROL) & _EXCEPTIONS != _EXCEPTIONS:
         keep_registers(m, env)
     if operands != 0:
@@ -243,23 +255,31 @@ def exceptions_met(m: Cells, env: int) -> int:
 
 
 @jit
-def empty_again(m: Cells, env: int) -> None:
-    """Behind a stack underflow: the destination is indefinite, and what was only read is empty."""
+def empty_again(m: Cells, env: int, registers: int) -> None:
+    """Let registers, a bit each, that were empty and read be as they were."""
     for n in range(8):
-        place = env + REGISTERS + 16 * n
+        if (registers >> n) & 1:
+            place = env + REGISTERS + 16 * n
+            poke64(place, m[mc.X87_EMPTIED + 2 * n])
+            poke16(place + 8, m[mc.X87_EMPTIED + 2 * n + 1])
+            poke8(env + TAGS + n, 1)
+
+
+@jit
+def settle_stack_fault(m: Cells, env: int) -> None:
+    """Behind a stack fault: destinations are indefinite, and what was only read is empty."""
+    for n in range(8):
         if (m[mc.X87_WRITTEN] >> n) & 1:
+            place = env + REGISTERS + 16 * n
             poke64(place, _INDEFINITE)
             poke16(place + 8, _INDEFINITE_HIGH)
-        elif (m[mc.X87_FILLED] >> n) & 1:
-            poke8(env + TAGS + n, 1)
+    empty_again(m, env, m[mc.X87_FILLED] & ~m[mc.X87_WRITTEN])
 
 
 @jit
 def leave_unfinished(m: Cells, env: int) -> None:
     """An instruction that has begun is left by a fault: registers that it found empty stay so."""
-    for n in range(8):
-        if (m[mc.X87_FILLED] >> n) & 1:
-            poke8(env + TAGS + n, 1)
+    empty_again(m, env, m[mc.X87_FILLED])
     m[mc.X87_FILLED] = 0
 
 
@@ -274,14 +294,10 @@ def settle(m: Cells, env: int) -> None:
     if met & ~control & undone_by != 0:
         take_back(m, env)
         met &= undone_by | _STACK_FAULT
-        if m[mc.X87_ROUNDED] == AS_IT_IS:
-            # FPREM has no quotient then.
-            status = status & ~_CONDITIONS | before & _CONDITIONS
-        m[mc.X87_ROUNDED] = DOWN
-    elif m[mc.X87_FAULT] == _OVERFLOW:
-        put_indefinite(env, 0)
-    elif m[mc.X87_FAULT] == _UNDERFLOW:
-        empty_again(m, env)
+        if m[mc.X87_ROUNDED] != AS_IT_IS:
+            m[mc.X87_ROUNDED] = DOWN
+    elif m[mc.X87_FAULT] != 0:
+        settle_stack_fault(m, env)
     if m[mc.X87_FAULT] != 0:
         status = status & ~_C1 | (_C1 if m[mc.X87_FAULT] == _OVERFLOW else 0)
     elif m[mc.X87_ROUNDED] != AS_IT_IS:

@@ -1,6 +1,6 @@
-"""FSCALE and FXTRACT, of which the engine's helpers get special values wrong. Compiled only.
+"""FSCALE, FXTRACT and FXAM, of which the engine's helpers get special values wrong. Compiled only.
 
-SDM, "FSCALE" and "FXTRACT", their tables of results.
+SDM, the tables on these pages.
 """
 
 from trapgate.compiler.dialect import Cells, core
@@ -14,12 +14,20 @@ from trapgate.compiler.raw import (
     peek32,
     peek64,
     poke8,
+    poke16,
     poke32,
 )
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_registers import EXTENDED_PRECISION, PRECISION, TOP, register_of, tag_of
+from trapgate.engine.x87_registers import (
+    EXTENDED_PRECISION,
+    PRECISION,
+    STATUS,
+    TOP,
+    register_of,
+    tag_of,
+)
 from trapgate.engine.x87_remainder import put_invalid
 from trapgate.engine.x87_rounding import (
     DOWN,
@@ -40,11 +48,14 @@ from trapgate.instructions.extended_numbers import (
     OTHER,
     SIGN,
     ZERO,
+    examined,
     normalised,
     number_kind,
 )
 
 _ZERO_DIVIDE = 4
+_C1 = 0x200
+_CONDITIONS = 0x4700
 _INFINITE_MANTISSA = -(1 << 63)
 _BEYOND_ALL = 1 << 16
 """A power of 2 by which every number overflows or vanishes."""
@@ -159,3 +170,13 @@ def on_extract(env: int) -> None:
     poke32(env + TOP, (peek32(env + TOP) - 1) & 7)
     poke8(tag_of(env, 0), 0)
     put(register_of(env, 0), high, low)
+
+
+@callback(VOID, INT64)
+def on_examine(env: int) -> None:
+    """helper_fxam_ST0: what ST(0) is, an empty register among it, and its sign."""
+    place = register_of(env, 0)
+    high = peek16(place + 8)
+    found = examined(high, peek64(place), peek8(tag_of(env, 0)) != 0)
+    found |= _C1 if high & SIGN else 0
+    poke16(env + STATUS, peek16(env + STATUS) & ~_CONDITIONS | found)

@@ -46,6 +46,7 @@ _CS, _FS = 1, 4
 _LOW = 0xFFFF_FFFF
 _VM = 1 << 17
 _EXCEPTIONS = 0x3F
+_ONES = 0xFFFF
 _SUMMARY_AND_BUSY = 0x8080
 _HEADER = 512
 """Where XSTATE_BV is in the area of XSAVE."""
@@ -148,11 +149,16 @@ def store_linear(t: Cells, env: int, address: int, wide: bool, extra: int, back:
 def finish_environment(t: Cells, env: int, address: int, wide: bool, back: int) -> None:
     """What the engine has stored of FNSTENV or FNSAVE has no opcode, and one layout only."""
     opcode = peek16(env + at.FPU_OP)
+    if wide:
+        # The upper halves of control, status and tag word.
+        for n in range(3):
+            call(t[em.STORE_DATA_16], (env, address + 4 * n + 2, _ONES, back))
     if is_real(env):
         store_linear(t, env, address + (12 if wide else 6), wide, opcode, back)
         store_linear(t, env, address + (20 if wide else 10), wide, 0, back)
     elif wide:
         call(t[em.STORE_DATA_16], (env, address + 18, opcode, back))
+        call(t[em.STORE_DATA_16], (env, address + 26, _ONES, back))
 
 
 @jit

@@ -24,6 +24,7 @@ from trapgate.instructions.extended_numbers import (
 from trapgate.instructions.partial_remainder import partial_remainder
 
 INVALID = 1
+_DENORMAL = 2
 _C0, _C1, _C2, _C3 = 0x100, 0x200, 0x400, 0x4000
 _INDEFINITE = -(1 << 62)
 
@@ -54,12 +55,18 @@ def take_remainder(env: int, t: Cells, nearest: bool) -> None:
     other_high, other_low = peek16(other + 8), peek64(other)
     kind, other_kind = number_kind(high, low), number_kind(other_high, other_low)
     found = 0
+    changed = _C0 | _C1 | _C2 | _C3
+    m[mc.X87_ROUNDED] = AS_IT_IS
     if OTHER in (kind, other_kind):
         # Which NaN it is, and what is invalid, addition finds out.
         call(t[em.TAKE_OPERAND], (env, 1))
         call(t[em.ADD_OPERAND], (env,))
+        changed = _C1 | _C2
     elif kind == INFINITE or other_kind == ZERO:
         put_invalid(env, top)
+        changed = _C1 | _C2
+    elif m[mc.X87_DENORMAL] == 1 and is_unmasked(env, _DENORMAL):
+        changed = _C1 | _C2
     elif kind == FINITE and other_kind == FINITE:
         exponent, mantissa = normalised(max(high & LARGEST, 1), low)
         other_exponent, divisor = normalised(max(other_high & LARGEST, 1), other_low)
@@ -76,9 +83,7 @@ def take_remainder(env: int, t: Cells, nearest: bool) -> None:
         poke64(top, mantissa)
         poke16(top + 8, sign | biased)
         found = conditions(quotient, incomplete)
-    status = peek16(env + STATUS) & ~(_C0 | _C1 | _C2 | _C3)
-    poke16(env + STATUS, status | found)
-    m[mc.X87_ROUNDED] = AS_IT_IS
+    poke16(env + STATUS, peek16(env + STATUS) & ~changed | found)
 
 
 @callback(VOID, INT64, BOUND)

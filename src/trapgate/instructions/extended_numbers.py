@@ -12,6 +12,7 @@ WRAPPED = 24576
 """Added to the exponent of a result that is too small while underflow is unmasked, taken from
 that of one too large (SDM, "Numeric Overflow Exception (#O)")."""
 
+_C0, _C2, _C3 = 0x100, 0x400, 0x4000
 ZERO, FINITE, INFINITE, OTHER = range(4)
 """What a register may hold; the last: a NaN, or what is no number of this format."""
 
@@ -24,6 +25,22 @@ def number_kind(high: int, low: int) -> int:
     if high & LARGEST == 0:
         return ZERO if low == 0 else FINITE
     return FINITE if low < 0 else OTHER
+
+
+@core
+def examined(high: int, low: int, empty: bool) -> int:
+    """C0, C2 and C3 of the status word as FXAM sets them (SDM, "FXAM")."""
+    if empty:
+        return _C3 | _C0
+    kind = number_kind(high, low)
+    if kind == ZERO:
+        return _C3
+    if kind == INFINITE:
+        return _C2 | _C0
+    if kind == FINITE:
+        return _C2 if high & LARGEST != 0 else _C3 | _C2
+    # A NaN, or what the processor does not support.
+    return _C0 if high & LARGEST == LARGEST and low < 0 else 0
 
 
 @core

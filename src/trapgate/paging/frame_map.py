@@ -10,7 +10,7 @@ What the bytes mean to the filters is in `decision.frame_filters`.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
-from trapgate.paging.memory import load8
+from trapgate.paging.memory import load8, store8
 from trapgate.sdm.cells import FRAME_MAP_ADDRESS, FRAME_MAP_LENGTH
 
 TABLE = 1 << 0
@@ -30,6 +30,9 @@ FOREIGN = 1 << 5
 LEVEL = 6
 """The first of two bits: one less than the level of a table of one upper level alone, else 0."""
 
+MOST_LINKS = 255
+"""A frame to which as many links lead has so many or more: nobody counts any further."""
+
 MOST_FRAMES = 1 << 28
 """A map of more is none: 40 bits of physical address have no more."""
 
@@ -47,3 +50,21 @@ def frame_byte(v: Cells, mem: Memory, physical: int) -> int:
     if frame < 0 or frame >= v[FRAME_MAP_LENGTH]:
         return FOREIGN
     return load8(mem, v[FRAME_MAP_ADDRESS] + frame)
+
+
+@core
+def set_frame_byte(v: Cells, mem: Memory, physical: int, byte: int) -> None:
+    """Write the map's byte of the frame of a physical address, which the map holds."""
+    store8(mem, v[FRAME_MAP_ADDRESS] + (physical >> 12), byte)
+
+
+@core
+def links_of(v: Cells, mem: Memory, physical: int) -> int:
+    """How many links lead to a frame that the map holds, by the bytes behind the map."""
+    return load8(mem, v[FRAME_MAP_ADDRESS] + v[FRAME_MAP_LENGTH] + (physical >> 12))
+
+
+@core
+def set_links(v: Cells, mem: Memory, physical: int, links: int) -> None:
+    """Say how many links lead to a frame that the map holds."""
+    store8(mem, v[FRAME_MAP_ADDRESS] + v[FRAME_MAP_LENGTH] + (physical >> 12), links)

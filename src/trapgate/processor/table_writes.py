@@ -10,7 +10,7 @@ as they were, and the page fault is raised. Nobody looks in between.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ from iced_x86 import FlowControl, Mnemonic, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
-from trapgate.decision.fault_filters import FRAME, FRAME_64, NOBODY, PRESENT
-from trapgate.decision.frame_filters import completed_by
-from trapgate.decision.self_map import ABSENT, entry_of, entry_size, is_large
+from trapgate.decision.fault_filters import EMPTY_TABLE, FRAME, FRAME_64, NOBODY, PRESENT
+from trapgate.decision.frame_filters import completed_by, follow_link
+from trapgate.decision.self_map import ABSENT, DIRECTORY, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
 from trapgate.events.journal import (
     HEAD_DATA,
@@ -32,8 +32,8 @@ from trapgate.events.journal import (
     HEAD_TIME,
     record,
 )
-from trapgate.paging.alias import aliased
-from trapgate.paging.frame_map import has_frame_map
+from trapgate.paging.alias import aliased, unaliased
+from trapgate.paging.frame_map import frame_byte, has_frame_map
 from trapgate.paging.memory import load8, store8
 from trapgate.paging.probe import probe
 from trapgate.paging.walk import FETCH, READ, WRITE, uses_pae_paging
@@ -184,6 +184,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     if disposition != COMPLETE:
         before.put_back(processor, v)
         return Outcome(processor.raise_fault(PF, code, address))
+    _follow(processor, guest, [(part, at, old[at], new[at]) for part, at, _ in judged])
     head[HEAD_TIME] = before.time
     how = (PF, TYPE_HARDWARE_EXCEPTION, code, address, COMPLETE, reason, 0, 0)
     record(before.v, processor.rows, head, *how)
@@ -191,6 +192,22 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         cells[stops.ATTENTION] |= stops.AT_ONCE
         cells[stops.DEADLINE] = 0
     return Outcome(stepping.trap(processor, v, instruction, accesses))
+
+
+def _follow(
+    processor: LogicalProcessor, guest: Operand, written: Iterable[tuple[Part, int, int, int]]
+) -> None:
+    """Carry completed writes of (part, address, old value, new one) over to the frame map."""
+    v = guest.v
+    if not v[f.FRAME_FILTERS] & EMPTY_TABLE:
+        return
+    stale = False
+    for part, at, old, new in written:
+        if part.kind == DIRECTORY:
+            byte = frame_byte(v, guest.mem, unaliased(v, at))
+            stale |= follow_link(v, guest.mem, byte, _signed(int(old)), _signed(int(new)))
+    if stale:
+        processor.engine.flush_translations()
 
 
 class Attempt(NamedTuple):

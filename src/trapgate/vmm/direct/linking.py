@@ -13,7 +13,7 @@ from typing import Final
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.library import Library
 from trapgate.paging import frame_map
-from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, OWN, ROOT, TABLE
+from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, MOST_LINKS, OWN, ROOT, TABLE
 
 LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", constants=(frame_map,))
 
@@ -32,16 +32,18 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", const
     REFUSED_FRAME,
     UNSEEN,
     SEVERAL,
+    OPEN,
     DEVICES,
     VMMS_TABLES,
     STATE_CELLS,
-) = range(17)
+) = range(18)
 """The map's address and how many frames it has; how many are the guest's; the paging mode
 (`links.Mode`); whether translations are stale; how many tables came and went; the level and
 the frame of the first table that may not be; whether links come unseen; whether a table has
-become one of a further level; if the processor does not consult the map, so that no entry may
-lead elsewhere, the first frame of the devices', which are beyond it, else 0; and the first frame of
-the tables that stand in for 4-MByte pages (`withholding`)."""
+become one of a further level; whether any frame may be a table of the last level; if the
+processor does not consult the map, so that no entry may lead elsewhere, the first frame of the
+devices', which are beyond it, else 0; and the first frame of the tables that stand in for 4-MByte
+pages (`withholding`)."""
 
 P, PS = 1, 0x80
 ADDRESS: Final = 0xFF_FFFF_F000
@@ -158,6 +160,10 @@ def is_own(state: Cells, mem: Cells, frame: int) -> bool:
 @LIBRARY.inside
 def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
     """One more link leads to `frame` as a table of `level`; the first validates it."""
+    if level == 1 and state[OPEN] != 0:
+        if byte_of(state, mem, frame) & OWN == 0:
+            refuse(state, level, frame)
+        return
     if not is_own(state, mem, frame):
         refuse(state, level, frame)
         return
@@ -180,7 +186,7 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
 @LIBRARY.inside
 def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
     """One link less; with the last the frame is no table of that level, and links nothing."""
-    if not is_own(state, mem, frame):
+    if (level == 1 and state[OPEN] != 0) or not is_own(state, mem, frame):
         return
     at = frame * 4 + level - 1
     counts[at] -= 1
@@ -231,7 +237,7 @@ def go(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: 
 @LIBRARY.inside
 def tally(state: Cells, mem: Cells, fresh: Cells, frame: int, level: int) -> None:
     """Count a link in `fresh`, and at the first one to a table those of its entries."""
-    if frame >= state[FRAMES]:
+    if frame >= state[FRAMES] or (level == 1 and state[OPEN] != 0):
         return
     at = frame * 4 + level - 1
     fresh[at] += 1
@@ -314,8 +320,36 @@ def replace(state: Cells, mem: Cells, counts: Cells, fresh: Cells) -> None:
     start = state[MAP] >> 3
     for n in range((state[FRAMES] + 7) >> 3):
         if mem[start + n] & _TABLES != 0:
-            for cell in range(n * 32, min(n * 32 + 32, len(counts))):
-                gone = counts[cell] != 0 and fresh[cell] == 0
-                counts[cell] = fresh[cell]
-                if gone:
-                    forget(state, mem, counts, cell >> 2)
+            for frame in range(n * 8, min(n * 8 + 8, state[FRAMES])):
+                if byte_of(state, mem, frame) & TABLE != 0:
+                    replace_frame(state, mem, counts, fresh, frame)
+
+
+@LIBRARY.inside
+def replace_frame(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: int) -> None:
+    """Let the counts of `fresh` be those that count for one table."""
+    gone = True
+    for cell in range(frame * 4, frame * 4 + 4):
+        gone = gone and fresh[cell] == 0
+    for cell in range(frame * 4, frame * 4 + 4):
+        gone = gone or (counts[cell] != 0 and fresh[cell] == 0)
+        counts[cell] = fresh[cell]
+    if gone:
+        forget(state, mem, counts, frame)
+
+
+@LIBRARY.entry
+def publish(state: Cells, mem: Cells, counts: Cells) -> None:
+    """Tell the processor how many links lead to each table, behind the map."""
+    start = state[MAP] >> 3
+    for n in range((state[FRAMES] + 7) >> 3):
+        if mem[start + n] & _TABLES != 0:
+            word = 0
+            for k in range(8):
+                frame = n * 8 + 7 - k
+                links = 0
+                if frame < state[FRAMES]:
+                    for cell in range(frame * 4, frame * 4 + 4):
+                        links += counts[cell]
+                word = word << 8 | min(links, MOST_LINKS)
+            mem[start + (state[MAP_FRAMES] >> 3) + n] = word

@@ -96,6 +96,9 @@ class Links:
         self._state[linking.DEVICES] = devices
         self._tables = self._state, self._cells, self.counts
         self._stored: list[tuple[int, int]] = []
+        self._processor_counts = False
+        self._told: NDArray[np.int64] | None = None
+        """The tables that the processor was told of, if it may have changed links since."""
 
     def __len__(self) -> int:
         """How many frames are tables."""
@@ -103,6 +106,7 @@ class Links:
 
     def levels_of(self, frame: int) -> frozenset[int]:
         """At which levels a frame is a table."""
+        self._catch_up()
         if frame >= self._frames or not self._map[frame] & fm.TABLE:
             return _NOWHERE
         counts = self.counts[frame * _LEVELS : (frame + 1) * _LEVELS].tolist()
@@ -128,6 +132,7 @@ class Links:
 
     def keep(self) -> Callable[[], None]:
         """What is known of the tables now, the map included: a way back to that."""
+        self._catch_up()
         mode, roots, stored = self.mode, set(self.roots), list(self._stored)
         arrays: tuple[NDArray[Any], ...] = (
             self.counts,
@@ -137,7 +142,7 @@ class Links:
         then = [array.copy() for array in arrays]
 
         def back() -> None:
-            self.mode = mode
+            self.mode, self._told = mode, None
             self.roots, self._stored = set(roots), list(stored)
             for array, content in zip(arrays, then, strict=True):
                 array[:] = content
@@ -150,6 +155,34 @@ class Links:
             self._state[linking.UNSEEN] = unseen
             self.recount()
 
+    def let_processor_count(self, counts: bool) -> None:
+        """Say whether the processor carries what filters complete over to the map."""
+        if self._processor_counts != counts:
+            self._catch_up()
+            self._processor_counts = counts
+
+    def _catch_up(self) -> None:
+        """Learn what the processor has changed."""
+        if self._told is None:
+            return
+        for array in (self.counts, self._fresh):
+            array.reshape(-1, _LEVELS)[self._told] = 0
+        self._told = None
+        self.recount()
+
+    def leave_last_level_open(self, is_open: bool) -> bool:
+        """Say whether a filter lets any frame be a table of the last level; has that changed?
+
+        Then no root is validated any more.
+        """
+        if bool(self._state[linking.OPEN]) == is_open:
+            return False
+        for root in tuple(self.roots):
+            self.drop_root(root)
+        self.recount()
+        self._state[linking.OPEN] = is_open
+        return True
+
     def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
         """Have translations flushed and code of stored places forgotten, as far as needed."""
         if self._state[linking.STALE]:
@@ -158,11 +191,15 @@ class Links:
         for address, size in self._stored:
             forget(address, size)
         self._stored.clear()
+        if self._processor_counts and self._told is None:
+            linking.publish(*self._tables)
+            self._told = np.flatnonzero(self._map[: self._frames] & fm.TABLE)
 
     # What the VMM asks for. Each gives None if it is done, or else why not.
 
     def set_mode(self, mode: Mode) -> None:
         """Another paging mode: no table is one any more."""
+        self._catch_up()
         if mode == self.mode:
             return
         for root in tuple(self.roots):
@@ -174,6 +211,7 @@ class Links:
 
     def load_root(self, root: Root) -> Refusal | None:
         """Let CR3 lead to `root`: all that it leads to is validated."""
+        self._catch_up()
         if root in self.roots:
             return None
         for n, frame in enumerate(root):
@@ -187,6 +225,7 @@ class Links:
 
     def drop_root(self, root: Root) -> None:
         """Let CR3 lead to `root` no more: it is validated again before it does."""
+        self._catch_up()
         self.roots.remove(root)
         self._mark(root)
         if not self._state[linking.UNSEEN]:
@@ -215,6 +254,7 @@ class Links:
 
     def store(self, physical: int, data: bytes) -> Refusal | None:
         """Store `data` within one table: all of it, or nothing."""
+        self._catch_up()
         frame, start = physical // FRAME_SIZE, physical % FRAME_SIZE
         width = self.mode.width
         first, last = start // width, (start + len(data) - 1) // width
@@ -235,6 +275,7 @@ class Links:
 
     def recount(self) -> None:
         """Count links anew, from the roots: a filter may have let some go unseen."""
+        self._catch_up()
         self._tally(frame for root in self.roots for frame in root)
         linking.replace(*self._tables, self._fresh)
 

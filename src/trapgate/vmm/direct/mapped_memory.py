@@ -36,12 +36,12 @@ def room_for(memory: int) -> int:
 
     Raises DirectPagingError if no frame map describes so much.
     """
-    if memory % FRAME_SIZE or not 0 < memory <= FRAMES * FRAME_SIZE - FRAMES:
+    if memory % FRAME_SIZE or not 0 < memory <= FRAMES * FRAME_SIZE - 2 * FRAMES:
         raise DirectPagingError(
             f"{memory:#x} bytes of memory are not what a frame map describes: whole pages, "
             "less than 4 GB; ask for less"
         )
-    return -(-(memory + FRAMES) // _GRANULE) * _GRANULE
+    return -(-(memory + 2 * FRAMES) // _GRANULE) * _GRANULE
 
 
 class GuestRange:
@@ -108,8 +108,8 @@ class ProtectedHost(SharedProcessor[Any]):
         What is another's, or the VMM's, is foreign; above the machine's memory devices are
         everybody's own.
         """
-        mine = self.bytes[base : base + memory + FRAMES]
-        frame_map = mine[memory:]
+        mine = self.bytes[base : base + memory + 2 * FRAMES]
+        frame_map = mine[memory : memory + FRAMES]
         frame_map[:] = fm.OWN
         frame_map[memory // FRAME_SIZE : len(self.bytes) // FRAME_SIZE] = fm.FOREIGN
         return Links(mine, memory, FRAMES, memory // FRAME_SIZE)

@@ -16,7 +16,14 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from trapgate.decision.decide import Reason
-from trapgate.decision.fault_filters import FILTER_PARAGRAPH_80, KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import (
+    EMPTY_TABLE,
+    FILTER_PARAGRAPH_80,
+    KNOWN_TABLE,
+    NO_LINK,
+    OWN_FRAME,
+    OWN_TABLE,
+)
 from trapgate.decision.faults import Interruption
 from trapgate.events.journal import COMPLETED
 from trapgate.instructions import effects
@@ -86,6 +93,8 @@ _FILTER_REASONS = (
     Reason.OWN_FRAME,
     Reason.NO_LINK,
     Reason.KNOWN_TABLE,
+    Reason.OWN_TABLE,
+    Reason.EMPTY_TABLE,
 )
 _LOW = 0xFFFF_FFFF
 _PF = 14
@@ -105,7 +114,7 @@ class ProtectedMachine(SharingMachine):
     """A PC whose guest has `memory` bytes of `host`'s, or a host of its own, and a frame map.
 
     Fault filter and order are the VMCS's; unless a settings file says otherwise ¶80 and all
-    filters by the frame map are on. The rest is as for `VirtualMachine`. Raises
+    filters by the frame map but known-table are on. The rest is as for `VirtualMachine`. Raises
     DirectPagingError on the portable engine, whose page walk knows no frame map, and for more
     memory than the map describes.
     """
@@ -155,7 +164,7 @@ class ProtectedMachine(SharingMachine):
         vmcs = self.vmcs
         self._own_map()
         vmcs["FAULT_FILTER"] = FILTER_PARAGRAPH_80
-        vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK
+        vmcs["FRAME_FILTERS"] = OWN_FRAME | NO_LINK | OWN_TABLE | EMPTY_TABLE
         vmcs["EXCEPTION_BITMAP"] = 1 << _PF
         vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = PFEC_MAP
 
@@ -215,14 +224,20 @@ class ProtectedMachine(SharingMachine):
     def counts_too_high(self) -> bool:
         """Whether the fault filter lets links go that the VMM does not see (¶80)."""
         v = self.vmcs.words
+        if v[f.FRAME_FILTERS] & EMPTY_TABLE:
+            return False
         unseen = v[f.FRAME_FILTERS] & KNOWN_TABLE
         return bool(v[f.FAULT_FILTER] == FILTER_PARAGRAPH_80 or unseen)
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         engine = self.processor.engine
-        self.links.let_links_come_unseen(bool(self.vmcs.words[f.FRAME_FILTERS] & KNOWN_TABLE))
-        self.links.settle(engine.flush_translations, self._forget_code)
+        filters = self.vmcs.words[f.FRAME_FILTERS]
+        self.links.let_processor_count(bool(filters & EMPTY_TABLE))
+        self.links.let_links_come_unseen(filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
         refusal = self._masters.refusal
+        if self.links.leave_last_level_open(bool(filters & OWN_TABLE)):
+            refusal = refusal or self.follow_mode()
+        self.links.settle(engine.flush_translations, self._forget_code)
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
             refusal = Refusal("address line 20 is held low while the guest pages; open the gate")
         if refusal is not None:
@@ -374,6 +389,8 @@ class ProtectedMachine(SharingMachine):
         if not levels:
             if fault >= 0 or self.links.is_foreign(frame):
                 return self.refuse(Refusal(f"frame {frame:#x} is not the guest's"))
+            # The processor has seen its last link go, or another of the guest's accesses did.
+            self.exits_by_level["reused"] += 1
             self.processor.engine.flush_translations()
             return RESUME
         self.exits_by_level[f"level {max(levels)}"] += 1
