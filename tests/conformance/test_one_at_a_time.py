@@ -143,3 +143,12 @@ def test_code_runs_up_to_a_page_that_cannot_be_fetched(
     where = {"up to its end": page, "across it": page - 3, "that reads it": page - 5 * reads}
     assert run.vmcs["GUEST_RIP"] == where[name]
     assert event.error_code == (0x10 if mode != "p32" and not reads else 0) | (page == NO_EXECUTE)
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_an_instruction_whose_breakpoint_is_met_counts(engine: str) -> None:
+    """As every instruction that faults."""
+    guest = Tiny("p32", 0, b"\x90" * 4, fields={"GUEST_DR7": 0x402}, registers={"dr0": CODE + 2})
+    run = begin(guest, {"EXCEPTION_BITMAP": 1 << 1}, engine=engine)
+    assert run.vmcs["GUEST_RIP"] == CODE + 2
+    assert run.processor.time == 3

@@ -380,6 +380,19 @@ def test_the_pointers_of_pae_paging(cr3: int, reserved: int, engine: str) -> Non
         assert run.vmcs["GUEST_RIP"] == NEW_CODE
 
 
+def test_wrong_pointers_of_a_task_in_virtual_8086_mode(engine: str) -> None:
+    """Its registers are those of that mode when the fault is delivered."""
+    segments = dict.fromkeys(SEGMENTS, 0x900)
+    task = Task(flags=2 | RFLAGS_VM, ip=0, segments=segments, cr3=OTHER_POINTERS)
+    guest = by_far_transfer("jmp", task)
+    guest.mode = "pae"
+    guest.memory[OTHER_POINTERS] = pack("<4Q", TABLES + 0x2000 | 1 | 1 << 40, 0, 0, 0)
+    run, action, _ = switched(guest, engine)
+    inject(run, action)
+    assert run.vmcs["GUEST_RIP"] == handler(GP)
+    assert run.pushed(10) == [0, 0, 0x900, 2 | RFLAGS_VM, NEW_STACK, *[0x900] * 5]
+
+
 @pytest.mark.parametrize(("ldt", "expected"), [(LDT, None), (4, (TS, 4)), (CODE_32, (TS, CODE_32))])
 def test_the_ldt_of_the_new_task(ldt: int, expected: tuple[int, int] | None, engine: str) -> None:
     run, action, _ = switched(by_far_transfer("jmp", Task(ldt=ldt)), engine)

@@ -121,6 +121,15 @@ _LOOPS = {
     "floppy": ("", "baf403 ec 00c3 42 b008 ee 4a ec 00c3 42 ec 00c3 ec 00c3 4a ec 00c3"),
     "disk": ("baf603 b000 ee", _DISK),
     "disk, polled": ("baf603 b002 ee", _DISK),
+    "disk, to the next page": ("", _DISK.replace("bf0060", "bf005f")),
+    "disk, to the segment's end": ("", _DISK.replace("bf0060", "bf00fe")),
+    "disk, downwards": ("fd", _DISK),
+    "disk, double words": ("", _DISK.replace("b90001 baf001 f36d", "b98000 baf001 66f36d")),
+    "disk, addresses of 32 bits": (
+        "66bf78563412 66b978563412",
+        _DISK.replace("bf0060 b90001 baf001 f36d", "66bf00600000 66b900010000 baf001 67f36d"),
+    ),
+    "disk, into video memory": ("", _DISK.replace("8cc8 8ec0", "b800b8 8ec0")),
     "disk, the other drive": ("baf601 b0f0 ee", "baf701 ec 00c3 baf603 ec 00c3 ba7703 ec 00c3"),
     # pushf; pop ax; or ah, 1; push ax; popf
     "single steps": ("9c 58 80cc01 50 9d", "bafd03 ec baf803 88c8 ee"),
@@ -156,7 +165,12 @@ def test_loops_over_ports_run_the_same(engine: str, name: str) -> None:
         assert stop.end is End.DEBUG_EXIT
         found = state(vm)
         del found["vmcs"]
-        ends.append((stop, found, vm.processor.skipped, vm.devices.post.code))
+        skipped = vm.processor.skipped
+        if name.startswith("disk"):
+            # The end of a block is for the VMM, so where it has blocks they are two for it.
+            del found["exits"]
+            skipped = 0
+        ends.append((stop, found, skipped, vm.devices.post.code))
     assert ends[0] == ends[1]
 
 

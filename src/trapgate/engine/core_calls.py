@@ -206,7 +206,8 @@ def look_ahead(m: Cells) -> None:
         waiting |= mc.WHEN_INTERRUPTIBLE
     m[mc.ATTENTION] = waiting
     set_deadline(m)
-    if waiting != 0:
+    if waiting != 0 or m[mc.STEPPING] != 0:
+        # What was executed alone ends at the next block.
         m[mc.DEADLINE] = 0
 
 

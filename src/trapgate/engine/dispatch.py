@@ -19,6 +19,7 @@ from trapgate.engine.clock import end_block_here
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.core_calls import look_ahead
 from trapgate.engine.fetched_code import NOTHING_THERE, fetch, instruction, is_long, linear_rip
+from trapgate.engine.input_blocks import takes_block
 from trapgate.engine.state import (
     arm,
     load,
@@ -271,6 +272,9 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
         # This is the one #DB, also for what MOV SS has held back.
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
+    if byte & 0xFE == 0x6C and takes_block(m, v, r, word, start):
+        m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
+        return mc.RUNNING
     if byte & 0xFC == 0x6C:
         return execute_sensitive(m, v, r, word)
     if byte == RET_AND_RELEASE:

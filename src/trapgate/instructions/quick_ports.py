@@ -22,7 +22,7 @@ QUEUED = 2
 """How many bytes wait in the queue."""
 HEAD = 3
 
-SLOTS = 24
+SLOTS = 32
 WIDTH = 12
 ACCESS = 0
 """Of a slot: the exit qualification of the access that it answers, see `access`."""
@@ -45,7 +45,10 @@ QUEUE = HEAD + SLOTS * WIDTH
 QUEUE_LENGTH = 1024
 EXPECTED = QUEUE + QUEUE_LENGTH
 """Those bits: byte n's is bit n % 64 of cell n // 64."""
-LENGTH = EXPECTED + 4
+BLOCKS = EXPECTED + 4
+BLOCK_CELLS = 512
+"""Two blocks of bytes that devices have for loads, one behind the other: where, and how long."""
+LENGTH = BLOCKS + 2 * BLOCK_CELLS
 
 ASK = 0
 """KIND: the VMM is asked."""
@@ -70,6 +73,9 @@ PARTNER selects register A; and RELOAD, if it selects the seconds, as long as ST
 the second."""
 TOGGLE = 9
 """A load finds VALUE, of which it has inverted the bits that are 1 in RELOAD."""
+BLOCK = 10
+"""A load finds the next bytes of block VALUE. How many have been found stands in START of slot
+PARTNER, and before the one with number UNTIL of that slot the VMM is to be asked."""
 REFRESH_TICKS = 18
 """The memory refresh toggles about every 15 us."""
 _REGISTER_A, _SECONDS = 0x0A, 0x00
@@ -128,9 +134,43 @@ def count_now(p: Cells, at: int, time: int) -> int:
 
 
 @core
+def width_of_access(p: Cells, at: int) -> int:
+    """How many bytes an access to the slot at `at` moves."""
+    return int((p[at + ACCESS] & 7) + 1)
+
+
+@core
+def partner(p: Cells, at: int) -> int:
+    """Where the slot begins that has to do with the one at `at`."""
+    return int(HEAD + p[at + PARTNER] * WIDTH)
+
+
+@core
+def left_of_block(p: Cells, at: int) -> int:
+    """How many bytes of a block the slot at `at` has left."""
+    of = partner(p, at)
+    return int(p[of + UNTIL] - p[of + START])
+
+
+@core
+def next_of_block(p: Cells, at: int) -> int:
+    """The next bytes of a block, for the slot at `at`."""
+    of = partner(p, at)
+    first = p[of + START]
+    size = width_of_access(p, at)
+    p[of + START] = first + size
+    value = 0
+    for n in range(size):
+        place = first + n
+        cell = p[BLOCKS + p[at + VALUE] * BLOCK_CELLS + (place >> 3)]
+        value |= ((cell >> (8 * (place & 7))) & 0xFF) << (8 * n)
+    return value
+
+
+@core
 def selected(p: Cells, at: int) -> int:
     """The register of the CMOS clock that the slot at `at` means now."""
-    return int(p[HEAD + p[at + PARTNER] * WIDTH + VALUE] & 0x7F)
+    return int(p[partner(p, at) + VALUE] & 0x7F)
 
 
 @core
@@ -150,6 +190,8 @@ def asks(p: Cells, at: int, time: int, value: int) -> bool:
     if kind == COMMAND:
         counter = HEAD + (p[at + PARTNER] + (value >> 6)) * WIDTH
         return value & 0x30 != 0 or value >> 6 == 3 or bool(p[counter + KIND] != COUNTER)
+    if kind == BLOCK:
+        return bool(left_of_block(p, at) < width_of_access(p, at))
     return bool(kind == ASK)
 
 
@@ -186,6 +228,8 @@ def load(p: Cells, at: int, time: int) -> int:
             return int(value & 0xFF)
         p[at + VALUE] = -1
         return int(value >> 8)
+    if kind == BLOCK:
+        return next_of_block(p, at)
     if kind == TOGGLE:
         p[at + VALUE] ^= p[at + RELOAD]
     p[at + READS] += 1
@@ -207,7 +251,7 @@ def store(p: Cells, at: int, time: int, value: int) -> None:
     else:
         p[QUEUE + p[QUEUED]] = value
         p[QUEUED] += 1
-        reads = HEAD + p[at + PARTNER] * WIDTH + READS
+        reads = partner(p, at) + READS
         p[reads] -= 1 if p[reads] > 0 else 0
 
 

@@ -124,6 +124,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     if not engine.cells[stops.NATIVE]:
         causes = _breakpoints(processor, guest)
         if causes:
+            engine.cells[stops.TIME] += 1
             return Outcome(processor.raise_fault(1, -1, causes))
         if instruction.mnemonic in _PORTS:
             start = _linear_rip(guest)

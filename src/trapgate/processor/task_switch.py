@@ -296,12 +296,12 @@ class Switch:
         (ldt,) = unpack_from("<H", tss, layout.ldt)
         virtual = bool(flags & st.RFLAGS_VM)
         self.name_segments(selectors, ldt)
+        if virtual:
+            self.load_segments_8086(selectors)
         if layout is _TSS_32 and v[f.GUEST_CR0] & st.CR0_PG:
             cr3 = unpack_from("<I", tss, _CR3)[0]
             if cr3 != int(v[f.GUEST_CR3]) & 0xFFFF_FFFF:
                 self.take_cr3(cr3)
-        if virtual:
-            self.load_segments_8086(selectors)
         checks = self.load_ldt(ldt) if virtual else self.load_segments(selectors, ldt)
         for check in checks:
             if not check.holds:

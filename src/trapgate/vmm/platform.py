@@ -259,7 +259,8 @@ class Platform:
         data = self.devices.read_string(port, size, count, self.processor.time)
         self.processor.memory.write(physical, data)
         done = len(data) // size
-        self.processor.skip_to(self.processor.time + done)
+        # The exit has been counted, which is one iteration.
+        self.processor.skip_to(self.processor.time + done - 1)
         guest.count_iterations(instruction, size, done)
         return True
 

@@ -50,6 +50,7 @@ _WITHOUT_EFFECT: Final = frozenset(
     (0x10, 0x40, 0x41, 0x42, 0x91, 0xE0, 0xE1, 0xE2, 0xE3, 0xE6, 0xE7, 0xEA, 0xEF)
 )
 _MOST_AT_AN_INTERRUPT = 16
+_OFFERED = 8 * quick.BLOCK_CELLS // SECTOR
 _LONGEST_TABLE = 1 << 13
 """Entries of a bus master's table before somebody must have gone wrong."""
 
@@ -124,6 +125,14 @@ class AtaChannel(UntimedDevice):
     ) -> None:
         self.ports = (*range(base, base + 8), control)
         ports = QuickPorts() if ports is None else ports
+        self._ports = ports
+        self._block = base >> 7 & 1  # 1F0H or 170H
+        self._data_slots = [
+            ports.slot(base, is_in=True, size=size, kind=quick.BLOCK) for size in (2, 4)
+        ]
+        for slot in self._data_slots:
+            slot[quick.PARTNER] = self._data_slots[0].number
+            slot[quick.VALUE] = self._block
         self._status_slot = ports.slot(base + 7, is_in=True)
         self._alternate_slot = ports.slot(control, is_in=True, kind=quick.LATCH)
         self.master: BusMaster | None = None
@@ -139,7 +148,7 @@ class AtaChannel(UntimedDevice):
         self._status = _IDLE
         self._error = 1
         self._buffer = b""
-        self._offset = 0
+        self._offer()
         self._wanted = 0
         """Bytes that the host has still to write; 0 while it reads."""
         self._next: Callable[[], None] | None = None
@@ -170,6 +179,22 @@ class AtaChannel(UntimedDevice):
         self._registers[2:6] = [1, 1, *high]
 
     # The data register.
+
+    @property
+    def _offset(self) -> int:
+        """How many bytes of the buffer the host has read."""
+        return self._data_slots[0][quick.START]
+
+    @_offset.setter
+    def _offset(self, offset: int) -> None:
+        self._data_slots[0][quick.START] = offset
+
+    def _offer(self) -> None:
+        """Let the processor read the buffer, but for its end, of which something comes."""
+        data = self._buffer[: 8 * quick.BLOCK_CELLS]
+        self._ports.offer(self._block, data)
+        self._data_slots[0][quick.UNTIL] = len(data) - 4
+        self._offset = 0
 
     @property
     def is_busy(self) -> bool:
@@ -206,7 +231,8 @@ class AtaChannel(UntimedDevice):
 
     def _send(self, data: bytes, following: Callable[[], None] | None = None) -> None:
         """Have the host read `data`; then `following`."""
-        self._buffer, self._offset, self._wanted = data, 0, 0
+        self._buffer, self._wanted = data, 0
+        self._offer()
         self._next = following
         self._error = 0
         self._status = _IDLE | _DATA_REQUEST
@@ -214,7 +240,8 @@ class AtaChannel(UntimedDevice):
 
     def _receive(self, count: int, taken: Callable[[bytes], None], *, first: bool) -> None:
         """Have the host write `count` bytes, which `taken` gets."""
-        self._buffer, self._offset, self._wanted = b"", 0, count
+        self._buffer, self._wanted = b"", count
+        self._offer()
         self._taken = taken
         self._error = 0
         self._status = _IDLE | _DATA_REQUEST
@@ -276,6 +303,7 @@ class AtaChannel(UntimedDevice):
         self._interrupt(level=False)
         self._next = self._taken = None
         self._buffer, self._wanted = b"", 0
+        self._offer()
         drive = self._drive
         if code == 0x90:  # EXECUTE DEVICE DIAGNOSTIC
             self._registers[6] &= ~0x10
@@ -344,7 +372,8 @@ class AtaChannel(UntimedDevice):
         return (cylinder * disk.heads + head) * disk.track + r[3] - 1, count
 
     def _read_sectors(self, disk: HardDisk, first: int, count: int, chunk: int) -> None:
-        n = min(count, chunk)
+        # Without interrupts nobody sees where one sector ends and the next begins.
+        n = min(count, _OFFERED if self._control & 2 else chunk)
         rest = partial(self._read_sectors, disk, first + n, count - n, chunk)
         self._send(disk.sectors.read(first, n), rest if count > n else None)
 

@@ -84,6 +84,11 @@ class QuickPorts(Wired):
         slot[quick.TICKS], slot[quick.SECOND] = hertz, second
         return slot
 
+    def offer(self, block: int, data: bytes) -> None:
+        """Put bytes, no more than there is room for, into a block."""
+        start = 8 * (quick.BLOCKS + block * quick.BLOCK_CELLS)
+        self.cells.view(np.uint8)[start : start + len(data)] = np.frombuffer(data, np.uint8)
+
     def counted(self) -> tuple[int, int]:
         """How many accesses were answered since the last time, and how much time they took."""
         words = self.words
