@@ -128,9 +128,11 @@ class Host(SharedProcessor["DirectMachine"]):
             )
         self._guests = memory // _PAGE
         most = min(_MOST, memory // LARGE_PAGE)
-        self._room = 1 + _SPLITS + (self._guests + most * 2 * _SPLITS) // _PAGE + 1
+        pages = self._guests // _PAGE + 2
+        self._room = 1 + _SPLITS + pages
         """The VMM's frames for a machine: a directory, tables, and a byte for each frame."""
         frames = self._guests + most * self._room
+        assert frames <= pages * _PAGE
         super().__init__(Processor(frames * _PAGE, engine=engine, journal=JOURNAL))
         self.bytes = self.processor.memory.cells.view(np.uint8)
         self.words = self.processor.memory.cells.view(np.uint32)
