@@ -58,7 +58,8 @@ class State:
         self.contents: dict[str, Any] = {}
         """Of each container: what it is to hold again."""
         self._look(roots)
-        self._live = [(vars(self.objects[path]), then) for path, then in self.attributes.items()]
+        self._live = [vars(self.objects[path]) for path in self.attributes]
+        self._were = list(self.attributes.values())
         self._now = list(self.containers.values())
         self._then = list(self.contents.values())
         self._cells = {path: array.copy() for path, array in self.arrays.items()}
@@ -114,16 +115,18 @@ class State:
     def is_met(self) -> bool:
         """Whether everything is as it was, arrays included."""
         return (
-            all(attributes == then for attributes, then in self._live)
+            self._live == self._were
             and self._now == self._then
             and all(np.array_equal(array, self._cells[path]) for path, array in self.arrays.items())
         )
 
     def restore(self) -> None:
         """Let everything be as it was but the arrays."""
-        for attributes, then in self._live:
-            if attributes != then:  # which is the exception, and quicker to find out
-                attributes.update(then)
+        # That something has changed is the exception, and quicker to find out.
+        if self._live != self._were:
+            for attributes, then in zip(self._live, self._were, strict=True):
+                if attributes != then:
+                    attributes.update(then)
         if self._now != self._then:
             for container, then in zip(self._now, self._then, strict=True):
                 if container != then:

@@ -8,15 +8,19 @@ the processor next. Who runs devices without a processor is asked for everything
 from __future__ import annotations
 
 from collections.abc import Iterator
-from struct import Struct
+from functools import lru_cache
 
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
 from trapgate.instructions import quick_ports as quick
 
-_BITS = Struct("<4q")
-"""A bit for each byte."""
+
+@lru_cache(16)
+def _bits(expected: int) -> memoryview[int]:
+    """A bit for each byte, as cells."""
+    cells: Cells = np.frombuffer(expected.to_bytes(32, "little"), np.int64)
+    return memoryview(cells.data)
 
 
 class Wired:
@@ -98,8 +102,7 @@ class QuickPorts(Wired):
 
     def expect(self, expected: int) -> None:
         """Ask the VMM about these bytes, a bit each, before they are sent."""
-        for n, cell in enumerate(_BITS.unpack(expected.to_bytes(32, "little"))):
-            self.words[quick.EXPECTED + n] = cell
+        self.words[quick.EXPECTED : quick.EXPECTED + 4] = _bits(expected)
 
     def sent(self) -> bytes:
         """The bytes that were sent since the last time."""
