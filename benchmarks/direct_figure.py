@@ -23,7 +23,7 @@ _COLOURS = {
     "and ¶80": "#c97a3a",
     "and own-table": "#a3431f",
 }
-_BAR, _GAP, _HEIGHT, _LEFT, _TOP = 9, 14, 150, 54, 46
+_BAR, _GAP, _HEIGHT, _LEFT, _TOP = 8, 14, 150, 54, 46
 _DECADES = 4
 
 

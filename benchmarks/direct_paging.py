@@ -3,8 +3,9 @@
 Each guest boots with its memory for itself, and under a frame map with one filter after the other
 (`trapgate.demo.any_guest.SETTINGS`), and runs its workloads at its prompt. Tables in Markdown:
 page-fault exits, and processor time. Debian's kernels come from `tools/fetch-linux`, xv6 from
-`--xv6 FOLDER`, where its Makefile left `xv6.img` and `fs.img`. What is absent is skipped with a
-word; so are the workloads on pages without a C compiler that makes static programs.
+`--xv6 FOLDER`, where its Makefile left `xv6.img` and `fs.img`, and JOS from `--jos FOLDER`, in
+whose `obj` they are. What is absent is skipped with a word; so are the workloads on pages without a
+C compiler that makes static programs.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Cost:
     seconds: float
 
 
-def guests(xv6: Path | None) -> list[Guest]:
+def guests(xv6: Path | None, jos: Path | None = None) -> list[Guest]:
     """Those that are there."""
     found = [
         Guest(
@@ -93,8 +94,12 @@ def guests(xv6: Path | None) -> list[Guest]:
     ]
     if xv6 is not None:
         disks = xv6 / "xv6.img", xv6 / "fs.img"
-        lines = {"forktest": "forktest", "ls": "ls", "stress": "stressfs"}
+        lines = {"forktest": "forktest", "ls": "ls", "stress": "stressfs", "usertests": "usertests"}
         found.append(Guest("xv6", 512 << 20, r"\$ $", lines, disks=disks))
+    if jos is not None:
+        disks = jos / "obj/kern/kernel.img", jos / "obj/fs/fs.img"
+        lines = {name: name for name in ("forktree", "testpteshare", "testfdsharing")}
+        found.append(Guest("JOS", 128 << 20, r"\$ $", lines, disks=disks))
     for guest in tuple(found):
         needed = (guest.kernel, guest.initrd, *guest.disks)
         absent = [file for file in needed if file is not None and not file.is_file()]
@@ -184,7 +189,8 @@ def main() -> None:
     """Run everything that is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--xv6", type=Path, help="folder with xv6.img and fs.img")
-    parser.add_argument("--guest", action="append", help="only this one: amd64, 686, 686-pae, xv6")
+    parser.add_argument("--jos", type=Path, help="folder of a JOS tree whose images are built")
+    parser.add_argument("--guest", action="append", help="one of amd64, 686, 686-pae, xv6, JOS")
     parser.add_argument("--setting", action="append", help="only this one, and own paging")
     parser.add_argument("--runs", type=int, default=1, help="how often; medians are shown")
     parser.add_argument("--json", type=Path, help="write every number here")
@@ -192,7 +198,7 @@ def main() -> None:
     everything: list[Cost] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for guest in guests(options.xv6):
+        for guest in guests(options.xv6, options.jos):
             if options.guest and guest.name.split()[-1] not in options.guest:
                 continue
             initrd, names = guest.initrd, list(guest.workloads)

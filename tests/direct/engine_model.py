@@ -13,7 +13,6 @@ from trapgate.decision.fault_filters import FILTERS
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
-from trapgate.vmm.direct.frames import FrameType
 from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, Host
 from trapgate.vmm.platform import Platform
 
@@ -82,8 +81,9 @@ class EngineModel:
         """Run `code`, then a VMCALL; whether it came so far."""
         machine, vmcs = self.machines[vm], self.machines[vm].vmcs
         self.host.enter(machine)
-        leaf, frame, _ = machine.tables.look_up(CODE)
-        if leaf < 0 or frame != self.bases[vm] + _CODE_FRAMES[1]:
+        machine.follow_cr3()
+        frame = machine.tables.look_up(CODE).frame
+        if frame != self.bases[vm] + _CODE_FRAMES[1]:
             # The guest has lost its code. Without the VMM's help it would be stuck.
             machine.load_cr3(self.home[vm])
             return False
@@ -150,13 +150,13 @@ class EngineModel:
         self.run(vm, code)
 
     def check(self) -> None:
-        frames = self.host.frames
-        directories = np.flatnonzero(frames.type == FrameType.PAGE_DIRECTORY).tolist()
+        owner = self.host.frames.owner.copy()
         spaces = []
         for machine in self.machines:
-            live = {frame for frame in directories if frames.owner[frame] == machine.number}
+            owner[machine.tables.stand_ins()] = machine.number
+            live = set(np.flatnonzero(machine.tables.links.counts[1::4]).tolist())
             if machine.paging:
                 live.add(machine.vmcs["GUEST_CR3"] >> 12)
             spaces.append((machine.number, sorted(live), bool(machine.vmcs["GUEST_CR4"] & 0x10)))
-        wrong = violations(self.memory, frames.owner, spaces)
+        wrong = violations(self.memory, owner, spaces)
         assert not wrong, wrong

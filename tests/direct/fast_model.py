@@ -16,12 +16,17 @@ from tests.direct.hostile import PS, PTBASE, SELF, P, U, W
 from tests.direct.walk_everything import Words, violations
 from trapgate.decision import fault_filters as pt
 from trapgate.decision.decide import Disposition
-from trapgate.vmm.direct.frames import FRAME_SIZE, VMM, Frames, FrameType
-from trapgate.vmm.direct.tables import GuestTables, Refusal
+from trapgate.vmm.direct.frames import FRAME_SIZE, VMM, Frames
+from trapgate.vmm.direct.links import Refusal
+from trapgate.vmm.direct.tables import GuestTables, Layout
 
 FRAMES = 3 << 10
 """4 MiB of the VMM's, and 4 MiB of each of two VMs'."""
 A, D = 0x20, 0x40
+PLAYED = range(8), range(0x3F8, 0x400)
+"""Frames of each VM's that the game is about."""
+SPLITS = 2
+"""Tables of the VMM's for each VM, so that they do not suffice."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +102,24 @@ class Model:
 
     def __init__(self, more: dict[str, Completes] | None = None) -> None:
         self.memory: Words = np.zeros(FRAMES * 1024, np.uint32)
+        self.written = self.memory.copy()
+        """What the guests wrote, whatever the VMM has made of it."""
         self.frames = Frames(FRAMES)
         self.frames.give(VMM, 0, 1024)
         self.spaces: list[Space] = []
         self._completes = COMPLETES | (more or {})
-        self.completed = self.refused = self.carried_out = 0
+        self.completed = self.refused = self.carried_out = self.exits = 0
 
     def start(
         self, vm: int, name: str, order: str, transfer: tuple[int, int, int], pse: bool, cr3: int
     ) -> None:
-        number = vm + 1
-        self.frames.give(number, self.bases[vm], 1024)
-        slot = None if name == "none" else SELF
-        tables = GuestTables(self.memory, self.frames, number, slot=slot)
-        tables.large_pages = pse
+        number, base = vm + 1, self.bases[vm]
+        self.frames.give(number, base, 1024)
+        layout = Layout(base, 1024, FRAMES, FRAMES, 0x300 + 8 * vm, SPLITS, 0x200 + 8 * vm)
+        tables = GuestTables(self.memory.view(np.uint8), layout)
+        tables.unseen = name != "none"
+        tables.set_large_pages(pse)
+        self.written[base << 10 : base + 1024 << 10] = self.memory[base << 10 : base + 1024 << 10]
         space = Space(number, tables, self._completes[name], order, *transfer, pse=pse)
         self.spaces.append(space)
         assert self.load_cr3(vm, cr3)
@@ -178,8 +187,8 @@ class Model:
                 place = self._translate(s, start, U * user, 0)
                 assert not isinstance(place, int), "a write completes where not even a read could"
                 self._store(place[0], part)
-        elif Disposition.EXIT in fates and not user:
-            self._exit(s, pieces)
+        elif Disposition.EXIT in fates:
+            self._exit(s, pieces, user)
 
     def flip(self, vm: int, linear: int, bits: int) -> None:
         before = self.read(vm, linear)
@@ -235,11 +244,8 @@ class Model:
         return frame << 12 | linear & 0xFFF, rights
 
     def _store(self, physical: int, data: bytes) -> None:
-        at = physical & 3
-        first, last = physical >> 2, physical + len(data) - 1 >> 2
-        words = bytearray(self.memory[first : last + 1].tobytes())
-        words[at : at + len(data)] = data
-        self.memory[first : last + 1] = np.frombuffer(words, np.uint32)
+        for memory in (self.memory, self.written):
+            memory.view(np.uint8)[physical : physical + len(data)] = np.frombuffer(data, np.uint8)
 
     def _judge(self, s: Space, linear: int, data: bytes, code: int) -> Disposition:
         """Where a write that faulted goes; `data` lies on one page."""
@@ -283,14 +289,26 @@ class Model:
 
     # What the VMM does.
 
-    def _exit(self, s: Space, pieces: list[tuple[int, bytes, tuple[int, int] | int]]) -> None:
-        """A page fault on a write of the supervisor's exits."""
+    def _exit(
+        self, s: Space, pieces: list[tuple[int, bytes, tuple[int, int] | int]], user: bool
+    ) -> None:
+        """A page fault on a write exits. Half of those to tables are taken for a new use."""
         linear, data = pieces[0][0], b"".join(part for _, part, _ in pieces)
-        outcome = s.tables.store(linear, data, write_protect=True)
+        frame = s.tables.look_up(linear).frame
+        self.exits += 1
+        if s.tables.is_table(frame) and self.exits & 1 and s.tables.let_go(frame):
+            self._after_exit(s)
+            return
+        places = [s.tables.look_up(start) for start, _, _ in pieces]
+        outcome = s.tables.store(linear, data, write_protect=True, user=user)
         if outcome is None:
             self.carried_out += 1
+            for (start, part, _), place in zip(pieces, places, strict=True):
+                at = place.frame << 12 | start & 0xFFF
+                self.written.view(np.uint8)[at : at + len(part)] = np.frombuffer(part, np.uint8)
         elif isinstance(outcome, Refusal):
             self.refused += 1
+            s.tables.let_go(frame)
         self._after_exit(s)
 
     def _after_exit(self, s: Space) -> None:
@@ -300,12 +318,12 @@ class Model:
 
     def check(self) -> None:
         """Walk everything."""
-        owner = self.frames.owner
-        directories = np.flatnonzero(self.frames.type == FrameType.PAGE_DIRECTORY).tolist()
+        owner = self.frames.owner.copy()
         spaces, caches = [], []
         cached_tables: set[int] = set()
         for s in self.spaces:
-            live = {frame for frame in directories if owner[frame] == s.number}
+            owner[s.tables.stand_ins()] = s.number
+            live = set(np.flatnonzero(s.tables.links.counts[1::4]).tolist())
             if s.cr3:
                 live.add(s.cr3 >> 12)
             spaces.append((s.number, sorted(live), s.pse))
@@ -315,6 +333,30 @@ class Model:
             caches += [(s.number, entry >> 12, False) for entry in small]
         wrong = violations(self.memory, owner, spaces, caches, cached_tables)
         assert not wrong, wrong
+        for s in self.spaces:
+            self.compare(s)
+
+    def compare(self, s: Space) -> None:
+        """What the guest wrote is in memory, but for R/W of entries that would be its way out.
+
+        A filter completes what it finds in memory, so a guest with one may have lost more.
+        """
+        base = self.bases[s.number - 1]
+        replaced = {word for word, _ in s.tables.replaced()}
+        assert all(s.tables.is_table(word >> 10) for word in replaced), "data is replaced"
+        for first in (base + part.start for part in PLAYED):
+            own = slice(first << 10, first + 8 << 10)
+            there, wrote = self.memory[own], self.written[own]
+            for n in np.flatnonzero((there ^ wrote) & ~np.uint32(A | D)).tolist():
+                if (first << 10) + n not in replaced:
+                    self._demand_reason(s, (first << 10) + n)
+
+    def _demand_reason(self, s: Space, word: int) -> None:
+        """An entry may differ from what the guest wrote by R/W, if that would be a way out."""
+        there, wrote = int(self.memory[word]), int(self.written[word])
+        assert (wrote ^ there) & ~(A | D) == wrote & W == W, f"word {word:#x} is changed"
+        assert s.tables.is_table(word >> 10), f"R/W in {word >> 10:#x}, which is data, is withheld"
+        assert s.pse or s.tables.is_table(there >> 12), f"R/W for {there >> 12:#x} is withheld"
 
 
 def split(linear: int, data: bytes) -> list[tuple[int, bytes]]:

@@ -115,14 +115,14 @@ class HostileGuests(RuleBasedStateMachine):
     def build(self, vm: int) -> None:
         """A directory (pool 0) with itself, and a table (1) that maps the pool at linear 0.
 
-        Page n of it is frame n: writable data, or a read-only table.
+        Page n of it is frame n, as writable as a kernel maps all of its memory.
         """
         words = self.model.memory
         directory, table = self.pool(vm, 0), self.pool(vm, 1)
         words[directory << 10] = table << 12 | P | W | U
         words[directory << 10 | SELF] = directory << 12 | P | W
         for n in range(POOL):
-            words[table << 10 | n] = self.pool(vm, n) << 12 | P | (W if n > 1 else 0) | U * (n > 2)
+            words[table << 10 | n] = self.pool(vm, n) << 12 | P | W | U * (n > 2)
 
     def frame(self, vm: int, which: Frame) -> int:
         kind, n = which

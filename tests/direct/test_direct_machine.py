@@ -16,9 +16,8 @@ from trapgate.demo.direct import passed as demonstrated
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
-from trapgate.vmcs.file import parse_settings
 from trapgate.vmm.actions import Action, End, Stop
-from trapgate.vmm.direct.frames import FrameError, FrameType
+from trapgate.vmm.direct.frames import FrameError
 from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, DirectPagingError, Host
 from trapgate.vmm.loaders import GuestImageError, parse_guest
 from trapgate.vmm.platform import Platform
@@ -42,14 +41,15 @@ def select(vm: DirectMachine, name: str) -> None:
 
 def look(host: Host) -> list[str]:
     """The invariant, of all machines of a host, from nothing but memory and CR3."""
-    directories = np.flatnonzero(host.frames.type == FrameType.PAGE_DIRECTORY).tolist()
+    owner = host.frames.owner.copy()
     spaces = []
     for vm in host.machines:
-        live = {frame for frame in directories if host.frames.owner[frame] == vm.number}
+        owner[vm.tables.stand_ins()] = vm.number
+        live = set(np.flatnonzero(vm.tables.links.counts[1::4]).tolist())
         if vm.paging:
             live.add(vm.vmcs["GUEST_CR3"] >> 12)
         spaces.append((vm.number, sorted(live), bool(vm.vmcs["GUEST_CR4"] & 0x10)))
-    return violations(host.words, host.frames.owner, spaces)
+    return violations(host.words, owner, spaces)
 
 
 def test_no_policy_is_noticed_and_figure_8_saves_most_exits() -> None:
@@ -207,12 +207,9 @@ VMMS = (2 * LARGE_PAGE) | 3
 BREAKOUTS = {
     "the VMM's memory": move(pte(DATA), VMMS),
     "another machine's": move(pte(DATA), LARGE_PAGE | 3),
-    "memory that is not there": move(pte(DATA), 0xFFFF_F003),
-    "its own table, writable": move(pte(DATA), TABLE | 3),
-    "its directory, writable": move(pte(DATA), DIRECTORY | 3),
-    "a table that it can write to": move(PTBASE | SELF << 12 | 4, DATA | 3),
-    "the directory in a second place": move(PTBASE | SELF << 12 | 4, DIRECTORY | 1),
-    "by a bit": b"\x0f\xba\x2d" + pack("<I", pte(TABLE)) + b"\x01",
+    "memory that is not there": move(pte(DATA), 0x7FFF_F003),
+    "what PSE-36 would have beyond 4 GB": move(PTBASE | SELF << 12 | 4, 0x2083),
+    "another machine's, as a table": move(PTBASE | SELF << 12 | 4, LARGE_PAGE | 3),
     "an instruction nobody edits tables by": b"\x60" * 3,
 }
 
@@ -221,18 +218,132 @@ BREAKOUTS = {
 @pytest.mark.parametrize("on_refusal", ["fault", "stop"])
 def test_a_guest_gets_nothing_that_is_not_its_own(what: str, on_refusal: str) -> None:
     rude = Rude(on_refusal=on_refusal)
-    rude.words[(TABLE | TABLE >> 10) >> 2] = 0
-    if what == "by a bit":
-        assert rude.run(move(pte(TABLE), TABLE | 1)).end is End.ASKED
+    if "PSE-36" in what:
+        assert rude.run(to_cr(4, 0x10)).end is End.ASKED
     if "instruction" in what:
         rude.vm.vmcs["GUEST_RSP"] = PTBASE + 0x1000
-    if "second place" in what:
-        rude.vm.tables.slot = SELF
     found = rude.run(BREAKOUTS[what])
     # There is no IDT: a fault that the guest gets is its last.
     assert found.end is (End.REFUSED if on_refusal == "stop" else End.TRIPLE_FAULT)
     assert rude.vm.counts.refused == 1
     assert rude.vm.counts.last_refusal
+
+
+WITHHELD = {
+    "its own table": (move(pte(DATA), TABLE | 3), TABLE | DATA >> 10, TABLE | 3),
+    "its directory": (move(pte(DATA), DIRECTORY | 3), TABLE | DATA >> 10, DIRECTORY | 3),
+    "its own table, by a bit": (
+        move(pte(DATA), TABLE | 1) + b"\x0f\xba\x2d" + pack("<I", pte(DATA)) + b"\x01",
+        *(TABLE | DATA >> 10, TABLE | 3),
+    ),
+    "its own table, by a byte": (
+        move(pte(DATA), TABLE | 1) + b"\xc6\x05" + pack("<I", pte(DATA)) + b"\x03",
+        *(TABLE | DATA >> 10, TABLE | 3),
+    ),
+    "the directory in a second place": (
+        move(PTBASE | SELF << 12 | 4, DIRECTORY | 3),
+        *(DIRECTORY | 4, DIRECTORY | 3),
+    ),
+}
+"""What is carried out, where, and what the guest has written there."""
+
+
+@pytest.mark.parametrize("what", WITHHELD)
+def test_what_would_be_a_way_out_is_carried_out_without_rw(what: str) -> None:
+    rude = Rude()
+    code, place, entry = WITHHELD[what]
+    assert rude.run(code).end is End.ASKED
+    assert rude.words[place >> 2] == entry & ~2
+    # XADD with 0 finds what the guest wrote, and leaves it so.
+    linear = PTBASE | (place & 0xFFF) | (SELF << 12 if place >> 12 == DIRECTORY >> 12 else 0)
+    add = b"\x31\xc0\xf0\x0f\xc1\x05" + pack("<I", linear)
+    assert rude.run(add).end is End.ASKED
+    assert rude.host.processor.registers.rax == entry
+    assert rude.words[place >> 2] == entry & ~2
+    # Paging off: no table is one any more, and all is as the guest wrote it.
+    rude.run(to_cr(0, KERNEL & ~(1 << 31)))
+    assert rude.words[place >> 2] == entry
+
+
+def test_rw_is_given_back_when_a_table_is_data_again() -> None:
+    """OTHER is mapped twice, writable, and then used as a table."""
+    rude = Rude()
+    directory = PTBASE | SELF << 12
+    link = move(pte(SPARE), OTHER | 7) + move(directory | 4, OTHER | 7)
+    assert rude.run(link).end is End.ASKED
+    entries = [(TABLE | page >> 10) >> 2 for page in (OTHER, SPARE)]
+    assert [int(rude.words[n]) & 3 for n in entries] == [1, 1]
+    # A store to it is an edit, and what may not stand there is refused.
+    assert rude.run(move(OTHER, DATA | 1) + move(OTHER | 4, 0x7000)).end is End.ASKED
+    assert rude.words[OTHER >> 2] == DATA | 1
+    assert rude.run(move(SPARE, VMMS)).end is End.TRIPLE_FAULT
+    assert rude.run(move(directory | 4, 0) + move(SPARE, VMMS)).end is End.ASKED
+    assert [int(rude.words[n]) & 3 for n in entries] == [3, 3]
+    assert rude.words[OTHER >> 2] == VMMS
+
+
+def test_a_directory_of_the_past_is_data_when_a_string_store_comes() -> None:
+    """As a kernel clears the tables of an address space that is gone."""
+    rude = Rude()
+    rude.words[OTHER >> 2], rude.words[SPARE >> 2] = TABLE | 7, 0
+    rude.words[(OTHER >> 2) + 1] = SPARE | 7
+    there_and_back = to_cr(3, OTHER) + to_cr(3, DIRECTORY)
+    assert rude.run(there_and_back + move(SPARE, 0x1000)).end is End.ASKED
+    assert {(OTHER >> 12,), (DIRECTORY >> 12,)} == rude.vm.tables.roots
+    assert rude.vm.counts.edits == 1
+    fill = b"\xbf" + pack("<I", SPARE) + b"\xb9\0\1\0\0\xb8" + pack("<I", VMMS) + b"\xf3\xab"
+    assert rude.run(fill).end is End.ASKED
+    assert rude.words[SPARE >> 2] == VMMS
+    assert {(DIRECTORY >> 12,)} == rude.vm.tables.roots
+    assert rude.vm.counts.edits == 1
+
+
+def test_directories_that_are_known_are_loaded_without_an_exit() -> None:
+    rude = Rude()
+    rude.words[OTHER >> 2] = TABLE | 7
+    both = to_cr(3, OTHER) + to_cr(3, DIRECTORY)
+    assert rude.run(both * 20).end is End.ASKED
+    assert rude.vm.summary().exits[ExitReason.CONTROL_REGISTER_ACCESS] == 1
+    assert rude.run(to_cr(3, OTHER) + move(SPARE, 1)).end is End.ASKED
+    # A directory that has become data is validated again.
+    code = to_cr(3, DIRECTORY) + b"\xbf" + pack("<I", OTHER + 4) + b"\xb8" + pack("<I", VMMS)
+    assert rude.run(code + b"\xb9\1\0\0\0\xf3\xab").end is End.ASKED
+    assert rude.run(to_cr(3, OTHER)).end is End.TRIPLE_FAULT
+    assert "not the guest's" in rude.vm.counts.last_refusal
+
+
+def test_devices_pages_may_be_mapped() -> None:
+    """The local APIC's version register."""
+    rude = Rude()
+    read = move(pte(DATA), 0xFEE0_0003) + b"\xa1" + pack("<I", DATA + 0x30)
+    assert rude.run(read).end is End.ASKED
+    assert rude.host.processor.registers.rax & 0xF0 == 0x10
+    assert rude.run(move(PTBASE | SELF << 12 | 4, 0xFEE0_0003)).end is End.TRIPLE_FAULT
+
+
+def test_a_guest_s_own_protection_is_its_own() -> None:
+    """It has mapped its table read-only itself: the fault is the guest's."""
+    rude = Rude()
+    assert rude.run(move(pte(OTHER), TABLE | 1)).end is End.ASKED
+    assert rude.run(move(OTHER | 0x800, 0)).end is End.TRIPLE_FAULT
+    assert rude.vm.counts.refused == 0
+
+
+def test_user_mode_may_edit_tables_if_the_guest_lets_it() -> None:
+    rude = Rude()
+    vmcs = rude.vm.vmcs
+    for name in ("CS", "SS", "DS", "ES"):
+        vmcs[f"GUEST_{name}_ACCESS_RIGHTS"] |= 3 << 5
+        vmcs[f"GUEST_{name}_SELECTOR"] |= 3
+    assert rude.run(move(DATA, 1)).end is End.ASKED
+    rude.words[(TABLE | OTHER >> 10) >> 2] = TABLE | 5
+    assert rude.run(move(OTHER | 0x800, 0x1000)).end is End.TRIPLE_FAULT
+    rude.vm.tables.forget_all()
+    rude.words[(TABLE | OTHER >> 10) >> 2] = TABLE | 7
+    rude.vm.tables.load_cr3(DIRECTORY)
+    assert rude.run(move(OTHER | 0x800, 0x1000)).end is End.ASKED
+    assert rude.words[(TABLE | 0x800) >> 2] == 0x1000
+    assert rude.run(move(OTHER | 0x800, VMMS)).end is End.TRIPLE_FAULT
 
 
 def test_a_table_is_carried_out_linked_used_and_reused() -> None:
@@ -242,29 +353,29 @@ def test_a_table_is_carried_out_linked_used_and_reused() -> None:
     link = move(pte(OTHER), 0) + move(PTBASE | SELF << 12 | 4, OTHER | 7)
     assert rude.run(link + move(0x40_0000, 77)).end is End.ASKED
     assert rude.words[SPARE >> 2] == 77
-    assert rude.host.frames.type[OTHER >> 12] == FrameType.PAGE_TABLE
+    assert rude.vm.tables.is_table(OTHER >> 12)
     # Unlinked, it is data again as soon as the guest wants to write to it.
     unlink = move(PTBASE | SELF << 12 | 4, 0) + move(pte(OTHER), OTHER | 3)
     assert rude.run(unlink + move(OTHER, 5)).end is End.ASKED
     assert rude.words[OTHER >> 2] == 5
-    assert rude.host.frames.type[OTHER >> 12] == FrameType.DATA
+    assert not rude.vm.tables.is_table(OTHER >> 12)
     # While it is linked, nobody can write to it.
     again = move(OTHER, 0) + move(pte(OTHER), 0) + move(PTBASE | SELF << 12 | 4, OTHER | 7)
     assert rude.run(again).end is End.ASKED
-    assert rude.run(move(pte(DATA), OTHER | 3)).end is End.TRIPLE_FAULT
+    assert rude.run(move(pte(DATA), OTHER | 3)).end is End.ASKED
+    assert rude.words[(TABLE | DATA >> 10) >> 2] == OTHER | 1
 
 
 def test_cr3_takes_only_what_could_be_a_directory() -> None:
     rude = Rude()
-    rude.words[OTHER >> 2 : (OTHER >> 2) + 2] = TABLE | 7, DATA | 7  # the second is no table
-    unmap = move(pte(OTHER), 0)
-    assert rude.run(unmap + to_cr(3, OTHER)).end is End.TRIPLE_FAULT  # by #GP
-    assert "writable" in rude.vm.counts.last_refusal
+    rude.words[OTHER >> 2 : (OTHER >> 2) + 2] = TABLE | 7, VMMS
+    assert rude.run(to_cr(3, OTHER)).end is End.TRIPLE_FAULT  # by #GP
+    assert "not the guest's" in rude.vm.counts.last_refusal
     assert rude.vm.vmcs["GUEST_CR3"] == DIRECTORY
     rude.words[(OTHER >> 2) + 1] = 0
     assert rude.run(to_cr(3, OTHER) + b"\x0f\x20\xdb").end is End.ASKED  # MOV EBX, CR3
     assert rude.host.processor.registers.rbx == OTHER
-    assert rude.host.frames.type[OTHER >> 12] == FrameType.PAGE_DIRECTORY
+    assert rude.vm.tables.is_table(OTHER >> 12)
     assert rude.run(to_cr(3, DIRECTORY)).end is End.ASKED
 
 
@@ -272,10 +383,18 @@ def test_large_pages_are_all_or_nothing_the_guests() -> None:
     large = PTBASE | SELF << 12 | 4
     rude = Rude()
     assert rude.run(to_cr(4, 0x10)).end is End.ASKED
-    assert rude.run(move(large, 0x81)).end is End.ASKED  # read-only: its own tables are in it
+    assert rude.run(move(large, 0x83)).end is End.ASKED
+    # Its own tables are in it, so it is split.
+    stand_in = int(rude.words[(DIRECTORY | 4) >> 2]) & ~0x60
+    assert stand_in >> 12 in rude.vm.tables.stand_ins()
+    assert rude.run(move(0x40_0000 | DATA, 0x1234)).end is End.ASKED
+    assert rude.words[DATA >> 2] == 0x1234
+    assert rude.run(move(0x40_0000 | TABLE | 0x800, 0x1000)).end is End.ASKED
+    assert rude.words[(TABLE | 0x800) >> 2] == 0x1000
+    assert rude.run(move(0x40_0000 | TABLE | 0x800, VMMS)).end is End.TRIPLE_FAULT
+    assert int(rude.words[(DIRECTORY | 4) >> 2]) & ~0x60 == stand_in
+    assert rude.run(move(large, 0x81)).end is End.ASKED
     assert rude.run(b"\xa1" + pack("<I", 0x40_0000 | DATA)).end is End.ASKED
-    assert rude.run(move(large, 0x83)).end is End.TRIPLE_FAULT
-    assert "writable" in rude.vm.counts.last_refusal
     assert rude.run(move(large, LARGE_PAGE | 0x81)).end is End.TRIPLE_FAULT
     # Without PSE the same entry would be a table: the frame at 0 is empty, so it may be.
     assert rude.run(to_cr(4, 0)).end is End.ASKED
@@ -317,14 +436,6 @@ def test_what_is_refused_leaves_no_old_translation(engine: str) -> None:
     assert rude.run(unmap + to_cr(3, OTHER)).end is End.TRIPLE_FAULT
     assert rude.run(move(SPARE, VMMS)).end is End.TRIPLE_FAULT
     assert rude.words[SPARE >> 2] == 0
-
-
-def test_a_filter_is_chosen_before_paging() -> None:
-    rude = Rude()
-    settings = parse_settings("[fields]\nFAULT_FILTER = 3\n")
-    with pytest.raises(DirectPagingError, match="set them before"):
-        rude.vm.apply(settings)
-    assert rude.vm.vmcs["FAULT_FILTER"] == 0
 
 
 def test_paging_off_and_on_again() -> None:

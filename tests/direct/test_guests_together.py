@@ -27,7 +27,13 @@ from tests.direct.test_protected_on_engine import machine as player
 from tests.direct.test_protected_on_engine import program
 from trapgate.cli import app
 from trapgate.decision.decide import Disposition
-from trapgate.decision.fault_filters import KNOWN_TABLE, NO_LINK, OWN_FRAME
+from trapgate.decision.fault_filters import (
+    EMPTY_TABLE,
+    KNOWN_TABLE,
+    NO_LINK,
+    OWN_FRAME,
+    OWN_TABLE,
+)
 from trapgate.paging import frame_map as fm
 from trapgate.paging.alias import aliased, unaliased
 from trapgate.paging.walk import translate
@@ -45,6 +51,7 @@ from trapgate.vmm.loaders.state import gdt, protected_mode
 from trapgate.vmm.state import SnapshotError
 
 FILTERED = "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE
+COUNTED = "paragraph-80", OWN_FRAME | NO_LINK | OWN_TABLE | EMPTY_TABLE
 
 
 def whole(vm: ProtectedMachine) -> bytes:
@@ -52,13 +59,13 @@ def whole(vm: ProtectedMachine) -> bytes:
     return vm.processor.memory.read(vm.base, vm.memory + FRAMES)
 
 
-def play_together(seeds: range) -> list[End | None]:
+def play_together(seeds: range, filters: tuple[str, int]) -> list[End | None]:
     """Two hostile guests in turns; each turn leaves the other guest's memory as it was."""
     ends: list[End | None] = []
     for seed in seeds:
         host = ProtectedHost([PLAYGROUND, PLAYGROUND])
         chance = random.Random(seed)
-        pair = [player(program(chance, 80, 1100), *FILTERED, host) for _ in range(2)]
+        pair = [player(program(chance, 80, 1100), *filters, host) for _ in range(2)]
         for _ in range(20):
             for vm, other in (pair, pair[::-1]):
                 before = whole(other)
@@ -70,8 +77,9 @@ def play_together(seeds: range) -> list[End | None]:
     return ends
 
 
-def test_hostile_guests_stay_apart() -> None:
-    ends = play_together(range(6))
+@pytest.mark.parametrize("filters", [FILTERED, COUNTED], ids=["known-table", "empty-table"])
+def test_hostile_guests_stay_apart(filters: tuple[str, int]) -> None:
+    ends = play_together(range(3), filters)
     assert {End.HALTED, End.REFUSED} <= set(ends), ends
 
 

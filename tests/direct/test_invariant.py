@@ -15,7 +15,11 @@ from tests.direct.fast_model import Attempt, Completes, Model
 from tests.direct.hostile import FILTERS, PTBASE, SELF, HostileGuests, P, W
 
 QUICK = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.generate),
 )
 HUNT = settings(
     QUICK,

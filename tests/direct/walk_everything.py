@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
 ENTRIES = 1024
+DEVICES = range(0xE_0000, 0x10_0000)
+"""The frames that each VM has devices at."""
 
 
 def present(memory: Words, frame: int) -> list[int]:
@@ -63,8 +65,11 @@ def violations(
             tables |= used
             reach.append((vm, mapped | used, writable))
     reach += [(vm, {frame}, {frame} if w else set()) for vm, frame, w in caches]
+    beyond = [f for f in tables if f >= len(owner)]
+    if beyond:
+        wrong.append(f"frames {sorted(beyond)[:4]} are tables, and no memory")
     for vm, mapped, writable in reach:
-        foreign = [f for f in mapped if f >= len(owner) or owner[f] != vm]
+        foreign = [f for f in mapped if f not in DEVICES and (f >= len(owner) or owner[f] != vm)]
         if foreign:
             wrong.append(f"VM {vm} reaches frames {sorted(foreign)[:4]}, which are not its own")
         if writable & tables:

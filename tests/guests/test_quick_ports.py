@@ -32,9 +32,14 @@ def _port(vmexit: VmExit, vm: Platform) -> Action:
     return HANDLERS[ExitReason.IO_INSTRUCTION](vmexit, vm)
 
 
-def real_mode(code: bytes, engine: str, vmm: Vmm | None = None) -> VirtualMachine:
+def drives() -> Board:
     disk, floppy = Memory(bytes(range(256)) * 1024), Memory(bytes(1440 << 10))
-    board = Board(disks=(disk,), floppies=(floppy,))
+    return Board(disks=(disk,), floppies=(floppy,))
+
+
+def real_mode(
+    code: bytes, engine: str, vmm: Vmm | None = None, board: Board | None = None
+) -> VirtualMachine:
     vm = VirtualMachine(1 << 20, engine=engine, vmm=vmm, board=board)
     vm.processor.memory.write(0x7C00, code)
     for name, value in {"GUEST_CS_SELECTOR": 0, "GUEST_CS_BASE": 0, "GUEST_RIP": 0x7C00}.items():
@@ -155,7 +160,8 @@ def loop(begin: str, body: str) -> bytes:
 @pytest.mark.parametrize("name", _LOOPS)
 def test_loops_over_ports_run_the_same(engine: str, name: str) -> None:
     code = loop(*_LOOPS[name])
-    quickly, slowly = real_mode(code, engine), real_mode(code, engine, asked())
+    quickly = real_mode(code, engine, board=drives())
+    slowly = real_mode(code, engine, asked(), board=drives())
     ends = []
     for vm in (quickly, slowly):
         vm.processor.memory.write(4, b"\x00\x05\x00\x00")  # #DB: inc bp; iret

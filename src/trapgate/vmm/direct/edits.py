@@ -13,9 +13,8 @@ from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor
 from trapgate.processor.table_writes import attempt, walk_without_map
 from trapgate.vmm.direct.frames import FRAME_SIZE
-from trapgate.vmm.direct.links import Links
+from trapgate.vmm.direct.links import Links, Refusal
 from trapgate.vmm.direct.mapped_memory import GuestRange
-from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import Write, decode_write
 
 Pieces = list[tuple[int, bytes]]

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trapgate.vmm.direct.frames import FRAME_SIZE
-from trapgate.vmm.direct.links import Links
+from trapgate.vmm.direct.links import Links, Refusal
 from trapgate.vmm.direct.mapped_memory import GuestRange
-from trapgate.vmm.direct.tables import Refusal
 
 
 class GuardedRam:

@@ -15,7 +15,7 @@ from trapgate.compiler.library import Library
 from trapgate.paging import frame_map
 from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, MOST_LINKS, OWN, ROOT, TABLE
 
-LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants=(frame_map,))
+LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", constants=(frame_map,))
 
 (
     MAP,
@@ -33,26 +33,35 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.linking", constants
     UNSEEN,
     SEVERAL,
     OPEN,
+    DEVICES,
+    VMMS_TABLES,
     STATE_CELLS,
-) = range(16)
+) = range(18)
 """The map's address and how many frames it has; how many are the guest's; the paging mode
 (`links.Mode`); whether translations are stale; how many tables came and went; the level and
-the frame of the first table that may not be; whether links come unseen; and
-whether a table has become one of a further level."""
+the frame of the first table that may not be; whether links come unseen; whether a table has
+become one of a further level; whether any frame may be a table of the last level; if the
+processor does not consult the map, so that no entry may lead elsewhere, the first frame of the
+devices', which are beyond it, else 0; and the first frame of the tables that stand in for 4-MByte
+pages (`withholding`)."""
 
 P, PS = 1, 0x80
 ADDRESS: Final = 0xFF_FFFF_F000
 """Bits of an entry that name a frame, of 40 bits of physical address."""
 NOT_REFUSED: Final = 0
+MAPPED: Final = 5
+"""In place of a level: a frame that is mapped."""
+LARGE_MUST_BE_ZERO: Final = 0x3F_E000
+"""Bits 21:13 of an entry for a 4-MByte page: reserved, or an address beyond 4 GB (PSE-36)."""
 _TABLES: Final = 0x0101_0101_0101_0101
 assert TABLE == 1
 
 
 @LIBRARY.inside
 def byte_of(state: Cells, mem: Cells, frame: int) -> int:
-    """The map's byte of a frame; 0 beyond the map."""
+    """The map's byte of a frame."""
     if frame < 0 or frame >= state[MAP_FRAMES]:
-        return 0
+        return OWN if 0 < state[DEVICES] <= frame else 0
     at: int = state[MAP] + frame
     word: int = mem[at >> 3]
     return (word >> ((at & 7) << 3)) & 0xFF
@@ -168,7 +177,8 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
     mark(state, mem, counts, frame)
     state[STALE] = 1
     state[LINKED] += 1
-    if level > 1:
+    # What an upper table leads to is the guest's already.
+    if level > 1 or (state[DEVICES] != 0 and counts[frame * 4 + 1] == 0):
         for n in range(entries_of(state)):
             come(state, mem, counts, level, 0, entry_at(state, mem, frame, n))
 
@@ -199,8 +209,22 @@ def forget(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
 @LIBRARY.inside
 def come(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int) -> None:
     """An entry of a table of `level` has been `before`, and is `after` now."""
-    if level > 1 and leads_to_table(state, after) and not is_same(before, after):
-        link(state, mem, counts, (after & ADDRESS) >> 12, level - 1)
+    if level > 1 and leads_to_table(state, after):
+        if not is_same(before, after):
+            link(state, mem, counts, (after & ADDRESS) >> 12, level - 1)
+    elif after & P != 0 and state[DEVICES] != 0:
+        demand_own(state, mem, level, after)
+
+
+@LIBRARY.inside
+def demand_own(state: Cells, mem: Cells, level: int, entry: int) -> None:
+    """Refuse an entry for a page, of 32-bit paging, that is not the guest's.
+
+    Its memory is whole 4-MByte pages, so the first frame of one speaks for all.
+    """
+    frame = (entry & ADDRESS) >> 12
+    if byte_of(state, mem, frame) & OWN == 0 or (level > 1 and entry & LARGE_MUST_BE_ZERO != 0):
+        refuse(state, MAPPED, frame)
 
 
 @LIBRARY.inside

@@ -19,6 +19,7 @@ that. Where links also come unseen, to tables that are known, nothing is let go 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,6 @@ from trapgate.compiler.dialect import Cells
 from trapgate.paging import frame_map as fm
 from trapgate.vmm.direct import linking
 from trapgate.vmm.direct.frames import FRAME_SIZE
-from trapgate.vmm.direct.tables import Refusal
 
 Bytes = NDArray[np.uint8]
 
@@ -37,6 +37,13 @@ Root = tuple[int, ...]
 
 _LEVELS = 4
 _NOWHERE: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something that the guest wants of its page tables is not done."""
+
+    reason: str
 
 
 class Mode(NamedTuple):
@@ -62,11 +69,20 @@ class Links:
     """The tables of one guest, whose memory is the first `frames` frames of `memory`.
 
     The frame map, a byte a frame for `map_frames`, is at `map_address` in `memory`, and is kept
-    true. Levels are counted from a last-level table, 1, up to `mode.levels`. What changes has to
-    be settled with the processor before the guest runs on (`settle`).
+    true; `devices` is `linking.DEVICES`. Levels are
+    counted from a last-level table, 1, up to `mode.levels`. What changes has to be settled with
+    the processor before the guest runs on (`settle`).
     """
 
-    def __init__(self, memory: Bytes, map_address: int, map_frames: int, frames: int) -> None:
+    def __init__(
+        self,
+        memory: Bytes,
+        map_address: int,
+        map_frames: int,
+        frames: int,
+        *,
+        devices: int = 0,
+    ) -> None:
         self.mode = UNPAGED
         self.roots: set[Root] = set()
         self.counts: Cells = np.zeros(frames * _LEVELS, np.int64)
@@ -77,6 +93,7 @@ class Links:
         self._frames = frames
         self._state: Cells = np.zeros(linking.STATE_CELLS, np.int64)
         self._state[: linking.FRAMES + 1] = map_address, map_frames, frames
+        self._state[linking.DEVICES] = devices
         self._tables = self._state, self._cells, self.counts
         self._stored: list[tuple[int, int]] = []
         self._processor_counts = False
@@ -102,6 +119,16 @@ class Links:
     def is_foreign(self, frame: int) -> bool:
         """Whether a frame is none of the guest's."""
         return frame >= len(self._map) or not self._map[frame] & fm.OWN
+
+    @property
+    def arrays(self) -> tuple[Cells, Cells, Cells]:
+        """What compiled functions work on: `state`, `mem` and `counts`, see `linking`."""
+        return self._tables
+
+    @property
+    def turns(self) -> int:
+        """How often a frame has become a table of some level, or has ceased to be one."""
+        return int(self._state[linking.LINKED] + self._state[linking.RELEASED])
 
     def keep(self) -> Callable[[], None]:
         """What is known of the tables now, the map included: a way back to that."""
@@ -282,4 +309,6 @@ class Links:
     def _refusal(self) -> Refusal:
         """What may not be, in words."""
         level, frame = self._state[linking.REFUSED : linking.REFUSED_FRAME + 1].tolist()
+        if level == linking.MAPPED:
+            return Refusal(f"frame {frame:#x} is not the guest's")
         return Refusal(f"frame {frame:#x}, a table of level {level}, is not the guest's")

@@ -45,8 +45,11 @@ from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.frames import VMM, Frames
 from trapgate.vmm.direct.host import SharedProcessor, SharingMachine
+from trapgate.vmm.direct.linking import PS, P
+from trapgate.vmm.direct.links import Refusal
 from trapgate.vmm.direct.snapshot import DirectSnapshot
-from trapgate.vmm.direct.tables import ENTRIES, PS, GuestTables, P, Refusal, W
+from trapgate.vmm.direct.tables import ENTRIES, Fault, GuestTables, Layout
+from trapgate.vmm.direct.withholding import U, W
 from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.machine import Vmm
@@ -56,6 +59,8 @@ from trapgate.vmm.snapshot import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from iced_x86 import Instruction
+
     from trapgate.trace import TraceWriter
     from trapgate.vmm.console import Console
     from trapgate.vmm.devices.board import Board
@@ -63,13 +68,17 @@ if TYPE_CHECKING:
 
 LARGE_PAGE = 4 << 20
 """A VM's memory is so many bytes, or a multiple."""
-VMM_MEMORY = 64 << 10
-"""The VMM's own, at the top: a directory a VM, for as long as its paging is off."""
+_MOST = 16
+"""Machines of a host."""
+_SPLITS = 32
+"""4-MByte pages of a guest's that lie over tables, for which the VMM has tables of its own."""
+_TARGETS = 4
+"""Values of CR3 that the guest may load without an exit."""
 _PAGE = 4096
 _LOW = 0xFFFF_FFFF
 _PF, _GP = 14, 13
 _WRITE_TO_PRESENT_PAGE = P | W
-"""The error code of a supervisor's write that R/W stopped."""
+"""The error code of a write that R/W stopped; with U, of user mode's."""
 _EFER = 0xC000_0080
 _GENERAL_PROTECTION = Inject(Interruption(_GP, InterruptionType.HARDWARE_EXCEPTION, 0))
 _CR0_OWNED = CR0_PG | CR0_WP | CR0_PE | CR0_NE
@@ -117,10 +126,18 @@ class Host(SharedProcessor["DirectMachine"]):
                 f"{memory:#x} bytes of memory are no multiple of 4 MiB, which direct paging "
                 f"gives memory in; ask for {-(-max(memory, 1) // LARGE_PAGE) * 4}M"
             )
-        super().__init__(Processor(memory + VMM_MEMORY, engine=engine, journal=JOURNAL))
+        self._guests = memory // _PAGE
+        most = min(_MOST, memory // LARGE_PAGE)
+        pages = self._guests // _PAGE + 2
+        self._room = 1 + _SPLITS + pages
+        """The VMM's frames for a machine: a directory, tables, and a byte for each frame."""
+        frames = self._guests + most * self._room
+        assert frames <= pages * _PAGE
+        super().__init__(Processor(frames * _PAGE, engine=engine, journal=JOURNAL))
+        self.bytes = self.processor.memory.cells.view(np.uint8)
         self.words = self.processor.memory.cells.view(np.uint32)
-        self.frames = Frames(len(self.words) // ENTRIES)
-        self.frames.give(VMM, memory // _PAGE, VMM_MEMORY // _PAGE)
+        self.frames = Frames(frames)
+        self.frames.give(VMM, self._guests, frames - self._guests)
         self._next = 0
         """Where the memory of the latest machine ends."""
         if trace is not None:
@@ -135,11 +152,19 @@ class Host(SharedProcessor["DirectMachine"]):
         if memory % LARGE_PAGE or not memory:
             raise DirectPagingError(f"{memory:#x} bytes are no multiple of 4 MiB; ask for one")
         base = max(self._next, memory) if self.machines else 0
-        if len(self.machines) * _PAGE >= VMM_MEMORY:
-            raise DirectPagingError(f"a host holds {VMM_MEMORY // _PAGE} machines; make another")
+        if len(self.machines) >= _MOST:
+            raise DirectPagingError(f"a host holds {_MOST} machines; make another")
         self.frames.give(len(self.machines) + 1, base // _PAGE, memory // _PAGE)
         self._next = base + memory
         return base
+
+    def layout(self, number: int, base: int, memory: int) -> Layout:
+        """Where what belongs to machine `number` is, whose `memory` bytes begin at `base`."""
+        first = self._guests + (number - 1) * self._room + 1
+        return Layout(
+            *(base // _PAGE, memory // _PAGE, self._guests, len(self.frames)),
+            *(first, _SPLITS, first + _SPLITS),
+        )
 
 
 @dataclass
@@ -200,18 +225,19 @@ class DirectMachine(SharingMachine):
         self.base, self.memory = base, memory
         self.cpu.has_windows = False
         self.on_refusal = on_refusal
-        self.tables = GuestTables(host.words, host.frames, number)
+        layout = host.layout(number, base, memory)
+        self.tables = GuestTables(host.bytes, layout)
         self.counts = DirectCounts()
         self.paging = self.has_paged = False
         self.cr3 = 0
-        """CR3 as the guest sees it."""
-        self._without_paging = self._map_all(number)
+        """CR3 as the guest sees it, while it does not page."""
+        self._targets: list[int] = []
+        self._without_paging = self._map_all(layout.tables - 1)
         # Until a filter is asked for, every page fault exits: what is not the VMM's is given back.
         self.vmcs["EXCEPTION_BITMAP"] = 1 << _PF
 
-    def _map_all(self, number: int) -> int:
-        """A directory that shows the VM its memory from 0 on and where it is; its address."""
-        frame = len(self.host.frames) - VMM_MEMORY // _PAGE + number - 1
+    def _map_all(self, frame: int) -> int:
+        """A directory in `frame` that shows the VM its memory from 0 on and where it is."""
         directory = self.host.words[frame * ENTRIES : (frame + 1) * ENTRIES]
         count = self.memory // LARGE_PAGE
         first = self.base // LARGE_PAGE
@@ -223,7 +249,24 @@ class DirectMachine(SharingMachine):
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:
         # Whatever was asked of the tables since the guest ran, and however that ended.
         self.tables.settle(self.flush, self.processor.engine.forget_code)
+        if self.tables.has_turned():
+            self._let_cr3_be([cr3 for cr3 in self._targets if (cr3 >> 12,) in self.tables.roots])
         super()._turn(end, expires, until)
+
+    def follow_cr3(self) -> None:
+        """Learn of what the guest has done without an exit."""
+        if self.paging:
+            v = self.vmcs.words
+            self.tables.directory = v[f.GUEST_CR3] >> 12
+            self.tables.unseen |= v[f.FAULT_FILTER] != 0
+
+    def _let_cr3_be(self, targets: list[int]) -> None:
+        """Let the guest load CR3 with these without an exit."""
+        if targets != self._targets:
+            self._targets = targets
+            v = self.vmcs.cells
+            v[f.CR3_TARGET_COUNT] = len(targets)
+            v[f.CR3_TARGET_VALUE_0 : f.CR3_TARGET_VALUE_0 + len(targets)] = targets
 
     def snapshot(self) -> Snapshot:
         """Everything of the machine at this moment, for `restore`.
@@ -248,24 +291,9 @@ class DirectMachine(SharingMachine):
         self._own()
 
     def apply(self, settings: Settings) -> None:
-        """Change the VMCS as a settings file says; what keeps the guest in stays.
-
-        Raises DirectPagingError for another filter of a guest that has its tables in use:
-        they were validated for the one before.
-        """
-        before, rules = self._filter(), self.vmcs.criteria_table
+        """Change the VMCS as a settings file says; what keeps the guest in stays."""
         super().apply(settings)
-        if self.paging and self._filter() != before:
-            self.vmcs["FAULT_FILTER"], self.vmcs["PTBASE"], _ = before
-            self.vmcs.criteria_table = rules
-            raise DirectPagingError(
-                "FAULT_FILTER, PTBASE and rules that complete cannot change while the guest pages; "
-                "set them before"
-            )
         self._own()
-
-    def _filter(self) -> tuple[int, int, bool]:
-        return self.vmcs["FAULT_FILTER"], self.vmcs["PTBASE"], self._completes_writes()
 
     def _completes_writes(self) -> bool:
         """Whether a filter or a rule of the criteria table may let writes to tables complete."""
@@ -280,14 +308,14 @@ class DirectMachine(SharingMachine):
         vmcs["CR0_GUEST_HOST_MASK"] |= _CR0_OWNED
         vmcs["CR4_GUEST_HOST_MASK"] |= _CR4_OWNED
         vmcs["GUEST_CR0"] |= CR0_PG | CR0_WP | CR0_NE
-        vmcs["CR3_TARGET_COUNT"] = 0
-        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= (
-            ct.PRIMARY_CR3_LOAD_EXITING | ct.PRIMARY_CR3_STORE_EXITING
-        )
+        vmcs["CR3_TARGET_COUNT"], self._targets = 0, []
+        vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_CR3_LOAD_EXITING
+        self.tables.unseen |= self._completes_writes()
         vmcs["SECONDARY_PROCESSOR_BASED_CONTROLS"] &= ~ct.SECONDARY_UNRESTRICTED_GUEST
         if not self.paging:
             vmcs["GUEST_CR3"] = self._without_paging
             vmcs["GUEST_CR4"] |= CR4_PSE
+            vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_CR3_STORE_EXITING
 
     # What the guest does.
 
@@ -311,6 +339,8 @@ class DirectMachine(SharingMachine):
             if refusal is not None:
                 return self.refuse(refusal, _GENERAL_PROTECTION)
             self.vmcs["GUEST_CR3"] = value
+            others = [cr3 for cr3 in self._targets if cr3 != value]
+            self._let_cr3_be([value, *others][:_TARGETS])
         self.cr3 = value
         self.flush()
         return EMULATED
@@ -325,7 +355,7 @@ class DirectMachine(SharingMachine):
             return _GENERAL_PROTECTION
         paging = bool(value & CR0_PG)
         if paging and not self.paging:
-            self.tables.slot = v[f.PTBASE] >> 22 if self._completes_writes() else None
+            self.tables.unseen |= self._completes_writes()
             self.tables.set_large_pages(bool(v[f.CR4_READ_SHADOW] & CR4_PSE))
             refusal = self.tables.load_cr3(self.cr3)
             if refusal is not None:
@@ -334,10 +364,15 @@ class DirectMachine(SharingMachine):
                 reason = f"the page directory at {self.cr3:#x} cannot be used: {refusal.reason}"
                 return Stop(End.REFUSED, reason, 1)
             v[f.GUEST_CR3] = self.cr3
+            self._let_cr3_be([self.cr3])
+            v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] &= ~ct.PRIMARY_CR3_STORE_EXITING
             v[f.GUEST_CR4] = v[f.GUEST_CR4] & ~CR4_PSE | v[f.CR4_READ_SHADOW] & CR4_PSE
         elif self.paging and not paging:
+            self.cr3 = int(v[f.GUEST_CR3])
+            self._let_cr3_be([])
             self.tables.forget_all()
             v[f.GUEST_CR3] = self._without_paging
+            v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] |= ct.PRIMARY_CR3_STORE_EXITING
             v[f.GUEST_CR4] |= CR4_PSE
         self.paging = paging
         self.has_paged |= paging
@@ -364,30 +399,69 @@ class DirectMachine(SharingMachine):
         self.flush()
         return EMULATED
 
-    def carry_out(self, vmexit: VmExit) -> Action:
-        """A supervisor's write that R/W stopped: an edit of a page table, or the guest's fault."""
+    def carry_out(self, vmexit: VmExit, user: bool) -> Action:
+        """A write that R/W stopped: an edit of a page table, or the guest's fault."""
         v = vmexit.vmcs.cells
-        _, frame, _ = self.tables.look_up(vmexit.qualification & _LOW)
-        write_protect = bool(v[f.CR0_READ_SHADOW] & CR0_WP)
-        if write_protect and not self.tables.is_table(frame):
+        linear = vmexit.qualification & _LOW
+        leaf = self.tables.look_up(linear)
+        write_protect = user or bool(v[f.CR0_READ_SHADOW] & CR0_WP)
+        wanted = P | W * write_protect | U * user
+        if wanted & ~leaf.guest:
             return handlers.reflect(vmexit, self)
+        if leaf.memory & W:
+            self.flush()
+            return RESUME
         guest = Operand(self.processor, v)
-        try:
-            write = decode_write(guest, instruction_at_rip(guest))
-        except PageFaultError as fault:
-            return _page_fault(self, fault.address, fault.error_code)
-        if write is None:
-            rip = self.vmcs["GUEST_RIP"]
-            refusal = Refusal(f"the instruction at {rip:#x} is none that page tables are edited by")
-            return self.refuse(refusal, handlers.reflect(vmexit, self))
-        outcome = self.tables.store(write.linear, write.data, write_protect=write_protect)
+        instruction = instruction_at_rip(guest)
+        is_table = self.tables.is_table(leaf.frame)
+        repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
+        if is_table and (user or repeats) and self.tables.let_go(leaf.frame):
+            return RESUME
+        outcome = self._edit(guest, instruction, leaf.frame, linear, write_protect, user)
         if isinstance(outcome, Refusal):
+            # What comes is no entry: perhaps the guest uses the frame for something else.
+            if is_table and self.tables.let_go(leaf.frame):
+                return RESUME
             return self.refuse(outcome, handlers.reflect(vmexit, self))
         if outcome is not None:
             return _page_fault(self, outcome.address, outcome.error_code)
-        write.finish(guest)
         self.counts.edits += 1
         return RESUME
+
+    def _edit(
+        self,
+        guest: Operand,
+        instruction: Instruction,
+        frame: int,
+        linear: int,
+        write_protect: bool,
+        user: bool,
+    ) -> Refusal | Fault | None:
+        """Have the instruction at RIP behind it, or say why not."""
+        back = self.tables.shown(frame, linear)
+        try:
+            write = decode_write(guest, instruction)
+        except PageFaultError as fault:
+            return Fault(fault.address, fault.error_code)
+        finally:
+            if back is not None:
+                back()
+        if write is None:
+            rip = self.vmcs["GUEST_RIP"]
+            return Refusal(f"the instruction at {rip:#x} is none that page tables are edited by")
+        outcome = self.tables.store(
+            write.linear, write.data, write_protect=write_protect, user=user
+        )
+        if outcome is None:
+            write.finish(guest)
+        return outcome
+
+    def make_way_for_event(self, vmexit: VmExit) -> Action:
+        """The delivery of an event was stopped: by what is a table no more, or by the guest."""
+        leaf = self.tables.look_up(vmexit.qualification & _LOW)
+        if leaf.guest & ~leaf.memory & W and self.tables.let_go(leaf.frame):
+            return RESUME
+        return handlers.reflect(vmexit, self)
 
 
 def _page_fault(vm: DirectMachine, address: int, error_code: int) -> Action:
@@ -402,19 +476,24 @@ def exception(vmexit: VmExit, vm: Platform) -> Action:
     """A page fault may be an edit of a page table; all else is the guest's."""
     assert isinstance(vm, DirectMachine)
     event = vmexit.interruption
-    if event is None or event.vector != _PF or vmexit.idt_vectoring is not None:
+    if event is None or event.vector != _PF:
         return handlers.reflect(vmexit, vm)
+    vm.follow_cr3()
     if not vm.paging:
         reason = f"the guest, without paging, uses address {vmexit.qualification:#x}, and has none"
         return Stop(End.REFUSED, reason, 1)
-    if event.error_code == _WRITE_TO_PRESENT_PAGE:
-        return vm.carry_out(vmexit)
-    return handlers.reflect(vmexit, vm)
+    code = event.error_code or 0
+    if code & ~U != _WRITE_TO_PRESENT_PAGE:
+        return handlers.reflect(vmexit, vm)
+    if vmexit.idt_vectoring is not None:
+        return vm.make_way_for_event(vmexit)
+    return vm.carry_out(vmexit, user=bool(code & U))
 
 
 def control_register(vmexit: VmExit, vm: Platform) -> Action:
     """MOV to and from CR3; MOV to CR0 or CR4 that changes a bit of the VMM's; LMSW."""
     assert isinstance(vm, DirectMachine)
+    vm.follow_cr3()
     qualification = vmexit.qualification
     number, access = qualification & 0xF, qualification >> 4 & 3
     value = vm.general(qualification >> 8 & 0xF) & _LOW
@@ -453,8 +532,10 @@ def identify(vmexit: VmExit, vm: Platform) -> Action:
     return action
 
 
-_HIDDEN_EDX = {1: 1 << 6 | 1 << 9, 0x8000_0001: 1 << 20 | 1 << 29}
-"""Of CPUID's leaves: PAE and the APIC, whose page is no frame; NX, long mode."""
+_HIDDEN_EDX = {1: 1 << 3 | 1 << 6 | 1 << 17, 0x8000_0001: 1 << 20 | 1 << 29}
+"""Of CPUID's leaves: PSE, PAE and PSE-36; NX, long mode. 4-MByte pages work, but a guest that uses
+them may find a table of the VMM's in its directory (`withholding.split`).
+"""
 _HIDDEN_EBX = {7: 1 << 20}
 """Likewise: SMAP."""
 

@@ -63,12 +63,12 @@ from trapgate.vmm.direct.links import (
     TWO_LEVELS,
     UNPAGED,
     Mode,
+    Refusal,
     Root,
 )
 from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.mapped_memory import FRAMES, GuestRange, ProtectedHost
 from trapgate.vmm.direct.snapshot import DirectSnapshot
-from trapgate.vmm.direct.tables import Refusal
 from trapgate.vmm.direct.writes import instruction_at_rip
 from trapgate.vmm.machine import Vmm
 from trapgate.vmm.snapshot import Snapshot
