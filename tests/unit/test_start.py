@@ -51,6 +51,13 @@ def test_a_run_imports_what_it_needs(tmp_path: Path) -> None:
     assert not {"llvmlite", "pyarrow", "rich", "polars", "trapgate.compiler.module"} & loaded
 
 
+def test_a_run_that_ends_well_imports_no_explanations(tmp_path: Path) -> None:
+    guest = tmp_path / "exit.bin"
+    guest.write_bytes(bytes.fromhex("fa31c0e6f4"))  # cli; xor eax, eax; out 0f4h, al
+    loaded = _loaded_by(["run", str(guest), "--memory", "16M", "--json"])
+    assert not {name for name in loaded if name.startswith("trapgate.debug")}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_list_of_commands_says_what_they_say(command: str) -> None:
     module = import_module(f"trapgate.cli.{command}")

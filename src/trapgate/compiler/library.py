@@ -7,10 +7,11 @@ linked (`elf`) and kept. Then it is placed in memory (`image`).
 
 import ctypes
 import functools
+import gc
 import hashlib
-import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -34,7 +35,8 @@ NAMED: "dict[str, Library]" = {}
 """The libraries whose images are kept, and go into wheels."""
 
 _ROOM = Path(__file__).resolve().parent
-_VOCABULARY = _ROOM.parent / "sdm"
+_PACKAGE = _ROOM.parent
+_VOCABULARY = _PACKAGE / "sdm"
 
 
 class Library:
@@ -158,9 +160,11 @@ class Library:
         from trapgate.compiler.module import Module
 
         module = Module(self.has, checked=bool(os.environ.get(CHECKED)))
-        for entry in self._entries:
-            entry.export(module)
-        made = llvm.object_file(module.text())
+        with _no_collection():  # it would look at all syntax trees again and again
+            for entry in self._entries:
+                entry.export(module)
+            text = module.text()
+        made = llvm.object_file(text)
         return elf.linked(made) if IS_LINUX_X86_64 else Image(made, {}, None)
 
     def ship(self) -> bytes:
@@ -183,11 +187,24 @@ class Library:
         compiler's own, the vocabulary's and `constants`, whose constants stand in the code.
         """
         functions = [*self._core.values(), *self._functions]
-        files = {Path(name).resolve() for name in {inspect.getfile(one) for one in functions}}
-        rooms = {file.parent for file in files if _ROOM.parent in file.parents}
+        folders = {os.path.dirname(one.__code__.co_filename) for one in functions}  # noqa: PTH120
+        rooms = {Path(folder).resolve() for folder in folders}
+        rooms = {room for room in rooms if _PACKAGE in (room, *room.parents)}
         constants = {Path(str(module.__file__)).resolve() for module in self._constants}
         rooms |= {_ROOM, _VOCABULARY}
         return constants | {file for room in rooms for file in room.glob("*.py")}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's collector of reference cycles."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Callback:

@@ -8,6 +8,7 @@ A function with a parameter of type `Any` has no code of its own: its expression
 where it is called, with the types that they have there (`trapgate.decision.rules`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,9 +33,9 @@ from trapgate.compiler.text import Code
 
 _ATTRIBUTES = """
 attributes #0 = { nounwind uwtable "no-builtins" }
+attributes #1 = { nounwind uwtable noreturn noinline cold }
 attributes #2 = { nounwind uwtable "no-builtins" noinline }
 attributes #3 = { nounwind uwtable "no-builtins" alwaysinline }
-attributes #1 = { nounwind uwtable noreturn noinline cold }
 declare void @llvm.trap()
 declare ptr @llvm.returnaddress(i32)
 """
@@ -68,14 +69,17 @@ class Module:
         self._texts: list[str] = []
         self._arrays: dict[int, tuple[str, Any]] = {}
         self._asked: dict[str, Routine] = {}
+        self._calls: Counter[str] = Counter()
 
     def text(self) -> str:
         """The module in LLVM's language; all functions that were asked for are there."""
-        done = 0
-        while done < len(self._asked):
-            for wanted in list(self._asked.values())[done:]:
-                self._define(wanted)
-                done += 1
+        bodies: list[tuple[Routine, Code]] = []
+        while len(bodies) < len(self._asked):
+            new = list(self._asked.values())[len(bodies) :]
+            bodies += [(wanted, self._body(wanted)) for wanted in new]
+        # Which of them are called from one place is known only now.
+        for wanted, body in bodies:
+            self._define(wanted, body)
         return "\n".join([*self._texts, *([_STOP] if self.checked else []), _ATTRIBUTES])
 
     def ask(self, wanted: Routine) -> str:
@@ -83,16 +87,23 @@ class Module:
         self._asked.setdefault(wanted.symbol, wanted)
         return f'@"{wanted.symbol}"'
 
-    def _define(self, wanted: Routine) -> None:
+    def _body(self, wanted: Routine) -> Code:
         code = Code()
         named = enumerate(wanted.parameters.items())
         arguments = {name: Value(f"%a{n}", kind) for n, (name, kind) in named}
         Statements(self, code, wanted, arguments).all()
-        parameters = ", ".join(f"{v.kind.llvm} {v.text}" for v in arguments.values())
+        return code
+
+    def _define(self, wanted: Routine, code: Code) -> None:
+        kinds = enumerate(wanted.parameters.values())
+        parameters = ", ".join(f"{kind.llvm} %a{n}" for n, kind in kinds)
         head = f"internal {_CONVENTION} {wanted.result.llvm}"
-        attributes = "#3" if wanted.function in INLINED else "#0"
         if wanted.function in APART:
             attributes = "#2"
+        elif wanted.function in INLINED or self._calls[wanted.symbol] == 1:
+            attributes = "#3"
+        else:
+            attributes = "#0"
         self.put(code, wanted.symbol, head, parameters, attributes=attributes)
 
     def for_c(self, wanted: Routine, symbol: str, returns: CType, takes: Sequence[CType]) -> None:
@@ -156,6 +167,7 @@ class Module:
 
     def call(self, code: Code, callee: Routine, arguments: Sequence[Value]) -> Value:
         """A call of a function with code of its own."""
+        self._calls[callee.symbol] += 1
         given = ", ".join(f"{value.kind.llvm} {value.text}" for value in arguments)
         call = f"call {_CONVENTION} {callee.result.llvm} {self.ask(callee)}({given})"
         if callee.result is NOTHING:

@@ -22,7 +22,7 @@ at once satisfies none. One of the last level without LEAF counts as an upper on
 that lead elsewhere, which the walk stops, so that nothing depends on what it holds.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decision.criteria_table import NEXT, RULE_COMPLETE, decide_by_table
 from trapgate.decision.fault_filters import (
     BY_CRITERIA_TABLE,
@@ -273,6 +273,7 @@ def completed_by(
 
 
 @core
+@inlined
 def is_stopped_table_write(v: Cells, error_code: int) -> bool:
     """Whether a page fault is of the kind that a fault filter may judge.
 

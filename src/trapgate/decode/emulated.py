@@ -1,18 +1,16 @@
 """What follows an instruction that the VMM in Python has carried out for the guest."""
 
 from trapgate.compiler.dialect import Cells, core
-from trapgate.decode.execute import advance
+from trapgate.decode.execute import end_instruction, move_rip
 from trapgate.instructions.breakpoints import single_steps
 from trapgate.sdm.cells import (
-    GUEST_INTERRUPTIBILITY_STATE,
     GUEST_PENDING_DEBUG_EXCEPTIONS,
-    GUEST_RFLAGS,
     PRIMARY_PROCESSOR_BASED_CONTROLS,
     VM_ENTRY_INTERRUPTION_INFORMATION,
 )
 from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.interruption import INFO_VALID, TYPE_OTHER_EVENT
-from trapgate.sdm.state import PENDING_BS, RFLAGS_RF
+from trapgate.sdm.state import PENDING_BS
 from trapgate.sdm.vmx import LENT
 
 _MONITOR_TRAP = INFO_VALID | TYPE_OTHER_EVENT << 8
@@ -26,10 +24,9 @@ def settle(v: Cells, x: Cells, n: Cells) -> None:
     VMX state and the x86 VMM's VMCS: where it is that one's guest, and the x86 VMM wants an exit
     after each instruction (monitor trap flag), the next VM entry injects one.
     """
-    v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~3
+    end_instruction(v)
     if single_steps(v):
         v[GUEST_PENDING_DEBUG_EXCEPTIONS] = v[GUEST_PENDING_DEBUG_EXCEPTIONS] | PENDING_BS
-    v[GUEST_RFLAGS] = v[GUEST_RFLAGS] & ~RFLAGS_RF
     if x[LENT] != 0 and n[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG != 0:
         v[VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
 
@@ -37,5 +34,5 @@ def settle(v: Cells, x: Cells, n: Cells) -> None:
 @core
 def step_over(v: Cells, x: Cells, n: Cells, length: int) -> None:
     """The same, behind an instruction of `length` bytes that RIP still points to."""
-    advance(v, length)
+    move_rip(v, length)
     settle(v, x, n)

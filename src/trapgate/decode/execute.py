@@ -5,7 +5,7 @@ done here (`effects`), so that every engine does the same. Forms with a memory o
 which are rare, are left to `instructions`, which has a whole decoder.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, apart, core
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
@@ -67,7 +67,7 @@ from trapgate.instructions.virtual_apic import (
     write_tpr,
 )
 from trapgate.instructions.virtual_interrupts import IRET, execute_on_vif, works_on_vif
-from trapgate.operands.encoding import has_prefix, prefix_length
+from trapgate.operands.encoding import has_prefix, prefix_length, register_value, set_register
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.alias import aliased
 from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
@@ -82,9 +82,8 @@ from trapgate.sdm.cells import (
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
     GUEST_RIP,
-    GUEST_RSP,
 )
-from trapgate.sdm.registers import RAX, RCX, RDX, RSP, TSC_AUX
+from trapgate.sdm.registers import RAX, RCX, RDX, TSC_AUX
 from trapgate.sdm.state import (
     AR_DB,
     CR0_CD,
@@ -127,11 +126,17 @@ _CR4_LOADS = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
 @core
 def advance(v: Cells, length: int) -> None:
     """Move RIP past an instruction of `length` bytes, which ends."""
+    move_rip(v, length)
+    end_instruction(v)
+
+
+@core
+def move_rip(v: Cells, length: int) -> None:
+    """Move RIP past an instruction of `length` bytes."""
     rip = v[GUEST_RIP] + length
     if not in_64_bit_mode(v):
         rip = rip & (_LOW if v[GUEST_CS_ACCESS_RIGHTS] & AR_DB else 0xFFFF)
     v[GUEST_RIP] = rip
-    end_instruction(v)
 
 
 @core
@@ -139,20 +144,6 @@ def end_instruction(v: Cells) -> None:
     """What ends with every instruction: RF, and the shadow of STI or MOV SS."""
     v[GUEST_RFLAGS] = v[GUEST_RFLAGS] & ~RFLAGS_RF
     v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~3
-
-
-@core
-def general(v: Cells, r: Cells, number: int) -> int:
-    """The general register of that encoding."""
-    return int(v[GUEST_RSP]) if number == RSP else int(r[number])
-
-
-@core
-def set_general(v: Cells, r: Cells, number: int, value: int) -> None:
-    """Write the general register of that encoding, all 64 bits."""
-    if number == RSP:
-        v[GUEST_RSP] = value
-    r[number] = value
 
 
 @core
@@ -391,7 +382,7 @@ def execute_group_7(v: Cells, r: Cells, time: int, start: int, third: int) -> in
             set_pair(r, time_stamp(v, time))
             r[RCX] = r[TSC_AUX] & _LOW
     elif 0xF0 <= third <= 0xF7:
-        source = general(v, r, third & 7) & 0xFFFF
+        source = register_value(v, r, third & 7) & 0xFFFF
         outcome = intercept_lmsw(v, source, 0, 0, length)
         if outcome == GO_ON:
             load_machine_status(v, source)
@@ -421,6 +412,7 @@ def is_root(v: Cells, mem: Memory, value: int) -> bool:
 
 
 @core
+@apart
 def execute_mov_cr(
     v: Cells,
     r: Cells,
@@ -437,7 +429,7 @@ def execute_mov_cr(
     number = ((third >> 3) & 7) | (rex & 4) << 1
     register = (third & 7) | (rex & 1) << 3
     if second == 0x22:
-        value = general(v, r, register)
+        value = register_value(v, r, register)
         if not long:
             value = value & _LOW
         outcome = GO_ON
@@ -464,7 +456,7 @@ def execute_mov_cr(
             value = read_cr(v, r, number)
             if number == 8 and has_tpr_shadow(v):
                 value = virtual_tpr(v, mem) >> 4
-            set_general(v, r, register, value if long else value & _LOW)
+            set_register(v, r, register, value if long else value & _LOW)
     if outcome == GO_ON:
         advance(v, length)
     return outcome
@@ -514,6 +506,7 @@ def write_paging_register(
 
 
 @core
+@apart
 def execute_mov_dr(
     v: Cells, r: Cells, long: bool, rex: int, start: int, second: int, third: int
 ) -> int:
@@ -525,12 +518,12 @@ def execute_mov_dr(
     if outcome != GO_ON:
         return outcome
     if second == 0x23:
-        value = general(v, r, register)
+        value = register_value(v, r, register)
         outcome = write_dr(v, r, number, value if long else value & _LOW)
     else:
         outcome, value = read_dr(v, r, number)
         if outcome == GO_ON:
-            set_general(v, r, register, value if long else value & _LOW)
+            set_register(v, r, register, value if long else value & _LOW)
     if outcome == GO_ON:
         advance(v, length)
     return outcome

@@ -4,7 +4,7 @@ RDFSBASE and its sisters, INVPCID, CLFLUSHOPT (and CLFLUSH), RDRAND; and the #NM
 XRSTOR. SDM, volume 2, the instructions' pages.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, apart, core
 from trapgate.instructions.effects import address_is_canonical
 from trapgate.instructions.intercepts import (
     EXITED,
@@ -21,6 +21,7 @@ from trapgate.operands.encoding import (
     has_prefix,
     operand_offset,
     register_value,
+    set_register,
 )
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.walk import READ
@@ -30,13 +31,11 @@ from trapgate.sdm.cells import (
     GUEST_FS_BASE,
     GUEST_GS_BASE,
     GUEST_RFLAGS,
-    GUEST_RSP,
     PRIMARY_PROCESSOR_BASED_CONTROLS,
     VM_EXIT_INSTRUCTION_INFORMATION,
 )
 from trapgate.sdm.controls import PRIMARY_INVLPG_EXITING, SECONDARY_INVPCID
 from trapgate.sdm.reasons import REASON_INVPCID
-from trapgate.sdm.registers import RSP
 from trapgate.sdm.state import (
     AR_DB,
     CR4_FSGSBASE,
@@ -66,6 +65,7 @@ _RDRAND = 6
 
 
 @core
+@apart
 def execute_later(
     v: Cells,
     r: Cells,
@@ -114,21 +114,13 @@ def access_base(v: Cells, r: Cells, rex: int, field: int, number: int) -> int:
     base = GUEST_GS_BASE if field & 1 else GUEST_FS_BASE
     mask = -1 if rex & 8 else _LOW
     if field < 2:
-        put_register(v, r, number, v[base] & mask)
+        set_register(v, r, number, v[base] & mask)
         return GO_ON
     value = register_value(v, r, number) & mask
     if not address_is_canonical(value):
         return RAISE_GP
     v[base] = value
     return GO_ON
-
-
-@core
-def put_register(v: Cells, r: Cells, number: int, value: int) -> None:
-    """Write a general register, all 64 bits."""
-    if number == RSP:
-        v[GUEST_RSP] = value
-    r[number] = value
 
 
 @core
@@ -166,7 +158,7 @@ def set_random(v: Cells, r: Cells, x: Cells, number: int, size: int) -> None:
         value = value | high << 32
     elif size == 2:
         value = register_value(v, r, number) & ~0xFFFF | value & 0xFFFF
-    put_register(v, r, number, value)
+    set_register(v, r, number, value)
     v[GUEST_RFLAGS] = v[GUEST_RFLAGS] & ~_STATUS | RFLAGS_CF
 
 

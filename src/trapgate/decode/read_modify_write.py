@@ -5,7 +5,7 @@ set even where the page could not be read either (SDM, "Page-Fault Exceptions"; 
 instruction's "Operation"). An engine that does the load first reports a read.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 from trapgate.operands.encoding import prefix_length
 from trapgate.operands.mode import in_64_bit_mode
 
@@ -49,6 +49,7 @@ def repeats(word: int, long: bool) -> bool:
 
 
 @core
+@inlined
 def opcode_writes_what_it_reads(word: int, start: int) -> bool:
     """The same for the opcode behind `start` bytes of prefixes."""
     if start > 5:

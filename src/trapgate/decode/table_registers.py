@@ -25,6 +25,7 @@ from trapgate.operands.encoding import (
     has_prefix,
     operand_offset,
     register_value,
+    set_register,
 )
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.walk import WRITE
@@ -38,13 +39,11 @@ from trapgate.sdm.cells import (
     GUEST_IDTR_LIMIT,
     GUEST_LDTR_SELECTOR,
     GUEST_RFLAGS,
-    GUEST_RSP,
     GUEST_TR_SELECTOR,
     VM_EXIT_INSTRUCTION_INFORMATION,
 )
 from trapgate.sdm.controls import SECONDARY_DESCRIPTOR_TABLE_EXITING
 from trapgate.sdm.reasons import REASON_GDTR_OR_IDTR_ACCESS, REASON_LDTR_OR_TR_ACCESS
-from trapgate.sdm.registers import RSP
 from trapgate.sdm.state import AR_DB, CR0_PE, RFLAGS_VM
 from trapgate.sdm.vmx import FAULT_ADDRESS, FAULT_ERROR, FAULT_VECTOR
 from trapgate.vmx.operand import operand_linear, operand_pages, read_operand, write_operand
@@ -142,9 +141,7 @@ def store_table(
         number = (information >> 3) & 0xF
         if size == 2:
             value |= register_value(v, r, number) & ~0xFFFF
-        if number == RSP:
-            v[GUEST_RSP] = value
-        r[number] = value
+        set_register(v, r, number, value)
         return GO_ON
     span = operand_span(v, second)
     offset = operand_offset(v, r, information, displacement)

@@ -12,6 +12,7 @@ from trapgate.engine.clock import set_deadline
 from trapgate.engine.translations import walk_always
 from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit
+from trapgate.events.journal import ROW_WIDTH
 from trapgate.instructions.virtual_apic import (
     has_virtual_interrupt,
     post_interrupts,
@@ -45,7 +46,7 @@ def raise_here(
         v,
         cells(m[mc.R], m[mc.R_CELLS]),
         memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
-        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH),
         cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
         vector,
         kind,
@@ -70,7 +71,7 @@ def deliver_virtual_interrupt_here(machine: int) -> int:
         v,
         cells(m[mc.R], m[mc.R_CELLS]),
         mem,
-        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH),
         cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
         vector,
         0,
@@ -265,7 +266,7 @@ def enter_from_here(machine: int) -> int:
         n,
         cells(m[mc.R], m[mc.R_CELLS]),
         memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
-        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH),
         head,
     )
     if outcome == FAILED:

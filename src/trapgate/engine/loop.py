@@ -9,6 +9,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.fetched_code import linear_rip
 from trapgate.engine.state import save, segment_shape
 from trapgate.events.exits import vm_exit
+from trapgate.events.journal import ROW_WIDTH
 from trapgate.paging.memory import note_page
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
@@ -202,7 +203,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
         memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
-        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20),
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH),
         head,
     )
     if outcome != 0:

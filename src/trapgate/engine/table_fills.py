@@ -28,16 +28,18 @@ from trapgate.events.journal import (
     HEAD_SEQUENCE,
     HEAD_TABLE_ENTRY,
     HEAD_TIME,
+    ROW_WIDTH,
     record,
 )
 from trapgate.paging.memory import store32
 from trapgate.paging.walk import WRITE, walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
+from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
 from trapgate.sdm.state import RFLAGS_AC, RFLAGS_DF, RFLAGS_TF
+from trapgate.sdm.vectors import PF
 
 _LOW = 0xFFFF_FFFF
-_WP = 0x10000
 _CS_DB = 1 << 14
 
 
@@ -116,8 +118,8 @@ def clears_table(m: Cells, v: Cells, r: Cells, code: int, address: int) -> bool:
     v[f.FRAME_MAP_LENGTH] = 0
     walk(v, RFLAGS_AC, mem, address, WRITE, user)
     v[f.FRAME_MAP_LENGTH] = frames
-    rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20)
-    record(v, rows, head, 14, 3, code, address, COMPLETE, reason, 0, 0)
+    rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH)
+    record(v, rows, head, PF, TYPE_HARDWARE_EXCEPTION, code, address, COMPLETE, reason, 0, 0)
     if head[HEAD_SEQUENCE] >= m[mc.JOURNAL_LIMIT]:
         m[mc.ATTENTION] |= mc.AT_ONCE
         m[mc.DEADLINE] = 0

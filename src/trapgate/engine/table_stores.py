@@ -9,7 +9,7 @@ Only an aligned store by an instruction that stores once comes here: whatever co
 parts is for `trapgate.processor.table_writes`. Compiled only.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, table
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
@@ -33,6 +33,7 @@ from trapgate.events.journal import (
     HEAD_SEQUENCE,
     HEAD_TABLE_ENTRY,
     HEAD_TIME,
+    ROW_WIDTH,
     record,
 )
 from trapgate.paging.alias import unaliased
@@ -40,6 +41,8 @@ from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import load8, load64, store_sized
 from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
+from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
+from trapgate.sdm.vectors import PF
 
 _AC = 0x40000
 _WP = 0x10000
@@ -73,6 +76,7 @@ def code_at_rip(m: Cells) -> int:
 
 
 @jit
+@inlined
 def is_reuse(v: Cells, word: int, long: bool, physical: int) -> bool:
     """Whether a repeated string store goes to a table, other than the loaded root.
 
@@ -174,8 +178,8 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         cpl = peek32(env + at.HFLAGS) & 3
         v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5
         head[HEAD_TIME] = m[mc.TIME]
-        rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], 20)
-        record(v, rows, head, 14, 3, code, m[mc.STORE_LINEAR], COMPLETE, reason, 0, 0)
+        rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH)
+        record(v, rows, head, PF, TYPE_HARDWARE_EXCEPTION, code, linear, COMPLETE, reason, 0, 0)
         if head[HEAD_SEQUENCE] >= m[mc.JOURNAL_LIMIT]:
             m[mc.ATTENTION] |= mc.AT_ONCE
             m[mc.DEADLINE] = 0

@@ -5,7 +5,7 @@ bits 47:40 and 55:52 are, in the place of bits 7:0 and 15:12, the access rights 
 the VMCS's guest-state area.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.paging.memory import store8
 from trapgate.paging.walk import WRITE, read_system, walk
 from trapgate.sdm.cells import (
@@ -40,6 +40,7 @@ _ES, _SS, _DS, _FS, _GS = 0, 2, 3, 4, 5
 
 
 @core
+@inlined
 def read_descriptor(
     v: Cells, mem: Memory, selector: int, wrong: int, code: int
 ) -> tuple[int, int, int, int]:

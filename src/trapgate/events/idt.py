@@ -5,7 +5,7 @@ Mode". `deliver` either changes the guest state completely or leaves it as it wa
 says which fault stood in the way; what that fault leads to is `delivery`'s business.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.events.descriptors import (
     NO_FAULT,
     base_of,
@@ -159,6 +159,7 @@ def _enter_handler(
 
 
 @core
+@inlined
 def _check_gate(
     vector: int, kind: int, cpl: int, gate: int, long: bool, ext: int
 ) -> tuple[int, int]:

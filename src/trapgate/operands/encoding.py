@@ -5,7 +5,7 @@ Information Field as Used for VMREAD and VMWRITE", whose layout holds everything
 operand but its displacement.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import FETCH, translate
@@ -59,6 +59,7 @@ def code_displacement(v: Cells, mem: Memory, word: int, n: int, size: int) -> in
 
 
 @core
+@inlined
 def segment_of_prefixes(word: int, count: int) -> int:
     """The segment that the last override among `count` prefix bytes names; -1 if none."""
     segment = -1
@@ -166,6 +167,14 @@ def decode_operand(
 def register_value(v: Cells, r: Cells, number: int) -> int:
     """The general register of that encoding."""
     return int(v[GUEST_RSP]) if number == RSP else int(r[number])
+
+
+@core
+def set_register(v: Cells, r: Cells, number: int, value: int) -> None:
+    """Write the general register of that encoding, all 64 bits."""
+    if number == RSP:
+        v[GUEST_RSP] = value
+    r[number] = value
 
 
 @core

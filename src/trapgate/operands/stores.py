@@ -234,6 +234,7 @@ def shifted(operation: int, old: int, count: int, size: int) -> int:
 
 
 @core
+@apart
 def combined(r: Cells, operation: int, old: int, source: int, size: int, carry: int) -> int:
     """What an operation stores that reads its operand; not cut to `size` bytes."""
     if operation == COMPARE_EXCHANGE:
@@ -370,6 +371,7 @@ def stored(v: Cells, r: Cells, mem: Memory) -> tuple[int, bool, int]:
 
 
 @core
+@apart
 def beside_operand(
     v: Cells,
     r: Cells,

@@ -9,7 +9,7 @@ works alike.
 What the bytes mean to the filters is in `decision.frame_filters`.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.paging.memory import load8, store8
 from trapgate.sdm.cells import FRAME_MAP_ADDRESS, FRAME_MAP_LENGTH
 
@@ -44,6 +44,7 @@ def has_frame_map(v: Cells) -> bool:
 
 
 @core
+@inlined
 def frame_byte(v: Cells, mem: Memory, physical: int) -> int:
     """The map's byte of the frame of a physical address. What it does not hold is foreign."""
     frame = physical >> 12

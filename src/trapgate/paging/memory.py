@@ -8,7 +8,7 @@ Values narrower than 64 bits are zero-extended; a 64-bit value is the word's own
 two's complement, so it may be negative.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.compiler.raw import call, watched
 
 MAXPHYADDR = 40
@@ -63,6 +63,7 @@ def note_page(watch: Cells, pages: int, page: int) -> None:
 
 
 @core
+@inlined
 def note_store(mem: Memory, cell: int) -> None:
     """Note that a cell of memory changes, if its page is watched: an engine executes copies."""
     watch = watched(mem)
@@ -149,6 +150,7 @@ def store32(mem: Memory, pa: int, value: int) -> None:
 
 
 @core
+@inlined
 def load64(mem: Memory, pa: int) -> int:
     """Read 64 bits at physical address `pa`, two's complement; any alignment."""
     if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):
@@ -159,6 +161,7 @@ def load64(mem: Memory, pa: int) -> int:
 
 
 @core
+@inlined
 def store64(mem: Memory, pa: int, value: int) -> None:
     """Write 64 bits at physical address `pa`; any alignment."""
     if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):

@@ -10,7 +10,7 @@ shadow stacks, 57-bit addresses and global pages have no part here. Whether a li
 canonical is the caller's business.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.paging.alias import aliased
 from trapgate.paging.apic_access import apic_access
 from trapgate.paging.ept import (
@@ -310,6 +310,7 @@ def _walk_two_level(
 
 
 @core
+@inlined
 def under_frame_map(v: Cells, mem: Memory, physical: int, write: int, prot: int) -> int:
     """What a frame map leaves of the protection `prot` of the page at `physical`.
 
@@ -431,6 +432,7 @@ def load_pointers_of_entry(v: Cells, mem: Memory) -> None:
 
 
 @core
+@inlined
 def _protection(cr0: int, cr4: int, rflags: int, rights: int, user: int) -> int:
     """What a page with these combined R/W and U/S flags allows, NX and D aside."""
     if user:

@@ -65,6 +65,12 @@ class Stop:
         """Whether the guest would go on if it were run again: somebody else wanted the stop."""
         return self.end in (End.LIMIT, End.UNTIL, End.LEFT, End.INTERRUPTED)
 
+    @property
+    def is_peaceful(self) -> bool:
+        """Whether it ended as guests should, so that there is nothing to explain."""
+        own = (End.DEBUG_EXIT, End.RESET, End.POWER_OFF, End.ASLEEP, End.ASKED)
+        return self.can_go_on or self.end in own
+
 
 Action = Resume | Emulated | Moved | Inject | Stop
 

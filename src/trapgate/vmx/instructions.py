@@ -5,7 +5,7 @@ the processor has no VMX for its guest, or the guest has not entered VMX operati
 in Python. Answers are those of `intercepts`, and ENTER.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, apart, core
 from trapgate.instructions.effects import (
     cr0_seen,
     cr4_seen,
@@ -25,6 +25,7 @@ from trapgate.operands.encoding import (
     has_prefix,
     operand_offset,
     register_value,
+    set_register,
 )
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.memory import MAXPHYADDR, load8
@@ -32,7 +33,6 @@ from trapgate.sdm.cells import (
     GUEST_INTERRUPTIBILITY_STATE,
     GUEST_RFLAGS,
     GUEST_RIP,
-    GUEST_RSP,
     VM_INSTRUCTION_ERROR,
     VMCS_LINK_POINTER,
     VMREAD_BITMAP_ADDRESS,
@@ -65,7 +65,6 @@ from trapgate.sdm.reasons import (
     REASON_VMXOFF,
     REASON_VMXON,
 )
-from trapgate.sdm.registers import RSP
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
     CR4_VMXE,
@@ -329,6 +328,7 @@ def vmxon(x: Cells, v: Cells, mem: Memory, pointer: int) -> int:
 
 
 @core
+@apart
 def vmclear(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
     """The VMCS at `pointer` goes back to memory, its launch state clear."""
     if not is_region_address(pointer):
@@ -344,6 +344,7 @@ def vmclear(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
 
 
 @core
+@apart
 def vmptrld(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
     """The VMCS at `pointer` becomes current."""
     if not is_region_address(pointer):
@@ -381,6 +382,7 @@ def is_shadowed(v: Cells, r: Cells, mem: Memory, reason: int, information: int) 
 
 
 @core
+@apart
 def vmread(
     x: Cells,
     v: Cells,
@@ -409,10 +411,7 @@ def vmread(
         value = load_field(mem, region, cell)
     value = value_read(value, encoding, long)
     if information & INFO_REGISTER:
-        number = (information >> 3) & 0xF
-        if number == RSP:
-            v[GUEST_RSP] = value
-        r[number] = value
+        set_register(v, r, (information >> 3) & 0xF, value)
     else:
         outcome = write_operand(x, v, mem, linear, 8 if long else 4, value)
         if outcome != GO_ON:
@@ -421,6 +420,7 @@ def vmread(
 
 
 @core
+@apart
 def vmwrite(
     x: Cells,
     v: Cells,
@@ -460,6 +460,7 @@ def vmwrite(
 
 
 @core
+@apart
 def invvpid(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVVPID: one tag stands for all VPIDs, so that each type flushes everything."""
     x[OPERAND_TYPE] = kind
@@ -488,6 +489,7 @@ def has_ept(x: Cells) -> bool:
 
 
 @core
+@apart
 def invept(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVEPT: one tag stands for all EPT pointers, so that both types flush everything."""
     x[OPERAND_TYPE] = kind

@@ -12,7 +12,7 @@ its fields start as 0.
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.paging.memory import load32, load64, store32, store64
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.fields import EXTENSION_INDEX, Field
@@ -58,6 +58,7 @@ _EXTENSION = np.array([Field(encoding).extension for encoding in ENCODINGS.value
 
 
 @core
+@inlined
 def cell_of_encoding(x: Cells, encoding: int) -> int:
     """The cell of the field with this encoding (bit 0, access to the high half, aside).
 
@@ -99,6 +100,7 @@ def value_written(old: int, cell: int, encoding: int, value: int, long: bool) ->
 
 
 @core
+@inlined
 def load_field(mem: Memory, pointer: int, cell: int) -> int:
     """The field of `cell` in the region at `pointer`, which `initialise_region` has seen."""
     value = load64(mem, pointer + _FIELDS_OFFSET + 8 * cell)

@@ -27,17 +27,6 @@ _MASK = (1 << 64) - 1
 _BEFORE = 12
 _LAST_LINES = 8
 _AHEAD = 8
-_PEACEFUL = (
-    End.DEBUG_EXIT,
-    End.RESET,
-    End.POWER_OFF,
-    End.ASLEEP,
-    End.UNTIL,
-    End.LEFT,
-    End.INTERRUPTED,
-    End.LIMIT,
-    End.ASKED,
-)
 _GENERAL = (
     "RAX",
     "RCX",
@@ -82,7 +71,7 @@ def explain_end(
     beginning of the same run, or at any moment of it; then the post-mortem has the last branches.
     """
     stop = vm.stopped
-    if stop is None or stop.end in _PEACEFUL:
+    if stop is None or stop.is_peaceful:
         return None
     view = view_of(vm)
     if stop.end is End.TRIPLE_FAULT:
