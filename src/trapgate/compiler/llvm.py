@@ -74,7 +74,6 @@ def _inlined_early(llvm: ModuleType) -> Any:
     """
     first = llvm.create_new_module_pass_manager()
     first.add_sroa_pass()
-    first.add_instruction_combine_pass()
     first.add_simplify_cfg_pass()
     first.add_always_inliner_pass()
     first.add_global_dead_code_eliminate_pass()
