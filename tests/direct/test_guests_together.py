@@ -285,8 +285,8 @@ def test_two_debians_boot_unmodified() -> None:
     for vm in pair:
         look(vm)
         exits = vm.summary().count(Disposition.EXIT, PF)
-        assert 0 < exits < 400
-        assert sum(vm.completed) > 30_000
+        assert 0 < exits < 100
+        assert sum(vm.completed) > 1_000
 
 
 # The command line.
