@@ -3,9 +3,9 @@
 Between two accesses to a register or a byte nothing depends on it, so a flipped bit does the same
 whenever in between it flips. Moments before the same next access are one class: if that access
 overwrites it there is no effect, and nothing is run; else one run stands for all of them. What may
-read counts as a read: events, exits, conditional moves, writes of a part (`uses`, `memory_uses`). After
-the last access a register may matter at the end, so that is a class that is run; a byte of memory
-only stays changed, which is an outcome that is known.
+read counts as a read: events, exits, conditional moves, writes of a part (`uses`,
+`memory_uses`). After the last access a register may matter at the end, so that is a class that is
+run; a byte of memory only stays changed, which is an outcome that is known.
 """
 
 from __future__ import annotations
