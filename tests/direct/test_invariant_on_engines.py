@@ -71,7 +71,10 @@ class Sequence(HostileGuests):
 def test_what_stays_in_the_processor_is_found(
     engine: str, settle: Callable[..., None], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a VMM that does not have it forgotten. The portable engine keeps none over such an edit."""
+    """By a VMM that does not have it forgotten.
+
+    The portable engine keeps no translation over such an edit.
+    """
     monkeypatch.setattr(GuestTables, "settle", settle)
     assert Sequence(EngineModel(engine)).write_to_a_table_by_the_old_translation() == found
 
