@@ -11,11 +11,11 @@ from trapgate.campaign.bench import Bench
 from trapgate.campaign.campaign import prepare
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
+from trapgate.campaign.memory_uses import MemoryUses
 from trapgate.campaign.moments import course_of
 from trapgate.campaign.pruning import LIVES, OVERWRITTEN, STAYS, classes_of
 from trapgate.campaign.results import Results
 from trapgate.campaign.tables import frame
-from trapgate.campaign.touches import Touches
 from trapgate.campaign.uses import ALL
 from trapgate.processor.decoded import Operand
 
@@ -58,8 +58,8 @@ def registers(bits: str) -> str:
 def memory(top: str, count: int) -> str:
     """Targets in some of the bytes that a golden run touches, and one that it does not."""
     reference = Reference(Bench(plan('[[target]]\nregister = "EAX"', top)))
-    touches = course_of(reference, memory=[(0, 16 << 20)]).touches
-    found = random.Random(1).sample(touches.addresses, count)
+    memory_uses = course_of(reference, memory=[(0, 16 << 20)]).memory_uses
+    found = random.Random(1).sample(memory_uses.addresses, count)
     return "".join(
         f'[[target]]\nmemory = "{at:#x}"\nbits = "{at % 8}"\n' for at in (*found, 0xA0_0000)
     )
@@ -69,7 +69,7 @@ def linear_addresses(top: str) -> list[int]:
     """Linear addresses that a golden run accesses, and two that nobody does, one of them mapped."""
     found: set[int] = {0x7FFF_0000, 0x10_0000}
 
-    class Noted(Touches):
+    class Noted(MemoryUses):
         def _touch(self, linear: int, size: int, *, read: bool, write: bool = False) -> None:
             found.add(linear & 0xFFFF_FFFF)
             super()._touch(linear, size, read=read, write=write)

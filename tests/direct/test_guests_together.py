@@ -285,8 +285,8 @@ def test_two_debians_boot_unmodified() -> None:
     for vm in pair:
         look(vm)
         exits = vm.summary().count(Disposition.EXIT, PF)
-        assert 0 < exits < 400
-        assert sum(vm.completed) > 30_000
+        assert 0 < exits < 100
+        assert sum(vm.completed) > 1_000
 
 
 # The command line.
@@ -313,25 +313,25 @@ def test_guests_on_one_command_line(tmp_path: Path, capfd: pytest.CaptureFixture
         (tmp_path / name).write_bytes(code)
     first, second = str(tmp_path / "a"), f"{tmp_path / 'b'} --memory 4M --seed 1"
     direct = ("--memory", "4M", "--paging", "direct")
-    status, out, error = told(capfd, first, *direct, "--beside", second, "--json")
+    status, out, error = told(capfd, first, *direct, "--with-guest", second, "--json")
     answer = json.loads(out)["guests"]
     assert [guest["end"] for guest in answer] == ["debug exit"] * 2
     assert [guest["status"] for guest in answer] == [0, 1]
     assert [guest["machine_address"] for guest in answer] == [0, room_for(4 << 20)]
     assert status == 1
     assert sorted(error.split("\n")[:2]) == ["1| A", "2| B"]
-    status, out, error = told(capfd, first, *direct, "--beside", first)
+    status, out, error = told(capfd, first, *direct, "--with-guest", first)
     assert status == 0
     assert sorted(out.split("\n")) == ["", "1| A", "2| A"]
     assert "guest 2: " in error
     for arguments, line in (
-        (("--beside", second), "give --paging direct"),
-        ((*direct, "--beside", "'"), "check the quotes"),
-        ((*direct, "--beside", ""), "nothing to run"),
-        ((*direct, "--beside", "x --gdb 1"), "unrecognized arguments: --gdb 1"),
-        ((*direct, "--beside", "x --memory 4X"), "is not a size"),
-        ((*direct, "--beside", second, "--gdb", "1"), "--gdb is for one guest"),
-        ((*direct, "--beside", str(tmp_path / "none")), "none"),
+        (("--with-guest", second), "give --paging direct"),
+        ((*direct, "--with-guest", "'"), "check the quotes"),
+        ((*direct, "--with-guest", ""), "nothing to run"),
+        ((*direct, "--with-guest", "x --gdb 1"), "unrecognized arguments: --gdb 1"),
+        ((*direct, "--with-guest", "x --memory 4X"), "is not a size"),
+        ((*direct, "--with-guest", second, "--gdb", "1"), "--gdb is for one guest"),
+        ((*direct, "--with-guest", str(tmp_path / "none")), "none"),
     ):
         status, out, error = told(capfd, first, *arguments)
         assert status == 2, (arguments, error)

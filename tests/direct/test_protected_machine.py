@@ -509,6 +509,7 @@ def test_debian_boots_unmodified(name: str) -> None:
             look(vm)
     assert vm.stopped.end is End.UNTIL, vm.stopped
     exits, completed = counts(vm)
-    assert completed > 20_000
-    assert exits < completed / 50
+    # Last-level tables are open: only writes to upper ones are stopped.
+    assert completed > 100
+    assert exits < 50
     assert vm.counts.refused == 0

@@ -259,7 +259,8 @@ def test_direct_paging_says_what_filters_saved(how: str) -> None:
     answer = json.loads(done.stdout)
     if how == "frames":
         writes = answer["table_writes"]
-        assert writes["completed"]["own_frame"] > 20_000
-        assert sum(writes["exited"].values()) < 200
+        # The default leaves last-level tables open, so that hardly a write is stopped.
+        assert sum(writes["completed"].values()) < 200
+        assert sum(writes["exited"].values()) < 20
     else:
         assert "table_writes" not in answer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.guests.test_quick_ports import real_mode
+from tests.guests.test_polled_ports import real_mode
 from tests.guests.test_snapshots import machine, state
 from trapgate import guests
 from trapgate.cli import app

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tests.guests.test_quick_ports import real_mode
+from tests.guests.test_polled_ports import real_mode
 from tests.guests.test_snapshots import END, MEMORY, machine, state
 from trapgate import guests
 from trapgate.cli import app

@@ -20,7 +20,8 @@ from tests.properties.core_interpreter import (
 from trapgate.compiler.dialect import CORE, Cells, Memory, Rows
 from trapgate.compiler.program import alone_together
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_LENGTH, ROW_WIDTH
-from trapgate.instructions import quick_ports, transcendental, wide_numbers
+from trapgate.instructions import polled_ports
+from trapgate.instructions.x87 import transcendental, wide_numbers
 from trapgate.paging.memory import watch_length
 from trapgate.sdm import cells, registers, vmx
 from trapgate.vmcs.vmcs import Vmcs
@@ -38,14 +39,14 @@ _LENGTHS = {
     "x": vmx.LENGTH,
     "mem": _MEMORY,
     "head": HEAD_LENGTH,
-    "p": quick_ports.LENGTH,
+    "p": polled_ports.LENGTH,
     "watch": watch_length(_MEMORY // 512),
 }
 _WIDE = (
     *("number", "other", "divisor", "into", "coefficients", "argument", "angle"),
     *("copied", "work", "w"),
 )
-"""Numbers of `instructions.wide_numbers`."""
+"""Numbers of `instructions.x87.wide_numbers`."""
 _LENGTHS |= dict.fromkeys(_WIDE, transcendental.WORK)
 _COMPARED, _TRIALS = 40, 400
 """How many inputs are compared, and among how many those are looked for that mean something."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trapgate.instructions import quick_ports
+from trapgate.instructions import polled_ports
 from trapgate.vmm.devices import Pc
 from trapgate.vmm.devices.apic import LocalApic
 from trapgate.vmm.devices.apic_timer import ONE_SHOT, PERIODIC, TSC_DEADLINE, ApicTimer
@@ -522,7 +522,7 @@ def test_only_device_pages_answer() -> None:
 
 def found(pc: Pc, address: int) -> int:
     """What the processor says without asking, to a load of 32 bits; -1 if it asks."""
-    return int(quick_ports.latched(pc.ports.cells, address, 4))
+    return int(polled_ports.latched(pc.ports.cells, address, 4))
 
 
 def test_the_processor_knows_the_id_of_its_apic() -> None:

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices import Bus, MachineEvent, MachineEventKind, Pc, VirtualClock
 from trapgate.vmm.devices.debug import PostPort
 from trapgate.vmm.devices.keyboard import KeyboardController
 from trapgate.vmm.devices.pc import NoProcessor
-from trapgate.vmm.devices.quick import QuickPorts, Wired
+from trapgate.vmm.devices.polled import PolledPorts, Wired
 from trapgate.vmm.devices.rtc import CmosRtc
 
 CLOCK = VirtualClock()
@@ -393,13 +393,13 @@ def test_alarm_and_update_interrupts() -> None:
 
 def test_seconds_that_were_read_need_no_vmm_until_they_change() -> None:
     """Nor does register A, while the guest has not stopped the clock."""
-    ports = QuickPorts()
+    ports = PolledPorts()
     rtc = CmosRtc(Wire(), CLOCK, 1 << 24, EPOCH, ports)
-    access = quick.access(0x71, 1, True)
+    access = polled.access(0x71, 1, True)
 
     def answered(now: int) -> int | None:
-        at = quick.slot_of(ports.cells, access, now, 0)
-        return None if at < 0 else quick.load(ports.cells, at, now)
+        at = polled.slot_of(ports.cells, access, now, 0)
+        return None if at < 0 else polled.load(ports.cells, at, now)
 
     rtc.write(0x70, 1, 0x80, 0)
     assert answered(10) is None

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from trapgate.instructions.partial_remainder import partial_remainder
+from trapgate.instructions.x87.partial_remainder import partial_remainder
 
 WORD = 1 << 64
 

@@ -8,9 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from trapgate.instructions import transcendental as tr
-from trapgate.instructions.wide_numbers import LIMBS, POINT, from_mantissa, is_zero
-from trapgate.instructions.x87_result import rounded
+from trapgate.instructions.x87 import transcendental as tr
+from trapgate.instructions.x87.result import rounded
+from trapgate.instructions.x87.wide_numbers import LIMBS, POINT, from_mantissa, is_zero
 
 WORD = 1 << 64
 PI = 0xC90FDAA22168C234C, 66

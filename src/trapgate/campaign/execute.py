@@ -95,7 +95,7 @@ def _on(reference: Reference, fault: Fault) -> Ending:
         halt = bench.run_towards(checkpoint.snapshot.time)
         if halt is not None:
             return ending_of(reference, halt, fault)
-        if checkpoint.snapshot.is_met():
+        if checkpoint.snapshot.is_reached():
             golden = reference.golden
             extra = _taken(bench, checkpoint.counts, fault)
             how = golden.how, golden.status, golden.message, golden.output

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from trapgate.campaign.bench import JOURNAL, Bench
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
+from trapgate.campaign.memory_uses import MemoryUses
 from trapgate.campaign.places import LinearPage
 from trapgate.campaign.symbols import within
-from trapgate.campaign.touches import Touches
 from trapgate.campaign.uses import ALL, Uses
 from trapgate.decision.conditions import ConditionError, Names, parse, rules_for
 from trapgate.decision.criteria_rules import Action, CriteriaTableError, Rule, encode
@@ -57,14 +57,14 @@ class Course:
 
     `times` are virtual times, `rips` linear addresses of code. `reads` and `writes` are masks of
     the general registers that the instruction, and what happens with it, may read, and that it
-    overwrites; 0 if nobody asked for them. `touches` are the accesses to memory.
+    overwrites; 0 if nobody asked for them. `memory_uses` are the accesses to memory.
     """
 
     times: NDArray[np.int64]
     rips: NDArray[np.int64]
     reads: NDArray[np.int64]
     writes: NDArray[np.int64]
-    touches: Touches
+    memory_uses: MemoryUses
 
 
 def course_of(
@@ -94,7 +94,7 @@ def course_of(
     vm = bench.vm
     head = vm.processor.head
     looked = Uses()
-    touches = Touches(vm, memory, pages)
+    memory_uses = MemoryUses(vm, memory, pages)
     looks = bool(memory or pages)
     found = np.zeros((golden.length, 5), np.int64)
     count = 0
@@ -105,10 +105,10 @@ def course_of(
         masks = looked.of(guest, linear) if uses else (0, 0)
         found[count] = vm.processor.time, linear, head[HEAD_SEQUENCE], *masks
         if looks:
-            touches.before(guest)
+            memory_uses.before(guest)
         vm.step(1)
         if looks:
-            touches.after(count)
+            memory_uses.after(count)
         count += 1
         if not count % _TELL:
             told(count, golden.length)
@@ -124,7 +124,7 @@ def course_of(
     more = (np.diff(events, append=last[0]) != 0) | (np.diff(times, append=last[1]) != 1)
     reads[more] = ALL
     writes[more] = 0
-    return Course(times, rips, reads, writes, touches)
+    return Course(times, rips, reads, writes, memory_uses)
 
 
 def _event_moments(reference: Reference) -> NDArray[np.int64]:

@@ -3,9 +3,9 @@
 Between two accesses to a register or a byte nothing depends on it, so a flipped bit does the same
 whenever in between it flips. Moments before the same next access are one class: if that access
 overwrites it there is no effect, and nothing is run; else one run stands for all of them. What may
-read counts as a read: events, exits, conditional moves, writes of a part (`uses`, `touches`). After
-the last access a register may matter at the end, so that is a class that is run; a byte of memory
-only stays changed, which is an outcome that is known.
+read counts as a read: events, exits, conditional moves, writes of a part (`uses`,
+`memory_uses`). After the last access a register may matter at the end, so that is a class that is
+run; a byte of memory only stays changed, which is an outcome that is known.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _finder(
         return at_address(part.address, steps)
 
     def at_address(address: int, steps: NDArray[np.int64]) -> Classes:
-        accesses, is_read = course.touches.of(address)
+        accesses, is_read = course.memory_uses.of(address)
         end = STAYS if address < memory_size else LIVES
         key = accesses.tobytes(), is_read.tobytes(), end, int(steps[0]), len(steps)
         found = known.get(key)
@@ -86,7 +86,7 @@ def _finder(
 
     def in_page(page: LinearPage, offset: int) -> Classes:
         """Those of a byte that is now here, now there: between two moves it is as any other."""
-        stays = course.touches.where(page)
+        stays = course.memory_uses.where(page)
         borders = np.searchsorted(steps, [first for first, _ in stays[1:]])
         found: list[Classes] = []
         for (_, at), some in zip(stays, np.split(steps, borders), strict=True):

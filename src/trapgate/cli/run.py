@@ -33,7 +33,7 @@ Examples:
   trapgate run vmlinuz --initrd initrd.cpio --paging direct --protect frames
 
   trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --paging direct
-      --beside "--disk xv6.img --disk fs.img --memory 512M"
+      --with-guest "--disk xv6.img --disk fs.img --memory 512M"
 
   trapgate run kernel.elf --report why.html
 
@@ -203,7 +203,7 @@ def run(
     until_screen: UntilScreenOption = None,
     display: DisplayOption = None,
     bitmap: BitmapOption = None,
-    beside: Annotated[
+    with_guest: Annotated[
         list[str] | None,
         typer.Option(
             help="With direct paging, another guest in the same physical memory, as "
@@ -217,8 +217,8 @@ def run(
     """Run a guest with the terminal as its console."""
     given = Options(**locals())
     with one_line_errors(), prepared():
-        if given.beside:
-            from trapgate.cli.beside import perform_together
+        if given.with_guest:
+            from trapgate.cli.guests_together import perform_together
 
-            raise typer.Exit(perform_together(given, given.beside))
+            raise typer.Exit(perform_together(given, given.with_guest))
         raise typer.Exit(perform(given))

@@ -94,7 +94,7 @@ class Options:
     until_screen: str | None
     display: str | None
     bitmap: list[str] | None
-    beside: list[str] | None
+    with_guest: list[str] | None
     as_json: bool
 
 

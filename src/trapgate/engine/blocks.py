@@ -213,9 +213,12 @@ def check_block(m: Cells, address: int, size: int, slot: int) -> bool:
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     key = address ^ size << 48
     # Of new blocks the engine tells once one has run to its end: each of the first may have ended
-    # with an event.
-    is_new = m[mc.NEW_BLOCKS_TOLD] == 0 and blocks[slot] != ~key
-    if blocks[slot] == 0 or is_new:
+    # with an event. What is only cut shorter, where time is up, is not new.
+    noted = ~blocks[slot] if blocks[slot + 1] < 0 else blocks[slot]
+    is_shorter = (noted ^ address) & 0xFFFFFFFFFFFF == 0 and (
+        noted ^ address
+    ) >> 48 & 0xFFFF >= size
+    if blocks[slot] == 0 or (m[mc.NEW_BLOCKS_TOLD] == 0 and not is_shorter):
         note_block(m, address, size, (size + 3) >> 2)
         if m[mc.NEW_BLOCK_SIZE] != 0:
             return must_stop(m)

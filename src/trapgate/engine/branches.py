@@ -23,7 +23,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import locate
 from trapgate.engine.control_flow import machine_at
-from trapgate.engine.odd_code import code_byte, is_prefix
+from trapgate.engine.translator_errata import code_byte, is_prefix
 
 _RCX, _RSP = 1, 4
 _GP = 13

@@ -22,7 +22,7 @@ from trapgate.engine.audit import is_stale
 from trapgate.engine.blocks import alignment_is_checked, must_stop
 from trapgate.engine.breakpoints import stop_at_breakpoint
 from trapgate.engine.clock import cut_block, cut_where_time_is_up
-from trapgate.engine.odd_code import CARE_AUDIT, CARE_BREAKPOINT, CARE_LIMIT, CARE_MXCSR
+from trapgate.engine.translator_errata import CARE_AUDIT, CARE_BREAKPOINT, CARE_LIMIT, CARE_MXCSR
 
 _CARE = 0x1F
 """All bits of CARE."""

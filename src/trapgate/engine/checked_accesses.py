@@ -18,8 +18,8 @@ from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.sse_state import emit_alignment
-from trapgate.engine.x87_pointers import emit_address
-from trapgate.engine.x87_stores import emit_store
+from trapgate.engine.x87.pointers import emit_address
+from trapgate.engine.x87.stores import emit_store
 
 POISON = -(1 << 63)
 """An address that no translation exists for. The segment's number stands in bits 34:32."""

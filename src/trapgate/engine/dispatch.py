@@ -39,7 +39,7 @@ from trapgate.events.journal import (
     ROW_WIDTH,
 )
 from trapgate.instructions import intercepts as ix
-from trapgate.instructions import quick_ports
+from trapgate.instructions import polled_ports
 from trapgate.instructions.breakpoints import EXECUTION, breakpoints_met, note_ports, single_steps
 from trapgate.instructions.near_return import RET_AND_RELEASE
 from trapgate.instructions.virtual_apic import delivers_interrupts
@@ -154,7 +154,7 @@ def is_answered(m: Cells, v: Cells, r: Cells) -> bool:
     x = cells(m[mc.X], vmx.LENGTH)
     if m[mc.V] != m[mc.HOST] or x[vmx.LENT] != 0 or v[f.EXIT_REASON] != REASON_IO_INSTRUCTION:
         return False
-    wait = quick_ports.answer(cells(m[mc.PORTS], quick_ports.LENGTH), v, r, m[mc.TIME])
+    wait = polled_ports.answer(cells(m[mc.PORTS], polled_ports.LENGTH), v, r, m[mc.TIME])
     if wait < 0:
         return False
     m[mc.TIME] += wait

@@ -24,7 +24,7 @@ from trapgate.engine.dispatch import (
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.engine.translations import use_translations, walk_always
-from trapgate.instructions import quick_ports
+from trapgate.instructions import polled_ports
 from trapgate.instructions.breakpoints import watches_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
@@ -156,9 +156,9 @@ def slot_at_once(m: Cells, port: int, size: int, is_in: bool, value: int) -> int
     )
     if not free:
         return -1
-    p = cells(m[mc.PORTS], quick_ports.LENGTH)
-    slot = quick_ports.slot_of(p, quick_ports.access(port, size, is_in), 0, value)
-    if slot < 0 or p[slot + quick_ports.WAIT] != 0:
+    p = cells(m[mc.PORTS], polled_ports.LENGTH)
+    slot = polled_ports.slot_of(p, polled_ports.access(port, size, is_in), 0, value)
+    if slot < 0 or p[slot + polled_ports.WAIT] != 0:
         return -1
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     return slot if io_exits(cells(m[mc.V], m[mc.V_CELLS]), mem, port, size) else -1
@@ -170,7 +170,7 @@ def on_in(uc: int, port: int, size: int, user: int) -> int:
     m = cells(user, mc.CELLS)
     slot = slot_at_once(m, port, size, True, 0)
     if slot >= 0:
-        return quick_ports.load(cells(m[mc.PORTS], quick_ports.LENGTH), slot, 0)
+        return polled_ports.load(cells(m[mc.PORTS], polled_ports.LENGTH), slot, 0)
     execute_in_core(m)
     return 0
 
@@ -181,7 +181,7 @@ def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
     m = cells(user, mc.CELLS)
     slot = slot_at_once(m, port, size, False, value)
     if slot >= 0:
-        quick_ports.store(cells(m[mc.PORTS], quick_ports.LENGTH), slot, 0, value)
+        polled_ports.store(cells(m[mc.PORTS], polled_ports.LENGTH), slot, 0, value)
         return
     execute_in_core(m)
 
@@ -398,7 +398,7 @@ def on_absent_read(uc: int, offset: int, size: int, user: int) -> int:
         address = device_address(m, offset)
         if address >= 0:
             if m[mc.PORTS] != 0:
-                value = quick_ports.latched(cells(m[mc.PORTS], quick_ports.LENGTH), address, size)
+                value = polled_ports.latched(cells(m[mc.PORTS], polled_ports.LENGTH), address, size)
                 if value >= 0:
                     return value
             begin_device_access(m)

@@ -1,4 +1,4 @@
-"""Repeated INS from ports whose next bytes the VMM has given beforehand (`quick_ports`, BLOCK).
+"""Repeated INS from ports whose next bytes the VMM has given beforehand (`polled_ports`, BLOCK).
 
 Compiled only. As many iterations as stay within a page are done at once. Wherever something else
 than moving bytes to RAM might come of one, nothing is done, and Python looks at each.
@@ -9,7 +9,7 @@ from trapgate.compiler.program import jit
 from trapgate.compiler.raw import cells, memory
 from trapgate.decode.execute import advance
 from trapgate.engine import machine as mc
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.instructions.intercepts import io_exits
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.memory import store_sized
@@ -83,15 +83,17 @@ def takes_block(m: Cells, v: Cells, r: Cells, word: int, start: int) -> bool:
     if has_prefix(word, start, _ADDRESS_SIZE):
         bits = 16 if bits == 32 else 32
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    p = cells(m[mc.PORTS], quick.LENGTH)
+    p = cells(m[mc.PORTS], polled.LENGTH)
     port = r[reg.RDX] & 0xFFFF
-    slot = quick.slot_of(p, quick.access(port, size, True), 0, 0)
-    if slot < 0 or p[slot + quick.KIND] != quick.BLOCK or not io_exits(v, mem, port, size):
+    slot = polled.slot_of(p, polled.access(port, size, True), 0, 0)
+    if slot < 0 or p[slot + polled.KIND] != polled.BLOCK or not io_exits(v, mem, port, size):
         return False
     mask = -1 if bits == 64 else (1 << bits) - 1
     offset, left = r[reg.RDI] & mask, r[reg.RCX] & mask
     linear = offset if long else (v[f.GUEST_ES_BASE] + offset) & 0xFFFF_FFFF
-    count = min(room_upwards(v, offset, linear, bits) // size, quick.left_of_block(p, slot) // size)
+    count = min(
+        room_upwards(v, offset, linear, bits) // size, polled.left_of_block(p, slot) // size
+    )
     time = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END]) - m[mc.TIME]
     count = min(count, time)
     if 0 <= left < count:
@@ -104,10 +106,10 @@ def takes_block(m: Cells, v: Cells, r: Cells, word: int, start: int) -> bool:
     if error >= 0 or end > 8 * m[mc.MEM_CELLS] or (end > _VIDEO and physical < _HIGH_MEMORY):
         return False
     for n in range(count):
-        store_sized(mem, physical + n * size, size, quick.next_of_block(p, slot))
-    p[quick.ANSWERED] += 1
+        store_sized(mem, physical + n * size, size, polled.next_of_block(p, slot))
+    p[polled.ANSWERED] += 1
     # The instruction has been counted, which is one iteration.
-    p[quick.SKIPPED] += count - 1
+    p[polled.SKIPPED] += count - 1
     m[mc.TIME] += count - 1
     # With addresses of 32 bits the upper halves become 0, with 16 they stay.
     kept = 0xFFFF if bits == 16 else -1

@@ -5,7 +5,7 @@ here. They hold the addresses of the state, of the current VMCS, of memory and o
 journal, the virtual clock, and why the engine stopped.
 """
 
-from trapgate.instructions.transcendental import WORK as WORK_CELLS
+from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
 
 (
     NATIVE,
@@ -205,7 +205,7 @@ KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of th
 restored last within a block, in bytes.
 NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
-PORTS: where the table of ports is that are answered here (`instructions.quick_ports`), 0 without.
+PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
 RUN_STATE = (
@@ -343,7 +343,7 @@ VECTOR = PUSHES_FLAGS + 1
 PRODUCTS = VECTOR + 2
 """Four cells: the products that DPPS and DPPD add, and where their factors are copied to."""
 WORK = PRODUCTS + 4
-"""Cells to compute transcendental functions in (`instructions.transcendental`)."""
+"""Cells to compute transcendental functions in (`instructions.x87.transcendental`)."""
 X87_EMPTIED = WORK + WORK_CELLS
 """16 cells: what was in x87 registers that were empty and read, mantissa and the rest."""
 CELLS = X87_EMPTIED + 16

@@ -15,7 +15,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.sse_arithmetic import flags_met
 from trapgate.engine.state import save_paging
-from trapgate.engine.x87_pointers import finish_image
+from trapgate.engine.x87.pointers import finish_image
 from trapgate.paging.memory import load32
 from trapgate.paging.walk import READ, walk
 from trapgate.sdm.state import CR4_OSXSAVE

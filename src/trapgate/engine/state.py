@@ -20,7 +20,7 @@ from trapgate.compiler.raw import (
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.segments import look_at_segments
-from trapgate.engine.x87_exceptions import leave_unfinished
+from trapgate.engine.x87.exceptions import leave_unfinished
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import load_pointers_of_entry, uses_pae_paging, walk
 from trapgate.sdm import cells as f

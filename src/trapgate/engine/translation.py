@@ -14,7 +14,7 @@ them are given functions of ours here (Linux only):
 * What stores to memory, and where code is made of it, `coherence` wants to know; where a block is
   left, `clock`.
 * The translator is shown UD2 in place of code that it gets wrong, and told other things
-  (`odd_code`). What is no #UD after all is carried out where #UD arrives
+  (`translator_errata`). What is no #UD after all is carried out where #UD arrives
   (`dispatch.undefined_opcode`).
 
 The slots serve all instances in the process; those that are not ours get what they had.
@@ -42,13 +42,11 @@ from trapgate.engine import (
     sse_arithmetic,
     translations,
     whole_stores,
-    x87_stores,
 )
 from trapgate.engine import checked_accesses as accesses
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine import x87_exceptions as x87
 from trapgate.engine.audit import note_source
 from trapgate.engine.breakpoints import end_before_breakpoint, is_breakpoint
 from trapgate.engine.calibration import check_translator
@@ -60,15 +58,19 @@ from trapgate.engine.checked_accesses import (
     note_operand_of_helper,
 )
 from trapgate.engine.control_flow import SUBSTITUTES
-from trapgate.engine.host import request_of
-from trapgate.engine.linkage import slots
-from trapgate.engine.mended_helpers import (
+from trapgate.engine.helper_errata import (
     HELPERS_MENDED,
     HELPERS_REPLACED,
     on_exchange_begins,
     on_exchange_ends,
 )
-from trapgate.engine.odd_code import (
+from trapgate.engine.host import request_of
+from trapgate.engine.linkage import slots
+from trapgate.engine.segments import accesses_checked
+from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
+from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
+from trapgate.engine.state import look_for_interrupts
+from trapgate.engine.translator_errata import (
     CARE_ALIGNMENT,
     CARE_AUDIT,
     CARE_BREAKPOINT,
@@ -83,16 +85,14 @@ from trapgate.engine.odd_code import (
     X87,
     look,
 )
-from trapgate.engine.segments import accesses_checked
-from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
-from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
-from trapgate.engine.state import look_for_interrupts
-from trapgate.engine.x87_constants import CONSTANTS
-from trapgate.engine.x87_exponents import on_examine, on_extract, on_scale
-from trapgate.engine.x87_functions import FUNCTIONS
-from trapgate.engine.x87_pointers import on_x87_image
-from trapgate.engine.x87_remainder import REMAINDERS
-from trapgate.engine.x87_rounding import HELPERS, emit_rounding, on_rounding, rounds
+from trapgate.engine.x87 import exceptions as x87
+from trapgate.engine.x87 import stores
+from trapgate.engine.x87.constants import CONSTANTS
+from trapgate.engine.x87.exponents import on_examine, on_extract, on_scale
+from trapgate.engine.x87.functions import FUNCTIONS
+from trapgate.engine.x87.pointers import on_x87_image
+from trapgate.engine.x87.remainder import REMAINDERS
+from trapgate.engine.x87.rounding import HELPERS, emit_rounding, on_rounding, rounds
 from trapgate.errors import EngineError
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
@@ -315,7 +315,7 @@ def emit_what(t: Cells, m: Cells, function: int, machine: int, offset: int, what
 
 @callback(VOID, *[INT64] * 2, BOUND)
 def on_instruction(block: int, cpu: int, translator: int) -> None:
-    """translate_insn: look at an instruction before it is translated (`odd_code`)."""
+    """translate_insn: look at an instruction before it is translated (`translator_errata`)."""
     t = cells(translator, em.CELLS)
     env = cpu + at.CPU_SIZE
     machine = peek64(env + at.MACHINE)
@@ -440,7 +440,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.REFUSE_CODE: accesses.on_checked_address,
     em.X87_IMAGE: on_x87_image,
     em.ROUNDING_CODE: on_rounding,
-    em.X87_STORE: x87_stores.on_x87_store,
+    em.X87_STORE: stores.on_x87_store,
     em.RESULT_CODE: on_arithmetic,
     em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
@@ -480,11 +480,11 @@ class Translator:
             t[em.ROUNDING + n] = _symbol(library, name)
         ours_alone = (SUBSTITUTES | HELPERS_REPLACED).items()
         substitutes = {_symbol(library, name): code.address for name, code in ours_alone}
-        for name, (conversion, helper) in x87_stores.CONVERSIONS.items():
+        for name, (conversion, helper) in stores.CONVERSIONS.items():
             substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
         for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED | x87.LOADS | CONSTANTS).items():
             substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
-        for name, ours in (REMAINDERS | FUNCTIONS | x87_stores.STORES_OF_80).items():
+        for name, ours in (REMAINDERS | FUNCTIONS | stores.STORES_OF_80).items():
             substitutes[_symbol(library, name)] = ours.bind(self.address)
         substitutes[_symbol(library, "helper_fxtract")] = on_extract.address
         substitutes[_symbol(library, "helper_fxam_ST0")] = on_examine.address

@@ -184,7 +184,7 @@ class Processor(LogicalProcessor):
         self.head[HEAD_VM] = number
 
     def answer_ports(self, table: int) -> None:
-        """Let accesses to ports be answered by the table of `instructions.quick_ports` there.
+        """Let accesses to ports be answered by the table of `instructions.polled_ports` there.
 
         0: all of them exit. Who gives the address keeps the table alive.
         """

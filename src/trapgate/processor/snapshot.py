@@ -209,7 +209,7 @@ class ProcessorSnapshot:
         for (_, now), then in zip(self._plain, values["plain"], strict=True):
             take_plain(now, then)
 
-    def is_met(self) -> bool:
+    def is_reached(self) -> bool:
         """Whether the processor is now, event for event, where it was then: the same follows.
 
         What only tells of the past may differ. Memory is not looked at. Of several processors

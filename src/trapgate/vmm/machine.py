@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
-from trapgate.instructions.quick_ports import ANSWERED
+from trapgate.instructions.polled_ports import ANSWERED
 from trapgate.processor.processor import Processor, VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct

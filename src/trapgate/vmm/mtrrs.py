@@ -5,7 +5,7 @@ SDM, "Memory Type Range Registers (MTRRs)".
 
 from __future__ import annotations
 
-from trapgate.vmm.devices.quick import Wired
+from trapgate.vmm.devices.polled import Wired
 
 _CAPABILITY, _DEFAULT = 0xFE, 0x2FF
 _VARIABLE = range(0x200, 0x210)

@@ -128,7 +128,7 @@ class Snapshot:
         self._processor.take(values["processor"], arrays, rows)
         self.time = int(values["processor"]["run state"][_TIME])
 
-    def is_met(self) -> bool:
+    def is_reached(self) -> bool:
         """Whether the machine is now where it was then, so that the same follows.
 
         Time, processor, devices, memory, what is planned and waited for, and what was printed.
@@ -139,9 +139,9 @@ class Snapshot:
             vm.processor.time == self.time
             and vm.stopped is None
             and vm.watch.state().waiting == self._watched.waiting
-            and self._processor.is_met()
+            and self._processor.is_reached()
             and all(now == then for now, then in (self._kept["planned"], self._kept["output"]))
-            and self._devices.is_met()
+            and self._devices.is_reached()
             and self._processor.differing_pages() == 0
         )
 

@@ -36,7 +36,7 @@ from trapgate.events.journal import (
     HEAD_USED,
     ROW_WIDTH,
 )
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
 from trapgate.vmm.devices.board import Board
@@ -64,8 +64,8 @@ def layout() -> str:
         f.ENCODINGS,
         registers.NAMES,
         stops.RUN_STATE,
-        (HEAD_LENGTH, ROW_WIDTH, vmx.LENGTH, quick.LENGTH),
-        sorted((name, value) for name, value in vars(quick).items() if name.isupper()),
+        (HEAD_LENGTH, ROW_WIDTH, vmx.LENGTH, polled.LENGTH),
+        sorted((name, value) for name, value in vars(polled).items() if name.isupper()),
         sorted((name, value) for name, value in vars(vmx).items() if name.isupper()),
     )
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
@@ -344,20 +344,20 @@ def _demand_sound(
         and values["processor"]["journal"] == head[HEAD_CAPACITY]
     )
     for array, own in zip(arrays[_OTHERS:], ours[_OTHERS:], strict=True):
-        if own.size == quick.LENGTH:
+        if own.size == polled.LENGTH:
             fixed = own.copy()
-            for slot in range(quick.SLOTS):
-                at = quick.HEAD + slot * quick.WIDTH
+            for slot in range(polled.SLOTS):
+                at = polled.HEAD + slot * polled.WIDTH
                 for cell in _CHANGING:
                     fixed[at + cell] = array[at + cell]
-            sound = sound and bool((fixed[: quick.QUEUE] == array[: quick.QUEUE]).all())
+            sound = sound and bool((fixed[: polled.QUEUE] == array[: polled.QUEUE]).all())
     if not sound:
         raise SnapshotError("has numbers that no machine has")
 
 
 _CHANGING = (
-    *(quick.KIND, quick.VALUE, quick.READS, quick.UNTIL),
-    *(quick.START, quick.RELOAD, quick.MODE),
+    *(polled.KIND, polled.VALUE, polled.READS, polled.UNTIL),
+    *(polled.START, polled.RELOAD, polled.MODE),
 )
 """Of a slot of ports that are answered by the processor: all but what says where it is."""
 _COUNTS = 5

@@ -23,7 +23,7 @@ import numpy as np
 from trapgate.compiler.dialect import Cells
 from trapgate.errors import TrapgateError
 from trapgate.vmm.devices.bus import Wires
-from trapgate.vmm.devices.quick import Slot, Wired
+from trapgate.vmm.devices.polled import Slot, Wired
 from trapgate.vmm.devices.storage import ImageFile, OverlayFile
 
 FIXED = (
@@ -112,7 +112,7 @@ class State:
                 f"{path} is a {type(one).__name__}, which no snapshot can take back"
             )
 
-    def is_met(self) -> bool:
+    def is_reached(self) -> bool:
         """Whether everything is as it was, arrays included."""
         return (
             self._live == self._were

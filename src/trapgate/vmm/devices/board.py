@@ -9,7 +9,7 @@ from trapgate.vmm.devices.atapi import CdDrive
 from trapgate.vmm.devices.bus import Bus, Line
 from trapgate.vmm.devices.ide import AtaChannel, BusMaster, Drive, GuestMemory, HardDisk
 from trapgate.vmm.devices.pci import Function, IoRegion
-from trapgate.vmm.devices.quick import QuickPorts
+from trapgate.vmm.devices.polled import PolledPorts
 from trapgate.vmm.devices.storage import Sectors
 
 MOST_DRIVES, MOST_FLOPPIES = 4, 2
@@ -59,7 +59,7 @@ class IdeInterface:
         bus: Bus,
         memory: GuestMemory,
         line: Callable[[int], Line],
-        ports: QuickPorts,
+        ports: PolledPorts,
     ) -> None:
         self._bus = bus
         self.channels = [

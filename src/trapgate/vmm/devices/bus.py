@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from trapgate.vmm.devices.clock import VirtualClock
-from trapgate.vmm.devices.quick import Wired
+from trapgate.vmm.devices.polled import Wired
 
 Reader = Callable[[int, int, int], int]
 Writer = Callable[[int, int, int, int], None]

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.bus import EventSink, MachineEvent, MachineEventKind, UntimedDevice
 from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND
-from trapgate.vmm.devices.quick import QuickPorts, Wired
+from trapgate.vmm.devices.polled import PolledPorts, Wired
 
 
 class DebugExit(Wired, UntimedDevice):
@@ -53,17 +53,17 @@ class PostPort(Wired, UntimedDevice):
 
     ports = (0x80,)
 
-    def __init__(self, wait: Callable[[int], None], ports: QuickPorts | None = None) -> None:
+    def __init__(self, wait: Callable[[int], None], ports: PolledPorts | None = None) -> None:
         self._wait = wait
-        ports = QuickPorts() if ports is None else ports
+        ports = PolledPorts() if ports is None else ports
         self._slot = ports.slot(
-            *self.ports, is_in=False, kind=quick.KEEP, wait=INSTRUCTIONS_PER_MICROSECOND
+            *self.ports, is_in=False, kind=polled.KEEP, wait=INSTRUCTIONS_PER_MICROSECOND
         )
 
     @property
     def code(self) -> int:
         """The last code written."""
-        return self._slot[quick.VALUE]
+        return self._slot[polled.VALUE]
 
     def read(self, port: int, size: int, now: int) -> int:
         """The last code written."""
@@ -71,5 +71,5 @@ class PostPort(Wired, UntimedDevice):
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Remember a code, and let a microsecond pass."""
-        self._slot[quick.VALUE] = value
+        self._slot[polled.VALUE] = value
         self._wait(1)

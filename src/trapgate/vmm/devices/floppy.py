@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.bus import Line, UntimedDevice
 from trapgate.vmm.devices.dma import DmaControllers
-from trapgate.vmm.devices.quick import QuickPorts
+from trapgate.vmm.devices.polled import PolledPorts
 from trapgate.vmm.devices.storage import SECTOR, Sectors
 
 FORMATS: Final = {
@@ -112,10 +112,10 @@ class FloppyController(UntimedDevice):
         disks: Sequence[Sectors],
         line: Line,
         dma: DmaControllers,
-        ports: QuickPorts | None = None,
+        ports: PolledPorts | None = None,
     ) -> None:
-        ports = QuickPorts() if ports is None else ports
-        self._status_slot = ports.slot(_MAIN_STATUS, is_in=True, kind=quick.LATCH)
+        ports = PolledPorts() if ports is None else ports
+        self._status_slot = ports.slot(_MAIN_STATUS, is_in=True, kind=polled.LATCH)
         self._drives = [_Drive(disk) for disk in disks]
         self._line, self._dma = line, dma
         self._output = _NOT_RESET | _GATE
@@ -156,7 +156,7 @@ class FloppyController(UntimedDevice):
 
     def _tell(self) -> None:
         """Say what the next look at the main status will find."""
-        self._status_slot[quick.VALUE] = self._main_status()
+        self._status_slot[polled.VALUE] = self._main_status()
 
     # Ports.
 

@@ -11,10 +11,10 @@ from functools import partial
 from struct import pack, unpack
 from typing import Final, Protocol
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.atapi import CdDrive
 from trapgate.vmm.devices.bus import Line, UntimedDevice
-from trapgate.vmm.devices.quick import QuickPorts
+from trapgate.vmm.devices.polled import PolledPorts
 from trapgate.vmm.devices.storage import SECTOR, Sectors
 
 _READY, _SEEK_COMPLETE, _DATA_REQUEST, _ERROR = 0x40, 0x10, 0x08, 0x01
@@ -50,7 +50,7 @@ _WITHOUT_EFFECT: Final = frozenset(
     (0x10, 0x40, 0x41, 0x42, 0x91, 0xE0, 0xE1, 0xE2, 0xE3, 0xE6, 0xE7, 0xEA, 0xEF)
 )
 _MOST_AT_AN_INTERRUPT = 16
-_OFFERED = 8 * quick.BLOCK_CELLS // SECTOR
+_OFFERED = 8 * polled.BLOCK_CELLS // SECTOR
 _LONGEST_TABLE = 1 << 13
 """Entries of a bus master's table before somebody must have gone wrong."""
 
@@ -121,20 +121,20 @@ class AtaChannel(UntimedDevice):
         control: int,
         line: Line,
         drives: tuple[Drive | None, Drive | None],
-        ports: QuickPorts | None = None,
+        ports: PolledPorts | None = None,
     ) -> None:
         self.ports = (*range(base, base + 8), control)
-        ports = QuickPorts() if ports is None else ports
+        ports = PolledPorts() if ports is None else ports
         self._ports = ports
         self._block = base >> 7 & 1  # 1F0H or 170H
         self._data_slots = [
-            ports.slot(base, is_in=True, size=size, kind=quick.BLOCK) for size in (2, 4)
+            ports.slot(base, is_in=True, size=size, kind=polled.BLOCK) for size in (2, 4)
         ]
         for slot in self._data_slots:
-            slot[quick.PARTNER] = self._data_slots[0].number
-            slot[quick.VALUE] = self._block
+            slot[polled.PARTNER] = self._data_slots[0].number
+            slot[polled.VALUE] = self._block
         self._status_slot = ports.slot(base + 7, is_in=True)
-        self._alternate_slot = ports.slot(control, is_in=True, kind=quick.LATCH)
+        self._alternate_slot = ports.slot(control, is_in=True, kind=polled.LATCH)
         self.master: BusMaster | None = None
         self._base = base
         self._line = line
@@ -160,13 +160,13 @@ class AtaChannel(UntimedDevice):
         asks = level and not self._control & 2
         self._line.set(asks)
         # Reading the status takes the interrupt back.
-        self._status_slot[quick.KIND] = quick.ASK if asks else quick.LATCH
+        self._status_slot[polled.KIND] = polled.ASK if asks else polled.LATCH
         self._tell()
 
     def _tell(self) -> None:
         """Say what the next look at the status will find."""
         status = 0 if self._drive is None else self._status
-        self._status_slot[quick.VALUE] = self._alternate_slot[quick.VALUE] = status
+        self._status_slot[polled.VALUE] = self._alternate_slot[polled.VALUE] = status
 
     @property
     def _drive(self) -> Drive | None:
@@ -183,17 +183,17 @@ class AtaChannel(UntimedDevice):
     @property
     def _offset(self) -> int:
         """How many bytes of the buffer the host has read."""
-        return self._data_slots[0][quick.START]
+        return self._data_slots[0][polled.START]
 
     @_offset.setter
     def _offset(self, offset: int) -> None:
-        self._data_slots[0][quick.START] = offset
+        self._data_slots[0][polled.START] = offset
 
     def _offer(self) -> None:
         """Let the processor read the buffer, but for its end, of which something comes."""
-        data = self._buffer[: 8 * quick.BLOCK_CELLS]
+        data = self._buffer[: 8 * polled.BLOCK_CELLS]
         self._ports.offer(self._block, data)
-        self._data_slots[0][quick.UNTIL] = len(data) - 4
+        self._data_slots[0][polled.UNTIL] = len(data) - 4
         self._offset = 0
 
     @property

@@ -9,9 +9,9 @@ Auxiliary Device Controller").
 from collections import deque
 from collections.abc import Callable
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.bus import EventSink, Line, MachineEvent, MachineEventKind, UntimedDevice
-from trapgate.vmm.devices.quick import QuickPorts
+from trapgate.vmm.devices.polled import PolledPorts
 from trapgate.vmm.devices.scancodes import set_1
 
 _OUTPUT_FULL = 0x01
@@ -62,7 +62,7 @@ class KeyboardController(UntimedDevice):
         mouse_line: Line,
         events: EventSink,
         hold_a20: Callable[..., None] | None = None,
-        ports: QuickPorts | None = None,
+        ports: PolledPorts | None = None,
     ) -> None:
         self.a20 = True
         self._hold_a20 = hold_a20
@@ -78,8 +78,8 @@ class KeyboardController(UntimedDevice):
         self._keyboard_argument: int | None = None
         self._mouse_argument = False
         self._mouse_reports = False
-        ports = QuickPorts() if ports is None else ports
-        self._status = ports.slot(0x64, is_in=True, kind=quick.LATCH)
+        ports = PolledPorts() if ports is None else ports
+        self._status = ports.slot(0x64, is_in=True, kind=polled.LATCH)
         self._tell()
 
     def _tell(self) -> None:
@@ -91,7 +91,7 @@ class KeyboardController(UntimedDevice):
                 status |= _FROM_MOUSE
         if self._last_was_command:
             status |= _COMMAND
-        self._status[quick.VALUE] = status
+        self._status[polled.VALUE] = status
 
     def press(self, codes: bytes) -> None:
         """Have keys come in: scan codes of set 1, as a guest with translation reads them."""
@@ -125,7 +125,7 @@ class KeyboardController(UntimedDevice):
     def read(self, port: int, size: int, now: int) -> int:
         """Read data (60h), status (64h) or the A20 gate (92h)."""
         if port == 0x64:
-            return self._status[quick.VALUE]
+            return self._status[polled.VALUE]
         if port == 0x92:
             return 0x02 if self.a20 else 0
         if not self._output:

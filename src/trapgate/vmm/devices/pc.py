@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices import hpet, ioapic
 from trapgate.vmm.devices.apic import ID, LocalApic, Pins
 from trapgate.vmm.devices.board import Board, IdeInterface
@@ -25,8 +25,8 @@ from trapgate.vmm.devices.pci import Function, HostBridge, PciHost, isa_bridge
 from trapgate.vmm.devices.pic import IrqLine, PicPair
 from trapgate.vmm.devices.pit import Pit8254
 from trapgate.vmm.devices.planes import is_video
+from trapgate.vmm.devices.polled import PolledPorts, Wired
 from trapgate.vmm.devices.power import PowerManagement
-from trapgate.vmm.devices.quick import QuickPorts, Wired
 from trapgate.vmm.devices.rtc import DEFAULT_EPOCH, CmosRtc
 from trapgate.vmm.devices.testdev import MEMORY_PAGE, TestLines, TestMemory
 from trapgate.vmm.devices.uart import Uart16550
@@ -133,7 +133,7 @@ class Pc(Wired):
         board = Board() if board is None else board
         self.bus = Bus(clock)
         clock = self.bus.clock
-        self.ports = QuickPorts()
+        self.ports = PolledPorts()
         """What the processor answers without asking."""
         self._apic_id = self.ports.slot(0, is_in=True)
         self.pic = PicPair()
@@ -205,9 +205,9 @@ class Pc(Wired):
     def tell(self) -> None:
         """Say what loads of the APIC's ID find: kernels ask for it all the time."""
         page = self.apic.page
-        where = -1 if page is None else quick.load_from(page << 12 | ID << 4)
-        self._apic_id[quick.ACCESS] = where
-        self._apic_id[quick.VALUE] = self.apic.read(ID << 4, 4, 0)
+        where = -1 if page is None else polled.load_from(page << 12 | ID << 4)
+        self._apic_id[polled.ACCESS] = where
+        self._apic_id[polled.VALUE] = self.apic.read(ID << 4, 4, 0)
 
     def _ask_for_interrupt(self, level: bool) -> None:
         """The 8259s' output, which goes to LINT0 of every processor."""

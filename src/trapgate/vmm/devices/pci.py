@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from trapgate.vmm.devices.bus import EventSink, MachineEvent, MachineEventKind, UntimedDevice, Wires
-from trapgate.vmm.devices.quick import Wired
+from trapgate.vmm.devices.polled import Wired
 
 _SUBSYSTEM = 0x1100_1AF4
 """QEMU's; firmware knows by that of the host bridge that fw_cfg is there."""

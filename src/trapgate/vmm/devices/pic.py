@@ -9,7 +9,7 @@ request answers the spurious vector (line 7), as the chip does.
 from collections.abc import Callable
 
 from trapgate.vmm.devices.bus import UntimedDevice
-from trapgate.vmm.devices.quick import Wired
+from trapgate.vmm.devices.polled import Wired
 
 _CASCADE = 2
 _COMMANDS = (0x20, 0xA0)

@@ -7,10 +7,10 @@ on IRQ0, as they would be seen by an interrupt controller that nobody served mea
 
 from functools import partial
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.bus import Line
 from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND, PIT_HERTZ, VirtualClock
-from trapgate.vmm.devices.quick import QuickPorts, Slot
+from trapgate.vmm.devices.polled import PolledPorts, Slot
 
 _FOREVER = 1 << 62
 _LOW = 1
@@ -22,7 +22,7 @@ class Channel:
     """One counter of the 8254. All times are ticks of its 1.193182 MHz clock."""
 
     def __init__(self, slot: Slot | None = None) -> None:
-        self._slot = QuickPorts().slot(0x40, is_in=True) if slot is None else slot
+        self._slot = PolledPorts().slot(0x40, is_in=True) if slot is None else slot
         self.mode = 0
         self.gate = True
         self.access = _BOTH
@@ -41,29 +41,29 @@ class Channel:
 
     @property
     def _latch(self) -> int | None:
-        latch = self._slot[quick.VALUE]
+        latch = self._slot[polled.VALUE]
         return None if latch < 0 else latch
 
     @_latch.setter
     def _latch(self, value: int | None) -> None:
-        self._slot[quick.VALUE] = -1 if value is None else value
+        self._slot[polled.VALUE] = -1 if value is None else value
 
     @property
     def _second_read(self) -> bool:
-        return bool(self._slot[quick.READS])
+        return bool(self._slot[polled.READS])
 
     @_second_read.setter
     def _second_read(self, value: bool) -> None:
-        self._slot[quick.READS] = value
+        self._slot[polled.READS] = value
 
     def tell(self) -> None:
         """Say what the next reads will find, as long as nothing but time changes it."""
         counts = self._loaded and self._held is None and self._next_reload is None
         plain = self.access == _BOTH and not self.bcd and self._status is None
         slot = self._slot
-        slot[quick.KIND] = quick.COUNTER if counts and plain else quick.ASK
-        slot[quick.START], slot[quick.RELOAD] = self._start, self._reload
-        slot[quick.MODE] = self.mode
+        slot[polled.KIND] = polled.COUNTER if counts and plain else polled.ASK
+        slot[polled.START], slot[polled.RELOAD] = self._start, self._reload
+        slot[polled.MODE] = self.mode
 
     def steady_until(self, tick: int) -> int:
         """OUT stays as it is at `tick` until then, at least; `tick` where nobody knows."""
@@ -167,7 +167,7 @@ class Channel:
         self._settle(tick)
         passed = self._passed(tick)
         modulus = 10_000 if self.bcd else 0x10000
-        value = quick.counted(self.mode, self._reload, passed)
+        value = polled.counted(self.mode, self._reload, passed)
         value %= modulus
         return _to_bcd(value) if self.bcd else value
 
@@ -253,8 +253,8 @@ class Pit8254:
     wide = False
     ports = (0x40, 0x41, 0x42, 0x43, 0x61)
 
-    def __init__(self, line: Line, clock: VirtualClock, ports: QuickPorts | None = None) -> None:
-        ports = QuickPorts() if ports is None else ports
+    def __init__(self, line: Line, clock: VirtualClock, ports: PolledPorts | None = None) -> None:
+        ports = PolledPorts() if ports is None else ports
         slot = partial(
             ports.slot,
             wait=INSTRUCTIONS_PER_MICROSECOND,  # its accesses are slow (`bus.SlowDevice`)
@@ -262,8 +262,8 @@ class Pit8254:
             second=clock.hertz,
         )
         counters = [slot(0x40 + n, is_in=True) for n in range(3)]
-        slot(0x43, is_in=False, kind=quick.COMMAND)[quick.PARTNER] = counters[0].number
-        self._speaker_slot = slot(0x61, is_in=True, kind=quick.SPEAKER)
+        slot(0x43, is_in=False, kind=polled.COMMAND)[polled.PARTNER] = counters[0].number
+        self._speaker_slot = slot(0x61, is_in=True, kind=polled.SPEAKER)
         self.channels = tuple(Channel(one) for one in counters)
         self._line = line
         self._clock = clock
@@ -282,15 +282,15 @@ class Pit8254:
             channel.tell()
         tick = self._clock.ticks(now, PIT_HERTZ)
         out = self.channels[2].output(tick)
-        self._speaker_slot[quick.VALUE] = self._speaker | out << 5
-        self._speaker_slot[quick.UNTIL] = self.channels[2].steady_until(tick)
+        self._speaker_slot[polled.VALUE] = self._speaker | out << 5
+        self._speaker_slot[polled.UNTIL] = self.channels[2].steady_until(tick)
 
     def _read(self, port: int, now: int) -> int:
         tick = self._clock.ticks(now, PIT_HERTZ)
         if port == 0x61:
             return (
                 self._speaker
-                | (tick // quick.REFRESH_TICKS & 1) << 4
+                | (tick // polled.REFRESH_TICKS & 1) << 4
                 | self.channels[2].output(tick) << 5
             )
         if port == 0x43:

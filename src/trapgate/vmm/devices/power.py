@@ -5,14 +5,14 @@ ACPI Specification, "ACPI Hardware Specification". The machine is always in ACPI
 and S5: off.
 """
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.bus import EventSink, Line, MachineEvent, MachineEventKind
 from trapgate.vmm.devices.clock import (
     INSTRUCTIONS_PER_MICROSECOND,
     PM_TIMER_HERTZ,
     VirtualClock,
 )
-from trapgate.vmm.devices.quick import QuickPorts
+from trapgate.vmm.devices.polled import PolledPorts
 
 PM1_EVENT, PM1_CONTROL, PM_TIMER = 0x600, 0x604, 0x608
 """Ports: two words of status and enables, one word of control, a double word of timer."""
@@ -43,7 +43,7 @@ class PowerManagement:
         line: Line,
         events: EventSink,
         clock: VirtualClock,
-        ports: QuickPorts | None = None,
+        ports: PolledPorts | None = None,
     ) -> None:
         self._line = line
         self._events = events
@@ -58,12 +58,12 @@ class PowerManagement:
                 PM_TIMER,
                 is_in=True,
                 size=4,
-                kind=quick.CLOCK,
+                kind=polled.CLOCK,
                 wait=INSTRUCTIONS_PER_MICROSECOND,
                 hertz=PM_TIMER_HERTZ,
                 second=clock.hertz,
             )
-            timer[quick.VALUE] = _TIMER_BITS
+            timer[polled.VALUE] = _TIMER_BITS
 
     def read(self, port: int, size: int, now: int) -> int:
         """Read `size` bytes from the twelve; they are laid out as in memory."""

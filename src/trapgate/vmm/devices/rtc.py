@@ -7,10 +7,10 @@ two runs of a guest see the same date at the same instruction.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.bus import Line
 from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND, RTC_HERTZ, VirtualClock
-from trapgate.vmm.devices.quick import QuickPorts
+from trapgate.vmm.devices.polled import PolledPorts
 
 DEFAULT_EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 """Date and time at instruction 0."""
@@ -48,14 +48,14 @@ class CmosRtc:
         clock: VirtualClock,
         memory: int,
         epoch: datetime = DEFAULT_EPOCH,
-        ports: QuickPorts | None = None,
+        ports: PolledPorts | None = None,
     ) -> None:
-        ports = QuickPorts() if ports is None else ports
+        ports = PolledPorts() if ports is None else ports
         wait = INSTRUCTIONS_PER_MICROSECOND  # its accesses are slow (`bus.SlowDevice`)
-        self._select = ports.slot(0x70, is_in=False, kind=quick.KEEP, wait=wait)
+        self._select = ports.slot(0x70, is_in=False, kind=polled.KEEP, wait=wait)
         self._update_slot = ports.slot(0x71, is_in=True, wait=wait, second=clock.hertz)
-        self._update_slot[quick.PARTNER] = self._select.number
-        self._update_slot[quick.UNTIL] = clock.hertz - clock.microseconds(_UPDATE_MICROSECONDS)
+        self._update_slot[polled.PARTNER] = self._select.number
+        self._update_slot[polled.UNTIL] = clock.hertz - clock.microseconds(_UPDATE_MICROSECONDS)
         self._line = line
         self._clock = clock
         self._epoch = epoch.replace(microsecond=0, tzinfo=UTC)
@@ -74,17 +74,17 @@ class CmosRtc:
     @property
     def nmi_masked(self) -> bool:
         """Whether the guest wants no NMIs; nothing comes of it."""
-        return bool(self._select[quick.VALUE] & 0x80)
+        return bool(self._select[polled.VALUE] & 0x80)
 
     @property
     def _index(self) -> int:
-        return self._select[quick.VALUE] & 0x7F
+        return self._select[polled.VALUE] & 0x7F
 
     def _tell(self) -> None:
         """Say what the next read of register A will find; of the seconds it is known when read."""
-        self._update_slot[quick.START] = -1
-        self._update_slot[quick.KIND] = quick.ASK if self._frozen is not None else quick.UPDATING
-        self._update_slot[quick.VALUE] = self._cells[0x0A]
+        self._update_slot[polled.START] = -1
+        self._update_slot[polled.KIND] = polled.ASK if self._frozen is not None else polled.UPDATING
+        self._update_slot[polled.VALUE] = self._cells[0x0A]
 
     def read(self, port: int, size: int, now: int) -> int:
         """Read the selected cell; the index port itself reads as all ones."""
@@ -103,15 +103,15 @@ class CmosRtc:
                 return self._frozen[index]
             value = self._time_registers(now)[index]
             if index == _SECONDS:
-                self._update_slot[quick.START] = self._clock.ticks(now, 1)
-                self._update_slot[quick.RELOAD] = value
+                self._update_slot[polled.START] = self._clock.ticks(now, 1)
+                self._update_slot[polled.RELOAD] = value
             return value
         return self._cells[index]
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Select a cell (bit 7: mask NMI), or write the selected one."""
         if port == 0x70:
-            self._select[quick.VALUE] = value
+            self._select[polled.VALUE] = value
             return
         index = self._index
         self.advance(now)

@@ -6,7 +6,7 @@ kvm-unit-tests looks for it at these places. Other guests have no business there
 from collections.abc import Sequence
 
 from trapgate.vmm.devices.bus import Line, UntimedDevice
-from trapgate.vmm.devices.quick import Wired
+from trapgate.vmm.devices.polled import Wired
 
 MEMORY_PAGE = 0xFF000
 """Number of the physical page that keeps what is stored there."""

@@ -12,10 +12,10 @@ of a driver that starts.
 from collections import deque
 from collections.abc import Callable
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.bus import Line
 from trapgate.vmm.devices.clock import VirtualClock
-from trapgate.vmm.devices.quick import QuickPorts
+from trapgate.vmm.devices.polled import PolledPorts
 
 _RECEIVE_INTERRUPT = 0x01
 _TRANSMIT_INTERRUPT = 0x02
@@ -53,7 +53,7 @@ class Uart16550:
         line: Line,
         clock: VirtualClock,
         base: int = 0x3F8,
-        ports: QuickPorts | None = None,
+        ports: PolledPorts | None = None,
     ) -> None:
         self.ports = range(base, base + 8)
         self.incoming: deque[int] = deque()
@@ -74,20 +74,20 @@ class Uart16550:
         self._divisor = 12
         self._overrun = False
         self._transmit_pending = False
-        self._ports = ports = QuickPorts() if ports is None else ports
+        self._ports = ports = PolledPorts() if ports is None else ports
         self._status = ports.slot(base + 5, is_in=True)
         self._sender = ports.slot(base, is_in=False)
-        self._sender[quick.PARTNER] = self._status.number
+        self._sender[polled.PARTNER] = self._status.number
         self.tell()
 
     def tell(self) -> None:
         """Say what the next accesses will find."""
         reloads = self.incoming and not self._fifo
-        self._status[quick.VALUE] = _TRANSMITTER_EMPTY | (_DATA_READY if self._fifo else 0)
-        self._status[quick.KIND] = quick.ASK if self._overrun or reloads else quick.LATCH
+        self._status[polled.VALUE] = _TRANSMITTER_EMPTY | (_DATA_READY if self._fifo else 0)
+        self._status[polled.KIND] = polled.ASK if self._overrun or reloads else polled.LATCH
         moves_line = self._interrupt_enable & _TRANSMIT_INTERRUPT and not self._transmit_pending
         asks = moves_line or self._line_control & 0x80 or self._modem_control & _LOOPBACK
-        self._sender[quick.KIND] = quick.ASK if asks else quick.SEND
+        self._sender[polled.KIND] = polled.ASK if asks else polled.SEND
 
     def expect(self, expected: int) -> None:
         """Emit these bytes, a bit each, before the guest goes on; others may come later."""
@@ -119,8 +119,8 @@ class Uart16550:
     def _read(self, port: int, now: int) -> int:
         register = port - self._base
         if register == 5:
-            self._status[quick.READS] += 1
-            if self._status[quick.READS] >= _POLLS and self.incoming and not self._fifo:
+            self._status[polled.READS] += 1
+            if self._status[polled.READS] >= _POLLS and self.incoming and not self._fifo:
                 self._load()
             status = _TRANSMITTER_EMPTY
             if self._fifo:
@@ -134,7 +134,7 @@ class Uart16550:
             if self._line_control & 0x80:
                 return self._divisor & 0xFF
             return self._receive_byte(now)
-        self._status[quick.READS] = 0
+        self._status[polled.READS] = 0
         if register == 1:
             if self._line_control & 0x80:
                 return self._divisor >> 8
@@ -160,10 +160,10 @@ class Uart16550:
     def _write(self, port: int, value: int, now: int) -> None:
         register = port - self._base
         if register != 0:
-            self._status[quick.READS] = 0
+            self._status[polled.READS] = 0
         if register == 0:
-            if self._status[quick.READS]:
-                self._status[quick.READS] -= 1  # that read asked whether it may send
+            if self._status[polled.READS]:
+                self._status[polled.READS] -= 1  # that read asked whether it may send
             if self._line_control & 0x80:
                 self._divisor = (self._divisor & 0xFF00) | value
                 return

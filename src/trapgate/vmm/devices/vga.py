@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices import pixels
 from trapgate.vmm.devices.bus import UntimedDevice
 from trapgate.vmm.devices.pixels import LinearMode, Pixels, PlanarMode, Readable
 from trapgate.vmm.devices.planes import BASE, Planes
-from trapgate.vmm.devices.quick import QuickPorts
+from trapgate.vmm.devices.polled import PolledPorts
 
 TEXT_MEMORY = 0xB8000
 WIDTH, HEIGHT = 80, 25
@@ -46,11 +46,11 @@ class VgaRegisters(UntimedDevice):
 
     ports = (0x3B4, 0x3B5, 0x3BA, *range(0x3C0, 0x3E0))
 
-    def __init__(self, windows: Windows, ports: QuickPorts | None = None) -> None:
-        ports = QuickPorts() if ports is None else ports
-        self._crtc_index = ports.slot(_COLOUR_CRTC, is_in=False, kind=quick.KEEP)
-        self._status = ports.slot(0x3DA, is_in=True, kind=quick.TOGGLE)
-        self._status[quick.RELOAD] = _RETRACE
+    def __init__(self, windows: Windows, ports: PolledPorts | None = None) -> None:
+        ports = PolledPorts() if ports is None else ports
+        self._crtc_index = ports.slot(_COLOUR_CRTC, is_in=False, kind=polled.KEEP)
+        self._status = ports.slot(0x3DA, is_in=True, kind=polled.TOGGLE)
+        self._status[polled.RELOAD] = _RETRACE
         sets = (_ATTRIBUTE, _SEQUENCER, _GRAPHICS, _COLOUR_CRTC, _MONO_CRTC)
         self._sets = {one: bytearray(256) for one in sets}
         self._index = dict.fromkeys(sets, 0)
@@ -71,8 +71,8 @@ class VgaRegisters(UntimedDevice):
         """A register; ports without one read 0."""
         if port in (0x3DA, 0x3BA):
             self._awaits_data = False
-            self._status[quick.VALUE] ^= _RETRACE
-            return self._status[quick.VALUE]
+            self._status[polled.VALUE] ^= _RETRACE
+            return self._status[polled.VALUE]
         if port in _DATA_OF:
             chosen = _DATA_OF[port]
             return self._sets[chosen][self._chosen(chosen)]
@@ -89,8 +89,8 @@ class VgaRegisters(UntimedDevice):
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """A register."""
         if port == _ATTRIBUTE:
-            if self._status[quick.READS]:
-                self._status[quick.READS] = 0
+            if self._status[polled.READS]:
+                self._status[polled.READS] = 0
                 self._awaits_data = False
             if self._awaits_data:
                 self._sets[_ATTRIBUTE][self._index[_ATTRIBUTE] & 0x1F] = value
@@ -102,7 +102,7 @@ class VgaRegisters(UntimedDevice):
             self._sets[chosen][self._chosen(chosen)] = value
             self._look()
         elif port == _COLOUR_CRTC:
-            self._crtc_index[quick.VALUE] = value
+            self._crtc_index[polled.VALUE] = value
         elif port in self._index:
             self._index[port] = value
         elif port == 0x3C2:
@@ -120,7 +120,7 @@ class VgaRegisters(UntimedDevice):
     def _chosen(self, indexed: int) -> int:
         """Which register of an indexed set was chosen last."""
         kept = indexed == _COLOUR_CRTC
-        return self._crtc_index[quick.VALUE] & 0xFF if kept else self._index[indexed]
+        return self._crtc_index[polled.VALUE] & 0xFF if kept else self._index[indexed]
 
     def show_linear(self, mode: LinearMode | None, bank: int | None = None) -> None:
         """Show a mode with a linear frame buffer, or none; `bank` is what lies at A0000H."""

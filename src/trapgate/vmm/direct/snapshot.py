@@ -32,7 +32,7 @@ class DirectSnapshot(Snapshot):
         self._tables = tables
         self._now, self._then = vars(vm.counts), dict(vars(vm.counts))
 
-    def is_met(self) -> bool:
+    def is_reached(self) -> bool:
         """Never: whether the VMM knows the same is not looked at."""
         return False
 

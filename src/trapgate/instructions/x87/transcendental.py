@@ -11,7 +11,7 @@ A mantissa has 64 bits with the integer bit set, and so is negative here; expone
 from collections.abc import Iterator
 
 from trapgate.compiler.dialect import Cells, core
-from trapgate.instructions.wide_numbers import (
+from trapgate.instructions.x87.wide_numbers import (
     LIMBS,
     POINT,
     add,

@@ -1,7 +1,7 @@
 """What devices let the processor answer for them: ports that cost no turn of the VMM.
 
 A device keeps a slot up to date with what the next access to a port will find
-(`instructions.quick_ports`). What the processor has answered meanwhile, it learns when the VMM has
+(`instructions.polled_ports`). What the processor has answered meanwhile, it learns when the VMM has
 the processor next. Who runs devices without a processor is asked for everything, as ever.
 """
 
@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 
 
 @lru_cache(16)
@@ -32,13 +32,13 @@ class Slot:
 
     __slots__ = ("_at", "_ports", "number")
 
-    def __init__(self, ports: QuickPorts, number: int) -> None:
+    def __init__(self, ports: PolledPorts, number: int) -> None:
         self._ports = ports
-        self._at = quick.HEAD + number * quick.WIDTH
+        self._at = polled.HEAD + number * polled.WIDTH
         self.number = number
 
     def __getitem__(self, cell: int) -> int:
-        """A cell of the slot, by its name in `quick_ports`."""
+        """A cell of the slot, by its name in `polled_ports`."""
         return self._ports.words[self._at + cell]
 
     def __setitem__(self, cell: int, value: int) -> None:
@@ -46,12 +46,12 @@ class Slot:
         self._ports.words[self._at + cell] = value
 
 
-class QuickPorts(Wired):
+class PolledPorts(Wired):
     """The table that the devices of a PC share with its processor."""
 
     def __init__(self) -> None:
-        self._free = iter(range(quick.SLOTS))
-        self._keep(np.zeros(quick.LENGTH, np.int64))
+        self._free = iter(range(polled.SLOTS))
+        self._keep(np.zeros(polled.LENGTH, np.int64))
 
     def _keep(self, cells: Cells) -> None:
         self.cells = cells
@@ -72,7 +72,7 @@ class QuickPorts(Wired):
         *,
         is_in: bool,
         size: int = 1,
-        kind: int = quick.ASK,
+        kind: int = polled.ASK,
         wait: int = 0,
         hertz: int = 0,
         second: int = 0,
@@ -82,31 +82,31 @@ class QuickPorts(Wired):
         `hertz` is of the clock that it is about, `second` how many instructions a second has.
         """
         slot = Slot(self, next(self._free))
-        slot[quick.ACCESS] = quick.access(port, size, is_in)
-        slot[quick.KIND] = kind
-        slot[quick.WAIT] = wait
-        slot[quick.TICKS], slot[quick.SECOND] = hertz, second
+        slot[polled.ACCESS] = polled.access(port, size, is_in)
+        slot[polled.KIND] = kind
+        slot[polled.WAIT] = wait
+        slot[polled.TICKS], slot[polled.SECOND] = hertz, second
         return slot
 
     def offer(self, block: int, data: bytes) -> None:
         """Put bytes, no more than there is room for, into a block."""
-        start = 8 * (quick.BLOCKS + block * quick.BLOCK_CELLS)
+        start = 8 * (polled.BLOCKS + block * polled.BLOCK_CELLS)
         self.cells.view(np.uint8)[start : start + len(data)] = np.frombuffer(data, np.uint8)
 
     def counted(self) -> tuple[int, int]:
         """How many accesses were answered since the last time, and how much time they took."""
         words = self.words
-        found = words[quick.ANSWERED], words[quick.SKIPPED]
-        words[quick.ANSWERED] = words[quick.SKIPPED] = 0
+        found = words[polled.ANSWERED], words[polled.SKIPPED]
+        words[polled.ANSWERED] = words[polled.SKIPPED] = 0
         return found
 
     def expect(self, expected: int) -> None:
         """Ask the VMM about these bytes, a bit each, before they are sent."""
-        self.words[quick.EXPECTED : quick.EXPECTED + 4] = _bits(expected)
+        self.words[polled.EXPECTED : polled.EXPECTED + 4] = _bits(expected)
 
     def sent(self) -> bytes:
         """The bytes that were sent since the last time."""
         words = self.words
-        count = words[quick.QUEUED]
-        words[quick.QUEUED] = 0
-        return bytes(words[quick.QUEUE : quick.QUEUE + count].tolist()) if count else b""
+        count = words[polled.QUEUED]
+        words[polled.QUEUED] = 0
+        return bytes(words[polled.QUEUE : polled.QUEUE + count].tolist()) if count else b""

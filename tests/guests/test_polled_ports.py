@@ -6,7 +6,7 @@ import pytest
 
 from tests.guests.test_snapshots import END, machine, state
 from trapgate.decision.faults import Interruption
-from trapgate.instructions import quick_ports as quick
+from trapgate.instructions import polled_ports as polled
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
@@ -258,5 +258,5 @@ def _stop() -> Stop:
 @pytest.mark.parametrize("now", [0, 1, 999, 10**9 - 1, 10**9, 7 * 10**15 + 3, (1 << 62) - 1])
 def test_ticks_are_those_of_the_devices(now: int) -> None:
     clock = VirtualClock()
-    ticks: Callable[..., int] = quick.ticks
+    ticks: Callable[..., int] = polled.ticks
     assert ticks(now, PM_TIMER_HERTZ, clock.hertz) == clock.ticks(now, PM_TIMER_HERTZ)

@@ -13,9 +13,9 @@ from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_exceptions import BEFORE_THE_STORE, exceptions_met
-from trapgate.engine.x87_registers import CONTROL, register_of, state_of
-from trapgate.engine.x87_rounding import DOWN, converted, machine_of
+from trapgate.engine.x87.exceptions import BEFORE_THE_STORE, exceptions_met
+from trapgate.engine.x87.registers import CONTROL, register_of, state_of
+from trapgate.engine.x87.rounding import DOWN, converted, machine_of
 
 _INVALID = 1
 _UNDERFLOW = 0x10

@@ -1,4 +1,4 @@
-"""`trapgate run --beside`: several unmodified guests in one physical memory, in turns."""
+"""`trapgate run --with-guest`: several unmodified guests in one physical memory, in turns."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Words(argparse.ArgumentParser):
     """Options of a guest beside the first one; a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise fail(f"--beside: {message}; give a guest as arguments of `trapgate run`")
+        raise fail(f"--with-guest: {message}; give a guest as arguments of `trapgate run`")
 
 
 def _words() -> _Words:
@@ -64,12 +64,12 @@ def options_of(text: str, first: Options) -> Options:
     try:
         arguments = shlex.split(text)
     except ValueError as error:
-        raise fail(f"--beside: {text!r} cannot be read ({error}); check the quotes") from None
+        raise fail(f"--with-guest: {text!r} cannot be read ({error}); check the quotes") from None
     found = replace(first, **vars(_words().parse_args(arguments)))
     if found.seed < 0:
-        raise fail(f"--beside: --seed {found.seed} is negative; give 0 or more")
+        raise fail(f"--with-guest: --seed {found.seed} is negative; give 0 or more")
     if found.guest is None and not (found.bios or found.disk or found.cdrom or found.floppy):
-        raise fail("--beside: there is nothing to run; give a kernel, or --disk with an image")
+        raise fail("--with-guest: there is nothing to run; give a kernel, or --disk with an image")
     return found
 
 
@@ -118,7 +118,7 @@ def perform_together(given: Options, beside: Sequence[str]) -> int:
     _refuse_what_is_for_one(given)
     every = [given, *(options_of(text, given) for text in beside)]
     if len(every) > _MOST_GUESTS:
-        raise fail(f"--beside: {len(every)} guests; at most {_MOST_GUESTS} share a memory")
+        raise fail(f"--with-guest: {len(every)} guests; at most {_MOST_GUESTS} share a memory")
     from trapgate.vmm.console import Console
     from trapgate.vmm.direct.mapped_memory import ProtectedHost
     from trapgate.vmm.direct.protected import ProtectedMachine
@@ -157,11 +157,11 @@ def perform_together(given: Options, beside: Sequence[str]) -> int:
 def _refuse_what_is_for_one(given: Options) -> None:
     if given.paging is not Paging.direct or given.protect is Protect.entries:
         raise fail(
-            "--beside: guests share a memory under direct paging by a frame map; give --paging "
+            "--with-guest: guests share a memory under direct paging by a frame map; give --paging "
             "direct, and no --protect entries"
         )
     if given.engine is EngineKind.portable:
-        raise fail("--beside: a frame map needs the native engine; leave --engine out")
+        raise fail("--with-guest: a frame map needs the native engine; leave --engine out")
     for_one = {
         "--cpus": given.cpus != 1,
         "--load": given.load is not None,
@@ -176,7 +176,7 @@ def _refuse_what_is_for_one(given: Options) -> None:
     }
     wrong = [name for name, given_too in for_one.items() if given_too]
     if wrong:
-        raise fail(f"{wrong[0]} is for one guest; leave it out, or --beside")
+        raise fail(f"{wrong[0]} is for one guest; leave it out, or --with-guest")
 
 
 def _tell(guests: Sequence[_Guest], stops: Sequence[Stop], *, as_json: bool) -> None:

@@ -14,8 +14,8 @@ from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, pok
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_registers import CONTROL, ROUNDING, TO_ZERO, register_of
-from trapgate.instructions.extended_numbers import LARGEST, WRAPPED, scaled
+from trapgate.engine.x87.registers import CONTROL, ROUNDING, TO_ZERO, register_of
+from trapgate.instructions.x87.extended_numbers import LARGEST, WRAPPED, scaled
 
 DOWN, UP, AS_IT_IS = range(3)
 """What X87_ROUNDED may hold: C1 is to be cleared, set, or left to the engine."""

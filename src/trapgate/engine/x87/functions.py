@@ -10,12 +10,12 @@ from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek16, peek32, peek64, poke8, poke16, poke32
 from trapgate.engine import emission as em
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_exponents import raise_flags
-from trapgate.engine.x87_registers import CONTROL, STATUS, TOP, register_of, tag_of
-from trapgate.engine.x87_remainder import put_invalid
-from trapgate.engine.x87_rounding import DOWN, UP, machine_of, put
-from trapgate.instructions import transcendental as tr
-from trapgate.instructions.extended_numbers import (
+from trapgate.engine.x87.exponents import raise_flags
+from trapgate.engine.x87.registers import CONTROL, STATUS, TOP, register_of, tag_of
+from trapgate.engine.x87.remainder import put_invalid
+from trapgate.engine.x87.rounding import DOWN, UP, machine_of, put
+from trapgate.instructions.x87 import transcendental as tr
+from trapgate.instructions.x87.extended_numbers import (
     EXPONENT_OF_1,
     FINITE,
     INFINITE,
@@ -26,8 +26,8 @@ from trapgate.instructions.extended_numbers import (
     normalised,
     number_kind,
 )
-from trapgate.instructions.wide_numbers import from_mantissa, is_zero
-from trapgate.instructions.x87_result import PRECISION, UNDERFLOW, rounded
+from trapgate.instructions.x87.result import PRECISION, UNDERFLOW, rounded
+from trapgate.instructions.x87.wide_numbers import from_mantissa, is_zero
 
 _ZERO_DIVIDE = 4
 _C2 = 0x400

@@ -7,7 +7,7 @@ says.
 from trapgate.compiler.kinds import BOUND, INT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, peek8, peek64, poke64
-from trapgate.engine.x87_registers import ROUNDING, TO_ZERO, register_of
+from trapgate.engine.x87.registers import ROUNDING, TO_ZERO, register_of
 
 _DOWN, _UP = 1, 2
 

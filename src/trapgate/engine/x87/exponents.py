@@ -20,7 +20,7 @@ from trapgate.compiler.raw import (
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_registers import (
+from trapgate.engine.x87.registers import (
     EXTENDED_PRECISION,
     PRECISION,
     STATUS,
@@ -28,8 +28,8 @@ from trapgate.engine.x87_registers import (
     register_of,
     tag_of,
 )
-from trapgate.engine.x87_remainder import put_invalid
-from trapgate.engine.x87_rounding import (
+from trapgate.engine.x87.remainder import put_invalid
+from trapgate.engine.x87.rounding import (
     DOWN,
     OVERFLOW,
     UNDERFLOW,
@@ -40,7 +40,7 @@ from trapgate.engine.x87_rounding import (
     put,
     wrapped_by,
 )
-from trapgate.instructions.extended_numbers import (
+from trapgate.instructions.x87.extended_numbers import (
     EXPONENT_OF_1,
     FINITE,
     INFINITE,

@@ -40,8 +40,8 @@ from trapgate.decode.x87_operands import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_pointers import point
-from trapgate.engine.x87_registers import (
+from trapgate.engine.x87.pointers import point
+from trapgate.engine.x87.registers import (
     CONTROL,
     REGISTERS,
     STATUS,
@@ -51,7 +51,7 @@ from trapgate.engine.x87_registers import (
     state_of,
     tag_of,
 )
-from trapgate.engine.x87_rounding import AS_IT_IS, DOWN
+from trapgate.engine.x87.rounding import AS_IT_IS, DOWN
 
 _INVALID = 1
 _DENORMAL = 2

@@ -7,9 +7,9 @@ from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, pok
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_registers import STATUS, register_of
-from trapgate.engine.x87_rounding import AS_IT_IS, UNDERFLOW, is_unmasked
-from trapgate.instructions.extended_numbers import (
+from trapgate.engine.x87.registers import STATUS, register_of
+from trapgate.engine.x87.rounding import AS_IT_IS, UNDERFLOW, is_unmasked
+from trapgate.instructions.x87.extended_numbers import (
     FINITE,
     INFINITE,
     LARGEST,
@@ -21,7 +21,7 @@ from trapgate.instructions.extended_numbers import (
     number_kind,
     packed,
 )
-from trapgate.instructions.partial_remainder import partial_remainder
+from trapgate.instructions.x87.partial_remainder import partial_remainder
 
 INVALID = 1
 _DENORMAL = 2

@@ -4,9 +4,9 @@ SDM, volume 1, "Rounding", "Numeric Overflow Exception (#O)", "Numeric Underflow
 """
 
 from trapgate.compiler.dialect import Cells, core
-from trapgate.instructions.extended_numbers import LARGEST, SIGN, WRAPPED
-from trapgate.instructions.partial_remainder import halves_joined
-from trapgate.instructions.wide_numbers import shift_right
+from trapgate.instructions.x87.extended_numbers import LARGEST, SIGN, WRAPPED
+from trapgate.instructions.x87.partial_remainder import halves_joined
+from trapgate.instructions.x87.wide_numbers import shift_right
 
 OVERFLOW, UNDERFLOW, PRECISION = 8, 0x10, 0x20
 """Flags of the status word."""

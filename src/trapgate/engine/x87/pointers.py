@@ -39,7 +39,7 @@ from trapgate.decode.x87_pointers import (
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_registers import CONTROL, STATUS, state_of
+from trapgate.engine.x87.registers import CONTROL, STATUS, state_of
 from trapgate.sdm import registers as reg
 
 _CS, _FS = 1, 4

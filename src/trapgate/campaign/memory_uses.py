@@ -102,7 +102,7 @@ class _Kind(NamedTuple):
     masked: bool
 
 
-class Touches:
+class MemoryUses:
     """The accesses to some pages of memory, by the number of the instruction that made them.
 
     `spans` are ranges of physical addresses: first, and last + 1. Where linear `pages` are counts

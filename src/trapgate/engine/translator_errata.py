@@ -67,8 +67,8 @@ from trapgate.decode.x87_pointers import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.x87_exceptions import ENTERS_MMX, SPARES_X87, kind_of_x87
-from trapgate.engine.x87_pointers import look_at_operand
+from trapgate.engine.x87.exceptions import ENTERS_MMX, SPARES_X87, kind_of_x87
+from trapgate.engine.x87.pointers import look_at_operand
 from trapgate.instructions.near_return import RET_AND_RELEASE
 
 _NEXT_PC = 0x10
