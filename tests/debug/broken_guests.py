@@ -296,7 +296,7 @@ GUESTS = [
     Broken("entry refused", flat(UD2), (
         "RFLAGS", "RFLAGS was initialised with 0 instead of 2"), end="VM entry failed",
         fields={"GUEST_RFLAGS": 0}),
-    Broken("refused under direct paging", flat(paging() + store(TABLE + 0xC00, 0x7FFFF003) + b"\xa1"
-        + pack("<I", 0x300000)), ("refused", "under direct paging"),
+    Broken("refused under direct paging", flat(store(DIRECTORY + 4, 0x7FFFF003) + paging()),
+        ("refused", "under direct paging"),
         end="refused by the VMM", direct=True),
 ]  # fmt: skip

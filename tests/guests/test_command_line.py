@@ -165,7 +165,12 @@ IN_VAIN = {
         0xC040_0000,
         "not where the guest's page directory maps",
     ),
-    "refused": (["--paging", "direct"], "{guest}", 0xC040_0000, "set PTBASE to 0xc0000000"),
+    "not self-mapping, direct": (
+        ["--paging", "direct"],
+        "{guest}",
+        0xC040_0000,
+        "set PTBASE to that address",
+    ),
     "writable tables": ([], "{guest}", 0xC000_0000, "with --paging direct the VMM makes"),
 }
 

@@ -237,7 +237,7 @@ def _extensions(v: Fields) -> Iterator[str]:
     address = v["FRAME_MAP_ADDRESS"]
     if address % 4096 or address >> 40 or v["FRAME_MAP_LENGTH"] > 1 << 28:
         yield "FRAME_MAP_ADDRESS"
-    if v["FRAME_FILTERS"] > (7 if v["FRAME_MAP_LENGTH"] else 0):
+    if v["FRAME_FILTERS"] > (31 if v["FRAME_MAP_LENGTH"] else 0):
         yield "FRAME_FILTERS"
     window = v["ALIAS_LENGTH"]
     if (

@@ -259,8 +259,8 @@ EXTENSIONS = [
     ),
     Row(
         369,
-        {"FRAME_FILTERS": 7, "FRAME_MAP_LENGTH": 1},
-        ({"FRAME_FILTERS": 8, "FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": 1}),
+        {"FRAME_FILTERS": 31, "FRAME_MAP_LENGTH": 1},
+        ({"FRAME_FILTERS": 32, "FRAME_MAP_LENGTH": 1}, {"FRAME_FILTERS": 1}),
     ),
     Row(
         370,
