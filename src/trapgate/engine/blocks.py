@@ -205,6 +205,22 @@ def note_block(m: Cells, address: int, size: int, count: int) -> None:
 
 
 @jit
+def is_unknown(m: Cells, blocks: Cells, address: int, size: int, slot: int) -> bool:
+    """Whether nobody has noted a block that begins.
+
+    Of new blocks the engine tells once one has run to its end: each of the first may have ended
+    with an event. What is only cut shorter, where time is up, is known.
+    """
+    if blocks[slot] == 0:
+        return True
+    if m[mc.NEW_BLOCKS_TOLD] != 0:
+        return False
+    noted = ~blocks[slot] if blocks[slot + 1] < 0 else blocks[slot]
+    difference = noted ^ address
+    return bool(difference & 0xFFFFFFFFFFFF != 0 or difference >> 48 & 0xFFFF < size)
+
+
+@jit
 def check_block(m: Cells, address: int, size: int, slot: int) -> bool:
     """A block that is not in its slot, or needs care; whether the run has to stop.
 
@@ -212,13 +228,7 @@ def check_block(m: Cells, address: int, size: int, slot: int) -> bool:
     """
     blocks = cells(m[mc.BLOCKS], 2 * mc.BLOCK_SLOTS)
     key = address ^ size << 48
-    # Of new blocks the engine tells once one has run to its end: each of the first may have ended
-    # with an event. What is only cut shorter, where time is up, is not new.
-    noted = ~blocks[slot] if blocks[slot + 1] < 0 else blocks[slot]
-    is_shorter = (noted ^ address) & 0xFFFFFFFFFFFF == 0 and (
-        noted ^ address
-    ) >> 48 & 0xFFFF >= size
-    if blocks[slot] == 0 or (m[mc.NEW_BLOCKS_TOLD] == 0 and not is_shorter):
+    if is_unknown(m, blocks, address, size, slot):
         note_block(m, address, size, (size + 3) >> 2)
         if m[mc.NEW_BLOCK_SIZE] != 0:
             return must_stop(m)
