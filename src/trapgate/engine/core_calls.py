@@ -91,7 +91,7 @@ def held_for_handler(m: Cells, v: Cells, kind: int) -> int:
         return 0
     if m[mc.HELD_BACK] != linear_rip(v) + 1:
         return 0
-    return v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BREAKPOINTS
+    return int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BREAKPOINTS)
 
 
 @jit
