@@ -426,7 +426,12 @@ def test_criteria_see_the_data_of_a_write_that_was_refused(
     monkeypatch: pytest.MonkeyPatch, judged: int
 ) -> None:
     seen = []
-    monkeypatch.setattr(delivery, "decide_event", lambda *given: seen.append(given[-3:]) or (1, 0))
+
+    def decide(*given: int) -> tuple[int, int]:
+        seen.append(given[-3:])
+        return 1, 0
+
+    monkeypatch.setattr(delivery, "decide_event", decide)
     guest = Guest()
     guest.head[[HEAD_TABLE_ENTRY, HEAD_OLD_VALUE, HEAD_DATA]] = 0x111, 0x222, 0x333
     guest.head[HEAD_HAS_DATA] = judged

@@ -145,7 +145,12 @@ def test_completed_faults_are_counted_by_reason() -> None:
         for _ in range(times):
             record(guest.v, guest.rows, guest.head, 14, 3, 3, 0, disposition, reason, 0, 0)
     completed = guest.head[j.HEAD_COMPLETED :]
-    assert {n: int(count) for n, count in enumerate(completed) if count} == {0: 1, 2: 8, 3: 2, 15: 4}
+    assert {n: int(count) for n, count in enumerate(completed) if count} == {
+        0: 1,
+        2: 8,
+        3: 2,
+        15: 4,
+    }
 
 
 def test_an_event_that_did_not_exit_is_recorded_as_delivered() -> None:

@@ -80,7 +80,7 @@ screen_.focus(); send(); show();
 """
 
 
-class _Wishes:
+class _ClientEvents:
     """What the page wants: pictures, and events to come in."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class _Wishes:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    wishes: ClassVar[_Wishes]
+    client_events: ClassVar[_ClientEvents]
     hosts: ClassVar[frozenset[str]]
     protocol_version = "HTTP/1.1"
     timeout = 30
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/":
             self._answer(HTTPStatus.OK, "text/html; charset=utf-8", _PAGE.encode())
         elif self.path == "/screen.png":
-            picture = self.wishes.get()
+            picture = self.client_events.get()
             if isinstance(picture, bytes) and picture:
                 self._answer(HTTPStatus.OK, "image/png", picture)
             else:
@@ -150,8 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.BAD_REQUEST, "text/plain", b"a list of events is wanted")
             return
         for event in events:
-            if not self.wishes.events.full():
-                self.wishes.events.put(event)
+            if not self.client_events.events.full():
+                self.client_events.events.put(event)
         self._answer(HTTPStatus.NO_CONTENT, "text/plain", b"")
 
     def _is_ours(self) -> bool:
@@ -182,7 +182,7 @@ class Display:
 
     def __init__(self, vm: VirtualMachine, host: str, port: int) -> None:
         self._vm = vm
-        self._wishes = wishes = _Wishes()
+        self._client_events = client_events = _ClientEvents()
 
         class Handler(_Handler):
             pass
@@ -196,22 +196,22 @@ class Display:
             ) from None
         self._server.daemon_threads = True
         self.address: Final = f"{host}:{self._server.server_address[1]}"
-        Handler.wishes = wishes
+        Handler.client_events = client_events
         names = (host, "localhost", "127.0.0.1")
         Handler.hosts = frozenset(f"{one}:{self._server.server_address[1]}" for one in names)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         vm.watchers.append(self.look)
 
     def look(self, _vm: VirtualMachine) -> None:
-        """Do what the page wishes; the machine asks from time to time."""
+        """Do what the page asks for; the machine asks from time to time."""
         self._take_events()
-        if self._wishes.wanted.is_set():
-            self._wishes.put(self._picture())
+        if self._client_events.wanted.is_set():
+            self._client_events.put(self._picture())
 
     def close(self) -> None:
         """The run has ended."""
         self._vm.watchers.remove(self.look)
-        self._wishes.put(self._picture())
+        self._client_events.put(self._picture())
         self._server.shutdown()
         self._server.server_close()
 
@@ -223,8 +223,8 @@ class Display:
 
     def _take_events(self) -> None:
         keyboard = self._vm.devices.keyboard
-        while not self._wishes.events.empty():
-            event = self._wishes.events.get_nowait()
+        while not self._client_events.events.empty():
+            event = self._client_events.events.get_nowait()
             key = event.get("key")
             if isinstance(key, str):
                 keyboard.press(pressed(key, down=event.get("down") is True))
