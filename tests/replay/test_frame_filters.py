@@ -12,7 +12,7 @@ from tests.unit.core_guest import Guest, signed
 from trapgate import guests
 from trapgate.decision.decide import Disposition
 from trapgate.decision.entry_facts import entry_facts, facts_of_refused
-from trapgate.decision.fault_filters import FILTERS, NOBODY, OWN_TABLE
+from trapgate.decision.fault_filters import FILTERS, NO_FILTER, OWN_TABLE
 from trapgate.decision.frame_filters import filter_of
 from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.demo.any_guest import SETTINGS, Setting
@@ -107,7 +107,7 @@ def test_what_the_filters_say_of_random_writes(tmp_path: Path, cr4: int) -> None
         for frames in choose.sample(range(32), 8):
             guest.set(FAULT_FILTER=number, FRAME_FILTERS=frames)
             by_processor = [
-                filter_of(guest.v, guest.mem, byte, kind, new, old) != NOBODY
+                filter_of(guest.v, guest.mem, byte, kind, new, old) != NO_FILTER
                 for byte, kind, _, new, old in writes
             ]
             (said,) = replay([trace], [policy(Setting("", "", name, frames))]).outcomes
