@@ -43,11 +43,11 @@ _TELL = 10_000
 _STEP = JOURNAL // 2
 """The journal holds what happens in so many instructions."""
 
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 """Is told how far something is: done, and of how many."""
 
 
-def silent(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """Tell nobody."""
 
 
@@ -69,7 +69,7 @@ class Course:
 
 def course_of(
     reference: Reference,
-    told: Told = silent,
+    told: Progress = no_progress,
     *,
     uses: bool = False,
     memory: Sequence[tuple[int, int]] = (),

@@ -106,7 +106,7 @@ WeightsOption = Annotated[
 ]
 
 
-class Told(Protocol):
+class Reportable(Protocol):
     """What can be told in words and in JSON."""
 
     def lines(self) -> list[str]:
@@ -142,7 +142,7 @@ def answered(command: Callable[..., Answer]) -> Callable[..., None]:
                     raise typer.Exit(answer.status)
             except TrapgateError as error:
                 if as_json:
-                    print(json.dumps(_complaint(error), indent=2))
+                    print(json.dumps(_error_document(error), indent=2))
                 if isinstance(error, InexpressibleError | UndecidedError):
                     raise typer.Exit(1) from fail(str(error))
                 raise fail(str(error)) from None
@@ -173,7 +173,7 @@ def answered(command: Callable[..., Answer]) -> Callable[..., None]:
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
-def _complaint(error: TrapgateError) -> dict[str, Any]:
+def _error_document(error: TrapgateError) -> dict[str, Any]:
     facts = {
         key: [f"{code:#x}" for code in value] if key in {"core", "codes"} else list(value)
         for key, value in vars(error).items()
@@ -183,7 +183,7 @@ def _complaint(error: TrapgateError) -> dict[str, Any]:
     return {"error": kind, "message": str(error), **facts}
 
 
-def _defined(definition: Definition, form: Form, output: Path | None, told: Told) -> Answer:
+def _defined(definition: Definition, form: Form, output: Path | None, told: Reportable) -> Answer:
     """The answer of a command that defines fields: these, then what else it has to tell."""
     if output is not None:
         _write(output, definition.toml())

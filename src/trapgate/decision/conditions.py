@@ -96,24 +96,24 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Both:
+class AllOf:
     """All parts hold; without parts it holds always."""
 
     parts: tuple[Condition, ...]
 
 
 @dataclass(frozen=True)
-class Either:
+class AnyOf:
     """One of the parts holds; without parts it never does."""
 
     parts: tuple[Condition, ...]
 
 
-Condition = Both | Either | Clause
+Condition = AllOf | AnyOf | Clause
 """A condition that was read. Opposites are inside the clauses."""
 
-ALWAYS: Final = Both(())
-NEVER: Final = Either(())
+ALWAYS: Final = AllOf(())
+NEVER: Final = AnyOf(())
 
 
 def parse(text: str, names: Names | None = None) -> Condition:
@@ -132,10 +132,10 @@ def parse(text: str, names: Names | None = None) -> Condition:
 
 def opposite(condition: Condition) -> Condition:
     """What holds where `condition` does not, of the faults that have its values."""
-    if isinstance(condition, Both):
-        return Either(tuple(map(opposite, condition.parts)))
-    if isinstance(condition, Either):
-        return Both(tuple(map(opposite, condition.parts)))
+    if isinstance(condition, AllOf):
+        return AnyOf(tuple(map(opposite, condition.parts)))
+    if isinstance(condition, AnyOf):
+        return AllOf(tuple(map(opposite, condition.parts)))
     return replace(condition, negated=not condition.negated)
 
 
@@ -158,7 +158,7 @@ class _Reader:
         match node:
             case ast.BoolOp(op=op, values=values):
                 parts = tuple(self.condition(value, depth + 1) for value in values)
-                return Both(parts) if isinstance(op, ast.And) else Either(parts)
+                return AllOf(parts) if isinstance(op, ast.And) else AnyOf(parts)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return opposite(self.condition(operand, depth + 1))
             case ast.Constant(value=bool(truth)):
@@ -180,7 +180,7 @@ class _Reader:
                 parts = tuple(
                     self._comparison(a, op, b) for a, op, b in zip(sides, ops, rights, strict=False)
                 )
-                return parts[0] if len(parts) == 1 else Both(parts)
+                return parts[0] if len(parts) == 1 else AllOf(parts)
             case ast.Call():
                 return self._called(node)
             case _:
@@ -228,7 +228,7 @@ class _Reader:
         match node:
             case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
                 numbers = sorted({self._fitting(element, what, shift) for element in elements})
-                return Either(
+                return AnyOf(
                     tuple(_between(what, low, high, mask, shift) for low, high in _runs(numbers))
                 )
             case ast.Call(func=ast.Name(id="range"), args=[start, end], keywords=[]):
@@ -294,7 +294,7 @@ class _Reader:
             known = [*values, *self._names.bit_names]
             problem = f"no value is called {node.id}; {suggestion(node.id, known)}"
             if node.id in fv.BY_NAME:
-                problem = f"{node.id} is no business of this condition; {_some(values)}"
+                problem = f"{node.id} is no business of this condition; {_names_in(values)}"
             if self._names.bit(node.id) is not None:
                 problem = f"{node.id} is a bit: it stands alone, or behind 'not'"
             raise self._wrong(node, problem)
@@ -339,7 +339,7 @@ class _Reader:
         )
 
 
-def _some(values: Mapping[str, object]) -> str:
+def _names_in(values: Mapping[str, object]) -> str:
     few = list(values)[:6]
     more = f" or {len(values) - len(few)} more" if len(values) > len(few) else ""
     return f"compare {', '.join(few)}{more}"
@@ -391,7 +391,7 @@ def rules_for(condition: Condition, action: Action) -> tuple[Rule, ...]:
 
     Raises ConditionError if there are more ways than a table could hold.
     """
-    ways = _ways(condition)
+    ways = _disjuncts(condition)
     kept: list[frozenset[Clause]] = []
     for way in sorted(set(ways), key=len):
         if not any(other <= way for other in kept):
@@ -400,16 +400,16 @@ def rules_for(condition: Condition, action: Action) -> tuple[Rule, ...]:
     return tuple(Rule(action, tuple(sorted(way, key=order.__getitem__))) for way in kept)
 
 
-def _ways(condition: Condition) -> list[frozenset[Clause]]:
+def _disjuncts(condition: Condition) -> list[frozenset[Clause]]:
     """The disjunctive normal form: sets of clauses that make the condition hold."""
     if isinstance(condition, Clause):
         return [frozenset([condition])]
-    if isinstance(condition, Either):
-        ways = [way for part in condition.parts for way in _ways(part)]
+    if isinstance(condition, AnyOf):
+        ways = [way for part in condition.parts for way in _disjuncts(part)]
     else:
         ways = [frozenset()]
         for part in condition.parts:
-            ways = _limited([one | other for one in ways for other in _ways(part)])
+            ways = _limited([one | other for one in ways for other in _disjuncts(part)])
     return _limited([way for way in ways if not _contradicts(way)])
 
 
@@ -447,9 +447,9 @@ _TESTS: Final[Mapping[Operator, Callable[[int, Clause], bool]]] = {
 
 def holds(condition: Condition, fetch: Fetch) -> bool:
     """Whether a condition holds for one fault."""
-    if isinstance(condition, Both):
+    if isinstance(condition, AllOf):
         return all(holds(part, fetch) for part in condition.parts)
-    if isinstance(condition, Either):
+    if isinstance(condition, AnyOf):
         return any(holds(part, fetch) for part in condition.parts)
     value = fetch(condition.value)
     if value is None:
@@ -457,7 +457,7 @@ def holds(condition: Condition, fetch: Fetch) -> bool:
     return _TESTS[condition.operator](value & condition.mask, condition) != condition.negated
 
 
-def words(condition: Condition, bitmaps: Mapping[bytes, str] | None = None) -> str:
+def condition_text(condition: Condition, bitmaps: Mapping[bytes, str] | None = None) -> str:
     """The condition as text that `parse` reads back to the same meaning.
 
     `bitmaps` has their names; one without a name is described, and cannot be read back.
@@ -465,12 +465,12 @@ def words(condition: Condition, bitmaps: Mapping[bytes, str] | None = None) -> s
     if isinstance(condition, Clause):
         return _clause_words(condition, bitmaps or {})
     if not condition.parts:
-        return "all" if isinstance(condition, Both) else "none"
-    joint = " and " if isinstance(condition, Both) else " or "
+        return "all" if isinstance(condition, AllOf) else "none"
+    joint = " and " if isinstance(condition, AllOf) else " or "
     return joint.join(
-        f"({words(part, bitmaps)})"
-        if isinstance(part, Both | Either) and len(part.parts) > 1
-        else words(part, bitmaps)
+        f"({condition_text(part, bitmaps)})"
+        if isinstance(part, AllOf | AnyOf) and len(part.parts) > 1
+        else condition_text(part, bitmaps)
         for part in condition.parts
     )
 
