@@ -1,7 +1,9 @@
 """What is remembered of the engine's regions of memory is what the engine itself would answer."""
 
 import ctypes
+from collections.abc import Callable
 from ctypes import c_int, c_uint32, c_uint64, c_void_p
+from typing import Any
 
 import pytest
 from unicorn.unicorn_py3.unicorn import uclib
@@ -47,7 +49,7 @@ def test_a_region_is_the_one_that_the_engine_finds(engine: UnicornEngine) -> Non
 
 
 def test_a_section_is_the_one_that_the_engine_finds(engine: UnicornEngine) -> None:
-    def answer(translate: "ctypes._NamedFuncPointer", address: int) -> tuple[int | None, int]:
+    def answer(translate: Callable[..., Any], address: int) -> tuple[int | None, int]:
         offset, length, rights = c_uint64(1), c_uint64(0x1000), c_int(7)
         places = (ctypes.addressof(cell) for cell in (offset, length, rights))
         at_offset, at_length, at_rights = places

@@ -105,6 +105,7 @@ def _section(cpu: int, start: int) -> int:
 
 def _function(name: str) -> "ctypes._NamedFuncPointer":
     try:
-        return uclib[f"{name}_x86_64"]
+        function: ctypes._NamedFuncPointer = uclib[f"{name}_x86_64"]
     except AttributeError:
         raise EngineError(f"the Unicorn library has no symbol {name}_x86_64") from None
+    return function
