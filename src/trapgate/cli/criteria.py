@@ -18,6 +18,7 @@ from trapgate.cli import criteria_tables
 from trapgate.cli.closed_form import MergeForm, closed_form
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
 from trapgate.cli.examples import examples
+from trapgate.cli.groups import CommandGroup
 from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 from trapgate.cli.terminal import fail
 from trapgate.errors import TrapgateError
@@ -48,7 +49,9 @@ Exit status: 0 an answer (check: it holds), 1 there is none (check: a counterexa
 """
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Compile a specification into VMCS fields; explain, merge, check and learn fields.",
