@@ -17,7 +17,8 @@ from trapgate.campaign.memory_uses import MemoryUses
 from trapgate.campaign.places import LinearPage
 from trapgate.campaign.symbols import within
 from trapgate.campaign.uses import ALL, Uses
-from trapgate.decision.conditions import ConditionError, Names, parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import ConditionError, Names, parse
 from trapgate.decision.criteria_rules import Action, CriteriaTableError, Rule, encode
 from trapgate.decision.entry_facts import KIND
 from trapgate.decision.frame_filters import entry_written

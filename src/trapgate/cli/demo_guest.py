@@ -38,6 +38,8 @@ def demo_guest(
 
     if not guests and (initrd is not None or append):
         raise fail("--initrd and --append are for a kernel; give it with --guest")
+    if engine == "portable":
+        raise fail("--engine: a frame map needs the native engine; leave --engine out")
     results: list[tuple[str, list[Run]]] = []
     chosen: list[Path | None] = [*guests] or [None]
     with terminal(error=True).status("running") as status:
