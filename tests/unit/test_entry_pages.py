@@ -144,7 +144,7 @@ def test_an_unrestricted_guest_needs_both_controls(bits: int, active: bool) -> N
 
 @pytest.mark.parametrize("loads", [0, ct.ENTRY_LOAD_EFER])
 @pytest.mark.parametrize("mode", [0, ct.ENTRY_IA32E_MODE_GUEST])
-@pytest.mark.parametrize("efer", [1, 0x101, 0x501, 0xD01])
+@pytest.mark.parametrize("efer", [0, 1, 0x100, 0x501, 0xD01])
 def test_lma_and_lme_follow_the_mode_unless_efer_is_loaded(
     efer: int, mode: int, loads: int
 ) -> None:
@@ -358,6 +358,22 @@ def test_types_of_injected_events(kind: int, good: bool, current: int) -> None:
 
 
 # Before the first instruction
+
+
+def test_secondary_controls_of_a_vmm_in_python() -> None:
+    guest = Guest()
+    guest.set(
+        SECONDARY_PROCESSOR_BASED_CONTROLS=ct.SECONDARY_UNRESTRICTED_GUEST
+        | ct.SECONDARY_DESCRIPTOR_TABLE_EXITING
+    )
+    assert enter(guest) == entry.RUNS
+
+
+def test_an_entry_that_fails_leaves_the_instruction_length() -> None:
+    guest = Guest()
+    guest.set(GUEST_RFLAGS=0, VM_EXIT_INSTRUCTION_LENGTH=7)
+    assert enter(guest) == entry.EXITED
+    assert (guest["EXIT_REASON"] & 0xFFFF, guest["VM_EXIT_INSTRUCTION_LENGTH"]) == (33, 7)
 
 
 def test_no_window_is_open_that_nobody_asked_for() -> None:
