@@ -17,7 +17,6 @@ from trapgate.events.journal import (
 from trapgate.paging.apic_access import APIC_ACCESS, apic_access
 from trapgate.paging.ept import EPT_MISCONFIGURATION, EPT_VIOLATION, LOG_FULL
 from trapgate.sdm import state
-from trapgate.sdm.cells import GUEST_IA32_DEBUGCTL
 
 EXCEPTION, TRIPLE = 0, 2
 EXTERNAL, NMI, HARDWARE, INT_N, INT1, INT3 = 0, 2, 3, 4, 5, 6
@@ -344,7 +343,7 @@ def test_blocking_by_sti_and_mov_ss_ends_and_nmi_blocks() -> None:
 def test_debug_exceptions_update_dr6_and_dr7() -> None:
     guest = Guest()
     guest.set(GUEST_DR7=0x2400, dr6=0xFFFF0FF3, GUEST_IA32_DEBUGCTL=3)
-    guest.v[GUEST_IA32_DEBUGCTL - 1] = 1 << 20  # a neighbour, which is not looked at
+    guest.set(EOI_EXIT_BITMAP_0=1 << 20)  # which has nothing to do with it
     assert guest.raise_event(1, address=0x4004) == 0
     assert guest["dr6"] == 0xFFFF4FF4
     assert guest["GUEST_DR7"] == 0x400

@@ -221,5 +221,6 @@ def test_a_32_bit_frame_on_two_pages_in_the_upper_half() -> None:
     guest = Guest()
     guest.page()
     guest.write(0x20000 + 4 * 512, (0x21027).to_bytes(4, "little"))
+    guest.write(0x20000, bytes(4))
     push(guest, 0x8000_0000, 0x5006, MASK_32, 4, WORDS)
     assert guest.words(0x5006 - 12, 3) == WORDS[::-1]
