@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -69,8 +70,6 @@ def _image(place: Path, read: Callable[[Path], bytes], key: str) -> Image | None
 
 def save(kind: str, key: str, image: Image) -> None:
     """Keep an image, as a whole or not at all."""
-    import tempfile  # not for a start that compiles nothing
-
     place = file(kind)
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
