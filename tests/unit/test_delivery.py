@@ -8,10 +8,9 @@ from trapgate.events import delivery
 from trapgate.events.journal import (
     HEAD_COUNTS,
     HEAD_DATA,
-    HEAD_HAS_DATA,
+    HEAD_ENTRY,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
-    HEAD_TABLE_ENTRY,
 )
 from trapgate.paging.apic_access import APIC_ACCESS, apic_access
 from trapgate.paging.ept import EPT_MISCONFIGURATION, EPT_VIOLATION, LOG_FULL
@@ -421,9 +420,9 @@ def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert guest.journal()[0][15] == 0
 
 
-@pytest.mark.parametrize("judged", [0, 1])
+@pytest.mark.parametrize(("entry", "kind"), [(0, 0), (0x1234550, 0), (0x1234551, 1), (0x16, 2)])
 def test_criteria_see_the_data_of_a_write_that_was_refused(
-    monkeypatch: pytest.MonkeyPatch, judged: int
+    monkeypatch: pytest.MonkeyPatch, entry: int, kind: int
 ) -> None:
     seen = []
 
@@ -433,10 +432,9 @@ def test_criteria_see_the_data_of_a_write_that_was_refused(
 
     monkeypatch.setattr(delivery, "decide_event", decide)
     guest = Guest()
-    guest.head[[HEAD_TABLE_ENTRY, HEAD_OLD_VALUE, HEAD_DATA]] = 0x111, 0x222, 0x333
-    guest.head[HEAD_HAS_DATA] = judged
+    guest.head[[HEAD_ENTRY, HEAD_OLD_VALUE, HEAD_DATA]] = entry, 0x222, 0x333
     assert guest.raise_event(14, error_code=2) == 0
-    assert seen == [(0x111 if judged else 0, 0x222, 0x333)]
+    assert seen == [(kind, 0x222, 0x333)]
 
 
 # What an event is before it is delivered
