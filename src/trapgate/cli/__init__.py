@@ -90,7 +90,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that is asked for."""
-        # Modules leave no garbage, neither at the start nor at the end.
+        # Modules leave no garbage: to look for it costs time at the start, and more at the end.
         gc.set_threshold(_OBJECTS)
         atexit.register(gc.freeze)
         # NumPy's library for linear algebra, which nothing here uses, starts threads.
