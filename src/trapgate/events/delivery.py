@@ -1,11 +1,10 @@
 """What becomes of an event: VM exit, delivery, nested faults, double and triple fault.
 
-The order is the SDM's ("VM Exits Caused by Events During Event Delivery" of the
-chapter on VM exits; "Interrupt 8 - Double Fault Exception") and the second seed's
-(claims 8 and 9): each fault is first put to `decide_event` as itself; only one that
-stays in the guest is combined with the event whose delivery it broke off; what
-comes of that is decided and delivered in its turn, until a handler is entered,
-something exits or the guest shuts down.
+Each fault is first put to `decide_event` as itself. Only if it stays in the guest is it
+combined with the event whose delivery it broke off. What comes of that is decided and
+delivered in its turn, until a handler is entered, something exits or the guest shuts down.
+SDM, "VM Exits Caused by Events During Event Delivery" (chapter on VM exits) and "Interrupt 8 -
+Double Fault Exception"; second seed, claims 8 and 9.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, Rows, core
