@@ -12,7 +12,8 @@ from tests.conformance.self_mapped_guest import CODE, TWO_LEVEL
 from tests.replay.test_filters_closed_loop import run
 from tests.replay.traces import journal, write
 from trapgate.cli import app
-from trapgate.decision.conditions import holds, parse, rules_for
+from trapgate.decision.condition_rules import holds, rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.replay import Policy, replay
 from trapgate.replay.tables import UNDECIDED, action_of, missing

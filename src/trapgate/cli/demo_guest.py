@@ -35,6 +35,8 @@ def demo_guest(
 
     if guest is None and (initrd is not None or append):
         raise fail("--initrd and --append are for a kernel; give it with --guest")
+    if engine == "portable":
+        raise fail("--engine: a frame map needs the native engine; leave --engine out")
     load = (
         partial(load_guest, guest, memory=memory, append=append, initrd=initrd)
         if guest is not None

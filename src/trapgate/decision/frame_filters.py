@@ -36,8 +36,8 @@ from trapgate.decision.fault_filters import (
     FRAME,
     FRAME_64,
     KNOWN_TABLE,
+    NO_FILTER,
     NO_LINK,
-    NOBODY,
     OWN_FRAME,
     OWN_TABLE,
     PRESENT,
@@ -221,7 +221,7 @@ def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) 
     if admits(v[FAULT_FILTER], cr4, kind, data, old):
         return BY_FAULT_FILTER
     if not has_frame_map(v):
-        return NOBODY
+        return NO_FILTER
     filters = v[FRAME_FILTERS]
     if kind == PTE and filters & OWN_FRAME:
         frame = data & (FRAME_64 if cr4 & CR4_PAE else FRAME)
@@ -236,7 +236,7 @@ def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) 
         return BY_EMPTY_TABLE
     if kind == DIRECTORY and filters & KNOWN_TABLE and leads_to_known_table(v, mem, byte, data):
         return BY_KNOWN_TABLE
-    return NOBODY
+    return NO_FILTER
 
 
 @core
@@ -265,7 +265,7 @@ def completed_by(
         if action == RULE_COMPLETE:
             return BY_CRITERIA_TABLE
         if action != NEXT:
-            return NOBODY
+            return NO_FILTER
     byte = 0
     if has_frame_map(v):
         byte = frame_byte(v, mem, unaliased(v, physical))
@@ -330,7 +330,7 @@ def judge_entries(
         old = entry_of(mem, at, width)
         new = merged(old, at - physical, width, size, data)
         which = min(which, completed_by(v, r, mem, error_code, linear, kind, at, new, old))
-        if which == NOBODY:
-            return at, NOBODY
+        if which == NO_FILTER:
+            return at, NO_FILTER
         at += width
     return -1, which

@@ -157,8 +157,11 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     WINDOW_1_TARGET,
     NEW_BLOCKS_TOLD,
     PROBE_CHANGED_CODE,
+    RAM_REGION,
+    RAM_SECTION,
+    STORES_SECTION,
     CELLS,
-) = range(150)
+) = range(153)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -208,6 +211,7 @@ restored last within a block, in bytes.
 NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only). PROBE_CHANGED_CODE: 1 once a
 page walk without an access has set flags in an entry whose bytes are code, too.
 TLB_HOST: a function of the engine's, where the host has the RAM of a linear address.
+RAM_REGION, RAM_SECTION, STORES_SECTION: addresses of the engine's own (`memory_regions`).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""

@@ -164,7 +164,6 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     head[HEAD_OLD_VALUE] = old
     if disposition == COMPLETE:
         # As if R/W allowed it, which to a supervisor without WP it does.
-        save_paging(env, v)
         v[f.GUEST_CR0] &= ~_WP
         length = v[f.FRAME_MAP_LENGTH]
         v[f.FRAME_MAP_LENGTH] = 0

@@ -19,7 +19,7 @@ from iced_x86 import FlowControl, Mnemonic, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
-from trapgate.decision.fault_filters import EMPTY_TABLE, FRAME, FRAME_64, NOBODY, PRESENT
+from trapgate.decision.fault_filters import EMPTY_TABLE, FRAME, FRAME_64, NO_FILTER, PRESENT
 from trapgate.decision.frame_filters import completed_by, follow_link
 from trapgate.decision.self_map import ABSENT, DIRECTORY, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
@@ -172,7 +172,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
             for part in ours
             for at in part.entries(width)
         ]
-    refused = [(part, at) for part, at, which in judged if which == NOBODY]
+    refused = [(part, at) for part, at, which in judged if which == NO_FILTER]
     part, shown = refused[0] if refused else (ours[0], next(iter(old)))
     if refused:
         address = _address_of(part, address)
