@@ -99,7 +99,9 @@ class Video:
         elif clear and mode == modes.LINEAR_256:
             call.write(_GRAPHICS, bytes(0x10000))
         elif clear:
-            call.write(_TEXT, (_BLANK if mode in modes.TEXT_MODES else bytes(2)) * (_TEXT_SIZE // 2))
+            call.write(
+                _TEXT, (_BLANK if mode in modes.TEXT_MODES else bytes(2)) * (_TEXT_SIZE // 2)
+            )
         self._show_cursor(call)
 
     def _linear_modes(self, call: Call) -> None:
