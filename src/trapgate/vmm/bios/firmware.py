@@ -179,7 +179,7 @@ class Bios:
         self._machine = machine
         vector = image.vector_at(machine.vmcs["GUEST_RIP"])
         assert vector is not None
-        if vector in (0x18, 0x19):
+        if vector in (0x18, image.BOOT_AGAIN):
             return Stop(End.RESET, "the guest asked to boot again (INT 19H)")
         service = self._services.get(vector)
         if service is not None:
