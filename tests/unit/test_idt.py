@@ -31,8 +31,9 @@ def handler(vector: int) -> int:
 def deliver(
     guest: Guest, vector: int = 6, kind: int = HARDWARE, code: int = -1, length: int = 0
 ) -> tuple[int, int, int]:
-    found: tuple[int, int, int] = idt.deliver(guest.v, guest.mem, vector, kind, code, length)
-    return found
+    """What `idt.deliver` answers, but for the size of the frame."""
+    found, error, address = idt.deliver(guest.v, guest.mem, vector, kind, code, length)
+    return (found, 0, 0) if found == DELIVERED else (found, error, address)
 
 
 def with_descriptor(guest: Guest, value: int, selector: int = FREE) -> Guest:

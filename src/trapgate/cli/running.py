@@ -8,10 +8,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trapgate.cli.injections import Injections, finder
 from trapgate.cli.names import names_for
@@ -54,8 +53,7 @@ def memory_size(text: str | None) -> int:
     return size
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The options of `trapgate run`, as `run.run` has and explains them."""
 
     guest: Path | None
@@ -215,8 +213,7 @@ def _names(given: Options) -> Names | None:
     return names_for(given.symbols, given.bitmap, given.guest)
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """Where a run begins: a saved machine, a guest in `image`, or what the built-in BIOS boots.
 
     `file` is what the user gave, `board` what is plugged in.

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from iced_x86 import Instruction
 
 from trapgate.decision.faults import Interruption
+from trapgate.events.breakpoints import note_data, note_ports
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.instructions.breakpoints import note_data, note_ports
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
