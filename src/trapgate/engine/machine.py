@@ -45,6 +45,7 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     TB_INVALIDATE,
     TLB_FLUSH,
     TLB_SET_PAGE,
+    TLB_HOST,
     EMU_STOP,
     CONTEXT_SAVE,
     CONTEXT_RESTORE,
@@ -155,11 +156,12 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
     NEW_BLOCKS_TOLD,
+    PROBE_CHANGED_CODE,
     RAM_REGION,
     RAM_SECTION,
     STORES_SECTION,
     CELLS,
-) = range(151)
+) = range(153)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -206,7 +208,9 @@ been told that interrupts are inhibited, so that it executes one instruction (po
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
 KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
 restored last within a block, in bytes.
-NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only).
+NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only). PROBE_CHANGED_CODE: 1 once a
+page walk without an access has set flags in an entry whose bytes are code, too.
+TLB_HOST: a function of the engine's, where the host has the RAM of a linear address.
 RAM_REGION, RAM_SECTION, STORES_SECTION: addresses of the engine's own (`memory_regions`).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.

@@ -201,6 +201,7 @@ class UnicornEngine:
             (mc.TLB_FLUSH, "tlb_flush"),
             (mc.TLB_RESET_DIRTY, "tlb_reset_dirty"),
             (mc.TLB_SET_PAGE, "tlb_set_page"),
+            (mc.TLB_HOST, "tlb_vaddr_to_host"),
         ):
             c[cell] = inside.symbols[name]
         ours = translator()
