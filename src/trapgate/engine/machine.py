@@ -128,6 +128,7 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     SINGLE_STEP,
     HELD_BACK,
     RESTORED,
+    RESTORED_OP,
     BEHIND,
     X87_OPERANDS,
     X87_FAULT,
@@ -156,7 +157,7 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     WINDOW_1_TARGET,
     NEW_BLOCKS_TOLD,
     CELLS,
-) = range(148)
+) = range(149)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -197,7 +198,8 @@ line that is held low (A20), or 0; both native only. WINDOWS: 1 if a window is o
 what a guest finds at physical WINDOW_n_START, WINDOW_n_SIZE bytes, is at WINDOW_n_TARGET (native
 only).
 RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
-instructions of the block were behind the latest one (`clock`).
+instructions of the block were behind the latest one (`clock`). RESTORED_OP: in what form it found
+the arithmetic flags, 0 where the CPU state says so.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
@@ -346,7 +348,13 @@ WORK = PRODUCTS + 4
 """Cells to compute transcendental functions in (`instructions.x87.transcendental`)."""
 X87_EMPTIED = WORK + WORK_CELLS
 """16 cells: what was in x87 registers that were empty and read, mantissa and the rest."""
-CELLS = X87_EMPTIED + 16
+PLACES = X87_EMPTIED + 16
+PLACE_SLOTS = 64
+PLACE_CELLS = 4
+"""Slots for places in machine code that were looked up (`clock`): the place, RIP there, and how
+many instructions of the block are behind, the instruction's length, and the form of the flags
+(8 bits), in bits 63:16, 15:8, 7:0."""
+CELLS = PLACES + PLACE_SLOTS * PLACE_CELLS
 
 IS_SHOWN = 0x100
 
