@@ -6,7 +6,7 @@ half of a frame. SDM, "Exception- or Interrupt-Handler Procedures" and, for 64-b
 mode, "64-Bit Mode Stack Frame".
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
 from trapgate.events.stack import each_word_fits, probe_each
 from trapgate.paging.memory import store8, store_sized
 from trapgate.paging.walk import WRITE, locate, walk
@@ -66,6 +66,7 @@ def probe_frame(
 
 
 @core
+@inlined
 def push_word(
     v: Cells,
     mem: Memory,
@@ -85,9 +86,16 @@ def push_word(
     """
     if physical >= 0:
         store_sized(mem, physical - size * (n + 1), size, value)
-        return
+    else:
+        _push_across(v, mem, base + ((sp - size * (n + 1)) & mask), mask, size, user, value)
+
+
+@core
+@apart
+def _push_across(
+    v: Cells, mem: Memory, first: int, mask: int, size: int, user: int, value: int
+) -> None:
     linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
-    first = base + ((sp - size * (n + 1)) & mask)
     for byte in range(size):
         linear = (first + byte) & linear_mask
         at, _, _, _ = walk(v, v[GUEST_RFLAGS], mem, linear, WRITE, user)

@@ -190,6 +190,7 @@ def _store_bytes(mem: Memory, pa: int, size: int, value: int) -> None:
 
 
 @core
+@inlined
 def load_sized(mem: Memory, pa: int, size: int) -> int:
     """Read `size` bytes (1, 2, 4 or 8) at physical address `pa`; any alignment."""
     if size == 8:
@@ -219,6 +220,7 @@ def load_across(mem: Memory, first: int, second: int, linear: int, size: int) ->
 
 
 @core
+@inlined
 def store_sized(mem: Memory, pa: int, size: int, value: int) -> None:
     """Write the low `size` bytes (1, 2, 4 or 8) of `value` at physical address `pa`."""
     if size == 8:
