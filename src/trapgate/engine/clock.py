@@ -100,37 +100,51 @@ def restore_known(m: Cells, env: int, host: int, leaves: bool) -> bool:
     slot = place_of(host)
     if m[slot] != host or host == 0:
         return False
-    poke64(env + at.EIP, m[slot + 1])
-    op = m[slot + 2] & 0xFF
+    m[mc.PLACE] = slot
+    poke64(env + at.EIP, m[slot + mc.PLACE_RIP])
+    counts = m[slot + mc.PLACE_COUNTS]
+    op = counts & 0xFF
     # Where the block does not say in what form the flags are, the CPU state does.
     if op != 0:
         poke32(env + at.CC_OP, op)
-    m[mc.INSTRUCTION_LENGTH] = (m[slot + 2] >> 8) & 0xFF
-    m[mc.BEHIND] = m[slot + 2] >> 16
+    m[mc.INSTRUCTION_LENGTH] = (counts >> 8) & 0xFF
+    m[mc.BEHIND] = counts >> 16
     if leaves:
         m[mc.TIME] -= m[mc.BEHIND]
     return True
 
 
-@callback(BOOLEAN, INT64, INT64, INT32, BOUND)
-def on_restore_at(cpu: int, host: int, leaves: int, restore: int) -> int:
-    """cpu_restore_state: at the instruction whose machine code is at `host`."""
+@jit
+def restore_at(m: Cells, cpu: int, host: int, leaves: bool, restore: int) -> int:
+    """Restore the state of the instruction whose machine code is at `host`; 0 if there is none.
+
+    `restore` is the engine's function that does; `leaves` says that the block ends there.
+    """
     env = cpu + at.CPU_SIZE
-    machine = peek64(env + at.MACHINE)
-    if machine == 0:
-        return call(restore, (cpu, host, leaves)) & 0xFF
-    m = cells(machine, mc.CELLS)
-    if restore_known(m, env, host, leaves & 0xFF != 0):
+    if restore_known(m, env, host, leaves):
         return 1
-    m[mc.RESTORED] = _LEAVES if leaves & 0xFF else _STAYS
+    m[mc.RESTORED] = _LEAVES if leaves else _STAYS
     found = call(restore, (cpu, host, leaves)) & 0xFF
     m[mc.RESTORED] = _REPEATS
+    m[mc.PLACE] = 0
     if found:
         slot = place_of(host)
+        m[mc.PLACE] = slot
         m[slot] = host
-        m[slot + 1] = peek64(env + at.EIP)
-        m[slot + 2] = m[mc.RESTORED_OP] | m[mc.INSTRUCTION_LENGTH] << 8 | m[mc.BEHIND] << 16
+        m[slot + mc.PLACE_RIP] = peek64(env + at.EIP)
+        counts = m[mc.RESTORED_OP] | m[mc.INSTRUCTION_LENGTH] << 8 | m[mc.BEHIND] << 16
+        m[slot + mc.PLACE_COUNTS] = counts
+        m[slot + mc.PLACE_OPERAND] = 0
     return found
+
+
+@callback(BOOLEAN, INT64, INT64, INT32, BOUND)
+def on_restore_at(cpu: int, host: int, leaves: int, restore: int) -> int:
+    """cpu_restore_state."""
+    machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
+    if machine == 0:
+        return call(restore, (cpu, host, leaves)) & 0xFF
+    return restore_at(cells(machine, mc.CELLS), cpu, host, leaves & 0xFF != 0, restore)
 
 
 @callback(VOID, INT64, BOUND)
@@ -140,6 +154,7 @@ def on_code_is_dropped(translator: int, reset: int) -> None:
     machine = peek64(peek64(uc + at.CPU_OF_HANDLE) + at.CPU_SIZE + at.MACHINE)
     if machine != 0:
         m = cells(machine, mc.CELLS)
+        m[mc.PLACE] = 0
         for n in range(mc.PLACE_SLOTS):
             m[mc.PLACES + mc.PLACE_CELLS * n] = 0
     call(reset, (translator,))
@@ -155,11 +170,7 @@ def end_block_here(m: Cells) -> None:
 @jit
 def locate(m: Cells, cpu: int, return_address: int) -> None:
     """Let the CPU state be that of the instruction within the block, which goes on."""
-    if restore_known(m, cpu + at.CPU_SIZE, return_address, False):
-        return
-    m[mc.RESTORED] = _STAYS
-    call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
-    m[mc.RESTORED] = _REPEATS
+    restore_at(m, cpu, return_address, False, m[mc.CPU_RESTORE_STATE])
 
 
 @jit

@@ -129,6 +129,7 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     HELD_BACK,
     RESTORED,
     RESTORED_OP,
+    PLACE,
     BEHIND,
     X87_OPERANDS,
     X87_FAULT,
@@ -157,7 +158,7 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     WINDOW_1_TARGET,
     NEW_BLOCKS_TOLD,
     CELLS,
-) = range(149)
+) = range(150)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -199,7 +200,8 @@ what a guest finds at physical WINDOW_n_START, WINDOW_n_SIZE bytes, is at WINDOW
 only).
 RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
 instructions of the block were behind the latest one (`clock`). RESTORED_OP: in what form it found
-the arithmetic flags, 0 where the CPU state says so.
+the arithmetic flags, 0 where the CPU state says so. PLACE: the slot of PLACES for the instruction
+at which translated code was left, or 0.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
@@ -351,9 +353,18 @@ X87_EMPTIED = WORK + WORK_CELLS
 PLACES = X87_EMPTIED + 16
 PLACE_SLOTS = 64
 PLACE_CELLS = 4
-"""Slots for places in machine code that were looked up (`clock`): the place, RIP there, and how
-many instructions of the block are behind, the instruction's length, and the form of the flags
-(8 bits), in bits 63:16, 15:8, 7:0."""
+"""Slots for places in machine code that were looked up (`clock`): the place; ..."""
+PLACE_RIP = 1
+PLACE_COUNTS = 2
+"""... how many instructions of the block are behind in bits 63:16, the instruction's length in
+15:8, and the form of the flags in 7:0; ..."""
+PLACE_OPERAND = 3
+"""... and one of these, or 0 where nobody has asked yet."""
+OPERAND_OTHER = 1
+OPERAND_CHANGES = 2
+"""It is read, and then written."""
+OPERAND_OF_PORT = 3
+"""It comes from a port, or goes there: INS, OUTS."""
 CELLS = PLACES + PLACE_SLOTS * PLACE_CELLS
 
 IS_SHOWN = 0x100
