@@ -137,7 +137,7 @@ def peek_in(mem: Memory, place: int, bits: int) -> int:
 
 
 def poke_in(mem: Memory, place: int, bits: int, value: int) -> None:
-    """Change those of 8, 16 or 32 bits that lie in one cell of memory to the low ones of `value`."""
+    """Change 8, 16 or 32 bits, which lie in one cell of memory, to the low ones of `value`."""
     place = int(place)
     shift = (place & 7) << 3
     mask = ((1 << bits) - 1) << shift

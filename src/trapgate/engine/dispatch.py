@@ -376,7 +376,7 @@ def operand_of(m: Cells, v: Cells) -> int:
     """
     place = m[mc.PLACE] if m[mc.NATIVE] != 0 else 0
     if place != 0 and m[place + mc.PLACE_OPERAND] != 0:
-        return m[place + mc.PLACE_OPERAND]
+        return int(m[place + mc.PLACE_OPERAND])
     return decode_operand(m, v, place)
 
 
