@@ -374,7 +374,8 @@ class Expressions(Operators):
     ) -> Value:
         """`peek_in` and, with a new value, `poke_in`."""
         width = bits.number
-        if memory.kind is not MEMORY or width not in ((8, 16, 32) if new else (8, 16, 32, 64)):
+        widths = (8, 16, 32) if new else (8, 16, 32, 64)
+        if memory.kind is not MEMORY or width is None or width not in widths:
             raise self.error(node, "this takes Memory, a place, and how many bits, written there")
         code = self.code
         where = self.byte(memory, self.coerce(place, INT, node), width >> 3, node)
@@ -400,7 +401,7 @@ class Expressions(Operators):
         if name == "watched" and [value.kind for value in values] == [MEMORY]:
             return self.watch(values[0])
         if name in ("peek_in", "poke_in") and len(values) == (3 if name == "peek_in" else 4):
-            return self._bits_in(*values[:3], values[3:], node)
+            return self._bits_in(values[0], values[1], values[2], values[3:], node)
         words = [self.coerce(value, INT, node).text for value in values]
         if (name, len(words)) == ("memory", 3):
             return code.memory(code.pointer(words[0]), words[1], code.pointer(words[2]))

@@ -90,6 +90,37 @@ def _note_first_or_watched(mem: Memory, cell: int) -> None:
 
 @core
 @inlined
+def stores_plainly(mem: Memory, pa: int, size: int, count: int) -> bool:
+    """Whether `count` words of `size` bytes from `pa` on, in one page, need no more care to store.
+
+    They are RAM and aligned, and nobody wants to know of stores to the page; that it is written
+    is noted here.
+    """
+    if pa < 0 or pa & (size - 1) != 0 or (pa + size * count) >> 3 >= len(mem):
+        return False
+    watch = watched(mem)
+    if len(watch) == 0:
+        return True
+    state = watch[WATCH_PAGES + (pa >> 12)]
+    if state & _ATTENDED == 0:
+        note_page(watch, len(mem) >> 9, pa >> 12)
+    return state & WATCHED_PAGE == 0
+
+
+@core
+@inlined
+def store_plainly(mem: Memory, pa: int, size: int, value: int) -> None:
+    """Write the low `size` bytes (2, 4 or 8) of `value` where `stores_plainly` is true."""
+    if size == 4:
+        poke_in(mem, pa, 32, value)
+    elif size == 8:
+        mem[pa >> 3] = value
+    else:
+        poke_in(mem, pa, 16, value)
+
+
+@core
+@inlined
 def holds(mem: Memory, pa: int) -> bool:
     """Whether the byte at physical address `pa` is RAM."""
     return pa >= 0 and (pa >> 3) < len(mem)
