@@ -93,8 +93,8 @@ def _note_first_or_watched(mem: Memory, cell: int) -> None:
 def stores_plainly(mem: Memory, pa: int, size: int, count: int) -> bool:
     """Whether `count` words of `size` bytes from `pa` on, in one page, need no more care to store.
 
-    They are RAM and aligned, and nobody wants to know of stores to the page; that it is written
-    is noted here.
+    They are RAM and aligned, and nobody wants to know of each store to the page; if so, that it
+    is written is noted here.
     """
     if pa < 0 or pa & (size - 1) != 0 or (pa + size * count) >> 3 >= len(mem):
         return False
@@ -104,7 +104,7 @@ def stores_plainly(mem: Memory, pa: int, size: int, count: int) -> bool:
     state = watch[WATCH_PAGES + (pa >> 12)]
     if state & _ATTENDED == 0:
         note_page(watch, len(mem) >> 9, pa >> 12)
-    return state & WATCHED_PAGE == 0
+    return bool(state & WATCHED_PAGE == 0)
 
 
 @core
