@@ -14,23 +14,20 @@ ADD = b"\x83\x03\x01"  # add dword [ebx], 1
 @pytest.mark.parametrize("engine", ["native", "portable"])
 def test_other_code_where_translated_code_was(engine: str) -> None:
     """The engine fills its buffer anew: other instructions fault at the same places in it."""
-    guest = Tiny("p32", code=LOAD, registers={"rbx": ABSENT})
-    run = begin(guest, engine=engine)
-    for code, error in (
-        (LOAD, 0),
-        (b"\x40" + LOAD, 0),
-        (ADD, W),
-        (b"\x42\x40" + ADD, W),
-        (LOAD, 0),
+    run = begin(Tiny("p32", code=LOAD, registers={"rbx": ABSENT}), engine=engine)
+    for start, code, error in (
+        (CODE + 0x10, LOAD, 0),
+        (CODE + 0x20, ADD, W),
+        (CODE, LOAD, 0),
+        (CODE + 0x30, ADD, W),
+        (CODE + 0x20, LOAD, 0),
     ):
-        run.processor.memory.write(CODE, code + VMCALL)
+        run.processor.memory.write(start, code + VMCALL)
         run.processor.engine.uc.ctl_flush_tb()
-        run.vmcs["GUEST_RIP"] = CODE
-        run.vmcs["GUEST_RSP"] = STACK
-        vmexit = run.resume()
-        assert vmexit.reason is ExitReason.VMCALL
+        run.vmcs["GUEST_RIP"], run.vmcs["GUEST_RSP"] = start, STACK
+        assert run.resume().reason is ExitReason.VMCALL
         assert run.vmcs["GUEST_RIP"] == handler(PF)
-        assert run.pushed(2) == [error, CODE + len(code) - len(LOAD if error == 0 else ADD)]
+        assert run.pushed(2) == [error, start]
 
 
 @pytest.mark.parametrize("engine", ["native", "portable"])
