@@ -17,7 +17,7 @@ from trapgate.criteria import (
     parse_wishes,
 )
 from trapgate.criteria.define_table import Granted
-from trapgate.decision.conditions import holds
+from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.vmcs.vmcs import Vmcs

@@ -5,8 +5,15 @@ import pytest
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
 from trapgate.events import delivery
-from trapgate.events.journal import HEAD_COUNTS, HEAD_SEQUENCE
-from trapgate.paging.ept import EPT_VIOLATION
+from trapgate.events.journal import (
+    HEAD_COUNTS,
+    HEAD_DATA,
+    HEAD_ENTRY,
+    HEAD_OLD_VALUE,
+    HEAD_SEQUENCE,
+)
+from trapgate.paging.apic_access import APIC_ACCESS, apic_access
+from trapgate.paging.ept import EPT_MISCONFIGURATION, EPT_VIOLATION, LOG_FULL
 from trapgate.sdm import state
 
 EXCEPTION, TRIPLE = 0, 2
@@ -411,6 +418,23 @@ def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (guest.v == before).all()
     assert guest.journal()[0][12] == 2
     assert guest.journal()[0][15] == 0
+
+
+@pytest.mark.parametrize(("entry", "kind"), [(0, 0), (0x1234550, 0), (0x1234551, 1), (0x16, 2)])
+def test_criteria_see_the_data_of_a_write_that_was_refused(
+    monkeypatch: pytest.MonkeyPatch, entry: int, kind: int
+) -> None:
+    seen = []
+
+    def decide(*given: int) -> tuple[int, int]:
+        seen.append(given[-3:])
+        return 1, 0
+
+    monkeypatch.setattr(delivery, "decide_event", decide)
+    guest = Guest()
+    guest.head[[HEAD_ENTRY, HEAD_OLD_VALUE, HEAD_DATA]] = entry, 0x222, 0x333
+    assert guest.raise_event(14, error_code=2) == 0
+    assert seen == [(kind, 0x222, 0x333)]
 
 
 # What an event is before it is delivered
@@ -872,6 +896,49 @@ def test_an_ept_violation_of_an_instruction() -> None:
     assert guest["GUEST_PHYSICAL_ADDRESS"] == 0x4008
 
 
+@pytest.mark.parametrize(
+    ("error", "reason", "address"),
+    [
+        (EPT_MISCONFIGURATION | 0x4008 << 16, 49, 0x4008),
+        (EPT_VIOLATION | 0x4008 << 16, 48, 0x4008),
+        (LOG_FULL, 62, 0),
+    ],
+)
+def test_a_full_log_has_no_guest_physical_address(error: int, reason: int, address: int) -> None:
+    guest = Guest(bits=64)
+    error_of_a_log = LOG_FULL | 0x4008 << 16 if error == LOG_FULL else error
+    assert guest.raise_event(14, error_code=error_of_a_log, address=0x77) == 1
+    assert guest["EXIT_REASON"] == reason
+    assert guest["GUEST_PHYSICAL_ADDRESS"] == address
+
+
+@pytest.mark.parametrize("access", [0, 1, 2])
+def test_an_access_to_the_apic_page(access: int) -> None:
+    guest = Guest(bits=64)
+    error = apic_access(access, 0xFEE0_0350)
+    assert guest.raise_event(14, error_code=error, address=0x9350, length=3) == 1
+    assert guest["EXIT_REASON"] == 44
+    assert guest["EXIT_QUALIFICATION"] == access << 12 | 0x350
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == 3
+    assert guest["GUEST_PHYSICAL_ADDRESS"] == 0
+    assert guest["GUEST_RFLAGS"] == 2 | RF
+    assert guest.idt_vectoring() is None
+
+
+@pytest.mark.parametrize(("kind", "length"), [(HARDWARE, 0), (INT_N, 2)])
+def test_an_access_to_the_apic_page_during_delivery(
+    monkeypatch: pytest.MonkeyPatch, kind: int, length: int
+) -> None:
+    error = apic_access(1, 0xFEE0_0350)
+    monkeypatch.setattr(delivery, "deliver", lambda *_: (14, error, 0x9350))
+    guest = Guest(bits=64)
+    assert guest.raise_event(0, kind, length=2) == 1
+    assert guest["EXIT_REASON"] == 44
+    assert guest["EXIT_QUALIFICATION"] == 3 << 12 | 0x350
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == length
+    assert guest.idt_vectoring() == (0, kind, None)
+
+
 # Injected events
 
 
@@ -945,7 +1012,7 @@ def test_real_mode_stacks_that_end_within_the_frame(limit: int) -> None:
 def test_an_exit_tells_of_the_iret_that_unblocked_nmis(
     vector: int, kind: int, vectoring: int, told: bool, reason: int
 ) -> None:
-    for code in (EPT_VIOLATION, EPT_VIOLATION - 1, -1):
+    for code in (EPT_VIOLATION, APIC_ACCESS - 1, APIC_ACCESS, EPT_VIOLATION - 1, -1):
         guest = Guest()
         guest.set(
             EXIT_REASON=reason,
@@ -955,7 +1022,7 @@ def test_an_exit_tells_of_the_iret_that_unblocked_nmis(
         )
         delivery.report_unblocking(guest.v, vector, kind, code)
         by_event = told and reason == 0
-        by_ept = told and reason != 0 and code == EPT_VIOLATION
+        by_ept = told and reason != 0 and code in (EPT_VIOLATION, APIC_ACCESS - 1)
         info = guest["VM_EXIT_INTERRUPTION_INFORMATION"]
         assert info == 1 << 31 | 0x30D | by_event << 12
         assert guest["EXIT_QUALIFICATION"] == 0x181 | by_ept << 12

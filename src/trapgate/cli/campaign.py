@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli.examples import examples
+from trapgate.cli.groups import CommandGroup
 from trapgate.cli.terminal import one_line_errors, plain, prepared, terminal
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ Exit status: 0 success, 1 Trapgate failed in a run or was interrupted, 2 wrong u
 """
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Inject faults into a guest by plan, and classify the outcomes.",

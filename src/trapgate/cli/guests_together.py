@@ -35,16 +35,16 @@ _LONGEST_LINE = 1 << 16
 """Bytes that are kept for the end of a line: a guest that never ends one is not to fill memory."""
 
 
-class _Words(argparse.ArgumentParser):
+class _OptionParser(argparse.ArgumentParser):
     """Options of a guest beside the first one; a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
         raise fail(f"--with-guest: {message}; give a guest as arguments of `trapgate run`")
 
 
-def _words() -> _Words:
+def _words() -> _OptionParser:
     """What a further guest may have of its own; its defaults are those of `trapgate run`."""
-    words = _Words(add_help=False, allow_abbrev=False)
+    words = _OptionParser(add_help=False, allow_abbrev=False)
     words.add_argument("guest", nargs="?", type=Path)
     for name in ("disk", "cdrom", "floppy", "module"):
         words.add_argument(f"--{name}", action="append")

@@ -19,7 +19,7 @@ from trapgate.cli.notes import notes_about
 from trapgate.cli.saved import Saving, open_saved, plugged_in
 from trapgate.cli.screen import screen_lines, shown, take_picture
 from trapgate.cli.summary import show_summary, summary_json
-from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, tell_portable, terminal
+from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, name_portable_engine, terminal
 
 if TYPE_CHECKING:
     from trapgate.debug.postmortem import PostMortem
@@ -161,7 +161,7 @@ def perform(given: Options) -> int:
         console = _console(given)
         vm, description, bits = prepared(start, console, writer, explanations)
         if given.engine is EngineKind.auto and vm.summary().engine == "portable":
-            tell_portable(vm.summary())
+            name_portable_engine(vm.summary())
         if saving is not None:
             saving.plan(vm)
         if writer is not None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from trapgate.criteria.errors import CriteriaError
 from trapgate.decision import fault_values as fv
-from trapgate.decision.conditions import holds
+from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import Clause, Operator, Rule
 from trapgate.decision.fault_values import FaultValue
 from trapgate.errors import suggestion

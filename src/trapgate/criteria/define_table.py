@@ -38,7 +38,7 @@ from trapgate.criteria.table_worlds import arrays, clause_in, table_in, terms
 from trapgate.criteria.tables import Difference
 from trapgate.criteria.tasks import Weights
 from trapgate.criteria.wish_tasks import EXCEPTIONS, tasks_of
-from trapgate.decision.conditions import holds
+from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Operator, Rule
 from trapgate.errors import suggestion
 from trapgate.vmcs.vmcs import Vmcs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
+from trapgate.decision.criteria_rules import WORD, Action, Clause, Operator, Rule
 from trapgate.decision.fault_filters import (
     FRAME,
     FRAME_64,
@@ -21,7 +21,6 @@ from trapgate.paging.frame_map import OWN
 from trapgate.sdm.vectors import PF
 
 _CODE = BY_NAME["code"]
-_WORD = (1 << 64) - 1
 _EXECUTE_DISABLE = 1 << 63
 
 
@@ -31,7 +30,7 @@ def _of(vector: int, *clauses: Clause) -> tuple[Clause, ...]:
 
 def _with_code(*clauses: Clause) -> tuple[Clause, ...]:
     """Holds for faults that have an error code, and for them alone (¶43)."""
-    return clauses or (Clause(_CODE, Operator.BELOW_OR_EQUAL, _WORD),)
+    return clauses or (Clause(_CODE, Operator.BELOW_OR_EQUAL, WORD),)
 
 
 def _match(mask: Any, match: Any) -> Clause:

@@ -8,6 +8,7 @@ the engine.
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64, table
+from trapgate.decision.entry_facts import REPEATED, facts_of_refused
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
@@ -33,6 +34,7 @@ from trapgate.engine.table_stores import is_reuse
 from trapgate.engine.translations import walk_always
 from trapgate.events.journal import (
     HEAD_CAPACITY,
+    HEAD_ENTRY,
     HEAD_SEQUENCE,
     ROW_DEPTH,
     ROW_TYPE,
@@ -398,13 +400,23 @@ def decode_operand(m: Cells, v: Cells, place: int) -> int:
 
 @jit
 def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
-    """Whether a page fault is a write to the page tables that a fault filter may judge."""
+    """Whether a page fault is a write to the page tables that a fault filter may judge.
+
+    Of one to a table that none may, the journal is told no more than what the map says of it.
+    """
     if not is_stopped_table_write(v, code):
         return False
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     kind, physical = entry_written(v, v[f.GUEST_RFLAGS], mem, address, (code >> 2) & 1)
-    word, _ = fetch(m, v, 8)
-    return bool(kind != 0 and not is_reuse(v, word, is_long(v), physical))
+    repeated = 0
+    if kind != 0:
+        word, _ = fetch(m, v, 8)
+        if not is_reuse(v, word, is_long(v), physical):
+            return True
+        repeated = REPEATED
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
+    head[HEAD_ENTRY] = facts_of_refused(v, mem, physical, repeated)
+    return False
 
 
 @jit

@@ -157,8 +157,11 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
     NEW_BLOCKS_TOLD,
+    RAM_REGION,
+    RAM_SECTION,
+    STORES_SECTION,
     CELLS,
-) = range(150)
+) = range(153)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -208,6 +211,7 @@ APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual
 KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
 restored last within a block, in bytes.
 NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only).
+RAM_REGION, RAM_SECTION, STORES_SECTION: addresses of the engine's own (`memory_regions`).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""

@@ -19,14 +19,14 @@ from trapgate.decision.decide import (
     REASON_TRIPLE_FAULT,
     decide_event,
 )
+from trapgate.decision.entry_facts import KIND
 from trapgate.events.exits import record_idt_vectoring, record_interruption, vm_exit
 from trapgate.events.idt import DELIVERED, TASK_GATE, deliver
 from trapgate.events.ivt import is_redirected
 from trapgate.events.journal import (
     HEAD_DATA,
-    HEAD_HAS_DATA,
+    HEAD_ENTRY,
     HEAD_OLD_VALUE,
-    HEAD_TABLE_ENTRY,
     amend,
     record,
 )
@@ -185,7 +185,6 @@ def raise_event(
         disposition, reason = DELIVER, REASON_INJECTED
         if fresh:
             # A write to a page table that was judged and refused has left its data.
-            judged = head[HEAD_HAS_DATA] != 0
             disposition, reason = decide_event(
                 v,
                 r,
@@ -197,7 +196,7 @@ def raise_event(
                 length,
                 depth,
                 outer,
-                head[HEAD_TABLE_ENTRY] if judged else 0,
+                head[HEAD_ENTRY] & KIND,
                 head[HEAD_OLD_VALUE],
                 head[HEAD_DATA],
             )

@@ -348,13 +348,13 @@ def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> task_switch.
     v, mem, length = guest.v, guest.mem, instruction.len
     source = _TASK_SWITCHES[instruction.mnemonic]
     if source == ix.TASK_BY_IRET:
-        return task_switch.back(v, mem, length)
+        return task_switch.return_to_previous_task(v, mem, length)
     if instruction.op0_kind == OpKind.MEMORY:
         offset = iced.MemorySizeExt.size(instruction.memory_size) - 2
         selector = guest.read(guest.wrap(guest.linear(instruction) + offset), 2)
     else:
         selector = instruction.far_branch_selector
-    return task_switch.transfer(v, mem, selector, source, length)
+    return task_switch.jump_or_call(v, mem, selector, source, length)
 
 
 def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.Instruction) -> int:

@@ -326,7 +326,7 @@ def _segment_fault(
     for access in accesses:
         if not _is_allowed(v, access):
             return 12 if access.segment == _SS else 13
-    _lose_patience(processor, shape)
+    _stop_checking_segments(processor, shape)
     return -1
 
 
@@ -347,7 +347,7 @@ def _is_allowed(v: Cells, access: Access) -> bool:
     return end <= limit
 
 
-def _lose_patience(processor: LogicalProcessor, shape: int) -> None:
+def _stop_checking_segments(processor: LogicalProcessor, shape: int) -> None:
     """Trust segments that a guest uses all the time, or it would crawl for ever."""
     cells = processor.engine.cells
     spent = processor.engine.patience.get(shape, 0) + 1

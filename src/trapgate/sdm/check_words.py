@@ -215,7 +215,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (
         ck.FRAME_FILTERS,
         ("FRAME_FILTERS", "FRAME_MAP_LENGTH"),
-        "bits 31:3 must be 0, and all of them without a frame map",
+        "bits 31:5 must be 0, and all of them without a frame map",
     ),
     (
         ck.ALIAS,

@@ -81,7 +81,7 @@ from trapgate.sdm.state import (
     PENDING_ENABLED_BREAKPOINT,
     RFLAGS_IF,
 )
-from trapgate.sdm.vectors import DB, PF
+from trapgate.sdm.vectors import DB
 from trapgate.vmx.checks.controls import (
     apic_access_page,
     check_controls,
@@ -206,16 +206,13 @@ def inject(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     error_code = -1
     if info & INFO_DELIVER_ERROR_CODE:
         error_code = v[VM_ENTRY_EXCEPTION_ERROR_CODE]
-    address = 0
-    if kind == TYPE_HARDWARE_EXCEPTION and vector == PF:
-        # Where the VMM has said, in CR2, that the page fault was; for the journal only.
-        address = r[CR2]
     v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~(
         BLOCKING_BY_STI | BLOCKING_BY_MOV_SS
     )
     v[VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~INFO_VALID
     length = v[VM_ENTRY_INSTRUCTION_LENGTH]
-    return raise_event(v, r, mem, rows, head, vector, kind, error_code, address, length, 1)
+    # A page fault is where the VMM has said in CR2; that is for the journal only.
+    return raise_event(v, r, mem, rows, head, vector, kind, error_code, r[CR2], length, 1)
 
 
 @core
@@ -225,9 +222,9 @@ def take_pending_debug(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells)
     SDM, "Delivery of Pending Debug Exceptions after VM Entry". While blocked by MOV SS
     it stays in the field, for the end of the next instruction.
     """
-    pending = v[GUEST_PENDING_DEBUG_EXCEPTIONS]
-    if pending == 0 or v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS:
+    if v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS:
         return 0
+    pending = v[GUEST_PENDING_DEBUG_EXCEPTIONS]
     v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
     if v[GUEST_ACTIVITY_STATE] in (ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI):
         return 0

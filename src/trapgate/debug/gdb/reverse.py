@@ -29,7 +29,7 @@ class NoWayBackError(TrapgateError):
     """The machine cannot go back from where it stands; the message says why."""
 
 
-class BrokenOffError(TrapgateError):
+class SearchInterruptedError(TrapgateError):
     """gdb wanted the search to end; the machine stands somewhere in its past."""
 
 
@@ -202,7 +202,7 @@ class Reverse:
         if self._broken_off:
             self._broken_off = False
             self._arm(*self._start, step=False, watch=False)
-            raise BrokenOffError("")
+            raise SearchInterruptedError("")
         return search
 
     def _run(self, until: int) -> int:

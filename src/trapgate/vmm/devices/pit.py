@@ -167,7 +167,7 @@ class Channel:
         self._settle(tick)
         passed = self._passed(tick)
         modulus = 10_000 if self.bcd else 0x10000
-        value = polled.counted(self.mode, self._reload, passed)
+        value = polled.counter_value(self.mode, self._reload, passed)
         value %= modulus
         return _to_bcd(value) if self.bcd else value
 

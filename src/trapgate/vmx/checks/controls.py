@@ -290,7 +290,7 @@ def _check_entry_controls(v: Cells, current: int) -> int:
     """SDM, "VM-Entry Control Fields" (of the checks)."""
     if not within(v[VM_ENTRY_CONTROLS], ct.ENTRY_ALLOWED_0, ct.ENTRY_ALLOWED_1):
         return ck.ENTRY_CONTROLS
-    check = _check_injection(v, current)
+    check = _check_injection(v)
     if check != 0:
         return check
     loaded = v[VM_ENTRY_MSR_LOAD_COUNT]
@@ -304,16 +304,15 @@ def _check_entry_controls(v: Cells, current: int) -> int:
 
 
 @core
-def _check_injection(v: Cells, current: int) -> int:
+def _check_injection(v: Cells) -> int:
     """Whether the three event-injection fields are consistent."""
     info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
     if info & INFO_VALID == 0:
         return 0
     vector = info & INFO_VECTOR_MASK
     kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
-    # A pending MTF exit goes with the control of that name; a VMM in Python may inject one.
-    without_mtf = current >= 0 and ct.PRIMARY_ALLOWED_1 & ct.PRIMARY_MONITOR_TRAP_FLAG == 0
-    if kind == TYPE_RESERVED or (kind == TYPE_OTHER_EVENT and without_mtf):
+    # A pending MTF exit may be injected, for this processor has the control of that name.
+    if kind == TYPE_RESERVED:
         return ck.INJECTED_TYPE
     if (
         (kind == TYPE_NMI and vector != NMI)
