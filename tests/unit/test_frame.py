@@ -119,12 +119,12 @@ def test_a_16_bit_stack_wraps_within_its_64_kilobytes(sp: int, base: int) -> Non
 @pytest.mark.parametrize("switched", [False, True])
 @pytest.mark.parametrize("error_code", [-1, 0x18])
 def test_a_frame_in_one_go_is_that_of_its_words(size: int, switched: bool, error_code: int) -> None:
-    words = [0x23, 0x1122_3344_5566_7788, 0x10246, 0x1B, -0x7FFF_FFFE]
+    ss, rsp, rflags, cs, rip = words = [0x23, 0x1122_3344_5566_7788, 0x10246, 0x1B, -0x7FFF_FFFE]
     pushed = words[0 if switched else 2 :] + [error_code] * (error_code >= 0)
     whole, single = Guest(bits=64), Guest(bits=64)
     push(single, 0, 0x5008, -1, size, pushed)
     lowest = 0x5008 - size * len(pushed)
-    store_frame(whole.mem, lowest, size, switched, *words, error_code)
+    store_frame(whole.mem, lowest, size, switched, ss, rsp, rflags, cs, rip, error_code)
     assert bytes(whole.ram) == bytes(single.ram)
 
 

@@ -251,7 +251,6 @@ def load_across(mem: Memory, first: int, second: int, linear: int, size: int) ->
 
 
 @core
-@inlined
 def store_sized(mem: Memory, pa: int, size: int, value: int) -> None:
     """Write the low `size` bytes (1, 2, 4 or 8) of `value` at physical address `pa`."""
     if size == 8:
