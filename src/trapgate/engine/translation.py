@@ -161,7 +161,7 @@ def on_translate(
         return
     if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
         m[mc.CARE] |= CARE_BREAKPOINT
-    if flags & _AC:
+    if flags & _AC and flags & 3 == 3:
         m[mc.CARE] |= CARE_ALIGNMENT
     if limited:
         m[mc.CARE] |= CARE_LIMIT
