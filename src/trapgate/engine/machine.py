@@ -163,7 +163,7 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     RAM_SECTION,
     STORES_SECTION,
     CELLS,
-) = range(153)
+) = range(155)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
