@@ -54,7 +54,7 @@ class Snapshot:
         }
         self._injected = [kind.value for kind in tally.injected]
         self.console_asked = vm.console is not None
-        """Whether a console may have asked COM1 for bytes at once, and what it asked for is kept."""
+        """Whether a console may have asked to be told of bytes at once, which goes back too."""
         self._kept: dict[str, tuple[Any, Any]] = {
             name: (container, copy(container)) for name, container in kept.items()
         }
