@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from tests.criteria.test_criteria_tables import exits
 from trapgate.cli import app
 from trapgate.criteria import Party, compare_exits, merge_tables
-from trapgate.decision.conditions import AllOf, condition_text
+from trapgate.decision.condition_rules import condition_text
+from trapgate.decision.conditions import AllOf
 from trapgate.vmcs.vmcs import Vmcs
 
 pytest.importorskip("z3")

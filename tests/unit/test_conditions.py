@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit.core_guest import Guest
 from tests.unit.test_criteria_table import clauses, expected, faults, numbers
+from trapgate.decision.condition_rules import condition_text, holds, rules_for
 from trapgate.decision.conditions import (
     ALWAYS,
     NEVER,
@@ -17,11 +18,8 @@ from trapgate.decision.conditions import (
     Condition,
     ConditionError,
     Names,
-    condition_text,
-    holds,
     opposite,
     parse,
-    rules_for,
 )
 from trapgate.decision.criteria_rules import Action, Clause, Operator
 from trapgate.decision.fault_values import BY_NAME, VALUES

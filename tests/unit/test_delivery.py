@@ -5,13 +5,13 @@ import pytest
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
 from trapgate.events import delivery
+from trapgate.events.ivt import is_redirected
 from trapgate.events.journal import (
     HEAD_COUNTS,
     HEAD_DATA,
-    HEAD_HAS_DATA,
+    HEAD_ENTRY,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
-    HEAD_TABLE_ENTRY,
 )
 from trapgate.paging.apic_access import APIC_ACCESS, apic_access
 from trapgate.paging.ept import EPT_MISCONFIGURATION, EPT_VIOLATION, LOG_FULL
@@ -247,6 +247,19 @@ def test_int_n_with_its_redirection_bit_goes_through_the_idt(flags: int, vector:
     assert guest["GUEST_RFLAGS"] & VM == 0
 
 
+def test_int_n_outside_virtual_8086_mode_is_not_redirected() -> None:
+    guest = redirecting(IOPL_3)
+    assert is_redirected(guest.v, guest.mem, 0x80, INT_N)[0]
+    guest.set(GUEST_RFLAGS=2 | IOPL_3)
+    assert not is_redirected(guest.v, guest.mem, 0x80, INT_N)[0]
+
+
+def test_a_redirected_injection_clears_rf() -> None:
+    guest = redirecting(IOPL_3 | RF)
+    assert guest.raise_event(0x80, INT_N, length=2, injected=1) == 0
+    assert guest["GUEST_RFLAGS"] == 2 | VM | IOPL_3
+
+
 @pytest.mark.parametrize("kind", [EXTERNAL, HARDWARE, INT3])
 def test_nothing_but_int_n_is_redirected(kind: int) -> None:
     guest = redirecting(IOPL_3)
@@ -329,6 +342,7 @@ def test_blocking_by_sti_and_mov_ss_ends_and_nmi_blocks() -> None:
 def test_debug_exceptions_update_dr6_and_dr7() -> None:
     guest = Guest()
     guest.set(GUEST_DR7=0x2400, dr6=0xFFFF0FF3, GUEST_IA32_DEBUGCTL=3)
+    guest.set(EOI_EXIT_BITMAP_0=1 << 20)  # which has nothing to do with it
     assert guest.raise_event(1, address=0x4004) == 0
     assert guest["dr6"] == 0xFFFF4FF4
     assert guest["GUEST_DR7"] == 0x400
@@ -421,9 +435,9 @@ def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert guest.journal()[0][15] == 0
 
 
-@pytest.mark.parametrize("judged", [0, 1])
+@pytest.mark.parametrize(("entry", "kind"), [(0, 0), (0x1234550, 0), (0x1234551, 1), (0x16, 2)])
 def test_criteria_see_the_data_of_a_write_that_was_refused(
-    monkeypatch: pytest.MonkeyPatch, judged: int
+    monkeypatch: pytest.MonkeyPatch, entry: int, kind: int
 ) -> None:
     seen = []
 
@@ -433,10 +447,9 @@ def test_criteria_see_the_data_of_a_write_that_was_refused(
 
     monkeypatch.setattr(delivery, "decide_event", decide)
     guest = Guest()
-    guest.head[[HEAD_TABLE_ENTRY, HEAD_OLD_VALUE, HEAD_DATA]] = 0x111, 0x222, 0x333
-    guest.head[HEAD_HAS_DATA] = judged
+    guest.head[[HEAD_ENTRY, HEAD_OLD_VALUE, HEAD_DATA]] = entry, 0x222, 0x333
     assert guest.raise_event(14, error_code=2) == 0
-    assert seen == [(0x111 if judged else 0, 0x222, 0x333)]
+    assert seen == [(kind, 0x222, 0x333)]
 
 
 # What an event is before it is delivered

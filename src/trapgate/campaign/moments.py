@@ -17,16 +17,18 @@ from trapgate.campaign.memory_uses import MemoryUses
 from trapgate.campaign.places import LinearPage
 from trapgate.campaign.symbols import within
 from trapgate.campaign.uses import ALL, Uses
-from trapgate.decision.conditions import ConditionError, Names, parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import ConditionError, Names, parse
 from trapgate.decision.criteria_rules import Action, CriteriaTableError, Rule, encode
+from trapgate.decision.entry_facts import KIND
 from trapgate.decision.frame_filters import entry_written
 from trapgate.events.journal import (
     HEAD_SEQUENCE,
     ROW_ADDRESS,
     ROW_DATA,
     ROW_DEPTH,
+    ROW_ENTRY,
     ROW_ERROR_CODE,
-    ROW_HAS_DATA,
     ROW_OLD_VALUE,
     ROW_TIME,
     ROW_TYPE,
@@ -186,7 +188,7 @@ def _events_of(reference: Reference) -> Iterator[tuple[int, Occurrence]]:
                     row[ROW_ADDRESS],
                     depth=row[ROW_DEPTH],
                     outer=outer if nested else -1,
-                    table_entry=row[ROW_HAS_DATA],
+                    table_entry=row[ROW_ENTRY] & KIND,
                     old_entry=row[ROW_OLD_VALUE],
                     new_entry=row[ROW_DATA],
                 ),

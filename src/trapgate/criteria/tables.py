@@ -15,7 +15,8 @@ from trapgate.criteria.instruction_terms import instruction_in_words, instructio
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.table_worlds import rule_in, terms
-from trapgate.decision.conditions import AllOf, condition_text
+from trapgate.decision.condition_rules import condition_text
+from trapgate.decision.conditions import AllOf
 from trapgate.decision.criteria_rules import Rule
 from trapgate.vmcs.vmcs import Vmcs
 

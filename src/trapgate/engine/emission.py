@@ -112,11 +112,12 @@ SYMBOLS = (
     ROUNDING_CODE,
     X87_STORE,
     X87_IMAGE,
+    STRING_CODE,
     STUCK_CODE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(66)
+) = range(67)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
@@ -129,7 +130,7 @@ OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 bytes, or -1 less that if it stores."""
 OPERAND_PAIRS = 20
 ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
-"""Helpers whose results are rounded (`x87_rounding`)."""
+"""Helpers whose results are rounded (`x87.rounding`)."""
 ROUNDING_HELPERS = 14
 RESULTS = ROUNDING + ROUNDING_HELPERS
 """Pairs of cells: a helper of SSE arithmetic, and what it does (`sse_results`)."""

@@ -24,8 +24,8 @@ from trapgate.engine.dispatch import (
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.engine.translations import use_translations, walk_always
+from trapgate.events.breakpoints import watches_ports
 from trapgate.instructions import polled_ports
-from trapgate.instructions.breakpoints import watches_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
 from trapgate.paging.alias import unaliased
@@ -281,9 +281,11 @@ def refill(
         save_paging(env, v)
         rflags = 0x40000 if mmu_index == 2 else 0
         physical, code, prot, page_size = walk(v, rflags, mem, address, access_kind, user)
-        if forget_stale_code(m) and probe == 0:
-            # Its own block may be what a flag in an entry changes: execute it alone, and again.
-            execute_again(m, cpu, return_address, 1)
+        if forget_stale_code(m):
+            m[mc.PROBE_CHANGED_CODE] = 1
+            if probe == 0:
+                # Its own block may be what a flag in an entry changes: execute it alone, again.
+                execute_again(m, cpu, return_address, 1)
     if code < 0 and access_kind == 2 and physical >> 3 >= m[mc.MEM_CELLS]:
         # Nothing there reads as all ones, and that is no instruction.
         vector = 6

@@ -29,7 +29,6 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.trace.html import table
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -117,6 +116,8 @@ class VmExit:
 
     def _repr_html_(self) -> str:
         """What the exit tells, a row each, for notebooks."""
+        from trapgate.trace.html import table
+
         told = (
             ("exit reason", f"{int(self.reason)} {self.reason.name.lower().replace('_', ' ')}"),
             ("qualification", hexadecimal(self.qualification)),
@@ -431,7 +432,7 @@ class Processor(LogicalProcessor):
         elif stop == stops.CHECKED:
             exited = self._checked_instruction(v) or self._out_of_time(v)
         elif stop == stops.TABLE_WRITE:
-            exited = self._settled(table_writes.step(self, v))
+            exited = self._is_vm_exit(table_writes.step(self, v))
         elif stop == stops.HALTED:
             exited = self._halted(v)
         elif stop == stops.EXPLAIN:
@@ -458,11 +459,11 @@ class Processor(LogicalProcessor):
         ):
             vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
             return True
-        exited = self._settled(stepping.step(self, v)) or stepping.monitor_trap(self, v)
+        exited = self._is_vm_exit(stepping.step(self, v)) or stepping.monitor_trap(self, v)
         self._words[stops.UNBLOCKED] = 0
         return exited
 
-    def _settled(self, outcome: Outcome) -> bool:
+    def _is_vm_exit(self, outcome: Outcome) -> bool:
         """Whether an instruction's end was a VM exit of the VMCS in force."""
         return (
             self._handle_stop_in_force()

@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
-from trapgate.decision.conditions import AllOf, Names, opposite, parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import AllOf, Names, opposite, parse
 from trapgate.decision.criteria_rules import Action
 from trapgate.replay.policy import Policy
 from trapgate.replay.replay import Tally, demand_rows, here, judged

@@ -28,14 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from trapgate.decision.conditions import (
-    AllOf,
-    ConditionError,
-    Names,
-    condition_text,
-    parse,
-    rules_for,
-)
+from trapgate.decision.condition_rules import condition_text, rules_for
+from trapgate.decision.conditions import AllOf, ConditionError, Names, parse
 from trapgate.decision.criteria_rules import Action, CriteriaTableError, Operator, Rule, encode
 from trapgate.decision.criteria_table import TABLE_BYTES
 from trapgate.decision.fault_filters import FILTERS, ORDERS, SPAN
