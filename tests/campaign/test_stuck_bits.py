@@ -73,7 +73,7 @@ def choose(runs: Runs, seed: int, name: str) -> tuple[int, Fault]:
     return golden.begin + rng.randrange(golden.length // 2), rng.choice(mine)
 
 
-@pytest.mark.parametrize("name", ["", "RSP", "RAX", "RBP"])
+@pytest.mark.parametrize("name", ["", "RSP", "RAX", "RBP", "RCX", "RDI"])
 @pytest.mark.parametrize("seed", range(3))
 def test_as_in_single_steps(runs: Runs, name: str, seed: int, stepped: pytest.MonkeyPatch) -> None:
     moment, fault = choose(runs, seed, name)
