@@ -162,6 +162,35 @@ def test_what_clears_a_known_table_is_one_write() -> None:
         assert counts(vm)[0] == exits, (repeated, count, counts(vm))
 
 
+@pytest.mark.parametrize(
+    ("fault_filter", "frame_filters", "expected"),
+    [
+        ("paragraph-80", OWN_FRAME | NO_LINK, (3, 3)),
+        ("figure-7", OWN_FRAME | NO_LINK | KNOWN_TABLE, (4, 2)),
+        ("paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE | EMPTY_TABLE, (2, 4)),
+    ],
+)
+def test_what_clears_a_table_that_need_not_be_known_exits(
+    fault_filter: str, frame_filters: int, expected: tuple[int, int]
+) -> None:
+    code = UNLINKED + b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab") + HLT
+    vm = machine(code, fault_filter, frame_filters)
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm) == expected
+    writes = vm.summary().table_writes
+    assert writes is not None
+    assert writes.exited["reused"] == 1
+
+
+def test_a_repeated_store_to_the_loaded_root_may_complete() -> None:
+    code = b"\xbf" + pack("<I", PML4 + 0x800) + b"\xb9" + pack("<I", 4)
+    vm = machine(code + bytes.fromhex("31c0 f348ab") + HLT, "paragraph-80", 0)
+    assert "halted" in vm.run(timeout=20).message
+    exits, completed = counts(vm)
+    assert exits == 0
+    assert completed > 0
+
+
 def test_a_known_table_may_be_linked_again_without_an_exit() -> None:
     """At its level, and while it is a table and nothing else."""
     code = UNLINKED + RCX_PD_2 + bytes.fromhex("48c70107003000") + HLT
