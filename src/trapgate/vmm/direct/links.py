@@ -290,9 +290,8 @@ class Links:
 
     def _tally(self, tops: Iterable[int]) -> None:
         """Count all links from these top tables on, in `_fresh`."""
-        linking.clear(self._state, self._cells, self._fresh)
-        for frame in tops:
-            linking.tally_root(self._state, self._cells, self._fresh, frame)
+        frames = np.fromiter(tops, np.int64)
+        linking.tally_roots(self._state, self._cells, self._fresh, frames)
 
     def _unlink(self, root: Root) -> None:
         for frame in root:
