@@ -201,7 +201,7 @@ def test_a_replay_tells_what_debian_does_under_each_filter(tmp_path: Path) -> No
         vm = ProtectedMachine(memory, trace=sink, console=Console(io.BytesIO()))
         vm.vmcs["FAULT_FILTER"] = FILTERS[setting.fault_filter]
         vm.vmcs["FRAME_FILTERS"] = setting.frame_filters
-        line = "console=ttyS0 nokaslr"
+        line = "console=ttyS0 nokaslr pti=on"
         vm.load(load_guest(kernel, memory=memory, append=line, initrd=initrd))
         vm.run(max_instructions=length)
         summary = vm.summary()

@@ -5,6 +5,7 @@ import pytest
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
 from trapgate.events import delivery
+from trapgate.events.ivt import is_redirected
 from trapgate.events.journal import (
     HEAD_COUNTS,
     HEAD_DATA,
@@ -246,6 +247,19 @@ def test_int_n_with_its_redirection_bit_goes_through_the_idt(flags: int, vector:
     assert guest["GUEST_RFLAGS"] & VM == 0
 
 
+def test_int_n_outside_virtual_8086_mode_is_not_redirected() -> None:
+    guest = redirecting(IOPL_3)
+    assert is_redirected(guest.v, guest.mem, 0x80, INT_N)[0]
+    guest.set(GUEST_RFLAGS=2 | IOPL_3)
+    assert not is_redirected(guest.v, guest.mem, 0x80, INT_N)[0]
+
+
+def test_a_redirected_injection_clears_rf() -> None:
+    guest = redirecting(IOPL_3 | RF)
+    assert guest.raise_event(0x80, INT_N, length=2, injected=1) == 0
+    assert guest["GUEST_RFLAGS"] == 2 | VM | IOPL_3
+
+
 @pytest.mark.parametrize("kind", [EXTERNAL, HARDWARE, INT3])
 def test_nothing_but_int_n_is_redirected(kind: int) -> None:
     guest = redirecting(IOPL_3)
@@ -328,6 +342,7 @@ def test_blocking_by_sti_and_mov_ss_ends_and_nmi_blocks() -> None:
 def test_debug_exceptions_update_dr6_and_dr7() -> None:
     guest = Guest()
     guest.set(GUEST_DR7=0x2400, dr6=0xFFFF0FF3, GUEST_IA32_DEBUGCTL=3)
+    guest.set(EOI_EXIT_BITMAP_0=1 << 20)  # which has nothing to do with it
     assert guest.raise_event(1, address=0x4004) == 0
     assert guest["dr6"] == 0xFFFF4FF4
     assert guest["GUEST_DR7"] == 0x400

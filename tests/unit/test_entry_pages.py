@@ -43,6 +43,12 @@ def check(current: int, *, bits: int = 32, may: int = 0xFFFF_FFFF, **changes: in
     return int(of_controls.check_controls(vmcs(bits, **changes), current, may))
 
 
+def state_check(current: int, bits: int = 32, **changes: int) -> int:
+    """The check of the guest state that fails."""
+    memory = np.zeros(0x2000, np.int64)
+    return int(check_guest_state(vmcs(bits, **changes), memory, current))
+
+
 def secondary(bits: int, *, primary: int = 0, active: bool = True) -> Mapping[str, int]:
     return {
         "PRIMARY_PROCESSOR_BASED_CONTROLS": ct.PRIMARY_ALLOWED_0
@@ -138,7 +144,7 @@ def test_an_unrestricted_guest_needs_both_controls(bits: int, active: bool) -> N
 
 @pytest.mark.parametrize("loads", [0, ct.ENTRY_LOAD_EFER])
 @pytest.mark.parametrize("mode", [0, ct.ENTRY_IA32E_MODE_GUEST])
-@pytest.mark.parametrize("efer", [1, 0x101, 0x501, 0xD01])
+@pytest.mark.parametrize("efer", [0, 1, 0x100, 0x501, 0xD01])
 def test_lma_and_lme_follow_the_mode_unless_efer_is_loaded(
     efer: int, mode: int, loads: int
 ) -> None:
@@ -248,11 +254,9 @@ def test_the_logs_address_counts_with_the_log(log: bool) -> None:
 
 @pytest.mark.parametrize("current", CURRENT)
 def test_ne_and_vmxe_are_asked_of_an_x86_vmms_guest(current: int) -> None:
-    v = vmcs(GUEST_CR0=0x80000011, GUEST_CR4=0x2010)
-    memory = np.zeros(0x2000, np.int64)
-    assert check_guest_state(v, memory, current) == (ck.GUEST_CR0 if current >= 0 else 0)
-    v = vmcs(GUEST_CR4=0x10)
-    assert check_guest_state(v, memory, current) == (ck.GUEST_CR4 if current >= 0 else 0)
+    failed = state_check(current, GUEST_CR0=0x80000011)
+    assert failed == (ck.GUEST_CR0 if current >= 0 else 0)
+    assert state_check(current, GUEST_CR4=0x10) == (ck.GUEST_CR4 if current >= 0 else 0)
 
 
 def test_a_link_pointer_to_the_current_vmcs() -> None:
@@ -261,6 +265,49 @@ def test_a_link_pointer_to_the_current_vmcs() -> None:
     v = vmcs(VMCS_LINK_POINTER=0)
     assert check_guest_state(v, memory, 0) == ck.LINK_CURRENT
     assert check_guest_state(v, memory, 0x1000) == 0
+
+
+def test_protected_mode_is_asked_of_a_restricted_guest_before_paging() -> None:
+    assert state_check(0, GUEST_CR0=0x80000030) == ck.GUEST_CR0
+
+
+@pytest.mark.parametrize("bit", [state.CR4_VME, state.CR4_SMAP])
+def test_bits_of_cr4_that_there_are(bit: int) -> None:
+    assert state_check(0, GUEST_CR4=0x2010 | bit) == 0
+
+
+@pytest.mark.parametrize(("cr3", "wanted"), [(1 << 39, 0), (1 << 40, ck.GUEST_CR3)])
+def test_cr3_within_the_address_width(cr3: int, wanted: int) -> None:
+    assert state_check(0, 64, GUEST_CR3=cr3) == wanted
+
+
+@pytest.mark.parametrize("loads", [0, ct.ENTRY_LOAD_PAT])
+def test_the_pat_counts_if_it_is_loaded(loads: int) -> None:
+    failed = state_check(
+        0, VM_ENTRY_CONTROLS=ct.ENTRY_ALLOWED_0 | ct.ENTRY_LOAD_EFER | loads, GUEST_IA32_PAT=2
+    )
+    assert failed == (ck.GUEST_PAT if loads else 0)
+
+
+def test_the_l_flag_means_nothing_outside_ia_32e_mode() -> None:
+    assert state_check(0, GUEST_CS_ACCESS_RIGHTS=0xA09B, GUEST_RIP=1 << 32) == ck.GUEST_RIP_HIGH
+
+
+@pytest.mark.parametrize("pending", [0, 1 << 20])
+def test_an_nmi_under_sti_is_refused_after_all_else(pending: int) -> None:
+    failed = state_check(
+        -1,
+        GUEST_INTERRUPTIBILITY_STATE=state.BLOCKING_BY_STI,
+        GUEST_RFLAGS=2 | state.RFLAGS_IF,
+        VM_ENTRY_INTERRUPTION_INFORMATION=1 << 31 | 2 << 8 | 2,
+        GUEST_PENDING_DEBUG_EXCEPTIONS=pending,
+    )
+    assert failed == (ck.PENDING_RESERVED if pending else ck.BLOCKING_NMI_BY_STI)
+
+
+def test_blocking_by_smi_is_refused_before_pending_debug_exceptions() -> None:
+    blocking = {"GUEST_INTERRUPTIBILITY_STATE": state.BLOCKING_BY_SMI}
+    assert state_check(-1, **blocking, GUEST_PENDING_DEBUG_EXCEPTIONS=1 << 20) == ck.BLOCKING_SMI
 
 
 # Injection
@@ -311,6 +358,22 @@ def test_types_of_injected_events(kind: int, good: bool, current: int) -> None:
 
 
 # Before the first instruction
+
+
+def test_secondary_controls_of_a_vmm_in_python() -> None:
+    guest = Guest()
+    guest.set(
+        SECONDARY_PROCESSOR_BASED_CONTROLS=ct.SECONDARY_UNRESTRICTED_GUEST
+        | ct.SECONDARY_DESCRIPTOR_TABLE_EXITING
+    )
+    assert enter(guest) == entry.RUNS
+
+
+def test_an_entry_that_fails_leaves_the_instruction_length() -> None:
+    guest = Guest()
+    guest.set(GUEST_RFLAGS=0, VM_EXIT_INSTRUCTION_LENGTH=7)
+    assert enter(guest) == entry.EXITED
+    assert (guest["EXIT_REASON"] & 0xFFFF, guest["VM_EXIT_INSTRUCTION_LENGTH"]) == (33, 7)
 
 
 def test_no_window_is_open_that_nobody_asked_for() -> None:

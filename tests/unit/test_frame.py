@@ -215,3 +215,12 @@ def test_a_64_bit_frame_on_two_pages_in_the_upper_half() -> None:
     guest.write(0x12000 + 8 * 511, (0x000E7).to_bytes(8, "little"))
     push(guest, 0, -0x200000 + 0x5004, -1, 8, [0x1112_1314_1516_1718, 0x2122_2324_2526_2728])
     assert guest.words(0x5004 - 16, 2, 8) == [0x2122_2324_2526_2728, 0x1112_1314_1516_1718]
+
+
+def test_a_32_bit_frame_on_two_pages_in_the_upper_half() -> None:
+    guest = Guest()
+    guest.page()
+    guest.write(0x20000 + 4 * 512, (0x21027).to_bytes(4, "little"))
+    guest.write(0x20000, bytes(4))
+    push(guest, 0x8000_0000, 0x5006, MASK_32, 4, WORDS)
+    assert guest.words(0x5006 - 12, 3) == WORDS[::-1]

@@ -21,7 +21,7 @@ def test_a_row_says_all() -> None:
         (j.HEAD_TIME, 0x333),
         (j.HEAD_VM, 4),
         (j.HEAD_SEQUENCE, 5),
-        (j.HEAD_GENERATION, 6),
+        (j.HEAD_GENERATION, 9),
         (j.HEAD_CURRENT, 0x777),
         (j.HEAD_ENTRY, 1),
         (j.HEAD_DATA, 0x888),
@@ -49,7 +49,7 @@ def test_a_row_says_all() -> None:
         "ROW_REASON": 5,
         "ROW_DEPTH": 2,
         "ROW_INJECTED": 1,
-        "ROW_VMCS": 6,
+        "ROW_VMCS": 9,
         "ROW_OLD_VALUE": 0x999,
         "ROW_CURRENT": 0x777,
         "ROW_CPU": 3,
@@ -137,6 +137,8 @@ def test_events_are_counted_by_level_type_and_vector() -> None:
     guest.head[j.HEAD_LEVEL] = 1
     amend(guest.rows, guest.head, 255, 7, 0, 9)
     assert counts[1, 7, 255].tolist() == [1, 4, 0]
+    amend(guest.rows, guest.head, 255, 7, 2, 9)
+    assert counts[1, 7, 255].tolist() == [1, 3, 1]
 
 
 def test_completed_faults_are_counted_by_reason() -> None:

@@ -220,7 +220,7 @@ def run(plan: Plan, results: Results, workers: int = 1, cluster: str = "") -> It
                 yield tally
 
 
-def usual_workers() -> int:
+def default_workers() -> int:
     """One for each processor that this process may use."""
     try:
         return len(os.sched_getaffinity(0))

@@ -4,7 +4,9 @@
 `COMMANDS` says what there is, and each module is imported when its command is asked for.
 """
 
+import atexit
 import gc
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -88,8 +90,11 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that is asked for."""
-        # Modules leave no garbage: looking for it takes a fourteenth of a start.
+        # Modules leave no garbage: to look for it costs time at the start, and more at the end.
         gc.set_threshold(_OBJECTS)
+        atexit.register(gc.freeze)
+        # NumPy's library for linear algebra, which nothing here uses, starts threads.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         with _in_one_line(ctx):
             return super().invoke(ctx)
 

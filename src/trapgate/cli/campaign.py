@@ -114,7 +114,7 @@ def run(
     from trapgate.campaign.plan import find_plan
 
     with one_line_errors(), prepared():
-        from trapgate.campaign.campaign import create, usual_workers
+        from trapgate.campaign.campaign import create, default_workers
         from trapgate.campaign.results import Results
 
         wanted = find_plan(plan)
@@ -124,7 +124,7 @@ def run(
             results.demand_plan(wanted)
         else:
             results = create(_prepare(wanted), folder)
-        finished = _work(wanted, results, workers or usual_workers(), ray)
+        finished = _work(wanted, results, workers or default_workers(), ray)
         _show(results, as_json=as_json)
     if not finished:
         print(f"trapgate: stopped; the same command continues from here: {folder}", file=sys.stderr)

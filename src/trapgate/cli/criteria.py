@@ -160,7 +160,7 @@ def define(
         return Answer(
             lambda: [*granted.lines(), "", granted.toml().rstrip()],
             granted.document,
-            page=partial(documents.of_granted, granted),
+            page=partial(documents.of_found_criteria, granted),
         )
     if rules is not None or clauses is not None:
         raise criteria.CriteriaError("--rules and --clauses are about tables; write [[wishes]]")

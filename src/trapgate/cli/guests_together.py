@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
@@ -65,7 +65,7 @@ def options_of(text: str, first: Options) -> Options:
         arguments = shlex.split(text)
     except ValueError as error:
         raise fail(f"--with-guest: {text!r} cannot be read ({error}); check the quotes") from None
-    found = replace(first, **vars(_words().parse_args(arguments)))
+    found = first._replace(**vars(_words().parse_args(arguments)))
     if found.seed < 0:
         raise fail(f"--with-guest: --seed {found.seed} is negative; give 0 or more")
     if found.guest is None and not (found.bios or found.disk or found.cdrom or found.floppy):

@@ -24,7 +24,7 @@ _CODE = BY_NAME["code"]
 _EXECUTE_DISABLE = 1 << 63
 
 
-def _of(vector: int, *clauses: Clause) -> tuple[Clause, ...]:
+def _about_vector(vector: int, *clauses: Clause) -> tuple[Clause, ...]:
     return Clause(BY_NAME["vector"], Operator.EQUAL, vector), *clauses
 
 
@@ -42,9 +42,9 @@ def _two_ways(
 ) -> tuple[Rule, ...]:
     """Codes for which one of the conditions holds, all other codes, and no code at all."""
     return (
-        *(Rule(matching, _of(vector, condition)) for condition in conditions),
-        Rule(other, _of(vector, *_with_code())),
-        Rule(without_code, _of(vector)),
+        *(Rule(matching, _about_vector(vector, condition)) for condition in conditions),
+        Rule(other, _about_vector(vector, *_with_code())),
+        Rule(without_code, _about_vector(vector)),
     )
 
 
@@ -196,7 +196,7 @@ def ordered(
     """
     criteria = figure_3(PF, control, mask, match)
     if order == "paragraph-66":
-        return *completing, Rule(Action.EXIT, _of(PF))
+        return *completing, Rule(Action.EXIT, _about_vector(PF))
     if order == "figure-6":
         return *completing, *criteria
     matches = _match(mask, match)

@@ -9,9 +9,9 @@ from trapgate.compiler.dialect import Cells, Memory, apart, core
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
+from trapgate.events.breakpoints import note_ports
 from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.exits import vm_exit
-from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.effects import (
     clear_task_switched,
     halt,

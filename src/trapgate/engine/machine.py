@@ -166,8 +166,8 @@ of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
 X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: what the one that is
-being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
-X87_ROUNDED: what C1 will be (`x87_rounding`). X87_AT: the linear address of the operand in memory.
+being translated uses. X87_FAULT, X87_DENORMAL: see `x87.exceptions`.
+X87_ROUNDED: what C1 will be (`x87.rounding`). X87_AT: the linear address of the operand in memory.
 X87_UNDONE_BY: exceptions that, unmasked, leave everything as it was before the instruction.
 X87_ROUNDS: 1 while an instruction is translated that computes. X87_WHAT: of the one that is being
 translated, what `decode.x87_pointers` says; X87_IMAGE: of the one that is executed, if it loads or

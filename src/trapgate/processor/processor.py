@@ -29,7 +29,6 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.trace.html import table
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -117,6 +116,8 @@ class VmExit:
 
     def _repr_html_(self) -> str:
         """What the exit tells, a row each, for notebooks."""
+        from trapgate.trace.html import table
+
         told = (
             ("exit reason", f"{int(self.reason)} {self.reason.name.lower().replace('_', ' ')}"),
             ("qualification", hexadecimal(self.qualification)),

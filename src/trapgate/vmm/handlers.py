@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trapgate.decision.faults import Interruption
+from trapgate.events.breakpoints import note_ports
 from trapgate.events.exits import save_ia32e_mode
 from trapgate.instructions import effects
-from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
 from trapgate.operands.mode import in_64_bit_mode
 from trapgate.processor.logical import signed

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from trapgate.debug.doctor.bits import (
     ENTRY_LOAD_RTIT_CTL,
     EXIT_CLEAR_RTIT_CTL,
-    SECONDARY_MODE_BASED_EXECUTE,
     SECONDARY_PASID_TRANSLATION,
     SECONDARY_PT_GUEST_PHYSICAL,
     SECONDARY_SUB_PAGE_WRITE,
@@ -304,7 +303,7 @@ EXECUTION = Group(
             "mode-based-execute-without-ept",
             (_SECONDARY,),
             '"enable EPT" must be 1 if "mode-based execute control for EPT" is 1',
-            _bit(secondary, SECONDARY_MODE_BASED_EXECUTE),
+            _bit(secondary, ct.SECONDARY_MODE_BASED_EXECUTE),
             ept,
             _EPT_OFF,
         ),

@@ -22,9 +22,9 @@ Mend = Callable[[int, ForeignProcessor], int]
 class Rule:
     """One check of the SDM's.
 
-    `name` stays the same from version to version; `fields` are those it looks at, the one at fault
-    first; `says` is the rule in words that follow the field's name; `cause` where such a value
-    usually comes from; `mend` makes a right value of the first field's.
+    `name` stays the same from version to version. `fields` are those it looks at, the one at fault
+    first. `says` is the rule in words that follow the field's name, and `cause` says where such a
+    value usually comes from. `mend` makes a right value of the first field's.
     """
 
     name: str

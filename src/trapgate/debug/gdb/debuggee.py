@@ -61,9 +61,9 @@ class Debuggee(Vmm):
         self._before: Moment | None = None
         vm.vmm = self
 
-    def does_the_usual(self, reason: ExitReason) -> bool:
+    def has_default_handler(self, reason: ExitReason) -> bool:
         """As the VMM before, unless gdb looks at exits."""
-        return self._inner.does_the_usual(reason) and not self.stops.looks_at_exits
+        return self._inner.has_default_handler(reason) and not self.stops.looks_at_exits
 
     def handle(self, vmexit: VmExit, vm: Platform) -> Action:
         """What the machine's own VMM wants, after whatever gdb wanted."""

@@ -9,6 +9,7 @@ from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.instructions.intercepts import secondary_controls
 from trapgate.instructions.virtual_apic import has_tpr_shadow, is_below_threshold
+from trapgate.paging.ept import MODE_BASED_EXECUTE
 from trapgate.paging.memory import MAXPHYADDR
 from trapgate.sdm import checks as ck
 from trapgate.sdm import controls as ct
@@ -112,12 +113,15 @@ def unrestricted_guest(v: Cells) -> bool:
 
 @core
 def ept_pointer(v: Cells) -> int:
-    """The EPT pointer that VMCS `v` asks for: 0 without "enable EPT"."""
+    """The EPT pointer that VMCS `v` asks for, with MODE_BASED_EXECUTE; 0 without "enable EPT"."""
     if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS == 0:
         return 0
     if v[SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_EPT == 0:
         return 0
-    return int(v[EPT_POINTER])
+    pointer = int(v[EPT_POINTER])
+    if v[SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_MODE_BASED_EXECUTE:
+        pointer |= MODE_BASED_EXECUTE
+    return pointer
 
 
 @core
@@ -180,6 +184,8 @@ def _check_ept(v: Cells, current: int, secondary: int) -> int:
     else:
         if secondary & ct.SECONDARY_PML:
             return ck.PML_WITHOUT_EPT
+        if secondary & ct.SECONDARY_MODE_BASED_EXECUTE:
+            return ck.MODE_BASED_WITHOUT_EPT
         # To a VMM in Python "unrestricted guest" needs no EPT: its guest's memory is the VM's own.
         if secondary & ct.SECONDARY_UNRESTRICTED_GUEST and current >= 0:
             return ck.UNRESTRICTED_WITHOUT_EPT
