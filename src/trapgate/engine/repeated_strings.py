@@ -225,7 +225,7 @@ def repeat(m: Cells, what: int) -> int:
         fill(target, count, size, peek64(env + at.REGS + _RAX))
     advance_register(env, _RDI, count << size, width)
     advance_register(env, _RCX, -count, width)
-    return count
+    return int(count)
 
 
 @stub
