@@ -11,6 +11,7 @@ from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64, t
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
+from trapgate.decode.length import MOST, length_of
 from trapgate.decode.read_modify_write import writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
@@ -18,7 +19,15 @@ from trapgate.engine import machine as mc
 from trapgate.engine.clock import end_block_here
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.core_calls import look_ahead
-from trapgate.engine.fetched_code import NOTHING_THERE, fetch, instruction, is_long, linear_rip
+from trapgate.engine.fetched_code import (
+    NOTHING_THERE,
+    fetch,
+    fetch_from,
+    instruction,
+    is_long,
+    linear_rip,
+    without_idle_prefixes,
+)
 from trapgate.engine.input_blocks import takes_block
 from trapgate.engine.state import (
     arm,
@@ -259,11 +268,49 @@ def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
 
 
 @jit
+def missing_byte(m: Cells, v: Cells) -> int:
+    """Which byte of the instruction at RIP cannot be fetched, -1 if all can.
+
+    The engine has seen UD2 in its place, and so at most two of its bytes.
+    """
+    linear = linear_rip(v)
+    rip = int(v[f.GUEST_RIP])
+    left = MOST
+    if not is_long(v):
+        left = min((int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF) - rip + 1, MOST)
+    if left == MOST and linear & 0xFFF <= 0x1000 - MOST:
+        return -1
+    low, count = fetch_from(m, v, linear, 8)
+    high = 0
+    if count == 8:
+        high, more = fetch_from(m, v, linear + 8, 8)
+        count += more
+    wide = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 14 != 0
+    left = min(left, count)
+    return left if length_of(low, high, is_long(v), wide) > left else -1
+
+
+@jit
+def refuse_fetch(m: Cells, v: Cells, r: Cells, missing: int) -> int:
+    """Byte `missing` of the instruction at RIP lies beyond the limit of CS, or cannot be fetched."""
+    linear = linear_rip(v) + missing
+    if is_beyond_code(v, linear):
+        return arbitrate(m, v, r, 13, 3, 0, 0, 0)
+    user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    _, error, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, linear, FETCH, user)
+    return arbitrate(m, v, r, 14, 3, error, linear, 0)
+
+
+@jit
 def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
     """#UD by the engine's lights: perhaps an instruction that this processor does have."""
     word = instruction(m, v)
     if word & 0xFF == NOTHING_THERE:
         return fetch_again(m, v, r)
+    missing = missing_byte(m, v)
+    if missing >= 0:
+        return refuse_fetch(m, v, r, missing)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
     if is_undefined(word, start):
@@ -420,10 +467,11 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 return arbitrate(m, v, r, 13, 3, 0, 0, 0)
             if not fetched:
                 word, count = fetch(m, v, 8)
-                if count == 8 and transfers_string(v, word):
+                word = without_idle_prefixes(m, v, word)
+                if count != 0 and transfers_string(v, word):
                     # Whether there is a VM exit is decided before memory is accessed.
-                    return execute_sensitive(m, v, r, instruction(m, v))
-                changes = info & _WRITE == 0 and count == 8 and writes_what_it_reads(v, word)
+                    return execute_sensitive(m, v, r, word)
+                changes = info & _WRITE == 0 and count != 0 and writes_what_it_reads(v, word)
                 if changes and info < EPT_VIOLATION:
                     info |= _WRITE
                 elif changes and info & APIC_ACCESS:

@@ -61,6 +61,12 @@ def instruction(m: Cells, v: Cells) -> int:
     Without those no sensitive instruction needs more. EXTRA is how many were left out.
     """
     word, _ = fetch(m, v, 8)
+    return without_idle_prefixes(m, v, word)
+
+
+@jit
+def without_idle_prefixes(m: Cells, v: Cells, word: int) -> int:
+    """`instruction` if its first eight bytes are `word`."""
     m[mc.EXTRA] = 0
     long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
     if prefix_length(word, long) < 3:
@@ -80,8 +86,11 @@ def instruction(m: Cells, v: Cells) -> int:
             lock = byte
         elif byte in (0xF2, 0xF3):
             repeat = byte
-        elif byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65):
+        elif byte in (0x64, 0x65):
             segment = byte
+        elif byte in (0x26, 0x2E, 0x36, 0x3E):
+            # In 64-bit mode those of FS and GS count, whatever follows.
+            segment = segment if long else byte
         elif byte == 0x66:
             operand = byte
         elif byte == 0x67:
