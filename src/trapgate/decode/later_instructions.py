@@ -1,7 +1,7 @@
 """Instructions that came after the engine's processor model, carried out by the core.
 
-RDFSBASE and its sisters, INVPCID, CLFLUSHOPT (and CLFLUSH), RDRAND; POPCNT and CRC32 in 16-bit code;
-and the #NM of XSAVE and XRSTOR. SDM, volume 2, the instructions' pages.
+RDFSBASE and its sisters, INVPCID, CLFLUSHOPT (and CLFLUSH), RDRAND; POPCNT and CRC32 in 16-bit
+code; and the #NM of XSAVE and XRSTOR. SDM, volume 2, the instructions' pages.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, apart, core

@@ -292,7 +292,7 @@ def missing_byte(m: Cells, v: Cells) -> int:
 
 @jit
 def refuse_fetch(m: Cells, v: Cells, r: Cells, missing: int) -> int:
-    """Byte `missing` of the instruction at RIP lies beyond the limit of CS, or cannot be fetched."""
+    """Byte `missing` of the instruction at RIP is beyond the limit of CS, or cannot be fetched."""
     linear = linear_rip(v) + missing
     if is_beyond_code(v, linear):
         return arbitrate(m, v, r, 13, 3, 0, 0, 0)

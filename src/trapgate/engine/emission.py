@@ -197,7 +197,7 @@ def is_store_at(op: int, offset: int) -> bool:
 
 @jit
 def is_constant(op: int, result: int) -> bool:
-    """Whether an operation moves a constant, its second argument, into the temporary at `result`."""
+    """Whether an operation moves its second argument, a constant, to the temporary at `result`."""
     return peek8(op) == MOVE_CONSTANT and peek64(argument(op, 0)) == result
 
 

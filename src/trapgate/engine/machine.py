@@ -176,8 +176,9 @@ X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and th
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
 SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. DESTINATION: what
 CMPXCHG or an MMX instruction writes, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED:
-what RAX and it held before, or RSP and RBP before ENTER. ALIGNED: 1 until the access is translated whose address must be a
-multiple of 16. WHOLE: what must be allowed as a whole of what the instruction stores, until its
+what RAX and it held before, or RSP and RBP before ENTER. PREFIXES: what the translator is shown in
+place of prefixes below PREFIXES_END (`translator_errata`). ALIGNED: 1 until the access is
+translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what the instruction stores, until its
 first access is translated (`whole_stores`). ARITHMETIC: the kind of SSE arithmetic that it does
 (`sse_arithmetic`), until the helper is called that does it.
 SHADOW: what blocks while the engine's flag says that something

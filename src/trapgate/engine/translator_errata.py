@@ -5,12 +5,13 @@ wheels. It has these means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
   that the core carries out: INS and OUTS, RET that releases 8000H bytes or more, loads of table
-  registers, CLFLUSH, XSETBV, POPCNT in 16-bit code, and above ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
+  registers, CLFLUSH, XSETBV, POPCNT in 16-bit code, and above ring 0 MOV CR and MOV DR. `dispatch`
+  sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
 * Of several prefixes the one that counts is shown in place of all: of F2H and F3H the last one,
-  before an SSE instruction also in place of 66H; in 64-bit mode FS or GS of several segments. Before
-  a near branch in 64-bit mode 66H is not shown.
+  before an SSE instruction also in place of 66H; in 64-bit mode FS or GS of several segments.
+  Before a near branch in 64-bit mode 66H is not shown.
 * Another byte is shown for a REX, an immediate or a ModR/M byte of which the translator makes more
   than it means (`decode.register_forms`).
 * STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
@@ -318,9 +319,9 @@ def look(reader: int, block: int, env: int) -> int:
     long = flags & at.HF_CS64 != 0
     lock = operand_size = False
     short_address = not long and flags & at.HF_CS32 == 0
-    repeat = repeats = 0
+    repeat = 0
     segment = 0
-    ignored = False
+    ignored = mixed = False
     rex = 0
     byte = 0
     n = 0
@@ -337,8 +338,8 @@ def look(reader: int, block: int, env: int) -> int:
         elif byte == 0x67:
             short_address = not long and flags & at.HF_CS32 != 0
         elif byte in (0xF2, 0xF3):
+            mixed = mixed or byte ^ repeat == 1
             repeat = byte
-            repeats |= byte
         elif byte in (0x64, 0x65):
             segment = byte
         elif byte & 0xE7 == 0x26:
@@ -348,7 +349,7 @@ def look(reader: int, block: int, env: int) -> int:
         # The engine finds such code too long.
         return PLAIN
     m[mc.PREFIXES_END] = start + n
-    if repeats != repeat:
+    if mixed:
         m[mc.PREFIXES] |= repeat << REPEATS
     if segment != 0 and ignored:
         m[mc.PREFIXES] |= segment << SEGMENTS
