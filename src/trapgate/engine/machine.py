@@ -178,9 +178,9 @@ SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. DES
 CMPXCHG or an MMX instruction writes, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED:
 what RAX and it held before, or RSP and RBP before ENTER. PREFIXES: what the translator is shown in
 place of prefixes below PREFIXES_END (`translator_errata`). ALIGNED: 1 until the access is
-translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what the instruction stores, until its
-first access is translated (`whole_stores`). ARITHMETIC: the kind of SSE arithmetic that it does
-(`sse_arithmetic`), until the helper is called that does it.
+translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
+the instruction stores, until its first access is translated (`whole_stores`). ARITHMETIC: the kind
+of SSE arithmetic that it does (`sse_arithmetic`), until the helper is called that does it.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
