@@ -1,13 +1,12 @@
 import pytest
 
-from trapgate.decode.read_modify_write import writes_what_it_reads
-from trapgate.sdm import cells
-from trapgate.vmcs.vmcs import Vmcs
+from trapgate.decode.read_modify_write import opcode_writes_what_it_reads
+from trapgate.operands.encoding import prefix_length
 
 YES = (
     "0103 8003f0 8303f1 810300000000 0003 1103 2103 2903 3103 fe03 fe0b ff03 ff0b f613 f71b "
     "c00301 c1e301 d003 d1e3 d2e3 d3e3 8603 8703 0fab03 0fb303 0fbb03 0fba2b01 0fba3301 "
-    "0fba3b01 0fb003 0fb103 0fc003 0fc103 0fc70b f00fb10b f00103 660103 2e0103 0fa403 0fad03"
+    "0fba3b01 0fb003 0fb103 0fc003 0fc103 0fc70b f00fb10b f00103 6667f02ef3810300 660103 2e0103 0fa403 0fad03"
 )
 NO = (
     "8b03 8903 3903 3b03 803bf0 833bf1 0303 0b03 f60301 f723 f733 ff13 ff23 ff33 8f03 0fa303 "
@@ -16,11 +15,8 @@ NO = (
 
 
 def answer(code: str, *, long: bool = False) -> bool:
-    v = Vmcs().cells
-    v[cells.GUEST_CS_ACCESS_RIGHTS] = 0xA09B if long else 0xC09B
-    v[cells.GUEST_IA32_EFER] = 0x500 if long else 0
     word = int.from_bytes(bytes.fromhex(code).ljust(8, b"\x90")[:8], "little", signed=True)
-    return bool(writes_what_it_reads(v, word))
+    return bool(opcode_writes_what_it_reads(word, prefix_length(word, long)))
 
 
 @pytest.mark.parametrize("code", YES.split())

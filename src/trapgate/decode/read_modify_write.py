@@ -5,17 +5,8 @@ set even where the page could not be read either (SDM, "Page-Fault Exceptions"; 
 instruction's "Operation"). An engine that does the load first reports a read.
 """
 
-from trapgate.compiler.dialect import Cells, core, inlined
+from trapgate.compiler.dialect import core, inlined
 from trapgate.operands.encoding import prefix_length
-from trapgate.operands.mode import in_64_bit_mode
-
-
-@core
-def writes_what_it_reads(v: Cells, word: int) -> bool:
-    """Whether the instruction that starts with the eight bytes `word` does, if it has such
-    an operand.
-    """
-    return opcode_writes_what_it_reads(word, prefix_length(word, in_64_bit_mode(v)))
 
 
 @core
@@ -51,7 +42,9 @@ def repeats(word: int, long: bool) -> bool:
 @core
 @inlined
 def opcode_writes_what_it_reads(word: int, start: int) -> bool:
-    """The same for the opcode behind `start` bytes of prefixes."""
+    """Whether the instruction in `word`, behind `start` bytes of prefixes, does so, if it has such
+    an operand.
+    """
     if start > 5:
         return False
     opcode = (word >> (8 * start)) & 0xFF

@@ -12,7 +12,7 @@ from trapgate.decision.frame_filters import entry_written, is_stopped_table_writ
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
 from trapgate.decode.length import MOST, length_of
-from trapgate.decode.read_modify_write import writes_what_it_reads
+from trapgate.decode.read_modify_write import opcode_writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
@@ -80,6 +80,8 @@ _BREAKPOINTS = 0xF
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
+_IDLE_PREFIXES = 3
+"""From so many prefixes on, some of them may say nothing new."""
 
 
 @jit
@@ -416,12 +418,6 @@ def is_done_alone(m: Cells, v: Cells, code: int) -> bool:
 
 
 @jit
-def transfers_string(v: Cells, word: int) -> bool:
-    """Whether the instruction is INS or OUTS."""
-    return bool((word >> (8 * prefix_length(word, is_long(v)))) & 0xFC == 0x6C)
-
-
-@jit
 def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
     """Whether a page fault is a write to the page tables that a fault filter may judge."""
     if not is_stopped_table_write(v, code):
@@ -467,11 +463,15 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 return arbitrate(m, v, r, 13, 3, 0, 0, 0)
             if not fetched:
                 word, count = fetch(m, v, 8)
-                word = without_idle_prefixes(m, v, word)
-                if count != 0 and transfers_string(v, word):
-                    # Whether there is a VM exit is decided before memory is accessed.
-                    return execute_sensitive(m, v, r, word)
-                changes = info & _WRITE == 0 and count != 0 and writes_what_it_reads(v, word)
+                start = prefix_length(word, is_long(v))
+                if start >= _IDLE_PREFIXES:
+                    word = without_idle_prefixes(m, v, word)
+                    start = prefix_length(word, is_long(v))
+                if count != 0 and (word >> (8 * start)) & 0xFC == 0x6C:
+                    # INS or OUTS: whether they exit is decided before memory is accessed.
+                    return execute_sensitive(m, v, r, instruction(m, v))
+                changes = info & _WRITE == 0 and count != 0
+                changes = changes and opcode_writes_what_it_reads(word, start)
                 if changes and info < EPT_VIOLATION:
                     info |= _WRITE
                 elif changes and info & APIC_ACCESS:
