@@ -142,7 +142,7 @@ def run(
     if guest.kernel is None:
         vm.boot()
     else:
-        append = "console=ttyS0"
+        append = "console=ttyS0 pti=on"
         vm.load(load_guest(guest.kernel, memory=guest.memory, append=append, initrd=initrd))
     before = (0, 0, 0)
     for name in ("boot", *names):

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.measure import Benchmark, measure
-from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action
 from trapgate.decision.decide import decide_fault
 from trapgate.replay import Family, Policy, replay, sweep

@@ -10,7 +10,8 @@ import time
 from benchmarks.guests import fault_loop
 from benchmarks.measure import Benchmark, SkipSide, rate
 from benchmarks.ours import prepared
-from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason

@@ -5,12 +5,14 @@ registers, flags, x87 and SSE state and memory.
 """
 
 import platform
+import random
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct, pack, unpack_from
+from typing import Any
 
 import pytest
 
@@ -205,3 +207,23 @@ def differences(cases: Sequence[Case], host: Sequence[object], engine: str) -> d
         else:
             wrong[one.text] = {"": (str(ours)[:40], str(expected)[:40])}
     return wrong
+
+
+Compare = Callable[[str], dict[str, object]]
+"""The differences between an engine and the host, by the engine's name."""
+
+
+def comparison(case: Callable[[random.Random], Case], count: int, name: str) -> Any:
+    """A fixture of a module: `count` random cases, which the host executes once for all engines.
+
+    The `name` seeds them.
+    """
+
+    @pytest.fixture(scope="module")
+    def compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
+        chance = random.Random(f"random {name} {count}")
+        chosen = [case(chance) for _ in range(count)]
+        host = on_the_host(chosen, tmp_path_factory.mktemp("random"))
+        return lambda engine: differences(chosen, host, engine)
+
+    return compare

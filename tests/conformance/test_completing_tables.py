@@ -16,7 +16,8 @@ from tests.conformance.self_mapped_guest import (
     Outcome,
 )
 from trapgate.decision import embodiments
-from trapgate.decision.conditions import Names, parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import Names, parse
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.decide import Disposition, Reason
 from trapgate.decision.fault_filters import FILTERS, OWN_FRAME

@@ -16,14 +16,15 @@ from tests.conformance.self_mapped_guest import (
     Outcome,
 )
 from trapgate.decision.decide import REASONS
+from trapgate.decision.entry_facts import KIND
 from trapgate.events.journal import (
     ROW_ADDRESS,
     ROW_CPL,
     ROW_CR3,
     ROW_DATA,
     ROW_DISPOSITION,
+    ROW_ENTRY,
     ROW_ERROR_CODE,
-    ROW_HAS_DATA,
     ROW_OLD_VALUE,
     ROW_REASON,
     ROW_RIP,
@@ -107,10 +108,10 @@ def test_without_a_filter_nothing_completes_and_the_data_are_known(engine: str) 
     outcome = store(Bench(TWO_LEVEL, engine), UNMAPPED, FAULT_FILTER=0)
     row = outcome.rows[-1]
     assert row[ROW_DISPOSITION] == EXIT
-    assert (row[ROW_HAS_DATA], row[ROW_DATA], row[ROW_OLD_VALUE]) == (1, UNMAPPED, PRESENT)
+    assert (row[ROW_ENTRY] & KIND, row[ROW_DATA], row[ROW_OLD_VALUE]) == (1, UNMAPPED, PRESENT)
     # Without PTBASE nobody looks.
     outcome = store(Bench(TWO_LEVEL, engine), UNMAPPED, FAULT_FILTER=0, PTBASE=0)
-    assert outcome.rows[-1][ROW_HAS_DATA] == 0
+    assert outcome.rows[-1][ROW_ENTRY] == 0
 
 
 @both_engines
@@ -126,7 +127,7 @@ def test_the_row_of_a_completed_write(layout: Layout, engine: str, ring: int) ->
     assert row[ROW_DISPOSITION] == COMPLETE
     assert REASONS[row[ROW_REASON]] == "FAULT_FILTER_FIGURE_8"
     assert row[ROW_ADDRESS] & (1 << layout.bits) - 1 == layout.tables + 0x40
-    assert (row[ROW_HAS_DATA], row[ROW_DATA], row[ROW_OLD_VALUE]) == (1, CLEAN, PRESENT)
+    assert (row[ROW_ENTRY] & KIND, row[ROW_DATA], row[ROW_OLD_VALUE]) == (1, CLEAN, PRESENT)
     assert (row[ROW_RIP], row[ROW_CPL], row[ROW_CR3]) == (CODE + 2, ring, ROOT)
     assert row[ROW_ERROR_CODE] == (7 if ring else 3)
 
@@ -190,7 +191,7 @@ def test_pae_has_no_slot(engine: str) -> None:
         GUEST_CR3=0x20000,
         GUEST_CR4=0x2620,
     )
-    assert (went(outcome), outcome.rows[-1][ROW_HAS_DATA]) == (EXIT, 0)
+    assert (went(outcome), outcome.rows[-1][ROW_ENTRY] & KIND) == (EXIT, 0)
 
 
 @both_engines
@@ -223,7 +224,7 @@ def test_a_read_only_large_page_is_not_filtered(engine: str, slot: int) -> None:
     outcome = store(bench, 0, memory={ROOT + 4: pack("<I", slot)}, linear=0xC0001040)
     assert went(outcome) == EXIT
     assert not any(outcome.memory[0x40:0x44])
-    assert outcome.rows[-1][ROW_HAS_DATA] == 0
+    assert outcome.rows[-1][ROW_ENTRY] == 0
 
 
 @both_engines
@@ -318,7 +319,7 @@ def test_the_journal_keeps_what_was_written_only_with_its_own_event() -> None:
     """A delivery that follows has no data of its own."""
     bench = Bench(TWO_LEVEL, "native")
     outcome = store(bench, OTHER, EXCEPTION_BITMAP=0)
-    assert [row[ROW_HAS_DATA] for row in outcome.rows] == [1] + [0] * (len(outcome.rows) - 1)
+    assert [row[ROW_ENTRY] & KIND for row in outcome.rows] == [1] + [0] * (len(outcome.rows) - 1)
     assert len(outcome.rows) > 1
 
 
@@ -348,6 +349,6 @@ def test_a_refused_write_over_entries_of_its_own_way_leaves_them(engine: str) ->
         memory={TWO_LEVEL.self_entry: before},
         registers={"rdi": 0xC0300000 + 4 * TWO_LEVEL.slot},
     )
-    assert (went(outcome), outcome.rows[-1][ROW_HAS_DATA]) == (EXIT, 1)
+    assert (went(outcome), outcome.rows[-1][ROW_ENTRY] & KIND) == (EXIT, 2)
     at = TWO_LEVEL.self_entry
     assert outcome.memory[at : at + 16] == before

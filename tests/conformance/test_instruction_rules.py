@@ -8,7 +8,8 @@ from tests.conformance import tiny_guest as tg
 from tests.conformance.test_task_switches import NEW_CODE, Task, memory_of
 from tests.conformance.tiny_guest import CODE, GDT, IDT, Run, Tiny, handler, prepare
 from tests.conformance.x86_vmm import X86Vmm
-from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action, Rule, encode
 from trapgate.processor.processor import VmExit
 from trapgate.sdm import controls as ct

@@ -8,13 +8,14 @@ from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import CODE_32, DATA, STACK, Tiny, begin, handler
-from trapgate.sdm.vectors import DB, UD
+from tests.conformance.tiny_guest import CODE_32, DATA, Tiny, begin
+from trapgate.sdm.vectors import UD
 
 pytestmark = pytest.mark.conformance
 
 MONITOR_VMCS = {"EXCEPTION_BITMAP": 0xFFFFFFFF}
 AT_DATA = pack("<I", DATA)
+LASTBRANCH_TOS = 0x1C9
 
 
 def limit(reason: str) -> pytest.MarkDecorator:
@@ -33,16 +34,17 @@ def load_segment(register: int, selector: int) -> bytes:
     return b"\xb8" + pack("<I", selector) + b"\x8e" + bytes([0xC0 | register << 3])
 
 
-# Debug exceptions.
+# Absent altogether.
 
 
-@limit("data breakpoints are not compared with what event delivery pushes")
-def test_a_breakpoint_on_the_frame_of_a_fault() -> None:
-    guest = Tiny("p32", code=b"\x0f\x0b", registers={"dr0": STACK - 4})
-    guest.fields = {"GUEST_DR7": 0x400 | 2 | 0xD << 16}
-    end = begin(guest, {"EXCEPTION_BITMAP": 1 << DB})
-    assert end.exit.reason.name == "EXCEPTION_OR_NMI"
-    assert end.vmcs["GUEST_RIP"] == handler(UD)
+@limit("branches are not recorded")
+def test_a_branch_is_recorded() -> None:
+    code = b"\xeb\x00\x0f\x32"  # jmp to the next instruction; rdmsr
+    guest = Tiny("p32", code=code, registers={"rcx": LASTBRANCH_TOS})
+    guest.fields = {"GUEST_IA32_DEBUGCTL": 1}
+    end = begin(guest, MONITOR_VMCS)
+    assert end.exit.reason.name == "VMCALL"
+    assert end.processor.registers.rax == 1
 
 
 def test_the_judge() -> None:

@@ -19,8 +19,8 @@ from tests.conformance.host_state import (
     RSP,
     STATUS,
     Case,
-    differences,
-    on_the_host,
+    Compare,
+    comparison,
 )
 from tests.conformance.tiny_guest import CODE, STACK
 
@@ -155,19 +155,9 @@ def case(chance: random.Random) -> Case:
     return Case(text, code, open_flags, tuple(general), flags, fx.ljust(512, b"\0"), memory)
 
 
-@pytest.fixture(scope="module")
-def chosen() -> list[Case]:
-    chance = random.Random(f"random code {COUNT}")
-    return [case(chance) for _ in range(COUNT)]
-
-
-@pytest.fixture(scope="module")
-def expected(chosen: list[Case], tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    return on_the_host(chosen, tmp_path_factory.mktemp("random"))
+compare = comparison(case, COUNT, "code")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_guest_does_as_the_host(
-    chosen: list[Case], expected: list[object], engine: str
-) -> None:
-    assert differences(chosen, expected, engine) == {}
+def test_the_guest_does_as_the_host(compare: Compare, engine: str) -> None:
+    assert compare(engine) == {}

@@ -19,8 +19,8 @@ from tests.conformance.host_state import (
     RSP,
     STATUS,
     Case,
-    differences,
-    on_the_host,
+    Compare,
+    comparison,
 )
 from tests.conformance.tiny_guest import CODE, STACK
 from tests.conformance.x87_host import VALUES
@@ -91,19 +91,9 @@ def case(chance: random.Random) -> Case:
     return Case(text, code, 0, tuple(general), flags, fx.ljust(512, b"\0"), memory, told)
 
 
-@pytest.fixture(scope="module")
-def chosen() -> list[Case]:
-    chance = random.Random(f"random x87 {COUNT}")
-    return [case(chance) for _ in range(COUNT)]
-
-
-@pytest.fixture(scope="module")
-def expected(chosen: list[Case], tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    return on_the_host(chosen, tmp_path_factory.mktemp("random"))
+compare = comparison(case, COUNT, "x87")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_guest_does_as_the_host(
-    chosen: list[Case], expected: list[object], engine: str
-) -> None:
-    assert differences(chosen, expected, engine) == {}
+def test_the_guest_does_as_the_host(compare: Compare, engine: str) -> None:
+    assert compare(engine) == {}

@@ -12,7 +12,8 @@ from tests.conformance.tiny_guest import (
     Tiny,
     prepare,
 )
-from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action
 from trapgate.operands.stores import stored
 from trapgate.processor.processor import Processor, VmExit

@@ -35,7 +35,7 @@ from tests.conformance.tiny_guest import (
 )
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import CR0_TS, RFLAGS_NT, RFLAGS_VM
-from trapgate.sdm.vectors import DF, GP, NP, PF, SS, TS
+from trapgate.sdm.vectors import DB, DF, GP, NP, PF, SS, TS
 from trapgate.vmm.actions import Action, Inject, Moved
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.task_switch import switch_tasks
@@ -230,6 +230,23 @@ def test_a_fault_by_a_task_gate_pushes_its_error_code(engine: str) -> None:
     assert run.vmcs["GUEST_RSP"] == NEW_STACK - 4
     assert run.pushed(1) == [0x1000]
     assert run.resume().reason is ExitReason.VMCALL
+
+
+def test_a_breakpoint_on_the_error_code_for_a_task(engine: str) -> None:
+    load = b"\xb8\x00\x10\x00\x00\x8e\xd8"  # mov eax, 1000H; mov ds, ax
+    for place, vector in ((NEW_STACK - 4, DB), (NEW_STACK, None)):
+        guest = Tiny("p32", 0, load, memory_of(Task(), 32) | task_gate(GP))
+        guest.registers["dr1"] = place
+        guest.fields["GUEST_DR7"] = 0x400 | 8 | 0xD << 20  # global: it outlives the switch
+        run, action, _ = switched(guest, engine)
+        assert run.vmcs["GUEST_RIP"] == NEW_CODE
+        if vector is None:
+            assert action == Moved()
+            continue
+        assert isinstance(action, Inject)
+        assert action.event.vector == vector
+        assert run.processor.registers.dr6 & 0xF == 2
+        assert run.vmcs["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 0
 
 
 def test_a_task_in_ring_3(engine: str) -> None:

@@ -10,7 +10,8 @@ from tests.unit.test_criteria_table import expected
 from trapgate.cli import app
 from trapgate.criteria import CriteriaError, Party, compare_exits, merge, read_table
 from trapgate.criteria.tables import TableReading
-from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.decide import EXIT, decide_fault
 from trapgate.vmcs.vmcs import Vmcs

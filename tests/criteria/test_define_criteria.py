@@ -16,8 +16,8 @@ from trapgate.criteria import (
     operators_named,
     parse_wishes,
 )
-from trapgate.criteria.define_table import Granted
-from trapgate.decision.conditions import holds
+from trapgate.criteria.define_table import FoundCriteria
+from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.vmcs.vmcs import Vmcs
@@ -39,7 +39,7 @@ def wish(condition: str, default: str = "deliver", then: str = "exit") -> str:
     return f'default = "{default}"\n[[wishes]]\nwhen = "{condition}"\nthen = "{then}"\n'
 
 
-def granted(text: str, scheme: str = "", rules: int = 64) -> Granted:
+def granted(text: str, scheme: str = "", rules: int = 64) -> FoundCriteria:
     return define_criteria(parse_wishes(text), scheme, rules=rules)
 
 

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from tests.criteria.test_criteria_tables import exits
 from trapgate.cli import app
 from trapgate.criteria import Party, compare_exits, merge_tables
-from trapgate.decision.conditions import Both, words
+from trapgate.decision.condition_rules import condition_text
+from trapgate.decision.conditions import AllOf
 from trapgate.vmcs.vmcs import Vmcs
 
 pytest.importorskip("z3")
@@ -127,7 +128,8 @@ def test_interrupts_and_instructions_are_merged(
     assert not found.notes
     assert compare_exits([party.vmcs for party in asking], found.vmcs).exact
     rules = [
-        (rule.action.name.lower(), words(Both(rule.clauses))) for rule in found.vmcs.criteria_table
+        (rule.action.name.lower(), condition_text(AllOf(rule.clauses)))
+        for rule in found.vmcs.criteria_table
     ]
     if wanted is not None:
         assert rules == wanted

@@ -1,6 +1,7 @@
 """`trapgate demo --guest`: any guest under direct paging, and what each filter saves it."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -59,10 +60,24 @@ def test_the_command() -> None:
     assert result.exit_code == 0, result.output
     assert "no-link" in result.output
     assert "Under every setting: the guest exited with status 0." in result.output
+
+
+def test_several_guests_in_one_table(tmp_path: Path) -> None:
+    other = tmp_path / "other.elf"
+    other.write_bytes(guests.image())
+    line = ["demo", "--guest", str(guests.IMAGE_PATH), "--guest", str(other), "--memory", "16M"]
+    line += ["--append", guests.command_line("faults")]
     result = CliRunner().invoke(app, [*line, "--json"])
     rows = json.loads(result.stdout)
-    assert [row["fault_filter"] for row in rows] == [one.fault_filter for one in SETTINGS]
+    assert [row["guest"] for row in rows] == [
+        name for name in (str(guests.IMAGE_PATH), str(other)) for _ in SETTINGS
+    ]
+    assert [row["fault_filter"] for row in rows] == [one.fault_filter for one in SETTINGS] * 2
     assert all(row["end"] == "debug exit" and row["status"] == 0 for row in rows)
+    result = CliRunner().invoke(app, [*line, "--timeout", "0.001"], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert result.output.count("own paging") >= 2
+    assert f"{other}: under every setting: out of time." in result.output
 
 
 @pytest.mark.parametrize(

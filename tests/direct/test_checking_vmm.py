@@ -61,7 +61,7 @@ def checked(flushes: bool) -> CheckingMachine:
     image = load_guest(
         LINUX / "vmlinuz-amd64",
         memory=MEMORY,
-        append="console=ttyS0",
+        append="console=ttyS0 pti=on",
         initrd=LINUX / "initrd-amd64.cpio",
     )
     vm.load(image)

@@ -278,7 +278,8 @@ def test_two_debians_boot_unmodified() -> None:
     for _ in range(2):
         vm = ProtectedMachine(memory, host=host, console=Console(io.BytesIO(), until="# $"))
         kernel, initrd = LINUX / "vmlinuz-amd64", LINUX / "initrd-amd64.cpio"
-        vm.load(load_guest(kernel, memory=memory, append="console=ttyS0 quiet", initrd=initrd))
+        line = "console=ttyS0 quiet pti=on"
+        vm.load(load_guest(kernel, memory=memory, append=line, initrd=initrd))
         pair.append(vm)
     stops = host.run(timeout=120)
     assert [stop.end for stop in stops] == [End.UNTIL] * 2, stops

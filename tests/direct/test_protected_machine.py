@@ -499,7 +499,7 @@ def test_debian_boots_unmodified(name: str) -> None:
         load_guest(
             LINUX / f"vmlinuz-{name}",
             memory=256 << 20,
-            append="console=ttyS0",
+            append="console=ttyS0 pti=on",
             initrd=LINUX / initrd,
         )
     )

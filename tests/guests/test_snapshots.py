@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from trapgate import guests
-from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action
 from trapgate.decision.faults import Interruption
 from trapgate.demo import x86 as demo_x86

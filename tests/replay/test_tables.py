@@ -12,7 +12,8 @@ from tests.conformance.self_mapped_guest import CODE, TWO_LEVEL
 from tests.replay.test_filters_closed_loop import run
 from tests.replay.traces import journal, write
 from trapgate.cli import app
-from trapgate.decision.conditions import holds, parse, rules_for
+from trapgate.decision.condition_rules import holds, rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.replay import Policy, replay
 from trapgate.replay.tables import UNDECIDED, action_of, missing
@@ -35,6 +36,10 @@ SCHEMA = {
     "data": pl.UInt64,
     "old_value": pl.UInt64,
     "interrupted_vector": pl.UInt8,
+    "table_entry": pl.UInt8,
+    "entry_size": pl.UInt8,
+    "table_byte": pl.UInt8,
+    "frame_byte": pl.UInt8,
 }
 
 numbers = st.one_of(st.integers(0, 15), st.integers(0, WORD), st.sampled_from([1 << 63, WORD]))
@@ -79,14 +84,23 @@ WIDTHS = {
     "new_entry": 64,
     "set_bits": 64,
     "cleared_bits": 64,
+    "new_frame": 28,
+    "new_frame_type": 8,
 }
+TABLE_WRITES = (3, 7, 0x4003, 0x4007)
 
 
 @st.composite
 def rows(draw: st.DrawFn) -> dict[str, Any]:
     vector, kind = draw(st.sampled_from([(14, 3), (13, 3), (6, 3), (3, 6), (128, 4), (48, 0)]))
     lacks = draw(st.booleans())
-    code = draw(st.integers(0, 31)) if kind == 3 and vector in (13, 14) and not lacks else None
+    codes = st.integers(0, 31) | st.sampled_from(TABLE_WRITES)
+    code = draw(codes) if kind == 3 and vector in (13, 14) and not lacks else None
+    writes = code in TABLE_WRITES and vector == 14
+    data = draw(st.none() | numbers) if writes else None
+    # Traces of earlier versions do not tell how wide an entry is, nor of which table.
+    told = data is not None and draw(st.booleans())
+    mapped = code in (0x4003, 0x4007) and writes and (told or data is None) and draw(st.booleans())
     return {
         "vector": vector,
         "type": kind,
@@ -97,8 +111,12 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "cr3": draw(numbers),
         "depth": draw(st.integers(0, 1)),
         "linear_address": draw(st.none() | numbers) if vector == 14 else None,
-        "data": draw(st.none() | numbers) if code in (3, 7) else None,
-        "old_value": draw(numbers) if code in (3, 7) else None,
+        "data": data,
+        "old_value": draw(numbers) if writes else None,
+        "table_entry": draw(st.sampled_from([1, 2])) if told else None,
+        "entry_size": draw(st.sampled_from([4, 8])) if told else None,
+        "table_byte": draw(st.integers(0, 255)) if mapped else None,
+        "frame_byte": draw(st.integers(0, 255)) if mapped and told else None,
         "interrupted_vector": draw(st.none() | st.just(14)),
     }
 
@@ -111,8 +129,10 @@ def known_of(row: dict[str, Any]) -> dict[str, Any]:
     page_fault = (row["vector"], row["type"]) == (14, 3)
     code = UNKNOWN if row["code_missing"] else row["error_code"]
     address = UNKNOWN if row["linear_address"] is None else row["linear_address"]
-    write = page_fault and (code is UNKNOWN or code in (3, 7))
+    write = page_fault and (code is UNKNOWN or code in TABLE_WRITES)
     data = row["data"]
+    if data is None and row["table_byte"] is not None:
+        write = False
     entry = UNKNOWN if write else None
     old: Any = row["old_value"] if write and data is not None else entry
     new: Any = data if write and data is not None else entry
@@ -136,11 +156,28 @@ def known_of(row: dict[str, Any]) -> dict[str, Any]:
         "interrupted_vector": met if met is not None else (UNKNOWN if row["depth"] else None),
         "rsp": UNKNOWN,
         "walk_level": UNKNOWN if page_fault else None,
-        "table_entry": entry,
+        "table_entry": entry if row["table_entry"] is None else row["table_entry"],
         "old_entry": old,
         "new_entry": new,
         "set_bits": new & ~old if both else entry,
         "cleared_bits": old & ~new if both else entry,
+        **_frame_of(row, entry),
+    }
+
+
+def _frame_of(row: dict[str, Any], entry: Any) -> dict[str, Any]:
+    """What a row says of the frame that a new entry leads to; `entry` if nobody knows of one."""
+    data, size = row["data"], row["entry_size"]
+    by_map = row["error_code"] is None or row["error_code"] & 0x4000 != 0
+    if data is None:
+        return {"new_frame": entry, "new_frame_type": entry if by_map else None}
+    if data & 1 == 0:
+        return {"new_frame": None, "new_frame_type": None}
+    number = data >> 12 & ((1 << 40) - 1 if size == 8 else (1 << 20) - 1)
+    byte = UNKNOWN if row["frame_byte"] is None else row["frame_byte"]
+    return {
+        "new_frame": UNKNOWN if size is None else number,
+        "new_frame_type": byte if by_map else None,
     }
 
 

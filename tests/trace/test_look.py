@@ -99,6 +99,27 @@ def test_statistics_of_our_own_trace_have_no_times(tmp_path: Path) -> None:
     assert all(line.total is None for line in stat.tables["vector"])
 
 
+def test_statistics_of_writes_to_tables_are_per_level(tmp_path: Path) -> None:
+    rows = np.zeros((8, 20), np.int64)
+    rows[:, 3], rows[:, 4], rows[:, 5] = 14, 3, 0x4003
+    by_map, last, upper = 1 << 4, 1, 2
+    bytes_of_tables = [0x13, 0x13, 0x51, 0xD1, 0x19, 0x11]
+    rows[:6, 11] = [by_map | byte << 8 | last for byte in bytes_of_tables]
+    rows[6, 11], rows[7, 11] = last, upper
+    rows[0, 12] = 2
+    stat = statistics([own(tmp_path / "t.parquet", rows)])
+    assert {line.key: (line.exits, line.completed) for line in stat.tables["table"]} == {
+        "level 1": (1, 1),
+        "level 2": (1, 0),
+        "level 4": (1, 0),
+        "several levels": (1, 0),
+        "level unknown": (1, 0),
+        "self-mapped, last level": (1, 0),
+        "self-mapped, an upper level": (1, 0),
+    }
+    assert not statistics([own(tmp_path / "u.parquet", chain())]).tables["table"]
+
+
 def test_statistics_per_symbol(host_trace: Path, tmp_path: Path) -> None:
 
     (tmp_path / "System.map").write_text(MAP)

@@ -9,19 +9,17 @@ from hypothesis import strategies as st
 
 from tests.unit.core_guest import Guest
 from tests.unit.test_criteria_table import clauses, expected, faults, numbers
+from trapgate.decision.condition_rules import condition_text, holds, rules_for
 from trapgate.decision.conditions import (
     ALWAYS,
     NEVER,
-    Both,
+    AllOf,
+    AnyOf,
     Condition,
     ConditionError,
-    Either,
     Names,
-    holds,
     opposite,
     parse,
-    rules_for,
-    words,
 )
 from trapgate.decision.criteria_rules import Action, Clause, Operator
 from trapgate.decision.fault_values import BY_NAME, VALUES
@@ -32,7 +30,7 @@ conditions: st.SearchStrategy[Condition] = st.recursive(
     clauses,
     lambda parts: st.builds(
         lambda kind, some: kind(tuple(some)),
-        st.sampled_from([Both, Either]),
+        st.sampled_from([AllOf, AnyOf]),
         st.lists(parts, max_size=3),
     ),
     max_leaves=8,
@@ -183,7 +181,7 @@ def test_what_is_put_into_words_means_the_same(
     wide = [leaf for leaf in leaves(condition) if too_wide(leaf)]
     if wide:
         return
-    again = parse(words(condition))
+    again = parse(condition_text(condition))
     assert truth(again, seen) == truth(condition, seen)
     others = dict.fromkeys(seen, number & 1)
     assert truth(again, others) == truth(condition, others)
@@ -203,8 +201,8 @@ def too_wide(clause: Clause) -> bool:
 def test_constants() -> None:
     assert parse("all") == ALWAYS
     assert parse("none") == NEVER
-    assert words(ALWAYS) == "all"
-    assert words(NEVER) == "none"
+    assert condition_text(ALWAYS) == "all"
+    assert condition_text(NEVER) == "none"
 
 
 def test_the_guide_has_every_value() -> None:
@@ -252,7 +250,7 @@ def test_the_seeds_word_for_what_is_written() -> None:
         "and not present(data)"
     )
     read = parse(text)
-    assert isinstance(read, Both)
+    assert isinstance(read, AllOf)
     assert read.parts[-1] == Clause(BY_NAME["data"], Operator.ANY_BIT, 1, negated=True)
 
 

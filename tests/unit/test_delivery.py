@@ -5,8 +5,16 @@ import pytest
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
 from trapgate.events import delivery
-from trapgate.events.journal import HEAD_COUNTS, HEAD_SEQUENCE
-from trapgate.paging.ept import EPT_VIOLATION
+from trapgate.events.ivt import is_redirected
+from trapgate.events.journal import (
+    HEAD_COUNTS,
+    HEAD_DATA,
+    HEAD_ENTRY,
+    HEAD_OLD_VALUE,
+    HEAD_SEQUENCE,
+)
+from trapgate.paging.apic_access import APIC_ACCESS, apic_access
+from trapgate.paging.ept import EPT_MISCONFIGURATION, EPT_VIOLATION, LOG_FULL
 from trapgate.sdm import state
 
 EXCEPTION, TRIPLE = 0, 2
@@ -239,6 +247,19 @@ def test_int_n_with_its_redirection_bit_goes_through_the_idt(flags: int, vector:
     assert guest["GUEST_RFLAGS"] & VM == 0
 
 
+def test_int_n_outside_virtual_8086_mode_is_not_redirected() -> None:
+    guest = redirecting(IOPL_3)
+    assert is_redirected(guest.v, guest.mem, 0x80, INT_N)[0]
+    guest.set(GUEST_RFLAGS=2 | IOPL_3)
+    assert not is_redirected(guest.v, guest.mem, 0x80, INT_N)[0]
+
+
+def test_a_redirected_injection_clears_rf() -> None:
+    guest = redirecting(IOPL_3 | RF)
+    assert guest.raise_event(0x80, INT_N, length=2, injected=1) == 0
+    assert guest["GUEST_RFLAGS"] == 2 | VM | IOPL_3
+
+
 @pytest.mark.parametrize("kind", [EXTERNAL, HARDWARE, INT3])
 def test_nothing_but_int_n_is_redirected(kind: int) -> None:
     guest = redirecting(IOPL_3)
@@ -321,6 +342,7 @@ def test_blocking_by_sti_and_mov_ss_ends_and_nmi_blocks() -> None:
 def test_debug_exceptions_update_dr6_and_dr7() -> None:
     guest = Guest()
     guest.set(GUEST_DR7=0x2400, dr6=0xFFFF0FF3, GUEST_IA32_DEBUGCTL=3)
+    guest.set(EOI_EXIT_BITMAP_0=1 << 20)  # which has nothing to do with it
     assert guest.raise_event(1, address=0x4004) == 0
     assert guest["dr6"] == 0xFFFF4FF4
     assert guest["GUEST_DR7"] == 0x400
@@ -411,6 +433,23 @@ def test_completed_faults_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (guest.v == before).all()
     assert guest.journal()[0][12] == 2
     assert guest.journal()[0][15] == 0
+
+
+@pytest.mark.parametrize(("entry", "kind"), [(0, 0), (0x1234550, 0), (0x1234551, 1), (0x16, 2)])
+def test_criteria_see_the_data_of_a_write_that_was_refused(
+    monkeypatch: pytest.MonkeyPatch, entry: int, kind: int
+) -> None:
+    seen = []
+
+    def decide(*given: int) -> tuple[int, int]:
+        seen.append(given[-3:])
+        return 1, 0
+
+    monkeypatch.setattr(delivery, "decide_event", decide)
+    guest = Guest()
+    guest.head[[HEAD_ENTRY, HEAD_OLD_VALUE, HEAD_DATA]] = entry, 0x222, 0x333
+    assert guest.raise_event(14, error_code=2) == 0
+    assert seen == [(kind, 0x222, 0x333)]
 
 
 # What an event is before it is delivered
@@ -872,6 +911,49 @@ def test_an_ept_violation_of_an_instruction() -> None:
     assert guest["GUEST_PHYSICAL_ADDRESS"] == 0x4008
 
 
+@pytest.mark.parametrize(
+    ("error", "reason", "address"),
+    [
+        (EPT_MISCONFIGURATION | 0x4008 << 16, 49, 0x4008),
+        (EPT_VIOLATION | 0x4008 << 16, 48, 0x4008),
+        (LOG_FULL, 62, 0),
+    ],
+)
+def test_a_full_log_has_no_guest_physical_address(error: int, reason: int, address: int) -> None:
+    guest = Guest(bits=64)
+    error_of_a_log = LOG_FULL | 0x4008 << 16 if error == LOG_FULL else error
+    assert guest.raise_event(14, error_code=error_of_a_log, address=0x77) == 1
+    assert guest["EXIT_REASON"] == reason
+    assert guest["GUEST_PHYSICAL_ADDRESS"] == address
+
+
+@pytest.mark.parametrize("access", [0, 1, 2])
+def test_an_access_to_the_apic_page(access: int) -> None:
+    guest = Guest(bits=64)
+    error = apic_access(access, 0xFEE0_0350)
+    assert guest.raise_event(14, error_code=error, address=0x9350, length=3) == 1
+    assert guest["EXIT_REASON"] == 44
+    assert guest["EXIT_QUALIFICATION"] == access << 12 | 0x350
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == 3
+    assert guest["GUEST_PHYSICAL_ADDRESS"] == 0
+    assert guest["GUEST_RFLAGS"] == 2 | RF
+    assert guest.idt_vectoring() is None
+
+
+@pytest.mark.parametrize(("kind", "length"), [(HARDWARE, 0), (INT_N, 2)])
+def test_an_access_to_the_apic_page_during_delivery(
+    monkeypatch: pytest.MonkeyPatch, kind: int, length: int
+) -> None:
+    error = apic_access(1, 0xFEE0_0350)
+    monkeypatch.setattr(delivery, "deliver", lambda *_: (14, error, 0x9350))
+    guest = Guest(bits=64)
+    assert guest.raise_event(0, kind, length=2) == 1
+    assert guest["EXIT_REASON"] == 44
+    assert guest["EXIT_QUALIFICATION"] == 3 << 12 | 0x350
+    assert guest["VM_EXIT_INSTRUCTION_LENGTH"] == length
+    assert guest.idt_vectoring() == (0, kind, None)
+
+
 # Injected events
 
 
@@ -945,7 +1027,7 @@ def test_real_mode_stacks_that_end_within_the_frame(limit: int) -> None:
 def test_an_exit_tells_of_the_iret_that_unblocked_nmis(
     vector: int, kind: int, vectoring: int, told: bool, reason: int
 ) -> None:
-    for code in (EPT_VIOLATION, EPT_VIOLATION - 1, -1):
+    for code in (EPT_VIOLATION, APIC_ACCESS - 1, APIC_ACCESS, EPT_VIOLATION - 1, -1):
         guest = Guest()
         guest.set(
             EXIT_REASON=reason,
@@ -955,7 +1037,7 @@ def test_an_exit_tells_of_the_iret_that_unblocked_nmis(
         )
         delivery.report_unblocking(guest.v, vector, kind, code)
         by_event = told and reason == 0
-        by_ept = told and reason != 0 and code == EPT_VIOLATION
+        by_ept = told and reason != 0 and code in (EPT_VIOLATION, APIC_ACCESS - 1)
         info = guest["VM_EXIT_INTERRUPTION_INFORMATION"]
         assert info == 1 << 31 | 0x30D | by_event << 12
         assert guest["EXIT_QUALIFICATION"] == 0x181 | by_ept << 12

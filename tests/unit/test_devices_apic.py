@@ -535,8 +535,8 @@ def test_the_processor_knows_the_id_of_its_apic() -> None:
     assert found(pc, 0xFEE0_0020) == pc.load(0xFEE0_0020, 4, 0) == 7 << 24
     assert found(pc, 0xFEE0_0030) == found(pc, 0x20) == -1
     pc.apic.write_msr(APIC_BASE, 0x8000_0000 | ENABLED, 0, 0)
-    pc.tell()
+    pc.update_slots()
     assert (found(pc, 0xFEE0_0020), found(pc, 0x8000_0020)) == (-1, 7 << 24)
     pc.apic.write_msr(APIC_BASE, 0x8000_0000 | ENABLED | X2APIC, 0, 0)
-    pc.tell()
+    pc.update_slots()
     assert found(pc, 0x8000_0020) == -1

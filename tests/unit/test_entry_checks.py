@@ -43,7 +43,7 @@ def supported(*, long: bool, python: bool) -> Processor:
         1 << n
         for n in (2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 21, 22, 23, 24, 25, 27, 28, 29, 30, 31)
     )
-    secondary = sum(1 << n for n in (2, 3, 4, 5, 6, 7, 10, 12)) | (not python) * 0x2_4303
+    secondary = sum(1 << n for n in (2, 3, 4, 5, 6, 7, 10, 12)) | (not python) * 0x42_4303
     leave = sum(1 << n for n in (2, 9, 12, 15, 18, 19, 20, 21, 22, 30))
     enter = sum(1 << n for n in (2, 9, 13, 14, 15))
     may = zip(DEFAULT_1.items(), (pin, primary, secondary, leave, enter), strict=True)

@@ -48,7 +48,7 @@ def jump(guest: Guest, selector: int, offset: int = TARGET) -> tuple[int, ...]:
 def call(guest: Guest, selector: int, offset: int = TARGET) -> tuple[int, ...]:
     before = guest.v.copy()
     size = 8 if guest.long else 4
-    return kept(guest, far_call(guest.v, guest.mem, selector, offset, size, NEXT), before)
+    return kept(guest, far_call(guest.v, guest.r, guest.mem, selector, offset, size, NEXT), before)
 
 
 def ret(guest: Guest, release: int = 0) -> tuple[int, ...]:
@@ -299,11 +299,11 @@ def test_a_return_in_64_bit_mode_keeps_ss() -> None:
 def test_a_call_in_real_address_mode() -> None:
     guest = made(GUEST_CR0=0x20)
     guest.segment("SS", 0, 0x93, limit=0xFFFF)
-    answer = far_call_real(guest.v, guest.mem, 0x1234, 0x56, 2, 0x107)
+    answer = far_call_real(guest.v, guest.r, guest.mem, 0x1234, 0x56, 2, 0x107)
     assert answer == DONE
     assert (guest["GUEST_CS_BASE"], guest["GUEST_RIP"]) == (0x12340, 0x56)
     assert guest.frame(2, 2) == [0x107, g.CODE0]
     guest.set(GUEST_RSP=3)
-    assert far_call_real(guest.v, guest.mem, 0x1234, 0x56, 2, 0x107) == (SS, 0, 0)
+    assert far_call_real(guest.v, guest.r, guest.mem, 0x1234, 0x56, 2, 0x107) == (SS, 0, 0)
     guest.set(GUEST_RSP=0x100, GUEST_CS_LIMIT=0xFFFF)
-    assert far_call_real(guest.v, guest.mem, 0x1234, 0x1_0000, 4, 0x107) == (GP, 0, 0)
+    assert far_call_real(guest.v, guest.r, guest.mem, 0x1234, 0x1_0000, 4, 0x107) == (GP, 0, 0)

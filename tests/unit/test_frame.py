@@ -177,6 +177,8 @@ def test_linear_addresses_wrap_at_4_gigabytes() -> None:
     assert probe(guest, 0xFFFF_F000, 0x2000, MASK_32, 4, 3) == (0xFF4, -1, 0)
     push(guest, 0xFFFF_F000, 0x2006, MASK_32, 4, WORDS)
     assert guest.words(0x1006 - 12, 3) == WORDS[::-1]
+    # Bit 31 is not lost: there are no tables for the upper half.
+    assert probe(guest, 0x8000_0000, 0x2000, MASK_32, 4, 3) == (0, 2, 0x8000_1FFC)
     # Below linear address 0 comes the last page, of which there is none.
     assert probe(guest, 0, 0x1_0000_0002 & MASK_32, MASK_32, 2, 3) == (0, 2, 0xFFFF_FFFE)
     assert probe(guest, 0xFFFF_FF00, 0x106, MASK_32, 4, 3) == (0, 2, 0xFFFF_FFFE)
@@ -191,4 +193,34 @@ def test_smap_and_rflags_count() -> None:
     guest.set(GUEST_RFLAGS=2 | state.RFLAGS_AC)
     assert probe(guest, 0, 0x6000, MASK_32, 4, 3) == (0x5FF4, -1, 0)
     push(guest, 0, 0x5006, MASK_32, 4, WORDS)
+    assert guest.words(0x5006 - 12, 3) == WORDS[::-1]
+
+
+@pytest.mark.parametrize("user", [0, 1])
+def test_a_frame_on_two_pages_is_written_with_the_rights_of_a_write(user: int) -> None:
+    guest = Guest()
+    guest.page()
+    for n in (4, 5):
+        guest.write(0x21000 + 4 * n, (n << 12 | 7).to_bytes(4, "little"))
+    push_word(guest.v, guest.mem, -1, 0, 0x5002, MASK_32, 4, user, 0, WORDS[0])
+    assert guest.words(0x4FFE, 1) == WORDS[:1]
+    assert [entry & 0x60 for entry in guest.words(0x21010, 2)] == [0x60, 0x60], "accessed and dirty"
+
+
+def test_a_64_bit_frame_on_two_pages_in_the_upper_half() -> None:
+    guest = Guest(bits=64)
+    # The lowest 2 MB once more at the top of all addresses, and at 4 GB - 2 MB something else.
+    guest.write(0x10000 + 8 * 511, (0x11027).to_bytes(8, "little"))
+    guest.write(0x11000 + 8 * 511, (0x12027).to_bytes(8, "little"))
+    guest.write(0x12000 + 8 * 511, (0x000E7).to_bytes(8, "little"))
+    push(guest, 0, -0x200000 + 0x5004, -1, 8, [0x1112_1314_1516_1718, 0x2122_2324_2526_2728])
+    assert guest.words(0x5004 - 16, 2, 8) == [0x2122_2324_2526_2728, 0x1112_1314_1516_1718]
+
+
+def test_a_32_bit_frame_on_two_pages_in_the_upper_half() -> None:
+    guest = Guest()
+    guest.page()
+    guest.write(0x20000 + 4 * 512, (0x21027).to_bytes(4, "little"))
+    guest.write(0x20000, bytes(4))
+    push(guest, 0x8000_0000, 0x5006, MASK_32, 4, WORDS)
     assert guest.words(0x5006 - 12, 3) == WORDS[::-1]

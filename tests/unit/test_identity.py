@@ -3,7 +3,7 @@
 import pytest
 
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
-from trapgate.vmm.identity import cpuid
+from trapgate.vmm.identity import MSRS, cpuid
 
 
 def test_the_local_apic() -> None:
@@ -26,3 +26,11 @@ def test_the_crystal_clock_is_the_time_stamp_counters() -> None:
 )
 def test_topology(subleaf: int, leaf: tuple[int, ...]) -> None:
     assert cpuid(0xB, subleaf) == leaf
+
+
+def test_meltdown_and_its_like_are_said_to_be_absent() -> None:
+    """Else Linux has a second set of tables for user mode, and flushes at each system call."""
+    assert cpuid(7, 0)[3] == 1 << 29
+    assert MSRS[0x10A] & 0b1_0011_1001 == 0b1_0011_1001
+    # Not said: IBRS_ALL, RSBA, TSX_CTRL, and whatever would come with an MSR to control it.
+    assert not MSRS[0x10A] & (1 << 1 | 1 << 2 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 25 | 1 << 28)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.core_guest import Guest
 from trapgate.events import journal as j
-from trapgate.events.journal import amend, record
+from trapgate.events.journal import amend, record, reinstate
 
 NAMES = {name: getattr(j, name) for name in dir(j) if name.startswith("ROW_")}
 
@@ -21,9 +21,9 @@ def test_a_row_says_all() -> None:
         (j.HEAD_TIME, 0x333),
         (j.HEAD_VM, 4),
         (j.HEAD_SEQUENCE, 5),
-        (j.HEAD_GENERATION, 6),
+        (j.HEAD_GENERATION, 9),
         (j.HEAD_CURRENT, 0x777),
-        (j.HEAD_HAS_DATA, 1),
+        (j.HEAD_ENTRY, 1),
         (j.HEAD_DATA, 0x888),
         (j.HEAD_OLD_VALUE, 0x999),
         (j.HEAD_CPU, 3),
@@ -44,21 +44,21 @@ def test_a_row_says_all() -> None:
         "ROW_CR3": 0x222,
         "ROW_ADDRESS": 0x1234,
         "ROW_DATA": 0x888,
-        "ROW_HAS_DATA": 1,
+        "ROW_ENTRY": 1,
         "ROW_DISPOSITION": 0,
         "ROW_REASON": 5,
         "ROW_DEPTH": 2,
         "ROW_INJECTED": 1,
-        "ROW_VMCS": 6,
+        "ROW_VMCS": 9,
         "ROW_OLD_VALUE": 0x999,
         "ROW_CURRENT": 0x777,
         "ROW_CPU": 3,
     }
     assert (np.delete(guest.rows, 5, axis=0) == -1).all()
-    assert guest.head[j.HEAD_HAS_DATA] == 0, "it was this event's data"
+    assert guest.head[j.HEAD_ENTRY] == 0, "it was this event's data"
     assert guest.head[j.HEAD_SEQUENCE] == 6
     write(guest)
-    assert [int(guest.rows[6][cell]) for cell in (j.ROW_DATA, j.ROW_HAS_DATA, j.ROW_OLD_VALUE)] == [
+    assert [int(guest.rows[6][cell]) for cell in (j.ROW_DATA, j.ROW_ENTRY, j.ROW_OLD_VALUE)] == [
         0,
         0,
         0,
@@ -134,3 +134,52 @@ def test_events_are_counted_by_level_type_and_vector() -> None:
     amend(guest.rows, guest.head, 16, 4, 0, 9)
     assert counts[0, 4, 16].tolist() == [1, 1, 0]
     assert counts[0, 3, 16].tolist() == [0, 1, 0]
+    guest.head[j.HEAD_LEVEL] = 1
+    amend(guest.rows, guest.head, 255, 7, 0, 9)
+    assert counts[1, 7, 255].tolist() == [1, 4, 0]
+    amend(guest.rows, guest.head, 255, 7, 2, 9)
+    assert counts[1, 7, 255].tolist() == [1, 3, 1]
+
+
+def test_completed_faults_are_counted_by_reason() -> None:
+    guest = Guest()
+    for disposition, reason, times in ((2, 0, 1), (2, 3, 2), (2, 15, 4), (2, 0x12, 8), (1, 3, 16)):
+        for _ in range(times):
+            record(guest.v, guest.rows, guest.head, 14, 3, 3, 0, disposition, reason, 0, 0)
+    completed = guest.head[j.HEAD_COMPLETED :]
+    assert {n: int(count) for n, count in enumerate(completed) if count} == {
+        0: 1,
+        2: 8,
+        3: 2,
+        15: 4,
+    }
+
+
+def test_an_event_that_did_not_exit_is_recorded_as_delivered() -> None:
+    guest = Guest()
+    guest.head[j.HEAD_CAPACITY] = 3
+    guest.head[j.HEAD_LEVEL] = 1
+    for vector in (6, 7, 8, 32):
+        write(guest, vector)
+    before = guest.rows.copy()
+    reinstate(guest.head, guest.rows, 32, 3)
+    before[0][j.ROW_DISPOSITION] = 1
+    assert (guest.rows == before).all()
+    counts = guest.head[j.HEAD_COUNTS :][: 2 * 8 * 256 * 3].reshape(2, 8, 256, 3)
+    assert counts[1, 3, 32].tolist() == [0, 1, 0]
+    assert counts.sum() == 4
+
+
+@pytest.mark.parametrize("correct", ["amend", "reinstate"])
+@pytest.mark.parametrize("capacity", [0, 1])
+def test_a_row_is_corrected_if_there_is_one(correct: str, capacity: int) -> None:
+    guest = Guest()
+    guest.head[j.HEAD_CAPACITY] = capacity
+    write(guest, disposition=0 if correct == "reinstate" else 1)
+    if correct == "amend":
+        amend(guest.rows, guest.head, 14, 3, 0, 9)
+    else:
+        reinstate(guest.head, guest.rows, 14, 3)
+    assert guest.rows[0][j.ROW_DISPOSITION] == (capacity if correct == "reinstate" else 0)
+    assert guest.rows[0][j.ROW_REASON] == capacity * (5 if correct == "reinstate" else 9)
+    assert (guest.rows[1:] == 0).all()

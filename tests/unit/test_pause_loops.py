@@ -5,7 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trapgate.decision.conditions import parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action
 from trapgate.decision.criteria_table import check_table
 from trapgate.instructions.intercepts import EXITED, GO_ON, intercept_pause_loop

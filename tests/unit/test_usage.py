@@ -12,7 +12,7 @@ from trapgate.cli import COMMANDS, app
     ("arguments", "line"),
     [
         (["run", "x", "--cpus", "33"], "trapgate: --cpus: "),
-        (["run", "x", "--engine", "fast"], "trapgate: --engine: 'fast' is not"),
+        (["run", "x", "--engine", "fast"], "trapgate: --engine: 'fast' is unknown"),
         (["run", "x", "--nosuch"], "trapgate: No such option: --nosuch"),
         (["run", "--save"], "trapgate: Option '--save' requires an argument"),
         (["campaign", "run"], "trapgate: Missing argument"),
@@ -46,3 +46,29 @@ def test_each_help_has_an_example_that_begins_with_its_command(group: str) -> No
         told = CliRunner().invoke(app, [group, name, "--help"], prog_name="trapgate").output
         examples = told.partition("Examples:")[2]
         assert f"trapgate {group} {name}" in " ".join(examples.split()), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "x", "--cpus", "0"], "--cpus: 0 is out of range; give 1 to 32;"),
+        (["run", "x", "--turn", "0"], "--turn: 0 is too small; give 1 or more;"),
+        (["run", "x", "--seed", "x"], "--seed: 'x' is not a whole number;"),
+        (["run", "x", "--timeout", "x"], "--timeout: 'x' is not a number;"),
+        (["run", "x", "--timeout", "0"], "--timeout: 0.0 is too small; give 0.001 or more;"),
+        (["run", "x", "--paging", "x"], "--paging: 'x' is unknown; choose from 'direct', 'own';"),
+        (["demo", "--disk", "x", "--engine", "portable"], "--engine: a frame map needs"),
+    ],
+)
+def test_values_that_cannot_be_have_a_remedy(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, arguments, prog_name="trapgate")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"trapgate: {words}")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS])
+def test_help_names_values_and_is_whole(command: str) -> None:
+    told = CliRunner().invoke(app, [command, "--help"], prog_name="trapgate").output
+    assert not re.search(r"<(str|path|int|float)\b", told)
+    assert "..." not in told.partition("Commands:")[2]
+    assert "--install-completion" not in told

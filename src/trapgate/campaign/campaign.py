@@ -22,7 +22,7 @@ from trapgate.campaign.errors import PlanError
 from trapgate.campaign.execute import Result
 from trapgate.campaign.faults import Unread
 from trapgate.campaign.golden import Reference
-from trapgate.campaign.moments import Course, Told, course_of, moments_of, silent
+from trapgate.campaign.moments import Course, Progress, course_of, moments_of, no_progress
 from trapgate.campaign.outcomes import DETECTED, Ending, classify
 from trapgate.campaign.plan import BUNDLED, Plan
 from trapgate.campaign.pruning import OVERWRITTEN, STAYS, Pruned, demand_classes, prune
@@ -58,7 +58,7 @@ class Prepared:
     wide: bool
 
 
-def prepare(plan: Plan, told: Told = silent) -> Prepared:
+def prepare(plan: Plan, told: Progress = no_progress) -> Prepared:
     """Make the golden run and choose the runs. Raises PlanError for a plan that cannot be run.
 
     `told` hears how far a golden run is that has to be looked at instruction by instruction.
@@ -220,7 +220,7 @@ def run(plan: Plan, results: Results, workers: int = 1, cluster: str = "") -> It
                 yield tally
 
 
-def usual_workers() -> int:
+def default_workers() -> int:
     """One for each processor that this process may use."""
     try:
         return len(os.sched_getaffinity(0))

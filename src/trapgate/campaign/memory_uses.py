@@ -1,11 +1,13 @@
 """Which bytes of memory the golden run reads and overwrites, instruction by instruction.
 
-For definition/use classes nothing that is read may be missed, so whatever is not known to the byte
-counts as a read: an instruction reads its own code, its operands, and the entries of the page
-tables that lead to each of these; a fault reads its gate, the GDT, the LDT, the TSS and the
-stack that it comes to, and what the faulting instruction writes counts as read. What is a
-write is one only if it replaces all bits of the byte for certain. Where anything else happens
-(an interrupt, an event that exits, a task switch, an instruction of VMX) all of memory is read.
+For definition/use classes no read may be missed, so what is not known to the byte counts as read:
+
+* An instruction reads its code and operands, and the page-table entries that lead to them.
+* A fault reads its gate, the GDT, the LDT, the TSS and its handler's stack. What the faulting
+  instruction would write counts as read, too.
+* An interrupt, an event that exits, a task switch or a VMX instruction reads all of memory.
+
+A store is a write only if it certainly replaces all bits of the byte.
 
 A changed byte leaves no stale code behind (`places.Byte`). A linear address whose translation is
 cached stays so, which is the same whenever between two accesses the byte changes.

@@ -17,16 +17,18 @@ from trapgate.campaign.memory_uses import MemoryUses
 from trapgate.campaign.places import LinearPage
 from trapgate.campaign.symbols import within
 from trapgate.campaign.uses import ALL, Uses
-from trapgate.decision.conditions import ConditionError, Names, parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import ConditionError, Names, parse
 from trapgate.decision.criteria_rules import Action, CriteriaTableError, Rule, encode
+from trapgate.decision.entry_facts import KIND
 from trapgate.decision.frame_filters import entry_written
 from trapgate.events.journal import (
     HEAD_SEQUENCE,
     ROW_ADDRESS,
     ROW_DATA,
     ROW_DEPTH,
+    ROW_ENTRY,
     ROW_ERROR_CODE,
-    ROW_HAS_DATA,
     ROW_OLD_VALUE,
     ROW_TIME,
     ROW_TYPE,
@@ -43,11 +45,11 @@ _TELL = 10_000
 _STEP = JOURNAL // 2
 """The journal holds what happens in so many instructions."""
 
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 """Is told how far something is: done, and of how many."""
 
 
-def silent(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """Tell nobody."""
 
 
@@ -69,7 +71,7 @@ class Course:
 
 def course_of(
     reference: Reference,
-    told: Told = silent,
+    told: Progress = no_progress,
     *,
     uses: bool = False,
     memory: Sequence[tuple[int, int]] = (),
@@ -186,7 +188,7 @@ def _events_of(reference: Reference) -> Iterator[tuple[int, Occurrence]]:
                     row[ROW_ADDRESS],
                     depth=row[ROW_DEPTH],
                     outer=outer if nested else -1,
-                    table_entry=row[ROW_HAS_DATA],
+                    table_entry=row[ROW_ENTRY] & KIND,
                     old_entry=row[ROW_OLD_VALUE],
                     new_entry=row[ROW_DATA],
                 ),

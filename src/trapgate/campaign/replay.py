@@ -20,7 +20,7 @@ from trapgate.vmm.machine import VirtualMachine
 
 
 @dataclass(frozen=True)
-class Seen:
+class RepeatedRun:
     """A run that was run again: where and what, what came of it, and what was stored of it."""
 
     run: int
@@ -79,7 +79,7 @@ def replay(
     trace: Path | None = None,
     there: Callable[[VirtualMachine, bool], None] | None = None,
     trusted: bool = False,
-) -> Seen:
+) -> RepeatedRun:
     """Run `run` again; `trace` gets its events from the fault on.
 
     `there` is called with the machine just before the fault, and whether its code is 64-bit.
@@ -111,7 +111,7 @@ def replay(
     finally:
         if writer is not None:
             writer.close()
-    return Seen(
+    return RepeatedRun(
         run=run,
         moment=worker.moment(run),
         symbol=names_of(worker.bench.symbols, np.array([result.rip], np.int64))[0],

@@ -67,18 +67,18 @@ class Pool:
             ready = wait([one.pipe for one in self._workers], timeout=_LOOK)
             for worker in list(self._workers):
                 if worker.pipe in ready:
-                    done = self._hear(worker, todo)
+                    done = self._receive(worker, todo)
                     if done is not None:
                         left -= 1
                         yield done
                 else:
                     self._watch(worker)
 
-    def _hear(self, worker: _Process, todo: list[int]) -> tuple[int, Tally] | None:
+    def _receive(self, worker: _Process, todo: list[int]) -> tuple[int, Tally] | None:
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            self._bury(worker, todo)
+            self._discard_dead(worker, todo)
             return None
         if isinstance(message, str):
             raise CampaignError(message)
@@ -97,7 +97,7 @@ class Pool:
         elif run >= 0 and now - worker.since > LONGEST_RUN:
             worker.process.kill()
 
-    def _bury(self, worker: _Process, todo: list[int]) -> None:
+    def _discard_dead(self, worker: _Process, todo: list[int]) -> None:
         worker.process.join()
         run = int(worker.now.value)
         if run in self._suspected:

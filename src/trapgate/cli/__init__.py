@@ -4,7 +4,9 @@
 `COMMANDS` says what there is, and each module is imported when its command is asked for.
 """
 
+import atexit
 import gc
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -32,15 +34,26 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 """Click's, or that of Typer's own copy of Click: an option or argument that cannot be read."""
 
 
+_PLAINER = (
+    (r"is not in the range x>=(\S+)", r"is too small; give \1 or more"),
+    (r"is not in the range (\S+)<=x<=(\S+)", r"is out of range; give \1 to \2"),
+    (r"is not a valid int(eger)?( range)?\b", "is not a whole number"),
+    (r"is not a valid float( range)?\b", "is not a number"),
+    (r"is not one of (.*'.*')", r"is unknown; choose from \1"),
+)
+"""Typer's words for values that cannot be, and ours."""
+
+
 def usage_line(message: str, command: str) -> str:
     """What Typer says of an option, as all other mistakes are told: field, problem, remedy.
 
-    `message` is Typer's own ("Invalid value for '--cpus': Input should be ..."), `command` the
-    command that was called.
+    `message` is Typer's own ("Invalid value for '--cpus': 0 is not in the range 1<=x<=32."),
+    `command` the command that was called.
     """
     line = " ".join(message.split()).rstrip(".")
     line = re.sub(r"^Invalid value for '?([^':]+)'?: ", r"\1: ", line)
-    line = line.replace("Value error, ", "").replace(": Input should", ": should")
+    for pattern, words in _PLAINER:
+        line = re.sub(pattern, words, line)
     return f"trapgate: {line}; see {command} --help"
 
 
@@ -77,8 +90,11 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that is asked for."""
-        # Modules leave no garbage: looking for it takes a fourteenth of a start.
+        # Modules leave no garbage: to look for it costs time at the start, and more at the end.
         gc.set_threshold(_OBJECTS)
+        atexit.register(gc.freeze)
+        # NumPy's library for linear algebra, which nothing here uses, starts threads.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         with _in_one_line(ctx):
             return super().invoke(ctx)
 
@@ -98,7 +114,9 @@ def _command(name: str) -> Any:
     if found is None:
         found = typer.Typer(add_completion=False, rich_markup_mode=None)
         found.command(name, epilog=module.EXAMPLES)(getattr(module, name))
-    command = typer.main.get_command(found)
+    from trapgate.cli.groups import name_values
+
+    command = name_values(typer.main.get_command(found))
     command.name = name
     return command
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli.examples import examples
+from trapgate.cli.groups import CommandGroup
 from trapgate.cli.terminal import one_line_errors, plain, prepared, terminal
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ Exit status: 0 success, 1 Trapgate failed in a run or was interrupted, 2 wrong u
 """
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Inject faults into a guest by plan, and classify the outcomes.",
@@ -111,7 +114,7 @@ def run(
     from trapgate.campaign.plan import find_plan
 
     with one_line_errors(), prepared():
-        from trapgate.campaign.campaign import create, usual_workers
+        from trapgate.campaign.campaign import create, default_workers
         from trapgate.campaign.results import Results
 
         wanted = find_plan(plan)
@@ -121,7 +124,7 @@ def run(
             results.demand_plan(wanted)
         else:
             results = create(_prepare(wanted), folder)
-        finished = _work(wanted, results, workers or usual_workers(), ray)
+        finished = _work(wanted, results, workers or default_workers(), ray)
         _show(results, as_json=as_json)
     if not finished:
         print(f"trapgate: stopped; the same command continues from here: {folder}", file=sys.stderr)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from functools import partial, wraps
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trapgate.cli import criteria_tables
 from trapgate.cli.closed_form import MergeForm, closed_form
-from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
+from trapgate.cli.criteria_answers import Answer, answered, defined, write_fields
+from trapgate.cli.criteria_options import (
+    FieldsOption,
+    Form,
+    FormOption,
+    OperatorOption,
+    OutputOption,
+    SchemeOption,
+    SpecArgument,
+    TimeoutOption,
+    UnseenCodes,
+    WeightsOption,
+)
 from trapgate.cli.examples import examples
+from trapgate.cli.groups import CommandGroup
 from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
-from trapgate.cli.terminal import fail
-from trapgate.errors import TrapgateError
 
 if TYPE_CHECKING:
     from trapgate.criteria import Definition, Party
     from trapgate.decision.conditions import Names
-    from trapgate.trace.document import Document
     from trapgate.vmcs.vmcs import Vmcs
 
 EXAMPLES = """
@@ -48,173 +55,14 @@ Exit status: 0 an answer (check: it holds), 1 there is none (check: a counterexa
 """
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Compile a specification into VMCS fields; explain, merge, check and learn fields.",
     epilog=EXAMPLES,
 )
-
-
-class Form(StrEnum):
-    """How fields are printed."""
-
-    all = "all"
-    toml = "toml"
-    c = "c"
-    vmwrite = "vmwrite"
-
-
-class UnseenCodes(StrEnum):
-    """What error codes do that a trace does not show."""
-
-    exit = "exit"
-    deliver = "deliver"
-    free = "free"
-
-
-SpecArgument = Annotated[Path, typer.Argument(help="TOML file of the specification.")]
-SchemeOption = Annotated[
-    str,
-    typer.Option(
-        help="vt-x, figure-3, exchanged, no-bit, match-exits, figure-4, figure-5, figure-5-no-bit, "
-        "comparison, membership, one comparison (less, ...), or auto. "
-        "With [[wishes]]: vt-x, auto or table."
-    ),
-]
-FieldsOption = Annotated[
-    int | None, typer.Option(min=1, help="With auto: maximum number of fields.")
-]
-OperatorOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="With auto: only this operator (repeatable): match, any-bit, invert, member, equal, "
-        "not-equal, less, less-or-equal, greater, greater-or-equal. With [[wishes]], of clauses: "
-        "equal, below, below-or-equal, in-range, any-bit, all-bits, in-bitmap."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-FormOption = Annotated[Form, typer.Option("--format", help="Which forms of the fields to print.")]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write the fields to this TOML file, too.")
-]
-TimeoutOption = Annotated[
-    float, typer.Option(min=0.001, help='Seconds after which the answer is "unknown".')
-]
-WeightsOption = Annotated[
-    Path | None, typer.Option(help="A trace that says how often each error code occurs.")
-]
-
-
-class Told(Protocol):
-    """What can be told in words and in JSON."""
-
-    def lines(self) -> list[str]:
-        """In words."""
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command found, in words and for JSON, and its exit status."""
-
-    lines: Callable[[], list[str]]
-    document: Callable[[], dict[str, Any]]
-    status: int = 0
-    page: Callable[[], Document] | None = None
-
-
-def answered(command: Callable[..., Answer]) -> Callable[..., None]:
-    """A command with the option --json that prints its answer, or complains in one line
-    (in JSON, too). Status 1 if there is no answer, 2 for wrong usage or input.
-    """
-
-    @wraps(command)
-    def run(*, as_json: bool, markdown: bool, html: Path | None, **given: Any) -> None:
-        from trapgate.criteria import InexpressibleError, UndecidedError
-
-        try:
-            try:
-                answer = command(**given)
-                if shown(answer.page, markdown=markdown, html=html):
-                    raise typer.Exit(answer.status)
-            except TrapgateError as error:
-                if as_json:
-                    print(json.dumps(_complaint(error), indent=2))
-                if isinstance(error, InexpressibleError | UndecidedError):
-                    raise typer.Exit(1) from fail(str(error))
-                raise fail(str(error)) from None
-            if as_json:
-                print(json.dumps(answer.document(), indent=2))
-            else:
-                for line in answer.lines():
-                    print(line)
-        except BrokenPipeError:
-            raise typer.Exit(1) from None
-        raise typer.Exit(answer.status)
-
-    asked = inspect.signature(command, eval_str=True)
-    options = [
-        inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
-        for name, default, annotation in (
-            ("markdown", False, MarkdownOption),
-            ("html", None, HtmlOption),
-            ("as_json", False, JsonOption),
-        )
-    ]
-    run.__signature__ = asked.replace(  # type: ignore[attr-defined]
-        parameters=[*asked.parameters.values(), *options]
-    )
-    return run
-
-
-_KEYWORD = inspect.Parameter.KEYWORD_ONLY
-
-
-def _complaint(error: TrapgateError) -> dict[str, Any]:
-    facts = {
-        key: [f"{code:#x}" for code in value] if key in {"core", "codes"} else list(value)
-        for key, value in vars(error).items()
-        if isinstance(value, tuple)
-    }
-    kind = type(error).__name__.removesuffix("Error").lower()
-    return {"error": kind, "message": str(error), **facts}
-
-
-def _defined(definition: Definition, form: Form, output: Path | None, told: Told) -> Answer:
-    """The answer of a command that defines fields: these, then what else it has to tell."""
-    if output is not None:
-        _write(output, definition.toml())
-    forms = {"toml": definition.toml, "c": definition.c, "vmwrite": definition.vmwrites}
-
-    def lines() -> list[str]:
-        if form is not Form.all:
-            return [forms[form.value]().rstrip("\n")]
-        printed = definition.lines()
-        for name, made in forms.items():
-            text = "\n".join(line for line in made().splitlines() if not line.startswith("#"))
-            printed += ["", f"{name}:", text]
-        return printed + (["", *told.lines()] if told is not definition else [])
-
-    from trapgate.criteria import Learned, Merged, documents
-
-    page: Callable[[], Document] = partial(documents.of_definition, definition)
-    if isinstance(told, Merged):
-        page = partial(documents.of_merge, told)
-    elif isinstance(told, Learned):
-        page = partial(documents.of_learned, told)
-    return Answer(lines, told.document, page=page)
-
-
-def _write(output: Path, text: str) -> None:
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TrapgateError(
-            f"{output}: cannot be written ({error.strerror}); give a file in a writable folder"
-        ) from None
 
 
 def _parties(files: list[Path], known: Names | None = None) -> list[Party]:
@@ -308,11 +156,11 @@ def define(
             timeout=timeout,
         )
         if output is not None:
-            _write(output, granted.toml())
+            write_fields(output, granted.toml())
         return Answer(
             lambda: [*granted.lines(), "", granted.toml().rstrip()],
             granted.document,
-            page=partial(documents.of_granted, granted),
+            page=partial(documents.of_found_criteria, granted),
         )
     if rules is not None or clauses is not None:
         raise criteria.CriteriaError("--rules and --clauses are about tables; write [[wishes]]")
@@ -325,7 +173,7 @@ def define(
         timeout=timeout,
     )
     definition = _with_lost(definition, weights)
-    return _defined(definition, form, output, definition)
+    return defined(definition, form, output, definition)
 
 
 @app.command(epilog=examples("criteria merge"))
@@ -371,14 +219,14 @@ def merge(
             [_load(path) for path in files], program=form is MergeForm.kvm_c_test, timeout=timeout
         )
         if output is not None:
-            _write(output, text)
+            write_fields(output, text)
         page = partial(documents.of_closed_form, text, document)
         return Answer(lambda: [text.rstrip("\n")], lambda: document, page=page)
     parties = _parties(files, names_for(symbols, bitmap))
     if criteria_tables.have_tables(parties) and form in (MergeForm.all, MergeForm.toml):
         toml, told = criteria_tables.merged(parties, scheme, operator, rules, clauses, timeout)
         if output is not None:
-            _write(output, toml)
+            write_fields(output, toml)
         return Answer(*told)
     if rules is not None or clauses is not None:
         raise criteria.CriteriaError("--rules and --clauses are for files with criteria tables")
@@ -392,7 +240,7 @@ def merge(
         timeout=timeout,
     )
     merged = replace(merged, definition=_with_lost(merged.definition, weights))
-    return _defined(merged.definition, Form(form.value), output, merged)
+    return defined(merged.definition, Form(form.value), output, merged)
 
 
 @app.command(epilog=examples("criteria explain"))
@@ -569,7 +417,7 @@ def learn(
             timeout=timeout,
         )
         if output is not None:
-            _write(output, table.toml())
+            write_fields(output, table.toml())
         page = partial(documents.of_learned_table, table)
         return Answer(
             lambda: [*table.lines(), "", table.toml().rstrip()], table.document, page=page
@@ -584,7 +432,7 @@ def learn(
         operators=operator,
         timeout=timeout,
     )
-    return _defined(learned.definition, form, output, learned)
+    return defined(learned.definition, form, output, learned)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from trapgate.trace.document import Document
     from trapgate.vmcs.vmcs import Vmcs
 
-Told = tuple[Callable[[], list[str]], Callable[[], dict[str, Any]], int, Callable[[], "Document"]]
+AnswerParts = tuple[
+    Callable[[], list[str]], Callable[[], dict[str, Any]], int, Callable[[], "Document"]
+]
 """Lines, document, exit status and page of an answer."""
 
 
@@ -27,7 +29,7 @@ def merged(
     rules: int | None,
     clauses: int | None,
     timeout: float,
-) -> tuple[str, Told]:
+) -> tuple[str, AnswerParts]:
     """The merge of parties with tables: a VMCS file, and the answer."""
     from trapgate import criteria
     from trapgate.criteria import documents
@@ -47,7 +49,7 @@ def merged(
     return found.toml(), (lines, found.document, 0, partial(documents.of_merged_tables, found))
 
 
-def checked(parties: Sequence[Party], vmcs02: Vmcs, timeout: float) -> Told:
+def checked(parties: Sequence[Party], vmcs02: Vmcs, timeout: float) -> AnswerParts:
     """Whether a VMCS makes exit what any of the parties wants, with examples."""
     from trapgate import criteria
     from trapgate.criteria import documents

@@ -86,8 +86,10 @@ def demo(
         typer.Option(help="x86: also under the bundled hypervisor, x86 code that uses VMX."),
     ] = VmmKind.python,
     guest: Annotated[
-        Path | None,
-        typer.Option(help="Your own kernel instead of the bundled guest, as for `trapgate run`."),
+        list[Path] | None,
+        typer.Option(
+            help="Your own kernel instead of the bundled guest, as for `trapgate run` (repeatable)."
+        ),
     ] = None,
     disk: Annotated[
         list[str] | None,
@@ -113,7 +115,7 @@ def demo(
 
     With --guest or --disk any other guest, under a frame map.
     """
-    if guest is not None or disk:
+    if guest or disk:
         if workload or report is not None or vmm is VmmKind.x86 or paging is Paging.own:
             raise fail(
                 "--guest: --workload, --report, --paging own and --vmm x86 are for the bundled one"
@@ -122,7 +124,7 @@ def demo(
             from trapgate.cli.demo_guest import demo_guest
 
             alike = demo_guest(
-                guest,
+                guest or [],
                 disks=disk or [],
                 initrd=initrd,
                 append=append,

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
@@ -35,16 +35,16 @@ _LONGEST_LINE = 1 << 16
 """Bytes that are kept for the end of a line: a guest that never ends one is not to fill memory."""
 
 
-class _Words(argparse.ArgumentParser):
+class _OptionParser(argparse.ArgumentParser):
     """Options of a guest beside the first one; a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
         raise fail(f"--with-guest: {message}; give a guest as arguments of `trapgate run`")
 
 
-def _words() -> _Words:
+def _words() -> _OptionParser:
     """What a further guest may have of its own; its defaults are those of `trapgate run`."""
-    words = _Words(add_help=False, allow_abbrev=False)
+    words = _OptionParser(add_help=False, allow_abbrev=False)
     words.add_argument("guest", nargs="?", type=Path)
     for name in ("disk", "cdrom", "floppy", "module"):
         words.add_argument(f"--{name}", action="append")
@@ -65,7 +65,7 @@ def options_of(text: str, first: Options) -> Options:
         arguments = shlex.split(text)
     except ValueError as error:
         raise fail(f"--with-guest: {text!r} cannot be read ({error}); check the quotes") from None
-    found = replace(first, **vars(_words().parse_args(arguments)))
+    found = first._replace(**vars(_words().parse_args(arguments)))
     if found.seed < 0:
         raise fail(f"--with-guest: --seed {found.seed} is negative; give 0 or more")
     if found.guest is None and not (found.bios or found.disk or found.cdrom or found.floppy):

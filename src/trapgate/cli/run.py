@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trapgate.cli.names import BitmapOption
-from trapgate.cli.running import USUAL_MEMORY, Options, perform
+from trapgate.cli.running import DEFAULT_MEMORY, Options, perform
 from trapgate.cli.screen import DisplayOption, ScreenshotOption, UntilScreenOption
 from trapgate.cli.terminal import (
     EngineKind,
@@ -80,7 +80,7 @@ def run(
         str, typer.Option(help=r"Text to type on the PS/2 keyboard; \n is Enter.")
     ] = "",
     memory: Annotated[
-        str | None, typer.Option(help="RAM of the guest.", show_default=USUAL_MEMORY)
+        str | None, typer.Option(help="RAM of the guest.", show_default=DEFAULT_MEMORY)
     ] = None,
     cpus: Annotated[
         int, typer.Option(min=1, max=32, help="Processors, which take turns on one host thread.")

@@ -8,10 +8,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trapgate.cli.injections import Injections, finder
 from trapgate.cli.names import names_for
@@ -19,7 +18,7 @@ from trapgate.cli.notes import notes_about
 from trapgate.cli.saved import Saving, open_saved, plugged_in
 from trapgate.cli.screen import screen_lines, shown, take_picture
 from trapgate.cli.summary import show_summary, summary_json
-from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, tell_portable, terminal
+from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, name_portable_engine, terminal
 
 if TYPE_CHECKING:
     from trapgate.debug.postmortem import PostMortem
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
-USUAL_MEMORY = "128M"
+DEFAULT_MEMORY = "128M"
 _MOST_EXPLANATIONS = 1000
 _SHORT_RUN = 5.0
 """Seconds up to which a run that failed is executed again, to find its last branches."""
@@ -43,7 +42,7 @@ _SHORT_RUN = 5.0
 
 def memory_size(text: str | None) -> int:
     """Bytes of a size like 128M, 1G or 65536K; a bare number counts MiB."""
-    text = USUAL_MEMORY if text is None else text
+    text = DEFAULT_MEMORY if text is None else text
     match = re.fullmatch(r"(\d{1,9})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
         raise fail(f"--memory: {text!r} is not a size; write it as 128M or 1G")
@@ -54,8 +53,7 @@ def memory_size(text: str | None) -> int:
     return size
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The options of `trapgate run`, as `run.run` has and explains them."""
 
     guest: Path | None
@@ -161,7 +159,7 @@ def perform(given: Options) -> int:
         console = _console(given)
         vm, description, bits = prepared(start, console, writer, explanations)
         if given.engine is EngineKind.auto and vm.summary().engine == "portable":
-            tell_portable(vm.summary())
+            name_portable_engine(vm.summary())
         if saving is not None:
             saving.plan(vm)
         if writer is not None:
@@ -215,8 +213,7 @@ def _names(given: Options) -> Names | None:
     return names_for(given.symbols, given.bitmap, given.guest)
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """Where a run begins: a saved machine, a guest in `image`, or what the built-in BIOS boots.
 
     `file` is what the user gave, `board` what is plugged in.

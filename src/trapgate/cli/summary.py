@@ -58,7 +58,8 @@ def _events_json(events: Events, injected: Injected | None = None) -> dict[str, 
 
 def show_summary(summary: Summary, out: Terminal) -> None:
     """Tables of faults and exits, those of an x86 VMM's guest apart."""
-    out.print(_fault_table("faults and interrupts", summary.events, summary.injected))
+    if any(counts for by_vector in summary.events.values() for counts in by_vector.values()):
+        out.print(_fault_table("faults and interrupts", summary.events, summary.injected))
     out.print(_exit_table("VM exits", summary.exits))
     nested = summary.nested
     if nested is not None:
@@ -71,7 +72,8 @@ def show_summary(summary: Summary, out: Terminal) -> None:
     speed = summary.executed / summary.seconds / 1e6 if summary.seconds else 0.0
     waited = f"; halted for the time of {summary.halted:,} more" if summary.halted else ""
     out.print(
-        f"{summary.executed:,} instructions in {summary.seconds:.2f} s "
+        f"{summary.executed:,} instruction{'s' * (summary.executed != 1)} "
+        f"in {summary.seconds:.2f} s "
         f"({speed:.0f} million/s){waited}"
     )
     if summary.resets:

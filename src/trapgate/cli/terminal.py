@@ -64,7 +64,7 @@ def one_line_errors() -> Iterator[None]:
         raise fail(str(error)) from None
 
 
-def tell_portable(summary: Summary) -> None:
+def name_portable_engine(summary: Summary) -> None:
     """One line for who asked for the best engine and got the slower one."""
     print(
         f"trapgate: no native engine here, the portable one is slower: {summary.why_not_native}",

@@ -15,6 +15,7 @@ import typer
 
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
 from trapgate.cli.examples import examples
+from trapgate.cli.groups import CommandGroup
 from trapgate.cli.selection import (
     LevelOption,
     RipOption,
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     from trapgate.trace.stat import Line, Stat
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Import, show and export traces."
+    cls=CommandGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Import, show and export traces.",
 )
 
 

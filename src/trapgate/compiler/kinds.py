@@ -1,15 +1,13 @@
 """The types that values of the dialect have, and values as operands of LLVM's language."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from trapgate.compiler.dialect import Cells, Memory, Rows
 
 
-@dataclass(frozen=True)
-class CType:
+class CType(NamedTuple):
     """A type of C, for functions that C calls: its LLVM type, and how it becomes 64 bits."""
 
     llvm: str
@@ -28,8 +26,7 @@ RETURN_ADDRESS = CType("return address")
 """No argument of C's: where the caller goes on."""
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """The type of a value. A tuple has its elements' kinds as `parts`."""
 
     name: str
@@ -56,8 +53,7 @@ def tuple_of(kinds: Iterable[Kind]) -> Kind:
     return Kind(name, f"{{{', '.join(part.llvm for part in parts)}}}", parts)
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """An LLVM operand and its kind."""
 
     text: str

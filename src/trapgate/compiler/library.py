@@ -176,7 +176,7 @@ class Library:
         """What machine code is made from: sources, target, and how Python lays out objects."""
         self._complete()
         digest = hashlib.sha256()
-        for source in sorted(self.sources()):
+        for source in sorted(self.sources(), key=str):
             content = source.read_bytes()
             digest.update(f"{source.parent.name}/{source.name} {len(content)}\n".encode() + content)
         digest.update(repr((*llvm.processor(), python_call.LAYOUT)).encode())
@@ -187,7 +187,8 @@ class Library:
         compiler's own, the vocabulary's and `constants`, whose constants stand in the code.
         """
         functions = [*self._core.values(), *self._functions]
-        folders = {os.path.dirname(one.__code__.co_filename) for one in functions}  # noqa: PTH120
+        files = {one.__code__.co_filename for one in functions}
+        folders = {os.path.dirname(file) for file in files}  # noqa: PTH120
         rooms = {Path(folder).resolve() for folder in folders}
         rooms = {room for room in rooms if _PACKAGE in (room, *room.parents)}
         constants = {Path(str(module.__file__)).resolve() for module in self._constants}

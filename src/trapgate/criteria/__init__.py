@@ -10,7 +10,7 @@ from trapgate.criteria.check import Verdict, check
 from trapgate.criteria.clause_candidates import operators_named
 from trapgate.criteria.closed_form import PageFaultFilter, merged, prove_closed_form
 from trapgate.criteria.define import define
-from trapgate.criteria.define_table import Granted, check_wishes, define_criteria
+from trapgate.criteria.define_table import FoundCriteria, check_wishes, define_criteria
 from trapgate.criteria.errors import (
     ContradictionError,
     CriteriaError,
@@ -49,7 +49,7 @@ __all__ = [
     "Explanation",
     "FaultWishes",
     "Filter",
-    "Granted",
+    "FoundCriteria",
     "InexpressibleError",
     "Learned",
     "LearnedTable",

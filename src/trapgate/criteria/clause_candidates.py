@@ -1,9 +1,13 @@
 """The clauses that tables for some rules could be made of.
 
-These are the rules' own clauses and their opposites, and what can be said in one clause in place of
-several: every range between the bounds that the rules compare a value with, every mask and match
-over the bits that they look at, every set of the few numbers that they name, and that a fault
-has a value at all. Of a value of three bits or fewer it is every range, mask and match.
+These are the rules' own clauses and their opposites, and those that could replace several clauses:
+
+* every range between the bounds that the rules compare a value with;
+* every mask and match over the bits that they look at;
+* every set of the few numbers that they name;
+* that a fault has a value at all.
+
+For a value of three bits or fewer, all ranges, masks and matches are candidates.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -13,7 +17,7 @@ from typing import Final
 
 from trapgate.criteria.errors import CriteriaError
 from trapgate.decision import fault_values as fv
-from trapgate.decision.conditions import holds
+from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import Clause, Operator, Rule
 from trapgate.decision.fault_values import FaultValue
 from trapgate.errors import suggestion

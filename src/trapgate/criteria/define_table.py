@@ -38,7 +38,7 @@ from trapgate.criteria.table_worlds import arrays, clause_in, table_in, terms
 from trapgate.criteria.tables import Difference
 from trapgate.criteria.tasks import Weights
 from trapgate.criteria.wish_tasks import EXCEPTIONS, tasks_of
-from trapgate.decision.conditions import holds
+from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Operator, Rule
 from trapgate.errors import suggestion
 from trapgate.vmcs.vmcs import Vmcs
@@ -49,7 +49,7 @@ NOT_PROVED: Final = "no rule and no clause can be left out; that none smaller ex
 
 
 @dataclass(frozen=True)
-class Granted:
+class FoundCriteria:
     """The criteria found: a VMCS, and how it grants the wishes.
 
     `means` is "vt-x", "extended" or "table". `exact` says that nothing else exits; if not,
@@ -95,9 +95,9 @@ class Granted:
 
     def _repr_html_(self) -> str:
         """For a notebook."""
-        from trapgate.criteria.documents import of_granted
+        from trapgate.criteria.documents import of_found_criteria
 
-        return of_granted(self).notebook()
+        return of_found_criteria(self).notebook()
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -124,7 +124,7 @@ def define_criteria(
     weights: Weights | None = None,
     rows: FaultRows | None = None,
     timeout: float | None = None,
-) -> Granted:
+) -> FoundCriteria:
     """The cheapest criteria that grant `wishes`; if none does, the best sound ones.
 
     `scheme` is "vt-x", "auto" (all fields), "table", or empty for all three in this order.
@@ -144,7 +144,7 @@ def define_criteria(
     answers = _Answers(wishes, deadline, rows)
     tasks = tasks_of(wishes, weights)
     others = "exit" if wishes.default is Action.EXIT else "deliver"
-    best: list[Granted] = []
+    best: list[FoundCriteria] = []
     refused: InexpressibleError | None = None
     for name in ("vt-x", "auto"):
         if scheme not in ("", name):
@@ -215,14 +215,14 @@ class _Answers:
         self._search = TableSearch(goal, deadline)
         self._classes: list[Example] | None = None
 
-    def granted(self, vmcs: Vmcs, means: str, *, smallest: bool = False) -> Granted:
+    def granted(self, vmcs: Vmcs, means: str, *, smallest: bool = False) -> FoundCriteria:
         """The answer that a VMCS is. Raises ProofError if it is not even sound."""
         if self._search.missed(vmcs) is not None:
             raise ProofError("the criteria found let a fault out; please report this")
         needless = self._search.needless(vmcs)
         asked = frozenset(c.value.name for rule in self._wishes.rules for c in rule.clauses)
         told = in_words(needless, asked) if needless else ""
-        return Granted(vmcs, means, needless is None, told, smallest=smallest)
+        return FoundCriteria(vmcs, means, needless is None, told, smallest=smallest)
 
     def difference(self, vmcs: Vmcs) -> Difference:
         """How a VMCS, whose rules are among the `others`, falls short of what was wished."""
@@ -236,7 +236,7 @@ class _Answers:
             in_words(needless, asked) if needless else "",
         )
 
-    def table(self, limits: Limits) -> Granted | None:
+    def table(self, limits: Limits) -> FoundCriteria | None:
         """The smallest exact table within the limits, else the best sound one."""
         plain = self._plain()
         # More rules than these cannot be needed.

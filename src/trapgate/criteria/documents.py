@@ -8,7 +8,7 @@ from typing import Any
 from trapgate.criteria.answer import Definition
 from trapgate.criteria.check import Verdict
 from trapgate.criteria.codes import vector_label
-from trapgate.criteria.define_table import Granted
+from trapgate.criteria.define_table import FoundCriteria
 from trapgate.criteria.explain import Explanation, Warn
 from trapgate.criteria.filters import Filter
 from trapgate.criteria.learn import Learned
@@ -165,7 +165,7 @@ def of_difference(found: Difference) -> Document:
     return Document("Fields checked against fields", tuple(said))
 
 
-def of_granted(granted: Granted) -> Document:
+def of_found_criteria(granted: FoundCriteria) -> Document:
     """Criteria for wishes about whole faults."""
     parts: list[Part] = [Paragraph(line) for line in granted.lines()]
     parts += [Heading("As a VMCS file"), Listing(granted.toml(), "toml")]

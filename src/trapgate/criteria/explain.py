@@ -175,7 +175,7 @@ class Explanations(list[Explanation]):
 
 def explain(vmcs: Vmcs, vectors: Iterable[int] | None = None) -> Explanations:
     """What `vmcs` does, for each of `vectors`; if not given, those for which it says anything."""
-    wanted = _spoken_of(vmcs) if vectors is None else list(vectors)
+    wanted = _vectors_with_criteria(vmcs) if vectors is None else list(vectors)
     told = [_explained(vmcs, vector) for vector in wanted]
     idle = [
         f"{vector}"
@@ -194,7 +194,7 @@ def explain(vmcs: Vmcs, vectors: Iterable[int] | None = None) -> Explanations:
 _RULED = {int(row.vector) for row in TABLE} - {int(Vector.NMI)}
 
 
-def _spoken_of(vmcs: Vmcs) -> list[int]:
+def _vectors_with_criteria(vmcs: Vmcs) -> list[int]:
     bitmap = vmcs["EXCEPTION_BITMAP"]
     if vmcs.profile == "extended":
         bitmap |= vmcs["TRANSFER_CRITERION_VECTORS"]

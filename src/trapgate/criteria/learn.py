@@ -1,10 +1,9 @@
 """Profile-guided filters: from a trace in which the VMM marked the exits that it needed.
 
-An exit is marked by a Boolean column of the trace (`needed`, unless told otherwise).
-Without such a column an exit counts as reflected, not needed, if the VMM did with it
-what no VMM need be there for: the next event of the same virtual processor is an
-injection of the same vector at the same RIP (which a real host does not record: then
-anywhere).
+An exit is marked by a Boolean column of the trace (`needed`, unless told otherwise). Without such
+a column an exit counts as not needed if the VMM only reflected it: the next event of the same
+virtual processor injects the same vector at the same RIP. Real hosts do not record the RIP of an
+injection, so for their traces it may be anywhere.
 """
 
 from collections.abc import Collection, Mapping

@@ -84,10 +84,10 @@ class Problem:
 def together(problems: Sequence[Problem]) -> list[Problem]:
     """Problems over the same bits: all that one of them has and that tell something.
 
-    If for nobody a code's duty to exit depends on a bit, some best filters of every scheme
-    of masks ignore it: where a pair looks at the bit, one half of the codes is served
-    without that pair, and serving the other half in the same way costs no more. (A bit
-    that somebody's codes do not have stays: it can keep a shared pair off them.)
+    A bit on which no problem's required exits depend is left out, for every scheme of masks
+    has a best filter that ignores it: where a pair looks at the bit, one half of the codes is
+    served without that pair, and serving the other half likewise costs no more. A bit that
+    one problem's codes lack stays, because it can keep a shared pair off them.
     """
     positions = sorted({position for one in problems for position in one.positions})
     wide = [one.over(tuple(positions)) for one in problems]

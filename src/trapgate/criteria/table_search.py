@@ -17,7 +17,7 @@ from trapgate.criteria.smallest_table import Sample, Sketch, TableProblem
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.table_worlds import clause_in, terms
 from trapgate.criteria.tables import Search
-from trapgate.decision.conditions import holds
+from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Clause, Operator, Rule
 from trapgate.sdm.vectors import Vector
 from trapgate.vmcs.vmcs import Vmcs

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trapgate.decision.clauses import all_bits, any_bit, below_64, in_range, is_equal, masked
-from trapgate.decision.conditions import Both, Condition
+from trapgate.decision.conditions import AllOf, Condition
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import FaultValue
 
@@ -108,7 +108,7 @@ def condition_in(condition: Condition, fetch: Fetch, world: World) -> Any:
     """Where a condition holds."""
     if isinstance(condition, Clause):
         return clause_in(condition, fetch, world)
-    together = isinstance(condition, Both)
+    together = isinstance(condition, AllOf)
     holds = world.true if together else world.inverse(world.true)
     for part in condition.parts:
         truth = condition_in(part, fetch, world)

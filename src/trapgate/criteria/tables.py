@@ -15,7 +15,8 @@ from trapgate.criteria.instruction_terms import instruction_in_words, instructio
 from trapgate.criteria.problem import Deadline
 from trapgate.criteria.solvers import z3_module
 from trapgate.criteria.table_worlds import rule_in, terms
-from trapgate.decision.conditions import Both, words
+from trapgate.decision.condition_rules import condition_text
+from trapgate.decision.conditions import AllOf
 from trapgate.decision.criteria_rules import Rule
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -180,7 +181,7 @@ class _Reader:
         asked = frozenset(clause.value.name for clause in rule.clauses)
         example = search.find(z3.And(matches[place], z3.Not(z3.Or(matches[:place]))))
         told = self._tell(example, asked) if example else ""
-        text = words(Both(rule.clauses))
+        text = condition_text(AllOf(rule.clauses))
         reading = RuleReading(number, rule.action.name.lower(), text, example, told)
         if example is None:
             return reading, [self._dead(place)]

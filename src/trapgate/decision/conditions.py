@@ -19,19 +19,17 @@ A comparison of a value that the fault does not have is false, and so is its opp
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trapgate.decision import fault_values as fv
-from trapgate.decision.condition_names import CONSTANTS, KINDS, NUMBER_NAMES
-from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
+from trapgate.decision.condition_names import CONSTANTS, KINDS
+from trapgate.decision.criteria_rules import WORD, Clause, Operator
 from trapgate.errors import TrapgateError, suggestion
 
 _LONGEST = 20_000
 _DEEPEST = 100
-_MOST_RULES = 4096
-_WORD = (1 << 64) - 1
 
 PAGE_FAULT_BITS: Final = {
     "present": 0,
@@ -96,24 +94,24 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Both:
+class AllOf:
     """All parts hold; without parts it holds always."""
 
     parts: tuple[Condition, ...]
 
 
 @dataclass(frozen=True)
-class Either:
+class AnyOf:
     """One of the parts holds; without parts it never does."""
 
     parts: tuple[Condition, ...]
 
 
-Condition = Both | Either | Clause
+Condition = AllOf | AnyOf | Clause
 """A condition that was read. Opposites are inside the clauses."""
 
-ALWAYS: Final = Both(())
-NEVER: Final = Either(())
+ALWAYS: Final = AllOf(())
+NEVER: Final = AnyOf(())
 
 
 def parse(text: str, names: Names | None = None) -> Condition:
@@ -132,10 +130,10 @@ def parse(text: str, names: Names | None = None) -> Condition:
 
 def opposite(condition: Condition) -> Condition:
     """What holds where `condition` does not, of the faults that have its values."""
-    if isinstance(condition, Both):
-        return Either(tuple(map(opposite, condition.parts)))
-    if isinstance(condition, Either):
-        return Both(tuple(map(opposite, condition.parts)))
+    if isinstance(condition, AllOf):
+        return AnyOf(tuple(map(opposite, condition.parts)))
+    if isinstance(condition, AnyOf):
+        return AllOf(tuple(map(opposite, condition.parts)))
     return replace(condition, negated=not condition.negated)
 
 
@@ -158,7 +156,7 @@ class _Reader:
         match node:
             case ast.BoolOp(op=op, values=values):
                 parts = tuple(self.condition(value, depth + 1) for value in values)
-                return Both(parts) if isinstance(op, ast.And) else Either(parts)
+                return AllOf(parts) if isinstance(op, ast.And) else AnyOf(parts)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return opposite(self.condition(operand, depth + 1))
             case ast.Constant(value=bool(truth)):
@@ -180,7 +178,7 @@ class _Reader:
                 parts = tuple(
                     self._comparison(a, op, b) for a, op, b in zip(sides, ops, rights, strict=False)
                 )
-                return parts[0] if len(parts) == 1 else Both(parts)
+                return parts[0] if len(parts) == 1 else AllOf(parts)
             case ast.Call():
                 return self._called(node)
             case _:
@@ -228,7 +226,7 @@ class _Reader:
         match node:
             case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
                 numbers = sorted({self._fitting(element, what, shift) for element in elements})
-                return Either(
+                return AnyOf(
                     tuple(_between(what, low, high, mask, shift) for low, high in _runs(numbers))
                 )
             case ast.Call(func=ast.Name(id="range"), args=[start, end], keywords=[]):
@@ -279,12 +277,12 @@ class _Reader:
                 shift = self._plain(right)
                 if shift >= what.width:
                     raise self._wrong(right, f"{what.name} has {what.width} bits")
-                return what, _WORD, shift
+                return what, WORD, shift
             case ast.BinOp():
                 raise self._wrong(
                     node, "only & NUMBER or >> NUMBER can stand between a value and a comparison"
                 )
-        return self._value(node), _WORD, 0
+        return self._value(node), WORD, 0
 
     def _value(self, node: ast.expr) -> fv.FaultValue:
         if isinstance(node, ast.Name):
@@ -294,7 +292,7 @@ class _Reader:
             known = [*values, *self._names.bit_names]
             problem = f"no value is called {node.id}; {suggestion(node.id, known)}"
             if node.id in fv.BY_NAME:
-                problem = f"{node.id} is no business of this condition; {_some(values)}"
+                problem = f"{node.id} is no business of this condition; {_names_in(values)}"
             if self._names.bit(node.id) is not None:
                 problem = f"{node.id} is a bit: it stands alone, or behind 'not'"
             raise self._wrong(node, problem)
@@ -325,7 +323,7 @@ class _Reader:
 
     def _number(self, node: ast.expr) -> int:
         match node:
-            case ast.Constant(value=value) if type(value) is int and 0 <= value <= _WORD:
+            case ast.Constant(value=value) if type(value) is int and 0 <= value <= WORD:
                 return value
             case ast.Name(id=name) if name in CONSTANTS:
                 return CONSTANTS[name]
@@ -339,7 +337,7 @@ class _Reader:
         )
 
 
-def _some(values: Mapping[str, object]) -> str:
+def _names_in(values: Mapping[str, object]) -> str:
     few = list(values)[:6]
     more = f" or {len(values) - len(few)} more" if len(values) > len(few) else ""
     return f"compare {', '.join(few)}{more}"
@@ -384,139 +382,3 @@ def _runs(numbers: list[int]) -> list[tuple[int, int]]:
         else:
             runs.append((number, number))
     return runs
-
-
-def rules_for(condition: Condition, action: Action) -> tuple[Rule, ...]:
-    """Rules that do `action` where `condition` holds: one for each way in which it can.
-
-    Raises ConditionError if there are more ways than a table could hold.
-    """
-    ways = _ways(condition)
-    kept: list[frozenset[Clause]] = []
-    for way in sorted(set(ways), key=len):
-        if not any(other <= way for other in kept):
-            kept.append(way)
-    order = {clause: n for n, clause in enumerate(_clauses(condition))}
-    return tuple(Rule(action, tuple(sorted(way, key=order.__getitem__))) for way in kept)
-
-
-def _ways(condition: Condition) -> list[frozenset[Clause]]:
-    """The disjunctive normal form: sets of clauses that make the condition hold."""
-    if isinstance(condition, Clause):
-        return [frozenset([condition])]
-    if isinstance(condition, Either):
-        ways = [way for part in condition.parts for way in _ways(part)]
-    else:
-        ways = [frozenset()]
-        for part in condition.parts:
-            ways = _limited([one | other for one in ways for other in _ways(part)])
-    return _limited([way for way in ways if not _contradicts(way)])
-
-
-def _limited(ways: list[frozenset[Clause]]) -> list[frozenset[Clause]]:
-    if len(ways) > _MOST_RULES:
-        raise ConditionError(f"it holds in more than {_MOST_RULES} ways; write it more plainly")
-    return ways
-
-
-def _contradicts(way: frozenset[Clause]) -> bool:
-    return any(replace(clause, negated=not clause.negated) in way for clause in way)
-
-
-def _clauses(condition: Condition) -> list[Clause]:
-    if isinstance(condition, Clause):
-        return [condition]
-    return list(dict.fromkeys(clause for part in condition.parts for clause in _clauses(part)))
-
-
-Fetch = Callable[[fv.FaultValue], int | None]
-"""What a fault's value is, None if it does not have it."""
-
-_TESTS: Final[Mapping[Operator, Callable[[int, Clause], bool]]] = {
-    Operator.EQUAL: lambda value, clause: value == clause.operand,
-    Operator.BELOW: lambda value, clause: value < clause.operand,
-    Operator.BELOW_OR_EQUAL: lambda value, clause: value <= clause.operand,
-    Operator.IN_RANGE: lambda value, clause: clause.operand <= value <= clause.limit,
-    Operator.ANY_BIT: lambda value, clause: value & clause.operand != 0,
-    Operator.ALL_BITS: lambda value, clause: value & clause.operand == clause.operand,
-    Operator.IN_BITMAP: lambda value, clause: (
-        value < 8 * len(clause.bitmap) and clause.bitmap[value >> 3] >> (value & 7) & 1 != 0
-    ),
-}
-
-
-def holds(condition: Condition, fetch: Fetch) -> bool:
-    """Whether a condition holds for one fault."""
-    if isinstance(condition, Both):
-        return all(holds(part, fetch) for part in condition.parts)
-    if isinstance(condition, Either):
-        return any(holds(part, fetch) for part in condition.parts)
-    value = fetch(condition.value)
-    if value is None:
-        return False
-    return _TESTS[condition.operator](value & condition.mask, condition) != condition.negated
-
-
-def words(condition: Condition, bitmaps: Mapping[bytes, str] | None = None) -> str:
-    """The condition as text that `parse` reads back to the same meaning.
-
-    `bitmaps` has their names; one without a name is described, and cannot be read back.
-    """
-    if isinstance(condition, Clause):
-        return _clause_words(condition, bitmaps or {})
-    if not condition.parts:
-        return "all" if isinstance(condition, Both) else "none"
-    joint = " and " if isinstance(condition, Both) else " or "
-    return joint.join(
-        f"({words(part, bitmaps)})"
-        if isinstance(part, Both | Either) and len(part.parts) > 1
-        else words(part, bitmaps)
-        for part in condition.parts
-    )
-
-
-def _clause_words(clause: Clause, bitmaps: Mapping[bytes, str]) -> str:
-    name = clause.value.name
-    masked = name if clause.mask == _WORD else f"{name} & {_shown(clause, clause.mask)}"
-    operand = _shown(clause, clause.operand)
-    single = clause.operand & clause.operand - 1 == 0 and clause.operand & clause.mask != 0
-    match clause.operator:
-        case Operator.ANY_BIT if single:
-            bit = clause.operand.bit_length() - 1
-            names = {number: label for label, number in PAGE_FAULT_BITS.items()}
-            if clause.value.number == fv.PAGE_FAULT_CODE and bit in names:
-                text = names[bit]
-            else:
-                text = f"bit({name}, {bit})"
-            return f"not {text}" if clause.negated else text
-        case Operator.ANY_BIT:
-            bits = _shown(clause, clause.operand & clause.mask)
-            return f"{name} & {bits} {'==' if clause.negated else '!='} 0"
-        case Operator.ALL_BITS:
-            bits = _shown(clause, clause.operand & clause.mask)
-            if clause.operand & ~clause.mask:
-                return f"{name} & 0 {'==' if clause.negated else '!='} 0"
-            return f"{name} & {bits} {'!=' if clause.negated else '=='} {bits}"
-        case Operator.EQUAL:
-            return f"{masked} {'!=' if clause.negated else '=='} {operand}"
-        case Operator.BELOW:
-            return f"{masked} {'>=' if clause.negated else '<'} {operand}"
-        case Operator.BELOW_OR_EQUAL:
-            return f"{masked} {'>' if clause.negated else '<='} {operand}"
-        case Operator.IN_RANGE:
-            limit = _shown(clause, clause.limit)
-            if clause.negated:
-                return f"not {operand} <= {masked} <= {limit}"
-            return f"{operand} <= {masked} <= {limit}"
-        case _:
-            count = sum(byte.bit_count() for byte in clause.bitmap)
-            described = f"{count} numbers below {8 * len(clause.bitmap)}"
-            negated = "not in" if clause.negated else "in"
-            return f'{masked} {negated} bitmap("{bitmaps.get(clause.bitmap, described)}")'
-
-
-def _shown(clause: Clause, number: int) -> str:
-    names = NUMBER_NAMES.get(clause.value.number, {})
-    if number in names:
-        return names[number]
-    return f"{number:#x}" if number > 9 else str(number)

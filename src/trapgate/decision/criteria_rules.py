@@ -12,7 +12,8 @@ from trapgate.decision.fault_values import OF_INSTRUCTIONS, VALUES, FaultValue
 from trapgate.errors import TrapgateError
 
 _WORD = 8
-_ONES = (1 << 64) - 1
+WORD: Final = (1 << 64) - 1
+"""All bits of a value."""
 
 
 class CriteriaTableError(TrapgateError):
@@ -57,7 +58,7 @@ class Clause:
     operator: Operator
     operand: int = 0
     limit: int = 0
-    mask: int = _ONES
+    mask: int = WORD
     negated: bool = False
     bitmap: bytes = b""
 
@@ -104,7 +105,7 @@ def encode(rules: Sequence[Rule]) -> bytes:
                 operand,
                 limit,
             ]
-    data = b"".join((word & _ONES).to_bytes(_WORD, "little") for word in words)
+    data = b"".join((word & WORD).to_bytes(_WORD, "little") for word in words)
     data += b"".join(bitmaps)
     if len(data) > table.TABLE_BYTES:
         raise CriteriaTableError(f"{len(data)} bytes; at most {table.TABLE_BYTES} fit")

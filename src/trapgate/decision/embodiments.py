@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
+from trapgate.decision.criteria_rules import WORD, Action, Clause, Operator, Rule
 from trapgate.decision.fault_filters import (
     FRAME,
     FRAME_64,
@@ -21,17 +21,16 @@ from trapgate.paging.frame_map import OWN
 from trapgate.sdm.vectors import PF
 
 _CODE = BY_NAME["code"]
-_WORD = (1 << 64) - 1
 _EXECUTE_DISABLE = 1 << 63
 
 
-def _of(vector: int, *clauses: Clause) -> tuple[Clause, ...]:
+def _about_vector(vector: int, *clauses: Clause) -> tuple[Clause, ...]:
     return Clause(BY_NAME["vector"], Operator.EQUAL, vector), *clauses
 
 
 def _with_code(*clauses: Clause) -> tuple[Clause, ...]:
     """Holds for faults that have an error code, and for them alone (¶43)."""
-    return clauses or (Clause(_CODE, Operator.BELOW_OR_EQUAL, _WORD),)
+    return clauses or (Clause(_CODE, Operator.BELOW_OR_EQUAL, WORD),)
 
 
 def _match(mask: Any, match: Any) -> Clause:
@@ -43,9 +42,9 @@ def _two_ways(
 ) -> tuple[Rule, ...]:
     """Codes for which one of the conditions holds, all other codes, and no code at all."""
     return (
-        *(Rule(matching, _of(vector, condition)) for condition in conditions),
-        Rule(other, _of(vector, *_with_code())),
-        Rule(without_code, _of(vector)),
+        *(Rule(matching, _about_vector(vector, condition)) for condition in conditions),
+        Rule(other, _about_vector(vector, *_with_code())),
+        Rule(without_code, _about_vector(vector)),
     )
 
 
@@ -197,7 +196,7 @@ def ordered(
     """
     criteria = figure_3(PF, control, mask, match)
     if order == "paragraph-66":
-        return *completing, Rule(Action.EXIT, _of(PF))
+        return *completing, Rule(Action.EXIT, _about_vector(PF))
     if order == "figure-6":
         return *completing, *criteria
     matches = _match(mask, match)

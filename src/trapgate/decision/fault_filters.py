@@ -39,7 +39,7 @@ EMPTY_TABLE = 16
 EVERY_FRAME_FILTER = OWN_FRAME | NO_LINK | KNOWN_TABLE | OWN_TABLE | EMPTY_TABLE
 """Bits of the extension field FRAME_FILTERS (see `decision.frame_filters`)."""
 
-NOBODY = 0
+NO_FILTER = 0
 BY_FAULT_FILTER = 1
 BY_OWN_FRAME = 2
 BY_NO_LINK = 3

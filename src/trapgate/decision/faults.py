@@ -1,7 +1,6 @@
 """Fault information: what is known about a fault when somebody has to decide on it (¶27-31)."""
 
 from dataclasses import dataclass, field
-from html import escape
 from typing import Self
 
 from trapgate.errors import FieldValueError
@@ -63,6 +62,8 @@ class Interruption:
 
     def _repr_html_(self) -> str:
         """The same for notebooks."""
+        from html import escape
+
         return f"<p>{escape(repr(self)[1:-1])}</p>"
 
     @property
@@ -135,6 +136,8 @@ class FaultInformation:
 
     def _repr_html_(self) -> str:
         """The same for notebooks."""
+        from html import escape
+
         return f"<p>{escape(repr(self)[1:-1])}</p>"
 
     @property

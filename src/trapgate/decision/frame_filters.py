@@ -36,8 +36,8 @@ from trapgate.decision.fault_filters import (
     FRAME,
     FRAME_64,
     KNOWN_TABLE,
+    NO_FILTER,
     NO_LINK,
-    NOBODY,
     OWN_FRAME,
     OWN_TABLE,
     PRESENT,
@@ -90,14 +90,17 @@ from trapgate.sdm.vectors import PF
 def entry_by_map(v: Cells, mem: Memory, linear: int, user: int) -> tuple[int, int]:
     """Which table entry a write to `linear` means that the frame map alone stops.
 
-    (PTE, DIRECTORY or ABSENT, the physical address), as `self_map.entry_at` answers.
+    (PTE, DIRECTORY or ABSENT, the physical address), as `self_map.entry_at` answers; a table of
+    both kinds has an address, too.
     """
     physical, code, _, _ = walk(v, RFLAGS_AC, mem, linear, READ, user)
     if code >= 0 or physical >> 3 >= len(mem):
         return ABSENT, 0
     byte = frame_byte(v, mem, unaliased(v, physical))
-    if byte & TABLE == 0 or byte & MIXED:
+    if byte & TABLE == 0:
         return ABSENT, 0
+    if byte & MIXED:
+        return ABSENT, physical
     return PTE if byte & LEAF else DIRECTORY, physical
 
 
@@ -213,7 +216,7 @@ def follow_links(v: Cells, mem: Memory, kind: int, physical: int, size: int, dat
 
 @core
 def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) -> int:
-    """Which filter lets a write turn the entry `old` of a table into `data`; NOBODY if none.
+    """Which filter lets a write turn the entry `old` of a table into `data`; NO_FILTER if none.
 
     `byte` is the frame map's of the table, if there is a map.
     """
@@ -221,7 +224,7 @@ def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) 
     if admits(v[FAULT_FILTER], cr4, kind, data, old):
         return BY_FAULT_FILTER
     if not has_frame_map(v):
-        return NOBODY
+        return NO_FILTER
     filters = v[FRAME_FILTERS]
     if kind == PTE and filters & OWN_FRAME:
         frame = data & (FRAME_64 if cr4 & CR4_PAE else FRAME)
@@ -236,7 +239,7 @@ def filter_of(v: Cells, mem: Memory, byte: int, kind: int, data: int, old: int) 
         return BY_EMPTY_TABLE
     if kind == DIRECTORY and filters & KNOWN_TABLE and leads_to_known_table(v, mem, byte, data):
         return BY_KNOWN_TABLE
-    return NOBODY
+    return NO_FILTER
 
 
 @core
@@ -251,7 +254,7 @@ def completed_by(
     data: int,
     old: int,
 ) -> int:
-    """What lets a stopped write to `linear` turn the entry `old` into `data`; NOBODY if nothing.
+    """What lets a stopped write to `linear` turn the entry `old` into `data`; NO_FILTER if nothing.
 
     The entry is at the machine address `physical`.
 
@@ -265,7 +268,7 @@ def completed_by(
         if action == RULE_COMPLETE:
             return BY_CRITERIA_TABLE
         if action != NEXT:
-            return NOBODY
+            return NO_FILTER
     byte = 0
     if has_frame_map(v):
         byte = frame_byte(v, mem, unaliased(v, physical))
@@ -282,9 +285,7 @@ def is_stopped_table_write(v: Cells, error_code: int) -> bool:
     if not has_frame_map(v):
         return may_be_filtered(v, error_code)
     return bool(
-        error_code | PFEC_U == PFEC_P | PFEC_W | PFEC_U | PFEC_MAP
-        and v[FAULT_FILTER] | v[FRAME_FILTERS] | v[CRITERIA_TABLE_RULES] != 0
-        and v[EPT_POINTER_IN_FORCE] == 0
+        error_code | PFEC_U == PFEC_P | PFEC_W | PFEC_U | PFEC_MAP and v[EPT_POINTER_IN_FORCE] == 0
     )
 
 
@@ -330,7 +331,7 @@ def judge_entries(
         old = entry_of(mem, at, width)
         new = merged(old, at - physical, width, size, data)
         which = min(which, completed_by(v, r, mem, error_code, linear, kind, at, new, old))
-        if which == NOBODY:
-            return at, NOBODY
+        if which == NO_FILTER:
+            return at, NO_FILTER
         at += width
     return -1, which

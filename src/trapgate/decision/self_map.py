@@ -1,10 +1,12 @@
 """Self-mapped page tables: where an entry lies, and which entries a write would change.
 
-The conditions of ¶74 and the classification of ¶75 for the two-level tables of 32-bit
-paging; the same for the recursive slot of four-level paging, where PTBASE is 512 GB aligned and
-the PML4 entry that PTBASE[47:39] selects holds CR3's own frame; and for the four slots of PAE
-paging, where PTBASE is 8 MB aligned and the directory entries that PTBASE[31:21] selects and the
-three behind it hold the frames of the four directories.
+The conditions of ¶74 and the classification of ¶75, for three paging modes:
+
+* 32-bit paging: as the seed has it, for two levels of tables.
+* 4-level paging: PTBASE is 512 GB aligned, and the PML4 entry that PTBASE[47:39] selects (the
+  recursive slot) holds CR3's own frame.
+* PAE paging: PTBASE is 8 MB aligned, and four directory entries, the first selected by
+  PTBASE[31:21], hold the frames of the four directories.
 
 What keeps a filter from being more than it should be is `entry_at`: docs/fault-filters.md
 has the argument.

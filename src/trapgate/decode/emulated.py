@@ -2,7 +2,7 @@
 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.decode.execute import end_instruction, move_rip
-from trapgate.instructions.breakpoints import single_steps
+from trapgate.events.breakpoints import single_steps
 from trapgate.sdm.cells import (
     GUEST_PENDING_DEBUG_EXCEPTIONS,
     PRIMARY_PROCESSOR_BASED_CONTROLS,

@@ -9,9 +9,9 @@ from trapgate.compiler.dialect import Cells, Memory, apart, core
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
+from trapgate.events.breakpoints import note_ports
 from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.exits import vm_exit
-from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.effects import (
     clear_task_switched,
     halt,
@@ -328,7 +328,7 @@ def execute_two_byte(
                 if not fits_msr_of_page(index, value):
                     return RAISE_GP
                 advance(v, length)
-                return exit_behind(v, write_msr_of_page(v, mem, index, value))
+                return exit_after_write(v, write_msr_of_page(v, mem, index, value))
             outcome = write_msr(v, r, r[RCX] & _LOW, value)
             if outcome != GO_ON and x[MODE] == MODE_NON_ROOT:
                 return PLATFORM
@@ -448,7 +448,7 @@ def execute_mov_cr(
                 if value & ~0xF:
                     return RAISE_GP
                 advance(v, length)
-                return exit_behind(v, write_tpr(v, mem, value << 4))
+                return exit_after_write(v, write_tpr(v, mem, value << 4))
             outcome = write_paging_register(v, r, mem, x, number, value)
     else:
         outcome = intercept_mov_from_cr(v, number, register, length)
@@ -463,7 +463,7 @@ def execute_mov_cr(
 
 
 @core
-def exit_behind(v: Cells, due: int) -> int:
+def exit_after_write(v: Cells, due: int) -> int:
     """The exit that follows a write to the virtual-APIC page, if any; RIP is past it already."""
     if due == 0:
         return GO_ON

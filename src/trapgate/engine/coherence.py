@@ -206,6 +206,17 @@ def on_fast_stores(cpu: int, linear: int, set_dirty: int) -> None:
     call(set_dirty, (cpu, linear))
 
 
+@callback(VOID, INT64, INT64, INT64, BOUND)
+def on_block_made(cpu: int, linear: int, size: int, reset_dirty: int) -> None:
+    """tlb_reset_dirty_by_vaddr: the block's pages must ask again, by one linear address of theirs.
+
+    They do, by all: see `on_code_appears` and `on_fast_stores`. The engine looks through its whole
+    TLB for each block that it makes.
+    """
+    if peek64(cpu + at.CPU_SIZE + at.MACHINE) == 0:
+        call(reset_dirty, (cpu, linear, size))
+
+
 @callback(VOID, INT64, INT64, UINT32, BOUND)
 def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
     """x86_stl_phys_notdirty: the engine's own page walk sets flags in an entry (portable only)."""
@@ -227,6 +238,7 @@ SLOTS = {
     "tlb_protect_code": on_code_appears,
     "tlb_unprotect_code": on_code_is_gone,
     "tb_invalidate_phys_page_fast": on_store,
+    "tlb_reset_dirty_by_vaddr": on_block_made,
     "tlb_set_dirty": on_fast_stores,
     "x86_stl_phys_notdirty": on_marked_entry,
 }

@@ -195,6 +195,7 @@ def on_far_call(env: int, selector: int, offset: int, shift: int, next_rip: int,
     begin_transfer(m, env, v)
     fault, error, address = far_call(
         v,
+        cells(m[mc.R], m[mc.R_CELLS]),
         memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         selector & 0xFFFF,
         offset,
@@ -217,6 +218,7 @@ def on_far_call_real(
     begin_transfer(m, env, v)
     fault, error, address = far_call_real(
         v,
+        cells(m[mc.R], m[mc.R_CELLS]),
         memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
         selector & 0xFFFF,
         offset & 0xFFFFFFFF,

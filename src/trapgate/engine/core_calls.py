@@ -9,10 +9,18 @@ from trapgate.decode import emulated
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import set_deadline
+from trapgate.engine.fetched_code import linear_rip
 from trapgate.engine.translations import walk_always
+from trapgate.events.breakpoints import hold_for_trap
 from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit
-from trapgate.events.journal import ROW_WIDTH
+from trapgate.events.journal import (
+    HEAD_CAPACITY,
+    HEAD_SEQUENCE,
+    ROW_DEPTH,
+    ROW_TYPE,
+    ROW_WIDTH,
+)
 from trapgate.instructions.virtual_apic import (
     has_virtual_interrupt,
     post_interrupts,
@@ -22,14 +30,16 @@ from trapgate.paging.walk import walk
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
-from trapgate.vmx.entry import EXITED, FAILED
+from trapgate.sdm.interruption import TYPE_SOFTWARE_EXCEPTION, TYPE_SOFTWARE_INTERRUPT
+from trapgate.sdm.state import DR6_BREAKPOINTS
+from trapgate.vmx.entry import EXITED, FAILED, take_pending_debug
 from trapgate.vmx.instructions import fail
 from trapgate.vmx.transition import enter_guest, leave_guest
 
 _FOREVER = 1 << 62
 _SLICE = 1 << 26
 """Instructions after which Python looks for signals: a Ctrl-C waits no longer."""
-_EXITED = 1
+_DELIVERED, _EXITED = 0, 1
 """Of `raise_event`."""
 _ABORT_EXIT = 2
 """A triple fault, to the VMM in Python: what shuts a processor down."""
@@ -42,12 +52,15 @@ def raise_here(
     """`raise_event` on the machine's current VMCS."""
     m = cells(machine, mc.CELLS)
     v = cells(m[mc.V], m[mc.V_CELLS])
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
+    rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH)
+    held = held_for_handler(m, v, kind)
     outcome: int = raise_event(
         v,
         cells(m[mc.R], m[mc.R_CELLS]),
         memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
-        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH),
-        cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
+        rows,
+        head,
         vector,
         kind,
         error_code,
@@ -57,7 +70,48 @@ def raise_here(
     )
     if outcome == _EXITED and m[mc.UNBLOCKED] != 0:
         report_unblocking(v, vector, kind, error_code)
+    if held != 0 and outcome == _DELIVERED:
+        m[mc.HELD_BACK] = 0
+        latest = rows[(head[HEAD_SEQUENCE] - 1) % head[HEAD_CAPACITY]]
+        if latest[ROW_DEPTH] == 0 and latest[ROW_TYPE] == kind:
+            hold_for_trap(v, held)
+    if outcome == _DELIVERED and v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] != 0:
+        outcome = trap_behind_delivery(m, v)
     return outcome
+
+
+@jit
+def held_for_handler(m: Cells, v: Cells, kind: int) -> int:
+    """The data breakpoints that MOV SS has met right before a software interrupt, now raised.
+
+    They trap at the handler's first instruction (SDM, "Masking Exceptions and Interrupts When
+    Switching Stacks"), and are lost with an instruction that faults.
+    """
+    if kind not in (TYPE_SOFTWARE_INTERRUPT, TYPE_SOFTWARE_EXCEPTION) or m[mc.HELD_BACK] == 0:
+        return 0
+    if m[mc.HELD_BACK] != linear_rip(v) + 1:
+        return 0
+    return int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BREAKPOINTS)
+
+
+@jit
+def trap_behind_delivery(m: Cells, v: Cells) -> int:
+    """The #DB of breakpoints that a handler's frame has met, as `raise_event` answers.
+
+    The exit of the monitor trap flag comes first; the trap waits for it in the VMCS.
+    """
+    host = cells(m[mc.HOST], m[mc.V_CELLS])
+    trapped = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] | host[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
+    if trapped & ct.PRIMARY_MONITOR_TRAP_FLAG:
+        return _DELIVERED
+    m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
+    return take_pending_debug(
+        v,
+        cells(m[mc.R], m[mc.R_CELLS]),
+        memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH]),
+        table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH),
+        cells(m[mc.HEAD], m[mc.HEAD_CELLS]),
+    )
 
 
 @jit_for_python
@@ -67,7 +121,7 @@ def deliver_virtual_interrupt_here(machine: int) -> int:
     v = cells(m[mc.V], m[mc.V_CELLS])
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     vector = take_virtual_interrupt(v, mem)
-    return raise_event(
+    outcome: int = raise_event(
         v,
         cells(m[mc.R], m[mc.R_CELLS]),
         mem,
@@ -80,6 +134,9 @@ def deliver_virtual_interrupt_here(machine: int) -> int:
         0,
         1,
     )
+    if outcome == _DELIVERED and v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] != 0:
+        outcome = trap_behind_delivery(m, v)
+    return outcome
 
 
 @jit_for_python

@@ -7,7 +7,8 @@ the engine.
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64, table
+from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64
+from trapgate.decision.entry_facts import REPEATED, facts_of_refused
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
@@ -40,16 +41,10 @@ from trapgate.engine.state import (
 from trapgate.engine.table_fills import clears_table
 from trapgate.engine.table_stores import is_reuse
 from trapgate.engine.translations import walk_always
-from trapgate.events.journal import (
-    HEAD_CAPACITY,
-    HEAD_SEQUENCE,
-    ROW_DEPTH,
-    ROW_TYPE,
-    ROW_WIDTH,
-)
+from trapgate.events.breakpoints import EXECUTION, breakpoints_met, note_ports, single_steps
+from trapgate.events.journal import HEAD_ENTRY
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import polled_ports
-from trapgate.instructions.breakpoints import EXECUTION, breakpoints_met, note_ports, single_steps
 from trapgate.instructions.near_return import RET_AND_RELEASE
 from trapgate.instructions.virtual_apic import delivers_interrupts
 from trapgate.instructions.virtual_interrupts import IRET, works_on_vif
@@ -66,7 +61,14 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm import vmx
 from trapgate.sdm.reasons import REASON_IO_INSTRUCTION
-from trapgate.sdm.state import BLOCKING_BY_NMI, CR4_PVI, CR4_VME, DR7_GD, RFLAGS_RF
+from trapgate.sdm.state import (
+    BLOCKING_BY_NMI,
+    CR4_PVI,
+    CR4_VME,
+    DR6_BREAKPOINTS,
+    DR7_GD,
+    RFLAGS_RF,
+)
 from trapgate.vmx import instructions as vi
 from trapgate.vmx.transition import copy_guest_state
 
@@ -76,7 +78,6 @@ _HAS_CODE = 0x27D00
 _DEBUG_CAUSES = 0xE00F
 _SINGLE_STEP = 1 << 14
 _GENERAL_DETECT = 1 << 13
-_BREAKPOINTS = 0xF
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
@@ -203,7 +204,7 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
         if v[f.GUEST_DR7] & DR7_GD:
             # Each MOV DR is to be intercepted from now on.
             m[mc.SWITCHED] |= mc.SWITCHED_VMCS
-        causes = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
+        causes = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BREAKPOINTS
         # Those of an instruction that is executed alone, `trapgate.processor.stepping` raises.
         if stepping or (causes != 0 and m[mc.STEPPING] == 0):
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
@@ -355,30 +356,6 @@ def is_taken_for_sse(m: Cells, v: Cells) -> bool:
 
 
 @jit
-def settle_software_interrupt(
-    m: Cells, v: Cells, r: Cells, vector: int, kind: int, length: int
-) -> int:
-    """INT n, INT3 or INTO, and behind it the data breakpoint that a MOV SS before it has met.
-
-    That comes at the handler's first instruction (SDM, "Masking Exceptions and Interrupts When
-    Switching Stacks"), and is lost with an instruction that faults.
-    """
-    held = 0
-    if m[mc.HELD_BACK] == linear_rip(v) + 1:
-        held = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & _BREAKPOINTS
-    stop = arbitrate(m, v, r, vector, kind, -1, 0, length)
-    if stop != mc.RUNNING or held == 0:
-        return stop
-    m[mc.HELD_BACK] = 0
-    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
-    rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH)
-    latest = rows[(head[HEAD_SEQUENCE] - 1) % head[HEAD_CAPACITY]]
-    if latest[ROW_DEPTH] != 0 or latest[ROW_TYPE] != kind:
-        return stop
-    return arbitrate(m, v, r, 1, 3, -1, held, 0)
-
-
-@jit
 def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     """INT n, INT3 or INTO, at RIP still."""
     word = instruction(m, v)
@@ -390,11 +367,11 @@ def software_interrupt(m: Cells, v: Cells, r: Cells) -> int:
     byte = (word >> (8 * start)) & 0xFF
     length = start + 1 + m[mc.EXTRA]
     if byte == 0xCC:
-        return settle_software_interrupt(m, v, r, 3, 6, length)
+        return arbitrate(m, v, r, 3, 6, -1, 0, length)
     if byte == 0xCE:
-        return settle_software_interrupt(m, v, r, 4, 6, length)
+        return arbitrate(m, v, r, 4, 6, -1, 0, length)
     vector = (word >> (8 * start + 8)) & 0xFF
-    return settle_software_interrupt(m, v, r, vector, 4, length + 1)
+    return arbitrate(m, v, r, vector, 4, -1, 0, length + 1)
 
 
 @jit
@@ -419,13 +396,23 @@ def is_done_alone(m: Cells, v: Cells, code: int) -> bool:
 
 @jit
 def is_table_write(m: Cells, v: Cells, code: int, address: int) -> bool:
-    """Whether a page fault is a write to the page tables that a fault filter may judge."""
+    """Whether a page fault is a write to the page tables that a fault filter may judge.
+
+    Of one to a table that none may, the journal is told no more than what the map says of it.
+    """
     if not is_stopped_table_write(v, code):
         return False
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     kind, physical = entry_written(v, v[f.GUEST_RFLAGS], mem, address, (code >> 2) & 1)
-    word, _ = fetch(m, v, 8)
-    return bool(kind != 0 and not is_reuse(v, word, is_long(v), physical))
+    repeated = 0
+    if kind != 0:
+        word, _ = fetch(m, v, 8)
+        if not is_reuse(v, word, is_long(v), physical):
+            return True
+        repeated = REPEATED
+    head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
+    head[HEAD_ENTRY] = facts_of_refused(v, mem, physical, repeated)
+    return False
 
 
 @jit
@@ -503,7 +490,7 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
             if causes & _SINGLE_STEP:
                 # The engine compares offsets, and with breakpoints of all kinds.
                 here = breakpoints_met(v, r, 1 << EXECUTION, linear_rip(v), 1)
-                causes = causes & ~_BREAKPOINTS | here
+                causes = causes & ~DR6_BREAKPOINTS | here
             poke64(env + at.DR6, 0xFFFF0FF0)
             if m[mc.STEPPING] != 0 and causes & _SINGLE_STEP:
                 # `trapgate.processor.stepping` may have more to report together with this.

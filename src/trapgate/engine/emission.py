@@ -130,7 +130,7 @@ OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 bytes, or -1 less that if it stores."""
 OPERAND_PAIRS = 20
 ROUNDING = OPERANDS + 2 * OPERAND_PAIRS
-"""Helpers whose results are rounded (`x87_rounding`)."""
+"""Helpers whose results are rounded (`x87.rounding`)."""
 ROUNDING_HELPERS = 14
 RESULTS = ROUNDING + ROUNDING_HELPERS
 """Pairs of cells: a helper of SSE arithmetic, and what it does (`sse_results`)."""

@@ -24,8 +24,8 @@ from trapgate.engine.dispatch import (
 from trapgate.engine.state import save, save_paging
 from trapgate.engine.table_stores import intercept_store, judge_table_store
 from trapgate.engine.translations import use_translations, walk_always
+from trapgate.events.breakpoints import watches_ports
 from trapgate.instructions import polled_ports
-from trapgate.instructions.breakpoints import watches_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD, io_exits
 from trapgate.paging.alias import unaliased

@@ -92,7 +92,7 @@ def takes_block(m: Cells, v: Cells, r: Cells, word: int, start: int) -> bool:
     offset, left = r[reg.RDI] & mask, r[reg.RCX] & mask
     linear = offset if long else (v[f.GUEST_ES_BASE] + offset) & 0xFFFF_FFFF
     count = min(
-        room_upwards(v, offset, linear, bits) // size, polled.left_of_block(p, slot) // size
+        room_upwards(v, offset, linear, bits) // size, polled.block_bytes_left(p, slot) // size
     )
     time = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END]) - m[mc.TIME]
     count = min(count, time)
@@ -106,7 +106,7 @@ def takes_block(m: Cells, v: Cells, r: Cells, word: int, start: int) -> bool:
     if error >= 0 or end > 8 * m[mc.MEM_CELLS] or (end > _VIDEO and physical < _HIGH_MEMORY):
         return False
     for n in range(count):
-        store_sized(mem, physical + n * size, size, polled.next_of_block(p, slot))
+        store_sized(mem, physical + n * size, size, polled.take_block_bytes(p, slot))
     p[polled.ANSWERED] += 1
     # The instruction has been counted, which is one iteration.
     p[polled.SKIPPED] += count - 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trapgate.compiler.dialect import Cells
 from trapgate.engine.host import HOST
 from trapgate.errors import EngineError
 
@@ -24,8 +25,10 @@ def slots(library: ctypes.CDLL, names: tuple[str, ...]) -> dict[str, int]:
     try:
         with Path(library._name).open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        found = {name: _slot(library, name, data, _tables(data)) for name in names}
-    except (OSError, struct.error, KeyError, ValueError, AttributeError) as reason:
+        tables = _tables(data)
+        calls = _calls(data, tables)
+        found = {name: _slot(library, name, data, tables, calls) for name in names}
+    except (OSError, struct.error, LookupError, ValueError, AttributeError) as reason:
         raise EngineError(f"the Unicorn library is not an ELF file as expected: {reason}") from None
     for name, slot in found.items():
         if ctypes.c_uint64.from_address(slot).value != _address(library, name):
@@ -33,23 +36,33 @@ def slots(library: ctypes.CDLL, names: tuple[str, ...]) -> dict[str, int]:
     return found
 
 
-def _slot(library: ctypes.CDLL, name: str, data: mmap.mmap, tables: dict[int, int]) -> int:
+def _calls(data: mmap.mmap, tables: dict[int, int]) -> Cells:
+    """The slots: where each is, its symbol's number, and where that symbol's name is."""
+    # In the usual layout the table of strings follows that of symbols, 24 bytes each.
+    symbols = np.frombuffer(
+        data, "<u4", (tables[_STRTAB] - tables[_SYMTAB]) // 24 * 6, tables[_SYMTAB]
+    )
+    relocations = np.frombuffer(data, "<i8", tables[_PLTRELSZ] // 24 * 3, tables[_JMPREL])
+    places, kinds = relocations[::3], relocations[1::3]
+    slots = kinds & 0xFFFF_FFFF == HOST.jump_slot
+    numbers = kinds[slots] >> 32
+    return np.stack([places[slots], numbers, symbols[::6][numbers]], axis=1)
+
+
+def _slot(
+    library: ctypes.CDLL, name: str, data: mmap.mmap, tables: dict[int, int], calls: Cells
+) -> int:
     """The address of one slot. Raises ValueError if there is none."""
     start = tables[_STRTAB]
     named = data.find(b"\0" + name.encode() + b"\0", start, start + tables[_STRSZ]) + 1 - start
     if named <= 0:
         raise ValueError(f"no symbol {name}")
-    # In the usual layout the table of strings follows that of symbols, 24 bytes each.
-    symbols = np.frombuffer(data, "<u4", (start - tables[_SYMTAB]) // 24 * 6, tables[_SYMTAB])
-    relocations = np.frombuffer(data, "<u8", tables[_PLTRELSZ] // 24 * 3, tables[_JMPREL])
-    jumps = relocations[1::3] & 0xFFFF_FFFF == HOST.jump_slot
-    wanted = np.isin(relocations[1::3] >> 32, np.flatnonzero(symbols[::6] == named))
-    places = np.flatnonzero(jumps & wanted)
-    if len(places) != 1:
-        raise ValueError(f"{len(places)} slots for {name}")
-    symbol = int(relocations[3 * places[0] + 1]) >> 32
+    wanted = calls[calls[:, 2] == named].tolist()
+    if len(wanted) != 1:
+        raise ValueError(f"{len(wanted)} slots for {name}")
+    ((place, symbol, _),) = wanted
     (value,) = struct.unpack_from("<Q", data, tables[_SYMTAB] + 24 * symbol + 8)
-    return _address(library, name) - int(value) + int(relocations[3 * places[0]])
+    return _address(library, name) - int(value) + int(place)
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:

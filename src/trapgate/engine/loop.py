@@ -216,7 +216,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
 
 @jit_for_python
 def move_state_to_vmcs0(machine: int) -> int:
-    """See `dispatch.lend`; 0."""
+    """See `dispatch.move_to_vmcs0`; 0."""
     dispatch.move_to_vmcs0(cells(machine, mc.CELLS))
     return 0
 

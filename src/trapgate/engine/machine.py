@@ -157,16 +157,19 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
     NEW_BLOCKS_TOLD,
+    RAM_REGION,
+    RAM_SECTION,
+    STORES_SECTION,
     CELLS,
-) = range(150)
+) = range(153)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
 the engine does not know yet of another VMCS being in force, bits SWITCHED_*. VM_ENTER and
 VM_LEAVE: see `core_calls`. UNBLOCKED: 1 during an IRET that has unblocked NMIs.
 X87_STATUS: the x87 status word before the current instruction. X87_OPERANDS: what the one that is
-being translated uses. X87_FAULT, X87_DENORMAL: see `x87_exceptions`.
-X87_ROUNDED: what C1 will be (`x87_rounding`). X87_AT: the linear address of the operand in memory.
+being translated uses. X87_FAULT, X87_DENORMAL: see `x87.exceptions`.
+X87_ROUNDED: what C1 will be (`x87.rounding`). X87_AT: the linear address of the operand in memory.
 X87_UNDONE_BY: exceptions that, unmasked, leave everything as it was before the instruction.
 X87_ROUNDS: 1 while an instruction is translated that computes. X87_WHAT: of the one that is being
 translated, what `decode.x87_pointers` says; X87_IMAGE: of the one that is executed, if it loads or
@@ -207,6 +210,7 @@ APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual
 KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
 restored last within a block, in bytes.
 NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only).
+RAM_REGION, RAM_SECTION, STORES_SECTION: addresses of the engine's own (`memory_regions`).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""

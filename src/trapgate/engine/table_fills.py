@@ -9,6 +9,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import cells, memory, table
 from trapgate.decision.decide import COMPLETE, decide_filtered
+from trapgate.decision.entry_facts import REPEATED, entry_facts
 from trapgate.decision.fault_filters import (
     BY_FAULT_FILTER,
     EMPTY_TABLE,
@@ -23,10 +24,9 @@ from trapgate.engine.coherence import CODE, pages_of
 from trapgate.engine.fetched_code import fetch, is_long
 from trapgate.events.journal import (
     HEAD_DATA,
-    HEAD_HAS_DATA,
+    HEAD_ENTRY,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
-    HEAD_TABLE_ENTRY,
     HEAD_TIME,
     ROW_WIDTH,
     record,
@@ -108,8 +108,7 @@ def clears_table(m: Cells, v: Cells, r: Cells, code: int, address: int) -> bool:
     if disposition != COMPLETE:
         return False
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
-    head[HEAD_HAS_DATA] = 1
-    head[HEAD_TABLE_ENTRY] = kind
+    head[HEAD_ENTRY] = entry_facts(v, mem, kind, physical, 0) | REPEATED
     head[HEAD_DATA] = 0
     head[HEAD_OLD_VALUE] = entry_of(mem, physical, width)
     head[HEAD_TIME] = m[mc.TIME]

@@ -13,6 +13,7 @@ from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, table
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
+from trapgate.decision.entry_facts import entry_facts
 from trapgate.decision.frame_filters import (
     entry_written,
     follow_links,
@@ -28,10 +29,9 @@ from trapgate.engine.coherence import CODE, forget_stale_code, pages_of
 from trapgate.engine.state import save_for_criteria, save_paging
 from trapgate.events.journal import (
     HEAD_DATA,
-    HEAD_HAS_DATA,
+    HEAD_ENTRY,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
-    HEAD_TABLE_ENTRY,
     HEAD_TIME,
     ROW_WIDTH,
     record,
@@ -158,13 +158,12 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
     width = entry_size(cr4)
     entry = refused if refused >= 0 else physical & ~(width - 1)
     old = entry_of(mem, entry, width)
-    head[HEAD_HAS_DATA] = 1
-    head[HEAD_TABLE_ENTRY] = kind
-    head[HEAD_DATA] = merged(old, entry - physical, width, size, value)
+    new = merged(old, entry - physical, width, size, value)
+    head[HEAD_ENTRY] = entry_facts(v, mem, kind, entry, new)
+    head[HEAD_DATA] = new
     head[HEAD_OLD_VALUE] = old
     if disposition == COMPLETE:
         # As if R/W allowed it, which to a supervisor without WP it does.
-        save_paging(env, v)
         v[f.GUEST_CR0] &= ~_WP
         length = v[f.FRAME_MAP_LENGTH]
         v[f.FRAME_MAP_LENGTH] = 0

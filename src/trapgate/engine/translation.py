@@ -39,6 +39,7 @@ from trapgate.engine import (
     careful_blocks,
     clock,
     coherence,
+    memory_regions,
     sse_arithmetic,
     stack_frames,
     translations,
@@ -480,7 +481,7 @@ _STUBS: dict[int, Callback | Stub] = {
 """Cells, and what translated code calls by them."""
 
 
-_SLOTS = coherence.SLOTS | clock.SLOTS | translations.SLOTS
+_SLOTS = coherence.SLOTS | clock.SLOTS | translations.SLOTS | memory_regions.SLOTS
 
 
 class Translator:

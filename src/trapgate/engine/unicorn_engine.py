@@ -15,7 +15,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import bound
 from trapgate.compiler.raw import watch
-from trapgate.engine import audit, calibration, core_calls, hooks, loop, native
+from trapgate.engine import audit, calibration, core_calls, hooks, loop, memory_regions, native
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
@@ -202,6 +202,7 @@ class UnicornEngine:
         ):
             c[cell] = inside.symbols[name]
         ours = translator()
+        memory_regions.remember(c, inside.cpu, native.handle_of(self.uc))
         c[mc.TRANSLATOR] = ours.address
         c[mc.REQUEST] = inside.cpu + ours.request
         c[mc.CHECK_EXIT], c[mc.LOOK_UP], c[mc.SINGLE_STEP] = (

@@ -1,11 +1,10 @@
 """What becomes of an event: VM exit, delivery, nested faults, double and triple fault.
 
-The order is the SDM's ("VM Exits Caused by Events During Event Delivery" of the
-chapter on VM exits; "Interrupt 8 - Double Fault Exception") and the second seed's
-(claims 8 and 9): each fault is first put to `decide_event` as itself; only one that
-stays in the guest is combined with the event whose delivery it broke off; what
-comes of that is decided and delivered in its turn, until a handler is entered,
-something exits or the guest shuts down.
+Each fault is first put to `decide_event` as itself. Only if it stays in the guest is it
+combined with the event whose delivery it broke off. What comes of that is decided and
+delivered in its turn, until a handler is entered, something exits or the guest shuts down.
+SDM, "VM Exits Caused by Events During Event Delivery" (chapter on VM exits) and "Interrupt 8 -
+Double Fault Exception"; second seed, claims 8 and 9.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, Rows, core
@@ -19,17 +18,19 @@ from trapgate.decision.decide import (
     REASON_TRIPLE_FAULT,
     decide_event,
 )
+from trapgate.decision.entry_facts import KIND
+from trapgate.events.breakpoints import note_words
 from trapgate.events.exits import record_idt_vectoring, record_interruption, vm_exit
 from trapgate.events.idt import DELIVERED, TASK_GATE, deliver
 from trapgate.events.ivt import is_redirected
 from trapgate.events.journal import (
     HEAD_DATA,
-    HEAD_HAS_DATA,
+    HEAD_ENTRY,
     HEAD_OLD_VALUE,
-    HEAD_TABLE_ENTRY,
     amend,
     record,
 )
+from trapgate.operands.mode import in_64_bit_mode
 from trapgate.paging.apic_access import APIC_ACCESS, access_qualification
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -53,6 +54,9 @@ from trapgate.sdm.cells import (
     GUEST_PENDING_DEBUG_EXCEPTIONS,
     GUEST_PHYSICAL_ADDRESS,
     GUEST_RFLAGS,
+    GUEST_RSP,
+    GUEST_SS_ACCESS_RIGHTS,
+    GUEST_SS_BASE,
     IDT_VECTORING_INFORMATION,
     VM_EXIT_CONTROLS,
     VM_EXIT_INTERRUPTION_INFORMATION,
@@ -77,11 +81,13 @@ from trapgate.sdm.reasons import REASON_TRIPLE_FAULT as EXIT_TRIPLE_FAULT
 from trapgate.sdm.registers import CR2, DR6
 from trapgate.sdm.state import (
     ACTIVITY_ACTIVE,
+    AR_DB,
     BLOCKING_BY_MOV_SS,
     BLOCKING_BY_NMI,
     BLOCKING_BY_STI,
     CR0_PE,
     DEBUGCTL_DEFINED,
+    DR6_BREAKPOINTS,
     DR7_GD,
     EFER_LMA,
     RFLAGS_IOPL,
@@ -95,7 +101,7 @@ COMBINE_DOUBLE_FAULT = 1
 COMBINE_SHUTDOWN = 2
 
 _TASK_SWITCH_BY_GATE = 3 << 30
-_DR6_BREAKPOINTS = 0xF
+_DR7_ENABLED = 0xFF
 
 
 @core
@@ -150,7 +156,9 @@ def raise_event(
 
     A delivery that fails changes nothing but what the event itself did before: CR2 of
     a page fault that stays in the guest, DR6 of a debug exception, RF, and blocking
-    by NMI. NMI unblocking due to IRET is left to the caller, who knows the instruction
+    by NMI. Breakpoints that the frame of a delivered event meets are left pending
+    (GUEST_PENDING_DEBUG_EXCEPTIONS): their trap comes next, by `vmx.entry.take_pending_debug`.
+    NMI unblocking due to IRET is left to the caller, who knows the instruction
     (`report_unblocking`).
     """
     if v[GUEST_CR0] & CR0_PE == 0 and error_code < EPT_VIOLATION:
@@ -185,7 +193,6 @@ def raise_event(
         disposition, reason = DELIVER, REASON_INJECTED
         if fresh:
             # A write to a page table that was judged and refused has left its data.
-            judged = head[HEAD_HAS_DATA] != 0
             disposition, reason = decide_event(
                 v,
                 r,
@@ -197,7 +204,7 @@ def raise_event(
                 length,
                 depth,
                 outer,
-                head[HEAD_TABLE_ENTRY] if judged else 0,
+                head[HEAD_ENTRY] & KIND,
                 head[HEAD_OLD_VALUE],
                 head[HEAD_DATA],
             )
@@ -259,6 +266,9 @@ def raise_event(
             if injected == 0:
                 # What MOV SS has held back is lost where the next instruction does not end.
                 v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+            if v[GUEST_DR7] & _DR7_ENABLED:
+                # A delivered event has a frame of words in the place of fault and address.
+                _note_frame(v, r, fault_error, fault_address)
             return 0
         if fault == TASK_GATE:
             vm_exit(
@@ -280,6 +290,21 @@ def raise_event(
         if v[GUEST_IA32_EFER] & EFER_LMA == 0:
             address = fault_address & 0xFFFF_FFFF
         depth += 1
+
+
+@core
+def _note_frame(v: Cells, r: Cells, size: int, count: int) -> None:
+    """Compare the frame of a handler that has been entered with data breakpoints.
+
+    `count` words of `size` bytes, on the handler's stack. The SDM makes no exception of them in
+    "Data Memory and I/O Breakpoint Exception Conditions".
+    """
+    base = 0
+    mask = -1
+    if not in_64_bit_mode(v):
+        base = v[GUEST_SS_BASE]
+        mask = 0xFFFF_FFFF if v[GUEST_SS_ACCESS_RIGHTS] & AR_DB else 0xFFFF
+    note_words(v, r, base, v[GUEST_RSP], mask, size, count, True)
 
 
 @core
@@ -376,6 +401,6 @@ def _before_delivery(v: Cells, r: Cells, vector: int, kind: int, address: int) -
         r[CR2] = address
     elif vector == DB and kind in (TYPE_HARDWARE_EXCEPTION, TYPE_PRIVILEGED_SOFTWARE_EXCEPTION):
         if kind == TYPE_HARDWARE_EXCEPTION:
-            r[DR6] = (r[DR6] & ~_DR6_BREAKPOINTS) | address
+            r[DR6] = (r[DR6] & ~DR6_BREAKPOINTS) | address
         v[GUEST_DR7] = v[GUEST_DR7] & ~DR7_GD
         v[GUEST_IA32_DEBUGCTL] = v[GUEST_IA32_DEBUGCTL] & ~DEBUGCTL_DEFINED

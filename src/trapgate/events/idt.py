@@ -82,9 +82,10 @@ def deliver(
 
     `kind` is the interruption type, `error_code` -1 if none is to be pushed, `length`
     the instruction's in bytes (used by software events, whose return address lies
-    behind the instruction). Returns (DELIVERED, 0, 0); (TASK_GATE, TSS selector, 0)
-    with nothing changed; or the fault that stopped it: (vector, error code, linear
-    address of a page fault), nothing changed but accessed and dirty flags.
+    behind the instruction). Returns (DELIVERED, bytes of a word of the frame, number of
+    its words); (TASK_GATE, TSS selector, 0) with nothing changed; or the fault that
+    stopped it: (vector, error code, linear address of a page fault), nothing changed but
+    accessed and dirty flags.
     """
     if v[GUEST_CR0] & CR0_PE == 0:
         return deliver_real(v, mem, vector, _return_address(v, kind, length))
@@ -252,7 +253,7 @@ def _deliver_long(
         v[GUEST_SS_LIMIT] = 0xFFFF_FFFF
         v[GUEST_SS_ACCESS_RIGHTS] = AR_UNUSABLE | (new_cpl << AR_DPL_SHIFT)
     _enter_handler(v, selector, descriptor, new_cpl, rip, top - count * 8, gate >> 40)
-    return DELIVERED, 0, 0
+    return DELIVERED, 8, count
 
 
 @core
@@ -346,7 +347,7 @@ def _deliver_protected(
         v[GUEST_SS_ACCESS_RIGHTS] = ss_rights
     esp = (top & ~mask) | ((sp - count * size) & mask)
     _enter_handler(v, selector, descriptor, new_cpl, offset, esp, gate >> 40)
-    return DELIVERED, 0, 0
+    return DELIVERED, size, count
 
 
 @core

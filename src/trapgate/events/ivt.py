@@ -61,7 +61,7 @@ def deliver_redirected(v: Cells, mem: Memory, vector: int, rip: int) -> tuple[in
     """INT n to the 8086 program's handler, by the table at linear address 0.
 
     `rip` is the return address. Below IOPL 3 the program sees VIF where IF is, and IOPL as
-    3. Returns (NO_FAULT, 0, 0),
+    3. Returns (NO_FAULT, bytes of a word of the frame, number of its words),
     or (fault, error code, linear address of a page fault) with nothing changed.
     """
     rflags = v[f.GUEST_RFLAGS]
@@ -122,4 +122,4 @@ def _enter(
     v[f.GUEST_RIP] = pointer & 0xFFFF
     v[f.GUEST_RSP] = (rsp & 0xFFFF_FFFF & ~mask) | ((sp - 6) & mask)
     v[f.GUEST_RFLAGS] = v[f.GUEST_RFLAGS] & ~cleared
-    return NO_FAULT, 0, 0
+    return NO_FAULT, 2, 3

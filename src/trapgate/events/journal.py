@@ -7,6 +7,7 @@ the writing. A capacity of 0 keeps only the counts.
 
 from trapgate.compiler.dialect import Cells, Rows, core
 from trapgate.decision.decide import COMPLETE, DELIVER, EXIT
+from trapgate.decision.entry_facts import KIND
 from trapgate.sdm.cells import (
     GUEST_CR3,
     GUEST_RIP,
@@ -26,7 +27,7 @@ ROW_WIDTH = 20
     ROW_CR3,
     ROW_ADDRESS,
     ROW_DATA,
-    ROW_HAS_DATA,
+    ROW_ENTRY,
     ROW_DISPOSITION,
     ROW_REASON,
     ROW_DEPTH,
@@ -46,16 +47,15 @@ ROW_WIDTH = 20
     HEAD_GENERATION,
     HEAD_CURRENT,
     HEAD_LEVEL,
-    HEAD_HAS_DATA,
+    HEAD_ENTRY,
     HEAD_DATA,
     HEAD_OLD_VALUE,
-    HEAD_TABLE_ENTRY,
     HEAD_CPU,
-) = range(13)
+) = range(12)
 """HEAD_CURRENT: where the VMCS in force lies in memory; -1 for that of the VMM in Python.
-HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's. HEAD_TABLE_ENTRY: where there are data, of
-which kind the entry is that they would go to (`decision.self_map`). HEAD_CPU: the number of the
-logical processor that runs."""
+HEAD_LEVEL: 0 for that VMM's VMCS, 1 for an x86 VMM's. HEAD_ENTRY: what is known of the
+table entry that a fault is about to write (`decision.entry_facts`), 0 of all other events; the
+row keeps it as ROW_ENTRY. HEAD_CPU: the number of the logical processor that runs."""
 HEAD_COUNTS = 16
 """From here on, for each level, interruption type and vector 3 counts: how often each
 disposition was taken (`count_of`)."""
@@ -98,8 +98,8 @@ def record(
     linear address of a page fault (else 0), `depth` how many events it is nested in.
     Whoever knows what a page fault was writing, and over what, has left it in the head.
     """
-    has_data = head[HEAD_HAS_DATA]
-    head[HEAD_HAS_DATA] = 0
+    entry = head[HEAD_ENTRY]
+    head[HEAD_ENTRY] = 0
     head[count_of(head, vector, kind) + disposition] += 1
     if disposition == COMPLETE:
         head[HEAD_COMPLETED + (reason & (COMPLETED - 1))] += 1
@@ -121,14 +121,14 @@ def record(
     row[ROW_CPL] = (v[GUEST_SS_ACCESS_RIGHTS] >> 5) & 3
     row[ROW_CR3] = v[GUEST_CR3]
     row[ROW_ADDRESS] = address
-    row[ROW_DATA] = head[HEAD_DATA] if has_data else 0
-    row[ROW_HAS_DATA] = has_data
+    row[ROW_DATA] = head[HEAD_DATA] if entry & KIND else 0
+    row[ROW_ENTRY] = entry
     row[ROW_DISPOSITION] = disposition
     row[ROW_REASON] = reason
     row[ROW_DEPTH] = depth
     row[ROW_INJECTED] = injected
     row[ROW_VMCS] = head[HEAD_GENERATION]
-    row[ROW_OLD_VALUE] = head[HEAD_OLD_VALUE] if has_data else 0
+    row[ROW_OLD_VALUE] = head[HEAD_OLD_VALUE] if entry & KIND else 0
     row[ROW_CURRENT] = head[HEAD_CURRENT]
     row[ROW_CPU] = head[HEAD_CPU]
 

@@ -6,6 +6,7 @@ code, linear address of a page fault), nothing changed but accessed and dirty fl
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.events.breakpoints import note_words
 from trapgate.events.descriptors import (
     NO_FAULT,
     base_of,
@@ -73,7 +74,7 @@ def far_jump(v: Cells, mem: Memory, selector: int, offset: int) -> tuple[int, in
 
 @core
 def far_call(
-    v: Cells, mem: Memory, selector: int, offset: int, size: int, next_rip: int
+    v: Cells, r: Cells, mem: Memory, selector: int, offset: int, size: int, next_rip: int
 ) -> tuple[int, int, int]:
     """CALL of `selector`:`offset` with operands of `size` bytes; `next_rip` is pushed."""
     fault, error, address, selector, code, target, gate = _target(v, mem, selector, offset, False)
@@ -83,7 +84,7 @@ def far_call(
     if gate:
         size = _word_of(v, gate)
         if not rights_of(code) & AR_CONFORMING and privilege_of(code) < cpl:
-            return _call_inner_ring(v, mem, gate, selector, code, target, size, next_rip)
+            return _call_inner_ring(v, r, mem, gate, selector, code, target, size, next_rip)
     sp = v[GUEST_RSP]
     base = 0
     mask = -1
@@ -106,6 +107,7 @@ def far_call(
         physical += 2 * size
     push_word(v, mem, physical, base, sp, mask, size, user, 0, v[GUEST_CS_SELECTOR])
     push_word(v, mem, physical, base, sp, mask, size, user, 1, next_rip)
+    note_words(v, r, base, sp - 2 * size, mask, size, 2, True)
     v[GUEST_RSP] = (v[GUEST_RSP] & ~mask) | ((sp - 2 * size) & mask)
     put_segment(v, _CS, (selector & 0xFFFC) | cpl, code)
     v[GUEST_RIP] = target
@@ -114,7 +116,7 @@ def far_call(
 
 @core
 def far_call_real(
-    v: Cells, mem: Memory, selector: int, offset: int, size: int, next_rip: int
+    v: Cells, r: Cells, mem: Memory, selector: int, offset: int, size: int, next_rip: int
 ) -> tuple[int, int, int]:
     """The same in real-address and virtual-8086 mode."""
     rights = v[GUEST_SS_ACCESS_RIGHTS]
@@ -133,6 +135,7 @@ def far_call_real(
         physical += 2 * size
     push_word(v, mem, physical, base, sp, mask, size, user, 0, v[GUEST_CS_SELECTOR])
     push_word(v, mem, physical, base, sp, mask, size, user, 1, next_rip)
+    note_words(v, r, base, sp - 2 * size, mask, size, 2, True)
     v[GUEST_RSP] = (v[GUEST_RSP] & ~mask) | ((sp - 2 * size) & mask)
     v[GUEST_CS_SELECTOR] = selector
     v[GUEST_CS_BASE] = selector << 4
@@ -282,6 +285,7 @@ def _word_of(v: Cells, gate: int) -> int:
 @core
 def _call_inner_ring(
     v: Cells,
+    r: Cells,
     mem: Memory,
     gate: int,
     selector: int,
@@ -294,7 +298,7 @@ def _call_inner_ring(
     cpl = privilege_level(v)
     ring = privilege_of(code)
     if size == 8:
-        return _call_inner_ring_long(v, mem, selector, code, target, next_rip)
+        return _call_inner_ring_long(v, r, mem, selector, code, target, next_rip)
     fault, error, address, stack_selector, top, stack = stack_of_ring(v, mem, ring, 0)
     if fault != NO_FAULT:
         return fault, error, address
@@ -331,6 +335,8 @@ def _call_inner_ring(
         push_word(v, mem, physical, base, sp, mask, size, 0, 2 + n, word)
     push_word(v, mem, physical, base, sp, mask, size, 0, 2 + copied, v[GUEST_CS_SELECTOR])
     push_word(v, mem, physical, base, sp, mask, size, 0, 3 + copied, next_rip)
+    note_words(v, r, old_base, old_sp, old_mask, size, copied, False)
+    note_words(v, r, base, sp - size * (4 + copied), mask, size, 4 + copied, True)
     put_segment(v, _SS, stack_selector, stack)
     v[GUEST_RSP] = (top & ~mask) | ((sp - size * (4 + copied)) & mask)
     put_segment(v, _CS, (selector & 0xFFFC) | ring, code)
@@ -340,7 +346,7 @@ def _call_inner_ring(
 
 @core
 def _call_inner_ring_long(
-    v: Cells, mem: Memory, selector: int, code: int, target: int, next_rip: int
+    v: Cells, r: Cells, mem: Memory, selector: int, code: int, target: int, next_rip: int
 ) -> tuple[int, int, int]:
     """The same in IA-32e mode: nothing is copied, and SS becomes null."""
     ring = privilege_of(code)
@@ -363,6 +369,7 @@ def _call_inner_ring_long(
     push_word(v, mem, physical, 0, top, -1, 8, 0, 1, v[GUEST_RSP])
     push_word(v, mem, physical, 0, top, -1, 8, 0, 2, v[GUEST_CS_SELECTOR])
     push_word(v, mem, physical, 0, top, -1, 8, 0, 3, next_rip)
+    note_words(v, r, 0, top - 32, -1, 8, 4, True)
     put_null_stack(v, ring, ring)
     v[GUEST_RSP] = top - 32
     put_segment(v, _CS, (selector & 0xFFFC) | ring, code)

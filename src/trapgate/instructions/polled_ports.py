@@ -115,7 +115,7 @@ def ticks(time: int, hertz: int, second: int) -> int:
 
 
 @core
-def counted(mode: int, reload: int, passed: int) -> int:
+def counter_value(mode: int, reload: int, passed: int) -> int:
     """What an 8254's counter of 16 bits has come to after so many ticks; binary, and not cut."""
     if mode == 2:
         return reload - passed % reload
@@ -127,10 +127,10 @@ def counted(mode: int, reload: int, passed: int) -> int:
 
 
 @core
-def count_now(p: Cells, at: int, time: int) -> int:
+def current_count(p: Cells, at: int, time: int) -> int:
     """What the counter of the slot at `at` has come to."""
     passed = ticks(time, p[at + TICKS], p[at + SECOND]) - p[at + START]
-    return counted(p[at + MODE], p[at + RELOAD], max(passed, 0)) & 0xFFFF
+    return counter_value(p[at + MODE], p[at + RELOAD], max(passed, 0)) & 0xFFFF
 
 
 @core
@@ -140,22 +140,22 @@ def width_of_access(p: Cells, at: int) -> int:
 
 
 @core
-def partner(p: Cells, at: int) -> int:
+def partner_slot(p: Cells, at: int) -> int:
     """Where the slot begins that has to do with the one at `at`."""
     return int(HEAD + p[at + PARTNER] * WIDTH)
 
 
 @core
-def left_of_block(p: Cells, at: int) -> int:
+def block_bytes_left(p: Cells, at: int) -> int:
     """How many bytes of a block the slot at `at` has left."""
-    of = partner(p, at)
+    of = partner_slot(p, at)
     return int(p[of + UNTIL] - p[of + START])
 
 
 @core
-def next_of_block(p: Cells, at: int) -> int:
+def take_block_bytes(p: Cells, at: int) -> int:
     """The next bytes of a block, for the slot at `at`."""
-    of = partner(p, at)
+    of = partner_slot(p, at)
     first = p[of + START]
     size = width_of_access(p, at)
     p[of + START] = first + size
@@ -168,13 +168,13 @@ def next_of_block(p: Cells, at: int) -> int:
 
 
 @core
-def selected(p: Cells, at: int) -> int:
+def selected_register(p: Cells, at: int) -> int:
     """The register of the CMOS clock that the slot at `at` means now."""
-    return int(p[partner(p, at) + VALUE] & 0x7F)
+    return int(p[partner_slot(p, at) + VALUE] & 0x7F)
 
 
 @core
-def asks(p: Cells, at: int, time: int, value: int) -> bool:
+def needs_vmm(p: Cells, at: int, time: int, value: int) -> bool:
     """Whether the VMM has to be asked about an access to the slot at `at`, a store of `value`."""
     kind = p[at + KIND]
     if kind == SEND:
@@ -183,7 +183,7 @@ def asks(p: Cells, at: int, time: int, value: int) -> bool:
     if kind == SPEAKER:
         return bool(ticks(time, p[at + TICKS], p[at + SECOND]) >= p[at + UNTIL])
     if kind == UPDATING:
-        index = selected(p, at)
+        index = selected_register(p, at)
         if index == _SECONDS:
             return bool(time // p[at + SECOND] != p[at + START])
         return bool(index != _REGISTER_A)
@@ -191,7 +191,7 @@ def asks(p: Cells, at: int, time: int, value: int) -> bool:
         counter = HEAD + (p[at + PARTNER] + (value >> 6)) * WIDTH
         return value & 0x30 != 0 or value >> 6 == 3 or bool(p[counter + KIND] != COUNTER)
     if kind == BLOCK:
-        return bool(left_of_block(p, at) < width_of_access(p, at))
+        return bool(block_bytes_left(p, at) < width_of_access(p, at))
     return bool(kind == ASK)
 
 
@@ -201,7 +201,7 @@ def slot_of(p: Cells, qualification: int, time: int, value: int) -> int:
     for n in range(SLOTS):
         at = HEAD + n * WIDTH
         if p[at + ACCESS] == qualification:
-            return -1 if asks(p, at, time, value) else at
+            return -1 if needs_vmm(p, at, time, value) else at
     return -1
 
 
@@ -217,19 +217,19 @@ def load(p: Cells, at: int, time: int) -> int:
         tick = ticks(time, p[at + TICKS], p[at + SECOND])
         return int(p[at + VALUE] | (tick // REFRESH_TICKS & 1) << 4)
     if kind == UPDATING:
-        if selected(p, at) == _SECONDS:
+        if selected_register(p, at) == _SECONDS:
             return int(p[at + RELOAD])
         updates = time % p[at + SECOND] >= p[at + UNTIL]
         return int(p[at + VALUE] | updates << 7)
     if kind == COUNTER:
-        value = p[at + VALUE] if p[at + VALUE] >= 0 else count_now(p, at, time)
+        value = p[at + VALUE] if p[at + VALUE] >= 0 else current_count(p, at, time)
         p[at + READS] ^= 1
         if p[at + READS]:
             return int(value & 0xFF)
         p[at + VALUE] = -1
         return int(value >> 8)
     if kind == BLOCK:
-        return next_of_block(p, at)
+        return take_block_bytes(p, at)
     if kind == TOGGLE:
         p[at + VALUE] ^= p[at + RELOAD]
     p[at + READS] += 1
@@ -247,11 +247,11 @@ def store(p: Cells, at: int, time: int, value: int) -> None:
     elif kind == COMMAND:
         counter = HEAD + (p[at + PARTNER] + (value >> 6)) * WIDTH
         if p[counter + VALUE] < 0:
-            p[counter + VALUE] = count_now(p, counter, time)
+            p[counter + VALUE] = current_count(p, counter, time)
     else:
         p[QUEUE + p[QUEUED]] = value
         p[QUEUED] += 1
-        reads = partner(p, at) + READS
+        reads = partner_slot(p, at) + READS
         p[reads] -= 1 if p[reads] > 0 else 0
 
 

@@ -18,7 +18,7 @@ Fault = tuple[int, int, int]
 """A vector, its error code, and the linear address of a page fault."""
 
 
-def transfer(v: Cells, mem: Memory, selector: int, source: int, length: int) -> Fault | None:
+def jump_or_call(v: Cells, mem: Memory, selector: int, source: int, length: int) -> Fault | None:
     """A far JMP or CALL to `selector`, that of a TSS or a task gate; None if it exits.
 
     `source` is `intercepts.TASK_BY_JMP` or TASK_BY_CALL, `length` the instruction's in bytes.
@@ -36,7 +36,7 @@ def transfer(v: Cells, mem: Memory, selector: int, source: int, length: int) -> 
     return _attempt(v, mem, selector, source, length)
 
 
-def back(v: Cells, mem: Memory, length: int) -> Fault | None:
+def return_to_previous_task(v: Cells, mem: Memory, length: int) -> Fault | None:
     """IRET with RFLAGS.NT, to the task that the current TSS names; None if it exits."""
     link, error, address = read_system(v, mem, v[f.GUEST_TR_BASE], 2)
     if error >= 0:

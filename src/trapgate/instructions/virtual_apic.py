@@ -94,19 +94,19 @@ def highest_vector(v: Cells, mem: Memory, base: int) -> int:
 
 
 @core
-def requested(v: Cells) -> int:
+def rvi_of(v: Cells) -> int:
     """RVI."""
     return int(v[f.GUEST_INTERRUPT_STATUS]) & 0xFF
 
 
 @core
-def in_service(v: Cells) -> int:
+def svi_of(v: Cells) -> int:
     """SVI."""
     return (int(v[f.GUEST_INTERRUPT_STATUS]) >> 8) & 0xFF
 
 
 @core
-def set_status(v: Cells, rvi: int, svi: int) -> None:
+def set_interrupt_status(v: Cells, rvi: int, svi: int) -> None:
     """Write RVI and SVI."""
     v[f.GUEST_INTERRUPT_STATUS] = rvi | svi << 8
 
@@ -115,7 +115,7 @@ def set_status(v: Cells, rvi: int, svi: int) -> None:
 def virtualize_ppr(v: Cells, mem: Memory) -> None:
     """SDM, "PPR Virtualization"."""
     task = virtual_tpr(v, mem)
-    served = in_service(v)
+    served = svi_of(v)
     value = task if task >> 4 >= served >> 4 else served & 0xF0
     set_virtual_register(v, mem, VPPR, value)
 
@@ -127,17 +127,17 @@ def has_virtual_interrupt(v: Cells, mem: Memory) -> bool:
         return False
     if v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_INTERRUPT_WINDOW_EXITING:
         return False
-    return bool(requested(v) >> 4 > (virtual_register(v, mem, VPPR) >> 4) & 0xF)
+    return bool(rvi_of(v) >> 4 > (virtual_register(v, mem, VPPR) >> 4) & 0xF)
 
 
 @core
 def take_virtual_interrupt(v: Cells, mem: Memory) -> int:
     """The vector of the one that is delivered (SDM, "Virtual-Interrupt Delivery")."""
-    vector = requested(v)
+    vector = rvi_of(v)
     set_vector(v, mem, VISR, vector, 1)
     set_virtual_register(v, mem, VPPR, vector & 0xF0)
     set_vector(v, mem, VIRR, vector, 0)
-    set_status(v, highest_vector(v, mem, VIRR), vector)
+    set_interrupt_status(v, highest_vector(v, mem, VIRR), vector)
     return vector
 
 
@@ -153,7 +153,7 @@ def post_interrupts(v: Cells, mem: Memory) -> None:
             store32(mem, descriptor + 4 * n, 0)
             offset = VIRR + (n << 4)
             set_virtual_register(v, mem, offset, virtual_register(v, mem, offset) | posted)
-    set_status(v, max(requested(v), highest_vector(v, mem, VIRR)), in_service(v))
+    set_interrupt_status(v, max(rvi_of(v), highest_vector(v, mem, VIRR)), svi_of(v))
 
 
 # What follows a write.
@@ -166,7 +166,7 @@ def is_below_threshold(v: Cells, mem: Memory) -> bool:
 
 
 @core
-def after_tpr(v: Cells, mem: Memory) -> int:
+def virtualize_tpr(v: Cells, mem: Memory) -> int:
     """SDM, "TPR Virtualization"."""
     if delivers_interrupts(v):
         virtualize_ppr(v, mem)
@@ -178,15 +178,15 @@ def after_tpr(v: Cells, mem: Memory) -> int:
 def write_tpr(v: Cells, mem: Memory, value: int) -> int:
     """VTPR is `value`, 8 bits; the bytes above become 0."""
     set_virtual_register(v, mem, VTPR, value & 0xFF)
-    return after_tpr(v, mem)
+    return virtualize_tpr(v, mem)
 
 
 @core
-def after_eoi(v: Cells, mem: Memory) -> int:
+def virtualize_eoi(v: Cells, mem: Memory) -> int:
     """SDM, "EOI Virtualization"."""
-    vector = in_service(v)
+    vector = svi_of(v)
     set_vector(v, mem, VISR, vector, 0)
-    set_status(v, requested(v), highest_vector(v, mem, VISR))
+    set_interrupt_status(v, rvi_of(v), highest_vector(v, mem, VISR))
     virtualize_ppr(v, mem)
     if (v[f.EOI_EXIT_BITMAP_0 + (vector >> 6)] >> (vector & 63)) & 1:
         return REASON_VIRTUALIZED_EOI | vector << _QUALIFICATION
@@ -194,15 +194,15 @@ def after_eoi(v: Cells, mem: Memory) -> int:
 
 
 @core
-def request(v: Cells, mem: Memory, vector: int) -> int:
+def virtualize_self_ipi(v: Cells, mem: Memory, vector: int) -> int:
     """SDM, "Self-IPI Virtualization"."""
     set_vector(v, mem, VIRR, vector, 1)
-    set_status(v, max(requested(v), vector), in_service(v))
+    set_interrupt_status(v, max(rvi_of(v), vector), svi_of(v))
     return 0
 
 
 @core
-def after_write(v: Cells, mem: Memory, offset: int) -> int:
+def emulate_apic_write(v: Cells, mem: Memory, offset: int) -> int:
     """SDM, "APIC-Write Emulation", of the register at `offset`."""
     value = virtual_register(v, mem, offset)
     if offset == VTPR:
@@ -213,10 +213,10 @@ def after_write(v: Cells, mem: Memory, offset: int) -> int:
     if delivers_interrupts(v):
         if offset == VEOI:
             set_virtual_register(v, mem, offset, 0)
-            return after_eoi(v, mem)
+            return virtualize_eoi(v, mem)
         to_self = value & _SHORTHAND == _SELF_SHORTHAND
         if offset == VICR and to_self and value & _NOT_A_PLAIN_IPI == 0 and value & 0xF0:
-            return request(v, mem, value & 0xFF)
+            return virtualize_self_ipi(v, mem, value & 0xFF)
     return REASON_APIC_WRITE | offset << _QUALIFICATION
 
 
@@ -256,7 +256,7 @@ def write_virtual(v: Cells, mem: Memory, offset: int, size: int, value: int) -> 
     """Store `size` bytes at `offset`; the exit that follows the instruction, or 0."""
     for n in range(size):
         store8(mem, v[f.VIRTUAL_APIC_ADDRESS] + offset + n, (value >> (8 * n)) & 0xFF)
-    return after_write(v, mem, offset & _REGISTER)
+    return emulate_apic_write(v, mem, offset & _REGISTER)
 
 
 # MSRs of x2APIC mode.
@@ -302,9 +302,9 @@ def write_msr_of_page(v: Cells, mem: Memory, index: int, value: int) -> int:
     offset = (index & 0xFF) << 4
     set_virtual_register(v, mem, offset, value)
     if index == _MSR_TPR:
-        return after_tpr(v, mem)
+        return virtualize_tpr(v, mem)
     if index == _MSR_EOI:
-        return after_eoi(v, mem)
+        return virtualize_eoi(v, mem)
     if value & 0xF0 == 0:
         return REASON_APIC_WRITE | offset << _QUALIFICATION
-    return request(v, mem, value)
+    return virtualize_self_ipi(v, mem, value)

@@ -337,7 +337,7 @@ def stored(v: Cells, r: Cells, mem: Memory) -> tuple[int, bool, int]:
     size = size_of(form, word, start, rex, long, small)
     opcode = code_byte(v, mem, word, at - 1)
     if source >= INPUT:
-        known, data = alone(v, r, mem, word, start, source, size, opcode, rex)
+        known, data = data_without_modrm(v, r, mem, word, start, source, size, opcode, rex)
         return size, known, cut(data, size)
     end, information, displacement = decode_operand(v, mem, word, start, rex, at)
     if source == RETURN_OPERAND:
@@ -350,7 +350,7 @@ def stored(v: Cells, r: Cells, mem: Memory) -> tuple[int, bool, int]:
     if source == UNKNOWN or size > 8:
         return size, False, 0
     operation = (form >> OPERATION) & 0xFF
-    known, data = beside_operand(v, r, mem, word, end, source, size, opcode, rex, information)
+    known, data = data_for_operand(v, r, mem, word, end, source, size, opcode, rex, information)
     if operation == STORE and source != PUSHED_OPERAND:
         return size, known, cut(data, size)
     if code_byte(v, mem, word, at) & 0xC7 == 5 and long:
@@ -372,7 +372,7 @@ def stored(v: Cells, r: Cells, mem: Memory) -> tuple[int, bool, int]:
 
 @core
 @apart
-def beside_operand(
+def data_for_operand(
     v: Cells,
     r: Cells,
     mem: Memory,
@@ -410,12 +410,12 @@ def beside_operand(
     elif source == COUNT:
         data = int(r[RCX])
     elif source == POPPED:
-        return popped(v, mem, size)
+        return top_of_stack(v, mem, size)
     return True, data
 
 
 @core
-def alone(
+def data_without_modrm(
     v: Cells,
     r: Cells,
     mem: Memory,
@@ -459,7 +459,7 @@ def alone(
 
 
 @core
-def popped(v: Cells, mem: Memory, size: int) -> tuple[bool, int]:
+def top_of_stack(v: Cells, mem: Memory, size: int) -> tuple[bool, int]:
     """What lies on the stack."""
     linear = int(v[GUEST_RSP])
     if not in_64_bit_mode(v):

@@ -10,7 +10,8 @@ With page-modification logging the first write to a page that is not dirty yet i
 (SDM, "Page-Modification Logging"). A full log is a fault of a third kind, before anything changed.
 
 The rights in an entry, those of an access and those that a qualification reports all have the
-same bits: 0 read, 1 write, 2 execute.
+same bits: 0 read, 1 write, 2 execute. With mode-based execute control bit 2 is about linear
+addresses of supervisor mode, and bit 10 of an entry about those of user mode.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
@@ -33,9 +34,13 @@ LOG_ENTRIES = 512
 RIGHT_READ = 1
 RIGHT_WRITE = 2
 RIGHT_EXECUTE = 4
+RIGHT_EXECUTE_USER = 1 << 10
 
 EPTP_ACCESSED_DIRTY = 1 << 6
 """Of an EPT pointer: accessed and dirty flags are kept."""
+
+MODE_BASED_EXECUTE = 1 << 56
+"""Of the EPT pointer in force, not of the field: "mode-based execute control for EPT"."""
 
 LINEAR_VALID = 1 << 7
 """Of a qualification: the access comes from that to a linear address."""
@@ -68,13 +73,16 @@ def through_ept(
     ept = v[EPT_POINTER_IN_FORCE]
     marks = ept & EPTP_ACCESSED_DIRTY
     table = ept & _FRAME
-    rights = 7
+    present = RIGHT_READ | RIGHT_WRITE | RIGHT_EXECUTE
+    if ept & MODE_BASED_EXECUTE:
+        present |= RIGHT_EXECUTE_USER
+    rights = present
     shift = 39
     while True:
         at = table | (((address >> shift) & 0x1FF) << 3)
         entry = load64(mem, at)
         rights &= entry
-        if entry & 7 == 0:
+        if entry & present == 0:
             break
         leaf = shift == 12 or (shift < 39 and entry & _PS != 0)
         if is_misconfigured(entry, shift, leaf):
@@ -86,7 +94,9 @@ def through_ept(
         table = entry & _FRAME
         shift -= 9
     if rights & wanted != wanted:
-        return 0, EPT_VIOLATION | address << 16 | told | rights << 3 | wanted, 0, 0
+        # Bit 10 of the rights is bit 6 of the qualification, and a fetch is bit 2 of it anyway.
+        told |= (rights & 7) << 3 | rights >> 10 << 6 | wanted & 7 | wanted >> 10 << 2
+        return 0, EPT_VIOLATION | address << 16 | told, 0, 0
     if marks:
         marked = entry | _A
         if wanted & RIGHT_WRITE:

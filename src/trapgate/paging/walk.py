@@ -16,6 +16,9 @@ from trapgate.paging.apic_access import apic_access
 from trapgate.paging.ept import (
     EPTP_ACCESSED_DIRTY,
     LINEAR_VALID,
+    MODE_BASED_EXECUTE,
+    RIGHT_EXECUTE,
+    RIGHT_EXECUTE_USER,
     RIGHT_READ,
     RIGHT_WRITE,
     TRANSLATED,
@@ -116,7 +119,7 @@ def walk(
         prot = under_frame_map(v, mem, physical, write, 7)
         if prot < 0:
             return 0, code | _P | PFEC_MAP, 0, 0
-        return at_guest_physical(v, mem, physical, access, prot, 0x1000)
+        return at_guest_physical(v, mem, physical, access, prot, 0x1000, _US)
 
     cr3 = v[GUEST_CR3]
     cr4 = v[GUEST_CR4]
@@ -246,7 +249,7 @@ def walk(
         return 0, error, 0, 0
     if marked & _D == 0:
         prot &= ~PROT_WRITE
-    return at_guest_physical(v, mem, physical, access, prot, size)
+    return at_guest_physical(v, mem, physical, access, prot, size, rights)
 
 
 @core
@@ -306,7 +309,8 @@ def _walk_two_level(
         return 0, error, 0, 0
     if marked & _D == 0:
         prot &= ~PROT_WRITE
-    return at_guest_physical(v, mem, physical, access, prot, 0x40_0000 if large else 0x1000)
+    size = 0x40_0000 if large else 0x1000
+    return at_guest_physical(v, mem, physical, access, prot, size, rights)
 
 
 @core
@@ -364,19 +368,24 @@ def write_entry(v: Cells, mem: Memory, at: int, width: int, entry: int) -> int:
 
 @core
 def at_guest_physical(
-    v: Cells, mem: Memory, address: int, access: int, prot: int, size: int
+    v: Cells, mem: Memory, address: int, access: int, prot: int, size: int, flags: int
 ) -> tuple[int, int, int, int]:
     """What `walk` answers where the guest's own tables, if any, lead to `address`.
 
-    `prot` and `size` (bytes) are what they say of the page. The rights of EPT have the bits
-    of a protection: that of `access` is 1 << `access`.
+    `prot` and `size` (bytes) are what they say of the page, `flags` the R/W and U/S flags that
+    their entries have in common: with U/S, and without paging, it is a user-mode linear address.
+    The rights of EPT have the bits of a protection: that of `access` is 1 << `access`.
     """
     physical = aliased(v, address)
     error = -1
     if v[EPT_POINTER_IN_FORCE] != 0:
+        mode_based = v[EPT_POINTER_IN_FORCE] & MODE_BASED_EXECUTE and flags & _US
+        wanted = RIGHT_EXECUTE_USER if mode_based and access == FETCH else 1 << access
         physical, error, rights, span = through_ept(
-            v, mem, address, 1 << access, LINEAR_VALID | TRANSLATED
+            v, mem, address, wanted, LINEAR_VALID | TRANSLATED
         )
+        if mode_based:
+            rights = rights & ~RIGHT_EXECUTE | rights >> 10 << 2
         prot &= rights
         size = min(size, span)
     page = v[APIC_ACCESS_PAGE_IN_FORCE]

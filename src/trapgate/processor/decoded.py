@@ -14,9 +14,9 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance
+from trapgate.events.breakpoints import note_data, note_ports, single_steps
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
-from trapgate.instructions.breakpoints import note_data, note_ports, single_steps
 from trapgate.instructions.effects import (
     load_machine_status,
     read_cr,
@@ -26,10 +26,9 @@ from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
-from trapgate.sdm.state import PENDING_BS, RFLAGS_DF
+from trapgate.sdm.state import DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_BREAKPOINTS = 0xF
 _SEGMENTS = {
     Register.ES: 0,
     Register.CS: 1,
@@ -290,7 +289,7 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     if outcome in (ix.GO_ON, NEXT_ALREADY):
         if outcome == ix.GO_ON:
             advance(v, instruction.len)
-        causes = int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & _BREAKPOINTS
+        causes = int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & DR6_BREAKPOINTS
         if stepping:
             causes |= PENDING_BS
         if not causes:
@@ -348,13 +347,13 @@ def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> task_switch.
     v, mem, length = guest.v, guest.mem, instruction.len
     source = _TASK_SWITCHES[instruction.mnemonic]
     if source == ix.TASK_BY_IRET:
-        return task_switch.back(v, mem, length)
+        return task_switch.return_to_previous_task(v, mem, length)
     if instruction.op0_kind == OpKind.MEMORY:
         offset = iced.MemorySizeExt.size(instruction.memory_size) - 2
         selector = guest.read(guest.wrap(guest.linear(instruction) + offset), 2)
     else:
         selector = instruction.far_branch_selector
-    return task_switch.transfer(v, mem, selector, source, length)
+    return task_switch.jump_or_call(v, mem, selector, source, length)
 
 
 def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.Instruction) -> int:

@@ -29,7 +29,7 @@ class Occurrence:
 
 
 def holds(processor: LogicalProcessor, v: Cells, rules: Sequence[Rule], event: Occurrence) -> bool:
-    """Whether one of `rules` (of `conditions.rules_for`, EXIT) matches an event.
+    """Whether one of `rules` (of `condition_rules.rules_for`, EXIT) matches an event.
 
     `v` is a VMCS with the guest's state as the event finds it. Nothing changes but accessed flags.
     """

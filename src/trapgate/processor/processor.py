@@ -29,7 +29,6 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
 from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.trace.html import table
 from trapgate.vmcs.explain import explain_entry_failure, explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -117,6 +116,8 @@ class VmExit:
 
     def _repr_html_(self) -> str:
         """What the exit tells, a row each, for notebooks."""
+        from trapgate.trace.html import table
+
         told = (
             ("exit reason", f"{int(self.reason)} {self.reason.name.lower().replace('_', ' ')}"),
             ("qualification", hexadecimal(self.qualification)),
@@ -437,7 +438,7 @@ class Processor(LogicalProcessor):
         elif stop == stops.EXPLAIN:
             exited = False
         elif stop in (stops.ATTEND, stops.LIMIT):
-            exited = self._attend(v)
+            exited = self._take_pending_events(v)
         elif stop == stops.BROKEN and self.engine.fetched_nothing:
             # Nothing there reads as all ones, and that is no instruction.
             exited = self.raise_fault(6, -1)
@@ -480,7 +481,7 @@ class Processor(LogicalProcessor):
         vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
         return True
 
-    def _attend(self, v: Cells) -> bool:
+    def _take_pending_events(self, v: Cells) -> bool:
         """Take what is pending, in the order of "Priority Among Concurrent Events" (SDM)."""
         c = self.engine.cells
         if self.stops_at_events and self._head[HEAD_SEQUENCE] > self._entered:

@@ -31,10 +31,12 @@ from trapgate.sdm.state import (
     CR0_AM,
     CR4_OSXMMEXCPT,
     DEBUGCTL_BTF,
+    DR6_BREAKPOINTS,
     PENDING_BS,
     PENDING_ENABLED_BREAKPOINT,
     RFLAGS_AC,
     RFLAGS_RF,
+    RFLAGS_VM,
 )
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -42,7 +44,6 @@ _SS = 2
 _MASKS = 0x1F80
 _BEFORE = 0x07
 """Invalid operand, denormal and divide-by-zero: what is found before the result."""
-_BREAKPOINTS = 0xF
 _PATIENCE = 20_000
 """Instructions after which segments whose limits nobody exceeded are trusted."""
 
@@ -61,6 +62,7 @@ _STACK_POINTERS = {Register.SP, Register.ESP, Register.RSP}
 _STACK_BASES = {*_STACK_POINTERS, Register.BP, Register.EBP, Register.RBP}
 _SHADOWING = {Mnemonic.MOV, Mnemonic.POP}
 """What holds debug exceptions back until the next instruction is done, if it loads SS."""
+_FAR_RETURNS = {Mnemonic.RETF, Mnemonic.IRET, Mnemonic.IRETD, Mnemonic.IRETQ}
 _BIT_STRINGS = {Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
 _PORTS = {
     *(Mnemonic.IN, Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD),
@@ -122,6 +124,10 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     instruction = guest.decode()
     if engine.cells[stops.STOP_CODE] != stops.CHECK_NEXT:
         return Outcome(_non_canonical(processor, guest, instruction))
+    if pending := _pending_trap(v):
+        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+        engine.cells[stops.TIME] += 1
+        return Outcome(processor.raise_fault(1, -1, pending))
     if not engine.cells[stops.NATIVE]:
         causes = _breakpoints(processor, guest)
         if causes:
@@ -143,6 +149,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     if unmasked:
         engine.vectors.mxcsr |= engine.vectors.take_sse_flags()
         before = v.copy(), processor.registers.cells.copy(), engine.vectors.save()
+    level = privilege_level(v)
     done = engine.step()
     if unmasked:
         flags = engine.vectors.take_sse_flags()
@@ -161,6 +168,11 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         return Outcome.STOPPED
     if not done:
         return Outcome.GO_ON
+    if _calls_far_in_core(processor, instruction):
+        # It has looked at what it pushed, perhaps on another stack.
+        accesses = [access for access in accesses if access.segment != _SS]
+    elif instruction.mnemonic in _FAR_RETURNS and privilege_level(v) != level:
+        accesses += _outer_stack_words(guest, instruction, accesses)
     return Outcome(trap(processor, v, instruction, accesses))
 
 
@@ -185,7 +197,7 @@ def trap(
     causes = int(processor.engine.cells[stops.STEP_CAUSES])
     if v[f.GUEST_IA32_DEBUGCTL] & DEBUGCTL_BTF and not _branched(v, instruction):
         causes &= ~PENDING_BS
-    causes |= int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & (_BREAKPOINTS | PENDING_BS)
+    causes |= int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & (DR6_BREAKPOINTS | PENDING_BS)
     v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
     for number in range(4):
         if _is_watched(processor, v, number, accesses):
@@ -194,14 +206,14 @@ def trap(
         return False
     if _is_trapped(v):
         # The exit of the monitor trap flag comes first.
-        pending = causes & (_BREAKPOINTS | PENDING_BS)
-        pending |= PENDING_ENABLED_BREAKPOINT if causes & _BREAKPOINTS else 0
+        pending = causes & (DR6_BREAKPOINTS | PENDING_BS)
+        pending |= PENDING_ENABLED_BREAKPOINT if causes & DR6_BREAKPOINTS else 0
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= pending
         return False
     loads_ss = instruction.op0_kind == OpKind.REGISTER and instruction.op0_register == Register.SS
     if loads_ss and instruction.mnemonic in _SHADOWING:
-        if causes & _BREAKPOINTS:
-            pending = causes & _BREAKPOINTS | PENDING_ENABLED_BREAKPOINT
+        if causes & DR6_BREAKPOINTS:
+            pending = causes & DR6_BREAKPOINTS | PENDING_ENABLED_BREAKPOINT
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= pending
             processor.engine.cells[stops.HELD_BACK] = signed(linear_rip(processor, v)) + 1
         return False
@@ -223,6 +235,35 @@ def linear_rip(processor: LogicalProcessor, v: Cells) -> int:
 def _linear_rip(guest: Operand) -> int:
     base = 0 if guest.long else int(guest.v[f.GUEST_CS_BASE])
     return guest.wrap(int(guest.v[f.GUEST_RIP]) + base)
+
+
+def _calls_far_in_core(processor: LogicalProcessor, instruction: iced.Instruction) -> bool:
+    far = instruction.is_call_far or instruction.is_call_far_indirect
+    return bool(far and processor.engine.cells[stops.CPU])
+
+
+def _outer_stack_words(
+    guest: Operand, instruction: iced.Instruction, popped: list[Access]
+) -> Iterator[Access]:
+    """What a return to an outer ring has popped besides `popped`: its stack's pointer, selector.
+
+    And the data segments' selectors, if virtual-8086 mode is there.
+    """
+    if guest.long and instruction.mnemonic != Mnemonic.RETF:
+        return
+    last = popped[-1]
+    released = instruction.immediate(0) if instruction.op_count else 0
+    count = 6 if guest.v[f.GUEST_RFLAGS] & RFLAGS_VM else 2
+    for n in range(1, count + 1):
+        linear = guest.wrap(last.linear + n * last.size + released)
+        yield last._replace(linear=linear)
+
+
+def _pending_trap(v: Cells) -> int:
+    """The causes of a #DB that waits here for its turn, of breakpoints met by frames of #DB."""
+    if v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS:
+        return 0
+    return int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & DR6_BREAKPOINTS
 
 
 def _breakpoints(processor: LogicalProcessor, guest: Operand) -> int:
@@ -326,7 +367,7 @@ def _segment_fault(
     for access in accesses:
         if not _is_allowed(v, access):
             return 12 if access.segment == _SS else 13
-    _lose_patience(processor, shape)
+    _stop_checking_segments(processor, shape)
     return -1
 
 
@@ -367,7 +408,7 @@ def _is_allowed(v: Cells, access: Access) -> bool:
     return end <= limit
 
 
-def _lose_patience(processor: LogicalProcessor, shape: int) -> None:
+def _stop_checking_segments(processor: LogicalProcessor, shape: int) -> None:
     """Trust segments that a guest uses all the time, or it would crawl for ever."""
     cells = processor.engine.cells
     spent = processor.engine.patience.get(shape, 0) + 1

@@ -19,16 +19,16 @@ from iced_x86 import FlowControl, Mnemonic, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
-from trapgate.decision.fault_filters import EMPTY_TABLE, FRAME, FRAME_64, NOBODY, PRESENT
+from trapgate.decision.entry_facts import entry_facts
+from trapgate.decision.fault_filters import EMPTY_TABLE, FRAME, FRAME_64, NO_FILTER, PRESENT
 from trapgate.decision.frame_filters import completed_by, follow_link
 from trapgate.decision.self_map import ABSENT, DIRECTORY, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
 from trapgate.events.journal import (
     HEAD_DATA,
-    HEAD_HAS_DATA,
+    HEAD_ENTRY,
     HEAD_OLD_VALUE,
     HEAD_SEQUENCE,
-    HEAD_TABLE_ENTRY,
     HEAD_TIME,
     record,
 )
@@ -172,15 +172,15 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
             for part in ours
             for at in part.entries(width)
         ]
-    refused = [(part, at) for part, at, which in judged if which == NOBODY]
+    refused = [(part, at) for part, at, which in judged if which == NO_FILTER]
     part, shown = refused[0] if refused else (ours[0], next(iter(old)))
     if refused:
         address = _address_of(part, address)
     which = min(which for _, _, which in judged)
     disposition, reason = (EXIT, 0) if refused else decide_filtered(v, code, which)
     head = processor.head
-    head[HEAD_TABLE_ENTRY] = part.kind
-    head[HEAD_HAS_DATA], head[HEAD_DATA], head[HEAD_OLD_VALUE] = 1, new[shown], old[shown]
+    facts = entry_facts(v, guest.mem, part.kind, shown, _signed(int(new[shown])))
+    head[HEAD_ENTRY], head[HEAD_DATA], head[HEAD_OLD_VALUE] = facts, new[shown], old[shown]
     if disposition != COMPLETE:
         before.put_back(processor, v)
         return Outcome(processor.raise_fault(PF, code, address))

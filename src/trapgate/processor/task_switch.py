@@ -19,6 +19,7 @@ from typing import NamedTuple
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.faults import Interruption
 from trapgate.decision.instruction_rules import exits_by_table
+from trapgate.events.breakpoints import note_data
 from trapgate.events.delivery import (
     COMBINE_DOUBLE_FAULT,
     COMBINE_SERIALLY,
@@ -54,7 +55,6 @@ _BUSY = 1 << 41
 _LOCAL_BREAKPOINTS = 0x155
 _FLAGS = 0x3F7FD7
 _DEBUG_TRAP = 100
-DR6_BT = 1 << 15
 _SEGMENT_8086 = 0xF3
 _LDT = 2
 
@@ -311,7 +311,7 @@ class Switch:
         if rip > int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF:
             raise TaskFaultError(GP, self.ext)
         if layout is _TSS_32 and tss[_DEBUG_TRAP] & 1:
-            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = DR6_BT
+            v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= st.DR6_BT
 
     def name_segments(self, selectors: list[int], ldt: int) -> None:
         """The selectors of all segment registers, before any of the segments is looked at.
@@ -388,10 +388,9 @@ class Switch:
         expands_down = v[f.GUEST_SS_ACCESS_RIGHTS] & st.AR_EXPAND_DOWN
         if (place <= limit or last > mask) if expands_down else last > limit:
             raise TaskFaultError(SS, self.ext)
-        self.memory.write(
-            int(v[f.GUEST_SS_BASE]) + place,
-            (error_code & (1 << 8 * size) - 1).to_bytes(size, "little"),
-        )
+        linear = int(v[f.GUEST_SS_BASE]) + place
+        self.memory.write(linear, (error_code & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        note_data(v, self.r, linear & 0xFFFF_FFFF, size, True)
         v[f.GUEST_RSP] = top & ~mask | place
 
     # Descriptors.
@@ -485,7 +484,15 @@ def carry_out(processor: LogicalProcessor, v: Cells) -> bool:
             return True
         code = -1 if event.error_code is None else event.error_code
         return processor.raise_fault(event.vector, code, signed(fault.address))
-    if v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BT:
-        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-        return processor.raise_fault(DB, -1, DR6_BT)
-    return False
+    causes = take_trap(v)
+    return processor.raise_fault(DB, -1, causes) if causes else False
+
+
+def take_trap(v: Cells) -> int:
+    """The causes of the #DB behind a task switch, before the new task's first instruction.
+
+    Bits of DR6: the T flag of its TSS, and breakpoints on the error code that it has been given.
+    """
+    causes = int(v[f.GUEST_PENDING_DEBUG_EXCEPTIONS]) & (st.DR6_BT | st.DR6_BREAKPOINTS)
+    v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+    return causes

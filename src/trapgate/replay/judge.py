@@ -15,21 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 from trapgate.decision.criteria_rules import Action
 from trapgate.decision.decide import REASON_EPT, REASON_TASK_GATE, REASON_TRIPLE_FAULT, REASONS
 from trapgate.decision.fault_filters import (
-    FILTER_FIGURE_7,
-    FILTER_FIGURE_8,
-    FILTER_NONE,
-    FRAME,
     ORDER_PARAGRAPH_60,
     ORDER_PARAGRAPH_66,
     ORDER_PARAGRAPH_67,
-    figure_7,
-    figure_8,
-    in_page_table,
-    is_pte,
-    paragraph_80,
-    stopped_write,
 )
 from trapgate.decision.rules import mapped_code, mapped_field
+from trapgate.replay.filters import Filters, filter_verdict
 from trapgate.replay.policy import Policy
 from trapgate.replay.tables import UNDECIDED, Table, action_of
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
@@ -80,14 +71,14 @@ class Verdict:
 class Columns:
     """Which columns a frame of rows has beyond the criteria's own.
 
-    `codes_missing`: a trace may lack error codes. `completes` names, for each
-    (filter, PTBASE), two columns that were computed before rows were counted together:
-    what the filter says, and whether it cannot be asked. `tables` likewise names three for each
+    `codes_missing`: a trace may lack error codes. `completes` names, for the
+    fault filters, two columns that were computed before rows were counted together:
+    what they say, and whether they cannot be asked. `tables` likewise names three for each
     criteria table (`table_flags`).
     """
 
     codes_missing: bool = True
-    completes: dict[tuple[int, int], tuple[str, ...]] | None = None
+    completes: dict[Filters, tuple[str, ...]] | None = None
     tables: dict[Table, tuple[str, ...]] | None = None
 
 
@@ -128,7 +119,7 @@ def verdict(policy: Policy, columns: Columns) -> Verdict:
             value=False
         )
     completes = pl.lit(value=False)
-    if policy.fault_filter != FILTER_NONE:
+    if policy.filters_writes:
         filtered, unknown = _filter_columns(policy, columns)
         if policy.order == ORDER_PARAGRAPH_67:
             filtered, unknown = filtered & ~exits, unknown & ~exits
@@ -223,33 +214,11 @@ def transfers(policy: Policy, *, codes_missing: bool = False) -> Expr:
     return _any(parts) if parts else pl.lit(value=False)
 
 
-def filter_verdict(kind: int, ptbase: int) -> tuple[Expr, Expr]:
-    """(the write completes, it cannot be told) for a fault filter at `ptbase`."""
-    pl = polars()
-    address = pl.col("linear_address").fill_null(0)
-    data, old = pl.col("data"), pl.col("old_value")
-    code = pl.col("error_code").fill_null(0)
-    write = exceptions() & (pl.col("vector") == PF) & stopped_write(code)
-    tables = in_page_table(address, ptbase)
-    pte = is_pte(address, ptbase)
-    new, before = data.fill_null(0), old.fill_null(0)
-    if kind == FILTER_FIGURE_7:
-        says = figure_7(write, pte, new)
-    elif kind == FILTER_FIGURE_8:
-        says = figure_8(write, pte, new, before, FRAME, 0)
-    else:
-        says = paragraph_80(write, tables, new)
-    missing = data.is_null() | (old.is_null() if kind == FILTER_FIGURE_8 else pl.lit(value=False))
-    known = pl.col("linear_address").is_not_null()
-    unknown = write & (~known | (tables & missing))
-    return known & ~missing & says, unknown
-
-
 def _filter_columns(policy: Policy, columns: Columns) -> tuple[Expr, Expr]:
     pl = polars()
     if columns.completes is None:
-        return filter_verdict(policy.fault_filter, policy.ptbase)
-    filtered, unknown = columns.completes[policy.fault_filter, policy.ptbase]
+        return filter_verdict(policy.filters, exceptions())
+    filtered, unknown = columns.completes[policy.filters]
     return pl.col(filtered), pl.col(unknown)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trapgate.criteria.trace_faults import Faults, read_faults
-from trapgate.decision.fault_filters import FILTER_NONE
 from trapgate.replay.control_table import CONTROLS, EXCEPTIONS
 from trapgate.replay.exits import ReasonOutcome
 from trapgate.replay.judge import Columns, verdict
@@ -49,7 +48,7 @@ def with_lost_exceptions(
 
 
 def _by_vector(parts: Sequence[Faults], policy: Policy) -> list[ReasonOutcome]:
-    if policy.rules or policy.fault_filter != FILTER_NONE or not policy.judges_exceptions:
+    if policy.rules or policy.filters_writes or not policy.judges_exceptions:
         return []
     pl = polars()
     frame = pl.concat([_frame(part) for part in parts])

@@ -11,10 +11,20 @@ from trapgate.decision.conditions import Names
 from trapgate.decision.criteria_rules import Rule
 from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
-from trapgate.decision.fault_filters import FILTER_NONE, ORDER_FIGURE_6
+from trapgate.decision.fault_filters import (
+    EMPTY_TABLE,
+    EVERY_FRAME_FILTER,
+    FILTER_NONE,
+    KNOWN_TABLE,
+    NO_LINK,
+    ORDER_FIGURE_6,
+    OWN_FRAME,
+    OWN_TABLE,
+)
 from trapgate.decision.rules import CRITERION_COMPARISON, PAIR, SCHEMES, Scheme, control_bit
 from trapgate.errors import VmcsFileError
 from trapgate.replay.exit_policy import ExitPolicy
+from trapgate.replay.filters import Filters
 from trapgate.sdm.check_words import CHECKS
 from trapgate.sdm.controls import PIN_EXTERNAL_INTERRUPT_EXITING, PIN_NMI_EXITING
 from trapgate.sdm.fields import Field
@@ -26,7 +36,12 @@ from trapgate.vmcs.vmcs import Vmcs, rules_exceptions
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_FILTER_FIELDS: Final = (Field.FAULT_FILTER, Field.FAULT_FILTER_ORDER, Field.PTBASE)
+_FILTER_FIELDS: Final = (
+    Field.FAULT_FILTER,
+    Field.FAULT_FILTER_ORDER,
+    Field.PTBASE,
+    Field.FRAME_FILTERS,
+)
 _SCHEME: Final = {(s.criterion, s.operator): s for s in SCHEMES.values()}
 
 
@@ -35,9 +50,9 @@ class Policy:
     """The criteria of one VMCS.
 
     `judges_interrupts` tells whether external interrupts and NMIs are judged by its
-    pin-based controls, or are left as recorded. `fault_filter`, `order` and `ptbase` are
-    the fault filter's fields (figures 7 and 8, ¶60-80), which need not be ones that the
-    processor carries out. `exits` is what it says of exits that are no exceptions;
+    pin-based controls, or are left as recorded. `fault_filter`, `order`, `ptbase` and
+    `frame_filters` are the fault filters' fields; without `ptbase` they are about the writes that
+    a frame map stops. `exits` is what it says of exits that are no exceptions;
     `judges_exceptions` is False for a file that speaks of nothing else: then they are left
     as recorded.
     """
@@ -50,6 +65,7 @@ class Policy:
     ptbase: int = 0
     exits: ExitPolicy = field(default_factory=ExitPolicy)
     judges_exceptions: bool = True
+    frame_filters: int = 0
 
     @classmethod
     def load(cls, path: Path, names: Names | None = None) -> Self:
@@ -62,11 +78,11 @@ class Policy:
     @classmethod
     def from_settings(cls, name: str, settings: Settings) -> Self:
         """The policy that `settings` describe; raises as `load`."""
-        kind, order, ptbase = (settings.fields.get(one, 0) for one in _FILTER_FIELDS)
+        kind, order, ptbase, frames = (settings.fields.get(one, 0) for one in _FILTER_FIELDS)
         others = {f: v for f, v in settings.fields.items() if f not in _FILTER_FIELDS}
         vmcs = Vmcs("vt-x" if settings.profile == "vt-x" else "extended")
         vmcs.apply(replace(settings, fields=others, intercepts=None))
-        if settings.profile == "vt-x" and kind:
+        if settings.profile == "vt-x" and kind | frames:
             raise VmcsFileError(
                 'is an extension; use profile "extended"', field="FAULT_FILTER", path=settings.path
             )
@@ -83,13 +99,18 @@ class Policy:
                 field="rules",
                 path=settings.path,
             )
-        _check_filter(kind, ptbase, settings.path)
+        if frames & ~EVERY_FRAME_FILTER:
+            raise VmcsFileError(
+                f"{frames:#x} has bits without a meaning; the highest is {EMPTY_TABLE:#x}",
+                field="FRAME_FILTERS",
+                path=settings.path,
+            )
         exits = ExitPolicy.of(settings)
         interrupts = PIN_EXTERNAL_INTERRUPT_EXITING | PIN_NMI_EXITING
         judges = exits.names(Field.PIN_BASED_CONTROLS, interrupts)
         about = {one for one in exits.named if rules_exceptions(one)}
         only_exits = exits.speaks and not about and settings.rules is None
-        return cls(name, vmcs, judges, kind, order, ptbase, exits, not only_exits)
+        return cls(name, vmcs, judges, kind, order, ptbase, exits, not only_exits, frames)
 
     @classmethod
     def of(cls, name: str, *, vectors: Iterable[int] = (), mask: int = 0, match: int = 0) -> Self:
@@ -99,6 +120,16 @@ class Policy:
         vmcs["PAGE_FAULT_ERROR_CODE_MASK"] = mask
         vmcs["PAGE_FAULT_ERROR_CODE_MATCH"] = match
         return cls(name, vmcs)
+
+    @property
+    def filters(self) -> Filters:
+        """The fault filters."""
+        return Filters(self.fault_filter, self.frame_filters, self.ptbase)
+
+    @property
+    def filters_writes(self) -> bool:
+        """Whether there is a fault filter."""
+        return self.fault_filter | self.frame_filters != FILTER_NONE
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -166,9 +197,11 @@ class Policy:
             named = zip(scheme.fields_for(vector), self.values(vector), strict=True)
             shown = ", ".join(f"{_short(name)} {value:#x}" for name, value in named)
             parts.append(f"#{ROWS[vector].vector.name} {scheme.name} ({shown})")
-        if self.fault_filter:
-            name = ("", "figure 7", "figure 8", "¶80")[self.fault_filter]
-            parts.append(f"fault filter {name}, PTBASE {self.ptbase:#x}")
+        if self.filters_writes:
+            names = [_FILTER_NAMES[self.fault_filter]] if self.fault_filter else []
+            names += [name for bit, name in _FRAME_FILTERS.items() if self.frame_filters & bit]
+            where = "by the frame map" if self.filters.by_map else f"PTBASE {self.ptbase:#x}"
+            parts.append(f"fault filter {', '.join(names)}, {where}")
         if self.rules:
             parts.insert(0, f"a criteria table of {len(self.rules)} rules")
         if self.exits.speaks:
@@ -195,17 +228,16 @@ class Policy:
         return title + table(("vector", "control bit", "criterion", "fields"), rows) + exits
 
 
+_FILTER_NAMES: Final = ("", "figure 7", "figure 8", "¶80")
+_FRAME_FILTERS: Final = {
+    OWN_FRAME: "own-frame",
+    NO_LINK: "no-link",
+    KNOWN_TABLE: "known-table",
+    OWN_TABLE: "own-table",
+    EMPTY_TABLE: "empty-table",
+}
 _WHOLE: Final = (0xFFFFFFFF, 1)
 
 
 def _short(field: str) -> str:
     return field.rpartition("ERROR_CODE_")[2].lower().replace("_", " ")
-
-
-def _check_filter(kind: int, ptbase: int, path: str) -> None:
-    if kind and ptbase >> 32:
-        raise VmcsFileError(
-            f"{ptbase:#x} is beyond 4 GB; only filters of 32-bit tables can be replayed",
-            field="PTBASE",
-            path=path,
-        )

@@ -123,7 +123,7 @@ def direct(
     said = verdict(policy, Columns(codes_missing=untold))
     # Each mask is worked out once, and only then combined and counted.
     masks = {"judged": said.judged, "exits": said.exits, "was": recorded_exit()}
-    if policy.fault_filter or policy.rules or untold:
+    if policy.filters_writes or policy.rules or untold:
         masks |= {"unjudged": said.unjudged, "completes": said.completes}
     more: list[Expr] = []
     if untold:

@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
-from trapgate.decision.conditions import Both, Names, opposite, parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import AllOf, Names, opposite, parse
 from trapgate.decision.criteria_rules import Action
 from trapgate.replay.policy import Policy
 from trapgate.replay.replay import Tally, demand_rows, here, judged
@@ -109,7 +110,7 @@ class ConditionFamily:
             told = [f"{'' if holds else 'not '}({self.conditions[n]})" for n, holds in used]
             vmcs = self.base.vmcs.copy()
             vmcs.criteria_table = (
-                *rules_for(Both((page_fault, *parts)), Action.EXIT),
+                *rules_for(AllOf((page_fault, *parts)), Action.EXIT),
                 rest,
                 *self.base.rules,
             )

@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 from trapgate.criteria.table_worlds import World, rule_in
 from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Rule
-from trapgate.decision.fault_filters import in_page_table, is_pte, stopped_write
+from trapgate.decision.fault_filters import (
+    in_page_table,
+    in_page_table_64,
+    is_pte,
+    is_pte_64,
+    stopped_write,
+)
 from trapgate.decision.fault_values import FaultValue
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION, TYPE_SOFTWARE_INTERRUPT
-from trapgate.sdm.pagefault import PFEC_ID, PFEC_W
+from trapgate.sdm.pagefault import PFEC_ID, PFEC_MAP, PFEC_W
 from trapgate.sdm.vectors import GP, NP, PF, SS, TS
 from trapgate.trace.frames import polars
 
@@ -36,7 +42,7 @@ NOT_IN_TRACES: Final = frozenset(
     (
         *(fv.INSTRUCTION_LENGTH, fv.MODE, fv.RFLAGS, fv.CR0, fv.CR4, fv.EFER, fv.RSP),
         *(fv.BELOW_STACK, fv.WALK_LEVEL, fv.ENTRY_ADDRESS, fv.ENTRY, fv.PAGE_ADDRESS),
-        *(fv.FRAME_NUMBER, fv.FRAME_TYPE, fv.DATA, fv.DATA_SIZE, fv.NEW_FRAME_TYPE),
+        *(fv.FRAME_NUMBER, fv.FRAME_TYPE, fv.DATA, fv.DATA_SIZE),
         *range(fv.REASON, fv.VALUES_END),
     )
 )
@@ -162,15 +168,25 @@ class _Values:
     def _of_table_write(self, what: int) -> tuple[Expr, Expr]:
         pl = polars()
         data, old = pl.col("data"), pl.col("old_value")
-        write = self._page_fault & stopped_write(self._code)
+        by_map = self._code & PFEC_MAP
+        write = self._page_fault & stopped_write(self._code ^ by_map)
+        kind, size = pl.col("table_entry"), pl.col("entry_size")
         if self._ptbase:
-            address = pl.col("linear_address")
-            write = write & in_page_table(address, self._ptbase)
-            kind = pl.when(is_pte(address, self._ptbase)).then(1).otherwise(2)
+            # Traces of earlier versions do not tell: then it is 32-bit paging.
+            address, base = pl.col("linear_address"), pl.lit(self._ptbase, pl.UInt64)
+            wide = self._ptbase >> 32
+            inside = in_page_table_64(address, base) if wide else in_page_table(address, base)
+            write = write & (by_map == 0) & (inside | kind.is_not_null())
+            last = is_pte_64(address, base) if wide else is_pte(address, base)
+            by_address = pl.when(last).then(1).otherwise(2)
+            kind, size = pl.coalesce(kind, by_address), size.fill_null(4)
         else:
-            # Without PTBASE a row with data is one that the processor has judged.
-            kind = self._null
-            write = write & (data.is_not_null() | pl.lit(None, pl.Boolean))
+            # Without PTBASE a row with data is one that the processor has judged. One with the
+            # map's byte alone is of a table that nobody judges.
+            unknown = (
+                pl.when(pl.col("table_byte").is_null()).then(None).otherwise(pl.lit(value=False))
+            )
+            write = write & (data.is_not_null() | unknown)
         values = {
             fv.TABLE_ENTRY: kind,
             fv.OLD_ENTRY: old,
@@ -178,13 +194,17 @@ class _Values:
             # The bits that one of two numbers has alone.
             fv.SET_BITS: data ^ (data & old),
             fv.CLEARED_BITS: old ^ (data & old),
-            fv.NEW_FRAME_NUMBER: data // 4096 & 0xFFFFF,
-            fv.NEW_FRAME_TYPE: self._null,
+            fv.NEW_FRAME_NUMBER: pl.when(size == 8)
+            .then(data // 4096 & 0xFFFFFFFFFF)
+            .when(size == 4)
+            .then(data // 4096 & 0xFFFFF),
+            fv.NEW_FRAME_TYPE: pl.col("frame_byte"),
         }
-        if what == fv.NEW_FRAME_NUMBER:
-            # Of 32-bit paging; without PTBASE nobody knows how wide entries are.
-            known = pl.lit(value=True) if self._ptbase else pl.lit(None, pl.Boolean)
+        if what in (fv.NEW_FRAME_NUMBER, fv.NEW_FRAME_TYPE):
+            known = size.is_not_null() | pl.lit(None, pl.Boolean)
             write = write & (data & 1 != 0) & known
+        if what == fv.NEW_FRAME_TYPE:
+            write = write & (by_map != 0)
         return write, values[what]
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.decision.fault_filters import FILTER_NONE
-from trapgate.replay.judge import Columns, always_exits, filter_verdict
+from trapgate.replay.filters import Filters, filter_verdict
+from trapgate.replay.judge import Columns, always_exits, exceptions
 from trapgate.replay.policy import Policy
 from trapgate.replay.tables import Table, action_of
 from trapgate.trace.frames import count, polars
@@ -29,28 +29,28 @@ _BASE: Final = 1 << 8
 _FLAGS: Final = _BASE * 8
 
 
-Asked = tuple[int, int] | Table
-"""What is judged row by row, before rows are counted together: a fault filter or a criteria table,
+Asked = Filters | Table
+"""What is judged row by row, before rows are counted together: fault filters, or a criteria table
 and its PTBASE."""
 
 
 def filters_of(policies: Iterable[Policy]) -> list[Asked]:
     """The fault filters and criteria tables that `policies` use, each once."""
     policies = list(policies)
-    filters = {(p.fault_filter, p.ptbase) for p in policies if p.fault_filter != FILTER_NONE}
+    filters = {p.filters for p in policies if p.filters_writes}
     tables = dict.fromkeys((p.rules, p.ptbase) for p in policies if p.rules)
     return [*sorted(filters), *tables]
 
 
 def columns_for(pairs: Sequence[Asked]) -> Columns:
     """The columns of a tally made for those filters and tables."""
-    filters: dict[tuple[int, int], tuple[str, ...]] = {}
+    filters: dict[Filters, tuple[str, ...]] = {}
     tables: dict[Table, tuple[str, ...]] = {}
-    for number, (what, ptbase) in enumerate(pairs):
-        if isinstance(what, tuple):
-            tables[what, ptbase] = _flag_names(number, 3)
+    for number, asked in enumerate(pairs):
+        if isinstance(asked, Filters):
+            filters[asked] = _flag_names(number, 2)
         else:
-            filters[what, ptbase] = _flag_names(number, 2)
+            tables[asked] = _flag_names(number, 3)
     return Columns(codes_missing=True, completes=filters, tables=tables)
 
 
@@ -81,13 +81,13 @@ def packed_key(pairs: Sequence[Asked]) -> Expr:
     for flag in flags:
         packed = packed + flag.cast(narrow) * flag_base
         flag_base *= 2
-    for what, ptbase in pairs:
-        if isinstance(what, tuple):
+    for asked in pairs:
+        if not isinstance(asked, Filters):
             # The three bits of its number are the flags (`judge.table_flags`), found at once.
-            packed = packed + action_of(what, ptbase).cast(narrow) * flag_base
+            packed = packed + action_of(*asked).cast(narrow) * flag_base
             flag_base *= 8
             continue
-        for flag in filter_verdict(what, ptbase):
+        for flag in filter_verdict(asked, exceptions()):
             packed = packed + flag.fill_null(value=False).cast(narrow) * flag_base
             flag_base *= 2
     if flag_base > 1 << 32:

@@ -48,7 +48,7 @@ Progress = Callable[[str, float], None]
 """Is told what is being done, and what share (0 to 1) of the work that begins at."""
 
 
-def unheard(words: str, share: float) -> None:
+def no_progress(words: str, share: float) -> None:
     """Nobody is told."""
 
 
@@ -101,7 +101,7 @@ def cube_of(
     pl = polars()
     unit = time_unit(paths)
     pairs = filters_of(policies)
-    say = progress or unheard
+    say = progress or no_progress
     with reading(paths):
         lazy = scan(paths)
         say("times", 0.0)

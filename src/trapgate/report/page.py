@@ -11,7 +11,7 @@ from trapgate.replay.policy import Policy
 from trapgate.replay.replay import replay
 from trapgate.replay.result import CostModel
 from trapgate.report.chains import chains
-from trapgate.report.cube import DELIVER, EXIT, STAYS, Progress, cube_of, unheard
+from trapgate.report.cube import DELIVER, EXIT, STAYS, Progress, cube_of, no_progress
 from trapgate.report.template import fill
 from trapgate.sdm.vectors import PF, ROWS, VECTORS_WITH_ERROR_CODE
 from trapgate.trace.code_words import (
@@ -54,7 +54,7 @@ def report(
     Raises: TraceError for files that are no traces, or hold no event, symbols that do not
     match, or a page that cannot be written.
     """
-    say = progress or unheard
+    say = progress or no_progress
     cube = cube_of(traces, policies, symbols=symbols, progress=say)
     found_chains = chains(
         traces, progress=lambda share: say("chains of nested faults", 0.7 + 0.2 * share)

@@ -88,6 +88,11 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (ck.EPT_RESERVED, ("EPT_POINTER",), "bits 11:7 and bits 63:40 must be 0"),
     (ck.UNRESTRICTED_WITHOUT_EPT, (_SECONDARY,), '"unrestricted guest" needs "enable EPT"'),
     (ck.PML_WITHOUT_EPT, (_SECONDARY,), '"enable PML" needs "enable EPT"'),
+    (
+        ck.MODE_BASED_WITHOUT_EPT,
+        (_SECONDARY,),
+        '"mode-based execute control for EPT" needs "enable EPT"',
+    ),
     (ck.PML_PAGE, ("PML_ADDRESS",), _PAGE),
     (ck.VMREAD_BITMAP, ("VMREAD_BITMAP_ADDRESS",), _PAGE),
     (ck.VMWRITE_BITMAP, ("VMWRITE_BITMAP_ADDRESS",), _PAGE),
@@ -215,7 +220,7 @@ _ROWS: tuple[tuple[int, tuple[str, ...], str], ...] = (
     (
         ck.FRAME_FILTERS,
         ("FRAME_FILTERS", "FRAME_MAP_LENGTH"),
-        "bits 31:3 must be 0, and all of them without a frame map",
+        "bits 31:5 must be 0, and all of them without a frame map",
     ),
     (
         ck.ALIAS,

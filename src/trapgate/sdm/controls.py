@@ -97,6 +97,7 @@ class SecondaryControl(IntFlag):
     RDSEED_EXITING = 1 << 16
     PML = 1 << 17
     XSAVES = 1 << 20
+    MODE_BASED_EXECUTE = 1 << 22
 
 
 SECONDARY_VIRTUALIZE_APIC_ACCESSES = 1 << 0
@@ -117,6 +118,7 @@ SECONDARY_VMCS_SHADOWING = 1 << 14
 SECONDARY_RDSEED_EXITING = 1 << 16
 SECONDARY_PML = 1 << 17
 SECONDARY_XSAVES = 1 << 20
+SECONDARY_MODE_BASED_EXECUTE = 1 << 22
 
 
 class ExitControl(IntFlag):
@@ -230,6 +232,7 @@ SECONDARY_WITH_EPT = (
     | SECONDARY_UNRESTRICTED_GUEST
     | SECONDARY_VIRTUALIZE_APIC_ACCESSES
     | SECONDARY_PML
+    | SECONDARY_MODE_BASED_EXECUTE
 )
 """What it may set on an engine whose page walks are our own."""
 

@@ -81,6 +81,7 @@ DR6_B0 = 1 << 0
 DR6_B1 = 1 << 1
 DR6_B2 = 1 << 2
 DR6_B3 = 1 << 3
+DR6_BREAKPOINTS = DR6_B0 | DR6_B1 | DR6_B2 | DR6_B3
 DR6_BD = 1 << 13
 DR6_BS = 1 << 14
 DR6_BT = 1 << 15

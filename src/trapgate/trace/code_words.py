@@ -16,6 +16,7 @@ _MORE: Final = (
     (PageFaultCode.SS, "shadow stack"),
     (PageFaultCode.HLAT, "HLAT paging"),
     (PageFaultCode.SGX, "SGX"),
+    (PageFaultCode.MAP, "frame map"),
 )
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from trapgate.errors import TrapgateError
 from trapgate.trace.reader import Trace
 from trapgate.trace.schema import (
+    ENTRY_COLUMNS,
     FAULT_VERSION,
     HOST_COLUMNS,
     SCHEMA,
@@ -27,7 +28,7 @@ from trapgate.trace.selection import EVERYTHING, Selection
 if TYPE_CHECKING:
     from polars import DataType, Expr, LazyFrame
 
-COLUMNS: Final = (*SCHEMA.names, *(field.name for field in HOST_COLUMNS))
+COLUMNS: Final = (*SCHEMA.names, *(field.name for field in (*HOST_COLUMNS, *ENTRY_COLUMNS)))
 """The columns of every frame, in order."""
 
 
@@ -141,7 +142,7 @@ def reading(paths: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
 def _scan(path: Path) -> LazyFrame:
     pl = polars()
     with Trace(path) as trace:
-        added = HOST_COLUMNS if trace.version > FAULT_VERSION else (VCPU,)
+        added = HOST_COLUMNS if trace.version > FAULT_VERSION else (VCPU, *ENTRY_COLUMNS)
         known = [*SCHEMA.names, *(f.name for f in added if f.name in trace.schema.names)]
     types = _types()
     lazy = pl.scan_parquet(path, glob=False)
@@ -152,6 +153,6 @@ def _scan(path: Path) -> LazyFrame:
 
 def _types() -> dict[str, DataType]:
     pl = polars()
-    empty = pl.from_arrow(pa.schema([*SCHEMA, *HOST_COLUMNS]).empty_table())
+    empty = pl.from_arrow(pa.schema([*SCHEMA, *HOST_COLUMNS, *ENTRY_COLUMNS]).empty_table())
     types: dict[str, DataType] = dict(empty.schema)
     return types

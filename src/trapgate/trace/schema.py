@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from trapgate.decision import entry_facts as ef
+from trapgate.decision.self_map import DIRECTORY
 from trapgate.errors import TrapgateError
 
 VERSION: Final = 2
@@ -35,7 +37,7 @@ RUN_PREFIX: Final = KEY_PREFIX + b"run."
 
 # The journal's columns, by the meaning they have there.
 _SEQUENCE, _TIME, _VM, _VECTOR, _TYPE, _ERROR_CODE, _RIP, _CPL, _CR3, _LINEAR = range(10)
-_DATA, _HAS_DATA, _DISPOSITION, _REASON, _DEPTH, _INJECTED, _VMCS, _OLD_VALUE = range(10, 18)
+_DATA, _ENTRY, _DISPOSITION, _REASON, _DEPTH, _INJECTED, _VMCS, _OLD_VALUE = range(10, 18)
 _CURRENT, _CPU = 18, 19
 
 _DEBUG, _PAGE_FAULT = 1, 14
@@ -77,10 +79,28 @@ nested faults from 0; `injected` marks events delivered at VM entry.
 VCPU: Final = pa.field("vcpu", pa.uint32())
 """Whose event it was: the number of the guest's processor."""
 
-RUN_SCHEMA: Final = SCHEMA.append(pa.field("current_vmcs", pa.uint64(), nullable=True)).append(VCPU)
+ENTRY_COLUMNS: Final = (
+    pa.field("table_entry", pa.uint8()),
+    pa.field("entry_size", pa.uint8()),
+    pa.field("large_pages", pa.bool_()),
+    pa.field("table_byte", pa.uint8()),
+    pa.field("frame_byte", pa.uint8()),
+    pa.field("frame_empty", pa.bool_()),
+    pa.field("repeated", pa.bool_()),
+)
+"""Of a write to a table entry, what a fault filter looks up, before the write; else null.
+
+`table_entry`: 1 of a last-level table, 2 of an upper one; `entry_size`: bytes; `large_pages`:
+whether PS means a large page. Under a frame map also its bytes of the table and of the frame that
+`data` names, whether that is empty data that an upper entry would come to lead to, and whether the
+write is a repeated string store that no filter completes; then there may be no `data`."""
+
+RUN_SCHEMA: Final = pa.schema(
+    [*SCHEMA, pa.field("current_vmcs", pa.uint64(), nullable=True), VCPU, *ENTRY_COLUMNS]
+)
 """The columns that the processor writes. `current_vmcs` says which VMCS was in force: the
 physical address of the region of an x86 VMM's current VMCS while its guest ran, null for VMCS 0.
-Traces without the two columns can be read."""
+Traces without it, `vcpu` and `ENTRY_COLUMNS` can be read."""
 
 _REASONS = pa.dictionary(pa.int16(), pa.string())
 
@@ -195,7 +215,8 @@ def batch_of(rows: NDArray[np.int64], reasons: Sequence[str]) -> pa.RecordBatch:
     # there, and what a debug exception carries is bits for DR6.
     page_fault = (vector == _PAGE_FAULT) & (kind == _HARDWARE_EXCEPTION) & ~injected
     no_address = ~(page_fault | ((address != 0) & (vector != _DEBUG)))
-    no_data = columns[_HAS_DATA] == 0
+    entry = columns[_ENTRY]
+    no_data = entry & ef.KIND == 0
     no_code = columns[_ERROR_CODE] < 0
     arrays = [
         _unsigned(columns[_SEQUENCE]),
@@ -217,8 +238,30 @@ def batch_of(rows: NDArray[np.int64], reasons: Sequence[str]) -> pa.RecordBatch:
         pa.array(injected),
         _unsigned(columns[_CURRENT], columns[_CURRENT] < 0),
         pa.array(columns[_CPU].astype(np.uint32)),
+        *_entry_arrays(entry),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=RUN_SCHEMA)
+
+
+def _entry_arrays(entry: NDArray[np.int64]) -> list[pa.Array]:
+    """`ENTRY_COLUMNS` of the journal's cells about table entries (`decision.entry_facts`)."""
+    if not entry.any():
+        return [pa.nulls(len(entry), field.type) for field in ENTRY_COLUMNS]
+    no_data, no_map = entry & ef.KIND == 0, entry & ef.BY_MAP == 0
+    not_upper = no_map | (entry & ef.KIND != DIRECTORY)
+
+    def byte(shift: int, null: NDArray[np.bool_]) -> pa.Array:
+        return pa.array((entry >> shift & 0xFF).astype(np.uint8), mask=null)
+
+    return [
+        pa.array((entry & ef.KIND).astype(np.uint8), mask=no_data),
+        pa.array(np.where(entry & ef.WIDE, 8, 4).astype(np.uint8), mask=no_data),
+        pa.array(entry & ef.LARGE_PAGES != 0, mask=no_data),
+        byte(ef.TABLE_BYTE, no_map),
+        byte(ef.FRAME_BYTE, no_map | no_data),
+        pa.array(entry & ef.EMPTY_FRAME != 0, mask=not_upper),
+        pa.array(entry & ef.REPEATED != 0, mask=no_map),
+    ]
 
 
 def _unsigned(cells: NDArray[np.int64], null: NDArray[np.bool_] | None = None) -> pa.Array:

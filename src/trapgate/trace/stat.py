@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from trapgate.paging.frame_map import LEAF, LEVEL, MIXED
 from trapgate.trace.code_words import code_words
 from trapgate.trace.document import Document, Heading, Paragraph, Part, Table, without_empty
 from trapgate.trace.frames import count, is_weighted, lost_events, polars, reading, scan, time_unit
@@ -166,6 +167,7 @@ def _statistics(
         "reason": [words.alias("reason")],
         "vector": [pl.col("vector")],
         "error code": [pl.col("vector"), pl.col("error_code")],
+        "table": [_table_level().alias("table")],
         "vCPU": [pl.col("vcpu")],
     }
     if symbols is not None:
@@ -189,11 +191,33 @@ def _statistics(
         events = int(frame["count"].sum())
         if name == "error code":
             frame = frame.filter(pl.col("error_code").is_not_null())
+        elif name == "table":
+            frame = frame.filter(pl.col("table").is_not_null())
         elif name == "vCPU" and len(frame) == 1:
             # There is one, or nobody says.
             frame = frame.clear()
         tables[name] = _lines(frame, len(key), events, name, symbols)
     return Stat(events, unit, tables, lost_events(paths), chosen.words())
+
+
+def _table_level() -> Expr:
+    """To a table of which level a row's write went, in words; null for all other rows."""
+    pl = polars()
+    byte, kind = pl.col("table_byte"), pl.col("table_entry")
+    which = pl.when(kind == 1).then(pl.lit("last")).otherwise(pl.lit("an upper"))
+    words: Expr = (
+        pl.when(byte & MIXED != 0)
+        .then(pl.lit("several levels"))
+        .when(byte & LEAF != 0)
+        .then(pl.lit("level 1"))
+        .when(byte >= 1 << LEVEL)
+        .then(pl.format("level {}", byte // (1 << LEVEL) + 1))
+        .when(byte.is_not_null())
+        .then(pl.lit("level unknown"))
+        .when(kind.is_not_null())
+        .then(pl.format("self-mapped, {} level", which))
+    )
+    return words
 
 
 def _measured(cells: DataFrame, key: list[str]) -> DataFrame:

@@ -28,7 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from trapgate.decision.conditions import Both, ConditionError, Names, parse, rules_for, words
+from trapgate.decision.condition_rules import condition_text, rules_for
+from trapgate.decision.conditions import AllOf, ConditionError, Names, parse
 from trapgate.decision.criteria_rules import Action, CriteriaTableError, Operator, Rule, encode
 from trapgate.decision.criteria_table import TABLE_BYTES
 from trapgate.decision.fault_filters import FILTERS, ORDERS, SPAN
@@ -306,7 +307,7 @@ def write_settings(profile: str, values: Mapping[Field, int], rules: Sequence[Ru
         for clause in rule.clauses:
             if clause.operator is Operator.IN_BITMAP:
                 bitmaps.setdefault(clause.bitmap, f"numbers_{len(bitmaps)}")
-        when = words(Both(rule.clauses), bitmaps).replace('"', "'")
+        when = condition_text(AllOf(rule.clauses), bitmaps).replace('"', "'")
         lines += ["", "[[rules]]", f'when = "{when}"', f'then = "{rule.action.name.lower()}"']
     if bitmaps:
         lines += ["", "[bitmaps]"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
-from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ from trapgate.events.journal import COUNTS, DISPOSITIONS, HEAD_COUNTS, TYPES, VE
 from trapgate.sdm.event_words import event_name, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.trace.html import table
 from trapgate.vmm.actions import Stop
 from trapgate.vmm.event_frame import event_frame
 from trapgate.vmm.platform import Platform
@@ -67,6 +65,10 @@ class Accounts(Platform):
 
     def _repr_html_(self) -> str:
         """What happened so far, for notebooks."""
+        from html import escape
+
+        from trapgate.trace.html import table
+
         summary = self.summary()
         rows = [
             (f"{event_name(vector, _KINDS[kind])} {disposition.name.lower()}", f"{count:,}")

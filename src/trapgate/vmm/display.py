@@ -80,8 +80,8 @@ screen_.focus(); send(); show();
 """
 
 
-class _Wishes:
-    """What the page wants: pictures, and events to come in."""
+class _Exchange:
+    """Between the page and the machine: pictures that go out, events that come in."""
 
     def __init__(self) -> None:
         self.events: queue.Queue[dict[str, object]] = queue.Queue(_MOST_EVENTS)
@@ -108,7 +108,7 @@ class _Wishes:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    wishes: ClassVar[_Wishes]
+    exchange: ClassVar[_Exchange]
     hosts: ClassVar[frozenset[str]]
     protocol_version = "HTTP/1.1"
     timeout = 30
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/":
             self._answer(HTTPStatus.OK, "text/html; charset=utf-8", _PAGE.encode())
         elif self.path == "/screen.png":
-            picture = self.wishes.get()
+            picture = self.exchange.get()
             if isinstance(picture, bytes) and picture:
                 self._answer(HTTPStatus.OK, "image/png", picture)
             else:
@@ -150,8 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.BAD_REQUEST, "text/plain", b"a list of events is wanted")
             return
         for event in events:
-            if not self.wishes.events.full():
-                self.wishes.events.put(event)
+            if not self.exchange.events.full():
+                self.exchange.events.put(event)
         self._answer(HTTPStatus.NO_CONTENT, "text/plain", b"")
 
     def _is_ours(self) -> bool:
@@ -182,7 +182,7 @@ class Display:
 
     def __init__(self, vm: VirtualMachine, host: str, port: int) -> None:
         self._vm = vm
-        self._wishes = wishes = _Wishes()
+        self._exchange = exchange = _Exchange()
 
         class Handler(_Handler):
             pass
@@ -196,22 +196,22 @@ class Display:
             ) from None
         self._server.daemon_threads = True
         self.address: Final = f"{host}:{self._server.server_address[1]}"
-        Handler.wishes = wishes
+        Handler.exchange = exchange
         names = (host, "localhost", "127.0.0.1")
         Handler.hosts = frozenset(f"{one}:{self._server.server_address[1]}" for one in names)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         vm.watchers.append(self.look)
 
     def look(self, _vm: VirtualMachine) -> None:
-        """Do what the page wishes; the machine asks from time to time."""
+        """Do what the page asks for; the machine asks from time to time."""
         self._take_events()
-        if self._wishes.wanted.is_set():
-            self._wishes.put(self._picture())
+        if self._exchange.wanted.is_set():
+            self._exchange.put(self._picture())
 
     def close(self) -> None:
         """The run has ended."""
         self._vm.watchers.remove(self.look)
-        self._wishes.put(self._picture())
+        self._exchange.put(self._picture())
         self._server.shutdown()
         self._server.server_close()
 
@@ -223,8 +223,8 @@ class Display:
 
     def _take_events(self) -> None:
         keyboard = self._vm.devices.keyboard
-        while not self._wishes.events.empty():
-            event = self._wishes.events.get_nowait()
+        while not self._exchange.events.empty():
+            event = self._exchange.events.get_nowait()
             key = event.get("key")
             if isinstance(key, str):
                 keyboard.press(pressed(key, down=event.get("down") is True))

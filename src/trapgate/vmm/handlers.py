@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trapgate.decision.faults import Interruption
+from trapgate.events.breakpoints import note_ports
 from trapgate.events.exits import save_ia32e_mode
 from trapgate.instructions import effects
-from trapgate.instructions.breakpoints import note_ports
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
 from trapgate.operands.mode import in_64_bit_mode
 from trapgate.processor.logical import signed
@@ -300,7 +300,7 @@ def flush(vmexit: VmExit, vm: Platform) -> Action:
     return EMULATED
 
 
-def again(vmexit: VmExit, vm: Platform) -> Action:
+def resume_unchanged(vmexit: VmExit, vm: Platform) -> Action:
     """An exit that only gives the VMM a turn (windows, timer, external interrupt).
 
     And SMIs: as if the firmware's handler were RSM alone.
@@ -334,14 +334,14 @@ def unhandled(vmexit: VmExit, vm: Platform) -> Action:
 
 HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.EXCEPTION_OR_NMI: reflect,
-    ExitReason.EXTERNAL_INTERRUPT: again,
+    ExitReason.EXTERNAL_INTERRUPT: resume_unchanged,
     ExitReason.TRIPLE_FAULT: triple_fault,
     ExitReason.INIT_SIGNAL: initialise,
     ExitReason.STARTUP_IPI: start_up,
-    ExitReason.IO_SMI: again,
-    ExitReason.OTHER_SMI: again,
-    ExitReason.INTERRUPT_WINDOW: again,
-    ExitReason.NMI_WINDOW: again,
+    ExitReason.IO_SMI: resume_unchanged,
+    ExitReason.OTHER_SMI: resume_unchanged,
+    ExitReason.INTERRUPT_WINDOW: resume_unchanged,
+    ExitReason.NMI_WINDOW: resume_unchanged,
     ExitReason.TASK_SWITCH: switch_tasks,
     ExitReason.CPUID: identify,
     ExitReason.HLT: halt,
@@ -360,7 +360,7 @@ HANDLERS: dict[ExitReason, Handler] = {
     ExitReason.PAUSE: pause,
     ExitReason.WBINVD: nothing,
     ExitReason.XSETBV: extended_control_register,
-    ExitReason.PREEMPTION_TIMER: again,
+    ExitReason.PREEMPTION_TIMER: resume_unchanged,
     ExitReason.VMCALL: call_bios,
     **dict.fromkeys(
         (

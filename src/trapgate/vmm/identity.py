@@ -63,6 +63,7 @@ _STRUCTURED = (
     | 1 << 20  # SMAP
     | 1 << 23  # CLFLUSHOPT
 )
+_ARCH_CAPABILITIES = 1 << 29
 _ARAT = 1 << 2
 _EXECUTE_DISABLE = 1 << 20
 _EXTENDED_EDX = (
@@ -106,7 +107,7 @@ _LEAVES: dict[int, Leaf] = {
     0x2: (0x0000_0001, 0, 0, 0),
     # The timer of the local APIC never stops.
     0x6: (_ARAT, 0, 0, 0),
-    0x7: (0, _STRUCTURED, 0, 0),
+    0x7: (0, _STRUCTURED, 0, _ARCH_CAPABILITIES),
     # Version 2 of performance monitoring, without a counter.
     0xA: (2, 0, 0, 0),
     # The legacy region and the header of XSAVE's area; x87 and SSE state.
@@ -180,12 +181,30 @@ def cpuid(
     return eax, ebx, ecx, edx
 
 
+FLAWS_ABSENT = (
+    1 << 0  # RDCL_NO: Meltdown, and L1TF
+    | 1 << 3  # SKIP_L1DFL_VMENTRY: a VMM need not flush the L1 data cache
+    | 1 << 4  # SSB_NO
+    | 1 << 5  # MDS_NO
+    | 1 << 6  # IF_PSCHANGE_MC_NO
+    | 1 << 8  # TAA_NO
+    | 1 << 13  # SBDR_SSDP_NO
+    | 1 << 14  # FBSDP_NO
+    | 1 << 15  # PSDP_NO
+    | 1 << 20  # BHI_NO
+    | 1 << 24  # PBRSB_NO
+    | 1 << 26  # GDS_NO
+    | 1 << 27  # RFDS_NO
+)
+"""IA32_ARCH_CAPABILITIES: of what no processor suffers that executes nothing speculatively."""
+
 MSRS: Mapping[int, int] = {
     0x000: 0,  # IA32_P5_MC_ADDR
     0x001: 0,  # IA32_P5_MC_TYPE
     0x017: 0,  # IA32_PLATFORM_ID
     0x08B: 0,  # IA32_BIOS_SIGN_ID
     0x0CE: 0,  # MSR_PLATFORM_INFO
+    0x10A: FLAWS_ABSENT,
     0x140: 0,  # MISC_FEATURES_ENABLES
     0x179: 0,  # IA32_MCG_CAP
     0x17A: 0,  # IA32_MCG_STATUS

@@ -86,7 +86,7 @@ class Vmm:
         self.handlers: dict[ExitReason, Handler] = {**HANDLERS, **(handlers or {})}
         self.vectors: dict[int, Handler] = dict(vectors or {})
 
-    def does_the_usual(self, reason: ExitReason) -> bool:
+    def has_default_handler(self, reason: ExitReason) -> bool:
         """Whether the processor may answer exits of that reason in place of the usual handler."""
         return type(self) is Vmm and not self.vectors and self.handlers[reason] is HANDLERS[reason]
 
@@ -317,7 +317,7 @@ class VirtualMachine(Accounts):
     def let_ports_answer(self) -> None:
         """Let the processor answer for devices, if nobody else wants to see their exits."""
         reason = ExitReason.IO_INSTRUCTION
-        answers = self.vmm.does_the_usual(reason) and not self.watch.wants(reason)
+        answers = self.vmm.has_default_handler(reason) and not self.watch.wants(reason)
         self.processor.answer_ports(self.devices.ports.address if answers else 0)
 
     def _count_answers(self) -> None:

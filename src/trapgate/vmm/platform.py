@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from iced_x86 import Instruction
 
 from trapgate.decision.faults import Interruption
+from trapgate.events.breakpoints import note_data, note_ports
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.instructions.breakpoints import note_data, note_ports
 from trapgate.processor.decoded import Operand
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
@@ -135,7 +135,7 @@ class Platform:
     def reset_around_processor(self) -> None:
         """What INIT does to the one whose turn it is, beside the processor itself."""
         self.cpu.reset_platform()
-        self.devices.tell()
+        self.devices.update_slots()
 
     def device_due(self) -> None:
         """Let the devices be asked what they want before the next VM entry."""
@@ -207,7 +207,7 @@ class Platform:
         self._device_due = 0
         written = self.devices.apic.write_msr(index, value, tsc, now)
         if index == MSR_APIC_BASE:
-            self.devices.tell()
+            self.devices.update_slots()
             self.processor.place_devices(self.devices.pages)
         return written
 

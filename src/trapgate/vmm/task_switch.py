@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from trapgate.decision.faults import Interruption
 from trapgate.processor.processor import VmExit
-from trapgate.processor.task_switch import DR6_BT, Switch, TaskFaultError
-from trapgate.sdm import cells as f
+from trapgate.processor.task_switch import Switch, TaskFaultError, take_trap
 from trapgate.sdm.interruption import InterruptionType
+from trapgate.sdm.state import DR6_BREAKPOINTS
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Action, End, Inject, Moved, Stop
 from trapgate.vmm.platform import Platform
@@ -41,8 +41,7 @@ def switch_tasks(vmexit: VmExit, vm: Platform) -> Action:
         if event is None:
             return Stop(End.TRIPLE_FAULT, "triple fault: no task could be entered for #DF", 1)
         return Inject(event)
-    if v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BT:
-        v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-        vm.processor.registers.dr6 |= DR6_BT
+    if causes := take_trap(v):
+        vm.processor.registers.dr6 = vm.processor.registers.dr6 & ~DR6_BREAKPOINTS | causes
         return Inject(Interruption(1, InterruptionType.HARDWARE_EXCEPTION))
     return Moved()

@@ -81,7 +81,7 @@ from trapgate.sdm.state import (
     PENDING_ENABLED_BREAKPOINT,
     RFLAGS_IF,
 )
-from trapgate.sdm.vectors import DB, PF
+from trapgate.sdm.vectors import DB
 from trapgate.vmx.checks.controls import (
     apic_access_page,
     check_controls,
@@ -96,6 +96,7 @@ EXITED = 1
 FAILED = 2
 
 _DR6_BITS = 0xF | PENDING_BS
+_BREAKPOINTS = 4
 
 
 @core
@@ -164,14 +165,16 @@ def begin(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
             # The only such event is a pending monitor-trap-flag exit.
             vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
             return EXITED
-        if inject(v, r, mem, rows, head) != 0:
-            return EXITED
+        pending = v[GUEST_PENDING_DEBUG_EXCEPTIONS]
         survives = blocked_by_mov_ss and kind in (
             TYPE_SOFTWARE_INTERRUPT,
             TYPE_SOFTWARE_EXCEPTION,
         )
         if not survives:
             v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+        if inject(v, r, mem, rows, head) != 0:
+            v[GUEST_PENDING_DEBUG_EXCEPTIONS] = pending
+            return EXITED
         if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG:
             vm_exit(v, REASON_MONITOR_TRAP_FLAG, 0, 0)
             return EXITED
@@ -206,36 +209,37 @@ def inject(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     error_code = -1
     if info & INFO_DELIVER_ERROR_CODE:
         error_code = v[VM_ENTRY_EXCEPTION_ERROR_CODE]
-    address = 0
-    if kind == TYPE_HARDWARE_EXCEPTION and vector == PF:
-        # Where the VMM has said, in CR2, that the page fault was; for the journal only.
-        address = r[CR2]
     v[GUEST_INTERRUPTIBILITY_STATE] = v[GUEST_INTERRUPTIBILITY_STATE] & ~(
         BLOCKING_BY_STI | BLOCKING_BY_MOV_SS
     )
     v[VM_ENTRY_INTERRUPTION_INFORMATION] = info & ~INFO_VALID
     length = v[VM_ENTRY_INSTRUCTION_LENGTH]
-    return raise_event(v, r, mem, rows, head, vector, kind, error_code, address, length, 1)
+    # A page fault is where the VMM has said in CR2; that is for the journal only.
+    return raise_event(v, r, mem, rows, head, vector, kind, error_code, r[CR2], length, 1)
 
 
 @core
 def take_pending_debug(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
-    """Raise the debug exception that is pending after VM entry, if any; 1 if that exits.
+    """Raise the debug exception that is pending between instructions, if any; 1 if that exits.
 
     SDM, "Delivery of Pending Debug Exceptions after VM Entry". While blocked by MOV SS
-    it stays in the field, for the end of the next instruction.
+    it stays in the field, for the end of the next instruction. If the frame of #DB meets a
+    breakpoint, that is pending next. A processor that finds each frame in the same place never
+    gets out of this; here the fifth waits until the run may be stopped.
     """
-    pending = v[GUEST_PENDING_DEBUG_EXCEPTIONS]
-    if pending == 0 or v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS:
-        return 0
-    v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-    if v[GUEST_ACTIVITY_STATE] in (ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI):
-        return 0
-    if pending & (PENDING_BS | PENDING_ENABLED_BREAKPOINT) == 0:
-        return 0
-    return raise_event(
-        v, r, mem, rows, head, DB, TYPE_HARDWARE_EXCEPTION, -1, pending & _DR6_BITS, 0, 0
-    )
+    for _ in range(_BREAKPOINTS):
+        if v[GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS:
+            return 0
+        pending = v[GUEST_PENDING_DEBUG_EXCEPTIONS]
+        v[GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
+        if v[GUEST_ACTIVITY_STATE] in (ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI):
+            return 0
+        if pending & (PENDING_BS | PENDING_ENABLED_BREAKPOINT) == 0:
+            return 0
+        causes = pending & _DR6_BITS
+        if raise_event(v, r, mem, rows, head, DB, TYPE_HARDWARE_EXCEPTION, -1, causes, 0, 0) != 0:
+            return 1
+    return 0
 
 
 @core

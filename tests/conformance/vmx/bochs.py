@@ -67,8 +67,8 @@ def compare_checks(bits: int) -> list[str]:
 
 def compare_ept(mode: str) -> list[str]:
     """Rows of `test_ept` of which Bochs thinks otherwise."""
-    rows = ept.BY_MODE[mode]
-    batch = guests.Batch(64, mode, REVISION, ept.plain(mode))
+    rows = ept.of(mode)
+    batch = guests.Batch(64, mode, REVISION, ept.plain(mode, 0))
     for row in rows:
         batch.add(row.case)
     found = []

@@ -22,6 +22,9 @@ POINTER = PML4 | 0x1E
 FLAGS = 1 << 6
 """Of an EPT pointer: accessed and dirty flags."""
 UNRESTRICTED = 1 << 7
+MODE_BASED = 1 << 22
+USER = 1 << 10
+"""With mode-based execute control the right to fetch from linear addresses of user mode."""
 READ, WRITE, EXECUTE = 1, 2, 4
 WB = 6 << 3
 PAGE = 7 | WB
@@ -129,6 +132,33 @@ def instruction(access: str, linear: int, long: bool) -> bytes:
 
 
 ACCESSES = {"read": READ, "write": WRITE, "read-modify-write": WRITE, "fetch": EXECUTE}
+
+
+def mode_based(shift: int, rights: int) -> dict[int, bytes]:
+    """The memory of `chain`, with everything but its entry executable for user mode too."""
+    far = FAR[shift]
+    special = {12: PT, 21: PD}[shift] + 8 * (far >> shift)
+    memory = {}
+    for at, data in chain(shift, rights).memory().items():
+        entries = [int.from_bytes(data[n : n + 8], "little") for n in range(0, len(data), 8)]
+        memory[at] = b"".join(
+            pack("<Q", entry | USER * (entry & 7 != 0 and at + 8 * n != special))
+            for n, entry in enumerate(entries)
+        )
+    return memory
+
+
+def mode_based_outcome(
+    access: int, rights: int, address: int, *, user: bool
+) -> tuple[int, int, int, int]:
+    """`outcome` with mode-based execute control, at LINEAR, a user-mode address or not."""
+    if rights & (READ | WRITE) == WRITE:
+        return MISCONFIGURATION, 0, address, 0
+    needed = USER if access == EXECUTE and user else access
+    if rights & needed:
+        return VMCALL, 0, 0, 0
+    told = LINEAR_VALID | TRANSLATED | (rights & 7) << 3 | (rights & USER != 0) << 6 | access
+    return VIOLATION, told, address, LINEAR
 
 
 def outcome(wanted: int, rights: int, address: int, linear: int) -> tuple[int, int, int, int]:

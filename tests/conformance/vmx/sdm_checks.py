@@ -155,7 +155,7 @@ def _controls(v: Fields, p: Processor) -> Iterator[str]:
         reserved = bits(pointer, 11, 7) or pointer >= 1 << p.width
         if bits(pointer, 2, 0) not in (0, 6) or bits(pointer, 5, 3) != 3 or reserved:
             yield "EPT_POINTER"
-    if bit(secondary, 17) and not bit(secondary, 1):
+    if (bit(secondary, 17) or bit(secondary, 22)) and not bit(secondary, 1):
         yield "SECONDARY_PROCESSOR_BASED_CONTROLS"
     for control, name in (
         (17, "PML_ADDRESS"),

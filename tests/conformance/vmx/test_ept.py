@@ -408,6 +408,38 @@ def with_flags() -> Iterator[Row]:
             )
 
 
+def mode_based() -> Iterator[Row]:
+    """Every kind of access to pages of user and supervisor mode, with every set of rights."""
+    for mode, shift in (("p32", 12), ("pae", 12), ("l64", 12), ("l64", 21)):
+        far = FAR[shift]
+        for access, wanted in ACCESSES.items():
+            for rights in (*range(8), *range(eg.USER, eg.USER + 8)):
+                for user in (False, True):
+                    page = eg.mapping(mode, LINEAR, far | (0x67 if user else 0x63))
+                    yield Row(
+                        mode,
+                        f"by mode, {access}, rights {rights:#x} at bit {shift}, user {user}",
+                        eg.mode_based_outcome(wanted, rights, far, user=user),
+                        code=eg.instruction(access, LINEAR, mode == "l64"),
+                        memory=eg.mode_based(shift, rights) | page | {eg.TARGET: tiny.VMCALL},
+                        secondary=eg.MODE_BASED,
+                    )
+    # Without paging all linear addresses are those of user mode.
+    code = bytes.fromhex("b8") + pack("<I", FAR[12]) + bytes.fromhex("ffe0")
+    for rights in (7, eg.USER | 1):
+        ran = (VMCALL, 0, 0, 0)
+        told = LINEAR_VALID | TRANSLATED | 7 << 3 | 4
+        yield Row(
+            "p32",
+            f"by mode, without paging, rights {rights:#x}",
+            (VIOLATION, told, FAR[12], FAR[12]) if rights == 7 else ran,
+            code=code,
+            memory=eg.mode_based(12, rights) | {eg.TARGET: tiny.VMCALL},
+            fields={"GUEST_CR0": 0x31},
+            secondary=eg.MODE_BASED | eg.UNRESTRICTED,
+        )
+
+
 ROWS = [
     *unrestricted(),
     *pointers(),
@@ -416,21 +448,27 @@ ROWS = [
     *walks(),
     *misconfigurations(),
     *large_pages(),
+    *mode_based(),
     *deliveries(),
 ]
-BY_MODE = {mode: [row for row in ROWS if row.mode == mode] for mode in MODES}
 
 
-def plain(mode: str) -> Tiny:
+def of(mode: str, mode_based: int = 0) -> list[Row]:
+    """The rows of a boot."""
+    return [row for row in ROWS if (row.mode, row.secondary & eg.MODE_BASED) == (mode, mode_based)]
+
+
+def plain(mode: str, mode_based: int) -> Tiny:
     """A guest whose physical addresses are what they seem."""
-    return Row(mode, "", (0, 0, 0, 0)).guest
+    memory = eg.mode_based(12, 7 | eg.USER) if mode_based else {}
+    return Row(mode, "", (0, 0, 0, 0), memory=memory).guest
 
 
 @cache
-def exits(mode: str) -> dict[str, Exit]:
+def exits(mode: str, mode_based: int) -> dict[str, Exit]:
     """By name of the row."""
-    rows = BY_MODE[mode]
-    found = guests.run(64, mode, (row.case for row in rows), plain(mode))
+    rows = of(mode, mode_based)
+    found = guests.run(64, mode, (row.case for row in rows), plain(mode, mode_based))
     return {row.name: done for row, done in zip(rows, found, strict=True)}
 
 
@@ -446,7 +484,7 @@ def told(done: Exit) -> Wanted:
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=f"{row.mode}-{row.name}") for row in ROWS])
 def test_exit(row: Row) -> None:
-    done = exits(row.mode)[row.name]
+    done = exits(row.mode, row.secondary & eg.MODE_BASED)[row.name]
     assert done.verdict == "exit", done
     assert told(done) == row.wanted, done
     assert done.idt_vectoring == row.event
@@ -454,5 +492,6 @@ def test_exit(row: Row) -> None:
 
 
 def test_no_row_has_the_name_of_another() -> None:
-    for rows in BY_MODE.values():
+    for mode in MODES:
+        rows = [row for row in ROWS if row.mode == mode]
         assert len({row.name for row in rows}) == len(rows)

@@ -182,6 +182,7 @@ CONTROLS = [
         Row(check, {**SHADOWING, name: 0x1000}, tuple({**SHADOWING, name: a} for a in (8, WIDE)))
         for check, name in ((127, "VMREAD_BITMAP_ADDRESS"), (128, "VMWRITE_BITMAP_ADDRESS"))
     ),
+    Row(129, {**EPT, SECONDARY: on(1, 22)}, ({**EPT, SECONDARY: on(22)},)),
     Row(201, {EXIT: on(12, 15, 30)}, ({EXIT: off(0)}, {EXIT: on(28)}, {EXIT: on(31)})),
     Row(
         202,

@@ -76,10 +76,9 @@ class Suspect:
 class Diagnosis:
     """Everything that the checks found.
 
-    `findings` are in the order to read them: the first of each group, then the others, and before
-    all the first about the suspect;
-    `unchecked` maps what the dump does not tell to how many checks need it; `notes` say what may
-    be wrong on some processors.
+    `findings` are in the order to read them: the first about the suspect, the first of each group,
+    the others. `unchecked` maps what the dump does not tell to how many checks need it. `notes` say
+    what may be wrong on some processors.
     """
 
     patient: Patient

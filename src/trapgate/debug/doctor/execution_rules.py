@@ -5,7 +5,6 @@ from collections.abc import Callable
 from trapgate.debug.doctor.bits import (
     ENTRY_LOAD_RTIT_CTL,
     EXIT_CLEAR_RTIT_CTL,
-    SECONDARY_MODE_BASED_EXECUTE,
     SECONDARY_PASID_TRANSLATION,
     SECONDARY_PT_GUEST_PHYSICAL,
     SECONDARY_SUB_PAGE_WRITE,
@@ -23,9 +22,9 @@ from trapgate.debug.doctor.rules import (
     Group,
     Rule,
     aligned,
-    entry,
+    entry_has,
     ept,
-    leave,
+    exit_has,
     needs,
     primary,
     secondary,
@@ -236,7 +235,7 @@ EXECUTION = Group(
             (_EXIT, _PIN),
             '"acknowledge interrupt on exit" must be 1 if "process posted interrupts" is 1',
             _posted,
-            lambda p: leave(p, ct.EXIT_ACKNOWLEDGE_INTERRUPT),
+            lambda p: exit_has(p, ct.EXIT_ACKNOWLEDGE_INTERRUPT),
             "posted interrupts were switched on without the VM-exit control that goes with them",
         ),
         Rule(
@@ -304,7 +303,7 @@ EXECUTION = Group(
             "mode-based-execute-without-ept",
             (_SECONDARY,),
             '"enable EPT" must be 1 if "mode-based execute control for EPT" is 1',
-            _bit(secondary, SECONDARY_MODE_BASED_EXECUTE),
+            _bit(secondary, ct.SECONDARY_MODE_BASED_EXECUTE),
             ept,
             _EPT_OFF,
         ),
@@ -382,7 +381,7 @@ EXECUTION = Group(
             '"load IA32_RTIT_CTL" and "clear IA32_RTIT_CTL" must both be 1 if "Intel PT uses '
             'guest physical addresses" is 1',
             _bit(secondary, SECONDARY_PT_GUEST_PHYSICAL),
-            lambda p: entry(p, ENTRY_LOAD_RTIT_CTL) and leave(p, EXIT_CLEAR_RTIT_CTL),
+            lambda p: entry_has(p, ENTRY_LOAD_RTIT_CTL) and exit_has(p, EXIT_CLEAR_RTIT_CTL),
             "the three controls of Intel PT go together, and one was set alone",
         ),
         Rule(

@@ -16,7 +16,7 @@ from trapgate.debug.doctor.rules import (
     Group,
     Rule,
     canonical,
-    entry,
+    entry_has,
     fred,
     in_64_bit_mode,
     linear_width,
@@ -37,11 +37,11 @@ _RFLAGS_RESERVED = ~0x3FFFFF & _ALL_ONES | st.RFLAGS_RESERVED_LOW
 
 
 def _loads_debug(p: Patient) -> bool:
-    return entry(p, ct.ENTRY_LOAD_DEBUG_CONTROLS)
+    return entry_has(p, ct.ENTRY_LOAD_DEBUG_CONTROLS)
 
 
 def _efer(p: Patient) -> bool:
-    return entry(p, ct.ENTRY_LOAD_EFER)
+    return entry_has(p, ct.ENTRY_LOAD_EFER)
 
 
 REGISTERS = Group(
@@ -142,18 +142,24 @@ REGISTERS = Group(
             "guest-bndcfgs",
             ("GUEST_IA32_BNDCFGS", _ENTRY),
             'bits 11:2 must be 0 if "load IA32_BNDCFGS" is 1',
-            lambda p, cpu: not entry(p, ENTRY_LOAD_BNDCFGS) or p["GUEST_IA32_BNDCFGS"] & 0xFFC == 0,
+            lambda p, cpu: (
+                not entry_has(p, ENTRY_LOAD_BNDCFGS) or p["GUEST_IA32_BNDCFGS"] & 0xFFC == 0
+            ),
             "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & ~0xFFC,
         ),
         canonical(
-            "guest-bndcfgs-base", "GUEST_IA32_BNDCFGS", lambda p: entry(p, ENTRY_LOAD_BNDCFGS)
+            "guest-bndcfgs-base",
+            "GUEST_IA32_BNDCFGS",
+            lambda p: entry_has(p, ENTRY_LOAD_BNDCFGS),
         ),
         Rule(
             "guest-rtit-ctl",
             ("GUEST_IA32_RTIT_CTL", _ENTRY),
             'bits 63:59 must be 0 if "load IA32_RTIT_CTL" is 1',
-            lambda p, cpu: not entry(p, ENTRY_LOAD_RTIT_CTL) or p["GUEST_IA32_RTIT_CTL"] >> 59 == 0,
+            lambda p, cpu: (
+                not entry_has(p, ENTRY_LOAD_RTIT_CTL) or p["GUEST_IA32_RTIT_CTL"] >> 59 == 0
+            ),
             "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & ((1 << 59) - 1),
         ),
@@ -162,7 +168,7 @@ REGISTERS = Group(
             ("GUEST_IA32_LBR_CTL", _ENTRY),
             'bits 63:23 and 15:4 must be 0 if "load guest IA32_LBR_CTL" is 1',
             lambda p, cpu: (
-                not entry(p, ENTRY_LOAD_LBR_CTL) or p["GUEST_IA32_LBR_CTL"] & ~0x7F000F == 0
+                not entry_has(p, ENTRY_LOAD_LBR_CTL) or p["GUEST_IA32_LBR_CTL"] & ~0x7F000F == 0
             ),
             "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & 0x7F000F,
@@ -171,7 +177,7 @@ REGISTERS = Group(
             "guest-uinv",
             ("GUEST_UINV", _ENTRY),
             'bits 15:8 must be 0 if "load UINV" is 1',
-            lambda p, cpu: not entry(p, ENTRY_LOAD_UINV) or p["GUEST_UINV"] < 256,
+            lambda p, cpu: not entry_has(p, ENTRY_LOAD_UINV) or p["GUEST_UINV"] < 256,
             "a value that WRMSR would have refused was stored unchecked",
             lambda value, cpu: value & 0xFF,
         ),
@@ -242,7 +248,7 @@ RIP = Group(
             ("GUEST_SSP", _ENTRY, "GUEST_CS_ACCESS_RIGHTS"),
             "bits 63:32 must be 0 outside 64-bit mode if CET is loaded",
             lambda p, cpu: (
-                not entry(p, ENTRY_LOAD_CET) or p["GUEST_SSP"] >> 32 == 0 or in_64_bit_mode(p)
+                not entry_has(p, ENTRY_LOAD_CET) or p["GUEST_SSP"] >> 32 == 0 or in_64_bit_mode(p)
             ),
             "the shadow stack of 64-bit code stayed when the mode changed",
             lambda value, cpu: value & 0xFFFF_FFFF,

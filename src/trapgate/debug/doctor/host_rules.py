@@ -4,7 +4,7 @@ from trapgate.debug.doctor.bits import EXIT_LOAD_CET
 from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.register_rules import registers
-from trapgate.debug.doctor.rules import HOST_FAILS, Group, Rule, canonical, leave, long_guest
+from trapgate.debug.doctor.rules import HOST_FAILS, Group, Rule, canonical, exit_has, long_guest
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
 
@@ -14,11 +14,11 @@ _BOTH = st.EFER_LMA | st.EFER_LME
 
 def long_host(p: Patient) -> bool:
     """Whether "host address-space size" is 1."""
-    return leave(p, ct.EXIT_HOST_ADDRESS_SPACE_SIZE)
+    return exit_has(p, ct.EXIT_HOST_ADDRESS_SPACE_SIZE)
 
 
 def _efer_mode(p: Patient, cpu: ForeignProcessor) -> bool:
-    if not leave(p, ct.EXIT_LOAD_EFER):
+    if not exit_has(p, ct.EXIT_LOAD_EFER):
         return True
     return p["HOST_IA32_EFER"] & _BOTH == (_BOTH if long_host(p) else 0)
 
@@ -33,7 +33,7 @@ REGISTERS = Group(
             ("HOST_IA32_EFER", _EXIT),
             "only SCE, LME, LMA and NXE (bits 0, 8, 10, 11) exist",
             lambda p, cpu: (
-                not leave(p, ct.EXIT_LOAD_EFER) or p["HOST_IA32_EFER"] & ~st.EFER_DEFINED == 0
+                not exit_has(p, ct.EXIT_LOAD_EFER) or p["HOST_IA32_EFER"] & ~st.EFER_DEFINED == 0
             ),
             "the field was never written, or holds the guest's EFER",
             lambda value, cpu: value & st.EFER_DEFINED,
@@ -134,7 +134,9 @@ ADDRESS_SPACE = Group(
             "host-ssp-high",
             ("HOST_SSP", _EXIT),
             'bits 63:32 must be 0 if "host address-space size" is 0 and CET is loaded',
-            lambda p, cpu: not leave(p, EXIT_LOAD_CET) or long_host(p) or p["HOST_SSP"] >> 32 == 0,
+            lambda p, cpu: (
+                not exit_has(p, EXIT_LOAD_CET) or long_host(p) or p["HOST_SSP"] >> 32 == 0
+            ),
             "SSP is that of a 64-bit host, and the VM-exit control says 32 bits",
             lambda value, cpu: value & 0xFFFF_FFFF,
         ),

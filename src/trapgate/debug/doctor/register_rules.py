@@ -17,10 +17,10 @@ from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import (
     Rule,
     canonical,
-    entry,
-    leave,
-    leave_second,
+    entry_has,
+    exit_has,
     long_guest,
+    secondary_exit_has,
     unrestricted,
 )
 from trapgate.sdm import controls as ct
@@ -69,10 +69,10 @@ def registers(side: str) -> tuple[Rule, ...]:
     cr0, cr3, cr4 = (f"{side}_CR{n}" for n in (0, 3, 4))
 
     def loads(entry_bit: int, exit_bit: int) -> Callable[[Patient], bool]:
-        return lambda p: entry(p, entry_bit) if guest else leave(p, exit_bit)
+        return lambda p: entry_has(p, entry_bit) if guest else exit_has(p, exit_bit)
 
     def loads_second(entry_bit: int, exit_bit: int) -> Callable[[Patient], bool]:
-        return lambda p: entry(p, entry_bit) if guest else leave_second(p, exit_bit)
+        return lambda p: entry_has(p, entry_bit) if guest else secondary_exit_has(p, exit_bit)
 
     def masking(p: Patient) -> int:
         # Processors differ; the SDM, "Linear-Address Masking".
@@ -98,7 +98,7 @@ def registers(side: str) -> tuple[Rule, ...]:
     )
 
     def legacy(p: Patient) -> bool:
-        return not (long_guest(p) if guest else leave(p, ct.EXIT_HOST_ADDRESS_SPACE_SIZE))
+        return not (long_guest(p) if guest else exit_has(p, ct.EXIT_HOST_ADDRESS_SPACE_SIZE))
 
     perf_field, pat_field = f"{side}_IA32_PERF_GLOBAL_CTRL", f"{side}_IA32_PAT"
     s_cet, ssp = f"{side}_IA32_S_CET", f"{side}_SSP"

@@ -22,9 +22,9 @@ Mend = Callable[[int, ForeignProcessor], int]
 class Rule:
     """One check of the SDM's.
 
-    `name` stays the same from version to version; `fields` are those it looks at, the one at fault
-    first; `says` is the rule in words that follow the field's name; `cause` where such a value
-    usually comes from; `mend` makes a right value of the first field's.
+    `name` stays the same from version to version. `fields` are those it looks at, the one at fault
+    first. `says` is the rule in words that follow the field's name, and `cause` says where such a
+    value usually comes from. `mend` makes a right value of the first field's.
     """
 
     name: str
@@ -80,19 +80,19 @@ def ept(p: Patient) -> bool:
     return bool(secondary(p) & ct.SECONDARY_EPT)
 
 
-def entry(p: Patient, bit: int) -> bool:
+def entry_has(p: Patient, bit: int) -> bool:
     """Whether a VM-entry control is 1."""
     return bool(p["VM_ENTRY_CONTROLS"] & bit)
 
 
-def leave(p: Patient, bit: int) -> bool:
+def exit_has(p: Patient, bit: int) -> bool:
     """Whether a VM-exit control is 1."""
     return bool(p["VM_EXIT_CONTROLS"] & bit)
 
 
-def leave_second(p: Patient, bit: int) -> bool:
+def secondary_exit_has(p: Patient, bit: int) -> bool:
     """Whether a secondary VM-exit control is 1: never, unless they are activated."""
-    return leave(p, EXIT_SECONDARY_CONTROLS) and bool(p["SECONDARY_VM_EXIT_CONTROLS"] & bit)
+    return exit_has(p, EXIT_SECONDARY_CONTROLS) and bool(p["SECONDARY_VM_EXIT_CONTROLS"] & bit)
 
 
 def fred(p: Patient) -> bool:
@@ -107,7 +107,7 @@ def in_64_bit_mode(p: Patient) -> bool:
 
 def long_guest(p: Patient) -> bool:
     """Whether "IA-32e mode guest" is 1."""
-    return entry(p, ct.ENTRY_IA32E_MODE_GUEST)
+    return entry_has(p, ct.ENTRY_IA32E_MODE_GUEST)
 
 
 def linear_width(p: Patient, cpu: ForeignProcessor) -> int:

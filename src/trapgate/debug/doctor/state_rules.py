@@ -6,7 +6,7 @@ from trapgate.debug.doctor.rules import (
     GUEST_FAILS,
     Group,
     Rule,
-    entry,
+    entry_has,
     ept,
     fred,
     long_guest,
@@ -116,7 +116,7 @@ STATE = Group(
             (_ACTIVITY, _ENTRY),
             'must not be wait-for-SIPI if "entry to SMM" is 1',
             lambda p, cpu: (
-                p[_ACTIVITY] != st.ACTIVITY_WAIT_FOR_SIPI or not entry(p, ct.ENTRY_ENTRY_TO_SMM)
+                p[_ACTIVITY] != st.ACTIVITY_WAIT_FOR_SIPI or not entry_has(p, ct.ENTRY_ENTRY_TO_SMM)
             ),
             "the VMCS of a monitor in SMM was changed by half",
             lambda value, cpu: 0,
@@ -181,7 +181,9 @@ STATE = Group(
             "blocking-smi",
             (_BLOCKING, _ENTRY),
             "blocking by SMI (bit 2) must be 0 outside SMM",
-            lambda p, cpu: not p[_BLOCKING] & st.BLOCKING_BY_SMI or entry(p, ct.ENTRY_ENTRY_TO_SMM),
+            lambda p, cpu: (
+                not p[_BLOCKING] & st.BLOCKING_BY_SMI or entry_has(p, ct.ENTRY_ENTRY_TO_SMM)
+            ),
             "SMM is emulated, and what the guest shall see was put into the VMCS",
             lambda value, cpu: value & ~st.BLOCKING_BY_SMI,
         ),
@@ -190,7 +192,7 @@ STATE = Group(
             (_BLOCKING, _ENTRY),
             'blocking by SMI (bit 2) must be 1 if "entry to SMM" is 1',
             lambda p, cpu: (
-                bool(p[_BLOCKING] & st.BLOCKING_BY_SMI) or not entry(p, ct.ENTRY_ENTRY_TO_SMM)
+                bool(p[_BLOCKING] & st.BLOCKING_BY_SMI) or not entry_has(p, ct.ENTRY_ENTRY_TO_SMM)
             ),
             "the VMCS of a monitor in SMM was changed by half",
             lambda value, cpu: value | st.BLOCKING_BY_SMI,

@@ -8,8 +8,8 @@ from trapgate.debug.doctor.rules import (
     CONTROLS_FAIL,
     Group,
     Rule,
-    entry,
-    leave,
+    entry_has,
+    exit_has,
     needs,
     unrestricted,
 )
@@ -75,7 +75,7 @@ EXIT = Group(
             "save-timer-without-timer",
             (_EXIT, _PIN),
             '"save VMX-preemption timer value" must be 0 if "activate VMX-preemption timer" is 0',
-            lambda p: leave(p, ct.EXIT_SAVE_PREEMPTION_TIMER),
+            lambda p: exit_has(p, ct.EXIT_SAVE_PREEMPTION_TIMER),
             lambda p: bool(p[_PIN] & ct.PIN_PREEMPTION_TIMER),
             "the timer was switched off in the pin-based controls alone",
         ),
@@ -84,7 +84,7 @@ EXIT = Group(
             ("SECONDARY_VM_EXIT_CONTROLS", _EXIT),
             "must have no bit that IA32_VMX_EXIT_CTLS2 does not allow",
             lambda p, cpu: (
-                not leave(p, EXIT_SECONDARY_CONTROLS)
+                not exit_has(p, EXIT_SECONDARY_CONTROLS)
                 or not p["SECONDARY_VM_EXIT_CONTROLS"] & ~cpu.msrs.get(MSR_VMX_EXIT_CTLS2, _ALL)
             ),
             "bits were set without a look at the capability MSR",
@@ -160,7 +160,9 @@ ENTRY = Group(
             "entry-to-smm-outside",
             (_ENTRY,),
             '"entry to SMM" and "deactivate dual-monitor treatment" must be 0 outside SMM',
-            lambda p, cpu: not entry(p, ct.ENTRY_ENTRY_TO_SMM | ct.ENTRY_DEACTIVATE_DUAL_MONITOR),
+            lambda p, cpu: (
+                not entry_has(p, ct.ENTRY_ENTRY_TO_SMM | ct.ENTRY_DEACTIVATE_DUAL_MONITOR)
+            ),
             "the controls were set to all that the capability MSR allows",
             lambda value, cpu: value & ~(ct.ENTRY_ENTRY_TO_SMM | ct.ENTRY_DEACTIVATE_DUAL_MONITOR),
         ),

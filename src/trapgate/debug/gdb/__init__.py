@@ -1,9 +1,9 @@
 """gdb's remote protocol for running machines, each with a VMM around its own (`debuggee`).
 
-`server` listens, `packets` cuts the stream into packets, `target` has the registers and their
-description, `threads` says who runs, `commands` answers `monitor`, `catches` knows what stops the
-guest before it takes effect, `stops` whatever else stops it, `past` has its snapshots, `reverse`
-goes back to them, and `debugger` answers the rest.
+`server` listens, `packets` cuts the stream into packets, and `debugger` answers them: with
+`target` (registers and their description), `threads` and `commands` (`monitor`). A guest is
+stopped by `catches`, before an event takes effect, or by `stops`. For reverse execution `past` has
+the snapshots, and `reverse` goes back to them.
 """
 
 from trapgate.debug.gdb.debugger import Debugger

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from trapgate.debug.postmortem.instruction import decoded
 from trapgate.debug.postmortem.view import Step, view_of
-from trapgate.decision.conditions import Names, parse, rules_for
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import Names, parse
 from trapgate.decision.criteria_rules import Action as RuleAction
 from trapgate.decision.criteria_rules import Rule, encode
 from trapgate.decision.faults import Interruption

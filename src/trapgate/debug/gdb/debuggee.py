@@ -6,7 +6,7 @@ from typing import Protocol
 
 from trapgate.debug.gdb.catches import Pending
 from trapgate.debug.gdb.past import Moment, Past
-from trapgate.debug.gdb.reverse import BrokenOffError, NoWayBackError, Reverse
+from trapgate.debug.gdb.reverse import NoWayBackError, Reverse, SearchInterruptedError
 from trapgate.debug.gdb.stops import INTERRUPT, STEPPED, Stopped, Stops
 from trapgate.debug.postmortem.view import view_of
 from trapgate.decision.conditions import Names
@@ -33,7 +33,7 @@ class Waiter(Protocol):
     def attached(self) -> bool:
         """Whether a gdb is there."""
 
-    def heed(self, debuggee: Debuggee) -> None:
+    def handle_interrupt(self, debuggee: Debuggee) -> None:
         """Something came from gdb while this machine ran."""
 
     def stop(self, debuggee: Debuggee, why: Stopped) -> None:
@@ -61,9 +61,9 @@ class Debuggee(Vmm):
         self._before: Moment | None = None
         vm.vmm = self
 
-    def does_the_usual(self, reason: ExitReason) -> bool:
+    def has_default_handler(self, reason: ExitReason) -> bool:
         """As the VMM before, unless gdb looks at exits."""
-        return self._inner.does_the_usual(reason) and not self.stops.looks_at_exits
+        return self._inner.has_default_handler(reason) and not self.stops.looks_at_exits
 
     def handle(self, vmexit: VmExit, vm: Platform) -> Action:
         """What the machine's own VMM wants, after whatever gdb wanted."""
@@ -96,7 +96,7 @@ class Debuggee(Vmm):
             self.past.changes(self._before)
         action = action or self._inner.handle(vmexit, vm)
         if isinstance(action, Inject) and catches.injections and not self.stops.stepping:
-            self._meet(Stopped(words=f"about to inject {action.event}"))
+            self._stop_and_wait(Stopped(words=f"about to inject {action.event}"))
             if self._has_moved():
                 return Moved()
         self.stops.carried_out(vmexit, action)
@@ -113,11 +113,11 @@ class Debuggee(Vmm):
         if vmexit.reason is ExitReason.TRIPLE_FAULT and not self._waiter.attached:
             return
         if why is not None:
-            self._meet(why)
+            self._stop_and_wait(why)
         elif self._waiter.attention and not self._reverse.searching:
-            self._waiter.heed(self)
+            self._waiter.handle_interrupt(self)
 
-    def _meet(self, why: Stopped) -> None:
+    def _stop_and_wait(self, why: Stopped) -> None:
         """There is a reason to stop: do, but on the way to somewhere else."""
         if not self._reverse.passes(why):
             self._waiter.stop(self, self._reverse.arrival(why))
@@ -147,7 +147,7 @@ class Debuggee(Vmm):
                 return None
         except NoWayBackError as error:
             why = Stopped(detail="replaylog:begin;", words=str(error))
-        except BrokenOffError:
+        except SearchInterruptedError:
             why = Stopped(INTERRUPT)
         finally:
             self._moved |= self.past.restored

@@ -145,7 +145,7 @@ class Debugger:
             return INTERRUPT in waiting or wire.GONE in waiting
         return False
 
-    def heed(self, debuggee: Debuggee) -> None:
+    def handle_interrupt(self, debuggee: Debuggee) -> None:
         """Something came from gdb while a machine ran: Ctrl-C, a first packet, or its end."""
         self._at = debuggee
         self.attention = False

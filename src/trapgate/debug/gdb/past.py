@@ -42,7 +42,7 @@ class Moment:
 
 
 @dataclass(slots=True)
-class Kept:
+class KeptSnapshot:
     """A snapshot at a `moment`, and what had been given away by then.
 
     The run before it came as far as `reached`: another moment only if gdb `changed` something.
@@ -71,7 +71,7 @@ class _Typed:
     waited: bool
 
 
-class Recorded(Console):
+class RecordedConsole(Console):
     """A console whose keys are remembered, and whose output is shown once."""
 
     def __init__(self, inner: Console, past: Past) -> None:
@@ -130,7 +130,7 @@ class Past:
     """The past of `vm`, from `begin` to `end`."""
 
     vm: VirtualMachine
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[KeptSnapshot] = field(default_factory=list)
     due: int = NEVER
     """When the next snapshot is, in virtual time."""
     why_not: str = ""
@@ -175,8 +175,8 @@ class Past:
         self._recording = True
         self._begun = self._last = time.process_time()
         self._spent = 0.0
-        if self.vm.console is not None and not isinstance(self.vm.console, Recorded):
-            self.vm.console = Recorded(self.vm.console, self)
+        if self.vm.console is not None and not isinstance(self.vm.console, RecordedConsole):
+            self.vm.console = RecordedConsole(self.vm.console, self)
         processor = self.vm.processor
         sink = processor.sink
         if sink is not None:
@@ -280,7 +280,7 @@ class Past:
         numbers = (n for n, one in enumerate(self.kept) if one.time < now or n <= self._from)
         return max(numbers, default=-1)
 
-    def restore(self, kept: Kept, number: int) -> None:
+    def restore(self, kept: KeptSnapshot, number: int) -> None:
         """Let the machine be at a snapshot between the one of that number and the next."""
         self.restored = True
         self.vm.restore(kept.snapshot)
@@ -290,13 +290,13 @@ class Past:
             if not one.waited:
                 self._schedule(one)
 
-    def here(self) -> Kept:
+    def here(self) -> KeptSnapshot:
         """The machine as it stands, to come back to soon."""
         moment = self.moment()
         given = self._again, self._emitted, self._rows
-        return Kept(self.vm.snapshot(), moment, moment, False, *given)
+        return KeptSnapshot(self.vm.snapshot(), moment, moment, False, *given)
 
-    def insert(self, number: int) -> Kept:
+    def insert(self, number: int) -> KeptSnapshot:
         """Keep the present under that number."""
         kept = self.here()
         if len(self.kept) < 2 * _MOST:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from trapgate.debug.gdb.past import NEVER, Kept, Moment, Past
+from trapgate.debug.gdb.past import NEVER, KeptSnapshot, Moment, Past
 from trapgate.debug.gdb.stops import STEPPED, Stopped, Stops
 from trapgate.errors import TrapgateError
 from trapgate.paging.memory import WRITTEN_PAGE
@@ -29,7 +29,7 @@ class NoWayBackError(TrapgateError):
     """The machine cannot go back from where it stands; the message says why."""
 
 
-class BrokenOffError(TrapgateError):
+class SearchInterruptedError(TrapgateError):
     """gdb wanted the search to end; the machine stands somewhere in its past."""
 
 
@@ -71,7 +71,7 @@ class Reverse:
         self._steps = False
         self._broken_off = False
         self._arrival: Stopped | None = None
-        self._start: tuple[Kept, int]
+        self._start: tuple[KeptSnapshot, int]
 
     # On the way.
 
@@ -181,7 +181,7 @@ class Reverse:
 
     # Looking for it.
 
-    def _arm(self, start: Kept, number: int, *, step: bool, watch: bool = True) -> None:
+    def _arm(self, start: KeptSnapshot, number: int, *, step: bool, watch: bool = True) -> None:
         """Let the machine be at a snapshot, ready to be stopped."""
         self._start = start, number
         self._past.restore(start, number)
@@ -202,7 +202,7 @@ class Reverse:
         if self._broken_off:
             self._broken_off = False
             self._arm(*self._start, step=False, watch=False)
-            raise BrokenOffError("")
+            raise SearchInterruptedError("")
         return search
 
     def _run(self, until: int) -> int:
@@ -210,13 +210,19 @@ class Reverse:
         return self._advance(until, _Search(_NO_MOMENT, steps=False, including=False)).count
 
     def _count(
-        self, start: Kept, number: int, until: Moment, *, steps: bool, including: bool = False
+        self,
+        start: KeptSnapshot,
+        number: int,
+        until: Moment,
+        *,
+        steps: bool,
+        including: bool = False,
     ) -> _Search:
         """How many stops there are from a snapshot to a moment."""
         self._arm(start, number, step=steps)
         return self._advance(until.time + 1, _Search(until, steps, including))
 
-    def _close_to(self, number: int, until: Moment) -> Kept:
+    def _close_to(self, number: int, until: Moment) -> KeptSnapshot:
         """A snapshot a few instructions before a moment, if there are as many since that one."""
         start = self._past.kept[number]
         for distance in (_NEAR, _CLOSE):
@@ -226,7 +232,7 @@ class Reverse:
                 start = self._past.insert(number + 1) if distance == _NEAR else self._past.here()
         return start
 
-    def _runs_close(self, start: Kept, number: int, until: int, distance: int) -> bool:
+    def _runs_close(self, start: KeptSnapshot, number: int, until: int, distance: int) -> bool:
         """Run from a snapshot to `distance` before `until`; False if there is no such moment.
 
         While the guest halts the clock jumps, and the moment wanted is the last one before that.
@@ -246,13 +252,13 @@ class Reverse:
         return low > start.time and reaches(low)
 
     def _last(
-        self, start: Kept, number: int, until: Moment, *, including: bool
-    ) -> tuple[Kept, _Search] | None:
+        self, start: KeptSnapshot, number: int, until: Moment, *, including: bool
+    ) -> tuple[KeptSnapshot, _Search] | None:
         """From where to pass how many stops to come to the last one; None if there is none."""
         if not self._stops.only_writes or until.time - start.time <= _SHORT:
             search = self._count(start, number, until, steps=False, including=including)
             return (start, search) if search.count else None
-        parts: list[tuple[Kept, Moment]] = []
+        parts: list[tuple[KeptSnapshot, Moment]] = []
         self._past.restore(start, number)
         length = max(-(-(until.time - start.time) // _PARTS), 1)
         while self._vm.processor.time < until.time:

@@ -135,7 +135,7 @@ class Stops:
         self._watching = not step and watch and bool(self.data)
         self._set_trap(on=step or self._watching or self.catches.stepping)
         if self._watching:
-            self._foresee()
+            self._note_accesses()
         self._engine.set_breakpoints(self.code)
         self._engine.pass_breakpoint(view_of(self._vm).code_address if passing else _NOWHERE)
 
@@ -167,7 +167,7 @@ class Stops:
         if self._met:
             self._engine.pass_breakpoint(view_of(self._vm).code_address)
         if self._watching and vmexit.reason is ExitReason.MONITOR_TRAP_FLAG:
-            self._foresee()
+            self._note_accesses()
 
     def carried_out(self, vmexit: VmExit, action: Action) -> None:
         """`action` is what becomes of the exit, while instructions are counted one by one.
@@ -194,7 +194,7 @@ class Stops:
 
     # Watchpoints: one instruction at a time, with a look at what it is about to access.
 
-    def _foresee(self) -> None:
+    def _note_accesses(self) -> None:
         guest = Operand(self._vm.processor, self._vm.vmcs.cells)
         self._accesses = list(accesses_of(guest, guest.decode()))
 

@@ -103,7 +103,7 @@ def _triple_fault(vm: VirtualMachine, view: View, names: at.Namer) -> PostMortem
     why = next((tried.wrong for tried in attempts if tried.wrong), "")
     first = event_words(chain[0].vector, chain[0].kind, chain[0].code)
     headline = f"{first}, and it could not be delivered: {why}" if why else first
-    return _made(vm, view, names, "triple fault", headline, scenes, before, remedies(facts))
+    return _post_mortem(vm, view, names, "triple fault", headline, scenes, before, remedies(facts))
 
 
 def _title(chain: tuple[Fault, ...], number: int) -> str:
@@ -185,7 +185,7 @@ def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str)
     causes = tuple(dict.fromkeys(finding.rule.cause for finding in found))
     _, before = faults_of(vm)
     told = message.removeprefix("VM entry failed: ")
-    return _made(vm, view, names, "VM entry failed", told, scenes, before, causes[:2])
+    return _post_mortem(vm, view, names, "VM entry failed", told, scenes, before, causes[:2])
 
 
 def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> PostMortem:
@@ -218,7 +218,7 @@ def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> Po
             "output; if the "
             "guest meant to wait, it needs STI before HLT"
         )
-    return _made(vm, view, names, "halted", message, scenes, events, (remedy,))
+    return _post_mortem(vm, view, names, "halted", message, scenes, events, (remedy,))
 
 
 def _stopped(vm: VirtualMachine, view: View, names: at.Namer, end: str, message: str) -> PostMortem:
@@ -233,10 +233,10 @@ def _stopped(vm: VirtualMachine, view: View, names: at.Namer, end: str, message:
                 "be mapped: let it take its memory from the map it was given, and write PTEs whole"
             ),
         )
-    return _made(vm, view, names, end, message, scenes, (*before, *chain)[-_BEFORE:], fixes)
+    return _post_mortem(vm, view, names, end, message, scenes, (*before, *chain)[-_BEFORE:], fixes)
 
 
-def _made(
+def _post_mortem(
     vm: VirtualMachine,
     view: View,
     names: at.Namer,

@@ -19,10 +19,9 @@ class Scene:
 class PostMortem:
     """How a guest came to its end.
 
-    `end` says what the end was, `headline` why in a sentence; `before` are the last events before
-    the first scene, `remedies` what probably helps, the likeliest first; `registers` the guest's by
-    name; `branches` the last that were taken, the latest last; `output` the last lines that it
-    wrote.
+    `end` says what the end was, and `headline` why, in a sentence. `before` are the last events
+    before the first scene. `remedies` probably help, the likeliest first. `registers` are the
+    guest's by name, `branches` those taken last (the latest last), `output` its last lines.
     """
 
     end: str

@@ -3,7 +3,7 @@
 Compiled only; Linux wheels. SDM, volume 1, "x87 FPU Floating-Point Exception Conditions": that is
 so of invalid operations, overflow and underflow; a result that is only inexact is stored. Neither
 are page faults and segment limits met then. So in place of the store that would follow the
-conversion translated code calls `on_x87_store`; nor is the register popped, see `x87_exceptions`.
+conversion translated code calls `on_x87_store`; nor is the register popped, see `x87.exceptions`.
 """
 
 from trapgate.compiler.dialect import Cells, core

@@ -60,16 +60,21 @@ class Event:
 class Counters:
     """What became of a foreign trace.
 
-    `lines` are those of a text, or records of a binary recording; `rows` were written.
-    `foreign` lines are not about the guest's events (other trace points, comments, register
-    dumps); `unreadable` ones name an event but lack its fields; `truncated` is 1 if the last
-    line has no end, or counts pages and records that are cut or damaged. `lost` counts
-    events that the recorder itself says it dropped, `gaps` how often it says so; `unpaired`
-    exits have no latency because no entry of their vCPU follows, or events were lost before
-    it; `vectorless` ones are exceptions of which the trace does not tell which; `backwards`
-    events are earlier than the one before of their thread; `untimed` ones have no time of
-    their own. `posted` are the interrupts of devices, by vCPU and vector, that go to the guest
-    without an exit. `remarks` say what else is odd about the recording, in words.
+    | count | of what |
+    |---|---|
+    | `lines` | lines of a text, or records of a binary recording |
+    | `rows` | rows that were written |
+    | `foreign` | lines about something else: other trace points, comments, register dumps |
+    | `unreadable` | lines that name an event but lack its fields |
+    | `truncated` | last lines without an end; pages and records that are cut or damaged |
+    | `lost` | events that the recorder says it dropped; `gaps`: how often it says so |
+    | `unpaired` | exits without a latency: no entry follows, or events were lost before it |
+    | `vectorless` | exceptions whose vector the trace does not tell |
+    | `backwards` | events that are earlier than the one before of their thread |
+    | `untimed` | events without a time |
+
+    `posted` are the interrupts of devices, by vCPU and vector, that reach the guest without an
+    exit. `remarks` say in words what else is odd about the recording.
     """
 
     lines: int = 0

@@ -152,9 +152,9 @@ class FloppyController(UntimedDevice):
             0x14: (1, self._set_lock),
             0x16: (9, self._verify),
         }
-        self._tell()
+        self._update_slots()
 
-    def _tell(self) -> None:
+    def _update_slots(self) -> None:
         """Say what the next look at the main status will find."""
         self._status_slot[polled.VALUE] = self._main_status()
 
@@ -170,7 +170,7 @@ class FloppyController(UntimedDevice):
             return self._main_status()
         if port == _FIFO:
             value = self._take()
-            self._tell()
+            self._update_slots()
             return value
         if port == _INPUT:
             drive = self._drive(self._output & 3)
@@ -192,7 +192,7 @@ class FloppyController(UntimedDevice):
             self._come_up()
         elif port == _FIFO and self._output & _NOT_RESET:
             self._put(value)
-        self._tell()
+        self._update_slots()
 
     def _main_status(self) -> int:
         if not self._output & _NOT_RESET:

@@ -161,9 +161,9 @@ class AtaChannel(UntimedDevice):
         self._line.set(asks)
         # Reading the status takes the interrupt back.
         self._status_slot[polled.KIND] = polled.ASK if asks else polled.LATCH
-        self._tell()
+        self._update_slots()
 
-    def _tell(self) -> None:
+    def _update_slots(self) -> None:
         """Say what the next look at the status will find."""
         status = 0 if self._drive is None else self._status
         self._status_slot[polled.VALUE] = self._alternate_slot[polled.VALUE] = status
@@ -224,7 +224,7 @@ class AtaChannel(UntimedDevice):
 
     def _finished(self) -> None:
         self._status &= ~_DATA_REQUEST
-        self._tell()
+        self._update_slots()
         following, self._next = self._next, None
         if following is not None:
             following()
@@ -281,7 +281,7 @@ class AtaChannel(UntimedDevice):
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Data, a register, a command, or the control register."""
         self._write(port - self._base, size, value)
-        self._tell()
+        self._update_slots()
 
     def _write(self, n: int, size: int, value: int) -> None:
         if n == 0:

@@ -21,7 +21,7 @@ class Receiver(Protocol):
         """The processor's priority, 8 bits."""
 
 
-class Ender(Protocol):
+class InterruptEnd(Protocol):
     """Who wants to know of the ends of level-triggered interrupts: the I/O APIC."""
 
     def end(self, vector: int) -> None:
@@ -33,7 +33,7 @@ class Interconnect:
 
     def __init__(self) -> None:
         self.receivers: tuple[Receiver, ...] = ()
-        self.enders: tuple[Ender, ...] = ()
+        self.enders: tuple[InterruptEnd, ...] = ()
 
     def add(self, receiver: Receiver) -> None:
         """One more local APIC."""

@@ -80,9 +80,9 @@ class KeyboardController(UntimedDevice):
         self._mouse_reports = False
         ports = PolledPorts() if ports is None else ports
         self._status = ports.slot(0x64, is_in=True, kind=polled.LATCH)
-        self._tell()
+        self._update_slots()
 
-    def _tell(self) -> None:
+    def _update_slots(self) -> None:
         """Say what the next read of the status will find."""
         status = _UNLOCKED | (self._memory[0] & _SYSTEM)
         if self._output:
@@ -242,7 +242,7 @@ class KeyboardController(UntimedDevice):
         enabled = self._memory[0]
         self._line.set(waiting and not mouse and bool(enabled & _KEYBOARD_INTERRUPT))
         self._mouse_line.set(mouse and bool(enabled & _MOUSE_INTERRUPT))
-        self._tell()
+        self._update_slots()
 
     def _reset(self, source: str) -> None:
         self._events.signal(MachineEvent(MachineEventKind.RESET, source))

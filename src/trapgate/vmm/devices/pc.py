@@ -200,9 +200,9 @@ class Pc(Wired):
         self.apic = self.apics[number]
         self.pending = self.apic.pending
         self.acknowledge = self.apic.acknowledge
-        self.tell()
+        self.update_slots()
 
-    def tell(self) -> None:
+    def update_slots(self) -> None:
         """Say what loads of the APIC's ID find: kernels ask for it all the time."""
         page = self.apic.page
         where = -1 if page is None else polled.load_from(page << 12 | ID << 4)
@@ -272,7 +272,7 @@ class Pc(Wired):
         if device is not None:
             device.write(address & 0xFFF, size, value, now)
             if device is self.apic:
-                self.tell()
+                self.update_slots()
 
     def _at(self, address: int) -> Device | None:
         page = address >> 12

@@ -56,7 +56,7 @@ class Channel:
     def _second_read(self, value: bool) -> None:
         self._slot[polled.READS] = value
 
-    def tell(self) -> None:
+    def update_slots(self) -> None:
         """Say what the next reads will find, as long as nothing but time changes it."""
         counts = self._loaded and self._held is None and self._next_reload is None
         plain = self.access == _BOTH and not self.bcd and self._status is None
@@ -167,7 +167,7 @@ class Channel:
         self._settle(tick)
         passed = self._passed(tick)
         modulus = 10_000 if self.bcd else 0x10000
-        value = polled.counted(self.mode, self._reload, passed)
+        value = polled.counter_value(self.mode, self._reload, passed)
         value %= modulus
         return _to_bcd(value) if self.bcd else value
 
@@ -273,13 +273,13 @@ class Pit8254:
     def read(self, port: int, size: int, now: int) -> int:
         """Read a counter or port 61h; the control port can't be read."""
         value = self._read(port, now)
-        self._tell(now)
+        self._update_slots(now)
         return value
 
-    def _tell(self, now: int) -> None:
+    def _update_slots(self, now: int) -> None:
         """Say what the next reads will find."""
         for channel in self.channels:
-            channel.tell()
+            channel.update_slots()
         tick = self._clock.ticks(now, PIT_HERTZ)
         out = self.channels[2].output(tick)
         self._speaker_slot[polled.VALUE] = self._speaker | out << 5
@@ -302,7 +302,7 @@ class Pit8254:
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Write a counter, a control word or port 61h."""
         self._write(port, value, now)
-        self._tell(now)
+        self._update_slots(now)
 
     def _write(self, port: int, value: int, now: int) -> None:
         tick = self._clock.ticks(now, PIT_HERTZ)

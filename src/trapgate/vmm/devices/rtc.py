@@ -69,7 +69,7 @@ class CmosRtc:
         self._cells[0x0B] = _HOURS_24
         self._cells[0x0D] = 0x80
         self._describe_memory(memory)
-        self._tell()
+        self._update_slots()
 
     @property
     def nmi_masked(self) -> bool:
@@ -80,7 +80,7 @@ class CmosRtc:
     def _index(self) -> int:
         return self._select[polled.VALUE] & 0x7F
 
-    def _tell(self) -> None:
+    def _update_slots(self) -> None:
         """Say what the next read of register A will find; of the seconds it is known when read."""
         self._update_slot[polled.START] = -1
         self._update_slot[polled.KIND] = polled.ASK if self._frozen is not None else polled.UPDATING
@@ -128,7 +128,7 @@ class CmosRtc:
             self._cells[index] = value
         if index in (_SECONDS_ALARM, _MINUTES_ALARM, _HOURS_ALARM):
             self._plan_alarm(now)
-        self._tell()
+        self._update_slots()
 
     @property
     def alarm(self) -> int | None:
@@ -155,7 +155,7 @@ class CmosRtc:
         cells, self._offset = kept
         self._cells[:] = cells
         self._cells[0x0B] &= ~(_PERIODIC | _ALARM | _UPDATE)
-        self._tell()
+        self._update_slots()
 
     def next_deadline(self, now: int) -> int | None:
         """When the next enabled interrupt comes; flags nobody waits for need no wake-up."""

@@ -78,9 +78,9 @@ class Uart16550:
         self._status = ports.slot(base + 5, is_in=True)
         self._sender = ports.slot(base, is_in=False)
         self._sender[polled.PARTNER] = self._status.number
-        self.tell()
+        self.update_slots()
 
-    def tell(self) -> None:
+    def update_slots(self) -> None:
         """Say what the next accesses will find."""
         reloads = self.incoming and not self._fifo
         self._status[polled.VALUE] = _TRANSMITTER_EMPTY | (_DATA_READY if self._fifo else 0)
@@ -103,7 +103,7 @@ class Uart16550:
     def receive(self, data: bytes) -> None:
         """Queue bytes from the other end; the guest gets them when it listens."""
         self.incoming.extend(data)
-        self.tell()
+        self.update_slots()
 
     @property
     def baud(self) -> int:
@@ -113,7 +113,7 @@ class Uart16550:
     def read(self, port: int, size: int, now: int) -> int:
         """Read one of the eight registers."""
         value = self._read(port, now)
-        self.tell()
+        self.update_slots()
         return value
 
     def _read(self, port: int, now: int) -> int:
@@ -155,7 +155,7 @@ class Uart16550:
     def write(self, port: int, size: int, value: int, now: int) -> None:
         """Write one of the eight registers."""
         self._write(port, value, now)
-        self.tell()
+        self.update_slots()
 
     def _write(self, port: int, value: int, now: int) -> None:
         register = port - self._base
@@ -209,7 +209,7 @@ class Uart16550:
             and now >= self._next_burst
         ):
             self._load()
-            self.tell()
+            self.update_slots()
 
     def _load(self) -> None:
         # While looped back, the receiver is cut off from the line.

@@ -83,7 +83,8 @@ class ProtectedHost(SharedProcessor[Any]):
         why = self.processor.engine.why_not_native
         if why:
             raise DirectPagingError(
-                f"a frame map needs the native engine: {why}; give --protect entries"
+                f"a frame map needs the native engine, not the portable one ({why}); "
+                "give --protect entries"
             )
         self.bytes: Bytes = self.processor.memory.cells.view(np.uint8)
         self._rooms = rooms

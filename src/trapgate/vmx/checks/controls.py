@@ -9,6 +9,7 @@ from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.instructions.intercepts import secondary_controls
 from trapgate.instructions.virtual_apic import has_tpr_shadow, is_below_threshold
+from trapgate.paging.ept import MODE_BASED_EXECUTE
 from trapgate.paging.memory import MAXPHYADDR
 from trapgate.sdm import checks as ck
 from trapgate.sdm import controls as ct
@@ -112,12 +113,15 @@ def unrestricted_guest(v: Cells) -> bool:
 
 @core
 def ept_pointer(v: Cells) -> int:
-    """The EPT pointer that VMCS `v` asks for: 0 without "enable EPT"."""
+    """The EPT pointer that VMCS `v` asks for, with MODE_BASED_EXECUTE; 0 without "enable EPT"."""
     if v[PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS == 0:
         return 0
     if v[SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_EPT == 0:
         return 0
-    return int(v[EPT_POINTER])
+    pointer = int(v[EPT_POINTER])
+    if v[SECONDARY_PROCESSOR_BASED_CONTROLS] & ct.SECONDARY_MODE_BASED_EXECUTE:
+        pointer |= MODE_BASED_EXECUTE
+    return pointer
 
 
 @core
@@ -180,6 +184,8 @@ def _check_ept(v: Cells, current: int, secondary: int) -> int:
     else:
         if secondary & ct.SECONDARY_PML:
             return ck.PML_WITHOUT_EPT
+        if secondary & ct.SECONDARY_MODE_BASED_EXECUTE:
+            return ck.MODE_BASED_WITHOUT_EPT
         # To a VMM in Python "unrestricted guest" needs no EPT: its guest's memory is the VM's own.
         if secondary & ct.SECONDARY_UNRESTRICTED_GUEST and current >= 0:
             return ck.UNRESTRICTED_WITHOUT_EPT
@@ -290,7 +296,7 @@ def _check_entry_controls(v: Cells, current: int) -> int:
     """SDM, "VM-Entry Control Fields" (of the checks)."""
     if not within(v[VM_ENTRY_CONTROLS], ct.ENTRY_ALLOWED_0, ct.ENTRY_ALLOWED_1):
         return ck.ENTRY_CONTROLS
-    check = _check_injection(v, current)
+    check = _check_injection(v)
     if check != 0:
         return check
     loaded = v[VM_ENTRY_MSR_LOAD_COUNT]
@@ -304,16 +310,15 @@ def _check_entry_controls(v: Cells, current: int) -> int:
 
 
 @core
-def _check_injection(v: Cells, current: int) -> int:
+def _check_injection(v: Cells) -> int:
     """Whether the three event-injection fields are consistent."""
     info = v[VM_ENTRY_INTERRUPTION_INFORMATION]
     if info & INFO_VALID == 0:
         return 0
     vector = info & INFO_VECTOR_MASK
     kind = (info >> INFO_TYPE_SHIFT) & INFO_TYPE_MASK
-    # A pending MTF exit goes with the control of that name; a VMM in Python may inject one.
-    without_mtf = current >= 0 and ct.PRIMARY_ALLOWED_1 & ct.PRIMARY_MONITOR_TRAP_FLAG == 0
-    if kind == TYPE_RESERVED or (kind == TYPE_OTHER_EVENT and without_mtf):
+    # A pending MTF exit may be injected, for this processor has the control of that name.
+    if kind == TYPE_RESERVED:
         return ck.INJECTED_TYPE
     if (
         (kind == TYPE_NMI and vector != NMI)

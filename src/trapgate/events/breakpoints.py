@@ -1,7 +1,7 @@
 """Which breakpoints of DR0 to DR3 an access meets (SDM, "Debug Control Register (DR7)").
 
-Causes are bits 3:0 of DR6. Those of execution and of data in translated code are the engine's and
-`trapgate.processor.stepping`'s business.
+Causes are bits 3:0 of DR6. Breakpoints on execution are the engine's business, and those on data
+that translated code accesses are `trapgate.processor.stepping`'s.
 """
 
 from trapgate.compiler.dialect import Cells, core
@@ -62,6 +62,21 @@ def note_ports(v: Cells, r: Cells, port: int, size: int) -> None:
     """An access to `size` ports from `port` on is done."""
     if watches_ports(v):
         hold_for_trap(v, breakpoints_met(v, r, 1 << PORTS, port, size))
+
+
+@core
+def note_words(
+    v: Cells, r: Cells, base: int, sp: int, mask: int, size: int, count: int, write: bool
+) -> None:
+    """`count` words of `size` bytes on a stack are accessed, from `sp` upwards.
+
+    `base` and `mask` as in `frame.probe_frame`.
+    """
+    if v[GUEST_DR7] & 0xFF == 0:
+        return
+    linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
+    for n in range(count):
+        note_data(v, r, (base + ((sp + size * n) & mask)) & linear_mask, size, write)
 
 
 @core
