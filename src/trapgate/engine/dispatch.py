@@ -12,7 +12,6 @@ from trapgate.decision.entry_facts import REPEATED, facts_of_refused
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
-from trapgate.decode.length import MOST, length_of
 from trapgate.decode.read_modify_write import opcode_writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
@@ -23,10 +22,10 @@ from trapgate.engine.core_calls import look_ahead
 from trapgate.engine.fetched_code import (
     NOTHING_THERE,
     fetch,
-    fetch_from,
     instruction,
     is_long,
     linear_rip,
+    missing_byte,
     without_idle_prefixes,
 )
 from trapgate.engine.input_blocks import takes_block
@@ -256,12 +255,11 @@ def is_beyond_code(v: Cells, linear: int) -> bool:
 
 
 @jit
-def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
-    """The guest's tables no longer lead to an instruction that the engine still found: a fault.
-
-    A processor that has not kept the translation raises it, too.
-    """
-    linear = linear_rip(v)
+def refuse_fetch(m: Cells, v: Cells, r: Cells, missing: int) -> int:
+    """Byte `missing` of the instruction at RIP is beyond the limit of CS, or cannot be fetched."""
+    linear = linear_rip(v) + missing
+    if is_beyond_code(v, linear):
+        return arbitrate(m, v, r, 13, 3, 0, 0, 0)
     user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     _, error, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, linear, FETCH, user)
@@ -271,38 +269,12 @@ def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
 
 
 @jit
-def missing_byte(m: Cells, v: Cells) -> int:
-    """Which byte of the instruction at RIP cannot be fetched, -1 if all can.
+def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
+    """The guest's tables no longer lead to an instruction that the engine still found: a fault.
 
-    The engine has seen UD2 in its place, and so at most two of its bytes.
+    A processor that has not kept the translation raises it, too.
     """
-    linear = linear_rip(v)
-    rip = int(v[f.GUEST_RIP])
-    left = MOST
-    if not is_long(v):
-        left = min((int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF) - rip + 1, MOST)
-    if left == MOST and linear & 0xFFF <= 0x1000 - MOST:
-        return -1
-    low, count = fetch_from(m, v, linear, 8)
-    high = 0
-    if count == 8:
-        high, more = fetch_from(m, v, linear + 8, 8)
-        count += more
-    wide = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 14 != 0
-    left = min(left, count)
-    return left if length_of(low, high, is_long(v), wide) > left else -1
-
-
-@jit
-def refuse_fetch(m: Cells, v: Cells, r: Cells, missing: int) -> int:
-    """Byte `missing` of the instruction at RIP is beyond the limit of CS, or cannot be fetched."""
-    linear = linear_rip(v) + missing
-    if is_beyond_code(v, linear):
-        return arbitrate(m, v, r, 13, 3, 0, 0, 0)
-    user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
-    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    _, error, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, linear, FETCH, user)
-    return arbitrate(m, v, r, 14, 3, error, linear, 0)
+    return refuse_fetch(m, v, r, 0)
 
 
 @jit

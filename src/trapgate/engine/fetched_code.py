@@ -3,6 +3,7 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import memory
+from trapgate.decode.length import MOST, length_of
 from trapgate.engine import machine as mc
 from trapgate.operands.encoding import prefix_length
 from trapgate.paging.memory import load8, load64
@@ -52,6 +53,29 @@ def fetch_from(m: Cells, v: Cells, linear: int, count: int) -> tuple[int, int]:
 def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
     """Up to eight bytes of code at RIP, little endian, and how many of them are readable."""
     return fetch_from(m, v, linear_rip(v), count)
+
+
+@jit
+def missing_byte(m: Cells, v: Cells) -> int:
+    """Which byte of the instruction at RIP cannot be fetched, -1 if all can.
+
+    The engine has seen UD2 in its place, and so at most two of its bytes.
+    """
+    linear = linear_rip(v)
+    rip = int(v[f.GUEST_RIP])
+    left = MOST
+    if not is_long(v):
+        left = min((int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF) - rip + 1, MOST)
+    if left == MOST and linear & 0xFFF <= 0x1000 - MOST:
+        return -1
+    low, count = fetch_from(m, v, linear, 8)
+    high = 0
+    if count == 8:
+        high, more = fetch_from(m, v, linear + 8, 8)
+        count += more
+    wide = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 14 != 0
+    left = min(left, count)
+    return left if length_of(low, high, is_long(v), wide) > left else -1
 
 
 @jit
