@@ -287,7 +287,7 @@ GUESTS = [
         b"\x0f\x01\x1e\x0a\x7c\xcd\x10" + FOREVER + b"\0" + pack("<HI", 0, 0)), (
         "in real mode", "first: INT 10H", "but its limit is 0H",
         "LIDT with base 0 and limit 3FFH")),
-    Broken("halted for good", flat(CLI + HLT), (
+    Broken("halted with interrupts disabled", flat(CLI + HLT), (
         "RFLAGS.IF is 0: only an NMI or INIT could wake it", "kernels stop after a panic"),
         end="halted"),
     Broken("halted without a timer", flat(STI + HLT), (

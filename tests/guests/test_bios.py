@@ -234,6 +234,77 @@ def test_the_screen_scrolls() -> None:
     assert lines[23] == chr(ord("A") + 29)
 
 
+@pytest.mark.parametrize(
+    ("mode", "font", "columns", "rows", "page"),
+    [
+        (0x01, 0x14, 40, 25, 0x800),
+        (0x03, 0x14, 80, 25, 0x1000),
+        (0x03, 0x11, 80, 28, 0x1800),
+        (0x03, 0x12, 80, 50, 0x2000),
+        (0x01, 0x12, 40, 50, 0x1000),
+    ],
+)
+def test_text_modes_of_other_sizes(
+    mode: int, font: int, columns: int, rows: int, page: int
+) -> None:
+    caller = Caller()
+    vga, memory = caller.vm.devices.vga, caller.vm.processor.memory
+    caller.call(0x10, ax=mode)
+    caller.call(0x10, ax=0x1100 | font)
+    assert (vga.text_mode.columns, vga.text_mode.rows) == (columns, rows)
+    assert (caller.read(0x484, 1)[0], int.from_bytes(caller.read(0x44C, 2), "little")) == (
+        rows - 1,
+        page,
+    )
+    # A line of "1" on page 1, whose last character wraps; then that page scrolls by a row.
+    caller.call(0x10, ax=0x0501)
+    for _ in range(columns + 1):
+        caller.call(0x10, ax=0x0E31, bx=7)
+    assert vga.text(memory)[:2] == ["1" * columns, "1"]
+    assert vga.cursor == (1, 1)
+    caller.call(0x10, ax=0x0200, bx=0x100, dx=rows - 1 << 8)
+    caller.call(0x10, ax=0x0E32, bx=7)
+    assert vga.text(memory)[-1] == "2"
+    caller.call(0x10, ax=0x0E0A, bx=7)
+    assert vga.text(memory)[0] == "1"
+    assert vga.text(memory)[-2] == "2"
+    # Page 0 is as it was.
+    caller.call(0x10, ax=0x0500)
+    assert vga.text(memory) == [""] * rows
+
+
+@pytest.mark.parametrize("mode", [0x04, 0x06, 0x0D, 0x12, 0x13])
+def test_characters_are_read_back_in_graphics_modes(mode: int) -> None:
+    caller = Caller()
+    caller.call(0x10, ax=mode)
+    caller.call(0x10, ax=0x0E41, bx=1)
+    caller.call(0x10, ax=0x0200, bx=0, dx=0)
+    caller.call(0x10, ax=0x0800, bx=0)
+    assert caller.registers.rax & 0xFF == 0x41
+    caller.call(0x10, ax=0x0C01, cx=0, dx=7)
+    caller.call(0x10, ax=0x0C01, cx=3, dx=7)
+    caller.call(0x10, ax=0x0800, bx=0)
+    assert caller.registers.rax & 0xFF == 0
+
+
+@pytest.mark.parametrize(("mode", "most"), [(0x04, 3), (0x06, 1)])
+def test_pixels_of_the_cga(mode: int, most: int) -> None:
+    caller = Caller()
+    caller.call(0x10, ax=mode)
+    for column in range(8):
+        caller.call(0x10, ax=0x0C00 | column & most, cx=column, dx=3)
+    caller.call(0x10, ax=0x0C80 | most, cx=1, dx=3)
+    found = []
+    for column in range(8):
+        caller.call(0x10, ax=0x0D00, cx=column, dx=3)
+        found.append(caller.registers.rax & 0xFF)
+    assert found == [column & most ^ (most if column == 1 else 0) for column in range(8)]
+    # The second odd line.
+    at = 0xB8000 + 0x2000 + 80
+    expected = int("".join(f"{value:0{most.bit_length()}b}" for value in found), 2)
+    assert caller.read(at, 2)[: most.bit_length()] == expected.to_bytes(most.bit_length(), "big")
+
+
 def test_time_passes() -> None:
     caller = Caller()
     caller.call(0x1A, ax=0)

@@ -251,7 +251,7 @@ def test_what_cannot_be_saved_is_refused_in_words(tmp_path: Path) -> None:
             direct.save(tmp_path / "machine")
     over = real_mode(b"\xe6\xf4", "native")
     assert over.run().end is End.DEBUG_EXIT
-    with pytest.raises(SnapshotError, match="stopped for good"):
+    with pytest.raises(SnapshotError, match="the machine has ended"):
         over.save(tmp_path / "machine")
     with pytest.raises(SnapshotError, match="cannot be written"):
         machine("demand").save(tmp_path / "nowhere" / "machine")

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from trapgate.vmm.devices.bochs_vga import BochsVga
+from trapgate.vmm.devices.pixels import PlanarMode, planar
 from trapgate.vmm.devices.planes import Planes
 from trapgate.vmm.devices.vga import VgaRegisters
 
@@ -156,6 +157,51 @@ def set_mode(adapter: BochsVga, *values: int) -> None:
     for index, value in enumerate(values, 1):
         adapter.write(0x1CE, 2, index, 0)
         adapter.write(0x1CF, 2, value, 0)
+
+
+class Screen:
+    """Text memory with a letter for each 40 characters of it."""
+
+    def read(self, address: int, count: int) -> bytes:
+        at = range(address - 0xB8000, address - 0xB8000 + count)
+        return bytes(7 if n & 1 else 0x41 + n // 80 % 26 for n in at)
+
+
+def set_crtc(vga: VgaRegisters, **registers: int) -> None:
+    """Registers of the CRT controller by number, as in `x18`."""
+    for name, value in registers.items():
+        vga.write(CRTC, 1, int(name[1:], 16), 0)
+        vga.write(CRTC + 1, 1, value, 0)
+
+
+def test_text_begins_again_at_the_line_compared() -> None:
+    vga = VgaRegisters(Windows())
+    # 40 x 25 of 16 lines; rows from 20 on are those at the beginning of memory.
+    set_crtc(vga, x01=39, x07=0x0F, x09=0x0F, x12=0x8F, x13=20, x0C=0, x0D=80, x18=0x3F)
+    assert [line[0] for line in vga.text(Screen())] == [
+        *(chr(0x41 + 2 + n) for n in range(4)),
+        *(chr(0x41 + n) for n in range(21)),
+    ]
+    # The ninth bit: row 20.
+    set_crtc(vga, x07=0x1F)
+    assert [line[0] for line in vga.text(Screen())][18:] == ["U", "V", "A", "B", "C", "D", "E"]
+
+
+@pytest.mark.parametrize("pans_below", [True, False])
+def test_planes_split_and_panned(pans_below: bool) -> None:
+    planes = bytearray(4 * 0x10000)
+    for address, byte in ((0x1000, 0xF0), (0x1002, 0x80), (0x1050, 0x0F), (0, 0xC0), (0x50, 0x03)):
+        planes[4 * address] = byte
+    mode = PlanarMode(2, 4, 0x50, 0x1000, False, split=2, panned=1, pans_below=pans_below)
+    # Colour 1 is white, colour 0 black.
+    shown = planar(mode, bytes(planes), bytes(3) + b"\x3f\x3f\x3f" + bytes(3 * 14))
+    lines = ["".join("1" if pixel.all() else "0" for pixel in line) for line in shown]
+    below = ["1000000000000000", "0000011000000000"]
+    assert lines == [
+        "1110000000000001",
+        "0001111000000000",
+        *(below if pans_below else ["1100000000000000", "0000001100000000"]),
+    ]
 
 
 def test_a_mode_of_bochs_vga() -> None:

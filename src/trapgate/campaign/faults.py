@@ -101,7 +101,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Flip:
-    """A bit of a place that changes, or is forced to 0 or 1, for once or for good."""
+    """A bit of a place that changes, or is forced to 0 or 1, once or from then on."""
 
     place: Place
     bit: int

@@ -42,7 +42,7 @@ class _OptionParser(argparse.ArgumentParser):
         raise fail(f"--with-guest: {message}; give a guest as arguments of `trapgate run`")
 
 
-def _words() -> _OptionParser:
+def _option_parser() -> _OptionParser:
     """What a further guest may have of its own; its defaults are those of `trapgate run`."""
     words = _OptionParser(add_help=False, allow_abbrev=False)
     words.add_argument("guest", nargs="?", type=Path)
@@ -65,7 +65,7 @@ def options_of(text: str, first: Options) -> Options:
         arguments = shlex.split(text)
     except ValueError as error:
         raise fail(f"--with-guest: {text!r} cannot be read ({error}); check the quotes") from None
-    found = first._replace(**vars(_words().parse_args(arguments)))
+    found = first._replace(**vars(_option_parser().parse_args(arguments)))
     if found.seed < 0:
         raise fail(f"--with-guest: --seed {found.seed} is negative; give 0 or more")
     if found.guest is None and not (found.bios or found.disk or found.cdrom or found.floppy):
@@ -150,7 +150,7 @@ def perform_together(given: Options, beside: Sequence[str]) -> int:
         stops = host.run(max_instructions=given.max_instructions, timeout=given.timeout)
     for lines in labelled:
         lines.end()
-    _tell(guests, stops, as_json=given.as_json)
+    _print_results(guests, stops, as_json=given.as_json)
     return max(stop.status for stop in stops)
 
 
@@ -179,7 +179,7 @@ def _refuse_what_is_for_one(given: Options) -> None:
         raise fail(f"{wrong[0]} is for one guest; leave it out, or --with-guest")
 
 
-def _tell(guests: Sequence[_Guest], stops: Sequence[Stop], *, as_json: bool) -> None:
+def _print_results(guests: Sequence[_Guest], stops: Sequence[Stop], *, as_json: bool) -> None:
     """What became of each guest, for a reader or a program."""
     told = list(zip(guests, stops, strict=True))
     if as_json:

@@ -179,7 +179,9 @@ def perform(given: Options) -> int:
     post_mortem = _post_mortem(
         vm, given, start.file, again if _can_be_repeated(vm, given, console) else None
     )
-    _tell(vm, given, description, stop, status, post_mortem, explanations, injections.missed)
+    _print_result(
+        vm, given, description, stop, status, post_mortem, explanations, injections.missed
+    )
     return status
 
 
@@ -345,7 +347,7 @@ def type_into(vm: VirtualMachine, given: Options) -> None:
         vm.devices.keyboard.type(input_bytes(given.keys).decode("latin-1"))
 
 
-def _tell(
+def _print_result(
     vm: VirtualMachine,
     given: Options,
     description: str,

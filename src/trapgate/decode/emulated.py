@@ -17,7 +17,7 @@ _MONITOR_TRAP = INFO_VALID | TYPE_OTHER_EVENT << 8
 
 
 @core
-def settle(v: Cells, x: Cells, n: Cells) -> None:
+def end_emulated_instruction(v: Cells, x: Cells, n: Cells) -> None:
     """End an instruction, or an iteration of one, whose guest state is in VMCS `v`.
 
     RF and the shadow of STI or MOV SS end, a single-step trap becomes pending. `x` and `n` are the
@@ -35,4 +35,4 @@ def settle(v: Cells, x: Cells, n: Cells) -> None:
 def step_over(v: Cells, x: Cells, n: Cells, length: int) -> None:
     """The same, behind an instruction of `length` bytes that RIP still points to."""
     move_rip(v, length)
-    settle(v, x, n)
+    end_emulated_instruction(v, x, n)

@@ -169,10 +169,10 @@ def entry_written_here(
 
 
 @jit_for_python
-def settle_here(machine: int) -> int:
-    """`emulated.settle` on VMCS 0; 0."""
+def end_emulated_instruction_here(machine: int) -> int:
+    """`emulated.end_emulated_instruction` on VMCS 0; 0."""
     m = cells(machine, mc.CELLS)
-    emulated.settle(
+    emulated.end_emulated_instruction(
         cells(m[mc.HOST], m[mc.V_CELLS]),
         cells(m[mc.X], vmx.LENGTH),
         cells(m[mc.N], m[mc.V_CELLS]),

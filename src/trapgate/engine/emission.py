@@ -114,10 +114,11 @@ SYMBOLS = (
     ROUNDING_CODE,
     X87_STORE,
     X87_IMAGE,
+    STRING_CODE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(67)
+) = range(68)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

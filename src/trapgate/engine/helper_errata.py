@@ -17,7 +17,7 @@ from trapgate.decode.sse_arithmetic import DOUBLE, PROPAGATES
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.sse_arithmetic import ARE_ZEROS, element_at, put_element, settle_pairs
+from trapgate.engine.sse_arithmetic import ARE_ZEROS, choose_elements, element_at, put_element
 from trapgate.engine.state import look_for_interrupts
 
 _RAX, _RDX = 0, 2
@@ -133,7 +133,7 @@ def copy_exchanged(place: int, operand: int, distance: int, double: bool) -> Non
 def add_elements(m: Cells, env: int, helper: int, first: int, second: int, elements: int) -> None:
     """ADDPS or ADDPD of registers at these addresses, the first of which it changes."""
     zeros = peek32(env + at.MXCSR) & ARE_ZEROS != 0
-    second = settle_pairs(m, env, first, second, elements | PROPAGATES, zeros)
+    second = choose_elements(m, env, first, second, elements | PROPAGATES, zeros)
     call(helper, (env, first, second))
 
 

@@ -281,9 +281,11 @@ def refill(
         save_paging(env, v)
         rflags = 0x40000 if mmu_index == 2 else 0
         physical, code, prot, page_size = walk(v, rflags, mem, address, access_kind, user)
-        if forget_stale_code(m) and probe == 0:
-            # Its own block may be what a flag in an entry changes: execute it alone, and again.
-            execute_again(m, cpu, return_address, 1)
+        if forget_stale_code(m):
+            m[mc.PROBE_CHANGED_CODE] = 1
+            if probe == 0:
+                # Its own block may be what a flag in an entry changes: execute it alone, again.
+                execute_again(m, cpu, return_address, 1)
     if code < 0 and access_kind == 2 and physical >> 3 >= m[mc.MEM_CELLS]:
         # Nothing there reads as all ones, and that is no instruction.
         vector = 6
@@ -331,6 +333,8 @@ def refill(
         m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL if vector == 13 and not forbidden else 0
     m[mc.FAULT_ADDRESS] = address
     m[mc.FAULT_CODE] = code
+    if return_address == 0:
+        m[mc.PLACE] = 0
     poke32(env + at.ERROR_CODE, 0)
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + 0x40 + vector)
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))

@@ -45,6 +45,7 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     TB_INVALIDATE,
     TLB_FLUSH,
     TLB_SET_PAGE,
+    TLB_HOST,
     EMU_STOP,
     CONTEXT_SAVE,
     CONTEXT_RESTORE,
@@ -130,6 +131,8 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     SINGLE_STEP,
     HELD_BACK,
     RESTORED,
+    RESTORED_OP,
+    PLACE,
     BEHIND,
     X87_OPERANDS,
     X87_FAULT,
@@ -157,11 +160,12 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     WINDOW_1_SIZE,
     WINDOW_1_TARGET,
     NEW_BLOCKS_TOLD,
+    PROBE_CHANGED_CODE,
     RAM_REGION,
     RAM_SECTION,
     STORES_SECTION,
     CELLS,
-) = range(153)
+) = range(157)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -203,13 +207,17 @@ line that is held low (A20), or 0; both native only. WINDOWS: 1 if a window is o
 what a guest finds at physical WINDOW_n_START, WINDOW_n_SIZE bytes, is at WINDOW_n_TARGET (native
 only).
 RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
-instructions of the block were behind the latest one (`clock`).
+instructions of the block were behind the latest one (`clock`). RESTORED_OP: in what form it found
+the arithmetic flags, 0 where the CPU state says so. PLACE: the slot of PLACES for the instruction
+at which translated code was left, or 0.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
 KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
 restored last within a block, in bytes.
-NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only).
+NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only). PROBE_CHANGED_CODE: 1 once a
+page walk without an access has set flags in an entry whose bytes are code, too.
+TLB_HOST: a function of the engine's, where the host has the RAM of a linear address.
 RAM_REGION, RAM_SECTION, STORES_SECTION: addresses of the engine's own (`memory_regions`).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.
@@ -359,7 +367,22 @@ WORK = PRODUCTS + 4
 """Cells to compute transcendental functions in (`instructions.x87.transcendental`)."""
 X87_EMPTIED = WORK + WORK_CELLS
 """16 cells: what was in x87 registers that were empty and read, mantissa and the rest."""
-CELLS = X87_EMPTIED + 16
+PLACES = X87_EMPTIED + 16
+PLACE_SLOTS = 64
+PLACE_CELLS = 4
+"""Slots for places in machine code that were looked up (`clock`): the place; ..."""
+PLACE_RIP = 1
+PLACE_COUNTS = 2
+"""... how many instructions of the block are behind in bits 63:16, the instruction's length in
+15:8, and the form of the flags in 7:0; ..."""
+PLACE_OPERAND = 3
+"""... and one of these, or 0 where nobody has asked yet."""
+OPERAND_OTHER = 1
+OPERAND_CHANGES = 2
+"""It is read, and then written."""
+OPERAND_OF_PORT = 3
+"""It comes from a port, or goes there: INS, OUTS."""
+CELLS = PLACES + PLACE_SLOTS * PLACE_CELLS
 
 IS_SHOWN = 0x100
 

@@ -32,6 +32,7 @@ SYMBOLS = (
     "tlb_flush",
     "tlb_reset_dirty",
     "tlb_set_page",
+    "tlb_vaddr_to_host",
     "x86_cpu_do_interrupt",
     "x86_cpu_tlb_fill",
 )

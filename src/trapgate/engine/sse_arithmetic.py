@@ -137,7 +137,7 @@ def sign_alone(bits: int, double: bool) -> int:
 
 
 @jit
-def settle_pair(
+def choose_element(
     env: int, first: int, n: int, second: int, k: int, kind: int, zeros: bool, copy: int
 ) -> bool:
     """Look at element `n` of one operand and `k` of another that meet; whether `copy` is needed.
@@ -177,7 +177,7 @@ def copied(m: Cells, operand: int) -> int:
 
 
 @jit
-def settle_pairs(m: Cells, env: int, first: int, second: int, kind: int, zeros: bool) -> int:
+def choose_elements(m: Cells, env: int, first: int, second: int, kind: int, zeros: bool) -> int:
     """Look at all elements that meet; the address of the second operand as it is to be taken."""
     copy = copied(m, second)
     replaced = False
@@ -185,13 +185,13 @@ def settle_pairs(m: Cells, env: int, first: int, second: int, kind: int, zeros: 
     if kind & ACROSS:
         # The destination is the first operand, and all of it is written.
         for n in range(count >> 1):
-            settle_pair(env, first, 2 * n, first, 2 * n + 1, kind, zeros, first)
-            if settle_pair(env, second, 2 * n, second, 2 * n + 1, kind, zeros, copy):
+            choose_element(env, first, 2 * n, first, 2 * n + 1, kind, zeros, first)
+            if choose_element(env, second, 2 * n, second, 2 * n + 1, kind, zeros, copy):
                 replaced = True
         return copy if replaced else second
     for n in range(count):
         takes_part = kind & MASKED == 0 or (kind >> (IMMEDIATE_SHIFT + 4 + n)) & 1 != 0
-        if takes_part and settle_pair(env, first, n, second, n, kind, zeros, copy):
+        if takes_part and choose_element(env, first, n, second, n, kind, zeros, copy):
             replaced = True
     return copy if replaced else second
 
@@ -211,7 +211,7 @@ def source_to_take(env: int, first: int, second: int, kind: int) -> int:
     poke8(env + at.SSE_FLUSHES, 1 if flushes else 0)
     if is_usual(second, kind) and (kind & SOURCE_ALONE != 0 or is_usual(first, kind)):
         return second
-    return settle_pairs(m, env, first, second, kind, mxcsr & ARE_ZEROS != 0)
+    return choose_elements(m, env, first, second, kind, mxcsr & ARE_ZEROS != 0)
 
 
 @callback(INT64, *[INT64] * 4)

@@ -68,6 +68,7 @@ from trapgate.engine.helper_errata import (
 )
 from trapgate.engine.host import request_of
 from trapgate.engine.linkage import slots
+from trapgate.engine.repeated_strings import repeated_string, string_block_begins
 from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
@@ -163,15 +164,21 @@ def on_translate(
         return
     if m[mc.BREAKPOINTS_COUNT] != 0 and is_breakpoint(m, peek64(tb)):
         m[mc.CARE] |= CARE_BREAKPOINT
-    if flags & _AC:
+    if flags & _AC and flags & 3 == 3:
         m[mc.CARE] |= CARE_ALIGNMENT
     if limited:
         m[mc.CARE] |= CARE_LIMIT
     if m[mc.CARE] != 0:
         poke64(em.argument(m[mc.CALL_OP], 2), t[em.CARE_CODE])
         poke64(em.argument(m[mc.COUNT_OP], 1), tb | m[mc.CARE])
-    else:
-        poke64(em.argument(m[mc.COUNT_OP], 1), peek16(tb + at.TB_ICOUNT))
+        return
+    count = peek16(tb + at.TB_ICOUNT)
+    if count == 1:
+        string = repeated_string(t[em.CODE_BYTE], cpu + at.CPU_SIZE, peek64(tb), flags)
+        if string != 0:
+            poke64(em.argument(m[mc.CALL_OP], 2), t[em.STRING_CODE])
+            count = string
+    poke64(em.argument(m[mc.COUNT_OP], 1), count)
 
 
 @jit
@@ -467,6 +474,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
     em.X87_IMAGE: on_x87_image,
+    em.STRING_CODE: string_block_begins,
     em.ROUNDING_CODE: on_rounding,
     em.X87_STORE: stores.on_x87_store,
     em.RESULT_CODE: on_arithmetic,

@@ -80,7 +80,9 @@ class UnicornEngine:
         """Go on with the guest after an assist."""
         self.step_over = bound(core_calls.step_over_here, self._machine)
         """Move VMCS 0 past an instruction of so many bytes that was carried out there."""
-        self.settle = bound(core_calls.settle_here, self._machine)
+        self.end_emulated_instruction = bound(
+            core_calls.end_emulated_instruction_here, self._machine
+        )
         """End an instruction in VMCS 0 whose RIP has moved, or stays; see `decode.emulated`."""
         self._step = bound(loop.step, self._machine, start)
         self._shape_now = bound(loop.shape_now, self._machine)
@@ -199,6 +201,7 @@ class UnicornEngine:
             (mc.TLB_FLUSH, "tlb_flush"),
             (mc.TLB_RESET_DIRTY, "tlb_reset_dirty"),
             (mc.TLB_SET_PAGE, "tlb_set_page"),
+            (mc.TLB_HOST, "tlb_vaddr_to_host"),
         ):
             c[cell] = inside.symbols[name]
         ours = translator()

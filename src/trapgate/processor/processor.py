@@ -432,7 +432,7 @@ class Processor(LogicalProcessor):
         elif stop == stops.CHECKED:
             exited = self._checked_instruction(v) or self._out_of_time(v)
         elif stop == stops.TABLE_WRITE:
-            exited = self._settled(table_writes.step(self, v))
+            exited = self._is_vm_exit(table_writes.step(self, v))
         elif stop == stops.HALTED:
             exited = self._halted(v)
         elif stop == stops.EXPLAIN:
@@ -459,11 +459,11 @@ class Processor(LogicalProcessor):
         ):
             vm_exit(self.move_to_vmcs0(), ExitReason.PREEMPTION_TIMER, 0, 0)
             return True
-        exited = self._settled(stepping.step(self, v)) or stepping.monitor_trap(self, v)
+        exited = self._is_vm_exit(stepping.step(self, v)) or stepping.monitor_trap(self, v)
         self._words[stops.UNBLOCKED] = 0
         return exited
 
-    def _settled(self, outcome: Outcome) -> bool:
+    def _is_vm_exit(self, outcome: Outcome) -> bool:
         """Whether an instruction's end was a VM exit of the VMCS in force."""
         return (
             self._handle_stop_in_force()

@@ -33,7 +33,7 @@ class Inject:
 
 
 class End(Enum):
-    """Why a machine stopped for good."""
+    """Why a machine ended."""
 
     DEBUG_EXIT = "debug exit"
     RESET = "reset"

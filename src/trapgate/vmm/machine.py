@@ -301,7 +301,7 @@ class VirtualMachine(Accounts):
         return self.stopped
 
     def step(self, budget: int) -> Stop | None:
-        """Run for `budget` instructions; what stopped it for good, if something did."""
+        """Run for `budget` instructions; what ended it, if something did."""
         end = self.processor.time + budget
         self.let_ports_answer()
         started = time.perf_counter()

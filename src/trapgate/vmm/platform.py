@@ -247,7 +247,7 @@ class Platform:
         registers = self.processor.registers.cells
         note_ports(v, registers, port, size)
         note_data(v, registers, signed(linear), size, is_in)
-        self.processor.engine.settle()
+        self.processor.engine.end_emulated_instruction()
         return self.after_device(port) or Resume()
 
     def _input_block(self, guest: Operand, instruction: Instruction, port: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from trapgate.errors import TrapgateError
 from trapgate.vmm.devices.pixels import TEXT_COLOURS, Readable
-from trapgate.vmm.devices.vga import HEIGHT, WIDTH, VgaRegisters, shown
+from trapgate.vmm.devices.vga import VgaRegisters, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,7 @@ def draw(vga: VgaRegisters, memory: Readable) -> Image:
             "pictures of the screen need Pillow; install it: pip install 'trapgate[screen]'"
         ) from None
     if vga.is_text:
-        return _draw_text(vga.cells(memory))
+        return _draw_text(vga.cells(memory), vga.text_mode.columns)
     pixels = vga.pixels(memory)
     assert pixels is not None
     return Image.fromarray(pixels)
@@ -68,14 +68,15 @@ def _font() -> FreeTypeFont | ImageFont:
     return ImageFont.load_default(12)
 
 
-def _draw_text(cells: bytes) -> Image:
+def _draw_text(cells: bytes, columns: int) -> Image:
     from PIL import Image, ImageDraw
 
-    picture = Image.new("RGB", (WIDTH * _CELL_WIDTH, HEIGHT * _CELL_HEIGHT))
+    rows = len(cells) // 2 // columns
+    picture = Image.new("RGB", (columns * _CELL_WIDTH, rows * _CELL_HEIGHT))
     canvas, font = ImageDraw.Draw(picture), _font()
     for n, character in enumerate(shown(cells[::2])):
         attribute = cells[2 * n + 1]
-        left, top = n % WIDTH * _CELL_WIDTH, n // WIDTH * _CELL_HEIGHT
+        left, top = n % columns * _CELL_WIDTH, n // columns * _CELL_HEIGHT
         box = (left, top, left + _CELL_WIDTH - 1, top + _CELL_HEIGHT - 1)
         canvas.rectangle(box, TEXT_COLOURS[attribute >> 4 & 7])
         if character != " ":

@@ -86,7 +86,7 @@ class Snapshot:
     def values(self) -> dict[str, Any]:
         """What is no array, as JSON has values.
 
-        Raises SnapshotError for a machine that has stopped for good, is under direct paging, or has
+        Raises SnapshotError for a machine that has ended, is under direct paging, or has
         several processors; BusyError while a disk transfer is under way or an SMI waits.
         """
         vm = self.machine
@@ -95,7 +95,7 @@ class Snapshot:
         if len(vm.cpus) > 1:
             raise SnapshotError("a machine with several processors cannot be saved in a file")
         if self._stopped is not None and not self._stopped.can_go_on:
-            raise SnapshotError(f"the machine has stopped for good: {self._stopped.message}")
+            raise SnapshotError(f"the machine has ended: {self._stopped.message}")
         if self._processor.smi_waits:
             raise BusyError("an SMI waits to be taken; save an instruction later")
         then = {name: saved for name, (_, saved) in self._kept.items()}

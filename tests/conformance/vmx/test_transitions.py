@@ -432,7 +432,7 @@ def test_the_end_of_an_instruction_that_the_machine_carried_out(mode: str) -> No
         fields = controls(plain, **bits) | step
         vmm = X86Vmm(mode, guest=out(0x77) + CPUID, fields=fields)
         assert vmm.run() == 0x77
-        vmm.processor.engine.settle()
+        vmm.processor.engine.end_emulated_instruction()
         assert vmm.run() == EXITED
         assert vmm["GUEST_RIP"] == GUEST_CODE + 2
         if bits:

@@ -128,7 +128,7 @@ class Debugger:
         self._serve()
 
     def finished(self, stop: Stop) -> None:
-        """The machines have stopped for good: tell gdb, and close."""
+        """The machines have ended: tell gdb, and close."""
         if self._attached:
             for vm in self._machines:
                 post_mortem = explain_end(vm)

@@ -33,7 +33,8 @@ class Surface:
     """`columns` of characters, `lines` of pixels, and `height` lines of a character.
 
     `read` gives, and `write` stores, the bytes of characters side by side on a line: `wide` bytes
-    each. `pixels` makes them of eight bits, for the colours of those that are 1 and 0.
+    each. `pixels` makes them of eight bits, for the colours of those that are 1 and 0; `shape`
+    makes eight bits of them: 0 where the colour is 0.
     """
 
     columns: int
@@ -43,6 +44,7 @@ class Surface:
     read: Callable[[int, int, int], bytes]
     write: Callable[[int, int, bytes], None]
     pixels: Callable[[int, int, int], bytes]
+    shape: Callable[[bytes], int]
 
     @property
     def rows(self) -> int:
@@ -59,6 +61,14 @@ class Surface:
                 below = self.read(line, column, 1)
                 drawn = bytes(one ^ other for one, other in zip(drawn, below, strict=True))
             self.write(line, column, drawn)
+
+    def glyph(self, column: int, row: int) -> bytes:
+        """The shape of what is drawn where a character would be."""
+        if column >= self.columns or row >= self.rows:
+            return b""
+        first = row * self.height
+        lines = range(first, first + self.height)
+        return bytes(self.shape(self.read(line, column, 1)) for line in lines)
 
     def scroll(self, area: tuple[int, int, int, int], count: int, colour: int, *, up: bool) -> None:
         """Move the rows of an area (left, top, right, bottom) by `count`; others get a colour."""
@@ -87,7 +97,7 @@ def of_mode(mode: int, memory: GuestMemory, planes: Planes) -> Surface | None:
     if mode in modes.CGA_MODES:
         wide = 80 // columns
         pixels = _two_bits if wide == 2 else _one_bit
-        return _in_memory(columns, lines, height, wide, memory, _line_of_cga, pixels)
+        return _in_memory(columns, lines, height, wide, memory, line_of_cga, pixels)
     return None
 
 
@@ -119,7 +129,7 @@ def _in_memory(
     def write(line: int, column: int, data: bytes) -> None:
         memory.write(place(line) + wide * column, data)
 
-    return Surface(columns, lines, height, wide, read, write, pixels)
+    return Surface(columns, lines, height, wide, read, write, pixels, _shape)
 
 
 def _planar(columns: int, lines: int, height: int, planes: Planes) -> Surface:
@@ -133,15 +143,27 @@ def _planar(columns: int, lines: int, height: int, planes: Planes) -> Surface:
         at = 4 * (line * columns + column)
         planes.bytes[at : at + len(data)] = data
 
-    return Surface(columns, lines, height, 4, read, write, _four_planes)
+    return Surface(columns, lines, height, 4, read, write, _four_planes, _shape_of_planes)
 
 
-def _line_of_cga(line: int) -> int:
+def line_of_cga(line: int) -> int:
+    """Where a line of a mode that goes back to the CGA begins."""
     return _CGA + (line & 1) * _ODD_LINES + (line >> 1) * 80
 
 
 def _eight(bits: int, one: bytes, zero: bytes) -> bytes:
     return b"".join(one if bits >> n & 1 else zero for n in range(7, -1, -1))
+
+
+def _shape(line: bytes) -> int:
+    """Of eight pixels side by side, as wide each as the line has bytes."""
+    value, bits = int.from_bytes(line, "big"), len(line)
+    mask = (1 << bits) - 1
+    return sum(1 << n for n in range(8) if value >> n * bits & mask)
+
+
+def _shape_of_planes(line: bytes) -> int:
+    return line[0] | line[1] | line[2] | line[3]
 
 
 def _byte(bits: int, one: int, zero: int) -> bytes:

@@ -1,6 +1,6 @@
 """The registers of a VGA in each mode, and its palette (IBM, "Video BIOS Interface" and "VGA").
 
-Modes that show the same registers otherwise (40 columns, pages) are the BIOS data area's business.
+Pages are the BIOS data area's business.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ _TEXT = _Registers(
     "00 00 00 00 00 10 0E 00 FF",
     f"{_EGA} 0C 00 0F 08 00",
 )
+_TEXT_40 = _TEXT._replace(
+    sequencer="03 08 03 00 02",
+    crtc="2D 27 28 90 2B A0 BF 1F 00 4F 0D 0E 00 00 00 00 9C 8E 8F 14 1F 96 B9 A3 FF",
+)
 _LINES_200 = "BF 1F 00 C0 00 00 00 00 00 00 9C 0E 8F"
 _REGISTERS: Final = {
-    **dict.fromkeys(TEXT_MODES, _TEXT),
+    **{mode: _TEXT if columns == 80 else _TEXT_40 for mode, columns in TEXT_MODES.items()},
     **dict.fromkeys(
         (4, 5),
         _Registers(
@@ -94,6 +98,8 @@ _REGISTERS: Final = {
         f"{_PLAIN} 41 00 0F 00 00",
     ),
 }
+TEXT_LINES: Final = 400
+"""Of the screen in text modes."""
 STATUS = 0x3DA
 _MISCELLANEOUS, _ATTRIBUTE = 0x3C2, 0x3C0
 _INDEXED: Final = (("sequencer", 0x3C4), ("crtc", 0x3D4), ("graphics", 0x3CE))
@@ -121,6 +127,14 @@ def attributes(first: int, values: bytes) -> Iterator[tuple[int, int]]:
         yield _ATTRIBUTE, index
         yield _ATTRIBUTE, value
     yield _ATTRIBUTE, _SHOW
+
+
+def rows_of(height: int) -> tuple[int, Iterator[tuple[int, int]]]:
+    """How many rows of characters a text mode has if each has `height` lines, and the outputs."""
+    rows = TEXT_LINES // height
+    last = rows * height - 1
+    crtc = ((0x09, 0x40 | height - 1), (0x12, last & 0xFF))
+    return rows, (pair for index, value in crtc for pair in ((0x3D4, index), (0x3D5, value)))
 
 
 def palette(mode: int) -> bytes:

@@ -12,12 +12,14 @@ from trapgate.vmm.bios.image import FONTS, SEGMENT
 from trapgate.vmm.bios.vbe import VBE, Vbe
 from trapgate.vmm.devices.vga import VgaRegisters
 
-_MODE, _COLUMNS, _PAGE = 0x449, 0x44A, 0x462
+_MODE, _COLUMNS, _PAGE_SIZE, _PAGE = 0x449, 0x44A, 0x44C, 0x462
 _CURSORS, _SHAPE = 0x450, 0x460
 _LAST_ROW, _HEIGHT = 0x484, 0x485
 _OLD_FONT, _FONT = 4 * 0x1F, 4 * 0x43
 """Vectors that say where characters are: 80H and up in the CGA's modes, and all others."""
-_TEXT, _PAGE_BYTES = 0xB8000, 0x1000
+_TEXT, _TEXT_SIZE = 0xB8000, 0x8000
+_PAGES = 0x800
+"""Pages of text are multiples of it."""
 _GRAPHICS = 0xA0000
 _MOST_COLUMNS = 132
 _BLANK = b" \x07"
@@ -97,7 +99,9 @@ class Video:
         elif clear and mode == modes.LINEAR_256:
             call.write(_GRAPHICS, bytes(0x10000))
         elif clear:
-            call.write(_TEXT, (_BLANK if mode in modes.TEXT_MODES else bytes(2)) * (0x8000 // 2))
+            call.write(
+                _TEXT, (_BLANK if mode in modes.TEXT_MODES else bytes(2)) * (_TEXT_SIZE // 2)
+            )
         self._show_cursor(call)
 
     def _linear_modes(self, call: Call) -> None:
@@ -120,14 +124,32 @@ class Video:
     def _describe(self, call: Call) -> None:
         """Say in the data area how many rows of which characters there are, and where these are."""
         surface = self._surface(call)
-        rows, height = (25, 16) if surface is None else (surface.rows, surface.height)
+        if surface is None:
+            self._describe_rows(call, 25, 16)
+        else:
+            self._describe_rows(call, surface.rows, surface.height)
+
+    def _describe_rows(self, call: Call, rows: int, height: int) -> None:
+        size = 2 * self._columns(call) * rows
+        call.put_word(_PAGE_SIZE, -(-size // _PAGES) * _PAGES)
         call.put_word(_LAST_ROW, rows - 1, 1)
         call.put_word(_HEIGHT, height)
-        call.put_word(_FONT, SEGMENT << 16 | FONTS[height], 4)
+        if height in FONTS:
+            call.put_word(_FONT, SEGMENT << 16 | FONTS[height], 4)
 
     def _fonts(self, call: Call) -> None:
-        """AH = 11H: which characters graphics modes draw, and where fonts are."""
+        """AH = 11H: which characters graphics modes draw, how high those of text modes are."""
         wanted = call.low("ax")
+        own = {0x11: 14, 0x12: 8, 0x14: 16}.get(wanted, 0)
+        if wanted == 0x10 and 4 <= call.high("bx") <= 32:
+            own = call.high("bx")
+        if own and call.word(_MODE, 1) in modes.TEXT_MODES:
+            rows, writes = modes.rows_of(own)
+            self._put(writes)
+            # The characters of a font of other heights are the guest's.
+            self._describe_rows(call, rows, own)
+            self._show_cursor(call)
+            return
         height = FONTS.get({0x22: 14, 0x23: 8, 0x24: 16}.get(wanted, 0))
         given = call.segment("ES") << 12 | call.get("bp") & 0xFFFF
         if wanted == 0x20:
@@ -150,14 +172,18 @@ class Video:
         self, call: Call, surface: Surface, place: bytes, character: int, colour: int
     ) -> None:
         """A character at a column and row; bit 7 of the colour blends it by XOR."""
-        old = surface.height == 8 and character >= 0x80 and call.word(_MODE, 1) in modes.CGA_MODES
-        far = call.word(_OLD_FONT if old else _FONT, 4)
-        number = character - 0x80 if old else character
-        at = (far >> 16 << 4) + (far & 0xFFFF) + surface.height * number
         blend = bool(colour & 0x80) and self._vga.linear is None
         mask = 0x7F if blend else 0xFF
         column, row = place
-        surface.draw(column, row, call.read(at, surface.height), colour & mask, blend=blend)
+        glyph = self._glyph(call, surface.height, character)
+        surface.draw(column, row, glyph, colour & mask, blend=blend)
+
+    def _glyph(self, call: Call, height: int, character: int) -> bytes:
+        """The lines of a character, where the vectors say."""
+        old = height == 8 and character >= 0x80 and call.word(_MODE, 1) in modes.CGA_MODES
+        far = call.word(_OLD_FONT if old else _FONT, 4)
+        number = character - 0x80 if old else character
+        return call.read((far >> 16 << 4) + (far & 0xFFFF) + height * number, height)
 
     def _put(self, writes: Iterable[tuple[int, int]]) -> None:
         """Outputs, of which those to the attribute controller begin with an index."""
@@ -205,19 +231,21 @@ class Video:
     def _set_page(self, call: Call) -> None:
         page = call.low("ax") & 7
         call.put_word(_PAGE, page, 1)
-        self._show_page(page)
+        self._show_page(page * self._page_bytes(call) // 2)
         self._show_cursor(call)
 
-    def _show_page(self, page: int) -> None:
-        start = page * _PAGE_BYTES // 2
-        for index, value in ((0x0C, start >> 8), (0x0D, start & 0xFF)):
+    def _page_bytes(self, call: Call) -> int:
+        return call.word(_PAGE_SIZE) or 2 * _PAGES
+
+    def _show_page(self, start: int) -> None:
+        for index, value in ((0x0C, start >> 8 & 0xFF), (0x0D, start & 0xFF)):
             self._out(0x3D4, index)
             self._out(0x3D5, value)
 
     def _show_cursor(self, call: Call) -> None:
         page = call.word(_PAGE, 1) & 7
         column, row = call.read(_CURSORS + 2 * page, 2)
-        place = page * _PAGE_BYTES // 2 + row * self._columns(call) + column
+        place = page * self._page_bytes(call) // 2 + row * self._columns(call) + column
         for index, value in ((0x0E, place >> 8 & 0xFF), (0x0F, place & 0xFF)):
             self._out(0x3D4, index)
             self._out(0x3D5, value)
@@ -225,10 +253,14 @@ class Video:
     def _columns(self, call: Call) -> int:
         return min(call.word(_COLUMNS) or 80, _MOST_COLUMNS)
 
+    def _last_row(self, call: Call) -> int:
+        """Of a text mode, within text memory."""
+        return min(call.word(_LAST_ROW, 1) or 24, _TEXT_SIZE // (2 * self._columns(call)) - 1)
+
     def _cell(self, call: Call, page: int, column: int, row: int) -> int:
         """The address of a character on a page, within text memory."""
-        place = page * _PAGE_BYTES + 2 * (row * self._columns(call) + column)
-        return _TEXT + place % 0x8000
+        place = page * self._page_bytes(call) + 2 * (row * self._columns(call) + column)
+        return _TEXT + place % _TEXT_SIZE
 
     def _scroll(self, call: Call) -> None:
         up = call.high("ax") == 6
@@ -240,7 +272,7 @@ class Video:
             surface.scroll(area, call.low("ax"), call.high("bx"), up=up)
             return
         right = min(call.low("dx"), self._columns(call) - 1)
-        bottom = min(call.high("dx"), 24)
+        bottom = min(call.high("dx"), self._last_row(call))
         if right < left or bottom < top:
             return
         width = 2 * (right - left + 1)
@@ -257,7 +289,13 @@ class Video:
     def _read_character(self, call: Call) -> None:
         page = call.high("bx") & 7
         column, row = call.read(_CURSORS + 2 * page, 2)
-        call.put("ax", call.word(self._cell(call, page, column, row)))
+        surface = self._surface(call)
+        if surface is None:
+            call.put("ax", call.word(self._cell(call, page, column, row)))
+            return
+        glyph = surface.glyph(column, row)
+        found = (n for n in range(256) if self._glyph(call, surface.height, n) == glyph)
+        call.put("ax", next(found, 0))
 
     def _write_characters(self, call: Call) -> None:
         page = call.high("bx") & 7
@@ -284,6 +322,12 @@ class Video:
         elif mode in modes.PLANAR_MODES:
             colour = call.low("ax")
             self._vga.planes.put(*self._pixel(call, mode), colour & 15, blend=bool(colour & 0x80))
+        elif mode in modes.CGA_MODES:
+            at, shift, mask = self._cga_pixel(call, mode)
+            colour, old = call.low("ax"), call.word(at, 1)
+            one = (colour & mask) << shift
+            new = old ^ one if colour & 0x80 else old & ~(mask << shift) | one
+            call.write(at, bytes((new & 0xFF,)))
 
     def _read_pixel(self, call: Call) -> None:
         mode = call.word(_MODE, 1)
@@ -292,6 +336,16 @@ class Video:
             call.put_low("ax", call.word(_GRAPHICS + at % 0x10000, 1))
         elif mode in modes.PLANAR_MODES:
             call.put_low("ax", self._vga.planes.get(*self._pixel(call, mode)))
+        elif mode in modes.CGA_MODES:
+            at, shift, mask = self._cga_pixel(call, mode)
+            call.put_low("ax", call.word(at, 1) >> shift & mask)
+
+    def _cga_pixel(self, call: Call, mode: int) -> tuple[int, int, int]:
+        """Where column CX and row DX are: the byte, the lowest bit, and how many, as a mask."""
+        column, row = call.get("cx") & 0xFFFF, call.get("dx") & 0xFFFF
+        bits = 80 // modes.COLUMNS[mode]
+        at = drawn_text.line_of_cga(row % 200) + column * bits // 8 % 80
+        return at, 8 - bits - column * bits % 8, (1 << bits) - 1
 
     def _pixel(self, call: Call, mode: int) -> tuple[int, int]:
         """The address in the planes, and the bit there, of column CX and row DX."""
@@ -307,7 +361,7 @@ class Video:
         page = call.word(_PAGE, 1) & 7
         surface = self._surface(call)
         columns = self._columns(call) if surface is None else surface.columns
-        last = 24 if surface is None else surface.rows - 1
+        last = self._last_row(call) if surface is None else surface.rows - 1
         column, row = call.read(_CURSORS + 2 * page, 2)
         if character == _RETURN:
             column = 0
@@ -333,7 +387,7 @@ class Video:
                 surface.scroll((0, 0, columns - 1, last), 1, 0, up=True)
                 continue
             start = self._cell(call, page, 0, 0)
-            kept = call.read(start + 2 * columns, 2 * columns * 24)
+            kept = call.read(start + 2 * columns, 2 * columns * last)
             call.write(start, kept + _BLANK * columns)
         call.write(_CURSORS + 2 * page, bytes((column, row)))
         self._show_cursor(call)

@@ -50,8 +50,10 @@ class BochsVga(UntimedDevice):
 
     def read(self, port: int, size: int, now: int) -> int:
         """The index, or the register that it chooses."""
-        if port == 0x1CE:
-            return self._index
+        value = self._index if port == 0x1CE else self._chosen()
+        return value & (1 << 8 * size) - 1
+
+    def _chosen(self) -> int:
         chosen = self._index
         if chosen in _MOST and self._registers[_ENABLE] & _CAPABILITIES:
             return _MOST[chosen]

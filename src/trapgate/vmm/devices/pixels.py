@@ -74,7 +74,9 @@ class PlanarMode:
 
     `columns` are characters of eight dots from side to side, `height` lines; `pitch` are the
     addresses from line to line, `start` the first. `is_byte_a_pixel` says that a pixel is a plane's
-    byte, of two dots ("mode X"); else it is a bit of each plane.
+    byte, of two dots ("mode X"); else it is a bit of each plane. Lines from `split` on begin at
+    address 0 again. The first `panned` pixels of each line are left out, below `split` only if
+    `pans_below`.
     """
 
     columns: int
@@ -82,6 +84,9 @@ class PlanarMode:
     pitch: int
     start: int
     is_byte_a_pixel: bool
+    split: int
+    panned: int = 0
+    pans_below: bool = True
 
 
 def _steps(low: int, high: int) -> list[tuple[int, int, int]]:
@@ -160,15 +165,23 @@ def planar(mode: PlanarMode, planes: bytes, palette: bytes) -> Pixels:
     `palette` has the colours of all values of a pixel, 6 bits each of red, green and blue.
     """
     memory = np.frombuffer(planes, np.uint8).reshape(-1, 4)
-    rows = mode.start + mode.pitch * np.arange(mode.height)[:, None]
-    lines = memory[(rows + np.arange(mode.columns)) % len(memory)]
+    below = max(mode.height - mode.split, 0)
+    above = mode.height - below
+    starts = [mode.start + mode.pitch * n for n in range(above)]
+    starts += [mode.pitch * n for n in range(below)]
+    # One more of each line, for what panning brings in.
+    lines = memory[(np.array(starts)[:, None] + np.arange(mode.columns + 1)) % len(memory)]
     if mode.is_byte_a_pixel:
         values = lines.reshape(mode.height, -1)
     else:
         bits = np.unpackbits(lines.transpose(2, 0, 1), axis=2)
         values = sum((bits[n] << n for n in range(4)), np.zeros_like(bits[0]))
+    width = mode.columns * (4 if mode.is_byte_a_pixel else 8)
+    panned = values[:, mode.panned : mode.panned + width]
+    if not mode.pans_below:
+        panned = np.concatenate((panned[:above], values[above:, :width]))
     six = np.frombuffer(palette, np.uint8).reshape(-1, 3)
-    return np.asarray((six << 2 | six >> 4)[values], np.uint8)
+    return np.asarray((six << 2 | six >> 4)[panned], np.uint8)
 
 
 def cga(memory: Readable, bits: int) -> Pixels:

@@ -5,6 +5,7 @@ Video memory is RAM from A0000H on, but in planar modes, where the processor see
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from trapgate.instructions import polled_ports as polled
@@ -15,8 +16,8 @@ from trapgate.vmm.devices.planes import BASE, Planes
 from trapgate.vmm.devices.polled import PolledPorts
 
 TEXT_MEMORY = 0xB8000
-WIDTH, HEIGHT = 80, 25
-"""Of the screen in text modes."""
+_TEXT_SIZE = 0x8000
+_MOST_COLUMNS, _MOST_ROWS = 160, 128
 _ATTRIBUTE, _SEQUENCER, _GRAPHICS, _COLOUR_CRTC, _MONO_CRTC = 0x3C0, 0x3C4, 0x3CE, 0x3D4, 0x3B4
 _DATA_OF = {0x3C5: _SEQUENCER, 0x3CF: _GRAPHICS, 0x3D5: _COLOUR_CRTC, 0x3B5: _MONO_CRTC}
 _RETRACE = 0x09
@@ -24,11 +25,31 @@ _AT_B8000 = 3
 """In the graphics controller's miscellaneous register: where video memory is."""
 _INTERLEAVED, _BYTE_A_PIXEL = 0x20, 0x40
 """In its mode register."""
+_PANS_ABOVE_ONLY = 0x20
+"""In the attribute controller's mode: no panning behind the line-compare register's line."""
 BANK = 0x10000
 """Bytes of the window at A0000H."""
 _RAM, _PLANES = -2, -1
 _CHAINED = 8
 """In the sequencer's memory mode: consecutive bytes are in consecutive planes."""
+
+
+@dataclass(frozen=True)
+class TextMode:
+    """How the CRT controller shows text memory: `columns` x `rows` characters.
+
+    From row to row are `pitch` bytes, the first is `start`; rows from `split` on begin at 0 again.
+    """
+
+    columns: int
+    rows: int
+    pitch: int
+    start: int
+    split: int
+
+
+_USUAL_TEXT = TextMode(80, 25, 160, 0, 25)
+"""What is shown while nobody has programmed the CRT controller."""
 
 
 class Windows(Protocol):
@@ -177,12 +198,40 @@ class VgaRegisters(UntimedDevice):
         """Column and row of the cursor."""
         crtc = self._sets[_COLOUR_CRTC]
         place = (crtc[0x0E] << 8 | crtc[0x0F]) - self.start // 2
-        return place % WIDTH, place // WIDTH
+        row, column = divmod(place, self.text_mode.pitch // 2)
+        return column, row
+
+    @property
+    def text_mode(self) -> TextMode:
+        """How text memory is shown."""
+        crtc = self._sets[_COLOUR_CRTC]
+        columns, pitch = crtc[1] + 1, 4 * crtc[0x13]
+        lines = self._lines()
+        height = ((crtc[9] & 0x1F) + 1) << (crtc[9] >> 7)
+        rows = lines // height
+        if not (1 < columns <= _MOST_COLUMNS and 0 < rows <= _MOST_ROWS and pitch):
+            return replace(_USUAL_TEXT, start=self.start)
+        return TextMode(columns, rows, pitch, self.start, -(-self._split() // height))
+
+    def _lines(self) -> int:
+        """Of the screen, before any are repeated."""
+        crtc = self._sets[_COLOUR_CRTC]
+        return (crtc[0x12] | (crtc[7] & 2) << 7 | (crtc[7] & 0x40) << 3) + 1
+
+    def _split(self) -> int:
+        """The first line behind the line-compare register's: memory is shown from 0 on again."""
+        crtc = self._sets[_COLOUR_CRTC]
+        return (crtc[0x18] | (crtc[7] & 0x10) << 4 | (crtc[9] & 0x40) << 3) + 1
 
     def cells(self, memory: Readable) -> bytes:
-        """The screen in a text mode, 80 x 25: a character and its attribute each."""
-        data = memory.read(TEXT_MEMORY, 0x8000) * 2
-        return data[self.start : self.start + 2 * WIDTH * HEIGHT]
+        """The screen in a text mode, row by row: a character and its attribute each."""
+        data = memory.read(TEXT_MEMORY, _TEXT_SIZE) * 2
+        mode, shown = self.text_mode, bytearray()
+        for row in range(mode.rows):
+            above = row < mode.split
+            at = mode.start + row * mode.pitch if above else (row - mode.split) * mode.pitch
+            shown += data[at % _TEXT_SIZE :][: 2 * mode.columns]
+        return bytes(shown)
 
     def pixels(self, memory: Readable) -> Pixels | None:
         """The screen in a graphics mode; None in a text mode."""
@@ -200,14 +249,18 @@ class VgaRegisters(UntimedDevice):
     def _geometry(self) -> PlanarMode:
         """What the CRT controller makes of the planes."""
         crtc, graphics = self._sets[_COLOUR_CRTC], self._sets[_GRAPHICS]
-        lines = (crtc[0x12] | (crtc[7] & 2) << 7 | (crtc[7] & 0x40) << 3) + 1
         repeated = ((crtc[9] & 0x1F) + 1) << (crtc[9] >> 7)
+        panned = self._sets[_ATTRIBUTE][0x13] & 0xF
+        is_byte_a_pixel = bool(graphics[5] & _BYTE_A_PIXEL)
         return PlanarMode(
             columns=crtc[1] + 1,
-            height=max(lines // repeated, 1),
+            height=max(self._lines() // repeated, 1),
             pitch=2 * crtc[0x13],
             start=crtc[0x0C] << 8 | crtc[0x0D],
-            is_byte_a_pixel=bool(graphics[5] & _BYTE_A_PIXEL),
+            is_byte_a_pixel=is_byte_a_pixel,
+            split=-(-self._split() // repeated),
+            panned=panned // 2 if is_byte_a_pixel else panned & 7,
+            pans_below=not self._sets[_ATTRIBUTE][0x10] & _PANS_ABOVE_ONLY,
         )
 
     def _planes_shown(self) -> bytes:
@@ -232,7 +285,8 @@ class VgaRegisters(UntimedDevice):
         if not self.is_text:
             return []
         characters = shown(self.cells(memory)[::2])
-        return [characters[row * WIDTH : (row + 1) * WIDTH].rstrip() for row in range(HEIGHT)]
+        columns = self.text_mode.columns
+        return [characters[at : at + columns].rstrip() for at in range(0, len(characters), columns)]
 
 
 def shown(characters: bytes) -> str:
