@@ -12,7 +12,6 @@ from trapgate.decision.entry_facts import REPEATED, facts_of_refused
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
-from trapgate.decode.read_modify_write import opcode_writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
@@ -26,7 +25,7 @@ from trapgate.engine.fetched_code import (
     is_long,
     linear_rip,
     missing_byte,
-    without_idle_prefixes,
+    operand_of,
 )
 from trapgate.engine.input_blocks import takes_block
 from trapgate.engine.state import (
@@ -80,8 +79,6 @@ _GENERAL_DETECT = 1 << 13
 _TF = 1 << 8
 _WRITE = 2
 _FETCH = 16
-_IDLE_PREFIXES = 3
-"""From so many prefixes on, some of them may say nothing new."""
 
 
 @jit
@@ -364,38 +361,6 @@ def is_done_alone(m: Cells, v: Cells, code: int) -> bool:
         and code != at.SVM_EXCEPTION + 1
         and linear_rip(v) != m[mc.STEP_START]
     )
-
-
-@jit
-def operand_of(m: Cells, v: Cells) -> int:
-    """What the instruction at RIP does with its operand in memory: OPERAND_*.
-
-    Translated code is made from one instruction, so this is found out once for each place in it.
-    """
-    place = m[mc.PLACE] if m[mc.NATIVE] != 0 else 0
-    if place != 0 and m[place + mc.PLACE_OPERAND] != 0:
-        return int(m[place + mc.PLACE_OPERAND])
-    return decode_operand(m, v, place)
-
-
-@jit
-def decode_operand(m: Cells, v: Cells, place: int) -> int:
-    """`operand_of`, by the instruction's bytes."""
-    word, count = fetch(m, v, 8)
-    if count == 0:
-        return mc.OPERAND_OTHER
-    start = prefix_length(word, is_long(v))
-    if start >= _IDLE_PREFIXES:
-        word = without_idle_prefixes(m, v, word)
-        start = prefix_length(word, is_long(v))
-    operand = mc.OPERAND_OTHER
-    if (word >> (8 * start)) & 0xFC == 0x6C:
-        operand = mc.OPERAND_OF_PORT
-    elif opcode_writes_what_it_reads(word, start):
-        operand = mc.OPERAND_CHANGES
-    if place != 0:
-        m[place + mc.PLACE_OPERAND] = operand
-    return operand
 
 
 @jit

@@ -4,6 +4,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import memory
 from trapgate.decode.length import MOST, length_of
+from trapgate.decode.read_modify_write import opcode_writes_what_it_reads
 from trapgate.engine import machine as mc
 from trapgate.operands.encoding import prefix_length
 from trapgate.paging.memory import load8, load64
@@ -12,6 +13,9 @@ from trapgate.sdm import cells as f
 
 NOTHING_THERE = 0
 """The first byte of `instruction` where it cannot be read; none that comes here begins with it."""
+
+_IDLE_PREFIXES = 3
+"""From so many prefixes on, some of them may say nothing new."""
 
 
 @jit
@@ -93,7 +97,7 @@ def without_idle_prefixes(m: Cells, v: Cells, word: int) -> int:
     """`instruction` if its first eight bytes are `word`."""
     m[mc.EXTRA] = 0
     long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
-    if prefix_length(word, long) < 3:
+    if prefix_length(word, long) < _IDLE_PREFIXES:
         return word
     linear = linear_rip(v)
     lock = repeat = segment = operand = address = rex = 0
@@ -133,3 +137,35 @@ def without_idle_prefixes(m: Cells, v: Cells, word: int) -> int:
     rest, _ = fetch_from(m, v, linear + n, 8 - kept)
     m[mc.EXTRA] = n - kept
     return short | rest << (8 * kept)
+
+
+@jit
+def operand_of(m: Cells, v: Cells) -> int:
+    """What the instruction at RIP does with its operand in memory: OPERAND_*.
+
+    Translated code is made from one instruction, so this is found out once for each place in it.
+    """
+    place = m[mc.PLACE] if m[mc.NATIVE] != 0 else 0
+    if place != 0 and m[place + mc.PLACE_OPERAND] != 0:
+        return int(m[place + mc.PLACE_OPERAND])
+    return decode_operand(m, v, place)
+
+
+@jit
+def decode_operand(m: Cells, v: Cells, place: int) -> int:
+    """`operand_of`, by the instruction's bytes."""
+    word, count = fetch(m, v, 8)
+    if count == 0:
+        return mc.OPERAND_OTHER
+    start = prefix_length(word, is_long(v))
+    if start >= _IDLE_PREFIXES:
+        word = without_idle_prefixes(m, v, word)
+        start = prefix_length(word, is_long(v))
+    operand = mc.OPERAND_OTHER
+    if (word >> (8 * start)) & 0xFC == 0x6C:
+        operand = mc.OPERAND_OF_PORT
+    elif opcode_writes_what_it_reads(word, start):
+        operand = mc.OPERAND_CHANGES
+    if place != 0:
+        m[place + mc.PLACE_OPERAND] = operand
+    return operand
