@@ -25,6 +25,8 @@ WAYS = {
     "CF9H": "baf90c b006 ee",
     "port 92H": "b001 e692",
     "INT 19H": "cd19",
+    "the reset vector": "ea 0000 ffff",
+    "POST's entry": "ea 5be0 00f0",
 }
 TRIPLE_FAULT = "0f011e0060 cc"
 """Lidt [6000h], where zeros are; int3."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trapgate.compiler.dialect import Cells, Rows
+from trapgate.compiler import raw
+from trapgate.compiler.dialect import Cells, Memory, Rows
 from trapgate.compiler.library import CHECKED
 from trapgate.compiler.program import alone
 from trapgate.compiler.target import IS_LINUX_X86_64
@@ -56,6 +57,15 @@ def divide(n: int) -> int:
     return 5 // n
 
 
+def half_word(mem: Memory, n: int) -> int:
+    return raw.peek_in(mem, n, 32)
+
+
+def put_half_word(mem: Memory, n: int) -> int:
+    raw.poke_in(mem, n, 32, 1)
+    return 0
+
+
 V = np.arange(3, dtype=np.int64)
 ROWS = np.arange(6, dtype=np.int64).reshape(3, 2)
 
@@ -90,6 +100,9 @@ def _ended(call: Callable[[], object]) -> tuple[int, str]:
         (rest, (V, 4), "index out of range: v[n:]"),
         (row, (ROWS, 3), "index out of range: rows[n]"),
         (in_row, (ROWS, 2), "index out of range: rows[1][n]"),
+        (half_word, (V, -1), "index out of range: raw.peek_in(mem, n, 32)"),
+        (half_word, (V, 21), "index out of range: raw.peek_in(mem, n, 32)"),
+        (put_half_word, (V, 24), "index out of range: raw.poke_in(mem, n, 32, 1)"),
         (shift, (64,), "shift count out of range: 1 << n"),
         (shift, (-1,), "shift count out of range: 1 << n"),
         (modulo, (0,), "modulo 0: 5 % n"),
@@ -115,6 +128,9 @@ def test_out_of_range(
     [
         (load, (V, 2), 2),
         (store, (V.copy(), 0), 0),
+        (half_word, (V, 16), 2),
+        (half_word, (V, 20), 0),
+        (put_half_word, (V.copy(), 20), 0),
         (change, (V.copy(), 2), 0),
         (rest, (V, 3), 0),
         (row, (ROWS, 2), 5),

@@ -5,7 +5,13 @@ from itertools import product
 import pytest
 
 from tests.unit.core_guest import Guest
-from trapgate.events.frame import probe_frame, push_word, stack_has_room, stack_is_canonical
+from trapgate.events.frame import (
+    probe_frame,
+    push_word,
+    stack_has_room,
+    stack_is_canonical,
+    store_frame,
+)
 from trapgate.sdm import state
 
 UP, DOWN, WIDE = 0x93, 0x97, 0x4000
@@ -107,6 +113,19 @@ def test_a_16_bit_stack_wraps_within_its_64_kilobytes(sp: int, base: int) -> Non
     for n, word in enumerate(WORDS):
         at = base + ((sp - 2 * (n + 1)) & MASK_16)
         assert guest.words(at, 1, 2) == [word & 0xFFFF]
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("switched", [False, True])
+@pytest.mark.parametrize("error_code", [-1, 0x18])
+def test_a_frame_in_one_go_is_that_of_its_words(size: int, switched: bool, error_code: int) -> None:
+    ss, rsp, rflags, cs, rip = words = [0x23, 0x1122_3344_5566_7788, 0x10246, 0x1B, -0x7FFF_FFFE]
+    pushed = words[0 if switched else 2 :] + [error_code] * (error_code >= 0)
+    whole, single = Guest(bits=64), Guest(bits=64)
+    push(single, 0, 0x5008, -1, size, pushed)
+    lowest = 0x5008 - size * len(pushed)
+    store_frame(whole.mem, lowest, size, switched, ss, rsp, rflags, cs, rip, error_code)
+    assert bytes(whole.ram) == bytes(single.ram)
 
 
 def test_64_bit_words() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from trapgate.compiler import raw
 from trapgate.compiler.dialect import Cells
 from trapgate.paging import memory
 
@@ -58,3 +59,28 @@ def test_far_addresses_are_nowhere(address: int, size: int) -> None:
     ACCESSES[size][1](mem, address, 0)
     assert mem.tobytes() == before
     assert ACCESSES[size][0](mem, address) == expected(b"\xff" * size, size)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("address", range(-1, SIZE + 2))
+def test_words_that_need_no_more_care_are_aligned_and_in_ram(address: int, size: int) -> None:
+    mem = ram()
+    image = bytearray(mem.tobytes())
+    plain = memory.stores_plainly(mem, address, size, 2)
+    end = address + 2 * size
+    assert plain == (address >= 0 and address % size == 0 and end < SIZE)
+    if plain:
+        memory.store_plainly(mem, address + size, size, -2)
+        image[address + size : end] = (-2).to_bytes(size, "little", signed=True)
+        assert mem.tobytes() == image
+
+
+def test_words_on_watched_pages_need_care_and_others_are_noted_as_written() -> None:
+    mem = np.zeros(2 * 512, np.int64)
+    watch = np.zeros(memory.watch_length(2), np.int64)
+    raw.watch(mem, watch)
+    watch[memory.WATCH_PAGES + 1] = memory.WATCHED_PAGE
+    assert memory.stores_plainly(mem, 0xFF0, 4, 4)
+    assert not memory.stores_plainly(mem, 0x1FE0, 4, 4)
+    assert [state & memory.WRITTEN_PAGE for state in watch[memory.WATCH_PAGES :][:2]] == [4, 0]
+    assert watch[memory.WATCH_WRITTEN] == 1

@@ -369,6 +369,23 @@ class Expressions(Operators):
         found = code.let(f"bitcast {kind} {result} to i{bits}")
         return found if bits == 64 else code.let(f"zext i{bits} {found.text} to i64")
 
+    def _bits_in(
+        self, memory: Value, place: Value, bits: Value, new: Sequence[Value], node: ast.Call
+    ) -> Value:
+        """`peek_in` and, with a new value, `poke_in`."""
+        width = bits.number
+        widths = (8, 16, 32) if new else (8, 16, 32, 64)
+        if memory.kind is not MEMORY or width is None or width not in widths:
+            raise self.error(node, "this takes Memory, a place, and how many bits, written there")
+        code = self.code
+        where = self.byte(memory, self.coerce(place, INT, node), width >> 3, node)
+        for given in new:
+            value = code.let(f"trunc i64 {self.coerce(given, INT, node).text} to i{width}")
+            code.put(f"store i{width} {value.text}, ptr {where}, align 1")
+            return Value("", NOTHING)
+        value = code.let(f"load i{width}, ptr {where}, align 1")
+        return value if width == 64 else code.let(f"zext i{width} {value.text} to i64")
+
     def _raw(self, name: str, values: list[Value], node: ast.Call) -> Value:
         """Memory and C functions by their addresses: see `trapgate.compiler.raw`."""
         code = self.code
@@ -383,6 +400,8 @@ class Expressions(Operators):
             return code.let(f"ptrtoint ptr {where} to i64")
         if name == "watched" and [value.kind for value in values] == [MEMORY]:
             return self.watch(values[0])
+        if name in ("peek_in", "poke_in") and len(values) == (3 if name == "peek_in" else 4):
+            return self._bits_in(values[0], values[1], values[2], values[3:], node)
         words = [self.coerce(value, INT, node).text for value in values]
         if (name, len(words)) == ("memory", 3):
             return code.memory(code.pointer(words[0]), words[1], code.pointer(words[2]))

@@ -229,6 +229,16 @@ class Operators:
         self._inside(index, "ult", self.part(array, 1), node)
         return self._at(array, index)
 
+    def byte(self, memory: Value, place: Value, size: int, node: ast.AST) -> str:
+        """The address of a byte of physical memory, where so many bytes are used."""
+        code = self.code
+        for offset in {0, size - 1}:
+            last = code.let(f"add i64 {place.text}, {offset}")
+            cell = code.let(f"ashr i64 {last.text}, 3")
+            self._inside(cell, "ult", self.part(memory, 1), node)
+        start = self.part(memory, 0)
+        return code.let(f"getelementptr i8, ptr {start.text}, i64 {place.text}").text
+
     def tail(self, array: Value, first: Value, node: ast.AST) -> Value:
         """An array from one of its cells on, or from its end."""
         length = self.part(array, 1)

@@ -123,6 +123,32 @@ def memory(address: int, count: int, watch: int) -> Memory:
     _compiled_only()
 
 
+def peek_in(mem: Memory, place: int, bits: int) -> int:
+    """The 8, 16, 32 or 64 bits from byte `place` of physical memory on, all of which it has.
+
+    How many they are is written where this is called. Less than 64 are zero-extended.
+    """
+    place = int(place)
+    shift = (place & 7) << 3
+    word = int(mem[place >> 3]) >> shift
+    if shift + bits > 64:
+        word = word & ((1 << (64 - shift)) - 1) | int(mem[(place >> 3) + 1]) << (64 - shift)
+    return _signed(word) if bits == 64 else word & ((1 << bits) - 1)
+
+
+def poke_in(mem: Memory, place: int, bits: int, value: int) -> None:
+    """Change 8, 16 or 32 bits, which lie in one cell of memory, to the low ones of `value`."""
+    place = int(place)
+    shift = (place & 7) << 3
+    mask = ((1 << bits) - 1) << shift
+    mem[place >> 3] = _signed(int(mem[place >> 3]) & ~mask | int(value) << shift & mask)
+
+
+def _signed(word: int) -> int:
+    """The low 64 bits of a number as two's complement."""
+    return (word & (1 << 64) - 1 ^ 1 << 63) - (1 << 63)
+
+
 def watch(mem: Memory, cells: Cells) -> None:
     """Let `cells` be where stores to `mem` are watched, for interpreted functions too."""
     _watches[id(mem)] = weakref.ref(mem), cells

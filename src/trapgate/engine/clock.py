@@ -5,12 +5,16 @@ instruction that leaves it have to be taken off again. The engine restores the s
 the instruction then, through slots of its procedure linkage table (Linux x86-64
 wheel only), and we count what is left of the block. An instruction counts when it was
 executed, when it faults, and when it exits; one that will be executed again does not.
+
+Where a place in machine code has been looked up once, what was found is kept: code that faults
+faults again. Code stays where it is until the engine empties its whole buffer.
 """
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import BOOLEAN, BOUND, INT32, INT64, VOID
 from trapgate.compiler.program import callback, jit
-from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke32
+from trapgate.compiler.raw import call, cells, peek8, peek16, peek32, peek64, poke32, poke64
+from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 
@@ -74,6 +78,7 @@ def on_restore(env: int, tb: int, data: int, restore: int) -> None:
     left, length = instructions_from(tb, peek64(data))
     m[mc.INSTRUCTION_LENGTH] = length
     m[mc.BEHIND] = max(left - 1, 0)
+    m[mc.RESTORED_OP] = peek32(data + 8)
     if m[mc.RESTORED] == _LEAVES:
         m[mc.TIME] -= m[mc.BEHIND]
     elif m[mc.RESTORED] == _REPEATS:
@@ -83,17 +88,76 @@ def on_restore(env: int, tb: int, data: int, restore: int) -> None:
             m[mc.STEPPING] = mc.STEP_DUE
 
 
+@jit
+def place_of(host: int) -> int:
+    """The first cell of the slot for what is known of the machine code at `host`."""
+    return mc.PLACES + mc.PLACE_CELLS * ((host ^ host >> 6) & mc.PLACE_SLOTS - 1)
+
+
+@jit
+def restore_known(m: Cells, env: int, host: int, leaves: bool) -> bool:
+    """What `on_restore_at` does, if the place has been looked up before."""
+    slot = place_of(host)
+    if m[slot] != host or host == 0:
+        return False
+    m[mc.PLACE] = slot
+    poke64(env + at.EIP, m[slot + mc.PLACE_RIP])
+    counts = m[slot + mc.PLACE_COUNTS]
+    op = counts & 0xFF
+    # Where the block does not say in what form the flags are, the CPU state does.
+    if op != 0:
+        poke32(env + at.CC_OP, op)
+    m[mc.INSTRUCTION_LENGTH] = (counts >> 8) & 0xFF
+    m[mc.BEHIND] = counts >> 16
+    if leaves:
+        m[mc.TIME] -= m[mc.BEHIND]
+    return True
+
+
+@jit
+def restore_at(m: Cells, cpu: int, host: int, leaves: bool, restore: int) -> int:
+    """Restore the state of the instruction whose machine code is at `host`; 0 if there is none.
+
+    `restore` is the engine's function that does; `leaves` says that the block ends there.
+    """
+    env = cpu + at.CPU_SIZE
+    if restore_known(m, env, host, leaves):
+        return 1
+    m[mc.RESTORED] = _LEAVES if leaves else _STAYS
+    found = call(restore, (cpu, host, leaves)) & 0xFF
+    m[mc.RESTORED] = _REPEATS
+    m[mc.PLACE] = 0
+    if found:
+        slot = place_of(host)
+        m[mc.PLACE] = slot
+        m[slot] = host
+        m[slot + mc.PLACE_RIP] = peek64(env + at.EIP)
+        counts = m[mc.RESTORED_OP] | m[mc.INSTRUCTION_LENGTH] << 8 | m[mc.BEHIND] << 16
+        m[slot + mc.PLACE_COUNTS] = counts
+        m[slot + mc.PLACE_OPERAND] = 0
+    return found
+
+
 @callback(BOOLEAN, INT64, INT64, INT32, BOUND)
 def on_restore_at(cpu: int, host: int, leaves: int, restore: int) -> int:
-    """cpu_restore_state: at the instruction whose machine code is at `host`."""
+    """cpu_restore_state."""
     machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
     if machine == 0:
         return call(restore, (cpu, host, leaves)) & 0xFF
-    m = cells(machine, mc.CELLS)
-    m[mc.RESTORED] = _LEAVES if leaves & 0xFF else _STAYS
-    found = call(restore, (cpu, host, leaves)) & 0xFF
-    m[mc.RESTORED] = _REPEATS
-    return found
+    return restore_at(cells(machine, mc.CELLS), cpu, host, leaves & 0xFF != 0, restore)
+
+
+@callback(VOID, INT64, BOUND)
+def on_code_is_dropped(translator: int, reset: int) -> None:
+    """tcg_region_reset_all: the buffer of translated code is about to be filled anew."""
+    uc = peek64(translator + em.UC)
+    machine = peek64(peek64(uc + at.CPU_OF_HANDLE) + at.CPU_SIZE + at.MACHINE)
+    if machine != 0:
+        m = cells(machine, mc.CELLS)
+        m[mc.PLACE] = 0
+        for n in range(mc.PLACE_SLOTS):
+            m[mc.PLACES + mc.PLACE_CELLS * n] = 0
+    call(reset, (translator,))
 
 
 @jit
@@ -106,9 +170,7 @@ def end_block_here(m: Cells) -> None:
 @jit
 def locate(m: Cells, cpu: int, return_address: int) -> None:
     """Let the CPU state be that of the instruction within the block, which goes on."""
-    m[mc.RESTORED] = _STAYS
-    call(m[mc.CPU_RESTORE_STATE], (cpu, return_address, 0))
-    m[mc.RESTORED] = _REPEATS
+    restore_at(m, cpu, return_address, False, m[mc.CPU_RESTORE_STATE])
 
 
 @jit
@@ -169,5 +231,6 @@ def cut_where_time_is_up(m: Cells, count: int, return_address: int) -> None:
 SLOTS = {
     "restore_state_to_opc": on_restore,
     "cpu_restore_state": on_restore_at,
+    "tcg_region_reset_all": on_code_is_dropped,
 }
 """As `coherence.SLOTS`."""

@@ -18,7 +18,7 @@ only). Where there are none, each store has to be hooked. `audit` looks whether
 all this is true.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, apart, inlined
 from trapgate.compiler.kinds import BOUND, INT32, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64
@@ -79,12 +79,18 @@ def forget_range(m: Cells, start: int, end: int) -> None:
 
 
 @jit
+@inlined
 def forget_stale_code(m: Cells) -> bool:
     """Drop what was translated from memory that the core has changed; whether it has."""
+    return peek64(m[mc.WATCH] + 8 * WATCH_COUNT) != 0 and forget_noted_cells(m)
+
+
+@jit
+@apart
+def forget_noted_cells(m: Cells) -> bool:
+    """`forget_stale_code` where the core has changed such memory."""
     watch = cells(m[mc.WATCH], WATCH_PAGES)
     count = watch[WATCH_COUNT]
-    if count == 0:
-        return False
     watch[WATCH_COUNT] = 0
     if count > NOTED_MOST:
         forget_range(m, 0, m[mc.MEM_CELLS] * 8)

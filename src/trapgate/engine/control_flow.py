@@ -12,6 +12,7 @@ from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, p
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.coherence import forget_stale_code
+from trapgate.engine.segments import look_at_segments
 from trapgate.engine.state import (
     load_code_and_stack,
     load_data_segments,
@@ -90,9 +91,10 @@ def end_return(m: Cells, env: int, v: Cells) -> None:
         return
     walk_always(m)
     forget_stale_code(m)
-    if privilege_level(v) != hflags & 3:
-        load_data_segments(env, v)
+    loaded = privilege_level(v) != hflags & 3 and load_data_segments(env, v)
     load_code_and_stack(m, env, v)
+    if loaded:
+        look_at_segments(m, env)
 
 
 @jit

@@ -346,9 +346,31 @@ def is_done_alone(m: Cells, v: Cells, code: int) -> bool:
 
 
 @jit
-def transfers_string(v: Cells, word: int) -> bool:
-    """Whether the instruction is INS or OUTS."""
-    return bool((word >> (8 * prefix_length(word, is_long(v)))) & 0xFC == 0x6C)
+def operand_of(m: Cells, v: Cells) -> int:
+    """What the instruction at RIP does with its operand in memory: OPERAND_*.
+
+    Translated code is made from one instruction, so this is found out once for each place in it.
+    """
+    place = m[mc.PLACE] if m[mc.NATIVE] != 0 else 0
+    if place != 0 and m[place + mc.PLACE_OPERAND] != 0:
+        return int(m[place + mc.PLACE_OPERAND])
+    return decode_operand(m, v, place)
+
+
+@jit
+def decode_operand(m: Cells, v: Cells, place: int) -> int:
+    """`operand_of`, by the instruction's bytes."""
+    word, count = fetch(m, v, 8)
+    if count != 8:
+        return mc.OPERAND_OTHER
+    operand = mc.OPERAND_OTHER
+    if (word >> (8 * prefix_length(word, is_long(v)))) & 0xFC == 0x6C:
+        operand = mc.OPERAND_OF_PORT
+    elif writes_what_it_reads(v, word):
+        operand = mc.OPERAND_CHANGES
+    if place != 0:
+        m[place + mc.PLACE_OPERAND] = operand
+    return operand
 
 
 @jit
@@ -406,11 +428,11 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
                 m[mc.FAULT_KIND] = 0
                 return arbitrate(m, v, r, 13, 3, 0, 0, 0)
             if not fetched:
-                word, count = fetch(m, v, 8)
-                if count == 8 and transfers_string(v, word):
+                operand = operand_of(m, v)
+                if operand == mc.OPERAND_OF_PORT:
                     # Whether there is a VM exit is decided before memory is accessed.
                     return execute_sensitive(m, v, r, instruction(m, v))
-                changes = info & _WRITE == 0 and count == 8 and writes_what_it_reads(v, word)
+                changes = info & _WRITE == 0 and operand == mc.OPERAND_CHANGES
                 if changes and info < EPT_VIOLATION:
                     info |= _WRITE
                 elif changes and info & APIC_ACCESS:

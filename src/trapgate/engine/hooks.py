@@ -333,6 +333,8 @@ def refill(
         m[mc.FAULT_KIND] = mc.FAULT_NON_CANONICAL if vector == 13 and not forbidden else 0
     m[mc.FAULT_ADDRESS] = address
     m[mc.FAULT_CODE] = code
+    if return_address == 0:
+        m[mc.PLACE] = 0
     poke32(env + at.ERROR_CODE, 0)
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + 0x40 + vector)
     call(m[mc.CPU_LOOP_EXIT_RESTORE], (cpu, return_address))

@@ -129,6 +129,8 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     SINGLE_STEP,
     HELD_BACK,
     RESTORED,
+    RESTORED_OP,
+    PLACE,
     BEHIND,
     X87_OPERANDS,
     X87_FAULT,
@@ -161,7 +163,7 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     RAM_SECTION,
     STORES_SECTION,
     CELLS,
-) = range(153)
+) = range(155)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -202,7 +204,9 @@ line that is held low (A20), or 0; both native only. WINDOWS: 1 if a window is o
 what a guest finds at physical WINDOW_n_START, WINDOW_n_SIZE bytes, is at WINDOW_n_TARGET (native
 only).
 RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
-instructions of the block were behind the latest one (`clock`).
+instructions of the block were behind the latest one (`clock`). RESTORED_OP: in what form it found
+the arithmetic flags, 0 where the CPU state says so. PLACE: the slot of PLACES for the instruction
+at which translated code was left, or 0.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
 been told that interrupts are inhibited, so that it executes one instruction (portable only).
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
@@ -354,7 +358,22 @@ WORK = PRODUCTS + 4
 """Cells to compute transcendental functions in (`instructions.x87.transcendental`)."""
 X87_EMPTIED = WORK + WORK_CELLS
 """16 cells: what was in x87 registers that were empty and read, mantissa and the rest."""
-CELLS = X87_EMPTIED + 16
+PLACES = X87_EMPTIED + 16
+PLACE_SLOTS = 64
+PLACE_CELLS = 4
+"""Slots for places in machine code that were looked up (`clock`): the place; ..."""
+PLACE_RIP = 1
+PLACE_COUNTS = 2
+"""... how many instructions of the block are behind in bits 63:16, the instruction's length in
+15:8, and the form of the flags in 7:0; ..."""
+PLACE_OPERAND = 3
+"""... and one of these, or 0 where nobody has asked yet."""
+OPERAND_OTHER = 1
+OPERAND_CHANGES = 2
+"""It is read, and then written."""
+OPERAND_OF_PORT = 3
+"""It comes from a port, or goes there: INS, OUTS."""
+CELLS = PLACES + PLACE_SLOTS * PLACE_CELLS
 
 IS_SHOWN = 0x100
 

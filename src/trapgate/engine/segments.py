@@ -72,12 +72,36 @@ def look_at_segments(m: Cells, env: int) -> None:
         typed = _TYPED
     moved = False
     for n in range(6):
-        segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
-        # Two loads: one would have to wait for the two stores that went before.
-        seen = peek32(segment + at.LIMIT) | (peek32(segment + at.FLAGS) & _MATTERS) << 32 | typed
-        if m[mc.SEGMENTS_SEEN + n] != seen:
-            learn_segment(m, n, seen)
-            moved = True
+        moved = look_at_segment(m, env, n, typed) or moved
+    note_limits(m, env, hflags, moved)
+
+
+@jit
+def look_at_code_and_stack(m: Cells, env: int) -> None:
+    """`look_at_segments` where no other segment has changed, nor the mode, which is protected."""
+    hflags = peek32(env + at.HFLAGS)
+    if hflags & at.HF_CS64:
+        return
+    moved = look_at_segment(m, env, _CS, _TYPED)
+    moved = look_at_segment(m, env, _SS, _TYPED) or moved
+    note_limits(m, env, hflags, moved)
+
+
+@jit
+def look_at_segment(m: Cells, env: int, n: int, typed: int) -> bool:
+    """Bring what is noted of segment `n` up to date; whether it was not."""
+    segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
+    # Two loads: one would have to wait for the two stores that went before.
+    seen = peek32(segment + at.LIMIT) | (peek32(segment + at.FLAGS) & _MATTERS) << 32 | typed
+    if m[mc.SEGMENTS_SEEN + n] == seen:
+        return False
+    learn_segment(m, n, seen)
+    return True
+
+
+@jit
+def note_limits(m: Cells, env: int, hflags: int, moved: bool) -> None:
+    """The translator's flags, behind a look at the segments by which some may have `moved`."""
     # Within 64 KB 16-bit code can pass the limit at the end only, which a block's place tells.
     reach = 0xFFFFFFFF if hflags & at.HF_CS32 else 0xFFFF
     code_is_limited = m[mc.SEGMENTS_SEEN + _CS] & 0xFFFFFFFF < reach

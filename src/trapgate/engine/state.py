@@ -19,7 +19,7 @@ from trapgate.compiler.raw import (
 )
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.segments import look_at_segments
+from trapgate.engine.segments import look_at_code_and_stack, look_at_segments
 from trapgate.engine.x87.exceptions import leave_unfinished
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import load_pointers_of_entry, uses_pae_paging, walk
@@ -383,9 +383,15 @@ def load_mode(m: Cells, env: int, v: Cells) -> None:
 
     What blocked interrupts for the time of one instruction, ends.
     """
+    load_hflags(env, v)
+    look_at_segments(m, env)
+
+
+@jit
+def load_hflags(env: int, v: Cells) -> None:
+    """The translator's flags of `load_mode`, but for those about limits."""
     flags = hflags_of(v, peek32(env + at.HFLAGS)) & ~at.HF_INHIBIT_IRQ
     poke32(env + at.HFLAGS, flags)
-    look_at_segments(m, env)
 
 
 @jit
@@ -470,11 +476,14 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
 @jit
 def has_segment(env: int, v: Cells, n: int) -> bool:
-    """Whether segment register `n` is loaded as in `v` already; no for one that is unusable."""
+    """Whether segment register `n` is loaded as `load_segment_cache` would, not LDTR nor TR."""
     segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
+    rights = v[f.GUEST_ES_ACCESS_RIGHTS + n]
+    if rights & _UNUSABLE:
+        rights &= 0xF07F
     return bool(
         peek32(segment + at.SELECTOR) == v[f.GUEST_ES_SELECTOR + n]
-        and (peek32(segment + at.FLAGS) >> 8) & 0xF0FF == v[f.GUEST_ES_ACCESS_RIGHTS + n]
+        and (peek32(segment + at.FLAGS) >> 8) & 0xF0FF == rights
         and peek32(segment + at.LIMIT) == v[f.GUEST_ES_LIMIT + n]
         and peek64(segment + at.BASE) == v[f.GUEST_ES_BASE + n]
     )
@@ -482,24 +491,33 @@ def has_segment(env: int, v: Cells, n: int) -> bool:
 
 @jit
 def load_code_and_stack(m: Cells, env: int, v: Cells) -> None:
-    """Of `load` CS, SS, RIP and RSP, and the translator's flags for them."""
+    """Of `load` CS, SS, RIP and RSP, and the translator's flags for them, in protected mode."""
     poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
     poke64(env + at.EIP, v[f.GUEST_RIP])
+    before = peek32(env + at.HFLAGS)
     if has_segment(env, v, _CS) and has_segment(env, v, _SS):
         # Within a ring, mostly: neither the mode changes nor what segments allow.
-        poke32(env + at.HFLAGS, peek32(env + at.HFLAGS) & ~at.HF_INHIBIT_IRQ)
+        poke32(env + at.HFLAGS, before & ~at.HF_INHIBIT_IRQ)
         return
     load_segment_cache(env, v, _CS)
     load_segment_cache(env, v, _SS)
-    load_mode(m, env, v)
+    load_hflags(env, v)
+    if before & at.HF_CS64:
+        # What 64-bit code loaded into the others, nobody has looked at.
+        look_at_segments(m, env)
+    else:
+        look_at_code_and_stack(m, env)
 
 
 @jit
-def load_data_segments(env: int, v: Cells) -> None:
-    """Of `load` ES, DS, FS and GS."""
+def load_data_segments(env: int, v: Cells) -> bool:
+    """Of `load` ES, DS, FS and GS; whether one of them was not loaded already."""
+    loaded = False
     for n in (_ES, _DS, _FS, _GS):
         if not has_segment(env, v, n):
             load_segment_cache(env, v, n)
+            loaded = True
+    return loaded
 
 
 @jit

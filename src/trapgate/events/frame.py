@@ -6,9 +6,9 @@ half of a frame. SDM, "Exception- or Interrupt-Handler Procedures" and, for 64-b
 mode, "64-Bit Mode Stack Frame".
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.events.stack import each_word_fits, probe_each
-from trapgate.paging.memory import store8, store_sized
+from trapgate.paging.memory import store8, store_plainly, store_sized
 from trapgate.paging.walk import WRITE, locate, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
 from trapgate.sdm.state import AR_EXPAND_DOWN, AR_UNUSABLE
@@ -92,3 +92,54 @@ def push_word(
         linear = (first + byte) & linear_mask
         at, _, _, _ = walk(v, v[GUEST_RFLAGS], mem, linear, WRITE, user)
         store8(mem, at, value >> (8 * byte))
+
+
+@core
+def store_frame(
+    mem: Memory,
+    lowest: int,
+    size: int,
+    switched: bool,
+    ss: int,
+    rsp: int,
+    rflags: int,
+    cs: int,
+    rip: int,
+    error_code: int,
+) -> None:
+    """Write a whole frame, its lowest word at physical `lowest`, where `stores_plainly` is true.
+
+    With SS and RSP if `switched`, and with `error_code` unless that is -1.
+    """
+    if size == 4:
+        _store_words(mem, lowest, 4, switched, ss, rsp, rflags, cs, rip, error_code)
+    elif size == 8:
+        _store_words(mem, lowest, 8, switched, ss, rsp, rflags, cs, rip, error_code)
+    else:
+        _store_words(mem, lowest, 2, switched, ss, rsp, rflags, cs, rip, error_code)
+
+
+@core
+@inlined
+def _store_words(
+    mem: Memory,
+    lowest: int,
+    size: int,
+    switched: bool,
+    ss: int,
+    rsp: int,
+    rflags: int,
+    cs: int,
+    rip: int,
+    error_code: int,
+) -> None:
+    at = lowest
+    if error_code >= 0:
+        store_plainly(mem, at, size, error_code)
+        at += size
+    store_plainly(mem, at, size, rip)
+    store_plainly(mem, at + size, size, cs)
+    store_plainly(mem, at + 2 * size, size, rflags)
+    if switched:
+        store_plainly(mem, at + 3 * size, size, rsp)
+        store_plainly(mem, at + 4 * size, size, ss)

@@ -13,9 +13,15 @@ from trapgate.events.descriptors import (
     mark_accessed,
     read_descriptor,
 )
-from trapgate.events.frame import probe_frame, push_word, stack_has_room, stack_is_canonical
+from trapgate.events.frame import (
+    probe_frame,
+    push_word,
+    stack_has_room,
+    stack_is_canonical,
+    store_frame,
+)
 from trapgate.events.ivt import deliver_real, deliver_redirected, is_redirected
-from trapgate.paging.memory import load64
+from trapgate.paging.memory import load64, stores_plainly
 from trapgate.paging.walk import READ, locate, read_system
 from trapgate.sdm.cells import (
     GUEST_CR0,
@@ -237,15 +243,22 @@ def _deliver_long(
     if error >= 0:
         return PF, error, address
 
-    if physical >= 0:
-        physical += count * 8
-    push_word(v, mem, physical, 0, top, -1, 8, user, 0, v[GUEST_SS_SELECTOR])
-    push_word(v, mem, physical, 0, top, -1, 8, user, 1, old_rsp)
-    push_word(v, mem, physical, 0, top, -1, 8, user, 2, v[GUEST_RFLAGS])
-    push_word(v, mem, physical, 0, top, -1, 8, user, 3, v[GUEST_CS_SELECTOR])
-    push_word(v, mem, physical, 0, top, -1, 8, user, 4, _return_address(v, kind, length))
-    if error_code >= 0:
-        push_word(v, mem, physical, 0, top, -1, 8, user, 5, error_code)
+    ss = v[GUEST_SS_SELECTOR]
+    cs = v[GUEST_CS_SELECTOR]
+    rflags = v[GUEST_RFLAGS]
+    back = _return_address(v, kind, length)
+    if stores_plainly(mem, physical, 8, count):
+        store_frame(mem, physical, 8, True, ss, old_rsp, rflags, cs, back, error_code)
+    else:
+        if physical >= 0:
+            physical += count * 8
+        push_word(v, mem, physical, 0, top, -1, 8, user, 0, ss)
+        push_word(v, mem, physical, 0, top, -1, 8, user, 1, old_rsp)
+        push_word(v, mem, physical, 0, top, -1, 8, user, 2, rflags)
+        push_word(v, mem, physical, 0, top, -1, 8, user, 3, cs)
+        push_word(v, mem, physical, 0, top, -1, 8, user, 4, back)
+        if error_code >= 0:
+            push_word(v, mem, physical, 0, top, -1, 8, user, 5, error_code)
     if new_cpl != cpl:
         # A null selector that is legal on 64-bit rings below 3; its DPL is the CPL.
         v[GUEST_SS_SELECTOR] = new_cpl
@@ -311,35 +324,41 @@ def _deliver_protected(
     if error >= 0:
         return PF, error, address
 
-    if physical >= 0:
-        physical += count * size
-    n = 0
-    if switched:
-        if rflags & RFLAGS_VM:
-            gs = v[GUEST_ES_SELECTOR + _GS]
-            fs = v[GUEST_ES_SELECTOR + _FS]
-            ds = v[GUEST_ES_SELECTOR + _DS]
-            es = v[GUEST_ES_SELECTOR + _ES]
-            push_word(v, mem, physical, ss_base, sp, mask, size, user, 0, gs)
-            push_word(v, mem, physical, ss_base, sp, mask, size, user, 1, fs)
-            push_word(v, mem, physical, ss_base, sp, mask, size, user, 2, ds)
-            push_word(v, mem, physical, ss_base, sp, mask, size, user, 3, es)
-            _null_data_segment(v, _ES)
-            _null_data_segment(v, _DS)
-            _null_data_segment(v, _FS)
-            _null_data_segment(v, _GS)
-            n = 4
-        old_ss = v[GUEST_SS_SELECTOR]
-        push_word(v, mem, physical, ss_base, sp, mask, size, user, n, old_ss)
-        push_word(v, mem, physical, ss_base, sp, mask, size, user, n + 1, v[GUEST_RSP])
-        n += 2
+    old_ss = v[GUEST_SS_SELECTOR]
+    old_esp = v[GUEST_RSP]
     old_cs = v[GUEST_CS_SELECTOR]
-    eip = _return_address(v, kind, length)
-    push_word(v, mem, physical, ss_base, sp, mask, size, user, n, rflags)
-    push_word(v, mem, physical, ss_base, sp, mask, size, user, n + 1, old_cs)
-    push_word(v, mem, physical, ss_base, sp, mask, size, user, n + 2, eip)
-    if error_code >= 0:
-        push_word(v, mem, physical, ss_base, sp, mask, size, user, n + 3, error_code)
+    back = _return_address(v, kind, length)
+    if rflags & RFLAGS_VM == 0 and stores_plainly(mem, physical, size, count):
+        store_frame(
+            mem, physical, size, switched, old_ss, old_esp, rflags, old_cs, back, error_code
+        )
+    else:
+        if physical >= 0:
+            physical += count * size
+        n = 0
+        if switched:
+            if rflags & RFLAGS_VM:
+                gs = v[GUEST_ES_SELECTOR + _GS]
+                fs = v[GUEST_ES_SELECTOR + _FS]
+                ds = v[GUEST_ES_SELECTOR + _DS]
+                es = v[GUEST_ES_SELECTOR + _ES]
+                push_word(v, mem, physical, ss_base, sp, mask, size, user, 0, gs)
+                push_word(v, mem, physical, ss_base, sp, mask, size, user, 1, fs)
+                push_word(v, mem, physical, ss_base, sp, mask, size, user, 2, ds)
+                push_word(v, mem, physical, ss_base, sp, mask, size, user, 3, es)
+                _null_data_segment(v, _ES)
+                _null_data_segment(v, _DS)
+                _null_data_segment(v, _FS)
+                _null_data_segment(v, _GS)
+                n = 4
+            push_word(v, mem, physical, ss_base, sp, mask, size, user, n, old_ss)
+            push_word(v, mem, physical, ss_base, sp, mask, size, user, n + 1, old_esp)
+            n += 2
+        push_word(v, mem, physical, ss_base, sp, mask, size, user, n, rflags)
+        push_word(v, mem, physical, ss_base, sp, mask, size, user, n + 1, old_cs)
+        push_word(v, mem, physical, ss_base, sp, mask, size, user, n + 2, back)
+        if error_code >= 0:
+            push_word(v, mem, physical, ss_base, sp, mask, size, user, n + 3, error_code)
     if switched:
         v[GUEST_SS_SELECTOR] = ss_selector
         v[GUEST_SS_BASE] = ss_base

@@ -3,7 +3,7 @@
 The counterpart of `frame`. SDM, "IRET", "RET", "Stack Segment Limits".
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
 from trapgate.paging.memory import load8, load_sized
 from trapgate.paging.walk import READ, locate, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
@@ -118,6 +118,7 @@ def words_share_page(physical: int, sp: int, mask: int, length: int) -> bool:
 
 
 @core
+@inlined
 def word_at(
     v: Cells,
     mem: Memory,
@@ -135,8 +136,13 @@ def word_at(
     """
     if physical >= 0:
         return load_sized(mem, physical + size * n, size)
+    return _word_across(v, mem, base + ((sp + size * n) & mask), mask, size, user)
+
+
+@core
+@apart
+def _word_across(v: Cells, mem: Memory, first: int, mask: int, size: int, user: int) -> int:
     linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
-    first = base + ((sp + size * n) & mask)
     value = 0
     for byte in range(size):
         linear = (first + byte) & linear_mask

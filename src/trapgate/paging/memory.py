@@ -8,8 +8,8 @@ Values narrower than 64 bits are zero-extended; a 64-bit value is the word's own
 two's complement, so it may be negative.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core, inlined
-from trapgate.compiler.raw import call, watched
+from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
+from trapgate.compiler.raw import call, peek_in, poke_in, watched
 
 MAXPHYADDR = 40
 """Width of physical addresses in bits."""
@@ -39,6 +39,7 @@ WATCHED_PAGE = 1
 """Of such a cell: stores to this page are noted."""
 WRITTEN_PAGE = 4
 """... this page was stored to since somebody cleared the bit, and is in the log."""
+_ATTENDED = WATCHED_PAGE | WRITTEN_PAGE
 
 
 @core
@@ -67,8 +68,15 @@ def note_page(watch: Cells, pages: int, page: int) -> None:
 def note_store(mem: Memory, cell: int) -> None:
     """Note that a cell of memory changes, if its page is watched: an engine executes copies."""
     watch = watched(mem)
-    if len(watch) == 0:
+    if len(watch) == 0 or watch[WATCH_PAGES + (cell >> 9)] & _ATTENDED == WRITTEN_PAGE:
         return
+    _note_first_or_watched(mem, cell)
+
+
+@core
+@apart
+def _note_first_or_watched(mem: Memory, cell: int) -> None:
+    watch = watched(mem)
     note_page(watch, len(mem) >> 9, cell >> 9)
     if watch[WATCH_PAGES + (cell >> 9)] & WATCHED_PAGE == 0:
         return
@@ -81,98 +89,139 @@ def note_store(mem: Memory, cell: int) -> None:
 
 
 @core
+@inlined
+def stores_plainly(mem: Memory, pa: int, size: int, count: int) -> bool:
+    """Whether `count` words of `size` bytes from `pa` on, in one page, need no more care to store.
+
+    They are RAM and aligned, and nobody wants to know of each store to the page; if so, that it
+    is written is noted here.
+    """
+    if pa < 0 or pa & (size - 1) != 0 or (pa + size * count) >> 3 >= len(mem):
+        return False
+    watch = watched(mem)
+    if len(watch) == 0:
+        return True
+    state = watch[WATCH_PAGES + (pa >> 12)]
+    if state & _ATTENDED == 0:
+        note_page(watch, len(mem) >> 9, pa >> 12)
+    return bool(state & WATCHED_PAGE == 0)
+
+
+@core
+@inlined
+def store_plainly(mem: Memory, pa: int, size: int, value: int) -> None:
+    """Write the low `size` bytes (2, 4 or 8) of `value` where `stores_plainly` is true."""
+    if size == 4:
+        poke_in(mem, pa, 32, value)
+    elif size == 8:
+        mem[pa >> 3] = value
+    else:
+        poke_in(mem, pa, 16, value)
+
+
+@core
+@inlined
+def holds(mem: Memory, pa: int) -> bool:
+    """Whether the byte at physical address `pa` is RAM."""
+    return pa >= 0 and (pa >> 3) < len(mem)
+
+
+@core
+@inlined
+def holds_eight(mem: Memory, pa: int) -> bool:
+    """Whether the eight bytes from physical address `pa` on are RAM, before its last cell."""
+    return pa >= 0 and (pa >> 3) < len(mem) - 1
+
+
+@core
 def load8(mem: Memory, pa: int) -> int:
     """Read the byte at physical address `pa`; FFH outside RAM."""
-    if pa < 0 or (pa >> 3) >= len(mem):
-        return 0xFF
-    word: int = mem[pa >> 3]
-    return (word >> ((pa & 7) << 3)) & 0xFF
+    return peek_in(mem, pa, 8) if holds(mem, pa) else 0xFF
 
 
 @core
 def store8(mem: Memory, pa: int, value: int) -> None:
     """Write the low 8 bits of `value` at physical address `pa`; dropped outside RAM."""
-    if pa < 0 or (pa >> 3) >= len(mem):
-        return
-    note_store(mem, pa >> 3)
-    shift = (pa & 7) << 3
-    word: int = mem[pa >> 3]
-    # All bits of the byte cleared, then set: for the top byte 0xFF << 56 would not
-    # fit a signed 64-bit integer, so the sign comes from shifting -256 back in.
-    byte = value & 0xFF
-    if shift == 56:
-        if byte > 0x7F:
-            byte -= 0x100
-        mem[pa >> 3] = (word & 0x00FF_FFFF_FFFF_FFFF) | (byte << 56)
-    else:
-        mem[pa >> 3] = (word & ~(0xFF << shift)) | (byte << shift)
+    if holds(mem, pa):
+        note_store(mem, pa >> 3)
+        poke_in(mem, pa, 8, value)
 
 
 @core
+@inlined
 def load16(mem: Memory, pa: int) -> int:
     """Read 16 bits at physical address `pa`, zero-extended; any alignment."""
-    if (pa & 7) <= 6 and pa >= 0 and (pa >> 3) < len(mem):
-        word: int = mem[pa >> 3]
-        return (word >> ((pa & 7) << 3)) & 0xFFFF
-    return load8(mem, pa) | (load8(mem, pa + 1) << 8)
+    return peek_in(mem, pa, 16) if holds_eight(mem, pa) else _load_bytes(mem, pa, 2)
 
 
 @core
+@inlined
 def store16(mem: Memory, pa: int, value: int) -> None:
-    """Write the low 16 bits of `value` at physical address `pa`; any alignment."""
-    store8(mem, pa, value)
-    store8(mem, pa + 1, value >> 8)
+    """Write 16 bits at physical address `pa`; any alignment."""
+    if (pa & 7) <= 6 and holds(mem, pa):
+        note_store(mem, pa >> 3)
+        poke_in(mem, pa, 16, value)
+    else:
+        _store_bytes(mem, pa, 2, value)
 
 
 @core
+@inlined
 def load32(mem: Memory, pa: int) -> int:
     """Read 32 bits at physical address `pa`, zero-extended; any alignment."""
-    if (pa & 7) <= 4 and pa >= 0 and (pa >> 3) < len(mem):
-        word: int = mem[pa >> 3]
-        return (word >> ((pa & 7) << 3)) & 0xFFFF_FFFF
-    return load16(mem, pa) | (load16(mem, pa + 2) << 16)
+    return peek_in(mem, pa, 32) if holds_eight(mem, pa) else _load_bytes(mem, pa, 4)
 
 
 @core
+@inlined
 def store32(mem: Memory, pa: int, value: int) -> None:
     """Write the low 32 bits of `value` at physical address `pa`; any alignment."""
-    if (pa & 3) == 0 and pa >= 0 and (pa >> 3) < len(mem):
+    if (pa & 7) <= 4 and holds(mem, pa):
         note_store(mem, pa >> 3)
-        word: int = mem[pa >> 3]
-        if (pa & 4) == 0:
-            mem[pa >> 3] = (word & ~0xFFFF_FFFF) | (value & 0xFFFF_FFFF)
-        else:
-            high = ((value & 0xFFFF_FFFF) ^ 0x8000_0000) - 0x8000_0000
-            mem[pa >> 3] = (word & 0xFFFF_FFFF) | (high << 32)
-        return
-    store16(mem, pa, value)
-    store16(mem, pa + 2, value >> 16)
+        poke_in(mem, pa, 32, value)
+    else:
+        _store_bytes(mem, pa, 4, value)
 
 
 @core
 @inlined
 def load64(mem: Memory, pa: int) -> int:
     """Read 64 bits at physical address `pa`, two's complement; any alignment."""
-    if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):
-        word: int = mem[pa >> 3]
-        return word
-    high = (load32(mem, pa + 4) ^ 0x8000_0000) - 0x8000_0000
-    return load32(mem, pa) | (high << 32)
+    return peek_in(mem, pa, 64) if holds_eight(mem, pa) else _load_bytes(mem, pa, 8)
 
 
 @core
 @inlined
 def store64(mem: Memory, pa: int, value: int) -> None:
     """Write 64 bits at physical address `pa`; any alignment."""
-    if (pa & 7) == 0 and pa >= 0 and (pa >> 3) < len(mem):
+    if (pa & 7) == 0 and holds(mem, pa):
         note_store(mem, pa >> 3)
         mem[pa >> 3] = value
-        return
-    store32(mem, pa, value)
-    store32(mem, pa + 4, value >> 32)
+    else:
+        _store_bytes(mem, pa, 8, value)
 
 
 @core
+@apart
+def _load_bytes(mem: Memory, pa: int, size: int) -> int:
+    value = 0
+    for n in range(size):
+        byte = load8(mem, pa + n)
+        if n == 7 and byte > 0x7F:
+            byte -= 0x100
+        value |= byte << (8 * n)
+    return value
+
+
+@core
+@apart
+def _store_bytes(mem: Memory, pa: int, size: int, value: int) -> None:
+    for n in range(size):
+        store8(mem, pa + n, value >> (8 * n))
+
+
+@core
+@inlined
 def load_sized(mem: Memory, pa: int, size: int) -> int:
     """Read `size` bytes (1, 2, 4 or 8) at physical address `pa`; any alignment."""
     if size == 8:

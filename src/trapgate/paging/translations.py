@@ -10,7 +10,7 @@ They live behind physical memory, in cells of `memory.watched`, and count only w
 says that VMCS and engine agree (WATCH_TRANSLATES). Elsewhere each access walks.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.compiler.raw import watched
 from trapgate.paging.memory import TRANSLATION_SLOTS, WATCH_TRANSLATES, WATCH_TRANSLATIONS
 
@@ -21,12 +21,14 @@ _AC_SHIFT = 18 - 3
 
 
 @core
+@inlined
 def kind_of(rflags: int, access: int, user: int) -> int:
     """What a translation depends on beside the page and the control registers, in four bits."""
     return access | user << _USER_SHIFT | (rflags >> _AC_SHIFT) & 8
 
 
 @core
+@inlined
 def remembered(mem: Memory, linear: int, kind: int) -> int:
     """The physical address of a linear one for an access of that kind; -1: walk."""
     watch = watched(mem)

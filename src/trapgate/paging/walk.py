@@ -10,7 +10,7 @@ shadow stacks, 57-bit addresses and global pages have no part here. Whether a li
 canonical is the caller's business.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core, inlined
+from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
 from trapgate.paging.alias import aliased
 from trapgate.paging.apic_access import apic_access
 from trapgate.paging.ept import (
@@ -25,7 +25,15 @@ from trapgate.paging.ept import (
     through_ept,
 )
 from trapgate.paging.frame_map import FOREIGN, TABLE, frame_byte, has_frame_map
-from trapgate.paging.memory import MAXPHYADDR, load32, load64, load_across, store32, store64
+from trapgate.paging.memory import (
+    MAXPHYADDR,
+    load32,
+    load64,
+    load_across,
+    load_sized,
+    store32,
+    store64,
+)
 from trapgate.paging.translations import kind_of, remember, remembered
 from trapgate.sdm.cells import (
     APIC_ACCESS_PAGE_IN_FORCE,
@@ -462,6 +470,7 @@ def _protection(cr0: int, cr4: int, rflags: int, rights: int, user: int) -> int:
 
 
 @core
+@inlined
 def locate(
     v: Cells, rflags: int, mem: Memory, linear: int, access: int, user: int
 ) -> tuple[int, int]:
@@ -469,23 +478,40 @@ def locate(
 
     (physical address, -1), or (0, error code).
     """
-    kind = kind_of(rflags, access, user)
-    physical = remembered(mem, linear, kind)
+    physical = remembered(mem, linear, kind_of(rflags, access, user))
     if physical >= 0:
         return physical, -1
+    return _walk_and_remember(v, rflags, mem, linear, access, user)
+
+
+@core
+@apart
+def _walk_and_remember(
+    v: Cells, rflags: int, mem: Memory, linear: int, access: int, user: int
+) -> tuple[int, int]:
     physical, error, _, _ = walk(v, rflags, mem, linear, access, user)
     if error < 0:
-        remember(mem, linear, kind, physical)
+        remember(mem, linear, kind_of(rflags, access, user), physical)
     return physical, error
 
 
 @core
+@inlined
 def read_system(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
     """Read `size` bytes (2, 4 or 8) of a descriptor table or TSS: implicit supervisor access.
 
     Returns (value, -1, 0), or (0, page-fault error code, faulting linear address).
     Narrow values are zero-extended. SDM, section "Access Rights".
     """
+    physical = remembered(mem, linear, kind_of(0, READ, 0))
+    if physical >= 0 and (linear & 0xFFF) + size <= 0x1000:
+        return load_sized(mem, physical, size), -1, 0
+    return _read_system_anywhere(v, mem, linear, size)
+
+
+@core
+@apart
+def _read_system_anywhere(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
     physical, error = locate(v, 0, mem, linear, READ, 0)
     if error >= 0:
         return 0, error, linear

@@ -179,8 +179,8 @@ class Bios:
         self._machine = machine
         vector = image.vector_at(machine.vmcs["GUEST_RIP"])
         assert vector is not None
-        if vector in (0x18, 0x19):
-            return Stop(End.RESET, "the guest asked to boot again (INT 19H)")
+        if vector in (0x18, image.BOOT_AGAIN):
+            return Stop(End.RESET, "the guest asked the BIOS to boot again")
         service = self._services.get(vector)
         if service is not None:
             service(Call(machine))

@@ -17,6 +17,11 @@ EXTENDED_DATA: Final = 0x9FC0
 """Segment of the extended BIOS data area; conventional memory ends there."""
 DISK_TABLE: Final = 0x1F00
 CONFIGURATION: Final = 0x1F40
+_RESTART, _RESET = 0xE05B, 0xFFF0
+"""Where programs jump that want the machine to start anew, and where a processor begins."""
+_RELEASED: Final = b"01/01/04"
+_MODEL: Final = 0xFC
+"""A PC AT, or what came later."""
 FONTS: Final = {8: 0xA000, 14: 0xA800, 16: 0xB600}
 """Where fonts are, by the lines of a character."""
 
@@ -28,6 +33,7 @@ _TICK = _VMCALL + b"\xcd\x1c" + _FIRST_ACKNOWLEDGE + _IRET
 # sti; again: vmcall; jz wait; iret; wait: hlt; jmp again
 _WAITING = b"\xfb" + _VMCALL + b"\x74\x01" + _IRET + b"\xf4\xeb\xf7"
 
+BOOT_AGAIN: Final = 0x19
 SERVICES: Final = (0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x17, 0x18, 0x19, 0x1A)
 """Vectors whose stub is just a call and a return."""
 
@@ -75,14 +81,21 @@ def _vectors_of_stubs(hard_disks: int) -> bytes:
     return _vectors(places, (0, 0))
 
 
+def _jump(offset: int) -> bytes:
+    """A far jump within SEGMENT."""
+    return b"\xea" + pack("<HH", offset, SEGMENT)
+
+
 def tables() -> dict[int, bytes]:
-    """Tables in SEGMENT by their offsets: the floppy's parameters, the configuration, fonts."""
+    """What lies in SEGMENT beside the stubs, by offsets: tables, fonts, the reset vector."""
     # Machines without services need none.
     from trapgate.vmm.bios.font import font
 
     return {
         DISK_TABLE: bytes.fromhex("df0225 0212 1bff 6cf6 0f08"),
-        CONFIGURATION: pack("<HBBBBBBBB", 8, 0xFC, 0, 0, 0x74, 0, 0, 0, 0),
+        CONFIGURATION: pack("<HBBBBBBBB", 8, _MODEL, 0, 0, 0x74, 0, 0, 0, 0),
+        _RESTART: _jump(STUBS + STUB * BOOT_AGAIN),
+        _RESET: _jump(_RESTART) + _RELEASED + bytes((0, _MODEL)),
         **{offset: font(height) for height, offset in FONTS.items()},
     }
 
