@@ -113,10 +113,11 @@ SYMBOLS = (
     X87_STORE,
     X87_IMAGE,
     STRING_CODE,
+    STUCK_CODE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(66)
+) = range(67)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 

@@ -162,8 +162,11 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     RAM_REGION,
     RAM_SECTION,
     STORES_SECTION,
+    STUCK,
+    STUCK_MASK,
+    STUCK_VALUE,
     CELLS,
-) = range(155)
+) = range(158)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -212,6 +215,8 @@ been told that interrupts are inhibited, so that it executes one instruction (po
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
 KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
 restored last within a block, in bytes.
+STUCK: 1 + the number of the general register in which the bits STUCK_MASK are stuck as in
+STUCK_VALUE, or 0 (native only).
 NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only). PROBE_CHANGED_CODE: 1 once a
 page walk without an access has set flags in an entry whose bytes are code, too.
 TLB_HOST: a function of the engine's, where the host has the RAM of a linear address.

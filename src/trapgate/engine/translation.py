@@ -72,6 +72,7 @@ from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
 from trapgate.engine.state import look_for_interrupts
+from trapgate.engine.stuck_bits import on_stuck_bits
 from trapgate.engine.translator_errata import (
     CARE_ALIGNMENT,
     CARE_AUDIT,
@@ -170,7 +171,7 @@ def on_translate(
         poke64(em.argument(m[mc.COUNT_OP], 1), tb | m[mc.CARE])
         return
     count = peek16(tb + at.TB_ICOUNT)
-    if count == 1:
+    if count == 1 and m[mc.STUCK] == 0:
         string = repeated_string(t[em.CODE_BYTE], cpu + at.CPU_SIZE, peek64(tb), flags)
         if string != 0:
             poke64(em.argument(m[mc.CALL_OP], 2), t[em.STRING_CODE])
@@ -332,6 +333,8 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     start = peek64(block + _NEXT_PC)
     found = look(t[em.CODE_BYTE], block, env)
     what = m[mc.X87_WHAT]
+    if m[mc.STUCK] != 0:
+        em.emit_call(t, m, t[em.STUCK_CODE], machine, env)
     if found == STI:
         em.emit_call(t, m, t[em.STI_CODE], machine, env)
     elif found == LOADS_SS:
@@ -454,6 +457,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
     em.STORE_TO_COME_CODE: whole_stores.on_store_to_come,
+    em.STUCK_CODE: on_stuck_bits,
     em.LOOK_UP_CANONICAL: branches.look_up_canonical,
     em.LOOK_UP_WITHIN_LIMIT: branches.look_up_within_limit,
     em.SINGLE_STEP_CANONICAL: branches.single_step_canonical,
