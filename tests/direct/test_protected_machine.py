@@ -185,6 +185,18 @@ def test_what_clears_a_table_that_need_not_be_known_exits(
     assert writes.exited["reused"] == 1
 
 
+def test_what_clears_two_tables_is_two_writes() -> None:
+    # PD_2[1] = X + 1000H | 7: the frame behind X is a table, too.
+    both = UNLINKED + RCX_PD_2 + bytes.fromhex("48c7410807103000")
+    completed = []
+    for count in (0x200, 0x400):
+        code = both + b"\xb9" + pack("<I", count) + bytes.fromhex("31c0 f348ab") + HLT
+        vm = machine(code, "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE)
+        assert "halted" in vm.run(timeout=20).message
+        completed.append(counts(vm)[1])
+    assert completed[1] == completed[0] + 1
+
+
 def test_a_criteria_table_is_asked_before_a_known_table_is_cleared() -> None:
     code = UNLINKED + b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab") + HLT
     vm = machine(code, "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE)
