@@ -197,6 +197,12 @@ def test_the_command_line(tmp_path: Path) -> None:
         assert failed.stderr.count("\n") == 1
 
 
+def test_nothing_is_compared_with_what_was_not_run(events: Results, tmp_path: Path) -> None:
+    begun = create(prepare(plan(EVENTS)), tmp_path / "begun")
+    with pytest.raises(CampaignError, match="nothing has been run yet"):
+        compare(events, begun)
+
+
 def test_a_campaign_s_difference_from_itself_is_none(events: Results, tmp_path: Path) -> None:
     assert all(one.change == 0 and not one.sure for one in compare(events, events))
     nmi = finished(EVENTS.replace('"PF(code=2,cr2=0x1000)", "GP(0x10)", ', ""), tmp_path / "nmi")

@@ -78,6 +78,7 @@ def test_wrong_heads(old: str, new: str, words: list[str]) -> None:
     [
         ('colour = "red"', ["target[1]", "give one of event"]),
         ('event = "XX"', ["target[1].event", "no event"]),
+        ('event = "GP(0)@100"', ["target[1].event", "[when] says when"]),
         ('event = "PF"\nbits = "0-3"', ["unknown key"]),
         ('register = "EAZ"', ["no register 'EAZ'", "EAX"]),
         ('register = "EAX"\nbits = "0-64"', ["no range"]),
@@ -133,6 +134,10 @@ def test_wrong_targets(target: str, words: list[str]) -> None:
             HEAD.replace("{ instructions = 3000 }", "{ exit = true }")
             + '[[target]]\nmemory = "0-0xffffff"',
             ["too many"],
+        ),
+        (
+            HEAD + '[[target]]\nmemory = "0xffffff-0x1000000"\nmode = "set 1"',
+            ["memory ends at 0x1000000", "give guest.memory"],
         ),
     ],
 )

@@ -123,3 +123,65 @@ def test_near_branches_in_64_bit_mode_have_64_bits(name: str, engine: str) -> No
     assert run.vmcs["GUEST_RSP"] == STACK + moved
     if moved < 0:
         assert run.pushed(1) == [CODE + len(code)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("ignored", ["26", "2e", "36", "3e"])
+def test_other_segments_leave_fs_and_gs_in_force_in_64_bit_mode(ignored: str, engine: str) -> None:
+    """SDM, volume 2, "Instruction Prefixes": they are ignored there, wherever they stand."""
+    memory = {DATA: b"\x11\x11\x11\x11", DATA + 0x100: b"\x22\x22\x22\x22"}
+    fields = {"GUEST_FS_BASE": 0x100, "GUEST_GS_BASE": 0x100}
+    for override in ("64", "65"):
+        for prefixes in (override + ignored, ignored + override, override + ignored * 6):
+            # Mov eax, [rdi]; a load by translated code, then one by the core (LGDT).
+            code = bytes.fromhex(prefixes) + b"\x8b\x07"
+            guest = Tiny("l64", 0, code, memory, fields, {"rdi": DATA})
+            run = begin(guest, engine=engine)
+            assert end(run)[0] == ExitReason.VMCALL
+            assert run.processor.registers.rax == 0x22222222
+            table = {DATA + 0x100: b"\x77\x02" + bytes(8)}
+            code = bytes.fromhex(prefixes) + b"\x0f\x01\x17"
+            run = begin(Tiny("l64", 0, code, table, fields, {"rdi": DATA}), engine=engine)
+            assert run.vmcs["GUEST_GDTR_LIMIT"] == 0x277
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("prefixes", "left"), [("f2f3", 0), ("f3f2", 3), ("f2", 3), ("f3", 0)])
+def test_the_last_of_two_repeat_prefixes_counts(prefixes: str, left: int, engine: str) -> None:
+    """SCASB over bytes that equal AL."""
+    guest = Tiny("p32", 0, bytes.fromhex(prefixes) + b"\xae", {DATA: bytes(8)})
+    guest.registers = {"rdi": DATA, "rcx": 4, "rax": 0}
+    run = begin(guest, engine=engine)
+    assert (end(run)[0], run.processor.registers.rcx) == (ExitReason.VMCALL, left)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("opcode", ["3800", "3801", "381c", "3820", "3a0f", "3a08", "3882"])
+def test_repeat_prefixes_make_three_byte_opcodes_undefined(opcode: str, engine: str) -> None:
+    tail = b"\x07\x00"
+    for prefixes in ("f2", "f3", "66f2", "f366", "f2f3"):
+        code = bytes.fromhex(prefixes + "0f" + opcode) + tail
+        guest = Tiny("p32", 0, code, registers={"rdi": DATA})
+        run = begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)
+        assert run.exit.interruption is not None
+        assert (run.exit.interruption.vector, run.vmcs["GUEST_RIP"]) == (6, CODE)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("code", "eax"),
+    [
+        ("f30fb8c3", 0xAAAA_0008),  # popcnt ax, bx
+        ("66f30fb8c3", 16),
+        ("f30fb807", 0xAAAA_0004),  # popcnt ax, [bx]
+        ("66f30fb807", 5),
+        ("f20f38f1c3", 0x4EDA_EB40),  # crc32 eax, bx
+        ("66f20f38f1c3", 0x264D_AF7C),
+    ],
+)
+def test_popcnt_and_crc32_in_16_bit_code(code: str, eax: int, engine: str) -> None:
+    """66H makes their operand wide, its absence narrow."""
+    guest = Tiny("r16", 0, bytes.fromhex(code), {0x800: b"\x11\x11\x01\x00"})
+    guest.registers = {"rax": 0xAAAA_AAAA, "rbx": 0x00FF_0F0F if code[-2:] == "c3" else 0x800}
+    run = begin(guest, engine=engine)
+    assert (end(run)[0], run.processor.registers.rax) == (ExitReason.VMCALL, eax)

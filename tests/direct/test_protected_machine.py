@@ -8,6 +8,9 @@ import pytest
 
 from benchmarks.suite import LINUX
 from tests.direct.protected_model import ADDRESS, PS, P
+from trapgate.decision.condition_rules import rules_for
+from trapgate.decision.conditions import parse
+from trapgate.decision.criteria_rules import Action
 from trapgate.decision.decide import Disposition, Reason
 from trapgate.decision.fault_filters import (
     EMPTY_TABLE,
@@ -160,6 +163,55 @@ def test_what_clears_a_known_table_is_one_write() -> None:
         assert ends[0][:-1] == ends[1][:-1], (repeated, count)
         assert ends[0][-1] == ends[1][-1] or exits == 3, (repeated, count)
         assert counts(vm)[0] == exits, (repeated, count, counts(vm))
+
+
+@pytest.mark.parametrize(
+    ("fault_filter", "frame_filters", "expected"),
+    [
+        ("paragraph-80", OWN_FRAME | NO_LINK, (3, 3)),
+        ("figure-7", OWN_FRAME | NO_LINK | KNOWN_TABLE, (4, 2)),
+        ("paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE | EMPTY_TABLE, (2, 4)),
+    ],
+)
+def test_what_clears_a_table_that_need_not_be_known_exits(
+    fault_filter: str, frame_filters: int, expected: tuple[int, int]
+) -> None:
+    code = UNLINKED + b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab") + HLT
+    vm = machine(code, fault_filter, frame_filters)
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm) == expected
+    writes = vm.summary().table_writes
+    assert writes is not None
+    assert writes.exited["reused"] == 1
+
+
+def test_what_clears_two_tables_is_two_writes() -> None:
+    # PD_2[1] = X + 1000H | 7: the frame behind X is a table, too.
+    both = UNLINKED + RCX_PD_2 + bytes.fromhex("48c7410807103000")
+    completed = []
+    for count in (0x200, 0x400):
+        code = both + b"\xb9" + pack("<I", count) + bytes.fromhex("31c0 f348ab") + HLT
+        vm = machine(code, "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE)
+        assert "halted" in vm.run(timeout=20).message
+        completed.append(counts(vm)[1])
+    assert completed[1] == completed[0] + 1
+
+
+def test_a_criteria_table_is_asked_before_a_known_table_is_cleared() -> None:
+    code = UNLINKED + b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab") + HLT
+    vm = machine(code, "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE)
+    vm.vmcs.criteria_table = rules_for(parse("vector == PF and code & 0x4000 != 0"), Action.EXIT)
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm)[1] == 0
+
+
+def test_a_repeated_store_to_the_loaded_root_may_complete() -> None:
+    code = b"\xbf" + pack("<I", PML4 + 0x800) + b"\xb9" + pack("<I", 4)
+    vm = machine(code + bytes.fromhex("31c0 f348ab") + HLT, "paragraph-80", 0)
+    assert "halted" in vm.run(timeout=20).message
+    exits, completed = counts(vm)
+    assert exits == 0
+    assert completed > 0
 
 
 def test_a_known_table_may_be_linked_again_without_an_exit() -> None:

@@ -1,8 +1,7 @@
 import pytest
 
-from trapgate.decode.read_modify_write import writes_what_it_reads
-from trapgate.sdm import cells
-from trapgate.vmcs.vmcs import Vmcs
+from trapgate.decode.read_modify_write import opcode_writes_what_it_reads
+from trapgate.operands.encoding import prefix_length
 
 YES = (
     "0103 8003f0 8303f1 810300000000 0003 1103 2103 2903 3103 fe03 fe0b ff03 ff0b f613 f71b "
@@ -16,11 +15,8 @@ NO = (
 
 
 def answer(code: str, *, long: bool = False) -> bool:
-    v = Vmcs().cells
-    v[cells.GUEST_CS_ACCESS_RIGHTS] = 0xA09B if long else 0xC09B
-    v[cells.GUEST_IA32_EFER] = 0x500 if long else 0
     word = int.from_bytes(bytes.fromhex(code).ljust(8, b"\x90")[:8], "little", signed=True)
-    return bool(writes_what_it_reads(v, word))
+    return bool(opcode_writes_what_it_reads(word, prefix_length(word, long)))
 
 
 @pytest.mark.parametrize("code", YES.split())

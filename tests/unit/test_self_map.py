@@ -166,6 +166,21 @@ def test_each_slot_must_hold_its_directory(number: int, entry: int) -> None:
     assert not tables.holds()
 
 
+def test_what_follows_the_four_pointers_does_not_matter() -> None:
+    made = Tables.pae()
+    made.put(ROOT, 4, 0x9000 | 1)
+    assert made.holds()
+    made.put(0x6000, 4, 0xA000 | 1)
+    assert made.holds()
+
+
+def test_a_slot_of_four_level_paging_is_no_large_page() -> None:
+    made = Tables.four_level()
+    assert made.holds()
+    made.put(ROOT, SLOT_64, ROOT | 0x85)
+    assert not made.holds()
+
+
 def test_a_directory_that_is_not_there_has_no_slot() -> None:
     tables = Tables.pae()
     tables.put(ROOT, 1, 0)

@@ -66,6 +66,7 @@ def prepare(plan: Plan, told: Progress = no_progress) -> Prepared:
     bench = Bench(plan)
     wide = bool(bench.vm.vmcs.words[f.GUEST_IA32_EFER] & EFER_LMA)
     faults = faults_of(plan.targets, plan.path, wide=wide)
+    _demand_memory(faults, plan)
     if plan.prune:
         demand_classes(faults, plan)
     reference = Reference(bench)
@@ -95,6 +96,18 @@ def prepare(plan: Plan, told: Progress = no_progress) -> Prepared:
     else:
         runs = select(plan.sample, moments, faults, strata, plan.path)
     return Prepared(plan, reference, faults, len(moments), runs, pruned, course, wide)
+
+
+def _demand_memory(faults: Faults, plan: Plan) -> None:
+    """Physical addresses must be in the machine's memory: elsewhere nothing holds bits."""
+    size = plan.guest.memory
+    for _, end in faults.memory:
+        if end > size:
+            raise PlanError(
+                f"memory ends at {size:#x}, before {end - 1:#x}; name less, or give guest.memory",
+                "target",
+                plan.path,
+            )
 
 
 def _demand_silence(reference: Reference) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
+from trapgate.campaign.errors import CampaignError
 from trapgate.campaign.results import Results
 from trapgate.campaign.statistics import Share, shares
 from trapgate.campaign.tables import tally
@@ -38,7 +39,7 @@ def compare(before: Results, after: Results, confidence: float = 0.95) -> list[D
     """The outcomes of two campaigns, the greatest change first.
 
     The interval is Newcombe's, of the two shares' own (Wilson's); it has no width where both
-    campaigns left nothing to chance.
+    campaigns left nothing to chance. Raises CampaignError for one without any runs.
     """
     first, second = (_shares(one, confidence) for one in (before, after))
     none = Share("", 0, 0.0, 0.0, 0.0, 0.0)
@@ -54,6 +55,8 @@ def compare(before: Results, after: Results, confidence: float = 0.95) -> list[D
 
 def _shares(results: Results, confidence: float) -> dict[str, Share]:
     counts = tally(results)
+    if not counts:
+        raise CampaignError(f"{results.folder}: nothing has been run yet; use campaign run")
     done = sum(runs for runs, _ in counts.values()) == results.runs_total
     exact = bool(results.facts["exact"]) and done
     found = shares(counts, exact=exact, confidence=confidence, drawn=results.draws_per_point)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from trapgate.campaign.bench import AT_POINT, Bench, Counts, Halt
 from trapgate.campaign.errors import ClassError
-from trapgate.campaign.faults import Fault
+from trapgate.campaign.faults import SET_1, Fault, Flip
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.outcomes import ERROR, NOT_APPLIED, Ending, classify
-from trapgate.campaign.places import AbsentError
+from trapgate.campaign.places import AbsentError, general_number
 from trapgate.errors import TrapgateError
 from trapgate.sdm import cells as f
 
@@ -104,10 +104,24 @@ def _on(reference: Reference, fault: Fault) -> Ending:
 
 
 def _hold(reference: Reference, fault: Fault) -> Halt:
-    """Go on instruction by instruction, and do the same to the machine before each."""
+    """Go on to the golden run's end with a fault that is there again before each instruction.
+
+    The engine sees to bits of a general register. All else is done again by and by, so the guest
+    is executed one instruction at a time.
+    """
     bench = reference.bench
     vm = bench.vm
+    engine = vm.processor.engine
     limit = min(reference.limit, reference.golden.end)
+    register = general_number(fault.place) if isinstance(fault, Flip) else -1
+    if isinstance(fault, Flip) and register >= 0 and engine.has_stuck_bits and len(vm.cpus) == 1:
+        mask = 1 << fault.bit
+        engine.stick(register, mask, mask if fault.mode == SET_1 else 0)
+        try:
+            vm.step(limit - vm.processor.time)
+        finally:
+            engine.unstick()
+        return bench.run_to(reference.limit)
     while vm.processor.time < limit and vm.stopped is None:
         vm.step(1)
         try:

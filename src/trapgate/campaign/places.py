@@ -84,6 +84,15 @@ class FieldOfVmcs:
         vm.vmcs.words[self.cell] = _signed(value)
 
 
+def general_number(place: Place) -> int:
+    """The encoding of a general register; -1 of another place."""
+    if isinstance(place, Register) and place.cell < len(GENERAL):
+        return place.cell
+    if isinstance(place, FieldOfVmcs) and place.cell == f.GUEST_RSP:
+        return GENERAL.index("RSP")
+    return -1
+
+
 def field_of_vmcs(field: Field) -> FieldOfVmcs:
     """The place of a field."""
     return FieldOfVmcs(field.name, field.cell, field.width)

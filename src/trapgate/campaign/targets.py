@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -125,7 +126,7 @@ class Faults(Sequence[Fault]):
 
     @property
     def memory(self) -> list[tuple[int, int]]:
-        """Physical addresses that are flipped in: first, and last + 1, of each target."""
+        """Physical addresses that are changed: first, and last + 1, of each target."""
         return [one.memory for one in self._targets if one.memory is not None]
 
     @property
@@ -165,10 +166,14 @@ def _listed(faults: Sequence[Fault]) -> Target:
 def _events(table: Table, wide: bool) -> list[Target]:
     found: list[Fault] = []
     for text in table.texts("event"):
+        if "@" in text:
+            why = f"{text!r}: leave out @ and what follows; [when] says when"
+            raise table.wrong(why, "event")
         try:
             one = parse_injection(f"{text}@0")
         except InjectionError as error:
-            raise table.wrong(str(error).replace("@0", ""), "event") from None
+            # A plan's events have no moments of their own, not even in examples.
+            raise table.wrong(re.sub(r"@\d+", "", str(error)), "event") from None
         found.append(Event(one.event, one.address))
     return [_listed(found)]
 
@@ -301,7 +306,7 @@ def _memory(kind: str, *, linear: bool) -> Callable[[Table, bool], list[Target]]
 
         count = (last - first) * width
         if mode != FLIP:
-            return [Target(count, make)]
+            return [Target(count, make, memory=None if linear else (first, last))]
         if not linear:
 
             def part(n: int) -> Part:

@@ -296,7 +296,7 @@ def execute_two_byte(
         outcome = UNKNOWN
     if second == 0x01 and third >= 0xC0:
         return execute_group_7(v, r, time, start, third)
-    if second in (0x38, 0xAE, 0xC7):
+    if second in (0x38, 0xAE, 0xB8, 0xC7):
         outcome, length = execute_later(v, r, mem, x, word, start, rex, second, third)
         if outcome == GO_ON:
             advance(v, length)

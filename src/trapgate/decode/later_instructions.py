@@ -1,10 +1,11 @@
 """Instructions that came after the engine's processor model, carried out by the core.
 
-RDFSBASE and its sisters, INVPCID, CLFLUSHOPT (and CLFLUSH), RDRAND; and the #NM of XSAVE and
-XRSTOR. SDM, volume 2, the instructions' pages.
+RDFSBASE and its sisters, INVPCID, CLFLUSHOPT (and CLFLUSH), RDRAND; POPCNT and CRC32 in 16-bit
+code; and the #NM of XSAVE and XRSTOR. SDM, volume 2, the instructions' pages.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.decode.sixteen_bit_code import execute_in_16_bit_code, is_misread_in_16_bit_code
 from trapgate.instructions.effects import address_is_canonical
 from trapgate.instructions.intercepts import (
     EXITED,
@@ -19,6 +20,7 @@ from trapgate.operands.encoding import (
     code_byte,
     decode_operand,
     has_prefix,
+    last_repeat,
     operand_offset,
     register_value,
     set_register,
@@ -79,6 +81,10 @@ def execute_later(
 ) -> tuple[int, int]:
     """Carry out the instruction 0FH `second` `third`, if it is one of these: (outcome, length)."""
     field = (third >> 3) & 7
+    if is_misread_in_16_bit_code(second, third, last_repeat(word, start)):
+        if in_64_bit_mode(v) or v[GUEST_CS_ACCESS_RIGHTS] & AR_DB:
+            return RAISE_UD, 0
+        return execute_in_16_bit_code(v, r, mem, x, word, start, second)
     if second == 0xAE and third >= 0xC0 and field < 4 and has_prefix(word, start, 0xF3):
         return access_base(v, r, rex, field, third & 7 | (rex & 1) << 3), start + 3
     if second == 0xAE and third < 0xC0 and field == _CLFLUSH:

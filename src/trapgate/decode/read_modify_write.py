@@ -5,17 +5,8 @@ set even where the page could not be read either (SDM, "Page-Fault Exceptions"; 
 instruction's "Operation"). An engine that does the load first reports a read.
 """
 
-from trapgate.compiler.dialect import Cells, core, inlined
+from trapgate.compiler.dialect import core, inlined
 from trapgate.operands.encoding import prefix_length
-from trapgate.operands.mode import in_64_bit_mode
-
-
-@core
-def writes_what_it_reads(v: Cells, word: int) -> bool:
-    """Whether the instruction that starts with the eight bytes `word` does, if it has such
-    an operand.
-    """
-    return opcode_writes_what_it_reads(word, prefix_length(word, in_64_bit_mode(v)))
 
 
 @core
@@ -51,35 +42,43 @@ def repeats(word: int, long: bool) -> bool:
 @core
 @inlined
 def opcode_writes_what_it_reads(word: int, start: int) -> bool:
-    """The same for the opcode behind `start` bytes of prefixes."""
+    """Whether the instruction in `word`, behind `start` bytes of prefixes, does so, if it has such
+    an operand.
+    """
     if start > 5:
         return False
     opcode = (word >> (8 * start)) & 0xFF
     after = (word >> (8 * start + 8)) & 0xFF
     if opcode == 0x0F:
-        return two_byte_writes_what_it_reads(after, (word >> (8 * start + 19)) & 7)
-    field = (after >> 3) & 7
-    if opcode < 0x38:
-        # ADD, OR, ADC, SBB, AND, SUB, XOR r/m, r.
-        return opcode & 6 == 0
-    if 0x80 <= opcode <= 0x83:
-        return field != 7
-    if opcode in (0x86, 0x87, 0xC0, 0xC1) or 0xD0 <= opcode <= 0xD3:
-        return True
-    if opcode in (0xF6, 0xF7):
-        return field in (2, 3)
-    return opcode in (0xFE, 0xFF) and field < 2
+        return (fields_of_two_bytes(after) >> ((word >> (8 * start + 19)) & 7)) & 1 != 0
+    return (fields_of_one_byte(opcode) >> (after >> 3 & 7)) & 1 != 0
 
 
 @core
-def two_byte_writes_what_it_reads(opcode: int, field: int) -> bool:
-    """The same for opcodes behind 0FH; `field` is the middle field of the ModR/M byte."""
+@inlined
+def fields_of_one_byte(opcode: int) -> int:
+    """With which middle fields of the ModR/M byte a one-byte opcode does so, a bit each."""
+    if opcode < 0x38:
+        # ADD, OR, ADC, SBB, AND, SUB, XOR r/m, r.
+        return 0xFF if opcode & 6 == 0 else 0
+    if 0x80 <= opcode <= 0x83:
+        return 0x7F
+    if opcode in (0x86, 0x87, 0xC0, 0xC1) or 0xD0 <= opcode <= 0xD3:
+        return 0xFF
+    if opcode in (0xF6, 0xF7):
+        return 1 << 2 | 1 << 3
+    return 3 if opcode in (0xFE, 0xFF) else 0
+
+
+@core
+def fields_of_two_bytes(opcode: int) -> int:
+    """The same for opcodes behind 0FH."""
     if opcode in (0xA4, 0xA5, 0xAC, 0xAD, 0xAB, 0xB3, 0xBB):
         # SHLD, SHRD, BTS, BTR, BTC.
-        return True
+        return 0xFF
     if opcode == 0xBA:
-        return field >= 5
+        return 7 << 5
     if opcode in (0xB0, 0xB1, 0xC0, 0xC1):
         # CMPXCHG, XADD.
-        return True
-    return opcode == 0xC7 and field == 1
+        return 0xFF
+    return 1 << 1 if opcode == 0xC7 else 0

@@ -128,6 +128,17 @@ def is_undefined_x87(opcode: int, modrm: int) -> bool:
 
 
 @core
+def is_undefined_behind_escape(escape: int, opcode: int, repeat: int) -> bool:
+    """Whether F2H or F3H (`repeat`) makes 0FH `escape` (38H or 3AH) `opcode` #UD; CRC32 has F2H.
+
+    So does 66H beside one of them: they count before it.
+    """
+    if repeat == 0:
+        return False
+    return not (escape == 0x38 and repeat == 0xF2 and opcode & 0xFE == 0xF0)
+
+
+@core
 def undefined_forms(
     opcode_map: int, opcode: int, lock: bool, repeat: int, operand_size: bool
 ) -> int:
@@ -181,5 +192,8 @@ def is_undefined(word: int, start: int) -> bool:
         opcode = (word >> (8 * at)) & 0xFF
         opcode_map = THREE_BYTES if opcode in (0x38, 0x3A) else TWO_BYTES
         at += 1
+    if opcode_map == THREE_BYTES:
+        third = (word >> (8 * at)) & 0xFF
+        return lock or is_undefined_behind_escape(opcode, third, repeat)
     forms = undefined_forms(opcode_map, opcode, lock, repeat, operand_size)
     return forms == ALL_FORMS or has_form(forms, (word >> (8 * at)) & 0xFF)

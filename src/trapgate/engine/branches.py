@@ -23,10 +23,13 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import locate
 from trapgate.engine.control_flow import machine_at
-from trapgate.engine.translator_errata import code_byte, is_prefix
+from trapgate.engine.translator_errata import code_byte
+from trapgate.operands.encoding import is_prefix
 
 _RCX, _RSP = 1, 4
 _GP = 13
+_OPERATIONS = 256
+"""A branch takes fewer."""
 
 
 @jit
@@ -50,10 +53,11 @@ def add_to_register(env: int, number: int, width: int, change: int) -> None:
 
 
 @jit
-def take_branch_back(reader: int, env: int) -> bool:
+def take_branch_back(reader: int, env: int, taken: bool) -> bool:
     """Undo what the near branch at RIP did to RSP or RCX; False if there is none.
 
-    `reader` is the engine's function that reads a byte of code.
+    `reader` is the engine's function that reads a byte of code. A conditional branch that was not
+    `taken` is none: what cannot be fetched is the next instruction.
     """
     hflags = peek32(env + at.HFLAGS)
     long = hflags & at.HF_CS64 != 0
@@ -72,7 +76,9 @@ def take_branch_back(reader: int, env: int) -> bool:
         byte = code_byte(reader, env, start)
     pushed = 0
     if byte == 0x0F:
-        return code_byte(reader, env, start + 1) & 0xF0 == 0x80
+        return taken and code_byte(reader, env, start + 1) & 0xF0 == 0x80
+    if not taken and (byte & 0xF0 == 0x70 or 0xE0 <= byte <= 0xE3):
+        return False
     if byte == 0xC3:
         pushed = -operand
     elif byte == 0xC2:
@@ -106,7 +112,8 @@ def refuse_target(m: Cells, env: int, return_address: int) -> None:
     target = peek64(env + at.EIP)
     flags = peek32(env + at.CC_OP)
     locate(m, m[mc.CPU], return_address)
-    if not take_branch_back(t[em.CODE_BYTE], env):
+    taken = target != peek64(env + at.EIP) + m[mc.INSTRUCTION_LENGTH]
+    if not take_branch_back(t[em.CODE_BYTE], env, taken):
         poke64(env + at.EIP, target)
         poke32(env + at.CC_OP, flags)
         return
@@ -114,6 +121,24 @@ def refuse_target(m: Cells, env: int, return_address: int) -> None:
     poke32(env + at.ERROR_CODE, 0)
     poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _GP)
     call(m[mc.CPU_LOOP_EXIT], (m[mc.CPU],))
+
+
+@jit
+def wrap_targets(context: int, before: int) -> None:
+    """Of a near branch that has been translated: its targets have 32 bits.
+
+    `before` is the last operation from before. The engine adds a displacement of Jcc, LOOP and JCXZ
+    to EIP in 64 bits.
+    """
+    op = em.last_op(context)
+    for _ in range(_OPERATIONS):
+        if op == before:
+            break
+        earlier = em.op_before(op)
+        if em.is_store_at(op, at.EIP) and em.is_constant(earlier, peek64(em.argument(op, 0))):
+            place = em.argument(earlier, 1)
+            poke64(place, peek64(place) & 0xFFFFFFFF)
+        op = earlier
 
 
 @jit

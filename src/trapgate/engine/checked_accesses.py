@@ -160,6 +160,34 @@ def on_checked_address(machine: int, address: int, back: int) -> None:
 
 
 @jit
+def hold_back(t: Cells, context: int, value: int, address: int) -> tuple[int, int, int]:
+    """Of a load of 16 bytes into a register: keep the first half back until the second is loaded.
+
+    That may fault, and the register must be as it was then. If the last operations store `value`,
+    the first half, and compute `address` from its address: a temporary that has it now, and the
+    arguments by which it is to be stored. Else 0s.
+    """
+    op = em.last_op(context)
+    if not em.is_add(op, context + address):
+        return 0, 0, 0
+    # Between the two a constant is made, by which the address grows.
+    store = em.op_before(em.op_before(op))
+    if not em.is_store(store, context + value):
+        return 0, 0, 0
+    register, place = peek64(em.argument(store, 1)), peek64(em.argument(store, 2))
+    kept = em.new_temporary(t, context)
+    if context + kept == peek64(em.argument(op, 2)):
+        # That of the constant, which is made behind the store.
+        other = em.new_temporary(t, context)
+        em.release(t, context, kept)
+        kept = other
+    poke8(store, em.MOVE)
+    poke64(em.argument(store, 0), context + kept)
+    poke64(em.argument(store, 1), context + value)
+    return kept, register, place
+
+
+@jit
 def emit_access(
     context: int, value: int, address: int, index: int, operation: int, t: Cells, emitter: int
 ) -> None:
@@ -167,8 +195,13 @@ def emit_access(
     machine = em.machine_of(context)
     if machine != 0:
         m = cells(machine, mc.CELLS)
+        if m[mc.NARROW] != 0 and emitter == em.LOAD_64:
+            operation = operation & ~3 | 2
         chosen = address
         aligned = 0
+        kept = register = place = 0
+        if emitter == em.LOAD_64:
+            kept, register, place = hold_back(t, context, value, address)
         if m[mc.X87_POINTS] != 0:
             emit_address(t, m, context, context + address)
         if m[mc.ALIGNED] != 0:
@@ -178,7 +211,8 @@ def emit_access(
         store = emitter in (em.STORE_64, em.STORE_32)
         whole = whole_operand(m, store)
         if known and (m[mc.OPERAND] == address or is_second_half(m, t, context, address)):
-            store = store or whole == CHANGES_CARRY
+            # What the instruction will store there must be allowed before it loads.
+            store = store or m[mc.CHANGES_OPERAND] != 0
             if whole > 8:
                 # The second store needs none then.
                 chosen = check_operand(m, t, context, chosen, whole, store)
@@ -196,6 +230,9 @@ def emit_access(
             emit_store(t, m, context, value, chosen, operation & 3)
             return
         call(t[emitter], (context, value, chosen, index, operation))
+        if kept != 0:
+            em.emit_3(t, context, em.STORE, context + kept, register, place)
+            em.release(t, context, kept)
         if aligned != 0:
             em.release(t, context, aligned)
         return

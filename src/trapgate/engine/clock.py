@@ -17,6 +17,7 @@ from trapgate.compiler.raw import call, cells, peek8, peek16, peek32, peek64, po
 from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.x87.exceptions import leave_unfinished
 
 # What it means that the state within a block is restored, in RESTORED.
 _REPEATS = 0
@@ -83,6 +84,8 @@ def on_restore(env: int, tb: int, data: int, restore: int) -> None:
         m[mc.TIME] -= m[mc.BEHIND]
     elif m[mc.RESTORED] == _REPEATS:
         m[mc.TIME] -= left
+        if m[mc.X87_FILLED] != 0:
+            leave_unfinished(m, env)
         if m[mc.STEPPING] == mc.STEP_RUNNING:
             # It has stored to its own page, and is not done.
             m[mc.STEPPING] = mc.STEP_DUE

@@ -12,14 +12,21 @@ from trapgate.decision.entry_facts import REPEATED, facts_of_refused
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
-from trapgate.decode.read_modify_write import writes_what_it_reads
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.clock import end_block_here
 from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.core_calls import look_ahead
-from trapgate.engine.fetched_code import NOTHING_THERE, fetch, instruction, is_long, linear_rip
+from trapgate.engine.fetched_code import (
+    NOTHING_THERE,
+    fetch,
+    instruction,
+    is_long,
+    linear_rip,
+    missing_byte,
+    operand_of,
+)
 from trapgate.engine.input_blocks import takes_block
 from trapgate.engine.state import (
     arm,
@@ -245,12 +252,11 @@ def is_beyond_code(v: Cells, linear: int) -> bool:
 
 
 @jit
-def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
-    """The guest's tables no longer lead to an instruction that the engine still found: a fault.
-
-    A processor that has not kept the translation raises it, too.
-    """
-    linear = linear_rip(v)
+def refuse_fetch(m: Cells, v: Cells, r: Cells, missing: int) -> int:
+    """Byte `missing` of the instruction at RIP is beyond the limit of CS, or cannot be fetched."""
+    linear = linear_rip(v) + missing
+    if is_beyond_code(v, linear):
+        return arbitrate(m, v, r, 13, 3, 0, 0, 0)
     user = 1 if (v[f.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 == 3 else 0
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     _, error, _, _ = walk(v, v[f.GUEST_RFLAGS], mem, linear, FETCH, user)
@@ -260,11 +266,23 @@ def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
 
 
 @jit
+def fetch_again(m: Cells, v: Cells, r: Cells) -> int:
+    """The guest's tables no longer lead to an instruction that the engine still found: a fault.
+
+    A processor that has not kept the translation raises it, too.
+    """
+    return refuse_fetch(m, v, r, 0)
+
+
+@jit
 def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
     """#UD by the engine's lights: perhaps an instruction that this processor does have."""
     word = instruction(m, v)
     if word & 0xFF == NOTHING_THERE:
         return fetch_again(m, v, r)
+    missing = missing_byte(m, v)
+    if missing >= 0:
+        return refuse_fetch(m, v, r, missing)
     start = prefix_length(word, v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0)
     byte = (word >> (8 * start)) & 0xFF
     if is_undefined(word, start):
@@ -343,34 +361,6 @@ def is_done_alone(m: Cells, v: Cells, code: int) -> bool:
         and code != at.SVM_EXCEPTION + 1
         and linear_rip(v) != m[mc.STEP_START]
     )
-
-
-@jit
-def operand_of(m: Cells, v: Cells) -> int:
-    """What the instruction at RIP does with its operand in memory: OPERAND_*.
-
-    Translated code is made from one instruction, so this is found out once for each place in it.
-    """
-    place = m[mc.PLACE] if m[mc.NATIVE] != 0 else 0
-    if place != 0 and m[place + mc.PLACE_OPERAND] != 0:
-        return int(m[place + mc.PLACE_OPERAND])
-    return decode_operand(m, v, place)
-
-
-@jit
-def decode_operand(m: Cells, v: Cells, place: int) -> int:
-    """`operand_of`, by the instruction's bytes."""
-    word, count = fetch(m, v, 8)
-    if count != 8:
-        return mc.OPERAND_OTHER
-    operand = mc.OPERAND_OTHER
-    if (word >> (8 * prefix_length(word, is_long(v)))) & 0xFC == 0x6C:
-        operand = mc.OPERAND_OF_PORT
-    elif writes_what_it_reads(v, word):
-        operand = mc.OPERAND_CHANGES
-    if place != 0:
-        m[place + mc.PLACE_OPERAND] = operand
-    return operand
 
 
 @jit

@@ -98,6 +98,8 @@ SYMBOLS = (
     MXCSR_CODE,
     EXCHANGE_BEGINS,
     EXCHANGE_ENDS,
+    ENTER_BEGINS,
+    ENTER_ENDS,
     MMX_ENDS,
     PUSHED_FLAGS,
     WHOLE_FLAGS,
@@ -113,17 +115,18 @@ SYMBOLS = (
     X87_STORE,
     X87_IMAGE,
     STRING_CODE,
+    STUCK_CODE,
     THEIR_OPERATIONS,
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
-) = range(66)
+) = range(69)
 """Behind them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 60
+SUBSTITUTE_PAIRS = 64
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""
@@ -147,7 +150,7 @@ _GLOBAL_OFFSET = 0x18
 """In a temporary: whether it stands for memory of the CPU state, and where that is."""
 
 # Opcodes and conditions of Unicorn 2.1.4's tcg-opc.h and tcg-cond.h, on 64 bits.
-MOVE, LOAD, STORE, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 73, 77, 78, 79, 87, 109
+MOVE, MOVE_CONSTANT, LOAD, STORE, ADD, SUBTRACT, AND, ZERO_EXTEND = 63, 64, 73, 77, 78, 79, 87, 109
 BELOW = 4
 _I64 = 1
 
@@ -165,6 +168,12 @@ def last_op(context: int) -> int:
 
 
 @jit
+def op_before(op: int) -> int:
+    """The operation that was emitted before another."""
+    return peek64(peek64(peek64(op + 0x10) + 8))
+
+
+@jit
 def argument(op: int, n: int) -> int:
     """Where argument `n` of an operation is: the address of a temporary, or a constant."""
     return op + ARGUMENTS + 8 * n
@@ -174,6 +183,24 @@ def argument(op: int, n: int) -> int:
 def is_add(op: int, result: int) -> bool:
     """Whether an operation is an addition of 64 bits into the temporary at `result`."""
     return peek8(op) == ADD and peek64(argument(op, 0)) == result
+
+
+@jit
+def is_store(op: int, value: int) -> bool:
+    """Whether an operation stores the 64 bits in the temporary at `value` to the host's memory."""
+    return peek8(op) == STORE and peek64(argument(op, 0)) == value
+
+
+@jit
+def is_store_at(op: int, offset: int) -> bool:
+    """Whether an operation stores 64 bits so far from an address; of EIP no other comes near."""
+    return peek8(op) == STORE and peek64(argument(op, 2)) == offset
+
+
+@jit
+def is_constant(op: int, result: int) -> bool:
+    """Whether an operation moves its second argument, a constant, to the temporary at `result`."""
+    return peek8(op) == MOVE_CONSTANT and peek64(argument(op, 0)) == result
 
 
 @jit

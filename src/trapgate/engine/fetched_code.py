@@ -3,6 +3,8 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import memory
+from trapgate.decode.length import MOST, length_of
+from trapgate.decode.read_modify_write import opcode_writes_what_it_reads
 from trapgate.engine import machine as mc
 from trapgate.operands.encoding import prefix_length
 from trapgate.paging.memory import load8, load64
@@ -11,6 +13,9 @@ from trapgate.sdm import cells as f
 
 NOTHING_THERE = 0
 """The first byte of `instruction` where it cannot be read; none that comes here begins with it."""
+
+_IDLE_PREFIXES = 3
+"""From so many prefixes on, some of them may say nothing new."""
 
 
 @jit
@@ -55,15 +60,44 @@ def fetch(m: Cells, v: Cells, count: int) -> tuple[int, int]:
 
 
 @jit
+def missing_byte(m: Cells, v: Cells) -> int:
+    """Which byte of the instruction at RIP cannot be fetched, -1 if all can.
+
+    The engine has seen UD2 in its place, and so at most two of its bytes.
+    """
+    linear = linear_rip(v)
+    rip = int(v[f.GUEST_RIP])
+    left = MOST
+    if not is_long(v):
+        left = min((int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF) - rip + 1, MOST)
+    if left == MOST and linear & 0xFFF <= 0x1000 - MOST:
+        return -1
+    low, count = fetch_from(m, v, linear, 8)
+    high = 0
+    if count == 8:
+        high, more = fetch_from(m, v, linear + 8, 8)
+        count += more
+    wide = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 14 != 0
+    left = min(left, count)
+    return left if length_of(low, high, is_long(v), wide) > left else -1
+
+
+@jit
 def instruction(m: Cells, v: Cells) -> int:
     """Eight bytes of the instruction at RIP, without prefixes that say nothing new.
 
     Without those no sensitive instruction needs more. EXTRA is how many were left out.
     """
     word, _ = fetch(m, v, 8)
+    return without_idle_prefixes(m, v, word)
+
+
+@jit
+def without_idle_prefixes(m: Cells, v: Cells, word: int) -> int:
+    """`instruction` if its first eight bytes are `word`."""
     m[mc.EXTRA] = 0
     long = v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 != 0
-    if prefix_length(word, long) < 3:
+    if prefix_length(word, long) < _IDLE_PREFIXES:
         return word
     linear = linear_rip(v)
     lock = repeat = segment = operand = address = rex = 0
@@ -80,8 +114,11 @@ def instruction(m: Cells, v: Cells) -> int:
             lock = byte
         elif byte in (0xF2, 0xF3):
             repeat = byte
-        elif byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65):
+        elif byte in (0x64, 0x65):
             segment = byte
+        elif byte in (0x26, 0x2E, 0x36, 0x3E):
+            # In 64-bit mode those of FS and GS count, whatever follows.
+            segment = segment if long else byte
         elif byte == 0x66:
             operand = byte
         elif byte == 0x67:
@@ -100,3 +137,35 @@ def instruction(m: Cells, v: Cells) -> int:
     rest, _ = fetch_from(m, v, linear + n, 8 - kept)
     m[mc.EXTRA] = n - kept
     return short | rest << (8 * kept)
+
+
+@jit
+def operand_of(m: Cells, v: Cells) -> int:
+    """What the instruction at RIP does with its operand in memory: OPERAND_*.
+
+    Translated code is made from one instruction, so this is found out once for each place in it.
+    """
+    place = m[mc.PLACE] if m[mc.NATIVE] != 0 else 0
+    if place != 0 and m[place + mc.PLACE_OPERAND] != 0:
+        return int(m[place + mc.PLACE_OPERAND])
+    return decode_operand(m, v, place)
+
+
+@jit
+def decode_operand(m: Cells, v: Cells, place: int) -> int:
+    """`operand_of`, by the instruction's bytes."""
+    word, count = fetch(m, v, 8)
+    if count == 0:
+        return mc.OPERAND_OTHER
+    start = prefix_length(word, is_long(v))
+    if start >= _IDLE_PREFIXES:
+        word = without_idle_prefixes(m, v, word)
+        start = prefix_length(word, is_long(v))
+    operand = mc.OPERAND_OTHER
+    if (word >> (8 * start)) & 0xFC == 0x6C:
+        operand = mc.OPERAND_OF_PORT
+    elif opcode_writes_what_it_reads(word, start):
+        operand = mc.OPERAND_CHANGES
+    if place != 0:
+        m[place + mc.PLACE_OPERAND] = operand
+    return operand

@@ -8,6 +8,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.fetched_code import linear_rip
 from trapgate.engine.state import save, segment_shape
+from trapgate.engine.stuck_bits import force_saved_bits
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import ROW_WIDTH
 from trapgate.paging.memory import note_page
@@ -194,6 +195,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
     head = cells(m[mc.HEAD], m[mc.HEAD_CELLS])
     head[2] = m[mc.TIME]
     x = cells(m[mc.X], vmx.LENGTH)
+    force_saved_bits(m, cells(m[mc.V], m[mc.V_CELLS]), cells(m[mc.R], m[mc.R_CELLS]))
     if x[vmx.LENT] != 0:
         m[mc.STOP] = serve(m)
         if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:

@@ -73,6 +73,8 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     CARE,
     FORBIDDEN,
     FORBIDDEN_AT,
+    PREFIXES,
+    PREFIXES_END,
     SHOWN,
     SHOWN_AT,
     DESTINATION,
@@ -162,8 +164,11 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     RAM_REGION,
     RAM_SECTION,
     STORES_SECTION,
+    STUCK,
+    STUCK_MASK,
+    STUCK_VALUE,
     CELLS,
-) = range(155)
+) = range(160)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -181,10 +186,11 @@ X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and th
 HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
 SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. DESTINATION: what
 CMPXCHG or an MMX instruction writes, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED:
-what RAX and it held before. ALIGNED: 1 until the access is translated whose address must be a
-multiple of 16. WHOLE: what must be allowed as a whole of what the instruction stores, until its
-first access is translated (`whole_stores`). ARITHMETIC: the kind of SSE arithmetic that it does
-(`sse_arithmetic`), until the helper is called that does it.
+what RAX and it held before, or RSP and RBP before ENTER. PREFIXES: what the translator is shown in
+place of prefixes below PREFIXES_END (`translator_errata`). ALIGNED: 1 until the access is
+translated whose address must be a multiple of 16. WHOLE: what must be allowed as a whole of what
+the instruction stores, until its first access is translated (`whole_stores`). ARITHMETIC: the kind
+of SSE arithmetic that it does (`sse_arithmetic`), until the helper is called that does it.
 SHADOW: what blocks while the engine's flag says that something
 does, as bits 1:0 of interruptibility state; -1 if nobody keeps count. TRANSLATION: where the
 engine translates, while it does. PASSED: 1 + the linear address of an instruction whose breakpoint
@@ -212,6 +218,8 @@ been told that interrupts are inhibited, so that it executes one instruction (po
 APIC_EXIT: the exit that a store to the virtual-APIC page has made due (`virtual_apic`), or 0;
 KEPT_TIMER_END is what NESTED_TIMER_END was before it. INSTRUCTION_LENGTH: of the one that was
 restored last within a block, in bytes.
+STUCK: 1 + the number of the general register in which the bits STUCK_MASK are stuck as in
+STUCK_VALUE, or 0 (native only).
 NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only). PROBE_CHANGED_CODE: 1 once a
 page walk without an access has set flags in an entry whose bytes are code, too.
 TLB_HOST: a function of the engine's, where the host has the RAM of a linear address.
@@ -343,10 +351,16 @@ OPERAND_CHECKED = OPERAND + 3
 """... with the address to use, linear or poisoned."""
 OPERAND_BOUND = OPERAND + 4
 BRANCH_IS_FAR = OPERAND + 5
-"""Whether the instruction, if a branch, may lead beyond the limit of CS: 1, or LOOP_IS_FAR."""
-LOOP_IS_FAR = 2
-"""... and is LOOP or JCXZ."""
-X87_KEPT = OPERAND + 6
+"""Whether the instruction, if a branch, may lead beyond the limit of CS: 1, or FAR_UNNAMED."""
+FAR_UNNAMED = 2
+"""... and leaves its block without naming it: LOOP and JCXZ, and with RFLAGS.RF all."""
+CHANGES_OPERAND = OPERAND + 6
+"""1 if the instruction writes to memory what it has read there."""
+NARROW = OPERAND + 7
+"""1 if of an operand of 64 bits only the lower half is to be loaded."""
+BRANCHES = OPERAND + 8
+"""1 if the instruction is a near branch outside 64-bit mode."""
+X87_KEPT = OPERAND + 9
 """18 cells: the x87 registers, their tags and the top of the stack before an instruction."""
 PUSHES_FLAGS = X87_KEPT + 18
 """1 if the instruction is PUSHF; then where the function stands that its flags come from."""

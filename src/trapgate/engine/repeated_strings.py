@@ -25,7 +25,8 @@ from trapgate.compiler.raw import (
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.careful_blocks import is_asked_to_exit, late_block_begins, leave_before
-from trapgate.engine.translator_errata import code_byte, is_prefix
+from trapgate.engine.translator_errata import code_byte
+from trapgate.operands.encoding import is_prefix
 from trapgate.sdm.state import RFLAGS_AC, RFLAGS_RF, RFLAGS_TF
 
 # What is known of the instruction where it is translated: bits 1:0 the logarithm of its
@@ -46,9 +47,9 @@ _LOADS, _STORES = 0, 1
 
 
 @core
-def segment_of_prefix(byte: int, segment: int) -> int:
-    """The segment that a prefix chooses; `segment` if it chooses none."""
-    if byte in (0x26, 0x2E, 0x36, 0x3E):
+def segment_of_prefix(byte: int, segment: int, long: bool) -> int:
+    """The segment that a prefix chooses, FS or GS in 64-bit code; `segment` if it chooses none."""
+    if byte in (0x26, 0x2E, 0x36, 0x3E) and not long:
         return (byte >> 3) & 3
     return byte - 0x60 if byte in (0x64, 0x65) else segment
 
@@ -69,7 +70,7 @@ def repeated_string(reader: int, env: int, start: int, flags: int) -> int:
     n = 0
     byte = code_byte(reader, env, start)
     while n < 15 and is_prefix(byte, long):
-        segment = segment_of_prefix(byte, segment)
+        segment = segment_of_prefix(byte, segment, long)
         rex = byte if byte & 0xF0 == 0x40 else 0
         repeats = repeats or byte in (0xF2, 0xF3)
         narrow = narrow or byte == 0x66
@@ -83,8 +84,6 @@ def repeated_string(reader: int, env: int, start: int, flags: int) -> int:
         size = 3 if long and rex & 8 else 2 if (wide or long) != narrow else 1
     address = 2 if wide != other_address else 1
     if long:
-        if segment != _DS and segment < _FS:
-            return 0
         address = 2 if other_address else 3
     return size | (_MOVES if byte < 0xAA else 0) | segment << _SEGMENT | address << _ADDRESS
 

@@ -20,6 +20,7 @@ from trapgate.compiler.raw import (
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.segments import look_at_code_and_stack, look_at_segments
+from trapgate.engine.stuck_bits import force_saved_bits
 from trapgate.engine.x87.exceptions import leave_unfinished
 from trapgate.paging.memory import load8
 from trapgate.paging.walk import load_pointers_of_entry, uses_pae_paging, walk
@@ -71,6 +72,7 @@ def save_for_criteria(m: Cells, env: int, v: Cells, r: Cells) -> None:
     save_paging(env, v)
     save_segments(env, v)
     v[f.GUEST_RSP] = peek64(env + at.REGS + 8 * reg.RSP)
+    force_saved_bits(m, v, r)
     v[f.GUEST_RIP] = peek64(env + at.EIP)
     v[f.GUEST_RFLAGS] = rflags_of(m, env)
 
@@ -186,6 +188,7 @@ def save(m: Cells, env: int, v: Cells, r: Cells) -> None:
     for n in range(16):
         r[n] = peek64(env + at.REGS + 8 * n)
     v[f.GUEST_RSP] = r[reg.RSP]
+    force_saved_bits(m, v, r)
     v[f.GUEST_RIP] = peek64(env + at.EIP)
     v[f.GUEST_RFLAGS] = rflags_of(m, env)
     save_paging(env, v)

@@ -26,7 +26,7 @@ import functools
 import numpy as np
 from unicorn.unicorn_py3.unicorn import uclib
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
 from trapgate.compiler.library import Callback, Stub
 from trapgate.compiler.program import callback, jit
@@ -41,6 +41,7 @@ from trapgate.engine import (
     coherence,
     memory_regions,
     sse_arithmetic,
+    stack_frames,
     translations,
     whole_stores,
 )
@@ -72,17 +73,20 @@ from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
 from trapgate.engine.sse_state import LOADS_OF_MXCSR, on_mxcsr_is_used
 from trapgate.engine.state import look_for_interrupts
+from trapgate.engine.stuck_bits import on_stuck_bits
 from trapgate.engine.translator_errata import (
     CARE_ALIGNMENT,
     CARE_AUDIT,
     CARE_BREAKPOINT,
     CARE_LIMIT,
     COMPARES_AND_EXCHANGES,
+    ENTERS,
     LOADS_SS,
     MMX,
-    NO_PREFIX,
+    OPERAND_SIZES,
+    REPEATS,
+    SEGMENTS,
     STI,
-    UNDEFINED,
     USES_MXCSR,
     X87,
     look,
@@ -170,7 +174,7 @@ def on_translate(
         poke64(em.argument(m[mc.COUNT_OP], 1), tb | m[mc.CARE])
         return
     count = peek16(tb + at.TB_ICOUNT)
-    if count == 1:
+    if count == 1 and m[mc.STUCK] == 0:
         string = repeated_string(t[em.CODE_BYTE], cpu + at.CPU_SIZE, peek64(tb), flags)
         if string != 0:
             poke64(em.argument(m[mc.CALL_OP], 2), t[em.STRING_CODE])
@@ -252,7 +256,8 @@ def on_gen_call(
     m[mc.TRANSLATION] = context
     count &= 0xFF
     if function != t[em.CHECK_EXIT] or (m[mc.NATIVE] == 0 and m[mc.CALL_OP] != 0):
-        if function == t[em.ENTER_MMX] and m[mc.X87_OPERANDS] == x87.SPARES_X87:
+        if function == t[em.ENTER_MMX] and m[mc.X87_OPERANDS] < 0:
+            # SPARES_X87, or `on_mmx_ends` does it.
             return
         operand = 0
         if m[mc.OPERAND] != 0:
@@ -303,7 +308,7 @@ def on_exit_block(context: int, block: int, number: int, translator: int) -> Non
     # Numbers above 1 are no branches; those of LOOP and JCXZ do not name the block.
     if machine != 0 and number < 2:
         far = cells(machine, mc.CELLS)[mc.BRANCH_IS_FAR]
-        if far != 0 and (block != 0 or far == mc.LOOP_IS_FAR):
+        if far != 0 and (block != 0 or far == mc.FAR_UNNAMED):
             call(t[em.GO_TO_NEXT], (context,))
             return
     call(t[em.EXIT_BLOCK], (context, block, number))
@@ -332,6 +337,8 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     start = peek64(block + _NEXT_PC)
     found = look(t[em.CODE_BYTE], block, env)
     what = m[mc.X87_WHAT]
+    if m[mc.STUCK] != 0:
+        em.emit_call(t, m, t[em.STUCK_CODE], machine, env)
     if found == STI:
         em.emit_call(t, m, t[em.STI_CODE], machine, env)
     elif found == LOADS_SS:
@@ -342,17 +349,24 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     elif found == COMPARES_AND_EXCHANGES:
         em.emit_call(t, m, t[em.EXCHANGE_BEGINS], machine, m[mc.DESTINATION])
+    elif found == ENTERS:
+        em.emit_call(t, m, t[em.ENTER_BEGINS], machine, m[mc.DESTINATION])
     elif found > X87:
         em.emit_call(t, m, t[em.X87_BEGINS], machine, m[mc.X87_OPERANDS])
     m[mc.X87_ROUNDS] = 1 if X87 < found < MMX else 0
+    before = em.last_op(m[mc.TRANSLATION])
     call(t[em.THEIR_TRANSLATE], (block, cpu))
+    if m[mc.BRANCHES] != 0:
+        branches.wrap_targets(m[mc.TRANSLATION], before)
     m[mc.X87_ROUNDS] = 0
     if X87 < found < MMX:
         offset = start - peek64(peek64(block) + at.TB_CS_BASE)
         emit_what(t, m, t[em.X87_BEGINS + found - X87], machine, offset, what)
     elif found == COMPARES_AND_EXCHANGES:
         em.emit_call(t, m, t[em.EXCHANGE_ENDS], machine, m[mc.DESTINATION])
-    elif found == MMX and m[mc.DESTINATION] >= 0:
+    elif found == ENTERS:
+        em.emit_call(t, m, t[em.ENTER_ENDS], machine, m[mc.DESTINATION])
+    elif found == MMX and m[mc.X87_OPERANDS] == x87.ENTERS_MMX:
         em.emit_call(t, m, t[em.MMX_ENDS], machine, m[mc.DESTINATION])
     if what & ACTION:
         em.emit_call(t, m, t[em.X87_IMAGE], machine, what)
@@ -360,6 +374,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     # It may have been hidden from this instruction.
     poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
     m[mc.FORBIDDEN] = 0
+    m[mc.PREFIXES] = 0
     m[mc.SHOWN] = 0
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
@@ -396,6 +411,19 @@ def on_shadow(machine: int, what: int) -> None:
     cells(machine, mc.CELLS)[mc.SHADOW] = what
 
 
+@core
+def prefix_shown(prefixes: int, byte: int) -> int:
+    """What PREFIXES has in place of a prefix."""
+    shown = 0
+    if byte in (0xF2, 0xF3):
+        shown = (prefixes >> REPEATS) & 0xFF
+    elif byte == 0x66:
+        shown = (prefixes >> OPERAND_SIZES) & 0xFF
+    elif byte & 0xE7 == 0x26:
+        shown = (prefixes >> SEGMENTS) & 0xFF
+    return byte if shown == 0 else shown
+
+
 @callback(UINT32, *[INT64] * 2, BOUND)
 def on_code_byte(env: int, address: int, translator: int) -> int:
     """cpu_ldub_code: a byte of code; of UD2 where what is there must not be translated."""
@@ -405,14 +433,14 @@ def on_code_byte(env: int, address: int, translator: int) -> int:
         m = cells(machine, mc.CELLS)
         if m[mc.SHOWN] != 0 and address == m[mc.SHOWN_AT]:
             return int(m[mc.SHOWN]) & 0xFF
-        if m[mc.FORBIDDEN] == UNDEFINED:
+        if m[mc.FORBIDDEN] != 0:
             if address == m[mc.FORBIDDEN_AT]:
                 return 0x0F
             if address == m[mc.FORBIDDEN_AT] + 1:
                 return 0x0B
-        if m[mc.FORBIDDEN] >= NO_PREFIX and address < m[mc.FORBIDDEN_AT]:
+        if m[mc.PREFIXES] != 0 and address < m[mc.PREFIXES_END]:
             byte = call(t[em.CODE_BYTE], (env, address)) & 0xFF
-            return m[mc.FORBIDDEN] if byte in (0x66, 0xF2, 0xF3) else byte
+            return prefix_shown(int(m[mc.PREFIXES]), byte)
     return call(t[em.CODE_BYTE], (env, address)) & 0xFF
 
 
@@ -443,6 +471,8 @@ _STUBS: dict[int, Callback | Stub] = {
     em.X87_RELOADS: x87.on_x87_reloads,
     em.EXCHANGE_BEGINS: on_exchange_begins,
     em.EXCHANGE_ENDS: on_exchange_ends,
+    em.ENTER_BEGINS: stack_frames.on_enter_begins,
+    em.ENTER_ENDS: stack_frames.on_enter_ends,
     em.MMX_ENDS: x87.on_mmx_ends,
     em.MXCSR_CODE: on_mxcsr_is_used,
     em.REFUSE_CODE: accesses.on_checked_address,
@@ -454,6 +484,7 @@ _STUBS: dict[int, Callback | Stub] = {
     em.ARITHMETIC_CODE: sse_arithmetic.on_sse_arithmetic,
     em.WHOLE_STORE_CODE: whole_stores.on_whole_store,
     em.STORE_TO_COME_CODE: whole_stores.on_store_to_come,
+    em.STUCK_CODE: on_stuck_bits,
     em.LOOK_UP_CANONICAL: branches.look_up_canonical,
     em.LOOK_UP_WITHIN_LIMIT: branches.look_up_within_limit,
     em.SINGLE_STEP_CANONICAL: branches.single_step_canonical,

@@ -5,11 +5,13 @@ wheels. It has these means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
   that the core carries out: INS and OUTS, RET that releases 8000H bytes or more, loads of table
-  registers, CLFLUSH, XSETBV, and above ring 0 MOV CR and MOV DR. `dispatch` sees it as #UD.
+  registers, CLFLUSH, XSETBV, POPCNT in 16-bit code, and above ring 0 MOV CR and MOV DR. `dispatch`
+  sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
-* Of 66H, F2H and F3H before an SSE instruction the one that counts is shown in place of all; before
-  a near branch in 64-bit mode 66H is not shown.
+* Of several prefixes the one that counts is shown in place of all: of F2H and F3H the last one,
+  before an SSE instruction also in place of 66H; in 64-bit mode FS or GS of several segments.
+  Before a near branch in 64-bit mode 66H is not shown.
 * Another byte is shown for a REX, an immediate or a ModR/M byte of which the translator makes more
   than it means (`decode.register_forms`).
 * STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
@@ -22,6 +24,7 @@ block has one instruction (`translation`), and branches but those of REP go the 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
+from trapgate.decode.read_modify_write import fields_of_one_byte, fields_of_two_bytes
 from trapgate.decode.register_forms import (
     bytes_of_operand,
     has_predicate,
@@ -31,6 +34,7 @@ from trapgate.decode.register_forms import (
     rex_of_one_byte,
     spares_x87,
 )
+from trapgate.decode.sixteen_bit_code import is_misread_in_16_bit_code
 from trapgate.decode.sse_arithmetic import NO_ARITHMETIC, sse_arithmetic
 from trapgate.decode.sse_operands import (
     has_aligned_operand,
@@ -44,6 +48,7 @@ from trapgate.decode.undefined import (
     THREE_BYTES,
     TWO_BYTES,
     has_form,
+    is_undefined_behind_escape,
     is_undefined_x87,
     undefined_forms,
 )
@@ -70,6 +75,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.x87.exceptions import ENTERS_MMX, SPARES_X87, kind_of_x87
 from trapgate.engine.x87.pointers import look_at_operand
 from trapgate.instructions.near_return import RET_AND_RELEASE
+from trapgate.operands.encoding import is_prefix
 
 _NEXT_PC = 0x10
 _FLAGS = 0xA8
@@ -89,12 +95,16 @@ CARE_AUDIT = 8
 CARE_BREAKPOINT = 16
 """It begins with a debugger's breakpoint (`breakpoints`)."""
 
-UNDEFINED = 1
-NO_PREFIX = 0x3E
-"""What FORBIDDEN may hold: UD2 is to be shown at FORBIDDEN_AT. Or F2H or F3H: prefixes below
-FORBIDDEN_AT that choose among SSE instructions are to be shown as that one; or NO_PREFIX, a segment
-override that means nothing in 64-bit mode.
-"""
+_NO_PREFIX = 0x3E
+"""A segment override that means nothing in 64-bit mode."""
+
+# What is shown in place of prefixes below PREFIXES_END: a byte each of PREFIXES, 0 for themselves.
+REPEATS = 0
+"""F2H and F3H."""
+OPERAND_SIZES = 8
+"""66H."""
+SEGMENTS = 16
+"""26H, 2EH, 36H and 3EH."""
 
 PLAIN = 0
 STI = 1
@@ -105,12 +115,17 @@ X87 = 4
 MMX = 8
 COMPARES_AND_EXCHANGES = 9
 """CMPXCHG of 32 bits in 64-bit mode, of the register in DESTINATION."""
+ENTERS = 10
+"""ENTER, with the size of its operands in bytes in DESTINATION."""
 """What `look` finds out beside."""
 
 _SS = 2
 _XSETBV = 0xD1
 _MOVNTDQA = 0x2A
 _PUSHF = 0x9C
+_ENTER = 0xC8
+_REX_W = 8
+_EMMS = 0x77
 _CPL = 3
 _RF = 1 << 16
 
@@ -119,13 +134,6 @@ _RF = 1 << 16
 def code_byte(reader: int, env: int, address: int) -> int:
     """A byte of code, by the engine's function `reader`; faults as the translator's own fetch."""
     return call(reader, (env, address)) & 0xFF
-
-
-@core
-def is_prefix(byte: int, long: bool) -> bool:
-    """Whether a byte is a prefix; REX is one in 64-bit code (`long`)."""
-    legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
-    return legacy or (long and byte & 0xF0 == 0x40)
 
 
 @core
@@ -224,17 +232,31 @@ def is_repeated(opcode: int, repeat: int) -> bool:
 
 
 @jit
-def reach_of_branch(m: Cells, flags: int, byte: int, large_operand: bool) -> int:
+def reach_of_branch(m: Cells, flags: int, byte: int, branches: bool, large_operand: bool) -> int:
     """What BRANCH_IS_FAR has to say of an instruction with this opcode, if it is a branch.
 
-    `flags` are those of its block. Far is what may lead beyond a limit that is not that of all
-    16-bit code, or above 64 KB.
+    `flags` are those of its block, `branches` whether it is a near one. Far is what may lead beyond
+    a limit that is not that of all 16-bit code, or above 64 KB.
     """
     if m[mc.ACCESSES] != mc.ACCESSES_ALL:
         return 0
     if flags & at.HF_CODE_LIMITED or (flags & at.HF_CS32 == 0 and large_operand):
-        return mc.LOOP_IS_FAR if byte & 0xFC == 0xE0 else 1
+        unnamed = byte & 0xFC == 0xE0 or (branches and flags & _RF != 0)
+        return mc.FAR_UNNAMED if unnamed else 1
     return 0
+
+
+@jit
+def changes_operand(reader: int, env: int, opcode_map: int, opcode: int, form_at: int) -> int:
+    """1 if the instruction with its ModR/M byte at `form_at` writes the operand that it reads."""
+    fields = 0
+    if opcode_map == ONE_BYTE:
+        fields = fields_of_one_byte(opcode)
+    elif opcode_map == TWO_BYTES:
+        fields = fields_of_two_bytes(opcode)
+    if fields == 0:
+        return 0
+    return (fields >> ((code_byte(reader, env, form_at) >> 3) & 7)) & 1
 
 
 @jit
@@ -267,8 +289,7 @@ def look_at_prefixes(
         escape = opcode
         opcode = code_byte(reader, env, form_at)
     elif repeat != 0 and is_chosen_by_prefix(opcode):
-        m[mc.FORBIDDEN] = repeat
-        m[mc.FORBIDDEN_AT] = form_at - 2
+        m[mc.PREFIXES] |= repeat << REPEATS | repeat << OPERAND_SIZES
     if has_aligned_operand(escape, opcode, repeat, operand_size):
         m[mc.ALIGNED] = 1
 
@@ -277,16 +298,21 @@ def look_at_prefixes(
 def look(reader: int, block: int, env: int) -> int:
     """Look at the instruction that `block` translates next; PLAIN, STI, LOADS_SS or X87.
 
-    FORBIDDEN and FORBIDDEN_AT say where UD2 is to be shown.
+    FORBIDDEN is 1 if UD2 is to be shown at FORBIDDEN_AT.
     """
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     m[mc.FORBIDDEN] = 0
+    m[mc.PREFIXES] = 0
     m[mc.SHOWN] = 0
     m[mc.ALIGNED] = 0
     m[mc.WHOLE] = NOT_WHOLE
     m[mc.ARITHMETIC] = NO_ARITHMETIC
     m[mc.X87_WHAT] = 0
+    m[mc.X87_OPERANDS] = 0
     m[mc.OPERAND] = 0
+    m[mc.CHANGES_OPERAND] = 0
+    m[mc.NARROW] = 0
+    m[mc.BRANCHES] = 0
     m[mc.BRANCH_IS_FAR] = 0
     start = peek64(block + _NEXT_PC)
     flags = peek32(block + _FLAGS)
@@ -294,6 +320,8 @@ def look(reader: int, block: int, env: int) -> int:
     lock = operand_size = False
     short_address = not long and flags & at.HF_CS32 == 0
     repeat = 0
+    segment = 0
+    ignored = mixed = False
     rex = 0
     byte = 0
     n = 0
@@ -310,12 +338,21 @@ def look(reader: int, block: int, env: int) -> int:
         elif byte == 0x67:
             short_address = not long and flags & at.HF_CS32 != 0
         elif byte in (0xF2, 0xF3):
+            mixed = mixed or byte ^ repeat == 1
             repeat = byte
+        elif byte in (0x64, 0x65):
+            segment = byte
+        elif byte & 0xE7 == 0x26:
+            ignored = long
         n += 1
     if n > 12:
         # The engine finds such code too long.
         return PLAIN
-    m[mc.BRANCH_IS_FAR] = reach_of_branch(m, flags, byte, operand_size)
+    m[mc.PREFIXES_END] = start + n
+    if mixed:
+        m[mc.PREFIXES] |= repeat << REPEATS
+    if segment != 0 and ignored:
+        m[mc.PREFIXES] |= segment << SEGMENTS
     m[mc.PUSHES_FLAGS] = 1 if byte == _PUSHF else 0
     if flags & _RF and not is_repeated(byte, repeat):
         poke32(block + _JUMPS_FAST, 0)
@@ -331,11 +368,20 @@ def look(reader: int, block: int, env: int) -> int:
             reader, env, form_at, opcode, repeat, operand_size, flags
         ):
             poke32(block + _FLAGS, flags & ~at.HF_TS)
+    branches = is_near_branch(opcode_map, opcode)
+    m[mc.BRANCHES] = 1 if branches and not long else 0
+    m[mc.BRANCH_IS_FAR] = reach_of_branch(m, flags, byte, branches, operand_size)
     forms = undefined_forms(opcode_map, opcode, lock, repeat, operand_size)
     if forms == ALL_FORMS:
         forbidden = True
     elif forms != 0:
         forbidden = has_form(forms, code_byte(reader, env, form_at))
+    elif opcode_map != ONE_BYTE and repeat != 0 and (opcode_map == THREE_BYTES or opcode == 0xB8):
+        third = code_byte(reader, env, form_at)
+        small = not long and flags & at.HF_CS32 == 0
+        forbidden = small and is_misread_in_16_bit_code(opcode, third, repeat)
+        if opcode_map == THREE_BYTES and is_undefined_behind_escape(opcode, third, repeat):
+            forbidden = True
     elif opcode_map == TWO_BYTES and opcode == 0xAE:
         form = code_byte(reader, env, form_at)
         field = (form >> 3) & 7
@@ -365,17 +411,18 @@ def look(reader: int, block: int, env: int) -> int:
     elif opcode_map == ONE_BYTE and byte == RET_AND_RELEASE:
         # The engine takes what is to be released as signed.
         forbidden = code_byte(reader, env, form_at + 1) >= 0x80
-    branches = long and operand_size and is_near_branch(opcode_map, opcode)
+    branches = branches and long and operand_size
     if branches and opcode == 0xFF:
         branches = (code_byte(reader, env, form_at) >> 3) & 7 in (2, 4)
     if branches:
         # SDM, "Near branches in 64-bit mode": their operands have 64 bits, whatever 66H says.
-        m[mc.FORBIDDEN] = NO_PREFIX
-        m[mc.FORBIDDEN_AT] = start + n
+        m[mc.PREFIXES] |= _NO_PREFIX << OPERAND_SIZES
     if forbidden:
-        m[mc.FORBIDDEN] = UNDEFINED
+        m[mc.FORBIDDEN] = 1
         m[mc.FORBIDDEN_AT] = start
         return PLAIN
+    if m[mc.ACCESSES] != mc.ACCESSES_UNCHECKED:
+        m[mc.CHANGES_OPERAND] = changes_operand(reader, env, opcode_map, opcode, form_at)
     if opcode_map != ONE_BYTE:
         if opcode_map == TWO_BYTES and may_store_whole_vector(opcode):
             form = code_byte(reader, env, form_at)
@@ -400,22 +447,22 @@ def look(reader: int, block: int, env: int) -> int:
             opcode = code_byte(reader, env, form_at)
         m[mc.ARITHMETIC] = sse_arithmetic(escape, opcode, repeat, operand_size)
         waits = uses_mmx_registers(escape, opcode, repeat, operand_size)
-        m[mc.X87_OPERANDS] = 0
         if waits and spares_x87(escape, opcode, operand_size, code_byte(reader, env, form_at)):
             m[mc.X87_OPERANDS] = SPARES_X87
             return PLAIN
-        if waits:
+        if waits and not (escape == 0 and opcode == _EMMS):
+            m[mc.X87_OPERANDS] = ENTERS_MMX
+            # PUNPCKLBW and its like.
+            m[mc.NARROW] = 1 if escape == 0 and 0x60 <= opcode <= 0x62 else 0
             form = code_byte(reader, env, form_at if escape == 0 else form_at + 1)
             m[mc.DESTINATION] = mmx_destination(escape, opcode, form)
             if escape == 0 and opcode == 0xD6 and repeat == 0xF3:
                 # MOVQ2DQ.
                 m[mc.DESTINATION] = -1
-        if waits and escape != 0:
-            # Of these the engine takes REX for more than it is, and goes on in the state of x87.
-            m[mc.X87_OPERANDS] = ENTERS_MMX
-            if rex != 0:
-                form = code_byte(reader, env, form_at + 1)
-                show(m, start + n - 1, rex_of_mmx(form, rex))
+        if waits and escape != 0 and rex != 0:
+            # Of these the engine takes REX for more than it is.
+            form = code_byte(reader, env, form_at + 1)
+            show(m, start + n - 1, rex_of_mmx(form, rex))
         return MMX if waits and flags & (at.HF_EM | at.HF_TS) == 0 else PLAIN
     if may_store_whole(byte):
         wide = (flags & at.HF_CS32 != 0) != operand_size
@@ -433,6 +480,12 @@ def look(reader: int, block: int, env: int) -> int:
     if rex != 0 and rex_of_one_byte(byte, rex) != rex:
         show(m, start + n - 1, rex_of_one_byte(byte, rex))
     found = PLAIN
+    if byte == _ENTER:
+        size = 8 if long else 4
+        if operand_size != (not long and flags & at.HF_CS32 == 0) and rex & _REX_W == 0:
+            size = 2
+        m[mc.DESTINATION] = size
+        return ENTERS
     if byte == 0xFB:
         found = STI
     elif (byte == 0x17 and not long) or (

@@ -295,6 +295,26 @@ class UnicornEngine:
                 )
         self.uc.ctl_flush_tb()
 
+    @property
+    def has_stuck_bits(self) -> bool:
+        """Whether `stick` works here: on the native engine."""
+        return bool(self.cells[mc.NATIVE])
+
+    def stick(self, register: int, mask: int, value: int) -> None:
+        """Let bits `mask` of a general register be as in `value` before each instruction.
+
+        `register` is its encoding, 0 to 15. Until `unstick`; translated code is dropped each time.
+        """
+        self.cells[mc.STUCK_MASK] = np.uint64(mask).astype(np.int64)
+        self.cells[mc.STUCK_VALUE] = np.uint64(value & mask).astype(np.int64)
+        self.cells[mc.STUCK] = register + 1
+        self.uc.ctl_flush_tb()
+
+    def unstick(self) -> None:
+        """Let all registers hold what the guest writes."""
+        self.cells[mc.STUCK] = 0
+        self.uc.ctl_flush_tb()
+
     def breakpoint_hit(self) -> int | None:
         """The linear address of the breakpoint that stopped the run, once; None if none did."""
         hit = int(self.cells[mc.DEBUG_HIT])

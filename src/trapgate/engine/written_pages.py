@@ -9,8 +9,10 @@ the next store to each page is told again. All other code stays. Other arrays, w
 copied with memory.
 """
 
+import mmap
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import numpy as np
 
@@ -24,9 +26,11 @@ from trapgate.paging.memory import WATCH_PAGES, WATCH_WRITTEN, WRITTEN_PAGE, not
 
 _CELLS = 512
 """Of a page."""
+_LINES = _CELLS // 8
+"""Of a page: what the host's caches hold together."""
 _PAGE = 1 << 12
-_CHUNK = 256
-"""Pages that the pool grows by."""
+_CHUNK = 1024
+"""Pages that the pool grows by: two huge pages of the host."""
 
 
 @jit
@@ -45,22 +49,74 @@ def are_different(one: Cells, other: Cells) -> bool:
     return differences != 0
 
 
+@jit
+def copy_line(to: Cells, source: Cells, line: int) -> None:
+    """Copy eight cells, which a line of the host's caches holds."""
+    first = line << 3
+    to[first] = source[first]
+    to[first + 1] = source[first + 1]
+    to[first + 2] = source[first + 2]
+    to[first + 3] = source[first + 3]
+    to[first + 4] = source[first + 4]
+    to[first + 5] = source[first + 5]
+    to[first + 6] = source[first + 6]
+    to[first + 7] = source[first + 7]
+
+
+@jit
+def copy_abreast(m: Cells, contents: Cells, numbers: Cells, count: int) -> None:
+    """Let pages of memory hold what a copy has of them: four at a time, a line of each in turn.
+
+    Neither these pages nor their translations need be in the host's caches. Four misses at a time
+    take 0.6 times as long as one after the other; with more pages the host prefetches less.
+    """
+    memory = m[mc.MEM]
+    fours = count >> 2
+    for four in range(fours):
+        pages = numbers[4 * four :]
+        now_0 = cells(memory + (pages[0] << 12), _CELLS)
+        now_1 = cells(memory + (pages[1] << 12), _CELLS)
+        now_2 = cells(memory + (pages[2] << 12), _CELLS)
+        now_3 = cells(memory + (pages[3] << 12), _CELLS)
+        then_0 = cells(contents[pages[0]], _CELLS)
+        then_1 = cells(contents[pages[1]], _CELLS)
+        then_2 = cells(contents[pages[2]], _CELLS)
+        then_3 = cells(contents[pages[3]], _CELLS)
+        for line in range(_LINES):
+            copy_line(now_0, then_0, line)
+            copy_line(now_1, then_1, line)
+            copy_line(now_2, then_2, line)
+            copy_line(now_3, then_3, line)
+    for n in range(4 * fours, count):
+        copy_cells(cells(memory + (numbers[n] << 12), _CELLS), cells(contents[numbers[n]], _CELLS))
+
+
+@jit
+def copy_different(m: Cells, contents: Cells, numbers: Cells, count: int) -> int:
+    """The same for those pages that do not hold it already, and drop all code; how many those were.
+
+    Where nobody tells of stores: all pages are marked, and to drop one page's code is to drop all.
+    """
+    copied = 0
+    for n in range(count):
+        if differs(m, contents, numbers[n]):
+            forget_range(m, numbers[n] << 12, (numbers[n] + 1) << 12)
+            now = cells(m[mc.MEM] + (numbers[n] << 12), _CELLS)
+            copy_cells(now, cells(contents[numbers[n]], _CELLS))
+            copied += 1
+    return copied
+
+
 @jit_for_python
 def restore_pages(
-    machine: int,
-    wanted: int,
-    latest: int,
-    spans: int,
-    count: int,
-    other: int,
-    others: int,
+    machine: int, wanted: int, spans: int, count: int, other: int, others: int
 ) -> int:
     """Let memory be as a copy has it; how many pages were copied.
 
-    `wanted` and `latest` are addresses of arrays with the address of each page's content: in that
-    copy, and in the one that memory was last the same as, which becomes `wanted`. At `spans` there
-    are, for each of `count` other arrays, where it is, where its copy is, and how many cells. At
-    `other` are the numbers of the `others` pages in which the two copies differ.
+    `wanted` is the address of an array with the address of each page's content in that copy. At
+    `spans` there are, for each of `count` other arrays, where it is, where its copy is, and how
+    many cells. At `other` are the numbers of the `others` pages in which that copy and the one that
+    memory was last the same as differ.
     """
     m = cells(machine, mc.CELLS)
     arrays = cells(spans, 3 * count)
@@ -70,26 +126,24 @@ def restore_pages(
     pages = pages_of(m)
     watch = watch_of(m)
     contents = cells(wanted, len(pages))
-    known = cells(latest, len(pages))
     differing = cells(other, others)
     for n in range(others):
         note_page(watch, len(pages), differing[n])
     log = watch[WATCH_PAGES + len(pages) :]
-    copied = 0
-    for n in range(watch[WATCH_WRITTEN]):
-        page = log[n]
-        pages[page] &= ~WRITTEN_PAGE
-        known[page] = contents[page]
-        now = cells(m[mc.MEM] + (page << 12), _CELLS)
-        then = cells(contents[page], _CELLS)
-        if m[mc.CPU] == 0 and not are_different(now, then):
-            # All pages are marked here, and to drop one page's code is to drop all.
-            continue
-        if pages[page] & CODE:
-            forget_range(m, page << 12, (page + 1) << 12)
-        copy_cells(now, then)
-        copied += 1
+    written = watch[WATCH_WRITTEN]
     watch[WATCH_WRITTEN] = 0
+    copied: int = written
+    if m[mc.CPU] == 0:
+        for n in range(written):
+            pages[log[n]] &= ~WRITTEN_PAGE
+        copied = copy_different(m, contents, log, written)
+    else:
+        for n in range(written):
+            page = log[n]
+            pages[page] &= ~WRITTEN_PAGE
+            if pages[page] & CODE:
+                forget_range(m, page << 12, (page + 1) << 12)
+        copy_abreast(m, contents, log, written)
     if m[mc.TLB_FLUSH] != 0:
         call(m[mc.TLB_FLUSH], (m[mc.CPU],))
     return copied
@@ -168,7 +222,6 @@ class PagePool:
         self._uses[self._free.pop()] = 1
         self.latest = _Kept(self, np.zeros(pages, np.int64))
         """What memory was last the same as, but for the pages that are marked."""
-        self.known = self.latest.addresses.copy()
 
     @property
     def size(self) -> int:
@@ -188,10 +241,9 @@ class PagePool:
         del self._free[len(self._free) - len(free) :]
         self._free += free[count:].tolist()
         self.latest = _Kept(self, numbers)
-        self.known[:] = self.latest.addresses
 
     def _grow(self) -> None:
-        chunk = np.zeros((_CHUNK, _CELLS), np.int64)
+        chunk = _zeros(_CHUNK)
         first = len(self._uses)
         self._chunks.append(chunk)
         starts = np.arange(_CHUNK, dtype=np.int64) * _PAGE + chunk.ctypes.data
@@ -215,6 +267,17 @@ class PagePool:
         """One has them no more; what nobody has is free."""
         self._uses -= np.bincount(numbers, minlength=len(self._uses))
         self._free += [int(one) for one in np.unique(numbers) if not self._uses[one]]
+
+
+def _zeros(pages: int) -> Cells:
+    """So many pages of zeros, in huge pages where the host has them: fewer misses of its TLB."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros((pages, _CELLS), np.int64)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, pages * _PAGE, flags=flags)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.int64).reshape(pages, _CELLS)
 
 
 _POOLS: weakref.WeakKeyDictionary[UnicornEngine, PagePool] = weakref.WeakKeyDictionary()
@@ -259,8 +322,8 @@ class MemoryCopy:
         ]
         self._spans: Cells = np.array(spans, np.int64).reshape(-1)
         machine, wanted = int(engine.cells[mc.SELF]), self._kept.addresses.ctypes.data
-        known, others = self._pool.known.ctypes.data, self._spans.ctypes.data
-        self._restore = bound(restore_pages, machine, wanted, known, others, len(spans))
+        places = self._spans.ctypes.data
+        self._restore = bound(restore_pages, machine, wanted, places, len(spans))
         self._count_differing = bound(differing_pages, machine, wanted)
         engine.page_cells[changed] &= ~WRITTEN_PAGE
         engine.watch_cells[WATCH_WRITTEN] = 0

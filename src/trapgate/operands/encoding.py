@@ -23,13 +23,18 @@ INFO_NO_BASE = 1 << 27
 
 
 @core
+def is_prefix(byte: int, long: bool) -> bool:
+    """Whether a byte is a prefix; REX is one in 64-bit code (`long`)."""
+    legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
+    return legacy or (long and byte & 0xF0 == 0x40)
+
+
+@core
 def prefix_length(word: int, long: bool) -> int:
     """How many prefix bytes (REX included if `long`) start the code in `word`."""
     n = 0
     while n < 6:
-        byte = (word >> (8 * n)) & 0xFF
-        legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
-        if not (legacy or (long and byte & 0xF0 == 0x40)):
+        if not is_prefix((word >> (8 * n)) & 0xFF, long):
             break
         n += 1
     return n
@@ -60,12 +65,15 @@ def code_displacement(v: Cells, mem: Memory, word: int, n: int, size: int) -> in
 
 @core
 @inlined
-def segment_of_prefixes(word: int, count: int) -> int:
-    """The segment that the last override among `count` prefix bytes names; -1 if none."""
+def segment_of_prefixes(word: int, count: int, long: bool) -> int:
+    """The segment that the last override among `count` prefix bytes names; -1 if none.
+
+    In 64-bit code (`long`) the overrides of ES, CS, SS and DS are ignored, wherever they stand.
+    """
     segment = -1
     for n in range(count):
         byte = (word >> (8 * n)) & 0xFF
-        if byte in (0x26, 0x2E, 0x36, 0x3E):
+        if byte in (0x26, 0x2E, 0x36, 0x3E) and not long:
             segment = (byte >> 3) & 3
         elif byte in (0x64, 0x65):
             segment = byte - 0x60
@@ -79,6 +87,17 @@ def has_prefix(word: int, count: int, wanted: int) -> bool:
     for n in range(count):
         found = found or (word >> (8 * n)) & 0xFF == wanted
     return found
+
+
+@core
+def last_repeat(word: int, count: int) -> int:
+    """The last of F2H and F3H among the first `count` bytes, or 0."""
+    repeat = 0
+    for n in range(count):
+        byte = (word >> (8 * n)) & 0xFF
+        if byte in (0xF2, 0xF3):
+            repeat = byte
+    return repeat
 
 
 @core
@@ -151,10 +170,7 @@ def decode_operand(
         end += size
     if relative:
         displacement += int(v[GUEST_RIP]) + end
-    segment = segment_of_prefixes(word, prefixes)
-    if long and segment < 4:
-        # The other overrides are ignored in 64-bit mode.
-        segment = -1
+    segment = segment_of_prefixes(word, prefixes, long)
     if segment < 0:
         segment = _SS if base in (RSP, RBP) else _DS
     information = scale | address_size << 7 | segment << 15 | other << 28

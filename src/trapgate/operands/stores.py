@@ -446,8 +446,8 @@ def data_without_modrm(
     long = in_64_bit_mode(v)
     if source == RETURN_RELATIVE:
         return True, int(v[GUEST_RIP]) + start + (5 if long or size == 4 else 3)
-    segment = segment_of_prefixes(word, start)
-    if segment < 0 or (long and segment < 4):
+    segment = segment_of_prefixes(word, start, long)
+    if segment < 0:
         segment = _DS
     wide = not long and v[GUEST_CS_ACCESS_RIGHTS] & AR_DB != 0
     offset = int(r[RSI])

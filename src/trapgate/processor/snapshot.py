@@ -109,6 +109,7 @@ class ProcessorSnapshot:
         ]
         self._nested_counts = head[_NESTED].copy()
         self._nested = bool(self._nested_counts.any())
+        self._x86_vmms = [one.x86_vmm for one in processor.every]
         self._patience = dict(engine.patience)
         self._rows = processor.rows.copy()
         self._sequence = int(head[HEAD_SEQUENCE])
@@ -132,8 +133,9 @@ class ProcessorSnapshot:
         self._restore_tables()
         self._restore_journal(self._sequence, int(self._copies.is_latest and not self._is_taken))
         self._is_taken = False
-        if self._nested or any(one.x86_vmm.has_entered for one in processor.every):
-            processor.head[_NESTED] = self._nested_counts
+        for x86_vmm in self._x86_vmms:
+            if self._nested or x86_vmm.has_entered:
+                processor.head[_NESTED] = self._nested_counts
         if engine.patience != self._patience:
             engine.patience = dict(self._patience)
         for vmcs, launched in self._launched:

@@ -16,6 +16,7 @@ import iced_x86 as iced
 from iced_x86 import CodeSize, FlowControl, MemorySize, Mnemonic, OpAccess, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decode.sse_operands import has_aligned_operand
 from trapgate.engine import machine as stops
 from trapgate.events.exits import vm_exit
 from trapgate.operands.mode import privilege_level
@@ -138,7 +139,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     accesses = list(accesses_of(guest, instruction))
     fault = _segment_fault(processor, guest, instruction, accesses)
     # A page fault comes first, and the engine will find it.
-    if fault < 0 and is_misaligned(guest, accesses):
+    if fault < 0 and is_misaligned(guest, instruction, accesses):
         mapped = all(_is_mapped(guest, access) for access in accesses)
         fault = 17 if mapped else -1
     if fault >= 0:
@@ -361,14 +362,33 @@ def _segment_fault(
     shape = processor.engine.segment_shape()
     if shape == 0:
         return -1
-    end = (int(v[f.GUEST_RIP]) & 0xFFFF_FFFF) + instruction.len - 1
-    if end > int(v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF:
+    if _ends_beyond_limit(guest, instruction):
         return 13
     for access in accesses:
         if not _is_allowed(v, access):
             return 12 if access.segment == _SS else 13
     _stop_checking_segments(processor, shape)
     return -1
+
+
+def _ends_beyond_limit(guest: Operand, instruction: iced.Instruction) -> bool:
+    """Whether some byte of the instruction lies beyond the limit of CS."""
+    end = (int(guest.v[f.GUEST_RIP]) & 0xFFFF_FFFF) + instruction.len - 1
+    return not guest.long and end > int(guest.v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF
+
+
+def _is_aligned_by_itself(guest: Operand, instruction: iced.Instruction) -> bool:
+    """Whether its operand must be a multiple of 16 bytes, or raise #GP."""
+    if instruction.mnemonic == Mnemonic.CMPXCHG16B:
+        return True
+    if iced.MemorySizeInfo(instruction.memory_size).size != 16:
+        return False
+    code = guest.code(_linear_rip(guest), instruction.len)
+    start = code.index(0x0F)
+    repeat = [byte for byte in code[:start] if byte in (0xF2, 0xF3)]
+    escape = code[start + 1] if code[start + 1] in (0x38, 0x3A) else 0
+    opcode = code[start + 2] if escape else code[start + 1]
+    return has_aligned_operand(escape, opcode, repeat[-1] if repeat else 0, 0x66 in code[:start])
 
 
 def _is_allowed(v: Cells, access: Access) -> bool:
@@ -397,10 +417,20 @@ def _stop_checking_segments(processor: LogicalProcessor, shape: int) -> None:
         cells[stops.TRUSTED] = shape
 
 
-def is_misaligned(guest: Operand, accesses: list[Access]) -> bool:
-    """Whether an access raises #AC (SDM, "Alignment Check Exception (#AC)")."""
+def is_misaligned(guest: Operand, instruction: iced.Instruction, accesses: list[Access]) -> bool:
+    """Whether an access raises #AC (SDM, "Alignment Check Exception (#AC)").
+
+    What its segment, its privilege level, or an SSE instruction on aligned operands does not allow
+    is #GP or #SS instead, and the engine will find it.
+    """
     v = guest.v
     if not (v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM and privilege_level(v) == 3):
+        return False
+    if not guest.long and not all(_is_allowed(v, access) for access in accesses):
+        return False
+    if instruction.is_privileged or _ends_beyond_limit(guest, instruction):
+        return False
+    if _is_aligned_by_itself(guest, instruction):
         return False
     return any(access.linear & _alignment(access) - 1 for access in accesses)
 

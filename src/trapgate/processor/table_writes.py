@@ -157,7 +157,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     if not ours or grants & old.keys():
         before.put_back(processor, v)
         return Outcome(processor.raise_fault(PF, code, address))
-    if stepping.is_misaligned(guest, accesses):
+    if stepping.is_misaligned(guest, instruction, accesses):
         before.put_back(processor, v)
         return Outcome(processor.raise_fault(AC, 0))
     if not _execute(processor, v, grants, width):

@@ -403,7 +403,8 @@ class VirtualMachine(Accounts):
         if snapshot.machine is not self:
             raise SnapshotError("this is the snapshot of another machine; restore it there")
         copied = snapshot.restore()
-        self._look_at_output()
+        if self.console is not None or snapshot.console_asked:
+            self._look_at_output()
         return copied
 
     def _turn(self, end: int | None, expires: float | None, until: int | None = None) -> None:

@@ -53,6 +53,8 @@ class Snapshot:
             **{kind.value: counts for kind, counts in tally.injected.items()},
         }
         self._injected = [kind.value for kind in tally.injected]
+        self.console_asked = vm.console is not None
+        """Whether a console may have asked to be told of bytes at once, which goes back too."""
         self._kept: dict[str, tuple[Any, Any]] = {
             name: (container, copy(container)) for name, container in kept.items()
         }
@@ -114,6 +116,7 @@ class Snapshot:
         Raises SnapshotError, ValueError, KeyError or TypeError for what is none.
         """
         self._stopped = None
+        self.console_asked = True  # who knows
         for (_, now), then in zip(self._plain, values["plain"], strict=True):
             take_plain(now, then)
         saved = {name: saved for name, (_, saved) in self._kept.items()}

@@ -38,6 +38,7 @@ from trapgate.decode.x87_operands import (
     WRITES_OTHER,
     WRITES_TOP,
 )
+from trapgate.engine import emission as em
 from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.x87.pointers import point
@@ -220,8 +221,6 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
         poke32(m[mc.EXCEPTION_INDEX], at.EXCP_VMEXIT + at.SVM_EXCEPTION + _MF)
         call(m[mc.CPU_LOOP_EXIT_RESTORE], (env - at.CPU_SIZE, return_address))
     if operands == ENTERS_MMX:
-        poke32(env + TOP, 0)
-        poke64(env + TAGS, 0)
         return
     m[mc.X87_STATUS] = status
     poke8(env + at.X87_FLAGS, 0)
@@ -310,9 +309,16 @@ def settle(m: Cells, env: int) -> None:
 
 @callback(VOID, INT64, INT64)
 def on_mmx_ends(machine: int, destination: int) -> None:
-    """Behind an MMX instruction: its destination is a NaN to the x87 (SDM, "MMX Registers")."""
+    """Behind an MMX instruction: all registers are valid, its destination is a NaN to the x87.
+
+    One that faults changes nothing (SDM, "MMX Registers", "Effect of MMX Instructions on the x87
+    FPU Tag Word").
+    """
     env = state_of(cells(machine, mc.CELLS))
-    poke16(env + REGISTERS + 16 * destination + 8, 0xFFFF)
+    poke32(env + TOP, 0)
+    poke64(env + TAGS, 0)
+    if destination >= 0:
+        poke16(env + REGISTERS + 16 * destination + 8, 0xFFFF)
 
 
 @callback(VOID, INT64, INT64, INT64)
@@ -395,7 +401,18 @@ def on_load_of_double(env: int, value: int, helper: int) -> None:
     make_quiet(env)
 
 
+@callback(VOID, INT64, INT64, BOUND, RETURN_ADDRESS)
+def on_load_of_decimal(env: int, address: int, helper: int, back: int) -> None:
+    """FBLD: the engine reads its operand downwards, and would fault at the last byte."""
+    m = cells(peek64(env + at.MACHINE), mc.CELLS)
+    t = cells(m[mc.TRANSLATOR], em.CELLS)
+    call(t[em.LOAD_DATA_64], (env, address, back))
+    call(t[em.LOAD_DATA_16], (env, address + 8, back))
+    call(helper, (env, address))
+
+
 LOADS = {
+    "helper_fbld_ST0": on_load_of_decimal,
     "helper_flds_ST0": on_load_of_single,
     "helper_flds_FT0": on_single,
     "helper_fldl_ST0": on_load_of_double,

@@ -298,7 +298,7 @@ def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before
     return not refused
 
 
-@LIBRARY.entry
+@LIBRARY.inside
 def clear(state: Cells, mem: Cells, fresh: Cells) -> None:
     """Make `fresh`, which is like `counts`, 0 for all frames that are tables."""
     start = state[MAP] >> 3
@@ -309,9 +309,11 @@ def clear(state: Cells, mem: Cells, fresh: Cells) -> None:
 
 
 @LIBRARY.entry
-def tally_root(state: Cells, mem: Cells, fresh: Cells, frame: int) -> None:
-    """Count in `fresh` all links that a root's top table makes, and the one to it."""
-    tally(state, mem, fresh, frame, state[LEVELS])
+def tally_roots(state: Cells, mem: Cells, fresh: Cells, frames: Cells) -> None:
+    """Count in `fresh` all links that the top tables in `frames` make, and those to them."""
+    clear(state, mem, fresh)
+    for n in range(len(frames)):
+        tally(state, mem, fresh, frames[n], state[LEVELS])
 
 
 @LIBRARY.entry

@@ -193,7 +193,9 @@ class Links:
         self._stored.clear()
         if self._processor_counts and self._told is None:
             linking.publish(*self._tables)
-            self._told = np.flatnonzero(self._map[: self._frames] & fm.TABLE)
+            # As truth values, of which NumPy finds the few that hold a hundred times as fast.
+            is_table = (self._map[: self._frames] & fm.TABLE).view(np.bool_)
+            self._told = np.flatnonzero(is_table)
 
     # What the VMM asks for. Each gives None if it is done, or else why not.
 
@@ -288,9 +290,8 @@ class Links:
 
     def _tally(self, tops: Iterable[int]) -> None:
         """Count all links from these top tables on, in `_fresh`."""
-        linking.clear(self._state, self._cells, self._fresh)
-        for frame in tops:
-            linking.tally_root(self._state, self._cells, self._fresh, frame)
+        frames = np.fromiter(tops, np.int64)
+        linking.tally_roots(self._state, self._cells, self._fresh, frames)
 
     def _unlink(self, root: Root) -> None:
         for frame in root:
