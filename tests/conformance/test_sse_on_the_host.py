@@ -159,8 +159,16 @@ def areas(name: str) -> bytes:
     return bytes(found)
 
 
+def is_intel() -> bool:
+    """Whether the host is. Others order the sums of DPPS and DPPD differently: see NaNs."""
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and "GenuineIntel" in cpu.read_text()
+
+
 def cases() -> Iterator[tuple[str, bytes, bytes]]:
     for name, code in INSTRUCTIONS.items():
+        if name.startswith("dpp") and not is_intel():
+            continue
         yield name, loop(bytes.fromhex(code)), areas(name)
 
 
