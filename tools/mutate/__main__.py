@@ -95,7 +95,12 @@ PARTS = {
             "vmx.checks.host_state",
             "vmx.checks.segments",
         ),
-        ("unit/test_entry.py", "unit/test_entry_checks.py", "unit/test_entry_pages.py"),
+        (
+            "unit/test_entry.py",
+            "unit/test_entry_checks.py",
+            "unit/test_entry_pages.py",
+            "unit/test_host_state.py",
+        ),
     ),
     "compiler": Part(
         (
