@@ -209,6 +209,30 @@ def test_the_ept_pointer_says_whether_execution_is_by_mode() -> None:
         assert of_controls.ept_pointer(v) == 0x701E | (MODE_BASED_EXECUTE if mode else 0)
 
 
+# Virtual-8086 mode
+
+
+def test_segments_of_virtual_8086_mode() -> None:
+    fields = {"GUEST_RFLAGS": 2 | 1 << 17}
+    # Selectors have no RPL; LDTR, and TR, are as elsewhere.
+    for n, name in enumerate(("ES", "CS", "SS", "DS", "FS", "GS")):
+        fields[f"GUEST_{name}_SELECTOR"] = 0x1000 | n
+        fields[f"GUEST_{name}_BASE"] = 0x10000 | n << 4
+        fields[f"GUEST_{name}_LIMIT"] = 0xFFFF
+        fields[f"GUEST_{name}_ACCESS_RIGHTS"] = 0xF3
+    assert state_check(-1, **fields) == 0
+    assert state_check(-1, **fields, GUEST_LDTR_BASE=0x8000, GUEST_LDTR_LIMIT=5) == 0
+    for n, name in enumerate(("ES", "CS", "SS", "DS", "FS", "GS")):
+        for field, value, check_ in (
+            ("BASE", 0x10000, ck.V8086_BASE),
+            ("LIMIT", 0xFFFE, ck.V8086_LIMIT),
+            ("ACCESS_RIGHTS", 0xB3, ck.V8086_RIGHTS),
+        ):
+            if n or field != "BASE":
+                wrong = fields | {f"GUEST_{name}_{field}": value}
+                assert state_check(-1, **wrong) == check_ + n
+
+
 # The virtual-APIC page
 
 
