@@ -4,6 +4,7 @@ import pytest
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest
+from trapgate.sdm import checks as ck
 from trapgate.sdm import controls, state
 from trapgate.sdm.check_words import CHECKS
 from trapgate.vmx import entry
@@ -602,6 +603,30 @@ def test_code_segments_and_the_stacks_privilege(
     guest.segment("CS", 0x30 | stack, 0xC090 | kind | dpl << 5)
     guest.segment("SS", 0x20 | stack, 0xC093 | stack << 5)
     assert check(guest) == wanted
+
+
+def test_the_stacks_privilege_is_its_own() -> None:
+    # Conforming code keeps its DPL below that of the stack.
+    guest = restricted()
+    guest.segment("CS", g.LONG3, 0xA09D)
+    assert check(guest) == 0
+    guest.segment("SS", g.DATA3, 0xC0B3)
+    assert check(guest) == 882
+    # Code in a data segment is of ring 0, and so is its stack.
+    guest = Guest()
+    guest.segment("CS", g.CODE0, 0xC093)
+    guest.segment("SS", g.DATA0, 0xC0B3)
+    assert check(guest) == 882
+
+
+def test_the_task_register_is_checked_before_a_usable_ldtr() -> None:
+    guest = Guest()
+    guest.segment("LDTR", 0x58, 0x82, limit=7)
+    assert check(guest) == 0
+    guest.segment("TR", g.BUSY_TSS, 0x0B, limit=0x67)
+    assert check(guest) == ck.PRESENT + 7
+    guest.segment("LDTR", 0x58, 0x02, limit=7)
+    assert check(guest) == ck.PRESENT + 7
 
 
 def test_behind_an_unusable_stack_segment_others_are_checked() -> None:
