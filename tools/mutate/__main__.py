@@ -54,7 +54,6 @@ PARTS = {
             "unit/test_decide.py",
             "unit/test_faults.py",
             "unit/test_self_map.py",
-            "debug/test_python.py",
         ),
     ),
     "rules": Part(
