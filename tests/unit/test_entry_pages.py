@@ -223,14 +223,14 @@ def test_segments_of_virtual_8086_mode() -> None:
     assert state_check(-1, **fields) == 0
     assert state_check(-1, **fields, GUEST_LDTR_BASE=0x8000, GUEST_LDTR_LIMIT=5) == 0
     for n, name in enumerate(("ES", "CS", "SS", "DS", "FS", "GS")):
-        for field, value, check_ in (
+        for field, value, first in (
             ("BASE", 0x10000, ck.V8086_BASE),
             ("LIMIT", 0xFFFE, ck.V8086_LIMIT),
             ("ACCESS_RIGHTS", 0xB3, ck.V8086_RIGHTS),
         ):
             if n or field != "BASE":
                 wrong = fields | {f"GUEST_{name}_{field}": value}
-                assert state_check(-1, **wrong) == check_ + n
+                assert state_check(-1, **wrong) == first + n
 
 
 # The virtual-APIC page
