@@ -260,8 +260,8 @@ def test_a_known_table_is_cleared_at_once_as_far_as_its_segment_goes(
     base: int, limit: int, access_rights: int, message: str, completed: int
 ) -> None:
     """REP STOSD in 32 bits, by ES: flat, with a base, and with a limit within the table (#GP)."""
-    code = IN_32_BITS + b"\xbf" + pack("<I", (LOW_TABLE - base) & 0xFFFF_FFFF) + b"\xb9" + pack("<I", 0x400)
-    code += bytes.fromhex("31c0 f3ab") + HLT
+    code = IN_32_BITS + b"\xbf" + pack("<I", (LOW_TABLE - base) & 0xFFFF_FFFF)
+    code += b"\xb9" + pack("<I", 0x400) + bytes.fromhex("31c0 f3ab") + HLT
     fields = {
         **protected_mode(0x10_0000, 0x18_0000, 0x1000),
         "GUEST_CR0": CR0_PE | CR0_ET | CR0_NE | CR0_PG,
@@ -282,7 +282,8 @@ def test_a_known_table_is_cleared_at_once_as_far_as_its_segment_goes(
         vm.processor.memory.write(LOW_TABLE + 0x10, b"\x22" * 0x1FF0)
         assert message in vm.run(timeout=20).message
         r = vm.processor.registers
-        ends.append((vm.processor.memory.read(LOW_TABLE, 0x2000), r.rdi, r.rcx, vm.vmcs["GUEST_RIP"]))
+        memory = vm.processor.memory.read(LOW_TABLE, 0x2000)
+        ends.append((memory, r.rdi, r.rcx, vm.vmcs["GUEST_RIP"]))
     assert ends[0] == ends[1]
     assert vm.completed[Reason.FAULT_FILTER_PARAGRAPH_80 & 15] == completed
 
