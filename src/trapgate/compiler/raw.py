@@ -137,11 +137,18 @@ def peek_in(mem: Memory, place: int, bits: int) -> int:
 
 
 def poke_in(mem: Memory, place: int, bits: int, value: int) -> None:
-    """Change 8, 16 or 32 bits, which lie in one cell of memory, to the low ones of `value`."""
+    """Change 8, 16 or 32 bits from byte `place` of physical memory on to the low ones of `value`.
+
+    As with `peek_in`, memory has all of them.
+    """
     place = int(place)
     shift = (place & 7) << 3
     mask = ((1 << bits) - 1) << shift
-    mem[place >> 3] = _signed(int(mem[place >> 3]) & ~mask | int(value) << shift & mask)
+    new = int(value) << shift & mask
+    mem[place >> 3] = _signed(int(mem[place >> 3]) & ~mask | new)
+    if shift + bits > 64:
+        cell = (place >> 3) + 1
+        mem[cell] = _signed(int(mem[cell]) & ~(mask >> 64) | new >> 64)
 
 
 def _signed(word: int) -> int:

@@ -70,14 +70,13 @@ def note_store(mem: Memory, cell: int) -> None:
     watch = watched(mem)
     if len(watch) == 0 or watch[WATCH_PAGES + (cell >> 9)] & _ATTENDED == WRITTEN_PAGE:
         return
-    _note_first_or_watched(mem, cell)
+    _note_first_or_watched(watch, len(mem) >> 9, cell)
 
 
 @core
 @apart
-def _note_first_or_watched(mem: Memory, cell: int) -> None:
-    watch = watched(mem)
-    note_page(watch, len(mem) >> 9, cell >> 9)
+def _note_first_or_watched(watch: Cells, pages: int, cell: int) -> None:
+    note_page(watch, pages, cell >> 9)
     if watch[WATCH_PAGES + (cell >> 9)] & WATCHED_PAGE == 0:
         return
     count = watch[WATCH_COUNT]
