@@ -22,6 +22,7 @@ from trapgate.decision.fault_filters import (
 )
 from trapgate.paging import frame_map as fm
 from trapgate.sdm.reasons import ExitReason
+from trapgate.sdm.state import CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_PSE
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.console import Console
@@ -30,7 +31,7 @@ from trapgate.vmm.direct.mapped_memory import ProtectedHost
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
-from trapgate.vmm.loaders.state import gdt, long_mode
+from trapgate.vmm.loaders.state import gdt, long_mode, protected_mode
 
 MEMORY = 16 << 20
 X, Y = 0x30_0000, 0x40_0000
@@ -129,6 +130,26 @@ def test_a_table_is_protected_while_it_is_linked(
     assert ExitReason.CONTROL_REGISTER_ACCESS not in vm.summary().exits
 
 
+@pytest.mark.parametrize("fault_filter", ["none", "figure-8", "paragraph-80"])
+def test_an_edit_that_exits_leaves_the_other_roots_alone(fault_filter: str) -> None:
+    """Of a last-level table that both roots lead to: each root is validated once."""
+    other = 0x21_0000
+    code = (
+        LINKED
+        + b"\xba" + pack("<I", other) + bytes.fromhex("48c70207102000")  # other[0] = PDPT | 7
+        + bytes.fromhex("0f20dd 0f22da 0f22dd")  # there and back
+        + bytes.fromhex("48c70007004000")  # X[0] = Y | 7
+        + bytes.fromhex("0f22da 0f22dd")
+        + HLT
+    )  # fmt: skip
+    vm = machine(code, fault_filter)
+    assert "halted" in vm.run(timeout=20).message
+    assert words(vm, X)[0] == Y | 7
+    assert vm.summary().exits[ExitReason.CONTROL_REGISTER_ACCESS] == 1
+    assert vm.links.roots == {(PML4 >> 12,), (other >> 12,)}
+    look(vm)
+
+
 UNLINKED = (
     LINKED + RAX_X + bytes.fromhex("48c70007004000 48c7400807104000")  # X[0] and X[1]
     + RCX_PD_2 + bytes.fromhex("48c70100000000")  # PD_2[0] = 0
@@ -183,6 +204,88 @@ def test_what_clears_a_table_that_need_not_be_known_exits(
     writes = vm.summary().table_writes
     assert writes is not None
     assert writes.exited["reused"] == 1
+
+
+CLEARS = "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE
+
+
+def test_a_known_table_is_not_cleared_where_the_guests_own_rights_forbid() -> None:
+    """By a 2-MB page without R/W, with CR0.WP: the fault is the guest's, at the first store."""
+    # PD_2[2] = 20_0000H | 81H; rdi = X, by way of it; rep stosq.
+    reads = RCX_PD_2 + bytes.fromhex("48c7411081002000") + b"\xbf" + pack("<I", 0x4050_0000)
+    fill = b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab")
+    vm = machine(UNLINKED + reads + fill + HLT, *CLEARS)
+    vm.vmcs["GUEST_CR0"] |= CR0_WP
+    assert "triple fault" in vm.run(timeout=20).message
+    assert words(vm, X)[:2] == [Y | 7, (Y + 0x1000) | 7]
+    assert vm.processor.registers.rdi == 0x4050_0000
+    assert vm.vmcs["GUEST_RIP"] == 0x10_0000 + len(UNLINKED + reads + fill) - 3
+
+
+@pytest.mark.parametrize(("store", "count"), [("f348ab", 0x201), ("f3ab", 0x402)])
+def test_a_store_that_only_ends_in_a_known_table_clears_none(store: str, count: int) -> None:
+    """RDI is below the fault's address, the table's first byte."""
+    start = X - 4 if store == "f348ab" else X - 2
+    code = UNLINKED + b"\xbf" + pack("<I", start) + b"\xb9" + pack("<I", count)
+    ends = []
+    for filters in (("none", 0), CLEARS):
+        vm = machine(code + bytes.fromhex("31c0" + store) + HLT, *filters)
+        vm.processor.memory.write(X - 0x10, b"\x22" * 0x10)
+        vm.processor.memory.write(X + 0x10, b"\x22" * 0x1FF0)
+        assert "halted" in vm.run(timeout=20).message
+        r = vm.processor.registers
+        ends.append((vm.processor.memory.read(X - 0x10, 0x2000), r.rdi, r.rcx))
+    assert ends[0] == ends[1]
+
+
+DIRECTORY, LOW_TABLE = 0x20_0000, 0x8_0000
+IN_32_BITS = (
+    b"\xb8" + pack("<I", LOW_TABLE) + b"\xc7\x00" + pack("<I", Y | 7)  # its entry 0
+    + b"\xb9" + pack("<I", DIRECTORY)
+    + b"\xc7\x81" + pack("<2I", 0x400, LOW_TABLE | 7)  # directory[256]
+    + b"\xc7\x81" + pack("<2I", 0x400, 0)  # and 0 again, which only ¶80 knows
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("base", "limit", "access_rights", "message", "completed"),
+    [
+        (0, 0xFFFF_FFFF, 0xC093, "halted", 2),
+        (0x10_0000, 0xFFFF_FFFF, 0xC093, "halted", 1),
+        (0, LOW_TABLE + 0xFFF, 0x4093, "halted", 2),
+        (0, LOW_TABLE + 0xFF, 0x4093, "triple fault", 1),
+    ],
+)
+def test_a_known_table_is_cleared_at_once_as_far_as_its_segment_goes(
+    base: int, limit: int, access_rights: int, message: str, completed: int
+) -> None:
+    """REP STOSD in 32 bits, by ES: flat, with a base, and with a limit within the table (#GP)."""
+    code = IN_32_BITS + b"\xbf" + pack("<I", (LOW_TABLE - base) & 0xFFFF_FFFF)
+    code += b"\xb9" + pack("<I", 0x400) + bytes.fromhex("31c0 f3ab") + HLT
+    fields = {
+        **protected_mode(0x10_0000, 0x18_0000, 0x1000),
+        "GUEST_CR0": CR0_PE | CR0_ET | CR0_NE | CR0_PG,
+        "GUEST_CR3": DIRECTORY,
+        "GUEST_CR4": CR4_PSE,
+        "GUEST_ES_BASE": base,
+        "GUEST_ES_LIMIT": limit,
+        "GUEST_ES_ACCESS_RIGHTS": access_rights,
+    }
+    pages = pack("<4I", *(n << 22 | 0x87 for n in range(4)))
+    segments = (Segment(0x1000, gdt(32)), Segment(0x10_0000, code), Segment(DIRECTORY, pages))
+    ends = []
+    for fault_filter, frame_filters in (("none", 0), CLEARS):
+        vm = ProtectedMachine(MEMORY)
+        vm.vmcs["FAULT_FILTER"] = FILTERS[fault_filter]
+        vm.vmcs["FRAME_FILTERS"] = frame_filters
+        vm.load(GuestImage(GuestKind.FLAT, 32, segments, fields, {}, "a few lines"))
+        vm.processor.memory.write(LOW_TABLE + 0x10, b"\x22" * 0x1FF0)
+        assert message in vm.run(timeout=20).message
+        r = vm.processor.registers
+        memory = vm.processor.memory.read(LOW_TABLE, 0x2000)
+        ends.append((memory, r.rdi, r.rcx, vm.vmcs["GUEST_RIP"]))
+    assert ends[0] == ends[1]
+    assert vm.completed[Reason.FAULT_FILTER_PARAGRAPH_80 & 15] == completed
 
 
 def test_what_clears_two_tables_is_two_writes() -> None:

@@ -113,6 +113,8 @@ def machine(
     ("fault_filter", "frame_filters"),
     [
         ("none", 0),
+        ("paragraph-80", 0),
+        ("paragraph-80", KNOWN_TABLE),
         ("figure-8", OWN_FRAME | NO_LINK),
         ("paragraph-80", OWN_FRAME | NO_LINK),
         ("paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE),

@@ -263,6 +263,18 @@ def test_orders_are_nothing_without_a_filter_or_a_page_fault(order: int) -> None
     assert decide(protection, one, filtered=True).disposition.name == "DELIVER"
 
 
+@pytest.mark.parametrize(
+    ("decision", "words"),
+    [
+        (Decision(EXIT, Reason.FIGURE_3_MATCH), "<exits: figure 3 match>"),
+        (Decision(DELIVER, Reason.MEMBER), "<is delivered: member>"),
+        (Decision(Disposition.COMPLETE, Reason.OWN_FRAME), "<completes: own frame>"),
+    ],
+)
+def test_decisions_in_words(decision: Decision, words: str) -> None:
+    assert repr(decision) == words
+
+
 def test_reasons_have_names() -> None:
     assert REASONS[1] == "FIGURE_3_MATCH"
     assert set(REASONS.values()) == set(Reason.__members__)

@@ -4,6 +4,7 @@ import pytest
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest
+from trapgate.sdm import checks as ck
 from trapgate.sdm import controls, state
 from trapgate.sdm.check_words import CHECKS
 from trapgate.vmx import entry
@@ -281,6 +282,18 @@ def test_a_fault_in_delivery_may_exit() -> None:
     assert not guest["VM_ENTRY_INTERRUPTION_INFORMATION"] & VALID
 
 
+def test_an_injection_that_exits_leaves_pending_debug_exceptions() -> None:
+    guest = Guest()
+    guest.set(
+        GUEST_PENDING_DEBUG_EXCEPTIONS=1 << 12 | 1,
+        VM_ENTRY_INTERRUPTION_INFORMATION=info(13, 3, True),
+        EXCEPTION_BITMAP=1 << 11,
+    )
+    guest.gate(13, access=0x6E)
+    assert enter(guest) == entry.EXITED
+    assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 1 << 12 | 1
+
+
 def test_monitor_trap_flag() -> None:
     guest = Guest()
     guest.set(VM_ENTRY_INTERRUPTION_INFORMATION=info(0, 7))
@@ -351,6 +364,24 @@ def test_injection_drops_them_unless_a_software_interrupt_follows_mov_ss() -> No
         assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 0
         if not lost:
             assert guest.frame(1) == [g.HANDLERS + 16 * 3]
+
+
+def test_a_frame_that_always_meets_a_breakpoint_lets_the_run_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guest = Guest()
+    raised = []
+
+    def meet_breakpoint(*arguments: object) -> int:
+        raised.append(arguments)
+        guest.set(GUEST_PENDING_DEBUG_EXCEPTIONS=1 << 12 | 1)
+        return 0
+
+    monkeypatch.setattr(entry, "raise_event", meet_breakpoint)
+    guest.set(GUEST_PENDING_DEBUG_EXCEPTIONS=1 << 12 | 1)
+    assert enter(guest) == entry.RUNS
+    assert len(raised) == 4
+    assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == 1 << 12 | 1
 
 
 # Exits before the first instruction
@@ -572,6 +603,41 @@ def test_code_segments_and_the_stacks_privilege(
     guest.segment("CS", 0x30 | stack, 0xC090 | kind | dpl << 5)
     guest.segment("SS", 0x20 | stack, 0xC093 | stack << 5)
     assert check(guest) == wanted
+
+
+def test_the_stacks_privilege_is_its_own() -> None:
+    # Conforming code keeps its DPL below that of the stack.
+    guest = restricted()
+    guest.segment("CS", g.LONG3, 0xA09D)
+    assert check(guest) == 0
+    guest.segment("SS", g.DATA3, 0xC0B3)
+    assert check(guest) == 882
+    # Code in a data segment is of ring 0, and so is its stack.
+    guest = Guest()
+    guest.segment("CS", g.CODE0, 0xC093)
+    guest.segment("SS", g.DATA0, 0xC0B3)
+    assert check(guest) == 882
+
+
+def test_the_task_register_is_checked_before_a_usable_ldtr() -> None:
+    guest = Guest()
+    guest.segment("LDTR", 0x58, 0x82, limit=7)
+    assert check(guest) == 0
+    guest.segment("TR", g.BUSY_TSS, 0x0B, limit=0x67)
+    assert check(guest) == ck.PRESENT + 7
+    guest.segment("LDTR", 0x58, 0x02, limit=7)
+    assert check(guest) == ck.PRESENT + 7
+
+
+def test_behind_an_unusable_stack_segment_others_are_checked() -> None:
+    guest = Guest()
+    guest.segment("SS", g.DATA0, state.AR_UNUSABLE)
+    assert check(guest) == 0
+    guest.segment("DS", g.DATA0, 0xC092)
+    assert check(guest) == 863
+    guest.segment("DS", g.DATA0, 0xC093)
+    guest.segment("TR", g.BUSY_TSS, 0x9B, limit=0x67)
+    assert check(guest) == 877
 
 
 def test_unusable_segments() -> None:

@@ -11,6 +11,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule, encode
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.instructions import virtual_apic as apic
+from trapgate.paging.ept import MODE_BASED_EXECUTE
 from trapgate.sdm import cells as f
 from trapgate.sdm import checks as ck
 from trapgate.sdm import controls as ct
@@ -162,6 +163,74 @@ def test_the_pointers_of_pae_paging_come_from_memory() -> None:
     guest.write(0x10020, b"".join(one.to_bytes(8, "little") for one in entries))
     assert enter(guest) == entry.RUNS
     assert [guest[f"GUEST_PDPTE{n}"] for n in range(4)] == entries
+
+
+PAGING = {"GUEST_CR0": 1 << 31 | 1 << 5 | 1, "GUEST_CR4": state.CR4_PAE | 1 << 13}
+UNPAGED = {"GUEST_CR0": 1 << 5 | 1, **secondary(ct.SECONDARY_UNRESTRICTED_GUEST)}
+RESERVED = 1 << 1 | 1
+"""A present page-directory pointer with a reserved bit set."""
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes", "wanted"),
+    [
+        ({0x5000: RESERVED}, {**PAGING, "GUEST_CR3": 0x5000}, ck.PDPTE),
+        ({0x5018: RESERVED}, {**PAGING, "GUEST_CR3": 0x5000}, ck.PDPTE + 3),
+        # There are four of them.
+        ({0x5020: RESERVED}, {**PAGING, "GUEST_CR3": 0x5000}, 0),
+        # CR3 has 32 bits, the lowest five of which are none of the address.
+        ({0x5000: RESERVED << 8}, {**PAGING, "GUEST_CR3": 0x5001}, 0),
+        ({}, {**PAGING, "GUEST_CR3": 0x8000_5000}, ck.PDPTE),
+        # Without PAE, or without paging, nobody looks at them.
+        ({0x5000: RESERVED}, {**PAGING, "GUEST_CR4": 1 << 13, "GUEST_CR3": 0x5000}, 0),
+        ({0x5000: RESERVED}, {**PAGING, **UNPAGED, "GUEST_CR3": 0x5000}, 0),
+    ],
+)
+def test_where_entry_looks_for_pointers_of_pae_paging(
+    pointers: dict[int, int], changes: dict[str, int], wanted: int
+) -> None:
+    memory = np.zeros(0x2000, np.int64)
+    for address, pointer in pointers.items():
+        memory[address >> 3] = pointer
+    assert check_guest_state(vmcs(**changes), memory, -1) == wanted
+
+
+def test_under_a_frame_map_the_pointers_are_in_the_vmcs() -> None:
+    v = vmcs(**PAGING, GUEST_CR3=0x5000, GUEST_PDPTE2=RESERVED)
+    memory = np.zeros(0x2000, np.int64)
+    assert check_guest_state(v, memory, -1) == 0
+    v[f.FRAME_MAP_LENGTH] = 1
+    assert check_guest_state(v, memory, -1) == ck.PDPTE_FIELD + 2
+
+
+def test_the_ept_pointer_says_whether_execution_is_by_mode() -> None:
+    for mode in (0, ct.SECONDARY_MODE_BASED_EXECUTE):
+        v = vmcs(**secondary(ct.SECONDARY_EPT | mode), EPT_POINTER=0x701E)
+        assert of_controls.ept_pointer(v) == 0x701E | (MODE_BASED_EXECUTE if mode else 0)
+
+
+# Virtual-8086 mode
+
+
+def test_segments_of_virtual_8086_mode() -> None:
+    fields = {"GUEST_RFLAGS": 2 | 1 << 17}
+    # Selectors have no RPL; LDTR, and TR, are as elsewhere.
+    for n, name in enumerate(("ES", "CS", "SS", "DS", "FS", "GS")):
+        fields[f"GUEST_{name}_SELECTOR"] = 0x1000 | n
+        fields[f"GUEST_{name}_BASE"] = 0x10000 | n << 4
+        fields[f"GUEST_{name}_LIMIT"] = 0xFFFF
+        fields[f"GUEST_{name}_ACCESS_RIGHTS"] = 0xF3
+    assert state_check(-1, **fields) == 0
+    assert state_check(-1, **fields, GUEST_LDTR_BASE=0x8000, GUEST_LDTR_LIMIT=5) == 0
+    for n, name in enumerate(("ES", "CS", "SS", "DS", "FS", "GS")):
+        for field, value, first in (
+            ("BASE", 0x10000, ck.V8086_BASE),
+            ("LIMIT", 0xFFFE, ck.V8086_LIMIT),
+            ("ACCESS_RIGHTS", 0xB3, ck.V8086_RIGHTS),
+        ):
+            if n or field != "BASE":
+                wrong = fields | {f"GUEST_{name}_{field}": value}
+                assert state_check(-1, **wrong) == first + n
 
 
 # The virtual-APIC page

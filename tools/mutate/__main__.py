@@ -54,7 +54,6 @@ PARTS = {
             "unit/test_decide.py",
             "unit/test_faults.py",
             "unit/test_self_map.py",
-            "debug/test_python.py",
         ),
     ),
     "rules": Part(
@@ -95,7 +94,12 @@ PARTS = {
             "vmx.checks.host_state",
             "vmx.checks.segments",
         ),
-        ("unit/test_entry.py", "unit/test_entry_checks.py", "unit/test_entry_pages.py"),
+        (
+            "unit/test_entry.py",
+            "unit/test_entry_checks.py",
+            "unit/test_entry_pages.py",
+            "unit/test_host_state.py",
+        ),
     ),
     "compiler": Part(
         (

@@ -83,8 +83,12 @@ def clears_table(m: Cells, v: Cells, r: Cells, code: int, address: int) -> bool:
         return False
     mask = -1 if long else _LOW
     value = r[reg.RAX] if size == 8 else r[reg.RAX] & ((1 << 8 * size) - 1)
-    base = 0 if long else v[f.GUEST_ES_BASE]
-    if value != 0 or base != 0 or r[reg.RDI] & mask != address or address & 7 != 0:
+    if value != 0 or address & 7 != 0:
+        return False
+    # Not by a segment with a base, nor for a store of which only the end is in the table.
+    if r[reg.RDI] & mask != address:
+        return False
+    if not long and v[f.GUEST_ES_LIMIT] < address | 0xFFF:
         return False
     if v[f.GUEST_RFLAGS] & (RFLAGS_DF | RFLAGS_TF) or m[mc.STEPPING] != 0:
         return False

@@ -396,8 +396,10 @@ class ProtectedMachine(SharingMachine):
         self.exits_by_level[f"level {max(levels)}"] += 1
         instruction = instruction_at_rip(guest)
         repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
-        # That no filter has completed an edit of a last level's is rare where they know frames.
-        stale = self.counts_too_high and levels == {1}
+        # Where filters know frames, an edit of a last level's that none has completed is rare, and
+        # perhaps none; where they do not, it is what exits all the time.
+        knows_frames = vmexit.vmcs.words[f.FRAME_FILTERS] & OWN_FRAME
+        stale = self.counts_too_high and knows_frames and levels == {1}
         if (user or repeats or stale) and self.let_go(frame):
             self.exits_by_level["reused"] += 1
             return RESUME

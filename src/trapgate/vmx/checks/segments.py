@@ -98,7 +98,7 @@ def _check_bases(v: Cells, v8086: bool) -> int:
         if n in (_FS, _GS, _TR) or (n == _LDTR and usable):
             if not canonical(base):
                 return ck.BASE + n
-        elif n != _LDTR and (usable or n == _CS) and base >> 32 != 0:
+        elif (usable or n == _CS) and base >> 32 != 0:
             return ck.BASE + n
     return 0
 
