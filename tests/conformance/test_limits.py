@@ -8,7 +8,7 @@ from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import CODE, CODE_32, DATA, Tiny, begin
+from tests.conformance.tiny_guest import CODE, CODE_32, DATA, DATA_0, Tiny, begin
 from trapgate.sdm.vectors import GP, UD
 
 pytestmark = pytest.mark.conformance
@@ -47,6 +47,15 @@ def test_a_far_branch_beyond_the_limit_in_real_mode(code: bytes, engine: str) ->
     run = begin(guest, MONITOR_VMCS, engine=engine)
     assert run.exit.interruption is not None
     assert (run.exit.interruption.vector, run.vmcs["GUEST_RIP"]) == (GP, 0)
+
+
+@limit("descriptor tables are read at addresses that are not canonical")
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_a_descriptor_at_a_non_canonical_address(engine: str) -> None:
+    """SDM, "MOV", 64-bit mode exceptions: #GP(selector)."""
+    guest = Tiny("l64", code=b"\x8e\xd8", fields={"GUEST_GDTR_BASE": (1 << 47) - 8})
+    guest.registers = {"rax": DATA_0}
+    assert faulted(guest, engine) == (GP, DATA_0)
 
 
 # Absent altogether.
