@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tests.campaign.plans import EVENTS, finished
 from trapgate.campaign.results import Results
 from trapgate.cli import app
+from trapgate.replay.cluster import ClusterError, connected
 
 VERBS = (
     ["stat", "{}"],
@@ -124,3 +125,17 @@ def test_words_of_a_file_do_not_steer_a_terminal(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"title": "\x1b[2Jx"}))
     told = CliRunner().invoke(app, ["campaign", "stat", str(folder)])
     assert "\x1b" not in told.stdout
+
+
+def test_a_cluster_that_is_not_there_is_told_in_one_line() -> None:
+    class NoCluster:
+        is_initialized = staticmethod(lambda: False)
+
+        @staticmethod
+        def init(**settings: object) -> None:
+            raise ConnectionError(f"Could not find\nany at {settings['address']}. Start one.")
+
+    line = r"--ray there:1: no Ray cluster answers \(Could not find any at there:1\); start one .*"
+    with pytest.raises(ClusterError, match=line) as why, connected(NoCluster, "there:1"):
+        pass
+    assert "\n" not in str(why.value)

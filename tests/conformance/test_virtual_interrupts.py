@@ -4,7 +4,7 @@ from struct import pack, unpack
 
 import pytest
 
-from tests.conformance.tiny_guest import CODE, DATA, IF, TF, Run, Tiny, begin, handler
+from tests.conformance.tiny_guest import CODE, DATA, IF, TF, TSS, Run, Tiny, begin, handler
 from trapgate.sdm.vectors import DB, GP, PF, SS
 
 pytestmark = pytest.mark.conformance
@@ -106,6 +106,33 @@ def test_instructions_that_work_on_vif(engine: str) -> None:
         assert (name, run.vmcs["GUEST_RFLAGS"] & SEEN) == (name, flags)
         start = guest.state()["GUEST_RSP"]
         assert (name, start - run.vmcs["GUEST_RSP"]) == (name, pushed)
+
+
+@pytest.mark.parametrize(("flags", "pushed"), [(VIF, IF), (IF, 0), (VIF | VIP, IF), (0, 0)])
+def test_int_n_below_iopl_3_is_redirected(engine: str, flags: int, pushed: int) -> None:
+    """SDM, "Class 3 - Software Interrupt Handling in Virtual-8086 Mode", method 5."""
+    guest = virtual_8086("90cd50", flags)
+    guest.memory |= {4 * 0x50: pack("<HH", 0x900, CODE >> 4), CODE + 0x900: b"\x0f\x01\xc1"}
+    # The bitmap lies below the I/O map, and is all zeros.
+    guest.memory |= {TSS + 0x66: pack("<H", 0x88) + bytes(32)}
+    guest.fields["GUEST_TR_LIMIT"] = 0xFF
+    run = begin(guest, EXITING, engine=engine)
+    assert ended(run) == (0, 0x900)
+    assert run.vmcs["GUEST_RFLAGS"] & SEEN == flags & ~VIF
+    frame = unpack("<HHH", run.processor.memory.read(CODE + SP - 6, 6))
+    assert frame == (3, CODE >> 4, 2 | IOPL | pushed)
+
+
+def test_int_n_below_iopl_3_that_is_not_redirected(engine: str) -> None:
+    """A 1 in the bitmap, a bitmap beyond the TSS, no VME: #GP(0)."""
+    for bitmap, limit, cr4 in ((b"\xff", 0xFF, VME), (b"\0", 0x67, VME), (b"\0", 0xFF, 0)):
+        guest = virtual_8086("cd50", VIF, cr4=cr4)
+        guest.memory |= {TSS + 0x66: pack("<H", 0x88) + bitmap * 32}
+        guest.fields["GUEST_TR_LIMIT"] = limit
+        run = begin(guest, EXITING, engine=engine)
+        assert ended(run) == (GP, 0)
+        assert run.exit.interruption is not None
+        assert run.exit.interruption.error_code == 0
 
 
 def test_an_8086_program_sees_vif_as_if(engine: str) -> None:

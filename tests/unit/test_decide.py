@@ -78,6 +78,12 @@ def test_what_the_exception_bitmap_governs(
     assert decide(fault, vmcs(EXCEPTION_BITMAP=0xFFFFFFFF)).disposition is disposition
 
 
+def test_without_an_error_code_the_bitmap_alone_decides() -> None:
+    fault = FaultInformation(14)
+    assert decide(fault, vmcs()) == Decision(DELIVER, Reason.CONTROL_BIT)
+    assert decide(fault, vmcs(EXCEPTION_BITMAP=1 << 14)) == Decision(EXIT, Reason.CONTROL_BIT)
+
+
 def test_interrupts_and_nmis_by_the_pin_based_controls() -> None:
     external = FaultInformation(0x30, type=InterruptionType.EXTERNAL_INTERRUPT)
     nmi = FaultInformation(2, type=InterruptionType.NMI)

@@ -542,6 +542,7 @@ FIGURE_8 = [
     (0x5066, 0x5067, False, False, False),  # 816: P was not set
     (0x5067, 0x5007, False, True, False),  # accessed and dirty cleared
     (0x5067, 0x6067, False, False, False),  # 818: another frame
+    (0x5067, 0x4067, False, False, False),  # by the address's lowest bit
     (0x5067, 0x5065, False, True, False),  # 820: read-only from now on
     (0x5065, 0x5067, False, False, False),  # 820: writable from now on
     (0x5067, 0x5063, False, True, False),  # U/S is the guest's

@@ -40,7 +40,7 @@ def work_on_cluster(
     """Have all batches run on the Ray cluster at `address`, or on a new one here if it is `local`.
 
     A worker that dies costs its batch, which another one begins anew. Raises MissingExtraError
-    without ray, ConnectionError if there is no cluster, CampaignError for what no worker can mend.
+    without ray, ClusterError if there is no cluster, CampaignError for what no worker can mend.
     """
     ray = optional("ray", "cluster", "--ray")
     with connected(ray, address):

@@ -28,6 +28,13 @@ from trapgate.engine.state import (
 from trapgate.engine.translations import use_translations, walk_always
 from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.idt import TASK_GATE
+from trapgate.instructions.descriptor_queries import (
+    INVISIBLE,
+    access_rights,
+    can_be_read,
+    can_be_written,
+    segment_limit,
+)
 from trapgate.instructions.far_transfers import far_call, far_call_real, far_jump, far_return
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
 from trapgate.instructions.intercepts import (
@@ -42,6 +49,9 @@ from trapgate.sdm import registers as reg
 from trapgate.sdm.state import RFLAGS_VM
 from trapgate.sdm.vectors import GP, PF, UD
 
+_ARITHMETIC = 0x8D5
+"""OF, SF, ZF, AF, PF and CF."""
+_ZF = 1 << 6
 _OF = 1 << 11
 _RETURN = 2
 """How far before a return address the call surely is."""
@@ -252,6 +262,65 @@ def on_load_segment(env: int, number: int, selector: int, back: int) -> None:
 
 
 @jit
+def end_query(
+    m: Cells, env: int, fault: int, error_code: int, address: int, yes: bool, back: int
+) -> None:
+    """Set ZF where the translator takes it from, or raise the page fault that was met."""
+    if fault != NO_FAULT:
+        raise_from_helper(m, env, fault, error_code, address, back)
+        return
+    walk_always(m)
+    forget_stale_code(m)
+    poke64(env + at.CC_SRC, (rflags_of(m, env) & _ARITHMETIC & ~_ZF) | (_ZF if yes else 0))
+
+
+@callback(INT64, *[INT64] * 2, RETURN_ADDRESS)
+def on_access_rights(env: int, selector: int, back: int) -> int:
+    """helper_lar: the rights, of which only ZF = 1 makes use."""
+    m = machine_at(env)
+    v = vmcs_in_force(m)
+    begin_transfer(m, env, v)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    fault, error, address, rights = access_rights(v, mem, selector & 0xFFFF)
+    end_query(m, env, fault, error, address, rights != INVISIBLE, back)
+    return rights
+
+
+@callback(INT64, *[INT64] * 2, RETURN_ADDRESS)
+def on_segment_limit(env: int, selector: int, back: int) -> int:
+    """helper_lsl: likewise."""
+    m = machine_at(env)
+    v = vmcs_in_force(m)
+    begin_transfer(m, env, v)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    fault, error, address, limit = segment_limit(v, mem, selector & 0xFFFF)
+    end_query(m, env, fault, error, address, limit != INVISIBLE, back)
+    return limit
+
+
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
+def on_verify_read(env: int, selector: int, back: int) -> None:
+    """helper_verr."""
+    m = machine_at(env)
+    v = vmcs_in_force(m)
+    begin_transfer(m, env, v)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    fault, error, address, yes = can_be_read(v, mem, selector & 0xFFFF)
+    end_query(m, env, fault, error, address, yes != 0, back)
+
+
+@callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
+def on_verify_write(env: int, selector: int, back: int) -> None:
+    """helper_verw."""
+    m = machine_at(env)
+    v = vmcs_in_force(m)
+    begin_transfer(m, env, v)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    fault, error, address, yes = can_be_written(v, mem, selector & 0xFFFF)
+    end_query(m, env, fault, error, address, yes != 0, back)
+
+
+@jit
 def end_fast_call(m: Cells, env: int, v: Cells, outcome: int, back: int) -> None:
     """Load what a fast system call has changed, or raise what it raises."""
     if outcome != GO_ON:
@@ -341,6 +410,10 @@ SUBSTITUTES = {
     "helper_lcall_protected": on_far_call,
     "helper_lcall_real": on_far_call_real,
     "helper_load_seg": on_load_segment,
+    "helper_lar": on_access_rights,
+    "helper_lsl": on_segment_limit,
+    "helper_verr": on_verify_read,
+    "helper_verw": on_verify_write,
     "helper_syscall": on_syscall,
     "helper_sysret": on_sysret,
     "helper_sysenter": on_sysenter,

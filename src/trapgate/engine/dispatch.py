@@ -45,7 +45,7 @@ from trapgate.instructions import intercepts as ix
 from trapgate.instructions import polled_ports
 from trapgate.instructions.near_return import RET_AND_RELEASE
 from trapgate.instructions.virtual_apic import delivers_interrupts
-from trapgate.instructions.virtual_interrupts import IRET, works_on_vif
+from trapgate.instructions.virtual_interrupts import IRET, may_redirect, works_on_vif
 from trapgate.operands.encoding import prefix_length
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
@@ -306,9 +306,14 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
 
 @jit
 def protection_fault(m: Cells, v: Cells, r: Cells) -> int:
-    """#GP(0) by the engine's lights: perhaps an instruction that works on VIF."""
+    """#GP(0) by the engine's lights: perhaps an instruction that works on VIF, or INT n.
+
+    The engine refuses INT n in virtual-8086 mode below IOPL 3 without a look at CR4.VME.
+    """
     word = instruction(m, v)
     start = prefix_length(word, is_long(v))
+    if may_redirect(v, (word >> (8 * start)) & 0xFF, start + 2):
+        return software_interrupt(m, v, r)
     if is_undefined(word, start) or not works_on_vif(v, (word >> (8 * start)) & 0xFF):
         return arbitrate(m, v, r, 13, 3, 0, 0, 0)
     if (word >> (8 * start)) & 0xFF == IRET:

@@ -126,7 +126,7 @@ we want them. What is to be remembered while a block is translated lies in the m
 OPERATIONS = 7
 SUBSTITUTES = OUR_OPERATIONS + OPERATIONS
 """Pairs of cells: a helper of the engine's, and what is called instead."""
-SUBSTITUTE_PAIRS = 64
+SUBSTITUTE_PAIRS = 66
 OPERANDS = SUBSTITUTES + 2 * SUBSTITUTE_PAIRS
 """Pairs of cells: a helper that is given an operand's address, and the operand's size in
 bytes, or -1 less that if it stores."""

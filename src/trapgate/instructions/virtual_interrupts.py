@@ -3,7 +3,7 @@
 Two modes let software above ring 0 believe that it masks interrupts. With CR4.VME that is
 an 8086 program below IOPL 3: all five see VIF in the place of IF. With CR4.PVI it is ring 3
 of protected mode below IOPL 3: CLI and STI alone. The engine knows neither mode, and raises #GP(0)
-for all of these instructions.
+for all of these instructions, and for INT n, which CR4.VME may redirect (`events.ivt`).
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
@@ -41,6 +41,7 @@ from trapgate.sdm.state import (
 from trapgate.sdm.vectors import GP, PF, SS
 
 PUSHF, POPF, IRET, CLI, STI = 0x9C, 0x9D, 0xCF, 0xFA, 0xFB
+INT = 0xCD
 _POPPED = RFLAGS_STATUS | RFLAGS_DF | RFLAGS_NT | RFLAGS_TF
 """What POPF loads besides VIF. TF is 0: a 1 faults."""
 
@@ -55,6 +56,19 @@ def works_on_vif(v: Cells, opcode: int) -> bool:
         known = opcode in (PUSHF, POPF, IRET, CLI, STI)
         return known and v[GUEST_CR4] & CR4_VME != 0
     return opcode in (CLI, STI) and v[GUEST_CR4] & CR4_PVI != 0 and privilege_level(v) == 3
+
+
+@core
+def may_redirect(v: Cells, opcode: int, length: int) -> bool:
+    """Whether `opcode` is INT n, of `length` bytes, that CR4.VME may redirect below IOPL 3."""
+    return bool(
+        opcode == INT
+        and v[GUEST_CR0] & CR0_PE != 0
+        and v[GUEST_RFLAGS] & RFLAGS_VM != 0
+        and v[GUEST_RFLAGS] & RFLAGS_IOPL != RFLAGS_IOPL
+        and v[GUEST_CR4] & CR4_VME != 0
+        and v[GUEST_RIP] + length - 1 <= v[GUEST_CS_LIMIT]
+    )
 
 
 @core

@@ -24,6 +24,10 @@ RETRIES: Final = 5
 """How often a piece is tried again whose worker died."""
 
 
+class ClusterError(TrapgateError):
+    """No Ray cluster answers at the address that was given."""
+
+
 def pieces(traces: Sequence[Path], groups: int = GROUPS) -> list[tuple[str, int, int]]:
     """The work: (file, first row group, last row group + 1)."""
     work = []
@@ -53,7 +57,7 @@ def on_cluster(address: str) -> Tally:
     is the same to the last digit as in one process: pieces are counted in integers, and
     one whose worker died is counted again.
 
-    Raises: MissingExtraError without ray; ConnectionError if there is no cluster.
+    Raises: MissingExtraError without ray; ClusterError if there is no cluster.
     """
     ray = optional("ray", "cluster", "--cluster")
 
@@ -75,7 +79,10 @@ def on_cluster(address: str) -> Tally:
 
 @contextmanager
 def connected(ray: Any, address: str) -> Iterator[None]:
-    """A cluster while this lasts: the caller's own, the one at `address`, or a `local` new one."""
+    """A cluster while this lasts: the caller's own, the one at `address`, or a `local` new one.
+
+    Raises ClusterError if there is none.
+    """
     if ray.is_initialized():
         yield  # the caller's own cluster
         return
@@ -84,7 +91,14 @@ def connected(ray: Any, address: str) -> Iterator[None]:
         settings |= {"num_cpus": os.cpu_count() or 1, "include_dashboard": False}
     else:
         settings |= {"address": address}
-    ray.init(**settings)
+    try:
+        ray.init(**settings)
+    except (ConnectionError, RuntimeError, ValueError) as why:
+        reason = " ".join(str(why).split(". ")[0].split())
+        raise ClusterError(
+            f"--ray {address}: no Ray cluster answers ({reason}); start one with `ray start "
+            "--head`, or use --ray local"
+        ) from None
     try:
         yield
     finally:
