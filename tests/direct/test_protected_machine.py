@@ -17,6 +17,7 @@ from trapgate.decision.fault_filters import (
     FILTERS,
     KNOWN_TABLE,
     NO_LINK,
+    ORDER_PARAGRAPH_67,
     OWN_FRAME,
     OWN_TABLE,
 )
@@ -345,6 +346,16 @@ def test_a_criteria_table_is_asked_before_a_known_table_is_cleared() -> None:
     vm.vmcs.criteria_table = rules_for(parse("vector == PF and code & 0x4000 != 0"), Action.EXIT)
     assert "halted" in vm.run(timeout=20).message
     assert counts(vm)[1] == 0
+
+
+def test_the_order_of_paragraph_67_is_kept_where_a_known_table_is_cleared() -> None:
+    """What would exit does, whatever the filter says."""
+    code = UNLINKED + b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab") + HLT
+    vm = machine(code, *CLEARS)
+    vm.vmcs["FAULT_FILTER_ORDER"] = ORDER_PARAGRAPH_67
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm)[1] == 0
+    assert words(vm, X) == [0] * 512
 
 
 def test_a_repeated_store_to_the_loaded_root_may_complete() -> None:
