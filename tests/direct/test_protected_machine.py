@@ -358,6 +358,16 @@ def test_the_order_of_paragraph_67_is_kept_where_a_known_table_is_cleared() -> N
     assert words(vm, X) == [0] * 512
 
 
+def test_a_table_of_two_levels_is_not_cleared_unseen() -> None:
+    # PDPT[2] = X | 7: a last-level table, and one of level 2.
+    code = LINKED + b"\xb9" + pack("<I", PDPT) + bytes.fromhex("48c7411007003000")
+    code += b"\xbf" + pack("<I", X) + b"\xb9" + pack("<I", 0x200)
+    vm = machine(code + bytes.fromhex("31c0 f348ab") + HLT, *CLEARS)
+    assert "halted" in vm.run(timeout=20).message
+    assert vm.links.levels_of(X >> 12) == {1, 2}
+    assert vm.completed[Reason.FAULT_FILTER_PARAGRAPH_80 & 15] == 0
+
+
 def test_a_repeated_store_to_the_loaded_root_may_complete() -> None:
     code = b"\xbf" + pack("<I", PML4 + 0x800) + b"\xb9" + pack("<I", 4)
     vm = machine(code + bytes.fromhex("31c0 f348ab") + HLT, "paragraph-80", 0)
