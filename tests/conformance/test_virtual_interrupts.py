@@ -4,7 +4,7 @@ from struct import pack, unpack
 
 import pytest
 
-from tests.conformance.tiny_guest import CODE, DATA, IF, TF, TSS, Run, Tiny, begin, handler
+from tests.conformance.tiny_guest import ABSENT, CODE, DATA, IF, TF, TSS, Run, Tiny, begin, handler
 from trapgate.sdm.vectors import DB, GP, PF, SS
 
 pytestmark = pytest.mark.conformance
@@ -133,6 +133,17 @@ def test_int_n_below_iopl_3_that_is_not_redirected(engine: str) -> None:
         assert ended(run) == (GP, 0)
         assert run.exit.interruption is not None
         assert run.exit.interruption.error_code == 0
+
+
+@pytest.mark.parametrize("flags", [VIF, IOPL])
+def test_the_redirection_bitmap_is_not_present(engine: str, flags: int) -> None:
+    guest = virtual_8086("cd50", flags)
+    base = ABSENT - 0x1000
+    guest.memory |= {base + 0x66: pack("<H", 0x1020)}
+    guest.fields |= {"GUEST_TR_BASE": base, "GUEST_TR_LIMIT": 0x1FFF}
+    run = begin(guest, EXITING, engine=engine)
+    assert ended(run) == (PF, 0)
+    assert run.exit.qualification == ABSENT + 10
 
 
 def test_an_8086_program_sees_vif_as_if(engine: str) -> None:

@@ -17,6 +17,7 @@ from trapgate.decision.fault_filters import (
     FILTERS,
     KNOWN_TABLE,
     NO_LINK,
+    ORDER_PARAGRAPH_67,
     OWN_FRAME,
     OWN_TABLE,
 )
@@ -238,7 +239,19 @@ def test_a_store_that_only_ends_in_a_known_table_clears_none(store: str, count: 
     assert ends[0] == ends[1]
 
 
-DIRECTORY, LOW_TABLE = 0x20_0000, 0x8_0000
+@pytest.mark.parametrize("store", ["ffc7 f3aa", "83c704 f348ab", "f348a5"])
+def test_what_begins_within_an_entry_or_is_no_stos_clears_no_known_table(store: str) -> None:
+    """From X + 1, from X + 4, and zeros that REP MOVSQ copies."""
+    code = UNLINKED + b"\xb9" + pack("<I", 0x20) + bytes.fromhex("31c0" + store) + HLT
+    vm = machine(code, *CLEARS)
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm)[0] == 3
+    writes = vm.summary().table_writes
+    assert writes is not None
+    assert writes.exited["reused"] == 1
+
+
+DIRECTORY, LOW_TABLE = 0x20_0000, 0x8000
 IN_32_BITS = (
     b"\xb8" + pack("<I", LOW_TABLE) + b"\xc7\x00" + pack("<I", Y | 7)  # its entry 0
     + b"\xb9" + pack("<I", DIRECTORY)
@@ -262,30 +275,57 @@ def test_a_known_table_is_cleared_at_once_as_far_as_its_segment_goes(
     """REP STOSD in 32 bits, by ES: flat, with a base, and with a limit within the table (#GP)."""
     code = IN_32_BITS + b"\xbf" + pack("<I", (LOW_TABLE - base) & 0xFFFF_FFFF)
     code += b"\xb9" + pack("<I", 0x400) + bytes.fromhex("31c0 f3ab") + HLT
-    fields = {
-        **protected_mode(0x10_0000, 0x18_0000, 0x1000),
-        "GUEST_CR0": CR0_PE | CR0_ET | CR0_NE | CR0_PG,
-        "GUEST_CR3": DIRECTORY,
-        "GUEST_CR4": CR4_PSE,
+    segment = {
         "GUEST_ES_BASE": base,
         "GUEST_ES_LIMIT": limit,
         "GUEST_ES_ACCESS_RIGHTS": access_rights,
     }
-    pages = pack("<4I", *(n << 22 | 0x87 for n in range(4)))
-    segments = (Segment(0x1000, gdt(32)), Segment(0x10_0000, code), Segment(DIRECTORY, pages))
     ends = []
-    for fault_filter, frame_filters in (("none", 0), CLEARS):
-        vm = ProtectedMachine(MEMORY)
-        vm.vmcs["FAULT_FILTER"] = FILTERS[fault_filter]
-        vm.vmcs["FRAME_FILTERS"] = frame_filters
-        vm.load(GuestImage(GuestKind.FLAT, 32, segments, fields, {}, "a few lines"))
-        vm.processor.memory.write(LOW_TABLE + 0x10, b"\x22" * 0x1FF0)
+    for filters in (("none", 0), CLEARS):
+        vm = machine_in_32_bits(code, filters, segment)
         assert message in vm.run(timeout=20).message
         r = vm.processor.registers
         memory = vm.processor.memory.read(LOW_TABLE, 0x2000)
         ends.append((memory, r.rdi, r.rcx, vm.vmcs["GUEST_RIP"]))
     assert ends[0] == ends[1]
     assert vm.completed[Reason.FAULT_FILTER_PARAGRAPH_80 & 15] == completed
+
+
+def machine_in_32_bits(
+    code: bytes, filters: tuple[str, int], changes: dict[str, int]
+) -> ProtectedMachine:
+    """A guest on 32-bit paging, whose first 16 MB are mapped by 4-MB pages."""
+    vm = ProtectedMachine(MEMORY)
+    vm.vmcs["FAULT_FILTER"] = FILTERS[filters[0]]
+    vm.vmcs["FRAME_FILTERS"] = filters[1]
+    fields = {
+        **protected_mode(0x10_0000, 0x18_0000, 0x1000),
+        "GUEST_CR0": CR0_PE | CR0_ET | CR0_NE | CR0_PG,
+        "GUEST_CR3": DIRECTORY,
+        "GUEST_CR4": CR4_PSE,
+        **changes,
+    }
+    pages = pack("<4I", *(n << 22 | 0x87 for n in range(4)))
+    segments = (Segment(0x1000, gdt(32)), Segment(0x10_0000, code), Segment(DIRECTORY, pages))
+    vm.load(GuestImage(GuestKind.FLAT, 32, segments, fields, {}, "a few lines"))
+    vm.processor.memory.write(LOW_TABLE + 0x10, b"\x22" * 0x1FF0)
+    return vm
+
+
+def test_16_bit_code_clears_words() -> None:
+    """400H of them, by DI and CX."""
+    code = IN_32_BITS + b"\xbf" + pack("<I", LOW_TABLE) + b"\xb9" + pack("<I", 0x400)
+    code += bytes.fromhex("31c0") + HLT
+    vm = machine_in_32_bits(code + bytes.fromhex("f3ab") + HLT, CLEARS, {})
+    assert "halted" in vm.run(timeout=20).message
+    vm.vmcs["GUEST_CS_ACCESS_RIGHTS"] = 0x809B
+    vm.vmcs["GUEST_RIP"] = 0x10_0000 + len(code)
+    vm.vmcs["GUEST_ACTIVITY_STATE"] = 0
+    vm.stopped = None
+    assert "halted" in vm.run(timeout=20).message
+    r = vm.processor.registers
+    assert vm.processor.memory.read(LOW_TABLE, 0x1000) == bytes(0x800) + b"\x22" * 0x800
+    assert (r.rdi, r.rcx) == (LOW_TABLE + 0x800, 0)
 
 
 def test_what_clears_two_tables_is_two_writes() -> None:
@@ -306,6 +346,26 @@ def test_a_criteria_table_is_asked_before_a_known_table_is_cleared() -> None:
     vm.vmcs.criteria_table = rules_for(parse("vector == PF and code & 0x4000 != 0"), Action.EXIT)
     assert "halted" in vm.run(timeout=20).message
     assert counts(vm)[1] == 0
+
+
+def test_the_order_of_paragraph_67_is_kept_where_a_known_table_is_cleared() -> None:
+    """What would exit does, whatever the filter says."""
+    code = UNLINKED + b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab") + HLT
+    vm = machine(code, *CLEARS)
+    vm.vmcs["FAULT_FILTER_ORDER"] = ORDER_PARAGRAPH_67
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm)[1] == 0
+    assert words(vm, X) == [0] * 512
+
+
+def test_a_table_of_two_levels_is_not_cleared_unseen() -> None:
+    # PDPT[2] = X | 7: a last-level table, and one of level 2.
+    code = LINKED + b"\xb9" + pack("<I", PDPT) + bytes.fromhex("48c7411007003000")
+    code += b"\xbf" + pack("<I", X) + b"\xb9" + pack("<I", 0x200)
+    vm = machine(code + bytes.fromhex("31c0 f348ab") + HLT, *CLEARS)
+    assert "halted" in vm.run(timeout=20).message
+    assert vm.links.levels_of(X >> 12) == {1, 2}
+    assert vm.completed[Reason.FAULT_FILTER_PARAGRAPH_80 & 15] == 0
 
 
 def test_a_repeated_store_to_the_loaded_root_may_complete() -> None:

@@ -170,12 +170,13 @@ def raise_event(
         and injected == 0
         and v[GUEST_RFLAGS] & RFLAGS_VM
         and v[GUEST_RFLAGS] & RFLAGS_IOPL != RFLAGS_IOPL
-        and not is_redirected(v, mem, vector, kind)[0]
     ):
-        # INT n in virtual-8086 mode is sensitive to IOPL; it is no delivery yet.
-        vector = GP
-        kind = TYPE_HARDWARE_EXCEPTION
-        error_code = 0
+        redirected, wrong, _, _ = is_redirected(v, mem, vector, kind)
+        if not redirected and wrong != PF:
+            # INT n in virtual-8086 mode is sensitive to IOPL; it is no delivery yet.
+            vector = GP
+            kind = TYPE_HARDWARE_EXCEPTION
+            error_code = 0
 
     # The event being delivered when the current one came up: none, at first.
     outer = -1
