@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trapgate.compiler import raw
-from trapgate.compiler.dialect import Cells, Rows
+from trapgate.compiler.dialect import Cells, Memory, Rows
 from trapgate.compiler.program import alone, alone_together
 
 _NUMBERS = np.arange(7, dtype=np.int64) * 3
@@ -218,3 +218,34 @@ def test_floating_point_numbers(function: Any, kind: type[np.floating[Any]]) -> 
         mask = (1 << 8 * integers.itemsize) - 1
         expected = [int(one.view(integers)) & mask for one in (a + b, a - b, a * b, a / b)]
         assert [one & ((1 << 64) - 1) for one in found] == expected
+
+
+def bits_in(mem: Memory, n: int) -> tuple[int, int, int, int]:
+    return (
+        raw.peek_in(mem, n, 8),
+        raw.peek_in(mem, n, 16),
+        raw.peek_in(mem, n, 32),
+        raw.peek_in(mem, n, 64),
+    )
+
+
+def put_bits_in(mem: Memory, n: int, value: int) -> int:
+    raw.poke_in(mem, n, 8, value)
+    raw.poke_in(mem, n + 1, 16, value)
+    raw.poke_in(mem, n + 3, 32, value)
+    return 0
+
+
+def test_bits_of_memory_at_any_place() -> None:
+    data = bytes(range(0x80, 0x90)) * 2
+    compiled, put = alone(bits_in), alone(put_bits_in)
+    for n in (0, 3, 8, 21):
+        memory = np.frombuffer(data, np.int64).copy()
+        sizes = ((1, False), (2, False), (4, False), (8, True))
+        wanted = [
+            int.from_bytes(data[n : n + size], "little", signed=signed) for size, signed in sizes
+        ]
+        assert list(compiled(memory, n)) == wanted
+        assert put(memory, n, 0x11223344_55667788) == 0
+        written = bytes.fromhex("88 8877 88776655")
+        assert memory.tobytes() == data[:n] + written + data[n + 7 :]
