@@ -65,6 +65,14 @@ def _slot(
     return _address(library, name) - int(value) + int(place)
 
 
+def symbol(library: ctypes.CDLL, name: str) -> int:
+    """The address of a function of the engine's, less `_x86_64`. Raises EngineError if absent."""
+    try:
+        return _address(library, f"{name}_x86_64")
+    except AttributeError:
+        raise EngineError(f"the Unicorn library has no symbol {name}_x86_64") from None
+
+
 def _address(library: ctypes.CDLL, name: str) -> int:
     address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
     assert address is not None

@@ -7,6 +7,7 @@ stay as they are from `UnicornEngine`'s constructor on.
 
 import ctypes
 import struct
+from ctypes import byref, c_int, c_uint32, c_uint64, c_void_p
 
 from unicorn.unicorn_py3.unicorn import uclib
 
@@ -18,9 +19,16 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine import native
 from trapgate.engine.coherence import machine_of
+from trapgate.engine.linkage import symbol
 from trapgate.errors import EngineError
 
 _HANDLE_WORDS = 1024
+_FIND = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_uint64)
+_TRANSLATE = ctypes.CFUNCTYPE(
+    c_void_p,
+    *(c_void_p, c_int, c_uint64, c_void_p, c_void_p, c_uint32, c_void_p),
+)
+"""What the engine's two functions take and return."""
 
 
 @callback(INT64, INT64, INT64, BOUND)
@@ -69,15 +77,13 @@ def remember(c: Cells, cpu: int, handle: int) -> None:
     `c` are the machine's cells, `cpu` and `handle` the addresses of the engine's CPU and of its
     handle. Raises EngineError where the engine does not answer as expected.
     """
-    find = _function("find_memory_mapping")
-    address = ctypes.cast(find, ctypes.c_void_p).value
+    address = symbol(uclib, "find_memory_mapping")
     with native.own_memory() as memory:
         data = native.read(memory, handle, 8 * _HANDLE_WORDS)
     words = struct.unpack(f"<{len(data) // 8}Q", data[: len(data) & ~7])
     if words.count(address) != 1:
         raise EngineError("the engine's handle does not say how regions of memory are found")
-    find.restype = ctypes.c_void_p
-    c[mc.RAM_REGION] = find(ctypes.c_void_p(handle), ctypes.c_uint64(0)) or 0
+    c[mc.RAM_REGION] = _FIND(address)(handle, 0) or 0
     c[mc.RAM_SECTION] = _section(cpu, 0)
     c[mc.STORES_SECTION] = _section(cpu, at.STORES)
     if 0 in (c[mc.RAM_REGION], c[mc.RAM_SECTION], c[mc.STORES_SECTION]):
@@ -88,24 +94,7 @@ def remember(c: Cells, cpu: int, handle: int) -> None:
 
 def _section(cpu: int, start: int) -> int:
     """The section that begins at a physical address; 0 if another one is there."""
-    translate = _function("address_space_translate_for_iotlb")
-    translate.restype = ctypes.c_void_p
-    offset, length, rights = ctypes.c_uint64(1), ctypes.c_uint64(0x1000), ctypes.c_int(7)
-    found = translate(
-        ctypes.c_void_p(cpu),
-        ctypes.c_int(0),
-        ctypes.c_uint64(start),
-        ctypes.byref(offset),
-        ctypes.byref(length),
-        ctypes.c_uint32(0),
-        ctypes.byref(rights),
-    )
+    translate = _TRANSLATE(symbol(uclib, "address_space_translate_for_iotlb"))
+    offset, length, rights = c_uint64(1), c_uint64(0x1000), c_int(7)
+    found = translate(cpu, 0, start, byref(offset), byref(length), 0, byref(rights))
     return int(found or 0) if offset.value == 0 else 0
-
-
-def _function(name: str) -> "ctypes._NamedFuncPointer":
-    try:
-        function: ctypes._NamedFuncPointer = uclib[f"{name}_x86_64"]
-    except AttributeError:
-        raise EngineError(f"the Unicorn library has no symbol {name}_x86_64") from None
-    return function

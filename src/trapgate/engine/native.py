@@ -5,7 +5,6 @@ CPU state lies within reach of the handle. Everything found here is checked befo
 is used; whatever does not check out is an `EngineError`, and the portable path serves.
 """
 
-import ctypes
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.engine import layout
 from trapgate.engine.host import demand_known
+from trapgate.engine.linkage import symbol
 from trapgate.errors import EngineError
 from trapgate.sdm.registers import GENERAL
 
@@ -68,7 +68,7 @@ def find(uc: unicorn.Uc) -> Insides:
     Raises EngineError where the symbols are absent or nothing checks out.
     """
     demand_known()
-    symbols = _symbols()
+    symbols = {name: symbol(uclib, name) for name in SYMBOLS}
     handle = handle_of(uc)
     with own_memory() as memory:
         for env in _states(uc, memory, handle):
@@ -91,19 +91,6 @@ def handle_of(uc: unicorn.Uc) -> int:
     value = uc._uch.value
     assert isinstance(value, int)
     return value
-
-
-def _symbols() -> dict[str, int]:
-    found = {}
-    for name in SYMBOLS:
-        try:
-            function = getattr(uclib, f"{name}_x86_64")
-        except AttributeError:
-            raise EngineError(f"the Unicorn library has no symbol {name}_x86_64") from None
-        address = ctypes.cast(function, ctypes.c_void_p).value
-        assert address is not None
-        found[name] = address
-    return found
 
 
 def read(memory: BinaryIO, address: int, size: int) -> bytes:

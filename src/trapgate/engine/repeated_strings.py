@@ -7,7 +7,7 @@ exits, a page's first store, the end. So the clock, which counts iterations, and
 two of them are what they would be. Compiled only.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit, stub
 from trapgate.compiler.raw import (
     call,
@@ -26,7 +26,7 @@ from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.careful_blocks import is_asked_to_exit, late_block_begins, leave_before
 from trapgate.engine.translator_errata import code_byte
-from trapgate.operands.encoding import is_prefix
+from trapgate.operands.encoding import is_prefix, segment_of_prefix
 from trapgate.sdm.state import RFLAGS_AC, RFLAGS_RF, RFLAGS_TF
 
 # What is known of the instruction where it is translated: bits 1:0 the logarithm of its
@@ -44,14 +44,6 @@ _RAX, _RCX, _RSI, _RDI = 0, 8, 48, 56
 _LOW = 0xFFFF_FFFF
 _LOADS, _STORES = 0, 1
 """The engine's numbers of accesses."""
-
-
-@core
-def segment_of_prefix(byte: int, segment: int, long: bool) -> int:
-    """The segment that a prefix chooses, FS or GS in 64-bit code; `segment` if it chooses none."""
-    if byte in (0x26, 0x2E, 0x36, 0x3E) and not long:
-        return (byte >> 3) & 3
-    return byte - 0x60 if byte in (0x64, 0x65) else segment
 
 
 @jit

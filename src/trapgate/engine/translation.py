@@ -67,7 +67,7 @@ from trapgate.engine.helper_errata import (
     on_exchange_ends,
 )
 from trapgate.engine.host import request_of
-from trapgate.engine.linkage import slots
+from trapgate.engine.linkage import slots, symbol
 from trapgate.engine.repeated_strings import repeated_string, string_block_begins
 from trapgate.engine.segments import accesses_checked
 from trapgate.engine.sse_results import RESULTS, emit_arithmetic, entry_of, on_arithmetic
@@ -99,7 +99,6 @@ from trapgate.engine.x87.functions import FUNCTIONS
 from trapgate.engine.x87.pointers import on_x87_image
 from trapgate.engine.x87.remainder import REMAINDERS
 from trapgate.engine.x87.rounding import HELPERS, emit_rounding, on_rounding, rounds
-from trapgate.errors import EngineError
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
     BLOCKING_BY_STI,
@@ -508,31 +507,31 @@ class Translator:
         t = self.cells = np.zeros(em.CELLS, np.int64)
         self.address = int(t.ctypes.data)
         for cell, name in enumerate(em.SYMBOLS):
-            t[cell] = _symbol(library, name)
+            t[cell] = symbol(library, name)
         self.request = request_of(ctypes.string_at(int(t[em.CHECK_EXIT]), 16))
         """Where in the CPU a request to exit stands."""
         for cell, code in _STUBS.items():
             t[cell] = code.address
         t[em.GUARD_CODE] = on_instruction.bind(self.address)
         for n, (name, size) in enumerate(OPERAND_HELPERS):
-            t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = _symbol(library, name), size
+            t[em.OPERANDS + 2 * n : em.OPERANDS + 2 * n + 2] = symbol(library, name), size
         for n, name in enumerate(HELPERS):
-            t[em.ROUNDING + n] = _symbol(library, name)
+            t[em.ROUNDING + n] = symbol(library, name)
         ours_alone = (SUBSTITUTES | HELPERS_REPLACED).items()
-        substitutes = {_symbol(library, name): code.address for name, code in ours_alone}
+        substitutes = {symbol(library, name): code.address for name, code in ours_alone}
         for name, (conversion, helper) in stores.CONVERSIONS.items():
-            substitutes[_symbol(library, name)] = conversion.bind(_symbol(library, helper))
+            substitutes[symbol(library, name)] = conversion.bind(symbol(library, helper))
         for name, ours in (LOADS_OF_MXCSR | HELPERS_MENDED | x87.LOADS | CONSTANTS).items():
-            substitutes[_symbol(library, name)] = ours.bind(_symbol(library, name))
+            substitutes[symbol(library, name)] = ours.bind(symbol(library, name))
         for name, ours in (REMAINDERS | FUNCTIONS | stores.STORES_OF_80).items():
-            substitutes[_symbol(library, name)] = ours.bind(self.address)
-        substitutes[_symbol(library, "helper_fxtract")] = on_extract.address
-        substitutes[_symbol(library, "helper_fxam_ST0")] = on_examine.address
-        scale = _symbol(library, "helper_fscale")
+            substitutes[symbol(library, name)] = ours.bind(self.address)
+        substitutes[symbol(library, "helper_fxtract")] = on_extract.address
+        substitutes[symbol(library, "helper_fxam_ST0")] = on_examine.address
+        scale = symbol(library, "helper_fscale")
         substitutes[scale] = on_scale.bind(scale)
         assert len(RESULTS) == em.RESULT_PAIRS
         for n, (name, kind) in enumerate(RESULTS.items()):
-            t[em.RESULTS + 2 * n : em.RESULTS + 2 * n + 2] = _symbol(library, name), kind
+            t[em.RESULTS + 2 * n : em.RESULTS + 2 * n + 2] = symbol(library, name), kind
         t[em.PUSHED_FLAGS] = pushed_flags.bind(int(t[em.READ_FLAGS]))
         t[em.WHOLE_FLAGS] = whole_flags.bind(int(t[em.READ_FLAGS]))
         assert len(substitutes) <= em.SUBSTITUTE_PAIRS
@@ -541,18 +540,9 @@ class Translator:
             t[em.SUBSTITUTES + 2 * n : em.SUBSTITUTES + 2 * n + 2] = pair
         hooks = {name: hook.bind(self.address) for name, hook in _HOOKS.items()}
         for name, told in _SLOTS.items():
-            hooks[name] = told.bind(_symbol(library, name))
+            hooks[name] = told.bind(symbol(library, name))
         for name, hook in hooks.items():
             ctypes.c_uint64.from_address(places[f"{name}_x86_64"]).value = hook
-
-
-def _symbol(library: ctypes.CDLL, name: str) -> int:
-    try:
-        address = ctypes.cast(getattr(library, f"{name}_x86_64"), ctypes.c_void_p).value
-    except AttributeError:
-        raise EngineError(f"the Unicorn library has no symbol {name}_x86_64") from None
-    assert address is not None
-    return address
 
 
 @functools.cache

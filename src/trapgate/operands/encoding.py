@@ -65,6 +65,15 @@ def code_displacement(v: Cells, mem: Memory, word: int, n: int, size: int) -> in
 
 @core
 @inlined
+def segment_of_prefix(byte: int, segment: int, long: bool) -> int:
+    """The segment that a prefix chooses, in 64-bit code FS or GS; `segment` if it chooses none."""
+    if byte in (0x26, 0x2E, 0x36, 0x3E) and not long:
+        return (byte >> 3) & 3
+    return byte - 0x60 if byte in (0x64, 0x65) else segment
+
+
+@core
+@inlined
 def segment_of_prefixes(word: int, count: int, long: bool) -> int:
     """The segment that the last override among `count` prefix bytes names; -1 if none.
 
@@ -72,11 +81,7 @@ def segment_of_prefixes(word: int, count: int, long: bool) -> int:
     """
     segment = -1
     for n in range(count):
-        byte = (word >> (8 * n)) & 0xFF
-        if byte in (0x26, 0x2E, 0x36, 0x3E) and not long:
-            segment = (byte >> 3) & 3
-        elif byte in (0x64, 0x65):
-            segment = byte - 0x60
+        segment = segment_of_prefix((word >> (8 * n)) & 0xFF, segment, long)
     return segment
 
 
