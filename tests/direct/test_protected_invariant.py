@@ -235,14 +235,23 @@ COUNTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a last-level table of others' frames has links": filtered(
         "follow_link", "level == 0 or before == after", "before == after"
     ),
-    "the VMM does not look": remade("_catch_up", "    self.recount()\n"),
-    "the VMM keeps what it knew": remade(
-        "_catch_up", "        array.reshape(-1, _LEVELS)[self._told] = 0\n", "        pass\n"
+    "the VMM does not look": remade(
+        "_catch_up", "not linking.catch_up(*self._tables, self._told)", "False"
     ),
-    "the VMM does not tell": remade("settle", "linking.publish(*self._tables)", "pass"),
+    "the VMM does not count anew": remade("_catch_up", "    self.recount()\n"),
+    "the VMM keeps what it knew": changed("            counts[cell] = 0\n", "            pass\n"),
+    "the VMM learns of no new level": changed(
+        "counts[frame * 4 + (byte >> LEVEL)] = links", "counts[frame * 4] = links"
+    ),
+    "the VMM keeps tables that nothing links": changed(
+        "        release_unlinked(state, mem, counts)\n", "        pass\n"
+    ),
+    "the VMM does not tell": remade("settle", "linking.publish(*self._tables, self._told)", "pass"),
     "the VMM tells of one level": changed(
-        "                        links += counts[cell]\n",
-        "                        links = counts[cell]\n",
+        "            links += counts[cell]\n", "            links = counts[cell]\n"
+    ),
+    "links of several levels are taken for counted": changed(
+        "if levels > 1 or links >= MOST_LINKS:", "if links >= MOST_LINKS:"
     ),
 }
 

@@ -97,8 +97,9 @@ class Links:
         self._tables = self._state, self._cells, self.counts
         self._stored: list[tuple[int, int]] = []
         self._processor_counts = False
-        self._told: NDArray[np.int64] | None = None
-        """The tables that the processor was told of, if it may have changed links since."""
+        self._told: Cells = np.zeros((frames + 7) // 8 * 2, np.int64)
+        self._is_told = False
+        """Whether the processor may have changed links since it was told of them."""
 
     def __len__(self) -> int:
         """How many frames are tables."""
@@ -142,7 +143,7 @@ class Links:
         then = [array.copy() for array in arrays]
 
         def back() -> None:
-            self.mode, self._told = mode, None
+            self.mode, self._is_told = mode, False
             self.roots, self._stored = set(roots), list(stored)
             for array, content in zip(arrays, then, strict=True):
                 array[:] = content
@@ -163,12 +164,11 @@ class Links:
 
     def _catch_up(self) -> None:
         """Learn what the processor has changed."""
-        if self._told is None:
+        if not self._is_told:
             return
-        for array in (self.counts, self._fresh):
-            array.reshape(-1, _LEVELS)[self._told] = 0
-        self._told = None
-        self.recount()
+        self._is_told = False
+        if not linking.catch_up(*self._tables, self._told):
+            self.recount()
 
     def leave_last_level_open(self, is_open: bool) -> bool:
         """Say whether a filter lets any frame be a table of the last level; has that changed?
@@ -191,11 +191,9 @@ class Links:
         for address, size in self._stored:
             forget(address, size)
         self._stored.clear()
-        if self._processor_counts and self._told is None:
-            linking.publish(*self._tables)
-            # As truth values, of which NumPy finds the few that hold a hundred times as fast.
-            is_table = (self._map[: self._frames] & fm.TABLE).view(np.bool_)
-            self._told = np.flatnonzero(is_table)
+        if self._processor_counts and not self._is_told:
+            linking.publish(*self._tables, self._told)
+            self._is_told = True
 
     # What the VMM asks for. Each gives None if it is done, or else why not.
 
