@@ -73,17 +73,15 @@ def show(found: Sequence[Turn]) -> None:
     print("| workload | own paging | direct paging | ratio, wall | ratio, processor | turns |")
     print("|---" * 6 + "|")
     for name in dict.fromkeys(turn.workload for turn in found):
-        wall, processor = (
+        wall, used = (
             [getattr(turn, clock) for turn in found if turn.workload == name]
             for clock in ("wall", "processor")
         )
         cells = [
-            f"{median(one[side] for one in wall):.3f} ({median(one[side] for one in processor):.3f})"
+            f"{median(one[side] for one in wall):.3f} ({median(one[side] for one in used):.3f})"
             for side in (0, 1)
         ]
-        cells += [
-            f"{median(direct / own for own, direct in kind):.2f}" for kind in (wall, processor)
-        ]
+        cells += [f"{median(direct / own for own, direct in kind):.2f}" for kind in (wall, used)]
         print(f"| {name} |", " | ".join(cells), f"| {len(wall)} |", flush=True)
 
 

@@ -21,7 +21,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.entry_facts import entry_facts
 from trapgate.decision.fault_filters import EMPTY_TABLE, FRAME, FRAME_64, NO_FILTER, PRESENT
-from trapgate.decision.frame_filters import completed_by, follow_link
+from trapgate.decision.frame_filters import ALL_STALE, completed_by, follow_link
 from trapgate.decision.self_map import ABSENT, DIRECTORY, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
 from trapgate.events.journal import (
@@ -201,12 +201,13 @@ def _follow(
     v = guest.v
     if not v[f.FRAME_FILTERS] & EMPTY_TABLE:
         return
-    stale = False
+    stale = 0
     for part, at, old, new in written:
         if part.kind == DIRECTORY:
             byte = frame_byte(v, guest.mem, unaliased(v, at))
-            stale |= follow_link(v, guest.mem, byte, _signed(int(old)), _signed(int(new)))
-    if stale:
+            entries = _signed(int(old)), _signed(int(new))
+            stale = max(stale, follow_link(v, guest.mem, byte, *entries))
+    if stale == ALL_STALE:
         processor.engine.flush_translations()
 
 

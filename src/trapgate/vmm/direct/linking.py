@@ -12,10 +12,14 @@ from typing import Final
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.library import Library
+from trapgate.decision import frame_filters
+from trapgate.decision.frame_filters import ALL_STALE, TABLES_STALE
 from trapgate.paging import frame_map
 from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, MOST_LINKS, OWN, ROOT, TABLE
 
-LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", constants=(frame_map,))
+LIBRARY: Final = Library(
+    "links", whole="trapgate.vmm.direct.withholding", constants=(frame_map, frame_filters)
+)
 
 (
     MAP,
@@ -39,12 +43,12 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", const
     STATE_CELLS,
 ) = range(19)
 """The map's address and how many frames it has; how many are the guest's; the paging mode
-(`links.Mode`); whether translations are stale; how many tables came and went; the level and
-the frame of the first table that may not be; whether links come unseen; whether a table has
-become one of a further level; whether any frame may be a table of the last level; if the
-processor does not consult the map, so that no entry may lead elsewhere, the first frame of the
-devices', which are beyond it, else 0; the first frame of the tables that stand in for 4-MByte
-pages (`withholding`); and whether links may change that the processor does not count."""
+(`links.Mode`); what is stale (`frame_filters.ALL_STALE`); how many tables came and went; the level
+and the frame of the first table that may not be; whether links come unseen; whether a table has
+become one of a further level; whether any frame may be a table of the last level; if the processor
+does not consult the map, so that no entry may lead elsewhere, the first frame of the devices',
+which are beyond it, else 0; the first frame of the tables that stand in for 4-MByte pages
+(`withholding`); and whether links may change that the processor does not count."""
 
 P, PS = 1, 0x80
 ADDRESS: Final = 0xFF_FFFF_F000
@@ -176,7 +180,7 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
         if n != level - 1 and counts[frame * 4 + n] != 0:
             state[SEVERAL] = 1
     mark(state, mem, counts, frame)
-    state[STALE] = 1
+    state[STALE] = ALL_STALE
     state[LINKED] += 1
     # What an upper table leads to is the guest's already.
     if level > 1 or (state[DEVICES] != 0 and counts[frame * 4 + 1] == 0):
@@ -203,7 +207,7 @@ def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> N
 def forget(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
     """A frame is no table of some level any more."""
     mark(state, mem, counts, frame)
-    state[STALE] = 1
+    state[STALE] = max(state[STALE], TABLES_STALE)
     state[RELEASED] += 1
 
 

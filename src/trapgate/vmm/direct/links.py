@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.frame_filters import ALL_STALE
 from trapgate.paging import frame_map as fm
 from trapgate.vmm.direct import linking
 from trapgate.vmm.direct.frames import FRAME_SIZE
@@ -34,6 +35,16 @@ Bytes = NDArray[np.uint8]
 
 Root = tuple[int, ...]
 """What CR3 leads to: one frame, or with PAE paging up to four page directories."""
+
+
+def twin_of(root: Root) -> Root:
+    """The root in the other frame of a pair.
+
+    A kernel with page-table isolation has two roots for a process, side by side.
+    """
+    (frame,) = root
+    return (frame ^ 1,)
+
 
 _LEVELS = 4
 _NOWHERE: frozenset[int] = frozenset()
@@ -96,6 +107,9 @@ class Links:
         self._state[linking.DEVICES] = devices
         self._tables = self._state, self._cells, self.counts
         self._stored: list[tuple[int, int]] = []
+        self._in_pairs = False
+        """Whether roots seem to come in pairs: two neighbours were loaded one after the other."""
+        self._latest: Root = ()
         self._processor_counts = False
         self._told: Cells = np.zeros((frames + 7) // 8 * 2, np.int64)
         self._is_told = False
@@ -183,11 +197,22 @@ class Links:
         self._state[linking.OPEN] = is_open
         return True
 
-    def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
-        """Have translations flushed and code of stored places forgotten, as far as needed."""
-        if self._state[linking.STALE]:
-            self._state[linking.STALE] = 0
+    def settle(
+        self,
+        flush: Callable[[], None],
+        forget: Callable[[int, int], None],
+        forget_tables: Callable[[], None] | None = None,
+    ) -> None:
+        """Have translations flushed and code of stored places forgotten, as far as needed.
+
+        `forget_tables` is called if all that has to go is what the processor caches of paging
+        structures; without it `flush` is.
+        """
+        stale, self._state[linking.STALE] = int(self._state[linking.STALE]), 0
+        if stale == ALL_STALE or (stale and forget_tables is None):
             flush()
+        elif stale and forget_tables is not None:
+            forget_tables()
         for address, size in self._stored:
             forget(address, size)
         self._stored.clear()
@@ -214,6 +239,12 @@ class Links:
         self._catch_up()
         if root in self.roots:
             return None
+        refusal = self._validate(root)
+        if refusal is None and not self.mode.pointers:
+            self._expect_twin(root)
+        return refusal
+
+    def _validate(self, root: Root) -> Refusal | None:
         for n, frame in enumerate(root):
             if not linking.link_root(*self._tables, frame):
                 refusal = self._refusal()
@@ -222,6 +253,15 @@ class Links:
         self.roots.add(root)
         self._mark(root)
         return None
+
+    def _expect_twin(self, root: Root) -> None:
+        """Validate a new root's twin, too, if roots come in pairs; learn whether they do."""
+        twin = twin_of(root)
+        if twin == self._latest:
+            self._in_pairs = True
+        elif self._in_pairs and twin not in self.roots and not self.is_table(twin[0]):
+            self._validate(twin)
+        self._latest = root
 
     def drop_root(self, root: Root) -> None:
         """Let CR3 lead to `root` no more: it is validated again before it does."""
@@ -242,6 +282,7 @@ class Links:
         assert refusal is None, refusal
         if (frame,) in self.roots and (frame,) != loaded:
             self.drop_root((frame,))
+            self._forget_twin((frame,), loaded)
         if recount and self.is_table(frame):
             self.recount()
         if self.is_table(frame):
@@ -285,6 +326,13 @@ class Links:
         return bool(self._fresh[frame * _LEVELS : (frame + 1) * _LEVELS].any())
 
     # Parts of these.
+
+    def _forget_twin(self, root: Root, loaded: Root) -> None:
+        """A root's frame has a new use: so has its twin's, if roots come in pairs."""
+        twin = twin_of(root)
+        self._in_pairs = self._in_pairs and twin != loaded
+        if self._in_pairs and twin in self.roots:
+            self.drop_root(twin)
 
     def _tally(self, tops: Iterable[int]) -> None:
         """Count all links from these top tables on, in `_fresh`."""

@@ -237,7 +237,7 @@ class ProtectedMachine(SharingMachine):
         refusal = self._masters.refusal
         if self.links.leave_last_level_open(bool(filters & OWN_TABLE)):
             refusal = refusal or self.follow_mode()
-        self.links.settle(engine.flush_translations, self._forget_code)
+        self.links.settle(engine.flush_translations, self._forget_code, _forget_tables)
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
             refusal = Refusal("address line 20 is held low while the guest pages; open the gate")
         if refusal is not None:
@@ -424,6 +424,10 @@ class ProtectedMachine(SharingMachine):
         That is always safe, for a root is validated when it is loaded again.
         """
         return self.links.let_go(frame, self._root(), recount=self.counts_too_high)
+
+
+def _forget_tables() -> None:
+    """The native engine caches translations, and nothing of the paging structures above."""
 
 
 def _root_of(pointers: Sequence[int]) -> Root:
