@@ -36,16 +36,6 @@ Bytes = NDArray[np.uint8]
 Root = tuple[int, ...]
 """What CR3 leads to: one frame, or with PAE paging up to four page directories."""
 
-
-def twin_of(root: Root) -> Root:
-    """The root in the other frame of a pair.
-
-    A kernel with page-table isolation has two roots for a process, side by side.
-    """
-    (frame,) = root
-    return (frame ^ 1,)
-
-
 _LEVELS = 4
 _NOWHERE: frozenset[int] = frozenset()
 
@@ -107,9 +97,6 @@ class Links:
         self._state[linking.DEVICES] = devices
         self._tables = self._state, self._cells, self.counts
         self._stored: list[tuple[int, int]] = []
-        self._in_pairs = False
-        """Whether roots seem to come in pairs: two neighbours were loaded one after the other."""
-        self._latest: Root = ()
         self._processor_counts = False
         self._told: Cells = np.zeros((frames + 7) // 8 * 2, np.int64)
         self._is_told = False
@@ -239,12 +226,6 @@ class Links:
         self._catch_up()
         if root in self.roots:
             return None
-        refusal = self._validate(root)
-        if refusal is None and not self.mode.pointers:
-            self._expect_twin(root)
-        return refusal
-
-    def _validate(self, root: Root) -> Refusal | None:
         for n, frame in enumerate(root):
             if not linking.link_root(*self._tables, frame):
                 refusal = self._refusal()
@@ -253,15 +234,6 @@ class Links:
         self.roots.add(root)
         self._mark(root)
         return None
-
-    def _expect_twin(self, root: Root) -> None:
-        """Validate a new root's twin, too, if roots come in pairs; learn whether they do."""
-        twin = twin_of(root)
-        if twin == self._latest:
-            self._in_pairs = True
-        elif self._in_pairs and twin not in self.roots and not self.is_table(twin[0]):
-            self._validate(twin)
-        self._latest = root
 
     def drop_root(self, root: Root) -> None:
         """Let CR3 lead to `root` no more: it is validated again before it does."""
@@ -282,7 +254,6 @@ class Links:
         assert refusal is None, refusal
         if (frame,) in self.roots and (frame,) != loaded:
             self.drop_root((frame,))
-            self._forget_twin((frame,), loaded)
         if recount and self.is_table(frame):
             self.recount()
         if self.is_table(frame):
@@ -292,6 +263,18 @@ class Links:
             if self._state[linking.UNSEEN]:
                 self.recount()
         return not self.is_table(frame)
+
+    def roots_in_use(self) -> set[Root]:
+        """The roots with a present entry in their lower half, which is user mode's."""
+        parts = [(root, frame) for root in self.roots for frame in root[: (len(root) + 1) // 2]]
+        if not parts:
+            return set()
+        entries = 256 if len(parts) == len(self.roots) else 512
+        present = 1 if self.mode.width == 8 else 1 | 1 << 32
+        tables = self._cells[: self._frames << 9].reshape(-1, 512)
+        lower = tables[[frame for _, frame in parts], :entries]
+        used = np.flatnonzero((lower & present).any(axis=1))
+        return {parts[n][0] for n in used.tolist()}
 
     def store(self, physical: int, data: bytes) -> Refusal | None:
         """Store `data` within one table: all of it, or nothing."""
@@ -326,13 +309,6 @@ class Links:
         return bool(self._fresh[frame * _LEVELS : (frame + 1) * _LEVELS].any())
 
     # Parts of these.
-
-    def _forget_twin(self, root: Root, loaded: Root) -> None:
-        """A root's frame has a new use: so has its twin's, if roots come in pairs."""
-        twin = twin_of(root)
-        self._in_pairs = self._in_pairs and twin != loaded
-        if self._in_pairs and twin in self.roots:
-            self.drop_root(twin)
 
     def _tally(self, tops: Iterable[int]) -> None:
         """Count all links from these top tables on, in `_fresh`."""

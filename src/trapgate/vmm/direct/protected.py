@@ -55,6 +55,7 @@ from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
+from trapgate.vmm.direct.habits import RootHabits
 from trapgate.vmm.direct.host import SharingMachine
 from trapgate.vmm.direct.linking import ADDRESS, P
 from trapgate.vmm.direct.links import (
@@ -140,6 +141,7 @@ class ProtectedMachine(SharingMachine):
         host = host or ProtectedHost([memory], engine=engine, trace=trace)
         base = host.place(memory)
         self.links = host.links_at(base, memory)
+        self._habits = RootHabits(self.links)
         self._range = GuestRange(host.processor.memory, base, memory)
         self._edits = Edits(host.processor, self.links, self._range)
         self._masters = GuardedRam(self._range, self.links, self.let_go)
@@ -172,9 +174,11 @@ class ProtectedMachine(SharingMachine):
         """Everything of the machine at this moment, for `restore`."""
         self.demand_host_for_itself()
         tables, exits = self.links.keep(), self.exits_by_level.copy()
+        habits = self._habits.keep()
 
         def back() -> None:
             tables()
+            habits()
             self.exits_by_level = exits.copy()
 
         return DirectSnapshot(self, self._tally, self._planned, back)
@@ -319,6 +323,7 @@ class ProtectedMachine(SharingMachine):
                 return self.refuse(refusal)
         if effects.write_cr(v, self.processor.registers.cells, 3, signed(value)) != GO_ON:
             return _GENERAL_PROTECTION
+        self._habits.loaded(self._root())
         self.processor.engine.flush_translations()
         return EMULATED
 
@@ -423,7 +428,9 @@ class ProtectedMachine(SharingMachine):
 
         That is always safe, for a root is validated when it is loaded again.
         """
-        return self.links.let_go(frame, self._root(), recount=self.counts_too_high)
+        loaded = self._root()
+        self._habits.reused(frame, loaded)
+        return self.links.let_go(frame, loaded, recount=self.counts_too_high)
 
 
 def _forget_tables() -> None:
