@@ -19,7 +19,6 @@ from statistics import median
 
 from benchmarks.direct_paging import Guest, add_choices, chosen, prepared, start, work
 from trapgate.demo.any_guest import SETTINGS, Setting
-from trapgate.vmm.machine import VirtualMachine
 
 _OWN, *_, _DEFAULT = SETTINGS
 
@@ -50,19 +49,17 @@ def turns_of(
     boots: int,
     turns: int,
 ) -> Iterator[Turn]:
-    """Boots and workloads of one guest; the workloads run in the machines that booted last."""
+    """Boots of one guest, and in each pair of machines turns of its workloads."""
 
     def turn(name: str, *sides: Callable[[], object]) -> Turn:
         (wall, processor), (direct_wall, direct_processor) = map(timed, sides)
         both = (wall, direct_wall), (processor, direct_processor)
         return Turn(guest.name, setting.name, name, *both)
 
-    pair: list[VirtualMachine] = []
     for _ in range(boots):
         pair = [start(guest, one, initrd) for one in (_OWN, setting)]
         yield turn("boot", *(lambda vm=vm: work(guest, vm) for vm in pair))
-    for _ in range(turns):
-        for name in names:
+        for name in list(names) * turns:
             text = guest.workloads[name]
             yield turn(name, *(lambda vm=vm, text=text: work(guest, vm, text) for vm in pair))
 
@@ -90,8 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.direct_time", description=__doc__)
     add_choices(parser)
     parser.add_argument("--setting", default=_DEFAULT.name, help="of the machine with a map")
-    parser.add_argument("--boots", type=int, default=1, help="how often both boot")
-    parser.add_argument("--turns", type=int, default=5, help="of each workload")
+    parser.add_argument(
+        "--boots",
+        type=int,
+        default=1,
+        help="how often both boot: each time a kernel lies elsewhere",
+    )
+    parser.add_argument("--turns", type=int, default=3, help="of each workload, after each boot")
     options = parser.parse_args()
     setting = next(one for one in SETTINGS if one.name == options.setting)
     everything: list[Turn] = []

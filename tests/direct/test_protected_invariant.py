@@ -244,7 +244,7 @@ COUNTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "the VMM does not look": remade(
         "_catch_up", "not linking.catch_up(*self._tables, self._told)", "False"
     ),
-    "the VMM does not count anew": remade("_catch_up", "    self.recount()\n"),
+    "the VMM does not count anew": remade("_catch_up", "self.recount()\n"),
     "the VMM keeps what it knew": changed("            counts[cell] = 0\n", "            pass\n"),
     "the VMM learns of no new level": changed(
         "counts[frame * 4 + (byte >> LEVEL)] = links", "counts[frame * 4] = links"

@@ -17,9 +17,8 @@ from trapgate.decision.frame_filters import ALL_STALE, TABLES_STALE
 from trapgate.paging import frame_map
 from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, MOST_LINKS, OWN, ROOT, TABLE
 
-LIBRARY: Final = Library(
-    "links", whole="trapgate.vmm.direct.withholding", constants=(frame_map, frame_filters)
-)
+_CONSTANTS: Final = (frame_map, frame_filters)
+LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", constants=_CONSTANTS)
 
 (
     MAP,
@@ -301,6 +300,18 @@ def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before
     if levels & 2 and not refused:
         mark(state, mem, counts, frame)
     return not refused
+
+
+@LIBRARY.entry
+def find_used(state: Cells, mem: Cells, frames: Cells, part: int) -> None:
+    """Put in place of each table in `frames` whether a present entry is in its first `part`th."""
+    for k in range(len(frames)):
+        found = 0
+        for n in range(entries_of(state) // part):
+            if entry_at(state, mem, frames[k], n) & P != 0:
+                found = 1
+                break
+        frames[k] = found
 
 
 @LIBRARY.inside

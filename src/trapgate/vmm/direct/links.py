@@ -267,14 +267,10 @@ class Links:
     def roots_in_use(self) -> set[Root]:
         """The roots with a present entry in their lower half, which is user mode's."""
         parts = [(root, frame) for root in self.roots for frame in root[: (len(root) + 1) // 2]]
-        if not parts:
-            return set()
-        entries = 256 if len(parts) == len(self.roots) else 512
-        present = 1 if self.mode.width == 8 else 1 | 1 << 32
-        tables = self._cells[: self._frames << 9].reshape(-1, 512)
-        lower = tables[[frame for _, frame in parts], :entries]
-        used = np.flatnonzero((lower & present).any(axis=1))
-        return {parts[n][0] for n in used.tolist()}
+        half = 2 if len(parts) == len(self.roots) else 1
+        used = np.array([frame for _, frame in parts], np.int64)
+        linking.find_used(self._state, self._cells, used, half)
+        return {root for (root, _), found in zip(parts, used.tolist(), strict=True) if found}
 
     def store(self, physical: int, data: bytes) -> Refusal | None:
         """Store `data` within one table: all of it, or nothing."""
