@@ -89,7 +89,7 @@ def _jump(offset: int) -> bytes:
 def tables() -> dict[int, bytes]:
     """What lies in SEGMENT beside the stubs, by offsets: tables, fonts, the reset vector."""
     # Machines without services need none.
-    from trapgate.vmm.bios.font import font
+    from trapgate.vmm.firmware.font import font
 
     return {
         DISK_TABLE: bytes.fromhex("df0225 0212 1bff 6cf6 0f08"),
