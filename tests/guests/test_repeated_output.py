@@ -19,8 +19,8 @@ from trapgate.vmm.actions import End
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.pc import Pc
 from trapgate.vmm.devices.storage import Memory
+from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.platform import Platform
 
 ENGINES = pytest.mark.parametrize("engine", ["native", "portable"])
 
