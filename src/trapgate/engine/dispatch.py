@@ -27,7 +27,7 @@ from trapgate.engine.fetched_code import (
     missing_byte,
     operand_of,
 )
-from trapgate.engine.input_blocks import takes_block
+from trapgate.engine.port_blocks import takes_block
 from trapgate.engine.state import (
     load,
     load_handler,
@@ -291,7 +291,7 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
         # This is the one #DB, also for what MOV SS has held back.
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
-    if byte & 0xFE == 0x6C and takes_block(m, v, r, word, start):
+    if byte & 0xFC == 0x6C and takes_block(m, v, r, word, start):
         m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
         return mc.RUNNING
     if byte & 0xFC == 0x6C:
