@@ -35,7 +35,7 @@ from trapgate.engine.guest.state import (
 )
 from trapgate.engine.library import layout as at
 from trapgate.engine.memory.coherence import forget_stale_code
-from trapgate.engine.memory.input_blocks import takes_block
+from trapgate.engine.memory.port_blocks import takes_block
 from trapgate.engine.memory.table_fills import clears_table
 from trapgate.engine.memory.table_stores import is_reuse
 from trapgate.engine.memory.translations import walk_always
@@ -291,7 +291,7 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
         # This is the one #DB, also for what MOV SS has held back.
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
-    if byte & 0xFE == 0x6C and takes_block(m, v, r, word, start):
+    if byte & 0xFC == 0x6C and takes_block(m, v, r, word, start):
         m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
         return mc.RUNNING
     if byte & 0xFC == 0x6C:

@@ -198,6 +198,16 @@ class Processor(LogicalProcessor):
         c[stops.TIME] += jump
         self.skipped += jump
 
+    @property
+    def time_left(self) -> int:
+        """How many instructions may come before the run's next deadline."""
+        c = self._words
+        return min(c[stops.TIMER_END], c[stops.NESTED_TIMER_END], c[stops.BUDGET_END]) - self.time
+
+    def count(self, instructions: int) -> None:
+        """Let the virtual clock know of instructions that somebody else has carried out."""
+        self._words[stops.TIME] += instructions
+
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
         self._sink = sink
