@@ -27,13 +27,16 @@ from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.state import DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
+from trapgate.sdm.vectors import GP, PF, SS
+from trapgate.vmx.operand import operand_linear
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+_ES, _SS, _DS = 0, 2, 3
 _SEGMENTS = {
-    Register.ES: 0,
+    Register.ES: _ES,
     Register.CS: 1,
-    Register.SS: 2,
-    Register.DS: 3,
+    Register.SS: _SS,
+    Register.DS: _DS,
     Register.FS: 4,
     Register.GS: 5,
 }
@@ -55,16 +58,25 @@ _WIDTH = {
 
 
 _LEAF_REGISTERS = (Register.EAX, Register.EBX, Register.ECX, Register.EDX)
+_STACK_BASES = {Register.SP, Register.BP, Register.ESP, Register.EBP, Register.RSP, Register.RBP}
 _HIGH_BYTES = {Register.AH, Register.CH, Register.DH, Register.BH}
 
 
-class PageFaultError(Exception):
-    """A memory operand could not be reached: error code and linear address."""
+class OperandFaultError(Exception):
+    """A memory operand could not be reached: vector, error code and linear address."""
 
-    def __init__(self, error_code: int, address: int) -> None:
+    def __init__(self, vector: int, error_code: int, address: int) -> None:
         super().__init__()
+        self.vector = vector
         self.error_code = error_code
         self.address = address
+
+
+class PageFaultError(OperandFaultError):
+    """The fault of an operand is a page fault."""
+
+    def __init__(self, error_code: int, address: int) -> None:
+        super().__init__(PF, error_code, address)
 
 
 class Operand:
@@ -180,33 +192,28 @@ class Operand:
         linear: int,
         source: Callable[[], int] | None,
         sink: Callable[[int], None],
-    ) -> tuple[int, int] | None:
+    ) -> None:
         """One iteration of INS (from `source`) or OUTS (to `sink`), RIP included.
 
-        With REP, RIP stays until the counter is 0. The error code and linear address of
-        a page fault, if there is one: then nothing has happened.
+        With REP, RIP stays until the counter is 0. Raises OperandFaultError; then nothing has
+        happened.
         """
         v = self.v
         size = _WIDTH[instruction.mnemonic]
-        is_in = instruction.mnemonic in _STRINGS
-        kind = instruction.op0_kind if is_in else instruction.op1_kind
-        _, pointer, counter = _STRING_OPERANDS[kind]
-        try:
-            if source is None:
-                sink(self.read(linear, size))
-            else:
-                self.physical(linear, 1)
-                self.write(linear, size, source())
-        except PageFaultError as fault:
-            return fault.error_code, fault.address
+        self.check_string(instruction, size)
+        _, pointer, counter = _string_operand(instruction)
+        if source is None:
+            sink(self.read(linear, size))
+        else:
+            self.physical(linear, 1)
+            self.write(linear, size, source())
         step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
         self.set_register(pointer, self.register(pointer) + step)
         if instruction.has_rep_prefix or instruction.has_repne_prefix:
             self.set_register(counter, self.register(counter) - 1)
             if self.register(counter) != 0:
-                return None
+                return
         advance(v, instruction.len)
-        return None
 
     def input_block(self, instruction: iced.Instruction) -> tuple[int, int, int] | None:
         """Iterations of REP INS that stay within a page of RAM: address, size, and how many.
@@ -228,8 +235,9 @@ class Operand:
         if count < 2:
             return None
         try:
+            self.check_string(instruction, size * count)
             physical = self.physical(linear, 1)
-        except PageFaultError:
+        except OperandFaultError:
             return None
         if physical + count * size > 8 * len(self.mem):
             return None
@@ -246,16 +254,45 @@ class Operand:
 
     def linear(self, instruction: iced.Instruction) -> int:
         """The linear address of the memory operand."""
+        segment = self._segment(instruction)
+        base = 0 if self.long and segment < 4 else int(self.v[f.GUEST_ES_BASE + segment])
+        return self.wrap(self._offset(instruction) + base)
+
+    def checked(self, instruction: iced.Instruction, size: int, write: int) -> int:
+        """The linear address of `size` bytes of memory that the instruction may access.
+
+        Raises OperandFaultError: the segment is not for that, or the address not canonical.
+        """
+        return self._check(self._segment(instruction), self._offset(instruction), size, write)
+
+    def check_string(self, instruction: iced.Instruction, size: int) -> None:
+        """Raise what `size` bytes at the operand of INS or OUTS raise but for page faults."""
+        is_in = instruction.mnemonic in _STRINGS
+        _, pointer, _ = _string_operand(instruction)
+        segment = _ES if is_in else self._segment(instruction)
+        self._check(segment, self.register(pointer), size, int(is_in))
+
+    def _check(self, segment: int, offset: int, size: int, write: int) -> int:
+        outcome, linear = operand_linear(self.v, segment, signed(offset), size, write)
+        if outcome != ix.GO_ON:
+            raise OperandFaultError(SS if outcome == ix.RAISE_SS else GP, 0, 0)
+        return int(linear)
+
+    def _offset(self, instruction: iced.Instruction) -> int:
+        """The effective address of the memory operand."""
         width = (1 << (8 * _address_size(instruction, self.bits))) - 1
-        offset = (
+        return (
             self.register(instruction.memory_base)
             + self.register(instruction.memory_index) * instruction.memory_index_scale
             + instruction.memory_displacement
         ) & width
-        segment = _SEGMENTS.get(instruction.memory_segment, 3)
-        if self.long and segment < 4:
-            return self.wrap(offset)
-        return self.wrap(offset + int(self.v[f.GUEST_ES_BASE + segment]))
+
+    def _segment(self, instruction: iced.Instruction) -> int:
+        """The memory operand's; in 64-bit mode overrides by ES, CS, SS and DS are ignored."""
+        segment = _SEGMENTS.get(instruction.memory_segment, _DS)
+        if self.long and segment <= _DS:
+            return _SS if instruction.memory_base in _STACK_BASES else _DS
+        return segment
 
 
 @cache
@@ -284,8 +321,8 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
             fault = _switch_tasks(guest, instruction)
             return True if fault is None else processor.raise_fault(*fault)
         outcome = _carry_out(processor, guest, instruction)
-    except PageFaultError as fault:
-        return processor.raise_fault(14, fault.error_code, fault.address)
+    except OperandFaultError as fault:
+        return processor.raise_fault(fault.vector, fault.error_code, fault.address)
     if outcome in (ix.GO_ON, NEXT_ALREADY):
         if outcome == ix.GO_ON:
             advance(v, instruction.len)
@@ -324,7 +361,7 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
             processor.engine.flush_translations()
         return outcome
     if mnemonic == Mnemonic.LMSW:
-        linear = guest.linear(instruction)
+        linear = guest.checked(instruction, 2, 0)
         source = guest.read(linear, 2)
         outcome = ix.intercept_lmsw(v, source, 1, linear, length)
         if outcome == ix.GO_ON:
@@ -335,7 +372,7 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         if instruction.op0_kind == OpKind.REGISTER:
             guest.set_register(instruction.op0_register, value)
         else:
-            guest.write(guest.linear(instruction), 2, value)
+            guest.write(guest.checked(instruction, 2, 1), 2, value)
         return ix.GO_ON
     if mnemonic in _WIDTH:
         return _string_io(processor, guest, instruction)
@@ -363,8 +400,7 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     port = guest.register(Register.DX)
     is_in = 1 if instruction.mnemonic in _STRINGS else 0
     rep = 1 if instruction.has_rep_prefix or instruction.has_repne_prefix else 0
-    kind = instruction.op0_kind if is_in else instruction.op1_kind
-    address_size, pointer, counter = _STRING_OPERANDS[kind]
+    address_size, pointer, counter = _string_operand(instruction)
     if rep and guest.register(counter) == 0:
         return ix.GO_ON
     outcome, _, _ = ix.io_permission(v, guest.mem, port, size)
@@ -382,17 +418,16 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     if v is processor.x86_vmm.vmcs:
         # The x86 VMM lets its guest have the port: it is the platform's. What memory may
         # raise is that VMM's business still.
+        guest.check_string(instruction, size)
         for place in (linear, guest.wrap(linear + size - 1)):
             guest.physical(place, is_in)
         outcome = _string_io(processor, Operand(processor, processor.move_to_vmcs0()), instruction)
         if outcome != ix.EXITED:
             processor.move_from_vmcs0()
         return outcome
-    fault = guest.string_step(
+    guest.string_step(
         instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None
     )
-    if fault is not None:
-        raise PageFaultError(*fault)
     note_ports(v, guest.r, port, size)
     note_data(v, guest.r, signed(linear), size, bool(is_in))
     return NEXT_ALREADY
@@ -410,3 +445,9 @@ _STRING_OPERANDS = {
     OpKind.MEMORY_SEG_ESI: (1, Register.ESI, Register.ECX),
     OpKind.MEMORY_SEG_RSI: (2, Register.RSI, Register.RCX),
 }
+
+
+def _string_operand(instruction: iced.Instruction) -> tuple[int, int, int]:
+    """Of INS or OUTS: the size of addresses (0 to 2), the pointer and the counter."""
+    is_in = instruction.mnemonic in _STRINGS
+    return _STRING_OPERANDS[instruction.op0_kind if is_in else instruction.op1_kind]

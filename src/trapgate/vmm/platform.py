@@ -10,7 +10,7 @@ from trapgate.decision.faults import Interruption
 from trapgate.events.breakpoints import note_data, note_ports
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.processor.decoded import Operand
+from trapgate.processor.decoded import Operand, OperandFaultError, PageFaultError
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
 from trapgate.processor.task_switch import load_cr3
@@ -234,16 +234,18 @@ class Platform:
         by_blocks = is_in and instruction.has_rep_prefix and not traps
         if by_blocks and self._input_block(guest, instruction, port):
             return self.after_device(port) or Resume()
-        fault = guest.string_step(
-            instruction,
-            linear,
-            (lambda: self.devices.read(port, size, now)) if is_in else None,
-            lambda value: self.devices.write(port, size, value, now),
-        )
-        if fault is not None:
-            error_code, address = fault
-            self.processor.registers.cells[16] = address
-            return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
+        try:
+            guest.string_step(
+                instruction,
+                linear,
+                (lambda: self.devices.read(port, size, now)) if is_in else None,
+                lambda value: self.devices.write(port, size, value, now),
+            )
+        except OperandFaultError as fault:
+            if isinstance(fault, PageFaultError):
+                self.processor.registers.cells[16] = fault.address
+            kind = InterruptionType.HARDWARE_EXCEPTION
+            return Inject(Interruption(fault.vector, kind, fault.error_code))
         registers = self.processor.registers.cells
         note_ports(v, registers, port, size)
         note_data(v, registers, signed(linear), size, is_in)
