@@ -15,12 +15,15 @@ from unicorn.unicorn_py3.unicorn import uclib
 from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import bound
 from trapgate.compiler.raw import watch
-from trapgate.engine import audit, calibration, core_calls, hooks, loop, memory_regions, native
+from trapgate.engine import core_calls, hooks, loop
 from trapgate.engine import emission as em
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.device_pages import DevicePages
-from trapgate.engine.translation import translator
+from trapgate.engine.library import layout as at
+from trapgate.engine.library import native
+from trapgate.engine.memory import audit
+from trapgate.engine.memory.device_pages import DevicePages
+from trapgate.engine.translator import calibration, memory_regions
+from trapgate.engine.translator.translation import translator
 from trapgate.engine.vector_registers import VectorRegisters
 from trapgate.errors import EngineError
 from trapgate.paging.memory import WATCH_PAGES, watch_length

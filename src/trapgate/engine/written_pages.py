@@ -20,7 +20,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import bound, jit, jit_for_python
 from trapgate.compiler.raw import call, cells
 from trapgate.engine import machine as mc
-from trapgate.engine.coherence import CODE, forget_range, pages_of, watch_of
+from trapgate.engine.memory.coherence import CODE, forget_range, pages_of, watch_of
 from trapgate.engine.unicorn_engine import UnicornEngine
 from trapgate.paging.memory import WATCH_PAGES, WATCH_WRITTEN, WRITTEN_PAGE, note_page
 
