@@ -392,8 +392,8 @@ def look(reader: int, block: int, env: int) -> int:
         forbidden = form < 0xC0 and (field == 7 or (flags & at.HF_TS != 0 and field in (4, 5)))
     elif opcode_map == TWO_BYTES and (opcode <= 1 or 0x20 <= opcode <= 0x23):
         forbidden = is_carried_out(opcode, code_byte(reader, env, form_at), flags & _CPL)
-    elif opcode_map == TWO_BYTES and opcode == 0x05:
-        # SYSCALL is for 64-bit mode.
+    elif opcode_map == TWO_BYTES and opcode in (0x05, 0x07):
+        # SYSCALL and SYSRET are for 64-bit mode.
         forbidden = not long
     elif opcode_map == ONE_BYTE and byte in (0xC4, 0xC5):
         # VEX, or LES and LDS with a register.
