@@ -22,7 +22,7 @@ from trapgate.events.frame import (
 )
 from trapgate.events.ivt import deliver_real, deliver_redirected, is_redirected
 from trapgate.paging.memory import load64, stores_plainly
-from trapgate.paging.walk import READ, locate, read_system
+from trapgate.paging.walk import READ, fault_of_system, locate, read_system
 from trapgate.sdm.cells import (
     GUEST_CR0,
     GUEST_CS_ACCESS_RIGHTS,
@@ -194,22 +194,23 @@ def _check_gate(
 def _deliver_long(
     v: Cells, mem: Memory, vector: int, kind: int, error_code: int, length: int, ext: int
 ) -> tuple[int, int, int]:
+    named = (vector << 3) | 2 | ext
     if (vector << 4) + 15 > v[GUEST_IDTR_LIMIT]:
-        return GP, (vector << 3) | 2 | ext, 0
+        return GP, named, 0
     linear = v[GUEST_IDTR_BASE] + (vector << 4)
     if linear & 0xFFF <= 0xFF0:
         physical, error = locate(v, 0, mem, linear, READ, 0)
         if error >= 0:
-            return PF, error, linear
+            return fault_of_system(error, linear, GP, named)
         gate = load64(mem, physical)
         upper = load64(mem, physical + 8)
     else:
         gate, error, address = read_system(v, mem, linear, 8)
         if error >= 0:
-            return PF, error, address
+            return fault_of_system(error, address, GP, named)
         upper, error, address = read_system(v, mem, linear + 8, 8)
         if error >= 0:
-            return PF, error, address
+            return fault_of_system(error, address, GP, named)
 
     cpl = (v[GUEST_SS_ACCESS_RIGHTS] >> AR_DPL_SHIFT) & 3
     fault, error = _check_gate(vector, kind, cpl, gate, True, ext)
@@ -225,11 +226,12 @@ def _deliver_long(
     ist = (gate >> 32) & 7
     if ist != 0 or new_cpl != cpl:
         offset = ist * 8 + 28 if ist != 0 else new_cpl * 8 + 4
+        task = (v[GUEST_TR_SELECTOR] & 0xFFFC) | ext
         if offset + 7 > v[GUEST_TR_LIMIT]:
-            return TS, (v[GUEST_TR_SELECTOR] & 0xFFFC) | ext, 0
+            return TS, task, 0
         top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8)
         if error >= 0:
-            return PF, error, address
+            return fault_of_system(error, address, TS, task)
     count = 6 if error_code >= 0 else 5
     top &= ~0xF
     if not stack_is_canonical(top, count * 8):

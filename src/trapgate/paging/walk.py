@@ -7,7 +7,7 @@ an EPT pointer in force every address in the guest's tables, and the one that th
 is guest-physical and goes through `ept`; without one it goes through `alias`. The four
 page-directory pointers of PAE paging are those of the VMCS, loaded with CR3. Protection keys,
 shadow stacks, 57-bit addresses and global pages have no part here. Whether a linear address is
-canonical is the caller's business.
+canonical is the caller's business, except that of an entry of a descriptor table or TSS.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
@@ -57,6 +57,7 @@ from trapgate.sdm.state import (
     EFER_NXE,
     RFLAGS_AC,
 )
+from trapgate.sdm.vectors import PF
 
 READ = 0
 WRITE = 1
@@ -77,6 +78,9 @@ _D = 0x40
 _PS = 0x80
 
 LINEAR_ADDRESS_BITS = 48
+
+NOT_CANONICAL = 1 << 59
+"""In place of an error code, and above all those of page faults: the address is not canonical."""
 
 NO_POINTERS = 0
 """The pointers of PAE paging cannot be loaded: #GP(0)."""
@@ -476,7 +480,7 @@ def locate(
 ) -> tuple[int, int]:
     """What `walk` answers first, by a translation that is remembered if there is one.
 
-    (physical address, -1), or (0, error code).
+    (physical address, -1), or (0, error code, perhaps NOT_CANONICAL).
     """
     physical = remembered(mem, linear, kind_of(rflags, access, user))
     if physical >= 0:
@@ -489,6 +493,8 @@ def locate(
 def _walk_and_remember(
     v: Cells, rflags: int, mem: Memory, linear: int, access: int, user: int
 ) -> tuple[int, int]:
+    if not canonical(linear) and v[GUEST_IA32_EFER] & EFER_LMA:
+        return 0, NOT_CANONICAL
     physical, error, _, _ = walk(v, rflags, mem, linear, access, user)
     if error < 0:
         remember(mem, linear, kind_of(rflags, access, user), physical)
@@ -500,8 +506,8 @@ def _walk_and_remember(
 def read_system(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
     """Read `size` bytes (2, 4 or 8) of a descriptor table or TSS: implicit supervisor access.
 
-    Returns (value, -1, 0), or (0, page-fault error code, faulting linear address).
-    Narrow values are zero-extended. SDM, section "Access Rights".
+    Returns (value, -1, 0), or (0, page-fault error code, faulting linear address), of which
+    `fault_of_system` makes a fault. Narrow values are zero-extended. SDM, section "Access Rights".
     """
     physical = remembered(mem, linear, kind_of(0, READ, 0))
     if physical >= 0 and (linear & 0xFFF) + size <= 0x1000:
@@ -519,10 +525,23 @@ def _read_system_anywhere(v: Cells, mem: Memory, linear: int, size: int) -> tupl
     if (linear & 0xFFF) + size > 0x1000:
         # It straddles two pages: the second need not follow the first physically.
         onward = (linear | 0xFFF) + 1
-        second, error, _, _ = walk(v, 0, mem, onward, READ, 0)
+        second, error = locate(v, 0, mem, onward, READ, 0)
         if error >= 0:
             return 0, error, onward
     return load_across(mem, physical, second, linear, size), -1, 0
+
+
+@core
+@apart
+def fault_of_system(error: int, address: int, vector: int, code: int) -> tuple[int, int, int]:
+    """The fault that a system access ends in: (vector, its error code, linear address).
+
+    A page fault of `error` at `address`; `vector` with `code` if that is not canonical, which in
+    IA-32e mode an entry of a table near the end of the lower half can be.
+    """
+    if error == NOT_CANONICAL:
+        return vector, code, 0
+    return PF, error, address
 
 
 @core

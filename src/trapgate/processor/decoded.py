@@ -1,4 +1,4 @@
-"""Instructions that the compiled core leaves to Python: those with a memory operand.
+"""Instructions that the compiled core leaves to Python: those with a memory operand, far branches.
 
 They are rare, so a whole decoder (iced-x86) reads them; what they do is `intercepts`'
 and `effects`' business, as for the others.
@@ -13,20 +13,24 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
-from trapgate.decode.execute import advance
+from trapgate.decode.execute import advance, end_instruction
 from trapgate.events.breakpoints import note_data, note_ports, single_steps
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
 from trapgate.instructions.effects import (
     load_machine_status,
     read_cr,
 )
-from trapgate.operands.mode import in_64_bit_mode, privilege_level
+from trapgate.instructions.far_transfers import far_jump_real, far_return_real
+from trapgate.operands.mode import in_64_bit_mode, in_8086_mode, privilege_level
 from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.state import DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
+from trapgate.sdm.vectors import GP, SS
+from trapgate.vmx.operand import operand_linear
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SEGMENTS = {
@@ -43,6 +47,7 @@ _TASK_SWITCHES = {
     Mnemonic.IRET: ix.TASK_BY_IRET,
     Mnemonic.IRETD: ix.TASK_BY_IRET,
 }
+_FAR_BRANCHES = {Mnemonic.JMP, Mnemonic.RETF}
 _STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
 _WIDTH = {
     Mnemonic.INSB: 1,
@@ -244,14 +249,18 @@ class Operand:
         if left == 0:
             advance(self.v, instruction.len)
 
-    def linear(self, instruction: iced.Instruction) -> int:
-        """The linear address of the memory operand."""
-        width = (1 << (8 * _address_size(instruction, self.bits))) - 1
-        offset = (
+    def offset(self, instruction: iced.Instruction) -> int:
+        """The offset of the memory operand within its segment."""
+        offset = int(
             self.register(instruction.memory_base)
             + self.register(instruction.memory_index) * instruction.memory_index_scale
             + instruction.memory_displacement
-        ) & width
+        )
+        return offset & (1 << (8 * _address_size(instruction, self.bits))) - 1
+
+    def linear(self, instruction: iced.Instruction) -> int:
+        """The linear address of the memory operand."""
+        offset = self.offset(instruction)
         segment = _SEGMENTS.get(instruction.memory_segment, 3)
         if self.long and segment < 4:
             return self.wrap(offset)
@@ -280,12 +289,19 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     instruction = guest.decode()
     stepping = single_steps(v)
     try:
-        if instruction.mnemonic in _TASK_SWITCHES:
+        if in_8086_mode(v) and instruction.mnemonic in _FAR_BRANCHES:
+            far, code, address = _branch_far(guest, instruction)
+            if far != NO_FAULT:
+                return processor.raise_fault(far, code, address)
+            end_instruction(v)
+            outcome = NEXT_ALREADY
+        elif instruction.mnemonic in _TASK_SWITCHES:
             fault = _switch_tasks(guest, instruction)
             return True if fault is None else processor.raise_fault(*fault)
-        outcome = _carry_out(processor, guest, instruction)
-    except PageFaultError as fault:
-        return processor.raise_fault(14, fault.error_code, fault.address)
+        else:
+            outcome = _carry_out(processor, guest, instruction)
+    except PageFaultError as page_fault:
+        return processor.raise_fault(14, page_fault.error_code, page_fault.address)
     if outcome in (ix.GO_ON, NEXT_ALREADY):
         if outcome == ix.GO_ON:
             advance(v, instruction.len)
@@ -340,6 +356,26 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     if mnemonic in _WIDTH:
         return _string_io(processor, guest, instruction)
     return ix.RAISE_UD
+
+
+def _branch_far(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault:
+    """A far JMP or RET in real-address or virtual-8086 mode; NO_FAULT is one of its faults."""
+    v, mem = guest.v, guest.mem
+    if instruction.mnemonic == Mnemonic.RETF:
+        size = 4 if instruction.code in (iced.Code.RETFD, iced.Code.RETFD_IMM16) else 2
+        release = instruction.immediate(0) if instruction.op_count else 0
+        return far_return_real(v, mem, size, release)
+    if instruction.op0_kind == OpKind.FAR_BRANCH32:
+        return far_jump_real(v, instruction.far_branch_selector, instruction.far_branch32)
+    if instruction.op0_kind == OpKind.FAR_BRANCH16:
+        return far_jump_real(v, instruction.far_branch_selector, instruction.far_branch16)
+    size = iced.MemorySizeExt.size(instruction.memory_size) - 2
+    segment = _SEGMENTS.get(instruction.memory_segment, 3)
+    outcome, linear = operand_linear(v, segment, guest.offset(instruction), size + 2, 0)
+    if outcome != ix.GO_ON:
+        return SS if outcome == ix.RAISE_SS else GP, 0, 0
+    offset = guest.read(linear, size)
+    return far_jump_real(v, guest.read(guest.wrap(linear + size), 2), offset)
 
 
 def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault | None:
