@@ -22,7 +22,8 @@ from trapgate.events.frame import (
 )
 from trapgate.events.ivt import deliver_real, deliver_redirected, is_redirected
 from trapgate.paging.memory import load64, stores_plainly
-from trapgate.paging.walk import READ, fault_of_system, locate, read_system
+from trapgate.paging.translations import kind_of, remembered
+from trapgate.paging.walk import READ, REFUSED_GP, REFUSED_TS, read_system
 from trapgate.sdm.cells import (
     GUEST_CR0,
     GUEST_CS_ACCESS_RIGHTS,
@@ -198,19 +199,17 @@ def _deliver_long(
     if (vector << 4) + 15 > v[GUEST_IDTR_LIMIT]:
         return GP, named, 0
     linear = v[GUEST_IDTR_BASE] + (vector << 4)
-    if linear & 0xFFF <= 0xFF0:
-        physical, error = locate(v, 0, mem, linear, READ, 0)
-        if error >= 0:
-            return fault_of_system(error, linear, GP, named)
+    physical = remembered(mem, linear, kind_of(0, READ, 0))
+    if physical >= 0 and linear & 0xFFF <= 0xFF0:
         gate = load64(mem, physical)
         upper = load64(mem, physical + 8)
     else:
-        gate, error, address = read_system(v, mem, linear, 8)
+        gate, error, address = read_system(v, mem, linear, 8, REFUSED_GP | named)
         if error >= 0:
-            return fault_of_system(error, address, GP, named)
-        upper, error, address = read_system(v, mem, linear + 8, 8)
+            return PF, error, address
+        upper, error, address = read_system(v, mem, linear + 8, 8, REFUSED_GP | named)
         if error >= 0:
-            return fault_of_system(error, address, GP, named)
+            return PF, error, address
 
     cpl = (v[GUEST_SS_ACCESS_RIGHTS] >> AR_DPL_SHIFT) & 3
     fault, error = _check_gate(vector, kind, cpl, gate, True, ext)
@@ -229,9 +228,9 @@ def _deliver_long(
         task = (v[GUEST_TR_SELECTOR] & 0xFFFC) | ext
         if offset + 7 > v[GUEST_TR_LIMIT]:
             return TS, task, 0
-        top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8)
+        top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8, REFUSED_TS | task)
         if error >= 0:
-            return fault_of_system(error, address, TS, task)
+            return PF, error, address
     count = 6 if error_code >= 0 else 5
     top &= ~0xF
     if not stack_is_canonical(top, count * 8):
@@ -277,7 +276,7 @@ def _deliver_protected(
 ) -> tuple[int, int, int]:
     if (vector << 3) + 7 > v[GUEST_IDTR_LIMIT]:
         return GP, (vector << 3) | 2 | ext, 0
-    gate, error, address = read_system(v, mem, v[GUEST_IDTR_BASE] + (vector << 3), 8)
+    gate, error, address = read_system(v, mem, v[GUEST_IDTR_BASE] + (vector << 3), 8, REFUSED_GP)
     if error >= 0:
         return PF, error, address
     cpl = (v[GUEST_SS_ACCESS_RIGHTS] >> AR_DPL_SHIFT) & 3
@@ -386,10 +385,10 @@ def stack_of_ring(
         return TS, (v[GUEST_TR_SELECTOR] & 0xFFFC) | ext, 0, 0, 0, 0
     linear = v[GUEST_TR_BASE] + offset
     # The selector is read first: it is its address that a page fault reports.
-    selector, error, address = read_system(v, mem, linear + width, 2)
+    selector, error, address = read_system(v, mem, linear + width, 2, REFUSED_GP)
     if error >= 0:
         return PF, error, address, 0, 0, 0
-    esp, error, address = read_system(v, mem, linear, width)
+    esp, error, address = read_system(v, mem, linear, width, REFUSED_GP)
     if error >= 0:
         return PF, error, address, 0, 0, 0
     if selector & 0xFFFC == 0:

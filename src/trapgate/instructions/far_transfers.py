@@ -28,7 +28,7 @@ from trapgate.events.idt import TASK_GATE, stack_of_ring
 from trapgate.events.stack import probe_words, stack_holds, word_at, words_are_canonical
 from trapgate.instructions.interrupt_return import put_return_stack, return_segment, return_stack
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
-from trapgate.paging.walk import fault_of_system, read_system
+from trapgate.paging.walk import REFUSED_TS, read_system
 from trapgate.sdm.cells import (
     GUEST_CS_BASE,
     GUEST_CS_LIMIT,
@@ -390,9 +390,9 @@ def _call_inner_ring_long(
     task = v[GUEST_TR_SELECTOR] & 0xFFFC
     if offset + 7 > v[GUEST_TR_LIMIT]:
         return TS, task, 0
-    top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8)
+    top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8, REFUSED_TS | task)
     if error >= 0:
-        return fault_of_system(error, address, TS, task)
+        return PF, error, address
     if not stack_is_canonical(top, 32):
         return SS, 0, 0
     if not target_is_legal(v, code, target):

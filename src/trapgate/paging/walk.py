@@ -57,7 +57,7 @@ from trapgate.sdm.state import (
     EFER_NXE,
     RFLAGS_AC,
 )
-from trapgate.sdm.vectors import PF
+from trapgate.sdm.vectors import GP, TS
 
 READ = 0
 WRITE = 1
@@ -79,8 +79,12 @@ _PS = 0x80
 
 LINEAR_ADDRESS_BITS = 48
 
-NOT_CANONICAL = 1 << 59
-"""In place of an error code, and above all those of page faults: the address is not canonical."""
+REFUSED = 1 << 59
+"""In an error, which is above all those of page faults then: it is another exception,"""
+REFUSED_VECTOR = 16
+"""... whose vector is from this bit on, and whose error code is below."""
+REFUSED_GP = REFUSED | GP << REFUSED_VECTOR
+REFUSED_TS = REFUSED | TS << REFUSED_VECTOR
 
 NO_POINTERS = 0
 """The pointers of PAE paging cannot be loaded: #GP(0)."""
@@ -480,7 +484,7 @@ def locate(
 ) -> tuple[int, int]:
     """What `walk` answers first, by a translation that is remembered if there is one.
 
-    (physical address, -1), or (0, error code, perhaps NOT_CANONICAL).
+    (physical address, -1), or (0, error code).
     """
     physical = remembered(mem, linear, kind_of(rflags, access, user))
     if physical >= 0:
@@ -493,8 +497,6 @@ def locate(
 def _walk_and_remember(
     v: Cells, rflags: int, mem: Memory, linear: int, access: int, user: int
 ) -> tuple[int, int]:
-    if not canonical(linear) and v[GUEST_IA32_EFER] & EFER_LMA:
-        return 0, NOT_CANONICAL
     physical, error, _, _ = walk(v, rflags, mem, linear, access, user)
     if error < 0:
         remember(mem, linear, kind_of(rflags, access, user), physical)
@@ -503,21 +505,29 @@ def _walk_and_remember(
 
 @core
 @inlined
-def read_system(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
+def read_system(
+    v: Cells, mem: Memory, linear: int, size: int, refusal: int
+) -> tuple[int, int, int]:
     """Read `size` bytes (2, 4 or 8) of a descriptor table or TSS: implicit supervisor access.
 
-    Returns (value, -1, 0), or (0, page-fault error code, faulting linear address), of which
-    `fault_of_system` makes a fault. Narrow values are zero-extended. SDM, section "Access Rights".
+    Returns (value, -1, 0), or (0, page-fault error code, faulting linear address).
+    Narrow values are zero-extended. SDM, section "Access Rights". The error is `refusal` (see
+    REFUSED) if the address is not canonical, as near the end of a table it may be in IA-32e mode.
     """
     physical = remembered(mem, linear, kind_of(0, READ, 0))
     if physical >= 0 and (linear & 0xFFF) + size <= 0x1000:
         return load_sized(mem, physical, size), -1, 0
-    return _read_system_anywhere(v, mem, linear, size)
+    return _read_system_anywhere(v, mem, linear, size, refusal)
 
 
 @core
 @apart
-def _read_system_anywhere(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
+def _read_system_anywhere(
+    v: Cells, mem: Memory, linear: int, size: int, refusal: int
+) -> tuple[int, int, int]:
+    last = linear + size - 1
+    if v[GUEST_IA32_EFER] & EFER_LMA and not (canonical(linear) and canonical(last)):
+        return 0, refusal, linear
     physical, error = locate(v, 0, mem, linear, READ, 0)
     if error >= 0:
         return 0, error, linear
@@ -525,23 +535,10 @@ def _read_system_anywhere(v: Cells, mem: Memory, linear: int, size: int) -> tupl
     if (linear & 0xFFF) + size > 0x1000:
         # It straddles two pages: the second need not follow the first physically.
         onward = (linear | 0xFFF) + 1
-        second, error = locate(v, 0, mem, onward, READ, 0)
+        second, error, _, _ = walk(v, 0, mem, onward, READ, 0)
         if error >= 0:
             return 0, error, onward
     return load_across(mem, physical, second, linear, size), -1, 0
-
-
-@core
-@apart
-def fault_of_system(error: int, address: int, vector: int, code: int) -> tuple[int, int, int]:
-    """The fault that a system access ends in: (vector, its error code, linear address).
-
-    A page fault of `error` at `address`; `vector` with `code` if that is not canonical, which in
-    IA-32e mode an entry of a table near the end of the lower half can be.
-    """
-    if error == NOT_CANONICAL:
-        return vector, code, 0
-    return PF, error, address
 
 
 @core
