@@ -29,12 +29,12 @@ from trapgate.engine.fetched_code import (
 )
 from trapgate.engine.input_blocks import takes_block
 from trapgate.engine.state import (
-    arm,
     load,
     load_handler,
     loads_segments_in_core,
     save,
     segment_shape,
+    set_intercepts,
 )
 from trapgate.engine.table_fills import clears_table
 from trapgate.engine.table_stores import is_reuse
@@ -478,7 +478,7 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
         m[mc.UNBLOCKED] = 1
         m[mc.TIME] -= 1
         m[mc.STOP_CODE] = mc.CHECK_NEXT
-        arm(m, env, v)
+        set_intercepts(m, env, v)
         return mc.CHECKED
     word = instruction(m, v)
     if word & 0xFF == NOTHING_THERE:
@@ -515,7 +515,7 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
     switched = m[mc.SWITCHED] & mc.SWITCHED_VMCS
     m[mc.SWITCHED] = 0
     if switched != 0:
-        arm(m, env, v)
+        set_intercepts(m, env, v)
         # Where the translator is ours, translated code checks segments.
         shape = segment_shape(v) if m[mc.CPU] == 0 else 0
         if shape != 0 and shape != m[mc.TRUSTED]:

@@ -537,7 +537,7 @@ def load_handler(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
 
 @jit
-def arm(m: Cells, env: int, v: Cells) -> None:
+def set_intercepts(m: Cells, env: int, v: Cells) -> None:
     """Tell the engine what to intercept, from the controls in `v`."""
     primary = v[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
     secondary = v[f.SECONDARY_PROCESSOR_BASED_CONTROLS]

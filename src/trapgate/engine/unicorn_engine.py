@@ -74,9 +74,9 @@ class UnicornEngine:
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")
-        self.enter_and_go = bound(loop.enter_and_go, self._machine, start)
+        self.enter_and_run = bound(loop.enter_and_run, self._machine, start)
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
-        self.go = bound(loop.go, self._machine, start)
+        self.run_until_stopped = bound(loop.run_until_stopped, self._machine, start)
         """Go on with the guest after an assist."""
         self.step_over = bound(core_calls.step_over_here, self._machine)
         """Move VMCS 0 past an instruction of so many bytes that was carried out there."""

@@ -375,12 +375,12 @@ class Processor(LogicalProcessor):
             self._make_room()
         c[stops.PINS] = self.pins.bits | self._priority
         c[stops.STOP] = stops.RUNNING
-        engine.enter_and_go()
+        engine.enter_and_run()
         while c[stops.STOP] != stops.EXITED or (
             v[f.EXIT_REASON] == ExitReason.TASK_SWITCH and self._switched_tasks(vmcs.cells)
         ):
             if c[stops.STOP] != stops.EXITED and not self._handle_stop():
-                engine.go()
+                engine.run_until_stopped()
         if engine.devices.trouble is not None:
             engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
@@ -397,7 +397,7 @@ class Processor(LogicalProcessor):
         exited = task_switch.carry_out(self, v)
         self._words[stops.STOP] = stops.EXITED if exited else stops.RUNNING
         if not exited:
-            self.engine.go()
+            self.engine.run_until_stopped()
         return True
 
     def make_current(self, vmcs: Vmcs) -> None:

@@ -35,19 +35,19 @@ from trapgate.vmm.actions import (
     Resume,
     Stop,
 )
-from trapgate.vmm.console import EVERY_BYTE, Console
-from trapgate.vmm.cpu import Cpu
+from trapgate.vmm.cpus.cpu import Cpu
+from trapgate.vmm.cpus.turns import PLE_GAP, PLE_WINDOW
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.ide import GuestMemory
-from trapgate.vmm.handlers import HANDLERS, Handler, identity, unhandled
+from trapgate.vmm.exits.handlers import HANDLERS, Handler, identity, unhandled
+from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
-from trapgate.vmm.platform import Platform
 from trapgate.vmm.reset import PowerOn, resume_warm, wake_up
-from trapgate.vmm.snapshot import Snapshot
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.snapshot import Snapshot
+from trapgate.vmm.snapshots.state import SnapshotError
 from trapgate.vmm.summary import EventKind
-from trapgate.vmm.turns import PLE_GAP, PLE_WINDOW
+from trapgate.vmm.ui.console import EVERY_BYTE, Console
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
@@ -72,7 +72,7 @@ class Vmm:
     """A virtual-machine monitor: a table from exit reasons to handlers.
 
     A handler is a plain function of the exit and the machine that gives an action. Those
-    in `handlers` replace the usual ones (`vmm.handlers.HANDLERS`). Those in `vectors` are a
+    in `handlers` replace the usual ones (`vmm.exits.handlers.HANDLERS`). Those in `vectors` are a
     VMM's redirection structure (¶26): where the VMCS's EXIT_THROUGH_IDT says so, an exit goes
     to the handler of its exception's vector, or of the vector that the field gives.
     """

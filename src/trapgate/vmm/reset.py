@@ -16,10 +16,10 @@ from trapgate.engine import machine as stops
 from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
 from trapgate.sdm import vmx
 from trapgate.vmm.firmware.area import FACS, WAKING_VECTOR
-from trapgate.vmm.state import State
+from trapgate.vmm.snapshots.state import State
 
 if TYPE_CHECKING:
-    from trapgate.vmm.platform import Platform
+    from trapgate.vmm.exits.platform import Platform
 
 JUMP_WITH_EOI: Final = 0x05
 JUMP: Final = 0x0A

@@ -24,7 +24,7 @@ def _bits(expected: int) -> memoryview[int]:
 
 
 class Wired:
-    """A part whose attributes are given once: what changes is behind them (`vmm.state`)."""
+    """A part whose attributes are given once: what changes is behind them (`snapshots.state`)."""
 
 
 class Slot:
