@@ -6,7 +6,7 @@ for in a saved context, which is a plain copy of the CPU state.
 
 import ctypes
 import struct
-from ctypes import c_int, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, c_int, c_uint64, c_void_p
 
 import unicorn
 from unicorn import x86_const
@@ -27,6 +27,11 @@ _SCRATCH = 0x1000
 _TWO_INSTRUCTIONS = b"\xff\xc0\xf4"
 """INC EAX; HLT, which ends Unicorn's run."""
 
+_TLB_FUNCTIONS = {
+    "tlb_set_page": CFUNCTYPE(None, c_void_p, c_uint64, c_uint64, c_int, c_int, c_uint64),
+    "tlb_flush": CFUNCTYPE(None, c_void_p),
+    "tb_flush_jmp_cache": CFUNCTYPE(None, c_void_p, c_uint64),
+}
 _GENERAL = registers.GENERAL
 _MAGIC = 0x5A00_1234_5678_0000
 
@@ -106,24 +111,18 @@ def _check_tlb(cpu: int, env: int) -> None:
         cells = at.TLB_LARGE, at.TLB_LARGE_MASK, at.TLB_USED, at.TLB_DISPLACED
         return *(word(start + cell) for cell in cells), *pages(start + at.TLB_VICTIM)
 
-    set_page, flush, forget = (
-        ctypes.CFUNCTYPE(None, *kinds)(symbol(uclib, name))
-        for name, kinds in {
-            "tlb_set_page": (c_void_p, c_uint64, c_uint64, c_int, c_int, c_uint64),
-            "tlb_flush": (c_void_p,),
-            "tb_flush_jmp_cache": (c_void_p, c_uint64),
-        }.items()
-    )
-    blocks = (ctypes.c_uint64 * at.BLOCKS_FOUND_MOST).from_address(cpu + at.BLOCKS_FOUND)
+    set_page, flush, forget = (kind(symbol(uclib, name)) for name, kind in _TLB_FUNCTIONS.items())
     proven = word(cpu + at.BLOCKS_FOUND - 16) == env
     if proven:
-        blocks[:] = [1] * len(blocks)
+        blocks, size = cpu + at.BLOCKS_FOUND, 8 * at.BLOCKS_FOUND_MOST
+        ctypes.memset(blocks, 1, size)
         forget(cpu, 0x0123_4567_8000)
-        gone = sorted((p ^ p >> 6) >> 6 & 0xFC0 for p in (0x0123_4567_7000, 0x0123_4567_8000))
-        proven = [n for n, block in enumerate(blocks) if not block] == [
-            first + n for first in gone for n in range(at.BLOCKS_OF_PAGE)
-        ]
-        blocks[:] = [0] * len(blocks)
+        expected = bytearray(b"\1" * size)
+        for gone in (0x0123_4567_7000, 0x0123_4567_8000):
+            first = 8 * ((gone ^ gone >> 6) >> 6 & 0xFC0)
+            expected[first : first + 8 * at.BLOCKS_OF_PAGE] = bytes(8 * at.BLOCKS_OF_PAGE)
+        proven = ctypes.string_at(blocks, size) == expected
+        ctypes.memset(blocks, 0, size)
     flush(cpu)
     for mode in range(at.TLB_MODES):
         table = env + at.TLB_TABLES + at.TLB_TABLE_SIZE * mode
