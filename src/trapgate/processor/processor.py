@@ -15,7 +15,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
 from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be known before any is used
-from trapgate.engine.device_pages import Load, Store
+from trapgate.engine.memory.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
@@ -197,6 +197,16 @@ class Processor(LogicalProcessor):
         jump = max(time - c[stops.TIME], 0)
         c[stops.TIME] += jump
         self.skipped += jump
+
+    @property
+    def time_left(self) -> int:
+        """How many instructions may come before the run's next deadline."""
+        c = self._words
+        return min(c[stops.TIMER_END], c[stops.NESTED_TIMER_END], c[stops.BUDGET_END]) - self.time
+
+    def count(self, instructions: int) -> None:
+        """Let the virtual clock know of instructions that somebody else has carried out."""
+        self._words[stops.TIME] += instructions
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""

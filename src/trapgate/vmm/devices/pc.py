@@ -177,7 +177,9 @@ class Pc(Wired):
             self.uart,
             SlowDevice(self.rtc, processor.wait),
             self.post,
-            DebugConsole(emit if debug_emit is None else debug_emit),
+            DebugConsole(emit, ports=self.ports)
+            if debug_emit is None
+            else DebugConsole(debug_emit),
             DebugExit(self.bus),
             TestMemory(range(0xE0, 0xE4)),
             TestLines([self._line(irq) for irq in range(16)]),
@@ -191,6 +193,7 @@ class Pc(Wired):
         self.read = self.bus.read
         self.write = self.bus.write
         self.read_string = self.bus.read_string
+        self.write_string = self.bus.write_string
         self.advance = self.bus.advance
         self.next_deadline = self.bus.next_deadline
         self.select(0)

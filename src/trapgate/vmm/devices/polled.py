@@ -93,6 +93,11 @@ class PolledPorts(Wired):
         start = 8 * (polled.BLOCKS + block * polled.BLOCK_CELLS)
         self.cells.view(np.uint8)[start : start + len(data)] = np.frombuffer(data, np.uint8)
 
+    def put(self, block: int, count: int) -> bytes:
+        """The first `count` bytes of a block, which the processor has put there."""
+        start = 8 * (polled.BLOCKS + block * polled.BLOCK_CELLS)
+        return self.cells.view(np.uint8)[start : start + count].tobytes()
+
     def counted(self) -> tuple[int, int]:
         """How many accesses were answered since the last time, and how much time they took."""
         words = self.words

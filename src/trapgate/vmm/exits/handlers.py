@@ -44,10 +44,9 @@ Handler = Callable[[VmExit, Platform], Action]
 
 _LOW = 0xFFFF_FFFF
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_DF, _PF = 8, 14
+_DF, _GP, _PF = 8, 13, 14
 _TSC_ADJUST = 0x3B
 _INVALID_OPCODE = Inject(Interruption(6, InterruptionType.HARDWARE_EXCEPTION))
-_GENERAL_PROTECTION = Inject(Interruption(13, InterruptionType.HARDWARE_EXCEPTION, 0))
 _SIZES = {0: 1, 1: 2, 3: 4}
 
 
@@ -143,7 +142,7 @@ def read_msr(vmexit: VmExit, vm: Platform) -> Action:
     if vm.devices.apic.has_msr(index):
         found = vm.devices.apic.read_msr(index, vm.processor.time)
         if found is None:
-            return _GENERAL_PROTECTION
+            return vm.fault(_GP, 0)
         registers.rax, registers.rdx = found & _LOW, found >> 32
         return EMULATED
     outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
@@ -152,7 +151,7 @@ def read_msr(vmexit: VmExit, vm: Platform) -> Action:
         known = {**MSRS, **vm.processor.x86_vmm.msrs(), **kept}
         found = known.get(index, vm.cpu.mtrrs.read(index))
         if found is None:
-            return _GENERAL_PROTECTION
+            return vm.fault(_GP, 0)
         value = found
     registers.rax = int(value) & _LOW
     registers.rdx = int(value) >> 32 & _LOW
@@ -165,18 +164,18 @@ def write_msr(vmexit: VmExit, vm: Platform) -> Action:
     index = registers.rcx & _LOW
     value = (registers.rdx & _LOW) << 32 | registers.rax & _LOW
     if vm.devices.apic.has_msr(index):
-        return EMULATED if vm.write_apic_msr(index, value) else _GENERAL_PROTECTION
+        return EMULATED if vm.write_apic_msr(index, value) else vm.fault(_GP, 0)
     if index in MSRS:
         allowed = index in WRITABLE_MSRS or MSRS[index] == value
-        return EMULATED if allowed else _GENERAL_PROTECTION
+        return EMULATED if allowed else vm.fault(_GP, 0)
     if index == MSR_FEATURE_CONTROL:
-        return EMULATED if vm.processor.x86_vmm.set_feature_control(value) else _GENERAL_PROTECTION
+        return EMULATED if vm.processor.x86_vmm.set_feature_control(value) else vm.fault(_GP, 0)
     if vm.cpu.mtrrs.read(index) is not None:
-        return EMULATED if vm.cpu.mtrrs.write(index, value) else _GENERAL_PROTECTION
+        return EMULATED if vm.cpu.mtrrs.write(index, value) else vm.fault(_GP, 0)
     if index == MISC_ENABLE:
         held = misc_enable_with(vm.cpu.misc_enable, value)
         if held is None:
-            return _GENERAL_PROTECTION
+            return vm.fault(_GP, 0)
         vm.cpu.misc_enable = held
         return EMULATED
     if index == _TSC_ADJUST:
@@ -187,7 +186,7 @@ def write_msr(vmexit: VmExit, vm: Platform) -> Action:
         vm.adjust_tsc(value - now)
         return EMULATED
     outcome = effects.write_msr(vmexit.vmcs.cells, registers.cells, index, signed(value))
-    return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
+    return EMULATED if outcome == GO_ON else vm.fault(_GP, 0)
 
 
 def control_register(vmexit: VmExit, vm: Platform) -> Action:
@@ -203,7 +202,7 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
     if access == 0 and number in (2, 3, 8):
         value = signed(vm.general(qualification >> 8 & 0xF) & ~(1 << 63))
         outcome = effects.write_cr(v, r, number, value)
-        return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
+        return EMULATED if outcome == GO_ON else vm.fault(_GP, 0)
     mask, shadow = (
         (f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW)
         if number == 0
@@ -222,13 +221,13 @@ def control_register(vmexit: VmExit, vm: Platform) -> Action:
             value &= _LOW
     fixed = CR0_FIXED_0 if number == 0 else CR4_FIXED_0
     if vm.processor.x86_vmm.in_vmx_operation and value & fixed != fixed:
-        return _GENERAL_PROTECTION
+        return vm.fault(_GP, 0)
     before = int(v[shadow])
     v[shadow] = (v[shadow] & ~v[mask]) | (value & int(v[mask]))
     outcome = effects.write_cr(v, r, number, signed(value))
     if outcome != GO_ON:
         v[shadow] = before
-        return _GENERAL_PROTECTION
+        return vm.fault(_GP, 0)
     save_ia32e_mode(v)
     return EMULATED
 
@@ -247,7 +246,7 @@ def debug_register(vmexit: VmExit, vm: Platform) -> Action:
         outcome = effects.write_dr(v, r, number, signed(vm.general(register)))
     if outcome == RAISE_UD:
         return _INVALID_OPCODE
-    return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
+    return EMULATED if outcome == GO_ON else vm.fault(_GP, 0)
 
 
 def time_stamp(vmexit: VmExit, vm: Platform) -> Action:
@@ -267,7 +266,7 @@ def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
     if not vm.processor.engine.has_xsave:
         return _INVALID_OPCODE
     outcome = effects.write_xcr(registers.cells, registers.rcx & _LOW, signed(value))
-    return EMULATED if outcome == GO_ON else _GENERAL_PROTECTION
+    return EMULATED if outcome == GO_ON else vm.fault(_GP, 0)
 
 
 def call_bios(vmexit: VmExit, vm: Platform) -> Action:

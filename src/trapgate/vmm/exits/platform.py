@@ -10,7 +10,7 @@ from trapgate.decision.faults import Interruption
 from trapgate.events.breakpoints import note_data, note_ports
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.processor.decoded import Operand
+from trapgate.processor.decoded import Operand, OperandFaultError
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import Processor, VmExit
 from trapgate.processor.task_switch import load_cr3
@@ -32,6 +32,7 @@ from trapgate.vmm.loaders.layout import frame_buffer, memory_map
 from trapgate.vmm.ui.console import Console
 
 _TF = 1 << 8
+_PF = 14
 _MOST_OUTPUT = 1 << 20
 """Bytes of output that are kept without a console."""
 _MOST_DEADLINES = 64
@@ -223,6 +224,12 @@ class Platform:
         self._device_due = 0
         self.processor.preempt()
 
+    def fault(self, vector: int, error_code: int) -> Inject:
+        """Have an exception delivered; its error code counts in protected mode only."""
+        protected = self.vmcs["GUEST_CR0"] & 1
+        kind = InterruptionType.HARDWARE_EXCEPTION
+        return Inject(Interruption(vector, kind, error_code if protected else None))
+
     def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
         """One iteration of INS or OUTS; the exit says where its memory operand is."""
         v = self.vmcs.cells
@@ -231,36 +238,48 @@ class Platform:
         linear = self.vmcs["GUEST_LINEAR_ADDRESS"]
         now = self.processor.time
         traps = v[f.GUEST_RFLAGS] & _TF or v[f.GUEST_DR7] & 0xFF
-        by_blocks = is_in and instruction.has_rep_prefix and not traps
-        if by_blocks and self._input_block(guest, instruction, port):
+        repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
+        if repeats and not traps and self._string_block(guest, instruction, port, is_in=is_in):
             return self.after_device(port) or Resume()
-        fault = guest.string_step(
-            instruction,
-            linear,
-            (lambda: self.devices.read(port, size, now)) if is_in else None,
-            lambda value: self.devices.write(port, size, value, now),
-        )
-        if fault is not None:
-            error_code, address = fault
-            self.processor.registers.cells[16] = address
-            return Inject(Interruption(14, InterruptionType.HARDWARE_EXCEPTION, error_code))
+        try:
+            guest.string_step(
+                instruction,
+                linear,
+                (lambda: self.devices.read(port, size, now)) if is_in else None,
+                lambda value: self.devices.write(port, size, value, now),
+            )
+        except OperandFaultError as fault:
+            if fault.vector == _PF:
+                self.processor.registers.cells[16] = fault.address
+            return self.fault(fault.vector, fault.error_code)
         registers = self.processor.registers.cells
         note_ports(v, registers, port, size)
         note_data(v, registers, signed(linear), size, is_in)
         self.processor.engine.end_emulated_instruction()
         return self.after_device(port) or Resume()
 
-    def _input_block(self, guest: Operand, instruction: Instruction, port: int) -> bool:
-        """Iterations of REP INS within a page, as many as the device has; False: take one."""
-        step = guest.input_block(instruction)
+    def _string_block(
+        self, guest: Operand, instruction: Instruction, port: int, *, is_in: bool
+    ) -> bool:
+        """Iterations of REP INS or OUTS within a page, as many as the device has or takes.
+
+        No more than come before the next deadline. False: take one.
+        """
+        left = self.processor.time_left
+        step = guest.string_block(instruction, self.vmcs["GUEST_LINEAR_ADDRESS"], left)
         if step is None:
             return False
         physical, size, count = step
-        data = self.devices.read_string(port, size, count, self.processor.time)
-        self.processor.memory.write(physical, data)
-        done = len(data) // size
+        memory, now = self.processor.memory, self.processor.time
+        if is_in:
+            data = self.devices.read_string(port, size, count, now)
+            memory.write(physical, data)
+            done = len(data) // size
+        else:
+            data = memory.read(physical, count * size)
+            done = self.devices.write_string(port, size, data, now)
         # The exit has been counted, which is one iteration.
-        self.processor.skip_to(self.processor.time + done - 1)
+        self.processor.count(done - 1)
         guest.count_iterations(instruction, size, done)
         return True
 

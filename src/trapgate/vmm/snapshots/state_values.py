@@ -18,7 +18,7 @@ from trapgate.vmm.devices.bus import Wires
 from trapgate.vmm.snapshots.state import CONTAINERS, SnapshotError, State, put_back
 
 _WIRE = {"wire": True}
-_METHODS = frozenset({"read", "write", "read_block"})
+_METHODS = frozenset({"read", "write", "read_block", "write_block"})
 """What may be bound to a port."""
 _SEQUENCES: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)
