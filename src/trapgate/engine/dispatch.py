@@ -13,12 +13,10 @@ from trapgate.decision.frame_filters import entry_written, is_stopped_table_writ
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
 from trapgate.decode.undefined import is_undefined
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.clock import end_block_here
-from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.core_calls import look_ahead
-from trapgate.engine.fetched_code import (
+from trapgate.engine.guest.clock import end_block_here
+from trapgate.engine.guest.fetched_code import (
     NOTHING_THERE,
     fetch,
     instruction,
@@ -27,8 +25,7 @@ from trapgate.engine.fetched_code import (
     missing_byte,
     operand_of,
 )
-from trapgate.engine.port_blocks import takes_block
-from trapgate.engine.state import (
+from trapgate.engine.guest.state import (
     load,
     load_handler,
     loads_segments_in_core,
@@ -36,9 +33,12 @@ from trapgate.engine.state import (
     segment_shape,
     set_intercepts,
 )
-from trapgate.engine.table_fills import clears_table
-from trapgate.engine.table_stores import is_reuse
-from trapgate.engine.translations import walk_always
+from trapgate.engine.library import layout as at
+from trapgate.engine.memory.coherence import forget_stale_code
+from trapgate.engine.memory.port_blocks import takes_block
+from trapgate.engine.memory.table_fills import clears_table
+from trapgate.engine.memory.table_stores import is_reuse
+from trapgate.engine.memory.translations import walk_always
 from trapgate.events.breakpoints import EXECUTION, breakpoints_met, note_ports, single_steps
 from trapgate.events.journal import HEAD_ENTRY
 from trapgate.instructions import intercepts as ix

@@ -3,12 +3,13 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit, jit_for_python
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, poke64, table
-from trapgate.engine import coherence, core_calls, dispatch
-from trapgate.engine import layout as at
+from trapgate.engine import core_calls, dispatch
 from trapgate.engine import machine as mc
-from trapgate.engine.fetched_code import linear_rip
-from trapgate.engine.state import save, segment_shape
-from trapgate.engine.stuck_bits import force_saved_bits
+from trapgate.engine.guest.fetched_code import linear_rip
+from trapgate.engine.guest.state import save, segment_shape
+from trapgate.engine.guest.stuck_bits import force_saved_bits
+from trapgate.engine.library import layout as at
+from trapgate.engine.memory import coherence
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import ROW_WIDTH
 from trapgate.paging.memory import note_page

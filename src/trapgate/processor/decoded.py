@@ -29,15 +29,15 @@ from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.state import AR_UNUSABLE, DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
-from trapgate.sdm.vectors import GP, SS
-from trapgate.vmx.operand import operand_linear
+from trapgate.sdm.vectors import GP, PF, SS
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+_ES, _SS, _DS = 0, 2, 3
 _SEGMENTS = {
-    Register.ES: 0,
+    Register.ES: _ES,
     Register.CS: 1,
-    Register.SS: 2,
-    Register.DS: 3,
+    Register.SS: _SS,
+    Register.DS: _DS,
     Register.FS: 4,
     Register.GS: 5,
 }
@@ -60,6 +60,7 @@ _WIDTH = {
 
 
 _LEAF_REGISTERS = (Register.EAX, Register.EBX, Register.ECX, Register.EDX)
+_STACK_BASES = {Register.ESP, Register.EBP, Register.RSP, Register.RBP}
 _HIGH_BYTES = {Register.AH, Register.CH, Register.DH, Register.BH}
 
 
@@ -77,7 +78,7 @@ class PageFaultError(OperandFaultError):
     """One that its page does not allow: error code and linear address."""
 
     def __init__(self, error_code: int, address: int) -> None:
-        super().__init__(14, error_code, address)
+        super().__init__(PF, error_code, address)
 
 
 class Operand:
@@ -223,15 +224,18 @@ class Operand:
     def check_string(self, instruction: iced.Instruction, linear: int, count: int = 1) -> None:
         """Whether its segment lets INS or OUTS reach `count` elements; else OperandFaultError."""
         size = count * _WIDTH[instruction.mnemonic]
-        segment = _string_segment(instruction)
-        if self.long:
-            if any((linear + n) >> 47 not in (0, 0x1FFFF) for n in (0, size - 1)):
-                raise OperandFaultError(13, 0)
-            return
         is_in = instruction.mnemonic in _STRINGS
         offset = self.register(_string_operands(instruction)[1])
-        if not is_allowed(self.v, segment, offset, size, write=is_in):
-            raise OperandFaultError(12 if segment == _SEGMENTS[Register.SS] else 13, 0)
+        self._check(self.segment(instruction), offset, linear, size, write=is_in)
+
+    def _check(self, segment: int, offset: int, linear: int, size: int, *, write: bool) -> None:
+        """Raise OperandFaultError if a segment has no `size` bytes there for such an access."""
+        if self.long:
+            allowed = all((linear + n) >> 47 in (0, 0x1FFFF) for n in (0, size - 1))
+        else:
+            allowed = is_allowed(self.v, segment, offset, size, write=write)
+        if not allowed:
+            raise OperandFaultError(SS if segment == _SS else GP, 0)
 
     def string_block(
         self, instruction: iced.Instruction, linear: int, most: int
@@ -270,22 +274,37 @@ class Operand:
         if left == 0:
             advance(self.v, instruction.len)
 
-    def offset(self, instruction: iced.Instruction) -> int:
-        """The offset of the memory operand within its segment."""
-        offset = int(
-            self.register(instruction.memory_base)
-            + self.register(instruction.memory_index) * instruction.memory_index_scale
-            + instruction.memory_displacement
-        )
-        return offset & (1 << (8 * _address_size(instruction, self.bits))) - 1
-
     def linear(self, instruction: iced.Instruction) -> int:
         """The linear address of the memory operand."""
-        offset = self.offset(instruction)
-        segment = _SEGMENTS.get(instruction.memory_segment, 3)
-        if self.long and segment < 4:
-            return self.wrap(offset)
-        return self.wrap(offset + int(self.v[f.GUEST_ES_BASE + segment]))
+        segment = self.segment(instruction)
+        base = 0 if self.long and segment <= _DS else int(self.v[f.GUEST_ES_BASE + segment])
+        return self.wrap(self._offset(instruction) + base)
+
+    def accessible(self, instruction: iced.Instruction, size: int, *, write: bool) -> int:
+        """The linear address of a memory operand that its segment allows, or OperandFaultError."""
+        linear = self.linear(instruction)
+        segment, offset = self.segment(instruction), self._offset(instruction)
+        self._check(segment, offset, linear, size, write=write)
+        return linear
+
+    def _offset(self, instruction: iced.Instruction) -> int:
+        """The effective address of the memory operand."""
+        width = (1 << (8 * _address_size(instruction, self.bits))) - 1
+        offset = (
+            self.register(instruction.memory_base)
+            + self.register(instruction.memory_index) * instruction.memory_index_scale
+            + int(instruction.memory_displacement)
+        )
+        return int(offset & width)
+
+    def segment(self, instruction: iced.Instruction) -> int:
+        """That of the memory operand; in 64-bit mode prefixes for ES, CS, SS and DS are ignored."""
+        if instruction.mnemonic in _STRINGS:
+            return _ES
+        segment = _SEGMENTS.get(instruction.memory_segment, _DS)
+        if self.long and segment <= _DS:
+            return _SS if instruction.memory_base in _STACK_BASES else _DS
+        return segment
 
 
 def is_allowed(v: Cells, segment: int, offset: int, size: int, *, write: bool) -> bool:
@@ -378,7 +397,7 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
             processor.engine.flush_translations()
         return outcome
     if mnemonic == Mnemonic.LMSW:
-        linear = guest.linear(instruction)
+        linear = guest.accessible(instruction, 2, write=False)
         source = guest.read(linear, 2)
         outcome = ix.intercept_lmsw(v, source, 1, linear, length)
         if outcome == ix.GO_ON:
@@ -389,7 +408,7 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         if instruction.op0_kind == OpKind.REGISTER:
             guest.set_register(instruction.op0_register, value)
         else:
-            guest.write(guest.linear(instruction), 2, value)
+            guest.write(guest.accessible(instruction, 2, write=True), 2, value)
         return ix.GO_ON
     if mnemonic in _WIDTH:
         return _string_io(processor, guest, instruction)
@@ -408,10 +427,7 @@ def _branch_far(guest: Operand, instruction: iced.Instruction) -> task_switch.Fa
     if instruction.op0_kind == OpKind.FAR_BRANCH16:
         return far_jump_real(v, instruction.far_branch_selector, instruction.far_branch16)
     size = iced.MemorySizeExt.size(instruction.memory_size) - 2
-    segment = _SEGMENTS.get(instruction.memory_segment, 3)
-    outcome, linear = operand_linear(v, segment, guest.offset(instruction), size + 2, 0)
-    if outcome != ix.GO_ON:
-        return SS if outcome == ix.RAISE_SS else GP, 0, 0
+    linear = guest.accessible(instruction, size + 2, write=False)
     offset = guest.read(linear, size)
     return far_jump_real(v, guest.read(guest.wrap(linear + size), 2), offset)
 
@@ -443,7 +459,7 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     outcome, _, _ = ix.io_permission(v, guest.mem, port, size)
     if outcome != ix.GO_ON:
         return int(outcome)
-    segment = _string_segment(instruction)
+    segment = guest.segment(instruction)
     linear = guest.register(pointer)
     if not guest.long or segment >= 4:
         linear += int(v[f.GUEST_ES_BASE + segment])
@@ -488,10 +504,3 @@ def _string_operands(instruction: iced.Instruction) -> tuple[int, int, int]:
     """Of INS or OUTS: the address size as exits report it, and the pointer and the counter."""
     is_in = instruction.mnemonic in _STRINGS
     return _STRING_OPERANDS[instruction.op0_kind if is_in else instruction.op1_kind]
-
-
-def _string_segment(instruction: iced.Instruction) -> int:
-    """The number of the segment that INS or OUTS accesses."""
-    if instruction.mnemonic in _STRINGS:
-        return 0
-    return _SEGMENTS.get(instruction.memory_segment, 3)
