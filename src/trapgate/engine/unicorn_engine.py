@@ -208,6 +208,8 @@ class UnicornEngine:
         memory_regions.remember(c, inside.cpu, native.handle_of(self.uc))
         c[mc.TRANSLATOR] = ours.address
         c[mc.REQUEST] = inside.cpu + ours.request
+        # The engine may have set some before.
+        c[mc.ENTRIES] = mc.ENTRIES_MOST + 1
         c[mc.CHECK_EXIT], c[mc.LOOK_UP], c[mc.SINGLE_STEP] = (
             ours.cells[cell] for cell in (em.CHECK_EXIT, em.LOOK_UP, em.SINGLE_STEP)
         )
@@ -546,6 +548,8 @@ class UnicornEngine:
                 f"translated code at {error & _MASK:#x} is not what memory holds there; "
                 "report this guest"
             )
+        if self.cells[mc.STOP] == mc.UNDROPPED:
+            raise EngineError("not all cached translations were dropped; report this guest")
         raise EngineError(
             f"the engine stopped by itself at RIP {rip:#x} (last event {code:#x}, "
             f"error {error}); report this guest"

@@ -27,6 +27,7 @@ from trapgate.engine.guest.clock import locate
 from trapgate.engine.guest.state import save_for_criteria, save_paging
 from trapgate.engine.library import layout as at
 from trapgate.engine.memory.coherence import CODE, forget_stale_code, pages_of
+from trapgate.engine.memory.tlb import set_entry
 from trapgate.events.journal import (
     HEAD_DATA,
     HEAD_ENTRY,
@@ -123,7 +124,7 @@ def intercept_store(
     m[mc.STORE_RETURN] = return_address
     m[mc.STORE_INDEX] = mmu_index
     # An entry for less than a page is used once.
-    call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.STORES, 2, mmu_index, 1))
+    set_entry(m, cpu, address & ~0xFFF, at.STORES, 2, mmu_index, 1)
     return True
 
 
@@ -184,10 +185,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
             m[mc.DEADLINE] = 0
         # The page is read before and after: one refill less.
         page = m[mc.STORE_LINEAR] & ~0xFFF
-        call(
-            m[mc.TLB_SET_PAGE],
-            (m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.STORE_INDEX], page_size),
-        )
+        set_entry(m, m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.STORE_INDEX], page_size)
         forget_stale_code(m)
         return
     m[mc.FAULT_KIND] = mc.FAULT_JUDGED
