@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -49,7 +49,10 @@ _PAGES = {name: f"/bin/pages {name} 20 1000" for name in ("map", "protect", "cop
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest, its prompt and what is typed there; `bits` makes the workloads on pages."""
+    """A guest, its prompt and what is typed there.
+
+    `bits` makes the workloads on pages; `more` is an archive that follows the initramfs.
+    """
 
     name: str
     memory: int
@@ -59,6 +62,7 @@ class Guest:
     initrd: Path | None = None
     disks: tuple[Path, ...] = ()
     bits: int = 0
+    more: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,8 @@ def prepared(
     if guest.bits and guest.initrd is not None:
         pages = archive(guest.bits, folder)
         initrd = folder / guest.initrd.name
-        initrd.write_bytes(guest.initrd.read_bytes() + pages)
+        more = b"" if guest.more is None else guest.more.read_bytes()
+        initrd.write_bytes(guest.initrd.read_bytes() + more + pages)
         names = [one for one in names if pages or one not in _PAGES]
     return initrd, [one for one in names if not wanted or one in wanted]
 
@@ -222,13 +227,25 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jos", type=Path, help="folder of a JOS tree whose images are built")
     parser.add_argument("--guest", action="append", help="one of amd64, 686, 686-pae, xv6, JOS")
     parser.add_argument("--workload", action="append", help="only this one, after the boot")
+    parser.add_argument("--add", type=Path, help="an archive behind each initramfs")
+    parser.add_argument("--line", action="append", metavar="NAME=TEXT", help="a further workload")
+    parser.add_argument("--memory", type=int, metavar="MB", help="of each guest")
     parser.add_argument("--json", type=Path, help="write every number here")
 
 
 def chosen(options: argparse.Namespace) -> list[Guest]:
     """The guests that are there and asked for."""
-    there = guests(options.xv6, options.jos)
-    return [one for one in there if not options.guest or one.name.split()[-1] in options.guest]
+    lines = dict(line.split("=", 1) for line in options.line or ())
+    return [
+        replace(
+            one,
+            memory=options.memory << 20 if options.memory else one.memory,
+            workloads={**one.workloads, **lines},
+            more=options.add,
+        )
+        for one in guests(options.xv6, options.jos)
+        if not options.guest or one.name.split()[-1] in options.guest
+    ]
 
 
 def main() -> None:
