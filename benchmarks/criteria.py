@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import Benchmark, SkipSide
 from trapgate.criteria import define, parse_spec
-from trapgate.criteria.codes import plain_layout
-from trapgate.criteria.filters import Filter
-from trapgate.criteria.pairs import best_of_one
-from trapgate.criteria.problem import NEVER, Problem, problem, weight_and_count
-from trapgate.criteria.proof import Claim, prove
-from trapgate.criteria.schemes import FILTER_SCHEMES, best, one_pair_filter
+from trapgate.criteria.covers.pairs import best_of_one
+from trapgate.criteria.covers.schemes import FILTER_SCHEMES, best, one_pair_filter
+from trapgate.criteria.problems.codes import plain_layout
+from trapgate.criteria.problems.filters import Filter
+from trapgate.criteria.problems.problem import NEVER, Problem, problem, weight_and_count
+from trapgate.criteria.proofs.proof import Claim, prove
 
 PEER = "z3 Optimize"
 _PEER_SECONDS = 30

@@ -28,12 +28,12 @@ from trapgate.decision.fault_filters import FILTERS
 from trapgate.demo.any_guest import SETTINGS, Setting
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
-from trapgate.vmm.console import Console
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import open_image
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.ui.console import Console
 
 _SOURCE = Path(__file__).with_name("page_workloads.c")
 _SECONDS = 3600.0

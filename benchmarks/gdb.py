@@ -9,9 +9,9 @@ from statistics import median
 from benchmarks.suite import LINUX
 from trapgate.debug.gdb import Debugger
 from trapgate.debug.gdb.packets import PacketReader, framed
-from trapgate.vmm.console import Console
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.ui.console import Console
 
 _MEMORY = 128 << 20
 _LENGTH = 400_000_000

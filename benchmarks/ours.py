@@ -17,10 +17,10 @@ from trapgate.sdm import controls
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import EMULATED, Action, End
-from trapgate.vmm.console import Console
+from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine, Vmm
-from trapgate.vmm.platform import Platform
+from trapgate.vmm.ui.console import Console
 
 MEMORY = 8 << 20
 """RAM of the machines that run loops, in bytes; Linux gets what QEMU gives it."""

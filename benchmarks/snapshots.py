@@ -13,7 +13,7 @@ from trapgate.decision.faults import Interruption
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.vmm.loaders import load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.snapshot import Snapshot
+from trapgate.vmm.snapshots.snapshot import Snapshot
 
 _MEMORY = 16 << 20
 _START = 10_200_000

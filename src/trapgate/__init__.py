@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trapgate.vmm.direct.machine import DirectMachine, Host
     from trapgate.vmm.direct.mapped_memory import ProtectedHost
     from trapgate.vmm.direct.protected import ProtectedMachine
-    from trapgate.vmm.handlers import reflect
+    from trapgate.vmm.exits.handlers import reflect
     from trapgate.vmm.load import load
     from trapgate.vmm.loaders import load_guest, parse_guest
     from trapgate.vmm.machine import VirtualMachine, Vmm
@@ -86,7 +86,7 @@ _HOMES = {
     "Host": "vmm.direct.machine",
     "ProtectedHost": "vmm.direct.mapped_memory",
     "ProtectedMachine": "vmm.direct.protected",
-    "reflect": "vmm.handlers",
+    "reflect": "vmm.exits.handlers",
     "load": "vmm.load",
     "load_guest": "vmm.loaders",
     "parse_guest": "vmm.loaders",

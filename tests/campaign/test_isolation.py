@@ -12,7 +12,7 @@ from trapgate.campaign.tables import frame
 from trapgate.vmcs.file import parse_settings
 from trapgate.vmm.direct.machine import DirectMachine, Host
 from trapgate.vmm.loaders import parse_guest
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.state import SnapshotError
 
 MEMORY = 16 << 20
 PLANS = Path(str(find_plan("isolation-figure-8").folder))

@@ -236,6 +236,15 @@ def test_syscall_without_sce(engine: str) -> None:
     assert ends(fast(engine, guest, star=STAR, lstar=TARGET)) == (UD, None, 0)
 
 
+@pytest.mark.parametrize("code", [b"\x0f\x05", b"\x0f\x07"], ids=["syscall", "sysret"])
+@pytest.mark.parametrize("mode", ["r16", "p32", "pae"])
+def test_syscall_and_sysret_are_for_64_bit_mode(mode: str, code: bytes, engine: str) -> None:
+    run = begin(Tiny(mode, code=code), ALL_EXCEPTIONS, engine=engine)
+    assert run.exit.interruption is not None
+    assert run.exit.interruption.vector == UD
+    assert run.vmcs["GUEST_RIP"] == (0 if mode == "r16" else CODE)
+
+
 def test_sysret_to_a_non_canonical_address(engine: str) -> None:
     guest = Tiny("l64", code=b"\x48\xb9" + pack("<Q", 1 << 47) + b"\x48\x0f\x07")
     run = fast(engine, guest, star=STAR)

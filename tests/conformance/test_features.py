@@ -8,8 +8,8 @@ from tests.conformance.tiny_guest import CODE, DATA, TABLES, Run, Tiny, begin
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import GP, NM, PF, UD
-from trapgate.vmm.handlers import HANDLERS, undefined
-from trapgate.vmm.identity import cpuid
+from trapgate.vmm.cpus.identity import cpuid
+from trapgate.vmm.exits.handlers import HANDLERS, undefined
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
 

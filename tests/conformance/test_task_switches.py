@@ -37,8 +37,8 @@ from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import CR0_TS, RFLAGS_NT, RFLAGS_VM
 from trapgate.sdm.vectors import DB, DF, GP, NP, PF, SS, TS
 from trapgate.vmm.actions import Action, Inject, Moved
+from trapgate.vmm.exits.task_switch import switch_tasks
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.task_switch import switch_tasks
 
 pytestmark = [
     pytest.mark.conformance,

@@ -28,15 +28,15 @@ from trapgate.criteria import (
     merge,
     parse_spec,
     scheme_names,
-    solvers,
     weights_in,
 )
-from trapgate.criteria import proof as proofs
-from trapgate.criteria.codes import layout_of, plain_layout
-from trapgate.criteria.cover import Remedy, remedies
-from trapgate.criteria.problem import NEVER, Deadline, problem
-from trapgate.criteria.proof import Claim, prove, wished
-from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, best, limits_of
+from trapgate.criteria.covers.cover import Remedy, remedies
+from trapgate.criteria.covers.schemes import FILTER_SCHEMES, OPERATORS, best, limits_of
+from trapgate.criteria.problems import solvers
+from trapgate.criteria.problems.codes import layout_of, plain_layout
+from trapgate.criteria.problems.problem import NEVER, Deadline, problem
+from trapgate.criteria.proofs import proof as proofs
+from trapgate.criteria.proofs.proof import Claim, prove, wished
 from trapgate.decision.decide import DELIVER, EXIT, decide_fault
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import VECTORS_WITH_ERROR_CODE

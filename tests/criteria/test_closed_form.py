@@ -23,7 +23,7 @@ from trapgate.criteria import (
     parse_spec,
     prove_closed_form,
 )
-from trapgate.criteria.closed_form import sketch
+from trapgate.criteria.proofs.closed_form import sketch
 from trapgate.vmcs.vmcs import Vmcs
 
 FILTERS = st.builds(

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from tests.unit.test_criteria_table import expected
 from trapgate.cli import app
 from trapgate.criteria import CriteriaError, Party, compare_exits, merge, read_table
-from trapgate.criteria.tables import TableReading
+from trapgate.criteria.explain_table import TableReading
 from trapgate.decision.condition_rules import rules_for
 from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action, Rule

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.replay.traces import journal
-from trapgate.criteria import learn, trace_faults
-from trapgate.criteria.trace_faults import read_faults
+from trapgate.criteria import learn
+from trapgate.criteria.wishes import trace_faults
+from trapgate.criteria.wishes.trace_faults import read_faults
 from trapgate.trace import Trace, TraceWriter
 from trapgate.trace.schema import CRITERIA
 from trapgate.vmcs.vmcs import Vmcs

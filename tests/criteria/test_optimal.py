@@ -7,11 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.criteria import brute
-from trapgate.criteria.cover import minimum_cover, primes, remedies
-from trapgate.criteria.cubes import Cube, _search, heaviest, inside
-from trapgate.criteria.pairs import _grow_two, inside_two
-from trapgate.criteria.problem import NEVER, UNSERVED, Problem, problem
-from trapgate.criteria.schemes import (
+from trapgate.criteria.covers.cover import minimum_cover, primes, remedies
+from trapgate.criteria.covers.cubes import Cube, _search, heaviest, inside
+from trapgate.criteria.covers.pairs import _grow_two, inside_two
+from trapgate.criteria.covers.schemes import (
     COMPARISONS,
     EVERYTHING,
     FILTER_SCHEMES,
@@ -23,6 +22,7 @@ from trapgate.criteria.schemes import (
     limits_of,
     soundness_core,
 )
+from trapgate.criteria.problems.problem import NEVER, UNSERVED, Problem, problem
 
 FREE, EXIT, DELIVER = 0, 1, 2
 ONE = [UNSERVED]

@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 
 from tests.criteria import brute
 from trapgate.criteria import define, filter_in, parse_spec
-from trapgate.criteria.filters import Filter
-from trapgate.criteria.pairs import _grow_two, inside_two, total_cost
-from trapgate.criteria.problem import NEVER, Problem, problem, together
-from trapgate.criteria.schemes import FILTER_SCHEMES, best
+from trapgate.criteria.covers.pairs import _grow_two, inside_two, total_cost
+from trapgate.criteria.covers.schemes import FILTER_SCHEMES, best
+from trapgate.criteria.problems.filters import Filter
+from trapgate.criteria.problems.problem import NEVER, Problem, problem, together
 from trapgate.vmcs.vmcs import Vmcs
 
 SHARED = [name for name, scheme in FILTER_SCHEMES.items() if scheme.shared]

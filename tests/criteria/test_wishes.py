@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trapgate.criteria import ContradictionError, SpecError, parse_spec, read_spec, scheme_names
-from trapgate.criteria.codes import layout_of, plain_layout
-from trapgate.criteria.condition import condition
-from trapgate.criteria.lines import lines_of
-from trapgate.criteria.spec import DELIVER, EXIT, FREE
+from trapgate.criteria.problems.codes import layout_of, plain_layout
+from trapgate.criteria.wishes.condition import condition
+from trapgate.criteria.wishes.lines import lines_of
+from trapgate.criteria.wishes.spec import DELIVER, EXIT, FREE
 
 PF = layout_of(14)
 

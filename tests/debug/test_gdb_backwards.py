@@ -24,10 +24,10 @@ from tests.debug.test_gdb import (
 from tests.unit.guest_files import boot_sector
 from trapgate import guests
 from trapgate.vmm.actions import End
-from trapgate.vmm.console import Console
 from trapgate.vmm.direct.machine import DirectMachine, Host
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.ui.console import Console
 
 EAX, EIP = 0, 8
 BUNDLED = 16 << 20

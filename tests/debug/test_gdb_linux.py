@@ -14,9 +14,9 @@ from tests.debug.test_gdb import Session, gdb, needs_gdb
 from tests.guests.test_linux_boots import MEMORY, PROMPT, paths
 from trapgate.debug.gdb import Debugger
 from trapgate.vmm.actions import End
-from trapgate.vmm.console import Console
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.ui.console import Console
 
 pytestmark = [pytest.mark.linux, needs_gdb]
 

@@ -14,7 +14,7 @@ from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, Host
-from trapgate.vmm.platform import Platform
+from trapgate.vmm.exits.platform import Platform
 
 _FILTERS = dict(zip(NAMES, FILTERS.values(), strict=True))
 CODE = 3 << 22

@@ -10,10 +10,10 @@ from benchmarks.suite import LINUX
 from trapgate.paging import frame_map as fm
 from trapgate.processor.processor import VmExit
 from trapgate.vmm.actions import Action, End, Stop
-from trapgate.vmm.console import Console
 from trapgate.vmm.direct import linking
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import load_guest
+from trapgate.vmm.ui.console import Console
 
 pytestmark = [pytest.mark.linux, pytest.mark.slow]
 

@@ -19,8 +19,8 @@ from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct.frames import FrameError
 from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, DirectPagingError, Host
+from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import GuestImageError, parse_guest
-from trapgate.vmm.platform import Platform
 
 MEMORY = 16 << 20
 

@@ -41,14 +41,14 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
-from trapgate.vmm.console import Console
 from trapgate.vmm.direct.machine import DirectPagingError
 from trapgate.vmm.direct.mapped_memory import FRAMES, ProtectedHost, room_for
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.loaders.state import gdt, protected_mode
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.state import SnapshotError
+from trapgate.vmm.ui.console import Console
 
 FILTERED = "paragraph-80", OWN_FRAME | NO_LINK | KNOWN_TABLE
 COUNTED = "paragraph-80", OWN_FRAME | NO_LINK | OWN_TABLE | EMPTY_TABLE

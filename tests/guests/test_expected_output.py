@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks.guests import Loop, multiboot_guest
 from trapgate.vmm.actions import End
-from trapgate.vmm.console import Console
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.ui.console import Console
 
 MEMORY = 8 << 20
 TEXT = b"Booting...\n~ # / # never seen\n"

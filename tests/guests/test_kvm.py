@@ -16,10 +16,10 @@ from trapgate.decision.decide import Disposition
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
-from trapgate.vmm.console import Console
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.ui.console import Console
 
 pytestmark = pytest.mark.linux
 

@@ -13,10 +13,10 @@ from trapgate.engine.machine import AUDITED
 from trapgate.sdm.cells import VMX_PREEMPTION_TIMER_VALUE
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
-from trapgate.vmm.console import Console
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.snapshot_file import SavedMachine
+from trapgate.vmm.ui.console import Console
 
 pytestmark = pytest.mark.linux
 

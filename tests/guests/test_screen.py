@@ -27,9 +27,9 @@ from tests.guests.test_firmware import image as disk_image
 from trapgate.cli import app
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import Memory
-from trapgate.vmm.display import Display
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.screen import png
+from trapgate.vmm.ui.display import Display
+from trapgate.vmm.ui.screen import png
 
 MEMORY = 64 << 20
 FRAME_BUFFER = MEMORY - (8 << 20)

@@ -61,6 +61,28 @@ def test_one_move_to_cr0_turns_long_mode_on_and_exits(tmp_path: Path) -> None:
     assert status(tmp_path, code + LEAVE + STOP) == 0
 
 
+@pytest.mark.parametrize("string", [b"\xf3\x6d", b"\xf3\x6f"], ids=["insw", "outsw"])
+@pytest.mark.parametrize("prefix", [b"", b"\x36"], ids=["", "ss"])
+@pytest.mark.parametrize("port", [0x80, 0x1F0, 0x2F8])
+def test_string_io_stops_at_the_end_of_64_kb(
+    tmp_path: Path, prefix: bytes, string: bytes, port: int
+) -> None:
+    # Its third word would be at FFFFH. OUTS, which heeds SS, gets #SS then, INS #GP.
+    code = bytes.fromhex(
+        "31c0 8ed8 8ec0 fc"
+        "c7063000 807c 8c1e3200"  # vector 12
+        "c7063400 907c 8c1e3600"  # vector 13
+        "bffbff befbff b90500 ba"
+    )
+    code += port.to_bytes(2, "little") + prefix + string + b"\xb0\xee" + LEAVE + STOP
+    code = code.ljust(0x80, STOP) + b"\x88\xc8\x04\x10" + LEAVE + STOP  # CL + 10H
+    code = code.ljust(0x90, STOP) + b"\x88\xc8\x04\x20" + LEAVE + STOP  # CL + 20H
+    stack_fault = prefix != b"" and string == b"\xf3\x6f"
+    stop = finished(tmp_path, boot_sector(code)).stopped
+    assert stop is not None
+    assert stop.message.endswith(f"status {0x13 if stack_fault else 0x23}")
+
+
 EOI = bytes.fromhex("b020e620")
 # IRQ 0 every millisecond as vector 8, the vector of double faults.
 TIMER = bytes.fromhex(

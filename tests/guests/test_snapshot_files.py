@@ -33,7 +33,7 @@ from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.snapshot_file import SavedMachine
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.state import SnapshotError
 
 ENGINES = pytest.mark.parametrize("engine", ["native", "portable"])
 ROOT = Path(__file__).parents[2]

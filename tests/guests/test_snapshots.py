@@ -18,7 +18,7 @@ from trapgate.sdm.interruption import InterruptionType
 from trapgate.vmm.actions import End
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import EventPendingError, VirtualMachine
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.state import SnapshotError
 
 MEMORY = 16 << 20
 END = 60_000

@@ -133,8 +133,8 @@ import ctypes
 from unicorn.unicorn_py3.unicorn import uclib
 from tests.conformance.tiny_guest import begin
 from tests.hostile.jit_guest import JitGuest
-from trapgate.engine.linkage import slots
-from trapgate.engine.translation import translator
+from trapgate.engine.library.linkage import slots
+from trapgate.engine.translator.translation import translator
 
 name = "tlb_set_dirty_x86_64"
 place = slots(uclib, (name,))[name]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.unit.test_criteria_table import expected
-from trapgate.criteria.table_worlds import World, arrays, table_in, terms
+from trapgate.criteria.terms.table_worlds import World, arrays, table_in, terms
 from trapgate.decision import embodiments
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.decide import Disposition, decide_fault, decide_filtered

@@ -30,9 +30,9 @@ from trapgate.replay import Policy, replay
 from trapgate.sdm.state import CR4_PAE, CR4_PSE
 from trapgate.trace import TraceWriter
 from trapgate.vmcs.file import parse_settings
-from trapgate.vmm.console import Console
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import load_guest, parse_guest
+from trapgate.vmm.ui.console import Console
 
 BYTES = [
     OWN,

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from trapgate.vmm.console import (
+from trapgate.vmm.ui.console import (
     EVERY_BYTE,
     WINDOW,
     Console,
@@ -128,7 +128,7 @@ def test_terminal_is_restored_when_a_signal_ends_us() -> None:
     before = termios.tcgetattr(slave)
     program = (
         "import sys, time\n"
-        "from trapgate.vmm.console import Console\n"
+        "from trapgate.vmm.ui.console import Console\n"
         "with Console(sys.stdout.buffer, source=0):\n"
         "    print('raw', flush=True)\n"
         "    time.sleep(30)\n"

@@ -431,7 +431,7 @@ def test_nmi_mask_is_bit_7_of_the_index() -> None:
 
 
 def test_wired_parts_are_given_their_attributes_once() -> None:
-    # Snapshots do not look at them (`vmm.state`).
+    # Snapshots do not look at them (`vmm.snapshots.state`).
     for kind in _subclasses(Wired):
         for method in vars(kind).values():
             if inspect.isfunction(method) and method.__name__ not in _MAKERS:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trapgate.engine import calibration, emission, host, layout, native
+from trapgate.engine import emission
+from trapgate.engine.library import host, layout, native
+from trapgate.engine.translator import calibration
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import EngineError
 
@@ -17,7 +19,11 @@ TINY = bytes.fromhex("b000 e6f4 f4")
 
 NO_PROC = """
 from pathlib import Path
-from trapgate.engine import calibration, emission, host, layout, native
+from trapgate.engine import emission
+from trapgate.engine.translator import calibration
+from trapgate.engine.library import host
+from trapgate.engine.library import layout
+from trapgate.engine.library import native
 native._OWN_MEMORY = Path("no such file")
 """
 """As on macOS, and on Linux where a process may not look at its memory."""

@@ -2,8 +2,8 @@
 
 import pytest
 
+from trapgate.vmm.cpus.identity import MSRS, cpuid
 from trapgate.vmm.devices import INSTRUCTIONS_PER_MICROSECOND
-from trapgate.vmm.identity import MSRS, cpuid
 
 
 def test_the_local_apic() -> None:

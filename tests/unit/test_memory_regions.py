@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from unicorn.unicorn_py3.unicorn import uclib
 
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine import native
-from trapgate.engine.memory_regions import on_region, on_section, remember
+from trapgate.engine.library import layout as at
+from trapgate.engine.library import native
+from trapgate.engine.translator.memory_regions import on_region, on_section, remember
 from trapgate.engine.unicorn_engine import UnicornEngine
 from trapgate.errors import EngineError
 from trapgate.processor.processor import Processor

@@ -103,8 +103,8 @@ from importlib import import_module
 from trapgate.compiler.program import LIBRARY
 LIBRARY.code
 from trapgate import engine
-for module in pkgutil.iter_modules(engine.__path__):
-    import_module(f"trapgate.engine.{module.name}")
+for module in pkgutil.walk_packages(engine.__path__, "trapgate.engine."):
+    import_module(module.name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tools.mutate.mutants import Mutant, mutants_of
-from tools.mutate.run import Asked, ask
+from tools.mutate.run import Request, try_all
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = ROOT / "build" / "mutants.jsonl"
@@ -160,29 +160,29 @@ def _try(part: str, *, processes: int, fresh: bool) -> list[tuple[Mutant, str]]:
     known = {} if fresh else _known()
     mutants = [mutant for module in modules.values() for mutant in mutants_of(module)]
     answers: list[tuple[Mutant, str]] = []
-    asked = []
+    to_try = []
     for mutant in mutants:
         answer = known.get((*_name(mutant), mutant.digest), "")
         if answer in ("died", "hung"):
             answers.append((mutant, answer))
         else:
-            asked.append(mutant)
+            to_try.append(mutant)
     ANSWERS.parent.mkdir(exist_ok=True)
-    print(f"{part}: {len(mutants):,} mutants, {len(asked):,} to try", file=sys.stderr)
-    question = Asked(
-        asked,
+    print(f"{part}: {len(mutants):,} mutants, {len(to_try):,} to try", file=sys.stderr)
+    request = Request(
+        to_try,
         modules,
         [str(ROOT / "tests" / test) for test in PARTS[part].tests],
         part != "compiler",
     )
     with ANSWERS.open("a") as out:
 
-        def hear(mutant: Mutant, answer: str) -> None:
+        def record(mutant: Mutant, answer: str) -> None:
             answers.append((mutant, answer))
             out.write(json.dumps([*_name(mutant), mutant.digest, answer]) + "\n")
             out.flush()
 
-        ask(question, hear, processes=processes)
+        try_all(request, record, processes=processes)
     return answers
 
 

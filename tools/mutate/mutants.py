@@ -117,11 +117,11 @@ def _in_statement(statement: ast.stmt, names: dict[str, Any], returns: str) -> I
             yield statement, ast.Pass(), statement, f"{_short(statement)} -> dropped"
         if isinstance(statement, ast.Return) and statement.value is not None:
             for new in _returned(statement.value, returns):
-                yield _told(statement.value, new, statement)
+                yield _described(statement.value, new, statement)
     condition = getattr(statement, "test", None)
     if condition is not None and not isinstance(condition, ast.Constant | ast.Compare):
         negated = ast.UnaryOp(ast.Not(), condition)
-        yield _told(condition, negated, statement)
+        yield _described(condition, negated, statement)
     for field, value in ast.iter_fields(statement):
         if field in ("body", "orelse", "finalbody", "handlers", "annotation", "cases"):
             continue
@@ -146,11 +146,11 @@ def _returned(value: ast.expr, returns: str) -> Iterator[ast.expr]:
 
 def _in_expression(root: ast.expr, statement: ast.stmt, names: dict[str, Any]) -> Iterator[Change]:
     for node in ast.walk(root):
-        for new in _instead(node, names):
-            yield _told(node, new, statement)
+        for new in _replacements(node, names):
+            yield _described(node, new, statement)
 
 
-def _instead(node: ast.AST, names: dict[str, Any]) -> Iterator[ast.expr]:
+def _replacements(node: ast.AST, names: dict[str, Any]) -> Iterator[ast.expr]:
     if isinstance(node, ast.Compare):
         for n, operator in enumerate(node.ops):
             for other in COMPARISONS[type(operator)]:
@@ -188,7 +188,7 @@ def _other_values(value: object) -> Iterator[int]:
             yield value ^ 1 << value.bit_length() - 1
 
 
-def _told(node: ast.AST, new: ast.AST, statement: ast.stmt) -> Change:
+def _described(node: ast.AST, new: ast.AST, statement: ast.stmt) -> Change:
     return node, new, statement, f"{_short(statement)} | {_text(node)} -> {_text(new)}"
 
 

@@ -24,11 +24,11 @@ _PATIENCE = 0.5
 """A mutant has hung if a test takes so many seconds of processor time more than on the
 unchanged code with its lines traced."""
 
-Hearer = Callable[[Mutant, str], None]
+Recorder = Callable[[Mutant, str], None]
 
 
 @dataclass
-class Asked:
+class Request:
     """Mutants, their modules by name, the tests' paths, and whether the core runs interpreted."""
 
     mutants: list[Mutant]
@@ -38,7 +38,7 @@ class Asked:
 
 
 @dataclass
-class Course:
+class Baseline:
     """What the unchanged code did in each test: seconds, and lines by file."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -48,9 +48,9 @@ class Course:
 class _Plugin:
     """Takes over once the tests are collected."""
 
-    def __init__(self, asked: Asked, hear: Hearer, processes: int) -> None:
-        self.asked = asked
-        self.hear = hear
+    def __init__(self, request: Request, record: Recorder, processes: int) -> None:
+        self.request = request
+        self.record = record
         self.processes = processes
         self.failed = False
 
@@ -66,7 +66,7 @@ class _Plugin:
             phases=[Phase.explicit, Phase.generate],
         )
         settings.load_profile("mutants")
-        if self.asked.interpreted:
+        if self.request.interpreted:
             from trapgate.compiler import program
 
             program.alone = lambda function, *_: function
@@ -76,27 +76,27 @@ class _Plugin:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         for mutant, answer in _answers(self, session):
-            self.hear(mutant, answer)
+            self.record(mutant, answer)
         return True
 
 
-def ask(asked: Asked, hear: Hearer, *, processes: int) -> None:
-    """Try all mutants and tell `hear`: died, hung, survived, or untested if no test runs them."""
-    if not asked.mutants:
+def try_all(request: Request, record: Recorder, *, processes: int) -> None:
+    """Try all mutants and tell `record`: died, hung, survived, or untested if no test runs them."""
+    if not request.mutants:
         return
-    plugin = _Plugin(asked, hear, processes)
+    plugin = _Plugin(request, record, processes)
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-summary"]
     # Polars' threads do not live through a fork.
     options += ["-k", "not polars", "-W", "ignore"]
-    status = pytest.main([*options, *asked.tests], plugins=[plugin])
+    status = pytest.main([*options, *request.tests], plugins=[plugin])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise SystemExit(f"pytest ended with {status!r} before any mutant")
 
 
 def _answers(plugin: _Plugin, session: pytest.Session) -> Iterator[tuple[Mutant, str]]:
-    course = _unchanged(plugin, session)
+    baseline = _unchanged(plugin, session)
     items = {item.nodeid: item for item in session.items}
-    order = sorted(course.lines, key=lambda test: course.seconds[test])
+    order = sorted(baseline.lines, key=lambda test: baseline.seconds[test])
     running: dict[int, tuple[Mutant, int]] = {}
     killers: dict[str, list[str]] = {}
     began = time.monotonic()
@@ -109,22 +109,24 @@ def _answers(plugin: _Plugin, session: pytest.Session) -> Iterator[tuple[Mutant,
             killers[mutant.function] = [killer, *(test for test in known if test != killer)]
         return mutant, answer
 
-    for number, mutant in enumerate(plugin.asked.mutants, 1):
-        file = str(plugin.asked.modules[mutant.module].__file__)
+    for number, mutant in enumerate(plugin.request.mutants, 1):
+        file = str(plugin.request.modules[mutant.module].__file__)
         lines = {(file, line) for line in range(mutant.first, mutant.last + 1)}
         first = killers.get(mutant.function, [])
         tests = [*first, *(test for test in order if test not in first)]
-        chosen = [items[test] for test in tests if not lines.isdisjoint(course.lines[test])]
+        chosen = [items[test] for test in tests if not lines.isdisjoint(baseline.lines[test])]
         if not chosen:
             yield mutant, "untested"
             continue
         while len(running) >= plugin.processes:
             yield ended()
-        pid, told = _start(plugin, mutant, chosen, course)
+        pid, told = _start(plugin, mutant, chosen, baseline)
         running[pid] = mutant, told
         if number % 100 == 0:
             seconds = time.monotonic() - began
-            print(f"{number:,} of {len(plugin.asked.mutants):,}, {seconds:.0f} s", file=sys.stderr)
+            print(
+                f"{number:,} of {len(plugin.request.mutants):,}, {seconds:.0f} s", file=sys.stderr
+            )
     while running:
         yield ended()
 
@@ -144,7 +146,7 @@ def _ended(running: dict[int, tuple[Mutant, int]]) -> tuple[Mutant, str, str]:
 
 
 def _start(
-    plugin: _Plugin, mutant: Mutant, items: list[pytest.Item], course: Course
+    plugin: _Plugin, mutant: Mutant, items: list[pytest.Item], baseline: Baseline
 ) -> tuple[int, int]:
     """A process for the mutant: its number, and where it will tell which test has failed."""
     reading, writing = os.pipe()
@@ -153,11 +155,11 @@ def _start(
         os.close(writing)
         return pid, reading
     try:
-        _be_quiet()
-        put_in(mutant, plugin.asked.modules[mutant.module])
+        _discard_output()
+        put_in(mutant, plugin.request.modules[mutant.module])
         plugin.failed = False
         for item in items:
-            seconds = course.seconds[item.nodeid] + _PATIENCE
+            seconds = baseline.seconds[item.nodeid] + _PATIENCE
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # which ends the process
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             if plugin.failed:
@@ -168,21 +170,21 @@ def _start(
         os._exit(1)
 
 
-def _be_quiet() -> None:
+def _discard_output() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
 
 
-def _unchanged(plugin: _Plugin, session: pytest.Session) -> Course:
+def _unchanged(plugin: _Plugin, session: pytest.Session) -> Baseline:
     """Every test on the code as it is; in a process of its own, whose threads end with it."""
-    files = {str(module.__file__) for module in plugin.asked.modules.values()}
+    files = {str(module.__file__) for module in plugin.request.modules.values()}
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _be_quiet()
-        course = Course()
+        _discard_output()
+        baseline = Baseline()
         bad = []
         for item in session.items:
             lines: set[tuple[str, int]] = set()
@@ -192,22 +194,22 @@ def _unchanged(plugin: _Plugin, session: pytest.Session) -> Course:
                 bad.append(item.nodeid)
                 plugin.failed = False
             elif lines:
-                course.lines[item.nodeid] = lines
-                course.seconds[item.nodeid] = time.process_time() - began
+                baseline.lines[item.nodeid] = lines
+                baseline.seconds[item.nodeid] = time.process_time() - began
         with os.fdopen(writing, "wb") as out:
-            pickle.dump((course, bad), out)
+            pickle.dump((baseline, bad), out)
         os._exit(0)
     os.close(writing)
     data = Path(f"/dev/fd/{reading}").read_bytes()
     os.close(reading)
     os.waitpid(pid, 0)
-    told: tuple[Course, list[str]] = pickle.loads(data)  # our own child's
-    course, bad = told
+    told: tuple[Baseline, list[str]] = pickle.loads(data)  # our own child's
+    baseline, bad = told
     for test in bad:
         print(f"fails on the unchanged code, and is left out: {test}", file=sys.stderr)
-    total = sum(course.seconds.values())
-    print(f"{len(course.lines):,} tests run lines of these, {total:.0f} s", file=sys.stderr)
-    return course
+    total = sum(baseline.seconds.values())
+    print(f"{len(baseline.lines):,} tests run lines of these, {total:.0f} s", file=sys.stderr)
+    return baseline
 
 
 def _traced(item: pytest.Item, files: set[str], lines: set[tuple[str, int]]) -> None:

@@ -21,7 +21,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.event_words import event_name
 from trapgate.trace.symbols import Symbols
 from trapgate.vmm.actions import End, Stop
-from trapgate.vmm.cpu import Cpu
+from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.loaders import GuestImage, load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine
@@ -40,7 +40,7 @@ _FIRST_FAULT = min(_FAULTS)
 def make_machine(guest: Guest) -> VirtualMachine:
     """The machine of a plan with its guest loaded. Raises what the loaders raise."""
     from trapgate.vmcs.file import read_settings
-    from trapgate.vmm.console import input_bytes
+    from trapgate.vmm.ui.console import input_bytes
 
     vm = _kind(guest)(guest.memory, engine=guest.engine, seed=guest.seed, board=_board(guest))
     image = _image(guest)

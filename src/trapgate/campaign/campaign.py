@@ -34,7 +34,7 @@ from trapgate.campaign.worker import Tally, Worker
 from trapgate.campaign.workers import Pool
 from trapgate.sdm import cells as f
 from trapgate.sdm.state import EFER_LMA
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.state import SnapshotError
 
 WORTH_SAVING: Final = 100_000_000
 """Instructions to the golden run's beginning from which on it is saved."""

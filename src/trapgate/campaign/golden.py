@@ -12,7 +12,7 @@ from trapgate.campaign.bench import AT_POINT, OUT_OF_BUDGET, Bench, Counts, Halt
 from trapgate.campaign.errors import PlanError
 
 if TYPE_CHECKING:
-    from trapgate.vmm.snapshot import Snapshot
+    from trapgate.vmm.snapshots.snapshot import Snapshot
 
 _SHOWN = 1 << 16
 _CHECKPOINTS = 8

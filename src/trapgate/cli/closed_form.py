@@ -29,8 +29,8 @@ def closed_form(
     Raises: CriteriaError if there are not two VMCSs; ProofError; UndecidedError.
     """
     from trapgate.criteria import CriteriaError, kvm_c
-    from trapgate.criteria.closed_form import PageFaultFilter, merged, prove_closed_form
-    from trapgate.criteria.problem import Deadline
+    from trapgate.criteria.problems.problem import Deadline
+    from trapgate.criteria.proofs.closed_form import PageFaultFilter, merged, prove_closed_form
 
     if len(given) != 2:
         raise CriteriaError("the closed form takes two files, L0's and L1's")

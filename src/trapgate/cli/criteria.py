@@ -74,7 +74,7 @@ def _parties(files: list[Path], known: Names | None = None) -> list[Party]:
 
 
 def _load(path: Path, names: Names | None = None) -> Vmcs:
-    from trapgate.criteria.filters import demand_table, demand_valid
+    from trapgate.criteria.problems.filters import demand_table, demand_valid
     from trapgate.vmcs.vmcs import Vmcs
 
     vmcs = Vmcs.load(path, names=names)
@@ -257,7 +257,7 @@ def explain(
     """Explain in words what fields do, and warn of probable mistakes."""
     from trapgate import criteria
     from trapgate.criteria import documents
-    from trapgate.criteria.codes import vector_named
+    from trapgate.criteria.problems.codes import vector_named
 
     vectors = None if vector is None else [vector_named(name) for name in vector]
     names = names_for(symbols, bitmap)

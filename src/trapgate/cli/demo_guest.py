@@ -33,8 +33,8 @@ def demo_guest(
     The other arguments are the same for all. Whether all runs of a guest ended alike.
     """
     from trapgate.demo.any_guest import SETTINGS, ended_alike, run_guest
-    from trapgate.vmm.console import input_bytes
     from trapgate.vmm.loaders import load_guest
+    from trapgate.vmm.ui.console import input_bytes
 
     if not guests and (initrd is not None or append):
         raise fail("--initrd and --append are for a kernel; give it with --guest")

@@ -119,9 +119,9 @@ def perform_together(given: Options, beside: Sequence[str]) -> int:
     every = [given, *(options_of(text, given) for text in beside)]
     if len(every) > _MOST_GUESTS:
         raise fail(f"--with-guest: {len(every)} guests; at most {_MOST_GUESTS} share a memory")
-    from trapgate.vmm.console import Console
     from trapgate.vmm.direct.mapped_memory import ProtectedHost
     from trapgate.vmm.direct.protected import ProtectedMachine
+    from trapgate.vmm.ui.console import Console
 
     settings = None if given.vmcs is None else settings_of(given.vmcs, None)
     starts = [start_of(one) for one in every]

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.actions import Stop
-    from trapgate.vmm.console import Console
     from trapgate.vmm.devices.board import Board
     from trapgate.vmm.loaders.image import GuestImage
     from trapgate.vmm.machine import VirtualMachine
     from trapgate.vmm.snapshot_file import SavedMachine
+    from trapgate.vmm.ui.console import Console
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMITS = 1 << 20, 3 << 30
@@ -298,7 +298,7 @@ def trace_of(file: Path | None, guest: Path) -> Iterator[TraceWriter | None]:
 
 
 def _console(given: Options, *, muted: bool = False) -> Console:
-    from trapgate.vmm.console import Console
+    from trapgate.vmm.ui.console import Console
 
     if muted:
         return Console(BytesIO(), until=given.until)
@@ -339,7 +339,7 @@ def _machine(
 
 def type_into(vm: VirtualMachine, given: Options) -> None:
     """Let what the options say come in at the serial port and the keyboard."""
-    from trapgate.vmm.console import input_bytes
+    from trapgate.vmm.ui.console import input_bytes
 
     if given.text:
         vm.type(input_bytes(given.text))

@@ -49,7 +49,7 @@ class Saving:
             vm.at(self._when, self._save)
 
     def _save(self, vm: VirtualMachine) -> None:
-        from trapgate.vmm.state_values import BusyError
+        from trapgate.vmm.snapshots.state_values import BusyError
 
         try:
             vm.save(self.path)

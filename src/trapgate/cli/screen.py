@@ -62,7 +62,7 @@ def shown(
         yield
         return
     from trapgate.debug.gdb.server import address_of
-    from trapgate.vmm.display import Display
+    from trapgate.vmm.ui.display import Display
 
     page = Display(vm, *address_of(display, "--display"))
     print(f"trapgate: display: http://{page.address}/", file=sys.stderr, flush=True)
@@ -75,7 +75,7 @@ def shown(
 def take_picture(vm: VirtualMachine, file: Path | None) -> None:
     """Write the screen to a PNG file, if that is wanted."""
     if file is not None:
-        from trapgate.vmm.screen import save
+        from trapgate.vmm.ui.screen import save
 
         save(vm.devices.vga, vm.processor.memory, file)
 

@@ -183,8 +183,8 @@ class Library:
         return digest.hexdigest()
 
     def sources(self) -> set[Path]:
-        """The files on which machine code depends: those of the rooms of all functions, the
-        compiler's own, the vocabulary's and `constants`, whose constants stand in the code.
+        """The files on which machine code depends: those of the rooms of all functions, of
+        `whole` and the rooms within, the compiler's own, the vocabulary's, and `constants`.
         """
         functions = [*self._core.values(), *self._functions]
         files = {one.__code__.co_filename for one in functions}
@@ -193,7 +193,11 @@ class Library:
         rooms = {room for room in rooms if _PACKAGE in (room, *room.parents)}
         constants = {Path(str(module.__file__)).resolve() for module in self._constants}
         rooms |= {_ROOM, _VOCABULARY}
-        return constants | {file for room in rooms for file in room.glob("*.py")}
+        found = constants | {file for room in rooms for file in room.glob("*.py")}
+        if self._whole:
+            whole = Path(str(import_module(self._whole).__file__)).resolve()
+            found |= set(whole.parent.rglob("*.py"))
+        return found
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 `define` compiles wishes, `merge` several filters into one, `learn` a trace; `explain` says
 in words what fields do, `check` whether they do what is wished. What these functions say
-is verified on the rules that the processor runs (`trapgate.decision.rules`).
+is verified on the rules that the processor runs (`trapgate.decision.rules`). Each verb is a
+module here; what they share is in rooms: `wishes` reads, `terms` speaks z3, `covers` and
+`rule_tables` search, `proofs` proves, `problems` is what is asked. Begin with `define`.
 """
 
 from trapgate.criteria.answer import Definition, VectorAnswer
 from trapgate.criteria.check import Verdict, check
-from trapgate.criteria.clause_candidates import operators_named
-from trapgate.criteria.closed_form import PageFaultFilter, merged, prove_closed_form
+from trapgate.criteria.covers.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.define import define
 from trapgate.criteria.define_table import FoundCriteria, check_wishes, define_criteria
 from trapgate.criteria.errors import (
@@ -22,19 +23,20 @@ from trapgate.criteria.errors import (
     UnknownSchemeError,
 )
 from trapgate.criteria.explain import Explanation, Warn, compare, explain
-from trapgate.criteria.fault_rows import read_rows, rows_for
-from trapgate.criteria.fault_wishes import FaultWishes, parse_wishes, read_wishes
-from trapgate.criteria.filters import Filter, filter_in
+from trapgate.criteria.explain_table import Difference, TableReading, compare_exits, read_table
 from trapgate.criteria.learn import Learned, learn
 from trapgate.criteria.learn_table import LearnedTable, learn_table
 from trapgate.criteria.merge import Merged, Party, Share, merge
 from trapgate.criteria.merge_tables import MOST_RULES as MOST_MERGED_RULES
 from trapgate.criteria.merge_tables import MergedTables, merge_tables
-from trapgate.criteria.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
-from trapgate.criteria.spec import Spec, parse_spec, read_spec
-from trapgate.criteria.tables import Difference, TableReading, compare_exits, read_table
-from trapgate.criteria.trace_faults import weights_in
+from trapgate.criteria.problems.filters import Filter, filter_in
+from trapgate.criteria.proofs.closed_form import PageFaultFilter, merged, prove_closed_form
+from trapgate.criteria.rule_tables.clause_candidates import operators_named
 from trapgate.criteria.vmcs02 import Vmcs02Check, check_vmcs02
+from trapgate.criteria.wishes.fault_rows import read_rows, rows_for
+from trapgate.criteria.wishes.fault_wishes import FaultWishes, parse_wishes, read_wishes
+from trapgate.criteria.wishes.spec import Spec, parse_spec, read_spec
+from trapgate.criteria.wishes.trace_faults import weights_in
 from trapgate.decision.criteria_rules import MOST_RULES
 
 __all__ = [

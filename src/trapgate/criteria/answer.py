@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trapgate.criteria.codes import Layout, vector_label
-from trapgate.criteria.cover import Remedy
+from trapgate.criteria.covers.cover import Remedy
 from trapgate.criteria.errors import listed
-from trapgate.criteria.filters import Filter
-from trapgate.criteria.proof import Proof
+from trapgate.criteria.problems.codes import Layout, vector_label
+from trapgate.criteria.problems.filters import Filter
+from trapgate.criteria.proofs.proof import Proof
 from trapgate.sdm.fields import Field
 from trapgate.vmcs.file import write_settings
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from trapgate.criteria.codes import Layout, vector_label
 from trapgate.criteria.errors import ProofError
-from trapgate.criteria.fault_terms import in_words
-from trapgate.criteria.filters import filter_in
-from trapgate.criteria.problem import Deadline
-from trapgate.criteria.proof import counterexample
-from trapgate.criteria.solvers import z3_module
-from trapgate.criteria.spec import DELIVER, EXIT, Spec
-from trapgate.criteria.tables import wishes_broken
-from trapgate.criteria.tasks import Task, tasks_of
+from trapgate.criteria.explain_table import wishes_broken
+from trapgate.criteria.problems.codes import Layout, vector_label
+from trapgate.criteria.problems.filters import filter_in
+from trapgate.criteria.problems.problem import Deadline
+from trapgate.criteria.problems.solvers import z3_module
+from trapgate.criteria.proofs.proof import counterexample
+from trapgate.criteria.proofs.tasks import Task, tasks_of
+from trapgate.criteria.terms.fault_terms import in_words
+from trapgate.criteria.wishes.spec import DELIVER, EXIT, Spec
 from trapgate.vmcs.vmcs import Vmcs
 
 

@@ -6,13 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trapgate.criteria.answer import Definition, VectorAnswer, WhyNot
-from trapgate.criteria.codes import Truths, vector_label
-from trapgate.criteria.cover import Remedy, remedies
-from trapgate.criteria.errors import InexpressibleError, ProofError, UndecidedError
-from trapgate.criteria.filters import Filter, filter_in, simplified
-from trapgate.criteria.problem import NEVER, Deadline, weight_and_count
-from trapgate.criteria.proof import Claim, Proof, prove, try_all
-from trapgate.criteria.schemes import (
+from trapgate.criteria.covers.cover import Remedy, remedies
+from trapgate.criteria.covers.schemes import (
     EVERYTHING,
     FILTER_SCHEMES,
     FilterScheme,
@@ -23,8 +18,13 @@ from trapgate.criteria.schemes import (
     schemes_named,
     soundness_core,
 )
-from trapgate.criteria.spec import DELIVER, EXIT, FREE, Spec
-from trapgate.criteria.tasks import Task, Weights, remarks, tasks_of, weightless
+from trapgate.criteria.errors import InexpressibleError, ProofError, UndecidedError
+from trapgate.criteria.problems.codes import Truths, vector_label
+from trapgate.criteria.problems.filters import Filter, filter_in, simplified
+from trapgate.criteria.problems.problem import NEVER, Deadline, weight_and_count
+from trapgate.criteria.proofs.proof import Claim, Proof, prove, try_all
+from trapgate.criteria.proofs.tasks import Task, Weights, remarks, tasks_of, weightless
+from trapgate.criteria.wishes.spec import DELIVER, EXIT, FREE, Spec
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, TABLE, Vector
 from trapgate.vmcs.vmcs import Vmcs

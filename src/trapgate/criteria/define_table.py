@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 
 from trapgate.criteria.answer import Definition
-from trapgate.criteria.clause_candidates import ALL_OPERATORS, OF_EXCEPTIONS
 from trapgate.criteria.define import compiled
 from trapgate.criteria.errors import (
     InexpressibleError,
@@ -22,11 +21,12 @@ from trapgate.criteria.errors import (
     UndecidedError,
     UnknownSchemeError,
 )
-from trapgate.criteria.fault_rows import IN_TRACES, FaultRows
-from trapgate.criteria.fault_terms import fault_terms, in_words
-from trapgate.criteria.fault_wishes import FaultWishes
-from trapgate.criteria.problem import Deadline
-from trapgate.criteria.table_search import (
+from trapgate.criteria.explain_table import Difference
+from trapgate.criteria.problems.problem import Deadline
+from trapgate.criteria.proofs.tasks import Weights
+from trapgate.criteria.proofs.wish_tasks import EXCEPTIONS, tasks_of
+from trapgate.criteria.rule_tables.clause_candidates import ALL_OPERATORS, OF_EXCEPTIONS
+from trapgate.criteria.rule_tables.table_search import (
     Example,
     Goal,
     Limits,
@@ -34,10 +34,10 @@ from trapgate.criteria.table_search import (
     first_action,
     with_table,
 )
-from trapgate.criteria.table_worlds import arrays, clause_in, table_in, terms
-from trapgate.criteria.tables import Difference
-from trapgate.criteria.tasks import Weights
-from trapgate.criteria.wish_tasks import EXCEPTIONS, tasks_of
+from trapgate.criteria.terms.fault_terms import fault_terms, in_words
+from trapgate.criteria.terms.table_worlds import arrays, clause_in, table_in, terms
+from trapgate.criteria.wishes.fault_rows import IN_TRACES, FaultRows
+from trapgate.criteria.wishes.fault_wishes import FaultWishes
 from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Operator, Rule
 from trapgate.errors import suggestion

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from trapgate.criteria.codes import (
+from trapgate.criteria.covers.words import covering, in_words, ranges
+from trapgate.criteria.problems.codes import (
     Codes,
     Layout,
     Truths,
@@ -14,8 +15,7 @@ from trapgate.criteria.codes import (
     layout_of,
     vector_label,
 )
-from trapgate.criteria.filters import Filter, filter_in, mask_bits, without_bit
-from trapgate.criteria.words import covering, in_words, ranges
+from trapgate.criteria.problems.filters import Filter, filter_in, mask_bits, without_bit
 from trapgate.sdm.vectors import PF, TABLE, Vector
 from trapgate.vmcs.vmcs import Vmcs
 

@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from trapgate.criteria.closed_form import PageFaultFilter, Proved, merged, sketch
 from trapgate.criteria.errors import ProofError
+from trapgate.criteria.proofs.closed_form import PageFaultFilter, Proved, merged, sketch
 
 COMPILERS: Final = ("cc", "gcc", "clang")
 

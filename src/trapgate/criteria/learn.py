@@ -14,20 +14,20 @@ from typing import Any, Literal
 import numpy as np
 
 from trapgate.criteria.answer import Definition
-from trapgate.criteria.codes import (
+from trapgate.criteria.covers.schemes import limits_of
+from trapgate.criteria.define import compiled
+from trapgate.criteria.errors import CriteriaError
+from trapgate.criteria.problems.codes import (
     demand_within,
     has_error_code,
     layout_of,
     vector_label,
 )
-from trapgate.criteria.define import compiled
-from trapgate.criteria.errors import CriteriaError
-from trapgate.criteria.filters import Filter, filter_in
-from trapgate.criteria.problem import Deadline
-from trapgate.criteria.schemes import limits_of
-from trapgate.criteria.spec import DELIVER, EXIT, FREE
-from trapgate.criteria.tasks import Goals, Task, task_of_goals
-from trapgate.criteria.trace_faults import Faults, read_faults
+from trapgate.criteria.problems.filters import Filter, filter_in
+from trapgate.criteria.problems.problem import Deadline
+from trapgate.criteria.proofs.tasks import Goals, Task, task_of_goals
+from trapgate.criteria.wishes.spec import DELIVER, EXIT, FREE
+from trapgate.criteria.wishes.trace_faults import Faults, read_faults
 from trapgate.errors import suggestion
 from trapgate.sdm.vectors import TABLE
 from trapgate.trace import Trace

@@ -14,16 +14,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trapgate.criteria.clause_candidates import candidates
 from trapgate.criteria.define_table import counted
 from trapgate.criteria.errors import CriteriaError, UndecidedError
-from trapgate.criteria.fault_rows import IN_TRACES, FaultRows, read_rows
 from trapgate.criteria.learn import UNSEEN, Effect, Unseen
-from trapgate.criteria.problem import Deadline
-from trapgate.criteria.smallest_table import Sample, Sketch, TableProblem
-from trapgate.criteria.table_search import with_table
-from trapgate.criteria.table_worlds import arrays, clause_in, table_in
-from trapgate.criteria.wish_tasks import EXCEPTIONS
+from trapgate.criteria.problems.problem import Deadline
+from trapgate.criteria.proofs.wish_tasks import EXCEPTIONS
+from trapgate.criteria.rule_tables.clause_candidates import candidates
+from trapgate.criteria.rule_tables.smallest_table import Sample, Sketch, TableProblem
+from trapgate.criteria.rule_tables.table_search import with_table
+from trapgate.criteria.terms.table_worlds import arrays, clause_in, table_in
+from trapgate.criteria.wishes.fault_rows import IN_TRACES, FaultRows, read_rows
 from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import FaultValue

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 
 from trapgate.criteria.answer import Definition
-from trapgate.criteria.codes import (
+from trapgate.criteria.covers.schemes import limits_of
+from trapgate.criteria.covers.words import in_words, ranges
+from trapgate.criteria.define import compiled
+from trapgate.criteria.errors import CriteriaError
+from trapgate.criteria.problems.codes import (
     SEED_BITS,
     Codes,
     Layout,
@@ -20,15 +24,11 @@ from trapgate.criteria.codes import (
     plain_layout,
     vector_label,
 )
-from trapgate.criteria.define import compiled
-from trapgate.criteria.errors import CriteriaError
-from trapgate.criteria.filters import filter_in
-from trapgate.criteria.problem import Deadline
-from trapgate.criteria.schemes import limits_of
-from trapgate.criteria.solvers import z3_module
-from trapgate.criteria.spec import DELIVER, EXIT, FREE
-from trapgate.criteria.tasks import Goals, Task, Weights, weightless, weights_of
-from trapgate.criteria.words import in_words, ranges
+from trapgate.criteria.problems.filters import filter_in
+from trapgate.criteria.problems.problem import Deadline
+from trapgate.criteria.problems.solvers import z3_module
+from trapgate.criteria.proofs.tasks import Goals, Task, Weights, weightless, weights_of
+from trapgate.criteria.wishes.spec import DELIVER, EXIT, FREE
 from trapgate.decision.rules import PAIR, SCHEMES
 from trapgate.errors import suggestion
 from trapgate.sdm.fields import Field

@@ -12,17 +12,17 @@ from math import prod
 from typing import Any, Final
 
 from trapgate.criteria.errors import CriteriaError
-from trapgate.criteria.fault_terms import EXCEPTION_TYPES, FaultTerms, fault_terms
-from trapgate.criteria.instruction_terms import (
+from trapgate.criteria.problems.problem import Deadline
+from trapgate.criteria.problems.solvers import z3_module
+from trapgate.criteria.terms.fault_terms import EXCEPTION_TYPES, FaultTerms, fault_terms
+from trapgate.criteria.terms.instruction_terms import (
     BY_MORE,
     BY_PRIMARY,
     BY_SECONDARY,
     instruction_terms,
 )
-from trapgate.criteria.problem import Deadline
-from trapgate.criteria.solvers import z3_module
-from trapgate.criteria.table_worlds import rule_in, table_in, terms
-from trapgate.criteria.tables import Search
+from trapgate.criteria.terms.search import Search
+from trapgate.criteria.terms.table_worlds import rule_in, table_in, terms
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.sdm import controls as ct

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any, Final
 
-from trapgate.criteria.clause_candidates import ALL_OPERATORS, OF_EXCEPTIONS
 from trapgate.criteria.define_table import counted
 from trapgate.criteria.errors import ProofError, UndecidedError
-from trapgate.criteria.fault_terms import EXCEPTION_TYPES, FaultTerms, fault_terms, in_words
-from trapgate.criteria.instruction_terms import instruction_in_words, instruction_terms
+from trapgate.criteria.explain_table import compare_exits
 from trapgate.criteria.merge import Party, merge
 from trapgate.criteria.merge_events import add_events
-from trapgate.criteria.problem import Deadline
-from trapgate.criteria.solvers import z3_module
-from trapgate.criteria.table_search import Example, Goal, Limits, TableSearch
-from trapgate.criteria.tables import Search, compare_exits
-from trapgate.criteria.tasks import Weights
+from trapgate.criteria.problems.problem import Deadline
+from trapgate.criteria.problems.solvers import z3_module
+from trapgate.criteria.proofs.tasks import Weights
+from trapgate.criteria.rule_tables.clause_candidates import ALL_OPERATORS, OF_EXCEPTIONS
+from trapgate.criteria.rule_tables.table_search import Example, Goal, Limits, TableSearch
+from trapgate.criteria.terms.fault_terms import EXCEPTION_TYPES, FaultTerms, fault_terms, in_words
+from trapgate.criteria.terms.instruction_terms import instruction_in_words, instruction_terms
+from trapgate.criteria.terms.search import Search
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.sdm.vectors import PF

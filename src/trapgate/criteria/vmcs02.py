@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trapgate.criteria.check import Verdict, verdict_on
-from trapgate.criteria.filters import filter_in
 from trapgate.criteria.merge import Party, idle_bits_of, merge_tasks
-from trapgate.criteria.problem import Deadline
-from trapgate.criteria.spec import EXIT
+from trapgate.criteria.problems.filters import filter_in
+from trapgate.criteria.problems.problem import Deadline
+from trapgate.criteria.wishes.spec import EXIT
 from trapgate.vmcs.vmcs import Vmcs
 
 

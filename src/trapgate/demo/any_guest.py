@@ -24,10 +24,10 @@ from trapgate.decision.fault_filters import (
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Stop
-from trapgate.vmm.console import Console
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.summary import Summary
+from trapgate.vmm.ui.console import Console
 
 if TYPE_CHECKING:
     from trapgate.vmm.devices.board import Board

@@ -8,10 +8,10 @@ Memory-Mapped APIC Accesses").
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek64, poke32
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.clock import begin_device_access
 from trapgate.engine.core_calls import look_ahead
+from trapgate.engine.guest.clock import begin_device_access
+from trapgate.engine.library import layout as at
 from trapgate.instructions.virtual_apic import (
     is_virtualized_access,
     read_virtual,

@@ -8,9 +8,9 @@ from trapgate.decision.frame_filters import entry_written
 from trapgate.decode import emulated
 from trapgate.decode.execute import advance, execute
 from trapgate.engine import machine as mc
-from trapgate.engine.clock import set_deadline
-from trapgate.engine.fetched_code import linear_rip
-from trapgate.engine.translations import walk_always
+from trapgate.engine.guest.clock import set_deadline
+from trapgate.engine.guest.fetched_code import linear_rip
+from trapgate.engine.memory.translations import walk_always
 from trapgate.events.breakpoints import hold_for_trap
 from trapgate.events.delivery import raise_event, report_unblocking
 from trapgate.events.exits import vm_exit

@@ -13,12 +13,10 @@ from trapgate.decision.frame_filters import entry_written, is_stopped_table_writ
 from trapgate.decode import execute as ex
 from trapgate.decode.execute import advance
 from trapgate.decode.undefined import is_undefined
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.clock import end_block_here
-from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.core_calls import look_ahead
-from trapgate.engine.fetched_code import (
+from trapgate.engine.guest.clock import end_block_here
+from trapgate.engine.guest.fetched_code import (
     NOTHING_THERE,
     fetch,
     instruction,
@@ -27,26 +25,30 @@ from trapgate.engine.fetched_code import (
     missing_byte,
     operand_of,
 )
-from trapgate.engine.input_blocks import takes_block
-from trapgate.engine.state import (
-    arm,
+from trapgate.engine.guest.state import (
     load,
     load_handler,
     loads_segments_in_core,
     save,
     segment_shape,
+    set_intercepts,
 )
-from trapgate.engine.table_fills import clears_table
-from trapgate.engine.table_stores import is_reuse
-from trapgate.engine.translations import walk_always
+from trapgate.engine.library import layout as at
+from trapgate.engine.memory.coherence import forget_stale_code
+from trapgate.engine.memory.port_blocks import takes_block
+from trapgate.engine.memory.table_fills import clears_table
+from trapgate.engine.memory.table_stores import is_reuse
+from trapgate.engine.memory.translations import walk_always
 from trapgate.events.breakpoints import EXECUTION, breakpoints_met, note_ports, single_steps
 from trapgate.events.journal import HEAD_ENTRY
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import polled_ports
+from trapgate.instructions.far_transfers import is_far_branch
 from trapgate.instructions.near_return import RET_AND_RELEASE
 from trapgate.instructions.virtual_apic import delivers_interrupts
 from trapgate.instructions.virtual_interrupts import IRET, may_redirect, works_on_vif
 from trapgate.operands.encoding import prefix_length
+from trapgate.operands.mode import in_8086_mode
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -291,7 +293,7 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
         # This is the one #DB, also for what MOV SS has held back.
         v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
         return arbitrate(m, v, r, 1, 5, -1, 0, start + 1 + m[mc.EXTRA])
-    if byte & 0xFE == 0x6C and takes_block(m, v, r, word, start):
+    if byte & 0xFC == 0x6C and takes_block(m, v, r, word, start):
         m[mc.SWITCHED] |= mc.SWITCHED_REGISTERS
         return mc.RUNNING
     if byte & 0xFC == 0x6C:
@@ -299,6 +301,8 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
     if byte == RET_AND_RELEASE:
         m[mc.EXTRA] = 0
         return execute_sensitive(m, v, r, word)
+    if in_8086_mode(v) and is_far_branch(byte, (word >> (8 * start + 8)) & 0xFF):
+        return mc.ASSIST
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     return execute_sensitive(m, v, r, word)
@@ -478,7 +482,7 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
         m[mc.UNBLOCKED] = 1
         m[mc.TIME] -= 1
         m[mc.STOP_CODE] = mc.CHECK_NEXT
-        arm(m, env, v)
+        set_intercepts(m, env, v)
         return mc.CHECKED
     word = instruction(m, v)
     if word & 0xFF == NOTHING_THERE:
@@ -515,7 +519,7 @@ def go_on(m: Cells, env: int, r: Cells) -> None:
     switched = m[mc.SWITCHED] & mc.SWITCHED_VMCS
     m[mc.SWITCHED] = 0
     if switched != 0:
-        arm(m, env, v)
+        set_intercepts(m, env, v)
         # Where the translator is ours, translated code checks segments.
         shape = segment_shape(v) if m[mc.CPU] == 0 else 0
         if shape != 0 and shape != m[mc.TRUSTED]:

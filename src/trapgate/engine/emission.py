@@ -7,9 +7,9 @@ context. A temporary is known by its distance from it; in operations stands its 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, peek8, peek64, poke64
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.host import HOST
+from trapgate.engine.library import layout as at
+from trapgate.engine.library.host import HOST
 
 SYMBOLS = (
     "translator_loop",

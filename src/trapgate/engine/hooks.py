@@ -4,14 +4,8 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import BOOLEAN, INT32, INT64, UINT32, UINT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, memory, peek16, peek32, peek64, poke32, poke64
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
 from trapgate.engine.apic_page import read_apic_page, write_apic_page
-from trapgate.engine.audit import is_stale
-from trapgate.engine.blocks import check_block, must_stop, note_block, time_is_up
-from trapgate.engine.checked_accesses import is_poison, poisoned_by
-from trapgate.engine.clock import begin_device_access, execute_again
-from trapgate.engine.coherence import forget_stale_code
 from trapgate.engine.dispatch import (
     arbitrate,
     dispatch,
@@ -21,9 +15,16 @@ from trapgate.engine.dispatch import (
     state_begin,
     state_end,
 )
-from trapgate.engine.state import save, save_paging
-from trapgate.engine.table_stores import intercept_store, judge_table_store
-from trapgate.engine.translations import use_translations, walk_always
+from trapgate.engine.guest.clock import begin_device_access, execute_again
+from trapgate.engine.guest.state import save, save_paging
+from trapgate.engine.library import layout as at
+from trapgate.engine.memory.audit import is_stale
+from trapgate.engine.memory.coherence import forget_stale_code
+from trapgate.engine.memory.table_stores import intercept_store, judge_table_store
+from trapgate.engine.memory.tlb import set_entry
+from trapgate.engine.memory.translations import use_translations, walk_always
+from trapgate.engine.translator.blocks import check_block, must_stop, note_block, time_is_up
+from trapgate.engine.translator.checked_accesses import is_poison, poisoned_by
 from trapgate.events.breakpoints import watches_ports
 from trapgate.instructions import polled_ports
 from trapgate.instructions.fast_calls import syscall, sysenter
@@ -300,19 +301,15 @@ def refill(
             prot &= ~2
             if access_kind == 1 and probe == 0:
                 # To where nothing is, by an entry for less than a page, which is used once.
-                call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.NOWHERE, 2, mmu_index, 1))
+                set_entry(m, cpu, address & ~0xFFF, at.NOWHERE, 2, mmu_index, 1)
                 return 1
-        call(
-            m[mc.TLB_SET_PAGE],
-            (cpu, address & ~0xFFF, physical & ~0xFFF, prot, mmu_index, page_size),
-        )
+        set_entry(m, cpu, address & ~0xFFF, physical & ~0xFFF, prot, mmu_index, page_size)
         return 1
     if probe:
         return 0
     if code >= APIC_ACCESS and access_kind != 2:
         # Whether it is an exit can only be said of the access itself.
-        page = address & ~0xFFF
-        call(m[mc.TLB_SET_PAGE], (cpu, page, at.APIC_ACCESSES, 1 + access_kind, mmu_index, 1))
+        set_entry(m, cpu, address & ~0xFFF, at.APIC_ACCESSES, 1 + access_kind, mmu_index, 1)
         return 1
     if access_kind == 1 and intercept_store(
         m, cpu, address, size, user, code, mmu_index, return_address

@@ -3,12 +3,13 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit, jit_for_python
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, poke64, table
-from trapgate.engine import coherence, core_calls, dispatch
-from trapgate.engine import layout as at
+from trapgate.engine import core_calls, dispatch
 from trapgate.engine import machine as mc
-from trapgate.engine.fetched_code import linear_rip
-from trapgate.engine.state import save, segment_shape
-from trapgate.engine.stuck_bits import force_saved_bits
+from trapgate.engine.guest.fetched_code import linear_rip
+from trapgate.engine.guest.state import save, segment_shape
+from trapgate.engine.guest.stuck_bits import force_saved_bits
+from trapgate.engine.library import layout as at
+from trapgate.engine.memory import coherence
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import ROW_WIDTH
 from trapgate.paging.memory import note_page
@@ -64,7 +65,7 @@ def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
 
 
 @jit_for_python
-def go(machine: int, emu_start: int) -> int:
+def run_until_stopped(machine: int, emu_start: int) -> int:
     """Run the guest whose state lies in the VMCS until the engine stops; the engine's error."""
     m = cells(machine, mc.CELLS)
     r = cells(m[mc.R], m[mc.R_CELLS])
@@ -142,7 +143,7 @@ def step(machine: int, emu_start: int) -> int:
     time = m[mc.TIME]
     if m[mc.NATIVE] != 0:
         poke32(m[mc.CPU] + at.CFLAGS_NEXT_TB, 1)
-    go(machine, emu_start)
+    run_until_stopped(machine, emu_start)
     done = m[mc.STEPPING] != mc.STEP_EVENT
     m[mc.STEPPING] = 0
     again = m[mc.STOP_CODE] in (mc.CHECK_NEXT, mc.CHECK_NO_PORT)
@@ -151,7 +152,7 @@ def step(machine: int, emu_start: int) -> int:
 
 
 @jit
-def serve(m: Cells) -> int:
+def resume_x86_guest(m: Cells) -> int:
     """Go on with the x86 VMM's guest after the VMM in Python has served it; RUNNING or EXITED.
 
     What that VMM injects is an event like any other to the VMCS of the x86 VMM.
@@ -188,7 +189,7 @@ def serve(m: Cells) -> int:
 
 
 @jit_for_python
-def enter_and_go(machine: int, emu_start: int) -> int:
+def enter_and_run(machine: int, emu_start: int) -> int:
     """VM entry, then the guest; -1 if the entry itself ended it, else as `go`."""
     m = cells(machine, mc.CELLS)
     core_calls.set_clock(m)
@@ -197,10 +198,10 @@ def enter_and_go(machine: int, emu_start: int) -> int:
     x = cells(m[mc.X], vmx.LENGTH)
     force_saved_bits(m, cells(m[mc.V], m[mc.V_CELLS]), cells(m[mc.R], m[mc.R_CELLS]))
     if x[vmx.LENT] != 0:
-        m[mc.STOP] = serve(m)
+        m[mc.STOP] = resume_x86_guest(m)
         if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:
             return -1
-        return go(machine, emu_start)
+        return run_until_stopped(machine, emu_start)
     outcome = enter(
         cells(m[mc.V], m[mc.V_CELLS]),
         cells(m[mc.R], m[mc.R_CELLS]),
@@ -213,7 +214,7 @@ def enter_and_go(machine: int, emu_start: int) -> int:
         m[mc.STOP_CODE] = mc.FAILED_VALID if outcome == FAILED else outcome
         return -1
     m[mc.STOP] = mc.RUNNING
-    return go(machine, emu_start)
+    return run_until_stopped(machine, emu_start)
 
 
 @jit_for_python

@@ -8,5 +8,5 @@ from trapgate.compiler.program import is_kept, machine_code
 
 __all__ = ["is_kept", "machine_code"]
 
-for _module in pkgutil.iter_modules(engine.__path__, f"{engine.__name__}."):
+for _module in pkgutil.walk_packages(engine.__path__, f"{engine.__name__}."):
     import_module(_module.name)

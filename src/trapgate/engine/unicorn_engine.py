@@ -1,7 +1,6 @@
 """One Unicorn instance as an engine: memory, state, running until something needs Python."""
 
 import ctypes
-import mmap
 import os
 from collections.abc import Collection
 from typing import Any
@@ -15,12 +14,16 @@ from unicorn.unicorn_py3.unicorn import uclib
 from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import bound
 from trapgate.compiler.raw import watch
-from trapgate.engine import audit, calibration, core_calls, hooks, loop, memory_regions, native
+from trapgate.engine import core_calls, hooks, loop
 from trapgate.engine import emission as em
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.device_pages import DevicePages
-from trapgate.engine.translation import translator
+from trapgate.engine.library import layout as at
+from trapgate.engine.library import native
+from trapgate.engine.memory import audit
+from trapgate.engine.memory.device_pages import DevicePages
+from trapgate.engine.memory.host_memory import zeros
+from trapgate.engine.translator import calibration, memory_regions
+from trapgate.engine.translator.translation import translator
 from trapgate.engine.vector_registers import VectorRegisters
 from trapgate.errors import EngineError
 from trapgate.paging.memory import WATCH_PAGES, watch_length
@@ -74,9 +77,9 @@ class UnicornEngine:
         """Instructions checked so far, by the shape of the segments (`processor.stepping`)."""
         self._map_memory(memory_bytes)
         start = self._symbol("uc_emu_start")
-        self.enter_and_go = bound(loop.enter_and_go, self._machine, start)
+        self.enter_and_run = bound(loop.enter_and_run, self._machine, start)
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
-        self.go = bound(loop.go, self._machine, start)
+        self.run_until_stopped = bound(loop.run_until_stopped, self._machine, start)
         """Go on with the guest after an assist."""
         self.step_over = bound(core_calls.step_over_here, self._machine)
         """Move VMCS 0 past an instruction of so many bytes that was carried out there."""
@@ -115,12 +118,9 @@ class UnicornEngine:
     def _map_memory(self, size: int) -> None:
         if size <= 0 or size % _PAGE:
             raise EngineError(f"memory of {size} bytes is not a multiple of {_PAGE}")
-        self._ram = mmap.mmap(-1, size)
-        self.memory: Cells = np.frombuffer(self._ram, np.int64)
+        self.memory: Cells = zeros(size)
         self.uc.mem_map_ptr(0, size, uc_const.UC_PROT_ALL, _address(self.memory))
-        scratch = mmap.mmap(-1, at.VMCB_PAGES * _PAGE)
-        self.scratch: Cells = np.frombuffer(scratch, np.int64)
-        self._keep.append(scratch)
+        self.scratch: Cells = zeros(at.VMCB_PAGES * _PAGE)
         self.uc.mem_map_ptr(
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
@@ -208,6 +208,8 @@ class UnicornEngine:
         memory_regions.remember(c, inside.cpu, native.handle_of(self.uc))
         c[mc.TRANSLATOR] = ours.address
         c[mc.REQUEST] = inside.cpu + ours.request
+        # The engine may have set some before.
+        c[mc.ENTRIES] = mc.ENTRIES_MOST + 1
         c[mc.CHECK_EXIT], c[mc.LOOK_UP], c[mc.SINGLE_STEP] = (
             ours.cells[cell] for cell in (em.CHECK_EXIT, em.LOOK_UP, em.SINGLE_STEP)
         )
@@ -546,6 +548,8 @@ class UnicornEngine:
                 f"translated code at {error & _MASK:#x} is not what memory holds there; "
                 "report this guest"
             )
+        if self.cells[mc.STOP] == mc.UNDROPPED:
+            raise EngineError("not all cached translations were dropped; report this guest")
         raise EngineError(
             f"the engine stopped by itself at RIP {rip:#x} (last event {code:#x}, "
             f"error {error}); report this guest"

@@ -9,9 +9,9 @@ from unicorn import unicorn_const as uc_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from trapgate.compiler.dialect import Cells
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
-from trapgate.engine.sse_arithmetic import flags_met
+from trapgate.engine.library import layout as at
+from trapgate.engine.translator.sse_arithmetic import flags_met
 from trapgate.errors import EngineError
 
 _MASK = (1 << 64) - 1

@@ -39,7 +39,8 @@ PARTNER = 7
 UNTIL = 8
 """At which tick the VMM is to be asked again. Of UPDATING: when in a second an update begins."""
 START, RELOAD, MODE = 9, 10, 11
-"""Of an 8254's counter: the tick at which it began to count, and how it counts."""
+"""Of an 8254's counter: the tick at which it began to count, and how it counts. START of a slot
+that sends: how many bytes it has sent."""
 
 QUEUE = HEAD + SLOTS * WIDTH
 QUEUE_LENGTH = 1024
@@ -47,7 +48,8 @@ EXPECTED = QUEUE + QUEUE_LENGTH
 """Those bits: byte n's is bit n % 64 of cell n // 64."""
 BLOCKS = EXPECTED + 4
 BLOCK_CELLS = 512
-"""Two blocks of bytes that devices have for loads, one behind the other: where, and how long."""
+"""Two blocks of bytes that devices have for loads or take from stores, one behind the other: where,
+and how long."""
 LENGTH = BLOCKS + 2 * BLOCK_CELLS
 
 ASK = 0
@@ -76,6 +78,9 @@ TOGGLE = 9
 BLOCK = 10
 """A load finds the next bytes of block VALUE. How many have been found stands in START of slot
 PARTNER, and before the one with number UNTIL of that slot the VMM is to be asked."""
+TAKE = 11
+"""A store puts its bytes into block VALUE; how many are there, and UNTIL when, stands as for
+BLOCK."""
 REFRESH_TICKS = 18
 """The memory refresh toggles about every 15 us."""
 _REGISTER_A, _SECONDS = 0x0A, 0x00
@@ -147,7 +152,7 @@ def partner_slot(p: Cells, at: int) -> int:
 
 @core
 def block_bytes_left(p: Cells, at: int) -> int:
-    """How many bytes of a block the slot at `at` has left."""
+    """How many bytes of a block, or how much room in it, the slot at `at` has left."""
     of = partner_slot(p, at)
     return int(p[of + UNTIL] - p[of + START])
 
@@ -165,6 +170,22 @@ def take_block_bytes(p: Cells, at: int) -> int:
         cell = p[BLOCKS + p[at + VALUE] * BLOCK_CELLS + (place >> 3)]
         value |= ((cell >> (8 * (place & 7))) & 0xFF) << (8 * n)
     return value
+
+
+@core
+def put_block_bytes(p: Cells, at: int, value: int) -> None:
+    """Put what is stored behind the bytes of a block, for the slot at `at`."""
+    of = partner_slot(p, at)
+    first = p[of + START]
+    size = width_of_access(p, at)
+    p[of + START] = first + size
+    for n in range(size):
+        cell = BLOCKS + p[at + VALUE] * BLOCK_CELLS + ((first + n) >> 3)
+        shift = 8 * ((first + n) & 7)
+        changes = ((p[cell] >> shift) ^ (value >> (8 * n))) & 0xFF
+        if shift == 56 and changes > 0x7F:
+            changes -= 0x100
+        p[cell] ^= changes << shift
 
 
 @core
@@ -190,19 +211,26 @@ def needs_vmm(p: Cells, at: int, time: int, value: int) -> bool:
     if kind == COMMAND:
         counter = HEAD + (p[at + PARTNER] + (value >> 6)) * WIDTH
         return value & 0x30 != 0 or value >> 6 == 3 or bool(p[counter + KIND] != COUNTER)
-    if kind == BLOCK:
+    if kind in (BLOCK, TAKE):
         return bool(block_bytes_left(p, at) < width_of_access(p, at))
     return bool(kind == ASK)
 
 
 @core
-def slot_of(p: Cells, qualification: int, time: int, value: int) -> int:
-    """Where the slot begins that answers an I/O exit with this qualification; -1: ask the VMM."""
+def slot_about(p: Cells, qualification: int) -> int:
+    """Where the slot begins that is about I/O exits with this qualification; -1: there is none."""
     for n in range(SLOTS):
         at = HEAD + n * WIDTH
         if p[at + ACCESS] == qualification:
-            return -1 if needs_vmm(p, at, time, value) else at
+            return at
     return -1
+
+
+@core
+def slot_of(p: Cells, qualification: int, time: int, value: int) -> int:
+    """Where the slot begins that answers an I/O exit with this qualification; -1: ask the VMM."""
+    at = slot_about(p, qualification)
+    return -1 if at < 0 or needs_vmm(p, at, time, value) else at
 
 
 @core
@@ -248,11 +276,14 @@ def store(p: Cells, at: int, time: int, value: int) -> None:
         counter = HEAD + (p[at + PARTNER] + (value >> 6)) * WIDTH
         if p[counter + VALUE] < 0:
             p[counter + VALUE] = current_count(p, counter, time)
+    elif kind == TAKE:
+        put_block_bytes(p, at, value)
     else:
         p[QUEUE + p[QUEUED]] = value
         p[QUEUED] += 1
         reads = partner_slot(p, at) + READS
         p[reads] -= 1 if p[reads] > 0 else 0
+        p[at + START] += 1
 
 
 @core

@@ -1,4 +1,4 @@
-"""Instructions that the compiled core leaves to Python: those with a memory operand.
+"""Instructions that the compiled core leaves to Python: those with a memory operand, far branches.
 
 They are rare, so a whole decoder (iced-x86) reads them; what they do is `intercepts`'
 and `effects`' business, as for the others.
@@ -13,27 +13,31 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
-from trapgate.decode.execute import advance
+from trapgate.decode.execute import advance, end_instruction
 from trapgate.events.breakpoints import note_data, note_ports, single_steps
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
 from trapgate.instructions.effects import (
     load_machine_status,
     read_cr,
 )
-from trapgate.operands.mode import in_64_bit_mode, privilege_level
+from trapgate.instructions.far_transfers import far_jump_real, far_return_real
+from trapgate.operands.mode import in_64_bit_mode, in_8086_mode, privilege_level
 from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
-from trapgate.sdm.state import DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
+from trapgate.sdm.state import AR_UNUSABLE, DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
+from trapgate.sdm.vectors import GP, PF, SS
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+_ES, _SS, _DS = 0, 2, 3
 _SEGMENTS = {
-    Register.ES: 0,
+    Register.ES: _ES,
     Register.CS: 1,
-    Register.SS: 2,
-    Register.DS: 3,
+    Register.SS: _SS,
+    Register.DS: _DS,
     Register.FS: 4,
     Register.GS: 5,
 }
@@ -43,6 +47,7 @@ _TASK_SWITCHES = {
     Mnemonic.IRET: ix.TASK_BY_IRET,
     Mnemonic.IRETD: ix.TASK_BY_IRET,
 }
+_FAR_BRANCHES = {Mnemonic.JMP, Mnemonic.RETF}
 _STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
 _WIDTH = {
     Mnemonic.INSB: 1,
@@ -55,16 +60,25 @@ _WIDTH = {
 
 
 _LEAF_REGISTERS = (Register.EAX, Register.EBX, Register.ECX, Register.EDX)
+_STACK_BASES = {Register.ESP, Register.EBP, Register.RSP, Register.RBP}
 _HIGH_BYTES = {Register.AH, Register.CH, Register.DH, Register.BH}
 
 
-class PageFaultError(Exception):
-    """A memory operand could not be reached: error code and linear address."""
+class OperandFaultError(Exception):
+    """A memory operand is out of reach: vector, error code, and of a page fault the address."""
 
-    def __init__(self, error_code: int, address: int) -> None:
+    def __init__(self, vector: int, error_code: int, address: int = 0) -> None:
         super().__init__()
+        self.vector = vector
         self.error_code = error_code
         self.address = address
+
+
+class PageFaultError(OperandFaultError):
+    """One that its page does not allow: error code and linear address."""
+
+    def __init__(self, error_code: int, address: int) -> None:
+        super().__init__(PF, error_code, address)
 
 
 class Operand:
@@ -112,9 +126,13 @@ class Operand:
             value |= int(load_operand(self.mem, at, 1)) << (8 * n)
         return value
 
+    def write_places(self, linear: int, size: int) -> list[int]:
+        """Where each byte of a store lies. Raises PageFaultError."""
+        return [self.physical(self.wrap(linear + n), 1) for n in range(size)]
+
     def write(self, linear: int, size: int, value: int) -> None:
         """Store `size` bytes at a linear address."""
-        places = [self.physical(self.wrap(linear + n), 1) for n in range(size)]
+        places = self.write_places(linear, size)
         if places[-1] - places[0] == size - 1 and size in (1, 2, 4, 8):
             store_operand(self.mem, places[0], size, value)
             return
@@ -180,64 +198,76 @@ class Operand:
         linear: int,
         source: Callable[[], int] | None,
         sink: Callable[[int], None],
-    ) -> tuple[int, int] | None:
+    ) -> None:
         """One iteration of INS (from `source`) or OUTS (to `sink`), RIP included.
 
-        With REP, RIP stays until the counter is 0. The error code and linear address of
-        a page fault, if there is one: then nothing has happened.
+        With REP, RIP stays until the counter is 0. Raises OperandFaultError if memory cannot be
+        reached: then nothing has happened.
         """
         v = self.v
         size = _WIDTH[instruction.mnemonic]
-        is_in = instruction.mnemonic in _STRINGS
-        kind = instruction.op0_kind if is_in else instruction.op1_kind
-        _, pointer, counter = _STRING_OPERANDS[kind]
-        try:
-            if source is None:
-                sink(self.read(linear, size))
-            else:
-                self.physical(linear, 1)
-                self.write(linear, size, source())
-        except PageFaultError as fault:
-            return fault.error_code, fault.address
+        _, pointer, counter = _string_operands(instruction)
+        self.check_string(instruction, linear)
+        if source is None:
+            sink(self.read(linear, size))
+        else:
+            self.write_places(linear, size)
+            self.write(linear, size, source())
         step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
         self.set_register(pointer, self.register(pointer) + step)
         if instruction.has_rep_prefix or instruction.has_repne_prefix:
             self.set_register(counter, self.register(counter) - 1)
             if self.register(counter) != 0:
-                return None
+                return
         advance(v, instruction.len)
-        return None
 
-    def input_block(self, instruction: iced.Instruction) -> tuple[int, int, int] | None:
-        """Iterations of REP INS that stay within a page of RAM: address, size, and how many.
+    def check_string(self, instruction: iced.Instruction, linear: int, count: int = 1) -> None:
+        """Whether its segment lets INS or OUTS reach `count` elements; else OperandFaultError."""
+        size = count * _WIDTH[instruction.mnemonic]
+        is_in = instruction.mnemonic in _STRINGS
+        offset = self.register(_string_operands(instruction)[1])
+        self._check(self.segment(instruction), offset, linear, size, write=is_in)
 
-        The address is physical, the size in bytes. None where each iteration has to be looked
-        at alone: downwards, at the end of a page or of a 64-KiB segment, or outside RAM.
+    def _check(self, segment: int, offset: int, linear: int, size: int, *, write: bool) -> None:
+        """Raise OperandFaultError if a segment has no `size` bytes there for such an access."""
+        if self.long:
+            allowed = all((linear + n) >> 47 in (0, 0x1FFFF) for n in (0, size - 1))
+        else:
+            allowed = is_allowed(self.v, segment, offset, size, write=write)
+        if not allowed:
+            raise OperandFaultError(SS if segment == _SS else GP, 0)
+
+    def string_block(
+        self, instruction: iced.Instruction, linear: int, most: int
+    ) -> tuple[int, int, int] | None:
+        """Iterations of REP INS or OUTS within a page of RAM: address, size, and how many.
+
+        The address is physical, the size in bytes; `most` are allowed. None where each iteration
+        has to be looked at alone: downwards, at the end of a page or segment, or outside RAM.
         """
         v = self.v
         if v[f.GUEST_RFLAGS] & RFLAGS_DF:
             return None
         size = _WIDTH[instruction.mnemonic]
-        _, pointer, counter = _STRING_OPERANDS[instruction.op0_kind]
-        offset = self.register(pointer)
-        linear = self.wrap(offset + (0 if self.long else int(v[f.GUEST_ES_BASE])))
+        address_size, pointer, counter = _string_operands(instruction)
         room = 0x1000 - (linear & 0xFFF)
-        if instruction.op0_kind == OpKind.MEMORY_ESDI:
-            room = min(room, 0x1_0000 - offset)
-        count = min(self.register(counter), room // size)
+        if address_size < 2:
+            room = min(room, (1 << (16 << address_size)) - self.register(pointer))
+        count = min(self.register(counter), room // size, most)
         if count < 2:
             return None
         try:
-            physical = self.physical(linear, 1)
-        except PageFaultError:
+            self.check_string(instruction, linear, count)
+            physical = self.physical(linear, 1 if instruction.mnemonic in _STRINGS else 0)
+        except OperandFaultError:
             return None
         if physical + count * size > 8 * len(self.mem):
             return None
         return physical, size, count
 
     def count_iterations(self, instruction: iced.Instruction, size: int, count: int) -> None:
-        """Have `count` iterations of REP INS of `size` bytes behind it, RIP included."""
-        _, pointer, counter = _STRING_OPERANDS[instruction.op0_kind]
+        """Have `count` iterations of REP INS or OUTS of `size` bytes behind it, RIP included."""
+        _, pointer, counter = _string_operands(instruction)
         self.set_register(pointer, self.register(pointer) + count * size)
         left = self.register(counter) - count
         self.set_register(counter, left)
@@ -246,16 +276,52 @@ class Operand:
 
     def linear(self, instruction: iced.Instruction) -> int:
         """The linear address of the memory operand."""
+        segment = self.segment(instruction)
+        base = 0 if self.long and segment <= _DS else int(self.v[f.GUEST_ES_BASE + segment])
+        return self.wrap(self._offset(instruction) + base)
+
+    def accessible(self, instruction: iced.Instruction, size: int, *, write: bool) -> int:
+        """The linear address of a memory operand that its segment allows, or OperandFaultError."""
+        linear = self.linear(instruction)
+        segment, offset = self.segment(instruction), self._offset(instruction)
+        self._check(segment, offset, linear, size, write=write)
+        return linear
+
+    def _offset(self, instruction: iced.Instruction) -> int:
+        """The effective address of the memory operand."""
         width = (1 << (8 * _address_size(instruction, self.bits))) - 1
         offset = (
             self.register(instruction.memory_base)
             + self.register(instruction.memory_index) * instruction.memory_index_scale
-            + instruction.memory_displacement
-        ) & width
-        segment = _SEGMENTS.get(instruction.memory_segment, 3)
-        if self.long and segment < 4:
-            return self.wrap(offset)
-        return self.wrap(offset + int(self.v[f.GUEST_ES_BASE + segment]))
+            + int(instruction.memory_displacement)
+        )
+        return int(offset & width)
+
+    def segment(self, instruction: iced.Instruction) -> int:
+        """That of the memory operand; in 64-bit mode prefixes for ES, CS, SS and DS are ignored."""
+        if instruction.mnemonic in _STRINGS:
+            return _ES
+        segment = _SEGMENTS.get(instruction.memory_segment, _DS)
+        if self.long and segment <= _DS:
+            return _SS if instruction.memory_base in _STACK_BASES else _DS
+        return segment
+
+
+def is_allowed(v: Cells, segment: int, offset: int, size: int, *, write: bool) -> bool:
+    """Whether a segment's descriptor allows an access (SDM, "Limit Checking", "Type Checking")."""
+    rights = int(v[f.GUEST_ES_ACCESS_RIGHTS + segment])
+    limit = int(v[f.GUEST_ES_LIMIT + segment]) & 0xFFFF_FFFF
+    if rights & AR_UNUSABLE:
+        return False
+    end = offset + size - 1
+    if rights & 8:
+        return end <= limit and not write and rights & 2 != 0
+    if write and not rights & 2:
+        return False
+    if rights & 4:
+        top = 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
+        return offset > limit and end <= top
+    return end <= limit
 
 
 @cache
@@ -280,12 +346,19 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     instruction = guest.decode()
     stepping = single_steps(v)
     try:
-        if instruction.mnemonic in _TASK_SWITCHES:
+        if in_8086_mode(v) and instruction.mnemonic in _FAR_BRANCHES:
+            far, code, address = _branch_far(guest, instruction)
+            if far != NO_FAULT:
+                return processor.raise_fault(far, code, address)
+            end_instruction(v)
+            outcome = NEXT_ALREADY
+        elif instruction.mnemonic in _TASK_SWITCHES:
             fault = _switch_tasks(guest, instruction)
             return True if fault is None else processor.raise_fault(*fault)
-        outcome = _carry_out(processor, guest, instruction)
-    except PageFaultError as fault:
-        return processor.raise_fault(14, fault.error_code, fault.address)
+        else:
+            outcome = _carry_out(processor, guest, instruction)
+    except OperandFaultError as wrong:
+        return processor.raise_fault(wrong.vector, wrong.error_code, wrong.address)
     if outcome in (ix.GO_ON, NEXT_ALREADY):
         if outcome == ix.GO_ON:
             advance(v, instruction.len)
@@ -324,7 +397,7 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
             processor.engine.flush_translations()
         return outcome
     if mnemonic == Mnemonic.LMSW:
-        linear = guest.linear(instruction)
+        linear = guest.accessible(instruction, 2, write=False)
         source = guest.read(linear, 2)
         outcome = ix.intercept_lmsw(v, source, 1, linear, length)
         if outcome == ix.GO_ON:
@@ -335,11 +408,28 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         if instruction.op0_kind == OpKind.REGISTER:
             guest.set_register(instruction.op0_register, value)
         else:
-            guest.write(guest.linear(instruction), 2, value)
+            guest.write(guest.accessible(instruction, 2, write=True), 2, value)
         return ix.GO_ON
     if mnemonic in _WIDTH:
         return _string_io(processor, guest, instruction)
     return ix.RAISE_UD
+
+
+def _branch_far(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault:
+    """A far JMP or RET in real-address or virtual-8086 mode; NO_FAULT is one of its faults."""
+    v, mem = guest.v, guest.mem
+    if instruction.mnemonic == Mnemonic.RETF:
+        size = 4 if instruction.code in (iced.Code.RETFD, iced.Code.RETFD_IMM16) else 2
+        release = instruction.immediate(0) if instruction.op_count else 0
+        return far_return_real(v, mem, size, release)
+    if instruction.op0_kind == OpKind.FAR_BRANCH32:
+        return far_jump_real(v, instruction.far_branch_selector, instruction.far_branch32)
+    if instruction.op0_kind == OpKind.FAR_BRANCH16:
+        return far_jump_real(v, instruction.far_branch_selector, instruction.far_branch16)
+    size = iced.MemorySizeExt.size(instruction.memory_size) - 2
+    linear = guest.accessible(instruction, size + 2, write=False)
+    offset = guest.read(linear, size)
+    return far_jump_real(v, guest.read(guest.wrap(linear + size), 2), offset)
 
 
 def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault | None:
@@ -363,14 +453,13 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     port = guest.register(Register.DX)
     is_in = 1 if instruction.mnemonic in _STRINGS else 0
     rep = 1 if instruction.has_rep_prefix or instruction.has_repne_prefix else 0
-    kind = instruction.op0_kind if is_in else instruction.op1_kind
-    address_size, pointer, counter = _STRING_OPERANDS[kind]
+    address_size, pointer, counter = _string_operands(instruction)
     if rep and guest.register(counter) == 0:
         return ix.GO_ON
     outcome, _, _ = ix.io_permission(v, guest.mem, port, size)
     if outcome != ix.GO_ON:
         return int(outcome)
-    segment = 0 if is_in else _SEGMENTS.get(instruction.memory_segment, 3)
+    segment = guest.segment(instruction)
     linear = guest.register(pointer)
     if not guest.long or segment >= 4:
         linear += int(v[f.GUEST_ES_BASE + segment])
@@ -382,17 +471,16 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     if v is processor.x86_vmm.vmcs:
         # The x86 VMM lets its guest have the port: it is the platform's. What memory may
         # raise is that VMM's business still.
+        guest.check_string(instruction, linear)
         for place in (linear, guest.wrap(linear + size - 1)):
             guest.physical(place, is_in)
         outcome = _string_io(processor, Operand(processor, processor.move_to_vmcs0()), instruction)
         if outcome != ix.EXITED:
             processor.move_from_vmcs0()
         return outcome
-    fault = guest.string_step(
+    guest.string_step(
         instruction, linear, (lambda: (1 << 8 * size) - 1) if is_in else None, lambda _: None
     )
-    if fault is not None:
-        raise PageFaultError(*fault)
     note_ports(v, guest.r, port, size)
     note_data(v, guest.r, signed(linear), size, bool(is_in))
     return NEXT_ALREADY
@@ -410,3 +498,9 @@ _STRING_OPERANDS = {
     OpKind.MEMORY_SEG_ESI: (1, Register.ESI, Register.ECX),
     OpKind.MEMORY_SEG_RSI: (2, Register.RSI, Register.RCX),
 }
+
+
+def _string_operands(instruction: iced.Instruction) -> tuple[int, int, int]:
+    """Of INS or OUTS: the address size as exits report it, and the pointer and the counter."""
+    is_in = instruction.mnemonic in _STRINGS
+    return _STRING_OPERANDS[instruction.op0_kind if is_in else instruction.op1_kind]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from trapgate.compiler.dialect import Cells
-from trapgate.engine import layout as at
 from trapgate.engine import machine as stops
+from trapgate.engine.library import layout as at
 from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
 

@@ -15,7 +15,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
 from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be known before any is used
-from trapgate.engine.device_pages import Load, Store
+from trapgate.engine.memory.device_pages import Load, Store
 from trapgate.errors import TrapgateError
 from trapgate.events.exits import vm_exit
 from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HEAD_VM
@@ -198,6 +198,16 @@ class Processor(LogicalProcessor):
         c[stops.TIME] += jump
         self.skipped += jump
 
+    @property
+    def time_left(self) -> int:
+        """How many instructions may come before the run's next deadline."""
+        c = self._words
+        return min(c[stops.TIMER_END], c[stops.NESTED_TIMER_END], c[stops.BUDGET_END]) - self.time
+
+    def count(self, instructions: int) -> None:
+        """Let the virtual clock know of instructions that somebody else has carried out."""
+        self._words[stops.TIME] += instructions
+
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
         """Give every event's row to `sink`, in order, in batches (n x 20)."""
         self._sink = sink
@@ -375,12 +385,12 @@ class Processor(LogicalProcessor):
             self._make_room()
         c[stops.PINS] = self.pins.bits | self._priority
         c[stops.STOP] = stops.RUNNING
-        engine.enter_and_go()
+        engine.enter_and_run()
         while c[stops.STOP] != stops.EXITED or (
             v[f.EXIT_REASON] == ExitReason.TASK_SWITCH and self._switched_tasks(vmcs.cells)
         ):
             if c[stops.STOP] != stops.EXITED and not self._handle_stop():
-                engine.go()
+                engine.run_until_stopped()
         if engine.devices.trouble is not None:
             engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:
@@ -397,7 +407,7 @@ class Processor(LogicalProcessor):
         exited = task_switch.carry_out(self, v)
         self._words[stops.STOP] = stops.EXITED if exited else stops.RUNNING
         if not exited:
-            self.engine.go()
+            self.engine.run_until_stopped()
         return True
 
     def make_current(self, vmcs: Vmcs) -> None:

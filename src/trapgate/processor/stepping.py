@@ -20,13 +20,12 @@ from trapgate.decode.sse_operands import has_aligned_operand
 from trapgate.engine import machine as stops
 from trapgate.events.exits import vm_exit
 from trapgate.operands.mode import privilege_level
-from trapgate.processor.decoded import Operand
+from trapgate.processor.decoded import Operand, is_allowed
 from trapgate.processor.logical import LogicalProcessor, Outcome, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import (
-    AR_UNUSABLE,
     BLOCKING_BY_MOV_SS,
     CR0_AM,
     CR4_OSXMMEXCPT,
@@ -365,7 +364,7 @@ def _segment_fault(
     if _ends_beyond_limit(guest, instruction):
         return 13
     for access in accesses:
-        if not _is_allowed(v, access):
+        if not _allows(v, access):
             return 12 if access.segment == _SS else 13
     _stop_checking_segments(processor, shape)
     return -1
@@ -391,21 +390,8 @@ def _is_aligned_by_itself(guest: Operand, instruction: iced.Instruction) -> bool
     return has_aligned_operand(escape, opcode, repeat[-1] if repeat else 0, 0x66 in code[:start])
 
 
-def _is_allowed(v: Cells, access: Access) -> bool:
-    """Whether a segment's descriptor allows an access (SDM, "Limit Checking", "Type Checking")."""
-    rights = int(v[f.GUEST_ES_ACCESS_RIGHTS + access.segment])
-    limit = int(v[f.GUEST_ES_LIMIT + access.segment]) & 0xFFFF_FFFF
-    if rights & AR_UNUSABLE:
-        return False
-    end = access.offset + access.size - 1
-    if rights & 8:
-        return end <= limit and not access.write and rights & 2 != 0
-    if access.write and not rights & 2:
-        return False
-    if rights & 4:
-        top = 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
-        return access.offset > limit and end <= top
-    return end <= limit
+def _allows(v: Cells, access: Access) -> bool:
+    return is_allowed(v, access.segment, access.offset, access.size, write=access.write)
 
 
 def _stop_checking_segments(processor: LogicalProcessor, shape: int) -> None:
@@ -426,7 +412,7 @@ def is_misaligned(guest: Operand, instruction: iced.Instruction, accesses: list[
     v = guest.v
     if not (v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM and privilege_level(v) == 3):
         return False
-    if not guest.long and not all(_is_allowed(v, access) for access in accesses):
+    if not guest.long and not all(_allows(v, access) for access in accesses):
         return False
     if instruction.is_privileged or _ends_beyond_limit(guest, instruction):
         return False

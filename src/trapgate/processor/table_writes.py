@@ -1,6 +1,6 @@
 """Writes to page tables that are judged by trying them: any instruction, on either engine.
 
-The engine's gate (`trapgate.engine.table_stores`) sees the data of simple stores before they are
+The engine (`trapgate.engine.memory.table_stores`) sees the data of simple stores before they are
 stored. For all others, and everywhere on the portable path, the instruction is executed
 alone, with the tables writable; then each entry that it has changed is judged by its old
 and its new value. If the fault filter is not satisfied, memory and registers are put back

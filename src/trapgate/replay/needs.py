@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trapgate.criteria.trace_faults import Faults, read_faults
+from trapgate.criteria.wishes.trace_faults import Faults, read_faults
 from trapgate.replay.control_table import CONTROLS, EXCEPTIONS
 from trapgate.replay.exits import ReasonOutcome
 from trapgate.replay.judge import Columns, verdict

@@ -13,7 +13,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.criteria.table_worlds import World, rule_in
+from trapgate.criteria.terms.table_worlds import World, rule_in
 from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.fault_filters import (

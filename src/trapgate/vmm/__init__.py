@@ -1,6 +1,7 @@
 """A VMM in Python: exit handlers, devices, firmware tables, guest loaders and the console.
 
-`machine.VirtualMachine` is a PC with one virtual processor, `platform` what its handlers see of
-it, `handlers` the table from exit reasons to what is done. It imports `processor` and below.
-Begin with `machine`.
+`machine.VirtualMachine` is a PC with its virtual processors; `exits` says what is done about VM
+exits, `cpus`, `devices`, `firmware`, `bios` and `loaders` what the PC consists of, `snapshots` how
+it is kept, `ui` how it is seen, `direct` how guests keep their page tables. It imports `processor`
+and below. Begin with `machine`.
 """

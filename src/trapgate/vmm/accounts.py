@@ -18,7 +18,7 @@ from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import REASONS, ExitReason
 from trapgate.vmm.actions import Stop
 from trapgate.vmm.event_frame import event_frame
-from trapgate.vmm.platform import Platform
+from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.summary import Counts, EventKind, NestedSummary, Summary
 
 if TYPE_CHECKING:

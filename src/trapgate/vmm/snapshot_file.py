@@ -39,15 +39,15 @@ from trapgate.events.journal import (
 from trapgate.instructions import polled_ports as polled
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers, vmx
+from trapgate.vmm.cpus.identity import MSRS, cpuid
 from trapgate.vmm.devices.board import Board
-from trapgate.vmm.identity import MSRS, cpuid
-from trapgate.vmm.snapshot import Snapshot
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.snapshot import Snapshot
+from trapgate.vmm.snapshots.state import SnapshotError
 
 if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
-    from trapgate.vmm.console import Console
     from trapgate.vmm.machine import VirtualMachine, Vmm
+    from trapgate.vmm.ui.console import Console
 
 FORMAT = 1
 _MAGIC = b"TRAPSNAP"

@@ -17,10 +17,10 @@ from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vmx import ABORT_HOST_IDT
 from trapgate.vmm.actions import Action
-from trapgate.vmm.handlers import identify, reflect
+from trapgate.vmm.exits.handlers import identify, reflect
+from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine, Vmm
-from trapgate.vmm.platform import Platform
 
 pytestmark = pytest.mark.conformance
 

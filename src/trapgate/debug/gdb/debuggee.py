@@ -13,9 +13,9 @@ from trapgate.decision.conditions import Names
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import RESUME, Action, End, Inject, Moved, Stop
-from trapgate.vmm.cpu import Cpu
+from trapgate.vmm.cpus.cpu import Cpu
+from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.machine import VirtualMachine, Vmm
-from trapgate.vmm.platform import Platform
 
 _MASK = (1 << 64) - 1
 _CLEAN = ExitReason.PREEMPTION_TIMER

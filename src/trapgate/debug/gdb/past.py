@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from trapgate.compiler.dialect import Cells
 from trapgate.engine.written_pages import pool_of
 from trapgate.sdm import cells as f
-from trapgate.vmm.console import Console
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.snapshot import Snapshot
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.snapshot import Snapshot
+from trapgate.vmm.snapshots.state import SnapshotError
+from trapgate.vmm.ui.console import Console
 
 NEVER = 1 << 62
 _FIRST_GAP = 1_000_000

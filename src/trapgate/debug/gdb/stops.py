@@ -20,7 +20,7 @@ from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, Emulated, Resume
-from trapgate.vmm.cpu import Cpu
+from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.machine import VirtualMachine
 
 _MASK = (1 << 64) - 1

@@ -18,7 +18,7 @@ from trapgate.sdm import state as st
 from trapgate.sdm import vmx
 from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.registers import CR2
-from trapgate.vmm.cpu import Cpu
+from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.machine import VirtualMachine
 
 _MASK = (1 << 64) - 1

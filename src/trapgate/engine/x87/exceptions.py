@@ -39,8 +39,8 @@ from trapgate.decode.x87_operands import (
     WRITES_TOP,
 )
 from trapgate.engine import emission as em
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.library import layout as at
 from trapgate.engine.x87.pointers import point
 from trapgate.engine.x87.registers import (
     CONTROL,

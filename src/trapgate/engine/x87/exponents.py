@@ -18,8 +18,8 @@ from trapgate.compiler.raw import (
     poke32,
 )
 from trapgate.engine import emission as em
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.library import layout as at
 from trapgate.engine.x87.registers import (
     EXTENDED_PRECISION,
     PRECISION,

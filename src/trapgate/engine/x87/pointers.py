@@ -37,8 +37,8 @@ from trapgate.decode.x87_pointers import (
     overriding_segment,
 )
 from trapgate.engine import emission as em
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.library import layout as at
 from trapgate.engine.x87.registers import CONTROL, STATUS, state_of
 from trapgate.sdm import registers as reg
 

@@ -3,8 +3,8 @@
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import peek32
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.library import layout as at
 
 TOP = at.FPU + 4
 STATUS = at.FPU + 8

@@ -5,8 +5,8 @@ from trapgate.compiler.kinds import BOUND, INT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, poke16, poke64
 from trapgate.engine import emission as em
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.library import layout as at
 from trapgate.engine.x87.registers import STATUS, register_of
 from trapgate.engine.x87.rounding import AS_IT_IS, UNDERFLOW, is_unmasked
 from trapgate.instructions.x87.extended_numbers import (

@@ -12,8 +12,8 @@ from trapgate.compiler.kinds import INT32, INT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, poke16, poke64
 from trapgate.engine import emission as em
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.library import layout as at
 from trapgate.engine.x87.registers import CONTROL, ROUNDING, TO_ZERO, register_of
 from trapgate.instructions.x87.extended_numbers import LARGEST, WRAPPED, scaled
 

@@ -11,8 +11,8 @@ from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8
 from trapgate.engine import emission as em
-from trapgate.engine import layout as at
 from trapgate.engine import machine as mc
+from trapgate.engine.library import layout as at
 from trapgate.engine.x87.exceptions import BEFORE_THE_STORE, exceptions_met
 from trapgate.engine.x87.registers import CONTROL, register_of, state_of
 from trapgate.engine.x87.rounding import DOWN, converted, machine_of

@@ -8,7 +8,6 @@ from typing import Protocol
 from trapgate.errors import TrapgateError
 from trapgate.vmm import firmware
 from trapgate.vmm.actions import EMULATED, Action, End, Stop
-from trapgate.vmm.bios import image
 from trapgate.vmm.bios.apm import Apm
 from trapgate.vmm.bios.boot import (
     BOOT_ADDRESS,
@@ -27,6 +26,7 @@ from trapgate.vmm.bios.video import Video
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.bus import MachineEvent, MachineEventKind
 from trapgate.vmm.devices.pc import Pc
+from trapgate.vmm.firmware import bios_image
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment, guest_image
 from trapgate.vmm.loaders.state import real_mode
 
@@ -130,7 +130,7 @@ class Bios:
         hard_disks = self._disks.hard_disks
         floppies = sum(number < 0x80 for number in self.drives)
         equipment = _EQUIPMENT | (1 | (floppies - 1) << 6 if floppies else 0)
-        memory = image.with_services(equipment=equipment, hard_disks=hard_disks)
+        memory = bios_image.with_services(equipment=equipment, hard_disks=hard_disks)
         segments = [
             *(Segment(address, data) for address, data in memory.items()),
             Segment(firmware.AREA, firmware.bios_area(self._processors)),
@@ -171,15 +171,15 @@ class Bios:
         """Whether a VMCALL is a stub's: in real or virtual-8086 mode, in the BIOS's segment."""
         vmcs = machine.vmcs
         real = not vmcs["GUEST_CR0"] & 1 or vmcs["GUEST_RFLAGS"] & _VM
-        in_segment = vmcs["GUEST_CS_BASE"] == image.SEGMENT << 4
-        return bool(real and in_segment and image.vector_at(vmcs["GUEST_RIP"]) is not None)
+        in_segment = vmcs["GUEST_CS_BASE"] == bios_image.SEGMENT << 4
+        return bool(real and in_segment and bios_image.vector_at(vmcs["GUEST_RIP"]) is not None)
 
     def call(self, machine: Machine) -> Action:
         """Carry out the service whose stub the VMCALL is in."""
         self._machine = machine
-        vector = image.vector_at(machine.vmcs["GUEST_RIP"])
+        vector = bios_image.vector_at(machine.vmcs["GUEST_RIP"])
         assert vector is not None
-        if vector in (0x18, image.BOOT_AGAIN):
+        if vector in (0x18, bios_image.BOOT_AGAIN):
             return Stop(End.RESET, "the guest asked the BIOS to boot again")
         service = self._services.get(vector)
         if service is not None:

@@ -7,7 +7,7 @@ from struct import pack
 from typing import Final
 
 from trapgate.vmm.bios.call import CARRY, Call
-from trapgate.vmm.bios.image import CONFIGURATION, SEGMENT
+from trapgate.vmm.firmware.bios_image import CONFIGURATION, SEGMENT
 
 _EQUIPMENT, _MEMORY_SIZE, _TICKS, _MIDNIGHT = 0x410, 0x413, 0x46C, 0x470
 _UNSUPPORTED = 0x86

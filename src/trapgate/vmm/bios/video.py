@@ -8,9 +8,9 @@ from trapgate.vmm.bios import drawn_text
 from trapgate.vmm.bios import vga_modes as modes
 from trapgate.vmm.bios.call import Call
 from trapgate.vmm.bios.drawn_text import Surface
-from trapgate.vmm.bios.image import FONTS, SEGMENT
 from trapgate.vmm.bios.vbe import VBE, Vbe
 from trapgate.vmm.devices.vga import VgaRegisters
+from trapgate.vmm.firmware.bios_image import FONTS, SEGMENT
 
 _MODE, _COLUMNS, _PAGE_SIZE, _PAGE = 0x449, 0x44A, 0x44C, 0x462
 _CURSORS, _SHAPE = 0x450, 0x460

@@ -68,6 +68,7 @@ class IdeInterface:
         ]
         for (base, _, _), channel in zip(_CHANNELS, self.channels, strict=True):
             bus.read_blocks(base, channel.read_block)
+            bus.write_blocks(base, channel.write_block)
         self._masters = [BusMaster(channel, memory) for channel in self.channels]
         region = IoRegion(_BUS_MASTER_PORTS, self._move)
         self.function = Function(0x7010_8086, 0x0101_8000, regions={4: region})

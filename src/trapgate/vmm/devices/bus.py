@@ -16,6 +16,7 @@ from trapgate.vmm.devices.polled import Wired
 Reader = Callable[[int, int, int], int]
 Writer = Callable[[int, int, int, int], None]
 BlockReader = Callable[[int], bytes]
+BlockWriter = Callable[[bytes, int], int]
 
 
 class MachineEventKind(Enum):
@@ -139,6 +140,7 @@ class Bus:
         self._wide: frozenset[int] = frozenset()
         self._untimed: frozenset[int] = frozenset()
         self._blocks: dict[int, BlockReader] = Wires()
+        self._block_writers: dict[int, BlockWriter] = Wires()
 
     def attach(self, device: Device) -> None:
         """Let `device` answer its ports. Raises ValueError if a port is taken."""
@@ -186,6 +188,21 @@ class Bus:
             if len(data) >= size:
                 return data[: len(data) // size * size]
         return self.read(port, size, now).to_bytes(size, "little")
+
+    def write_blocks(self, port: int, writer: BlockWriter) -> None:
+        """Have repeated OUTS to `port` give `writer` many bytes at once, and their size.
+
+        It returns how many bytes it has taken, whole elements.
+        """
+        self._block_writers = Wires(self._block_writers | {port: writer})
+
+    def write_string(self, port: int, size: int, data: bytes, now: int) -> int:
+        """OUTs of `size` bytes, one behind the other; how many were carried out, at least one."""
+        writer = self._block_writers.get(port)
+        taken = 0 if writer is None else writer(data, size) // size
+        if not taken:
+            self.write(port, size, int.from_bytes(data[:size], "little"), now)
+        return taken or 1
 
     def signal(self, event: MachineEvent) -> None:
         """Keep the first machine event; the VMM looks at `event` after each write."""

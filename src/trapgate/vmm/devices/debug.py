@@ -29,11 +29,19 @@ class DebugExit(Wired, UntimedDevice):
 
 
 class DebugConsole(Wired, UntimedDevice):
-    """Port E9h: every byte written goes to the sink; reads answer E9h, as Bochs does."""
+    """Port E9h: every byte written goes to the sink; reads answer E9h, as Bochs does.
 
-    def __init__(self, emit: Callable[[int], None], port: int = 0xE9) -> None:
+    `ports` may take them for it, if the sink is COM1's.
+    """
+
+    def __init__(
+        self, emit: Callable[[int], None], port: int = 0xE9, ports: PolledPorts | None = None
+    ) -> None:
         self.ports = (port,)
         self._emit = emit
+        if ports is not None:
+            slot = ports.slot(port, is_in=False, kind=polled.SEND)
+            slot[polled.PARTNER] = slot.number
         self._answer = 0xE9
 
     def read(self, port: int, size: int, now: int) -> int:

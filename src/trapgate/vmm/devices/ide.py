@@ -133,6 +133,12 @@ class AtaChannel(UntimedDevice):
         for slot in self._data_slots:
             slot[polled.PARTNER] = self._data_slots[0].number
             slot[polled.VALUE] = self._block
+        self._taking_slots = [
+            ports.slot(base, is_in=False, size=size, kind=polled.TAKE) for size in (2, 4)
+        ]
+        for slot in self._taking_slots:
+            slot[polled.PARTNER] = self._taking_slots[0].number
+            slot[polled.VALUE] = self._block
         self._status_slot = ports.slot(base + 7, is_in=True)
         self._alternate_slot = ports.slot(control, is_in=True, kind=polled.LATCH)
         self.master: BusMaster | None = None
@@ -148,9 +154,9 @@ class AtaChannel(UntimedDevice):
         self._status = _IDLE
         self._error = 1
         self._buffer = b""
-        self._offer()
         self._wanted = 0
         """Bytes that the host has still to write; 0 while it reads."""
+        self._offer()
         self._next: Callable[[], None] | None = None
         self._taken: Callable[[bytes], None] | None = None
         self._sign()
@@ -195,6 +201,13 @@ class AtaChannel(UntimedDevice):
         self._ports.offer(self._block, data)
         self._data_slots[0][polled.UNTIL] = len(data) - 4
         self._offset = 0
+        self._accept()
+
+    def _accept(self) -> None:
+        """Let the processor take what the host writes, but for the end."""
+        room = min(self._wanted - len(self._buffer), 8 * polled.BLOCK_CELLS)
+        self._taking_slots[0][polled.UNTIL] = room - 4
+        self._taking_slots[0][polled.START] = 0
 
     @property
     def is_busy(self) -> bool:
@@ -211,10 +224,20 @@ class AtaChannel(UntimedDevice):
             self._finished()
         return data
 
+    def write_block(self, data: bytes, size: int) -> int:
+        """Take elements of `size` bytes, of a repeated OUTS, till no more are wanted; how many."""
+        if not self._wanted or not self._status & _DATA_REQUEST:
+            return 0
+        wanted = self._wanted - len(self._buffer) - self._taking_slots[0][polled.START]
+        data = data[: -(-wanted // size) * size]
+        self._store(data)
+        return len(data)
+
     def _store(self, data: bytes) -> None:
         if not self._wanted or not self._status & _DATA_REQUEST:
             return
-        self._buffer += data
+        self._buffer += self._ports.put(self._block, self._taking_slots[0][polled.START]) + data
+        self._accept()
         if len(self._buffer) >= self._wanted:
             whole, self._buffer = self._buffer[: self._wanted], b""
             self._wanted = 0

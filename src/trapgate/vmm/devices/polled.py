@@ -24,7 +24,7 @@ def _bits(expected: int) -> memoryview[int]:
 
 
 class Wired:
-    """A part whose attributes are given once: what changes is behind them (`vmm.state`)."""
+    """A part whose attributes are given once: what changes is behind them (`snapshots.state`)."""
 
 
 class Slot:
@@ -92,6 +92,11 @@ class PolledPorts(Wired):
         """Put bytes, no more than there is room for, into a block."""
         start = 8 * (polled.BLOCKS + block * polled.BLOCK_CELLS)
         self.cells.view(np.uint8)[start : start + len(data)] = np.frombuffer(data, np.uint8)
+
+    def put(self, block: int, count: int) -> bytes:
+        """The first `count` bytes of a block, which the processor has put there."""
+        start = 8 * (polled.BLOCKS + block * polled.BLOCK_CELLS)
+        return self.cells.view(np.uint8)[start : start + count].tobytes()
 
     def counted(self) -> tuple[int, int]:
         """How many accesses were answered since the last time, and how much time they took."""

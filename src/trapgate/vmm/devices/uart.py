@@ -94,11 +94,11 @@ class Uart16550:
         self._ports.expect(expected)
 
     def taken(self) -> bytes:
-        """The bytes that were sent since the last time without asking."""
-        sent = self._ports.sent()
-        if sent:
+        """The bytes that were sent since the last time without asking, here and by others."""
+        if self._sender[polled.START]:
+            self._sender[polled.START] = 0
             self._transmit_pending = True
-        return sent
+        return self._ports.sent()
 
     def receive(self, data: bytes) -> None:
         """Queue bytes from the other end; the guest gets them when it listens."""

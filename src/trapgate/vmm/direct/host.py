@@ -21,7 +21,7 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.state import ACTIVITY_HLT
 from trapgate.vmm.actions import RESUME, Action, End, Stop
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.state import SnapshotError
+from trapgate.vmm.snapshots.state import SnapshotError
 from trapgate.vmm.summary import Summary
 
 TURN = 1_000_000

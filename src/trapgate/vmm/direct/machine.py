@@ -40,7 +40,6 @@ from trapgate.sdm.state import (
     EFER_NXE,
 )
 from trapgate.vmcs.file import Profile, Settings
-from trapgate.vmm import handlers
 from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.frames import VMM, Frames
@@ -51,10 +50,11 @@ from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.tables import ENTRIES, Fault, GuestTables, Layout
 from trapgate.vmm.direct.withholding import U, W
 from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
+from trapgate.vmm.exits import handlers
+from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import GuestImage
 from trapgate.vmm.machine import Vmm
-from trapgate.vmm.platform import Platform
-from trapgate.vmm.snapshot import Snapshot
+from trapgate.vmm.snapshots.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,9 +62,9 @@ if TYPE_CHECKING:
     from iced_x86 import Instruction
 
     from trapgate.trace import TraceWriter
-    from trapgate.vmm.console import Console
     from trapgate.vmm.devices.board import Board
-    from trapgate.vmm.handlers import Handler
+    from trapgate.vmm.exits.handlers import Handler
+    from trapgate.vmm.ui.console import Console
 
 LARGE_PAGE = 4 << 20
 """A VM's memory is so many bytes, or a multiple."""

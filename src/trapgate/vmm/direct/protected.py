@@ -51,7 +51,6 @@ from trapgate.sdm.state import (
     EFER_LMA,
 )
 from trapgate.sdm.vectors import GP
-from trapgate.vmm import handlers
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
@@ -70,8 +69,9 @@ from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_
 from trapgate.vmm.direct.mapped_memory import FRAMES, GuestRange, ProtectedHost
 from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.writes import instruction_at_rip
+from trapgate.vmm.exits import handlers
 from trapgate.vmm.machine import Vmm
-from trapgate.vmm.snapshot import Snapshot
+from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.summary import Summary, TableWrites
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ if TYPE_CHECKING:
 
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Profile, Settings
-    from trapgate.vmm.console import Console
     from trapgate.vmm.devices.board import Board
-    from trapgate.vmm.handlers import Handler
+    from trapgate.vmm.exits.handlers import Handler
+    from trapgate.vmm.exits.platform import Platform
     from trapgate.vmm.loaders import GuestImage
-    from trapgate.vmm.platform import Platform
+    from trapgate.vmm.ui.console import Console
 
 _FILTER_REASONS = (
     Reason.FAULT_FILTER_FIGURE_7,

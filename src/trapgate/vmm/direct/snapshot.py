@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trapgate.vmm.snapshot import Snapshot
+from trapgate.vmm.snapshots.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Where the tables lie: in the BIOS area below 1 MB, which kernels search."""
 
+from trapgate.vmm.cpus.identity import cpuid
 from trapgate.vmm.firmware import acpi, mp
-from trapgate.vmm.identity import cpuid
 
 AREA = 0xF_0000
 """Physical address of the tables; the root pointers come first."""

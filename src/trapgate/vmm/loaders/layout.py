@@ -3,7 +3,7 @@
 from bisect import insort
 
 from trapgate.vmm import firmware
-from trapgate.vmm.bios.image import EXTENDED_DATA, without_services
+from trapgate.vmm.firmware.bios_image import EXTENDED_DATA, without_services
 from trapgate.vmm.loaders.image import (
     COMMAND_LINE_LIMIT,
     MEGABYTE,
