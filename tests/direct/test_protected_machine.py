@@ -366,6 +366,20 @@ def test_a_data_breakpoint_within_a_known_table_stops_what_clears_it() -> None:
     assert (vm.processor.registers.rdi, vm.processor.registers.rcx) == (X + 0x88, 0x200 - 17)
 
 
+@pytest.mark.parametrize("filters", [("none", 0), ("paragraph-80", 0), ("none", OWN_FRAME)])
+def test_code_within_a_table_changes_what_comes_next(filters: tuple[str, int]) -> None:
+    """Entries that are not present, and instructions: MOV [RDX], RBX and, behind it, MOV RAX, 1."""
+    slot, hlt = X + 0x808, bytes.fromhex("f490909090909090")
+    store = bytes.fromhex("48891a9090909090 48c7c00100000090") + hlt
+    code = LINKED + b"\xba" + pack("<I", slot) + b"\x48\xbb" + bytes.fromhex("48c7c00200000090")
+    code += b"\xb9" + pack("<I", X + 0x800) + bytes.fromhex("ffe1")
+    vm = machine(code, *filters)
+    vm.processor.memory.write(X + 0x800, store)
+    assert "halted" in vm.run(timeout=20).message
+    assert vm.processor.registers.rax == 2
+    assert vm.links.levels_of(X >> 12) == {1}
+
+
 def test_code_within_a_known_table_clears_itself_one_by_one() -> None:
     """The REP STOS lies in the table, so what it is changes while it runs."""
     fill = b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab 90 90 f4")
