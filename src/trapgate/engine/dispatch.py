@@ -203,6 +203,10 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
         if v[f.GUEST_DR7] & DR7_GD:
             # Each MOV DR is to be intercepted from now on.
             m[mc.SWITCHED] |= mc.SWITCHED_VMCS
+        if stepping and m[mc.STEPPING] != 0:
+            # `trapgate.processor.stepping` may have more to report together with this.
+            m[mc.STEP_CAUSES] = _SINGLE_STEP
+            return mc.RUNNING
         causes = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BREAKPOINTS
         # Those of an instruction that is executed alone, `trapgate.processor.stepping` raises.
         if stepping or (causes != 0 and m[mc.STEPPING] == 0):

@@ -128,6 +128,7 @@ _XSETBV = 0xD1
 _MOVNTDQA = 0x2A
 _PUSHF = 0x9C
 _ENTER = 0xC8
+_IRET = 0xCF
 _REX_W = 8
 _EMMS = 0x77
 _CPL = 3
@@ -360,6 +361,10 @@ def look(reader: int, block: int, env: int) -> int:
     m[mc.PUSHES_FLAGS] = 1 if byte == _PUSHF else 0
     if flags & _RF and not is_repeated(byte, repeat):
         poke32(block + _JUMPS_FAST, 0)
+    if flags & _RF and byte == _IRET:
+        # The engine would clear the RF that it loads.
+        tb = peek64(block)
+        poke32(tb + at.TB_FLAGS, peek32(tb + at.TB_FLAGS) & ~_RF)
     forbidden = False
     opcode_map = ONE_BYTE
     opcode = byte
