@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trapgate.criteria.answer import Definition
-from trapgate.criteria.check import Verdict
-from trapgate.criteria.define_table import FoundCriteria
-from trapgate.criteria.explain import Explanation, Warn
-from trapgate.criteria.explain_table import Difference, TableReading
-from trapgate.criteria.learn import Learned
-from trapgate.criteria.learn_table import LearnedTable
-from trapgate.criteria.merge import Merged
-from trapgate.criteria.merge_tables import MergedTables
 from trapgate.criteria.problems.codes import vector_label
-from trapgate.criteria.problems.filters import Filter
-from trapgate.criteria.vmcs02 import Vmcs02Check
 from trapgate.sdm.vectors import PF
 from trapgate.trace.code_words import cube_words, cubes_of, karnaugh, page_fault_words, pattern
 from trapgate.trace.document import Document, Heading, Listing, Paragraph, Part, Square, Table
+
+if TYPE_CHECKING:
+    from trapgate.criteria.answer import Definition
+    from trapgate.criteria.check import Verdict
+    from trapgate.criteria.define_table import FoundCriteria
+    from trapgate.criteria.explain import Explanation, Warn
+    from trapgate.criteria.explain_table import Difference, TableReading
+    from trapgate.criteria.learn import Learned
+    from trapgate.criteria.learn_table import LearnedTable
+    from trapgate.criteria.merge import Merged
+    from trapgate.criteria.merge_tables import MergedTables
+    from trapgate.criteria.problems.filters import Filter
+    from trapgate.criteria.vmcs02 import Vmcs02Check
 
 
 def of_definition(

@@ -21,6 +21,7 @@ from trapgate.engine.library import layout as at
 from trapgate.engine.memory.audit import is_stale
 from trapgate.engine.memory.coherence import forget_stale_code
 from trapgate.engine.memory.table_stores import intercept_store, judge_table_store
+from trapgate.engine.memory.tlb import set_entry
 from trapgate.engine.memory.translations import use_translations, walk_always
 from trapgate.engine.translator.blocks import check_block, must_stop, note_block, time_is_up
 from trapgate.engine.translator.checked_accesses import is_poison, poisoned_by
@@ -300,19 +301,15 @@ def refill(
             prot &= ~2
             if access_kind == 1 and probe == 0:
                 # To where nothing is, by an entry for less than a page, which is used once.
-                call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.NOWHERE, 2, mmu_index, 1))
+                set_entry(m, cpu, address & ~0xFFF, at.NOWHERE, 2, mmu_index, 1)
                 return 1
-        call(
-            m[mc.TLB_SET_PAGE],
-            (cpu, address & ~0xFFF, physical & ~0xFFF, prot, mmu_index, page_size),
-        )
+        set_entry(m, cpu, address & ~0xFFF, physical & ~0xFFF, prot, mmu_index, page_size)
         return 1
     if probe:
         return 0
     if code >= APIC_ACCESS and access_kind != 2:
         # Whether it is an exit can only be said of the access itself.
-        page = address & ~0xFFF
-        call(m[mc.TLB_SET_PAGE], (cpu, page, at.APIC_ACCESSES, 1 + access_kind, mmu_index, 1))
+        set_entry(m, cpu, address & ~0xFFF, at.APIC_ACCESSES, 1 + access_kind, mmu_index, 1)
         return 1
     if access_kind == 1 and intercept_store(
         m, cpu, address, size, user, code, mmu_index, return_address

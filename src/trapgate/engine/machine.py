@@ -167,8 +167,15 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     STUCK,
     STUCK_MASK,
     STUCK_VALUE,
+    POLL_WAIT,
+    POLL_PLACE,
+    POLL_TIME,
+    POLLS,
+    WAITED,
+    ENTRIES,
+    LEFT_OVER,
     CELLS,
-) = range(160)
+) = range(167)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -202,7 +209,8 @@ debugger's breakpoints are, so many of them (native only).
 WATCH: the cells in which stores to memory are watched (`paging.memory`), STORED_PAGE the page of
 the latest store that `coherence` was told of. STORED_BYTE: the latest store of a byte among them,
 STORED_FROM where the bytes without a gap before it begin, STORED_BY the code that stored them.
-AUDIT: see `audit`, 0 without; AUDITED counts blocks. LIVE is the state of the engine, also where
+AUDIT: see `audit`, 0 without; AUDITED counts blocks. LEFT_OVER: 1 once not all entries of the
+engine's TLB were dropped that should have been. LIVE is the state of the engine, also where
 ENV is a copy.
 FAULT_ADDRESS, FAULT_CODE and FAULT_KIND: the latest fault of the MMU (the code: native only).
 READ_ONLY: a bit for each 16 KiB from C0000H on where stores are dropped; ADDRESS_OFF: the address
@@ -223,9 +231,14 @@ STUCK_VALUE, or 0 (native only).
 NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only). PROBE_CHANGED_CODE: 1 once a
 page walk without an access has set flags in an entry whose bytes are code, too.
 TLB_HOST: a function of the engine's, where the host has the RAM of a linear address.
+ENTRIES: how many entries of the engine's TLB were set since all were dropped (`tlb`); more than
+ENTRIES_MOST where nobody counts.
 RAM_REGION, RAM_SECTION, STORES_SECTION: addresses of the engine's own (`memory_regions`).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.
+POLL_WAIT: how much time passes at RDTSC in a loop that waits for a time (`polling_loops`), or 0.
+POLL_PLACE, POLL_TIME, POLLS: behind which RDTSC the guest was last, when, and how often one after
+the other. WAITED: how much time has passed so since Python took notice.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
 RUN_STATE = (
@@ -234,7 +247,7 @@ RUN_STATE = (
     *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
     *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
     *(APIC_EXIT, KEPT_TIMER_END, *range(WINDOWS, WINDOW_1_TARGET + 1)),
-    *(DEBUG_SKIP, DEBUG_HIT),
+    *(DEBUG_SKIP, DEBUG_HIT, POLL_PLACE, POLL_TIME, POLLS),
 )
 """What of a machine changes as its guest runs and lasts from one VM entry to the next."""
 
@@ -278,6 +291,9 @@ EXPLAIN = 12
 
 STALE = 14
 """A block was about to be executed that memory no longer holds; STOP_INFO: where (`audit`)."""
+
+UNDROPPED = 15
+"""A translation of linear addresses was left where all were to be dropped (`audit`)."""
 
 PIN_INTERRUPT = 1
 PIN_EVENT = 2
@@ -387,7 +403,10 @@ OPERAND_CHANGES = 2
 """It is read, and then written."""
 OPERAND_OF_PORT = 3
 """It comes from a port, or goes there: INS, OUTS."""
-CELLS = PLACES + PLACE_SLOTS * PLACE_CELLS
+ENTRIES_NOTED = PLACES + PLACE_SLOTS * PLACE_CELLS
+ENTRIES_MOST = 32
+"""Cells for the entries of the engine's TLB that ENTRIES counts: page, rights and mode."""
+CELLS = ENTRIES_NOTED + ENTRIES_MOST
 
 IS_SHOWN = 0x100
 

@@ -1,7 +1,6 @@
 """One Unicorn instance as an engine: memory, state, running until something needs Python."""
 
 import ctypes
-import mmap
 import os
 from collections.abc import Collection
 from typing import Any
@@ -22,6 +21,7 @@ from trapgate.engine.library import layout as at
 from trapgate.engine.library import native
 from trapgate.engine.memory import audit
 from trapgate.engine.memory.device_pages import DevicePages
+from trapgate.engine.memory.host_memory import zeros
 from trapgate.engine.translator import calibration, memory_regions
 from trapgate.engine.translator.translation import translator
 from trapgate.engine.vector_registers import VectorRegisters
@@ -118,12 +118,9 @@ class UnicornEngine:
     def _map_memory(self, size: int) -> None:
         if size <= 0 or size % _PAGE:
             raise EngineError(f"memory of {size} bytes is not a multiple of {_PAGE}")
-        self._ram = mmap.mmap(-1, size)
-        self.memory: Cells = np.frombuffer(self._ram, np.int64)
+        self.memory: Cells = zeros(size)
         self.uc.mem_map_ptr(0, size, uc_const.UC_PROT_ALL, _address(self.memory))
-        scratch = mmap.mmap(-1, at.VMCB_PAGES * _PAGE)
-        self.scratch: Cells = np.frombuffer(scratch, np.int64)
-        self._keep.append(scratch)
+        self.scratch: Cells = zeros(at.VMCB_PAGES * _PAGE)
         self.uc.mem_map_ptr(
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
@@ -211,6 +208,8 @@ class UnicornEngine:
         memory_regions.remember(c, inside.cpu, native.handle_of(self.uc))
         c[mc.TRANSLATOR] = ours.address
         c[mc.REQUEST] = inside.cpu + ours.request
+        # The engine may have set some before.
+        c[mc.ENTRIES] = mc.ENTRIES_MOST + 1
         c[mc.CHECK_EXIT], c[mc.LOOK_UP], c[mc.SINGLE_STEP] = (
             ours.cells[cell] for cell in (em.CHECK_EXIT, em.LOOK_UP, em.SINGLE_STEP)
         )
@@ -549,6 +548,8 @@ class UnicornEngine:
                 f"translated code at {error & _MASK:#x} is not what memory holds there; "
                 "report this guest"
             )
+        if self.cells[mc.STOP] == mc.UNDROPPED:
+            raise EngineError("not all cached translations were dropped; report this guest")
         raise EngineError(
             f"the engine stopped by itself at RIP {rip:#x} (last event {code:#x}, "
             f"error {error}); report this guest"

@@ -9,10 +9,8 @@ the next store to each page is told again. All other code stays. Other arrays, w
 copied with memory.
 """
 
-import mmap
 import weakref
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from trapgate.compiler.program import bound, jit, jit_for_python
 from trapgate.compiler.raw import call, cells
 from trapgate.engine import machine as mc
 from trapgate.engine.memory.coherence import CODE, forget_range, pages_of, watch_of
+from trapgate.engine.memory.host_memory import zeros
 from trapgate.engine.unicorn_engine import UnicornEngine
 from trapgate.paging.memory import WATCH_PAGES, WATCH_WRITTEN, WRITTEN_PAGE, note_page
 
@@ -243,7 +242,7 @@ class PagePool:
         self.latest = _Kept(self, numbers)
 
     def _grow(self) -> None:
-        chunk = _zeros(_CHUNK)
+        chunk = zeros(_CHUNK * _PAGE).reshape(_CHUNK, _CELLS)
         first = len(self._uses)
         self._chunks.append(chunk)
         starts = np.arange(_CHUNK, dtype=np.int64) * _PAGE + chunk.ctypes.data
@@ -267,17 +266,6 @@ class PagePool:
         """One has them no more; what nobody has is free."""
         self._uses -= np.bincount(numbers, minlength=len(self._uses))
         self._free += [int(one) for one in np.unique(numbers) if not self._uses[one]]
-
-
-def _zeros(pages: int) -> Cells:
-    """So many pages of zeros, in huge pages where the host has them: fewer misses of its TLB."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.zeros((pages, _CELLS), np.int64)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, pages * _PAGE, flags=flags)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.int64).reshape(pages, _CELLS)
 
 
 _POOLS: weakref.WeakKeyDictionary[UnicornEngine, PagePool] = weakref.WeakKeyDictionary()

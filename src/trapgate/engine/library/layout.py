@@ -84,9 +84,36 @@ CPU_OF_HANDLE = 0x1B8
 CPU_SIZE = HOST.cpu_size
 """From the CPU to its x86 state (native path only)."""
 CFLAGS_NEXT_TB = 24
-IO_PC = 0x8178
-"""In the CPU: where the machine code goes on that accesses a device."""
 """In the CPU: how the next block is to be translated; the low bits limit its instructions."""
+BLOCKS_FOUND = CPU_SIZE - 35096
+BLOCKS_FOUND_MOST = 4096
+"""In the CPU: so many blocks of translated code, by their linear addresses."""
+BLOCKS_OF_PAGE = 64
+"""Those of a page stand together."""
+IO_PC = BLOCKS_FOUND + 0x8040
+"""In the CPU: where the machine code goes on that accesses a device."""
+
+# The TLB, below the CPU state: which modes have entries, then a description of each mode (the
+# engine calls it MMU index), then each mode's table: its mask and its address.
+TLB_MODES = 3
+TLB_CHANGED = -2192
+TLB_DESCRIPTIONS = TLB_CHANGED + 32
+TLB_DESCRIPTION_SIZE = 696
+TLB_LARGE = 0
+TLB_LARGE_MASK = 8
+TLB_USED = 32
+TLB_DISPLACED = 40
+"""Of a description: what large pages cover, how many entries are used, how many were displaced."""
+TLB_VICTIM = 48
+TLB_VICTIMS = 8
+"""Entries to where others are displaced."""
+TLB_TABLES = -64
+TLB_TABLE_SIZE = 16
+TLB_ENTRY_SHIFT = 6
+TLB_READ = 0
+TLB_WRITE = 8
+TLB_CODE = 16
+"""Of an entry: the page for each kind of access, or -1."""
 
 # A block of translated code, after its linear address.
 TB_CS_BASE = 8

@@ -4,6 +4,7 @@ With TRAPGATE_AUDIT=1 in the environment every block, each time it is entered, c
 its source with the one taken when it was translated, and a difference ends the run. Native blocks
 are known by their address, those of the portable path, whose hook is not told that, by
 linear address, size and place. A block whose slot another one has taken is not looked at.
+Whenever all translations of linear addresses are dropped, one that is left ends the run, too.
 """
 
 from trapgate.compiler.dialect import Cells
@@ -83,12 +84,18 @@ def note_source(m: Cells, env: int, block: int) -> None:
 
 @jit
 def is_stale(m: Cells, env: int, block: int, linear: int, size: int) -> bool:
-    """Whether a block that is about to be executed was made from something else."""
+    """Whether a block that is about to be executed was made from something else.
+
+    Or whether a translation of linear addresses is left that should not be (`tlb`).
+    """
     slots = cells(m[mc.AUDIT], SLOTS * WIDTH)
     first = page_at(m, env, linear) if m[mc.NATIVE] == 0 else 0
     key = key_of(m, block, linear, size, first)
     slot = slot_of(key)
     m[mc.AUDITED] += 1
+    if m[mc.LEFT_OVER] != 0:
+        m[mc.STOP] = mc.UNDROPPED
+        return True
     if slots[slot] != key:
         return False
     digest = digest_of(m, linear, size, slots[slot + 1], slots[slot + 2])

@@ -15,6 +15,7 @@ from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, t
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.entry_facts import entry_facts
 from trapgate.decision.frame_filters import (
+    ALL_STALE,
     entry_written,
     follow_links,
     is_stopped_table_write,
@@ -27,6 +28,7 @@ from trapgate.engine.guest.clock import locate
 from trapgate.engine.guest.state import save_for_criteria, save_paging
 from trapgate.engine.library import layout as at
 from trapgate.engine.memory.coherence import CODE, forget_stale_code, pages_of
+from trapgate.engine.memory.tlb import set_entry
 from trapgate.events.journal import (
     HEAD_DATA,
     HEAD_ENTRY,
@@ -123,7 +125,7 @@ def intercept_store(
     m[mc.STORE_RETURN] = return_address
     m[mc.STORE_INDEX] = mmu_index
     # An entry for less than a page is used once.
-    call(m[mc.TLB_SET_PAGE], (cpu, address & ~0xFFF, at.STORES, 2, mmu_index, 1))
+    set_entry(m, cpu, address & ~0xFFF, at.STORES, 2, mmu_index, 1)
     return True
 
 
@@ -170,7 +172,8 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         _, _, _, page_size = walk(v, _AC, mem, m[mc.STORE_LINEAR], 1, 0)
         v[f.FRAME_MAP_LENGTH] = length
         v[f.GUEST_CR0] = peek64(env + at.CR0)
-        if follow_links(v, mem, kind, physical, size, value):
+        # The engine caches translations, and nothing of the paging structures above.
+        if follow_links(v, mem, kind, physical, size, value) == ALL_STALE:
             call(m[mc.TLB_FLUSH], (m[mc.CPU],))
         store_sized(mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)
@@ -184,10 +187,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
             m[mc.DEADLINE] = 0
         # The page is read before and after: one refill less.
         page = m[mc.STORE_LINEAR] & ~0xFFF
-        call(
-            m[mc.TLB_SET_PAGE],
-            (m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.STORE_INDEX], page_size),
-        )
+        set_entry(m, m[mc.CPU], page, physical & ~0xFFF, 1, m[mc.STORE_INDEX], page_size)
         forget_stale_code(m)
         return
     m[mc.FAULT_KIND] = mc.FAULT_JUDGED

@@ -10,6 +10,7 @@ from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64, poke64
 from trapgate.engine import machine as mc
 from trapgate.engine.library import layout as at
+from trapgate.engine.memory.tlb import drop_all
 from trapgate.paging.memory import WATCH_PAGES, WATCH_TRANSLATES
 from trapgate.paging.translations import forget
 
@@ -38,7 +39,7 @@ def forget_translations(cpu: int) -> None:
 def on_flush(cpu: int, indexes: int, flush: int) -> None:
     """tlb_flush_by_mmuidx: all pages of some modes."""
     forget_translations(cpu)
-    call(flush, (cpu, indexes))
+    drop_all(peek64(cpu + at.CPU_SIZE + at.MACHINE), cpu, indexes, flush)
 
 
 @callback(VOID, INT64, INT64, UINT32, BOUND)

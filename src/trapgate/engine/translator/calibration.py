@@ -6,6 +6,7 @@ for in a saved context, which is a plain copy of the CPU state.
 
 import ctypes
 import struct
+from ctypes import CFUNCTYPE, c_int, c_uint64, c_void_p
 
 import unicorn
 from unicorn import x86_const
@@ -14,6 +15,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from trapgate.engine import emission as em
 from trapgate.engine.library import layout as at
 from trapgate.engine.library import native
+from trapgate.engine.library.linkage import symbol
 from trapgate.errors import EngineError
 from trapgate.sdm import registers
 
@@ -25,6 +27,11 @@ _SCRATCH = 0x1000
 _TWO_INSTRUCTIONS = b"\xff\xc0\xf4"
 """INC EAX; HLT, which ends Unicorn's run."""
 
+_TLB_FUNCTIONS = {
+    "tlb_set_page": CFUNCTYPE(None, c_void_p, c_uint64, c_uint64, c_int, c_int, c_uint64),
+    "tlb_flush": CFUNCTYPE(None, c_void_p),
+    "tb_flush_jmp_cache": CFUNCTYPE(None, c_void_p, c_uint64),
+}
 _GENERAL = registers.GENERAL
 _MAGIC = 0x5A00_1234_5678_0000
 
@@ -86,6 +93,60 @@ def check_native(uc: unicorn.Uc, cpu: int, env: int) -> None:
     (flags,) = struct.unpack("<I", ctypes.string_at(cpu + at.CFLAGS_NEXT_TB, 4))
     if flags != 0xFFFF_FFFF:
         raise EngineError("the next block's flags are not where they should be")
+    _check_tlb(cpu, env)
+
+
+def _check_tlb(cpu: int, env: int) -> None:
+    """Prove the layout of the TLB and of the blocks found by it, which are empty afterwards."""
+    page = 0x5000
+
+    def word(address: int) -> int:
+        return ctypes.c_int64.from_address(address).value
+
+    def pages(entry: int) -> tuple[int, ...]:
+        return tuple(word(entry + kind) for kind in (at.TLB_READ, at.TLB_WRITE, at.TLB_CODE))
+
+    def description(mode: int) -> tuple[int, ...]:
+        start = env + at.TLB_DESCRIPTIONS + at.TLB_DESCRIPTION_SIZE * mode
+        cells = at.TLB_LARGE, at.TLB_LARGE_MASK, at.TLB_USED, at.TLB_DISPLACED
+        return *(word(start + cell) for cell in cells), *pages(start + at.TLB_VICTIM)
+
+    set_page, flush, forget = (kind(symbol(uclib, name)) for name, kind in _TLB_FUNCTIONS.items())
+    proven = word(cpu + at.BLOCKS_FOUND - 16) == env
+    if proven:
+        blocks, size = cpu + at.BLOCKS_FOUND, 8 * at.BLOCKS_FOUND_MOST
+        ctypes.memset(blocks, 1, size)
+        forget(cpu, 0x0123_4567_8000)
+        expected = bytearray(b"\1" * size)
+        for gone in (0x0123_4567_7000, 0x0123_4567_8000):
+            first = 8 * ((gone ^ gone >> 6) >> 6 & 0xFC0)
+            expected[first : first + 8 * at.BLOCKS_OF_PAGE] = bytes(8 * at.BLOCKS_OF_PAGE)
+        proven = ctypes.string_at(blocks, size) == expected
+        ctypes.memset(blocks, 0, size)
+    flush(cpu)
+    for mode in range(at.TLB_MODES):
+        table = env + at.TLB_TABLES + at.TLB_TABLE_SIZE * mode
+        mask, entries = word(table), word(table + 8)
+        proven = proven and description(mode) == (-1, -1, 0, 0, -1, -1, -1)
+        proven = proven and (mask + (1 << at.TLB_ENTRY_SHIFT)).bit_count() == 1
+        if not proven:
+            break
+        set_page(cpu, page, page, 5, mode, 0x1000)
+        other = page + (mask + (1 << at.TLB_ENTRY_SHIFT) << 12 - at.TLB_ENTRY_SHIFT)
+        entry = entries + (page >> 12 << at.TLB_ENTRY_SHIFT & mask)
+        proven = pages(entry) == (page, -1, page)
+        set_page(cpu, other, page, 5, mode, 0x200000)
+        proven = proven and pages(entry) == (other, -1, other)
+        large = other & -0x200000
+        proven = proven and description(mode) == (large, -0x200000, 1, 1, page, -1, page)
+        changed = ctypes.c_uint16.from_address(env + at.TLB_CHANGED)
+        proven = proven and changed.value == 1 << mode
+        flush(cpu)
+        # The table may be another one now, of another size.
+        entry = word(table + 8) + (page >> 12 << at.TLB_ENTRY_SHIFT & word(table))
+        proven = proven and pages(entry) == (-1, -1, -1) and changed.value == 0
+    if not proven:
+        raise EngineError("the engine's TLB has another layout")
 
 
 def check_translator() -> None:
