@@ -25,6 +25,7 @@ from trapgate.engine.guest.fetched_code import (
     missing_byte,
     operand_of,
 )
+from trapgate.engine.guest.polling_loops import look_at_time
 from trapgate.engine.guest.state import (
     load,
     load_handler,
@@ -189,6 +190,7 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     if outcome == ix.EXITED and m[mc.PORTS] != 0 and is_answered(m, v, r):
         outcome = ix.GO_ON
     if outcome == ix.GO_ON:
+        look_at_time(m, v, word)
         if delivers_interrupts(v):
             look_ahead(m)
         if r[reg.CR8] != priority and m[mc.PINS] & mc.PIN_PRIORITY:
