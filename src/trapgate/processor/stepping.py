@@ -444,7 +444,11 @@ def _non_canonical(
 ) -> bool:
     """A non-canonical address: #SS(0) if the stack segment was used, else #GP(0)."""
     stack = any(
-        access.segment == _SS and not _is_canonical(access.linear)
+        access.segment == _SS
+        and not (
+            _is_canonical(access.linear)
+            and _is_canonical(guest.wrap(access.linear + access.size - 1))
+        )
         for access in accesses_of(guest, instruction)
     )
     return processor.raise_fault(12 if stack else 13, 0)

@@ -9,7 +9,8 @@ wheels. It has these means:
   real-address and virtual-8086 mode far JMP and RET that may lead beyond the limit of CS.
   `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
-  of MMX and SSE instructions), and where no register of theirs is used at all.
+  of MMX and SSE instructions), and where no register of theirs is used at all; CR0.EM and
+  CR4.OSFXSR are hidden from CRC32, which the translator takes for one of them.
 * Of several prefixes the one that counts is shown in place of all: of F2H and F3H the last one,
   before an SSE instruction also in place of 66H; in 64-bit mode FS or GS of several segments.
   Before a near branch in 64-bit mode 66H is not shown.
@@ -98,6 +99,8 @@ CARE_AUDIT = 8
 CARE_BREAKPOINT = 16
 """It begins with a debugger's breakpoint (`breakpoints`)."""
 
+NEEDS_OF_VECTORS = at.HF_EM | at.HF_TS | at.HF_OSFXSR
+"""Of a block's flags those by which MMX and SSE instructions are #UD or #NM."""
 _NO_PREFIX = 0x3E
 """A segment override that means nothing in 64-bit mode."""
 
@@ -193,8 +196,6 @@ def hides_task_switched(
     prefixed = operand_size or repeat != 0
     if second in (0x38, 0x3A):
         opcode = code_byte(reader, env, address)
-        if not is_vector_opcode(second, opcode, repeat, operand_size):
-            return True
         if second == 0x38 and opcode == _MOVNTDQA and code_byte(reader, env, address + 1) >= 0xC0:
             return True
         return flags & at.HF_OSFXSR == 0 and prefixed
@@ -367,7 +368,11 @@ def look(reader: int, block: int, env: int) -> int:
         opcode = code_byte(reader, env, form_at)
         opcode_map = THREE_BYTES if opcode in (0x38, 0x3A) else TWO_BYTES
         form_at += 1
-        if flags & at.HF_TS and hides_task_switched(
+        if opcode_map == THREE_BYTES and not is_vector_opcode(
+            opcode, code_byte(reader, env, form_at), repeat, operand_size
+        ):
+            poke32(block + _FLAGS, flags & ~NEEDS_OF_VECTORS | at.HF_OSFXSR)
+        elif flags & at.HF_TS and hides_task_switched(
             reader, env, form_at, opcode, repeat, operand_size, flags
         ):
             poke32(block + _FLAGS, flags & ~at.HF_TS)
