@@ -51,10 +51,12 @@ _LOOPS = {
     "out of the middle": "0f31 29d8 7904 f390 ebf6",
     "a long branch": "0f31 29d8 0f88f6ffffff",
     "a limit in memory": "891d00300000 f390 0f31 2b0500300000 78f4",
+    "put aside on the stack": "f390 0f31 89442408 891424 8b442408 29d8 78ed",
     "more to compute": "f390 0f31 89c1 29d9 8d0409 83c700 c1e800 0fb6f0 85c9 78ea",
 }
 _OTHERS = {
     "a store": "0f31 a300300000 39d8 78f5",
+    "a store to a table": "0f31 89049c 39d8 78f7",
     "a push": "0f31 50 58 39d8 78f8",
     "a call": "e802000000 eb03 0f31 c3 39d8 78f3",
     "an access to a port": "0f31 89c1 e480 29d9 78f6",
@@ -137,14 +139,18 @@ def test_what_is_pure_stores_and_branches_nowhere(bits: int, long: int, wide: in
     r = random.Random(bits)
     information = iced.InstructionInfoFactory()
     prefixes = (0x26, 0x2E, 0x48, 0x4C, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3)
-    pure = branches = 0
+    pure = branches = stored = 0
     for _ in range(60_000):
         code = bytes(r.choice(prefixes) for _ in range(r.choice((0, 0, 0, 1, 2))))
-        code += b"\x0f" * r.randrange(2) + r.randbytes(15)
+        code += b"\x0f" * r.randrange(2)
+        if r.randrange(10) == 0:
+            # MOV from a register, mostly to the stack.
+            code += bytes((r.choice(b"\x88\x89"), r.choice(b"\x04\x4c\x9c"), r.choice(b"\x24\x25")))
+        code += r.randbytes(15)
         low, high = (int.from_bytes(code[n : n + 8], "little", signed=True) for n in (0, 8))
         instruction = iced.Decoder(bits, code).decode()
         length = int(length_of(low, high, bool(long), bool(wide)))
-        step = int(step_of(low, high, length, bool(long)))
+        step = int(step_of(low, high, length, bool(long), bool(wide)))
         if step == NOT_PURE or instruction.is_invalid:
             continue
         assert instruction.len == length, instruction
@@ -164,10 +170,16 @@ def test_what_is_pure_stores_and_branches_nowhere(bits: int, long: int, wide: in
         assert not instruction.is_stack_instruction, instruction
         writes = (iced.OpAccess.WRITE, iced.OpAccess.READ_WRITE, iced.OpAccess.COND_WRITE)
         accesses = information.info(instruction).used_memory()
-        assert all(one.access not in (*writes, iced.OpAccess.READ_COND_WRITE) for one in accesses)
+        for one in accesses:
+            if one.access in (*writes, iced.OpAccess.READ_COND_WRITE):
+                assert one.base in (iced.Register.ESP, iced.Register.RSP), instruction
+                assert one.index == iced.Register.NONE
+                assert instruction.mnemonic == iced.Mnemonic.MOV
+                stored += 1
         assert not instruction.has_lock_prefix
     assert pure > 3000
     assert branches > 100
+    assert (stored > 0) == (bits != 16)
 
 
 def test_a_page_ends_a_loop() -> None:

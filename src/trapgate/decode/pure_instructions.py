@@ -22,10 +22,11 @@ def signed_at(low: int, high: int, n: int, size: int) -> int:
 
 
 @core
-def reads_alone(opcode: int, form: int, long: bool) -> bool:
+def reads_alone(opcode: int, form: int, long: bool, on_stack: bool) -> bool:
     """Whether an instruction of one byte stores nothing to memory, and goes on behind itself.
 
-    `form` is its ModR/M byte, if it has one; `long`: in 64-bit code.
+    `form` is its ModR/M byte, if it has one; `long`: in 64-bit code; `on_stack`: its operand lies
+    at a place in the stack, where MOV may put a register aside.
     """
     in_register = form >> 6 == 3
     operation = (form >> 3) & 7
@@ -39,7 +40,9 @@ def reads_alone(opcode: int, form: int, long: bool) -> bool:
         return True
     if opcode in (0x80, 0x81, 0x83):
         return in_register or operation == 7
-    if opcode in (0x88, 0x89, 0xC0, 0xC1, 0xD0, 0xD1, 0xD2, 0xD3):
+    if opcode in (0x88, 0x89):
+        return in_register or on_stack
+    if opcode in (0xC0, 0xC1, 0xD0, 0xD1, 0xD2, 0xD3):
         return in_register
     if opcode in (0xF6, 0xF7):
         return in_register or operation == 0
@@ -66,11 +69,12 @@ def reads_alone_0f(opcode: int, form: int) -> bool:
 
 
 @core
-def step_of(low: int, high: int, length: int, long: bool) -> int:
+def step_of(low: int, high: int, length: int, long: bool, wide: bool) -> int:
     """What the instruction that begins with these bytes does: PURE, NOT_PURE, or a branch.
 
-    No loop's branch leads one byte back.
+    `long` and `wide` as for `length_of`. No loop's branch leads one byte back.
     """
+    rex = 0
     n = 0
     byte = code_at(low, high, 0)
     prefixed = False
@@ -79,6 +83,7 @@ def step_of(low: int, high: int, length: int, long: bool) -> int:
         if byte in (0xF0, 0xF2, 0x67, 0x66):
             return NOT_PURE
         prefixed = prefixed or byte == 0xF3
+        rex = byte if byte & 0xF0 == 0x40 else 0
         n += 1
         byte = code_at(low, high, n)
     form = code_at(low, high, n + 1)
@@ -91,7 +96,9 @@ def step_of(low: int, high: int, length: int, long: bool) -> int:
     elif byte != 0x0F:
         if byte & 0xF0 == 0x40 and not long:
             return PURE
-        return PURE if reads_alone(byte, form, long) else NOT_PURE
+        # [RSP], or with a displacement.
+        by_rsp = form & 7 == 4 and code_at(low, high, n + 2) & 0x3F == 0x24 and rex & 3 == 0
+        return PURE if reads_alone(byte, form, long, by_rsp and (long or wide)) else NOT_PURE
     elif form & 0xF0 == 0x80:
         distance = signed_at(low, high, n + 2, length - n - 2)
     else:

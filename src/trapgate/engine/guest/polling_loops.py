@@ -49,7 +49,7 @@ def is_pure_loop(m: Cells, v: Cells) -> bool:
         low = load64(mem, page + at)
         high = load64(mem, page + at + 8)
         length = length_of(low, high, long, wide)
-        step = step_of(low, high, length, long)
+        step = step_of(low, high, length, long, wide)
         if step == NOT_PURE:
             return False
         at += length
