@@ -148,8 +148,10 @@ HF_LIMITED = 1 << 27
 keeps apart blocks that differ in them."""
 HF_CODE_LIMITED = 1 << 28
 """Code can reach beyond the limit of CS."""
-HF_KEPT = 31 << 24
-"""I/O breakpoints and MPX, the engine's own business, and the two above, which are `segments`'."""
+HF_GUESTS_SET = 1 << 29
+"""Translations are those of a guest with a VPID (`address_spaces`); likewise."""
+HF_KEPT = 63 << 24
+"""I/O breakpoints and MPX, the engine's own business, and the three above."""
 
 # Exception numbers of the execution loop.
 EXCP_INTERRUPT = 0x10000
