@@ -63,7 +63,7 @@ def has_set_of_its_own(m: Cells) -> bool:
 @jit
 def needs_other_set(m: Cells) -> bool:
     """Whether the state in force has translations of its own, and the engine uses others."""
-    return has_set_of_its_own(m) != (m[mc.SPACE] != 0)
+    return bool(has_set_of_its_own(m) != (m[mc.SPACE] != 0))
 
 
 @jit
