@@ -17,7 +17,7 @@ from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
 from trapgate.engine import machine as mc
 from trapgate.engine.library import layout as at
 from trapgate.instructions.intercepts import secondary_controls
-from trapgate.paging.memory import WATCH_PAGES
+from trapgate.paging.memory import WATCH_PAGES, WATCHED_PAGE
 from trapgate.paging.translations import forget
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -145,6 +145,21 @@ def exchange_tables(m: Cells, env: int) -> None:
 
 
 @jit
+def stores_unseen(m: Cells, env: int) -> bool:
+    """Whether an entry in use would store to translated code without asking (for `audit`)."""
+    pages = cells(m[mc.WATCH] + 8 * WATCH_PAGES, m[mc.MEM_CELLS] >> 9)
+    found = False
+    for mode in range(at.TLB_MODES):
+        table = env + at.TLB_TABLES + at.TLB_TABLE_SIZE * mode
+        for n in range((peek64(table) >> at.TLB_ENTRY_SHIFT) + 1):
+            entry = peek64(table + 8) + (n << at.TLB_ENTRY_SHIFT)
+            page = peek64(entry + at.TLB_PHYSICAL) >> 12
+            if peek64(entry + at.TLB_WRITE) & 0xFFF == 0 and 0 <= page < len(pages):
+                found = found or pages[page] & WATCHED_PAGE != 0
+    return found
+
+
+@jit
 def take_set(m: Cells, env: int) -> None:
     """Exchange the sets behind a VM entry or VM exit."""
     v = cells(m[mc.V], m[mc.V_CELLS])
@@ -164,6 +179,8 @@ def take_set(m: Cells, env: int) -> None:
     poke32(env + at.HFLAGS, flags | at.HF_GUESTS_SET * m[mc.SPACE])
     if others != 0:
         drop_current(m)
+    elif m[mc.AUDIT] != 0 and stores_unseen(m, env):
+        m[mc.LEFT_OVER] = 1
 
 
 @jit

@@ -113,7 +113,8 @@ TLB_ENTRY_SHIFT = 6
 TLB_READ = 0
 TLB_WRITE = 8
 TLB_CODE = 16
-"""Of an entry: the page for each kind of access, or -1."""
+"""Of an entry: the page for each kind of access, or -1. Lower bits mean that it is not simple."""
+TLB_PHYSICAL = 24
 
 # A block of translated code, after its linear address.
 TB_CS_BASE = 8
