@@ -8,8 +8,8 @@ from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import CODE, CODE_32, DATA, DATA_0, Tiny, begin
-from trapgate.sdm.vectors import GP, UD
+from tests.conformance.tiny_guest import CODE_32, DATA, Tiny, begin
+from trapgate.sdm.vectors import UD
 
 pytestmark = pytest.mark.conformance
 
@@ -32,30 +32,6 @@ def faulted(guest: Tiny, engine: str = "auto") -> tuple[int, int | None] | str:
 def load_segment(register: int, selector: int) -> bytes:
     """Mov eax, selector; mov segment, ax (0 ES, 3 DS, 4 FS, 5 GS)."""
     return b"\xb8" + pack("<I", selector) + b"\x8e" + bytes([0xC0 | register << 3])
-
-
-# What the engine cannot show.
-
-
-@limit("in real-address mode a far JMP or RET beyond the limit of CS faults at its target")
-@pytest.mark.parametrize("engine", ["native", "portable"])
-@pytest.mark.parametrize("code", [b"\x66\xea" + pack("<IH", 0x10000, CODE >> 4), b"\x66\xcb"])
-def test_a_far_branch_beyond_the_limit_in_real_mode(code: bytes, engine: str) -> None:
-    """SDM, "JMP" and "RET": #GP at the instruction."""
-    guest = Tiny("r16", code=code, fields={"GUEST_RSP": 0x800})
-    guest.memory = {0x800: pack("<II", 0x10000, CODE >> 4)}
-    run = begin(guest, MONITOR_VMCS, engine=engine)
-    assert run.exit.interruption is not None
-    assert (run.exit.interruption.vector, run.vmcs["GUEST_RIP"]) == (GP, 0)
-
-
-@limit("descriptor tables are read at addresses that are not canonical")
-@pytest.mark.parametrize("engine", ["native", "portable"])
-def test_a_descriptor_at_a_non_canonical_address(engine: str) -> None:
-    """SDM, "MOV", 64-bit mode exceptions: #GP(selector)."""
-    guest = Tiny("l64", code=b"\x8e\xd8", fields={"GUEST_GDTR_BASE": (1 << 47) - 8})
-    guest.registers = {"rax": DATA_0}
-    assert faulted(guest, engine) == (GP, DATA_0)
 
 
 # Absent altogether.

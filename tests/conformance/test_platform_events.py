@@ -70,9 +70,27 @@ def test_the_wait_blocks_everything_else() -> None:
     assert run.resume().reason == ExitReason.PREEMPTION_TIMER
     processor.start_up(1)
     assert run.resume().reason == ExitReason.STARTUP_IPI
-    # They are pending still, and come in the order of the table.
+    # They are pending still, but for INIT, and come in the order of the table.
     run.vmcs[ACTIVITY] = ACTIVITY_ACTIVE
+    run.vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_NMI_EXITING
     assert run.resume().reason == ExitReason.OTHER_SMI
+    assert run.resume().reason == ExitReason.EXCEPTION_OR_NMI
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_init_does_not_outlast_the_wait(engine: str) -> None:
+    """SDM, "Handling Activity States by VMM": to trap the INIT-SIPI-SIPI of a guest with direct
+    access to the local APIC, a VMM starts the processor in question in wait-for-SIPI. Were the
+    INIT kept, the guest would exit with it as soon as it was started, and wait again. It is not
+    (KVM drops it there; BitVisor starts its guests' processors so)."""
+    run = waiting(ACTIVITY_WAIT_FOR_SIPI, engine)
+    run.processor.init()
+    run.processor.start_up(0x9A)
+    assert run.resume().reason == ExitReason.STARTUP_IPI
+    run.processor.start_up(0x9A)
+    run.vmcs[ACTIVITY] = ACTIVITY_ACTIVE
+    assert run.resume().reason == ExitReason.PREEMPTION_TIMER
+    run.processor.init()
     assert run.resume().reason == ExitReason.INIT_SIGNAL
 
 

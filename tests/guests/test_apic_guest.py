@@ -200,6 +200,27 @@ def test_an_nmi_wakes_a_processor_that_waits(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("route", ["I/O APIC", "LINT0"])
+def test_an_nmi_ends_a_halt_with_interrupts_disabled(route: str, engine: str) -> None:
+    """SDM, "HLT": an NMI, among others, resumes execution; RFLAGS.IF does not matter."""
+    through_8259 = b"".join(
+        out(port, value)
+        for port, value in ((0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x21, 0xFE))
+    )
+    nmi = redirect(2, 0x400) if route == "I/O APIC" else through_8259 + apic(LVT_LINT0, 0x400)
+    vm = run(nmi + out(0x43, 0x30) + out(0x40, 0xFF) + out(0x40, 0x10) + HLT, engine)
+    assert vectors(vm) == [2]
+
+
+def test_a_halt_that_only_masked_interrupts_would_end_is_the_end() -> None:
+    code = redirect(2, 0x10400) + apic(LVT_LINT0, 0x10400) + out(0x43, 0x34) + out(0x40, 0xFF)
+    vm = machine(code + out(0x40, 0x10) + HLT, engine="native")
+    stop = vm.run(max_instructions=ENOUGH)
+    assert stop.end is End.HALTED
+    assert "with interrupts disabled" in stop.message
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_software_disabled(engine: str) -> None:
     vm = run(apic(SVR, 0xFF) + apic(ICR, SELF | 0x51) + STI + NOP * 4 + CLI, engine)
     assert vectors(vm) == []

@@ -12,6 +12,7 @@ from trapgate.cli import app
 from trapgate.cli.board import board
 from trapgate.vmm.actions import End
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.pc import Pc
 from trapgate.vmm.devices.storage import Memory
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.loaders.bios import load_bios
@@ -60,9 +61,11 @@ SLEEPER = (
 )
 
 
-def sleeper(enables: int, engine: str) -> VirtualMachine:
+def sleeper(enables: int, engine: str, wakes: str = "0004") -> VirtualMachine:
     """A guest that sets an alarm, sleeps, and leaves with status 0 if it wakes as it should."""
-    code = bytes.fromhex(SLEEPER.replace("EN", f"{enables:02x}"))
+    code = bytes.fromhex(
+        SLEEPER.replace("EN", f"{enables:02x}").replace("b80004ef", f"b8{wakes}ef")
+    )
     disk = Memory(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(512))
     vm = VirtualMachine(MEMORY, engine=engine, board=Board(disks=(disk,), bios=True))
     vm.boot()
@@ -83,6 +86,66 @@ def test_a_sleep_that_nothing_ends_ends_the_run() -> None:
     stop = vm.run(timeout=60)
     assert (stop.end, stop.status) == (End.ASLEEP, 0)
     assert "nothing will wake it" in stop.message
+
+
+def statuses(vm: VirtualMachine) -> int:
+    """PM1's statuses (ACPI Specification, "PM1 Status Registers")."""
+    return vm.devices.read(0x600, 2, vm.processor.time)
+
+
+@pytest.mark.parametrize("way", ["key", "button", "button, no interrupt"])
+def test_keys_and_the_power_button_end_a_sleep(way: str) -> None:
+    """ACPI Specification, "Power Button Override" and "Waking": WAK_STS, and PWRBTN_STS if it was.
+
+    The guest sleeps without an alarm; what ends its sleep is planned.
+    """
+    vm = sleeper(0x02, "native", "0001" if way == "button" else "0004")
+
+    def act(vm: VirtualMachine) -> None:
+        assert vm.devices.power.asleep
+        if way == "key":
+            vm.devices.keyboard.type("a")
+        else:
+            vm.devices.power.press_button()
+
+    vm.at(5_000_000_000, act)
+    stop = vm.run(timeout=60)
+    # It misses RTC_STS.
+    assert (stop.end, stop.message) == (End.DEBUG_EXIT, "the guest exited with status 2")
+    assert statuses(vm) & ~1 == (0x8000 if way == "key" else 0x8100)
+    assert vm.processor.time > 5_000_000_000
+    if way == "key":
+        assert vm.devices.read(0x60, 1, 0) == 0x1E
+
+
+def test_somebody_who_watches_is_waited_for() -> None:
+    """A display, say, from which a key may come at any time of the host's."""
+    vm = sleeper(0x02, "native")
+    looked: list[int] = []
+
+    def watch(vm: VirtualMachine) -> None:
+        if vm.devices.power.asleep:
+            looked.append(vm.processor.time)
+        if len(looked) == 3:
+            vm.devices.power.call()
+
+    vm.watchers.append(watch)
+    assert vm.run(timeout=60).end is End.DEBUG_EXIT
+    assert looked == [looked[0]] * 3
+
+
+def test_the_power_button_is_an_interrupt() -> None:
+    """PWRBTN_EN and PWRBTN_STS together are an SCI; a one clears the status."""
+    pc = Pc(1 << 20, lambda byte: None)
+    for port, size, value in ((0x21, 1, 0xFB), (0xA1, 1, 0xFD), (0x602, 2, 0x100)):
+        pc.write(port, size, value, 0)
+    assert not pc.pending()
+    pc.power.press_button()
+    assert pc.read(0x600, 2, 0) == 0x100
+    pc.write(0xA0, 1, 0x0A, 0)
+    assert pc.read(0xA0, 1, 0) == 2
+    pc.write(0x600, 2, 0x100, 0)
+    assert pc.read(0x600, 2, 0) == 0
 
 
 @ENGINES

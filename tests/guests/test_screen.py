@@ -243,6 +243,86 @@ def test_stores_of_a_guest_to_planes() -> None:
     assert png(vm.devices.vga, vm.processor.memory) == picture
 
 
+STRIPES = bytes((0xAA, 0x0F)) * 8
+"""A character of 16 lines."""
+
+
+def lit(picture: Any, left: int, width: int = 9, height: int = 16) -> list[str]:
+    """The first row's character at a column of pixels: a digit for each that is not black."""
+    part: Any = np.asarray(picture)[:height, left : left + width].sum(axis=2)
+    return ["".join("#" if dot else "." for dot in line) for line in part]
+
+
+def drawn(lines: bytes, ninth: str = ".") -> list[str]:
+    return [f"{line:08b}".replace("0", ".").replace("1", "#") + ninth for line in lines]
+
+
+@pytest.mark.native
+def test_characters_that_a_guest_loads_are_drawn() -> None:
+    """IBM VGA, "Character Generator": into plane 2, 32 bytes each, with the planes at A0000H."""
+    code = bytes.fromhex(
+        "fc bac403 b80204 ef b80407 ef bace03 b80402 ef b80500 ef b80600 ef"
+        "b800a0 8ec0 bf2008 b90800 b8aa0f f3ab"  # of 41H
+        "bac403 b80203 ef b80403 ef bace03 b80400 ef b80510 ef b8060e ef"
+        "b800b8 8ec0 31ff b8410f ab b8420f ab faf4"
+    )
+    vm = VirtualMachine(16 << 20, board=Board(disks=(Memory(sector(code)),), bios=True))
+    vm.boot()
+    vm.run(timeout=60)
+    assert vm.devices.vga.text(vm.processor.memory)[0] == "AB"
+    picture = Image.open(io.BytesIO(png(vm.devices.vga, vm.processor.memory)))
+    assert picture.size == (720, 400)
+    assert lit(picture, 0) == drawn(STRIPES)
+    # B is still the host's, which is neither nothing nor that.
+    assert lit(picture, 9) not in (drawn(STRIPES), drawn(bytes(16)))
+
+
+def test_characters_loaded_by_the_bios() -> None:
+    """INT 10H, AX = 1100H, 1110H and 1103H: sets of characters, and which of them are shown."""
+    screen = Screen()
+    memory, vga = screen.vm.processor.memory, screen.vm.devices.vga
+
+    def load(function: int, font: int, glyph: bytes, first: int) -> None:
+        screen.store(0x6000, glyph)
+        screen.vm.vmcs["GUEST_ES_SELECTOR"] = screen.vm.vmcs["GUEST_ES_BASE"] = 0
+        height = len(glyph)
+        bx = height << 8 | font
+        screen.call(0x10, before=b"", ax=0x1100 | function, bx=bx, cx=1, dx=first, bp=0x6000)
+
+    def shows(*colours: int) -> Any:
+        screen.store(0xB8000, b"".join(bytes((0xC1, colour)) for colour in colours))
+        return Image.open(io.BytesIO(png(vga, memory)))
+
+    load(0x00, 0, STRIPES, 0xC1)
+    load(0x00, 5, b"\x3c" * 16, 0xC1)
+    picture = shows(0x07, 0x0F)
+    # Characters C0H to DFH are one dot wider in the modes whose lines are to meet.
+    assert lit(picture, 0) == [line[:8] + line[7] for line in drawn(STRIPES)]
+    assert lit(picture, 9) == lit(picture, 0)
+    # Set 5 for characters whose attribute has bit 3: bits 5, 3 and 2.
+    screen.call(0x10, before=b"", ax=0x1103, bx=0b100100)
+    picture = shows(0x07, 0x0F)
+    assert lit(picture, 0) == [line[:8] + line[7] for line in drawn(STRIPES)]
+    assert lit(picture, 9) == drawn(b"\x3c" * 16)
+    # Ten lines each: as many rows as 400 lines have of them.
+    load(0x10, 0, b"\x81" * 10, 0xC1)
+    picture = shows(0x07)
+    assert picture.size == (720, 400)
+    assert lit(picture, 0, height=20)[:10] == [line[:8] + "#" for line in drawn(b"\x81" * 10)]
+    # A mode's beginning loads the BIOS's own.
+    screen.call(0x10, before=b"", ax=3)
+    assert lit(shows(0x07), 0) != [line[:8] + line[7] for line in drawn(STRIPES)]
+    assert vga.glyph(0xC1, 0x07) is None
+    for function in (0x01, 0x02, 0x04):
+        load(0x00, 0, STRIPES, 0xC1)
+        assert vga.glyph(0xC1, 0x07) == STRIPES
+        screen.call(0x10, before=b"", ax=0x1100 | function, bx=0)
+        assert vga.glyph(0xC1, 0x07) is None
+    # More than there is room for is left out.
+    load(0x00, 7, bytes(range(255)), 0xFF)
+    screen.call(0x10, before=b"", ax=0x1100, bx=0xFF07, cx=0xFFFF, dx=0xFFF0, bp=0xFFFF)
+
+
 @pytest.mark.native
 def test_mode_x() -> None:
     """Mode 13H, not chained: a byte to plane 2 at address 80 is pixel 2 of line 1."""

@@ -116,7 +116,7 @@ def put(vga: VgaRegisters, port: int, index: int, value: int) -> None:
 
 
 def test_what_the_processor_sees() -> None:
-    """Planes in planar modes alone: not chained, not in text, not at B8000H, not under VBE."""
+    """Planes in planar modes: not chained, not at B8000H, not under VBE; and that of characters."""
     windows = Windows()
     vga = VgaRegisters(windows)
     assert windows.open == {}
@@ -129,6 +129,9 @@ def test_what_the_processor_sees() -> None:
     put(vga, GRAPHICS, 6, 0x0D)
     assert windows.open[0] is None
     put(vga, GRAPHICS, 6, 4)
+    assert windows.open[0] == "planes"
+    assert not vga.is_planar
+    put(vga, SEQUENCER, 4, 2)
     assert windows.open[0] is None
 
 

@@ -226,6 +226,14 @@ def test_what_msrs_refuse(index: int, value: int) -> None:
     assert vmcs == before
 
 
+def test_the_upper_half_of_fmask_masks_nothing() -> None:
+    """SDM, figure "MSRs Used by SYSCALL and SYSRET": bits 63:32 are reserved, for RFLAGS has none
+    to mask. Hedron writes all ones, on processors of which none faults; Bochs reads EDX as 0."""
+    vmcs, r = protected(), file()
+    assert effects.write_msr(vmcs.cells, r, 0xC0000084, -1) == GO_ON
+    assert effects.read_msr(vmcs.cells, r, 0xC0000084, 0) == (GO_ON, 0xFFFFFFFF)
+
+
 def test_upper_half_addresses_are_canonical() -> None:
     vmcs, r = protected(), file()
     assert effects.write_msr(vmcs.cells, r, 0xC0000101, -(1 << 47)) == GO_ON

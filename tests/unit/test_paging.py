@@ -264,7 +264,7 @@ def test_system_reads_ignore_the_ac_flag() -> None:
     machine = Paging("pae", cr4=CR4_SMAP, rflags=RFLAGS_AC)
     v = machine.v
     assert paging.translate(v, machine.mem, LINEAR, READ, 0) == (0x9ABC, -1)
-    assert paging.read_system(v, machine.mem, LINEAR, 8) == (0, P, LINEAR)
+    assert paging.read_system(v, machine.mem, LINEAR, 8, 0) == (0, P, LINEAR)
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -277,6 +277,6 @@ def test_system_reads_across_pages(size: int) -> None:
     v = machine.v
     start = (LINEAR | 0xFFF) - 0
     want = int.from_bytes(bytes.fromhex("1122334455667788")[:size], "little", signed=size == 8)
-    assert paging.read_system(v, machine.mem, start, size) == (want, -1, 0)
+    assert paging.read_system(v, machine.mem, start, size, 0) == (want, -1, 0)
     machine.put(machine.path[-1] + 8, 0)
-    assert paging.read_system(v, machine.mem, start, size) == (0, 0, start + 1)
+    assert paging.read_system(v, machine.mem, start, size, 0) == (0, 0, start + 1)

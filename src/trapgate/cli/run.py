@@ -47,7 +47,8 @@ Examples:
 
   trapgate run hypervisor.elf --explain --module guest.elf --module "vmlinuz console=ttyS0"
 
-Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C.
+Ctrl-A x leaves an interactive run, Ctrl-A c sends the guest a Ctrl-C, Ctrl-A p presses the power
+button.
 """
 
 

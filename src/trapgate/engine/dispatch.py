@@ -43,10 +43,12 @@ from trapgate.events.breakpoints import EXECUTION, breakpoints_met, note_ports, 
 from trapgate.events.journal import HEAD_ENTRY
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import polled_ports
+from trapgate.instructions.far_transfers import is_far_branch
 from trapgate.instructions.near_return import RET_AND_RELEASE
 from trapgate.instructions.virtual_apic import delivers_interrupts
 from trapgate.instructions.virtual_interrupts import IRET, may_redirect, works_on_vif
 from trapgate.operands.encoding import prefix_length
+from trapgate.operands.mode import in_8086_mode
 from trapgate.paging.apic_access import APIC_ACCESS, OF_WRITE
 from trapgate.paging.ept import (
     EPT_VIOLATION,
@@ -299,6 +301,8 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
     if byte == RET_AND_RELEASE:
         m[mc.EXTRA] = 0
         return execute_sensitive(m, v, r, word)
+    if in_8086_mode(v) and is_far_branch(byte, (word >> (8 * start + 8)) & 0xFF):
+        return mc.ASSIST
     if byte != 0x0F:
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     return execute_sensitive(m, v, r, word)

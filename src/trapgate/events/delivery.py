@@ -41,6 +41,7 @@ from trapgate.paging.ept import (
     ept_exit_reason,
     ept_qualification,
 )
+from trapgate.paging.walk import REFUSED, REFUSED_VECTOR
 from trapgate.sdm.cells import (
     EXIT_QUALIFICATION,
     EXIT_REASON,
@@ -152,7 +153,8 @@ def raise_event(
     RIP is still that of the instruction. With `injected` 1 the event comes from a VM
     entry: it is put to no criterion and leaves CR2, DR6, DR7 and RF alone (SDM,
     "Vectored-Event Injection"). A page fault whose error code is one of `ept`'s is none, but
-    an exit for an EPT violation or misconfiguration, which nothing can filter.
+    an exit for an EPT violation or misconfiguration, which nothing can filter; and one whose error
+    code is a refusal (`walk.REFUSED`) is the exception that this tells.
 
     A delivery that fails changes nothing but what the event itself did before: CR2 of
     a page fault that stays in the guest, DR6 of a debug exception, RF, and blocking
@@ -184,11 +186,15 @@ def raise_event(
     outer_error = -1
     depth = 0
     while True:
-        if error_code >= EPT_VIOLATION:
-            _exit_for_ept(v, error_code, address, length, outer, outer_kind, outer_error)
-            if outer >= 0:
-                amend(rows, head, outer, outer_kind, EXIT, REASON_EPT)
-            return 1
+        if error_code >= REFUSED:
+            if error_code >= EPT_VIOLATION:
+                _exit_for_ept(v, error_code, address, length, outer, outer_kind, outer_error)
+                if outer >= 0:
+                    amend(rows, head, outer, outer_kind, EXIT, REASON_EPT)
+                return 1
+            vector = (error_code >> REFUSED_VECTOR) & 0x1F
+            error_code &= 0xFFFF
+            address = 0
         fresh = injected == 0 or depth > 0
         row_address = address if vector == PF and kind == TYPE_HARDWARE_EXCEPTION else 0
         disposition, reason = DELIVER, REASON_INJECTED

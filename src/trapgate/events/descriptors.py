@@ -7,7 +7,7 @@ the VMCS's guest-state area.
 
 from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.paging.memory import store8
-from trapgate.paging.walk import WRITE, read_system, walk
+from trapgate.paging.walk import REFUSED_GP, WRITE, read_system, walk
 from trapgate.sdm.cells import (
     GUEST_ES_ACCESS_RIGHTS,
     GUEST_ES_BASE,
@@ -47,7 +47,8 @@ def read_descriptor(
     """Read a segment descriptor: (NO_FAULT, 0, its linear address, descriptor).
 
     Or (`wrong`, `code`, 0, 0), the exception of a selector beyond its table's limit or into no
-    LDT, and its error code; or (#PF's vector, its error code, faulting linear address, 0).
+    LDT, and its error code; or (#PF's vector, its error code, faulting linear address, 0), where
+    the error code may stand for #GP with `code` (`walk.REFUSED`).
     """
     if selector & 4:
         if v[GUEST_LDTR_ACCESS_RIGHTS] & AR_UNUSABLE:
@@ -60,7 +61,7 @@ def read_descriptor(
     if (selector | 7) > limit:
         return wrong, code, 0, 0
     linear = base + (selector & 0xFFF8)
-    descriptor, error, address = read_system(v, mem, linear, 8)
+    descriptor, error, address = read_system(v, mem, linear, 8, REFUSED_GP | code)
     if error >= 0:
         return PF, error, address, 0
     return NO_FAULT, 0, linear, descriptor

@@ -22,7 +22,8 @@ from trapgate.events.frame import (
 )
 from trapgate.events.ivt import deliver_real, deliver_redirected, is_redirected
 from trapgate.paging.memory import load64, stores_plainly
-from trapgate.paging.walk import READ, locate, read_system
+from trapgate.paging.translations import kind_of, remembered
+from trapgate.paging.walk import READ, REFUSED_GP, REFUSED_TS, read_system
 from trapgate.sdm.cells import (
     GUEST_CR0,
     GUEST_CS_ACCESS_RIGHTS,
@@ -194,20 +195,19 @@ def _check_gate(
 def _deliver_long(
     v: Cells, mem: Memory, vector: int, kind: int, error_code: int, length: int, ext: int
 ) -> tuple[int, int, int]:
+    named = (vector << 3) | 2 | ext
     if (vector << 4) + 15 > v[GUEST_IDTR_LIMIT]:
-        return GP, (vector << 3) | 2 | ext, 0
+        return GP, named, 0
     linear = v[GUEST_IDTR_BASE] + (vector << 4)
-    if linear & 0xFFF <= 0xFF0:
-        physical, error = locate(v, 0, mem, linear, READ, 0)
-        if error >= 0:
-            return PF, error, linear
+    physical = remembered(mem, linear, kind_of(0, READ, 0))
+    if physical >= 0 and linear & 0xFFF <= 0xFF0:
         gate = load64(mem, physical)
         upper = load64(mem, physical + 8)
     else:
-        gate, error, address = read_system(v, mem, linear, 8)
+        gate, error, address = read_system(v, mem, linear, 8, REFUSED_GP | named)
         if error >= 0:
             return PF, error, address
-        upper, error, address = read_system(v, mem, linear + 8, 8)
+        upper, error, address = read_system(v, mem, linear + 8, 8, REFUSED_GP | named)
         if error >= 0:
             return PF, error, address
 
@@ -225,9 +225,10 @@ def _deliver_long(
     ist = (gate >> 32) & 7
     if ist != 0 or new_cpl != cpl:
         offset = ist * 8 + 28 if ist != 0 else new_cpl * 8 + 4
+        task = (v[GUEST_TR_SELECTOR] & 0xFFFC) | ext
         if offset + 7 > v[GUEST_TR_LIMIT]:
-            return TS, (v[GUEST_TR_SELECTOR] & 0xFFFC) | ext, 0
-        top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8)
+            return TS, task, 0
+        top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8, REFUSED_TS | task)
         if error >= 0:
             return PF, error, address
     count = 6 if error_code >= 0 else 5
@@ -275,7 +276,7 @@ def _deliver_protected(
 ) -> tuple[int, int, int]:
     if (vector << 3) + 7 > v[GUEST_IDTR_LIMIT]:
         return GP, (vector << 3) | 2 | ext, 0
-    gate, error, address = read_system(v, mem, v[GUEST_IDTR_BASE] + (vector << 3), 8)
+    gate, error, address = read_system(v, mem, v[GUEST_IDTR_BASE] + (vector << 3), 8, REFUSED_GP)
     if error >= 0:
         return PF, error, address
     cpl = (v[GUEST_SS_ACCESS_RIGHTS] >> AR_DPL_SHIFT) & 3
@@ -384,10 +385,10 @@ def stack_of_ring(
         return TS, (v[GUEST_TR_SELECTOR] & 0xFFFC) | ext, 0, 0, 0, 0
     linear = v[GUEST_TR_BASE] + offset
     # The selector is read first: it is its address that a page fault reports.
-    selector, error, address = read_system(v, mem, linear + width, 2)
+    selector, error, address = read_system(v, mem, linear + width, 2, REFUSED_GP)
     if error >= 0:
         return PF, error, address, 0, 0, 0
-    esp, error, address = read_system(v, mem, linear, width)
+    esp, error, address = read_system(v, mem, linear, width, REFUSED_GP)
     if error >= 0:
         return PF, error, address, 0, 0, 0
     if selector & 0xFFFC == 0:

@@ -8,7 +8,7 @@ redirects to the 8086 program's own handlers (SDM, "Real-Address Mode Operation"
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.frame import probe_frame, push_word, stack_has_room
-from trapgate.paging.walk import read_system
+from trapgate.paging.walk import REFUSED_GP, read_system
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_SOFTWARE_INTERRUPT
 from trapgate.sdm.state import (
@@ -44,13 +44,13 @@ def is_redirected(v: Cells, mem: Memory, vector: int, kind: int) -> tuple[bool, 
         return False, NO_FAULT, 0, 0
     if v[f.GUEST_TR_LIMIT] <= _IO_MAP_BASE:
         return False, GP, 0, 0
-    base, error, address = read_system(v, mem, v[f.GUEST_TR_BASE] + _IO_MAP_BASE, 2)
+    base, error, address = read_system(v, mem, v[f.GUEST_TR_BASE] + _IO_MAP_BASE, 2, REFUSED_GP)
     if error >= 0:
         return False, PF, error, address
     offset = base - _REDIRECTION_SIZE + (vector >> 4) * 2
     if offset < 0 or offset + 1 > v[f.GUEST_TR_LIMIT]:
         return False, GP, 0, 0
-    bits, error, address = read_system(v, mem, v[f.GUEST_TR_BASE] + offset, 2)
+    bits, error, address = read_system(v, mem, v[f.GUEST_TR_BASE] + offset, 2, REFUSED_GP)
     if error >= 0:
         return False, PF, error, address
     return (bits >> (vector & 15)) & 1 == 0, NO_FAULT, 0, 0
@@ -98,7 +98,7 @@ def _enter(
     stack_error: int,
 ) -> tuple[int, int, int]:
     """Push FLAGS, CS and IP, and go where the pointer at `linear` leads."""
-    pointer, error, address = read_system(v, mem, linear, 4)
+    pointer, error, address = read_system(v, mem, linear, 4, REFUSED_GP)
     if error >= 0:
         return PF, error, address
     base = v[f.GUEST_SS_BASE]

@@ -420,7 +420,10 @@ def write_msr(v: Cells, r: Cells, index: int, value: int) -> int:
         return RAISE_GP
     if index == MSR_PERF_GLOBAL_CTRL and (value & ~PERF_GLOBAL_CTRL_DEFINED) != 0:
         return RAISE_GP
-    if index in (MSR_FMASK, MSR_TSC_AUX) and (value >> 32) != 0:
+    if index == MSR_FMASK:
+        # Bits 63:32 mask nothing. Processors ignore them; kernels write all ones.
+        value &= 0xFFFFFFFF
+    if index == MSR_TSC_AUX and (value >> 32) != 0:
         return RAISE_GP
     cell = vmcs_cell_of_msr(index)
     if cell >= 0:

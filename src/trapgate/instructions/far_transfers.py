@@ -1,8 +1,9 @@
-"""Far JMP, CALL and RET in protected mode, call gates included (SDM, "JMP", "CALL", "RET").
+"""Far JMP, CALL and RET, call gates included (SDM, "JMP", "CALL", "RET").
 
-Each function returns (NO_FAULT, 0, 0), all done; (TASK_GATE, 0, 0) where the selector is that of a
-task gate or TSS, nothing done (`task_switch` has the checks); or (vector, error
-code, linear address of a page fault), nothing changed but accessed and dirty flags.
+Those named `_real` are for real-address and virtual-8086 mode. Each function returns
+(NO_FAULT, 0, 0), all done; (TASK_GATE, 0, 0) where the selector is that of a task gate or TSS,
+nothing done (`task_switch` has the checks); or (vector, error code, linear address of a page
+fault), nothing changed but accessed and dirty flags.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
@@ -27,7 +28,7 @@ from trapgate.events.idt import TASK_GATE, stack_of_ring
 from trapgate.events.stack import probe_words, stack_holds, word_at, words_are_canonical
 from trapgate.instructions.interrupt_return import put_return_stack, return_segment, return_stack
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
-from trapgate.paging.walk import read_system
+from trapgate.paging.walk import REFUSED_TS, read_system
 from trapgate.sdm.cells import (
     GUEST_CS_BASE,
     GUEST_CS_LIMIT,
@@ -57,6 +58,12 @@ _CS, _SS = 1, 2
 _CALL_GATE_16, _CALL_GATE_32, _TASK_GATE = 4, 12, 5
 _UPPER_TYPE = 0x1F << 40
 """Of the upper half of a call gate of 16 bytes: must be 0."""
+
+
+@core
+def is_far_branch(opcode: int, form: int) -> bool:
+    """Whether an opcode, FFH with the ModR/M byte `form`, is that of a far JMP or RET."""
+    return opcode in (0xEA, 0xCA, 0xCB) or (opcode == 0xFF and form < 0xC0 and form & 0x38 == 0x28)
 
 
 @core
@@ -137,10 +144,39 @@ def far_call_real(
     push_word(v, mem, physical, base, sp, mask, size, user, 1, next_rip)
     note_words(v, r, base, sp - 2 * size, mask, size, 2, True)
     v[GUEST_RSP] = (v[GUEST_RSP] & ~mask) | ((sp - 2 * size) & mask)
+    return far_jump_real(v, selector, offset)
+
+
+@core
+def far_jump_real(v: Cells, selector: int, offset: int) -> tuple[int, int, int]:
+    """`far_jump` in real-address and virtual-8086 mode."""
+    if offset > v[GUEST_CS_LIMIT]:
+        return GP, 0, 0
     v[GUEST_CS_SELECTOR] = selector
     v[GUEST_CS_BASE] = selector << 4
     v[GUEST_RIP] = offset
     return NO_FAULT, 0, 0
+
+
+@core
+def far_return_real(v: Cells, mem: Memory, size: int, release: int) -> tuple[int, int, int]:
+    """`far_return` in real-address and virtual-8086 mode."""
+    rights = v[GUEST_SS_ACCESS_RIGHTS]
+    mask = 0xFFFF_FFFF if rights & AR_DB else 0xFFFF
+    sp = v[GUEST_RSP] & mask
+    base = v[GUEST_SS_BASE]
+    if not stack_holds(v[GUEST_SS_LIMIT], rights, sp, size, 2):
+        return SS, 0, 0
+    user = 1 if privilege_level(v) == 3 else 0
+    physical, error, address = probe_words(v, mem, base, sp, mask, size, 2, user)
+    if error >= 0:
+        return PF, error, address
+    target = word_at(v, mem, physical, base, sp, mask, size, user, 0)
+    selector = word_at(v, mem, physical, base, sp, mask, size, user, 1) & 0xFFFF
+    fault, error, address = far_jump_real(v, selector, target)
+    if fault == NO_FAULT:
+        v[GUEST_RSP] = (v[GUEST_RSP] & ~mask) | ((sp + 2 * size + release) & mask)
+    return fault, error, address
 
 
 @core
@@ -351,9 +387,10 @@ def _call_inner_ring_long(
     """The same in IA-32e mode: nothing is copied, and SS becomes null."""
     ring = privilege_of(code)
     offset = ring * 8 + 4
+    task = v[GUEST_TR_SELECTOR] & 0xFFFC
     if offset + 7 > v[GUEST_TR_LIMIT]:
-        return TS, v[GUEST_TR_SELECTOR] & 0xFFFC, 0
-    top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8)
+        return TS, task, 0
+    top, error, address = read_system(v, mem, v[GUEST_TR_BASE] + offset, 8, REFUSED_TS | task)
     if error >= 0:
         return PF, error, address
     if not stack_is_canonical(top, 32):

@@ -13,7 +13,7 @@ from trapgate.decision.instruction_rules import exits_by_table
 from trapgate.events.exits import vm_exit
 from trapgate.operands.mode import privilege_level
 from trapgate.paging.memory import load8
-from trapgate.paging.walk import read_system
+from trapgate.paging.walk import REFUSED_GP, read_system
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import reasons as why
@@ -363,13 +363,15 @@ def io_permission(v: Cells, mem: Memory, port: int, size: int) -> tuple[int, int
     limit = v[f.GUEST_TR_LIMIT]
     if (v[f.GUEST_TR_ACCESS_RIGHTS] & st.AR_TYPE) != 11 or limit < 103:
         return RAISE_GP, 0, 0
-    start, error, address = read_system(v, mem, v[f.GUEST_TR_BASE] + 102, 2)
+    start, error, address = read_system(v, mem, v[f.GUEST_TR_BASE] + 102, 2, REFUSED_GP)
     if error >= 0:
         return RAISE_PF, error, address
     # The processor reads two bytes always, and both have to lie within the limit.
     if start + (port >> 3) + 1 > limit:
         return RAISE_GP, 0, 0
-    bits, error, address = read_system(v, mem, v[f.GUEST_TR_BASE] + start + (port >> 3), 2)
+    bits, error, address = read_system(
+        v, mem, v[f.GUEST_TR_BASE] + start + (port >> 3), 2, REFUSED_GP
+    )
     if error >= 0:
         return RAISE_PF, error, address
     if ((bits >> (port & 7)) & ((1 << size) - 1)) != 0:

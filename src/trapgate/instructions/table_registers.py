@@ -13,7 +13,7 @@ from trapgate.events.descriptors import (
 from trapgate.instructions.effects import address_is_canonical
 from trapgate.operands.mode import in_64_bit_mode
 from trapgate.paging.memory import store8
-from trapgate.paging.walk import WRITE, read_system, walk
+from trapgate.paging.walk import REFUSED_GP, WRITE, read_system, walk
 from trapgate.sdm.cells import (
     GUEST_ES_ACCESS_RIGHTS,
     GUEST_ES_BASE,
@@ -83,7 +83,7 @@ def load_system_segment(
         # Sixteen bytes; the type of the upper eight has to be 0.
         if (selector | 7) + 8 > v[GUEST_GDTR_LIMIT]:
             return GP, named, 0
-        upper, error, address = read_system(v, mem, linear + 8, 8)
+        upper, error, address = read_system(v, mem, linear + 8, 8, REFUSED_GP | named)
         if error >= 0:
             return PF, error, address
         base = base | (upper & 0xFFFF_FFFF) << 32

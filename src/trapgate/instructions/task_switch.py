@@ -8,7 +8,7 @@ from trapgate.events.descriptors import NO_FAULT, read_descriptor
 from trapgate.events.idt import TASK_GATE, check_tss
 from trapgate.instructions import intercepts as ix
 from trapgate.operands.mode import privilege_level
-from trapgate.paging.walk import read_system
+from trapgate.paging.walk import REFUSED_GP, read_system
 from trapgate.sdm import cells as f
 from trapgate.sdm.vectors import GP, NP, PF, TS
 
@@ -38,7 +38,7 @@ def jump_or_call(v: Cells, mem: Memory, selector: int, source: int, length: int)
 
 def return_to_previous_task(v: Cells, mem: Memory, length: int) -> Fault | None:
     """IRET with RFLAGS.NT, to the task that the current TSS names; None if it exits."""
-    link, error, address = read_system(v, mem, v[f.GUEST_TR_BASE], 2)
+    link, error, address = read_system(v, mem, v[f.GUEST_TR_BASE], 2, REFUSED_GP)
     if error >= 0:
         return PF, error, address
     return _attempt(v, mem, link, ix.TASK_BY_IRET, length)

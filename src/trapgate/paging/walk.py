@@ -7,7 +7,7 @@ an EPT pointer in force every address in the guest's tables, and the one that th
 is guest-physical and goes through `ept`; without one it goes through `alias`. The four
 page-directory pointers of PAE paging are those of the VMCS, loaded with CR3. Protection keys,
 shadow stacks, 57-bit addresses and global pages have no part here. Whether a linear address is
-canonical is the caller's business.
+canonical is the caller's business, except that of an entry of a descriptor table or TSS.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
@@ -57,6 +57,7 @@ from trapgate.sdm.state import (
     EFER_NXE,
     RFLAGS_AC,
 )
+from trapgate.sdm.vectors import GP, TS
 
 READ = 0
 WRITE = 1
@@ -77,6 +78,13 @@ _D = 0x40
 _PS = 0x80
 
 LINEAR_ADDRESS_BITS = 48
+
+REFUSED = 1 << 59
+"""In an error, which is above all those of page faults then: it is another exception,"""
+REFUSED_VECTOR = 16
+"""... whose vector is from this bit on, and whose error code is below."""
+REFUSED_GP = REFUSED | GP << REFUSED_VECTOR
+REFUSED_TS = REFUSED | TS << REFUSED_VECTOR
 
 NO_POINTERS = 0
 """The pointers of PAE paging cannot be loaded: #GP(0)."""
@@ -497,21 +505,29 @@ def _walk_and_remember(
 
 @core
 @inlined
-def read_system(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
+def read_system(
+    v: Cells, mem: Memory, linear: int, size: int, refusal: int
+) -> tuple[int, int, int]:
     """Read `size` bytes (2, 4 or 8) of a descriptor table or TSS: implicit supervisor access.
 
     Returns (value, -1, 0), or (0, page-fault error code, faulting linear address).
-    Narrow values are zero-extended. SDM, section "Access Rights".
+    Narrow values are zero-extended. SDM, section "Access Rights". The error is `refusal` (see
+    REFUSED) if the address is not canonical, as near the end of a table it may be in IA-32e mode.
     """
     physical = remembered(mem, linear, kind_of(0, READ, 0))
     if physical >= 0 and (linear & 0xFFF) + size <= 0x1000:
         return load_sized(mem, physical, size), -1, 0
-    return _read_system_anywhere(v, mem, linear, size)
+    return _read_system_anywhere(v, mem, linear, size, refusal)
 
 
 @core
 @apart
-def _read_system_anywhere(v: Cells, mem: Memory, linear: int, size: int) -> tuple[int, int, int]:
+def _read_system_anywhere(
+    v: Cells, mem: Memory, linear: int, size: int, refusal: int
+) -> tuple[int, int, int]:
+    last = linear + size - 1
+    if v[GUEST_IA32_EFER] & EFER_LMA and not (canonical(linear) and canonical(last)):
+        return 0, refusal, linear
     physical, error = locate(v, 0, mem, linear, READ, 0)
     if error >= 0:
         return 0, error, linear

@@ -1,4 +1,4 @@
-"""Instructions that the compiled core leaves to Python: those with a memory operand.
+"""Instructions that the compiled core leaves to Python: those with a memory operand, far branches.
 
 They are rare, so a whole decoder (iced-x86) reads them; what they do is `intercepts`'
 and `effects`' business, as for the others.
@@ -13,15 +13,17 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
-from trapgate.decode.execute import advance
+from trapgate.decode.execute import advance, end_instruction
 from trapgate.events.breakpoints import note_data, note_ports, single_steps
+from trapgate.events.descriptors import NO_FAULT
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
 from trapgate.instructions.effects import (
     load_machine_status,
     read_cr,
 )
-from trapgate.operands.mode import in_64_bit_mode, privilege_level
+from trapgate.instructions.far_transfers import far_jump_real, far_return_real
+from trapgate.operands.mode import in_64_bit_mode, in_8086_mode, privilege_level
 from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
@@ -45,6 +47,7 @@ _TASK_SWITCHES = {
     Mnemonic.IRET: ix.TASK_BY_IRET,
     Mnemonic.IRETD: ix.TASK_BY_IRET,
 }
+_FAR_BRANCHES = {Mnemonic.JMP, Mnemonic.RETF}
 _STRINGS = {Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
 _WIDTH = {
     Mnemonic.INSB: 1,
@@ -343,12 +346,19 @@ def assist(processor: LogicalProcessor, v: Cells) -> bool:
     instruction = guest.decode()
     stepping = single_steps(v)
     try:
-        if instruction.mnemonic in _TASK_SWITCHES:
+        if in_8086_mode(v) and instruction.mnemonic in _FAR_BRANCHES:
+            far, code, address = _branch_far(guest, instruction)
+            if far != NO_FAULT:
+                return processor.raise_fault(far, code, address)
+            end_instruction(v)
+            outcome = NEXT_ALREADY
+        elif instruction.mnemonic in _TASK_SWITCHES:
             fault = _switch_tasks(guest, instruction)
             return True if fault is None else processor.raise_fault(*fault)
-        outcome = _carry_out(processor, guest, instruction)
-    except OperandFaultError as fault:
-        return processor.raise_fault(fault.vector, fault.error_code, fault.address)
+        else:
+            outcome = _carry_out(processor, guest, instruction)
+    except OperandFaultError as wrong:
+        return processor.raise_fault(wrong.vector, wrong.error_code, wrong.address)
     if outcome in (ix.GO_ON, NEXT_ALREADY):
         if outcome == ix.GO_ON:
             advance(v, instruction.len)
@@ -403,6 +413,23 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     if mnemonic in _WIDTH:
         return _string_io(processor, guest, instruction)
     return ix.RAISE_UD
+
+
+def _branch_far(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault:
+    """A far JMP or RET in real-address or virtual-8086 mode; NO_FAULT is one of its faults."""
+    v, mem = guest.v, guest.mem
+    if instruction.mnemonic == Mnemonic.RETF:
+        size = 4 if instruction.code in (iced.Code.RETFD, iced.Code.RETFD_IMM16) else 2
+        release = instruction.immediate(0) if instruction.op_count else 0
+        return far_return_real(v, mem, size, release)
+    if instruction.op0_kind == OpKind.FAR_BRANCH32:
+        return far_jump_real(v, instruction.far_branch_selector, instruction.far_branch32)
+    if instruction.op0_kind == OpKind.FAR_BRANCH16:
+        return far_jump_real(v, instruction.far_branch_selector, instruction.far_branch16)
+    size = iced.MemorySizeExt.size(instruction.memory_size) - 2
+    linear = guest.accessible(instruction, size + 2, write=False)
+    offset = guest.read(linear, size)
+    return far_jump_real(v, guest.read(guest.wrap(linear + size), 2), offset)
 
 
 def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault | None:

@@ -38,7 +38,9 @@ def take(processor: Processor, v: Cells) -> bool:
     pins = processor.pins
     start_up, pins.start_up = pins.start_up, None
     if activity == ACTIVITY_WAIT_FOR_SIPI:
-        # SDM, "Activity State" of VM entries: everything else is blocked.
+        # SDM, "Activity State" of VM entries: everything else is blocked. INIT is forgotten, or
+        # the INIT-SIPI-SIPI of "Handling Activity States by VMM" would leave the started guest.
+        pins.init = False
         if start_up is None:
             return False
         if platform_exit(v, True, ExitReason.STARTUP_IPI, start_up) == EXITED:

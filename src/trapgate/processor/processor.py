@@ -284,7 +284,7 @@ class Processor(LogicalProcessor):
         self.pins.nmi = True
 
     def init(self) -> None:
-        """Signal INIT; it stays pending in VMX root operation and in the wait-for-SIPI state."""
+        """Signal INIT; it stays pending in VMX root operation, and is lost in wait-for-SIPI."""
         self.pins.init = True
 
     def start_up(self, vector: int) -> None:

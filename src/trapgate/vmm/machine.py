@@ -43,7 +43,7 @@ from trapgate.vmm.exits.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
-from trapgate.vmm.reset import PowerOn, resume_warm, wake_up
+from trapgate.vmm.reset import PowerOn, doze, falls_asleep, resume_warm
 from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.snapshots.state import SnapshotError
 from trapgate.vmm.summary import EventKind
@@ -247,7 +247,8 @@ class VirtualMachine(Accounts):
 
     def _end(self, stop: Stop | None) -> None:
         """Stop, unless it is a reset, and there is something that a reset starts, or a nap."""
-        if self.can_be_restored and stop is not None and stop.end is End.ASLEEP and wake_up(self):
+        asleep = stop is not None and stop.end is End.ASLEEP
+        if asleep and self.can_be_restored and falls_asleep(self):
             return
         if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
             self._tally.resets += 1
@@ -420,9 +421,7 @@ class VirtualMachine(Accounts):
         console = self.console
         if (console is not None or self.watchers) and now >= self._next_poll:
             self._next_poll = now + _POLL
-            keys = b"" if console is None else console.poll()
-            if keys:
-                devices.uart.receive(keys)
+            self.listen()
             self._end(self.after_device())
             for watcher in self.watchers if self.stopped is None else ():
                 watcher(self)
@@ -440,6 +439,9 @@ class VirtualMachine(Accounts):
             heappop(self._planned)[2](self)
             if self.stopped is not None:
                 return
+        if devices.power.asleep:
+            self.stopped = doze(self)
+            return
         if len(self.cpus) > 1 and not self._take_turn(now):
             return
         vmcs = self.vmcs
@@ -474,6 +476,16 @@ class VirtualMachine(Accounts):
             processor.engine.step_over(outcome.instruction_length)
         else:
             self._carry_out(outcome, action)
+
+    def wait(self, seconds: float) -> bool:
+        """Let that much of the host's time pass if somebody watches; False if nobody does."""
+        if self.watchers:
+            if not self.listen():
+                time.sleep(seconds)
+            for watcher in self.watchers:
+                watcher(self)
+            return True
+        return super().wait(seconds)
 
     def _take_turn(self, now: int) -> bool:
         """Let the processor go on whose turn it is; False if all wait, and time has moved on."""

@@ -15,6 +15,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
 from trapgate.events.journal import HEAD_CURRENT, HEAD_LEVEL
 from trapgate.sdm import vmx
+from trapgate.vmm.actions import End, Stop
 from trapgate.vmm.firmware.area import FACS, WAKING_VECTOR
 from trapgate.vmm.snapshots.state import State
 
@@ -27,6 +28,8 @@ JUMP: Final = 0x0A
 _RESUME: Final = 0xFE
 """... after S3, as SeaBIOS knows it."""
 _RESUME_AT = 0x467
+_NAP = 0.1
+"""Seconds after which somebody looks at a sleeping machine again."""
 _DRIVES = "trapgate.vmm.devices.storage"
 _ON_RESET: Final = {
     "GUEST_IA32_PAT": 0x0007_0406_0007_0406,
@@ -99,29 +102,56 @@ def resume_warm(vm: Platform) -> bool:
     return True
 
 
-def wake_up(vm: Platform) -> bool:
-    """End the sleep S3 when the clock's alarm comes; False if nothing ends it.
-
-    The processors are reset, and firmware goes on where the guest has asked for. Memory and devices
-    are as they were.
-    """
-    devices = vm.devices
-    alarm = devices.rtc.alarm
-    vector = int.from_bytes(vm.ram.read(WAKING_VECTOR, 4), "little")
-    is_told = vm.ram.read(FACS, 4) == b"FACS" and 0 < vector < 1 << 20
-    if alarm is None or not devices.power.wakes_by_alarm or not (vm.has_firmware or is_told):
+def falls_asleep(vm: Platform) -> bool:
+    """Begin the sleep S3 that the guest asks for; False if there is no way back."""
+    if not (vm.has_firmware or _waking_vector(vm)):
         return False
-    vm.processor.skip_to(alarm)
-    devices.power.wake()
-    devices.bus.event = None
+    vm.devices.bus.event = None
+    return True
+
+
+def doze(vm: Platform) -> Stop | None:
+    """Let time pass in S3 till something ends it; what stops the machine, if nothing will.
+
+    That is the clock's alarm, the power button, a key, or what is planned. If somebody watches, the
+    host's time passes as well.
+    """
+    devices, power, now = vm.devices, vm.devices.power, vm.processor.time
+    if not power.woken:
+        alarm = devices.rtc.alarm if power.wakes_by_alarm else None
+        moments = [moment for moment in (alarm, vm.next_planned) if moment is not None]
+        seconds = (min(moments) - now) / devices.bus.clock.hertz if moments else _NAP
+        if not vm.wait(min(seconds, _NAP)) and not moments:
+            return Stop(End.ASLEEP, "the guest sleeps (ACPI, S3), and nothing will wake it")
+        if moments and not power.woken:
+            vm.processor.skip_to(min(moments))
+            if alarm == min(moments):
+                power.ring()
+    if power.woken:
+        power.come_up()
+        _wake_up(vm)
+    return vm.after_device()
+
+
+def _waking_vector(vm: Platform) -> int:
+    """Where the guest wants to wake up without firmware, in real mode; 0: nowhere."""
+    vector = int.from_bytes(vm.ram.read(WAKING_VECTOR, 4), "little")
+    return vector if vm.ram.read(FACS, 4) == b"FACS" and vector < 1 << 20 else 0
+
+
+def _wake_up(vm: Platform) -> None:
+    """End the sleep S3: the processors are reset, and firmware goes on where the guest asked for.
+
+    Memory and devices are as they were.
+    """
     _reset_processors(vm)
     vm.processor.engine.hold_a20(low=False)
     if vm.has_firmware:
-        devices.rtc.shutdown_code = _RESUME
+        vm.devices.rtc.shutdown_code = _RESUME
     else:
+        vector = _waking_vector(vm)
         vm.vmcs["GUEST_CS_SELECTOR"], vm.vmcs["GUEST_CS_BASE"] = vector >> 4, vector & ~15
         vm.vmcs["GUEST_RIP"] = vector & 15
-    return True
 
 
 def _reset_processors(vm: Platform) -> None:

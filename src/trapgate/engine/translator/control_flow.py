@@ -44,6 +44,8 @@ from trapgate.instructions.intercepts import (
 from trapgate.instructions.interrupt_return import interrupt_return
 from trapgate.instructions.segment_loads import load_segment_register
 from trapgate.operands.mode import privilege_level
+from trapgate.paging.ept import EPT_VIOLATION
+from trapgate.paging.walk import REFUSED, REFUSED_VECTOR
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers as reg
 from trapgate.sdm.state import RFLAGS_VM
@@ -131,7 +133,10 @@ def raise_from_helper(
         call(m[mc.CPU_LOOP_EXIT_RESTORE], (m[mc.CPU], back - _RETURN))
         return
     m[mc.FAULT_KIND] = 0
-    if fault == PF:
+    if fault == PF and EPT_VIOLATION > error_code >= REFUSED:
+        fault = (error_code >> REFUSED_VECTOR) & 0x1F
+        error_code &= 0xFFFF
+    elif fault == PF:
         # Where the two paths look for them.
         m[mc.FAULT_ADDRESS] = address
         m[mc.FAULT_CODE] = error_code

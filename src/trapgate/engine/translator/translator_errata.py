@@ -5,8 +5,9 @@ wheels. It has these means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
   that the core carries out: INS and OUTS, RET that releases 8000H bytes or more, loads of table
-  registers, CLFLUSH, XSETBV, POPCNT in 16-bit code, and above ring 0 MOV CR and MOV DR. `dispatch`
-  sees it as #UD.
+  registers, CLFLUSH, XSETBV, POPCNT in 16-bit code, above ring 0 MOV CR and MOV DR, and in
+  real-address and virtual-8086 mode far JMP and RET that may lead beyond the limit of CS.
+  `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
   of MMX and SSE instructions), and where no register of theirs is used at all.
 * Of several prefixes the one that counts is shown in place of all: of F2H and F3H the last one,
@@ -74,8 +75,10 @@ from trapgate.engine import machine as mc
 from trapgate.engine.library import layout as at
 from trapgate.engine.x87.exceptions import ENTERS_MMX, SPARES_X87, kind_of_x87
 from trapgate.engine.x87.pointers import look_at_operand
+from trapgate.instructions.far_transfers import is_far_branch
 from trapgate.instructions.near_return import RET_AND_RELEASE
 from trapgate.operands.encoding import is_prefix
+from trapgate.sdm.state import RFLAGS_VM
 
 _NEXT_PC = 0x10
 _FLAGS = 0xA8
@@ -411,6 +414,10 @@ def look(reader: int, block: int, env: int) -> int:
     elif opcode_map == ONE_BYTE and byte == RET_AND_RELEASE:
         # The engine takes what is to be released as signed.
         forbidden = code_byte(reader, env, form_at + 1) >= 0x80
+    if m[mc.BRANCH_IS_FAR] != 0 and (flags & at.HF_PE == 0 or flags & RFLAGS_VM):
+        # The engine would have loaded CS before it looks at the limit.
+        form = code_byte(reader, env, form_at) if byte == 0xFF else 0
+        forbidden = forbidden or is_far_branch(byte, form)
     branches = branches and long and operand_size
     if branches and opcode == 0xFF:
         branches = (code_byte(reader, env, form_at) >> 3) & 7 in (2, 4)

@@ -157,8 +157,9 @@ class Bios:
         self._machine = machine
 
     def start(self, machine: Machine) -> None:
-        """Leave the devices as a BIOS does: 8259s at 08H and 70H, the timer at 18.2 Hz."""
+        """Leave the devices as a BIOS does: 8259s at 08H and 70H, the timer at 18.2 Hz, mode 3."""
         self.serve(machine)
+        self._video.begin()
         for port, value in (
             *((0x20, 0x11), (0x21, 0x08), (0x21, 0x04), (0x21, 0x01), (0x21, 0xB8)),
             *((0xA0, 0x11), (0xA1, 0x70), (0xA1, 0x02), (0xA1, 0x01), (0xA1, 0x8F)),

@@ -21,6 +21,7 @@ _TEXT, _TEXT_SIZE = 0xB8000, 0x8000
 _PAGES = 0x800
 """Pages of text are multiples of it."""
 _GRAPHICS = 0xA0000
+_SEQUENCER = 0x3C4
 _MOST_COLUMNS = 132
 _BLANK = b" \x07"
 _BACKSPACE, _BELL, _LINE_FEED, _RETURN = 8, 7, 10, 13
@@ -74,6 +75,10 @@ class Video:
         if service is not None:
             service(call)
 
+    def begin(self) -> None:
+        """The registers of mode 3, before there is a guest to see memory."""
+        self._put(modes.writes(3))
+
     def reset(self, call: Call) -> None:
         """Mode 3, an empty screen."""
         self._enter_mode(call, 3, clear=True)
@@ -94,6 +99,8 @@ class Video:
         self._put(modes.writes(mode))
         self._load_palette(0, modes.palette(mode))
         self._show_page(0)
+        if mode in modes.TEXT_MODES:
+            self._vga.planes.forget_glyphs(0)
         if clear and mode in modes.PLANAR_MODES:
             self._vga.planes.clear()
         elif clear and mode == modes.LINEAR_256:
@@ -138,15 +145,19 @@ class Video:
             call.put_word(_FONT, SEGMENT << 16 | FONTS[height], 4)
 
     def _fonts(self, call: Call) -> None:
-        """AH = 11H: which characters graphics modes draw, how high those of text modes are."""
+        """AH = 11H: which characters graphics modes draw, and those of text modes, and how high."""
         wanted = call.low("ax")
+        is_text = call.word(_MODE, 1) in modes.TEXT_MODES
+        if wanted & 0xEF in (0, 1, 2, 4) and is_text:
+            self._load_characters(call)
+        elif wanted == 0x03:
+            self._put(((_SEQUENCER, 3), (_SEQUENCER + 1, call.low("bx"))))
         own = {0x11: 14, 0x12: 8, 0x14: 16}.get(wanted, 0)
         if wanted == 0x10 and 4 <= call.high("bx") <= 32:
             own = call.high("bx")
-        if own and call.word(_MODE, 1) in modes.TEXT_MODES:
+        if own and is_text:
             rows, writes = modes.rows_of(own)
             self._put(writes)
-            # The characters of a font of other heights are the guest's.
             self._describe_rows(call, rows, own)
             self._show_cursor(call)
             return
@@ -167,6 +178,17 @@ class Video:
             call.put("bp", far & 0xFFFF)
             call.put("cx", call.word(_HEIGHT))
             call.put_low("dx", call.word(_LAST_ROW, 1))
+
+    def _load_characters(self, call: Call) -> None:
+        """AL = 0, 10H: CX characters of BH lines from ES:BP, from DX on, into set BL; else ours."""
+        font, height = call.low("bx"), call.high("bx")
+        if call.low("ax") & 0xF:
+            self._vga.planes.forget_glyphs(font)
+            return
+        first = call.get("dx") & 0xFFFF
+        at = call.segment("ES") + (call.get("bp") & 0xFFFF)
+        for n in range(min(call.get("cx") & 0xFFFF, 256 - min(first, 256))):
+            self._vga.planes.load_glyph(font, first + n, call.read(at + n * height, height))
 
     def _draw(
         self, call: Call, surface: Surface, place: bytes, character: int, colour: int

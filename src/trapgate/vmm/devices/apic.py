@@ -226,6 +226,11 @@ class LocalApic:
         if rises:
             self._local(LVT_LINT0 + pin)
 
+    @property
+    def takes_nmis(self) -> bool:
+        """Whether an interrupt of the 8259s would be an NMI here; nothing drives LINT1."""
+        return self.enabled and self._registers[LVT_LINT0] & (_MASKED | 0x700) == NMI << 8
+
     def _local(self, register: int) -> None:
         entry = self._registers[register]
         if self.enabled and not entry & _MASKED:

@@ -16,7 +16,7 @@ _SELECT, _WINDOW = 0x00, 0x10
 _ID, _VERSION, _ARBITRATION, _TABLE = 0x00, 0x01, 0x02, 0x10
 _MASKED, _LEVEL, _REMOTE_IRR, _LOGICAL = 1 << 16, 1 << 15, 1 << 14, 1 << 11
 _WRITABLE_LOW = 0x1AFFF
-_FIXED, _LOWEST_PRIORITY = 0, 1
+_FIXED, _LOWEST_PRIORITY, _NMI = 0, 1, 4
 
 
 class IoApic(UntimedDevice):
@@ -89,6 +89,11 @@ class IoApic(UntimedDevice):
         self._table[pin] = entry >> 32 << 32 | value & _WRITABLE_LOW | kept
         if value & _LEVEL:
             self._offer(pin)
+
+    @property
+    def sends_nmis(self) -> bool:
+        """Whether an interrupt of some pin would be an NMI."""
+        return any(entry & (_MASKED | 0x700) == _NMI << 8 for entry in self._table)
 
     def _offer(self, pin: int) -> None:
         """Send a level-triggered pin's interrupt if it asks, may, and none is under way."""

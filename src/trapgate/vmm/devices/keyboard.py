@@ -63,8 +63,10 @@ class KeyboardController(UntimedDevice):
         events: EventSink,
         hold_a20: Callable[..., None] | None = None,
         ports: PolledPorts | None = None,
+        wake: Callable[[], None] | None = None,
     ) -> None:
         self.a20 = True
+        self._wake = wake
         self._hold_a20 = hold_a20
         self._line = line
         self._mouse_line = mouse_line
@@ -96,6 +98,8 @@ class KeyboardController(UntimedDevice):
     def press(self, codes: bytes) -> None:
         """Have keys come in: scan codes of set 1, as a guest with translation reads them."""
         self._keys.extend(codes[: _KEYS_LIMIT - len(self._keys)])
+        if codes and self._wake is not None:
+            self._wake()
         self._next_key()
         self._update()
 

@@ -148,12 +148,17 @@ class Pc(Wired):
         replaced = LineGate(self._line(0)), LineGate(self._line(8))
         self.hpet = Hpet(clock, self.io_apic.set_line, (self._line(0), self._line(8)), replaced)
         self.pit = Pit8254(replaced[0], clock, self.ports)
+        self.power = PowerManagement(self._line(_SCI), self.bus, clock, self.ports)
         self.keyboard = KeyboardController(
-            self._line(1), self._line(12), self.bus, processor.hold_a20, self.ports
+            self._line(1),
+            self._line(12),
+            self.bus,
+            processor.hold_a20,
+            self.ports,
+            self.power.call,
         )
         self.uart = Uart16550(emit, self._line(4), clock, ports=self.ports)
         self.rtc = CmosRtc(replaced[1], clock, memory, epoch, self.ports)
-        self.power = PowerManagement(self._line(_SCI), self.bus, clock, self.ports)
         self.post = PostPort(processor.wait, self.ports)
         self._fixed: dict[int, Device] = Wires(
             {
@@ -211,6 +216,11 @@ class Pc(Wired):
         where = -1 if page is None else polled.load_from(page << 12 | ID << 4)
         self._apic_id[polled.ACCESS] = where
         self._apic_id[polled.VALUE] = self.apic.read(ID << 4, 4, 0)
+
+    @property
+    def sends_nmis(self) -> bool:
+        """Whether a device's interrupt may come as an NMI, which ends any halt."""
+        return self.io_apic.sends_nmis or any(apic.takes_nmis for apic in self.apics)
 
     def _ask_for_interrupt(self, level: bool) -> None:
         """The 8259s' output, which goes to LINT0 of every processor."""

@@ -23,6 +23,10 @@ _SET_RESET, _ENABLE, _COMPARE, _FUNCTION, _READ_PLANE, _MODE, _DONT_CARE, _BIT_M
 """Registers of the graphics controller."""
 _MAP_MASK = 2
 """Of the sequencer: the planes that are written."""
+_FONT_PLANE, _GLYPH = 2, 32
+"""Where text modes have their characters, and how many bytes each has there."""
+_FONTS = (0x0000, 0x4000, 0x8000, 0xC000, 0x2000, 0x6000, 0xA000, 0xE000)
+"""Where the eight sets of 256 characters begin."""
 _COMPARE_COLOURS = 8
 """In the mode register: a read says where a colour is."""
 
@@ -38,6 +42,8 @@ class Planes:
         self.bytes = bytearray()
         """Four bytes an address; empty until there is a planar mode."""
         self._latches = 0
+        self.loaded = bytearray(SIZE // _GLYPH)
+        """Whether a character was stored, by its place in plane 2."""
 
     def begin(self) -> None:
         """There is a planar mode from now on."""
@@ -47,6 +53,26 @@ class Planes:
     def clear(self) -> None:
         """All pixels are 0."""
         self.bytes[:] = bytes(len(self.bytes))
+
+    def load_glyph(self, font: int, character: int, lines: bytes) -> None:
+        """Store a character of one of the eight sets, up to 32 lines of eight pixels."""
+        self.begin()
+        at = _FONTS[font & 7] + _GLYPH * character
+        for n, line in enumerate(lines[:_GLYPH]):
+            self.bytes[4 * (at + n) + _FONT_PLANE] = line
+        self.loaded[at // _GLYPH] = 1
+
+    def forget_glyphs(self, font: int) -> None:
+        """One of the sets is firmware's own again."""
+        first = _FONTS[font & 7] // _GLYPH
+        self.loaded[first : first + 256] = bytes(256)
+
+    def glyph(self, font: int, character: int, height: int) -> bytes | None:
+        """The lines of a character; None if nobody has loaded it."""
+        at = _FONTS[font & 7] + _GLYPH * character
+        if not self.loaded[at // _GLYPH]:
+            return None
+        return bytes(self.bytes[4 * at + _FONT_PLANE : 4 * (at + height) : 4])
 
     def put(self, at: int, bit: int, value: int, *, blend: bool = False) -> None:
         """A pixel gets a value of 0 to 15, whatever the registers say; `blend`: by XOR."""
@@ -118,7 +144,10 @@ class Planes:
                 data ^= self._latches
         bits = mask * _EVERY_PLANE
         data = data & bits | self._latches & ~bits & _ALL
-        kept = _SPREAD[~self._sequencer[_MAP_MASK] & 15]
+        written = self._sequencer[_MAP_MASK]
+        if written >> _FONT_PLANE & 1:
+            self.loaded[at // _GLYPH] = 1
+        kept = _SPREAD[~written & 15]
         if kept:
             data = data & ~kept | int.from_bytes(self.bytes[4 * at : 4 * at + 4], "little") & kept
         self.bytes[4 * at : 4 * at + 4] = data.to_bytes(4, "little")

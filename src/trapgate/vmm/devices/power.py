@@ -1,8 +1,8 @@
 """ACPI's fixed hardware: the PM1 event and control registers and the power-management timer.
 
 ACPI Specification, "ACPI Hardware Specification". The machine is always in ACPI mode
-(SCI_EN reads as 1); it knows two sleeping states: S3, from which the CMOS clock's alarm wakes it,
-and S5: off.
+(SCI_EN reads as 1); it knows two sleeping states: S3, from which the CMOS clock's alarm, the power
+button and keys wake it, and S5: off.
 """
 
 from trapgate.instructions import polled_ports as polled
@@ -23,8 +23,8 @@ SUSPENDED = 1
 
 _STATUS, _ENABLE = PM1_EVENT, PM1_EVENT + 2
 _TIMER_STATUS = 1
-_ENABLES = 0x421  # timer, global lock, clock alarm; the last only wakes
-_ALARM, _WOKEN = 1 << 10, 1 << 15
+_ENABLES = 0x521  # timer, global lock, power button, clock alarm; the last only wakes
+_BUTTON, _ALARM, _WOKEN = 1 << 8, 1 << 10, 1 << 15
 _SCI_ENABLED = 1
 _SLEEP = 1 << 13
 _TIMER_BITS = 0xFF_FFFF
@@ -52,6 +52,10 @@ class PowerManagement:
         self._enable = 0
         self._control = _SCI_ENABLED
         self._half = 0
+        self.asleep = False
+        """Whether the machine sleeps, or has not come up again yet."""
+        self.woken = False
+        """Whether something has ended its sleep."""
         if ports is not None:
             # Its accesses are slow (`bus.SlowDevice`).
             timer = ports.slot(
@@ -93,6 +97,7 @@ class PowerManagement:
             if value & _SLEEP and value >> 10 & 7 == OFF:
                 self._events.signal(MachineEvent(MachineEventKind.POWER_OFF, "ACPI, S5"))
             elif value & _SLEEP and value >> 10 & 7 == SUSPENDED:
+                self.asleep = True
                 self._events.signal(MachineEvent(MachineEventKind.SLEEP, "ACPI, S3"))
         self._update()
 
@@ -101,11 +106,30 @@ class PowerManagement:
         """Whether the CMOS clock's alarm ends a sleep."""
         return bool(self._enable & _ALARM)
 
-    def wake(self) -> None:
-        """The alarm has ended a sleep."""
-        self._status |= _ALARM | _WOKEN
-        self._control = _SCI_ENABLED
+    def ring(self) -> None:
+        """The alarm has come."""
+        self._wake(_ALARM)
+
+    def press_button(self) -> None:
+        """Somebody presses the power button: a sleep's end; otherwise an interrupt, if enabled."""
+        self._status |= _BUTTON
+        self._wake(_BUTTON)
         self._update()
+
+    def call(self) -> None:
+        """Something else than the fixed hardware asks for the end of a sleep: a key, say."""
+        self._wake(0)
+
+    def come_up(self) -> None:
+        """The sleep is over."""
+        self.asleep = self.woken = False
+
+    def _wake(self, cause: int) -> None:
+        if self.asleep:
+            self.woken = True
+            self._status |= cause | _WOKEN
+            self._control = _SCI_ENABLED
+            self._update()
 
     def next_deadline(self, now: int) -> int | None:
         """When the timer's highest bit changes, if somebody wants an interrupt for it."""

@@ -1,6 +1,7 @@
 """A VGA's registers, and what is on its screen (IBM VGA, "Registers").
 
-Video memory is RAM from A0000H on, but in planar modes, where the processor sees `planes` there.
+Video memory is RAM from A0000H on, but in planar modes, and while a guest loads characters, where
+the processor sees `planes` there.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ _PANS_ABOVE_ONLY = 0x20
 BANK = 0x10000
 """Bytes of the window at A0000H."""
 _RAM, _PLANES = -2, -1
-_CHAINED = 8
-"""In the sequencer's memory mode: consecutive bytes are in consecutive planes."""
+_CHAINED, _SEQUENTIAL = 8, 4
+"""In the sequencer's memory mode: consecutive bytes are in consecutive planes; or in the same one,
+where otherwise odd addresses have other planes than even ones."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class VgaRegisters(UntimedDevice):
         seen = _RAM
         if self._bank is not None:
             seen = self._bank
-        elif self.is_planar:
+        elif self.is_planar or self._loads_characters:
             seen = _PLANES
         if seen == self._seen:
             return
@@ -170,13 +172,46 @@ class VgaRegisters(UntimedDevice):
     @property
     def is_planar(self) -> bool:
         """Whether the mode is a graphics mode whose memory is four planes, side by side."""
-        graphics = self._sets[_GRAPHICS]
-        return (
-            not self.is_text
-            and self.linear is None
-            and graphics[6] >> 2 & 3 < _AT_B8000 - 1
-            and not self._sets[_SEQUENCER][4] & _CHAINED
-        )
+        return not self.is_text and self._has_planes
+
+    @property
+    def _loads_characters(self) -> bool:
+        """Whether a text mode's plane of characters is at A0000H."""
+        sequential = bool(self._sets[_SEQUENCER][4] & _SEQUENTIAL)
+        return self.is_text and self._has_planes and sequential
+
+    @property
+    def _has_planes(self) -> bool:
+        mapped = self._sets[_GRAPHICS][6] >> 2 & 3
+        chained = self._sets[_SEQUENCER][4] & _CHAINED
+        return self.linear is None and mapped < _AT_B8000 - 1 and not chained
+
+    @property
+    def character_height(self) -> int:
+        """Lines of a character in text modes; 16 while nobody has said."""
+        return (self._sets[_COLOUR_CRTC][9] & 0x1F or 15) + 1
+
+    def glyph(self, character: int, attribute: int) -> bytes | None:
+        """What the guest has loaded for a character, a byte a line; None if nothing.
+
+        Bit 3 of the attribute chooses between two sets (IBM VGA, "Character Map Select Register").
+        """
+        chosen = self._sets[_SEQUENCER][3]
+        if attribute & 8:
+            font = chosen >> 2 & 3 | chosen >> 3 & 4
+        else:
+            font = chosen & 3 | chosen >> 2 & 4
+        return self.planes.glyph(font, character, self.character_height)
+
+    @property
+    def is_nine_wide(self) -> bool:
+        """Whether characters have nine dots, of which the font has eight."""
+        return not self._sets[_SEQUENCER][1] & 1
+
+    @property
+    def repeats_lines(self) -> bool:
+        """Whether the ninth dot of characters C0H to DFH is like the eighth."""
+        return bool(self._sets[_ATTRIBUTE][0x10] & 4)
 
     def colours(self, first: int, count: int) -> bytes:
         """`count` entries of the palette, 6 bits each of red, green and blue."""

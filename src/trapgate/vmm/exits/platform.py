@@ -297,10 +297,30 @@ class Platform:
             v[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT
         return Resume()
 
+    def listen(self, seconds: float = 0.0) -> bool:
+        """Let what is typed at a terminal come in, waiting for it; whether something was."""
+        console = self.console
+        if console is None:
+            return False
+        keys = console.wait(seconds)
+        if keys:
+            self.devices.uart.receive(keys)
+        pressed = console.take_button()
+        if pressed:
+            self.devices.power.press_button()
+        return bool(keys) or pressed
+
+    def wait(self, seconds: float) -> bool:
+        """Let that much of the host's time pass if somebody may type; False if nobody can."""
+        if self.console is None or not self.console.interactive:
+            return False
+        self.listen(seconds)
+        return True
+
     def idle(self) -> Action:
         """All processors wait: let virtual time jump to what could wake one."""
         devices, processor = self.devices, self.processor
-        awake = any(cpu.takes_interrupts for cpu in self.cpus)
+        awake = any(cpu.takes_interrupts for cpu in self.cpus) or devices.sends_nmis
         alarms = [alarm for cpu in self.cpus if (alarm := cpu.own.x86_vmm.alarm) is not None]
         alarm = min(alarms, default=None)
         planned = self.next_planned
@@ -327,11 +347,8 @@ class Platform:
                 why = ", and no device will wake it" if awake else " with interrupts disabled"
                 return Stop(End.HALTED, f"the guest halted{why}")
             if interactive:
-                assert console is not None
                 seconds = 1.0 if deadline is None else (deadline - now) / devices.bus.clock.hertz
-                keys = console.wait(min(seconds, 1.0))
-                if keys:
-                    devices.uart.receive(keys)
+                if self.listen(min(seconds, 1.0)):
                     devices.advance(now)
                     if any(cpu.is_called for cpu in self.cpus):
                         return Resume()

@@ -1,7 +1,7 @@
 """ACPI tables of the machine: RSDP, RSDT, XSDT, FADT, FACS, DSDT, MADT, HPET and SPCR.
 
 ACPI Specification, "ACPI Software Programming Model", revision 2.0. They describe what
-is there and nothing else: no PCI, no buttons, no sleeping states but S3 and S5.
+is there and nothing else: no PCI, no button but for power, no sleeping states but S3 and S5.
 """
 
 from struct import pack
@@ -18,8 +18,8 @@ OVERRIDES = ((0, 2, 0x0), (SCI, SCI, 0xD))
 _RESET_PORT, _RESET_VALUE = 0xCF9, 0x06
 _HEADER = 36
 _BOOT_FLAGS = 0b1111  # legacy devices and 8042; no VGA, no message-signalled interrupts
-_FLAGS = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 10 | 1 << 12
-# WBINVD and C1 work; no power or sleep button; wake-up by the clock; reset register; headless
+_FLAGS = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 10 | 1 << 12
+# WBINVD and C1 work; no sleep button; reset register; headless
 
 
 def checksummed(data: bytes, place: int, start: int = 0, end: int | None = None) -> bytes:

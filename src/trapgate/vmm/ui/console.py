@@ -3,7 +3,8 @@
 Output goes out in lines, or when the VMM flushes. If input is a terminal it is put into
 raw mode while the guest runs, and always put back: on leaving, at exit, on a signal that
 ends us. Ctrl-A is the escape: Ctrl-A x leaves, Ctrl-A Ctrl-A sends one Ctrl-A, Ctrl-A c
-sends Ctrl-C, which typed itself interrupts the run as everywhere else.
+sends Ctrl-C, which typed itself interrupts the run as everywhere else, and Ctrl-A p presses the
+machine's power button.
 """
 
 import atexit
@@ -21,6 +22,7 @@ from trapgate.errors import TrapgateError
 _ESCAPE = 0x01
 _LEAVE = (ord("x"), ord("X"))
 _INTERRUPT = (ord("c"), ord("C"))
+_BUTTON = (ord("p"), ord("P"))
 
 WINDOW = 4096
 """How many of the latest bytes of output the --until expression sees."""
@@ -108,6 +110,8 @@ class KeyFilter:
 
     def __init__(self) -> None:
         self.left = False
+        self.button = False
+        """Whether Ctrl-A p was typed."""
         self._escaped = False
 
     def feed(self, typed: bytes) -> bytes:
@@ -122,6 +126,8 @@ class KeyFilter:
                     self.left = True
                 elif byte in _INTERRUPT:
                     keys.append(0x03)
+                elif byte in _BUTTON:
+                    self.button = True
                 elif byte == _ESCAPE:
                     keys.append(byte)
                 # Any other key after Ctrl-A means nothing and is dropped.
@@ -176,6 +182,11 @@ class Console:
     def left(self) -> bool:
         """Has the user left (Ctrl-A x), or has the reader of our output gone?"""
         return self._keys.left or self._broken
+
+    def take_button(self) -> bool:
+        """Has the user pressed the power button (Ctrl-A p) since the last time?"""
+        pressed, self._keys.button = self._keys.button, False
+        return pressed
 
     def __enter__(self) -> Self:
         """Put the terminal into raw mode, but for interrupting and output processing."""

@@ -33,7 +33,8 @@ img { image-rendering: pixelated; max-width: 100vw; max-height: 92vh; background
 outline: none; cursor: crosshair } img:focus { box-shadow: 0 0 0 2px #6af }
 </style>
 <img id="screen" src="screen.png" tabindex="0" alt="The guest's screen">
-<div id="status" role="status">Click the screen: keys and mouse go to the guest.</div>
+<div><button id="power" type="button">Power button</button>
+<span id="status" role="status">Click the screen: keys and mouse go to the guest.</span></div>
 <script>
 const screen_ = document.getElementById("screen"), status_ = document.getElementById("status");
 let waiting = [], x = null, y = null, ended = false;
@@ -75,6 +76,7 @@ function mouse(event) {
 for (const kind of ["mousemove", "mousedown", "mouseup"]) screen_.addEventListener(kind, mouse);
 screen_.addEventListener("mouseleave", () => { x = y = null });
 screen_.addEventListener("contextmenu", event => event.preventDefault());
+document.getElementById("power").addEventListener("click", () => waiting.push({power: true}));
 screen_.focus(); send(); show();
 </script>
 """
@@ -228,6 +230,9 @@ class Display:
             key = event.get("key")
             if isinstance(key, str):
                 keyboard.press(pressed(key, down=event.get("down") is True))
+                continue
+            if event.get("power") is True:
+                self._vm.devices.power.press_button()
                 continue
             numbers = [event.get(name) for name in ("right", "down", "buttons")]
             if all(type(number) is int for number in numbers):

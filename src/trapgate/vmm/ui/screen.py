@@ -33,7 +33,7 @@ def draw(vga: VgaRegisters, memory: Readable) -> Image:
             "pictures of the screen need Pillow; install it: pip install 'trapgate[screen]'"
         ) from None
     if vga.is_text:
-        return _draw_text(vga.cells(memory), vga.text_mode.columns)
+        return _draw_text(vga, vga.cells(memory))
     pixels = vga.pixels(memory)
     assert pixels is not None
     return Image.fromarray(pixels)
@@ -57,28 +57,41 @@ def save(vga: VgaRegisters, memory: Readable, path: Path) -> None:
         ) from None
 
 
-def _font() -> FreeTypeFont | ImageFont:
+def _font(size: int) -> FreeTypeFont | ImageFont:
     from PIL import ImageFont
 
     for name in _FONTS:
         try:
-            return ImageFont.truetype(name, 14)
+            return ImageFont.truetype(name, size)
         except OSError:
             continue
-    return ImageFont.load_default(12)
+    return ImageFont.load_default(size * 6 / 7)
 
 
-def _draw_text(cells: bytes, columns: int) -> Image:
+def _draw_text(vga: VgaRegisters, cells: bytes) -> Image:
+    """Characters of the guest's own, and for those that it has not loaded the host's."""
     from PIL import Image, ImageDraw
 
+    columns = vga.text_mode.columns
     rows = len(cells) // 2 // columns
-    picture = Image.new("RGB", (columns * _CELL_WIDTH, rows * _CELL_HEIGHT))
-    canvas, font = ImageDraw.Draw(picture), _font()
-    for n, character in enumerate(shown(cells[::2])):
-        attribute = cells[2 * n + 1]
-        left, top = n % columns * _CELL_WIDTH, n // columns * _CELL_HEIGHT
-        box = (left, top, left + _CELL_WIDTH - 1, top + _CELL_HEIGHT - 1)
+    pairs = list(zip(cells[::2], cells[1::2], strict=True))
+    glyphs = {pair: glyph for pair in set(pairs) if (glyph := vga.glyph(*pair)) is not None}
+    width, height = _CELL_WIDTH, _CELL_HEIGHT
+    if glyphs:
+        width, height = width if vga.is_nine_wide else 8, vga.character_height
+    picture = Image.new("RGB", (columns * width, rows * height))
+    canvas, font = ImageDraw.Draw(picture), _font(height * 14 // 16)
+    for n, (pair, character) in enumerate(zip(pairs, shown(cells[::2]), strict=True)):
+        attribute = pair[1]
+        left, top = n % columns * width, n // columns * height
+        box = (left, top, left + width - 1, top + height - 1)
         canvas.rectangle(box, TEXT_COLOURS[attribute >> 4 & 7])
-        if character != " ":
+        glyph = glyphs.get(pair)
+        if glyph is not None:
+            ninth = 1 if vga.repeats_lines and 0xC0 <= pair[0] < 0xE0 else 0
+            lines = b"".join(bytes((line, (line & ninth) << 7)) for line in glyph)
+            mask = Image.frombytes("1", (width, height), lines if width > 8 else glyph)
+            canvas.bitmap((left, top), mask, TEXT_COLOURS[attribute & 15])
+        elif character != " ":
             canvas.text((left, top), character, TEXT_COLOURS[attribute & 15], font)
     return picture
