@@ -171,8 +171,9 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     SPACE,
     PARKS,
     TLB_INIT,
+    TLB_FLUSH_PAGE,
     CELLS,
-) = range(164)
+) = range(165)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what

@@ -201,6 +201,7 @@ class UnicornEngine:
             (mc.UPDATE_DR7, "cpu_x86_update_dr7"),
             (mc.TB_INVALIDATE, "tb_invalidate_phys_range"),
             (mc.TLB_FLUSH, "tlb_flush"),
+            (mc.TLB_FLUSH_PAGE, "tlb_flush_page"),
             (mc.TLB_INIT, "tlb_init"),
             (mc.TLB_RESET_DIRTY, "tlb_reset_dirty"),
             (mc.TLB_SET_PAGE, "tlb_set_page"),

@@ -4,12 +4,14 @@ SDM, "Caching Translation Information": with "enable VPID" transitions need not 
 anything, without it they do; INVVPID and INVEPT do.
 """
 
+from collections.abc import Mapping
 from struct import pack
 
 import pytest
 
 from tests.conformance import tiny_guest as tg
 from tests.conformance import x86_vmm as xv
+from tests.conformance.vmx import ept_guests as eg
 from trapgate.sdm import controls as ct
 from trapgate.sdm.fields import Field
 
@@ -29,10 +31,20 @@ def store(address: int, value: int) -> bytes:
     return b"\xc7" + A.absolute(0, address) + pack("<I", value & 0xFFFFFFFF)
 
 
-def run(guest: list[bytes], vmm: list[bytes], *, vpid: int, engine: str) -> xv.X86Vmm:
+def run(
+    guest: list[bytes],
+    vmm: list[bytes],
+    *,
+    vpid: int,
+    engine: str,
+    fields: Mapping[str, int] | None = None,
+    memory: Mapping[int, bytes] | None = None,
+    ept: bool = False,
+) -> xv.X86Vmm:
     """Pieces of the guest's code, each up to a VM exit, and of its VMM's behind each of those.
 
-    They share tables. The VMM's `begins` with what it does before the first VM entry.
+    They share tables. The VMM's first piece is what it does before the first VM entry. What exits
+    elsewhere than at the end of a piece of the guest's ends that, too.
     """
     code, handlers = bytearray(), {}
     for n, (ours, others) in enumerate(zip(guest, vmm[1:], strict=True)):
@@ -45,18 +57,19 @@ def run(guest: list[bytes], vmm: list[bytes], *, vpid: int, engine: str) -> xv.X
             + (xv.out(xv.EXITED) if last
                else A.vmwrite(int(Field.GUEST_RIP), xv.GUEST_CODE + len(code)) + A.vmresume)
         )  # fmt: skip
-    fields = {}
+    wanted = dict(fields or {})
     if vpid:
-        fields = {
+        wanted |= {
             "PRIMARY_PROCESSOR_BASED_CONTROLS": ct.PRIMARY_ALLOWED_0 | 1 << 31,
-            "SECONDARY_PROCESSOR_BASED_CONTROLS": ct.SECONDARY_VPID,
+            "SECONDARY_PROCESSOR_BASED_CONTROLS": ct.SECONDARY_VPID
+            | (ct.SECONDARY_EPT if ept else 0),
             "VIRTUAL_PROCESSOR_IDENTIFIER": vpid,
         }
     machine = xv.X86Vmm(
         "p32",
         engine=engine,
         guest=bytes(code),
-        fields=fields,
+        fields=wanted,
         handler=b"\xff" + A.absolute(4, NEXT),  # jmp [NEXT]
         memory={
             NEXT: pack("<I", PIECES),
@@ -64,6 +77,7 @@ def run(guest: list[bytes], vmm: list[bytes], *, vpid: int, engine: str) -> xv.X
             OTHER: pack("<I", 2),
             FUNCTION: b"\xb8\x01\0\0\0\xc3",  # mov eax, 1; ret
             **handlers,
+            **(memory or {}),
         },
     )
     begins = machine.start()
@@ -117,6 +131,39 @@ def test_without_a_vpid_transitions_drop_all(engine: str) -> None:
     assert answer(run([LOAD, LOAD], [b"", MAP, b""], vpid=0, engine=engine)) == 2
     machine = run([b"\x90", MAP], [LOAD, b"", LOAD], vpid=0, engine=engine)
     assert machine.processor.registers.rax == 2
+
+
+STORE = b"\xa3" + pack("<I", PLACE)
+"""MOV [PLACE], EAX, which exits in these tests; the VMM goes on behind it."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_page_fault_that_exits_drops_what_is_cached(engine: str) -> None:
+    """SDM, "Invalidation of TLBs and Paging-Structure Caches": of the page that it is about."""
+    machine = run(
+        [LOAD + STORE, LOAD],
+        [b"", MAP, b""],
+        vpid=VPID,
+        engine=engine,
+        fields={"EXCEPTION_BITMAP": 1 << 14},
+        memory={TABLE + (PLACE >> 12) * 4: pack("<I", PLACE | 5)},
+    )
+    assert answer(machine) == 2
+
+
+def test_an_ept_violation_drops_what_is_cached() -> None:
+    """SDM, "Operations that Invalidate Cached Mappings": of the linear address."""
+    entry = eg.PT + (PLACE >> 12) * 8
+    machine = run(
+        [LOAD + STORE, LOAD],
+        [b"", store(entry, OTHER | eg.PAGE), b""],
+        vpid=VPID,
+        engine="native",
+        fields={"EPT_POINTER": eg.POINTER},
+        memory=eg.Entries({PLACE: PLACE | eg.PAGE & ~eg.WRITE}).memory(),
+        ept=True,
+    )
+    assert answer(machine) == 2
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -2,8 +2,8 @@
 
 The engine's TLB has no tags. So it has two sets of tables here, of which the engine uses one and
 the other is parked: one for the x86 VMM and all that has no VPID, and one for a guest with a VPID.
-A VM entry or VM exit exchanges them (SDM, "Caching Translation Information", "Information
-Normally Cached with VPIDs": transitions with "enable VPID" invalidate nothing).
+A VM entry or VM exit exchanges them (SDM, "Operations that Need Not Invalidate Cached Mappings":
+transitions with "enable VPID").
 
 What is parked is dropped when it is taken, unless all of this is so: nothing has had all
 translations dropped meanwhile, as INVVPID and INVEPT, whoever changes memory behind the guest's
@@ -22,7 +22,10 @@ from trapgate.paging.translations import forget
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
+from trapgate.sdm.interruption import INFO_VECTOR_MASK
+from trapgate.sdm.reasons import REASON_EPT_VIOLATION, REASON_EXCEPTION_OR_NMI
 from trapgate.sdm.state import CR0_PG, CR4_PAE, EFER_LMA
+from trapgate.sdm.vectors import PF
 
 CR0_OF_PAGING = 0x80010001
 CR4_OF_PAGING = 0x7210B0
@@ -160,6 +163,22 @@ def stores_unseen(m: Cells, env: int) -> bool:
 
 
 @jit
+def drop_faulting_page(m: Cells) -> None:
+    """A page fault or an EPT violation has made the guest exit: the page's translations go.
+
+    SDM, "Invalidation of TLBs and Paging-Structure Caches"; "Operations that Invalidate Cached
+    Mappings".
+    """
+    n = cells(m[mc.N], m[mc.V_CELLS])
+    reason = n[f.EXIT_REASON] & 0xFFFF
+    if reason == REASON_EPT_VIOLATION:
+        call(m[mc.TLB_FLUSH_PAGE], (m[mc.CPU], n[f.GUEST_LINEAR_ADDRESS]))
+    fault = n[f.VM_EXIT_INTERRUPTION_INFORMATION] & INFO_VECTOR_MASK
+    if reason == REASON_EXCEPTION_OR_NMI and fault == PF:
+        call(m[mc.TLB_FLUSH_PAGE], (m[mc.CPU], n[f.EXIT_QUALIFICATION]))
+
+
+@jit
 def take_set(m: Cells, env: int) -> None:
     """Exchange the sets behind a VM entry or VM exit."""
     v = cells(m[mc.V], m[mc.V_CELLS])
@@ -170,9 +189,11 @@ def take_set(m: Cells, env: int) -> None:
     for cell in range(mc.SPACE_CELLS):
         others |= arriving[cell] ^ parked[cell]
         parked[cell] = departing[cell]
-    # A guest's are parked at its own VM exits only.
-    if m[mc.SPACE] != 0 and has_guest(m):
-        parked[0] = 0
+    if m[mc.SPACE] != 0:
+        drop_faulting_page(m)
+        # A guest's are parked at its own VM exits only.
+        if has_guest(m):
+            parked[0] = 0
     exchange_tables(m, env)
     forget(cells(m[mc.WATCH], WATCH_PAGES))
     flags = peek32(env + at.HFLAGS) & ~at.HF_GUESTS_SET
