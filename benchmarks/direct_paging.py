@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -49,7 +49,10 @@ _PAGES = {name: f"/bin/pages {name} 20 1000" for name in ("map", "protect", "cop
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest, its prompt and what is typed there; `bits` makes the workloads on pages."""
+    """A guest, its prompt and what is typed there.
+
+    `bits` makes the workloads on pages; `more` is an archive that follows the initramfs.
+    """
 
     name: str
     memory: int
@@ -59,6 +62,7 @@ class Guest:
     initrd: Path | None = None
     disks: tuple[Path, ...] = ()
     bits: int = 0
+    more: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,29 @@ def _file(name: str, data: bytes) -> bytes:
     return head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4)
 
 
-def run(
-    guest: Guest, setting: Setting, initrd: Path | None, names: Sequence[str]
-) -> Iterator[Cost]:
-    """Boot a guest under a setting, and run the workloads of these names at its prompt."""
-    console = Console(io.BytesIO(), until=guest.prompt)
+def prepared(
+    guest: Guest, folder: Path, wanted: Sequence[str] | None
+) -> tuple[Path | None, list[str]]:
+    """A guest's initramfs with the program of the workloads on pages, made in `folder`.
+
+    And the names of the workloads that can be run, of those `wanted`, if any are named.
+    """
+    initrd, names = guest.initrd, list(guest.workloads)
+    if guest.bits and guest.initrd is not None:
+        pages = archive(guest.bits, folder)
+        initrd = folder / guest.initrd.name
+        more = b"" if guest.more is None else guest.more.read_bytes()
+        initrd.write_bytes(guest.initrd.read_bytes() + more + pages)
+        names = [one for one in names if pages or one not in _PAGES]
+    return initrd, [one for one in names if not wanted or one in wanted]
+
+
+def start(guest: Guest, setting: Setting, initrd: Path | None) -> VirtualMachine:
+    """A machine under a setting, with the guest about to boot in it."""
     kind = ProtectedMachine if setting.mapped else VirtualMachine
     disks = tuple(open_image(str(disk)) for disk in guest.disks)
-    vm = kind(guest.memory, console=console, board=Board(disks=disks, bios=guest.kernel is None))
+    bios = guest.kernel is None
+    vm = kind(guest.memory, console=_console(guest), board=Board(disks=disks, bios=bios))
     if setting.mapped:
         vm.vmcs["FAULT_FILTER"] = FILTERS[setting.fault_filter]
         vm.vmcs["FRAME_FILTERS"] = setting.frame_filters
@@ -144,17 +163,34 @@ def run(
     else:
         append = "console=ttyS0 pti=on"
         vm.load(load_guest(guest.kernel, memory=guest.memory, append=append, initrd=initrd))
+    return vm
+
+
+def work(guest: Guest, vm: VirtualMachine, text: str | None = None) -> None:
+    """Let a guest boot, or do what is typed at its prompt, until it prompts again."""
+    if text is not None:
+        vm.console = _console(guest)
+        vm.type(text.encode() + b"\n")
+    vm.stopped = None
+    stop = vm.run(timeout=_SECONDS)
+    if stop.end is not End.UNTIL:
+        raise SystemExit(f"{guest.name}, {text or 'boot'}: {stop.message}")
+
+
+def _console(guest: Guest) -> Console:
+    return Console(io.BytesIO(), until=guest.prompt)
+
+
+def run(
+    guest: Guest, setting: Setting, initrd: Path | None, names: Sequence[str]
+) -> Iterator[Cost]:
+    """Boot a guest under a setting, and run the workloads of these names at its prompt."""
+    vm = start(guest, setting, initrd)
     before = (0, 0, 0)
     for name in ("boot", *names):
-        if name != "boot":
-            vm.console = Console(io.BytesIO(), until=guest.prompt)
-            vm.type(guest.workloads[name].encode() + b"\n")
-        vm.stopped = None
         began = time.process_time()
-        stop = vm.run(timeout=_SECONDS)
+        work(guest, vm, guest.workloads.get(name))
         seconds = time.process_time() - began
-        if stop.end is not End.UNTIL:
-            raise SystemExit(f"{guest.name}, {setting.name}, {name}: {stop.message}")
         summary = vm.summary()
         root_loads = sum(n for why, n in summary.exits.items() if "CONTROL" in why.name)
         now = (summary.count(Disposition.EXIT, PF), summary.count(Disposition.COMPLETE, PF))
@@ -185,35 +221,49 @@ def show(costs: Sequence[Cost]) -> None:
         print(f"| {setting} |", " | ".join(cells), "|", flush=True)
 
 
-def main() -> None:
-    """Run everything that is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Which guests and workloads, and where the results go."""
     parser.add_argument("--xv6", type=Path, help="folder with xv6.img and fs.img")
     parser.add_argument("--jos", type=Path, help="folder of a JOS tree whose images are built")
     parser.add_argument("--guest", action="append", help="one of amd64, 686, 686-pae, xv6, JOS")
-    parser.add_argument("--setting", action="append", help="only this one, and own paging")
     parser.add_argument("--workload", action="append", help="only this one, after the boot")
-    parser.add_argument("--runs", type=int, default=1, help="how often; medians are shown")
+    parser.add_argument("--add", type=Path, help="an archive behind each initramfs")
+    parser.add_argument("--line", action="append", metavar="NAME=TEXT", help="a further workload")
+    parser.add_argument("--memory", type=int, metavar="MB", help="of each guest")
     parser.add_argument("--json", type=Path, help="write every number here")
+
+
+def chosen(options: argparse.Namespace) -> list[Guest]:
+    """The guests that are there and asked for."""
+    lines = dict(line.split("=", 1) for line in options.line or ())
+    return [
+        replace(
+            one,
+            memory=options.memory << 20 if options.memory else one.memory,
+            workloads={**one.workloads, **lines},
+            more=options.add,
+        )
+        for one in guests(options.xv6, options.jos)
+        if not options.guest or one.name.split()[-1] in options.guest
+    ]
+
+
+def main() -> None:
+    """Run everything that is there."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.direct_paging", description=__doc__)
+    add_choices(parser)
+    parser.add_argument("--setting", action="append", help="only this one, and own paging")
+    parser.add_argument("--runs", type=int, default=1, help="how often; medians are shown")
     options = parser.parse_args()
+    wanted = [
+        setting
+        for setting in SETTINGS
+        if not setting.mapped or not options.setting or setting.name in options.setting
+    ]
     everything: list[Cost] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for guest in guests(options.xv6, options.jos):
-            if options.guest and guest.name.split()[-1] not in options.guest:
-                continue
-            initrd, names = guest.initrd, list(guest.workloads)
-            if guest.bits and guest.initrd is not None:
-                pages = archive(guest.bits, folder)
-                initrd = folder / guest.initrd.name
-                initrd.write_bytes(guest.initrd.read_bytes() + pages)
-                names = [one for one in names if pages or one not in _PAGES]
-            names = [one for one in names if not options.workload or one in options.workload]
-            wanted = [
-                setting
-                for setting in SETTINGS
-                if not setting.mapped or not options.setting or setting.name in options.setting
-            ]
+        for guest in chosen(options):
+            initrd, names = prepared(guest, Path(name), options.workload)
             costs = [
                 cost
                 for _ in range(options.runs)

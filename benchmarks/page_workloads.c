@@ -1,6 +1,8 @@
 /* What a kernel does to page tables, asked for by a program: map, protect, copy or move pages.
  *
- *   page_workloads map|protect|copy|move ROUNDS PAGES
+ *   page_workloads map|protect|copy|move|fill ROUNDS PAGES
+ *
+ * `fill` asks for pages once and touches all of them in each round: with fewer in memory, to swap.
  *
  * Built by benchmarks/direct_paging.py: cc -static -O1, with -m32 for i386.
  */
@@ -80,18 +82,26 @@ static void move(int rounds, size_t size)
     }
 }
 
+static void fill(int rounds, size_t size)
+{
+    char *at = anonymous(size);
+    while (rounds--)
+        touch(at, size);
+}
+
 int main(int count, char **argument)
 {
     static const struct {
         const char *name;
         void (*run)(int, size_t);
-    } workloads[] = {{"map", map}, {"protect", protect}, {"copy", copy}, {"move", move}};
+    } workloads[] = {{"map", map}, {"protect", protect}, {"copy", copy}, {"move", move},
+                     {"fill", fill}};
 
     for (size_t n = 0; count == 4 && n < sizeof workloads / sizeof *workloads; n++)
         if (!strcmp(argument[1], workloads[n].name)) {
             workloads[n].run(atoi(argument[2]), (size_t)atoi(argument[3]) * PAGE);
             return 0;
         }
-    fprintf(stderr, "usage: %s map|protect|copy|move ROUNDS PAGES\n", argument[0]);
+    fprintf(stderr, "usage: %s map|protect|copy|move|fill ROUNDS PAGES\n", argument[0]);
     return 2;
 }

@@ -5,9 +5,11 @@ unusable segment, or at a non-canonical address. "Relative Priority of Faults an
 exit of INS or OUTS comes before these.
 """
 
+from struct import pack
+
 import pytest
 
-from tests.conformance.tiny_guest import CODE, DATA, TASK, Run, Tiny, begin
+from tests.conformance.tiny_guest import CODE, DATA, STACK, TABLES, TASK, Run, Tiny, begin
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import GP, SS
@@ -135,3 +137,47 @@ def test_io_permission_comes_first(engine: str) -> None:
     guest.fields["GUEST_SS_ACCESS_RIGHTS"] = 0x40F3
     guest.registers |= {"rsi": LIMIT + 1, "rdx": 0x80}
     assert fault(begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)) == (GP, 0)
+
+
+LAST_PAGE = {
+    TABLES + 255 * 8: pack("<Q", TABLES + 0x1000 | 7),
+    TABLES + 0x1000 + 511 * 8: pack("<Q", TABLES + 0x2000 | 7),
+    TABLES + 0x2000 + 511 * 8: pack("<Q", TABLES + 0x3000 | 7),
+    TABLES + 0x3000 + 511 * 8: pack("<Q", DATA | 7),
+}
+"""Tables that map the page below the first non-canonical address to DATA."""
+HALF_WAY = {
+    "mov [rax-4], rcx": ("488948fc", GP),
+    "mov [rbp-4], rcx": ("48894dfc", SS),
+    "add [rbp-4], rcx": ("48014dfc", SS),
+    "push rcx": ("51", SS),
+    "pop rcx": ("59", SS),
+    "push [rax-4]": ("ff70fc", GP),
+    "call": ("e800000000", SS),
+    "call [rax-4]": ("ff50fc", GP),
+    "ret": ("c3", SS),
+    "leave": ("c9", SS),
+    "pushf": ("9c", SS),
+    "popf": ("9d", SS),
+    "enter": ("c8080000", SS),
+    "movsq": ("48a5", GP),
+    "fld": ("dd45fc", SS),
+    "movups": ("0f1145fc", SS),
+    "lmsw": ("0f0175ff", SS),
+}
+
+
+@pytest.mark.parametrize("name", HALF_WAY)
+def test_the_end_of_the_lower_half(name: str, engine: str) -> None:
+    code, vector = HALF_WAY[name]
+    guest = Tiny("l64", code=bytes.fromhex(code), memory=LAST_PAGE)
+    pushes = name in ("push rcx", "call", "pushf", "enter")
+    end = NOT_CANONICAL
+    guest.registers |= {"rax": end, "rcx": 0x1234, "rsi": end - 4, "rdi": DATA}
+    guest.registers["rbp"] = end - 4 if name == "leave" else end
+    if name not in ("push [rax-4]", "call [rax-4]"):
+        guest.fields["GUEST_RSP"] = end + 4 if pushes else end - 4
+    got = begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)
+    assert fault(got) == (vector, 0)
+    assert got.processor.memory.read(DATA + 0xFF0, 16) == bytes(16)
+    assert got.vmcs["GUEST_RSP"] == guest.fields.get("GUEST_RSP", STACK)

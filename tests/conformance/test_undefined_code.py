@@ -251,3 +251,21 @@ def test_task_switched_is_hidden_from_one_instruction_only(engine: str) -> None:
     guest = Tiny("p32", code=bytes.fromhex(CRC32 + "0f28c1"))
     guest.fields["GUEST_CR0"] = guest.state()["GUEST_CR0"] | TS
     assert meets(guest, engine) == (NM, None, len(bytes.fromhex(CRC32)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mode", ["r16", "p32", "l64"])
+def test_crc32_needs_no_state_of_vectors(mode: str, engine: str) -> None:
+    # Its page knows neither CR0.EM and CR0.TS nor CR4.OSFXSR. The instruction behind it does.
+    for prefix in ("", "66"):
+        for opcode in ("f20f38f0c1", "f20f38f1c1"):
+            code = bytes.fromhex(prefix + opcode)
+            for behind, osfxsr, vector in (("0f58c0", 0, UD), ("0f6fc1", OSFXSR, UD)):
+                guest = Tiny(mode, code=code * 2 + bytes.fromhex(behind))
+                state = guest.state()
+                guest.fields["GUEST_CR0"] = state["GUEST_CR0"] | EM | TS
+                guest.fields["GUEST_CR4"] = state["GUEST_CR4"] & ~OSFXSR | osfxsr
+                assert meets(guest, engine) == (vector, None, 2 * len(code))
+            guest = Tiny(mode, code=code + b"\x0f\x58\xc0")
+            guest.fields["GUEST_CR0"] = guest.state()["GUEST_CR0"] | TS
+            assert meets(guest, engine) == (NM, None, len(code))

@@ -46,9 +46,17 @@ class Model:
     """One guest, and everything that it does from a seed."""
 
     def __init__(
-        self, seed: int, fault_filter: int, frame_filters: int, mode: Mode = FOUR_LEVELS
+        self,
+        seed: int,
+        fault_filter: int,
+        frame_filters: int,
+        mode: Mode = FOUR_LEVELS,
+        *,
+        tidy: bool = False,
     ) -> None:
         self.mode = mode
+        self.tidy = tidy
+        """Whether the guest gives each table one level, so that the processor counts all links."""
         self.random = random.Random(seed)
         self.unseen = fault_filter == PARAGRAPH_80 or bool(
             frame_filters & (KNOWN_TABLE | EMPTY_TABLE)
@@ -71,7 +79,7 @@ class Model:
         self.done: Counter[str] = Counter()
         # A self-mapped root, a way down to one table, and in it all frames of the guest's.
         words = self.words
-        words[0][1] = 0 << 12 | P | W
+        words[0][1] = 0 if tidy else 0 << 12 | P | W
         if mode is FOUR_LEVELS:
             words[0][0], words[1][0] = 1 << 12 | P | W, 2 << 12 | P | W
             words[2][0] = 3 << 12 | P | W
@@ -94,7 +102,7 @@ class Model:
         return tuple(frame for frame in self.root if frame >= 0)
 
     def settle(self) -> None:
-        self.links.settle(self.forget, lambda address, size: None)
+        self.links.settle(self.forget, lambda address, size: None, self.caches.clear)
 
     def forget(self) -> None:
         self.tlb.clear()
@@ -170,13 +178,20 @@ class Model:
         byte = int(self.map[frame])
         kind = NO_ENTRY if byte & fm.MIXED else PTE if byte & fm.LEAF else DIRECTORY
         old = int(self.words[frame][n])
+        if self.tidy and kind == DIRECTORY and value & P and not self.is_tidy(byte, value):
+            return "avoided"
         if kind != NO_ENTRY and ff.filter_of(self.v, self.cells, byte, kind, value, old):
             stale = ff.follow_links(self.v, self.cells, kind, frame << 12 | n << 3, 8, value)
             self.words[frame][n] = value
             if stale:
-                self.forget()
+                self.caches.clear()
+            if stale == ff.ALL_STALE:
+                self.tlb.clear()
             return "completed"
         links = self.links
+        if self.counted:
+            links.levels_of(frame)
+            assert links.counts.tolist() == self.counted_anew(), "the VMM's counts are not exact"
         chance = self.random.random()
         if self.unseen and chance < 0.3:
             links.recount()
@@ -188,6 +203,32 @@ class Model:
             return "edited" if refusal is None else "refused"
         self.settle()
         return "let go"
+
+    def is_tidy(self, byte: int, value: int) -> bool:
+        """Whether an entry of an upper table with this byte gives no table a second level."""
+        to = (value & ADDRESS) >> 12
+        below = int(self.map[to]) if to < FRAMES else 0
+        level = byte >> fm.LEVEL
+        wanted = fm.TABLE | fm.LEAF if level == 1 else fm.TABLE | (level - 1) << fm.LEVEL
+        return not below & fm.TABLE or below & ~(fm.OWN | fm.ROOT) == wanted
+
+    def counted_anew(self) -> list[int]:
+        """Four cells a frame: how many links lead to it at each level, by nothing but memory."""
+        counts = [0] * (4 * OWN)
+
+        def count(frame: int, level: int) -> None:
+            if level == 1 and self.open:
+                return
+            counts[frame * 4 + level - 1] += 1
+            if counts[frame * 4 + level - 1] == 1 and level > 1:
+                for entry in self.words[frame].tolist():
+                    if entry & P and not entry & PS:
+                        count((entry & ADDRESS) >> 12, level - 1)
+
+        for root in self.links.roots:
+            for frame in root:
+                count(frame, self.mode.levels)
+        return counts
 
     def load_cr3(self, frame: int) -> None:
         """MOV to CR3: without an exit if the map has it as a root."""
@@ -235,7 +276,9 @@ class Model:
             self.caches.clear()
         else:
             usual = POINTERS if self.mode.pointers else 0
-            self.load_cr3(r.choice((usual, usual, r.randrange(OWN))))
+            frame = r.choice((usual, usual, r.randrange(OWN)))
+            if not (self.tidy and self.map[frame] & (fm.TABLE | fm.ROOT) == fm.TABLE):
+                self.load_cr3(frame)
 
     def check(self) -> None:
         """Walk everything from the roots, by nothing but memory."""
@@ -306,7 +349,8 @@ def play(
     done: Counter[str] = Counter()
     for seed in seeds:
         for name in modes:
-            model = Model(seed, *MODES[name], mode)
+            counted = MODES[name][1] & EMPTY_TABLE
+            model = Model(seed, *MODES[name], mode, tidy=bool(counted and seed % 2))
             for n in range(steps):
                 model.step()
                 model.check()

@@ -67,7 +67,7 @@ def checked(flushes: bool) -> CheckingMachine:
     vm.load(image)
     if not flushes:
         state = vm.links._state
-        vm.links.settle = lambda flush, forget: state.__setitem__(linking.STALE, 0)  # type: ignore[method-assign]
+        vm.links.settle = lambda *_: state.__setitem__(linking.STALE, 0)  # type: ignore[method-assign]
     vm.run(timeout=300)
     return vm
 

@@ -85,10 +85,13 @@ def complete_if(
 
 MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "no flush when a table comes": changed(
-        "    state[STALE] = 1\n    state[LINKED] += 1\n", "    state[LINKED] += 1\n"
+        "    state[STALE] = ALL_STALE\n    state[LINKED] += 1\n", "    state[LINKED] += 1\n"
     ),
     "no flush when a table goes": changed(
-        "    state[STALE] = 1\n    state[RELEASED] += 1\n", "    state[RELEASED] += 1\n"
+        "    state[STALE] = max(state[STALE], TABLES_STALE)\n", ""
+    ),
+    "what is cached of tables goes when one comes, and no translation": changed(
+        "state[STALE] = ALL_STALE", "state[STALE] = TABLES_STALE"
     ),
     "a new table may map anything": changed(
         "byte |= TABLE | LEAF if maps_own_alone(state, mem, frame) else TABLE",
@@ -225,24 +228,36 @@ COUNTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "what is linked is a leaf": filtered("follow_link", "LEAF if level == 1", "LEAF if True"),
     "no flush when a table comes": filtered(
-        "follow_link", "kind)\n            stale = True\n", "kind)\n"
+        "follow_link", "kind)\n            stale = ALL_STALE\n", "kind)\n"
     ),
     "no flush when a table goes": filtered(
-        "follow_link", "before, OWN)\n                stale = True\n", "before, OWN)\n"
+        "follow_link", "                stale = max(stale, TABLES_STALE)\n", ""
+    ),
+    "what is cached of tables goes when one comes, and no translation": filtered(
+        "follow_link", "stale = ALL_STALE", "stale = TABLES_STALE"
     ),
     "links that come are not counted": filtered("follow_link", "min(links + 1, MOST_LINKS)", "1"),
     "one link of several takes the table": filtered("follow_link", "links == 1", "True"),
     "a last-level table of others' frames has links": filtered(
         "follow_link", "level == 0 or before == after", "before == after"
     ),
-    "the VMM does not look": remade("_catch_up", "    self.recount()\n"),
-    "the VMM keeps what it knew": remade(
-        "_catch_up", "        array.reshape(-1, _LEVELS)[self._told] = 0\n", "        pass\n"
+    "the VMM does not look": remade(
+        "_catch_up", "not linking.catch_up(*self._tables, self._told)", "False"
     ),
-    "the VMM does not tell": remade("settle", "linking.publish(*self._tables)", "pass"),
+    "the VMM does not count anew": remade("_catch_up", "self.recount()\n"),
+    "the VMM keeps what it knew": changed("            counts[cell] = 0\n", "            pass\n"),
+    "the VMM learns of no new level": changed(
+        "counts[frame * 4 + (byte >> LEVEL)] = links", "counts[frame * 4] = links"
+    ),
+    "the VMM keeps tables that nothing links": changed(
+        "        release_unlinked(state, mem, counts)\n", "        pass\n"
+    ),
+    "the VMM does not tell": remade("settle", "linking.publish(*self._tables, self._told)", "pass"),
     "the VMM tells of one level": changed(
-        "                        links += counts[cell]\n",
-        "                        links = counts[cell]\n",
+        "            links += counts[cell]\n", "            links = counts[cell]\n"
+    ),
+    "links of several levels are taken for counted": changed(
+        "if levels > 1 or links >= MOST_LINKS:", "if links >= MOST_LINKS:"
     ),
 }
 

@@ -328,6 +328,36 @@ def test_16_bit_code_clears_words() -> None:
     assert (r.rdi, r.rcx) == (LOW_TABLE + 0x800, 0)
 
 
+def same_end(code: bytes, tail: bytes = b"") -> ProtectedMachine:
+    """The machine after the code, whatever is cleared at once; `tail` lies within the table."""
+    ends = []
+    for filters in (("none", 0), CLEARS):
+        vm = machine(code, *filters)
+        vm.processor.memory.write(X + 0x800, tail)
+        message = vm.run(timeout=20).message
+        r = vm.processor.registers
+        state = r.rdi, r.rcx, r.dr6, vm.vmcs["GUEST_RIP"], vm.processor.memory.read(X, 0x1000)
+        ends.append((message, state))
+    assert ends[0] == ends[1]
+    return vm
+
+
+def test_a_data_breakpoint_within_a_known_table_stops_what_clears_it() -> None:
+    """DR0 = X + 80H, eight bytes, writes: #DB behind the 17th store, as the VMM is told."""
+    watch = b"\xb8" + pack("<I", X + 0x80) + bytes.fromhex("0f23c0")
+    watch += b"\xb8" + pack("<I", 0x90401) + bytes.fromhex("0f23f8")
+    fill = b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab")
+    vm = same_end(UNLINKED + watch + fill + HLT)
+    assert (vm.processor.registers.rdi, vm.processor.registers.rcx) == (X + 0x88, 0x200 - 17)
+
+
+def test_code_within_a_known_table_clears_itself_one_by_one() -> None:
+    """The REP STOS lies in the table, so what it is changes while it runs."""
+    fill = b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab 90 90 f4")
+    to = b"\xba" + pack("<I", X + 0x800) + bytes.fromhex("ffe2")
+    same_end(UNLINKED + to, fill)
+
+
 def test_what_clears_two_tables_is_two_writes() -> None:
     # PD_2[1] = X + 1000H | 7: the frame behind X is a table, too.
     both = UNLINKED + RCX_PD_2 + bytes.fromhex("48c7410807103000")

@@ -80,10 +80,12 @@ def changed(module: ModuleType, old: str, new: str) -> Change:
 
 MUTANTS = {
     "no flush when a table comes": changed(
-        linking, "    state[STALE] = 1\n    state[LINKED] += 1\n", "    state[LINKED] += 1\n"
+        linking,
+        "    state[STALE] = ALL_STALE\n    state[LINKED] += 1\n",
+        "    state[LINKED] += 1\n",
     ),
     "no flush when a table goes": changed(
-        linking, "    state[STALE] = 1\n    state[RELEASED] += 1\n", "    state[RELEASED] += 1\n"
+        linking, "    state[STALE] = max(state[STALE], TABLES_STALE)\n", ""
     ),
     "entries may lead anywhere": changed(
         linking, "        demand_own(state, mem, level, after)\n", "        pass\n"

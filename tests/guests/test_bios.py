@@ -18,6 +18,7 @@ from trapgate.vmm.actions import End
 from trapgate.vmm.bios.firmware import BootError
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import Memory
+from trapgate.vmm.firmware.bios_image import SEGMENT, STUB, STUBS
 from trapgate.vmm.machine import VirtualMachine
 
 MEMORY = 32 << 20
@@ -94,6 +95,14 @@ def test_a_key_is_waited_for() -> None:
     stop = vm.run(timeout=60)
     assert (stop.end, stop.status) == (End.DEBUG_EXIT, 0)
     assert bytes(vm.output).endswith(b"Q")
+
+
+def test_a_monitor_may_keep_the_port_to_itself() -> None:
+    """What a stub begins with, an OUT, is nothing elsewhere; what follows it is enough."""
+    caller = Caller()
+    behind = pack("<HH", STUBS + STUB * 0x12 + 2, SEGMENT)
+    caller.call(0x1B, before=b"\xe6\xe4\x9c\x9a" + behind, ax=0)
+    assert caller.registers.rax & 0xFFFF == 639
 
 
 @ENGINES

@@ -85,6 +85,11 @@ from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
 from trapgate.sdm.state import CR4_PAE, RFLAGS_AC
 from trapgate.sdm.vectors import PF
 
+TABLES_STALE = 1
+"""What a processor caches of paging structures has to go: a table is none any more."""
+ALL_STALE = 2
+"""All translations have to go, too: a frame that may be written by one has become a table."""
+
 
 @core
 def entry_by_map(v: Cells, mem: Memory, linear: int, user: int) -> tuple[int, int]:
@@ -162,27 +167,27 @@ def may_be_linked(v: Cells, mem: Memory, byte: int, entry: int) -> bool:
 
 
 @core
-def follow_link(v: Cells, mem: Memory, byte: int, old: int, new: int) -> bool:
+def follow_link(v: Cells, mem: Memory, byte: int, old: int, new: int) -> int:
     """Carry a completed write to an entry of an upper table over to the map.
 
     `byte` is the map's of the table. A frame that is led to becomes a table, and an empty one to
-    which the last link goes becomes data: then all translations have to go (the result). What is
-    not counted leaves a count too high: links from a table of several levels, and too many.
+    which the last link goes becomes data: the result is what has to go then, 0 for nothing. What
+    is not counted leaves a count too high: links from a table of several levels, and too many.
     """
     cr4 = v[GUEST_CR4]
     before = table_led_to(cr4, old)
     after = table_led_to(cr4, new)
     level = byte >> LEVEL
     if level == 0 or before == after or (level == 1 and v[FRAME_FILTERS] & OWN_TABLE):
-        return False
-    stale = False
+        return 0
+    stale = 0
     if after >= 0:
         links = links_of(v, mem, after)
         if frame_byte(v, mem, after) & TABLE == 0:
             links = 0
             kind = LEAF if level == 1 else (level - 1) << LEVEL
             set_frame_byte(v, mem, after, OWN | TABLE | kind)
-            stale = True
+            stale = ALL_STALE
         set_links(v, mem, after, min(links + 1, MOST_LINKS))
     if before >= 0:
         links = links_of(v, mem, before)
@@ -190,26 +195,26 @@ def follow_link(v: Cells, mem: Memory, byte: int, old: int, new: int) -> bool:
             set_links(v, mem, before, links - 1)
             if links == 1 and is_empty(v, mem, before):
                 set_frame_byte(v, mem, before, OWN)
-                stale = True
+                stale = max(stale, TABLES_STALE)
     return stale
 
 
 @core
-def follow_links(v: Cells, mem: Memory, kind: int, physical: int, size: int, data: int) -> bool:
+def follow_links(v: Cells, mem: Memory, kind: int, physical: int, size: int, data: int) -> int:
     """Carry a write that completes, of `size` bytes at `physical`, over to the map beforehand.
 
-    Whether translations have to go, as `follow_link` says.
+    What has to go then, as `follow_link` says.
     """
     if kind != DIRECTORY or v[FRAME_FILTERS] & EMPTY_TABLE == 0:
-        return False
+        return 0
     byte = frame_byte(v, mem, unaliased(v, physical))
     width = entry_size(v[GUEST_CR4])
     at = physical & ~(width - 1)
-    stale = False
+    stale = 0
     while at < physical + size:
         old = entry_of(mem, at, width)
-        if follow_link(v, mem, byte, old, merged(old, at - physical, width, size, data)):
-            stale = True
+        new = merged(old, at - physical, width, size, data)
+        stale = max(stale, follow_link(v, mem, byte, old, new))
         at += width
     return stale
 

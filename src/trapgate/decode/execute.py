@@ -6,6 +6,7 @@ which are rare, are left to `instructions`, which has a whole decoder.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.decode.adjust_rpl import ARPL, adjust_rpl
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
 from trapgate.decode.undefined import is_undefined
@@ -68,7 +69,7 @@ from trapgate.instructions.virtual_apic import (
 )
 from trapgate.instructions.virtual_interrupts import IRET, execute_on_vif, works_on_vif
 from trapgate.operands.encoding import has_prefix, prefix_length, register_value, set_register
-from trapgate.operands.mode import in_64_bit_mode, privilege_level
+from trapgate.operands.mode import in_64_bit_mode, in_8086_mode, privilege_level
 from trapgate.paging.alias import aliased
 from trapgate.paging.frame_map import FOREIGN, ROOT, frame_byte, has_frame_map
 from trapgate.paging.memory import load64
@@ -189,6 +190,11 @@ def execute(v: Cells, r: Cells, mem: Memory, x: Cells, n: Cells, word: int, time
         return outcome
     if opcode & 0xF4 == 0xE4:
         return execute_io(v, r, mem, x, word, start, opcode, second)
+    if opcode == ARPL and not long and not in_8086_mode(v):
+        outcome, length = adjust_rpl(v, r, mem, x, word, start)
+        if outcome == GO_ON:
+            advance(v, length)
+        return outcome
     if opcode == RET_AND_RELEASE or works_on_vif(v, opcode):
         return execute_on_stack(v, mem, x, word, start, opcode)
     return UNKNOWN

@@ -11,6 +11,7 @@ from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64
 from trapgate.decision.entry_facts import REPEATED, facts_of_refused
 from trapgate.decision.frame_filters import entry_written, is_stopped_table_write
 from trapgate.decode import execute as ex
+from trapgate.decode.adjust_rpl import ARPL
 from trapgate.decode.execute import advance
 from trapgate.decode.undefined import is_undefined
 from trapgate.engine import machine as mc
@@ -25,6 +26,7 @@ from trapgate.engine.guest.fetched_code import (
     missing_byte,
     operand_of,
 )
+from trapgate.engine.guest.polling_loops import look_at_time
 from trapgate.engine.guest.state import (
     load,
     load_handler,
@@ -189,6 +191,7 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
     if outcome == ix.EXITED and m[mc.PORTS] != 0 and is_answered(m, v, r):
         outcome = ix.GO_ON
     if outcome == ix.GO_ON:
+        look_at_time(m, v, word)
         if delivers_interrupts(v):
             look_ahead(m)
         if r[reg.CR8] != priority and m[mc.PINS] & mc.PIN_PRIORITY:
@@ -202,6 +205,10 @@ def execute_or_pass_on(m: Cells, v: Cells, r: Cells, word: int) -> int:
         if v[f.GUEST_DR7] & DR7_GD:
             # Each MOV DR is to be intercepted from now on.
             m[mc.SWITCHED] |= mc.SWITCHED_VMCS
+        if stepping and m[mc.STEPPING] != 0:
+            # `trapgate.processor.stepping` may have more to report together with this.
+            m[mc.STEP_CAUSES] = _SINGLE_STEP
+            return mc.RUNNING
         causes = v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] & DR6_BREAKPOINTS
         # Those of an instruction that is executed alone, `trapgate.processor.stepping` raises.
         if stepping or (causes != 0 and m[mc.STEPPING] == 0):
@@ -303,7 +310,7 @@ def undefined_opcode(m: Cells, v: Cells, r: Cells) -> int:
         return execute_sensitive(m, v, r, word)
     if in_8086_mode(v) and is_far_branch(byte, (word >> (8 * start + 8)) & 0xFF):
         return mc.ASSIST
-    if byte != 0x0F:
+    if byte != 0x0F and (byte != ARPL or in_8086_mode(v)):
         return arbitrate(m, v, r, 6, 3, -1, 0, 0)
     return execute_sensitive(m, v, r, word)
 

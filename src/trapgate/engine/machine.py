@@ -167,13 +167,18 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     STUCK,
     STUCK_MASK,
     STUCK_VALUE,
+    POLL_WAIT,
+    POLL_PLACE,
+    POLL_TIME,
+    POLLS,
+    WAITED,
     LEFT_OVER,
     SPACE,
     PARKS,
     TLB_INIT,
     TLB_FLUSH_PAGE,
     CELLS,
-) = range(165)
+) = range(170)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -234,6 +239,9 @@ only translations of the tables in use are dropped. TLB_INIT: the engine's way t
 RAM_REGION, RAM_SECTION, STORES_SECTION: addresses of the engine's own (`memory_regions`).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.
+POLL_WAIT: how much time passes at RDTSC in a loop that waits for a time (`polling_loops`), or 0.
+POLL_PLACE, POLL_TIME, POLLS: behind which RDTSC the guest was last, when, and how often one after
+the other. WAITED: how much time has passed so since Python took notice.
 CHECK_EXIT, LOOK_UP, SINGLE_STEP: functions of the engine's, of these names in `emission`."""
 
 RUN_STATE = (
@@ -242,7 +250,7 @@ RUN_STATE = (
     *(NEW_BLOCK, NEW_BLOCK_SIZE, PATIENCE, EVENT_TIME, TIME_BIAS, NESTED_TIMER_END, PINS, SWITCHED),
     *(UNBLOCKED, SHADOW, PASSED, STEP_START, ALONE, X87_STATUS, HELD_BACK, READ_ONLY, ADDRESS_OFF),
     *(APIC_EXIT, KEPT_TIMER_END, *range(WINDOWS, WINDOW_1_TARGET + 1)),
-    *(DEBUG_SKIP, DEBUG_HIT),
+    *(DEBUG_SKIP, DEBUG_HIT, POLL_PLACE, POLL_TIME, POLLS),
 )
 """What of a machine changes as its guest runs and lasts from one VM entry to the next."""
 

@@ -1,8 +1,6 @@
 """LAR, LSL, VERR and VERW: what a selector's descriptor says (SDM, their entries).
 
-Each function returns (NO_FAULT, 0, 0, answer), or (vector, error code, linear address, 0) of a
-page fault. Reading the descriptor is an implicit supervisor access: SMAP applies whatever
-RFLAGS.AC is.
+Reading the descriptor is an implicit supervisor access: SMAP applies whatever RFLAGS.AC is.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
@@ -17,6 +15,8 @@ from trapgate.operands.mode import privilege_level
 from trapgate.sdm.cells import GUEST_IA32_EFER
 from trapgate.sdm.state import AR_CODE, AR_CONFORMING, AR_S, AR_TYPE, AR_WRITABLE, EFER_LMA
 
+LAR, LSL, VERR, VERW = range(4)
+"""The questions."""
 INVISIBLE = -1
 """Stands where the rights or the limit would: ZF becomes 0."""
 
@@ -30,39 +30,37 @@ _ABSENT = -2
 
 
 @core
-def access_rights(v: Cells, mem: Memory, selector: int) -> tuple[int, int, int, int]:
-    """LAR of `selector` (16 bits): the second doubleword of the descriptor, masked."""
-    types = _WITH_RIGHTS_LONG if v[GUEST_IA32_EFER] & EFER_LMA else _WITH_RIGHTS
+def descriptor_query(
+    v: Cells, mem: Memory, question: int, selector: int
+) -> tuple[int, int, int, int]:
+    """LAR, LSL, VERR or VERW of `selector` (16 bits).
+
+    (NO_FAULT, 0, 0, answer), or (vector, error code, linear address, INVISIBLE) of a page fault.
+    The answer is the second doubleword of the descriptor, masked, the limit in bytes (32 bits),
+    1 if the segment can be read or written from here, or INVISIBLE.
+    """
+    long = v[GUEST_IA32_EFER] & EFER_LMA != 0
+    types = 0
+    if question == LAR:
+        types = _WITH_RIGHTS_LONG if long else _WITH_RIGHTS
+    elif question == LSL:
+        types = _WITH_LIMIT_LONG if long else _WITH_LIMIT
     fault, error, address, descriptor = _visible(v, mem, selector, types)
-    answer = INVISIBLE if descriptor == 0 else (descriptor >> 32) & _RIGHTS
-    return fault, error, address, answer
-
-
-@core
-def segment_limit(v: Cells, mem: Memory, selector: int) -> tuple[int, int, int, int]:
-    """LSL of `selector` (16 bits): the limit in bytes (32 bits)."""
-    types = _WITH_LIMIT_LONG if v[GUEST_IA32_EFER] & EFER_LMA else _WITH_LIMIT
-    fault, error, address, descriptor = _visible(v, mem, selector, types)
-    answer = INVISIBLE if descriptor == 0 else limit_of(descriptor)
-    return fault, error, address, answer
-
-
-@core
-def can_be_read(v: Cells, mem: Memory, selector: int) -> tuple[int, int, int, int]:
-    """VERR of `selector` (16 bits): 1 if the segment is readable from here, else 0."""
-    fault, error, address, descriptor = _visible(v, mem, selector, 0)
-    kind = rights_of(descriptor) & (AR_CODE | AR_WRITABLE)
     # Bit 1 of the type says that data is writable, and that code is readable.
-    answer = 1 if descriptor != 0 and kind != AR_CODE else 0
-    return fault, error, address, answer
-
-
-@core
-def can_be_written(v: Cells, mem: Memory, selector: int) -> tuple[int, int, int, int]:
-    """VERW of `selector` (16 bits): 1 if the segment is writable from here, else 0."""
-    fault, error, address, descriptor = _visible(v, mem, selector, 0)
     kind = rights_of(descriptor) & (AR_CODE | AR_WRITABLE)
-    return fault, error, address, 1 if kind == AR_WRITABLE else 0
+    visible = descriptor != 0
+    if question == VERR:
+        visible = visible and kind != AR_CODE
+    elif question == VERW:
+        visible = visible and kind == AR_WRITABLE
+    answer = 1
+    if not visible:
+        answer = INVISIBLE
+    elif question == LAR:
+        answer = (descriptor >> 32) & _RIGHTS
+    elif question == LSL:
+        answer = limit_of(descriptor)
+    return fault, error, address, answer
 
 
 @core

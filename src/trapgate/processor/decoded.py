@@ -14,7 +14,7 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
 from trapgate.decode.execute import advance, end_instruction
-from trapgate.events.breakpoints import note_data, note_ports, single_steps
+from trapgate.events.breakpoints import note_data, note_ports, note_words, single_steps
 from trapgate.events.descriptors import NO_FAULT
 from trapgate.instructions import intercepts as ix
 from trapgate.instructions import task_switch
@@ -28,7 +28,7 @@ from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
-from trapgate.sdm.state import AR_UNUSABLE, DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
+from trapgate.sdm.state import AR_DB, AR_UNUSABLE, DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
 from trapgate.sdm.vectors import GP, PF, SS
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -402,13 +402,16 @@ def _carry_out(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         outcome = ix.intercept_lmsw(v, source, 1, linear, length)
         if outcome == ix.GO_ON:
             load_machine_status(v, source)
+            note_data(v, guest.r, signed(linear), 2, False)
         return outcome
     if mnemonic == Mnemonic.SMSW:
         value = int(read_cr(v, guest.r, 0)) & _MASK
         if instruction.op0_kind == OpKind.REGISTER:
             guest.set_register(instruction.op0_register, value)
         else:
-            guest.write(guest.accessible(instruction, 2, write=True), 2, value)
+            linear = guest.accessible(instruction, 2, write=True)
+            guest.write(linear, 2, value)
+            note_data(v, guest.r, signed(linear), 2, True)
         return ix.GO_ON
     if mnemonic in _WIDTH:
         return _string_io(processor, guest, instruction)
@@ -421,7 +424,12 @@ def _branch_far(guest: Operand, instruction: iced.Instruction) -> task_switch.Fa
     if instruction.mnemonic == Mnemonic.RETF:
         size = 4 if instruction.code in (iced.Code.RETFD, iced.Code.RETFD_IMM16) else 2
         release = instruction.immediate(0) if instruction.op_count else 0
-        return far_return_real(v, mem, size, release)
+        mask = 0xFFFF_FFFF if v[f.GUEST_SS_ACCESS_RIGHTS] & AR_DB else 0xFFFF
+        sp = int(v[f.GUEST_RSP]) & mask
+        fault = far_return_real(v, mem, size, release)
+        if fault[0] == NO_FAULT:
+            note_words(v, guest.r, int(v[f.GUEST_SS_BASE]), sp, mask, size, 2, False)
+        return fault
     if instruction.op0_kind == OpKind.FAR_BRANCH32:
         return far_jump_real(v, instruction.far_branch_selector, instruction.far_branch32)
     if instruction.op0_kind == OpKind.FAR_BRANCH16:
@@ -429,7 +437,10 @@ def _branch_far(guest: Operand, instruction: iced.Instruction) -> task_switch.Fa
     size = iced.MemorySizeExt.size(instruction.memory_size) - 2
     linear = guest.accessible(instruction, size + 2, write=False)
     offset = guest.read(linear, size)
-    return far_jump_real(v, guest.read(guest.wrap(linear + size), 2), offset)
+    fault = far_jump_real(v, guest.read(guest.wrap(linear + size), 2), offset)
+    if fault[0] == NO_FAULT:
+        note_data(v, guest.r, signed(linear), size + 2, False)
+    return fault
 
 
 def _switch_tasks(guest: Operand, instruction: iced.Instruction) -> task_switch.Fault | None:

@@ -198,6 +198,10 @@ class Processor(LogicalProcessor):
         c[stops.TIME] += jump
         self.skipped += jump
 
+    def wait_in_loops(self, instructions: int) -> None:
+        """Let so much time pass at each RDTSC in a loop that only waits for a time; 0: none."""
+        self._words[stops.POLL_WAIT] = instructions
+
     @property
     def time_left(self) -> int:
         """How many instructions may come before the run's next deadline."""
@@ -391,6 +395,9 @@ class Processor(LogicalProcessor):
         ):
             if c[stops.STOP] != stops.EXITED and not self._handle_stop():
                 engine.run_until_stopped()
+        if c[stops.WAITED]:
+            self.skipped += c[stops.WAITED]
+            c[stops.WAITED] = 0
         if engine.devices.trouble is not None:
             engine.devices.raise_trouble()
         if c[stops.STOP_CODE] == stops.FAILED_VALID:

@@ -149,6 +149,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         engine.vectors.mxcsr |= engine.vectors.take_sse_flags()
         before = v.copy(), processor.registers.cells.copy(), engine.vectors.save()
     level = privilege_level(v)
+    resumes = v[f.GUEST_RFLAGS] & RFLAGS_RF
     done = engine.step()
     if unmasked:
         flags = engine.vectors.take_sse_flags()
@@ -167,6 +168,9 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         return Outcome.STOPPED
     if not done:
         return Outcome.GO_ON
+    if instruction.is_string_instruction and _is_at(v, instruction):
+        # RF counts until the last iteration is done; the engine clears it earlier.
+        v[f.GUEST_RFLAGS] |= resumes
     if _calls_far_in_core(processor, instruction):
         # It has looked at what it pushed, perhaps on another stack.
         accesses = [access for access in accesses if access.segment != _SS]
@@ -216,7 +220,26 @@ def trap(
             v[f.GUEST_PENDING_DEBUG_EXCEPTIONS] |= pending
             processor.engine.cells[stops.HELD_BACK] = signed(linear_rip(processor, v)) + 1
         return False
+    _end_string(Operand(processor, v), instruction)
     return processor.raise_fault(1, -1, causes)
+
+
+def _end_string(guest: Operand, instruction: iced.Instruction) -> None:
+    """Leave a repeated string instruction behind its last iteration.
+
+    The engine begins another one, and finds that there is none.
+    """
+    v = guest.v
+    if not instruction.is_string_instruction or not _is_at(v, instruction):
+        return
+    used = _factory.info(instruction).used_memory()
+    if guest.register(_COUNTERS[_WIDTHS.get(used[0].address_size, guest.bits)]) == 0:
+        v[f.GUEST_RIP] = signed(instruction.next_ip)
+
+
+def _is_at(v: Cells, instruction: iced.Instruction) -> bool:
+    """Whether RIP is still that of an instruction that has been executed."""
+    return (int(v[f.GUEST_RIP]) ^ int(instruction.ip)) & _MASK == 0
 
 
 def _branched(v: Cells, instruction: iced.Instruction) -> bool:
@@ -444,7 +467,11 @@ def _non_canonical(
 ) -> bool:
     """A non-canonical address: #SS(0) if the stack segment was used, else #GP(0)."""
     stack = any(
-        access.segment == _SS and not _is_canonical(access.linear)
+        access.segment == _SS
+        and not (
+            _is_canonical(access.linear)
+            and _is_canonical(guest.wrap(access.linear + access.size - 1))
+        )
         for access in accesses_of(guest, instruction)
     )
     return processor.raise_fault(12 if stack else 13, 0)

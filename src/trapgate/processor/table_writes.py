@@ -21,7 +21,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.entry_facts import entry_facts
 from trapgate.decision.fault_filters import EMPTY_TABLE, FRAME, FRAME_64, NO_FILTER, PRESENT
-from trapgate.decision.frame_filters import completed_by, follow_link
+from trapgate.decision.frame_filters import ALL_STALE, completed_by, follow_link
 from trapgate.decision.self_map import ABSENT, DIRECTORY, entry_of, entry_size, is_large
 from trapgate.engine import machine as stops
 from trapgate.events.journal import (
@@ -140,9 +140,9 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     accesses = list(stepping.accesses_of(guest, instruction))
     width = entry_size(int(v[f.GUEST_CR4]))
     before = Snapshot(processor, v)
-    ways = {page: list(_way(guest, page)) for page in _pages(guest, accesses)}
-    for way in ways.values():
-        for at in way:
+    translating = {page: list(_translating(guest, page)) for page in _pages(guest, accesses)}
+    for entries in translating.values():
+        for at in entries:
             before.keep(at, width)
     parts = [] if _writes_more(instruction) else _parts(guest, accesses, code & PFEC_U)
     ours = [part for part in parts if part.kind != ABSENT]
@@ -150,10 +150,9 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
         if part.write:
             before.keep(part.physical, part.size)
     old = {at: entry_of(guest.mem, at, width) for part in ours for at in part.entries(width)}
-    mapped = has_frame_map(v)
-    grants = {at for part in ours for at in ways[part.linear & -_PAGE]} if code & PFEC_U else set()
-    if mapped:
-        grants = set()
+    grants: set[int] = set()
+    if code & PFEC_U and not has_frame_map(v):
+        grants = {at for part in ours for at in translating[part.linear & -_PAGE]}
     if not ours or grants & old.keys():
         before.put_back(processor, v)
         return Outcome(processor.raise_fault(PF, code, address))
@@ -201,12 +200,13 @@ def _follow(
     v = guest.v
     if not v[f.FRAME_FILTERS] & EMPTY_TABLE:
         return
-    stale = False
+    stale = 0
     for part, at, old, new in written:
         if part.kind == DIRECTORY:
             byte = frame_byte(v, guest.mem, unaliased(v, at))
-            stale |= follow_link(v, guest.mem, byte, _signed(int(old)), _signed(int(new)))
-    if stale:
+            entries = _signed(int(old)), _signed(int(new))
+            stale = max(stale, follow_link(v, guest.mem, byte, *entries))
+    if stale == ALL_STALE:
         processor.engine.flush_translations()
 
 
@@ -391,7 +391,7 @@ def _written(guest: Operand, linear: int, user: int) -> tuple[int, int, int]:
     return int(kind), int(physical), -1
 
 
-def _way(guest: Operand, linear: int) -> Iterator[int]:
+def _translating(guest: Operand, linear: int) -> Iterator[int]:
     """The physical addresses of the table entries that translate `linear`, if it is mapped.
 
     Those of PAE paging's pointers, which have no rights, are left out.

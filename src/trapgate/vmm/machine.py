@@ -38,6 +38,7 @@ from trapgate.vmm.actions import (
 from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.cpus.turns import PLE_GAP, PLE_WINDOW
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND
 from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.exits.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.exits.platform import Platform
@@ -160,6 +161,7 @@ class VirtualMachine(Accounts):
             for cpu in self.cpus:
                 cpu.own.x86_vmm.explain_to(explain)
         self.processor.watch_priority()
+        self.processor.wait_in_loops(INSTRUCTIONS_PER_MICROSECOND)
         self.vmm = vmm or Vmm()
         self.stopped: Stop | None = None
         self.reboots = False

@@ -15,6 +15,7 @@ from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32, t
 from trapgate.decision.decide import COMPLETE, EXIT, decide_filtered
 from trapgate.decision.entry_facts import entry_facts
 from trapgate.decision.frame_filters import (
+    ALL_STALE,
     entry_written,
     follow_links,
     is_stopped_table_write,
@@ -171,7 +172,8 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         _, _, _, page_size = walk(v, _AC, mem, m[mc.STORE_LINEAR], 1, 0)
         v[f.FRAME_MAP_LENGTH] = length
         v[f.GUEST_CR0] = peek64(env + at.CR0)
-        if follow_links(v, mem, kind, physical, size, value):
+        # The engine caches translations, and nothing of the paging structures above.
+        if follow_links(v, mem, kind, physical, size, value) == ALL_STALE:
             call(m[mc.TLB_FLUSH], (m[mc.CPU],))
         store_sized(mem, physical, size, value)
         v[f.GUEST_RIP] = peek64(env + at.EIP)

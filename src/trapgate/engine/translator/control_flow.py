@@ -30,10 +30,11 @@ from trapgate.events.descriptors import NO_FAULT
 from trapgate.events.idt import TASK_GATE
 from trapgate.instructions.descriptor_queries import (
     INVISIBLE,
-    access_rights,
-    can_be_read,
-    can_be_written,
-    segment_limit,
+    LAR,
+    LSL,
+    VERR,
+    VERW,
+    descriptor_query,
 )
 from trapgate.instructions.far_transfers import far_call, far_call_real, far_jump, far_return
 from trapgate.instructions.fast_calls import syscall, sysenter, sysexit, sysret
@@ -267,62 +268,45 @@ def on_load_segment(env: int, number: int, selector: int, back: int) -> None:
 
 
 @jit
-def end_query(
-    m: Cells, env: int, fault: int, error_code: int, address: int, yes: bool, back: int
-) -> None:
-    """Set ZF where the translator takes it from, or raise the page fault that was met."""
+def ask(env: int, question: int, selector: int, back: int) -> int:
+    """What LAR, LSL, VERR or VERW finds out. ZF is set where the translator takes it from."""
+    m = machine_at(env)
+    v = vmcs_in_force(m)
+    begin_transfer(m, env, v)
+    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
+    fault, error, address, answer = descriptor_query(v, mem, question, selector & 0xFFFF)
     if fault != NO_FAULT:
-        raise_from_helper(m, env, fault, error_code, address, back)
-        return
+        raise_from_helper(m, env, fault, error, address, back)
+        return 0
     walk_always(m)
     forget_stale_code(m)
-    poke64(env + at.CC_SRC, (rflags_of(m, env) & _ARITHMETIC & ~_ZF) | (_ZF if yes else 0))
+    zero = _ZF if answer != INVISIBLE else 0
+    poke64(env + at.CC_SRC, (rflags_of(m, env) & _ARITHMETIC & ~_ZF) | zero)
+    return answer
 
 
 @callback(INT64, *[INT64] * 2, RETURN_ADDRESS)
 def on_access_rights(env: int, selector: int, back: int) -> int:
     """helper_lar: the rights, of which only ZF = 1 makes use."""
-    m = machine_at(env)
-    v = vmcs_in_force(m)
-    begin_transfer(m, env, v)
-    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    fault, error, address, rights = access_rights(v, mem, selector & 0xFFFF)
-    end_query(m, env, fault, error, address, rights != INVISIBLE, back)
-    return rights
+    return ask(env, LAR, selector, back)
 
 
 @callback(INT64, *[INT64] * 2, RETURN_ADDRESS)
 def on_segment_limit(env: int, selector: int, back: int) -> int:
     """helper_lsl: likewise."""
-    m = machine_at(env)
-    v = vmcs_in_force(m)
-    begin_transfer(m, env, v)
-    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    fault, error, address, limit = segment_limit(v, mem, selector & 0xFFFF)
-    end_query(m, env, fault, error, address, limit != INVISIBLE, back)
-    return limit
+    return ask(env, LSL, selector, back)
 
 
 @callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_verify_read(env: int, selector: int, back: int) -> None:
     """helper_verr."""
-    m = machine_at(env)
-    v = vmcs_in_force(m)
-    begin_transfer(m, env, v)
-    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    fault, error, address, yes = can_be_read(v, mem, selector & 0xFFFF)
-    end_query(m, env, fault, error, address, yes != 0, back)
+    ask(env, VERR, selector, back)
 
 
 @callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_verify_write(env: int, selector: int, back: int) -> None:
     """helper_verw."""
-    m = machine_at(env)
-    v = vmcs_in_force(m)
-    begin_transfer(m, env, v)
-    mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    fault, error, address, yes = can_be_written(v, mem, selector & 0xFFFF)
-    end_query(m, env, fault, error, address, yes != 0, back)
+    ask(env, VERW, selector, back)
 
 
 @jit

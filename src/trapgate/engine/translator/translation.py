@@ -82,6 +82,7 @@ from trapgate.engine.translator.translator_errata import (
     ENTERS,
     LOADS_SS,
     MMX,
+    NEEDS_OF_VECTORS,
     OPERAND_SIZES,
     REPEATS,
     SEGMENTS,
@@ -331,7 +332,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     env = cpu + at.CPU_SIZE
     machine = peek64(env + at.MACHINE)
     m = cells(machine, mc.CELLS)
-    task_switched = peek32(block + _BLOCK_FLAGS) & at.HF_TS
+    block_flags = peek32(block + _BLOCK_FLAGS) & NEEDS_OF_VECTORS
     start = peek64(block + _NEXT_PC)
     found = look(t[em.CODE_BYTE], block, env)
     what = m[mc.X87_WHAT]
@@ -370,7 +371,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
         em.emit_call(t, m, t[em.X87_IMAGE], machine, what)
     m[mc.X87_POINTS] = 0
     # It may have been hidden from this instruction.
-    poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) | task_switched)
+    poke32(block + _BLOCK_FLAGS, peek32(block + _BLOCK_FLAGS) & ~NEEDS_OF_VECTORS | block_flags)
     m[mc.FORBIDDEN] = 0
     m[mc.PREFIXES] = 0
     m[mc.SHOWN] = 0

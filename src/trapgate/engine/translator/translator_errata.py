@@ -5,11 +5,12 @@ wheels. It has these means:
 
 * UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
   that the core carries out: INS and OUTS, RET that releases 8000H bytes or more, loads of table
-  registers, CLFLUSH, XSETBV, POPCNT in 16-bit code, above ring 0 MOV CR and MOV DR, and in
-  real-address and virtual-8086 mode far JMP and RET that may lead beyond the limit of CS.
-  `dispatch` sees it as #UD.
+  registers, CLFLUSH, XSETBV, ARPL of memory, POPCNT in 16-bit code, above ring 0 MOV CR and MOV
+  DR, and in real-address and virtual-8086 mode far JMP and RET that may lead beyond the limit of
+  CS. `dispatch` sees it as #UD.
 * CR0.TS is hidden from the translator where #UD comes before #NM (SDM, the exception classes
-  of MMX and SSE instructions), and where no register of theirs is used at all.
+  of MMX and SSE instructions), and where no register of theirs is used at all; CR0.EM and
+  CR4.OSFXSR are hidden from CRC32, which the translator takes for one of them.
 * Of several prefixes the one that counts is shown in place of all: of F2H and F3H the last one,
   before an SSE instruction also in place of 66H; in 64-bit mode FS or GS of several segments.
   Before a near branch in 64-bit mode 66H is not shown.
@@ -25,6 +26,7 @@ block has one instruction (`translation`), and branches but those of REP go the 
 from trapgate.compiler.dialect import Cells, core
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
+from trapgate.decode.adjust_rpl import ARPL
 from trapgate.decode.read_modify_write import fields_of_one_byte, fields_of_two_bytes
 from trapgate.decode.register_forms import (
     bytes_of_operand,
@@ -98,6 +100,8 @@ CARE_AUDIT = 8
 CARE_BREAKPOINT = 16
 """It begins with a debugger's breakpoint (`breakpoints`)."""
 
+NEEDS_OF_VECTORS = at.HF_EM | at.HF_TS | at.HF_OSFXSR
+"""Of a block's flags those by which MMX and SSE instructions are #UD or #NM."""
 _NO_PREFIX = 0x3E
 """A segment override that means nothing in 64-bit mode."""
 
@@ -127,6 +131,7 @@ _XSETBV = 0xD1
 _MOVNTDQA = 0x2A
 _PUSHF = 0x9C
 _ENTER = 0xC8
+_IRET = 0xCF
 _REX_W = 8
 _EMMS = 0x77
 _CPL = 3
@@ -193,8 +198,6 @@ def hides_task_switched(
     prefixed = operand_size or repeat != 0
     if second in (0x38, 0x3A):
         opcode = code_byte(reader, env, address)
-        if not is_vector_opcode(second, opcode, repeat, operand_size):
-            return True
         if second == 0x38 and opcode == _MOVNTDQA and code_byte(reader, env, address + 1) >= 0xC0:
             return True
         return flags & at.HF_OSFXSR == 0 and prefixed
@@ -359,6 +362,10 @@ def look(reader: int, block: int, env: int) -> int:
     m[mc.PUSHES_FLAGS] = 1 if byte == _PUSHF else 0
     if flags & _RF and not is_repeated(byte, repeat):
         poke32(block + _JUMPS_FAST, 0)
+    if flags & _RF and byte == _IRET:
+        # The engine would clear the RF that it loads.
+        tb = peek64(block)
+        poke32(tb + at.TB_FLAGS, peek32(tb + at.TB_FLAGS) & ~_RF)
     forbidden = False
     opcode_map = ONE_BYTE
     opcode = byte
@@ -367,7 +374,11 @@ def look(reader: int, block: int, env: int) -> int:
         opcode = code_byte(reader, env, form_at)
         opcode_map = THREE_BYTES if opcode in (0x38, 0x3A) else TWO_BYTES
         form_at += 1
-        if flags & at.HF_TS and hides_task_switched(
+        if opcode_map == THREE_BYTES and not is_vector_opcode(
+            opcode, code_byte(reader, env, form_at), repeat, operand_size
+        ):
+            poke32(block + _FLAGS, flags & ~NEEDS_OF_VECTORS | at.HF_OSFXSR)
+        elif flags & at.HF_TS and hides_task_switched(
             reader, env, form_at, opcode, repeat, operand_size, flags
         ):
             poke32(block + _FLAGS, flags & ~at.HF_TS)
@@ -411,6 +422,8 @@ def look(reader: int, block: int, env: int) -> int:
     elif opcode_map == ONE_BYTE and byte & 0xFC == 0x6C:
         # INS would store before anybody can stop it.
         forbidden = True
+    elif opcode_map == ONE_BYTE and byte == ARPL and not long:
+        forbidden = code_byte(reader, env, form_at) < 0xC0
     elif opcode_map == ONE_BYTE and byte == RET_AND_RELEASE:
         # The engine takes what is to be released as signed.
         forbidden = code_byte(reader, env, form_at + 1) >= 0x80

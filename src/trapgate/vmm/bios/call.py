@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
+from trapgate.paging.walk import READ, WRITE
 from trapgate.processor.processor import Processor
+from trapgate.sdm.cells import GUEST_RFLAGS
+from trapgate.sdm.state import RFLAGS_VM
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.devices.ide import GuestMemory
 
@@ -63,11 +67,36 @@ class Call:
 
     def read(self, address: int, count: int) -> bytes:
         """Memory at a linear address; all ones where there is none."""
-        return self._machine.ram.read(address, count)
+        parts = self._pieces(address, count, READ)
+        return b"".join(b"\xff" * n if at < 0 else self._machine.ram.read(at, n) for at, n in parts)
 
     def write(self, address: int, data: bytes) -> None:
         """Store what there is memory for."""
-        self._machine.ram.write(address, data)
+        done = 0
+        for at, n in self._pieces(address, len(data), WRITE):
+            if at >= 0:
+                self._machine.ram.write(at, data[done : done + n])
+            done += n
+
+    def _pieces(self, address: int, count: int, access: int) -> Iterator[tuple[int, int]]:
+        """Where `count` bytes at a linear address are: physical addresses and lengths; -1: nowhere.
+
+        Of the machine's own guest it is the address itself, which virtual-8086 monitors keep so;
+        of an x86 VMM's guest it is what the VMM maps there, lest the guest reach beyond.
+        """
+        processor = self._machine.processor
+        if not processor.x86_vmm.is_served:
+            yield address, count
+            return
+        v = self._machine.vmcs.cells
+        flags = int(v[GUEST_RFLAGS])
+        user = 1 if flags & RFLAGS_VM else 0
+        end = address + count
+        while address < end:
+            length = min(end, (address | 0xFFF) + 1) - address
+            at, code = processor.engine.walk(v, flags, address, access, user)
+            yield (at if code < 0 else -1), length
+            address += length
 
     def word(self, address: int, size: int = 2) -> int:
         """A little-endian number in memory."""

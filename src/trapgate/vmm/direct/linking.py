@@ -12,10 +12,13 @@ from typing import Final
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.library import Library
+from trapgate.decision import frame_filters
+from trapgate.decision.frame_filters import ALL_STALE, TABLES_STALE
 from trapgate.paging import frame_map
 from trapgate.paging.frame_map import LEAF, LEVEL, MIXED, MOST_LINKS, OWN, ROOT, TABLE
 
-LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", constants=(frame_map,))
+_CONSTANTS: Final = (frame_map, frame_filters)
+LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", constants=_CONSTANTS)
 
 (
     MAP,
@@ -35,15 +38,16 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", const
     OPEN,
     DEVICES,
     VMMS_TABLES,
+    UNCOUNTED,
     STATE_CELLS,
-) = range(18)
+) = range(19)
 """The map's address and how many frames it has; how many are the guest's; the paging mode
-(`links.Mode`); whether translations are stale; how many tables came and went; the level and
-the frame of the first table that may not be; whether links come unseen; whether a table has
-become one of a further level; whether any frame may be a table of the last level; if the
-processor does not consult the map, so that no entry may lead elsewhere, the first frame of the
-devices', which are beyond it, else 0; and the first frame of the tables that stand in for 4-MByte
-pages (`withholding`)."""
+(`links.Mode`); what is stale (`frame_filters.ALL_STALE`); how many tables came and went; the level
+and the frame of the first table that may not be; whether links come unseen; whether a table has
+become one of a further level; whether any frame may be a table of the last level; if the processor
+does not consult the map, so that no entry may lead elsewhere, the first frame of the devices',
+which are beyond it, else 0; the first frame of the tables that stand in for 4-MByte pages
+(`withholding`); and whether links may change that the processor does not count."""
 
 P, PS = 1, 0x80
 ADDRESS: Final = 0xFF_FFFF_F000
@@ -175,7 +179,7 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
         if n != level - 1 and counts[frame * 4 + n] != 0:
             state[SEVERAL] = 1
     mark(state, mem, counts, frame)
-    state[STALE] = 1
+    state[STALE] = ALL_STALE
     state[LINKED] += 1
     # What an upper table leads to is the guest's already.
     if level > 1 or (state[DEVICES] != 0 and counts[frame * 4 + 1] == 0):
@@ -202,7 +206,7 @@ def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> N
 def forget(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
     """A frame is no table of some level any more."""
     mark(state, mem, counts, frame)
-    state[STALE] = 1
+    state[STALE] = max(state[STALE], TABLES_STALE)
     state[RELEASED] += 1
 
 
@@ -298,6 +302,18 @@ def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before
     return not refused
 
 
+@LIBRARY.entry
+def find_used(state: Cells, mem: Cells, frames: Cells, part: int) -> None:
+    """Put in place of each table in `frames` whether a present entry is in its first `part`th."""
+    for k in range(len(frames)):
+        found = 0
+        for n in range(entries_of(state) // part):
+            if entry_at(state, mem, frames[k], n) & P != 0:
+                found = 1
+                break
+        frames[k] = found
+
+
 @LIBRARY.inside
 def clear(state: Cells, mem: Cells, fresh: Cells) -> None:
     """Make `fresh`, which is like `counts`, 0 for all frames that are tables."""
@@ -340,18 +356,86 @@ def replace_frame(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: 
         forget(state, mem, counts, frame)
 
 
+# What the processor counts (`decision.frame_filters.follow_link`). `told` is what it was told last,
+# in words of eight frames: the map, and behind it how many links lead to each frame.
+
+
 @LIBRARY.entry
-def publish(state: Cells, mem: Cells, counts: Cells) -> None:
+def publish(state: Cells, mem: Cells, counts: Cells, told: Cells) -> None:
     """Tell the processor how many links lead to each table, behind the map."""
     start = state[MAP] >> 3
-    for n in range((state[FRAMES] + 7) >> 3):
-        if mem[start + n] & _TABLES != 0:
+    words = (state[FRAMES] + 7) >> 3
+    state[UNCOUNTED] = 0
+    for n in range(words):
+        if (mem[start + n] | told[n]) & _TABLES != 0:
             word = 0
             for k in range(8):
                 frame = n * 8 + 7 - k
-                links = 0
-                if frame < state[FRAMES]:
-                    for cell in range(frame * 4, frame * 4 + 4):
-                        links += counts[cell]
-                word = word << 8 | min(links, MOST_LINKS)
+                word = word << 8 | links_to_tell(state, counts, frame)
             mem[start + (state[MAP_FRAMES] >> 3) + n] = word
+            told[n] = mem[start + n]
+            told[words + n] = word
+
+
+@LIBRARY.inside
+def links_to_tell(state: Cells, counts: Cells, frame: int) -> int:
+    """How many links lead to a frame, as far as the processor counts."""
+    links = 0
+    if frame < state[FRAMES]:
+        levels = 0
+        for cell in range(frame * 4, frame * 4 + 4):
+            links += counts[cell]
+            levels += 1 if counts[cell] != 0 else 0
+        # It counts no links from a table of several levels, and none beyond the most.
+        if levels > 1 or links >= MOST_LINKS:
+            state[UNCOUNTED] = 1
+    return min(links, MOST_LINKS)
+
+
+@LIBRARY.entry
+def catch_up(state: Cells, mem: Cells, counts: Cells, told: Cells) -> bool:
+    """Learn from the processor's counts which links have come and gone since `publish`.
+
+    False if those do not tell: then all links have to be counted anew.
+    """
+    start = state[MAP] >> 3
+    links = start + (state[MAP_FRAMES] >> 3)
+    words = (state[FRAMES] + 7) >> 3
+    counted = bool(state[UNCOUNTED] == 0)
+    for n in range(words):
+        if (mem[start + n] | told[n]) & _TABLES != 0 and (
+            not counted or mem[start + n] != told[n] or mem[links + n] != told[words + n]
+        ):
+            for k in range(8):
+                byte = mem[start + n] >> (k << 3) & 0xFF
+                to = mem[links + n] >> (k << 3) & 0xFF
+                counted = counted and (byte & TABLE == 0 or to < MOST_LINKS)
+                if counted or byte & TABLE == 0:
+                    adopt(counts, n * 8 + k, byte, to)
+    if counted:
+        release_unlinked(state, mem, counts)
+    return counted
+
+
+@LIBRARY.inside
+def adopt(counts: Cells, frame: int, byte: int, links: int) -> None:
+    """Let `links` lead to a frame for which the map has `byte`: a table of one level, or data."""
+    if frame * 4 < len(counts):
+        for cell in range(frame * 4, frame * 4 + 4):
+            counts[cell] = 0
+        if byte & TABLE != 0:
+            counts[frame * 4 + (byte >> LEVEL)] = links
+
+
+@LIBRARY.inside
+def release_unlinked(state: Cells, mem: Cells, counts: Cells) -> None:
+    """Make data of tables that hold entries, but to which the last link has gone."""
+    start = state[MAP] >> 3
+    for n in range((state[FRAMES] + 7) >> 3):
+        if mem[start + n] & _TABLES != 0:
+            for frame in range(n * 8, min(n * 8 + 8, state[FRAMES])):
+                byte = byte_of(state, mem, frame)
+                at = frame * 4 + (byte >> LEVEL)
+                if byte & TABLE != 0 and counts[at] == 0:
+                    counts[at] = 1
+                    unlink(state, mem, counts, frame, (byte >> LEVEL) + 1)

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.frame_filters import ALL_STALE
 from trapgate.paging import frame_map as fm
 from trapgate.vmm.direct import linking
 from trapgate.vmm.direct.frames import FRAME_SIZE
@@ -97,8 +98,9 @@ class Links:
         self._tables = self._state, self._cells, self.counts
         self._stored: list[tuple[int, int]] = []
         self._processor_counts = False
-        self._told: NDArray[np.int64] | None = None
-        """The tables that the processor was told of, if it may have changed links since."""
+        self._told: Cells = np.zeros((frames + 7) // 8 * 2, np.int64)
+        self._is_told = False
+        """Whether the processor may have changed links since it was told of them."""
 
     def __len__(self) -> int:
         """How many frames are tables."""
@@ -142,7 +144,7 @@ class Links:
         then = [array.copy() for array in arrays]
 
         def back() -> None:
-            self.mode, self._told = mode, None
+            self.mode, self._is_told = mode, False
             self.roots, self._stored = set(roots), list(stored)
             for array, content in zip(arrays, then, strict=True):
                 array[:] = content
@@ -163,12 +165,11 @@ class Links:
 
     def _catch_up(self) -> None:
         """Learn what the processor has changed."""
-        if self._told is None:
+        if not self._is_told:
             return
-        for array in (self.counts, self._fresh):
-            array.reshape(-1, _LEVELS)[self._told] = 0
-        self._told = None
-        self.recount()
+        self._is_told = False
+        if not linking.catch_up(*self._tables, self._told):
+            self.recount()
 
     def leave_last_level_open(self, is_open: bool) -> bool:
         """Say whether a filter lets any frame be a table of the last level; has that changed?
@@ -183,19 +184,28 @@ class Links:
         self._state[linking.OPEN] = is_open
         return True
 
-    def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
-        """Have translations flushed and code of stored places forgotten, as far as needed."""
-        if self._state[linking.STALE]:
-            self._state[linking.STALE] = 0
+    def settle(
+        self,
+        flush: Callable[[], None],
+        forget: Callable[[int, int], None],
+        forget_tables: Callable[[], None] | None = None,
+    ) -> None:
+        """Have translations flushed and code of stored places forgotten, as far as needed.
+
+        `forget_tables` is called if all that has to go is what the processor caches of paging
+        structures; without it `flush` is.
+        """
+        stale, self._state[linking.STALE] = int(self._state[linking.STALE]), 0
+        if stale == ALL_STALE or (stale and forget_tables is None):
             flush()
+        elif stale and forget_tables is not None:
+            forget_tables()
         for address, size in self._stored:
             forget(address, size)
         self._stored.clear()
-        if self._processor_counts and self._told is None:
-            linking.publish(*self._tables)
-            # As truth values, of which NumPy finds the few that hold a hundred times as fast.
-            is_table = (self._map[: self._frames] & fm.TABLE).view(np.bool_)
-            self._told = np.flatnonzero(is_table)
+        if self._processor_counts and not self._is_told:
+            linking.publish(*self._tables, self._told)
+            self._is_told = True
 
     # What the VMM asks for. Each gives None if it is done, or else why not.
 
@@ -253,6 +263,14 @@ class Links:
             if self._state[linking.UNSEEN]:
                 self.recount()
         return not self.is_table(frame)
+
+    def roots_in_use(self) -> set[Root]:
+        """The roots with a present entry in their lower half, which is user mode's."""
+        parts = [(root, frame) for root in self.roots for frame in root[: (len(root) + 1) // 2]]
+        half = 2 if len(parts) == len(self.roots) else 1
+        used = np.array([frame for _, frame in parts], np.int64)
+        linking.find_used(self._state, self._cells, used, half)
+        return {root for (root, _), found in zip(parts, used.tolist(), strict=True) if found}
 
     def store(self, physical: int, data: bytes) -> Refusal | None:
         """Store `data` within one table: all of it, or nothing."""

@@ -54,6 +54,7 @@ from trapgate.sdm.vectors import GP
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
+from trapgate.vmm.direct.habits import RootHabits
 from trapgate.vmm.direct.host import SharingMachine
 from trapgate.vmm.direct.linking import ADDRESS, P
 from trapgate.vmm.direct.links import (
@@ -140,6 +141,7 @@ class ProtectedMachine(SharingMachine):
         host = host or ProtectedHost([memory], engine=engine, trace=trace)
         base = host.place(memory)
         self.links = host.links_at(base, memory)
+        self._habits = RootHabits(self.links)
         self._range = GuestRange(host.processor.memory, base, memory)
         self._edits = Edits(host.processor, self.links, self._range)
         self._masters = GuardedRam(self._range, self.links, self.let_go)
@@ -172,9 +174,11 @@ class ProtectedMachine(SharingMachine):
         """Everything of the machine at this moment, for `restore`."""
         self.demand_host_for_itself()
         tables, exits = self.links.keep(), self.exits_by_level.copy()
+        habits = self._habits.keep()
 
         def back() -> None:
             tables()
+            habits()
             self.exits_by_level = exits.copy()
 
         return DirectSnapshot(self, self._tally, self._planned, back)
@@ -237,7 +241,7 @@ class ProtectedMachine(SharingMachine):
         refusal = self._masters.refusal
         if self.links.leave_last_level_open(bool(filters & OWN_TABLE)):
             refusal = refusal or self.follow_mode()
-        self.links.settle(engine.flush_translations, self._forget_code)
+        self.links.settle(engine.flush_translations, self._forget_code, _forget_tables)
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
             refusal = Refusal("address line 20 is held low while the guest pages; open the gate")
         if refusal is not None:
@@ -319,6 +323,7 @@ class ProtectedMachine(SharingMachine):
                 return self.refuse(refusal)
         if effects.write_cr(v, self.processor.registers.cells, 3, signed(value)) != GO_ON:
             return _GENERAL_PROTECTION
+        self._habits.loaded(self._root())
         self.processor.engine.flush_translations()
         return EMULATED
 
@@ -423,7 +428,13 @@ class ProtectedMachine(SharingMachine):
 
         That is always safe, for a root is validated when it is loaded again.
         """
-        return self.links.let_go(frame, self._root(), recount=self.counts_too_high)
+        loaded = self._root()
+        self._habits.reused(frame, loaded)
+        return self.links.let_go(frame, loaded, recount=self.counts_too_high)
+
+
+def _forget_tables() -> None:
+    """The native engine caches translations, and nothing of the paging structures above."""
 
 
 def _root_of(pointers: Sequence[int]) -> Root:

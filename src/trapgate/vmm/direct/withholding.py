@@ -21,6 +21,7 @@ rights away unseen. `state`, `mem` and `counts` are those of `linking`. The othe
 from typing import Final
 
 from trapgate.compiler.dialect import Cells
+from trapgate.decision.frame_filters import TABLES_STALE
 from trapgate.paging.frame_map import TABLE
 from trapgate.vmm.direct.linking import (
     ADDRESS,
@@ -168,7 +169,7 @@ def join(
             dirty |= entry_at(state, mem, table, n) & _DIRTY
         kept = splits[2 * slot + 1] & ~(W | U) | entry & (W | U | _ACCESSED) | dirty
         put_entry(mem, changed, place >> 10, place & _ENTRIES - 1, kept)
-        state[STALE] = 1
+        state[STALE] = max(state[STALE], TABLES_STALE)
     splits[2 * slot] = 0
     for n in range(16):
         withheld[table << 4 | n] = 0

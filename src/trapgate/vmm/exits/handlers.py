@@ -24,6 +24,7 @@ from trapgate.sdm.vectors import CONTRIBUTORY_VECTORS, PAGE_FAULT_VECTORS
 from trapgate.sdm.vmx import CR0_FIXED_0, CR4_FIXED_0, MSR_FEATURE_CONTROL
 from trapgate.vmcs.explain import explain_abort
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
+from trapgate.vmm.bios.firmware import Bios
 from trapgate.vmm.cpus.identity import (
     APIC,
     MISC_ENABLE,
@@ -39,6 +40,7 @@ from trapgate.vmm.cpus.identity import (
 from trapgate.vmm.exits.initialisation import initialise, start_up
 from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.exits.task_switch import switch_tasks
+from trapgate.vmm.firmware import bios_image
 
 Handler = Callable[[VmExit, Platform], Action]
 
@@ -112,6 +114,10 @@ def port(vmexit: VmExit, vm: Platform) -> Action:
     processor = vm.processor
     if qualification & 0x10:
         return vm.string_io(number, size, is_in=bool(qualification & 8))
+    if number == bios_image.PORT and vm.bios is not None and vm.bios.answers(vm):
+        action = _served(vm, vm.bios)
+        vm.vmcs["GUEST_RIP"] += bios_image.BEHIND_PORT
+        return action
     cells = processor.registers.cells
     note_ports(vm.vmcs.cells, cells, number, size)
     value = int(cells[0]) & _MASK
@@ -272,9 +278,13 @@ def extended_control_register(vmexit: VmExit, vm: Platform) -> Action:
 def call_bios(vmexit: VmExit, vm: Platform) -> Action:
     """VMCALL: one of our own BIOS's services, or an undefined instruction."""
     if vm.bios is not None and vm.bios.answers(vm):
-        action = vm.bios.call(vm)
-        return action if vm.devices.bus.event is None else vm.after_device() or action
+        return _served(vm, vm.bios)
     return undefined(vmexit, vm)
+
+
+def _served(vm: Platform, bios: Bios) -> Action:
+    action = bios.call(vm)
+    return action if vm.devices.bus.event is None else vm.after_device() or action
 
 
 def undefined(vmexit: VmExit, vm: Platform) -> Action:

@@ -1,7 +1,8 @@
 """What a BIOS leaves in memory: interrupt vectors, the stubs behind them, its data area.
 
-A stub executes VMCALL, which brings the VMM here with CS:IP saying which service is meant, and
-returns. Hardware interrupts are acknowledged by the stub, in the guest's own code.
+A stub writes to a port, which brings the VMM here with CS:IP saying which service is meant, and
+returns. A virtual-8086 monitor may keep the port to itself, so VMCALL follows, which no monitor
+sees, but the VMM of a guest would. Hardware interrupts are acknowledged in the guest's own code.
 """
 
 from collections.abc import Mapping
@@ -25,13 +26,18 @@ _MODEL: Final = 0xFC
 FONTS: Final = {8: 0xA000, 14: 0xA800, 16: 0xB600}
 """Where fonts are, by the lines of a character."""
 
+PORT: Final = 0xE4
+"""What a stub writes to, and nothing else is at."""
 _VMCALL = b"\x0f\x01\xc1"
+BEHIND_PORT: Final = len(_VMCALL)
+"""Bytes to skip once a write to PORT has been answered."""
+_CALL = bytes((0xE6, PORT)) + _VMCALL
 _IRET = b"\xcf"
 _FIRST_ACKNOWLEDGE = b"\x50\xb0\x20\xe6\x20\x58"  # push ax; mov al, 20h; out 20h, al; pop ax
 _BOTH_ACKNOWLEDGE = b"\x50\xb0\x20\xe6\xa0\xe6\x20\x58"
-_TICK = _VMCALL + b"\xcd\x1c" + _FIRST_ACKNOWLEDGE + _IRET
-# sti; again: vmcall; jz wait; iret; wait: hlt; jmp again
-_WAITING = b"\xfb" + _VMCALL + b"\x74\x01" + _IRET + b"\xf4\xeb\xf7"
+_TICK = _CALL + b"\xcd\x1c" + _FIRST_ACKNOWLEDGE + _IRET
+# sti; again: call; jz wait; iret; wait: hlt; jmp again
+_WAITING = b"\xfb" + _CALL + b"\x74\x01" + _IRET + b"\xf4\xeb\xf5"
 
 BOOT_AGAIN: Final = 0x19
 SERVICES: Final = (0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x17, 0x18, 0x19, 0x1A)
@@ -42,11 +48,11 @@ def _stub(vector: int) -> bytes:
     if vector == 0x08:
         return _TICK
     if vector == 0x09:
-        return _VMCALL + _FIRST_ACKNOWLEDGE + _IRET
+        return _CALL + _FIRST_ACKNOWLEDGE + _IRET
     if vector == 0x16:
         return _WAITING
     if vector in SERVICES:
-        return _VMCALL + _IRET
+        return _CALL + _IRET
     if 0x0A <= vector <= 0x0F:
         return _FIRST_ACKNOWLEDGE + _IRET
     if 0x70 <= vector <= 0x77:
