@@ -1,6 +1,6 @@
 """Tests that ask for the native engine are skipped, with the reason, where it is not to be had.
 
-And a real browser for pages.
+Bytes in the names of tests are hexadecimal. And a real browser for pages.
 """
 
 import functools
@@ -12,6 +12,9 @@ import pytest
 
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import EngineError
+
+_SHOWN = 15
+"""Bytes of a parameter that are shown in a test's name: an instruction."""
 
 
 @functools.cache
@@ -31,6 +34,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     asks = item.get_closest_marker("native") is not None or "native" in values
     if asks and why_not_native():
         pytest.skip(f"no native engine: {why_not_native()}")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes by their hexadecimal digits: code and file contents as they are would be unreadable."""
+    if not isinstance(val, bytes):
+        return None
+    digits = val[:_SHOWN].hex(" ") or "nothing"
+    return digits if len(val) <= _SHOWN else f"{digits} and {len(val) - _SHOWN} more"
 
 
 @pytest.fixture(scope="module")

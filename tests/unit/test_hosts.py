@@ -123,7 +123,6 @@ ARM64_CODE = bytes.fromhex("02dc40f9 034690d2 4300038b 638048b9")
         ("aarch64", bytes([ARM64_CODE[0] + 4]) + ARM64_CODE[1:], -1),
         ("aarch64", X86_64_CODE + b"\x78\x00", -1),
     ],
-    ids=str,
 )
 def test_where_a_request_to_exit_stands(machine: str, code: bytes, place: int) -> None:
     assert host.HOSTS[machine].request(code) == place
