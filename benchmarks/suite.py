@@ -67,6 +67,10 @@ x86_vmm_exits = Benchmark(
     "x86-vmm-exits", "CPUID to a VMM of x86 code, VMREAD, VMWRITE, VMRESUME", "exits/s", "higher",
     "100,000 native",
 )  # fmt: skip
+x86_vmm_tagged_exits = Benchmark(
+    "x86-vmm-vpid-exits", "the same by a guest that has a VPID", "exits/s", "higher",
+    "100,000 native",
+)  # fmt: skip
 x86_vmm_tight = Benchmark(
     "x86-vmm-tight-loop", "the integer loop under that VMM", "instr/s", "higher", "2 x Bochs",
 )  # fmt: skip
@@ -98,6 +102,7 @@ SUITE = (
     tight,
     stores,
     x86_vmm_exits,
+    x86_vmm_tagged_exits,
     x86_vmm_tight,
     x86_vmm_stores,
     cold_start,
@@ -225,6 +230,7 @@ def _add_under_vmm(
     counts: dict[str, tuple[int, int]],
     *,
     in_instructions: bool = False,
+    vpid: int = 0,
 ) -> None:
     """Sides on which `loop` runs under a VMM of x86 code, the same bytes for each."""
     runs: dict[str, Callable[[Loop], float]] = {
@@ -235,7 +241,7 @@ def _add_under_vmm(
     in_unit = instructions_a_second if in_instructions else a_second
 
     def seconds_under_vmm(run: Callable[[Loop], float], plain: Loop) -> float:
-        return run(under_vmm(plain, reason))
+        return run(under_vmm(plain, reason, vpid=vpid))
 
     for name, (few, many) in counts.items():
         run = functools.partial(seconds_under_vmm, runs[name])
@@ -248,13 +254,15 @@ def _no_vmx() -> float:
 
 _add_under_vmm(vm_exits, vmcall_loop, ExitReason.VMCALL, {BOCHS: (10_000, 410_000)})
 vm_exits.side(QEMU)(_no_vmx)
-_add_under_vmm(
-    x86_vmm_exits,
-    cpuid_loop,
-    ExitReason.CPUID,
-    {NATIVE: (10_000, 410_000), PORTABLE: (1_000, 11_000), BOCHS: (10_000, 410_000)},
-)
-x86_vmm_exits.side(QEMU)(_no_vmx)
+for _benchmark, _vpid in ((x86_vmm_exits, 0), (x86_vmm_tagged_exits, 1)):
+    _add_under_vmm(
+        _benchmark,
+        cpuid_loop,
+        ExitReason.CPUID,
+        {NATIVE: (10_000, 410_000), PORTABLE: (1_000, 11_000), BOCHS: (10_000, 410_000)},
+        vpid=_vpid,
+    )
+    _benchmark.side(QEMU)(_no_vmx)
 for _benchmark, _loop in ((x86_vmm_tight, tight_loop), (x86_vmm_stores, store_loop)):
     _add_under_vmm(
         _benchmark,

@@ -26,8 +26,11 @@ _STOP = bytes.fromhex("31c0e6f4")
 _SEGMENT = 0x3000
 
 
-def _fields(guest: int, host: int) -> bytes:
-    """Encodings and values of a VMCS for a guest that shares everything with its VMM."""
+def _fields(guest: int, host: int, *, vpid: int) -> bytes:
+    """Encodings and values of a VMCS for a guest that shares everything with its VMM.
+
+    Without a VPID, 0, VM entries and VM exits drop cached translations.
+    """
     fields = {
         0x4000: 0x16,
         0x4002: 0x0401E172,
@@ -70,11 +73,13 @@ def _fields(guest: int, host: int) -> bytes:
         0x6C14: STACK - 0x1000,
         0x6C16: host,
     }
+    if vpid:
+        fields |= {0: vpid, 0x4002: fields[0x4002] | 1 << 31, 0x401E: 1 << 5}
     pairs = b"".join(struct.pack("<II", *pair) for pair in fields.items())
     return pairs + b"\xff\xff\xff\xff"
 
 
-def under_vmm(loop: Loop, reason: ExitReason) -> Loop:
+def under_vmm(loop: Loop, reason: ExitReason, *, vpid: int = 0) -> Loop:
     """Code for `multiboot_guest`, ring 0, that makes itself a VMM and runs `loop` as its guest.
 
     The VMM steps over instructions that exit with `reason`.
@@ -82,8 +87,10 @@ def under_vmm(loop: Loop, reason: ExitReason) -> Loop:
     empty = multiboot_guest(Loop(b"", 0))
     here = LOAD + empty.index(_STOP) - (len(empty) - _SEGMENT)
     listed = here + len(_VMM)
-    guest = listed + len(_fields(0, 0))
+    guest = listed + len(_fields(0, 0, vpid=vpid))
     vmm = bytearray(_VMM)
     vmm[_LIST : _LIST + 4] = struct.pack("<I", listed)
     vmm[_REASON] = reason
-    return Loop(bytes(vmm) + _fields(guest, here + ON_EXIT) + loop.code, loop.instructions)
+    return Loop(
+        bytes(vmm) + _fields(guest, here + ON_EXIT, vpid=vpid) + loop.code, loop.instructions
+    )

@@ -65,3 +65,13 @@ def test_other_modes(mode: str, engine: str) -> None:
         assert run.exit.reason.name == "VMCALL"
     if mode == "l64":
         assert run.processor.registers.rax == 0, "MOVSXD"
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_a_displacement_behind_prefixes(count: int, engine: str) -> None:
+    """Arpl [DATA], ax with a SIB byte, behind 66H and redundant prefixes."""
+    code = b"\x66" + b"\x3e" * (count + 1) + b"\x63\x04\x25" + pack("<I", DATA + 0x20)
+    guest = Tiny("p32", 0, code, {DATA + 0x20: b"\0"}, {}, {"rax": 2})
+    run = begin(guest, EVERYTHING, engine=engine)
+    assert run.exit.reason.name == "VMCALL"
+    assert run.processor.memory.read(DATA + 0x20, 1) == b"\2"

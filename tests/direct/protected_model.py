@@ -22,6 +22,7 @@ from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging import frame_map as fm
 from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
+from trapgate.vmm.direct.habits import RootHabits
 from trapgate.vmm.direct.links import FOUR_LEVELS, Links, Mode, Root
 
 P, W, A, D, PS = 1, 2, 0x20, 0x40, 0x80
@@ -53,10 +54,12 @@ class Model:
         mode: Mode = FOUR_LEVELS,
         *,
         tidy: bool = False,
+        restless: bool = False,
     ) -> None:
         self.mode = mode
-        self.tidy = tidy
-        """Whether the guest gives each table one level, so that the processor counts all links."""
+        self.tidy, self.restless = tidy, restless
+        """Whether the guest gives each table one level, so that the processor counts all links;
+        and whether it makes and loads many roots, in pairs, and empties their lower halves."""
         self.random = random.Random(seed)
         self.unseen = fault_filter == PARAGRAPH_80 or bool(
             frame_filters & (KNOWN_TABLE | EMPTY_TABLE)
@@ -74,6 +77,7 @@ class Model:
         self.v[f.FRAME_MAP_ADDRESS], self.v[f.FRAME_MAP_LENGTH] = (FRAMES - 1) * 4096, FRAMES
         self.v[f.FAULT_FILTER], self.v[f.FRAME_FILTERS] = fault_filter, frame_filters
         self.links = Links(self.bytes, (FRAMES - 1) * 4096, FRAMES, OWN)
+        self.habits = RootHabits(self.links)
         self.tlb: dict[int, tuple[int, bool]] = {}
         self.caches: dict[tuple[int, int], int] = {}
         self.done: Counter[str] = Counter()
@@ -196,6 +200,7 @@ class Model:
         if self.unseen and chance < 0.3:
             links.recount()
         elif chance < 0.3 and (frame not in self.loaded or self.mode.pointers):
+            self.habits.reused(frame, self.loaded)
             links.let_go(frame, self.loaded)
         else:
             refusal = links.store(frame << 12 | n << 3, value.to_bytes(8, "little"))
@@ -242,6 +247,8 @@ class Model:
             self.settle()
             return
         self.root = root
+        if not known:
+            self.habits.loaded(self.loaded)
         self.done["loaded"] += 1
         self.forget()
         self.settle()
@@ -249,6 +256,9 @@ class Model:
     def step(self) -> None:
         """Something at random."""
         r = self.random
+        if self.restless and r.random() < 0.4:
+            self.try_roots()
+            return
         small = r.choice((0, 0, 1, 2))
         page = r.choice(
             (
@@ -279,6 +289,31 @@ class Model:
             frame = r.choice((usual, usual, r.randrange(OWN)))
             if not (self.tidy and self.map[frame] & (fm.TABLE | fm.ROOT) == fm.TABLE):
                 self.load_cr3(frame)
+
+    def try_roots(self) -> None:
+        """Copy the first root to a frame of data or take user mode's part out of one; load one."""
+        r = self.random
+        frame = r.choice(
+            (*range(10, 20), *(known ^ 1 for root in self.links.roots for known in root[:1]))
+        )
+        if self.mode.pointers:
+            words = self.words[POINTERS][:4]
+            directories = [known << 12 | P for root in self.links.roots for known in root]
+            words[r.randrange(4)] = r.choice((0, 0, frame << 12 | P, *directories))
+            if frame < OWN and self.map[frame] & fm.TABLE:
+                self.judge(frame, 0, 0)
+            elif frame < OWN:
+                self.words[frame][0] = 3 << 12 | P | W
+            frame = POINTERS
+        elif frame < OWN and not self.map[frame] & fm.TABLE:
+            self.words[frame][:] = 0
+            self.words[frame][r.choice((0, 0, 300))] = r.choice((0, 1 << 12 | P | W))
+            self.words[frame][301] = 1 << 12 | P | W
+        elif frame < OWN and r.random() < 0.3:
+            self.judge(frame, 0, r.choice((0, 0x5000, 1 << 12 | P | W)))
+            return
+        if not self.map[POINTERS] & fm.TABLE or not self.mode.pointers:
+            self.load_cr3(frame)
 
     def check(self) -> None:
         """Walk everything from the roots, by nothing but memory."""
@@ -343,14 +378,20 @@ MODES = {
 
 
 def play(
-    seeds: Iterable[int], steps: int, modes: Collection[str], mode: Mode = FOUR_LEVELS
+    seeds: Iterable[int],
+    steps: int,
+    modes: Collection[str],
+    mode: Mode = FOUR_LEVELS,
+    *,
+    restless: bool = False,
 ) -> Counter[str]:
     """Let guests do their worst; what they did."""
     done: Counter[str] = Counter()
     for seed in seeds:
         for name in modes:
             counted = MODES[name][1] & EMPTY_TABLE
-            model = Model(seed, *MODES[name], mode, tidy=bool(counted and seed % 2))
+            tidy = bool(counted and seed % 2)
+            model = Model(seed, *MODES[name], mode, tidy=tidy, restless=restless)
             for n in range(steps):
                 model.step()
                 model.check()

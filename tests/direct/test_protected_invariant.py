@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from textwrap import dedent
 from types import ModuleType
@@ -16,7 +17,10 @@ from trapgate.decision.fault_filters import OWN_TABLE
 from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging.frame_map import TABLE
 from trapgate.vmm.direct import linking, links
+from trapgate.vmm.direct.habits import RootHabits
 from trapgate.vmm.direct.links import FOUR_LEVELS, PAE, Mode, Root
+
+RESTLESS = "none", "known-table and paragraph 80", "empty-table and paragraph 80", "every filter"
 
 
 @pytest.mark.parametrize("mode", [FOUR_LEVELS, PAE], ids=["four levels", "PAE"])
@@ -28,6 +32,13 @@ def test_hostile_guests_stay_in(name: str, mode: Mode) -> None:
     assert done["edited"] > 20 or (mode is PAE and MODES[name][1] & OWN_TABLE), done
     assert done["refused"] > 0, done
     assert (done["completed"] > 10) == (name != "none"), done
+
+
+@pytest.mark.parametrize("mode", [FOUR_LEVELS, PAE], ids=["four levels", "PAE"])
+@pytest.mark.parametrize("name", RESTLESS)
+def test_guests_with_many_roots_stay_in(name: str, mode: Mode) -> None:
+    done = play(range(30), 250, (name,), mode, restless=True)
+    assert done["loaded"] > 100, done
 
 
 # What a VMM, or a filter, could leave out.
@@ -155,15 +166,17 @@ def filtered(name: str, old: str, new: str = "True") -> Callable[[pytest.MonkeyP
     return patch
 
 
-def remade(name: str, old: str, new: str = "pass\n") -> Callable[[pytest.MonkeyPatch], None]:
-    """A method of the VMM's links with one place in its source changed."""
+def remade(
+    name: str, old: str, new: str = "pass\n", of: type = links.Links
+) -> Callable[[pytest.MonkeyPatch], None]:
+    """A method of a class of the VMM's with one place in its source changed."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        source = dedent(inspect.getsource(getattr(links.Links, name)))
+        source = dedent(inspect.getsource(getattr(of, name)))
         assert source.count(old) == 1, f"{source.count(old)} places have {old!r}"
         made: dict[str, Any] = {}
-        exec(source.replace(old, new), vars(links), made)  # our own source
-        monkeypatch.setattr(links.Links, name, made[name])
+        exec(source.replace(old, new), vars(sys.modules[of.__module__]), made)  # our own source
+        monkeypatch.setattr(of, name, made[name])
 
     return patch
 
@@ -276,6 +289,13 @@ FOUND_BY = {
     "a last-level table of others' frames has links": 1025,
 }
 """Seeds with which some of the changes are found sooner."""
+
+
+def test_without_this_a_guess_lets_a_guest_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loaded root may be dropped, as one whose process has ended."""
+    remade("loaded", " - {root}):", "):", of=RootHabits)(monkeypatch)
+    with pytest.raises((AssertionError, IndexError)):
+        play(range(1000, 1300), 250, RESTLESS, restless=True)
 
 
 def play_counted(first: int) -> None:

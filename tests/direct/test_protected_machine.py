@@ -223,6 +223,21 @@ def test_a_known_table_is_not_cleared_where_the_guests_own_rights_forbid() -> No
     assert vm.vmcs["GUEST_RIP"] == 0x10_0000 + len(UNLINKED + reads + fill) - 3
 
 
+@pytest.mark.parametrize("store", ["48c70207004000", "480912", "48ab"], ids=["mov", "or", "stos"])
+def test_the_guests_own_rights_come_before_a_filter(store: str) -> None:
+    """The table is mapped without R/W, with CR0.WP: what own-frame would complete is a fault."""
+    # PD_2[2] = 20_0000H | 81H; rdx = rdi = X, by way of it.
+    reads = RCX_PD_2 + bytes.fromhex("48c7411081002000")
+    reads += b"\xba" + pack("<I", 0x4050_0000) + b"\xbf" + pack("<I", 0x4050_0000)
+    code = LINKED + reads + bytes.fromhex("31c0" + store) + HLT
+    vm = machine(code, "none", OWN_FRAME)
+    vm.vmcs["GUEST_CR0"] |= CR0_WP
+    assert "triple fault" in vm.run(timeout=20).message
+    assert words(vm, X)[:2] == [0, 1]
+    assert counts(vm)[1] == 0
+    assert vm.processor.registers.cr2 == 0x4050_0000
+
+
 @pytest.mark.parametrize(("store", "count"), [("f348ab", 0x201), ("f3ab", 0x402)])
 def test_a_store_that_only_ends_in_a_known_table_clears_none(store: str, count: int) -> None:
     """RDI is below the fault's address, the table's first byte."""
@@ -349,6 +364,20 @@ def test_a_data_breakpoint_within_a_known_table_stops_what_clears_it() -> None:
     fill = b"\xb9" + pack("<I", 0x200) + bytes.fromhex("31c0 f348ab")
     vm = same_end(UNLINKED + watch + fill + HLT)
     assert (vm.processor.registers.rdi, vm.processor.registers.rcx) == (X + 0x88, 0x200 - 17)
+
+
+@pytest.mark.parametrize("filters", [("none", 0), ("paragraph-80", 0), ("none", OWN_FRAME)])
+def test_code_within_a_table_changes_what_comes_next(filters: tuple[str, int]) -> None:
+    """Entries that are not present, and instructions: MOV [RDX], RBX and, behind it, MOV RAX, 1."""
+    slot, hlt = X + 0x808, bytes.fromhex("f490909090909090")
+    store = bytes.fromhex("48891a9090909090 48c7c00100000090") + hlt
+    code = LINKED + b"\xba" + pack("<I", slot) + b"\x48\xbb" + bytes.fromhex("48c7c00200000090")
+    code += b"\xb9" + pack("<I", X + 0x800) + bytes.fromhex("ffe1")
+    vm = machine(code, *filters)
+    vm.processor.memory.write(X + 0x800, store)
+    assert "halted" in vm.run(timeout=20).message
+    assert vm.processor.registers.rax == 2
+    assert vm.links.levels_of(X >> 12) == {1}
 
 
 def test_code_within_a_known_table_clears_itself_one_by_one() -> None:

@@ -21,7 +21,7 @@ from tests.direct.hostile import DIRECTORY, PS, HostileGuests, P, U, W
 from trapgate.vmm.direct import linking, links, tables, withholding
 
 HUNT = settings(
-    max_examples=300,  # it stops at the first
+    max_examples=1200,  # it stops at the first
     stateful_step_count=40,
     deadline=None,
     database=None,
@@ -129,19 +129,19 @@ MUTANTS = {
     ),
     "what is split stays as it is": changed(
         withholding,
-        "        if splits[2 * slot] != 0:\n            frame =",
-        "        if splits[2 * slot] < 0:\n            frame =",
+        "        if book[SPLITS][2 * slot] != 0:\n            frame =",
+        "        if book[SPLITS][2 * slot] < 0:\n            frame =",
     ),
     "no table left, no matter": changed(
         withholding, "if not upper or not split(", "if not upper or split("
     ),
     "R/W is not given back": changed(
-        withholding, "        put_entry(mem, changed, frame, n, entry | W)\n", "        pass\n"
+        withholding, "        put_entry(mem, book, frame, n, entry | W)\n", "        pass\n"
     ),
     "data does not get R/W back": changed(
         withholding,
-        "                elif held[frame >> 6] & bit != 0:\n",
-        "                elif held[frame >> 6] & bit < 0 < held[0]:\n",
+        "                elif book[HELD][frame >> 6] & bit != 0:\n",
+        "                elif book[HELD][frame >> 6] & bit != 0 and frame < 0:\n",
     ),
     "data stays split": changed(
         withholding, "        is_upper(state, counts, frame)\n        and state", "        state"

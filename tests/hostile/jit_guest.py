@@ -28,6 +28,12 @@ class JitGuest:
     Its pages of code are at each of the physical addresses `pools`.
     """
 
+    table = TABLE
+    """Its last level of page tables."""
+    stack = tg.STACK
+    wrong = tg.VMCALL
+    """Three bytes to execute where a function does not return what it must."""
+
     def __init__(self, mode: str, seed: int, steps: int, pools: tuple[int, ...] = (POOL,)) -> None:
         self.random = random.Random(seed)
         self.mode = mode
@@ -81,7 +87,7 @@ class JitGuest:
         page, rights = self.aliases[linear]
         value = self.random.choice(self.pools) + page * 0x1000 | rights
         width = 4 if self.mode == "p32" else 8
-        return TABLE + (linear >> 12) * width, value.to_bytes(width, "little")
+        return self.table + (linear >> 12) * width, value.to_bytes(width, "little")
 
     def _alias(self, needed: int, page: int | None = None, without: int = 0) -> int:
         found = [
@@ -112,7 +118,7 @@ class JitGuest:
         return bytes((register << 3 | 5,)) + pack("<I", linear)
 
     def _own_stack(self) -> None:
-        self.code += b"\xbc" + pack("<I", tg.STACK)
+        self.code += b"\xbc" + pack("<I", self.stack)
 
     def _destroy(self, page: int, start: int, end: int) -> None:
         for place in list(self.known):
@@ -145,7 +151,7 @@ class JitGuest:
         for _ in range(self.random.randrange(1, 3)):
             linear = self._alias(P, page, without=NX)
             self.code += b"\xbd" + pack("<I", linear + offset) + b"\xff\xd5"
-            self.code += b"\x3d" + pack("<I", self.known[page, offset]) + b"\x74\x03" + tg.VMCALL
+            self.code += b"\x3d" + pack("<I", self.known[page, offset]) + b"\x74\x03" + self.wrong
 
     def _data(self) -> None:
         """A store beside all functions."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trapgate.compiler import raw
+from trapgate.compiler import program, raw
 from trapgate.compiler.dialect import Cells, Memory, Rows
 from trapgate.compiler.program import alone, alone_together
 
@@ -249,3 +249,7 @@ def test_bits_of_memory_at_any_place() -> None:
         assert put(memory, n, 0x11223344_55667788) == 0
         written = bytes.fromhex("88 8877 88776655")
         assert memory.tobytes() == data[:n] + written + data[n + 7 :]
+
+
+def test_whether_the_core_is_kept() -> None:
+    assert program.is_kept() is program.LIBRARY.is_kept

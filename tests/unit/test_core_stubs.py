@@ -62,6 +62,24 @@ def turned_by(cell: int, left: int) -> None:
 
 
 @LIBRARY.stub
+def turned_early(cell: int, function: int) -> None:
+    """Stores only where it does not go on elsewhere."""
+    if function != 0:
+        go_on(function, (1, cell))
+    poke64(cell, 7)
+
+
+@LIBRARY.entry
+def doubled(number: int) -> int:
+    return 2 * number
+
+
+@LIBRARY.callback(INT64, INT64)
+def asks_an_entry(number: int) -> int:
+    return doubled(number) + 1
+
+
+@LIBRARY.stub
 def counted(cell: int, function: int) -> None:
     """Counts, and lets another stub do the rest."""
     poke64(cell, peek64(cell) + 1)
@@ -152,6 +170,19 @@ def test_a_stub_goes_on_where_it_is_told() -> None:
     stub(difference.address, 0)
     cell = ctypes.c_int64(difference.address)
     assert c(turned_by.address, 2)(ctypes.addressof(cell), 5) == 4
+
+
+def test_nothing_of_a_stub_comes_after_it_has_gone_on() -> None:
+    cell = ctypes.c_int64(5)
+    stub, where = c(turned_early.address, 2), ctypes.addressof(cell)
+    assert stub(where, difference.address) == 1 - where
+    assert cell.value == 5
+    stub(where, 0)
+    assert cell.value == 7
+
+
+def test_compiled_functions_call_what_python_calls() -> None:
+    assert c(asks_an_entry.address, 1)(4) == 9
 
 
 def test_a_stub_goes_on_at_another_stub() -> None:

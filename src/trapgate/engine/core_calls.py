@@ -271,9 +271,9 @@ def look_ahead(m: Cells) -> None:
 
 @jit
 def put_in_force(m: Cells, address: int) -> None:
-    """Let the VMCS at `address` be in force. Cached translations have no tags, so all go."""
+    """Let the VMCS at `address` be in force."""
     m[mc.V] = address
-    m[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_TRANSLATIONS
+    m[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_SPACE
     if m[mc.STEPPING] != 0:
         m[mc.STEPPING] = mc.STEP_EVENT
     look_ahead(m)

@@ -172,10 +172,13 @@ from trapgate.instructions.x87.transcendental import WORK as WORK_CELLS
     POLL_TIME,
     POLLS,
     WAITED,
-    ENTRIES,
     LEFT_OVER,
+    SPACE,
+    PARKS,
+    TLB_INIT,
+    TLB_FLUSH_PAGE,
     CELLS,
-) = range(167)
+) = range(170)
 """V is the VMCS in force: HOST, that of the VMM in Python, or N, that of an x86 VMM, whose
 VMX state X is. While N is in force TIME_BIAS is HOST's TSC offset and NESTED_TIMER_END the end
 of N's preemption timer. PINS: bits PIN_*. SWITCHED: what
@@ -231,8 +234,8 @@ STUCK_VALUE, or 0 (native only).
 NEW_BLOCKS_TOLD: 1 once the engine tells of new blocks (portable only). PROBE_CHANGED_CODE: 1 once a
 page walk without an access has set flags in an entry whose bytes are code, too.
 TLB_HOST: a function of the engine's, where the host has the RAM of a linear address.
-ENTRIES: how many entries of the engine's TLB were set since all were dropped (`tlb`); more than
-ENTRIES_MOST where nobody counts.
+SPACE: 1 while the engine uses the tables of a guest with a VPID (`address_spaces`). PARKS: 1 while
+only translations of the tables in use are dropped. TLB_INIT: the engine's way to make new ones.
 RAM_REGION, RAM_SECTION, STORES_SECTION: addresses of the engine's own (`memory_regions`).
 TRANSLATOR: the cells of `emission`. REQUEST: where a request to leave translated code stands.
 PORTS: where the table of ports is that are answered here (`instructions.polled_ports`), 0 without.
@@ -305,6 +308,8 @@ SWITCHED_VMCS = 1
 SWITCHED_TRANSLATIONS = 2
 SWITCHED_REGISTERS = 4
 """The core may have changed any register, not only what delivering an event does."""
+SWITCHED_SPACE = 8
+"""A VM entry or VM exit of an x86 VMM's."""
 
 # What STOP_CODE may hold where STOP is CHECKED; else the engine's name for a fault.
 CHECK_NEXT = 0
@@ -403,10 +408,20 @@ OPERAND_CHANGES = 2
 """It is read, and then written."""
 OPERAND_OF_PORT = 3
 """It comes from a port, or goes there: INS, OUTS."""
-ENTRIES_NOTED = PLACES + PLACE_SLOTS * PLACE_CELLS
+ENTRIES = PLACES + PLACE_SLOTS * PLACE_CELLS
+"""How many entries of the engine's TLB were set since all were dropped (`tlb`); more than
+ENTRIES_MOST where nobody counts. Behind it page, rights and mode of each; then the same for the
+other tables, where SPACE is 1."""
 ENTRIES_MOST = 32
-"""Cells for the entries of the engine's TLB that ENTRIES counts: page, rights and mode."""
-CELLS = ENTRIES_NOTED + ENTRIES_MOST
+ENTRIES_CELLS = 1 + ENTRIES_MOST
+SPACE_CELLS = 11
+PARKED = ENTRIES + 2 * ENTRIES_CELLS
+"""What the parked translations are for, in the words of `address_spaces.describe`: 0 if nothing."""
+DEPARTING = PARKED + SPACE_CELLS
+ARRIVING = DEPARTING + SPACE_CELLS
+PARKED_TABLES = ARRIVING + SPACE_CELLS
+PARKED_TABLES_CELLS = 272
+CELLS = PARKED_TABLES + PARKED_TABLES_CELLS
 
 IS_SHOWN = 0x100
 

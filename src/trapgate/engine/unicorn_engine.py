@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import weakref
 from collections.abc import Collection
 from typing import Any
 
@@ -17,6 +18,7 @@ from trapgate.compiler.raw import watch
 from trapgate.engine import core_calls, hooks, loop
 from trapgate.engine import emission as em
 from trapgate.engine import machine as mc
+from trapgate.engine.guest import address_spaces
 from trapgate.engine.library import layout as at
 from trapgate.engine.library import native
 from trapgate.engine.memory import audit
@@ -199,6 +201,8 @@ class UnicornEngine:
             (mc.UPDATE_DR7, "cpu_x86_update_dr7"),
             (mc.TB_INVALIDATE, "tb_invalidate_phys_range"),
             (mc.TLB_FLUSH, "tlb_flush"),
+            (mc.TLB_FLUSH_PAGE, "tlb_flush_page"),
+            (mc.TLB_INIT, "tlb_init"),
             (mc.TLB_RESET_DIRTY, "tlb_reset_dirty"),
             (mc.TLB_SET_PAGE, "tlb_set_page"),
             (mc.TLB_HOST, "tlb_vaddr_to_host"),
@@ -208,6 +212,7 @@ class UnicornEngine:
         memory_regions.remember(c, inside.cpu, native.handle_of(self.uc))
         c[mc.TRANSLATOR] = ours.address
         c[mc.REQUEST] = inside.cpu + ours.request
+        weakref.finalize(self, _free_parked_tables, c)
         # The engine may have set some before.
         c[mc.ENTRIES] = mc.ENTRIES_MOST + 1
         c[mc.CHECK_EXIT], c[mc.LOOK_UP], c[mc.SINGLE_STEP] = (
@@ -554,6 +559,13 @@ class UnicornEngine:
             f"the engine stopped by itself at RIP {rip:#x} (last event {code:#x}, "
             f"error {error}); report this guest"
         )
+
+
+def _free_parked_tables(c: Cells) -> None:
+    """The engine frees those that it uses."""
+    free = ctypes.CDLL(None).free
+    for place in address_spaces.ALLOCATED:
+        free(ctypes.c_void_p(int(c[mc.PARKED_TABLES + place])))
 
 
 def open_engine(memory_bytes: int, kind: str) -> UnicornEngine:

@@ -107,6 +107,11 @@ class RecordedConsole(Console):
         """As the console."""
         self._inner.flush()
 
+    def take_button(self) -> bool:
+        """Never: the power button is not among what can come in again."""
+        self._inner.take_button()
+        return False
+
     def poll(self) -> bytes:
         """Nothing: the keys come in by `VirtualMachine.at`, so that they can come in again."""
         if self._past.live:

@@ -14,8 +14,8 @@ from trapgate.sdm import cells as f
 NOTHING_THERE = 0
 """The first byte of `instruction` where it cannot be read; none that comes here begins with it."""
 
-_IDLE_PREFIXES = 3
-"""From so many prefixes on, some of them may say nothing new."""
+_IDLE_PREFIXES = 6
+"""With so many prefixes the opcode need not be among eight bytes, and some say nothing new."""
 
 
 @jit

@@ -18,6 +18,13 @@ from trapgate.compiler.raw import (
     poke64,
 )
 from trapgate.engine import machine as mc
+from trapgate.engine.guest.address_spaces import (
+    CR0_OF_PAGING,
+    CR4_OF_PAGING,
+    EFER_OF_PAGING,
+    describe_departing,
+    renew_translations,
+)
 from trapgate.engine.guest.segments import look_at_code_and_stack, look_at_segments
 from trapgate.engine.guest.stuck_bits import force_saved_bits
 from trapgate.engine.library import layout as at
@@ -47,8 +54,6 @@ _ES, _CS, _SS, _DS, _FS, _GS = range(6)
 _AM = 1 << 18
 _DPL = 0x60
 _MXCSR_MASKS = 0x1F80
-_FLUSH_TLB = 1 << 30 | 11
-"""Unicorn's control of that name, to be written, without arguments."""
 _BLOCKED = 3
 """Blocking by STI and by MOV SS: the engine has one flag for both."""
 
@@ -431,10 +436,12 @@ def load_cr3(m: Cells, env: int, v: Cells) -> int:
 @jit
 def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
     """Load the guest's state from `v` and `r` into `env`; flush what became stale."""
+    if m[mc.SWITCHED] & mc.SWITCHED_SPACE:
+        describe_departing(m, env)
     stale = (
-        ((peek64(env + at.CR0) ^ v[f.GUEST_CR0]) & 0x80010001)
-        | ((peek64(env + at.CR4) ^ v[f.GUEST_CR4]) & 0x7210B0)
-        | ((peek64(env + at.EFER) ^ v[f.GUEST_IA32_EFER]) & 0xD00)
+        ((peek64(env + at.CR0) ^ v[f.GUEST_CR0]) & CR0_OF_PAGING)
+        | ((peek64(env + at.CR4) ^ v[f.GUEST_CR4]) & CR4_OF_PAGING)
+        | ((peek64(env + at.EFER) ^ v[f.GUEST_IA32_EFER]) & EFER_OF_PAGING)
         | load_cr3(m, env, v)
     )
     r[reg.RSP] = v[f.GUEST_RSP]
@@ -470,11 +477,8 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
         m[mc.SHADOW] = v[f.GUEST_INTERRUPTIBILITY_STATE] & _BLOCKED
     load_debug_registers(m, env, v, r)
     prepare_next_instruction(m, env, v)
-    if stale or m[mc.SWITCHED] & mc.SWITCHED_TRANSLATIONS:
-        if m[mc.NATIVE] != 0:
-            call(m[mc.TLB_FLUSH], (m[mc.CPU],))
-        else:
-            call(m[mc.UC_CTL], (m[mc.UC], _FLUSH_TLB))
+    if stale or m[mc.SWITCHED] & (mc.SWITCHED_TRANSLATIONS | mc.SWITCHED_SPACE):
+        renew_translations(m, env)
 
 
 @jit

@@ -113,7 +113,8 @@ TLB_ENTRY_SHIFT = 6
 TLB_READ = 0
 TLB_WRITE = 8
 TLB_CODE = 16
-"""Of an entry: the page for each kind of access, or -1."""
+"""Of an entry: the page for each kind of access, or -1. Lower bits mean that it is not simple."""
+TLB_PHYSICAL = 24
 
 # A block of translated code, after its linear address.
 TB_CS_BASE = 8
@@ -148,8 +149,10 @@ HF_LIMITED = 1 << 27
 keeps apart blocks that differ in them."""
 HF_CODE_LIMITED = 1 << 28
 """Code can reach beyond the limit of CS."""
-HF_KEPT = 31 << 24
-"""I/O breakpoints and MPX, the engine's own business, and the two above, which are `segments`'."""
+HF_GUESTS_SET = 1 << 29
+"""Translations are those of a guest with a VPID (`address_spaces`); likewise."""
+HF_KEPT = 63 << 24
+"""I/O breakpoints and MPX, the engine's own business, and the three above."""
 
 # Exception numbers of the execution loop.
 EXCP_INTERRUPT = 0x10000

@@ -30,6 +30,8 @@ SYMBOLS = (
     "cpu_x86_update_dr7",
     "tb_invalidate_phys_range",
     "tlb_flush",
+    "tlb_flush_page",
+    "tlb_init",
     "tlb_reset_dirty",
     "tlb_set_page",
     "tlb_vaddr_to_host",

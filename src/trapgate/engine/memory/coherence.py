@@ -123,6 +123,8 @@ def on_code_appears(uc: int, address: int, protect: int) -> None:
     if pages[page] & FAST_STORES:
         host = m[mc.MEM] + (address & ~0xFFF)
         call(m[mc.TLB_RESET_DIRTY], (peek64(uc + at.CPU_OF_HANDLE), host, 4096))
+        # That was for the tables in use.
+        m[mc.PARKED] = 0
     pages[page] = pages[page] & ~FAST_STORES | CODE
 
 

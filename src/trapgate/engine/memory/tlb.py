@@ -7,7 +7,7 @@ Where few entries have been set since the last time, only those are looked up an
 
 from trapgate.compiler.dialect import Cells
 from trapgate.compiler.program import jit
-from trapgate.compiler.raw import call, cells, peek64, poke16, poke64
+from trapgate.compiler.raw import call, cells, peek32, peek64, poke16, poke64
 from trapgate.engine import machine as mc
 from trapgate.engine.library import layout as at
 
@@ -25,10 +25,10 @@ def set_entry(
     `rights` are 1 to read, 2 to write, 4 to execute; `size` is the page's, or 1 for an entry that
     serves one access.
     """
-    noted = m[mc.ENTRIES]
-    if noted < mc.ENTRIES_MOST:
-        m[mc.ENTRIES_NOTED + noted] = linear | rights & _EXECUTABLE | mode
-    m[mc.ENTRIES] = noted + 1
+    entries = m[mc.ENTRIES + mc.ENTRIES_CELLS * m[mc.SPACE] :]
+    entries[0] += 1
+    if entries[0] <= mc.ENTRIES_MOST:
+        entries[entries[0]] = linear | rights & _EXECUTABLE | mode
     call(m[mc.TLB_SET_PAGE], (cpu, linear, physical, rights, mode, size))
 
 
@@ -50,11 +50,11 @@ def forget_blocks(cpu: int, linear: int) -> None:
 
 
 @jit
-def drop_noted(m: Cells, cpu: int) -> None:
+def drop_noted(cpu: int, entries: Cells) -> None:
     """Drop all entries, which have been noted. A block is found only by an entry for its page."""
     env = cpu + at.CPU_SIZE
-    for n in range(m[mc.ENTRIES]):
-        noted = m[mc.ENTRIES_NOTED + n]
+    for n in range(1, entries[0] + 1):
+        noted = entries[n]
         table = env + at.TLB_TABLES + at.TLB_TABLE_SIZE * (noted & _MODE)
         place = noted >> 12 << at.TLB_ENTRY_SHIFT & peek64(table)
         drop_entry(peek64(table + 8) + place)
@@ -70,7 +70,7 @@ def drop_noted(m: Cells, cpu: int) -> None:
         poke64(description + at.TLB_LARGE, -1)
         poke64(description + at.TLB_LARGE_MASK, -1)
     poke16(env + at.TLB_CHANGED, 0)
-    m[mc.ENTRIES] = 0
+    entries[0] = 0
 
 
 @jit
@@ -85,8 +85,8 @@ def is_for_no_page(entries: int, count: int) -> bool:
 
 
 @jit
-def is_empty(cpu: int) -> bool:
-    """Whether the TLB has no entry, and no block is found without one."""
+def is_empty(cpu: int, space: int) -> bool:
+    """Whether the TLB's tables for a `space` have no entry, and no block of it is found."""
     env = cpu + at.CPU_SIZE
     for mode in range(at.TLB_MODES):
         table = env + at.TLB_TABLES + at.TLB_TABLE_SIZE * mode
@@ -96,10 +96,12 @@ def is_empty(cpu: int) -> bool:
             return False
         if not is_for_no_page(victims, at.TLB_VICTIMS):
             return False
-    blocks = 0
+    found = False
     for slot in range(at.BLOCKS_FOUND_MOST):
-        blocks |= peek64(cpu + at.BLOCKS_FOUND + 8 * slot)
-    return blocks == 0
+        block = peek64(cpu + at.BLOCKS_FOUND + 8 * slot)
+        if block != 0 and (peek32(block + at.TB_FLAGS) & at.HF_GUESTS_SET != 0) == (space != 0):
+            found = True
+    return not found
 
 
 @jit
@@ -109,11 +111,14 @@ def drop_all(machine: int, cpu: int, modes: int, flush: int) -> None:
         call(flush, (cpu, modes))
         return
     m = cells(machine, mc.CELLS)
-    if m[mc.ENTRIES] <= mc.ENTRIES_MOST and modes == (1 << at.TLB_MODES) - 1:
-        drop_noted(m, cpu)
-        if m[mc.AUDIT] != 0 and not is_empty(cpu):
+    if m[mc.PARKS] == 0:
+        m[mc.PARKED] = 0
+    entries = m[mc.ENTRIES + mc.ENTRIES_CELLS * m[mc.SPACE] :]
+    if entries[0] <= mc.ENTRIES_MOST and modes == (1 << at.TLB_MODES) - 1:
+        drop_noted(cpu, entries)
+        if m[mc.AUDIT] != 0 and not is_empty(cpu, m[mc.SPACE]):
             m[mc.LEFT_OVER] = 1
         return
     call(flush, (cpu, modes))
     if m[mc.NATIVE] != 0 and modes == (1 << at.TLB_MODES) - 1:
-        m[mc.ENTRIES] = 0
+        entries[0] = 0

@@ -48,7 +48,8 @@ class RootHabits:
     def reused(self, frame: int, loaded: Root) -> None:
         """A frame that may be a root's is about to be data, while another root is loaded."""
         links = self._links
-        if (frame,) in links.roots and (frame,) != loaded:
+        # With PAE paging directories of several roots may be loaded together.
+        if not links.mode.pointers and (frame,) in links.roots and (frame,) != loaded:
             twin = _twin_of((frame,))
             self._in_pairs = self._in_pairs and twin != loaded
             if self._in_pairs and twin in links.roots:

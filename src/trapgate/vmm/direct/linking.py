@@ -38,16 +38,18 @@ LIBRARY: Final = Library("links", whole="trapgate.vmm.direct.withholding", const
     OPEN,
     DEVICES,
     VMMS_TABLES,
+    SPLIT_TABLES,
     UNCOUNTED,
     STATE_CELLS,
-) = range(19)
+) = range(20)
 """The map's address and how many frames it has; how many are the guest's; the paging mode
 (`links.Mode`); what is stale (`frame_filters.ALL_STALE`); how many tables came and went; the level
 and the frame of the first table that may not be; whether links come unseen; whether a table has
 become one of a further level; whether any frame may be a table of the last level; if the processor
 does not consult the map, so that no entry may lead elsewhere, the first frame of the devices',
 which are beyond it, else 0; the first frame of the tables that stand in for 4-MByte pages
-(`withholding`); and whether links may change that the processor does not count."""
+(`withholding`), and how many there are; and whether links may change that the processor does not
+count."""
 
 P, PS = 1, 0x80
 ADDRESS: Final = 0xFF_FFFF_F000

@@ -267,7 +267,7 @@ class Links:
     def roots_in_use(self) -> set[Root]:
         """The roots with a present entry in their lower half, which is user mode's."""
         parts = [(root, frame) for root in self.roots for frame in root[: (len(root) + 1) // 2]]
-        half = 2 if len(parts) == len(self.roots) else 1
+        half = 1 if self.mode.pointers else 2
         used = np.array([frame for _, frame in parts], np.int64)
         linking.find_used(self._state, self._cells, used, half)
         return {root for (root, _), found in zip(parts, used.tolist(), strict=True) if found}

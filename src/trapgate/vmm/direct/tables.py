@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Rows
 from trapgate.paging import frame_map as fm
 from trapgate.vmm.direct import linking, withholding
 from trapgate.vmm.direct.frames import FRAME_SIZE
@@ -103,21 +103,20 @@ class GuestTables:
         self._memory = memory
         self._word = memoryview(memory.data).cast("I")
         self._own = range(layout.first, layout.first + layout.own)
-        self._withheld: Cells = np.zeros(layout.all * 16, np.int64)
-        self._held: Cells = np.zeros((layout.all >> 6) + 1, np.int64)
-        self._changed: Cells = np.zeros(len(self._held) + 1, np.int64)
-        self._news = memoryview(self._changed.data)[-1:]
+        # As long as its longest row, which has a bit for each of a table's entries.
+        book: Rows = np.zeros((withholding.BOOK_ROWS, layout.all * 16), np.int64)
+        self._withheld: Cells = book[withholding.WITHHELD]
+        self._held: Cells = book[withholding.HELD][: (layout.all >> 6) + 1]
+        self._changed: Cells = book[withholding.CHANGED][: len(self._held)]
+        self._news: Cells = book[withholding.CHANGED][-1:]
         self._bits, self._altered = memoryview(self._withheld.data), memoryview(self._held.data)
-        self._splits: Cells = np.zeros(2 * layout.splits, np.int64)
+        self._splits: Cells = book[withholding.SPLITS][: 2 * layout.splits]
         own = slice(layout.tables * FRAME_SIZE, (layout.tables + layout.splits) * FRAME_SIZE)
         self._vmms = memory[own]
         state, mem, counts = self.links.arrays
-        state[linking.VMMS_TABLES] = layout.tables
-        self._shown = state, mem, self._withheld, self._changed, self._splits
-        self._reviewed = (
-            *(state, mem, counts),
-            *(self._withheld, self._held, self._changed, self._splits),
-        )
+        state[linking.VMMS_TABLES], state[linking.SPLIT_TABLES] = layout.tables, layout.splits
+        self._shown = state, mem, book
+        self._reviewed = state, mem, counts, book
         self._turns = 0
         self._asked = 0
         """As many of `links.turns` as have been looked at, and told of."""
@@ -133,7 +132,7 @@ class GuestTables:
         }
         stored = list(self._stored)
         arrays: list[NDArray[Any]] = [
-            *(self._withheld, self._held, self._changed, self._splits, self._vmms)
+            *(self._withheld, self._held, self._changed, self._news, self._splits, self._vmms)
         ]
         then = [array.copy() for array in arrays]
 
@@ -153,10 +152,10 @@ class GuestTables:
         self.links.settle(flush, forget)
         if self._news[0]:
             for frame in np.flatnonzero(
-                np.unpackbits(self._changed[:-1].view(np.uint8), bitorder="little")
+                np.unpackbits(self._changed.view(np.uint8), bitorder="little")
             ):
                 forget(int(frame) * FRAME_SIZE, FRAME_SIZE)
-            self._changed[:] = 0
+            self._changed[:] = self._news[:] = 0
         for address, size in self._stored:
             forget(address, size)
         self._stored.clear()

@@ -9,18 +9,19 @@ A 4-MByte page with a table in it is *split*: the entry leads to a table of the 
 long as there is one left. With none left R/W is withheld in the entry itself.
 
 Nothing is counted: `review` looks at what stands in memory. So filters may take mappings and
-rights away unseen. `state`, `mem` and `counts` are those of `linking`. The others:
+rights away unseen. `state`, `mem` and `counts` are those of `linking`. What the VMM has done is in
+the rows of `book`:
 
-- `withheld` has a bit an entry;
-- `held` has a bit a frame in which R/W is withheld or an entry leads to a table of the VMM's;
-- `changed` has a bit a frame that has been stored to, and in its last cell whether any has;
-- `splits` has two cells a table of the VMM's: 0, or 1 more than the number of the entry in memory
+- WITHHELD has a bit an entry;
+- HELD has a bit a frame in which R/W is withheld or an entry leads to a table of the VMM's;
+- CHANGED has a bit a frame that has been stored to, and in its last cell whether any has;
+- SPLITS has two cells a table of the VMM's: 0, or 1 more than the number of the entry in memory
   that leads to it; and what the guest wrote there.
 """
 
 from typing import Final
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, Rows
 from trapgate.decision.frame_filters import TABLES_STALE
 from trapgate.paging.frame_map import TABLE
 from trapgate.vmm.direct.linking import (
@@ -30,6 +31,7 @@ from trapgate.vmm.direct.linking import (
     LIBRARY,
     MAP,
     PS,
+    SPLIT_TABLES,
     STALE,
     VMMS_TABLES,
     P,
@@ -38,6 +40,7 @@ from trapgate.vmm.direct.linking import (
     leads_to_table,
 )
 
+WITHHELD, HELD, CHANGED, SPLITS, BOOK_ROWS = range(5)
 W, U = 2, 4
 _ACCESSED, _DIRTY = 0x20, 0x40
 _FLAGS: Final = 0x17F & ~PS
@@ -48,48 +51,44 @@ assert TABLE == 1
 
 
 @LIBRARY.inside
-def put_entry(mem: Cells, changed: Cells, frame: int, n: int, entry: int) -> None:
+def put_entry(mem: Cells, book: Rows, frame: int, n: int, entry: int) -> None:
     """Store an entry of four bytes, and say so."""
     shift = (n & 1) << 5
     at = frame << 9 | n >> 1
     mem[at] = mem[at] & ~(0xFFFF_FFFF << shift) | entry << shift
-    changed[frame >> 6] |= 1 << (frame & 63)
-    changed[len(changed) - 1] = 1
+    book[CHANGED][frame >> 6] |= 1 << (frame & 63)
+    book[CHANGED][len(book[CHANGED]) - 1] = 1
 
 
 @LIBRARY.inside
-def is_withheld(withheld: Cells, frame: int, n: int) -> bool:
+def is_withheld(book: Rows, frame: int, n: int) -> bool:
     """Whether R/W of an entry is withheld."""
-    return bool(withheld[frame << 4 | n >> 6] >> (n & 63) & 1)
+    return bool(book[WITHHELD][frame << 4 | n >> 6] >> (n & 63) & 1)
 
 
 @LIBRARY.inside
-def withhold(
-    mem: Cells, withheld: Cells, held: Cells, changed: Cells, frame: int, n: int, entry: int
-) -> None:
+def withhold(mem: Cells, book: Rows, frame: int, n: int, entry: int) -> None:
     """Take R/W away from an entry."""
-    withheld[frame << 4 | n >> 6] |= 1 << (n & 63)
-    held[frame >> 6] |= 1 << (frame & 63)
-    put_entry(mem, changed, frame, n, entry & ~W)
+    book[WITHHELD][frame << 4 | n >> 6] |= 1 << (n & 63)
+    book[HELD][frame >> 6] |= 1 << (frame & 63)
+    put_entry(mem, book, frame, n, entry & ~W)
 
 
 @LIBRARY.inside
-def give_back(
-    state: Cells, mem: Cells, withheld: Cells, changed: Cells, frame: int, n: int
-) -> None:
+def give_back(state: Cells, mem: Cells, book: Rows, frame: int, n: int) -> None:
     """Let an entry whose R/W is withheld have it again, unless a filter has let it go."""
-    withheld[frame << 4 | n >> 6] &= ~(1 << (n & 63))
+    book[WITHHELD][frame << 4 | n >> 6] &= ~(1 << (n & 63))
     entry = entry_at(state, mem, frame, n)
     if entry & P != 0:
-        put_entry(mem, changed, frame, n, entry | W)
+        put_entry(mem, book, frame, n, entry | W)
 
 
 @LIBRARY.inside
-def has_bits(withheld: Cells, frame: int) -> bool:
+def has_bits(book: Rows, frame: int) -> bool:
     """Whether R/W of some entry of a table is withheld."""
     some = 0
     for n in range(16):
-        some |= withheld[frame << 4 | n]
+        some |= book[WITHHELD][frame << 4 | n]
     return bool(some != 0)
 
 
@@ -113,13 +112,13 @@ def holds_table(state: Cells, mem: Cells, entry: int) -> bool:
 
 
 @LIBRARY.inside
-def split_of(state: Cells, splits: Cells, frame: int, n: int, entry: int) -> int:
+def split_of(state: Cells, book: Rows, frame: int, n: int, entry: int) -> int:
     """Which of the VMM's tables an entry leads to in place of a 4-MByte page; -1 for none."""
     slot: int = ((entry & ADDRESS) >> 12) - state[VMMS_TABLES]
     if (
         entry & P != 0
-        and 0 <= slot < len(splits) >> 1
-        and splits[2 * slot] == (frame << 10 | n) + 1
+        and 0 <= slot < state[SPLIT_TABLES]
+        and book[SPLITS][2 * slot] == (frame << 10 | n) + 1
     ):
         return slot
     return -1
@@ -129,63 +128,58 @@ def split_of(state: Cells, splits: Cells, frame: int, n: int, entry: int) -> int
 def split(
     state: Cells,
     mem: Cells,
-    withheld: Cells,
-    held: Cells,
-    changed: Cells,
-    splits: Cells,
+    book: Rows,
     frame: int,
     n: int,
     entry: int,
 ) -> bool:
     """Let an entry for a 4-MByte page lead to a table of the VMM's; whether one was left."""
-    for slot in range(len(splits) >> 1):
-        if splits[2 * slot] == 0:
-            splits[2 * slot] = (frame << 10 | n) + 1
-            splits[2 * slot + 1] = entry
-            held[frame >> 6] |= 1 << (frame & 63)
+    for slot in range(state[SPLIT_TABLES]):
+        if book[SPLITS][2 * slot] == 0:
+            book[SPLITS][2 * slot] = (frame << 10 | n) + 1
+            book[SPLITS][2 * slot + 1] = entry
+            book[HELD][frame >> 6] |= 1 << (frame & 63)
             table = state[VMMS_TABLES] + slot
             page = entry & ADDRESS & ~0x3F_F000 | entry & _FLAGS
             for below in range(_ENTRIES):
-                put_entry(mem, changed, table, below, page)
+                put_entry(mem, book, table, below, page)
                 if byte_of(state, mem, page >> 12) & TABLE != 0:
-                    withhold(mem, withheld, held, changed, table, below, page)
+                    withhold(mem, book, table, below, page)
                 page += 1 << 12
-            put_entry(mem, changed, frame, n, table << 12 | entry & _FLAGS)
+            put_entry(mem, book, frame, n, table << 12 | entry & _FLAGS)
             return True
     return False
 
 
 @LIBRARY.inside
-def join(
-    state: Cells, mem: Cells, withheld: Cells, changed: Cells, splits: Cells, slot: int
-) -> None:
+def join(state: Cells, mem: Cells, book: Rows, slot: int) -> None:
     """Let an entry be the 4-MByte page again that the guest wrote, with what it did since."""
     table = state[VMMS_TABLES] + slot
-    place = splits[2 * slot] - 1
+    place = book[SPLITS][2 * slot] - 1
     entry = entry_at(state, mem, place >> 10, place & _ENTRIES - 1)
-    if split_of(state, splits, place >> 10, place & _ENTRIES - 1, entry) == slot:
+    if split_of(state, book, place >> 10, place & _ENTRIES - 1, entry) == slot:
         dirty = 0
         for n in range(_ENTRIES):
             dirty |= entry_at(state, mem, table, n) & _DIRTY
-        kept = splits[2 * slot + 1] & ~(W | U) | entry & (W | U | _ACCESSED) | dirty
-        put_entry(mem, changed, place >> 10, place & _ENTRIES - 1, kept)
+        kept = book[SPLITS][2 * slot + 1] & ~(W | U) | entry & (W | U | _ACCESSED) | dirty
+        put_entry(mem, book, place >> 10, place & _ENTRIES - 1, kept)
         state[STALE] = max(state[STALE], TABLES_STALE)
-    splits[2 * slot] = 0
+    book[SPLITS][2 * slot] = 0
     for n in range(16):
-        withheld[table << 4 | n] = 0
+        book[WITHHELD][table << 4 | n] = 0
 
 
 @LIBRARY.inside
-def stays_split(state: Cells, mem: Cells, counts: Cells, splits: Cells, slot: int) -> bool:
+def stays_split(state: Cells, mem: Cells, counts: Cells, book: Rows, slot: int) -> bool:
     """Whether an entry of an upper table still leads to a table of the VMM's, for good reason."""
-    place = splits[2 * slot] - 1
+    place = book[SPLITS][2 * slot] - 1
     frame = place >> 10
     entry = entry_at(state, mem, frame, place & _ENTRIES - 1)
     return bool(
         is_upper(state, counts, frame)
         and state[LARGE_PAGES] != 0
-        and split_of(state, splits, frame, place & _ENTRIES - 1, entry) == slot
-        and holds_table(state, mem, splits[2 * slot + 1])
+        and split_of(state, book, frame, place & _ENTRIES - 1, entry) == slot
+        and holds_table(state, mem, book[SPLITS][2 * slot + 1])
     )
 
 
@@ -214,27 +208,24 @@ def review_entry(
     state: Cells,
     mem: Cells,
     counts: Cells,
-    withheld: Cells,
-    held: Cells,
-    changed: Cells,
-    splits: Cells,
+    book: Rows,
     frame: int,
     n: int,
 ) -> None:
     """Withhold R/W of a table's entry, or give it back."""
     entry = entry_at(state, mem, frame, n)
-    without = is_withheld(withheld, frame, n)
+    without = is_withheld(book, frame, n)
     if (
         entry & P == 0
         or (not entry & W and not without)
         or not would_write_to_table(state, mem, counts, frame, entry)
     ):
         if without:
-            give_back(state, mem, withheld, changed, frame, n)
+            give_back(state, mem, book, frame, n)
     elif entry & W:
         upper = is_upper(state, counts, frame) and is_large(state, entry)
-        if not upper or not split(state, mem, withheld, held, changed, splits, frame, n, entry):
-            withhold(mem, withheld, held, changed, frame, n, entry)
+        if not upper or not split(state, mem, book, frame, n, entry):
+            withhold(mem, book, frame, n, entry)
 
 
 # For Python.
@@ -244,20 +235,18 @@ def review_entry(
 def show(
     state: Cells,
     mem: Cells,
-    withheld: Cells,
-    changed: Cells,
-    splits: Cells,
+    book: Rows,
     frame: int,
     first: int,
     count: int,
 ) -> None:
     """Let entries be what the guest wrote, until they are reviewed."""
     for n in range(first, first + count):
-        slot = split_of(state, splits, frame, n, entry_at(state, mem, frame, n))
+        slot = split_of(state, book, frame, n, entry_at(state, mem, frame, n))
         if slot >= 0:
-            join(state, mem, withheld, changed, splits, slot)
-        if is_withheld(withheld, frame, n):
-            give_back(state, mem, withheld, changed, frame, n)
+            join(state, mem, book, slot)
+        if is_withheld(book, frame, n):
+            give_back(state, mem, book, frame, n)
 
 
 @LIBRARY.entry
@@ -265,17 +254,14 @@ def review_some(
     state: Cells,
     mem: Cells,
     counts: Cells,
-    withheld: Cells,
-    held: Cells,
-    changed: Cells,
-    splits: Cells,
+    book: Rows,
     frame: int,
     first: int,
     count: int,
 ) -> None:
     """The same as `review`, of a table's entries that have been shown."""
     for n in range(first, first + count):
-        review_entry(state, mem, counts, withheld, held, changed, splits, frame, n)
+        review_entry(state, mem, counts, book, frame, n)
 
 
 @LIBRARY.entry
@@ -283,45 +269,39 @@ def review(
     state: Cells,
     mem: Cells,
     counts: Cells,
-    withheld: Cells,
-    held: Cells,
-    changed: Cells,
-    splits: Cells,
+    book: Rows,
 ) -> None:
     """Withhold R/W wherever it would let the guest write to a table; give back what is withheld
     elsewhere.
     """
-    for slot in range(len(splits) >> 1):
-        if splits[2 * slot] != 0 and not stays_split(state, mem, counts, splits, slot):
-            join(state, mem, withheld, changed, splits, slot)
+    for slot in range(state[SPLIT_TABLES]):
+        if book[SPLITS][2 * slot] != 0 and not stays_split(state, mem, counts, book, slot):
+            join(state, mem, book, slot)
     start = state[MAP] >> 3
     for cell in range((state[FRAMES] + 7) >> 3):
-        kept = held[cell >> 3] >> ((cell & 7) << 3) & 0xFF
+        kept = book[HELD][cell >> 3] >> ((cell & 7) << 3) & 0xFF
         if mem[start + cell] & _TABLES | kept != 0:
             for frame in range(cell * 8, min(cell * 8 + 8, state[FRAMES])):
                 bit = 1 << (frame & 63)
                 if byte_of(state, mem, frame) & TABLE != 0:
                     for n in range(_ENTRIES):
-                        review_entry(state, mem, counts, withheld, held, changed, splits, frame, n)
-                elif held[frame >> 6] & bit != 0:
+                        review_entry(state, mem, counts, book, frame, n)
+                elif book[HELD][frame >> 6] & bit != 0:
                     for n in range(_ENTRIES):
-                        if is_withheld(withheld, frame, n):
-                            give_back(state, mem, withheld, changed, frame, n)
-                if held[frame >> 6] & bit != 0 and not has_bits(withheld, frame):
-                    held[frame >> 6] &= ~bit
-    for slot in range(len(splits) >> 1):
-        if splits[2 * slot] != 0:
-            frame = splits[2 * slot] - 1 >> 10
-            held[frame >> 6] |= 1 << (frame & 63)
+                        if is_withheld(book, frame, n):
+                            give_back(state, mem, book, frame, n)
+                if book[HELD][frame >> 6] & bit != 0 and not has_bits(book, frame):
+                    book[HELD][frame >> 6] &= ~bit
+    for slot in range(state[SPLIT_TABLES]):
+        if book[SPLITS][2 * slot] != 0:
+            frame = book[SPLITS][2 * slot] - 1 >> 10
+            book[HELD][frame >> 6] |= 1 << (frame & 63)
             for n in range(_ENTRIES):
                 review_entry(
                     state,
                     mem,
                     counts,
-                    withheld,
-                    held,
-                    changed,
-                    splits,
+                    book,
                     state[VMMS_TABLES] + slot,
                     n,
                 )

@@ -302,7 +302,7 @@ class Platform:
         console = self.console
         if console is None:
             return False
-        keys = console.wait(seconds)
+        keys = console.wait(seconds) if seconds else console.poll()
         if keys:
             self.devices.uart.receive(keys)
         pressed = console.take_button()
