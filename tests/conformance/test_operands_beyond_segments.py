@@ -9,10 +9,10 @@ from struct import pack
 
 import pytest
 
-from tests.conformance.tiny_guest import CODE, DATA, STACK, TABLES, TASK, Run, Tiny, begin
+from tests.conformance.tiny_guest import ABSENT, CODE, DATA, STACK, TABLES, TASK, Run, Tiny, begin
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
-from trapgate.sdm.vectors import GP, SS
+from trapgate.sdm.vectors import AC, GP, PF, SS
 
 pytestmark = pytest.mark.conformance
 
@@ -137,6 +137,23 @@ def test_io_permission_comes_first(engine: str) -> None:
     guest.fields["GUEST_SS_ACCESS_RIGHTS"] = 0x40F3
     guest.registers |= {"rsi": LIMIT + 1, "rdx": 0x80}
     assert fault(begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)) == (GP, 0)
+
+
+@pytest.mark.parametrize("mode", ["p32", "l64"])
+@pytest.mark.parametrize("name", ["outsw", "outsd", "insw", "insd"])
+def test_alignment_of_strings_in_ring_3(name: str, mode: str, engine: str) -> None:
+    code = {"w": "66", "d": ""}[name[-1]] + STRINGS[name[:-1] + "d"]
+    guest = Tiny(mode, ring=3, code=bytes.fromhex("f3" + code))
+    guest.fields |= {"GUEST_RFLAGS": 1 << 18 | 0x3002, "GUEST_CR0": 0x80050031}
+    # #AC comes after page faults; and only where alignment is checked.
+    absent = (PF, 6 if name.startswith("ins") else 4)
+    cases = ((DATA + 1, (AC, 0)), (DATA + 4, "VMCALL"), (ABSENT + 1, absent))
+    for place, expected in cases:
+        guest.registers = {"rsi": place, "rdi": place, "rcx": 3, "rdx": 0x80}
+        assert fault(begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)) == expected
+    guest.fields["GUEST_CR0"] = 0x80010031
+    guest.registers["rsi"] = guest.registers["rdi"] = DATA + 1
+    assert fault(begin(guest, {"EXCEPTION_BITMAP": 0xFFFFFFFF}, engine=engine)) == "VMCALL"
 
 
 LAST_PAGE = {

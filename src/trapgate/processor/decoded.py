@@ -28,8 +28,16 @@ from trapgate.paging.memory import load_operand, store_operand
 from trapgate.processor.logical import LogicalProcessor, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm import registers
-from trapgate.sdm.state import AR_DB, AR_UNUSABLE, DR6_BREAKPOINTS, PENDING_BS, RFLAGS_DF
-from trapgate.sdm.vectors import GP, PF, SS
+from trapgate.sdm.state import (
+    AR_DB,
+    AR_UNUSABLE,
+    CR0_AM,
+    DR6_BREAKPOINTS,
+    PENDING_BS,
+    RFLAGS_AC,
+    RFLAGS_DF,
+)
+from trapgate.sdm.vectors import AC, GP, PF, SS
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _ES, _SS, _DS = 0, 2, 3
@@ -209,9 +217,12 @@ class Operand:
         _, pointer, counter = _string_operands(instruction)
         self.check_string(instruction, linear)
         if source is None:
-            sink(self.read(linear, size))
+            value = self.read(linear, size)
+            self.check_alignment(linear, size)
+            sink(value)
         else:
             self.write_places(linear, size)
+            self.check_alignment(linear, size)
             self.write(linear, size, source())
         step = -size if v[f.GUEST_RFLAGS] & 1 << 10 else size
         self.set_register(pointer, self.register(pointer) + step)
@@ -227,6 +238,13 @@ class Operand:
         is_in = instruction.mnemonic in _STRINGS
         offset = self.register(_string_operands(instruction)[1])
         self._check(self.segment(instruction), offset, linear, size, write=is_in)
+
+    def check_alignment(self, linear: int, size: int) -> None:
+        """Raise #AC if alignment is checked and not that of `size` bytes."""
+        v = self.v
+        checked = v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM
+        if checked and linear & size - 1 and privilege_level(v) == 3:
+            raise OperandFaultError(AC, 0)
 
     def _check(self, segment: int, offset: int, linear: int, size: int, *, write: bool) -> None:
         """Raise OperandFaultError if a segment has no `size` bytes there for such an access."""
@@ -259,6 +277,7 @@ class Operand:
         try:
             self.check_string(instruction, linear, count)
             physical = self.physical(linear, 1 if instruction.mnemonic in _STRINGS else 0)
+            self.check_alignment(linear, size)
         except OperandFaultError:
             return None
         if physical + count * size > 8 * len(self.mem):
@@ -485,6 +504,7 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
         guest.check_string(instruction, linear)
         for place in (linear, guest.wrap(linear + size - 1)):
             guest.physical(place, is_in)
+        guest.check_alignment(linear, size)
         outcome = _string_io(processor, Operand(processor, processor.move_to_vmcs0()), instruction)
         if outcome != ix.EXITED:
             processor.move_from_vmcs0()
