@@ -21,7 +21,7 @@ from tests.direct.hostile import DIRECTORY, PS, HostileGuests, P, U, W
 from trapgate.vmm.direct import linking, links, tables, withholding
 
 HUNT = settings(
-    max_examples=1200,  # it stops at the first
+    max_examples=300,  # it stops at the first
     stateful_step_count=40,
     deadline=None,
     database=None,
@@ -168,8 +168,27 @@ def what_chance_finds_seldom() -> None:
     assert model.set_pse(0, False), "tables of the VMM's are left in the directory"
 
 
+def a_directory_with_a_split_page_becomes_data() -> None:
+    """Another is loaded, and the guest has a new use for the first."""
+    game = Guests()
+    model = game.model = Model()
+    for vm in (0, 1):
+        game.build(vm)
+        first, second = game.pool(vm, 0), game.pool(vm, 2)
+        model.memory[second << 10] = model.memory[first << 10]
+        model.start(vm, "none", "figure 6", (1, 0, 0), True, first << 12)
+    tables, first = model.spaces[0].tables, game.pool(0, 0)
+    game.entry(0, DIRECTORY | 1 << 2, model.bases[0] << 12 | PS | P | W)
+    assert tables.replaced()
+    assert model.load_cr3(0, game.pool(0, 2) << 12)
+    assert tables.let_go(first)
+    tables.settle(model.spaces[0].forget, lambda address, size: None)
+    assert not tables.replaced(), "data is replaced"
+
+
 def play(how: settings) -> None:
     what_chance_finds_seldom()
+    a_directory_with_a_split_page_becomes_data()
     run_state_machine_as_test(Guests, settings=how)
 
 
