@@ -89,4 +89,4 @@ def plugged_in(saved: SavedMachine, disks: list[str], cds: list[str], floppies: 
     """The board for a machine that was saved."""
     real, own = saved.firmware
     given = board(disks, cds, floppies, None, saved.memory, kernel=not own)
-    return replace(given, firmware=real)
+    return replace(given, firmware=real, testdev=saved.testdev)
