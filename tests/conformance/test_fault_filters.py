@@ -350,13 +350,13 @@ def test_what_stores_more_than_once_is_judged_as_a_whole_wherever_its_segment_be
     memory = dict.fromkeys(TWO_LEVEL.frames, pack("<I", PRESENT) * 0x400)
     memory |= {rip & 0xFFFFF: b"\x89"} if base == 0x1000 else {}
     outcome = Bench(TWO_LEVEL, engine).run(
-        b"\x60",
+        bytes.fromhex("89c0 60"),  # mov eax, eax; pushad
         writable=False,
         memory=memory,
         registers=registers,
         fields={"GUEST_CS_BASE": base, "GUEST_RIP": rip},
     )
-    assert [row[ROW_DISPOSITION] for row in outcome.rows] == [EXIT]
+    assert [(row[ROW_DISPOSITION], row[ROW_RIP]) for row in outcome.rows] == [(EXIT, rip + 2)]
     frame = TWO_LEVEL.frames[0]
     assert outcome.memory[frame : frame + 0x80] == pack("<I", PRESENT) * 0x20
 
