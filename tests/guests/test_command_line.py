@@ -140,6 +140,15 @@ BAD = {
         ["run", "{guest}", "--paging", "direct", "--protect", "frames", "--engine", "portable"],
         "a frame map needs the native engine",
     ),
+    "a folder to save in": (
+        ["run", "{guest}", "--save", "/"],
+        "/ is a directory; name a file in it",
+    ),
+    "a number that is none": (["run", "{guest}", "--inject", "PF(cr2=x)@5"], "write it as PF("),
+    "a report that is a folder": (
+        ["demo", "--paging", "own", "--report", "/"],
+        "--report: / cannot be a file; name one in an existing folder",
+    ),
     "no workload": (["demo", "--workload", "nonsense"], "choose from"),
 }
 

@@ -34,6 +34,8 @@ class Saving:
         self.path = Path(name)
         if not self.path.parent.is_dir():
             raise fail(f"--save: {self.path.parent} is not a directory; create it first")
+        if self.path.is_dir():
+            raise fail(f"--save: {self.path} is a directory; name a file in it")
         try:
             self._when: Moment | None = parse_moment(when, find) if when else None
         except MomentError as error:
