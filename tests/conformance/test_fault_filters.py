@@ -339,6 +339,45 @@ def test_alignment_is_checked_where_the_page_would_have_been_writable(engine: st
 
 
 @both_engines
+@pytest.mark.parametrize("base", [0, 0x1000, 1 << 32 - 12])
+def test_what_stores_more_than_once_is_judged_as_a_whole_wherever_its_segment_begins(
+    engine: str, base: int
+) -> None:
+    """PUSHAD maps one page by EAX, which some store last of all, and unmaps seven."""
+    rip = CODE - base & 0xFFFF_FFFF
+    registers = dict.fromkeys(("rcx", "rdx", "rbx", "rbp", "rsi", "rdi"), UNMAPPED)
+    registers |= {"rax": OTHER, "rsp": TWO_LEVEL.tables + 0x60}
+    memory = dict.fromkeys(TWO_LEVEL.frames, pack("<I", PRESENT) * 0x400)
+    memory |= {rip & 0xFFFFF: b"\x89"} if base == 0x1000 else {}
+    outcome = Bench(TWO_LEVEL, engine).run(
+        bytes.fromhex("89c0 60"),  # mov eax, eax; pushad
+        writable=False,
+        memory=memory,
+        registers=registers,
+        fields={"GUEST_CS_BASE": base, "GUEST_RIP": rip},
+    )
+    assert [(row[ROW_DISPOSITION], row[ROW_RIP]) for row in outcome.rows] == [(EXIT, rip + 2)]
+    frame = TWO_LEVEL.frames[0]
+    assert outcome.memory[frame : frame + 0x80] == pack("<I", PRESENT) * 0x20
+
+
+@both_engines
+def test_under_smap_a_users_table_is_the_supervisors_with_ac_alone(engine: str) -> None:
+    """The error code is the same, whether R/W or SMAP stops a write (SDM, "Access Rights")."""
+    bench = Bench(TWO_LEVEL, engine)
+    went_by = []
+    for rflags in (2, 0x40002):
+        registers = {"rax": UNMAPPED, "rdi": TWO_LEVEL.tables + 0x40, "rflags": rflags}
+        fields = {"GUEST_CR4": 0x20_2600}
+        memory = dict.fromkeys(TWO_LEVEL.frames, pack("<I", PRESENT) * 0x400)
+        outcome = bench.run(
+            STORE, writable=False, memory=memory, registers=registers, fields=fields
+        )
+        went_by.append((went(outcome), outcome.rows[-1][ROW_ERROR_CODE]))
+    assert went_by == [(EXIT, 3), (COMPLETE, 3)]
+
+
+@both_engines
 def test_a_refused_write_over_entries_of_its_own_way_leaves_them(engine: str) -> None:
     """Sixteen bytes into the directory, the entry of the slot the first of them."""
     bench = Bench(TWO_LEVEL, engine)

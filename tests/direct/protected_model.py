@@ -299,7 +299,11 @@ class Model:
         if self.mode.pointers:
             words = self.words[POINTERS][:4]
             directories = [known << 12 | P for root in self.links.roots for known in root]
-            words[r.randrange(4)] = r.choice((0, 0, frame << 12 | P, *directories))
+            n, pointer = r.randrange(4), r.choice((0, 0, frame << 12 | P, *directories))
+            if self.map[POINTERS] & fm.TABLE:
+                self.judge(POINTERS, n, pointer)
+            else:
+                words[n] = pointer
             if frame < OWN and self.map[frame] & fm.TABLE:
                 self.judge(frame, 0, 0)
             elif frame < OWN:

@@ -65,6 +65,17 @@ def test_a_failing_guest_gives_status_1() -> None:
     assert "unknown workload 'nonsense'" in done.stdout
 
 
+@pytest.mark.parametrize(("options", "status"), [((), 127), (("--testdev",), 10)])
+def test_what_test_guests_look_for_has_to_be_asked_for(
+    options: tuple[str, ...], status: int, tmp_path: Path
+) -> None:
+    # mov al, 10; out E0H, al; in al, E0H; out F4H, al. Without the device the port reads as ones.
+    guest = tmp_path / "guest.bin"
+    guest.write_bytes(bytes.fromhex("b00a e6e0 e4e0 e6f4"))
+    done = trapgate("run", str(guest), "--memory", "16M", "--json", *options)
+    assert json.loads(done.stdout)["message"] == f"the guest exited with status {status}"
+
+
 def test_a_triple_fault_prints_the_whole_chain(tmp_path: Path) -> None:
     path = tmp_path / "no-idt.bin"
     path.write_bytes(NO_IDT)
@@ -128,6 +139,15 @@ BAD = {
     "a frame map on the portable engine": (
         ["run", "{guest}", "--paging", "direct", "--protect", "frames", "--engine", "portable"],
         "a frame map needs the native engine",
+    ),
+    "a folder to save in": (
+        ["run", "{guest}", "--save", "/"],
+        "/ is a directory; name a file in it",
+    ),
+    "a number that is none": (["run", "{guest}", "--inject", "PF(cr2=x)@5"], "write it as PF("),
+    "a report that is a folder": (
+        ["demo", "--paging", "own", "--report", "/"],
+        "--report: / cannot be a file; name one in an existing folder",
     ),
     "no workload": (["demo", "--workload", "nonsense"], "choose from"),
 }

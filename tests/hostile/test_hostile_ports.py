@@ -133,6 +133,7 @@ def test_nonsense_at_every_port(seed: int, tmp_path: Path) -> None:
         cds=(open_image(str(disc)),),
         floppies=(open_image(str(floppy)), open_image(str(floppy))),
         firmware=True,
+        testdev=True,
     )
     ram = Ram(r)
     pc = Pc(MEMORY, lambda byte: None, ram=ram, board=board, frame_buffer=(1 << 19, 1 << 18))

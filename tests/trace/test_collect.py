@@ -200,7 +200,7 @@ def test_selections(nested: Path) -> None:
     assert (chosen.outcomes[0].saved, chosen.chosen) == (5, "level 2")
     assert stretch("0x10:", "--rip") == (16, None)
     for text in ("5", "a:b", "-1:2", ":" + "9" * 30):
-        with pytest.raises(TraceError, match="is no stretch"):
+        with pytest.raises(TraceError, match="is no range"):
             stretch(text, "--time")
 
 

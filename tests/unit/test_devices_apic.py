@@ -510,7 +510,7 @@ def test_the_timer_line_of_the_pc_is_pin_2() -> None:
 
 def test_only_device_pages_answer() -> None:
     pc = Pc(1 << 24, lambda byte: None)
-    assert set(pc.pages) == {0xFEE00, 0xFEC00, 0xFED00, 0xFF000}
+    assert set(pc.pages) == {0xFEE00, 0xFEC00, 0xFED00}
     assert pc.load(0xFEE00030, 4, 0) == 0x50014
     assert pc.load(0xFEE01030, 4, 0) == 0xFFFFFFFF
     assert pc.load(0xFEC01000, 8, 0) == (1 << 64) - 1

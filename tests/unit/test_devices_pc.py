@@ -12,6 +12,7 @@ import pytest
 
 from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices import Bus, MachineEvent, MachineEventKind, Pc, VirtualClock
+from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.debug import PostPort
 from trapgate.vmm.devices.keyboard import KeyboardController
 from trapgate.vmm.devices.pc import NoProcessor
@@ -118,7 +119,13 @@ def test_machine_events(port: int, size: int, value: int, event: MachineEvent) -
 
 
 def test_what_test_guests_look_for() -> None:
-    pc = Pc(1 << 24, lambda byte: None)
+    plain = Pc(1 << 24, lambda byte: None)
+    plain.write(0xE0, 4, 0x44332211, 0)
+    assert plain.read(0xE0, 4, 0) == 0xFFFFFFFF
+    assert 0xFF000 not in plain.pages
+    plain.write(0x2005, 4, 1, 0)
+    assert plain.pic.master.lines >> 5 & 1 == 0
+    pc = Pc(1 << 24, lambda byte: None, board=Board(testdev=True))
     pc.write(0xE0, 4, 0x44332211, 0)
     pc.write(0xE1, 1, 0xAA, 0)
     assert [pc.read(0xE0 + n, 2, 0) for n in range(4)] == [0xAA11, 0x33AA, 0x4433, 0x44]

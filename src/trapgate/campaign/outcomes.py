@@ -30,7 +30,7 @@ ERROR: Final = "error"
 MEANINGS: Final = {
     NO_EFFECT: "output, end and state at the end are the golden run's",
     LATENT: "output and end are the golden run's, state at the end is not",
-    HANDLED: "output and end are the golden run's, and the guest took faults that it did not take",
+    HANDLED: "output and end are as in the golden run, but the guest took further faults",
     SILENT: "the same end with different output, undetected",
     DETECTED: "the output has what the plan says guests print when they notice",
     OTHER_END: "the guest ended in another way",

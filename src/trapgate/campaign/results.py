@@ -122,7 +122,9 @@ class Results:
             if pruned is not None:
                 _write(folder / _PRUNED, pruned)
         except OSError as error:
-            raise CampaignError(f"{folder}: cannot be made ({error.strerror})") from None
+            raise CampaignError(
+                f"{folder}: cannot be made ({error.strerror}); give another directory"
+            ) from None
         if save is not None and shutil.disk_usage(folder).free > KEEP_FREE + plan.guest.memory:
             save(folder / _BEGINNING)
         _replace(folder / "plan.toml", plan.text.encode())

@@ -51,7 +51,7 @@ def usage_line(message: str, command: str) -> str:
     `command` the command that was called.
     """
     line = " ".join(message.split()).rstrip(".")
-    line = re.sub(r"^Invalid value for '?([^':]+)'?: ", r"\1: ", line)
+    line = re.sub(r"^Invalid value for '?([^':]+)'?(?: / '[^']+')?: ", r"\1: ", line)
     for pattern, words in _PLAINER:
         line = re.sub(pattern, words, line)
     return f"trapgate: {line}; see {command} --help"

@@ -21,6 +21,7 @@ def board(
     processors: int = 1,
     kernel: bool = False,
     serial: bool = True,
+    testdev: bool = False,
 ) -> Board:
     """The drives of the options, and what firmware is given if `bios` is to start.
 
@@ -50,4 +51,5 @@ def board(
         bios=not kernel and bios is None,
         files=files,
         processors=processors,
+        testdev=testdev,
     )

@@ -65,7 +65,7 @@ def demo(
     workload: Annotated[
         list[str] | None, typer.Option(help="A workload to run (repeatable); default: all.")
     ] = None,
-    scale: Annotated[int, typer.Option(min=1, help="Multiply the work by this.")] = 1,
+    scale: Annotated[int, typer.Option(min=1, max=10_000, help="Multiply the work by this.")] = 1,
     paging: Annotated[
         Paging,
         typer.Option(
@@ -276,6 +276,8 @@ def _own(workloads: list[str], scale: int, engine: str, as_json: bool, report: P
         from trapgate.trace.frames import polars
 
         polars()  # complains at once, not after the runs
+        if report.is_dir() or not report.parent.is_dir():
+            raise fail(f"--report: {report} cannot be a file; name one in an existing folder")
     with TemporaryDirectory() as folder:
         trace = None if report is None else Path(folder) / "demo.parquet"
         for result in demonstration.run(workloads, scale=scale, engine=engine, trace=trace):

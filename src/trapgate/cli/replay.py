@@ -123,6 +123,7 @@ def replay(
         raise fail("--keep is for --sweep: give both")
     with one_line_errors():
         from trapgate import replay as replaying
+        from trapgate.decision.conditions import ConditionError
         from trapgate.replay.cluster import on_cluster
         from trapgate.vmcs.vmcs import Vmcs
 
@@ -143,8 +144,9 @@ def replay(
                 else:
                     base = policies[0] if policies else replaying.Policy.of("base", vectors=[14])
                     family = replaying.Family(bits or 0, base, both)
-            except ValueError as error:
-                raise fail(f"--sweep: {error}") from None
+            except (ValueError, ConditionError) as error:
+                option = "--sweep-when" if sweep_when else "--sweep"
+                raise fail(f"{option}: {error}") from None
             result = replaying.sweep(
                 trace, family, keep=kept, model=model, tallied=tallied, chosen=chosen
             )

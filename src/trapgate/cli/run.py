@@ -122,6 +122,12 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop when this regular expression appears.")
     ] = None,
+    testdev: Annotated[
+        bool,
+        typer.Option(
+            "--testdev", help="Plug in the device that kvm-unit-tests drives, QEMU's pc-testdev."
+        ),
+    ] = False,
     no_reboot: Annotated[
         bool,
         typer.Option(

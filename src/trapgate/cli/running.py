@@ -73,6 +73,7 @@ class Options(NamedTuple):
     paging: Paging
     text: str
     until: str | None
+    testdev: bool
     no_reboot: bool
     reset_on_triple_fault: bool
     trace: Path | None
@@ -249,7 +250,14 @@ def start_of(given: Options) -> Start:
     if given.load is not None:
         saved = open_saved(given.load, given.engine.value, _beside_a_saved_machine(given))
         return Start(given.load, plugged_in(saved, *drives), saved=saved)
-    plugged = board(*drives, given.bios, memory, processors=given.cpus, kernel=guest is not None)
+    plugged = board(
+        *drives,
+        given.bios,
+        memory,
+        processors=given.cpus,
+        kernel=guest is not None,
+        testdev=given.testdev,
+    )
     if guest is not None:
         image = load_guest(
             guest,
@@ -278,6 +286,7 @@ def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
         "--vmcs": given.vmcs is not None,
         "--paging": given.paging is not Paging.own or given.protect is not None,
         "--cpus": given.cpus != 1,
+        "--testdev": given.testdev,
         "--seed": given.seed != 0,
     }
 

@@ -34,6 +34,8 @@ class Saving:
         self.path = Path(name)
         if not self.path.parent.is_dir():
             raise fail(f"--save: {self.path.parent} is not a directory; create it first")
+        if self.path.is_dir():
+            raise fail(f"--save: {self.path} is a directory; name a file in it")
         try:
             self._when: Moment | None = parse_moment(when, find) if when else None
         except MomentError as error:
@@ -89,4 +91,4 @@ def plugged_in(saved: SavedMachine, disks: list[str], cds: list[str], floppies: 
     """The board for a machine that was saved."""
     real, own = saved.firmware
     given = board(disks, cds, floppies, None, saved.memory, kernel=not own)
-    return replace(given, firmware=real)
+    return replace(given, firmware=real, testdev=saved.testdev)

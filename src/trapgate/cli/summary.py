@@ -135,5 +135,7 @@ def _writes_table(writes: TableWrites) -> Table:
     for words, counts in (("completed by ", writes.completed), ("exited, ", writes.exited)):
         for name, count in counts.items():
             shown = words + name.replace("fault_filter_", "").replace("_", " ")
+            if name == "reused":
+                shown = "of these, tables reused as data"
             table.add_row(shown, f"{count:,}", f"{100 * count / total:.1f} %")
     return table

@@ -72,7 +72,7 @@ SETTINGS = (
     ),
     Setting(
         "and empty",
-        "and, which counts links, to frames that hold no entry",
+        "and to frames that hold no entry; the processor counts links",
         "paragraph-80",
         OWN_FRAME | NO_LINK | EMPTY_TABLE,
     ),

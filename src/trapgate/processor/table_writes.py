@@ -172,6 +172,10 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
             for at in part.entries(width)
         ]
     refused = [(part, at) for part, at, which in judged if which == NO_FILTER]
+    if _counts_links(v) and len({part.physical >> 12 for part in parts if part.write}) > 1:
+        # Entries are judged one by one: two tables could come to link one frame at two levels, or
+        # a frame that is empty be filled by the same store.
+        refused = refused or [(part, at) for part, at, _ in judged]
     part, shown = refused[0] if refused else (ours[0], next(iter(old)))
     if refused:
         address = _address_of(part, address)
@@ -193,12 +197,17 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     return Outcome(stepping.trap(processor, v, instruction, accesses))
 
 
+def _counts_links(v: Cells) -> bool:
+    """Whether the processor counts links and makes tables of what an entry comes to lead to."""
+    return bool(v[f.FRAME_FILTERS] & EMPTY_TABLE)
+
+
 def _follow(
     processor: LogicalProcessor, guest: Operand, written: Iterable[tuple[Part, int, int, int]]
 ) -> None:
     """Carry completed writes of (part, address, old value, new one) over to the frame map."""
     v = guest.v
-    if not v[f.FRAME_FILTERS] & EMPTY_TABLE:
+    if not _counts_links(v):
         return
     stale = 0
     for part, at, old, new in written:

@@ -24,7 +24,7 @@ def draft(path: Path, what: str) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else error.strerror or str(error)
         problem = f"cannot write the {what} ({reason})"
         raise TraceError(str(path), problem, "give a file in a writable folder with room") from None
     finally:

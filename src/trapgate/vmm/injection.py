@@ -101,7 +101,7 @@ def _number(text: str, word: str, bits: int) -> int:
     try:
         number = int(word, 0)
     except ValueError:
-        raise InjectionError(f"{text!r}: {word!r} is not a number") from None
+        raise InjectionError(f"{text!r}: {word!r} is not a number; {_HOW}") from None
     if not 0 <= number < 1 << bits:
-        raise InjectionError(f"{text!r}: {word} does not fit {bits} bits")
+        raise InjectionError(f"{text!r}: {word} does not fit {bits} bits; {_HOW}")
     return number

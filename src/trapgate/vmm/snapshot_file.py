@@ -111,6 +111,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
         "time": snapshot.time,
         "board": [len(board.disks), len(board.cds), len(board.floppies)],
         "firmware": [board.firmware, board.bios],
+        "testdev": board.testdev,
         "disks": snapshot.disks(),
         "values": values,
         "arrays": len(arrays),
@@ -194,8 +195,10 @@ class SavedMachine:
         memory = found["memory"]
         if type(memory) is not int or memory % _PAGE or not 0 < memory <= _MOST_MEMORY:
             raise self._error(f"is of a machine with {memory} bytes of memory")
-        if found["engine"] not in ("native", "portable") or found["profile"] not in (
-            *("vt-x", "extended"),
+        if (
+            found["engine"] not in ("native", "portable")
+            or found["profile"] not in ("vt-x", "extended")
+            or type(found["testdev"]) is not bool
         ):
             raise self._error("is of a machine that there is not")
 
@@ -226,6 +229,11 @@ class SavedMachine:
         real, own = (bool(one) for one in self._description["firmware"])
         return real, own
 
+    @property
+    def testdev(self) -> bool:
+        """Whether the machine had QEMU's pc-testdev."""
+        return bool(self._description["testdev"])
+
     def machine(
         self,
         *,
@@ -241,9 +249,11 @@ class SavedMachine:
         from trapgate.vmm.machine import VirtualMachine
 
         real, own = self.firmware
-        board = board or Board(firmware=real, bios=own)
+        board = board or Board(firmware=real, bios=own, testdev=self.testdev)
         if (board.firmware, board.bios) != (real, own):
             raise self._error("is of a machine with other firmware")
+        if board.testdev != self.testdev:
+            raise self._error("is of a machine with pc-testdev, or without it")
         vm = VirtualMachine(
             self._description["memory"],
             engine=self.engine,

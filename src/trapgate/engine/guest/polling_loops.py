@@ -2,7 +2,8 @@
 
 A machine's devices that guests poll for that let a microsecond pass at each access. So does RDTSC
 where a guest has executed it over and over at the same place, in a loop of a few instructions that
-read and compute alone: without it a second would take as long as thousand million instructions.
+read and compute alone: without it a second would take as long as a thousand million
+instructions.
 What counts is virtual time, so all runs of a guest are alike. Compiled only.
 """
 

@@ -23,7 +23,8 @@ _BUS_MASTER_PORTS = 16
 class Board:
     """A machine's drives in their order (at most four), and files for its firmware.
 
-    `processors` is their number, 1 to `MOST_PROCESSORS`.
+    `processors` is their number, 1 to `MOST_PROCESSORS`. `testdev` plugs in QEMU's pc-testdev, for
+    test guests.
     There are at most two floppies. `bios` says that our own BIOS
     boots from the drives (`VirtualMachine.boot`).
     `firmware` says that real firmware starts the machine: it makes the memory map itself, and its
@@ -38,6 +39,7 @@ class Board:
     files: Mapping[str, bytes] = field(default_factory=dict)
     log: Callable[[int], None] | None = None
     processors: int = 1
+    testdev: bool = False
 
     @property
     def drives(self) -> tuple[Drive | None, ...]:

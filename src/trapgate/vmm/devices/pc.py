@@ -164,7 +164,7 @@ class Pc(Wired):
             {
                 ioapic.BASE_ADDRESS >> 12: self.io_apic,
                 hpet.BASE_ADDRESS >> 12: SlowDevice(self.hpet, processor.wait),
-                MEMORY_PAGE: TestMemory(range(0x1000)),
+                **({MEMORY_PAGE: TestMemory(range(0x1000))} if board.testdev else {}),
             }
         )
         self.vga = VgaRegisters(processor, self.ports)
@@ -186,8 +186,7 @@ class Pc(Wired):
             if debug_emit is None
             else DebugConsole(debug_emit),
             DebugExit(self.bus),
-            TestMemory(range(0xE0, 0xE4)),
-            TestLines([self._line(irq) for irq in range(16)]),
+            *self._test_devices(board),
             self.vga,
             *self._pci(board, processor, nothing if ram is None else ram, frame_buffer),
             SlowDevice(self.power, processor.wait),
@@ -226,6 +225,12 @@ class Pc(Wired):
         """The 8259s' output, which goes to LINT0 of every processor."""
         for apic in self.apics:
             apic.lint(0, level)
+
+    def _test_devices(self, board: Board) -> tuple[Device, ...]:
+        if not board.testdev:
+            return ()
+        lines = [self._line(irq) for irq in range(16)]
+        return TestMemory(range(0xE0, 0xE4)), TestLines(lines)
 
     def _pci(
         self,

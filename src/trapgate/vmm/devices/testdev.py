@@ -1,6 +1,7 @@
 """What QEMU's pc-testdev shows to test guests: a word of memory, one page of it, interrupt lines.
 
-kvm-unit-tests looks for it at these places. Other guests have no business there.
+kvm-unit-tests looks for it at these places. What else QEMU has there, a port (E4H) that flushes a
+page of the host's, has no effect that a guest could see.
 """
 
 from collections.abc import Sequence
