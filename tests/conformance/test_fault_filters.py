@@ -343,20 +343,20 @@ def test_alignment_is_checked_where_the_page_would_have_been_writable(engine: st
 def test_what_stores_more_than_once_is_judged_as_a_whole_wherever_its_segment_begins(
     engine: str, base: int
 ) -> None:
-    """PUSHAD unmaps seven pages, and maps one by EDI, the last that it stores."""
+    """PUSHAD maps one page by EAX, which some store last of all, and unmaps seven."""
     rip = CODE - base & 0xFFFF_FFFF
-    registers = dict.fromkeys(("rax", "rcx", "rdx", "rbx", "rbp", "rsi"), UNMAPPED)
-    registers |= {"rdi": OTHER, "rsp": TWO_LEVEL.tables + 0x60}
+    registers = dict.fromkeys(("rcx", "rdx", "rbx", "rbp", "rsi", "rdi"), UNMAPPED)
+    registers |= {"rax": OTHER, "rsp": TWO_LEVEL.tables + 0x60}
     memory = dict.fromkeys(TWO_LEVEL.frames, pack("<I", PRESENT) * 0x400)
     memory |= {rip & 0xFFFFF: b"\x89"} if base == 0x1000 else {}
     outcome = Bench(TWO_LEVEL, engine).run(
-        b"\x60",
+        bytes.fromhex("89c0 60"),  # mov eax, eax; pushad
         writable=False,
         memory=memory,
         registers=registers,
         fields={"GUEST_CS_BASE": base, "GUEST_RIP": rip},
     )
-    assert [row[ROW_DISPOSITION] for row in outcome.rows] == [EXIT]
+    assert [(row[ROW_DISPOSITION], row[ROW_RIP]) for row in outcome.rows] == [(EXIT, rip + 2)]
     frame = TWO_LEVEL.frames[0]
     assert outcome.memory[frame : frame + 0x80] == pack("<I", PRESENT) * 0x20
 

@@ -114,12 +114,23 @@ def test_a_task_switch_to_a_directory_that_cannot_stand_is_refused() -> None:
     assert vm.vmcs["GUEST_CR3"] == before
 
 
-def test_ins_to_a_table_is_refused() -> None:
-    # mov rdi, X; mov dx, 3F8H; insb
-    code = LINKED + b"\xbf" + pack("<I", X) + bytes.fromhex("66baf803 6c") + HLT
+@pytest.mark.parametrize(("ins", "before"), [("6c", 0), ("6d", 0), ("6d", 2)])
+def test_ins_to_a_table_is_refused(ins: str, before: int) -> None:
+    """Of one byte, of four, and of four of which two are in the page below."""
+    # mov rdi, X - before; mov dx, 3F8H
+    code = LINKED + b"\xbf" + pack("<I", X - before) + bytes.fromhex("66baf803" + ins) + HLT
     stop = machine(code, "figure-8", OWN_FRAME | NO_LINK).run(timeout=20)
     assert stop.end is End.REFUSED
     assert "INS" in stop.message
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_outs_from_a_foreign_frame_is_refused(before: int) -> None:
+    # mov rsi, the end of memory - before; mov dx, 3F8H; outsd
+    code = b"\xbe" + pack("<I", MEMORY - before) + bytes.fromhex("66baf803 6f") + HLT
+    stop = machine(code, "figure-8", OWN_FRAME | NO_LINK).run(timeout=20)
+    assert stop.end is End.REFUSED
+    assert "OUTS" in stop.message
 
 
 def test_a_screen_opens_no_window_past_the_vmm() -> None:

@@ -56,14 +56,16 @@ _KNOSMAP = 2
 
 @jit
 def code_at_rip(m: Cells) -> int:
-    """Eight bytes of code at RIP, little endian; what cannot be read is 0."""
+    """Eight bytes of code at RIP, little endian; what cannot be read is 0.
+
+    The VMCS in force has the engine's control registers.
+    """
     env = m[mc.ENV]
     linear = peek64(env + at.EIP)
     if peek32(env + at.HFLAGS) & at.HF_CS64 == 0:
         linear = (linear + peek64(env + at.SEGMENTS + at.SEGMENT_SIZE + at.BASE)) & 0xFFFFFFFF
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
     v = cells(m[mc.V], m[mc.V_CELLS])
-    save_paging(env, v)
     word = 0
     n = 0
     while n < 8:
@@ -100,14 +102,16 @@ def intercept_store(
     mmu_index: int,
     return_address: int,
 ) -> bool:
-    """Redirect a store that would fault with `code`; False if no filter may judge it here."""
+    """Redirect a store that would fault with `code`; False if no filter may judge it here.
+
+    The walk that found the fault was the last thing that happened.
+    """
     v = cells(m[mc.V], m[mc.V_CELLS])
     if not is_stopped_table_write(v, code):
         return False
     if return_address == 0 or address & (size - 1) != 0:
         return False
     mem = memory(m[mc.MEM], m[mc.MEM_CELLS], m[mc.WATCH])
-    save_paging(m[mc.ENV], v)
     kind, physical = entry_written(v, _AC if mmu_index == _KNOSMAP else 0, mem, address, user)
     if kind == 0 or pages_of(m)[physical >> 12] & CODE:
         # Code in a page table: the block itself may be what the store changes.

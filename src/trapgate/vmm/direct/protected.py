@@ -29,7 +29,7 @@ from trapgate.events.journal import COMPLETED
 from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
-from trapgate.paging.walk import WRITE, pointer_is_legal
+from trapgate.paging.walk import READ, WRITE, pointer_is_legal
 from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
 from trapgate.processor.processor import VmExit
@@ -335,18 +335,21 @@ class ProtectedMachine(SharingMachine):
         return self.refuse(refusal) if refusal is not None else super().take_cr3(value)
 
     def string_io(self, port: int, size: int, *, is_in: bool) -> Action:
-        """INS may not go to a table, either."""
-        if is_in:
-            v = self.vmcs.cells
-            user = 1 if privilege_level(v) == 3 else 0
-            guest = Operand(self.processor, v)
-            linear = signed(self.vmcs["GUEST_LINEAR_ADDRESS"])
-            _, code = guest.walk(linear, WRITE, user)
-            if code >= 0 and code & PFEC_MAP:
-                frame = self._table_let_go(guest, linear, user)
-                if frame >= 0:
-                    return self.refuse(Refusal(f"INS goes to frame {frame:#x}, a table or foreign"))
-                return RESUME
+        """INS may not go to a table, either, nor INS or OUTS to a foreign frame."""
+        v = self.vmcs.cells
+        user = 1 if privilege_level(v) == 3 else 0
+        guest = Operand(self.processor, v)
+        name, access = ("INS", WRITE) if is_in else ("OUTS", READ)
+        first = int(self.vmcs["GUEST_LINEAR_ADDRESS"])
+        for linear in (signed(first), signed(guest.wrap(first + size - 1))):
+            _, code = guest.walk(linear, access, user)
+            if code < 0 or not code & PFEC_MAP:
+                continue
+            frame = self._table_let_go(guest, linear, user)
+            if frame >= 0:
+                reason = f"{name} goes to frame {frame:#x}, a table or foreign"
+                return self.refuse(Refusal(reason))
+            return RESUME
         return super().string_io(port, size, is_in=is_in)
 
     def _table_let_go(self, guest: Operand, linear: int, user: int) -> int:
