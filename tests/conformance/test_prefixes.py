@@ -193,7 +193,9 @@ def test_lock_neg_sets_the_flags_of_its_result(operand: int, engine: str) -> Non
     """SDM, "NEG": CF is 0 only if the operand is 0; the others are set by the result."""
     result = -operand & 0xFF
     flags = 2 | (operand != 0) | (result == 0) << 6 | result & 0x80
-    flags |= (result.bit_count() % 2 == 0) << 2 | (operand & 0xF != 0) << 4 | (operand == 0x80) << 11
+    flags |= (
+        (result.bit_count() % 2 == 0) << 2 | (operand & 0xF != 0) << 4 | (operand == 0x80) << 11
+    )
     for mode, prefixes in ((mode, n) for mode in MODES[1:] for n in (b"\xf0", b"\xf0\x3e")):
         guest = Tiny(mode, 0, prefixes + b"\xf6\x1f" + VMCALL, registers={"rdi": DATA})
         guest.memory |= {DATA: bytes([operand])}
