@@ -185,3 +185,21 @@ def test_popcnt_and_crc32_in_16_bit_code(code: str, eax: int, engine: str) -> No
     guest.registers = {"rax": 0xAAAA_AAAA, "rbx": 0x00FF_0F0F if code[-2:] == "c3" else 0x800}
     run = begin(guest, engine=engine)
     assert (end(run)[0], run.processor.registers.rax) == (ExitReason.VMCALL, eax)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("operand", [0x44, 0, 0x80, 0xFF, 0x10])
+def test_lock_neg_sets_the_flags_of_its_result(operand: int, engine: str) -> None:
+    """SDM, "NEG": CF is 0 only if the operand is 0; the others are set by the result."""
+    result = -operand & 0xFF
+    flags = 2 | (operand != 0) | (result == 0) << 6 | result & 0x80
+    flags |= (
+        (result.bit_count() % 2 == 0) << 2 | (operand & 0xF != 0) << 4 | (operand == 0x80) << 11
+    )
+    for mode, prefixes in ((mode, n) for mode in MODES[1:] for n in (b"\xf0", b"\xf0\x3e")):
+        guest = Tiny(mode, 0, prefixes + b"\xf6\x1f" + VMCALL, registers={"rdi": DATA})
+        guest.memory |= {DATA: bytes([operand])}
+        run = begin(guest, engine=engine)
+        assert run.exit.reason == ExitReason.VMCALL, mode
+        assert run.processor.memory.read(DATA, 1) == bytes([result]), mode
+        assert run.vmcs["GUEST_RFLAGS"] & 0x8D7 == flags, mode

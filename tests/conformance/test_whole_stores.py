@@ -68,6 +68,20 @@ def test_nothing_is_stored_before_a_page_that_faults(name: str, engine: str) -> 
         assert run.processor.memory.read(start, len(BEFORE)) == BEFORE
 
 
+@pytest.mark.parametrize(
+    ("code", "distance"), [("0fae07", 504), ("0fae07", 8), ("31d283c8ff0fae27", 496)]
+)
+def test_an_unaligned_area_is_gp_whatever_its_pages(code: str, distance: int, engine: str) -> None:
+    """SDM, "FXSAVE", "XSAVE": #GP if not aligned on 16 or 64 bytes, before memory is accessed."""
+    for mode in ("pae", "l64"):
+        address = ABSENT - distance
+        guest = Tiny(mode, code=bytes.fromhex(code), registers={"rdi": address})
+        guest.fields |= {"GUEST_CR4": 0x2620 | 1 << 18}
+        event = begin(guest, EVERYTHING, engine=engine).exit.interruption
+        assert event is not None
+        assert (event.vector, event.error_code) == (GP, 0)
+
+
 def test_the_page_before_may_be_the_one_that_faults(engine: str) -> None:
     """Ring 3 stores to the last bytes of the supervisor's page, of which READ_ONLY is before."""
     for code, address, expected in (

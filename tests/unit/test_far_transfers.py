@@ -116,6 +116,13 @@ def test_targets_that_are_not_canonical(transfer: Transfer) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("target", [-(1 << 47), -1, -(1 << 63) + TARGET, 1 << 32])
+def test_targets_beyond_the_limit_of_compatible_code(transfer: Transfer, target: int) -> None:
+    # A target of 64 bits is unsigned (SDM, "JMP": "tempEIP is outside code segment limit").
+    assert transfer(made(bits=64), g.CODE0, target) == (GP, 0, 0)
+
+
+@BOTH
 @pytest.mark.parametrize("kind", [1, 3, 5, 9, 11])
 def test_tasks(transfer: Transfer, kind: int) -> None:
     """Their own checks are those of `task_switch`; in IA-32e mode there are no tasks."""

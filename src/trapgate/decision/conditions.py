@@ -124,7 +124,9 @@ def parse(text: str, names: Names | None = None) -> Condition:
         tree = ast.parse(stripped, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = getattr(error, "offset", None) or len(stripped) + 1
-        raise ConditionError("this is not a condition", column) from None
+        raise ConditionError(
+            "this is not a condition; write one like cpl == 3 and write", column
+        ) from None
     return _Reader(stripped, names or Names()).condition(tree, 0)
 
 

@@ -10,7 +10,8 @@ CHANGES_CARRY = -1
 """Besides a number of bytes: no such store; RCL or RCR of memory."""
 
 _PAGE = 0xFFF
-_XSAVE_AREA = 576
+FXSAVE_AREA, XSAVE_AREA = 512, 576
+"""How many bytes FXSAVE stores, and XSAVE at most."""
 _X87_ENVIRONMENT, _X87_STATE = 28, 108
 _SMALLER = 14
 """How much smaller these are with operands of 16 bits."""
@@ -59,7 +60,7 @@ def whole_vector_store(opcode: int, form: int, repeat: int, operand_size: bool) 
         return NOT_WHOLE
     if opcode == 0xAE:
         field = (form >> 3) & 7
-        return 512 if field == 0 else (_XSAVE_AREA if field == 4 else NOT_WHOLE)
+        return FXSAVE_AREA if field == 0 else (XSAVE_AREA if field == 4 else NOT_WHOLE)
     if opcode in (0x11, 0x29, 0x2B):
         return 16 if repeat == 0 else NOT_WHOLE
     if opcode == 0x7F:

@@ -176,4 +176,4 @@ def target_is_legal(v: Cells, descriptor: int, target: int) -> bool:
     """Whether an instruction pointer is within a code segment: its limit, or canonical."""
     if is_64_bit(v, descriptor):
         return -(1 << 47) <= target < 1 << 47
-    return target <= limit_of(descriptor)
+    return 0 <= target <= limit_of(descriptor)

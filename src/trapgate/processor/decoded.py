@@ -30,7 +30,6 @@ from trapgate.sdm import cells as f
 from trapgate.sdm import registers
 from trapgate.sdm.state import (
     AR_DB,
-    AR_UNUSABLE,
     CR0_AM,
     DR6_BREAKPOINTS,
     PENDING_BS,
@@ -38,6 +37,7 @@ from trapgate.sdm.state import (
     RFLAGS_DF,
 )
 from trapgate.sdm.vectors import AC, GP, PF, SS
+from trapgate.vmx.operand import operand_linear
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _ES, _SS, _DS = 0, 2, 3
@@ -328,19 +328,7 @@ class Operand:
 
 def is_allowed(v: Cells, segment: int, offset: int, size: int, *, write: bool) -> bool:
     """Whether a segment's descriptor allows an access (SDM, "Limit Checking", "Type Checking")."""
-    rights = int(v[f.GUEST_ES_ACCESS_RIGHTS + segment])
-    limit = int(v[f.GUEST_ES_LIMIT + segment]) & 0xFFFF_FFFF
-    if rights & AR_UNUSABLE:
-        return False
-    end = offset + size - 1
-    if rights & 8:
-        return end <= limit and not write and rights & 2 != 0
-    if write and not rights & 2:
-        return False
-    if rights & 4:
-        top = 0xFFFF_FFFF if rights & 1 << 14 else 0xFFFF
-        return offset > limit and end <= top
-    return end <= limit
+    return operand_linear(v, segment, offset, size, int(write))[0] == ix.GO_ON
 
 
 @cache

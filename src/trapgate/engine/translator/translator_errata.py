@@ -15,7 +15,7 @@ wheels. It has these means:
   before an SSE instruction also in place of 66H; in 64-bit mode FS or GS of several segments.
   Before a near branch in 64-bit mode 66H is not shown.
 * Another byte is shown for a REX, an immediate or a ModR/M byte of which the translator makes more
-  than it means (`decode.register_forms`).
+  than it means (`decode.register_forms`), and for the LOCK of NEG.
 * STI, MOV SS and POP SS leave word of what they block, for which the engine has one flag
   only; in the shadow of another the engine would not block again.
 
@@ -329,6 +329,7 @@ def look(reader: int, block: int, env: int) -> int:
     segment = 0
     ignored = mixed = False
     rex = 0
+    lock_at = 0
     byte = 0
     n = 0
     while n < 15:
@@ -339,6 +340,7 @@ def look(reader: int, block: int, env: int) -> int:
         rex = byte if byte & 0xF0 == 0x40 else 0
         if byte == 0xF0:
             lock = True
+            lock_at = start + n
         elif byte == 0x66:
             operand_size = True
         elif byte == 0x67:
@@ -427,6 +429,10 @@ def look(reader: int, block: int, env: int) -> int:
     elif opcode_map == ONE_BYTE and byte == RET_AND_RELEASE:
         # The engine takes what is to be released as signed.
         forbidden = code_byte(reader, env, form_at + 1) >= 0x80
+    if lock and byte & 0xFE == 0xF6 and (code_byte(reader, env, form_at) >> 3) & 7 == 3:
+        # The engine sets the flags of LOCK NEG by its operand, not by its result. A processor has
+        # its turn to itself, so LOCK need not be seen; NEG ignores this prefix.
+        show(m, lock_at, 0xF3)
     if m[mc.BRANCH_IS_FAR] != 0 and (flags & at.HF_PE == 0 or flags & RFLAGS_VM):
         # The engine would have loaded CS before it looks at the limit.
         form = code_byte(reader, env, form_at) if byte == 0xFF else 0

@@ -11,6 +11,7 @@ from trapgate.compiler.dialect import Cells
 from trapgate.compiler.kinds import INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, memory, peek32, peek64, poke32
+from trapgate.decode.whole_stores import FXSAVE_AREA, XSAVE_AREA
 from trapgate.engine import machine as mc
 from trapgate.engine.guest.clock import execute_again
 from trapgate.engine.guest.state import save_paging
@@ -81,6 +82,9 @@ def second_page(m: Cells, address: int, size: int) -> int:
 def on_whole_store(machine: int, address: int, size: int, back: int) -> None:
     """Before a store of `size` bytes at a linear address."""
     if (address & _PAGE) + size <= _PAGE + 1:
+        return
+    if (size == XSAVE_AREA and address & 63 != 0) or (size == FXSAVE_AREA and address & 15 != 0):
+        # #GP before any page fault, which the engine's helpers raise.
         return
     m = cells(machine, mc.CELLS)
     demand_writable(m, second_page(m, address, size), address, back)
