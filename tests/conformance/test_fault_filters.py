@@ -362,6 +362,33 @@ def test_what_stores_more_than_once_is_judged_as_a_whole_wherever_its_segment_be
 
 
 @both_engines
+def test_a_completed_write_sets_the_flags_of_what_translates_it(engine: str) -> None:
+    """Of the directory's entry for the table, with CR0.WP, too; a fault sets none (SDM)."""
+    at = TWO_LEVEL.self_entry - 4 * 768 + 4
+    for value, flags in ((UNMAPPED, 0x60), (OTHER, 0)):
+        entry = {at: pack("<I", TWO_LEVEL.frames[0] | 5)}
+        outcome = store(Bench(TWO_LEVEL, engine), value, memory=entry, GUEST_CR0=0x80010031)
+        (now,) = unpack_from("<I", outcome.memory, at)
+        assert (went(outcome) == COMPLETE) == (value == UNMAPPED)
+        assert now == TWO_LEVEL.frames[0] | 5 | flags
+
+
+@both_engines
+def test_of_two_entries_written_at_once_the_refused_one_is_told(engine: str) -> None:
+    """CMPXCHG8B, aligned: the first would be unmapped, the second lead elsewhere."""
+    registers = {"rax": PRESENT, "rdx": PRESENT, "rbx": UNMAPPED, "rcx": OTHER}
+    outcome = Bench(TWO_LEVEL, engine).run(
+        bytes.fromhex("0fc70f"),
+        writable=False,
+        memory=dict.fromkeys(TWO_LEVEL.frames, pack("<I", PRESENT) * 0x400),
+        registers=registers | {"rdi": TWO_LEVEL.tables + 0x40},
+        fields={},
+    )
+    row = outcome.rows[-1]
+    assert (went(outcome), row[ROW_OLD_VALUE], row[ROW_DATA]) == (EXIT, PRESENT, OTHER)
+
+
+@both_engines
 def test_under_smap_a_users_table_is_the_supervisors_with_ac_alone(engine: str) -> None:
     """The error code is the same, whether R/W or SMAP stops a write (SDM, "Access Rights")."""
     bench = Bench(TWO_LEVEL, engine)

@@ -7,7 +7,20 @@ from struct import pack
 
 import pytest
 
-from tests.direct.test_protected_machine import HLT, LINKED, MEMORY, PML4, RAX_X, X, counts, machine
+from tests.direct.test_protected_machine import (
+    HLT,
+    LINKED,
+    MEMORY,
+    PD_2,
+    PML4,
+    RAX_X,
+    RCX_PD_2,
+    X,
+    Y,
+    counts,
+    machine,
+    words,
+)
 from trapgate.decision.fault_filters import OWN_FRAME
 from trapgate.vmm.direct.mapped_memory import ProtectedHost
 
@@ -46,3 +59,15 @@ def test_what_is_executed_at_the_end_of_a_page_is_looked_at_as_it_is_fetched(wit
     exits, completed = counts(vm)
     assert completed == len(present[len(LINKED) :]) // (len(RAX_X) + 8)
     assert exits == 2 + 8
+
+
+def test_a_completed_store_sets_the_flags_of_what_translates_it() -> None:
+    """PD_2[1] = 20_0000H | 87H, a large page by which X is stored to: A and D."""
+    alias = 0x4020_0000 + X - 0x20_0000
+    code = LINKED + RCX_PD_2 + bytes.fromhex("48c7410887002000")
+    code += b"\xb8" + pack("<I", alias) + bytes.fromhex("48c70007004000") + HLT
+    vm = machine(code, "none", OWN_FRAME)
+    assert "halted" in vm.run(timeout=20).message
+    assert counts(vm)[1] == 1
+    assert words(vm, PD_2)[1] == 0x20_00E7
+    assert words(vm, X)[0] == Y | 7
