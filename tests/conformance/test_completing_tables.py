@@ -29,6 +29,7 @@ from trapgate.events.journal import (
     ROW_OLD_VALUE,
     ROW_REASON,
     ROW_RIP,
+    ROW_TIME,
 )
 from trapgate.paging.frame_map import LEAF, OWN, TABLE
 
@@ -186,6 +187,16 @@ def test_the_table_sees_the_processor_as_it_was_before_the_write(
         wrong = when(f"not {fact} and table_entry == 1", Action.COMPLETE)
         outcome = write(bench, UNMAPPED, wrong, code=block, old=0)
         assert outcome.rows[0][ROW_DISPOSITION] == Disposition.EXIT, fact
+
+
+@both_engines
+def test_a_completed_write_has_the_time_of_its_instruction(engine: str) -> None:
+    bench = Bench(TWO_LEVEL, engine)
+    nop = b"\x90"
+    code = nop + STORE + 3 * nop + STORE + 5 * nop
+    outcome = write(bench, UNMAPPED, when("table_entry == 1", Action.COMPLETE), code=code)
+    assert [row[ROW_DISPOSITION] for row in outcome.rows[:2]] == [Disposition.COMPLETE] * 2
+    assert [row[ROW_TIME] for row in outcome.rows[:2]] == [2, 6]
 
 
 @both_engines
