@@ -215,7 +215,7 @@ class Operand:
         v = self.v
         size = _WIDTH[instruction.mnemonic]
         _, pointer, counter = _string_operands(instruction)
-        self.check_string(instruction, linear)
+        self.check_string(instruction)
         if source is None:
             value = self.read(linear, size)
             self.check_alignment(linear, size)
@@ -232,27 +232,21 @@ class Operand:
                 return
         advance(v, instruction.len)
 
-    def check_string(self, instruction: iced.Instruction, linear: int, count: int = 1) -> None:
+    def check_string(self, instruction: iced.Instruction, count: int = 1) -> None:
         """Whether its segment lets INS or OUTS reach `count` elements; else OperandFaultError."""
         size = count * _WIDTH[instruction.mnemonic]
         is_in = instruction.mnemonic in _STRINGS
         offset = self.register(_string_operands(instruction)[1])
-        self._check(self.segment(instruction), offset, linear, size, write=is_in)
+        self._check(self.segment(instruction), offset, size, write=is_in)
 
     def check_alignment(self, linear: int, size: int) -> None:
         """Raise #AC if alignment is checked and not that of `size` bytes."""
-        v = self.v
-        checked = v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM
-        if checked and linear & size - 1 and privilege_level(v) == 3:
+        if linear & size - 1 and checks_alignment(self.v):
             raise OperandFaultError(AC, 0)
 
-    def _check(self, segment: int, offset: int, linear: int, size: int, *, write: bool) -> None:
+    def _check(self, segment: int, offset: int, size: int, *, write: bool) -> None:
         """Raise OperandFaultError if a segment has no `size` bytes there for such an access."""
-        if self.long:
-            allowed = all((linear + n) >> 47 in (0, 0x1FFFF) for n in (0, size - 1))
-        else:
-            allowed = is_allowed(self.v, segment, offset, size, write=write)
-        if not allowed:
+        if not is_allowed(self.v, segment, offset, size, write=write):
             raise OperandFaultError(SS if segment == _SS else GP, 0)
 
     def string_block(
@@ -275,7 +269,7 @@ class Operand:
         if count < 2:
             return None
         try:
-            self.check_string(instruction, linear, count)
+            self.check_string(instruction, count)
             physical = self.physical(linear, 1 if instruction.mnemonic in _STRINGS else 0)
             self.check_alignment(linear, size)
         except OperandFaultError:
@@ -301,10 +295,8 @@ class Operand:
 
     def accessible(self, instruction: iced.Instruction, size: int, *, write: bool) -> int:
         """The linear address of a memory operand that its segment allows, or OperandFaultError."""
-        linear = self.linear(instruction)
-        segment, offset = self.segment(instruction), self._offset(instruction)
-        self._check(segment, offset, linear, size, write=write)
-        return linear
+        self._check(self.segment(instruction), self._offset(instruction), size, write=write)
+        return self.linear(instruction)
 
     def _offset(self, instruction: iced.Instruction) -> int:
         """The effective address of the memory operand."""
@@ -326,9 +318,18 @@ class Operand:
         return segment
 
 
+def checks_alignment(v: Cells) -> bool:
+    """Whether accesses that are not aligned raise #AC (SDM, "Alignment Check Exception (#AC)")."""
+    wanted = v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM
+    return bool(wanted) and privilege_level(v) == 3
+
+
 def is_allowed(v: Cells, segment: int, offset: int, size: int, *, write: bool) -> bool:
-    """Whether a segment's descriptor allows an access (SDM, "Limit Checking", "Type Checking")."""
-    return operand_linear(v, segment, offset, size, int(write))[0] == ix.GO_ON
+    """Whether a segment allows an access (SDM, "Limit Checking", "Type Checking").
+
+    In 64-bit mode that its addresses are canonical; `offset` is unsigned.
+    """
+    return operand_linear(v, segment, signed(offset), size, int(write))[0] == ix.GO_ON
 
 
 @cache
@@ -489,7 +490,7 @@ def _string_io(processor: LogicalProcessor, guest: Operand, instruction: iced.In
     if v is processor.x86_vmm.vmcs:
         # The x86 VMM lets its guest have the port: it is the platform's. What memory may
         # raise is that VMM's business still.
-        guest.check_string(instruction, linear)
+        guest.check_string(instruction)
         for place in (linear, guest.wrap(linear + size - 1)):
             guest.physical(place, is_in)
         guest.check_alignment(linear, size)

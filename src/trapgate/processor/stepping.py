@@ -20,20 +20,18 @@ from trapgate.decode.sse_operands import has_aligned_operand
 from trapgate.engine import machine as stops
 from trapgate.events.exits import vm_exit
 from trapgate.operands.mode import privilege_level
-from trapgate.processor.decoded import Operand, is_allowed
+from trapgate.processor.decoded import Operand, checks_alignment, is_allowed
 from trapgate.processor.logical import LogicalProcessor, Outcome, signed
 from trapgate.sdm import cells as f
 from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
-    CR0_AM,
     CR4_OSXMMEXCPT,
     DEBUGCTL_BTF,
     DR6_BREAKPOINTS,
     PENDING_BS,
     PENDING_ENABLED_BREAKPOINT,
-    RFLAGS_AC,
     RFLAGS_RF,
     RFLAGS_VM,
 )
@@ -433,7 +431,7 @@ def is_misaligned(guest: Operand, instruction: iced.Instruction, accesses: list[
     is #GP or #SS instead, and the engine will find it.
     """
     v = guest.v
-    if not (v[f.GUEST_RFLAGS] & RFLAGS_AC and v[f.GUEST_CR0] & CR0_AM and privilege_level(v) == 3):
+    if not checks_alignment(v):
         return False
     if not guest.long and not all(_allows(v, access) for access in accesses):
         return False

@@ -17,7 +17,7 @@ from trapgate.processor.task_switch import load_cr3
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT
-from trapgate.sdm.vectors import ROWS
+from trapgate.sdm.vectors import PF, ROWS
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import Action, End, Inject, Resume, Stop
 from trapgate.vmm.bios.firmware import Bios
@@ -32,7 +32,6 @@ from trapgate.vmm.loaders.layout import frame_buffer, memory_map
 from trapgate.vmm.ui.console import Console
 
 _TF = 1 << 8
-_PF = 14
 _MOST_OUTPUT = 1 << 20
 """Bytes of output that are kept without a console."""
 _MOST_DEADLINES = 64
@@ -249,7 +248,7 @@ class Platform:
                 lambda value: self.devices.write(port, size, value, now),
             )
         except OperandFaultError as fault:
-            if fault.vector == _PF:
+            if fault.vector == PF:
                 self.processor.registers.cells[16] = fault.address
             return self.fault(fault.vector, fault.error_code)
         registers = self.processor.registers.cells
