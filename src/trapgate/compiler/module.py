@@ -24,6 +24,9 @@ from trapgate.compiler.kinds import (
     VOID,
     CType,
     Value,
+    composed,
+    received,
+    returned,
 )
 from trapgate.compiler.operators import Operators
 from trapgate.compiler.routine import Routine
@@ -89,15 +92,14 @@ class Module:
 
     def _body(self, wanted: Routine) -> Code:
         code = Code()
-        named = enumerate(wanted.parameters.items())
-        arguments = {name: Value(f"%a{n}", kind) for n, (name, kind) in named}
+        values, _ = received(wanted.parameters.values())
+        arguments = dict(zip(wanted.parameters, values, strict=True))
         Statements(self, code, wanted, arguments).all()
         return code
 
     def _define(self, wanted: Routine, code: Code) -> None:
-        kinds = enumerate(wanted.parameters.values())
-        parameters = ", ".join(f"{kind.llvm} %a{n}" for n, kind in kinds)
-        head = f"internal {_CONVENTION} {wanted.result.llvm}"
+        _, parameters = received(wanted.parameters.values())
+        head = f"internal {_CONVENTION} {returned(wanted.result)}"
         if wanted.function in APART:
             attributes = "#2"
         elif wanted.function in INLINED or self._calls[wanted.symbol] == 1:
@@ -168,12 +170,21 @@ class Module:
     def call(self, code: Code, callee: Routine, arguments: Sequence[Value]) -> Value:
         """A call of a function with code of its own."""
         self._calls[callee.symbol] += 1
-        given = ", ".join(f"{value.kind.llvm} {value.text}" for value in arguments)
-        call = f"call {_CONVENTION} {callee.result.llvm} {self.ask(callee)}({given})"
-        if callee.result is NOTHING:
+        operands = (one for value in arguments for one in value.operands)
+        given = ", ".join(f"{value.kind.llvm} {value.text}" for value in operands)
+        result = callee.result
+        call = f"call {_CONVENTION} {returned(result)} {self.ask(callee)}({given})"
+        if result is NOTHING:
             code.put(call)
             return Value("", NOTHING)
-        return code.let(call, callee.result)
+        whole = code.let(call, result)
+        if not result.parts:
+            return whole
+        parts = (
+            code.let(f"extractvalue {returned(result)} {whole.text}, {n}", kind)
+            for n, kind in enumerate(result.operands)
+        )
+        return composed(result, parts)
 
     def stop(self, code: Code, words: str) -> None:
         """In a checked build: say what is wrong on standard error, and end the process."""
@@ -189,7 +200,7 @@ class Module:
         self._texts.append(f'{name} = private unnamed_addr constant {shape} c"{data}"')
         return name
 
-    def array(self, constant: Any) -> Value:
+    def array(self, code: Code, constant: Any) -> Value:
         """A constant array of a Python module."""
         if id(constant) not in self._arrays:
             name = f"@array{len(self._arrays)}"
@@ -198,4 +209,4 @@ class Module:
             self._texts.append(f"{name} = private unnamed_addr constant {shape} [{numbers}]")
             self._arrays[id(constant)] = name, constant
         name, _ = self._arrays[id(constant)]
-        return Value(f"{{ptr {name}, i64 {len(constant)}}}", CELLS)
+        return code.array(CELLS, name, str(len(constant)))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from trapgate.compiler import raw
 from trapgate.compiler.expressions import Expressions
-from trapgate.compiler.kinds import INT, KINDS, NOTHING, Value, integer
+from trapgate.compiler.kinds import INT, KINDS, NOTHING, Value, integer, returned
 from trapgate.compiler.library import Stub
+from trapgate.compiler.text import stores
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,26 @@ class Statements(Expressions):
     def all(self) -> None:
         """The whole function."""
         self._loops: list[_Loop] = []
+        self._result: Value | None = None
+        """The slot of a result that is several values: they are put together in one place."""
+        self._returning = self.code.name()
         for name in sorted(self.assigned & set(self.constants)):
             value = self.constants.pop(name)
             self.variables[name] = slot = self.code.slot(value.kind)
-            self.code.slots.append(f"store {value.kind.llvm} {value.text}, ptr {slot.text}")
+            self.code.slots += stores(value, slot)
             self.known.add(name)
         self._block(self.source.tree.body)
         if not self.code.ended and self.source.result is not NOTHING:
             raise self.error(
                 self.source.tree, "its end may be reached without a result; end it with `return`"
             )
+        if self._result is not None:
+            self.code.label(self._returning)
+            whole, kind = "poison", returned(self.source.result)
+            for n, one in enumerate(self.code.load(self._result).operands):
+                text = f"insertvalue {kind} {whole}, {one.kind.llvm} {one.text}, {n}"
+                whole = self.code.let(text).text
+            self.code.end(f"ret {kind} {whole}")
         self.code.end(self._end)
 
     @property
@@ -101,7 +112,13 @@ class Statements(Expressions):
             self.code.end(self._end)
             return
         value = self.coerce(self.value(result), kind, node)
-        self.code.end(self._end if kind is NOTHING else f"ret {kind.llvm} {value.text}")
+        if kind.parts:
+            if self._result is None:
+                self._result = self.code.slot(kind)
+            self.code.store(value, self._result)
+            self.code.jump(self._returning)
+        else:
+            self.code.end(self._end if kind is NOTHING else f"ret {kind.llvm} {value.text}")
 
     def _go_on(self, node: ast.stmt, target: ast.expr, arguments: Sequence[ast.expr]) -> None:
         self.demand_stub(node)
@@ -139,7 +156,7 @@ class Statements(Expressions):
                 self.code.store(self.coerce(value, slot.kind, target), slot)
                 self.known.add(name)
             case ast.Tuple(elements):
-                if len(elements) != len(value.kind.parts):
+                if len(elements) != len(value.kind.elements):
                     raise self.error(target, f"{len(elements)} names for a {value.kind.name}")
                 for n, element in enumerate(elements):
                     self._assign(element, self.part(value, n))
@@ -206,14 +223,14 @@ class Statements(Expressions):
     def _while(self, test: ast.expr, body: Sequence[ast.stmt]) -> None:
         again, inside, after = (self.code.name() for _ in range(3))
         self.code.label(again)
-        going_on = self.truth(test)
-        self.code.branch(going_on, inside, after)
+        self.branch_on(test, inside, after)
+        ends_by_break_alone = not self.code.is_wanted(after)
         self.code.label(inside)
         with self._maybe(), self._looping(again, after) as loop:
             self._block(body)
         self.code.jump(again)
         self.code.label(after)
-        if going_on.number and loop.left_with:  # `while True` ends by `break` alone
+        if ends_by_break_alone and loop.left_with:
             self.known = set.intersection(*loop.left_with)
 
     def _count(self, target: ast.Name, bounds: list[ast.expr], body: Sequence[ast.stmt]) -> None:
