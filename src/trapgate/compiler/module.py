@@ -58,6 +58,9 @@ unreachable
 """
 
 
+_SMALL = 8
+"""Instructions of a function that is put into its callers, however many they are."""
+
 _CONVENTION = "swiftcc"
 """How functions of the core call each other: four integers come back in registers, as a page
 walk's do, where C and LLVM's "fastcc" stop at three and go through memory."""
@@ -80,7 +83,7 @@ class Module:
         while len(bodies) < len(self._asked):
             new = list(self._asked.values())[len(bodies) :]
             bodies += [(wanted, self._body(wanted)) for wanted in new]
-        # Which of them are called from one place is known only now.
+        # Which of them are called from one place only is known now.
         for wanted, body in bodies:
             self._define(wanted, body)
         return "\n".join([*self._texts, *([_STOP] if self.checked else []), _ATTRIBUTES])
@@ -102,7 +105,7 @@ class Module:
         head = f"internal {_CONVENTION} {returned(wanted.result)}"
         if wanted.function in APART:
             attributes = "#2"
-        elif wanted.function in INLINED or self._calls[wanted.symbol] == 1:
+        elif wanted.function in INLINED or self._calls[wanted.symbol] == 1 or code.size <= _SMALL:
             attributes = "#3"
         else:
             attributes = "#0"

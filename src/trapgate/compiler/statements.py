@@ -21,6 +21,12 @@ class _Loop:
     left_with: list[set[str]] = field(default_factory=list)
 
 
+_MOST_ROUNDS = 32
+_LONGEST = 600
+"""A loop over a range of written numbers is written out as so many rounds, at most, if they have
+no more than so many nodes of the syntax tree together: LLVM is not asked to unroll any."""
+
+
 class Statements(Expressions):
     """The statements of one function."""
 
@@ -90,7 +96,7 @@ class Statements(Expressions):
             ) if self.is_builtin("range"):
                 self._count(target, bounds, body)
             case ast.For(ast.Name() as target, ast.Tuple([_, *_] as elements), body, []):
-                self._each(target, elements, body)
+                self._each(target, [self.value(element) for element in elements], body)
             case ast.Break() if self._loops:
                 self._loops[-1].left_with.append(set(self.known))
                 self.code.jump(self._loops[-1].after)
@@ -238,6 +244,10 @@ class Statements(Expressions):
         values = [self.coerce(self.value(bound), INT, bound) for bound in bounds]
         if len(values) not in (1, 2):
             raise self.error(target, "a range has one bound or two; count steps with `while`")
+        first, last = (value.number for value in (integer(0), *values)[-2:])
+        if first is not None and last is not None and self._is_short(last - first, body):
+            self._each(target, [integer(number) for number in range(first, last)], body)
+            return
         counter = self.code.slot(INT)
         self.code.store(values[0] if len(values) == 2 else integer(0), counter)
         again, inside, onward, after = (self.code.name() for _ in range(4))
@@ -254,9 +264,14 @@ class Statements(Expressions):
         self.code.jump(again)
         self.code.label(after)
 
-    def _each(self, target: ast.Name, elements: list[ast.expr], body: Sequence[ast.stmt]) -> None:
-        """`for` over a tuple: its body once for each element."""
-        values = [self.value(element) for element in elements]
+    @staticmethod
+    def _is_short(rounds: int, body: Sequence[ast.stmt]) -> bool:
+        """Whether a loop is to be written out."""
+        size = sum(1 for statement in body for _ in ast.walk(statement))
+        return 0 < rounds <= _MOST_ROUNDS and rounds * size <= _LONGEST
+
+    def _each(self, target: ast.Name, values: Sequence[Value], body: Sequence[ast.stmt]) -> None:
+        """`for` over some values: its body once for each of them."""
         after = self.code.name()
         for value in values:
             onward = self.code.name()

@@ -107,6 +107,18 @@ class Code:
             self.ended = False
             self.put(f"{label[1:]}:")
 
+    @property
+    def size(self) -> int:
+        """How many instructions it has, without those that LLVM will drop first: plain jumps, and
+        loads and stores of variables.
+        """
+        slots = {slot.partition(" ")[0] for slot in self.slots}
+        return sum(
+            not (line.endswith(":") or line.startswith("br label"))
+            and line.rpartition(" ")[2] not in slots
+            for line in self.lines
+        )
+
     def body(self) -> str:
         """The whole text between the braces."""
         return "\n".join([*self.slots, *self.lines])
