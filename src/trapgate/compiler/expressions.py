@@ -78,17 +78,15 @@ class Expressions(Operators):
 
     def value(self, node: ast.expr) -> Value:
         """The value of an expression."""
-        match node:
+        match node:  # what there is most of comes first
+            case ast.Name(name) if name in self.known:
+                return self.code.load(self.variables[name])
+            case ast.Name(name) if name in self.constants:
+                return self.constants[name]
             case ast.Constant(bool(constant)):
                 return TRUE if constant else FALSE
             case ast.Constant(int(number)):
                 return self._constant(number, node)
-            case ast.UnaryOp(ast.USub(), ast.Constant(int(number))) if number is not True:
-                return self._constant(-number, node)  # the least number's opposite is none
-            case ast.Name(name) if name in self.constants:
-                return self.constants[name]
-            case ast.Name(name) if name in self.known:
-                return self.code.load(self.variables[name])
             case ast.Attribute(ast.Attribute(array, "ctypes"), "data"):
                 where = self.part(self.expect(CELLS, array), 0)
                 return self.code.let(f"ptrtoint ptr {where.text} to i64")
@@ -96,6 +94,17 @@ class Expressions(Operators):
                 return self._constant(self.meaning(node), node)
             case ast.BinOp(left, op, right):
                 return self.combine(op, self.value(left), self.value(right), node)
+            case ast.Subscript():
+                return self._subscript(node)
+            case ast.Call(function, arguments, []):
+                return self._call(function, arguments, node)
+            case ast.Compare(left, [ast.In() | ast.NotIn() as op], [operand]):
+                return self._among(self.value(left), op, operand)
+            case ast.Compare(left, ops, operands):
+                links = self._links(self.value(left), ops, operands, node)
+                return links[0]() if len(links) == 1 else self._decided(ast.And(), links, node)
+            case ast.UnaryOp(ast.USub(), ast.Constant(int(number))) if number is not True:
+                return self._constant(-number, node)  # the least number's opposite is none
             case ast.UnaryOp(ast.Not()):
                 return self.truth(node)
             case ast.UnaryOp(op, operand):
@@ -103,19 +112,10 @@ class Expressions(Operators):
             case ast.BoolOp(op, operands):
                 values = [functools.partial(self.value, operand) for operand in operands]
                 return self._decided(op, values, node)
-            case ast.Compare(left, [ast.In() | ast.NotIn() as op], [operand]):
-                return self._among(self.value(left), op, operand)
-            case ast.Compare(left, ops, operands):
-                links = self._links(self.value(left), ops, operands, node)
-                return links[0]() if len(links) == 1 else self._decided(ast.And(), links, node)
             case ast.IfExp(test, then, otherwise):
                 return self._either(test, then, otherwise)
             case ast.Tuple([_, *_] as elements):
                 return self.together([self.value(element) for element in elements])
-            case ast.Subscript():
-                return self._subscript(node)
-            case ast.Call(function, arguments, []):
-                return self._call(function, arguments, node)
         raise self.error(
             node,
             f"`{ast.unparse(node)[:60]}` is no expression of the dialect; it has numbers, names, "

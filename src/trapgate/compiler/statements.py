@@ -267,8 +267,9 @@ class Statements(Expressions):
     @staticmethod
     def _is_short(rounds: int, body: Sequence[ast.stmt]) -> bool:
         """Whether a loop is to be written out."""
-        size = sum(1 for statement in body for _ in ast.walk(statement))
-        return 0 < rounds <= _MOST_ROUNDS and rounds * size <= _LONGEST
+        if not 0 < rounds <= _MOST_ROUNDS:
+            return False
+        return rounds * sum(1 for statement in body for _ in ast.walk(statement)) <= _LONGEST
 
     def _each(self, target: ast.Name, values: Sequence[Value], body: Sequence[ast.stmt]) -> None:
         """`for` over some values: its body once for each of them."""
