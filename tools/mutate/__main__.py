@@ -65,8 +65,13 @@ PARTS = {
             "unit/test_self_map.py",
         ),
     ),
+    "filters": Part(
+        ("decision.entry_facts", "decision.frame_filters", "paging.frame_map"),
+        ("unit/test_frame_filters.py",),
+    ),
     "events": Part(
         (
+            "events.breakpoints",
             "events.delivery",
             "events.descriptors",
             "events.exits",
@@ -74,6 +79,7 @@ PARTS = {
             "events.idt",
             "events.ivt",
             "events.journal",
+            "events.stack",
         ),
         (
             "unit/test_delivery.py",
