@@ -82,6 +82,7 @@ PARTS = {
             "events.stack",
         ),
         (
+            "unit/test_breakpoints.py",
             "unit/test_delivery.py",
             "unit/test_descriptors.py",
             "unit/test_nested_faults.py",
@@ -90,6 +91,7 @@ PARTS = {
             "unit/test_frame.py",
             "unit/test_idt.py",
             "unit/test_journal.py",
+            "unit/test_stack.py",
         ),
     ),
     "checks": Part(
