@@ -1,10 +1,11 @@
 """The criteria compiler: from wishes to VMCS fields, with a proof (figure 9, ¶86-87).
 
-`define` compiles wishes, `merge` several filters into one, `learn` a trace; `explain` says
-in words what fields do, `check` whether they do what is wished. What these functions say
-is verified on the rules that the processor runs (`trapgate.decision.rules`). Each verb is a
-module here; what they share is in rooms: `wishes` reads, `terms` speaks z3, `covers` and
-`rule_tables` search, `proofs` proves, `problems` is what is asked. Begin with `define`.
+Each command is a module: `define` compiles wishes, `merge` combines several filters, `learn` works
+from a trace, `explain` describes fields in words, and `check` proves that they do what was wished.
+Subpackages hold what the commands share: `wishes` reads files, `terms` states faults for z3,
+`covers` and `rule_tables` search, `proofs` verifies on the rules that the processor runs
+(`trapgate.decision.rules`), `problems` defines the questions. It may import `vmcs`, `trace` and
+below, and never reaches the engine. Begin with `define`.
 """
 
 from trapgate.criteria.answer import Definition, VectorAnswer
