@@ -120,17 +120,19 @@ def test_words_are_read_upwards_wherever_their_pages_lie(base: int, sp: int, siz
 )
 def test_words_of_64_bits_have_a_sign(value: int, byte: int) -> None:
     guest = Guest(bits=64)
-    # On two pages, of which each is its own: 1FFFFCH is mapped by large pages; a table makes them
-    # small ones.
+    # Small pages at 0 and 2 MB below the end, of which page 5 lies elsewhere.
     guest.write(0x13000, b"".join((n << 12 | 0x67).to_bytes(8, "little") for n in range(64)))
     guest.write(0x12000, (0x13067).to_bytes(8, "little"))
     guest.write(0x13000 + 8 * 5, (0xC067).to_bytes(8, "little"))
+    for table, entry in ((0x10000, 0x11027), (0x11000, 0x12027), (0x12000, 0x13067)):
+        guest.write(table + 511 * 8, entry.to_bytes(8, "little"))
     data = (value & (1 << 64) - 1).to_bytes(8, "little")
     assert data[7] == byte
     for ahead in range(1, 8):
         guest.write(0x5000 - ahead, data[:ahead])
         guest.write(0xC000, data[ahead:])
-        assert pop(guest, 0, 0x5000 - ahead, -1, 8, 1) == [value]
+        for high in (0, -0x20_0000):
+            assert pop(guest, 0, high + 0x5000 - ahead, -1, 8, 1) == [value]
     guest.write(0xC100, data)
     assert pop(guest, 0, 0x5100, -1, 8, 1) == [value]
 
@@ -142,6 +144,8 @@ def test_a_16_bit_stack_wraps_within_its_64_kilobytes(sp: int, base: int) -> Non
     words = [0x1234, 0x5678, 0x9ABC, 0xDEF0]
     for n, word in enumerate(words):
         guest.write(base + ((sp + 2 * n) & MASK_16), word.to_bytes(2, "little"))
+    assert probe(guest, base, 0xFFF8, MASK_16, 2, 4)[0] == base + 0xFFF8
+    assert probe(guest, base, 0xFFFA, MASK_16, 2, 4)[0] == -1
     assert pop(guest, base, sp, MASK_16, 2, 4) == words
 
 
@@ -163,6 +167,7 @@ def test_linear_addresses_wrap_at_4_gigabytes() -> None:
 
 def test_addresses_of_64_bits_do_not_wrap() -> None:
     guest = Guest(bits=64)
+    assert probe(guest, 0, 0x5000, -1, 8, 5) == (0x5000, -1, 0)
     assert probe(guest, 0, 0x1_0000_5000, -1, 8, 1) == (0, 0, 0x1_0000_5000)
     assert probe(guest, 0, 0xFFFF_FFFC, -1, 8, 1)[2] == 0xFFFF_FFFC
     guest.write(0x10000 + 511 * 8, (0x11027).to_bytes(8, "little"))
