@@ -48,7 +48,12 @@ class Part:
 
 PARTS = {
     "decision": Part(
-        ("decision.decide", "decision.faults", "decision.self_map"),
+        (
+            "decision.criteria_table",
+            "decision.decide",
+            "decision.faults",
+            "decision.self_map",
+        ),
         (
             "unit/test_criteria_table.py",
             "unit/test_decide.py",
@@ -57,8 +62,9 @@ PARTS = {
         ),
     ),
     "rules": Part(
-        ("decision.rules", "decision.fault_filters"),
+        ("decision.clauses", "decision.rules", "decision.fault_filters"),
         (
+            "unit/test_criteria_table.py",
             "unit/test_rules.py",
             "unit/test_decide.py",
             "unit/test_fault_filters.py",
