@@ -167,10 +167,10 @@ def of_difference(found: Difference) -> Document:
     return Document("Fields checked against fields", tuple(said))
 
 
-def of_found_criteria(granted: FoundCriteria) -> Document:
+def of_found_criteria(found: FoundCriteria) -> Document:
     """Criteria for wishes about whole faults."""
-    parts: list[Part] = [Paragraph(line) for line in granted.lines()]
-    parts += [Heading("As a VMCS file"), Listing(granted.toml(), "toml")]
+    parts: list[Part] = [Paragraph(line) for line in found.lines()]
+    parts += [Heading("As a VMCS file"), Listing(found.toml(), "toml")]
     return Document("Criteria for wishes about faults", tuple(parts))
 
 

@@ -103,7 +103,7 @@ class VmExit:
         return bool(self._information[0] & _FAILED)
 
     def __repr__(self) -> str:
-        """In words: the reason, the event, and where the guest stood."""
+        """In words: the reason, the event, and where the guest was."""
         reason = self.reason.name.lower().replace("_", " ")
         parts = [f"VM entry failed: {reason}" if self.entry_failed else f"VM exit: {reason}"]
         if self.interruption is not None:
@@ -334,7 +334,7 @@ class Processor(LogicalProcessor):
         head = self.head.copy()
         head[HEAD_CPU] = one.number
         head[HEAD_GENERATION] = self._numbers.setdefault(id(vmcs), len(self._numbers))
-        one.put_aside(vmcs, head)
+        one.save(vmcs, head)
         return one
 
     def runs(self, one: OwnState) -> bool:
@@ -345,8 +345,8 @@ class Processor(LogicalProcessor):
         """Go on as another one of `every`; cached translations of linear addresses are lost."""
         if one is self._own:
             return
-        self._own.put_aside(self._vmcs, self.head)
-        one.take_up(self.head)
+        self._own.save(self._vmcs, self.head)
+        one.restore(self.head)
         self._own = one
         self._vmcs = one.vmcs
         self.registers, self.pins, self.x86_vmm = one.registers, one.pins, one.x86_vmm

@@ -52,7 +52,7 @@ def take_plain(now: dict[str, object], then: Mapping[str, object]) -> None:
         if value is not None and before is not None and type(value) is not type(before):
             raise ValueError(f"{name} is a {type(value).__name__}")
         if not isinstance(value, int | float | str | None):
-            raise ValueError(f"{name} is no plain value")  # noqa: TRY004 -- of a file
+            raise ValueError(f"{name} is not a plain value")  # noqa: TRY004 -- of a file
     now.update(then)
 
 
@@ -77,7 +77,7 @@ class ProcessorSnapshot:
         arrays = [
             *(one.cells for one in vmcss),
             *(array for one in processor.every for array in one.arrays()),
-            *(array for one in waiting for array in one.put_aside_in()),
+            *(array for one in waiting for array in one.saved_arrays()),
             *(engine.devices.pages, head[: _NESTED.start], head[_NESTED.stop :]),
             *others,
             engine.vectors.live,
