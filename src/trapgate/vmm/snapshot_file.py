@@ -1,4 +1,4 @@
-"""Snapshots in files: a machine that goes on in another process.
+"""Snapshots in files: a machine that continues in another process.
 
 A file is a head of fixed size (magic, format, length of the description, digest of all that
 follows), a description in JSON, and compressed parts: the arrays of the processor and the
@@ -144,7 +144,7 @@ def _write(path: Path, parts: Sequence[bytes], description: int) -> None:
 
 
 class SavedMachine:
-    """A snapshot that was read from a file; `machine` makes the machine that goes on.
+    """A snapshot that was read from a file; `machine` makes the machine that continues.
 
     Raises SnapshotError, in words, for what is not a snapshot, is damaged, or is another version's.
     """
@@ -204,7 +204,7 @@ class SavedMachine:
 
     @property
     def time(self) -> int:
-        """The virtual time at which the machine goes on."""
+        """The virtual time at which the machine continues."""
         return int(self._description["time"])
 
     @property
