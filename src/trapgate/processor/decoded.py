@@ -309,7 +309,7 @@ class Operand:
         return int(offset & width)
 
     def segment(self, instruction: iced.Instruction) -> int:
-        """That of the memory operand; in 64-bit mode prefixes for ES, CS, SS and DS are ignored."""
+        """The memory operand's segment; in 64-bit mode ES, CS, SS and DS prefixes are ignored."""
         if instruction.mnemonic in _STRINGS:
             return _ES
         segment = _SEGMENTS.get(instruction.memory_segment, _DS)
@@ -521,6 +521,6 @@ _STRING_OPERANDS = {
 
 
 def _string_operands(instruction: iced.Instruction) -> tuple[int, int, int]:
-    """Of INS or OUTS: the address size as exits report it, and the pointer and the counter."""
+    """The address size of INS or OUTS as exits report it, the pointer and the counter."""
     is_in = instruction.mnemonic in _STRINGS
     return _STRING_OPERANDS[instruction.op0_kind if is_in else instruction.op1_kind]
