@@ -1,6 +1,7 @@
 """Direct paging (¶70): guests whose page tables the processor uses as they are.
 
-`frames` says whose each frame of memory is, `tables` validates and counts, `writes` decodes the
-edits that exit, `machine` is a virtual machine under it. It imports `vmm` and below. Begin with
-`machine`.
+`machine` is a virtual machine whose VMM protects tables by the entries that map them (`tables`
+validates and counts, `withholding` takes R/W away); `protected` is one whose VMM has a frame map
+(`links` counts, `edits` carries out writes), and `host` lets machines take turns. It imports the
+rest of `vmm` and below. Begin with `machine`.
 """
