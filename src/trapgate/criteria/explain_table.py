@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trapgate.criteria import pages
 from trapgate.criteria.explain import Warn
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import has_error_code
 from trapgate.criteria.problems.problem import Deadline
 from trapgate.criteria.problems.solvers import z3_module
@@ -19,6 +21,7 @@ from trapgate.criteria.terms.table_worlds import rule_in, terms
 from trapgate.decision.condition_rules import condition_text
 from trapgate.decision.conditions import AllOf
 from trapgate.decision.criteria_rules import Rule
+from trapgate.trace.document import Document
 from trapgate.vmcs.vmcs import Vmcs
 
 
@@ -63,7 +66,7 @@ class TableReading:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Paged):
     """How two VMCSs differ: a fault that must exit and does not, one that should not and does.
 
     Each is None if there is none; the texts tell of them.
@@ -95,11 +98,9 @@ class Difference:
             told.append(f"counterexample: should not exit and does: {self.needless_text}")
         return told
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_difference
-
-        return of_difference(self).notebook()
+    def page(self) -> Document:
+        """Whether the same faults exit under two VMCSs."""
+        return Document("Fields checked against fields", tuple(pages.paragraphs(self.lines())))
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

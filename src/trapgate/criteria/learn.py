@@ -17,6 +17,7 @@ from trapgate.criteria.answer import Definition
 from trapgate.criteria.covers.schemes import limits_of
 from trapgate.criteria.define import compiled
 from trapgate.criteria.errors import CriteriaError
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import (
     demand_within,
     has_error_code,
@@ -31,6 +32,7 @@ from trapgate.criteria.wishes.trace_faults import Faults, read_faults
 from trapgate.errors import suggestion
 from trapgate.sdm.vectors import TABLE
 from trapgate.trace import Trace
+from trapgate.trace.document import Document, Paragraph, Table
 from trapgate.trace.frames import lost_events
 from trapgate.trace.schema import CRITERIA
 from trapgate.vmcs.vmcs import Vmcs
@@ -79,7 +81,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(Paged):
     """The filter that keeps what was needed, and its effect on what it was learned from
     (`trained`), on the rest (`held_out`, None if nothing was held out), and on `whole`.
 
@@ -110,11 +112,29 @@ class Learned:
             told += [f"held out:    {self.held_out.line()}", f"whole trace: {self.whole.line()}"]
         return told
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_learned
-
-        return of_learned(self).notebook()
+    def page(self) -> Document:
+        """The effect on the trace, and the fields."""
+        effects = [("learned on", self.trained)]
+        if self.held_out is not None:
+            effects += [("held out", self.held_out), ("whole trace", self.whole)]
+        rows = tuple(
+            (
+                *(name, one.faults, one.exits_before, one.exits_after, one.saved, one.needed),
+                one.missed,
+            )
+            for name, one in effects
+        )
+        heads = (
+            *("part", "faults", "exits before", "exits after", "saved", "needed"),
+            "needed, missed",
+        )
+        source = f"the column {self.mark}" if self.mark else "injections that follow"
+        told = (
+            f"Needed exits are known by {source}. Codes that the trace does not show: "
+            f"{self.unseen}."
+        )
+        parts = (Table(heads, rows, "effect on the trace"), Paragraph(told))
+        return Document("Fields learned from a trace", (*parts, *self.definition.page().parts))
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

@@ -14,9 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trapgate.criteria import pages
 from trapgate.criteria.define_table import counted
 from trapgate.criteria.errors import CriteriaError, UndecidedError
 from trapgate.criteria.learn import UNSEEN, Effect, Unseen
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.problem import Deadline
 from trapgate.criteria.proofs.wish_tasks import EXCEPTIONS
 from trapgate.criteria.rule_tables.clause_candidates import candidates
@@ -28,6 +30,7 @@ from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import FaultValue
 from trapgate.errors import suggestion
+from trapgate.trace.document import Document
 from trapgate.vmcs.vmcs import Vmcs
 
 _FEW = 5
@@ -45,7 +48,7 @@ _BITS: Final = (fv.ERROR_CODE, fv.PAGE_FAULT_CODE)
 
 
 @dataclass(frozen=True)
-class LearnedTable:
+class LearnedTable(Paged):
     """A criteria table that keeps what was needed, and its effect, as `learn.Learned` has it.
 
     `by` are the values that it may look at.
@@ -84,6 +87,11 @@ class LearnedTable:
         if self.whole.exits_after > self.whole.exits_before:
             told.append("more exits than in the recorded run: keep the criteria that it had")
         return told
+
+    def page(self) -> Document:
+        """The table, and its effect."""
+        parts = (*pages.paragraphs(self.lines()), *pages.file(self.toml()))
+        return Document("A criteria table learned from a trace", parts)
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
