@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from trapgate.criteria.difference import Compared, wishes_broken
 from trapgate.criteria.errors import ProofError
-from trapgate.criteria.explain_table import wishes_broken
 from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import Layout, vector_label
 from trapgate.criteria.problems.filters import filter_in
@@ -21,7 +21,7 @@ from trapgate.vmcs.vmcs import Vmcs
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Compared):
     """What is true of one vector.
 
     `missed` is a code that must exit and does not, `needless` one that exits and should
@@ -38,16 +38,6 @@ class Verdict:
     needless_count: int
     wishes: tuple[int, ...] = ()
     faults: tuple[str, ...] = ()
-
-    @property
-    def sound(self) -> bool:
-        """Whether all exits that must."""
-        return self.missed is None
-
-    @property
-    def exact(self) -> bool:
-        """Whether nothing else exits either."""
-        return self.sound and self.needless is None
 
     @property
     def name(self) -> str:

@@ -16,13 +16,13 @@ import numpy as np
 from trapgate.criteria import pages
 from trapgate.criteria.answer import Definition
 from trapgate.criteria.define import compiled
+from trapgate.criteria.difference import Difference
 from trapgate.criteria.errors import (
     InexpressibleError,
     ProofError,
     UndecidedError,
     UnknownSchemeError,
 )
-from trapgate.criteria.explain_table import Difference
 from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.problem import Deadline
 from trapgate.criteria.proofs.tasks import Weights

@@ -19,6 +19,7 @@ from trapgate.criteria.define import compiled
 from trapgate.criteria.errors import CriteriaError
 from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import (
+    Truths,
     demand_within,
     has_error_code,
     layout_of,
@@ -57,6 +58,18 @@ class Effect:
     needed: int
     missed: int
 
+    @classmethod
+    def of(cls, faults: Faults, after: Truths) -> "Effect":
+        """The effect on `faults`, of which those in `after` would have exited."""
+        count = faults.count
+        return cls(
+            faults.total,
+            int(count[faults.exited].sum()),
+            int(count[after].sum()),
+            int(count[faults.needed].sum()),
+            int(count[faults.needed & ~after].sum()),
+        )
+
     def __add__(self, other: "Effect") -> "Effect":
         """The effect on both parts."""
         return Effect(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
@@ -80,16 +93,13 @@ class Effect:
         return {**vars(self), "saved": self.saved}
 
 
-@dataclass(frozen=True)
-class Learned(Paged):
-    """The filter that keeps what was needed, and its effect on what it was learned from
-    (`trained`), on the rest (`held_out`, None if nothing was held out), and on `whole`.
+class Tested:
+    """What was learned from a part of a trace (`trained`), and tested on the rest, `held_out`.
 
-    `mark` is the column that marked needed exits, empty if they were inferred; `unseen` is
-    what error codes do that the learned part of the trace does not show.
+    `held_out` is None if nothing was held out. `mark` is the column that marked needed exits,
+    empty if they were inferred; `unseen` is what becomes of what the learned part does not show.
     """
 
-    definition: Definition
     mark: str
     trained: Effect
     held_out: Effect | None
@@ -100,17 +110,42 @@ class Learned(Paged):
         """The effect on the whole trace."""
         return self.trained if self.held_out is None else self.trained + self.held_out
 
-    def lines(self) -> list[str]:
-        """The effect in words, the fields apart."""
-        source = f"column {self.mark}" if self.mark else "inferred from injections"
-        told = [
-            f"needed exits: {source}",
-            f"what the trace does not show: {self.unseen} (--unseen)",
-            f"learned on:  {self.trained.line()}",
-        ]
+    def effects(self) -> list[str]:
+        """The effects in words."""
+        told = [f"learned on:  {self.trained.line()}"]
         if self.held_out is not None:
             told += [f"held out:    {self.held_out.line()}", f"whole trace: {self.whole.line()}"]
         return told
+
+    def effects_document(self) -> dict[str, Any]:
+        """The effects for JSON, and how they were found."""
+        return {
+            "mark": self.mark or "inferred: reflected if the same vector is injected next",
+            "unseen": self.unseen,
+            "trained": self.trained.document(),
+            "held_out": None if self.held_out is None else self.held_out.document(),
+            "whole": self.whole.document(),
+        }
+
+
+@dataclass(frozen=True)
+class Learned(Tested, Paged):
+    """The filter that keeps what was needed, and its effect; `unseen` is about error codes."""
+
+    definition: Definition
+    mark: str
+    trained: Effect
+    held_out: Effect | None
+    unseen: Unseen
+
+    def lines(self) -> list[str]:
+        """The effect in words, the fields apart."""
+        source = f"column {self.mark}" if self.mark else "inferred from injections"
+        return [
+            f"needed exits: {source}",
+            f"what the trace does not show: {self.unseen} (--unseen)",
+            *self.effects(),
+        ]
 
     def page(self) -> Document:
         """The effect on the trace, and the fields."""
@@ -140,11 +175,7 @@ class Learned(Paged):
         """For JSON."""
         return {
             **self.definition.document(),
-            "mark": self.mark or "inferred: reflected if the same vector is injected next",
-            "unseen": self.unseen,
-            "trained": self.trained.document(),
-            "held_out": None if self.held_out is None else self.held_out.document(),
-            "whole": self.whole.document(),
+            **self.effects_document(),
         }
 
 
@@ -292,11 +323,4 @@ def _effect(faults: Faults, filters: Mapping[int, Filter], others: Filter) -> Ef
             after[mine] = rule.exits(faults.code[mine])
         else:
             after[mine] = rule.control
-    count = faults.count
-    return Effect(
-        faults.total,
-        int(count[faults.exited].sum()),
-        int(count[after].sum()),
-        int(count[faults.needed].sum()),
-        int(count[faults.needed & ~after].sum()),
-    )
+    return Effect.of(faults, after)

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from trapgate.criteria import pages
 from trapgate.criteria.define_table import counted
+from trapgate.criteria.difference import compare_exits
 from trapgate.criteria.errors import ProofError, UndecidedError
-from trapgate.criteria.explain_table import compare_exits
 from trapgate.criteria.merge import Party, merge
 from trapgate.criteria.merge_events import add_events
 from trapgate.criteria.pages import Paged

@@ -1,5 +1,5 @@
 """What helps when a guest or a VM entry fails: the VMCS doctor, post-mortems, the gdb stub.
 
-Begin with `doctor` (which needs no engine), `postmortem`, or `gdb`. They import what lies
-below, `vmm` and `report` downward; nothing but `cli` imports them.
+Begin with `doctor` (which needs no engine), `postmortem`, or `gdb`. They import `vmm` and
+what lies below it; nothing but `cli` imports them.
 """

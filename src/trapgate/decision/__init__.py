@@ -2,5 +2,5 @@
 
 Pure functions: `faults` says what is known of a fault, `rules` has the control-transfer criteria
 and `fault_filters` the fault filtering criteria, one expression each, `decide` puts them in
-order. It may import `paging`, `sdm` and `compiler`. Begin with `decide.decide`.
+order. It may import `operands` and below. Begin with `decide.decide`.
 """

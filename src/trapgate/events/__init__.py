@@ -2,5 +2,5 @@
 
 `delivery.raise_event` asks `decision`, and either fills in a VM exit (`exits`) or goes through the
 guest's tables (`idt`, `ivt`, `frame`, `descriptors`); nested faults are combined there. It may
-import `decision`, `paging`, `sdm` and `compiler`. Begin with `delivery`.
+import `decision` and below. Begin with `delivery`.
 """

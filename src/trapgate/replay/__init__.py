@@ -1,4 +1,9 @@
-"""What another policy would have done to a recorded trace."""
+"""What another policy would have done to a recorded trace.
+
+`policy` is a policy and `judge` decides by it, with a trace's columns; `filters` finds the writes to
+tables that would complete, `controls` what each other exit is caused by; `tally` counts, `result`
+tells. It imports `criteria`, `trace` and below, and never an engine. Begin with `replay`.
+"""
 
 from trapgate.replay.policy import Policy
 from trapgate.replay.replay import replay

@@ -1,4 +1,9 @@
-"""The fault trace: its schema, writing it while the machine runs, reading it."""
+"""The fault trace: its schema, writing it while the machine runs, reading it.
+
+`schema` says what the columns mean, `writer` writes, `reader` and `frames` read; `stat`, `export`
+and `perfetto` tell others, `imports` reads what other tools recorded. It imports `decision` and
+below. Begin with `schema`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -2,5 +2,5 @@
 
 `codes` lays out the codes of a vector, `problem` says which exit and which do not, `filters`
 what the fields of a VMCS are, `solvers` where z3 and the SAT solver come from. It imports
-`decision` and below. Begin with `problem`.
+`vmcs` and below. Begin with `problem`.
 """

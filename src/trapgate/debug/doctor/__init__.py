@@ -3,6 +3,7 @@
 `dump` reads what hypervisors print, `patient` holds the fields that were found, `rules` and its
 neighbours have the checks, `examine` makes them, `repair` looks for the smallest change that
 passes. The processor in the dump is not ours: what it can do is known from `processor`, or unknown.
+It imports `vmcs` and `sdm`, and needs no engine. Begin with `examine`.
 """
 
 from trapgate.debug.doctor.dump import read_dump

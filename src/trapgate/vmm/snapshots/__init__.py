@@ -1,5 +1,6 @@
-"""A machine's state as values, and back.
+"""A machine at one moment, in memory and in a file, and the way back.
 
-`state` finds the objects that a machine consists of, `state_values` turns them into plain values
-for a file, `snapshot` holds a moment in memory. It imports `devices`. Begin with `snapshot`.
+`state` finds the objects that a machine consists of, `state_values` turns them into plain values,
+`snapshot` holds a moment in memory, and `file` writes it. It imports `accounts` and below. Begin
+with `snapshot`.
 """
