@@ -1,6 +1,6 @@
 """Trapgate: a virtual-machine environment with control over every fault.
 
-What stands here is the public interface; everything else may move. Each name is imported
+The names exported here are the public interface; everything else may change. Each name is imported
 when it is first used, so `import trapgate` costs nothing.
 """
 

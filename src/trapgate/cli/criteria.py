@@ -144,7 +144,7 @@ def define(
                 "--scheme, --rules, --clauses and --operator choose for [[wishes]]"
             )
         wishes = criteria.read_wishes(spec, names_for(symbols, bitmap))
-        granted = criteria.define_criteria(
+        found = criteria.define_criteria(
             wishes,
             scheme,
             rules=criteria.MOST_RULES if rules is None else rules,
@@ -155,11 +155,11 @@ def define(
             timeout=timeout,
         )
         if output is not None:
-            write_fields(output, granted.toml())
+            write_fields(output, found.toml())
         return Answer(
-            lambda: [*granted.lines(), "", granted.toml().rstrip()],
-            granted.document,
-            page=granted.page,
+            lambda: [*found.lines(), "", found.toml().rstrip()],
+            found.document,
+            page=found.page,
         )
     if rules is not None or clauses is not None:
         raise criteria.CriteriaError("--rules and --clauses are about tables; write [[wishes]]")
@@ -208,7 +208,7 @@ def merge(
 ) -> Answer:
     """Find the tightest fields that exit whenever one of the files' fields would.
 
-    If one of the files has a criteria table, fields and the smallest table.
+    If one of the files has a criteria table, find the smallest table as well.
     """
     from trapgate import criteria
 
@@ -302,16 +302,16 @@ def check(
         list[Path],
         typer.Argument(
             metavar="SPEC FIELDS | FIELDS FIELDS | L0 L1... VMCS02",
-            help="Wishes and the fields to check; or fields, perhaps with a criteria table, and "
-            "others that should make the same faults exit; or fields of two hypervisors and "
-            "more, and last the fields that are to serve them all.",
+            help="A specification and the VMCS file to check; or two VMCS files that should make "
+            "the same faults exit; or the VMCS files of two or more hypervisors, followed by "
+            "the one that should serve them all.",
         ),
     ],
     sound: Annotated[
         bool, typer.Option("--sound", help="Allow needless exits; only missed ones count.")
     ] = False,
     bits: Annotated[
-        str, typer.Option(help="With three files: bits of a page fault's error code, as in merge.")
+        str, typer.Option(help="With three files or more: bits of a page fault's error code.")
     ] = "sdm",
     symbols: SymbolsOption = None,
     bitmap: BitmapOption = None,
@@ -319,14 +319,16 @@ def check(
 ) -> Answer:
     """Prove that fields implement a SPEC, or give a counterexample.
 
-    With two files the first is a SPEC, or a VMCS file whose exits are wished. With more the
-    last is a vmcs02: it holds if it is sound, that is, if every exit that one of the others
-    wants happens.
+    With two files, the first is a SPEC, or a VMCS file whose exits are wanted. With more, the
+    last is a vmcs02, and the answer is whether it is sound: whether every exit that one of the
+    other files wants happens.
     """
     from trapgate import criteria
 
     if len(files) < 2:
-        raise criteria.CriteriaError("check takes a SPEC and FIELDS, or L0, L1 and VMCS02")
+        raise criteria.CriteriaError(
+            "give check a SPEC and FIELDS, two VMCS files, or L0, L1 and VMCS02"
+        )
     names = names_for(symbols, bitmap)
     if len(files) > 2:
         parties, vmcs02 = _parties(files[:-1], names), _load(files[-1], names)

@@ -65,25 +65,25 @@ def demo(
     workload: Annotated[
         list[str] | None, typer.Option(help="A workload to run (repeatable); default: all.")
     ] = None,
-    scale: Annotated[int, typer.Option(min=1, max=10_000, help="Multiply the work by this.")] = 1,
+    scale: Annotated[int, typer.Option(min=1, max=10_000, help="Multiply the work by N.")] = 1,
     paging: Annotated[
         Paging,
         typer.Option(
-            help="direct: the VMM guards the guest's page tables, and fault filters spare it "
-            "exits; own: the guest has its memory, and its faults, for itself."
+            help="direct: the VMM guards the guest's page tables, and fault filters save exits; "
+            "own: the guest's page tables are not guarded."
         ),
     ] = Paging.direct,
     engine: EngineOption = EngineKind.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a page about the first run, and the other filters (--paging own)."
-        ),
+        typer.Option(help="With --paging own: also write an HTML page about the runs."),
     ] = None,
     vmm: Annotated[
         VmmKind,
-        typer.Option(help="x86: also under the bundled hypervisor, x86 code that uses VMX."),
+        typer.Option(
+            help="x86: run the guest also under the bundled hypervisor, which is x86 code."
+        ),
     ] = VmmKind.python,
     guest: Annotated[
         list[Path] | None,
@@ -104,7 +104,9 @@ def demo(
     ] = "",
     until: Annotated[
         str | None,
-        typer.Option(help="End each run of --guest when this regular expression appears."),
+        typer.Option(
+            help="End each run of --guest when the output matches this regular expression."
+        ),
     ] = None,
     timeout: Annotated[
         float | None,
@@ -113,7 +115,7 @@ def demo(
 ) -> None:
     """Run the bundled guest under several page-fault filters, and show what each costs.
 
-    With --guest or --disk any other guest, under a frame map.
+    With --guest or --disk: run any other guest, under a frame map.
     """
     if guest or disk:
         if workload or report is not None or vmm is VmmKind.x86 or paging is Paging.own:

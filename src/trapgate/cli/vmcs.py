@@ -28,7 +28,8 @@ EXAMPLES = """Examples:
 
   trapgate vmcs --new long-mode > vmcs.txt
 
-Exit status: 0 no check fails, 1 a check fails (or --diff finds one), 2 wrong usage or input.
+Exit status: 0 no check fails, 1 a check fails or --diff finds a difference, 2 wrong usage or
+input.
 """
 
 
@@ -52,7 +53,7 @@ def vmcs(
     ] = None,
     capabilities: Annotated[
         Path | None,
-        typer.Option(help="Text with the output of rdmsr for the VMX MSRs, and of cpuid."),
+        typer.Option(help="Text with the values of the capability MSRs (as rdmsr prints them)."),
     ] = None,
     maxphyaddr: Annotated[
         int | None, typer.Option(min=32, max=52, help="The processor's physical-address width.")

@@ -1,8 +1,9 @@
 """What another policy would have done to a recorded trace.
 
-`policy` is a policy and `judge` decides by it, with a trace's columns; `filters` finds the writes to
-tables that would complete, `controls` what each other exit is caused by; `tally` counts, `result`
-tells. It imports `criteria`, `trace` and below, and never an engine. Begin with `replay`.
+`policy` reads criteria from a VMCS file, `judge` applies the processor's rules to columns of a
+trace, `tally` counts the verdicts, `result` holds the answer; `sweep` tries many policies, and
+`controls` judges exits other than exceptions. It may import `criteria` and below, and never reaches
+the engine. Begin with `replay.replay`.
 """
 
 from trapgate.replay.policy import Policy

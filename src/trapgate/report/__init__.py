@@ -1,7 +1,8 @@
-"""Pages and pictures made from traces.
+"""HTML pages about traces and answers.
 
-`page` is a trace as a page that opens offline, `cube` and `chains` count for it, `answer` is the
-page around an answer. It imports `replay`, `trace` and below. Begin with `page`.
+`page` writes the page about a trace from `cube`, a table of counts that its script filters;
+`answer` makes a page of any other answer. It may import `replay` and below, and never reaches the
+engine. Begin with `page.report`.
 """
 
 from trapgate.report.page import report

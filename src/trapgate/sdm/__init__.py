@@ -1,6 +1,5 @@
-"""The SDM's vocabulary: names and numbers, no behaviour.
+"""The SDM's vocabulary: names, numbers, layouts and words, no behaviour.
 
-`cells` lays out a VMCS, `vectors`, `reasons`, `controls` and `state` have the tables of the SDM;
-the modules in words (`check_words`, `event_words`) say what a number means. It imports
-nothing. Begin with `vectors`.
+`vectors` is the table of vectors, `cells` and `fields` are the VMCS fields, `controls`, `reasons`
+and `state` the bits and codes. It imports nothing. Begin with `vectors`.
 """

@@ -1,8 +1,8 @@
-"""The fault trace: its schema, writing it while the machine runs, reading it.
+"""The fault trace: its schema, the writer, the reader, and conversions.
 
-`schema` says what the columns mean, `writer` writes, `reader` and `frames` read; `stat`, `export`
-and `perfetto` tell others, `imports` reads what other tools recorded. It imports `decision` and
-below. Begin with `schema`.
+`schema` has the columns, `writer` appends rows while the machine runs, `reader` reads them;
+`imports` reads recordings of other tools, `stat` and `export` evaluate and convert traces. It may
+import `vmcs`, `decision` and below. Begin with `schema`.
 """
 
 from importlib import import_module

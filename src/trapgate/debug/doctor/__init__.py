@@ -1,9 +1,9 @@
-"""The doctor for VM-entry failures: which checks of the SDM does a VMCS in print not pass?
+"""The doctor for VM-entry failures: which of the SDM's checks does a printed VMCS fail?
 
 `dump` reads what hypervisors print, `patient` holds the fields that were found, `rules` and its
-neighbours have the checks, `examine` makes them, `repair` looks for the smallest change that
-passes. The processor in the dump is not ours: what it can do is known from `processor`, or unknown.
-It imports `vmcs` and `sdm`, and needs no engine. Begin with `examine`.
+neighbours have the checks, `examine` makes them, `repair` looks for the smallest change after which
+none fails. The dump comes from another processor: `processor` says what is known of its
+capabilities. It may import `vmcs` and below. Begin with `examine`.
 """
 
 from trapgate.debug.doctor.dump import read_dump

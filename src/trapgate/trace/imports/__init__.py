@@ -1,8 +1,8 @@
-"""Traces of real hosts and of other emulators, read into the fault trace's columns.
+"""Recordings of real hosts and of other emulators, read into the fault trace's columns.
 
-`importer` finds out what a file is and hands it to a reader, `points` is what readers of Linux's
-traces make of it, `pairing` and `exits` make events of points, `assembler` writes rows. It imports
-the rest of `trace`, and `compiler` for its readers. Begin with `importer`.
+A reader for each format produces points, one for each trace-point record, which `pairing` combines
+into events; docs/architecture.md has the whole sequence. It may import what `trace` may. Begin with
+`importer.import_trace`.
 """
 
 from trapgate.trace.imports.importer import FORMATS, Imported, import_trace

@@ -1,8 +1,8 @@
-"""Devices of a PC, on virtual time: what a guest finds behind its I/O ports.
+"""Devices of a PC, on virtual time: what a guest finds at its I/O ports and in memory.
 
-`pc.Pc` is all of them together, `bus` brings accesses to them, `board` is what is plugged in;
-each other module is a device, or a part of one. It imports no other room of the VMM. Begin with
-`bus`, then `pc`.
+`bus` defines what a device is and finds the device for a port, `clock` is virtual time, and `pc`
+puts the devices together; each other module is one device. It may import `processor` and below,
+but nothing else of `vmm`. Begin with `bus`.
 """
 
 from trapgate.vmm.devices.bus import Bus, Device, MachineEvent, MachineEventKind

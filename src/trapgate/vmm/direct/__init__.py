@@ -1,7 +1,6 @@
-"""Direct paging (¶70): guests whose page tables the processor uses as they are.
+"""Direct paging (¶70): guests whose own page tables the processor walks.
 
-`machine` is a virtual machine whose VMM protects tables by the entries that map them (`tables`
-validates and counts, `withholding` takes R/W away); `protected` is one whose VMM has a frame map
-(`links` counts, `edits` carries out writes), and `host` lets machines take turns. It imports the
-rest of `vmm` and below. Begin with `machine`.
+`frames` records which guest owns each frame, `links` and `tables` validate page tables, `writes`
+decodes the edits that exit, `machine` and `protected` are virtual machines under entries and frame
+maps. It may import all of `vmm` and below. Begin with `machine`.
 """

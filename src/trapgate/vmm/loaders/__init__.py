@@ -1,7 +1,8 @@
 """Guest loaders: from a file to bytes in memory and a processor state.
 
-`files` finds out what a file is and hands it to a loader, `image.GuestImage` is what each gives,
-`layout` says where things lie in a PC's memory. It imports `firmware`. Begin with `files`.
+`files` recognises the kind of file and calls its loader (`linux`, `multiboot`, `elf`, `flat`);
+`image` is what a loader returns, `layout` where things go in memory. It may import `firmware`,
+`devices` and below. Begin with `files`.
 """
 
 from trapgate.vmm.loaders.files import load_guest, parse_guest

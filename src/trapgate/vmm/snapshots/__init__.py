@@ -1,6 +1,6 @@
-"""A machine at one moment, in memory and in a file, and the way back.
+"""A machine at one moment, in memory or in a file.
 
-`state` finds the objects that a machine consists of, `state_values` turns them into plain values,
-`snapshot` holds a moment in memory, and `file` writes it. It imports `accounts` and below. Begin
-with `snapshot`.
+`state` finds the objects of which a machine consists, `state_values` turns them into plain values,
+`snapshot` keeps a moment in memory, `file` writes it. It may import `accounts`, `exits` and below.
+Begin with `snapshot`.
 """
