@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from html import escape
 from textwrap import wrap
-
-from trapgate.trace.html import table
 
 _WIDTH = 100
 
@@ -70,6 +67,10 @@ class PostMortem:
 
     def html(self) -> str:
         """The post-mortem as a part of a page."""
+        from html import escape  # a run that prints its post-mortem does without
+
+        from trapgate.trace.html import table
+
         parts = [f"<h1>{escape(self.end)}: {escape(self.headline)}</h1>"]
         parts += [
             f'<p class="remedy">What probably helps: {escape(words)}</p>' for words in self.remedies
@@ -119,5 +120,7 @@ def _folded(text: str, first: str, rest: str) -> list[str]:
 
 
 def _items(title: str, lines: tuple[str, ...]) -> list[str]:
+    from html import escape
+
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return [f"<p>{title}</p><ul>{items}</ul>"] if lines else []
