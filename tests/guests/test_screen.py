@@ -380,8 +380,8 @@ def test_a_guest_that_halts_for_good_ends_all_the_same(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--until-screen", "("], "--until-screen: '(' is not a regular expression"),
-        (["--display", "nonsense"], "--display: 'nonsense' is no [HOST:]PORT"),
-        (["--display", "99999"], "--display: '99999' is no [HOST:]PORT"),
+        (["--display", "nonsense"], "--display: 'nonsense' is not [HOST:]PORT"),
+        (["--display", "99999"], "--display: '99999' is not [HOST:]PORT"),
         (["--until-screen", "read", "--screenshot", "/nowhere/x.png"], "/nowhere/x.png"),
     ],
 )

@@ -128,14 +128,14 @@ class Table:
         except ValueError:
             numbers = []
         if len(numbers) not in {1, 2} or not 0 <= numbers[0] <= numbers[-1] < 1 << width:
-            raise self.wrong(f'{value!r} is no range; write it as "FIRST-LAST"', key)
+            raise self.wrong(f'{value!r} is not a range; write it as "FIRST-LAST"', key)
         return numbers[0], numbers[-1] + 1
 
     def table(self, key: str) -> Table:
         """A table within; an empty one if it is not there."""
         value = self._take(key)
         if value is not None and not isinstance(value, dict):
-            raise self.wrong(f"{value!r} is no table; write it as [{key}]", key)
+            raise self.wrong(f"{value!r} is not a table; write it as [{key}]", key)
         return Table(value or {}, ".".join(p for p in (self.field, key) if p), self.path)
 
     def tables(self, key: str) -> list[Table]:

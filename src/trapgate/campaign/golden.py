@@ -117,7 +117,7 @@ class Reference:
         limit = bench.start + (plan.end.count if at_time else plan.golden_budget)
         halt = bench.run_to(limit)
         if halt is OUT_OF_BUDGET or (halt is not AT_POINT and plan.end.kind != "exit"):
-            why = halt.message or f"it goes on for more than {plan.golden_budget:,} instructions"
+            why = halt.message or f"it runs for more than {plan.golden_budget:,} instructions"
             raise PlanError(
                 f"the golden run never comes to {plan.end} ({why}); give another end, or a budget",
                 "golden.end",

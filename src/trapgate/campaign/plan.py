@@ -157,7 +157,7 @@ def find_plan(name: str) -> Plan:
     path = Path(name)
     if not path.exists() and path.suffix != ".toml":
         raise PlanError(
-            f"is neither a file nor a shipped plan; {suggestion(name, shipped())}", name
+            f"is neither a file nor a bundled plan; {suggestion(name, shipped())}", name
         )
 
     def wrong(problem: str) -> PlanError:
@@ -280,7 +280,7 @@ def _guest(table: Table, folder: Path) -> Guest:
 def _demand_whole(table: Table, guest: Guest) -> None:
     """Raise PlanError for parts of a guest that do not go together."""
     if guest.bios is not None and guest.kernel:
-        raise table.wrong("firmware starts instead of a kernel; leave one of the two out", "bios")
+        raise table.wrong("firmware starts instead of a kernel; leave out one of the two", "bios")
     if not guest.kernel and (guest.append or guest.initrd or guest.modules):
         raise table.wrong("only a kernel has append, initrd and modules; give kernel", "kernel")
     if len(guest.disks) + len(guest.cds) > MOST_DRIVES:

@@ -161,7 +161,7 @@ class Results:
             return cls(folder, facts)
         except OSError as error:
             raise CampaignError(
-                f"{folder}: no campaign in it ({error.strerror}); give the directory of one"
+                f"{folder}: contains no campaign ({error.strerror}); give the directory of one"
             ) from None
         except (ValueError, KeyError, TypeError):
             raise CampaignError(f"{path}: damaged; run the campaign again") from None
@@ -242,13 +242,13 @@ class Results:
             if shutil.disk_usage(self._parts).free < KEEP_FREE:
                 raise CampaignError(
                     f"{self._parts}: less than {KEEP_FREE >> 20} MiB are left on the disk; make "
-                    "room and run the campaign again, which goes on from here"
+                    "room and run the campaign again: it continues from here"
                 )
             _write(self.part(batch), table)
         except OSError as error:
             raise CampaignError(
                 f"{self._parts}: the disk refused a write ({error.strerror}); make room and run "
-                "the campaign again, which goes on from here"
+                "the campaign again: it continues from here"
             ) from None
 
     def parts(self) -> list[Path]:

@@ -134,7 +134,7 @@ def define(
     if "wishes" in _document(spec):
         if fields is not None or form is not Form.all:
             raise criteria.CriteriaError(
-                "--fields and --format are about wishes for error codes; "
+                "--fields and --format are for wishes about error codes; "
                 "--scheme, --rules, --clauses and --operator choose for [[wishes]]"
             )
         wishes = criteria.read_wishes(spec, names_for(symbols, bitmap))
@@ -156,7 +156,7 @@ def define(
             page=found.page,
         )
     if rules is not None or clauses is not None:
-        raise criteria.CriteriaError("--rules and --clauses are about tables; write [[wishes]]")
+        raise criteria.CriteriaError("--rules and --clauses are for tables; write [[wishes]]")
     definition = criteria.define(
         criteria.read_spec(spec),
         scheme,

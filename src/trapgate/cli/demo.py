@@ -120,7 +120,8 @@ def demo(
     if guest or disk:
         if workload or report is not None or vmm is VmmKind.x86 or paging is Paging.own:
             raise fail(
-                "--guest: --workload, --report, --paging own and --vmm x86 are for the bundled one"
+                "--guest: --workload, --report, --paging own and --vmm x86 are for the bundled "
+                "guest; leave them out"
             )
         with one_line_errors(), prepared():
             from trapgate.cli.demo_guest import demo_guest
@@ -139,13 +140,13 @@ def demo(
             )
             raise typer.Exit(0 if alike else 1)
     if initrd is not None or append or text or until is not None or timeout is not None:
-        raise fail("--initrd, --append, --input, --until, --timeout: go with --guest or --disk")
+        raise fail("--initrd, --append, --input, --until, --timeout: need --guest or --disk")
     if vmm is VmmKind.x86:
         if report is not None:
-            raise fail("--report: is about the VMM in Python; leave out --vmm x86")
+            raise fail("--report: cannot be combined with --vmm x86; leave out one of them")
         _demo_x86(workload or (), scale, engine.value, as_json)
     if report is not None and paging is Paging.direct:
-        raise fail("--report: shows guests that own their page tables; add --paging own")
+        raise fail("--report: needs --paging own; add it")
     with one_line_errors(), prepared():
         try:
             if paging is Paging.direct:

@@ -157,7 +157,7 @@ def perform_together(given: Options, beside: Sequence[str]) -> int:
 def _refuse_what_is_for_one(given: Options) -> None:
     if given.paging is not Paging.direct or given.protect is Protect.entries:
         raise fail(
-            "--with-guest: guests share a memory under direct paging by a frame map; give --paging "
+            "--with-guest: only guests under a frame map can share a memory; give --paging "
             "direct, and no --protect entries"
         )
     if given.engine is EngineKind.portable:

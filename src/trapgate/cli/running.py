@@ -200,13 +200,13 @@ def refuse_contradictions(given: Options) -> None:
     """Fail with one line about options that cannot go together."""
     drives = given.disk or given.cdrom or given.floppy
     if given.guest is not None and given.bios is not None:
-        raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
+        raise fail("--bios: firmware starts instead of a guest; leave out one of the two")
     if given.guest is None and not (given.bios or drives or given.load):
         raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     if given.bitmap and given.vmcs is None and given.gdb is None:
         raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
     if given.protect is not None and given.paging is not Paging.direct:
-        raise fail("--protect is about direct paging; give --paging direct too")
+        raise fail("--protect is for direct paging; give --paging direct, too")
 
 
 def _names(given: Options) -> Names | None:

@@ -46,7 +46,7 @@ class Saving:
         """Have a machine save itself at the moment, if one was given."""
         if not vm.can_be_restored or len(vm.cpus) > 1:
             what = "several processors" if len(vm.cpus) > 1 else "direct paging"
-            raise fail(f"--save: a machine with {what} cannot be saved; leave one of the two out")
+            raise fail(f"--save: a machine with {what} cannot be saved; leave out one of the two")
         if self._when is not None:
             vm.at(self._when, self._save)
 
@@ -80,7 +80,9 @@ def open_saved(path: Path, engine: str, others: Mapping[str, bool]) -> SavedMach
 
     for option, given in others.items():
         if given:
-            raise fail(f"{option}: the machine has started already; leave it out with --load")
+            raise fail(
+                f"{option}: the machine that --load continues has started already; leave it out"
+            )
     saved = SavedMachine(path)
     if engine not in ("auto", saved.engine):
         raise fail(f"--engine: {path} was made on the {saved.engine} engine; leave it out")

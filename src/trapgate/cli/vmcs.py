@@ -112,9 +112,9 @@ def _patients(path: Path) -> list[Patient]:
     if not found:
         said = re.search(r"VM(?:FAIL|ENTER FAIL): [^\n]{3,120}", text)
         if said:
-            raise fail(f"{path}: no VMCS in it, but Bochs names the check: {said[0]}")
+            raise fail(f"{path}: contains no VMCS, but Bochs names the check: {said[0]}")
         raise fail(
-            f"{path}: no VMCS in it; give what KVM's dump_vmcs or Xen prints (kvm_intel."
+            f"{path}: contains no VMCS; give what KVM's dump_vmcs or Xen prints (kvm_intel."
             "dump_invalid_vmcs=1), FIELD = value lines, or QEMU's info registers"
         )
     return found
@@ -138,7 +138,7 @@ def _examine(
         cpu = read_capabilities(_text(capabilities))
         if cpu == ForeignProcessor():
             raise fail(
-                f"{capabilities}: no VMX capability MSR (480H to 492H) and no address width in it; "
+                f"{capabilities}: contains no VMX capability MSR (480H to 492H) or address width; "
                 "give lines such as 0x481: 0x7f00000016"
             )
     if maxphyaddr is not None:

@@ -273,7 +273,7 @@ def _warnings(
             yield Warn(
                 "impossible-match",
                 f"{name} {match:#x} under MASK {mask:#x} "
-                f"({layout.words(mask, match)}) is no code that the processor raises",
+                f"({layout.words(mask, match)}) is not a code that the processor can raise",
             )
     yield from _impossible_values(vector, filter_, layout, raised)
     if filter_.scheme == "figure-3" and not filter_.control and any(filter_.values):
@@ -310,7 +310,8 @@ def _impossible_values(
         used = name.startswith("MEMBER_") and held["MEMBERS_USED"] >> int(name[-1]) & 1
         if used and held[name] not in raised:
             yield Warn(
-                "impossible-member", f"{field} {held[name]:#x} is no code that the processor raises"
+                "impossible-member",
+                f"{field} {held[name]:#x} is not a code that the processor can raise",
             )
 
 

@@ -294,11 +294,13 @@ class _Reader:
             known = [*values, *self._names.bit_names]
             problem = f"no value is called {node.id}; {suggestion(node.id, known)}"
             if node.id in fv.BY_NAME:
-                problem = f"{node.id} is no business of this condition; {_names_in(values)}"
+                problem = f"{node.id} cannot be used in this condition; {_names_in(values)}"
             if self._names.bit(node.id) is not None:
                 problem = f"{node.id} is a bit: it stands alone, or behind 'not'"
             raise self._wrong(node, problem)
-        raise self._wrong(node, f"{ast.unparse(node)[:60]!r} is no value of the fault information")
+        raise self._wrong(
+            node, f"{ast.unparse(node)[:60]!r} is not a value of the fault information"
+        )
 
     def _fitting(self, node: ast.expr, what: fv.FaultValue, shift: int = 0) -> int:
         number = self._number(node)

@@ -69,7 +69,7 @@ class UnicornEngine:
         self.vectors = VectorRegisters(self.uc, self.cells)
         """The x87, MMX and SSE registers."""
         self._keep: list[object] = []
-        self.why_not_native = "" if native_path else "it was asked for"
+        self.why_not_native = "" if native_path else "it was requested"
         """Why this is the portable engine; empty if it is the native one."""
         self._breakpoints: dict[int, ctypes.c_size_t | None] = {}
         self._breakpoints_of: dict[str, frozenset[int]] = {}

@@ -52,7 +52,7 @@ def take_plain(now: dict[str, object], then: Mapping[str, object]) -> None:
         if value is not None and before is not None and type(value) is not type(before):
             raise ValueError(f"{name} is a {type(value).__name__}")
         if not isinstance(value, int | float | str | None):
-            raise ValueError(f"{name} is no plain value")  # noqa: TRY004 -- of a file
+            raise ValueError(f"{name} is not a plain value")  # noqa: TRY004 -- of a file
     now.update(then)
 
 

@@ -70,7 +70,7 @@ class VmExit:
         return bool(self._information[0] & _FAILED)
 
     def __repr__(self) -> str:
-        """In words: the reason, the event, and where the guest stood."""
+        """In words: the reason, the event, and where the guest was."""
         reason = self.reason.name.lower().replace("_", " ")
         parts = [f"VM entry failed: {reason}" if self.entry_failed else f"VM exit: {reason}"]
         if self.interruption is not None:

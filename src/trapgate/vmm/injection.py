@@ -59,7 +59,7 @@ def parse_injection(text: str, find: Callable[[str], int] | None = None) -> Inje
     """
     form = _FORM.fullmatch(text)
     if form is None:
-        raise InjectionError(f"{text!r} is no injection; {_HOW}")
+        raise InjectionError(f"{text!r} is not an injection; {_HOW}")
     try:
         when = parse_moment(form["when"], find)
     except MomentError as error:

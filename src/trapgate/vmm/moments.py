@@ -241,7 +241,7 @@ _FORM = re.compile(
 )
 _HOW = (
     "write 1000000 (instructions), rip=0x101234, symbol=NAME, exit=CPUID, fault=PF or "
-    'output="REGEX", with #3 behind it for the third time'
+    'output="REGEX", followed by #3 for the third time'
 )
 
 
@@ -292,7 +292,7 @@ def _address(text: str, word: str) -> int:
     try:
         address = int(word, 0)
     except ValueError:
-        raise MomentError(f"{text!r}: {word!r} is no address") from None
+        raise MomentError(f"{text!r}: {word!r} is not an address") from None
     if not 0 <= address < 1 << 64:
         raise MomentError(f"{text!r}: {word} does not fit 64 bits")
     return address

@@ -314,7 +314,7 @@ def best(
     if not scheme.within(limits):
         needs = ", ".join(sorted(scheme.operators)) or "a comparison"
         raise CriteriaError(
-            f"needs {scheme.fields} fields and {needs}; allow them, or use auto",
+            f"needs {scheme.fields} fields and the operators {needs}; allow them, or use auto",
             field=scheme.name,
         )
     return scheme.solve(problems, unserved or [UNSERVED] * len(problems), limits, deadline)

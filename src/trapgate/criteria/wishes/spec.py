@@ -237,7 +237,7 @@ class _Reader:
         for goal in GOALS:
             if value == goal:
                 return goal
-        raise self._wrong(f"{value!r} is no goal; {suggestion(str(value), GOALS)}", *where)
+        raise self._wrong(f"{value!r} is not a goal; {suggestion(str(value), GOALS)}", *where)
 
     def _layout(self, vector: int, *where: str) -> Layout:
         layout = layout_of(vector)

@@ -155,7 +155,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             (cr3,),
             "bits beyond the physical-address width must be 0",
             lambda p, cpu: (p[cr3] & ~masking(p)) >> cpu.physical_limit == 0,
-            "bit 63 of what MOV to CR3 was given (keep translations, with PCIDs) is no part of CR3"
+            "bit 63 of the operand of MOV to CR3 (keep translations, with PCIDs) is not part of CR3"
             if guest
             else "a virtual address was written",
             lambda value, cpu: value & ((1 << cpu.physical_limit) - 1),

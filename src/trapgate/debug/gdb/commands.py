@@ -68,7 +68,7 @@ def _address(asked: Asked, text: str) -> int:
             value = register.read(asked.thread)
             if value is not None:
                 return value
-    raise CatchError(f"{text!r} is no register here; write $cr2, $pc or a number")
+    raise CatchError(f"{text!r} is not a register here; write $cr2, $pc or a number")
 
 
 def _vector(text: str) -> int:
@@ -244,7 +244,7 @@ def run(asked: Asked, line: str) -> str:
     if command is None:
         return f"no command {words[0][:40]!r}; monitor help lists them\n"
     if len(words) - 1 < needs:
-        return f"{words[0]} wants more words; monitor help shows them\n"
+        return f"{words[0]} needs more words; monitor help shows them\n"
     try:
         return command(asked, words[1:])
     except (TrapgateError, ValueError) as error:

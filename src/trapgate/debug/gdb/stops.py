@@ -158,7 +158,7 @@ class Stops:
         elif pending is not None:
             stopped = Stopped(words=pending.words)
         elif vmexit.reason is ExitReason.TRIPLE_FAULT:
-            stopped = Stopped(SEGV, words="triple fault: the guest stands before it shuts down")
+            stopped = Stopped(SEGV, words="triple fault: the guest is stopped before it shuts down")
         self._met = stopped is not None and stopped.detail == _BREAK
         return stopped
 

@@ -122,7 +122,7 @@ def attempt(view: View, vector: int, kind: int, code: int) -> Attempt:
     if not legal:
         return found.fail(
             "gate-type",
-            f"gate {vector} is no interrupt, trap or task gate: its type is {kind_of_gate}",
+            f"gate {vector} is not an interrupt, trap or task gate: its type is {kind_of_gate}",
         )
     software = kind in (InterruptionType.SOFTWARE_INTERRUPT, InterruptionType.SOFTWARE_EXCEPTION)
     if software and (gate >> 45 & 3) < view.cpl:

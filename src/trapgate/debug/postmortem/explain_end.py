@@ -90,7 +90,7 @@ def _triple_fault(vm: VirtualMachine, view: View, names: at.Namer) -> PostMortem
     chain, before = faults_of(vm)
     if not chain:
         return _stopped(vm, view, names, "triple fault", "no event is in the journal")
-    scenes = [Scene(f"the guest stood {at.sentence(view, names)}")]
+    scenes = [Scene(f"the guest was {at.sentence(view, names)}")]
     attempts = []
     for number, fault in enumerate(chain):
         last = number + 1 == len(chain)
@@ -222,7 +222,7 @@ def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> Po
 
 
 def _stopped(vm: VirtualMachine, view: View, names: at.Namer, end: str, message: str) -> PostMortem:
-    scenes = [Scene(f"the guest stood {at.sentence(view, names)}")]
+    scenes = [Scene(f"the guest was {at.sentence(view, names)}")]
     chain, before = faults_of(vm)
     fixes: tuple[str, ...] = ()
     if end == End.REFUSED.value:

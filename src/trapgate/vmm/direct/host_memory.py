@@ -35,8 +35,8 @@ class Host(SharedProcessor):
     ) -> None:
         if memory <= 0 or memory % LARGE_PAGE:
             raise DirectPagingError(
-                f"{memory:#x} bytes of memory are no multiple of 4 MiB, which direct paging "
-                f"gives memory in; ask for {-(-max(memory, 1) // LARGE_PAGE) * 4}M"
+                f"{memory:#x} bytes of memory are not a multiple of 4 MiB, the unit of direct "
+                f"paging; ask for {-(-max(memory, 1) // LARGE_PAGE) * 4}M"
             )
         self._guests = memory // FRAME_SIZE
         most = min(_MOST, memory // LARGE_PAGE)
@@ -62,7 +62,7 @@ class Host(SharedProcessor):
         on and machine addresses are not the same (see `DirectMachine`).
         """
         if memory % LARGE_PAGE or not memory:
-            raise DirectPagingError(f"{memory:#x} bytes are no multiple of 4 MiB; ask for one")
+            raise DirectPagingError(f"{memory:#x} bytes are not a multiple of 4 MiB; ask for one")
         base = max(self._next, memory) if self.machines else 0
         if len(self.machines) >= _MOST:
             raise DirectPagingError(f"a host holds {_MOST} machines; make another")

@@ -288,7 +288,7 @@ class ProtectedMachine(SharingMachine):
             return self.links.load_root(((cr3 & ADDRESS) >> 12,))
         pointers = self._pointers_at(cr3)
         if pointers is None:
-            return Refusal(f"the pointers at {cr3:#x} are no legal ones, or not the guest's")
+            return Refusal(f"a pointer at {cr3:#x} is not legal, or leads to a foreign frame")
         refusal = self.links.load_root(_root_of(pointers))
         if refusal is None:
             self.vmcs.cells[f.GUEST_PDPTE0 : f.GUEST_PDPTE0 + 4] = pointers

@@ -93,7 +93,7 @@ def load_multiboot(
         raise GuestImageError(
             file,
             "multiboot flags",
-            "the file is no ELF and bit 16 is clear, so nothing says where to load it; "
+            "the file is not an ELF and bit 16 is clear, so nothing says where to load it; "
             "set the address fields",
         )
     placed: list[tuple[int, int, bytes]] = []

@@ -171,7 +171,7 @@ def take_values(state: State, saved: dict[str, Any]) -> None:
             if path in containers and containers[path] != _WIRE:
                 then = reader.value(containers[path])
                 if type(then) is not type(now):
-                    raise SnapshotError(f"its {path} is no {type(now).__name__}")
+                    raise SnapshotError(f"its {path} is not of type {type(now).__name__}")
                 put_back(now, then)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise SnapshotError("its state is not written as state is") from None

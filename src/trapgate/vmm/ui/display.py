@@ -179,7 +179,7 @@ class Display:
     """Serves the page of a PC at `host` and `port` (0: any) from now on, until `close`.
 
     `devices` are the PC's, `memory` is what its VGA shows; `look` is to be one of the machine's
-    `watchers`. Raises TrapgateError if the port cannot be had.
+    `watchers`. Raises TrapgateError if the port cannot be opened.
     """
 
     def __init__(self, devices: Pc, memory: Readable, host: str, port: int) -> None:
@@ -194,7 +194,7 @@ class Display:
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise TrapgateError(
-                f"--display: {host}:{port} cannot be had ({why}); give another port or host"
+                f"--display: {host}:{port} cannot be opened ({why}); give another port or host"
             ) from None
         self._server.daemon_threads = True
         self.address: Final = f"{host}:{self._server.server_address[1]}"
