@@ -450,7 +450,7 @@ def _post_mortem(
     vm: VirtualMachine, given: Options, file: Path, again: Callable[[], VirtualMachine] | None
 ) -> PostMortem | None:
     """Why the guest died, if it did; in a page, too, if one is wanted."""
-    if vm.stopped is None or vm.stopped.is_peaceful:
+    if vm.stopped is None or vm.stopped.is_normal:
         return None
     from trapgate.debug.postmortem import explain_end
     from trapgate.debug.postmortem.names import namer

@@ -515,7 +515,7 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
 
 
 @jit
-def go_on(m: Cells, env: int, r: Cells) -> None:
+def load_state_in_force(m: Cells, env: int, r: Cells) -> None:
     """Load the state of the VMCS in force into the engine, and what else depends on it."""
     v = cells(m[mc.V], m[mc.V_CELLS])
     forget_stale_code(m)
@@ -586,7 +586,7 @@ def execute_in_core(m: Cells) -> None:
     save(m, env, v, r)
     stop = dispatch(m, env, v, r, at.SVM_IO, 0)
     if stop == mc.RUNNING:
-        go_on(m, env, r)
+        load_state_in_force(m, env, r)
         poke32(m[mc.EXCEPTION_INDEX], -1)
     else:
         m[mc.STOP] = stop

@@ -282,7 +282,9 @@ def emit_prepared_call(
 
 
 @jit
-def emit_look(t: Cells, m: Cells, context: int, function: int, address: int, size: int) -> None:
+def emit_address_check(
+    t: Cells, m: Cells, context: int, function: int, address: int, size: int
+) -> None:
     """Emit the call of what looks at an access of `size` bytes; `address`: that of a temporary."""
     machine = new_constant(t, context, m[mc.SELF])
     length = new_constant(t, context, size)

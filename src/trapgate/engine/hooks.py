@@ -10,7 +10,7 @@ from trapgate.engine.dispatch import (
     arbitrate,
     dispatch,
     execute_in_core,
-    go_on,
+    load_state_in_force,
     pass_exit_to_x86_vmm,
     state_begin,
     state_end,
@@ -61,7 +61,7 @@ def handle_exception(machine: int, number: int) -> None:
         stop = dispatch(m, env, v, r, code, info)
         walk_always(m)
     if stop == mc.RUNNING:
-        go_on(m, env, r)
+        load_state_in_force(m, env, r)
         state_end(m)
         # Deliveries alone can go on for ever, where no handler can be fetched; no block
         # begins then, so the clock has to move and be looked at here.
@@ -202,7 +202,7 @@ def end_hooked_call(m: Cells, env: int, v: Cells, r: Cells, outcome: int) -> Non
         return
     v = cells(m[mc.V], m[mc.V_CELLS])
     v[f.GUEST_RIP] -= 2
-    go_on(m, env, r)
+    load_state_in_force(m, env, r)
     v[f.GUEST_RIP] += 2
     state_end(m)
 

@@ -52,7 +52,7 @@ def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
     m[mc.STOP] = mc.RUNNING
     m[mc.RESTORED] = 0
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
-    dispatch.go_on(m, env, r)
+    dispatch.load_state_in_force(m, env, r)
     # Between runs the engine keeps all flags in one word, and takes them apart itself.
     poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
     count = 0

@@ -108,7 +108,7 @@ class UnicornEngine:
         self._keep += [blocks]
         c[mc.BLOCKS] = _address(blocks)
         if native_path:
-            self._open_insides()
+            self._open_internals()
         else:
             self._open_context()
         if os.environ.get("TRAPGATE_AUDIT") == "1" and (c[mc.NATIVE] or c[mc.LIVE]):
@@ -176,7 +176,7 @@ class UnicornEngine:
         features.value |= _XSAVE
         self.has_xsave = True
 
-    def _open_insides(self) -> None:
+    def _open_internals(self) -> None:
         inside = native.find(self.uc)
         translator()
         self._offer_xsave(inside.env)
@@ -188,7 +188,7 @@ class UnicornEngine:
         ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
         ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
 
-    def _guard_translator(self, inside: native.Insides) -> None:
+    def _guard_translator(self, inside: native.Internals) -> None:
         """Let the functions of ours in the translator know this engine."""
         c = self.cells
         c[mc.CPU] = inside.cpu

@@ -328,7 +328,7 @@ class Processor(LogicalProcessor):
         head = self.head.copy()
         head[HEAD_CPU] = one.number
         head[HEAD_GENERATION] = self._numbers.setdefault(id(vmcs), len(self._numbers))
-        one.put_aside(vmcs, head)
+        one.save(vmcs, head)
         return one
 
     def runs(self, one: OwnState) -> bool:
@@ -339,8 +339,8 @@ class Processor(LogicalProcessor):
         """Go on as another one of `every`; cached translations of linear addresses are lost."""
         if one is self._own:
             return
-        self._own.put_aside(self._vmcs, self.head)
-        one.take_up(self.head)
+        self._own.save(self._vmcs, self.head)
+        one.restore(self.head)
         self._own = one
         self._vmcs = one.vmcs
         self.registers, self.pins, self.x86_vmm = one.registers, one.pins, one.x86_vmm

@@ -45,7 +45,7 @@ class X86Vmm:
         """Let `machine` be the cells of the engine as they are for this processor."""
         self._engine = machine
 
-    def offer(self, *, extended: bool) -> None:
+    def offer_vmx(self, *, extended: bool) -> None:
         """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.
 
         `extended` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trapgate.replay import accesses
 from trapgate.replay.control_table import SWITCHED_MSRS, Control, Loss, control_of
-from trapgate.replay.exit_policy import OUTSIDE, SAVED, UNJUDGED, ExitPolicy, said_of
+from trapgate.replay.exit_policy import OUTSIDE, SAVED, UNJUDGED, ExitPolicy, judgement_of
 from trapgate.trace.frames import count, is_weighted, polars, reading, scan
 from trapgate.trace.selection import EVERYTHING, Selection
 
@@ -69,7 +69,7 @@ def judge_exits(
         (accesses.is_msr() & pl.col("operand").is_in(list(SWITCHED_MSRS)))
         .fill_null(value=False)
         .alias("switched"),
-        *(said_of(policy).alias(f"says {number}") for number, policy in enumerate(policies)),
+        *(judgement_of(policy).alias(f"says {number}") for number, policy in enumerate(policies)),
     ]
     with reading(paths):
         cells = (

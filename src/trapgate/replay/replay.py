@@ -57,7 +57,7 @@ def replay(
         kinds = (tallied or partial(here, chosen=chosen))(traces, pairs)
         outcomes = judged(kinds, policies, pairs, unit=unit, model=model)
         demand_rows(outcomes[0].rows if outcomes else 1, traces)
-    if any(policy.exits.speaks for policy in policies):
+    if any(policy.exits.judges_exits for policy in policies):
         found = judge_exits(traces, [policy.exits for policy in policies], chosen)
         outcomes = [
             with_exits(outcome, told, unit, model or CostModel())

@@ -44,11 +44,11 @@ class End(Enum):
     ENTRY_FAILED = "VM entry failed"
     UNHANDLED = "unhandled VM exit"
     UNTIL = "expression found"
-    LEFT = "left"
+    QUIT = "quit"
     INTERRUPTED = "interrupted"
     LIMIT = "limit reached"
     VMX_ABORT = "VMX abort"
-    ASKED = "stopped by the VMM"
+    STOPPED_BY_VMM = "stopped by the VMM"
     REFUSED = "refused by the VMM"
 
 
@@ -61,15 +61,15 @@ class Stop:
     status: int = 0
 
     @property
-    def can_go_on(self) -> bool:
+    def can_continue(self) -> bool:
         """Whether the guest would go on if it were run again: somebody else wanted the stop."""
-        return self.end in (End.LIMIT, End.UNTIL, End.LEFT, End.INTERRUPTED)
+        return self.end in (End.LIMIT, End.UNTIL, End.QUIT, End.INTERRUPTED)
 
     @property
-    def is_peaceful(self) -> bool:
+    def is_normal(self) -> bool:
         """Whether it ended as guests should, so that there is nothing to explain."""
-        own = (End.DEBUG_EXIT, End.RESET, End.POWER_OFF, End.ASLEEP, End.ASKED)
-        return self.can_go_on or self.end in own
+        own = (End.DEBUG_EXIT, End.RESET, End.POWER_OFF, End.ASLEEP, End.STOPPED_BY_VMM)
+        return self.can_continue or self.end in own
 
 
 Action = Resume | Emulated | Moved | Inject | Stop

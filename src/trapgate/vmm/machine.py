@@ -44,7 +44,7 @@ from trapgate.vmm.exits.handlers import HANDLERS, Handler, identity, unhandled
 from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
-from trapgate.vmm.reset import PowerOn, doze, falls_asleep, resume_warm
+from trapgate.vmm.reset import PowerOn, enter_s3, wait_in_s3, warm_reset
 from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.snapshots.state import SnapshotError
 from trapgate.vmm.summary import EventKind
@@ -156,7 +156,7 @@ class VirtualMachine(Accounts):
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
             for cpu in self.cpus:
-                cpu.own.x86_vmm.offer(extended=profile == "extended")
+                cpu.own.x86_vmm.offer_vmx(extended=profile == "extended")
         if explain is not None:
             for cpu in self.cpus:
                 cpu.own.x86_vmm.explain_to(explain)
@@ -250,7 +250,7 @@ class VirtualMachine(Accounts):
     def _end(self, stop: Stop | None) -> None:
         """Stop, unless it is a reset, and there is something that a reset starts, or a nap."""
         asleep = stop is not None and stop.end is End.ASLEEP
-        if asleep and self.can_be_restored and falls_asleep(self):
+        if asleep and self.can_be_restored and enter_s3(self):
             return
         if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
             self._tally.resets += 1
@@ -258,7 +258,7 @@ class VirtualMachine(Accounts):
         self.stopped = stop
 
     def _reset(self) -> bool:
-        if resume_warm(self):
+        if warm_reset(self):
             return True
         if self._power_on is None:
             return False
@@ -444,7 +444,7 @@ class VirtualMachine(Accounts):
             if self.stopped is not None:
                 return
         if devices.power.asleep:
-            self.stopped = doze(self)
+            self.stopped = wait_in_s3(self)
             return
         if len(self.cpus) > 1 and not self._take_turn(now):
             return

@@ -264,7 +264,7 @@ def test_code_is_fetched_where_ept_says(mode: str) -> None:
 @pytest.mark.parametrize("engine", ["native", "portable"])
 def test_what_is_reported(engine: str) -> None:
     processor = Processor(1 << 20, engine=engine)
-    processor.x86_vmm.offer(extended=True)
+    processor.x86_vmm.offer_vmx(extended=True)
     native = engine == "native"
     msrs = processor.x86_vmm.msrs()
     assert msrs[0x48C] == (NATIVE_48C if native else NATIVE_48C & ~0xFFFF_FFFF)

@@ -81,7 +81,7 @@ class Debuggee(Vmm):
         if self._has_moved():
             return Moved()
         if self._reverse.over:
-            return Stop(End.ASKED, "gdb looks for something in the past")
+            return Stop(End.STOPPED_BY_VMM, "gdb looks for something in the past")
         self.stops.go_past(vmexit)
         if vmexit.reason is ExitReason.MONITOR_TRAP_FLAG:
             if catches.stepping:

@@ -319,7 +319,7 @@ class Debugger:
 
     def _kill(self) -> None:
         for vm in self._machines:
-            vm.stopped = Stop(End.ASKED, "killed by gdb", 1)
+            vm.stopped = Stop(End.STOPPED_BY_VMM, "killed by gdb", 1)
 
     def _query(self, packet: bytes) -> bytes:
         if packet.startswith(b"qSupported"):

@@ -223,9 +223,9 @@ def emit_access(
             emit_refusal(m, t, context, chosen)
         if whole == CHANGES_CARRY:
             size = 1 << (operation & 3)
-            em.emit_look(t, m, context, t[em.STORE_TO_COME_CODE], context + chosen, size)
+            em.emit_address_check(t, m, context, t[em.STORE_TO_COME_CODE], context + chosen, size)
         elif whole != NOT_WHOLE and aligned == 0:
-            em.emit_look(t, m, context, t[em.WHOLE_STORE_CODE], context + chosen, whole)
+            em.emit_address_check(t, m, context, t[em.WHOLE_STORE_CODE], context + chosen, whole)
         if m[mc.X87_ROUNDS] != 0 and m[mc.X87_OPERANDS] & STORES:
             emit_store(t, m, context, value, chosen, operation & 3)
             return
@@ -295,7 +295,7 @@ def look_at_operand(m: Cells, t: Cells, context: int, function: int, arguments: 
     for pair in range(em.OPERAND_PAIRS):
         if function == t[em.OPERANDS + 2 * pair]:
             address = peek64(arguments + 8)
-            em.emit_look(t, m, context, t[em.WHOLE_STORE_CODE], address, m[mc.WHOLE])
+            em.emit_address_check(t, m, context, t[em.WHOLE_STORE_CODE], address, m[mc.WHOLE])
             m[mc.WHOLE] = NOT_WHOLE
             return
 

@@ -373,14 +373,14 @@ def publish(state: Cells, mem: Cells, counts: Cells, told: Cells) -> None:
             word = 0
             for k in range(8):
                 frame = n * 8 + 7 - k
-                word = word << 8 | links_to_tell(state, counts, frame)
+                word = word << 8 | links_to_publish(state, counts, frame)
             mem[start + (state[MAP_FRAMES] >> 3) + n] = word
             told[n] = mem[start + n]
             told[words + n] = word
 
 
 @LIBRARY.inside
-def links_to_tell(state: Cells, counts: Cells, frame: int) -> int:
+def links_to_publish(state: Cells, counts: Cells, frame: int) -> int:
     """How many links lead to a frame, as far as the processor counts."""
     links = 0
     if frame < state[FRAMES]:

@@ -151,7 +151,7 @@ class Links:
 
         return back
 
-    def let_links_come_unseen(self, unseen: bool) -> None:
+    def allow_unseen_links(self, unseen: bool) -> None:
         """Say whether a filter lets entries come to lead to known tables."""
         if bool(self._state[linking.UNSEEN]) != unseen:
             self._state[linking.UNSEEN] = unseen
@@ -171,7 +171,7 @@ class Links:
         if not linking.catch_up(*self._tables, self._told):
             self.recount()
 
-    def leave_last_level_open(self, is_open: bool) -> bool:
+    def unprotect_last_level(self, is_open: bool) -> bool:
         """Say whether a filter lets any frame be a table of the last level; has that changed?
 
         Then no root is validated any more.

@@ -237,9 +237,9 @@ class ProtectedMachine(SharingMachine):
         engine = self.processor.engine
         filters = self.vmcs.words[f.FRAME_FILTERS]
         self.links.let_processor_count(bool(filters & EMPTY_TABLE))
-        self.links.let_links_come_unseen(filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
+        self.links.allow_unseen_links(filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
         refusal = self._masters.refusal
-        if self.links.leave_last_level_open(bool(filters & OWN_TABLE)):
+        if self.links.unprotect_last_level(bool(filters & OWN_TABLE)):
             refusal = refusal or self.follow_mode()
         self.links.settle(engine.flush_translations, self._forget_code, _forget_tables)
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
