@@ -183,7 +183,7 @@ def _unread(faults: Faults, number: int) -> Unread:
 
 
 def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
-    """Rows for faults whose outcome is known; they are no runs, and have no bit."""
+    """Rows for faults whose outcome is known; they are not runs, and have no bit."""
     course, reference = prepared.course, prepared.reference
     plan, golden, symbols = prepared.plan, reference.golden, reference.bench.symbols
     assert course is not None

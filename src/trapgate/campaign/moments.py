@@ -198,7 +198,7 @@ def _events_of(reference: Reference) -> Iterator[tuple[int, Occurrence]]:
 
 
 def _seen(bench: Bench, event: Occurrence) -> Occurrence:
-    """An event with what the guest's state says of it, which stands just before it."""
+    """An event with what the guest's state says of it, which is just before it."""
     vm = bench.vm
     guest = Operand(vm.processor, vm.vmcs.cells)
     kind = 0

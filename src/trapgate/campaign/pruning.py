@@ -50,7 +50,7 @@ def classes_of(
     """The classes of moments, which are numbers of instructions (`steps`), by a part's accesses.
 
     These are numbers of instructions, too, in order, and whether each may read. `end` is what
-    becomes of a bit that changes behind the last one.
+    becomes of a bit that changes after the last one.
     """
     after = np.searchsorted(accesses, steps)
     fates = np.append(np.where(reads, LIVES, OVERWRITTEN), end)

@@ -65,7 +65,7 @@ _LIVED_ON: Final = frozenset({Field.PIN_BASED_CONTROLS, Field.VMX_PREEMPTION_TIM
 class Part:
     """What has definitions and uses: a bit of the masks of `uses`, or a byte of memory.
 
-    That is at a physical address or, if it has a `page`, so many bytes behind its beginning.
+    That is at a physical address or, if it has a `page`, so many bytes after its beginning.
     """
 
     register: int = -1
@@ -96,7 +96,7 @@ class Faults(Sequence[Fault]):
     def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = tuple(targets)
         self.ends = list(accumulate(one.count for one in targets))
-        """Of each target the number behind its last fault."""
+        """Of each target the number after its last fault."""
         self.prunable = all(one.part is not None for one in targets)
         self._made = lru_cache(1 << 16)(self._make)
 

@@ -126,7 +126,7 @@ class Explanations:
             sys.stderr.flush()
 
     def as_json(self) -> list[dict[str, Any]]:
-        """What failed, and how often, as JSON has it."""
+        """What failed, and how often, as JSON values."""
         return [{"explanation": words, "count": count} for words, count in self.counts.items()]
 
 

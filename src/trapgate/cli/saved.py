@@ -1,4 +1,4 @@
-"""The options --save and --load: machines that go on in another process."""
+"""The options --save and --load: machines that continue in another process."""
 
 from __future__ import annotations
 

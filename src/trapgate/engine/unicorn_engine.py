@@ -82,7 +82,7 @@ class UnicornEngine:
         self.enter_and_run = bound(loop.enter_and_run, self._machine, start)
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
         self.run_until_stopped = bound(loop.run_until_stopped, self._machine, start)
-        """Go on with the guest after an assist."""
+        """Continue with the guest after an assist."""
         self.step_over = bound(core_calls.step_over_here, self._machine)
         """Move VMCS 0 past an instruction of so many bytes that was carried out there."""
         self.end_emulated_instruction = bound(

@@ -1,4 +1,4 @@
-"""What a policy says of exits that are no exceptions: each by the control that causes it.
+"""What a policy says of exits that are not exceptions: each by the control that causes it.
 
 A policy speaks of a control that its file names, and of no other. A trace has exits only:
 what a control would add that was off is in no trace, so exits are saved here and never added.
@@ -87,7 +87,7 @@ class ExitPolicy:
 
     @property
     def judges_exits(self) -> bool:
-        """Whether it says anything of exits that are no exceptions."""
+        """Whether it says anything of exits that are not exceptions."""
         return bool(self.rules())
 
     def names(self, where: Field, bit: int = -1) -> bool:

@@ -1,4 +1,4 @@
-"""Policies on exits that are no exceptions: what is saved and lost, by reason."""
+"""Policies on exits that are not exceptions: what is saved and lost, by reason."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def lost_range(lost: int, untold: int) -> str:
 def judge_exits(
     paths: Sequence[Path], policies: Sequence[ExitPolicy], chosen: Selection = EVERYTHING
 ) -> list[tuple[ReasonOutcome, ...]]:
-    """What each policy does to exits that are no exceptions, in one pass; by reason.
+    """What each policy does to exits that are not exceptions, in one pass; by reason.
 
     Exits that were given to the hypervisor above stay: they are its own.
 
-    Raises: TraceError for files that are no traces.
+    Raises: TraceError for files that are not traces.
     """
     pl = polars()
     latency = pl.col("latency")

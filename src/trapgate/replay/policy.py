@@ -52,7 +52,7 @@ class Policy:
     `judges_interrupts` tells whether external interrupts and NMIs are judged by its
     pin-based controls, or are left as recorded. `fault_filter`, `order`, `ptbase` and
     `frame_filters` are the fault filters' fields; without `ptbase` they are about the writes that
-    a frame map stops. `exits` is what it says of exits that are no exceptions;
+    a frame map stops. `exits` is what it says of exits that are not exceptions;
     `judges_exceptions` is False for a file that speaks of nothing else: then they are left
     as recorded.
     """

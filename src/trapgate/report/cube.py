@@ -95,7 +95,7 @@ def cube_of(
     """Count traces; memory and result do not grow with their length. `progress` is told what
     is being done, and what share (0 to 1) of a whole report's work that begins at.
 
-    Raises: TraceError for files that are no traces, or hold no event, or symbols that do
+    Raises: TraceError for files that are not traces, or hold no event, or symbols that do
     not match.
     """
     pl = polars()

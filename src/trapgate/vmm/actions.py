@@ -1,4 +1,4 @@
-"""What a VMM's handler wants done about a VM exit: values, carried out by the machine."""
+"""What a handler tells the machine to do after a VM exit, as values."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -8,17 +8,17 @@ from trapgate.decision.faults import Interruption
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Go on at GUEST_RIP as it stands; an event that was being delivered is delivered anew."""
+    """Continue at GUEST_RIP; an event whose delivery the exit interrupted is delivered again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Emulated:
-    """The handler did the instruction's work: go on behind it."""
+    """The handler has emulated the instruction: continue after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Go on in the state that the handler has made; what was being delivered is part of it."""
+    """Continue in the state that the handler has made, without delivering an event again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Stop:
 
     @property
     def can_continue(self) -> bool:
-        """Whether the guest would go on if it were run again: somebody else wanted the stop."""
+        """Whether the guest would continue if it were run again: somebody else wanted the stop."""
         return self.end in (End.LIMIT, End.UNTIL, End.QUIT, End.INTERRUPTED)
 
     @property

@@ -367,7 +367,7 @@ class VirtualMachine(Accounts):
         self._look_at_output()
 
     def _look_at_output(self) -> None:
-        """Have COM1 tell of bytes before the guest goes on where somebody waits for them."""
+        """Have COM1 tell of bytes before the guest continues where somebody waits for them."""
         expected = 0 if self.console is None else self.console.expected
         self.devices.uart.expect(EVERY_BYTE if self.watch.byte_by_byte else expected)
 
@@ -492,7 +492,7 @@ class VirtualMachine(Accounts):
         return super().wait(seconds)
 
     def _take_turn(self, now: int) -> bool:
-        """Let the processor go on whose turn it is; False if all wait, and time has moved on."""
+        """Let the processor continue whose turn it is; False if all wait, and time has moved on."""
         cpu = self.turns.next(self.cpu, now)
         if cpu is None:
             waited = self.idle()
@@ -521,9 +521,9 @@ class VirtualMachine(Accounts):
             )
             if open_now:
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
-                if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
+                if not x86_vmm.wants_interrupts or x86_vmm.acknowledges_interrupts:
                     vector = self.devices.acknowledge()
-                    if x86_vmm.wants_interrupts and x86_vmm.posts(vector):
+                    if x86_vmm.wants_interrupts and x86_vmm.is_notification(vector):
                         self.devices.apic.end_of_interrupt()
                         self.processor.engine.post_interrupts()
                         self._offer_interrupt(v)

@@ -1,8 +1,8 @@
-"""What a reset gives back, and what outlives it.
+"""What a reset sets back, and what it keeps.
 
-A PC's memory, disks, CMOS memory and clock go on; its devices and processors come up as they were
+A PC's memory, disks, CMOS memory and clock are kept; its devices and processors are as they were
 when the machine was switched on, and firmware starts anew. If the guest has left a shutdown code
-in CMOS memory, the processors alone are reset and go on where it says, as it was done on
+in CMOS memory, the processors alone are reset and continue where it says, as it was done on
 the way back from protected mode (IBM PC AT Technical Reference, "System BIOS").
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 JUMP_WITH_EOI: Final = 0x05
 JUMP: Final = 0x0A
-"""Shutdown codes: go on at the address in 40:67, after ending an interrupt or not."""
+"""Shutdown codes: continue at the address in 40:67, after ending an interrupt or not."""
 _RESUME: Final = 0xFE
 """... after S3, as SeaBIOS knows it."""
 _RESUME_AT = 0x467
@@ -140,7 +140,7 @@ def _waking_vector(vm: Platform) -> int:
 
 
 def _leave_s3(vm: Platform) -> None:
-    """End the sleep S3: the processors are reset, and firmware goes on where the guest asked for.
+    """End the sleep S3: the processors are reset, and firmware continues where the guest asked for.
 
     Memory and devices are as they were.
     """

@@ -239,7 +239,7 @@ def test_string_input_from_a_port_of_the_machine(mode: str, rights: int) -> None
     if rights:
         assert done.run() == 0x80
         assert done.vmcs["EXIT_REASON"] == ExitReason.IO_INSTRUCTION
-        assert done.processor.x86_vmm.is_served
+        assert done.processor.x86_vmm.guest_is_in_vmcs0
         assert done.vmcs["EPT_POINTER_IN_FORCE"] == eg.POINTER
     assert (done.run(), done.reason) == (
         (EXITED, ExitReason.CPUID) if rights else (EXITED, ExitReason.EPT_VIOLATION)
@@ -247,7 +247,7 @@ def test_string_input_from_a_port_of_the_machine(mode: str, rights: int) -> None
     if not rights:
         assert done["GUEST_PHYSICAL_ADDRESS"] == buffer
         assert done["EXIT_QUALIFICATION"] == eg.LINEAR_VALID | eg.TRANSLATED | 2
-        assert not done.processor.x86_vmm.is_served
+        assert not done.processor.x86_vmm.guest_is_in_vmcs0
 
 
 def test_code_is_fetched_where_ept_says(mode: str) -> None:

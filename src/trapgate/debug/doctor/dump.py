@@ -1,7 +1,7 @@
 """Reads a VMCS, or the registers of a virtual CPU, as hypervisors and their users print it.
 
 The text is searched for what each form looks like, not parsed line by line: lines may be broken,
-quoted, or out of order, and anything may stand between them.
+quoted, or out of order, and anything may be between them.
 """
 
 import re

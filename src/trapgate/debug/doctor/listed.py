@@ -102,7 +102,7 @@ class _Listed:
 def read_fields(text: str) -> Iterator[DumpedVmcs]:
     """Lines with a field's name or encoding and its value, from whatever program.
 
-    What stands behind # is a comment, unless everything does.
+    What is after # is a comment, unless everything does.
     """
     lines = text.split("\n")
     listed = _listed(lines)

@@ -67,7 +67,7 @@ def explain_end(
 ) -> PostMortem | None:
     """Why `vm` ended; None if it runs still, or ended as guests should.
 
-    `names` gives linear addresses their symbols. `again` makes a machine that stands at the
+    `names` gives linear addresses their symbols. `again` makes a machine that is at the
     beginning of the same run, or at any moment of it; then the post-mortem has the last branches.
     """
     stop = vm.stopped

@@ -41,7 +41,7 @@ SYMBOLS = (
 """Internal functions that the native path calls or recognises, less `_x86_64`."""
 
 _OWN_MEMORY = Path("/proc/self/mem")
-"""Reading here what is not mapped is an error, not a crash. Linux has it."""
+"""Linux only. Reading an unmapped address here is an error, not a crash."""
 
 _REACH = 0x40000
 """How far from a pointer in the handle the CPU state may lie, in bytes."""

@@ -51,7 +51,7 @@ class Mode(NamedTuple):
     """A paging mode: of how many levels its tables are, in what entries.
 
     `width` is an entry's in bytes; `large_pages` says whether bit 7 of an upper entry means one.
-    With `pointers` the root is no table but four pointers in registers.
+    With `pointers` the root is not a table but four pointers in registers.
     """
 
     levels: int

@@ -379,7 +379,7 @@ class ProtectedMachine(SharingMachine):
         v[shadow] = v[shadow] & ~owned | v[register] & owned
         refusal = self.follow_mode()
         if refusal is not None:
-            # The guest stands before the instruction, on the tables that it had.
+            # The guest is before the instruction, on the tables that it had.
             for cell, value in before.items():
                 v[cell] = value
             self.follow_mode()
@@ -419,7 +419,7 @@ class ProtectedMachine(SharingMachine):
             self.processor.registers.cr2 = found.address
             return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, found.error_code))
         if refusal is not None:
-            # What comes is no entry: perhaps the guest uses the frame for something else.
+            # What comes is not an entry: perhaps the guest uses the frame for something else.
             if self.let_go(frame) or self.links.levels_of(frame) != levels:
                 return RESUME
             return self.refuse(refusal)

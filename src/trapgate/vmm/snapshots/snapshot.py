@@ -84,7 +84,7 @@ class Snapshot:
         return {path: image.identity() for path, image in self._devices.files.items()}
 
     def values(self) -> dict[str, Any]:
-        """What is no array, as JSON has values.
+        """What is not an array, as JSON has values.
 
         Raises SnapshotError for a machine that has ended or has several processors; BusyError
         while a disk transfer is under way or an SMI waits.
