@@ -13,7 +13,8 @@ from trapgate.decision.fault_filters import FILTERS
 from trapgate.processor.processor import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
-from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, Host
+from trapgate.vmm.direct.host_memory import LARGE_PAGE, Host
+from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.exits.platform import Platform
 
 _FILTERS = dict(zip(NAMES, FILTERS.values(), strict=True))

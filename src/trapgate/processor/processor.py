@@ -22,7 +22,7 @@ from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HE
 from trapgate.processor import decoded, pending, stepping, table_writes, task_switch
 from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
 from trapgate.processor.own_state import OwnState
-from trapgate.processor.pins import Smi
+from trapgate.processor.pins import Pins, Smi
 from trapgate.processor.x86_vmm import X86Vmm
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
@@ -156,11 +156,10 @@ class Processor(LogicalProcessor):
     def __init__(self, memory: int, *, engine: str = "auto", journal: int = 4096) -> None:
         super().__init__(memory, engine=engine, journal=journal)
         self._numbers: dict[int, int] = {}
-        first = OwnState(0, self.engine, self.registers, self.x86_vmm)
+        first = OwnState(0, self.engine, self.registers, self.x86_vmm, self.pins)
         self.every = [first]
         """The logical processors, one of which has the engine."""
         self._own = first
-        self.pins = first.pins
         self._priority = 0
         self.expires: float | None = None
         """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
@@ -174,11 +173,6 @@ class Processor(LogicalProcessor):
         self._drained = 0
         self.skipped = 0
         """How much of the virtual time was skipped."""
-
-    @property
-    def vmcs(self) -> Vmcs | None:
-        """The current VMCS."""
-        return self._vmcs
 
     def name_vm(self, number: int) -> None:
         """Let the journal say that what happens from now on happens in VM `number`."""
@@ -329,7 +323,7 @@ class Processor(LogicalProcessor):
         `number` is that which its machine knows it by. Turns change between two VM entries
         (`turn_to`).
         """
-        one = OwnState(number, self.engine, Registers(), X86Vmm(self.engine))
+        one = OwnState(number, self.engine, Registers(), X86Vmm(self.engine), Pins())
         self.every.append(one)
         head = self.head.copy()
         head[HEAD_CPU] = one.number

@@ -384,17 +384,19 @@ class VirtualMachine(Accounts):
         """
         if not self.can_be_restored:
             raise SnapshotError("the VMM of direct paging knows more than the machine: no snapshot")
-        return Snapshot(self, self._tally, self._planned)
+        return Snapshot(self, self.watch, self._tally, self._planned)
 
     def save(self, path: str | Path) -> None:
         """Write everything of the machine to a file, from which `SavedMachine` makes it anew.
 
         What is planned by `at` is not in it. The file is there whole or not at all. Raises
-        SnapshotError as `snapshot` does, for a machine with several processors, in the middle of
-        a disk transfer, and if the file cannot be written.
+        SnapshotError as `snapshot` does, for a machine under direct paging or with several
+        processors, in the middle of a disk transfer, and if the file cannot be written.
         """
-        from trapgate.vmm.snapshot_file import save
+        from trapgate.vmm.snapshots.file import save
 
+        if not self.can_be_restored:
+            raise SnapshotError("a machine under direct paging cannot be saved in a file")
         save(self.snapshot(), Path(path))
 
     def restore(self, snapshot: Snapshot) -> int:

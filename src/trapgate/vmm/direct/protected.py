@@ -66,8 +66,8 @@ from trapgate.vmm.direct.links import (
     Refusal,
     Root,
 )
-from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.mapped_memory import FRAMES, GuestRange, ProtectedHost
+from trapgate.vmm.direct.refusals import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.writes import instruction_at_rip
 from trapgate.vmm.exits import handlers
@@ -181,7 +181,7 @@ class ProtectedMachine(SharingMachine):
             habits()
             self.exits_by_level = exits.copy()
 
-        return DirectSnapshot(self, self._tally, self._planned, back)
+        return DirectSnapshot(self, self.watch, self._tally, self._planned, self.counts, back)
 
     def load(self, image: GuestImage) -> None:
         """Put a guest into memory. Raises DirectPagingError if its first tables cannot be used."""
