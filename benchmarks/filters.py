@@ -54,7 +54,7 @@ def _prepared(edit: bytes, count: int, engine: str, *, writable: bool) -> tuple[
     ):
         processor.memory.write(address, data)
     vmcs = Vmcs()
-    vmcs.flat(32)
+    vmcs.set_flat_segments(32)
     vmcs["GUEST_RIP"], vmcs["GUEST_CR3"], vmcs["GUEST_CR0"] = _CODE, _DIRECTORY, 0x80010031
     vmcs["GUEST_LDTR_ACCESS_RIGHTS"] = 1 << 16
     vmcs["EXCEPTION_BITMAP"] = 1 << 14

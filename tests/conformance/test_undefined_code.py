@@ -69,7 +69,7 @@ class Machine:
             processor.memory.write(address, data)
         processor.memory.write(CODE, code + VMCALL * 2)
         if self.guest.mode != "r16":
-            vmcs.flat(64 if self.guest.long else 32)
+            vmcs.set_flat_segments(64 if self.guest.long else 32)
         for name, value in self.guest.state().items():
             vmcs[name] = value
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER

@@ -109,7 +109,7 @@ class X86Vmm:
     def __post_init__(self) -> None:
         self.assembler = Assembler(self.mode == "l64")
         self.processor = Processor(tiny.MEMORY, engine=self.engine)
-        self.processor.x86_vmm.offer(extended=self.extended)
+        self.processor.x86_vmm.offer_vmx(extended=self.extended)
         self.vmcs = Vmcs()
         self.boot()
 
@@ -156,7 +156,7 @@ class X86Vmm:
         """A VMCS whose host is the VMM, and whose guest runs GUEST_CODE in `guest_mode`."""
         mode = self.guest_mode or self.mode
         twin = Vmcs()
-        twin.flat(64 if mode == "l64" else 32)
+        twin.set_flat_segments(64 if mode == "l64" else 32)
         for name, value in tiny.Tiny(mode).state().items():
             twin[name] = value
         guest = {f.name: twin[f] for f in twin if f.kind == "guest state" and not f.extension}

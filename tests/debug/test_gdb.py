@@ -84,7 +84,7 @@ def session(
     made.thread.start()
     yield made
     if made.thread.is_alive():
-        vm.stopped = Stop(End.ASKED, "the test is over", 1)
+        vm.stopped = Stop(End.STOPPED_BY_VMM, "the test is over", 1)
         made.debugger.finished(vm.stopped)
 
 

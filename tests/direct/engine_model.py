@@ -27,7 +27,7 @@ _KERNEL_CODE, _KERNEL_DATA = 0xC09B, 0xC093
 
 
 def done(vmexit: VmExit, vm: Platform) -> Action:
-    return Stop(End.ASKED, "done")
+    return Stop(End.STOPPED_BY_VMM, "done")
 
 
 class EngineModel:
@@ -53,7 +53,7 @@ class EngineModel:
         for vm in self.machines:
             vm.tables.forget_all()
             vm.paging = False
-            vm.vmcs.flat(32)
+            vm.vmcs.set_flat_segments(32)
 
     def start(
         self, vm: int, name: str, order: str, transfer: tuple[int, int, int], pse: bool, cr3: int
@@ -62,7 +62,7 @@ class EngineModel:
         table, page = (base + n for n in _CODE_FRAMES)
         self.memory[cr3 >> 2 | CODE >> 22] = table << 12 | 7
         self.memory[table << 10] = page << 12 | 7
-        vmcs.flat(32)
+        vmcs.set_flat_segments(32)
         vmcs["GUEST_LDTR_ACCESS_RIGHTS"] = 1 << 16
         vmcs["GUEST_IDTR_LIMIT"] = 0
         vmcs["GUEST_CR0"], vmcs["CR0_READ_SHADOW"] = 0x8001_0031, 0x1_0031
@@ -100,7 +100,7 @@ class EngineModel:
         vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = 0
         stop = machine.step(1000)
         machine.stopped = None
-        came_through = stop is not None and stop.end is End.ASKED
+        came_through = stop is not None and stop.end is End.STOPPED_BY_VMM
         self.runs += 1
         self.came_through += came_through
         return came_through

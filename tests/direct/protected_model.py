@@ -94,8 +94,8 @@ class Model:
         self.root: Root = ()
         """What CR3 leads to: each pointer's frame, or -1 for none."""
         self.links.let_processor_count(self.counted)
-        self.links.let_links_come_unseen(frame_filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
-        self.links.leave_last_level_open(self.open)
+        self.links.allow_unseen_links(frame_filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
+        self.links.unprotect_last_level(self.open)
         self.links.set_mode(mode)
         self.load_cr3(0 if mode is FOUR_LEVELS else POINTERS)
         self.settle()

@@ -181,7 +181,7 @@ def test_loops_over_ports_run_the_same(engine: str, name: str) -> None:
 
 def ring_3(vm: VirtualMachine, iopl: int) -> None:
     """Let the code at 7C00H be in ring 3 of protected mode, with no I/O bitmap."""
-    vm.vmcs.flat(32, user=True)
+    vm.vmcs.set_flat_segments(32, user=True)
     vm.vmcs["GUEST_CR0"] |= 1
     vm.vmcs["GUEST_TR_LIMIT"] = 103
     vm.vmcs["GUEST_RIP"] = 0x7C00
@@ -251,7 +251,7 @@ def test_a_machine_whose_vmm_has_vectors_answers_nothing() -> None:
 
 
 def _stop() -> Stop:
-    return Stop(End.ASKED, "", 0)
+    return Stop(End.STOPPED_BY_VMM, "", 0)
 
 
 @pytest.mark.parametrize("now", [0, 1, 999, 10**9 - 1, 10**9, 7 * 10**15 + 3, (1 << 62) - 1])

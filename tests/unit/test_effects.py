@@ -16,7 +16,7 @@ ACTIVE = 1 << 10
 def protected() -> Vmcs:
     vmcs = Vmcs()
     vmcs["GUEST_CR0"] = 0x31
-    vmcs.flat(32)
+    vmcs.set_flat_segments(32)
     return vmcs
 
 
@@ -76,13 +76,13 @@ def test_paging_turns_long_mode_on_and_off() -> None:
     assert vmcs["GUEST_IA32_EFER"] == LONG_MODE
     vmcs["GUEST_CR0"] = 0x80000031
     vmcs["GUEST_IA32_EFER"] = LONG_MODE | ACTIVE
-    vmcs.flat(64)
+    vmcs.set_flat_segments(64)
     assert effects.write_cr0(vmcs.cells, 0x31) == RAISE_GP  # from 64-bit code
 
 
 def test_pcids_are_for_ia32e_mode_and_begin_with_none() -> None:
     vmcs = Vmcs()
-    vmcs.flat(64)
+    vmcs.set_flat_segments(64)
     before = vmcs["GUEST_CR4"] | 1 << 13 | 1 << 5
     with_pcids = before | 1 << 17
     vmcs["GUEST_CR0"], vmcs["GUEST_CR4"], vmcs["GUEST_CR3"] = 0x80000031, before, 0x5001
@@ -150,7 +150,7 @@ def test_debug_registers() -> None:
     assert effects.read_dr(vmcs.cells, r, 5) == (RAISE_UD, 0)
     vmcs["GUEST_DR7"] = 0x2400
     assert effects.read_dr(vmcs.cells, r, 7) == (RAISE_DB, 0)
-    vmcs.flat(32, user=True)
+    vmcs.set_flat_segments(32, user=True)
     assert effects.read_dr(vmcs.cells, r, 7) == (RAISE_GP, 0)
 
 

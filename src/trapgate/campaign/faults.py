@@ -164,7 +164,7 @@ class Skip:
     what: str = "skip"
 
     def apply(self, vm: VirtualMachine) -> None:
-        """Move RIP behind it."""
+        """Move RIP past it."""
         guest = Operand(vm.processor, vm.vmcs.cells)
         instruction = guest.decode()
         if instruction.is_invalid:

@@ -125,7 +125,7 @@ class Byte:
         """Change it; code that was translated from it is dropped.
 
         Cached translations of linear addresses stay. To flush them would make a difference between
-        moments that are alike (`pruning`), where the guest goes on with a translation that its
+        moments that are alike (`pruning`), where the guest continues with a translation that its
         tables do not have any more.
         """
         vm.processor.memory.write(self._at(vm), bytes((value,)))

@@ -305,7 +305,7 @@ def report(
 
 @contextmanager
 def _debugger(gdb: str | None) -> Iterator[Callable[[VirtualMachine, bool], None] | None]:
-    """What makes a run stand before its fault until gdb lets it go on."""
+    """What stops a run before its fault until gdb lets it continue."""
     if gdb is None:
         yield None
         return

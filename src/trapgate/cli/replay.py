@@ -277,7 +277,7 @@ def _show_bursts(intervals: dict[str, tuple[float, float] | None], unit: str) ->
 
 
 def _show_reasons(outcome: Outcome) -> None:
-    """What a policy does to exits that are no exceptions."""
+    """What a policy does to exits that are not exceptions."""
     from rich.table import Table
 
     from trapgate.replay.result import REASON_HEADS, reason_notes, reason_row

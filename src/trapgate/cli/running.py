@@ -126,7 +126,7 @@ class Explanations:
             sys.stderr.flush()
 
     def as_json(self) -> list[dict[str, Any]]:
-        """What failed, and how often, as JSON has it."""
+        """What failed, and how often, as JSON values."""
         return [{"explanation": words, "count": count} for words, count in self.counts.items()]
 
 
@@ -450,7 +450,7 @@ def _post_mortem(
     vm: VirtualMachine, given: Options, file: Path, again: Callable[[], VirtualMachine] | None
 ) -> PostMortem | None:
     """Why the guest died, if it did; in a page, too, if one is wanted."""
-    if vm.stopped is None or vm.stopped.is_peaceful:
+    if vm.stopped is None or vm.stopped.is_normal:
         return None
     from trapgate.debug.postmortem import explain_end
     from trapgate.debug.postmortem.names import namer

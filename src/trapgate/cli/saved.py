@@ -1,4 +1,4 @@
-"""The options --save and --load: machines that go on in another process."""
+"""The options --save and --load: machines that continue in another process."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Saving:
 
     def end(self, vm: VirtualMachine, stop: Stop) -> bool:
         """The run has ended; whether the machine has been saved, then or before."""
-        if self._when is None and stop.can_go_on:
+        if self._when is None and stop.can_continue:
             self._save(vm)
         if not self._done:
             why = "the moment never came" if self._when is not None else stop.message

@@ -52,7 +52,7 @@ def shown(
 ) -> Iterator[None]:
     """Around a run: stop it when `until` is on the screen, and serve the screen at `display`.
 
-    What stands in the way of the picture `screenshot` is told before the run, not after it.
+    What is in the way of the picture `screenshot` is told before the run, not after it.
     """
     if screenshot is not None:
         _demand_pictures(screenshot)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
-    """A run's summary as JSON has it; `x86_vmm` is there if the guest was a VMM itself."""
+    """A run's summary as JSON values; `x86_vmm` is there if the guest was a VMM itself."""
     nested = summary.nested
     answer: dict[str, Any] = {
         "engine": summary.engine,

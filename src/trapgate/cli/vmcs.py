@@ -14,7 +14,7 @@ import typer
 from trapgate.cli.terminal import fail, one_line_errors
 
 if TYPE_CHECKING:
-    from trapgate.debug.doctor import Patient
+    from trapgate.debug.doctor import DumpedVmcs
 
 EXAMPLES = """Examples:
 
@@ -77,10 +77,10 @@ def vmcs(
     if not files or (diff and len(files) != 2):
         raise fail("--diff needs two files" if diff else "give a FILE with a dump, or --new MODE")
     with one_line_errors():
-        patients = [(path, patient) for path in files for patient in _patients(path)]
+        dumps = [(path, dumped) for path in files for dumped in _dumps_in(path)]
         if diff:
-            raise typer.Exit(_compare(patients[0][1], _patients(files[1])[0], as_json=as_json))
-        raise typer.Exit(_examine(patients, capabilities, maxphyaddr, fix=fix, as_json=as_json))
+            raise typer.Exit(_compare(dumps[0][1], _dumps_in(files[1])[0], as_json=as_json))
+        raise typer.Exit(_examine(dumps, capabilities, maxphyaddr, fix=fix, as_json=as_json))
 
 
 def _text(path: Path) -> str:
@@ -97,8 +97,8 @@ def _text(path: Path) -> str:
     return data.decode("utf-16" if wide else "utf-8", errors="replace")
 
 
-def _patients(path: Path) -> list[Patient]:
-    from trapgate.debug.doctor import Patient, read_dump
+def _dumps_in(path: Path) -> list[DumpedVmcs]:
+    from trapgate.debug.doctor import DumpedVmcs, read_dump
     from trapgate.debug.doctor.fields import FIELDS
 
     if path.suffix == ".toml":
@@ -106,7 +106,7 @@ def _patients(path: Path) -> list[Patient]:
 
         own = Vmcs.load(path)
         values = {field.name: own[field] for field in own if field.name in FIELDS}
-        return [Patient(values, "Trapgate's VMCS file")]
+        return [DumpedVmcs(values, "Trapgate's VMCS file")]
     text = _text(path)
     found = read_dump(text)
     if not found:
@@ -121,7 +121,7 @@ def _patients(path: Path) -> list[Patient]:
 
 
 def _examine(
-    patients: list[tuple[Path, Patient]],
+    dumps: list[tuple[Path, DumpedVmcs]],
     capabilities: Path | None,
     maxphyaddr: int | None,
     *,
@@ -144,9 +144,9 @@ def _examine(
     if maxphyaddr is not None:
         cpu = replace(cpu, physical=maxphyaddr)
     rows = []
-    for path, patient in patients:
-        diagnosis = examine(patient, cpu)
-        found = repair(patient, cpu) if fix and diagnosis.findings else None
+    for path, dumped in dumps:
+        diagnosis = examine(dumped, cpu)
+        found = repair(dumped, cpu) if fix and diagnosis.findings else None
         rows.append((path, diagnosis, found))
     if as_json:
         print(json.dumps([{"file": str(p), **as_values(d, r)} for p, d, r in rows], indent=2))
@@ -157,7 +157,7 @@ def _examine(
     return 0 if all(diagnosis.passes for _, diagnosis, _ in rows) else 1
 
 
-def _compare(one: Patient, other: Patient, *, as_json: bool) -> int:
+def _compare(one: DumpedVmcs, other: DumpedVmcs, *, as_json: bool) -> int:
     from trapgate.debug.doctor.text import differences
 
     rows = list(one.differing(other))

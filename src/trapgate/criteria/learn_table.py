@@ -229,7 +229,7 @@ def _bounds(numbers: NDArray[np.uint64], needed: Any, count: Any) -> list[int]:
     np.add.at(spared, back[~needed], count[~needed])
     sides = wanted > 0
     changes = np.flatnonzero(sides[1:] != sides[:-1]) + 1
-    # What stands between two changes weighs as much as its faults.
+    # What is between two changes weighs as much as its faults.
     totals = np.concatenate([[0], np.cumsum(wanted + spared)])
     edges = [0, *changes.tolist(), len(unique)]
     weights = [

@@ -48,7 +48,7 @@ _ENTRY_BITS = {"present": 0, "writable": 1, "user": 2, "accessed": 5, "dirty": 6
 
 
 class ConditionError(TrapgateError):
-    """A condition that cannot be read; the message says where, and what stands there instead.
+    """A condition that cannot be read; the message says where, and what is there instead.
 
     `column` is where in the text, counted from 1.
     """

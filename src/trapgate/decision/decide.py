@@ -149,7 +149,7 @@ class Reason(IntEnum):
     FAULT_FILTER_ALONE = 20
     """No fault filter was satisfied, and no other criterion is asked (¶66)."""
     EPT = 21
-    """EPT stood in the way of its delivery: a violation or a misconfiguration."""
+    """EPT was in the way of its delivery: a violation or a misconfiguration."""
     CRITERIA_TABLE = 22
     """A rule of the criteria table matched."""
     OWN_FRAME = 23
@@ -169,7 +169,7 @@ class Reason(IntEnum):
 
 _MAP_ADDRESS = 0xFF_FFFF_F000
 _ALIAS_BASE = 0xFF_FFE0_0000
-"""Bit 20 is address line 20, which may be held low behind the window."""
+"""Bit 20 is address line 20, which may be held low after the window."""
 
 REASON_CONTROL_BIT = 0
 REASON_FIGURE_3_MATCH = 1
@@ -292,7 +292,7 @@ def decide_event(
 def decide_filtered(v: Cells, error_code: int, which: int) -> tuple[int, int]:
     """The (disposition, reason) of a page fault that satisfies the fault filter `which`.
 
-    A rule of the criteria table that completes is no filter: it decides alone.
+    A rule of the criteria table that completes is not a filter: it decides alone.
 
     | order | what would exit | what would go to the guest |
     |---|---|---|

@@ -113,7 +113,7 @@ UNKNOWN = 6
 HALTED = 7
 """HLT was carried out; RIP is past it."""
 PLATFORM = 10
-"""The VMCS in force does not ask for an exit, but what is behind the instruction is the
+"""The VMCS in force does not ask for an exit, but what is after the instruction is the
 business of the VMM in Python; nothing has changed."""
 
 _LOW = 0xFFFFFFFF
@@ -275,7 +275,7 @@ def execute_two_byte(
     third: int,
     word: int,
 ) -> int:
-    """The opcodes behind 0FH."""
+    """The opcodes after 0FH."""
     length = start + 2
     outcome = UNKNOWN
     value = 0

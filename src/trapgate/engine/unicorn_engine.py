@@ -82,7 +82,7 @@ class UnicornEngine:
         self.enter_and_run = bound(loop.enter_and_run, self._machine, start)
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
         self.run_until_stopped = bound(loop.run_until_stopped, self._machine, start)
-        """Go on with the guest after an assist."""
+        """Continue with the guest after an assist."""
         self.step_over = bound(core_calls.step_over_here, self._machine)
         """Move VMCS 0 past an instruction of so many bytes that was carried out there."""
         self.end_emulated_instruction = bound(
@@ -108,7 +108,7 @@ class UnicornEngine:
         self._keep += [blocks]
         c[mc.BLOCKS] = _address(blocks)
         if native_path:
-            self._open_insides()
+            self._open_internals()
         else:
             self._open_context()
         if os.environ.get("TRAPGATE_AUDIT") == "1" and (c[mc.NATIVE] or c[mc.LIVE]):
@@ -176,7 +176,7 @@ class UnicornEngine:
         features.value |= _XSAVE
         self.has_xsave = True
 
-    def _open_insides(self) -> None:
+    def _open_internals(self) -> None:
         inside = native.find(self.uc)
         translator()
         self._offer_xsave(inside.env)
@@ -188,7 +188,7 @@ class UnicornEngine:
         ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
         ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
 
-    def _guard_translator(self, inside: native.Insides) -> None:
+    def _guard_translator(self, inside: native.Internals) -> None:
         """Let the functions of ours in the translator know this engine."""
         c = self.cells
         c[mc.CPU] = inside.cpu

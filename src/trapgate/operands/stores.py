@@ -230,7 +230,7 @@ def stored(v: Cells, r: Cells, mem: Memory) -> tuple[int, bool, int]:
     if operation == STORE and source != PUSHED_OPERAND:
         return size, known, cut(data, size)
     if code_byte(v, mem, word, at) & 0xC7 == 5 and long:
-        # An address relative to RIP counts from behind the immediate operand.
+        # An address relative to RIP counts from after the immediate operand.
         displacement += 1 if source == SIGNED_BYTE else 0
         displacement += min(size, 4) if source == IMMEDIATE else 0
     offset = operand_offset(v, r, information, displacement)
@@ -260,7 +260,7 @@ def data_for_operand(
     rex: int,
     information: int,
 ) -> tuple[bool, int]:
-    """Whether what goes to an operand in memory is known, and it; `end` is behind that operand."""
+    """Whether what goes to an operand in memory is known, and it; `end` is after that operand."""
     other = (information >> 28) & 0xF
     data = 1
     if source == REGISTER and size == 1:
@@ -316,7 +316,7 @@ def data_without_modrm(
     if source == PUSHED_FLAGS:
         return True, int(v[GUEST_RFLAGS]) & 0xFC_FFFF
     if source == PUSHED_SEGMENT:
-        # ES, CS, SS and DS; behind 0FH, FS and GS.
+        # ES, CS, SS and DS; after 0FH, FS and GS.
         segment = (opcode >> 3) & 3 if opcode < 0x80 else 4 + ((opcode >> 3) & 1)
         return True, int(v[GUEST_ES_SELECTOR + segment])
     long = in_64_bit_mode(v)

@@ -22,7 +22,7 @@ from trapgate.vmcs.vmcs import Vmcs
 class Outcome(IntEnum):
     """How an instruction ended that was not executed in the ordinary way.
 
-    GO_ON: the guest goes on. EXITED: a VM exit of the VMCS in force. STOPPED: the engine
+    GO_ON: the guest continues. EXITED: a VM exit of the VMCS in force. STOPPED: the engine
     has stopped for something else on the way, which is now to be dealt with.
     """
 
@@ -157,7 +157,7 @@ class LogicalProcessor:
         return self._vmcs.cells
 
     def move_to_vmcs0(self) -> Cells:
-        """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
+        """VMCS 0, to which the state of an x86 VMM's guest is moved if that was running."""
         if self._words[stops.V] != self._words[stops.HOST]:
             self.engine.move_to_vmcs0()
         return self.in_force

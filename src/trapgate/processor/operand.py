@@ -254,7 +254,7 @@ class Operand:
         return physical, size, count
 
     def count_iterations(self, instruction: iced.Instruction, size: int, count: int) -> None:
-        """Have `count` iterations of REP INS or OUTS of `size` bytes behind it, RIP included."""
+        """Complete `count` iterations of REP INS or OUTS of `size` bytes, RIP included."""
         _, pointer, counter = string_operands(instruction)
         self.set_register(pointer, self.register(pointer) + count * size)
         left = self.register(counter) - count

@@ -70,7 +70,7 @@ def take(processor: LogicalProcessor, v: Cells) -> bool:
         return True
     if pins.interrupt is not None:
         vector = pins.interrupt
-        if v is processor.x86_vmm.vmcs and processor.x86_vmm.posts(vector):
+        if v is processor.x86_vmm.vmcs and processor.x86_vmm.is_notification(vector):
             pins.interrupt = None
             processor.engine.post_interrupts()
         elif exiting and _interrupt_exits(processor, v, vector):

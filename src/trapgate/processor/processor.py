@@ -67,7 +67,7 @@ class Processor(LogicalProcessor):
         self._checked = 0
         self.stops_at_events = False
         """Whether an event of the guest's ends the run, as the preemption timer does: where the
-        guest is about to go on."""
+        guest is about to continue."""
         self._entered = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
@@ -228,7 +228,7 @@ class Processor(LogicalProcessor):
         head = self.head.copy()
         head[HEAD_CPU] = one.number
         head[HEAD_GENERATION] = self._numbers.setdefault(id(vmcs), len(self._numbers))
-        one.put_aside(vmcs, head)
+        one.save(vmcs, head)
         return one
 
     def runs(self, one: OwnState) -> bool:
@@ -236,11 +236,11 @@ class Processor(LogicalProcessor):
         return one is self._own
 
     def turn_to(self, one: OwnState) -> None:
-        """Go on as another one of `every`; cached translations of linear addresses are lost."""
+        """Continue as another one of `every`; cached translations of linear addresses are lost."""
         if one is self._own:
             return
-        self._own.put_aside(self._vmcs, self.head)
-        one.take_up(self.head)
+        self._own.save(self._vmcs, self.head)
+        one.restore(self.head)
         self._own = one
         self._vmcs = one.vmcs
         self.registers, self.pins, self.x86_vmm = one.registers, one.pins, one.x86_vmm
@@ -302,7 +302,7 @@ class Processor(LogicalProcessor):
         return VmExit(vmcs)
 
     def _switched_tasks(self, v: Cells) -> bool:
-        """Whether the exit was a task switch that the guest was to make, and it goes on."""
+        """Whether the exit was a task switch that the guest was to make, and it continues."""
         if not task_switch.left_to_guest(v):
             return False
         exited = task_switch.carry_out(self, v)
@@ -326,7 +326,7 @@ class Processor(LogicalProcessor):
     def _handle_stop(self) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit to this VMM.
 
-        The engine itself goes on with an x86 VMM whose guest exits.
+        The engine itself continues with an x86 VMM whose guest exits.
         """
         c = self._words
         self.x86_vmm.explain_latest()
@@ -351,7 +351,7 @@ class Processor(LogicalProcessor):
         elif stop in (stops.ATTEND, stops.LIMIT):
             exited = self._take_pending_events(v)
         elif stop == stops.BROKEN and self.engine.fetched_nothing:
-            # Nothing there reads as all ones, and that is no instruction.
+            # Nothing there reads as all ones, and that is not an instruction.
             exited = self.raise_fault(6, -1)
         else:
             self.engine.explain_break()
@@ -426,7 +426,7 @@ class Processor(LogicalProcessor):
         if v is self.x86_vmm.vmcs and self._waits_for_vmm():
             vm_exit(self.move_to_vmcs0(), ExitReason.HLT, 0, 0)
             return True
-        alarm = self.x86_vmm.alarm
+        alarm = self.x86_vmm.preemption_deadline
         if alarm is not None and alarm < c[stops.TIMER_END]:
             # The preemption timer of the x86 VMM comes first; the engine sees to it.
             self.skip_to(alarm)

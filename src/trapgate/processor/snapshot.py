@@ -77,7 +77,7 @@ class ProcessorSnapshot:
         arrays = [
             *(one.cells for one in vmcss),
             *(array for one in processor.every for array in one.arrays()),
-            *(array for one in waiting for array in one.put_aside_in()),
+            *(array for one in waiting for array in one.saved_arrays()),
             *(engine.devices.pages, head[: _NESTED.start], head[_NESTED.stop :]),
             *others,
             engine.vectors.live,

@@ -64,7 +64,7 @@ _PORTS = {
 
 
 def monitor_trap(processor: LogicalProcessor, v: Cells) -> bool:
-    """The exit that the monitor trap flag asks for behind an instruction, if it does."""
+    """The exit that the monitor trap flag asks for after an instruction, if it does."""
     # Another VMCS is in force if the instruction exited to an x86 VMM.
     if _is_trapped(v) and v is processor.in_force:
         vm_exit(v, ExitReason.MONITOR_TRAP_FLAG, 0, 0)
@@ -189,7 +189,7 @@ def trap(
 
 
 def _end_string(guest: Operand, instruction: iced.Instruction) -> None:
-    """Leave a repeated string instruction behind its last iteration.
+    """Leave a repeated string instruction after its last iteration.
 
     The engine begins another one, and finds that there is none.
     """
@@ -248,7 +248,7 @@ def _pending_trap(v: Cells) -> int:
 
 
 def _breakpoints(processor: LogicalProcessor, guest: Operand) -> int:
-    """The breakpoints on execution at RIP, as bits of DR6; none with RF set or behind MOV SS."""
+    """The breakpoints on execution at RIP, as bits of DR6; none with RF set or after MOV SS."""
     v = guest.v
     blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS
     if v[f.GUEST_RFLAGS] & RFLAGS_RF or blocked:

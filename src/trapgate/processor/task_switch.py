@@ -489,7 +489,7 @@ def carry_out(processor: LogicalProcessor, v: Cells) -> bool:
 
 
 def take_trap(v: Cells) -> int:
-    """The causes of the #DB behind a task switch, before the new task's first instruction.
+    """The causes of the #DB after a task switch, before the new task's first instruction.
 
     Bits of DR6: the T flag of its TSS, and breakpoints on the error code that it has been given.
     """

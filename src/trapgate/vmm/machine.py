@@ -45,7 +45,7 @@ from trapgate.vmm.exits.handlers import identity
 from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
-from trapgate.vmm.reset import PowerOn, doze, falls_asleep, resume_warm
+from trapgate.vmm.reset import PowerOn, enter_s3, wait_in_s3, warm_reset
 from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.snapshots.state import SnapshotError
 from trapgate.vmm.summary import EventKind
@@ -123,7 +123,7 @@ class VirtualMachine(Accounts):
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
             for cpu in self.cpus:
-                cpu.own.x86_vmm.offer(extended=profile == "extended")
+                cpu.own.x86_vmm.offer_vmx(extended=profile == "extended")
         if explain is not None:
             for cpu in self.cpus:
                 cpu.own.x86_vmm.explain_to(explain)
@@ -217,7 +217,7 @@ class VirtualMachine(Accounts):
     def _end(self, stop: Stop | None) -> None:
         """Stop, unless it is a reset, and there is something that a reset starts, or a nap."""
         asleep = stop is not None and stop.end is End.ASLEEP
-        if asleep and self.can_be_restored and falls_asleep(self):
+        if asleep and self.can_be_restored and enter_s3(self):
             return
         if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
             self._tally.resets += 1
@@ -225,7 +225,7 @@ class VirtualMachine(Accounts):
         self.stopped = stop
 
     def _reset(self) -> bool:
-        if resume_warm(self):
+        if warm_reset(self):
             return True
         if self._power_on is None:
             return False
@@ -334,7 +334,7 @@ class VirtualMachine(Accounts):
         self._look_at_output()
 
     def _look_at_output(self) -> None:
-        """Have COM1 tell of bytes before the guest goes on where somebody waits for them."""
+        """Have COM1 tell of bytes before the guest continues where somebody waits for them."""
         expected = 0 if self.console is None else self.console.expected
         self.devices.uart.expect(EVERY_BYTE if self.watch.byte_by_byte else expected)
 
@@ -411,7 +411,7 @@ class VirtualMachine(Accounts):
             if self.stopped is not None:
                 return
         if devices.power.asleep:
-            self.stopped = doze(self)
+            self.stopped = wait_in_s3(self)
             return
         if len(self.cpus) > 1 and not self._take_turn(now):
             return
@@ -459,7 +459,7 @@ class VirtualMachine(Accounts):
         return super().wait(seconds)
 
     def _take_turn(self, now: int) -> bool:
-        """Let the processor go on whose turn it is; False if all wait, and time has moved on."""
+        """Let the processor continue whose turn it is; False if all wait, and time has moved on."""
         cpu = self.turns.next(self.cpu, now)
         if cpu is None:
             waited = self.idle()
@@ -488,9 +488,9 @@ class VirtualMachine(Accounts):
             )
             if open_now:
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
-                if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
+                if not x86_vmm.wants_interrupts or x86_vmm.acknowledges_interrupts:
                     vector = self.devices.acknowledge()
-                    if x86_vmm.wants_interrupts and x86_vmm.posts(vector):
+                    if x86_vmm.wants_interrupts and x86_vmm.is_notification(vector):
                         self.devices.apic.end_of_interrupt()
                         self.processor.engine.post_interrupts()
                         self._offer_interrupt(v)

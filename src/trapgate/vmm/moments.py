@@ -53,7 +53,7 @@ class AtAddress:
 
 @dataclass(frozen=True, slots=True)
 class AtExit:
-    """Behind a VM exit of this reason, when the VMM has dealt with it."""
+    """After a VM exit of this reason, when the VMM has dealt with it."""
 
     reason: ExitReason
     time: int = 1
@@ -63,7 +63,7 @@ class AtExit:
 class AtFault:
     """When the guest has taken an exception of this vector: before its handler's first instruction.
 
-    Or, if the exception exits, behind that. Those that the VMM injects do not count.
+    Or, if the exception exits, after that. Those that the VMM injects do not count.
     """
 
     vector: int
@@ -72,7 +72,7 @@ class AtFault:
 
 @dataclass(frozen=True, slots=True)
 class AtOutput:
-    """Behind the byte of output with which a regular expression matches.
+    """After the byte of output with which a regular expression matches.
 
     Raises MomentError for what is none.
     """
@@ -135,7 +135,7 @@ class Watch(Generic[Action]):
 
     @property
     def byte_by_byte(self) -> bool:
-        """Whether each byte of output is to be seen before the guest goes on."""
+        """Whether each byte of output is to be seen before the guest continues."""
         return self.waits and any(isinstance(one.moment, AtOutput) for one in self._waiting)
 
     def wants(self, reason: ExitReason) -> bool:

@@ -1,4 +1,4 @@
-"""A machine that was saved in a file, and goes on in another process.
+"""A machine that was saved in a file, and continues in another process.
 
 Nothing in a file is believed: digest, sizes and kinds are checked, and what could lead compiled
 code astray is checked against the machine that is to take it (`_demand_sound`).
@@ -45,7 +45,7 @@ _CELL = 8
 
 
 class SavedMachine:
-    """A snapshot that was read from a file; `machine` makes the machine that goes on.
+    """A snapshot that was read from a file; `machine` makes the machine that continues.
 
     Raises SnapshotError, in words, for what is not a snapshot, is damaged, or is another version's.
     """
@@ -105,7 +105,7 @@ class SavedMachine:
 
     @property
     def time(self) -> int:
-        """The virtual time at which the machine goes on."""
+        """The virtual time at which the machine continues."""
         return int(self._description["time"])
 
     @property

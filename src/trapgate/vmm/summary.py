@@ -82,7 +82,7 @@ class Summary:
     why_not_native: str = ""
     table_writes: TableWrites | None = None
     resets: int = 0
-    """How often the guest reset the machine and went on."""
+    """How often the guest reset the machine and continued."""
 
     @property
     def engine_words(self) -> str:

@@ -108,7 +108,7 @@ def enter(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     FAILED (VMfailValid; VM_INSTRUCTION_ERROR says why). If a check failed, FAILED_CHECK
     has its number (`sdm.checks`). Nothing else has changed then.
     """
-    # A VMM in Python puts its table behind the fields itself, and names no address.
+    # A VMM in Python puts its table after the fields itself, and names no address.
     is_there = v[CRITERIA_TABLE_ADDRESS] == 0 or load_table(v, mem)
     check = check_controls(v, -1, SECONDARY_ALLOWED_1) if is_there else TABLE_ADDRESS
     if check == 0:

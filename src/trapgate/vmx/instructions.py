@@ -124,7 +124,7 @@ from trapgate.vmx.region import (
 )
 
 NOT_VMX = -1
-"""The code is no VMX instruction."""
+"""The code is not a VMX instruction."""
 ENTER = 9
 """A VM entry has to be tried: RIP is still at the VMLAUNCH or VMRESUME."""
 
@@ -134,7 +134,7 @@ _LOW = 0xFFFF_FFFF
 
 @core
 def vmx_reason(v: Cells, mem: Memory, word: int, start: int) -> int:
-    """The basic exit reason of the VMX instruction behind `start` prefixes, or NOT_VMX.
+    """The basic exit reason of the VMX instruction after `start` prefixes, or NOT_VMX.
 
     `word` holds the first eight bytes of code; byte `start` is 0FH.
     """

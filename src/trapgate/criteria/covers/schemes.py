@@ -282,7 +282,7 @@ def schemes_named(name: str, path: str = "") -> tuple[FilterScheme, ...]:
 
 
 def limits_of(fields: int | None, operators: Collection[str] | None) -> Limits:
-    """Limits from what a user says; None is no limit.
+    """Limits from what a user says; None means no limit.
 
     Raises:
         UnknownSchemeError: there is no such operator; the nearest is suggested.

@@ -48,7 +48,7 @@ class FaultTerms:
     """A fault that may happen: `present` and `values` by name, `facts` that hold of all.
 
     `plain` holds of those that make the best examples: exceptions outside any delivery, with
-    a page fault's first five bits. `instructions` says that it is no fault but an instruction or
+    a page fault's first five bits. `instructions` says that it is not a fault but an instruction or
     a platform event.
     """
 

@@ -81,7 +81,7 @@ def clause_in(clause: Clause, fetch: Fetch, world: World) -> Any:
         return world.number(value) if isinstance(value, int) else value
 
     present, whole = fetch(clause.value)
-    mask: Any = clause.mask  # perhaps a term, whose == is no truth value
+    mask: Any = clause.mask  # perhaps a term, whose == is not a truth value
     everything = isinstance(mask, int) and mask == (1 << 64) - 1
     value = whole if everything else masked(whole, number(mask))
     operand, limit = number(clause.operand), number(clause.limit)

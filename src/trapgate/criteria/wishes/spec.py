@@ -141,7 +141,7 @@ def parse_spec(text: str, path: str = "") -> Spec:
     """The wishes in TOML `text`; `path` is for messages.
 
     Raises:
-        SpecError: it is no TOML, or names what is not known, or a number does not fit.
+        SpecError: it is not TOML, or names what is not known, or a number does not fit.
         ContradictionError: codes are both to exit and to be delivered.
     """
     document = parse_toml(text, partial(SpecError, path=path))

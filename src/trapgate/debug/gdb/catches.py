@@ -176,7 +176,7 @@ class Catches:
     # What is decided.
 
     def decide(self, decision: str, injected: Interruption | None = None) -> str:
-        """What becomes of the fault that was caught, once the guest goes on."""
+        """What becomes of the fault that was caught, once the guest continues."""
         pending = self._pending
         if pending is None or pending.vmexit.interruption is None:
             raise CatchError("no fault has been caught; catch one with monitor catch PF")

@@ -20,7 +20,7 @@ from trapgate.vmm.machine import VirtualMachine
 
 _MASK = (1 << 64) - 1
 _CLEAN = ExitReason.PREEMPTION_TIMER
-"""The exit at which the guest stands between two instructions, and the VMM has nothing to do."""
+"""The exit at which the guest is between two instructions, and the VMM has nothing to do."""
 _BETWEEN = (_CLEAN, ExitReason.MONITOR_TRAP_FLAG)
 
 
@@ -38,10 +38,10 @@ class Waiter(Protocol):
         """Something came from gdb while this machine ran."""
 
     def stop(self, debuggee: Debuggee, why: Stopped) -> None:
-        """Stand until gdb lets the guests go on."""
+        """Wait until gdb lets the guests continue."""
 
     def interrupts(self) -> bool:
-        """Whether gdb wants an end of what goes on, while the guest does not stand."""
+        """Whether gdb wants to interrupt what runs, while the guest is not stopped."""
 
 
 class Debuggee(Vmm):
@@ -58,7 +58,7 @@ class Debuggee(Vmm):
         self._busy = False
         self._moved = False
         self._in_exit = False
-        """The guest stands in a VM exit that is not carried out yet."""
+        """The guest is in a VM exit that is not carried out yet."""
         self._before: Moment | None = None
         vm.vmm = self
 
@@ -82,7 +82,7 @@ class Debuggee(Vmm):
         if self._has_moved():
             return Moved()
         if self._reverse.over:
-            return Stop(End.ASKED, "gdb looks for something in the past")
+            return Stop(End.STOPPED_BY_VMM, "gdb looks for something in the past")
         self.stops.go_past(vmexit)
         if vmexit.reason is ExitReason.MONITOR_TRAP_FLAG:
             if catches.stepping:
@@ -104,7 +104,7 @@ class Debuggee(Vmm):
         return action
 
     def _has_moved(self) -> bool:
-        """Whether the machine stands at another time than when it exited."""
+        """Whether the machine is at another time than when it exited."""
         moved, self._moved = self._moved, False
         return moved
 
@@ -131,7 +131,7 @@ class Debuggee(Vmm):
         self._reverse.give_up()
 
     def resume(self, *, step: bool, cpu: Cpu | None = None) -> None:
-        """The guest is about to go on, for a step of processor `cpu` or until something happens."""
+        """The guest is about to run, for a step of processor `cpu` or until something happens."""
         self.past.begin()
         self.past.leave()
         self.stops.arm(step=step, cpu=cpu)

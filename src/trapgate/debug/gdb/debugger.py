@@ -104,7 +104,7 @@ class Debugger:
     # Running.
 
     def _wake(self) -> None:
-        """In the server's thread: get the guest to stop, and go on asking until it does.
+        """In the server's thread: get the guest to stop, and continue asking until it does.
 
         A VM entry that is just being made sets the timer anew.
         """
@@ -119,7 +119,7 @@ class Debugger:
         return any(vm.stopped is None for vm in self._machines)
 
     def wait(self) -> None:
-        """Stand before the first instruction until a gdb lets the guest go on."""
+        """Wait before the first instruction until a gdb lets the guest continue."""
         self._serve()
 
     def finished(self, stop: Stop) -> None:
@@ -132,7 +132,7 @@ class Debugger:
         self._server.close()
 
     def interrupts(self) -> bool:
-        """Whether gdb wants an end of what goes on, while the guest does not stand."""
+        """Whether gdb wants to interrupt what runs, while the guest is not stopped."""
         if self.attention:
             self.attention = False
             with self._server.packets.mutex:
@@ -161,7 +161,7 @@ class Debugger:
             debuggee.vm.processor.preempt()
 
     def stop(self, debuggee: Debuggee, why: Stopped) -> None:
-        """Stand until gdb lets the guests go on."""
+        """Wait until gdb lets the guests continue."""
         self._at = debuggee
         self._report(why)
         self._stand()
@@ -229,7 +229,7 @@ class Debugger:
                 self._server.send(b"O" + part.hex().encode())
 
     def _answer(self, packet: bytes) -> bool:
-        """Answer a packet; whether the guest goes on."""
+        """Answer a packet; whether the guest continues."""
         try:
             reply = self._reply(packet)
         except (ValueError, IndexError, KeyError, OverflowError):
@@ -319,7 +319,7 @@ class Debugger:
 
     def _kill(self) -> None:
         for vm in self._machines:
-            vm.stopped = Stop(End.ASKED, "killed by gdb", 1)
+            vm.stopped = Stop(End.STOPPED_BY_VMM, "killed by gdb", 1)
 
     def _query(self, packet: bytes) -> bytes:
         if packet.startswith(b"qSupported"):

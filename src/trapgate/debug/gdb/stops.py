@@ -1,4 +1,4 @@
-"""What stops the guest for a debugger, and how it goes on: breakpoints, watchpoints, single steps.
+"""What stops the guest for a debugger: breakpoints, watchpoints, single steps; how it continues.
 
 The guest notices nothing: breakpoints are the engine's (`UnicornEngine.set_breakpoints`), single
 steps the monitor trap flag, and a stop is what the VMM sees as a VM exit. Nothing is looked at
@@ -46,7 +46,7 @@ class Stopped:
 
     @property
     def is_access(self) -> bool:
-        """Whether it is the access that a watchpoint waits for; the guest stands behind it."""
+        """Whether it is the access that a watchpoint waits for; the guest is after it."""
         return "watch:" in self.detail
 
     @property
@@ -124,7 +124,7 @@ class Stops:
         watch: bool = True,
         passing: bool = True,
     ) -> None:
-        """Let the guest go on from where it stands, for a step or until something stops it.
+        """Let the guest continue from where it is, for a step or until something stops it.
 
         The step is that of processor `cpu`, the current one unless given. Without `watch` nobody
         looks at what instructions access. A breakpoint where the guest stands stops it only

@@ -46,7 +46,7 @@ class Attempt:
 
 
 def handler_of(view: View, vector: int) -> int | None:
-    """The linear address of a vector's handler; None if memory or a task stands in its place."""
+    """The linear address of a vector's handler; None if memory or a task is in its place."""
     base, width = view.cell(f.GUEST_IDTR_BASE), 16 if view.long else 8
     if not view.protected:
         pointer = view.number(base + 4 * vector, 4)

@@ -253,7 +253,7 @@ class View:
 
 
 def view_of(vm: "VirtualMachine") -> View:
-    """The guest of `vm` as it stands, to look at."""
+    """The guest of `vm` as it is now, to look at."""
     memory = vm.processor.memory
     size = len(memory.cells) * 8
     cells = vm.processor.registers.cells

@@ -308,7 +308,7 @@ def checks_of(m: Cells, env: int, v: Cells) -> int:
     if ~peek32(env + at.MXCSR) & _MXCSR_MASKS:
         checks |= mc.CHECK_SSE
     # Whoever is in force, the VMM in Python may want a trap. A debug exception may be pending
-    # behind MOV SS, for the end of the next instruction.
+    # after MOV SS, for the end of the next instruction.
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     if (
         v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG
@@ -387,7 +387,7 @@ def load_segment_cache(env: int, v: Cells, n: int) -> None:
 
 @jit
 def load_mode(m: Cells, env: int, v: Cells) -> None:
-    """Of `load` the translator's flags, behind an instruction that loaded segments.
+    """Of `load` the translator's flags, after an instruction that loaded segments.
 
     What blocked interrupts for the time of one instruction, ends.
     """

@@ -190,7 +190,7 @@ def on_store(
         if not begins(m, start, return_address):
             call(invalidate, (uc, locked, start, 1, return_address))
             return
-        # What the bytes behind would have executed again is so now, before one of them is stored.
+        # What the bytes after would have executed again is so now, before one of them is stored.
         size = min(_WIDEST, 4096 - (start & 0xFFF))
     call(invalidate, (uc, locked, start, size, return_address))
     state = pages[page]

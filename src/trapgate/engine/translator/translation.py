@@ -6,7 +6,7 @@ them are given functions of ours here (Linux only):
 * Every block of translated code begins with a call that looks for a request to exit. Ours
   is called instead: it adds the block's instructions to the virtual clock, looks at the
   deadline, and at the request. A hook of the public interface does the same, at more than
-  the cost of a small block. The calls of the same function behind loads and stores are left out.
+  the cost of a small block. The calls of the same function after loads and stores are left out.
 * The helpers that far transfers, IRET, fast system calls and segment loads call are replaced by
   functions of ours (`control_flow`).
 * Loads and stores are preceded by checks of their segments (`checked_accesses`), branches by checks
@@ -304,7 +304,7 @@ def on_exit_block(context: int, block: int, number: int, translator: int) -> Non
     """
     t = cells(translator, em.CELLS)
     machine = em.machine_of(context)
-    # Numbers above 1 are no branches; those of LOOP and JCXZ do not name the block.
+    # Numbers above 1 are not branches; those of LOOP and JCXZ do not name the block.
     if machine != 0 and number < 2:
         far = cells(machine, mc.CELLS)[mc.BRANCH_IS_FAR]
         if far != 0 and (block != 0 or far == mc.FAR_UNNAMED):
@@ -406,7 +406,7 @@ def on_sti(machine: int, env: int) -> None:
 
 @callback(VOID, INT64, INT64)
 def on_shadow(machine: int, what: int) -> None:
-    """Before MOV SS or POP SS: what is blocked behind it."""
+    """Before MOV SS or POP SS: what is blocked after it."""
     cells(machine, mc.CELLS)[mc.SHADOW] = what
 
 

@@ -3,7 +3,7 @@
 `look` is asked about each instruction before it is translated, on both paths of the Linux
 wheels. It has these means:
 
-* UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
+* UD2 is shown in place of code that is not an instruction (`decode.undefined`), and of instructions
   that the core carries out: INS and OUTS, RET that releases 8000H bytes or more, loads of table
   registers, CLFLUSH, XSETBV, ARPL of memory, POPCNT in 16-bit code, above ring 0 MOV CR and MOV
   DR, and in real-address and virtual-8086 mode far JMP and RET that may lead beyond the limit of
@@ -146,7 +146,7 @@ def code_byte(reader: int, env: int, address: int) -> int:
 
 @core
 def uses_vector_registers(opcode_map: int, opcode: int, prefixed: bool) -> bool:
-    """Whether an opcode behind 0FH is an SSE instruction, which needs CR4.OSFXSR.
+    """Whether an opcode after 0FH is an SSE instruction, which needs CR4.OSFXSR.
 
     `prefixed`: 66H, F2H or F3H is among the prefixes; without those many are MMX instructions.
     LDMXCSR and STMXCSR aside.
@@ -274,7 +274,7 @@ def show(m: Cells, address: int, byte: int) -> None:
 
 @jit
 def show_predicate(m: Cells, reader: int, env: int, form_at: int, short_address: bool) -> None:
-    """Show the three bits that count of the byte behind an operand in ModR/M at `form_at`."""
+    """Show the three bits that count of the byte after an operand in ModR/M at `form_at`."""
     form = code_byte(reader, env, form_at)
     sib = code_byte(reader, env, form_at + 1)
     place = form_at + 1 + bytes_of_operand(form, sib, short_address)

@@ -2,12 +2,12 @@
 
 SDM, volume 1, "x87 FPU Exception Handling" and "x87 FPU Floating-Point Exception Conditions". The
 engine computes with flags of its own that nobody looks at, and sets ZE by itself where a divisor is
-0. So a call of ours stands before and behind each x87 instruction that computes: the status word
+0. So a call of ours is before and after each x87 instruction that computes: the status word
 gets the flags, and ES if one of them is unmasked. The next waiting instruction raises #MF.
 
 The engine knows neither denormal operands nor an empty or full register stack. The call before
 the instruction looks at the registers that it uses (`decode.x87_operands`), and puts the
-indefinite NaN into an empty one. The call behind it undoes everything where an exception that is
+indefinite NaN into an empty one. The call after it undoes everything where an exception that is
 found before the result is unmasked.
 """
 
@@ -266,7 +266,7 @@ def empty_again(m: Cells, env: int, registers: int) -> None:
 
 @jit
 def settle_stack_fault(m: Cells, env: int) -> None:
-    """Behind a stack fault: destinations are indefinite, and what was only read is empty."""
+    """After a stack fault: destinations are indefinite, and what was only read is empty."""
     for n in range(8):
         if (m[mc.X87_WRITTEN] >> n) & 1:
             place = env + REGISTERS + 16 * n
@@ -284,7 +284,7 @@ def leave_unfinished(m: Cells, env: int) -> None:
 
 @jit
 def settle(m: Cells, env: int) -> None:
-    """Behind an instruction that computes: what it has met joins what was there."""
+    """After an instruction that computes: what it has met joins what was there."""
     before = m[mc.X87_STATUS]
     control = peek16(env + CONTROL)
     met = exceptions_met(m, env)
@@ -309,7 +309,7 @@ def settle(m: Cells, env: int) -> None:
 
 @callback(VOID, INT64, INT64)
 def on_mmx_ends(machine: int, destination: int) -> None:
-    """Behind an MMX instruction: all registers are valid, its destination is a NaN to the x87.
+    """After an MMX instruction: all registers are valid, its destination is a NaN to the x87.
 
     One that faults changes nothing (SDM, "MMX Registers", "Effect of MMX Instructions on the x87
     FPU Tag Word").
@@ -323,7 +323,7 @@ def on_mmx_ends(machine: int, destination: int) -> None:
 
 @callback(VOID, INT64, INT64, INT64)
 def on_x87_ends(machine: int, rip: int, what: int) -> None:
-    """Behind an instruction that computes, at offset `rip`; `what`: see `decode.x87_pointers`."""
+    """After an instruction that computes, at offset `rip`; `what`: see `decode.x87_pointers`."""
     m = cells(machine, mc.CELLS)
     env = state_of(m)
     settle(m, env)
@@ -332,7 +332,7 @@ def on_x87_ends(machine: int, rip: int, what: int) -> None:
 
 @callback(VOID, INT64, INT64, INT64)
 def on_x87_compares(machine: int, rip: int, what: int) -> None:
-    """Behind FCOMI and its like, which clear OF, SF and AF as well."""
+    """After FCOMI and its like, which clear OF, SF and AF as well."""
     m = cells(machine, mc.CELLS)
     env = state_of(m)
     settle(m, env)
@@ -342,7 +342,7 @@ def on_x87_compares(machine: int, rip: int, what: int) -> None:
 
 @callback(VOID, INT64, INT64, INT64)
 def on_x87_reloads(machine: int, rip: int, what: int) -> None:
-    """Behind FLDCW, FLDENV and FRSTOR, which may unmask what is flagged."""
+    """After FLDCW, FLDENV and FRSTOR, which may unmask what is flagged."""
     env = state_of(cells(machine, mc.CELLS))
     control = peek16(env + CONTROL) & _CONTROL_BITS | _ALWAYS_1
     poke16(env + CONTROL, control)

@@ -255,7 +255,7 @@ def take_logarithm(env: int, t: Cells, plus_1: bool) -> None:
         w = work_of(env)
         from_mantissa(w, mantissa)
         if negative and exponent >= 0:
-            # There is no such logarithm, but processors go on.
+            # There is no such logarithm, but processors continue.
             if other_kind == FINITE:
                 put(other, high, low)
                 raise_flags(env, PRECISION)

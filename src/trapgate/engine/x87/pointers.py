@@ -1,8 +1,8 @@
 """FOP, FIP and FDP, the pointers to the latest x87 instruction that computes, and to its operand.
 
 Compiled only; Linux wheels. The engine has cells for them, which it stores with FNSTENV and leaves
-as they are. Translated code notes the address of an x87 instruction's operand (X87_AT); behind an
-instruction that computes `point` sets the pointers, and behind one that stores or loads the
+as they are. Translated code notes the address of an x87 instruction's operand (X87_AT); after an
+instruction that computes `point` sets the pointers, and after one that stores or loads the
 x87 state `on_x87_image` does what the engine leaves undone. FOP tells of instructions that raised
 an unmasked exception only (SDM, volume 1, "Fopcode Compatibility Sub-mode").
 """
@@ -206,7 +206,7 @@ def load_image(t: Cells, env: int, address: int, wide: bool, back: int) -> None:
 
 @callback(VOID, INT64, INT64, RETURN_ADDRESS)
 def on_x87_image(machine: int, what: int, back: int) -> None:
-    """Behind an instruction that stores or loads the x87 state, or clears it."""
+    """After an instruction that stores or loads the x87 state, or clears it."""
     m = cells(machine, mc.CELLS)
     finish_image(m, state_of(m), what, back)
 

@@ -93,7 +93,7 @@ _LARGEST_POWER = 62
 """Of 2, that angles may have."""
 _UNIT = table([1 << POINT])
 _ROOT = 0x1A827999
-"""The root of 2: 30 bits behind the point."""
+"""The root of 2: 30 bits after the point."""
 
 SINE, COSINE, TANGENT = range(3)
 

@@ -1,4 +1,4 @@
-"""Numbers of 150 bits behind the point, for what must be more exact than an x87 register.
+"""Numbers of 150 bits after the point, for what must be more exact than an x87 register.
 
 A number is the first LIMBS of some cells: the integer part, then 30 bits in each. So products of
 limbs and their sums fit in a cell. None is negative, except where it says so.
@@ -13,7 +13,7 @@ from trapgate.compiler.dialect import Cells, core
 LIMBS = 6
 BITS = 30
 POINT = BITS * (LIMBS - 1)
-"""Bits behind the point."""
+"""Bits after the point."""
 _LOW = (1 << BITS) - 1
 _LAST = LIMBS - 1
 

@@ -26,7 +26,7 @@ from trapgate.trace.imports.recording import (
     MOST_DESCRIBED,
     Cells,
     DamagedError,
-    Inflow,
+    PointStream,
     Progress,
     Stretch,
     Window,
@@ -174,7 +174,7 @@ class PerfData:
 
     def read(self, progress: Progress | None) -> None:
         """Read it all."""
-        window = Window(Inflow(self.layouts, self._assembler), self._counters)
+        window = Window(PointStream(self.layouts, self._assembler), self._counters)
         packed = _Packed()
         counts = np.zeros(RAW_COUNTS, np.int64)
         try:

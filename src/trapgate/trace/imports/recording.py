@@ -97,7 +97,7 @@ def cells_of(data: bytes) -> Cells:
     return np.frombuffer(data, np.uint8).astype(np.int64)
 
 
-class Inflow:
+class PointStream:
     """Takes points as they come and hands them on in order of time; memory is `WINDOW`."""
 
     def __init__(self, layouts: Layouts, assembler: Assembler) -> None:
@@ -165,7 +165,7 @@ def merged_by_time(streams: list[Iterator[Cells]]) -> Iterator[Cells]:
 class Window:
     """Points that come nearly in order: held in a window, and given away sorted by time."""
 
-    def __init__(self, inflow: Inflow, counters: Counters) -> None:
+    def __init__(self, inflow: PointStream, counters: Counters) -> None:
         self._inflow = inflow
         self._counters = counters
         self._held: list[Cells] = []

@@ -16,7 +16,7 @@ from trapgate.trace.imports.recording import (
     MOST_DESCRIBED,
     Cells,
     DamagedError,
-    Inflow,
+    PointStream,
     Progress,
     Stretch,
     cells_of,
@@ -253,7 +253,7 @@ class TraceDat:
     def read(self, progress: Progress | None) -> None:
         """Read it all."""
         contents, counters = self.contents, self._counters
-        inflow = Inflow(contents.layouts, self._assembler)
+        inflow = PointStream(contents.layouts, self._assembler)
         done = 0
         streams = [self._points(buffer) for buffer in contents.buffers if buffer.size]
         for told in merged_by_time(streams):

@@ -85,7 +85,7 @@ class Call:
         of an x86 VMM's guest it is what the VMM maps there, lest the guest reach beyond.
         """
         processor = self._machine.processor
-        if not processor.x86_vmm.is_served:
+        if not processor.x86_vmm.guest_is_in_vmcs0:
             yield address, count
             return
         v = self._machine.vmcs.cells

@@ -78,7 +78,7 @@ class Cpu:
     def leave_vmx(self) -> None:
         """End VMX operation, whatever was going on, as a reset does."""
         x = self.own.x86_vmm.state
-        x[vmx.MODE], x[vmx.LENT] = vmx.MODE_OFF, 0
+        x[vmx.MODE], x[vmx.GUEST_IN_VMCS0] = vmx.MODE_OFF, 0
         x[vmx.VMXON_POINTER] = x[vmx.CURRENT] = vmx.NONE
         self.own.pins.clear()
 
@@ -151,5 +151,5 @@ class Cpu:
         injects = self.vmcs.words[f.VM_ENTRY_INTERRUPTION_INFORMATION] & INFO_VALID
         if self.activity == ACTIVITY_ACTIVE or injects or self.is_called:
             return True
-        alarm = self.own.x86_vmm.alarm
+        alarm = self.own.x86_vmm.preemption_deadline
         return alarm is not None and now >= alarm

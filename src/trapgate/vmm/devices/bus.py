@@ -113,12 +113,12 @@ class SlowDevice(Wired):
         self._wait = wait
 
     def read(self, port: int, size: int, now: int) -> int:
-        """Let a microsecond pass behind the access."""
+        """Let a microsecond pass after the access."""
         self._wait(1)
         return self._device.read(port, size, now)
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
-        """Let a microsecond pass behind the access."""
+        """Let a microsecond pass after the access."""
         self._wait(1)
         self._device.write(port, size, value, now)
 
@@ -181,7 +181,7 @@ class Bus:
         self._blocks = Wires(self._blocks | {port: reader})
 
     def read_string(self, port: int, size: int, count: int, now: int) -> bytes:
-        """What up to `count` INs of `size` bytes give, one behind the other; at least one."""
+        """What up to `count` INs of `size` bytes give, one after the other; at least one."""
         reader = self._blocks.get(port)
         if reader is not None:
             data = reader(size * count)
@@ -197,7 +197,7 @@ class Bus:
         self._block_writers = Wires(self._block_writers | {port: writer})
 
     def write_string(self, port: int, size: int, data: bytes, now: int) -> int:
-        """OUTs of `size` bytes, one behind the other; how many were carried out, at least one."""
+        """OUTs of `size` bytes, one after the other; how many were carried out, at least one."""
         writer = self._block_writers.get(port)
         taken = 0 if writer is None else writer(data, size) // size
         if not taken:

@@ -35,7 +35,7 @@ class BusMaster(UntimedDevice):
     def begin(
         self, sectors: Sectors, first: int, count: int, done: Callable[[], None], *, to_disk: bool
     ) -> None:
-        """A DMA command of a disk's; it runs as soon as the master is started, `done` behind it."""
+        """A DMA command of a disk's; it runs as soon as the master is started, `done` after it."""
         way = self._from_memory if to_disk else self._to_memory
         self._start(partial(way, sectors, first, count, done))
 

@@ -296,7 +296,7 @@ class CmosRtc:
                 tzinfo=UTC,
             )
         except ValueError:
-            return  # no such date: the clock goes on as it was
+            return  # no such date: the clock continues as it was
         passed = self._clock.ticks(now, 1)
         self._offset = int((time - self._epoch).total_seconds()) - passed
         self._plan_alarm(now)

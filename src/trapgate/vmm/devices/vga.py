@@ -27,7 +27,7 @@ _AT_B8000 = 3
 _INTERLEAVED, _BYTE_A_PIXEL = 0x20, 0x40
 """In its mode register."""
 _PANS_ABOVE_ONLY = 0x20
-"""In the attribute controller's mode: no panning behind the line-compare register's line."""
+"""In the attribute controller's mode: no panning after the line-compare register's line."""
 BANK = 0x10000
 """Bytes of the window at A0000H."""
 _RAM, _PLANES = -2, -1
@@ -254,7 +254,7 @@ class VgaRegisters(UntimedDevice):
         return (crtc[0x12] | (crtc[7] & 2) << 7 | (crtc[7] & 0x40) << 3) + 1
 
     def _split(self) -> int:
-        """The first line behind the line-compare register's: memory is shown from 0 on again."""
+        """The first line after the line-compare register's: memory is shown from 0 on again."""
         crtc = self._sets[_COLOUR_CRTC]
         return (crtc[0x18] | (crtc[7] & 0x10) << 4 | (crtc[9] & 0x40) << 3) + 1
 

@@ -37,7 +37,7 @@ class Edits:
         linear: int,
         physical: int,
     ) -> Refusal | None:
-        """Have the instruction at RIP behind it; or say why not, and nothing has changed.
+        """Complete the instruction at RIP; or say why not, and nothing has changed.
 
         `user` is 1 for a user-mode write; `linear` is where it was stopped, and leads to
         `physical`, guest-physical. Raises PageFaultError for a fault of the guest's own.

@@ -1,7 +1,7 @@
 """A guest's memory as bus masters and our own firmware reach it, past the processor's page walk.
 
 They are the VMM's devices, so it is the VMM that looks where they store: never outside of the
-guest's memory, and to a table only what may stand in it.
+guest's memory, and to a table only what may be in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class GuardedRam:
     """The guest's memory `own`, whose tables `links` knows.
 
     `let_go` is asked whether a table that is stored to may be data from now on; one that stays is
-    edited. What may not stand in it is dropped, and the first such store is `refusal`.
+    edited. What may not be in it is dropped, and the first such store is `refusal`.
     """
 
     def __init__(self, own: GuestRange, links: Links, let_go: Callable[[int], bool]) -> None:

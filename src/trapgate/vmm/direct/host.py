@@ -206,7 +206,7 @@ class SharingMachine(VirtualMachine):
             self._turn(end, expires)
 
     def rest(self) -> Action:
-        """The guest halts: another one may go on."""
+        """The guest halts: another one may continue."""
         if not self._yields:
             return super().rest()
         self.vmcs.words[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT

@@ -191,7 +191,7 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
 
 @LIBRARY.inside
 def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
-    """One link less; with the last the frame is no table of that level, and links nothing."""
+    """One link less; with the last the frame is not a table of that level, and links nothing."""
     if (level == 1 and state[OPEN] != 0) or not is_own(state, mem, frame):
         return
     at = frame * 4 + level - 1
@@ -206,7 +206,7 @@ def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> N
 
 @LIBRARY.inside
 def forget(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
-    """A frame is no table of some level any more."""
+    """A frame is no longer a table of some level."""
     mark(state, mem, counts, frame)
     state[STALE] = max(state[STALE], TABLES_STALE)
     state[RELEASED] += 1
@@ -359,12 +359,12 @@ def replace_frame(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: 
 
 
 # What the processor counts (`decision.frame_filters.follow_link`). `told` is what it was told last,
-# in words of eight frames: the map, and behind it how many links lead to each frame.
+# in words of eight frames: the map, and after it how many links lead to each frame.
 
 
 @LIBRARY.entry
 def publish(state: Cells, mem: Cells, counts: Cells, told: Cells) -> None:
-    """Tell the processor how many links lead to each table, behind the map."""
+    """Tell the processor how many links lead to each table, after the map."""
     start = state[MAP] >> 3
     words = (state[FRAMES] + 7) >> 3
     state[UNCOUNTED] = 0
@@ -373,14 +373,14 @@ def publish(state: Cells, mem: Cells, counts: Cells, told: Cells) -> None:
             word = 0
             for k in range(8):
                 frame = n * 8 + 7 - k
-                word = word << 8 | links_to_tell(state, counts, frame)
+                word = word << 8 | links_to_publish(state, counts, frame)
             mem[start + (state[MAP_FRAMES] >> 3) + n] = word
             told[n] = mem[start + n]
             told[words + n] = word
 
 
 @LIBRARY.inside
-def links_to_tell(state: Cells, counts: Cells, frame: int) -> int:
+def links_to_publish(state: Cells, counts: Cells, frame: int) -> int:
     """How many links lead to a frame, as far as the processor counts."""
     links = 0
     if frame < state[FRAMES]:

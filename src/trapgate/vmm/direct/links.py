@@ -51,7 +51,7 @@ class Mode(NamedTuple):
     """A paging mode: of how many levels its tables are, in what entries.
 
     `width` is an entry's in bytes; `large_pages` says whether bit 7 of an upper entry means one.
-    With `pointers` the root is no table but four pointers in registers.
+    With `pointers` the root is not a table but four pointers in registers.
     """
 
     levels: int
@@ -151,7 +151,7 @@ class Links:
 
         return back
 
-    def let_links_come_unseen(self, unseen: bool) -> None:
+    def allow_unseen_links(self, unseen: bool) -> None:
         """Say whether a filter lets entries come to lead to known tables."""
         if bool(self._state[linking.UNSEEN]) != unseen:
             self._state[linking.UNSEEN] = unseen
@@ -171,7 +171,7 @@ class Links:
         if not linking.catch_up(*self._tables, self._told):
             self.recount()
 
-    def leave_last_level_open(self, is_open: bool) -> bool:
+    def unprotect_last_level(self, is_open: bool) -> bool:
         """Say whether a filter lets any frame be a table of the last level; has that changed?
 
         Then no root is validated any more.

@@ -94,7 +94,7 @@ class DirectMachine(SharingMachine):
     register; or it is stopped ("stop"). Fault filter, order and PTBASE are the VMCS's.
     The rest is as for `VirtualMachine`.
 
-    Raises DirectPagingError if the memory is no multiple of 4 MiB, FrameError if the host
+    Raises DirectPagingError if the memory is not a multiple of 4 MiB, FrameError if the host
     has not so much left.
     """
 
@@ -331,7 +331,7 @@ class DirectMachine(SharingMachine):
             return RESUME
         outcome = self._edit(guest, instruction, leaf.frame, linear, write_protect, user)
         if isinstance(outcome, Refusal):
-            # What comes is no entry: perhaps the guest uses the frame for something else.
+            # What comes is not an entry: perhaps the guest uses the frame for something else.
             if is_table and self.tables.let_go(leaf.frame):
                 return RESUME
             return self.refuse(outcome, handlers.reflect(vmexit, self))
@@ -349,7 +349,7 @@ class DirectMachine(SharingMachine):
         write_protect: bool,
         user: bool,
     ) -> Refusal | Fault | None:
-        """Have the instruction at RIP behind it, or say why not."""
+        """Complete the instruction at RIP, or say why not."""
         back = self.tables.shown(frame, linear)
         try:
             write = decode_write(guest, instruction)

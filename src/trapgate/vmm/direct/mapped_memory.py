@@ -2,7 +2,7 @@
 
 A guest names frames from 0 on. The first one's are the machine's; for others the processor adds
 where their range begins (`paging.alias`). All ranges are multiples of 2 MiB, so that address line
-20, which may be held low behind the page walk, leads nowhere else.
+20, which may be held low after the page walk, leads nowhere else.
 """
 
 from __future__ import annotations

@@ -237,9 +237,9 @@ class ProtectedMachine(SharingMachine):
         engine = self.processor.engine
         filters = self.vmcs.words[f.FRAME_FILTERS]
         self.links.let_processor_count(bool(filters & EMPTY_TABLE))
-        self.links.let_links_come_unseen(filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
+        self.links.allow_unseen_links(filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
         refusal = self._masters.refusal
-        if self.links.leave_last_level_open(bool(filters & OWN_TABLE)):
+        if self.links.unprotect_last_level(bool(filters & OWN_TABLE)):
             refusal = refusal or self.follow_mode()
         self.links.settle(engine.flush_translations, self._forget_code, _forget_tables)
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
@@ -379,7 +379,7 @@ class ProtectedMachine(SharingMachine):
         v[shadow] = v[shadow] & ~owned | v[register] & owned
         refusal = self.follow_mode()
         if refusal is not None:
-            # The guest stands before the instruction, on the tables that it had.
+            # The guest is before the instruction, on the tables that it had.
             for cell, value in before.items():
                 v[cell] = value
             self.follow_mode()
@@ -419,7 +419,7 @@ class ProtectedMachine(SharingMachine):
             self.processor.registers.cr2 = found.address
             return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, found.error_code))
         if refusal is not None:
-            # What comes is no entry: perhaps the guest uses the frame for something else.
+            # What comes is not an entry: perhaps the guest uses the frame for something else.
             if self.let_go(frame) or self.links.levels_of(frame) != levels:
                 return RESUME
             return self.refuse(refusal)

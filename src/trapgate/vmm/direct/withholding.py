@@ -8,7 +8,7 @@ frame is a table no more, or the entry no entry, the guest gets it back.
 A 4-MByte page with a table in it is *split*: the entry leads to a table of the VMM's instead, as
 long as there is one left. With none left R/W is withheld in the entry itself.
 
-Nothing is counted: `review` looks at what stands in memory. So filters may take mappings and
+Nothing is counted: `review` looks at what is in memory. So filters may take mappings and
 rights away unseen. `state`, `mem` and `counts` are those of `linking`. What the VMM has done is in
 the rows of `book`:
 

@@ -128,7 +128,7 @@ def port(vmexit: VmExit, vm: Platform) -> Action:
     else:
         vm.devices.write(number, size, value, processor.time)
     stop = vm.after_device(number)
-    if stop is not None and stop.can_go_on:
+    if stop is not None and stop.can_continue:
         vm.advance(vmexit)
     return stop or EMULATED
 

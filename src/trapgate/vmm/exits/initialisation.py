@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def initialise(vmexit: VmExit, vm: Platform) -> Action:
     """INIT: the bootstrap processor begins at its firmware, others wait for a start-up IPI.
 
-    A machine with one processor ends with the wait: `Processor.start_up` and another run go on
+    A machine with one processor ends with the wait: `Processor.start_up` and another run continue
     from there. It ends without firmware, too: there is nothing to begin with.
     """
     bootstrap = vm.devices.apic.of_bootstrap_processor

@@ -198,7 +198,7 @@ class Platform:
             if console.found:
                 return Stop(End.UNTIL, "the expression appeared")
             if console.left:
-                return Stop(End.LEFT, "left the console")
+                return Stop(End.QUIT, "left the console")
         return None
 
     def write_apic_msr(self, index: int, value: int) -> bool:
@@ -213,7 +213,7 @@ class Platform:
         return written
 
     def _load(self, address: int, size: int) -> int:
-        """The guest loads from a device's page; it goes on as it was."""
+        """The guest loads from a device's page; it continues as it was."""
         return self.devices.load(address, size, self.processor.time)
 
     def _store(self, address: int, size: int, value: int) -> None:
@@ -289,7 +289,7 @@ class Platform:
         return None
 
     def rest(self) -> Action:
-        """The processor whose turn it is waits: others may go on."""
+        """The processor whose turn it is waits: others may continue."""
         if len(self.cpus) == 1:
             return self.idle()
         v = self.vmcs.words
@@ -321,7 +321,9 @@ class Platform:
         """All processors wait: let virtual time jump to what could wake one."""
         devices, processor = self.devices, self.processor
         awake = any(cpu.takes_interrupts for cpu in self.cpus) or devices.sends_nmis
-        alarms = [alarm for cpu in self.cpus if (alarm := cpu.own.x86_vmm.alarm) is not None]
+        alarms = [
+            alarm for cpu in self.cpus if (alarm := cpu.own.x86_vmm.preemption_deadline) is not None
+        ]
         alarm = min(alarms, default=None)
         planned = self.next_planned
         for _ in range(_MOST_DEADLINES):
@@ -354,8 +356,8 @@ class Platform:
                         return Resume()
             if deadline is not None:
                 processor.skip_to(deadline)
-        # It is time for something else, or devices go on and wake nobody: a timer whose interrupt
-        # is in service, say. The guest stays halted, and whoever runs it has a look at its limits.
+        # It is time for something else, or devices run and wake nobody: a timer whose interrupt is
+        # in service, say. The guest stays halted, and whoever runs it has a look at its limits.
         self.vmcs.words[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT
         return Resume()
 

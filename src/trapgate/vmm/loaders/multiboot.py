@@ -40,7 +40,7 @@ _NAME = b"trapgate\0"
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A file for a multiboot kernel, and its line: a name, perhaps arguments behind it."""
+    """A file for a multiboot kernel, and its line: a name, perhaps arguments after it."""
 
     data: bytes
     line: str

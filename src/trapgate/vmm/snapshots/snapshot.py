@@ -84,7 +84,7 @@ class Snapshot:
         return {path: image.identity() for path, image in self._devices.files.items()}
 
     def values(self) -> dict[str, Any]:
-        """What is no array, as JSON has values.
+        """What is not an array, as JSON has values.
 
         Raises SnapshotError for a machine that has ended or has several processors; BusyError
         while a disk transfer is under way or an SMI waits.
@@ -92,7 +92,7 @@ class Snapshot:
         vm = self.machine
         if len(vm.cpus) > 1:
             raise SnapshotError("a machine with several processors cannot be saved in a file")
-        if self._stopped is not None and not self._stopped.can_go_on:
+        if self._stopped is not None and not self._stopped.can_continue:
             raise SnapshotError(f"the machine has ended: {self._stopped.message}")
         if self._processor.smi_waits:
             raise BusyError("an SMI waits to be taken; save an instruction later")
