@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from trapgate.decision.faults import FaultInformation, Interruption
     from trapgate.decision.faults import FaultInformation as Fault
     from trapgate.errors import TrapgateError
-    from trapgate.processor.processor import Processor, VmExit
+    from trapgate.processor.processor import Processor
+    from trapgate.processor.vm_exit import VmExit
     from trapgate.replay.policy import Policy
     from trapgate.sdm.interruption import InterruptionType
     from trapgate.sdm.reasons import ExitReason
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from trapgate.vmm.direct.mapped_memory import ProtectedHost
     from trapgate.vmm.direct.protected import ProtectedMachine
     from trapgate.vmm.exits.handlers import reflect
+    from trapgate.vmm.exits.vmm import Vmm
     from trapgate.vmm.load import load
     from trapgate.vmm.loaders import load_guest, parse_guest
-    from trapgate.vmm.machine import VirtualMachine, Vmm
+    from trapgate.vmm.machine import VirtualMachine
     from trapgate.vmm.saved_machine import SavedMachine
     from trapgate.vmm.scheduler import run_all
 

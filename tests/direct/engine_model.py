@@ -10,7 +10,7 @@ from tests.direct.hostile import FILTERS as NAMES
 from tests.direct.hostile import ORDERS, PTBASE
 from tests.direct.walk_everything import violations
 from trapgate.decision.fault_filters import FILTERS
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct.host_memory import LARGE_PAGE, Host

@@ -13,7 +13,7 @@ from trapgate.decision.decide import Disposition
 from trapgate.decision.fault_filters import FILTERS
 from trapgate.demo.direct import PTBASE, run_direct
 from trapgate.demo.direct import passed as demonstrated
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Action, End, Stop

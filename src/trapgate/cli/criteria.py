@@ -27,7 +27,7 @@ from trapgate.cli.criteria_options import (
     WeightsOption,
 )
 from trapgate.cli.examples import examples
-from trapgate.cli.groups import CommandGroup
+from trapgate.cli.groups import command_group
 from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 
 if TYPE_CHECKING:
@@ -54,14 +54,8 @@ Exit status: 0 an answer (check: it holds), 1 there is none (check: a counterexa
 2 wrong usage or input.
 """
 
-app = typer.Typer(
-    cls=CommandGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Compile a specification into VMCS fields; explain, merge, check and learn fields.",
-    epilog=EXAMPLES,
+app = command_group(
+    "Compile a specification into VMCS fields; explain, merge, check and learn fields.", EXAMPLES
 )
 
 

@@ -21,7 +21,8 @@ from trapgate.events.journal import (
     ROW_VECTOR,
     ROW_VM,
 )
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Vector

@@ -32,7 +32,8 @@ from trapgate.events.journal import (
 from trapgate.instructions import polled_ports as polled
 from trapgate.trace import TraceWriter
 from trapgate.vmm.devices.board import Board
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.exits.vmm import Vmm
+from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.snapshots.file import FORMAT, HEAD, MAGIC, layout, processor_model
 from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.snapshots.state import SnapshotError

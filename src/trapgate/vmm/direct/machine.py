@@ -19,8 +19,8 @@ from trapgate.decision.criteria_rules import Action as CriteriaAction
 from trapgate.decision.faults import Interruption
 from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON
-from trapgate.processor.decoded import Operand, PageFaultError
-from trapgate.processor.processor import VmExit
+from trapgate.processor.operand import Operand, PageFaultError
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -55,8 +55,8 @@ from trapgate.vmm.direct.withholding import U, W
 from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
 from trapgate.vmm.exits import handlers
 from trapgate.vmm.exits.platform import Platform
+from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.loaders import GuestImage
-from trapgate.vmm.machine import Vmm
 from trapgate.vmm.snapshots.snapshot import Snapshot
 
 if TYPE_CHECKING:
