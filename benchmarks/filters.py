@@ -10,7 +10,8 @@ import time
 from benchmarks.measure import Benchmark, SkipSide, rate
 from trapgate.decision.fault_filters import FILTERS
 from trapgate.errors import EngineError
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs
 

@@ -17,7 +17,7 @@ from trapgate.campaign.pruning import LIVES, OVERWRITTEN, STAYS, classes_of
 from trapgate.campaign.results import Results
 from trapgate.campaign.tables import frame
 from trapgate.campaign.uses import ALL
-from trapgate.processor.decoded import Operand
+from trapgate.processor.operand import Operand
 
 WINDOWS = [("demand", 10_200_000), ("fork", 5_000_000), ("faults", 60_000)]
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from struct import pack
 
 from trapgate.decision.criteria_rules import Rule
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.vmcs.vmcs import Vmcs
 
 MEMORY = 1 << 20

@@ -19,7 +19,8 @@ from tests.conformance.tiny_guest import (
     Tiny,
     begin,
 )
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import NM, UD

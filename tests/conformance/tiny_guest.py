@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import pack
 
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.vmcs.vmcs import Vmcs
 

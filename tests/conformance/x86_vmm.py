@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from struct import pack
 
 from tests.conformance import tiny_guest as tiny
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
 from trapgate.sdm.fields import Field

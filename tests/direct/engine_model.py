@@ -10,10 +10,11 @@ from tests.direct.hostile import FILTERS as NAMES
 from tests.direct.hostile import ORDERS, PTBASE
 from tests.direct.walk_everything import violations
 from trapgate.decision.fault_filters import FILTERS
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
-from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, Host
+from trapgate.vmm.direct.host_memory import LARGE_PAGE, Host
+from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.exits.platform import Platform
 
 _FILTERS = dict(zip(NAMES, FILTERS.values(), strict=True))

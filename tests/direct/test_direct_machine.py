@@ -13,12 +13,14 @@ from trapgate.decision.decide import Disposition
 from trapgate.decision.fault_filters import FILTERS
 from trapgate.demo.direct import PTBASE, run_direct
 from trapgate.demo.direct import passed as demonstrated
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct.frames import FrameError
-from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, DirectPagingError, Host
+from trapgate.vmm.direct.host_memory import LARGE_PAGE, Host
+from trapgate.vmm.direct.machine import DirectMachine
+from trapgate.vmm.direct.refusals import DirectPagingError
 from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import GuestImageError, parse_guest
 
@@ -44,6 +46,7 @@ def look(host: Host) -> list[str]:
     owner = host.frames.owner.copy()
     spaces = []
     for vm in host.machines:
+        assert isinstance(vm, DirectMachine)
         owner[vm.tables.stand_ins()] = vm.number
         live = set(np.flatnonzero(vm.tables.links.counts[1::4]).tolist())
         if vm.paging:

@@ -7,7 +7,7 @@ import pytest
 from tests.guests.test_snapshots import END, machine, state
 from trapgate.decision.faults import Interruption
 from trapgate.instructions import polled_ports as polled
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
@@ -16,7 +16,8 @@ from trapgate.vmm.devices.clock import PM_TIMER_HERTZ, VirtualClock
 from trapgate.vmm.devices.storage import Memory
 from trapgate.vmm.exits.handlers import HANDLERS
 from trapgate.vmm.exits.platform import Platform
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.exits.vmm import Vmm
+from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.ui.console import Console
 
 ENGINES = pytest.mark.parametrize("engine", ["native", "portable"])

@@ -397,7 +397,9 @@ class Served:
     def __init__(self) -> None:
         self.vm = VirtualMachine(16 << 20, board=Board(disks=(Memory(disk_image()),), bios=True))
         self.vm.boot()
-        self.display = Display(self.vm, "127.0.0.1", 0)
+        memory = self.vm.processor.memory
+        self.display = Display(self.vm.devices, memory, "127.0.0.1", 0)
+        self.vm.watchers.append(self.display.look)
         self.thread = threading.Thread(target=lambda: self.vm.run(timeout=60))
         self.thread.start()
 

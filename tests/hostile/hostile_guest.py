@@ -14,7 +14,8 @@ from struct import pack
 from tests.conformance import tiny_guest as tg
 from tests.conformance.tiny_guest import Tiny
 from trapgate.errors import TrapgateError
-from trapgate.processor.processor import Processor, VmExit, VmFail
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs

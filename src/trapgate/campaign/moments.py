@@ -34,9 +34,9 @@ from trapgate.events.journal import (
     ROW_TYPE,
     ROW_VECTOR,
 )
-from trapgate.processor.decoded import Operand
 from trapgate.processor.fault_conditions import Occurrence, holds
 from trapgate.processor.logical import signed
+from trapgate.processor.operand import Operand
 from trapgate.sdm import cells as f
 
 LONGEST_COURSE: Final = 20_000_000

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from trapgate.campaign.walks import levels_of, walk_of
 from trapgate.paging.probe import probe
-from trapgate.processor.decoded import Operand
+from trapgate.processor.operand import Operand
 from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
 from trapgate.sdm.registers import GENERAL

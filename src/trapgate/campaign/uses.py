@@ -6,7 +6,7 @@ from typing import Final
 
 import iced_x86 as iced
 
-from trapgate.processor.decoded import Operand
+from trapgate.processor.operand import Operand
 from trapgate.sdm.registers import GENERAL
 
 FLAGS: Final = len(GENERAL)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli import criteria_tables
-from trapgate.cli.closed_form import MergeForm, closed_form
+from trapgate.cli.closed_form import MergeForm, closed_form, closed_form_page
 from trapgate.cli.criteria_answers import Answer, answered, defined, write_fields
 from trapgate.cli.criteria_options import (
     FieldsOption,
@@ -27,7 +27,7 @@ from trapgate.cli.criteria_options import (
     WeightsOption,
 )
 from trapgate.cli.examples import examples
-from trapgate.cli.groups import CommandGroup
+from trapgate.cli.groups import command_group
 from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 
 if TYPE_CHECKING:
@@ -54,14 +54,8 @@ Exit status: 0 an answer (check: it holds), 1 there is none (check: a counterexa
 2 wrong usage or input.
 """
 
-app = typer.Typer(
-    cls=CommandGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Compile a specification into VMCS fields; explain, merge, check and learn fields.",
-    epilog=EXAMPLES,
+app = command_group(
+    "Compile a specification into VMCS fields; explain, merge, check and learn fields.", EXAMPLES
 )
 
 
@@ -136,7 +130,6 @@ def define(
 ) -> Answer:
     """Find fields that implement a SPEC, or the best sound ones, and prove it."""
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     if "wishes" in _document(spec):
         if fields is not None or form is not Form.all:
@@ -160,7 +153,7 @@ def define(
         return Answer(
             lambda: [*found.lines(), "", found.toml().rstrip()],
             found.document,
-            page=partial(documents.of_found_criteria, found),
+            page=found.page,
         )
     if rules is not None or clauses is not None:
         raise criteria.CriteriaError("--rules and --clauses are for tables; write [[wishes]]")
@@ -212,7 +205,6 @@ def merge(
     If one of the files has a criteria table, find the smallest table as well.
     """
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     if form in (MergeForm.kvm_c, MergeForm.kvm_c_test):
         text, document = closed_form(
@@ -220,7 +212,7 @@ def merge(
         )
         if output is not None:
             write_fields(output, text)
-        page = partial(documents.of_closed_form, text, document)
+        page = partial(closed_form_page, text, document)
         return Answer(lambda: [text.rstrip("\n")], lambda: document, page=page)
     parties = _parties(files, names_for(symbols, bitmap))
     if criteria_tables.have_tables(parties) and form in (MergeForm.all, MergeForm.toml):
@@ -256,7 +248,7 @@ def explain(
 ) -> Answer:
     """Explain in words what fields do, and warn of probable mistakes."""
     from trapgate import criteria
-    from trapgate.criteria import documents
+    from trapgate.criteria.explain import page_of_files
     from trapgate.criteria.problems.codes import vector_named
 
     vectors = None if vector is None else [vector_named(name) for name in vector]
@@ -292,7 +284,8 @@ def explain(
             "warnings": [vars(warning) for warning in same],
         }
 
-    page = partial(documents.of_explanations, told, same, tables)
+    tables_in_words = {name: table.lines() for name, table in tables.items()}
+    page = partial(page_of_files, told, same, tables_in_words)
     return Answer(lines, document, page=page)
 
 
@@ -325,7 +318,6 @@ def check(
     other files wants happens.
     """
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     if len(files) < 2:
         raise criteria.CriteriaError(
@@ -337,8 +329,7 @@ def check(
         if criteria_tables.have_tables([*parties, criteria.Party("vmcs02", vmcs02)]):
             return Answer(*criteria_tables.checked(parties, vmcs02, timeout))
         found = criteria.check_vmcs02(parties, vmcs02, bits=bits, timeout=timeout)
-        page = partial(documents.of_check, found)
-        return Answer(found.lines, found.document, 0 if found.sound else 1, page)
+        return Answer(found.lines, found.document, 0 if found.sound else 1, found.page)
     of_whole_faults = "wishes" in _document(files[0])
     if of_whole_faults or _is_vmcs_file(files[0]):
         given = _load(files[1], names)
@@ -349,13 +340,12 @@ def check(
             wanted = _load(files[0], names)
             differs = criteria.compare_exits(wanted, given, timeout=timeout)
         status = 0 if (differs.sound if sound else differs.exact) else 1
-        page = partial(documents.of_difference, differs)
         warned = list(criteria_tables.warnings_of(given))
         return Answer(
             lambda: [*differs.lines(), *warned],
             lambda: {**differs.document(), "warnings": warned},
             status,
-            page,
+            differs.page,
         )
     fields = _load(files[1], names)
     verdicts = criteria.check(criteria.read_spec(files[0]), fields, timeout=timeout)
@@ -369,7 +359,7 @@ def check(
             "warnings": warned,
         },
         0 if holds else 1,
-        partial(documents.of_verdicts, verdicts),
+        verdicts.page,
     )
 
 
@@ -406,7 +396,6 @@ def learn(
     With --by a criteria table, which looks at more than the error code.
     """
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     if by:
         table = criteria.learn_table(
@@ -420,9 +409,8 @@ def learn(
         )
         if output is not None:
             write_fields(output, table.toml())
-        page = partial(documents.of_learned_table, table)
         return Answer(
-            lambda: [*table.lines(), "", table.toml().rstrip()], table.document, page=page
+            lambda: [*table.lines(), "", table.toml().rstrip()], table.document, page=table.page
         )
     learned = criteria.learn(
         trace,

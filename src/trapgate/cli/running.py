@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trapgate.vmm.devices.board import Board
     from trapgate.vmm.loaders.image import GuestImage
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.snapshot_file import SavedMachine
+    from trapgate.vmm.saved_machine import SavedMachine
     from trapgate.vmm.ui.console import Console
 
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trapgate.vmm.devices.board import Board
     from trapgate.vmm.machine import VirtualMachine
     from trapgate.vmm.moments import Moment
-    from trapgate.vmm.snapshot_file import SavedMachine
+    from trapgate.vmm.saved_machine import SavedMachine
 
 _LATER = 1_000
 """Instructions until the next attempt, where a machine cannot be saved just now."""
@@ -76,7 +76,7 @@ def open_saved(path: Path, engine: str, others: Mapping[str, bool]) -> SavedMach
 
     Raises SnapshotError.
     """
-    from trapgate.vmm.snapshot_file import SavedMachine
+    from trapgate.vmm.saved_machine import SavedMachine
 
     for option, given in others.items():
         if given:

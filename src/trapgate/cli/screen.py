@@ -64,11 +64,14 @@ def shown(
     from trapgate.debug.gdb.server import address_of
     from trapgate.vmm.ui.display import Display
 
-    page = Display(vm, *address_of(display, "--display"))
+    memory = vm.processor.memory
+    page = Display(vm.devices, memory, *address_of(display, "--display"))
+    vm.watchers.append(page.look)
     print(f"trapgate: display: http://{page.address}/", file=sys.stderr, flush=True)
     try:
         yield
     finally:
+        vm.watchers.remove(page.look)
         page.close()
 
 

@@ -13,6 +13,7 @@ from trapgate.criteria.check import Verdict, check
 from trapgate.criteria.covers.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.define import define
 from trapgate.criteria.define_table import FoundCriteria, check_wishes, define_criteria
+from trapgate.criteria.difference import Difference, compare_exits
 from trapgate.criteria.errors import (
     ContradictionError,
     CriteriaError,
@@ -24,7 +25,7 @@ from trapgate.criteria.errors import (
     UnknownSchemeError,
 )
 from trapgate.criteria.explain import Explanation, Warn, compare, explain
-from trapgate.criteria.explain_table import Difference, TableReading, compare_exits, read_table
+from trapgate.criteria.explain_table import TableReading, read_table
 from trapgate.criteria.learn import Learned, learn
 from trapgate.criteria.learn_table import LearnedTable, learn_table
 from trapgate.criteria.merge import Merged, Party, Share, merge

@@ -8,7 +8,7 @@ fault filter.
 """
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_table
@@ -25,6 +25,7 @@ from trapgate.decision.fault_filters import (
     ORDER_PARAGRAPH_66,
     ORDER_PARAGRAPH_67,
 )
+from trapgate.decision.faults import FaultInformation
 from trapgate.decision.rules import (
     CRITERION_ANY_OR_MATCH,
     CRITERION_COMPARISON,
@@ -97,10 +98,6 @@ from trapgate.sdm.interruption import (
 )
 from trapgate.sdm.vectors import ERROR_CODE_VECTORS, PF
 from trapgate.sdm.vmx import THROUGH_IDT, THROUGH_IDT_VECTOR
-
-if TYPE_CHECKING:
-    from trapgate.decision.faults import FaultInformation
-    from trapgate.vmcs.vmcs import Vmcs
 
 
 class Disposition(IntEnum):
@@ -481,7 +478,13 @@ class Decision(NamedTuple):
         return f"<{verb[self.disposition.name]}: {reason}>"
 
 
-def decide(fault: "FaultInformation", vmcs: "Vmcs", *, filtered: bool = False) -> Decision:
+class ControlFields(Protocol):
+    """A VMCS: a cell for each field, laid out as `sdm.cells` says."""
+
+    cells: Cells
+
+
+def decide(fault: FaultInformation, vmcs: ControlFields, *, filtered: bool = False) -> Decision:
     """Where `fault` goes under `vmcs` (figures 2 and 6).
 
     `filtered` says that the fault satisfies the fault filter that `vmcs` selects, which

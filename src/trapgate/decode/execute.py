@@ -19,11 +19,9 @@ from trapgate.instructions.effects import (
     load_machine_status,
     read_cr,
     read_dr,
-    read_msr,
     time_stamp,
     write_cr,
     write_dr,
-    write_msr,
     write_xcr,
 )
 from trapgate.instructions.intercepts import (
@@ -56,6 +54,7 @@ from trapgate.instructions.intercepts import (
     intercept_xsetbv,
     io_permission,
 )
+from trapgate.instructions.msrs import read_msr, write_msr
 from trapgate.instructions.near_return import RET_AND_RELEASE, near_return
 from trapgate.instructions.virtual_apic import (
     fits_msr_of_page,

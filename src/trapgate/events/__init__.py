@@ -2,5 +2,5 @@
 
 `delivery.raise_event` asks `decision`, and either records a VM exit (`exits`) or goes through the
 guest's tables (`idt`, `ivt`, `frame`, `descriptors`); it also combines nested faults. It may import
-`decision`, `paging`, `compiler` and `sdm`. Begin with `delivery`.
+`decision`, `operands`, `paging`, `compiler` and `sdm`. Begin with `delivery`.
 """

@@ -29,12 +29,16 @@ class OwnState:
     """
 
     def __init__(
-        self, number: int, engine: UnicornEngine, registers: Registers, x86_vmm: X86Vmm
+        self,
+        number: int,
+        engine: UnicornEngine,
+        registers: Registers,
+        x86_vmm: X86Vmm,
+        pins: Pins,
     ) -> None:
         self.number = number
-        self.registers, self.x86_vmm = registers, x86_vmm
+        self.registers, self.x86_vmm, self.pins = registers, x86_vmm, pins
         self.vmcs: Vmcs | None = None
-        self.pins = Pins()
         self._engine = engine
         self._live = engine.vectors.live
         self._vector_registers = self._live.copy()

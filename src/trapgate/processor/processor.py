@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 
 from trapgate.compiler.dialect import Cells
-from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
 from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be known before any is used
 from trapgate.engine.memory.device_pages import Load, Store
@@ -22,25 +20,19 @@ from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HE
 from trapgate.processor import decoded, pending, stepping, table_writes, task_switch
 from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
 from trapgate.processor.own_state import OwnState
-from trapgate.processor.pins import Smi
+from trapgate.processor.pins import Pins, Smi
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.processor.x86_vmm import X86Vmm
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
-from trapgate.sdm.event_words import hexadecimal
-from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.vmcs.explain import explain_entry_failure, explain_failure
+from trapgate.sdm.reasons import ExitReason
+from trapgate.vmcs.explain import explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
 _CHECKED_SLICE = 256
 """Instructions executed one at a time between two looks at the host's time."""
 _FOREVER = 1 << 62
-_FAILED = 1 << 31
-
-
-_INFORMATION = slice(f.EXIT_REASON, f.VM_EXIT_INSTRUCTION_LENGTH + 1)
-"""The cells of exit reason, interruption information and error code, IDT-vectoring information
-and error code, and instruction length."""
 
 
 class IdleError(TrapgateError):
@@ -48,98 +40,6 @@ class IdleError(TrapgateError):
 
     Set HLT exiting or the VMX-preemption timer, or assert an event before entering.
     """
-
-
-class VmExit:
-    """A VM exit (SDM, "VM-Exit Information Fields").
-
-    It remembers the exit information of its VMCS as it was, and makes of it what is asked for.
-    `vmcs` holds the guest's state, which moves on.
-    """
-
-    __slots__ = (
-        "_information",
-        "_qualification",
-        "explanation",
-        "instruction_length",
-        "reason",
-        "vmcs",
-    )
-
-    def __init__(self, vmcs: Vmcs) -> None:
-        """The latest exit of `vmcs`."""
-        words = vmcs.words
-        self.vmcs = vmcs
-        self._information = information = words[_INFORMATION].tolist()
-        self._qualification = words[f.EXIT_QUALIFICATION]
-        reason = information[0]
-        self.reason: ExitReason = REASONS[reason & 0xFFFF]
-        """The basic exit reason."""
-        self.instruction_length: int = information[5]
-        """Bytes of the instruction that exited; 0 where undefined."""
-        self.explanation = explain_entry_failure(vmcs.cells) if reason & _FAILED else ""
-        """Why VM entry failed; empty if it did not."""
-
-    @property
-    def qualification(self) -> int:
-        """The exit qualification, 64 bits."""
-        return self._qualification & 0xFFFF_FFFF_FFFF_FFFF
-
-    @property
-    def interruption(self) -> Interruption | None:
-        """The event that caused the exit."""
-        _, word, code, *_ = self._information
-        return Interruption.decode(word, code) if word else None
-
-    @property
-    def idt_vectoring(self) -> Interruption | None:
-        """The event that was being delivered when the exit came."""
-        _, _, _, word, code, _ = self._information
-        return Interruption.decode(word, code) if word else None
-
-    @property
-    def entry_failed(self) -> bool:
-        """Whether the guest never ran."""
-        return bool(self._information[0] & _FAILED)
-
-    def __repr__(self) -> str:
-        """In words: the reason, the event, and where the guest was."""
-        reason = self.reason.name.lower().replace("_", " ")
-        parts = [f"VM entry failed: {reason}" if self.entry_failed else f"VM exit: {reason}"]
-        if self.interruption is not None:
-            parts.append(repr(self.interruption).strip("<>"))
-        if self.qualification:
-            parts.append(f"qualification {hexadecimal(self.qualification)}")
-        if self.idt_vectoring is not None:
-            parts.append(f"while delivering {repr(self.idt_vectoring).strip('<>')}")
-        return f"<{', '.join(parts)}, RIP {hexadecimal(self.vmcs['GUEST_RIP'])}>"
-
-    def _repr_html_(self) -> str:
-        """What the exit tells, a row each, for notebooks."""
-        from trapgate.trace.html import table
-
-        told = (
-            ("exit reason", f"{int(self.reason)} {self.reason.name.lower().replace('_', ' ')}"),
-            ("qualification", hexadecimal(self.qualification)),
-            ("event", self.interruption),
-            ("while delivering", self.idt_vectoring),
-            ("instruction length", self.instruction_length or None),
-            ("RIP", hexadecimal(self.vmcs["GUEST_RIP"])),
-        )
-        heads = ("VM entry failed" if self.entry_failed else "VM exit", "")
-        rows = ((name, str(value).strip("<>")) for name, value in told if value is not None)
-        return table(heads, rows)
-
-
-@dataclass(frozen=True, slots=True)
-class VmFail:
-    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
-
-    `explanation` says which check failed, on which field, with which value.
-    """
-
-    error: int
-    explanation: str = field(default="", compare=False)
 
 
 class Processor(LogicalProcessor):
@@ -156,11 +56,10 @@ class Processor(LogicalProcessor):
     def __init__(self, memory: int, *, engine: str = "auto", journal: int = 4096) -> None:
         super().__init__(memory, engine=engine, journal=journal)
         self._numbers: dict[int, int] = {}
-        first = OwnState(0, self.engine, self.registers, self.x86_vmm)
+        first = OwnState(0, self.engine, self.registers, self.x86_vmm, self.pins)
         self.every = [first]
         """The logical processors, one of which has the engine."""
         self._own = first
-        self.pins = first.pins
         self._priority = 0
         self.expires: float | None = None
         """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
@@ -174,11 +73,6 @@ class Processor(LogicalProcessor):
         self._drained = 0
         self.skipped = 0
         """How much of the virtual time was skipped."""
-
-    @property
-    def vmcs(self) -> Vmcs | None:
-        """The current VMCS."""
-        return self._vmcs
 
     def name_vm(self, number: int) -> None:
         """From now on, record events in the journal as those of VM `number`."""
@@ -329,7 +223,7 @@ class Processor(LogicalProcessor):
         `number` is that which its machine knows it by. Turns change between two VM entries
         (`turn_to`).
         """
-        one = OwnState(number, self.engine, Registers(), X86Vmm(self.engine))
+        one = OwnState(number, self.engine, Registers(), X86Vmm(self.engine), Pins())
         self.every.append(one)
         head = self.head.copy()
         head[HEAD_CPU] = one.number

@@ -8,7 +8,7 @@ processor back when a device wants time (SDM, "VM-Entry Controls for Event Injec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, ClassVar
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
 from trapgate.instructions.polled_ports import ANSWERED
-from trapgate.processor.processor import Processor, VmExit, VmFail
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
-from trapgate.sdm.vmx import RANDOM, THROUGH_IDT_VECTOR
+from trapgate.sdm.vmx import RANDOM
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.accounts import JOURNAL, Accounts, Tally
@@ -39,9 +40,9 @@ from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.cpus.turns import PLE_GAP, PLE_WINDOW
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND
-from trapgate.vmm.devices.ide import GuestMemory
-from trapgate.vmm.exits.handlers import HANDLERS, Handler, identity, unhandled
-from trapgate.vmm.exits.platform import Platform
+from trapgate.vmm.devices.guest_memory import GuestMemory
+from trapgate.vmm.exits.handlers import identity
+from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
 from trapgate.vmm.reset import PowerOn, enter_s3, wait_in_s3, warm_reset
@@ -67,40 +68,6 @@ _NEVER = 1 << 62
 
 class EventPendingError(TrapgateError):
     """An event cannot be injected since another one waits for the VM entry; step, and try again."""
-
-
-class Vmm:
-    """A virtual-machine monitor: a table from exit reasons to handlers.
-
-    A handler is a plain function of the exit and the machine that gives an action. Those
-    in `handlers` replace the usual ones (`vmm.exits.handlers.HANDLERS`). Those in `vectors` are a
-    VMM's redirection structure (¶26): where the VMCS's EXIT_THROUGH_IDT says so, an exit goes
-    to the handler of its exception's vector, or of the vector that the field gives.
-    """
-
-    def __init__(
-        self,
-        handlers: Mapping[ExitReason, Handler] | None = None,
-        *,
-        vectors: Mapping[int, Handler] | None = None,
-    ) -> None:
-        self.handlers: dict[ExitReason, Handler] = {**HANDLERS, **(handlers or {})}
-        self.vectors: dict[int, Handler] = dict(vectors or {})
-
-    def has_default_handler(self, reason: ExitReason) -> bool:
-        """Whether the processor may answer exits of that reason in place of the usual handler."""
-        return type(self) is Vmm and not self.vectors and self.handlers[reason] is HANDLERS[reason]
-
-    def handle(self, vmexit: VmExit, vm: Platform) -> Action:
-        """What to do about `vmexit`."""
-        usual = self.handlers.get(vmexit.reason, unhandled)
-        through_idt = vmexit.vmcs.words[f.EXIT_THROUGH_IDT]
-        if not through_idt:
-            return usual(vmexit, vm)
-        vector = through_idt & THROUGH_IDT_VECTOR
-        if vmexit.reason is ExitReason.EXCEPTION_OR_NMI and vmexit.interruption is not None:
-            vector = vmexit.interruption.vector
-        return self.vectors.get(vector, usual)(vmexit, vm)
 
 
 class VirtualMachine(Accounts):
@@ -384,17 +351,19 @@ class VirtualMachine(Accounts):
         """
         if not self.can_be_restored:
             raise SnapshotError("the VMM of direct paging knows more than the machine: no snapshot")
-        return Snapshot(self, self._tally, self._planned)
+        return Snapshot(self, self.watch, self._tally, self._planned)
 
     def save(self, path: str | Path) -> None:
         """Write everything of the machine to a file, from which `SavedMachine` makes it anew.
 
         What is planned by `at` is not in it. The file is there whole or not at all. Raises
-        SnapshotError as `snapshot` does, for a machine with several processors, in the middle of
-        a disk transfer, and if the file cannot be written.
+        SnapshotError as `snapshot` does, for a machine under direct paging or with several
+        processors, in the middle of a disk transfer, and if the file cannot be written.
         """
-        from trapgate.vmm.snapshot_file import save
+        from trapgate.vmm.snapshots.file import save
 
+        if not self.can_be_restored:
+            raise SnapshotError("a machine under direct paging cannot be saved in a file")
         save(self.snapshot(), Path(path))
 
     def restore(self, snapshot: Snapshot) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from trapgate.decision.decide import COMPLETE
 from trapgate.errors import TrapgateError
@@ -21,13 +21,11 @@ from trapgate.events.journal import (
     ROW_VECTOR,
     ROW_VM,
 )
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Vector
-
-if TYPE_CHECKING:
-    from trapgate.vmm.machine import VirtualMachine
 
 _OWNER = "moments"
 """Whose breakpoints these are, to the engine."""
@@ -93,10 +91,11 @@ class AtOutput:
 
 Moment = int | AtAddress | AtExit | AtFault | AtOutput
 """An `int` counts the instructions since the machine began."""
-Action = Callable[["VirtualMachine"], None]
+Action = TypeVar("Action")
+"""What is done then; a `Watch` only hands it on."""
 
 
-class _Waiting:
+class _Waiting(Generic[Action]):
     """What is done at a moment that no count of instructions tells."""
 
     def __init__(self, moment: AtAddress | AtExit | AtFault | AtOutput, action: Action) -> None:
@@ -115,21 +114,21 @@ class _Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchState:
+class WatchState(Generic[Action]):
     """What a `Watch` waited for, how often each was still to come, and what it had seen."""
 
     sequence: int
-    waiting: list[tuple[_Waiting, int, bytes]]
+    waiting: list[tuple[_Waiting[Action], int, bytes]]
 
 
-class Watch:
+class Watch(Generic[Action]):
     """What a machine waits for. `plan` is told what is to be done now."""
 
     def __init__(self, processor: Processor, number: int, plan: Callable[[Action], None]) -> None:
         self._processor = processor
         self._number = number
         self._plan = plan
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Waiting[Action]] = []
         self.waits = False
         """Whether there is anything to look for."""
         self._sequence = 0
@@ -149,7 +148,7 @@ class Watch:
         """Wait for one more moment."""
         self._set([*self._waiting, _Waiting(moment, action)])
 
-    def _set(self, waiting: list[_Waiting]) -> None:
+    def _set(self, waiting: list[_Waiting[Action]]) -> None:
         """Wait for these from now on."""
         self._waiting = waiting
         self.waits = bool(waiting)
@@ -160,7 +159,7 @@ class Watch:
     def _addresses(self) -> Collection[int]:
         return {one.moment.address for one in self._waiting if isinstance(one.moment, AtAddress)}
 
-    def _have_come(self, came: list[_Waiting]) -> None:
+    def _have_come(self, came: list[_Waiting[Action]]) -> None:
         done = [one for one in came if one.comes()]
         if done:
             self._set([one for one in self._waiting if one not in done])
@@ -206,7 +205,7 @@ class Watch:
     def see(self, data: bytes) -> None:
         """The guest has sent bytes."""
         for byte in data:
-            came = []
+            came: list[_Waiting[Action]] = []
             for one in self._waiting:
                 if isinstance(one.moment, AtOutput):
                     one.recent.append(byte)
@@ -217,12 +216,12 @@ class Watch:
                         came.append(one)
             self._have_come(came)
 
-    def state(self) -> WatchState:
+    def state(self) -> WatchState[Action]:
         """What is waited for now, for `restore`."""
         waiting = [(one, one.left, bytes(one.recent)) for one in self._waiting]
         return WatchState(self._sequence, waiting)
 
-    def restore(self, state: WatchState) -> None:
+    def restore(self, state: WatchState[Action]) -> None:
         """Wait for what was waited for then."""
         if not (state.waiting or self._waiting):
             self._sequence = state.sequence

@@ -24,7 +24,7 @@ from tests.conformance.x86_vmm import (
     X86Vmm,
     out,
 )
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
 from trapgate.sdm.reasons import ExitReason

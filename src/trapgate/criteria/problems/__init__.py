@@ -2,5 +2,5 @@
 
 `codes` describes the error codes of a vector, `problem` says which must exit and which must not,
 `filters` turns VMCS fields into a filter, `solvers` imports z3 and the SAT solver. It may import
-`decision` and below. Begin with `problem`.
+`vmcs` and below. Begin with `problem`.
 """

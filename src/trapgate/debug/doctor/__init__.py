@@ -3,7 +3,7 @@
 `dump` reads what hypervisors print, `dumped_vmcs` holds the fields that were found, `rules` and its
 neighbours have the checks, `examine` makes them, `repair` looks for the smallest change after which
 none fails. The dump comes from another processor: `processor` says what is known of its
-capabilities. Begin with `examine`.
+capabilities. It may import `vmcs` and below. Begin with `examine`.
 """
 
 from trapgate.debug.doctor.dump import read_dump

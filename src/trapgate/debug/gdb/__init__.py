@@ -3,7 +3,8 @@
 `server` listens, `packets` splits the stream into packets, and `debugger` answers them with the
 help of `target` (registers and their description), `threads` and `commands` (`monitor`). A guest is
 stopped by `catches`, before an event takes effect, or by `stops`. For reverse execution `past`
-keeps snapshots, and `reverse` returns to them. Begin with `debugger`.
+keeps snapshots, and `reverse` returns to them. It may import `postmortem`, `vmm` and below. Begin
+with `debugger`.
 """
 
 from trapgate.debug.gdb.debugger import Debugger

@@ -13,7 +13,7 @@ from trapgate.decision.criteria_rules import Rule, encode
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
 from trapgate.processor.fault_conditions import Occurrence, holds
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
 from trapgate.sdm.event_words import code_words, event_words, hexadecimal

@@ -10,12 +10,13 @@ from trapgate.debug.gdb.reverse import NoWayBackError, Reverse, SearchInterrupte
 from trapgate.debug.gdb.stops import INTERRUPT, STEPPED, Stopped, Stops
 from trapgate.debug.postmortem.view import view_of
 from trapgate.decision.conditions import Names
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import RESUME, Action, End, Inject, Moved, Stop
 from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.exits.platform import Platform
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.exits.vmm import Vmm
+from trapgate.vmm.machine import VirtualMachine
 
 _MASK = (1 << 64) - 1
 _CLEAN = ExitReason.PREEMPTION_TIMER

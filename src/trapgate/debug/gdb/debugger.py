@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trapgate.debug.gdb import server as wire
-from trapgate.debug.gdb.catches import Catches
+from trapgate.debug.gdb.commands import Asked, run
 from trapgate.debug.gdb.debuggee import Debuggee
 from trapgate.debug.gdb.packets import INTERRUPT, LONGEST
 from trapgate.debug.gdb.stops import INTERRUPT as SIGINT
@@ -95,11 +95,6 @@ class Debugger:
     @property
     def _current(self) -> Thread:
         return current_thread(self._machines, self._at.vm)
-
-    @property
-    def catches(self) -> Catches:
-        """What is caught of the machine that gdb asks about."""
-        return self._debuggee.stops.catches
 
     @property
     def _debuggee(self) -> Debuggee:
@@ -327,8 +322,6 @@ class Debugger:
             vm.stopped = Stop(End.STOPPED_BY_VMM, "killed by gdb", 1)
 
     def _query(self, packet: bytes) -> bytes:
-        from trapgate.debug.gdb.commands import run
-
         if packet.startswith(b"qSupported"):
             exec_file = ";qXfer:exec-file:read+" if self._exec_file() else ""
             return (_SUPPORTED + exec_file).encode()
@@ -343,7 +336,8 @@ class Debugger:
             return thread.words.encode().hex().encode() if thread else b"E01"
         if packet.startswith(b"qRcmd,"):
             words = bytes.fromhex(packet[6:].decode()).decode("latin-1")
-            said = run(self, self.thread.vm, words)
+            asked = Asked(self.thread, self.target, self._debuggee.stops.catches)
+            said = run(asked, words)
             return said.encode("latin-1", "replace").hex().encode() or b"OK"
         if packet.startswith(b"Qqemu.PhyMemMode:"):
             self._physical = packet.endswith(b"1")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from trapgate.debug.gdb.catches import Catches, Pending
 from trapgate.debug.postmortem.view import view_of
 from trapgate.decision.conditions import Names
-from trapgate.processor.decoded import Operand
-from trapgate.processor.processor import VmExit
-from trapgate.processor.stepping import Access, accesses_of
+from trapgate.processor.accesses import Access, accesses_of
+from trapgate.processor.operand import Operand
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType

@@ -2,7 +2,8 @@
 
 `explain_end` makes a `PostMortem` of a machine that has stopped. `view` shows the guest's state and
 memory without changing anything, `delivery` describes the path of an event through the IDT,
-`remedies` knows common mistakes, `page` writes HTML. Begin with `explain_end`.
+`remedies` knows common mistakes, `page` writes a page. It may import `doctor`, `vmm` and below.
+Begin with `explain_end`.
 """
 
 from trapgate.debug.postmortem.explain_end import explain_end

@@ -10,7 +10,7 @@ from trapgate.processor.processor import Processor
 from trapgate.sdm.cells import GUEST_RFLAGS
 from trapgate.sdm.state import RFLAGS_VM
 from trapgate.vmcs.vmcs import Vmcs
-from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.guest_memory import GuestMemory
 
 CARRY, ZERO = 1 << 0, 1 << 6
 

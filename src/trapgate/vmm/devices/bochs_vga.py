@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from trapgate.vmm.devices.bus import UntimedDevice
-from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.guest_memory import GuestMemory
 from trapgate.vmm.devices.pci import Function, MemoryRegion
 from trapgate.vmm.devices.pixels import LinearMode
 from trapgate.vmm.devices.vga import BANK, VgaRegisters, Windows

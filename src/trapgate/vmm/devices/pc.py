@@ -16,8 +16,8 @@ from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
 from trapgate.vmm.devices.dma import DmaControllers
 from trapgate.vmm.devices.floppy import FloppyController, geometry
 from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
+from trapgate.vmm.devices.guest_memory import GuestMemory
 from trapgate.vmm.devices.hpet import Hpet, LineGate
-from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.devices.interconnect import Interconnect
 from trapgate.vmm.devices.ioapic import IoApic
 from trapgate.vmm.devices.keyboard import KeyboardController

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import iced_x86 as iced
 
-from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
+from trapgate.processor.operand import Operand, PageFaultError
 from trapgate.processor.processor import Processor
 from trapgate.processor.table_writes import attempt, walk_without_map
 from trapgate.vmm.direct.frames import FRAME_SIZE

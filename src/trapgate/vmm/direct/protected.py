@@ -30,11 +30,11 @@ from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.walk import READ, WRITE, pointer_is_legal
-from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
-from trapgate.processor.processor import VmExit
+from trapgate.processor.operand import Operand, PageFaultError
 from trapgate.processor.table_writes import walk_without_map
 from trapgate.processor.task_switch import TaskFaultError
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -66,12 +66,12 @@ from trapgate.vmm.direct.links import (
     Refusal,
     Root,
 )
-from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.mapped_memory import FRAMES, GuestRange, ProtectedHost
+from trapgate.vmm.direct.refusals import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.writes import instruction_at_rip
 from trapgate.vmm.exits import handlers
-from trapgate.vmm.machine import Vmm
+from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.summary import Summary, TableWrites
 
@@ -181,7 +181,7 @@ class ProtectedMachine(SharingMachine):
             habits()
             self.exits_by_level = exits.copy()
 
-        return DirectSnapshot(self, self._tally, self._planned, back)
+        return DirectSnapshot(self, self.watch, self._tally, self._planned, self.counts, back)
 
     def load(self, image: GuestImage) -> None:
         """Put a guest into memory. Raises DirectPagingError if its first tables cannot be used."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trapgate.processor.processor import VmExit
 from trapgate.processor.reset import begin_at
+from trapgate.processor.vm_exit import VmExit
 from trapgate.vmm.actions import RESUME, Action, End, Stop
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from trapgate.decision.faults import Interruption
 from trapgate.events.breakpoints import note_data, note_ports
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.processor.decoded import Operand, OperandFaultError
 from trapgate.processor.logical import signed
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.operand import Operand, OperandFaultError
+from trapgate.processor.processor import Processor
 from trapgate.processor.task_switch import load_cr3
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT
@@ -26,7 +27,7 @@ from trapgate.vmm.cpus.turns import Turns
 from trapgate.vmm.devices import MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.devices.board import Board
-from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.guest_memory import GuestMemory
 from trapgate.vmm.devices.planes import is_video
 from trapgate.vmm.loaders.layout import frame_buffer, memory_map
 from trapgate.vmm.ui.console import Console
