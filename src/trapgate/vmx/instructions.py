@@ -460,7 +460,7 @@ def vmwrite(
 
 
 @core
-def read_descriptor(x: Cells, v: Cells, mem: Memory, linear: int) -> tuple[int, int, int]:
+def read_invalidation(x: Cells, v: Cells, mem: Memory, linear: int) -> tuple[int, int, int]:
     """The descriptor of INVEPT or INVVPID: (outcome, and its two quadwords)."""
     outcome, first = read_operand(x, v, mem, linear, 8)
     if outcome != GO_ON:
@@ -476,7 +476,7 @@ def invvpid(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -
     x[OPERAND_TYPE] = kind
     if kind < 0 or kind > 3:
         return fail(x, v, n, REASON_INVVPID, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
-    outcome, vpid, address = read_descriptor(x, v, mem, linear)
+    outcome, vpid, address = read_invalidation(x, v, mem, linear)
     if outcome != GO_ON:
         return outcome
     x[OPERAND], x[OPERAND_REST] = vpid, address
@@ -502,7 +502,7 @@ def invept(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) ->
     x[OPERAND_TYPE] = kind
     if kind < 1 or kind > 2:
         return fail(x, v, n, REASON_INVEPT, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
-    outcome, pointer, _ = read_descriptor(x, v, mem, linear)
+    outcome, pointer, _ = read_invalidation(x, v, mem, linear)
     if outcome != GO_ON:
         return outcome
     x[OPERAND] = pointer
