@@ -201,7 +201,7 @@ class Model:
             links.recount()
         elif chance < 0.3 and (frame not in self.loaded or self.mode.pointers):
             self.habits.reused(frame, self.loaded)
-            links.let_go(frame, self.loaded)
+            links.drop_roots_to(frame, self.loaded)
         else:
             refusal = links.store(frame << 12 | n << 3, value.to_bytes(8, "little"))
             self.settle()

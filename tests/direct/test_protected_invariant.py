@@ -119,7 +119,7 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         "        link(state, mem, counts, (after & ADDRESS) >> 12, level - 1)\n", "        pass\n"
     ),
     "a refused edit is not undone": changed(
-        "                    go(state, mem, counts, level, after, before[n])\n",
+        "                    unlink_entry(state, mem, counts, level, after, before[n])\n",
         "                    pass\n",
     ),
     "mixed tables are leaves": changed("byte |= TABLE | MIXED", "byte |= TABLE | LEAF"),
@@ -133,7 +133,7 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         "        pass\n",
     ),
     "a table that goes keeps what it leads to": changed(
-        "            go(state, mem, counts, level, entry_at(state, mem, frame, n), 0)\n",
+        "            unlink_entry(state, mem, counts, level, entry_at(state, mem, frame, n), 0)\n",
         "            pass\n",
     ),
     "only one level of a table counts": changed("levels |= 1 << level", "levels = 1 << level"),

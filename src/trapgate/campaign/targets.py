@@ -108,7 +108,7 @@ class Faults(Sequence[Fault]):
 
     @property
     def parts(self) -> Iterator[tuple[int, int, Part]]:
-        """Of flips in parts: the first fault's number, how many there are, the part."""
+        """The parts of flips: number of the first fault, how many there are, the part."""
         number = 0
         while number < len(self):
             first, bits, part = self.part_of(number)

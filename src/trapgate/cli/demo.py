@@ -55,7 +55,7 @@ Examples:
 
 
 class VmmKind(StrEnum):
-    """Who the guest's VMM is."""
+    """Which VMM the guest has."""
 
     python = "python"
     x86 = "x86"
@@ -193,7 +193,7 @@ class Costs:
 
     @classmethod
     def of(cls, result: Result) -> Costs:
-        """Of one run."""
+        """The costs of one run."""
         from trapgate.decision.decide import Disposition
 
         summary = result.summary
@@ -209,7 +209,7 @@ class Costs:
 
     @classmethod
     def sum(cls, some: list[Costs]) -> Costs:
-        """Of all workloads, under one filter."""
+        """The costs of all workloads under one filter."""
         return cls(
             "all",
             some[0].filter,

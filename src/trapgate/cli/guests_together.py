@@ -85,7 +85,7 @@ class Labelled:
         return len(data)
 
     def flush(self) -> None:
-        """Let the stream have what it has been given."""
+        """Pass on to the stream what was written."""
         self._stream.flush()
 
     def end(self) -> None:

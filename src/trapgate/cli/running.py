@@ -197,7 +197,7 @@ def _machine(
 
 
 def type_into(vm: VirtualMachine, given: Options) -> None:
-    """Let what the options say come in at the serial port and the keyboard."""
+    """Type what the options say at the serial port and the keyboard."""
     from trapgate.vmm.ui.console import input_bytes
 
     if given.text:

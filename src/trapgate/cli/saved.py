@@ -43,7 +43,7 @@ class Saving:
         self._done = False
 
     def plan(self, vm: VirtualMachine) -> None:
-        """Have a machine save itself at the moment, if one was given."""
+        """Plan the saving of a machine at the moment, if one was given."""
         if not vm.can_be_restored or len(vm.cpus) > 1:
             what = "several processors" if len(vm.cpus) > 1 else "direct paging"
             raise fail(f"--save: a machine with {what} cannot be saved; leave out one of the two")

@@ -96,7 +96,7 @@ class Merged(Paged):
     shares: tuple[Share, ...]
 
     def lines(self) -> list[str]:
-        """Who asked, in words; the fields apart."""
+        """Which files asked for an exit, in words, without the fields."""
         told = ["who asked, and what to reflect:"]
         for share in self.shares:
             asked = " and ".join(share.asked) or "nobody"

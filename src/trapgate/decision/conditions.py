@@ -72,7 +72,7 @@ class Names:
     bits: Mapping[str, int] | None = None
 
     def bit(self, name: str) -> Clause | None:
-        """That the bit of an error code is set which has a name; None if none has it."""
+        """The condition that a named error-code bit is set; None if no bit has the name."""
         if self.bits is not None:
             mask = self.bits.get(name.lower())
             return None if mask is None else Clause(fv.BY_NAME["code"], Operator.ANY_BIT, mask)
@@ -370,7 +370,7 @@ def _bit(what: fv.FaultValue, number: int) -> Clause:
 
 
 def _between(what: fv.FaultValue, low: int, high: int, mask: int, shift: int) -> Clause:
-    """That a value, shifted to the right, lies from `low` to `high`."""
+    """The condition that a value, shifted to the right, is from `low` to `high`."""
     low, high = low << shift, (high << shift) | (1 << shift) - 1
     if low == high:
         return Clause(what, Operator.EQUAL, low, mask=mask)

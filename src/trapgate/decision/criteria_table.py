@@ -280,7 +280,7 @@ def decide_by_table(
 
 @core
 def load_table(v: Cells, mem: Memory) -> bool:
-    """Let the processor read the table that the VMCS names; False if it does not lie in memory."""
+    """Read the table that the VMCS names; False if it is not within memory."""
     address = v[f.CRITERIA_TABLE_ADDRESS]
     length = v[f.CRITERIA_TABLE_LENGTH]
     if length <= 0 or length > TABLE_BYTES:

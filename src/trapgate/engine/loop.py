@@ -48,7 +48,7 @@ def execute_alone(m: Cells, env: int, v: Cells) -> int:
 
 @jit
 def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
-    """Let the engine run from the state in `v` and `r`; the engine's error."""
+    """Run the engine from the state in `v` and `r`; the engine's error."""
     m[mc.STOP] = mc.RUNNING
     m[mc.RESTORED] = 0
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS

@@ -169,7 +169,7 @@ class UnicornEngine:
         self.scratch[at.VMCB_MSRPM_BASE // 8] = at.VMCB + _PAGE
 
     def _offer_xsave(self, env: int) -> None:
-        """Let the translator take XSAVE, which its processor model does not have."""
+        """Make the translator accept XSAVE, which its processor model does not have."""
         features = ctypes.c_uint32.from_address(env + at.FEATURES_1_ECX)
         if features.value & (_SSE_4_2 | _XSAVE) != _SSE_4_2:
             raise EngineError("the translator's features are not where they should be")
@@ -189,7 +189,7 @@ class UnicornEngine:
         ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
 
     def _guard_translator(self, inside: native.Internals) -> None:
-        """Let the functions of ours in the translator know this engine."""
+        """Tell our functions in the translator about this engine."""
         c = self.cells
         c[mc.CPU] = inside.cpu
         c[mc.EXCEPTION_INDEX] = inside.exception_index
@@ -308,7 +308,7 @@ class UnicornEngine:
         return bool(self.cells[mc.NATIVE])
 
     def stick(self, register: int, mask: int, value: int) -> None:
-        """Let bits `mask` of a general register be as in `value` before each instruction.
+        """Force bits `mask` of a general register to those of `value` before each instruction.
 
         `register` is its encoding, 0 to 15. Until `unstick`; translated code is dropped each time.
         """
@@ -318,7 +318,7 @@ class UnicornEngine:
         self.uc.ctl_flush_tb()
 
     def unstick(self) -> None:
-        """Let all registers hold what the guest writes."""
+        """End all stuck bits: registers hold what the guest writes."""
         self.cells[mc.STUCK] = 0
         self.uc.ctl_flush_tb()
 
@@ -362,7 +362,7 @@ class UnicornEngine:
         return not passed
 
     def pass_breakpoint(self, address: int) -> None:
-        """Let the instruction at that linear address be executed once in spite of a breakpoint."""
+        """Execute the instruction at that linear address once in spite of a breakpoint."""
         signed = address - (1 << 64) if address >> 63 else address
         self.cells[mc.DEBUG_SKIP] = signed + 1
 
@@ -413,7 +413,7 @@ class UnicornEngine:
             raise EngineError(f"Unicorn: {unicorn.UcError(error)}")
 
     def offer_vmx(self, x: Cells, n: Cells) -> None:
-        """Let `x` be the VMX state of the processor, `n` its copy of an x86 VMM's VMCS."""
+        """Use `x` as the VMX state of the processor, `n` as its copy of an x86 VMM's VMCS."""
         self._vmx = (x, n)
         self.cells[mc.X] = _address(x)
         self.cells[mc.N] = _address(n)
@@ -435,7 +435,7 @@ class UnicornEngine:
         loop.look_ahead_now(self._machine)
 
     def attach(self, v: Cells, r: Cells, rows: Rows, head: Cells) -> None:
-        """Let `v` be VMCS 0 and in force, `r` the register file, `rows` and `head` the journal."""
+        """Put `v` in force as VMCS 0; `r` is the register file, `rows` and `head` the journal."""
         self._arrays = (v, r, rows, head)
         self.cells[mc.HOST] = _address(v)
         c = self.cells
@@ -524,7 +524,7 @@ class UnicornEngine:
         self.flush_translations()
 
     def open_planes(self) -> None:
-        """Let devices answer for the window to a VGA's planes, as window 0 (native path only)."""
+        """Map the window to a VGA's planes to devices, as window 0 (native path only)."""
         self.open_window(0, at.VIDEO_WINDOW, at.VIDEO_SIZE, at.VIDEO)
 
     def hold_a20(self, *, low: bool) -> None:

@@ -51,7 +51,7 @@ def breakpoints_met(v: Cells, r: Cells, kinds: int, first: int, size: int) -> in
 
 @core
 def hold_for_trap(v: Cells, causes: int) -> None:
-    """Let causes be a trap after the instruction that is being carried out."""
+    """Make causes pending for the trap after the instruction that is being carried out."""
     if causes != 0:
         held = v[GUEST_PENDING_DEBUG_EXCEPTIONS]
         v[GUEST_PENDING_DEBUG_EXCEPTIONS] = held | causes | PENDING_ENABLED_BREAKPOINT

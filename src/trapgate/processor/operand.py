@@ -1,4 +1,4 @@
-"""The guest as an instruction's operands see it: registers, segments, memory behind its tables."""
+"""The guest as an instruction's operands see it: registers, segments, memory after its tables."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ class Operand:
         return int(offset & width)
 
     def segment(self, instruction: iced.Instruction) -> int:
-        """That of the memory operand; in 64-bit mode prefixes for ES, CS, SS and DS are ignored."""
+        """The memory operand's segment; in 64-bit mode ES, CS, SS and DS prefixes are ignored."""
         if instruction.mnemonic in INPUT_STRINGS:
             return _ES
         segment = _SEGMENTS.get(instruction.memory_segment, _DS)
@@ -324,7 +324,7 @@ def _address_size(instruction: iced.Instruction, bits: int) -> int:
 
 
 def string_operands(instruction: iced.Instruction) -> tuple[int, int, int]:
-    """Of INS or OUTS: the address size as exits report it, and the pointer and the counter."""
+    """The address size of INS or OUTS as exits report it, the pointer and the counter."""
     is_in = instruction.mnemonic in INPUT_STRINGS
     return _STRING_OPERANDS[instruction.op0_kind if is_in else instruction.op1_kind]
 

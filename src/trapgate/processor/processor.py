@@ -75,25 +75,25 @@ class Processor(LogicalProcessor):
         """How much of the virtual time was skipped."""
 
     def name_vm(self, number: int) -> None:
-        """Let the journal say that what happens from now on happens in VM `number`."""
+        """From now on, record events in the journal as those of VM `number`."""
         self.head[HEAD_VM] = number
 
     def answer_ports(self, table: int) -> None:
-        """Let accesses to ports be answered by the table of `instructions.polled_ports` there.
+        """Answer accesses to ports by the table of `instructions.polled_ports` there.
 
         0: all of them exit. Who gives the address keeps the table alive.
         """
         self._words[stops.PORTS] = table
 
     def skip_to(self, time: int) -> None:
-        """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
+        """Advance the virtual clock although nothing was executed, as while the guest halts."""
         c = self._words
         jump = max(time - c[stops.TIME], 0)
         c[stops.TIME] += jump
         self.skipped += jump
 
     def wait_in_loops(self, instructions: int) -> None:
-        """Let so much time pass at each RDTSC in a loop that only waits for a time; 0: none."""
+        """Set how much time passes at each RDTSC in a loop that only waits; 0: none."""
         self._words[stops.POLL_WAIT] = instructions
 
     @property
@@ -103,7 +103,7 @@ class Processor(LogicalProcessor):
         return min(c[stops.TIMER_END], c[stops.NESTED_TIMER_END], c[stops.BUDGET_END]) - self.time
 
     def count(self, instructions: int) -> None:
-        """Let the virtual clock know of instructions that somebody else has carried out."""
+        """Count instructions that were carried out elsewhere in the virtual clock."""
         self._words[stops.TIME] += instructions
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
@@ -117,7 +117,7 @@ class Processor(LogicalProcessor):
 
     @property
     def sink(self) -> Callable[[Cells], None] | None:
-        """Who gets the rows of events."""
+        """The receiver of the rows of events."""
         return self._sink
 
     def drain(self) -> None:
@@ -212,7 +212,7 @@ class Processor(LogicalProcessor):
         self.pins.smi = Smi(ExitReason.IO_SMI, io.qualification, fields)
 
     def watch_priority(self) -> None:
-        """Let a change of CR8 end the run as the preemption timer does, for an APIC's sake."""
+        """Make a change of CR8 end the run as the preemption timer does, for a local APIC."""
         self._priority = stops.PIN_PRIORITY
 
     # Several logical processors.
@@ -312,7 +312,7 @@ class Processor(LogicalProcessor):
         return True
 
     def make_current(self, vmcs: Vmcs) -> None:
-        """Let `vmcs` be the current one, as VMPTRLD does."""
+        """Make `vmcs` the current one, as VMPTRLD does."""
         if vmcs is not self._vmcs:
             self._attach(vmcs)
 

@@ -44,7 +44,7 @@ def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
 
 
 def take_plain(now: dict[str, object], then: Mapping[str, object]) -> None:
-    """Let attributes that `plain` gave be others of the same kinds. Raises ValueError."""
+    """Set attributes that `plain` gave to others of the same kinds. Raises ValueError."""
     if then.keys() != now.keys():
         raise ValueError(f"other attributes than {', '.join(now)}")
     for name, value in then.items():

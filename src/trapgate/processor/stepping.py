@@ -144,7 +144,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
 
 
 def look_for_ports(processor: LogicalProcessor, v: Cells) -> None:
-    """Let the portable engine stop before each input or output of a new block."""
+    """Make the portable engine stop before each input or output of a new block."""
     engine = processor.engine
     guest = Operand(processor, v)
     start, size = (int(engine.cells[n]) for n in (stops.NEW_BLOCK, stops.NEW_BLOCK_SIZE))

@@ -42,11 +42,11 @@ class X86Vmm:
         self._told = 0
 
     def look_at(self, machine: Cells) -> None:
-        """Let `machine` be the cells of the engine as they are for this processor."""
+        """Use `machine` as the engine's cells for this processor."""
         self._engine = machine
 
     def offer_vmx(self, *, extended: bool) -> None:
-        """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.
+        """Make VMX available to the guest: VMXON works, and CPUID and capability MSRs report it.
 
         `extended` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves
         it: locked, with VMX enabled.

@@ -269,7 +269,7 @@ class Ledger:
         self.size = size
 
     def _step_aside(self, room: int) -> None:
-        """Let a copy of the live footer live beyond `room`, and beyond the file's end."""
+        """Move a copy of the live footer beyond `room`, and beyond the file's end."""
         spare = max(room, self.size)
         self.size = _aligned(spare + len(self._live)) + footer.TRAILER
         self._point(self._live_at)

@@ -40,11 +40,11 @@ class Injection:
     when: Moment
 
     def plan(self, vm: VirtualMachine) -> None:
-        """Let `vm` deliver it when its time has come."""
+        """Plan that `vm` delivers it at its moment."""
         vm.at(self.when, self.deliver)
 
     def deliver(self, vm: VirtualMachine) -> None:
-        """Let the next VM entry of `vm` deliver it."""
+        """Deliver it at the next VM entry of `vm`."""
         vm.inject(self.event, address=self.address)
 
 

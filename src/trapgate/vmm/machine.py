@@ -200,7 +200,7 @@ class VirtualMachine(Accounts):
         vmcs["VM_ENTRY_CONTROLS"] = entry | (ct.ENTRY_IA32E_MODE_GUEST if image.long_mode else 0)
 
     def boot(self) -> GuestImage:
-        """Have our own BIOS boot the first drive that can be booted. Raises BootError."""
+        """Boot the first bootable drive with the built-in BIOS. Raises BootError."""
         if self.bios is None:
             raise ValueError("the machine has no BIOS: give it Board(bios=True)")
         self._comes_up(self.boot)
@@ -244,7 +244,7 @@ class VirtualMachine(Accounts):
             vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
 
     def type(self, text: bytes) -> None:
-        """Let `text` come in at the serial port, as fast as the guest takes it."""
+        """Type `text` at the serial port, as fast as the guest takes it."""
         self.devices.uart.receive(text)
         self._device_due = 0
 
@@ -285,7 +285,7 @@ class VirtualMachine(Accounts):
         return self.stopped
 
     def let_ports_answer(self) -> None:
-        """Let the processor answer for devices, if nobody else wants to see their exits."""
+        """Enable the answering of polled ports, if nothing else needs to see their exits."""
         reason = ExitReason.IO_INSTRUCTION
         answers = self.vmm.has_default_handler(reason) and not self.watch.wants(reason)
         self.processor.answer_ports(self.devices.ports.address if answers else 0)
@@ -298,7 +298,7 @@ class VirtualMachine(Accounts):
         self._emit_sent()
 
     def inject(self, event: Interruption, *, address: int | None = None, length: int = 0) -> None:
-        """Let the next VM entry deliver `event` to the guest, if the checks at VM entry let it.
+        """Deliver `event` to the guest at the next VM entry, if the checks at VM entry pass.
 
         `address` is the linear address of a page fault, for CR2; `length` the bytes of the
         instruction of a software event. An entry that fails stops the machine. What devices want
@@ -334,7 +334,7 @@ class VirtualMachine(Accounts):
         self._look_at_output()
 
     def _look_at_output(self) -> None:
-        """Have COM1 tell of bytes before the guest continues where somebody waits for them."""
+        """Make COM1 report bytes before the guest continues, where somebody waits for them."""
         expected = 0 if self.console is None else self.console.expected
         self.devices.uart.expect(EVERY_BYTE if self.watch.byte_by_byte else expected)
 
@@ -367,7 +367,7 @@ class VirtualMachine(Accounts):
         save(self.snapshot(), Path(path))
 
     def restore(self, snapshot: Snapshot) -> int:
-        """Let everything be as it was; how many pages of memory had been written since.
+        """Restore everything; how many pages of memory had been written since.
 
         It costs what was changed. The run that follows is the one that followed then, to the last
         row of the trace. Raises SnapshotError for another machine's snapshot.
@@ -449,7 +449,7 @@ class VirtualMachine(Accounts):
             self._carry_out(outcome, action)
 
     def wait(self, seconds: float) -> bool:
-        """Let that much of the host's time pass if somebody watches; False if nobody does."""
+        """Wait for that much host time if somebody watches; False if nobody does."""
         if self.watchers:
             if not self.listen():
                 time.sleep(seconds)
@@ -459,7 +459,7 @@ class VirtualMachine(Accounts):
         return super().wait(seconds)
 
     def _take_turn(self, now: int) -> bool:
-        """Let the processor continue whose turn it is; False if all wait, and time has moved on."""
+        """Run the processor whose turn it is; False if all wait, and time has advanced."""
         cpu = self.turns.next(self.cpu, now)
         if cpu is None:
             waited = self.idle()

@@ -108,7 +108,7 @@ class _Waiting(Generic[Action]):
             self.search = re.compile(expression).search
 
     def comes(self) -> bool:
-        """It has come; whether for the last time that was to be waited for."""
+        """Note that it has come; whether that was the last time to wait for."""
         self.left -= 1
         return self.left == 0
 

@@ -58,7 +58,7 @@ class PowerOn:
         self._vmx = [(cpu.own.x86_vmm.state, cpu.own.x86_vmm.state.copy()) for cpu in vm.cpus]
 
     def reset(self) -> None:
-        """Let everything come up, and firmware start."""
+        """Reset everything, and start the firmware."""
         vm = self._vm
         clock = vm.devices.rtc.kept()
         _reset_processors(vm)
@@ -111,7 +111,7 @@ def enter_s3(vm: Platform) -> bool:
 
 
 def wait_in_s3(vm: Platform) -> Stop | None:
-    """Let time pass in S3 till something ends it; what stops the machine, if nothing will.
+    """Wait in S3 until something ends it; what stops the machine, if nothing will.
 
     That is the clock's alarm, the power button, a key, or what is planned. If somebody watches, the
     host's time passes as well.

@@ -167,7 +167,7 @@ class SavedMachine:
         return vm
 
     def restore(self, vm: VirtualMachine) -> None:
-        """Let a machine that was made in the same way be as the one that was saved.
+        """Bring a machine that was made in the same way to the state that was saved.
 
         Raises SnapshotError if it is another one; it is useless then.
         """

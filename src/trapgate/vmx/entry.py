@@ -130,7 +130,7 @@ def enter(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
 
 @core
 def put_ept_in_force(v: Cells) -> None:
-    """From now on the guest's physical addresses are those that the controls make them."""
+    """Put EPT, APIC-access page and page-modification log in force as the controls say."""
     v[EPT_POINTER_IN_FORCE] = ept_pointer(v)
     v[APIC_ACCESS_PAGE_IN_FORCE] = apic_access_page(v)
     v[PML_ADDRESS_IN_FORCE] = modification_log(v)

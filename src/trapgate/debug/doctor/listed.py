@@ -163,7 +163,7 @@ def _named(word: str, area: str) -> tuple[str, bool] | None:
 
 
 def put(values: dict[str, int], name: str | None, digits: str, *, decimal: bool) -> None:
-    """Let a field have a value as a dump has it, unless it has one or that is none of its width."""
+    """Set a field to a dump's value, unless it has one or the value is too wide."""
     digits = re.sub(r"[\"'_`]", "", digits).lower()
     try:
         base = 16 if digits.startswith("0x") or digits.endswith("h") or not decimal else 10

@@ -116,7 +116,7 @@ def _fred(p: DumpedVmcs) -> bool:
 
 
 def _reserved_bits(p: DumpedVmcs, cpu: ForeignProcessor) -> int:
-    """Of the injected event: with FRED an exception may be nested (bit 13)."""
+    """Reserved bits of the injected event: with FRED an exception may be nested (bit 13)."""
     nested = kind(p) == TYPE_HARDWARE_EXCEPTION and (cpu.basic(58) or _fred(p))
     return p[_INFO] & INFO_ENTRY_RESERVED & ~(_NESTED_EXCEPTION if nested else 0)
 

@@ -118,7 +118,7 @@ class Catches:
         self._apply()
 
     def _apply(self) -> None:
-        """Let the VMCS ask for what is caught, and no more."""
+        """Set the VMCS so that what is caught exits, and nothing else."""
         for cpu, kept in zip(self._vm.cpus, self._kept, strict=False):
             for name, value in kept.items():
                 cpu.vmcs[name] = value

@@ -25,7 +25,7 @@ _BETWEEN = (_CLEAN, ExitReason.MONITOR_TRAP_FLAG)
 
 
 class Waiter(Protocol):
-    """Who debugs: what a machine asks while it runs."""
+    """A debugger, as a machine sees it while it runs."""
 
     attention: bool
     """Something has come from gdb that a running guest must heed."""

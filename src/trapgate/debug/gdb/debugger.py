@@ -222,7 +222,7 @@ class Debugger:
     # Answers.
 
     def say(self, text: str) -> None:
-        """Let gdb print something."""
+        """Send gdb a text to print."""
         if self._attached:
             for start in range(0, len(text), 4000):
                 part = text[start : start + 4000].encode("latin-1", "replace")

@@ -253,7 +253,7 @@ class Past:
         self.due = max(self.vm.processor.time, self._frontier) + gap
 
     def _thin(self) -> None:
-        """Let older snapshots lie further apart, so that there are never too many."""
+        """Drop some of the older snapshots, so that there are never too many."""
         pool = pool_of(self.vm.processor.engine)
         if len(self.kept) == 1:
             self._base = pool.size
@@ -286,7 +286,7 @@ class Past:
         return max(numbers, default=-1)
 
     def restore(self, kept: KeptSnapshot, number: int) -> None:
-        """Let the machine be at a snapshot between the one of that number and the next."""
+        """Take the machine to a snapshot between the one of that number and the next."""
         self.restored = True
         self.vm.restore(kept.snapshot)
         self._from = number

@@ -182,14 +182,14 @@ class Reverse:
     # Looking for it.
 
     def _arm(self, start: KeptSnapshot, number: int, *, step: bool, watch: bool = True) -> None:
-        """Let the machine be at a snapshot, ready to be stopped."""
+        """Restore a snapshot, ready to be stopped."""
         self._start = start, number
         self._past.restore(start, number)
         self._stops.catches.moved()
         self._stops.arm(step=step, watch=watch, passing=False)
 
     def _advance(self, until: int, search: _Search) -> _Search:
-        """Let the machine run to a virtual time or the search's end; what it found."""
+        """Run the machine to a virtual time or the search's end; what it found."""
         self._search = search
         self._past.silent = True
         try:

@@ -71,7 +71,7 @@ def needs_other_set(m: Cells) -> bool:
 
 @jit
 def describe(m: Cells, whose: int, cr0: int, cr3: int, cr4: int, efer: int, guest: bool) -> None:
-    """Let cells `whose` say what translations are for: these registers, and the guest of N or not.
+    """Record in cells `whose` what translations are for: these registers, the guest of N or not.
 
     In PAE paging they depend on registers more; the first cell is 0 then.
     """

@@ -172,7 +172,7 @@ def end_block_here(m: Cells) -> None:
 
 @jit
 def locate(m: Cells, cpu: int, return_address: int) -> None:
-    """Let the CPU state be that of the instruction within the block, which continues."""
+    """Set the CPU state to that of the instruction within the block, which continues."""
     restore_at(m, cpu, return_address, False, m[mc.CPU_RESTORE_STATE])
 
 

@@ -125,7 +125,7 @@ def refuse_target(m: Cells, env: int, return_address: int) -> None:
 
 @jit
 def wrap_targets(context: int, before: int) -> None:
-    """Of a near branch that has been translated: its targets have 32 bits.
+    """Wrap the targets of a near branch that has been translated to 32 bits.
 
     `before` is the last operation from before. The engine adds a displacement of Jcc, LOOP and JCXZ
     to EIP in 64 bits.

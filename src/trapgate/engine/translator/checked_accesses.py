@@ -161,7 +161,7 @@ def on_checked_address(machine: int, address: int, back: int) -> None:
 
 @jit
 def hold_back(t: Cells, context: int, value: int, address: int) -> tuple[int, int, int]:
-    """Of a load of 16 bytes into a register: keep the first half back until the second is loaded.
+    """Keep the first half of a 16-byte load into a register back until the second is loaded.
 
     That may fault, and the register must be as it was then. If the last operations store `value`,
     the first half, and compute `address` from its address: a temporary that has it now, and the

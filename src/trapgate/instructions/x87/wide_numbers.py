@@ -30,7 +30,7 @@ def table(numbers: Iterable[int]) -> Cells:
 
 @core
 def carry(number: Cells) -> None:
-    """Let all limbs but the integer part have 30 bits again, be they too great or negative."""
+    """Normalise all limbs but the integer part to 30 bits, if they are too great or negative."""
     for n in range(_LAST):
         k = _LAST - n
         number[k - 1] += number[k] >> BITS
@@ -39,7 +39,7 @@ def carry(number: Cells) -> None:
 
 @core
 def copy(into: Cells, number: Cells) -> None:
-    """Let the first number be the second."""
+    """Set the first number to the second."""
     for n in range(LIMBS):
         into[n] = number[n]
 
@@ -71,7 +71,7 @@ def is_less(number: Cells, other: Cells) -> bool:
 
 @core
 def subtract_from(number: Cells, other: Cells) -> None:
-    """Let a number be what another one is greater than it by."""
+    """Subtract a number from another one; the result replaces it."""
     for n in range(LIMBS):
         number[n] = other[n] - number[n]
     carry(number)
@@ -171,7 +171,7 @@ def divide(number: Cells, divisor: Cells) -> None:
 
 @core
 def from_mantissa(number: Cells, mantissa: int) -> None:
-    """Let a number be a register's mantissa, between 1 and 2, from its 64 bits."""
+    """Set a number to a register's mantissa, between 1 and 2, from its 64 bits."""
     number[0] = 1
     number[1] = (mantissa >> 33) & _LOW
     number[2] = (mantissa >> 3) & _LOW

@@ -124,6 +124,6 @@ class Call:
         self.flag(CARRY, on=True)
 
     def wait(self, *, on: bool) -> None:
-        """Have the stub wait for an interrupt and call again: ZF as it is now, not in the image."""
+        """Make the stub wait for an interrupt and call again: ZF as it is now, not in the image."""
         flags = self._machine.vmcs["GUEST_RFLAGS"]
         self._machine.vmcs["GUEST_RFLAGS"] = flags | ZERO if on else flags & ~ZERO

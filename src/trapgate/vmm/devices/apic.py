@@ -452,6 +452,6 @@ class LocalApic:
         return None if end is None else max(end, now + 1)
 
     def advance(self, now: int) -> None:
-        """Let the timer interrupt if its time has come."""
+        """Raise the timer's interrupt if it is due."""
         if self.timer.expired(now):
             self._local(LVT_TIMER)

@@ -185,7 +185,7 @@ class AtaChannel(UntimedDevice):
         self._data_slots[0][polled.START] = offset
 
     def _offer(self) -> None:
-        """Let the processor read the buffer, but for its end, of which something comes."""
+        """Allow the processor to read the buffer, except its end, which has an effect."""
         data = self._buffer[: 8 * polled.BLOCK_CELLS]
         self._ports.offer(self._block, data)
         self._data_slots[0][polled.UNTIL] = len(data) - 4
@@ -193,7 +193,7 @@ class AtaChannel(UntimedDevice):
         self._accept()
 
     def _accept(self) -> None:
-        """Let the processor take what the host writes, but for the end."""
+        """Allow the processor to take what the host writes, except its end."""
         room = min(self._wanted - len(self._buffer), 8 * polled.BLOCK_CELLS)
         self._taking_slots[0][polled.UNTIL] = room - 4
         self._taking_slots[0][polled.START] = 0
@@ -242,7 +242,7 @@ class AtaChannel(UntimedDevice):
             following()
 
     def _send(self, data: bytes, following: Callable[[], None] | None = None) -> None:
-        """Have the host read `data`; then `following`."""
+        """Make `data` ready for the host to read; then call `following`."""
         self._buffer, self._wanted = data, 0
         self._offer()
         self._next = following
@@ -251,7 +251,7 @@ class AtaChannel(UntimedDevice):
         self._interrupt(level=True)
 
     def _receive(self, count: int, taken: Callable[[bytes], None], *, first: bool) -> None:
-        """Have the host write `count` bytes, which `taken` gets."""
+        """Accept `count` bytes from the host, which `taken` gets."""
         self._buffer, self._wanted = b"", count
         self._offer()
         self._taken = taken

@@ -151,7 +151,7 @@ class CmosRtc:
         return bytes(self._cells), self._offset
 
     def keep(self, kept: tuple[bytes, int]) -> None:
-        """Have that after a reset, which disables its interrupts."""
+        """Restore that after a reset, which disables its interrupts."""
         cells, self._offset = kept
         self._cells[:] = cells
         self._cells[0x0B] &= ~(_PERIODIC | _ALARM | _UPDATE)

@@ -75,7 +75,7 @@ def byte_of(state: Cells, mem: Cells, frame: int) -> int:
 
 @LIBRARY.inside
 def mark(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
-    """Let the map's byte of a frame say what it is used for."""
+    """Record in the map's byte of a frame what it is used for."""
     last = counts[frame * 4] != 0
     upper = counts[frame * 4 + 1] | counts[frame * 4 + 2] | counts[frame * 4 + 3] != 0
     byte = OWN
@@ -186,7 +186,7 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
     # What an upper table leads to is the guest's already.
     if level > 1 or (state[DEVICES] != 0 and counts[frame * 4 + 1] == 0):
         for n in range(entries_of(state)):
-            come(state, mem, counts, level, 0, entry_at(state, mem, frame, n))
+            link_entry(state, mem, counts, level, 0, entry_at(state, mem, frame, n))
 
 
 @LIBRARY.inside
@@ -201,7 +201,7 @@ def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> N
     forget(state, mem, counts, frame)
     if level > 1:
         for n in range(entries_of(state)):
-            go(state, mem, counts, level, entry_at(state, mem, frame, n), 0)
+            unlink_entry(state, mem, counts, level, entry_at(state, mem, frame, n), 0)
 
 
 @LIBRARY.inside
@@ -213,7 +213,9 @@ def forget(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
 
 
 @LIBRARY.inside
-def come(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int) -> None:
+def link_entry(
+    state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int
+) -> None:
     """An entry of a table of `level` has been `before`, and is `after` now."""
     if level > 1 and leads_to_table(state, after):
         if not is_same(before, after):
@@ -234,7 +236,9 @@ def demand_own(state: Cells, mem: Cells, level: int, entry: int) -> None:
 
 
 @LIBRARY.inside
-def go(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int) -> None:
+def unlink_entry(
+    state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int
+) -> None:
     """An entry of a table of `level` has been `before`, and is `after` now."""
     if level > 1 and leads_to_table(state, before) and not is_same(before, after):
         unlink(state, mem, counts, (before & ADDRESS) >> 12, level - 1)
@@ -289,16 +293,16 @@ def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before
         after = entry_at(state, mem, frame, first + n)
         for level in range(1, 5):
             if levels >> level & 1 and after != before[n]:
-                come(state, mem, counts, level, before[n], after)
+                link_entry(state, mem, counts, level, before[n], after)
     refused = state[REFUSED] != NOT_REFUSED
     for n in range(len(before)):
         after = entry_at(state, mem, frame, first + n)
         for level in range(1, 5):
             if levels >> level & 1 and after != before[n]:
                 if refused:
-                    go(state, mem, counts, level, after, before[n])
+                    unlink_entry(state, mem, counts, level, after, before[n])
                 elif state[UNSEEN] == 0:
-                    go(state, mem, counts, level, before[n], after)
+                    unlink_entry(state, mem, counts, level, before[n], after)
     if levels & 2 and not refused:
         mark(state, mem, counts, frame)
     return not refused
@@ -336,7 +340,7 @@ def tally_roots(state: Cells, mem: Cells, fresh: Cells, frames: Cells) -> None:
 
 @LIBRARY.entry
 def replace(state: Cells, mem: Cells, counts: Cells, fresh: Cells) -> None:
-    """Let the counts of `fresh` be those that count."""
+    """Replace the counts by those in `fresh`."""
     start = state[MAP] >> 3
     for n in range((state[FRAMES] + 7) >> 3):
         if mem[start + n] & _TABLES != 0:
@@ -347,7 +351,7 @@ def replace(state: Cells, mem: Cells, counts: Cells, fresh: Cells) -> None:
 
 @LIBRARY.inside
 def replace_frame(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: int) -> None:
-    """Let the counts of `fresh` be those that count for one table."""
+    """Replace the counts of one table by those in `fresh`."""
     gone = True
     for cell in range(frame * 4, frame * 4 + 4):
         gone = gone and fresh[cell] == 0
@@ -421,7 +425,7 @@ def catch_up(state: Cells, mem: Cells, counts: Cells, told: Cells) -> bool:
 
 @LIBRARY.inside
 def adopt(counts: Cells, frame: int, byte: int, links: int) -> None:
-    """Let `links` lead to a frame for which the map has `byte`: a table of one level, or data."""
+    """Record `links` to a frame for which the map has `byte`: a table of one level, or data."""
     if frame * 4 < len(counts):
         for cell in range(frame * 4, frame * 4 + 4):
             counts[cell] = 0

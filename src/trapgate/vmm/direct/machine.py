@@ -171,7 +171,7 @@ class DirectMachine(SharingMachine):
             self.tables.unseen |= v[f.FAULT_FILTER] != 0
 
     def _let_cr3_be(self, targets: list[int]) -> None:
-        """Let the guest load CR3 with these without an exit."""
+        """Allow the guest to load CR3 with these without an exit."""
         if targets != self._targets:
             self._targets = targets
             v = self.vmcs.cells
@@ -241,7 +241,7 @@ class DirectMachine(SharingMachine):
         return instead
 
     def flush(self) -> None:
-        """Let the processor forget its translations."""
+        """Flush the processor's cached translations."""
         self.processor.engine.flush_translations()
 
     def load_cr3(self, value: int) -> Action:
@@ -327,12 +327,12 @@ class DirectMachine(SharingMachine):
         instruction = instruction_at_rip(guest)
         is_table = self.tables.is_table(leaf.frame)
         repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
-        if is_table and (user or repeats) and self.tables.let_go(leaf.frame):
+        if is_table and (user or repeats) and self.tables.drop_roots_to(leaf.frame):
             return RESUME
         outcome = self._edit(guest, instruction, leaf.frame, linear, write_protect, user)
         if isinstance(outcome, Refusal):
             # What comes is not an entry: perhaps the guest uses the frame for something else.
-            if is_table and self.tables.let_go(leaf.frame):
+            if is_table and self.tables.drop_roots_to(leaf.frame):
                 return RESUME
             return self.refuse(outcome, handlers.reflect(vmexit, self))
         if outcome is not None:
@@ -371,7 +371,7 @@ class DirectMachine(SharingMachine):
     def make_way_for_event(self, vmexit: VmExit) -> Action:
         """The delivery of an event was stopped: by what is a table no more, or by the guest."""
         leaf = self.tables.look_up(vmexit.qualification & _LOW)
-        if leaf.guest & ~leaf.memory & W and self.tables.let_go(leaf.frame):
+        if leaf.guest & ~leaf.memory & W and self.tables.drop_roots_to(leaf.frame):
             return RESUME
         return handlers.reflect(vmexit, self)
 

@@ -144,7 +144,7 @@ class ProtectedMachine(SharingMachine):
         self._habits = RootHabits(self.links)
         self._range = GuestRange(host.processor.memory, base, memory)
         self._edits = Edits(host.processor, self.links, self._range)
-        self._masters = GuardedRam(self._range, self.links, self.let_go)
+        self._masters = GuardedRam(self._range, self.links, self.drop_roots_to)
         super().__init__(
             memory,
             host,
@@ -345,24 +345,24 @@ class ProtectedMachine(SharingMachine):
             _, code = guest.walk(linear, access, user)
             if code < 0 or not code & PFEC_MAP:
                 continue
-            frame = self._table_let_go(guest, linear, user)
+            frame = self._dropped_table(guest, linear, user)
             if frame >= 0:
                 reason = f"{name} goes to frame {frame:#x}, a table or foreign"
                 return self.refuse(Refusal(reason))
             return RESUME
         return super().string_io(port, size, is_in=is_in)
 
-    def _table_let_go(self, guest: Operand, linear: int, user: int) -> int:
+    def _dropped_table(self, guest: Operand, linear: int, user: int) -> int:
         """Make the table that `linear` leads to data: -1, or the frame that has to stay one."""
         physical, _ = walk_without_map(guest, signed(linear), user)
         frame = physical >> 12
-        return -1 if self.links.is_table(frame) and self.let_go(frame) else frame
+        return -1 if self.links.is_table(frame) and self.drop_roots_to(frame) else frame
 
     def make_way_for_event(self, vmexit: VmExit) -> Action:
         """The delivery of an event, which goes to a table or needs it changed."""
         guest = Operand(self.processor, vmexit.vmcs.cells)
         address = vmexit.qualification
-        if self._table_let_go(guest, address, 0) < 0:
+        if self._dropped_table(guest, address, 0) < 0:
             return RESUME
         reason = f"an event's frame, or its way there, is in a table, at {address:#x}"
         return self.refuse(Refusal(reason))
@@ -408,7 +408,7 @@ class ProtectedMachine(SharingMachine):
         # perhaps none; where they do not, it is what exits all the time.
         knows_frames = vmexit.vmcs.words[f.FRAME_FILTERS] & OWN_FRAME
         stale = self.counts_too_high and knows_frames and levels == {1}
-        if (user or repeats or stale) and self.let_go(frame):
+        if (user or repeats or stale) and self.drop_roots_to(frame):
             self.exits_by_level["reused"] += 1
             return RESUME
         try:
@@ -420,20 +420,20 @@ class ProtectedMachine(SharingMachine):
             return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, found.error_code))
         if refusal is not None:
             # What comes is not an entry: perhaps the guest uses the frame for something else.
-            if self.let_go(frame) or self.links.levels_of(frame) != levels:
+            if self.drop_roots_to(frame) or self.links.levels_of(frame) != levels:
                 return RESUME
             return self.refuse(refusal)
         self.counts.edits += 1
         return RESUME
 
-    def let_go(self, frame: int) -> bool:
-        """Let roots go that are not loaded, as far as they lead to `frame`; is it data now?
+    def drop_roots_to(self, frame: int) -> bool:
+        """Drop roots that are not loaded and lead to `frame`; is it data now?
 
         That is always safe, for a root is validated when it is loaded again.
         """
         loaded = self._root()
         self._habits.reused(frame, loaded)
-        return self.links.let_go(frame, loaded, recount=self.counts_too_high)
+        return self.links.drop_roots_to(frame, loaded, recount=self.counts_too_high)
 
 
 def _forget_tables() -> None:

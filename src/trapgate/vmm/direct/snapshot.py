@@ -37,7 +37,7 @@ class DirectSnapshot(Snapshot):
         return False
 
     def restore(self) -> int:
-        """Let everything be as it was; how many pages of memory had been written."""
+        """Restore everything; how many pages of memory had been written."""
         copied = super().restore()
         self._tables()
         self._now.update(self._then)

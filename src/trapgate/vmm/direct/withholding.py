@@ -76,7 +76,7 @@ def withhold(mem: Cells, book: Rows, frame: int, n: int, entry: int) -> None:
 
 @LIBRARY.inside
 def give_back(state: Cells, mem: Cells, book: Rows, frame: int, n: int) -> None:
-    """Let an entry whose R/W is withheld have it again, unless a filter has let it go."""
+    """Give an entry whose R/W is withheld its R/W back, unless a filter has removed it."""
     book[WITHHELD][frame << 4 | n >> 6] &= ~(1 << (n & 63))
     entry = entry_at(state, mem, frame, n)
     if entry & P != 0:
@@ -133,7 +133,7 @@ def split(
     n: int,
     entry: int,
 ) -> bool:
-    """Let an entry for a 4-MByte page lead to a table of the VMM's; whether one was left."""
+    """Make an entry for a 4-MByte page lead to a table of the VMM's; whether one was left."""
     for slot in range(state[SPLIT_TABLES]):
         if book[SPLITS][2 * slot] == 0:
             book[SPLITS][2 * slot] = (frame << 10 | n) + 1
@@ -153,7 +153,7 @@ def split(
 
 @LIBRARY.inside
 def join(state: Cells, mem: Cells, book: Rows, slot: int) -> None:
-    """Let an entry be the 4-MByte page again that the guest wrote, with what it did since."""
+    """Restore an entry to the 4-MByte page that the guest wrote, with changes since then."""
     table = state[VMMS_TABLES] + slot
     place = book[SPLITS][2 * slot] - 1
     entry = entry_at(state, mem, place >> 10, place & _ENTRIES - 1)
@@ -240,7 +240,7 @@ def show(
     first: int,
     count: int,
 ) -> None:
-    """Let entries be what the guest wrote, until they are reviewed."""
+    """Restore entries to what the guest wrote, until they are reviewed."""
     for n in range(first, first + count):
         slot = split_of(state, book, frame, n, entry_at(state, mem, frame, n))
         if slot >= 0:

@@ -125,7 +125,7 @@ class Platform:
         self._device_due = 0
 
     def turn_to(self, cpu: Cpu) -> None:
-        """Let another processor run."""
+        """Switch to another processor."""
         page = self.devices.apic.page
         self.processor.turn_to(cpu.own)
         self.cpu, self.vmcs = cpu, cpu.vmcs
@@ -139,7 +139,7 @@ class Platform:
         self.devices.update_slots()
 
     def device_due(self) -> None:
-        """Let the devices be asked what they want before the next VM entry."""
+        """Ask the devices what they need before the next VM entry."""
         self._device_due = 0
 
     def adjust_tsc(self, by: int) -> None:
@@ -225,7 +225,7 @@ class Platform:
         self.processor.preempt()
 
     def fault(self, vector: int, error_code: int) -> Inject:
-        """Have an exception delivered; its error code counts in protected mode only."""
+        """Deliver an exception; its error code counts in protected mode only."""
         protected = self.vmcs["GUEST_CR0"] & 1
         kind = InterruptionType.HARDWARE_EXCEPTION
         return Inject(Interruption(vector, kind, error_code if protected else None))
@@ -298,7 +298,7 @@ class Platform:
         return Resume()
 
     def listen(self, seconds: float = 0.0) -> bool:
-        """Let what is typed at a terminal come in, waiting for it; whether something was."""
+        """Wait for what is typed at a terminal, and take it; whether something was typed."""
         console = self.console
         if console is None:
             return False
@@ -311,7 +311,7 @@ class Platform:
         return bool(keys) or pressed
 
     def wait(self, seconds: float) -> bool:
-        """Let that much of the host's time pass if somebody may type; False if nobody can."""
+        """Wait for that much host time if somebody may type; False if nobody can."""
         if self.console is None or not self.console.interactive:
             return False
         self.listen(seconds)

@@ -58,7 +58,7 @@ class Snapshot:
         }
 
     def restore(self) -> int:
-        """Let the machine be as it was; how many pages of memory had been written."""
+        """Restore the machine; how many pages of memory had been written."""
         if self.machine.cpu is not self._cpu:
             self.machine.turn_to(self._cpu)
         self._devices.restore()
@@ -149,5 +149,5 @@ class Snapshot:
         return self._processor.differing_pages()
 
     def __repr__(self) -> str:
-        """Of which machine, and when."""
+        """The machine, and the virtual time."""
         return f"<Snapshot of machine {self.machine.number} at {self.time:,} instructions>"

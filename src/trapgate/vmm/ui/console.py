@@ -58,7 +58,7 @@ class Output(Protocol):
         """Take bytes."""
 
     def flush(self) -> object:
-        """Let them be seen."""
+        """Flush what was written."""
 
 
 EVERY_BYTE = (1 << 256) - 1
