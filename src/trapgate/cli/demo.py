@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from trapgate.cli.notes import PORTABLE_FILTERS
-from trapgate.cli.running import memory_size
+from trapgate.cli.run_options import memory_size
 from trapgate.cli.summary import summary_json
 from trapgate.cli.terminal import (
     EngineKind,

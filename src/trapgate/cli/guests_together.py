@@ -13,16 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from trapgate.cli.notes import notes_about
-from trapgate.cli.running import (
-    Options,
-    Start,
-    memory_size,
-    refuse_contradictions,
-    settings_of,
-    start_of,
-    trace_of,
-    type_into,
-)
+from trapgate.cli.run_options import Options, memory_size, refuse_contradictions
+from trapgate.cli.running import settings_of, trace_of, type_into
+from trapgate.cli.start import Start, start_of
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, terminal
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from trapgate.cli.names import BitmapOption
-from trapgate.cli.running import DEFAULT_MEMORY, Options, perform
+from trapgate.cli.run_options import DEFAULT_MEMORY, Options
+from trapgate.cli.running import perform
 from trapgate.cli.screen import DisplayOption, ScreenshotOption, UntilScreenOption
 from trapgate.cli.terminal import (
     EngineKind,
