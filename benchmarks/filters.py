@@ -10,7 +10,8 @@ import time
 from benchmarks.measure import Benchmark, SkipSide, rate
 from trapgate.decision.fault_filters import FILTERS
 from trapgate.errors import EngineError
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -53,7 +54,7 @@ def _prepared(edit: bytes, count: int, engine: str, *, writable: bool) -> tuple[
     ):
         processor.memory.write(address, data)
     vmcs = Vmcs()
-    vmcs.flat(32)
+    vmcs.set_flat_segments(32)
     vmcs["GUEST_RIP"], vmcs["GUEST_CR3"], vmcs["GUEST_CR0"] = _CODE, _DIRECTORY, 0x80010031
     vmcs["GUEST_LDTR_ACCESS_RIGHTS"] = 1 << 16
     vmcs["EXCEPTION_BITMAP"] = 1 << 14

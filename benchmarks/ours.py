@@ -12,14 +12,16 @@ from pathlib import Path
 from benchmarks.guests import Loop, multiboot_guest
 from benchmarks.measure import SkipSide
 from trapgate.errors import EngineError
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.actions import EMULATED, Action, End
 from trapgate.vmm.exits.platform import Platform
+from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.loaders import load_guest, parse_guest
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.ui.console import Console
 
 MEMORY = 8 << 20

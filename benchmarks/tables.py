@@ -13,7 +13,7 @@ from benchmarks.ours import prepared
 from trapgate.decision.condition_rules import rules_for
 from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action, Rule
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 
 criteria_table = Benchmark(

@@ -1,6 +1,6 @@
 """Trapgate: a virtual-machine environment with control over every fault.
 
-What stands here is the public interface; everything else may move. Each name is imported
+The names exported here are the public interface; everything else may change. Each name is imported
 when it is first used, so `import trapgate` costs nothing.
 """
 
@@ -13,22 +13,25 @@ if TYPE_CHECKING:
     from trapgate.decision.faults import FaultInformation, Interruption
     from trapgate.decision.faults import FaultInformation as Fault
     from trapgate.errors import TrapgateError
-    from trapgate.processor.processor import Processor, VmExit
+    from trapgate.processor.processor import Processor
+    from trapgate.processor.vm_exit import VmExit
     from trapgate.replay.policy import Policy
     from trapgate.sdm.interruption import InterruptionType
     from trapgate.sdm.reasons import ExitReason
     from trapgate.trace import Trace, TraceWriter
     from trapgate.vmcs.vmcs import Vmcs
     from trapgate.vmm.actions import End, Stop
-    from trapgate.vmm.direct.machine import DirectMachine, Host
+    from trapgate.vmm.direct.host_memory import Host
+    from trapgate.vmm.direct.machine import DirectMachine
     from trapgate.vmm.direct.mapped_memory import ProtectedHost
     from trapgate.vmm.direct.protected import ProtectedMachine
     from trapgate.vmm.exits.handlers import reflect
+    from trapgate.vmm.exits.vmm import Vmm
     from trapgate.vmm.load import load
     from trapgate.vmm.loaders import load_guest, parse_guest
-    from trapgate.vmm.machine import VirtualMachine, Vmm
+    from trapgate.vmm.machine import VirtualMachine
+    from trapgate.vmm.saved_machine import SavedMachine
     from trapgate.vmm.scheduler import run_all
-    from trapgate.vmm.snapshot_file import SavedMachine
 
 __all__ = [
     "FILTERS",
@@ -83,7 +86,7 @@ _HOMES = {
     "End": "vmm.actions",
     "Stop": "vmm.actions",
     "DirectMachine": "vmm.direct.machine",
-    "Host": "vmm.direct.machine",
+    "Host": "vmm.direct.host_memory",
     "ProtectedHost": "vmm.direct.mapped_memory",
     "ProtectedMachine": "vmm.direct.protected",
     "reflect": "vmm.exits.handlers",
@@ -93,7 +96,7 @@ _HOMES = {
     "VirtualMachine": "vmm.machine",
     "Vmm": "vmm.machine",
     "run_all": "vmm.scheduler",
-    "SavedMachine": "vmm.snapshot_file",
+    "SavedMachine": "vmm.saved_machine",
 }
 """Which module each name comes from."""
 

@@ -33,8 +33,8 @@ class EngineError(TrapgateError):
     """The execution engine failed or is not what was measured; use `engine="portable"`."""
 
 
-class VmcsError(TrapgateError):
-    """Something is wrong with a VMCS; the subclasses say what.
+class FieldError(TrapgateError):
+    """Something is wrong with a field, or with a file that has it; the subclasses say what.
 
     `field` is the name concerned, `path` the file it was read from; both may be empty.
     """
@@ -49,6 +49,10 @@ class VmcsError(TrapgateError):
     def __str__(self) -> str:
         """File, field and problem on one line."""
         return ": ".join(part for part in (self.path, self.field, self.problem) if part)
+
+
+class VmcsError(FieldError):
+    """Something is wrong with a VMCS; the subclasses say what."""
 
 
 class UnknownFieldError(VmcsError, KeyError):

@@ -35,7 +35,7 @@ def read_toml(path: Path, wrong: Wrong) -> str:
 
 
 def parse_toml(text: str, wrong: Wrong) -> dict[str, Any]:
-    """The document in `text`; what is no TOML is `wrong`."""
+    """The document in `text`; what is not TOML is `wrong`."""
     if _LONG_KEY.search(text):
         raise wrong("has a key of more than 32 parts; correct that line")
     try:

@@ -10,7 +10,8 @@ from trapgate.campaign.plan import find_plan, parse_plan
 from trapgate.campaign.results import Results
 from trapgate.campaign.tables import frame
 from trapgate.vmcs.file import parse_settings
-from trapgate.vmm.direct.machine import DirectMachine, Host
+from trapgate.vmm.direct.host_memory import Host
+from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.snapshots.state import SnapshotError
 

@@ -12,12 +12,12 @@ from trapgate.campaign.campaign import prepare
 from trapgate.campaign.errors import PlanError
 from trapgate.campaign.golden import Reference
 from trapgate.campaign.memory_uses import MemoryUses
-from trapgate.campaign.moments import course_of
+from trapgate.campaign.moments import instructions_of_golden_run
 from trapgate.campaign.pruning import LIVES, OVERWRITTEN, STAYS, classes_of
 from trapgate.campaign.results import Results
 from trapgate.campaign.tables import frame
 from trapgate.campaign.uses import ALL
-from trapgate.processor.decoded import Operand
+from trapgate.processor.operand import Operand
 
 WINDOWS = [("demand", 10_200_000), ("fork", 5_000_000), ("faults", 60_000)]
 
@@ -58,7 +58,7 @@ def registers(bits: str) -> str:
 def memory(top: str, count: int) -> str:
     """Targets in some of the bytes that a golden run touches, and one that it does not."""
     reference = Reference(Bench(plan('[[target]]\nregister = "EAX"', top)))
-    memory_uses = course_of(reference, memory=[(0, 16 << 20)]).memory_uses
+    memory_uses = instructions_of_golden_run(reference, memory=[(0, 16 << 20)]).memory_uses
     found = random.Random(1).sample(memory_uses.addresses, count)
     return "".join(
         f'[[target]]\nmemory = "{at:#x}"\nbits = "{at % 8}"\n' for at in (*found, 0xA0_0000)
@@ -217,7 +217,7 @@ def test_what_has_no_classes_is_not_pruned(target: str, top: str, words: str) ->
 
 def test_the_course_is_the_golden_run_s() -> None:
     reference = Reference(Bench(plan('[[target]]\nregister = "EAX"')))
-    course = course_of(reference, uses=True)
+    course = instructions_of_golden_run(reference, uses=True)
     assert course.times.tolist() == list(range(10_200_000, 10_203_000))
     faults = course.reads == ALL
     assert 0 < faults.sum() < 60  # steps in which something was delivered

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from struct import pack
 
 from trapgate.decision.criteria_rules import Rule
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.vmcs.vmcs import Vmcs
 
 MEMORY = 1 << 20
@@ -151,7 +152,7 @@ class Bench:
         processor.memory.write(0, bytes(image))
         processor.engine.vectors.restore(self._fpu)
         vmcs = Vmcs()
-        vmcs.flat(32 if layout.bits == 32 else 64, user=self.ring == 3)
+        vmcs.set_flat_segments(32 if layout.bits == 32 else 64, user=self.ring == 3)
         vmcs["GUEST_RIP"], vmcs["GUEST_RSP"], vmcs["GUEST_CR3"] = CODE, STACK, ROOT
         vmcs["GUEST_CR0"] = 0x80010031
         vmcs["GUEST_CR4"] = 0x2600 | (0x20 if layout.width == 8 else 0x10)

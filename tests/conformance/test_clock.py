@@ -9,7 +9,7 @@ from struct import pack
 import pytest
 
 from tests.conformance.tiny_guest import ABSENT, CODE, DATA, Tiny, begin, launch, prepare
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 

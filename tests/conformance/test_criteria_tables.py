@@ -8,7 +8,7 @@ from tests.conformance.x86_vmm import X86Vmm
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule, encode
 from trapgate.decision.decide import Reason
 from trapgate.decision.fault_values import BY_NAME
-from trapgate.processor.processor import VmFail
+from trapgate.processor.vm_exit import VmFail
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.reasons import ExitReason
 

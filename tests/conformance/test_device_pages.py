@@ -17,7 +17,8 @@ from tests.conformance.tiny_guest import (
     prepare,
 )
 from trapgate.errors import EngineError
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs
 

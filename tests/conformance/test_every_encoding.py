@@ -11,7 +11,7 @@ import pytest
 from iced_x86 import CpuidFeature as Feature
 
 from tests.conformance.tiny_guest import ABSENT, CODE, DATA, VMCALL, Tiny, prepare
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.vectors import UD
 
 pytestmark = pytest.mark.conformance

@@ -13,7 +13,8 @@ import pytest
 from tests.conformance import tiny_guest as tg
 from tests.conformance.tiny_guest import CODE, DATA, Run, Tiny, begin, handler, launch, prepare
 from trapgate.decision.faults import Interruption
-from trapgate.processor.processor import IdleError, VmExit
+from trapgate.processor.processor import IdleError
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason

@@ -11,7 +11,7 @@ from tests.conformance.x86_vmm import X86Vmm
 from trapgate.decision.condition_rules import rules_for
 from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action, Rule, encode
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm.cells import ENCODINGS
 from trapgate.sdm.reasons import ExitReason

@@ -8,7 +8,8 @@ import os
 import pytest
 
 from tests.conformance.oracle_cases import BASE, MEMORY, Case, Outcome, build, compare, families
-from trapgate.processor.processor import Processor, VmFail
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmFail
 from trapgate.vmcs.vmcs import Vmcs
 
 pytestmark = [pytest.mark.conformance, pytest.mark.slow]

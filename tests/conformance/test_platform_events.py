@@ -10,7 +10,7 @@ import pytest
 
 from tests.conformance.tiny_guest import CODE, STACK, Run, Tiny, launch, prepare
 from tests.conformance.x86_vmm import GUEST_CODE, X86Vmm
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import (

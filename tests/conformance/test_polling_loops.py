@@ -30,7 +30,7 @@ def machine(code: str, engine: str = "native", **fields: int) -> VirtualMachine:
     memory.write(0x1000 + 8 * 0x20, bytes.fromhex("0050 0800 008e 0000"))
     memory.write(0x1800 + 8, bytes.fromhex("ffff0000009bcf00 ffff00000093cf00"))
     memory.write(0x5000, bytes.fromhex("ff0500600000 50 b020 e620 58 cf"))
-    vm.vmcs.flat(32)
+    vm.vmcs.set_flat_segments(32)
     vm.vmcs["GUEST_CR0"] |= 1
     vm.vmcs["GUEST_IDTR_BASE"], vm.vmcs["GUEST_IDTR_LIMIT"] = 0x1000, 0x7FF
     vm.vmcs["GUEST_GDTR_BASE"], vm.vmcs["GUEST_GDTR_LIMIT"] = 0x1800, 23

@@ -16,7 +16,8 @@ from trapgate.decision.condition_rules import rules_for
 from trapgate.decision.conditions import parse
 from trapgate.decision.criteria_rules import Action
 from trapgate.operands.stores import stored
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs
 

@@ -19,7 +19,8 @@ from tests.conformance.tiny_guest import (
     Tiny,
     begin,
 )
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import NM, UD
@@ -68,7 +69,7 @@ class Machine:
             processor.memory.write(address, data)
         processor.memory.write(CODE, code + VMCALL * 2)
         if self.guest.mode != "r16":
-            vmcs.flat(64 if self.guest.long else 32)
+            vmcs.set_flat_segments(64 if self.guest.long else 32)
         for name, value in self.guest.state().items():
             vmcs[name] = value
         vmcs["PIN_BASED_CONTROLS"] |= ct.PIN_PREEMPTION_TIMER

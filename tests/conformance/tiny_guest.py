@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import pack
 
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.vmcs.vmcs import Vmcs
 
@@ -187,7 +188,7 @@ class Tiny:
         for address, data in self.tables().items():
             processor.memory.write(address, data)
         if self.mode != "r16":
-            vmcs.flat(64 if self.long else 32, user=self.ring == 3)
+            vmcs.set_flat_segments(64 if self.long else 32, user=self.ring == 3)
         for name, value in self.state().items():
             vmcs[name] = value
         for name, value in self.registers.items():

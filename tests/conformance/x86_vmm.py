@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from struct import pack
 
 from tests.conformance import tiny_guest as tiny
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
 from trapgate.sdm.fields import Field
@@ -108,7 +109,7 @@ class X86Vmm:
     def __post_init__(self) -> None:
         self.assembler = Assembler(self.mode == "l64")
         self.processor = Processor(tiny.MEMORY, engine=self.engine)
-        self.processor.x86_vmm.offer(extended=self.extended)
+        self.processor.x86_vmm.offer_vmx(extended=self.extended)
         self.vmcs = Vmcs()
         self.boot()
 
@@ -155,7 +156,7 @@ class X86Vmm:
         """A VMCS whose host is the VMM, and whose guest runs GUEST_CODE in `guest_mode`."""
         mode = self.guest_mode or self.mode
         twin = Vmcs()
-        twin.flat(64 if mode == "l64" else 32)
+        twin.set_flat_segments(64 if mode == "l64" else 32)
         for name, value in tiny.Tiny(mode).state().items():
             twin[name] = value
         guest = {f.name: twin[f] for f in twin if f.kind == "guest state" and not f.extension}

@@ -186,7 +186,9 @@ def test_names_that_are_not_known() -> None:
         define(spec, "auto", operators=["mach"])
     with pytest.raises(CriteriaError, match="at least 1 field"):
         limits_of(0, None)
-    with pytest.raises(CriteriaError, match="needs 3 fields and any-bit, invert, match"):
+    with pytest.raises(
+        CriteriaError, match="needs 3 fields and the operators any-bit, invert, match"
+    ):
         define(spec, "figure-5", fields=2)
 
 
@@ -385,7 +387,7 @@ def test_warnings_about_values_that_never_occur() -> None:
     (told,) = explain(members)
     (warning,) = told.warnings
     assert warning.kind == "impossible-member"
-    assert warning.text == "MEMBER_0 0x8 is no code that the processor raises"
+    assert warning.text == "MEMBER_0 0x8 is not a code that the processor can raise"
     any_bit = vmcs(ANY_BIT_MASK=0x202, TRANSFER_CRITERION=5, TRANSFER_CRITERION_VECTORS=1 << 14)
     any_bit["PAGE_FAULT_ERROR_CODE_MASK"] = any_bit["PAGE_FAULT_ERROR_CODE_MATCH"] = 2
     (told,) = explain(any_bit)
@@ -529,7 +531,7 @@ def test_wide_codes_get_an_answer_if_few_pairs_do() -> None:
 def test_weights_that_are_none() -> None:
     spec = parse_spec('[PF]\nexit = [3]\ndefault = "deliver"\n')
     for wrong in (float("nan"), 1.5, -1, 1 << 40, "many"):
-        with pytest.raises(CriteriaError, match=r"#PF: .* is no weight for error code 0x1"):
+        with pytest.raises(CriteriaError, match=r"#PF: .* is not a weight for error code 0x1"):
             define(spec, weights={14: {1: wrong}})  # type: ignore[dict-item]
     seed = parse_spec('bits = "seed"\n[PF]\nexit = [3]\ndefault = "deliver"\n')
     definition = define(seed, weights={14: {1: 5, 0x14: 2, -1: 1}})

@@ -11,7 +11,7 @@ from tests.conformance import tiny_guest
 from tests.criteria import fault_guest
 from trapgate.criteria import define, filter_in, merge, parse_spec
 from trapgate.criteria.merge import Party
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.trace import Trace, TraceWriter
 from trapgate.trace.schema import CRITERIA

@@ -178,7 +178,7 @@ def test_tables_that_vm_entry_refuses_are_refused(tmp_path: Path) -> None:
     path.write_text('[[wishes]]\nwhen = "port == 5"\nthen = "exit"\n')
     result = CliRunner().invoke(app, ["criteria", "define", str(path)])
     assert result.exit_code == 2
-    assert "wishes[0].when: column 1: port is no business of this condition" in result.output
+    assert "wishes[0].when: column 1: port cannot be used in this condition" in result.output
 
 
 def test_what_a_table_says_is_not_merged_away() -> None:

@@ -39,7 +39,7 @@ def wish(condition: str, default: str = "deliver", then: str = "exit") -> str:
     return f'default = "{default}"\n[[wishes]]\nwhen = "{condition}"\nthen = "{then}"\n'
 
 
-def granted(text: str, scheme: str = "", rules: int = 64) -> FoundCriteria:
+def defined(text: str, scheme: str = "", rules: int = 64) -> FoundCriteria:
     return define_criteria(parse_wishes(text), scheme, rules=rules)
 
 
@@ -64,7 +64,7 @@ CHEAPEST = [
 @pytest.mark.parametrize("number", range(len(CHEAPEST)))
 def test_the_cheapest_means_that_are_exact(number: int) -> None:
     text, means, rules, clauses = CHEAPEST[number]
-    found = granted(text)
+    found = defined(text)
     table = found.vmcs.criteria_table
     assert (found.means, found.exact) == (means, True)
     assert (len(table), sum(len(rule.clauses) for rule in table)) == (rules, clauses)
@@ -84,7 +84,7 @@ FAULTS = [
 
 
 def test_what_was_found_does_what_was_wished() -> None:
-    found = granted(STACK)
+    found = defined(STACK)
     for vector, code, address, rsp, cpl, wanted in FAULTS:
         fault = {"vector": vector, "type": 3, "code": code, "rsp": rsp, "cpl": cpl}
         if vector == 14:
@@ -94,12 +94,12 @@ def test_what_was_found_does_what_was_wished() -> None:
 
 
 def test_fields_alone_are_sound_where_they_are_not_exact() -> None:
-    found = granted(STACK, "vt-x")
+    found = defined(STACK, "vt-x")
     assert (found.means, found.exact) == ("vt-x", False)
     assert found.needless.startswith("#PF")
     everything = Vmcs()
     everything["EXCEPTION_BITMAP"] = 1 << 14
-    assert compare_exits(granted(STACK).vmcs, found.vmcs).sound
+    assert compare_exits(defined(STACK).vmcs, found.vmcs).sound
     assert compare_exits(everything, found.vmcs).exact
 
 

@@ -169,7 +169,7 @@ TOP_OF_STACK_PAGE = 0x181000
 
 GUESTS = [
     Broken("no IDT", flat(UD2), (
-        "the guest stood at RIP 100000H in 32-bit protected mode without paging, CPL 0: ud2",
+        "the guest was at RIP 100000H in 32-bit protected mode without paging, CPL 0: ud2",
         "first: #UD, invalid opcode",
         "but the IDT's limit is 0H", NO_IDT)),
     Broken("IDT too short", with_idt(UD2, {}, limit=0x2F), (
@@ -180,7 +180,7 @@ GUESTS = [
     Broken("gate not present", with_idt(UD2, {6: gate(HANDLER, kind=0x0E)}), (
         "gate 6 has P = 0", "install a handler for vector 6")),
     Broken("gate of a wrong type", with_idt(UD2, {6: gate(HANDLER, kind=0x8C)}), (
-        "gate 6 is no interrupt, trap or task gate: its type is 12", "byte 5 must be 8EH")),
+        "gate 6 is not an interrupt, trap or task gate: its type is 12", "byte 5 must be 8EH")),
     Broken("selector of another GDT", with_idt(UD2, {6: gate(HANDLER, selector=8)}), (
         "the gate's segment 8H is 0H", "the GDT's code segment for handlers is 10H")),
     Broken("selector of data", with_idt(UD2, {6: gate(HANDLER, selector=DATA)}), (

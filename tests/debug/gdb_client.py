@@ -79,7 +79,7 @@ def waiting(
         yield made
     finally:
         for vm in several:
-            vm.stopped = vm.stopped or Stop(End.ASKED, "the test is over", 1)
+            vm.stopped = vm.stopped or Stop(End.STOPPED_BY_VMM, "the test is over", 1)
         made.end(60)
 
 

@@ -98,7 +98,7 @@ def test_what_is_no_dump_is_said_in_one_line(tmp_path: Path, content: bytes) -> 
     path.write_bytes(content)
     result = vmcs(path)
     assert result.exit_code == 2
-    assert "no VMCS in it" in result.stderr
+    assert "contains no VMCS" in result.stderr
     assert result.stderr.count("\n") == 1
 
 

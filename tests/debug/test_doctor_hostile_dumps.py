@@ -6,7 +6,7 @@ import pytest
 
 from tests.debug import foreign_dumps as fd
 from tests.debug.test_doctor_reads import fields
-from trapgate.debug.doctor import Diagnosis, Patient, examine, read_dump
+from trapgate.debug.doctor import Diagnosis, DumpedVmcs, examine, read_dump
 from trapgate.sdm import controls as ct
 
 Fields = dict[str, int]
@@ -208,8 +208,8 @@ def made(state: str) -> Fields:
 
 def diagnosed(form: Print, values: Fields, turn: int = 0) -> Diagnosis:
     pasted = fd.serial if form in (XEN, XEN_OLD) else PASTED[turn % len(PASTED)]
-    (patient,) = read_dump(pasted(form(values)))
-    return examine(patient)
+    (dumped,) = read_dump(pasted(form(values)))
+    return examine(dumped)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: f"{n}-{CASES[n][2]}")
@@ -289,13 +289,13 @@ def test_what_is_rare_and_right_raises_no_alarm(number: int) -> None:
 def test_real_mode_in_virtual_8086_mode_is_virtualbox_s() -> None:
     broken = {**made("real"), "GUEST_GS_LIMIT": 0xFFFFFFFF, "GUEST_GS_ACCESS_RIGHTS": 0xC0F3}
     text = fd.as_is([*fd.guru(broken), "VT-x info:", "Real-on-v86 active = true"])
-    (patient,) = read_dump(text)
-    assert [one.rule.name for one in examine(patient).findings] == ["gs-v8086-limit"]
-    assert "Real-on-v86" in " ".join(patient.notes)
+    (dumped,) = read_dump(text)
+    assert [one.rule.name for one in examine(dumped).findings] == ["gs-v8086-limit"]
+    assert "Real-on-v86" in " ".join(dumped.notes)
 
 
 def test_what_failing_checks_have_in_common_is_told() -> None:
     diagnosis = diagnosed(KVM_4, {**made(""), "VM_ENTRY_CONTROLS": 0xD1FF})
     assert diagnosis.suspect is not None
     assert diagnosis.suspect.name == "VM_ENTRY_CONTROLS"
-    assert examine(Patient({**made(""), "GUEST_RFLAGS": 0})).suspect is None
+    assert examine(DumpedVmcs({**made(""), "GUEST_RFLAGS": 0})).suspect is None

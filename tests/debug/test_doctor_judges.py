@@ -12,7 +12,7 @@ from tests.conformance.vmx.good import good_fields
 from tests.conformance.vmx.sdm_checks import broken_rules
 from tests.conformance.vmx.violations import Changes, Row, apply, event, off, on
 from tests.unit.test_entry_checks import complete, supported
-from trapgate.debug.doctor import ForeignProcessor, Patient, examine, repair
+from trapgate.debug.doctor import DumpedVmcs, ForeignProcessor, examine, repair
 from trapgate.debug.doctor.examine import GROUPS
 from trapgate.debug.doctor.fields import FIELDS, width
 from trapgate.debug.doctor.template import template
@@ -34,8 +34,8 @@ NEWER_PENDING = 1 << 11, 1 << 16
 """Bus-lock detected, and RTM with what belongs to it: newer processors have these."""
 
 
-def patient(fields: dict[str, int]) -> Patient:
-    return Patient({name: fields.get(name, 0) for name in FIELDS})
+def dumped(fields: dict[str, int]) -> DumpedVmcs:
+    return DumpedVmcs({name: fields.get(name, 0) for name in FIELDS})
 
 
 def judged(row: Row) -> bool:
@@ -49,13 +49,13 @@ CASES = [(row, bits) for row in violations.ROWS if judged(row) for bits in row.b
 @pytest.mark.parametrize(("row", "bits"), CASES, ids=lambda x: getattr(x, "check", x))
 def test_each_check_of_the_product_s_is_made_here_too(row: Row, bits: int) -> None:
     base = complete(good_fields(bits))
-    good = examine(patient(apply(base, row.good)), OURS)
+    good = examine(dumped(apply(base, row.good)), OURS)
     assert [str(finding) for finding in good.findings] == []
     expected = supported(long=bits == 64, python=False)
     for changes in row.bad:
         fields = apply(base, changes)
         wrong = {rule.field for rule in broken_rules(fields, expected)}
-        found = examine(patient(fields), OURS).findings
+        found = examine(dumped(fields), OURS).findings
         if wrong == {"GUEST_RIP"} and not found:
             continue  # bit 47 alone: see test_rip_may_have_run_into_the_hole
         if fields["GUEST_PENDING_DEBUG_EXCEPTIONS"] in NEWER_PENDING:
@@ -95,7 +95,7 @@ def test_spoiled_fields_are_judged_as_the_sdm_has_it(data: st.DataObject, bits: 
         wrong.discard("GUEST_INTERRUPTIBILITY_STATE")
     if fields["VM_EXIT_CONTROLS"] & 1 << 9 != (bits == 64) << 9:
         return  # the mode of the VMM itself, which no dump has
-    found = examine(patient(fields), OURS).findings
+    found = examine(dumped(fields), OURS).findings
     looked_at = {name for finding in found for name, _ in finding.fields}
     if "GUEST_CR4" in wrong or not wrong:
         return  # entries in memory
@@ -111,14 +111,14 @@ def test_nothing_is_said_of_what_enters(data: st.DataObject, bits: int) -> None:
         fields[name] ^= 1 << data.draw(st.integers(0, width(name) - 1))
     expected = supported(long=bits == 64, python=False)
     if not broken_rules(fields, expected):
-        assert [str(f) for f in examine(patient(fields), OURS).findings] == []
-        assert [str(f) for f in examine(patient(fields)).findings] == []
+        assert [str(f) for f in examine(dumped(fields), OURS).findings] == []
+        assert [str(f) for f in examine(dumped(fields)).findings] == []
 
 
 def test_an_nmi_under_blocking_by_sti_is_noted() -> None:
     fields = {**template("long-mode").values, "GUEST_INTERRUPTIBILITY_STATE": 1}
     fields |= {"GUEST_RFLAGS": 0x202, "VM_ENTRY_INTERRUPTION_INFORMATION": event(2, 2)}
-    diagnosis = examine(Patient(fields))
+    diagnosis = examine(DumpedVmcs(fields))
     assert diagnosis.passes
     assert "an NMI is injected under blocking by STI" in " ".join(diagnosis.notes)
 
@@ -126,9 +126,9 @@ def test_an_nmi_under_blocking_by_sti_is_noted() -> None:
 def test_rip_may_have_run_into_the_hole() -> None:
     """SDM, "Checks on Guest RIP, RFLAGS, and SSP": bits 63:N alike, not 63:N-1."""
     fields = {**template("long-mode").values, "GUEST_RIP": 1 << 47}
-    assert examine(Patient(fields)).passes
+    assert examine(DumpedVmcs(fields)).passes
     fields["GUEST_RIP"] = 1 << 48
-    assert [f.rule.name for f in examine(Patient(fields)).findings] == ["rip-canonical"]
+    assert [f.rule.name for f in examine(DumpedVmcs(fields)).findings] == ["rip-canonical"]
 
 
 PIN, PRIMARY, SECONDARY = (
@@ -275,9 +275,9 @@ NEWER: list[tuple[str, Changes, list[Changes]]] = [
 @pytest.mark.parametrize(("name", "good", "bad"), NEWER, ids=[row[0] for row in NEWER])
 def test_checks_of_newer_features(name: str, good: Changes, bad: list[Changes]) -> None:
     base = apply({**dict.fromkeys(FIELDS, 0), **template("long-mode").values}, good)
-    assert [str(finding) for finding in examine(Patient(base)).findings] == []
+    assert [str(finding) for finding in examine(DumpedVmcs(base)).findings] == []
     for changes in bad:
-        spoiled = Patient(apply(base, changes))
+        spoiled = DumpedVmcs(apply(base, changes))
         diagnosis = examine(spoiled)
         assert name in [finding.rule.name for finding in diagnosis.findings]
         mended = repair(spoiled)
@@ -291,7 +291,7 @@ def covered() -> set[str]:
     for row, bits in CASES:
         for changes in row.bad:
             fields = apply(complete(good_fields(bits)), changes)
-            names |= {finding.rule.name for finding in examine(patient(fields), OURS).findings}
+            names |= {finding.rule.name for finding in examine(dumped(fields), OURS).findings}
     return names
 
 
@@ -325,8 +325,8 @@ def test_rules_of_capabilities() -> None:
         ("ept-walk-length", {"EPT_POINTER": 4 << 3 | 6, SECONDARY: on(1), PRIMARY: on(31)}),
     )
     for name, changes in rows:
-        assert examine(Patient(apply(base, changes))).passes
-        found = examine(Patient(apply(base, changes)), told).findings
+        assert examine(DumpedVmcs(apply(base, changes))).passes
+        found = examine(DumpedVmcs(apply(base, changes)), told).findings
         assert [finding.rule.name for finding in found] == [name]
 
 
@@ -359,7 +359,7 @@ REPAIRS: list[tuple[Changes, dict[str, int]]] = [
 
 @pytest.mark.parametrize(("changes", "mended"), REPAIRS)
 def test_the_smallest_change_is_found(changes: Changes, mended: dict[str, int]) -> None:
-    spoiled = Patient(apply(dict(template("long-mode").values), changes))
+    spoiled = DumpedVmcs(apply(dict(template("long-mode").values), changes))
     found = repair(spoiled)
     assert found.changes == mended
     assert not found.left
@@ -367,19 +367,19 @@ def test_the_smallest_change_is_found(changes: Changes, mended: dict[str, int]) 
 
 def test_real_mode_is_told_apart_by_unrestricted_guest() -> None:
     values = dict(template("real-mode").values)
-    assert examine(Patient(values)).passes
+    assert examine(DumpedVmcs(values)).passes
     named = "SECONDARY_PROCESSOR_BASED_CONTROLS"
-    guessed = Patient(values, assumed=frozenset({named}))
+    guessed = DumpedVmcs(values, assumed=frozenset({named}))
     assert "only without" in " ".join(examine(guessed).notes)
     values[named] &= ~ct.SECONDARY_UNRESTRICTED_GUEST
-    findings = examine(Patient(values)).findings
+    findings = examine(DumpedVmcs(values)).findings
     assert findings[0].rule.name == "guest-cr0-must-be-1"
     assert "PE, NE and PG" in findings[0].sentence
 
 
 def test_the_words_say_field_value_rule_section_and_cause() -> None:
     values = {**template("long-mode").values, "GUEST_SS_ACCESS_RIGHTS": 0}
-    first, *others = examine(Patient(values)).findings
+    first, *others = examine(DumpedVmcs(values)).findings
     assert str(first).startswith(
         "GUEST_SS_ACCESS_RIGHTS = 0H (type 0: system type 0, DPL 0): type (bits 3:0) must be 3 or 7"
     )

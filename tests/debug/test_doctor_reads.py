@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.conformance.vmx.good import good_fields
 from tests.debug import foreign_dumps as fd
-from trapgate.debug.doctor import Patient, examine, read_capabilities, read_dump
+from trapgate.debug.doctor import DumpedVmcs, examine, read_capabilities, read_dump
 from trapgate.debug.doctor.fields import FIELDS
 from trapgate.debug.doctor.names import field_called
 from trapgate.debug.doctor.template import KINDS, as_lines, template
@@ -49,14 +49,14 @@ def fields() -> dict[str, int]:
 def test_a_vmcs_is_read_as_printed(form: str, pasted: str) -> None:
     printed = fields()
     text = fd.PASTED[pasted](fd.FORMS[form](printed))
-    (patient,) = read_dump(f"some words before\n{text}\nand after\n")
-    read = dict(patient.values)
+    (dumped,) = read_dump(f"some words before\n{text}\nand after\n")
+    read = dict(dumped.values)
     for made_up in ("EXIT_REASON", "VM_EXIT_INSTRUCTION_LENGTH"):
         if form.startswith(("kvm", "xen")):
             del read[made_up]
     assert len(read) > 60
     assert read == {name: printed[name] for name in read}
-    assert examine(patient).passes
+    assert examine(dumped).passes
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,16 @@ def test_a_vmcs_is_read_as_printed(form: str, pasted: str) -> None:
 )
 def test_registers_are_read_as_printed(form: str, pasted: str) -> None:
     printed = fields()
-    (patient,) = read_dump(fd.PASTED[pasted](fd.REGISTERS[form](printed)))
-    read = {n: v for n, v in patient.values.items() if n not in patient.assumed}
+    (dumped,) = read_dump(fd.PASTED[pasted](fd.REGISTERS[form](printed)))
+    read = {n: v for n, v in dumped.values.items() if n not in dumped.assumed}
     assert len(read) > 35
     assert read == {name: printed[name] for name in read}
-    assert patient.assumed == {
+    assert dumped.assumed == {
         "VM_ENTRY_CONTROLS",
         "PRIMARY_PROCESSOR_BASED_CONTROLS",
         "SECONDARY_PROCESSOR_BASED_CONTROLS",
     }
-    assert examine(patient).passes
+    assert examine(dumped).passes
 
 
 def test_a_dump_whose_beginning_was_not_copied_is_read() -> None:
@@ -87,12 +87,12 @@ def test_a_dump_whose_beginning_was_not_copied_is_read() -> None:
     for form in (fd.FORMS["kvm 6"], fd.xen):
         lines = form(printed)
         begin = next(n for n, line in enumerate(lines) if line.startswith("CR4"))
-        (patient,) = read_dump(fd.dmesg(lines[begin:]))
-        assert patient["GUEST_CS_ACCESS_RIGHTS"] == 0xAF9B
-        assert patient["HOST_RIP"] == printed["HOST_RIP"]
+        (dumped,) = read_dump(fd.dmesg(lines[begin:]))
+        assert dumped["GUEST_CS_ACCESS_RIGHTS"] == 0xAF9B
+        assert dumped["HOST_RIP"] == printed["HOST_RIP"]
 
 
-def test_two_dumps_in_one_log_are_two_patients() -> None:
+def test_two_dumps_in_one_log_are_two_answers() -> None:
     first, second = fields(), {**fields(), "GUEST_RFLAGS": 0}
     text = fd.dmesg(fd.kvm(first, new=True) + fd.kvm(second, new=True) + fd.kvm(second, new=True))
     assert [p["GUEST_RFLAGS"] for p in read_dump(text)] == [0x246, 0]
@@ -100,10 +100,10 @@ def test_two_dumps_in_one_log_are_two_patients() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_vmcs_reads_back_and_passes(kind: str) -> None:
-    (patient,) = read_dump("\n".join(as_lines(template(kind))))
-    assert {n: v for n, v in template(kind).values.items() if n in patient} == patient.values
-    assert examine(patient).passes
-    assert not examine(patient).unchecked
+    (dumped,) = read_dump("\n".join(as_lines(template(kind))))
+    assert {n: v for n, v in template(kind).values.items() if n in dumped} == dumped.values
+    assert examine(dumped).passes
+    assert not examine(dumped).unchecked
 
 
 NAMES = {
@@ -146,8 +146,8 @@ def test_other_words_are_no_fields(word: str) -> None:
 @given(st.text(max_size=300) | st.binary(max_size=300).map(lambda b: b.decode("latin-1")))
 @settings(max_examples=150, deadline=None)
 def test_any_text_is_read_or_not(text: str) -> None:
-    for patient in read_dump(text):
-        examine(patient)
+    for dumped in read_dump(text):
+        examine(dumped)
 
 
 @given(st.data())
@@ -157,9 +157,9 @@ def test_spoiled_dumps_are_read_as_far_as_they_go(data: st.DataObject) -> None:
     text = fd.dmesg(form(fields()))
     start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
     kept = text[:start] + data.draw(st.text(max_size=20)) + text[end:]
-    for patient in read_dump(kept):
-        assert all(0 <= value < 1 << 64 for value in patient.values.values())
-        examine(patient)
+    for dumped in read_dump(kept):
+        assert all(0 <= value < 1 << 64 for value in dumped.values.values())
+        examine(dumped)
 
 
 def test_hostile_lengths_are_read_in_time() -> None:
@@ -194,8 +194,8 @@ def test_capabilities_are_read_from_what_tools_print() -> None:
 
 def test_bits_of_a_processor_unknown_here_are_allowed_unless_it_says_otherwise() -> None:
     values = {**template("long-mode").values, "GUEST_CR4": 0x2020 | 1 << 40}
-    diagnosis = examine(Patient(values))
+    diagnosis = examine(DumpedVmcs(values))
     assert diagnosis.passes
     assert "unknown here and not judged" in " ".join(diagnosis.notes)
-    told = examine(Patient(values), read_capabilities(CAPABILITIES))
+    told = examine(DumpedVmcs(values), read_capabilities(CAPABILITIES))
     assert [f.rule.name for f in told.findings] == ["guest-cr4-may-be-1"]

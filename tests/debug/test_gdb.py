@@ -84,7 +84,7 @@ def session(
     made.thread.start()
     yield made
     if made.thread.is_alive():
-        vm.stopped = Stop(End.ASKED, "the test is over", 1)
+        vm.stopped = Stop(End.STOPPED_BY_VMM, "the test is over", 1)
         made.debugger.finished(vm.stopped)
 
 
@@ -328,9 +328,9 @@ def test_monitor_commands(tmp_path: Path) -> None:
             "no exception 'nonsense'",
             "column 1: ",
             "300000H: PDE at 200000H",
-            "'$xmm0' is no register here",
+            "'$xmm0' is not a register here",
             "200000H: 23 10 20 00\n",
-            "walk wants more words",
+            "walk needs more words",
             "no fault has been caught",
             "no command 'frob'",
             "Triple faults always stop",
@@ -436,7 +436,7 @@ def test_packets_arrive_in_any_pieces(bodies: list[bytes]) -> None:
     assert list(spoiled.feed(b"$g#00")) == [NOT_UNDERSTOOD]
 
 
-def test_ports_that_cannot_be_had_are_one_line(tmp_path: Path) -> None:
+def test_ports_that_cannot_be_opened_are_one_line(tmp_path: Path) -> None:
     assert address_of("1234") == ("127.0.0.1", 1234)
     assert address_of("0.0.0.0:9") == ("0.0.0.0", 9)
     for text in ("x", "host:", "1:99999"):
@@ -447,6 +447,6 @@ def test_ports_that_cannot_be_had_are_one_line(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(app, ["run", str(tmp_path / "guest"), "--gdb", port])
     assert result.exit_code == 2
-    assert "cannot be had" in result.stderr.splitlines()[-1]
+    assert "cannot be opened" in result.stderr.splitlines()[-1]
     result = CliRunner().invoke(app, ["run", str(tmp_path / "guest"), "--wait"])
     assert result.exit_code == 2

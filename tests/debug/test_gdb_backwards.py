@@ -24,7 +24,8 @@ from tests.debug.test_gdb import (
 from tests.unit.guest_files import boot_sector
 from trapgate import guests
 from trapgate.vmm.actions import End
-from trapgate.vmm.direct.machine import DirectMachine, Host
+from trapgate.vmm.direct.host_memory import Host
+from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.ui.console import Console

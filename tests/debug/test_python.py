@@ -94,7 +94,7 @@ def test_machines_and_exits_say_how_they_stand(tmp_path: Path) -> None:
     assert "GUEST_RIP" in parsed(vm.vmcs._repr_html_()).words
     processor, vmcs = trapgate.Processor(1 << 20), trapgate.Vmcs()
     vmcs["EXCEPTION_BITMAP"] = 1 << 6
-    vmcs.flat(32)
+    vmcs.set_flat_segments(32)
     vmcs["GUEST_CR0"] = 0x31
     vmcs["GUEST_RIP"] = 0x1000
     vmcs["GUEST_TR_LIMIT"] = 0x67

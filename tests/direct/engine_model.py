@@ -10,10 +10,11 @@ from tests.direct.hostile import FILTERS as NAMES
 from tests.direct.hostile import ORDERS, PTBASE
 from tests.direct.walk_everything import violations
 from trapgate.decision.fault_filters import FILTERS
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
-from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, Host
+from trapgate.vmm.direct.host_memory import LARGE_PAGE, Host
+from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.exits.platform import Platform
 
 _FILTERS = dict(zip(NAMES, FILTERS.values(), strict=True))
@@ -26,7 +27,7 @@ _KERNEL_CODE, _KERNEL_DATA = 0xC09B, 0xC093
 
 
 def done(vmexit: VmExit, vm: Platform) -> Action:
-    return Stop(End.ASKED, "done")
+    return Stop(End.STOPPED_BY_VMM, "done")
 
 
 class EngineModel:
@@ -52,7 +53,7 @@ class EngineModel:
         for vm in self.machines:
             vm.tables.forget_all()
             vm.paging = False
-            vm.vmcs.flat(32)
+            vm.vmcs.set_flat_segments(32)
 
     def start(
         self, vm: int, name: str, order: str, transfer: tuple[int, int, int], pse: bool, cr3: int
@@ -61,7 +62,7 @@ class EngineModel:
         table, page = (base + n for n in _CODE_FRAMES)
         self.memory[cr3 >> 2 | CODE >> 22] = table << 12 | 7
         self.memory[table << 10] = page << 12 | 7
-        vmcs.flat(32)
+        vmcs.set_flat_segments(32)
         vmcs["GUEST_LDTR_ACCESS_RIGHTS"] = 1 << 16
         vmcs["GUEST_IDTR_LIMIT"] = 0
         vmcs["GUEST_CR0"], vmcs["CR0_READ_SHADOW"] = 0x8001_0031, 0x1_0031
@@ -99,7 +100,7 @@ class EngineModel:
         vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = 0
         stop = machine.step(1000)
         machine.stopped = None
-        came_through = stop is not None and stop.end is End.ASKED
+        came_through = stop is not None and stop.end is End.STOPPED_BY_VMM
         self.runs += 1
         self.came_through += came_through
         return came_through

@@ -296,7 +296,7 @@ class Model:
         linear, data = pieces[0][0], b"".join(part for _, part, _ in pieces)
         frame = s.tables.look_up(linear).frame
         self.exits += 1
-        if s.tables.is_table(frame) and self.exits & 1 and s.tables.let_go(frame):
+        if s.tables.is_table(frame) and self.exits & 1 and s.tables.drop_roots_to(frame):
             self._after_exit(s)
             return
         places = [s.tables.look_up(start) for start, _, _ in pieces]
@@ -308,7 +308,7 @@ class Model:
                 self.written.view(np.uint8)[at : at + len(part)] = np.frombuffer(part, np.uint8)
         elif isinstance(outcome, Refusal):
             self.refused += 1
-            s.tables.let_go(frame)
+            s.tables.drop_roots_to(frame)
         self._after_exit(s)
 
     def _after_exit(self, s: Space) -> None:

@@ -10,7 +10,7 @@ from trapgate import guests
 from trapgate.cli import app
 from trapgate.demo.any_guest import SETTINGS, ended_alike, run_guest
 from trapgate.vmm.devices.board import Board
-from trapgate.vmm.direct.machine import DirectPagingError
+from trapgate.vmm.direct.refusals import DirectPagingError
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.loaders.image import GuestImage
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.suite import LINUX
 from trapgate.paging import frame_map as fm
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct import linking
 from trapgate.vmm.direct.protected import ProtectedMachine

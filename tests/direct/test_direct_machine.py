@@ -13,12 +13,14 @@ from trapgate.decision.decide import Disposition
 from trapgate.decision.fault_filters import FILTERS
 from trapgate.demo.direct import PTBASE, run_direct
 from trapgate.demo.direct import passed as demonstrated
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import Action, End, Stop
 from trapgate.vmm.direct.frames import FrameError
-from trapgate.vmm.direct.machine import LARGE_PAGE, DirectMachine, DirectPagingError, Host
+from trapgate.vmm.direct.host_memory import LARGE_PAGE, Host
+from trapgate.vmm.direct.machine import DirectMachine
+from trapgate.vmm.direct.refusals import DirectPagingError
 from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.loaders import GuestImageError, parse_guest
 
@@ -44,6 +46,7 @@ def look(host: Host) -> list[str]:
     owner = host.frames.owner.copy()
     spaces = []
     for vm in host.machines:
+        assert isinstance(vm, DirectMachine)
         owner[vm.tables.stand_ins()] = vm.number
         live = set(np.flatnonzero(vm.tables.links.counts[1::4]).tolist())
         if vm.paging:
@@ -150,7 +153,7 @@ KERNEL = 0x8001_0031
 
 
 def stop(vmexit: VmExit, vm: Platform) -> Action:
-    return Stop(End.ASKED, "VMCALL")
+    return Stop(End.STOPPED_BY_VMM, "VMCALL")
 
 
 class Rude:
@@ -171,7 +174,7 @@ class Rude:
         for page in (CODE, DATA, OTHER, SPARE):
             words[(TABLE | page >> 10) >> 2] = page | 7
         vmcs = self.vm.vmcs
-        vmcs.flat(32)
+        vmcs.set_flat_segments(32)
         vmcs["GUEST_LDTR_ACCESS_RIGHTS"] = 1 << 16
         vmcs["GUEST_IDTR_LIMIT"] = 0
         vmcs["EXCEPTION_BITMAP"] = 1 << PF
@@ -219,7 +222,7 @@ BREAKOUTS = {
 def test_a_guest_gets_nothing_that_is_not_its_own(what: str, on_refusal: str) -> None:
     rude = Rude(on_refusal=on_refusal)
     if "PSE-36" in what:
-        assert rude.run(to_cr(4, 0x10)).end is End.ASKED
+        assert rude.run(to_cr(4, 0x10)).end is End.STOPPED_BY_VMM
     if "instruction" in what:
         rude.vm.vmcs["GUEST_RSP"] = PTBASE + 0x1000
     found = rude.run(BREAKOUTS[what])
@@ -252,12 +255,12 @@ WITHHELD = {
 def test_what_would_be_a_way_out_is_carried_out_without_rw(what: str) -> None:
     rude = Rude()
     code, place, entry = WITHHELD[what]
-    assert rude.run(code).end is End.ASKED
+    assert rude.run(code).end is End.STOPPED_BY_VMM
     assert rude.words[place >> 2] == entry & ~2
     # XADD with 0 finds what the guest wrote, and leaves it so.
     linear = PTBASE | (place & 0xFFF) | (SELF << 12 if place >> 12 == DIRECTORY >> 12 else 0)
     add = b"\x31\xc0\xf0\x0f\xc1\x05" + pack("<I", linear)
-    assert rude.run(add).end is End.ASKED
+    assert rude.run(add).end is End.STOPPED_BY_VMM
     assert rude.host.processor.registers.rax == entry
     assert rude.words[place >> 2] == entry & ~2
     # Paging off: no table is one any more, and all is as the guest wrote it.
@@ -270,14 +273,14 @@ def test_rw_is_given_back_when_a_table_is_data_again() -> None:
     rude = Rude()
     directory = PTBASE | SELF << 12
     link = move(pte(SPARE), OTHER | 7) + move(directory | 4, OTHER | 7)
-    assert rude.run(link).end is End.ASKED
+    assert rude.run(link).end is End.STOPPED_BY_VMM
     entries = [(TABLE | page >> 10) >> 2 for page in (OTHER, SPARE)]
     assert [int(rude.words[n]) & 3 for n in entries] == [1, 1]
     # A store to it is an edit, and what may not stand there is refused.
-    assert rude.run(move(OTHER, DATA | 1) + move(OTHER | 4, 0x7000)).end is End.ASKED
+    assert rude.run(move(OTHER, DATA | 1) + move(OTHER | 4, 0x7000)).end is End.STOPPED_BY_VMM
     assert rude.words[OTHER >> 2] == DATA | 1
     assert rude.run(move(SPARE, VMMS)).end is End.TRIPLE_FAULT
-    assert rude.run(move(directory | 4, 0) + move(SPARE, VMMS)).end is End.ASKED
+    assert rude.run(move(directory | 4, 0) + move(SPARE, VMMS)).end is End.STOPPED_BY_VMM
     assert [int(rude.words[n]) & 3 for n in entries] == [3, 3]
     assert rude.words[OTHER >> 2] == VMMS
 
@@ -288,11 +291,11 @@ def test_a_directory_of_the_past_is_data_when_a_string_store_comes() -> None:
     rude.words[OTHER >> 2], rude.words[SPARE >> 2] = TABLE | 7, 0
     rude.words[(OTHER >> 2) + 1] = SPARE | 7
     there_and_back = to_cr(3, OTHER) + to_cr(3, DIRECTORY)
-    assert rude.run(there_and_back + move(SPARE, 0x1000)).end is End.ASKED
+    assert rude.run(there_and_back + move(SPARE, 0x1000)).end is End.STOPPED_BY_VMM
     assert {(OTHER >> 12,), (DIRECTORY >> 12,)} == rude.vm.tables.roots
     assert rude.vm.counts.edits == 1
     fill = b"\xbf" + pack("<I", SPARE) + b"\xb9\0\1\0\0\xb8" + pack("<I", VMMS) + b"\xf3\xab"
-    assert rude.run(fill).end is End.ASKED
+    assert rude.run(fill).end is End.STOPPED_BY_VMM
     assert rude.words[SPARE >> 2] == VMMS
     assert {(DIRECTORY >> 12,)} == rude.vm.tables.roots
     assert rude.vm.counts.edits == 1
@@ -302,12 +305,12 @@ def test_directories_that_are_known_are_loaded_without_an_exit() -> None:
     rude = Rude()
     rude.words[OTHER >> 2] = TABLE | 7
     both = to_cr(3, OTHER) + to_cr(3, DIRECTORY)
-    assert rude.run(both * 20).end is End.ASKED
+    assert rude.run(both * 20).end is End.STOPPED_BY_VMM
     assert rude.vm.summary().exits[ExitReason.CONTROL_REGISTER_ACCESS] == 1
-    assert rude.run(to_cr(3, OTHER) + move(SPARE, 1)).end is End.ASKED
+    assert rude.run(to_cr(3, OTHER) + move(SPARE, 1)).end is End.STOPPED_BY_VMM
     # A directory that has become data is validated again.
     code = to_cr(3, DIRECTORY) + b"\xbf" + pack("<I", OTHER + 4) + b"\xb8" + pack("<I", VMMS)
-    assert rude.run(code + b"\xb9\1\0\0\0\xf3\xab").end is End.ASKED
+    assert rude.run(code + b"\xb9\1\0\0\0\xf3\xab").end is End.STOPPED_BY_VMM
     assert rude.run(to_cr(3, OTHER)).end is End.TRIPLE_FAULT
     assert "not the guest's" in rude.vm.counts.last_refusal
 
@@ -316,7 +319,7 @@ def test_devices_pages_may_be_mapped() -> None:
     """The local APIC's version register."""
     rude = Rude()
     read = move(pte(DATA), 0xFEE0_0003) + b"\xa1" + pack("<I", DATA + 0x30)
-    assert rude.run(read).end is End.ASKED
+    assert rude.run(read).end is End.STOPPED_BY_VMM
     assert rude.host.processor.registers.rax & 0xF0 == 0x10
     assert rude.run(move(PTBASE | SELF << 12 | 4, 0xFEE0_0003)).end is End.TRIPLE_FAULT
 
@@ -324,7 +327,7 @@ def test_devices_pages_may_be_mapped() -> None:
 def test_a_guest_s_own_protection_is_its_own() -> None:
     """It has mapped its table read-only itself: the fault is the guest's."""
     rude = Rude()
-    assert rude.run(move(pte(OTHER), TABLE | 1)).end is End.ASKED
+    assert rude.run(move(pte(OTHER), TABLE | 1)).end is End.STOPPED_BY_VMM
     assert rude.run(move(OTHER | 0x800, 0)).end is End.TRIPLE_FAULT
     assert rude.vm.counts.refused == 0
 
@@ -335,13 +338,13 @@ def test_user_mode_may_edit_tables_if_the_guest_lets_it() -> None:
     for name in ("CS", "SS", "DS", "ES"):
         vmcs[f"GUEST_{name}_ACCESS_RIGHTS"] |= 3 << 5
         vmcs[f"GUEST_{name}_SELECTOR"] |= 3
-    assert rude.run(move(DATA, 1)).end is End.ASKED
+    assert rude.run(move(DATA, 1)).end is End.STOPPED_BY_VMM
     rude.words[(TABLE | OTHER >> 10) >> 2] = TABLE | 5
     assert rude.run(move(OTHER | 0x800, 0x1000)).end is End.TRIPLE_FAULT
     rude.vm.tables.forget_all()
     rude.words[(TABLE | OTHER >> 10) >> 2] = TABLE | 7
     rude.vm.tables.load_cr3(DIRECTORY)
-    assert rude.run(move(OTHER | 0x800, 0x1000)).end is End.ASKED
+    assert rude.run(move(OTHER | 0x800, 0x1000)).end is End.STOPPED_BY_VMM
     assert rude.words[(TABLE | 0x800) >> 2] == 0x1000
     assert rude.run(move(OTHER | 0x800, VMMS)).end is End.TRIPLE_FAULT
 
@@ -351,18 +354,18 @@ def test_a_table_is_carried_out_linked_used_and_reused() -> None:
     # Frame OTHER becomes a table: its mapping goes, a directory's entry comes.
     rude.words[OTHER >> 2] = SPARE | 3
     link = move(pte(OTHER), 0) + move(PTBASE | SELF << 12 | 4, OTHER | 7)
-    assert rude.run(link + move(0x40_0000, 77)).end is End.ASKED
+    assert rude.run(link + move(0x40_0000, 77)).end is End.STOPPED_BY_VMM
     assert rude.words[SPARE >> 2] == 77
     assert rude.vm.tables.is_table(OTHER >> 12)
     # Unlinked, it is data again as soon as the guest wants to write to it.
     unlink = move(PTBASE | SELF << 12 | 4, 0) + move(pte(OTHER), OTHER | 3)
-    assert rude.run(unlink + move(OTHER, 5)).end is End.ASKED
+    assert rude.run(unlink + move(OTHER, 5)).end is End.STOPPED_BY_VMM
     assert rude.words[OTHER >> 2] == 5
     assert not rude.vm.tables.is_table(OTHER >> 12)
     # While it is linked, nobody can write to it.
     again = move(OTHER, 0) + move(pte(OTHER), 0) + move(PTBASE | SELF << 12 | 4, OTHER | 7)
-    assert rude.run(again).end is End.ASKED
-    assert rude.run(move(pte(DATA), OTHER | 3)).end is End.ASKED
+    assert rude.run(again).end is End.STOPPED_BY_VMM
+    assert rude.run(move(pte(DATA), OTHER | 3)).end is End.STOPPED_BY_VMM
     assert rude.words[(TABLE | DATA >> 10) >> 2] == OTHER | 1
 
 
@@ -373,40 +376,40 @@ def test_cr3_takes_only_what_could_be_a_directory() -> None:
     assert "not the guest's" in rude.vm.counts.last_refusal
     assert rude.vm.vmcs["GUEST_CR3"] == DIRECTORY
     rude.words[(OTHER >> 2) + 1] = 0
-    assert rude.run(to_cr(3, OTHER) + b"\x0f\x20\xdb").end is End.ASKED  # MOV EBX, CR3
+    assert rude.run(to_cr(3, OTHER) + b"\x0f\x20\xdb").end is End.STOPPED_BY_VMM  # MOV EBX, CR3
     assert rude.host.processor.registers.rbx == OTHER
     assert rude.vm.tables.is_table(OTHER >> 12)
-    assert rude.run(to_cr(3, DIRECTORY)).end is End.ASKED
+    assert rude.run(to_cr(3, DIRECTORY)).end is End.STOPPED_BY_VMM
 
 
 def test_large_pages_are_all_or_nothing_the_guests() -> None:
     large = PTBASE | SELF << 12 | 4
     rude = Rude()
-    assert rude.run(to_cr(4, 0x10)).end is End.ASKED
-    assert rude.run(move(large, 0x83)).end is End.ASKED
+    assert rude.run(to_cr(4, 0x10)).end is End.STOPPED_BY_VMM
+    assert rude.run(move(large, 0x83)).end is End.STOPPED_BY_VMM
     # Its own tables are in it, so it is split.
     stand_in = int(rude.words[(DIRECTORY | 4) >> 2]) & ~0x60
     assert stand_in >> 12 in rude.vm.tables.stand_ins()
-    assert rude.run(move(0x40_0000 | DATA, 0x1234)).end is End.ASKED
+    assert rude.run(move(0x40_0000 | DATA, 0x1234)).end is End.STOPPED_BY_VMM
     assert rude.words[DATA >> 2] == 0x1234
-    assert rude.run(move(0x40_0000 | TABLE | 0x800, 0x1000)).end is End.ASKED
+    assert rude.run(move(0x40_0000 | TABLE | 0x800, 0x1000)).end is End.STOPPED_BY_VMM
     assert rude.words[(TABLE | 0x800) >> 2] == 0x1000
     assert rude.run(move(0x40_0000 | TABLE | 0x800, VMMS)).end is End.TRIPLE_FAULT
     assert int(rude.words[(DIRECTORY | 4) >> 2]) & ~0x60 == stand_in
-    assert rude.run(move(large, 0x81)).end is End.ASKED
-    assert rude.run(b"\xa1" + pack("<I", 0x40_0000 | DATA)).end is End.ASKED
+    assert rude.run(move(large, 0x81)).end is End.STOPPED_BY_VMM
+    assert rude.run(b"\xa1" + pack("<I", 0x40_0000 | DATA)).end is End.STOPPED_BY_VMM
     assert rude.run(move(large, LARGE_PAGE | 0x81)).end is End.TRIPLE_FAULT
     # Without PSE the same entry would be a table: the frame at 0 is empty, so it may be.
-    assert rude.run(to_cr(4, 0)).end is End.ASKED
+    assert rude.run(to_cr(4, 0)).end is End.STOPPED_BY_VMM
     assert rude.run(b"\xa1" + pack("<I", 0x40_0000 | DATA)).end is End.TRIPLE_FAULT  # not present
 
 
 def test_a_guest_without_wp_writes_to_what_it_mapped_read_only() -> None:
     rude = Rude()
-    assert rude.run(move(pte(DATA), DATA | 1)).end is End.ASKED
+    assert rude.run(move(pte(DATA), DATA | 1)).end is End.STOPPED_BY_VMM
     assert rude.run(move(DATA, 1)).end is End.TRIPLE_FAULT
     code = to_cr(0, KERNEL & ~0x1_0000) + b"\x0f\x20\xc3" + move(DATA, 0x1234)
-    assert rude.run(code).end is End.ASKED
+    assert rude.run(code).end is End.STOPPED_BY_VMM
     assert rude.words[DATA >> 2] == 0x1234
     assert rude.host.processor.registers.rbx & 0x1_0000 == 0
     assert rude.vm.vmcs["GUEST_CR0"] & 0x1_0000
@@ -422,7 +425,7 @@ def test_what_is_stored_for_a_guest_leaves_no_old_code(engine: str) -> None:
     call = b"\xbd" + pack("<I", DATA) + b"\xff\xd5"
     stack = b"\xbc" + pack("<I", SPARE + 0x800)
     before = stack + to_cr(0, KERNEL & ~0x1_0000) + move(pte(DATA), DATA | 1) + call + b"\x89\xc3"
-    assert rude.run(before + move(DATA, 0x2B8) + call).end is End.ASKED
+    assert rude.run(before + move(DATA, 0x2B8) + call).end is End.STOPPED_BY_VMM
     registers = rude.host.processor.registers
     assert (registers.rbx, registers.rax) == (1, 2)
 
@@ -442,7 +445,7 @@ def test_paging_off_and_on_again() -> None:
     rude = Rude()
     # Code and data lie where they are mapped, so that nothing moves.
     off = to_cr(0, KERNEL & ~(1 << 31)) + move(TABLE | DATA >> 10, DATA | 3)
-    assert rude.run(off + to_cr(3, DIRECTORY) + to_cr(0, KERNEL)).end is End.ASKED
+    assert rude.run(off + to_cr(3, DIRECTORY) + to_cr(0, KERNEL)).end is End.STOPPED_BY_VMM
     assert rude.vm.paging
     evil = to_cr(0, KERNEL & ~(1 << 31)) + move(TABLE | DATA >> 10, VMMS) + to_cr(0, KERNEL)
     found = rude.run(evil)
@@ -571,7 +574,7 @@ def test_a_store_to_a_table_is_like_any_other(name: str) -> None:
             for register, value in ((0, START), (1, 2), (2, 0x12_3A56), (3, place), (7, place))
         )
         code = bytes.fromhex(INSTRUCTIONS[name].format(source=pack("<I", source).hex()))
-        assert rude.run(setup + code).end is End.ASKED, rude.vm.counts
+        assert rude.run(setup + code).end is End.STOPPED_BY_VMM, rude.vm.counts
         r = rude.host.processor.registers
         general = [r.rax, r.rcx, r.rdx, r.rbx - place, r.rsi, r.rdi - place]
         flags = rude.vm.vmcs["GUEST_RFLAGS"]

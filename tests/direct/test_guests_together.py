@@ -41,9 +41,9 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
-from trapgate.vmm.direct.machine import DirectPagingError
 from trapgate.vmm.direct.mapped_memory import FRAMES, ProtectedHost, room_for
 from trapgate.vmm.direct.protected import ProtectedMachine
+from trapgate.vmm.direct.refusals import DirectPagingError
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.loaders.state import gdt, protected_mode

@@ -26,9 +26,9 @@ from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_PSE
 from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
-from trapgate.vmm.direct.machine import DirectPagingError
 from trapgate.vmm.direct.mapped_memory import ProtectedHost
 from trapgate.vmm.direct.protected import ProtectedMachine
+from trapgate.vmm.direct.refusals import DirectPagingError
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.loaders.state import gdt, long_mode, protected_mode

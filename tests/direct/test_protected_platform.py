@@ -15,8 +15,9 @@ from trapgate.vmm.actions import End
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import Memory
 from trapgate.vmm.direct.links import PAE
-from trapgate.vmm.direct.machine import DirectMachine, DirectPagingError
+from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.direct.protected import ProtectedMachine
+from trapgate.vmm.direct.refusals import DirectPagingError
 from trapgate.vmm.loaders.image import GuestImage, GuestKind, Segment
 from trapgate.vmm.loaders.state import gdt, protected_mode
 

@@ -110,7 +110,7 @@ MUTANTS = {
     ),
     "a refused edit is not undone": changed(
         linking,
-        "                    go(state, mem, counts, level, after, before[n])\n",
+        "                    unlink_entry(state, mem, counts, level, after, before[n])\n",
         "                    pass\n",
     ),
     "an entry may let write to a table": changed(
@@ -181,7 +181,7 @@ def a_directory_with_a_split_page_becomes_data() -> None:
     game.entry(0, DIRECTORY | 1 << 2, model.bases[0] << 12 | PS | P | W)
     assert tables.replaced()
     assert model.load_cr3(0, game.pool(0, 2) << 12)
-    assert tables.let_go(first)
+    assert tables.drop_roots_to(first)
     tables.settle(model.spaces[0].forget, lambda address, size: None)
     assert not tables.replaced(), "data is replaced"
 

@@ -122,7 +122,7 @@ def test_a_seed_changes_what_rdtsc_shows_and_nothing_else() -> None:
         vm.processor.memory.write(
             0x1000, b"\x0f\x31\x89\xc3\x89\xd1" + b"\x90" * 9 + b"\x0f\x31\xf4"
         )
-        vm.vmcs.flat(32)
+        vm.vmcs.set_flat_segments(32)
         vm.vmcs["GUEST_CR0"] = 0x31
         vm.vmcs["GUEST_RIP"] = 0x1000
         vm.run(max_instructions=1000)
@@ -171,7 +171,7 @@ def test_a_triple_fault_tells_its_whole_chain() -> None:
     }
     for address, data in tables.items():
         vm.processor.memory.write(address, data)
-    vm.vmcs.flat(32)
+    vm.vmcs.set_flat_segments(32)
     for name, value in guest.state().items():
         vm.vmcs[name] = value
     stop = vm.run(max_instructions=1000)

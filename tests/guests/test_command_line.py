@@ -130,11 +130,11 @@ BAD = {
     ),
     "memory for direct paging": (
         ["run", "{guest}", "--paging", "direct", "--protect", "entries", "--memory", "15M"],
-        "no multiple of 4 MiB, which direct paging gives memory in; ask for 16M",
+        "not a multiple of 4 MiB, the unit of direct paging; ask for 16M",
     ),
     "protection without direct paging": (
         ["run", "{guest}", "--protect", "frames"],
-        "--protect is about direct paging; give --paging direct too",
+        "--protect is for direct paging; give --paging direct, too",
     ),
     "a frame map on the portable engine": (
         ["run", "{guest}", "--paging", "direct", "--protect", "frames", "--engine", "portable"],

@@ -40,7 +40,7 @@ def test_injections_are_read(text: str, event: Interruption, address: int, when:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("PF", "no injection"),
+        ("PF", "not an injection"),
         ("PF@", "not a moment"),
         ("PF@-1", "not a moment"),
         ("XY@5", "no event"),

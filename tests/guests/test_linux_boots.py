@@ -15,7 +15,7 @@ from trapgate.sdm.vectors import PF
 from trapgate.vmm.actions import End
 from trapgate.vmm.loaders import load_guest
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.snapshot_file import SavedMachine
+from trapgate.vmm.saved_machine import SavedMachine
 from trapgate.vmm.ui.console import Console
 
 pytestmark = pytest.mark.linux

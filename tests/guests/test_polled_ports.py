@@ -7,7 +7,7 @@ import pytest
 from tests.guests.test_snapshots import END, machine, state
 from trapgate.decision.faults import Interruption
 from trapgate.instructions import polled_ports as polled
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import Action, End, Stop
@@ -16,7 +16,8 @@ from trapgate.vmm.devices.clock import PM_TIMER_HERTZ, VirtualClock
 from trapgate.vmm.devices.storage import Memory
 from trapgate.vmm.exits.handlers import HANDLERS
 from trapgate.vmm.exits.platform import Platform
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.exits.vmm import Vmm
+from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.ui.console import Console
 
 ENGINES = pytest.mark.parametrize("engine", ["native", "portable"])
@@ -180,7 +181,7 @@ def test_loops_over_ports_run_the_same(engine: str, name: str) -> None:
 
 def ring_3(vm: VirtualMachine, iopl: int) -> None:
     """Let the code at 7C00H be in ring 3 of protected mode, with no I/O bitmap."""
-    vm.vmcs.flat(32, user=True)
+    vm.vmcs.set_flat_segments(32, user=True)
     vm.vmcs["GUEST_CR0"] |= 1
     vm.vmcs["GUEST_TR_LIMIT"] = 103
     vm.vmcs["GUEST_RIP"] = 0x7C00
@@ -250,7 +251,7 @@ def test_a_machine_whose_vmm_has_vectors_answers_nothing() -> None:
 
 
 def _stop() -> Stop:
-    return Stop(End.ASKED, "", 0)
+    return Stop(End.STOPPED_BY_VMM, "", 0)
 
 
 @pytest.mark.parametrize("now", [0, 1, 999, 10**9 - 1, 10**9, 7 * 10**15 + 3, (1 << 62) - 1])

@@ -151,7 +151,7 @@ def paged(engine: str, one_by_one: bool, present: bool, **fields: int) -> Virtua
     memory.write(0x5200, bytes.fromhex("26ff0510600000 26010d14600000 cf"))
     memory.write(0x7C00, bytes.fromhex(_PAGED))
     memory.write(_SOURCE - 0x40, random.Random(3).randbytes(0x300))
-    vm.vmcs.flat(32)
+    vm.vmcs.set_flat_segments(32)
     vm.vmcs["GUEST_CR0"] |= 1 << 31 | 1
     vm.vmcs["GUEST_CR3"] = _TABLES
     vm.vmcs["GUEST_IDTR_BASE"], vm.vmcs["GUEST_IDTR_LIMIT"] = _GATES, 0x7FF

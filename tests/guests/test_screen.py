@@ -380,8 +380,8 @@ def test_a_guest_that_halts_for_good_ends_all_the_same(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--until-screen", "("], "--until-screen: '(' is not a regular expression"),
-        (["--display", "nonsense"], "--display: 'nonsense' is no [HOST:]PORT"),
-        (["--display", "99999"], "--display: '99999' is no [HOST:]PORT"),
+        (["--display", "nonsense"], "--display: 'nonsense' is not [HOST:]PORT"),
+        (["--display", "99999"], "--display: '99999' is not [HOST:]PORT"),
         (["--until-screen", "read", "--screenshot", "/nowhere/x.png"], "/nowhere/x.png"),
     ],
 )
@@ -397,7 +397,9 @@ class Served:
     def __init__(self) -> None:
         self.vm = VirtualMachine(16 << 20, board=Board(disks=(Memory(disk_image()),), bios=True))
         self.vm.boot()
-        self.display = Display(self.vm, "127.0.0.1", 0)
+        memory = self.vm.processor.memory
+        self.display = Display(self.vm.devices, memory, "127.0.0.1", 0)
+        self.vm.watchers.append(self.display.look)
         self.thread = threading.Thread(target=lambda: self.vm.run(timeout=60))
         self.thread.start()
 

@@ -24,7 +24,7 @@ from trapgate import guests
 from trapgate.cli import app
 from trapgate.demo import x86 as demo_x86
 from trapgate.trace import Trace, TraceWriter
-from trapgate.vmm import snapshot_file
+from trapgate.vmm import saved_machine
 from trapgate.vmm.actions import End
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.storage import open_image
@@ -32,7 +32,7 @@ from trapgate.vmm.direct.machine import DirectMachine
 from trapgate.vmm.direct.protected import ProtectedMachine
 from trapgate.vmm.loaders import parse_guest
 from trapgate.vmm.machine import VirtualMachine
-from trapgate.vmm.snapshot_file import SavedMachine
+from trapgate.vmm.saved_machine import SavedMachine
 from trapgate.vmm.snapshots.state import SnapshotError
 
 ENGINES = pytest.mark.parametrize("engine", ["native", "portable"])
@@ -68,7 +68,7 @@ _ELSEWHERE = """
 import sys
 from pathlib import Path
 from tests.guests.test_snapshots import END, state
-from trapgate.vmm.snapshot_file import SavedMachine
+from trapgate.vmm.saved_machine import SavedMachine
 vm = SavedMachine(Path(sys.argv[1])).machine()
 vm.step(END)
 print(repr(sorted(state(vm).items())))
@@ -325,7 +325,7 @@ def test_other_versions_models_and_engines_are_refused(
         ("processor_model", "model"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(snapshot_file, name, lambda *_: "another")
+            patch.setattr(saved_machine, name, lambda *_: "another")
             refused(file, tmp_path, word)
     refused(file[:8] + b"\2" + file[9:], tmp_path, "format 2")
     (tmp_path / "machine").write_bytes(file)
@@ -395,7 +395,7 @@ _RUN = """
 import sys
 from pathlib import Path
 from trapgate.errors import TrapgateError
-from trapgate.vmm.snapshot_file import SavedMachine
+from trapgate.vmm.saved_machine import SavedMachine
 for name in sys.argv[1:]:
     try:
         vm = SavedMachine(Path(name)).machine()

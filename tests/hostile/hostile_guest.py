@@ -14,7 +14,8 @@ from struct import pack
 from tests.conformance import tiny_guest as tg
 from tests.conformance.tiny_guest import Tiny
 from trapgate.errors import TrapgateError
-from trapgate.processor.processor import Processor, VmExit, VmFail
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmcs.vmcs import Vmcs
@@ -398,7 +399,7 @@ def on_machine(hostile: Hostile, engine: str) -> str:
     segments = tuple(Segment(address, data) for address, data in guest.tables().items())
     machine = VirtualMachine(tg.MEMORY, engine=engine)
     if guest.mode != "r16":
-        machine.vmcs.flat(64 if guest.long else 32, user=guest.ring == 3)
+        machine.vmcs.set_flat_segments(64 if guest.long else 32, user=guest.ring == 3)
     fields = {n: x for n, x in guest.state().items() if n not in ("GUEST_CR0", "GUEST_CR4")}
     fields["GUEST_CR0"] = guest.state()["GUEST_CR0"] & ~0x20
     fields["GUEST_CR4"] = guest.state()["GUEST_CR4"] & ~0x2000

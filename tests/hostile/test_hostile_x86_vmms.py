@@ -23,7 +23,8 @@ from tests.conformance.x86_vmm import (
     Assembler,
     X86Vmm,
 )
-from trapgate.processor.processor import IdleError, VmExit, VmFail
+from trapgate.processor.processor import IdleError
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.sdm import vmx
 from trapgate.sdm.fields import Field
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.conformance import tiny_guest as tg
 from tests.conformance.tiny_guest import Tiny, prepare
 from trapgate.errors import TrapgateError, VmcsError
-from trapgate.processor.processor import IdleError, VmExit, VmFail
+from trapgate.processor.processor import IdleError
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.sdm.fields import Field
 from trapgate.vmcs.vmcs import Vmcs
 

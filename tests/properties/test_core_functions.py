@@ -63,7 +63,7 @@ _FUNCTIONS = {
     and all(kind in (int, bool, Cells, Memory, Rows) for kind in _parameters(function).values())
 }
 _RESETS = [Vmcs(), Vmcs()]
-_RESETS[1].flat(64)
+_RESETS[1].set_flat_segments(64)
 
 
 def _number(chance: random.Random) -> int:

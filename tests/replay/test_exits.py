@@ -131,7 +131,7 @@ def machine(given: dict[str, Any]) -> tuple[Vmcs, Any]:
                 octets[base + high + ((index & 0x1FFF) >> 3)] |= 1 << (index & 7)
     vmcs = Vmcs("vt-x")
     vmcs["GUEST_CR0"] = 0x31
-    vmcs.flat(32)
+    vmcs.set_flat_segments(32)
     vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] = given["bits"]
     vmcs["IO_BITMAP_B_ADDRESS"] = 0x1000
     vmcs["MSR_BITMAP_ADDRESS"] = 0x2000

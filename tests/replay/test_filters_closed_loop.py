@@ -9,7 +9,7 @@ import pytest
 from tests.conformance.self_mapped_guest import CODE, FOUR_LEVEL, PAE, TWO_LEVEL, Bench, Layout
 from trapgate.decision.criteria_rules import Rule
 from trapgate.events.journal import HEAD_COUNTS
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.replay import Policy, replay
 from trapgate.trace import TraceWriter
 from trapgate.vmcs.file import parse_settings

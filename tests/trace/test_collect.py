@@ -123,7 +123,7 @@ def test_scripts(question: str, tool: str) -> None:
 
 
 def test_misuse_of_collect() -> None:
-    with pytest.raises(TraceError, match="no question"):
+    with pytest.raises(TraceError, match="is not a question"):
         script("why", "perf")
     result = CliRunner().invoke(app, ["trace", "collect", "filter", "--tool", "strace"])
     assert result.exit_code == 2
@@ -200,7 +200,7 @@ def test_selections(nested: Path) -> None:
     assert (chosen.outcomes[0].saved, chosen.chosen) == (5, "level 2")
     assert stretch("0x10:", "--rip") == (16, None)
     for text in ("5", "a:b", "-1:2", ":" + "9" * 30):
-        with pytest.raises(TraceError, match="is no range"):
+        with pytest.raises(TraceError, match="is not a range"):
             stretch(text, "--time")
 
 

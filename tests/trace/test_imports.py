@@ -546,8 +546,8 @@ def test_memory_stays_flat_and_progress_is_told(
     [
         pytest.param(None, "no such file", id="missing"),
         pytest.param(b"", "the file is empty", id="empty"),
-        pytest.param(b"\n\nhello\n", "the first line that is none: hello", id="foreign"),
-        pytest.param(b"\x00\xff\x1b[31m" * 99, "no event of a guest in it", id="binary"),
+        pytest.param(b"\n\nhello\n", "the first other line: hello", id="foreign"),
+        pytest.param(b"\x00\xff\x1b[31m" * 99, "contains no event of a guest", id="binary"),
         pytest.param(
             b" qemu-1 [000] 1.5: kvm_exit: reason HLT\n",
             "kvm_exit: reason HLT;",

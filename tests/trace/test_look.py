@@ -201,8 +201,8 @@ def test_a_real_elf_file() -> None:
     ("content", "problem"),
     [
         pytest.param(None, "cannot be read", id="missing"),
-        pytest.param(b"", "no function in it", id="empty"),
-        pytest.param(b"hello\n", "no function in it", id="foreign"),
+        pytest.param(b"", "it contains no function", id="empty"),
+        pytest.param(b"hello\n", "it contains no function", id="foreign"),
         pytest.param(b"\x7fELF\x02\x01", "a damaged ELF file", id="cut"),
         pytest.param(elf(True, [("f", 1, 1, 2, 1)])[:-90], "a damaged ELF file", id="cut later"),
     ],

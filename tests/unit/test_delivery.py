@@ -805,13 +805,14 @@ def test_page_faults_of_redirected_interrupts() -> None:
         ((0,), 0x80 * 4, 0),
         ((0x13,), 0x13474, 6),
     ):
-        guest = redirecting(IOPL_3)
-        guest.page(absent=absent)
-        guest.set(EXCEPTION_BITMAP=1 << 14)
-        assert guest.raise_event(0x80, INT_N, length=2) == 1
-        assert guest.interruption() == (14, HARDWARE, code)
-        assert guest["EXIT_QUALIFICATION"] == fault
-        assert guest.idt_vectoring() == (0x80, INT_N, None)
+        for flags in (IOPL_3, 0):
+            guest = redirecting(flags)
+            guest.page(absent=absent)
+            guest.set(EXCEPTION_BITMAP=1 << 14)
+            assert guest.raise_event(0x80, INT_N, length=2) == 1
+            assert guest.interruption() == (14, HARDWARE, code)
+            assert guest["EXIT_QUALIFICATION"] == fault
+            assert guest.idt_vectoring() == (0x80, INT_N, None)
 
 
 def test_the_redirection_bitmap_in_a_page_of_its_own() -> None:
@@ -1049,3 +1050,119 @@ def test_pending_debug_exceptions_are_lost_with_a_fresh_event(injected: int, kep
     guest.set(GUEST_PENDING_DEBUG_EXCEPTIONS=5)
     assert guest.raise_event(6, injected=injected) == 0
     assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == kept
+
+
+# Addresses of tables that are not canonical
+
+BEYOND = 1 << 47
+"""The first address that is not canonical; the page below it is mapped."""
+
+
+def at_the_edge(ring: int = 0) -> Guest:
+    guest = Guest(bits=64, ring=ring)
+    guest.write(0x10000 + 255 * 8, (0x11027).to_bytes(8, "little"))
+    guest.write(0x11000 + 511 * 8, (0x12027).to_bytes(8, "little"))
+    guest.write(0x12000 + 511 * 8, (0x000E7).to_bytes(8, "little"))
+    guest.set(EXCEPTION_BITMAP=1 << 10 | 1 << 13, cr2=0x1234)
+    return guest
+
+
+@pytest.mark.parametrize("base", [BEYOND - 6 * 16, BEYOND - 6 * 16 - 8, BEYOND - 6 * 16 - 1])
+def test_a_gate_at_no_canonical_address_is_a_general_protection_fault(base: int) -> None:
+    guest = at_the_edge()
+    guest.set(GUEST_IDTR_BASE=base)
+    assert guest.raise_event(6) == 1
+    assert guest.interruption() == (13, HARDWARE, 6 * 8 + 2 + 1)
+    assert guest.idt_vectoring() == (6, HARDWARE, None)
+    assert (guest["EXIT_QUALIFICATION"], guest["cr2"]) == (0, 0x1234)
+    assert [row[3:6] for row in guest.journal()] == [[6, HARDWARE, -1], [13, HARDWARE, 0x33]]
+
+
+def test_a_descriptor_at_no_canonical_address_is_a_general_protection_fault() -> None:
+    guest = at_the_edge()
+    guest.gate(6, selector=0xFFFB)
+    guest.set(GUEST_GDTR_BASE=BEYOND - 0xFFF8, GUEST_GDTR_LIMIT=0xFFFF)
+    assert guest.raise_event(6) == 1
+    assert guest.interruption() == (13, HARDWARE, 0xFFF9)
+
+
+@pytest.mark.parametrize(("ist", "offset"), [(0, 4), (1, 36)])
+def test_a_stack_at_no_canonical_address_is_an_invalid_tss(ist: int, offset: int) -> None:
+    guest = at_the_edge(ring=3)
+    guest.gate(6, ist=ist)
+    guest.set(GUEST_TR_BASE=BEYOND - offset)
+    assert guest.raise_event(6) == 1
+    assert guest.interruption() == (10, HARDWARE, g.BUSY_TSS | 1)
+    # Below the edge it is read.
+    guest.set(GUEST_TR_BASE=BEYOND - offset - 8)
+    guest.raise_event(6)
+    assert guest.interruption() != (10, HARDWARE, g.BUSY_TSS | 1)
+
+
+# Breakpoints on the frame of a handler
+
+MET = 1 << 12 | 1
+"""Of the pending debug exceptions: breakpoint 0, which is enabled."""
+
+
+def meets(guest: Guest, address: int) -> bool:
+    """Whether the delivery of an event writes this byte, by a breakpoint of one byte."""
+    guest.set(GUEST_DR7=1 << 16 | 1 << 10 | 1, dr0=address)
+    before = guest.v.copy(), guest.mem.copy()
+    assert guest.raise_event(6) == 0
+    pending = guest["GUEST_PENDING_DEBUG_EXCEPTIONS"]
+    assert pending in (0, MET)
+    guest.v[:], guest.mem[:] = before
+    return pending == MET
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_breakpoints_on_each_byte_of_the_frame(bits: int, ring: int) -> None:
+    guest = Guest(bits=bits, ring=ring)
+    length = 40 if bits == 64 else 20 if ring else 12
+    top = g.TSS_STACK if ring else g.STACK
+    if bits == 64:
+        guest.set(GUEST_SS_BASE=0x10)
+    else:
+        base = 0x20 if ring == 0 else 0
+        guest.set(GUEST_SS_BASE=base)
+        top += base
+    met = [address for address in range(top - 64, top + 64) if meets(guest, address)]
+    assert met == list(range(top - length, top))
+
+
+@pytest.mark.parametrize("rsp", [0x9000_5001, 0x5001, 0x9000_5000])
+def test_breakpoints_on_a_frame_anywhere(rsp: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_RSP=rsp)
+    assert meets(guest, rsp - 12)
+    assert not meets(guest, rsp - 13)
+    assert meets(guest, rsp - 1)
+    assert not meets(guest, rsp)
+    guest.segment("SS", g.DATA0, 0x93, base=0x1_0000, limit=0xFFFF)
+    guest.set(GUEST_RSP=rsp + 0x8000)
+    low = 0x1_0000 + (rsp + 0x8000 & 0xFFFF)
+    assert meets(guest, low - 12)
+    assert not meets(guest, low - 13)
+    assert not meets(guest, low)
+
+
+def test_breakpoints_on_a_frame_in_real_mode() -> None:
+    guest = Guest()
+    guest.set(GUEST_CR0=0x10, GUEST_IDTR_BASE=0, GUEST_IDTR_LIMIT=0x3FF)
+    guest.segment("SS", 0x2000, 0x93, base=0x2_0000, limit=0xFFFF)
+    guest.set(GUEST_RSP=0x101)
+    met = [address for address in range(0x2_00E0, 0x2_0120) if meets(guest, address)]
+    assert met == list(range(0x2_00FB, 0x2_0101))
+
+
+@pytest.mark.parametrize("enable", [0, 1, 2, 4, 0x80, 0x100, 0x200])
+def test_only_breakpoints_that_are_enabled_are_met(enable: int) -> None:
+    guest = Guest()
+    guest.set(GUEST_DR7=0x1111 << 16 | 1 << 10 | enable)
+    guest.set(**{f"dr{n}": g.STACK - 4 for n in range(4)})
+    assert guest.raise_event(6) == 0
+    causes = {0x1: 1, 0x2: 1, 0x4: 2, 0x80: 8}.get(enable, 0)
+    wanted = causes | 1 << 12 if causes else 0
+    assert guest["GUEST_PENDING_DEBUG_EXCEPTIONS"] == wanted

@@ -320,14 +320,14 @@ def test_a_cd_by_bus_master() -> None:
         (lambda p: None, "{}", "No such file"),
         (lambda p: p.mkdir(), "{}", "is a directory"),
         (lambda p: p.write_bytes(b""), "{}", "is empty"),
-        (lambda p: p.write_bytes(bytes(1000)), "{}", "wants 24 bytes more"),
+        (lambda p: p.write_bytes(bytes(1000)), "{}", "add 24 bytes"),
         (lambda p: p.write_bytes(b"QFI\xfb" + bytes(508)), "{}", "qemu-img convert"),
         (lambda p: p.write_bytes(b"KDMV" + bytes(508)), "{}", "a VMDK image"),
         (lambda p: p.write_bytes(b"\x1f\x8b" + bytes(510)), "{}", "gunzip"),
-        (lambda p: p.write_bytes(bytes(512)), "{},writes", "is no option of an image"),
+        (lambda p: p.write_bytes(bytes(512)), "{},writes", "is not an option of an image"),
         (lambda p: p.write_bytes(bytes(512)), "{},write,overlay=x", "choose one"),
-        (lambda p: p.write_bytes(bytes(512)), "{},overlay=", "is no option of an image"),
-        (os.mkfifo, "{}", "is no regular file"),
+        (lambda p: p.write_bytes(bytes(512)), "{},overlay=", "is not an option of an image"),
+        (os.mkfifo, "{}", "is not a regular file"),
     ],
 )
 def test_images_that_are_none(
@@ -364,7 +364,7 @@ def test_an_overlay_is_kept_beside(tmp_path: Path) -> None:
     del again
     other = tmp_path / "other.img"
     other.write_bytes(sectors(9))
-    with pytest.raises(DiskImageError, match="no overlay of this image"):
+    with pytest.raises(DiskImageError, match="is not an overlay of this image"):
         open_image(f"{other},overlay={overlay}")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trapgate.compiler.dialect import Cells
-from trapgate.instructions import effects
+from trapgate.instructions import effects, msrs
 from trapgate.instructions.intercepts import GO_ON, RAISE_DB, RAISE_GP, RAISE_UD
 from trapgate.sdm import registers
 from trapgate.vmcs.vmcs import Vmcs
@@ -16,7 +16,7 @@ ACTIVE = 1 << 10
 def protected() -> Vmcs:
     vmcs = Vmcs()
     vmcs["GUEST_CR0"] = 0x31
-    vmcs.flat(32)
+    vmcs.set_flat_segments(32)
     return vmcs
 
 
@@ -76,13 +76,13 @@ def test_paging_turns_long_mode_on_and_off() -> None:
     assert vmcs["GUEST_IA32_EFER"] == LONG_MODE
     vmcs["GUEST_CR0"] = 0x80000031
     vmcs["GUEST_IA32_EFER"] = LONG_MODE | ACTIVE
-    vmcs.flat(64)
+    vmcs.set_flat_segments(64)
     assert effects.write_cr0(vmcs.cells, 0x31) == RAISE_GP  # from 64-bit code
 
 
 def test_pcids_are_for_ia32e_mode_and_begin_with_none() -> None:
     vmcs = Vmcs()
-    vmcs.flat(64)
+    vmcs.set_flat_segments(64)
     before = vmcs["GUEST_CR4"] | 1 << 13 | 1 << 5
     with_pcids = before | 1 << 17
     vmcs["GUEST_CR0"], vmcs["GUEST_CR4"], vmcs["GUEST_CR3"] = 0x80000031, before, 0x5001
@@ -150,7 +150,7 @@ def test_debug_registers() -> None:
     assert effects.read_dr(vmcs.cells, r, 5) == (RAISE_UD, 0)
     vmcs["GUEST_DR7"] = 0x2400
     assert effects.read_dr(vmcs.cells, r, 7) == (RAISE_DB, 0)
-    vmcs.flat(32, user=True)
+    vmcs.set_flat_segments(32, user=True)
     assert effects.read_dr(vmcs.cells, r, 7) == (RAISE_GP, 0)
 
 
@@ -166,8 +166,8 @@ def test_the_time_stamp_has_its_offset() -> None:
     assert effects.time_stamp(vmcs.cells, 1000) == 1000
     vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= 1 << 3
     assert effects.time_stamp(vmcs.cells, 1000) == 900
-    assert effects.read_msr(vmcs.cells, file(), 0x10, 1000) == (GO_ON, 900)
-    assert effects.write_msr(vmcs.cells, file(), 0x10, 0) == RAISE_GP
+    assert msrs.read_msr(vmcs.cells, file(), 0x10, 1000) == (GO_ON, 900)
+    assert msrs.write_msr(vmcs.cells, file(), 0x10, 0) == RAISE_GP
 
 
 def test_hlt_is_an_activity_state() -> None:
@@ -191,16 +191,16 @@ MSRS = {
 @pytest.mark.parametrize("index", MSRS)
 def test_msrs_in_the_vmcs(index: int) -> None:
     vmcs, r = protected(), file()
-    assert effects.write_msr(vmcs.cells, r, index, 1) == GO_ON
+    assert msrs.write_msr(vmcs.cells, r, index, 1) == GO_ON
     assert vmcs[MSRS[index]] == 1
-    assert effects.read_msr(vmcs.cells, r, index, 0) == (GO_ON, 1)
+    assert msrs.read_msr(vmcs.cells, r, index, 0) == (GO_ON, 1)
 
 
 @pytest.mark.parametrize("index", [*range(0xC0000081, 0xC0000085), 0xC0000102, 0xC0000103])
 def test_msrs_in_the_register_file(index: int) -> None:
     vmcs, r = protected(), file()
-    assert effects.write_msr(vmcs.cells, r, index, 0x1234) == GO_ON
-    assert effects.read_msr(vmcs.cells, r, index, 0) == (GO_ON, 0x1234)
+    assert msrs.write_msr(vmcs.cells, r, index, 0x1234) == GO_ON
+    assert msrs.read_msr(vmcs.cells, r, index, 0) == (GO_ON, 0x1234)
     assert np.count_nonzero(r) == 1
 
 
@@ -222,7 +222,7 @@ def test_msrs_in_the_register_file(index: int) -> None:
 def test_what_msrs_refuse(index: int, value: int) -> None:
     vmcs, r = protected(), file()
     before = vmcs.copy()
-    assert effects.write_msr(vmcs.cells, r, index, value) == RAISE_GP
+    assert msrs.write_msr(vmcs.cells, r, index, value) == RAISE_GP
     assert vmcs == before
 
 
@@ -230,27 +230,27 @@ def test_the_upper_half_of_fmask_masks_nothing() -> None:
     """SDM, figure "MSRs Used by SYSCALL and SYSRET": bits 63:32 are reserved, for RFLAGS has none
     to mask. Hedron writes all ones, on processors of which none faults; Bochs reads EDX as 0."""
     vmcs, r = protected(), file()
-    assert effects.write_msr(vmcs.cells, r, 0xC0000084, -1) == GO_ON
-    assert effects.read_msr(vmcs.cells, r, 0xC0000084, 0) == (GO_ON, 0xFFFFFFFF)
+    assert msrs.write_msr(vmcs.cells, r, 0xC0000084, -1) == GO_ON
+    assert msrs.read_msr(vmcs.cells, r, 0xC0000084, 0) == (GO_ON, 0xFFFFFFFF)
 
 
 def test_upper_half_addresses_are_canonical() -> None:
     vmcs, r = protected(), file()
-    assert effects.write_msr(vmcs.cells, r, 0xC0000101, -(1 << 47)) == GO_ON
+    assert msrs.write_msr(vmcs.cells, r, 0xC0000101, -(1 << 47)) == GO_ON
     assert vmcs["GUEST_GS_BASE"] == 0xFFFF800000000000
 
 
 def test_efer() -> None:
     vmcs, r = protected(), file()
-    assert effects.write_msr(vmcs.cells, r, 0xC0000080, LONG_MODE | ACTIVE) == GO_ON
+    assert msrs.write_msr(vmcs.cells, r, 0xC0000080, LONG_MODE | ACTIVE) == GO_ON
     assert vmcs["GUEST_IA32_EFER"] == LONG_MODE  # LMA is the processor's
     vmcs["GUEST_CR0"] |= 1 << 31
-    assert effects.write_msr(vmcs.cells, r, 0xC0000080, 0) == RAISE_GP
-    assert effects.write_msr(vmcs.cells, r, 0xC0000080, LONG_MODE | 1) == GO_ON
-    assert effects.read_msr(vmcs.cells, r, 0x1B, 0) == (RAISE_GP, 0)
+    assert msrs.write_msr(vmcs.cells, r, 0xC0000080, 0) == RAISE_GP
+    assert msrs.write_msr(vmcs.cells, r, 0xC0000080, LONG_MODE | 1) == GO_ON
+    assert msrs.read_msr(vmcs.cells, r, 0x1B, 0) == (RAISE_GP, 0)
 
 
 def test_sysenter_cs_is_a_field_of_32_bits() -> None:
     vmcs, r = protected(), file()
-    assert effects.write_msr(vmcs.cells, r, 0x174, 5 << 32 | 8) == GO_ON
+    assert msrs.write_msr(vmcs.cells, r, 0x174, 5 << 32 | 8) == GO_ON
     assert vmcs["GUEST_IA32_SYSENTER_CS"] == 8

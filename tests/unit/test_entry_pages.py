@@ -334,6 +334,8 @@ def test_a_link_pointer_to_the_current_vmcs() -> None:
     v = vmcs(VMCS_LINK_POINTER=0)
     assert check_guest_state(v, memory, 0) == ck.LINK_CURRENT
     assert check_guest_state(v, memory, 0x1000) == 0
+    # To a VMM in Python no region of memory is a VMCS.
+    assert check_guest_state(v, memory, -1) == ck.LINK_REVISION
 
 
 def test_protected_mode_is_asked_of_a_restricted_guest_before_paging() -> None:
@@ -343,6 +345,20 @@ def test_protected_mode_is_asked_of_a_restricted_guest_before_paging() -> None:
 @pytest.mark.parametrize("bit", [state.CR4_VME, state.CR4_SMAP])
 def test_bits_of_cr4_that_there_are(bit: int) -> None:
     assert state_check(0, GUEST_CR4=0x2010 | bit) == 0
+
+
+@pytest.mark.parametrize(("bits", "wanted"), [(32, ck.GUEST_LEGACY_PCIDE), (64, 0)])
+def test_process_context_identifiers_are_of_ia_32e_mode(bits: int, wanted: int) -> None:
+    assert state_check(0, bits, GUEST_CR4=0x2030 | state.CR4_PCIDE) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("GDTR", ck.GUEST_GDTR_LIMIT), ("IDTR", ck.GUEST_IDTR_LIMIT)]
+)
+def test_limits_of_descriptor_tables_have_16_bits(name: str, wrong: int) -> None:
+    assert state_check(0, **{f"GUEST_{name}_LIMIT": 0xFFFF}) == 0
+    for bit in (16, 17, 31):
+        assert state_check(0, **{f"GUEST_{name}_LIMIT": 1 << bit}) == wrong
 
 
 @pytest.mark.parametrize(("cr3", "wanted"), [(1 << 39, 0), (1 << 40, ck.GUEST_CR3)])

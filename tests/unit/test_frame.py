@@ -115,6 +115,13 @@ def test_a_16_bit_stack_wraps_within_its_64_kilobytes(sp: int, base: int) -> Non
         assert guest.words(at, 1, 2) == [word & 0xFFFF]
 
 
+def test_rights_are_those_of_the_pages_behind_the_wrap() -> None:
+    for absent, answer in ((0xF, (-1, -1, 0)), (0x10, (0, 2, 0x10000)), (0x1F, (0, 2, 0x1FFFE))):
+        guest = Guest()
+        guest.page(absent=(absent,))
+        assert probe(guest, 0x10000, 2, MASK_16, 2, 3) == answer
+
+
 @pytest.mark.parametrize("size", [2, 4, 8])
 @pytest.mark.parametrize("switched", [False, True])
 @pytest.mark.parametrize("error_code", [-1, 0x18])

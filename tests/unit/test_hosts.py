@@ -59,7 +59,7 @@ def test_a_host_that_hides_memory_has_a_portable_engine(
     engine = open_engine(1 << 20, "auto")
     assert engine.kind == "portable"
     assert "does not show a process its memory" in engine.why_not_native
-    assert open_engine(1 << 20, "portable").why_not_native == "it was asked for"
+    assert open_engine(1 << 20, "portable").why_not_native == "it was requested"
 
 
 @pytest.mark.native
@@ -97,7 +97,7 @@ def test_run_elsewhere(setup: str, kind: str, guest: str) -> None:
 def test_run_says_which_engine(guest: str) -> None:
     done = trapgate("", "run", guest, "--engine", "portable")
     assert done.returncode == 0, done.stderr
-    assert "engine: portable: it was asked for" in done.stderr
+    assert "engine: portable: it was requested" in done.stderr
     done = trapgate(NO_PROC, "run", guest, "--engine", "native")
     assert done.returncode == 2
     assert "does not show a process its memory" in done.stderr

@@ -2,10 +2,13 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 
 from tests.unit import core_guest as g
 from tests.unit.core_guest import Guest, descriptor
+from trapgate.compiler.dialect import Cells
+from trapgate.compiler.raw import watch
 from trapgate.events import idt
 from trapgate.events.descriptors import (
     NO_FAULT,
@@ -14,6 +17,15 @@ from trapgate.events.descriptors import (
     mark_accessed,
     read_descriptor,
 )
+from trapgate.paging.memory import (
+    WATCH_COUNT,
+    WATCH_PAGES,
+    WATCH_TRANSLATES,
+    WATCHED_PAGE,
+    watch_length,
+)
+from trapgate.paging.translations import kind_of, remember
+from trapgate.paging.walk import READ
 from trapgate.sdm import state
 
 EXTERNAL, NMI, HARDWARE, INT_N, INT1, INT3 = 0, 2, 3, 4, 5, 6
@@ -123,6 +135,56 @@ def test_64_bit_gates_anywhere(base: int) -> None:
     guest.set(GUEST_IDTR_BASE=base - 6 * 16)
     assert deliver(guest) == (DELIVERED, 0, 0)
     assert guest["GUEST_RIP"] == 0x1_2345_6789
+
+
+# Remembered translations, and pages whose stores are noted
+
+
+def watched(guest: Guest) -> Cells:
+    """Let somebody watch the guest's memory, as an engine does, and let it remember."""
+    cells = np.zeros(watch_length(g.SIZE >> 12), np.int64)
+    watch(guest.mem, cells)
+    cells[WATCH_TRANSLATES] = 1
+    return cells
+
+
+@pytest.mark.parametrize("offset", [0, 0xF00, 0xFA0 - 0x60, 0xFF0 - 0x60, 0xFF8 - 0x60])
+def test_gates_are_read_by_translations_that_are_remembered(offset: int) -> None:
+    guest = Guest(bits=64)
+    watched(guest)
+    # The IDT's first page has been at 30000H, and the page behind it is where it is.
+    remember(guest.mem, g.IDT, kind_of(0, READ, 0), 0x30000)
+    made = g.gate(0x1_2345_6789, g.LONG0, long=True)
+    whole = offset <= 0xFF0 - 0x60
+    guest.write(0x30000 + offset + 0x60, made if whole else made[:8])
+    if not whole:
+        guest.write(g.IDT + 0x1000, made[8:])
+    guest.set(GUEST_IDTR_BASE=g.IDT + offset)
+    assert deliver(guest) == (DELIVERED, 0, 0)
+    assert guest["GUEST_RIP"] == 0x1_2345_6789
+
+
+@pytest.mark.parametrize("code", [-1, 0, 9])
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("ring", [0, 3])
+def test_a_frame_in_a_page_whose_stores_are_noted(ring: int, bits: int, code: int) -> None:
+    guests = []
+    for watches in (False, True):
+        guest = Guest(bits=bits, ring=ring)
+        for top in (g.STACK, g.TSS_STACK):
+            guest.write(top - 0x40, b"\xdd" * 0x40)
+        if watches:
+            cells = watched(guest)
+            cells[WATCH_PAGES : WATCH_PAGES + (g.SIZE >> 12)] = WATCHED_PAGE
+        assert deliver(guest, code=code) == (DELIVERED, 0, 0)
+        guests.append(guest)
+    plain, noted = guests
+    assert plain.ram.tobytes() == noted.ram.tobytes()
+    assert plain.v.tolist() == noted.v.tolist()
+    first = noted["GUEST_RSP"]
+    top = g.TSS_STACK if ring else g.STACK
+    changed = set(cells[1 : 1 + cells[WATCH_COUNT]].tolist())
+    assert set(range(first >> 3, (top + 7) >> 3)) <= changed
 
 
 # Code segments

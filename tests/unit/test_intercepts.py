@@ -17,7 +17,7 @@ EXIT_REASON = "EXIT_REASON"
 def protected(cpl: int = 0) -> Vmcs:
     vmcs = Vmcs()
     vmcs["GUEST_CR0"] = 0x31
-    vmcs.flat(32, user=cpl == 3)
+    vmcs.set_flat_segments(32, user=cpl == 3)
     vmcs["GUEST_TR_LIMIT"] = 0x67 + 8 + 1
     return vmcs
 
@@ -101,7 +101,7 @@ def test_vmx_instructions_in_compatibility_and_virtual_8086_mode() -> None:
     vmcs = protected()
     vmcs["GUEST_IA32_EFER"] = 1 << 10
     assert intercepts.intercept_vmx(vmcs.cells, 20, 0, 0, 3) == RAISE_UD
-    vmcs.flat(64)
+    vmcs.set_flat_segments(64)
     assert intercepts.intercept_vmx(vmcs.cells, 20, 0, 0, 3) == EXITED
     vmcs = protected()
     vmcs["GUEST_RFLAGS"] |= 1 << 17

@@ -35,7 +35,7 @@ def engine(request: pytest.FixtureRequest) -> UnicornEngine:
     except EngineError as why:
         pytest.skip(str(why))
     if not engine.cells[mc.RAM_REGION]:
-        pytest.skip("the engine's insides are out of reach")
+        pytest.skip("the engine's internals are out of reach")
     return engine
 
 

@@ -61,7 +61,10 @@ def test_each_help_has_an_example_that_begins_with_its_command(group: str) -> No
         (["demo", "--scale", "10001"], "--scale: 10001 is out of range; give 1 to 10000;"),
         (["trace", "head", "x", "-n", "0"], "--rows: 0 is too small; give 1 or more;"),
         (["replay", "x", "--sweep-when", "cpl =="], "--sweep-when: column "),
-        (["replay", "x", "--policy", "x", "--time", "5"], "--time: '5' is no range; give FROM:TO;"),
+        (
+            ["replay", "x", "--policy", "x", "--time", "5"],
+            "--time: '5' is not a range; give FROM:TO;",
+        ),
     ],
 )
 def test_values_that_cannot_be_have_a_remedy(arguments: list[str], words: str) -> None:

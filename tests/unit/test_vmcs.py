@@ -121,12 +121,12 @@ def test_capabilities() -> None:
 @pytest.mark.parametrize(("bits", "code"), [(32, 0xC09B), (64, 0xA09B)])
 def test_flat_segments(bits: int, code: int) -> None:
     vmcs = Vmcs()
-    vmcs.flat(bits)  # type: ignore[arg-type]
+    vmcs.set_flat_segments(bits)  # type: ignore[arg-type]
     assert vmcs["GUEST_CS_ACCESS_RIGHTS"] == code
     assert vmcs["GUEST_SS_ACCESS_RIGHTS"] == 0xC093
     assert (vmcs["GUEST_CS_SELECTOR"], vmcs["GUEST_DS_SELECTOR"]) == (8, 16)
     assert bool(vmcs["VM_ENTRY_CONTROLS"] & 1 << 9) == (bits == 64)
-    vmcs.flat(32, user=True)
+    vmcs.set_flat_segments(32, user=True)
     assert vmcs["GUEST_CS_ACCESS_RIGHTS"] == 0xC0FB
     assert (vmcs["GUEST_CS_SELECTOR"], vmcs["GUEST_SS_SELECTOR"]) == (0x1B, 0x23)
 

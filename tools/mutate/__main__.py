@@ -48,7 +48,12 @@ class Part:
 
 PARTS = {
     "decision": Part(
-        ("decision.decide", "decision.faults", "decision.self_map"),
+        (
+            "decision.criteria_table",
+            "decision.decide",
+            "decision.faults",
+            "decision.self_map",
+        ),
         (
             "unit/test_criteria_table.py",
             "unit/test_decide.py",
@@ -57,16 +62,22 @@ PARTS = {
         ),
     ),
     "rules": Part(
-        ("decision.rules", "decision.fault_filters"),
+        ("decision.clauses", "decision.rules", "decision.fault_filters"),
         (
+            "unit/test_criteria_table.py",
             "unit/test_rules.py",
             "unit/test_decide.py",
             "unit/test_fault_filters.py",
             "unit/test_self_map.py",
         ),
     ),
+    "filters": Part(
+        ("decision.entry_facts", "decision.frame_filters", "paging.frame_map"),
+        ("unit/test_frame_filters.py",),
+    ),
     "events": Part(
         (
+            "events.breakpoints",
             "events.delivery",
             "events.descriptors",
             "events.exits",
@@ -74,8 +85,10 @@ PARTS = {
             "events.idt",
             "events.ivt",
             "events.journal",
+            "events.stack",
         ),
         (
+            "unit/test_breakpoints.py",
             "unit/test_delivery.py",
             "unit/test_descriptors.py",
             "unit/test_nested_faults.py",
@@ -84,6 +97,7 @@ PARTS = {
             "unit/test_frame.py",
             "unit/test_idt.py",
             "unit/test_journal.py",
+            "unit/test_stack.py",
         ),
     ),
     "checks": Part(

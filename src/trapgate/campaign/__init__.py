@@ -1,4 +1,6 @@
-"""Fault injection: plan, golden run, runs by the million, and what became of each.
+"""Fault injection: a plan, its golden run, the runs, and the outcome of each.
 
-Events at VM entry are the second seed's (claims 1-9); flipped bits are what soft errors do.
+`plan` reads the TOML file, `golden` makes the run that others are compared with, `execute` makes
+one run, `outcomes` classifies it, and `results` stores it; docs/architecture.md has the whole
+sequence. It may import `report`, `vmm` and below. Begin with `campaign.prepare` and `campaign.run`.
 """

@@ -26,7 +26,7 @@ from trapgate.vmm.devices.board import Board
 from trapgate.vmm.loaders import GuestImage, load_guest, parse_guest
 from trapgate.vmm.machine import VirtualMachine
 from trapgate.vmm.moments import AtAddress, AtOutput
-from trapgate.vmm.snapshot_file import SavedMachine
+from trapgate.vmm.saved_machine import SavedMachine
 
 JOURNAL: Final = 2048
 """Events that a bench's machine remembers: a snapshot has a copy of them."""

@@ -22,7 +22,13 @@ from trapgate.campaign.errors import PlanError
 from trapgate.campaign.execute import Result
 from trapgate.campaign.faults import Unread
 from trapgate.campaign.golden import Reference
-from trapgate.campaign.moments import Course, Progress, course_of, moments_of, no_progress
+from trapgate.campaign.moments import (
+    GoldenInstructions,
+    Progress,
+    instructions_of_golden_run,
+    moments_of,
+    no_progress,
+)
 from trapgate.campaign.outcomes import DETECTED, Ending, classify
 from trapgate.campaign.plan import BUNDLED, Plan
 from trapgate.campaign.pruning import OVERWRITTEN, STAYS, Pruned, demand_classes, prune
@@ -54,7 +60,7 @@ class Prepared:
     moments: int
     runs: Runs
     pruned: Pruned | None
-    course: Course | None
+    course: GoldenInstructions | None
     wide: bool
 
 
@@ -74,7 +80,7 @@ def prepare(plan: Plan, told: Progress = no_progress) -> Prepared:
     course = None
     stratify = plan.sample.stratify
     if plan.when.symbols or plan.prune or stratify == "symbol":
-        course = course_of(
+        course = instructions_of_golden_run(
             reference,
             told,
             uses=plan.prune,
@@ -177,7 +183,7 @@ def _unread(faults: Faults, number: int) -> Unread:
 
 
 def _pruned_rows(prepared: Prepared, pruned: Pruned) -> pa.Table:
-    """Rows for faults whose outcome is known; they are no runs, and have no bit."""
+    """Rows for faults whose outcome is known; they are not runs, and have no bit."""
     course, reference = prepared.course, prepared.reference
     plan, golden, symbols = prepared.plan, reference.golden, reference.bench.symbols
     assert course is not None

@@ -37,7 +37,7 @@ class ClusterWorker:
 def work_on_cluster(
     address: str, plan: Plan, results: Results, batches: Sequence[int]
 ) -> Iterator[tuple[int, Tally]]:
-    """Have all batches run on the Ray cluster at `address`, or on a new one here if it is `local`.
+    """Run all batches on the Ray cluster at `address`, or on a new one here if it is `local`.
 
     A worker that dies costs its batch, which another one begins anew. Raises MissingExtraError
     without ray, ClusterError if there is no cluster, CampaignError for what no worker can mend.

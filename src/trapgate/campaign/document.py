@@ -28,7 +28,7 @@ class Table:
         self.field = field
         self.path = path
 
-    def wrong(self, problem: str, key: str = "") -> PlanError:
+    def error(self, problem: str, key: str = "") -> PlanError:
         """The error for `key` of this table."""
         return PlanError(problem, ".".join(part for part in (self.field, key) if part), self.path)
 
@@ -49,7 +49,7 @@ class Table:
         if value is None:
             return default
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.wrong(f"{value!r} is not {what}", key)
+            raise self.error(f"{value!r} is not {what}", key)
         return value
 
     def text(self, key: str, default: str = "") -> str:
@@ -68,7 +68,7 @@ class Table:
         if value is None:
             return default
         if not low <= value <= high:
-            raise self.wrong(f"{value} is out of range; choose from {low} to {high}", key)
+            raise self.error(f"{value} is out of range; choose from {low} to {high}", key)
         return value
 
     def fraction(self, key: str, default: float | None, low: float, high: float) -> float | None:
@@ -77,7 +77,7 @@ class Table:
         if value is None:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool) or not low < value < high:
-            raise self.wrong(f"{value!r} is not a number between {low} and {high}", key)
+            raise self.error(f"{value!r} is not a number between {low} and {high}", key)
         return float(value)
 
     def size(self, key: str, default: str) -> int:
@@ -85,14 +85,14 @@ class Table:
         text = self.text(key, default)
         match = _SIZE.fullmatch(text.strip())
         if match is None:
-            raise self.wrong(f"{text!r} is not a size; write it as 16M or 1G", key)
+            raise self.error(f"{text!r} is not a size; write it as 16M or 1G", key)
         return int(match[1]) * _UNITS[match[2].upper()] & ~0xFFF
 
     def choice(self, key: str, names: Sequence[str], default: str) -> str:
         """One of `names`."""
         value = self.text(key, default)
         if value not in names:
-            raise self.wrong(
+            raise self.error(
                 f"{value!r} is none of them; {suggestion(value, filter(None, names))}", key
             )
         return value
@@ -104,7 +104,7 @@ class Table:
             return ()
         found = [value] if isinstance(value, str) else value
         if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-            raise self.wrong(f"{value!r} is neither text nor a list of texts", key)
+            raise self.error(f"{value!r} is neither text nor a list of texts", key)
         return tuple(found)
 
     def patterns(self, key: str) -> tuple[re.Pattern[bytes], ...]:
@@ -115,7 +115,7 @@ class Table:
         try:
             return re.compile(text.encode())
         except re.error as error:
-            raise self.wrong(f"{text!r} is not a regular expression: {error}", key) from None
+            raise self.error(f"{text!r} is not a regular expression: {error}", key) from None
 
     def span(self, key: str, default: tuple[int, int], width: int) -> tuple[int, int]:
         """FIRST-LAST, or one number, of `width` bits: first, and last + 1."""
@@ -128,14 +128,14 @@ class Table:
         except ValueError:
             numbers = []
         if len(numbers) not in {1, 2} or not 0 <= numbers[0] <= numbers[-1] < 1 << width:
-            raise self.wrong(f'{value!r} is no range; write it as "FIRST-LAST"', key)
+            raise self.error(f'{value!r} is not a range; write it as "FIRST-LAST"', key)
         return numbers[0], numbers[-1] + 1
 
     def table(self, key: str) -> Table:
         """A table within; an empty one if it is not there."""
         value = self._take(key)
         if value is not None and not isinstance(value, dict):
-            raise self.wrong(f"{value!r} is no table; write it as [{key}]", key)
+            raise self.error(f"{value!r} is not a table; write it as [{key}]", key)
         return Table(value or {}, ".".join(p for p in (self.field, key) if p), self.path)
 
     def tables(self, key: str) -> list[Table]:
@@ -144,7 +144,7 @@ class Table:
         if value is None:
             return []
         if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-            raise self.wrong(f"is no list of tables; write each as [[{key}]]", key)
+            raise self.error(f"is no list of tables; write each as [[{key}]]", key)
         return [Table(one, f"{key}[{n}]", self.path) for n, one in enumerate(value, 1)]
 
     def parsed(self, key: str, read: Callable[[str], T], text: str) -> T:
@@ -152,9 +152,9 @@ class Table:
         try:
             return read(text)
         except ValueError as error:
-            raise self.wrong(str(error), key) from None
+            raise self.error(str(error), key) from None
 
-    def done(self) -> None:
+    def refuse_unknown_keys(self) -> None:
         """Refuse keys that nobody has asked for."""
         for key in self._values:
-            raise self.wrong(f"unknown key; {suggestion(key, self._known)}", key)
+            raise self.error(f"unknown key; {suggestion(key, self._known)}", key)

@@ -104,7 +104,7 @@ def _on(reference: Reference, fault: Fault) -> Ending:
 
 
 def _hold(reference: Reference, fault: Fault) -> Halt:
-    """Go on to the golden run's end with a fault that is there again before each instruction.
+    """Continue to the golden run's end with a fault that is there again before each instruction.
 
     The engine sees to bits of a general register. All else is done again by and by, so the guest
     is executed one instruction at a time.

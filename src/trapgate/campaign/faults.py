@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from trapgate.campaign.places import AbsentError, Place
 from trapgate.decision.faults import Interruption
 from trapgate.errors import FieldValueError
-from trapgate.processor.decoded import Operand
+from trapgate.processor.operand import Operand
 from trapgate.sdm.event_words import event_name
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.vmm.machine import EventPendingError, VirtualMachine
@@ -164,7 +164,7 @@ class Skip:
     what: str = "skip"
 
     def apply(self, vm: VirtualMachine) -> None:
-        """Move RIP behind it."""
+        """Move RIP past it."""
         guest = Operand(vm.processor, vm.vmcs.cells)
         instruction = guest.decode()
         if instruction.is_invalid:

@@ -42,7 +42,7 @@ class Golden:
         return self.end - self.begin
 
     def values(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON values."""
         shown = self.output[:_SHOWN].decode("utf-8", "backslashreplace")
         digest = hashlib.sha256(self.output).hexdigest()
         return {**asdict(self), "output": shown, "output_sha256": digest}
@@ -101,7 +101,7 @@ class Reference:
         return found
 
     def ahead(self, moment: int) -> Iterator[Checkpoint]:
-        """Checkpoints behind a moment, at growing distances."""
+        """Checkpoints after a moment, at growing distances."""
         first = bisect_right(self.checkpoints, moment, key=lambda one: one.snapshot.time)
         step = 1
         while first < len(self.checkpoints):
@@ -117,7 +117,7 @@ class Reference:
         limit = bench.start + (plan.end.count if at_time else plan.golden_budget)
         halt = bench.run_to(limit)
         if halt is OUT_OF_BUDGET or (halt is not AT_POINT and plan.end.kind != "exit"):
-            why = halt.message or f"it goes on for more than {plan.golden_budget:,} instructions"
+            why = halt.message or f"it runs for more than {plan.golden_budget:,} instructions"
             raise PlanError(
                 f"the golden run never comes to {plan.end} ({why}); give another end, or a budget",
                 "golden.end",

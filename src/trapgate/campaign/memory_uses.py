@@ -33,8 +33,8 @@ from trapgate.events.journal import (
     ROW_TYPE,
     ROW_VECTOR,
 )
-from trapgate.processor.decoded import Operand
-from trapgate.processor.stepping import accesses_of
+from trapgate.processor.accesses import accesses_of
+from trapgate.processor.operand import Operand
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.state import EFER_LMA

@@ -34,9 +34,9 @@ from trapgate.events.journal import (
     ROW_TYPE,
     ROW_VECTOR,
 )
-from trapgate.processor.decoded import Operand
 from trapgate.processor.fault_conditions import Occurrence, holds
 from trapgate.processor.logical import signed
+from trapgate.processor.operand import Operand
 from trapgate.sdm import cells as f
 
 LONGEST_COURSE: Final = 20_000_000
@@ -54,7 +54,7 @@ def no_progress(done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Course:
+class GoldenInstructions:
     """The golden run, instruction by instruction: where each begins, and what it finds.
 
     `times` are virtual times, `rips` linear addresses of code. `reads` and `writes` are masks of
@@ -69,14 +69,14 @@ class Course:
     memory_uses: MemoryUses
 
 
-def course_of(
+def instructions_of_golden_run(
     reference: Reference,
     told: Progress = no_progress,
     *,
     uses: bool = False,
     memory: Sequence[tuple[int, int]] = (),
     pages: Sequence[LinearPage] = (),
-) -> Course:
+) -> GoldenInstructions:
     """Run the golden run instruction by instruction, and look what each `uses` if wanted.
 
     `memory` are physical addresses (first, and last + 1) to which accesses are looked at, too, and
@@ -126,7 +126,7 @@ def course_of(
     more = (np.diff(events, append=last[0]) != 0) | (np.diff(times, append=last[1]) != 1)
     reads[more] = ALL
     writes[more] = 0
-    return Course(times, rips, reads, writes, memory_uses)
+    return GoldenInstructions(times, rips, reads, writes, memory_uses)
 
 
 def _event_moments(reference: Reference) -> NDArray[np.int64]:
@@ -198,7 +198,7 @@ def _events_of(reference: Reference) -> Iterator[tuple[int, Occurrence]]:
 
 
 def _seen(bench: Bench, event: Occurrence) -> Occurrence:
-    """An event with what the guest's state says of it, which stands just before it."""
+    """An event with what the guest's state says of it, which is just before it."""
     vm = bench.vm
     guest = Operand(vm.processor, vm.vmcs.cells)
     kind = 0
@@ -209,7 +209,7 @@ def _seen(bench: Bench, event: Occurrence) -> Occurrence:
     return replace(event, length=guest.decode().len, table_entry=int(kind))
 
 
-def moments_of(reference: Reference, course: Course | None) -> NDArray[np.int64]:
+def moments_of(reference: Reference, course: GoldenInstructions | None) -> NDArray[np.int64]:
     """The virtual times of the plan's moments, in order. Raises PlanError if there are none.
 
     `course` is needed for symbols only.

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from trapgate.campaign.walks import levels_of, walk_of
 from trapgate.paging.probe import probe
-from trapgate.processor.decoded import Operand
+from trapgate.processor.operand import Operand
 from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
 from trapgate.sdm.registers import GENERAL
@@ -125,7 +125,7 @@ class Byte:
         """Change it; code that was translated from it is dropped.
 
         Cached translations of linear addresses stay. To flush them would make a difference between
-        moments that are alike (`pruning`), where the guest goes on with a translation that its
+        moments that are alike (`pruning`), where the guest continues with a translation that its
         tables do not have any more.
         """
         vm.processor.memory.write(self._at(vm), bytes((value,)))

@@ -157,7 +157,7 @@ def find_plan(name: str) -> Plan:
     path = Path(name)
     if not path.exists() and path.suffix != ".toml":
         raise PlanError(
-            f"is neither a file nor a shipped plan; {suggestion(name, shipped())}", name
+            f"is neither a file nor a bundled plan; {suggestion(name, shipped())}", name
         )
 
     def wrong(problem: str) -> PlanError:
@@ -181,7 +181,7 @@ def parse_plan(text: str, name: str, folder: Path, *, trusted: bool = True) -> P
     outcomes = document.table("outcomes")
     targets = document.tables("target")
     if not targets:
-        raise document.wrong("nothing is to be injected; give at least one [[target]]", "target")
+        raise document.error("nothing is to be injected; give at least one [[target]]", "target")
     functions = _Functions(folder, trusted=trusted)
     plan = Plan(
         title=document.text("title", Path(name).stem),
@@ -203,11 +203,11 @@ def parse_plan(text: str, name: str, folder: Path, *, trusted: bool = True) -> P
         code=b"".join(functions.code.values()),
     )
     if plan.begin.kind == "exit":
-        raise golden.wrong("a run cannot begin where it ends; give instructions", "begin")
+        raise golden.error("a run cannot begin where it ends; give instructions", "begin")
     for table in (golden, run, outcomes, document):
-        table.done()
+        table.refuse_unknown_keys()
     if plan.guest.processors > 1 and (plan.prune or plan.when.condition):
-        raise document.wrong(
+        raise document.error(
             "registers and accesses of one processor are not told from another's; leave it out, or "
             "guest.cpus",
             "prune" if plan.prune else "when.condition",
@@ -215,7 +215,7 @@ def parse_plan(text: str, name: str, folder: Path, *, trusted: bool = True) -> P
     names = [one.name for one in plan.classes]
     for one in names:
         if one in OUTCOMES or names.count(one) > 1:
-            raise document.wrong(f"{one!r} is a class already; give another name", "class.name")
+            raise document.error(f"{one!r} is a class already; give another name", "class.name")
     return plan
 
 
@@ -234,20 +234,20 @@ def _guest(table: Table, folder: Path) -> Guest:
 
     def place(key: str, name: str) -> Path:
         if key in drives and "," in name:
-            raise table.wrong(
+            raise table.error(
                 f"{name}: what a guest writes to a drive is forgotten after its run; leave "
                 f"{name[name.index(',') :]} out",
                 key,
             )
         path = folder / name
         if not path.is_file():
-            raise table.wrong(f"there is no file {name}; give a path from the plan's folder", key)
+            raise table.error(f"there is no file {name}; give a path from the plan's folder", key)
         return path
 
     memory = table.size("memory", "16M" if kernel == BUNDLED else "128M")
     low, high = _MEMORY
     if not low <= memory <= high:
-        raise table.wrong("is out of range; choose from 1M to 3G", "memory")
+        raise table.error("is out of range; choose from 1M to 3G", "memory")
     found = Guest(
         kernel=kernel if kernel in ("", BUNDLED) else str(folder / kernel),
         append=append,
@@ -269,26 +269,26 @@ def _guest(table: Table, folder: Path) -> Guest:
     )
     _demand_whole(table, found)
     if kernel not in ("", BUNDLED) and not Path(found.kernel).is_file():
-        raise table.wrong(
+        raise table.error(
             f'there is no file {kernel}; give a kernel, or "{BUNDLED}" for the package\'s own',
             "kernel",
         )
-    table.done()
+    table.refuse_unknown_keys()
     return found
 
 
 def _demand_whole(table: Table, guest: Guest) -> None:
     """Raise PlanError for parts of a guest that do not go together."""
     if guest.bios is not None and guest.kernel:
-        raise table.wrong("firmware starts instead of a kernel; leave one of the two out", "bios")
+        raise table.error("firmware starts instead of a kernel; leave out one of the two", "bios")
     if not guest.kernel and (guest.append or guest.initrd or guest.modules):
-        raise table.wrong("only a kernel has append, initrd and modules; give kernel", "kernel")
+        raise table.error("only a kernel has append, initrd and modules; give kernel", "kernel")
     if len(guest.disks) + len(guest.cds) > MOST_DRIVES:
-        raise table.wrong(f"there is room for {MOST_DRIVES} drives, CDs included", "disk")
+        raise table.error(f"there is room for {MOST_DRIVES} drives, CDs included", "disk")
     if len(guest.floppies) > MOST_FLOPPIES:
-        raise table.wrong(f"there is room for {MOST_FLOPPIES} floppy drives", "floppy")
+        raise table.error(f"there is room for {MOST_FLOPPIES} floppy drives", "floppy")
     if guest.paging == "direct" and guest.processors > 1:
-        raise table.wrong("direct paging is for one processor; leave cpus or paging out", "cpus")
+        raise table.error("direct paging is for one processor; leave cpus or paging out", "cpus")
 
 
 def _point(golden: Table, key: str, default: Point) -> Point:
@@ -297,7 +297,7 @@ def _point(golden: Table, key: str, default: Point) -> Point:
     table = golden.table(key)
     kinds = [kind for kind in ("instructions", "rip", "symbol", "output", "exit") if kind in table]
     if len(kinds) != 1:
-        raise table.wrong("give one of instructions, rip, symbol, output, exit")
+        raise table.error("give one of instructions, rip, symbol, output, exit")
     kind = kinds[0]
     count = 0
     text = ""
@@ -308,16 +308,16 @@ def _point(golden: Table, key: str, default: Point) -> Point:
         text = f"{count:#x}"
     elif kind == "exit":
         if not table.flag(kind):
-            raise table.wrong("is only ever true", kind)
+            raise table.error("is only ever true", kind)
     elif kind == "output":
         pattern = table.patterns(kind)
         text = pattern[0].pattern.decode() if len(pattern) == 1 else ""
         if not text:
-            raise table.wrong("give one regular expression", kind)
+            raise table.error("give one regular expression", kind)
     else:
         text = table.text(kind)
     time = table.number("time", 1, low=1) or 1 if kind in {"rip", "symbol"} else 1
-    table.done()
+    table.refuse_unknown_keys()
     return Point(kind, count, text, time)
 
 
@@ -326,16 +326,16 @@ def _when(table: Table) -> When:
     for name in table.texts("faults"):
         word = name.removeprefix("#").upper()
         if word not in Vector.__members__:
-            raise table.wrong(f"no fault {name!r}; {suggestion(word, list(Vector.__members__))}")
+            raise table.error(f"no fault {name!r}; {suggestion(word, list(Vector.__members__))}")
         faults.append(int(Vector[word]))
     every, symbols = table.number("every", 1, low=1) or 1, table.texts("symbols")
     found = When(every, symbols, tuple(faults), table.text("condition"))
     of_events = "faults" if found.faults else "condition" if found.condition else ""
     if of_events and (symbols or every != 1):
-        raise table.wrong(
+        raise table.error(
             f"{of_events} means moments of its own; leave every and symbols out", of_events
         )
-    table.done()
+    table.refuse_unknown_keys()
     return found
 
 
@@ -348,8 +348,8 @@ def _sample(table: Table) -> Sample:
         stratify=table.choice("stratify", STRATA, ""),
     )
     if found.runs is not None and found.half_width is not None:
-        raise table.wrong("runs and half_width say the same in two ways; leave one out")
-    table.done()
+        raise table.error("runs and half_width say the same in two ways; leave one out")
+    table.refuse_unknown_keys()
     return found
 
 
@@ -369,15 +369,15 @@ class _Functions:
             return None
         file, _, name = text.rpartition(":")
         if not file or not name.isidentifier():
-            raise table.wrong(f'{text!r} names no function; write "FILE.py:NAME"', "function")
+            raise table.error(f'{text!r} names no function; write "FILE.py:NAME"', "function")
         if not self._trusted:
-            raise table.wrong(f"executes {file}; give --trust if it is yours", "function")
+            raise table.error(f"executes {file}; give --trust if it is yours", "function")
         if file not in self._names:
             self._execute(file, table)
         function = self._names[file].get(name)
         if not callable(function):
             near = suggestion(name, [one for one, it in self._names[file].items() if callable(it)])
-            raise table.wrong(f"{file} has no function {name!r}; {near}", "function")
+            raise table.error(f"{file} has no function {name!r}; {near}", "function")
         found: Callable[[Ending], object] = function
         return found
 
@@ -387,29 +387,29 @@ class _Functions:
             self.code[file] = path.read_bytes()
             self._names[file] = runpy.run_path(str(path))
         except OSError as error:
-            raise table.wrong(f"{file} cannot be read ({error.strerror})", "function") from None
+            raise table.error(f"{file} cannot be read ({error.strerror})", "function") from None
         except Exception as error:  # whatever the file does
             words = f"{type(error).__name__}: {error}"
-            raise table.wrong(f"{file} cannot be executed ({words})", "function") from error
+            raise table.error(f"{file} cannot be executed ({words})", "function") from error
 
 
 def _user_class(table: Table, functions: _Functions) -> UserClass:
     name = table.text("name")
     if not name:
-        raise table.wrong("a class needs a name", "name")
+        raise table.error("a class needs a name", "name")
     ends = {end.value for end in End}
     for end in (wanted := table.texts("end")):
         if end not in ends:
-            raise table.wrong(f"no run ends by {end!r}; {suggestion(end, sorted(ends))}", "end")
+            raise table.error(f"no run ends by {end!r}; {suggestion(end, sorted(ends))}", "end")
     of = table.texts("of")
     for outcome in of:
         if outcome not in OUTCOMES:
-            raise table.wrong(f"no outcome {outcome!r}; {suggestion(outcome, OUTCOMES)}", "of")
+            raise table.error(f"no outcome {outcome!r}; {suggestion(outcome, OUTCOMES)}", "of")
     patterns = table.patterns("output")
     status = table.number("status", high=255)
     function = functions.find(table)
     found = UserClass(name, of, wanted, status, patterns, table.texts("handled"), function)
     if not (of or wanted or patterns or status is not None or found.handled or function):
-        raise table.wrong("give a condition: of, end, status, output, handled or function")
-    table.done()
+        raise table.error("give a condition: of, end, status, output, handled or function")
+    table.refuse_unknown_keys()
     return found

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trapgate.campaign.errors import PlanError
-from trapgate.campaign.moments import Course
+from trapgate.campaign.moments import GoldenInstructions
 from trapgate.campaign.places import LinearPage
 from trapgate.campaign.plan import Plan, Sample
 from trapgate.campaign.runs import MOST_RUNS, Runs, draw, sample_size
@@ -50,7 +50,7 @@ def classes_of(
     """The classes of moments, which are numbers of instructions (`steps`), by a part's accesses.
 
     These are numbers of instructions, too, in order, and whether each may read. `end` is what
-    becomes of a bit that changes behind the last one.
+    becomes of a bit that changes after the last one.
     """
     after = np.searchsorted(accesses, steps)
     fates = np.append(np.where(reads, LIVES, OVERWRITTEN), end)
@@ -59,7 +59,7 @@ def classes_of(
 
 
 def _finder(
-    course: Course, moments: NDArray[np.int64], memory_size: int
+    course: GoldenInstructions, moments: NDArray[np.int64], memory_size: int
 ) -> Callable[[Part], Classes]:
     """What gives the classes of the plan's `moments`, which are times of the course, for a part."""
     steps = np.searchsorted(course.times, moments)
@@ -129,7 +129,7 @@ def prune(
     sample: Sample,
     moments: NDArray[np.int64],
     faults: Faults,
-    course: Course,
+    course: GoldenInstructions,
     strata: NDArray[np.int64] | None,
     name: str,
     memory_size: int,

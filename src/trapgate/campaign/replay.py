@@ -118,6 +118,6 @@ def replay(
         fault=worker.fault(run).what,
         result=result,
         printed=worker.bench.output.decode("utf-8", "backslashreplace"),
-        chain=tuple(vm.fault_chain()) if vm.stopped and not vm.stopped.can_go_on else (),
+        chain=tuple(vm.fault_chain()) if vm.stopped and not vm.stopped.can_continue else (),
         stored=stored,
     )

@@ -1,7 +1,7 @@
 """A campaign's directory: plan, environment, golden run, and the results in parts.
 
 A part holds the results of one batch of runs and appears whole or not at all. Which runs a
-batch consists of follows from the plan and the golden run alone, so that a campaign goes on where
+batch consists of follows from the plan and the golden run alone, so that a campaign continues where
 it was stopped: batches that have no part are run.
 
     campaign.json   plan's digest, environment, golden run, number of runs and size of batches
@@ -153,7 +153,7 @@ class Results:
                 raise CampaignError(f"{path}: made by another version; run the campaign again")
             for name, kind in _FACTS.items():
                 if not isinstance(facts[name], kind):
-                    raise ValueError(name)  # noqa: TRY004, TRY301 - as for what is no JSON
+                    raise ValueError(name)  # noqa: TRY004, TRY301 - as for what is not JSON
             if not 0 < facts["runs"] <= MOST_RUNS or facts["batch"] != batch_size(facts["runs"]):
                 raise ValueError("runs")  # noqa: TRY301
             if not 0 < facts["drawn"] <= facts["space"]:
@@ -161,7 +161,7 @@ class Results:
             return cls(folder, facts)
         except OSError as error:
             raise CampaignError(
-                f"{folder}: no campaign in it ({error.strerror}); give the directory of one"
+                f"{folder}: contains no campaign ({error.strerror}); give the directory of one"
             ) from None
         except (ValueError, KeyError, TypeError):
             raise CampaignError(f"{path}: damaged; run the campaign again") from None
@@ -232,7 +232,7 @@ class Results:
         try:
             found = pq.read_metadata(path)
         except (OSError, pa.ArrowException):
-            return False  # a part that is no part is made anew
+            return False  # a part that is not a part is made anew
         rows = len(self.range_of(batch))
         return int(found.num_rows) == rows and found.schema.names == SCHEMA.names
 
@@ -242,13 +242,13 @@ class Results:
             if shutil.disk_usage(self._parts).free < KEEP_FREE:
                 raise CampaignError(
                     f"{self._parts}: less than {KEEP_FREE >> 20} MiB are left on the disk; make "
-                    "room and run the campaign again, which goes on from here"
+                    "room and run the campaign again: it continues from here"
                 )
             _write(self.part(batch), table)
         except OSError as error:
             raise CampaignError(
                 f"{self._parts}: the disk refused a write ({error.strerror}); make room and run "
-                "the campaign again, which goes on from here"
+                "the campaign again: it continues from here"
             ) from None
 
     def parts(self) -> list[Path]:

@@ -65,7 +65,7 @@ _LIVED_ON: Final = frozenset({Field.PIN_BASED_CONTROLS, Field.VMX_PREEMPTION_TIM
 class Part:
     """What has definitions and uses: a bit of the masks of `uses`, or a byte of memory.
 
-    That is at a physical address or, if it has a `page`, so many bytes behind its beginning.
+    That is at a physical address or, if it has a `page`, so many bytes after its beginning.
     """
 
     register: int = -1
@@ -96,7 +96,7 @@ class Faults(Sequence[Fault]):
     def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = tuple(targets)
         self.ends = list(accumulate(one.count for one in targets))
-        """Of each target the number behind its last fault."""
+        """Of each target the number after its last fault."""
         self.prunable = all(one.part is not None for one in targets)
         self._made = lru_cache(1 << 16)(self._make)
 
@@ -108,7 +108,7 @@ class Faults(Sequence[Fault]):
 
     @property
     def parts(self) -> Iterator[tuple[int, int, Part]]:
-        """Of flips in parts: the first fault's number, how many there are, the part."""
+        """The parts of flips: number of the first fault, how many there are, the part."""
         number = 0
         while number < len(self):
             first, bits, part = self.part_of(number)
@@ -150,12 +150,12 @@ def faults_of(targets: Sequence[dict[str, Any]], path: str, *, wide: bool) -> Fa
         kinds = [kind for kind in _READERS if kind in table]
         if len(kinds) != 1:
             given = ", ".join(values) or "nothing"
-            raise table.wrong(f"has {given}; give one of {', '.join(_READERS)}")
+            raise table.error(f"has {given}; give one of {', '.join(_READERS)}")
         found += _READERS[kinds[0]](table, wide)
-        table.done()
+        table.refuse_unknown_keys()
     faults = Faults(found)
     if not 0 < sum(one.count for one in found) < _MOST:
-        raise Table({}, "target", path).wrong("no fault is left of it; widen its ranges")
+        raise Table({}, "target", path).error("no fault is left of it; widen its ranges")
     return faults
 
 
@@ -168,12 +168,12 @@ def _events(table: Table, wide: bool) -> list[Target]:
     for text in table.texts("event"):
         if "@" in text:
             why = f"{text!r}: leave out @ and what follows; [when] says when"
-            raise table.wrong(why, "event")
+            raise table.error(why, "event")
         try:
             one = parse_injection(f"{text}@0")
         except InjectionError as error:
             # A plan's events have no moments of their own, not even in examples.
-            raise table.wrong(re.sub(r"@\d+", "", str(error)), "event") from None
+            raise table.error(re.sub(r"@\d+", "", str(error)), "event") from None
         found.append(Event(one.event, one.address))
     return [_listed(found)]
 
@@ -188,7 +188,7 @@ def _vectors(table: Table, wide: bool) -> list[Target]:
     wanted = table.texts("type") or ("hardware exception",)
     for name in wanted:
         if name not in names:
-            raise table.wrong(f"no type {name!r}; {suggestion(name, list(names))}", "type")
+            raise table.error(f"no type {name!r}; {suggestion(name, list(names))}", "type")
     code = table.number("code", high=(1 << 32) - 1)
     address = table.number("cr2", high=(1 << 63) - 1)
     length = table.number("length", 0, high=15) or 0
@@ -249,7 +249,7 @@ def _registers(table: Table, wide: bool) -> list[Target]:
             names.append(name)
         else:
             names_here = list(known if wide else short)
-            raise table.wrong(f"no register {word!r}; {suggestion(word, names_here)}", "register")
+            raise table.error(f"no register {word!r}; {suggestion(word, names_here)}", "register")
     numbers = {name: number for number, name in enumerate(GENERAL)}
     return _flips(table, [known[one] for one in names], _bits(table), numbers)
 
@@ -272,7 +272,7 @@ def _control(table: Table, wide: bool) -> list[Target]:
     names = table.texts("control")
     for name in names:
         if name not in _CONTROL_REGISTERS:
-            raise table.wrong(f"no control register {name!r}; use CR0, CR3 or CR4", "control")
+            raise table.error(f"no control register {name!r}; use CR0, CR3 or CR4", "control")
     places = [field_of_vmcs(_CONTROL_REGISTERS[name]) for name in names]
     return _flips(table, places, _bits(table))
 
@@ -283,9 +283,9 @@ def _vmcs(table: Table, wide: bool) -> list[Target]:
         try:
             field = field_named(name, table.path)
         except UnknownFieldError as error:
-            raise table.wrong(error.problem, f"vmcs.{name[:80]}") from None
+            raise table.error(error.problem, f"vmcs.{name[:80]}") from None
         if field.read_only or field in _LIVED_ON or field.kind == "host state":
-            raise table.wrong(
+            raise table.error(
                 f"{name} cannot be a target: the processor writes it, or the VMM lives on it",
                 "vmcs",
             )
@@ -334,7 +334,7 @@ def _entries(table: Table, wide: bool) -> list[Target]:
     bits: list[int] = []
     for name in names:
         if name not in ENTRY_FIELDS:
-            raise table.wrong(
+            raise table.error(
                 f"entries have no field {name!r}; {suggestion(name, list(ENTRY_FIELDS))}", "field"
             )
         for low, high in ENTRY_FIELDS[name]:
@@ -354,7 +354,7 @@ def _descriptors(table: Table, wide: bool) -> list[Target]:
     names = table.texts("descriptor")
     for name in names:
         if name not in TABLES:
-            raise table.wrong(f"no table {name!r}; use {' or '.join(TABLES)}", "descriptor")
+            raise table.error(f"no table {name!r}; use {' or '.join(TABLES)}", "descriptor")
     first, last = table.span("index", (0, 8), 13)
     places = [Descriptor(name, index) for name in names for index in range(first, last)]
     return _flips(table, places, _bits(table))

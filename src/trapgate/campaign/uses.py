@@ -6,7 +6,7 @@ from typing import Final
 
 import iced_x86 as iced
 
-from trapgate.processor.decoded import Operand
+from trapgate.processor.operand import Operand
 from trapgate.sdm.registers import GENERAL
 
 FLAGS: Final = len(GENERAL)
@@ -34,7 +34,7 @@ class Uses:
 
     What may or may not happen (a conditional move, part of a register, a shift by CL) counts as a
     read, after which the old value may matter and before which it does too. So do flags that are
-    undefined afterwards. Flags that are no condition codes, and not DF, are read by everything.
+    undefined afterwards. Flags that are not condition codes, and not DF, are read by everything.
     """
 
     def __init__(self) -> None:

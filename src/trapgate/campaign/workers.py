@@ -56,7 +56,7 @@ class Pool:
         return _Process(process, pipe, now)
 
     def work(self, batches: Sequence[int], size: int) -> Iterator[tuple[int, Tally]]:
-        """Have all batches run; each is given with its tally when its results are stored.
+        """Run all batches; each is given with its tally when its results are stored.
 
         A worker that dies takes its batch with it, which another one begins anew; a run that
         two died of is an error. Raises CampaignError for what no worker can mend.

@@ -1,7 +1,8 @@
 """The command line: arguments and wiring only.
 
 `trapgate --help` and an error in a name import no command, and a command imports no other:
-`COMMANDS` says what there is, and each module is imported when its command is asked for.
+`COMMANDS` says what there is, and each module is imported when its command is asked for. It may
+import everything. Begin with the command's module, `run` say.
 """
 
 import atexit

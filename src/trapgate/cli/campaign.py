@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli.examples import examples
-from trapgate.cli.groups import CommandGroup
+from trapgate.cli.groups import command_group
 from trapgate.cli.terminal import one_line_errors, plain, prepared, terminal
 
 if TYPE_CHECKING:
@@ -41,15 +41,7 @@ Examples:
 Exit status: 0 success, 1 Trapgate failed in a run or was interrupted, 2 wrong usage or input.
 """
 
-app = typer.Typer(
-    cls=CommandGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Inject faults into a guest by plan, and classify the outcomes.",
-    epilog=EXAMPLES,
-)
+app = command_group("Inject faults into a guest by plan, and classify the outcomes.", EXAMPLES)
 
 PlanArgument = Annotated[str, typer.Argument(help="TOML file of a plan, or a bundled plan's name.")]
 FolderArgument = Annotated[Path, typer.Argument(help="Directory of results.")]
@@ -313,7 +305,7 @@ def report(
 
 @contextmanager
 def _debugger(gdb: str | None) -> Iterator[Callable[[VirtualMachine, bool], None] | None]:
-    """What makes a run stand before its fault until gdb lets it go on."""
+    """What stops a run before its fault until gdb lets it continue."""
     if gdb is None:
         yield None
         return

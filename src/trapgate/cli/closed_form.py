@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trapgate.trace.document import Document, Part
     from trapgate.vmcs.vmcs import Vmcs
 
 
@@ -51,3 +52,20 @@ def closed_form(
         },
         "lost_by_equal_masks": None if lost is None else f"{lost:#x}",
     }
+
+
+def closed_form_page(text: str, said: Mapping[str, Any]) -> Document:
+    """The function, and what was proved, as a page."""
+    from trapgate.trace.document import Document, Listing, Paragraph, Table
+
+    told = (*said["vmcs02"].items(), *said["proved"].items())
+    rows = tuple((name, str(value)) for name, value in told)
+    parts: list[Part] = [Table(("what", "value"), rows, "vmcs02, and what was proved")]
+    if said["lost_by_equal_masks"] is not None:
+        parts.append(
+            Paragraph(
+                "With mask and match used only where both are equal, and the OR of both bits 14, "
+                f"error code {said['lost_by_equal_masks']} would be lost."
+            )
+        )
+    return Document("Page-fault filters merged, in C", (*parts, Listing(text, "c")))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trapgate.cli import criteria_tables
-from trapgate.cli.closed_form import MergeForm, closed_form
+from trapgate.cli.closed_form import MergeForm, closed_form, closed_form_page
 from trapgate.cli.criteria_answers import Answer, answered, defined, write_fields
 from trapgate.cli.criteria_options import (
     FieldsOption,
@@ -27,7 +27,7 @@ from trapgate.cli.criteria_options import (
     WeightsOption,
 )
 from trapgate.cli.examples import examples
-from trapgate.cli.groups import CommandGroup
+from trapgate.cli.groups import command_group
 from trapgate.cli.names import BitmapOption, SymbolsOption, names_for
 
 if TYPE_CHECKING:
@@ -54,14 +54,8 @@ Exit status: 0 an answer (check: it holds), 1 there is none (check: a counterexa
 2 wrong usage or input.
 """
 
-app = typer.Typer(
-    cls=CommandGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Compile a specification into VMCS fields; explain, merge, check and learn fields.",
-    epilog=EXAMPLES,
+app = command_group(
+    "Compile a specification into VMCS fields; explain, merge, check and learn fields.", EXAMPLES
 )
 
 
@@ -136,16 +130,15 @@ def define(
 ) -> Answer:
     """Find fields that implement a SPEC, or the best sound ones, and prove it."""
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     if "wishes" in _document(spec):
         if fields is not None or form is not Form.all:
             raise criteria.CriteriaError(
-                "--fields and --format are about wishes for error codes; "
+                "--fields and --format are for wishes about error codes; "
                 "--scheme, --rules, --clauses and --operator choose for [[wishes]]"
             )
         wishes = criteria.read_wishes(spec, names_for(symbols, bitmap))
-        granted = criteria.define_criteria(
+        found = criteria.define_criteria(
             wishes,
             scheme,
             rules=criteria.MOST_RULES if rules is None else rules,
@@ -156,14 +149,14 @@ def define(
             timeout=timeout,
         )
         if output is not None:
-            write_fields(output, granted.toml())
+            write_fields(output, found.toml())
         return Answer(
-            lambda: [*granted.lines(), "", granted.toml().rstrip()],
-            granted.document,
-            page=partial(documents.of_found_criteria, granted),
+            lambda: [*found.lines(), "", found.toml().rstrip()],
+            found.document,
+            page=found.page,
         )
     if rules is not None or clauses is not None:
-        raise criteria.CriteriaError("--rules and --clauses are about tables; write [[wishes]]")
+        raise criteria.CriteriaError("--rules and --clauses are for tables; write [[wishes]]")
     definition = criteria.define(
         criteria.read_spec(spec),
         scheme,
@@ -209,10 +202,9 @@ def merge(
 ) -> Answer:
     """Find the tightest fields that exit whenever one of the files' fields would.
 
-    If one of the files has a criteria table, fields and the smallest table.
+    If one of the files has a criteria table, find the smallest table as well.
     """
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     if form in (MergeForm.kvm_c, MergeForm.kvm_c_test):
         text, document = closed_form(
@@ -220,7 +212,7 @@ def merge(
         )
         if output is not None:
             write_fields(output, text)
-        page = partial(documents.of_closed_form, text, document)
+        page = partial(closed_form_page, text, document)
         return Answer(lambda: [text.rstrip("\n")], lambda: document, page=page)
     parties = _parties(files, names_for(symbols, bitmap))
     if criteria_tables.have_tables(parties) and form in (MergeForm.all, MergeForm.toml):
@@ -256,7 +248,7 @@ def explain(
 ) -> Answer:
     """Explain in words what fields do, and warn of probable mistakes."""
     from trapgate import criteria
-    from trapgate.criteria import documents
+    from trapgate.criteria.explain import page_of_files
     from trapgate.criteria.problems.codes import vector_named
 
     vectors = None if vector is None else [vector_named(name) for name in vector]
@@ -292,7 +284,8 @@ def explain(
             "warnings": [vars(warning) for warning in same],
         }
 
-    page = partial(documents.of_explanations, told, same, tables)
+    tables_in_words = {name: table.lines() for name, table in tables.items()}
+    page = partial(page_of_files, told, same, tables_in_words)
     return Answer(lines, document, page=page)
 
 
@@ -303,16 +296,16 @@ def check(
         list[Path],
         typer.Argument(
             metavar="SPEC FIELDS | FIELDS FIELDS | L0 L1... VMCS02",
-            help="Wishes and the fields to check; or fields, perhaps with a criteria table, and "
-            "others that should make the same faults exit; or fields of two hypervisors and "
-            "more, and last the fields that are to serve them all.",
+            help="A specification and the VMCS file to check; or two VMCS files that should make "
+            "the same faults exit; or the VMCS files of two or more hypervisors, followed by "
+            "the one that should serve them all.",
         ),
     ],
     sound: Annotated[
         bool, typer.Option("--sound", help="Allow needless exits; only missed ones count.")
     ] = False,
     bits: Annotated[
-        str, typer.Option(help="With three files: bits of a page fault's error code, as in merge.")
+        str, typer.Option(help="With three files or more: bits of a page fault's error code.")
     ] = "sdm",
     symbols: SymbolsOption = None,
     bitmap: BitmapOption = None,
@@ -320,23 +313,23 @@ def check(
 ) -> Answer:
     """Prove that fields implement a SPEC, or give a counterexample.
 
-    With two files the first is a SPEC, or a VMCS file whose exits are wished. With more the
-    last is a vmcs02: it holds if it is sound, that is, if every exit that one of the others
-    wants happens.
+    With two files, the first is a SPEC, or a VMCS file whose exits are wanted. With more, the
+    last is a vmcs02, and the answer is whether it is sound: whether every exit that one of the
+    other files wants happens.
     """
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     if len(files) < 2:
-        raise criteria.CriteriaError("check takes a SPEC and FIELDS, or L0, L1 and VMCS02")
+        raise criteria.CriteriaError(
+            "give check a SPEC and FIELDS, two VMCS files, or L0, L1 and VMCS02"
+        )
     names = names_for(symbols, bitmap)
     if len(files) > 2:
         parties, vmcs02 = _parties(files[:-1], names), _load(files[-1], names)
         if criteria_tables.have_tables([*parties, criteria.Party("vmcs02", vmcs02)]):
             return Answer(*criteria_tables.checked(parties, vmcs02, timeout))
         found = criteria.check_vmcs02(parties, vmcs02, bits=bits, timeout=timeout)
-        page = partial(documents.of_check, found)
-        return Answer(found.lines, found.document, 0 if found.sound else 1, page)
+        return Answer(found.lines, found.document, 0 if found.sound else 1, found.page)
     of_whole_faults = "wishes" in _document(files[0])
     if of_whole_faults or _is_vmcs_file(files[0]):
         given = _load(files[1], names)
@@ -347,13 +340,12 @@ def check(
             wanted = _load(files[0], names)
             differs = criteria.compare_exits(wanted, given, timeout=timeout)
         status = 0 if (differs.sound if sound else differs.exact) else 1
-        page = partial(documents.of_difference, differs)
         warned = list(criteria_tables.warnings_of(given))
         return Answer(
             lambda: [*differs.lines(), *warned],
             lambda: {**differs.document(), "warnings": warned},
             status,
-            page,
+            differs.page,
         )
     fields = _load(files[1], names)
     verdicts = criteria.check(criteria.read_spec(files[0]), fields, timeout=timeout)
@@ -367,7 +359,7 @@ def check(
             "warnings": warned,
         },
         0 if holds else 1,
-        partial(documents.of_verdicts, verdicts),
+        verdicts.page,
     )
 
 
@@ -404,7 +396,6 @@ def learn(
     With --by a criteria table, which looks at more than the error code.
     """
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     if by:
         table = criteria.learn_table(
@@ -418,9 +409,8 @@ def learn(
         )
         if output is not None:
             write_fields(output, table.toml())
-        page = partial(documents.of_learned_table, table)
         return Answer(
-            lambda: [*table.lines(), "", table.toml().rstrip()], table.document, page=page
+            lambda: [*table.lines(), "", table.toml().rstrip()], table.document, page=table.page
         )
     learned = criteria.learn(
         trace,

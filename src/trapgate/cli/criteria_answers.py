@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 
 class Reportable(Protocol):
-    """What can be told in words and in JSON."""
+    """What can be told in words, in JSON and as a page."""
 
     def lines(self) -> list[str]:
         """In words."""
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
+
+    def page(self) -> Document:
+        """For browsers and mails."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,7 @@ def defined(definition: Definition, form: Form, output: Path | None, told: Repor
             printed += ["", f"{name}:", text]
         return printed + (["", *told.lines()] if told is not definition else [])
 
-    from trapgate.criteria import Learned, Merged, documents
-
-    page: Callable[[], Document] = partial(documents.of_definition, definition)
-    if isinstance(told, Merged):
-        page = partial(documents.of_merge, told)
-    elif isinstance(told, Learned):
-        page = partial(documents.of_learned, told)
-    return Answer(lines, told.document, page=page)
+    return Answer(lines, told.document, page=told.page)
 
 
 def write_fields(output: Path, text: str) -> None:

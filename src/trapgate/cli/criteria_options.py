@@ -29,8 +29,8 @@ SchemeOption = Annotated[
     str,
     typer.Option(
         help="vt-x, figure-3, exchanged, no-bit, match-exits, figure-4, figure-5, figure-5-no-bit, "
-        "comparison, membership, one comparison (less, ...), or auto. "
-        "With [[wishes]]: vt-x, auto or table."
+        "comparison, membership, one of the comparisons (less, ...), or auto; "
+        "for [[wishes]]: vt-x, auto or table."
     ),
 ]
 FieldsOption = Annotated[
@@ -39,8 +39,8 @@ FieldsOption = Annotated[
 OperatorOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="With auto: only this operator (repeatable): match, any-bit, invert, member, equal, "
-        "not-equal, less, less-or-equal, greater, greater-or-equal. With [[wishes]], of clauses: "
+        help="With auto: allow this operator only (repeatable): match, any-bit, invert, member, "
+        "equal, not-equal, less, less-or-equal, greater, greater-or-equal. In a criteria table: "
         "equal, below, below-or-equal, in-range, any-bit, all-bits, in-bitmap."
     ),
 ]

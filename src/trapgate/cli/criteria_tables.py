@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ def merged(
 ) -> tuple[str, AnswerParts]:
     """The merge of parties with tables: a VMCS file, and the answer."""
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     found = criteria.merge_tables(
         parties,
@@ -46,13 +44,12 @@ def merged(
     def lines() -> list[str]:
         return [*found.lines(), "", found.toml().rstrip()]
 
-    return found.toml(), (lines, found.document, 0, partial(documents.of_merged_tables, found))
+    return found.toml(), (lines, found.document, 0, found.page)
 
 
 def checked(parties: Sequence[Party], vmcs02: Vmcs, timeout: float) -> AnswerParts:
     """Whether a VMCS makes exit what any of the parties wants, with examples."""
     from trapgate import criteria
-    from trapgate.criteria import documents
 
     found = criteria.compare_exits([party.vmcs for party in parties], vmcs02, timeout=timeout)
     losses = {
@@ -73,7 +70,7 @@ def checked(parties: Sequence[Party], vmcs02: Vmcs, timeout: float) -> AnswerPar
         }
 
     status = 0 if found.sound else 1
-    return lines, document, status, partial(documents.of_difference, found)
+    return lines, document, status, found.page
 
 
 def warnings_of(vmcs: Vmcs) -> Iterator[str]:

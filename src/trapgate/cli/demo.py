@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from trapgate.cli.notes import PORTABLE_FILTERS
-from trapgate.cli.running import memory_size
+from trapgate.cli.run_options import memory_size
 from trapgate.cli.summary import summary_json
 from trapgate.cli.terminal import (
     EngineKind,
@@ -55,7 +55,7 @@ Examples:
 
 
 class VmmKind(StrEnum):
-    """Who the guest's VMM is."""
+    """Which VMM the guest has."""
 
     python = "python"
     x86 = "x86"
@@ -65,25 +65,25 @@ def demo(
     workload: Annotated[
         list[str] | None, typer.Option(help="A workload to run (repeatable); default: all.")
     ] = None,
-    scale: Annotated[int, typer.Option(min=1, max=10_000, help="Multiply the work by this.")] = 1,
+    scale: Annotated[int, typer.Option(min=1, max=10_000, help="Multiply the work by N.")] = 1,
     paging: Annotated[
         Paging,
         typer.Option(
-            help="direct: the VMM guards the guest's page tables, and fault filters spare it "
-            "exits; own: the guest has its memory, and its faults, for itself."
+            help="direct: the VMM guards the guest's page tables, and fault filters save exits; "
+            "own: the guest's page tables are not guarded."
         ),
     ] = Paging.direct,
     engine: EngineOption = EngineKind.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a page about the first run, and the other filters (--paging own)."
-        ),
+        typer.Option(help="With --paging own: also write an HTML page about the runs."),
     ] = None,
     vmm: Annotated[
         VmmKind,
-        typer.Option(help="x86: also under the bundled hypervisor, x86 code that uses VMX."),
+        typer.Option(
+            help="x86: run the guest also under the bundled hypervisor, which is x86 code."
+        ),
     ] = VmmKind.python,
     guest: Annotated[
         list[Path] | None,
@@ -104,7 +104,9 @@ def demo(
     ] = "",
     until: Annotated[
         str | None,
-        typer.Option(help="End each run of --guest when this regular expression appears."),
+        typer.Option(
+            help="End each run of --guest when the output matches this regular expression."
+        ),
     ] = None,
     timeout: Annotated[
         float | None,
@@ -113,12 +115,13 @@ def demo(
 ) -> None:
     """Run the bundled guest under several page-fault filters, and show what each costs.
 
-    With --guest or --disk any other guest, under a frame map.
+    With --guest or --disk: run any other guest, under a frame map.
     """
     if guest or disk:
         if workload or report is not None or vmm is VmmKind.x86 or paging is Paging.own:
             raise fail(
-                "--guest: --workload, --report, --paging own and --vmm x86 are for the bundled one"
+                "--guest: --workload, --report, --paging own and --vmm x86 are for the bundled "
+                "guest; leave them out"
             )
         with one_line_errors(), prepared():
             from trapgate.cli.demo_guest import demo_guest
@@ -137,13 +140,13 @@ def demo(
             )
             raise typer.Exit(0 if alike else 1)
     if initrd is not None or append or text or until is not None or timeout is not None:
-        raise fail("--initrd, --append, --input, --until, --timeout: go with --guest or --disk")
+        raise fail("--initrd, --append, --input, --until, --timeout: need --guest or --disk")
     if vmm is VmmKind.x86:
         if report is not None:
-            raise fail("--report: is about the VMM in Python; leave out --vmm x86")
+            raise fail("--report: cannot be combined with --vmm x86; leave out one of them")
         _demo_x86(workload or (), scale, engine.value, as_json)
     if report is not None and paging is Paging.direct:
-        raise fail("--report: shows guests that own their page tables; add --paging own")
+        raise fail("--report: needs --paging own; add it")
     with one_line_errors(), prepared():
         try:
             if paging is Paging.direct:
@@ -190,7 +193,7 @@ class Costs:
 
     @classmethod
     def of(cls, result: Result) -> Costs:
-        """Of one run."""
+        """The costs of one run."""
         from trapgate.decision.decide import Disposition
 
         summary = result.summary
@@ -206,7 +209,7 @@ class Costs:
 
     @classmethod
     def sum(cls, some: list[Costs]) -> Costs:
-        """Of all workloads, under one filter."""
+        """The costs of all workloads under one filter."""
         return cls(
             "all",
             some[0].filter,

@@ -32,6 +32,6 @@ _LINES: Final = {
 
 
 def examples(command: str) -> str:
-    """What stands below a command's options. Typer makes a paragraph of each line."""
+    """What is below a command's options. Typer makes a paragraph of each line."""
     lines = (f"  trapgate {command} {line}" for line in _LINES[command])
     return "\n\n".join(("\nExamples:", *lines))

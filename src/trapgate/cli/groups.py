@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+import typer
 from typer.core import TyperGroup
 
 _VALUES: Final = {
@@ -36,3 +37,16 @@ class CommandGroup(TyperGroup):
                     for name, command in self.commands.items()
                 ]
             )
+
+
+def command_group(about: str, epilog: str = "") -> typer.Typer:
+    """A group of commands; `about` is its help."""
+    return typer.Typer(
+        cls=CommandGroup,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        help=about,
+        epilog=epilog,
+    )

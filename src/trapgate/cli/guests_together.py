@@ -13,16 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from trapgate.cli.notes import notes_about
-from trapgate.cli.running import (
-    Options,
-    Start,
-    memory_size,
-    refuse_contradictions,
-    settings_of,
-    start_of,
-    trace_of,
-    type_into,
-)
+from trapgate.cli.run_options import Options, memory_size, refuse_contradictions
+from trapgate.cli.running import settings_of, trace_of, type_into
+from trapgate.cli.start import Start, start_of
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, terminal
 
@@ -92,7 +85,7 @@ class Labelled:
         return len(data)
 
     def flush(self) -> None:
-        """Let the stream have what it has been given."""
+        """Pass on to the stream what was written."""
         self._stream.flush()
 
     def end(self) -> None:
@@ -157,7 +150,7 @@ def perform_together(given: Options, beside: Sequence[str]) -> int:
 def _refuse_what_is_for_one(given: Options) -> None:
     if given.paging is not Paging.direct or given.protect is Protect.entries:
         raise fail(
-            "--with-guest: guests share a memory under direct paging by a frame map; give --paging "
+            "--with-guest: only guests under a frame map can share a memory; give --paging "
             "direct, and no --protect entries"
         )
     if given.engine is EngineKind.portable:

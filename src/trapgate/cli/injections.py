@@ -24,7 +24,7 @@ class Injections:
         self._waiting = [(text, _injection(text, find)) for text in texts]
 
     def plan(self, vm: VirtualMachine) -> None:
-        """Let `vm` deliver each when its moment has come."""
+        """Plan that `vm` delivers each at its moment."""
         for one in self._waiting:
             vm.at(one[1].when, partial(self._deliver, one))
 

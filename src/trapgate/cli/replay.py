@@ -105,7 +105,7 @@ def replay(
         chosen = selection(level, vm, vcpu, time, rip)
     if controls:
         if policy or sweep is not None or cluster is not None or bursts or lost:
-            raise fail("--controls asks for every exit, not for a policy: give it without one")
+            raise fail("--controls lists all exits, whatever the policy; leave out --policy")
         _controls(trace, chosen, as_json=as_json, markdown=markdown, html=html)
         return
     if not policy and sweep is None and not sweep_when:
@@ -277,7 +277,7 @@ def _show_bursts(intervals: dict[str, tuple[float, float] | None], unit: str) ->
 
 
 def _show_reasons(outcome: Outcome) -> None:
-    """What a policy does to exits that are no exceptions."""
+    """What a policy does to exits that are not exceptions."""
     from rich.table import Table
 
     from trapgate.replay.result import REASON_HEADS, reason_notes, reason_row

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from trapgate.cli.names import BitmapOption
-from trapgate.cli.running import DEFAULT_MEMORY, Options, perform
+from trapgate.cli.run_options import DEFAULT_MEMORY, Options
+from trapgate.cli.running import perform
 from trapgate.cli.screen import DisplayOption, ScreenshotOption, UntilScreenOption
 from trapgate.cli.terminal import (
     EngineKind,
@@ -32,8 +33,7 @@ Examples:
 
   trapgate run vmlinuz --initrd initrd.cpio --paging direct --protect frames
 
-  trapgate run vmlinuz --initrd initrd.cpio --append "console=ttyS0" --paging direct
-      --with-guest "--disk xv6.img --disk fs.img --memory 512M"
+  trapgate run vmlinuz --initrd initrd.cpio --paging direct --with-guest "--disk xv6.img"
 
   trapgate run kernel.elf --report why.html
 
@@ -101,14 +101,6 @@ def run(
     vmcs: Annotated[
         Path | None, typer.Option(help="TOML file of VMCS fields and controls to set.")
     ] = None,
-    protect: Annotated[
-        Protect | None,
-        typer.Option(
-            help="With direct paging. frames: the processor stops writes to frames that are page "
-            "tables, for any guest; entries: for guests that map their tables read-only. Default: "
-            "frames, unless a VMCS file sets PTBASE or the engine is portable."
-        ),
-    ] = None,
     paging: Annotated[
         Paging,
         typer.Option(
@@ -116,11 +108,20 @@ def run(
             "fault filters complete harmless writes to them."
         ),
     ] = Paging.own,
+    protect: Annotated[
+        Protect | None,
+        typer.Option(
+            help="With direct paging, what stops writes to page tables. frames: a frame map, for "
+            "any guest; entries: R/W = 0 in the guest's own entries, for 32-bit Linux, multiboot "
+            "and ELF kernels. Default: frames, unless a VMCS file sets PTBASE or the engine is "
+            "portable."
+        ),
+    ] = None,
     text: Annotated[
         str, typer.Option("--input", help=r"Text to type at the serial port; \n is Enter.")
     ] = "",
     until: Annotated[
-        str | None, typer.Option(help="Stop when this regular expression appears.")
+        str | None, typer.Option(help="Stop when the output matches this regular expression.")
     ] = None,
     testdev: Annotated[
         bool,
@@ -189,7 +190,7 @@ def run(
     gdb: Annotated[
         str | None,
         typer.Option(
-            help="Serve gdb at [HOST:]PORT (default host: loopback): target remote :PORT."
+            help="Serve gdb at [HOST:]PORT (default host: loopback); in gdb: target remote :PORT."
         ),
     ] = None,
     wait: Annotated[
@@ -197,12 +198,12 @@ def run(
     ] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="If the guest dies, write the explanation to this HTML file."),
+        typer.Option(help="If the guest dies, write a post-mortem to this HTML file."),
     ] = None,
     symbols: Annotated[
         Path | None,
         typer.Option(
-            help="System.map or ELF with the names of the guest's functions, also for conditions; "
+            help="System.map or ELF file that names the guest's functions, also in conditions; "
             "not needed for an ELF guest with symbols."
         ),
     ] = None,

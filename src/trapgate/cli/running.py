@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from trapgate.cli.injections import Injections, finder
 from trapgate.cli.names import names_for
 from trapgate.cli.notes import notes_about
-from trapgate.cli.saved import Saving, open_saved, plugged_in
+from trapgate.cli.run_options import Options, memory_size, refuse_contradictions
+from trapgate.cli.saved import Saving
 from trapgate.cli.screen import screen_lines, shown, take_picture
+from trapgate.cli.start import Start, start_of
 from trapgate.cli.summary import show_summary, summary_json
 from trapgate.cli.terminal import EngineKind, Paging, Protect, fail, name_portable_engine, terminal
 
@@ -26,75 +27,12 @@ if TYPE_CHECKING:
     from trapgate.trace import TraceWriter
     from trapgate.vmcs.file import Settings
     from trapgate.vmm.actions import Stop
-    from trapgate.vmm.devices.board import Board
-    from trapgate.vmm.loaders.image import GuestImage
     from trapgate.vmm.machine import VirtualMachine
-    from trapgate.vmm.snapshot_file import SavedMachine
     from trapgate.vmm.ui.console import Console
 
-_SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_LIMITS = 1 << 20, 3 << 30
-DEFAULT_MEMORY = "128M"
 _MOST_EXPLANATIONS = 1000
 _SHORT_RUN = 5.0
 """Seconds up to which a run that failed is executed again, to find its last branches."""
-
-
-def memory_size(text: str | None) -> int:
-    """Bytes of a size like 128M, 1G or 65536K; a bare number counts MiB."""
-    text = DEFAULT_MEMORY if text is None else text
-    match = re.fullmatch(r"(\d{1,9})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise fail(f"--memory: {text!r} is not a size; write it as 128M or 1G")
-    size = int(match[1]) * _SUFFIXES[match[2].upper()] & ~0xFFF
-    low, high = _LIMITS
-    if not low <= size <= high:
-        raise fail(f"--memory: {text} is out of range; choose from 1M to 3G")
-    return size
-
-
-class Options(NamedTuple):
-    """The options of `trapgate run`, as `run.run` has and explains them."""
-
-    guest: Path | None
-    disk: list[str] | None
-    cdrom: list[str] | None
-    floppy: list[str] | None
-    bios: Path | None
-    keys: str
-    memory: str | None
-    cpus: int
-    turn: int
-    append: str
-    initrd: Path | None
-    module: list[str] | None
-    vmcs: Path | None
-    protect: Protect | None
-    paging: Paging
-    text: str
-    until: str | None
-    testdev: bool
-    no_reboot: bool
-    reset_on_triple_fault: bool
-    trace: Path | None
-    seed: int
-    max_instructions: int | None
-    timeout: float | None
-    engine: EngineKind
-    explain: bool
-    inject: list[str] | None
-    save: str | None
-    load: Path | None
-    gdb: str | None
-    wait: bool
-    report: Path | None
-    symbols: Path | None
-    screenshot: Path | None
-    until_screen: str | None
-    display: str | None
-    bitmap: list[str] | None
-    with_guest: list[str] | None
-    as_json: bool
 
 
 def _keyboard() -> int | None:
@@ -126,7 +64,7 @@ class Explanations:
             sys.stderr.flush()
 
     def as_json(self) -> list[dict[str, Any]]:
-        """What failed, and how often, as JSON has it."""
+        """What failed, and how often, as JSON values."""
         return [{"explanation": words, "count": count} for words, count in self.counts.items()]
 
 
@@ -196,99 +134,11 @@ def _can_be_repeated(vm: VirtualMachine, given: Options, console: Console) -> bo
     return not files and not by_hand and vm.summary().seconds < _SHORT_RUN
 
 
-def refuse_contradictions(given: Options) -> None:
-    """Fail with one line about options that cannot go together."""
-    drives = given.disk or given.cdrom or given.floppy
-    if given.guest is not None and given.bios is not None:
-        raise fail("--bios: firmware starts instead of a guest; leave one of the two out")
-    if given.guest is None and not (given.bios or drives or given.load):
-        raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
-    if given.bitmap and given.vmcs is None and given.gdb is None:
-        raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
-    if given.protect is not None and given.paging is not Paging.direct:
-        raise fail("--protect is about direct paging; give --paging direct too")
-
-
 def _names(given: Options) -> Names | None:
     """What conditions may name; None where there are no conditions."""
     if given.vmcs is None and given.gdb is None:
         return None
     return names_for(given.symbols, given.bitmap, given.guest)
-
-
-class Start(NamedTuple):
-    """Where a run begins: a saved machine, a guest in `image`, or what the built-in BIOS boots.
-
-    `file` is what the user gave, `board` what is plugged in.
-    """
-
-    file: Path
-    board: Board
-    image: GuestImage | None = None
-    saved: SavedMachine | None = None
-
-    def put_into(self, vm: VirtualMachine) -> tuple[str, int]:
-        """Load the guest, if the machine has none yet: what it is, and how wide its code is."""
-        if self.saved is not None:
-            return f"{self.file}, saved at {self.saved.time:,} instructions", code_bits(vm)
-        image = self.image
-        if image is None:
-            image = vm.boot()
-        else:
-            vm.load(image)
-        return image.description, image.bits
-
-
-def start_of(given: Options) -> Start:
-    """Read what the options name: guest, drives, firmware."""
-    from trapgate.cli.board import board
-    from trapgate.vmm.loaders import load_guest
-    from trapgate.vmm.loaders.bios import load_bios
-
-    drives = given.disk or [], given.cdrom or [], given.floppy or []
-    memory, guest = memory_size(given.memory), given.guest
-    if given.load is not None:
-        saved = open_saved(given.load, given.engine.value, _beside_a_saved_machine(given))
-        return Start(given.load, plugged_in(saved, *drives), saved=saved)
-    plugged = board(
-        *drives,
-        given.bios,
-        memory,
-        processors=given.cpus,
-        kernel=guest is not None,
-        testdev=given.testdev,
-    )
-    if guest is not None:
-        image = load_guest(
-            guest,
-            memory=memory,
-            append=given.append,
-            initrd=given.initrd,
-            modules=given.module or [],
-            processors=given.cpus,
-        )
-        return Start(guest, plugged, image)
-    if given.bios is not None:
-        return Start(given.bios, plugged, load_bios(given.bios))
-    disks, cds, floppies = drives
-    return Start(Path((floppies + disks + cds)[0].partition(",")[0]), plugged)
-
-
-def _beside_a_saved_machine(given: Options) -> dict[str, bool]:
-    """Options that a saved machine has its own answers to: whether they were given."""
-    return {
-        "GUEST": given.guest is not None,
-        "--bios": given.bios is not None,
-        "--memory": given.memory is not None,
-        "--append": bool(given.append),
-        "--initrd": given.initrd is not None,
-        "--module": bool(given.module),
-        "--vmcs": given.vmcs is not None,
-        "--paging": given.paging is not Paging.own or given.protect is not None,
-        "--cpus": given.cpus != 1,
-        "--testdev": given.testdev,
-        "--seed": given.seed != 0,
-    }
 
 
 @contextmanager
@@ -347,7 +197,7 @@ def _machine(
 
 
 def type_into(vm: VirtualMachine, given: Options) -> None:
-    """Let what the options say come in at the serial port and the keyboard."""
+    """Type what the options say at the serial port and the keyboard."""
     from trapgate.vmm.ui.console import input_bytes
 
     if given.text:
@@ -404,11 +254,6 @@ def _print_result(
         out.print(f"{failures:,} VMX instructions or VM entries failed; --explain says why")
 
 
-def code_bits(vm: VirtualMachine) -> int:
-    """How wide the code is that a guest has come to: 64 in IA-32e mode, else 32."""
-    return 64 if vm.vmcs["GUEST_IA32_EFER"] >> 10 & 1 else 32
-
-
 @contextmanager
 def _debugger(
     vm: VirtualMachine,
@@ -450,7 +295,7 @@ def _post_mortem(
     vm: VirtualMachine, given: Options, file: Path, again: Callable[[], VirtualMachine] | None
 ) -> PostMortem | None:
     """Why the guest died, if it did; in a page, too, if one is wanted."""
-    if vm.stopped is None or vm.stopped.is_peaceful:
+    if vm.stopped is None or vm.stopped.is_normal:
         return None
     from trapgate.debug.postmortem import explain_end
     from trapgate.debug.postmortem.names import namer

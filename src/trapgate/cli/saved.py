@@ -1,4 +1,4 @@
-"""The options --save and --load: machines that go on in another process."""
+"""The options --save and --load: machines that continue in another process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trapgate.vmm.devices.board import Board
     from trapgate.vmm.machine import VirtualMachine
     from trapgate.vmm.moments import Moment
-    from trapgate.vmm.snapshot_file import SavedMachine
+    from trapgate.vmm.saved_machine import SavedMachine
 
 _LATER = 1_000
 """Instructions until the next attempt, where a machine cannot be saved just now."""
@@ -43,10 +43,10 @@ class Saving:
         self._done = False
 
     def plan(self, vm: VirtualMachine) -> None:
-        """Have a machine save itself at the moment, if one was given."""
+        """Plan the saving of a machine at the moment, if one was given."""
         if not vm.can_be_restored or len(vm.cpus) > 1:
             what = "several processors" if len(vm.cpus) > 1 else "direct paging"
-            raise fail(f"--save: a machine with {what} cannot be saved; leave one of the two out")
+            raise fail(f"--save: a machine with {what} cannot be saved; leave out one of the two")
         if self._when is not None:
             vm.at(self._when, self._save)
 
@@ -63,7 +63,7 @@ class Saving:
 
     def end(self, vm: VirtualMachine, stop: Stop) -> bool:
         """The run has ended; whether the machine has been saved, then or before."""
-        if self._when is None and stop.can_go_on:
+        if self._when is None and stop.can_continue:
             self._save(vm)
         if not self._done:
             why = "the moment never came" if self._when is not None else stop.message
@@ -76,11 +76,13 @@ def open_saved(path: Path, engine: str, others: Mapping[str, bool]) -> SavedMach
 
     Raises SnapshotError.
     """
-    from trapgate.vmm.snapshot_file import SavedMachine
+    from trapgate.vmm.saved_machine import SavedMachine
 
     for option, given in others.items():
         if given:
-            raise fail(f"{option}: the machine has started already; leave it out with --load")
+            raise fail(
+                f"{option}: the machine that --load continues has started already; leave it out"
+            )
     saved = SavedMachine(path)
     if engine not in ("auto", saved.engine):
         raise fail(f"--engine: {path} was made on the {saved.engine} engine; leave it out")

@@ -52,7 +52,7 @@ def shown(
 ) -> Iterator[None]:
     """Around a run: stop it when `until` is on the screen, and serve the screen at `display`.
 
-    What stands in the way of the picture `screenshot` is told before the run, not after it.
+    What is in the way of the picture `screenshot` is told before the run, not after it.
     """
     if screenshot is not None:
         _demand_pictures(screenshot)
@@ -64,11 +64,14 @@ def shown(
     from trapgate.debug.gdb.server import address_of
     from trapgate.vmm.ui.display import Display
 
-    page = Display(vm, *address_of(display, "--display"))
+    memory = vm.processor.memory
+    page = Display(vm.devices, memory, *address_of(display, "--display"))
+    vm.watchers.append(page.look)
     print(f"trapgate: display: http://{page.address}/", file=sys.stderr, flush=True)
     try:
         yield
     finally:
+        vm.watchers.remove(page.look)
         page.close()
 
 

@@ -40,7 +40,7 @@ class Protect(StrEnum):
 
 
 class Paging(StrEnum):
-    """Whose the guest's page tables are."""
+    """Whether the guest's page tables are its own, or guarded by the VMM."""
 
     direct = "direct"
     own = "own"

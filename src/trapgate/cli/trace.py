@@ -15,7 +15,7 @@ import typer
 
 from trapgate.cli.documents import HtmlOption, MarkdownOption, shown
 from trapgate.cli.examples import examples
-from trapgate.cli.groups import CommandGroup
+from trapgate.cli.groups import command_group
 from trapgate.cli.selection import (
     LevelOption,
     RipOption,
@@ -29,13 +29,7 @@ from trapgate.cli.terminal import fail, one_line_errors, plain, terminal
 if TYPE_CHECKING:
     from trapgate.trace.stat import Line, Stat
 
-app = typer.Typer(
-    cls=CommandGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Import, show and export traces.",
-)
+app = command_group("Import, show and export traces.")
 
 
 class Format(StrEnum):

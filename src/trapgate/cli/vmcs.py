@@ -14,7 +14,7 @@ import typer
 from trapgate.cli.terminal import fail, one_line_errors
 
 if TYPE_CHECKING:
-    from trapgate.debug.doctor import Patient
+    from trapgate.debug.doctor import DumpedVmcs
 
 EXAMPLES = """Examples:
 
@@ -28,7 +28,8 @@ EXAMPLES = """Examples:
 
   trapgate vmcs --new long-mode > vmcs.txt
 
-Exit status: 0 no check fails, 1 a check fails (or --diff finds one), 2 wrong usage or input.
+Exit status: 0 no check fails, 1 a check fails or --diff finds a difference, 2 wrong usage or
+input.
 """
 
 
@@ -52,7 +53,7 @@ def vmcs(
     ] = None,
     capabilities: Annotated[
         Path | None,
-        typer.Option(help="Text with the output of rdmsr for the VMX MSRs, and of cpuid."),
+        typer.Option(help="Text with the values of the capability MSRs (as rdmsr prints them)."),
     ] = None,
     maxphyaddr: Annotated[
         int | None, typer.Option(min=32, max=52, help="The processor's physical-address width.")
@@ -76,10 +77,10 @@ def vmcs(
     if not files or (diff and len(files) != 2):
         raise fail("--diff needs two files" if diff else "give a FILE with a dump, or --new MODE")
     with one_line_errors():
-        patients = [(path, patient) for path in files for patient in _patients(path)]
+        dumps = [(path, dumped) for path in files for dumped in _dumps_in(path)]
         if diff:
-            raise typer.Exit(_compare(patients[0][1], _patients(files[1])[0], as_json=as_json))
-        raise typer.Exit(_examine(patients, capabilities, maxphyaddr, fix=fix, as_json=as_json))
+            raise typer.Exit(_compare(dumps[0][1], _dumps_in(files[1])[0], as_json=as_json))
+        raise typer.Exit(_examine(dumps, capabilities, maxphyaddr, fix=fix, as_json=as_json))
 
 
 def _text(path: Path) -> str:
@@ -96,8 +97,8 @@ def _text(path: Path) -> str:
     return data.decode("utf-16" if wide else "utf-8", errors="replace")
 
 
-def _patients(path: Path) -> list[Patient]:
-    from trapgate.debug.doctor import Patient, read_dump
+def _dumps_in(path: Path) -> list[DumpedVmcs]:
+    from trapgate.debug.doctor import DumpedVmcs, read_dump
     from trapgate.debug.doctor.fields import FIELDS
 
     if path.suffix == ".toml":
@@ -105,22 +106,22 @@ def _patients(path: Path) -> list[Patient]:
 
         own = Vmcs.load(path)
         values = {field.name: own[field] for field in own if field.name in FIELDS}
-        return [Patient(values, "Trapgate's VMCS file")]
+        return [DumpedVmcs(values, "Trapgate's VMCS file")]
     text = _text(path)
     found = read_dump(text)
     if not found:
         said = re.search(r"VM(?:FAIL|ENTER FAIL): [^\n]{3,120}", text)
         if said:
-            raise fail(f"{path}: no VMCS in it, but Bochs names the check: {said[0]}")
+            raise fail(f"{path}: contains no VMCS, but Bochs names the check: {said[0]}")
         raise fail(
-            f"{path}: no VMCS in it; give what KVM's dump_vmcs or Xen prints (kvm_intel."
+            f"{path}: contains no VMCS; give what KVM's dump_vmcs or Xen prints (kvm_intel."
             "dump_invalid_vmcs=1), FIELD = value lines, or QEMU's info registers"
         )
     return found
 
 
 def _examine(
-    patients: list[tuple[Path, Patient]],
+    dumps: list[tuple[Path, DumpedVmcs]],
     capabilities: Path | None,
     maxphyaddr: int | None,
     *,
@@ -137,15 +138,15 @@ def _examine(
         cpu = read_capabilities(_text(capabilities))
         if cpu == ForeignProcessor():
             raise fail(
-                f"{capabilities}: no VMX capability MSR (480H to 492H) and no address width in it; "
+                f"{capabilities}: contains no VMX capability MSR (480H to 492H) or address width; "
                 "give lines such as 0x481: 0x7f00000016"
             )
     if maxphyaddr is not None:
         cpu = replace(cpu, physical=maxphyaddr)
     rows = []
-    for path, patient in patients:
-        diagnosis = examine(patient, cpu)
-        found = repair(patient, cpu) if fix and diagnosis.findings else None
+    for path, dumped in dumps:
+        diagnosis = examine(dumped, cpu)
+        found = repair(dumped, cpu) if fix and diagnosis.findings else None
         rows.append((path, diagnosis, found))
     if as_json:
         print(json.dumps([{"file": str(p), **as_values(d, r)} for p, d, r in rows], indent=2))
@@ -156,7 +157,7 @@ def _examine(
     return 0 if all(diagnosis.passes for _, diagnosis, _ in rows) else 1
 
 
-def _compare(one: Patient, other: Patient, *, as_json: bool) -> int:
+def _compare(one: DumpedVmcs, other: DumpedVmcs, *, as_json: bool) -> int:
     from trapgate.debug.doctor.text import differences
 
     rows = list(one.differing(other))

@@ -1,10 +1,11 @@
 """The criteria compiler: from wishes to VMCS fields, with a proof (figure 9, ¶86-87).
 
-`define` compiles wishes, `merge` several filters into one, `learn` a trace; `explain` says
-in words what fields do, `check` whether they do what is wished. What these functions say
-is verified on the rules that the processor runs (`trapgate.decision.rules`). Each verb is a
-module here; what they share is in rooms: `wishes` reads, `terms` speaks z3, `covers` and
-`rule_tables` search, `proofs` proves, `problems` is what is asked. Begin with `define`.
+Each command is a module: `define` compiles wishes, `merge` combines several filters, `learn` works
+from a trace, `explain` describes fields in words, and `check` proves that they do what was wished.
+Subpackages hold what the commands share: `wishes` reads files, `terms` states faults for z3,
+`covers` and `rule_tables` search, `proofs` verifies on the rules that the processor runs
+(`trapgate.decision.rules`), `problems` defines the questions. It may import `vmcs`, `trace` and
+below, and never reaches the engine. Begin with `define`.
 """
 
 from trapgate.criteria.answer import Definition, VectorAnswer
@@ -12,6 +13,7 @@ from trapgate.criteria.check import Verdict, check
 from trapgate.criteria.covers.schemes import FILTER_SCHEMES, OPERATORS, scheme_names
 from trapgate.criteria.define import define
 from trapgate.criteria.define_table import FoundCriteria, check_wishes, define_criteria
+from trapgate.criteria.difference import Difference, compare_exits
 from trapgate.criteria.errors import (
     ContradictionError,
     CriteriaError,
@@ -23,7 +25,7 @@ from trapgate.criteria.errors import (
     UnknownSchemeError,
 )
 from trapgate.criteria.explain import Explanation, Warn, compare, explain
-from trapgate.criteria.explain_table import Difference, TableReading, compare_exits, read_table
+from trapgate.criteria.explain_table import TableReading, read_table
 from trapgate.criteria.learn import Learned, learn
 from trapgate.criteria.learn_table import LearnedTable, learn_table
 from trapgate.criteria.merge import Merged, Party, Share, merge

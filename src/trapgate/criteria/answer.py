@@ -4,12 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trapgate.criteria import pages
 from trapgate.criteria.covers.cover import Remedy
 from trapgate.criteria.errors import listed
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import Layout, vector_label
 from trapgate.criteria.problems.filters import Filter
 from trapgate.criteria.proofs.proof import Proof
 from trapgate.sdm.fields import Field
+from trapgate.sdm.vectors import PF
+from trapgate.trace.code_words import cube_words, cubes_of, pattern
+from trapgate.trace.document import Document, Heading, Paragraph, Part, Table
 from trapgate.vmcs.file import write_settings
 
 _MANY = 1024
@@ -117,7 +122,7 @@ class VectorAnswer:
 
 
 @dataclass(frozen=True)
-class Definition:
+class Definition(Paged):
     """Field values for all vectors, ready for a VMCS, and what they promise.
 
     `profile` is the least that a processor must have: "vt-x" or "extended".
@@ -149,11 +154,26 @@ class Definition:
             told.append(f"{names}: exact, by the exception bitmap alone")
         return told + list(self.notes)
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_definition
-
-        return of_definition(self).notebook()
+    def page(self, title: str = "Fields for wishes about faults") -> Document:
+        """Fields, what they promise for each vector, and the truth table of page faults."""
+        parts: list[Part] = [Paragraph(line) for line in self.lines() if not line.startswith(" ")]
+        fields = tuple(
+            (field.name, f"{int(field):04X}H", f"{value:08X}H")
+            for field, value in self.fields.items()
+        )
+        heads = ("field", "encoding", "value")
+        parts += [Heading("Fields"), Table(heads, fields, f"profile {self.profile}")]
+        parts += [part for one in self.answers if one.vector == PF for part in _truth(one.filter)]
+        needless = [
+            (one.name, f"{code:#x}", "" if one.layout is None else one.layout.describe(code))
+            for one in self.answers
+            for code in one.needless[:24]
+        ]
+        if needless:
+            heads = ("vector", "code", "meaning")
+            table = Table(heads, tuple(needless), "codes that exit for nothing")
+            parts += [Heading("Needless exits"), table]
+        return Document(title, (*parts, *pages.file(self.toml())))
 
     def toml(self) -> str:
         """A VMCS file, for `trapgate run --vmcs`."""
@@ -194,3 +214,17 @@ class Definition:
             "c": self.c(),
             "vmwrite": self.vmwrites(),
         }
+
+
+def _truth(only: Filter) -> list[Part]:
+    """The truth table of page faults: few rows with bits that do not matter, and a grid."""
+    bits = pages.grid_bits(only)
+    exits = {code: only.exits_one(code) for code in range(1 << bits)}
+    rows = tuple(
+        (pattern(cube, bits), cube_words(cube), pages.goes(exits=side))
+        for side in (True, False)
+        for cube in cubes_of((code for code, one in exits.items() if one is side), bits)
+    )
+    heads = (" ".join(("P", "W", "U", "RSVD", "ID", "PK")[:bits][::-1]), "error code", "goes to")
+    table = Table(heads, rows, "a dash does not matter")
+    return [Heading("Page faults"), table, pages.grid(only)]

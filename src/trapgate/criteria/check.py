@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from trapgate.criteria.difference import Compared, wishes_broken
 from trapgate.criteria.errors import ProofError
-from trapgate.criteria.explain_table import wishes_broken
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import Layout, vector_label
 from trapgate.criteria.problems.filters import filter_in
 from trapgate.criteria.problems.problem import Deadline
@@ -15,11 +16,12 @@ from trapgate.criteria.proofs.proof import counterexample
 from trapgate.criteria.proofs.tasks import Task, tasks_of
 from trapgate.criteria.terms.fault_terms import in_words
 from trapgate.criteria.wishes.spec import DELIVER, EXIT, Spec
+from trapgate.trace.document import Document, Paragraph, Table
 from trapgate.vmcs.vmcs import Vmcs
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Compared):
     """What is true of one vector.
 
     `missed` is a code that must exit and does not, `needless` one that exits and should
@@ -38,19 +40,15 @@ class Verdict:
     faults: tuple[str, ...] = ()
 
     @property
-    def sound(self) -> bool:
-        """Whether all exits that must."""
-        return self.missed is None
-
-    @property
-    def exact(self) -> bool:
-        """Whether nothing else exits either."""
-        return self.sound and self.needless is None
-
-    @property
     def name(self) -> str:
         """#PF for 14, and so on."""
         return vector_label(self.vector)
+
+    def named(self, code: int | None) -> str:
+        """A code for a table; empty for None."""
+        if code is None:
+            return ""
+        return "always" if self.layout is None else f"{code:#x} ({self.layout.describe(code)})"
 
     def line(self) -> str:
         """In words."""
@@ -89,14 +87,31 @@ class Verdict:
         }
 
 
-class Verdicts(list[Verdict]):
+class Verdicts(list[Verdict], Paged):
     """The verdicts on several vectors; a notebook shows them as one table."""
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_verdicts
-
-        return of_verdicts(self).notebook()
+    def page(self) -> Document:
+        """Whether fields do what is wished, a counterexample each if not."""
+        rows = tuple(
+            (
+                one.name,
+                "holds" if one.exact else "sound, not exact" if one.sound else "does not hold",
+                *(one.named(one.missed), one.missed_count),
+                *(one.named(one.needless), one.needless_count),
+                ", ".join(map(str, one.wishes)),
+                "; ".join(one.faults),
+            )
+            for one in self
+        )
+        heads = (
+            *("vector", "verdict", "must exit and does not", "codes"),
+            *("should not exit and does", "codes", "lines of wishes", "a fault"),
+        )
+        does = "what is wished" if all(one.exact for one in self) else "something else"
+        table = Table(heads, rows, "proved by z3 and by trying all codes")
+        return Document(
+            "Fields checked against wishes", (Paragraph(f"The fields do {does}."), table)
+        )
 
 
 def check(spec: Spec, vmcs: Vmcs, *, timeout: float | None = None) -> Verdicts:

@@ -13,15 +13,17 @@ from typing import Any, Final
 
 import numpy as np
 
+from trapgate.criteria import pages
 from trapgate.criteria.answer import Definition
 from trapgate.criteria.define import compiled
+from trapgate.criteria.difference import Difference
 from trapgate.criteria.errors import (
     InexpressibleError,
     ProofError,
     UndecidedError,
     UnknownSchemeError,
 )
-from trapgate.criteria.explain_table import Difference
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.problem import Deadline
 from trapgate.criteria.proofs.tasks import Weights
 from trapgate.criteria.proofs.wish_tasks import EXCEPTIONS, tasks_of
@@ -35,12 +37,13 @@ from trapgate.criteria.rule_tables.table_search import (
     with_table,
 )
 from trapgate.criteria.terms.fault_terms import fault_terms, in_words
-from trapgate.criteria.terms.table_worlds import arrays, clause_in, table_in, terms
+from trapgate.criteria.terms.table_backends import arrays, clause_in, table_in, terms
 from trapgate.criteria.wishes.fault_rows import IN_TRACES, FaultRows
 from trapgate.criteria.wishes.fault_wishes import FaultWishes
 from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Operator, Rule
 from trapgate.errors import suggestion
+from trapgate.trace.document import Document
 from trapgate.vmcs.vmcs import Vmcs
 
 SCHEMES_OF_WISHES: Final = ("", "vt-x", "auto", "table")
@@ -49,7 +52,7 @@ NOT_PROVED: Final = "no rule and no clause can be left out; that none smaller ex
 
 
 @dataclass(frozen=True)
-class FoundCriteria:
+class FoundCriteria(Paged):
     """The criteria found: a VMCS, and how it grants the wishes.
 
     `means` is "vt-x", "extended" or "table". `exact` says that nothing else exits; if not,
@@ -93,11 +96,10 @@ class FoundCriteria:
         weight = "" if self.weight is None else f", weight {self.weight}"
         return [f"sound, not exact, by {how}; exits needlessly{weight}: {self.needless}"]
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_found_criteria
-
-        return of_found_criteria(self).notebook()
+    def page(self) -> Document:
+        """Criteria for wishes about whole faults."""
+        parts = (*pages.paragraphs(self.lines()), *pages.file(self.toml()))
+        return Document("Criteria for wishes about faults", parts)
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

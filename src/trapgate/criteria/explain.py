@@ -1,12 +1,14 @@
 """What the fields of a VMCS do: a truth table over the error code, in words, with warnings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from trapgate.criteria import pages
 from trapgate.criteria.covers.words import covering, in_words, ranges
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import (
     Codes,
     Layout,
@@ -17,6 +19,7 @@ from trapgate.criteria.problems.codes import (
 )
 from trapgate.criteria.problems.filters import Filter, filter_in, mask_bits, without_bit
 from trapgate.sdm.vectors import PF, TABLE, Vector
+from trapgate.trace.document import Document, Heading, Paragraph, Part, Table
 from trapgate.vmcs.vmcs import Vmcs
 
 _MOST_ROWS = 512
@@ -163,14 +166,52 @@ class Explanation:
         }
 
 
-class Explanations(list[Explanation]):
+class Explanations(list[Explanation], Paged):
     """What fields do for several vectors; a notebook shows them as one table."""
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_explanations
+    def page(self) -> Document:
+        """What the fields do, as tables and grids."""
+        return page_of_files([("fields", self)])
 
-        return of_explanations([("fields", self)]).notebook()
+
+def page_of_files(
+    told: Sequence[tuple[str, Sequence[Explanation]]],
+    same: Sequence[Warn] = (),
+    tables: Mapping[str, list[str]] | None = None,
+) -> Document:
+    """What the fields of files do: in words, with warnings, as tables and grids.
+
+    `same` are warnings about the files together, `tables` their criteria tables in words.
+    """
+    parts: list[Part] = []
+    for name, explanations in told:
+        parts += [Heading(name)]
+        if tables and name in tables:
+            parts += [*pages.paragraphs(tables[name]), Paragraph("where no rule decides:")]
+        for one in explanations:
+            parts.append(Paragraph(one.summary))
+            parts += [Paragraph(f"warning: {warning.text}") for warning in one.warnings]
+            parts += _truth(one)
+    parts += [Paragraph(f"warning: {warning.text}") for warning in same]
+    return Document("What fields do", tuple(parts))
+
+
+def _truth(one: Explanation) -> list[Part]:
+    """The truth table of a filter, and a grid of page faults."""
+    groups = one.groups()
+    if not groups or one.layout is None:
+        return []
+    bits = " ".join(bit.name for bit in reversed(one.layout.bits))
+    rows = tuple(
+        (
+            *(group.pattern, group.words, group.count, f"{group.example:#x}"),
+            pages.goes(exits=group.exits),
+        )
+        for group in groups
+    )
+    heads = (bits, "error code", "codes", "one of them", "goes to")
+    table = Table(heads, rows, f"{vector_label(one.vector)}: a dash does not matter")
+    return [table, *([pages.grid(one.filter)] if one.vector == PF else [])]
 
 
 def explain(vmcs: Vmcs, vectors: Iterable[int] | None = None) -> Explanations:
@@ -232,7 +273,7 @@ def _warnings(
             yield Warn(
                 "impossible-match",
                 f"{name} {match:#x} under MASK {mask:#x} "
-                f"({layout.words(mask, match)}) is no code that the processor raises",
+                f"({layout.words(mask, match)}) is not a code that the processor can raise",
             )
     yield from _impossible_values(vector, filter_, layout, raised)
     if filter_.scheme == "figure-3" and not filter_.control and any(filter_.values):
@@ -269,7 +310,8 @@ def _impossible_values(
         used = name.startswith("MEMBER_") and held["MEMBERS_USED"] >> int(name[-1]) & 1
         if used and held[name] not in raised:
             yield Warn(
-                "impossible-member", f"{field} {held[name]:#x} is no code that the processor raises"
+                "impossible-member",
+                f"{field} {held[name]:#x} is not a code that the processor can raise",
             )
 
 

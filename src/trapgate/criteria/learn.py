@@ -17,7 +17,9 @@ from trapgate.criteria.answer import Definition
 from trapgate.criteria.covers.schemes import limits_of
 from trapgate.criteria.define import compiled
 from trapgate.criteria.errors import CriteriaError
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import (
+    Truths,
     demand_within,
     has_error_code,
     layout_of,
@@ -31,6 +33,7 @@ from trapgate.criteria.wishes.trace_faults import Faults, read_faults
 from trapgate.errors import suggestion
 from trapgate.sdm.vectors import TABLE
 from trapgate.trace import Trace
+from trapgate.trace.document import Document, Paragraph, Table
 from trapgate.trace.frames import lost_events
 from trapgate.trace.schema import CRITERIA
 from trapgate.vmcs.vmcs import Vmcs
@@ -55,6 +58,18 @@ class Effect:
     needed: int
     missed: int
 
+    @classmethod
+    def of(cls, faults: Faults, after: Truths) -> "Effect":
+        """The effect on `faults`, of which those in `after` would have exited."""
+        count = faults.count
+        return cls(
+            faults.total,
+            int(count[faults.exited].sum()),
+            int(count[after].sum()),
+            int(count[faults.needed].sum()),
+            int(count[faults.needed & ~after].sum()),
+        )
+
     def __add__(self, other: "Effect") -> "Effect":
         """The effect on both parts."""
         return Effect(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
@@ -78,16 +93,13 @@ class Effect:
         return {**vars(self), "saved": self.saved}
 
 
-@dataclass(frozen=True)
-class Learned:
-    """The filter that keeps what was needed, and its effect on what it was learned from
-    (`trained`), on the rest (`held_out`, None if nothing was held out), and on `whole`.
+class Tested:
+    """What was learned from a part of a trace (`trained`), and tested on the rest, `held_out`.
 
-    `mark` is the column that marked needed exits, empty if they were inferred; `unseen` is
-    what error codes do that the learned part of the trace does not show.
+    `held_out` is None if nothing was held out. `mark` is the column that marked needed exits,
+    empty if they were inferred; `unseen` is what becomes of what the learned part does not show.
     """
 
-    definition: Definition
     mark: str
     trained: Effect
     held_out: Effect | None
@@ -98,33 +110,72 @@ class Learned:
         """The effect on the whole trace."""
         return self.trained if self.held_out is None else self.trained + self.held_out
 
-    def lines(self) -> list[str]:
-        """The effect in words, the fields apart."""
-        source = f"column {self.mark}" if self.mark else "inferred from injections"
-        told = [
-            f"needed exits: {source}",
-            f"what the trace does not show: {self.unseen} (--unseen)",
-            f"learned on:  {self.trained.line()}",
-        ]
+    def effects(self) -> list[str]:
+        """The effects in words."""
+        told = [f"learned on:  {self.trained.line()}"]
         if self.held_out is not None:
             told += [f"held out:    {self.held_out.line()}", f"whole trace: {self.whole.line()}"]
         return told
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_learned
-
-        return of_learned(self).notebook()
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
+    def effects_document(self) -> dict[str, Any]:
+        """The effects for JSON, and how they were found."""
         return {
-            **self.definition.document(),
             "mark": self.mark or "inferred: reflected if the same vector is injected next",
             "unseen": self.unseen,
             "trained": self.trained.document(),
             "held_out": None if self.held_out is None else self.held_out.document(),
             "whole": self.whole.document(),
+        }
+
+
+@dataclass(frozen=True)
+class Learned(Tested, Paged):
+    """The filter that keeps what was needed, and its effect; `unseen` is about error codes."""
+
+    definition: Definition
+    mark: str
+    trained: Effect
+    held_out: Effect | None
+    unseen: Unseen
+
+    def lines(self) -> list[str]:
+        """The effect in words, the fields apart."""
+        source = f"column {self.mark}" if self.mark else "inferred from injections"
+        return [
+            f"needed exits: {source}",
+            f"what the trace does not show: {self.unseen} (--unseen)",
+            *self.effects(),
+        ]
+
+    def page(self) -> Document:
+        """The effect on the trace, and the fields."""
+        effects = [("learned on", self.trained)]
+        if self.held_out is not None:
+            effects += [("held out", self.held_out), ("whole trace", self.whole)]
+        rows = tuple(
+            (
+                *(name, one.faults, one.exits_before, one.exits_after, one.saved, one.needed),
+                one.missed,
+            )
+            for name, one in effects
+        )
+        heads = (
+            *("part", "faults", "exits before", "exits after", "saved", "needed"),
+            "needed, missed",
+        )
+        source = f"the column {self.mark}" if self.mark else "injections that follow"
+        told = (
+            f"Needed exits are known by {source}. Codes that the trace does not show: "
+            f"{self.unseen}."
+        )
+        parts = (Table(heads, rows, "effect on the trace"), Paragraph(told))
+        return Document("Fields learned from a trace", (*parts, *self.definition.page().parts))
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            **self.definition.document(),
+            **self.effects_document(),
         }
 
 
@@ -272,11 +323,4 @@ def _effect(faults: Faults, filters: Mapping[int, Filter], others: Filter) -> Ef
             after[mine] = rule.exits(faults.code[mine])
         else:
             after[mine] = rule.control
-    count = faults.count
-    return Effect(
-        faults.total,
-        int(count[faults.exited].sum()),
-        int(count[after].sum()),
-        int(count[faults.needed].sum()),
-        int(count[faults.needed & ~after].sum()),
-    )
+    return Effect.of(faults, after)

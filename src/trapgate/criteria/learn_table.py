@@ -14,20 +14,23 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trapgate.criteria import pages
 from trapgate.criteria.define_table import counted
 from trapgate.criteria.errors import CriteriaError, UndecidedError
-from trapgate.criteria.learn import UNSEEN, Effect, Unseen
+from trapgate.criteria.learn import UNSEEN, Effect, Tested, Unseen
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.problem import Deadline
 from trapgate.criteria.proofs.wish_tasks import EXCEPTIONS
 from trapgate.criteria.rule_tables.clause_candidates import candidates
 from trapgate.criteria.rule_tables.smallest_table import Sample, Sketch, TableProblem
 from trapgate.criteria.rule_tables.table_search import with_table
-from trapgate.criteria.terms.table_worlds import arrays, clause_in, table_in
+from trapgate.criteria.terms.table_backends import arrays, clause_in, table_in
 from trapgate.criteria.wishes.fault_rows import IN_TRACES, FaultRows, read_rows
 from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import FaultValue
 from trapgate.errors import suggestion
+from trapgate.trace.document import Document
 from trapgate.vmcs.vmcs import Vmcs
 
 _FEW = 5
@@ -45,7 +48,7 @@ _BITS: Final = (fv.ERROR_CODE, fv.PAGE_FAULT_CODE)
 
 
 @dataclass(frozen=True)
-class LearnedTable:
+class LearnedTable(Tested, Paged):
     """A criteria table that keeps what was needed, and its effect, as `learn.Learned` has it.
 
     `by` are the values that it may look at.
@@ -59,11 +62,6 @@ class LearnedTable:
     unseen: Unseen
     unknown: int = 0
 
-    @property
-    def whole(self) -> Effect:
-        """The effect on the whole trace."""
-        return self.trained if self.held_out is None else self.trained + self.held_out
-
     def toml(self) -> str:
         """A VMCS file."""
         return self.vmcs.to_toml()
@@ -75,25 +73,24 @@ class LearnedTable:
             f"a criteria table of {counted(len(rules), 'rule')}, by {', '.join(self.by)}",
             f"needed exits: {f'column {self.mark}' if self.mark else 'inferred from injections'}",
             f"what no rule is about: {self.unseen} (--unseen)",
-            f"learned on:  {self.trained.line()}",
+            *self.effects(),
         ]
-        if self.held_out is not None:
-            told += [f"held out:    {self.held_out.line()}", f"whole trace: {self.whole.line()}"]
         if self.unknown:
             told.append(f"{self.unknown} faults are left out: the trace lacks their error codes")
         if self.whole.exits_after > self.whole.exits_before:
             told.append("more exits than in the recorded run: keep the criteria that it had")
         return told
 
+    def page(self) -> Document:
+        """The table, and its effect."""
+        parts = (*pages.paragraphs(self.lines()), *pages.file(self.toml()))
+        return Document("A criteria table learned from a trace", parts)
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "by": list(self.by),
-            "mark": self.mark or "inferred: reflected if the same vector is injected next",
-            "unseen": self.unseen,
-            "trained": self.trained.document(),
-            "held_out": None if self.held_out is None else self.held_out.document(),
-            "whole": self.whole.document(),
+            **self.effects_document(),
             "toml": self.toml(),
         }
 
@@ -232,7 +229,7 @@ def _bounds(numbers: NDArray[np.uint64], needed: Any, count: Any) -> list[int]:
     np.add.at(spared, back[~needed], count[~needed])
     sides = wanted > 0
     changes = np.flatnonzero(sides[1:] != sides[:-1]) + 1
-    # What stands between two changes weighs as much as its faults.
+    # What is between two changes weighs as much as its faults.
     totals = np.concatenate([[0], np.cumsum(wanted + spared)])
     edges = [0, *changes.tolist(), len(unique)]
     weights = [
@@ -276,11 +273,4 @@ def _effect(rows: FaultRows, rules: Sequence[Rule], *, exits: bool) -> Effect:
     after = action == Action.EXIT.value
     if exits:
         after |= action == Action.NEXT.value
-    count = faults.count
-    return Effect(
-        faults.total,
-        int(count[faults.exited].sum()),
-        int(count[after].sum()),
-        int(count[faults.needed].sum()),
-        int(count[faults.needed & ~after].sum()),
-    )
+    return Effect.of(faults, after)

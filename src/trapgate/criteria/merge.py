@@ -15,6 +15,7 @@ from trapgate.criteria.covers.schemes import limits_of
 from trapgate.criteria.covers.words import in_words, ranges
 from trapgate.criteria.define import compiled
 from trapgate.criteria.errors import CriteriaError
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.codes import (
     SEED_BITS,
     Codes,
@@ -33,6 +34,7 @@ from trapgate.decision.rules import PAIR, SCHEMES
 from trapgate.errors import suggestion
 from trapgate.sdm.fields import Field
 from trapgate.sdm.vectors import PF, TABLE, Vector
+from trapgate.trace.document import Document, Heading, Table
 from trapgate.vmcs.vmcs import Vmcs
 
 
@@ -87,14 +89,14 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Merged:
+class Merged(Paged):
     """The merged fields, and who asked for what."""
 
     definition: Definition
     shares: tuple[Share, ...]
 
     def lines(self) -> list[str]:
-        """Who asked, in words; the fields apart."""
+        """Which files asked for an exit, in words, without the fields."""
         told = ["who asked, and what to reflect:"]
         for share in self.shares:
             asked = " and ".join(share.asked) or "nobody"
@@ -103,11 +105,16 @@ class Merged:
             )
         return told
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_merge
-
-        return of_merge(self).notebook()
+    def page(self) -> Document:
+        """The merged fields, and who asked for what."""
+        page = self.definition.page("Filters of several hypervisors, merged")
+        shares = tuple(
+            (one.name, one.words, " and ".join(one.asked) or "nobody", one.reflect)
+            for one in self.shares
+        )
+        heads = ("vector", "faults", "asked by", "what to do")
+        table = Table(heads, shares, "who asked for what")
+        return Document(page.title, (*page.parts, Heading("Who asked"), table))
 
     def definition_vmcs(self) -> Vmcs:
         """The merged fields in a VMCS."""

@@ -22,7 +22,7 @@ from trapgate.criteria.terms.instruction_terms import (
     instruction_terms,
 )
 from trapgate.criteria.terms.search import Search
-from trapgate.criteria.terms.table_worlds import rule_in, table_in, terms
+from trapgate.criteria.terms.table_backends import rule_in, table_in, terms
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.sdm import controls as ct
@@ -38,7 +38,7 @@ _PINS: Final = ct.PIN_EXTERNAL_INTERRUPT_EXITING | ct.PIN_NMI_EXITING
 
 
 def add_events(vmcs: Vmcs, several: Sequence[Vmcs], deadline: Deadline) -> None:
-    """Let the merged `vmcs` make what is no exception exit where one of `several` would.
+    """Let the merged `vmcs` make what is not an exception exit where one of `several` would.
 
     Its table gets more rules, and it gets the controls that speak of the same events: those that
     are one bit each, and bitmaps, masks and CR3-target values if all have the same. Raises

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any, Final
 
+from trapgate.criteria import pages
 from trapgate.criteria.define_table import counted
+from trapgate.criteria.difference import compare_exits
 from trapgate.criteria.errors import ProofError, UndecidedError
-from trapgate.criteria.explain_table import compare_exits
 from trapgate.criteria.merge import Party, merge
 from trapgate.criteria.merge_events import add_events
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.problem import Deadline
 from trapgate.criteria.problems.solvers import z3_module
 from trapgate.criteria.proofs.tasks import Weights
@@ -25,6 +27,7 @@ from trapgate.criteria.terms.search import Search
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.sdm.vectors import PF
+from trapgate.trace.document import Document
 from trapgate.vmcs.vmcs import Vmcs
 
 MOST_RULES: Final = 6
@@ -49,7 +52,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class MergedTables:
+class MergedTables(Paged):
     """A VMCS that serves all parties: `exact` if nothing exits that nobody wants.
 
     `smallest` says that no smaller table beside such fields is exact, whatever the exception
@@ -78,6 +81,11 @@ class MergedTables:
         proved = ["no smaller table beside such fields is exact (proved)"] if self.smallest else []
         asked = ["who asked, and what to reflect:", *(share.line() for share in self.shares)]
         return [told, *proved, *self.notes, *asked]
+
+    def page(self) -> Document:
+        """Fields and a criteria table that serve several VMCSs."""
+        parts = (*pages.paragraphs(self.lines()), *pages.file(self.toml()))
+        return Document("Merged criteria tables", parts)
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

@@ -6,9 +6,11 @@ from typing import Any
 
 from trapgate.criteria.check import Verdict, verdict_on
 from trapgate.criteria.merge import Party, idle_bits_of, merge_tasks
+from trapgate.criteria.pages import Paged
 from trapgate.criteria.problems.filters import filter_in
 from trapgate.criteria.problems.problem import Deadline
 from trapgate.criteria.wishes.spec import EXIT
+from trapgate.trace.document import Document, Paragraph, Part, Table
 from trapgate.vmcs.vmcs import Vmcs
 
 
@@ -48,7 +50,7 @@ def _named(one: Verdict, code: int, count: int) -> str:
 
 
 @dataclass(frozen=True)
-class Vmcs02Check:
+class Vmcs02Check(Paged):
     """The verdicts on a vmcs02, and bits of the exception bitmap that it lacks."""
 
     verdicts: tuple[Vmcs02Verdict, ...]
@@ -69,11 +71,26 @@ class Vmcs02Check:
             )
         return [*told, f"vmcs02 is {'sound' if self.sound else 'unsound'}"]
 
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from trapgate.criteria.documents import of_check
-
-        return of_check(self).notebook()
+    def page(self) -> Document:
+        """Whether a vmcs02 is sound, what it loses and what is superfluous."""
+        rows = tuple(
+            (
+                one.verdict.name,
+                "sound" if one.verdict.sound else "unsound",
+                *(one.verdict.named(one.verdict.missed), one.verdict.missed_count),
+                " and ".join(one.losers),
+                *(one.verdict.named(one.verdict.needless), one.verdict.needless_count),
+            )
+            for one in self.verdicts
+        )
+        heads = ("vector", "verdict", "loses", "codes lost", "wanted by", "superfluous", "codes")
+        parts: list[Part] = [
+            Paragraph(f"vmcs02 is {'sound' if self.sound else 'unsound'}"),
+            Table(heads, rows, "verdicts, an example each"),
+        ]
+        if self.missing_bits:
+            parts.append(Paragraph(f"EXCEPTION_BITMAP lacks {self.missing_bits:#x}"))
+        return Document("A vmcs02 checked", tuple(parts))
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

@@ -1,5 +1,6 @@
-"""What helps when a guest or a VM entry fails: the VMCS doctor, post-mortems, the gdb stub.
+"""Explanations of failures: the VMCS doctor, post-mortems, the gdb stub.
 
-Begin with `doctor` (which needs no engine), `postmortem`, or `gdb`. They import what lies
-below, `vmm` and `report` downward; nothing but `cli` imports them.
+`doctor` examines a VMCS that a hypervisor printed, and needs no engine; `postmortem` says why a
+guest died; `gdb` serves a debugger. They may import `vmm` and below, and nothing but
+`cli` imports them. Begin with the `__init__` of the one that you need.
 """

@@ -48,7 +48,7 @@ _ENTRY_BITS = {"present": 0, "writable": 1, "user": 2, "accessed": 5, "dirty": 6
 
 
 class ConditionError(TrapgateError):
-    """A condition that cannot be read; the message says where, and what stands there instead.
+    """A condition that cannot be read; the message says where, and what is there instead.
 
     `column` is where in the text, counted from 1.
     """
@@ -72,7 +72,7 @@ class Names:
     bits: Mapping[str, int] | None = None
 
     def bit(self, name: str) -> Clause | None:
-        """That the bit of an error code is set which has a name; None if none has it."""
+        """The condition that a named error-code bit is set; None if no bit has the name."""
         if self.bits is not None:
             mask = self.bits.get(name.lower())
             return None if mask is None else Clause(fv.BY_NAME["code"], Operator.ANY_BIT, mask)
@@ -294,11 +294,13 @@ class _Reader:
             known = [*values, *self._names.bit_names]
             problem = f"no value is called {node.id}; {suggestion(node.id, known)}"
             if node.id in fv.BY_NAME:
-                problem = f"{node.id} is no business of this condition; {_names_in(values)}"
+                problem = f"{node.id} cannot be used in this condition; {_names_in(values)}"
             if self._names.bit(node.id) is not None:
                 problem = f"{node.id} is a bit: it stands alone, or behind 'not'"
             raise self._wrong(node, problem)
-        raise self._wrong(node, f"{ast.unparse(node)[:60]!r} is no value of the fault information")
+        raise self._wrong(
+            node, f"{ast.unparse(node)[:60]!r} is not a value of the fault information"
+        )
 
     def _fitting(self, node: ast.expr, what: fv.FaultValue, shift: int = 0) -> int:
         number = self._number(node)
@@ -368,7 +370,7 @@ def _bit(what: fv.FaultValue, number: int) -> Clause:
 
 
 def _between(what: fv.FaultValue, low: int, high: int, mask: int, shift: int) -> Clause:
-    """That a value, shifted to the right, lies from `low` to `high`."""
+    """The condition that a value, shifted to the right, is from `low` to `high`."""
     low, high = low << shift, (high << shift) | (1 << shift) - 1
     if low == high:
         return Clause(what, Operator.EQUAL, low, mask=mask)

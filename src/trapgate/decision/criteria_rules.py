@@ -136,7 +136,7 @@ def decode(data: bytes, count: int) -> tuple[Rule, ...]:
             offset += table.CLAUSE_BYTES
             what, operator = kind & 0xFF, kind >> 8 & 0xF
             if kind >> 13 or what >= len(VALUES) or operator not in set(Operator):
-                raise CriteriaTableError(f"{where}: {kind:#x} is no clause's first word")
+                raise CriteriaTableError(f"{where}: {kind:#x} is not the first word of a clause")
             bitmap = b""
             if operator == Operator.IN_BITMAP:
                 if operand + (limit + 7) // 8 > len(data):

@@ -14,8 +14,8 @@ The seed's "programmable" criteria (¶33), of which its named embodiments are sp
 | 3rd | | operand |
 | 4th | | upper end of a range; bits of a bitmap; else 0 |
 
-Other bits are 0. A bitmap stands behind the rules; its operand is its byte offset in the table.
-The processor keeps the table with the VMCS, behind its fields: VM entry of an x86 VMM's guest
+Other bits are 0. A bitmap is after the rules; its operand is its byte offset in the table.
+The processor keeps the table with the VMCS, after its fields: VM entry of an x86 VMM's guest
 reads it from CRITERIA_TABLE_ADDRESS, and a VMM in Python, whose own memory has no physical
 address, puts it there.
 """
@@ -85,7 +85,7 @@ _SIGN = -(1 << 63)
 
 @core
 def table_word(v: Cells, offset: int) -> int:
-    """The word at a byte offset of the table in the VMCS; 0 behind its end."""
+    """The word at a byte offset of the table in the VMCS; 0 after its end."""
     if offset < 0 or offset + 8 > v[f.CRITERIA_TABLE_LENGTH]:
         return 0
     return int(v[f.TABLE_START + (offset >> 3)])
@@ -280,7 +280,7 @@ def decide_by_table(
 
 @core
 def load_table(v: Cells, mem: Memory) -> bool:
-    """Let the processor read the table that the VMCS names; False if it does not lie in memory."""
+    """Read the table that the VMCS names; False if it is not within memory."""
     address = v[f.CRITERIA_TABLE_ADDRESS]
     length = v[f.CRITERIA_TABLE_LENGTH]
     if length <= 0 or length > TABLE_BYTES:

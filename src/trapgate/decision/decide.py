@@ -8,7 +8,7 @@ fault filter.
 """
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_table
@@ -25,6 +25,7 @@ from trapgate.decision.fault_filters import (
     ORDER_PARAGRAPH_66,
     ORDER_PARAGRAPH_67,
 )
+from trapgate.decision.faults import FaultInformation
 from trapgate.decision.rules import (
     CRITERION_ANY_OR_MATCH,
     CRITERION_COMPARISON,
@@ -98,10 +99,6 @@ from trapgate.sdm.interruption import (
 from trapgate.sdm.vectors import ERROR_CODE_VECTORS, PF
 from trapgate.sdm.vmx import THROUGH_IDT, THROUGH_IDT_VECTOR
 
-if TYPE_CHECKING:
-    from trapgate.decision.faults import FaultInformation
-    from trapgate.vmcs.vmcs import Vmcs
-
 
 class Disposition(IntEnum):
     """Where a fault goes."""
@@ -152,7 +149,7 @@ class Reason(IntEnum):
     FAULT_FILTER_ALONE = 20
     """No fault filter was satisfied, and no other criterion is asked (¶66)."""
     EPT = 21
-    """EPT stood in the way of its delivery: a violation or a misconfiguration."""
+    """EPT was in the way of its delivery: a violation or a misconfiguration."""
     CRITERIA_TABLE = 22
     """A rule of the criteria table matched."""
     OWN_FRAME = 23
@@ -172,7 +169,7 @@ class Reason(IntEnum):
 
 _MAP_ADDRESS = 0xFF_FFFF_F000
 _ALIAS_BASE = 0xFF_FFE0_0000
-"""Bit 20 is address line 20, which may be held low behind the window."""
+"""Bit 20 is address line 20, which may be held low after the window."""
 
 REASON_CONTROL_BIT = 0
 REASON_FIGURE_3_MATCH = 1
@@ -296,7 +293,7 @@ def decide_event(
 def decide_filtered(v: Cells, error_code: int, which: int) -> tuple[int, int]:
     """The (disposition, reason) of a page fault that satisfies the fault filter `which`.
 
-    A rule of the criteria table that completes is no filter: it decides alone.
+    A rule of the criteria table that completes is not a filter: it decides alone.
 
     | order | what would exit | what would go to the guest |
     |---|---|---|
@@ -482,7 +479,13 @@ class Decision(NamedTuple):
         return f"<{verb[self.disposition.name]}: {reason}>"
 
 
-def decide(fault: "FaultInformation", vmcs: "Vmcs", *, filtered: bool = False) -> Decision:
+class ControlFields(Protocol):
+    """A VMCS: a cell for each field, laid out as `sdm.cells` says."""
+
+    cells: Cells
+
+
+def decide(fault: FaultInformation, vmcs: ControlFields, *, filtered: bool = False) -> Decision:
     """Where `fault` goes under `vmcs` (figures 2 and 6).
 
     `filtered` says that the fault satisfies the fault filter that `vmcs` selects, which

@@ -21,7 +21,7 @@ LARGE_PAGES = 1 << 3
 BY_MAP = 1 << 4
 """A frame map was in force: the further bits say what it held."""
 EMPTY_FRAME = 1 << 5
-"""The new value leads an upper entry to a frame of the guest's own that is no table, and which
+"""The new value leads an upper entry to a frame of the guest's own that is not a table, and which
 holds no present entry."""
 REPEATED = 1 << 6
 """A repeated string store, not to the loaded root."""

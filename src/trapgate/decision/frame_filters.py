@@ -7,7 +7,7 @@ that an entry comes to lead to (¶85), and complete what those leave:
 * own-frame: an entry of a last-level table may come to lead to any frame of the guest's own,
   at any rights, or to nothing. Tables are protected by the map, whatever leads to them.
 * no-link: an entry of an upper table may change if it leads to the same table as before, or to
-  none before and after. Large pages are no link, for what they reach is foreign where it is not
+  none before and after. Large pages are not links, for what they reach is foreign where it is not
   the guest's.
 
 * known-table: an entry of an upper table may come to lead to a table that is known to be one of

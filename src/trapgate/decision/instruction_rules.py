@@ -1,4 +1,4 @@
-"""The criteria table for what is no fault: instructions and platform events (¶27, ¶42).
+"""The criteria table for what is not a fault: instructions and platform events (¶27, ¶42).
 
 So the redirection map can be one table, for faults, interrupts, instructions and platform events.
 A rule is about these if one of its clauses asks for a value that only they have

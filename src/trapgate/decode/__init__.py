@@ -1,5 +1,5 @@
-"""Which sensitive instruction stands at RIP: a decoder of just these, in core code.
+"""Which sensitive instruction is at RIP: a decoder for just these, in core code.
 
-`execute` reads the opcode and hands over to `intercepts`, `effects` or the VMX instructions. It
-may import `vmx`, `instructions` and below. Begin with `execute.execute`.
+`execute` reads the opcode and calls `intercepts`, `effects` or the VMX instructions. It may import
+`vmx`, `instructions` and below. Begin with `execute.execute`.
 """

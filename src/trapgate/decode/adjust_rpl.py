@@ -16,7 +16,7 @@ ARPL = 0x63
 
 @core
 def adjust_rpl(v: Cells, r: Cells, mem: Memory, x: Cells, word: int, start: int) -> tuple[int, int]:
-    """Carry out ARPL of a selector in memory, behind `start` prefix bytes: (outcome, length)."""
+    """Carry out ARPL of a selector in memory, after `start` prefix bytes: (outcome, length)."""
     length, information, displacement = decode_operand(v, mem, word, start, 0, start + 1)
     offset = operand_offset(v, r, information, displacement)
     outcome, linear = operand_linear(v, (information >> 15) & 7, offset, 2, 1)

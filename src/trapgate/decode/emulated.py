@@ -11,7 +11,7 @@ from trapgate.sdm.cells import (
 from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.interruption import INFO_VALID, TYPE_OTHER_EVENT
 from trapgate.sdm.state import PENDING_BS
-from trapgate.sdm.vmx import LENT
+from trapgate.sdm.vmx import GUEST_IN_VMCS0
 
 _MONITOR_TRAP = INFO_VALID | TYPE_OTHER_EVENT << 8
 
@@ -27,12 +27,15 @@ def end_emulated_instruction(v: Cells, x: Cells, n: Cells) -> None:
     end_instruction(v)
     if single_steps(v):
         v[GUEST_PENDING_DEBUG_EXCEPTIONS] = v[GUEST_PENDING_DEBUG_EXCEPTIONS] | PENDING_BS
-    if x[LENT] != 0 and n[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG != 0:
+    if (
+        x[GUEST_IN_VMCS0] != 0
+        and n[PRIMARY_PROCESSOR_BASED_CONTROLS] & PRIMARY_MONITOR_TRAP_FLAG != 0
+    ):
         v[VM_ENTRY_INTERRUPTION_INFORMATION] = _MONITOR_TRAP
 
 
 @core
 def step_over(v: Cells, x: Cells, n: Cells, length: int) -> None:
-    """The same, behind an instruction of `length` bytes that RIP still points to."""
+    """The same, after an instruction of `length` bytes that RIP still points to."""
     move_rip(v, length)
     end_emulated_instruction(v, x, n)

@@ -19,11 +19,9 @@ from trapgate.instructions.effects import (
     load_machine_status,
     read_cr,
     read_dr,
-    read_msr,
     time_stamp,
     write_cr,
     write_dr,
-    write_msr,
     write_xcr,
 )
 from trapgate.instructions.intercepts import (
@@ -56,6 +54,7 @@ from trapgate.instructions.intercepts import (
     intercept_xsetbv,
     io_permission,
 )
+from trapgate.instructions.msrs import read_msr, write_msr
 from trapgate.instructions.near_return import RET_AND_RELEASE, near_return
 from trapgate.instructions.virtual_apic import (
     fits_msr_of_page,
@@ -114,7 +113,7 @@ UNKNOWN = 6
 HALTED = 7
 """HLT was carried out; RIP is past it."""
 PLATFORM = 10
-"""The VMCS in force does not ask for an exit, but what is behind the instruction is the
+"""The VMCS in force does not ask for an exit, but what is after the instruction is the
 business of the VMM in Python; nothing has changed."""
 
 _LOW = 0xFFFFFFFF
@@ -278,7 +277,7 @@ def execute_two_byte(
     third: int,
     word: int,
 ) -> int:
-    """The opcodes behind 0FH."""
+    """The opcodes after 0FH."""
     length = start + 2
     outcome = UNKNOWN
     value = 0

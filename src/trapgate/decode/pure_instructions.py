@@ -23,7 +23,7 @@ def signed_at(low: int, high: int, n: int, size: int) -> int:
 
 @core
 def reads_alone(opcode: int, form: int, long: bool, on_stack: bool) -> bool:
-    """Whether an instruction of one byte stores nothing to memory, and goes on behind itself.
+    """Whether an instruction of one byte stores nothing to memory, and continues after itself.
 
     `form` is its ModR/M byte, if it has one; `long`: in 64-bit code; `on_stack`: its operand lies
     at a place in the stack, where MOV may put a register aside.

@@ -42,7 +42,7 @@ def repeats(word: int, long: bool) -> bool:
 @core
 @inlined
 def opcode_writes_what_it_reads(word: int, start: int) -> bool:
-    """Whether the instruction in `word`, behind `start` bytes of prefixes, does so, if it has such
+    """Whether the instruction in `word`, after `start` bytes of prefixes, does so, if it has such
     an operand.
     """
     if start > 5:
@@ -72,7 +72,7 @@ def fields_of_one_byte(opcode: int) -> int:
 
 @core
 def fields_of_two_bytes(opcode: int) -> int:
-    """The same for opcodes behind 0FH."""
+    """The same for opcodes after 0FH."""
     if opcode in (0xA4, 0xA5, 0xAC, 0xAD, 0xAB, 0xB3, 0xBB):
         # SHLD, SHRD, BTS, BTR, BTC.
         return 0xFF

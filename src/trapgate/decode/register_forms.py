@@ -1,7 +1,7 @@
 """Forms of instructions in which REX, an immediate byte or a register means less than it seems.
 
 SDM, volume 2, "REX Prefixes": MMX registers are eight, whatever REX.R and REX.B say. LAHF and
-SAHF use AH with any REX. REX.R does not extend what is no register, as in MOV of a constant.
+SAHF use AH with any REX. REX.R does not extend what is not a register, as in MOV of a constant.
 CMPPS and its like look at three bits of their immediate byte. CVTPI2PD of memory uses no MMX
 register, CMPXCHG writes one of its operands.
 """
@@ -55,7 +55,7 @@ def register_exchanged(form: int, rex: int) -> int:
 
 @core
 def bytes_of_operand(form: int, sib: int, short: bool) -> int:
-    """How many bytes SIB and displacement have behind the ModR/M byte `form`.
+    """How many bytes SIB and displacement have after the ModR/M byte `form`.
 
     `sib` is the byte that follows; `short`: addresses have 16 bits.
     """

@@ -19,7 +19,7 @@ _38, _3A = 0x100, 0x200
 
 
 def _table(rows: Iterable[tuple[Iterable[int], int]]) -> Cells:
-    """A cell for each opcode of 0FH, 0FH 38H and 0FH 3AH: the prefixes it is aligned behind."""
+    """A cell for each opcode of 0FH, 0FH 38H and 0FH 3AH: the prefixes it is aligned after."""
     table = np.zeros(0x300, np.int64)
     for opcodes, prefixes in rows:
         for opcode in opcodes:
@@ -57,7 +57,7 @@ _ALIGNED = _table(
 def has_aligned_operand(escape: int, opcode: int, repeat: int, operand_size: bool) -> bool:
     """Whether an operand in memory of the instruction must be aligned to 16 bytes.
 
-    `escape` is 38H or 3AH where that stands between 0FH and `opcode`, else 0; `repeat` the last of
+    `escape` is 38H or 3AH where that is between 0FH and `opcode`, else 0; `repeat` the last of
     F2H and F3H among the prefixes, or 0; `operand_size`: 66H is among them.
     """
     prefix = _NONE

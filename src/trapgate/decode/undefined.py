@@ -1,4 +1,4 @@
-"""Encodings that are no instruction, though a translator may take them for one.
+"""Encodings that are not an instruction, though a translator may take them for one.
 
 SDM, volume 2, "Instruction Prefixes" for LOCK, the "NP" of the instruction pages for prefixes
 that an instruction does not take, and appendix "Opcode Map" for the rest. What AMD's processors
@@ -6,7 +6,7 @@ have and Intel's do not (EXTRQ, INSERTQ, MOVNTSS, MOVNTSD, XOP) is among them, a
 this processor does not have.
 
 A form is a ModR/M byte's mod and reg: bit 3 says that mod is 3 (a register), bits 2:0 are reg.
-Sets of forms are 16 bits, those of an opcode behind each prefix 64.
+Sets of forms are 16 bits, those of an opcode after each prefix 64.
 """
 
 from collections.abc import Iterable
@@ -95,7 +95,7 @@ _LOCKABLE = _table(
         (TWO_BYTES, 0xC7, _ANY, _memory(1)),  # CMPXCHG8B
     )
 )
-"""Forms that LOCK may stand before: their memory operand is the destination."""
+"""Forms that LOCK may precede: their memory operand is the destination."""
 
 
 _UNDEFINED_X87 = np.array(
@@ -114,7 +114,7 @@ _UNDEFINED_X87 = np.array(
     ],
     np.uint64,
 ).view(np.int64)
-"""A cell for each of D8H to DFH: ModR/M bytes from C0H on that are no instruction, a bit each."""
+"""A cell for each of D8H to DFH: a bit for each ModR/M byte from C0H on that is undefined."""
 _UNDEFINED_X87_MEMORY = np.array([0, 1 << 1, 0, 1 << 4 | 1 << 6, 0, 1 << 5, 0, 0], np.int64)
 """... and REG fields beside a memory operand."""
 

@@ -17,7 +17,7 @@ WRITES_TOP = 16
 WRITES_OTHER = 32
 """Which of the registers that it reads is the destination."""
 EXCHANGES = 64
-"""FXCH: neither register is empty behind it."""
+"""FXCH: neither register is empty after it."""
 OTHER_SHIFT = 7
 LEAVES_C1 = 1 << 10
 """FCMOVcc, FCOMI, FUCOMI, FNOP; of FXAM C1 is the sign."""

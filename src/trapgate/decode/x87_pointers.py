@@ -48,7 +48,7 @@ def overriding_segment(prefix: int) -> int:
 def default_segment(form: int, sib: int, rex: int, short: bool) -> int:
     """The segment register of the operand that a ModR/M byte names; `short`: 16-bit addresses.
 
-    `sib` is the byte behind it, `rex` the REX prefix or 0.
+    `sib` is the byte after it, `rex` the REX prefix or 0.
     """
     mod = form >> 6
     base = form & 7

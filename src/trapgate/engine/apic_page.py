@@ -1,7 +1,7 @@
 """Accesses to the APIC-access page of the guest that runs, one by one (native only).
 
 The MMU's refill lets the page stand for one whose loads and stores come here. An access to a
-register that is virtualized goes on; any other is undone, and is an exit (SDM, "Virtualizing
+register that is virtualized continues; any other is undone, and is an exit (SDM, "Virtualizing
 Memory-Mapped APIC Accesses").
 """
 
@@ -42,7 +42,7 @@ def read_apic_page(m: Cells, offset: int, size: int) -> int:
 
 @jit
 def write_apic_page(m: Cells, offset: int, size: int, value: int) -> None:
-    """A store; the exit that it leads to, if any, comes behind the instruction."""
+    """A store; the exit that it leads to, if any, comes after the instruction."""
     v = cells(m[mc.V], m[mc.V_CELLS])
     if not is_virtualized_access(v, offset, size, 1):
         leave_for_access(m, offset, DATA_WRITE)

@@ -272,7 +272,7 @@ def look_ahead(m: Cells) -> None:
 @jit
 @inlined
 def put_in_force(m: Cells, address: int) -> None:
-    """Let the VMCS at `address` be in force."""
+    """Put the VMCS at `address` in force."""
     m[mc.V] = address
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS | mc.SWITCHED_SPACE
     if m[mc.STEPPING] != 0:

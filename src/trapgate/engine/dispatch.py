@@ -1,7 +1,7 @@
 """What to do about an event of the running guest: the compiled decisions behind the hooks.
 
 Compiled only; nothing here may raise. A fault is arbitrated on the spot and the guest
-goes on at its handler; only VM exits and instructions that Python must decode stop
+continues at its handler; only VM exits and instructions that Python must decode stop
 the engine.
 """
 
@@ -128,7 +128,7 @@ def move_to_vmcs0(m: Cells) -> None:
     x = cells(m[mc.X], vmx.LENGTH)
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     copy_guest_state(cells(m[mc.N], m[mc.V_CELLS]), host)
-    x[vmx.LENT] = 1
+    x[vmx.GUEST_IN_VMCS0] = 1
     m[mc.V] = m[mc.HOST]
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
 
@@ -139,7 +139,7 @@ def move_from_vmcs0(m: Cells) -> None:
     x = cells(m[mc.X], vmx.LENGTH)
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     copy_guest_state(host, cells(m[mc.N], m[mc.V_CELLS]))
-    x[vmx.LENT] = 0
+    x[vmx.GUEST_IN_VMCS0] = 0
     m[mc.V] = m[mc.N]
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
 
@@ -164,7 +164,11 @@ def is_answered(m: Cells, v: Cells, r: Cells) -> bool:
     Not for what an x86 VMM lets its guest do.
     """
     x = cells(m[mc.X], vmx.LENGTH)
-    if m[mc.V] != m[mc.HOST] or x[vmx.LENT] != 0 or v[f.EXIT_REASON] != REASON_IO_INSTRUCTION:
+    if (
+        m[mc.V] != m[mc.HOST]
+        or x[vmx.GUEST_IN_VMCS0] != 0
+        or v[f.EXIT_REASON] != REASON_IO_INSTRUCTION
+    ):
         return False
     wait = polled_ports.answer(cells(m[mc.PORTS], polled_ports.LENGTH), v, r, m[mc.TIME])
     if wait < 0:
@@ -500,7 +504,7 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
 @jit
 @inlined
 def pass_exit_to_x86_vmm(m: Cells, stop: int) -> int:
-    """An exit of the x86 VMM's guest is that VMM's business: the run goes on there."""
+    """An exit of the x86 VMM's guest is that VMM's business: the run continues there."""
     if stop == mc.EXITED and m[mc.V] != m[mc.HOST]:
         return call(m[mc.VM_LEAVE], (m[mc.SELF],))
     return stop
@@ -516,7 +520,7 @@ def dispatch(m: Cells, env: int, v: Cells, r: Cells, code: int, info: int) -> in
 
 
 @jit
-def go_on(m: Cells, env: int, r: Cells) -> None:
+def load_state_in_force(m: Cells, env: int, r: Cells) -> None:
     """Load the state of the VMCS in force into the engine, and what else depends on it."""
     v = cells(m[mc.V], m[mc.V_CELLS])
     forget_stale_code(m)
@@ -589,7 +593,7 @@ def execute_in_core(m: Cells) -> None:
     save(m, env, v, r)
     stop = dispatch(m, env, v, r, at.SVM_IO, 0)
     if stop == mc.RUNNING:
-        go_on(m, env, r)
+        load_state_in_force(m, env, r)
         poke32(m[mc.EXCEPTION_INDEX], -1)
     else:
         m[mc.STOP] = stop

@@ -120,7 +120,7 @@ SYMBOLS = (
     THEIR_TRANSLATE,
     OUR_OPERATIONS,
 ) = range(69)
-"""Behind them those of machine code of ours, and from the last on the translator's operations, as
+"""After them those of machine code of ours, and from the last on the translator's operations, as
 we want them. What is to be remembered while a block is translated lies in the machine's cells."""
 
 OPERATIONS = 7
@@ -271,7 +271,7 @@ def emit_call_of(t: Cells, m: Cells, context: int, function: int, first: int, se
 def emit_prepared_call(
     t: Cells, m: Cells, context: int, function: int, count: int, result: int
 ) -> None:
-    """Emit the call of a function of ours with the `count` temporaries in PAIR and behind it.
+    """Emit the call of a function of ours with the `count` temporaries in PAIR and after it.
 
     `result` is the address of a temporary for what it returns, or 0.
     """
@@ -282,7 +282,9 @@ def emit_prepared_call(
 
 
 @jit
-def emit_look(t: Cells, m: Cells, context: int, function: int, address: int, size: int) -> None:
+def emit_address_check(
+    t: Cells, m: Cells, context: int, function: int, address: int, size: int
+) -> None:
     """Emit the call of what looks at an access of `size` bytes; `address`: that of a temporary."""
     machine = new_constant(t, context, m[mc.SELF])
     length = new_constant(t, context, size)

@@ -10,7 +10,7 @@ from trapgate.engine.dispatch import (
     arbitrate,
     dispatch,
     execute_in_core,
-    go_on,
+    load_state_in_force,
     pass_exit_to_x86_vmm,
     state_begin,
     state_end,
@@ -46,7 +46,7 @@ from trapgate.sdm.state import (
 
 @jit
 def handle_exception(machine: int, number: int) -> None:
-    """Deal with the engine's exception `number`, and let the guest go on or stop the engine."""
+    """Deal with the engine's exception `number`, and let the guest continue or stop the engine."""
     m = cells(machine, mc.CELLS)
     env = state_begin(m)
     poke32(env + at.EXCEPTION_IS_INT, 0)
@@ -61,9 +61,9 @@ def handle_exception(machine: int, number: int) -> None:
         stop = dispatch(m, env, v, r, code, info)
         walk_always(m)
     if stop == mc.RUNNING:
-        go_on(m, env, r)
+        load_state_in_force(m, env, r)
         state_end(m)
-        # Deliveries alone can go on for ever, where no handler can be fetched; no block
+        # Deliveries alone can continue for ever, where no handler can be fetched; no block
         # begins then, so the clock has to move and be looked at here.
         if m[mc.TIME] == m[mc.EVENT_TIME]:
             m[mc.TIME] += 1
@@ -139,7 +139,7 @@ def on_debugger_breakpoint(uc: int, address: int, size: int, user: int) -> None:
 
 @jit
 def slot_at_once(m: Cells, port: int, size: int, is_in: bool, value: int) -> int:
-    """The slot that answers an access while the block goes on; -1: stop there, and do it all.
+    """The slot that answers an access while the block continues; -1: stop there, and do it all.
 
     What the core would find out about the instruction, that it is permitted and exits, is asked of
     the live state. An access that takes time has to end its block.
@@ -149,7 +149,7 @@ def slot_at_once(m: Cells, port: int, size: int, is_in: bool, value: int) -> int
     free = (
         m[mc.PORTS] != 0
         and m[mc.V] == m[mc.HOST]
-        and cells(m[mc.X], vmx.LENGTH)[vmx.LENT] == 0
+        and cells(m[mc.X], vmx.LENGTH)[vmx.GUEST_IN_VMCS0] == 0
         and m[mc.STEPPING] | m[mc.CHECKS] == 0
         and flags & (RFLAGS_TF | RFLAGS_VM) == 0
         and not watches_ports(cells(m[mc.V], m[mc.V_CELLS]))
@@ -189,7 +189,7 @@ def on_out(uc: int, port: int, size: int, value: int, user: int) -> None:
 
 @jit
 def end_hooked_call(m: Cells, env: int, v: Cells, r: Cells, outcome: int) -> None:
-    """Behind a fast system call in a hook; the engine is about to add 2 to RIP (portable only)."""
+    """After a fast system call in a hook; the engine is about to add 2 to RIP (portable only)."""
     stop = mc.RUNNING
     if outcome == RAISE_UD:
         stop = arbitrate(m, v, r, 6, 3, -1, 0, 0)
@@ -202,7 +202,7 @@ def end_hooked_call(m: Cells, env: int, v: Cells, r: Cells, outcome: int) -> Non
         return
     v = cells(m[mc.V], m[mc.V_CELLS])
     v[f.GUEST_RIP] -= 2
-    go_on(m, env, r)
+    load_state_in_force(m, env, r)
     v[f.GUEST_RIP] += 2
     state_end(m)
 
@@ -288,7 +288,7 @@ def refill(
                 # Its own block may be what a flag in an entry changes: execute it alone, again.
                 execute_again(m, cpu, return_address, 1)
     if code < 0 and access_kind == 2 and physical >> 3 >= m[mc.MEM_CELLS]:
-        # Nothing there reads as all ones, and that is no instruction.
+        # Nothing there reads as all ones, and that is not an instruction.
         vector = 6
         code = 0
     if code < 0:

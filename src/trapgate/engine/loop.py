@@ -48,11 +48,11 @@ def execute_alone(m: Cells, env: int, v: Cells) -> int:
 
 @jit
 def run(m: Cells, env: int, v: Cells, r: Cells, emu_start: int) -> int:
-    """Let the engine run from the state in `v` and `r`; the engine's error."""
+    """Run the engine from the state in `v` and `r`; the engine's error."""
     m[mc.STOP] = mc.RUNNING
     m[mc.RESTORED] = 0
     m[mc.SWITCHED] |= mc.SWITCHED_VMCS
-    dispatch.go_on(m, env, r)
+    dispatch.load_state_in_force(m, env, r)
     # Between runs the engine keeps all flags in one word, and takes them apart itself.
     poke64(env + at.EFLAGS, v[f.GUEST_RFLAGS])
     count = 0
@@ -153,7 +153,7 @@ def step(machine: int, emu_start: int) -> int:
 
 @jit
 def resume_x86_guest(m: Cells) -> int:
-    """Go on with the x86 VMM's guest after the VMM in Python has served it; RUNNING or EXITED.
+    """Continue with the x86 VMM's guest after the VMM in Python has served it; RUNNING or EXITED.
 
     What that VMM injects is an event like any other to the VMCS of the x86 VMM.
     """
@@ -197,7 +197,7 @@ def enter_and_run(machine: int, emu_start: int) -> int:
     head[2] = m[mc.TIME]
     x = cells(m[mc.X], vmx.LENGTH)
     force_saved_bits(m, cells(m[mc.V], m[mc.V_CELLS]), cells(m[mc.R], m[mc.R_CELLS]))
-    if x[vmx.LENT] != 0:
+    if x[vmx.GUEST_IN_VMCS0] != 0:
         m[mc.STOP] = resume_x86_guest(m)
         if m[mc.STOP] == mc.EXITED and m[mc.V] == m[mc.HOST]:
             return -1

@@ -193,7 +193,7 @@ translated, what `decode.x87_pointers` says; X87_IMAGE: of the one that is execu
 stores an image of FXSAVE or XSAVE. X87_POINTS: 1 until the access is translated whose address
 X87_AT is.
 X87_FILLED, X87_WRITTEN: registers, a bit each, that were empty and read, and that it writes.
-HELD_BACK: 1 + the linear address of the instruction behind a MOV SS that met a data breakpoint.
+HELD_BACK: 1 + the linear address of the instruction after a MOV SS that met a data breakpoint.
 SHOWN: IS_SHOWN and the byte that the translator is shown at SHOWN_AT, or 0. DESTINATION: what
 CMPXCHG or an MMX instruction writes, a register's number or -1; ACCUMULATOR and KEPT_EXCHANGED:
 what RAX and it held before, or RSP and RBP before ENTER. PREFIXES: what the translator is shown in
@@ -221,7 +221,7 @@ line that is held low (A20), or 0; both native only. WINDOWS: 1 if a window is o
 what a guest finds at physical WINDOW_n_START, WINDOW_n_SIZE bytes, is at WINDOW_n_TARGET (native
 only).
 RESTORED, BEHIND: what it means that the engine restores the state within a block, and how many
-instructions of the block were behind the latest one (`clock`). RESTORED_OP: in what form it found
+instructions of the block were after the latest one (`clock`). RESTORED_OP: in what form it found
 the arithmetic flags, 0 where the CPU state says so. PLACE: the slot of PLACES for the instruction
 at which translated code was left, or 0.
 STEP_START: the linear address of the instruction that is executed alone. ALONE: the engine has
@@ -399,7 +399,7 @@ PLACE_CELLS = 4
 """Slots for places in machine code that were looked up (`clock`): the place; ..."""
 PLACE_RIP = 1
 PLACE_COUNTS = 2
-"""... how many instructions of the block are behind in bits 63:16, the instruction's length in
+"""... how many instructions of the block are after in bits 63:16, the instruction's length in
 15:8, and the form of the flags in 7:0; ..."""
 PLACE_OPERAND = 3
 """... and one of these, or 0 where nobody has asked yet."""
@@ -410,7 +410,7 @@ OPERAND_OF_PORT = 3
 """It comes from a port, or goes there: INS, OUTS."""
 ENTRIES = PLACES + PLACE_SLOTS * PLACE_CELLS
 """How many entries of the engine's TLB were set since all were dropped (`tlb`); more than
-ENTRIES_MOST where nobody counts. Behind it page, rights and mode of each; then the same for the
+ENTRIES_MOST where nobody counts. After it page, rights and mode of each; then the same for the
 other tables, where SPACE is 1."""
 ENTRIES_MOST = 32
 ENTRIES_CELLS = 1 + ENTRIES_MOST

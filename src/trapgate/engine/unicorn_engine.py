@@ -69,7 +69,7 @@ class UnicornEngine:
         self.vectors = VectorRegisters(self.uc, self.cells)
         """The x87, MMX and SSE registers."""
         self._keep: list[object] = []
-        self.why_not_native = "" if native_path else "it was asked for"
+        self.why_not_native = "" if native_path else "it was requested"
         """Why this is the portable engine; empty if it is the native one."""
         self._breakpoints: dict[int, ctypes.c_size_t | None] = {}
         self._breakpoints_of: dict[str, frozenset[int]] = {}
@@ -82,7 +82,7 @@ class UnicornEngine:
         self.enter_and_run = bound(loop.enter_and_run, self._machine, start)
         """VM entry and the guest until the engine stops; cells STOP and STOP_CODE say why."""
         self.run_until_stopped = bound(loop.run_until_stopped, self._machine, start)
-        """Go on with the guest after an assist."""
+        """Continue with the guest after an assist."""
         self.step_over = bound(core_calls.step_over_here, self._machine)
         """Move VMCS 0 past an instruction of so many bytes that was carried out there."""
         self.end_emulated_instruction = bound(
@@ -108,7 +108,7 @@ class UnicornEngine:
         self._keep += [blocks]
         c[mc.BLOCKS] = _address(blocks)
         if native_path:
-            self._open_insides()
+            self._open_internals()
         else:
             self._open_context()
         if os.environ.get("TRAPGATE_AUDIT") == "1" and (c[mc.NATIVE] or c[mc.LIVE]):
@@ -169,14 +169,14 @@ class UnicornEngine:
         self.scratch[at.VMCB_MSRPM_BASE // 8] = at.VMCB + _PAGE
 
     def _offer_xsave(self, env: int) -> None:
-        """Let the translator take XSAVE, which its processor model does not have."""
+        """Make the translator accept XSAVE, which its processor model does not have."""
         features = ctypes.c_uint32.from_address(env + at.FEATURES_1_ECX)
         if features.value & (_SSE_4_2 | _XSAVE) != _SSE_4_2:
             raise EngineError("the translator's features are not where they should be")
         features.value |= _XSAVE
         self.has_xsave = True
 
-    def _open_insides(self) -> None:
+    def _open_internals(self) -> None:
         inside = native.find(self.uc)
         translator()
         self._offer_xsave(inside.env)
@@ -188,8 +188,8 @@ class UnicornEngine:
         ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
         ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
 
-    def _guard_translator(self, inside: native.Insides) -> None:
-        """Let the functions of ours in the translator know this engine."""
+    def _guard_translator(self, inside: native.Internals) -> None:
+        """Tell our functions in the translator about this engine."""
         c = self.cells
         c[mc.CPU] = inside.cpu
         c[mc.EXCEPTION_INDEX] = inside.exception_index
@@ -308,7 +308,7 @@ class UnicornEngine:
         return bool(self.cells[mc.NATIVE])
 
     def stick(self, register: int, mask: int, value: int) -> None:
-        """Let bits `mask` of a general register be as in `value` before each instruction.
+        """Force bits `mask` of a general register to those of `value` before each instruction.
 
         `register` is its encoding, 0 to 15. Until `unstick`; translated code is dropped each time.
         """
@@ -318,7 +318,7 @@ class UnicornEngine:
         self.uc.ctl_flush_tb()
 
     def unstick(self) -> None:
-        """Let all registers hold what the guest writes."""
+        """End all stuck bits: registers hold what the guest writes."""
         self.cells[mc.STUCK] = 0
         self.uc.ctl_flush_tb()
 
@@ -362,7 +362,7 @@ class UnicornEngine:
         return not passed
 
     def pass_breakpoint(self, address: int) -> None:
-        """Let the instruction at that linear address be executed once in spite of a breakpoint."""
+        """Execute the instruction at that linear address once in spite of a breakpoint."""
         signed = address - (1 << 64) if address >> 63 else address
         self.cells[mc.DEBUG_SKIP] = signed + 1
 
@@ -413,7 +413,7 @@ class UnicornEngine:
             raise EngineError(f"Unicorn: {unicorn.UcError(error)}")
 
     def offer_vmx(self, x: Cells, n: Cells) -> None:
-        """Let `x` be the VMX state of the processor, `n` its copy of an x86 VMM's VMCS."""
+        """Use `x` as the VMX state of the processor, `n` as its copy of an x86 VMM's VMCS."""
         self._vmx = (x, n)
         self.cells[mc.X] = _address(x)
         self.cells[mc.N] = _address(n)
@@ -435,7 +435,7 @@ class UnicornEngine:
         loop.look_ahead_now(self._machine)
 
     def attach(self, v: Cells, r: Cells, rows: Rows, head: Cells) -> None:
-        """Let `v` be VMCS 0 and in force, `r` the register file, `rows` and `head` the journal."""
+        """Put `v` in force as VMCS 0; `r` is the register file, `rows` and `head` the journal."""
         self._arrays = (v, r, rows, head)
         self.cells[mc.HOST] = _address(v)
         c = self.cells
@@ -524,7 +524,7 @@ class UnicornEngine:
         self.flush_translations()
 
     def open_planes(self) -> None:
-        """Let devices answer for the window to a VGA's planes, as window 0 (native path only)."""
+        """Map the window to a VGA's planes to devices, as window 0 (native path only)."""
         self.open_window(0, at.VIDEO_WINDOW, at.VIDEO_SIZE, at.VIDEO)
 
     def hold_a20(self, *, low: bool) -> None:

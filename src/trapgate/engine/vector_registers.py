@@ -103,7 +103,7 @@ class VectorRegisters:
         }
 
     def take(self, state: Mapping[str, int]) -> None:
-        """Let the x87 and SSE registers be so, whatever numbers these are."""
+        """Set the x87 and SSE registers to these values, whatever they are."""
         for name, number in _STATE_BESIDE_X87.items():
             bits = 128 if name.startswith("xmm") else 64 if name.endswith("off") else 16
             self._uc.reg_write(number, state[name] & (1 << bits) - 1)

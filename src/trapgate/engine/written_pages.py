@@ -34,7 +34,7 @@ _CHUNK = 1024
 
 @jit
 def copy_cells(to: Cells, source: Cells) -> None:
-    """Let an array be as another one."""
+    """Copy one array to another."""
     for n in range(len(source)):
         to[n] = source[n]
 
@@ -64,7 +64,7 @@ def copy_line(to: Cells, source: Cells, line: int) -> None:
 
 @jit
 def copy_abreast(m: Cells, contents: Cells, numbers: Cells, count: int) -> None:
-    """Let pages of memory hold what a copy has of them: four at a time, a line of each in turn.
+    """Copy pages back to memory: four at a time, a line of each in turn.
 
     Neither these pages nor their translations need be in the host's caches. Four misses at a time
     take 0.6 times as long as one after the other; with more pages the host prefetches less.
@@ -110,7 +110,7 @@ def copy_different(m: Cells, contents: Cells, numbers: Cells, count: int) -> int
 def restore_pages(
     machine: int, wanted: int, spans: int, count: int, other: int, others: int
 ) -> int:
-    """Let memory be as a copy has it; how many pages were copied.
+    """Restore memory from a copy; how many pages were copied.
 
     `wanted` is the address of an array with the address of each page's content in that copy. At
     `spans` there are, for each of `count` other arrays, where it is, where its copy is, and how
@@ -355,7 +355,7 @@ class MemoryCopy:
         return int(self._count_differing(*self._differing_from_latest()))
 
     def restore(self) -> int:
-        """Let memory be as it was; how many pages were copied."""
+        """Restore memory; how many pages were copied."""
         self._mark_all()
         if not self._engine.cells[mc.CPU]:
             self._engine.flush_translations()
@@ -381,13 +381,13 @@ def _mark(engine: UnicornEngine, pages: Cells | slice) -> None:
 
 
 def fill(engine: UnicornEngine, pages: Cells, contents: Cells) -> None:
-    """Let some pages of an engine's memory hold these cells, and forget their code."""
+    """Write these cells to some pages of an engine's memory, and drop their translated code."""
     engine.memory.reshape(-1, _CELLS)[pages] = contents
     _mark(engine, pages)
 
 
 def clear(engine: UnicornEngine) -> None:
-    """Let all memory hold zeros, and forget all code. Pages that do already are not touched."""
+    """Clear all memory, and drop all translated code. Pages of zeros are not touched."""
     memory = engine.memory.reshape(-1, _CELLS)
     for first in range(0, len(memory), _CHUNK):
         some = memory[first : first + _CHUNK]

@@ -1,6 +1,6 @@
-"""One event on its way: arbitration, delivery through IDT or IVT, exit information, the journal.
+"""The path of an event: arbitration, delivery through IDT or IVT, exit information, the journal.
 
-`delivery.raise_event` asks `decision`, and either fills in a VM exit (`exits`) or goes through the
-guest's tables (`idt`, `ivt`, `frame`, `descriptors`); nested faults are combined there. It may
-import `decision`, `paging`, `sdm` and `compiler`. Begin with `delivery`.
+`delivery.raise_event` asks `decision`, and either records a VM exit (`exits`) or goes through the
+guest's tables (`idt`, `ivt`, `frame`, `descriptors`); it also combines nested faults. It may import
+`decision`, `operands`, `paging`, `compiler` and `sdm`. Begin with `delivery`.
 """

@@ -22,7 +22,7 @@ EXECUTION, WRITES, PORTS, ACCESSES = range(4)
 @core
 @inlined
 def single_steps(v: Cells) -> bool:
-    """Whether an instruction that is no branch is followed by a single-step trap."""
+    """Whether an instruction that is not a branch is followed by a single-step trap."""
     return bool(v[GUEST_RFLAGS] & RFLAGS_TF != 0 and v[GUEST_IA32_DEBUGCTL] & DEBUGCTL_BTF == 0)
 
 
@@ -52,7 +52,7 @@ def breakpoints_met(v: Cells, r: Cells, kinds: int, first: int, size: int) -> in
 
 @core
 def hold_for_trap(v: Cells, causes: int) -> None:
-    """Let causes be a trap behind the instruction that is being carried out."""
+    """Make causes pending for the trap after the instruction that is being carried out."""
     if causes != 0:
         held = v[GUEST_PENDING_DEBUG_EXCEPTIONS]
         v[GUEST_PENDING_DEBUG_EXCEPTIONS] = held | causes | PENDING_ENABLED_BREAKPOINT

@@ -175,7 +175,7 @@ def raise_event(
     ):
         redirected, wrong, _, _ = is_redirected(v, mem, vector, kind)
         if not redirected and wrong != PF:
-            # INT n in virtual-8086 mode is sensitive to IOPL; it is no delivery yet.
+            # INT n in virtual-8086 mode is sensitive to IOPL; it is not a delivery yet.
             vector = GP
             kind = TYPE_HARDWARE_EXCEPTION
             error_code = 0

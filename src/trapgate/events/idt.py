@@ -2,7 +2,7 @@
 
 SDM, INT n/INTO/INT3/INT1 operation and "Exception- and Interrupt-Handling in 64-bit
 Mode". `deliver` either changes the guest state completely or leaves it as it was and
-says which fault stood in the way; what that fault leads to is `delivery`'s business.
+says which fault was in the way; what that fault leads to is `delivery`'s business.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core, inlined
@@ -89,7 +89,7 @@ def deliver(
 
     `kind` is the interruption type, `error_code` -1 if none is to be pushed, `length`
     the instruction's in bytes (used by software events, whose return address lies
-    behind the instruction). Returns (DELIVERED, bytes of a word of the frame, number of
+    after the instruction). Returns (DELIVERED, bytes of a word of the frame, number of
     its words); (TASK_GATE, TSS selector, 0) with nothing changed; or the fault that
     stopped it: (vector, error code, linear address of a page fault), nothing changed but
     accessed and dirty flags.
@@ -124,7 +124,7 @@ def _handler_segment(
 ) -> tuple[int, int, int, int]:
     """Check the code segment that a gate names: (fault or -1, error code, descriptor, CPL).
 
-    A page fault's address stands in the place of the descriptor.
+    A page fault's address is in the place of the descriptor.
     """
     if selector & 0xFFFC == 0:
         return GP, ext, 0, 0

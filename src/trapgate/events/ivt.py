@@ -34,7 +34,7 @@ def is_redirected(v: Cells, mem: Memory, vector: int, kind: int) -> tuple[bool, 
 
     A 0 in the software interrupt redirection bitmap, the 32 bytes below the TSS's I/O map,
     says so. Returns (answer, NO_FAULT, 0, 0), or (False, fault, its error code, linear
-    address of a page fault) if the bitmap is not to be had.
+    address of a page fault) if the bitmap cannot be read.
     """
     if (
         kind != TYPE_SOFTWARE_INTERRUPT

@@ -1,11 +1,11 @@
-"""What comes with the package: a small 32-bit kernel that lives on page faults, and a VMM for it.
+"""The bundled images: a small 32-bit kernel that causes many page faults, and a VMM for it.
 
-Its source is in `guests/` of the repository, `guests/README.md` says what it does, and a
-test rebuilds it and compares bytes. It is a multiboot 1 ELF for 1 MiB and wants 8 MiB of
-memory, a 16550 at 3F8H, and, unless its command line has `timer=off`, PICs and a PIT.
+Their source is in `guests/` of the repository, `guests/README.md` describes them, and a test
+rebuilds them and compares the bytes. The kernel is a multiboot 1 ELF, loaded at 1 MiB; it needs
+8 MiB of memory, a 16550 at 3F8H, and, unless its command line has `timer=off`, PICs and a PIT.
 
-The VMM is x86 code too, and needs a processor with VMX: a multiboot 1 ELF that runs a
-32-bit multiboot kernel, its module, on shadow page tables, and says at the end what that took.
+The VMM is x86 code too, and needs a processor with VMX: a multiboot 1 ELF that runs a 32-bit
+multiboot kernel, its module, on shadow page tables, and prints counts at the end.
 """
 
 import re

@@ -106,16 +106,9 @@ def far_call(
             return SS, 0, 0
     if not target_is_legal(v, code, target):
         return GP, 0, 0
-    user = 1 if cpl == 3 else 0
-    physical, error, address = probe_frame(v, mem, base, sp, mask, size, 2, user)
+    error, address = _push_return(v, r, mem, base, sp, mask, size, next_rip)
     if error >= 0:
         return PF, error, address
-    if physical >= 0:
-        physical += 2 * size
-    push_word(v, mem, physical, base, sp, mask, size, user, 0, v[GUEST_CS_SELECTOR])
-    push_word(v, mem, physical, base, sp, mask, size, user, 1, next_rip)
-    note_words(v, r, base, sp - 2 * size, mask, size, 2, True)
-    v[GUEST_RSP] = (v[GUEST_RSP] & ~mask) | ((sp - 2 * size) & mask)
     put_segment(v, _CS, (selector & 0xFFFC) | cpl, code)
     v[GUEST_RIP] = target
     return NO_FAULT, 0, 0
@@ -134,17 +127,28 @@ def far_call_real(
         return SS, 0, 0
     if offset > v[GUEST_CS_LIMIT]:
         return GP, 0, 0
+    error, address = _push_return(v, r, mem, base, sp, mask, size, next_rip)
+    if error >= 0:
+        return PF, error, address
+    return far_jump_real(v, selector, offset)
+
+
+@core
+def _push_return(
+    v: Cells, r: Cells, mem: Memory, base: int, sp: int, mask: int, size: int, next_rip: int
+) -> tuple[int, int]:
+    """Push CS and `next_rip` at `sp`: (-1, 0), or a page fault's error code and address."""
     user = 1 if privilege_level(v) == 3 else 0
     physical, error, address = probe_frame(v, mem, base, sp, mask, size, 2, user)
     if error >= 0:
-        return PF, error, address
+        return error, address
     if physical >= 0:
         physical += 2 * size
     push_word(v, mem, physical, base, sp, mask, size, user, 0, v[GUEST_CS_SELECTOR])
     push_word(v, mem, physical, base, sp, mask, size, user, 1, next_rip)
     note_words(v, r, base, sp - 2 * size, mask, size, 2, True)
     v[GUEST_RSP] = (v[GUEST_RSP] & ~mask) | ((sp - 2 * size) & mask)
-    return far_jump_real(v, selector, offset)
+    return -1, 0
 
 
 @core

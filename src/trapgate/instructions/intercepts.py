@@ -310,7 +310,7 @@ def intercept_lmsw(v: Cells, source: int, is_memory: int, linear: int, length: i
 def intercept_mov_dr(v: Cells, number: int, is_read: int, register: int, length: int) -> int:
     """MOV DR: "MOV-DR exiting", before the checks of privilege and CR4.DE.
 
-    `is_read` is 1 for a MOV from the debug register. DR8 to DR15 are no registers. What else
+    `is_read` is 1 for a MOV from the debug register. DR8 to DR15 are not registers. What else
     may go wrong is `effects.read_dr`'s and `effects.write_dr`'s.
     """
     if number > 7:

@@ -1,7 +1,7 @@
 """IRET: return from an event's handler (SDM, "IRET/IRETD/IRETQ").
 
 `interrupt_return` either changes the guest state completely or leaves it as it was and says
-which fault stood in the way, as `idt.deliver` does for the way there.
+which fault was in the way, as `idt.deliver` does for the way there.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, apart, core

@@ -20,7 +20,7 @@ from trapgate.sdm.state import AR_DB
 from trapgate.sdm.vectors import GP, PF, SS
 
 RET_AND_RELEASE = 0xC2
-"""The opcode with the number of bytes to release behind it, 16 bits."""
+"""The opcode with the number of bytes to release after it, 16 bits."""
 
 
 @core

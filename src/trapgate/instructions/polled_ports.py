@@ -6,7 +6,7 @@ at any time. It says so in a table of slots, and what `answer` does about a VM e
 VMM would do. All accesses that the table does not name go to the VMM.
 
 The table is an array of cells: a head, `SLOTS` slots of `WIDTH` cells, a queue of bytes that
-were sent, and a bit for each byte that the VMM wants to see before the guest goes on. The VMM
+were sent, and a bit for each byte that the VMM wants to see before the guest continues. The VMM
 takes the bytes, and the counts in the head, when it has the processor next.
 """
 
@@ -48,7 +48,7 @@ EXPECTED = QUEUE + QUEUE_LENGTH
 """Those bits: byte n's is bit n % 64 of cell n // 64."""
 BLOCKS = EXPECTED + 4
 BLOCK_CELLS = 512
-"""Two blocks of bytes that devices have for loads or take from stores, one behind the other: where,
+"""Two blocks of bytes that devices have for loads or take from stores, one after the other: where,
 and how long."""
 LENGTH = BLOCKS + 2 * BLOCK_CELLS
 
@@ -76,7 +76,7 @@ the second."""
 TOGGLE = 9
 """A load finds VALUE, of which it has inverted the bits that are 1 in RELOAD."""
 BLOCK = 10
-"""A load finds the next bytes of block VALUE. How many have been found stands in START of slot
+"""A load finds the next bytes of block VALUE. How many have been found is in START of slot
 PARTNER, and before the one with number UNTIL of that slot the VMM is to be asked."""
 TAKE = 11
 """A store puts its bytes into block VALUE; how many are there, and UNTIL when, stands as for
@@ -87,7 +87,7 @@ _REGISTER_A, _SECONDS = 0x0A, 0x00
 
 IS_IN = 1 << 3
 _IMMEDIATE = 1 << 6
-"""Of an exit qualification: the port stands in the instruction."""
+"""Of an exit qualification: the port is in the instruction."""
 
 
 @core
@@ -98,7 +98,7 @@ def access(port: int, size: int, is_in: bool) -> int:
 
 @core
 def load_from(address: int) -> int:
-    """What stands in ACCESS for a load of 32 bits from a device's page, at a physical address."""
+    """What is in ACCESS for a load of 32 bits from a device's page, at a physical address."""
     return 1 << 48 | address
 
 
@@ -174,7 +174,7 @@ def take_block_bytes(p: Cells, at: int) -> int:
 
 @core
 def put_block_bytes(p: Cells, at: int, value: int) -> None:
-    """Put what is stored behind the bytes of a block, for the slot at `at`."""
+    """Put what is stored after the bytes of a block, for the slot at `at`."""
     of = partner_slot(p, at)
     first = p[of + START]
     size = width_of_access(p, at)

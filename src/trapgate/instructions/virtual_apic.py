@@ -2,7 +2,7 @@
 
 SDM, "APIC Virtualization and Virtual Interrupts". VTPR stands for the TPR wherever "use TPR
 shadow" says so; "APIC-register virtualization" and "virtual-interrupt delivery" take further
-registers from the page. A write may be followed by an exit, behind the instruction: functions
+registers from the page. A write may be followed by an exit, after the instruction: functions
 here answer with that exit as one number, its reason in bits 15:0 and its qualification above, or 0.
 """
 

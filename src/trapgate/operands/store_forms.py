@@ -63,7 +63,7 @@ from trapgate.compiler.dialect import Cells
 _ALU = 1
 OPERATION = 8
 SIZE = 16
-"""From here on the bytes, or with BY_PREFIX those without a prefix, and behind 66H, F3H, F2H."""
+"""From here on the bytes, or with BY_PREFIX those without a prefix, and after 66H, F3H, F2H."""
 SIZE_BITS = 10
 BY_OPERAND_SIZE, BY_STACK, BY_PREFIX, ENVIRONMENT, LONGER, WIDER = (1 << n for n in range(56, 62))
 """The size is the operand's; a push's; chosen by a prefix; that of an x87 environment (or INS),
@@ -88,7 +88,7 @@ def _sse(*sizes: int) -> int:
 def _forms() -> Cells:
     """The forms of what stores, by opcode and middle field of the next byte; 0 for all others.
 
-    The opcodes behind 0FH follow those of one byte.
+    The opcodes after 0FH follow those of one byte.
     """
     table = np.zeros((2, 256, 8), np.int64)
     one, two = table
@@ -145,7 +145,7 @@ def _forms() -> Cells:
     two[0xC3] = _form(REGISTER, how=BY_OPERAND_SIZE)
     two[0xC7, 1] = _form(REGISTER, 8, COMPARE_EXCHANGE_8, WIDER)
     two[0xC7, 7] = _form(UNKNOWN, 8)
-    # SSE's and MMX's; without a prefix and behind 66H, F3H, F2H.
+    # SSE's and MMX's; without a prefix and after 66H, F3H, F2H.
     for opcode, form in (
         (0x11, _sse(16, 16, 4, 8)),
         (0x13, _sse(8, 8)),

@@ -24,18 +24,13 @@ from trapgate.operands.encoding import (
     segment_of_prefixes,
 )
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
+from trapgate.operands.operations import combined, cut, extended, flag_condition, swapped
 from trapgate.operands.store_forms import (
     ACCUMULATOR,
-    ADC,
-    ADD,
     ALL_ONES,
-    AND,
     BY_OPERAND_SIZE,
     BY_PREFIX,
     BY_STACK,
-    CLEAR_BIT,
-    COMPARE_EXCHANGE,
-    COMPARE_EXCHANGE_8,
     COUNT,
     ENVIRONMENT,
     EXTRACTS,
@@ -46,9 +41,7 @@ from trapgate.operands.store_forms import (
     LOCAL_TABLE,
     LONGER,
     MOVBE,
-    NEGATE,
     OPERATION,
-    OR,
     POPPED,
     PUSHED_BYTE,
     PUSHED_FLAGS,
@@ -59,23 +52,16 @@ from trapgate.operands.store_forms import (
     REGISTER,
     RETURN_OPERAND,
     RETURN_RELATIVE,
-    ROTATE_RIGHT,
-    SBB,
     SEGMENT,
     SET_BIT,
-    SHIFT_LEFT,
-    SHIFT_RIGHT,
-    SHIFT_SIGNED,
     SIGNED_BYTE,
     SIZE,
     SIZE_BITS,
     STORE,
-    SUB,
     SWAPPED,
     TASK_REGISTER,
     UNKNOWN,
     WIDER,
-    XOR,
 )
 from trapgate.paging.memory import has_device, load_across
 from trapgate.paging.walk import FETCH, READ, translate
@@ -92,31 +78,11 @@ from trapgate.sdm.cells import (
     GUEST_SS_BASE,
     GUEST_TR_SELECTOR,
 )
-from trapgate.sdm.registers import RAX, RBX, RCX, RDX, RSI
+from trapgate.sdm.registers import RAX, RCX, RSI
 from trapgate.sdm.state import AR_DB
 
 _LOW = 0xFFFF_FFFF
 _DS = 3
-
-
-@core
-def wrap_64(value: int) -> int:
-    """A value modulo 2^64, with sign, as the cells have it."""
-    high = (value >> 32) & _LOW
-    return ((high ^ 0x8000_0000) - 0x8000_0000) << 32 | value & _LOW
-
-
-@core
-def cut(value: int, size: int) -> int:
-    """The low bytes of a value; eight of them are two's complement."""
-    return wrap_64(value) if size >= 8 else value & ((1 << (8 * size)) - 1)
-
-
-@core
-def extended(value: int, size: int) -> int:
-    """The low bytes of a value, extended by their sign."""
-    sign = 1 << (8 * min(size, 4) - 1)
-    return wrap_64(value) if size >= 8 else (cut(value, size) ^ sign) - sign
 
 
 @core
@@ -174,96 +140,6 @@ def byte_register(v: Cells, r: Cells, number: int, rex: int) -> int:
     if rex == 0 and 4 <= number < 8:
         return (register_value(v, r, number - 4) >> 8) & 0xFF
     return register_value(v, r, number) & 0xFF
-
-
-@core
-def flag_condition(rflags: int, condition: int) -> int:
-    """1 if a condition of Jcc and SETcc, by its number, holds, else 0."""
-    carry = rflags & 1
-    parity = (rflags >> 2) & 1
-    zero = (rflags >> 6) & 1
-    sign = (rflags >> 7) & 1
-    overflow = (rflags >> 11) & 1
-    which = condition >> 1
-    value = overflow
-    if which == 1:
-        value = carry
-    elif which == 2:
-        value = zero
-    elif which == 3:
-        value = carry | zero
-    elif which == 4:
-        value = sign
-    elif which == 5:
-        value = parity
-    elif which == 6:
-        value = sign ^ overflow
-    elif which == 7:
-        value = (sign ^ overflow) | zero
-    return value ^ (condition & 1)
-
-
-@core
-def swapped(value: int, size: int) -> int:
-    """The bytes of a value in the other order."""
-    result = 0
-    for n in range(size):
-        result = wrap_64(result << 8) | (value >> (8 * n)) & 0xFF
-    return result
-
-
-@core
-def shifted(operation: int, old: int, count: int, size: int) -> int:
-    """What a shift or rotation makes of `size` bytes."""
-    bits = 8 * size
-    count &= 0x3F if size == 8 else 0x1F
-    if operation == SHIFT_LEFT:
-        return old << count
-    if operation == SHIFT_SIGNED:
-        return extended(old, size) >> count
-    if operation != SHIFT_RIGHT:
-        count &= bits - 1
-        if operation == ROTATE_RIGHT:
-            count = (bits - count) & (bits - 1)
-    if count == 0:
-        return old
-    if operation == SHIFT_RIGHT:
-        return (old >> count) & ((1 << (64 - count)) - 1)
-    # The bits that leave at the top come back at the bottom.
-    return old << count | (old >> (bits - count)) & ((1 << count) - 1)
-
-
-@core
-@apart
-def combined(r: Cells, operation: int, old: int, source: int, size: int, carry: int) -> int:
-    """What an operation stores that reads its operand; not cut to `size` bytes."""
-    if operation == COMPARE_EXCHANGE:
-        return source if cut(int(r[RAX]), size) == old else old
-    if operation == COMPARE_EXCHANGE_8:
-        expected = wrap_64((int(r[RDX]) & _LOW) << 32) | int(r[RAX]) & _LOW
-        return (int(r[RCX]) & _LOW) << 32 | int(r[RBX]) & _LOW if expected == old else old
-    if operation == ADD:
-        return old + source
-    if operation == ADC:
-        return old + source + carry
-    if operation == SBB:
-        return old - source - carry
-    if operation == SUB:
-        return old - source
-    if operation == OR:
-        return old | source
-    if operation == AND:
-        return old & source
-    if operation == XOR:
-        return old ^ source
-    if operation == NEGATE:
-        return -old
-    if operation < SET_BIT:
-        return shifted(operation, old, source, size)
-    bit = 1 << (source & (8 * size - 1))
-    if operation == SET_BIT:
-        return old | bit
-    return old & ~bit if operation == CLEAR_BIT else old ^ bit
 
 
 @core
@@ -354,7 +230,7 @@ def stored(v: Cells, r: Cells, mem: Memory) -> tuple[int, bool, int]:
     if operation == STORE and source != PUSHED_OPERAND:
         return size, known, cut(data, size)
     if code_byte(v, mem, word, at) & 0xC7 == 5 and long:
-        # An address relative to RIP counts from behind the immediate operand.
+        # An address relative to RIP counts from after the immediate operand.
         displacement += 1 if source == SIGNED_BYTE else 0
         displacement += min(size, 4) if source == IMMEDIATE else 0
     offset = operand_offset(v, r, information, displacement)
@@ -384,7 +260,7 @@ def data_for_operand(
     rex: int,
     information: int,
 ) -> tuple[bool, int]:
-    """Whether what goes to an operand in memory is known, and it; `end` is behind that operand."""
+    """Whether what goes to an operand in memory is known, and it; `end` is after that operand."""
     other = (information >> 28) & 0xF
     data = 1
     if source == REGISTER and size == 1:
@@ -440,7 +316,7 @@ def data_without_modrm(
     if source == PUSHED_FLAGS:
         return True, int(v[GUEST_RFLAGS]) & 0xFC_FFFF
     if source == PUSHED_SEGMENT:
-        # ES, CS, SS and DS; behind 0FH, FS and GS.
+        # ES, CS, SS and DS; after 0FH, FS and GS.
         segment = (opcode >> 3) & 3 if opcode < 0x80 else 4 + ((opcode >> 3) & 1)
         return True, int(v[GUEST_ES_SELECTOR + segment])
     long = in_64_bit_mode(v)

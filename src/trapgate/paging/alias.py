@@ -1,7 +1,7 @@
 """A window of guest-physical addresses that lies elsewhere in the machine's memory.
 
 An extension of ours, for guests under a frame map that name frames from 0 on and are not alone: an
-address below ALIAS_LENGTH means the byte ALIAS_BASE behind it. Tables, CR3 and what they lead to
+address below ALIAS_LENGTH means the byte ALIAS_BASE after it. Tables, CR3 and what they lead to
 are guest-physical, and so are the frames that the map and the filters know; the window lies below
 all of them. Addresses beyond it are the machine's own. With the whole of a guest's memory in it
 the guest need not know where it is; with the first megabyte alone a kernel that takes the memory

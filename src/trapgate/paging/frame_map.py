@@ -61,7 +61,7 @@ def set_frame_byte(v: Cells, mem: Memory, physical: int, byte: int) -> None:
 
 @core
 def links_of(v: Cells, mem: Memory, physical: int) -> int:
-    """How many links lead to a frame that the map holds, by the bytes behind the map."""
+    """How many links lead to a frame that the map holds, by the bytes after the map."""
     return load8(mem, v[FRAME_MAP_ADDRESS] + v[FRAME_MAP_LENGTH] + (physical >> 12))
 
 

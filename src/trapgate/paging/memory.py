@@ -29,7 +29,7 @@ DEVICE_SLOTS = 4
 WATCH_TRANSLATES = 70
 """Whether the core may use translations that it remembers: see `translations`."""
 WATCH_WRITTEN = 71
-"""How many pages have WRITTEN_PAGE: the log of their numbers is behind the cells of the pages."""
+"""How many pages have WRITTEN_PAGE: the log of their numbers is after the cells of the pages."""
 WATCH_TRANSLATIONS = 72
 TRANSLATION_SLOTS = 32
 """Those translations, two cells each: where, and how many (a power of two)."""

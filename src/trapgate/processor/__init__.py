@@ -1,6 +1,7 @@
-"""The logical processor: VM entry, the guest that runs, VM exit.
+"""The logical processor: VM entry, the running guest, VM exit.
 
-`processor` turns what stopped the engine into VM exits; instructions that need a whole decoder or
-checks of their own are executed by `decoded`, `stepping` and `table_writes` on what `logical`
-holds. It imports `engine` and below. Begin with `processor.Processor.vmlaunch`.
+`processor` turns the reason why the engine stopped into a VM exit. Instructions that need a
+complete decoder, or checks that the engine does not make, are executed by `decoded`, `stepping` and
+`table_writes` on the state in `logical`. It may import `engine` and below. Begin with
+`processor.Processor.vmlaunch`.
 """

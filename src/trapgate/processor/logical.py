@@ -13,6 +13,7 @@ from trapgate.engine.unicorn_engine import UnicornEngine as Engine
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import TrapgateError
 from trapgate.events.journal import HEAD_CAPACITY, HEAD_CURRENT, HEAD_LENGTH, HEAD_TIME, ROW_WIDTH
+from trapgate.processor.pins import Pins
 from trapgate.processor.x86_vmm import X86Vmm
 from trapgate.sdm import registers, vmx
 from trapgate.vmcs.vmcs import Vmcs
@@ -21,7 +22,7 @@ from trapgate.vmcs.vmcs import Vmcs
 class Outcome(IntEnum):
     """How an instruction ended that was not executed in the ordinary way.
 
-    GO_ON: the guest goes on. EXITED: a VM exit of the VMCS in force. STOPPED: the engine
+    GO_ON: the guest continues. EXITED: a VM exit of the VMCS in force. STOPPED: the engine
     has stopped for something else on the way, which is now to be dealt with.
     """
 
@@ -120,8 +121,9 @@ class LogicalProcessor:
         self._words = self.engine.words
         self._head = memoryview(self.head.data)
         self.x86_vmm = X86Vmm(self.engine)
-        self.engine.offer_vmx(self.x86_vmm.state, self.x86_vmm.vmcs)
         """The VMM that the guest may be itself."""
+        self.engine.offer_vmx(self.x86_vmm.state, self.x86_vmm.vmcs)
+        self.pins = Pins()
         self.head[HEAD_CURRENT] = vmx.NONE
         self._vmcs: Vmcs | None = None
         self.cpuid: Callable[[int, int], tuple[int, int, int, int]] = _no_leaf
@@ -133,6 +135,11 @@ class LogicalProcessor:
     def time(self) -> int:
         """The virtual clock: instructions executed so far."""
         return self._words[stops.TIME]
+
+    @property
+    def vmcs(self) -> Vmcs | None:
+        """The current VMCS."""
+        return self._vmcs
 
     @property
     def in_force(self) -> Cells:
@@ -150,7 +157,7 @@ class LogicalProcessor:
         return self._vmcs.cells
 
     def move_to_vmcs0(self) -> Cells:
-        """VMCS 0, with the state of an x86 VMM's guest lent to it if that was running."""
+        """VMCS 0, to which the state of an x86 VMM's guest is moved if that was running."""
         if self._words[stops.V] != self._words[stops.HOST]:
             self.engine.move_to_vmcs0()
         return self.in_force

@@ -24,17 +24,21 @@ _HEAD = np.array((HEAD_CPU, HEAD_CURRENT, HEAD_GENERATION, HEAD_LEVEL))
 class OwnState:
     """One logical processor: its number, pins, registers, VMX state, and current VMCS.
 
-    `put_aside` and `take_up` move what the engine and the head of the journal keep of it, x87 and
+    `save` and `restore` move what the engine and the head of the journal keep of it, x87 and
     SSE registers among them.
     """
 
     def __init__(
-        self, number: int, engine: UnicornEngine, registers: Registers, x86_vmm: X86Vmm
+        self,
+        number: int,
+        engine: UnicornEngine,
+        registers: Registers,
+        x86_vmm: X86Vmm,
+        pins: Pins,
     ) -> None:
         self.number = number
-        self.registers, self.x86_vmm = registers, x86_vmm
+        self.registers, self.x86_vmm, self.pins = registers, x86_vmm, pins
         self.vmcs: Vmcs | None = None
-        self.pins = Pins()
         self._engine = engine
         self._live = engine.vectors.live
         self._vector_registers = self._live.copy()
@@ -47,11 +51,11 @@ class OwnState:
         """What holds its state beside memory and the VMCS."""
         return [self.registers.cells, self.x86_vmm.state, self.x86_vmm.vmcs]
 
-    def put_aside_in(self) -> list[Cells]:
+    def saved_arrays(self) -> list[Cells]:
         """What holds the rest while it has no turn."""
         return [self._vector_registers, self._cells, self._head]
 
-    def put_aside(self, vmcs: Vmcs | None, head: Cells) -> None:
+    def save(self, vmcs: Vmcs | None, head: Cells) -> None:
         """Remember what engine and journal hold, and its current VMCS."""
         self.vmcs = vmcs
         self._vector_registers[:] = self._live
@@ -59,7 +63,7 @@ class OwnState:
         self._head[:] = head[_HEAD]
         self.x86_vmm.look_at(self._cells)
 
-    def take_up(self, head: Cells) -> None:
+    def restore(self, head: Cells) -> None:
         """Give them what they held."""
         vmcs, engine = self.vmcs, self._engine
         assert vmcs is not None

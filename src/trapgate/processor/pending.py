@@ -5,8 +5,6 @@ SDM, "Priority Among Concurrent Events".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from trapgate.compiler.dialect import Cells
 from trapgate.decision.criteria_table import RULE_DELIVER, decide_by_table
 from trapgate.decision.faults import Interruption
@@ -14,6 +12,7 @@ from trapgate.events.exits import vm_exit
 from trapgate.events.journal import HEAD_TIME
 from trapgate.instructions.intercepts import EXITED, GO_ON, platform_exit, window_exit
 from trapgate.instructions.virtual_apic import has_virtual_interrupt
+from trapgate.processor.logical import LogicalProcessor
 from trapgate.processor.pins import Smi
 from trapgate.processor.reset import begin_at, reset
 from trapgate.sdm import cells as f
@@ -22,15 +21,12 @@ from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI
 
-if TYPE_CHECKING:
-    from trapgate.processor.processor import Processor
-
 _BLOCKED_BY_STI_OR_SS = 3
 _BLOCKED_BY_NMI = 8
 _IF = 1 << 9
 
 
-def take(processor: Processor, v: Cells) -> bool:
+def take(processor: LogicalProcessor, v: Cells) -> bool:
     """Take what waits, if the guest of `v`, the VMCS in force, can take it; whether that exits."""
     pin = int(v[f.PIN_BASED_CONTROLS])
     state = int(v[f.GUEST_INTERRUPTIBILITY_STATE])
@@ -74,7 +70,7 @@ def take(processor: Processor, v: Cells) -> bool:
         return True
     if pins.interrupt is not None:
         vector = pins.interrupt
-        if v is processor.x86_vmm.vmcs and processor.x86_vmm.posts(vector):
+        if v is processor.x86_vmm.vmcs and processor.x86_vmm.is_notification(vector):
             pins.interrupt = None
             processor.engine.post_interrupts()
         elif exiting and _interrupt_exits(processor, v, vector):
@@ -94,7 +90,7 @@ def take(processor: Processor, v: Cells) -> bool:
     return False
 
 
-def _smi_exits(processor: Processor, v: Cells, smi: Smi) -> bool:
+def _smi_exits(processor: LogicalProcessor, v: Cells, smi: Smi) -> bool:
     """Put an SMI to the criteria; whether it exits.
 
     One that does not is for system-management mode, whose handler is RSM alone. VT-x lets
@@ -112,7 +108,7 @@ def _smi_exits(processor: Processor, v: Cells, smi: Smi) -> bool:
     return True
 
 
-def _interrupt_exits(processor: Processor, v: Cells, vector: int) -> bool:
+def _interrupt_exits(processor: LogicalProcessor, v: Cells, vector: int) -> bool:
     """Whether external-interrupt exiting holds for a vector: a criteria table may exempt it."""
     if v[f.CRITERIA_TABLE_RULES] == 0:
         return True
@@ -123,14 +119,14 @@ def _interrupt_exits(processor: Processor, v: Cells, vector: int) -> bool:
     return action != RULE_DELIVER
 
 
-def _awaits_window(processor: Processor) -> bool:
+def _awaits_window(processor: LogicalProcessor) -> bool:
     """Whether VMCS 0 asks for an exit as soon as interrupts are enabled."""
     assert processor.vmcs is not None
     primary = processor.vmcs.words[f.PRIMARY_PROCESSOR_BASED_CONTROLS]
     return bool(primary & ct.PRIMARY_INTERRUPT_WINDOW_EXITING)
 
 
-def _wake(processor: Processor, v: Cells, vector: int, kind: int) -> bool:
+def _wake(processor: LogicalProcessor, v: Cells, vector: int, kind: int) -> bool:
     """An interrupt or NMI: what it does not exit for, it wakes from HLT."""
     halted = int(v[f.GUEST_ACTIVITY_STATE])
     v[f.GUEST_ACTIVITY_STATE] = 0

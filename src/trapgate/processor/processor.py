@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 
 from trapgate.compiler.dialect import Cells
-from trapgate.decision.faults import Interruption
 from trapgate.engine import machine as stops
 from trapgate.engine import written_pages  # noqa: F401 - compiled code, to be known before any is used
 from trapgate.engine.memory.device_pages import Load, Store
@@ -22,25 +20,19 @@ from trapgate.events.journal import HEAD_CPU, HEAD_GENERATION, HEAD_SEQUENCE, HE
 from trapgate.processor import decoded, pending, stepping, table_writes, task_switch
 from trapgate.processor.logical import LogicalProcessor, Outcome, Registers, signed
 from trapgate.processor.own_state import OwnState
-from trapgate.processor.pins import Smi
+from trapgate.processor.pins import Pins, Smi
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.processor.x86_vmm import X86Vmm
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm import registers
-from trapgate.sdm.event_words import hexadecimal
-from trapgate.sdm.reasons import REASONS, ExitReason
-from trapgate.vmcs.explain import explain_entry_failure, explain_failure
+from trapgate.sdm.reasons import ExitReason
+from trapgate.vmcs.explain import explain_failure
 from trapgate.vmcs.vmcs import Vmcs
 
 _CHECKED_SLICE = 256
 """Instructions executed one at a time between two looks at the host's time."""
 _FOREVER = 1 << 62
-_FAILED = 1 << 31
-
-
-_INFORMATION = slice(f.EXIT_REASON, f.VM_EXIT_INSTRUCTION_LENGTH + 1)
-"""The cells of exit reason, interruption information and error code, IDT-vectoring information
-and error code, and instruction length."""
 
 
 class IdleError(TrapgateError):
@@ -48,98 +40,6 @@ class IdleError(TrapgateError):
 
     Set HLT exiting or the VMX-preemption timer, or assert an event before entering.
     """
-
-
-class VmExit:
-    """A VM exit (SDM, "VM-Exit Information Fields").
-
-    It remembers the exit information of its VMCS as it was, and makes of it what is asked for.
-    `vmcs` holds the guest's state, which moves on.
-    """
-
-    __slots__ = (
-        "_information",
-        "_qualification",
-        "explanation",
-        "instruction_length",
-        "reason",
-        "vmcs",
-    )
-
-    def __init__(self, vmcs: Vmcs) -> None:
-        """The latest exit of `vmcs`."""
-        words = vmcs.words
-        self.vmcs = vmcs
-        self._information = information = words[_INFORMATION].tolist()
-        self._qualification = words[f.EXIT_QUALIFICATION]
-        reason = information[0]
-        self.reason: ExitReason = REASONS[reason & 0xFFFF]
-        """The basic exit reason."""
-        self.instruction_length: int = information[5]
-        """Bytes of the instruction that exited; 0 where undefined."""
-        self.explanation = explain_entry_failure(vmcs.cells) if reason & _FAILED else ""
-        """Why VM entry failed; empty if it did not."""
-
-    @property
-    def qualification(self) -> int:
-        """The exit qualification, 64 bits."""
-        return self._qualification & 0xFFFF_FFFF_FFFF_FFFF
-
-    @property
-    def interruption(self) -> Interruption | None:
-        """The event that caused the exit."""
-        _, word, code, *_ = self._information
-        return Interruption.decode(word, code) if word else None
-
-    @property
-    def idt_vectoring(self) -> Interruption | None:
-        """The event that was being delivered when the exit came."""
-        _, _, _, word, code, _ = self._information
-        return Interruption.decode(word, code) if word else None
-
-    @property
-    def entry_failed(self) -> bool:
-        """Whether the guest never ran."""
-        return bool(self._information[0] & _FAILED)
-
-    def __repr__(self) -> str:
-        """In words: the reason, the event, and where the guest stood."""
-        reason = self.reason.name.lower().replace("_", " ")
-        parts = [f"VM entry failed: {reason}" if self.entry_failed else f"VM exit: {reason}"]
-        if self.interruption is not None:
-            parts.append(repr(self.interruption).strip("<>"))
-        if self.qualification:
-            parts.append(f"qualification {hexadecimal(self.qualification)}")
-        if self.idt_vectoring is not None:
-            parts.append(f"while delivering {repr(self.idt_vectoring).strip('<>')}")
-        return f"<{', '.join(parts)}, RIP {hexadecimal(self.vmcs['GUEST_RIP'])}>"
-
-    def _repr_html_(self) -> str:
-        """What the exit tells, a row each, for notebooks."""
-        from trapgate.trace.html import table
-
-        told = (
-            ("exit reason", f"{int(self.reason)} {self.reason.name.lower().replace('_', ' ')}"),
-            ("qualification", hexadecimal(self.qualification)),
-            ("event", self.interruption),
-            ("while delivering", self.idt_vectoring),
-            ("instruction length", self.instruction_length or None),
-            ("RIP", hexadecimal(self.vmcs["GUEST_RIP"])),
-        )
-        heads = ("VM entry failed" if self.entry_failed else "VM exit", "")
-        rows = ((name, str(value).strip("<>")) for name, value in told if value is not None)
-        return table(heads, rows)
-
-
-@dataclass(frozen=True, slots=True)
-class VmFail:
-    """VMLAUNCH or VMRESUME failed: VMfailValid with this VM-instruction error number.
-
-    `explanation` says which check failed, on which field, with which value.
-    """
-
-    error: int
-    explanation: str = field(default="", compare=False)
 
 
 class Processor(LogicalProcessor):
@@ -156,11 +56,10 @@ class Processor(LogicalProcessor):
     def __init__(self, memory: int, *, engine: str = "auto", journal: int = 4096) -> None:
         super().__init__(memory, engine=engine, journal=journal)
         self._numbers: dict[int, int] = {}
-        first = OwnState(0, self.engine, self.registers, self.x86_vmm)
+        first = OwnState(0, self.engine, self.registers, self.x86_vmm, self.pins)
         self.every = [first]
         """The logical processors, one of which has the engine."""
         self._own = first
-        self.pins = first.pins
         self._priority = 0
         self.expires: float | None = None
         """Host time (`time.monotonic`) when a guest that needs checks at every instruction, and
@@ -168,38 +67,33 @@ class Processor(LogicalProcessor):
         self._checked = 0
         self.stops_at_events = False
         """Whether an event of the guest's ends the run, as the preemption timer does: where the
-        guest is about to go on."""
+        guest is about to continue."""
         self._entered = 0
         self._sink: Callable[[Cells], None] | None = None
         self._drained = 0
         self.skipped = 0
         """How much of the virtual time was skipped."""
 
-    @property
-    def vmcs(self) -> Vmcs | None:
-        """The current VMCS."""
-        return self._vmcs
-
     def name_vm(self, number: int) -> None:
-        """Let the journal say that what happens from now on happens in VM `number`."""
+        """From now on, record events in the journal as those of VM `number`."""
         self.head[HEAD_VM] = number
 
     def answer_ports(self, table: int) -> None:
-        """Let accesses to ports be answered by the table of `instructions.polled_ports` there.
+        """Answer accesses to ports by the table of `instructions.polled_ports` there.
 
         0: all of them exit. Who gives the address keeps the table alive.
         """
         self._words[stops.PORTS] = table
 
     def skip_to(self, time: int) -> None:
-        """Let the virtual clock jump ahead: nothing was executed, as while the guest halts."""
+        """Advance the virtual clock although nothing was executed, as while the guest halts."""
         c = self._words
         jump = max(time - c[stops.TIME], 0)
         c[stops.TIME] += jump
         self.skipped += jump
 
     def wait_in_loops(self, instructions: int) -> None:
-        """Let so much time pass at each RDTSC in a loop that only waits for a time; 0: none."""
+        """Set how much time passes at each RDTSC in a loop that only waits; 0: none."""
         self._words[stops.POLL_WAIT] = instructions
 
     @property
@@ -209,7 +103,7 @@ class Processor(LogicalProcessor):
         return min(c[stops.TIMER_END], c[stops.NESTED_TIMER_END], c[stops.BUDGET_END]) - self.time
 
     def count(self, instructions: int) -> None:
-        """Let the virtual clock know of instructions that somebody else has carried out."""
+        """Count instructions that were carried out elsewhere in the virtual clock."""
         self._words[stops.TIME] += instructions
 
     def trace_to(self, sink: Callable[[Cells], None]) -> None:
@@ -223,7 +117,7 @@ class Processor(LogicalProcessor):
 
     @property
     def sink(self) -> Callable[[Cells], None] | None:
-        """Who gets the rows of events."""
+        """The receiver of the rows of events."""
         return self._sink
 
     def drain(self) -> None:
@@ -318,7 +212,7 @@ class Processor(LogicalProcessor):
         self.pins.smi = Smi(ExitReason.IO_SMI, io.qualification, fields)
 
     def watch_priority(self) -> None:
-        """Let a change of CR8 end the run as the preemption timer does, for an APIC's sake."""
+        """Make a change of CR8 end the run as the preemption timer does, for a local APIC."""
         self._priority = stops.PIN_PRIORITY
 
     # Several logical processors.
@@ -329,12 +223,12 @@ class Processor(LogicalProcessor):
         `number` is that which its machine knows it by. Turns change between two VM entries
         (`turn_to`).
         """
-        one = OwnState(number, self.engine, Registers(), X86Vmm(self.engine))
+        one = OwnState(number, self.engine, Registers(), X86Vmm(self.engine), Pins())
         self.every.append(one)
         head = self.head.copy()
         head[HEAD_CPU] = one.number
         head[HEAD_GENERATION] = self._numbers.setdefault(id(vmcs), len(self._numbers))
-        one.put_aside(vmcs, head)
+        one.save(vmcs, head)
         return one
 
     def runs(self, one: OwnState) -> bool:
@@ -342,11 +236,11 @@ class Processor(LogicalProcessor):
         return one is self._own
 
     def turn_to(self, one: OwnState) -> None:
-        """Go on as another one of `every`; cached translations of linear addresses are lost."""
+        """Continue as another one of `every`; cached translations of linear addresses are lost."""
         if one is self._own:
             return
-        self._own.put_aside(self._vmcs, self.head)
-        one.take_up(self.head)
+        self._own.save(self._vmcs, self.head)
+        one.restore(self.head)
         self._own = one
         self._vmcs = one.vmcs
         self.registers, self.pins, self.x86_vmm = one.registers, one.pins, one.x86_vmm
@@ -408,7 +302,7 @@ class Processor(LogicalProcessor):
         return VmExit(vmcs)
 
     def _switched_tasks(self, v: Cells) -> bool:
-        """Whether the exit was a task switch that the guest was to make, and it goes on."""
+        """Whether the exit was a task switch that the guest was to make, and it continues."""
         if not task_switch.left_to_guest(v):
             return False
         exited = task_switch.carry_out(self, v)
@@ -418,7 +312,7 @@ class Processor(LogicalProcessor):
         return True
 
     def make_current(self, vmcs: Vmcs) -> None:
-        """Let `vmcs` be the current one, as VMPTRLD does."""
+        """Make `vmcs` the current one, as VMPTRLD does."""
         if vmcs is not self._vmcs:
             self._attach(vmcs)
 
@@ -432,7 +326,7 @@ class Processor(LogicalProcessor):
     def _handle_stop(self) -> bool:
         """Deal with what stopped the engine; whether that was a VM exit to this VMM.
 
-        The engine itself goes on with an x86 VMM whose guest exits.
+        The engine itself continues with an x86 VMM whose guest exits.
         """
         c = self._words
         self.x86_vmm.explain_latest()
@@ -457,7 +351,7 @@ class Processor(LogicalProcessor):
         elif stop in (stops.ATTEND, stops.LIMIT):
             exited = self._take_pending_events(v)
         elif stop == stops.BROKEN and self.engine.fetched_nothing:
-            # Nothing there reads as all ones, and that is no instruction.
+            # Nothing there reads as all ones, and that is not an instruction.
             exited = self.raise_fault(6, -1)
         else:
             self.engine.explain_break()
@@ -532,7 +426,7 @@ class Processor(LogicalProcessor):
         if v is self.x86_vmm.vmcs and self._waits_for_vmm():
             vm_exit(self.move_to_vmcs0(), ExitReason.HLT, 0, 0)
             return True
-        alarm = self.x86_vmm.alarm
+        alarm = self.x86_vmm.preemption_deadline
         if alarm is not None and alarm < c[stops.TIMER_END]:
             # The preemption timer of the x86 VMM comes first; the engine sees to it.
             self.skip_to(alarm)

@@ -10,10 +10,10 @@ import numpy as np
 from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import bound
 from trapgate.engine import machine as stops
-from trapgate.engine.rare_changes import restore_journal, restore_tables
+from trapgate.engine.partial_restore import restore_journal, restore_tables
 from trapgate.engine.written_pages import MemoryCopy
 from trapgate.events.journal import COUNTS, HEAD_COMPLETED, HEAD_COUNTS, HEAD_SEQUENCE
-from trapgate.processor.likeness import (
+from trapgate.processor.compared_state import (
     LASTING_CELLS,
     LASTING_FIELDS,
     LASTING_VECTOR_CELLS,
@@ -44,7 +44,7 @@ def plain(one: object, but: frozenset[str] = frozenset()) -> dict[str, object]:
 
 
 def take_plain(now: dict[str, object], then: Mapping[str, object]) -> None:
-    """Let attributes that `plain` gave be others of the same kinds. Raises ValueError."""
+    """Set attributes that `plain` gave to others of the same kinds. Raises ValueError."""
     if then.keys() != now.keys():
         raise ValueError(f"other attributes than {', '.join(now)}")
     for name, value in then.items():
@@ -52,7 +52,7 @@ def take_plain(now: dict[str, object], then: Mapping[str, object]) -> None:
         if value is not None and before is not None and type(value) is not type(before):
             raise ValueError(f"{name} is a {type(value).__name__}")
         if not isinstance(value, int | float | str | None):
-            raise ValueError(f"{name} is no plain value")  # noqa: TRY004 -- of a file
+            raise ValueError(f"{name} is not a plain value")  # noqa: TRY004 -- of a file
     now.update(then)
 
 
@@ -77,7 +77,7 @@ class ProcessorSnapshot:
         arrays = [
             *(one.cells for one in vmcss),
             *(array for one in processor.every for array in one.arrays()),
-            *(array for one in waiting for array in one.put_aside_in()),
+            *(array for one in waiting for array in one.saved_arrays()),
             *(engine.devices.pages, head[: _NESTED.start], head[_NESTED.stop :]),
             *others,
             engine.vectors.live,

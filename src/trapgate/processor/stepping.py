@@ -10,18 +10,28 @@ the traps that follow it are raised. That lasts as long as the state asks for it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import iced_x86 as iced
-from iced_x86 import CodeSize, FlowControl, MemorySize, Mnemonic, OpAccess, OpKind, Register
+from iced_x86 import FlowControl, Mnemonic, OpKind, Register
 
 from trapgate.compiler.dialect import Cells
-from trapgate.decode.sse_operands import has_aligned_operand
 from trapgate.engine import machine as stops
 from trapgate.events.exits import vm_exit
 from trapgate.operands.mode import privilege_level
-from trapgate.processor.decoded import Operand, checks_alignment, is_allowed
+from trapgate.processor.accesses import (
+    COUNTERS,
+    FACTORY,
+    WIDTHS,
+    Access,
+    accesses_of,
+    allows,
+    code_address,
+    ends_beyond_limit,
+    is_mapped,
+    is_misaligned,
+)
 from trapgate.processor.logical import LogicalProcessor, Outcome, signed
+from trapgate.processor.operand import Operand
 from trapgate.sdm import cells as f
 from trapgate.sdm.controls import PRIMARY_MONITOR_TRAP_FLAG
 from trapgate.sdm.reasons import ExitReason
@@ -44,61 +54,17 @@ _BEFORE = 0x07
 _PATIENCE = 20_000
 """Instructions after which segments whose limits nobody exceeded are trusted."""
 
-_SEGMENTS = {
-    Register.ES: 0,
-    Register.CS: 1,
-    Register.SS: _SS,
-    Register.DS: 3,
-    Register.FS: 4,
-    Register.GS: 5,
-}
-_WIDTHS = {CodeSize.CODE16: 16, CodeSize.CODE32: 32, CodeSize.CODE64: 64}
-_READS = {OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
-_WRITES = {OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
-_STACK_POINTERS = {Register.SP, Register.ESP, Register.RSP}
-_STACK_BASES = {*_STACK_POINTERS, Register.BP, Register.EBP, Register.RBP}
 _SHADOWING = {Mnemonic.MOV, Mnemonic.POP}
 """What holds debug exceptions back until the next instruction is done, if it loads SS."""
 _FAR_RETURNS = {Mnemonic.RETF, Mnemonic.IRET, Mnemonic.IRETD, Mnemonic.IRETQ}
-_BIT_STRINGS = {Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
 _PORTS = {
     *(Mnemonic.IN, Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD),
     *(Mnemonic.OUT, Mnemonic.OUTSB, Mnemonic.OUTSW, Mnemonic.OUTSD),
 }
-_COUNTERS = {16: Register.CX, 32: Register.ECX, 64: Register.RCX}
-
-_ALIGNMENTS = {
-    MemorySize.SEG_PTR16: 2,
-    MemorySize.SEG_PTR32: 4,
-    MemorySize.SEG_PTR64: 8,
-    MemorySize.FLOAT80: 8,
-    MemorySize.BCD: 8,
-    MemorySize.FWORD6: 4,
-    MemorySize.FWORD10: 4,
-    MemorySize.FPU_ENV14: 2,
-    MemorySize.FPU_ENV28: 4,
-    MemorySize.FPU_STATE94: 2,
-    MemorySize.FPU_STATE108: 4,
-}
-"""SDM, table "Alignment Requirements by Data Type", where it is not the size; in bytes."""
-
-_factory = iced.InstructionInfoFactory()
-
-
-class Access(NamedTuple):
-    """One access to memory: segment number, offset in it, linear address, size in bytes."""
-
-    segment: int
-    offset: int
-    linear: int
-    size: int
-    kind: int
-    read: bool
-    write: bool
 
 
 def monitor_trap(processor: LogicalProcessor, v: Cells) -> bool:
-    """The exit that the monitor trap flag asks for behind an instruction, if it does."""
+    """The exit that the monitor trap flag asks for after an instruction, if it does."""
     # Another VMCS is in force if the instruction exited to an x86 VMM.
     if _is_trapped(v) and v is processor.in_force:
         vm_exit(v, ExitReason.MONITOR_TRAP_FLAG, 0, 0)
@@ -131,13 +97,13 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
             engine.cells[stops.TIME] += 1
             return Outcome(processor.raise_fault(1, -1, causes))
         if instruction.mnemonic in _PORTS:
-            start = _linear_rip(guest)
+            start = code_address(guest)
             engine.watch_port(start, start, instruction.len)
     accesses = list(accesses_of(guest, instruction))
     fault = _segment_fault(processor, guest, instruction, accesses)
     # A page fault comes first, and the engine will find it.
     if fault < 0 and is_misaligned(guest, instruction, accesses):
-        mapped = all(_is_mapped(guest, access) for access in accesses)
+        mapped = all(is_mapped(guest, access) for access in accesses)
         fault = 17 if mapped else -1
     if fault >= 0:
         engine.cells[stops.TIME] += 1
@@ -178,7 +144,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
 
 
 def look_for_ports(processor: LogicalProcessor, v: Cells) -> None:
-    """Let the portable engine stop before each input or output of a new block."""
+    """Make the portable engine stop before each input or output of a new block."""
     engine = processor.engine
     guest = Operand(processor, v)
     start, size = (int(engine.cells[n]) for n in (stops.NEW_BLOCK, stops.NEW_BLOCK_SIZE))
@@ -223,15 +189,15 @@ def trap(
 
 
 def _end_string(guest: Operand, instruction: iced.Instruction) -> None:
-    """Leave a repeated string instruction behind its last iteration.
+    """Leave a repeated string instruction after its last iteration.
 
     The engine begins another one, and finds that there is none.
     """
     v = guest.v
     if not instruction.is_string_instruction or not _is_at(v, instruction):
         return
-    used = _factory.info(instruction).used_memory()
-    if guest.register(_COUNTERS[_WIDTHS.get(used[0].address_size, guest.bits)]) == 0:
+    used = FACTORY.info(instruction).used_memory()
+    if guest.register(COUNTERS[WIDTHS.get(used[0].address_size, guest.bits)]) == 0:
         v[f.GUEST_RIP] = signed(instruction.next_ip)
 
 
@@ -249,12 +215,7 @@ def _branched(v: Cells, instruction: iced.Instruction) -> bool:
 
 def linear_rip(processor: LogicalProcessor, v: Cells) -> int:
     """The linear address of the instruction at RIP."""
-    return _linear_rip(Operand(processor, v))
-
-
-def _linear_rip(guest: Operand) -> int:
-    base = 0 if guest.long else int(guest.v[f.GUEST_CS_BASE])
-    return guest.wrap(int(guest.v[f.GUEST_RIP]) + base)
+    return code_address(Operand(processor, v))
 
 
 def _calls_far_in_core(processor: LogicalProcessor, instruction: iced.Instruction) -> bool:
@@ -287,12 +248,12 @@ def _pending_trap(v: Cells) -> int:
 
 
 def _breakpoints(processor: LogicalProcessor, guest: Operand) -> int:
-    """The breakpoints on execution at RIP, as bits of DR6; none with RF set or behind MOV SS."""
+    """The breakpoints on execution at RIP, as bits of DR6; none with RF set or after MOV SS."""
     v = guest.v
     blocked = v[f.GUEST_INTERRUPTIBILITY_STATE] & BLOCKING_BY_MOV_SS
     if v[f.GUEST_RFLAGS] & RFLAGS_RF or blocked:
         return 0
-    linear = _linear_rip(guest)
+    linear = code_address(guest)
     dr7 = int(v[f.GUEST_DR7])
     causes = 0
     for number in range(4):
@@ -318,56 +279,6 @@ def _is_watched(processor: LogicalProcessor, v: Cells, number: int, accesses: li
     )
 
 
-def accesses_of(guest: Operand, instruction: iced.Instruction) -> Iterator[Access]:
-    """What the instruction is about to access, a repeated one in its next iteration."""
-    if instruction.is_invalid:
-        return
-    for used in _factory.info(instruction).used_memory():
-        read, write = used.access in _READS, used.access in _WRITES
-        if not read and not write:
-            continue
-        size = iced.MemorySizeInfo(used.memory_size).size
-        kind = used.memory_size
-        width = _WIDTHS.get(used.address_size, guest.bits)
-        if not size:
-            if guest.register(_COUNTERS[width]) == 0:
-                continue
-            kind = instruction.memory_size
-            size = iced.MemorySizeInfo(kind).size
-        offset = used.displacement + guest.register(used.index) * used.scale
-        if used.base in _STACK_POINTERS and used.base != instruction.memory_base:
-            width = _stack_width(guest)
-            offset += int(guest.v[f.GUEST_RSP])
-        else:
-            offset += guest.register(used.base)
-        if instruction.mnemonic in _BIT_STRINGS and instruction.op1_kind == OpKind.REGISTER:
-            offset += _bit_string_offset(guest, instruction, size)
-        segment = _SEGMENTS.get(used.segment, 3)
-        if guest.long and segment < 4:
-            # The overrides of CS, DS, ES and SS mean nothing in 64-bit mode.
-            segment = _SS if used.base in _STACK_BASES else 3
-        offset &= (1 << width) - 1
-        base = 0
-        if not guest.long or segment >= 4:
-            base = int(guest.v[f.GUEST_ES_BASE + segment])
-        yield Access(segment, offset, guest.wrap(offset + base), size, kind, read, write)
-
-
-def _stack_width(guest: Operand) -> int:
-    """The width of the stack pointer, in bits."""
-    if guest.long:
-        return 64
-    return 32 if guest.v[f.GUEST_SS_ACCESS_RIGHTS] & 1 << 14 else 16
-
-
-def _bit_string_offset(guest: Operand, instruction: iced.Instruction, size: int) -> int:
-    """How far from the operand's address the bit lies that a register selects, in bytes."""
-    bits = 8 * size
-    index = guest.register(instruction.op1_register)
-    index -= (index >> (bits - 1)) << bits
-    return index // bits * size
-
-
 def _segment_fault(
     processor: LogicalProcessor,
     guest: Operand,
@@ -382,37 +293,13 @@ def _segment_fault(
     shape = processor.engine.segment_shape()
     if shape == 0:
         return -1
-    if _ends_beyond_limit(guest, instruction):
+    if ends_beyond_limit(guest, instruction):
         return 13
     for access in accesses:
-        if not _allows(v, access):
+        if not allows(v, access):
             return 12 if access.segment == _SS else 13
     _stop_checking_segments(processor, shape)
     return -1
-
-
-def _ends_beyond_limit(guest: Operand, instruction: iced.Instruction) -> bool:
-    """Whether some byte of the instruction lies beyond the limit of CS."""
-    end = (int(guest.v[f.GUEST_RIP]) & 0xFFFF_FFFF) + instruction.len - 1
-    return not guest.long and end > int(guest.v[f.GUEST_CS_LIMIT]) & 0xFFFF_FFFF
-
-
-def _is_aligned_by_itself(guest: Operand, instruction: iced.Instruction) -> bool:
-    """Whether its operand must be a multiple of 16 bytes, or raise #GP."""
-    if instruction.mnemonic == Mnemonic.CMPXCHG16B:
-        return True
-    if iced.MemorySizeInfo(instruction.memory_size).size != 16:
-        return False
-    code = guest.code(_linear_rip(guest), instruction.len)
-    start = code.index(0x0F)
-    repeat = [byte for byte in code[:start] if byte in (0xF2, 0xF3)]
-    escape = code[start + 1] if code[start + 1] in (0x38, 0x3A) else 0
-    opcode = code[start + 2] if escape else code[start + 1]
-    return has_aligned_operand(escape, opcode, repeat[-1] if repeat else 0, 0x66 in code[:start])
-
-
-def _allows(v: Cells, access: Access) -> bool:
-    return is_allowed(v, access.segment, access.offset, access.size, write=access.write)
 
 
 def _stop_checking_segments(processor: LogicalProcessor, shape: int) -> None:
@@ -422,42 +309,6 @@ def _stop_checking_segments(processor: LogicalProcessor, shape: int) -> None:
     processor.engine.patience[shape] = spent
     if spent >= _PATIENCE:
         cells[stops.TRUSTED] = shape
-
-
-def is_misaligned(guest: Operand, instruction: iced.Instruction, accesses: list[Access]) -> bool:
-    """Whether an access raises #AC (SDM, "Alignment Check Exception (#AC)").
-
-    What its segment, its privilege level, or an SSE instruction on aligned operands does not allow
-    is #GP or #SS instead, and the engine will find it.
-    """
-    v = guest.v
-    if not checks_alignment(v):
-        return False
-    if not guest.long and not all(_allows(v, access) for access in accesses):
-        return False
-    if instruction.is_privileged or _ends_beyond_limit(guest, instruction):
-        return False
-    if _is_aligned_by_itself(guest, instruction):
-        return False
-    return any(access.linear & _alignment(access) - 1 for access in accesses)
-
-
-def _alignment(access: Access) -> int:
-    if access.kind in _ALIGNMENTS:
-        return _ALIGNMENTS[access.kind]
-    if access.size == 16:
-        # Of what may be unaligned (SDM, "MOVUPS"); the rest has raised #GP.
-        return 8
-    return access.size if access.size in (2, 4, 8) else 1
-
-
-def _is_mapped(guest: Operand, access: Access) -> bool:
-    for linear in (access.linear, guest.wrap(access.linear + access.size - 1)):
-        kind = 1 if access.write else 0
-        _, code = guest.walk(signed(linear), kind, 1)
-        if code >= 0:
-            return False
-    return True
 
 
 def _non_canonical(

@@ -38,8 +38,9 @@ from trapgate.paging.memory import load8, store8
 from trapgate.paging.probe import probe
 from trapgate.paging.walk import FETCH, READ, WRITE, uses_pae_paging
 from trapgate.processor import stepping
-from trapgate.processor.decoded import Operand, PageFaultError
+from trapgate.processor.accesses import Access, accesses_of, is_misaligned
 from trapgate.processor.logical import LogicalProcessor, Outcome
+from trapgate.processor.operand import Operand, PageFaultError
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import TYPE_HARDWARE_EXCEPTION
 from trapgate.sdm.pagefault import PFEC_MAP, PFEC_P, PFEC_U, PFEC_W
@@ -137,7 +138,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     code, address = int(cells[stops.STOP_INFO]) & 0xFFFF, int(cells[stops.FAULT_ADDRESS])
     guest = Operand(processor, v)
     instruction = guest.decode()
-    accesses = list(stepping.accesses_of(guest, instruction))
+    accesses = list(accesses_of(guest, instruction))
     width = entry_size(int(v[f.GUEST_CR4]))
     before = Snapshot(processor, v)
     translating = {page: list(_translating(guest, page)) for page in _pages(guest, accesses)}
@@ -156,7 +157,7 @@ def step(processor: LogicalProcessor, v: Cells) -> Outcome:
     if not ours or grants & old.keys():
         before.put_back(processor, v)
         return Outcome(processor.raise_fault(PF, code, address))
-    if stepping.is_misaligned(guest, instruction, accesses):
+    if is_misaligned(guest, instruction, accesses):
         before.put_back(processor, v)
         return Outcome(processor.raise_fault(AC, 0))
     if not _execute(processor, v, grants, width):
@@ -242,7 +243,7 @@ def attempt(processor: LogicalProcessor, v: Cells, user: int, size: int) -> Atte
         return None
     before = Snapshot(processor, v)
     places: list[tuple[int, int]] = []
-    for access in stepping.accesses_of(guest, instruction):
+    for access in accesses_of(guest, instruction):
         start, end = access.linear, access.linear + access.size
         while start < end:
             count = min(end - start, _PAGE - start % _PAGE)
@@ -350,7 +351,7 @@ def _writes_more(instruction: iced.Instruction) -> bool:
     )
 
 
-def _pages(guest: Operand, accesses: list[stepping.Access]) -> Iterator[int]:
+def _pages(guest: Operand, accesses: list[Access]) -> Iterator[int]:
     """The linear addresses of the pages accessed."""
     for access in accesses:
         for start in range(access.linear & -_PAGE, access.linear + access.size, _PAGE):
@@ -362,7 +363,7 @@ def _signed(linear: int) -> int:
     return linear - (linear >> 63 << 64)
 
 
-def _parts(guest: Operand, accesses: list[stepping.Access], user: int) -> list[Part]:
+def _parts(guest: Operand, accesses: list[Access], user: int) -> list[Part]:
     """The accesses, page by page; none if one of them faults for another reason than R/W."""
     mode = 1 if user else 0
     parts = []

@@ -104,7 +104,7 @@ def holds(checks: tuple[Check, ...]) -> bool:
 
 
 def ldt_checks(selector: int, rights: int) -> tuple[Check, Check]:
-    """Of the LDT, which may be none: is it one, is it present?
+    """Checks of the LDT, which may be none: is it one, is it present?
 
     `rights` are here, and below, those of the descriptor, 0 if there is none.
     """
@@ -117,7 +117,7 @@ def ldt_checks(selector: int, rights: int) -> tuple[Check, Check]:
 
 
 def code_checks(selector: int, rights: int) -> tuple[Check, Check, Check]:
-    """Of CS: does its privilege fit, is it code, is it present?"""
+    """Checks of CS: does its privilege fit, is it code, is it present?"""
     is_code = rights & (st.AR_S | st.AR_CODE) == st.AR_S | st.AR_CODE
     dpl, rpl = rights >> 5 & 3, selector & 3
     fits = dpl <= rpl if rights & st.AR_CONFORMING else dpl == rpl
@@ -129,7 +129,7 @@ def code_checks(selector: int, rights: int) -> tuple[Check, Check, Check]:
 
 
 def stack_checks(selector: int, rights: int, cpl: int) -> tuple[Check, Check, Check, Check]:
-    """Of SS: is it writable data, is it present, is its DPL the CPL, and the selector's RPL?"""
+    """Checks of SS: is it writable data and present, is its DPL the CPL and the selector's RPL?"""
     is_stack = rights & (st.AR_S | st.AR_CODE | st.AR_WRITABLE) == st.AR_S | st.AR_WRITABLE
     dpl = rights >> 5 & 3
     return (
@@ -141,7 +141,7 @@ def stack_checks(selector: int, rights: int, cpl: int) -> tuple[Check, Check, Ch
 
 
 def data_checks(selector: int, rights: int, cpl: int) -> tuple[Check, Check, Check]:
-    """Of DS, ES, FS or GS: can it be read, is it present, and for all that may use it?"""
+    """Checks of DS, ES, FS or GS: can it be read, is it present, does its privilege fit?"""
     readable = rights & st.AR_S and not (rights & st.AR_CODE and not rights & st.AR_WRITABLE)
     conforming = rights & st.AR_CODE and rights & st.AR_CONFORMING
     return (
@@ -489,7 +489,7 @@ def carry_out(processor: LogicalProcessor, v: Cells) -> bool:
 
 
 def take_trap(v: Cells) -> int:
-    """The causes of the #DB behind a task switch, before the new task's first instruction.
+    """The causes of the #DB after a task switch, before the new task's first instruction.
 
     Bits of DR6: the T flag of its TSS, and breakpoints on the error code that it has been given.
     """

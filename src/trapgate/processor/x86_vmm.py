@@ -42,11 +42,11 @@ class X86Vmm:
         self._told = 0
 
     def look_at(self, machine: Cells) -> None:
-        """Let `machine` be the cells of the engine as they are for this processor."""
+        """Use `machine` as the engine's cells for this processor."""
         self._engine = machine
 
-    def offer(self, *, extended: bool) -> None:
-        """Let the guest be a VMM: VMXON works, as CPUID and the capability MSRs then say.
+    def offer_vmx(self, *, extended: bool) -> None:
+        """Make VMX available to the guest: VMXON works, and CPUID and capability MSRs report it.
 
         `extended` lets it use the extension fields. IA32_FEATURE_CONTROL is as firmware leaves
         it: locked, with VMX enabled.
@@ -111,29 +111,29 @@ class X86Vmm:
     # Its guest.
 
     @property
-    def is_served(self) -> bool:
-        """Whether the state in VMCS 0 is that of its guest, lent to the VMM in Python."""
-        return bool(self._words[vmx.LENT])
+    def guest_is_in_vmcs0(self) -> bool:
+        """Whether the state of its guest is in VMCS 0, where the VMM in Python works on it."""
+        return bool(self._words[vmx.GUEST_IN_VMCS0])
 
     @property
     def wants_interrupts(self) -> bool:
         """Whether its guest is served, and external interrupts exit to it, whatever IF says."""
         pin = self.vmcs[f.PIN_BASED_CONTROLS]
-        return self.is_served and bool(pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING)
+        return self.guest_is_in_vmcs0 and bool(pin & ct.PIN_EXTERNAL_INTERRUPT_EXITING)
 
     @property
-    def acknowledges(self) -> bool:
+    def acknowledges_interrupts(self) -> bool:
         """Whether a VM exit for an interrupt to it acknowledges that."""
         return bool(self.vmcs[f.VM_EXIT_CONTROLS] & ct.EXIT_ACKNOWLEDGE_INTERRUPT)
 
-    def posts(self, vector: int) -> bool:
+    def is_notification(self, vector: int) -> bool:
         """Whether that interrupt only notifies its guest of others, which are posted."""
         pin = self.vmcs[f.PIN_BASED_CONTROLS]
         notifies = vector == self.vmcs[f.POSTED_INTERRUPT_NOTIFICATION_VECTOR]
         return bool(pin & ct.PIN_POSTED_INTERRUPTS) and bool(notifies)
 
     @property
-    def alarm(self) -> int | None:
+    def preemption_deadline(self) -> int | None:
         """The virtual time at which its preemption timer ends, if that is running."""
         end = int(self._engine[stops.NESTED_TIMER_END])
         waits = self.vmcs[f.GUEST_ACTIVITY_STATE] == ACTIVITY_WAIT_FOR_SIPI

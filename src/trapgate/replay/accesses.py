@@ -88,7 +88,7 @@ def detail() -> Expr:
 
 
 def within(value: Expr, ranges: Any, size: Expr | None = None) -> Expr:
-    """Whether a value (and those behind it, `size` in all) meets one of the stretches."""
+    """Whether a value (and those after it, `size` in all) meets one of the stretches."""
     pl = polars()
     last = value if size is None else value + size - 1
     met: Expr = pl.lit(value=False)

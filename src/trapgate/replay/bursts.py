@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from trapgate.replay.exit_policy import SAVED, said_of
+from trapgate.replay.exit_policy import SAVED, judgement_of
 from trapgate.replay.judge import Columns, recorded_exit, verdict
 from trapgate.trace.frames import polars, reading, scan
 from trapgate.trace.selection import EVERYTHING, Selection
@@ -45,8 +45,8 @@ def burst_interval(
             return None
         said = verdict(policy, Columns(codes_missing=True))
         saved = (said.judged & recorded_exit() & ~said.exits).fill_null(value=False)
-        if policy.exits.speaks:
-            other = recorded_exit() & ~pl.col("injected") & (said_of(policy.exits) == SAVED)
+        if policy.exits.judges_exits:
+            other = recorded_exit() & ~pl.col("injected") & (judgement_of(policy.exits) == SAVED)
             saved = saved | other.fill_null(value=False)
         width = (last - first) // blocks + 1
         sums = (

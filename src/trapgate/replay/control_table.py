@@ -352,6 +352,6 @@ def control_of(word: str, detail: str = "") -> Control:
     for control in CONTROLS:
         if any(fnmatchcase(full, pattern) for pattern in control.reasons):
             return control
-    # "FAILED_VMENTRY" and its kin stand behind a word.
+    # "FAILED_VMENTRY" and its kin are after a word.
     first = word.partition(" ")[0]
     return control_of(first, detail) if first != word else ALWAYS

@@ -123,7 +123,7 @@ class ControlReport:
 def by_control(paths: Sequence[Path], chosen: Selection = EVERYTHING) -> ControlReport:
     """The `chosen` exits of traces by the control that causes them, the costliest first.
 
-    Raises: TraceError for files that are no traces.
+    Raises: TraceError for files that are not traces.
     """
     pl = polars()
     unit = time_unit(paths)

@@ -1,4 +1,4 @@
-"""What a policy says of exits that are no exceptions: each by the control that causes it.
+"""What a policy says of exits that are not exceptions: each by the control that causes it.
 
 A policy speaks of a control that its file names, and of no other. A trace has exits only:
 what a control would add that was off is in no trace, so exits are saved here and never added.
@@ -86,8 +86,8 @@ class ExitPolicy:
         return ", ".join(parts)
 
     @property
-    def speaks(self) -> bool:
-        """Whether it says anything of exits that are no exceptions."""
+    def judges_exits(self) -> bool:
+        """Whether it says anything of exits that are not exceptions."""
         return bool(self.rules())
 
     def names(self, where: Field, bit: int = -1) -> bool:
@@ -103,7 +103,7 @@ class ExitPolicy:
         return [*_switched(self), *_ports(self), *_msrs(self), *_registers(self), *_others(self)]
 
 
-def _sure(which: Expr, *, exits: bool) -> tuple[Expr, Expr, Expr]:
+def _certain(which: Expr, *, exits: bool) -> tuple[Expr, Expr, Expr]:
     pl = polars()
     return which, pl.lit(exits), pl.lit(value=False)
 
@@ -122,7 +122,7 @@ def _switched(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
         for pattern in control.reasons:
             if "*" in pattern:
                 which = which | accesses.word().str.contains(_regular(pattern))
-        found.append(_sure(which, exits=any(policy.has(*switch) for switch in control.switches)))
+        found.append(_certain(which, exits=any(policy.has(*switch) for switch in control.switches)))
     return found
 
 
@@ -141,7 +141,7 @@ def _ports(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
         return [(mine, pl.lit(value=False), pl.lit(value=True))]
     if held is None or (policy.names(_PRIMARY, bitmaps) and not policy.has(_PRIMARY, bitmaps)):
         if policy.names(_PRIMARY, unconditional | bitmaps):
-            return [_sure(mine, exits=policy.has(_PRIMARY, unconditional))]
+            return [_certain(mine, exits=policy.has(_PRIMARY, unconditional))]
         return []
     port, size = pl.col("operand"), accesses.port_size()
     exits = accesses.within(port, held, size) | (port + size > 1 << 16)
@@ -155,7 +155,7 @@ def _msrs(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
     mine = accesses.is_msr()
     reads, writes = policy.intercepts.msr_reads, policy.intercepts.msr_writes
     if policy.names(_PRIMARY, bitmaps) and not policy.has(_PRIMARY, bitmaps):
-        return [_sure(mine, exits=True)]
+        return [_certain(mine, exits=True)]
     if reads is None and writes is None:
         if policy.has(_PRIMARY, bitmaps):
             return [(mine, pl.lit(value=False), pl.lit(value=True))]
@@ -189,7 +189,7 @@ def _registers(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
         mask = policy.values[mask_field]
         which = accesses.writes_register(number)
         if mask == 0:
-            found.append(_sure(which, exits=False))
+            found.append(_certain(which, exits=False))
             continue
         shadow = pl.col("old_value")
         if policy.names(shadow_field):
@@ -202,9 +202,9 @@ def _registers(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
         which = accesses.writes_register(3)
         number = min(policy.values.get(Field.CR3_TARGET_COUNT, 0), len(_TARGETS))
         if policy.names(_PRIMARY, load) and not policy.has(_PRIMARY, load):
-            found.append(_sure(which, exits=False))
+            found.append(_certain(which, exits=False))
         elif number == 0:
-            found.append(_sure(which, exits=True))
+            found.append(_certain(which, exits=True))
         else:
             data, met = pl.col("data"), pl.lit(value=False)
             for target in _TARGETS[:number]:
@@ -223,7 +223,7 @@ def _others(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
     windows = policy.names(Field.PLE_WINDOW) or policy.names(Field.PLE_GAP)
     if policy.names(_PRIMARY, each) or policy.names(_SECONDARY, loops) or windows:
         if policy.has(_PRIMARY, each):
-            found.append(_sure(pause, exits=True))
+            found.append(_certain(pause, exits=True))
         elif policy.has(_SECONDARY, loops) or windows:
             # A loop that was too long for a window is too long for a smaller one.
             longest = policy.values.get(Field.PLE_WINDOW)
@@ -232,11 +232,11 @@ def _others(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
                 sure = (pl.col("data") >= longest).fill_null(value=False)
             found.append((pause, sure, ~sure))
         else:
-            found.append(_sure(pause, exits=False))
+            found.append(_certain(pause, exits=False))
     tpr = word == "TPR_BELOW_THRESHOLD"
     shadow = PrimaryControl.TPR_SHADOW
     if policy.names(_PRIMARY, shadow) and not policy.has(_PRIMARY, shadow):
-        found.append(_sure(tpr, exits=False))
+        found.append(_certain(tpr, exits=False))
     elif policy.names(Field.TPR_THRESHOLD):
         none = policy.values[Field.TPR_THRESHOLD] & 15 == 0
         found.append((tpr, pl.lit(value=False), pl.lit(not none)))
@@ -245,7 +245,7 @@ def _others(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
     protected = access.str.contains(r"write to (?:r|present page)").fill_null(value=False)
     if policy.names(_SECONDARY, SecondaryControl.EPT):
         if not policy.has(_SECONDARY, SecondaryControl.EPT):
-            found.append(_sure(second | (word == "EPT_MISCONFIG"), exits=False))
+            found.append(_certain(second | (word == "EPT_MISCONFIG"), exits=False))
         return found
     unknown = access.is_null()
     if held.write_protection is not None:
@@ -256,7 +256,7 @@ def _others(policy: ExitPolicy) -> list[tuple[Expr, Expr, Expr]]:
     return found
 
 
-def said_of(policy: ExitPolicy) -> Expr:
+def judgement_of(policy: ExitPolicy) -> Expr:
     """What a policy says of each row that is an exit: OUTSIDE, STAYS, SAVED or UNJUDGED."""
     pl = polars()
     said: Expr = pl.lit(OUTSIDE)

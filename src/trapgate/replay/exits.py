@@ -1,4 +1,4 @@
-"""Policies on exits that are no exceptions: what is saved and lost, by reason."""
+"""Policies on exits that are not exceptions: what is saved and lost, by reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trapgate.replay import accesses
 from trapgate.replay.control_table import SWITCHED_MSRS, Control, Loss, control_of
-from trapgate.replay.exit_policy import OUTSIDE, SAVED, UNJUDGED, ExitPolicy, said_of
+from trapgate.replay.exit_policy import OUTSIDE, SAVED, UNJUDGED, ExitPolicy, judgement_of
 from trapgate.trace.frames import count, is_weighted, polars, reading, scan
 from trapgate.trace.selection import EVERYTHING, Selection
 
@@ -52,11 +52,11 @@ def lost_range(lost: int, untold: int) -> str:
 def judge_exits(
     paths: Sequence[Path], policies: Sequence[ExitPolicy], chosen: Selection = EVERYTHING
 ) -> list[tuple[ReasonOutcome, ...]]:
-    """What each policy does to exits that are no exceptions, in one pass; by reason.
+    """What each policy does to exits that are not exceptions, in one pass; by reason.
 
     Exits that were given to the hypervisor above stay: they are its own.
 
-    Raises: TraceError for files that are no traces.
+    Raises: TraceError for files that are not traces.
     """
     pl = polars()
     latency = pl.col("latency")
@@ -69,7 +69,7 @@ def judge_exits(
         (accesses.is_msr() & pl.col("operand").is_in(list(SWITCHED_MSRS)))
         .fill_null(value=False)
         .alias("switched"),
-        *(said_of(policy).alias(f"says {number}") for number, policy in enumerate(policies)),
+        *(judgement_of(policy).alias(f"says {number}") for number, policy in enumerate(policies)),
     ]
     with reading(paths):
         cells = (

@@ -52,7 +52,7 @@ class Policy:
     `judges_interrupts` tells whether external interrupts and NMIs are judged by its
     pin-based controls, or are left as recorded. `fault_filter`, `order`, `ptbase` and
     `frame_filters` are the fault filters' fields; without `ptbase` they are about the writes that
-    a frame map stops. `exits` is what it says of exits that are no exceptions;
+    a frame map stops. `exits` is what it says of exits that are not exceptions;
     `judges_exceptions` is False for a file that speaks of nothing else: then they are left
     as recorded.
     """
@@ -109,7 +109,7 @@ class Policy:
         interrupts = PIN_EXTERNAL_INTERRUPT_EXITING | PIN_NMI_EXITING
         judges = exits.names(Field.PIN_BASED_CONTROLS, interrupts)
         about = {one for one in exits.named if rules_exceptions(one)}
-        only_exits = exits.speaks and not about and settings.rules is None
+        only_exits = exits.judges_exits and not about and settings.rules is None
         return cls(name, vmcs, judges, kind, order, ptbase, exits, not only_exits, frames)
 
     @classmethod
@@ -204,7 +204,7 @@ class Policy:
             parts.append(f"fault filter {', '.join(names)}, {where}")
         if self.rules:
             parts.insert(0, f"a criteria table of {len(self.rules)} rules")
-        if self.exits.speaks:
+        if self.exits.judges_exits:
             parts.append(f"exits: {self.exits.words}")
         return "; ".join(parts)
 
@@ -221,7 +221,7 @@ class Policy:
                 values = ", ".join(f"{name} = {value:#x}" for name, value in named)
             name = "bitmap" if scheme is None else scheme.name
             rows.append((f"#{row.vector.name}", int(self.control(vector)), name, values))
-        exits = f"<p>exits: {escape(self.exits.words)}</p>" if self.exits.speaks else ""
+        exits = f"<p>exits: {escape(self.exits.words)}</p>" if self.exits.judges_exits else ""
         title = f"<h4>Policy {escape(self.name)}</h4>"
         if not self.judges_exceptions:
             return title + exits

@@ -44,7 +44,7 @@ def replay(
     where the traces have no latencies, `tallied` another way to count rows (a cluster).
     Larger than memory is normal. `chosen` says which events count.
 
-    Raises: TraceError for files that are no traces, or empty, or of different kinds.
+    Raises: TraceError for files that are not traces, or empty, or of different kinds.
     """
     unit = time_unit(traces)
     alone = None
@@ -57,7 +57,7 @@ def replay(
         kinds = (tallied or partial(here, chosen=chosen))(traces, pairs)
         outcomes = judged(kinds, policies, pairs, unit=unit, model=model)
         demand_rows(outcomes[0].rows if outcomes else 1, traces)
-    if any(policy.exits.speaks for policy in policies):
+    if any(policy.exits.judges_exits for policy in policies):
         found = judge_exits(traces, [policy.exits for policy in policies], chosen)
         outcomes = [
             with_exits(outcome, told, unit, model or CostModel())
@@ -155,7 +155,7 @@ def judged(
     keep: tuple[int, int] | None = None,
 ) -> list[Outcome]:
     """The outcomes of `policies` on a tally; `keep` are mask and match of page faults that
-    should go on exiting.
+    should continue exiting.
     """
     pl = polars()
     count = pl.col("count")
@@ -201,7 +201,7 @@ _SUMS: Final = (*_MASKS, "judged_was", "exits_was", "unjudged_was")
 
 
 def _without_nulls(said: Verdict) -> dict[str, Expr | None]:
-    # Events that are no faults have no vector and no type: null, hence not judged.
+    # Events that are not faults have no vector and no type: null, hence not judged.
     masks = (said.judged, said.exits, recorded_exit(), said.unjudged, said.completes)
     return {name: mask.fill_null(value=False) for name, mask in zip(_MASKS, masks, strict=True)}
 

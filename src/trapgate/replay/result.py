@@ -97,7 +97,7 @@ class Outcome:
     interrupts and exits whose control it does not set), and
     `outside_exits` of them exited and still do. `recorded_exits` counts exits among judged
     rows; `saved` and `added` are the differences: exits less `recorded_exits` is `added`
-    less `saved`. `reasons` has what it does to exits that are no exceptions.
+    less `saved`. `reasons` has what it does to exits that are not exceptions.
     """
 
     policy: str
@@ -290,7 +290,7 @@ def reason_row(one: ReasonOutcome) -> tuple[str | int | None, ...]:
 
 
 def reason_parts(outcome: Outcome) -> list[Part]:
-    """What a policy does to exits that are no exceptions, by their reasons."""
+    """What a policy does to exits that are not exceptions, by their reasons."""
     if not outcome.reasons:
         return []
     rows = tuple(map(reason_row, outcome.reasons))
@@ -315,7 +315,7 @@ def reason_notes(outcome: Outcome) -> list[str]:
 def with_exits(
     outcome: Outcome, reasons: tuple[ReasonOutcome, ...], unit: str, model: CostModel
 ) -> Outcome:
-    """An outcome together with what the policy does to exits that are no exceptions."""
+    """An outcome together with what the policy does to exits that are not exceptions."""
     if not reasons:
         return outcome
     recorded = sum(one.recorded for one in reasons)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.replay.exit_policy import OUTSIDE, SAVED, said_of
+from trapgate.replay.exit_policy import OUTSIDE, SAVED, judgement_of
 from trapgate.replay.exit_policy import STAYS as STAYS_AN_EXIT
 from trapgate.replay.exit_policy import UNJUDGED as NOT_JUDGED
 from trapgate.replay.judge import verdict
@@ -95,7 +95,7 @@ def cube_of(
     """Count traces; memory and result do not grow with their length. `progress` is told what
     is being done, and what share (0 to 1) of a whole report's work that begins at.
 
-    Raises: TraceError for files that are no traces, or hold no event, or symbols that do
+    Raises: TraceError for files that are not traces, or hold no event, or symbols that do
     not match.
     """
     pl = polars()
@@ -122,7 +122,7 @@ def cube_of(
         say("events", 0.35)
         # A categorical column keeps words short on the way through the group-by.
         why = pl.when(pl.col("exit_reason").is_null()).then(pl.col("reason").cast(pl.String))
-        speaking = {f"exits {n}": p.exits for n, p in enumerate(policies) if p.exits.speaks}
+        speaking = {f"exits {n}": p.exits for n, p in enumerate(policies) if p.exits.judges_exits}
         recorded = (pl.col("disposition") == "EXIT") & ~pl.col("injected")
         counted = (
             lazy.group_by(
@@ -131,7 +131,7 @@ def cube_of(
                 why.otherwise(pl.col("exit_reason").cast(pl.String)).alias("why"),
                 "place",
                 *(
-                    pl.when(recorded).then(said_of(policy)).otherwise(OUTSIDE).alias(name)
+                    pl.when(recorded).then(judgement_of(policy)).otherwise(OUTSIDE).alias(name)
                     for name, policy in speaking.items()
                 ),
             )

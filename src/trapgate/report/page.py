@@ -51,7 +51,7 @@ def report(
     Each of `policies` is set beside the recorded run; `symbols` names addresses. `progress` is
     told what is being done, and what share (0 to 1) of the work that begins at.
 
-    Raises: TraceError for files that are no traces, or hold no event, symbols that do not
+    Raises: TraceError for files that are not traces, or hold no event, symbols that do not
     match, or a page that cannot be written.
     """
     say = progress or no_progress

@@ -411,7 +411,7 @@ ENCODINGS: dict[str, int] = {
 ) = range(len(ENCODINGS))
 
 TABLE_START = len(ENCODINGS)
-"""Behind the fields: the criteria table as the processor keeps it (`decision.criteria_table`)."""
+"""After the fields: the criteria table as the processor keeps it (`decision.criteria_table`)."""
 TABLE_CELLS = 2048
 LENGTH = TABLE_START + TABLE_CELLS
 """How many cells a VMCS has."""

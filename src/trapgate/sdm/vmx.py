@@ -15,7 +15,7 @@ Capability Reporting Facility".
     LAUNCHED,
     FEATURE_CONTROL,
     EXTENDED,
-    LENT,
+    GUEST_IN_VMCS0,
     KEPT_DEBUGCTL,
     KEPT_DR7,
     KEPT_PAT,
@@ -50,10 +50,11 @@ Capability Reporting Facility".
 OFFERED: 1 if the processor has VMX for its guest (CPUID.1:ECX.VMX). MODE: one of MODE_*.
 VMXON_POINTER and CURRENT: physical addresses, -1 for none. LAUNCHED: the launch state of the
 current VMCS. FEATURE_CONTROL: IA32_FEATURE_CONTROL. EXTENDED: 1 if the extension fields exist.
-LENT: 1 while the guest state of `n` is lent to VMCS 0, for the VMM in Python to work on. KEPT_*:
-what the fields held that the entry did not load or the exit will not save. ROOT_*: CR0 and CR4 as
-the VMM in Python keeps them, and blocking by NMI, in VMX root operation. FAULT_*: error code and
-linear address of a page fault on an instruction's operand, and the vector of other faults.
+GUEST_IN_VMCS0: 1 while the guest state of `n` has been moved to VMCS 0, where the VMM in Python
+works on it. KEPT_*: what the fields held that the entry did not load or the exit will not save.
+ROOT_*: CR0 and CR4 as the VMM in Python keeps them, and blocking by NMI, in VMX root operation.
+FAULT_*: error code and linear address of a page fault on an instruction's operand, and the vector
+of other faults.
 EXPLAINING: 1 if the run has to stop whenever a VMX instruction or a VM entry fails. FAILED_RIP:
 RIP of the instruction that failed last or may yet fail. OPERAND: the physical address or the
 field's encoding that a VMX instruction was given last, or the lower half of the descriptor of an

@@ -1,4 +1,9 @@
-"""The fault trace: its schema, writing it while the machine runs, reading it."""
+"""The fault trace: its schema, the writer, the reader, and conversions.
+
+`schema` has the columns, `writer` appends rows while the machine runs, `reader` reads them;
+`imports` reads recordings of other tools, `stat` and `export` evaluate and convert traces. It may
+import `vmcs`, `decision` and below. Begin with `schema`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

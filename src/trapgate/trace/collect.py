@@ -146,9 +146,9 @@ def script(question: str, tool: str, *, seconds: int = 10, process: int | None =
     """
     if question not in QUESTIONS:
         known = ", ".join(QUESTIONS)
-        raise TraceError("collect", f"no question {question!r}", f"give one of {known}")
+        raise TraceError("collect", f"{question!r} is not a question", f"give one of {known}")
     if tool not in TOOLS:
-        raise TraceError("collect", f"no tool {tool!r}", f"give one of {', '.join(TOOLS)}")
+        raise TraceError("collect", f"{tool!r} is not a tool", f"give one of {', '.join(TOOLS)}")
     asked = QUESTIONS[question]
     if tool == "bpftrace":
         return _BPFTRACE.format(

@@ -45,7 +45,7 @@ _NANO: Final = 1_000_000_000
 
 
 def to_ftrace(trace: Trace, out: Path) -> int:
-    """Write text as ftrace's file `trace` has it; returns the number of lines of events.
+    """Write text in the format of ftrace's file `trace`; returns the number of lines of events.
 
     Exits become kvm_exit, with the kvm_entry that ends them where the trace has a latency,
     injections kvm_inj_exception and kvm_inj_virq: what reads a host's trace reads them, and an

@@ -83,5 +83,5 @@ def stretch(text: str, name: str) -> tuple[int | None, int | None]:
     except ValueError:
         found = ()
     if not colon or not found or any(end is not None and not 0 <= end < 1 << 64 for end in found):
-        raise TraceError(name, f"{text!r} is no range", "give FROM:TO; either may be left out")
+        raise TraceError(name, f"{text!r} is not a range", "give FROM:TO; either may be left out")
     return found[0], found[1]

@@ -149,7 +149,7 @@ def statistics(
 ) -> Stat:
     """The tables of the `chosen` events of traces together; `symbols` adds one per function.
 
-    Raises: TraceError for files that are no traces, or symbols that do not match.
+    Raises: TraceError for files that are not traces, or symbols that do not match.
     """
     unit = time_unit(paths)
     with reading(paths):

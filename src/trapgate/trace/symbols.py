@@ -38,7 +38,7 @@ class Symbols:
         except (struct.error, ValueError, IndexError):
             raise self._error("a damaged ELF file") from None
         if not rows:
-            raise self._error("no function in it")
+            raise self._error("it contains no function")
         # Of several names for one address the first in the alphabet is kept.
         self.starts: NDArray[np.uint64] = np.array([row[0] for row in rows], np.uint64)
         keep = np.concatenate([[True], self.starts[1:] != self.starts[:-1]])

@@ -210,7 +210,7 @@ class Ledger:
     2. a copy of the live footer in the hole before it; the trailer then points there;
     3. row group and new footer over the place of the old footer; the trailer follows.
 
-    The end is like it, except that the new trailer lies right behind the last footer and
+    The end is like it, except that the new trailer lies right after the last footer and
     comes to life by truncation, so that a finished file holds no dead bytes.
     """
 
@@ -260,7 +260,7 @@ class Ledger:
         self._groups, self._live, self._rows, self.end = groups, new, self._rows + rows, end
 
     def finish(self, template: footer.Struct) -> None:
-        """Switch to the final footer and cut off everything behind it."""
+        """Switch to the final footer and cut off everything after it."""
         last = footer.join(template, b"".join(self._groups), len(self._groups), self._rows)
         size = self.end + len(last) + footer.TRAILER
         self._step_aside(size)
@@ -269,7 +269,7 @@ class Ledger:
         self.size = size
 
     def _step_aside(self, room: int) -> None:
-        """Let a copy of the live footer live beyond `room`, and beyond the file's end."""
+        """Move a copy of the live footer beyond `room`, and beyond the file's end."""
         spare = max(room, self.size)
         self.size = _aligned(spare + len(self._live)) + footer.TRAILER
         self._point(self._live_at)

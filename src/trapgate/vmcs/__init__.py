@@ -1,4 +1,4 @@
-"""The VMCS as software sees it: fields by name, files of them, capabilities, explanations.
+"""The VMCS as software sees it: fields by name, VMCS files, capabilities, explanations.
 
 What a field means to the processor is decided elsewhere. It may import `decision` and below.
 Begin with `vmcs.Vmcs`.

@@ -114,7 +114,7 @@ def read_settings(path: Path, names: Names | None = None) -> Settings:
     """The settings in the file `path`; `names` are for its conditions, beside its own bitmaps.
 
     Raises:
-        VmcsFileError: it cannot be read, or is no TOML, or not laid out as it should be.
+        VmcsFileError: it cannot be read, or is not TOML, or not laid out as it should be.
         UnknownFieldError: a name in it is not known.
         FieldValueError: a value does not fit.
     """

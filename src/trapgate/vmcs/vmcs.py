@@ -225,7 +225,7 @@ class Vmcs:
         twin.cells[:] = self.cells
         return twin
 
-    def flat(self, bits: Literal[32, 64], *, user: bool = False) -> None:
+    def set_flat_segments(self, bits: Literal[32, 64], *, user: bool = False) -> None:
         """Make the guest's segments flat, for protected mode or (`bits` 64) 64-bit mode.
 
         Code is selector 8 (1BH if `user`), data 10H (23H); base 0, limit 4 GB. Control

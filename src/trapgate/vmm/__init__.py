@@ -1,7 +1,6 @@
 """A VMM in Python: exit handlers, devices, firmware tables, guest loaders and the console.
 
-`machine.VirtualMachine` is a PC with its virtual processors; `exits` says what is done about VM
-exits, `cpus`, `devices`, `firmware`, `bios` and `loaders` what the PC consists of, `snapshots` how
-it is kept, `ui` how it is seen, `direct` how guests keep their page tables. It imports `processor`
-and below. Begin with `machine`.
+`machine.VirtualMachine` is a PC with its virtual processors. `exits` handles VM exits; `cpus`,
+`devices`, `firmware`, `bios` and `loaders` make up the PC; `snapshots` saves it, `ui` shows it, and
+`direct` runs it under direct paging. It may import `processor` and below. Begin with `machine`.
 """

@@ -1,4 +1,4 @@
-"""What a VMM's handler wants done about a VM exit: values, carried out by the machine."""
+"""What a handler tells the machine to do after a VM exit, as values."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -8,17 +8,17 @@ from trapgate.decision.faults import Interruption
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Go on at GUEST_RIP as it stands; an event that was being delivered is delivered anew."""
+    """Continue at GUEST_RIP; an event whose delivery the exit interrupted is delivered again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Emulated:
-    """The handler did the instruction's work: go on behind it."""
+    """The handler has emulated the instruction: continue after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Go on in the state that the handler has made; what was being delivered is part of it."""
+    """Continue in the state that the handler has made, without delivering an event again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class End(Enum):
     ENTRY_FAILED = "VM entry failed"
     UNHANDLED = "unhandled VM exit"
     UNTIL = "expression found"
-    LEFT = "left"
+    QUIT = "quit"
     INTERRUPTED = "interrupted"
     LIMIT = "limit reached"
     VMX_ABORT = "VMX abort"
-    ASKED = "stopped by the VMM"
+    STOPPED_BY_VMM = "stopped by the VMM"
     REFUSED = "refused by the VMM"
 
 
@@ -61,15 +61,15 @@ class Stop:
     status: int = 0
 
     @property
-    def can_go_on(self) -> bool:
-        """Whether the guest would go on if it were run again: somebody else wanted the stop."""
-        return self.end in (End.LIMIT, End.UNTIL, End.LEFT, End.INTERRUPTED)
+    def can_continue(self) -> bool:
+        """Whether the guest would continue if it were run again: somebody else wanted the stop."""
+        return self.end in (End.LIMIT, End.UNTIL, End.QUIT, End.INTERRUPTED)
 
     @property
-    def is_peaceful(self) -> bool:
+    def is_normal(self) -> bool:
         """Whether it ended as guests should, so that there is nothing to explain."""
-        own = (End.DEBUG_EXIT, End.RESET, End.POWER_OFF, End.ASLEEP, End.ASKED)
-        return self.can_go_on or self.end in own
+        own = (End.DEBUG_EXIT, End.RESET, End.POWER_OFF, End.ASLEEP, End.STOPPED_BY_VMM)
+        return self.can_continue or self.end in own
 
 
 Action = Resume | Emulated | Moved | Inject | Stop

@@ -40,11 +40,11 @@ class Injection:
     when: Moment
 
     def plan(self, vm: VirtualMachine) -> None:
-        """Let `vm` deliver it when its time has come."""
+        """Plan that `vm` delivers it at its moment."""
         vm.at(self.when, self.deliver)
 
     def deliver(self, vm: VirtualMachine) -> None:
-        """Let the next VM entry of `vm` deliver it."""
+        """Deliver it at the next VM entry of `vm`."""
         vm.inject(self.event, address=self.address)
 
 
@@ -59,7 +59,7 @@ def parse_injection(text: str, find: Callable[[str], int] | None = None) -> Inje
     """
     form = _FORM.fullmatch(text)
     if form is None:
-        raise InjectionError(f"{text!r} is no injection; {_HOW}")
+        raise InjectionError(f"{text!r} is not an injection; {_HOW}")
     try:
         when = parse_moment(form["when"], find)
     except MomentError as error:

@@ -25,7 +25,7 @@ def load(
     `modules` those of a multiboot kernel, `processors` how many there are. `run` runs it.
 
     Raises:
-        GuestImageError: the file is no guest, or does not fit.
+        GuestImageError: the file is not a guest, or does not fit.
         EngineError: as `Processor` does.
     """
     disk = None if initrd is None else Path(initrd)

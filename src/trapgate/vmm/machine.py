@@ -8,7 +8,7 @@ processor back when a device wants time (SDM, "VM-Entry Controls for Event Injec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, ClassVar
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
 from trapgate.instructions.polled_ports import ANSWERED
-from trapgate.processor.processor import Processor, VmExit, VmFail
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Occurrence
-from trapgate.sdm.vmx import RANDOM, THROUGH_IDT_VECTOR
+from trapgate.sdm.vmx import RANDOM
 from trapgate.vmcs.file import Profile, Settings
 from trapgate.vmcs.vmcs import Vmcs
 from trapgate.vmm.accounts import JOURNAL, Accounts, Tally
@@ -39,12 +40,12 @@ from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.cpus.turns import PLE_GAP, PLE_WINDOW
 from trapgate.vmm.devices.board import Board
 from trapgate.vmm.devices.clock import INSTRUCTIONS_PER_MICROSECOND
-from trapgate.vmm.devices.ide import GuestMemory
-from trapgate.vmm.exits.handlers import HANDLERS, Handler, identity, unhandled
-from trapgate.vmm.exits.platform import Platform
+from trapgate.vmm.devices.guest_memory import GuestMemory
+from trapgate.vmm.exits.handlers import identity
+from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.loaders import GuestImage, GuestKind
 from trapgate.vmm.moments import Moment, Watch
-from trapgate.vmm.reset import PowerOn, doze, falls_asleep, resume_warm
+from trapgate.vmm.reset import PowerOn, enter_s3, wait_in_s3, warm_reset
 from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.snapshots.state import SnapshotError
 from trapgate.vmm.summary import EventKind
@@ -67,40 +68,6 @@ _NEVER = 1 << 62
 
 class EventPendingError(TrapgateError):
     """An event cannot be injected since another one waits for the VM entry; step, and try again."""
-
-
-class Vmm:
-    """A virtual-machine monitor: a table from exit reasons to handlers.
-
-    A handler is a plain function of the exit and the machine that gives an action. Those
-    in `handlers` replace the usual ones (`vmm.exits.handlers.HANDLERS`). Those in `vectors` are a
-    VMM's redirection structure (¶26): where the VMCS's EXIT_THROUGH_IDT says so, an exit goes
-    to the handler of its exception's vector, or of the vector that the field gives.
-    """
-
-    def __init__(
-        self,
-        handlers: Mapping[ExitReason, Handler] | None = None,
-        *,
-        vectors: Mapping[int, Handler] | None = None,
-    ) -> None:
-        self.handlers: dict[ExitReason, Handler] = {**HANDLERS, **(handlers or {})}
-        self.vectors: dict[int, Handler] = dict(vectors or {})
-
-    def has_default_handler(self, reason: ExitReason) -> bool:
-        """Whether the processor may answer exits of that reason in place of the usual handler."""
-        return type(self) is Vmm and not self.vectors and self.handlers[reason] is HANDLERS[reason]
-
-    def handle(self, vmexit: VmExit, vm: Platform) -> Action:
-        """What to do about `vmexit`."""
-        usual = self.handlers.get(vmexit.reason, unhandled)
-        through_idt = vmexit.vmcs.words[f.EXIT_THROUGH_IDT]
-        if not through_idt:
-            return usual(vmexit, vm)
-        vector = through_idt & THROUGH_IDT_VECTOR
-        if vmexit.reason is ExitReason.EXCEPTION_OR_NMI and vmexit.interruption is not None:
-            vector = vmexit.interruption.vector
-        return self.vectors.get(vector, usual)(vmexit, vm)
 
 
 class VirtualMachine(Accounts):
@@ -156,7 +123,7 @@ class VirtualMachine(Accounts):
         if processor is None:
             # Who shares a processor has a VMM under it that guards memory, and must not be one.
             for cpu in self.cpus:
-                cpu.own.x86_vmm.offer(extended=profile == "extended")
+                cpu.own.x86_vmm.offer_vmx(extended=profile == "extended")
         if explain is not None:
             for cpu in self.cpus:
                 cpu.own.x86_vmm.explain_to(explain)
@@ -233,7 +200,7 @@ class VirtualMachine(Accounts):
         vmcs["VM_ENTRY_CONTROLS"] = entry | (ct.ENTRY_IA32E_MODE_GUEST if image.long_mode else 0)
 
     def boot(self) -> GuestImage:
-        """Have our own BIOS boot the first drive that can be booted. Raises BootError."""
+        """Boot the first bootable drive with the built-in BIOS. Raises BootError."""
         if self.bios is None:
             raise ValueError("the machine has no BIOS: give it Board(bios=True)")
         self._comes_up(self.boot)
@@ -250,7 +217,7 @@ class VirtualMachine(Accounts):
     def _end(self, stop: Stop | None) -> None:
         """Stop, unless it is a reset, and there is something that a reset starts, or a nap."""
         asleep = stop is not None and stop.end is End.ASLEEP
-        if asleep and self.can_be_restored and falls_asleep(self):
+        if asleep and self.can_be_restored and enter_s3(self):
             return
         if stop is not None and stop.end is End.RESET and self.reboots and self._reset():
             self._tally.resets += 1
@@ -258,7 +225,7 @@ class VirtualMachine(Accounts):
         self.stopped = stop
 
     def _reset(self) -> bool:
-        if resume_warm(self):
+        if warm_reset(self):
             return True
         if self._power_on is None:
             return False
@@ -277,7 +244,7 @@ class VirtualMachine(Accounts):
             vmcs["PRIMARY_PROCESSOR_BASED_CONTROLS"] |= ct.PRIMARY_UNCONDITIONAL_IO_EXITING
 
     def type(self, text: bytes) -> None:
-        """Let `text` come in at the serial port, as fast as the guest takes it."""
+        """Type `text` at the serial port, as fast as the guest takes it."""
         self.devices.uart.receive(text)
         self._device_due = 0
 
@@ -318,7 +285,7 @@ class VirtualMachine(Accounts):
         return self.stopped
 
     def let_ports_answer(self) -> None:
-        """Let the processor answer for devices, if nobody else wants to see their exits."""
+        """Enable the answering of polled ports, if nothing else needs to see their exits."""
         reason = ExitReason.IO_INSTRUCTION
         answers = self.vmm.has_default_handler(reason) and not self.watch.wants(reason)
         self.processor.answer_ports(self.devices.ports.address if answers else 0)
@@ -331,7 +298,7 @@ class VirtualMachine(Accounts):
         self._emit_sent()
 
     def inject(self, event: Interruption, *, address: int | None = None, length: int = 0) -> None:
-        """Let the next VM entry deliver `event` to the guest, if the checks at VM entry let it.
+        """Deliver `event` to the guest at the next VM entry, if the checks at VM entry pass.
 
         `address` is the linear address of a page fault, for CR2; `length` the bytes of the
         instruction of a software event. An entry that fails stops the machine. What devices want
@@ -367,7 +334,7 @@ class VirtualMachine(Accounts):
         self._look_at_output()
 
     def _look_at_output(self) -> None:
-        """Have COM1 tell of bytes before the guest goes on where somebody waits for them."""
+        """Make COM1 report bytes before the guest continues, where somebody waits for them."""
         expected = 0 if self.console is None else self.console.expected
         self.devices.uart.expect(EVERY_BYTE if self.watch.byte_by_byte else expected)
 
@@ -384,21 +351,23 @@ class VirtualMachine(Accounts):
         """
         if not self.can_be_restored:
             raise SnapshotError("the VMM of direct paging knows more than the machine: no snapshot")
-        return Snapshot(self, self._tally, self._planned)
+        return Snapshot(self, self.watch, self._tally, self._planned)
 
     def save(self, path: str | Path) -> None:
         """Write everything of the machine to a file, from which `SavedMachine` makes it anew.
 
         What is planned by `at` is not in it. The file is there whole or not at all. Raises
-        SnapshotError as `snapshot` does, for a machine with several processors, in the middle of
-        a disk transfer, and if the file cannot be written.
+        SnapshotError as `snapshot` does, for a machine under direct paging or with several
+        processors, in the middle of a disk transfer, and if the file cannot be written.
         """
-        from trapgate.vmm.snapshot_file import save
+        from trapgate.vmm.snapshots.file import save
 
+        if not self.can_be_restored:
+            raise SnapshotError("a machine under direct paging cannot be saved in a file")
         save(self.snapshot(), Path(path))
 
     def restore(self, snapshot: Snapshot) -> int:
-        """Let everything be as it was; how many pages of memory had been written since.
+        """Restore everything; how many pages of memory had been written since.
 
         It costs what was changed. The run that follows is the one that followed then, to the last
         row of the trace. Raises SnapshotError for another machine's snapshot.
@@ -442,7 +411,7 @@ class VirtualMachine(Accounts):
             if self.stopped is not None:
                 return
         if devices.power.asleep:
-            self.stopped = doze(self)
+            self.stopped = wait_in_s3(self)
             return
         if len(self.cpus) > 1 and not self._take_turn(now):
             return
@@ -480,7 +449,7 @@ class VirtualMachine(Accounts):
             self._carry_out(outcome, action)
 
     def wait(self, seconds: float) -> bool:
-        """Let that much of the host's time pass if somebody watches; False if nobody does."""
+        """Wait for that much host time if somebody watches; False if nobody does."""
         if self.watchers:
             if not self.listen():
                 time.sleep(seconds)
@@ -490,7 +459,7 @@ class VirtualMachine(Accounts):
         return super().wait(seconds)
 
     def _take_turn(self, now: int) -> bool:
-        """Let the processor go on whose turn it is; False if all wait, and time has moved on."""
+        """Run the processor whose turn it is; False if all wait, and time has advanced."""
         cpu = self.turns.next(self.cpu, now)
         if cpu is None:
             waited = self.idle()
@@ -519,9 +488,9 @@ class VirtualMachine(Accounts):
             )
             if open_now:
                 # An x86 VMM that does not acknowledge on exit finds the interrupt pending.
-                if not x86_vmm.wants_interrupts or x86_vmm.acknowledges:
+                if not x86_vmm.wants_interrupts or x86_vmm.acknowledges_interrupts:
                     vector = self.devices.acknowledge()
-                    if x86_vmm.wants_interrupts and x86_vmm.posts(vector):
+                    if x86_vmm.wants_interrupts and x86_vmm.is_notification(vector):
                         self.devices.apic.end_of_interrupt()
                         self.processor.engine.post_interrupts()
                         self._offer_interrupt(v)

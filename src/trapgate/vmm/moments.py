@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from trapgate.decision.decide import COMPLETE
 from trapgate.errors import TrapgateError
@@ -21,13 +21,11 @@ from trapgate.events.journal import (
     ROW_VECTOR,
     ROW_VM,
 )
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.processor import Processor
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vectors import ROWS, Vector
-
-if TYPE_CHECKING:
-    from trapgate.vmm.machine import VirtualMachine
 
 _OWNER = "moments"
 """Whose breakpoints these are, to the engine."""
@@ -55,7 +53,7 @@ class AtAddress:
 
 @dataclass(frozen=True, slots=True)
 class AtExit:
-    """Behind a VM exit of this reason, when the VMM has dealt with it."""
+    """After a VM exit of this reason, when the VMM has dealt with it."""
 
     reason: ExitReason
     time: int = 1
@@ -65,7 +63,7 @@ class AtExit:
 class AtFault:
     """When the guest has taken an exception of this vector: before its handler's first instruction.
 
-    Or, if the exception exits, behind that. Those that the VMM injects do not count.
+    Or, if the exception exits, after that. Those that the VMM injects do not count.
     """
 
     vector: int
@@ -74,7 +72,7 @@ class AtFault:
 
 @dataclass(frozen=True, slots=True)
 class AtOutput:
-    """Behind the byte of output with which a regular expression matches.
+    """After the byte of output with which a regular expression matches.
 
     Raises MomentError for what is none.
     """
@@ -93,10 +91,11 @@ class AtOutput:
 
 Moment = int | AtAddress | AtExit | AtFault | AtOutput
 """An `int` counts the instructions since the machine began."""
-Action = Callable[["VirtualMachine"], None]
+Action = TypeVar("Action")
+"""What is done then; a `Watch` only hands it on."""
 
 
-class _Waiting:
+class _Waiting(Generic[Action]):
     """What is done at a moment that no count of instructions tells."""
 
     def __init__(self, moment: AtAddress | AtExit | AtFault | AtOutput, action: Action) -> None:
@@ -109,34 +108,34 @@ class _Waiting:
             self.search = re.compile(expression).search
 
     def comes(self) -> bool:
-        """It has come; whether for the last time that was to be waited for."""
+        """Note that it has come; whether that was the last time to wait for."""
         self.left -= 1
         return self.left == 0
 
 
 @dataclass(frozen=True, slots=True)
-class WatchState:
+class WatchState(Generic[Action]):
     """What a `Watch` waited for, how often each was still to come, and what it had seen."""
 
     sequence: int
-    waiting: list[tuple[_Waiting, int, bytes]]
+    waiting: list[tuple[_Waiting[Action], int, bytes]]
 
 
-class Watch:
+class Watch(Generic[Action]):
     """What a machine waits for. `plan` is told what is to be done now."""
 
     def __init__(self, processor: Processor, number: int, plan: Callable[[Action], None]) -> None:
         self._processor = processor
         self._number = number
         self._plan = plan
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Waiting[Action]] = []
         self.waits = False
         """Whether there is anything to look for."""
         self._sequence = 0
 
     @property
     def byte_by_byte(self) -> bool:
-        """Whether each byte of output is to be seen before the guest goes on."""
+        """Whether each byte of output is to be seen before the guest continues."""
         return self.waits and any(isinstance(one.moment, AtOutput) for one in self._waiting)
 
     def wants(self, reason: ExitReason) -> bool:
@@ -149,7 +148,7 @@ class Watch:
         """Wait for one more moment."""
         self._set([*self._waiting, _Waiting(moment, action)])
 
-    def _set(self, waiting: list[_Waiting]) -> None:
+    def _set(self, waiting: list[_Waiting[Action]]) -> None:
         """Wait for these from now on."""
         self._waiting = waiting
         self.waits = bool(waiting)
@@ -160,7 +159,7 @@ class Watch:
     def _addresses(self) -> Collection[int]:
         return {one.moment.address for one in self._waiting if isinstance(one.moment, AtAddress)}
 
-    def _have_come(self, came: list[_Waiting]) -> None:
+    def _have_come(self, came: list[_Waiting[Action]]) -> None:
         done = [one for one in came if one.comes()]
         if done:
             self._set([one for one in self._waiting if one not in done])
@@ -206,7 +205,7 @@ class Watch:
     def see(self, data: bytes) -> None:
         """The guest has sent bytes."""
         for byte in data:
-            came = []
+            came: list[_Waiting[Action]] = []
             for one in self._waiting:
                 if isinstance(one.moment, AtOutput):
                     one.recent.append(byte)
@@ -217,12 +216,12 @@ class Watch:
                         came.append(one)
             self._have_come(came)
 
-    def state(self) -> WatchState:
+    def state(self) -> WatchState[Action]:
         """What is waited for now, for `restore`."""
         waiting = [(one, one.left, bytes(one.recent)) for one in self._waiting]
         return WatchState(self._sequence, waiting)
 
-    def restore(self, state: WatchState) -> None:
+    def restore(self, state: WatchState[Action]) -> None:
         """Wait for what was waited for then."""
         if not (state.waiting or self._waiting):
             self._sequence = state.sequence
@@ -242,7 +241,7 @@ _FORM = re.compile(
 )
 _HOW = (
     "write 1000000 (instructions), rip=0x101234, symbol=NAME, exit=CPUID, fault=PF or "
-    'output="REGEX", with #3 behind it for the third time'
+    'output="REGEX", followed by #3 for the third time'
 )
 
 
@@ -293,7 +292,7 @@ def _address(text: str, word: str) -> int:
     try:
         address = int(word, 0)
     except ValueError:
-        raise MomentError(f"{text!r}: {word!r} is no address") from None
+        raise MomentError(f"{text!r}: {word!r} is not an address") from None
     if not 0 <= address < 1 << 64:
         raise MomentError(f"{text!r}: {word} does not fit 64 bits")
     return address

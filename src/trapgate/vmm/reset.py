@@ -1,8 +1,8 @@
-"""What a reset gives back, and what outlives it.
+"""What a reset sets back, and what it keeps.
 
-A PC's memory, disks, CMOS memory and clock go on; its devices and processors come up as they were
+A PC's memory, disks, CMOS memory and clock are kept; its devices and processors are as they were
 when the machine was switched on, and firmware starts anew. If the guest has left a shutdown code
-in CMOS memory, the processors alone are reset and go on where it says, as it was done on
+in CMOS memory, the processors alone are reset and continue where it says, as it was done on
 the way back from protected mode (IBM PC AT Technical Reference, "System BIOS").
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 JUMP_WITH_EOI: Final = 0x05
 JUMP: Final = 0x0A
-"""Shutdown codes: go on at the address in 40:67, after ending an interrupt or not."""
+"""Shutdown codes: continue at the address in 40:67, after ending an interrupt or not."""
 _RESUME: Final = 0xFE
 """... after S3, as SeaBIOS knows it."""
 _RESUME_AT = 0x467
@@ -52,13 +52,13 @@ class PowerOn:
         engine = vm.processor.engine
         arrays: list[Cells] = [*self._state.arrays.values(), engine.vectors.live]
         arrays += [engine.cells[n : n + 1] for n in stops.OWN_STATE]
-        arrays += [array for cpu in vm.cpus[1:] for array in cpu.own.put_aside_in()]
+        arrays += [array for cpu in vm.cpus[1:] for array in cpu.own.saved_arrays()]
         arrays += [cpu.own.registers.cells for cpu in vm.cpus]
         self._arrays = [(array, array.copy()) for array in arrays]
         self._vmx = [(cpu.own.x86_vmm.state, cpu.own.x86_vmm.state.copy()) for cpu in vm.cpus]
 
     def reset(self) -> None:
-        """Let everything come up, and firmware start."""
+        """Reset everything, and start the firmware."""
         vm = self._vm
         clock = vm.devices.rtc.kept()
         _reset_processors(vm)
@@ -79,7 +79,7 @@ class PowerOn:
         self._start()
 
 
-def resume_warm(vm: Platform) -> bool:
+def warm_reset(vm: Platform) -> bool:
     """Reset the processors alone if the guest has asked for that; whether it has."""
     devices, now = vm.devices, vm.processor.time
     code = devices.rtc.shutdown_code
@@ -102,7 +102,7 @@ def resume_warm(vm: Platform) -> bool:
     return True
 
 
-def falls_asleep(vm: Platform) -> bool:
+def enter_s3(vm: Platform) -> bool:
     """Begin the sleep S3 that the guest asks for; False if there is no way back."""
     if not (vm.has_firmware or _waking_vector(vm)):
         return False
@@ -110,8 +110,8 @@ def falls_asleep(vm: Platform) -> bool:
     return True
 
 
-def doze(vm: Platform) -> Stop | None:
-    """Let time pass in S3 till something ends it; what stops the machine, if nothing will.
+def wait_in_s3(vm: Platform) -> Stop | None:
+    """Wait in S3 until something ends it; what stops the machine, if nothing will.
 
     That is the clock's alarm, the power button, a key, or what is planned. If somebody watches, the
     host's time passes as well.
@@ -129,7 +129,7 @@ def doze(vm: Platform) -> Stop | None:
                 power.ring()
     if power.woken:
         power.come_up()
-        _wake_up(vm)
+        _leave_s3(vm)
     return vm.after_device()
 
 
@@ -139,8 +139,8 @@ def _waking_vector(vm: Platform) -> int:
     return vector if vm.ram.read(FACS, 4) == b"FACS" and vector < 1 << 20 else 0
 
 
-def _wake_up(vm: Platform) -> None:
-    """End the sleep S3: the processors are reset, and firmware goes on where the guest asked for.
+def _leave_s3(vm: Platform) -> None:
+    """End the sleep S3: the processors are reset, and firmware continues where the guest asked for.
 
     Memory and devices are as they were.
     """

@@ -16,7 +16,7 @@ Counts = Mapping[int, Mapping[Disposition, int]]
 
 
 class EventKind(StrEnum):
-    """Whose vector it is: INT 10H is not the exception whose vector it uses, nor is an IRQ."""
+    """Kind of an event: INT 10H is not the exception whose vector it uses, nor is an IRQ."""
 
     FAULT = "faults"
     """An exception (INT3, INTO and INT1 raise some), or an NMI."""
@@ -27,7 +27,7 @@ class EventKind(StrEnum):
 
     @classmethod
     def of(cls, kind: int) -> EventKind:
-        """That of an interruption type."""
+        """The kind of an interruption type."""
         if kind == InterruptionType.EXTERNAL_INTERRUPT:
             return cls.INTERRUPT
         if kind == InterruptionType.SOFTWARE_INTERRUPT:
@@ -82,7 +82,7 @@ class Summary:
     why_not_native: str = ""
     table_writes: TableWrites | None = None
     resets: int = 0
-    """How often the guest reset the machine and went on."""
+    """How often the guest reset the machine and continued."""
 
     @property
     def engine_words(self) -> str:

@@ -108,7 +108,7 @@ def enter(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
     FAILED (VMfailValid; VM_INSTRUCTION_ERROR says why). If a check failed, FAILED_CHECK
     has its number (`sdm.checks`). Nothing else has changed then.
     """
-    # A VMM in Python puts its table behind the fields itself, and names no address.
+    # A VMM in Python puts its table after the fields itself, and names no address.
     is_there = v[CRITERIA_TABLE_ADDRESS] == 0 or load_table(v, mem)
     check = check_controls(v, -1, SECONDARY_ALLOWED_1) if is_there else TABLE_ADDRESS
     if check == 0:
@@ -131,7 +131,7 @@ def enter(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
 @core
 @inlined
 def put_ept_in_force(v: Cells) -> None:
-    """From now on the guest's physical addresses are those that the controls make them."""
+    """Put EPT, APIC-access page and page-modification log in force as the controls say."""
     v[EPT_POINTER_IN_FORCE] = ept_pointer(v)
     v[APIC_ACCESS_PAGE_IN_FORCE] = apic_access_page(v)
     v[PML_ADDRESS_IN_FORCE] = modification_log(v)

@@ -124,7 +124,7 @@ from trapgate.vmx.region import (
 )
 
 NOT_VMX = -1
-"""The code is no VMX instruction."""
+"""The code is not a VMX instruction."""
 ENTER = 9
 """A VM entry has to be tried: RIP is still at the VMLAUNCH or VMRESUME."""
 
@@ -134,7 +134,7 @@ _LOW = 0xFFFF_FFFF
 
 @core
 def vmx_reason(v: Cells, mem: Memory, word: int, start: int) -> int:
-    """The basic exit reason of the VMX instruction behind `start` prefixes, or NOT_VMX.
+    """The basic exit reason of the VMX instruction after `start` prefixes, or NOT_VMX.
 
     `word` holds the first eight bytes of code; byte `start` is 0FH.
     """
@@ -460,16 +460,23 @@ def vmwrite(
 
 
 @core
+def read_invalidation(x: Cells, v: Cells, mem: Memory, linear: int) -> tuple[int, int, int]:
+    """The descriptor of INVEPT or INVVPID: (outcome, and its two quadwords)."""
+    outcome, first = read_operand(x, v, mem, linear, 8)
+    if outcome != GO_ON:
+        return outcome, 0, 0
+    outcome, second = read_operand(x, v, mem, linear + 8, 8)
+    return outcome, first, second
+
+
+@core
 @apart
 def invvpid(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVVPID: one tag stands for all VPIDs, so that each type flushes everything."""
     x[OPERAND_TYPE] = kind
     if kind < 0 or kind > 3:
         return fail(x, v, n, REASON_INVVPID, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
-    outcome, vpid = read_operand(x, v, mem, linear, 8)
-    if outcome != GO_ON:
-        return outcome
-    outcome, address = read_operand(x, v, mem, linear + 8, 8)
+    outcome, vpid, address = read_invalidation(x, v, mem, linear)
     if outcome != GO_ON:
         return outcome
     x[OPERAND], x[OPERAND_REST] = vpid, address
@@ -495,10 +502,7 @@ def invept(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) ->
     x[OPERAND_TYPE] = kind
     if kind < 1 or kind > 2:
         return fail(x, v, n, REASON_INVEPT, ERROR_INVALID_INVEPT_INVVPID_OPERAND)
-    outcome, pointer = read_operand(x, v, mem, linear, 8)
-    if outcome != GO_ON:
-        return outcome
-    outcome, _ = read_operand(x, v, mem, linear + 8, 8)
+    outcome, pointer, _ = read_invalidation(x, v, mem, linear)
     if outcome != GO_ON:
         return outcome
     x[OPERAND] = pointer

@@ -5,14 +5,9 @@ MSR's index, 32 reserved bits, its value.
 """
 
 from trapgate.compiler.dialect import Cells, Memory, core
-from trapgate.instructions.effects import (
-    address_is_canonical,
-    read_msr,
-    register_cell_of_msr,
-    vmcs_cell_of_msr,
-    write_msr,
-)
+from trapgate.instructions.effects import address_is_canonical
 from trapgate.instructions.intercepts import GO_ON
+from trapgate.instructions.msrs import read_msr, register_cell_of_msr, vmcs_cell_of_msr, write_msr
 from trapgate.paging.memory import load32, load64, store64
 from trapgate.sdm.event_words import hexadecimal
 from trapgate.sdm.state import MSR_EFER, MSR_FS_BASE, MSR_GS_BASE, MSR_TSC

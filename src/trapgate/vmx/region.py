@@ -147,7 +147,7 @@ def clear_launch_state(mem: Memory, pointer: int) -> None:
 
 @core
 def initialise_region(mem: Memory, pointer: int) -> None:
-    """Let the fields be 0 and the launch state clear, unless that was done before."""
+    """Set the fields to 0 and the launch state to clear, unless that was done before."""
     if load64(mem, pointer + _LAUNCH_OFFSET) & ~1 == _KNOWN:
         return
     store64(mem, pointer + _LAUNCH_OFFSET, _KNOWN)

@@ -213,7 +213,7 @@ def exit_through_idt(host: Cells, n: Cells, mem: Memory) -> bool:
         vector = info & INFO_VECTOR_MASK
         if info & INFO_DELIVER_ERROR_CODE:
             error_code = n[f.VM_EXIT_INTERRUPTION_ERROR_CODE]
-    # As a hardware exception: no gate's privilege level stands in its way.
+    # As a hardware exception: no gate's privilege level is in its way.
     fault, _, _ = deliver(host, mem, vector, TYPE_HARDWARE_EXCEPTION, error_code, 0)
     return bool(fault == DELIVERED)
 
@@ -301,7 +301,7 @@ def load_host_state(
     host[f.GUEST_RSP] = n[f.HOST_RSP] if long else n[f.HOST_RSP] & 0xFFFF_FFFF
     host[f.GUEST_RFLAGS] = st.RFLAGS_FIXED_1
     host[f.GUEST_PENDING_DEBUG_EXCEPTIONS] = 0
-    # It may have come with the guest's state, when that was lent.
+    # It may have come with the guest's state, when that was moved to VMCS 0.
     host[f.EPT_POINTER_IN_FORCE] = host[f.APIC_ACCESS_PAGE_IN_FORCE] = 0
     host[f.PML_ADDRESS_IN_FORCE] = 0
     host[f.GUEST_ACTIVITY_STATE] = st.ACTIVITY_ACTIVE

@@ -221,7 +221,7 @@ def host_fields(bits: int) -> dict[str, int]:
 def guest_fields(bits: int, guest: Tiny) -> dict[str, int]:
     """A VMCS for a tiny guest under a VMM in `bits`."""
     vmcs = Vmcs()
-    vmcs.flat(64 if guest.long else 32, user=guest.ring == 3)
+    vmcs.set_flat_segments(64 if guest.long else 32, user=guest.ring == 3)
     state = {field.name: vmcs[field] for field in vmcs if field.kind == "guest state"}
     state |= {name: value for name, value in guest.state().items() if name.startswith("GUEST_")}
     fields = {**good_fields(bits), **state, **host_fields(bits)}

@@ -239,7 +239,7 @@ def test_string_input_from_a_port_of_the_machine(mode: str, rights: int) -> None
     if rights:
         assert done.run() == 0x80
         assert done.vmcs["EXIT_REASON"] == ExitReason.IO_INSTRUCTION
-        assert done.processor.x86_vmm.is_served
+        assert done.processor.x86_vmm.guest_is_in_vmcs0
         assert done.vmcs["EPT_POINTER_IN_FORCE"] == eg.POINTER
     assert (done.run(), done.reason) == (
         (EXITED, ExitReason.CPUID) if rights else (EXITED, ExitReason.EPT_VIOLATION)
@@ -247,7 +247,7 @@ def test_string_input_from_a_port_of_the_machine(mode: str, rights: int) -> None
     if not rights:
         assert done["GUEST_PHYSICAL_ADDRESS"] == buffer
         assert done["EXIT_QUALIFICATION"] == eg.LINEAR_VALID | eg.TRANSLATED | 2
-        assert not done.processor.x86_vmm.is_served
+        assert not done.processor.x86_vmm.guest_is_in_vmcs0
 
 
 def test_code_is_fetched_where_ept_says(mode: str) -> None:
@@ -264,7 +264,7 @@ def test_code_is_fetched_where_ept_says(mode: str) -> None:
 @pytest.mark.parametrize("engine", ["native", "portable"])
 def test_what_is_reported(engine: str) -> None:
     processor = Processor(1 << 20, engine=engine)
-    processor.x86_vmm.offer(extended=True)
+    processor.x86_vmm.offer_vmx(extended=True)
     native = engine == "native"
     msrs = processor.x86_vmm.msrs()
     assert msrs[0x48C] == (NATIVE_48C if native else NATIVE_48C & ~0xFFFF_FFFF)

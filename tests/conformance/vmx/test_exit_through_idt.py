@@ -13,14 +13,15 @@ from tests.conformance.x86_vmm import (
     X86Vmm,
 )
 from trapgate import guests
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.vmx import ABORT_HOST_IDT
 from trapgate.vmm.actions import Action
 from trapgate.vmm.exits.handlers import identify, reflect
 from trapgate.vmm.exits.platform import Platform
+from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.loaders import parse_guest
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.machine import VirtualMachine
 
 pytestmark = pytest.mark.conformance
 

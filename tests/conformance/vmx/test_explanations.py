@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.tiny_guest import Tiny, prepare
 from tests.conformance.vmx import harness as h
-from trapgate.processor.processor import VmExit, VmFail
+from trapgate.processor.vm_exit import VmExit, VmFail
 from trapgate.sdm.cells import LENGTH
 from trapgate.sdm.reasons import ExitReason, VmInstructionError
 from trapgate.sdm.registers import NAMES

@@ -22,7 +22,7 @@ from tests.conformance.x86_vmm import (
     Assembler,
     X86Vmm,
 )
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import vmx
 from trapgate.sdm.fields import Field
 from trapgate.sdm.reasons import ExitReason

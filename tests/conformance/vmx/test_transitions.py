@@ -24,7 +24,7 @@ from tests.conformance.x86_vmm import (
     X86Vmm,
     out,
 )
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import controls as ct
 from trapgate.sdm import vmx
 from trapgate.sdm.reasons import ExitReason
@@ -416,7 +416,7 @@ def test_an_interrupt_that_waits_for_the_vmm_exits_from_its_guest(mode: str) -> 
     window = vmm.processor.vmlaunch(vmm.vmcs)
     assert isinstance(window, VmExit)
     assert window.reason == ExitReason.INTERRUPT_WINDOW
-    assert vmm.processor.x86_vmm.is_served
+    assert vmm.processor.x86_vmm.guest_is_in_vmcs0
     assert vmm.vmcs["GUEST_RIP"] == GUEST_CODE
     vmm.vmcs[PRIMARY] &= ~ct.PRIMARY_INTERRUPT_WINDOW_EXITING
     vmm.vmcs["VM_ENTRY_INTERRUPTION_INFORMATION"] = 0x8000_0033
@@ -445,7 +445,7 @@ def test_the_end_of_an_instruction_that_the_machine_carried_out(mode: str) -> No
 def test_ports_that_are_let_through(mode: str) -> None:
     vmm = X86Vmm(mode, guest=out(0x77) + CPUID)
     assert vmm.run() == 0x77
-    assert vmm.processor.x86_vmm.is_served
+    assert vmm.processor.x86_vmm.guest_is_in_vmcs0
     assert vmm.vmcs["GUEST_RIP"] == GUEST_CODE + 2
     assert vmm.run() == EXITED
     assert (vmm.reason, vmm["GUEST_RIP"]) == (ExitReason.CPUID, GUEST_CODE + 2)

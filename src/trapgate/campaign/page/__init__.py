@@ -1,1 +1,5 @@
-"""One self-contained page about a campaign: it opens offline and asks for nothing."""
+"""One self-contained HTML page about a campaign, which opens offline.
+
+`data` computes what the page shows, `write` puts it into the template. It imports the results and
+statistics of `campaign`, and `report`. Begin with `write`.
+"""

@@ -103,7 +103,7 @@ def _labels(table: LazyFrame, name: str) -> list[str]:
 def _cells(
     table: LazyFrame, across: str, down: str, outcomes: list[str], labels: dict[str, list[str]]
 ) -> list[list[Any]]:
-    """Of each cell and outcome: column, row, outcome, runs, points, and some runs."""
+    """Column, row, outcome, runs, points and some runs, for each cell and outcome."""
     pl: Any = optional("polars", "campaign", "campaign report")
     known = {name: {label: n for n, label in enumerate(labels[name])} for name in labels}
     for name in (across, down):

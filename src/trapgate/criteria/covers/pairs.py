@@ -200,7 +200,7 @@ def _grow_two(
         return min(int(problems[place].cost[exits].sum()), unserved[place])
 
     def farthest(place: int, own: Cube | None, shared: Cube | None) -> int | None:
-        """Of the codes that neither cube holds the one that decides most; None if there is none."""
+        """The most decisive of the codes that neither cube holds; None if there is none."""
         codes = musts[place]
         distance = np.full(len(codes), size)
         for cube in (own, shared):

@@ -282,7 +282,7 @@ def schemes_named(name: str, path: str = "") -> tuple[FilterScheme, ...]:
 
 
 def limits_of(fields: int | None, operators: Collection[str] | None) -> Limits:
-    """Limits from what a user says; None is no limit.
+    """Limits from what a user says; None means no limit.
 
     Raises:
         UnknownSchemeError: there is no such operator; the nearest is suggested.
@@ -314,7 +314,7 @@ def best(
     if not scheme.within(limits):
         needs = ", ".join(sorted(scheme.operators)) or "a comparison"
         raise CriteriaError(
-            f"needs {scheme.fields} fields and {needs}; allow them, or use auto",
+            f"needs {scheme.fields} fields and the operators {needs}; allow them, or use auto",
             field=scheme.name,
         )
     return scheme.solve(problems, unserved or [UNSERVED] * len(problems), limits, deadline)

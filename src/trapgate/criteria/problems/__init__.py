@@ -1,6 +1,6 @@
-"""What is asked of a filter: error codes, who has to exit or not, what a failure costs.
+"""What a filter has to achieve: which error codes exit, which do not, and the cost of a failure.
 
-`codes` lays out the codes of a vector, `problem` says which exit and which do not, `filters`
-what the fields of a VMCS are, `solvers` where z3 and the SAT solver come from. It imports
-`decision` and below. Begin with `problem`.
+`codes` describes the error codes of a vector, `problem` says which must exit and which must not,
+`filters` turns VMCS fields into a filter, `solvers` imports z3 and the SAT solver. It may import
+`vmcs` and below. Begin with `problem`.
 """

@@ -1,6 +1,6 @@
-"""Tasks that are made of wishes, and proofs that an answer does what is wished.
+"""Tasks made from wishes, and proofs that an answer implements the wishes.
 
-`tasks` turns wishes into one problem for each vector, `proof` verifies a filter on the rules
+`tasks` turns wishes into one problem for each vector, `proof` verifies a filter with the rules
 that the processor runs, `closed_form` proves merged page-fault filters for all masks at once.
-It imports `wishes` and below. Begin with `tasks`.
+It may import `wishes` and below. Begin with `tasks`.
 """

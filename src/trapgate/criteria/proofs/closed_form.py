@@ -44,7 +44,7 @@ class PageFaultFilter(NamedTuple):
 
     @classmethod
     def of(cls, vmcs: Vmcs) -> "PageFaultFilter":
-        """That of a VMCS."""
+        """The filter of a VMCS."""
         return cls(
             vmcs["EXCEPTION_BITMAP"] >> PF & 1,
             vmcs["PAGE_FAULT_ERROR_CODE_MASK"],

@@ -103,7 +103,7 @@ def weights_of(vector: int, codes: Codes, weights: Weights | None) -> Costs | No
             fits = False
         if not fits:
             raise CriteriaError(
-                f"{count!r} is no weight for error code {code:#x}; "
+                f"{count!r} is not a weight for error code {code:#x}; "
                 "count with whole numbers from 0 to 2**35",
                 field=vector_label(vector),
             )

@@ -1,6 +1,6 @@
-"""Searches for tables of rules where one pair of mask and match is too little.
+"""Searches for tables of rules, for wishes that one pair of mask and match cannot express.
 
-`clause_candidates` lists the clauses that may serve, `smallest_table` chooses the fewest, and
-`table_search` refines both with counterexamples. It imports `terms` and below. Begin with
-`table_search`.
+`clause_candidates` lists the clauses that a table may use, `smallest_table` chooses the fewest, and
+`table_search` refines both with counterexamples. It may import `wishes`, `terms` and below. Begin
+with `table_search`.
 """

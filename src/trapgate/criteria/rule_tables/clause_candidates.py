@@ -139,7 +139,7 @@ def _bitmap(numbers: tuple[int, ...]) -> bytes:
 
 
 def _without_twins(clauses: Iterable[Clause]) -> Iterator[Clause]:
-    """Of clauses on a narrow value that say the same, the first."""
+    """The first of each set of equivalent clauses on a narrow value."""
     seen: set[tuple[int, tuple[bool, ...]]] = set()
     for clause in clauses:
         if clause.value.width <= _NARROW:

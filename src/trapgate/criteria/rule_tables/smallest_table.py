@@ -72,7 +72,7 @@ class TableProblem:
         return number
 
     def forbid(self, action: Action) -> None:
-        """Have no rule of this action."""
+        """Allow no rule with this action."""
         for rule in self._rules:
             exits, delivers = self._name("exit", rule), self._name("deliver", rule)
             match action:

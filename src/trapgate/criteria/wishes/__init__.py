@@ -1,5 +1,5 @@
-"""What a user wishes, from files: specifications, tables of wishes, faults of a trace.
+"""What a user wishes, read from files: specifications, tables of wishes, faults of a trace.
 
-`spec` reads wishes about error codes, `fault_wishes` those about whole faults, `trace_faults`
-what a trace recorded. It imports `terms` and `problems`. Begin with `spec`.
+`spec` reads wishes about error codes, `fault_wishes` those about whole faults, `trace_faults` the
+faults that a trace recorded. It may import `terms` and `problems`. Begin with `spec`.
 """

@@ -141,7 +141,7 @@ def parse_spec(text: str, path: str = "") -> Spec:
     """The wishes in TOML `text`; `path` is for messages.
 
     Raises:
-        SpecError: it is no TOML, or names what is not known, or a number does not fit.
+        SpecError: it is not TOML, or names what is not known, or a number does not fit.
         ContradictionError: codes are both to exit and to be delivered.
     """
     document = parse_toml(text, partial(SpecError, path=path))
@@ -237,7 +237,7 @@ class _Reader:
         for goal in GOALS:
             if value == goal:
                 return goal
-        raise self._wrong(f"{value!r} is no goal; {suggestion(str(value), GOALS)}", *where)
+        raise self._wrong(f"{value!r} is not a goal; {suggestion(str(value), GOALS)}", *where)
 
     def _layout(self, vector: int, *where: str) -> Layout:
         layout = layout_of(vector)

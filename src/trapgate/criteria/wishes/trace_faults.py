@@ -30,7 +30,7 @@ _KINDS = (
     InterruptionType.SOFTWARE_EXCEPTION,
 )
 _NONE = -1
-"""Stands for null: an event that is no fault has no vector, say."""
+"""Stands for null: an event that is not a fault has no vector, say."""
 
 _Cells = NDArray[np.int64]
 _Flags = NDArray[np.bool_]

@@ -1,28 +1,28 @@
 """Reads a VMCS, or the registers of a virtual CPU, as hypervisors and their users print it.
 
 The text is searched for what each form looks like, not parsed line by line: lines may be broken,
-quoted, or out of order, and anything may stand between them.
+quoted, or out of order, and anything may be between them.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs, fits
 from trapgate.debug.doctor.fields import SEGMENTS
 from trapgate.debug.doctor.listed import read_fields, read_virtualbox
-from trapgate.debug.doctor.patient import Patient, fits
 from trapgate.debug.doctor.prefixes import bare_lines
 from trapgate.debug.doctor.registers import read_guru_meditation, read_qemu, read_sregs
 
 _LONGEST = 1 << 24
 
 
-def read_dump(text: str) -> list[Patient]:
+def read_dump(text: str) -> list[DumpedVmcs]:
     """Each VMCS that `text` shows, in its order and each one once; empty if there is none."""
     lines = bare_lines(text[:_LONGEST])
     whole = "\n".join(lines)
     for reader in _READERS:
-        found = [patient for patient in reader(whole) if len(patient.values) > 1]
+        found = [dumped for dumped in reader(whole) if len(dumped.values) > 1]
         if found:
             if len(text) > _LONGEST:
                 found = [_noted(one, "only the first 16 MB of the file were read") for one in found]
@@ -30,15 +30,15 @@ def read_dump(text: str) -> list[Patient]:
     return []
 
 
-def _noted(patient: Patient, note: str) -> Patient:
-    return replace(patient, notes=(*patient.notes, note))
+def _noted(dumped: DumpedVmcs, note: str) -> DumpedVmcs:
+    return replace(dumped, notes=(*dumped.notes, note))
 
 
-def _once(patients: list[Patient]) -> list[Patient]:
-    kept: list[Patient] = []
-    for patient in patients:
-        if all(patient.values != other.values for other in kept):
-            kept.append(patient)
+def _once(dumps: list[DumpedVmcs]) -> list[DumpedVmcs]:
+    kept: list[DumpedVmcs] = []
+    for dumped in dumps:
+        if all(dumped.values != other.values for other in kept):
+            kept.append(dumped)
     return kept
 
 
@@ -180,7 +180,7 @@ _GUEST_LINE = re.compile(
 _NOT_LOADED = re.compile(r"EFER\s*=\s*(?:0x)?[0-9a-f]+\s*\((effective|autoload)\)", re.IGNORECASE)
 
 
-def _read_sections(text: str) -> Iterator[Patient]:
+def _read_sections(text: str) -> Iterator[DumpedVmcs]:
     """What KVM's dump_vmcs and Xen's vmcs_dump_vcpu print: parts with stars at their titles."""
     first = _SECTION.search(text)
     if _GUEST_LINE.search(text[: first.start() if first else len(text)]):
@@ -209,7 +209,7 @@ def _read_sections(text: str) -> Iterator[Patient]:
                 for name in _FORMS
                 if name not in parts
             ]
-            yield Patient(values, form, notes=tuple(notes))
+            yield DumpedVmcs(values, form, notes=tuple(notes))
             values, notes, parts = {}, [], set()
 
 

@@ -13,7 +13,7 @@ from trapgate.debug.doctor import (
     state_rules,
     transition_rules,
 )
-from trapgate.debug.doctor.patient import NotInDumpError, Patient
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs, NotInDumpError
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import Group, Rule
 from trapgate.debug.doctor.words import shown
@@ -81,7 +81,7 @@ class Diagnosis:
     what may be wrong on some processors.
     """
 
-    patient: Patient
+    dumped: DumpedVmcs
     processor: ForeignProcessor
     findings: tuple[Finding, ...]
     unchecked: dict[str, int] = field(default_factory=dict)
@@ -101,8 +101,8 @@ class Diagnosis:
         return not self.findings
 
 
-def examine(patient: Patient, processor: ForeignProcessor | None = None) -> Diagnosis:
-    """Make every check on `patient`, on `processor` or one of which nothing is known."""
+def examine(dumped: DumpedVmcs, processor: ForeignProcessor | None = None) -> Diagnosis:
+    """Make every check on `dumped`, on `processor` or one of which nothing is known."""
     cpu = processor or ForeignProcessor()
     firsts: list[Finding] = []
     others: list[Finding] = []
@@ -111,27 +111,27 @@ def examine(patient: Patient, processor: ForeignProcessor | None = None) -> Diag
         place = 0
         for rule in group.rules:
             try:
-                if rule.holds(patient, cpu):
+                if rule.holds(dumped, cpu):
                     continue
             except NotInDumpError as missing:
                 unchecked[missing.what] = unchecked.get(missing.what, 0) + 1
                 continue
-            values = tuple((n, patient.values[n]) for n in rule.fields if n in patient)
+            values = tuple((n, dumped.values[n]) for n in rule.fields if n in dumped)
             finding = Finding(rule, group.section, group.outcome, values, place)
             (others if place else firsts).append(finding)
             place += 1
     notes = (
-        *_said(patient),
-        *_unknown_bits(patient, cpu),
-        *_address_masking(patient, firsts),
-        *_without_unrestricted(patient, cpu, firsts),
+        *_said(dumped),
+        *_unknown_bits(dumped, cpu),
+        *_address_masking(dumped, firsts),
+        *_without_unrestricted(dumped, cpu, firsts),
     )
     findings = [*firsts, *others]
     suspect = _suspect(findings)
     if suspect is not None:
         about = (n for n, one in enumerate(findings) if one.fields[0][0] == suspect.name)
         findings.insert(0, findings.pop(next(about, 0)))
-    return Diagnosis(patient, cpu, tuple(findings), unchecked, notes)
+    return Diagnosis(dumped, cpu, tuple(findings), unchecked, notes)
 
 
 def _suspect(findings: Iterable[Finding]) -> Suspect | None:
@@ -141,13 +141,13 @@ def _suspect(findings: Iterable[Finding]) -> Suspect | None:
     return None if most < 2 or others else Suspect(*first, most)
 
 
-def failing(patient: Patient, cpu: ForeignProcessor) -> set[str]:
+def failing(dumped: DumpedVmcs, cpu: ForeignProcessor) -> set[str]:
     """The names of the rules that fail, for those who count them."""
     names = set()
     for group in GROUPS:
         for rule in group.rules:
             try:
-                if not rule.holds(patient, cpu):
+                if not rule.holds(dumped, cpu):
                     names.add(rule.name)
             except NotInDumpError:
                 continue
@@ -161,18 +161,18 @@ _QUALIFICATIONS = {
 }
 
 
-def _said(patient: Patient) -> list[str]:
+def _said(dumped: DumpedVmcs) -> list[str]:
     """What the processor itself says about the failure, and what only it knows."""
     said = []
-    event = patient.values.get("VM_ENTRY_INTERRUPTION_INFORMATION", 0)
-    shadow = patient.values.get("GUEST_INTERRUPTIBILITY_STATE", 0) & st.BLOCKING_BY_STI
+    event = dumped.values.get("VM_ENTRY_INTERRUPTION_INFORMATION", 0)
+    shadow = dumped.values.get("GUEST_INTERRUPTIBILITY_STATE", 0) & st.BLOCKING_BY_STI
     if shadow and event >> 31 and event >> 8 & 7 == TYPE_NMI:
         said.append(
             "an NMI is injected under blocking by STI, which some processors refuse (exit "
             "qualification 3 then)"
         )
-    reason = patient.values.get("EXIT_REASON", 0)
-    qualification = patient.values.get("EXIT_QUALIFICATION", 0)
+    reason = dumped.values.get("EXIT_REASON", 0)
+    qualification = dumped.values.get("EXIT_QUALIFICATION", 0)
     if reason & REASON_ENTRY_FAILURE and reason & 0xFFFF == ExitReason.ENTRY_FAILURE_MSR_LOADING:
         said.append(
             f"exit reason {hexadecimal(reason)}: no check failed, but entry {qualification} of the "
@@ -207,11 +207,11 @@ _KNOWN_CR4 = (
 )
 
 
-def _unknown_bits(patient: Patient, cpu: ForeignProcessor) -> list[str]:
+def _unknown_bits(dumped: DumpedVmcs, cpu: ForeignProcessor) -> list[str]:
     """Bits that no edition known here defines: allowed, but told."""
     notes = []
     for name in ("GUEST_CR4", "HOST_CR4"):
-        bits = patient.values.get(name, 0) & ~_KNOWN_CR4
+        bits = dumped.values.get(name, 0) & ~_KNOWN_CR4
         if bits and 0x489 not in cpu.msrs:
             notes.append(
                 f"{name} has bits {hexadecimal(bits)}, which are unknown here and not judged; "
@@ -223,9 +223,9 @@ def _unknown_bits(patient: Patient, cpu: ForeignProcessor) -> list[str]:
 _LAM = 3 << 61
 
 
-def _address_masking(patient: Patient, found: list[Finding]) -> list[str]:
+def _address_masking(dumped: DumpedVmcs, found: list[Finding]) -> list[str]:
     """Bits of CR3 that not every processor has, and no capability MSR tells of."""
-    bits = patient.values.get("GUEST_CR3", 0) & _LAM
+    bits = dumped.values.get("GUEST_CR3", 0) & _LAM
     if not bits or any(finding.rule.name == "guest-cr3-reserved" for finding in found):
         return []
     words = "linear-address masking, which a processor without LAM refuses"
@@ -233,14 +233,14 @@ def _address_masking(patient: Patient, found: list[Finding]) -> list[str]:
 
 
 def _without_unrestricted(
-    patient: Patient, cpu: ForeignProcessor, found: list[Finding]
+    dumped: DumpedVmcs, cpu: ForeignProcessor, found: list[Finding]
 ) -> list[str]:
     """What fails besides if the dump does not say that the guest is unrestricted, and it is not."""
     name = "SECONDARY_PROCESSOR_BASED_CONTROLS"
-    if name not in patient.assumed or found:
+    if name not in dumped.assumed or found:
         return []
-    controls = patient.values[name] & ~ct.SECONDARY_UNRESTRICTED_GUEST
-    other = examine(replace(patient.changed({name: controls}), assumed=frozenset()), cpu)
+    controls = dumped.values[name] & ~ct.SECONDARY_UNRESTRICTED_GUEST
+    other = examine(replace(dumped.changed({name: controls}), assumed=frozenset()), cpu)
     if not other.findings:
         return []
     first = other.findings[0].sentence
@@ -250,7 +250,7 @@ def _without_unrestricted(
     ]
 
 
-Judge = Callable[[Patient], set[str]]
+Judge = Callable[[DumpedVmcs], set[str]]
 
 
 def judge(cpu: ForeignProcessor) -> Judge:

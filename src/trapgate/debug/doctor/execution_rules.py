@@ -15,7 +15,7 @@ from trapgate.debug.doctor.bits import (
     TERTIARY_IPI_VIRTUALIZATION,
     TERTIARY_PAGING_WRITE,
 )
-from trapgate.debug.doctor.patient import Patient
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import (
     CONTROLS_FAIL,
@@ -50,16 +50,16 @@ _EPT_OFF = "EPT was switched off (ept=0, or an L1 without it), and what builds o
 def reserved(name: str, field: str, *, when_activated: bool = False) -> tuple[Rule, Rule]:
     """The rules that a control field has the bits it must have, and none that it may not."""
 
-    def in_force(p: Patient) -> int | None:
+    def in_force(p: DumpedVmcs) -> int | None:
         if when_activated and not primary(p) & ct.PRIMARY_SECONDARY_CONTROLS:
             return None
         return p[field]
 
-    def ones(p: Patient, cpu: ForeignProcessor) -> bool:
+    def ones(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
         value = in_force(p)
         return value is None or value & cpu.control(field)[0] == cpu.control(field)[0]
 
-    def zeros(p: Patient, cpu: ForeignProcessor) -> bool:
+    def zeros(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
         value = in_force(p)
         return value is None or value & ~cpu.control(field)[1] == 0
 
@@ -84,23 +84,23 @@ def reserved(name: str, field: str, *, when_activated: bool = False) -> tuple[Ru
     )
 
 
-def _bit(reader: Callable[[Patient], int], bit: int) -> Callable[[Patient], bool]:
+def _bit(reader: Callable[[DumpedVmcs], int], bit: int) -> Callable[[DumpedVmcs], bool]:
     return lambda p: bool(reader(p) & bit)
 
 
-def _pin(p: Patient) -> int:
+def _pin(p: DumpedVmcs) -> int:
     return p[_PIN]
 
 
-def _tpr_shadow(p: Patient) -> bool:
+def _tpr_shadow(p: DumpedVmcs) -> bool:
     return bool(primary(p) & ct.PRIMARY_TPR_SHADOW)
 
 
-def _vid(p: Patient) -> bool:
+def _vid(p: DumpedVmcs) -> bool:
     return bool(secondary(p) & ct.SECONDARY_VIRTUAL_INTERRUPT_DELIVERY)
 
 
-def _posted(p: Patient) -> bool:
+def _posted(p: DumpedVmcs) -> bool:
     return bool(_pin(p) & ct.PIN_POSTED_INTERRUPTS)
 
 
@@ -109,24 +109,24 @@ _EPT_LENGTHS = {3: 6, 4: 7}
 """Values of the EPT pointer's parts, and the bits of IA32_VMX_EPT_VPID_CAP that allow them."""
 
 
-def _ept_type(p: Patient, cpu: ForeignProcessor) -> bool:
+def _ept_type(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     kind = p["EPT_POINTER"] & 7 if ept(p) else 0
     return not ept(p) or (kind in _EPT_TYPES and cpu.ept(_EPT_TYPES[kind]) is not False)
 
 
-def _ept_length(p: Patient, cpu: ForeignProcessor) -> bool:
+def _ept_length(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     length = p["EPT_POINTER"] >> 3 & 7 if ept(p) else 3
     return not ept(p) or (length in _EPT_LENGTHS and cpu.ept(_EPT_LENGTHS[length]) is not False)
 
 
-def _last_pid(p: Patient, cpu: ForeignProcessor) -> bool:
+def _last_pid(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     if not tertiary(p) & TERTIARY_IPI_VIRTUALIZATION:
         return True
     last = p["PID_POINTER_TABLE_ADDRESS"] + 8 * p["LAST_PID_POINTER_INDEX"]
     return last >> cpu.physical_limit == 0
 
 
-def _ept_reserved(p: Patient, cpu: ForeignProcessor) -> bool:
+def _ept_reserved(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     if not ept(p):
         return True
     reserved = 0xF00

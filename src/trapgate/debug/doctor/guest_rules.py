@@ -8,7 +8,7 @@ from trapgate.debug.doctor.bits import (
     ENTRY_LOAD_RTIT_CTL,
     ENTRY_LOAD_UINV,
 )
-from trapgate.debug.doctor.patient import Patient
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.register_rules import registers
 from trapgate.debug.doctor.rules import (
@@ -36,11 +36,11 @@ _DEBUGCTL_RESERVED = ~0xFFFF & _ALL_ONES | 0x38
 _RFLAGS_RESERVED = ~0x3FFFFF & _ALL_ONES | st.RFLAGS_RESERVED_LOW
 
 
-def _loads_debug(p: Patient) -> bool:
+def _loads_debug(p: DumpedVmcs) -> bool:
     return entry_has(p, ct.ENTRY_LOAD_DEBUG_CONTROLS)
 
 
-def _efer(p: Patient) -> bool:
+def _efer(p: DumpedVmcs) -> bool:
     return entry_has(p, ct.ENTRY_LOAD_EFER)
 
 
@@ -185,7 +185,7 @@ REGISTERS = Group(
 )
 
 
-def _rip_bits(p: Patient, cpu: ForeignProcessor) -> bool:
+def _rip_bits(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     # Not quite canonical: RIP may have run from the end of the lower half into the hole.
     rest = p["GUEST_RIP"] >> linear_width(p, cpu)
     return rest in (0, (1 << (64 - linear_width(p, cpu))) - 1) or not in_64_bit_mode(p)

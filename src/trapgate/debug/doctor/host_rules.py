@@ -1,7 +1,7 @@
 """SDM, "Checks on Host-State Area": control registers and MSRs, segments, address-space size."""
 
 from trapgate.debug.doctor.bits import EXIT_LOAD_CET
-from trapgate.debug.doctor.patient import Patient
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.register_rules import registers
 from trapgate.debug.doctor.rules import HOST_FAILS, Group, Rule, canonical, exit_has, long_guest
@@ -12,12 +12,12 @@ _EXIT = "VM_EXIT_CONTROLS"
 _BOTH = st.EFER_LMA | st.EFER_LME
 
 
-def long_host(p: Patient) -> bool:
+def long_host(p: DumpedVmcs) -> bool:
     """Whether "host address-space size" is 1."""
     return exit_has(p, ct.EXIT_HOST_ADDRESS_SPACE_SIZE)
 
 
-def _efer_mode(p: Patient, cpu: ForeignProcessor) -> bool:
+def _efer_mode(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     if not exit_has(p, ct.EXIT_LOAD_EFER):
         return True
     return p["HOST_IA32_EFER"] & _BOTH == (_BOTH if long_host(p) else 0)

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs, fits
 from trapgate.debug.doctor.fields import FIELDS, NAMES, width
 from trapgate.debug.doctor.names import field_called
-from trapgate.debug.doctor.patient import Patient, fits
 
 _SHOWN = 5
 
@@ -50,7 +50,7 @@ _ASSIGNMENT = re.compile(
 )
 
 
-def read_virtualbox(text: str) -> Iterator[Patient]:
+def read_virtualbox(text: str) -> Iterator[DumpedVmcs]:
     """VirtualBox's list of the fields of a VMCS: headings, labels in words, segments in braces."""
     heading = ""
     values: dict[str, int] = {}
@@ -77,7 +77,7 @@ def read_virtualbox(text: str) -> Iterator[Patient]:
             if heading in ("guest", "host") and len(label) == 2 and label.isalpha():
                 name_found = f"{heading.upper()}_{label.upper()}_SELECTOR"
             put(values, name_found, assignment["value"], decimal="0x" not in assignment["value"])
-    yield Patient(values, "VirtualBox's log")
+    yield DumpedVmcs(values, "VirtualBox's log")
 
 
 _COLUMNS = re.compile(
@@ -99,10 +99,10 @@ class _Listed:
     unread: list[str] = field(default_factory=list)
 
 
-def read_fields(text: str) -> Iterator[Patient]:
+def read_fields(text: str) -> Iterator[DumpedVmcs]:
     """Lines with a field's name or encoding and its value, from whatever program.
 
-    What stands behind # is a comment, unless everything does.
+    What is after # is a comment, unless everything does.
     """
     lines = text.split("\n")
     listed = _listed(lines)
@@ -118,9 +118,9 @@ def read_fields(text: str) -> Iterator[Patient]:
         if name in values and upper >> 32 == 0 and values[name] >> 32 in (0, upper):
             values[name] = values[name] & 0xFFFF_FFFF | upper << 32
     if listed.found and len(listed.found) * 4 >= len(listed.unread):
-        yield Patient(values, "fields and values", unread=tuple(listed.unread[:_SHOWN]))
+        yield DumpedVmcs(values, "fields and values", unread=tuple(listed.unread[:_SHOWN]))
     elif len(values) >= _SHOWN:
-        yield Patient(values, "fields and values among other lines")
+        yield DumpedVmcs(values, "fields and values among other lines")
 
 
 def _listed(lines: Iterable[str]) -> _Listed:
@@ -163,7 +163,7 @@ def _named(word: str, area: str) -> tuple[str, bool] | None:
 
 
 def put(values: dict[str, int], name: str | None, digits: str, *, decimal: bool) -> None:
-    """Let a field have a value as a dump has it, unless it has one or that is none of its width."""
+    """Set a field to a dump's value, unless it has one or the value is too wide."""
     digits = re.sub(r"[\"'_`]", "", digits).lower()
     try:
         base = 16 if digits.startswith("0x") or digits.endswith("h") or not decimal else 10

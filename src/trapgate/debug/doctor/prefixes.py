@@ -31,7 +31,7 @@ _PRINTABLE = re.compile(r"[^\n\t\x20-\x7e]")
 
 
 def bare_lines(text: str) -> list[str]:
-    """The lines of `text` without what stands before them, and without what no dump contains."""
+    """The lines of `text` without what is before them, and without what no dump contains."""
     text = _ANSI.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     if "=3D" in text:  # a mail as it went over the wire
         text = text.replace("=\n", "").replace("=3D", "=")

@@ -124,7 +124,7 @@ _WORDS = re.compile(
 def read_capabilities(text: str) -> ForeignProcessor:
     """What `rdmsr`, `cpuid`, /proc/cpuinfo or a hypervisor's log say about a processor.
 
-    MSRs are recognised by number or name with a value behind it; address widths by CPUID leaf
+    MSRs are recognised by number or name with a value after it; address widths by CPUID leaf
     80000008H or in words. What is not understood is left out.
     """
     msrs: dict[int, int] = {}

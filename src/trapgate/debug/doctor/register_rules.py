@@ -12,7 +12,7 @@ from trapgate.debug.doctor.bits import (
     SECOND_EXIT_LOAD_FRED,
     SECOND_EXIT_LOAD_SPEC_CTRL,
 )
-from trapgate.debug.doctor.patient import Patient
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import (
     Rule,
@@ -46,7 +46,7 @@ def _mended_pat(value: int, cpu: ForeignProcessor) -> int:
     return sum((value if (value & m) // (m & -m) in _PAT_TYPES else _PAT_RESET) & m for m in masks)
 
 
-def _stack(name: str, low: int, when: Callable[[Patient], bool]) -> tuple[Rule, Rule]:
+def _stack(name: str, low: int, when: Callable[[DumpedVmcs], bool]) -> tuple[Rule, Rule]:
     """The rules that a stack pointer of FRED is aligned, and canonical."""
     rule = name.lower().replace("_ia32", "").replace("_", "-")
     return (
@@ -68,18 +68,18 @@ def registers(side: str) -> tuple[Rule, ...]:
     low = side.lower()
     cr0, cr3, cr4 = (f"{side}_CR{n}" for n in (0, 3, 4))
 
-    def loads(entry_bit: int, exit_bit: int) -> Callable[[Patient], bool]:
+    def loads(entry_bit: int, exit_bit: int) -> Callable[[DumpedVmcs], bool]:
         return lambda p: entry_has(p, entry_bit) if guest else exit_has(p, exit_bit)
 
-    def loads_second(entry_bit: int, exit_bit: int) -> Callable[[Patient], bool]:
+    def loads_second(entry_bit: int, exit_bit: int) -> Callable[[DumpedVmcs], bool]:
         return lambda p: entry_has(p, entry_bit) if guest else secondary_exit_has(p, exit_bit)
 
-    def masking(p: Patient) -> int:
+    def masking(p: DumpedVmcs) -> int:
         # Processors differ; the SDM, "Linear-Address Masking".
         long = p.values.get("VM_ENTRY_CONTROLS", 0) & ct.ENTRY_IA32E_MODE_GUEST
         return _LAM if guest and long else 0
 
-    def cr0_ones(p: Patient, cpu: ForeignProcessor) -> bool:
+    def cr0_ones(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
         must = cpu.fixed("CR0")[0]
         if guest and must & ~p[cr0] and unrestricted(p):
             must &= ~(st.CR0_PE | st.CR0_PG)
@@ -97,7 +97,7 @@ def registers(side: str) -> tuple[Rule, ...]:
         else ("VM_EXIT_CONTROLS", '"host address-space size" is 0')
     )
 
-    def legacy(p: Patient) -> bool:
+    def legacy(p: DumpedVmcs) -> bool:
         return not (long_guest(p) if guest else exit_has(p, ct.EXIT_HOST_ADDRESS_SPACE_SIZE))
 
     perf_field, pat_field = f"{side}_IA32_PERF_GLOBAL_CTRL", f"{side}_IA32_PAT"
@@ -155,7 +155,7 @@ def registers(side: str) -> tuple[Rule, ...]:
             (cr3,),
             "bits beyond the physical-address width must be 0",
             lambda p, cpu: (p[cr3] & ~masking(p)) >> cpu.physical_limit == 0,
-            "bit 63 of what MOV to CR3 was given (keep translations, with PCIDs) is no part of CR3"
+            "bit 63 of the operand of MOV to CR3 (keep translations, with PCIDs) is not part of CR3"
             if guest
             else "a virtual address was written",
             lambda value, cpu: value & ((1 << cpu.physical_limit) - 1),

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs, fits
 from trapgate.debug.doctor.fields import SEGMENTS
-from trapgate.debug.doctor.patient import Patient, fits
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
 
@@ -50,7 +50,7 @@ _REGISTERS = {
 }
 
 
-def read_qemu(text: str) -> Iterator[Patient]:
+def read_qemu(text: str) -> Iterator[DumpedVmcs]:
     """QEMU's `info registers`, as it prints it too when KVM_RUN fails."""
     starts = [mark.start() for mark in re.finditer(r"\b[ER]AX\s*=", text)] or [0]
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
@@ -87,7 +87,7 @@ _V86_ACTIVE = re.compile(r"Real-on-v86 active\s*=\s*true", re.IGNORECASE)
 _V86_RIGHTS = 0xF3
 
 
-def read_guru_meditation(text: str) -> Iterator[Patient]:
+def read_guru_meditation(text: str) -> Iterator[DumpedVmcs]:
     """The guest's registers as VirtualBox's log has them after a Guru Meditation."""
     values: dict[str, int] = {}
     for name, selector, base, limit, flags in _GURU_SEGMENT.findall(text):
@@ -110,18 +110,18 @@ def read_guru_meditation(text: str) -> Iterator[Patient]:
         yield _as_virtualbox_would(values, in_v86=bool(_V86_ACTIVE.search(text)))
 
 
-def _as_virtualbox_would(values: dict[str, int], *, in_v86: bool) -> Patient:
-    patient = _entered(values, "VirtualBox's registers in VBox.log", _VIRTUALBOX_ADDS)
+def _as_virtualbox_would(values: dict[str, int], *, in_v86: bool) -> DumpedVmcs:
+    dumped = _entered(values, "VirtualBox's registers in VBox.log", _VIRTUALBOX_ADDS)
     if not in_v86:
-        return patient
+        return dumped
     changes = {
         "GUEST_RFLAGS": values.get("GUEST_RFLAGS", 2) | st.RFLAGS_VM,
-        "GUEST_CR0": patient["GUEST_CR0"] | st.CR0_PE | st.CR0_PG,
+        "GUEST_CR0": dumped["GUEST_CR0"] | st.CR0_PE | st.CR0_PG,
         "SECONDARY_PROCESSOR_BASED_CONTROLS": 0,
         **{f"GUEST_{name}_ACCESS_RIGHTS": _V86_RIGHTS for name in SEGMENTS[:6]},
     }
     note = "real mode runs in virtual-8086 mode here (Real-on-v86 active), whose rules are checked"
-    return replace(patient.changed(changes), notes=(*patient.notes, note))
+    return replace(dumped.changed(changes), notes=(*dumped.notes, note))
 
 
 _SREGS_NAMES = "cs|ds|es|fs|gs|ss|tr|ldt|ldtr|gdt|idt"
@@ -141,7 +141,7 @@ _ROW = re.compile(
 )
 
 
-def read_sregs(text: str) -> Iterator[Patient]:
+def read_sregs(text: str) -> Iterator[DumpedVmcs]:
     """KVM_GET_SREGS as programs print it: a structure's members by name, or a table of segments."""
     values: dict[str, int] = {}
     marks = list(_SREGS.finditer(text))
@@ -208,11 +208,11 @@ def _segment(
             values.setdefault(field, value)
 
 
-def _as_kvm_would(values: dict[str, int], form: str) -> Patient:
+def _as_kvm_would(values: dict[str, int], form: str) -> DumpedVmcs:
     return _entered(values, form, _KVM_ADDS)
 
 
-def _entered(values: dict[str, int], form: str, note: str) -> Patient:
+def _entered(values: dict[str, int], form: str, note: str) -> DumpedVmcs:
     values["GUEST_CR0"] |= st.CR0_NE
     if "GUEST_CR4" in values:
         values["GUEST_CR4"] |= st.CR4_VMXE
@@ -224,6 +224,6 @@ def _entered(values: dict[str, int], form: str, note: str) -> Patient:
         "PRIMARY_PROCESSOR_BASED_CONTROLS": ct.PRIMARY_ALLOWED_0 | ct.PRIMARY_SECONDARY_CONTROLS,
         "SECONDARY_PROCESSOR_BASED_CONTROLS": ct.SECONDARY_EPT | ct.SECONDARY_UNRESTRICTED_GUEST,
     }
-    return Patient(
+    return DumpedVmcs(
         {**assumed, **values}, form, assumed=frozenset(assumed) - set(values), notes=(note,)
     )

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs, fits
 from trapgate.debug.doctor.examine import GROUPS, failing
 from trapgate.debug.doctor.fields import width
-from trapgate.debug.doctor.patient import Patient, fits
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import Rule
 from trapgate.debug.doctor.words import decoded
@@ -31,7 +31,7 @@ _RULES: dict[str, tuple[int, Rule]] = {
 class Repair:
     """Changes, field to new value, and the names of the rules that still fail after them."""
 
-    before: Patient
+    before: DumpedVmcs
     changes: dict[str, int]
     left: frozenset[str]
 
@@ -47,12 +47,12 @@ class Repair:
             )
 
 
-def repair(patient: Patient, processor: ForeignProcessor | None = None) -> Repair:
+def repair(dumped: DumpedVmcs, processor: ForeignProcessor | None = None) -> Repair:
     """The smallest change that was found after which no check fails (see `Repair.left`)."""
     cpu = processor or ForeignProcessor()
     order = count()
     start: dict[str, int] = {}
-    best = (failing(patient, cpu), start)
+    best = (failing(dumped, cpu), start)
     queue: list[tuple[int, int, int, int, dict[str, int], set[str]]] = []
     heappush(queue, (len(best[0]), 0, 0, next(order), start, best[0]))
     seen = {()}
@@ -65,32 +65,32 @@ def repair(patient: Patient, processor: ForeignProcessor | None = None) -> Repai
         if not left:
             break
         rule = min((_RULES[name] for name in left), key=lambda row: row[0])[1]
-        for name, value in _candidates(rule, patient.changed(changes), cpu):
+        for name, value in _candidates(rule, dumped.changed(changes), cpu):
             more = {**changes, name: value}
             key = tuple(sorted(more.items()))
             if key in seen:
                 continue
             seen.add(key)  # type: ignore[arg-type]
-            rest = failing(patient.changed(more), cpu)
+            rest = failing(dumped.changed(more), cpu)
             if rule.name in rest:
                 continue
-            bits = sum((patient.values[n] ^ v).bit_count() for n, v in more.items())
+            bits = sum((dumped.values[n] ^ v).bit_count() for n, v in more.items())
             heappush(queue, (len(rest) + len(more), len(more), bits, next(order), more, rest))
     left, changes = best
-    return Repair(patient, changes, frozenset(left))
+    return Repair(dumped, changes, frozenset(left))
 
 
-def _candidates(rule: Rule, patient: Patient, cpu: ForeignProcessor) -> Iterator[tuple[str, int]]:
+def _candidates(rule: Rule, dumped: DumpedVmcs, cpu: ForeignProcessor) -> Iterator[tuple[str, int]]:
     """Fields of the rule with other values that may be right."""
     first = rule.fields[0]
-    if rule.mend and first in patient:
-        value = rule.mend(patient[first], cpu)
+    if rule.mend and first in dumped:
+        value = rule.mend(dumped[first], cpu)
         if fits(first, value):
             yield first, value
     for name in rule.fields:
-        if name not in patient or name in patient.assumed:
+        if name not in dumped or name in dumped.assumed:
             continue
-        value = patient[name]
+        value = dumped[name]
         yield from ((name, value ^ 1 << bit) for bit in range(min(width(name), 32)))
         if value:
             yield name, 0

@@ -1,6 +1,6 @@
 """What a check is here, and what checks ask of a VMCS.
 
-A `Rule` is true or false of a patient on a processor; asking for a field that the dump lacks ends
+A `Rule` is true or false of a dumped on a processor; asking for a field that the dump lacks ends
 it with NotInDumpError, and then it is listed as not checked. Conditions come first in `holds`, so
 that a rule about a feature that is off asks for nothing.
 """
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trapgate.debug.doctor.bits import CR4_FRED, EXIT_SECONDARY_CONTROLS
-from trapgate.debug.doctor.patient import Patient
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
 
-Holds = Callable[[Patient, ForeignProcessor], bool]
+Holds = Callable[[DumpedVmcs, ForeignProcessor], bool]
 Mend = Callable[[int, ForeignProcessor], int]
 
 
@@ -51,66 +51,66 @@ GUEST_FAILS = "exit reason 80000021H"
 PRIMARY_TERTIARY = 1 << 17
 
 
-def primary(p: Patient) -> int:
+def primary(p: DumpedVmcs) -> int:
     """The primary processor-based controls."""
     return p["PRIMARY_PROCESSOR_BASED_CONTROLS"]
 
 
-def secondary(p: Patient) -> int:
+def secondary(p: DumpedVmcs) -> int:
     """The secondary processor-based controls in force: 0 unless they are activated."""
     if not primary(p) & ct.PRIMARY_SECONDARY_CONTROLS:
         return 0
     return p["SECONDARY_PROCESSOR_BASED_CONTROLS"]
 
 
-def tertiary(p: Patient) -> int:
+def tertiary(p: DumpedVmcs) -> int:
     """The tertiary processor-based controls in force: 0 unless they are activated."""
     if not primary(p) & PRIMARY_TERTIARY:
         return 0
     return p["TERTIARY_PROCESSOR_BASED_CONTROLS"]
 
 
-def unrestricted(p: Patient) -> bool:
+def unrestricted(p: DumpedVmcs) -> bool:
     """Whether "unrestricted guest" is 1."""
     return bool(secondary(p) & ct.SECONDARY_UNRESTRICTED_GUEST)
 
 
-def ept(p: Patient) -> bool:
+def ept(p: DumpedVmcs) -> bool:
     """Whether "enable EPT" is 1."""
     return bool(secondary(p) & ct.SECONDARY_EPT)
 
 
-def entry_has(p: Patient, bit: int) -> bool:
+def entry_has(p: DumpedVmcs, bit: int) -> bool:
     """Whether a VM-entry control is 1."""
     return bool(p["VM_ENTRY_CONTROLS"] & bit)
 
 
-def exit_has(p: Patient, bit: int) -> bool:
+def exit_has(p: DumpedVmcs, bit: int) -> bool:
     """Whether a VM-exit control is 1."""
     return bool(p["VM_EXIT_CONTROLS"] & bit)
 
 
-def secondary_exit_has(p: Patient, bit: int) -> bool:
+def secondary_exit_has(p: DumpedVmcs, bit: int) -> bool:
     """Whether a secondary VM-exit control is 1: never, unless they are activated."""
     return exit_has(p, EXIT_SECONDARY_CONTROLS) and bool(p["SECONDARY_VM_EXIT_CONTROLS"] & bit)
 
 
-def fred(p: Patient) -> bool:
+def fred(p: DumpedVmcs) -> bool:
     """Whether the guest will have FRED on."""
     return bool(p["GUEST_CR4"] & CR4_FRED)
 
 
-def in_64_bit_mode(p: Patient) -> bool:
+def in_64_bit_mode(p: DumpedVmcs) -> bool:
     """Whether the guest will be in 64-bit mode."""
     return long_guest(p) and bool(p["GUEST_CS_ACCESS_RIGHTS"] & st.AR_L)
 
 
-def long_guest(p: Patient) -> bool:
+def long_guest(p: DumpedVmcs) -> bool:
     """Whether "IA-32e mode guest" is 1."""
     return entry_has(p, ct.ENTRY_IA32E_MODE_GUEST)
 
 
-def linear_width(p: Patient, cpu: ForeignProcessor) -> int:
+def linear_width(p: DumpedVmcs, cpu: ForeignProcessor) -> int:
     """Bits of a linear address: 57 if the processor says so, or if somebody uses LA57."""
     if cpu.linear:
         return cpu.linear
@@ -131,7 +131,7 @@ def made_canonical(value: int, cpu: ForeignProcessor) -> int:
 
 
 def canonical(
-    name: str, field: str, when: Callable[[Patient], bool] = lambda p: True, cause: str = ""
+    name: str, field: str, when: Callable[[DumpedVmcs], bool] = lambda p: True, cause: str = ""
 ) -> Rule:
     """The rule that `field` holds a canonical address."""
     return Rule(
@@ -145,7 +145,7 @@ def canonical(
 
 
 def aligned(
-    name: str, field: str, low: int, when: Callable[[Patient], bool], cause: str = ""
+    name: str, field: str, low: int, when: Callable[[DumpedVmcs], bool], cause: str = ""
 ) -> Rule:
     """The rule that `field` is a physical address whose lowest `low` bits are 0."""
     return Rule(
@@ -164,8 +164,8 @@ def needs(
     name: str,
     fields: tuple[str, ...],
     says: str,
-    when: Callable[[Patient], bool],
-    need: Callable[[Patient], bool],
+    when: Callable[[DumpedVmcs], bool],
+    need: Callable[[DumpedVmcs], bool],
     cause: str,
 ) -> Rule:
     """The rule that one control needs another."""

@@ -1,7 +1,7 @@
 """SDM, "Checks on Guest Segment Registers"."""
 
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.fields import SEGMENTS
-from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import (
     GUEST_FAILS,
@@ -43,31 +43,31 @@ _DESCRIPTOR_LIMIT = (
 )
 
 
-def v8086(p: Patient) -> bool:
+def v8086(p: DumpedVmcs) -> bool:
     """Whether the guest will be in virtual-8086 mode."""
     return bool(p["GUEST_RFLAGS"] & st.RFLAGS_VM)
 
 
-def _rights(p: Patient, name: str) -> int:
+def _rights(p: DumpedVmcs, name: str) -> int:
     return p[f"GUEST_{name}_ACCESS_RIGHTS"]
 
 
-def _usable(p: Patient, name: str) -> bool:
+def _usable(p: DumpedVmcs, name: str) -> bool:
     return not _rights(p, name) & st.AR_UNUSABLE
 
 
-def _checked(p: Patient, name: str) -> bool:
+def _checked(p: DumpedVmcs, name: str) -> bool:
     """Whether the access rights are checked: of CS always, of the others if usable."""
     if name in ("LDTR", "TR"):
         return name == "TR" or _usable(p, name)
     return not v8086(p) and (name == "CS" or _usable(p, name))
 
 
-def _dpl(p: Patient, name: str) -> int:
+def _dpl(p: DumpedVmcs, name: str) -> int:
     return _rights(p, name) >> st.AR_DPL_SHIFT & 3
 
 
-def _right_type(p: Patient, name: str) -> bool:
+def _right_type(p: DumpedVmcs, name: str) -> bool:
     kind = _rights(p, name) & st.AR_TYPE
     match name:
         case "CS":
@@ -81,7 +81,7 @@ def _right_type(p: Patient, name: str) -> bool:
     return bool(kind & st.AR_ACCESSED) and kind & (st.AR_CODE | st.AR_WRITABLE) != st.AR_CODE
 
 
-def _right_dpl(p: Patient, name: str) -> bool:
+def _right_dpl(p: DumpedVmcs, name: str) -> bool:
     rpl = p[f"GUEST_{name}_SELECTOR"] & 3
     kind = _rights(p, name) & st.AR_TYPE
     if name == "CS":
@@ -100,7 +100,7 @@ def _right_dpl(p: Patient, name: str) -> bool:
     return kind >= 12 or rpl <= _dpl(p, name) or unrestricted(p)
 
 
-def _right_base(p: Patient, name: str, cpu: ForeignProcessor) -> bool:
+def _right_base(p: DumpedVmcs, name: str, cpu: ForeignProcessor) -> bool:
     base = p[f"GUEST_{name}_BASE"]
     if name in ("FS", "GS", "TR") or (name == "LDTR" and _usable(p, name)):
         return is_canonical(base, linear_width(p, cpu))

@@ -1,6 +1,6 @@
 """SDM, "Checks on Guest Non-Register State", and on page-directory-pointer-table entries."""
 
-from trapgate.debug.doctor.patient import NotInDumpError, Patient
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs, NotInDumpError
 from trapgate.debug.doctor.processor import ForeignProcessor
 from trapgate.debug.doctor.rules import (
     GUEST_FAILS,
@@ -35,7 +35,7 @@ _PENDING_RESERVED = ~(0xF | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 16) & _ALL_ONES
 _PDPTE_LOW_RESERVED = 0x1E6
 
 
-def _awakes(p: Patient, cpu: ForeignProcessor) -> bool:
+def _awakes(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     state = p[_ACTIVITY]
     if state == st.ACTIVITY_ACTIVE or state > st.ACTIVITY_WAIT_FOR_SIPI or not injects(p):
         return True
@@ -47,19 +47,19 @@ def _awakes(p: Patient, cpu: ForeignProcessor) -> bool:
     return state == st.ACTIVITY_SHUTDOWN and (kind(p) == TYPE_NMI or check)
 
 
-def _single_step(p: Patient) -> bool:
+def _single_step(p: DumpedVmcs) -> bool:
     return bool(p["GUEST_RFLAGS"] & st.RFLAGS_TF) and not p["GUEST_IA32_DEBUGCTL"] & st.DEBUGCTL_BTF
 
 
-def _held_back(p: Patient) -> bool:
+def _held_back(p: DumpedVmcs) -> bool:
     return bool(p[_BLOCKING] & _BY_STI_OR_SS) or p[_ACTIVITY] == st.ACTIVITY_HLT
 
 
-def _injected(p: Patient, wanted: int) -> bool:
+def _injected(p: DumpedVmcs, wanted: int) -> bool:
     return injects(p) and kind(p) == wanted
 
 
-def _activity_supported(p: Patient, cpu: ForeignProcessor) -> bool:
+def _activity_supported(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     state = p[_ACTIVITY]
     return not 1 <= state <= 3 or cpu.misc(5 + state) is not False
 
@@ -288,11 +288,11 @@ STATE = Group(
 )
 
 
-def _pae(p: Patient) -> bool:
+def _pae(p: DumpedVmcs) -> bool:
     return bool(p["GUEST_CR0"] & st.CR0_PG and p["GUEST_CR4"] & st.CR4_PAE) and not long_guest(p)
 
 
-def _right_pdpte(p: Patient, name: str, cpu: ForeignProcessor) -> bool:
+def _right_pdpte(p: DumpedVmcs, name: str, cpu: ForeignProcessor) -> bool:
     if not _pae(p):
         return True
     if not ept(p):

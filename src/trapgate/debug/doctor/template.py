@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.fields import FIELDS, area
-from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.words import decoded
 from trapgate.sdm import controls as ct
 from trapgate.sdm import state as st
@@ -36,7 +36,7 @@ KINDS: Final[tuple[str, ...]] = tuple(_MODES)
 """What `template` can make."""
 
 
-def template(kind: str) -> Patient:
+def template(kind: str) -> DumpedVmcs:
     """A valid VMCS whose guest begins in that mode ("long-mode", "protected-mode", "real-mode").
 
     Protected mode has no paging and real mode no PE, which "unrestricted guest" with EPT allows.
@@ -45,7 +45,7 @@ def template(kind: str) -> Patient:
     vmcs = Vmcs("vt-x")
     mode = _MODES[kind]
     if kind != "real-mode":
-        vmcs.flat(64 if kind == "long-mode" else 32)
+        vmcs.set_flat_segments(64 if kind == "long-mode" else 32)
         vmcs["GUEST_LDTR_ACCESS_RIGHTS"] = st.AR_UNUSABLE
         vmcs["GUEST_TR_SELECTOR"] = 0x18
         vmcs["GUEST_TR_LIMIT"] = 0x67
@@ -57,15 +57,15 @@ def template(kind: str) -> Patient:
     else:
         values["SECONDARY_PROCESSOR_BASED_CONTROLS"] = 0
         values["PRIMARY_PROCESSOR_BASED_CONTROLS"] &= ~ct.PRIMARY_SECONDARY_CONTROLS
-    return Patient(values, f"a {kind} guest to start from")
+    return DumpedVmcs(values, f"a {kind} guest to start from")
 
 
-def as_lines(patient: Patient) -> Iterator[str]:
+def as_lines(dumped: DumpedVmcs) -> Iterator[str]:
     """FIELD = value lines that `read_dump` reads back, by areas, with what the values mean."""
     for heading in ("control", "guest state", "host state"):
         yield f"# {heading}"
         for name in FIELDS:
-            if name in patient and area(name) == heading:
-                value = patient[name]
+            if name in dumped and area(name) == heading:
+                value = dumped[name]
                 meaning = decoded(name, value)
                 yield f"{name} = 0x{value:X}" + (f"  # {meaning}" if meaning else "")

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.examine import GROUPS, Diagnosis, Finding
-from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.repair import Repair
 from trapgate.debug.doctor.words import decoded, shown
 from trapgate.sdm.event_words import hexadecimal
@@ -13,13 +13,13 @@ _CHECKS = sum(len(group.rules) for group in GROUPS)
 
 def as_text(diagnosis: Diagnosis, found: Repair | None = None) -> Iterator[str]:
     """Line by line: what fails, what else there is to know, the repair if one was looked for."""
-    patient = diagnosis.patient
+    dumped = diagnosis.dumped
     count = len(diagnosis.findings)
     made = _CHECKS - sum(diagnosis.unchecked.values())
     verdict = (
         f"{count} check{'s' * (count != 1)} fail{'s' * (count == 1)}" if count else "no check fails"
     )
-    yield f"{patient.form}: {len(patient.values)} fields; {verdict} of {made} that could be made"
+    yield f"{dumped.form}: {len(dumped.values)} fields; {verdict} of {made} that could be made"
     suspect = diagnosis.suspect
     if suspect is not None and any(one.fields[0][0] != suspect.name for one in diagnosis.findings):
         yield ""
@@ -29,12 +29,12 @@ def as_text(diagnosis: Diagnosis, found: Repair | None = None) -> Iterator[str]:
         yield f"  {'also ' if finding.place else ''}{finding.sentence}"
         yield f'      [SDM, "{finding.section}"; the processor reports {finding.outcome}]'
         yield f"      usual cause: {finding.rule.cause}"
-    notes = (*diagnosis.notes, *patient.notes)
-    if notes or diagnosis.unchecked or patient.unread:
+    notes = (*diagnosis.notes, *dumped.notes)
+    if notes or diagnosis.unchecked or dumped.unread:
         yield ""
     yield from (f"  note: {note}" for note in notes)
-    if patient.unread:
-        yield f"  not understood: {'; '.join(line[:60] for line in patient.unread)}"
+    if dumped.unread:
+        yield f"  not understood: {'; '.join(line[:60] for line in dumped.unread)}"
     if diagnosis.unchecked:
         names = ", ".join(diagnosis.unchecked)
         yield f"  not checked, since it is not in the dump: {names}"
@@ -51,15 +51,15 @@ def as_text(diagnosis: Diagnosis, found: Repair | None = None) -> Iterator[str]:
 def as_values(diagnosis: Diagnosis, found: Repair | None = None) -> dict[str, object]:
     """The same for JSON; numbers are unsigned integers."""
     result: dict[str, object] = {
-        "form": diagnosis.patient.form,
+        "form": diagnosis.dumped.form,
         "passes": diagnosis.passes,
         "findings": [_finding(finding) for finding in diagnosis.findings],
         "suspect": diagnosis.suspect.name if diagnosis.suspect else None,
-        "notes": [*diagnosis.notes, *diagnosis.patient.notes],
+        "notes": [*diagnosis.notes, *diagnosis.dumped.notes],
         "not_checked": diagnosis.unchecked,
-        "fields": dict(diagnosis.patient.values),
-        "assumed": sorted(diagnosis.patient.assumed),
-        "not_understood": list(diagnosis.patient.unread),
+        "fields": dict(diagnosis.dumped.values),
+        "assumed": sorted(diagnosis.dumped.assumed),
+        "not_understood": list(diagnosis.dumped.unread),
     }
     if found is not None:
         result["repair"] = {"changes": found.changes, "still_failing": sorted(found.left)}
@@ -81,7 +81,7 @@ def _finding(finding: Finding) -> dict[str, object]:
     }
 
 
-def differences(one: Patient, other: Patient) -> Iterator[str]:
+def differences(one: DumpedVmcs, other: DumpedVmcs) -> Iterator[str]:
     """The fields that two dumps do not have alike, in words."""
     for name, here, there in one.differing(other):
         words = " / ".join(

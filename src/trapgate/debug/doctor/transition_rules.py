@@ -1,8 +1,8 @@
 """SDM, "VM-Exit Control Fields" and "VM-Entry Control Fields" of the checks on VMX controls."""
 
 from trapgate.debug.doctor.bits import CR4_FRED, ENTRY_LOAD_CET, EXIT_SECONDARY_CONTROLS
+from trapgate.debug.doctor.dumped_vmcs import DumpedVmcs
 from trapgate.debug.doctor.execution_rules import reserved
-from trapgate.debug.doctor.patient import Patient
 from trapgate.debug.doctor.processor import MSR_VMX_EXIT_CTLS2, ForeignProcessor
 from trapgate.debug.doctor.rules import (
     CONTROLS_FAIL,
@@ -96,32 +96,32 @@ EXIT = Group(
 )
 
 
-def injects(p: Patient) -> bool:
+def injects(p: DumpedVmcs) -> bool:
     """Whether the VM entry injects an event."""
     return bool(p[_INFO] & INFO_VALID)
 
 
-def kind(p: Patient) -> int:
+def kind(p: DumpedVmcs) -> int:
     """The interruption type of the injected event."""
     return p[_INFO] >> 8 & 7
 
 
-def vector(p: Patient) -> int:
+def vector(p: DumpedVmcs) -> int:
     """The vector of the injected event."""
     return p[_INFO] & 0xFF
 
 
-def _fred(p: Patient) -> bool:
+def _fred(p: DumpedVmcs) -> bool:
     return bool(p.values.get("GUEST_CR4", 0) & CR4_FRED)
 
 
-def _reserved_bits(p: Patient, cpu: ForeignProcessor) -> int:
-    """Of the injected event: with FRED an exception may be nested (bit 13)."""
+def _reserved_bits(p: DumpedVmcs, cpu: ForeignProcessor) -> int:
+    """Reserved bits of the injected event: with FRED an exception may be nested (bit 13)."""
     nested = kind(p) == TYPE_HARDWARE_EXCEPTION and (cpu.basic(58) or _fred(p))
     return p[_INFO] & INFO_ENTRY_RESERVED & ~(_NESTED_EXCEPTION if nested else 0)
 
 
-def _right_vector(p: Patient, cpu: ForeignProcessor) -> bool:
+def _right_vector(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     if not injects(p):
         return True
     other = _SYSTEM_CALLS if kind(p) == TYPE_OTHER_EVENT and _fred(p) else 0
@@ -129,14 +129,14 @@ def _right_vector(p: Patient, cpu: ForeignProcessor) -> bool:
     return vector(p) <= most and (kind(p) != TYPE_NMI or vector(p) == NMI)
 
 
-def wants_code(p: Patient) -> bool:
+def wants_code(p: DumpedVmcs) -> bool:
     """Whether the injected event has to bring an error code."""
     if kind(p) != TYPE_HARDWARE_EXCEPTION or not _WITH_CODE >> vector(p) & 1:
         return False
     return not (unrestricted(p) and not p["GUEST_CR0"] & st.CR0_PE)
 
 
-def _right_code_bit(p: Patient, cpu: ForeignProcessor) -> bool:
+def _right_code_bit(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     if not injects(p) or cpu.basic(56):  # with which software chooses
         return True
     shadow_stacks = cpu.control(_ENTRY)[1] & ENTRY_LOAD_CET
@@ -145,7 +145,7 @@ def _right_code_bit(p: Patient, cpu: ForeignProcessor) -> bool:
     return wants_code(p) == bool(p[_INFO] & INFO_DELIVER_ERROR_CODE)
 
 
-def _right_length(p: Patient, cpu: ForeignProcessor) -> bool:
+def _right_length(p: DumpedVmcs, cpu: ForeignProcessor) -> bool:
     if not injects(p) or not TYPE_SOFTWARE_INTERRUPT <= kind(p) <= TYPE_SOFTWARE_EXCEPTION:
         return True
     return (0 if cpu.misc(30) else 1) <= p["VM_ENTRY_INSTRUCTION_LENGTH"] <= 15

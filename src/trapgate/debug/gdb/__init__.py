@@ -1,9 +1,10 @@
-"""gdb's remote protocol for running machines, each with a VMM around its own (`debuggee`).
+"""gdb's remote protocol for running machines. `debuggee` is the VMM that stops a machine.
 
-`server` listens, `packets` cuts the stream into packets, and `debugger` answers them: with
-`target` (registers and their description), `threads` and `commands` (`monitor`). A guest is
-stopped by `catches`, before an event takes effect, or by `stops`. For reverse execution `past` has
-the snapshots, and `reverse` goes back to them.
+`server` listens, `packets` splits the stream into packets, and `debugger` answers them with the
+help of `target` (registers and their description), `threads` and `commands` (`monitor`). A guest is
+stopped by `catches`, before an event takes effect, or by `stops`. For reverse execution `past`
+keeps snapshots, and `reverse` returns to them. It may import `postmortem`, `vmm` and below. Begin
+with `debugger`.
 """
 
 from trapgate.debug.gdb.debugger import Debugger

@@ -13,7 +13,7 @@ from trapgate.decision.criteria_rules import Rule, encode
 from trapgate.decision.faults import Interruption
 from trapgate.errors import TrapgateError
 from trapgate.processor.fault_conditions import Occurrence, holds
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import state as st
 from trapgate.sdm.event_words import code_words, event_words, hexadecimal
@@ -118,7 +118,7 @@ class Catches:
         self._apply()
 
     def _apply(self) -> None:
-        """Let the VMCS ask for what is caught, and no more."""
+        """Set the VMCS so that what is caught exits, and nothing else."""
         for cpu, kept in zip(self._vm.cpus, self._kept, strict=False):
             for name, value in kept.items():
                 cpu.vmcs[name] = value
@@ -176,7 +176,7 @@ class Catches:
     # What is decided.
 
     def decide(self, decision: str, injected: Interruption | None = None) -> str:
-        """What becomes of the fault that was caught, once the guest goes on."""
+        """What becomes of the fault that was caught, once the guest continues."""
         pending = self._pending
         if pending is None or pending.vmexit.interruption is None:
             raise CatchError("no fault has been caught; catch one with monitor catch PF")

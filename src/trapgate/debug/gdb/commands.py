@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from trapgate.debug.doctor.words import shown
-from trapgate.debug.gdb.catches import CatchError
+from trapgate.debug.gdb.catches import CatchError, Catches
+from trapgate.debug.gdb.target import Target
+from trapgate.debug.gdb.threads import Thread
 from trapgate.debug.postmortem.delivery import attempt, descriptor_of, gate_words
 from trapgate.debug.postmortem.explain_end import faults_of
 from trapgate.debug.postmortem.view import Descriptor
@@ -18,10 +20,6 @@ from trapgate.sdm import cells as f
 from trapgate.sdm.event_words import event_words, hexadecimal
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.vectors import Vector
-from trapgate.vmm.machine import VirtualMachine
-
-if TYPE_CHECKING:
-    from trapgate.debug.gdb.debugger import Debugger
 
 _HELP = """walk ADDRESS             translate a linear address, entry by entry
 idt [VECTOR]             gates of the IDT; of one vector, the whole way to its handler
@@ -42,6 +40,15 @@ Triple faults always stop.
 _MOST = 64
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What gdb asks about: a thread, the registers as gdb knows them, what is caught there."""
+
+    thread: Thread
+    target: Target
+    catches: Catches
+
+
 def _number(text: str) -> int:
     try:
         text = text.strip()
@@ -50,18 +57,18 @@ def _number(text: str) -> int:
         raise CatchError(f"{text!r} is not a number; write 0x10, 16 or 10H") from None
 
 
-def _address(debugger: Debugger, text: str) -> int:
+def _address(asked: Asked, text: str) -> int:
     """A number, or what a register holds: $cr2, $rsp, $pc."""
     if not text.startswith("$"):
         return _number(text)
-    wide = debugger.target.wide
+    wide = asked.target.wide
     name = {"pc": "rip" if wide else "eip", "sp": "rsp" if wide else "esp"}.get(text[1:], text[1:])
-    for register in debugger.target.registers:
+    for register in asked.target.registers:
         if register.name == name and register.bits <= 64:
-            value = register.read(debugger.thread)
+            value = register.read(asked.thread)
             if value is not None:
                 return value
-    raise CatchError(f"{text!r} is no register here; write $cr2, $pc or a number")
+    raise CatchError(f"{text!r} is not a register here; write $cr2, $pc or a number")
 
 
 def _vector(text: str) -> int:
@@ -72,12 +79,12 @@ def _vector(text: str) -> int:
     return vector
 
 
-def _walk(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    return f"{debugger.thread.view().walk(_address(debugger, words[0]) & (1 << 64) - 1)}\n"
+def _walk(asked: Asked, words: list[str]) -> str:
+    return f"{asked.thread.view().walk(_address(asked, words[0]) & (1 << 64) - 1)}\n"
 
 
-def _idt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    view = debugger.thread.view()
+def _idt(asked: Asked, words: list[str]) -> str:
+    view = asked.thread.view()
     if words:
         vector = _vector(words[0])
         tried = attempt(view, vector, InterruptionType.HARDWARE_EXCEPTION, -1)
@@ -94,8 +101,8 @@ def _idt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _gdt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    view = debugger.thread.view()
+def _gdt(asked: Asked, words: list[str]) -> str:
+    view = asked.thread.view()
     base, limit = view.cell(f.GUEST_GDTR_BASE), view.cell(f.GUEST_GDTR_LIMIT)
     lines = [f"GDTR base {hexadecimal(base)}, limit {hexadecimal(limit)}"]
     for selector in range(0, min(limit + 1, 8 * _MOST), 8):
@@ -105,8 +112,8 @@ def _gdt(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tss(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    view = debugger.thread.view()
+def _tss(asked: Asked, words: list[str]) -> str:
+    view = asked.thread.view()
     base, limit = view.cell(f.GUEST_TR_BASE), view.cell(f.GUEST_TR_LIMIT)
     lines = [
         (
@@ -128,13 +135,13 @@ def _tss(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _vmcs(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
+def _vmcs(asked: Asked, words: list[str]) -> str:
     wanted = words[0].upper() if words else ""
     lines = [
         shown(field.name, value)
-        for field in vm.vmcs
+        for field in asked.thread.vm.vmcs
         if wanted in field.name
-        and (value := debugger.thread.value(field.name)) is not None
+        and (value := asked.thread.value(field.name)) is not None
         and (wanted or value)
     ]
     if not lines:
@@ -142,17 +149,15 @@ def _vmcs(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _decide(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
+def _decide(asked: Asked, words: list[str]) -> str:
     code = _number(words[1]) if len(words) > 1 else None
-    decision = decide(
-        FaultInformation(_vector(words[0]), error_code=code), debugger.thread.cpu.vmcs
-    )
+    decision = decide(FaultInformation(_vector(words[0]), error_code=code), asked.thread.cpu.vmcs)
     reason = decision.reason.name.lower().replace("_", " ")
     return f"{decision.disposition.name}: {reason}\n"
 
 
-def _trace(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    chain, before = faults_of(vm)
+def _trace(asked: Asked, words: list[str]) -> str:
+    chain, before = faults_of(asked.thread.vm)
     events = (*before, *chain)
     count = _number(words[0]) if words else len(events)
     lines = [
@@ -163,10 +168,10 @@ def _trace(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     return "\n".join(lines) + "\n" if lines else "no event yet\n"
 
 
-def _xp(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    address = _address(debugger, words[0])
+def _xp(asked: Asked, words: list[str]) -> str:
+    address = _address(asked, words[0])
     length = min(_number(words[1]) if len(words) > 1 else 64, 4096)
-    data = debugger.thread.view().read(address, length)
+    data = asked.thread.view().read(address, length)
     if data is None:
         raise CatchError(f"{hexadecimal(address)} lies beyond the guest's memory")
     return "".join(
@@ -174,43 +179,43 @@ def _xp(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
     )
 
 
-def _catch(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
+def _catch(asked: Asked, words: list[str]) -> str:
     if words[0] == "exit":
-        return debugger.catches.catch_exit(words[1] if len(words) > 1 else "")
+        return asked.catches.catch_exit(words[1] if len(words) > 1 else "")
     if words[0] == "inject":
-        debugger.catches.injections = True
+        asked.catches.injections = True
         return "injections are caught\n"
     if words[0] == "triple":
         return "triple faults always stop\n"
     condition = " ".join(words[2:]) if words[1:2] == ["if"] else ""
     if words[1:] and not condition:
         raise CatchError("write catch PF, or catch PF if write and user")
-    return debugger.catches.catch_fault(words[0], condition)
+    return asked.catches.catch_fault(words[0], condition)
 
 
-def _uncatch(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-    debugger.catches.clear()
+def _uncatch(asked: Asked, words: list[str]) -> str:
+    asked.catches.clear()
     return "nothing is caught\n"
 
 
 def _decision(name: str) -> Command:
-    def command(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
-        return debugger.catches.decide(name)
+    def command(asked: Asked, words: list[str]) -> str:
+        return asked.catches.decide(name)
 
     return command
 
 
-def _inject(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
+def _inject(asked: Asked, words: list[str]) -> str:
     code = _number(words[1]) if len(words) > 1 else None
-    event = debugger.catches.event(_vector(words[0]), code)
-    return debugger.catches.decide("inject", event)
+    event = asked.catches.event(_vector(words[0]), code)
+    return asked.catches.decide("inject", event)
 
 
-def _help(debugger: Debugger, vm: VirtualMachine, words: list[str]) -> str:
+def _help(asked: Asked, words: list[str]) -> str:
     return _HELP
 
 
-Command = Callable[["Debugger", VirtualMachine, list[str]], str]
+Command = Callable[[Asked, list[str]], str]
 _COMMANDS: dict[str, tuple[int, Command]] = {
     "help": (0, _help),
     "walk": (1, _walk),
@@ -230,7 +235,7 @@ _COMMANDS: dict[str, tuple[int, Command]] = {
 }
 
 
-def run(debugger: Debugger, vm: VirtualMachine, line: str) -> str:
+def run(asked: Asked, line: str) -> str:
     """Carry out a line of `monitor`; what to print. Never raises for what was written."""
     words = line.split()
     if not words:
@@ -239,8 +244,8 @@ def run(debugger: Debugger, vm: VirtualMachine, line: str) -> str:
     if command is None:
         return f"no command {words[0][:40]!r}; monitor help lists them\n"
     if len(words) - 1 < needs:
-        return f"{words[0]} wants more words; monitor help shows them\n"
+        return f"{words[0]} needs more words; monitor help shows them\n"
     try:
-        return command(debugger, vm, words[1:])
+        return command(asked, words[1:])
     except (TrapgateError, ValueError) as error:
         return f"{error}\n"

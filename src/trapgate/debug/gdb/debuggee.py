@@ -10,21 +10,22 @@ from trapgate.debug.gdb.reverse import NoWayBackError, Reverse, SearchInterrupte
 from trapgate.debug.gdb.stops import INTERRUPT, STEPPED, Stopped, Stops
 from trapgate.debug.postmortem.view import view_of
 from trapgate.decision.conditions import Names
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
 from trapgate.vmm.actions import RESUME, Action, End, Inject, Moved, Stop
 from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.exits.platform import Platform
-from trapgate.vmm.machine import VirtualMachine, Vmm
+from trapgate.vmm.exits.vmm import Vmm
+from trapgate.vmm.machine import VirtualMachine
 
 _MASK = (1 << 64) - 1
 _CLEAN = ExitReason.PREEMPTION_TIMER
-"""The exit at which the guest stands between two instructions, and the VMM has nothing to do."""
+"""The exit at which the guest is between two instructions, and the VMM has nothing to do."""
 _BETWEEN = (_CLEAN, ExitReason.MONITOR_TRAP_FLAG)
 
 
 class Waiter(Protocol):
-    """Who debugs: what a machine asks while it runs."""
+    """A debugger, as a machine sees it while it runs."""
 
     attention: bool
     """Something has come from gdb that a running guest must heed."""
@@ -37,10 +38,10 @@ class Waiter(Protocol):
         """Something came from gdb while this machine ran."""
 
     def stop(self, debuggee: Debuggee, why: Stopped) -> None:
-        """Stand until gdb lets the guests go on."""
+        """Wait until gdb lets the guests continue."""
 
     def interrupts(self) -> bool:
-        """Whether gdb wants an end of what goes on, while the guest does not stand."""
+        """Whether gdb wants to interrupt what runs, while the guest is not stopped."""
 
 
 class Debuggee(Vmm):
@@ -57,7 +58,7 @@ class Debuggee(Vmm):
         self._busy = False
         self._moved = False
         self._in_exit = False
-        """The guest stands in a VM exit that is not carried out yet."""
+        """The guest is in a VM exit that is not carried out yet."""
         self._before: Moment | None = None
         vm.vmm = self
 
@@ -81,7 +82,7 @@ class Debuggee(Vmm):
         if self._has_moved():
             return Moved()
         if self._reverse.over:
-            return Stop(End.ASKED, "gdb looks for something in the past")
+            return Stop(End.STOPPED_BY_VMM, "gdb looks for something in the past")
         self.stops.go_past(vmexit)
         if vmexit.reason is ExitReason.MONITOR_TRAP_FLAG:
             if catches.stepping:
@@ -103,7 +104,7 @@ class Debuggee(Vmm):
         return action
 
     def _has_moved(self) -> bool:
-        """Whether the machine stands at another time than when it exited."""
+        """Whether the machine is at another time than when it exited."""
         moved, self._moved = self._moved, False
         return moved
 
@@ -124,13 +125,13 @@ class Debuggee(Vmm):
 
     # For who debugs.
 
-    def stand(self) -> None:
+    def wait_for_gdb(self) -> None:
         """The guest stands."""
         self.stops.rest()
         self._reverse.give_up()
 
     def resume(self, *, step: bool, cpu: Cpu | None = None) -> None:
-        """The guest is about to go on, for a step of processor `cpu` or until something happens."""
+        """The guest is about to run, for a step of processor `cpu` or until something happens."""
         self.past.begin()
         self.past.leave()
         self.stops.arm(step=step, cpu=cpu)

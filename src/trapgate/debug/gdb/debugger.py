@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trapgate.debug.gdb import server as wire
-from trapgate.debug.gdb.catches import Catches
+from trapgate.debug.gdb.commands import Asked, run
 from trapgate.debug.gdb.debuggee import Debuggee
 from trapgate.debug.gdb.packets import INTERRUPT, LONGEST
 from trapgate.debug.gdb.stops import INTERRUPT as SIGINT
@@ -97,11 +97,6 @@ class Debugger:
         return current_thread(self._machines, self._at.vm)
 
     @property
-    def catches(self) -> Catches:
-        """What is caught of the machine that gdb asks about."""
-        return self._debuggee.stops.catches
-
-    @property
     def _debuggee(self) -> Debuggee:
         vm = self.thread.vm
         return next(one for one in self._debuggees if one.vm is vm)
@@ -109,7 +104,7 @@ class Debugger:
     # Running.
 
     def _wake(self) -> None:
-        """In the server's thread: get the guest to stop, and go on asking until it does.
+        """In the server's thread: get the guest to stop, and continue asking until it does.
 
         A VM entry that is just being made sets the timer anew.
         """
@@ -124,7 +119,7 @@ class Debugger:
         return any(vm.stopped is None for vm in self._machines)
 
     def wait(self) -> None:
-        """Stand before the first instruction until a gdb lets the guest go on."""
+        """Wait before the first instruction until a gdb lets the guest continue."""
         self._serve()
 
     def finished(self, stop: Stop) -> None:
@@ -137,7 +132,7 @@ class Debugger:
         self._server.close()
 
     def interrupts(self) -> bool:
-        """Whether gdb wants an end of what goes on, while the guest does not stand."""
+        """Whether gdb wants to interrupt what runs, while the guest is not stopped."""
         if self.attention:
             self.attention = False
             with self._server.packets.mutex:
@@ -166,7 +161,7 @@ class Debugger:
             debuggee.vm.processor.preempt()
 
     def stop(self, debuggee: Debuggee, why: Stopped) -> None:
-        """Stand until gdb lets the guests go on."""
+        """Wait until gdb lets the guests continue."""
         self._at = debuggee
         self._report(why)
         self._stand()
@@ -174,7 +169,7 @@ class Debugger:
     def _stand(self) -> None:
         self._selected = None
         for one in self._debuggees:
-            one.stand()
+            one.wait_for_gdb()
         self._serve()
 
     def _report(self, why: Stopped) -> None:
@@ -227,14 +222,14 @@ class Debugger:
     # Answers.
 
     def say(self, text: str) -> None:
-        """Let gdb print something."""
+        """Send gdb a text to print."""
         if self._attached:
             for start in range(0, len(text), 4000):
                 part = text[start : start + 4000].encode("latin-1", "replace")
                 self._server.send(b"O" + part.hex().encode())
 
     def _answer(self, packet: bytes) -> bool:
-        """Answer a packet; whether the guest goes on."""
+        """Answer a packet; whether the guest continues."""
         try:
             reply = self._reply(packet)
         except (ValueError, IndexError, KeyError, OverflowError):
@@ -324,11 +319,9 @@ class Debugger:
 
     def _kill(self) -> None:
         for vm in self._machines:
-            vm.stopped = Stop(End.ASKED, "killed by gdb", 1)
+            vm.stopped = Stop(End.STOPPED_BY_VMM, "killed by gdb", 1)
 
     def _query(self, packet: bytes) -> bytes:
-        from trapgate.debug.gdb.commands import run
-
         if packet.startswith(b"qSupported"):
             exec_file = ";qXfer:exec-file:read+" if self._exec_file() else ""
             return (_SUPPORTED + exec_file).encode()
@@ -343,7 +336,8 @@ class Debugger:
             return thread.words.encode().hex().encode() if thread else b"E01"
         if packet.startswith(b"qRcmd,"):
             words = bytes.fromhex(packet[6:].decode()).decode("latin-1")
-            said = run(self, self.thread.vm, words)
+            asked = Asked(self.thread, self.target, self._debuggee.stops.catches)
+            said = run(asked, words)
             return said.encode("latin-1", "replace").hex().encode() or b"OK"
         if packet.startswith(b"Qqemu.PhyMemMode:"):
             self._physical = packet.endswith(b"1")

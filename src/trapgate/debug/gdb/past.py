@@ -3,7 +3,7 @@
 Runs are deterministic, so any moment is reached again from the snapshot before it. What a
 machine gave away stays given: bytes on the console and rows of the trace are counted, and
 are not given twice. What gdb itself changes (memory, registers, a fault that it skips) cannot be
-executed again; the next snapshot is taken right behind it, and no way leads across.
+executed again; the next snapshot is taken right after it, and no way leads across.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Past:
     _from: int = 0
     """The number of the snapshot that the machine came from to where it stands now."""
     _changing: bool = False
-    """gdb has changed something, and the snapshot behind that is not taken yet."""
+    """gdb has changed something, and the snapshot after that is not taken yet."""
 
     @property
     def live(self) -> bool:
@@ -209,7 +209,7 @@ class Past:
 
         A snapshot is taken before the next entry.
 
-        `reached` is where it stood before that, if it is not as it was any more.
+        `reached` is where it was before that, if it is not as it was any more.
         """
         if not self._recording or self._changing:
             return
@@ -253,7 +253,7 @@ class Past:
         self.due = max(self.vm.processor.time, self._frontier) + gap
 
     def _thin(self) -> None:
-        """Let older snapshots lie further apart, so that there are never too many."""
+        """Drop some of the older snapshots, so that there are never too many."""
         pool = pool_of(self.vm.processor.engine)
         if len(self.kept) == 1:
             self._base = pool.size
@@ -269,7 +269,7 @@ class Past:
     # Back.
 
     def leave_present(self) -> None:
-        """The machine is about to go back from where it stands."""
+        """The machine is about to go back from where it is."""
         self._frontier = max(self._frontier, self.vm.processor.time)
 
     @property
@@ -286,7 +286,7 @@ class Past:
         return max(numbers, default=-1)
 
     def restore(self, kept: KeptSnapshot, number: int) -> None:
-        """Let the machine be at a snapshot between the one of that number and the next."""
+        """Take the machine to a snapshot between the one of that number and the next."""
         self.restored = True
         self.vm.restore(kept.snapshot)
         self._from = number
@@ -296,7 +296,7 @@ class Past:
                 self._schedule(one)
 
     def here(self) -> KeptSnapshot:
-        """The machine as it stands, to come back to soon."""
+        """The machine as it is now, to come back to soon."""
         moment = self.moment()
         given = self._again, self._emitted, self._rows
         return KeptSnapshot(self.vm.snapshot(), moment, moment, False, *given)
@@ -317,7 +317,7 @@ class Past:
             self._forget(now, self._again, self._emitted, self._rows)
 
     def leave(self) -> None:
-        """The guest goes on from where it stands, and nobody will change what gdb changed then."""
+        """The guest continues from where it is, and nobody will change what gdb changed then."""
         ahead = (n for n, one in enumerate(self.kept) if n > self._from and one.changed)
         first = next(ahead, None)
         if first is not None:

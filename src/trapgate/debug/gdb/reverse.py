@@ -26,7 +26,7 @@ _SHORT = 2_000
 
 
 class NoWayBackError(TrapgateError):
-    """The machine cannot go back from where it stands; the message says why."""
+    """The machine cannot go back from where it is; the message says why."""
 
 
 class SearchInterruptedError(TrapgateError):
@@ -89,7 +89,7 @@ class Reverse:
         return self._search.over or self._broken_off
 
     def passes(self, why: Stopped) -> bool:
-        """The guest would stop here: whether it goes on."""
+        """The guest would stop here: whether it continues."""
         search, step = self._search, why is STEPPED
         if search is not None:
             now = self._past.moment()
@@ -122,14 +122,14 @@ class Reverse:
     def step(self, *, in_exit: bool) -> bool:
         """Go to the instruction before; whether the machine has to run to be there.
 
-        `in_exit` says that the guest stands in the middle of an instruction that exits, which the
+        `in_exit` says that the guest is in the middle of an instruction that exits, which the
         clock may have counted. Raises NoWayBackError; BrokenOffError.
         """
         self._check()
         return self._step(self._past.before(), self._past.moment(), in_exit=in_exit)
 
     def _step(self, latest: int, until: Moment, *, in_exit: bool = False) -> bool:
-        """To the instruction before `until`, which lies behind the snapshot of number `latest`."""
+        """To the instruction before `until`, which lies after the snapshot of number `latest`."""
         now = (until, replace(until, time=until.time - 1)) if in_exit else (until,)
         for number in range(latest, -1, -1):
             start = self._close_to(number, until)
@@ -182,14 +182,14 @@ class Reverse:
     # Looking for it.
 
     def _arm(self, start: KeptSnapshot, number: int, *, step: bool, watch: bool = True) -> None:
-        """Let the machine be at a snapshot, ready to be stopped."""
+        """Restore a snapshot, ready to be stopped."""
         self._start = start, number
         self._past.restore(start, number)
         self._stops.catches.moved()
         self._stops.arm(step=step, watch=watch, passing=False)
 
     def _advance(self, until: int, search: _Search) -> _Search:
-        """Let the machine run to a virtual time or the search's end; what it found."""
+        """Run the machine to a virtual time or the search's end; what it found."""
         self._search = search
         self._past.silent = True
         try:

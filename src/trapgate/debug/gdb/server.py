@@ -27,7 +27,7 @@ def address_of(text: str, option: str = "--gdb") -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdigit() or not 0 <= int(port) < 65536:
         raise TrapgateError(
-            f"{option}: {text[:60]!r} is no [HOST:]PORT; write 1234 or 127.0.0.1:1234 (0 to 65535)"
+            f"{option}: {text[:60]!r} is not [HOST:]PORT; write 1234 or 127.0.0.1:1234 (0 to 65535)"
         )
     return host.strip("[]") or _LOOPBACK, int(port)
 
@@ -36,7 +36,7 @@ class Server:
     """A listening socket, the one client, and what it sent.
 
     `wake` is called, in another thread, when something arrives that a running guest must heed.
-    Raises TrapgateError if the port cannot be had.
+    Raises TrapgateError if the port cannot be opened.
     """
 
     def __init__(self, host: str, port: int, wake: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class Server:
             # Python adds the address to some of these texts.
             reason = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
             raise TrapgateError(
-                f"--gdb: {host}:{port} cannot be had ({reason}); give another port or host"
+                f"--gdb: {host}:{port} cannot be opened ({reason}); give another port or host"
             ) from None
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         threading.Thread(target=self._accept, daemon=True).start()

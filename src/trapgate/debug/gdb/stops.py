@@ -1,4 +1,4 @@
-"""What stops the guest for a debugger, and how it goes on: breakpoints, watchpoints, single steps.
+"""What stops the guest for a debugger: breakpoints, watchpoints, single steps; how it continues.
 
 The guest notices nothing: breakpoints are the engine's (`UnicornEngine.set_breakpoints`), single
 steps the monitor trap flag, and a stop is what the VMM sees as a VM exit. Nothing is looked at
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from trapgate.debug.gdb.catches import Catches, Pending
 from trapgate.debug.postmortem.view import view_of
 from trapgate.decision.conditions import Names
-from trapgate.processor.decoded import Operand
-from trapgate.processor.processor import VmExit
-from trapgate.processor.stepping import Access, accesses_of
+from trapgate.processor.accesses import Access, accesses_of
+from trapgate.processor.operand import Operand
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -46,7 +46,7 @@ class Stopped:
 
     @property
     def is_access(self) -> bool:
-        """Whether it is the access that a watchpoint waits for; the guest stands behind it."""
+        """Whether it is the access that a watchpoint waits for; the guest is after it."""
         return "watch:" in self.detail
 
     @property
@@ -124,7 +124,7 @@ class Stops:
         watch: bool = True,
         passing: bool = True,
     ) -> None:
-        """Let the guest go on from where it stands, for a step or until something stops it.
+        """Let the guest continue from where it is, for a step or until something stops it.
 
         The step is that of processor `cpu`, the current one unless given. Without `watch` nobody
         looks at what instructions access. A breakpoint where the guest stands stops it only
@@ -158,7 +158,7 @@ class Stops:
         elif pending is not None:
             stopped = Stopped(words=pending.words)
         elif vmexit.reason is ExitReason.TRIPLE_FAULT:
-            stopped = Stopped(SEGV, words="triple fault: the guest stands before it shuts down")
+            stopped = Stopped(SEGV, words="triple fault: the guest is stopped before it shuts down")
         self._met = stopped is not None and stopped.detail == _BREAK
         return stopped
 

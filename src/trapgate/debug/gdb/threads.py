@@ -31,7 +31,7 @@ _LOADED = {
 }
 """Fields of the guest-state area that a VM exit loads, and those that it loads them from."""
 _FLAT_64, _FLAT_32 = 0xA09B, 0xC09B
-"""Access rights of CS behind a VM exit (SDM, "Loading Host Segment and Descriptor-Table
+"""Access rights of CS after a VM exit (SDM, "Loading Host Segment and Descriptor-Table
 Registers")."""
 
 
@@ -46,8 +46,8 @@ class Thread:
 
     @property
     def in_force(self) -> bool:
-        """Whether it, not its VMM or its guest, goes on when the processor does."""
-        return self.cpu.own.x86_vmm.is_served == self.guest
+        """Whether it, not its VMM or its guest, continues when the processor does."""
+        return self.cpu.own.x86_vmm.guest_is_in_vmcs0 == self.guest
 
     @property
     def words(self) -> str:
@@ -154,4 +154,4 @@ def current_thread(machines: Sequence[VirtualMachine], vm: VirtualMachine) -> Th
     for thread in threads_of(machines):
         if thread.vm is vm and thread.cpu is vm.cpu and thread.in_force:
             return thread
-    return Thread(1, vm, vm.cpu, guest=vm.cpu.own.x86_vmm.is_served)
+    return Thread(1, vm, vm.cpu, guest=vm.cpu.own.x86_vmm.guest_is_in_vmcs0)

@@ -1,8 +1,9 @@
-"""Why a guest ended: in words, in the order of events, with what it probably needs.
+"""Why a guest ended: in words, in the order of events, with probable remedies.
 
-`explain_end` makes a `PostMortem` of a machine that stopped. `view` shows the guest's state and
-memory without changing anything, `delivery` goes the way of an event through the IDT in words,
-`remedies` knows the mistakes of beginners, `page` makes HTML of a post-mortem.
+`explain_end` makes a `PostMortem` of a machine that has stopped. `view` shows the guest's state and
+memory without changing anything, `delivery` describes the path of an event through the IDT,
+`remedies` knows common mistakes, `page` writes a page. It may import `doctor`, `vmm` and below.
+Begin with `explain_end`.
 """
 
 from trapgate.debug.postmortem.explain_end import explain_end

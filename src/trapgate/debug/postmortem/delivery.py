@@ -46,7 +46,7 @@ class Attempt:
 
 
 def handler_of(view: View, vector: int) -> int | None:
-    """The linear address of a vector's handler; None if memory or a task stands in its place."""
+    """The linear address of a vector's handler; None if memory or a task is in its place."""
     base, width = view.cell(f.GUEST_IDTR_BASE), 16 if view.long else 8
     if not view.protected:
         pointer = view.number(base + 4 * vector, 4)
@@ -122,7 +122,7 @@ def attempt(view: View, vector: int, kind: int, code: int) -> Attempt:
     if not legal:
         return found.fail(
             "gate-type",
-            f"gate {vector} is no interrupt, trap or task gate: its type is {kind_of_gate}",
+            f"gate {vector} is not an interrupt, trap or task gate: its type is {kind_of_gate}",
         )
     software = kind in (InterruptionType.SOFTWARE_INTERRUPT, InterruptionType.SOFTWARE_EXCEPTION)
     if software and (gate >> 45 & 3) < view.cpl:

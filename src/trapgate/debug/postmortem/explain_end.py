@@ -67,11 +67,11 @@ def explain_end(
 ) -> PostMortem | None:
     """Why `vm` ended; None if it runs still, or ended as guests should.
 
-    `names` gives linear addresses their symbols. `again` makes a machine that stands at the
+    `names` gives linear addresses their symbols. `again` makes a machine that is at the
     beginning of the same run, or at any moment of it; then the post-mortem has the last branches.
     """
     stop = vm.stopped
-    if stop is None or stop.is_peaceful:
+    if stop is None or stop.is_normal:
         return None
     view = view_of(vm)
     if stop.end is End.TRIPLE_FAULT:
@@ -90,7 +90,7 @@ def _triple_fault(vm: VirtualMachine, view: View, names: at.Namer) -> PostMortem
     chain, before = faults_of(vm)
     if not chain:
         return _stopped(vm, view, names, "triple fault", "no event is in the journal")
-    scenes = [Scene(f"the guest stood {at.sentence(view, names)}")]
+    scenes = [Scene(f"the guest was {at.sentence(view, names)}")]
     attempts = []
     for number, fault in enumerate(chain):
         last = number + 1 == len(chain)
@@ -161,7 +161,7 @@ def _before_words(events: tuple[Fault, ...], names: at.Namer) -> Iterator[str]:
 
 def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> PostMortem:
     # The doctor knows many forms of dumps, and few guests need one.
-    from trapgate.debug.doctor import ForeignProcessor, Patient, examine
+    from trapgate.debug.doctor import DumpedVmcs, ForeignProcessor, examine
     from trapgate.debug.doctor.fields import FIELDS
 
     values = {field.name: vm.vmcs[field] for field in vm.vmcs if field.name in FIELDS}
@@ -169,7 +169,7 @@ def _entry_failed(vm: VirtualMachine, view: View, names: at.Namer, message: str)
     cpu = ForeignProcessor(40, 48, capability_msrs(extended=False, secondary=ct.SECONDARY_WITH_EPT))
     found = [
         finding
-        for finding in examine(Patient(values, "the guest's VMCS"), cpu).findings
+        for finding in examine(DumpedVmcs(values, "the guest's VMCS"), cpu).findings
         if not finding.fields[0][0].startswith("HOST_")
         and finding.rule.name
         not in (
@@ -222,7 +222,7 @@ def _halted(vm: VirtualMachine, view: View, names: at.Namer, message: str) -> Po
 
 
 def _stopped(vm: VirtualMachine, view: View, names: at.Namer, end: str, message: str) -> PostMortem:
-    scenes = [Scene(f"the guest stood {at.sentence(view, names)}")]
+    scenes = [Scene(f"the guest was {at.sentence(view, names)}")]
     chain, before = faults_of(vm)
     fixes: tuple[str, ...] = ()
     if end == End.REFUSED.value:

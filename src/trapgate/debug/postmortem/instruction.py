@@ -65,13 +65,13 @@ def place(view: View, names: Namer) -> str:
 
 
 def sentence(view: View, names: Namer) -> str:
-    """Where the guest stood, and at which instruction."""
+    """Where the guest was, and at which instruction."""
     where = f"at RIP {place(view, names)} in {view.mode}, CPL {view.cpl}"
     instruction = decoded(view)
     if instruction is None:
         data = view.linear(view.code_address, 4)
         what = (
-            f"bytes {data.hex(' ')} are no instruction"
+            f"bytes {data.hex(' ')} are not an instruction"
             if data
             else (f"no instruction can be fetched: {view.walk(view.code_address, fetch=True)}")
         )

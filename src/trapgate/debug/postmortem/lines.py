@@ -62,7 +62,7 @@ def _units(dwarf: Any, address: int) -> Iterator[Any]:
 
 
 def _line(program: Any, address: int) -> str:
-    """The line whose row of the table is the last one not behind the address."""
+    """The line whose row of the table is the last one not after the address."""
     before: Any = None
     for entry in () if program is None else program.get_entries():
         row = entry.state

@@ -1,4 +1,4 @@
-"""A post-mortem as values: scenes in the order of events, remedies, registers; text and JSON."""
+"""A post-mortem: scenes in the order of events, remedies, registers; as text, JSON and HTML."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,9 +37,7 @@ class PostMortem:
         return "\n".join(self.lines())
 
     def _repr_html_(self) -> str:
-        from trapgate.debug.postmortem.page import body
-
-        return body(self)
+        return self.html()
 
     def lines(self) -> Iterator[str]:
         """The post-mortem as a screenful of text."""
@@ -67,6 +65,35 @@ class PostMortem:
             yield "the guest's last words:"
             yield from (f"  {line}" for line in self.output)
 
+    def html(self) -> str:
+        """The post-mortem as a part of a page."""
+        from html import escape  # a run that prints its post-mortem does without
+
+        from trapgate.trace.html import table
+
+        parts = [f"<h1>{escape(self.end)}: {escape(self.headline)}</h1>"]
+        parts += [
+            f'<p class="remedy">What probably helps: {escape(words)}</p>' for words in self.remedies
+        ]
+        parts += _items("Before that:", self.before)
+        parts.append("<ol>")
+        for scene in self.scenes:
+            lines = "".join(f"<li>{escape(line)}</li>" for line in scene.lines)
+            parts.append(f"<li>{escape(scene.title)}{f'<ul>{lines}</ul>' if lines else ''}</li>")
+        parts.append("</ol>")
+        parts.append(
+            table(
+                ("register", "value"),
+                [(n, f"{value:X}H") for n, value in self.registers.items()],
+            )
+        )
+        parts += _items("The last branches:", self.branches)
+        if self.output:
+            parts.append(
+                f"<p>The guest's last words:</p><pre>{escape(chr(10).join(self.output))}</pre>"
+            )
+        return "".join(parts)
+
     def values(self) -> dict[str, object]:
         """The post-mortem for programs."""
         return {
@@ -90,3 +117,10 @@ def _folded(text: str, first: str, rest: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _items(title: str, lines: tuple[str, ...]) -> list[str]:
+    from html import escape
+
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return [f"<p>{title}</p><ul>{items}</ul>"] if lines else []

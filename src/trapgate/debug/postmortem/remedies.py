@@ -256,8 +256,7 @@ _OBSTACLES: tuple[Row, ...] = (
     (
         _is("stack-canonical", "stack-limit", "real-stack"),
         lambda _: (
-            "the stack pointer is no stack's: it was overwritten or never set before the first "
-            "event"
+            "RSP does not point to a stack: it was overwritten or never set before the first event"
         ),
     ),
     (

@@ -112,7 +112,7 @@ class View:
 
     @property
     def bits(self) -> int:
-        """Of the code: 16, 32 or 64."""
+        """Size of the code segment's code: 16, 32 or 64 bits."""
         rights = self.cell(f.GUEST_CS_ACCESS_RIGHTS)
         if self.long and rights & st.AR_L:
             return 64
@@ -253,7 +253,7 @@ class View:
 
 
 def view_of(vm: "VirtualMachine") -> View:
-    """The guest of `vm` as it stands, to look at."""
+    """The guest of `vm` as it is now, to look at."""
     memory = vm.processor.memory
     size = len(memory.cells) * 8
     cells = vm.processor.registers.cells

@@ -52,7 +52,7 @@ _FLUSH_TLB = 1 << 30 | 11
 @inlined
 def has_guest(m: Cells) -> bool:
     """Whether the state in force is that of an x86 VMM's guest."""
-    return bool(m[mc.V] == m[mc.N] or cells(m[mc.X], vmx.LENGTH)[vmx.LENT] != 0)
+    return bool(m[mc.V] == m[mc.N] or cells(m[mc.X], vmx.LENGTH)[vmx.GUEST_IN_VMCS0] != 0)
 
 
 @jit
@@ -73,7 +73,7 @@ def needs_other_set(m: Cells) -> bool:
 @jit
 @inlined
 def describe(m: Cells, whose: int, cr0: int, cr3: int, cr4: int, efer: int, guest: bool) -> None:
-    """Let cells `whose` say what translations are for: these registers, and the guest of N or not.
+    """Record in cells `whose` what translations are for: these registers, the guest of N or not.
 
     In PAE paging they depend on registers more; the first cell is 0 then.
     """
@@ -96,7 +96,7 @@ def describe(m: Cells, whose: int, cr0: int, cr3: int, cr4: int, efer: int, gues
 
 @jit
 def describe_departing(m: Cells, env: int) -> None:
-    """Before another state is loaded into the engine, behind a VM entry or VM exit."""
+    """Before another state is loaded into the engine, after a VM entry or VM exit."""
     if not needs_other_set(m):
         return
     cr0, cr3, cr4 = peek64(env + at.CR0), peek64(env + at.CR3), peek64(env + at.CR4)
@@ -183,7 +183,7 @@ def drop_faulting_page(m: Cells) -> None:
 
 @jit
 def take_set(m: Cells, env: int) -> None:
-    """Exchange the sets behind a VM entry or VM exit."""
+    """Exchange the sets after a VM entry or VM exit."""
     v = cells(m[mc.V], m[mc.V_CELLS])
     arriving, departing, parked = m[mc.ARRIVING :], m[mc.DEPARTING :], m[mc.PARKED :]
     cr0, cr3, cr4 = v[f.GUEST_CR0], v[f.GUEST_CR3], v[f.GUEST_CR4]

@@ -1,6 +1,6 @@
 """The virtual clock where a block of translated code is left before its end, or cut.
 
-Compiled only. A block's instructions are added to the clock when it begins, so those behind an
+Compiled only. A block's instructions are added to the clock when it begins, so those after an
 instruction that leaves it have to be taken off again. The engine restores the state of
 the instruction then, through slots of its procedure linkage table (Linux x86-64
 wheel only), and we count what is left of the block. An instruction counts when it was
@@ -25,7 +25,7 @@ _REPEATS = 0
 _LEAVES = 1
 """The block ends with this instruction."""
 _STAYS = 2
-"""Somebody wants to know where we are, and the block goes on."""
+"""Somebody wants to know where we are, and the block continues."""
 
 
 @jit
@@ -48,7 +48,7 @@ def signed_leb128(place: int) -> tuple[int, int]:
 def instructions_from(tb: int, linear: int) -> tuple[int, int]:
     """How many instructions a block has from the one at a linear address on, and its length.
 
-    0 and 0 if none is there. Behind a block's machine code the translator keeps for each
+    0 and 0 if none is there. After a block's machine code the translator keeps for each
     instruction how far the address, the state of the flags, and the end of its code are from those
     of the one before.
     """
@@ -173,13 +173,13 @@ def end_block_here(m: Cells) -> None:
 
 @jit
 def locate(m: Cells, cpu: int, return_address: int) -> None:
-    """Let the CPU state be that of the instruction within the block, which goes on."""
+    """Set the CPU state to that of the instruction within the block, which continues."""
     restore_at(m, cpu, return_address, False, m[mc.CPU_RESTORE_STATE])
 
 
 @jit
 def execute_again(m: Cells, cpu: int, return_address: int, count: int) -> None:
-    """Leave the block before its current instruction, and go on with `count` instructions alone.
+    """Leave the block before its current instruction, and continue with `count` instructions alone.
 
     Where the block has not begun, who calls this counts it first.
     """

@@ -23,7 +23,7 @@ from trapgate.sdm.state import AR_DB
 _LONGEST = 32
 """Instructions from one look to the next."""
 _PATIENCE = 32
-"""So many looks, one behind the other, make a loop."""
+"""So many looks, one after the other, make a loop."""
 _PAGE = 0x1000
 _LONGEST_INSTRUCTION = 15
 
@@ -82,7 +82,7 @@ def look_at_time(m: Cells, v: Cells, word: int) -> None:
     if m[mc.POLLS] < _PATIENCE:
         return
     if m[mc.POLLS] == _PATIENCE and not is_pure_loop(m, v):
-        # Never again, as long as it goes on.
+        # Never again, as long as it continues.
         m[mc.POLLS] = -(1 << 40)
         return
     m[mc.TIME] += m[mc.POLL_WAIT]

@@ -103,7 +103,7 @@ def look_at_segment(m: Cells, env: int, n: int, typed: int) -> bool:
 @jit
 @inlined
 def note_limits(m: Cells, env: int, hflags: int, moved: bool) -> None:
-    """The translator's flags, behind a look at the segments by which some may have `moved`."""
+    """The translator's flags, after a look at the segments by which some may have `moved`."""
     # Within 64 KB 16-bit code can pass the limit at the end only, which a block's place tells.
     reach = 0xFFFFFFFF if hflags & at.HF_CS32 else 0xFFFF
     code_is_limited = m[mc.SEGMENTS_SEEN + _CS] & 0xFFFFFFFF < reach

@@ -61,7 +61,7 @@ _BLOCKED = 3
 @jit
 @inlined
 def save_paging(env: int, v: Cells) -> None:
-    """Of `save` what a page walk looks at."""
+    """The part of `save` that a page walk looks at."""
     v[f.GUEST_CR0] = peek64(env + at.CR0)
     cr3 = peek64(env + at.CR3)
     if cr3 != at.POINTERS:
@@ -72,7 +72,7 @@ def save_paging(env: int, v: Cells) -> None:
 
 @jit
 def save_for_criteria(m: Cells, env: int, v: Cells, r: Cells) -> None:
-    """Of `save` what a criteria table may ask for."""
+    """The part of `save` that a criteria table may ask for."""
     for n in range(16):
         r[n] = peek64(env + at.REGS + 8 * n)
     save_paging(env, v)
@@ -135,7 +135,7 @@ def forget_passed_breakpoint(m: Cells, v: Cells) -> None:
 
 @jit
 def save_segments(env: int, v: Cells) -> None:
-    """Of `save` the segment and descriptor-table registers."""
+    """The part of `save` for segment and descriptor-table registers."""
     for n in range(8):
         segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
         v[f.GUEST_ES_SELECTOR + n] = peek16(segment + at.SELECTOR)
@@ -159,7 +159,7 @@ def save_segments(env: int, v: Cells) -> None:
 @jit
 @inlined
 def save_table_registers(env: int, v: Cells) -> None:
-    """Of `save` GDTR and IDTR."""
+    """The part of `save` for GDTR and IDTR."""
     gdt = env + at.SEGMENTS + at.SEGMENT_SIZE * 8
     v[f.GUEST_GDTR_BASE] = peek64(gdt + at.BASE)
     v[f.GUEST_GDTR_LIMIT] = peek32(gdt + at.LIMIT)
@@ -313,7 +313,7 @@ def checks_of(m: Cells, env: int, v: Cells) -> int:
     if ~peek32(env + at.MXCSR) & _MXCSR_MASKS:
         checks |= mc.CHECK_SSE
     # Whoever is in force, the VMM in Python may want a trap. A debug exception may be pending
-    # behind MOV SS, for the end of the next instruction.
+    # after MOV SS, for the end of the next instruction.
     host = cells(m[mc.HOST], m[mc.V_CELLS])
     if (
         v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & _MONITOR_TRAP_FLAG
@@ -356,7 +356,7 @@ def look_for_interrupts(m: Cells) -> None:
 @jit
 @inlined
 def load_flags(m: Cells, env: int, rflags: int) -> None:
-    """Of `load` RFLAGS."""
+    """The part of `load` for RFLAGS."""
     look_for_interrupts(m)
     poke64(env + at.EFLAGS, rflags & ~(_CC | _DF))
     poke64(env + at.CC_SRC, rflags & _CC)
@@ -366,7 +366,7 @@ def load_flags(m: Cells, env: int, rflags: int) -> None:
 
 @jit
 def load_segments(env: int, v: Cells) -> None:
-    """Of `load` the segment registers, LDTR and TR."""
+    """The part of `load` for the segment registers, LDTR and TR."""
     for n in range(8):
         load_segment_cache(env, v, n)
 
@@ -374,7 +374,7 @@ def load_segments(env: int, v: Cells) -> None:
 @jit
 @inlined
 def load_segment_cache(env: int, v: Cells, n: int) -> None:
-    """Of `load` one segment register: 0 ES to 5 GS, 6 LDTR, 7 TR."""
+    """The part of `load` for one segment register: 0 ES to 5 GS, 6 LDTR, 7 TR."""
     segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
     poke32(segment + at.SELECTOR, v[f.GUEST_ES_SELECTOR + n])
     poke64(segment + at.BASE, v[f.GUEST_ES_BASE + n])
@@ -394,7 +394,7 @@ def load_segment_cache(env: int, v: Cells, n: int) -> None:
 
 @jit
 def load_mode(m: Cells, env: int, v: Cells) -> None:
-    """Of `load` the translator's flags, behind an instruction that loaded segments.
+    """The part of `load` for the translator's flags, after an instruction that loaded segments.
 
     What blocked interrupts for the time of one instruction, ends.
     """
@@ -422,7 +422,7 @@ def prepare_next_instruction(m: Cells, env: int, v: Cells) -> None:
 
 @jit
 def load_cr3(m: Cells, env: int, v: Cells) -> int:
-    """Of `load` CR3, and the pointers of PAE paging; 0 if they have not changed."""
+    """The part of `load` for CR3 and the pointers of PAE paging; 0 if they have not changed."""
     cr3 = int(v[f.GUEST_CR3])
     stale = 0
     if m[mc.NATIVE] == 0 and v[f.GUEST_IA32_EFER] & EFER_LMA == 0:
@@ -507,7 +507,7 @@ def has_segment(env: int, v: Cells, n: int) -> bool:
 
 @jit
 def load_code_and_stack(m: Cells, env: int, v: Cells) -> None:
-    """Of `load` CS, SS, RIP and RSP, and the translator's flags for them, in protected mode."""
+    """The part of `load` for CS, SS, RIP, RSP and the translator's flags, in protected mode."""
     poke64(env + at.REGS + 8 * reg.RSP, v[f.GUEST_RSP])
     poke64(env + at.EIP, v[f.GUEST_RIP])
     before = peek32(env + at.HFLAGS)
@@ -527,7 +527,7 @@ def load_code_and_stack(m: Cells, env: int, v: Cells) -> None:
 
 @jit
 def load_data_segments(env: int, v: Cells) -> bool:
-    """Of `load` ES, DS, FS and GS; whether one of them was not loaded already."""
+    """The part of `load` for ES, DS, FS and GS; whether one of them was not loaded already."""
     loaded = False
     for n in (_ES, _DS, _FS, _GS):
         if not has_segment(env, v, n):
@@ -538,7 +538,7 @@ def load_data_segments(env: int, v: Cells) -> bool:
 
 @jit
 def load_handler(m: Cells, env: int, v: Cells, r: Cells) -> None:
-    """Of `load` what the delivery of an event changes in protected mode, #DB aside.
+    """The part of `load` that event delivery needs in protected mode, #DB aside.
 
     No other segment than CS and SS is loaded, and no translation becomes stale.
     """

@@ -17,7 +17,7 @@ from trapgate.sdm import registers as reg
 
 @jit
 def force_bits(m: Cells, registers: Cells) -> None:
-    """Let the stuck bits be as they are stuck, in general registers in the order of encodings."""
+    """Apply the stuck bits to general registers, in the order of encodings."""
     number = m[mc.STUCK] - 1
     registers[number] = registers[number] & ~m[mc.STUCK_MASK] | m[mc.STUCK_VALUE]
 

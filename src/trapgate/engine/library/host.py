@@ -64,7 +64,7 @@ def demand_known() -> None:
     """Raise EngineError on a host whose library nobody has measured."""
     if sys.platform != "linux" or platform.machine() not in HOSTS:
         raise EngineError(
-            f"Unicorn's insides are known on Linux, on x86-64 and arm64, not on "
+            f"Unicorn's internals are known on Linux, on x86-64 and arm64, not on "
             f"{platform.system()} on {platform.machine()}"
         )
 

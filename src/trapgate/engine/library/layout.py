@@ -48,7 +48,7 @@ SSE_ROUNDING = SSE_FLAGS - 1
 """How its results are rounded: 0 to nearest."""
 SSE_FLUSHES = SSE_FLAGS + 2
 """1 if its results are flushed to zero where they are tiny, as in all states of the engine's
-arithmetic two bytes behind the flags."""
+arithmetic two bytes after the flags."""
 MXCSR = 816
 SYSENTER_CS = 4800
 SYSENTER_ESP = 4808
@@ -78,7 +78,7 @@ INTERCEPT_DR_WRITE = DR0 + 134
 INTERCEPT_EXCEPTIONS = DR0 + 136
 CONTEXT_SIZE = 5568
 FEATURES_1_ECX = 0x1608
-"""Behind what a context saves: the features that the translator knows, CPUID.1:ECX."""
+"""After what a context saves: the features that the translator knows, CPUID.1:ECX."""
 CPU_OF_HANDLE = 0x1B8
 """In the handle: the CPU."""
 CPU_SIZE = HOST.cpu_size
@@ -91,7 +91,7 @@ BLOCKS_FOUND_MOST = 4096
 BLOCKS_OF_PAGE = 64
 """Those of a page stand together."""
 IO_PC = BLOCKS_FOUND + 0x8040
-"""In the CPU: where the machine code goes on that accesses a device."""
+"""In the CPU: where the machine code continues that accesses a device."""
 
 # The TLB, below the CPU state: which modes have entries, then a description of each mode (the
 # engine calls it MMU index), then each mode's table: its mask and its address.
@@ -162,13 +162,13 @@ EXCP_VMEXIT = 0x100
 VMCB = 0xF_FFFF_0000_0000 >> 4
 VMCB_PAGES = 8
 STORES = VMCB + VMCB_PAGES * 0x1000
-"""The page behind it: what is written there is judged first (see `table_stores`)."""
+"""The page after it: what is written there is judged first (see `table_stores`)."""
 NOWHERE = STORES + 0x1000
-"""Behind it, where loads give all ones and stores are dropped."""
+"""After it, where loads give all ones and stores are dropped."""
 APIC_ACCESSES = NOWHERE + 0x1000
-"""Behind it: what stands for the APIC-access page of an x86 VMM's guest (see `apic_page`)."""
+"""After it: what stands for the APIC-access page of an x86 VMM's guest (see `apic_page`)."""
 VIDEO = APIC_ACCESSES + 0x1000
-"""Behind it: what stands for the window to a VGA's planes, where that is open."""
+"""After it: what stands for the window to a VGA's planes, where that is open."""
 VIDEO_SIZE = 0x10000
 VIDEO_WINDOW = 0xA0000
 """Where the guest finds it."""

@@ -1,4 +1,4 @@
-"""The engine's insides, found and verified: only the wheels for Linux have them.
+"""The engine's internals, found and verified: only the wheels for Linux have them.
 
 The shared library keeps its internal functions in the dynamic symbol table, and the
 CPU state lies within reach of the handle. Everything found here is checked before it
@@ -41,14 +41,14 @@ SYMBOLS = (
 """Internal functions that the native path calls or recognises, less `_x86_64`."""
 
 _OWN_MEMORY = Path("/proc/self/mem")
-"""Reading here what is not mapped is an error, not a crash. Linux has it."""
+"""Linux only. Reading an unmapped address here is an error, not a crash."""
 
 _REACH = 0x40000
 """How far from a pointer in the handle the CPU state may lie, in bytes."""
 
 
 @dataclass(frozen=True)
-class Insides:
+class Internals:
     """Addresses inside one engine instance.
 
     `cpu` is its CPUState, `env` the x86 state within, `tlb_fill` the slot in the CPU
@@ -64,8 +64,8 @@ class Insides:
     symbols: dict[str, int]
 
 
-def find(uc: unicorn.Uc) -> Insides:
-    """Find the insides of `uc`.
+def find(uc: unicorn.Uc) -> Internals:
+    """Find the internals of `uc`.
 
     Raises EngineError where the symbols are absent or nothing checks out.
     """
@@ -133,7 +133,7 @@ def _states(uc: unicorn.Uc, memory: BinaryIO, handle: int) -> Iterator[int]:
             uc.reg_write(register, value)
 
 
-def _class_of(memory: BinaryIO, handle: int, env: int, symbols: dict[str, int]) -> Insides | None:
+def _class_of(memory: BinaryIO, handle: int, env: int, symbols: dict[str, int]) -> Internals | None:
     """The CPU and its class, recognised by its handle and its functions; None if they are not."""
     reach = 0x12000
     data = read(memory, env - reach, reach)
@@ -154,6 +154,6 @@ def _class_of(memory: BinaryIO, handle: int, env: int, symbols: dict[str, int]) 
             )
         if inside and all(symbols[name] in words for name in wanted):
             fill, debug = (cpu_class + 8 * words.index(symbols[name]) for name in wanted[1:])
-            return Insides(cpu, env, env - reach + at - 8, fill, debug, symbols)
+            return Internals(cpu, env, env - reach + at - 8, fill, debug, symbols)
         at = data.rfind(needle, 0, at)
     return None

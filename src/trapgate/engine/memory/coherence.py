@@ -64,6 +64,18 @@ def pages_of(m: Cells) -> Cells:
 
 
 @jit
+def page_of(machine: int, address: int) -> int:
+    """The number of the page of a machine's memory that has a physical address; -1: none has it.
+
+    Nor where there is no machine, and `machine` is 0.
+    """
+    page = address >> 12
+    if machine == 0 or not 0 <= page < cells(machine, mc.CELLS)[mc.MEM_CELLS] >> 9:
+        return -1
+    return page
+
+
+@jit
 def watch_of(m: Cells) -> Cells:
     """All cells that watch memory."""
     return cells(m[mc.WATCH], watch_length(m[mc.MEM_CELLS] >> 9))
@@ -113,13 +125,11 @@ def forget_noted_cells(m: Cells) -> bool:
 def on_code_appears(uc: int, address: int, protect: int) -> None:
     """tlb_protect_code: the first block is about to be made of a page. The engine does nothing."""
     machine = machine_of(uc)
-    if machine == 0:
+    page = page_of(machine, address)
+    if page < 0:
         return
     m = cells(machine, mc.CELLS)
     pages = pages_of(m)
-    page = address >> 12
-    if not 0 <= page < len(pages):
-        return
     if pages[page] & FAST_STORES:
         host = m[mc.MEM] + (address & ~0xFFF)
         call(m[mc.TLB_RESET_DIRTY], (peek64(uc + at.CPU_OF_HANDLE), host, 4096))
@@ -132,12 +142,9 @@ def on_code_appears(uc: int, address: int, protect: int) -> None:
 def on_code_is_gone(uc: int, address: int, unprotect: int) -> None:
     """tlb_unprotect_code: a page has no more blocks. The engine does nothing."""
     machine = machine_of(uc)
-    if machine == 0:
-        return
-    pages = pages_of(cells(machine, mc.CELLS))
-    page = address >> 12
-    if 0 <= page < len(pages):
-        pages[page] &= ~CODE
+    page = page_of(machine, address)
+    if page >= 0:
+        pages_of(cells(machine, mc.CELLS))[page] &= ~CODE
 
 
 @jit
@@ -183,7 +190,7 @@ def on_store(
         if not begins(m, start, return_address):
             call(invalidate, (uc, locked, start, 1, return_address))
             return
-        # What the bytes behind would have executed again is so now, before one of them is stored.
+        # What the bytes after would have executed again is so now, before one of them is stored.
         size = min(_WIDEST, 4096 - (start & 0xFFF))
     call(invalidate, (uc, locked, start, size, return_address))
     state = pages[page]
@@ -230,13 +237,11 @@ def on_marked_entry(cpu: int, address: int, value: int, store: int) -> None:
     """x86_stl_phys_notdirty: the engine's own page walk sets flags in an entry (portable only)."""
     call(store, (cpu, address, value))
     machine = peek64(cpu + at.CPU_SIZE + at.MACHINE)
-    if machine == 0:
+    page = page_of(machine, address)
+    if page < 0:
         return
     m = cells(machine, mc.CELLS)
     pages = pages_of(m)
-    page = address >> 12
-    if not 0 <= page < len(pages):
-        return
     note_page(watch_of(m), len(pages), page)
     if pages[page] & CODE:
         forget_range(m, address, address + 4)

@@ -38,7 +38,7 @@ class DevicePages:
         """What a device raised while the guest ran."""
 
     def connect(self, load: Load, store: Store) -> None:
-        """Let `load` and `store` answer accesses to all device pages."""
+        """Call `load` and `store` for accesses to all device pages."""
 
         def loaded(address: int, size: int) -> int:
             try:
@@ -70,7 +70,7 @@ class DevicePages:
         self.pages[:] = [*pages, *[-1] * (DEVICE_SLOTS - len(pages))]
 
     def preempt(self) -> None:
-        """Let the preemption timer of the VMM in Python expire where the next block begins."""
+        """Make the preemption timer of the VMM in Python expire where the next block begins."""
         c = self._cells
         c[mc.TIMER_END] = min(c[mc.TIMER_END], c[mc.TIME])
         c[mc.DEADLINE] = 0

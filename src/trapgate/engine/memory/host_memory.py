@@ -11,7 +11,7 @@ from trapgate.compiler.dialect import Cells
 
 
 def zeros(size: int) -> Cells:
-    """So many bytes, all zeros, at the beginning of a page; what is never touched costs nothing.
+    """Page-aligned bytes, all zeros; what is never touched costs nothing.
 
     A guest that clears its memory meets one of the host's page faults for each huge page, not
     each small one, and copies miss its TLB less often.

@@ -40,7 +40,7 @@ def may_take_blocks(m: Cells, v: Cells) -> bool:
     return bool(
         m[mc.PORTS] != 0
         and m[mc.V] == m[mc.HOST]
-        and cells(m[mc.X], vmx.LENGTH)[vmx.LENT] == 0
+        and cells(m[mc.X], vmx.LENGTH)[vmx.GUEST_IN_VMCS0] == 0
         and m[mc.STEPPING] | m[mc.CHECKS] | m[mc.EXTRA] | m[mc.STUCK] == 0
         and flags & (RFLAGS_TF | RFLAGS_VM | RFLAGS_DF) == 0
         and v[f.GUEST_DR7] & 0xFF == 0

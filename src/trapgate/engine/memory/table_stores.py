@@ -183,7 +183,7 @@ def judge_table_store(m: Cells, offset: int, size: int, value: int) -> None:
         v[f.GUEST_RIP] = peek64(env + at.EIP)
         cpl = peek32(env + at.HFLAGS) & 3
         v[f.GUEST_SS_ACCESS_RIGHTS] = (v[f.GUEST_SS_ACCESS_RIGHTS] & ~_DPL) | cpl << 5
-        # What stands behind it in the block has been counted already.
+        # What is after it in the block has been counted already.
         head[HEAD_TIME] = m[mc.TIME] - m[mc.BEHIND]
         rows = table(m[mc.ROWS], m[mc.ROWS_CAPACITY], ROW_WIDTH)
         record(v, rows, head, PF, TYPE_HARDWARE_EXCEPTION, code, linear, COMPLETE, reason, 0, 0)

@@ -21,7 +21,7 @@ _EXECUTABLE = 4
 def set_entry(
     m: Cells, cpu: int, linear: int, physical: int, rights: int, mode: int, size: int
 ) -> None:
-    """Let the page of a linear address be found at `physical`; both are those of pages.
+    """Map the page of a linear address to `physical`; both are addresses of pages.
 
     `rights` are 1 to read, 2 to write, 4 to execute; `size` is the page's, or 1 for an entry that
     serves one access.
@@ -35,7 +35,7 @@ def set_entry(
 
 @jit
 def drop_entry(entry: int) -> None:
-    """Let an entry be for no page."""
+    """Make an entry one for no page."""
     poke64(entry + at.TLB_READ, -1)
     poke64(entry + at.TLB_WRITE, -1)
     poke64(entry + at.TLB_CODE, -1)

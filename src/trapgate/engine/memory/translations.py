@@ -24,7 +24,7 @@ def use_translations(m: Cells) -> None:
 
 @jit
 def walk_always(m: Cells) -> None:
-    """From now on: the guest goes on, or its control registers may change in the VMCS alone."""
+    """From now on: the guest continues, or its control registers may change in the VMCS alone."""
     poke64(m[mc.WATCH] + 8 * WATCH_TRANSLATES, 0)
 
 

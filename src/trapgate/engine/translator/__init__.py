@@ -1,6 +1,7 @@
-"""What the engine's translator calls of ours, and what it makes of it.
+"""Functions of ours that the engine's translator and translated code call.
 
-`translation` fills the slots; the others are what stands behind each: checks of accesses and
-branches, control transfers, SSE, and code that the engine gets wrong (`translator_errata`,
-`helper_errata`). It imports `memory`, `guest` and below. Begin with `translation`.
+`translation` installs them in the linkage slots; the other modules are these functions: checks of
+accesses and branches, control transfers, SSE, and code that the engine gets wrong
+(`translator_errata`, `helper_errata`). It may import `memory`, `guest` and below. Begin with
+`translation`.
 """

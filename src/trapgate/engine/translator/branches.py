@@ -105,7 +105,7 @@ def take_branch_back(reader: int, env: int, taken: bool) -> bool:
 def refuse_target(m: Cells, env: int, return_address: int) -> None:
     """RIP is out of bounds: #GP(0) at the branch that led there.
 
-    What merely went on past its block faults there, and that a far transfer or an event leads
+    What merely continued past its block faults there, and that a far transfer or an event leads
     within bounds is checked elsewhere.
     """
     t = cells(m[mc.TRANSLATOR], em.CELLS)
@@ -125,7 +125,7 @@ def refuse_target(m: Cells, env: int, return_address: int) -> None:
 
 @jit
 def wrap_targets(context: int, before: int) -> None:
-    """Of a near branch that has been translated: its targets have 32 bits.
+    """Wrap the targets of a near branch that has been translated to 32 bits.
 
     `before` is the last operation from before. The engine adds a displacement of Jcc, LOOP and JCXZ
     to EIP in 64 bits.
@@ -156,7 +156,7 @@ def is_within_limit(env: int) -> bool:
 
 @stub
 def look_up_canonical(env: int) -> None:
-    """helper_lookup_tb_ptr behind a branch of 64-bit code."""
+    """helper_lookup_tb_ptr after a branch of 64-bit code."""
     if not is_canonical(peek64(env + at.EIP)):
         go_on(look_up_out_of_bounds, (env,))
     go_on(machine_at(env)[mc.LOOK_UP], (env,))
@@ -180,7 +180,7 @@ def look_up_out_of_bounds(env: int) -> None:
 
 @stub
 def single_step_canonical(env: int) -> None:
-    """helper_single_step behind a branch of 64-bit code."""
+    """helper_single_step after a branch of 64-bit code."""
     m = machine_at(env)
     if not is_canonical(peek64(env + at.EIP)):
         refuse_target(m, env, return_address())

@@ -4,7 +4,7 @@ Compiled only; Linux wheels. Where the translator has added a segment's base to 
 offset, the offset is kept. Where it emits the access, a comparison of the offset with what
 the segment allows (`segments`) comes first, and a conditional move: the linear address, or
 one that has no translation, and ends in the MMU's refill, which raises #GP or #SS. So there
-is no branch and no call, and code whose segments are flat has none of it
+is neither a branch nor a call, and code whose segments are flat has none of it
 (docs/adr/0013-segments-in-translated-code.md).
 """
 
@@ -22,7 +22,7 @@ from trapgate.engine.x87.pointers import emit_address
 from trapgate.engine.x87.stores import emit_store
 
 POISON = -(1 << 63)
-"""An address that no translation exists for. The segment's number stands in bits 34:32."""
+"""An address that no translation exists for. The segment's number is in bits 34:32."""
 POISON_PAGE = POISON >> 40
 
 OPERAND_HELPERS = (
@@ -161,7 +161,7 @@ def on_checked_address(machine: int, address: int, back: int) -> None:
 
 @jit
 def hold_back(t: Cells, context: int, value: int, address: int) -> tuple[int, int, int]:
-    """Of a load of 16 bytes into a register: keep the first half back until the second is loaded.
+    """Keep the first half of a 16-byte load into a register back until the second is loaded.
 
     That may fault, and the register must be as it was then. If the last operations store `value`,
     the first half, and compute `address` from its address: a temporary that has it now, and the
@@ -177,7 +177,7 @@ def hold_back(t: Cells, context: int, value: int, address: int) -> tuple[int, in
     register, place = peek64(em.argument(store, 1)), peek64(em.argument(store, 2))
     kept = em.new_temporary(t, context)
     if context + kept == peek64(em.argument(op, 2)):
-        # That of the constant, which is made behind the store.
+        # That of the constant, which is made after the store.
         other = em.new_temporary(t, context)
         em.release(t, context, kept)
         kept = other
@@ -223,9 +223,9 @@ def emit_access(
             emit_refusal(m, t, context, chosen)
         if whole == CHANGES_CARRY:
             size = 1 << (operation & 3)
-            em.emit_look(t, m, context, t[em.STORE_TO_COME_CODE], context + chosen, size)
+            em.emit_address_check(t, m, context, t[em.STORE_TO_COME_CODE], context + chosen, size)
         elif whole != NOT_WHOLE and aligned == 0:
-            em.emit_look(t, m, context, t[em.WHOLE_STORE_CODE], context + chosen, whole)
+            em.emit_address_check(t, m, context, t[em.WHOLE_STORE_CODE], context + chosen, whole)
         if m[mc.X87_ROUNDS] != 0 and m[mc.X87_OPERANDS] & STORES:
             emit_store(t, m, context, value, chosen, operation & 3)
             return
@@ -295,7 +295,7 @@ def look_at_operand(m: Cells, t: Cells, context: int, function: int, arguments: 
     for pair in range(em.OPERAND_PAIRS):
         if function == t[em.OPERANDS + 2 * pair]:
             address = peek64(arguments + 8)
-            em.emit_look(t, m, context, t[em.WHOLE_STORE_CODE], address, m[mc.WHOLE])
+            em.emit_address_check(t, m, context, t[em.WHOLE_STORE_CODE], address, m[mc.WHOLE])
             m[mc.WHOLE] = NOT_WHOLE
             return
 

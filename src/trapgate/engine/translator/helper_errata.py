@@ -147,7 +147,7 @@ def add_products(env: int, first: int, second: int, how: int, double: bool) -> N
     """The dot product, as the SDM adds it: of two pairs first. `how` is the immediate byte.
 
     Each element gets a sum of its own, which counts if several products are NaNs: of two that are
-    added the first goes on. Of DPPS that is a neighbour's product, then the element's own sum; of
+    added the first continues. Of DPPS that is a neighbour's product, then the element's own sum; of
     DPPD its own product. So processors have it.
     """
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
@@ -241,7 +241,7 @@ def on_exchange_begins(machine: int, destination: int) -> None:
 
 @callback(VOID, INT64, INT64)
 def on_exchange_ends(machine: int, destination: int) -> None:
-    """Behind it: only one of the two has been written."""
+    """After it: only one of the two has been written."""
     m = cells(machine, mc.CELLS)
     registers = registers_of(m)
     if peek64(registers - at.REGS + at.CC_DST) & 0xFFFF_FFFF == 0:

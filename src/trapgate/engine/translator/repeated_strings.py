@@ -149,7 +149,7 @@ def fill(target: int, count: int, size: int, value: int) -> None:
 def move(target: int, source: int, count: int, size: int) -> None:
     """Move `count` elements of 1 << `size` bytes upwards, one after the other.
 
-    A target shortly behind its source is filled with what has been stored before.
+    A target shortly after its source is filled with what has been stored before.
     """
     length = count << size
     if 0 < target - source < 8:

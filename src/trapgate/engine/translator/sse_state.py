@@ -97,7 +97,7 @@ def restore_extended(env: int, address: int, wanted: int, helper: int, back: int
     if wanted & _SSE_AND_AVX and refuses_mxcsr(env, address):
         raise_gp(env, back)
     call(helper, (env, address, wanted))
-    # The engine leaves the block behind it.
+    # The engine leaves the block after it.
     m = cells(peek64(env + at.MACHINE), mc.CELLS)
     finish_image(m, env, m[mc.X87_IMAGE], back)
 
@@ -107,7 +107,7 @@ LOADS_OF_MXCSR = {
     "helper_fxrstor": restore_fx,
     "helper_xrstor": restore_extended,
 }
-"""The engine's helpers, and what stands in front of them."""
+"""The engine's helpers, and what is in front of them."""
 
 
 @jit

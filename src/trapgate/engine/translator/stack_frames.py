@@ -63,7 +63,7 @@ def on_enter_begins(machine: int, size: int) -> None:
 
 @callback(VOID, *[INT64] * 2, RETURN_ADDRESS)
 def on_enter_ends(machine: int, size: int, back: int) -> None:
-    """Behind it, with everything on the stack."""
+    """After it, with everything on the stack."""
     m = cells(machine, mc.CELLS)
     final, frame = peek64(place_of(m, _RSP)), peek64(place_of(m, _RBP))
     # What has faulted is executed again from the beginning.

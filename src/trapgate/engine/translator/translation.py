@@ -6,7 +6,7 @@ them are given functions of ours here (Linux only):
 * Every block of translated code begins with a call that looks for a request to exit. Ours
   is called instead: it adds the block's instructions to the virtual clock, looks at the
   deadline, and at the request. A hook of the public interface does the same, at more than
-  the cost of a small block. The calls of the same function behind loads and stores are left out.
+  the cost of a small block. The calls of the same function after loads and stores are left out.
 * The helpers that far transfers, IRET, fast system calls and segment loads call are replaced by
   functions of ours (`control_flow`).
 * Loads and stores are preceded by checks of their segments (`checked_accesses`), branches by checks
@@ -89,7 +89,7 @@ from trapgate.engine.translator.translator_errata import (
     STI,
     USES_MXCSR,
     X87,
-    look,
+    examine_instruction,
 )
 from trapgate.engine.x87 import exceptions as x87
 from trapgate.engine.x87 import stores
@@ -98,7 +98,12 @@ from trapgate.engine.x87.exponents import on_examine, on_extract, on_scale
 from trapgate.engine.x87.functions import FUNCTIONS
 from trapgate.engine.x87.pointers import on_x87_image
 from trapgate.engine.x87.remainder import REMAINDERS
-from trapgate.engine.x87.rounding import HELPERS, emit_rounding, on_rounding, rounds
+from trapgate.engine.x87.rounding import (
+    HELPERS,
+    emit_rounding,
+    is_rounded_helper,
+    on_rounding,
+)
 from trapgate.sdm.state import (
     BLOCKING_BY_MOV_SS,
     BLOCKING_BY_STI,
@@ -271,7 +276,7 @@ def on_gen_call(
             note_operand_of_helper(m, t, context, function, arguments)
         if m[mc.WHOLE] > NOT_WHOLE:
             look_at_operand(m, t, context, function, arguments)
-        if m[mc.X87_ROUNDS] != 0 and rounds(t, function):
+        if m[mc.X87_ROUNDS] != 0 and is_rounded_helper(t, function):
             emit_rounding(t, m, context, function, count, arguments)
             return
         call(t[em.GEN_CALL], (context, function, result, count, arguments))
@@ -304,7 +309,7 @@ def on_exit_block(context: int, block: int, number: int, translator: int) -> Non
     """
     t = cells(translator, em.CELLS)
     machine = em.machine_of(context)
-    # Numbers above 1 are no branches; those of LOOP and JCXZ do not name the block.
+    # Numbers above 1 are not branches; those of LOOP and JCXZ do not name the block.
     if machine != 0 and number < 2:
         far = cells(machine, mc.CELLS)[mc.BRANCH_IS_FAR]
         if far != 0 and (block != 0 or far == mc.FAR_UNNAMED):
@@ -334,7 +339,7 @@ def on_instruction(block: int, cpu: int, translator: int) -> None:
     m = cells(machine, mc.CELLS)
     block_flags = peek32(block + _BLOCK_FLAGS) & NEEDS_OF_VECTORS
     start = peek64(block + _NEXT_PC)
-    found = look(t[em.CODE_BYTE], block, env)
+    found = examine_instruction(t[em.CODE_BYTE], block, env)
     what = m[mc.X87_WHAT]
     if m[mc.STUCK] != 0:
         em.emit_call(t, m, t[em.STUCK_CODE], machine, env)
@@ -406,7 +411,7 @@ def on_sti(machine: int, env: int) -> None:
 
 @callback(VOID, INT64, INT64)
 def on_shadow(machine: int, what: int) -> None:
-    """Before MOV SS or POP SS: what is blocked behind it."""
+    """Before MOV SS or POP SS: what is blocked after it."""
     cells(machine, mc.CELLS)[mc.SHADOW] = what
 
 

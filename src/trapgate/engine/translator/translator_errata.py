@@ -3,7 +3,7 @@
 `look` is asked about each instruction before it is translated, on both paths of the Linux
 wheels. It has these means:
 
-* UD2 is shown in place of code that is no instruction (`decode.undefined`), and of instructions
+* UD2 is shown in place of code that is not an instruction (`decode.undefined`), and of instructions
   that the core carries out: INS and OUTS, RET that releases 8000H bytes or more, loads of table
   registers, CLFLUSH, XSETBV, ARPL of memory, POPCNT in 16-bit code, above ring 0 MOV CR and MOV
   DR, and in real-address and virtual-8086 mode far JMP and RET that may lead beyond the limit of
@@ -146,7 +146,7 @@ def code_byte(reader: int, env: int, address: int) -> int:
 
 @core
 def uses_vector_registers(opcode_map: int, opcode: int, prefixed: bool) -> bool:
-    """Whether an opcode behind 0FH is an SSE instruction, which needs CR4.OSFXSR.
+    """Whether an opcode after 0FH is an SSE instruction, which needs CR4.OSFXSR.
 
     `prefixed`: 66H, F2H or F3H is among the prefixes; without those many are MMX instructions.
     LDMXCSR and STMXCSR aside.
@@ -266,19 +266,19 @@ def changes_operand(reader: int, env: int, opcode_map: int, opcode: int, form_at
 
 
 @jit
-def show(m: Cells, address: int, byte: int) -> None:
-    """Have the translator see another byte at a linear address."""
+def show_byte(m: Cells, address: int, byte: int) -> None:
+    """Show the translator another byte at a linear address."""
     m[mc.SHOWN] = mc.IS_SHOWN | byte
     m[mc.SHOWN_AT] = address
 
 
 @jit
 def show_predicate(m: Cells, reader: int, env: int, form_at: int, short_address: bool) -> None:
-    """Show the three bits that count of the byte behind an operand in ModR/M at `form_at`."""
+    """Show the three bits that count of the byte after an operand in ModR/M at `form_at`."""
     form = code_byte(reader, env, form_at)
     sib = code_byte(reader, env, form_at + 1)
     place = form_at + 1 + bytes_of_operand(form, sib, short_address)
-    show(m, place, code_byte(reader, env, place) & 7)
+    show_byte(m, place, code_byte(reader, env, place) & 7)
 
 
 @jit
@@ -301,7 +301,7 @@ def look_at_prefixes(
 
 
 @jit
-def look(reader: int, block: int, env: int) -> int:
+def examine_instruction(reader: int, block: int, env: int) -> int:
     """Look at the instruction that `block` translates next; PLAIN, STI, LOADS_SS or X87.
 
     FORBIDDEN is 1 if UD2 is to be shown at FORBIDDEN_AT.
@@ -418,7 +418,7 @@ def look(reader: int, block: int, env: int) -> int:
         form = code_byte(reader, env, form_at)
         if (form >> 3) & 7 == 1:
             # The second encoding of TEST, which the engine does not know: as the first, with reg 0.
-            show(m, form_at, form & 0xC7)
+            show_byte(m, form_at, form & 0xC7)
     elif opcode_map == ONE_BYTE and byte & 0xF8 == 0xD8:
         forbidden = is_undefined_x87(byte, code_byte(reader, env, form_at))
     elif opcode_map == ONE_BYTE and byte & 0xFC == 0x6C:
@@ -432,7 +432,7 @@ def look(reader: int, block: int, env: int) -> int:
     if lock and byte & 0xFE == 0xF6 and (code_byte(reader, env, form_at) >> 3) & 7 == 3:
         # The engine sets the flags of LOCK NEG by its operand, not by its result. A processor has
         # its turn to itself, so LOCK need not be seen; NEG ignores this prefix.
-        show(m, lock_at, 0xF3)
+        show_byte(m, lock_at, 0xF3)
     if m[mc.BRANCH_IS_FAR] != 0 and (flags & at.HF_PE == 0 or flags & RFLAGS_VM):
         # The engine would have loaded CS before it looks at the limit.
         form = code_byte(reader, env, form_at) if byte == 0xFF else 0
@@ -488,7 +488,7 @@ def look(reader: int, block: int, env: int) -> int:
         if waits and escape != 0 and rex != 0:
             # Of these the engine takes REX for more than it is.
             form = code_byte(reader, env, form_at + 1)
-            show(m, start + n - 1, rex_of_mmx(form, rex))
+            show_byte(m, start + n - 1, rex_of_mmx(form, rex))
         return MMX if waits and flags & (at.HF_EM | at.HF_TS) == 0 else PLAIN
     if may_store_whole(byte):
         wide = (flags & at.HF_CS32 != 0) != operand_size
@@ -504,7 +504,7 @@ def look(reader: int, block: int, env: int) -> int:
         m[mc.X87_POINTS] = 1 if what & IN_MEMORY else 0
         return X87 + kind_of_x87(byte, form)
     if rex != 0 and rex_of_one_byte(byte, rex) != rex:
-        show(m, start + n - 1, rex_of_one_byte(byte, rex))
+        show_byte(m, start + n - 1, rex_of_one_byte(byte, rex))
     found = PLAIN
     if byte == _ENTER:
         size = 8 if long else 4

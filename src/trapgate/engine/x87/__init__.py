@@ -1,6 +1,7 @@
-"""What the engine's translated x87 instructions call of ours, to be as exact as a processor.
+"""Functions that translated x87 instructions call, to be as exact as a processor.
 
-Inside: exceptions before and behind an instruction (`exceptions`, where to begin), rounding and C1,
-stores to memory, exponents out of range, pointers to instruction and operand, and the functions
-that are computed in place of the engine's. What needs no engine stands in `instructions.x87`.
+Inside: exceptions before and after an instruction (`exceptions`), rounding and C1, stores to
+memory, exponents out of range, pointers to instruction and operand, and functions that replace the
+engine's. The arithmetic that needs no engine is in `instructions.x87`. It may import that,
+`emission` and `library`. Begin with `exceptions`.
 """

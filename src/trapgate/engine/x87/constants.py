@@ -14,7 +14,7 @@ _DOWN, _UP = 1, 2
 
 @jit
 def load(env: int, helper: int, is_greater: bool) -> None:
-    """Let a helper push a constant; `is_greater`: rounded to nearest it has become greater."""
+    """Push a constant by a helper; `is_greater`: rounding to nearest made it greater."""
     call(helper, (env,))
     rounding = peek8(env + ROUNDING)
     place = register_of(env, 0)

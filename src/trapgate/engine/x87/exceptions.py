@@ -2,12 +2,12 @@
 
 SDM, volume 1, "x87 FPU Exception Handling" and "x87 FPU Floating-Point Exception Conditions". The
 engine computes with flags of its own that nobody looks at, and sets ZE by itself where a divisor is
-0. So a call of ours stands before and behind each x87 instruction that computes: the status word
+0. So a call of ours is before and after each x87 instruction that computes: the status word
 gets the flags, and ES if one of them is unmasked. The next waiting instruction raises #MF.
 
 The engine knows neither denormal operands nor an empty or full register stack. The call before
 the instruction looks at the registers that it uses (`decode.x87_operands`), and puts the
-indefinite NaN into an empty one. The call behind it undoes everything where an exception that is
+indefinite NaN into an empty one. The call after it undoes everything where an exception that is
 found before the result is unmasked.
 """
 
@@ -41,7 +41,7 @@ from trapgate.decode.x87_operands import (
 from trapgate.engine import emission as em
 from trapgate.engine import machine as mc
 from trapgate.engine.library import layout as at
-from trapgate.engine.x87.pointers import point
+from trapgate.engine.x87.pointers import set_pointers
 from trapgate.engine.x87.registers import (
     CONTROL,
     REGISTERS,
@@ -116,7 +116,7 @@ def kind_of_x87(opcode: int, form: int) -> int:
 
 @core
 @inlined
-def summarised(status: int, control: int) -> int:
+def with_summary_bits(status: int, control: int) -> int:
     """The status word with ES and B as its flags and the masks make them."""
     if status & ~control & _EXCEPTIONS != 0:
         return status | _SUMMARY | _BUSY
@@ -167,8 +167,8 @@ def note_register(m: Cells, env: int, number: int) -> None:
 
 
 @jit
-def keep_registers(m: Cells, env: int) -> None:
-    """Keep the register stack, for `take_back`."""
+def save_register_stack(m: Cells, env: int) -> None:
+    """Keep the register stack, for `restore_register_stack`."""
     for n in range(16):
         m[mc.X87_KEPT + n] = peek64(env + REGISTERS + 8 * n)
     m[mc.X87_KEPT + 16] = peek64(env + TAGS)
@@ -176,7 +176,7 @@ def keep_registers(m: Cells, env: int) -> None:
 
 
 @jit
-def take_back(m: Cells, env: int) -> None:
+def restore_register_stack(m: Cells, env: int) -> None:
     """The register stack as it was."""
     for n in range(16):
         poke64(env + REGISTERS + 8 * n, m[mc.X87_KEPT + n])
@@ -241,7 +241,7 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
         m[mc.X87_UNDONE_BY] = _INVALID
     m[mc.X87_ROUNDED] = AS_IT_IS if operands & LEAVES_C1 else DOWN
     if peek16(env + CONTROL) & _EXCEPTIONS != _EXCEPTIONS:
-        keep_registers(m, env)
+        save_register_stack(m, env)
     if operands != 0:
         look_at_operands(m, env, operands)
 
@@ -259,8 +259,8 @@ def exceptions_met(m: Cells, env: int) -> int:
 
 
 @jit
-def empty_again(m: Cells, env: int, registers: int) -> None:
-    """Let registers, a bit each, that were empty and read be as they were."""
+def make_empty_again(m: Cells, env: int, registers: int) -> None:
+    """Restore registers, a bit each, that were empty and were read."""
     for n in range(8):
         if (registers >> n) & 1:
             place = env + REGISTERS + 16 * n
@@ -271,32 +271,32 @@ def empty_again(m: Cells, env: int, registers: int) -> None:
 
 @jit
 def settle_stack_fault(m: Cells, env: int) -> None:
-    """Behind a stack fault: destinations are indefinite, and what was only read is empty."""
+    """After a stack fault: destinations are indefinite, and what was only read is empty."""
     for n in range(8):
         if (m[mc.X87_WRITTEN] >> n) & 1:
             place = env + REGISTERS + 16 * n
             poke64(place, _INDEFINITE)
             poke16(place + 8, _INDEFINITE_HIGH)
-    empty_again(m, env, m[mc.X87_FILLED] & ~m[mc.X87_WRITTEN])
+    make_empty_again(m, env, m[mc.X87_FILLED] & ~m[mc.X87_WRITTEN])
 
 
 @jit
 def leave_unfinished(m: Cells, env: int) -> None:
     """An instruction that has begun is left by a fault: registers that it found empty stay so."""
-    empty_again(m, env, m[mc.X87_FILLED])
+    make_empty_again(m, env, m[mc.X87_FILLED])
     m[mc.X87_FILLED] = 0
 
 
 @jit
-def settle(m: Cells, env: int) -> None:
-    """Behind an instruction that computes: what it has met joins what was there."""
+def record_exceptions(m: Cells, env: int) -> None:
+    """After an instruction that computes: what it has met joins what was there."""
     before = m[mc.X87_STATUS]
     control = peek16(env + CONTROL)
     met = exceptions_met(m, env)
     status = peek16(env + STATUS)
     undone_by = m[mc.X87_UNDONE_BY]
     if met & ~control & undone_by != 0:
-        take_back(m, env)
+        restore_register_stack(m, env)
         met &= undone_by | _STACK_FAULT
         if m[mc.X87_ROUNDED] != AS_IT_IS:
             m[mc.X87_ROUNDED] = DOWN
@@ -308,13 +308,13 @@ def settle(m: Cells, env: int) -> None:
         status = status & ~_C1 | (_C1 if m[mc.X87_ROUNDED] != DOWN else 0)
     sticky = _EXCEPTIONS | _STACK_FAULT
     status = status & ~sticky | before & sticky | met
-    poke16(env + STATUS, summarised(status, control))
+    poke16(env + STATUS, with_summary_bits(status, control))
     m[mc.X87_FILLED] = 0
 
 
 @callback(VOID, INT64, INT64)
 def on_mmx_ends(machine: int, destination: int) -> None:
-    """Behind an MMX instruction: all registers are valid, its destination is a NaN to the x87.
+    """After an MMX instruction: all registers are valid, its destination is a NaN to the x87.
 
     One that faults changes nothing (SDM, "MMX Registers", "Effect of MMX Instructions on the x87
     FPU Tag Word").
@@ -328,30 +328,30 @@ def on_mmx_ends(machine: int, destination: int) -> None:
 
 @callback(VOID, INT64, INT64, INT64)
 def on_x87_ends(machine: int, rip: int, what: int) -> None:
-    """Behind an instruction that computes, at offset `rip`; `what`: see `decode.x87_pointers`."""
+    """After an instruction that computes, at offset `rip`; `what`: see `decode.x87_pointers`."""
     m = cells(machine, mc.CELLS)
     env = state_of(m)
-    settle(m, env)
-    point(m, env, rip, what, peek16(env + STATUS) & _SUMMARY != 0)
+    record_exceptions(m, env)
+    set_pointers(m, env, rip, what, peek16(env + STATUS) & _SUMMARY != 0)
 
 
 @callback(VOID, INT64, INT64, INT64)
 def on_x87_compares(machine: int, rip: int, what: int) -> None:
-    """Behind FCOMI and its like, which clear OF, SF and AF as well."""
+    """After FCOMI and its like, which clear OF, SF and AF as well."""
     m = cells(machine, mc.CELLS)
     env = state_of(m)
-    settle(m, env)
-    point(m, env, rip, what, peek16(env + STATUS) & _SUMMARY != 0)
+    record_exceptions(m, env)
+    set_pointers(m, env, rip, what, peek16(env + STATUS) & _SUMMARY != 0)
     poke64(env + at.CC_SRC, peek64(env + at.CC_SRC) & ~_OF_SF_AF)
 
 
 @callback(VOID, INT64, INT64, INT64)
 def on_x87_reloads(machine: int, rip: int, what: int) -> None:
-    """Behind FLDCW, FLDENV and FRSTOR, which may unmask what is flagged."""
+    """After FLDCW, FLDENV and FRSTOR, which may unmask what is flagged."""
     env = state_of(cells(machine, mc.CELLS))
     control = peek16(env + CONTROL) & _CONTROL_BITS | _ALWAYS_1
     poke16(env + CONTROL, control)
-    poke16(env + STATUS, summarised(peek16(env + STATUS), control))
+    poke16(env + STATUS, with_summary_bits(peek16(env + STATUS), control))
 
 
 @jit

@@ -34,11 +34,11 @@ from trapgate.engine.x87.rounding import (
     OVERFLOW,
     UNDERFLOW,
     UP,
-    begin_again,
+    clear_exceptions_met,
     compute,
     machine_of,
-    put,
-    wrapped_by,
+    scaling_exponent,
+    write_register,
 )
 from trapgate.instructions.x87.extended_numbers import (
     EXPONENT_OF_1,
@@ -97,7 +97,7 @@ def translator_of(env: int) -> Cells:
 def scale_by(env: int, helper: int, power: int) -> None:
     """ST(0) times 2 to this power, which ST(1) becomes."""
     high, low = of_integer(power)
-    put(register_of(env, 1), high, low)
+    write_register(register_of(env, 1), high, low)
     precision = peek8(env + PRECISION)
     poke8(env + PRECISION, EXTENDED_PRECISION)
     compute(env, register_of(env, 0), helper, 0)
@@ -123,27 +123,27 @@ def on_scale(env: int, helper: int) -> None:
         if kind == (ZERO if grows else INFINITE):
             put_invalid(env, top)
         elif grows:
-            put(top, high & SIGN | LARGEST, _INFINITE_MANTISSA)
+            write_register(top, high & SIGN | LARGEST, _INFINITE_MANTISSA)
         else:
-            put(top, high & SIGN, 0)
+            write_register(top, high & SIGN, 0)
     elif kind == FINITE:
         steps = whole_part(power_high & LARGEST, power_low)
         steps = steps if grows else -steps
         scale_by(env, helper, steps)
-        by = wrapped_by(env, top)
+        by = scaling_exponent(env, top)
         if by != 0:
             met = OVERFLOW if by < 0 else UNDERFLOW
-            put(top, high, low)
-            begin_again(env)
+            write_register(top, high, low)
+            clear_exceptions_met(env)
             scale_by(env, helper, steps + by)
             if peek8(env + at.X87_FLAGS) & (OVERFLOW | UNDERFLOW):
                 # Massively so.
-                put(
+                write_register(
                     top, high & SIGN | (LARGEST if grows else 0), _INFINITE_MANTISSA if grows else 0
                 )
                 machine_of(env)[mc.X87_ROUNDED] = UP if grows else DOWN
             raise_flags(env, met)
-        put(other, power_high, power_low)
+        write_register(other, power_high, power_low)
 
 
 @callback(VOID, INT64)
@@ -159,17 +159,17 @@ def on_extract(env: int) -> None:
         high, low = peek16(top + 8), peek64(top)
     elif kind == ZERO:
         raise_flags(env, _ZERO_DIVIDE)
-        put(top, SIGN | LARGEST, _INFINITE_MANTISSA)
+        write_register(top, SIGN | LARGEST, _INFINITE_MANTISSA)
     elif kind == INFINITE:
-        put(top, LARGEST, _INFINITE_MANTISSA)
+        write_register(top, LARGEST, _INFINITE_MANTISSA)
     else:
         exponent, low = normalised(max(high & LARGEST, 1), low)
         of_high, of_low = of_integer(exponent - EXPONENT_OF_1)
-        put(top, of_high, of_low)
+        write_register(top, of_high, of_low)
         high = high & SIGN | EXPONENT_OF_1
     poke32(env + TOP, (peek32(env + TOP) - 1) & 7)
     poke8(tag_of(env, 0), 0)
-    put(register_of(env, 0), high, low)
+    write_register(register_of(env, 0), high, low)
 
 
 @callback(VOID, INT64)

@@ -13,7 +13,7 @@ from trapgate.engine import machine as mc
 from trapgate.engine.x87.exponents import raise_flags
 from trapgate.engine.x87.registers import CONTROL, STATUS, TOP, register_of, tag_of
 from trapgate.engine.x87.remainder import put_invalid
-from trapgate.engine.x87.rounding import DOWN, UP, machine_of, put
+from trapgate.engine.x87.rounding import DOWN, UP, machine_of, write_register
 from trapgate.instructions.x87 import transcendental as tr
 from trapgate.instructions.x87.extended_numbers import (
     EXPONENT_OF_1,
@@ -61,7 +61,7 @@ def finish(env: int, place: int, exponent: int, negative: bool, inexact: bool) -
     high, low, met, up = rounded(
         work_of(env), exponent + EXPONENT_OF_1, negative, inexact, peek16(env + CONTROL)
     )
-    put(place, high, low)
+    write_register(place, high, low)
     raise_flags(env, met | PRECISION | (UNDERFLOW if high & LARGEST == 0 else 0))
     machine_of(env)[mc.X87_ROUNDED] = UP if up else DOWN
 
@@ -78,7 +78,7 @@ def push(env: int, high: int, low: int) -> None:
     """Push a value."""
     poke32(env + TOP, (peek32(env + TOP) - 1) & 7)
     poke8(tag_of(env, 0), 0)
-    put(register_of(env, 0), high, low)
+    write_register(register_of(env, 0), high, low)
 
 
 @jit
@@ -107,7 +107,7 @@ def take_angle(env: int, t: Cells, first: int, second: int) -> None:
         return
     if kind == ZERO:
         if first == tr.COSINE:
-            put(place, EXPONENT_OF_1, _1)
+            write_register(place, EXPONENT_OF_1, _1)
         if second >= 0:
             push(env, EXPONENT_OF_1, _1)
         return
@@ -160,7 +160,7 @@ def on_f2xm1(env: int, translator: int) -> None:
         propagate(env, cells(translator, em.CELLS), 0)
     elif kind == INFINITE:
         if negative:
-            put(place, SIGN | EXPONENT_OF_1, _1)
+            write_register(place, SIGN | EXPONENT_OF_1, _1)
     elif kind == FINITE:
         exponent, mantissa = parts_of(place)
         if exponent < 0:
@@ -170,7 +170,7 @@ def on_f2xm1(env: int, translator: int) -> None:
             # Of what is not from -1 to 1 processors make nothing else.
             raise_flags(env, PRECISION)
             if negative and exponent == 0 and mantissa == _1:
-                put(place, SIGN | EXPONENT_OF_1 - 1, _1)
+                write_register(place, SIGN | EXPONENT_OF_1 - 1, _1)
 
 
 @jit
@@ -192,9 +192,9 @@ def on_fpatan(env: int, translator: int) -> None:
     other_kind = number_kind(peek16(other + 8), peek64(other))
     if OTHER in (kind, other_kind):
         propagate(env, cells(translator, em.CELLS), 1)
-        put(other, peek16(top + 8), peek64(top))
+        write_register(other, peek16(top + 8), peek64(top))
     elif not behind and (other_kind == ZERO or (kind == INFINITE and other_kind == FINITE)):
-        put(other, sign, 0)
+        write_register(other, sign, 0)
     else:
         exponent, mantissa = as_number(other, -2 * _BEYOND_ALL)
         by_exponent, by = as_number(top, -_BEYOND_ALL)
@@ -214,9 +214,9 @@ def multiply_logarithm(env: int, place: int, exponent: int, negative: bool, exac
         if zero:
             put_invalid(env, place)
         else:
-            put(place, sign | LARGEST, _1)
+            write_register(place, sign | LARGEST, _1)
     elif kind == ZERO or zero:
-        put(place, sign, 0)
+        write_register(place, sign, 0)
     else:
         own_exponent, mantissa = parts_of(place)
         exponent += own_exponent + tr.times_mantissa(work_of(env), mantissa)
@@ -234,12 +234,12 @@ def take_logarithm(env: int, t: Cells, plus_1: bool) -> None:
     other_kind = number_kind(other_high, peek64(other))
     if OTHER in (kind, other_kind):
         propagate(env, t, 1)
-        put(other, peek16(top + 8), peek64(top))
+        write_register(other, peek16(top + 8), peek64(top))
     elif kind == ZERO and plus_1:
         if other_kind == INFINITE:
             put_invalid(env, other)
         else:
-            put(other, (other_high ^ high) & SIGN, 0)
+            write_register(other, (other_high ^ high) & SIGN, 0)
     elif kind in (ZERO, INFINITE):
         if other_kind == ZERO or (kind == INFINITE and negative):
             put_invalid(env, other)
@@ -247,7 +247,7 @@ def take_logarithm(env: int, t: Cells, plus_1: bool) -> None:
             if kind == ZERO and other_kind == FINITE:
                 raise_flags(env, _ZERO_DIVIDE)
             sign = other_high & SIGN ^ (SIGN if kind == ZERO else 0)
-            put(other, sign | LARGEST, _1)
+            write_register(other, sign | LARGEST, _1)
     elif negative and not plus_1:
         put_invalid(env, other)
     else:
@@ -255,9 +255,9 @@ def take_logarithm(env: int, t: Cells, plus_1: bool) -> None:
         w = work_of(env)
         from_mantissa(w, mantissa)
         if negative and exponent >= 0:
-            # There is no such logarithm, but processors go on.
+            # There is no such logarithm, but processors continue.
             if other_kind == FINITE:
-                put(other, high, low)
+                write_register(other, high, low)
                 raise_flags(env, PRECISION)
             else:
                 multiply_logarithm(env, other, 0, True, False)

@@ -1,8 +1,8 @@
 """FOP, FIP and FDP, the pointers to the latest x87 instruction that computes, and to its operand.
 
 Compiled only; Linux wheels. The engine has cells for them, which it stores with FNSTENV and leaves
-as they are. Translated code notes the address of an x87 instruction's operand (X87_AT); behind an
-instruction that computes `point` sets the pointers, and behind one that stores or loads the
+as they are. Translated code notes the address of an x87 instruction's operand (X87_AT); after an
+instruction that computes `set_pointers` sets the pointers, and after one that stores or loads the
 x87 state `on_x87_image` does what the engine leaves undone. FOP tells of instructions that raised
 an unmasked exception only (SDM, volume 1, "Fopcode Compatibility Sub-mode").
 """
@@ -92,8 +92,8 @@ def emit_address(t: Cells, m: Cells, context: int, address: int) -> None:
 
 @jit
 @inlined
-def point(m: Cells, env: int, rip: int, what: int, raises: bool) -> None:
-    """Let the pointers point to the instruction at offset `rip`, of which `what` tells."""
+def set_pointers(m: Cells, env: int, rip: int, what: int, raises: bool) -> None:
+    """Set the pointers to the instruction at offset `rip`, which `what` describes."""
     selector = peek16(env + at.SEGMENTS + at.SEGMENT_SIZE * _CS + at.SELECTOR)
     poke64(env + at.FPU_IP, rip)
     poke16(env + at.FPU_CS, selector)
@@ -111,7 +111,7 @@ def point(m: Cells, env: int, rip: int, what: int, raises: bool) -> None:
 
 
 @jit
-def put_pointers(env: int, opcode: int, rip: int, cs: int, offset: int, ds: int) -> None:
+def write_pointers(env: int, opcode: int, rip: int, cs: int, offset: int, ds: int) -> None:
     """Load all of them."""
     poke16(env + at.FPU_OP, opcode & OPCODE)
     poke64(env + at.FPU_IP, rip)
@@ -174,9 +174,9 @@ def load_environment(t: Cells, env: int, address: int, wide: bool, back: int) ->
     if is_real(env):
         ip = (ip & 0xFFFF) | (cs >> 12) << 16
         dp = (dp & 0xFFFF) | (ds >> 12) << 16
-        put_pointers(env, cs, ip & _LOW, 0, dp & _LOW, 0)
+        write_pointers(env, cs, ip & _LOW, 0, dp & _LOW, 0)
     else:
-        put_pointers(env, cs >> 16 if wide else 0, ip, cs & 0xFFFF, dp, ds & 0xFFFF)
+        write_pointers(env, cs >> 16 if wide else 0, ip, cs & 0xFFFF, dp, ds & 0xFFFF)
 
 
 @jit
@@ -200,14 +200,14 @@ def load_image(t: Cells, env: int, address: int, wide: bool, back: int) -> None:
     ip = load(t, env, em.LOAD_DATA_64, address + 8, back)
     dp = load(t, env, em.LOAD_DATA_64, address + 16, back)
     if wide:
-        put_pointers(env, opcode, ip, 0, dp, 0)
+        write_pointers(env, opcode, ip, 0, dp, 0)
     else:
-        put_pointers(env, opcode, ip & _LOW, ip >> 32 & 0xFFFF, dp & _LOW, dp >> 32 & 0xFFFF)
+        write_pointers(env, opcode, ip & _LOW, ip >> 32 & 0xFFFF, dp & _LOW, dp >> 32 & 0xFFFF)
 
 
 @callback(VOID, INT64, INT64, RETURN_ADDRESS)
 def on_x87_image(machine: int, what: int, back: int) -> None:
-    """Behind an instruction that stores or loads the x87 state, or clears it."""
+    """After an instruction that stores or loads the x87 state, or clears it."""
     m = cells(machine, mc.CELLS)
     finish_image(m, state_of(m), what, back)
 
@@ -227,7 +227,7 @@ def finish_image(m: Cells, env: int, what: int, back: int) -> None:
         if action == STORES_IMAGE:
             store_image(t, env, address, wide, back)
         elif what & EXTENDED and load(t, env, em.LOAD_DATA_64, address + _HEADER, back) & 1 == 0:
-            put_pointers(env, 0, 0, 0, 0, 0)
+            write_pointers(env, 0, 0, 0, 0, 0)
         else:
             load_image(t, env, address, wide, back)
     elif action == LOADS_ENVIRONMENT:

@@ -55,7 +55,7 @@ def converted(env: int, helper: int, bits: int) -> int:
 
 
 @jit
-def put(place: int, high: int, low: int) -> None:
+def write_register(place: int, high: int, low: int) -> None:
     """Write a register."""
     poke64(place, low)
     poke16(place + 8, high)
@@ -68,7 +68,7 @@ def is_unmasked(env: int, exceptions: int) -> bool:
 
 
 @jit
-def wrapped_by(env: int, place: int) -> int:
+def scaling_exponent(env: int, place: int) -> int:
     """By which power of 2 the result at `place` is to be multiplied, as it is out of range.
 
     0 if it is not, or if what it has met is masked.
@@ -82,7 +82,7 @@ def wrapped_by(env: int, place: int) -> int:
 
 @jit
 def compute(env: int, place: int, helper: int, argument: int) -> None:
-    """Let a helper compute the register at `place`."""
+    """Compute the register at `place` by a helper."""
     low, high = peek64(place), peek16(place + 8)
     call(helper, (env, argument))
     if may_be_rounded_up(env):
@@ -101,7 +101,7 @@ def compute(env: int, place: int, helper: int, argument: int) -> None:
 
 
 @jit
-def begin_again(env: int) -> None:
+def clear_exceptions_met(env: int) -> None:
     """Forget what a computation has met."""
     poke8(env + at.X87_FLAGS, 0)
     machine_of(env)[mc.X87_ROUNDED] = DOWN
@@ -118,22 +118,22 @@ def compute_wrapped(env: int, place: int, helper: int, number: int) -> None:
     high, low = peek16(place + 8), peek64(place)
     other_high, other_low = peek16(other + 8), peek64(other)
     compute(env, place, helper, number)
-    by = wrapped_by(env, place)
+    by = scaling_exponent(env, place)
     if by == 0 or which >= len(_SCALES):
         return
     met = OVERFLOW if by < 0 else UNDERFLOW
     first = by * _SCALES[which >> 1 << 1] // 2
     second = by * _SCALES[which | 1] // 2
     scaled_high, scaled_low = scaled(high, low, first)
-    put(place, scaled_high, scaled_low)
+    write_register(place, scaled_high, scaled_low)
     if other != place:
         scaled_high, scaled_low = scaled(other_high, other_low, second)
-        put(other, scaled_high, scaled_low)
-    begin_again(env)
+        write_register(other, scaled_high, scaled_low)
+    clear_exceptions_met(env)
     compute(env, place, helper, number)
     poke8(env + at.X87_FLAGS, peek8(env + at.X87_FLAGS) | met)
     if other != place:
-        put(other, other_high, other_low)
+        write_register(other, other_high, other_low)
 
 
 @callback(VOID, INT64, INT32, INT64)
@@ -146,7 +146,7 @@ def on_rounding(env: int, number: int, helper: int) -> None:
 
 
 @jit
-def rounds(t: Cells, function: int) -> bool:
+def is_rounded_helper(t: Cells, function: int) -> bool:
     """Whether a helper is one of HELPERS."""
     found = False
     for n in range(em.ROUNDING_HELPERS):

@@ -122,7 +122,7 @@ def on_truncation_to_64(env: int, helper: int) -> int:
 
 @jit
 def note_tiny(env: int, tiny: bool) -> None:
-    """Of a result that is denormal: unmasked, underflow needs no loss of accuracy."""
+    """Note a denormal result: unmasked, underflow needs no loss of accuracy."""
     if tiny and peek16(env + CONTROL) & _UNDERFLOW == 0:
         poke8(env + at.X87_FLAGS, peek8(env + at.X87_FLAGS) | _UNDERFLOW)
 

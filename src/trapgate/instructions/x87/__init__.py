@@ -1,6 +1,6 @@
-"""Arithmetic of x87 instructions on whole numbers, which needs no engine and is the same anywhere.
+"""Arithmetic of x87 instructions with integers, which gives the same results on every host.
 
-Inside: registers as sign, exponent and mantissa (`extended_numbers`, where to begin), numbers of
-128 bits and more, remainders, transcendental functions, and how a result is rounded. It imports
-what `instructions` may.
+Inside: registers as sign, exponent and mantissa (`extended_numbers`), numbers of 128 bits and more,
+remainders, transcendental functions, and rounding. It may import what `instructions` may. Begin
+with `extended_numbers`.
 """

@@ -14,7 +14,7 @@ that of one too large (SDM, "Numeric Overflow Exception (#O)")."""
 
 _C0, _C2, _C3 = 0x100, 0x400, 0x4000
 ZERO, FINITE, INFINITE, OTHER = range(4)
-"""What a register may hold; the last: a NaN, or what is no number of this format."""
+"""What a register may hold; the last: a NaN, or what is not a number of this format."""
 
 
 @core

@@ -22,7 +22,7 @@ def rounded_mantissa(
 ) -> tuple[int, int, bool, bool]:
     """(Upper half, lower half, whether that was rounded up, whether it is inexact) of 64 bits.
 
-    The number is less than 2; its mantissa has 63 bits behind the point. The upper half may come
+    The number is less than 2; its mantissa has 63 bits after the point. The upper half may come
     out with 33 bits. `rounding` is the control word's RC.
     """
     high = number[0] << 31 | number[1] << 1 | number[2] >> 29

@@ -93,7 +93,7 @@ _LARGEST_POWER = 62
 """Of 2, that angles may have."""
 _UNIT = table([1 << POINT])
 _ROOT = 0x1A827999
-"""The root of 2: 30 bits behind the point."""
+"""The root of 2: 30 bits after the point."""
 
 SINE, COSINE, TANGENT = range(3)
 
@@ -126,7 +126,7 @@ def reduce_angle(angle: Cells, exponent: int) -> tuple[int, int, bool]:
 
 @core
 def take_sine(angle: Cells, exponent: int, work: Cells) -> None:
-    """Let an angle be its sine, both to be multiplied by 2 ** `exponent`."""
+    """Replace an angle by its sine, both to be multiplied by 2 ** `exponent`."""
     square, sine = work, work[LIMBS:]
     copy(square, angle)
     shift_right(square, -exponent)
@@ -137,7 +137,7 @@ def take_sine(angle: Cells, exponent: int, work: Cells) -> None:
 
 @core
 def take_cosine(angle: Cells, exponent: int, work: Cells) -> None:
-    """Let an angle times 2 ** `exponent` be its cosine."""
+    """Replace an angle times 2 ** `exponent` by its cosine."""
     shift_right(angle, -exponent)
     copy(work, angle)
     multiply(work, work)
@@ -250,7 +250,7 @@ def arctangent(
 
 @core
 def rotate(angle: Cells, other: Cells, copied: Cells, step: int) -> bool:
-    """Of a fraction less step / 16, divided by 1 and the fraction times step / 16, take both parts.
+    """Numerator and denominator of (fraction - step / 16) / (1 + fraction * step / 16).
 
     All times 16. The fraction's parts are in `angle` and `other`, `copied` is as the first. Whether
     the result is negative; it is made positive.

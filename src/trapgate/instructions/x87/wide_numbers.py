@@ -1,4 +1,4 @@
-"""Numbers of 150 bits behind the point, for what must be more exact than an x87 register.
+"""Numbers of 150 bits after the point, for what must be more exact than an x87 register.
 
 A number is the first LIMBS of some cells: the integer part, then 30 bits in each. So products of
 limbs and their sums fit in a cell. None is negative, except where it says so.
@@ -13,7 +13,7 @@ from trapgate.compiler.dialect import Cells, core, inlined
 LIMBS = 6
 BITS = 30
 POINT = BITS * (LIMBS - 1)
-"""Bits behind the point."""
+"""Bits after the point."""
 _LOW = (1 << BITS) - 1
 _LAST = LIMBS - 1
 
@@ -31,7 +31,7 @@ def table(numbers: Iterable[int]) -> Cells:
 @core
 @inlined
 def carry(number: Cells) -> None:
-    """Let all limbs but the integer part have 30 bits again, be they too great or negative."""
+    """Normalise all limbs but the integer part to 30 bits, if they are too great or negative."""
     for n in range(_LAST):
         k = _LAST - n
         number[k - 1] += number[k] >> BITS
@@ -40,7 +40,7 @@ def carry(number: Cells) -> None:
 
 @core
 def copy(into: Cells, number: Cells) -> None:
-    """Let the first number be the second."""
+    """Set the first number to the second."""
     for n in range(LIMBS):
         into[n] = number[n]
 
@@ -73,7 +73,7 @@ def is_less(number: Cells, other: Cells) -> bool:
 @core
 @inlined
 def subtract_from(number: Cells, other: Cells) -> None:
-    """Let a number be what another one is greater than it by."""
+    """Subtract a number from another one; the result replaces it."""
     for n in range(LIMBS):
         number[n] = other[n] - number[n]
     carry(number)
@@ -174,7 +174,7 @@ def divide(number: Cells, divisor: Cells) -> None:
 
 @core
 def from_mantissa(number: Cells, mantissa: int) -> None:
-    """Let a number be a register's mantissa, between 1 and 2, from its 64 bits."""
+    """Set a number to a register's mantissa, between 1 and 2, from its 64 bits."""
     number[0] = 1
     number[1] = (mantissa >> 33) & _LOW
     number[2] = (mantissa >> 3) & _LOW

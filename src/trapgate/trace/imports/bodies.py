@@ -7,7 +7,7 @@ import numpy as np
 from trapgate.compiler.dialect import Cells
 from trapgate.sdm.vectors import Vector
 from trapgate.trace.imports.access_bodies import accessed, pause_window, posted
-from trapgate.trace.imports.letters import (
+from trapgate.trace.imports.characters import (
     LIBRARY,
     decimal_number,
     digest,
@@ -285,7 +285,7 @@ def injected_exception(text: Cells, at: int, end: int, point: Cells) -> bool:
 
 @LIBRARY.inside
 def is_again(text: Cells, at: int, end: int) -> bool:
-    """Whether `[reinjected]` stands there."""
+    """Whether `[reinjected]` is there."""
     while at < end:
         begin, at, value = word_at(text, at, end)
         if begin == at:
@@ -329,7 +329,7 @@ def injected_interrupt(text: Cells, at: int, end: int, point: Cells) -> bool:
 
 @LIBRARY.inside
 def body(text: Cells, at: int, end: int, point: Cells) -> bool:
-    """Read what stands after an event's name; False if it lacks what the event must have."""
+    """Read what is after an event's name; False if it lacks what the event must have."""
     kind = point[KIND]
     if kind == EXCEPTION:
         return injected_exception(text, at, end, point)
@@ -349,6 +349,6 @@ def body(text: Cells, at: int, end: int, point: Cells) -> bool:
     if kind == PAGE_FAULT:
         return bool(has & HAS_ADDRESS) and bool(has & HAS_CODE)
     if kind == EXIT:
-        # Some tools leave out the RIP; a word alone is no exit.
+        # Some tools leave out the RIP; a word alone is not an exit.
         return bool(has & HAS_REASON) and bool(has & (HAS_RIP | HAS_INFO1 | HAS_VCPU))
     return True

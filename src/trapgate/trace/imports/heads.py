@@ -3,11 +3,11 @@
 from typing import Final
 
 from trapgate.compiler.dialect import Cells
-from trapgate.trace.imports.letters import LIBRARY, decimal_number, is_blank, is_digit
+from trapgate.trace.imports.characters import LIBRARY, decimal_number, is_blank, is_digit
 from trapgate.trace.imports.points import CPU, PROCESS, THREAD, TICKS, TIME
 
 LONGEST_HEAD: Final = 1024
-"""Bytes before an event's name; what is longer is no line of a trace."""
+"""Bytes before an event's name; what is longer is not a line of a trace."""
 
 _SECONDS = 9_223_372_036
 """The most seconds whose nanoseconds fit a signed 64-bit integer."""
@@ -15,7 +15,7 @@ _SECONDS = 9_223_372_036
 
 @LIBRARY.inside
 def head(text: Cells, at: int, end: int, point: Cells, counts: Cells) -> bool:
-    """Read what stands before an event; False if a number there is too long to be one.
+    """Read what is before an event; False if a number there is too long to be one.
 
     A word tells by its looks what it is: `[002]` a CPU, `123.456:` a time, `4000/4001`
     process and thread, `KVM-4001` or a bare number a thread, `(4000)` a process.
@@ -107,5 +107,5 @@ def head(text: Cells, at: int, end: int, point: Cells, counts: Cells) -> bool:
                 point[PROCESS] = process
                 point[THREAD] = thread
         elif digits - begin < 6 and stop - digits > 3 and not timed and point[THREAD] >= 0:
-            # The latency format: a CPU with flags behind it.
+            # The latency format: a CPU with flags after it.
             point[CPU] = decimal_number(text, begin, digits, 5)

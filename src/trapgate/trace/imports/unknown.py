@@ -61,8 +61,8 @@ _TEXTS: Final[tuple[tuple[re.Pattern[bytes], str, str], ...]] = (
 )
 
 
-def nothing(source: Path, beginning: bytes, unread: bytes | None) -> TraceError:
-    """The complaint about a file without events: what it is, and what to do.
+def no_event_error(source: Path, beginning: bytes, unread: bytes | None) -> TraceError:
+    """The error about a file without events: what it is, and what to do.
 
     `beginning` is the file's, `unread` the first line that could have been one of a trace.
     """
@@ -70,14 +70,14 @@ def nothing(source: Path, beginning: bytes, unread: bytes | None) -> TraceError:
         return TraceError(str(source), "the file is empty", "record the trace again")
     for magic, what, remedy in _MAGICS:
         if beginning.startswith(magic):
-            return TraceError(str(source), f"{what}, no event of a guest in it", remedy)
+            return TraceError(str(source), f"{what} without an event of a guest", remedy)
     shown = ""
     if unread:
         text = " ".join(unread.decode("utf-8", "replace").split())
         text = "".join(sign if sign.isprintable() else "?" for sign in text[:_LONGEST])
-        shown = f"; the first line that is none: {text}"
+        shown = f"; the first other line: {text}"
     for pattern, what, remedy in _TEXTS:
         if pattern.search(beginning):
-            problem = f"no event of a guest in it, it looks like {what}{shown}"
+            problem = f"contains no event of a guest, it looks like {what}{shown}"
             return TraceError(str(source), problem, remedy)
-    return TraceError(str(source), f"no event of a guest in it{shown}", RECORD)
+    return TraceError(str(source), f"contains no event of a guest{shown}", RECORD)

@@ -1,6 +1,6 @@
-"""Firmware of our own: a PC BIOS's real-mode services, carried out by the VMM in Python.
+"""A built-in BIOS: a PC's real-mode services, carried out by the VMM in Python.
 
 The services are `video` (with `drawn_text`), `disk`, `keyboard`, `apm`, `pci` and `system`; `call`
-is what they see of their caller. `boot` finds what to start, and `firmware.Bios` puts all of it
-together. It imports `loaders` and below. Begin with `firmware`.
+holds the caller's registers and memory. `boot` finds the drive to start from, and `firmware.Bios`
+combines all of it. It may import `loaders` and below. Begin with `firmware`.
 """

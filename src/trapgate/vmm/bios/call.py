@@ -10,7 +10,7 @@ from trapgate.processor.processor import Processor
 from trapgate.sdm.cells import GUEST_RFLAGS
 from trapgate.sdm.state import RFLAGS_VM
 from trapgate.vmcs.vmcs import Vmcs
-from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.guest_memory import GuestMemory
 
 CARRY, ZERO = 1 << 0, 1 << 6
 
@@ -85,7 +85,7 @@ class Call:
         of an x86 VMM's guest it is what the VMM maps there, lest the guest reach beyond.
         """
         processor = self._machine.processor
-        if not processor.x86_vmm.is_served:
+        if not processor.x86_vmm.guest_is_in_vmcs0:
             yield address, count
             return
         v = self._machine.vmcs.cells
@@ -124,6 +124,6 @@ class Call:
         self.flag(CARRY, on=True)
 
     def wait(self, *, on: bool) -> None:
-        """Have the stub wait for an interrupt and call again: ZF as it is now, not in the image."""
+        """Make the stub wait for an interrupt and call again: ZF as it is now, not in the image."""
         flags = self._machine.vmcs["GUEST_RFLAGS"]
         self._machine.vmcs["GUEST_RFLAGS"] = flags | ZERO if on else flags & ~ZERO

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trapgate.vmm.bios import vga_modes as modes
-from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.guest_memory import GuestMemory
 from trapgate.vmm.devices.pixels import DIRECT, PALETTE, LinearMode
 from trapgate.vmm.devices.planes import Planes
 

@@ -153,7 +153,7 @@ class Bios:
         )
 
     def serve(self, machine: Machine) -> None:
-        """Be the BIOS of a machine."""
+        """Serve as the BIOS of a machine."""
         self._machine = machine
 
     def start(self, machine: Machine) -> None:

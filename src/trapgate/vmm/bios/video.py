@@ -276,7 +276,7 @@ class Video:
         return min(call.word(_COLUMNS) or 80, _MOST_COLUMNS)
 
     def _last_row(self, call: Call) -> int:
-        """Of a text mode, within text memory."""
+        """The last row of a text mode, within text memory."""
         return min(call.word(_LAST_ROW, 1) or 24, _TEXT_SIZE // (2 * self._columns(call)) - 1)
 
     def _cell(self, call: Call, page: int, column: int, row: int) -> int:

@@ -1,5 +1,5 @@
-"""What belongs to one virtual processor: its APIC, identity and MTRRs, and whose turn it is.
+"""What belongs to one virtual processor: identity, MTRRs, and its turns.
 
-`cpu` is the processor as devices and handlers see it, `identity` what CPUID and MSRs say, `turns`
-which of several runs next. It imports `devices`. Begin with `cpu`.
+`cpu` is the processor as devices and handlers see it, `identity` what CPUID and MSRs report,
+`turns` which of several processors runs next. It may import `devices`. Begin with `cpu`.
 """

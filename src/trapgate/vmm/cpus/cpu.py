@@ -78,7 +78,7 @@ class Cpu:
     def leave_vmx(self) -> None:
         """End VMX operation, whatever was going on, as a reset does."""
         x = self.own.x86_vmm.state
-        x[vmx.MODE], x[vmx.LENT] = vmx.MODE_OFF, 0
+        x[vmx.MODE], x[vmx.GUEST_IN_VMCS0] = vmx.MODE_OFF, 0
         x[vmx.VMXON_POINTER] = x[vmx.CURRENT] = vmx.NONE
         self.own.pins.clear()
 
@@ -101,7 +101,7 @@ class Cpu:
             begin_at(self.vmcs.cells, vector)
 
     def wait(self, microseconds: int) -> None:
-        """Let virtual time pass while the processor stands."""
+        """Advance virtual time while the processor is stopped."""
         count = microseconds * INSTRUCTIONS_PER_MICROSECOND
         self._processor.skip_to(self._processor.time + count)
 
@@ -110,12 +110,12 @@ class Cpu:
         self._processor.engine.protect_firmware(segments)
 
     def open_window(self, number: int, start: int, size: int, target: int) -> None:
-        """Let `size` bytes at physical `start` show those at `target`; see the engine's."""
+        """Map `size` bytes at physical `start` to those at `target`; see the engine's."""
         if self.has_windows:
             self._processor.engine.open_window(number, start, size, target)
 
     def open_planes(self) -> None:
-        """Let the VGA answer at A0000H, as window 0."""
+        """Map A0000H to the VGA, as window 0."""
         if self.has_windows:
             self._processor.engine.open_planes()
 
@@ -151,5 +151,5 @@ class Cpu:
         injects = self.vmcs.words[f.VM_ENTRY_INTERRUPTION_INFORMATION] & INFO_VALID
         if self.activity == ACTIVITY_ACTIVE or injects or self.is_called:
             return True
-        alarm = self.own.x86_vmm.alarm
+        alarm = self.own.x86_vmm.preemption_deadline
         return alarm is not None and now >= alarm

@@ -1,4 +1,4 @@
-"""Whose turn it is, of a machine's processors that share one engine and one clock.
+"""Turns of a machine's processors, which share one engine and one clock.
 
 A turn ends when the processor halts or waits for a start-up IPI, after a number of instructions,
 or early, with a PAUSE loop. Turns of equal lengths would end at the same places of a loop again
@@ -50,7 +50,7 @@ class Turns:
             self.end = 0
 
     def next(self, running: Cpu, now: int) -> Cpu | None:
-        """Who runs from virtual time `now` on; None if all wait."""
+        """Which processor runs from virtual time `now` on; None if all wait."""
         active = running.activity == ACTIVITY_ACTIVE
         if active and self.shared and now < self.end:
             return running

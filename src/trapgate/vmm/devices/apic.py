@@ -347,7 +347,7 @@ class LocalApic:
     # xAPIC mode: a page of memory.
 
     def read(self, port: int, size: int, now: int) -> int:
-        """Load `size` bytes at offset `port` of the page; the 12 bytes behind a register are 0."""
+        """Load `size` bytes at offset `port` of the page; the 12 bytes after a register are 0."""
         number, lane = port >> 4, port & 0xF
         if number not in _READABLE and number not in _XAPIC_WRITABLE and number != APR:
             if number != EOI:
@@ -444,7 +444,7 @@ class LocalApic:
     # Time.
 
     def next_deadline(self, now: int) -> int | None:
-        """When the timer interrupts next; no second one waits behind a request not yet taken."""
+        """When the timer interrupts next; no second one waits after a request not yet taken."""
         entry = self._registers[LVT_TIMER]
         if entry & _MASKED or self._requests >> (entry & 0xFF) & 1:
             return None
@@ -452,6 +452,6 @@ class LocalApic:
         return None if end is None else max(end, now + 1)
 
     def advance(self, now: int) -> None:
-        """Let the timer interrupt if its time has come."""
+        """Raise the timer's interrupt if it is due."""
         if self.timer.expired(now):
             self._local(LVT_TIMER)

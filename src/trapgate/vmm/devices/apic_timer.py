@@ -32,7 +32,7 @@ class ApicTimer:
         self.mode = mode
 
     def set_divide(self, value: int, now: int) -> None:
-        """Write the divide configuration register; the count goes on from where it is."""
+        """Write the divide configuration register; the count continues from where it is."""
         left = self.count(now)
         self.divide = value & 0xB
         if left:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from trapgate.vmm.devices.atapi import CdDrive
 from trapgate.vmm.devices.bus import Bus, Line
-from trapgate.vmm.devices.ide import AtaChannel, BusMaster, Drive, GuestMemory, HardDisk
+from trapgate.vmm.devices.bus_master import BusMaster
+from trapgate.vmm.devices.guest_memory import GuestMemory
+from trapgate.vmm.devices.ide import AtaChannel, Drive, HardDisk
 from trapgate.vmm.devices.pci import Function, IoRegion
 from trapgate.vmm.devices.polled import PolledPorts
 from trapgate.vmm.devices.storage import Sectors
@@ -71,7 +73,9 @@ class IdeInterface:
         for (base, _, _), channel in zip(_CHANNELS, self.channels, strict=True):
             bus.read_blocks(base, channel.read_block)
             bus.write_blocks(base, channel.write_block)
-        self._masters = [BusMaster(channel, memory) for channel in self.channels]
+        self._masters = [BusMaster(memory) for _ in self.channels]
+        for channel, master in zip(self.channels, self._masters, strict=True):
+            channel.master = master
         region = IoRegion(_BUS_MASTER_PORTS, self._move)
         self.function = Function(0x7010_8086, 0x0101_8000, regions={4: region})
         self.function.put(0x40, 0x8000_8000, 4, 0xFFFF_FFFF)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from trapgate.vmm.devices.bus import UntimedDevice
-from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.guest_memory import GuestMemory
 from trapgate.vmm.devices.pci import Function, MemoryRegion
 from trapgate.vmm.devices.pixels import LinearMode
 from trapgate.vmm.devices.vga import BANK, VgaRegisters, Windows
@@ -86,7 +86,7 @@ class BochsVga(UntimedDevice):
             self._memory.write(self._address, bytes(self._size))
 
     def _show(self) -> None:
-        """Have the VGA show the mode, and the processor see its banks."""
+        """Make the VGA show the mode, and map its banks for the processor."""
         mode = self._mode()
         bank = self._registers[_BANK] % (self._size // BANK)
         is_linear = self._registers[_ENABLE] & _LINEAR

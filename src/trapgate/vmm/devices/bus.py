@@ -113,12 +113,12 @@ class SlowDevice(Wired):
         self._wait = wait
 
     def read(self, port: int, size: int, now: int) -> int:
-        """Let a microsecond pass behind the access."""
+        """Advance virtual time by a microsecond after the access."""
         self._wait(1)
         return self._device.read(port, size, now)
 
     def write(self, port: int, size: int, value: int, now: int) -> None:
-        """Let a microsecond pass behind the access."""
+        """Advance virtual time by a microsecond after the access."""
         self._wait(1)
         self._device.write(port, size, value, now)
 
@@ -143,7 +143,7 @@ class Bus:
         self._block_writers: dict[int, BlockWriter] = Wires()
 
     def attach(self, device: Device) -> None:
-        """Let `device` answer its ports. Raises ValueError if a port is taken."""
+        """Connect `device` to its ports. Raises ValueError if a port is taken."""
         ports = tuple(device.ports)
         for port in ports:
             if port in self._readers:
@@ -159,7 +159,7 @@ class Bus:
             self._timed += (device,)
 
     def detach(self, device: Device) -> None:
-        """Let nobody answer the ports of `device` any more."""
+        """Disconnect `device` from its ports."""
         gone = set(device.ports)
         self.devices = tuple(one for one in self.devices if one is not device)
         self._timed = tuple(one for one in self._timed if one is not device)
@@ -177,11 +177,11 @@ class Bus:
         return port in self._untimed
 
     def read_blocks(self, port: int, reader: BlockReader) -> None:
-        """Have repeated INS from `port` ask `reader` for many bytes at once."""
+        """Make repeated INS from `port` ask `reader` for many bytes at once."""
         self._blocks = Wires(self._blocks | {port: reader})
 
     def read_string(self, port: int, size: int, count: int, now: int) -> bytes:
-        """What up to `count` INs of `size` bytes give, one behind the other; at least one."""
+        """What up to `count` INs of `size` bytes give, one after the other; at least one."""
         reader = self._blocks.get(port)
         if reader is not None:
             data = reader(size * count)
@@ -190,14 +190,14 @@ class Bus:
         return self.read(port, size, now).to_bytes(size, "little")
 
     def write_blocks(self, port: int, writer: BlockWriter) -> None:
-        """Have repeated OUTS to `port` give `writer` many bytes at once, and their size.
+        """Make repeated OUTS to `port` give `writer` many bytes at once, and their size.
 
         It returns how many bytes it has taken, whole elements.
         """
         self._block_writers = Wires(self._block_writers | {port: writer})
 
     def write_string(self, port: int, size: int, data: bytes, now: int) -> int:
-        """OUTs of `size` bytes, one behind the other; how many were carried out, at least one."""
+        """OUTs of `size` bytes, one after the other; how many were carried out, at least one."""
         writer = self._block_writers.get(port)
         taken = 0 if writer is None else writer(data, size) // size
         if not taken:

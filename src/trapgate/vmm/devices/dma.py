@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trapgate.vmm.devices.bus import UntimedDevice
-from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.guest_memory import GuestMemory
 
 _PAGES: Final = {0x87: 0, 0x83: 1, 0x81: 2, 0x82: 3, 0x8B: 5, 0x89: 6, 0x8A: 7}
 """Ports of the page registers, and their channels."""

@@ -23,7 +23,7 @@ def e820(ranges: Iterable[tuple[int, int, int]]) -> bytes:
 class FirmwareConfiguration(UntimedDevice):
     """A selector at port 510H (16 bits) and the selected item's bytes at port 511H.
 
-    `memory` is RAM in bytes, `processors` their number. Behind an item's end, and for items
+    `memory` is RAM in bytes, `processors` their number. After an item's end, and for items
     that are not there, the data are zeros.
     """
 

@@ -47,7 +47,7 @@ class LineGate:
         self._line.set(level and not self._held)
 
     def hold(self, *, held: bool) -> None:
-        """Let it be low from now on, or what its driver makes it."""
+        """Hold it low from now on, or let its driver set it."""
         self._held = held
         self._line.set(self._level and not held)
 
@@ -194,7 +194,7 @@ class Hpet:
         return max(self._clock.instant(min(due), HERTZ), now + 1) if due else None
 
     def advance(self, now: int) -> None:
-        """Have timers interrupt whose comparators have matched; once for all that were missed."""
+        """Raise interrupts of timers whose comparators matched; once for all that were missed."""
         tick = self._tick(now)
         for number, timer in enumerate(self._timers):
             if timer.due is None or timer.due > tick:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from struct import pack, unpack
-from typing import Final, Protocol
+from typing import Final
 
 from trapgate.instructions import polled_ports as polled
 from trapgate.vmm.devices.atapi import CdDrive
 from trapgate.vmm.devices.bus import Line, UntimedDevice
+from trapgate.vmm.devices.bus_master import BusMaster
 from trapgate.vmm.devices.polled import PolledPorts
 from trapgate.vmm.devices.storage import SECTOR, Sectors
 
@@ -51,18 +52,6 @@ _WITHOUT_EFFECT: Final = frozenset(
 )
 _MOST_AT_AN_INTERRUPT = 16
 _OFFERED = 8 * polled.BLOCK_CELLS // SECTOR
-_LONGEST_TABLE = 1 << 13
-"""Entries of a bus master's table before somebody must have gone wrong."""
-
-
-class GuestMemory(Protocol):
-    """Physical memory of the guest."""
-
-    def read(self, address: int, count: int) -> bytes:
-        """`count` bytes; all ones where there is no memory."""
-
-    def write(self, address: int, data: bytes) -> None:
-        """Store; dropped where there is no memory."""
 
 
 class HardDisk:
@@ -196,7 +185,7 @@ class AtaChannel(UntimedDevice):
         self._data_slots[0][polled.START] = offset
 
     def _offer(self) -> None:
-        """Let the processor read the buffer, but for its end, of which something comes."""
+        """Allow the processor to read the buffer, except its end, which has an effect."""
         data = self._buffer[: 8 * polled.BLOCK_CELLS]
         self._ports.offer(self._block, data)
         self._data_slots[0][polled.UNTIL] = len(data) - 4
@@ -204,7 +193,7 @@ class AtaChannel(UntimedDevice):
         self._accept()
 
     def _accept(self) -> None:
-        """Let the processor take what the host writes, but for the end."""
+        """Allow the processor to take what the host writes, except its end."""
         room = min(self._wanted - len(self._buffer), 8 * polled.BLOCK_CELLS)
         self._taking_slots[0][polled.UNTIL] = room - 4
         self._taking_slots[0][polled.START] = 0
@@ -253,7 +242,7 @@ class AtaChannel(UntimedDevice):
             following()
 
     def _send(self, data: bytes, following: Callable[[], None] | None = None) -> None:
-        """Have the host read `data`; then `following`."""
+        """Make `data` ready for the host to read; then call `following`."""
         self._buffer, self._wanted = data, 0
         self._offer()
         self._next = following
@@ -262,7 +251,7 @@ class AtaChannel(UntimedDevice):
         self._interrupt(level=True)
 
     def _receive(self, count: int, taken: Callable[[bytes], None], *, first: bool) -> None:
-        """Have the host write `count` bytes, which `taken` gets."""
+        """Accept `count` bytes from the host, which `taken` gets."""
         self._buffer, self._wanted = b"", count
         self._offer()
         self._taken = taken
@@ -359,7 +348,7 @@ class AtaChannel(UntimedDevice):
                 self._fail(_NOT_FOUND)
                 return
             self._status = _IDLE | _DATA_REQUEST
-            self.master.begin(disk.sectors, first, count, to_disk=direction)
+            self.master.begin(disk.sectors, first, count, self.done, to_disk=direction)
         elif code == 0xC6:  # SET MULTIPLE MODE
             count = self._registers[2]
             if count > _MOST_AT_AN_INTERRUPT or count & count - 1:
@@ -460,107 +449,3 @@ class AtaChannel(UntimedDevice):
     def _packet_done(self) -> None:
         self._registers[2] = _COMMAND_PHASE | _TO_HOST
         self.done()
-
-
-class BusMaster(UntimedDevice):
-    """The bus-master registers of one channel; `ports` are where its function's BAR has them."""
-
-    wide = True
-
-    def __init__(self, channel: AtaChannel, memory: GuestMemory) -> None:
-        self.ports: range = range(0)
-        self._channel = channel
-        channel.master = self
-        self._memory = memory
-        self._command = 0
-        self._status = 0x60
-        self._table = 0
-        self._job: Callable[[], None] | None = None
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a transfer is under way."""
-        return self._job is not None
-
-    def begin(self, sectors: Sectors, first: int, count: int, *, to_disk: bool) -> None:
-        """A DMA command of a disk's; it runs as soon as the master is started."""
-        self._start(
-            partial(self._from_memory if to_disk else self._to_memory, sectors, first, count)
-        )
-
-    def _to_memory(self, sectors: Sectors, first: int, count: int) -> None:
-        self._scatter(sectors.read(first, count))
-        self._channel.done()
-
-    def _from_memory(self, sectors: Sectors, first: int, count: int) -> None:
-        data = self._gather(count * SECTOR)
-        sectors.write(first, data[: len(data) // SECTOR * SECTOR])
-        self._channel.done()
-
-    def send(self, data: bytes, done: Callable[[], None]) -> None:
-        """Data of a CD drive's."""
-        self._start(partial(self._packet_data, data, done))
-
-    def _packet_data(self, data: bytes, done: Callable[[], None]) -> None:
-        self._scatter(data)
-        done()
-
-    def _start(self, job: Callable[[], None]) -> None:
-        self._job = job
-        if self._command & 1:
-            self._run()
-
-    def _run(self) -> None:
-        job, self._job = self._job, None
-        if job is not None:
-            job()
-            self._status = self._status & ~1 | 4
-
-    def _regions(self) -> list[tuple[int, int]]:
-        """Address and length of each region of the table."""
-        found = []
-        for n in range(_LONGEST_TABLE):
-            address, size = unpack("<II", self._memory.read(self._table + 8 * n, 8))
-            found.append((address & ~1, size & 0xFFFE or 0x10000))
-            if size >> 31:
-                break
-        return found
-
-    def _scatter(self, data: bytes) -> None:
-        position = 0
-        for address, size in self._regions():
-            if position >= len(data):
-                break
-            self._memory.write(address, data[position : position + size])
-            position += size
-
-    def _gather(self, count: int) -> bytes:
-        parts = []
-        for address, size in self._regions():
-            if count <= 0:
-                break
-            parts.append(self._memory.read(address, min(size, count)))
-            count -= size
-        return b"".join(parts)
-
-    def read(self, port: int, size: int, now: int) -> int:
-        """Command, status or table pointer."""
-        n = port - self.ports.start
-        image = self._command | self._status << 16 | self._table << 32
-        return image >> 8 * n & (1 << 8 * size) - 1 if n < 8 else 0
-
-    def write(self, port: int, size: int, value: int, now: int) -> None:
-        """Start or stop, clear status bits, or set the table pointer."""
-        n = port - self.ports.start
-        if n == 0:
-            starts = value & ~self._command & 1
-            self._command = value & 9
-            if starts:
-                self._status |= 1
-                self._run()
-            elif not value & 1:
-                self._status &= ~1
-        elif n == 2:
-            self._status = self._status & ~(value & 6) & ~0x60 | value & 0x60
-        elif n == 4 and size == 4:
-            self._table = value & ~3

@@ -22,7 +22,7 @@ class Receiver(Protocol):
 
 
 class InterruptEnd(Protocol):
-    """Who wants to know of the ends of level-triggered interrupts: the I/O APIC."""
+    """A receiver of the ends of level-triggered interrupts: the I/O APIC."""
 
     def end(self, vector: int) -> None:
         """`vector` is no longer in service somewhere."""

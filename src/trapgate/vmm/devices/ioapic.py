@@ -55,7 +55,7 @@ class IoApic(UntimedDevice):
                 self._offer(pin)
 
     def read(self, port: int, size: int, now: int) -> int:
-        """Load `size` bytes at offset `port` of the page; what is no register is 0."""
+        """Load `size` bytes at offset `port` of the page; what is not a register is 0."""
         register, lane = port & ~0xF, port & 0xF
         value = {_SELECT: self._selected, _WINDOW: self._get()}.get(register, 0)
         return value >> 8 * lane & (1 << 8 * size) - 1

@@ -96,7 +96,7 @@ class KeyboardController(UntimedDevice):
         self._status[polled.VALUE] = status
 
     def press(self, codes: bytes) -> None:
-        """Have keys come in: scan codes of set 1, as a guest with translation reads them."""
+        """Press keys: scan codes of set 1, as a guest with translation reads them."""
         self._keys.extend(codes[: _KEYS_LIMIT - len(self._keys)])
         if codes and self._wake is not None:
             self._wake()
@@ -104,11 +104,11 @@ class KeyboardController(UntimedDevice):
         self._update()
 
     def type(self, text: str) -> None:
-        """Have text typed on a keyboard of the American layout; other characters are left out."""
+        """Type text on a keyboard of the American layout; other characters are left out."""
         self.press(set_1(text))
 
     def move(self, right: int, down: int, buttons: int) -> None:
-        """Have the mouse report a movement (-255 to 255 counts) and its buttons, if it is asked to.
+        """Report a movement of the mouse (-255 to 255 counts) and its buttons, if enabled.
 
         Of `buttons` bit 0 is the left one, bit 1 the right one, bit 2 the middle one. What the
         guest has no room for is lost, as on a slow PC.

@@ -16,8 +16,8 @@ from trapgate.vmm.devices.debug import DebugConsole, DebugExit, PostPort
 from trapgate.vmm.devices.dma import DmaControllers
 from trapgate.vmm.devices.floppy import FloppyController, geometry
 from trapgate.vmm.devices.fwcfg import FirmwareConfiguration, e820
+from trapgate.vmm.devices.guest_memory import GuestMemory
 from trapgate.vmm.devices.hpet import Hpet, LineGate
-from trapgate.vmm.devices.ide import GuestMemory
 from trapgate.vmm.devices.interconnect import Interconnect
 from trapgate.vmm.devices.ioapic import IoApic
 from trapgate.vmm.devices.keyboard import KeyboardController
@@ -41,19 +41,19 @@ class Processor(Pins, Protocol):
     """The processor, as the devices see it."""
 
     def wait(self, microseconds: int) -> None:
-        """Let virtual time pass while the processor stands."""
+        """Advance virtual time while the processor is stopped."""
 
     def protect_firmware(self, segments: int) -> None:
         """Drop stores to these sixteenths of C0000H-FFFFFH, a bit each."""
 
     def open_window(self, number: int, start: int, size: int, target: int) -> None:
-        """Let `size` bytes at physical `start` show those at `target`; of no size: no more.
+        """Map `size` bytes at physical `start` to those at `target`; a size of 0 ends that.
 
         `number` is 0 for the window at A0000H, 1 for the frame buffer.
         """
 
     def open_planes(self) -> None:
-        """Let the devices answer at A0000H, as window 0."""
+        """Map A0000H to the devices, as window 0."""
 
     def hold_a20(self, *, low: bool) -> None:
         """Hold address line 20 low, or let it through."""

@@ -75,7 +75,7 @@ class Function(Wired):
             self.put(_BASE_ADDRESSES + 4 * number, kind, 4, (1 << 32) - region.size)
 
     def put(self, at: int, value: int, size: int, writable: int = 0) -> None:
-        """Have `value` in `size` bytes at `at`, of which the guest may change bits `writable`."""
+        """Set `size` bytes at `at` to `value`, of which the guest may change bits `writable`."""
         self.space[at : at + size] = value.to_bytes(size, "little")
         self._writable[at : at + size] = writable.to_bytes(size, "little")
 

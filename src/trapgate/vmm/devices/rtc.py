@@ -151,7 +151,7 @@ class CmosRtc:
         return bytes(self._cells), self._offset
 
     def keep(self, kept: tuple[bytes, int]) -> None:
-        """Have that after a reset, which disables its interrupts."""
+        """Restore that after a reset, which disables its interrupts."""
         cells, self._offset = kept
         self._cells[:] = cells
         self._cells[0x0B] &= ~(_PERIODIC | _ALARM | _UPDATE)
@@ -296,7 +296,7 @@ class CmosRtc:
                 tzinfo=UTC,
             )
         except ValueError:
-            return  # no such date: the clock goes on as it was
+            return  # no such date: the clock continues as it was
         passed = self._clock.ticks(now, 1)
         self._offset = int((time - self._epoch).total_seconds()) - passed
         self._plan_alarm(now)

@@ -77,7 +77,7 @@ class ImageFile:
         if stat.S_ISDIR(found.st_mode):
             raise DiskImageError(f"{self._path}: is a directory; give a file of sectors")
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
-            raise DiskImageError(f"{self._path}: is no regular file; give a file of sectors")
+            raise DiskImageError(f"{self._path}: is not a regular file; give a file of sectors")
         size = os.lseek(self._handle, 0, os.SEEK_END)
         head = os.pread(self._handle, 64, 0)
         for magic, what, how in _FOREIGN:
@@ -89,8 +89,8 @@ class ImageFile:
             raise DiskImageError(f"{self._path}: is empty; a disk has at least one sector")
         if size % SECTOR:
             raise DiskImageError(
-                f"{self._path}: has {size} bytes, no whole number of sectors of {SECTOR}; it is "
-                f"truncated, or wants {-size % SECTOR} bytes more (truncate -s %{SECTOR})"
+                f"{self._path}: has {size} bytes, not a multiple of {SECTOR}; if it is not "
+                f"truncated, add {-size % SECTOR} bytes (truncate -s %{SECTOR})"
             )
         if size > _LARGEST:
             raise DiskImageError(f"{self._path}: is larger than 2 TiB; give a smaller image")
@@ -189,7 +189,7 @@ class OverlayFile:
         if not head:
             os.pwrite(self._handle, _OVERLAY.pack(_OVERLAY_MAGIC, self.count), 0)
         elif head != _OVERLAY.pack(_OVERLAY_MAGIC, self.count):
-            raise DiskImageError(f"{path}: is no overlay of this image; name another file")
+            raise DiskImageError(f"{path}: is not an overlay of this image; name another file")
         bits = os.pread(self._handle, (self.count + 7) // 8, self._map)
         self._changed = bytearray(bits.ljust((self.count + 7) // 8, b"\0"))
 
@@ -264,7 +264,7 @@ def open_image(option: str, *, read_only: bool = False) -> Sectors:
             overlay = value
         else:
             raise DiskImageError(
-                f"{option}: {setting!r} is no option of an image; use write, or overlay=FILE"
+                f"{option}: {setting!r} is not an option of an image; use write, or overlay=FILE"
             )
     if not name:
         raise DiskImageError(f"{option!r} names no image; write FILE[,write][,overlay=FILE]")

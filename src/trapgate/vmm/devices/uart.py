@@ -90,7 +90,7 @@ class Uart16550:
         self._sender[polled.KIND] = polled.ASK if asks else polled.SEND
 
     def expect(self, expected: int) -> None:
-        """Emit these bytes, a bit each, before the guest goes on; others may come later."""
+        """Emit these bytes, a bit each, before the guest continues; others may come later."""
         self._ports.expect(expected)
 
     def taken(self) -> bytes:

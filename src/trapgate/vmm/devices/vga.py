@@ -27,7 +27,7 @@ _AT_B8000 = 3
 _INTERLEAVED, _BYTE_A_PIXEL = 0x20, 0x40
 """In its mode register."""
 _PANS_ABOVE_ONLY = 0x20
-"""In the attribute controller's mode: no panning behind the line-compare register's line."""
+"""In the attribute controller's mode: no panning after the line-compare register's line."""
 BANK = 0x10000
 """Bytes of the window at A0000H."""
 _RAM, _PLANES = -2, -1
@@ -58,10 +58,10 @@ class Windows(Protocol):
     """How the processor finds memory elsewhere; see `pc.Processor`."""
 
     def open_window(self, number: int, start: int, size: int, target: int) -> None:
-        """Let `size` bytes at physical `start` show those at `target`."""
+        """Map `size` bytes at physical `start` to those at `target`."""
 
     def open_planes(self) -> None:
-        """Let the planes answer at A0000H."""
+        """Map A0000H to the planes."""
 
 
 class VgaRegisters(UntimedDevice):
@@ -152,7 +152,7 @@ class VgaRegisters(UntimedDevice):
         self._look()
 
     def _look(self) -> None:
-        """Let the processor see at A0000H what belongs there now."""
+        """Map A0000H to what belongs there now."""
         seen = _RAM
         if self._bank is not None:
             seen = self._bank
@@ -249,12 +249,12 @@ class VgaRegisters(UntimedDevice):
         return TextMode(columns, rows, pitch, self.start, -(-self._split() // height))
 
     def _lines(self) -> int:
-        """Of the screen, before any are repeated."""
+        """The lines of the screen, before any are repeated."""
         crtc = self._sets[_COLOUR_CRTC]
         return (crtc[0x12] | (crtc[7] & 2) << 7 | (crtc[7] & 0x40) << 3) + 1
 
     def _split(self) -> int:
-        """The first line behind the line-compare register's: memory is shown from 0 on again."""
+        """The first line after the line-compare register's: memory is shown from 0 on again."""
         crtc = self._sets[_COLOUR_CRTC]
         return (crtc[0x18] | (crtc[7] & 0x10) << 4 | (crtc[9] & 0x40) << 3) + 1
 

@@ -1,6 +1,6 @@
-"""Direct paging (¶70): guests whose page tables the processor uses as they are.
+"""Direct paging (¶70): guests whose own page tables the processor walks.
 
-`frames` says whose each frame of memory is, `tables` validates and counts, `writes` decodes the
-edits that exit, `machine` is a virtual machine under it. It imports `vmm` and below. Begin with
-`machine`.
+`frames` records which guest owns each frame, `links` and `tables` validate page tables, `writes`
+decodes the edits that exit, `machine` and `protected` are virtual machines under entries and frame
+maps. It may import all of `vmm` and below. Begin with `machine`.
 """

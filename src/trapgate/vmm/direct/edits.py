@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import iced_x86 as iced
 
-from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
+from trapgate.processor.operand import Operand, PageFaultError
 from trapgate.processor.processor import Processor
 from trapgate.processor.table_writes import attempt, walk_without_map
 from trapgate.vmm.direct.frames import FRAME_SIZE
@@ -37,7 +37,7 @@ class Edits:
         linear: int,
         physical: int,
     ) -> Refusal | None:
-        """Have the instruction at RIP behind it; or say why not, and nothing has changed.
+        """Complete the instruction at RIP; or say why not, and nothing has changed.
 
         `user` is 1 for a user-mode write; `linear` is where it was stopped, and leads to
         `physical`, guest-physical. Raises PageFaultError for a fault of the guest's own.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -35,18 +35,15 @@ _COUNTED = (
 """What the journal counts of a machine."""
 
 
-Machine = TypeVar("Machine", bound="SharingMachine")
-
-
-class SharedProcessor(Generic[Machine]):
+class SharedProcessor:
     """A processor whose machines take turns on it."""
 
     def __init__(self, processor: Processor) -> None:
         self.processor = processor
-        self.machines: list[Machine] = []
-        self.running: Machine | None = None
+        self.machines: list[SharingMachine] = []
+        self.running: SharingMachine | None = None
 
-    def enter(self, machine: Machine) -> None:
+    def enter(self, machine: SharingMachine) -> None:
         """Give the processor to `machine`, with its registers."""
         if self.running is machine:
             return
@@ -109,9 +106,9 @@ class SharedProcessor(Generic[Machine]):
 class SharingMachine(VirtualMachine):
     """A machine on a `SharedProcessor`; its VMM sees to it that it reaches no other's memory."""
 
-    host: SharedProcessor[Any]
+    host: SharedProcessor
 
-    def __init__(self, memory: int, host: SharedProcessor[Any], **given: Any) -> None:
+    def __init__(self, memory: int, host: SharedProcessor, **given: Any) -> None:
         super().__init__(memory, processor=host.processor, beside=bool(host.machines), **given)
         self.host = host
         self._kept: list[Cells] = [np.zeros(part.stop - part.start, np.int64) for part in _COUNTED]
@@ -209,7 +206,7 @@ class SharingMachine(VirtualMachine):
             self._turn(end, expires)
 
     def rest(self) -> Action:
-        """The guest halts: another one may go on."""
+        """The guest halts: another one may continue."""
         if not self._yields:
             return super().rest()
         self.vmcs.words[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT

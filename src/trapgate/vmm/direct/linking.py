@@ -75,7 +75,7 @@ def byte_of(state: Cells, mem: Cells, frame: int) -> int:
 
 @LIBRARY.inside
 def mark(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
-    """Let the map's byte of a frame say what it is used for."""
+    """Record in the map's byte of a frame what it is used for."""
     last = counts[frame * 4] != 0
     upper = counts[frame * 4 + 1] | counts[frame * 4 + 2] | counts[frame * 4 + 3] != 0
     byte = OWN
@@ -186,12 +186,12 @@ def link(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> Non
     # What an upper table leads to is the guest's already.
     if level > 1 or (state[DEVICES] != 0 and counts[frame * 4 + 1] == 0):
         for n in range(entries_of(state)):
-            come(state, mem, counts, level, 0, entry_at(state, mem, frame, n))
+            link_entry(state, mem, counts, level, 0, entry_at(state, mem, frame, n))
 
 
 @LIBRARY.inside
 def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> None:
-    """One link less; with the last the frame is no table of that level, and links nothing."""
+    """One link less; with the last the frame is not a table of that level, and links nothing."""
     if (level == 1 and state[OPEN] != 0) or not is_own(state, mem, frame):
         return
     at = frame * 4 + level - 1
@@ -201,19 +201,21 @@ def unlink(state: Cells, mem: Cells, counts: Cells, frame: int, level: int) -> N
     forget(state, mem, counts, frame)
     if level > 1:
         for n in range(entries_of(state)):
-            go(state, mem, counts, level, entry_at(state, mem, frame, n), 0)
+            unlink_entry(state, mem, counts, level, entry_at(state, mem, frame, n), 0)
 
 
 @LIBRARY.inside
 def forget(state: Cells, mem: Cells, counts: Cells, frame: int) -> None:
-    """A frame is no table of some level any more."""
+    """A frame is no longer a table of some level."""
     mark(state, mem, counts, frame)
     state[STALE] = max(state[STALE], TABLES_STALE)
     state[RELEASED] += 1
 
 
 @LIBRARY.inside
-def come(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int) -> None:
+def link_entry(
+    state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int
+) -> None:
     """An entry of a table of `level` has been `before`, and is `after` now."""
     if level > 1 and leads_to_table(state, after):
         if not is_same(before, after):
@@ -234,7 +236,9 @@ def demand_own(state: Cells, mem: Cells, level: int, entry: int) -> None:
 
 
 @LIBRARY.inside
-def go(state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int) -> None:
+def unlink_entry(
+    state: Cells, mem: Cells, counts: Cells, level: int, before: int, after: int
+) -> None:
     """An entry of a table of `level` has been `before`, and is `after` now."""
     if level > 1 and leads_to_table(state, before) and not is_same(before, after):
         unlink(state, mem, counts, (before & ADDRESS) >> 12, level - 1)
@@ -289,16 +293,16 @@ def edit(state: Cells, mem: Cells, counts: Cells, frame: int, first: int, before
         after = entry_at(state, mem, frame, first + n)
         for level in range(1, 5):
             if levels >> level & 1 and after != before[n]:
-                come(state, mem, counts, level, before[n], after)
+                link_entry(state, mem, counts, level, before[n], after)
     refused = state[REFUSED] != NOT_REFUSED
     for n in range(len(before)):
         after = entry_at(state, mem, frame, first + n)
         for level in range(1, 5):
             if levels >> level & 1 and after != before[n]:
                 if refused:
-                    go(state, mem, counts, level, after, before[n])
+                    unlink_entry(state, mem, counts, level, after, before[n])
                 elif state[UNSEEN] == 0:
-                    go(state, mem, counts, level, before[n], after)
+                    unlink_entry(state, mem, counts, level, before[n], after)
     if levels & 2 and not refused:
         mark(state, mem, counts, frame)
     return not refused
@@ -336,7 +340,7 @@ def tally_roots(state: Cells, mem: Cells, fresh: Cells, frames: Cells) -> None:
 
 @LIBRARY.entry
 def replace(state: Cells, mem: Cells, counts: Cells, fresh: Cells) -> None:
-    """Let the counts of `fresh` be those that count."""
+    """Replace the counts by those in `fresh`."""
     start = state[MAP] >> 3
     for n in range((state[FRAMES] + 7) >> 3):
         if mem[start + n] & _TABLES != 0:
@@ -347,7 +351,7 @@ def replace(state: Cells, mem: Cells, counts: Cells, fresh: Cells) -> None:
 
 @LIBRARY.inside
 def replace_frame(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: int) -> None:
-    """Let the counts of `fresh` be those that count for one table."""
+    """Replace the counts of one table by those in `fresh`."""
     gone = True
     for cell in range(frame * 4, frame * 4 + 4):
         gone = gone and fresh[cell] == 0
@@ -359,12 +363,12 @@ def replace_frame(state: Cells, mem: Cells, counts: Cells, fresh: Cells, frame: 
 
 
 # What the processor counts (`decision.frame_filters.follow_link`). `told` is what it was told last,
-# in words of eight frames: the map, and behind it how many links lead to each frame.
+# in words of eight frames: the map, and after it how many links lead to each frame.
 
 
 @LIBRARY.entry
 def publish(state: Cells, mem: Cells, counts: Cells, told: Cells) -> None:
-    """Tell the processor how many links lead to each table, behind the map."""
+    """Tell the processor how many links lead to each table, after the map."""
     start = state[MAP] >> 3
     words = (state[FRAMES] + 7) >> 3
     state[UNCOUNTED] = 0
@@ -373,14 +377,14 @@ def publish(state: Cells, mem: Cells, counts: Cells, told: Cells) -> None:
             word = 0
             for k in range(8):
                 frame = n * 8 + 7 - k
-                word = word << 8 | links_to_tell(state, counts, frame)
+                word = word << 8 | links_to_publish(state, counts, frame)
             mem[start + (state[MAP_FRAMES] >> 3) + n] = word
             told[n] = mem[start + n]
             told[words + n] = word
 
 
 @LIBRARY.inside
-def links_to_tell(state: Cells, counts: Cells, frame: int) -> int:
+def links_to_publish(state: Cells, counts: Cells, frame: int) -> int:
     """How many links lead to a frame, as far as the processor counts."""
     links = 0
     if frame < state[FRAMES]:
@@ -421,7 +425,7 @@ def catch_up(state: Cells, mem: Cells, counts: Cells, told: Cells) -> bool:
 
 @LIBRARY.inside
 def adopt(counts: Cells, frame: int, byte: int, links: int) -> None:
-    """Let `links` lead to a frame for which the map has `byte`: a table of one level, or data."""
+    """Record `links` to a frame for which the map has `byte`: a table of one level, or data."""
     if frame * 4 < len(counts):
         for cell in range(frame * 4, frame * 4 + 4):
             counts[cell] = 0

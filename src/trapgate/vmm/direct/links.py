@@ -51,7 +51,7 @@ class Mode(NamedTuple):
     """A paging mode: of how many levels its tables are, in what entries.
 
     `width` is an entry's in bytes; `large_pages` says whether bit 7 of an upper entry means one.
-    With `pointers` the root is no table but four pointers in registers.
+    With `pointers` the root is not a table but four pointers in registers.
     """
 
     levels: int
@@ -151,7 +151,7 @@ class Links:
 
         return back
 
-    def let_links_come_unseen(self, unseen: bool) -> None:
+    def allow_unseen_links(self, unseen: bool) -> None:
         """Say whether a filter lets entries come to lead to known tables."""
         if bool(self._state[linking.UNSEEN]) != unseen:
             self._state[linking.UNSEEN] = unseen
@@ -171,7 +171,7 @@ class Links:
         if not linking.catch_up(*self._tables, self._told):
             self.recount()
 
-    def leave_last_level_open(self, is_open: bool) -> bool:
+    def unprotect_last_level(self, is_open: bool) -> bool:
         """Say whether a filter lets any frame be a table of the last level; has that changed?
 
         Then no root is validated any more.
@@ -190,7 +190,7 @@ class Links:
         forget: Callable[[int, int], None],
         forget_tables: Callable[[], None] | None = None,
     ) -> None:
-        """Have translations flushed and code of stored places forgotten, as far as needed.
+        """Flush translations and drop translated code of stored places, as far as needed.
 
         `forget_tables` is called if all that has to go is what the processor caches of paging
         structures; without it `flush` is.
@@ -222,7 +222,7 @@ class Links:
         self._state[linking.LEVELS : linking.POINTERS + 1] = mode
 
     def load_root(self, root: Root) -> Refusal | None:
-        """Let CR3 lead to `root`: all that it leads to is validated."""
+        """Make `root` valid for CR3: everything that it leads to is validated."""
         self._catch_up()
         if root in self.roots:
             return None
@@ -236,15 +236,15 @@ class Links:
         return None
 
     def drop_root(self, root: Root) -> None:
-        """Let CR3 lead to `root` no more: it is validated again before it does."""
+        """Make `root` invalid for CR3: it is validated again before it is loaded."""
         self._catch_up()
         self.roots.remove(root)
         self._mark(root)
         if not self._state[linking.UNSEEN]:
             self._unlink(root)
 
-    def let_go(self, frame: int, loaded: Root, *, recount: bool = False) -> bool:
-        """Let roots go, but the loaded one, as far as they lead to `frame`; is it data now?
+    def drop_roots_to(self, frame: int, loaded: Root, *, recount: bool = False) -> bool:
+        """Drop roots, except the loaded one, that lead to `frame`; is it data now?
 
         That is always safe, for a root is validated when it is loaded again. `recount` says
         that counts may be too high.
@@ -316,7 +316,7 @@ class Links:
             linking.unlink_root(*self._tables, frame)
 
     def _mark(self, root: Root) -> None:
-        """Let the map say whether CR3 may be loaded with a root that is one frame."""
+        """Record in the map whether CR3 may be loaded with a root that is one frame."""
         if self.mode.pointers:
             return
         (frame,) = root

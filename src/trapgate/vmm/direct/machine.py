@@ -11,18 +11,16 @@ The guest finds a processor that has 32-bit paging and no other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from trapgate.decision.criteria_rules import Action as CriteriaAction
 from trapgate.decision.faults import Interruption
-from trapgate.errors import TrapgateError
 from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON
-from trapgate.processor.decoded import Operand, PageFaultError
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.operand import Operand, PageFaultError
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -40,20 +38,25 @@ from trapgate.sdm.state import (
     EFER_NXE,
 )
 from trapgate.vmcs.file import Profile, Settings
-from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
-from trapgate.vmm.direct.frames import VMM, Frames
-from trapgate.vmm.direct.host import SharedProcessor, SharingMachine
+from trapgate.vmm.direct.host import SharingMachine
+from trapgate.vmm.direct.host_memory import LARGE_PAGE, Host
 from trapgate.vmm.direct.linking import PS, P
 from trapgate.vmm.direct.links import Refusal
+from trapgate.vmm.direct.refusals import (
+    DirectCounts,
+    DirectPagingError,
+    demand_no_drives,
+    demand_one_processor,
+)
 from trapgate.vmm.direct.snapshot import DirectSnapshot
-from trapgate.vmm.direct.tables import ENTRIES, Fault, GuestTables, Layout
+from trapgate.vmm.direct.tables import ENTRIES, Fault, GuestTables
 from trapgate.vmm.direct.withholding import U, W
 from trapgate.vmm.direct.writes import decode_write, instruction_at_rip
 from trapgate.vmm.exits import handlers
 from trapgate.vmm.exits.platform import Platform
+from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.loaders import GuestImage
-from trapgate.vmm.machine import Vmm
 from trapgate.vmm.snapshots.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -66,12 +69,6 @@ if TYPE_CHECKING:
     from trapgate.vmm.exits.handlers import Handler
     from trapgate.vmm.ui.console import Console
 
-LARGE_PAGE = 4 << 20
-"""A VM's memory is so many bytes, or a multiple."""
-_MOST = 16
-"""Machines of a host."""
-_SPLITS = 32
-"""4-MByte pages of a guest's that lie over tables, for which the VMM has tables of its own."""
 _TARGETS = 4
 """Values of CR3 that the guest may load without an exit."""
 _PAGE = 4096
@@ -89,93 +86,6 @@ _CR4_OWNED = CR4_PSE | CR4_VMXE | _CR4_LACKING
 OnRefusal = Literal["fault", "stop"]
 
 
-class DirectPagingError(TrapgateError):
-    """A guest or its memory is not what direct paging can do; the message says what it can."""
-
-
-def demand_one_processor(board: Board | None) -> None:
-    """Raise DirectPagingError for several: each would have tables of its own in use."""
-    if board is not None and board.processors > 1:
-        raise DirectPagingError(
-            "a machine under direct paging has one processor: its VMM follows one CR3; "
-            "use --paging own, or --cpus 1"
-        )
-
-
-def demand_no_drives(board: Board | None) -> None:
-    """Raise DirectPagingError for drives: a bus master would store to page tables unseen."""
-    if board is not None and (board.disks or board.cds or board.floppies):
-        raise DirectPagingError(
-            "with tables protected by their entries a machine has no drives: DMA goes past its "
-            "VMM; use --protect frames, or an initial RAM disk"
-        )
-
-
-class Host(SharedProcessor["DirectMachine"]):
-    """A processor and `memory` bytes for virtual machines, whose frames it keeps apart.
-
-    Machines get their memory in the order in which they are made. `engine` is as for
-    `Processor`, and `trace` gets every event of all of them.
-    """
-
-    def __init__(
-        self, memory: int, *, engine: str = "auto", trace: TraceWriter | None = None
-    ) -> None:
-        if memory <= 0 or memory % LARGE_PAGE:
-            raise DirectPagingError(
-                f"{memory:#x} bytes of memory are no multiple of 4 MiB, which direct paging "
-                f"gives memory in; ask for {-(-max(memory, 1) // LARGE_PAGE) * 4}M"
-            )
-        self._guests = memory // _PAGE
-        most = min(_MOST, memory // LARGE_PAGE)
-        pages = self._guests // _PAGE + 2
-        self._room = 1 + _SPLITS + pages
-        """The VMM's frames for a machine: a directory, tables, and a byte for each frame."""
-        frames = self._guests + most * self._room
-        assert frames <= pages * _PAGE
-        super().__init__(Processor(frames * _PAGE, engine=engine, journal=JOURNAL))
-        self.bytes = self.processor.memory.cells.view(np.uint8)
-        self.words = self.processor.memory.cells.view(np.uint32)
-        self.frames = Frames(frames)
-        self.frames.give(VMM, self._guests, frames - self._guests)
-        self._next = 0
-        """Where the memory of the latest machine ends."""
-        if trace is not None:
-            self.processor.trace_to(trace.append)
-
-    def place(self, memory: int) -> int:
-        """Memory for one more machine: the address of the first of its `memory` bytes.
-
-        It is 0 for the first. Others lie above their own size, so that addresses from 0
-        on and machine addresses are not the same (see `DirectMachine`).
-        """
-        if memory % LARGE_PAGE or not memory:
-            raise DirectPagingError(f"{memory:#x} bytes are no multiple of 4 MiB; ask for one")
-        base = max(self._next, memory) if self.machines else 0
-        if len(self.machines) >= _MOST:
-            raise DirectPagingError(f"a host holds {_MOST} machines; make another")
-        self.frames.give(len(self.machines) + 1, base // _PAGE, memory // _PAGE)
-        self._next = base + memory
-        return base
-
-    def layout(self, number: int, base: int, memory: int) -> Layout:
-        """Where what belongs to machine `number` is, whose `memory` bytes begin at `base`."""
-        first = self._guests + (number - 1) * self._room + 1
-        return Layout(
-            *(base // _PAGE, memory // _PAGE, self._guests, len(self.frames)),
-            *(first, _SPLITS, first + _SPLITS),
-        )
-
-
-@dataclass
-class DirectCounts:
-    """What the VMM did about page tables: edits carried out, and what it refused."""
-
-    edits: int = 0
-    refused: int = 0
-    last_refusal: str = ""
-
-
 class DirectMachine(SharingMachine):
     """A PC under direct paging: `memory` bytes of `host`'s, or of a host of its own.
 
@@ -184,7 +94,7 @@ class DirectMachine(SharingMachine):
     register; or it is stopped ("stop"). Fault filter, order and PTBASE are the VMCS's.
     The rest is as for `VirtualMachine`.
 
-    Raises DirectPagingError if the memory is no multiple of 4 MiB, FrameError if the host
+    Raises DirectPagingError if the memory is not a multiple of 4 MiB, FrameError if the host
     has not so much left.
     """
 
@@ -261,7 +171,7 @@ class DirectMachine(SharingMachine):
             self.tables.unseen |= v[f.FAULT_FILTER] != 0
 
     def _let_cr3_be(self, targets: list[int]) -> None:
-        """Let the guest load CR3 with these without an exit."""
+        """Allow the guest to load CR3 with these without an exit."""
         if targets != self._targets:
             self._targets = targets
             v = self.vmcs.cells
@@ -274,7 +184,9 @@ class DirectMachine(SharingMachine):
         Raises SnapshotError for one of several machines of a host.
         """
         self.demand_host_for_itself()
-        return DirectSnapshot(self, self._tally, self._planned, self.tables.keep())
+        return DirectSnapshot(
+            self, self.watch, self._tally, self._planned, self.counts, self.tables.keep()
+        )
 
     # Before the guest runs.
 
@@ -329,7 +241,7 @@ class DirectMachine(SharingMachine):
         return instead
 
     def flush(self) -> None:
-        """Let the processor forget its translations."""
+        """Flush the processor's cached translations."""
         self.processor.engine.flush_translations()
 
     def load_cr3(self, value: int) -> Action:
@@ -415,12 +327,12 @@ class DirectMachine(SharingMachine):
         instruction = instruction_at_rip(guest)
         is_table = self.tables.is_table(leaf.frame)
         repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
-        if is_table and (user or repeats) and self.tables.let_go(leaf.frame):
+        if is_table and (user or repeats) and self.tables.drop_roots_to(leaf.frame):
             return RESUME
         outcome = self._edit(guest, instruction, leaf.frame, linear, write_protect, user)
         if isinstance(outcome, Refusal):
-            # What comes is no entry: perhaps the guest uses the frame for something else.
-            if is_table and self.tables.let_go(leaf.frame):
+            # What comes is not an entry: perhaps the guest uses the frame for something else.
+            if is_table and self.tables.drop_roots_to(leaf.frame):
                 return RESUME
             return self.refuse(outcome, handlers.reflect(vmexit, self))
         if outcome is not None:
@@ -437,7 +349,7 @@ class DirectMachine(SharingMachine):
         write_protect: bool,
         user: bool,
     ) -> Refusal | Fault | None:
-        """Have the instruction at RIP behind it, or say why not."""
+        """Complete the instruction at RIP, or say why not."""
         back = self.tables.shown(frame, linear)
         try:
             write = decode_write(guest, instruction)
@@ -459,7 +371,7 @@ class DirectMachine(SharingMachine):
     def make_way_for_event(self, vmexit: VmExit) -> Action:
         """The delivery of an event was stopped: by what is a table no more, or by the guest."""
         leaf = self.tables.look_up(vmexit.qualification & _LOW)
-        if leaf.guest & ~leaf.memory & W and self.tables.let_go(leaf.frame):
+        if leaf.guest & ~leaf.memory & W and self.tables.drop_roots_to(leaf.frame):
             return RESUME
         return handlers.reflect(vmexit, self)
 

@@ -2,12 +2,12 @@
 
 A guest names frames from 0 on. The first one's are the machine's; for others the processor adds
 where their range begins (`paging.alias`). All ranges are multiples of 2 MiB, so that address line
-20, which may be held low behind the page walk, leads nowhere else.
+20, which may be held low after the page walk, leads nowhere else.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from trapgate.vmm.accounts import JOURNAL
 from trapgate.vmm.direct.frames import FRAME_SIZE
 from trapgate.vmm.direct.host import SharedProcessor
 from trapgate.vmm.direct.links import Bytes, Links
-from trapgate.vmm.direct.machine import DirectPagingError
+from trapgate.vmm.direct.refusals import DirectPagingError
 from trapgate.vmm.loaders.layout import RAM_HOLE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class GuestRange:
         self._memory.write(self.base + address, data)
 
 
-class ProtectedHost(SharedProcessor[Any]):
+class ProtectedHost(SharedProcessor):
     """A processor and machine memory for guests of the sizes in `memories`, bytes each.
 
     They get it in the order in which their machines are made. `trace` gets every event of all of

@@ -30,11 +30,11 @@ from trapgate.instructions import effects
 from trapgate.instructions.intercepts import GO_ON
 from trapgate.operands.mode import in_64_bit_mode, privilege_level
 from trapgate.paging.walk import READ, WRITE, pointer_is_legal
-from trapgate.processor.decoded import Operand, PageFaultError
 from trapgate.processor.logical import signed
-from trapgate.processor.processor import VmExit
+from trapgate.processor.operand import Operand, PageFaultError
 from trapgate.processor.table_writes import walk_without_map
 from trapgate.processor.task_switch import TaskFaultError
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm import controls as ct
 from trapgate.sdm.interruption import InterruptionType
@@ -54,7 +54,6 @@ from trapgate.sdm.vectors import GP
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
-from trapgate.vmm.direct.habits import RootHabits
 from trapgate.vmm.direct.host import SharingMachine
 from trapgate.vmm.direct.linking import ADDRESS, P
 from trapgate.vmm.direct.links import (
@@ -66,12 +65,13 @@ from trapgate.vmm.direct.links import (
     Refusal,
     Root,
 )
-from trapgate.vmm.direct.machine import DirectCounts, DirectPagingError, demand_one_processor
 from trapgate.vmm.direct.mapped_memory import FRAMES, GuestRange, ProtectedHost
+from trapgate.vmm.direct.refusals import DirectCounts, DirectPagingError, demand_one_processor
+from trapgate.vmm.direct.root_prediction import RootPredictor
 from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.writes import instruction_at_rip
 from trapgate.vmm.exits import handlers
-from trapgate.vmm.machine import Vmm
+from trapgate.vmm.exits.vmm import Vmm
 from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.summary import Summary, TableWrites
 
@@ -141,10 +141,10 @@ class ProtectedMachine(SharingMachine):
         host = host or ProtectedHost([memory], engine=engine, trace=trace)
         base = host.place(memory)
         self.links = host.links_at(base, memory)
-        self._habits = RootHabits(self.links)
+        self._prediction = RootPredictor(self.links)
         self._range = GuestRange(host.processor.memory, base, memory)
         self._edits = Edits(host.processor, self.links, self._range)
-        self._masters = GuardedRam(self._range, self.links, self.let_go)
+        self._masters = GuardedRam(self._range, self.links, self.drop_roots_to)
         super().__init__(
             memory,
             host,
@@ -174,14 +174,14 @@ class ProtectedMachine(SharingMachine):
         """Everything of the machine at this moment, for `restore`."""
         self.demand_host_for_itself()
         tables, exits = self.links.keep(), self.exits_by_level.copy()
-        habits = self._habits.keep()
+        prediction = self._prediction.keep()
 
         def back() -> None:
             tables()
-            habits()
+            prediction()
             self.exits_by_level = exits.copy()
 
-        return DirectSnapshot(self, self._tally, self._planned, back)
+        return DirectSnapshot(self, self.watch, self._tally, self._planned, self.counts, back)
 
     def load(self, image: GuestImage) -> None:
         """Put a guest into memory. Raises DirectPagingError if its first tables cannot be used."""
@@ -237,9 +237,9 @@ class ProtectedMachine(SharingMachine):
         engine = self.processor.engine
         filters = self.vmcs.words[f.FRAME_FILTERS]
         self.links.let_processor_count(bool(filters & EMPTY_TABLE))
-        self.links.let_links_come_unseen(filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
+        self.links.allow_unseen_links(filters & (KNOWN_TABLE | EMPTY_TABLE) == KNOWN_TABLE)
         refusal = self._masters.refusal
-        if self.links.leave_last_level_open(bool(filters & OWN_TABLE)):
+        if self.links.unprotect_last_level(bool(filters & OWN_TABLE)):
             refusal = refusal or self.follow_mode()
         self.links.settle(engine.flush_translations, self._forget_code, _forget_tables)
         if self.links.mode is not UNPAGED and not self.devices.keyboard.a20:
@@ -288,7 +288,7 @@ class ProtectedMachine(SharingMachine):
             return self.links.load_root(((cr3 & ADDRESS) >> 12,))
         pointers = self._pointers_at(cr3)
         if pointers is None:
-            return Refusal(f"the pointers at {cr3:#x} are no legal ones, or not the guest's")
+            return Refusal(f"a pointer at {cr3:#x} is not legal, or leads to a foreign frame")
         refusal = self.links.load_root(_root_of(pointers))
         if refusal is None:
             self.vmcs.cells[f.GUEST_PDPTE0 : f.GUEST_PDPTE0 + 4] = pointers
@@ -323,7 +323,7 @@ class ProtectedMachine(SharingMachine):
                 return self.refuse(refusal)
         if effects.write_cr(v, self.processor.registers.cells, 3, signed(value)) != GO_ON:
             return _GENERAL_PROTECTION
-        self._habits.loaded(self._root())
+        self._prediction.loaded(self._root())
         self.processor.engine.flush_translations()
         return EMULATED
 
@@ -345,24 +345,24 @@ class ProtectedMachine(SharingMachine):
             _, code = guest.walk(linear, access, user)
             if code < 0 or not code & PFEC_MAP:
                 continue
-            frame = self._table_let_go(guest, linear, user)
+            frame = self._dropped_table(guest, linear, user)
             if frame >= 0:
                 reason = f"{name} goes to frame {frame:#x}, a table or foreign"
                 return self.refuse(Refusal(reason))
             return RESUME
         return super().string_io(port, size, is_in=is_in)
 
-    def _table_let_go(self, guest: Operand, linear: int, user: int) -> int:
+    def _dropped_table(self, guest: Operand, linear: int, user: int) -> int:
         """Make the table that `linear` leads to data: -1, or the frame that has to stay one."""
         physical, _ = walk_without_map(guest, signed(linear), user)
         frame = physical >> 12
-        return -1 if self.links.is_table(frame) and self.let_go(frame) else frame
+        return -1 if self.links.is_table(frame) and self.drop_roots_to(frame) else frame
 
     def make_way_for_event(self, vmexit: VmExit) -> Action:
         """The delivery of an event, which goes to a table or needs it changed."""
         guest = Operand(self.processor, vmexit.vmcs.cells)
         address = vmexit.qualification
-        if self._table_let_go(guest, address, 0) < 0:
+        if self._dropped_table(guest, address, 0) < 0:
             return RESUME
         reason = f"an event's frame, or its way there, is in a table, at {address:#x}"
         return self.refuse(Refusal(reason))
@@ -379,7 +379,7 @@ class ProtectedMachine(SharingMachine):
         v[shadow] = v[shadow] & ~owned | v[register] & owned
         refusal = self.follow_mode()
         if refusal is not None:
-            # The guest stands before the instruction, on the tables that it had.
+            # The guest is before the instruction, on the tables that it had.
             for cell, value in before.items():
                 v[cell] = value
             self.follow_mode()
@@ -408,7 +408,7 @@ class ProtectedMachine(SharingMachine):
         # perhaps none; where they do not, it is what exits all the time.
         knows_frames = vmexit.vmcs.words[f.FRAME_FILTERS] & OWN_FRAME
         stale = self.counts_too_high and knows_frames and levels == {1}
-        if (user or repeats or stale) and self.let_go(frame):
+        if (user or repeats or stale) and self.drop_roots_to(frame):
             self.exits_by_level["reused"] += 1
             return RESUME
         try:
@@ -419,21 +419,21 @@ class ProtectedMachine(SharingMachine):
             self.processor.registers.cr2 = found.address
             return Inject(Interruption(_PF, InterruptionType.HARDWARE_EXCEPTION, found.error_code))
         if refusal is not None:
-            # What comes is no entry: perhaps the guest uses the frame for something else.
-            if self.let_go(frame) or self.links.levels_of(frame) != levels:
+            # What comes is not an entry: perhaps the guest uses the frame for something else.
+            if self.drop_roots_to(frame) or self.links.levels_of(frame) != levels:
                 return RESUME
             return self.refuse(refusal)
         self.counts.edits += 1
         return RESUME
 
-    def let_go(self, frame: int) -> bool:
-        """Let roots go that are not loaded, as far as they lead to `frame`; is it data now?
+    def drop_roots_to(self, frame: int) -> bool:
+        """Drop roots that are not loaded and lead to `frame`; is it data now?
 
         That is always safe, for a root is validated when it is loaded again.
         """
         loaded = self._root()
-        self._habits.reused(frame, loaded)
-        return self.links.let_go(frame, loaded, recount=self.counts_too_high)
+        self._prediction.reused(frame, loaded)
+        return self.links.drop_roots_to(frame, loaded, recount=self.counts_too_high)
 
 
 def _forget_tables() -> None:

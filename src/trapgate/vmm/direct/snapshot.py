@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+from trapgate.vmm.accounts import Tally
+from trapgate.vmm.direct.host import SharingMachine
+from trapgate.vmm.direct.refusals import DirectCounts
+from trapgate.vmm.moments import Watch
 from trapgate.vmm.snapshots.snapshot import Snapshot
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from trapgate.vmm.accounts import Tally
-    from trapgate.vmm.direct.machine import DirectMachine
-    from trapgate.vmm.direct.protected import ProtectedMachine
 
 
 class DirectSnapshot(Snapshot):
@@ -23,21 +21,23 @@ class DirectSnapshot(Snapshot):
 
     def __init__(
         self,
-        vm: DirectMachine | ProtectedMachine,
+        vm: SharingMachine,
+        watch: Watch[Any],
         tally: Tally,
         planned: list[Any],
+        counts: DirectCounts,
         tables: Callable[[], None],
     ) -> None:
-        super().__init__(vm, tally, planned)
+        super().__init__(vm, watch, tally, planned)
         self._tables = tables
-        self._now, self._then = vars(vm.counts), dict(vars(vm.counts))
+        self._now, self._then = vars(counts), dict(vars(counts))
 
     def is_reached(self) -> bool:
         """Never: whether the VMM knows the same is not looked at."""
         return False
 
     def restore(self) -> int:
-        """Let everything be as it was; how many pages of memory had been written."""
+        """Restore everything; how many pages of memory had been written."""
         copied = super().restore()
         self._tables()
         self._now.update(self._then)

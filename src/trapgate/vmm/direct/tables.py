@@ -147,7 +147,7 @@ class GuestTables:
         return back
 
     def settle(self, flush: Callable[[], None], forget: Callable[[int, int], None]) -> None:
-        """Have translations flushed and code of stored places forgotten, as far as needed."""
+        """Flush translations and drop translated code of stored places, as far as needed."""
         self._review()
         self.links.settle(flush, forget)
         if self._news[0]:
@@ -189,7 +189,7 @@ class GuestTables:
         return [(place - 1, entry) for place, entry in zip(places, entries, strict=True) if place]
 
     def load_cr3(self, cr3: int) -> Refusal | None:
-        """Let the directory at `cr3` be the current one."""
+        """Make the directory at `cr3` the current one."""
         frame = cr3 >> 12
         refusal = self.links.load_root((frame,))
         if refusal is None:
@@ -198,7 +198,7 @@ class GuestTables:
         return refusal
 
     def forget_all(self) -> None:
-        """Let all tables be data again: the guest has no paging, or is gone."""
+        """Make all tables data again: the guest has no paging, or has ended."""
         self.directory = None
         for root in tuple(self.links.roots):
             self.links.drop_root(root)
@@ -226,8 +226,8 @@ class GuestTables:
         """Whether the frame is a page table or page directory."""
         return self.links.is_table(frame)
 
-    def let_go(self, frame: int) -> bool:
-        """Let directories go that are not loaded, as far as they lead to `frame`; is it data now?
+    def drop_roots_to(self, frame: int) -> bool:
+        """Drop directories that are not loaded and lead to `frame`; is it data now?
 
         That is always safe, for a directory is validated when it is loaded again.
         """
@@ -237,7 +237,7 @@ class GuestTables:
         if self.unseen:
             self.links.recount()
         gone = not self.is_table(frame) or (
-            not self.links.reaches(loaded, frame) and self.links.let_go(frame, loaded)
+            not self.links.reaches(loaded, frame) and self.links.drop_roots_to(frame, loaded)
         )
         self._review()
         return gone
@@ -339,6 +339,6 @@ class GuestTables:
                 for word in words:
                     if self._withheld_at(word):
                         # Perhaps what it leads to is a table of the past.
-                        self.let_go(self._word[word] >> 12)
+                        self.drop_roots_to(self._word[word] >> 12)
         self._review()
         return refusal

@@ -8,7 +8,7 @@ frame is a table no more, or the entry no entry, the guest gets it back.
 A 4-MByte page with a table in it is *split*: the entry leads to a table of the VMM's instead, as
 long as there is one left. With none left R/W is withheld in the entry itself.
 
-Nothing is counted: `review` looks at what stands in memory. So filters may take mappings and
+Nothing is counted: `review` looks at what is in memory. So filters may take mappings and
 rights away unseen. `state`, `mem` and `counts` are those of `linking`. What the VMM has done is in
 the rows of `book`:
 
@@ -76,7 +76,7 @@ def withhold(mem: Cells, book: Rows, frame: int, n: int, entry: int) -> None:
 
 @LIBRARY.inside
 def give_back(state: Cells, mem: Cells, book: Rows, frame: int, n: int) -> None:
-    """Let an entry whose R/W is withheld have it again, unless a filter has let it go."""
+    """Give an entry whose R/W is withheld its R/W back, unless a filter has removed it."""
     book[WITHHELD][frame << 4 | n >> 6] &= ~(1 << (n & 63))
     entry = entry_at(state, mem, frame, n)
     if entry & P != 0:
@@ -133,7 +133,7 @@ def split(
     n: int,
     entry: int,
 ) -> bool:
-    """Let an entry for a 4-MByte page lead to a table of the VMM's; whether one was left."""
+    """Make an entry for a 4-MByte page lead to a table of the VMM's; whether one was left."""
     for slot in range(state[SPLIT_TABLES]):
         if book[SPLITS][2 * slot] == 0:
             book[SPLITS][2 * slot] = (frame << 10 | n) + 1
@@ -153,7 +153,7 @@ def split(
 
 @LIBRARY.inside
 def join(state: Cells, mem: Cells, book: Rows, slot: int) -> None:
-    """Let an entry be the 4-MByte page again that the guest wrote, with what it did since."""
+    """Restore an entry to the 4-MByte page that the guest wrote, with changes since then."""
     table = state[VMMS_TABLES] + slot
     place = book[SPLITS][2 * slot] - 1
     entry = entry_at(state, mem, place >> 10, place & _ENTRIES - 1)
@@ -240,7 +240,7 @@ def show(
     first: int,
     count: int,
 ) -> None:
-    """Let entries be what the guest wrote, until they are reviewed."""
+    """Restore entries to what the guest wrote, until they are reviewed."""
     for n in range(first, first + count):
         slot = split_of(state, book, frame, n, entry_at(state, mem, frame, n))
         if slot >= 0:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
-from trapgate.processor.decoded import Operand
+from trapgate.processor.operand import Operand
 from trapgate.sdm import cells as f
 
 _CF, _PF, _AF, _ZF, _SF, _OF, _DF = 1, 4, 0x10, 0x40, 0x80, 0x800, 0x400

@@ -1,6 +1,6 @@
 """What the VMM does about a VM exit.
 
-`handlers` is the table from exit reasons to handlers, `platform` the machine as a handler sees
-it, `task_switch` the longest of them. It imports `bios`, `cpus`, `devices`, `loaders`, `ui` and
-the `actions` that a handler can ask for. Begin with `handlers`.
+`handlers` is the table from exit reasons to handlers, `platform` the machine as a handler sees it,
+`task_switch` and `initialisation` the longer handlers. It may import `bios` and below,
+and the `actions` that a handler returns. Begin with `handlers`.
 """

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from trapgate.decision.faults import Interruption
 from trapgate.events.breakpoints import note_ports
 from trapgate.events.exits import save_ia32e_mode
-from trapgate.instructions import effects
+from trapgate.instructions import effects, msrs
 from trapgate.instructions.intercepts import GO_ON, RAISE_UD
 from trapgate.operands.mode import in_64_bit_mode
 from trapgate.processor.logical import signed
-from trapgate.processor.processor import VmExit
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.reasons import ExitReason
@@ -128,7 +128,7 @@ def port(vmexit: VmExit, vm: Platform) -> Action:
     else:
         vm.devices.write(number, size, value, processor.time)
     stop = vm.after_device(number)
-    if stop is not None and stop.can_go_on:
+    if stop is not None and stop.can_continue:
         vm.advance(vmexit)
     return stop or EMULATED
 
@@ -151,7 +151,7 @@ def read_msr(vmexit: VmExit, vm: Platform) -> Action:
             return vm.fault(_GP, 0)
         registers.rax, registers.rdx = found & _LOW, found >> 32
         return EMULATED
-    outcome, value = effects.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
+    outcome, value = msrs.read_msr(vmexit.vmcs.cells, registers.cells, index, vm.processor.time)
     if outcome != GO_ON:
         kept = {MISC_ENABLE: vm.cpu.misc_enable, _TSC_ADJUST: vm.cpu.tsc_adjust}
         known = {**MSRS, **vm.processor.x86_vmm.msrs(), **kept}
@@ -191,7 +191,7 @@ def write_msr(vmexit: VmExit, vm: Platform) -> Action:
         now = int(effects.time_stamp(vmexit.vmcs.cells, vm.processor.time))
         vm.adjust_tsc(value - now)
         return EMULATED
-    outcome = effects.write_msr(vmexit.vmcs.cells, registers.cells, index, signed(value))
+    outcome = msrs.write_msr(vmexit.vmcs.cells, registers.cells, index, signed(value))
     return EMULATED if outcome == GO_ON else vm.fault(_GP, 0)
 
 

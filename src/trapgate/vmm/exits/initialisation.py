@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trapgate.processor.processor import VmExit
 from trapgate.processor.reset import begin_at
+from trapgate.processor.vm_exit import VmExit
 from trapgate.vmm.actions import RESUME, Action, End, Stop
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def initialise(vmexit: VmExit, vm: Platform) -> Action:
     """INIT: the bootstrap processor begins at its firmware, others wait for a start-up IPI.
 
-    A machine with one processor ends with the wait: `Processor.start_up` and another run go on
+    A machine with one processor ends with the wait: `Processor.start_up` and another run continue
     from there. It ends without firmware, too: there is nothing to begin with.
     """
     bootstrap = vm.devices.apic.of_bootstrap_processor

@@ -10,10 +10,11 @@ from trapgate.decision.faults import Interruption
 from trapgate.events.breakpoints import note_data, note_ports
 from trapgate.events.journal import ROW_ADDRESS, ROW_DEPTH, ROW_ERROR_CODE, ROW_RIP, ROW_VECTOR
 from trapgate.instructions import effects
-from trapgate.processor.decoded import Operand, OperandFaultError
 from trapgate.processor.logical import signed
-from trapgate.processor.processor import Processor, VmExit
+from trapgate.processor.operand import Operand, OperandFaultError
+from trapgate.processor.processor import Processor
 from trapgate.processor.task_switch import load_cr3
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm import cells as f
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.state import ACTIVITY_ACTIVE, ACTIVITY_HLT
@@ -26,7 +27,7 @@ from trapgate.vmm.cpus.turns import Turns
 from trapgate.vmm.devices import MachineEventKind, Pc
 from trapgate.vmm.devices.apic import MSR_APIC_BASE
 from trapgate.vmm.devices.board import Board
-from trapgate.vmm.devices.ide import GuestMemory
+from trapgate.vmm.devices.guest_memory import GuestMemory
 from trapgate.vmm.devices.planes import is_video
 from trapgate.vmm.loaders.layout import frame_buffer, memory_map
 from trapgate.vmm.ui.console import Console
@@ -124,7 +125,7 @@ class Platform:
         self._device_due = 0
 
     def turn_to(self, cpu: Cpu) -> None:
-        """Let another processor run."""
+        """Switch to another processor."""
         page = self.devices.apic.page
         self.processor.turn_to(cpu.own)
         self.cpu, self.vmcs = cpu, cpu.vmcs
@@ -138,7 +139,7 @@ class Platform:
         self.devices.update_slots()
 
     def device_due(self) -> None:
-        """Let the devices be asked what they want before the next VM entry."""
+        """Ask the devices what they need before the next VM entry."""
         self._device_due = 0
 
     def adjust_tsc(self, by: int) -> None:
@@ -197,7 +198,7 @@ class Platform:
             if console.found:
                 return Stop(End.UNTIL, "the expression appeared")
             if console.left:
-                return Stop(End.LEFT, "left the console")
+                return Stop(End.QUIT, "left the console")
         return None
 
     def write_apic_msr(self, index: int, value: int) -> bool:
@@ -212,7 +213,7 @@ class Platform:
         return written
 
     def _load(self, address: int, size: int) -> int:
-        """The guest loads from a device's page; it goes on as it was."""
+        """The guest loads from a device's page; it continues as it was."""
         return self.devices.load(address, size, self.processor.time)
 
     def _store(self, address: int, size: int, value: int) -> None:
@@ -224,7 +225,7 @@ class Platform:
         self.processor.preempt()
 
     def fault(self, vector: int, error_code: int) -> Inject:
-        """Have an exception delivered; its error code counts in protected mode only."""
+        """Deliver an exception; its error code counts in protected mode only."""
         protected = self.vmcs["GUEST_CR0"] & 1
         kind = InterruptionType.HARDWARE_EXCEPTION
         return Inject(Interruption(vector, kind, error_code if protected else None))
@@ -288,7 +289,7 @@ class Platform:
         return None
 
     def rest(self) -> Action:
-        """The processor whose turn it is waits: others may go on."""
+        """The processor whose turn it is waits: others may continue."""
         if len(self.cpus) == 1:
             return self.idle()
         v = self.vmcs.words
@@ -297,7 +298,7 @@ class Platform:
         return Resume()
 
     def listen(self, seconds: float = 0.0) -> bool:
-        """Let what is typed at a terminal come in, waiting for it; whether something was."""
+        """Wait for what is typed at a terminal, and take it; whether something was typed."""
         console = self.console
         if console is None:
             return False
@@ -310,7 +311,7 @@ class Platform:
         return bool(keys) or pressed
 
     def wait(self, seconds: float) -> bool:
-        """Let that much of the host's time pass if somebody may type; False if nobody can."""
+        """Wait for that much host time if somebody may type; False if nobody can."""
         if self.console is None or not self.console.interactive:
             return False
         self.listen(seconds)
@@ -320,7 +321,9 @@ class Platform:
         """All processors wait: let virtual time jump to what could wake one."""
         devices, processor = self.devices, self.processor
         awake = any(cpu.takes_interrupts for cpu in self.cpus) or devices.sends_nmis
-        alarms = [alarm for cpu in self.cpus if (alarm := cpu.own.x86_vmm.alarm) is not None]
+        alarms = [
+            alarm for cpu in self.cpus if (alarm := cpu.own.x86_vmm.preemption_deadline) is not None
+        ]
         alarm = min(alarms, default=None)
         planned = self.next_planned
         for _ in range(_MOST_DEADLINES):
@@ -353,8 +356,8 @@ class Platform:
                         return Resume()
             if deadline is not None:
                 processor.skip_to(deadline)
-        # It is time for something else, or devices go on and wake nobody: a timer whose interrupt
-        # is in service, say. The guest stays halted, and whoever runs it has a look at its limits.
+        # It is time for something else, or devices run and wake nobody: a timer whose interrupt is
+        # in service, say. The guest stays halted, and whoever runs it has a look at its limits.
         self.vmcs.words[f.GUEST_ACTIVITY_STATE] = ACTIVITY_HLT
         return Resume()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trapgate.decision.faults import Interruption
-from trapgate.processor.processor import VmExit
 from trapgate.processor.task_switch import Switch, TaskFaultError, take_trap
+from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.state import DR6_BREAKPOINTS
 from trapgate.sdm.vectors import PF

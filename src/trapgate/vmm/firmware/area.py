@@ -10,7 +10,7 @@ SIZE = 0x1000
 _MP = AREA + 0x40
 FACS = AREA + 0x80
 WAKING_VECTOR = FACS + 12
-"""Where software leaves the physical address to go on at after S3, in real mode; 32 bits."""
+"""Where software leaves the physical address to continue at after S3, in real mode; 32 bits."""
 
 
 def bios_area(processors: int = 1) -> bytes:

@@ -107,7 +107,7 @@ def tables() -> dict[int, bytes]:
 
 
 def _machine_data() -> bytearray:
-    """Of the BIOS data area what is true without services too: COM1, and memory's end."""
+    """The part of the BIOS data area that is true without services: COM1, and memory's end."""
     area = bytearray(256)
     area[0x00:0x02] = pack("<H", 0x3F8)
     area[0x0E:0x10] = pack("<H", EXTENDED_DATA)

@@ -19,7 +19,7 @@ def floating_pointer(configuration: int) -> bytes:
 def configuration(signature: int, features: int, processors: int) -> bytes:
     """The configuration table; `signature` and `features` are EAX and EDX of CPUID leaf 1.
 
-    The I/O APIC has the ID behind those of the `processors`.
+    The I/O APIC has the ID after those of the `processors`.
     """
     pins = {irq: pin for irq, pin, _ in OVERRIDES}
     flags = {irq: flag for irq, _, flag in OVERRIDES}

@@ -33,7 +33,7 @@ def load_bios(path: str | os.PathLike[str]) -> GuestImage:
         raise GuestImageError(
             file,
             "size",
-            f"{len(image)} bytes are no PC firmware of 64, 128 or 256 KiB; give SeaBIOS's bios.bin",
+            f"{len(image)} bytes, but PC firmware has 64, 128 or 256 KiB; give SeaBIOS's bios.bin",
         )
     fields = real_mode(_RESET, 0)
     fields.update(GUEST_CS_SELECTOR=0xF000, GUEST_CS_BASE=0xF_0000)

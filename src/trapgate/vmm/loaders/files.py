@@ -33,7 +33,7 @@ def parse_guest(
     machine's RAM in bytes, `processors` their number, for the tables of its firmware. To a
     multiboot kernel `initrd` is one more module, the first; other guests take none but that.
     `base` is where that lies for a guest whose page tables hold machine addresses: a multiboot
-    kernel's memory map says so. Raises GuestImageError if this is no guest or does not fit.
+    kernel's memory map says so. Raises GuestImageError if this is not a guest or does not fit.
     """
     if not data:
         raise GuestImageError(file, "size", "the file is empty; give a kernel or flat code")

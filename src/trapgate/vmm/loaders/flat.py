@@ -62,7 +62,7 @@ def load_boot_sector(data: bytes, layout: Layout, append: str, initrd: bytes | N
 
 
 def load_flat(data: bytes, layout: Layout, append: str, initrd: bytes | None) -> GuestImage:
-    """Make a guest of headerless 32-bit code. Raises GuestImageError if it is no code."""
+    """Make a guest of headerless 32-bit code. Raises GuestImageError if it is not code."""
     file = layout.file
     for magic, what in _FOREIGN:
         if data.startswith(magic):

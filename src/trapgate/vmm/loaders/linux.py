@@ -79,7 +79,9 @@ def load_linux(data: bytes, layout: Layout, append: str, initrd: bytes | None) -
     end = max(load, preferred) + needed
     if load < MEGABYTE or load % PAGE:
         raise GuestImageError(
-            file, "pref_address", f"{load:#x} is no place to load a kernel; fetch the file again"
+            file,
+            "pref_address",
+            f"{load:#x} is not an address at which a kernel can be loaded; fetch the file again",
         )
     if end > layout.top:
         raise GuestImageError(
@@ -87,7 +89,7 @@ def load_linux(data: bytes, layout: Layout, append: str, initrd: bytes | None) -
             "init_size",
             f"the kernel needs memory up to {end:#x}; give it --memory {mebibytes(end)} or more"
             if end <= 0xE000_0000
-            else f"the kernel wants memory up to {end:#x}, which no guest has; fetch it again",
+            else f"the kernel needs memory up to {end:#x}, which no guest has; fetch it again",
         )
     layout.claim(load, end - load, "kernel")
 

@@ -40,7 +40,7 @@ _NAME = b"trapgate\0"
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A file for a multiboot kernel, and its line: a name, perhaps arguments behind it."""
+    """A file for a multiboot kernel, and its line: a name, perhaps arguments after it."""
 
     data: bytes
     line: str
@@ -93,7 +93,7 @@ def load_multiboot(
         raise GuestImageError(
             file,
             "multiboot flags",
-            "the file is no ELF and bit 16 is clear, so nothing says where to load it; "
+            "the file is not an ELF and bit 16 is clear, so nothing says where to load it; "
             "set the address fields",
         )
     placed: list[tuple[int, int, bytes]] = []

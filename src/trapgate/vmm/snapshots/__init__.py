@@ -1,5 +1,6 @@
-"""A machine's state as values, and back.
+"""A machine at one moment, in memory or in a file.
 
-`state` finds the objects that a machine consists of, `state_values` turns them into plain values
-for a file, `snapshot` holds a moment in memory. It imports `devices`. Begin with `snapshot`.
+`state` finds the objects of which a machine consists, `state_values` turns them into plain values,
+`snapshot` keeps a moment in memory, `file` writes it. It may import `accounts`, `exits` and below.
+Begin with `snapshot`.
 """

@@ -10,17 +10,15 @@ from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trapgate.compiler.dialect import Cells
 from trapgate.engine import machine as stops
 from trapgate.processor.snapshot import ProcessorSnapshot, plain, take_plain
+from trapgate.vmm.accounts import Accounts, Tally
+from trapgate.vmm.moments import Watch
 from trapgate.vmm.snapshots.state import SnapshotError, State, put_back
 from trapgate.vmm.snapshots.state_values import BusyError, take_values, values_of
-
-if TYPE_CHECKING:
-    from trapgate.vmm.accounts import Tally
-    from trapgate.vmm.machine import VirtualMachine
 
 _HOST = frozenset({"number", "base", "console", "bios", "stopped", "_power_on"})
 """Attributes of a machine that are the host's, or remembered apart."""
@@ -34,7 +32,7 @@ class Snapshot:
     trace, bytes on a console.
     """
 
-    def __init__(self, vm: VirtualMachine, tally: Tally, planned: list[Any]) -> None:
+    def __init__(self, vm: Accounts, watch: Watch[Any], tally: Tally, planned: list[Any]) -> None:
         self.machine = vm
         self.time = vm.processor.time
         """The virtual time of the moment, in instructions."""
@@ -45,7 +43,7 @@ class Snapshot:
         self._processor = ProcessorSnapshot(vm.processor, vm.vmcs, self._devices.arrays.values())
         self._stopped = vm.stopped
         self._plain = [(vars(one), plain(one, _HOST)) for one in (vm, tally, vm.turns)]
-        self._watched = vm.watch.state()
+        self._watch, self._watched = watch, watch.state()
         kept: dict[str, Any] = {
             "exits": tally.exits,
             "planned": planned,
@@ -60,7 +58,7 @@ class Snapshot:
         }
 
     def restore(self) -> int:
-        """Let the machine be as it was; how many pages of memory had been written."""
+        """Restore the machine; how many pages of memory had been written."""
         if self.machine.cpu is not self._cpu:
             self.machine.turn_to(self._cpu)
         self._devices.restore()
@@ -71,10 +69,10 @@ class Snapshot:
             if container != saved:
                 put_back(container, saved)
         copied = self._processor.restore()
-        self.machine.watch.restore(self._watched)
+        self._watch.restore(self._watched)
         return copied
 
-    # For files (`snapshot_file`).
+    # For files (`snapshots.file`).
 
     @property
     def processor(self) -> ProcessorSnapshot:
@@ -86,17 +84,15 @@ class Snapshot:
         return {path: image.identity() for path, image in self._devices.files.items()}
 
     def values(self) -> dict[str, Any]:
-        """What is no array, as JSON has values.
+        """What is not an array, as JSON has values.
 
-        Raises SnapshotError for a machine that has ended, is under direct paging, or has
-        several processors; BusyError while a disk transfer is under way or an SMI waits.
+        Raises SnapshotError for a machine that has ended or has several processors; BusyError
+        while a disk transfer is under way or an SMI waits.
         """
         vm = self.machine
-        if not vm.can_be_restored:
-            raise SnapshotError("a machine under direct paging cannot be saved in a file")
         if len(vm.cpus) > 1:
             raise SnapshotError("a machine with several processors cannot be saved in a file")
-        if self._stopped is not None and not self._stopped.can_go_on:
+        if self._stopped is not None and not self._stopped.can_continue:
             raise SnapshotError(f"the machine has ended: {self._stopped.message}")
         if self._processor.smi_waits:
             raise BusyError("an SMI waits to be taken; save an instruction later")
@@ -141,7 +137,7 @@ class Snapshot:
         return (
             vm.processor.time == self.time
             and vm.stopped is None
-            and vm.watch.state().waiting == self._watched.waiting
+            and self._watch.state().waiting == self._watched.waiting
             and self._processor.is_reached()
             and all(now == then for now, then in (self._kept["planned"], self._kept["output"]))
             and self._devices.is_reached()
@@ -153,5 +149,5 @@ class Snapshot:
         return self._processor.differing_pages()
 
     def __repr__(self) -> str:
-        """Of which machine, and when."""
+        """The machine, and the virtual time."""
         return f"<Snapshot of machine {self.machine.number} at {self.time:,} instructions>"

@@ -126,7 +126,7 @@ class State:
         )
 
     def restore(self) -> None:
-        """Let everything be as it was but the arrays."""
+        """Restore everything except the arrays."""
         # That something has changed is the exception, and quicker to find out.
         if self._live != self._were:
             for attributes, then in zip(self._live, self._were, strict=True):
@@ -152,7 +152,7 @@ def attributes_of(one: object) -> dict[str, Any] | None:
 
 
 def put_back(container: Any, saved: Any) -> None:
-    """Let a container have what a copy of it has; it stays the same object."""
+    """Restore the contents of a container from a copy; it stays the same object."""
     if isinstance(container, list | bytearray | array):
         container[:] = saved
         return

@@ -171,7 +171,7 @@ def take_values(state: State, saved: dict[str, Any]) -> None:
             if path in containers and containers[path] != _WIRE:
                 then = reader.value(containers[path])
                 if type(then) is not type(now):
-                    raise SnapshotError(f"its {path} is no {type(now).__name__}")
+                    raise SnapshotError(f"its {path} is not of type {type(now).__name__}")
                 put_back(now, then)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise SnapshotError("its state is not written as state is") from None
@@ -180,7 +180,7 @@ def take_values(state: State, saved: dict[str, Any]) -> None:
 def _fitting(path: str, now: Any, found: Any, reader: _Reader) -> Any:
     """What an attribute is to be: of the kind that it has, if it is not None."""
     if found == _WIRE:
-        # A function where there was none before is what a device goes on with.
+        # A function where there was none before is what a device continues with.
         if now is None:
             raise SnapshotError(f"{path} is in the middle of a transfer; save at another moment")
         return now

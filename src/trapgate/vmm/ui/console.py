@@ -58,7 +58,7 @@ class Output(Protocol):
         """Take bytes."""
 
     def flush(self) -> object:
-        """Let them be seen."""
+        """Flush what was written."""
 
 
 EVERY_BYTE = (1 << 256) - 1
@@ -69,7 +69,7 @@ def last_bytes(expression: bytes) -> int:
     """With which bytes what matches a regular expression can end, a bit each.
 
     Plain text is found with its last byte, so that no other has to be looked at before the guest
-    goes on. Of an expression that is more than that every byte may be the one.
+    continues. Of an expression that is more than that every byte may be the one.
     """
     return 1 << expression[-1] if _PLAIN_TEXT.fullmatch(expression) else EVERY_BYTE
 

@@ -11,14 +11,13 @@ import queue
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from trapgate.errors import TrapgateError
+from trapgate.vmm.devices import Pc
+from trapgate.vmm.devices.pixels import Readable
 from trapgate.vmm.devices.scancodes import pressed
 from trapgate.vmm.ui.screen import ScreenError, png
-
-if TYPE_CHECKING:
-    from trapgate.vmm.machine import VirtualMachine
 
 _LONGEST_MESSAGE = 4096
 _MOST_EVENTS = 1000
@@ -177,13 +176,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Display:
-    """Serves the page of `vm` at `host` and `port` (0: any) from now on, until `close`.
+    """Serves the page of a PC at `host` and `port` (0: any) from now on, until `close`.
 
-    Raises TrapgateError if the port cannot be had.
+    `devices` are the PC's, `memory` is what its VGA shows; `look` is to be one of the machine's
+    `watchers`. Raises TrapgateError if the port cannot be opened.
     """
 
-    def __init__(self, vm: VirtualMachine, host: str, port: int) -> None:
-        self._vm = vm
+    def __init__(self, devices: Pc, memory: Readable, host: str, port: int) -> None:
+        self._devices, self._memory = devices, memory
         self._exchange = exchange = _Exchange()
 
         class Handler(_Handler):
@@ -194,7 +194,7 @@ class Display:
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise TrapgateError(
-                f"--display: {host}:{port} cannot be had ({why}); give another port or host"
+                f"--display: {host}:{port} cannot be opened ({why}); give another port or host"
             ) from None
         self._server.daemon_threads = True
         self.address: Final = f"{host}:{self._server.server_address[1]}"
@@ -202,9 +202,8 @@ class Display:
         names = (host, "localhost", "127.0.0.1")
         Handler.hosts = frozenset(f"{one}:{self._server.server_address[1]}" for one in names)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        vm.watchers.append(self.look)
 
-    def look(self, _vm: VirtualMachine) -> None:
+    def look(self, _vm: object) -> None:
         """Do what the page asks for; the machine asks from time to time."""
         self._take_events()
         if self._exchange.wanted.is_set():
@@ -212,19 +211,18 @@ class Display:
 
     def close(self) -> None:
         """The run has ended."""
-        self._vm.watchers.remove(self.look)
         self._exchange.put(self._picture())
         self._server.shutdown()
         self._server.server_close()
 
     def _picture(self) -> bytes | str:
         try:
-            return png(self._vm.devices.vga, self._vm.processor.memory)
+            return png(self._devices.vga, self._memory)
         except ScreenError as error:
             return str(error)
 
     def _take_events(self) -> None:
-        keyboard = self._vm.devices.keyboard
+        keyboard = self._devices.keyboard
         while not self._exchange.events.empty():
             event = self._exchange.events.get_nowait()
             key = event.get("key")
@@ -232,7 +230,7 @@ class Display:
                 keyboard.press(pressed(key, down=event.get("down") is True))
                 continue
             if event.get("power") is True:
-                self._vm.devices.power.press_button()
+                self._devices.power.press_button()
                 continue
             numbers = [event.get(name) for name in ("right", "down", "buttons")]
             if all(type(number) is int for number in numbers):

@@ -175,7 +175,7 @@ def _check_execution_controls(v: Cells, current: int, secondary_may: int) -> int
 
 @core
 def _check_ept(v: Cells, current: int, secondary: int) -> int:
-    """Of the same section what is about EPT and what builds on it, and VMCS shadowing."""
+    """The checks of the same section on EPT, what builds on it, and VMCS shadowing."""
     if secondary & ct.SECONDARY_EPT:
         check = check_ept_pointer(v[EPT_POINTER])
         if check != 0:
@@ -200,7 +200,7 @@ def _check_ept(v: Cells, current: int, secondary: int) -> int:
 
 @core
 def _check_apic_virtualization(v: Cells, pin: int, primary: int, secondary: int) -> int:
-    """Of the same section what is about the virtual-APIC page and the APIC-access page."""
+    """The checks of the same section on the virtual-APIC page and the APIC-access page."""
     delivers = secondary & ct.SECONDARY_VIRTUAL_INTERRUPT_DELIVERY
     if primary & ct.PRIMARY_TPR_SHADOW:
         if not page_address(v[VIRTUAL_APIC_ADDRESS]):

@@ -185,7 +185,7 @@ def _check_tables(v: Cells) -> int:
 def _check_rip_and_rflags(v: Cells) -> int:
     long = v[VM_ENTRY_CONTROLS] & ENTRY_IA32E_MODE_GUEST != 0
     if long and v[GUEST_CS_ACCESS_RIGHTS] & st.AR_L:
-        # Bits 63:48 alike, which is not canonical yet: an exit may have left RIP one byte behind
+        # Bits 63:48 alike, which is not canonical yet: an exit may have left RIP one byte after
         # the lower half of the address space.
         if v[GUEST_RIP] >> LINEAR_ADDRESS_BITS not in (0, -1):
             return ck.GUEST_RIP_CANONICAL

@@ -1,150 +1,51 @@
-"""Snapshots in files: a machine that goes on in another process.
+"""A machine that was saved in a file, and continues in another process.
 
-A file is a head of fixed size (magic, format, length of the description, digest of all that
-follows), a description in JSON, and compressed parts: the arrays of the processor and the
-devices, the rows of the journal that are in use, the pages of memory that are not all zeros.
-Nothing in it is code, and nothing is believed: digest, sizes and kinds are checked, and what could
-lead compiled code astray is checked against the machine that is to take it (`_demand_sound`).
+Nothing in a file is believed: digest, sizes and kinds are checked, and what could lead compiled
+code astray is checked against the machine that is to take it (`_demand_sound`).
 
-It is read by the version that wrote it, on the same processor model and engine, for the same
-devices; `SavedMachine` says in words what is in the way.
+It is read by the version that wrote it (`snapshots.file`), on the same processor model and engine,
+for the same devices; `SavedMachine` says in words what is in the way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from trapgate.compiler.dialect import Cells
-from trapgate.engine import machine as stops
 from trapgate.engine.written_pages import clear, fill
 from trapgate.events.journal import (
     HEAD_CAPACITY,
-    HEAD_LENGTH,
     HEAD_LEVEL,
     HEAD_SEQUENCE,
     HEAD_USED,
     ROW_WIDTH,
 )
 from trapgate.instructions import polled_ports as polled
-from trapgate.sdm import cells as f
-from trapgate.sdm import registers, vmx
-from trapgate.vmm.cpus.identity import MSRS, cpuid
+from trapgate.trace import TraceWriter
 from trapgate.vmm.devices.board import Board
+from trapgate.vmm.exits.vmm import Vmm
+from trapgate.vmm.machine import VirtualMachine
+from trapgate.vmm.snapshots.file import FORMAT, HEAD, MAGIC, layout, processor_model
 from trapgate.vmm.snapshots.snapshot import Snapshot
 from trapgate.vmm.snapshots.state import SnapshotError
+from trapgate.vmm.ui.console import Console
 
-if TYPE_CHECKING:
-    from trapgate.trace import TraceWriter
-    from trapgate.vmm.machine import VirtualMachine, Vmm
-    from trapgate.vmm.ui.console import Console
-
-FORMAT = 1
-_MAGIC = b"TRAPSNAP"
-_HEAD = struct.Struct("<8sII32s")
 _MOST_MEMORY = 4 << 30
 _PAGE = 4096
 _CELL = 8
-_LEAVES = (*range(0x17), *range(0x4000_0000, 0x4000_0002), *range(0x8000_0000, 0x8000_0009))
-
-
-def layout() -> str:
-    """A digest of what the numbers in a file mean: the same in all machines of one version."""
-    what = (
-        f.ENCODINGS,
-        registers.NAMES,
-        stops.RUN_STATE,
-        (HEAD_LENGTH, ROW_WIDTH, vmx.LENGTH, polled.LENGTH),
-        sorted((name, value) for name, value in vars(polled).items() if name.isupper()),
-        sorted((name, value) for name, value in vars(vmx).items() if name.isupper()),
-    )
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-
-
-def processor_model() -> str:
-    """A digest of what the guest sees of the processor: CPUID, and MSRs that read as constants."""
-    leaves = [cpuid(leaf, subleaf) for leaf in _LEAVES for subleaf in (0, 1)]
-    return hashlib.sha256(repr((leaves, sorted(MSRS.items()))).encode()).hexdigest()[:16]
-
-
-def save(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot to a file, which is there whole or not at all.
-
-    Raises SnapshotError for a machine that cannot be saved, and if the file cannot be written.
-    """
-    vm = snapshot.machine
-    parts: list[bytes] = []
-    sizes: list[tuple[int, int]] = []
-
-    def put(data: bytes) -> None:
-        packed = pa.compress(data, codec="zstd", asbytes=True)
-        parts.append(packed)
-        sizes.append((len(packed), len(data)))
-
-    values = snapshot.values()
-    arrays = snapshot.processor.arrays
-    for array in (*arrays, snapshot.processor.rows):
-        put(array.tobytes())
-    pages = []
-    for numbers, contents in snapshot.processor.memory():
-        pages.append(len(numbers))
-        put(numbers.tobytes() + contents.tobytes())
-    board = vm.board
-    description = {
-        "version": version("trapgate"),
-        "layout": layout(),
-        "processor": processor_model(),
-        "engine": vm.processor.engine.kind,
-        "memory": vm.processor.memory.size,
-        "profile": vm.vmcs.profile,
-        "number": vm.number,
-        "time": snapshot.time,
-        "board": [len(board.disks), len(board.cds), len(board.floppies)],
-        "firmware": [board.firmware, board.bios],
-        "testdev": board.testdev,
-        "disks": snapshot.disks(),
-        "values": values,
-        "arrays": len(arrays),
-        "pages": pages,
-        "sizes": sizes,
-    }
-    text = json.dumps(description).encode()
-    packed = pa.compress(text, codec="zstd", asbytes=True)
-    _write(path, [struct.pack("<I", len(text)), packed, *parts], len(packed))
-
-
-def _write(path: Path, parts: Sequence[bytes], description: int) -> None:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    head = _HEAD.pack(_MAGIC, FORMAT, description, digest.digest())
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("xb") as file:
-            file.writelines((head, *parts))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise SnapshotError(
-            f"{path}: cannot be written ({error.strerror}); give another file"
-        ) from None
 
 
 class SavedMachine:
-    """A snapshot that was read from a file; `machine` makes the machine that goes on.
+    """A snapshot that was read from a file; `machine` makes the machine that continues.
 
     Raises SnapshotError, in words, for what is not a snapshot, is damaged, or is another version's.
     """
@@ -157,16 +58,16 @@ class SavedMachine:
             raise SnapshotError(
                 f"{path}: cannot be read ({error.strerror}); give what --save wrote"
             ) from None
-        if len(data) < _HEAD.size + 4 or not data.startswith(_MAGIC):
+        if len(data) < HEAD.size + 4 or not data.startswith(MAGIC):
             raise self._error("is not a snapshot; make one with trapgate run --save")
-        _, form, length, digest = _HEAD.unpack_from(data)
+        _, form, length, digest = HEAD.unpack_from(data)
         if form != FORMAT:
             raise self._error(f"has format {form}, and this version reads {FORMAT}; make it again")
-        if hashlib.sha256(data[_HEAD.size :]).digest() != digest:
+        if hashlib.sha256(data[HEAD.size :]).digest() != digest:
             raise self._error("is damaged: cut off, or changed; make it again")
         try:
-            (size,) = struct.unpack_from("<I", data, _HEAD.size)
-            start = _HEAD.size + 4
+            (size,) = struct.unpack_from("<I", data, HEAD.size)
+            start = HEAD.size + 4
             text = _unpacked(data[start : start + length], size)
             self._description: dict[str, Any] = dict(json.loads(text))
             self._parts: list[tuple[int, int, int]] = []
@@ -204,7 +105,7 @@ class SavedMachine:
 
     @property
     def time(self) -> int:
-        """The virtual time at which the machine goes on."""
+        """The virtual time at which the machine continues."""
         return int(self._description["time"])
 
     @property
@@ -246,8 +147,6 @@ class SavedMachine:
 
         Raises SnapshotError if the drives are others, and EngineError without its engine.
         """
-        from trapgate.vmm.machine import VirtualMachine
-
         real, own = self.firmware
         board = board or Board(firmware=real, bios=own, testdev=self.testdev)
         if (board.firmware, board.bios) != (real, own):
@@ -268,7 +167,7 @@ class SavedMachine:
         return vm
 
     def restore(self, vm: VirtualMachine) -> None:
-        """Let a machine that was made in the same way be as the one that was saved.
+        """Bring a machine that was made in the same way to the state that was saved.
 
         Raises SnapshotError if it is another one; it is useless then.
         """

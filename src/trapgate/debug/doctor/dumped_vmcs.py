@@ -17,7 +17,7 @@ class NotInDumpError(LookupError):
 
 
 @dataclass(frozen=True)
-class Patient:
+class DumpedVmcs:
     """Fields by their SDM names, unsigned.
 
     `form` says whose dump it was; `assumed` names fields that the dump does not have, but that
@@ -46,7 +46,7 @@ class Patient:
         """The same with other values in some fields."""
         return replace(self, values={**self.values, **changes})
 
-    def differing(self, other: "Patient") -> Iterator[tuple[str, int | None, int | None]]:
+    def differing(self, other: "DumpedVmcs") -> Iterator[tuple[str, int | None, int | None]]:
         """Fields that the two do not have alike: name, value here, value there (None: absent)."""
         for name in _in_order({*self.values, *other.values}):
             here, there = self.values.get(name), other.values.get(name)

@@ -25,7 +25,7 @@ from trapgate.sdm.cells import CRITERIA_TABLE_LENGTH, LENGTH, TABLE_START
 
 @jit_for_python
 def restore_tables(vmcss: int, count: int) -> int:
-    """Let the criteria tables of VMCSs be as their copies have them; 0.
+    """Restore the criteria tables of VMCSs from their copies; 0.
 
     At `vmcss` there are, for each of `count`, where it is and where its copy is. The fields are
     still as they are: a table without a length, then and now, is left.
@@ -41,7 +41,7 @@ def restore_tables(vmcss: int, count: int) -> int:
 
 @jit_for_python
 def restore_journal(machine: int, counts: int, rows: int, sequence: int, same: int) -> int:
-    """Let the journal be as a copy has it: rows, and the counts of VMX level 0; 0.
+    """Restore the journal from a copy: rows, and the counts of VMX level 0; 0.
 
     `counts` and `rows` are where their copies are. `sequence` is how many events there were then;
     `same` says that the journal was as it is there, and has only gone on. The head still tells
