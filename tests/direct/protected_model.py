@@ -22,8 +22,8 @@ from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging import frame_map as fm
 from trapgate.sdm import cells as f
 from trapgate.sdm.fields import Field
-from trapgate.vmm.direct.habits import RootHabits
 from trapgate.vmm.direct.links import FOUR_LEVELS, Links, Mode, Root
+from trapgate.vmm.direct.root_prediction import RootPredictor
 
 P, W, A, D, PS = 1, 2, 0x20, 0x40, 0x80
 ADDRESS = 0xFF_FFFF_F000
@@ -77,7 +77,7 @@ class Model:
         self.v[f.FRAME_MAP_ADDRESS], self.v[f.FRAME_MAP_LENGTH] = (FRAMES - 1) * 4096, FRAMES
         self.v[f.FAULT_FILTER], self.v[f.FRAME_FILTERS] = fault_filter, frame_filters
         self.links = Links(self.bytes, (FRAMES - 1) * 4096, FRAMES, OWN)
-        self.habits = RootHabits(self.links)
+        self.prediction = RootPredictor(self.links)
         self.tlb: dict[int, tuple[int, bool]] = {}
         self.caches: dict[tuple[int, int], int] = {}
         self.done: Counter[str] = Counter()
@@ -200,7 +200,7 @@ class Model:
         if self.unseen and chance < 0.3:
             links.recount()
         elif chance < 0.3 and (frame not in self.loaded or self.mode.pointers):
-            self.habits.reused(frame, self.loaded)
+            self.prediction.reused(frame, self.loaded)
             links.drop_roots_to(frame, self.loaded)
         else:
             refusal = links.store(frame << 12 | n << 3, value.to_bytes(8, "little"))
@@ -248,7 +248,7 @@ class Model:
             return
         self.root = root
         if not known:
-            self.habits.loaded(self.loaded)
+            self.prediction.loaded(self.loaded)
         self.done["loaded"] += 1
         self.forget()
         self.settle()

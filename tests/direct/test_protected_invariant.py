@@ -17,8 +17,8 @@ from trapgate.decision.fault_filters import OWN_TABLE
 from trapgate.decision.self_map import DIRECTORY, PTE
 from trapgate.paging.frame_map import TABLE
 from trapgate.vmm.direct import linking, links
-from trapgate.vmm.direct.habits import RootHabits
 from trapgate.vmm.direct.links import FOUR_LEVELS, PAE, Mode, Root
+from trapgate.vmm.direct.root_prediction import RootPredictor
 
 RESTLESS = "none", "known-table and paragraph 80", "empty-table and paragraph 80", "every filter"
 
@@ -293,7 +293,7 @@ FOUND_BY = {
 
 def test_without_this_a_guess_lets_a_guest_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loaded root may be dropped, as one whose process has ended."""
-    remade("loaded", " - {root}):", "):", of=RootHabits)(monkeypatch)
+    remade("loaded", " - {root}):", "):", of=RootPredictor)(monkeypatch)
     with pytest.raises((AssertionError, IndexError)):
         play(range(1000, 1300), 250, RESTLESS, restless=True)
 

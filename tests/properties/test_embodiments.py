@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.unit.test_criteria_table import expected
-from trapgate.criteria.terms.table_worlds import World, arrays, table_in, terms
+from trapgate.criteria.terms.table_backends import Backend, arrays, table_in, terms
 from trapgate.decision import embodiments
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.decide import Disposition, decide_fault, decide_filtered
@@ -28,14 +28,14 @@ z3 = pytest.importorskip("z3")
 FIELDS = {name: len(scheme.fields) for name, scheme in SCHEMES.items()}
 
 
-def fetching(world: World, known: dict[str, Any]) -> Callable[[FaultValue], tuple[Any, Any]]:
+def fetching(backend: Backend, known: dict[str, Any]) -> Callable[[FaultValue], tuple[Any, Any]]:
     """Values by name; those that are not known are absent."""
-    absent = world.inverse(world.true)
+    absent = backend.inverse(backend.true)
 
     def fetch(value: FaultValue) -> tuple[Any, Any]:
         if value.name in known:
-            return world.true, known[value.name]
-        return absent, world.number(0)
+            return backend.true, known[value.name]
+        return absent, backend.number(0)
 
     return fetch
 
@@ -56,35 +56,35 @@ def narrow(name: str) -> Any:
 def test_every_transfer_criterion_is_a_table_for_all_codes_and_fields(
     name: str, control: bool
 ) -> None:
-    world = terms()
+    backend = terms()
     code = narrow("code")
     values = [narrow(f"field {n}") for n in range(FIELDS[name])]
     rules = TRANSFER[name](14, control, *values)
-    fetch = fetching(world, {"vector": world.number(14), "code": code})
-    action = table_in(rules, fetch, world, world.number(Action.NEXT))
+    fetch = fetching(backend, {"vector": backend.number(14), "code": code})
+    action = table_in(rules, fetch, backend, backend.number(Action.NEXT))
     exits = SCHEMES[name].function(z3.BoolVal(control), z3.BoolVal(True), code, *values)
-    assert proved(action == z3.If(exits, world.number(1), world.number(2)))
+    assert proved(action == z3.If(exits, backend.number(1), backend.number(2)))
     # ¶43: without an error code the control bit decides.
-    fetch = fetching(world, {"vector": world.number(14)})
-    action = table_in(rules, fetch, world, world.number(Action.NEXT))
-    assert proved(action == world.number(1 if control else 2))
+    fetch = fetching(backend, {"vector": backend.number(14)})
+    action = table_in(rules, fetch, backend, backend.number(Action.NEXT))
+    assert proved(action == backend.number(1 if control else 2))
     # Other vectors are none of its business.
-    fetch = fetching(world, {"vector": world.number(13), "code": code})
-    assert proved(table_in(rules, fetch, world, world.number(Action.NEXT)) == world.number(0))
+    fetch = fetching(backend, {"vector": backend.number(13), "code": code})
+    assert proved(table_in(rules, fetch, backend, backend.number(Action.NEXT)) == backend.number(0))
 
 
 @pytest.mark.parametrize("used", [0, 1, 0x80, 0xA5, 0xFF])
 def test_members_are_a_table(used: int) -> None:
-    world = terms()
+    backend = terms()
     code = narrow("code")
     values = [narrow(f"value {n}") for n in range(8)]
     rules = TRANSFER["member"](14, False, used, *values)
-    fetch = fetching(world, {"vector": world.number(14), "code": code})
-    action = table_in(rules, fetch, world, world.number(Action.NEXT))
+    fetch = fetching(backend, {"vector": backend.number(14), "code": code})
+    action = table_in(rules, fetch, backend, backend.number(Action.NEXT))
     exits = SCHEMES["member"].function(
-        z3.BoolVal(False), z3.BoolVal(True), code, world.number(used), *values
+        z3.BoolVal(False), z3.BoolVal(True), code, backend.number(used), *values
     )
-    assert proved(action == z3.If(exits, world.number(1), world.number(2)))
+    assert proved(action == z3.If(exits, backend.number(1), backend.number(2)))
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMES if name != "member"])
@@ -120,7 +120,7 @@ def built_in(name: str, entry: Any, pte: Any, data: Any, old: Any, kept: Any, de
 @pytest.mark.parametrize("name", FILTERS)
 def test_every_fault_filter_is_a_table_for_all_entries(name: str) -> None:
     rules, wide, page_size = FILTERS[name]
-    world = terms()
+    backend = terms()
     bits = 64 if wide else 32
 
     def entry(label: str) -> Any:
@@ -131,17 +131,17 @@ def test_every_fault_filter_is_a_table_for_all_entries(name: str) -> None:
     denying = 1 << 63 if wide else 0
     known = {"table_entry": kind, "old_entry": old, "new_entry": new}
     known |= {"set_bits": new & ~old, "cleared_bits": old & ~new}
-    action = table_in(rules, fetching(world, known), world, world.number(Action.NEXT))
+    action = table_in(rules, fetching(backend, known), backend, backend.number(Action.NEXT))
     completes = built_in(
         name,
         z3.Or(kind == 1, kind == 2),
         kind == 1,
         new,
         old,
-        world.number(kept),
-        world.number(denying),
+        backend.number(kept),
+        backend.number(denying),
     )
-    claim = (action == world.number(Action.COMPLETE)) == completes
+    claim = (action == backend.number(Action.COMPLETE)) == completes
     assert proved(z3.Implies(z3.Or(kind == 1, kind == 2), claim))
 
 
@@ -165,26 +165,26 @@ def in_order(order: str, satisfied: Any, exits: Any) -> Any:
 def test_every_order_of_filter_and_criteria_is_a_table(
     name: str, order: str, control: bool
 ) -> None:
-    world = terms()
+    backend = terms()
     code, mask, match = narrow("code"), narrow("mask"), narrow("match")
     old, new, kind = (z3.BitVec(label, 64) for label in ("old", "new", "kind"))
     rules = embodiments.ordered(order, FILTERS[name][0], control, mask, match)
-    known = {"vector": world.number(14), "code": code}
+    known = {"vector": backend.number(14), "code": code}
     exits = SCHEMES["figure-3"].function(z3.BoolVal(control), z3.BoolVal(True), code, mask, match)
     # A page fault that no filter may judge has no table entry.
-    action = table_in(rules, fetching(world, known), world, world.number(Action.NEXT))
+    action = table_in(rules, fetching(backend, known), backend, backend.number(Action.NEXT))
     assert proved(action == in_order(order, z3.BoolVal(False), exits))
     known |= {"table_entry": kind, "old_entry": old, "new_entry": new}
     known |= {"set_bits": new & ~old, "cleared_bits": old & ~new}
-    action = table_in(rules, fetching(world, known), world, world.number(Action.NEXT))
+    action = table_in(rules, fetching(backend, known), backend, backend.number(Action.NEXT))
     satisfied = built_in(
         name,
         z3.Or(kind == 1, kind == 2),
         kind == 1,
         new,
         old,
-        world.number(0x000FFFFFFFFFF080),
-        world.number(1 << 63),
+        backend.number(0x000FFFFFFFFFF080),
+        backend.number(1 << 63),
     )
     judged = z3.Or(kind == 1, kind == 2)
     assert proved(z3.Implies(judged, action == in_order(order, satisfied, exits)))
@@ -213,24 +213,24 @@ def test_orders_do_what_the_processor_does_for_all_small_fields(order: str) -> N
 
 
 def test_a_wrong_table_is_not_proved() -> None:
-    world = terms()
+    backend = terms()
     code, mask, match = narrow("code"), narrow("mask"), narrow("match")
     rules = TRANSFER["exchanged"](14, True, mask, match)
-    fetch = fetching(world, {"vector": world.number(14), "code": code})
-    action = table_in(rules, fetch, world, world.number(Action.NEXT))
+    fetch = fetching(backend, {"vector": backend.number(14), "code": code})
+    action = table_in(rules, fetch, backend, backend.number(Action.NEXT))
     exits = SCHEMES["figure-3"].function(z3.BoolVal(True), z3.BoolVal(True), code, mask, match)
-    assert not proved(action == z3.If(exits, world.number(1), world.number(2)))
+    assert not proved(action == z3.If(exits, backend.number(1), backend.number(2)))
 
 
 def test_arrays_say_what_integers_say() -> None:
-    world = arrays()
+    backend = arrays()
     rng = np.random.default_rng(14)
     codes = rng.integers(0, 1 << 16, 2000, np.uint64)
     rules: tuple[Rule, ...] = (
         *TRANSFER["figure-5"](14, True, 8, 0b11, 0b01)[:2],
         *TRANSFER["less"](14, True, 1 << 14),
     )
-    fetch = fetching(world, {"vector": np.full(2000, 14, np.uint64), "code": codes})
-    got = table_in(rules, fetch, world, np.zeros(2000, np.uint64))
+    fetch = fetching(backend, {"vector": np.full(2000, 14, np.uint64), "code": codes})
+    got = table_in(rules, fetch, backend, np.zeros(2000, np.uint64))
     wanted = [expected(list(rules), {"vector": 14, "code": int(code)})[0] for code in codes]
     assert got.tolist() == wanted

@@ -70,7 +70,7 @@ def show_summary(summary: Summary, out: Terminal) -> None:
     if writes is not None and (writes.completed or writes.exited):
         out.print(_writes_table(writes))
     speed = summary.executed / summary.seconds / 1e6 if summary.seconds else 0.0
-    waited = f"; halted for the time of {summary.halted:,} more" if summary.halted else ""
+    waited = f"; halted for {summary.halted:,} ns of virtual time" if summary.halted else ""
     out.print(
         f"{summary.executed:,} instruction{'s' * (summary.executed != 1)} "
         f"in {summary.seconds:.2f} s "

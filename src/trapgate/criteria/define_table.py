@@ -37,7 +37,7 @@ from trapgate.criteria.rule_tables.table_search import (
     with_table,
 )
 from trapgate.criteria.terms.fault_terms import fault_terms, in_words
-from trapgate.criteria.terms.table_worlds import arrays, clause_in, table_in, terms
+from trapgate.criteria.terms.table_backends import arrays, clause_in, table_in, terms
 from trapgate.criteria.wishes.fault_rows import IN_TRACES, FaultRows
 from trapgate.criteria.wishes.fault_wishes import FaultWishes
 from trapgate.decision.condition_rules import holds

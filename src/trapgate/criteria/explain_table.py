@@ -14,7 +14,7 @@ from trapgate.criteria.problems.solvers import z3_module
 from trapgate.criteria.terms.fault_terms import FaultTerms, fault_terms, in_words
 from trapgate.criteria.terms.instruction_terms import instruction_in_words, instruction_terms
 from trapgate.criteria.terms.search import Search
-from trapgate.criteria.terms.table_worlds import rule_in, terms
+from trapgate.criteria.terms.table_backends import rule_in, terms
 from trapgate.decision.condition_rules import condition_text
 from trapgate.decision.conditions import AllOf
 from trapgate.decision.criteria_rules import Rule

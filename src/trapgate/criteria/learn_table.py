@@ -24,7 +24,7 @@ from trapgate.criteria.proofs.wish_tasks import EXCEPTIONS
 from trapgate.criteria.rule_tables.clause_candidates import candidates
 from trapgate.criteria.rule_tables.smallest_table import Sample, Sketch, TableProblem
 from trapgate.criteria.rule_tables.table_search import with_table
-from trapgate.criteria.terms.table_worlds import arrays, clause_in, table_in
+from trapgate.criteria.terms.table_backends import arrays, clause_in, table_in
 from trapgate.criteria.wishes.fault_rows import IN_TRACES, FaultRows, read_rows
 from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Clause, Operator, Rule

@@ -22,7 +22,7 @@ from trapgate.criteria.terms.instruction_terms import (
     instruction_terms,
 )
 from trapgate.criteria.terms.search import Search
-from trapgate.criteria.terms.table_worlds import rule_in, table_in, terms
+from trapgate.criteria.terms.table_backends import rule_in, table_in, terms
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Clause, Operator, Rule
 from trapgate.decision.fault_values import BY_NAME
 from trapgate.sdm import controls as ct

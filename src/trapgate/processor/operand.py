@@ -1,4 +1,4 @@
-"""The guest as an instruction's operands see it: registers, segments, memory after its tables."""
+"""An instruction's view of the guest: registers, segments, memory through its page tables."""
 
 from __future__ import annotations
 

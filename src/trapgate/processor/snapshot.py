@@ -10,10 +10,10 @@ import numpy as np
 from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import bound
 from trapgate.engine import machine as stops
-from trapgate.engine.rare_changes import restore_journal, restore_tables
+from trapgate.engine.partial_restore import restore_journal, restore_tables
 from trapgate.engine.written_pages import MemoryCopy
 from trapgate.events.journal import COUNTS, HEAD_COMPLETED, HEAD_COUNTS, HEAD_SEQUENCE
-from trapgate.processor.likeness import (
+from trapgate.processor.compared_state import (
     LASTING_CELLS,
     LASTING_FIELDS,
     LASTING_VECTOR_CELLS,

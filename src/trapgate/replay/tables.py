@@ -13,7 +13,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.criteria.terms.table_worlds import World, rule_in
+from trapgate.criteria.terms.table_backends import Backend, rule_in
 from trapgate.decision import fault_values as fv
 from trapgate.decision.criteria_rules import Action, Rule
 from trapgate.decision.fault_filters import (
@@ -49,14 +49,14 @@ NOT_IN_TRACES: Final = frozenset(
 """Values that no trace has a column for."""
 
 
-def columns() -> World:
+def columns() -> Backend:
     """Polars expressions of unsigned 64-bit numbers and of truth values, both perhaps null."""
     pl = polars()
 
     def member(value: Any, bitmap: bytes) -> Any:
         return value.is_in([n for n in range(8 * len(bitmap)) if bitmap[n >> 3] >> (n & 7) & 1])
 
-    return World(
+    return Backend(
         number=lambda number: pl.lit(number, pl.UInt64),
         both=lambda one, other: one & other,
         either=lambda one, other: one | other,

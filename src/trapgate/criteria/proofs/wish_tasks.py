@@ -7,7 +7,7 @@ import numpy as np
 from trapgate.criteria.problems.codes import Codes, Truths, has_error_code, layout_of
 from trapgate.criteria.problems.solvers import z3_module
 from trapgate.criteria.proofs.tasks import Task, Weights, task_of_goals
-from trapgate.criteria.terms.table_worlds import arrays, clause_in
+from trapgate.criteria.terms.table_backends import arrays, clause_in
 from trapgate.criteria.wishes.fault_wishes import FaultWishes
 from trapgate.criteria.wishes.spec import DELIVER, EXIT, FREE
 from trapgate.decision import fault_values as fv

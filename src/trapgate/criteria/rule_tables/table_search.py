@@ -16,7 +16,7 @@ from trapgate.criteria.rule_tables.clause_candidates import ALL_OPERATORS, candi
 from trapgate.criteria.rule_tables.smallest_table import Sample, Sketch, TableProblem
 from trapgate.criteria.terms.fault_terms import EXCEPTION_TYPES, FaultTerms
 from trapgate.criteria.terms.search import Search
-from trapgate.criteria.terms.table_worlds import clause_in, terms
+from trapgate.criteria.terms.table_backends import clause_in, terms
 from trapgate.decision.condition_rules import holds
 from trapgate.decision.criteria_rules import MOST_RULES, Action, Clause, Operator, Rule
 from trapgate.sdm.vectors import Vector

@@ -13,7 +13,7 @@ from typing import Any
 from trapgate.criteria.problems.codes import layout_of
 from trapgate.criteria.problems.filters import filter_in
 from trapgate.criteria.problems.solvers import z3_module
-from trapgate.criteria.terms.table_worlds import table_in, terms
+from trapgate.criteria.terms.table_backends import table_in, terms
 from trapgate.decision import fault_values as fv
 from trapgate.decision.conditions import PAGE_FAULT_BITS
 from trapgate.decision.criteria_rules import Action, Rule
@@ -59,7 +59,7 @@ class FaultTerms:
     instructions: bool = False
 
     def fetch(self, value: FaultValue) -> tuple[Any, Any]:
-        """(whether the fault has the value, the value), for `table_worlds`."""
+        """(whether the fault has the value, the value), for `table_backends`."""
         return self.present[value.name], self.values[value.name]
 
     def action(self, vmcs: Vmcs) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from trapgate.criteria.errors import SpecError
 from trapgate.criteria.problems.codes import Codes, Layout, Truths
 from trapgate.criteria.problems.solvers import z3_module
-from trapgate.criteria.terms.table_worlds import arrays, condition_in, terms
+from trapgate.criteria.terms.table_backends import arrays, condition_in, terms
 from trapgate.decision import conditions
 from trapgate.decision.conditions import ConditionError, Names, parse
 from trapgate.decision.fault_values import BY_NAME, SELECTOR_INDEX, FaultValue

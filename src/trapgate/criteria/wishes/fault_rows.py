@@ -37,7 +37,7 @@ class FaultRows:
     faults: Faults
 
     def fetch(self, value: FaultValue) -> tuple[Any, Any]:
-        """(which rows have the value, the value), for `table_worlds`; of `IN_TRACES`."""
+        """(which rows have the value, the value), for `table_backends`; of `IN_TRACES`."""
         vector, code = self.faults.vector, self.faults.code
         everywhere = np.ones(len(vector), np.bool_)
         page_fault = vector == PF

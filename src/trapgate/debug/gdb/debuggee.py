@@ -125,7 +125,7 @@ class Debuggee(Vmm):
 
     # For who debugs.
 
-    def stand(self) -> None:
+    def wait_for_gdb(self) -> None:
         """The guest stands."""
         self.stops.rest()
         self._reverse.give_up()

@@ -169,7 +169,7 @@ class Debugger:
     def _stand(self) -> None:
         self._selected = None
         for one in self._debuggees:
-            one.stand()
+            one.wait_for_gdb()
         self._serve()
 
     def _report(self, why: Stopped) -> None:

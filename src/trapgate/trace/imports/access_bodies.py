@@ -1,7 +1,7 @@
 """What KVM's events say of accesses: to MSRs and control registers, and of posted interrupts."""
 
 from trapgate.compiler.dialect import Cells
-from trapgate.trace.imports.letters import (
+from trapgate.trace.imports.characters import (
     LIBRARY,
     decimal_number,
     digest,

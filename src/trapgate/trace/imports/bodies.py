@@ -7,7 +7,7 @@ import numpy as np
 from trapgate.compiler.dialect import Cells
 from trapgate.sdm.vectors import Vector
 from trapgate.trace.imports.access_bodies import accessed, pause_window, posted
-from trapgate.trace.imports.letters import (
+from trapgate.trace.imports.characters import (
     LIBRARY,
     decimal_number,
     digest,

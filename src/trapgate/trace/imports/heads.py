@@ -3,7 +3,7 @@
 from typing import Final
 
 from trapgate.compiler.dialect import Cells
-from trapgate.trace.imports.letters import LIBRARY, decimal_number, is_blank, is_digit
+from trapgate.trace.imports.characters import LIBRARY, decimal_number, is_blank, is_digit
 from trapgate.trace.imports.points import CPU, PROCESS, THREAD, TICKS, TIME
 
 LONGEST_HEAD: Final = 1024

@@ -10,7 +10,7 @@ from trapgate.trace.imports import bochs, histogram, kvm, perf_data, qemu, trace
 from trapgate.trace.imports.assembler import Assembler
 from trapgate.trace.imports.recording import DamagedError
 from trapgate.trace.imports.rows import Counters, RowWriter
-from trapgate.trace.imports.unknown import RECORD, nothing
+from trapgate.trace.imports.unknown import RECORD, no_event_error
 from trapgate.trace.schema import TIME_UNIT, WEIGHTED, TraceError
 
 FORMATS: Final = (
@@ -195,7 +195,7 @@ def _recognised(source: Path, file: BinaryIO) -> str:
             start = piece.rfind(b"\n", 0, match.end()) + 1
             end = piece.find(b"\n", match.end())
             return kvm.format_of(piece[start : end if end >= 0 else None])
-    raise nothing(source, beginning, first)
+    raise no_event_error(source, beginning, first)
 
 
 def _copy(
@@ -226,7 +226,7 @@ def _copy(
         reader.end()
         counters.rows = writer.taken
         if not counters.rows:
-            raise nothing(source, beginning, reader.unread or b"(entries alone)")
+            raise no_event_error(source, beginning, reader.unread or b"(entries alone)")
         facts = {"source": source.name, "format": found, TIME_UNIT: reader.unit}
         if found == "bpftrace":
             facts[WEIGHTED] = "yes"

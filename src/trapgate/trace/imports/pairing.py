@@ -8,7 +8,7 @@ about it is a row of `state`; events about which everything is known go to `out`
 from typing import Final
 
 from trapgate.compiler.dialect import Cells
-from trapgate.trace.imports.letters import LIBRARY
+from trapgate.trace.imports.characters import LIBRARY
 from trapgate.trace.imports.points import (
     ADDRESS,
     CODE,

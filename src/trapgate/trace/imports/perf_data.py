@@ -24,11 +24,11 @@ from trapgate.trace.imports.raw_events import (
 )
 from trapgate.trace.imports.recording import (
     MOST_DESCRIBED,
+    ByteReader,
     Cells,
     DamagedError,
     PointStream,
     Progress,
-    Stretch,
     Window,
     cells_of,
     read_at,
@@ -63,7 +63,7 @@ class Attribute:
 
 
 def _attribute(data: bytes) -> Attribute:
-    head = Stretch(data, "an event's attribute")
+    head = ByteReader(data, "an event's attribute")
     kind = head.number(4)
     head.take(4 + 8 + 8)
     return Attribute(kind, head.number(8), head.number(8))
@@ -86,14 +86,14 @@ class PerfData:
 
     def _head(self) -> tuple[int, int]:
         """Read the head; where the records begin and end."""
-        head = Stretch(read_at(self._file, 0, 16, self._size, "the head"), "the head")
+        head = ByteReader(read_at(self._file, 0, 16, self._size, "the head"), "the head")
         magic = head.take(8)
         if magic == SWAPPED:
             raise DamagedError("written on a big-endian host, which runs no x86 guests")
         length = head.number(8)
         if length == 16:  # a pipe: what the head would say comes as records
             return 16, self._size
-        head = Stretch(read_at(self._file, 16, 88, self._size, "the head"), "the head")
+        head = ByteReader(read_at(self._file, 16, 88, self._size, "the head"), "the head")
         each = head.number(8)
         attributes = head.number(8), head.number(8)
         start, data = head.number(8), head.number(8)
@@ -119,7 +119,7 @@ class PerfData:
         data = read_at(self._file, offset, length, self._size, "the list of events")
         for at in range(0, length - each + 1, each):
             attribute = _attribute(data[at : at + each])
-            where = Stretch(data[at + each - 16 : at + each], "an event's numbers")
+            where = ByteReader(data[at + each - 16 : at + each], "an event's numbers")
             first, count = where.number(8), where.number(8) // 8
             if count > _MOST_IDS:
                 raise DamagedError("more numbers of an event than there are CPUs")
@@ -133,7 +133,7 @@ class PerfData:
         # One entry for each bit below it that is set.
         before = (features & ((1 << _TRACING_DATA) - 1)).bit_count()
         data = read_at(self._file, at + 16 * before, 16, self._size, "the list of features")
-        entry = Stretch(data, "the list of features")
+        entry = ByteReader(data, "the list of features")
         offset, length = entry.number(8), entry.number(8)
         self._describe(
             read_at(
@@ -146,7 +146,7 @@ class PerfData:
         )
 
     def _describe(self, data: bytes) -> None:
-        head = Stretch(data, "the descriptions of events")
+        head = ByteReader(data, "the descriptions of events")
         head.expect(TRACING)
         head.string()
         if head.number(1):
@@ -255,7 +255,7 @@ class PerfData:
         self, kind: int, record: bytes, rest: bytes, packed: "_Packed | None"
     ) -> int | None:
         """Take a record of perf's own; how many bytes follow it, None if they are not there yet."""
-        body = Stretch(record[8:], "a record")
+        body = ByteReader(record[8:], "a record")
         if kind == _R_COMPRESSED and packed is not None:
             packed.payload.append(record[8:])
         elif kind == _R_COMPRESSED_2 and packed is not None:

@@ -7,6 +7,7 @@ sizes that are given: what a record says of its own size is looked at before it 
 from typing import Final
 
 from trapgate.compiler.dialect import Cells
+from trapgate.trace.imports.characters import LIBRARY
 from trapgate.trace.imports.formats import (
     DESCRIPTOR,
     HAS_ERROR,
@@ -16,7 +17,6 @@ from trapgate.trace.imports.formats import (
     SOFT,
     WRITE,
 )
-from trapgate.trace.imports.letters import LIBRARY
 from trapgate.trace.imports.points import (
     ADDRESS,
     CPU,

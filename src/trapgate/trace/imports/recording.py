@@ -27,7 +27,7 @@ class DamagedError(Exception):
     """The recording is cut or damaged where it cannot be gone on; the message says where."""
 
 
-class Stretch:
+class ByteReader:
     """Bytes of a recording, read one after the other; nothing is read beyond their end."""
 
     def __init__(self, data: bytes, what: str) -> None:
@@ -98,14 +98,14 @@ def cells_of(data: bytes) -> Cells:
 
 
 class PointStream:
-    """Takes points as they come and hands them on in order of time; memory is `WINDOW`."""
+    """Passes points, in order of time, to the pairing and the assembler."""
 
     def __init__(self, layouts: Layouts, assembler: Assembler) -> None:
         self._layouts = layouts
         self._assembler = assembler
         self._words: dict[int, int] = {}
 
-    def hand_on(self, told: Cells) -> None:
+    def add(self, told: Cells) -> None:
         """Points in order."""
         if not len(told):
             return
@@ -165,8 +165,8 @@ def merged_by_time(streams: list[Iterator[Cells]]) -> Iterator[Cells]:
 class Window:
     """Points that come nearly in order: held in a window, and given away sorted by time."""
 
-    def __init__(self, inflow: PointStream, counters: Counters) -> None:
-        self._inflow = inflow
+    def __init__(self, points: PointStream, counters: Counters) -> None:
+        self._points = points
         self._counters = counters
         self._held: list[Cells] = []
         self._count = 0
@@ -198,7 +198,7 @@ class Window:
             return
         whole = np.concatenate(self._held)
         whole = whole[np.argsort(whole[:, TIME], kind="stable")]
-        self._inflow.hand_on(whole[:count])
+        self._points.add(whole[:count])
         self._held = [whole[count:]] if count < len(whole) else []
         self._count = len(whole) - count
 

@@ -7,8 +7,8 @@ event (`bodies`). Neither is told by a version. These functions are compiled
 
 from trapgate.compiler.dialect import Cells
 from trapgate.trace.imports.bodies import body
+from trapgate.trace.imports.characters import LIBRARY, digest, is_blank, is_lower
 from trapgate.trace.imports.heads import head
-from trapgate.trace.imports.letters import LIBRARY, digest, is_blank, is_lower
 from trapgate.trace.imports.points import (
     CONTROL_REGISTER,
     CPU,

@@ -14,11 +14,11 @@ from trapgate.trace.imports.raw_events import DAMAGED, EVENTS, FOREIGN, RAW_COUN
 from trapgate.trace.imports.reasons import integer
 from trapgate.trace.imports.recording import (
     MOST_DESCRIBED,
+    ByteReader,
     Cells,
     DamagedError,
     PointStream,
     Progress,
-    Stretch,
     cells_of,
     merged_by_time,
     read_at,
@@ -66,7 +66,7 @@ class Contents:
     stats: list[str] = field(default_factory=list)
 
 
-def read_tracing_data(head: Stretch, contents: Contents) -> None:
+def read_tracing_data(head: ByteReader, contents: Contents) -> None:
     """The descriptions that `trace.dat` of version 6 and perf's recordings have in common."""
     _header_info(head, contents)
     for _ in range(head.number(4)):  # ftrace's own events
@@ -76,7 +76,7 @@ def read_tracing_data(head: Stretch, contents: Contents) -> None:
     head.take(head.number(4))  # strings of trace_printk()
 
 
-def _header_info(head: Stretch, contents: Contents) -> None:
+def _header_info(head: ByteReader, contents: Contents) -> None:
     head.expect(b"header_page\0")
     page = head.take(head.number(8))
     commit = _COMMIT.search(page)
@@ -86,7 +86,7 @@ def _header_info(head: Stretch, contents: Contents) -> None:
     head.take(head.number(8))
 
 
-def _event_formats(head: Stretch, contents: Contents) -> None:
+def _event_formats(head: ByteReader, contents: Contents) -> None:
     for _ in range(head.number(4)):
         system = head.string()
         for _ in range(head.number(4)):
@@ -95,7 +95,7 @@ def _event_formats(head: Stretch, contents: Contents) -> None:
                 contents.layouts.add(text.decode("utf-8", "replace"))
 
 
-def _initial(head: Stretch) -> tuple[str, int]:
+def _initial(head: ByteReader) -> tuple[str, int]:
     """(the version, the page size); what follows the magic number."""
     version = head.string().decode("ascii", "replace")
     if head.number(1):
@@ -113,7 +113,7 @@ def contents_of(file: BinaryIO, size: int) -> Contents:
 
     Raises: DamagedError if it cannot be read.
     """
-    head = Stretch(read_at(file, 0, min(size, MOST_DESCRIBED), size, "the head"), "the head")
+    head = ByteReader(read_at(file, 0, min(size, MOST_DESCRIBED), size, "the head"), "the head")
     head.expect(MAGIC)
     version, page = _initial(head)
     contents = Contents(page_size=page)
@@ -126,7 +126,7 @@ def contents_of(file: BinaryIO, size: int) -> Contents:
     return contents
 
 
-def _version_6(head: Stretch, contents: Contents, file: BinaryIO, size: int) -> None:
+def _version_6(head: ByteReader, contents: Contents, file: BinaryIO, size: int) -> None:
     read_tracing_data(head, contents)
     head.take(head.number(8))  # names of processes
     cpus = head.number(4)
@@ -136,7 +136,7 @@ def _version_6(head: Stretch, contents: Contents, file: BinaryIO, size: int) -> 
     instances: list[int] = []
     if kind == b"options  \0":
         while (option := head.number(2)) != _DONE:
-            data = Stretch(head.take(head.number(4)), "an option")
+            data = ByteReader(head.take(head.number(4)), "an option")
             if option == _BUFFER and len(instances) < _MOST_CPUS:
                 instances.append(data.number(8))
             else:
@@ -151,14 +151,14 @@ def _version_6(head: Stretch, contents: Contents, file: BinaryIO, size: int) -> 
     # Buffers of instances (trace-cmd record -B) have lists of their own.
     for offset in instances:
         what = "an instance's list of buffers"
-        part = Stretch(read_at(file, offset, 10 + 16 * cpus, size, what), what)
+        part = ByteReader(read_at(file, offset, 10 + 16 * cpus, size, what), what)
         part.expect(b"flyrecord\0")
         if len(contents.buffers) + cpus > _MOST_CPUS:
             raise DamagedError("more buffers than there are CPUs")
         contents.buffers += [Buffer(n, part.number(8), part.number(8)) for n in range(cpus)]
 
 
-def _option(option: int, data: Stretch, contents: Contents) -> None:
+def _option(option: int, data: ByteReader, contents: Contents) -> None:
     """An option that both versions have."""
     text = data.data.rstrip(b"\0").decode("utf-8", "replace")
     if option == _CLOCK:
@@ -172,7 +172,7 @@ def _option(option: int, data: Stretch, contents: Contents) -> None:
         contents.tsc = data.number(4), data.number(4), data.number(8)
 
 
-def _version_7(head: Stretch, contents: Contents, file: BinaryIO, size: int) -> None:
+def _version_7(head: ByteReader, contents: Contents, file: BinaryIO, size: int) -> None:
     contents.codec = head.string().decode("ascii", "replace")[:20]
     head.string()
     offset = head.number(8)
@@ -184,7 +184,7 @@ def _version_7(head: Stretch, contents: Contents, file: BinaryIO, size: int) -> 
         offset = 0
         while options.at < len(options.data):
             option, length = options.number(2), options.number(4)
-            data = Stretch(options.take(length), "an option")
+            data = ByteReader(options.take(length), "an option")
             if option == _DONE:
                 offset = data.number(8) if length >= 8 else 0
                 break
@@ -202,7 +202,7 @@ def _version_7(head: Stretch, contents: Contents, file: BinaryIO, size: int) -> 
         contents.text = _section(file, size, places[_BUFFER_TEXT], contents).data
 
 
-def _buffer(data: Stretch, contents: Contents) -> None:
+def _buffer(data: ByteReader, contents: Contents) -> None:
     data.number(8)
     data.string()
     contents.clock = data.string().decode("ascii", "replace")[:40] or contents.clock
@@ -215,9 +215,9 @@ def _buffer(data: Stretch, contents: Contents) -> None:
         contents.buffers.append(Buffer(data.number(4), data.number(8), data.number(8)))
 
 
-def _section(file: BinaryIO, size: int, offset: int, contents: Contents) -> Stretch:
+def _section(file: BinaryIO, size: int, offset: int, contents: Contents) -> ByteReader:
     """A section of version 7, decompressed."""
-    head = Stretch(read_at(file, offset, 16, size, "a section"), "a section")
+    head = ByteReader(read_at(file, offset, 16, size, "a section"), "a section")
     number, flags = head.number(2), head.number(2)
     head.number(4)
     length = head.number(8)
@@ -225,12 +225,12 @@ def _section(file: BinaryIO, size: int, offset: int, contents: Contents) -> Stre
         raise DamagedError(f"section {number} of {length} bytes, more than a description takes")
     data = read_at(file, offset + 16, length, size, f"section {number}")
     if flags & 1:
-        packed = Stretch(data, f"section {number}")
+        packed = ByteReader(data, f"section {number}")
         short, whole = packed.number(4), packed.number(4)
         if whole > MOST_DESCRIBED:
             raise DamagedError(f"section {number} of {whole} bytes, more than a description takes")
         data = unpacked(packed.take(short), whole, contents.codec)
-    return Stretch(data, f"section {number}")
+    return ByteReader(data, f"section {number}")
 
 
 class TraceDat:
@@ -253,11 +253,11 @@ class TraceDat:
     def read(self, progress: Progress | None) -> None:
         """Read it all."""
         contents, counters = self.contents, self._counters
-        inflow = PointStream(contents.layouts, self._assembler)
+        stream = PointStream(contents.layouts, self._assembler)
         done = 0
         streams = [self._points(buffer) for buffer in contents.buffers if buffer.size]
         for told in merged_by_time(streams):
-            inflow.hand_on(self._timed(told))
+            stream.add(self._timed(told))
             done += len(told) * 64
             if progress is not None:
                 progress(min(done, self._size))
@@ -337,12 +337,12 @@ class TraceDat:
                     self._file, start, min(step, offset + size - start), self._size, "a page"
                 )
             return
-        count = Stretch(read_at(self._file, offset, 4, self._size, "chunks"), "chunks").number(4)
+        count = ByteReader(read_at(self._file, offset, 4, self._size, "chunks"), "chunks").number(4)
         at = offset + 4
         for _ in range(count):
             if at + 8 > offset + size:
                 raise DamagedError("fewer chunks than announced")
-            head = Stretch(read_at(self._file, at, 8, self._size, "a chunk"), "a chunk")
+            head = ByteReader(read_at(self._file, at, 8, self._size, "a chunk"), "a chunk")
             short, whole = head.number(4), head.number(4)
             if whole > _MOST_CHUNK or short > _MOST_CHUNK:
                 raise DamagedError(f"a chunk of {max(short, whole)} bytes")

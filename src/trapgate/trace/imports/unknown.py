@@ -61,7 +61,7 @@ _TEXTS: Final[tuple[tuple[re.Pattern[bytes], str, str], ...]] = (
 )
 
 
-def nothing(source: Path, beginning: bytes, unread: bytes | None) -> TraceError:
+def no_event_error(source: Path, beginning: bytes, unread: bytes | None) -> TraceError:
     """The error about a file without events: what it is, and what to do.
 
     `beginning` is the file's, `unread` the first line that could have been one of a trace.

@@ -54,7 +54,6 @@ from trapgate.sdm.vectors import GP
 from trapgate.vmm.actions import EMULATED, RESUME, Action, End, Inject, Stop
 from trapgate.vmm.direct.edits import Edits
 from trapgate.vmm.direct.guarded_ram import GuardedRam
-from trapgate.vmm.direct.habits import RootHabits
 from trapgate.vmm.direct.host import SharingMachine
 from trapgate.vmm.direct.linking import ADDRESS, P
 from trapgate.vmm.direct.links import (
@@ -68,6 +67,7 @@ from trapgate.vmm.direct.links import (
 )
 from trapgate.vmm.direct.mapped_memory import FRAMES, GuestRange, ProtectedHost
 from trapgate.vmm.direct.refusals import DirectCounts, DirectPagingError, demand_one_processor
+from trapgate.vmm.direct.root_prediction import RootPredictor
 from trapgate.vmm.direct.snapshot import DirectSnapshot
 from trapgate.vmm.direct.writes import instruction_at_rip
 from trapgate.vmm.exits import handlers
@@ -141,7 +141,7 @@ class ProtectedMachine(SharingMachine):
         host = host or ProtectedHost([memory], engine=engine, trace=trace)
         base = host.place(memory)
         self.links = host.links_at(base, memory)
-        self._habits = RootHabits(self.links)
+        self._prediction = RootPredictor(self.links)
         self._range = GuestRange(host.processor.memory, base, memory)
         self._edits = Edits(host.processor, self.links, self._range)
         self._masters = GuardedRam(self._range, self.links, self.drop_roots_to)
@@ -174,11 +174,11 @@ class ProtectedMachine(SharingMachine):
         """Everything of the machine at this moment, for `restore`."""
         self.demand_host_for_itself()
         tables, exits = self.links.keep(), self.exits_by_level.copy()
-        habits = self._habits.keep()
+        prediction = self._prediction.keep()
 
         def back() -> None:
             tables()
-            habits()
+            prediction()
             self.exits_by_level = exits.copy()
 
         return DirectSnapshot(self, self.watch, self._tally, self._planned, self.counts, back)
@@ -323,7 +323,7 @@ class ProtectedMachine(SharingMachine):
                 return self.refuse(refusal)
         if effects.write_cr(v, self.processor.registers.cells, 3, signed(value)) != GO_ON:
             return _GENERAL_PROTECTION
-        self._habits.loaded(self._root())
+        self._prediction.loaded(self._root())
         self.processor.engine.flush_translations()
         return EMULATED
 
@@ -432,7 +432,7 @@ class ProtectedMachine(SharingMachine):
         That is always safe, for a root is validated when it is loaded again.
         """
         loaded = self._root()
-        self._habits.reused(frame, loaded)
+        self._prediction.reused(frame, loaded)
         return self.links.drop_roots_to(frame, loaded, recount=self.counts_too_high)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from trapgate.vmm.direct.links import Links, Root
 
 
-class RootHabits:
+class RootPredictor:
     """Guesses about the guest whose tables `links` knows."""
 
     def __init__(self, links: Links) -> None:

@@ -1,7 +1,7 @@
-"""A criteria table in other worlds than the processor's: arrays, columns, bit-vectors.
+"""A criteria table on other backends than the processor: arrays, columns, bit-vectors.
 
 The operators are the expressions of `clauses`, the very ones that the processor runs; a
-`World` only says how truth values are combined there.
+`Backend` only says how truth values are combined there.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from trapgate.decision.fault_values import FaultValue
 
 
 @dataclass(frozen=True)
-class World:
-    """How one world writes constants of 64 bits and combines truth values.
+class Backend:
+    """How one backend writes constants of 64 bits and combines truth values.
 
     `number` makes a constant of an unsigned number, `choose` is `then if condition else
     otherwise`, `member` whether the bit of that number is set in a bitmap.
@@ -33,7 +33,7 @@ class World:
     true: Any = True
 
 
-def arrays() -> World:
+def arrays() -> Backend:
     """NumPy arrays of unsigned 64-bit numbers."""
 
     def member(value: Any, bitmap: bytes) -> Any:
@@ -41,7 +41,7 @@ def arrays() -> World:
         inside = value < len(bits)
         return inside & bits[np.where(inside, value, 0).astype(np.int64)]
 
-    return World(
+    return Backend(
         number=np.uint64,
         both=np.logical_and,
         either=np.logical_or,
@@ -51,7 +51,7 @@ def arrays() -> World:
     )
 
 
-def terms() -> World:
+def terms() -> Backend:
     """Bit-vectors of z3, 64 bits wide."""
     import z3
 
@@ -59,7 +59,7 @@ def terms() -> World:
         numbers = [n for n in range(8 * len(bitmap)) if bitmap[n >> 3] >> (n & 7) & 1]
         return z3.Or([value == n for n in numbers])
 
-    return World(
+    return Backend(
         number=lambda number: z3.BitVecVal(number, 64),
         both=z3.And,
         either=z3.Or,
@@ -71,28 +71,28 @@ def terms() -> World:
 
 
 Fetch = Callable[[FaultValue], tuple[Any, Any]]
-"""Whether faults have a value, and the value, both in the world's kind."""
+"""Whether faults have a value, and the value, both in the backend's kind."""
 
 
-def clause_in(clause: Clause, fetch: Fetch, world: World) -> Any:
-    """Where a clause holds. Its numbers may be terms of the world as well as integers."""
+def clause_in(clause: Clause, fetch: Fetch, backend: Backend) -> Any:
+    """Where a clause holds. Its numbers may be terms of the backend as well as integers."""
 
     def number(value: Any) -> Any:
-        return world.number(value) if isinstance(value, int) else value
+        return backend.number(value) if isinstance(value, int) else value
 
     present, whole = fetch(clause.value)
     mask: Any = clause.mask  # perhaps a term, whose == is not a truth value
     everything = isinstance(mask, int) and mask == (1 << 64) - 1
     value = whole if everything else masked(whole, number(mask))
     operand, limit = number(clause.operand), number(clause.limit)
-    ones, sign = world.number((1 << 64) - 1), world.number(1 << 63)
+    ones, sign = backend.number((1 << 64) - 1), backend.number(1 << 63)
     match clause.operator:
         case Operator.EQUAL:
             holds = is_equal(value, operand)
         case Operator.BELOW:
             holds = below_64(value, operand, ones, sign)
         case Operator.BELOW_OR_EQUAL:
-            holds = world.inverse(below_64(operand, value, ones, sign))
+            holds = backend.inverse(below_64(operand, value, ones, sign))
         case Operator.IN_RANGE:
             holds = in_range(value, operand, limit, ones, sign)
         case Operator.ANY_BIT:
@@ -100,35 +100,35 @@ def clause_in(clause: Clause, fetch: Fetch, world: World) -> Any:
         case Operator.ALL_BITS:
             holds = all_bits(value, operand)
         case _:
-            holds = world.member(value, clause.bitmap)
-    return world.both(present, world.inverse(holds) if clause.negated else holds)
+            holds = backend.member(value, clause.bitmap)
+    return backend.both(present, backend.inverse(holds) if clause.negated else holds)
 
 
-def condition_in(condition: Condition, fetch: Fetch, world: World) -> Any:
+def condition_in(condition: Condition, fetch: Fetch, backend: Backend) -> Any:
     """Where a condition holds."""
     if isinstance(condition, Clause):
-        return clause_in(condition, fetch, world)
+        return clause_in(condition, fetch, backend)
     together = isinstance(condition, AllOf)
-    holds = world.true if together else world.inverse(world.true)
+    holds = backend.true if together else backend.inverse(backend.true)
     for part in condition.parts:
-        truth = condition_in(part, fetch, world)
-        holds = world.both(holds, truth) if together else world.either(holds, truth)
+        truth = condition_in(part, fetch, backend)
+        holds = backend.both(holds, truth) if together else backend.either(holds, truth)
     return holds
 
 
-def rule_in(rule: Rule, fetch: Fetch, world: World) -> Any:
+def rule_in(rule: Rule, fetch: Fetch, backend: Backend) -> Any:
     """Where all clauses of a rule hold."""
-    holds = world.true
+    holds = backend.true
     for clause in rule.clauses:
-        holds = world.both(holds, clause_in(clause, fetch, world))
+        holds = backend.both(holds, clause_in(clause, fetch, backend))
     return holds
 
 
-def table_in(rules: Sequence[Rule], fetch: Fetch, world: World, otherwise: Any) -> Any:
+def table_in(rules: Sequence[Rule], fetch: Fetch, backend: Backend, otherwise: Any) -> Any:
     """What the table does, as numbers of `Action`; `otherwise` where no rule matches."""
     result = otherwise
     for rule in reversed(rules):
-        result = world.choose(
-            rule_in(rule, fetch, world), world.number(Action(rule.action).value), result
+        result = backend.choose(
+            rule_in(rule, fetch, backend), backend.number(Action(rule.action).value), result
         )
     return result
