@@ -8,11 +8,11 @@ import ast
 import functools
 from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trapgate.compiler import raw
+from trapgate.compiler.definitions import Definitions
 from trapgate.compiler.kinds import (
     ANY,
     BOOL,
@@ -30,9 +30,6 @@ from trapgate.compiler.kinds import (
 from trapgate.compiler.operators import Alternatives, Operators
 from trapgate.compiler.routine import Routine, assigned_in, routine
 from trapgate.compiler.text import Code
-
-if TYPE_CHECKING:
-    from trapgate.compiler.module import Module
 
 _BUILTINS = {"int": int, "bool": bool, "len": len, "min": min, "max": max}
 _FLOATING = {
@@ -53,7 +50,7 @@ class Expressions(Operators):
 
     def __init__(
         self,
-        module: "Module",
+        module: Definitions,
         code: Code,
         source: Routine,
         arguments: dict[str, Value],

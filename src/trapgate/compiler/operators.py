@@ -7,8 +7,8 @@ or statements.
 import ast
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+from trapgate.compiler.definitions import Definitions
 from trapgate.compiler.kinds import (
     BOOL,
     CELLS,
@@ -22,9 +22,6 @@ from trapgate.compiler.kinds import (
 )
 from trapgate.compiler.routine import DialectError, Routine
 from trapgate.compiler.text import Code, stores
-
-if TYPE_CHECKING:
-    from trapgate.compiler.module import Module
 
 _ARITHMETIC: dict[type[ast.operator], tuple[str, Callable[[int, int], int]]] = {
     ast.Add: ("add", operator.add),
@@ -62,7 +59,7 @@ _ADVICE = {
 class Operators:
     """Operations on values, put into `code`, a part of `module`, for what `source` says."""
 
-    def __init__(self, module: "Module", code: Code, source: Routine) -> None:
+    def __init__(self, module: Definitions, code: Code, source: Routine) -> None:
         self.module = module
         self.code = code
         self.source = source

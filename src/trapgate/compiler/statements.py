@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from trapgate.compiler import raw
 from trapgate.compiler.expressions import Expressions
 from trapgate.compiler.kinds import INT, KINDS, NOTHING, Value, integer, returned
-from trapgate.compiler.library import Stub
 from trapgate.compiler.text import stores
 
 
@@ -133,7 +132,7 @@ class Statements(Expressions):
             raise self.error(node, "a stub goes on with as many arguments as it has itself")
         known = isinstance(target, ast.Name) and not self._is_variable(target.id)
         stub = self.meaning(target) if known else None
-        if isinstance(stub, Stub):
+        if isinstance(stub, raw.Continuation):
             place = f'@"{stub.symbol}"'
         else:
             place = self.code.pointer(self.coerce(self.value(target), INT, target).text)
