@@ -49,7 +49,6 @@ class Part:
 PARTS = {
     "decision": Part(
         (
-            "decision.criteria_table",
             "decision.decide",
             "decision.faults",
             "decision.self_map",
@@ -61,6 +60,7 @@ PARTS = {
             "unit/test_self_map.py",
         ),
     ),
+    "tables": Part(("decision.criteria_table",), ("unit/test_criteria_table.py",)),
     "rules": Part(
         ("decision.clauses", "decision.rules", "decision.fault_filters"),
         (
