@@ -117,6 +117,7 @@ PARTS = {
     ),
     "compiler": Part(
         (
+            "compiler.definitions",
             "compiler.expressions",
             "compiler.kinds",
             "compiler.module",
