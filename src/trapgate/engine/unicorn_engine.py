@@ -15,7 +15,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from trapgate.compiler.dialect import Cells, Rows
 from trapgate.compiler.program import bound
 from trapgate.compiler.raw import watch
-from trapgate.engine import core_calls, hooks, loop
+from trapgate.engine import core_calls, hooks, loop, memory_hooks
 from trapgate.engine import emission as em
 from trapgate.engine import machine as mc
 from trapgate.engine.guest import address_spaces
@@ -127,10 +127,10 @@ class UnicornEngine:
             at.VMCB, at.VMCB_PAGES * _PAGE, uc_const.UC_PROT_ALL, _address(self.scratch)
         )
         # Devices lie below the engine's own pages.
-        apic_page = hooks.on_apic_page_read, hooks.on_apic_page_write
-        absent = hooks.on_absent_read, hooks.on_absent_write
-        stores = hooks.on_absent_read, hooks.on_intercepted_store
-        video = hooks.on_video_read, hooks.on_video_write
+        apic_page = memory_hooks.on_apic_page_read, memory_hooks.on_apic_page_write
+        absent = memory_hooks.on_absent_read, memory_hooks.on_absent_write
+        stores = memory_hooks.on_absent_read, memory_hooks.on_intercepted_store
+        video = memory_hooks.on_video_read, memory_hooks.on_video_write
         own = self._machine
         for start, end, reader, (load, store), writer in (
             (size, at.VMCB, own, absent, own),
@@ -185,7 +185,7 @@ class UnicornEngine:
         c[mc.NATIVE] = 1
         c[mc.ENV] = inside.env
         self._guard_translator(inside)
-        ctypes.c_uint64.from_address(inside.tlb_fill).value = hooks.on_tlb_fill.address
+        ctypes.c_uint64.from_address(inside.tlb_fill).value = memory_hooks.on_tlb_fill.address
         ctypes.c_uint64.from_address(inside.debug).value = hooks.on_breakpoint.address
 
     def _guard_translator(self, inside: native.Internals) -> None:
@@ -231,7 +231,7 @@ class UnicornEngine:
             self._offer_xsave(inside.env)
         except EngineError:
             # With such a hook the engine looks for stale code at every store, and not without.
-            self._hook(uc_const.UC_HOOK_MEM_WRITE, hooks.on_any_store)
+            self._hook(uc_const.UC_HOOK_MEM_WRITE, memory_hooks.on_any_store)
         else:
             self._guard_translator(inside)
             self.cells[mc.LIVE] = inside.env
