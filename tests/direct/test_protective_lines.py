@@ -7,6 +7,7 @@ from struct import pack
 
 import pytest
 
+from tests.conformance.self_mapped_guest import CODE, FOUR_LEVEL, VMCALL, Bench, Outcome
 from tests.direct.test_protected_machine import (
     HLT,
     LINKED,
@@ -21,7 +22,9 @@ from tests.direct.test_protected_machine import (
     machine,
     words,
 )
+from trapgate.decision.decide import Disposition
 from trapgate.decision.fault_filters import OWN_FRAME
+from trapgate.events.journal import ROW_CPL, ROW_DISPOSITION, ROW_RIP, ROW_SEQUENCE
 from trapgate.vmm.direct.mapped_memory import ProtectedHost
 
 
@@ -71,3 +74,64 @@ def test_a_completed_store_sets_the_flags_of_what_translates_it() -> None:
     assert counts(vm)[1] == 1
     assert words(vm, PD_2)[1] == 0x20_00E7
     assert words(vm, X)[0] == Y | 7
+
+
+# Of the lines behind: what a completed store leaves
+
+ENTRY = 0x12_3002
+"""Not present: figure 8 lets it come."""
+STORE = b"\xc7\x07" + pack("<I", ENTRY)
+"""MOV DWORD [RDI], ENTRY."""
+both_engines = pytest.mark.parametrize("engine", ["native", "portable"])
+
+
+def filtered(engine: str, code: bytes, memory: dict[int, bytes], **registers: int) -> Outcome:
+    """Code in 64-bit mode under figure 8; RDI is an entry of self-mapped tables."""
+    given = {"rdi": FOUR_LEVEL.tables, **registers}
+    bench = Bench(FOUR_LEVEL, engine)
+    return bench.run(code, writable=False, memory=memory, registers=given)
+
+
+@both_engines
+def test_the_ring_that_the_guest_has_gone_to_by_itself(engine: str) -> None:
+    """SYSRET to ring 3 and SYSCALL back, to address 0, have no exit that would save it."""
+    user, target = STORE + bytes.fromhex("0f05"), CODE + 0x100
+    left = filtered(
+        engine,
+        STORE + bytes.fromhex("480f07"),
+        {target: user, 0: STORE + VMCALL},
+        rcx=target,
+        r11=2,
+    )
+    assert left.fields["GUEST_RIP"] == len(STORE)
+    assert [row[ROW_DISPOSITION] for row in left.rows] == [Disposition.COMPLETE] * 3
+    assert [row[ROW_CPL] for row in left.rows] == [0, 3, 0]
+    assert [row[ROW_RIP] for row in left.rows] == [CODE, target, 0]
+
+
+@both_engines
+def test_code_in_an_entry_whose_flags_a_store_sets_is_translated_again(engine: str) -> None:
+    """MOV RAX, imm64; NOP; RET, of which the number is the entry that maps the table."""
+    last, entry = 0x9FFE, 0xA000
+    memory = {last: b"\x48\xb8", entry + 8: b"\x90\xc3" + bytes(6)}
+    call = bytes.fromhex("ffd5")
+    code = call + bytes.fromhex("4889c3") + STORE + call
+    left = filtered(engine, code, memory, rbp=last)
+    assert [row[ROW_DISPOSITION] for row in left.rows] == [Disposition.COMPLETE]
+    assert left.registers["rbx"] == FOUR_LEVEL.frames[0] | 7
+    assert left.registers["rax"] == FOUR_LEVEL.frames[0] | 0x67
+
+
+@both_engines
+@pytest.mark.parametrize("store", [STORE, bytes.fromhex("f0832701")], ids=["mov", "lock and"])
+def test_no_event_is_lost_however_many_writes_complete(engine: str, store: bytes) -> None:
+    """The journal has 64 rows, and is read in time: 1,000 in a loop without any exit."""
+    bench = Bench(FOUR_LEVEL, engine)
+    seen: list[int] = []
+    bench.processor.trace_to(lambda rows: seen.extend(rows[:, ROW_SEQUENCE].tolist()))
+    code = b"\xb9" + pack("<I", 1000) + store + bytes.fromhex("ffc9") + b"\x75"
+    code += pack("<b", -len(store) - 4)
+    left = bench.run(code, writable=False, memory={}, registers={"rdi": FOUR_LEVEL.tables})
+    assert left.registers["rcx"] == 0
+    bench.processor.drain()
+    assert seen == list(range(seen[0], seen[0] + 1000))

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tools.mutate.__main__ import PARTS, REASONS, ROOT
+from tools.mutate.__main__ import PARTS, REASONS, ROOT, as_pattern
 from tools.mutate.mutants import mutants_of, put_in
 
 SOURCE = '''
@@ -86,9 +86,16 @@ def test_parts_name_modules_and_tests_that_are_there(part: str) -> None:
         assert (ROOT / "tests" / test).is_file()
 
 
-def test_reasons_are_for_functions_that_are_there() -> None:
+def test_reasons_are_for_mutants_that_there_are() -> None:
+    keys: dict[str, dict[str, list[str]]] = {}
     for group in tomllib.loads(REASONS.read_text())["survivors"]:
-        module = import_module(f"trapgate.{group['module']}")
-        keys = {(mutant.function, mutant.key) for mutant in mutants_of(module)}
-        assert {function for function, _ in keys} >= set(group["functions"])
+        name = group["module"]
+        if name not in keys:
+            keys[name] = {}
+            for mutant in mutants_of(import_module(f"trapgate.{name}")):
+                keys[name].setdefault(mutant.function, []).append(mutant.key)
+        assert keys[name].keys() >= set(group["functions"])
+        for pattern in map(as_pattern, group["mutants"]):
+            found = [key for function in group["functions"] for key in keys[name][function]]
+            assert any(map(pattern.fullmatch, found)), f"{name}: {pattern.pattern}"
         assert group["reason"].endswith(".")

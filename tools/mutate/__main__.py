@@ -141,11 +141,16 @@ def _modules(part: str) -> Iterator[ModuleType]:
         yield importlib.import_module(f"trapgate.{name}")
 
 
+def as_pattern(key: str) -> re.Pattern[str]:
+    """A mutant's key in the file of reasons, where * stands for anything."""
+    return re.compile(re.escape(key).replace(r"\*", ".*"))
+
+
 def _reasons() -> Callable[[Mutant], bool]:
     """Whether a mutant may live: it is in the file, in which * stands for anything."""
     found: dict[tuple[str, str], list[re.Pattern[str]]] = {}
     for group in tomllib.loads(REASONS.read_text())["survivors"]:
-        patterns = [re.compile(re.escape(key).replace(r"\*", ".*")) for key in group["mutants"]]
+        patterns = [as_pattern(key) for key in group["mutants"]]
         for function in group["functions"]:
             found.setdefault((f"trapgate.{group['module']}", function), []).extend(patterns)
 
