@@ -20,7 +20,7 @@ from trapgate.decision.criteria_rules import (
     decode,
     encode,
 )
-from trapgate.decision.criteria_table import check_table, decide_by_table
+from trapgate.decision.criteria_table import check_table, decide_by_table, operating_mode
 from trapgate.decision.decide import Disposition, Reason, decide_event, decide_fault
 from trapgate.sdm import cells as f
 from trapgate.sdm import checks as ck
@@ -160,6 +160,77 @@ def test_the_first_rule_that_matches_decides(
     put(guest, table)
     got = decide_by_table(guest.v, guest.r, guest.mem, *arguments)
     assert got == expected(table, known)
+
+
+@settings(deadline=None, max_examples=40)
+@given(faults(), st.booleans())
+def test_each_value_and_operator_alone(
+    fault: tuple[Guest, tuple[int, ...], dict[str, int]], negated: bool
+) -> None:
+    """A rule of one clause about each value that a fault may have, at it and beside it."""
+    guest, arguments, known = fault
+    first = guest.v
+    for number, name in enumerate(ALONE):
+        value = known.get(name, 0)
+        for operator in (Operator.EQUAL, list(TESTS)[number % 6]):
+            for operand in (value, value ^ 1, max(value - 1, 0), value ^ 1 << 12):
+                limit = max(operand, value) if operator is Operator.IN_RANGE else 0
+                clause = Clause(fv.BY_NAME[name], operator, operand, limit, negated=negated)
+                table = [Rule(Action.EXIT, (clause,))]
+                guest.v = first
+                put(guest, table)
+                got = decide_by_table(guest.v, guest.r, guest.mem, *arguments)
+                assert got == expected(table, known), (name, operator, operand)
+
+
+ALONE = [
+    "vector",
+    "type",
+    "code",
+    "instruction_length",
+    "depth",
+    "interrupted_vector",
+    "address",
+    "page",
+    "page_offset",
+    "below_stack",
+    "page_fault_code",
+    "selector_index",
+    "cpl",
+    "mode",
+    "rip",
+    "rsp",
+    "rflags",
+    "cr0",
+    "cr3",
+    "cr4",
+    "efer",
+    "table_entry",
+    "old_entry",
+    "new_entry",
+    "set_bits",
+    "cleared_bits",
+]
+
+
+@pytest.mark.parametrize("lma", [0, 1])
+@pytest.mark.parametrize("vm", [0, 1])
+@pytest.mark.parametrize("wide", [0, 1])
+@pytest.mark.parametrize("pe", [0, 1])
+def test_modes(pe: int, wide: int, vm: int, lma: int) -> None:
+    guest = Guest()
+    guest.set(
+        GUEST_CR0=1 << 31 | 0x30 | pe,
+        GUEST_RFLAGS=2 | 1 << 16 | vm << 17,
+        GUEST_IA32_EFER=0x901 | lma << 10,
+        GUEST_CS_ACCESS_RIGHTS=0xC09B | wide << 13,
+    )
+    mode = fv.MODE_64_BIT if wide else fv.MODE_COMPATIBILITY
+    if not lma:
+        mode = fv.MODE_PROTECTED
+    if vm:
+        mode = fv.MODE_VIRTUAL_8086
+    assert operating_mode(guest.v) == (mode if pe else fv.MODE_REAL)
 
 
 @given(tables, faults())

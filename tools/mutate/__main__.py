@@ -48,7 +48,6 @@ class Part:
 PARTS = {
     "decision": Part(
         (
-            "decision.criteria_table",
             "decision.decide",
             "decision.faults",
             "decision.self_map",
@@ -60,6 +59,7 @@ PARTS = {
             "unit/test_self_map.py",
         ),
     ),
+    "tables": Part(("decision.criteria_table",), ("unit/test_criteria_table.py",)),
     "rules": Part(
         ("decision.clauses", "decision.rules", "decision.fault_filters"),
         (
