@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME...] [--runs N] [--json FILE]`: measure and print a table."""
+"""Measure Trapgate and the programs that it is compared with, and print a table."""
 
 import argparse
 import contextlib
@@ -101,9 +101,18 @@ def main() -> int:
     """Run the benchmarks that were asked for; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = [benchmark.name for benchmark in SUITE]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--runs", type=int, default=5, help="of each side (default: 5)")
-    parser.add_argument("--warm-up", type=int, default=1, help="runs before them (default: 1)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"benchmarks to run, by default all: {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, help="measured turns of each side (default: 5)"
+    )
+    parser.add_argument(
+        "--warm-up", type=int, default=1, help="turns before these, which do not count (default: 1)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in names]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trapgate.sdm.reasons import ExitReason
     from trapgate.trace import Trace, TraceWriter
     from trapgate.vmcs.vmcs import Vmcs
-    from trapgate.vmm.actions import End, Stop
+    from trapgate.vmm.actions import Emulated, End, Inject, Resume, Stop
     from trapgate.vmm.direct.host_memory import Host
     from trapgate.vmm.direct.machine import DirectMachine
     from trapgate.vmm.direct.mapped_memory import ProtectedHost
@@ -38,17 +38,20 @@ __all__ = [
     "Decision",
     "DirectMachine",
     "Disposition",
+    "Emulated",
     "End",
     "ExitReason",
     "Fault",
     "FaultInformation",
     "Host",
+    "Inject",
     "Interruption",
     "InterruptionType",
     "Policy",
     "Processor",
     "ProtectedHost",
     "ProtectedMachine",
+    "Resume",
     "SavedMachine",
     "Stop",
     "Trace",
@@ -83,7 +86,10 @@ _HOMES = {
     "Trace": "trace.reader",
     "TraceWriter": "trace.writer",
     "Vmcs": "vmcs.vmcs",
+    "Emulated": "vmm.actions",
     "End": "vmm.actions",
+    "Inject": "vmm.actions",
+    "Resume": "vmm.actions",
     "Stop": "vmm.actions",
     "DirectMachine": "vmm.direct.machine",
     "Host": "vmm.direct.host_memory",

@@ -36,7 +36,7 @@ from tests.conformance.tiny_guest import (
 from trapgate.sdm.reasons import ExitReason
 from trapgate.sdm.state import CR0_TS, RFLAGS_NT, RFLAGS_VM
 from trapgate.sdm.vectors import DB, DF, GP, NP, PF, SS, TS
-from trapgate.vmm.actions import Action, Inject, Moved
+from trapgate.vmm.actions import Action, Inject, StateReplaced
 from trapgate.vmm.exits.task_switch import switch_tasks
 from trapgate.vmm.machine import VirtualMachine
 
@@ -167,7 +167,7 @@ def test_a_far_transfer_to_a_task(name: str, width: int, selector: int, engine: 
     guest.memory[CODE_16] = VMCALL
     guest.registers = {"rax": 0xABCD0001}
     run, action, _ = switched(guest, engine)
-    assert action == Moved()
+    assert action == StateReplaced()
     nested = name == "call"
     assert run.vmcs["GUEST_TR_SELECTOR"] == OTHER_TASK
     assert run.vmcs["GUEST_TR_ACCESS_RIGHTS"] & 0xF == (0xB if width == 32 else 3)
@@ -194,10 +194,10 @@ def test_a_called_task_returns(engine: str) -> None:
     guest = by_far_transfer("call", Task())
     guest.memory[NEW_CODE] = b"\xcf" + VMCALL
     run, action, machine = switched(guest, engine)
-    assert action == Moved()
+    assert action == StateReplaced()
     assert run.resume().reason is ExitReason.TASK_SWITCH
     assert run.exit.qualification == 1 << 30 | TASK
-    assert switch_tasks(run.exit, machine) == Moved()
+    assert switch_tasks(run.exit, machine) == StateReplaced()
     assert run.vmcs["GUEST_RFLAGS"] == 2
     assert access_byte(run, TASK) & 2
     assert not access_byte(run, OTHER_TASK) & 2
@@ -215,7 +215,7 @@ def task_gate(vector: int) -> dict[int, bytes]:
 def test_an_interrupt_by_a_task_gate_saves_where_it_returns_to(engine: str) -> None:
     guest = Tiny("p32", 0, b"\xcd\x40", memory_of(Task(), 32) | task_gate(0x40))
     run, action, _ = switched(guest, engine)
-    assert action == Moved()
+    assert action == StateReplaced()
     assert saved(run)[0] == CODE + 2
     assert run.vmcs["GUEST_RFLAGS"] & RFLAGS_NT
     assert run.vmcs["GUEST_RSP"] == NEW_STACK
@@ -225,7 +225,7 @@ def test_a_fault_by_a_task_gate_pushes_its_error_code(engine: str) -> None:
     load = b"\xb8\x00\x10\x00\x00\x8e\xd8"  # mov eax, 1000H; mov ds, ax
     guest = Tiny("p32", 0, load, memory_of(Task(), 32) | task_gate(GP))
     run, action, _ = switched(guest, engine)
-    assert action == Moved()
+    assert action == StateReplaced()
     assert saved(run)[0] == CODE + 5
     assert run.vmcs["GUEST_RSP"] == NEW_STACK - 4
     assert run.pushed(1) == [0x1000]
@@ -241,7 +241,7 @@ def test_a_breakpoint_on_the_error_code_for_a_task(engine: str) -> None:
         run, action, _ = switched(guest, engine)
         assert run.vmcs["GUEST_RIP"] == NEW_CODE
         if vector is None:
-            assert action == Moved()
+            assert action == StateReplaced()
             continue
         assert isinstance(action, Inject)
         assert action.event.vector == vector
@@ -253,7 +253,7 @@ def test_a_task_in_ring_3(engine: str) -> None:
     segments = dict.fromkeys(SEGMENTS, DATA_3) | {"cs": CODE_32_USER}
     task = Task(segments=segments, general=GENERAL | {"esp": USER_STACK})
     run, action, _ = switched(by_far_transfer("jmp", task), engine)
-    assert action == Moved()
+    assert action == StateReplaced()
     assert run.vmcs["GUEST_SS_ACCESS_RIGHTS"] >> 5 & 3 == 3
     assert run.resume().reason is ExitReason.VMCALL
 
@@ -264,7 +264,7 @@ def test_a_task_in_virtual_8086_mode(engine: str) -> None:
     guest = by_far_transfer("jmp", task)
     guest.memory[0x9000] = b"\x90\x0f\x0b"
     run, action, _ = switched(guest, engine)
-    assert action == Moved()
+    assert action == StateReplaced()
     run.vmcs["EXCEPTION_BITMAP"] = 1 << 6
     run.resume()
     assert run.exit.reason is ExitReason.EXCEPTION_OR_NMI
@@ -391,7 +391,7 @@ def test_the_pointers_of_pae_paging(cr3: int, reserved: int, engine: str) -> Non
         assert (action.event.vector, action.event.error_code) == (GP, 0)
         assert (run.vmcs["GUEST_CR3"], run.vmcs["GUEST_RIP"]) == (TABLES, NEW_CODE)
     else:
-        assert action == Moved()
+        assert action == StateReplaced()
         assert run.vmcs["GUEST_CR3"] == cr3
         assert run.resume().reason is ExitReason.VMCALL
         assert run.vmcs["GUEST_RIP"] == NEW_CODE

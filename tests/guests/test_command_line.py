@@ -267,7 +267,7 @@ def test_an_interactive_run_echoes_and_is_left_with_ctrl_a_x(tmp_path: Path) -> 
         os.write(terminal, b"HAL")
         assert b"IBM" in read_until(terminal, b"IBM")
         os.write(terminal, b"\x01x")
-        assert b"left the console" in read_until(terminal, b"million/s)")
+        assert b"ended by Ctrl-A x" in read_until(terminal, b"million/s)")
         _, status = os.waitpid(child, 0)
     finally:
         os.close(terminal)

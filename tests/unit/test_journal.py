@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.core_guest import Guest
 from trapgate.events import journal as j
-from trapgate.events.journal import amend, record, reinstate
+from trapgate.events.journal import change_disposition, change_to_delivered, record
 
 NAMES = {name: getattr(j, name) for name in dir(j) if name.startswith("ROW_")}
 
@@ -88,7 +88,7 @@ def test_without_room_only_counts_are_kept() -> None:
     guest.head[j.HEAD_CAPACITY] = 0
     guest.rows[:] = -1
     write(guest)
-    amend(guest.rows, guest.head, 14, 3, 1, 9)
+    change_disposition(guest.rows, guest.head, 14, 3, 1, 9)
     assert (guest.rows == -1).all()
     assert guest.head[j.HEAD_USED] == 0
     assert guest.head[j.HEAD_SEQUENCE] == 1
@@ -103,7 +103,7 @@ def test_the_last_row_is_corrected() -> None:
     for vector in (6, 7, 8):
         write(guest, vector, disposition=1)
     before = guest.rows.copy()
-    amend(guest.rows, guest.head, 8, 3, 0, 14)
+    change_disposition(guest.rows, guest.head, 8, 3, 0, 14)
     before[0][j.ROW_DISPOSITION] = 0
     before[0][j.ROW_REASON] = 14
     assert (guest.rows == before).all()
@@ -131,13 +131,13 @@ def test_events_are_counted_by_level_type_and_vector() -> None:
         (1, 7, 255, 1): 5,
     }
     guest.head[j.HEAD_LEVEL] = 0
-    amend(guest.rows, guest.head, 16, 4, 0, 9)
+    change_disposition(guest.rows, guest.head, 16, 4, 0, 9)
     assert counts[0, 4, 16].tolist() == [1, 1, 0]
     assert counts[0, 3, 16].tolist() == [0, 1, 0]
     guest.head[j.HEAD_LEVEL] = 1
-    amend(guest.rows, guest.head, 255, 7, 0, 9)
+    change_disposition(guest.rows, guest.head, 255, 7, 0, 9)
     assert counts[1, 7, 255].tolist() == [1, 4, 0]
-    amend(guest.rows, guest.head, 255, 7, 2, 9)
+    change_disposition(guest.rows, guest.head, 255, 7, 2, 9)
     assert counts[1, 7, 255].tolist() == [1, 3, 1]
 
 
@@ -162,7 +162,7 @@ def test_an_event_that_did_not_exit_is_recorded_as_delivered() -> None:
     for vector in (6, 7, 8, 32):
         write(guest, vector)
     before = guest.rows.copy()
-    reinstate(guest.head, guest.rows, 32, 3)
+    change_to_delivered(guest.head, guest.rows, 32, 3)
     before[0][j.ROW_DISPOSITION] = 1
     assert (guest.rows == before).all()
     counts = guest.head[j.HEAD_COUNTS :][: 2 * 8 * 256 * 3].reshape(2, 8, 256, 3)
@@ -170,16 +170,16 @@ def test_an_event_that_did_not_exit_is_recorded_as_delivered() -> None:
     assert counts.sum() == 4
 
 
-@pytest.mark.parametrize("correct", ["amend", "reinstate"])
+@pytest.mark.parametrize("correct", ["change_disposition", "change_to_delivered"])
 @pytest.mark.parametrize("capacity", [0, 1])
 def test_a_row_is_corrected_if_there_is_one(correct: str, capacity: int) -> None:
     guest = Guest()
     guest.head[j.HEAD_CAPACITY] = capacity
-    write(guest, disposition=0 if correct == "reinstate" else 1)
-    if correct == "amend":
-        amend(guest.rows, guest.head, 14, 3, 0, 9)
+    write(guest, disposition=0 if correct == "change_to_delivered" else 1)
+    if correct == "change_disposition":
+        change_disposition(guest.rows, guest.head, 14, 3, 0, 9)
     else:
-        reinstate(guest.head, guest.rows, 14, 3)
-    assert guest.rows[0][j.ROW_DISPOSITION] == (capacity if correct == "reinstate" else 0)
-    assert guest.rows[0][j.ROW_REASON] == capacity * (5 if correct == "reinstate" else 9)
+        change_to_delivered(guest.head, guest.rows, 14, 3)
+    assert guest.rows[0][j.ROW_DISPOSITION] == (capacity if correct == "change_to_delivered" else 0)
+    assert guest.rows[0][j.ROW_REASON] == capacity * (5 if correct == "change_to_delivered" else 9)
     assert (guest.rows[1:] == 0).all()

@@ -1,11 +1,10 @@
 """Do the quick tests notice small faults? `python -m tools.mutate [PART ...]`.
 
 Makes mutants of the modules that decide (`tools.mutate.mutants`), runs for each the quick
-tests that execute the changed lines, and prints how many died. The core runs interpreted,
-no test can tell a mutant by comparing it with machine code of the unchanged source. Answers
-are kept in build/mutants.jsonl: a second call asks again only for what has survived, and for
-functions that have changed. Survivors that nobody can notice stand with their reasons in
-tests/mutants.toml.
+tests that execute the changed lines, and prints how many died. The core runs interpreted, so
+no test detects a mutant by comparing it with machine code of the unchanged source. Results are
+kept in build/mutants.jsonl: a second call repeats only what survived, and functions that have
+changed. Accepted survivors are listed with their reasons in tests/mutants.toml.
 
 Exit status: 0 if at least 95 % of the mutants of each part died, those with a reason to live
 left out, else 1.

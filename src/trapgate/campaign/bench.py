@@ -42,7 +42,9 @@ def make_machine(guest: Guest) -> VirtualMachine:
     from trapgate.vmcs.file import read_settings
     from trapgate.vmm.ui.console import input_bytes
 
-    vm = _kind(guest)(guest.memory, engine=guest.engine, seed=guest.seed, board=_board(guest))
+    vm = _machine_class(guest)(
+        guest.memory, engine=guest.engine, seed=guest.seed, board=_board(guest)
+    )
     image = _image(guest)
     if image is None:
         vm.boot()
@@ -55,7 +57,7 @@ def make_machine(guest: Guest) -> VirtualMachine:
     return vm
 
 
-def _kind(guest: Guest) -> Callable[..., VirtualMachine]:
+def _machine_class(guest: Guest) -> Callable[..., VirtualMachine]:
     """What makes a plan's machine: a guest whose edit of its tables is refused is stopped."""
     if guest.paging == "direct":
         if guest.protect == "frames":
@@ -132,7 +134,7 @@ class Counts(NamedTuple):
     of_faults: bytes
 
 
-def _arrive(vm: VirtualMachine) -> None:
+def _stop_there(vm: VirtualMachine) -> None:
     vm.stopped = _THERE
 
 
@@ -217,9 +219,9 @@ class Bench:
     def _wait_for(self, point: Point) -> None:
         """Let the machine stop at a point, if no count of instructions and no end of its own."""
         if point.kind in {"rip", "symbol"}:
-            self.vm.at(AtAddress(self.address_of(point), point.time), _arrive)
+            self.vm.at(AtAddress(self.address_of(point), point.time), _stop_there)
         elif point.kind == "output":
-            self.vm.at(AtOutput(point.text, point.time), _arrive)
+            self.vm.at(AtOutput(point.text, point.time), _stop_there)
 
     def address_of(self, point: Point) -> int:
         """The linear address of a point. Raises PlanError for a symbol that there is not."""

@@ -78,7 +78,7 @@ def _execute(reference: Reference, moment: int, fault: Fault, there: Callable[[]
         fault.apply(vm)
     except AbsentError as error:
         return Result(NOT_APPLIED, "", 0, str(error), rip, 0, "")
-    ending = _on(reference, fault)
+    ending = _run_to_end(reference, fault)
     outcome = classify(ending, bench.plan.detected, bench.plan.classes)
     detail = ", ".join(ending.extra) if ending.same_end and ending.same_output else ending.message
     digest = "" if ending.same_output else hashlib.sha256(ending.output).hexdigest()[:16]
@@ -86,24 +86,24 @@ def _execute(reference: Reference, moment: int, fault: Fault, there: Callable[[]
     return Result(outcome, ending.end, ending.status, detail[:_LONGEST_DETAIL], rip, time, digest)
 
 
-def _on(reference: Reference, fault: Fault) -> Ending:
+def _run_to_end(reference: Reference, fault: Fault) -> Ending:
     """To the end; or to a checkpoint where all is again as in the golden run, whose end follows."""
     bench = reference.bench
     if fault.holds:
-        return ending_of(reference, _hold(reference, fault), fault)
+        return ending_of(reference, _run_with_stuck_fault(reference, fault), fault)
     for checkpoint in reference.ahead(bench.vm.processor.time) if reference.checkpoints else ():
         halt = bench.run_towards(checkpoint.snapshot.time)
         if halt is not None:
             return ending_of(reference, halt, fault)
         if checkpoint.snapshot.is_reached():
             golden = reference.golden
-            extra = _taken(bench, checkpoint.counts, fault)
+            extra = _extra_faults(bench, checkpoint.counts, fault)
             how = golden.how, golden.status, golden.message, golden.output
             return Ending(*how, extra, True, True, True, time=golden.end)
     return ending_of(reference, bench.run_to(reference.limit), fault)
 
 
-def _hold(reference: Reference, fault: Fault) -> Halt:
+def _run_with_stuck_fault(reference: Reference, fault: Fault) -> Halt:
     """Continue to the golden run's end with a fault that is there again before each instruction.
 
     The engine sees to bits of a general register. All else is done again by and by, so the guest
@@ -140,7 +140,7 @@ def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:
     extra: tuple[str, ...] = ()
     same_state = False
     if same_end and same_output:
-        extra = _taken(bench, reference.counts, fault)
+        extra = _extra_faults(bench, reference.counts, fault)
         same_state = reference.last.differing_pages() == 0 and (
             halt.end != AT_POINT.end or bench.registers() == reference.registers
         )
@@ -149,6 +149,6 @@ def ending_of(reference: Reference, halt: Halt, fault: Fault) -> Ending:
     )
 
 
-def _taken(bench: Bench, golden: Counts, fault: Fault) -> tuple[str, ...]:
+def _extra_faults(bench: Bench, golden: Counts, fault: Fault) -> tuple[str, ...]:
     """Faults that the guest took and the golden run did not: the one put in, and others."""
     return tuple(dict.fromkeys((*fault.raises, *bench.extra_faults(golden))))

@@ -147,7 +147,7 @@ def _event_moments(reference: Reference) -> NDArray[np.int64]:
     for time, event in events:
         if time > processor.time:
             bench.vm.step(time - processor.time)
-        if holds(processor, bench.vm.vmcs.cells, rules, _seen(bench, event)):
+        if holds(processor, bench.vm.vmcs.cells, rules, _with_guest_state(bench, event)):
             times.add(time)
     return np.array(sorted(times), np.int64)
 
@@ -197,7 +197,7 @@ def _events_of(reference: Reference) -> Iterator[tuple[int, Occurrence]]:
         seen += fresh
 
 
-def _seen(bench: Bench, event: Occurrence) -> Occurrence:
+def _with_guest_state(bench: Bench, event: Occurrence) -> Occurrence:
     """An event with what the guest's state says of it, which is just before it."""
     vm = bench.vm
     guest = Operand(vm.processor, vm.vmcs.cells)

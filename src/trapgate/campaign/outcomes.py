@@ -108,7 +108,7 @@ def classify(
     """
     outcome = _outcome(ending, detected)
     for one in classes:
-        if _takes(one, ending, outcome):
+        if _belongs_to(one, ending, outcome):
             return one.name
     return outcome
 
@@ -128,18 +128,18 @@ def _outcome(ending: Ending, detected: Sequence[re.Pattern[bytes]]) -> str:
     return NO_EFFECT if ending.same_state else LATENT
 
 
-def _takes(one: UserClass, ending: Ending, outcome: str) -> bool:
+def _belongs_to(one: UserClass, ending: Ending, outcome: str) -> bool:
     return (
         (not one.of or outcome in one.of)
         and (not one.end or ending.end in one.end)
         and (one.status is None or one.status == ending.status)
         and (not one.output or any(p.search(ending.output) for p in one.output))
         and (not one.handled or not set(one.handled).isdisjoint(ending.extra))
-        and (one.function is None or _asked(one.name, one.function, ending))
+        and (one.function is None or _call_user_function(one.name, one.function, ending))
     )
 
 
-def _asked(name: str, function: Callable[[Ending], object], ending: Ending) -> bool:
+def _call_user_function(name: str, function: Callable[[Ending], object], ending: Ending) -> bool:
     try:
         return bool(function(ending))
     except Exception as error:  # whatever a plan's own function may raise

@@ -116,7 +116,7 @@ def run(
             results.demand_plan(wanted)
         else:
             results = create(_prepare(wanted), folder)
-        finished = _work(wanted, results, workers or default_workers(), ray)
+        finished = _run_missing(wanted, results, workers or default_workers(), ray)
         _show(results, as_json=as_json)
     if not finished:
         print(f"trapgate: stopped; the same command continues from here: {folder}", file=sys.stderr)
@@ -124,7 +124,7 @@ def run(
     raise typer.Exit(1 if _tally(results).get("error") else 0)
 
 
-def _work(plan: Plan, results: Results, workers: int, ray: str) -> bool:
+def _run_missing(plan: Plan, results: Results, workers: int, ray: str) -> bool:
     """Run what is missing, with a bar; False if Ctrl-C ended it."""
     from trapgate.campaign.campaign import run as work
     from trapgate.campaign.statistics import merge
@@ -163,12 +163,12 @@ class _bar:  # noqa: N801 - used as a function
 
     def __enter__(self) -> Any:
         self._progress.start()
-        return self._told
+        return self._progress_line
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def _told(self, tally: Tally, rate: float) -> None:
+    def _progress_line(self, tally: Tally, rate: float) -> None:
         from trapgate.campaign.statistics import shares
 
         words = ", ".join(

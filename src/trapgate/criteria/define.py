@@ -140,7 +140,7 @@ def _fields_used(choices: Sequence[_Choice]) -> int:
 def _choices(
     tasks: Sequence[Task], scheme: FilterScheme, limits: Limits, deadline: Deadline
 ) -> list[_Choice]:
-    choices = [_plain(task) for task in tasks]
+    choices = [_by_control_bit(task) for task in tasks]
     asking = [
         number
         for number, choice in enumerate(choices)
@@ -163,10 +163,10 @@ def _choices(
             choices[number] = _Choice(tasks[number], found.filter, found.cost, scheme.name)
         elif core := soundness_core(problem, scheme, limits):
             raise _inexpressible(core, tasks[number], scheme)
-    return _tidied(choices)
+    return _without_idle_mask_bits(choices)
 
 
-def _tidied(choices: Sequence[_Choice]) -> list[_Choice]:
+def _without_idle_mask_bits(choices: Sequence[_Choice]) -> list[_Choice]:
     """Without mask bits that tell apart only codes that nobody asks about and none raises."""
     filtered = [choice for choice in choices if choice.filter.scheme]
     known = []
@@ -199,7 +199,7 @@ def _inexpressible(core: Sequence[int], task: Task, scheme: FilterScheme) -> Ine
     )
 
 
-def _plain(task: Task) -> _Choice:
+def _by_control_bit(task: Task) -> _Choice:
     """What the control bit alone can do."""
     exits = bool((task.goals == EXIT).any())
     cost = 0

@@ -240,7 +240,7 @@ class _Answers:
 
     def table(self, limits: Limits) -> FoundCriteria | None:
         """The smallest exact table within the limits, else the best sound one."""
-        plain = self._plain()
+        plain = self._literal_table()
         # More rules than these cannot be needed.
         enough = min(limits.rules, limits.clauses + 1, len(plain.criteria_table))
         within = replace(limits, rules=enough)
@@ -282,7 +282,7 @@ class _Answers:
                 alike &= clause_in(clause, self._rows.fetch, arrays()) == truth
         return int(self._rows.faults.count[alike].sum())
 
-    def _plain(self) -> Vmcs:
+    def _literal_table(self) -> Vmcs:
         """An exact table made of the wishes as they stand, of which nothing can be left out."""
         found: list[Vmcs] = []
         for bitmap in (0, sum(1 << vector for vector in EXCEPTIONS)):

@@ -53,7 +53,7 @@ def restore_journal(machine: int, counts: int, rows: int, sequence: int, same: i
     now = table(m[mc.ROWS], capacity, ROW_WIDTH)
     then = table(rows, capacity, ROW_WIDTH)
     kept = cells(counts, COUNTS)
-    # The latest row, and its count, may have been corrected later (`journal.amend`).
+    # The latest row, and its count, may have been corrected later (`journal.change_disposition`).
     first = max(sequence - 1, 0)
     end = head[HEAD_SEQUENCE]
     if same == 0 or end - first > capacity:

@@ -27,7 +27,7 @@ from trapgate.events.journal import (
     HEAD_DATA,
     HEAD_ENTRY,
     HEAD_OLD_VALUE,
-    amend,
+    change_disposition,
     record,
 )
 from trapgate.operands.mode import in_64_bit_mode
@@ -190,7 +190,7 @@ def raise_event(
             if error_code >= EPT_VIOLATION:
                 _exit_for_ept(v, error_code, address, length, outer, outer_kind, outer_error)
                 if outer >= 0:
-                    amend(rows, head, outer, outer_kind, EXIT, REASON_EPT)
+                    change_disposition(rows, head, outer, outer_kind, EXIT, REASON_EPT)
                 return 1
             vector = (error_code >> REFUSED_VECTOR) & 0x1F
             error_code &= 0xFFFF
@@ -252,7 +252,7 @@ def raise_event(
             outcome = combine(outer, outer_kind, vector)
             if outcome == COMBINE_SHUTDOWN:
                 vm_exit(v, EXIT_TRIPLE_FAULT, 0, 0)
-                amend(rows, head, vector, kind, EXIT, REASON_TRIPLE_FAULT)
+                change_disposition(rows, head, vector, kind, EXIT, REASON_TRIPLE_FAULT)
                 return 1
             if outcome == COMBINE_DOUBLE_FAULT:
                 outer = -1
@@ -285,7 +285,7 @@ def raise_event(
                 _length_of(kind, length),
             )
             record_idt_vectoring(v, vector, kind, error_code)
-            amend(rows, head, vector, kind, EXIT, REASON_TASK_GATE)
+            change_disposition(rows, head, vector, kind, EXIT, REASON_TASK_GATE)
             return 1
         outer = vector
         outer_kind = kind

@@ -135,7 +135,7 @@ def record(
 
 
 @core
-def reinstate(head: Cells, rows: Rows, vector: int, kind: int) -> None:
+def change_to_delivered(head: Cells, rows: Rows, vector: int, kind: int) -> None:
     """Correct the row just written: the event that seemed to exit has reached the guest."""
     counts = count_of(head, vector, kind)
     head[counts + EXIT] -= 1
@@ -145,7 +145,9 @@ def reinstate(head: Cells, rows: Rows, vector: int, kind: int) -> None:
 
 
 @core
-def amend(rows: Rows, head: Cells, vector: int, kind: int, disposition: int, reason: int) -> None:
+def change_disposition(
+    rows: Rows, head: Cells, vector: int, kind: int, disposition: int, reason: int
+) -> None:
     """Correct the row just written: the delivery of that event ends as `disposition` after all."""
     counts = count_of(head, vector, kind)
     head[counts + DELIVER] -= 1

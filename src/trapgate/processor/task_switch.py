@@ -34,7 +34,7 @@ from trapgate.events.descriptors import (
     read_descriptor,
 )
 from trapgate.events.exits import vm_exit
-from trapgate.events.journal import reinstate
+from trapgate.events.journal import change_to_delivered
 from trapgate.instructions.intercepts import TASK_BY_CALL, TASK_BY_GATE, TASK_BY_IRET
 from trapgate.paging.walk import NO_POINTERS, load_pointers, uses_pae_paging
 from trapgate.processor.logical import LogicalProcessor, signed
@@ -474,7 +474,7 @@ def carry_out(processor: LogicalProcessor, v: Cells) -> bool:
     """Switch tasks as a processor does outside VMX operation; whether that ends in a VM exit."""
     switch = Switch(processor, v, partial(load_cr3, processor, v))
     if switch.event is not None:
-        reinstate(processor.head, processor.rows, switch.event.vector, switch.event.type)
+        change_to_delivered(processor.head, processor.rows, switch.event.vector, switch.event.type)
     try:
         switch.carry_out()
     except TaskFaultError as fault:

@@ -17,7 +17,7 @@ class Emulated:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class StateReplaced:
     """Continue in the state that the handler has made, without delivering an event again."""
 
 
@@ -72,7 +72,7 @@ class Stop:
         return self.can_continue or self.end in own
 
 
-Action = Resume | Emulated | Moved | Inject | Stop
+Action = Resume | Emulated | StateReplaced | Inject | Stop
 
 RESUME = Resume()
 EMULATED = Emulated()

@@ -126,7 +126,7 @@ def wait_in_s3(vm: Platform) -> Stop | None:
         if moments and not power.woken:
             vm.processor.skip_to(min(moments))
             if alarm == min(moments):
-                power.ring()
+                power.alarm_expired()
     if power.woken:
         power.come_up()
         _leave_s3(vm)

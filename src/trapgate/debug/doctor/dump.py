@@ -25,16 +25,18 @@ def read_dump(text: str) -> list[DumpedVmcs]:
         found = [dumped for dumped in reader(whole) if len(dumped.values) > 1]
         if found:
             if len(text) > _LONGEST:
-                found = [_noted(one, "only the first 16 MB of the file were read") for one in found]
-            return _once(found)
+                found = [
+                    _with_note(one, "only the first 16 MB of the file were read") for one in found
+                ]
+            return _without_duplicates(found)
     return []
 
 
-def _noted(dumped: DumpedVmcs, note: str) -> DumpedVmcs:
+def _with_note(dumped: DumpedVmcs, note: str) -> DumpedVmcs:
     return replace(dumped, notes=(*dumped.notes, note))
 
 
-def _once(dumps: list[DumpedVmcs]) -> list[DumpedVmcs]:
+def _without_duplicates(dumps: list[DumpedVmcs]) -> list[DumpedVmcs]:
     kept: list[DumpedVmcs] = []
     for dumped in dumps:
         if all(dumped.values != other.values for other in kept):
@@ -58,7 +60,7 @@ def _pattern(form: str) -> re.Pattern[str]:
     return re.compile(r"(?<![A-Za-z0-9_])" + r"\s*".join(p for p in parts if p), re.IGNORECASE)
 
 
-def _sel(name: str) -> list[str]:
+def _segment_pattern(name: str) -> list[str]:
     selector, rights, limit, base = (
         f"{{GUEST_{name}_{part}:{digits}}}"
         for part, digits in (("SELECTOR", 4), ("ACCESS_RIGHTS", 5), ("LIMIT", 8), ("BASE", 16))
@@ -97,7 +99,7 @@ _GUEST = (
     *(f"PDPT{letter}{n} = {{GUEST_PDPTE{n}:16}}" for letter in "RE" for n in range(4)),
     "RFLAGS={GUEST_RFLAGS:8}",
     "DR7 = {GUEST_DR7:16}",
-    *(form for name in SEGMENTS for form in _sel(name)),
+    *(form for name in SEGMENTS for form in _segment_pattern(name)),
     *(
         f"{name}: {limit} {{GUEST_{name}_LIMIT:8}} {base} {{GUEST_{name}_BASE:16}}"
         for name in ("GDTR", "IDTR")

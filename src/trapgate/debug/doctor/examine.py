@@ -121,7 +121,7 @@ def examine(dumped: DumpedVmcs, processor: ForeignProcessor | None = None) -> Di
             (others if place else firsts).append(finding)
             place += 1
     notes = (
-        *_said(dumped),
+        *_processor_notes(dumped),
         *_unknown_bits(dumped, cpu),
         *_address_masking(dumped, firsts),
         *_without_unrestricted(dumped, cpu, firsts),
@@ -161,7 +161,7 @@ _QUALIFICATIONS = {
 }
 
 
-def _said(dumped: DumpedVmcs) -> list[str]:
+def _processor_notes(dumped: DumpedVmcs) -> list[str]:
     """What the processor itself says about the failure, and what only it knows."""
     said = []
     event = dumped.values.get("VM_ENTRY_INTERRUPTION_INFORMATION", 0)

@@ -134,7 +134,7 @@ def _listed(lines: Iterable[str]) -> _Listed:
             area = ""
         for piece in re.split(r"[,;]\s+(?=[A-Za-z_]{2}[\w ]*[:=])", line):
             mark = _ASSIGNMENT.match(piece) or _COLUMNS.match(piece)
-            named = mark and _named(mark["name"], area)
+            named = mark and _field_named(mark["name"], area)
             if mark and named:
                 result.found.append((named[0], mark["value"], named[1]))
             elif piece.strip() and not piece.lstrip().startswith("#"):
@@ -142,7 +142,7 @@ def _listed(lines: Iterable[str]) -> _Listed:
     return result
 
 
-def _named(word: str, area: str) -> tuple[str, bool] | None:
+def _field_named(word: str, area: str) -> tuple[str, bool] | None:
     """The field that a line is about, and whether it is about bits 63:32 of it."""
     number = re.fullmatch(r"0x([0-9a-f]{4})|([0-9a-f]{4,8})h?", word.strip(), re.IGNORECASE)
     encoding = int(number[1] or number[2], 16) if number else 0

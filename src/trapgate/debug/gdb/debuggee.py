@@ -12,7 +12,7 @@ from trapgate.debug.postmortem.view import view_of
 from trapgate.decision.conditions import Names
 from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.reasons import ExitReason
-from trapgate.vmm.actions import RESUME, Action, End, Inject, Moved, Stop
+from trapgate.vmm.actions import RESUME, Action, End, Inject, StateReplaced, Stop
 from trapgate.vmm.cpus.cpu import Cpu
 from trapgate.vmm.exits.platform import Platform
 from trapgate.vmm.exits.vmm import Vmm
@@ -80,7 +80,7 @@ class Debuggee(Vmm):
         if self.vm.stopped is not None:
             return self.vm.stopped
         if self._has_moved():
-            return Moved()
+            return StateReplaced()
         if self._reverse.over:
             return Stop(End.STOPPED_BY_VMM, "gdb looks for something in the past")
         self.stops.go_past(vmexit)
@@ -99,7 +99,7 @@ class Debuggee(Vmm):
         if isinstance(action, Inject) and catches.injections and not self.stops.stepping:
             self._stop_and_wait(Stopped(words=f"about to inject {action.event}"))
             if self._has_moved():
-                return Moved()
+                return StateReplaced()
         self.stops.carried_out(vmexit, action)
         return action
 

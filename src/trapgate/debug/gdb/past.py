@@ -100,7 +100,7 @@ class RecordedConsole(Console):
 
     def emit(self, byte: int) -> None:
         """Show a byte, unless the guest has written it before."""
-        if self._past.emits():
+        if self._past.counts_output():
             self._inner.emit(byte)
 
     def flush(self) -> None:
@@ -333,7 +333,7 @@ class Past:
 
     # What is given away, and what is typed.
 
-    def emits(self) -> bool:
+    def counts_output(self) -> bool:
         """The guest writes a byte: whether it is to be shown."""
         self._emitted += 1
         if self.silent:

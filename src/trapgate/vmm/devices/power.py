@@ -106,7 +106,7 @@ class PowerManagement:
         """Whether the CMOS clock's alarm ends a sleep."""
         return bool(self._enable & _ALARM)
 
-    def ring(self) -> None:
+    def alarm_expired(self) -> None:
         """The alarm has come."""
         self._wake(_ALARM)
 

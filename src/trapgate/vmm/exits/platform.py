@@ -198,7 +198,7 @@ class Platform:
             if console.found:
                 return Stop(End.UNTIL, "the expression appeared")
             if console.left:
-                return Stop(End.QUIT, "left the console")
+                return Stop(End.QUIT, "ended by Ctrl-A x")
         return None
 
     def write_apic_msr(self, index: int, value: int) -> bool:

@@ -8,7 +8,7 @@ from trapgate.processor.vm_exit import VmExit
 from trapgate.sdm.interruption import InterruptionType
 from trapgate.sdm.state import DR6_BREAKPOINTS
 from trapgate.sdm.vectors import PF
-from trapgate.vmm.actions import Action, End, Inject, Moved, Stop
+from trapgate.vmm.actions import Action, End, Inject, StateReplaced, Stop
 from trapgate.vmm.exits.platform import Platform
 
 
@@ -44,4 +44,4 @@ def switch_tasks(vmexit: VmExit, vm: Platform) -> Action:
     if causes := take_trap(v):
         vm.processor.registers.dr6 = vm.processor.registers.dr6 & ~DR6_BREAKPOINTS | causes
         return Inject(Interruption(1, InterruptionType.HARDWARE_EXCEPTION))
-    return Moved()
+    return StateReplaced()
