@@ -86,7 +86,7 @@ def test_several_guests_in_one_table(tmp_path: Path) -> None:
         (["--initrd", "x"], "--guest or --disk"),
         (["--until", "x"], "--guest or --disk"),
         (["--disk", "x", "--initrd", "y"], "for a kernel"),
-        (["--guest", "x", "--workload", "aging"], "the bundled one"),
+        (["--guest", "x", "--workload", "aging"], "for the bundled guest"),
         (["--guest", "/nowhere/x"], "/nowhere/x"),
         (["--guest", "x", "--memory", "banana"], "banana"),
     ],

@@ -67,7 +67,7 @@ def test_moments_are_read(text: str, moment: Moment) -> None:
         ("", "not a moment"),
         ("-1", "not a moment"),
         ("place=3", "not a moment"),
-        ("rip=here", "no address"),
+        ("rip=here", "not an address"),
         ("rip=0x10000000000000000", "64 bits"),
         ("rip=1#0", "first time is #1"),
         ("symbol=trap", "--symbols"),

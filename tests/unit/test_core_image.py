@@ -16,9 +16,7 @@ from trapgate.compiler import cache, elf, image
 from trapgate.compiler.image import Image, Placed, unpacked
 from trapgate.compiler.kinds import INT64
 from trapgate.compiler.library import Library
-from trapgate.compiler.module import Module
 from trapgate.compiler.raw import call
-from trapgate.compiler.routine import routine
 from trapgate.compiler.target import IS_LINUX_X86_64
 from trapgate.errors import EngineError
 
@@ -361,23 +359,3 @@ def test_functions_outlive_the_module_that_made_them() -> None:
         env={**os.environ, "PYTHONMALLOC": "debug"},
     )
     assert (told.returncode, told.stdout) == (0, "name\n")
-
-
-def _once(n: int) -> int:
-    return n + 1
-
-
-def _twice(n: int) -> int:
-    return n - 1
-
-
-def _caller(n: int) -> int:
-    return _once(_twice(_twice(n)))
-
-
-def test_what_is_called_from_one_place_is_to_be_inlined() -> None:
-    module = Module(lambda function: function in (_once, _twice))
-    module.for_c(routine(_caller), "caller", INT64, [INT64])
-    heads = dict(re.findall(r'^define .*@".*?(\w+)"\(.*\) (#\d) \{', module.text(), re.MULTILINE))
-    assert heads["_once"] == heads["_caller"] == "#3"
-    assert heads["_twice"] == "#0"

@@ -116,6 +116,7 @@ PARTS = {
     ),
     "compiler": Part(
         (
+            "compiler.definitions",
             "compiler.expressions",
             "compiler.kinds",
             "compiler.module",

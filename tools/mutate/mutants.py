@@ -130,8 +130,12 @@ def _in_statement(statement: ast.stmt, names: dict[str, Any], returns: str) -> I
                 yield from _in_expression(node, statement, names)
     for inner in blocks:
         yield from _in_statement(inner, names, returns)
-    for handler in getattr(statement, "handlers", []):
-        for inner in handler.body:
+    for part in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
+        guard = getattr(part, "guard", None)
+        if guard is not None:
+            yield _described(guard, ast.UnaryOp(ast.Not(), guard), statement)
+            yield from _in_expression(guard, statement, names)
+        for inner in part.body:
             yield from _in_statement(inner, names, returns)
 
 

@@ -45,7 +45,8 @@ INLINED: set[FunctionType] = set()
 def inlined(function: F) -> F:
     """Have the code of a core function put wherever it is called, for a hot loop's sake.
 
-    It stands under `@core`. The compiler decides by itself elsewhere.
+    It stands under `@core`. Without it the compiler does so with functions that are called from
+    one place, or have very few instructions.
     """
     assert isinstance(function, FunctionType)
     INLINED.add(function)
@@ -57,9 +58,9 @@ APART: set[FunctionType] = set()
 
 
 def apart(function: F) -> F:
-    """Keep the code of a core function out of its callers: what a hot loop rarely does.
+    """Keep the code of a core function out of its caller: what a hot loop rarely does.
 
-    It stands under `@core`. The compiler decides by itself elsewhere.
+    It stands under `@core`.
     """
     assert isinstance(function, FunctionType)
     APART.add(function)

@@ -8,11 +8,11 @@ import ast
 import functools
 from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trapgate.compiler import raw
+from trapgate.compiler.definitions import Definitions
 from trapgate.compiler.kinds import (
     ANY,
     BOOL,
@@ -30,9 +30,6 @@ from trapgate.compiler.kinds import (
 from trapgate.compiler.operators import Alternatives, Operators
 from trapgate.compiler.routine import Routine, assigned_in, routine
 from trapgate.compiler.text import Code
-
-if TYPE_CHECKING:
-    from trapgate.compiler.module import Module
 
 _BUILTINS = {"int": int, "bool": bool, "len": len, "min": min, "max": max}
 _FLOATING = {
@@ -53,7 +50,7 @@ class Expressions(Operators):
 
     def __init__(
         self,
-        module: "Module",
+        module: Definitions,
         code: Code,
         source: Routine,
         arguments: dict[str, Value],
@@ -78,17 +75,15 @@ class Expressions(Operators):
 
     def value(self, node: ast.expr) -> Value:
         """The value of an expression."""
-        match node:
+        match node:  # what there is most of comes first
+            case ast.Name(name) if name in self.known:
+                return self.code.load(self.variables[name])
+            case ast.Name(name) if name in self.constants:
+                return self.constants[name]
             case ast.Constant(bool(constant)):
                 return TRUE if constant else FALSE
             case ast.Constant(int(number)):
                 return self._constant(number, node)
-            case ast.UnaryOp(ast.USub(), ast.Constant(int(number))) if number is not True:
-                return self._constant(-number, node)  # the least number's opposite is none
-            case ast.Name(name) if name in self.constants:
-                return self.constants[name]
-            case ast.Name(name) if name in self.known:
-                return self.code.load(self.variables[name])
             case ast.Attribute(ast.Attribute(array, "ctypes"), "data"):
                 where = self.part(self.expect(CELLS, array), 0)
                 return self.code.let(f"ptrtoint ptr {where.text} to i64")
@@ -96,6 +91,17 @@ class Expressions(Operators):
                 return self._constant(self.meaning(node), node)
             case ast.BinOp(left, op, right):
                 return self.combine(op, self.value(left), self.value(right), node)
+            case ast.Subscript():
+                return self._subscript(node)
+            case ast.Call(function, arguments, []):
+                return self._call(function, arguments, node)
+            case ast.Compare(left, [ast.In() | ast.NotIn() as op], [operand]):
+                return self._among(self.value(left), op, operand)
+            case ast.Compare(left, ops, operands):
+                links = self._links(self.value(left), ops, operands, node)
+                return links[0]() if len(links) == 1 else self._decided(ast.And(), links, node)
+            case ast.UnaryOp(ast.USub(), ast.Constant(int(number))) if number is not True:
+                return self._constant(-number, node)  # the least number's opposite is none
             case ast.UnaryOp(ast.Not()):
                 return self.truth(node)
             case ast.UnaryOp(op, operand):
@@ -103,18 +109,10 @@ class Expressions(Operators):
             case ast.BoolOp(op, operands):
                 values = [functools.partial(self.value, operand) for operand in operands]
                 return self._decided(op, values, node)
-            case ast.Compare(left, [ast.In() | ast.NotIn() as op], [operand]):
-                return self._among(self.value(left), op, operand)
-            case ast.Compare(left, ops, operands):
-                return self._chain(self.value(left), ops, operands, node)
             case ast.IfExp(test, then, otherwise):
                 return self._either(test, then, otherwise)
             case ast.Tuple([_, *_] as elements):
                 return self.together([self.value(element) for element in elements])
-            case ast.Subscript():
-                return self._subscript(node)
-            case ast.Call(function, arguments, []):
-                return self._call(function, arguments, node)
         raise self.error(
             node,
             f"`{ast.unparse(node)[:60]}` is no expression of the dialect; it has numbers, names, "
@@ -168,7 +166,7 @@ class Expressions(Operators):
                 )
             return integer(meant)
         if isinstance(meant, np.ndarray) and meant.dtype == np.int64 and meant.ndim == 1:
-            return self.module.array(meant)
+            return self.module.array(self.code, meant)
         raise self.error(
             node,
             f"`{ast.unparse(node)}` is a {type(meant).__name__}, no value of the dialect; "
@@ -197,7 +195,7 @@ class Expressions(Operators):
         after = self.code.name()
         for operand in operands:
             value = operand()
-            result.keep(value, node)
+            result.keep(value)
             onward = self.code.name()
             ways = (onward, after) if isinstance(op, ast.And) else (after, onward)
             self.code.branch(self.is_true(value, node), *ways)
@@ -205,12 +203,34 @@ class Expressions(Operators):
         self.code.label(after)
         return result.value(node)
 
+    def branch_on(self, test: ast.expr, yes: str, no: str) -> None:
+        """Go on at one of two labels, as soon as it is decided at which."""
+        match test:
+            case ast.BoolOp(op, [*first, last]):
+                for operand in first:
+                    onward = self.code.name()
+                    ways = (onward, no) if isinstance(op, ast.And) else (yes, onward)
+                    self.branch_on(operand, *ways)
+                    self.code.label(onward)
+                self.branch_on(last, yes, no)
+            case ast.UnaryOp(ast.Not(), operand):
+                self.branch_on(operand, no, yes)
+            case ast.Compare(left, [_, _, *_] as ops, operands):
+                *links, last_link = self._links(self.value(left), ops, operands, test)
+                for link in links:
+                    onward = self.code.name()
+                    self.code.branch(link(), onward, no)
+                    self.code.label(onward)
+                self.code.branch(last_link(), yes, no)
+            case _:
+                self.code.branch(self.truth(test), yes, no)
+
     def choose(
         self, test: ast.expr, then: Callable[[], None], otherwise: Callable[[], None]
     ) -> None:
         """One thing or the other."""
         yes, no, after = (self.code.name() for _ in range(3))
-        self.code.branch(self.truth(test), yes, no)
+        self.branch_on(test, yes, no)
         self.code.label(yes)
         then()
         self.code.jump(after)
@@ -222,15 +242,15 @@ class Expressions(Operators):
         """`then if test else otherwise`."""
         result = Alternatives(self)
         one, other = (
-            functools.partial(lambda node: result.keep(self.value(node), node), node)
+            functools.partial(lambda node: result.keep(self.value(node)), node)
             for node in (then, otherwise)
         )
         self.choose(test, one, other)
         return result.value(test)
 
-    def _chain(
+    def _links(
         self, left: Value, ops: list[ast.cmpop], operands: list[ast.expr], node: ast.expr
-    ) -> Value:
+    ) -> list[Callable[[], Value]]:
         """Comparisons, of which a false one is the last to be looked at."""
         before = left
 
@@ -242,8 +262,7 @@ class Expressions(Operators):
             before = self.value(operand)
             return self.comparison(op, left, before, node)
 
-        links = [functools.partial(next_one, *pair) for pair in zip(ops, operands, strict=True)]
-        return links[0]() if len(links) == 1 else self._decided(ast.And(), links, node)
+        return [functools.partial(next_one, *pair) for pair in zip(ops, operands, strict=True)]
 
     def _among(self, left: Value, op: ast.cmpop, operand: ast.expr) -> Value:
         """Whether `left` is one of the elements of a written tuple."""
@@ -266,12 +285,12 @@ class Expressions(Operators):
                 raise self.error(node, "the only slice is that of Cells from an index on: `v[n:]`")
             case index if whole.kind is ROWS:
                 return self.row(whole, self.expect(INT, index), node)
-            case ast.Constant(int(n)) if 0 <= n < len(whole.kind.parts):
+            case ast.Constant(int(n)) if 0 <= n < len(whole.kind.elements):
                 return self.part(whole, n)
-            case _ if whole.kind.parts:
+            case _ if whole.kind.elements:
                 raise self.error(
                     node,
-                    f"a {whole.kind.name} has elements 0 to {len(whole.kind.parts) - 1}, "
+                    f"a {whole.kind.name} has elements 0 to {len(whole.kind.elements) - 1}, "
                     "whose number is written there",
                 )
             case index:
@@ -389,10 +408,10 @@ class Expressions(Operators):
     def _raw(self, name: str, values: list[Value], node: ast.Call) -> Value:
         """Memory and C functions by their addresses: see `trapgate.compiler.raw`."""
         code = self.code
-        if name == "call" and len(values) == 2 and values[1].kind.parts:
+        if name == "call" and len(values) == 2 and values[1].kind.elements:
             address = self.coerce(values[0], INT, node).text
-            parts = [self.part(values[1], n) for n in range(len(values[1].kind.parts))]
-            given = ", ".join(f"i64 {self.coerce(part, INT, node).text}" for part in parts)
+            words = [self.coerce(part, INT, node).text for part in values[1].parts]
+            given = ", ".join(f"i64 {word}" for word in words)
             return code.let(f"call i64 {code.pointer(address)}({given})")
         if name == "return_address" and not values:
             self.demand_stub(node)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from trapgate.compiler import cache, llvm, python_call
+from trapgate.compiler import cache, llvm, python_call, raw
 from trapgate.compiler.dialect import F
 from trapgate.compiler.image import Image, Placed
 from trapgate.compiler.kinds import CType, Kind, kinds_of
@@ -241,12 +241,12 @@ class Callback:
         return self.address
 
 
-class Stub:
+class Stub(raw.Continuation):
     """A compiled function that may go on at another one, as if its caller had called that."""
 
     def __init__(self, library: Library, function: FunctionType) -> None:
+        super().__init__(f"stub {function.__module__}.{function.__name__}")
         self.function: Final = function
-        self.symbol: Final = f"stub {function.__module__}.{function.__name__}"
         self._library = library
 
     def export(self, module: "Module") -> None:

@@ -45,6 +45,23 @@ def processor() -> tuple[str, str]:
     return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
 
 
+_PASSES = (
+    "sroa",
+    "simplify_cfg",
+    "always_inliner",
+    "global_dead_code_eliminate",
+    "dead_arg_elimination",
+    "instruction_combine",
+    "simplify_cfg",
+    "jump_threading",
+    "simplify_cfg",
+    "aggressive_dce",
+)
+"""LLVM's passes over the module, each once. Which calls go and which loops are written out has
+been decided before (`module`, `statements`). LLVM's own -O1 looks at each function again at every
+level of calls: that takes three times as long, and the code is as fast (docs/adr/0026)."""
+
+
 def object_file(text: str) -> bytes:
     """The object file of a module in LLVM's language, optimised once as a whole."""
     llvm = _binding()
@@ -57,27 +74,13 @@ def object_file(text: str) -> bytes:
     module = llvm.parse_assembly(text)
     module.triple = target.triple
     module.data_layout = str(target.target_data)
-    # -O2 takes half a second more, and its code was measured to be no faster.
     options = llvm.create_pipeline_tuning_options(speed_level=1)
-    passes = llvm.create_pass_builder(target, options)
-    _inlined_early(llvm).run(module, passes)
-    passes.getModulePassManager().run(module, passes)
+    manager = llvm.create_new_module_pass_manager()
+    for name in _PASSES:
+        getattr(manager, f"add_{name}_pass")()
+    manager.run(module, llvm.create_pass_builder(target, options))
     code: bytes = target.emit_object(module)
     return code
-
-
-def _inlined_early(llvm: ModuleType) -> Any:
-    """Passes that put functions marked `alwaysinline` into their callers, and drop them.
-
-    LLVM's own pipeline would put them there later, one level of calls after the other, and do all
-    its passes again at each: all of it takes a quarter longer, and the code is no better.
-    """
-    first = llvm.create_new_module_pass_manager()
-    first.add_sroa_pass()
-    first.add_simplify_cfg_pass()
-    first.add_always_inliner_pass()
-    first.add_global_dead_code_eliminate_pass()
-    return first
 
 
 class Linked:

@@ -8,99 +8,59 @@ A function with a parameter of type `Any` has no code of its own: its expression
 where it is called, with the types that they have there (`trapgate.decision.rules`).
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from trapgate.compiler.definitions import CONVENTION, Definitions
 from trapgate.compiler.dialect import APART, INLINED
 from trapgate.compiler.kinds import (
     BOOL,
     BOOLEAN,
     BOUND,
-    CELLS,
     INT,
     NOTHING,
     RETURN_ADDRESS,
     VOID,
     CType,
     Value,
+    received,
+    returned,
 )
 from trapgate.compiler.operators import Operators
 from trapgate.compiler.routine import Routine
 from trapgate.compiler.statements import Statements
-from trapgate.compiler.target import IS_LINUX_X86_64
 from trapgate.compiler.text import Code
 
-_ATTRIBUTES = """
-attributes #0 = { nounwind uwtable "no-builtins" }
-attributes #1 = { nounwind uwtable noreturn noinline cold }
-attributes #2 = { nounwind uwtable "no-builtins" noinline }
-attributes #3 = { nounwind uwtable "no-builtins" alwaysinline }
-declare void @llvm.trap()
-declare ptr @llvm.returnaddress(i32)
-"""
-"""No calls of the C library's memset() and memcpy() for loops like theirs; and unwind tables."""
-
-_TELL = """call i64 asm sideeffect "syscall",
-  "={rax},{rax},{rdi},{rsi},{rdx},~{rcx},~{r11},~{memory}"(i64 1, i64 2, ptr %words, i64 %length)
-"""
-"""write(2, words, length), asked of Linux itself: machine code has no address of the C library."""
-
-_STOP = f"""
-define internal void @stop(ptr %words, i64 %length) #1 {{
-{_TELL if IS_LINUX_X86_64 else ""}
-call void @llvm.trap()
-unreachable
-}}
-"""
+_SMALL = 8
+"""Instructions of a function that is put into its callers, however many they are."""
 
 
-_CONVENTION = "swiftcc"
-"""How functions of the core call each other: four integers come back in registers, as a page
-walk's do, where C and LLVM's "fastcc" stop at three and go through memory."""
-
-
-class Module:
+class Module(Definitions):
     """One LLVM module: the functions asked for, and all that they call."""
-
-    def __init__(self, is_dialect: Callable[[object], bool], *, checked: bool = False) -> None:
-        self.is_dialect = is_dialect
-        self.checked = checked
-        self._texts: list[str] = []
-        self._arrays: dict[int, tuple[str, Any]] = {}
-        self._asked: dict[str, Routine] = {}
-        self._calls: Counter[str] = Counter()
 
     def text(self) -> str:
         """The module in LLVM's language; all functions that were asked for are there."""
         bodies: list[tuple[Routine, Code]] = []
-        while len(bodies) < len(self._asked):
-            new = list(self._asked.values())[len(bodies) :]
+        while len(bodies) < len(self.asked):
+            new = list(self.asked.values())[len(bodies) :]
             bodies += [(wanted, self._body(wanted)) for wanted in new]
-        # Which of them are called from one place is known only now.
+        # Which of them are called from one place only is known now.
         for wanted, body in bodies:
             self._define(wanted, body)
-        return "\n".join([*self._texts, *([_STOP] if self.checked else []), _ATTRIBUTES])
-
-    def ask(self, wanted: Routine) -> str:
-        """The symbol of a function that this module is to have."""
-        self._asked.setdefault(wanted.symbol, wanted)
-        return f'@"{wanted.symbol}"'
+        return self.whole()
 
     def _body(self, wanted: Routine) -> Code:
         code = Code()
-        named = enumerate(wanted.parameters.items())
-        arguments = {name: Value(f"%a{n}", kind) for n, (name, kind) in named}
+        values, _ = received(wanted.parameters.values())
+        arguments = dict(zip(wanted.parameters, values, strict=True))
         Statements(self, code, wanted, arguments).all()
         return code
 
     def _define(self, wanted: Routine, code: Code) -> None:
-        kinds = enumerate(wanted.parameters.values())
-        parameters = ", ".join(f"{kind.llvm} %a{n}" for n, kind in kinds)
-        head = f"internal {_CONVENTION} {wanted.result.llvm}"
+        _, parameters = received(wanted.parameters.values())
+        head = f"internal {CONVENTION} {returned(wanted.result)}"
         if wanted.function in APART:
             attributes = "#2"
-        elif wanted.function in INLINED or self._calls[wanted.symbol] == 1:
+        elif wanted.function in INLINED or self.calls[wanted.symbol] == 1 or code.size <= _SMALL:
             attributes = "#3"
         else:
             attributes = "#0"
@@ -114,7 +74,7 @@ class Module:
             )
         bound = f'@"value of {symbol}"'
         if BOUND in takes:
-            self._texts.append(
+            self.define(
                 f'{bound} = internal global i64 0\ndefine void @"bind {symbol}"(i64 %a0) #0 {{\n'
                 f"store i64 %a0, ptr {bound}\nret void\n}}"
             )
@@ -157,45 +117,3 @@ class Module:
         parameters = ", ".join(f"i64 %a{n}" for n in range(len(arguments)))
         # One that goes on at another stands for the quick way, and needs no frame.
         self.put(code, symbol, "i64", parameters, attributes="#2")
-
-    def put(
-        self, code: Code, symbol: str, result: str, parameters: str, *, attributes: str = "#0"
-    ) -> None:
-        """Add a function with this code."""
-        head = f'define {result} @"{symbol}"({parameters}) {attributes} {{'
-        self._texts.append(f"{head}\n{code.body()}\n}}")
-
-    def call(self, code: Code, callee: Routine, arguments: Sequence[Value]) -> Value:
-        """A call of a function with code of its own."""
-        self._calls[callee.symbol] += 1
-        given = ", ".join(f"{value.kind.llvm} {value.text}" for value in arguments)
-        call = f"call {_CONVENTION} {callee.result.llvm} {self.ask(callee)}({given})"
-        if callee.result is NOTHING:
-            code.put(call)
-            return Value("", NOTHING)
-        return code.let(call, callee.result)
-
-    def stop(self, code: Code, words: str) -> None:
-        """In a checked build: say what is wrong on standard error, and end the process."""
-        line = f"trapgate: checked build: {words}\n"
-        code.put(f"call void @stop(ptr {self.string(line)}, i64 {len(line.encode())})")
-        code.end("unreachable")
-
-    def string(self, words: str) -> str:
-        """A constant string of C; its address."""
-        name = f"@string{len(self._texts)}"
-        data = "".join(f"\\{byte:02x}" for byte in (*words.encode(), 0))
-        shape = f"[{len(words.encode()) + 1} x i8]"
-        self._texts.append(f'{name} = private unnamed_addr constant {shape} c"{data}"')
-        return name
-
-    def array(self, constant: Any) -> Value:
-        """A constant array of a Python module."""
-        if id(constant) not in self._arrays:
-            name = f"@array{len(self._arrays)}"
-            numbers = ", ".join(f"i64 {number}" for number in constant.tolist())
-            shape = f"[{len(constant)} x i64]"
-            self._texts.append(f"{name} = private unnamed_addr constant {shape} [{numbers}]")
-            self._arrays[id(constant)] = name, constant
-        name, _ = self._arrays[id(constant)]
-        return Value(f"{{ptr {name}, i64 {len(constant)}}}", CELLS)

@@ -7,8 +7,8 @@ or statements.
 import ast
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+from trapgate.compiler.definitions import Definitions
 from trapgate.compiler.kinds import (
     BOOL,
     CELLS,
@@ -21,10 +21,7 @@ from trapgate.compiler.kinds import (
     tuple_of,
 )
 from trapgate.compiler.routine import DialectError, Routine
-from trapgate.compiler.text import Code
-
-if TYPE_CHECKING:
-    from trapgate.compiler.module import Module
+from trapgate.compiler.text import Code, stores
 
 _ARITHMETIC: dict[type[ast.operator], tuple[str, Callable[[int, int], int]]] = {
     ast.Add: ("add", operator.add),
@@ -62,7 +59,7 @@ _ADVICE = {
 class Operators:
     """Operations on values, put into `code`, a part of `module`, for what `source` says."""
 
-    def __init__(self, module: "Module", code: Code, source: Routine) -> None:
+    def __init__(self, module: Definitions, code: Code, source: Routine) -> None:
         self.module = module
         self.code = code
         self.source = source
@@ -90,9 +87,8 @@ class Operators:
             if value.number is not None:
                 return integer(value.number)
             return self.code.let(f"zext i1 {value.text} to i64")
-        if len(value.kind.parts) == len(kind.parts) > 0:
-            parts = (self.part(value, n) for n in range(len(kind.parts)))
-            pairs = zip(parts, kind.parts, strict=True)
+        if len(value.kind.elements) == len(kind.elements) > 0:
+            pairs = zip(value.parts, kind.parts, strict=True)
             return self.together([self.coerce(part, wanted, node) for part, wanted in pairs])
         advice = _ADVICE.get((value.kind, kind), "")
         raise self.error(
@@ -208,17 +204,11 @@ class Operators:
 
     def part(self, value: Value, n: int) -> Value:
         """Element `n` of a tuple, or of what an array is made of."""
-        kind = value.kind.parts[n] if value.kind.parts else INT
-        return self.code.let(f"extractvalue {value.kind.llvm} {value.text}, {n}", kind)
+        return value.parts[n]
 
     def together(self, values: Sequence[Value]) -> Value:
         """A tuple."""
-        kind = tuple_of(value.kind for value in values)
-        whole = Value("poison", kind)
-        for n, value in enumerate(values):
-            text = f"insertvalue {kind.llvm} {whole.text}, {value.kind.llvm} {value.text}, {n}"
-            whole = self.code.let(text, kind)
-        return whole
+        return Value("", tuple_of(value.kind for value in values), tuple(values))
 
     def cell(self, array: Value, index: Value, node: ast.AST) -> Value:
         """The cell of an array, as a slot. Only checked code looks whether there is one."""
@@ -249,7 +239,7 @@ class Operators:
     def watch(self, memory: Value) -> Value:
         """The cells in which stores to memory are watched."""
         code = self.code
-        place = code.let(f"extractvalue {MEMORY.llvm} {memory.text}, 2").text
+        place = self.part(memory, 2).text
         nobody = code.let(f"icmp eq ptr {place}, null", BOOL).text
         length = code.let(f"select i1 {nobody}, i64 0, i64 {(1 << 63) - 1}").text
         return code.array(CELLS, place, length)
@@ -277,16 +267,14 @@ class Alternatives:
 
     def __init__(self, body: Operators) -> None:
         self._body = body
-        self._slots: dict[Kind, Value] = {}
+        self._kept: list[tuple[int, Value]] = []
         self._kinds: set[Kind] = set()
 
-    def keep(self, value: Value, node: ast.expr) -> None:
-        """One of them."""
+    def keep(self, value: Value) -> None:
+        """One of them, which is what counts if the code gets here."""
         self._kinds.add(value.kind)
-        for kind in (BOOL, INT) if value.kind is BOOL else (value.kind,):
-            if kind not in self._slots:
-                self._slots[kind] = self._body.code.slot(kind)
-            self._body.code.store(self._body.coerce(value, kind, node), self._slots[kind])
+        if not self._body.code.ended:
+            self._kept.append((len(self._body.code.lines), value))
 
     def value(self, node: ast.expr) -> Value:
         """What was kept last."""
@@ -295,4 +283,14 @@ class Alternatives:
             raise self._body.error(
                 node, "the alternatives are of different types; make them one with int() or bool()"
             )
-        return self._body.code.load(self._slots[kinds.pop()])
+        code = self._body.code
+        slot = code.slot(kinds.pop())
+        # Of what kind they are together is known only now.
+        for place, value in reversed(self._kept):
+            if value.kind == slot.kind:
+                code.insert(place, stores(value, slot))
+            else:
+                wide = Value(code.name(), INT)
+                widened = f"{wide.text} = zext i1 {value.text} to i64"
+                code.insert(place, [widened, *stores(wide, slot)])
+        return code.load(slot)

@@ -36,11 +36,10 @@ class _Export:
         arguments = [self.argument(n, kind) for n, kind in enumerate(self.kinds)]
         body = Expressions(self.module, code, self.wanted, {})
         result = body.call_routine(self.wanted, arguments, self.wanted.tree)
-        if result.kind.parts:
-            parts = [body.part(result, n) for n in range(len(result.kind.parts))]
-            whole = self.ask("ptr", "PyTuple_New", f"i64 {len(parts)}").text
+        if result.parts:
+            whole = self.ask("ptr", "PyTuple_New", f"i64 {len(result.parts)}").text
             self.demand(f"icmp ne ptr {whole}, null", self.failed)
-            for n, part in enumerate(parts):
+            for n, part in enumerate(result.parts):
                 made = self.made(part).text
                 self.ask("i32", "PyTuple_SetItem", f"ptr {whole}, i64 {n}, ptr {made}")
         elif result.kind in (INT, BOOL):

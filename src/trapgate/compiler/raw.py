@@ -6,7 +6,7 @@ their names. Addresses and values are 64-bit integers; narrower loads are zero-e
 
 import ctypes
 import weakref
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import numpy as np
 
@@ -101,6 +101,13 @@ def multiply_singles(first: int, second: int) -> int:
 def divide_singles(first: int, second: int) -> int:
     """Divide."""
     _compiled_only()
+
+
+class Continuation:
+    """A stub where another can go on; `symbol` is its name in machine code."""
+
+    def __init__(self, symbol: str) -> None:
+        self.symbol: Final = symbol
 
 
 def return_address() -> int:

@@ -60,18 +60,29 @@ def _definitions(file: str) -> dict[tuple[str, int], ast.FunctionDef]:
     }
 
 
+_ONE_TARGET = (ast.AnnAssign, ast.AugAssign, ast.For)
+_WITH_BLOCKS = (ast.If, ast.While, ast.For)
+
+
+def _named(target: ast.expr) -> Iterator[str]:
+    if isinstance(target, ast.Name):
+        yield target.id
+    elif isinstance(target, ast.Tuple):
+        for element in target.elts:
+            yield from _named(element)
+
+
 def assigned_in(statements: Iterable[ast.stmt]) -> Iterator[str]:
     """The names that statements of the dialect give values; expressions give none."""
     for statement in statements:
         targets: Sequence[ast.expr] = ()
         if isinstance(statement, ast.Assign):
             targets = statement.targets
-        elif isinstance(statement, ast.AnnAssign | ast.AugAssign | ast.For):
+        elif isinstance(statement, _ONE_TARGET):
             targets = (statement.target,)
-        for node in (node for target in targets for node in ast.walk(target)):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
-        if isinstance(statement, ast.If | ast.While | ast.For):
+        for target in targets:
+            yield from _named(target)
+        if isinstance(statement, _WITH_BLOCKS):
             yield from assigned_in(statement.body)
             yield from assigned_in(statement.orelse)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from trapgate.compiler import raw
 from trapgate.compiler.expressions import Expressions
-from trapgate.compiler.kinds import INT, KINDS, NOTHING, Value, integer
-from trapgate.compiler.library import Stub
+from trapgate.compiler.kinds import INT, KINDS, NOTHING, Value, integer, returned
+from trapgate.compiler.text import stores
 
 
 @dataclass(frozen=True)
@@ -20,22 +20,38 @@ class _Loop:
     left_with: list[set[str]] = field(default_factory=list)
 
 
+_MOST_ROUNDS = 32
+_LONGEST = 600
+"""A loop over a range of written numbers is written out as so many rounds, at most, if they have
+no more than so many nodes of the syntax tree together: LLVM is not asked to unroll any."""
+
+
 class Statements(Expressions):
     """The statements of one function."""
 
     def all(self) -> None:
         """The whole function."""
         self._loops: list[_Loop] = []
+        self._result: Value | None = None
+        """The slot of a result that is several values: they are put together in one place."""
+        self._returning = self.code.name()
         for name in sorted(self.assigned & set(self.constants)):
             value = self.constants.pop(name)
             self.variables[name] = slot = self.code.slot(value.kind)
-            self.code.slots.append(f"store {value.kind.llvm} {value.text}, ptr {slot.text}")
+            self.code.slots += stores(value, slot)
             self.known.add(name)
         self._block(self.source.tree.body)
         if not self.code.ended and self.source.result is not NOTHING:
             raise self.error(
                 self.source.tree, "its end may be reached without a result; end it with `return`"
             )
+        if self._result is not None:
+            self.code.label(self._returning)
+            whole, kind = "poison", returned(self.source.result)
+            for n, one in enumerate(self.code.load(self._result).operands):
+                text = f"insertvalue {kind} {whole}, {one.kind.llvm} {one.text}, {n}"
+                whole = self.code.let(text).text
+            self.code.end(f"ret {kind} {whole}")
         self.code.end(self._end)
 
     @property
@@ -79,7 +95,7 @@ class Statements(Expressions):
             ) if self.is_builtin("range"):
                 self._count(target, bounds, body)
             case ast.For(ast.Name() as target, ast.Tuple([_, *_] as elements), body, []):
-                self._each(target, elements, body)
+                self._each(target, [self.value(element) for element in elements], body)
             case ast.Break() if self._loops:
                 self._loops[-1].left_with.append(set(self.known))
                 self.code.jump(self._loops[-1].after)
@@ -101,7 +117,13 @@ class Statements(Expressions):
             self.code.end(self._end)
             return
         value = self.coerce(self.value(result), kind, node)
-        self.code.end(self._end if kind is NOTHING else f"ret {kind.llvm} {value.text}")
+        if kind.parts:
+            if self._result is None:
+                self._result = self.code.slot(kind)
+            self.code.store(value, self._result)
+            self.code.jump(self._returning)
+        else:
+            self.code.end(self._end if kind is NOTHING else f"ret {kind.llvm} {value.text}")
 
     def _go_on(self, node: ast.stmt, target: ast.expr, arguments: Sequence[ast.expr]) -> None:
         self.demand_stub(node)
@@ -110,7 +132,7 @@ class Statements(Expressions):
             raise self.error(node, "a stub goes on with as many arguments as it has itself")
         known = isinstance(target, ast.Name) and not self._is_variable(target.id)
         stub = self.meaning(target) if known else None
-        if isinstance(stub, Stub):
+        if isinstance(stub, raw.Continuation):
             place = f'@"{stub.symbol}"'
         else:
             place = self.code.pointer(self.coerce(self.value(target), INT, target).text)
@@ -139,7 +161,7 @@ class Statements(Expressions):
                 self.code.store(self.coerce(value, slot.kind, target), slot)
                 self.known.add(name)
             case ast.Tuple(elements):
-                if len(elements) != len(value.kind.parts):
+                if len(elements) != len(value.kind.elements):
                     raise self.error(target, f"{len(elements)} names for a {value.kind.name}")
                 for n, element in enumerate(elements):
                     self._assign(element, self.part(value, n))
@@ -206,14 +228,14 @@ class Statements(Expressions):
     def _while(self, test: ast.expr, body: Sequence[ast.stmt]) -> None:
         again, inside, after = (self.code.name() for _ in range(3))
         self.code.label(again)
-        going_on = self.truth(test)
-        self.code.branch(going_on, inside, after)
+        self.branch_on(test, inside, after)
+        ends_by_break_alone = not self.code.is_wanted(after)
         self.code.label(inside)
         with self._maybe(), self._looping(again, after) as loop:
             self._block(body)
         self.code.jump(again)
         self.code.label(after)
-        if going_on.number and loop.left_with:  # `while True` ends by `break` alone
+        if ends_by_break_alone and loop.left_with:
             self.known = set.intersection(*loop.left_with)
 
     def _count(self, target: ast.Name, bounds: list[ast.expr], body: Sequence[ast.stmt]) -> None:
@@ -221,6 +243,10 @@ class Statements(Expressions):
         values = [self.coerce(self.value(bound), INT, bound) for bound in bounds]
         if len(values) not in (1, 2):
             raise self.error(target, "a range has one bound or two; count steps with `while`")
+        first, last = (value.number for value in (integer(0), *values)[-2:])
+        if first is not None and last is not None and self._is_short(last - first, body):
+            self._each(target, [integer(number) for number in range(first, last)], body)
+            return
         counter = self.code.slot(INT)
         self.code.store(values[0] if len(values) == 2 else integer(0), counter)
         again, inside, onward, after = (self.code.name() for _ in range(4))
@@ -237,9 +263,15 @@ class Statements(Expressions):
         self.code.jump(again)
         self.code.label(after)
 
-    def _each(self, target: ast.Name, elements: list[ast.expr], body: Sequence[ast.stmt]) -> None:
-        """`for` over a tuple: its body once for each element."""
-        values = [self.value(element) for element in elements]
+    @staticmethod
+    def _is_short(rounds: int, body: Sequence[ast.stmt]) -> bool:
+        """Whether a loop is to be written out."""
+        if not 0 < rounds <= _MOST_ROUNDS:
+            return False
+        return rounds * sum(1 for statement in body for _ in ast.walk(statement)) <= _LONGEST
+
+    def _each(self, target: ast.Name, values: Sequence[Value], body: Sequence[ast.stmt]) -> None:
+        """`for` over some values: its body once for each of them."""
         after = self.code.name()
         for value in values:
             onward = self.code.name()

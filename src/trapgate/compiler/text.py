@@ -1,6 +1,14 @@
 """The text of a function in LLVM's language, as it grows."""
 
-from trapgate.compiler.kinds import INT, MEMORY, Kind, Value
+from collections.abc import Sequence
+
+from trapgate.compiler.kinds import CELLS, INT, MEMORY, POINTER, Kind, Value, composed
+
+
+def stores(value: Value, slot: Value) -> list[str]:
+    """The instructions that change a slot."""
+    pairs = zip(value.operands, slot.operands, strict=True)
+    return [f"store {one.kind.llvm} {one.text}, ptr {place.text}" for one, place in pairs]
 
 
 class Code:
@@ -31,18 +39,26 @@ class Code:
         return Value(name, kind)
 
     def slot(self, kind: Kind) -> Value:
-        """Memory for a variable, which is stored before it is loaded; `text` is its address."""
-        name = self.name()
-        self.slots.append(f"{name} = alloca {kind.llvm}")
-        return Value(name, kind)
+        """Memory for a variable, which is stored before it is loaded: an address per operand."""
+
+        def one(kind: Kind) -> Value:
+            name = self.name()
+            self.slots.append(f"{name} = alloca {kind.llvm}")
+            return Value(name, kind)
+
+        return composed(kind, map(one, kind.operands))
 
     def load(self, slot: Value) -> Value:
         """What a slot holds."""
-        return self.let(f"load {slot.kind.llvm}, ptr {slot.text}", slot.kind)
+        loaded = (
+            self.let(f"load {one.kind.llvm}, ptr {one.text}", one.kind) for one in slot.operands
+        )
+        return composed(slot.kind, loaded)
 
     def store(self, value: Value, slot: Value) -> None:
         """Change a slot."""
-        self.put(f"store {value.kind.llvm} {value.text}, ptr {slot.text}")
+        for line in stores(value, slot):
+            self.put(line)
 
     def pointer(self, address: str) -> str:
         """An address as LLVM wants it."""
@@ -50,15 +66,15 @@ class Code:
 
     def array(self, kind: Kind, pointer: str, *lengths: str) -> Value:
         """An array from where it begins, and its lengths."""
-        whole = self.let(f"insertvalue {kind.llvm} poison, ptr {pointer}, 0", kind)
-        for n, length in enumerate(lengths, 1):
-            whole = self.let(f"insertvalue {kind.llvm} {whole.text}, i64 {length}, {n}", kind)
-        return whole
+        return Value("", kind, (Value(pointer, POINTER), *(Value(one, INT) for one in lengths)))
 
     def memory(self, pointer: str, length: str, watch: str) -> Value:
         """Physical memory, and where its stores are watched."""
-        whole = self.array(MEMORY, pointer, length)
-        return self.let(f"insertvalue {MEMORY.llvm} {whole.text}, ptr {watch}, 2", MEMORY)
+        return Value("", MEMORY, (*self.array(CELLS, pointer, length).parts, Value(watch, POINTER)))
+
+    def insert(self, place: int, lines: Sequence[str]) -> None:
+        """Put instructions in front of line `place`."""
+        self.lines[place:place] = lines
 
     def end(self, terminator: str, *targets: str) -> None:
         """End a block; labels are given by `targets`."""
@@ -79,6 +95,10 @@ class Code:
             text = f"br i1 {condition.text}, label {then}, label {otherwise}"
             self.end(text, then, otherwise)
 
+    def is_wanted(self, label: str) -> bool:
+        """Whether something goes to a label so far."""
+        return label in self._wanted
+
     def label(self, label: str) -> None:
         """Begin a block."""
         if not self.ended:
@@ -86,6 +106,18 @@ class Code:
         if label in self._wanted:
             self.ended = False
             self.put(f"{label[1:]}:")
+
+    @property
+    def size(self) -> int:
+        """How many instructions it has, without those that LLVM will drop first: plain jumps, and
+        loads and stores of variables.
+        """
+        slots = {slot.partition(" ")[0] for slot in self.slots}
+        return sum(
+            not (line.endswith(":") or line.startswith("br label"))
+            and line.rpartition(" ")[2] not in slots
+            for line in self.lines
+        )
 
     def body(self) -> str:
         """The whole text between the braces."""

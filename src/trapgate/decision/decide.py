@@ -10,7 +10,7 @@ fault filter.
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decision.criteria_table import RULE_DELIVER, RULE_EXIT, decide_by_table
 from trapgate.decision.fault_filters import (
     BY_CRITERIA_TABLE,
@@ -289,6 +289,7 @@ def decide_event(
 
 
 @core
+@inlined
 def decide_filtered(v: Cells, error_code: int, which: int) -> tuple[int, int]:
     """The (disposition, reason) of a page fault that satisfies the fault filter `which`.
 

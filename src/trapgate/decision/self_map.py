@@ -12,7 +12,7 @@ What keeps a filter from being more than it should be is `entry_at`: docs/fault-
 has the argument.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decision.fault_filters import (
     FILTER_FIGURE_7,
     FILTER_FIGURE_8,
@@ -239,12 +239,14 @@ def refused_entry(
 
 
 @core
+@inlined
 def entry_of(mem: Memory, at: int, width: int) -> int:
     """The entry of `width` bytes at physical address `at`."""
     return load64(mem, at) if width == 8 else load32(mem, at)
 
 
 @core
+@inlined
 def merged(old: int, ahead: int, width: int, size: int, data: int) -> int:
     """The entry `old` of `width` bytes with the bytes of a write put in.
 

@@ -5,7 +5,7 @@ done here (`effects`), so that every engine does the same. Forms with a memory o
 which are rare, are left to `instructions`, which has a whole decoder.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
 from trapgate.decode.adjust_rpl import ARPL, adjust_rpl
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
@@ -131,6 +131,7 @@ def advance(v: Cells, length: int) -> None:
 
 
 @core
+@inlined
 def move_rip(v: Cells, length: int) -> None:
     """Move RIP past an instruction of `length` bytes."""
     rip = v[GUEST_RIP] + length
@@ -140,6 +141,7 @@ def move_rip(v: Cells, length: int) -> None:
 
 
 @core
+@inlined
 def end_instruction(v: Cells) -> None:
     """What ends with every instruction: RF, and the shadow of STI or MOV SS."""
     v[GUEST_RFLAGS] = v[GUEST_RFLAGS] & ~RFLAGS_RF

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 
 ONE_BYTE = 0
 TWO_BYTES = 1
@@ -139,6 +139,7 @@ def is_undefined_behind_escape(escape: int, opcode: int, repeat: int) -> bool:
 
 
 @core
+@inlined
 def undefined_forms(
     opcode_map: int, opcode: int, lock: bool, repeat: int, operand_size: bool
 ) -> int:
@@ -164,6 +165,7 @@ def undefined_forms(
 
 
 @core
+@inlined
 def has_form(forms: int, modrm: int) -> bool:
     """Whether a ModR/M byte is one of `forms`."""
     form = (modrm >> 3) & 7

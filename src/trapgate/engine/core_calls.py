@@ -1,6 +1,6 @@
 """Core functions as Python and the hooks call them, on the cells of one machine."""
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.kinds import INT64
 from trapgate.compiler.program import callback, jit, jit_for_python
 from trapgate.compiler.raw import cells, memory, table
@@ -270,6 +270,7 @@ def look_ahead(m: Cells) -> None:
 
 
 @jit
+@inlined
 def put_in_force(m: Cells, address: int) -> None:
     """Put the VMCS at `address` in force."""
     m[mc.V] = address

@@ -5,7 +5,7 @@ continues at its handler; only VM exits and instructions that Python must decode
 the engine.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, memory, peek64, poke32, poke64
 from trapgate.decision.entry_facts import REPEATED, facts_of_refused
@@ -502,6 +502,7 @@ def dispatch_in_force(m: Cells, env: int, v: Cells, r: Cells, code: int, info: i
 
 
 @jit
+@inlined
 def pass_exit_to_x86_vmm(m: Cells, stop: int) -> int:
     """An exit of the x86 VMM's guest is that VMM's business: the run continues there."""
     if stop == mc.EXITED and m[mc.V] != m[mc.HOST]:
@@ -553,6 +554,7 @@ def port(m: Cells, env: int, v: Cells, r: Cells) -> int:
 
 
 @jit
+@inlined
 def state_begin(m: Cells) -> int:
     """The address of the CPU state: live, or saved for the portable path."""
     if m[mc.NATIVE] != 0:
@@ -566,6 +568,7 @@ def state_begin(m: Cells) -> int:
 
 
 @jit
+@inlined
 def state_end(m: Cells) -> None:
     """Give a patched copy of the state back to the engine."""
     if m[mc.NATIVE] == 0:

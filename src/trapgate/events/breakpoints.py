@@ -4,7 +4,7 @@ Causes are bits 3:0 of DR6. Breakpoints on execution are the engine's business, 
 that translated code accesses are `trapgate.processor.stepping`'s.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 from trapgate.sdm.cells import (
     GUEST_CR4,
     GUEST_DR7,
@@ -20,6 +20,7 @@ EXECUTION, WRITES, PORTS, ACCESSES = range(4)
 
 
 @core
+@inlined
 def single_steps(v: Cells) -> bool:
     """Whether an instruction that is not a branch is followed by a single-step trap."""
     return bool(v[GUEST_RFLAGS] & RFLAGS_TF != 0 and v[GUEST_IA32_DEBUGCTL] & DEBUGCTL_BTF == 0)

@@ -79,6 +79,7 @@ def mark_accessed(v: Cells, mem: Memory, descriptor: int, linear: int) -> int:
 
 
 @core
+@inlined
 def limit_of(descriptor: int) -> int:
     """The limit in a segment descriptor, in bytes: the highest valid offset (32 bits)."""
     limit = (descriptor & 0xFFFF) | ((descriptor >> 32) & 0xF_0000)

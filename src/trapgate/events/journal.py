@@ -5,7 +5,7 @@ the oldest row is overwritten, so that whoever does not trace pays for no more t
 the writing. A capacity of 0 keeps only the counts.
 """
 
-from trapgate.compiler.dialect import Cells, Rows, core
+from trapgate.compiler.dialect import Cells, Rows, core, inlined
 from trapgate.decision.decide import COMPLETE, DELIVER, EXIT
 from trapgate.decision.entry_facts import KIND
 from trapgate.sdm.cells import (
@@ -69,6 +69,7 @@ HEAD_LENGTH = HEAD_COMPLETED + COMPLETED
 
 
 @core
+@inlined
 def count_of(head: Cells, vector: int, kind: int) -> int:
     """Where in the head the counts of such events begin, of the level that runs.
 

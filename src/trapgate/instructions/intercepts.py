@@ -8,7 +8,7 @@ the exit: RAISE_UD, RAISE_GP (with error code 0). Faults for a lack of privilege
 "Relative Priority of Faults and VM Exits"); MOV DR is the exception.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decision.instruction_rules import exits_by_table
 from trapgate.events.exits import vm_exit
 from trapgate.operands.mode import privilege_level
@@ -50,6 +50,7 @@ _COUNTERS = 4
 
 
 @core
+@inlined
 def secondary_controls(v: Cells) -> int:
     """The secondary processor-based controls; all 0 unless they are activated."""
     if (v[f.PRIMARY_PROCESSOR_BASED_CONTROLS] & ct.PRIMARY_SECONDARY_CONTROLS) == 0:
@@ -132,6 +133,7 @@ def intercept_vmx(v: Cells, reason: int, displacement: int, information: int, le
 
 
 @core
+@inlined
 def vmx_undefined(v: Cells) -> bool:
     """Whether the mode has no VMX instructions."""
     if (v[f.GUEST_CR0] & st.CR0_PE) == 0 or (v[f.GUEST_RFLAGS] & st.RFLAGS_VM) != 0:

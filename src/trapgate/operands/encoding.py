@@ -23,6 +23,7 @@ INFO_NO_BASE = 1 << 27
 
 
 @core
+@inlined
 def is_prefix(byte: int, long: bool) -> bool:
     """Whether a byte is a prefix; REX is one in 64-bit code (`long`)."""
     legacy = byte in (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
@@ -41,6 +42,7 @@ def prefix_length(word: int, long: bool) -> int:
 
 
 @core
+@inlined
 def code_byte(v: Cells, mem: Memory, word: int, n: int) -> int:
     """Byte `n` of the instruction at RIP, whose first eight bytes are `word`."""
     if n < 8:
@@ -86,6 +88,7 @@ def segment_of_prefixes(word: int, count: int, long: bool) -> int:
 
 
 @core
+@inlined
 def has_prefix(word: int, count: int, wanted: int) -> bool:
     """Whether `wanted` is among the first `count` bytes."""
     found = False

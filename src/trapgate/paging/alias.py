@@ -10,11 +10,12 @@ that it is told of finds its low memory, too.
 Nothing here keeps a guest in: the map does, which says of each frame beyond whose it is.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 from trapgate.sdm.cells import ALIAS_BASE, ALIAS_LENGTH
 
 
 @core
+@inlined
 def aliased(v: Cells, address: int) -> int:
     """The machine address of a guest-physical one."""
     if 0 <= address < v[ALIAS_LENGTH]:

@@ -52,6 +52,7 @@ def remember(mem: Memory, linear: int, kind: int, physical: int) -> None:
 
 
 @core
+@inlined
 def forget(watch: Cells) -> None:
     """Forget all of them; `watch` as of `memory.watched`."""
     for n in range(TRANSLATION_SLOTS):

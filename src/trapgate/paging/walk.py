@@ -345,6 +345,7 @@ def under_frame_map(v: Cells, mem: Memory, physical: int, write: int, prot: int)
 
 
 @core
+@inlined
 def read_entry(v: Cells, mem: Memory, at: int, width: int) -> tuple[int, int]:
     """The paging-structure entry of `width` bytes at guest-physical `at`: (entry, -1 or error).
 
@@ -447,6 +448,7 @@ def load_pointers(v: Cells, mem: Memory) -> int:
 
 
 @core
+@inlined
 def load_pointers_of_entry(v: Cells, mem: Memory) -> None:
     """What a transition does about the pointers of PAE paging, whose table has been checked.
 

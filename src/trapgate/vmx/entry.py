@@ -4,7 +4,7 @@ SDM, "VM Entries"; the second seed throughout. The guest-state area is the guest
 state, so there is nothing to load; what remains is the order of things.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, Rows, core
+from trapgate.compiler.dialect import Cells, Memory, Rows, core, inlined
 from trapgate.decision.criteria_table import load_table
 from trapgate.events.delivery import raise_event
 from trapgate.events.exits import vm_exit
@@ -129,6 +129,7 @@ def enter(v: Cells, r: Cells, mem: Memory, rows: Rows, head: Cells) -> int:
 
 
 @core
+@inlined
 def put_ept_in_force(v: Cells) -> None:
     """Put EPT, APIC-access page and page-modification log in force as the controls say."""
     v[EPT_POINTER_IN_FORCE] = ept_pointer(v)

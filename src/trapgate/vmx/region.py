@@ -85,6 +85,7 @@ def value_read(value: int, encoding: int, long: bool) -> int:
 
 
 @core
+@inlined
 def value_written(old: int, cell: int, encoding: int, value: int, long: bool) -> int:
     """What a field that held `old` holds after a VMWRITE of `value`.
 

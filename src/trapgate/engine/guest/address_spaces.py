@@ -11,7 +11,7 @@ back, and the first code on a page that was stored to do; and it is for the same
 pointer and controls, the same CR3, and the same paging mode. The SDM asks for less.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke32
 from trapgate.engine import machine as mc
@@ -49,6 +49,7 @@ _FLUSH_TLB = 1 << 30 | 11
 
 
 @jit
+@inlined
 def has_guest(m: Cells) -> bool:
     """Whether the state in force is that of an x86 VMM's guest."""
     return bool(m[mc.V] == m[mc.N] or cells(m[mc.X], vmx.LENGTH)[vmx.GUEST_IN_VMCS0] != 0)
@@ -70,6 +71,7 @@ def needs_other_set(m: Cells) -> bool:
 
 
 @jit
+@inlined
 def describe(m: Cells, whose: int, cr0: int, cr3: int, cr4: int, efer: int, guest: bool) -> None:
     """Record in cells `whose` what translations are for: these registers, the guest of N or not.
 
@@ -111,6 +113,7 @@ def drop_current(m: Cells) -> None:
 
 
 @jit
+@inlined
 def exchange(one: Cells, other: Cells, count: int) -> None:
     """Exchange the first cells of two arrays."""
     for cell in range(count):

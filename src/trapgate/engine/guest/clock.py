@@ -10,7 +10,7 @@ Where a place in machine code has been looked up once, what was found is kept: c
 faults again. Code stays where it is until the engine empties its whole buffer.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.kinds import BOOLEAN, BOUND, INT32, INT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek16, peek32, peek64, poke32, poke64
@@ -118,6 +118,7 @@ def restore_known(m: Cells, env: int, host: int, leaves: bool) -> bool:
 
 
 @jit
+@inlined
 def restore_at(m: Cells, cpu: int, host: int, leaves: bool, restore: int) -> int:
     """Restore the state of the instruction whose machine code is at `host`; 0 if there is none.
 
@@ -216,6 +217,7 @@ def begin_device_access(m: Cells) -> None:
 
 
 @jit
+@inlined
 def set_deadline(m: Cells) -> None:
     """When a block has to look before it begins: early enough to be cut where time is up."""
     end = min(m[mc.TIMER_END], m[mc.NESTED_TIMER_END], m[mc.BUDGET_END])

@@ -1,6 +1,6 @@
 """The bytes of the instruction at RIP, as the core's decoders take them. Compiled only."""
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import memory
 from trapgate.decode.length import MOST, length_of
@@ -19,12 +19,14 @@ _IDLE_PREFIXES = 6
 
 
 @jit
+@inlined
 def is_long(v: Cells) -> bool:
     """Whether the guest executes 64-bit code."""
     return bool(v[f.GUEST_CS_ACCESS_RIGHTS] & 1 << 13 and v[f.GUEST_IA32_EFER] & 1 << 10)
 
 
 @jit
+@inlined
 def linear_rip(v: Cells) -> int:
     """The linear address of the next instruction."""
     rip = int(v[f.GUEST_RIP])

@@ -4,7 +4,7 @@ Compiled only; native path. The limit, the direction, the type and the presence 
 are one comparison: an access is allowed if offset - lowest < bound, unsigned.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import peek32, peek64, poke32
 from trapgate.engine import machine as mc
@@ -55,6 +55,7 @@ def learn_segment(m: Cells, n: int, seen: int) -> None:
 
 
 @jit
+@inlined
 def is_flat(m: Cells, n: int) -> bool:
     """Whether everything is allowed in segment `n`."""
     unlimited = m[mc.SEGMENT_BOUNDS + 8 * n + 4] == 1 << 32
@@ -100,6 +101,7 @@ def look_at_segment(m: Cells, env: int, n: int, typed: int) -> bool:
 
 
 @jit
+@inlined
 def note_limits(m: Cells, env: int, hflags: int, moved: bool) -> None:
     """The translator's flags, after a look at the segments by which some may have `moved`."""
     # Within 64 KB 16-bit code can pass the limit at the end only, which a block's place tells.

@@ -4,7 +4,7 @@ Compiled only. `env` is the address of the engine's CPU state: the live one on t
 native path, the copy inside a saved context on the portable one.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit, jit_for_python
 from trapgate.compiler.raw import (
     call,
@@ -59,6 +59,7 @@ _BLOCKED = 3
 
 
 @jit
+@inlined
 def save_paging(env: int, v: Cells) -> None:
     """The part of `save` that a page walk looks at."""
     v[f.GUEST_CR0] = peek64(env + at.CR0)
@@ -83,6 +84,7 @@ def save_for_criteria(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
 
 @jit
+@inlined
 def rflags_of(m: Cells, env: int) -> int:
     """RFLAGS, the lazily evaluated bits included."""
     flags = peek64(env + at.EFLAGS) & ~(_CC | _DF)
@@ -155,6 +157,7 @@ def save_segments(env: int, v: Cells) -> None:
 
 
 @jit
+@inlined
 def save_table_registers(env: int, v: Cells) -> None:
     """The part of `save` for GDTR and IDTR."""
     gdt = env + at.SEGMENTS + at.SEGMENT_SIZE * 8
@@ -165,6 +168,7 @@ def save_table_registers(env: int, v: Cells) -> None:
 
 
 @jit
+@inlined
 def loads_segments_in_core(env: int) -> bool:
     """Whether the guest is in protected mode, and not in virtual-8086 mode.
 
@@ -175,6 +179,7 @@ def loads_segments_in_core(env: int) -> bool:
 
 
 @jit
+@inlined
 def save_swapped_bases(env: int, v: Cells) -> None:
     """The bases that SWAPGS and WRFSBASE change."""
     v[f.GUEST_FS_BASE] = peek64(env + at.SEGMENTS + at.SEGMENT_SIZE * _FS + at.BASE)
@@ -349,6 +354,7 @@ def look_for_interrupts(m: Cells) -> None:
 
 
 @jit
+@inlined
 def load_flags(m: Cells, env: int, rflags: int) -> None:
     """The part of `load` for RFLAGS."""
     look_for_interrupts(m)
@@ -366,6 +372,7 @@ def load_segments(env: int, v: Cells) -> None:
 
 
 @jit
+@inlined
 def load_segment_cache(env: int, v: Cells, n: int) -> None:
     """The part of `load` for one segment register: 0 ES to 5 GS, 6 LDTR, 7 TR."""
     segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n
@@ -396,6 +403,7 @@ def load_mode(m: Cells, env: int, v: Cells) -> None:
 
 
 @jit
+@inlined
 def load_hflags(env: int, v: Cells) -> None:
     """The translator's flags of `load_mode`, but for those about limits."""
     flags = hflags_of(v, peek32(env + at.HFLAGS)) & ~at.HF_INHIBIT_IRQ
@@ -482,6 +490,7 @@ def load(m: Cells, env: int, v: Cells, r: Cells) -> None:
 
 
 @jit
+@inlined
 def has_segment(env: int, v: Cells, n: int) -> bool:
     """Whether segment register `n` is loaded as `load_segment_cache` would, not LDTR nor TR."""
     segment = env + at.SEGMENTS + at.SEGMENT_SIZE * n

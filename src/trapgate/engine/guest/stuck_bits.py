@@ -5,7 +5,7 @@ engine, and a VM entry before it delivers anything. So no instruction and no eve
 register otherwise, and the guest runs in whole blocks. Compiled only, native path.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.kinds import INT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import cells
@@ -23,6 +23,7 @@ def force_bits(m: Cells, registers: Cells) -> None:
 
 
 @jit
+@inlined
 def force_saved_bits(m: Cells, v: Cells, r: Cells) -> None:
     """The same in a saved state, if there are any."""
     if m[mc.STUCK] != 0:

@@ -5,7 +5,7 @@ When the engine drops all its entries it overwrites its tables, 16 KiB a mode an
 Where few entries have been set since the last time, only those are looked up and overwritten.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import call, cells, peek32, peek64, poke16, poke64
 from trapgate.engine import machine as mc
@@ -17,6 +17,7 @@ _EXECUTABLE = 4
 
 
 @jit
+@inlined
 def set_entry(
     m: Cells, cpu: int, linear: int, physical: int, rights: int, mode: int, size: int
 ) -> None:

@@ -4,7 +4,7 @@ They are forgotten with the engine's own: both functions that drop translations 
 through slots, also by itself, and the slots lead here.
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.kinds import BOUND, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64, poke64
@@ -16,6 +16,7 @@ from trapgate.paging.translations import forget
 
 
 @jit
+@inlined
 def use_translations(m: Cells) -> None:
     """From now on: the VMCS in force has just got its control registers from the engine."""
     poke64(m[mc.WATCH] + 8 * WATCH_TRANSLATES, m[mc.NATIVE] if m[mc.SWITCHED] == 0 else 0)

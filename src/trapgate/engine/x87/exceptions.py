@@ -11,7 +11,7 @@ indefinite NaN into an empty one. The call after it undoes everything where an e
 found before the result is unmasked.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import (
@@ -115,6 +115,7 @@ def kind_of_x87(opcode: int, form: int) -> int:
 
 
 @core
+@inlined
 def with_summary_bits(status: int, control: int) -> int:
     """The status word with ES and B as its flags and the masks make them."""
     if status & ~control & _EXCEPTIONS != 0:
@@ -131,6 +132,7 @@ def put_indefinite(env: int, number: int) -> None:
 
 
 @jit
+@inlined
 def fill_empty(m: Cells, env: int, number: int) -> None:
     """ST(`number`) is read: an empty register is a stack fault and counts as the indefinite NaN."""
     if peek8(tag_of(env, number)) != 0:
@@ -144,6 +146,7 @@ def fill_empty(m: Cells, env: int, number: int) -> None:
 
 
 @jit
+@inlined
 def note_operand(m: Cells, exponent: int, largest: int, fraction: int) -> None:
     """Note an operand that is a NaN or denormal; `largest` is its format's exponent of NaNs."""
     if exponent == largest and fraction != 0:
@@ -153,6 +156,7 @@ def note_operand(m: Cells, exponent: int, largest: int, fraction: int) -> None:
 
 
 @jit
+@inlined
 def note_register(m: Cells, env: int, number: int) -> None:
     """The same of ST(`number`); without the integer bit a NaN's fraction is all of the rest."""
     place = register_of(env, number)
@@ -243,6 +247,7 @@ def on_x87_begins(machine: int, operands: int, return_address: int) -> None:
 
 
 @jit
+@inlined
 def exceptions_met(m: Cells, env: int) -> int:
     """What the instruction has met, as flags of the status word."""
     if m[mc.X87_FAULT] != 0:

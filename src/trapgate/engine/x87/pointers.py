@@ -7,7 +7,7 @@ x87 state `on_x87_image` does what the engine leaves undone. FOP tells of instru
 an unmasked exception only (SDM, volume 1, "Fopcode Compatibility Sub-mode").
 """
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.kinds import INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import (
@@ -91,6 +91,7 @@ def emit_address(t: Cells, m: Cells, context: int, address: int) -> None:
 
 
 @jit
+@inlined
 def set_pointers(m: Cells, env: int, rip: int, what: int, raises: bool) -> None:
     """Set the pointers to the instruction at offset `rip`, which `what` describes."""
     selector = peek16(env + at.SEGMENTS + at.SEGMENT_SIZE * _CS + at.SELECTOR)

@@ -1,6 +1,6 @@
 """Where the engine keeps the x87 state, and its register stack. Compiled only."""
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.program import jit
 from trapgate.compiler.raw import peek32
 from trapgate.engine import machine as mc
@@ -28,12 +28,14 @@ def state_of(m: Cells) -> int:
 
 
 @jit
+@inlined
 def register_of(env: int, number: int) -> int:
     """The address of ST(`number`)."""
     return env + REGISTERS + 16 * ((peek32(env + TOP) + number) & 7)
 
 
 @jit
+@inlined
 def tag_of(env: int, number: int) -> int:
     """The address of its tag."""
     return env + TAGS + ((peek32(env + TOP) + number) & 7)

@@ -6,7 +6,7 @@ are page faults and segment limits met then. So in place of the store that would
 conversion translated code calls `on_x87_store`; nor is the register popped, see `x87.exceptions`.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 from trapgate.compiler.kinds import BOUND, INT64, RETURN_ADDRESS, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8
@@ -26,6 +26,7 @@ _INDEFINITE_LOW, _INDEFINITE_HIGH = -(1 << 62), 0xFFFF
 
 
 @jit
+@inlined
 def is_refused(m: Cells, env: int) -> bool:
     """Whether an unmasked exception keeps the store from being made."""
     return exceptions_met(m, env) & BEFORE_THE_STORE & ~peek16(env + CONTROL) != 0
@@ -70,6 +71,7 @@ def on_store_of_80(env: int, address: int, translator: int, back: int) -> None:
 
 
 @jit
+@inlined
 def within_16_bits(env: int, value: int) -> int:
     """A value converted to 32 bits, or the indefinite integer of 16 where it does not fit."""
     value = value << 32 >> 32

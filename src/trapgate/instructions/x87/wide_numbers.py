@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 
 LIMBS = 6
 BITS = 30
@@ -29,6 +29,7 @@ def table(numbers: Iterable[int]) -> Cells:
 
 
 @core
+@inlined
 def carry(number: Cells) -> None:
     """Normalise all limbs but the integer part to 30 bits, if they are too great or negative."""
     for n in range(_LAST):
@@ -70,6 +71,7 @@ def is_less(number: Cells, other: Cells) -> bool:
 
 
 @core
+@inlined
 def subtract_from(number: Cells, other: Cells) -> None:
     """Subtract a number from another one; the result replaces it."""
     for n in range(LIMBS):
@@ -80,13 +82,14 @@ def subtract_from(number: Cells, other: Cells) -> None:
 @core
 def multiply(number: Cells, other: Cells) -> None:
     """Multiply a number; less than 2 ** -117 is lost."""
-    for n in range(LIMBS):
-        k = _LAST - n
-        column = 0
-        for i in range(k + 1):
-            column += number[i] * other[k - i]
-        # No further column needs this limb.
-        number[k] = column
+    a, b, c, d, e, f = number[0], number[1], number[2], number[3], number[4], number[5]
+    u, v, w, x, y, z = other[0], other[1], other[2], other[3], other[4], other[5]
+    number[0] = a * u
+    number[1] = a * v + b * u
+    number[2] = a * w + b * v + c * u
+    number[3] = a * x + b * w + c * v + d * u
+    number[4] = a * y + b * x + c * w + d * v + e * u
+    number[5] = a * z + b * y + c * x + d * w + e * v + f * u
     carry(number)
 
 

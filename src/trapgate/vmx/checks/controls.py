@@ -4,7 +4,7 @@ SDM, "Checks on VMX Controls", in its order. `current` tells whose VMCS it is: t
 physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM in Python.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decision.criteria_table import check_table
 from trapgate.decision.decide import check_extension_fields
 from trapgate.instructions.intercepts import secondary_controls
@@ -103,6 +103,7 @@ def page_address(address: int) -> bool:
 
 
 @core
+@inlined
 def unrestricted_guest(v: Cells) -> bool:
     """Whether the guest may run without paging or in real-address mode."""
     return bool(
@@ -281,11 +282,13 @@ def _check_exit_controls(v: Cells, current: int) -> int:
 
 
 @core
+@inlined
 def _area_begins_well(address: int, count: int) -> bool:
     return count == 0 or (address & 0xF == 0 and address >> MAXPHYADDR == 0)
 
 
 @core
+@inlined
 def _area_ends_well(address: int, count: int) -> bool:
     """Whether the last byte is within the physical-address width; the address itself is."""
     return count == 0 or (address + count * 16 - 1) >> MAXPHYADDR == 0

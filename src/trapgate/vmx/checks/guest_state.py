@@ -5,7 +5,7 @@ the physical address of the current VMCS of a VMM that is x86 code, -1 for a VMM
 Python, which need not set CR0.NE and CR4.VMXE, nor hide them from its guest.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, core
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.instructions.intercepts import secondary_controls
 from trapgate.paging.frame_map import has_frame_map
 from trapgate.paging.memory import MAXPHYADDR, load32, load64
@@ -203,6 +203,7 @@ def _check_rip_and_rflags(v: Cells) -> int:
 
 
 @core
+@inlined
 def _injects(v: Cells, wanted: int) -> bool:
     """Whether the VM entry injects an event of that type."""
     info = v[VM_ENTRY_INTERRUPTION_INFORMATION]

@@ -5,7 +5,7 @@ SDM, "Checks on Guest Segment Registers": selectors, then bases, then access rig
 check that failed, 0 if none did.
 """
 
-from trapgate.compiler.dialect import Cells, core
+from trapgate.compiler.dialect import Cells, core, inlined
 from trapgate.paging.walk import canonical
 from trapgate.sdm import checks as ck
 from trapgate.sdm.cells import (
@@ -138,6 +138,7 @@ def _check_rights(v: Cells, n: int, unrestricted: bool) -> int:
 
 
 @core
+@inlined
 def _check_form(rights: int, limit: int, n: int) -> int:
     """What all usable segments have in common: P, reserved bits, granularity."""
     if rights & AR_P == 0:
@@ -167,6 +168,7 @@ def _check_code_dpl(v: Cells) -> int:
 
 
 @core
+@inlined
 def _check_stack_dpl(v: Cells, unrestricted: bool) -> int:
     """The DPL of SS is the CPL, even of an unusable SS."""
     dpl = (v[GUEST_SS_ACCESS_RIGHTS] >> AR_DPL_SHIFT) & 3
