@@ -44,6 +44,10 @@ def _nine(n: int) -> int:
     return n * 3 * 5 * 7 * 9 * 11 * 13 * 15 * 17
 
 
+def _once_and_large(n: int) -> int:
+    return n * 3 * 5 * 7 * 9 * 11 * 13 * 15 * 17
+
+
 @apart
 def _apart(n: int) -> int:
     return n
@@ -55,7 +59,7 @@ def _inlined(n: int) -> int:
 
 
 def _calls_marked_ones(n: int) -> int:
-    return _eight(_eight(n)) + _nine(_nine(n)) + _apart(n) + _inlined(_inlined(n))
+    return _eight(_eight(n)) + _nine(_nine(n)) + _apart(_inlined(_inlined(_once_and_large(n))))
 
 
 def _translated(*functions: Callable[..., Any], caller: Callable[[int], int]) -> str:
@@ -77,10 +81,10 @@ def test_what_is_called_from_one_place_or_is_small_is_to_be_inlined() -> None:
 
 
 def test_marks_and_the_size_decide_what_is_inlined() -> None:
-    text = _translated(_eight, _nine, _apart, _inlined, caller=_calls_marked_ones)
+    called = _eight, _nine, _once_and_large, _apart, _inlined
+    text = _translated(*called, caller=_calls_marked_ones)
     heads = _attributes(text)
-    found = {name: heads[name] for name in ("_eight", "_nine", "_apart", "_inlined")}
-    assert found == {"_eight": "#3", "_nine": "#0", "_apart": "#2", "_inlined": "#3"}
+    assert [heads[one.__name__] for one in called] == ["#3", "#0", "#3", "#2", "#3"]
 
 
 def test_the_size_leaves_out_variables_and_plain_jumps() -> None:
