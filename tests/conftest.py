@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from trapgate.engine.unicorn_engine import open_engine
 from trapgate.errors import EngineError
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("trapgate", deadline=None)
+settings.load_profile("trapgate")
 
 _SHOWN = 15
 """Bytes of a parameter that are shown in a test's name: an instruction."""

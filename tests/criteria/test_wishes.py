@@ -60,7 +60,7 @@ conditions = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(conditions)
 def test_arrays_and_terms_agree(text: str) -> None:
     read = condition(text, PF)
@@ -211,7 +211,7 @@ def complaint(document: str) -> str:
     return ""
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.text(max_size=80))
 def test_any_text_is_read_or_refused(text: str) -> None:
     for document in (text, f"[PF]\nexit = ['''{text}''']", f'PF = "exit"\n{text}'):

@@ -78,7 +78,7 @@ CHANGED = [
 
 
 @given(data=st.data(), bits=st.sampled_from([32, 64]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_spoiled_fields_are_judged_as_the_sdm_has_it(data: st.DataObject, bits: int) -> None:
     fields = complete(good_fields(bits))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -103,7 +103,7 @@ def test_spoiled_fields_are_judged_as_the_sdm_has_it(data: st.DataObject, bits: 
 
 
 @given(data=st.data(), bits=st.sampled_from([32, 64]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_nothing_is_said_of_what_enters(data: st.DataObject, bits: int) -> None:
     fields = complete(good_fields(bits))
     for _ in range(data.draw(st.integers(1, 3))):

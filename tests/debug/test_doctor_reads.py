@@ -144,14 +144,14 @@ def test_other_words_are_no_fields(word: str) -> None:
 
 
 @given(st.text(max_size=300) | st.binary(max_size=300).map(lambda b: b.decode("latin-1")))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_is_read_or_not(text: str) -> None:
     for dumped in read_dump(text):
         examine(dumped)
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_spoiled_dumps_are_read_as_far_as_they_go(data: st.DataObject) -> None:
     form = data.draw(st.sampled_from([*fd.FORMS.values(), *fd.REGISTERS.values()]))
     text = fd.dmesg(form(fields()))

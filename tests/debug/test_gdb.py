@@ -425,7 +425,7 @@ def test_a_second_client_is_turned_away(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=10))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_packets_arrive_in_any_pieces(bodies: list[bytes]) -> None:
     stream = b"".join(framed(body) for body in bodies)
     for size in (1, 3, 1000):

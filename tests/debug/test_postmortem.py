@@ -160,7 +160,7 @@ VECTORS = (0, 3, 6, 8, 13, 14, 32, 128)
 
 
 @given(data=st.data(), bits=st.sampled_from([32, 64]), ring=st.sampled_from([0, 3]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_way_through_the_idt_is_the_processor_s(
     data: st.DataObject, bits: int, ring: int
 ) -> None:
@@ -194,7 +194,7 @@ def test_the_way_through_the_idt_is_the_processor_s(
 
 
 @given(data=st.data(), mode=st.sampled_from(["p32", "pae", "l64"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_walks_are_the_processor_s(data: st.DataObject, mode: str) -> None:
     guest = Guest(bits=64 if mode == "l64" else 32)
     tables = 0x10000

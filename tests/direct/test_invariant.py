@@ -17,7 +17,6 @@ from tests.direct.hostile import FILTERS, PTBASE, SELF, HostileGuests, P, W
 QUICK = settings(
     max_examples=60,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.generate),
 )

@@ -15,7 +15,6 @@ from trapgate.vmm.direct.tables import GuestTables
 HOW = settings(
     max_examples=40,
     stateful_step_count=30,
-    deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )

@@ -23,7 +23,6 @@ from trapgate.vmm.direct import linking, links, tables, withholding
 HUNT = settings(
     max_examples=300,  # it stops at the first
     stateful_step_count=40,
-    deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -99,7 +99,7 @@ def whole() -> dict[str, object]:
     return found
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cuts=st.lists(st.integers(10_100_000, 10_219_999), min_size=1, max_size=3, unique=True))
 def test_wherever_it_is_cut(
     cuts: list[int], whole: dict[str, object], tmp_path_factory: pytest.TempPathFactory

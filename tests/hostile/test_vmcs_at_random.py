@@ -87,7 +87,7 @@ def test_any_vmcs_on_the_portable_engine() -> None:
     assert {"fail 7", "entry failure", "VMCALL"} <= seen, seen
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(_NAMES, _NUMBERS, max_size=8), st.sampled_from(["extended", "vt-x"]))
 def test_any_file_is_a_vmcs_or_refused_in_one_line(fields: dict[str, int], profile: str) -> None:
     lines = [f'profile = "{profile}"', "[fields]"]

@@ -239,7 +239,7 @@ _ARGUMENTS = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(programs(), st.lists(_ARGUMENTS, min_size=8, max_size=8))
 def test_programs(folder: Path, source: str, inputs: list[Any]) -> None:
     module = _module(source, folder)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trapgate.decision.decide import decide_fault
@@ -64,7 +64,6 @@ def compiled_decide() -> Any:
     return alone(decide_fault)
 
 
-@settings(deadline=None)
 @given(case=extended(), kind=st.integers(0, 7), without=st.booleans())
 def test_compiled_decisions_are_the_same(
     compiled_decide: Any, case: tuple[Vmcs, str, int, int], kind: int, without: bool

@@ -100,7 +100,7 @@ def events(draw: st.DrawFn) -> tuple[int, int, int, int, int, int]:
     return vector, kind, code, address, length, draw(st.integers(0, 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(guests(), events())
 def test_compiled_and_interpreted_agree_and_nothing_is_half_done(
     guest: Guest, event: tuple[int, int, int, int, int, int]
@@ -127,7 +127,7 @@ def test_compiled_and_interpreted_agree_and_nothing_is_half_done(
         assert guest["GUEST_INTERRUPTIBILITY_STATE"] & 3 == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(guests(), events())
 def test_every_fault_was_decided_as_itself(
     guest: Guest, event: tuple[int, int, int, int, int, int]
@@ -146,7 +146,7 @@ def test_every_fault_was_decided_as_itself(
     assert len(depths) <= 6
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from([32, 64]),
     st.lists(

@@ -111,7 +111,7 @@ def agree(seed: int) -> str:
     return wanted.kind if isinstance(wanted, sdm_ept.Fault) else "physical"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, (1 << 64) - 1))
 def test_walks_agree_with_the_text(seed: int) -> None:
     agree(seed)

@@ -121,7 +121,7 @@ def signed(number: int) -> int:
 
 @every_filter
 @both_widths
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_integers_signed_or_not(name: str, width: int, base: int, data: st.DataObject) -> None:
     write = data.draw(writes(width))
@@ -133,7 +133,7 @@ def test_integers_signed_or_not(name: str, width: int, base: int, data: st.DataO
 
 @every_filter
 @both_widths
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_numpy(name: str, width: int, base: int, data: st.DataObject) -> None:
     rows = data.draw(st.lists(writes(width), min_size=1, max_size=20))
@@ -149,7 +149,7 @@ def test_numpy(name: str, width: int, base: int, data: st.DataObject) -> None:
 
 @every_filter
 @both_widths
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_polars(name: str, width: int, base: int, data: st.DataObject) -> None:
     pl = pytest.importorskip("polars", reason="polars is not installed")
@@ -163,7 +163,7 @@ def test_polars(name: str, width: int, base: int, data: st.DataObject) -> None:
 
 @every_filter
 @both_widths
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_z3_values(name: str, width: int, base: int, data: st.DataObject) -> None:
     z3 = pytest.importorskip("z3", reason="z3-solver is not installed")
@@ -259,7 +259,7 @@ def compiled_admits() -> Any:
 
 @every_filter
 @both_widths
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_machine_code(
     compiled_admits: Any, name: str, width: int, base: int, data: st.DataObject

@@ -65,7 +65,7 @@ every_scheme = pytest.mark.parametrize("name", list(SCHEMES))
 
 
 @every_scheme
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_int_and_numpy(name: str, data: st.DataObject) -> None:
     rows, fields = data.draw(worlds(name))
@@ -81,7 +81,7 @@ def test_int_and_numpy(name: str, data: st.DataObject) -> None:
 
 
 @every_scheme
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_polars(name: str, data: st.DataObject) -> None:
     polars = pytest.importorskip("polars", reason="polars is not installed")
@@ -105,7 +105,7 @@ def test_polars(name: str, data: st.DataObject) -> None:
 
 
 @every_scheme
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_z3_values(name: str, data: st.DataObject) -> None:
     z3 = pytest.importorskip("z3", reason="z3-solver is not installed")
@@ -182,7 +182,7 @@ def compiled_rules() -> dict[str, Any]:
     return {name: alone(scheme.function) for name, scheme in SCHEMES.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_machine_code(compiled_rules: dict[str, Any], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(SCHEMES)))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -198,7 +198,6 @@ def possible(rules: list[Rule], known: dict[str, Any]) -> set[int]:
     st.lists(st.tuples(conditions(), st.sampled_from(Action)), min_size=1, max_size=3),
     st.lists(rows()),
 )
-@settings(deadline=None)
 def test_columns_say_what_the_values_of_each_row_say(
     table: list[tuple[str, Action]], faults: list[dict[str, Any]]
 ) -> None:

@@ -112,7 +112,7 @@ def test_numbers(function: Any) -> None:
     small = st.integers(-20, 20)
     any_number = st.one_of(small, st.integers(-(1 << 63), (1 << 63) - 1))
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(any_number, any_number)
     def same(a: int, b: int) -> None:
         expected = (int(function(a, b)) + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -162,7 +162,7 @@ def test_the_first_rule_that_matches_decides(
     assert got == expected(table, known)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(faults(), st.booleans())
 def test_each_value_and_operator_alone(
     fault: tuple[Guest, tuple[int, ...], dict[str, int]], negated: bool
@@ -252,7 +252,7 @@ def test_what_no_rule_decides_the_other_criteria_do(
 WALKED = ("walk_level", "entry_address", "entry", "page_address")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tables, faults())
 def test_compiled_it_decides_the_same(
     table: list[Rule], fault: tuple[Guest, tuple[int, ...], dict[str, int]]

@@ -244,14 +244,14 @@ def spoiled(draw: st.DrawFn) -> tuple[int, bool, dict[str, int]]:
     return bits, python, {name: x & (1 << _WIDTH[name]) - 1 for name, x in fields.items()}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(spoiled())
 def test_any_vmcs_is_judged_as_the_sdm_does(case: tuple[int, bool, dict[str, int]]) -> None:
     judged_alike(case)
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=20_000)
 @given(spoiled())
 def test_many_vmcses_are_judged_as_the_sdm_does(case: tuple[int, bool, dict[str, int]]) -> None:
     judged_alike(case)
@@ -269,7 +269,7 @@ def judged_alike(case: tuple[int, bool, dict[str, int]]) -> None:
         assert CHECKS[found].fields[0] in broken
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.binary(min_size=8 * len(ENCODINGS), max_size=8 * len(ENCODINGS)), st.integers(-1, 1 << 41)
 )

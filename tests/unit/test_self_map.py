@@ -304,7 +304,7 @@ def walk_by_hand(
 
 
 @pytest.mark.parametrize("width", [4, 8])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_every_page_of_the_region(width: int, data: st.DataObject) -> None:
     levels = 2 if width == 4 else 4
@@ -355,7 +355,7 @@ def walk_pae(memory: bytes, linear: int) -> tuple[int, bool] | None:
     return page & ~0xFFF, not table & page & 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_every_page_of_the_region_under_pae(data: st.DataObject) -> None:
     """What `entry_at` calls an entry is one that some linear address is translated by."""
@@ -427,7 +427,7 @@ def cell(number: int) -> int:
 
 
 @pytest.mark.parametrize("width", [4, 8])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_every_entry_that_a_write_touches_is_judged(width: int, data: st.DataObject) -> None:
     pse = data.draw(st.booleans())
