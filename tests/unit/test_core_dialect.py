@@ -145,6 +145,15 @@ def test_arrays() -> None:
     assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
 
 
+def address(v: Cells, n: int) -> int:
+    return v[n:].ctypes.data
+
+
+def test_where_an_array_is() -> None:
+    v = np.arange(5, dtype=np.int64)
+    assert alone(address)(v, 2) == address(v, 2) == v.ctypes.data + 16
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Callable
 from types import FunctionType
+from typing import Any
 
+import numpy as np
 import pytest
 
 from trapgate.compiler import raw
-from trapgate.compiler.dialect import Cells
-from trapgate.compiler.kinds import INT64
+from trapgate.compiler.dialect import Cells, apart, inlined
+from trapgate.compiler.kinds import INT, INT64, integer
 from trapgate.compiler.module import Module
 from trapgate.compiler.routine import routine
+from trapgate.compiler.text import Code
 
 
 def _once(n: int) -> int:
@@ -33,18 +36,68 @@ def _caller(n: int) -> int:
     return _once(_small(_small(_large(_large(n)))))
 
 
-def _translated(*functions: Callable[..., int], caller: Callable[[int], int]) -> str:
+def _eight(n: int) -> int:
+    return n * 3 * 5 * 7 * 9 * 11 * 13 * 15
+
+
+def _nine(n: int) -> int:
+    return n * 3 * 5 * 7 * 9 * 11 * 13 * 15 * 17
+
+
+def _once_and_large(n: int) -> int:
+    return n * 3 * 5 * 7 * 9 * 11 * 13 * 15 * 17
+
+
+@apart
+def _apart(n: int) -> int:
+    return n
+
+
+@inlined
+def _inlined(n: int) -> int:
+    return n * 3 * 5 * 7 * 9 * 11 * 13 * 15 * 17
+
+
+def _calls_marked_ones(n: int) -> int:
+    return _eight(_eight(n)) + _nine(_nine(n)) + _apart(_inlined(_inlined(_once_and_large(n))))
+
+
+def _translated(*functions: Callable[..., Any], caller: Callable[[int], int]) -> str:
     module = Module(lambda function: function in functions)
     assert isinstance(caller, FunctionType)
     module.for_c(routine(caller), "caller", INT64, [INT64])
     return module.text()
 
 
+def _attributes(text: str) -> dict[str, str]:
+    """The attributes of each function."""
+    return dict(re.findall(r'^define .*@".*?(\w+)"\(.*\) (#\d) \{', text, re.MULTILINE))
+
+
 def test_what_is_called_from_one_place_or_is_small_is_to_be_inlined() -> None:
-    text = _translated(_once, _small, _large, caller=_caller)
-    heads = dict(re.findall(r'^define .*@".*?(\w+)"\(.*\) (#\d) \{', text, re.MULTILINE))
+    heads = _attributes(_translated(_once, _small, _large, caller=_caller))
     assert heads["_once"] == heads["_small"] == heads["_caller"] == "#3"
     assert heads["_large"] == "#0"
+
+
+def test_marks_and_the_size_decide_what_is_inlined() -> None:
+    called = _eight, _nine, _once_and_large, _apart, _inlined
+    text = _translated(*called, caller=_calls_marked_ones)
+    heads = _attributes(text)
+    assert [heads[one.__name__] for one in called] == ["#3", "#0", "#3", "#2", "#3"]
+
+
+def test_the_size_leaves_out_variables_and_plain_jumps() -> None:
+    code = Code()
+    slot = code.slot(INT)
+    code.store(integer(1), slot)
+    value = code.load(slot)
+    onward = code.name()
+    code.label(onward)
+    more = code.let(f"add i64 {value.text}, 2")
+    code.end(f"ret i64 {more.text}")
+    assert len(code.lines) == 6
+    assert code.size == 2
 
 
 def _short_loop(n: int) -> int:
@@ -65,6 +118,32 @@ def _many_rounds(n: int) -> int:
     return n
 
 
+def _one_round(n: int) -> int:
+    for k in range(3, 4):
+        n <<= k
+    return n
+
+
+def _as_long_as_may_be(n: int) -> int:
+    for _ in range(24):
+        n <<= 1
+        n <<= 1
+        n <<= 1
+        n <<= 1
+        n <<= 1
+    return n
+
+
+def _one_round_too_long(n: int) -> int:
+    for _ in range(25):
+        n <<= 1
+        n <<= 1
+        n <<= 1
+        n <<= 1
+        n <<= 1
+    return n
+
+
 def _long_body(n: int) -> int:
     for k in range(30):
         n = (n << 1 ^ k) + (n >> 3 ^ k) * (n << 5 ^ k) - (n >> 7 ^ k)
@@ -77,6 +156,9 @@ def _long_body(n: int) -> int:
         (_short_loop, False, 32),
         (_empty_loop, True, 0),
         (_many_rounds, True, 0),
+        (_one_round, False, 1),
+        (_as_long_as_may_be, False, 120),
+        (_one_round_too_long, True, 5),
         (_long_body, True, 2),
     ],
 )
@@ -101,3 +183,43 @@ def test_an_array_is_two_operands() -> None:
     text = _translated(_array_of, caller=_passes_an_array_on)
     assert re.search(r'@"[\w.]+_array_of"\(ptr %a0, i64 %a1\)', text)
     assert "insertvalue" not in text
+
+
+def _two_ways_out(n: int) -> tuple[int, bool]:
+    if n > 3:
+        return n, False
+    return 3, n == 0
+
+
+def _first_of_two(n: int) -> int:
+    return _two_ways_out(n)[0]
+
+
+def test_a_result_of_several_values_is_put_together_in_one_place() -> None:
+    text = _translated(_two_ways_out, caller=_first_of_two)
+    assert text.count("ret {i64, i1}") == 1
+    assert text.count("insertvalue") == 2
+
+
+def _conditions(n: int) -> int:
+    if (n > 3 and not (n == 5 or n & 8)) or 0 < n < 3:
+        return 1
+    return 0
+
+
+def test_conditions_branch_as_soon_as_they_are_decided() -> None:
+    text = _translated(caller=_conditions)
+    assert "alloca" not in text
+    assert text.count("icmp") == text.count("br i1") == 5
+
+
+def _uses_numbers(n: int) -> int:
+    return int(_NUMBERS[n & 1]) + len(_NUMBERS)
+
+
+_NUMBERS = np.arange(2, dtype=np.int64)
+
+
+def test_a_constant_array_stands_once() -> None:
+    text = _translated(caller=_uses_numbers)
+    assert text.count("unnamed_addr constant") == 1

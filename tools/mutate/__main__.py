@@ -133,6 +133,7 @@ PARTS = {
             "unit/test_core_checked.py",
             "unit/test_core_dialect.py",
             "unit/test_core_errors.py",
+            "unit/test_core_module.py",
             "unit/test_core_stubs.py",
             "properties/test_core_programs.py",
         ),
