@@ -268,12 +268,31 @@ def test_the_command_tells_it_in_words_json_and_html(tmp_path: Path) -> None:
     assert answer["post_mortem"]["registers"]["RIP"] == BASE
 
 
-def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "guest").write_bytes(flat(b"\xfa" + HLT))
-    words = ["run", str(tmp_path / "guest"), "--report", str(tmp_path / "no" / "such")]
-    result = CliRunner().invoke(app, words)
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "guest"), "--report", str(tmp_path)])
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "words"),
+    [
+        ("--report", "no/such.html", "is not a directory"),
+        ("--symbols", "nosuch", "cannot be read"),
+        ("--symbols", "guest", "contains no function"),
+    ],
+)
+def test_files_of_a_post_mortem_are_looked_at_before_the_run(
+    tmp_path: Path, option: str, file: str, words: str
+) -> None:
+    # mov dx, 3F8h; mov al, "x"; out dx, al
+    (tmp_path / "guest").write_bytes(flat(b"\x66\xba\xf8\x03\xb0x\xee" + UD2))
+    arguments = ["run", str(tmp_path / "guest"), option, str(tmp_path / file)]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert words in line
 
 
 def test_output_of_the_guest_cannot_spoil_the_post_mortem(tmp_path: Path) -> None:

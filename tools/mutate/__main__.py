@@ -59,7 +59,10 @@ PARTS = {
             "unit/test_self_map.py",
         ),
     ),
-    "tables": Part(("decision.criteria_table",), ("unit/test_criteria_table.py",)),
+    "tables": Part(
+        ("decision.criteria_table",),
+        ("unit/test_criteria_table.py", "unit/test_criteria_words.py"),
+    ),
     "rules": Part(
         ("decision.clauses", "decision.rules", "decision.fault_filters"),
         (

@@ -79,5 +79,7 @@ def refuse_contradictions(given: Options) -> None:
         raise fail("GUEST: there is nothing to run; give a kernel, or --disk with an image")
     if given.bitmap and given.vmcs is None and given.gdb is None:
         raise fail("--bitmap is for conditions: give --vmcs or --gdb too")
+    if given.report is not None and not given.report.parent.is_dir():
+        raise fail(f"--report: {given.report.parent} is not a directory; create it first")
     if given.protect is not None and given.paging is not Paging.direct:
         raise fail("--protect is for direct paging; give --paging direct, too")

@@ -135,9 +135,10 @@ def _can_be_repeated(vm: VirtualMachine, given: Options, console: Console) -> bo
 
 
 def _names(given: Options) -> Names | None:
-    """What conditions may name; None where there are no conditions."""
-    if given.vmcs is None and given.gdb is None:
+    """What conditions may name; None where there are neither conditions nor symbols."""
+    if given.vmcs is None and given.gdb is None and given.symbols is None:
         return None
+    # --symbols is read now even if only a post-mortem needs it: at the end it would be too late.
     return names_for(given.symbols, given.bitmap, given.guest)
 
 

@@ -52,10 +52,8 @@ _PASSES = (
     "global_dead_code_eliminate",
     "dead_arg_elimination",
     "instruction_combine",
-    "simplify_cfg",
     "jump_threading",
     "simplify_cfg",
-    "aggressive_dce",
 )
 """LLVM's passes over the module, each once. Which calls go and which loops are written out has
 been decided before (`module`, `statements`). LLVM's own -O1 looks at each function again at every

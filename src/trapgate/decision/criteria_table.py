@@ -285,10 +285,13 @@ def load_table(v: Cells, mem: Memory) -> bool:
     length = v[f.CRITERIA_TABLE_LENGTH]
     if length <= 0 or length > TABLE_BYTES:
         return True  # what is wrong with it `check_table` says
-    if address & 7 or address < 0 or (address + length + 7) >> 3 > len(mem):
+    first = address >> 3
+    count = (length + 7) >> 3
+    # In words, for the sum of an address and a length in bytes may exceed 63 bits.
+    if address & 7 or address < 0 or first + count > len(mem):
         return False
-    for cell in range((length + 7) >> 3):
-        v[f.TABLE_START + cell] = mem[(address >> 3) + cell]
+    for cell in range(count):
+        v[f.TABLE_START + cell] = mem[first + cell]
     return True
 
 
@@ -336,7 +339,7 @@ def check_table(v: Cells) -> tuple[int, int]:
                 size = ((limit + 63) >> 6) << 3
                 if operand & 7 or operand < 0 or limit < 0 or limit > TABLE_BYTES * 8:
                     return ck.TABLE_BITMAP, place
-                if operand + size > length:
+                if operand > length - size:  # their sum may exceed 63 bits
                     return ck.TABLE_BITMAP, place
             elif operator != IN_RANGE and limit != 0:
                 return ck.TABLE_CLAUSE, place

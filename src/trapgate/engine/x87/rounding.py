@@ -7,7 +7,7 @@ another result, its magnitude was rounded up.
 
 import numpy as np
 
-from trapgate.compiler.dialect import Cells
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.kinds import INT32, INT64, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek8, peek16, peek64, poke8, poke16, poke64
@@ -40,6 +40,7 @@ def may_be_rounded_up(env: int) -> bool:
 
 
 @jit
+@inlined
 def converted(env: int, helper: int, bits: int) -> int:
     """What a helper makes of ST(0), a number of so many bits; the rest means nothing."""
     value = call(helper, (env,))

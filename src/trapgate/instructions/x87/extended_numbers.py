@@ -3,7 +3,7 @@
 SDM, volume 1, "Double Extended-Precision". A mantissa with the integer bit set is negative here.
 """
 
-from trapgate.compiler.dialect import core
+from trapgate.compiler.dialect import core, inlined
 
 LARGEST = 0x7FFF
 SIGN = 0x8000
@@ -44,6 +44,7 @@ def examined(high: int, low: int, empty: bool) -> int:
 
 
 @core
+@inlined
 def normalised(exponent: int, mantissa: int) -> tuple[int, int]:
     """(Exponent, mantissa with its integer bit set) of a mantissa that is not 0."""
     while mantissa >= 0:

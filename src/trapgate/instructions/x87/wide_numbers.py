@@ -46,6 +46,7 @@ def copy(into: Cells, number: Cells) -> None:
 
 
 @core
+@inlined
 def add(number: Cells, other: Cells) -> None:
     """Add another number to one."""
     for n in range(LIMBS):
@@ -84,13 +85,17 @@ def multiply(number: Cells, other: Cells) -> None:
     """Multiply a number; less than 2 ** -117 is lost."""
     a, b, c, d, e, f = number[0], number[1], number[2], number[3], number[4], number[5]
     u, v, w, x, y, z = other[0], other[1], other[2], other[3], other[4], other[5]
-    number[0] = a * u
-    number[1] = a * v + b * u
-    number[2] = a * w + b * v + c * u
-    number[3] = a * x + b * w + c * v + d * u
-    number[4] = a * y + b * x + c * w + d * v + e * u
-    number[5] = a * z + b * y + c * x + d * w + e * v + f * u
-    carry(number)
+    column = a * z + b * y + c * x + d * w + e * v + f * u
+    number[5] = column & _LOW
+    column = (column >> BITS) + a * y + b * x + c * w + d * v + e * u
+    number[4] = column & _LOW
+    column = (column >> BITS) + a * x + b * w + c * v + d * u
+    number[3] = column & _LOW
+    column = (column >> BITS) + a * w + b * v + c * u
+    number[2] = column & _LOW
+    column = (column >> BITS) + a * v + b * u
+    number[1] = column & _LOW
+    number[0] = (column >> BITS) + a * u
 
 
 @core
@@ -103,6 +108,7 @@ def is_zero(number: Cells) -> bool:
 
 
 @core
+@inlined
 def shift_left(number: Cells, count: int) -> None:
     """Multiply by 2 ** `count`, 30 at most."""
     for n in range(LIMBS):
@@ -113,20 +119,20 @@ def shift_left(number: Cells, count: int) -> None:
 @core
 def shift_right(number: Cells, count: int) -> None:
     """Divide by 2 ** `count`. If bits are lost the last one that is left is set."""
+    a, b, c, d, e, f = number[0], number[1], number[2], number[3], number[4], number[5]
     lost = 0
-    for _ in range(min(count // BITS, LIMBS)):
-        lost |= number[_LAST]
-        for n in range(_LAST):
-            number[_LAST - n] = number[_LAST - 1 - n]
-        number[0] = 0
-    rest = count % BITS
-    lost |= number[_LAST] & ((1 << rest) - 1)
-    for n in range(_LAST):
-        k = _LAST - n
-        number[k] = (number[k] >> rest) | (number[k - 1] << (BITS - rest)) & _LOW
-    number[0] = number[0] >> rest
-    if lost != 0:
-        number[_LAST] |= 1
+    limbs = count // BITS
+    rest = count - BITS * limbs
+    for _ in range(min(limbs, LIMBS)):
+        lost |= f
+        a, b, c, d, e, f = 0, a, b, c, d, e
+    lost |= f & ((1 << rest) - 1)
+    number[0] = a >> rest
+    number[1] = (b >> rest) | (a << (BITS - rest)) & _LOW
+    number[2] = (c >> rest) | (b << (BITS - rest)) & _LOW
+    number[3] = (d >> rest) | (c << (BITS - rest)) & _LOW
+    number[4] = (e >> rest) | (d << (BITS - rest)) & _LOW
+    number[5] = (f >> rest) | (e << (BITS - rest)) & _LOW | int(lost != 0)
 
 
 @core
