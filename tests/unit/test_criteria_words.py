@@ -248,7 +248,8 @@ def test_values_of_a_walk(page: int) -> None:
     mapped(guest)
     assert found(guest, fv.FRAME_TYPE, None if page == 6 else 100 + page, address=address)
     if page == 0:
-        assert found(guest, fv.PAGE_ADDRESS, 0, address=0)
+        for what, one in ((fv.PAGE_ADDRESS, 0), (fv.FRAME_NUMBER, 0), (fv.FRAME_TYPE, 100)):
+            assert found(guest, what, one, address=0)
     guest.set(EPT_POINTER_IN_FORCE=1)
     assert all(found(guest, what, None, address=address) for what in (*WALKED, fv.FRAME_TYPE))
 
