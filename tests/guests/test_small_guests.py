@@ -124,3 +124,15 @@ def test_a_summary_tells_halted_time_from_instructions(tmp_path: Path) -> None:
     assert halts.halted > 8_000_000
     assert awake.executed < halts.executed < 1000
     assert halts.executed + halts.halted == halts.instructions
+
+
+def test_a_guest_that_halts_again_and_again_meets_the_limit(tmp_path: Path) -> None:
+    again = b"\xeb" + bytes([0xFC - len(EOI)])
+    vm = machine(tmp_path, boot_sector(TIMER + b"\xfb\xf4" + EOI + again))
+    stop = vm.run(max_instructions=20_000_000)
+    summary = vm.summary()
+    assert stop.end is End.LIMIT
+    assert stop.message == (
+        f"{summary.executed} instructions executed, halted for {summary.halted} ns of virtual time"
+    )
+    assert summary.executed < 1000 < summary.halted

@@ -384,7 +384,9 @@ class VirtualMachine(Accounts):
         processor, devices = self.processor, self.devices
         now = processor.time
         if end is not None and now >= end:
-            self.stopped = Stop(End.LIMIT, f"{now} instructions executed", 1)
+            halted = self.processor.skipped
+            waited = f", halted for {halted} ns of virtual time" if halted else ""
+            self.stopped = Stop(End.LIMIT, f"{now - halted} instructions executed{waited}", 1)
             return
         if expires is not None and time.monotonic() >= expires:
             self.stopped = Stop(End.LIMIT, "out of time", 1)
