@@ -43,7 +43,7 @@ class Module(Definitions):
         while len(bodies) < len(self.asked):
             new = list(self.asked.values())[len(bodies) :]
             bodies += [(wanted, self._body(wanted)) for wanted in new]
-        # Which of them are called from one place only is known now.
+        # From how many places each is called is known only now.
         for wanted, body in bodies:
             self._define(wanted, body)
         return self.whole()
