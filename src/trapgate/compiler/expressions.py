@@ -26,6 +26,7 @@ from trapgate.compiler.kinds import (
     Kind,
     Value,
     integer,
+    together,
 )
 from trapgate.compiler.operators import Alternatives, Operators
 from trapgate.compiler.routine import Routine, assigned_in, routine
@@ -85,7 +86,7 @@ class Expressions(Operators):
             case ast.Constant(int(number)):
                 return self._constant(number, node)
             case ast.Attribute(ast.Attribute(array, "ctypes"), "data"):
-                where = self.part(self.expect(CELLS, array), 0)
+                where = self.expect(CELLS, array).parts[0]
                 return self.code.let(f"ptrtoint ptr {where.text} to i64")
             case ast.Name() | ast.Attribute():
                 return self._constant(self.meaning(node), node)
@@ -112,7 +113,7 @@ class Expressions(Operators):
             case ast.IfExp(test, then, otherwise):
                 return self._either(test, then, otherwise)
             case ast.Tuple([_, *_] as elements):
-                return self.together([self.value(element) for element in elements])
+                return together([self.value(element) for element in elements])
         raise self.error(
             node,
             f"`{ast.unparse(node)[:60]}` is no expression of the dialect; it has numbers, names, "
@@ -286,7 +287,7 @@ class Expressions(Operators):
             case index if whole.kind is ROWS:
                 return self.row(whole, self.expect(INT, index), node)
             case ast.Constant(int(n)) if 0 <= n < len(whole.kind.elements):
-                return self.part(whole, n)
+                return whole.parts[n]
             case _ if whole.kind.elements:
                 raise self.error(
                     node,
@@ -365,7 +366,7 @@ class Expressions(Operators):
     def _builtin(self, callee: object, values: list[Value], node: ast.Call) -> Value:
         """`int`, `len`, `min` and `max`."""
         if callee is len and len(values) == 1 and values[0].kind in (CELLS, MEMORY):
-            return self.part(values[0], 1)
+            return values[0].parts[1]
         if (callee is int and len(values) == 1) or (callee in (min, max) and len(values) > 1):
             numbers = [self.coerce(value, INT, node) for value in values]
             return functools.reduce(

@@ -1,6 +1,6 @@
 """The types that values of the dialect have, and values as operands of LLVM's language."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -89,6 +89,11 @@ class Value(NamedTuple):
     def number(self) -> int | None:
         """The number that it is; None if that is known only when the code runs."""
         return int(self.text) if self.text.lstrip("-").isdigit() else None
+
+
+def together(values: Sequence[Value]) -> Value:
+    """A tuple of these values."""
+    return Value("", tuple_of(value.kind for value in values), tuple(values))
 
 
 def composed(kind: Kind, operands: Iterator[Value]) -> Value:

@@ -6,7 +6,7 @@ or statements.
 
 import ast
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from trapgate.compiler.definitions import Definitions
 from trapgate.compiler.kinds import (
@@ -18,7 +18,7 @@ from trapgate.compiler.kinds import (
     Kind,
     Value,
     integer,
-    tuple_of,
+    together,
 )
 from trapgate.compiler.routine import DialectError, Routine
 from trapgate.compiler.text import Code, stores
@@ -89,7 +89,7 @@ class Operators:
             return self.code.let(f"zext i1 {value.text} to i64")
         if len(value.kind.elements) == len(kind.elements) > 0:
             pairs = zip(value.parts, kind.parts, strict=True)
-            return self.together([self.coerce(part, wanted, node) for part, wanted in pairs])
+            return together([self.coerce(part, wanted, node) for part, wanted in pairs])
         advice = _ADVICE.get((value.kind, kind), "")
         raise self.error(
             node, f"a value of type {value.kind.name} where {kind.name} is needed{advice}"
@@ -202,21 +202,13 @@ class Operators:
 
     # Tuples and arrays.
 
-    def part(self, value: Value, n: int) -> Value:
-        """Element `n` of a tuple, or of what an array is made of."""
-        return value.parts[n]
-
-    def together(self, values: Sequence[Value]) -> Value:
-        """A tuple."""
-        return Value("", tuple_of(value.kind for value in values), tuple(values))
-
     def cell(self, array: Value, index: Value, node: ast.AST) -> Value:
         """The cell of an array, as a slot. Only checked code looks whether there is one."""
         if array.kind not in (CELLS, MEMORY):
             raise self.error(
                 node, f"a {array.kind.name} has no cells; an index is for Cells, Rows or a tuple"
             )
-        self._inside(index, "ult", self.part(array, 1), node)
+        self._inside(index, "ult", array.parts[1], node)
         return self._at(array, index)
 
     def byte(self, memory: Value, place: Value, size: int, node: ast.AST) -> str:
@@ -225,13 +217,13 @@ class Operators:
         for offset in {0, size - 1}:
             last = code.let(f"add i64 {place.text}, {offset}")
             cell = code.let(f"ashr i64 {last.text}, 3")
-            self._inside(cell, "ult", self.part(memory, 1), node)
-        start = self.part(memory, 0)
+            self._inside(cell, "ult", memory.parts[1], node)
+        start = memory.parts[0]
         return code.let(f"getelementptr i8, ptr {start.text}, i64 {place.text}").text
 
     def tail(self, array: Value, first: Value, node: ast.AST) -> Value:
         """An array from one of its cells on, or from its end."""
-        length = self.part(array, 1)
+        length = array.parts[1]
         self._inside(first, "ule", length, node)
         rest = self.combine(ast.Sub(), length, first, node)
         return self.code.array(CELLS, self._at(array, first).text, rest.text)
@@ -239,7 +231,7 @@ class Operators:
     def watch(self, memory: Value) -> Value:
         """The cells in which stores to memory are watched."""
         code = self.code
-        place = self.part(memory, 2).text
+        place = memory.parts[2].text
         nobody = code.let(f"icmp eq ptr {place}, null", BOOL).text
         length = code.let(f"select i1 {nobody}, i64 0, i64 {(1 << 63) - 1}").text
         return code.array(CELLS, place, length)
@@ -247,8 +239,8 @@ class Operators:
     def row(self, rows: Value, index: Value, node: ast.AST) -> Value:
         """One row of an array of two dimensions."""
         assert rows.kind is ROWS
-        self._inside(index, "ult", self.part(rows, 1), node)
-        width = self.part(rows, 2)
+        self._inside(index, "ult", rows.parts[1], node)
+        width = rows.parts[2]
         start = self.combine(ast.Mult(), index, width, node)
         return self.code.array(CELLS, self._at(rows, start).text, width.text)
 
@@ -258,7 +250,7 @@ class Operators:
         self._demand(comparison, node, "index out of range")
 
     def _at(self, array: Value, index: Value) -> Value:
-        start = self.part(array, 0)
+        start = array.parts[0]
         return self.code.let(f"getelementptr i64, ptr {start.text}, i64 {index.text}")
 
 

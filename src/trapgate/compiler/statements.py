@@ -163,8 +163,8 @@ class Statements(Expressions):
             case ast.Tuple(elements):
                 if len(elements) != len(value.kind.elements):
                     raise self.error(target, f"{len(elements)} names for a {value.kind.name}")
-                for n, element in enumerate(elements):
-                    self._assign(element, self.part(value, n))
+                for element, part in zip(elements, value.parts, strict=True):
+                    self._assign(element, part)
             case ast.Subscript(array, index):
                 self.code.store(self.coerce(value, INT, target), self._place(array, index, target))
             case _:

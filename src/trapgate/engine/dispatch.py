@@ -26,6 +26,7 @@ from trapgate.engine.guest.fetched_code import (
     missing_byte,
     operand_of,
 )
+from trapgate.engine.guest.intercepts import set_intercepts
 from trapgate.engine.guest.polling_loops import look_at_time
 from trapgate.engine.guest.state import (
     load,
@@ -33,7 +34,6 @@ from trapgate.engine.guest.state import (
     loads_segments_in_core,
     save,
     segment_shape,
-    set_intercepts,
 )
 from trapgate.engine.library import layout as at
 from trapgate.engine.memory.coherence import forget_stale_code
