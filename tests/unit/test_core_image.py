@@ -331,6 +331,29 @@ ret i64 %n
         elf.linked(*llvm.object_files(text))
 
 
+def test_code_with_an_address_of_its_own_in_it_is_not_linked() -> None:
+    from trapgate.compiler import llvm
+
+    text = "define void @f() {\nret void\n}\n@where = global ptr @f"
+    with pytest.raises(EngineError, match=r"'f' \(relocation 1\)"):
+        elf.linked(*llvm.object_files(text))
+
+
+def test_sections_are_aligned_as_they_ask() -> None:
+    from trapgate.compiler import llvm
+
+    text = """
+@one = hidden constant i8 1
+@aligned = hidden constant i64 2, align 64
+define i64 @f() {
+%sum = ptrtoint ptr @aligned to i64
+ret i64 %sum
+}
+"""
+    placed = Placed(elf.linked(*llvm.object_files(text)))
+    assert ctypes.CFUNCTYPE(ctypes.c_int64)(placed.address("f"))() % 64 == 0
+
+
 _TWO_TEMPERATURES = """
 @table = private unnamed_addr constant [2 x i64] [i64 30, i64 12]
 define internal i64 @seldom(i64 %n) cold {
