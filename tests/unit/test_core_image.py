@@ -328,7 +328,95 @@ ret i64 %n
 }
 """
     with pytest.raises(EngineError, match="strlen"):
-        elf.linked(llvm.object_file(text))
+        elf.linked(*llvm.object_files(text))
+
+
+def test_code_with_an_address_of_its_own_in_it_is_not_linked() -> None:
+    from trapgate.compiler import llvm
+
+    text = "define void @f() {\nret void\n}\n@where = global ptr @f"
+    with pytest.raises(EngineError, match=r"'f' \(relocation 1\)"):
+        elf.linked(*llvm.object_files(text))
+
+
+def test_sections_are_aligned_as_they_ask() -> None:
+    from trapgate.compiler import llvm
+
+    text = """
+@one = hidden constant i8 1
+@aligned = hidden constant i64 2, align 64
+define i64 @f() {
+%sum = ptrtoint ptr @aligned to i64
+ret i64 %sum
+}
+"""
+    placed = Placed(elf.linked(*llvm.object_files(text)))
+    assert ctypes.CFUNCTYPE(ctypes.c_int64)(placed.address("f"))() % 64 == 0
+
+
+_TWO_TEMPERATURES = """
+@table = private unnamed_addr constant [2 x i64] [i64 30, i64 12]
+define internal i64 @seldom(i64 %n) cold {
+%place = getelementptr i64, ptr @table, i64 %n
+%first = load i64, ptr %place
+%second = call i64 @often(i64 1)
+%sum = add i64 %first, %second
+ret i64 %sum
+}
+define internal i64 @often(i64 %n) noinline {
+%small = icmp ult i64 %n, 2
+br i1 %small, label %known, label %unknown
+known:
+%place = getelementptr i64, ptr @table, i64 %n
+%found = load i64, ptr %place
+ret i64 %found
+unknown:
+%asked = call i64 @seldom(i64 0)
+ret i64 %asked
+}
+define i64 @f(i64 %n) {
+%found = call i64 @often(i64 %n)
+ret i64 %found
+}
+"""
+
+
+def test_cold_functions_have_an_object_file_of_their_own_and_are_linked_to_the_others() -> None:
+    from trapgate.compiler import llvm
+
+    made = llvm.object_files(_TWO_TEMPERATURES)
+    assert len(made) == 2
+    whole = elf.linked(*made)
+    assert {"seldom", "often", "f"} == set(whole.functions)
+    placed = Placed(whole)
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(placed.address("f"))
+    assert [function(n) for n in range(3)] == [30, 12, 42]
+
+
+def test_unwind_information_of_all_object_files_is_one_list() -> None:
+    from trapgate.compiler import llvm
+
+    made = elf.linked(*llvm.object_files(_TWO_TEMPERATURES))
+    assert made.frames is not None
+    at, frames = made.frames, set()
+    while length := int.from_bytes(made.code[at : at + 4], "little"):
+        if kind := int.from_bytes(made.code[at + 4 : at + 8], "little"):
+            start = int.from_bytes(made.code[at + 8 : at + 12], "little", signed=True)
+            assert made.code[at + 4 - kind + 4 : at + 8 - kind + 4] == bytes(4)  # its common part
+            frames.add(at + 8 + start)
+        at += 4 + length
+    assert frames == {start for start, _ in made.functions.values()}
+
+
+def test_hot_functions_are_functions_of_the_core() -> None:
+    from trapgate.compiler import program
+    from trapgate.compiler.routine import routine
+
+    program.machine_code()
+    hot = program.HOT.read_text().split()
+    known = {routine(one).symbol for one in program.LIBRARY.functions}
+    assert set(hot) <= known, "take these lines out of hot_functions.txt, or rename them there"
+    assert hot == sorted(set(hot))
 
 
 def test_a_callback_is_called_from_c() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trapgate.compiler import raw
-from trapgate.compiler.dialect import Cells, apart, inlined
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.kinds import INT, INT64, integer
 from trapgate.compiler.module import Module
 from trapgate.compiler.routine import routine
@@ -48,22 +48,17 @@ def _once_and_large(n: int) -> int:
     return n * 3 * 5 * 7 * 9 * 11 * 13 * 15 * 17
 
 
-@apart
-def _apart(n: int) -> int:
-    return n
-
-
 @inlined
 def _inlined(n: int) -> int:
     return n * 3 * 5 * 7 * 9 * 11 * 13 * 15 * 17
 
 
 def _calls_marked_ones(n: int) -> int:
-    return _eight(_eight(n)) + _nine(_nine(n)) + _apart(_inlined(_inlined(_once_and_large(n))))
+    return _eight(_eight(n)) + _nine(_nine(n)) + _inlined(_inlined(_once_and_large(n)))
 
 
-def _translated(*functions: Callable[..., Any], caller: Callable[[int], int]) -> str:
-    module = Module(lambda function: function in functions)
+def _translated(*functions: Callable[..., Any], caller: Callable[[int], int], **how: Any) -> str:
+    module = Module(lambda function: function in functions, **how)
     assert isinstance(caller, FunctionType)
     module.for_c(routine(caller), "caller", INT64, [INT64])
     return module.text()
@@ -81,10 +76,34 @@ def test_what_is_called_from_one_place_or_is_small_is_to_be_inlined() -> None:
 
 
 def test_marks_and_the_size_decide_what_is_inlined() -> None:
-    called = _eight, _nine, _once_and_large, _apart, _inlined
+    called = _eight, _nine, _once_and_large, _inlined
     text = _translated(*called, caller=_calls_marked_ones)
     heads = _attributes(text)
-    assert [heads[one.__name__] for one in called] == ["#3", "#0", "#3", "#2", "#3"]
+    assert [heads[one.__name__] for one in called] == ["#3", "#0", "#3", "#3"]
+
+
+def test_what_is_not_hot_is_cold_and_stays_out_of_what_is() -> None:
+    called = _eight, _nine, _once_and_large, _inlined
+    hot = [f"{__name__}._calls_marked_ones", f"{__name__}._nine"]
+    heads = _attributes(_translated(*called, caller=_calls_marked_ones, hot=hot))
+    assert [heads[one.__name__] for one in called] == ["#3", "#0", "#2", "#3"]
+    assert heads["_calls_marked_ones"] == "#3"
+    assert heads["caller"] == "#0"
+
+
+def test_what_is_hot_stays_out_of_what_is_not() -> None:
+    called = _eight, _nine, _once_and_large, _inlined
+    hot = [f"{__name__}._once_and_large"]
+    heads = _attributes(_translated(*called, caller=_calls_marked_ones, hot=hot))
+    assert [heads[one.__name__] for one in called] == ["#3", "#2", "#0", "#3"]
+    assert heads["_calls_marked_ones"] == "#3"
+    assert heads["caller"] == "#2"
+
+
+def test_each_function_stands_alone_for_a_profile() -> None:
+    called = _eight, _nine, _once_and_large, _inlined
+    heads = _attributes(_translated(*called, caller=_calls_marked_ones, each_alone=True))
+    assert set(heads.values()) == {"#0"}
 
 
 def test_the_size_leaves_out_variables_and_plain_jumps() -> None:

@@ -3,7 +3,6 @@
 They ask for what they call and for constants; `module` then has these translated, too.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from trapgate.compiler.text import Code
 _ATTRIBUTES = """
 attributes #0 = { nounwind uwtable "no-builtins" }
 attributes #1 = { nounwind uwtable noreturn noinline cold }
-attributes #2 = { nounwind uwtable "no-builtins" noinline }
+attributes #2 = { nounwind uwtable "no-builtins" cold }
 attributes #3 = { nounwind uwtable "no-builtins" alwaysinline }
 declare void @llvm.trap()
 declare ptr @llvm.returnaddress(i32)
@@ -49,8 +48,8 @@ class Definitions:
         self.checked = checked
         self.asked: dict[str, Routine] = {}
         """The functions that are called, or exported."""
-        self.calls: Counter[str] = Counter()
-        """From how many places each is called."""
+        self.callers: dict[str, list[Code]] = {}
+        """Where each is called: the code around each call."""
         self._texts: list[str] = []
         self._arrays: dict[int, tuple[str, Any]] = {}
 
@@ -76,7 +75,7 @@ class Definitions:
 
     def call(self, code: Code, callee: Routine, arguments: Sequence[Value]) -> Value:
         """A call of a function with code of its own."""
-        self.calls[callee.symbol] += 1
+        self.callers.setdefault(callee.symbol, []).append(code)
         operands = (one for value in arguments for one in value.operands)
         given = ", ".join(f"{value.kind.llvm} {value.text}" for value in operands)
         result = callee.result

@@ -51,17 +51,3 @@ def inlined(function: F) -> F:
     assert isinstance(function, FunctionType)
     INLINED.add(function)
     return function
-
-
-APART: set[FunctionType] = set()
-"""Functions whose machine code stands once, and is called."""
-
-
-def apart(function: F) -> F:
-    """Keep the code of a core function out of its caller: what a hot loop rarely does.
-
-    It stands under `@core`.
-    """
-    assert isinstance(function, FunctionType)
-    APART.add(function)
-    return function

@@ -31,6 +31,10 @@ CHECKED = "TRAPGATE_CHECKED"
 shift count and divisor is in range, and ends the process with file and line if not.
 """
 
+EACH_ALONE = "TRAPGATE_EACH_ALONE"
+"""The environment variable that asks for a build in which no function is put into its callers,
+so that a profile shows each by its name (tools/profile-core)."""
+
 NAMED: "dict[str, Library]" = {}
 """The libraries whose images are kept, and go into wheels."""
 
@@ -44,7 +48,8 @@ class Library:
 
     `whole` names the module that imports all modules which mark functions of the library: it is
     imported before the image is looked for, so that no function can be too late for it.
-    `constants` are modules of other rooms whose constants stand in the code.
+    `constants` are modules of other rooms whose constants stand in the code. `hot` is a file that
+    names the functions to be compiled well, one in each line; without it all are.
     """
 
     def __init__(
@@ -54,8 +59,10 @@ class Library:
         *,
         whole: str = "",
         constants: Sequence[ModuleType] = (),
+        hot: Path | None = None,
     ) -> None:
         self.name: Final = name
+        self._hot = hot
         self._constants = constants
         self._whole = whole
         self._core = {} if core is None else core
@@ -120,6 +127,11 @@ class Library:
         name = getattr(function, "__name__", "")
         return function in self._functions or self._core.get(name) is function
 
+    @property
+    def functions(self) -> set[FunctionType]:
+        """All of it, the core included if that belongs to it."""
+        return {*self._core.values(), *self._functions}
+
     @functools.cached_property
     def code(self) -> "Placed | llvm.Linked":
         """All of it in machine code, from where it is kept or made now."""
@@ -151,7 +163,8 @@ class Library:
 
     @property
     def _kind(self) -> str:
-        return f"{self.name}-checked" if os.environ.get(CHECKED) else self.name
+        forms = {CHECKED: "checked", EACH_ALONE: "each-alone"}
+        return "-".join([self.name, *(forms[one] for one in forms if os.environ.get(one))])
 
     def made(self) -> Image:
         """All of it, compiled now."""
@@ -159,13 +172,18 @@ class Library:
         from trapgate.compiler import elf
         from trapgate.compiler.module import Module
 
-        module = Module(self.has, checked=bool(os.environ.get(CHECKED)))
+        module = Module(
+            self.has,
+            checked=bool(os.environ.get(CHECKED)),
+            hot=None if self._hot is None else frozenset(self._hot.read_text().split()),
+            each_alone=bool(os.environ.get(EACH_ALONE)),
+        )
         with _no_collection():  # it would look at all syntax trees again and again
             for entry in self._entries:
                 entry.export(module)
             text = module.text()
-        made = llvm.object_file(text)
-        return elf.linked(made) if IS_LINUX_X86_64 else Image(made, {}, None)
+        made = llvm.object_files(text)
+        return elf.linked(*made) if IS_LINUX_X86_64 else Image(made[0], {}, None)
 
     def ship(self) -> bytes:
         """What a wheel has in `cache.shipped_file(name)`: never a checked build."""
@@ -184,16 +202,16 @@ class Library:
 
     def sources(self) -> set[Path]:
         """The files on which machine code depends: those of the rooms of all functions, of
-        `whole` and the rooms within, the compiler's own, the vocabulary's, and `constants`.
+        `whole` and the rooms within, the compiler's own, the vocabulary's, `constants` and `hot`.
         """
-        functions = [*self._core.values(), *self._functions]
-        files = {one.__code__.co_filename for one in functions}
+        files = {one.__code__.co_filename for one in self.functions}
         folders = {os.path.dirname(file) for file in files}  # noqa: PTH120
         rooms = {Path(folder).resolve() for folder in folders}
         rooms = {room for room in rooms if _PACKAGE in (room, *room.parents)}
         constants = {Path(str(module.__file__)).resolve() for module in self._constants}
         rooms |= {_ROOM, _VOCABULARY}
-        found = constants | {file for room in rooms for file in room.glob("*.py")}
+        found = constants | ({self._hot} if self._hot else set())
+        found |= {file for room in rooms for file in room.glob("*.py")}
         if self._whole:
             whole = Path(str(import_module(self._whole).__file__)).resolve()
             found |= set(whole.parent.rglob("*.py"))

@@ -8,10 +8,10 @@ A function with a parameter of type `Any` has no code of its own: its expression
 where it is called, with the types that they have there (`trapgate.decision.rules`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from trapgate.compiler.definitions import CONVENTION, Definitions
-from trapgate.compiler.dialect import APART, INLINED
+from trapgate.compiler.dialect import INLINED
 from trapgate.compiler.kinds import (
     BOOL,
     BOOLEAN,
@@ -35,7 +35,23 @@ _SMALL = 8
 
 
 class Module(Definitions):
-    """One LLVM module: the functions asked for, and all that they call."""
+    """One LLVM module: the functions asked for, and all that they call.
+
+    `hot` names the functions that are compiled well, the others being compiled quickly; without it
+    all are. With `each_alone` none is put into its callers.
+    """
+
+    def __init__(
+        self,
+        is_dialect: Callable[[object], bool],
+        *,
+        checked: bool = False,
+        hot: Collection[str] | None = None,
+        each_alone: bool = False,
+    ) -> None:
+        super().__init__(is_dialect, checked=checked)
+        self._hot = hot
+        self._each_alone = each_alone
 
     def text(self) -> str:
         """The module in LLVM's language; all functions that were asked for are there."""
@@ -43,9 +59,11 @@ class Module(Definitions):
         while len(bodies) < len(self.asked):
             new = list(self.asked.values())[len(bodies) :]
             bodies += [(wanted, self._body(wanted)) for wanted in new]
-        # From how many places each is called is known only now.
+        # Where each is called is known only now.
+        around = {id(body): wanted for wanted, body in bodies}
         for wanted, body in bodies:
-            self._define(wanted, body)
+            callers = [around.get(id(code)) for code in self.callers.get(wanted.symbol, ())]
+            self._define(wanted, body, callers)
         return self.whole()
 
     def _body(self, wanted: Routine) -> Code:
@@ -55,16 +73,26 @@ class Module(Definitions):
         Statements(self, code, wanted, arguments).all()
         return code
 
-    def _define(self, wanted: Routine, code: Code) -> None:
+    def _is_hot(self, wanted: Routine) -> bool:
+        return self._hot is None or wanted.symbol in self._hot
+
+    def attributes(self, wanted: Routine) -> str:
+        """How a function is compiled that stands apart: well, or quickly."""
+        return "#0" if self._is_hot(wanted) else "#2"
+
+    def _define(self, wanted: Routine, code: Code, callers: Sequence[Routine | None]) -> None:
         _, parameters = received(wanted.parameters.values())
         head = f"internal {CONVENTION} {returned(wanted.result)}"
-        if wanted.function in APART:
-            attributes = "#2"
-        elif wanted.function in INLINED or self.calls[wanted.symbol] == 1 or code.size <= _SMALL:
-            attributes = "#3"
-        else:
-            attributes = "#0"
+        goes = wanted.function in INLINED or self._belongs(wanted, callers) or code.size <= _SMALL
+        attributes = "#3" if goes and not self._each_alone else self.attributes(wanted)
         self.put(code, wanted.symbol, head, parameters, attributes=attributes)
+
+    def _belongs(self, wanted: Routine, callers: Sequence[Routine | None]) -> bool:
+        """Whether a function is called at one place only, which is as hot as itself."""
+        if len(callers) != 1:
+            return False
+        caller = callers[0]
+        return caller is None or self._is_hot(caller) == self._is_hot(wanted)
 
     def for_c(self, wanted: Routine, symbol: str, returns: CType, takes: Sequence[CType]) -> None:
         """Export a function with integer parameters to C, under `symbol`."""
@@ -104,7 +132,7 @@ class Module(Definitions):
             code.end(f"ret {returns.llvm} {widened.text}")
         from_c = [one for one in enumerate(takes) if one[1] not in (BOUND, RETURN_ADDRESS)]
         parameters = ", ".join(f"{ctype.llvm} %a{n}" for n, ctype in from_c)
-        self.put(code, symbol, returns.llvm, parameters)
+        self.put(code, symbol, returns.llvm, parameters, attributes=self.attributes(wanted))
 
     def stub(self, wanted: Routine, symbol: str) -> None:
         """Export a stub to C, under `symbol`."""
@@ -115,5 +143,4 @@ class Module(Definitions):
         arguments = {name: Value(f"%a{n}", INT) for n, name in enumerate(wanted.parameters)}
         Statements(self, code, wanted, arguments, is_stub=True).all()
         parameters = ", ".join(f"i64 %a{n}" for n in range(len(arguments)))
-        # One that goes on at another stands for the quick way, and needs no frame.
-        self.put(code, symbol, "i64", parameters, attributes="#2")
+        self.put(code, symbol, "i64", parameters, attributes=self.attributes(wanted))

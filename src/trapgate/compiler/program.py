@@ -5,6 +5,7 @@ Core functions and what the engine adds to them are one library, and so one modu
 
 import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from trapgate.compiler.image import Placed
     from trapgate.compiler.llvm import Linked
 
-LIBRARY = Library("core", CORE, whole="trapgate.engine.program")
+HOT = Path(__file__).with_name("hot_functions.txt")
+"""What training runs spend their time in; written by tools/profile-core (docs/adr/0027)."""
+
+LIBRARY = Library("core", CORE, whole="trapgate.engine.program", hot=HOT)
 """All core functions, and all that the engine marks."""
 
 jit = LIBRARY.inside

@@ -56,7 +56,8 @@ class _Export:
         code.jump(self.failed)
         code.label(self.failed)
         code.end("ret ptr null")
-        self.module.put(code, symbol, "ptr", "ptr %a0, ptr %a1, i64 %a2")
+        attributes = self.module.attributes(self.wanted)
+        self.module.put(code, symbol, "ptr", "ptr %a0, ptr %a1, i64 %a2", attributes=attributes)
 
     def load(self, kind: str, base: str, offset: int) -> str:
         place = self.code.let(f"getelementptr i8, ptr {base}, i64 {offset}").text

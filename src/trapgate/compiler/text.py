@@ -50,6 +50,8 @@ class Code:
 
     def load(self, slot: Value) -> Value:
         """What a slot holds."""
+        if not slot.parts:  # as most
+            return self.let(f"load {slot.kind.llvm}, ptr {slot.text}", slot.kind)
         loaded = (
             self.let(f"load {one.kind.llvm}, ptr {one.text}", one.kind) for one in slot.operands
         )

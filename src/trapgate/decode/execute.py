@@ -5,7 +5,7 @@ done here (`effects`), so that every engine does the same. Forms with a memory o
 which are rare, are left to `instructions`, which has a whole decoder.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.decode.adjust_rpl import ARPL, adjust_rpl
 from trapgate.decode.later_instructions import NO_LATER_INSTRUCTION, execute_later
 from trapgate.decode.table_registers import NO_TABLE_INSTRUCTION, execute_table
@@ -419,7 +419,6 @@ def is_root(v: Cells, mem: Memory, value: int) -> bool:
 
 
 @core
-@apart
 def execute_mov_cr(
     v: Cells,
     r: Cells,
@@ -513,7 +512,6 @@ def write_paging_register(
 
 
 @core
-@apart
 def execute_mov_dr(
     v: Cells, r: Cells, long: bool, rex: int, start: int, second: int, third: int
 ) -> int:

@@ -4,7 +4,7 @@ RDFSBASE and its sisters, INVPCID, CLFLUSHOPT (and CLFLUSH), RDRAND; POPCNT and 
 code; and the #NM of XSAVE and XRSTOR. SDM, volume 2, the instructions' pages.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.decode.sixteen_bit_code import execute_in_16_bit_code, is_misread_in_16_bit_code
 from trapgate.instructions.effects import address_is_canonical
 from trapgate.instructions.intercepts import (
@@ -67,7 +67,6 @@ _RDRAND = 6
 
 
 @core
-@apart
 def execute_later(
     v: Cells,
     r: Cells,

@@ -3,7 +3,7 @@
 The counterpart of `frame`. SDM, "IRET", "RET", "Stack Segment Limits".
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.paging.memory import load8, load_sized
 from trapgate.paging.walk import READ, locate, walk
 from trapgate.sdm.cells import GUEST_RFLAGS
@@ -140,7 +140,6 @@ def word_at(
 
 
 @core
-@apart
 def _word_across(v: Cells, mem: Memory, first: int, mask: int, size: int, user: int) -> int:
     linear_mask = -1 if mask == -1 else 0xFFFF_FFFF
     value = 0

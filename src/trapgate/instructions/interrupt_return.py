@@ -4,7 +4,7 @@
 which fault was in the way, as `idt.deliver` does for the way there.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.events.descriptors import (
     NO_FAULT,
     is_64_bit,
@@ -261,7 +261,6 @@ def _within_8086_mode(
 
 
 @core
-@apart
 def _to_virtual_8086_mode(
     v: Cells,
     mem: Memory,

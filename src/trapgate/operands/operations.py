@@ -1,6 +1,6 @@
 """What operations make of operands: cut to their size, extended, shifted, combined."""
 
-from trapgate.compiler.dialect import Cells, apart, core
+from trapgate.compiler.dialect import Cells, core
 from trapgate.operands.store_forms import (
     ADC,
     ADD,
@@ -102,7 +102,6 @@ def shifted(operation: int, old: int, count: int, size: int) -> int:
 
 
 @core
-@apart
 def combined(r: Cells, operation: int, old: int, source: int, size: int, carry: int) -> int:
     """What an operation stores that reads its operand; not cut to `size` bytes."""
     if operation == COMPARE_EXCHANGE:

@@ -10,7 +10,7 @@ the accessed flags of what the instruction reads. Three things limit what is fou
   descriptors), and what has more than five bytes of prefixes, is not told at all.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.compiler.raw import watched
 from trapgate.operands.encoding import (
     INFO_REGISTER,
@@ -188,7 +188,6 @@ def size_of(form: int, word: int, start: int, rex: int, long: bool, small: bool)
 
 
 @core
-@apart
 def stored(v: Cells, r: Cells, mem: Memory) -> tuple[int, bool, int]:
     """What the instruction at RIP stores: (bytes, whether the data are known, the data).
 
@@ -247,7 +246,6 @@ def stored(v: Cells, r: Cells, mem: Memory) -> tuple[int, bool, int]:
 
 
 @core
-@apart
 def data_for_operand(
     v: Cells,
     r: Cells,

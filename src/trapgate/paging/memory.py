@@ -8,7 +8,7 @@ Values narrower than 64 bits are zero-extended; a 64-bit value is the word's own
 two's complement, so it may be negative.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.compiler.raw import call, peek_in, poke_in, watched
 
 MAXPHYADDR = 40
@@ -74,7 +74,6 @@ def note_store(mem: Memory, cell: int) -> None:
 
 
 @core
-@apart
 def _note_first_or_watched(watch: Cells, pages: int, cell: int) -> None:
     note_page(watch, pages, cell >> 9)
     if watch[WATCH_PAGES + (cell >> 9)] & WATCHED_PAGE == 0:
@@ -201,7 +200,6 @@ def store64(mem: Memory, pa: int, value: int) -> None:
 
 
 @core
-@apart
 def _load_bytes(mem: Memory, pa: int, size: int) -> int:
     value = 0
     for n in range(size):
@@ -213,7 +211,6 @@ def _load_bytes(mem: Memory, pa: int, size: int) -> int:
 
 
 @core
-@apart
 def _store_bytes(mem: Memory, pa: int, size: int, value: int) -> None:
     for n in range(size):
         store8(mem, pa + n, value >> (8 * n))

@@ -1,6 +1,6 @@
 """Where a page walk ends, found without changing anything: no accessed or dirty flag is set."""
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.paging.alias import aliased
 from trapgate.paging.memory import load32, load64
 from trapgate.sdm.cells import GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_IA32_EFER, GUEST_PDPTE0
@@ -13,7 +13,6 @@ _NOT_MAPPED = -1
 
 
 @core
-@apart
 def probe(v: Cells, mem: Memory, linear: int) -> tuple[int, int, int, int]:
     """The last entry of the walk for `linear`: (level, its address, the entry, physical address).
 

@@ -10,7 +10,7 @@ shadow stacks, 57-bit addresses and global pages have no part here. Whether a li
 canonical is the caller's business, except that of an entry of a descriptor table or TSS.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core, inlined
+from trapgate.compiler.dialect import Cells, Memory, core, inlined
 from trapgate.paging.alias import aliased
 from trapgate.paging.apic_access import apic_access
 from trapgate.paging.ept import (
@@ -495,7 +495,6 @@ def locate(
 
 
 @core
-@apart
 def _walk_and_remember(
     v: Cells, rflags: int, mem: Memory, linear: int, access: int, user: int
 ) -> tuple[int, int]:
@@ -523,7 +522,6 @@ def read_system(
 
 
 @core
-@apart
 def _read_system_anywhere(
     v: Cells, mem: Memory, linear: int, size: int, refusal: int
 ) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ the processor has no VMX for its guest, or the guest has not entered VMX operati
 in Python. Answers are those of `intercepts`, and ENTER.
 """
 
-from trapgate.compiler.dialect import Cells, Memory, apart, core
+from trapgate.compiler.dialect import Cells, Memory, core
 from trapgate.instructions.effects import (
     cr0_seen,
     cr4_seen,
@@ -328,7 +328,6 @@ def vmxon(x: Cells, v: Cells, mem: Memory, pointer: int) -> int:
 
 
 @core
-@apart
 def vmclear(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
     """The VMCS at `pointer` goes back to memory, its launch state clear."""
     if not is_region_address(pointer):
@@ -344,7 +343,6 @@ def vmclear(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
 
 
 @core
-@apart
 def vmptrld(x: Cells, v: Cells, mem: Memory, n: Cells, pointer: int) -> int:
     """The VMCS at `pointer` becomes current."""
     if not is_region_address(pointer):
@@ -382,7 +380,6 @@ def is_shadowed(v: Cells, r: Cells, mem: Memory, reason: int, information: int) 
 
 
 @core
-@apart
 def vmread(
     x: Cells,
     v: Cells,
@@ -420,7 +417,6 @@ def vmread(
 
 
 @core
-@apart
 def vmwrite(
     x: Cells,
     v: Cells,
@@ -470,7 +466,6 @@ def read_invalidation(x: Cells, v: Cells, mem: Memory, linear: int) -> tuple[int
 
 
 @core
-@apart
 def invvpid(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVVPID: one tag stands for all VPIDs, so that each type flushes everything."""
     x[OPERAND_TYPE] = kind
@@ -496,7 +491,6 @@ def has_ept(x: Cells) -> bool:
 
 
 @core
-@apart
 def invept(x: Cells, v: Cells, mem: Memory, n: Cells, linear: int, kind: int) -> int:
     """INVEPT: one tag stands for all EPT pointers, so that both types flush everything."""
     x[OPERAND_TYPE] = kind

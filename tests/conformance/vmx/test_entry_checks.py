@@ -27,11 +27,15 @@ PDPTES = h.AREAS
 PAE: Changes = {"GUEST_CR4": violations.on(5), "GUEST_CR3": PDPTES + 0x100}
 TABLE = violations.table(16, 2)
 BAD_BITS = (1 << 1, 1 << 5, 1 << 8, 1 << 40)
+_AT_THE_END = ((1 << 60) - 1, 1 << 60, (1 << 61) - 1)
+"""Cells on both sides of 2^63, and the last: what is added to their addresses may overflow."""
+
 ROWS = [
     *violations.ROWS,
     *violations.EXTENSIONS,
     Row(359, TABLE, ({**TABLE, "CRITERIA_TABLE_ADDRESS": 0x320004},)),
     Row(359, TABLE, ({**TABLE, "CRITERIA_TABLE_ADDRESS": h.MEMORY},)),
+    *(Row(359, TABLE, ({**TABLE, "CRITERIA_TABLE_ADDRESS": n << 3},)) for n in _AT_THE_END),
     Row(1232, {"VMCS_LINK_POINTER": h.OTHER_VMCS}, ({"VMCS_LINK_POINTER": 0x310000},)),
     Row(1233, {"VMCS_LINK_POINTER": h.OTHER_VMCS}, ({"VMCS_LINK_POINTER": h.VMCS},)),
     *(Row(1300 + n, PAE, ({**PAE, "GUEST_CR3": PDPTES + 0x20 * n},), bits=(32,)) for n in range(4)),

@@ -18,7 +18,7 @@ only). Where there are none, each store has to be hooked. `audit` looks whether
 all this is true.
 """
 
-from trapgate.compiler.dialect import Cells, apart, inlined
+from trapgate.compiler.dialect import Cells, inlined
 from trapgate.compiler.kinds import BOUND, INT32, INT64, UINT32, VOID
 from trapgate.compiler.program import callback, jit
 from trapgate.compiler.raw import call, cells, peek64
@@ -98,7 +98,6 @@ def forget_stale_code(m: Cells) -> bool:
 
 
 @jit
-@apart
 def forget_noted_cells(m: Cells) -> bool:
     """`forget_stale_code` where the core has changed such memory."""
     watch = cells(m[mc.WATCH], WATCH_PAGES)
